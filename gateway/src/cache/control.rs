@@ -1,0 +1,119 @@
+//! `Cache-Control` directives, read once (RFC 9111 section 5.2).
+//!
+//! Directives are case-insensitive; unknown ones are ignored; of a repeated one with different values the most
+//! restrictive counts; an unreadable number counts as 0 where that is the safe side (section 4.2.1).
+
+use std::time::Duration;
+
+use crate::http::fields::{Fields, Known};
+
+/// Larger delta-seconds count as this (RFC 9111 section 1.2.2).
+const SECONDS_MAX: u64 = 1 << 31;
+
+/// The directives of one message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Control {
+    pub no_store: bool,
+    /// Also where the directive names fields: those need validation too, so the whole response gets it.
+    pub no_cache: bool,
+    pub private: bool,
+    pub public: bool,
+    pub must_revalidate: bool,
+    pub proxy_revalidate: bool,
+    pub must_understand: bool,
+    pub only_if_cached: bool,
+    pub max_age: Option<Duration>,
+    pub s_maxage: Option<Duration>,
+    pub stale_while_revalidate: Option<Duration>,
+    pub stale_if_error: Option<Duration>,
+    pub min_fresh: Option<Duration>,
+    /// `max-stale` without a value accepts any staleness.
+    pub max_stale: Option<Duration>,
+}
+
+impl Control {
+    pub fn of(fields: &Fields) -> Control {
+        let mut control = Control::default();
+        for member in fields.members(Known::CacheControl) {
+            let (name, value) = match member.iter().position(|byte| *byte == b'=') {
+                Some(at) => (&member[..at], Some(&member[at + 1..])),
+                None => (member, None),
+            };
+            control.take(&name.trim_ascii().to_ascii_lowercase(), value.map(|value| value.trim_ascii()));
+        }
+        control
+    }
+
+    fn take(&mut self, name: &[u8], value: Option<&[u8]>) {
+        match name {
+            b"no-store" => self.no_store = true,
+            b"no-cache" => self.no_cache = true,
+            b"private" => self.private = true,
+            b"public" => self.public = true,
+            b"must-revalidate" => self.must_revalidate = true,
+            b"proxy-revalidate" => self.proxy_revalidate = true,
+            b"must-understand" => self.must_understand = true,
+            b"only-if-cached" => self.only_if_cached = true,
+            b"max-age" => least(&mut self.max_age, seconds(value)),
+            b"s-maxage" => least(&mut self.s_maxage, seconds(value)),
+            b"stale-while-revalidate" => least(&mut self.stale_while_revalidate, seconds(value)),
+            b"stale-if-error" => least(&mut self.stale_if_error, seconds(value)),
+            b"min-fresh" => self.min_fresh = Some(seconds(value)),
+            b"max-stale" => {
+                self.max_stale = Some(value.map_or(Duration::from_secs(SECONDS_MAX), |_| seconds(value)));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether a stale response may never be used without validation (RFC 9111 section 4.2.4).
+    pub fn forbids_stale(&self) -> bool {
+        self.must_revalidate || self.proxy_revalidate || self.no_cache || self.s_maxage.is_some()
+    }
+}
+
+fn least(slot: &mut Option<Duration>, value: Duration) {
+    *slot = Some(slot.map_or(value, |old| old.min(value)));
+}
+
+fn seconds(value: Option<&[u8]>) -> Duration {
+    let value = value.unwrap_or_default();
+    let digits = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(value);
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Duration::ZERO;
+    }
+    let total = digits.iter().fold(0u64, |sum, digit| {
+        sum.saturating_mul(10).saturating_add(u64::from(digit - b'0')).min(SECONDS_MAX)
+    });
+    Duration::from_secs(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(lines: &[&str]) -> Control {
+        let mut fields = Fields::default();
+        for line in lines {
+            fields.push(b"Cache-Control", line.as_bytes());
+        }
+        Control::of(&fields)
+    }
+
+    #[test]
+    fn restrictive_readings_win() {
+        assert_eq!(of(&["max-age=10, MAX-AGE=5"]).max_age, Some(Duration::from_secs(5)));
+        assert_eq!(of(&["max-age=-1"]).max_age, Some(Duration::ZERO));
+        assert_eq!(of(&["max-age=1.5"]).max_age, Some(Duration::ZERO));
+        assert_eq!(of(&["max-age"]).max_age, Some(Duration::ZERO));
+        assert_eq!(of(&["max-age=\"7\""]).max_age, Some(Duration::from_secs(7)));
+        assert_eq!(of(&["max-age=99999999999999999999999"]).max_age, Some(Duration::from_secs(1 << 31)));
+    }
+
+    #[test]
+    fn lines_join_and_quotes_hide() {
+        let control = of(&["x=\"no-store, private\"", "No-Cache=\"set-cookie\"", "s-maxage=3"]);
+        assert!(!control.no_store && !control.private && control.no_cache);
+        assert_eq!(control.s_maxage, Some(Duration::from_secs(3)));
+    }
+}

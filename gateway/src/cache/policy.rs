@@ -1,0 +1,319 @@
+//! The decisions of a shared cache: may this be stored, may that be used (RFC 9111 sections 3 and 4).
+
+use std::time::{Duration, SystemTime};
+
+use http::Method;
+
+use super::RoutePolicy;
+use super::control::Control;
+use super::stored::{Meta, Object, Standing};
+use crate::http::fields::{Fields, Known};
+use crate::http::message::{Request, Response, StatusCode};
+
+/// How long an object with a validator is kept beyond all its windows, to be validated rather than fetched again.
+const VALIDATE_FOR: Duration = Duration::from_secs(3600);
+/// How long a key counts as uncacheable after an answer that was.
+pub const PASS_FOR: Duration = Duration::from_secs(10);
+
+/// Why a response is not stored; the text appears in `Cache-Status`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoStore {
+    Method,
+    Status,
+    Directive,
+    Authorization,
+    SetCookie,
+    Vary,
+    NotFresh,
+    TooLarge,
+    Range,
+}
+
+impl NoStore {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NoStore::Method => "method",
+            NoStore::Status => "status",
+            NoStore::Directive => "directive",
+            NoStore::Authorization => "authorization",
+            NoStore::SetCookie => "set-cookie",
+            NoStore::Vary => "vary",
+            NoStore::NotFresh => "not-fresh",
+            NoStore::TooLarge => "too-large",
+            NoStore::Range => "range",
+        }
+    }
+}
+
+/// Whether a request may be answered from the cache and fill it at all.
+pub fn is_lookup(request: &Request) -> bool {
+    matches!(request.method, Method::GET | Method::HEAD)
+        && request.length == crate::http::message::Length::Empty
+        && !request.fields.has(Known::Range)
+        && !request.fields.has(Known::IfMatch)
+        && !request.fields.has(Known::IfUnmodifiedSince)
+        && !request.fields.has(Known::IfRange)
+}
+
+/// Whether a request asks not to be answered without validation: `no-cache`, or `Pragma` where there is no `Cache-Control`.
+pub fn demands_validation(request: &Fields, control: &Control) -> bool {
+    let pragma = || request.members(Known::Pragma).any(|member| member.eq_ignore_ascii_case(b"no-cache"));
+    control.no_cache || (!request.has(Known::CacheControl) && pragma())
+}
+
+/// Whether a stored object may answer a request as it stands (RFC 9111 section 4.2, request directives of section 5.2.1).
+pub fn may_use(object: &Object, standing: Standing, asked: &Control) -> bool {
+    if object.must_validate {
+        return false;
+    }
+    let age_allows = asked.max_age.is_none_or(|limit| standing.age <= limit);
+    let left = standing.lifetime.saturating_sub(standing.age);
+    let fresh_enough = standing.is_fresh() && asked.min_fresh.is_none_or(|least| left >= least);
+    age_allows && fresh_enough
+}
+
+/// Judges a response to `request`. `now` is the moment its head was complete, `delay` how long the exchange took until then.
+///
+/// # Errors
+/// Why it is not stored.
+pub fn judge(
+    request: &Request,
+    asked: &Control,
+    response: &Response,
+    route: &RoutePolicy,
+    now: SystemTime,
+    delay: Duration,
+) -> Result<(Object, Duration), NoStore> {
+    let control = Control::of(&response.fields);
+    check_storable(request, asked, response, &control)?;
+    let explicit = explicit_lifetime(&control, response, now);
+    let default = may_default(response.status).then_some(route.default_ttl).filter(|ttl| !ttl.is_zero());
+    let lifetime = explicit.or(default).unwrap_or_default();
+    let forbids_stale = control.forbids_stale();
+    let window = |own: Option<Duration>, routes: Duration| if forbids_stale { Duration::ZERO } else { own.unwrap_or(routes) };
+    let object = Object {
+        status: response.status.as_u16(),
+        fields: response.fields.clone(),
+        initial_age: initial_age(&response.fields, now, delay),
+        lifetime,
+        stale_while_revalidate: window(control.stale_while_revalidate, route.stale_while_revalidate),
+        stale_if_error: window(control.stale_if_error, route.stale_if_error),
+        must_validate: control.no_cache,
+        forbids_stale,
+    };
+    let fresh_for = lifetime.saturating_sub(object.initial_age);
+    if fresh_for.is_zero() && (!object.has_validator() || explicit.is_none()) {
+        return Err(NoStore::NotFresh);
+    }
+    let beyond = if object.has_validator() { VALIDATE_FOR } else { Duration::ZERO };
+    let keep = fresh_for + object.stale_while_revalidate.max(object.stale_if_error).max(beyond);
+    Ok((object, keep))
+}
+
+fn check_storable(request: &Request, asked: &Control, response: &Response, control: &Control) -> Result<(), NoStore> {
+    if request.method != Method::GET {
+        return Err(NoStore::Method);
+    }
+    if response.status == StatusCode::PARTIAL_CONTENT || response.status == StatusCode::NOT_MODIFIED {
+        return Err(NoStore::Status);
+    }
+    // `must-understand` lets a cache that knows the status ignore `no-store` (section 5.2.2.3).
+    let overridden = control.must_understand && may_default(response.status);
+    if control.must_understand && !overridden {
+        return Err(NoStore::Status);
+    }
+    if asked.no_store || control.private || (control.no_store && !overridden) {
+        return Err(NoStore::Directive);
+    }
+    let opened = control.public || control.s_maxage.is_some() || control.must_revalidate;
+    if request.fields.has(Known::Authorization) && !opened {
+        return Err(NoStore::Authorization);
+    }
+    if response.fields.has(Known::SetCookie) {
+        return Err(NoStore::SetCookie);
+    }
+    Ok(())
+}
+
+/// `s-maxage`, else `max-age`, else `Expires` (RFC 9111 section 4.2.1); an unreadable `Expires` is in the past.
+fn explicit_lifetime(control: &Control, response: &Response, now: SystemTime) -> Option<Duration> {
+    if let Some(lifetime) = control.s_maxage.or(control.max_age) {
+        return Some(lifetime);
+    }
+    let mut lines = response.fields.all(Known::Expires);
+    let line = lines.next()?;
+    let expires = if lines.next().is_some() { None } else { parse_date(line) };
+    let date = response.fields.get(Known::Date).and_then(parse_date).unwrap_or(now);
+    Some(expires.and_then(|expires| expires.duration_since(date).ok()).unwrap_or_default())
+}
+
+/// Statuses that a route's default lifetime applies to: the heuristically cacheable ones (RFC 9110 section 15.1).
+fn may_default(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
+}
+
+/// The corrected initial age (RFC 9111 section 4.2.3); a `Date` up to 1.5 s off is a clock, not an age.
+fn initial_age(fields: &Fields, now: SystemTime, delay: Duration) -> Duration {
+    const TOLERANCE: Duration = Duration::from_millis(1_500);
+    const AGE_MAX: u64 = 1 << 31;
+    let apparent = fields.get(Known::Date).and_then(parse_date).and_then(|date| now.duration_since(date).ok());
+    let apparent = apparent.filter(|age| *age > TOLERANCE).unwrap_or_default();
+    let said = fields.get(Known::Age).and_then(|age| {
+        let digits = age.iter().all(u8::is_ascii_digit).then_some(age).filter(|age| !age.is_empty())?;
+        Some(digits.iter().fold(0u64, |sum, digit| (sum * 10 + u64::from(digit - b'0')).min(AGE_MAX)))
+    });
+    let corrected = said.map(|age| Duration::from_secs(age) + delay).unwrap_or_default();
+    apparent.max(corrected)
+}
+
+fn parse_date(value: &[u8]) -> Option<SystemTime> {
+    httpdate::parse_http_date(std::str::from_utf8(value).ok()?).ok()
+}
+
+/// Makes `request` conditional on what is stored (RFC 9111 section 4.3.1). The client's own conditions are replaced.
+pub fn make_conditional(object: &Object, request: &mut Fields) {
+    request.remove(Known::IfNoneMatch);
+    request.remove(Known::IfModifiedSince);
+    if let Some(etag) = object.fields.get(Known::ETag) {
+        request.add(Known::IfNoneMatch, etag);
+    } else if let Some(modified) = object.fields.get(Known::LastModified) {
+        request.add(Known::IfModifiedSince, modified);
+    }
+}
+
+/// The stored object freshened by a 304 (RFC 9111 section 3.2): new fields replace old ones of the same name.
+pub fn freshen(object: &Object, response: &Response) -> Response {
+    let mut fields = object.fields.clone();
+    let keeps = |known| matches!(known, Some(Known::ContentLength | Known::ContentEncoding | Known::ContentType | Known::ContentRange));
+    for field in response.fields.iter().filter(|field| !keeps(field.known)) {
+        fields.retain(|old| !old.name.eq_ignore_ascii_case(field.name));
+    }
+    for field in response.fields.iter().filter(|field| !keeps(field.known)) {
+        fields.push(field.name, field.value);
+    }
+    // What the old response had become counts no more.
+    if !response.fields.has(Known::Age) {
+        fields.remove(Known::Age);
+    }
+    let status = StatusCode::from_u16(object.status).unwrap_or(StatusCode::OK);
+    Response { status, fields, length: response.length }
+}
+
+/// Whether the client's conditions hold its copy to be current, so that 304 answers it (RFC 9110 section 13.2.2).
+pub fn is_not_modified(request: &Fields, object: &Object) -> bool {
+    if request.has(Known::IfNoneMatch) {
+        let Some(etag) = object.fields.get(Known::ETag) else {
+            return request.get(Known::IfNoneMatch) == Some(b"*");
+        };
+        let weak = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
+        return request.members(Known::IfNoneMatch).any(|member| member == b"*" || weak(member) == weak(etag));
+    }
+    let (Some(since), Some(modified)) = (request.get(Known::IfModifiedSince), object.fields.get(Known::LastModified)) else {
+        return false;
+    };
+    matches!((parse_date(since), parse_date(modified)), (Some(since), Some(modified)) if modified <= since)
+}
+
+/// The object inside a stored entry, if it is one.
+pub fn object(meta: &Meta) -> Option<&Object> {
+    match meta {
+        Meta::Object(object) => Some(object),
+        Meta::Varies { .. } | Meta::Pass => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(status: u16, lines: &[(&str, &str)]) -> Response {
+        let mut response = Response::new(StatusCode::from_u16(status).expect("valid"));
+        for (name, value) in lines {
+            response.fields.push(name.as_bytes(), value.as_bytes());
+        }
+        response
+    }
+
+    fn judged(request: &Request, response: &Response) -> Result<Duration, NoStore> {
+        let asked = Control::of(&request.fields);
+        judge(request, &asked, response, &RoutePolicy::default(), SystemTime::now(), Duration::ZERO)
+            .map(|(object, _)| object.lifetime.saturating_sub(object.initial_age))
+    }
+
+    #[test]
+    fn what_may_not_be_shared_is_not_stored() {
+        let get = Request::default();
+        for (lines, reason) in [
+            (&[("cache-control", "private, max-age=60")][..], NoStore::Directive),
+            (&[("cache-control", "Private, max-age=60")], NoStore::Directive),
+            (&[("cache-control", "private=\"x\", max-age=60")], NoStore::Directive),
+            (&[("cache-control", "no-store, max-age=60")], NoStore::Directive),
+            (&[("cache-control", "max-age=60"), ("set-cookie", "a=b")], NoStore::SetCookie),
+            (&[("cache-control", "max-age=0")], NoStore::NotFresh),
+            (&[("cache-control", "max-age=60"), ("age", "60")], NoStore::NotFresh),
+            (&[("cache-control", "max-age=60"), ("age", "99999999999999999999999999")], NoStore::NotFresh),
+            (&[("expires", "0")], NoStore::NotFresh),
+            (&[("expires", "Mon, 01 Jan 2024 00:00:00 GMT")], NoStore::NotFresh),
+            (&[], NoStore::NotFresh),
+        ] {
+            assert_eq!(judged(&get, &response(200, lines)), Err(reason), "{lines:?}");
+        }
+        assert_eq!(judged(&get, &response(206, &[("cache-control", "max-age=60")])), Err(NoStore::Status));
+        let post = Request { method: Method::POST, ..Request::default() };
+        assert_eq!(judged(&post, &response(200, &[("cache-control", "max-age=60")])), Err(NoStore::Method));
+    }
+
+    #[test]
+    fn authorised_responses_need_permission() {
+        let mut request = Request::default();
+        request.fields.push(b"Authorization", b"Basic x");
+        assert_eq!(judged(&request, &response(200, &[("cache-control", "max-age=60")])), Err(NoStore::Authorization));
+        for open in ["public, max-age=60", "s-maxage=60", "must-revalidate, max-age=60"] {
+            assert_eq!(judged(&request, &response(200, &[("cache-control", open)])), Ok(Duration::from_secs(60)));
+        }
+    }
+
+    #[test]
+    fn explicit_lifetimes_have_an_order() {
+        let get = Request::default();
+        let lines = [("cache-control", "max-age=60, s-maxage=5"), ("expires", "Thu, 01 Jan 2099 00:00:00 GMT")];
+        assert_eq!(judged(&get, &response(200, &lines)), Ok(Duration::from_secs(5)));
+        let dated = [("date", "Thu, 01 Jan 2099 00:00:00 GMT"), ("expires", "Thu, 01 Jan 2099 00:01:00 GMT")];
+        assert_eq!(judged(&get, &response(200, &dated)), Ok(Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn stale_windows_close_where_the_origin_forbids_them() {
+        let route = RoutePolicy { stale_if_error: Duration::from_secs(600), ..RoutePolicy::default() };
+        let window = |value: &str| {
+            let response = response(200, &[("cache-control", value), ("etag", "\"x\"")]);
+            judge(&Request::default(), &Control::default(), &response, &route, SystemTime::now(), Duration::ZERO)
+                .map(|(object, _)| object.stale_if_error.as_secs())
+        };
+        assert_eq!(window("max-age=1"), Ok(600));
+        assert_eq!(window("max-age=1, stale-if-error=5"), Ok(5));
+        for forbidding in ["max-age=1, must-revalidate", "s-maxage=1", "max-age=1, proxy-revalidate", "no-cache, max-age=1"] {
+            assert_eq!(window(forbidding), Ok(0), "{forbidding}");
+        }
+    }
+
+    #[test]
+    fn conditions_compare_weakly() {
+        let (object, _) = judge(
+            &Request::default(),
+            &Control::default(),
+            &response(200, &[("etag", "W/\"a\""), ("cache-control", "max-age=9")]),
+            &RoutePolicy::default(),
+            SystemTime::now(),
+            Duration::ZERO,
+        )
+        .expect("storable");
+        let asks = |value: &str| {
+            let mut fields = Fields::default();
+            fields.push(b"If-None-Match", value.as_bytes());
+            is_not_modified(&fields, &object)
+        };
+        assert!(asks("\"a\"") && asks("\"b\", W/\"a\"") && asks("*"));
+        assert!(!asks("\"b\""));
+    }
+}

@@ -1,0 +1,101 @@
+//! What is kept beside a body: the head to answer with, and the few times and names a decision needs, worked out when stored.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::http::fields::{Fields, Known};
+
+/// A stored response's metadata, or a mark that stands in its place.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Meta {
+    Object(Object),
+    /// Responses of this key differ by these request fields; each variant has a key of its own, made with the stamp, so
+    /// that variants of a mark that was invalidated are never found again.
+    Varies { names: Vec<String>, stamp: u64 },
+    /// Responses of this key are not stored (hit-for-miss): nobody waits for another's answer.
+    Pass,
+}
+
+/// A response that may answer again.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Object {
+    pub status: u16,
+    #[serde(with = "fields")]
+    pub fields: Fields,
+    /// Its age when it was stored (RFC 9111 section 4.2.3).
+    pub initial_age: Duration,
+    /// How old it may become and still be fresh.
+    pub lifetime: Duration,
+    pub stale_while_revalidate: Duration,
+    pub stale_if_error: Duration,
+    /// `no-cache`: never used without validation.
+    pub must_validate: bool,
+    /// Not even a request that accepts stale answers gets it stale (RFC 9111 section 4.2.4).
+    pub forbids_stale: bool,
+}
+
+/// Where an object stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub age: Duration,
+    pub lifetime: Duration,
+}
+
+impl Standing {
+    pub fn is_fresh(self) -> bool {
+        self.age < self.lifetime
+    }
+
+    /// Seconds of freshness left; negative when stale. The `ttl` of RFC 9211 section 2.5.
+    pub fn ttl(self) -> i64 {
+        let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+        seconds(self.lifetime) - seconds(self.age)
+    }
+
+    /// How long it has been stale.
+    pub fn staleness(self) -> Duration {
+        self.age.saturating_sub(self.lifetime)
+    }
+}
+
+impl Object {
+    /// Its standing when it has been stored for `held`.
+    pub fn standing(&self, held: Duration) -> Standing {
+        Standing { age: self.initial_age.saturating_add(held), lifetime: self.lifetime }
+    }
+
+    pub fn has_validator(&self) -> bool {
+        self.fields.has(Known::ETag) || self.fields.has(Known::LastModified)
+    }
+}
+
+impl shard::Meta for Meta {
+    const SCHEMA: u16 = 1;
+
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Meta::Object(object) => object.fields.heap_bytes(),
+            Meta::Varies { names, .. } => names.iter().map(|name| name.capacity() + size_of::<String>()).sum(),
+            Meta::Pass => 0,
+        }
+    }
+}
+
+/// Fields travel as pairs; which names are known is this release's own affair.
+mod fields {
+    use super::{Deserialize, Deserializer, Fields, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(fields: &Fields, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(fields.iter().map(|field| (field.name, field.value)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Fields, D::Error> {
+        let pairs: Vec<(Vec<u8>, Vec<u8>)> = Vec::deserialize(deserializer)?;
+        let mut fields = Fields::default();
+        for (name, value) in pairs {
+            fields.push(&name, &value);
+        }
+        Ok(fields)
+    }
+}

@@ -1,0 +1,186 @@
+//! The documentation of keys. Types, ranges and defaults are those that the readers ask with; only meanings are written here.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use super::expand::Values;
+use super::reading::{Absent, Asked, Reading};
+use super::{Format, document, section};
+
+/// A document with one table of each kind, so that every reader asks for its keys.
+const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[[routes]]\n";
+
+/// What each key means, in the order of the documentation. A test proves that no key is missing and none is left over.
+const MEANINGS: &[(&str, &str)] = &[
+    ("version", "Version of this format."),
+    ("server.workers", "Event loops, each on a thread of its own. 0: one per core available to the process."),
+    ("server.node", "This gateway's name in a fleet, in logs and in `Cache-Status`, `Via` and `Proxy-Status`."),
+    ("server.drain_timeout", "After SIGTERM: how long running requests may take to end before they are cut off."),
+    ("listen[].address", "Address to serve. `[[listen]]` may be repeated; without any, one loopback port is served."),
+    ("listen[].proxy_protocol", "Whether connections begin with a PROXY header."),
+    (
+        "listen[].tls.certificates[].cert",
+        "PEM file with the certificate chain, leaf first. Chosen by SNI; read again when it changes.",
+    ),
+    ("listen[].tls.certificates[].key", "PEM file with the private key of the leaf."),
+    ("listen[].tls.min_version", "Lowest TLS version that is spoken."),
+    ("admin.address", "Address of `/live`, `/ready`, `/metrics`, `/api/v1` and the dashboard."),
+    ("admin.token", "Bearer token that `/api` asks for. Empty: `/api` answers on a loopback address only."),
+    ("limits_http.header_bytes", "Bytes of a request head; more is answered 431."),
+    ("limits_http.header_fields", "Fields of a request head; more is answered 431."),
+    ("limits_http.uri_bytes", "Bytes of a request target; more is answered 414."),
+    ("limits_http.body_bytes", "Bytes of a request body; more is answered 413."),
+    (
+        "limits_http.header_timeout",
+        "From the first byte of a head, or the accepted connection, to its last; later is answered 408.",
+    ),
+    (
+        "limits_http.idle_timeout",
+        "Silence between two requests on a connection, or while a body or an answer should move.",
+    ),
+    ("limits_http.connections", "Connections the process holds at once; more are closed as they arrive."),
+    ("limits_http.connections_per_ip", "Connections one address (IPv6: one /64) holds at once."),
+    ("identity.trusted_proxies", "Networks whose `Forwarded`, `X-Forwarded-For` and identity headers are believed."),
+    (
+        "identity.device",
+        "Sources of the device, tried in order, bound to address and TLS fingerprint. None present: these alone.",
+    ),
+    (
+        "identity.user",
+        "Header that names the user, believed from `trusted_proxies` only. Tables such as `{ jwt = ... }` are not available yet.",
+    ),
+    (
+        "identity.tier",
+        "Header that names the user's tier, likewise. Tables such as `{ jwt_claim = ... }` are not available yet.",
+    ),
+    ("identity.region", "Sources of the region, tried in order. `geoip:` is not available yet."),
+    ("identity.region_default", "Region of callers that name none."),
+    (
+        "tiers.NAME",
+        "Weight of a user tier on rate and burst of device and user limits. `anonymous` and `standard` always exist, with weight 1.",
+    ),
+    ("redis.deadline", "Longest time any cache operation takes, whatever Redis does."),
+    ("redis.nodes", "Expected size of the fleet: the share of cluster limits that a node uses while Redis is away."),
+    ("redis.secret", "Authenticates stored entries. Empty: they are checked for damage only."),
+    (
+        "redis.regions.NAME.slots",
+        "Parts that the region's keys are split into, spread over its endpoints and at least as many. The region `default` must exist.",
+    ),
+    ("redis.regions.NAME.endpoints", "Redis servers of the region."),
+    ("redis.regions.NAME.cluster", "Redis Cluster that holds the region."),
+    ("cache.memory", "Bytes of the local tier."),
+    ("cache.object_bytes", "Largest response that is stored; larger ones pass through."),
+    ("cache.remote_object_bytes", "Largest response that is stored remotely; larger ones stay local."),
+    (
+        "cache.key_ignore_query",
+        "Query parameters that are left out of the cache key; a `*` at the end stands for any rest.",
+    ),
+    ("limits.NAME.tier", "What the limit counts by: each device, each user, this node, or the whole fleet."),
+    ("limits.NAME.rate", "Requests that are let through in the long run: a whole number per `s`, `m`, `h` or `d`."),
+    ("limits.NAME.burst", "Requests that are let through at once."),
+    ("limits.NAME.mode", "`enforce` denies, `shadow` only counts what it would deny, `off` does nothing."),
+    ("limits.NAME.percent", "Share of subjects the limit applies to; which ones is stable."),
+    ("upstreams.NAME.dns", "URL whose host is resolved to endpoints."),
+    ("upstreams.NAME.retries", "Further attempts of safe methods."),
+    ("upstreams.NAME.health", "Active health checks: `{ path, interval }`."),
+    ("upstreams.NAME.concurrency", "Adaptive limit on concurrent requests: `{ min, max }`."),
+    ("upstreams.NAME.endpoints", "Servers. `https://` is not available yet."),
+    ("upstreams.NAME.balance", "How a request chooses an endpoint."),
+    ("upstreams.NAME.connect_timeout", "From the first packet to an open connection."),
+    ("upstreams.NAME.timeout", "The whole exchange; the deadline that travels with the request."),
+    ("upstreams.NAME.breaker.error_ratio", "Share of failed calls in the window at which the breaker opens."),
+    ("upstreams.NAME.breaker.slow", "A call that takes longer is slow, from that moment on."),
+    ("upstreams.NAME.breaker.slow_ratio", "Share of slow calls in the window at which the breaker opens."),
+    ("upstreams.NAME.breaker.minimum", "Calls in the window before it may open."),
+    ("upstreams.NAME.breaker.window", "How far back calls count."),
+    ("upstreams.NAME.breaker.open", "How long calls are rejected before probes are let through."),
+    ("routes[].name", "Name in logs and metrics; unique."),
+    ("routes[].match.host", "Host that matches: any, this one, or those below a domain."),
+    ("routes[].match.path", "Path that matches; the most specific route wins."),
+    ("routes[].match.methods", "Methods that match; none: all."),
+    ("routes[].upstream", "Name of the upstream that answers."),
+    ("routes[].limits", "Names of the limits that apply, all of which have to agree."),
+    ("routes[].cost", "What one request costs in each limit; at most the burst of each."),
+    ("routes[].journal", "Accepts writes with 202 and replays them."),
+    ("routes[].cache.tags", "Response field that holds surrogate keys."),
+    ("routes[].cache.mode", "`standard` is RFC 9111 as a shared cache; `off` neither looks up nor stores."),
+    ("routes[].cache.default_ttl", "Freshness of responses that carry none."),
+    (
+        "routes[].cache.stale_if_error",
+        "How long past its freshness a response answers for a failing upstream (RFC 5861).",
+    ),
+    (
+        "routes[].cache.stale_while_revalidate",
+        "How long past its freshness a response answers while it is validated (RFC 5861).",
+    ),
+    ("routes[].degrade.status", "Status of the last answer."),
+    ("routes[].degrade.html", "File with the page for clients that accept HTML. Absent: the built-in one."),
+    ("routes[].degrade.json", "File with the page for clients that accept JSON. Absent: the built-in one."),
+    ("routes[].degrade.retry_after", "Middle of the jittered `Retry-After`."),
+    ("log.access", "Where the access log goes, as JSON lines."),
+    ("log.level", "Least severe event that is logged."),
+    ("journal", "Store of accepted writes."),
+    ("tracing.otlp", "Endpoint that spans are sent to."),
+];
+
+/// The table of keys in Markdown, as it stands in `docs/configuration.md`.
+pub fn markdown() -> String {
+    let asked = asked();
+    let mut text = String::from("| key | takes | default | meaning |\n|---|---|---|---|\n");
+    for (key, meaning) in MEANINGS {
+        let found = asked.iter().find(|asked| asked.key == *key);
+        let (kind, default) = found.map_or_else(Default::default, described);
+        writeln!(text, "| `{key}` | {kind} | {default} | {meaning} |").expect("writing to a string does not fail");
+    }
+    text
+}
+
+fn described(asked: &Asked) -> (String, String) {
+    let default = match &asked.absent {
+        Absent::Required => "required".to_owned(),
+        Absent::Nothing => "none".to_owned(),
+        Absent::Value(value) => format!("`{value}`"),
+        Absent::Later => "not available yet".to_owned(),
+    };
+    (asked.kind.clone(), default)
+}
+
+/// Every key that some reader asks for.
+fn asked() -> Vec<Asked> {
+    let root = document::read(SKELETON, Format::Toml).expect("the skeleton is well-formed");
+    let values = Values { base: Path::new(""), env: &|_| None };
+    let reading = Reading::new(SKELETON, values);
+    reading.document(&root, section::read);
+    reading.asked()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEGIN: &str = "<!-- keys: generated by the tests of gateway with UPDATE_DOCS=1 -->\n";
+    const END: &str = "<!-- end of keys -->\n";
+
+    #[test]
+    fn exactly_the_keys_that_are_read_are_documented() {
+        let mut read: Vec<String> = asked().into_iter().map(|asked| asked.key).collect();
+        let mut documented: Vec<&str> = MEANINGS.iter().map(|(key, _)| *key).collect();
+        read.sort();
+        documented.sort_unstable();
+        assert_eq!(read, documented);
+    }
+
+    #[test]
+    fn the_page_shows_the_keys() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
+        let page = std::fs::read_to_string(path).expect("docs/configuration.md exists");
+        let (before, rest) = page.split_once(BEGIN).expect("the page marks where the keys begin");
+        let (_, after) = rest.split_once(END).expect("the page marks where the keys end");
+        let wanted = format!("{before}{BEGIN}{}{END}{after}", markdown());
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(path, wanted).expect("docs/configuration.md is writable");
+        } else {
+            assert!(page == wanted, "docs/configuration.md is out of date: run the tests with UPDATE_DOCS=1");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! Documents that are accepted, and the settings that come out of them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::super::document::{self, Entry, Node, Value};
+use super::super::{Access, Config, Format, Log, Server};
+use super::{LEAST, read, shown, toml};
+use crate::endpoint::{Address, Balance};
+use crate::identify::Source;
+use crate::route::{HostPattern, PathPattern};
+use crate::{accept, admin, cache, degrade, identify, limit, upstream};
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let (config, warnings) = toml(LEAST).expect("the least is enough");
+    assert!(warnings.is_empty());
+    let endpoint = Address { host: "127.0.0.1".to_owned(), port: 3000 };
+    assert_eq!(config.server, Server::default());
+    assert_eq!(config.listen, [accept::Listen::default()]);
+    assert_eq!(config.admin, admin::Settings::default());
+    assert_eq!(config.http, crate::http::Limits::default());
+    assert_eq!(config.accept, accept::Settings::default());
+    assert_eq!(config.identify, identify::Settings::default());
+    assert_eq!(config.limit, limit::Settings::default());
+    assert!(config.remote.is_none());
+    assert_eq!(config.cache, cache::Settings::default());
+    assert_eq!(config.upstreams, [upstream::Settings::new("shop".into(), vec![endpoint])]);
+    assert_eq!(config.routes[0].cache, Some(cache::RoutePolicy::default()));
+    assert_eq!(config.routes[0].degrade, degrade::Settings::default());
+    assert_eq!(config.log, Log::default());
+}
+
+#[test]
+fn a_file_for_one_upstream_equals_none_at_all() {
+    let (mut config, _) = toml(LEAST).expect("the least is enough");
+    config.upstreams[0].name = "upstream".into();
+    let without = Config::for_upstream("http://127.0.0.1:3000", None).expect("a URL");
+    assert_eq!(shown(&without), shown(&config));
+    let listen = "127.0.0.1:1".parse().expect("an address");
+    let config = Config::for_upstream("http://[::1]", Some(listen)).expect("a URL");
+    assert_eq!(
+        (config.listen[0].address, config.upstreams[0].endpoints[0].to_string()),
+        (listen, "[::1]:80".to_owned())
+    );
+    assert!(
+        Config::for_upstream("https://127.0.0.1", None)
+            .expect_err("no TLS yet")
+            .to_string()
+            .contains("not available yet")
+    );
+}
+
+#[test]
+fn values_have_effect() {
+    let text = r#"
+version = 1
+server = { workers = 3, node = "edge-${PORT}", drain_timeout = "5m" }
+listen = [{ address = "[::]:${PORT}", proxy_protocol = "off" }]
+admin = { address = "127.0.0.1:1", token = "a$$b" }
+limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", body_bytes = "0B", header_timeout = "250ms", idle_timeout = "1h", connections = 5, connections_per_ip = 4 }
+identity = { trusted_proxies = ["10.1.2.3/8", "::1"], device = ["header:X-Device", "cookie:Dev"], user = "header:x-u", tier = "header:x-t", region = ["path:2", "host:"], region_default = "eu" }
+tiers = { anonymous = 0.5, gold = 2 }
+redis = { deadline = "5ms", nodes = 3, secret = "s", regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
+cache = { memory = "1GiB", object_bytes = "2MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"] }
+limits = { hosts = { tier = "node", rate = "60/m", burst = 2, mode = "shadow", percent = 0 } }
+log = { access = "logs/access", level = "debug" }
+
+[upstreams.shop]
+endpoints = ["http://A.example", "http://[::1]:81"]
+balance = "round-robin"
+connect_timeout = "2s"
+timeout = "3s"
+breaker = { error_ratio = 1, slow = "1s", slow_ratio = 0.25, minimum = 5, window = "20s", open = "1m" }
+
+[[routes]]
+name = "one"
+match = { host = "*.Shop.example", path = "/a/*", methods = ["GET"] }
+upstream = "shop"
+limits = ["hosts"]
+cost = 2
+cache = { mode = "off" }
+degrade = { status = 429, retry_after = "9s" }
+
+[[routes]]
+name = "two"
+match = { host = "Shop.example", path = "/a" }
+upstream = "shop"
+cache = { default_ttl = "1s", stale_if_error = "2s", stale_while_revalidate = "3s" }
+"#;
+    let (config, warnings) = toml(text).unwrap_or_else(|report| panic!("{report}"));
+    assert!(warnings.is_empty(), "{warnings}");
+    let second = Duration::from_secs(1);
+    assert_eq!(config.server, Server { workers: 3, node: "edge-9000".to_owned(), drain_timeout: 300 * second });
+    assert_eq!(config.listen[0].address.to_string(), "[::]:9000");
+    assert_eq!(config.admin.token.as_deref(), Some("a$b"));
+    assert_eq!((config.http.header_bytes, config.http.header_fields, config.http.uri_bytes), (1_024, 10, 512));
+    assert_eq!(
+        (config.http.body_bytes, config.http.header_timeout, config.http.idle_timeout),
+        (0, second / 4, 3_600 * second)
+    );
+    assert_eq!(config.accept, accept::Settings { connections: 5, connections_per_ip: 4 });
+    let identify = &config.identify;
+    assert_eq!(identify.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "::1/128"]);
+    assert_eq!(identify.device, [Source::Header("x-device".to_owned()), Source::Cookie("Dev".to_owned())]);
+    assert_eq!(identify.region, [Source::Path(2), Source::Host]);
+    assert_eq!(identify.region_default.as_str(), "eu");
+    assert_eq!(identify.user, Some(Source::Header("x-u".to_owned())));
+    assert_eq!(identify.tier, Some(Source::Header("x-t".to_owned())));
+    let weights =
+        [("anonymous", 0.5), ("standard", 1.0), ("gold", 2.0)].map(|(name, weight)| (name.to_owned(), weight));
+    assert_eq!(config.limit.weights, weights);
+    assert_eq!((config.limit.nodes, config.limit.rules.len()), (3, 1));
+    assert_eq!(config.limit.rules[0].quota.rate().to_string(), "1/s");
+    let remote = config.remote.expect("there is Redis");
+    assert_eq!((remote.deadline, remote.secret.as_str(), remote.object_bytes), (second / 200, "s", 1 << 10));
+    let region = &remote.regions[&shard::Region::DEFAULT];
+    assert_eq!((region.slots, &region.endpoints[..]), (4, &["redis://a:1".to_owned()][..]));
+    assert_eq!(config.cache.memory_bytes, 1 << 30);
+    assert_eq!((config.cache.object_bytes, config.cache.remote_object_bytes), (2 << 20, 1 << 10));
+    assert_eq!(config.cache.key_ignore_query, ["utm_*", "q"]);
+    assert_eq!(
+        config.log,
+        Log { access: Access::File(PathBuf::from("/nonexistent/logs/access")), level: tracing::Level::DEBUG }
+    );
+    let shop = &config.upstreams[0];
+    assert_eq!(shop.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a.example:80", "[::1]:81"]);
+    assert_eq!((shop.balance, shop.connect_timeout, shop.timeout), (Balance::RoundRobin, 2 * second, 3 * second));
+    assert_eq!((shop.breaker.error_ratio, shop.breaker.slow_ratio, shop.breaker.minimum), (1.0, 0.25, 5));
+    assert_eq!((shop.breaker.slow, shop.breaker.window, shop.breaker.open), (second, 20 * second, 60 * second));
+    let [one, two] = &config.routes[..] else { panic!("two routes") };
+    assert_eq!(
+        (&one.host, &one.path),
+        (&HostPattern::Suffix(".shop.example".to_owned()), &PathPattern::Prefix("/a/".to_owned()))
+    );
+    assert_eq!(
+        (&one.methods[..], &one.limits[..], one.cost.get(), &one.cache),
+        (&[http::Method::GET][..], &[0][..], 2, &None)
+    );
+    assert_eq!((one.degrade.status.as_u16(), one.degrade.retry_after), (429, 9 * second));
+    assert_eq!(
+        (&two.host, &two.path),
+        (&HostPattern::Exact("shop.example".to_owned()), &PathPattern::Exact("/a".to_owned()))
+    );
+    let policy =
+        cache::RoutePolicy { default_ttl: second, stale_if_error: 2 * second, stale_while_revalidate: 3 * second };
+    assert_eq!(two.cache, Some(policy));
+}
+
+#[test]
+fn json_says_the_same_as_toml() {
+    let example = include_str!("../../../../docs/tidegate.example.toml");
+    let json = as_json(&document::read(example, Format::Toml).expect("the example is TOML"));
+    let from_json = read(&json, Format::Json).unwrap_or_else(|report| panic!("{report}"));
+    let from_toml = toml(example).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(shown(&from_json.0), shown(&from_toml.0));
+}
+
+fn as_json(node: &Node) -> String {
+    match &node.value {
+        Value::Text(text) => serde_json::to_string(text).expect("text serializes"),
+        Value::Whole(number) => number.to_string(),
+        Value::Real(number) => format!("{number:?}"),
+        Value::Truth(truth) => truth.to_string(),
+        Value::List(items) => format!("[{}]", items.iter().map(as_json).collect::<Vec<_>>().join(", ")),
+        Value::Table(entries) => {
+            let entry = |entry: &Entry| format!("{:?}: {}", entry.key, as_json(&entry.node));
+            format!("{{ {} }}", entries.iter().map(entry).collect::<Vec<_>>().join(",\n"))
+        }
+        Value::Other(_) => "null".to_owned(),
+    }
+}
+
+#[test]
+fn pages_are_read_at_once() {
+    let directory = std::env::temp_dir().join(format!("tidegate-pages-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("the temporary directory is writable");
+    std::fs::write(directory.join("busy.html"), "<p>${busy}</p>\n").expect("the temporary directory is writable");
+    let file = directory.join("tidegate.toml");
+    std::fs::write(&file, format!("{LEAST}degrade = {{ html = \"busy.html\" }}"))
+        .expect("the temporary directory is writable");
+    let loaded = Config::load(&file);
+    std::fs::remove_dir_all(&directory).expect("it was made above");
+    let (config, _) = loaded.unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(config.routes[0].degrade.html.as_deref(), Some("<p>${busy}</p>\n"));
+    assert!(Config::load(&file).expect_err("it is gone").to_string().contains("cannot read"));
+}

@@ -1,0 +1,199 @@
+//! What is answered when nothing better is left: the page of a route and its status, as HTML or problem JSON by `Accept`.
+//!
+//! Every answer that the gateway makes up itself is written here, so they all look alike: `no-store`, and a reason.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::StatusCode;
+
+use crate::error::{Error, Kind};
+use crate::http::fields::{Fields, Known};
+use crate::http::message::{Length, Response};
+use crate::metrics::Label;
+
+/// The last answer of a route (`routes.degrade`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Status of the page, 400 to 599.
+    pub status: StatusCode,
+    /// The page for clients that accept HTML, as read when the configuration was loaded; `None`: the built-in one.
+    pub html: Option<String>,
+    /// The page for clients that accept JSON, likewise.
+    pub json: Option<String>,
+    /// The middle of the jittered `Retry-After`.
+    pub retry_after: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            html: None,
+            json: None,
+            retry_after: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a client would rather read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Html,
+    Json,
+}
+
+/// The form that `Accept` prefers (RFC 9110 section 12.5.1); problem JSON where it does not say.
+pub fn form(request: &Fields) -> Form {
+    let (mut html, mut json) = (0, 0);
+    for member in request.members(Known::Accept) {
+        let text = String::from_utf8_lossy(member).to_ascii_lowercase();
+        let mut parts = text.split(';').map(str::trim);
+        let kind = parts.next().unwrap_or_default();
+        let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok()).unwrap_or(1.0);
+        // Thousandths, as the grammar has at most three digits; nonsense counts as nothing.
+        let weight = if (0.0..=1.0).contains(&weight) { (weight * 1000.0) as u32 } else { 0 };
+        match kind {
+            "text/html" | "application/xhtml+xml" | "text/*" => html = html.max(weight),
+            "application/json" | "application/problem+json" | "application/*" => json = json.max(weight),
+            _ => {}
+        }
+    }
+    if html > json { Form::Html } else { Form::Json }
+}
+
+/// Fills `response` with the answer to a failure and returns its body. `page` is the route's, where a page may stand in.
+pub fn write(error: &Error, page: Option<&Settings>, request: &Fields, spread: u64, response: &mut Response) -> Bytes {
+    let page = page.filter(|_| error.is_degradable());
+    let status = page.map_or(error.status(), |page| page.status);
+    let form = form(request);
+    let body = match (page, form) {
+        (Some(Settings { html: Some(html), .. }), Form::Html) => Bytes::copy_from_slice(html.as_bytes()),
+        (Some(Settings { json: Some(json), .. }), Form::Json) => Bytes::copy_from_slice(json.as_bytes()),
+        (_, form) => standard(status, error.kind(), form),
+    };
+    head(status, form, &body, response);
+    if let Some(page) = page {
+        response.fields.add(Known::RetryAfter, jittered(page.retry_after, spread).to_string());
+        response.fields.add(Known::ProxyStatus, proxy_status(error.kind()));
+    }
+    body
+}
+
+/// The answer to a request that was refused before it was understood; it closes the connection.
+pub fn write_refusal(status: StatusCode, reason: &str, response: &mut Response) -> Bytes {
+    let body = problem(status, reason);
+    head(status, Form::Json, &body, response);
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        response.fields.add(Known::Allow, "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
+    }
+    body
+}
+
+fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
+    response.status = status;
+    response.fields.clear();
+    response.length = Length::Known(body.len() as u64);
+    let kind = match form {
+        Form::Html => "text/html; charset=utf-8",
+        Form::Json => "application/problem+json",
+    };
+    response.fields.add(Known::ContentType, kind);
+    response.fields.add(Known::CacheControl, "no-store");
+}
+
+fn standard(status: StatusCode, kind: Kind, form: Form) -> Bytes {
+    match form {
+        Form::Json => problem(status, kind.as_str()),
+        Form::Html => {
+            let title = status.canonical_reason().unwrap_or("Error");
+            Bytes::from(format!(
+                "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+                 <meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title>\
+                 <style>body{{font:1.1em/1.5 system-ui,sans-serif;max-width:34em;margin:15vh auto;padding:0 1em}}</style></head>\
+                 <body><h1>{title}</h1><p>{}</p></body></html>\n",
+                sentence(kind)
+            ))
+        }
+    }
+}
+
+/// Problem details (RFC 9457): `about:blank` with title, status and our reason.
+fn problem(status: StatusCode, reason: &str) -> Bytes {
+    let title = status.canonical_reason().unwrap_or("Error");
+    let status = status.as_u16();
+    Bytes::from(format!(
+        "{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{status},\"reason\":\"{reason}\"}}\n"
+    ))
+}
+
+fn sentence(kind: Kind) -> &'static str {
+    match kind {
+        Kind::NoRoute => "There is nothing at this address.",
+        Kind::Limited => "Too many requests came from here in a short time. Please wait a moment and try again.",
+        Kind::OnlyIfCached => "No stored answer is at hand.",
+        Kind::Client | Kind::ClientGone => "The request could not be read.",
+        Kind::Panic => "Something went wrong on our side.",
+        _ => "The service is busy or away at the moment. Please try again shortly.",
+    }
+}
+
+/// The error type of RFC 9209 section 2.3 that fits.
+fn proxy_status(kind: Kind) -> String {
+    let error = match kind {
+        Kind::BreakerOpen => "destination_unavailable",
+        Kind::Connect => "connection_refused",
+        Kind::ConnectTimeout => "connection_timeout",
+        Kind::NoAnswer => "connection_terminated",
+        Kind::Malformed => "http_protocol_error",
+        Kind::Timeout => "http_response_timeout",
+        _ => "proxy_internal_error",
+    };
+    format!("tidegate; error={error}")
+}
+
+/// Between half and one and a half times the configured wait, at least a second, so that clients do not return as one wave.
+fn jittered(middle: Duration, spread: u64) -> u64 {
+    let millis = u64::try_from(middle.as_millis()).unwrap_or(u64::MAX / 4);
+    (millis / 2 + spread % millis.max(1)).div_ceil(1000).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accept(value: &str) -> Form {
+        let mut fields = Fields::default();
+        fields.push(b"Accept", value.as_bytes());
+        form(&fields)
+    }
+
+    #[test]
+    fn accept_decides_the_form() {
+        assert_eq!(form(&Fields::default()), Form::Json);
+        assert_eq!(accept("*/*"), Form::Json);
+        assert_eq!(accept("text/html,application/xhtml+xml,*/*;q=0.8"), Form::Html);
+        assert_eq!(accept("text/html;q=0.5, application/json"), Form::Json);
+        assert_eq!(accept("text/html;q=nan, application/json;q=0.1"), Form::Json);
+    }
+
+    #[test]
+    fn retries_are_spread_around_the_configured_wait() {
+        for spread in [0, 1, u64::MAX, 12_345] {
+            assert!((3..=8).contains(&jittered(Duration::from_secs(5), spread)));
+            assert_eq!(jittered(Duration::ZERO, spread), 1);
+        }
+    }
+
+    #[test]
+    fn a_page_stands_in_only_for_failures_behind_the_gateway() {
+        let page = Settings { html: None, json: Some("{}".into()), ..Settings::default() };
+        let mut response = Response::new(StatusCode::OK);
+        assert_eq!(write(&Error::NoRoute, Some(&page), &Fields::default(), 0, &mut response).first(), Some(&b'{'));
+        assert_eq!(response.status, StatusCode::NOT_FOUND);
+        let open = Error::BreakerOpen;
+        assert_eq!(write(&open, Some(&page), &Fields::default(), 0, &mut response), "{}");
+        assert!(response.fields.has(Known::RetryAfter));
+        assert_eq!(response.fields.get(Known::CacheControl), Some(&b"no-store"[..]));
+    }
+}

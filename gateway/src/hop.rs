@@ -1,0 +1,113 @@
+//! Hop-by-hop fields and the gateway's own forwarding fields: what crosses the gateway, in both directions.
+//!
+//! The only place that strips connection fields (RFC 9110 section 7.6.1) or writes `Via` and `X-Forwarded-*`.
+
+use std::net::IpAddr;
+
+use crate::http::fields::{Fields, Known};
+use crate::http::message::{Request, Version};
+
+/// Fields that belong to one connection, removed whether or not `Connection` names them.
+const ALWAYS: [Known; 8] = [
+    Known::Connection,
+    Known::KeepAlive,
+    Known::ProxyConnection,
+    Known::ProxyAuthenticate,
+    Known::ProxyAuthorization,
+    Known::Te,
+    Known::Trailer,
+    Known::Upgrade,
+];
+
+/// Fields that must reach the other side even when a hostile `Connection` names them.
+const NEVER: [Known; 6] =
+    [Known::Host, Known::ContentLength, Known::TransferEncoding, Known::CacheControl, Known::Authorization, Known::Cookie];
+
+/// Fields by which clients try to be somebody else or to reach another resource than the one that is keyed.
+const CLAIMS: [Known; 8] = [
+    Known::Forwarded,
+    Known::XForwardedFor,
+    Known::XForwardedHost,
+    Known::XForwardedPort,
+    Known::XForwardedProto,
+    Known::XOriginalUrl,
+    Known::XRealIp,
+    Known::XRewriteUrl,
+];
+
+/// Strips `fields` in place. Call it before adding the gateway's own fields: a hostile `Connection` may name them.
+pub fn strip(fields: &mut Fields) {
+    let nominated: Vec<Vec<u8>> = fields.members(Known::Connection).map(<[u8]>::to_ascii_lowercase).collect();
+    fields.retain(|field| {
+        let is_connection = field.known.is_some_and(|known| ALWAYS.contains(&known));
+        let is_protected = field.known.is_some_and(|known| NEVER.contains(&known));
+        let is_nominated = || nominated.iter().any(|name| field.name.eq_ignore_ascii_case(name));
+        !is_connection && (is_protected || !is_nominated())
+    });
+}
+
+/// Turns a client's request into the one the origin gets. `trusted_chain` is the believed `X-Forwarded-For` so far.
+pub fn forward(request: &mut Request, peer: IpAddr, trusted_chain: Option<&str>) {
+    strip(&mut request.fields);
+    request.fields.retain(|field| {
+        !field.known.is_some_and(|known| CLAIMS.contains(&known) || known == Known::Expect)
+    });
+    let chain = match trusted_chain {
+        Some(chain) if !chain.is_empty() => format!("{chain}, {peer}"),
+        _ => peer.to_string(),
+    };
+    request.fields.add(Known::XForwardedFor, chain);
+    request.fields.add(Known::XForwardedProto, request.scheme.as_str());
+    if !request.authority.is_empty() {
+        request.fields.add(Known::XForwardedHost, &request.authority);
+    }
+    add_via(&mut request.fields, request.version);
+}
+
+/// Appends the gateway to `Via` (RFC 9110 section 7.6.3).
+pub fn add_via(fields: &mut Fields, received: Version) {
+    match received {
+        Version::Http10 => fields.add(Known::Via, "1.0 tidegate"),
+        Version::Http11 => fields.add(Known::Via, "1.1 tidegate"),
+        Version::Http2 => fields.add(Known::Via, "2.0 tidegate"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(lines: &[(&str, &str)]) -> Fields {
+        let mut fields = Fields::default();
+        for (name, value) in lines {
+            fields.push(name.as_bytes(), value.as_bytes());
+        }
+        fields
+    }
+
+    #[test]
+    fn every_connection_line_counts_and_protected_fields_stay() {
+        let mut fields = fields(&[
+            ("Connection", "x-a, cache-control"),
+            ("connection", "X-B"),
+            ("x-a", "1"),
+            ("x-b", "2"),
+            ("Cache-Control", "private"),
+            ("TE", "trailers"),
+            ("x-c", "3"),
+        ]);
+        strip(&mut fields);
+        let names: Vec<_> = fields.iter().map(|field| String::from_utf8_lossy(field.name).into_owned()).collect();
+        assert_eq!(names, ["Cache-Control", "x-c"]);
+    }
+
+    #[test]
+    fn claims_of_clients_are_replaced() {
+        let mut request = Request { authority: "shop".into(), ..Request::default() };
+        request.fields = fields(&[("X-Forwarded-For", "6.6.6.6"), ("X-Original-URL", "/admin"), ("x-real-ip", "6.6.6.6")]);
+        forward(&mut request, IpAddr::from([10, 0, 0, 1]), None);
+        assert_eq!(request.fields.get(Known::XForwardedFor), Some(&b"10.0.0.1"[..]));
+        assert!(!request.fields.has(Known::XOriginalUrl) && !request.fields.has(Known::XRealIp));
+        assert_eq!(request.fields.get(Known::XForwardedHost), Some(&b"shop"[..]));
+    }
+}

@@ -1,0 +1,63 @@
+//! A deadline that is cheap to move: the timer behind it is touched only when it fires or must fire earlier.
+//!
+//! A connection moves its deadline with every request; registering a timer each time costs more than the request's parsing.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+pub struct Alarm {
+    at: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Alarm {
+    pub fn after(duration: Duration) -> Self {
+        Alarm { at: Instant::now() + duration, timer: None }
+    }
+
+    pub fn set(&mut self, at: Instant) {
+        self.at = at;
+    }
+
+    /// Ready once the deadline has passed; the task is woken for it.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let at = self.at;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if timer.deadline() > at {
+            timer.as_mut().reset(at);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= at {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(at);
+        }
+        Poll::Pending
+    }
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_moved_deadline_fires_at_its_last_place() {
+        let begin = Instant::now();
+        let mut alarm = Alarm::after(Duration::from_secs(1));
+        assert!(poll_fn(|cx| Poll::Ready(alarm.poll(cx).is_pending())).await);
+        alarm.set(begin + Duration::from_secs(5));
+        poll_fn(|cx| alarm.poll(cx)).await;
+        assert_eq!(begin.elapsed().as_secs(), 5);
+        alarm.set(Instant::now() + Duration::from_secs(60));
+        assert!(poll_fn(|cx| Poll::Ready(alarm.poll(cx).is_pending())).await);
+        alarm.set(Instant::now() + Duration::from_secs(1));
+        poll_fn(|cx| alarm.poll(cx)).await;
+        assert_eq!(begin.elapsed().as_secs(), 6);
+    }
+}

@@ -1,0 +1,321 @@
+//! Header fields in arrival order, repeated lines and original spelling included (RFC 9110 section 5).
+//!
+//! All names and values of one message lie in one growing buffer that is reused from message to message, so a
+//! keep-alive connection parses without allocating. This file does not judge syntax: what is pushed here has been
+//! checked by the engine that read it, or is written by the gateway itself.
+
+use std::fmt;
+
+macro_rules! known {
+    ($($variant:ident = $text:literal),+ $(,)?) => {
+        /// A field name the gateway acts on; any other name is kept as text.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Known { $($variant),+ }
+
+        const ALL: &[Known] = &[$(Known::$variant),+];
+
+        impl Known {
+            /// The name in lower case, as HTTP/2 sends it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Known::$variant => $text),+ }
+            }
+        }
+    };
+}
+
+known! {
+    Accept = "accept",
+    AcceptEncoding = "accept-encoding",
+    AcceptLanguage = "accept-language",
+    AcceptRanges = "accept-ranges",
+    Age = "age",
+    Allow = "allow",
+    Authorization = "authorization",
+    CacheControl = "cache-control",
+    CacheStatus = "cache-status",
+    CdnCacheControl = "cdn-cache-control",
+    Connection = "connection",
+    ContentEncoding = "content-encoding",
+    ContentLength = "content-length",
+    ContentLocation = "content-location",
+    ContentRange = "content-range",
+    ContentType = "content-type",
+    Cookie = "cookie",
+    Date = "date",
+    ETag = "etag",
+    Expect = "expect",
+    Expires = "expires",
+    Forwarded = "forwarded",
+    Host = "host",
+    IfMatch = "if-match",
+    IfModifiedSince = "if-modified-since",
+    IfNoneMatch = "if-none-match",
+    IfRange = "if-range",
+    IfUnmodifiedSince = "if-unmodified-since",
+    KeepAlive = "keep-alive",
+    LastModified = "last-modified",
+    Location = "location",
+    Pragma = "pragma",
+    ProxyAuthenticate = "proxy-authenticate",
+    ProxyAuthorization = "proxy-authorization",
+    ProxyConnection = "proxy-connection",
+    ProxyStatus = "proxy-status",
+    Range = "range",
+    RateLimit = "ratelimit",
+    RateLimitPolicy = "ratelimit-policy",
+    RetryAfter = "retry-after",
+    Server = "server",
+    SetCookie = "set-cookie",
+    SurrogateControl = "surrogate-control",
+    Te = "te",
+    Traceparent = "traceparent",
+    Trailer = "trailer",
+    TransferEncoding = "transfer-encoding",
+    Upgrade = "upgrade",
+    UserAgent = "user-agent",
+    Vary = "vary",
+    Via = "via",
+    XForwardedFor = "x-forwarded-for",
+    XForwardedHost = "x-forwarded-host",
+    XForwardedPort = "x-forwarded-port",
+    XForwardedProto = "x-forwarded-proto",
+    XOriginalUrl = "x-original-url",
+    XRealIp = "x-real-ip",
+    XRewriteUrl = "x-rewrite-url",
+}
+
+/// Longest known name plus one.
+const LENGTHS: usize = 20;
+/// Known names of one length; the fullest length (13) has nine.
+const PER_LENGTH: usize = 10;
+
+/// Names by length: `(how many, which)`, worked out at compile time.
+static BY_LENGTH: [(usize, [Known; PER_LENGTH]); LENGTHS] = {
+    let mut table = [(0, [Known::Accept; PER_LENGTH]); LENGTHS];
+    let mut i = 0;
+    while i < ALL.len() {
+        let slot = &mut table[ALL[i].as_str().len()];
+        slot.1[slot.0] = ALL[i];
+        slot.0 += 1;
+        i += 1;
+    }
+    table
+};
+
+impl Known {
+    /// Finds a name in any letter case.
+    pub fn of(name: &[u8]) -> Option<Known> {
+        let (count, names) = BY_LENGTH.get(name.len())?;
+        names[..*count].iter().copied().find(|known| known.as_str().as_bytes().eq_ignore_ascii_case(name))
+    }
+}
+
+impl fmt::Display for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    known: Option<Known>,
+    name_len: u16,
+    /// Where the name starts; the value follows it at once.
+    at: u32,
+    value_len: u32,
+}
+
+/// One field line, borrowed from its message.
+#[derive(Clone, Copy)]
+pub struct Field<'a> {
+    pub known: Option<Known>,
+    /// As it was spelled.
+    pub name: &'a [u8],
+    /// Without surrounding white space.
+    pub value: &'a [u8],
+}
+
+/// The field section of one message.
+#[derive(Clone, Default)]
+pub struct Fields {
+    text: Vec<u8>,
+    entries: Vec<Entry>,
+}
+
+impl Fields {
+    pub fn clear(&mut self) {
+        self.text.clear();
+        self.entries.clear();
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Bytes held on the heap.
+    pub fn heap_bytes(&self) -> usize {
+        self.text.capacity() + self.entries.capacity() * size_of::<Entry>()
+    }
+
+    /// Becomes a copy of `other`, keeping its own buffers.
+    pub fn copy_from(&mut self, other: &Fields) {
+        self.text.clone_from(&other.text);
+        self.entries.clone_from(&other.entries);
+    }
+
+    /// Appends a line. Names above 64 KiB cannot exist: heads are bounded far below.
+    pub fn push(&mut self, name: &[u8], value: &[u8]) {
+        self.append(Known::of(name), name, value);
+    }
+
+    /// Appends a line with a known name, spelled in lower case.
+    pub fn add(&mut self, known: Known, value: impl AsRef<[u8]>) {
+        self.append(Some(known), known.as_str().as_bytes(), value.as_ref());
+    }
+
+    /// Replaces every line of that name by one.
+    pub fn set(&mut self, known: Known, value: impl AsRef<[u8]>) {
+        self.remove(known);
+        self.add(known, value);
+    }
+
+    fn append(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
+        let at = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
+        self.text.extend_from_slice(name);
+        self.text.extend_from_slice(value);
+        let name_len = u16::try_from(name.len()).unwrap_or(u16::MAX);
+        let value_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+        self.entries.push(Entry { known, name_len, at, value_len });
+    }
+
+    pub fn remove(&mut self, known: Known) {
+        self.entries.retain(|entry| entry.known != Some(known));
+    }
+
+    /// Keeps the lines for which `keep` says true.
+    pub fn retain(&mut self, mut keep: impl FnMut(Field<'_>) -> bool) {
+        let text = &self.text;
+        self.entries.retain(|entry| keep(field(text, entry)));
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
+        self.entries.iter().map(|entry| field(&self.text, entry))
+    }
+
+    pub fn has(&self, known: Known) -> bool {
+        self.entries.iter().any(|entry| entry.known == Some(known))
+    }
+
+    /// The first line's value.
+    pub fn get(&self, known: Known) -> Option<&[u8]> {
+        self.all(known).next()
+    }
+
+    /// Every line's value, in order.
+    pub fn all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+        self.entries.iter().filter(move |entry| entry.known == Some(known)).map(|entry| field(&self.text, entry).value)
+    }
+
+    /// Every line's value for a name given as text, in any letter case.
+    pub fn named<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        self.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
+    }
+
+    /// The members of a comma-separated field over all its lines (RFC 9110 section 5.6.1); empty members are skipped.
+    pub fn members(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+        self.all(known).flat_map(members)
+    }
+}
+
+fn field<'a>(text: &'a [u8], entry: &Entry) -> Field<'a> {
+    let at = entry.at as usize;
+    let value_at = at + usize::from(entry.name_len);
+    Field {
+        known: entry.known,
+        name: &text[at..value_at],
+        value: &text[value_at..value_at + entry.value_len as usize],
+    }
+}
+
+impl fmt::Debug for Fields {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.iter().map(|field| {
+                format!("{}: {}", String::from_utf8_lossy(field.name), String::from_utf8_lossy(field.value))
+            }))
+            .finish()
+    }
+}
+
+/// Splits one value at commas outside quoted strings; members are trimmed and never empty.
+pub fn members(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = value;
+    std::iter::from_fn(move || {
+        while !rest.is_empty() {
+            let end = member_end(rest);
+            let member = rest[..end].trim_ascii();
+            rest = rest.get(end + 1..).unwrap_or(&[]);
+            if !member.is_empty() {
+                return Some(member);
+            }
+        }
+        None
+    })
+}
+
+fn member_end(text: &[u8]) -> usize {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, byte) in text.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => return at,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// Whether `text` is a token (RFC 9110 section 5.6.2).
+pub fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && text.iter().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_lines_keep_order_and_spelling() {
+        let mut fields = Fields::default();
+        fields.push(b"X-A", b"1");
+        fields.push(b"sEt-cOOkie", b"a");
+        fields.push(b"Set-Cookie", b"b");
+        assert_eq!(fields.all(Known::SetCookie).collect::<Vec<_>>(), [b"a", b"b"]);
+        assert_eq!(fields.iter().nth(1).map(|f| f.name), Some(&b"sEt-cOOkie"[..]));
+        fields.remove(Known::SetCookie);
+        assert_eq!(fields.len(), 1);
+        assert_eq!(fields.named(b"x-a").next(), Some(&b"1"[..]));
+    }
+
+    #[test]
+    fn every_known_name_is_found_in_any_case() {
+        for known in ALL {
+            assert_eq!(Known::of(known.as_str().to_uppercase().as_bytes()), Some(*known));
+        }
+        assert_eq!(Known::of(b"x-unknown"), None);
+        assert_eq!(Known::of(b""), None);
+    }
+
+    #[test]
+    fn members_respect_quotes_and_skip_blanks() {
+        let list: Vec<_> = members(b"a, ,\"b,\\\"c\" ,d=\"x,y\",").collect();
+        assert_eq!(list, [&b"a"[..], b"\"b,\\\"c\"", b"d=\"x,y\""]);
+    }
+}

@@ -1,0 +1,226 @@
+//! Writes one message: a head prepared in a buffer, then a body taken from a `Source`, in as few writes as possible.
+//!
+//! Head and first piece leave in one `writev`. Invariant: a body of known length is never overrun, and one that ends
+//! early is an error, so the peer never sees a short message as whole.
+
+use std::task::{Context, Poll, ready};
+
+use crate::http::body::{BodyError, Source};
+use crate::http::fields::{Fields, Known};
+use crate::http::io::Io;
+use crate::http::message::Length;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    Raw { left: Option<u64> },
+    Chunked,
+}
+
+/// The state of one outgoing message.
+pub(super) struct Sender {
+    out: Vec<u8>,
+    sent: usize,
+    framing: Framing,
+    /// Bytes of the source's current piece that were announced and not yet written.
+    piece: usize,
+    in_chunk: bool,
+    ended: bool,
+    /// Bytes of the body written so far, framing aside.
+    body_sent: u64,
+}
+
+/// Buffers above this are not kept for the next message.
+const KEEP: usize = 16 << 10;
+
+impl Sender {
+    pub(super) fn new() -> Self {
+        Sender { out: Vec::new(), sent: 0, framing: Framing::Raw { left: Some(0) }, piece: 0, in_chunk: false, ended: true, body_sent: 0 }
+    }
+
+    /// The buffer for the head of the next message.
+    pub(super) fn head(&mut self) -> &mut Vec<u8> {
+        &mut self.out
+    }
+
+    /// Says how the body of the head just written is framed.
+    pub(super) fn begin(&mut self, length: Length) {
+        self.framing = match length {
+            Length::Empty => Framing::Raw { left: Some(0) },
+            Length::Known(length) => Framing::Raw { left: Some(length) },
+            Length::Streamed => Framing::Chunked,
+            Length::UntilClose => Framing::Raw { left: None },
+        };
+        self.piece = 0;
+        self.in_chunk = false;
+        self.body_sent = 0;
+        self.ended = self.framing == Framing::Raw { left: Some(0) };
+    }
+
+    pub(super) fn body_sent(&self) -> u64 {
+        self.body_sent
+    }
+
+    /// Gives the memory back while the connection is idle.
+    pub(super) fn release(&mut self) {
+        self.out.clear();
+        self.sent = 0;
+        if self.out.capacity() > KEEP {
+            self.out = Vec::new();
+        }
+    }
+
+    /// Frees the buffer altogether, for a connection that may stay idle for long.
+    pub(super) fn shrink(&mut self) {
+        self.out = Vec::new();
+        self.sent = 0;
+    }
+
+    /// Moves bytes until the message is written, or the source or the peer makes it wait.
+    /// `progress` is set when anything was written. Cancel safe.
+    pub(super) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &Io,
+        source: &mut dyn Source,
+        progress: &mut bool,
+    ) -> Poll<Result<(), SendError>> {
+        loop {
+            let starved = self.piece == 0 && !self.ended && self.next_piece(cx, source)?.is_pending();
+            if self.sent == self.out.len() && self.piece == 0 {
+                if !self.ended {
+                    ready!(io.poll_flush(cx)).map_err(SendError::Peer)?;
+                    return Poll::Pending;
+                }
+                self.release();
+                return io.poll_flush(cx).map_err(SendError::Peer);
+            }
+            let data = &source.data()[..self.piece];
+            let written = ready!(io.poll_write(cx, &self.out[self.sent..], data)).map_err(SendError::Peer)?;
+            *progress = true;
+            self.account(written, source);
+            if starved && self.sent == self.out.len() {
+                ready!(io.poll_flush(cx)).map_err(SendError::Peer)?;
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Asks the source for its next piece and frames it.
+    fn next_piece(&mut self, cx: &mut Context<'_>, source: &mut dyn Source) -> Result<Poll<()>, SendError> {
+        if source.poll_fill(cx).map_err(SendError::Source)?.is_pending() {
+            return Ok(Poll::Pending);
+        }
+        let available = source.data().len();
+        match &mut self.framing {
+            Framing::Raw { left: Some(left) } => {
+                if available == 0 {
+                    return Err(SendError::Source(BodyError::Truncated));
+                }
+                self.piece = usize::try_from(*left).unwrap_or(usize::MAX).min(available);
+            }
+            Framing::Raw { left: None } => {
+                self.piece = available;
+                self.ended = available == 0;
+            }
+            Framing::Chunked => {
+                if self.in_chunk {
+                    self.out.extend_from_slice(b"\r\n");
+                }
+                if available == 0 {
+                    self.out.extend_from_slice(b"0\r\n\r\n");
+                    self.ended = true;
+                } else {
+                    push_hex(&mut self.out, available);
+                    self.piece = available;
+                    self.in_chunk = true;
+                }
+            }
+        }
+        Ok(Poll::Ready(()))
+    }
+
+    fn account(&mut self, written: usize, source: &mut dyn Source) {
+        let of_out = written.min(self.out.len() - self.sent);
+        self.sent += of_out;
+        if self.sent == self.out.len() {
+            self.out.clear();
+            self.sent = 0;
+        }
+        let of_piece = written - of_out;
+        if of_piece == 0 {
+            return;
+        }
+        source.consume(of_piece);
+        self.piece -= of_piece;
+        self.body_sent += of_piece as u64;
+        if let Framing::Raw { left: Some(left) } = &mut self.framing {
+            *left -= of_piece as u64;
+            self.ended = *left == 0;
+        }
+    }
+}
+
+/// Which side failed while a message was being written.
+#[derive(Debug)]
+pub enum SendError {
+    /// The peer that is written to.
+    Peer(std::io::Error),
+    /// The body that is read from.
+    Source(BodyError),
+}
+
+impl From<BodyError> for SendError {
+    fn from(error: BodyError) -> Self {
+        SendError::Source(error)
+    }
+}
+
+fn push_hex(out: &mut Vec<u8>, size: usize) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let significant = (usize::BITS - size.leading_zeros()).div_ceil(4).max(1);
+    for digit in (0..significant).rev() {
+        out.push(DIGITS[(size >> (digit * 4)) & 15]);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes every field line; the two framing fields are left out, they are written from `Length`.
+pub(super) fn push_fields(out: &mut Vec<u8>, fields: &Fields) {
+    for field in fields.iter() {
+        if matches!(field.known, Some(Known::ContentLength | Known::TransferEncoding)) {
+            continue;
+        }
+        push_line(out, field.name, field.value);
+    }
+}
+
+pub(super) fn push_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+pub(super) fn push_length(out: &mut Vec<u8>, length: Length) {
+    match length {
+        Length::Empty | Length::UntilClose => {}
+        Length::Known(length) => {
+            push_line(out, b"Content-Length", itoa::Buffer::new().format(length).as_bytes());
+        }
+        Length::Streamed => push_line(out, b"Transfer-Encoding", b"chunked"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_plain_hexadecimal() {
+        for (size, text) in [(0, "0\r\n"), (1, "1\r\n"), (15, "f\r\n"), (16, "10\r\n"), (65_536, "10000\r\n")] {
+            let mut out = Vec::new();
+            push_hex(&mut out, size);
+            assert_eq!(String::from_utf8_lossy(&out), text);
+        }
+    }
+}

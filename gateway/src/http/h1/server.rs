@@ -1,0 +1,463 @@
+//! A client's connection: reads one request after the other and writes one answer to each.
+//!
+//! States: idle (no byte of a request) -> head -> answering (the body may still come in) -> idle, or closed.
+//! After a refusal, an unfinished body that is too long to drain, or a cut answer, the connection is never used again.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::chunk::{Decoder, Step};
+use super::request::{self, Refusal};
+use super::scan::{Found, Scan};
+use super::send::{self, SendError, Sender};
+use crate::http::alarm::Alarm;
+use crate::http::body::{BodyError, Source};
+use crate::http::buffer::Buffer;
+use crate::http::io::Io;
+use crate::http::limits::Limits;
+use crate::http::message::{Length, Request, Response, Version};
+
+/// How much of a body that nobody read is thrown away to keep the connection.
+const DRAIN_MAX: u64 = 64 << 10;
+/// How long a closing connection waits for the client to take the last answer.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Why there is no next request.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The client closed, or stayed silent between requests: nothing to say.
+    #[error("closed while idle")]
+    Idle,
+    /// The head is unacceptable: answer with the refusal's status and close.
+    #[error("refused: {}", .0.reason())]
+    Refused(Refusal),
+    /// The connection failed in the middle of a head.
+    #[error("connection failed")]
+    Io(#[from] io::Error),
+}
+
+enum Body {
+    Done,
+    Length { left: u64 },
+    Chunked { decoder: Decoder, total: u64, ready: usize },
+    Failed,
+}
+
+/// The reading half's state.
+struct Reader {
+    buffer: Buffer,
+    body: Body,
+    body_max: u64,
+    /// A `100 Continue` is owed before the body is read.
+    owes_continue: bool,
+    continue_sent: usize,
+    at_end: bool,
+    alarm: Alarm,
+    idle: Duration,
+}
+
+/// One client connection.
+pub struct Server {
+    io: Io,
+    reader: Reader,
+    sender: Sender,
+    keep_alive: bool,
+    version: Version,
+    is_head: bool,
+    is_first: bool,
+}
+
+/// The body of the current request, borrowed from its connection.
+pub struct RequestBody<'a> {
+    io: &'a Io,
+    reader: &'a mut Reader,
+}
+
+/// The writing half of the current exchange.
+pub struct Answer<'a> {
+    io: &'a Io,
+    sender: &'a mut Sender,
+    keep_alive: &'a mut bool,
+    version: Version,
+    is_head: bool,
+    idle: Duration,
+}
+
+impl Server {
+    pub fn new(io: Io, limits: &Limits) -> Self {
+        let reader = Reader {
+            buffer: Buffer::default(),
+            body: Body::Done,
+            body_max: limits.body_bytes,
+            owes_continue: false,
+            continue_sent: 0,
+            at_end: false,
+            alarm: Alarm::after(limits.header_timeout),
+            idle: limits.idle_timeout,
+        };
+        let sender = Sender::new();
+        Server { io, reader, sender, keep_alive: true, version: Version::Http11, is_head: false, is_first: true }
+    }
+
+    /// Waits for the next request and parses its head into `request`.
+    ///
+    /// # Errors
+    /// `Idle` where nothing needs to be answered; `Refused` with the status to send before closing. Cancel safe.
+    pub async fn read_request(&mut self, limits: &Limits, request: &mut Request) -> Result<(), ReadError> {
+        self.wait_for_first_byte(limits).await?;
+        let mut scan = Scan::default();
+        self.skip_blank_line();
+        let length = loop {
+            let data = self.reader.buffer.data();
+            match scan.advance(data) {
+                Found::Whole(length) if length > limits.header_bytes => return Err(refuse(Refusal::HeadTooLarge)),
+                Found::Whole(length) => break length,
+                Found::BareLf => return Err(refuse(Refusal::BareLf)),
+                Found::Partial { first_line_done } => self.check_partial(limits, first_line_done)?,
+            }
+            self.fill_head(limits).await?;
+        };
+        let wishes = request::parse(&self.reader.buffer.data()[..length], limits, request).map_err(refuse)?;
+        self.reader.buffer.consume(length);
+        self.reader.expect_body(request.length, wishes.expects_continue);
+        self.keep_alive = wishes.keep_alive;
+        self.version = request.version;
+        self.is_head = request.method == http::Method::HEAD;
+        self.is_first = false;
+        Ok(())
+    }
+
+    /// Splits the connection for one exchange: the request's body comes in while the answer goes out.
+    pub fn exchange(&mut self) -> (RequestBody<'_>, Answer<'_>) {
+        let idle = self.reader.idle;
+        let answer = Answer {
+            io: &self.io,
+            sender: &mut self.sender,
+            keep_alive: &mut self.keep_alive,
+            version: self.version,
+            is_head: self.is_head,
+            idle,
+        };
+        (RequestBody { io: &self.io, reader: &mut self.reader }, answer)
+    }
+
+    /// After an answer: throws away what is left of the request's body, and says whether another request may follow.
+    pub async fn is_reusable(&mut self) -> bool {
+        if !self.keep_alive {
+            return false;
+        }
+        if self.reader.owes_continue && !matches!(self.reader.body, Body::Done) {
+            // The client was never told to send its body; whether it will is anybody's guess.
+            return false;
+        }
+        let mut drained = 0;
+        while !matches!(self.reader.body, Body::Done) {
+            let (mut body, _) = self.exchange();
+            if poll_fn(|cx| body.poll_fill(cx)).await.is_err() {
+                return false;
+            }
+            let count = body.data().len();
+            body.consume(count);
+            drained += count as u64;
+            if drained > DRAIN_MAX {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Ends the connection so that the last answer arrives: shuts the sending side, then reads a little while longer.
+    pub async fn close(mut self) {
+        let io = &self.io;
+        self.reader.alarm.set(Instant::now() + LINGER);
+        let mut scratch = [0; 4096];
+        let mut drained = 0;
+        let alarm = &mut self.reader.alarm;
+        poll_fn(|cx| {
+            if alarm.poll(cx).is_ready() || ready!(io.poll_shutdown(cx)).is_err() {
+                return Poll::Ready(());
+            }
+            loop {
+                match ready!(io.poll_read(cx, &mut scratch)) {
+                    Ok(count) if count > 0 && drained < DRAIN_MAX => drained += count as u64,
+                    _ => return Poll::Ready(()),
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Whether no byte of a next request has arrived.
+    pub fn is_idle(&self) -> bool {
+        self.reader.buffer.is_empty()
+    }
+
+    /// Ends the connection at once, as a reset: the answer under way cannot be completed.
+    pub fn abort(self) {
+        self.io.reset_on_close();
+    }
+
+    async fn wait_for_first_byte(&mut self, limits: &Limits) -> Result<(), ReadError> {
+        if !self.reader.buffer.is_empty() {
+            return Ok(());
+        }
+        let patience = if self.is_first { limits.header_timeout } else { limits.idle_timeout };
+        self.reader.alarm.set(Instant::now() + patience);
+        if self.io.waits_without_buffer() {
+            self.reader.buffer.release();
+            let (io, alarm) = (&self.io, &mut self.reader.alarm);
+            poll_fn(|cx| match io.poll_readable(cx) {
+                Poll::Ready(result) => Poll::Ready(result.map_err(|_| ReadError::Idle)),
+                Poll::Pending => alarm.poll(cx).map(|()| Err(ReadError::Idle)),
+            })
+            .await?;
+        }
+        let Reader { buffer, alarm, .. } = &mut self.reader;
+        let io = &self.io;
+        let count = poll_fn(|cx| match buffer.poll_fill(io, cx, 1) {
+            Poll::Ready(result) => Poll::Ready(result.map_err(|_| ReadError::Idle)),
+            Poll::Pending => alarm.poll(cx).map(|()| Err(ReadError::Idle)),
+        })
+        .await?;
+        self.reader.alarm.set(Instant::now() + limits.header_timeout);
+        if count == 0 { Err(ReadError::Idle) } else { Ok(()) }
+    }
+
+    /// One empty line before the request line is tolerated (RFC 9112 section 2.2).
+    fn skip_blank_line(&mut self) {
+        if self.reader.buffer.data().starts_with(b"\r\n") {
+            self.reader.buffer.consume(2);
+        }
+    }
+
+    fn check_partial(&self, limits: &Limits, first_line_done: bool) -> Result<(), ReadError> {
+        let length = self.reader.buffer.data().len();
+        // The longest method worth waiting for, two spaces and a version beside the target.
+        if !first_line_done && length > limits.uri_bytes + 64 {
+            return Err(refuse(Refusal::TargetTooLong));
+        }
+        if length >= limits.header_bytes {
+            return Err(refuse(Refusal::HeadTooLarge));
+        }
+        Ok(())
+    }
+
+    async fn fill_head(&mut self, limits: &Limits) -> Result<(), ReadError> {
+        let Reader { buffer, alarm, .. } = &mut self.reader;
+        let io = &self.io;
+        let count = poll_fn(|cx| match buffer.poll_fill(io, cx, limits.header_bytes) {
+            Poll::Ready(result) => Poll::Ready(result.map_err(ReadError::Io)),
+            Poll::Pending => alarm.poll(cx).map(|()| Err(refuse(Refusal::HeadTimeout))),
+        })
+        .await?;
+        if count == 0 {
+            return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+        Ok(())
+    }
+}
+
+fn refuse(refusal: Refusal) -> ReadError {
+    ReadError::Refused(refusal)
+}
+
+impl Reader {
+    fn expect_body(&mut self, length: Length, expects_continue: bool) {
+        self.body = match length {
+            Length::Empty | Length::UntilClose | Length::Known(0) => Body::Done,
+            Length::Known(left) => Body::Length { left },
+            Length::Streamed => Body::Chunked { decoder: Decoder::new(), total: 0, ready: 0 },
+        };
+        self.owes_continue = expects_continue && self.buffer.is_empty();
+        self.continue_sent = 0;
+    }
+
+    /// Moves framing out of the way; `Some` when data or the end is there.
+    fn advance(&mut self) -> Option<Result<(), BodyError>> {
+        match &mut self.body {
+            Body::Done => Some(Ok(())),
+            Body::Failed => Some(Err(BodyError::Truncated)),
+            Body::Length { .. } => (!self.buffer.is_empty()).then_some(Ok(())),
+            Body::Chunked { ready, .. } if *ready > 0 => Some(Ok(())),
+            Body::Chunked { decoder, total, ready } => match decoder.step(self.buffer.data()) {
+                Err(reason) => Some(Err(BodyError::Malformed(reason))),
+                Ok(Step::More { skip }) => {
+                    self.buffer.consume(skip);
+                    None
+                }
+                Ok(Step::End { skip }) => {
+                    self.buffer.consume(skip);
+                    self.body = Body::Done;
+                    Some(Ok(()))
+                }
+                Ok(Step::Data { skip, data }) => {
+                    self.buffer.consume(skip);
+                    *ready = data;
+                    *total += data as u64;
+                    let too_large = *total > self.body_max;
+                    Some(if too_large { Err(BodyError::TooLarge) } else { Ok(()) })
+                }
+            },
+        }
+    }
+}
+
+impl RequestBody<'_> {
+    /// Whether the request has no body at all.
+    pub fn is_done(&self) -> bool {
+        matches!(self.reader.body, Body::Done)
+    }
+
+    /// Resolves when the client closes. Bytes of a pipelined request are kept, as far as they fit. Cancel safe.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let reader = &mut *self.reader;
+        loop {
+            if reader.at_end {
+                return Poll::Ready(());
+            }
+            // A client that pipelines more than a buffer is alive; it is not read further until its turn.
+            if !reader.buffer.is_empty() || !matches!(reader.body, Body::Done) {
+                return Poll::Pending;
+            }
+            match ready!(reader.buffer.poll_fill(self.io, cx, 1)) {
+                Ok(count) if count > 0 => {}
+                _ => reader.at_end = true,
+            }
+        }
+    }
+
+    fn poll_continue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+        while self.reader.continue_sent < CONTINUE.len() {
+            let rest = &CONTINUE[self.reader.continue_sent..];
+            self.reader.continue_sent += ready!(self.io.poll_write(cx, rest, &[]))?;
+        }
+        ready!(self.io.poll_flush(cx))?;
+        self.reader.owes_continue = false;
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Source for RequestBody<'_> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        loop {
+            if let Some(result) = self.reader.advance() {
+                if result.is_err() {
+                    self.reader.body = Body::Failed;
+                }
+                return Poll::Ready(result);
+            }
+            if self.reader.owes_continue {
+                ready!(self.poll_continue(cx))?;
+            }
+            let reader = &mut *self.reader;
+            match reader.buffer.poll_fill(self.io, cx, 1) {
+                Poll::Ready(Ok(count)) if count > 0 => reader.alarm.set(Instant::now() + reader.idle),
+                Poll::Ready(result) => {
+                    reader.body = Body::Failed;
+                    return Poll::Ready(Err(result.err().map_or(BodyError::Truncated, BodyError::Io)));
+                }
+                Poll::Pending => {
+                    ready!(reader.alarm.poll(cx));
+                    reader.body = Body::Failed;
+                    return Poll::Ready(Err(BodyError::Timeout));
+                }
+            }
+        }
+    }
+
+    fn data(&self) -> &[u8] {
+        let held = self.reader.buffer.data();
+        match &self.reader.body {
+            Body::Done | Body::Failed => &[],
+            Body::Length { left } => &held[..usize::try_from(*left).unwrap_or(usize::MAX).min(held.len())],
+            Body::Chunked { ready, .. } => &held[..*ready],
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.reader.buffer.consume(count);
+        match &mut self.reader.body {
+            Body::Done | Body::Failed => {}
+            Body::Length { left } => {
+                *left -= count as u64;
+                if *left == 0 {
+                    self.reader.body = Body::Done;
+                }
+            }
+            Body::Chunked { decoder, ready, .. } => {
+                *ready -= count;
+                decoder.taken(count);
+            }
+        }
+    }
+}
+
+impl Answer<'_> {
+    /// The connection ends after this answer, and the answer says so.
+    pub fn close_after(&mut self) {
+        *self.keep_alive = false;
+    }
+
+    /// Writes head and body. Not cancel safe: a cancelled answer leaves the connection unusable.
+    ///
+    /// # Errors
+    /// `Peer` when the client failed or did not read for the idle timeout, `Source` when the body did.
+    pub async fn send(&mut self, response: &Response, body: &mut dyn Source) -> Result<(), SendError> {
+        let length = self.write_head(response);
+        self.sender.begin(if self.is_head { Length::Empty } else { length });
+        let mut alarm = Alarm::after(self.idle);
+        let (io, sender, idle) = (self.io, &mut *self.sender, self.idle);
+        poll_fn(|cx| {
+            let mut progress = false;
+            match sender.poll_send(cx, io, body, &mut progress) {
+                Poll::Ready(result) => return Poll::Ready(result),
+                Poll::Pending if progress => alarm.set(Instant::now() + idle),
+                Poll::Pending => {}
+            }
+            alarm.poll(cx).map(|()| Err(SendError::Peer(io::ErrorKind::TimedOut.into())))
+        })
+        .await
+    }
+
+    /// Bytes of the answer's body written so far.
+    pub fn body_sent(&self) -> u64 {
+        self.sender.body_sent()
+    }
+
+    /// Status line, fields, framing, persistence; returns the body's framing for this client.
+    fn write_head(&mut self, response: &Response) -> Length {
+        let mut length = response.length;
+        if matches!(length, Length::Streamed | Length::UntilClose) {
+            // HTTP/1.0 knows no chunks: its answer ends with the connection.
+            length = if self.version == Version::Http10 { Length::UntilClose } else { Length::Streamed };
+        }
+        if length == Length::UntilClose {
+            *self.keep_alive = false;
+        }
+        let out = self.sender.head();
+        out.extend_from_slice(b"HTTP/1.1 ");
+        out.extend_from_slice(response.status.as_str().as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(response.status.canonical_reason().unwrap_or_default().as_bytes());
+        out.extend_from_slice(b"\r\n");
+        send::push_fields(out, &response.fields);
+        let has_body = !(response.status.is_informational() || matches!(response.status.as_u16(), 204 | 304));
+        if has_body && length == Length::Empty && !self.is_head {
+            send::push_length(out, Length::Known(0));
+        } else if has_body {
+            send::push_length(out, length);
+        }
+        if !*self.keep_alive {
+            send::push_line(out, b"Connection", b"close");
+        } else if self.version == Version::Http10 {
+            send::push_line(out, b"Connection", b"keep-alive");
+        }
+        out.extend_from_slice(b"\r\n");
+        length
+    }
+}

@@ -1,0 +1,97 @@
+//! One byte stream to a peer, plain or TLS, that a reader and a writer of the same task can both poll.
+//!
+//! The cell is borrowed only for the length of one poll, so the two sides never meet inside it.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// A connection that lives on the thread which polls it.
+pub struct Io(RefCell<Stream>);
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Io {
+    pub fn plain(stream: TcpStream) -> Self {
+        Io(RefCell::new(Stream::Plain(stream)))
+    }
+
+    pub fn tls(stream: TlsStream<TcpStream>) -> Self {
+        Io(RefCell::new(Stream::Tls(Box::new(stream))))
+    }
+
+    /// Reads what is there into `space`; 0 is the end. Cancel safe.
+    pub fn poll_read(&self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut buf = ReadBuf::new(space);
+        match &mut *self.0.borrow_mut() {
+            Stream::Plain(stream) => ready!(Pin::new(stream).poll_read(cx, &mut buf))?,
+            Stream::Tls(stream) => ready!(Pin::new(stream.as_mut()).poll_read(cx, &mut buf))?,
+        }
+        Poll::Ready(Ok(buf.filled().len()))
+    }
+
+    /// Ready when a read would not wait. TLS may hold decrypted bytes, so it is always asked by reading.
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &*self.0.borrow() {
+            Stream::Plain(stream) => stream.poll_read_ready(cx),
+            Stream::Tls(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Whether an idle connection can give its read buffer back and wait with `poll_readable`.
+    pub fn waits_without_buffer(&self) -> bool {
+        matches!(&*self.0.borrow(), Stream::Plain(_))
+    }
+
+    /// Writes from two slices, the second only after the whole first. TLS is flushed along.
+    pub fn poll_write(&self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
+        let slices = [IoSlice::new(first), IoSlice::new(second)];
+        let slices = if first.is_empty() { &slices[1..] } else { &slices[..] };
+        let written = match &mut *self.0.borrow_mut() {
+            Stream::Plain(stream) if second.is_empty() => ready!(Pin::new(stream).poll_write(cx, first))?,
+            Stream::Plain(stream) => ready!(Pin::new(stream).poll_write_vectored(cx, slices))?,
+            Stream::Tls(stream) => ready!(Pin::new(stream.as_mut()).poll_write_vectored(cx, slices))?,
+        };
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    /// Pushes out what TLS has buffered; nothing to do for plain TCP.
+    pub fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self.0.borrow_mut() {
+            Stream::Plain(_) => Poll::Ready(Ok(())),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+        }
+    }
+
+    /// Ends the sending side.
+    pub fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self.0.borrow_mut() {
+            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+        }
+    }
+
+    /// Makes the coming close a reset, so that a client cannot take a cut answer for a whole one.
+    pub fn reset_on_close(&self) {
+        let cell = self.0.borrow();
+        let tcp = match &*cell {
+            Stream::Plain(stream) => stream,
+            Stream::Tls(stream) => stream.get_ref().0,
+        };
+        // Failing to set the option leaves an ordinary close: the framing already tells the client that bytes are missing.
+        if let Err(error) = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO)) {
+            tracing::debug!(%error, "linger was not set");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Counters that every thread writes on a cache line of its own, and their exposition.
+//!
+//! Labels are enums known at compile time, or names from the configuration (routes, rules); never anything a client sends.
+//! Recording allocates nothing and takes no lock.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+/// Lines per counter; threads beyond it share lines, which costs speed and not correctness.
+const LINES: usize = 16;
+
+thread_local! {
+    static LINE: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Gives the calling thread the line of worker `index`.
+pub fn use_line(index: usize) {
+    LINE.set(index % LINES);
+}
+
+#[derive(Default)]
+#[repr(align(64))]
+struct Line(AtomicU64);
+
+/// A counter; adding to it never waits for another thread.
+pub struct Counter(Box<[Line; LINES]>);
+
+impl Default for Counter {
+    fn default() -> Self {
+        Counter(Box::new(std::array::from_fn(|_| Line::default())))
+    }
+}
+
+impl Counter {
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    pub fn add(&self, count: u64) {
+        self.0[LINE.get()].0.fetch_add(count, Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.iter().map(|line| line.0.load(Relaxed)).sum()
+    }
+}
+
+/// A value that goes up and down.
+#[derive(Default)]
+pub struct Gauge(AtomicI64);
+
+impl Gauge {
+    pub fn add(&self, count: i64) {
+        self.0.fetch_add(count, Relaxed);
+    }
+
+    pub fn set(&self, value: i64) {
+        self.0.store(value, Relaxed);
+    }
+
+    pub fn get(&self) -> i64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Upper bounds of the duration buckets, in seconds; the last bucket has none.
+const BOUNDS: [f64; 13] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+
+/// A histogram of durations.
+#[derive(Default)]
+pub struct Histogram {
+    buckets: [Counter; BOUNDS.len() + 1],
+    nanos: Counter,
+}
+
+impl Histogram {
+    pub fn observe(&self, duration: Duration) {
+        let seconds = duration.as_secs_f64();
+        let bucket = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
+        self.buckets[bucket].inc();
+        self.nanos.add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
+/// A closed set of label values.
+pub trait Label: Copy + Send + Sync + 'static {
+    /// The label's name.
+    const NAME: &'static str;
+    /// Every value, in the order of `index`.
+    const ALL: &'static [Self];
+    fn index(self) -> usize;
+    fn as_str(self) -> &'static str;
+}
+
+/// One counter per value of a label.
+pub struct Counters<L> {
+    cells: Box<[Counter]>,
+    label: std::marker::PhantomData<L>,
+}
+
+impl<L: Label> Default for Counters<L> {
+    fn default() -> Self {
+        Counters { cells: L::ALL.iter().map(|_| Counter::default()).collect(), label: std::marker::PhantomData }
+    }
+}
+
+impl<L: Label> Counters<L> {
+    pub fn inc(&self, label: L) {
+        self.cells[label.index()].inc();
+    }
+
+    pub fn get(&self, label: L) -> u64 {
+        self.cells[label.index()].get()
+    }
+}
+
+/// Declares an enum whose variants are the values of one label.
+#[macro_export]
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident, $label:literal, { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl $crate::metrics::Label for $name {
+            const NAME: &'static str = $label;
+            const ALL: &'static [Self] = &[$($name::$variant),+];
+            fn index(self) -> usize { self as usize }
+            fn as_str(self) -> &'static str { match self { $($name::$variant => $text),+ } }
+        }
+    };
+}
+
+/// Something with a reading per label set, named when it was registered.
+enum Reading {
+    Counter(Box<dyn Fn(&mut dyn FnMut(&[(&str, &str)], u64)) + Send + Sync>),
+    Gauge(Box<dyn Fn(&mut dyn FnMut(&[(&str, &str)], f64)) + Send + Sync>),
+    Histogram(Arc<Histogram>),
+}
+
+struct Exposed {
+    name: &'static str,
+    help: &'static str,
+    reading: Reading,
+}
+
+impl fmt::Debug for Exposed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+static EXPOSED: LazyLock<Mutex<BTreeMap<&'static str, Exposed>>> = LazyLock::new(Mutex::default);
+
+fn expose(name: &'static str, help: &'static str, reading: Reading) {
+    EXPOSED.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Exposed { name, help, reading });
+}
+
+/// Exposes one counter per label value. `name` carries no `_total`; the exposition adds it.
+pub fn expose_counters<L: Label>(name: &'static str, help: &'static str, counters: &'static Counters<L>) {
+    expose_counter_with(name, help, move |emit| {
+        for label in L::ALL {
+            emit(&[(L::NAME, label.as_str())], counters.get(*label));
+        }
+    });
+}
+
+/// Exposes counters whose labels are found at scrape time. Exposing a name again replaces it.
+pub fn expose_counter_with(
+    name: &'static str,
+    help: &'static str,
+    read: impl Fn(&mut dyn FnMut(&[(&str, &str)], u64)) + Send + Sync + 'static,
+) {
+    expose(name, help, Reading::Counter(Box::new(read)));
+}
+
+/// Exposes gauges whose labels are found at scrape time. Exposing a name again replaces it.
+pub fn expose_gauge_with(
+    name: &'static str,
+    help: &'static str,
+    read: impl Fn(&mut dyn FnMut(&[(&str, &str)], f64)) + Send + Sync + 'static,
+) {
+    expose(name, help, Reading::Gauge(Box::new(read)));
+}
+
+pub fn expose_histogram(name: &'static str, help: &'static str, histogram: Arc<Histogram>) {
+    expose(name, help, Reading::Histogram(histogram));
+}
+
+/// No exemplar labels.
+type NoLabels = [(&'static str, &'static str); 0];
+
+#[derive(Debug)]
+struct Everything;
+
+impl Collector for Everything {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        for exposed in EXPOSED.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            let kind = match exposed.reading {
+                Reading::Counter(_) => MetricType::Counter,
+                Reading::Gauge(_) => MetricType::Gauge,
+                Reading::Histogram(_) => MetricType::Histogram,
+            };
+            let metric = encoder.encode_descriptor(exposed.name, exposed.help, None, kind)?;
+            encode_reading(&exposed.reading, metric)?;
+        }
+        Ok(())
+    }
+}
+
+fn encode_reading(reading: &Reading, mut metric: MetricEncoder<'_>) -> fmt::Result {
+    let mut result = Ok(());
+    match reading {
+        Reading::Counter(read) => read(&mut |labels, value| {
+            let labels: Vec<(&str, &str)> = labels.to_vec();
+            result = result.and_then(|()| metric.encode_family(&labels)?.encode_counter::<NoLabels, u64, u64>(&value, None));
+        }),
+        Reading::Gauge(read) => read(&mut |labels, value| {
+            let labels: Vec<(&str, &str)> = labels.to_vec();
+            result = result.and_then(|()| metric.encode_family(&labels)?.encode_gauge(&value));
+        }),
+        Reading::Histogram(histogram) => result = histogram.encode(metric),
+    }
+    result
+}
+
+impl EncodeMetric for Histogram {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let counts: Vec<u64> = self.buckets.iter().map(Counter::get).collect();
+        let bounds = BOUNDS.iter().copied().chain([f64::MAX]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
+        let seconds = Duration::from_nanos(self.nanos.get()).as_secs_f64();
+        encoder.encode_histogram::<NoLabels>(seconds, counts.iter().sum(), &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Histogram
+    }
+}
+
+/// The whole exposition in OpenMetrics text.
+pub fn exposition() -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Everything));
+    let mut text = String::new();
+    // Writing to a string fails only if an encoder above does; what was written until then is still of use.
+    if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &registry) {
+        tracing::warn!(%error, "the metrics exposition is incomplete");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_recorded_is_exposed() {
+        static SEEN: LazyLock<Counter> = LazyLock::new(Counter::default);
+        SEEN.add(3);
+        expose_counter_with("test_seen", "Seen.", |emit| emit(&[("kind", "a\"b")], SEEN.get()));
+        let histogram = Arc::new(Histogram::default());
+        histogram.observe(Duration::from_millis(3));
+        expose_histogram("test_duration_seconds", "Duration.", histogram);
+        let text = exposition();
+        assert!(text.contains("test_seen_total{kind=\"a\\\"b\"} 3\n"), "{text}");
+        assert!(text.contains("test_duration_seconds_bucket{le=\"0.005\"} 1\n"), "{text}");
+        assert!(text.contains("test_duration_seconds_bucket{le=\"+Inf\"} 1\n"), "{text}");
+    }
+}

@@ -1,0 +1,175 @@
+//! A request's life, from its head to its answer: identify, route, limit, cache, upstream, degrade, respond.
+//!
+//! `run` decides and may fail; `handle` sends every failure through degrade and every answer through respond: the one exit.
+
+mod body;
+mod cached;
+mod fetch;
+mod site;
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+
+pub use body::Body;
+pub use site::{Site, Worker};
+
+use crate::cache::control::Control;
+use crate::cache::policy;
+use crate::cache::stored::Meta;
+use crate::error::{Error, Kind};
+use crate::http::body::RequestBody;
+use crate::http::fields::Known;
+use crate::http::message::{Request, Response};
+use crate::identify::Caller;
+use crate::metrics::{self, Counters, Label as _};
+use crate::respond::{self, CacheResult, Story};
+use crate::route::{Route, StatusClass};
+use crate::{degrade, hop, limit};
+
+static FAILURES: LazyLock<Counters<Kind>> = LazyLock::new(Counters::default);
+static CACHE: LazyLock<Counters<CacheResult>> = LazyLock::new(Counters::default);
+
+/// Registers the metrics of this module.
+pub fn expose() {
+    metrics::expose_counters("tidegate_failures", "Requests without an answer from origin or cache.", &FAILURES);
+    metrics::expose_counters("tidegate_cache_results", "How the cache took part in requests.", &CACHE);
+}
+
+/// One request under way: what every step needs, and what it tells.
+pub(crate) struct Passage<'w> {
+    pub(crate) worker: &'w Rc<Worker>,
+    pub(crate) site: &'w Arc<Site>,
+    pub(crate) peer: IpAddr,
+    pub(crate) began: Instant,
+    pub(crate) story: Story,
+    /// A stored object past its freshness that may stand in if the origin fails.
+    pub(crate) stale: Option<shard::Hit<Meta>>,
+}
+
+/// Answers `request`: fills `response` and returns the body with the story of how it came to be. Dropping the future
+/// gives up the request and closes its upstream connection, unless others wait for the same answer.
+pub async fn handle<'a>(
+    worker: &Rc<Worker>,
+    site: &Arc<Site>,
+    peer: IpAddr,
+    request: &mut Request,
+    body: RequestBody<'a>,
+    response: &mut Response,
+) -> (Body<'a>, Story) {
+    let began = Instant::now();
+    let mut passage = Passage { worker, site, peer, began, story: Story::default(), stale: None };
+    let caller = site.identity.caller(peer, request);
+    passage.story.trace = Some(caller.trace);
+    passage.story.ip = Some(caller.ip);
+    let route = site.routes.find(request);
+    let result = match route {
+        Some(route) => passage.run(route, &caller, request, body, response).await,
+        None => Err(Error::NoRoute),
+    };
+    let body = match result {
+        Ok(body) => body,
+        Err(error) => passage.degrade(&error, route, request, response),
+    };
+    passage.respond(route, request, response);
+    (body, passage.story)
+}
+
+impl Passage<'_> {
+    async fn run<'a>(
+        &mut self,
+        route: &Route,
+        caller: &Caller,
+        request: &mut Request,
+        body: RequestBody<'a>,
+        response: &mut Response,
+    ) -> Result<Body<'a>, Error> {
+        self.story.route = Some(Arc::clone(&route.settings.name));
+        self.story.report = limit::decide(&route.rules, &self.site.rule_names, caller, route.cost)?;
+        match &route.settings.cache {
+            Some(cache) if policy::is_lookup(request) => self.cached(route, cache, caller, request, response).await,
+            Some(_) if !request.method.is_safe() => {
+                let answer = self.forward(route, caller, request, body, response).await?;
+                self.invalidate(caller, request, response);
+                Ok(Body::Exchange(answer))
+            }
+            _ => self.forward(route, caller, request, body, response).await.map(Body::Exchange),
+        }
+    }
+
+    /// The ladder below a failure: stale content, the route's page, a plain problem.
+    fn degrade(&mut self, error: &Error, route: Option<&Route>, request: &Request, response: &mut Response) -> Body<'static> {
+        FAILURES.inc(error.kind());
+        self.story.must_close = matches!(error.kind(), Kind::Client | Kind::Panic);
+        if error.is_degradable()
+            && let Some(body) = self.stale_answer(request, response)
+        {
+            self.story.degraded = "stale";
+            return body;
+        }
+        if let Error::Limited { rule, denial } = error {
+            self.story.limited_by.clone_from(rule);
+            self.story.denial = Some(denial.clone());
+        } else if error.is_degradable() {
+            self.story.degraded = "page";
+        }
+        self.story.cache = CacheResult::Error;
+        error.kind().as_str().clone_into(&mut self.story.detail);
+        let page = route.map(|route| &route.settings.degrade);
+        let page = degrade::write(error, page, &request.fields, self.site.identity.fresh(), response);
+        Body::Bytes(page)
+    }
+
+    /// A stale object that may answer for a failing origin (RFC 5861 section 4).
+    fn stale_answer(&mut self, request: &Request, response: &mut Response) -> Option<Body<'static>> {
+        let hit = self.stale.take()?;
+        let object = policy::object(&hit.meta)?;
+        let standing = object.standing(hit.age(Instant::now()));
+        if object.must_validate || standing.staleness() > object.stale_if_error {
+            return None;
+        }
+        self.story.cache = CacheResult::Stale;
+        self.story.forwarded_status = None;
+        Some(self.answer_from(&hit, request, response))
+    }
+
+    /// The single exit: what the gateway adds to every answer.
+    fn respond(&mut self, route: Option<&Route>, request: &Request, response: &mut Response) {
+        let story = &self.story;
+        CACHE.inc(story.cache);
+        respond::write_cache_status(story, &mut response.fields);
+        match &story.denial {
+            Some(denial) => limit::write_denial(denial, &self.site.rule_names, &mut response.fields),
+            None => limit::write_report(&story.report, &self.site.rule_names, &mut response.fields),
+        }
+        if story.cache != CacheResult::Error {
+            hop::add_via(&mut response.fields, request.version);
+        }
+        if let Some(route) = route {
+            route.counts.answers.inc(StatusClass::of(response.status));
+            if !story.degraded.is_empty() {
+                route.counts.degraded.inc();
+            }
+        }
+    }
+
+    /// A successful unsafe request ends what is stored for its target (RFC 9111 section 4.4).
+    fn invalidate(&self, caller: &Caller, request: &Request, response: &Response) {
+        if response.status.is_success() || response.status.is_redirection() {
+            let mut builder = shard::KeyBuilder::new();
+            crate::cache::key::primary(&mut builder, &self.site.cache, request, &caller.region);
+            self.worker.view.remove(&caller.region, &builder.key());
+        }
+    }
+
+    /// The request's own cache directives, `Pragma` included.
+    fn asked(request: &Request) -> Control {
+        let mut asked = Control::of(&request.fields);
+        asked.no_cache = policy::demands_validation(&request.fields, &asked);
+        asked
+    }
+}
+
+/// Fields that only make sense between the gateway and a client with the object: removed before a shared fetch.
+pub(crate) const CONDITIONS: [Known; 2] = [Known::IfNoneMatch, Known::IfModifiedSince];

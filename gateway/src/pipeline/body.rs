@@ -1,0 +1,46 @@
+//! The body of an answer on its way out, wherever it comes from.
+
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+
+use crate::cache::fill::Reader;
+use crate::http::body::{BodyError, Source};
+use crate::upstream::Exchange;
+
+/// Where an answer's bytes come from.
+pub enum Body<'a> {
+    Bytes(Bytes),
+    Exchange(Exchange<'a>),
+    Fill(Reader),
+}
+
+impl Body<'_> {
+    pub const EMPTY: Body<'static> = Body::Bytes(Bytes::new());
+}
+
+impl Source for Body<'_> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        match self {
+            Body::Bytes(_) => Poll::Ready(Ok(())),
+            Body::Exchange(exchange) => exchange.poll_fill(cx),
+            Body::Fill(reader) => reader.poll_fill(cx),
+        }
+    }
+
+    fn data(&self) -> &[u8] {
+        match self {
+            Body::Bytes(bytes) => bytes,
+            Body::Exchange(exchange) => exchange.data(),
+            Body::Fill(reader) => reader.data(),
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        match self {
+            Body::Bytes(bytes) => bytes.advance(count),
+            Body::Exchange(exchange) => exchange.consume(count),
+            Body::Fill(reader) => reader.consume(count),
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! The cache step: look up, join or lead a fill, store what may be stored, and answer from what is there.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use shard::{CacheKey, Entry, Hit, KeyBuilder, KeyRef, Now, Reach, Region, Remote, Tier};
+
+use super::{Body, CONDITIONS, Passage, Site, Worker};
+use crate::cache::control::Control;
+use crate::cache::fill::{Feed, Joined, Lead, Turn};
+use crate::cache::policy::{self, NoStore, PASS_FOR};
+use crate::cache::stored::{Meta, Object, Standing};
+use crate::cache::{RoutePolicy, key};
+use crate::error::Error;
+use crate::http::body::{RequestBody, Source};
+use crate::http::fields::Known;
+use crate::http::message::{Length, Request, Response, StatusCode};
+use crate::identify::Caller;
+use crate::respond::{self, CacheResult, Story};
+use crate::route::Route;
+use crate::upstream::Exchange;
+
+/// How often a request looks again after a fill came to nothing, before it goes to the origin by itself.
+const ROUNDS: usize = 3;
+/// How long a key counts as uncacheable after a server error: long enough to let a crowd through, short enough to recover.
+const PASS_AFTER_ERROR: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// What a look into the stores found.
+enum Found {
+    Usable(Hit<Meta>, Standing),
+    /// Past its freshness, or the request wants it validated.
+    Stale(Hit<Meta>, Standing),
+    Nothing,
+    /// Known to be uncacheable.
+    Pass,
+}
+
+impl Passage<'_> {
+    /// Answers a request that the cache may answer.
+    pub(super) async fn cached(
+        &mut self,
+        route: &Route,
+        policy: &RoutePolicy,
+        caller: &Caller,
+        request: &mut Request,
+        response: &mut Response,
+    ) -> Result<Body<'static>, Error> {
+        let asked = Self::asked(request);
+        let mut builder = KeyBuilder::new();
+        let mut round = 0;
+        let lead = loop {
+            let found = self.look(&mut builder, caller, request, &asked);
+            match found {
+                Found::Usable(hit, _) => {
+                    self.story.cache = CacheResult::Hit;
+                    self.tell_place(&hit, caller, &builder.key());
+                    return Ok(self.answer_from(&hit, request, response));
+                }
+                Found::Stale(hit, standing) => {
+                    if may_answer_while_validating(&hit, standing, &asked) {
+                        self.validate_aside(route, policy, caller, request, &hit, &builder.key());
+                        self.story.cache = CacheResult::Stale;
+                        return Ok(self.answer_from(&hit, request, response));
+                    }
+                    self.stale = Some(hit);
+                }
+                Found::Pass => {
+                    self.story.cache = CacheResult::Pass;
+                    break Lead::solo();
+                }
+                Found::Nothing => {}
+            }
+            if asked.only_if_cached {
+                return Err(Error::OnlyIfCached);
+            }
+            round += 1;
+            if round > ROUNDS || is_alone(request, &asked) {
+                break Lead::solo();
+            }
+            let mut joiner = match self.worker.fills.enter(&builder.key()) {
+                Turn::Lead(lead) => break lead,
+                Turn::Alone => break Lead::solo(),
+                Turn::Join(joiner) => joiner,
+            };
+            let patience = route.upstream.settings().timeout;
+            match tokio::time::timeout(patience, joiner.wait()).await {
+                Err(_) => break Lead::solo(),
+                Ok(Joined::Lead(lead)) => break lead,
+                Ok(Joined::Again) => {}
+                Ok(Joined::Failed(kind)) => return Err(Error::Shared(kind)),
+                Ok(Joined::Stream(shared, reader)) => {
+                    response.clone_from(&shared);
+                    self.story.cache = CacheResult::Collapsed;
+                    return Ok(self.conditional(request, response, Body::Fill(reader)));
+                }
+            }
+        };
+        let lead = match self.ask_remote(lead, &mut builder, caller, request, &asked).await {
+            Ok(lead) => lead,
+            Err(hit) => {
+                self.story.cache = CacheResult::Remote;
+                self.tell_place(&hit, caller, &builder.key());
+                return Ok(self.answer_from(&hit, request, response));
+            }
+        };
+        let key = builder.key().to_owned();
+        self.lead(route, policy, caller, request, response, lead, &key).await
+    }
+
+    /// Looks into the local tier; leaves the key that was found, or that will be filled, in `builder`.
+    fn look(&self, builder: &mut KeyBuilder, caller: &Caller, request: &Request, asked: &Control) -> Found {
+        key::primary(builder, &self.site.cache, request, &caller.region);
+        let mut hit = self.worker.view.local(&builder.key());
+        if let Some(Meta::Varies { names, stamp }) = hit.as_ref().map(|hit| &hit.meta) {
+            let key = key::variant(builder, names, *stamp, &request.fields);
+            hit = self.worker.view.local(&key);
+        }
+        hit.map_or(Found::Nothing, |hit| judge(hit, asked))
+    }
+
+    /// Asks the region's shard before the origin. `Err` brings a hit; the lead was released then.
+    async fn ask_remote(
+        &mut self,
+        lead: Lead,
+        builder: &mut KeyBuilder,
+        caller: &Caller,
+        request: &Request,
+        asked: &Control,
+    ) -> Result<Lead, Hit<Meta>> {
+        if self.stale.is_some() || self.story.cache == CacheResult::Pass {
+            return Ok(lead);
+        }
+        for _ in 0..2 {
+            let Remote::Found(hit) = self.worker.view.remote(&caller.region, &builder.key()).await else { break };
+            if let Meta::Varies { names, stamp } = &hit.meta {
+                key::primary(builder, &self.site.cache, request, &caller.region);
+                key::variant(builder, names, *stamp, &request.fields);
+                continue;
+            }
+            match judge(hit, asked) {
+                Found::Usable(hit, _) => {
+                    lead.release();
+                    return Err(hit);
+                }
+                Found::Stale(hit, _) => self.stale = Some(hit),
+                Found::Nothing | Found::Pass => {}
+            }
+            break;
+        }
+        Ok(lead)
+    }
+
+    /// Fetches from the origin on behalf of all who wait.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one fetch; a struct for one call would hide them")]
+    async fn lead(
+        &mut self,
+        route: &Route,
+        policy: &RoutePolicy,
+        caller: &Caller,
+        request: &mut Request,
+        response: &mut Response,
+        lead: Lead,
+        key: &CacheKey,
+    ) -> Result<Body<'static>, Error> {
+        let key = key.as_key();
+        let asked = Self::asked(request);
+        let mut outgoing = request.clone();
+        CONDITIONS.into_iter().for_each(|condition| outgoing.fields.remove(condition));
+        let validated = self.stale.clone();
+        if let Some(object) = validated.as_ref().and_then(|hit| policy::object(&hit.meta)) {
+            policy::make_conditional(object, &mut outgoing.fields);
+        }
+        let since = self.worker.view.since(&key);
+        let sent = Instant::now();
+        let exchange = match self.forward(route, caller, &mut outgoing, RequestBody::Empty, response).await {
+            Ok(exchange) => exchange,
+            Err(error) => {
+                if !matches!(error.kind(), crate::error::Kind::ClientGone) {
+                    lead.fail(error.kind());
+                }
+                return Err(error);
+            }
+        };
+        if response.status == StatusCode::NOT_MODIFIED
+            && let Some(hit) = &validated
+            && let Some(object) = policy::object(&hit.meta)
+        {
+            *response = policy::freshen(object, response);
+            self.story.cache = CacheResult::Revalidated;
+            let body = hit.body().clone();
+            response.length = Length::Known(body.len() as u64);
+            if let Ok((object, keep)) =
+                policy::judge(request, &asked, response, policy, SystemTime::now(), sent.elapsed())
+            {
+                let entry = Entry::new(Meta::Object(object), body.clone(), keep, Now::read()).begun(since);
+                self.worker.view.insert(&caller.region, &key, entry, self.reach(body.len()));
+                self.story.stored = true;
+            }
+            lead.release();
+            return Ok(self.conditional(request, response, Body::Bytes(body)));
+        }
+        if response.status.is_server_error()
+            && let Some(body) = self.stale_answer(request, response)
+        {
+            lead.fail(crate::error::Kind::Upstream);
+            self.story.degraded = "stale";
+            return Ok(body);
+        }
+        if self.story.cache != CacheResult::Pass {
+            self.story.cache = CacheResult::Miss;
+        }
+        let judged = policy::judge(request, &asked, response, policy, SystemTime::now(), sent.elapsed());
+        let judged = judged.and_then(|fit| self.check_size(response).map(|()| fit));
+        let varies = key::vary(&response.fields).map_err(|()| NoStore::Vary);
+        let (object, keep, names) = match (judged, varies) {
+            (Ok((object, keep)), Ok(names)) => (object, keep, names),
+            (Err(reason), _) | (_, Err(reason)) => {
+                self.mark_uncacheable(&lead, caller, &key, response);
+                lead.release();
+                reason.as_str().clone_into(&mut self.story.detail);
+                return Ok(self.conditional(request, response, Body::Exchange(exchange)));
+            }
+        };
+        self.story.stored = true;
+        let mut own = KeyBuilder::new();
+        let is_first_variant = !names.is_empty() && !is_variant_of(&key, request, &self.site.cache, &caller.region, &mut own);
+        let (key, lead) = if is_first_variant {
+            // Nobody knew that this key varies: those who wait look again, each for a variant of its own.
+            let key = self.mark_varying(names, caller, request, &mut own);
+            lead.release();
+            (key, Lead::solo())
+        } else {
+            (key, lead)
+        };
+        let filling = Filling { object, keep, since, key: key.to_owned(), region: caller.region.clone() };
+        Ok(self.fill(filling, lead, exchange, request, response))
+    }
+
+    /// Stores the body as it passes: at once where it is here already, else in a task that also serves all who join.
+    fn fill(
+        &self,
+        filling: Filling,
+        lead: Lead,
+        exchange: Exchange<'static>,
+        request: &Request,
+        response: &mut Response,
+    ) -> Body<'static> {
+        let (feed, reader) = lead.open(response.clone());
+        let task = filling.run(Rc::clone(self.worker), Arc::clone(self.site), feed, exchange);
+        let mut task = Box::pin(task);
+        // Most small bodies have arrived with their head: the task then ends here and none is spawned.
+        let waker = std::task::Waker::noop();
+        if task.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending() {
+            tokio::task::spawn_local(task);
+        }
+        self.conditional(request, response, Body::Fill(reader))
+    }
+
+    /// An answer from a stored object.
+    pub(super) fn answer_from(&mut self, hit: &Hit<Meta>, request: &Request, response: &mut Response) -> Body<'static> {
+        let Some(object) = policy::object(&hit.meta) else { return Body::EMPTY };
+        let standing = object.standing(hit.age(Instant::now()));
+        self.story.standing = Some(standing);
+        response.status = StatusCode::from_u16(object.status).unwrap_or(StatusCode::OK);
+        response.fields.copy_from(&object.fields);
+        response.length = Length::Known(hit.body().len() as u64);
+        respond::write_age(standing.age, &mut response.fields);
+        if policy::is_not_modified(&request.fields, object) && response.status == StatusCode::OK {
+            not_modified(response);
+            return Body::EMPTY;
+        }
+        Body::Bytes(hit.body().clone())
+    }
+
+    /// Turns a full answer into 304 where the client's own conditions say so.
+    fn conditional(&self, request: &Request, response: &mut Response, body: Body<'static>) -> Body<'static> {
+        let has_condition = CONDITIONS.iter().any(|condition| request.fields.has(*condition));
+        if !has_condition || response.status != StatusCode::OK {
+            return body;
+        }
+        let object = Object { fields: response.fields.clone(), status: 200, ..Object::default() };
+        if !policy::is_not_modified(&request.fields, &object) {
+            return body;
+        }
+        not_modified(response);
+        Body::EMPTY
+    }
+
+    fn check_size(&self, response: &Response) -> Result<(), NoStore> {
+        match response.length {
+            Length::Known(length) if length > self.site.cache.object_bytes => Err(NoStore::TooLarge),
+            _ => Ok(()),
+        }
+    }
+
+    fn reach(&self, bytes: usize) -> Reach {
+        if bytes as u64 <= self.site.cache.remote_object_bytes { Reach::Shared } else { Reach::Local }
+    }
+
+    /// Lets nobody queue for answers that cannot be shared. A lead that nobody joined marks nothing: its request may be the reason.
+    fn mark_uncacheable(&self, lead: &Lead, caller: &Caller, key: &KeyRef<'_>, response: &Response) {
+        if lead.is_solo() || self.stale.is_some() {
+            return;
+        }
+        let keep = if response.status.is_server_error() { PASS_AFTER_ERROR } else { PASS_FOR };
+        let entry = Entry::new(Meta::Pass, bytes::Bytes::new(), keep, Now::read());
+        self.worker.view.insert(&caller.region, key, entry, Reach::Local);
+    }
+
+    /// Notes by which fields this key varies; returns the key of the request's own variant.
+    fn mark_varying<'k>(&self, names: Vec<String>, caller: &Caller, request: &Request, builder: &'k mut KeyBuilder) -> KeyRef<'k> {
+        key::primary(builder, &self.site.cache, request, &caller.region);
+        let stamp = self.site.identity.fresh();
+        let meta = Meta::Varies { names: names.clone(), stamp };
+        let entry = Entry::new(meta, bytes::Bytes::new(), key::VARIES_FOR, Now::read());
+        self.worker.view.insert(&caller.region, &builder.key(), entry, Reach::Shared);
+        key::variant(builder, &names, stamp, &request.fields)
+    }
+
+    fn tell_place(&mut self, hit: &Hit<Meta>, caller: &Caller, key: &KeyRef<'_>) {
+        let tier = match hit.tier() {
+            Tier::Near => "near",
+            Tier::Memory => "memory",
+            Tier::Remote => "remote",
+        };
+        let place = self.worker.view.store().placement(&caller.region, key);
+        self.story.detail = format!("{tier} {}:{}", caller.region, place.slot);
+    }
+
+    /// Answers stale now and validates in a task of its own, unless one does already (RFC 5861 section 3).
+    fn validate_aside(
+        &self,
+        route: &Route,
+        policy: &RoutePolicy,
+        caller: &Caller,
+        request: &Request,
+        hit: &Hit<Meta>,
+        key: &KeyRef<'_>,
+    ) {
+        let Some(lead) = self.worker.fills.lead_if_free(key) else { return };
+        let (worker, site) = (Rc::clone(self.worker), Arc::clone(self.site));
+        let (name, policy, caller) = (Arc::clone(&route.settings.name), policy.clone(), caller.clone());
+        let (mut request, stale, peer, key) = (request.clone(), hit.clone(), self.peer, key.to_owned());
+        // What the client asked for itself is no business of the shared copy.
+        request.fields.remove(Known::CacheControl);
+        request.fields.remove(Known::Pragma);
+        request.method = http::Method::GET;
+        tokio::task::spawn_local(async move {
+            let Some(route) = site.routes.iter().find(|route| route.settings.name == name) else { return };
+            let story = Story::default();
+            let mut passage =
+                Passage { worker: &worker, site: &site, peer, began: Instant::now(), story, stale: Some(stale) };
+            let mut response = Response::new(StatusCode::OK);
+            let answer = passage.lead(route, &policy, &caller, &mut request, &mut response, lead, &key).await;
+            match answer {
+                Ok(mut body) => drain(&mut body).await,
+                Err(error) => tracing::debug!(%error, "validation in the background failed"),
+            }
+        });
+    }
+}
+
+/// Reads a body that nobody wants, so that its fill completes.
+async fn drain(body: &mut Body<'static>) {
+    while let Ok(()) = std::future::poll_fn(|cx| body.poll_fill(cx)).await {
+        let count = body.data().len();
+        if count == 0 {
+            return;
+        }
+        body.consume(count);
+    }
+}
+
+fn judge(hit: Hit<Meta>, asked: &Control) -> Found {
+    let Meta::Object(object) = &hit.meta else {
+        return if matches!(hit.meta, Meta::Pass) { Found::Pass } else { Found::Nothing };
+    };
+    let standing = object.standing(hit.age(Instant::now()));
+    let accepts_stale = asked.max_stale.is_some_and(|limit| standing.staleness() <= limit) && !object.forbids_stale;
+    let is_usable = policy::may_use(object, standing, asked) || (accepts_stale && !object.must_validate);
+    if is_usable && !asked.no_cache { Found::Usable(hit, standing) } else { Found::Stale(hit, standing) }
+}
+
+fn may_answer_while_validating(hit: &Hit<Meta>, standing: Standing, asked: &Control) -> bool {
+    let Some(object) = policy::object(&hit.meta) else { return false };
+    let is_plain = !asked.no_cache && asked.max_age.is_none() && asked.min_fresh.is_none();
+    is_plain && !object.must_validate && standing.staleness() < object.stale_while_revalidate
+}
+
+/// Requests whose answer others may not share by their own doing: they neither lead nor wait.
+fn is_alone(request: &Request, asked: &Control) -> bool {
+    asked.no_store || request.fields.has(Known::Authorization) || request.method != http::Method::GET
+}
+
+/// Whether `key` is already a variant's key rather than the primary one.
+fn is_variant_of(key: &KeyRef<'_>, request: &Request, settings: &crate::cache::Settings, region: &Region, scratch: &mut KeyBuilder) -> bool {
+    key::primary(scratch, settings, request, region);
+    scratch.key() != *key
+}
+
+/// RFC 9110 section 15.4.5: the fields of the full answer, without those of its content.
+fn not_modified(response: &mut Response) {
+    response.status = StatusCode::NOT_MODIFIED;
+    response.length = Length::Empty;
+    for content in [Known::ContentType, Known::ContentEncoding, Known::ContentRange] {
+        response.fields.remove(content);
+    }
+}
+
+/// A body on its way into the cache.
+struct Filling {
+    object: Object,
+    keep: std::time::Duration,
+    since: shard::Since,
+    key: CacheKey,
+    region: Region,
+}
+
+impl Filling {
+    /// Moves the body to its readers and, when it ended whole, into the store. Ends early when nobody reads any more.
+    async fn run(self, worker: Rc<Worker>, site: Arc<Site>, mut feed: Feed, mut exchange: Exchange<'static>) {
+        let mut is_kept = true;
+        loop {
+            let wanted = std::future::poll_fn(|cx| match feed.poll_wanted(cx) {
+                std::task::Poll::Ready(true) => exchange.poll_fill(cx).map(Some),
+                std::task::Poll::Ready(false) => std::task::Poll::Ready(None),
+                std::task::Poll::Pending => std::task::Poll::Pending,
+            });
+            match wanted.await {
+                None => return,
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a fill was cut");
+                    return;
+                }
+                Some(Ok(())) => {}
+            }
+            let data = exchange.data();
+            if data.is_empty() {
+                break;
+            }
+            if is_kept && feed.len() + data.len() as u64 > site.cache.object_bytes {
+                is_kept = false;
+                feed.overflow();
+            }
+            let count = data.len();
+            feed.push(data);
+            exchange.consume(count);
+        }
+        if let Some(body) = feed.body() {
+            let reach = if body.len() as u64 <= site.cache.remote_object_bytes { Reach::Shared } else { Reach::Local };
+            let entry = Entry::new(Meta::Object(self.object), body, self.keep, Now::read()).begun(self.since);
+            worker.view.insert(&self.region, &self.key.as_key(), entry, reach);
+        }
+        feed.complete();
+    }
+}

@@ -1,0 +1,108 @@
+//! The upstream step: breaker, endpoint, exchange; then the answer as the gateway may pass it on.
+
+use std::time::{Instant, SystemTime};
+
+use super::Passage;
+use crate::breaker::{Change, State};
+use crate::error::{Error, Kind};
+use crate::event::{Event, UpstreamFault};
+use crate::http::body::RequestBody;
+use crate::http::fields::Known;
+use crate::http::h1::LinkError;
+use crate::http::message::{Request, Response};
+use crate::identify::{self, Caller};
+use crate::route::Route;
+use crate::upstream::Exchange;
+use crate::hop;
+
+impl Passage<'_> {
+    /// Forwards `request` as it stands and reads the answer's head.
+    pub(super) async fn forward<'a>(
+        &mut self,
+        route: &Route,
+        caller: &Caller,
+        request: &mut Request,
+        body: RequestBody<'a>,
+        response: &mut Response,
+    ) -> Result<Exchange<'a>, Error> {
+        let chain = trusted_chain(caller, request);
+        hop::forward(request, self.peer, chain.as_deref());
+        identify::write_trace(caller.trace, self.site.identity.fresh(), &mut request.fields);
+        let exchange = self.call(route, request, body, response).await?;
+        self.story.forwarded_status = Some(response.status.as_u16());
+        exchange.endpoint().clone_into(&mut self.story.upstream);
+        Ok(exchange)
+    }
+
+    /// One call through the route's breaker. The verdict falls with the answer's head.
+    async fn call<'a>(
+        &mut self,
+        route: &Route,
+        request: &Request,
+        body: RequestBody<'a>,
+        response: &mut Response,
+    ) -> Result<Exchange<'a>, Error> {
+        let call = match route.breaker.admit(Instant::now()) {
+            Ok((call, change)) => {
+                announce(route, change);
+                call
+            }
+            Err((_, change)) => {
+                announce(route, change);
+                return Err(Error::BreakerOpen);
+            }
+        };
+        let result = route.upstream.send(request, body, response).await;
+        match &result {
+            // A client that left or failed says nothing about the upstream.
+            Err(LinkError::ClientGone | LinkError::Client(_)) => drop(call),
+            Ok(_) => announce(route, call.judge(!response.status.is_server_error(), Instant::now())),
+            Err(_) => announce(route, call.judge(false, Instant::now())),
+        }
+        let exchange = result.map_err(|error| {
+            let error = Error::from(error);
+            if let Some(kind) = fault(error.kind()) {
+                let endpoint = &route.upstream.settings().name;
+                Event::UpstreamFailed { route: &route.settings.name, endpoint, kind }.emit();
+            }
+            error
+        })?;
+        hop::strip(&mut response.fields);
+        if !response.fields.has(Known::Date) {
+            // A recipient with a clock adds what is missing (RFC 9110 section 6.6.1).
+            response.fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now()));
+        }
+        Ok(exchange)
+    }
+}
+
+fn fault(kind: Kind) -> Option<UpstreamFault> {
+    match kind {
+        Kind::Connect => Some(UpstreamFault::Connect),
+        Kind::ConnectTimeout => Some(UpstreamFault::ConnectTimeout),
+        Kind::NoAnswer => Some(UpstreamFault::NoAnswer),
+        Kind::Upstream => Some(UpstreamFault::Cut),
+        Kind::Malformed => Some(UpstreamFault::Malformed),
+        Kind::Timeout => Some(UpstreamFault::Timeout),
+        _ => None,
+    }
+}
+
+fn announce(route: &Route, change: Change) {
+    let route = &*route.settings.name;
+    match change {
+        None => {}
+        Some(State::Open) => Event::BreakerOpened { route }.emit(),
+        Some(State::HalfOpen) => Event::BreakerHalfOpen { route }.emit(),
+        Some(State::Closed) => Event::BreakerClosed { route }.emit(),
+    }
+}
+
+/// The forwarding chain so far, where the peer may be believed.
+fn trusted_chain(caller: &Caller, request: &Request) -> Option<String> {
+    if !caller.is_trusted {
+        return None;
+    }
+    let hops: Vec<_> = request.fields.members(Known::XForwardedFor).map(String::from_utf8_lossy).collect();
+    Some(hops.join(", "))
+}

@@ -1,0 +1,33 @@
+//! What a configuration became: built once, shared by all threads, replaced whole by a reload.
+//!
+//! A request keeps the site it began with. What must outlive a reload (breakers, limits, stores, counts) is carried over.
+
+use std::sync::Arc;
+
+use limiter::Limiter;
+use shard::View;
+
+use crate::cache::fill::Fills;
+use crate::cache::stored::Meta;
+use crate::http::limits::Limits;
+use crate::identify::Identity;
+use crate::route::Routes;
+use crate::{cache, log};
+
+/// The built configuration.
+pub struct Site {
+    pub identity: Identity,
+    pub routes: Routes,
+    pub limiter: Limiter,
+    /// Names of the limiter's rules, by index.
+    pub rule_names: Vec<String>,
+    pub cache: cache::Settings,
+    pub http: Limits,
+}
+
+/// What one thread works with.
+pub struct Worker {
+    pub view: View<Meta>,
+    pub fills: Arc<Fills>,
+    pub log: Arc<log::AccessLog>,
+}

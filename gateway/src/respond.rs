@@ -1,0 +1,104 @@
+//! What the gateway says about an answer: `Cache-Status`, `Age`, `Via`, limits, and the story told to log and metrics.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use limiter::{Denial, Report};
+
+use crate::cache::stored::Standing;
+use crate::http::fields::{Fields, Known};
+use crate::identify::Trace;
+use crate::label;
+
+label! {
+    /// How the cache took part in a request.
+    CacheResult, "cache", {
+        Bypass = "bypass",
+        Hit = "hit",
+        Miss = "miss",
+        Stale = "stale",
+        Revalidated = "revalidated",
+        Collapsed = "collapsed",
+        Remote = "remote",
+        Pass = "pass",
+        Error = "error",
+    }
+}
+
+/// Everything worth telling about a request, gathered on its way.
+#[derive(Debug)]
+pub struct Story {
+    pub route: Option<std::sync::Arc<str>>,
+    pub cache: CacheResult,
+    /// Where an answer was found or why it was not stored; for `Cache-Status`.
+    pub detail: String,
+    pub standing: Option<Standing>,
+    pub forwarded_status: Option<u16>,
+    pub stored: bool,
+    pub report: Report,
+    pub denial: Option<Box<Denial>>,
+    pub limited_by: String,
+    pub degraded: &'static str,
+    pub upstream: String,
+    pub trace: Option<Trace>,
+    pub ip: Option<std::net::IpAddr>,
+    /// The request's body failed: what follows it on the connection cannot be trusted.
+    pub must_close: bool,
+}
+
+impl Default for Story {
+    fn default() -> Self {
+        Story {
+            route: None,
+            cache: CacheResult::Bypass,
+            detail: String::new(),
+            standing: None,
+            forwarded_status: None,
+            stored: false,
+            report: Report::default(),
+            denial: None,
+            limited_by: String::new(),
+            degraded: "",
+            upstream: String::new(),
+            trace: None,
+            ip: None,
+            must_close: false,
+        }
+    }
+}
+
+/// Appends this cache's member to `Cache-Status` (RFC 9211); those of caches nearer the origin stay before it.
+pub fn write_cache_status(story: &Story, fields: &mut Fields) {
+    let mut member = String::with_capacity(64);
+    member.push_str("tidegate");
+    match story.cache {
+        CacheResult::Hit | CacheResult::Remote => member.push_str("; hit"),
+        CacheResult::Stale => member.push_str("; hit"),
+        CacheResult::Miss => member.push_str("; fwd=uri-miss"),
+        CacheResult::Collapsed => member.push_str("; fwd=uri-miss; collapsed"),
+        CacheResult::Revalidated => member.push_str("; fwd=stale"),
+        CacheResult::Bypass => member.push_str("; fwd=bypass"),
+        CacheResult::Pass => member.push_str("; fwd=miss"),
+        CacheResult::Error => {}
+    }
+    // Writing to a string cannot fail.
+    if let Some(status) = story.forwarded_status {
+        let _always_ok = write!(member, "; fwd-status={status}");
+    }
+    if story.stored {
+        member.push_str("; stored");
+    }
+    if let Some(standing) = story.standing {
+        let _always_ok = write!(member, "; ttl={}", standing.ttl());
+    }
+    if !story.detail.is_empty() {
+        let _always_ok = write!(member, "; detail=\"{}\"", story.detail);
+    }
+    fields.add(Known::CacheStatus, member);
+}
+
+/// Sets `Age` on an answer from the cache (RFC 9111 section 5.1).
+pub fn write_age(age: Duration, fields: &mut Fields) {
+    fields.remove(Known::Age);
+    fields.add(Known::Age, itoa::Buffer::new().format(age.as_secs()));
+}

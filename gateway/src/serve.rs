@@ -1,0 +1,197 @@
+//! Client connections: reads requests, runs the pipeline, writes answers. One task per connection, nothing between them.
+//!
+//! A panic in a request's handling costs that request (500) and its connection, never the thread. While draining, idle
+//! connections close and busy ones after their answer.
+
+mod h1;
+mod h2;
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+pub use h1::serve as serve_h1;
+pub use h2::serve as serve_h2;
+
+use crate::http::h1::Refusal;
+use crate::http::message::{Request, Response};
+use crate::label;
+use crate::log::Line;
+use crate::metrics::{self, Counter, Counters, Histogram, Label};
+use crate::pipeline::{Site, Worker};
+use crate::respond::Story;
+
+impl Label for Refusal {
+    const NAME: &'static str = "reason";
+    const ALL: &'static [Self] = Refusal::ALL;
+    fn index(self) -> usize {
+        self as usize
+    }
+    fn as_str(self) -> &'static str {
+        self.reason()
+    }
+}
+
+label! {
+    /// Why a connection to a client ended other than in order.
+    Cut, "cut", {
+        ClientLeft = "client_left",
+        WriteFailed = "write_failed",
+        BodyFailed = "body_failed",
+        Panic = "panic",
+    }
+}
+
+static REFUSALS: LazyLock<Counters<Refusal>> = LazyLock::new(Counters::default);
+static CUTS: LazyLock<Counters<Cut>> = LazyLock::new(Counters::default);
+static BEGUN: LazyLock<Counter> = LazyLock::new(Counter::default);
+static ENDED: LazyLock<Counter> = LazyLock::new(Counter::default);
+static DURATION: LazyLock<Arc<Histogram>> = LazyLock::new(Arc::default);
+
+/// Registers the metrics of this module.
+pub fn expose() {
+    metrics::expose_counters("tidegate_requests_refused", "Malformed or oversize requests.", &REFUSALS);
+    metrics::expose_counters("tidegate_answers_cut", "Answers that could not be completed.", &CUTS);
+    metrics::expose_counter_with("tidegate_requests", "Requests whose head was read.", |emit| emit(&[], BEGUN.get()));
+    metrics::expose_gauge_with("tidegate_requests_in_flight", "Requests being answered.", |emit| {
+        emit(&[], requests_in_flight() as f64);
+    });
+    let help = "From a request's head to the last byte of its answer.";
+    metrics::expose_histogram("http_server_request_duration_seconds", help, Arc::clone(&DURATION));
+}
+
+/// Requests being answered by this process.
+pub fn requests_in_flight() -> u64 {
+    // Two reads are not one moment; a request that ends between them must not show as an overflow.
+    let ended = ENDED.get();
+    BEGUN.get().saturating_sub(ended)
+}
+
+/// One thread's connections and what they share.
+pub struct Hall {
+    pub worker: Rc<Worker>,
+    pub site: Arc<ArcSwap<Site>>,
+    is_draining: Cell<bool>,
+    wakers: RefCell<HashMap<u64, Waker>>,
+    next: Cell<u64>,
+}
+
+impl Hall {
+    pub fn new(worker: Worker, site: Arc<ArcSwap<Site>>) -> Rc<Self> {
+        Rc::new(Hall {
+            worker: Rc::new(worker),
+            site,
+            is_draining: Cell::new(false),
+            wakers: RefCell::default(),
+            next: Cell::new(0),
+        })
+    }
+
+    /// Tells every connection of this thread to end when its request has.
+    pub fn drain(&self) {
+        self.is_draining.set(true);
+        self.wakers.borrow().values().for_each(Waker::wake_by_ref);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.is_draining.get()
+    }
+
+    /// A place in the list of those to wake when draining begins.
+    pub(crate) fn enrol(self: &Rc<Self>) -> Enrolment {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        Enrolment { hall: Rc::clone(self), id, is_listed: false }
+    }
+}
+
+/// A connection's place in its hall.
+pub(crate) struct Enrolment {
+    hall: Rc<Hall>,
+    id: u64,
+    is_listed: bool,
+}
+
+impl Enrolment {
+    /// Ready when the connection should end. A task's waker stays good for its life, so it is left once.
+    pub(crate) fn poll_drain(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if !self.is_listed {
+            self.is_listed = true;
+            self.hall.wakers.borrow_mut().insert(self.id, cx.waker().clone());
+        }
+        if self.hall.is_draining() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Drop for Enrolment {
+    fn drop(&mut self) {
+        self.hall.wakers.borrow_mut().remove(&self.id);
+    }
+}
+
+/// A request counted while it is answered.
+struct InFlight(Instant);
+
+impl InFlight {
+    fn begin() -> Self {
+        BEGUN.inc();
+        InFlight(Instant::now())
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        ENDED.inc();
+        DURATION.observe(self.0.elapsed());
+    }
+}
+
+/// Polls a future and turns its panic into `Err`.
+fn poll_caught<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Result<F::Output, Box<dyn Any + Send>>> {
+    match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+        Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
+        Ok(Poll::Pending) => Poll::Pending,
+        Err(panic) => Poll::Ready(Err(panic)),
+    }
+}
+
+/// Writes the request's line into the access log.
+fn tell(hall: &Hall, peer: IpAddr, request: &Request, response: &Response, story: &Story, bytes: u64, duration: Duration) {
+    let trace = story.trace.map(|trace| trace.to_string()).unwrap_or_default();
+    hall.worker.log.record(&Line {
+        method: &request.method,
+        scheme: request.scheme,
+        authority: &request.authority,
+        path_and_query: &request.target,
+        version: request.version,
+        status: response.status,
+        bytes,
+        duration,
+        client: story.ip.unwrap_or(peer),
+        route: story.route.as_deref().unwrap_or_default(),
+        cache: story.cache.as_str(),
+        degraded: story.degraded,
+        limit: &story.limited_by,
+        upstream: &story.upstream,
+        trace_id: &trace,
+    });
+}
+
+/// The address without the port, as people know it.
+fn ip_of(peer: SocketAddr) -> IpAddr {
+    peer.ip().to_canonical()
+}

@@ -1,0 +1,216 @@
+//! One HTTP/2 connection: hyper frames, the pipeline answers. Streams of a connection run as tasks of the same thread.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+
+use super::{CUTS, Cut, Hall, InFlight, REFUSALS, ip_of, poll_caught, tell};
+use crate::degrade;
+use crate::error::Error;
+use crate::event::Event;
+use crate::http::alarm::Alarm;
+use crate::http::body::{BodyError, RequestBody, Source};
+use crate::http::h2::{self, Outgoing};
+use crate::http::message::{Length, Request, Response, Scheme, StatusCode};
+use crate::pipeline::{self, Body, Site};
+use crate::respond::Story;
+
+/// Streams at once on one connection; the usual choice of servers.
+const STREAMS_MAX: u32 = 250;
+/// Resets a client may provoke before its connection ends (CVE-2023-44487).
+const RESETS_MAX: usize = 50;
+/// A silent peer is asked for a sign of life this often, and given this long.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Copy)]
+struct Local;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Local
+where
+    F::Output: 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// Streams under way on a connection, and when the last one ended.
+struct Activity {
+    streams: Cell<usize>,
+    quiet_since: Cell<Instant>,
+}
+
+struct Stream(Rc<Activity>);
+
+impl Stream {
+    fn begin(activity: &Rc<Activity>) -> Self {
+        activity.streams.set(activity.streams.get() + 1);
+        Stream(Rc::clone(activity))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
+        self.0.quiet_since.set(Instant::now());
+    }
+}
+
+/// Serves a connection until it ends.
+pub async fn serve<T>(hall: Rc<Hall>, io: T, peer: SocketAddr, scheme: Scheme)
+where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let limits = hall.site.load().http.clone();
+    let activity = Rc::new(Activity { streams: Cell::new(0), quiet_since: Cell::new(Instant::now()) });
+    let (service_hall, service_activity) = (Rc::clone(&hall), Rc::clone(&activity));
+    let service = service_fn(move |request| {
+        let stream = Stream::begin(&service_activity);
+        let hall = Rc::clone(&service_hall);
+        async move { Ok::<_, Infallible>(answer(hall, peer, scheme, request, stream).await) }
+    });
+    let connection = hyper::server::conn::http2::Builder::new(Local)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(RESETS_MAX)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_PATIENCE)
+        .serve_connection(TokioIo::new(io), service);
+    let mut connection = pin!(connection);
+    let mut enrolment = hall.enrol();
+    let mut alarm = Alarm::after(limits.idle_timeout);
+    let mut is_ending = false;
+    let ended = poll_fn(|cx| {
+        if !is_ending && (enrolment.poll_drain(cx).is_ready() || poll_quiet(&activity, &mut alarm, limits.idle_timeout, cx)) {
+            is_ending = true;
+            connection.as_mut().graceful_shutdown();
+            alarm.set(Instant::now() + limits.idle_timeout);
+        }
+        if is_ending && activity.streams.get() == 0 && alarm.poll(cx).is_ready() {
+            // The client was told to go and did not.
+            return Poll::Ready(Ok(()));
+        }
+        connection.as_mut().poll(cx)
+    })
+    .await;
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an HTTP/2 connection failed");
+    }
+}
+
+/// Whether the connection has had no stream for the idle timeout.
+fn poll_quiet(activity: &Activity, alarm: &mut Alarm, idle: Duration, cx: &mut Context<'_>) -> bool {
+    let base = if activity.streams.get() > 0 { Instant::now() } else { activity.quiet_since.get() };
+    alarm.set(base + idle);
+    alarm.poll(cx).is_ready()
+}
+
+async fn answer(
+    hall: Rc<Hall>,
+    peer: SocketAddr,
+    scheme: Scheme,
+    incoming: http::Request<Incoming>,
+    stream: Stream,
+) -> http::Response<Outgoing<Told>> {
+    let in_flight = InFlight::begin();
+    let site: Arc<Site> = hall.site.load_full();
+    let (mut request, mut response) = (Request::default(), Response::new(StatusCode::OK));
+    let (parts, body) = incoming.into_parts();
+    let (out, story) = match h2::read_head(&parts, &body, &site.http, &mut request) {
+        Err(refusal) => {
+            REFUSALS.inc(refusal);
+            let page = degrade::write_refusal(refusal.status(), refusal.reason(), &mut response);
+            (Body::Bytes(page), Story::default())
+        }
+        Ok(()) => {
+            request.scheme = scheme;
+            let body = match request.length {
+                Length::Empty => RequestBody::Empty,
+                _ => RequestBody::H2(Box::new(h2::RequestBody::new(body, &site.http))),
+            };
+            run(&hall, &site, peer, &mut request, body, &mut response).await
+        }
+    };
+    let length = if request.method == http::Method::HEAD || response.status == StatusCode::NOT_MODIFIED {
+        Length::Empty
+    } else {
+        response.length
+    };
+    let told = Told { hall, peer, request, response: response.clone(), story, in_flight, bytes: 0, out, _stream: stream };
+    let body = Outgoing::new(told, length);
+    h2::write_head(&response, body).unwrap_or_else(|error| {
+        tracing::warn!(%error, "an answer's head does not fit HTTP/2");
+        let mut plain = http::Response::new(Outgoing::nothing());
+        *plain.status_mut() = StatusCode::BAD_GATEWAY;
+        plain
+    })
+}
+
+async fn run(
+    hall: &Hall,
+    site: &Arc<Site>,
+    peer: SocketAddr,
+    request: &mut Request,
+    body: RequestBody<'static>,
+    response: &mut Response,
+) -> (Body<'static>, Story) {
+    let handled = {
+        let mut handling = pin!(pipeline::handle(&hall.worker, site, ip_of(peer), request, body, response));
+        poll_fn(|cx| poll_caught(handling.as_mut(), cx)).await
+    };
+    handled.unwrap_or_else(|_panic| {
+        CUTS.inc(Cut::Panic);
+        Event::RequestPanicked { route: "" }.emit();
+        let page = degrade::write(&Error::Panic, None, &request.fields, 0, response);
+        (Body::Bytes(page), Story::default())
+    })
+}
+
+/// An answer's body that tells its story when it is over, however it ends.
+struct Told {
+    hall: Rc<Hall>,
+    peer: SocketAddr,
+    request: Request,
+    response: Response,
+    story: Story,
+    in_flight: InFlight,
+    bytes: u64,
+    out: Body<'static>,
+    _stream: Stream,
+}
+
+impl Source for Told {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        self.out.poll_fill(cx)
+    }
+
+    fn data(&self) -> &[u8] {
+        self.out.data()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.bytes += count as u64;
+        self.out.consume(count);
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let duration = self.in_flight.elapsed();
+        tell(&self.hall, ip_of(self.peer), &self.request, &self.response, &self.story, self.bytes, duration);
+    }
+}

@@ -1,0 +1,144 @@
+//! Builds stores and sites from a configuration, carrying over what a reload must not reset, and exposes their metrics.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use limiter::Cost;
+use shard::{LocalSettings, Store, StoreError};
+
+use super::Shared;
+use crate::breaker::Breaker;
+use crate::cache::stored::Meta;
+use crate::config::Config;
+use crate::identify::Identity;
+use crate::limit;
+use crate::metrics::{self, Label as _};
+use crate::pipeline::Site;
+use crate::route::{Route, Routes, StatusClass};
+use crate::upstream::Upstream;
+
+pub(super) fn store(config: &Config) -> Result<Arc<Store<Meta>>, StoreError> {
+    let memory_bytes = usize::try_from(config.cache.memory_bytes).unwrap_or(usize::MAX);
+    Store::new(LocalSettings { memory_bytes }, config.remote.clone())
+}
+
+/// A number that no other gateway of a fleet has.
+pub(super) fn process_identity() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    // The standard library seeds this state from the system's randomness.
+    let mut hasher = std::hash::RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.finish()
+}
+
+/// Builds a site. Breakers and counts of routes, the upstreams and the limits of `old` live on where their settings are the same.
+pub(super) fn site(
+    config: &Config,
+    store: &Arc<Store<Meta>>,
+    identity: u64,
+    old: Option<&Site>,
+) -> Result<Site, limiter::RuleError> {
+    let has_treasury = store.shards().next().is_some();
+    let limiter = limit::build(&config.limit, identity, has_treasury, old.map(|old| &old.limiter))?;
+    let upstreams: Vec<Arc<Upstream>> = config
+        .upstreams
+        .iter()
+        .map(|settings| {
+            let kept = old.and_then(|old| old.routes.iter().find(|route| route.upstream.settings() == settings));
+            kept.map_or_else(|| Arc::new(Upstream::new(settings.clone())), |route| Arc::clone(&route.upstream))
+        })
+        .collect();
+    let mut routes = Vec::new();
+    for settings in &config.routes {
+        let upstream = Arc::clone(&upstreams[settings.upstream]);
+        let kept = old.and_then(|old| old.routes.iter().find(|route| route.settings.name == settings.name));
+        let breaker = kept.filter(|route| {
+            *route.breaker.settings() == upstream.settings().breaker
+                && route.upstream.settings().endpoints == upstream.settings().endpoints
+        });
+        let breaker = breaker.map_or_else(
+            || Arc::new(Breaker::new(upstream.settings().breaker.clone(), Instant::now())),
+            |route| Arc::clone(&route.breaker),
+        );
+        let names = settings.limits.iter().map(|index| &*config.limit.rules[*index].name);
+        let rules = limiter.rule_set(names)?;
+        let cost = Cost::new(settings.cost);
+        rules.check_cost(cost)?;
+        let counts = kept.map(|route| Arc::clone(&route.counts)).unwrap_or_default();
+        routes.push(Route { settings: settings.clone(), upstream, breaker, rules, cost, counts });
+    }
+    let tiers = config.limit.weights.iter().map(|(name, _)| name.clone()).collect();
+    Ok(Site {
+        identity: Identity::new(config.identify.clone(), tiers),
+        routes: Routes::new(routes),
+        rule_names: limiter.rules().map(|rule| rule.name.to_string()).collect(),
+        limiter,
+        cache: config.cache.clone(),
+        http: config.http.clone(),
+    })
+}
+
+/// Registers what is read from the site and the stores at scrape time.
+pub(super) fn expose(shared: &Arc<Shared>) {
+    let each_route = |read: fn(&Route, &mut dyn FnMut(&[(&str, &str)], u64))| {
+        let shared = Arc::clone(shared);
+        move |emit: &mut dyn FnMut(&[(&str, &str)], u64)| shared.site.load().routes.iter().for_each(|route| read(route, emit))
+    };
+    metrics::expose_counter_with(
+        "tidegate_route_answers",
+        "Answers by route and class of status.",
+        each_route(|route, emit| {
+            for class in StatusClass::ALL {
+                emit(&[("route", &route.settings.name), ("status_class", class.as_str())], route.counts.answers.get(*class));
+            }
+        }),
+    );
+    metrics::expose_counter_with(
+        "tidegate_route_degraded",
+        "Answers from the degrade ladder.",
+        each_route(|route, emit| emit(&[("route", &route.settings.name)], route.counts.degraded.get())),
+    );
+    let routes = Arc::clone(shared);
+    metrics::expose_gauge_with("tidegate_breaker_state", "0 closed, 1 half-open, 2 open.", move |emit| {
+        for route in routes.site.load().routes.iter() {
+            let state = match route.breaker.state() {
+                crate::breaker::State::Closed => 0.0,
+                crate::breaker::State::HalfOpen => 1.0,
+                crate::breaker::State::Open => 2.0,
+            };
+            emit(&[("route", &route.settings.name)], state);
+        }
+    });
+    let store = Arc::clone(&shared.store);
+    metrics::expose_gauge_with("tidegate_cache_local_bytes", "Weight of the local tier.", move |emit| {
+        emit(&[], store.local_report().weight_bytes as f64);
+    });
+    let store = Arc::clone(&shared.store);
+    metrics::expose_counter_with("tidegate_shard_reads", "Reads of the remote tier by shard and result.", move |emit| {
+        for shard in store.shards() {
+            let (region, endpoint) = (shard.region.to_string(), shard.endpoint.to_string());
+            let mut tell = |result: &str, count| {
+                emit(&[("region", &region), ("endpoint", &endpoint), ("result", result)], count);
+            };
+            tell("hit", shard.counts.hits);
+            tell("miss", shard.counts.misses);
+            tell("expired", shard.counts.expired);
+            tell("corrupt", shard.counts.corrupt);
+            tell("foreign", shard.counts.foreign);
+            shard.read_faults.iter().for_each(|(fault, count)| tell(fault.name(), count));
+        }
+    });
+    let store = Arc::clone(&shared.store);
+    metrics::expose_counter_with("tidegate_shard_writes", "Writes to the remote tier by shard and result.", move |emit| {
+        for shard in store.shards() {
+            let (region, endpoint) = (shard.region.to_string(), shard.endpoint.to_string());
+            let mut tell = |result: &str, count| {
+                emit(&[("region", &region), ("endpoint", &endpoint), ("result", result)], count);
+            };
+            tell("stored", shard.counts.stored);
+            tell("removed", shard.counts.removed);
+            tell("dropped", shard.counts.dropped_stores + shard.counts.dropped_removals);
+            shard.write_faults.iter().for_each(|(fault, count)| tell(fault.name(), count));
+        }
+    });
+}

@@ -1,0 +1,302 @@
+//! The control thread: admin address, signals, reloads, leases of cluster limits, news of shards, and the drain.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use limiter::Lease;
+use serde_json::json;
+use shard::{BreakerState, RedisTreasury};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{AdminSettings, Origin, Shared, StartError, assemble};
+use crate::admin::{self, Readiness, Views};
+use crate::breaker;
+use crate::config::Config;
+use crate::event::{self, Event};
+use crate::limit;
+use crate::serve;
+
+/// How long a changed file must be quiet before it is read: writers write in pieces.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How often shards are looked at for news.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// What one asking of a treasury may take; nobody waits for it.
+const TREASURY_DEADLINE: Duration = Duration::from_millis(100);
+
+/// Runs until a signal says stop; tells `stop`, waits for the drain, and gives leases back.
+pub(super) fn run(
+    shared: &Arc<Shared>,
+    origin: Origin,
+    admin_socket: std::net::TcpListener,
+    stop: watch::Sender<bool>,
+    on_ready: impl FnOnce(),
+) -> Result<(), StartError> {
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(control(shared, origin, admin_socket, stop, on_ready))
+}
+
+async fn control(
+    shared: &Arc<Shared>,
+    origin: Origin,
+    admin_socket: std::net::TcpListener,
+    stop: watch::Sender<bool>,
+    on_ready: impl FnOnce(),
+) -> Result<(), StartError> {
+    let admin_settings: AdminSettings = Arc::new(ArcSwap::from_pointee(shared.config.load().admin.clone()));
+    let listener = tokio::net::TcpListener::from_std(admin_socket)?;
+    let is_draining = Rc::new(Cell::new(false));
+    let (admin_stop, admin_stopped) = watch::channel(false);
+    let admin = spawn_local(admin::serve(listener, Arc::clone(&admin_settings), views(shared, &is_draining), admin_stopped));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let changed = Arc::new(Notify::new());
+    let file = match &origin {
+        Origin::File(file) => Some(file.clone()),
+        Origin::Arguments => None,
+    };
+    let _watcher = file.as_deref().and_then(|file| {
+        super::watch::watch(file, Arc::clone(&changed))
+            .inspect_err(|error| tracing::warn!(%error, "the configuration file is not watched; SIGHUP still reloads"))
+            .ok()
+    });
+    let news = spawn_local(tell_news(Arc::clone(shared)));
+    let suppliers = Suppliers::default();
+    suppliers.renew(shared);
+    Event::Ready.emit();
+    on_ready();
+    let mut last_text = file.as_deref().and_then(fingerprint);
+    loop {
+        let source = tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                shared.log.reopen();
+                "signal"
+            }
+            () = changed.notified() => {
+                sleep(SETTLE).await;
+                let text = file.as_deref().and_then(fingerprint);
+                if text == last_text {
+                    continue;
+                }
+                "file"
+            }
+        };
+        if let Some(file) = &file {
+            last_text = fingerprint(file);
+            reload(shared, file, source, &admin_settings);
+            suppliers.renew(shared);
+        }
+    }
+    is_draining.set(true);
+    drain(shared, &stop).await;
+    news.abort();
+    suppliers.end().await;
+    // The receiver may be gone already if the admin task ended.
+    let _gone = admin_stop.send(true);
+    admin.abort();
+    Ok(())
+}
+
+async fn drain(shared: &Shared, stop: &watch::Sender<bool>) {
+    let connections = shared.floor.connections();
+    Event::Draining { connections }.emit();
+    let deadline = Instant::now() + shared.config.load().server.drain_timeout;
+    // Workers that are gone need no telling.
+    let _gone = stop.send(true);
+    while shared.floor.connections() > 0 && Instant::now() < deadline {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let connections = shared.floor.connections();
+    if connections > 0 {
+        Event::DrainTimedOut { connections }.emit();
+    }
+}
+
+/// What the file holds, to tell a change from a touch; files it includes are read through a reload by signal.
+fn fingerprint(file: &Path) -> Option<Vec<u8>> {
+    std::fs::read(file).ok()
+}
+
+/// Reads the file again and swaps the site, or keeps the old one and says why.
+fn reload(shared: &Arc<Shared>, file: &PathBuf, source: &str, admin: &AdminSettings) {
+    let (config, warnings) = match Config::load(file) {
+        Ok(loaded) => loaded,
+        Err(report) => {
+            Event::ReloadRefused { faults: report.faults().len() }.emit();
+            eprintln!("{report}");
+            return;
+        }
+    };
+    if !warnings.is_empty() {
+        eprintln!("{warnings}");
+    }
+    let old = shared.config.load_full();
+    let site = match assemble::site(&config, &shared.store, shared.identity, Some(&shared.site.load())) {
+        Ok(site) => site,
+        Err(error) => {
+            tracing::error!(%error, "the limits of the new configuration cannot be used");
+            return Event::ReloadRefused { faults: 1 }.emit();
+        }
+    };
+    tell_what_needs_a_restart(&old, &config);
+    shared.floor.set(config.accept.clone());
+    shared.acceptors.iter().flatten().for_each(|acceptor| acceptor.reload());
+    admin.store(Arc::new(config.admin.clone()));
+    event::set_level(config.log.level);
+    shared.site.store(Arc::new(site));
+    shared.config.store(Arc::new(config));
+    Event::Reloaded { source }.emit();
+}
+
+fn tell_what_needs_a_restart(old: &Config, new: &Config) {
+    let remote = |config: &Config| {
+        config.remote.as_ref().map(|remote| {
+            let regions = remote.regions.iter().map(|(region, shards)| (*region, shards.slots, shards.endpoints.clone()));
+            (remote.deadline, remote.secret.clone(), remote.object_bytes, regions.collect::<Vec<_>>())
+        })
+    };
+    let changes = [
+        (old.listen != new.listen, "listen"),
+        (old.server.workers != new.server.workers, "server.workers"),
+        (old.admin.address != new.admin.address, "admin.address"),
+        (old.cache.memory_bytes != new.cache.memory_bytes, "cache.memory"),
+        (remote(old) != remote(new), "redis"),
+        (old.log.access != new.log.access, "log.access"),
+    ];
+    changes.iter().filter(|(changed, _)| *changed).for_each(|(_, what)| Event::ReloadNeedsRestart { what }.emit());
+}
+
+/// The loops that keep cluster limits supplied, one per rule.
+#[derive(Default)]
+struct Suppliers {
+    running: RefCell<HashMap<Arc<str>, Supplier>>,
+}
+
+struct Supplier {
+    lease: Arc<Lease>,
+    treasury: Arc<RedisTreasury>,
+    task: JoinHandle<()>,
+}
+
+impl Suppliers {
+    /// Starts loops for leases that are new and ends those of leases that are gone.
+    fn renew(&self, shared: &Shared) {
+        let site = shared.site.load();
+        let mut running = self.running.borrow_mut();
+        running.retain(|name, supplier| {
+            let is_kept = site.limiter.leases().any(|(rule, lease)| rule == name && Arc::ptr_eq(lease, &supplier.lease));
+            if !is_kept {
+                supplier.task.abort();
+            }
+            is_kept
+        });
+        for (rule, lease) in site.limiter.leases() {
+            if running.contains_key(rule) {
+                continue;
+            }
+            let Some(treasury) = RedisTreasury::new(&shared.store, rule, TREASURY_DEADLINE).map(Arc::new) else { continue };
+            let task = spawn_local(limit::supply(Arc::clone(lease), Arc::clone(&treasury)));
+            running.insert(Arc::clone(rule), Supplier { lease: Arc::clone(lease), treasury, task });
+        }
+    }
+
+    /// Ends every loop and gives unused tokens back.
+    async fn end(self) {
+        for (_, supplier) in self.running.take() {
+            supplier.task.abort();
+            let returned = timeout(2 * TREASURY_DEADLINE, limit::give_back(&supplier.lease, &*supplier.treasury)).await;
+            if returned.is_err() {
+                tracing::debug!("unused tokens could not be given back in time");
+            }
+        }
+    }
+}
+
+/// Says when a shard goes down or comes back.
+async fn tell_news(shared: Arc<Shared>) {
+    let mut down: HashMap<(String, String), bool> = HashMap::new();
+    loop {
+        for shard in shared.store.shards() {
+            let key = (shard.region.to_string(), shard.endpoint.to_string());
+            let is_down = shard.reads == BreakerState::Open;
+            let was_down = down.insert(key.clone(), is_down).unwrap_or(false);
+            let (region, endpoint) = (&*key.0, &*key.1);
+            if is_down && !was_down {
+                let fault = shard.read_faults.iter().max_by_key(|(_, count)| *count).map_or("unknown", |(fault, _)| fault.name());
+                Event::ShardDown { region, endpoint, fault: &fault }.emit();
+            }
+            if was_down && shard.reads == BreakerState::Closed {
+                Event::ShardUp { region, endpoint }.emit();
+            } else if was_down {
+                down.insert(key, true);
+            }
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+fn views(shared: &Arc<Shared>, is_draining: &Rc<Cell<bool>>) -> Views {
+    let (ready_shared, ready_draining) = (Arc::clone(shared), Rc::clone(is_draining));
+    let (status_shared, status_draining) = (Arc::clone(shared), Rc::clone(is_draining));
+    Views {
+        ready: Box::new(move || {
+            let draining = ready_draining.get();
+            Readiness { ready: !draining, draining, degraded: degraded(&ready_shared) }
+        }),
+        status: Box::new(move || status(&status_shared, status_draining.get())),
+    }
+}
+
+/// What works less well than it should.
+fn degraded(shared: &Shared) -> Vec<String> {
+    let site = shared.site.load();
+    let breakers = site.routes.iter().filter(|route| route.breaker.state() != breaker::State::Closed);
+    let breakers = breakers.map(|route| format!("breaker {}", route.settings.name));
+    let shards = shared.store.shards().filter(|shard| shard.reads != BreakerState::Closed);
+    breakers.chain(shards.map(|shard| format!("shard {} {}", shard.region, shard.endpoint))).collect()
+}
+
+fn status(shared: &Shared, draining: bool) -> serde_json::Value {
+    let site = shared.site.load();
+    let routes: Vec<_> = site
+        .routes
+        .iter()
+        .map(|route| json!({ "name": &*route.settings.name, "breaker": route.breaker.state().as_str() }))
+        .collect();
+    let shards: Vec<_> = shared
+        .store
+        .shards()
+        .map(|shard| {
+            json!({
+                "region": shard.region.as_str(),
+                "endpoint": shard.endpoint.to_string(),
+                "available": shard.reads == BreakerState::Closed,
+                "hits": shard.counts.hits,
+                "misses": shard.counts.misses,
+            })
+        })
+        .collect();
+    let local = shared.store.local_report();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "node": shared.config.load().server.node,
+        "uptime_seconds": shared.began.elapsed().as_secs(),
+        "draining": draining,
+        "connections": shared.floor.connections(),
+        "requests_in_flight": serve::requests_in_flight(),
+        "cache": { "entries": local.entries, "bytes": local.weight_bytes },
+        "routes": routes,
+        "shards": shards,
+    })
+}

@@ -1,0 +1,102 @@
+//! One worker thread: its runtime, its doors, its connections.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::watch;
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::{FLUSH_EVERY, Shared, TIDY_EVERY};
+use crate::accept::{Accepted, Door};
+use crate::http::io::Io;
+use crate::http::message::Scheme;
+use crate::pipeline::Worker;
+use crate::serve::{self, Hall};
+use crate::tls::Alpn;
+use crate::{metrics, upstream};
+
+/// How long queued writes to shards may take at the end.
+const FLUSH_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Runs until `stopped` says so and every connection has ended or the drain timeout has passed.
+pub(super) fn run(index: usize, sockets: Vec<std::net::TcpListener>, shared: &Arc<Shared>, stopped: watch::Receiver<bool>) {
+    metrics::use_line(index);
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "a worker has no runtime"),
+    };
+    runtime.block_on(work(index, sockets, Arc::clone(shared), stopped));
+}
+
+async fn work(index: usize, sockets: Vec<std::net::TcpListener>, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+    let worker = Worker { view: shared.store.view(), fills: Arc::clone(&shared.fills), log: Arc::clone(&shared.log) };
+    let hall = Hall::new(worker, Arc::clone(&shared.site));
+    for (listener, socket) in sockets.into_iter().enumerate() {
+        let door = Door { socket, listener, worker: index, floor: Arc::clone(&shared.floor) };
+        let (hall, shared, stopped) = (Rc::clone(&hall), Arc::clone(&shared), stopped.clone());
+        spawn_local(async move {
+            let receive = |accepted| receive(&hall, &shared, accepted);
+            if let Err(error) = door.run(stopped, receive).await {
+                tracing::error!(%error, "a listener failed");
+            }
+        });
+    }
+    let (incoming_hall, incoming_shared) = (Rc::clone(&hall), Arc::clone(&shared));
+    spawn_local(async move {
+        let mut incoming = incoming_shared.floor.incoming(index);
+        while let Some(accepted) = incoming.next().await {
+            receive(&incoming_hall, &incoming_shared, accepted);
+        }
+    });
+    let chores_hall = Rc::clone(&hall);
+    let chores = spawn_local(async move {
+        let mut tidied = Instant::now();
+        loop {
+            sleep(FLUSH_EVERY).await;
+            chores_hall.worker.log.flush();
+            if tidied.elapsed() >= TIDY_EVERY {
+                tidied = Instant::now();
+                chores_hall.worker.view.tidy();
+                upstream::sweep();
+            }
+        }
+    });
+    // The sender lives as long as the control thread; its end is a stop as well.
+    let _stop_or_gone = stopped.wait_for(|stop| *stop).await;
+    hall.drain();
+    let deadline = Instant::now() + shared.config.load().server.drain_timeout;
+    while shared.floor.connections_of(index) > 0 && Instant::now() < deadline {
+        sleep_until((Instant::now() + Duration::from_millis(10)).min(deadline)).await;
+    }
+    chores.abort();
+    if timeout(FLUSH_PATIENCE, hall.worker.view.flush(FLUSH_PATIENCE)).await.is_err() {
+        tracing::debug!("writes to shards were left undone");
+    }
+    hall.worker.log.flush();
+}
+
+/// Gives a connection its task. The permit goes with it and ends with it.
+fn receive(hall: &Rc<Hall>, shared: &Arc<Shared>, accepted: Accepted) {
+    let Accepted { stream, listener, peer, permit, .. } = accepted;
+    let hall = Rc::clone(hall);
+    let Some(acceptor) = shared.acceptors.get(listener).cloned().flatten() else {
+        spawn_local(async move {
+            serve::serve_h1(hall, Io::plain(stream), peer, Scheme::Http).await;
+            drop(permit);
+        });
+        return;
+    };
+    spawn_local(async move {
+        let patience = hall.site.load().http.header_timeout;
+        match acceptor.accept(stream, patience).await {
+            Ok((stream, Alpn::H2)) => serve::serve_h2(hall, stream, peer, Scheme::Https).await,
+            Ok((stream, Alpn::H1)) => serve::serve_h1(hall, Io::tls(stream), peer, Scheme::Https).await,
+            // Counted and logged where it happened.
+            Err(_failed_handshake) => {}
+        }
+        drop(permit);
+    });
+}

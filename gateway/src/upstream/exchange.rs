@@ -1,0 +1,64 @@
+//! An answer under way: its body as a source, and the connection it comes over, kept for the next request if it ends well.
+
+use std::task::{Context, Poll};
+
+use super::pool;
+use crate::endpoint::Visit;
+use crate::http::body::{BodyError, RequestBody, Source};
+use crate::http::h1::Link;
+
+/// The body of an upstream's answer. While it is read, what is left of the request's body is sent.
+pub struct Exchange<'a> {
+    link: Option<Link>,
+    body: RequestBody<'a>,
+    visit: Visit,
+}
+
+impl<'a> Exchange<'a> {
+    pub(super) fn new(link: Link, body: RequestBody<'a>, visit: Visit) -> Self {
+        let mut exchange = Exchange { link: Some(link), body, visit };
+        exchange.finish_if_idle();
+        exchange
+    }
+
+    /// The endpoint that answered.
+    pub fn endpoint(&self) -> &str {
+        &self.visit.endpoint().name
+    }
+
+    /// Gives the exchange a life of its own, apart from the request's connection; only when that has no body left to send.
+    pub fn detach(self) -> Option<Exchange<'static>> {
+        self.body.is_empty().then(|| Exchange { link: self.link, body: RequestBody::Empty, visit: self.visit })
+    }
+
+    fn finish_if_idle(&mut self) {
+        if let Some(link) = self.link.take_if(|link| link.is_idle()) {
+            pool::give(link.address(), link);
+        }
+    }
+}
+
+impl Source for Exchange<'_> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        let Some(link) = &mut self.link else { return Poll::Ready(Ok(())) };
+        let filled = link.poll_body(cx, &mut self.body);
+        if matches!(filled, Poll::Ready(Ok(()))) && link.data().is_empty() {
+            self.finish_if_idle();
+        }
+        if filled.is_pending() && self.body.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(BodyError::Io(std::io::ErrorKind::ConnectionAborted.into())));
+        }
+        filled
+    }
+
+    fn data(&self) -> &[u8] {
+        self.link.as_ref().map_or(&[], Link::data)
+    }
+
+    fn consume(&mut self, count: usize) {
+        if let Some(link) = &mut self.link {
+            link.consume(count);
+            self.finish_if_idle();
+        }
+    }
+}

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Lints the chart, templates it with each set of values in tidegate/ci, and runs `tidegate check` on the configuration that comes out.
+# Usage: helm/check.sh PATH-OF-TIDEGATE      (or TIDEGATE in the environment)
+# Needs python3 and openssl; installs helm with Go into ~/.cache/tidegate/bin when it is on neither that path nor PATH.
+set -euo pipefail
+
+TIDEGATE=${1:-${TIDEGATE:-}}
+[ -x "$TIDEGATE" ] || { echo "usage: $0 PATH-OF-TIDEGATE" >&2; exit 2; }
+TIDEGATE=$(realpath "$TIDEGATE")
+chart=$(cd "$(dirname "$0")/tidegate" && pwd)
+bin=$HOME/.cache/tidegate/bin
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+helm=$(PATH=$bin:$PATH command -v helm || true)
+if [ -z "$helm" ]; then
+  echo "helm     installing into $bin"
+  GOBIN=$bin go install helm.sh/helm/v4/cmd/helm@v4.3.1
+  helm=$bin/helm
+fi
+
+fail() { echo "FAILED   $1" >&2; [ ! -f "$work/out" ] || cat "$work/out" >&2; exit 1; }
+
+# quiet WHAT COMMAND...: one line for a command that must succeed, its output only when it does not.
+quiet() {
+  local what=$1
+  shift
+  "$@" >"$work/out" 2>&1 || fail "$what"
+  echo "ok       $what"
+}
+
+# refuses WHAT MESSAGE ARGUMENT...: templating with these arguments must fail and say MESSAGE.
+refuses() {
+  local what=$1 message=$2
+  shift 2
+  if "$helm" template t "$chart" "$@" >"$work/out" 2>&1; then fail "$what: was accepted"; fi
+  grep -qF -- "$message" "$work/out" || fail "$what: refused without saying: $message"
+  echo "ok       $what"
+}
+
+# Writes what the ConfigMap on standard input holds as files into a directory. The template writes tidegate.toml as a
+# literal block, indented by four, and every other file as one JSON string.
+extract() {
+  python3 -c '
+import json, pathlib, re, sys
+into = pathlib.Path(sys.argv[1])
+data = sys.stdin.read().split("\ndata:\n", 1)[1]
+head, rest = data.split("  tidegate.toml: |\n", 1)
+block, files = [], []
+for line in rest.splitlines():
+    if not files and (line.startswith("    ") or not line.strip()):
+        block.append(line[4:])
+    elif line.strip():
+        files.append(line)
+into.joinpath("tidegate.toml").write_text("\n".join(block).rstrip() + "\n")
+for line in files:
+    name, text = re.fullmatch(r"  ([^ :]+): (\".*\")", line).groups()
+    into.joinpath(name).write_text(json.loads(text))
+' "$1"
+}
+
+for values in "$chart"/ci/*-values.yaml; do
+  set=$(basename "$values" -values.yaml)
+  dir=$work/$set
+  mkdir -p "$dir/tls"
+  quiet "$set: helm lint" "$helm" lint --strict "$chart" --values "$values"
+  quiet "$set: helm template" "$helm" template t "$chart" --values "$values"
+  "$helm" template t "$chart" --values "$values" --show-only templates/configmap.yaml | extract "$dir" || fail "$set: no tidegate.toml in the ConfigMap"
+  if grep -q '^certificates' "$dir/tidegate.toml"; then
+    quiet "$set: a certificate to check with" openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 \
+      -subj /CN=localhost -keyout "$dir/tls/tls.key" -out "$dir/tls/tls.crt"
+  fi
+  # The paths in the file are relative to its directory, which is the container's working directory too.
+  quiet "$set: tidegate check" env -C "$dir" "$TIDEGATE" check tidegate.toml
+done
+
+refuses "no upstream" "config.upstream.endpoints is empty"
+refuses "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3
+refuses "a cluster limit without Redis" "a cluster limit needs config.redis.regions" --values "$chart/ci/minimal-values.yaml" \
+  --set config.limits.all.tier=cluster,config.limits.all.rate=100/s
+refuses "autoscaling on nothing" "autoscaling needs something to scale on" --values "$chart/ci/minimal-values.yaml" \
+  --set autoscaling.enabled=true,autoscaling.cpuPercent=0
+echo "chart ok"

@@ -1,0 +1,173 @@
+{{- define "tidegate.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Short enough for the suffix of the admin Service. */}}
+{{- define "tidegate.fullname" -}}
+{{- $name := include "tidegate.name" . }}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 57 | trimSuffix "-" }}
+{{- else if contains $name .Release.Name }}
+{{- .Release.Name | trunc 57 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 57 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "tidegate.selector" -}}
+app.kubernetes.io/name: {{ include "tidegate.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "tidegate.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{ include "tidegate.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end }}
+
+{{- define "tidegate.serviceAccount" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "tidegate.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{/*
+How many replicas the Deployment asks for. Under autoscaling: exactly what the cluster holds. Any other number would undo the autoscaler's work,
+and no number at all falls back to 1 in the upgrade that removes it.
+*/}}
+{{- define "tidegate.replicas" -}}
+{{- if .Values.autoscaling.enabled }}
+{{- $live := lookup "apps/v1" "Deployment" .Release.Namespace (include "tidegate.fullname" .) }}
+{{- if $live }}
+{{- $live.spec.replicas | int }}
+{{- else }}
+{{- .Values.autoscaling.minReplicas | int }}
+{{- end }}
+{{- else }}
+{{- .Values.replicaCount | int }}
+{{- end }}
+{{- end }}
+
+{{/* The most gateways this release runs: what each one's share of a cluster limit is computed from while Redis is away. */}}
+{{- define "tidegate.fleet" -}}
+{{- if .Values.autoscaling.enabled }}
+{{- .Values.autoscaling.maxReplicas | int }}
+{{- else }}
+{{- max 1 (.Values.replicaCount | int) }}
+{{- end }}
+{{- end }}
+
+{{/*
+tidegate.toml. Text is written by toJson: a JSON string is a TOML basic string.
+*/}}
+{{- define "tidegate.toml" -}}
+{{- $c := .Values.config }}
+{{- if $c.raw }}
+{{- trim $c.raw }}
+{{- else }}
+{{- if not (or $c.upstream.endpoints $c.upstream.dns) }}
+{{- fail "config.upstream.endpoints is empty: set it to what the gateway stands before, for example --set 'config.upstream.endpoints={http://shop.default.svc:80}' (or set config.upstream.dns, or config.raw)" }}
+{{- end }}
+{{- if and $c.upstream.endpoints $c.upstream.dns }}
+{{- fail "config.upstream: set endpoints or dns, not both" }}
+{{- end }}
+{{- if and $c.redis.regions (not (hasKey $c.redis.regions "default")) }}
+{{- fail "config.redis.regions needs a region named default: it serves requests that name no region" }}
+{{- end }}
+{{- range $name, $rule := $c.limits }}
+{{- if and (eq $rule.tier "cluster") (not $c.redis.regions) }}
+{{- fail (printf "config.limits.%s: a cluster limit needs config.redis.regions, otherwise every gateway would grant all of it" $name) }}
+{{- end }}
+{{- end -}}
+version = 1
+
+[server]
+node = "${HOSTNAME:-tidegate}"
+drain_timeout = "{{ int $c.drainSeconds }}s"
+
+[[listen]]
+address = "0.0.0.0:{{ int .Values.ports.http }}"
+{{- if .Values.tls.secretName }}
+
+[[listen]]
+address = "0.0.0.0:{{ int .Values.ports.https }}"
+[listen.tls]
+certificates = [{ cert = "tls/tls.crt", key = "tls/tls.key" }]
+min_version = {{ toJson .Values.tls.minVersion }}
+{{- end }}
+
+[admin]
+address = "0.0.0.0:{{ int .Values.ports.admin }}"
+token = "${ADMIN_TOKEN:-}"
+{{- if $c.trusted_proxies }}
+
+[identity]
+trusted_proxies = {{ toJson $c.trusted_proxies }}
+{{- end }}
+{{- if $c.redis.regions }}
+
+[redis]
+deadline = {{ toJson $c.redis.deadline }}
+nodes = {{ include "tidegate.fleet" . }}
+secret = "${REDIS_SECRET:-}"
+{{- range $name, $region := $c.redis.regions }}
+
+[redis.regions.{{ toJson $name }}]
+{{- with $region.slots }}
+slots = {{ int . }}
+{{- end }}
+endpoints = {{ toJson $region.endpoints }}
+{{- end }}
+{{- end }}
+
+[cache]
+memory = {{ toJson $c.cache.memory }}
+{{- range $name, $rule := $c.limits }}
+
+[limits.{{ toJson $name }}]
+tier = {{ toJson $rule.tier }}
+rate = {{ toJson $rule.rate }}
+{{- with $rule.burst }}
+burst = {{ int . }}
+{{- end }}
+{{- with $rule.mode }}
+mode = {{ toJson . }}
+{{- end }}
+{{- if hasKey $rule "percent" }}
+percent = {{ int $rule.percent }}
+{{- end }}
+{{- end }}
+
+[upstreams.main]
+{{- if $c.upstream.dns }}
+dns = {{ toJson $c.upstream.dns }}
+{{- else }}
+endpoints = {{ toJson $c.upstream.endpoints }}
+{{- end }}
+balance = {{ toJson $c.upstream.balance }}
+timeout = {{ toJson $c.upstream.timeout }}
+{{- with $c.upstream.health.path }}
+health = { path = {{ toJson . }}, interval = {{ toJson $c.upstream.health.interval }} }
+{{- end }}
+
+[[routes]]
+name = "everything"
+match = { path = "/*" }
+upstream = "main"
+{{- with $c.limits }}
+limits = {{ keys . | sortAlpha | toJson }}
+{{- end }}
+{{- if eq $c.cache.mode "off" }}
+cache = { mode = "off" }
+{{- else }}
+cache = { mode = "standard", stale_if_error = {{ toJson $c.cache.stale_if_error }} }
+{{- end }}
+
+[log]
+level = {{ toJson $c.log.level }}
+access = {{ toJson $c.log.access }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,370 @@
+//! Owns the numbers of a rule: how much ([`Rate`], [`Quota`]), for whom ([`Weight`], [`Percent`]), at what price
+//! ([`Cost`]) and whether it is enforced ([`Mode`]).
+//!
+//! Refuses zero, negative and absurd values where they are parsed. Invariant: rates are exact fractions;
+//! whatever has to be rounded is rounded so that less is admitted, never more.
+
+use std::fmt;
+use std::num::NonZeroU32;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Above this the interval between tokens, in whole nanoseconds, would be off by more than 1 %.
+const TOKENS_PER_SECOND_MAX: u64 = 10_000_000;
+/// Keeps `count * microseconds` of half a minute exact in a double, which is all that the lease's script has.
+const COUNT_MAX: u64 = 100_000_000;
+/// A burst that needs longer to come back is a typing error, and the arithmetic in nanoseconds stays far from
+/// its end.
+const REFILL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+const NANOS: u128 = 1_000_000_000;
+/// A weight is kept in millionths, so that 3.2 is exact.
+const WEIGHT_UNIT: u64 = 1_000_000;
+const WEIGHT_MAX: f64 = 10_000.0;
+
+/// Why a number of a rule was refused.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum QuotaError {
+    #[error("rate `{0}` is not of the form `100/s`: a count, a slash and one of s, m, h, d")]
+    Shape(String),
+    #[error("rate `{0}` needs a whole count from 1 to {COUNT_MAX}")]
+    Count(String),
+    #[error("rate `{0}` is above {TOKENS_PER_SECOND_MAX} a second, the finest this limiter can measure")]
+    TooFast(String),
+    #[error("a burst of {burst} at {rate} takes over a year to come back")]
+    TooSlow { rate: String, burst: u32 },
+    #[error("weight {0} is not a number from 0.000001 to {WEIGHT_MAX}")]
+    Weight(f64),
+    #[error("{0} is not a percentage from 0 to 100")]
+    Percent(u8),
+}
+
+/// Tokens per period, as an exact fraction in lowest terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Rate {
+    count: u64,
+    seconds: u64,
+}
+
+impl Rate {
+    /// `count` tokens every `seconds` seconds.
+    pub fn new(count: u64, seconds: u32) -> Result<Rate, QuotaError> {
+        let shown = || format!("{count}/{seconds}s");
+        if count == 0 || seconds == 0 {
+            return Err(QuotaError::Count(shown()));
+        }
+        let rate = Rate::reduced(count, u64::from(seconds));
+        if rate.count > COUNT_MAX {
+            return Err(QuotaError::Count(shown()));
+        }
+        rate.measurable().ok_or_else(|| QuotaError::TooFast(shown()))
+    }
+
+    fn reduced(count: u64, seconds: u64) -> Rate {
+        let divisor = greatest_common_divisor(count, seconds);
+        Rate { count: count / divisor, seconds: seconds / divisor }
+    }
+
+    fn measurable(self) -> Option<Rate> {
+        (u128::from(self.count) <= u128::from(TOKENS_PER_SECOND_MAX) * u128::from(self.seconds)).then_some(self)
+    }
+
+    /// The numerator, in tokens.
+    pub const fn count(self) -> u64 {
+        self.count
+    }
+
+    /// The denominator, in seconds.
+    pub const fn seconds(self) -> u64 {
+        self.seconds
+    }
+
+    /// Millionths of a token per second, rounded down.
+    pub(crate) fn micros_per_second(self) -> u64 {
+        // At most 10^7 tokens, hence 10^13 millionths, a second.
+        (u128::from(self.count) * 1_000_000 / u128::from(self.seconds)) as u64
+    }
+
+    /// Nanoseconds from one token to the next, rounded up.
+    pub(crate) fn interval_nanos(self) -> u64 {
+        u64::try_from((u128::from(self.seconds) * NANOS).div_ceil(u128::from(self.count))).unwrap_or(u64::MAX)
+    }
+}
+
+impl FromStr for Rate {
+    type Err = QuotaError;
+
+    fn from_str(text: &str) -> Result<Rate, QuotaError> {
+        let shape = || QuotaError::Shape(text.to_owned());
+        let (count, period) = text.split_once('/').ok_or_else(shape)?;
+        let seconds = match period {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3_600,
+            "d" => 86_400,
+            _ => return Err(shape()),
+        };
+        if !count.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(QuotaError::Count(text.to_owned()));
+        }
+        let count = count.parse().map_err(|_| QuotaError::Count(text.to_owned()))?;
+        Rate::new(count, seconds).map_err(|error| match error {
+            QuotaError::TooFast(_) => QuotaError::TooFast(text.to_owned()),
+            _ => QuotaError::Count(text.to_owned()),
+        })
+    }
+}
+
+impl TryFrom<String> for Rate {
+    type Error = QuotaError;
+
+    fn try_from(text: String) -> Result<Rate, QuotaError> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.seconds {
+            1 => write!(out, "{}/s", self.count),
+            60 => write!(out, "{}/m", self.count),
+            3_600 => write!(out, "{}/h", self.count),
+            86_400 => write!(out, "{}/d", self.count),
+            seconds => write!(out, "{}/{seconds}s", self.count),
+        }
+    }
+}
+
+/// A rate and how many tokens may be spent at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    rate: Rate,
+    burst: NonZeroU32,
+}
+
+impl Quota {
+    pub fn new(rate: Rate, burst: NonZeroU32) -> Result<Quota, QuotaError> {
+        let quota = Quota { rate, burst };
+        let refill = u128::from(rate.interval_nanos()) * u128::from(burst.get());
+        if refill > REFILL_MAX.as_nanos() {
+            return Err(QuotaError::TooSlow { rate: rate.to_string(), burst: burst.get() });
+        }
+        Ok(quota)
+    }
+
+    pub const fn rate(self) -> Rate {
+        self.rate
+    }
+
+    pub const fn burst(self) -> NonZeroU32 {
+        self.burst
+    }
+
+    /// The time in which a spent burst comes back: the window of `RateLimit-Policy`.
+    pub fn window(self) -> Duration {
+        Duration::from_nanos(self.rate.interval_nanos() * u64::from(self.burst.get()))
+    }
+
+    /// The quota of a subject of this weight: rate and burst are multiplied, the burst rounded down to no less
+    /// than one token.
+    pub fn weighted(self, weight: Weight) -> Result<Quota, QuotaError> {
+        // At most 10^8 tokens times 10^10 millionths.
+        let rate = Rate::reduced(self.rate.count * weight.0, self.rate.seconds * WEIGHT_UNIT)
+            .measurable()
+            .ok_or_else(|| QuotaError::TooFast(format!("{} x {weight}", self.rate)))?;
+        let burst = u128::from(self.burst.get()) * u128::from(weight.0) / u128::from(WEIGHT_UNIT);
+        let burst = u32::try_from(burst).unwrap_or(u32::MAX);
+        Quota::new(rate, NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN))
+    }
+}
+
+/// What a user tier multiplies rate and burst by: finite, above zero, kept in millionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct Weight(u64);
+
+impl Weight {
+    pub const ONE: Weight = Weight(WEIGHT_UNIT);
+}
+
+impl TryFrom<f64> for Weight {
+    type Error = QuotaError;
+
+    fn try_from(value: f64) -> Result<Weight, QuotaError> {
+        let millionths = (value * WEIGHT_UNIT as f64).round();
+        if !value.is_finite() || millionths < 1.0 || value > WEIGHT_MAX {
+            return Err(QuotaError::Weight(value));
+        }
+        Ok(Weight(millionths as u64))
+    }
+}
+
+impl fmt::Display for Weight {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}", self.0 as f64 / WEIGHT_UNIT as f64)
+    }
+}
+
+/// The tokens one request spends in every rule that applies to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cost(NonZeroU32);
+
+impl Cost {
+    pub const ONE: Cost = Cost(NonZeroU32::MIN);
+
+    pub const fn new(tokens: NonZeroU32) -> Cost {
+        Cost(tokens)
+    }
+
+    pub const fn tokens(self) -> NonZeroU32 {
+        self.0
+    }
+}
+
+/// Whether a rule denies, only reports, or is not evaluated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    #[default]
+    Enforce,
+    Shadow,
+    Off,
+}
+
+/// The stable hash of a subject. Stable, because [`Percent`] has to choose the same subjects on every node and
+/// after a restart; tables hash it again with a key of their own process, so that nobody can aim at one of their
+/// sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KeyHash(pub u64);
+
+/// The share of subjects a rule applies to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "u8")]
+pub struct Percent(u8);
+
+impl Percent {
+    pub const ALL: Percent = Percent(100);
+
+    /// Whether the subject is among the chosen. `salt` names the experiment, so that two rules do not choose the
+    /// same subjects; raising the percentage only ever adds subjects.
+    pub fn includes(self, subject: KeyHash, salt: u64) -> bool {
+        let position = (u128::from(mix(subject.0 ^ salt)) * 100) >> 64;
+        position < u128::from(self.0)
+    }
+}
+
+impl TryFrom<u8> for Percent {
+    type Error = QuotaError;
+
+    fn try_from(value: u8) -> Result<Percent, QuotaError> {
+        if value > 100 { Err(QuotaError::Percent(value)) } else { Ok(Percent(value)) }
+    }
+}
+
+/// The finaliser of SplitMix64: every input bit reaches every output bit, whatever hash the caller used.
+fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
+}
+
+fn greatest_common_divisor(mut left: u64, mut right: u64) -> u64 {
+    while right != 0 {
+        (left, right) = (right, left % right);
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn quota(rate: &str, burst: u32) -> Quota {
+        Quota::new(rate.parse().unwrap(), NonZeroU32::new(burst).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn refuses_what_is_no_rate() {
+        for text in
+            ["", "100", "100/", "/s", "100/x", "100/ms", "100/s/s", " 100/s", "1e3/s", "+5/s", "-5/s", "0/s", "1.5/s"]
+        {
+            assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+        assert_eq!("10000001/s".parse::<Rate>(), Err(QuotaError::TooFast("10000001/s".to_owned())));
+        assert_eq!(
+            "99999999999999999999/s".parse::<Rate>(),
+            Err(QuotaError::Count("99999999999999999999/s".to_owned()))
+        );
+        assert_eq!(
+            "-5/s".parse::<Rate>().unwrap_err().to_string(),
+            "rate `-5/s` needs a whole count from 1 to 100000000"
+        );
+    }
+
+    #[test]
+    fn refuses_a_burst_of_years() {
+        let error = Quota::new("5/h".parse().unwrap(), NonZeroU32::new(100_000).unwrap()).unwrap_err();
+        assert_eq!(error.to_string(), "a burst of 100000 at 1/720s takes over a year to come back");
+    }
+
+    #[test]
+    fn refuses_weights_and_percentages_out_of_range() {
+        for value in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-9, 10_001.0] {
+            assert!(Weight::try_from(value).is_err(), "{value}");
+        }
+        assert_eq!(Percent::try_from(101), Err(QuotaError::Percent(101)));
+    }
+
+    #[test]
+    fn rates_are_exact_fractions() {
+        assert_eq!("3000/m".parse::<Rate>(), "50/s".parse::<Rate>());
+        let hourly: Rate = "5/h".parse().unwrap();
+        assert_eq!((hourly.count(), hourly.seconds(), hourly.interval_nanos()), (1, 720, 720_000_000_000));
+        assert_eq!("3/s".parse::<Rate>().unwrap().interval_nanos(), 333_333_334);
+        assert_eq!(quota("100/s", 200).window(), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn weight_multiplies_rate_and_burst() {
+        let platinum = quota("100/s", 200).weighted(Weight::try_from(3.2).unwrap()).unwrap();
+        assert_eq!(platinum, quota("320/s", 640));
+        assert_eq!(quota("100/s", 1).weighted(Weight::try_from(0.01).unwrap()).unwrap(), quota("1/s", 1));
+    }
+
+    #[test]
+    fn percent_chooses_about_that_many_and_independently_per_rule() {
+        let ten = Percent::try_from(10).unwrap();
+        let chosen = |salt| (0..100_000).filter(|&key| ten.includes(KeyHash(key), salt)).count();
+        assert!((9_500..10_500).contains(&chosen(1)), "{}", chosen(1));
+        let both = (0..100_000).filter(|&key| ten.includes(KeyHash(key), 1) && ten.includes(KeyHash(key), 2)).count();
+        assert!((700..1_300).contains(&both), "{both}");
+    }
+
+    proptest! {
+        #[test]
+        fn raising_a_percentage_only_adds_subjects(key: u64, salt: u64, low in 0u8..=100, high in 0u8..=100) {
+            let (low, high) = (low.min(high), low.max(high));
+            let includes = |percent| Percent::try_from(percent).unwrap().includes(KeyHash(key), salt);
+            prop_assert!(!includes(low) || includes(high));
+            prop_assert!(includes(100) && !includes(0));
+        }
+
+        #[test]
+        fn rounding_never_admits_more(count in 1u64..10_000_000, period in prop::sample::select(vec![1u32, 60, 3_600, 86_400])) {
+            let rate = Rate::new(count, period).unwrap();
+            let tokens_per_period = u128::from(period) * NANOS / u128::from(rate.interval_nanos());
+            prop_assert!(tokens_per_period <= u128::from(count));
+            prop_assert!(tokens_per_period * 100 >= u128::from(count) * 99 - 100);
+        }
+
+        #[test]
+        fn any_text_is_parsed_or_refused(text in "\\PC{0,12}") {
+            if let Ok(rate) = text.parse::<Rate>() {
+                prop_assert_eq!(rate.to_string().parse::<Rate>().unwrap_or(rate), rate);
+            }
+        }
+    }
+}

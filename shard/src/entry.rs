@@ -1,0 +1,209 @@
+//! Owns a stored response: what the gateway knows about it, its body, how long it is worth keeping, and whether it still counts.
+//!
+//! Ages are measured on the monotonic clock of this process. The wall clock is read only to date an entry for other nodes, and
+//! to age one that came from them, with 1.5 s of tolerance: a jump of the wall clock expires nothing that is held here.
+//!
+//! Refuses to judge freshness: that is the gateway's, from `meta`.
+//! Invariant: an entry that was retired never counts again.
+
+mod envelope;
+mod epochs;
+
+pub(crate) use envelope::Seal;
+pub(crate) use epochs::Epochs;
+pub use epochs::Since;
+
+use bytes::Bytes;
+use serde::{Serialize, de::DeserializeOwned};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The clocks of two nodes may differ by this much (lesson `clock-drift`).
+pub(crate) const CLOCK_TOLERANCE: Duration = Duration::from_millis(1_500);
+
+/// Longer is cut: what nobody has asked to validate for a year may be fetched again, and instants cannot overflow.
+pub(crate) const KEEP_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// What the gateway stores beside a body.
+pub trait Meta: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// The version of the serialised form, to be raised with every change of it: entries of another version are misses, so that
+    /// a fleet may run two releases at once.
+    const SCHEMA: u16;
+
+    /// Bytes held on the heap, approximately: they are charged to the local tier beside the body.
+    fn heap_bytes(&self) -> usize;
+}
+
+/// One moment on both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    pub unix_ms: u64,
+    pub instant: Instant,
+}
+
+impl Now {
+    pub fn read() -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { unix_ms: since_epoch.as_millis() as u64, instant: Instant::now() }
+    }
+}
+
+/// A stored response.
+#[derive(Debug)]
+pub struct Entry<M> {
+    pub meta: M,
+    pub body: Bytes,
+    /// From storing until it is useless, stale windows included. Whole milliseconds.
+    pub keep: Duration,
+    pub stored_unix_ms: u64,
+    /// Bytes charged to the local tier.
+    pub weight: u32,
+    arrived: Instant,
+    age_on_arrival: Duration,
+    until: Instant,
+    since: Option<Since>,
+    live: AtomicBool,
+}
+
+impl<M: Meta> Entry<M> {
+    /// A response that was complete at `now`.
+    pub fn new(meta: M, body: Bytes, keep: Duration, now: Now) -> Self {
+        Self::aged(meta, body, keep, now.unix_ms, Duration::ZERO, now)
+    }
+
+    /// An entry that another node stored, if its time is not over by this node's clock. One dated further in the future than
+    /// clocks may differ has no age that could be trusted, and counts as over.
+    pub(crate) fn received(meta: M, body: Bytes, keep: Duration, stored_unix_ms: u64, now: Now) -> Option<Self> {
+        let keep = keep.min(KEEP_MAX);
+        let ahead = Duration::from_millis(stored_unix_ms.saturating_sub(now.unix_ms));
+        let age = Duration::from_millis(now.unix_ms.saturating_sub(stored_unix_ms));
+        let over = age >= keep + CLOCK_TOLERANCE || ahead > CLOCK_TOLERANCE;
+        (!over).then(|| Self::aged(meta, body, keep, stored_unix_ms, age, now))
+    }
+
+    fn aged(meta: M, body: Bytes, keep: Duration, stored_unix_ms: u64, age: Duration, now: Now) -> Self {
+        let keep = Duration::from_millis(keep.min(KEEP_MAX).as_millis() as u64);
+        let weight = body.len() + meta.heap_bytes() + size_of::<Self>();
+        // An age within the tolerance may be nothing but the difference of two clocks.
+        let remaining = keep.saturating_sub(age.saturating_sub(CLOCK_TOLERANCE));
+        Self {
+            meta,
+            body,
+            keep,
+            stored_unix_ms,
+            weight: u32::try_from(weight).unwrap_or(u32::MAX),
+            arrived: now.instant,
+            age_on_arrival: age,
+            until: now.instant + remaining,
+            since: None,
+            live: AtomicBool::new(true),
+        }
+    }
+
+    /// Says when the fill of this entry began: it is not stored if its key was removed, or everything purged, after that.
+    #[must_use]
+    pub fn begun(self, since: Since) -> Self {
+        Self { since: Some(since), ..self }
+    }
+}
+
+impl<M> Entry<M> {
+    /// Time since it was stored, whichever node stored it.
+    pub fn age(&self, now: Instant) -> Duration {
+        self.age_on_arrival + now.saturating_duration_since(self.arrived)
+    }
+
+    /// Time until it is useless.
+    pub fn remaining(&self, now: Instant) -> Duration {
+        self.until.saturating_duration_since(now)
+    }
+
+    /// False once the local tier has let go of it: replaced, removed, evicted or expired.
+    pub fn is_live(&self) -> bool {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Takes it out of every thread's table: each finds the mark at its next look.
+    pub fn retire(&self) {
+        self.live.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) fn until(&self) -> Instant {
+        self.until
+    }
+
+    pub(crate) fn since(&self) -> Option<Since> {
+        self.since
+    }
+
+    pub(crate) fn expire_at(&mut self, until: Instant) {
+        self.until = until;
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Serialize, Deserialize, PartialEq, Clone, Debug)]
+    pub(crate) struct Note(pub(crate) String);
+
+    impl Meta for Note {
+        const SCHEMA: u16 = 1;
+
+        fn heap_bytes(&self) -> usize {
+            self.0.capacity()
+        }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn received(keep: Duration, stored: u64, now: Now) -> Option<Entry<Note>> {
+        Entry::received(Note(String::new()), Bytes::new(), keep, stored, now)
+    }
+
+    #[test]
+    fn a_time_that_is_over_is_over() {
+        let now = Now::read();
+        assert!(received(10 * SECOND, now.unix_ms - 11_500, now).is_none());
+        assert!(received(Duration::MAX, 0, Now { unix_ms: u64::MAX, ..now }).is_none());
+    }
+
+    #[test]
+    fn a_date_in_the_future_is_believed_within_the_tolerance() {
+        let now = Now::read();
+        let entry = received(10 * SECOND, now.unix_ms + 1_500, now).unwrap();
+        assert_eq!((entry.age(now.instant), entry.remaining(now.instant)), (Duration::ZERO, 10 * SECOND));
+        assert!(received(10 * SECOND, now.unix_ms + 1_501, now).is_none());
+    }
+
+    #[test]
+    fn two_clocks_1200_ms_apart_agree_on_a_short_lived_entry() {
+        let now = Now::read();
+        let entry = received(SECOND, now.unix_ms - 1_200, now).unwrap();
+        assert_eq!(entry.remaining(now.instant), SECOND);
+    }
+
+    #[test]
+    fn age_goes_on_from_where_the_other_node_left_it() {
+        let now = Now::read();
+        let entry = received(60 * SECOND, now.unix_ms - 10_000, now).unwrap();
+        assert_eq!(entry.age(now.instant + 5 * SECOND), 15 * SECOND);
+        assert_eq!(entry.remaining(now.instant + 5 * SECOND), Duration::from_millis(46_500));
+    }
+
+    #[test]
+    fn a_retired_entry_stays_retired() {
+        let entry = Entry::new(Note("x".into()), Bytes::new(), SECOND, Now::read());
+        assert!(entry.is_live());
+        entry.retire();
+        assert!(!entry.is_live());
+    }
+
+    #[test]
+    fn keeping_is_cut_at_a_year() {
+        let now = Now::read();
+        assert_eq!(Entry::new(Note(String::new()), Bytes::new(), Duration::MAX, now).remaining(now.instant), KEEP_MAX);
+    }
+}

@@ -1,0 +1,85 @@
+//! Owns the question whether a fill is still wanted: everything may have been purged, or its key removed, since it began.
+//!
+//! Keys share `STRIPES` counters by hash: memory is fixed, and the price is that a removal now and then spoils the storing (not
+//! the serving) of a fill of an unrelated key.
+//!
+//! Refuses to say which key was removed.
+//! Invariant: a fill that began before a removal of its key is never taken for one that began after.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+const STRIPES: usize = 1024;
+
+/// When a fill began, as far as its key is concerned; see `View::since`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Since {
+    generation: u64,
+    removed: u32,
+}
+
+impl Since {
+    pub(crate) fn generation(self) -> u64 {
+        self.generation
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Epochs {
+    generation: AtomicU64,
+    removed: Box<[AtomicU32]>,
+}
+
+impl Epochs {
+    pub(crate) fn new() -> Self {
+        let removed = (0..STRIPES).map(|_| AtomicU32::new(0)).collect();
+        Self { generation: AtomicU64::new(0), removed }
+    }
+
+    /// The moment now, for the key with `hash`.
+    pub(crate) fn since(&self, hash: u64) -> Since {
+        Since { generation: self.generation(), removed: self.stripe(hash).load(Ordering::Acquire) }
+    }
+
+    /// Whether nothing has ended the fill of the key with `hash` that began at `since`.
+    pub(crate) fn still(&self, hash: u64, since: Since) -> bool {
+        // An insertion stores and then looks here; a removal counts here and then looks for what is stored. The fences make sure
+        // that at least one of them sees the other.
+        fence(Ordering::SeqCst);
+        self.since(hash) == since
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn removed(&self, hash: u64) {
+        self.stripe(hash).fetch_add(1, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn purged(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn stripe(&self, hash: u64) -> &AtomicU32 {
+        &self.removed[(hash >> 32) as usize % STRIPES]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_removal_or_a_purge_ends_what_began_before() {
+        let epochs = Epochs::new();
+        let (before, elsewhere) = (epochs.since(7), 7 + (1 << 32));
+        epochs.removed(elsewhere);
+        assert!(epochs.still(7, before));
+        epochs.removed(7);
+        assert!(!epochs.still(7, before));
+        let before = epochs.since(7);
+        epochs.purged();
+        assert!(!epochs.still(7, before) && epochs.still(7, epochs.since(7)));
+    }
+}

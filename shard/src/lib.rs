@@ -1,0 +1,25 @@
+//! Where a response lives: region, slot, Redis, local copy. No HTTP.
+//!
+//! A `Store` belongs to a process, a `View` to each of its threads. A response is named by a key; a view finds it in the
+//! thread's own table, in the cache that threads share, or at the shard of its region, and stores it there.
+//!
+//! Refuses to know what a response means: freshness, variants and who may see it are the gateway's.
+//! Invariant: whatever Redis does, a lookup ends within its deadline, and what it then says is true or "not found".
+
+mod entry;
+mod key;
+mod local;
+mod placement;
+mod remote;
+mod store;
+mod treasury;
+
+pub use entry::{Entry, Meta, Now, Since};
+pub use key::{BadRegion, CacheKey, KeyBuilder, KeyRef, Region};
+pub use local::LocalReport;
+pub use placement::{SLOTS, Slot};
+pub use remote::{BreakerState, Fault, FaultCounts, ShardCounts, ShardReport};
+pub use store::{
+    Hit, LocalSettings, Placement, Reach, RegionSettings, Remote, RemoteSettings, Store, StoreError, Tier, View,
+};
+pub use treasury::RedisTreasury;

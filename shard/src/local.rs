@@ -1,0 +1,262 @@
+//! Owns the local tier: one cache shared by all threads (moka), and a table of each thread in front of it.
+//!
+//! Refuses entries that were removed or purged while they were fetched, and never empties the shared cache at once: a purge
+//! raises a generation, older entries no longer count and leave when they are met, replaced, expired or pushed out.
+//!
+//! Memory: the shared cache keeps to `memory_bytes` of weight. Threads' tables hold entries of the shared cache, and may keep
+//! ones it let go of for a while: all tables together hold at most half of `memory_bytes`, whatever became of their entries.
+//! Invariant: an entry that left the shared cache is retired, and with that it is gone from every table.
+
+mod near;
+
+pub(crate) use near::{Moment, Near, NearCopy};
+
+use crate::entry::{Entry, Epochs, Meta};
+use crate::key::{CacheKey, KeyRef, Prehashed};
+use moka::Expiry;
+use moka::sync::Cache;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// What the shared cache itself spends on an entry, approximately.
+const OVERHEAD: usize = 400;
+
+/// Entries stored together do not expire together: up to this part of their time is cut off.
+const JITTER: f64 = 0.05;
+
+pub(crate) struct Local<M> {
+    shared: Cache<CacheKey, Stored<M>, Prehashed>,
+    epochs: Arc<Epochs>,
+    memory_bytes: usize,
+    views: AtomicUsize,
+}
+
+struct Stored<M> {
+    entry: Arc<Entry<M>>,
+    generation: u64,
+}
+
+/// Figures of the local tier; moka brings them up to date a little later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalReport {
+    pub entries: u64,
+    pub weight_bytes: u64,
+}
+
+impl<M> Clone for Stored<M> {
+    fn clone(&self) -> Self {
+        Self { entry: self.entry.clone(), generation: self.generation }
+    }
+}
+
+/// Lets an entry go when its time is over.
+struct Until;
+
+impl<M> Expiry<CacheKey, Stored<M>> for Until {
+    fn expire_after_create(&self, _: &CacheKey, stored: &Stored<M>, now: Instant) -> Option<Duration> {
+        Some(stored.entry.remaining(now))
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &CacheKey,
+        stored: &Stored<M>,
+        now: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(stored.entry.remaining(now))
+    }
+}
+
+impl<M: Meta> Local<M> {
+    pub(crate) fn new(memory_bytes: usize, epochs: Arc<Epochs>) -> Self {
+        let weight = |key: &CacheKey, stored: &Stored<M>| {
+            let bytes = stored.entry.weight as usize + key.as_key().as_bytes().len() + OVERHEAD;
+            u32::try_from(bytes).unwrap_or(u32::MAX)
+        };
+        let shared = Cache::builder()
+            .max_capacity(memory_bytes as u64)
+            .weigher(weight)
+            .expire_after(Until)
+            .eviction_listener(|_, stored: Stored<M>, _| stored.entry.retire())
+            .build_with_hasher(Prehashed::default());
+        Self { shared, epochs, memory_bytes, views: AtomicUsize::new(0) }
+    }
+
+    pub(crate) fn get(&self, key: &KeyRef<'_>, moment: Moment) -> Option<Arc<NearCopy<M>>> {
+        let stored = self.shared.get(key)?;
+        if stored.generation != moment.generation {
+            self.shared.invalidate(key);
+            return None;
+        }
+        let counts = stored.entry.is_live() && stored.entry.until() > moment.now;
+        counts.then(|| NearCopy::new(key, stored.entry, stored.generation))
+    }
+
+    /// Lets the shared cache count a use that a thread's table has answered.
+    pub(crate) fn touch(&self, key: &KeyRef<'_>) {
+        let _counted_by_looking = self.shared.get(key);
+    }
+
+    /// Stores the entry, unless its key was removed or everything purged since its fill began; it can be served either way.
+    pub(crate) fn insert(&self, key: &KeyRef<'_>, entry: Entry<M>, now: Instant) -> Inserted<M> {
+        let since = entry.since().unwrap_or_else(|| self.epochs.since(key.hash()));
+        let mut entry = entry.begun(since);
+        let remaining = entry.remaining(now);
+        entry.expire_at(now + remaining.mul_f64(1.0 - JITTER * unit(key.hash())));
+        let entry = Arc::new(entry);
+        let wanted = |local: &Self| local.epochs.still(key.hash(), since);
+        let stored = wanted(self) && !remaining.is_zero();
+        if stored {
+            let generation = since.generation();
+            self.shared.insert(key.to_owned(), Stored { entry: entry.clone(), generation });
+            // A removal that came in between did not find it.
+            if !wanted(self) {
+                self.shared.invalidate(key);
+            }
+        }
+        Inserted { copy: NearCopy::new(key, entry, since.generation()), stored }
+    }
+
+    pub(crate) fn remove(&self, key: &KeyRef<'_>) {
+        self.epochs.removed(key.hash());
+        self.shared.invalidate(key);
+    }
+
+    pub(crate) fn moment(&self, now: Instant) -> Moment {
+        Moment { now, generation: self.epochs.generation() }
+    }
+
+    /// Does what moka puts off until it is used: an idle cache would keep what has expired.
+    pub(crate) fn settle(&self) {
+        self.shared.run_pending_tasks();
+    }
+
+    pub(crate) fn report(&self) -> LocalReport {
+        LocalReport { entries: self.shared.entry_count(), weight_bytes: self.shared.weighted_size() }
+    }
+}
+
+impl<M> Local<M> {
+    pub(crate) fn joined(&self) {
+        self.views.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn left(&self) {
+        self.views.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// What one thread's table may hold.
+    pub(crate) fn near_bytes(&self) -> usize {
+        self.memory_bytes / 2 / self.views.load(Ordering::Relaxed).max(1)
+    }
+}
+
+/// What became of an insertion.
+pub(crate) struct Inserted<M> {
+    pub(crate) copy: Arc<NearCopy<M>>,
+    pub(crate) stored: bool,
+}
+
+/// The hash as a number from 0 to 1: its seed is the process's, so that nodes cut differently.
+fn unit(hash: u64) -> f64 {
+    (hash >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Now;
+    use crate::entry::tests::Note;
+    use crate::key::KeyBuilder;
+    use bytes::Bytes;
+
+    const KEEP: Duration = Duration::from_secs(100);
+
+    fn key(n: u64) -> CacheKey {
+        KeyBuilder::new().part(&n.to_le_bytes()).key().to_owned()
+    }
+
+    fn entry(body_bytes: usize) -> Entry<Note> {
+        Entry::new(Note("n".into()), Bytes::from(vec![0; body_bytes]), KEEP, Now::read())
+    }
+
+    fn local(memory_bytes: usize) -> (Local<Note>, Arc<Epochs>) {
+        let epochs = Arc::new(Epochs::new());
+        (Local::new(memory_bytes, epochs.clone()), epochs)
+    }
+
+    fn found(local: &Local<Note>, key: &CacheKey, now: Instant) -> bool {
+        local.get(&key.as_key(), local.moment(now)).is_some()
+    }
+
+    #[test]
+    fn removing_replacing_and_evicting_retire() {
+        let (local, _) = local(100_000);
+        let (a, now) = (key(1), Instant::now());
+        let first = local.insert(&a.as_key(), entry(10), now).copy;
+        let second = local.insert(&a.as_key(), entry(10), now).copy;
+        assert!(!first.entry().is_live() && second.entry().is_live());
+        local.remove(&a.as_key());
+        assert!(!second.entry().is_live() && !found(&local, &a, now));
+
+        let copies: Vec<_> = (0..1_000).map(|n| local.insert(&key(n).as_key(), entry(1_000), now).copy).collect();
+        local.settle();
+        let live = copies.iter().filter(|copy| copy.entry().is_live()).count();
+        assert!(live <= 70 && local.report().weight_bytes <= 100_000, "{live} live");
+    }
+
+    #[test]
+    fn a_fill_overtaken_by_a_removal_or_a_purge_is_not_stored() {
+        let (local, epochs) = local(1 << 20);
+        let (a, now) = (key(1), Instant::now());
+        let since = epochs.since(a.as_key().hash());
+        local.remove(&a.as_key());
+        assert!(!local.insert(&a.as_key(), entry(1).begun(since), now).stored);
+        let since = epochs.since(a.as_key().hash());
+        epochs.purged();
+        assert!(!local.insert(&a.as_key(), entry(1).begun(since), now).stored);
+        assert!(!found(&local, &a, now));
+    }
+
+    #[test]
+    fn a_purge_hides_what_came_before_and_nothing_after() {
+        let (local, epochs) = local(1 << 20);
+        let (a, b, now) = (key(1), key(2), Instant::now());
+        local.insert(&a.as_key(), entry(1), now);
+        epochs.purged();
+        local.insert(&b.as_key(), entry(1), now);
+        assert!(!found(&local, &a, now) && found(&local, &b, now));
+    }
+
+    #[test]
+    fn times_are_cut_by_up_to_a_twentieth_and_differently() {
+        let (local, _) = local(1 << 20);
+        let now = Instant::now();
+        let mut cuts: Vec<_> = (0..100)
+            .map(|n| KEEP - local.insert(&key(n).as_key(), entry(1), now).copy.entry().remaining(now))
+            .collect();
+        assert!(cuts.iter().all(|&cut| cut <= KEEP / 20 + Duration::from_millis(10)));
+        cuts.sort_unstable();
+        cuts.dedup();
+        assert!(cuts.len() > 90);
+    }
+
+    #[test]
+    fn an_entry_is_gone_when_its_time_is_over() {
+        let (local, _) = local(1 << 20);
+        let (a, now) = (key(1), Instant::now());
+        local.insert(&a.as_key(), entry(1), now);
+        assert!(found(&local, &a, now + KEEP.mul_f64(0.94)) && !found(&local, &a, now + KEEP));
+    }
+
+    #[test]
+    fn tables_share_half_of_the_memory() {
+        let (local, _) = local(1 << 20);
+        (0..4).for_each(|_| local.joined());
+        assert_eq!(local.near_bytes(), 1 << 17);
+        local.left();
+        assert!(local.near_bytes() > 1 << 17);
+    }
+}

@@ -1,0 +1,192 @@
+//! Owns a shard: one Redis server that holds some slots of a region, as all threads see it (`Shard`) and as one of them uses it
+//! (`Wire`).
+//!
+//! A value is read with `GETRANGE`, which serves a string like `GET` and lets the server cut it at the longest envelope that
+//! would be accepted: an oversized value is never pulled in whole. (A server that lies about the protocol itself can still send
+//! more: the client reads what is announced.)
+//!
+//! Refuses to retry, and to wait longer than the deadline for anything.
+//! Invariant: a shard that is slow, gone or wrong is a miss, at once after its breaker has opened.
+
+mod breaker;
+mod counts;
+mod fault;
+mod lane;
+mod link;
+mod outbox;
+mod queue;
+
+pub use breaker::BreakerState;
+pub use counts::ShardCounts;
+pub use fault::Fault;
+pub use lane::FaultCounts;
+pub(crate) use lane::Lane;
+pub(crate) use link::Link;
+pub(crate) use queue::Job;
+
+use crate::entry::{Entry, Epochs, Meta, Now, Seal};
+use crate::key::{Digest, Region};
+use bytes::Bytes;
+use counts::Counts;
+use outbox::{Outbox, Writer};
+use redis::{Client, IntoConnectionInfo, Pipeline, RedisError, Value};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Writing is off every request's path: it may take this many deadlines per batch.
+const WRITE_DEADLINES: u32 = 10;
+
+/// A shard as all threads see it.
+pub(crate) struct Shard {
+    region: Region,
+    index: usize,
+    label: String,
+    client: Client,
+    reads: Arc<Lane>,
+    writes: Arc<Lane>,
+    counts: Arc<Counts>,
+}
+
+/// A shard's state and figures.
+#[derive(Clone, Debug)]
+pub struct ShardReport {
+    /// Whose settings name it; regions without settings of their own use those of `default`.
+    pub region: Region,
+    /// Its place among the region's endpoints.
+    pub index: usize,
+    /// Host, port and database; no credentials.
+    pub endpoint: String,
+    pub reads: BreakerState,
+    pub writes: BreakerState,
+    pub read_faults: FaultCounts,
+    pub write_faults: FaultCounts,
+    pub counts: ShardCounts,
+}
+
+/// An address that parses, and its label. Nothing is connected.
+pub(crate) fn client(url: &str) -> Result<(Client, String), RedisError> {
+    let info = url.into_connection_info()?;
+    let label = match info.redis_settings().db() {
+        0 => info.addr().to_string(),
+        db => format!("{}/{db}", info.addr()),
+    };
+    Ok((Client::open(info)?, label))
+}
+
+impl Shard {
+    pub(crate) fn new(region: Region, index: usize, client: Client, label: String) -> Self {
+        Self {
+            region,
+            index,
+            reads: Arc::new(Lane::new(format!("{region} {label} reads"))),
+            writes: Arc::new(Lane::new(format!("{region} {label} writes"))),
+            counts: Arc::default(),
+            client,
+            label,
+        }
+    }
+
+    pub(crate) fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// A connection of one's own, with the breaker of `lane`.
+    pub(crate) fn link(&self, lane: Arc<Lane>) -> Link {
+        Link::new(self.client.clone(), lane)
+    }
+
+    pub(crate) fn report(&self) -> ShardReport {
+        ShardReport {
+            region: self.region,
+            index: self.index,
+            endpoint: self.label.clone(),
+            reads: self.reads.state(),
+            writes: self.writes.state(),
+            read_faults: self.reads.faults(),
+            write_faults: self.writes.faults(),
+            counts: self.counts.read(),
+        }
+    }
+}
+
+/// A shard as one thread uses it: two connections, made on the first use.
+pub(crate) struct Wire<M> {
+    shard: Arc<Shard>,
+    reads: Link,
+    outbox: Outbox<M>,
+    seal: Arc<Seal>,
+    deadline: Duration,
+}
+
+impl<M: Meta> Wire<M> {
+    pub(crate) fn new(shard: Arc<Shard>, seal: Arc<Seal>, epochs: Arc<Epochs>, deadline: Duration) -> Self {
+        let writer = Writer {
+            link: shard.link(shard.writes.clone()),
+            deadline: deadline * WRITE_DEADLINES,
+            seal: seal.clone(),
+            epochs,
+            counts: shard.counts.clone(),
+        };
+        let reads = shard.link(shard.reads.clone());
+        Self { shard, reads, outbox: Outbox::new(writer), seal, deadline }
+    }
+
+    /// The entry called `name`, if it is there, sound and in time. Cancel safe.
+    pub(crate) async fn fetch(&self, name: &str, digest: &Digest) -> Result<Option<Entry<M>>, Fault> {
+        let mut read = Pipeline::with_capacity(1);
+        read.cmd("GETRANGE").arg(name).arg(0).arg(self.seal.envelope_bytes_max());
+        let mut replies = self.reads.ask(&read, self.deadline).await?;
+        let counts = &self.shard.counts;
+        let envelope = match replies.pop() {
+            // An absent key is an empty string.
+            Some(Value::BulkString(value)) if value.is_empty() => {
+                counts.misses.one();
+                return Ok(None);
+            }
+            Some(Value::BulkString(value)) => Bytes::from(value),
+            reply => {
+                if let Some(fault) = reply.as_ref().and_then(Fault::in_reply) {
+                    return Err(fault);
+                }
+                self.reads.distrust();
+                return Err(Fault::Protocol);
+            }
+        };
+        Ok(self.open(name, digest, &envelope))
+    }
+
+    pub(crate) fn send(&self, job: Job<M>) {
+        if let Job::Store { entry, .. } = &job
+            && entry.body.len() > self.seal.body_bytes_max()
+        {
+            self.shard.counts.oversize.one();
+            return;
+        }
+        self.outbox.push(job);
+    }
+
+    /// Waits until everything sent has been carried out or dropped. Cancel safe.
+    pub(crate) async fn drained(&self) {
+        self.outbox.drained().await;
+    }
+
+    fn open(&self, name: &str, digest: &Digest, envelope: &Bytes) -> Option<Entry<M>> {
+        let counts = &self.shard.counts;
+        match self.seal.decode(digest, envelope, Now::read()) {
+            Ok(Some(entry)) => {
+                counts.hits.one();
+                return Some(entry);
+            }
+            Ok(None) => counts.expired.one(),
+            Err(reason) if reason.is_foreign() => counts.foreign.one(),
+            Err(reason) => {
+                // Either the value is damaged, or the connection answers the wrong questions: both are ended.
+                counts.corrupt.one();
+                tracing::debug!(endpoint = self.shard.label, %reason, "corrupt entry");
+                self.reads.distrust();
+                self.outbox.push(Job::Remove { name: name.to_owned() });
+            }
+        }
+        None
+    }
+}

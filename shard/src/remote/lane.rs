@@ -1,0 +1,86 @@
+//! Owns what all threads share about one way to a shard (reading, writing): its breaker, its faults, and their log lines.
+//!
+//! Reading and writing fail apart: a full server or a replica refuses writes and serves reads, so each has a lane of its own.
+//!
+//! Refuses to connect: that is each thread's `Link`.
+//! Invariant: a fault is counted once, where it is recorded.
+
+use super::breaker::{Breaker, BreakerState, Turn};
+use super::fault::Fault;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// How often each fault happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FaultCounts([u64; Fault::ALL.len()]);
+
+impl FaultCounts {
+    pub fn of(&self, fault: Fault) -> u64 {
+        self.0[fault as usize]
+    }
+
+    /// Every fault with its count.
+    pub fn iter(&self) -> impl Iterator<Item = (Fault, u64)> {
+        Fault::ALL.into_iter().zip(self.0)
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Lane {
+    /// Of the shard and what is done with it, for the log.
+    name: String,
+    seed: u64,
+    breaker: Breaker,
+    faults: [AtomicU64; Fault::ALL.len()],
+}
+
+impl Lane {
+    pub(crate) fn new(name: String) -> Self {
+        // Only jitter comes from it; what is checked by tests takes its seed as an argument.
+        let seed = RandomState::new().hash_one(&name);
+        Self { breaker: Breaker::new(Instant::now(), seed), name, seed, faults: Default::default() }
+    }
+
+    /// Asks the breaker; a refusal is counted.
+    pub(crate) fn admit(&self, now: Instant) -> Result<(), Fault> {
+        if self.breaker.admit(now) {
+            return Ok(());
+        }
+        self.count(Fault::Open);
+        Err(Fault::Open)
+    }
+
+    pub(crate) fn refuses(&self, now: Instant) -> bool {
+        self.breaker.refuses(now)
+    }
+
+    pub(crate) fn state(&self) -> BreakerState {
+        self.breaker.state()
+    }
+
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    pub(crate) fn succeeded(&self) {
+        if self.breaker.succeeded(Instant::now()) == Turn::Closed {
+            tracing::info!(lane = self.name, "shard answers again");
+        }
+    }
+
+    pub(crate) fn failed(&self, fault: Fault) {
+        self.count(fault);
+        if fault.is_evidence() && self.breaker.failed(Instant::now()) == Turn::Opened {
+            tracing::warn!(lane = self.name, fault = fault.name(), "shard fails, its breaker is open");
+        }
+    }
+
+    pub(crate) fn faults(&self) -> FaultCounts {
+        FaultCounts(self.faults.each_ref().map(|count| count.load(Ordering::Relaxed)))
+    }
+
+    fn count(&self, fault: Fault) {
+        self.faults[fault as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}

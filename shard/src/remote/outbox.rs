@@ -1,0 +1,176 @@
+//! Owns the telling: what one thread has to say to a shard goes out from here, in order.
+//!
+//! Storing and removing never wait on a request's path: they are queued, and one task per thread and shard sends them in
+//! batches over a connection of its own, so that no read queues behind a large body. Entries are encoded only when sent.
+//!
+//! Entries that find no room or a failing shard are dropped: a later miss. Removals are kept in order until the shard answers,
+//! because a lost one would let an old entry come back.
+//!
+//! Refuses to grow: see `queue`.
+//! Invariant: of one thread's jobs for a key, an earlier one never takes effect after a later one that was confirmed, except for
+//! what a hung server still has in its receive buffer when its connection is given up.
+
+use super::counts::Counts;
+use super::fault::Fault;
+use super::link::Link;
+use super::queue::{Job, Queue};
+use crate::entry::{Entry, Epochs, Meta, Seal};
+use crate::key::Digest;
+use redis::{Pipeline, Value};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::sleep;
+
+/// Between attempts to hand over removals.
+const AGAIN: Duration = Duration::from_millis(250);
+
+pub(crate) struct Outbox<M> {
+    queue: Arc<Queue<M>>,
+    writer: Arc<Writer>,
+    task: Mutex<Option<AbortHandle>>,
+}
+
+/// What it takes to carry jobs out.
+pub(crate) struct Writer {
+    pub(crate) link: Link,
+    pub(crate) deadline: Duration,
+    pub(crate) seal: Arc<Seal>,
+    pub(crate) epochs: Arc<Epochs>,
+    pub(crate) counts: Arc<Counts>,
+}
+
+impl<M: Meta> Outbox<M> {
+    pub(crate) fn new(writer: Writer) -> Self {
+        Self { queue: Arc::new(Queue::new()), writer: Arc::new(writer), task: Mutex::new(None) }
+    }
+
+    pub(crate) fn push(&self, job: Job<M>) {
+        if let Err(job) = self.queue.push(job) {
+            self.writer.dropped(&job);
+        }
+        self.keep_writing();
+    }
+
+    /// Waits until nothing is left to send. Cancel safe.
+    pub(crate) async fn drained(&self) {
+        self.queue.drained().await;
+    }
+
+    /// Starts the task that writes, where it is not running. Outside a runtime jobs wait for the next push inside one.
+    fn keep_writing(&self) {
+        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        if task.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        if let Ok(runtime) = Handle::try_current() {
+            *task = Some(runtime.spawn(write(self.queue.clone(), self.writer.clone())).abort_handle());
+        }
+    }
+}
+
+impl<M> Drop for Outbox<M> {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            task.abort();
+        }
+    }
+}
+
+async fn write<M: Meta>(queue: Arc<Queue<M>>, writer: Arc<Writer>) {
+    loop {
+        let batch = queue.next().await;
+        let left = writer.carry_out(batch).await;
+        let rest = !left.is_empty();
+        queue.done(left);
+        if rest {
+            sleep(AGAIN).await;
+        }
+    }
+}
+
+impl Writer {
+    /// Sends a batch and gives back the removals that are still to be done.
+    async fn carry_out<M: Meta>(&self, batch: Vec<Job<M>>) -> Vec<Job<M>> {
+        if self.link.refuses() {
+            return self.given_up(batch);
+        }
+        let (pipeline, sent) = self.compose(batch);
+        if sent.is_empty() {
+            return Vec::new();
+        }
+        match self.link.ask(&pipeline, self.deadline).await {
+            Ok(replies) => self.settle(sent, &replies),
+            Err(_) => self.given_up(sent),
+        }
+    }
+
+    fn compose<M: Meta>(&self, batch: Vec<Job<M>>) -> (Pipeline, Vec<Job<M>>) {
+        let mut pipeline = Pipeline::with_capacity(batch.len());
+        let mut sent = Vec::with_capacity(batch.len());
+        for job in batch {
+            let composed = match &job {
+                Job::Store { name, digest, hash, entry } => {
+                    self.compose_store(&mut pipeline, name, digest, *hash, entry)
+                }
+                Job::Remove { name } => {
+                    pipeline.cmd("UNLINK").arg(name);
+                    true
+                }
+            };
+            if composed {
+                sent.push(job);
+            } else {
+                self.dropped(&job);
+            }
+        }
+        (pipeline, sent)
+    }
+
+    /// False where the entry has become useless while it waited, or cannot be encoded.
+    fn compose_store<M: Meta>(
+        &self,
+        pipeline: &mut Pipeline,
+        name: &str,
+        digest: &Digest,
+        hash: u64,
+        entry: &Entry<M>,
+    ) -> bool {
+        let ttl = entry.keep.saturating_sub(entry.age(Instant::now()));
+        let ended = entry.since().is_some_and(|since| !self.epochs.still(hash, since));
+        if ended || ttl < Duration::from_millis(1) {
+            return false;
+        }
+        let Ok(envelope) = self.seal.encode(digest, entry) else { return false };
+        pipeline.cmd("SET").arg(name).arg(envelope).arg("PX").arg(ttl.as_millis() as u64);
+        true
+    }
+
+    fn settle<M>(&self, sent: Vec<Job<M>>, replies: &[Value]) -> Vec<Job<M>> {
+        let mut left = Vec::new();
+        for (job, reply) in sent.into_iter().zip(replies) {
+            match (Fault::in_reply(reply), &job) {
+                (None, Job::Store { .. }) => self.counts.stored.one(),
+                (None, Job::Remove { .. }) => self.counts.removed.one(),
+                (Some(fault), Job::Remove { .. }) if fault.is_evidence() => left.push(job),
+                (Some(_), _) => self.dropped(&job),
+            }
+        }
+        left
+    }
+
+    /// Drops entries and keeps removals.
+    fn given_up<M>(&self, batch: Vec<Job<M>>) -> Vec<Job<M>> {
+        let (removals, stores): (Vec<_>, Vec<_>) = batch.into_iter().partition(|job| matches!(job, Job::Remove { .. }));
+        stores.iter().for_each(|job| self.dropped(job));
+        removals
+    }
+
+    fn dropped<M>(&self, job: &Job<M>) {
+        match job {
+            Job::Store { .. } => self.counts.dropped_stores.one(),
+            Job::Remove { .. } => self.counts.dropped_removals.one(),
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Owns what one thread still has to tell a shard: jobs, their order, and the bounds on them.
+//!
+//! Refuses a job for which there is no room: the newest is the one not taken, because those before it are about to be sent.
+//! Invariant: entries waiting weigh at most `BYTES_MAX` (or are a single one), and jobs are at most `JOBS_MAX` and a batch.
+
+use crate::entry::Entry;
+use crate::key::Digest;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::Notify;
+
+/// Entries waiting are held in memory beyond the local tier's budget: this many bytes of them per thread and shard. One that is
+/// larger by itself may wait alone.
+const BYTES_MAX: usize = 8 << 20;
+const STORES_MAX: usize = 256;
+
+/// Removals are a few hundred bytes each and must outlive a short outage.
+const JOBS_MAX: usize = 4096;
+
+/// What one round trip carries: enough to keep up with fills, little enough to be through within a deadline.
+const BATCH_JOBS: usize = 32;
+const BATCH_BYTES: usize = 256 << 10;
+
+pub(crate) enum Job<M> {
+    Store { name: String, digest: Digest, hash: u64, entry: Arc<Entry<M>> },
+    Remove { name: String },
+}
+
+impl<M> Job<M> {
+    fn bytes(&self) -> usize {
+        match self {
+            Job::Store { entry, .. } => entry.weight as usize,
+            Job::Remove { .. } => 0,
+        }
+    }
+}
+
+pub(crate) struct Queue<M> {
+    jobs: Mutex<Jobs<M>>,
+    added: Notify,
+    drained: Notify,
+}
+
+struct Jobs<M> {
+    waiting: VecDeque<Job<M>>,
+    stores: usize,
+    bytes: usize,
+    in_flight: bool,
+}
+
+impl<M> Queue<M> {
+    pub(crate) fn new() -> Self {
+        let jobs = Jobs { waiting: VecDeque::new(), stores: 0, bytes: 0, in_flight: false };
+        Self { jobs: Mutex::new(jobs), added: Notify::new(), drained: Notify::new() }
+    }
+
+    /// Gives the job back where there is no room for it.
+    pub(crate) fn push(&self, job: Job<M>) -> Result<(), Job<M>> {
+        let mut jobs = self.lock();
+        if !jobs.has_room(&job) {
+            return Err(job);
+        }
+        jobs.count(&job);
+        jobs.waiting.push_back(job);
+        drop(jobs);
+        self.added.notify_one();
+        Ok(())
+    }
+
+    /// The next batch, in order, as soon as there is one.
+    pub(crate) async fn next(&self) -> Vec<Job<M>> {
+        loop {
+            if let Some(batch) = self.lock().take() {
+                return batch;
+            }
+            self.added.notified().await;
+        }
+    }
+
+    /// Ends a batch; what is `left` of it comes first again.
+    pub(crate) fn done(&self, left: Vec<Job<M>>) {
+        let mut jobs = self.lock();
+        jobs.in_flight = false;
+        for job in left.into_iter().rev() {
+            jobs.count(&job);
+            jobs.waiting.push_front(job);
+        }
+        if jobs.is_idle() {
+            self.drained.notify_waiters();
+        }
+    }
+
+    /// Waits until nothing is left, under way or waiting. Cancel safe.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let mut drained = std::pin::pin!(self.drained.notified());
+            // From here on a notification is not missed.
+            drained.as_mut().enable();
+            if self.lock().is_idle() {
+                return;
+            }
+            drained.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Jobs<M>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<M> Jobs<M> {
+    fn has_room(&self, job: &Job<M>) -> bool {
+        let room = match job {
+            Job::Store { .. } => {
+                let fits = self.bytes == 0 || self.bytes + job.bytes() <= BYTES_MAX;
+                self.stores < STORES_MAX && fits
+            }
+            Job::Remove { .. } => true,
+        };
+        room && self.waiting.len() < JOBS_MAX
+    }
+
+    fn count(&mut self, job: &Job<M>) {
+        self.stores += usize::from(matches!(job, Job::Store { .. }));
+        self.bytes += job.bytes();
+    }
+
+    fn take(&mut self) -> Option<Vec<Job<M>>> {
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        while batch.len() < BATCH_JOBS && bytes < BATCH_BYTES {
+            let Some(job) = self.waiting.pop_front() else { break };
+            bytes += job.bytes();
+            self.stores -= usize::from(matches!(job, Job::Store { .. }));
+            batch.push(job);
+        }
+        self.bytes -= bytes;
+        self.in_flight = !batch.is_empty();
+        self.in_flight.then_some(batch)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && !self.in_flight
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Now;
+    use crate::entry::tests::Note;
+    use crate::key::{KeyBuilder, Region};
+    use std::time::Duration;
+
+    fn store(body_bytes: usize) -> Job<Note> {
+        let entry = Entry::new(Note(String::new()), vec![0; body_bytes].into(), Duration::from_secs(60), Now::read());
+        let digest = KeyBuilder::new().key().digest(&Region::DEFAULT);
+        Job::Store { name: "store".into(), digest, hash: 0, entry: Arc::new(entry) }
+    }
+
+    fn remove(n: usize) -> Job<Note> {
+        Job::Remove { name: n.to_string() }
+    }
+
+    fn names(batch: &[Job<Note>]) -> Vec<&str> {
+        batch.iter().map(|(Job::Store { name, .. } | Job::Remove { name })| name.as_str()).collect()
+    }
+
+    #[test]
+    fn entries_find_no_room_beyond_their_number_or_weight_and_removals_still_do() {
+        let (many, heavy) = (Queue::new(), Queue::new());
+        assert_eq!((0..300).filter(|_| many.push(store(0)).is_ok()).count(), STORES_MAX);
+        assert_eq!((0..20).filter(|_| heavy.push(store(1 << 20)).is_ok()).count(), 7);
+        assert!(many.push(remove(0)).is_ok() && heavy.push(remove(0)).is_ok());
+        assert_eq!((0..5_000).filter(|&n| heavy.push(remove(n)).is_ok()).count(), JOBS_MAX - 8);
+    }
+
+    #[test]
+    fn an_entry_larger_than_the_bound_waits_alone() {
+        let queue = Queue::new();
+        assert!(
+            queue.push(store(BYTES_MAX + 1)).is_ok() && queue.push(store(0)).is_err() && queue.push(remove(0)).is_ok()
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_a_batch_comes_first_again() {
+        let queue = Queue::new();
+        (0..40).for_each(|n| assert!(queue.push(remove(n)).is_ok()));
+        let mut batch = queue.next().await;
+        assert_eq!(batch.len(), BATCH_JOBS);
+        queue.done(batch.drain(..2).collect());
+        assert_eq!(names(&queue.next().await)[..3], ["0", "1", "32"]);
+    }
+
+    #[tokio::test]
+    async fn it_is_drained_only_when_nothing_is_under_way() {
+        let queue = Queue::new();
+        queue.drained().await;
+        assert!(queue.push(store(0)).is_ok());
+        let batch = queue.next().await;
+        let waiting = tokio::time::timeout(Duration::from_millis(10), queue.drained()).await;
+        assert!(waiting.is_err() && batch.len() == 1);
+        queue.done(Vec::new());
+        queue.drained().await;
+    }
+}

@@ -1,0 +1,303 @@
+//! Owns one thread's way to the store: its table, its connections, and the order in which tiers are asked and told.
+//!
+//! Refuses to wait: only `remote` does, at most for the deadline, and `flush`, which no request calls.
+//! Invariant: what is removed here is gone locally, on every thread, when `remove` returns.
+
+use super::Store;
+use crate::entry::{Entry, Meta, Since};
+use crate::key::{KeyRef, Region};
+use crate::local::{Moment, Near, NearCopy};
+use crate::remote::{Fault, Job, Shard, Wire};
+use bytes::Bytes;
+use std::cell::RefCell;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
+
+/// Slots that one `tidy` looks at: the whole table in 16 of them.
+const TIDY: usize = 1024;
+
+/// A thread's way to the store. `Send`, so that it can be made before its thread runs; not `Sync`. Its connections belong to the
+/// runtime that first uses them.
+pub struct View<M> {
+    store: Arc<Store<M>>,
+    near: RefCell<Near<M>>,
+    /// One for each of the store's shards.
+    wires: Box<[Wire<M>]>,
+}
+
+/// Which tier answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tier {
+    /// This thread's table.
+    Near,
+    /// The cache that all threads share; also what was just inserted.
+    Memory,
+    /// Redis.
+    Remote,
+}
+
+/// How far an insertion goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    Local,
+    /// Local at once, and in the background to the region's shard.
+    Shared,
+}
+
+/// What the remote tier knows.
+#[derive(Debug)]
+pub enum Remote<M> {
+    /// It is now in the local tier too.
+    Found(Hit<M>),
+    Absent,
+    Unavailable(Fault),
+    /// The region has no remote tier.
+    Off,
+}
+
+/// An entry held by this thread. Cheap to clone and to hold for as long as a response takes.
+#[derive(Debug)]
+pub struct Hit<M> {
+    copy: Arc<NearCopy<M>>,
+    tier: Tier,
+}
+
+impl<M> Hit<M> {
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// The body by this thread's own handle: cloning it touches no counter that other cores write. It keeps the entry.
+    /// (The field `body` of the entry is the same bytes by the handle that all threads share.)
+    pub fn body(&self) -> &Bytes {
+        self.copy.body()
+    }
+
+    /// The entry itself, for another thread.
+    pub fn share(&self) -> Arc<Entry<M>> {
+        self.copy.share()
+    }
+}
+
+impl<M> Clone for Hit<M> {
+    fn clone(&self) -> Self {
+        Self { copy: self.copy.clone(), tier: self.tier }
+    }
+}
+
+impl<M> Deref for Hit<M> {
+    type Target = Entry<M>;
+
+    fn deref(&self) -> &Entry<M> {
+        self.copy.entry()
+    }
+}
+
+impl<M: Meta> View<M> {
+    pub(super) fn new(store: Arc<Store<M>>) -> Self {
+        store.local.joined();
+        let wires = store.remote.iter().flat_map(|remote| {
+            let wire = |shard: &Arc<Shard>| {
+                Wire::new(shard.clone(), remote.seal.clone(), store.epochs.clone(), remote.deadline)
+            };
+            remote.shards.iter().map(wire)
+        });
+        Self { wires: wires.collect(), near: RefCell::new(Near::new()), store }
+    }
+
+    /// The entry, if this process has it and its time is not over. Whether it is fresh is for the caller to see.
+    pub fn local(&self, key: &KeyRef<'_>) -> Option<Hit<M>> {
+        self.local_at(key, Instant::now())
+    }
+
+    /// `local` for a caller that has read the clock.
+    pub fn local_at(&self, key: &KeyRef<'_>, now: Instant) -> Option<Hit<M>> {
+        let moment = self.store.local.moment(now);
+        let found = self.near.borrow_mut().get(key, moment);
+        if let Some(found) = found {
+            if found.touch {
+                self.store.local.touch(key);
+            }
+            return Some(Hit { copy: found.copy, tier: Tier::Near });
+        }
+        let copy = self.store.local.get(key, moment)?;
+        self.keep_near(key, &copy, moment);
+        Some(Hit { copy, tier: Tier::Memory })
+    }
+
+    /// Asks the region's shard, within the deadline. Cancel safe: an answer that comes later is dropped.
+    pub async fn remote(&self, region: &Region, key: &KeyRef<'_>) -> Remote<M> {
+        let Some(place) = self.store.place(region, key) else { return Remote::Off };
+        let since = self.since(key);
+        match self.wires[place.shard].fetch(&place.name, &place.digest).await {
+            Ok(Some(entry)) => {
+                let (copy, _) = self.hold(key, entry.begun(since));
+                Remote::Found(Hit { copy, tier: Tier::Remote })
+            }
+            Ok(None) => Remote::Absent,
+            Err(fault) => Remote::Unavailable(fault),
+        }
+    }
+
+    /// To be taken before a fill's request goes out, and given to its entry (`Entry::begun`): the entry is then not stored if
+    /// its key is removed, or everything purged, while the fill runs.
+    pub fn since(&self, key: &KeyRef<'_>) -> Since {
+        self.store.epochs.since(key.hash())
+    }
+
+    /// Stores an entry. The hit serves the response at hand even where nothing could be stored.
+    pub fn insert(&self, region: &Region, key: &KeyRef<'_>, entry: Entry<M>, reach: Reach) -> Hit<M> {
+        let (copy, stored) = self.hold(key, entry);
+        if stored
+            && reach == Reach::Shared
+            && let Some(place) = self.store.place(region, key)
+        {
+            let (name, digest, hash) = (place.name, place.digest, key.hash());
+            self.wires[place.shard].send(Job::Store { name, digest, hash, entry: copy.share() });
+        }
+        Hit { copy, tier: Tier::Memory }
+    }
+
+    /// Removes an entry from the local tier now, and from the region's shard in the background.
+    pub fn remove(&self, region: &Region, key: &KeyRef<'_>) {
+        self.store.local.remove(key);
+        if let Some(place) = self.store.place(region, key) {
+            self.wires[place.shard].send(Job::Remove { name: place.name });
+        }
+    }
+
+    /// Ends the time of everything held locally by this process, on every thread.
+    pub fn purge_local(&self) {
+        self.store.purge_local();
+    }
+
+    /// Lets go of what an idle thread would hold on to. To be called about once a second by the thread's own clock.
+    pub fn tidy(&self) {
+        self.store.local.settle();
+        self.near.borrow_mut().sweep(TIDY, self.store.local.moment(Instant::now()));
+    }
+
+    /// Waits until everything queued for shards is carried out or dropped; false if that took longer than `within`. For the end
+    /// of a process. Cancel safe.
+    pub async fn flush(&self, within: Duration) -> bool {
+        let all = async {
+            for wire in &self.wires {
+                wire.drained().await;
+            }
+        };
+        timeout(within, all).await.is_ok()
+    }
+
+    pub fn store(&self) -> &Arc<Store<M>> {
+        &self.store
+    }
+
+    fn hold(&self, key: &KeyRef<'_>, entry: Entry<M>) -> (Arc<NearCopy<M>>, bool) {
+        let now = Instant::now();
+        let inserted = self.store.local.insert(key, entry, now);
+        if inserted.stored {
+            self.keep_near(key, &inserted.copy, self.store.local.moment(now));
+        }
+        (inserted.copy, inserted.stored)
+    }
+
+    fn keep_near(&self, key: &KeyRef<'_>, copy: &Arc<NearCopy<M>>, moment: Moment) {
+        self.near.borrow_mut().put(key, copy.clone(), moment, self.store.local.near_bytes());
+    }
+}
+
+impl<M> Drop for View<M> {
+    fn drop(&mut self) {
+        self.store.local.left();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::Now;
+    use crate::entry::tests::Note;
+    use crate::key::KeyBuilder;
+    use crate::store::LocalSettings;
+
+    fn store() -> Arc<Store<Note>> {
+        Store::new(LocalSettings { memory_bytes: 1 << 20 }, None).unwrap()
+    }
+
+    fn entry(text: &str) -> Entry<Note> {
+        Entry::new(Note(text.into()), Bytes::from_static(b"body"), Duration::from_secs(60), Now::read())
+    }
+
+    fn large(text: &str) -> Entry<Note> {
+        Entry::new(Note(text.into()), vec![0; 10_000].into(), Duration::from_secs(60), Now::read())
+    }
+
+    #[test]
+    fn a_removal_on_one_thread_is_seen_by_all() {
+        let (mut builder, store) = (KeyBuilder::new(), store());
+        let key = builder.part(b"/").key();
+        let (one, two) = (store.view(), store.view());
+        one.insert(&Region::DEFAULT, &key, entry("a"), Reach::Shared);
+        assert_eq!(two.local(&key).map(|hit| hit.tier()), Some(Tier::Memory));
+        assert_eq!(two.local(&key).map(|hit| hit.tier()), Some(Tier::Near));
+        one.remove(&Region::DEFAULT, &key);
+        assert!(one.local(&key).is_none() && two.local(&key).is_none());
+    }
+
+    #[test]
+    fn a_replaced_entry_is_not_served_by_another_threads_table() {
+        let (mut builder, store) = (KeyBuilder::new(), store());
+        let key = builder.part(b"/").key();
+        let (one, two) = (store.view(), store.view());
+        one.insert(&Region::DEFAULT, &key, entry("old"), Reach::Local);
+        let held = two.local(&key).unwrap();
+        one.insert(&Region::DEFAULT, &key, entry("new"), Reach::Local);
+        assert_eq!(two.local(&key).unwrap().meta.0, "new");
+        assert_eq!((held.meta.0.as_str(), held.body().as_ref()), ("old", &b"body"[..]));
+    }
+
+    #[test]
+    fn a_purge_reaches_every_table_and_fills_under_way() {
+        let (mut builder, store) = (KeyBuilder::new(), store());
+        let key = builder.part(b"/").key();
+        let (one, two) = (store.view(), store.view());
+        one.insert(&Region::DEFAULT, &key, entry("a"), Reach::Local);
+        two.local(&key).unwrap();
+        let since = two.since(&key);
+        one.purge_local();
+        assert!(one.local(&key).is_none() && two.local(&key).is_none());
+        let served = two.insert(&Region::DEFAULT, &key, entry("late").begun(since), Reach::Local);
+        assert_eq!(served.meta.0, "late");
+        assert!(one.local(&key).is_none() && two.local(&key).is_none());
+    }
+
+    /// The shared cache pushes out what is rarely asked for, and hears of a part of the hits in threads' tables.
+    #[test]
+    fn an_entry_in_use_on_one_thread_is_not_pushed_out_by_colder_ones() {
+        let (store, now) = (store(), Instant::now());
+        let (one, two) = (store.view(), store.view());
+        let mut hot = KeyBuilder::new();
+        let hot = hot.part(b"hot").key();
+        one.insert(&Region::DEFAULT, &hot, large("hot"), Reach::Local);
+        for n in 0..40u32 {
+            for _ in 0..20 {
+                assert!(one.local_at(&hot, now + n * Duration::from_secs(1)).is_some(), "pushed out after {n} s");
+            }
+            for m in 0..50 {
+                let mut cold = KeyBuilder::new();
+                let cold = cold.part(&(n * 50 + m).to_le_bytes()).key();
+                two.insert(&Region::DEFAULT, &cold, large("cold"), Reach::Local);
+                store.local.touch(&cold);
+            }
+            store.local.settle();
+        }
+    }
+
+    #[test]
+    fn a_view_may_move_to_its_thread() {
+        let view = store().view();
+        std::thread::spawn(move || view.tidy()).join().unwrap();
+    }
+}

@@ -1,0 +1,89 @@
+//! Owns the way to the cluster limit's bucket: the limiter's script, run on one shard of the default region.
+//!
+//! The bucket of a rule is the hash `tg:lease:{rule}`; which endpoint keeps it follows from the rule's name by rendezvous, so
+//! that all nodes agree and rules spread. It has a connection and a breaker of its own: asking for tokens neither waits behind
+//! reads nor stops because they fail.
+//!
+//! Refuses to retry: a script whose answer is lost may have run, and its tokens are then lost with it. Only the answer that the
+//! server does not know the script is followed by the script itself, because then nothing has run.
+//! Invariant: an ask ends within its deadline, and at most one script runs for it.
+
+use crate::entry::Meta;
+use crate::remote::{Fault, Lane, Link};
+use crate::store::Store;
+use limiter::lease::{Ask, Grant, SCRIPT, Treasury, TreasuryError};
+use redis::{Pipeline, ServerErrorKind, Value};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The bucket of one rule. Belongs to the runtime that first asks.
+pub struct RedisTreasury {
+    link: Link,
+    bucket: String,
+    sha1: String,
+    deadline: Duration,
+    endpoint: String,
+}
+
+impl RedisTreasury {
+    /// The treasury of `rule`, if the store has shards for the default region.
+    pub fn new<M: Meta>(store: &Store<M>, rule: &str, deadline: Duration) -> Option<Self> {
+        let shard = store.keeper(rule)?;
+        let lane = Arc::new(Lane::new(format!("lease {rule} {}", shard.label())));
+        Some(Self {
+            link: shard.link(lane),
+            bucket: format!("tg:lease:{{{rule}}}"),
+            sha1: redis::Script::new(SCRIPT).get_hash().to_owned(),
+            deadline,
+            endpoint: shard.label().to_owned(),
+        })
+    }
+
+    /// Host, port and database of the shard that keeps the bucket.
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    async fn run(&self, ask: &Ask) -> Result<Value, TreasuryError> {
+        let began = Instant::now();
+        let reply = self.send("EVALSHA", &self.sha1, ask, self.deadline).await?;
+        let unknown = matches!(&reply, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript));
+        if !unknown {
+            return Ok(reply);
+        }
+        let left = self.deadline.saturating_sub(began.elapsed());
+        self.send("EVAL", SCRIPT, ask, left).await
+    }
+
+    async fn send(&self, command: &str, script: &str, ask: &Ask, within: Duration) -> Result<Value, TreasuryError> {
+        let mut call = Pipeline::with_capacity(1);
+        call.cmd(command).arg(script).arg(1).arg(&self.bucket);
+        for argument in ask.arguments() {
+            call.arg(argument);
+        }
+        match self.link.ask(&call, within).await {
+            Ok(mut replies) => replies.pop().ok_or(TreasuryError::Malformed),
+            Err(Fault::Timeout) => Err(TreasuryError::Deadline),
+            Err(_) => Err(TreasuryError::Unavailable),
+        }
+    }
+}
+
+impl Treasury for RedisTreasury {
+    async fn withdraw(&self, ask: Ask) -> Result<Grant, TreasuryError> {
+        let numbers = match self.run(&ask).await? {
+            Value::Array(values) => values,
+            Value::ServerError(_) => return Err(TreasuryError::Unavailable),
+            _ => return Err(TreasuryError::Malformed),
+        };
+        let mut reply = [0; 4];
+        if numbers.len() != reply.len() {
+            return Err(TreasuryError::Malformed);
+        }
+        for (place, value) in reply.iter_mut().zip(numbers) {
+            let Value::Int(number) = value else { return Err(TreasuryError::Malformed) };
+            *place = number;
+        }
+        Grant::parse(&reply)
+    }
+}

@@ -1,0 +1,152 @@
+//! Owns a real Redis server for the length of a test: started on a free port, ended by its process id.
+//!
+//! Refuses to run without the program `redis-server`.
+//! Invariant: no server outlives its test.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use shard::{Entry, KeyBuilder, KeyRef, LocalSettings, Meta, Now, Region, RegionSettings, RemoteSettings, Store};
+
+/// The default deadline, where time is what a test is about.
+pub(crate) const DEADLINE: Duration = Duration::from_millis(20);
+
+/// For tests about anything else: a busy machine may keep an answer back for longer than the default.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What a deadline may be exceeded by on a busy machine of two cores.
+pub(crate) const SLACK: Duration = Duration::from_millis(80);
+
+pub(crate) struct Server {
+    child: Child,
+    port: u16,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        Self::start_on(free_port(), &[])
+    }
+
+    pub(crate) fn start_on(port: u16, options: &[&str]) -> Self {
+        let port_text = port.to_string();
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &port_text, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]).args(options);
+        command.current_dir(std::env::temp_dir()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap_or_else(|error| panic!("install redis-server: {error}"));
+        let mut server = Self { child, port };
+        let until = Instant::now() + Duration::from_secs(10);
+        while !answers(port) {
+            let exited = server.child.try_wait().unwrap();
+            assert!(exited.is_none() && Instant::now() < until, "redis-server does not start: {exited:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        server
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// A plain client's connection, to look behind the store's back.
+    pub(crate) fn spy(&self) -> redis::Connection {
+        redis::Client::open(self.url()).unwrap().get_connection().unwrap()
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.unwrap().success());
+    }
+
+    pub(crate) fn stop(mut self) -> u16 {
+        self.end();
+        self.port
+    }
+
+    fn end(&mut self) {
+        // SIGKILL ends a stopped process too.
+        let _already_gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Whether somebody who speaks the protocol listens; a password may be asked for.
+fn answers(port: u16) -> bool {
+    let ask = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"PING\r\n")?;
+        let mut first = [0];
+        stream.read_exact(&mut first)?;
+        std::io::Result::Ok(first[0] == b'+' || first[0] == b'-')
+    };
+    ask().unwrap_or(false)
+}
+
+/// Below the ports that the system gives to outgoing connections: there, one that is made to a port where nobody listens can
+/// take that very port and meet itself.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() as u16 % 1_000 * 10;
+    (0..10_000)
+        .map(|_| 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000)
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .expect("one of 10,000 ports is free")
+}
+
+#[derive(Serialize, Deserialize, Debug, PartialEq)]
+pub(crate) struct Page(pub(crate) String);
+
+impl Meta for Page {
+    const SCHEMA: u16 = 1;
+
+    fn heap_bytes(&self) -> usize {
+        self.0.capacity()
+    }
+}
+
+pub(crate) fn page(text: &str, body: impl Into<Bytes>) -> Entry<Page> {
+    Entry::new(Page(text.into()), body.into(), Duration::from_secs(60), Now::read())
+}
+
+pub(crate) fn region(name: &str) -> Region {
+    Region::new(name).unwrap()
+}
+
+pub(crate) fn with_key<T>(path: &str, then: impl FnOnce(&KeyRef<'_>) -> T) -> T {
+    then(&KeyBuilder::new().part(path.as_bytes()).key())
+}
+
+pub(crate) fn settings(regions: &[(&str, &[String])]) -> RemoteSettings {
+    let region = |&(name, endpoints): &(&str, &[String])| {
+        (region(name), RegionSettings { slots: 16, endpoints: endpoints.to_vec() })
+    };
+    let regions: BTreeMap<_, _> = regions.iter().map(region).collect();
+    RemoteSettings { deadline: PATIENCE, secret: "secret".into(), object_bytes: 1 << 20, regions }
+}
+
+pub(crate) fn store(remote: RemoteSettings) -> Arc<Store<Page>> {
+    Store::new(LocalSettings { memory_bytes: 16 << 20 }, Some(remote)).unwrap()
+}
+
+/// A store of one region, `default`, on one server.
+pub(crate) fn store_on(server: &Server) -> Arc<Store<Page>> {
+    store(settings(&[("default", &[server.url()])]))
+}
