@@ -170,7 +170,8 @@ impl Breaker {
             }
         }
         let share = |part: u32, ratio: f64| part > 0 && f64::from(part) >= f64::from(calls) * ratio;
-        calls >= self.settings.minimum && (share(failed, self.settings.error_ratio) || share(slow, self.settings.slow_ratio))
+        calls >= self.settings.minimum
+            && (share(failed, self.settings.error_ratio) || share(slow, self.settings.slow_ratio))
     }
 
     fn second(&self, now: Instant) -> u64 {
@@ -278,11 +279,27 @@ mod tests {
         breaker.admit(now).map_or(None, |(call, _)| call.judge(succeeded, now))
     }
 
+    fn trip(breaker: &Breaker, now: Instant) {
+        for _ in 0..4 {
+            call(breaker, false, now);
+        }
+    }
+
+    fn admitted(breaker: &Breaker, now: Instant) -> Call<'_> {
+        match breaker.admit(now) {
+            Ok((call, _)) => call,
+            Err((wait, _)) => panic!("rejected for {wait:?}"),
+        }
+    }
+
     #[test]
     fn open_rejects_and_says_how_long() {
         let begin = Instant::now();
         let breaker = breaker(begin);
-        assert_eq!((0..4).map(|_| call(&breaker, false, begin)).collect::<Vec<_>>(), [None, None, None, Some(State::Open)]);
+        assert_eq!(
+            (0..4).map(|_| call(&breaker, false, begin)).collect::<Vec<_>>(),
+            [None, None, None, Some(State::Open)]
+        );
         let (wait, _) = breaker.admit(begin + 2 * SECOND).err().expect("open");
         assert_eq!(wait, 3 * SECOND);
     }
@@ -291,7 +308,7 @@ mod tests {
     fn half_open_closes_after_all_probes_and_opens_on_one_failure() {
         let begin = Instant::now();
         let breaker = breaker(begin);
-        (0..4).for_each(|_| drop(call(&breaker, false, begin)));
+        trip(&breaker, begin);
         let later = begin + 6 * SECOND;
         assert_eq!(call(&breaker, false, later), Some(State::Open));
         let later = later + 6 * SECOND;
@@ -303,9 +320,9 @@ mod tests {
     fn a_cancelled_probe_gives_its_place_back() {
         let begin = Instant::now();
         let breaker = breaker(begin);
-        (0..4).for_each(|_| drop(call(&breaker, false, begin)));
+        trip(&breaker, begin);
         let later = begin + 6 * SECOND;
-        let probes: Vec<_> = (0..3).map(|_| breaker.admit(later).ok().expect("a probe")).collect();
+        let probes: Vec<_> = (0..3).map(|_| admitted(&breaker, later)).collect();
         assert!(breaker.admit(later).is_err());
         drop(probes);
         assert!(breaker.admit(later).is_ok());
@@ -315,7 +332,7 @@ mod tests {
     fn an_upstream_that_hangs_opens_it_though_nothing_ends() {
         let begin = Instant::now();
         let breaker = breaker(begin);
-        let running: Vec<_> = (0..4).map(|_| breaker.admit(begin).ok().expect("closed")).collect();
+        let running: Vec<_> = (0..4).map(|_| admitted(&breaker, begin)).collect();
         assert!(breaker.admit(begin + 2 * SECOND).is_ok());
         let (_, change) = breaker.admit(begin + 5 * SECOND).err().expect("open");
         assert_eq!(change, Some(State::Open));

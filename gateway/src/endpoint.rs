@@ -36,10 +36,7 @@ pub struct Health {
 
 impl Default for Health {
     fn default() -> Self {
-        Health {
-            path: "/".to_owned(),
-            interval: Duration::from_secs(2),
-        }
+        Health { path: "/".to_owned(), interval: Duration::from_secs(2) }
     }
 }
 

@@ -20,8 +20,14 @@ const ALWAYS: [Known; 8] = [
 ];
 
 /// Fields that must reach the other side even when a hostile `Connection` names them.
-const NEVER: [Known; 6] =
-    [Known::Host, Known::ContentLength, Known::TransferEncoding, Known::CacheControl, Known::Authorization, Known::Cookie];
+const NEVER: [Known; 6] = [
+    Known::Host,
+    Known::ContentLength,
+    Known::TransferEncoding,
+    Known::CacheControl,
+    Known::Authorization,
+    Known::Cookie,
+];
 
 /// Fields by which clients try to be somebody else or to reach another resource than the one that is keyed.
 const CLAIMS: [Known; 8] = [
@@ -49,9 +55,7 @@ pub fn strip(fields: &mut Fields) {
 /// Turns a client's request into the one the origin gets. `trusted_chain` is the believed `X-Forwarded-For` so far.
 pub fn forward(request: &mut Request, peer: IpAddr, trusted_chain: Option<&str>) {
     strip(&mut request.fields);
-    request.fields.retain(|field| {
-        !field.known.is_some_and(|known| CLAIMS.contains(&known) || known == Known::Expect)
-    });
+    request.fields.retain(|field| !field.known.is_some_and(|known| CLAIMS.contains(&known) || known == Known::Expect));
     let chain = match trusted_chain {
         Some(chain) if !chain.is_empty() => format!("{chain}, {peer}"),
         _ => peer.to_string(),
@@ -104,7 +108,8 @@ mod tests {
     #[test]
     fn claims_of_clients_are_replaced() {
         let mut request = Request { authority: "shop".into(), ..Request::default() };
-        request.fields = fields(&[("X-Forwarded-For", "6.6.6.6"), ("X-Original-URL", "/admin"), ("x-real-ip", "6.6.6.6")]);
+        request.fields =
+            fields(&[("X-Forwarded-For", "6.6.6.6"), ("X-Original-URL", "/admin"), ("x-real-ip", "6.6.6.6")]);
         forward(&mut request, IpAddr::from([10, 0, 0, 1]), None);
         assert_eq!(request.fields.get(Known::XForwardedFor), Some(&b"10.0.0.1"[..]));
         assert!(!request.fields.has(Known::XOriginalUrl) && !request.fields.has(Known::XRealIp));

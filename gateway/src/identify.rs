@@ -42,7 +42,7 @@ pub struct Settings {
     /// Tried in order; where none is present, `region_default`.
     pub region: Vec<Source>,
     /// The region of callers that name none; `default` by default.
-    pub region_default: shard::Region,
+    pub region_default: Region,
 }
 
 impl Default for Settings {
@@ -53,7 +53,7 @@ impl Default for Settings {
             user: None,
             tier: None,
             region: Vec::new(),
-            region_default: shard::Region::DEFAULT,
+            region_default: Region::DEFAULT,
         }
     }
 }
@@ -176,7 +176,7 @@ impl Identity {
     fn region(&self, request: &Request) -> Region {
         let named = self.settings.region.iter().find_map(|source| read(source, request));
         let region = named.and_then(|name| std::str::from_utf8(name).ok()).and_then(|name| Region::new(name).ok());
-        region.unwrap_or_else(|| self.settings.region_default.clone())
+        region.unwrap_or(self.settings.region_default)
     }
 
     fn hash(&self, ip: Option<IpAddr>, id: &[u8]) -> KeyHash {
@@ -228,12 +228,7 @@ fn parse_address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(address, _)| address);
     let without_port = || text.rsplit_once(':').map(|(address, _)| address);
-    bracketed
-        .unwrap_or(text)
-        .parse()
-        .ok()
-        .or_else(|| without_port()?.parse().ok())
-        .map(|ip: IpAddr| ip.to_canonical())
+    bracketed.unwrap_or(text).parse().ok().or_else(|| without_port()?.parse().ok()).map(|ip: IpAddr| ip.to_canonical())
 }
 
 /// The caller's trace id (W3C Trace Context, version 00), or a new one.
@@ -245,7 +240,8 @@ fn trace(fields: &Fields, random: &foldhash::fast::RandomState) -> Trace {
 
 fn parse_traceparent(value: &[u8]) -> Option<u128> {
     let text = std::str::from_utf8(value).ok()?;
-    let is_shaped = text.len() == 55 && text.starts_with("00-") && text.as_bytes()[35] == b'-' && text.as_bytes()[52] == b'-';
+    let is_shaped =
+        text.len() == 55 && text.starts_with("00-") && text.as_bytes()[35] == b'-' && text.as_bytes()[52] == b'-';
     let is_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if !is_shaped || !is_hex(&text[3..35]) || !is_hex(&text[36..52]) || !is_hex(&text[53..]) {
         return None;
@@ -314,11 +310,15 @@ mod tests {
     #[test]
     fn the_rightmost_untrusted_hop_is_the_caller() {
         let chain = "6.6.6.6, 198.51.100.7, 10.1.1.1";
-        for lines in [[("x-forwarded-for", chain)], [("forwarded", "for=6.6.6.6, for=\"198.51.100.7:80\";proto=http, for=10.1.1.1")]] {
+        for lines in [
+            [("x-forwarded-for", chain)],
+            [("forwarded", "for=6.6.6.6, for=\"198.51.100.7:80\";proto=http, for=10.1.1.1")],
+        ] {
             let caller = identity(trusting()).caller(IpAddr::from([10, 0, 0, 1]), &mut request(&lines));
             assert_eq!(caller.ip, IpAddr::from([198, 51, 100, 7]));
         }
-        let caller = identity(trusting()).caller(IpAddr::from([10, 0, 0, 1]), &mut request(&[("x-forwarded-for", "junk")]));
+        let caller =
+            identity(trusting()).caller(IpAddr::from([10, 0, 0, 1]), &mut request(&[("x-forwarded-for", "junk")]));
         assert_eq!(caller.ip, IpAddr::from([10, 0, 0, 1]));
     }
 
@@ -334,13 +334,21 @@ mod tests {
     #[test]
     fn a_device_is_bound_to_its_network() {
         let identity = identity(trusting());
-        let device = |ip: &str, lines: &[(&str, &str)]| identity.caller(ip.parse().expect("an address"), &mut request(lines)).device;
+        let device = |ip: &str, lines: &[(&str, &str)]| {
+            identity.caller(ip.parse().expect("an address"), &mut request(lines)).device
+        };
         assert_ne!(device("203.0.113.9", &[("x-device-id", "a")]), device("203.0.113.9", &[("x-device-id", "b")]));
         assert_ne!(device("203.0.113.9", &[("x-device-id", "a")]), device("203.0.113.8", &[("x-device-id", "a")]));
         assert_eq!(device("2001:db8::1", &[]), device("2001:db8::2", &[]));
-        assert_eq!(device("203.0.113.9", &[("cookie", "x=1; device=a")]), device("203.0.113.9", &[("x-device-id", "a")]));
+        assert_eq!(
+            device("203.0.113.9", &[("cookie", "x=1; device=a")]),
+            device("203.0.113.9", &[("x-device-id", "a")])
+        );
         let long = "x".repeat(64 << 10);
-        assert_eq!(device("203.0.113.9", &[("x-device-id", &long)]), device("203.0.113.9", &[("x-device-id", &long[..256])]));
+        assert_eq!(
+            device("203.0.113.9", &[("x-device-id", &long)]),
+            device("203.0.113.9", &[("x-device-id", &long[..256])])
+        );
     }
 
     #[test]

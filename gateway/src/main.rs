@@ -87,19 +87,22 @@ fn main() -> ExitCode {
 
 fn run_gateway(arguments: RunArguments) -> ExitCode {
     let (loaded, origin) = match (arguments.config, arguments.upstream) {
-        (Some(file), _) => (Config::load(&file), Origin::File(file)),
+        (Some(file), _) => {
+            let loaded = Config::load(&file).map(|(config, warnings)| (config, Some(warnings)));
+            (loaded, Origin::File(file))
+        }
         (None, upstream) => {
             let url = upstream.unwrap_or_default();
             let config = Config::for_upstream(&url, arguments.listen).map(|mut config| {
                 config.admin.address = arguments.admin.unwrap_or(config.admin.address);
-                (config, Report::default())
+                (config, None)
             });
             (config, Origin::Arguments)
         }
     };
     match loaded {
         Ok((config, warnings)) => {
-            say(&warnings);
+            warnings.iter().for_each(say);
             start(config, origin, |_| {})
         }
         Err(report) => {
@@ -142,8 +145,7 @@ fn run_demo(arguments: &DemoArguments) -> ExitCode {
         ("DEMO_ORIGIN", format!("http://{}", origin.address())),
     ];
     let env = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
-    let source =
-        Source { name: "demo.toml", text: demo::CONFIG, format: Format::Toml, base: Path::new(""), env: &env };
+    let source = Source { name: "demo.toml", text: demo::CONFIG, format: Format::Toml, base: Path::new(""), env: &env };
     match Config::parse(&source) {
         Ok((config, _)) => start(config, Origin::Arguments, |bound| {
             if let Some(listen) = bound.listen.first() {

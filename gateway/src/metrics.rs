@@ -140,10 +140,14 @@ macro_rules! label {
     };
 }
 
+/// Labels of one reading: names and values.
+pub type Labels<'a> = &'a [(&'a str, &'a str)];
+type Read<T> = Box<dyn Fn(&mut dyn FnMut(Labels<'_>, T)) + Send + Sync>;
+
 /// Something with a reading per label set, named when it was registered.
 enum Reading {
-    Counter(Box<dyn Fn(&mut dyn FnMut(&[(&str, &str)], u64)) + Send + Sync>),
-    Gauge(Box<dyn Fn(&mut dyn FnMut(&[(&str, &str)], f64)) + Send + Sync>),
+    Counter(Read<u64>),
+    Gauge(Read<f64>),
     Histogram(Arc<Histogram>),
 }
 
@@ -178,7 +182,7 @@ pub fn expose_counters<L: Label>(name: &'static str, help: &'static str, counter
 pub fn expose_counter_with(
     name: &'static str,
     help: &'static str,
-    read: impl Fn(&mut dyn FnMut(&[(&str, &str)], u64)) + Send + Sync + 'static,
+    read: impl Fn(&mut dyn FnMut(Labels<'_>, u64)) + Send + Sync + 'static,
 ) {
     expose(name, help, Reading::Counter(Box::new(read)));
 }
@@ -187,7 +191,7 @@ pub fn expose_counter_with(
 pub fn expose_gauge_with(
     name: &'static str,
     help: &'static str,
-    read: impl Fn(&mut dyn FnMut(&[(&str, &str)], f64)) + Send + Sync + 'static,
+    read: impl Fn(&mut dyn FnMut(Labels<'_>, f64)) + Send + Sync + 'static,
 ) {
     expose(name, help, Reading::Gauge(Box::new(read)));
 }
@@ -222,11 +226,17 @@ fn encode_reading(reading: &Reading, mut metric: MetricEncoder<'_>) -> fmt::Resu
     match reading {
         Reading::Counter(read) => read(&mut |labels, value| {
             let labels: Vec<(&str, &str)> = labels.to_vec();
-            result = result.and_then(|()| metric.encode_family(&labels)?.encode_counter::<NoLabels, u64, u64>(&value, None));
+            result = result.and_then(|()| match labels.is_empty() {
+                true => metric.encode_counter::<NoLabels, u64, u64>(&value, None),
+                false => metric.encode_family(&labels)?.encode_counter::<NoLabels, u64, u64>(&value, None),
+            });
         }),
         Reading::Gauge(read) => read(&mut |labels, value| {
             let labels: Vec<(&str, &str)> = labels.to_vec();
-            result = result.and_then(|()| metric.encode_family(&labels)?.encode_gauge(&value));
+            result = result.and_then(|()| match labels.is_empty() {
+                true => metric.encode_gauge(&value),
+                false => metric.encode_family(&labels)?.encode_gauge(&value),
+            });
         }),
         Reading::Histogram(histogram) => result = histogram.encode(metric),
     }
@@ -236,7 +246,7 @@ fn encode_reading(reading: &Reading, mut metric: MetricEncoder<'_>) -> fmt::Resu
 impl EncodeMetric for Histogram {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         let counts: Vec<u64> = self.buckets.iter().map(Counter::get).collect();
-        let bounds = BOUNDS.iter().copied().chain([f64::MAX]);
+        let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
         let seconds = Duration::from_nanos(self.nanos.get()).as_secs_f64();
         encoder.encode_histogram::<NoLabels>(seconds, counts.iter().sum(), &buckets, None)

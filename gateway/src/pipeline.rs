@@ -24,7 +24,7 @@ use crate::http::fields::Known;
 use crate::http::message::{Request, Response};
 use crate::identify::Caller;
 use crate::metrics::{self, Counters, Label as _};
-use crate::respond::{self, CacheResult, Story};
+use crate::respond::{self, CacheResult, Detail, Story};
 use crate::route::{Route, StatusClass};
 use crate::{degrade, hop, limit};
 
@@ -42,7 +42,6 @@ pub(crate) struct Passage<'w> {
     pub(crate) worker: &'w Rc<Worker>,
     pub(crate) site: &'w Arc<Site>,
     pub(crate) peer: IpAddr,
-    pub(crate) began: Instant,
     pub(crate) story: Story,
     /// A stored object past its freshness that may stand in if the origin fails.
     pub(crate) stale: Option<shard::Hit<Meta>>,
@@ -58,8 +57,7 @@ pub async fn handle<'a>(
     body: RequestBody<'a>,
     response: &mut Response,
 ) -> (Body<'a>, Story) {
-    let began = Instant::now();
-    let mut passage = Passage { worker, site, peer, began, story: Story::default(), stale: None };
+    let mut passage = Passage { worker, site, peer, story: Story::default(), stale: None };
     let caller = site.identity.caller(peer, request);
     passage.story.trace = Some(caller.trace);
     passage.story.ip = Some(caller.ip);
@@ -99,7 +97,13 @@ impl Passage<'_> {
     }
 
     /// The ladder below a failure: stale content, the route's page, a plain problem.
-    fn degrade(&mut self, error: &Error, route: Option<&Route>, request: &Request, response: &mut Response) -> Body<'static> {
+    fn degrade(
+        &mut self,
+        error: &Error,
+        route: Option<&Route>,
+        request: &Request,
+        response: &mut Response,
+    ) -> Body<'static> {
         FAILURES.inc(error.kind());
         self.story.must_close = matches!(error.kind(), Kind::Client | Kind::Panic);
         if error.is_degradable()
@@ -115,7 +119,7 @@ impl Passage<'_> {
             self.story.degraded = "page";
         }
         self.story.cache = CacheResult::Error;
-        error.kind().as_str().clone_into(&mut self.story.detail);
+        self.story.detail = Detail::Reason(error.kind().as_str());
         let page = route.map(|route| &route.settings.degrade);
         let page = degrade::write(error, page, &request.fields, self.site.identity.fresh(), response);
         Body::Bytes(page)

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use limiter::{Denial, Report};
+use shard::{Region, Slot};
 
 use crate::cache::stored::Standing;
 use crate::http::fields::{Fields, Known};
@@ -25,13 +26,23 @@ label! {
     }
 }
 
+/// The `detail` of `Cache-Status` (RFC 9211 section 2.8).
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Detail {
+    #[default]
+    None,
+    Reason(&'static str),
+    /// Tier, region and slot of a stored answer.
+    Place(&'static str, Region, Slot),
+}
+
 /// Everything worth telling about a request, gathered on its way.
 #[derive(Debug)]
 pub struct Story {
     pub route: Option<std::sync::Arc<str>>,
     pub cache: CacheResult,
     /// Where an answer was found or why it was not stored; for `Cache-Status`.
-    pub detail: String,
+    pub detail: Detail,
     pub standing: Option<Standing>,
     pub forwarded_status: Option<u16>,
     pub stored: bool,
@@ -51,7 +62,7 @@ impl Default for Story {
         Story {
             route: None,
             cache: CacheResult::Bypass,
-            detail: String::new(),
+            detail: Detail::None,
             standing: None,
             forwarded_status: None,
             stored: false,
@@ -91,8 +102,14 @@ pub fn write_cache_status(story: &Story, fields: &mut Fields) {
     if let Some(standing) = story.standing {
         let _always_ok = write!(member, "; ttl={}", standing.ttl());
     }
-    if !story.detail.is_empty() {
-        let _always_ok = write!(member, "; detail=\"{}\"", story.detail);
+    match story.detail {
+        Detail::None => {}
+        Detail::Reason(reason) => {
+            let _always_ok = write!(member, "; detail={reason}");
+        }
+        Detail::Place(tier, region, slot) => {
+            let _always_ok = write!(member, "; detail=\"{tier} {region}:{slot}\"");
+        }
     }
     fields.add(Known::CacheStatus, member);
 }

@@ -170,7 +170,15 @@ fn poll_caught<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Res
 }
 
 /// Writes the request's line into the access log.
-fn tell(hall: &Hall, peer: IpAddr, request: &Request, response: &Response, story: &Story, bytes: u64, duration: Duration) {
+fn tell(
+    hall: &Hall,
+    peer: IpAddr,
+    request: &Request,
+    response: &Response,
+    story: &Story,
+    bytes: u64,
+    duration: Duration,
+) {
     let trace = story.trace.map(|trace| trace.to_string()).unwrap_or_default();
     hall.worker.log.record(&Line {
         method: &request.method,

@@ -82,9 +82,9 @@ fn seconds(value: Option<&[u8]>) -> Duration {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Duration::ZERO;
     }
-    let total = digits.iter().fold(0u64, |sum, digit| {
-        sum.saturating_mul(10).saturating_add(u64::from(digit - b'0')).min(SECONDS_MAX)
-    });
+    let total = digits
+        .iter()
+        .fold(0u64, |sum, digit| sum.saturating_mul(10).saturating_add(u64::from(digit - b'0')).min(SECONDS_MAX));
     Duration::from_secs(total)
 }
 

@@ -25,7 +25,9 @@ const PARTS: usize = 64;
 
 enum Phase {
     /// No head yet; without a leader, the next joiner that looks becomes it.
-    Waiting { is_led: bool },
+    Waiting {
+        is_led: bool,
+    },
     Open(Arc<Response>),
     /// Nothing to share: look again, or go alone.
     Over,
@@ -109,9 +111,11 @@ impl State {
     }
 }
 
+type Part = HashMap<CacheKey, Arc<Fill>, foldhash::fast::RandomState>;
+
 /// The fills under way in this process.
 pub struct Fills {
-    parts: Box<[Mutex<HashMap<CacheKey, Arc<Fill>, foldhash::fast::RandomState>>]>,
+    parts: Box<[Mutex<Part>]>,
 }
 
 impl Default for Fills {
@@ -155,7 +159,7 @@ impl Fills {
         }
     }
 
-    fn part(&self, hash: u64) -> MutexGuard<'_, HashMap<CacheKey, Arc<Fill>, foldhash::fast::RandomState>> {
+    fn part(&self, hash: u64) -> MutexGuard<'_, Part> {
         let index = usize::try_from(hash >> 32).unwrap_or(0) % PARTS;
         self.parts[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -322,7 +326,7 @@ impl Feed {
     }
 
     /// Bytes so far.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.fill.lock().end
     }
 

@@ -90,7 +90,8 @@ pub fn judge(
     let default = may_default(response.status).then_some(route.default_ttl).filter(|ttl| !ttl.is_zero());
     let lifetime = explicit.or(default).unwrap_or_default();
     let forbids_stale = control.forbids_stale();
-    let window = |own: Option<Duration>, routes: Duration| if forbids_stale { Duration::ZERO } else { own.unwrap_or(routes) };
+    let window =
+        |own: Option<Duration>, routes: Duration| if forbids_stale { Duration::ZERO } else { own.unwrap_or(routes) };
     let object = Object {
         status: response.status.as_u16(),
         fields: response.fields.clone(),
@@ -184,7 +185,9 @@ pub fn make_conditional(object: &Object, request: &mut Fields) {
 /// The stored object freshened by a 304 (RFC 9111 section 3.2): new fields replace old ones of the same name.
 pub fn freshen(object: &Object, response: &Response) -> Response {
     let mut fields = object.fields.clone();
-    let keeps = |known| matches!(known, Some(Known::ContentLength | Known::ContentEncoding | Known::ContentType | Known::ContentRange));
+    let keeps = |known| {
+        matches!(known, Some(Known::ContentLength | Known::ContentEncoding | Known::ContentType | Known::ContentRange))
+    };
     for field in response.fields.iter().filter(|field| !keeps(field.known)) {
         fields.retain(|old| !old.name.eq_ignore_ascii_case(field.name));
     }
@@ -208,7 +211,8 @@ pub fn is_not_modified(request: &Fields, object: &Object) -> bool {
         let weak = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
         return request.members(Known::IfNoneMatch).any(|member| member == b"*" || weak(member) == weak(etag));
     }
-    let (Some(since), Some(modified)) = (request.get(Known::IfModifiedSince), object.fields.get(Known::LastModified)) else {
+    let (Some(since), Some(modified)) = (request.get(Known::IfModifiedSince), object.fields.get(Known::LastModified))
+    else {
         return false;
     };
     matches!((parse_date(since), parse_date(modified)), (Some(since), Some(modified)) if modified <= since)
@@ -292,7 +296,9 @@ mod tests {
         };
         assert_eq!(window("max-age=1"), Ok(600));
         assert_eq!(window("max-age=1, stale-if-error=5"), Ok(5));
-        for forbidding in ["max-age=1, must-revalidate", "s-maxage=1", "max-age=1, proxy-revalidate", "no-cache, max-age=1"] {
+        for forbidding in
+            ["max-age=1, must-revalidate", "s-maxage=1", "max-age=1, proxy-revalidate", "no-cache, max-age=1"]
+        {
             assert_eq!(window(forbidding), Ok(0), "{forbidding}");
         }
     }

@@ -12,7 +12,10 @@ pub enum Meta {
     Object(Object),
     /// Responses of this key differ by these request fields; each variant has a key of its own, made with the stamp, so
     /// that variants of a mark that was invalidated are never found again.
-    Varies { names: Vec<String>, stamp: u64 },
+    Varies {
+        names: Vec<String>,
+        stamp: u64,
+    },
     /// Responses of this key are not stored (hit-for-miss): nobody waits for another's answer.
     Pass,
 }

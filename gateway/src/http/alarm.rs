@@ -40,7 +40,6 @@ impl Alarm {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -114,4 +114,3 @@ impl Source for RequestBody<'_> {
         }
     }
 }
-

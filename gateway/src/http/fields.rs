@@ -235,11 +235,7 @@ impl Fields {
 fn field<'a>(text: &'a [u8], entry: &Entry) -> Field<'a> {
     let at = entry.at as usize;
     let value_at = at + usize::from(entry.name_len);
-    Field {
-        known: entry.known,
-        name: &text[at..value_at],
-        value: &text[value_at..value_at + entry.value_len as usize],
-    }
+    Field { known: entry.known, name: &text[at..value_at], value: &text[value_at..value_at + entry.value_len as usize] }
 }
 
 impl fmt::Debug for Fields {

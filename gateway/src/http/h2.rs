@@ -56,7 +56,12 @@ impl Source for RequestBody {
 ///
 /// # Errors
 /// What HTTP/1.1 would refuse is refused here too, so that nothing else can reach an origin.
-pub fn read_head(parts: &http::request::Parts, body: &Incoming, limits: &Limits, request: &mut Request) -> Result<(), Refusal> {
+pub fn read_head(
+    parts: &http::request::Parts,
+    body: &Incoming,
+    limits: &Limits,
+    request: &mut Request,
+) -> Result<(), Refusal> {
     request.clear();
     request.version = Version::Http2;
     request.method = parts.method.clone();

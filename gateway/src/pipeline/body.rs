@@ -9,6 +9,10 @@ use crate::http::body::{BodyError, Source};
 use crate::upstream::Exchange;
 
 /// Where an answer's bytes come from.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one lives per request on its task; a box would cost every pass-through an allocation"
+)]
 pub enum Body<'a> {
     Bytes(Bytes),
     Exchange(Exchange<'a>),

@@ -1,8 +1,10 @@
 //! The cache step: look up, join or lead a fill, store what may be stored, and answer from what is there.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime};
 
 use shard::{CacheKey, Entry, Hit, KeyBuilder, KeyRef, Now, Reach, Region, Remote, Tier};
 
@@ -17,18 +19,18 @@ use crate::http::body::{RequestBody, Source};
 use crate::http::fields::Known;
 use crate::http::message::{Length, Request, Response, StatusCode};
 use crate::identify::Caller;
-use crate::respond::{self, CacheResult, Story};
+use crate::respond::{self, CacheResult, Detail, Story};
 use crate::route::Route;
 use crate::upstream::Exchange;
 
 /// How often a request looks again after a fill came to nothing, before it goes to the origin by itself.
 const ROUNDS: usize = 3;
 /// How long a key counts as uncacheable after a server error: long enough to let a crowd through, short enough to recover.
-const PASS_AFTER_ERROR: std::time::Duration = std::time::Duration::from_secs(1);
+const PASS_AFTER_ERROR: Duration = Duration::from_secs(1);
 
 /// What a look into the stores found.
 enum Found {
-    Usable(Hit<Meta>, Standing),
+    Usable(Hit<Meta>),
     /// Past its freshness, or the request wants it validated.
     Stale(Hit<Meta>, Standing),
     Nothing,
@@ -52,7 +54,7 @@ impl Passage<'_> {
         let lead = loop {
             let found = self.look(&mut builder, caller, request, &asked);
             match found {
-                Found::Usable(hit, _) => {
+                Found::Usable(hit) => {
                     self.story.cache = CacheResult::Hit;
                     self.tell_place(&hit, caller, &builder.key());
                     return Ok(self.answer_from(&hit, request, response));
@@ -139,7 +141,7 @@ impl Passage<'_> {
                 continue;
             }
             match judge(hit, asked) {
-                Found::Usable(hit, _) => {
+                Found::Usable(hit) => {
                     lead.release();
                     return Err(hit);
                 }
@@ -212,19 +214,20 @@ impl Passage<'_> {
         }
         let judged = policy::judge(request, &asked, response, policy, SystemTime::now(), sent.elapsed());
         let judged = judged.and_then(|fit| self.check_size(response).map(|()| fit));
-        let varies = key::vary(&response.fields).map_err(|()| NoStore::Vary);
+        let varies = key::vary(&response.fields).ok_or(NoStore::Vary);
         let (object, keep, names) = match (judged, varies) {
             (Ok((object, keep)), Ok(names)) => (object, keep, names),
             (Err(reason), _) | (_, Err(reason)) => {
                 self.mark_uncacheable(&lead, caller, &key, response);
                 lead.release();
-                reason.as_str().clone_into(&mut self.story.detail);
+                self.story.detail = Detail::Reason(reason.as_str());
                 return Ok(self.conditional(request, response, Body::Exchange(exchange)));
             }
         };
         self.story.stored = true;
         let mut own = KeyBuilder::new();
-        let is_first_variant = !names.is_empty() && !is_variant_of(&key, request, &self.site.cache, &caller.region, &mut own);
+        let is_first_variant =
+            !names.is_empty() && !is_variant_of(&key, request, &self.site.cache, &caller.region, &mut own);
         let (key, lead) = if is_first_variant {
             // Nobody knew that this key varies: those who wait look again, each for a variant of its own.
             let key = self.mark_varying(names, caller, request, &mut own);
@@ -233,7 +236,7 @@ impl Passage<'_> {
         } else {
             (key, lead)
         };
-        let filling = Filling { object, keep, since, key: key.to_owned(), region: caller.region.clone() };
+        let filling = Filling { object, keep, since, key: key.to_owned(), region: caller.region };
         Ok(self.fill(filling, lead, exchange, request, response))
     }
 
@@ -250,8 +253,8 @@ impl Passage<'_> {
         let task = filling.run(Rc::clone(self.worker), Arc::clone(self.site), feed, exchange);
         let mut task = Box::pin(task);
         // Most small bodies have arrived with their head: the task then ends here and none is spawned.
-        let waker = std::task::Waker::noop();
-        if task.as_mut().poll(&mut std::task::Context::from_waker(waker)).is_pending() {
+        let waker = Waker::noop();
+        if task.as_mut().poll(&mut Context::from_waker(waker)).is_pending() {
             tokio::task::spawn_local(task);
         }
         self.conditional(request, response, Body::Fill(reader))
@@ -309,7 +312,13 @@ impl Passage<'_> {
     }
 
     /// Notes by which fields this key varies; returns the key of the request's own variant.
-    fn mark_varying<'k>(&self, names: Vec<String>, caller: &Caller, request: &Request, builder: &'k mut KeyBuilder) -> KeyRef<'k> {
+    fn mark_varying<'k>(
+        &self,
+        names: Vec<String>,
+        caller: &Caller,
+        request: &Request,
+        builder: &'k mut KeyBuilder,
+    ) -> KeyRef<'k> {
         key::primary(builder, &self.site.cache, request, &caller.region);
         let stamp = self.site.identity.fresh();
         let meta = Meta::Varies { names: names.clone(), stamp };
@@ -325,7 +334,7 @@ impl Passage<'_> {
             Tier::Remote => "remote",
         };
         let place = self.worker.view.store().placement(&caller.region, key);
-        self.story.detail = format!("{tier} {}:{}", caller.region, place.slot);
+        self.story.detail = Detail::Place(tier, caller.region, place.slot);
     }
 
     /// Answers stale now and validates in a task of its own, unless one does already (RFC 5861 section 3).
@@ -349,8 +358,7 @@ impl Passage<'_> {
         tokio::task::spawn_local(async move {
             let Some(route) = site.routes.iter().find(|route| route.settings.name == name) else { return };
             let story = Story::default();
-            let mut passage =
-                Passage { worker: &worker, site: &site, peer, began: Instant::now(), story, stale: Some(stale) };
+            let mut passage = Passage { worker: &worker, site: &site, peer, story, stale: Some(stale) };
             let mut response = Response::new(StatusCode::OK);
             let answer = passage.lead(route, &policy, &caller, &mut request, &mut response, lead, &key).await;
             match answer {
@@ -363,7 +371,7 @@ impl Passage<'_> {
 
 /// Reads a body that nobody wants, so that its fill completes.
 async fn drain(body: &mut Body<'static>) {
-    while let Ok(()) = std::future::poll_fn(|cx| body.poll_fill(cx)).await {
+    while let Ok(()) = poll_fn(|cx| body.poll_fill(cx)).await {
         let count = body.data().len();
         if count == 0 {
             return;
@@ -379,7 +387,7 @@ fn judge(hit: Hit<Meta>, asked: &Control) -> Found {
     let standing = object.standing(hit.age(Instant::now()));
     let accepts_stale = asked.max_stale.is_some_and(|limit| standing.staleness() <= limit) && !object.forbids_stale;
     let is_usable = policy::may_use(object, standing, asked) || (accepts_stale && !object.must_validate);
-    if is_usable && !asked.no_cache { Found::Usable(hit, standing) } else { Found::Stale(hit, standing) }
+    if is_usable && !asked.no_cache { Found::Usable(hit) } else { Found::Stale(hit, standing) }
 }
 
 fn may_answer_while_validating(hit: &Hit<Meta>, standing: Standing, asked: &Control) -> bool {
@@ -394,7 +402,13 @@ fn is_alone(request: &Request, asked: &Control) -> bool {
 }
 
 /// Whether `key` is already a variant's key rather than the primary one.
-fn is_variant_of(key: &KeyRef<'_>, request: &Request, settings: &crate::cache::Settings, region: &Region, scratch: &mut KeyBuilder) -> bool {
+fn is_variant_of(
+    key: &KeyRef<'_>,
+    request: &Request,
+    settings: &crate::cache::Settings,
+    region: &Region,
+    scratch: &mut KeyBuilder,
+) -> bool {
     key::primary(scratch, settings, request, region);
     scratch.key() != *key
 }
@@ -411,7 +425,7 @@ fn not_modified(response: &mut Response) {
 /// A body on its way into the cache.
 struct Filling {
     object: Object,
-    keep: std::time::Duration,
+    keep: Duration,
     since: shard::Since,
     key: CacheKey,
     region: Region,
@@ -422,10 +436,10 @@ impl Filling {
     async fn run(self, worker: Rc<Worker>, site: Arc<Site>, mut feed: Feed, mut exchange: Exchange<'static>) {
         let mut is_kept = true;
         loop {
-            let wanted = std::future::poll_fn(|cx| match feed.poll_wanted(cx) {
-                std::task::Poll::Ready(true) => exchange.poll_fill(cx).map(Some),
-                std::task::Poll::Ready(false) => std::task::Poll::Ready(None),
-                std::task::Poll::Pending => std::task::Poll::Pending,
+            let wanted = poll_fn(|cx| match feed.poll_wanted(cx) {
+                Poll::Ready(true) => exchange.poll_fill(cx).map(Some),
+                Poll::Ready(false) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
             });
             match wanted.await {
                 None => return,
@@ -439,7 +453,7 @@ impl Filling {
             if data.is_empty() {
                 break;
             }
-            if is_kept && feed.len() + data.len() as u64 > site.cache.object_bytes {
+            if is_kept && feed.bytes() + data.len() as u64 > site.cache.object_bytes {
                 is_kept = false;
                 feed.overflow();
             }

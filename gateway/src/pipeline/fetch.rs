@@ -6,6 +6,7 @@ use super::Passage;
 use crate::breaker::{Change, State};
 use crate::error::{Error, Kind};
 use crate::event::{Event, UpstreamFault};
+use crate::hop;
 use crate::http::body::RequestBody;
 use crate::http::fields::Known;
 use crate::http::h1::LinkError;
@@ -13,7 +14,6 @@ use crate::http::message::{Request, Response};
 use crate::identify::{self, Caller};
 use crate::route::Route;
 use crate::upstream::Exchange;
-use crate::hop;
 
 impl Passage<'_> {
     /// Forwards `request` as it stands and reads the answer's head.

@@ -79,7 +79,7 @@ async fn refuse(server: &mut Server, refusal: Refusal, response: &mut Response) 
 /// One request and its answer.
 async fn exchange(
     hall: &Hall,
-    site: &std::sync::Arc<Site>,
+    site: &Arc<Site>,
     server: &mut Server,
     peer: SocketAddr,
     request: &mut Request,
@@ -93,7 +93,8 @@ async fn exchange(
         answer.close_after();
     }
     // A request without a body leaves its connection free to be watched: the client's leaving ends everything at once.
-    let (body, watch) = if has_body { (RequestBody::H1(incoming), None) } else { (RequestBody::Empty, Some(&mut incoming)) };
+    let (body, watch) =
+        if has_body { (RequestBody::H1(incoming), None) } else { (RequestBody::Empty, Some(&mut incoming)) };
     let mut watch = watch;
     let handled = {
         let mut handling = pin!(pipeline::handle(&hall.worker, site, ip, request, body, response));

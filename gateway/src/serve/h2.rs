@@ -95,7 +95,9 @@ where
     let mut alarm = Alarm::after(limits.idle_timeout);
     let mut is_ending = false;
     let ended = poll_fn(|cx| {
-        if !is_ending && (enrolment.poll_drain(cx).is_ready() || poll_quiet(&activity, &mut alarm, limits.idle_timeout, cx)) {
+        if !is_ending
+            && (enrolment.poll_drain(cx).is_ready() || poll_quiet(&activity, &mut alarm, limits.idle_timeout, cx))
+        {
             is_ending = true;
             connection.as_mut().graceful_shutdown();
             alarm.set(Instant::now() + limits.idle_timeout);
@@ -150,7 +152,8 @@ async fn answer(
     } else {
         response.length
     };
-    let told = Told { hall, peer, request, response: response.clone(), story, in_flight, bytes: 0, out, _stream: stream };
+    let told =
+        Told { hall, peer, request, response: response.clone(), story, in_flight, bytes: 0, out, _stream: stream };
     let body = Outgoing::new(told, length);
     h2::write_head(&response, body).unwrap_or_else(|error| {
         tracing::warn!(%error, "an answer's head does not fit HTTP/2");

@@ -80,24 +80,26 @@ pub(super) fn site(
 
 /// Registers what is read from the site and the stores at scrape time.
 pub(super) fn expose(shared: &Arc<Shared>) {
-    let each_route = |read: fn(&Route, &mut dyn FnMut(&[(&str, &str)], u64))| {
-        let shared = Arc::clone(shared);
-        move |emit: &mut dyn FnMut(&[(&str, &str)], u64)| shared.site.load().routes.iter().for_each(|route| read(route, emit))
-    };
-    metrics::expose_counter_with(
-        "tidegate_route_answers",
-        "Answers by route and class of status.",
-        each_route(|route, emit| {
+    expose_routes(shared);
+    expose_stores(shared);
+}
+
+fn expose_routes(shared: &Arc<Shared>) {
+    let routes = Arc::clone(shared);
+    metrics::expose_counter_with("tidegate_route_answers", "Answers by route and class of status.", move |emit| {
+        for route in routes.site.load().routes.iter() {
             for class in StatusClass::ALL {
-                emit(&[("route", &route.settings.name), ("status_class", class.as_str())], route.counts.answers.get(*class));
+                let labels = [("route", &*route.settings.name), ("status_class", class.as_str())];
+                emit(&labels, route.counts.answers.get(*class));
             }
-        }),
-    );
-    metrics::expose_counter_with(
-        "tidegate_route_degraded",
-        "Answers from the degrade ladder.",
-        each_route(|route, emit| emit(&[("route", &route.settings.name)], route.counts.degraded.get())),
-    );
+        }
+    });
+    let routes = Arc::clone(shared);
+    metrics::expose_counter_with("tidegate_route_degraded", "Answers from the degrade ladder.", move |emit| {
+        for route in routes.site.load().routes.iter() {
+            emit(&[("route", &route.settings.name)], route.counts.degraded.get());
+        }
+    });
     let routes = Arc::clone(shared);
     metrics::expose_gauge_with("tidegate_breaker_state", "0 closed, 1 half-open, 2 open.", move |emit| {
         for route in routes.site.load().routes.iter() {
@@ -109,36 +111,47 @@ pub(super) fn expose(shared: &Arc<Shared>) {
             emit(&[("route", &route.settings.name)], state);
         }
     });
+}
+
+fn expose_stores(shared: &Arc<Shared>) {
     let store = Arc::clone(&shared.store);
     metrics::expose_gauge_with("tidegate_cache_local_bytes", "Weight of the local tier.", move |emit| {
         emit(&[], store.local_report().weight_bytes as f64);
     });
     let store = Arc::clone(&shared.store);
-    metrics::expose_counter_with("tidegate_shard_reads", "Reads of the remote tier by shard and result.", move |emit| {
-        for shard in store.shards() {
-            let (region, endpoint) = (shard.region.to_string(), shard.endpoint.to_string());
-            let mut tell = |result: &str, count| {
-                emit(&[("region", &region), ("endpoint", &endpoint), ("result", result)], count);
-            };
-            tell("hit", shard.counts.hits);
-            tell("miss", shard.counts.misses);
-            tell("expired", shard.counts.expired);
-            tell("corrupt", shard.counts.corrupt);
-            tell("foreign", shard.counts.foreign);
-            shard.read_faults.iter().for_each(|(fault, count)| tell(fault.name(), count));
-        }
-    });
+    metrics::expose_counter_with(
+        "tidegate_shard_reads",
+        "Reads of the remote tier by shard and result.",
+        move |emit| {
+            for shard in store.shards() {
+                let (region, endpoint) = (shard.region.to_string(), shard.endpoint.to_string());
+                let mut tell = |result: &str, count| {
+                    emit(&[("region", &region), ("endpoint", &endpoint), ("result", result)], count);
+                };
+                tell("hit", shard.counts.hits);
+                tell("miss", shard.counts.misses);
+                tell("expired", shard.counts.expired);
+                tell("corrupt", shard.counts.corrupt);
+                tell("foreign", shard.counts.foreign);
+                shard.read_faults.iter().for_each(|(fault, count)| tell(fault.name(), count));
+            }
+        },
+    );
     let store = Arc::clone(&shared.store);
-    metrics::expose_counter_with("tidegate_shard_writes", "Writes to the remote tier by shard and result.", move |emit| {
-        for shard in store.shards() {
-            let (region, endpoint) = (shard.region.to_string(), shard.endpoint.to_string());
-            let mut tell = |result: &str, count| {
-                emit(&[("region", &region), ("endpoint", &endpoint), ("result", result)], count);
-            };
-            tell("stored", shard.counts.stored);
-            tell("removed", shard.counts.removed);
-            tell("dropped", shard.counts.dropped_stores + shard.counts.dropped_removals);
-            shard.write_faults.iter().for_each(|(fault, count)| tell(fault.name(), count));
-        }
-    });
+    metrics::expose_counter_with(
+        "tidegate_shard_writes",
+        "Writes to the remote tier by shard and result.",
+        move |emit| {
+            for shard in store.shards() {
+                let (region, endpoint) = (shard.region.to_string(), shard.endpoint.to_string());
+                let mut tell = |result: &str, count| {
+                    emit(&[("region", &region), ("endpoint", &endpoint), ("result", result)], count);
+                };
+                tell("stored", shard.counts.stored);
+                tell("removed", shard.counts.removed);
+                tell("dropped", shard.counts.dropped_stores + shard.counts.dropped_removals);
+                shard.write_faults.iter().for_each(|(fault, count)| tell(fault.name(), count));
+            }
+        },
+    );
 }

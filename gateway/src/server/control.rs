@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +55,8 @@ async fn control(
     let listener = tokio::net::TcpListener::from_std(admin_socket)?;
     let is_draining = Rc::new(Cell::new(false));
     let (admin_stop, admin_stopped) = watch::channel(false);
-    let admin = spawn_local(admin::serve(listener, Arc::clone(&admin_settings), views(shared, &is_draining), admin_stopped));
+    let admin =
+        spawn_local(admin::serve(listener, Arc::clone(&admin_settings), views(shared, &is_draining), admin_stopped));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -129,7 +130,7 @@ fn fingerprint(file: &Path) -> Option<Vec<u8>> {
 }
 
 /// Reads the file again and swaps the site, or keeps the old one and says why.
-fn reload(shared: &Arc<Shared>, file: &PathBuf, source: &str, admin: &AdminSettings) {
+fn reload(shared: &Arc<Shared>, file: &Path, source: &str, admin: &AdminSettings) {
     let (config, warnings) = match Config::load(file) {
         Ok(loaded) => loaded,
         Err(report) => {
@@ -162,7 +163,8 @@ fn reload(shared: &Arc<Shared>, file: &PathBuf, source: &str, admin: &AdminSetti
 fn tell_what_needs_a_restart(old: &Config, new: &Config) {
     let remote = |config: &Config| {
         config.remote.as_ref().map(|remote| {
-            let regions = remote.regions.iter().map(|(region, shards)| (*region, shards.slots, shards.endpoints.clone()));
+            let regions =
+                remote.regions.iter().map(|(region, shards)| (*region, shards.slots, shards.endpoints.clone()));
             (remote.deadline, remote.secret.clone(), remote.object_bytes, regions.collect::<Vec<_>>())
         })
     };
@@ -195,7 +197,8 @@ impl Suppliers {
         let site = shared.site.load();
         let mut running = self.running.borrow_mut();
         running.retain(|name, supplier| {
-            let is_kept = site.limiter.leases().any(|(rule, lease)| rule == name && Arc::ptr_eq(lease, &supplier.lease));
+            let is_kept =
+                site.limiter.leases().any(|(rule, lease)| rule == name && Arc::ptr_eq(lease, &supplier.lease));
             if !is_kept {
                 supplier.task.abort();
             }
@@ -205,7 +208,9 @@ impl Suppliers {
             if running.contains_key(rule) {
                 continue;
             }
-            let Some(treasury) = RedisTreasury::new(&shared.store, rule, TREASURY_DEADLINE).map(Arc::new) else { continue };
+            let Some(treasury) = RedisTreasury::new(&shared.store, rule, TREASURY_DEADLINE).map(Arc::new) else {
+                continue;
+            };
             let task = spawn_local(limit::supply(Arc::clone(lease), Arc::clone(&treasury)));
             running.insert(Arc::clone(rule), Supplier { lease: Arc::clone(lease), treasury, task });
         }
@@ -233,7 +238,11 @@ async fn tell_news(shared: Arc<Shared>) {
             let was_down = down.insert(key.clone(), is_down).unwrap_or(false);
             let (region, endpoint) = (&*key.0, &*key.1);
             if is_down && !was_down {
-                let fault = shard.read_faults.iter().max_by_key(|(_, count)| *count).map_or("unknown", |(fault, _)| fault.name());
+                let fault = shard
+                    .read_faults
+                    .iter()
+                    .max_by_key(|(_, count)| *count)
+                    .map_or("unknown", |(fault, _)| fault.name());
                 Event::ShardDown { region, endpoint, fault: &fault }.emit();
             }
             if was_down && shard.reads == BreakerState::Closed {

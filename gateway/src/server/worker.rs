@@ -22,7 +22,12 @@ use crate::{metrics, upstream};
 const FLUSH_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Runs until `stopped` says so and every connection has ended or the drain timeout has passed.
-pub(super) fn run(index: usize, sockets: Vec<std::net::TcpListener>, shared: &Arc<Shared>, stopped: watch::Receiver<bool>) {
+pub(super) fn run(
+    index: usize,
+    sockets: Vec<std::net::TcpListener>,
+    shared: &Arc<Shared>,
+    stopped: watch::Receiver<bool>,
+) {
     metrics::use_line(index);
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
@@ -31,7 +36,12 @@ pub(super) fn run(index: usize, sockets: Vec<std::net::TcpListener>, shared: &Ar
     runtime.block_on(work(index, sockets, Arc::clone(shared), stopped));
 }
 
-async fn work(index: usize, sockets: Vec<std::net::TcpListener>, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+async fn work(
+    index: usize,
+    sockets: Vec<std::net::TcpListener>,
+    shared: Arc<Shared>,
+    mut stopped: watch::Receiver<bool>,
+) {
     let worker = Worker { view: shared.store.view(), fills: Arc::clone(&shared.fills), log: Arc::clone(&shared.log) };
     let hall = Hall::new(worker, Arc::clone(&shared.site));
     for (listener, socket) in sockets.into_iter().enumerate() {

@@ -61,7 +61,7 @@ pub(super) fn limits_http(root: &Table<'_>) -> (Limits, accept::Settings) {
     root.table("limits_http", |table| {
         let limits = Limits {
             header_bytes: bytes(table, "header_bytes", http.header_bytes),
-            header_fields: index(table.or("header_fields", &Whole(8..=1_000), index_of(http.header_fields))),
+            header_fields: index(table.or("header_fields", &Whole(8..=256), index_of(http.header_fields))),
             uri_bytes: bytes(table, "uri_bytes", http.uri_bytes),
             body_bytes: table.or("body_bytes", &Size(0..=1_024 * GIB), http.body_bytes),
             header_timeout: table.or("header_timeout", &Span(MS..=HOUR), http.header_timeout),

@@ -159,9 +159,24 @@ mod tests {
     #[test]
     fn malformed_bodies_are_refused_however_they_are_split() {
         let bad: [&[u8]; 18] = [
-            b"\r\n", b"g\r\n", b" 1\r\na\r\n", b"1 \r\na\r\n", b"+1\r\na\r\n", b"0x1\r\na\r\n", b"1\na\r\n",
-            b"1\r\nab\r\n", b"1\r\na\n", b"1\r\na\rX", b"1;a=\"b\"\r\na\r\n", b"1; a\r\na\r\n", b"1;\0\r\na\r\n",
-            b"ffffffffffffff\r\n", b"0\r\nbad line\r\n\r\n", b"0\r\n: x\r\n\r\n", b"0\r\nA : x\r\n\r\n", b"0\r\nA: x\n\n",
+            b"\r\n",
+            b"g\r\n",
+            b" 1\r\na\r\n",
+            b"1 \r\na\r\n",
+            b"+1\r\na\r\n",
+            b"0x1\r\na\r\n",
+            b"1\na\r\n",
+            b"1\r\nab\r\n",
+            b"1\r\na\n",
+            b"1\r\na\rX",
+            b"1;a=\"b\"\r\na\r\n",
+            b"1; a\r\na\r\n",
+            b"1;\0\r\na\r\n",
+            b"ffffffffffffff\r\n",
+            b"0\r\nbad line\r\n\r\n",
+            b"0\r\n: x\r\n\r\n",
+            b"0\r\nA : x\r\n\r\n",
+            b"0\r\nA: x\n\n",
         ];
         for input in bad {
             for piece in [1, 2, 64] {

@@ -131,7 +131,8 @@ impl Link {
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Ready(Ok(length)) => {
                         let head = &self.buffer.data()[..length];
-                        let persistent = response::parse(head, &request.method, response).map_err(LinkError::Malformed)?;
+                        let persistent =
+                            response::parse(head, &request.method, response).map_err(LinkError::Malformed)?;
                         self.buffer.consume(length);
                         if !response.status.is_informational() {
                             self.begin_body(&request.method, response, persistent);
@@ -157,7 +158,12 @@ impl Link {
         if self.request_sent { body.poll_gone(cx).map(|()| Err(LinkError::ClientGone)) } else { Poll::Pending }
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>, body: &mut RequestBody<'_>, scan: &mut Scan) -> Poll<Result<usize, LinkError>> {
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        body: &mut RequestBody<'_>,
+        scan: &mut Scan,
+    ) -> Poll<Result<usize, LinkError>> {
         let pump = self.poll_pump(cx, body);
         loop {
             match scan.advance(self.buffer.data()) {
@@ -243,7 +249,11 @@ impl Link {
     }
 
     /// Moves the answer's body and, while it lasts, the request's. See `Source::poll_fill`.
-    pub fn poll_body(&mut self, cx: &mut Context<'_>, request_body: &mut RequestBody<'_>) -> Poll<Result<(), BodyError>> {
+    pub fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        request_body: &mut RequestBody<'_>,
+    ) -> Poll<Result<(), BodyError>> {
         // A request body that fails now does not take the answer with it: the origin has answered already.
         let _pumped_or_failed = self.poll_pump(cx, request_body);
         loop {

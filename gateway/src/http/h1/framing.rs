@@ -34,7 +34,11 @@ pub(super) fn announced(fields: &Fields, is_http10: bool) -> Result<Option<Lengt
             if is_http10 {
                 return Err(BadFraming::CodingInHttp10);
             }
-            if value.eq_ignore_ascii_case(b"chunked") { Ok(Some(Length::Streamed)) } else { Err(BadFraming::UnknownCoding) }
+            if value.eq_ignore_ascii_case(b"chunked") {
+                Ok(Some(Length::Streamed))
+            } else {
+                Err(BadFraming::UnknownCoding)
+            }
         }
     }
 }

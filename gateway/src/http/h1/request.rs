@@ -5,7 +5,7 @@ use http::Method;
 use super::framing::{self, BadFraming};
 use crate::http::fields::{Known, is_token};
 use crate::http::limits::Limits;
-use crate::http::message::{Length, Request, Scheme, StatusCode, Version};
+use crate::http::message::{Length, Request, StatusCode, Version};
 
 /// Most fields that any configuration may allow; the parser's table lives on the stack.
 const FIELDS_MAX: usize = 256;
@@ -114,7 +114,8 @@ fn parse_lines<'a>(head: &'a [u8], limits: &Limits, request: &mut Request) -> Re
 /// `method SP target SP version`, one space each; a well-formed version that we do not speak is 505.
 fn check_request_line(line: &[u8], limits: &Limits) -> Result<(), Refusal> {
     let mut parts = line.split(|byte| *byte == b' ');
-    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return Err(Refusal::RequestLine);
     };
     if !is_token(method) || target.is_empty() {
@@ -215,23 +216,28 @@ pub(crate) fn is_authority(text: &str) -> bool {
             None => (text, None),
         },
     };
-    let host_is_valid = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&b));
-    let port_is_valid = port.is_none_or(|port| port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
+    let host_is_valid =
+        !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&b));
+    let port_is_valid = port
+        .is_none_or(|port| port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
     host_is_valid && port_is_valid
 }
 
 fn set_length(limits: &Limits, request: &mut Request) -> Result<(), Refusal> {
-    let announced = framing::announced(&request.fields, request.version == Version::Http10).map_err(|bad| match bad {
-        BadFraming::BadLength => Refusal::BadLength,
-        BadFraming::RepeatedLength => Refusal::RepeatedLength,
-        BadFraming::LengthAndCoding => Refusal::LengthAndCoding,
-        BadFraming::RepeatedCoding => Refusal::RepeatedCoding,
-        BadFraming::CodingInHttp10 => Refusal::CodingInHttp10,
-        BadFraming::UnknownCoding => Refusal::UnknownCoding,
-    })?;
+    let announced =
+        framing::announced(&request.fields, request.version == Version::Http10).map_err(|bad| match bad {
+            BadFraming::BadLength => Refusal::BadLength,
+            BadFraming::RepeatedLength => Refusal::RepeatedLength,
+            BadFraming::LengthAndCoding => Refusal::LengthAndCoding,
+            BadFraming::RepeatedCoding => Refusal::RepeatedCoding,
+            BadFraming::CodingInHttp10 => Refusal::CodingInHttp10,
+            BadFraming::UnknownCoding => Refusal::UnknownCoding,
+        })?;
     request.length = match announced {
         Some(Length::Known(length)) if length > limits.body_bytes => return Err(Refusal::BodyTooLarge),
-        Some(Length::Known(0)) if !matches!(request.method, Method::POST | Method::PUT | Method::PATCH) => Length::Empty,
+        Some(Length::Known(0)) if !matches!(request.method, Method::POST | Method::PUT | Method::PATCH) => {
+            Length::Empty
+        }
         Some(length) => length,
         None => Length::Empty,
     };
@@ -240,7 +246,8 @@ fn set_length(limits: &Limits, request: &mut Request) -> Result<(), Refusal> {
 
 /// Persistence by version and `Connection` (RFC 9112 section 9.3).
 fn keeps_alive(request: &Request, is_http10: bool) -> bool {
-    let says = |option: &[u8]| request.fields.members(Known::Connection).any(|member| member.eq_ignore_ascii_case(option));
+    let says =
+        |option: &[u8]| request.fields.members(Known::Connection).any(|member| member.eq_ignore_ascii_case(option));
     if is_http10 { says(b"keep-alive") && !says(b"close") } else { !says(b"close") }
 }
 

@@ -33,7 +33,8 @@ pub(super) fn parse(head: &[u8], method: &Method, response: &mut Response) -> Re
         Some(length) => length,
         None => Length::UntilClose,
     };
-    let says = |option: &[u8]| response.fields.members(Known::Connection).any(|member| member.eq_ignore_ascii_case(option));
+    let says =
+        |option: &[u8]| response.fields.members(Known::Connection).any(|member| member.eq_ignore_ascii_case(option));
     let persistent = if is_http10 { says(b"keep-alive") } else { !says(b"close") };
     Ok(persistent && response.length != Length::UntilClose)
 }

@@ -34,7 +34,15 @@ const KEEP: usize = 16 << 10;
 
 impl Sender {
     pub(super) fn new() -> Self {
-        Sender { out: Vec::new(), sent: 0, framing: Framing::Raw { left: Some(0) }, piece: 0, in_chunk: false, ended: true, body_sent: 0 }
+        Sender {
+            out: Vec::new(),
+            sent: 0,
+            framing: Framing::Raw { left: Some(0) },
+            piece: 0,
+            in_chunk: false,
+            ended: true,
+            body_sent: 0,
+        }
     }
 
     /// The buffer for the head of the next message.

@@ -109,6 +109,9 @@ impl Server {
     /// `Idle` where nothing needs to be answered; `Refused` with the status to send before closing. Cancel safe.
     pub async fn read_request(&mut self, limits: &Limits, request: &mut Request) -> Result<(), ReadError> {
         self.wait_for_first_byte(limits).await?;
+        // What the last request was must not shape the refusal of this one.
+        self.is_head = false;
+        self.version = Version::Http11;
         let mut scan = Scan::default();
         self.skip_blank_line();
         let length = loop {
