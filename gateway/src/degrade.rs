@@ -84,6 +84,7 @@ pub fn write(error: &Error, page: Option<&Settings>, request: &Fields, spread: u
 pub fn write_refusal(status: StatusCode, reason: &str, response: &mut Response) -> Bytes {
     let body = problem(status, reason);
     head(status, Form::Json, &body, response);
+    response.fields.add(Known::CacheStatus, format!("tidegate; detail={reason}"));
     if status == StatusCode::METHOD_NOT_ALLOWED {
         response.fields.add(Known::Allow, "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
     }

@@ -52,8 +52,11 @@ pub fn strip(fields: &mut Fields) {
     });
 }
 
-/// Turns a client's request into the one the origin gets. `trusted_chain` is the believed `X-Forwarded-For` so far.
+/// Turns a client's request into the one the origin gets. `trusted_chain` is the believed `X-Forwarded-For` so far; with
+/// it, what the trusted peer says of the original scheme and host is believed too.
 pub fn forward(request: &mut Request, peer: IpAddr, trusted_chain: Option<&str>) {
+    let said = |known| trusted_chain.and(request.fields.get(known)).map(<[u8]>::to_vec);
+    let (proto, host) = (said(Known::XForwardedProto), said(Known::XForwardedHost));
     strip(&mut request.fields);
     request.fields.retain(|field| !field.known.is_some_and(|known| CLAIMS.contains(&known) || known == Known::Expect));
     let chain = match trusted_chain {
@@ -61,9 +64,10 @@ pub fn forward(request: &mut Request, peer: IpAddr, trusted_chain: Option<&str>)
         _ => peer.to_string(),
     };
     request.fields.add(Known::XForwardedFor, chain);
-    request.fields.add(Known::XForwardedProto, request.scheme.as_str());
-    if !request.authority.is_empty() {
-        request.fields.add(Known::XForwardedHost, &request.authority);
+    request.fields.add(Known::XForwardedProto, proto.as_deref().unwrap_or(request.scheme.as_str().as_bytes()));
+    let host = host.as_deref().unwrap_or(request.authority.as_bytes());
+    if !host.is_empty() {
+        request.fields.add(Known::XForwardedHost, host);
     }
     add_via(&mut request.fields, request.version);
 }
@@ -114,5 +118,14 @@ mod tests {
         assert_eq!(request.fields.get(Known::XForwardedFor), Some(&b"10.0.0.1"[..]));
         assert!(!request.fields.has(Known::XOriginalUrl) && !request.fields.has(Known::XRealIp));
         assert_eq!(request.fields.get(Known::XForwardedHost), Some(&b"shop"[..]));
+    }
+
+    #[test]
+    fn a_trusted_proxy_tells_of_the_original_scheme() {
+        let mut request = Request { authority: "shop".into(), ..Request::default() };
+        request.fields = fields(&[("X-Forwarded-Proto", "https"), ("X-Forwarded-For", "6.6.6.6")]);
+        forward(&mut request, IpAddr::from([10, 0, 0, 1]), Some("6.6.6.6"));
+        assert_eq!(request.fields.get(Known::XForwardedProto), Some(&b"https"[..]));
+        assert_eq!(request.fields.get(Known::XForwardedFor), Some(&b"6.6.6.6, 10.0.0.1"[..]));
     }
 }

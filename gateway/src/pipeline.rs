@@ -87,7 +87,8 @@ impl Passage<'_> {
         self.story.report = limit::decide(&route.rules, &self.site.rule_names, caller, route.cost)?;
         match &route.settings.cache {
             Some(cache) if policy::is_lookup(request) => self.cached(route, cache, caller, request, response).await,
-            Some(_) if !request.method.is_safe() => {
+            _ if !request.method.is_safe() => {
+                // Another route, one for GET, may have stored what this changes.
                 let answer = self.forward(route, caller, request, body, response).await?;
                 self.invalidate(caller, request, response);
                 Ok(Body::Exchange(answer))

@@ -203,3 +203,20 @@ fn tell(
 fn ip_of(peer: SocketAddr) -> IpAddr {
     peer.ip().to_canonical()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::pin::pin;
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_and_not_the_end() {
+        let mut future = pin!(async {
+            tokio::task::yield_now().await;
+            panic!("in a request");
+        });
+        let caught: Result<(), _> = poll_fn(|cx| poll_caught(future.as_mut(), cx)).await;
+        assert!(caught.is_err());
+    }
+}

@@ -49,7 +49,7 @@ impl Passage<'_> {
         response: &mut Response,
     ) -> Result<Body<'static>, Error> {
         let asked = Self::asked(request);
-        let mut builder = KeyBuilder::new();
+        let mut builder = self.worker.builder.take();
         let mut round = 0;
         let lead = loop {
             let found = self.look(&mut builder, caller, request, &asked);
@@ -57,6 +57,7 @@ impl Passage<'_> {
                 Found::Usable(hit) => {
                     self.story.cache = CacheResult::Hit;
                     self.tell_place(&hit, caller, &builder.key());
+                    self.worker.builder.set(builder);
                     return Ok(self.answer_from(&hit, request, response));
                 }
                 Found::Stale(hit, standing) => {

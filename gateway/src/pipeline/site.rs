@@ -2,10 +2,11 @@
 //!
 //! A request keeps the site it began with. What must outlive a reload (breakers, limits, stores, counts) is carried over.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use limiter::Limiter;
-use shard::View;
+use shard::{KeyBuilder, View};
 
 use crate::cache::fill::Fills;
 use crate::cache::stored::Meta;
@@ -27,6 +28,8 @@ pub struct Site {
 
 /// What one thread works with.
 pub struct Worker {
+    /// Buffers for keys, used again by the next request that looks into the cache.
+    pub builder: Cell<KeyBuilder>,
     pub view: View<Meta>,
     pub fills: Arc<Fills>,
     pub log: Arc<log::AccessLog>,

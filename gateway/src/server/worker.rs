@@ -1,5 +1,6 @@
 //! One worker thread: its runtime, its doors, its connections.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +43,12 @@ async fn work(
     shared: Arc<Shared>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let worker = Worker { view: shared.store.view(), fills: Arc::clone(&shared.fills), log: Arc::clone(&shared.log) };
+    let worker = Worker {
+        builder: Cell::default(),
+        view: shared.store.view(),
+        fills: Arc::clone(&shared.fills),
+        log: Arc::clone(&shared.log),
+    };
     let hall = Hall::new(worker, Arc::clone(&shared.site));
     for (listener, socket) in sockets.into_iter().enumerate() {
         let door = Door { socket, listener, worker: index, floor: Arc::clone(&shared.floor) };

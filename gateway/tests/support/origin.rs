@@ -1,0 +1,371 @@
+//! An origin that plays a script for each request, and remembers every byte that it was sent.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::client::is_timeout;
+use super::{PATIENCE, lock, wait_for};
+
+/// How often a waiting connection looks whether the test is over.
+const TURN: Duration = Duration::from_millis(20);
+
+/// A request as the origin got it.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// The connection it came on, counted from 0.
+    pub connection: usize,
+    /// Requests of this origin before it.
+    pub number: usize,
+    pub method: String,
+    pub target: String,
+    pub fields: Vec<(String, String)>,
+    /// The body without its framing.
+    pub body: Vec<u8>,
+    /// Head and body as they were on the wire.
+    pub raw: Vec<u8>,
+}
+
+impl Received {
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.all(name).first().copied()
+    }
+
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        let lines = self.fields.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        lines.map(|(_, value)| value.as_str()).collect()
+    }
+}
+
+/// Something that a test opens when the time has come.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *lock(&self.0.0) = true;
+        self.0.1.notify_all();
+    }
+
+    /// Waits at most as long as a test is patient.
+    pub fn pass(&self) {
+        let guard = lock(&self.0.0);
+        drop(self.0.1.wait_timeout_while(guard, PATIENCE, |is_open| !*is_open).unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+enum Step {
+    Send(Vec<u8>),
+    Pause(Duration),
+    Wait(Gate),
+    Close,
+    Reset,
+    Hang,
+}
+
+/// What the origin does for one request: the connection then waits for the next one, unless the script ended it.
+#[derive(Default)]
+pub struct Script(Vec<Step>);
+
+impl Script {
+    pub fn new() -> Self {
+        Script::default()
+    }
+
+    /// 200 with a length and these fields.
+    pub fn ok(fields: &[(&str, &str)], body: impl AsRef<[u8]>) -> Self {
+        Script::reply(200, fields, body)
+    }
+
+    /// An answer with a length.
+    pub fn reply(status: u16, fields: &[(&str, &str)], body: impl AsRef<[u8]>) -> Self {
+        let body = body.as_ref();
+        let length = body.len().to_string();
+        let mut all = fields.to_vec();
+        if status != 304 && status != 204 {
+            all.push(("Content-Length", &length));
+        }
+        Script::new().head(status, &all).send(body)
+    }
+
+    /// Sends the head of an answer.
+    pub fn head(self, status: u16, fields: &[(&str, &str)]) -> Self {
+        let mut head = format!("HTTP/1.1 {status} Scripted\r\n");
+        for (name, value) in fields {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        head.push_str("\r\n");
+        self.send(head)
+    }
+
+    pub fn send(self, bytes: impl AsRef<[u8]>) -> Self {
+        self.then(Step::Send(bytes.as_ref().to_vec()))
+    }
+
+    pub fn pause(self, time: Duration) -> Self {
+        self.then(Step::Pause(time))
+    }
+
+    /// Goes on when the test opens the gate.
+    pub fn wait(self, gate: &Gate) -> Self {
+        self.then(Step::Wait(gate.clone()))
+    }
+
+    /// Ends the connection in order.
+    pub fn close(self) -> Self {
+        self.then(Step::Close)
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) -> Self {
+        self.then(Step::Reset)
+    }
+
+    /// Says nothing until the other side leaves.
+    pub fn hang(self) -> Self {
+        self.then(Step::Hang)
+    }
+
+    fn then(mut self, step: Step) -> Self {
+        self.0.push(step);
+        self
+    }
+}
+
+type Play = dyn Fn(&Received) -> Script + Send + Sync;
+
+struct Shared {
+    play: Box<Play>,
+    requests: Mutex<Vec<Received>>,
+    connections: AtomicUsize,
+    bytes: AtomicUsize,
+    /// When the other side ended a connection, in the order of the ends.
+    ends: Mutex<Vec<Instant>>,
+    streams: Mutex<Vec<TcpStream>>,
+    is_over: AtomicBool,
+}
+
+/// An origin on a port of its own, with a thread per connection.
+pub struct Origin {
+    pub address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl Origin {
+    pub fn start(play: impl Fn(&Received) -> Script + Send + Sync + 'static) -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), play)
+    }
+
+    /// On a given address, for an origin that comes (back) later.
+    pub fn start_at(address: SocketAddr, play: impl Fn(&Received) -> Script + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind(address).expect("a port for the origin");
+        let address = listener.local_addr().expect("a bound port");
+        let shared = Arc::new(Shared {
+            play: Box::new(play),
+            requests: Mutex::default(),
+            connections: AtomicUsize::new(0),
+            bytes: AtomicUsize::new(0),
+            ends: Mutex::default(),
+            streams: Mutex::default(),
+            is_over: AtomicBool::new(false),
+        });
+        let accepting = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if accepting.is_over.load(Ordering::SeqCst) {
+                    return;
+                }
+                let connection = accepting.connections.fetch_add(1, Ordering::SeqCst);
+                if let Ok(copy) = stream.try_clone() {
+                    lock(&accepting.streams).push(copy);
+                }
+                let shared = Arc::clone(&accepting);
+                std::thread::spawn(move || serve(&shared, stream, connection));
+            }
+        });
+        Origin { address, shared }
+    }
+
+    /// Every request so far.
+    pub fn requests(&self) -> Vec<Received> {
+        lock(&self.shared.requests).clone()
+    }
+
+    /// How many requests arrived whole.
+    pub fn count(&self) -> usize {
+        lock(&self.shared.requests).len()
+    }
+
+    pub fn last(&self) -> Received {
+        self.requests().pop().expect("a request")
+    }
+
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Bytes received over all connections.
+    pub fn bytes(&self) -> usize {
+        self.shared.bytes.load(Ordering::SeqCst)
+    }
+
+    /// When the other side ended connections.
+    pub fn ends(&self) -> Vec<Instant> {
+        lock(&self.shared.ends).clone()
+    }
+
+    #[track_caller]
+    pub fn wait_for_requests(&self, count: usize) {
+        wait_for(|| self.count() >= count, PATIENCE);
+    }
+
+    /// Dies: connections end, and new ones are refused.
+    pub fn stop(&self) {
+        if self.shared.is_over.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        for stream in lock(&self.shared.streams).drain(..) {
+            drop(stream.shutdown(Shutdown::Both));
+        }
+        // Wakes the accepting thread, which then lets go of the port.
+        drop(TcpStream::connect_timeout(&self.address, PATIENCE));
+        let is_refused = || TcpStream::connect_timeout(&self.address, PATIENCE).is_err();
+        let start = Instant::now();
+        while !is_refused() && start.elapsed() < PATIENCE {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn serve(shared: &Shared, mut stream: TcpStream, connection: usize) {
+    drop(stream.set_nodelay(true));
+    drop(stream.set_read_timeout(Some(TURN)));
+    drop(stream.set_write_timeout(Some(PATIENCE)));
+    let mut buffer = Vec::new();
+    while let Some(mut request) = read_request(shared, &mut stream, &mut buffer) {
+        request.connection = connection;
+        {
+            let mut requests = lock(&shared.requests);
+            request.number = requests.len();
+            requests.push(request.clone());
+        }
+        for step in (shared.play)(&request).0 {
+            match step {
+                Step::Send(bytes) => {
+                    if stream.write_all(&bytes).is_err() {
+                        return lock(&shared.ends).push(Instant::now());
+                    }
+                }
+                Step::Pause(time) => std::thread::sleep(time),
+                Step::Wait(gate) => gate.pass(),
+                Step::Close => return drop(stream.shutdown(Shutdown::Both)),
+                Step::Reset => {
+                    drop(socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
+                    // The copy that `stop` would use must go too, or the socket stays.
+                    let address = stream.peer_addr().ok();
+                    lock(&shared.streams).retain(|copy| copy.peer_addr().ok() != address);
+                    return;
+                }
+                Step::Hang => while more(shared, &mut stream, &mut buffer) {},
+            }
+        }
+    }
+}
+
+/// The next whole request, or `None` at the end of the connection.
+fn read_request(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Received> {
+    let end = loop {
+        if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if !more(shared, stream, buffer) {
+            return None;
+        }
+    };
+    let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
+    let mut lines = head.trim_end().split("\r\n");
+    let mut start = lines.next().unwrap_or_default().split(' ').map(str::to_owned);
+    let (method, target) = (start.next().unwrap_or_default(), start.next().unwrap_or_default());
+    let field = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
+    let fields: Vec<(String, String)> = lines.filter_map(field).collect();
+    let mut request =
+        Received { connection: 0, number: 0, method, target, fields, body: Vec::new(), raw: Vec::new() };
+    let length: usize = request.field("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    let mut at = end;
+    if request.field("transfer-encoding").is_some() {
+        loop {
+            let line_end = find_line(shared, stream, buffer, at)?;
+            let size = String::from_utf8_lossy(&buffer[at..line_end]).into_owned();
+            let size = usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16).ok()?;
+            at = line_end + 2;
+            if size == 0 {
+                break;
+            }
+            reach(shared, stream, buffer, at + size + 2)?;
+            request.body.extend_from_slice(&buffer[at..at + size]);
+            at += size + 2;
+        }
+        loop {
+            let line_end = find_line(shared, stream, buffer, at)?;
+            let is_last = line_end == at;
+            at = line_end + 2;
+            if is_last {
+                break;
+            }
+        }
+    } else {
+        reach(shared, stream, buffer, end + length)?;
+        request.body.extend_from_slice(&buffer[end..end + length]);
+        at += length;
+    }
+    request.raw = buffer.drain(..at).collect();
+    Some(request)
+}
+
+fn find_line(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>, from: usize) -> Option<usize> {
+    loop {
+        if let Some(at) = buffer[from..].windows(2).position(|window| window == b"\r\n") {
+            return Some(from + at);
+        }
+        if !more(shared, stream, buffer) {
+            return None;
+        }
+    }
+}
+
+fn reach(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>, length: usize) -> Option<()> {
+    while buffer.len() < length {
+        if !more(shared, stream, buffer) {
+            return None;
+        }
+    }
+    Some(())
+}
+
+/// Reads more of the connection into `buffer`; false at its end or at the end of the test.
+fn more(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool {
+    let mut chunk = [0; 64 * 1024];
+    loop {
+        match stream.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => {
+                shared.bytes.fetch_add(count, Ordering::SeqCst);
+                buffer.extend_from_slice(&chunk[..count]);
+                return true;
+            }
+            Err(error) if is_timeout(&error) && !shared.is_over.load(Ordering::SeqCst) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    lock(&shared.ends).push(Instant::now());
+    false
+}

@@ -1,0 +1,183 @@
+//! Owns a real Redis server for the length of a test, and looks into it over the bare protocol (RESP 2).
+//!
+//! Refuses to run without the program `redis-server`.
+//! Invariant: no server outlives its test, however the test ends; every process is ended by its own id.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// A healthy server starts in some 50 ms; a busy machine of two cores takes longer.
+const START_WITHIN: Duration = Duration::from_secs(10);
+
+pub(crate) struct Redis {
+    child: Child,
+    port: u16,
+}
+
+impl Redis {
+    /// A server on a port of its own; another one is tried where somebody took the port in between.
+    pub(crate) fn start() -> Redis {
+        (0..5).find_map(|_| Redis::try_start(free_port())).expect("redis-server starts on one of five free ports")
+    }
+
+    /// A server on the port of one that was killed.
+    pub(crate) fn start_on(port: u16) -> Redis {
+        Redis::try_start(port).unwrap_or_else(|| panic!("redis-server does not start on {port}"))
+    }
+
+    fn try_start(port: u16) -> Option<Redis> {
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        command.current_dir(std::env::temp_dir()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap_or_else(|error| panic!("install redis-server: {error}"));
+        let mut redis = Redis { child, port };
+        let began = Instant::now();
+        while began.elapsed() < START_WITHIN {
+            if redis.child.try_wait().expect("a child can be asked for its end").is_some() {
+                return None;
+            }
+            if redis.ask(&[b"PING"]).is_ok_and(|reply| reply == Reply::Text("PONG".to_owned())) {
+                return Some(redis);
+            }
+            sleep(Duration::from_millis(5));
+        }
+        None
+    }
+
+    pub(crate) fn url(&self) -> String {
+        url(self.port)
+    }
+
+    /// Stops the process from running (SIGSTOP): it keeps its connections and answers nobody.
+    pub(crate) fn freeze(&self) {
+        self.signal("STOP");
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.signal("CONT");
+    }
+
+    /// SIGKILL. The port is for a successor.
+    pub(crate) fn kill(mut self) -> u16 {
+        self.end();
+        self.port
+    }
+
+    /// Every key of the server, in order.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        let Reply::List(keys) = self.command(&[b"KEYS", b"*"]) else { panic!("KEYS answers with a list") };
+        let mut keys: Vec<_> = keys.into_iter().map(Reply::into_text).collect();
+        keys.sort();
+        keys
+    }
+
+    /// Keys of cached responses, without the buckets of limits.
+    pub(crate) fn entries(&self) -> Vec<String> {
+        self.keys().into_iter().filter(|key| !key.starts_with("tg:lease:")).collect()
+    }
+
+    /// Sends one command on a connection of its own.
+    pub(crate) fn command(&self, parts: &[&[u8]]) -> Reply {
+        match self.ask(parts) {
+            Ok(Reply::Error(error)) => panic!("redis-server refuses: {error}"),
+            Ok(reply) => reply,
+            Err(error) => panic!("redis-server on {}: {error}", self.port),
+        }
+    }
+
+    fn ask(&self, parts: &[&[u8]]) -> io::Result<Reply> {
+        let stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(START_WITHIN))?;
+        let mut request = format!("*{}\r\n", parts.len()).into_bytes();
+        for part in parts {
+            request.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+            request.extend_from_slice(part);
+            request.extend_from_slice(b"\r\n");
+        }
+        (&stream).write_all(&request)?;
+        Reply::read(&mut BufReader::new(stream))
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
+        assert!(status.expect("the program kill runs").success());
+    }
+
+    fn end(&mut self) {
+        // SIGKILL ends a stopped process too.
+        let _already_gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The endpoint of a server on `port`, whether it runs or not.
+pub(crate) fn url(port: u16) -> String {
+    format!("redis://127.0.0.1:{port}")
+}
+
+/// A port where nobody listens, below those that the system gives to outgoing connections: there, one that is made to a port
+/// where nobody listens can take that very port and meet itself, and a killed server could not have its port back.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = u16::try_from(std::process::id() % 1_000).expect("below 1,000") * 10;
+    (0..10_000)
+        .map(|_| 20_000 + (first + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000)
+        .find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok())
+        .expect("one of 10,000 ports is free")
+}
+
+/// What Redis answers.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Reply {
+    Text(String),
+    Error(String),
+    Number(i64),
+    Bytes(Vec<u8>),
+    Nothing,
+    List(Vec<Reply>),
+}
+
+impl Reply {
+    fn read(stream: &mut impl BufRead) -> io::Result<Reply> {
+        let malformed = || io::Error::new(io::ErrorKind::InvalidData, "not RESP");
+        let mut line = String::new();
+        stream.read_line(&mut line)?;
+        let (kind, rest) = line.trim_end().split_at_checked(1).ok_or_else(malformed)?;
+        let number = || rest.parse::<i64>().map_err(|_| malformed());
+        Ok(match kind {
+            "+" => Reply::Text(rest.to_owned()),
+            "-" => Reply::Error(rest.to_owned()),
+            ":" => Reply::Number(number()?),
+            "$" => {
+                let Ok(length) = usize::try_from(number()?) else { return Ok(Reply::Nothing) };
+                let mut bytes = vec![0; length + 2];
+                stream.read_exact(&mut bytes)?;
+                bytes.truncate(length);
+                Reply::Bytes(bytes)
+            }
+            "*" => Reply::List((0..number()?).map(|_| Reply::read(stream)).collect::<io::Result<_>>()?),
+            _ => return Err(malformed()),
+        })
+    }
+
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        match self {
+            Reply::Bytes(bytes) => bytes,
+            reply => panic!("not bytes: {reply:?}"),
+        }
+    }
+
+    pub(crate) fn into_text(self) -> String {
+        String::from_utf8(self.into_bytes()).expect("keys of the gateway are ASCII")
+    }
+}
