@@ -69,7 +69,7 @@ const NAMES_MAX: usize = 1024;
 /// One endpoint, shared by all threads.
 pub struct Endpoint {
     pub address: Address,
-    pub name: String,
+    pub name: Arc<str>,
     in_flight: AtomicUsize,
     /// Milliseconds since `Endpoints::begin` until which it rests.
     rests_until: AtomicU64,
@@ -112,7 +112,7 @@ impl Endpoints {
             .iter()
             .map(|address| Endpoint {
                 address: address.clone(),
-                name: address.to_string(),
+                name: address.to_string().into(),
                 in_flight: AtomicUsize::new(0),
                 rests_until: AtomicU64::new(0),
             })

@@ -59,11 +59,12 @@ pub fn forward(request: &mut Request, peer: IpAddr, trusted_chain: Option<&str>)
     let (proto, host) = (said(Known::XForwardedProto), said(Known::XForwardedHost));
     strip(&mut request.fields);
     request.fields.retain(|field| !field.known.is_some_and(|known| CLAIMS.contains(&known) || known == Known::Expect));
-    let chain = match trusted_chain {
-        Some(chain) if !chain.is_empty() => format!("{chain}, {peer}"),
-        _ => peer.to_string(),
-    };
-    request.fields.add(Known::XForwardedFor, chain);
+    match trusted_chain {
+        Some(chain) if !chain.is_empty() => {
+            request.fields.add_display(Known::XForwardedFor, format_args!("{chain}, {peer}"))
+        }
+        _ => request.fields.add_display(Known::XForwardedFor, peer),
+    }
     request.fields.add(Known::XForwardedProto, proto.as_deref().unwrap_or(request.scheme.as_str().as_bytes()));
     let host = host.as_deref().unwrap_or(request.authority.as_bytes());
     if !host.is_empty() {

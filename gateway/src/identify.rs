@@ -266,7 +266,8 @@ fn fresh(random: &foldhash::fast::RandomState, salt: u64) -> u64 {
 /// What the origin is told of the trace: the caller's own field, or a new one.
 pub fn write_trace(trace: Trace, span: u64, fields: &mut Fields) {
     if !trace.brought {
-        fields.set(Known::Traceparent, format!("00-{trace}-{span:016x}-01"));
+        fields.remove(Known::Traceparent);
+        fields.add_display(Known::Traceparent, format_args!("00-{trace}-{span:016x}-01"));
     }
 }
 

@@ -114,8 +114,9 @@ fn write_standing(standing: &limiter::Standing, names: &[String], fields: &mut F
     let Some(name) = names.get(standing.rule) else { return };
     let (remaining, reset) = (standing.remaining, standing.reset_seconds());
     let window = standing.quota.window().as_secs_f64().ceil().max(1.0);
-    fields.add(Known::RateLimitPolicy, format!("\"{name}\";q={};w={window}", standing.quota.burst()));
-    fields.add(Known::RateLimit, format!("\"{name}\";r={remaining};t={reset}"));
+    let burst = standing.quota.burst();
+    fields.add_display(Known::RateLimitPolicy, format_args!("\"{name}\";q={burst};w={window}"));
+    fields.add_display(Known::RateLimit, format_args!("\"{name}\";r={remaining};t={reset}"));
 }
 
 /// Keeps one cluster rule's lease supplied until the task is dropped. Each round asks for what the next interval needs.

@@ -1,6 +1,7 @@
 //! What the gateway says about an answer: `Cache-Status`, `Age`, `Via`, limits, and the story told to log and metrics.
 
-use std::fmt::Write as _;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use limiter::{Denial, Report};
@@ -39,7 +40,7 @@ pub enum Detail {
 /// Everything worth telling about a request, gathered on its way.
 #[derive(Debug)]
 pub struct Story {
-    pub route: Option<std::sync::Arc<str>>,
+    pub route: Option<Arc<str>>,
     pub cache: CacheResult,
     /// Where an answer was found or why it was not stored; for `Cache-Status`.
     pub detail: Detail,
@@ -50,7 +51,7 @@ pub struct Story {
     pub denial: Option<Box<Denial>>,
     pub limited_by: String,
     pub degraded: &'static str,
-    pub upstream: String,
+    pub upstream: Option<Arc<str>>,
     pub trace: Option<Trace>,
     pub ip: Option<std::net::IpAddr>,
     /// The request's body failed: what follows it on the connection cannot be trusted.
@@ -70,7 +71,7 @@ impl Default for Story {
             denial: None,
             limited_by: String::new(),
             degraded: "",
-            upstream: String::new(),
+            upstream: None,
             trace: None,
             ip: None,
             must_close: false,
@@ -80,38 +81,48 @@ impl Default for Story {
 
 /// Appends this cache's member to `Cache-Status` (RFC 9211); those of caches nearer the origin stay before it.
 pub fn write_cache_status(story: &Story, fields: &mut Fields) {
-    let mut member = String::with_capacity(64);
-    member.push_str("tidegate");
-    match story.cache {
-        CacheResult::Hit | CacheResult::Remote => member.push_str("; hit"),
-        CacheResult::Stale => member.push_str("; hit"),
-        CacheResult::Miss => member.push_str("; fwd=uri-miss"),
-        CacheResult::Collapsed => member.push_str("; fwd=uri-miss; collapsed"),
-        CacheResult::Revalidated => member.push_str("; fwd=stale"),
-        CacheResult::Bypass => member.push_str("; fwd=bypass"),
-        CacheResult::Pass => member.push_str("; fwd=miss"),
-        CacheResult::Error => {}
+    fields.add_display(Known::CacheStatus, Member(story));
+}
+
+struct Member<'a>(&'a Story);
+
+impl fmt::Display for Member<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_member(self.0, f)
     }
-    // Writing to a string cannot fail.
+}
+
+fn write_member(story: &Story, member: &mut fmt::Formatter<'_>) -> fmt::Result {
+    member.write_str("tidegate")?;
+    match story.cache {
+        CacheResult::Hit | CacheResult::Remote => member.write_str("; hit"),
+        CacheResult::Stale => member.write_str("; hit"),
+        CacheResult::Miss => member.write_str("; fwd=uri-miss"),
+        CacheResult::Collapsed => member.write_str("; fwd=uri-miss; collapsed"),
+        CacheResult::Revalidated => member.write_str("; fwd=stale"),
+        CacheResult::Bypass => member.write_str("; fwd=bypass"),
+        CacheResult::Pass => member.write_str("; fwd=miss"),
+        CacheResult::Error => Ok(()),
+    }?;
     if let Some(status) = story.forwarded_status {
-        let _always_ok = write!(member, "; fwd-status={status}");
+        write!(member, "; fwd-status={status}")?;
     }
     if story.stored {
-        member.push_str("; stored");
+        member.write_str("; stored")?;
     }
     if let Some(standing) = story.standing {
-        let _always_ok = write!(member, "; ttl={}", standing.ttl());
+        write!(member, "; ttl={}", standing.ttl())?;
     }
     match story.detail {
         Detail::None => {}
         Detail::Reason(reason) => {
-            let _always_ok = write!(member, "; detail={reason}");
+            write!(member, "; detail={reason}")?;
         }
         Detail::Place(tier, region, slot) => {
-            let _always_ok = write!(member, "; detail=\"{tier} {region}:{slot}\"");
+            write!(member, "; detail=\"{tier} {region}:{slot}\"")?;
         }
     }
-    fields.add(Known::CacheStatus, member);
+    Ok(())
 }
 
 /// Sets `Age` on an answer from the cache (RFC 9111 section 5.1).

@@ -194,7 +194,7 @@ fn tell(
         cache: story.cache.as_str(),
         degraded: story.degraded,
         limit: &story.limited_by,
-        upstream: &story.upstream,
+        upstream: story.upstream.as_deref().unwrap_or_default(),
         trace_id: &trace,
     });
 }

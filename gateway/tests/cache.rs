@@ -2,19 +2,542 @@
 
 mod support;
 
-use support::{Gateway, Origin, Script, one_route};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use support::client::chunked;
+use support::{Client, End, Gate, Gateway, Origin, PATIENCE, Received, Script, one_route, wait_for};
 
 const CACHED: &str = "cache = { mode = \"standard\" }";
+/// Stored, and past its freshness from the first moment on: no test has to wait for a second to pass.
+const STALE: &str = "max-age=0";
+
+fn cached(origin: &Origin) -> Gateway {
+    Gateway::start(&one_route(origin.address, CACHED, ""))
+}
 
 #[test]
 fn a_second_request_is_a_hit() {
     let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "kept"));
-    let gateway = Gateway::start(&one_route(origin.address, CACHED, ""));
+    let gateway = cached(&origin);
     let (first, second) = (gateway.get("/a", &[]), gateway.get("/a", &[]));
     assert_eq!((first.status, first.text(), first.is_hit()), (200, "kept".into(), false));
-    assert!(first.cache_status().contains("stored"), "{}", first.cache_status());
+    assert!(first.cache_status().contains("; stored"), "{}", first.cache_status());
     assert_eq!((second.status, second.text(), second.is_hit()), (200, "kept".into(), true));
     assert!(second.field("age").is_some());
     assert_eq!(origin.count(), 1);
     assert_eq!(gateway.metric("tidegate_cache_results_total{cache=\"hit\"}"), 1.0);
+}
+
+#[test]
+fn a_stored_answer_keeps_its_fields_and_their_repetitions() {
+    let fields = [("Cache-Control", "max-age=60"), ("Link", "</a>"), ("X-One", "1"), ("Link", "</b>")];
+    let origin = Origin::start(move |_| Script::ok(&fields, "kept"));
+    let gateway = cached(&origin);
+    for round in ["miss", "hit"] {
+        let answer = gateway.get("/a", &[]);
+        assert_eq!(answer.is_hit(), round == "hit");
+        assert_eq!((answer.all("link"), answer.all("x-one")), (vec!["</a>", "</b>"], vec!["1"]), "{round}");
+    }
+}
+
+#[test]
+fn host_path_and_query_tell_objects_apart_and_ignored_parameters_do_not() {
+    let origin = Origin::start(|request| Script::ok(&[("Cache-Control", "max-age=60")], &request.target));
+    let rest = "[cache]\nkey_ignore_query = [\"utm_*\"]";
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, rest));
+    assert!(!gateway.get("/a?x=1", &[]).is_hit());
+    assert!(!gateway.get("/a?x=2", &[]).is_hit());
+    assert!(!gateway.get("/a?x=1", &[("Host", "other.test")]).is_hit());
+    assert!(!gateway.get("/A?x=1", &[]).is_hit());
+    assert!(gateway.get("/a?x=1&utm_source=mail", &[]).is_hit());
+    assert_eq!(origin.count(), 4);
+}
+
+#[test]
+fn a_route_without_a_cache_asks_every_time() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "new"));
+    let gateway = Gateway::start(&one_route(origin.address, "cache = { mode = \"off\" }", ""));
+    assert!(gateway.get("/a", &[]).cache_status().contains("fwd=bypass"));
+    assert!(!gateway.get("/a", &[]).is_hit());
+    assert_eq!(origin.count(), 2);
+}
+
+#[test]
+fn each_variant_is_an_object_of_its_own() {
+    let origin = Origin::start(|request| {
+        let language = request.field("accept-language").unwrap_or("none").to_owned();
+        Script::ok(&[("Cache-Control", "max-age=60"), ("Vary", "Accept-Language")], language)
+    });
+    let gateway = cached(&origin);
+    for round in 0..2 {
+        for language in ["de", "en"] {
+            let answer = gateway.get("/a", &[("Accept-Language", language), ("X-Other", &round.to_string())]);
+            assert_eq!((answer.text(), answer.is_hit()), (language.to_owned(), round == 1), "{language} {round}");
+        }
+        assert_eq!(gateway.get("/a", &[]).text(), "none");
+    }
+    assert_eq!(origin.count(), 3);
+}
+
+#[test]
+fn what_belongs_to_one_client_or_is_not_fresh_is_not_stored() {
+    const FORBIDDEN: [(&str, &[(&str, &str)], &[(&str, &str)]); 10] = [
+        ("private", &[], &[("Cache-Control", "private, max-age=60")]),
+        ("no-store", &[], &[("Cache-Control", "no-store, max-age=60")]),
+        ("authorization", &[("Authorization", "Basic eDp5")], &[("Cache-Control", "max-age=60")]),
+        ("set-cookie", &[], &[("Cache-Control", "max-age=60"), ("Set-Cookie", "a=b")]),
+        ("vary-all", &[], &[("Cache-Control", "max-age=60"), ("Vary", "*")]),
+        ("silent", &[], &[]),
+        ("s-maxage", &[], &[("Cache-Control", "s-maxage=0, max-age=60")]),
+        ("expired", &[], &[("Expires", "0")]),
+        ("own-no-store", &[("Cache-Control", "no-store")], &[("Cache-Control", "max-age=60")]),
+        ("old", &[], &[("Cache-Control", "max-age=60"), ("Age", "61")]),
+    ];
+    let find = |request: &Received| FORBIDDEN.iter().find(|(name, ..)| request.target == format!("/{name}"));
+    let origin = Origin::start(move |request| {
+        Script::ok(find(request).expect("a path of the table").2, request.number.to_string())
+    });
+    let gateway = cached(&origin);
+    for (name, request, _) in FORBIDDEN {
+        let target = format!("/{name}");
+        let (first, second) = (gateway.get(&target, request), gateway.get(&target, request));
+        assert!(!first.cache_status().contains("stored"), "{name}: {}", first.cache_status());
+        assert!(!second.is_hit() && first.body != second.body, "{name}: {}", second.cache_status());
+    }
+    // Somebody else's authorised answer is no answer for the public either.
+    assert!(!gateway.get("/authorization", &[]).is_hit());
+}
+
+#[test]
+fn an_authorised_answer_that_is_public_is_shared() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "public, max-age=60")], "all"));
+    let gateway = cached(&origin);
+    let mine = [("Authorization", "Basic eDp5")];
+    assert!(!gateway.get("/a", &mine).is_hit());
+    assert!(gateway.get("/a", &mine).is_hit() && gateway.get("/a", &[]).is_hit());
+}
+
+#[test]
+fn a_stale_object_is_validated_and_freshened() {
+    let origin = Origin::start(|request| match request.field("if-none-match") {
+        Some("\"v1\"") => {
+            Script::reply(304, &[("ETag", "\"v1\""), ("Cache-Control", "max-age=60"), ("X-New", "1")], "")
+        }
+        _ => Script::ok(&[("ETag", "\"v1\""), ("Cache-Control", STALE)], "body"),
+    });
+    let gateway = cached(&origin);
+    assert_eq!(gateway.get("/a", &[]).text(), "body");
+    let validated = gateway.get("/a", &[]);
+    assert_eq!((validated.status, validated.text()), (200, "body".into()));
+    assert!(validated.cache_status().contains("fwd=stale; fwd-status=304"), "{}", validated.cache_status());
+    let fresh = gateway.get("/a", &[]);
+    assert_eq!((fresh.is_hit(), fresh.text(), fresh.field("x-new")), (true, "body".into(), Some("1")));
+    assert_eq!(origin.count(), 2);
+}
+
+#[test]
+fn the_body_of_a_changed_object_replaces_the_stale_one() {
+    let origin = Origin::start(|request| {
+        let etag = format!("\"v{}\"", request.number);
+        let cache_control = if request.number == 0 { STALE } else { "max-age=60" };
+        Script::ok(&[("ETag", &etag), ("Cache-Control", cache_control)], &etag)
+    });
+    let gateway = cached(&origin);
+    let bodies: Vec<String> = (0..3).map(|_| gateway.get("/a", &[]).text()).collect();
+    assert_eq!(bodies, ["\"v0\"", "\"v1\"", "\"v1\""]);
+}
+
+#[test]
+fn a_client_that_has_the_object_gets_304_from_hit_and_miss() {
+    let fields =
+        [("Cache-Control", "max-age=60"), ("ETag", "\"v1\""), ("Last-Modified", "Tue, 01 Jan 2030 00:00:00 GMT")];
+    let origin = Origin::start(move |_| Script::ok(&fields, "body"));
+    let gateway = cached(&origin);
+    let mut client = gateway.connect();
+    let conditions = [
+        ("If-None-Match", "\"v1\""),
+        ("If-None-Match", "W/\"v1\""),
+        ("If-None-Match", "\"v0\", \"v1\""),
+        ("If-None-Match", "*"),
+        ("If-Modified-Since", "Tue, 01 Jan 2030 00:00:00 GMT"),
+    ];
+    for condition in conditions {
+        let answer = client.get("/a", &[condition]);
+        assert_eq!((answer.status, answer.field("etag")), (304, Some("\"v1\"")), "{condition:?}");
+        assert!(answer.body.is_empty() && answer.field("content-length").is_none_or(|length| length == "4"));
+    }
+    let answer =
+        client.get("/a", &[("If-None-Match", "\"v2\""), ("If-Modified-Since", "Tue, 01 Jan 2030 00:00:00 GMT")]);
+    assert_eq!((answer.status, answer.text()), (200, "body".into()), "If-None-Match takes precedence");
+    assert_eq!(origin.count(), 1, "the condition was the client's, the object is everybody's");
+}
+
+#[test]
+fn head_is_answered_from_a_stored_get() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60"), ("X-One", "1")], "body"));
+    let gateway = cached(&origin);
+    gateway.get("/a", &[]);
+    let mut client = gateway.connect();
+    let head = client.request("HEAD", "/a", &[], b"");
+    assert!(head.is_hit());
+    assert_eq!((head.status, head.field("content-length"), head.field("x-one")), (200, Some("4"), Some("1")));
+    assert_eq!(client.get("/a", &[]).text(), "body", "no byte of a body followed the head");
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn only_if_cached_never_asks_the_origin() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "body"));
+    let gateway = cached(&origin);
+    let only = [("Cache-Control", "only-if-cached")];
+    assert_eq!((gateway.get("/a", &only).status, origin.count()), (504, 0));
+    gateway.get("/a", &[]);
+    assert_eq!((gateway.get("/a", &only).status, origin.count()), (200, 1));
+}
+
+#[test]
+fn no_cache_asks_and_a_reload_freshens_the_object_for_all() {
+    let origin = Origin::start(|request| Script::ok(&[("Cache-Control", "max-age=60")], request.number.to_string()));
+    let gateway = cached(&origin);
+    gateway.get("/a", &[]);
+    assert_eq!(gateway.get("/a", &[("Cache-Control", "no-cache")]).text(), "1");
+    assert_eq!(gateway.get("/a", &[]).text(), "1");
+    assert_eq!(gateway.get("/a", &[("Pragma", "no-cache")]).text(), "2");
+}
+
+/// How an origin that answered once fails from then on.
+fn failing(request: &Received, cache_control: &str) -> Script {
+    let is_first = request.field("if-none-match").is_none();
+    if is_first {
+        return Script::ok(&[("Cache-Control", cache_control), ("ETag", "\"v1\"")], "kept");
+    }
+    match request.target.as_str() {
+        "/status" => Script::reply(502, &[], "broken"),
+        "/hang" => Script::new().hang(),
+        "/reset" => Script::new().reset(),
+        "/garbage" => Script::new().send("no http at all\r\n\r\n").close(),
+        "/half" => Script::new().send("HTTP/1.1 200 OK\r\nContent-").close(),
+        _ => Script::new().close(),
+    }
+}
+
+const FAULTS: [&str; 6] = ["/status", "/hang", "/reset", "/garbage", "/half", "/close"];
+
+fn impatient(origin: &Origin) -> Gateway {
+    let config =
+        one_route(origin.address, CACHED, "").replace("[upstreams.origin]", "[upstreams.origin]\ntimeout = \"400ms\"");
+    Gateway::start(&config)
+}
+
+#[test]
+fn stale_content_stands_in_when_the_origin_fails() {
+    let origin = Origin::start(|request| failing(request, "max-age=0, stale-if-error=60"));
+    let gateway = impatient(&origin);
+    for target in FAULTS {
+        assert_eq!(gateway.get(target, &[]).status, 200);
+        let start = Instant::now();
+        let answer = gateway.get(target, &[]);
+        assert_eq!((answer.status, answer.text(), answer.is_hit()), (200, "kept".into(), true), "{target}");
+        assert!(start.elapsed() < Duration::from_secs(2), "{target}: {:?}", start.elapsed());
+    }
+    origin.stop();
+    let answer = gateway.get("/status", &[]);
+    assert_eq!((answer.status, answer.text()), (200, "kept".into()), "the origin is gone");
+}
+
+#[test]
+fn must_revalidate_forbids_a_stale_stand_in() {
+    let origin = Origin::start(|request| failing(request, "max-age=0, stale-if-error=60, must-revalidate"));
+    let gateway = impatient(&origin);
+    for target in FAULTS {
+        assert_eq!(gateway.get(target, &[]).status, 200);
+        let answer = gateway.get(target, &[]);
+        // The origin's own 502 is passed on; where it gave no answer, the route's page stands in.
+        assert_eq!(answer.status, if target == "/status" { 502 } else { 503 }, "{target}");
+        assert!(!answer.is_hit(), "{target}");
+    }
+}
+
+#[test]
+fn without_stale_if_error_the_failure_shows() {
+    let origin = Origin::start(|request| failing(request, STALE));
+    let gateway = impatient(&origin);
+    gateway.get("/close", &[]);
+    assert_eq!(gateway.get("/close", &[]).status, 503);
+}
+
+#[test]
+fn the_routes_windows_apply_where_the_origin_says_nothing() {
+    let origin = Origin::start(|request| failing(request, STALE));
+    let route = "cache = { mode = \"standard\", stale_if_error = \"10m\" }";
+    let gateway = Gateway::start(&one_route(origin.address, route, ""));
+    gateway.get("/close", &[]);
+    assert_eq!(gateway.get("/close", &[]).text(), "kept");
+}
+
+#[test]
+fn one_request_revalidates_while_others_get_the_stale_object() {
+    let gate = Gate::default();
+    let opens = gate.clone();
+    let origin = Origin::start(move |request| match request.number {
+        0 => Script::ok(&[("Cache-Control", "max-age=0, stale-while-revalidate=60"), ("ETag", "\"v0\"")], "old"),
+        _ => Script::new()
+            .wait(&opens)
+            .head(200, &[("Cache-Control", "max-age=60"), ("Content-Length", "3")])
+            .send("new"),
+    });
+    let gateway = cached(&origin);
+    gateway.get("/a", &[]);
+    for _ in 0..5 {
+        let answer = gateway.get("/a", &[]);
+        assert_eq!((answer.text(), answer.is_hit()), ("old".into(), true));
+    }
+    origin.wait_for_requests(2);
+    gate.open();
+    wait_for(|| gateway.get("/a", &[]).text() == "new", PATIENCE);
+    assert_eq!(origin.count(), 2, "one background request for all");
+}
+
+#[test]
+fn a_successful_unsafe_method_ends_what_is_stored() {
+    let origin = Origin::start(|request| {
+        let status = if request.field("x-fail").is_some() { 500 } else { 200 };
+        Script::reply(status, &[("Cache-Control", "max-age=60")], request.number.to_string())
+    });
+    let gateway = cached(&origin);
+    for method in ["POST", "PUT", "DELETE", "PATCH"] {
+        gateway.get("/a", &[]);
+        assert!(gateway.get("/a", &[]).is_hit());
+        gateway.request(method, "/a", &[("X-Fail", "1")], b"x");
+        assert!(gateway.get("/a", &[]).is_hit(), "{method} that failed changed nothing");
+        gateway.request(method, "/a", &[], b"x");
+        assert!(!gateway.get("/a", &[]).is_hit(), "{method}");
+    }
+    gateway.request("OPTIONS", "/a", &[], b"");
+    assert!(gateway.get("/a", &[]).is_hit(), "OPTIONS is safe");
+}
+
+/// Runs `each` on `count` connections at once and gathers what it returns.
+fn at_once<T: Send + 'static>(
+    count: usize,
+    gateway: &Gateway,
+    each: impl Fn(&mut Client) -> T + Send + Sync + 'static,
+) -> Vec<std::thread::JoinHandle<T>> {
+    let (start, each) = (Arc::new(Barrier::new(count)), Arc::new(each));
+    let run = |_| {
+        let (address, start, each) = (gateway.address, Arc::clone(&start), Arc::clone(&each));
+        std::thread::spawn(move || {
+            let mut client = Client::connect(address);
+            start.wait();
+            each(&mut client)
+        })
+    };
+    (0..count).map(run).collect()
+}
+
+fn join<T>(threads: Vec<std::thread::JoinHandle<T>>) -> Vec<T> {
+    threads.into_iter().map(|thread| thread.join().expect("a thread that did not panic")).collect()
+}
+
+#[test]
+fn two_hundred_misses_make_one_request_and_stream_its_body() {
+    const CLIENTS: usize = 200;
+    for framing in ["length", "chunks"] {
+        let gate = Gate::default();
+        let opens = gate.clone();
+        let origin = Origin::start(move |_| match framing {
+            "length" => Script::new()
+                .head(200, &[("Cache-Control", "max-age=60"), ("Content-Length", "10")])
+                .send("first")
+                .wait(&opens)
+                .send("-last"),
+            _ => Script::new()
+                .head(200, &[("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")])
+                .send("5\r\nfirst\r\n")
+                .wait(&opens)
+                .send("5\r\n-last\r\n0\r\n\r\n"),
+        });
+        let gateway = cached(&origin);
+        let streaming = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&streaming);
+        let threads = at_once(CLIENTS, &gateway, move |client| {
+            client.ask("/a", &[]);
+            let head = client.head();
+            let is_chunked = head.field("transfer-encoding").is_some();
+            let first = client.some(if is_chunked { "5\r\nfirst".len() } else { 5 });
+            counter.fetch_add(1, Ordering::SeqCst);
+            let last = client.some(if is_chunked { "\r\n5\r\n-last".len() } else { 5 });
+            first.ends_with(b"first") && last.ends_with(b"-last")
+        });
+        wait_for(|| streaming.load(Ordering::SeqCst) == CLIENTS, PATIENCE);
+        // Every client has its first bytes, and the origin has not sent the last.
+        gate.open();
+        assert!(join(threads).into_iter().all(|is_whole| is_whole), "{framing}");
+        assert_eq!(origin.count(), 1, "{framing}");
+        assert_eq!(gateway.get("/a", &[]).text(), "first-last");
+        assert_eq!(origin.count(), 1, "{framing}: stored");
+    }
+}
+
+#[test]
+fn what_may_not_be_stored_does_not_queue() {
+    const CLIENTS: usize = 100;
+    const EXCHANGE: Duration = Duration::from_millis(300);
+    let origin = Origin::start(|request| {
+        Script::new()
+            .pause(EXCHANGE)
+            .head(200, &[("Cache-Control", "no-store"), ("Content-Length", "2")])
+            .send(format!("{:02}", request.number % 100))
+    });
+    let gateway = cached(&origin);
+    let start = Instant::now();
+    let bodies = join(at_once(CLIENTS, &gateway, |client| client.get("/a", &[]).text()));
+    // One exchange to learn it, one for all who waited meanwhile; the rest is room for a busy machine.
+    assert!(start.elapsed() < 5 * EXCHANGE, "{:?}", start.elapsed());
+    let mut distinct = bodies.clone();
+    distinct.sort();
+    distinct.dedup();
+    assert_eq!((distinct.len(), origin.count()), (CLIENTS, CLIENTS), "nobody got another's answer");
+}
+
+#[test]
+fn a_leader_that_leaves_hands_over() {
+    let origin = Origin::start(|request| match request.number {
+        0 => Script::new().hang(),
+        _ => Script::ok(&[("Cache-Control", "max-age=60")], "second"),
+    });
+    let gateway = cached(&origin);
+    let mut leader = gateway.connect();
+    leader.ask("/a", &[]);
+    origin.wait_for_requests(1);
+    let mut joiners: Vec<Client> = (0..5).map(|_| gateway.connect()).collect();
+    joiners.iter_mut().for_each(|joiner| joiner.ask("/a", &[]));
+    wait_for(|| gateway.metric("tidegate_requests_in_flight") == 6.0, PATIENCE);
+    assert_eq!(origin.count(), 1);
+    drop(leader);
+    for joiner in &mut joiners {
+        assert_eq!(joiner.answer().text(), "second");
+    }
+    assert_eq!(origin.count(), 2);
+}
+
+#[test]
+fn a_leader_that_leaves_inside_the_body_leaves_the_stream_to_the_others() {
+    let gate = Gate::default();
+    let opens = gate.clone();
+    let origin = Origin::start(move |_| {
+        Script::new()
+            .head(200, &[("Cache-Control", "max-age=60"), ("Content-Length", "10")])
+            .send("first")
+            .wait(&opens)
+            .send("-last")
+    });
+    let gateway = cached(&origin);
+    let mut clients: Vec<Client> = (0..3).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.ask("/a", &[]);
+        assert_eq!(client.head().status, 200);
+        assert_eq!(client.some(5), b"first");
+    }
+    drop(clients.remove(0));
+    wait_for(|| gateway.metric("tidegate_requests_in_flight") == 2.0, PATIENCE);
+    gate.open();
+    clients.iter_mut().for_each(|client| assert_eq!(client.some(5), b"-last"));
+    assert_eq!(origin.count(), 1);
+    wait_for(|| gateway.get("/a", &[]).is_hit(), PATIENCE);
+}
+
+#[test]
+fn a_truncated_body_is_not_stored_and_ends_the_answer_abnormally() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/length" => {
+            Script::new().head(200, &[("Cache-Control", "max-age=60"), ("Content-Length", "100")]).send("part").close()
+        }
+        "/chunks" => {
+            let fields = [("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")];
+            Script::new().head(200, &fields).send("4\r\npart\r\n").close()
+        }
+        "/chunk" => {
+            let fields = [("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")];
+            Script::new().head(200, &fields).send("40\r\npart").close()
+        }
+        "/bad-chunk" => {
+            let fields = [("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")];
+            Script::new().head(200, &fields).send("4\r\npart\r\nzz\r\n").close()
+        }
+        _ => {
+            let fields = [("Cache-Control", "max-age=60"), ("Content-Length", "100")];
+            Script::new().head(200, &fields).send("part").pause(Duration::from_millis(50)).reset()
+        }
+    });
+    for route in [CACHED, "cache = { mode = \"off\" }"] {
+        let gateway = Gateway::start(&one_route(origin.address, route, ""));
+        for target in ["/length", "/chunks", "/chunk", "/bad-chunk", "/reset"] {
+            let before = origin.count();
+            for _ in 0..2 {
+                let answer = gateway.get(target, &[]);
+                assert_eq!(answer.end, End::Cut, "{target} {route}: {answer:?}");
+            }
+            assert_eq!(origin.count() - before, 2, "{target} {route}: the part was not stored");
+        }
+    }
+}
+
+#[test]
+fn a_body_above_object_bytes_passes_and_is_not_stored() {
+    let body: Vec<u8> = (0..200_000u32).map(|at| (at % 251) as u8).collect();
+    let sent = body.clone();
+    let origin = Origin::start(move |request| match request.target.as_str() {
+        "/length" => Script::ok(&[("Cache-Control", "max-age=60")], &sent),
+        _ => Script::new()
+            .head(200, &[("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")])
+            .send(chunked(&sent, 4_000)),
+    });
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, "[cache]\nobject_bytes = \"64KiB\""));
+    for target in ["/length", "/chunks"] {
+        let before = origin.count();
+        for _ in 0..2 {
+            let answer = gateway.get(target, &[]);
+            assert!(answer.body == body && answer.end == End::Whole && !answer.is_hit(), "{target}");
+        }
+        assert_eq!(origin.count() - before, 2, "{target}");
+    }
+}
+
+#[test]
+fn every_answer_tells_how_the_cache_took_part() {
+    let is_broken = Arc::new(AtomicBool::new(false));
+    let breaks = Arc::clone(&is_broken);
+    let origin = Origin::start(move |_| match breaks.load(Ordering::SeqCst) {
+        true => Script::new().close(),
+        false => Script::ok(&[], "fine"),
+    });
+    let config = format!(
+        "[upstreams.origin]\nendpoints = [\"http://{}\"]\n\
+         [limits.device]\ntier = \"device\"\nrate = \"1/h\"\nburst = 1\n\
+         [[routes]]\nname = \"plain\"\nmatch = {{ path = \"/plain\" }}\nupstream = \"origin\"\n\
+         [[routes]]\nname = \"limited\"\nmatch = {{ path = \"/limited\" }}\nupstream = \"origin\"\nlimits = [\"device\"]\n",
+        origin.address
+    );
+    let gateway = Gateway::start(&config);
+    gateway.get("/limited", &[]);
+    let mut answers = vec![
+        (200, gateway.get("/plain", &[])),
+        (404, gateway.get("/nowhere", &[])),
+        (429, gateway.get("/limited", &[])),
+        (200, gateway.request("POST", "/plain", &[], b"x")),
+    ];
+    is_broken.store(true, Ordering::SeqCst);
+    answers.push((503, gateway.get("/plain", &[])));
+    for (target, expected) in [("/bad\x7f", 400), (&*format!("/{}", "x".repeat(9_000)), 414)] {
+        let mut client = gateway.connect();
+        client.ask(target, &[]);
+        answers.push((expected, client.answer()));
+    }
+    for (expected, answer) in answers {
+        assert_eq!(answer.status, expected);
+        assert!(answer.cache_status().starts_with("tidegate"), "{expected}: {answer:?}");
+    }
 }

@@ -12,8 +12,8 @@ use super::io::Io;
 const SMALL: usize = 16 << 10;
 /// What a buffer grows to when a read fills it: fewer system calls for large bodies.
 const LARGE: usize = 64 << 10;
-/// Buffers of each size kept by a thread: 64 x (16 + 64) KiB = 5 MiB at most.
-const POOLED: usize = 64;
+/// Buffers of each size kept by a thread: 8 MiB of small and 2 MiB of large ones at most.
+const POOLED: [usize; 2] = [512, 32];
 
 thread_local! {
     static POOL: RefCell<[Vec<Vec<u8>>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
@@ -32,7 +32,7 @@ fn give(space: Vec<u8>) {
     };
     POOL.with_borrow_mut(|pool| {
         let shelf = &mut pool[usize::from(large)];
-        if shelf.len() < POOLED {
+        if shelf.len() < POOLED[usize::from(large)] {
             shelf.push(space);
         }
     });

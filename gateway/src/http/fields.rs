@@ -178,6 +178,21 @@ impl Fields {
         self.append(Some(known), known.as_str().as_bytes(), value.as_ref());
     }
 
+    /// Appends a line with a known name and a value that is written in place. What is displayed must be a field value.
+    pub fn add_display(&mut self, known: Known, value: impl fmt::Display) {
+        use std::io::Write as _;
+        self.append(Some(known), known.as_str().as_bytes(), b"");
+        let begin = self.text.len();
+        if write!(self.text, "{value}").is_err() {
+            // A value that cannot be shown is left out whole.
+            self.text.truncate(begin);
+        }
+        let written = self.text.len() - begin;
+        if let Some(entry) = self.entries.last_mut() {
+            entry.value_len = u32::try_from(written).unwrap_or(u32::MAX);
+        }
+    }
+
     /// Replaces every line of that name by one.
     pub fn set(&mut self, known: Known, value: impl AsRef<[u8]>) {
         self.remove(known);

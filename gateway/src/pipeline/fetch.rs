@@ -30,7 +30,7 @@ impl Passage<'_> {
         identify::write_trace(caller.trace, self.site.identity.fresh(), &mut request.fields);
         let exchange = self.call(route, request, body, response).await?;
         self.story.forwarded_status = Some(response.status.as_u16());
-        exchange.endpoint().clone_into(&mut self.story.upstream);
+        self.story.upstream = Some(exchange.endpoint());
         Ok(exchange)
     }
 

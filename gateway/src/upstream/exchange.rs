@@ -1,5 +1,6 @@
 //! An answer under way: its body as a source, and the connection it comes over, kept for the next request if it ends well.
 
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::pool;
@@ -22,8 +23,8 @@ impl<'a> Exchange<'a> {
     }
 
     /// The endpoint that answered.
-    pub fn endpoint(&self) -> &str {
-        &self.visit.endpoint().name
+    pub fn endpoint(&self) -> Arc<str> {
+        Arc::clone(&self.visit.endpoint().name)
     }
 
     /// Gives the exchange a life of its own, apart from the request's connection; only when that has no body left to send.

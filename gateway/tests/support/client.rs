@@ -104,10 +104,11 @@ impl Client {
         let mut byte = [0];
         let read = self.stream.read(&mut byte);
         self.set_patience(PATIENCE);
-        self.buffer.is_empty() && match read {
-            Ok(count) => count == 0,
-            Err(error) => !is_timeout(&error),
-        }
+        self.buffer.is_empty()
+            && match read {
+                Ok(count) => count == 0,
+                Err(error) => !is_timeout(&error),
+            }
     }
 }
 
@@ -181,7 +182,8 @@ impl<S: Read + Write> Client<S> {
         let mut lines = head.split("\r\n");
         let status = lines.next().unwrap_or_default();
         let code = status.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
-        let status = code.ok_or_else(|| std::io::Error::new(ErrorKind::InvalidData, format!("status line {status:?}")))?;
+        let status =
+            code.ok_or_else(|| std::io::Error::new(ErrorKind::InvalidData, format!("status line {status:?}")))?;
         let field = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
         let fields = lines.filter_map(field).collect();
         Ok(Answer { status, fields, body: Vec::new(), end: End::Whole, first_byte: first_byte.unwrap_or_default() })
@@ -193,7 +195,8 @@ impl<S: Read + Write> Client<S> {
         if method == "HEAD" || matches!(answer.status, 100..=199 | 204 | 304) {
             return answer;
         }
-        let is_whole = if answer.field("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+        let is_whole = if answer.field("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
+        {
             self.chunks(&mut answer.body)
         } else if let Some(length) = answer.field("content-length") {
             let length = length.parse().expect("a content length");

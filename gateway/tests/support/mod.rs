@@ -1,7 +1,12 @@
 //! The stage of the scenario tests: a real gateway process, a client and an origin that speak raw bytes.
 //!
 //! Every port is chosen by the system, every wait has a deadline, and what was started ends with the test, failed or not.
-#![allow(dead_code, unused_imports, unreachable_pub, reason = "each test binary compiles this anew and uses its own part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unreachable_pub,
+    reason = "each test binary compiles this anew and uses its own part of it"
+)]
 
 pub mod client;
 pub mod origin;

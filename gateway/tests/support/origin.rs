@@ -296,8 +296,7 @@ fn read_request(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>) -
     let (method, target) = (start.next().unwrap_or_default(), start.next().unwrap_or_default());
     let field = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
     let fields: Vec<(String, String)> = lines.filter_map(field).collect();
-    let mut request =
-        Received { connection: 0, number: 0, method, target, fields, body: Vec::new(), raw: Vec::new() };
+    let mut request = Received { connection: 0, number: 0, method, target, fields, body: Vec::new(), raw: Vec::new() };
     let length: usize = request.field("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     let mut at = end;
     if request.field("transfer-encoding").is_some() {

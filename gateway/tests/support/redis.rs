@@ -3,7 +3,7 @@
 //! Refuses to run without the program `redis-server`.
 //! Invariant: no server outlives its test, however the test ends; every process is ended by its own id.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -78,6 +78,13 @@ impl Redis {
     /// Keys of cached responses, without the buckets of limits.
     pub(crate) fn entries(&self) -> Vec<String> {
         self.keys().into_iter().filter(|key| !key.starts_with("tg:lease:")).collect()
+    }
+
+    pub(crate) fn value(&self, key: &str) -> Option<Vec<u8>> {
+        match self.command(&[b"GET", key.as_bytes()]) {
+            Reply::Nothing => None,
+            reply => Some(reply.into_bytes()),
+        }
     }
 
     /// Sends one command on a connection of its own.

@@ -98,6 +98,11 @@ impl Link {
         };
         let Some(fault) = fault else { return self.ends.lane.succeeded() };
         self.ends.lane.failed(fault);
+        if answer.is_ok() && !fault.is_evidence() {
+            // A refused command is an answer: the server is there, and its breaker may close. A restarted server answers
+            // the first script with NOSCRIPT, and the script itself must then get through.
+            self.ends.lane.succeeded();
+        }
         let Some(epoch) = epoch else { return };
         let hangs = fault == Fault::Timeout && self.ends.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS;
         if hangs || fault.ends_connection() {

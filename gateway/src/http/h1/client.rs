@@ -240,7 +240,7 @@ impl Link {
     /// Gives buffers back before the link waits in a pool.
     pub fn rest(&mut self) {
         self.buffer.release();
-        self.sender.shrink();
+        self.sender.release();
     }
 
     /// Whether an idle link still stands; bytes or an end that arrived meanwhile disqualify it.

@@ -29,8 +29,8 @@ pub(super) struct Sender {
     body_sent: u64,
 }
 
-/// Buffers above this are not kept for the next message.
-const KEEP: usize = 16 << 10;
+/// Buffers above this are not kept for the next message: room for an ordinary head.
+const KEEP: usize = 1 << 10;
 
 impl Sender {
     pub(super) fn new() -> Self {
@@ -47,6 +47,8 @@ impl Sender {
 
     /// The buffer for the head of the next message.
     pub(super) fn head(&mut self) -> &mut Vec<u8> {
+        // Grown once to what most heads need, rather than by doubling.
+        self.out.reserve(KEEP / 2);
         &mut self.out
     }
 
@@ -75,12 +77,6 @@ impl Sender {
         if self.out.capacity() > KEEP {
             self.out = Vec::new();
         }
-    }
-
-    /// Frees the buffer altogether, for a connection that may stay idle for long.
-    pub(super) fn shrink(&mut self) {
-        self.out = Vec::new();
-        self.sent = 0;
     }
 
     /// Moves bytes until the message is written, or the source or the peer makes it wait.

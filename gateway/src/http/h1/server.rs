@@ -23,6 +23,8 @@ use crate::http::message::{Length, Request, Response, Version};
 
 /// How much of a body that nobody read is thrown away to keep the connection.
 const DRAIN_MAX: u64 = 64 << 10;
+/// Beside the target of a request line: the longest method worth waiting for, two spaces and a version.
+const LINE_EXTRA: usize = 64;
 /// How long a closing connection waits for the client to take the last answer.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -117,7 +119,11 @@ impl Server {
         let length = loop {
             let data = self.reader.buffer.data();
             match scan.advance(data) {
-                Found::Whole(length) if length > limits.header_bytes => return Err(refuse(Refusal::HeadTooLarge)),
+                Found::Whole(length) if length > limits.header_bytes => {
+                    let first_line = memchr::memchr(b'\r', data).unwrap_or(length);
+                    let is_target = first_line > limits.uri_bytes + LINE_EXTRA;
+                    return Err(refuse(if is_target { Refusal::TargetTooLong } else { Refusal::HeadTooLarge }));
+                }
                 Found::Whole(length) => break length,
                 Found::BareLf => return Err(refuse(Refusal::BareLf)),
                 Found::Partial { first_line_done } => self.check_partial(limits, first_line_done)?,
@@ -239,8 +245,7 @@ impl Server {
 
     fn check_partial(&self, limits: &Limits, first_line_done: bool) -> Result<(), ReadError> {
         let length = self.reader.buffer.data().len();
-        // The longest method worth waiting for, two spaces and a version beside the target.
-        if !first_line_done && length > limits.uri_bytes + 64 {
+        if !first_line_done && length > limits.uri_bytes + LINE_EXTRA {
             return Err(refuse(Refusal::TargetTooLong));
         }
         if length >= limits.header_bytes {
@@ -276,6 +281,7 @@ impl Reader {
             Length::Streamed => Body::Chunked { decoder: Decoder::new(), total: 0, ready: 0 },
         };
         self.owes_continue = expects_continue && self.buffer.is_empty();
+        self.alarm.set(Instant::now() + self.idle);
         self.continue_sent = 0;
     }
 
@@ -325,6 +331,10 @@ impl RequestBody<'_> {
             // A client that pipelines more than a buffer is alive; it is not read further until its turn.
             if !reader.buffer.is_empty() || !matches!(reader.body, Body::Done) {
                 return Poll::Pending;
+            }
+            if self.io.waits_without_buffer() && ready!(self.io.poll_readable(cx)).is_err() {
+                reader.at_end = true;
+                continue;
             }
             match ready!(reader.buffer.poll_fill(self.io, cx, 1)) {
                 Ok(count) if count > 0 => {}
@@ -383,6 +393,8 @@ impl Source for RequestBody<'_> {
     }
 
     fn consume(&mut self, count: usize) {
+        // While nobody took bytes, the client could not be late.
+        self.reader.alarm.set(Instant::now() + self.reader.idle);
         self.reader.buffer.consume(count);
         match &mut self.reader.body {
             Body::Done | Body::Failed => {}

@@ -1,0 +1,439 @@
+//! What two gateways share through Redis, and what clients notice when Redis is late, gone, hung or wrong: nothing but misses.
+//!
+//! Every scenario runs real processes. Figures are printed; `--nocapture` shows them.
+
+mod support;
+
+#[path = "support/redis.rs"]
+mod server;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant};
+
+use server::{Redis, free_port};
+use support::{Answer, Client, Gateway, Origin, Script, one_route, wait_for};
+
+const CACHED: &str = "cache = { mode = \"standard\" }";
+const LIMITED: &str = "limits = [\"cluster\"]\ncache = { mode = \"off\" }";
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The deadline where time is what a scenario is about: the default.
+const PROMPT: &str = "20ms";
+/// Elsewhere a busy machine may keep an answer back for longer.
+const PATIENT: &str = "1s";
+/// What a request may take longer than it should on a busy machine of two cores.
+const SLACK: Duration = Duration::from_millis(100);
+
+/// Of the cluster, per second; clients ask for five times as much.
+const RATE: usize = 200;
+const OFFERED: usize = 5 * RATE;
+/// Half a second of the rate: half of it in the bucket bridges a quarter of a second in which no gateway gets to ask.
+const BURST: usize = RATE / 2;
+
+#[test]
+fn what_one_gateway_stores_is_a_remote_hit_of_another() {
+    let (redis, origin) = (Redis::start(), origin("max-age=60", Duration::ZERO));
+    let [one, other] = gateways(&cached(&origin, PATIENT, &[("default", &redis.url())]));
+    let first = one.get("/a", &[]);
+    assert_eq!((first.status, first.is_hit()), (200, false));
+    wait_for(|| redis.entries().len() == 1, 5 * SECOND);
+
+    let second = other.get("/a", &[]);
+    assert_eq!((second.status, place(&second)), (200, format!("remote default:{}", slot(&redis))));
+    assert_eq!((second.text(), second.field("content-type")), (first.text(), first.field("content-type")));
+    let third = other.get("/a", &[]);
+    assert!(third.is_hit() && !is_remote(&third), "{}", third.cache_status());
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn a_region_keeps_its_responses_on_its_own_servers() {
+    let (eu, us, origin) = (Redis::start(), Redis::start(), origin("max-age=60", Duration::ZERO));
+    let (eu_url, us_url) = (eu.url(), us.url());
+    let regions = [("default", eu_url.as_str()), ("eu", &eu_url), ("us", &us_url)];
+    let [one, other] = gateways(&cached(&origin, PATIENT, &regions));
+    for (region, own, foreign) in [("eu", &eu, &us), ("us", &us, &eu)] {
+        let before = foreign.keys();
+        let fields = [("x-region", region)];
+        assert!(!one.get("/a", &fields).is_hit(), "the other region's response is not this one's");
+        wait_for(|| own.entries().len() == 1, 5 * SECOND);
+        assert_eq!(foreign.keys(), before);
+        // The key on the server and the field of the answer name the same region and slot.
+        let slot = slot(own);
+        assert!(own.entries()[0].starts_with(&format!("tg:{{{region}:{slot}}}:")), "{:?}", own.entries());
+        assert_eq!(place(&other.get("/a", &fields)), format!("remote {region}:{slot}"));
+        assert!(place(&other.get("/a", &fields)).ends_with(&format!(" {region}:{slot}")));
+    }
+    assert_eq!(origin.count(), 2);
+}
+
+#[test]
+fn without_redis_at_the_start_requests_are_answered_and_redis_is_found_when_it_comes() {
+    let (port, origin) = (free_port(), origin("max-age=60", Duration::ZERO));
+    let [one, other] = gateways(&cached(&origin, PROMPT, &[("default", &server::url(port))]));
+    let (mut here, mut there) = (one.connect(), other.connect());
+    // Attempts to connect are rare: it takes some time until a gateway calls a shard gone.
+    let mut n = 0;
+    let is_degraded = || {
+        n += 1;
+        let target = format!("/absent/{n}");
+        let (first, second) = (here.get(&target, &[]), here.get(&target, &[]));
+        assert_eq!((first.status, first.text(), second.status), (200, target, 200));
+        assert!(second.is_hit(), "the local tier carries on alone: {}", second.cache_status());
+        degraded(&one) == [format!("shard default 127.0.0.1:{port}")]
+    };
+    wait_for(is_degraded, 5 * SECOND);
+
+    let redis = Redis::start_on(port);
+    let began = Instant::now();
+    wait_for(|| is_shared(&mut here, &mut there, &redis), 5 * SECOND);
+    println!("redis absent at the start, {n} requests before it came: shared {:?} after that", began.elapsed());
+    // Reads find the shard again, one probe at a time.
+    wait_for(|| is_shared(&mut here, &mut there, &redis) && degraded(&one).is_empty(), 5 * SECOND);
+}
+
+#[test]
+fn redis_killed_under_load_costs_no_request() {
+    let origin_takes = 5 * MS;
+    let (redis, origin) = (Redis::start(), origin("max-age=1", origin_takes));
+    let both = gateways(&cached(&origin, PROMPT, &[("default", &redis.url())]));
+    let mut restarted = None;
+    let samples = Load { pace: 4 * MS, lasting: 5 * SECOND }.run(&both, mixed, |load| {
+        load.at(SECOND);
+        let port = redis.kill();
+        load.at(3 * SECOND);
+        restarted = Some(Redis::start_on(port));
+    });
+    let (before, down, after) = (during(&samples, 0, 1), during(&samples, 1, 3), during(&samples, 3, 5));
+    let back = first_remote(&after).map(|at| at - 3 * SECOND);
+    println!("redis killed: {}", told(&[("before", &before), ("down", &down), ("after", &after)]));
+    println!("redis killed: remote hits again {back:?} after the restart began");
+    assert!(samples.iter().all(|sample| sample.status == 200), "{:?}", statuses(&samples));
+    assert!(before.iter().any(|sample| sample.remote), "there was something to lose");
+    let worst = samples.iter().map(|sample| sample.took).max().unwrap_or_default();
+    assert!(worst < 20 * MS + origin_takes + SLACK, "{worst:?}");
+    assert!(back.is_some(), "no remote hit within two seconds");
+}
+
+#[test]
+fn redis_hung_under_load_delays_few_requests_by_its_deadline() {
+    let (redis, origin) = (Redis::start(), origin("max-age=1", 5 * MS));
+    let both = gateways(&cached(&origin, PROMPT, &[("default", &redis.url())]));
+    let samples = Load { pace: 4 * MS, lasting: 8 * SECOND }.run(&both, mixed, |load| {
+        load.at(SECOND);
+        redis.freeze();
+        load.at(3 * SECOND);
+        redis.thaw();
+    });
+    let (before, hung, after) = (during(&samples, 0, 1), during(&samples, 1, 3), during(&samples, 3, 8));
+    let back = first_remote(&after).map(|at| at - 3 * SECOND);
+    println!("redis hung: {}", told(&[("before", &before), ("hung", &hung), ("after", &after)]));
+    println!("redis hung: remote hits again {back:?} after it went on");
+    assert!(samples.iter().all(|sample| sample.status == 200), "{:?}", statuses(&samples));
+    assert!(before.iter().any(|sample| sample.remote), "there was something to lose");
+    let slow = hung.iter().filter(|sample| sample.took > 50 * MS + SLACK).count();
+    assert!(slow * 100 <= hung.len(), "{slow} of {}", hung.len());
+    assert!(back.is_some(), "no remote hit within five seconds");
+}
+
+#[test]
+fn one_regions_dead_redis_is_no_business_of_another_region() {
+    let (eu, us, origin) = (Redis::start(), Redis::start(), origin("max-age=60", Duration::ZERO));
+    let (eu_url, us_url) = (eu.url(), us.url());
+    let regions = [("default", eu_url.as_str()), ("eu", &eu_url), ("us", &us_url)];
+    let [one, other] = gateways(&cached(&origin, PATIENT, &regions));
+    eu.kill();
+    let (mut here, mut there) = (one.connect(), other.connect());
+    for n in 0..40 {
+        let target = format!("/{n}");
+        for client in [&mut here, &mut there] {
+            let answer = client.get(&target, &[("x-region", "eu")]);
+            assert_eq!((answer.status, answer.is_hit()), (200, false), "{}", answer.cache_status());
+        }
+        assert_eq!(here.get(&target, &[("x-region", "us")]).status, 200);
+        wait_for(|| us.entries().len() == n + 1, 5 * SECOND);
+        let answer = there.get(&target, &[("x-region", "us")]);
+        assert!(is_remote(&answer), "{n}: {}", answer.cache_status());
+    }
+    assert!(degraded(&other).iter().all(|what| !what.contains("us")), "{:?}", degraded(&other));
+}
+
+#[test]
+fn a_corrupt_entry_is_never_served() {
+    let (redis, origin) = (Redis::start(), origin("max-age=60", Duration::ZERO));
+    let [one, other] = gateways(&cached(&origin, PATIENT, &[("default", &redis.url())]));
+    let reads = |result: &str| {
+        let endpoint = redis.url().replace("redis://", "");
+        let labels = format!("{{region=\"default\",endpoint=\"{endpoint}\",result=\"{result}\"}}");
+        other.metric(&format!("tidegate_shard_reads_total{labels}"))
+    };
+    let (mut here, mut there) = (one.connect(), other.connect());
+    // In an entry: its magic, its digest, its MAC, what describes it, its body.
+    for (n, at) in [0, 20, 80, 110, -1].into_iter().enumerate() {
+        let target = format!("/flipped/{n}");
+        let before = redis.entries();
+        assert_eq!(here.get(&target, &[]).status, 200);
+        wait_for(|| redis.entries().len() > before.len(), 5 * SECOND);
+        let key = redis.entries().into_iter().find(|key| !before.contains(key)).expect("a new key");
+        let corrupt = flip(&redis, &key, at);
+
+        // A connection that brought something corrupt is replaced; a question meanwhile is a miss without an answer.
+        wait_for(|| is_shared(&mut here, &mut there, &redis), 5 * SECOND);
+        let answer = there.get(&target, &[]);
+        assert_eq!((answer.status, answer.text(), answer.is_hit()), (200, target, false));
+        assert_eq!(reads("corrupt"), n as f64 + 1.0);
+        // The sound answer takes its place.
+        wait_for(|| redis.value(&key).is_some_and(|value| value != corrupt), 5 * SECOND);
+    }
+}
+
+#[test]
+fn a_cluster_limit_holds_over_two_gateways() {
+    let (redis, origin) = (Redis::start(), origin("no-store", Duration::ZERO));
+    let both = gateways(&limited(&origin, &[("default", &redis.url())]));
+    let samples = Load::offering(OFFERED, 12 * SECOND).run(&both, root, |_| {});
+    println!("cluster limit: admitted per second {:?}", admitted(&samples, 0, 12));
+    assert!(samples.iter().all(|sample| matches!(sample.status, 200 | 429)), "{:?}", statuses(&samples));
+    let offered = during(&samples, 2, 12).len();
+    assert!(offered > 9 * OFFERED, "the clients asked for no more than {offered} in ten seconds");
+    // What passed at the origin agrees with what the clients saw.
+    assert_eq!(origin.count(), samples.iter().filter(|sample| sample.status == 200).count());
+    let total: usize = admitted(&samples, 2, 12).iter().sum();
+    println!("cluster limit: {total} of {} in ten seconds, {offered} offered", 10 * RATE);
+    assert!(total.abs_diff(10 * RATE) * 100 <= 3 * 10 * RATE, "{total}");
+}
+
+#[test]
+fn a_cluster_limit_neither_opens_nor_shuts_while_redis_is_gone() {
+    let (redis, origin) = (Redis::start(), origin("no-store", Duration::ZERO));
+    let both = gateways(&limited(&origin, &[("default", &redis.url())]));
+    let mut restarted = None;
+    let samples = Load::offering(OFFERED, 10 * SECOND).run(&both, root, |load| {
+        load.at(3 * SECOND);
+        let port = redis.kill();
+        load.at(6 * SECOND);
+        restarted = Some(Redis::start_on(port));
+    });
+    let seconds = admitted(&samples, 2, 10);
+    println!("cluster limit, redis killed at 3 s and back at 6 s: admitted per second from 2 s on {seconds:?}");
+    assert!(samples.iter().all(|sample| matches!(sample.status, 200 | 429)), "{:?}", statuses(&samples));
+    // A second's count is exact within what the scheduler moves over its ends.
+    assert!(seconds.iter().all(|&count| count * 20 <= 21 * RATE && count * 10 > 6 * RATE), "{seconds:?}");
+    let last: usize = seconds[6..].iter().sum();
+    assert!(last * 10 > 2 * 9 * RATE, "{last} in the last two seconds");
+}
+
+#[test]
+fn a_cluster_limit_without_redis_is_the_gateways_own() {
+    let origin = origin("no-store", Duration::ZERO);
+    let gateway = Gateway::start(&limited(&origin, &[]));
+    let samples = Load::offering(OFFERED, 6 * SECOND).run(&[gateway], root, |_| {});
+    println!("cluster limit without redis: admitted per second {:?}", admitted(&samples, 0, 6));
+    assert!(samples.iter().all(|sample| matches!(sample.status, 200 | 429)), "{:?}", statuses(&samples));
+    let total: usize = admitted(&samples, 1, 6).iter().sum();
+    assert!(total.abs_diff(5 * RATE) * 100 <= 3 * 5 * RATE, "{total}");
+}
+
+/// Answers with the target as the body.
+fn origin(cache_control: &'static str, takes: Duration) -> Origin {
+    Origin::start(move |request| {
+        let length = request.target.len().to_string();
+        let fields = [("Cache-Control", cache_control), ("Content-Type", "text/plain"), ("Content-Length", &length)];
+        Script::new().pause(takes).head(200, &fields).send(&request.target)
+    })
+}
+
+fn gateways(config: &str) -> [Gateway; 2] {
+    [Gateway::start(config), Gateway::start(config)]
+}
+
+fn cached(origin: &Origin, deadline: &str, regions: &[(&str, &str)]) -> String {
+    one_route(origin.address, CACHED, &rest(deadline, regions))
+}
+
+fn limited(origin: &Origin, regions: &[(&str, &str)]) -> String {
+    let rule = format!("[limits.cluster]\ntier = \"cluster\"\nrate = \"{RATE}/s\"\nburst = {BURST}\n");
+    one_route(origin.address, LIMITED, &(rule + &rest(PROMPT, regions)))
+}
+
+fn rest(deadline: &str, regions: &[(&str, &str)]) -> String {
+    let mut text = "[log]\naccess = \"off\"\n[identity]\nregion = [\"header:x-region\"]\n".to_owned();
+    if !regions.is_empty() {
+        text.push_str(&format!("[redis]\ndeadline = \"{deadline}\"\nnodes = 2\nsecret = \"scenario\"\n"));
+    }
+    for (region, url) in regions {
+        text.push_str(&format!("[redis.regions.{region}]\nendpoints = [\"{url}\"]\n"));
+    }
+    text
+}
+
+/// The `detail` of the gateway's member of `Cache-Status`: tier, region and slot.
+fn place(answer: &Answer) -> String {
+    let detail = answer.cache_status().split_once("detail=\"").map(|(_, rest)| rest.trim_end_matches('"'));
+    detail.unwrap_or_default().to_owned()
+}
+
+fn is_remote(answer: &Answer) -> bool {
+    place(answer).starts_with("remote ")
+}
+
+/// The slot of the server's only entry.
+fn slot(redis: &Redis) -> u16 {
+    let keys = redis.entries();
+    let [key] = keys.as_slice() else { panic!("one entry: {keys:?}") };
+    let slot = key.split([':', '}']).nth(2).and_then(|slot| slot.parse().ok());
+    slot.unwrap_or_else(|| panic!("no slot in {key}"))
+}
+
+/// What `/ready` says to work less well than it should; the gateway is ready all the same.
+fn degraded(gateway: &Gateway) -> Vec<String> {
+    let answer = gateway.admin("/ready");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("a JSON body");
+    body["degraded"].as_array().into_iter().flatten().filter_map(|what| what.as_str().map(str::to_owned)).collect()
+}
+
+/// Whether a fresh response goes from one gateway through Redis to the other, right now. A client's connection stays with one
+/// worker thread, and so with one connection to Redis.
+fn is_shared(one: &mut Client, other: &mut Client, redis: &Redis) -> bool {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let target = format!("/fresh/{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let (began, before) = (Instant::now(), redis.entries());
+    assert_eq!(one.get(&target, &[]).status, 200);
+    while redis.entries().iter().all(|key| before.contains(key)) {
+        if began.elapsed() > 200 * MS {
+            return false;
+        }
+        sleep(MS);
+    }
+    let answer = other.get(&target, &[]);
+    assert_eq!(answer.status, 200);
+    is_remote(&answer)
+}
+
+/// Flips every bit of the byte at `at`, which counts from the end where it is negative; returns the value as it is now.
+fn flip(redis: &Redis, key: &str, at: i64) -> Vec<u8> {
+    let mut value = redis.value(key).expect("an entry");
+    let at = usize::try_from(at).unwrap_or(value.len() - 1);
+    value[at] ^= 0xff;
+    redis.command(&[b"SETRANGE", key.as_bytes(), at.to_string().as_bytes(), &value[at..=at]]);
+    value
+}
+
+/// Clients that each ask one gateway at a steady pace, on one connection.
+struct Load {
+    pace: Duration,
+    lasting: Duration,
+}
+
+/// When a load began.
+struct Began(Instant);
+
+/// One answer: when it was there, counted from the beginning, and how long it took.
+struct Sample {
+    at: Duration,
+    took: Duration,
+    status: u16,
+    remote: bool,
+}
+
+impl Load {
+    const CLIENTS: u32 = 4;
+
+    /// So many requests per second, all clients together.
+    fn offering(per_second: usize, lasting: Duration) -> Load {
+        Load { pace: SECOND * Load::CLIENTS / u32::try_from(per_second).expect("a small number"), lasting }
+    }
+
+    /// Runs while `meanwhile` does what it does. A client that is late asks at once until it has caught up.
+    fn run(
+        &self,
+        gateways: &[Gateway],
+        target: impl Fn(u32, u32) -> String + Sync,
+        meanwhile: impl FnOnce(&Began),
+    ) -> Vec<Sample> {
+        let began = Began(Instant::now());
+        let ask = |client: u32| {
+            let mut samples = Vec::new();
+            let mut connection = gateways[client as usize % gateways.len()].connect();
+            for n in 0.. {
+                let due = self.pace * n + self.pace * client / Load::CLIENTS;
+                if due >= self.lasting || began.0.elapsed() >= self.lasting {
+                    break;
+                }
+                began.at(due);
+                let sent = Instant::now();
+                let answer = connection.get(&target(client, n), &[]);
+                let (at, took) = (began.0.elapsed(), sent.elapsed());
+                samples.push(Sample { at, took, status: answer.status, remote: is_remote(&answer) });
+            }
+            samples
+        };
+        scope(|scope| {
+            let ask = &ask;
+            let clients: Vec<_> = (0..Load::CLIENTS).map(|client| scope.spawn(move || ask(client))).collect();
+            meanwhile(&began);
+            clients.into_iter().flat_map(|client| client.join().expect("a client gets its answers")).collect()
+        })
+    }
+}
+
+impl Began {
+    /// Waits until the load is `age` old.
+    fn at(&self, age: Duration) {
+        sleep(age.saturating_sub(self.0.elapsed()));
+    }
+}
+
+/// One of 200 targets, without a rhythm: whether an entry is there, in which tier, and how old it is, is different every time.
+fn mixed(client: u32, n: u32) -> String {
+    let scattered = (n * Load::CLIENTS + client).wrapping_mul(0x9e37_79b1) >> 16;
+    format!("/{}", scattered % 200)
+}
+
+fn root(_client: u32, _n: u32) -> String {
+    "/".to_owned()
+}
+
+/// What was answered between two seconds.
+fn during(samples: &[Sample], from: u64, to: u64) -> Vec<&Sample> {
+    let window = Duration::from_secs(from)..Duration::from_secs(to);
+    samples.iter().filter(|sample| window.contains(&sample.at)).collect()
+}
+
+fn first_remote(samples: &[&Sample]) -> Option<Duration> {
+    samples.iter().filter(|sample| sample.remote).map(|sample| sample.at).min()
+}
+
+/// How many requests were admitted in each second from one to another.
+fn admitted(samples: &[Sample], from: u64, to: u64) -> Vec<usize> {
+    let passed = |second| during(samples, second, second + 1).iter().filter(|sample| sample.status == 200).count();
+    (from..to).map(passed).collect()
+}
+
+fn statuses(samples: &[Sample]) -> BTreeMap<u16, usize> {
+    samples.iter().fold(BTreeMap::new(), |mut counts, sample| {
+        *counts.entry(sample.status).or_default() += 1;
+        counts
+    })
+}
+
+/// The figures of some windows, for a reader.
+fn told(windows: &[(&str, &[&Sample])]) -> String {
+    let tell = |(name, samples): &(&str, &[&Sample])| {
+        let mut times: Vec<_> = samples.iter().map(|sample| sample.took).collect();
+        times.sort_unstable();
+        let part = |of_1000: usize| times.get(times.len() * of_1000 / 1000).copied().unwrap_or_default();
+        let remote = samples.iter().filter(|sample| sample.remote).count();
+        let slow = times.iter().filter(|took| **took > 50 * MS).count();
+        let (median, p99, worst) = (part(500), part(990), times.last().copied().unwrap_or_default());
+        format!(
+            "{name}: {} requests, {remote} remote, median {median:.1?}, p99 {p99:.1?}, worst {worst:.1?}, {slow} over 50 ms",
+            times.len()
+        )
+    };
+    windows.iter().map(tell).collect::<Vec<_>>().join("; ")
+}
