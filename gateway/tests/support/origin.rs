@@ -274,7 +274,10 @@ fn serve(shared: &Shared, mut stream: TcpStream, connection: usize) {
                     lock(&shared.streams).retain(|copy| copy.peer_addr().ok() != address);
                     return;
                 }
-                Step::Hang => while more(shared, &mut stream, &mut buffer) {},
+                Step::Hang => {
+                    while more(shared, &mut stream, &mut buffer) {}
+                    return;
+                }
             }
         }
     }

@@ -68,11 +68,8 @@ tidegate.toml. Text is written by toJson: a JSON string is a TOML basic string.
 {{- if $c.raw }}
 {{- trim $c.raw }}
 {{- else }}
-{{- if not (or $c.upstream.endpoints $c.upstream.dns) }}
-{{- fail "config.upstream.endpoints is empty: set it to what the gateway stands before, for example --set 'config.upstream.endpoints={http://shop.default.svc:80}' (or set config.upstream.dns, or config.raw)" }}
-{{- end }}
-{{- if and $c.upstream.endpoints $c.upstream.dns }}
-{{- fail "config.upstream: set endpoints or dns, not both" }}
+{{- if not $c.upstream.endpoints }}
+{{- fail "config.upstream.endpoints is empty: set it to what the gateway stands before, for example --set 'config.upstream.endpoints={http://shop.default.svc:80}' (or set config.raw)" }}
 {{- end }}
 {{- if and $c.redis.regions (not (hasKey $c.redis.regions "default")) }}
 {{- fail "config.redis.regions needs a region named default: it serves requests that name no region" }}
@@ -142,16 +139,9 @@ percent = {{ int $rule.percent }}
 {{- end }}
 
 [upstreams.main]
-{{- if $c.upstream.dns }}
-dns = {{ toJson $c.upstream.dns }}
-{{- else }}
 endpoints = {{ toJson $c.upstream.endpoints }}
-{{- end }}
 balance = {{ toJson $c.upstream.balance }}
 timeout = {{ toJson $c.upstream.timeout }}
-{{- with $c.upstream.health.path }}
-health = { path = {{ toJson . }}, interval = {{ toJson $c.upstream.health.interval }} }
-{{- end }}
 
 [[routes]]
 name = "everything"

@@ -1,0 +1,564 @@
+//! What happens between the gateway and origins that are away, slow, broken or simply large, and what crosses the gateway.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use support::client::chunked;
+use support::{Client, End, Gate, Gateway, Origin, PATIENCE, Script, free_address, one_route, wait_for};
+
+/// A configuration with an upstream of several endpoints and further keys.
+fn upstream(endpoints: &[SocketAddr], keys: &str) -> String {
+    let list: Vec<String> = endpoints.iter().map(|endpoint| format!("\"http://{endpoint}\"")).collect();
+    format!(
+        "[server]\nworkers = 1\n[upstreams.origin]\nendpoints = [{}]\n{keys}\n\
+         [[routes]]\nname = \"all\"\nmatch = {{ path = \"/*\" }}\nupstream = \"origin\"\n",
+        list.join(", ")
+    )
+}
+
+fn plain(origin: &Origin) -> Gateway {
+    Gateway::start(&upstream(&[origin.address], ""))
+}
+
+fn echo(request: &support::Received) -> Script {
+    Script::ok(&[], format!("{} {}", request.method, request.target))
+}
+
+// Failures.
+
+#[test]
+fn an_unreachable_origin_gives_the_routes_page_at_once() {
+    let gateway = Gateway::start(&upstream(&[free_address()], ""));
+    let start = Instant::now();
+    for (method, body) in [("GET", ""), ("POST", "abc")] {
+        let answer = gateway.request(method, "/", &[], body.as_bytes());
+        assert_eq!((answer.status, answer.field("cache-control")), (503, Some("no-store")));
+        assert!(answer.field("retry-after").is_some_and(|wait| wait.parse::<u32>().is_ok_and(|wait| wait > 0)));
+        assert_eq!(answer.field("proxy-status"), Some("tidegate; error=connection_refused"));
+    }
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_route_chooses_the_status_of_its_page() {
+    let config = one_route(free_address(), "degrade = { status = 502, retry_after = \"2s\" }", "");
+    assert_eq!(Gateway::start(&config).get("/", &[]).status, 502);
+}
+
+#[test]
+fn an_origin_that_does_not_accept_ends_with_the_connect_timeout() {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    socket.listen(0).expect("a listening socket");
+    let address = socket.local_addr().ok().and_then(|address| address.as_socket()).expect("a bound port");
+    // The backlog is full with these: the system then ignores who else wants to connect.
+    let connect = |_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(50));
+    let _held: Vec<_> = (0..4).map(connect).collect();
+    let gateway = Gateway::start(&upstream(&[address], "connect_timeout = \"200ms\""));
+    let start = Instant::now();
+    let answer = gateway.get("/", &[]);
+    assert_eq!((answer.status, answer.field("proxy-status")), (503, Some("tidegate; error=connection_timeout")));
+    assert!((Duration::from_millis(150)..Duration::from_secs(2)).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_hanging_origin_ends_with_the_deadline() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/head" => Script::new().send("HTTP/1.1 200 OK\r\nX-A: ").hang(),
+        _ => Script::new().hang(),
+    });
+    let gateway = Gateway::start(&upstream(&[origin.address], "timeout = \"300ms\""));
+    for target in ["/silent", "/head"] {
+        let start = Instant::now();
+        let answer = gateway.get(target, &[]);
+        assert_eq!((answer.status, answer.field("proxy-status")), (503, Some("tidegate; error=http_response_timeout")));
+        assert!((Duration::from_millis(250)..Duration::from_secs(2)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    }
+    wait_for(|| origin.ends().len() == 2, PATIENCE);
+}
+
+#[test]
+fn a_body_that_stops_is_cut_at_the_deadline() {
+    let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", "10")]).send("part").hang());
+    let gateway = Gateway::start(&upstream(&[origin.address], "timeout = \"300ms\""));
+    let start = Instant::now();
+    let answer = gateway.get("/", &[]);
+    assert_eq!((answer.status, answer.text(), answer.end), (200, "part".into(), End::Cut));
+    assert!((Duration::from_millis(250)..Duration::from_secs(2)).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[test]
+fn an_origin_that_talks_garbage_fails_the_request_and_nothing_else() {
+    const GARBAGE: &[(&str, &str)] = &[
+        ("no HTTP", "hello, world\r\n\r\n"),
+        ("another protocol", "\x16\x03\x01\x02\r\n\r\n"),
+        ("bad status", "HTTP/1.1 abc OK\r\nContent-Length: 2\r\n\r\nok"),
+        ("status of two digits", "HTTP/1.1 20 OK\r\nContent-Length: 2\r\n\r\nok"),
+        ("status of four digits", "HTTP/1.1 2000 OK\r\nContent-Length: 2\r\n\r\nok"),
+        ("status below 100", "HTTP/1.1 099 OK\r\nContent-Length: 2\r\n\r\nok"),
+        ("another version", "HTTP/3.0 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+        ("length and coding", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        ("two lengths", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok"),
+        ("bad length", "HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok"),
+        ("unknown coding", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        ("NUL in a value", "HTTP/1.1 200 OK\r\nX-A: a\0b\r\nContent-Length: 2\r\n\r\nok"),
+        ("blank before a colon", "HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\nok"),
+        ("no colon", "HTTP/1.1 200 OK\r\nnonsense\r\nContent-Length: 2\r\n\r\nok"),
+        ("bare CR in a value", "HTTP/1.1 200 OK\r\nX-A: a\rSet-Cookie: b\r\nContent-Length: 2\r\n\r\nok"),
+        ("unasked switch", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n"),
+    ];
+    let origin = Origin::start(|request| {
+        let found = GARBAGE.iter().enumerate().find(|(at, _)| request.target == format!("/{at}"));
+        found.map_or_else(|| echo(request), |(_, (_, bytes))| Script::new().send(bytes).close())
+    });
+    // So many failures in a row would open the breaker.
+    let gateway = Gateway::start(&upstream(&[origin.address], "breaker = { minimum = 1000 }"));
+    let mut wrong = Vec::new();
+    for (at, (name, _)) in GARBAGE.iter().enumerate() {
+        let answer = gateway.get(&format!("/{at}"), &[]);
+        if answer.status != 503 || answer.field("set-cookie").is_some() {
+            wrong.push(format!("{name}: {} {:?} {:?}", answer.status, answer.fields, answer.text()));
+        }
+        assert_eq!(gateway.get("/fine", &[]).text(), "GET /fine", "{name}");
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_head_without_end_from_the_origin_is_bounded() {
+    let field = format!("X-A: {}\r\n", "x".repeat(1_000));
+    let origin = Origin::start(move |_| Script::new().send("HTTP/1.1 200 OK\r\n").send(field.repeat(2_000)).hang());
+    assert_eq!(plain(&origin).get("/", &[]).status, 503);
+}
+
+#[test]
+fn bytes_after_an_answer_are_nobodys_answer() {
+    let origin = Origin::start(|request| match request.number {
+        0 => Script::ok(&[], "one").send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"),
+        _ => Script::ok(&[], "two"),
+    });
+    let gateway = plain(&origin);
+    assert_eq!(gateway.get("/", &[]).text(), "one");
+    assert_eq!(gateway.get("/", &[]).text(), "two");
+}
+
+// Choice of an endpoint, connections.
+
+#[test]
+fn a_failed_connect_goes_to_the_other_endpoint() {
+    let origin = Origin::start(echo);
+    for endpoints in [[free_address(), origin.address], [origin.address, free_address()]] {
+        let gateway = Gateway::start(&upstream(&endpoints, "balance = \"round-robin\""));
+        for method in ["GET", "POST", "GET", "POST"] {
+            assert_eq!(gateway.request(method, "/", &[], b"").status, 200, "{method}");
+        }
+    }
+}
+
+#[test]
+fn requests_go_to_the_endpoint_with_fewer_in_flight() {
+    let gate = Gate::default();
+    let play = |gate: Gate, name: &'static str| {
+        move |request: &support::Received| match request.target.as_str() {
+            "/long" => Script::new().wait(&gate).head(200, &[("Content-Length", "1")]).send(name),
+            _ => Script::ok(&[], name),
+        }
+    };
+    let (a, b) = (Origin::start(play(gate.clone(), "a")), Origin::start(play(gate.clone(), "b")));
+    let gateway = Gateway::start(&upstream(&[a.address, b.address], "balance = \"least-request\""));
+    let mut long = gateway.connect();
+    long.ask("/long", &[]);
+    wait_for(|| a.count() + b.count() == 1, PATIENCE);
+    let free = if a.count() == 1 { "b" } else { "a" };
+    for _ in 0..10 {
+        assert_eq!(gateway.get("/", &[]).text(), free);
+    }
+    gate.open();
+    assert_ne!(long.answer().text(), free);
+}
+
+#[test]
+fn round_robin_takes_each_in_turn() {
+    let (a, b) = (Origin::start(echo), Origin::start(echo));
+    let gateway = Gateway::start(&upstream(&[a.address, b.address], "balance = \"round-robin\""));
+    (0..10).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 200));
+    assert_eq!((a.count(), b.count()), (5, 5));
+}
+
+#[test]
+fn connections_to_the_origin_are_used_again() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/chunks" => Script::new().head(200, &[("Transfer-Encoding", "chunked")]).send("2\r\nok\r\n0\r\n\r\n"),
+        "/none" => Script::reply(204, &[], ""),
+        "/same" => Script::reply(304, &[("ETag", "\"a\"")], ""),
+        _ if request.method == "HEAD" => Script::new().head(200, &[("Content-Length", "5")]),
+        _ => echo(request),
+    });
+    let gateway = plain(&origin);
+    for target in ["/", "/chunks", "/none", "/same", "/"] {
+        gateway.get(target, &[]);
+    }
+    assert_eq!(gateway.request("HEAD", "/", &[], b"").field("content-length"), Some("5"));
+    assert_eq!(gateway.request("POST", "/", &[], b"abc").text(), "POST /");
+    assert_eq!((origin.count(), origin.connections()), (7, 1));
+}
+
+#[test]
+fn an_answer_that_ends_with_its_connection_is_whole() {
+    let origin = Origin::start(|_| Script::new().head(200, &[("Connection", "close")]).send("until the end").close());
+    let gateway = plain(&origin);
+    let mut client = gateway.connect();
+    for _ in 0..2 {
+        let answer = client.get("/", &[]);
+        assert_eq!((answer.text(), answer.end), ("until the end".into(), End::Whole));
+    }
+    assert_eq!(origin.connections(), 2);
+}
+
+#[test]
+fn interim_answers_do_not_end_the_exchange() {
+    let origin = Origin::start(|_| {
+        Script::new().head(100, &[]).head(103, &[("Link", "</a>")]).send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlast")
+    });
+    let gateway = plain(&origin);
+    let mut client = gateway.connect();
+    for _ in 0..2 {
+        client.ask("/", &[]);
+        let mut answer = client.answer();
+        while answer.status < 200 {
+            answer = client.answer();
+        }
+        assert_eq!((answer.status, answer.text()), (200, "last".into()));
+    }
+}
+
+#[test]
+fn a_kept_connection_that_died_is_replaced_for_get_and_not_for_post() {
+    let origin = Origin::start(|request| match (request.number, request.connection) {
+        (0, _) => Script::ok(&[], "first"),
+        (_, 0) => Script::new().close(),
+        _ => Script::ok(&[], "second"),
+    });
+    let gateway = plain(&origin);
+    assert_eq!(gateway.get("/", &[]).text(), "first");
+    assert_eq!(gateway.get("/", &[]).text(), "second");
+    assert_eq!((origin.count(), origin.connections()), (3, 2));
+
+    let origin = Origin::start(|request| match (request.number, request.connection) {
+        (0, _) => Script::ok(&[], "first"),
+        (_, 0) => Script::new().close(),
+        _ => Script::ok(&[], "second"),
+    });
+    let gateway = plain(&origin);
+    assert_eq!(gateway.request("POST", "/", &[], b"x").text(), "first");
+    assert_eq!(gateway.request("POST", "/", &[], b"x").status, 503, "it may have been done already");
+    assert_eq!((origin.count(), origin.connections()), (2, 1));
+    assert_eq!(gateway.request("POST", "/", &[], b"x").text(), "second");
+}
+
+#[test]
+fn an_origin_that_restarts_between_requests_costs_none() {
+    let first = Origin::start(echo);
+    let gateway = plain(&first);
+    assert_eq!(gateway.request("POST", "/a", &[], b"x").text(), "POST /a");
+    first.stop();
+    let second = Origin::start_at(first.address, echo);
+    assert_eq!(gateway.request("POST", "/b", &[], b"x").text(), "POST /b");
+    assert_eq!(second.count(), 1);
+}
+
+#[test]
+fn a_client_that_leaves_takes_the_upstream_connection_along() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/body" => Script::new().head(200, &[("Content-Length", "10"), ("Cache-Control", "max-age=60")]).send("part").hang(),
+        _ => Script::new().hang(),
+    });
+    let cached = one_route(origin.address, "cache = { mode = \"standard\" }", "");
+    for (config, name) in [(upstream(&[origin.address], ""), "plain"), (cached, "cached")] {
+        let gateway = Gateway::start(&config);
+        for (method, target, body) in [("GET", "/head", ""), ("GET", "/body", ""), ("POST", "/head", "abc"), ("POST", "/body", "abc")] {
+            let (asked, ended) = (origin.count(), origin.ends().len());
+            let mut client = gateway.connect();
+            client.send(support::client::request(method, target, &[], body.as_bytes()));
+            origin.wait_for_requests(asked + 1);
+            if target == "/body" {
+                client.head();
+                client.some(4);
+            }
+            assert_eq!(origin.ends().len(), ended);
+            let left = Instant::now();
+            drop(client);
+            wait_for(|| origin.ends().len() > ended, PATIENCE);
+            let waited = origin.ends()[ended] - left;
+            assert!(waited < Duration::from_millis(300), "{name} {method} {target}: {waited:?}");
+        }
+    }
+}
+
+// What crosses the gateway.
+
+#[test]
+fn connection_fields_and_claims_of_clients_do_not_reach_the_origin() {
+    let origin = Origin::start(echo);
+    let rest = "[identity]\ntrusted_proxies = [\"10.0.0.0/8\"]\nuser = \"header:x-user-id\"\ntier = \"header:x-user-tier\"\n";
+    let gateway = Gateway::start(&one_route(origin.address, "", rest));
+    let fields = [
+        ("Host", "shop.test:81"),
+        ("Connection", "keep-alive, X-Secret"),
+        ("Connection", "X-Other"),
+        ("X-Secret", "1"),
+        ("X-Other", "1"),
+        ("Keep-Alive", "timeout=5"),
+        ("Proxy-Connection", "keep-alive"),
+        ("Proxy-Authorization", "Basic eDp5"),
+        ("TE", "trailers"),
+        ("Trailer", "X-T"),
+        ("Upgrade", "h2c"),
+        ("X-Forwarded-For", "6.6.6.6"),
+        ("X-Forwarded-Host", "evil.test"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-Forwarded-Port", "444"),
+        ("Forwarded", "for=6.6.6.6"),
+        ("X-Real-IP", "6.6.6.6"),
+        ("X-Original-URL", "/admin"),
+        ("X-Rewrite-URL", "/admin"),
+        ("X-User-Id", "root"),
+        ("X-User-Tier", "gold"),
+        ("Via", "1.0 before"),
+        ("Cookie", "a=b"),
+        ("Accept", "x/1"),
+        ("Accept", "x/2"),
+    ];
+    assert_eq!(gateway.get("/a?b=c", &fields).text(), "GET /a?b=c");
+    let got = origin.last();
+    for name in ["X-Secret", "X-Other", "Keep-Alive", "Proxy-Connection", "Proxy-Authorization", "TE", "Trailer", "Upgrade",
+        "X-Forwarded-Port", "Forwarded", "X-Real-IP", "X-Original-URL", "X-Rewrite-URL", "X-User-Id", "X-User-Tier"] {
+        assert_eq!(got.all(name), Vec::<&str>::new(), "{name}");
+    }
+    assert!(got.all("connection").iter().all(|value| value.eq_ignore_ascii_case("keep-alive")), "{:?}", got.fields);
+    assert_eq!(got.all("host"), ["shop.test:81"]);
+    assert_eq!(got.all("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(got.all("x-forwarded-host"), ["shop.test:81"]);
+    assert_eq!(got.all("x-forwarded-proto"), ["http"]);
+    assert_eq!(got.all("via").join(", "), "1.0 before, 1.1 tidegate");
+    assert_eq!((got.all("cookie"), got.all("accept")), (vec!["a=b"], vec!["x/1", "x/2"]));
+    assert!(got.field("traceparent").is_some());
+}
+
+#[test]
+fn a_trusted_proxy_is_believed() {
+    let origin = Origin::start(echo);
+    let rest = "[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\nuser = \"header:x-user-id\"\n";
+    let gateway = Gateway::start(&one_route(origin.address, "", rest));
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let fields = [
+        ("X-Forwarded-For", "6.6.6.6, 7.7.7.7"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-Forwarded-Host", "shop.test"),
+        ("X-User-Id", "ann"),
+        ("traceparent", trace),
+    ];
+    gateway.get("/", &fields);
+    let got = origin.last();
+    assert_eq!(got.all("x-forwarded-for"), ["6.6.6.6, 7.7.7.7, 127.0.0.1"]);
+    assert_eq!((got.all("x-forwarded-proto"), got.all("x-forwarded-host")), (vec!["https"], vec!["shop.test"]));
+    assert_eq!(got.all("x-user-id"), ["ann"]);
+    // Without a span of its own the gateway is no station of the trace.
+    assert_eq!(got.all("traceparent"), [trace]);
+}
+
+#[test]
+fn connection_fields_of_the_origin_do_not_reach_the_client() {
+    let fields = [
+        ("Connection", "X-Internal"),
+        ("X-Internal", "1"),
+        ("Keep-Alive", "timeout=5"),
+        ("Proxy-Authenticate", "Basic"),
+        ("Upgrade", "h2c"),
+        ("Trailer", "X-T"),
+        ("Set-Cookie", "a=b"),
+        ("Set-Cookie", "c=d"),
+        ("Via", "1.0 behind"),
+        ("Server", "origin"),
+    ];
+    let origin = Origin::start(move |_| Script::ok(&fields, "body"));
+    let gateway = plain(&origin);
+    let answer = gateway.get("/", &[]);
+    for name in ["X-Internal", "Keep-Alive", "Proxy-Authenticate", "Upgrade", "Trailer"] {
+        assert_eq!(answer.all(name), Vec::<&str>::new(), "{name}");
+    }
+    assert!(answer.all("connection").iter().all(|value| value.eq_ignore_ascii_case("keep-alive")), "{:?}", answer.fields);
+    assert_eq!(answer.all("set-cookie"), ["a=b", "c=d"]);
+    assert_eq!(answer.all("via").join(", "), "1.0 behind, 1.1 tidegate");
+    assert!(answer.field("date").is_some() && answer.field("server") == Some("origin"));
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+#[test]
+fn request_bodies_arrive_intact_with_a_length_and_in_chunks() {
+    let origin = Origin::start(|request| Script::ok(&[], request.body.len().to_string()));
+    let gateway = plain(&origin);
+    let mut client = gateway.connect();
+    for length in [1, 1_000, 65_536, 1 << 20] {
+        let body = pattern(length);
+        assert_eq!(client.request("POST", "/", &[], &body).text(), length.to_string());
+        assert!(origin.last().body == body && origin.last().field("content-length").is_some());
+        let chunks = chunked(&body, 10_007);
+        assert_eq!(client.request("POST", "/", &[("Transfer-Encoding", "chunked")], &chunks).text(), length.to_string());
+        assert!(origin.last().body == body, "{length} in chunks");
+    }
+    assert_eq!(client.request("POST", "/", &[("Content-Length", "0")], b"").text(), "0");
+    assert_eq!(origin.last().field("content-length"), Some("0"), "an empty body is said to be empty");
+}
+
+#[test]
+fn large_answers_arrive_intact_with_a_length_and_in_chunks() {
+    let body = pattern(8 << 20);
+    let sent = body.clone();
+    let origin = Origin::start(move |request| match request.target.as_str() {
+        "/length" => Script::ok(&[], &sent),
+        _ => Script::new().head(200, &[("Transfer-Encoding", "chunked")]).send(chunked(&sent, 50_021)),
+    });
+    let gateway = plain(&origin);
+    let mut client = gateway.connect();
+    for target in ["/length", "/chunks"] {
+        let answer = client.get(target, &[]);
+        assert!(answer.end == End::Whole && answer.body == body, "{target}: {} bytes", answer.body.len());
+    }
+}
+
+#[test]
+fn a_client_that_reads_slowly_holds_the_origin_back() {
+    const LENGTH: usize = 64 << 20;
+    let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", &LENGTH.to_string())]).send(vec![b'x'; LENGTH]));
+    let gateway = plain(&origin);
+    let mut client = gateway.connect();
+    client.ask("/", &[]);
+    client.head();
+    let before = memory(&gateway);
+    client.some(1 << 20);
+    std::thread::sleep(Duration::from_millis(300));
+    let grown = memory(&gateway).saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes more for one client that does not read");
+}
+
+/// Resident bytes of the gateway.
+fn memory(gateway: &Gateway) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process.id())).expect("a live process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1_024
+}
+
+// Breaker and page.
+
+const BREAKER: &str = "[upstreams.origin.breaker]\nerror_ratio = 0.5\nminimum = 4\nwindow = \"10s\"\nopen = \"400ms\"\n";
+
+fn breakable() -> (Origin, Arc<AtomicBool>) {
+    let is_broken = Arc::new(AtomicBool::new(true));
+    let broken = Arc::clone(&is_broken);
+    let origin = Origin::start(move |_| match broken.load(Ordering::SeqCst) {
+        true => Script::reply(500, &[], "broken"),
+        false => Script::ok(&[], "works"),
+    });
+    (origin, is_broken)
+}
+
+#[test]
+fn the_breaker_opens_probes_and_closes() {
+    let (origin, is_broken) = breakable();
+    let gateway = Gateway::start(&one_route(origin.address, "", BREAKER));
+    let seen: Vec<u16> = (0..8).map(|_| gateway.get("/", &[]).status).collect();
+    assert_eq!(seen, [500, 500, 500, 500, 503, 503, 503, 503]);
+    assert_eq!(origin.count(), 4, "an open breaker asks nobody");
+    // A probe that fails opens it again.
+    wait_for(|| gateway.get("/", &[]).status == 500, PATIENCE);
+    assert_eq!((gateway.get("/", &[]).status, origin.count()), (503, 5));
+    is_broken.store(false, Ordering::SeqCst);
+    wait_for(|| gateway.get("/", &[]).status == 200, PATIENCE);
+    (0..10).for_each(|_| assert_eq!(gateway.get("/", &[]).text(), "works"));
+    let lines = &gateway.process.stderr;
+    wait_for(|| !lines.events("breaker_closed").is_empty(), PATIENCE);
+    assert!(lines.events("breaker_opened").len() >= 2 && lines.events("breaker_half_open").len() >= 2);
+}
+
+#[test]
+fn answers_below_500_leave_the_breaker_closed() {
+    let origin = Origin::start(|_| Script::reply(404, &[], "no"));
+    let gateway = Gateway::start(&one_route(origin.address, "", BREAKER));
+    assert!((0..20).all(|_| gateway.get("/", &[]).status == 404));
+}
+
+#[test]
+fn each_route_has_a_breaker_of_its_own() {
+    let origin = Origin::start(|request| Script::reply(if request.target == "/bad" { 500 } else { 200 }, &[], ""));
+    let bad = "[[routes]]\nname = \"bad\"\nmatch = { path = \"/bad\" }\nupstream = \"origin\"\n";
+    let gateway = Gateway::start(&one_route(origin.address, "", &format!("{BREAKER}{bad}")));
+    (0..4).for_each(|_| assert_eq!(gateway.get("/bad", &[]).status, 500));
+    assert_eq!((gateway.get("/bad", &[]).status, gateway.get("/good", &[]).status), (503, 200));
+}
+
+#[test]
+fn the_page_comes_as_html_or_json_by_accept() {
+    let (origin, _) = breakable();
+    let gateway = Gateway::start(&one_route(origin.address, "degrade = { status = 503, retry_after = \"4s\" }", BREAKER));
+    (0..4).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 500));
+    let accepts = [
+        ("text/html,application/xhtml+xml,*/*;q=0.8", "text/html; charset=utf-8"),
+        ("application/json", "application/problem+json"),
+        ("*/*", "application/problem+json"),
+        ("text/html;q=0.1, application/json", "application/problem+json"),
+    ];
+    for (accept, expected) in accepts {
+        let answer = gateway.get("/", &[("Accept", accept)]);
+        assert_eq!((answer.status, answer.field("content-type")), (503, Some(expected)), "{accept}");
+        assert_eq!(answer.field("cache-control"), Some("no-store"));
+        let wait: u64 = answer.field("retry-after").and_then(|wait| wait.parse().ok()).expect("seconds");
+        assert!((2..=6).contains(&wait), "{wait}: around the configured 4 s");
+        if expected.ends_with("json") {
+            let problem: serde_json::Value = serde_json::from_slice(&answer.body).expect("problem JSON");
+            assert_eq!((problem["status"].as_u64(), problem["reason"].as_str()), (Some(503), Some("breaker_open")));
+        } else {
+            assert!(answer.text().starts_with("<!doctype html>"));
+        }
+    }
+    let head = gateway.request("HEAD", "/", &[], b"");
+    assert!(head.status == 503 && head.field("content-length").is_some_and(|length| length != "0"));
+}
+
+#[test]
+fn a_route_brings_its_own_pages() {
+    let dir = support::Dir::new();
+    dir.write("busy.html", "<p>later</p>");
+    dir.write("busy.json", "{\"later\":true}");
+    let route = "degrade = { status = 504, html = \"busy.html\", json = \"busy.json\" }";
+    let gateway = Gateway::start_in(dir, &one_route(free_address(), route, ""));
+    let html = gateway.get("/", &[("Accept", "text/html")]);
+    let json = gateway.get("/", &[("Accept", "application/json")]);
+    assert_eq!((html.status, html.text(), json.text()), (504, "<p>later</p>".into(), "{\"later\":true}".into()));
+}
+
+#[test]
+fn an_origin_that_hangs_opens_the_breaker_while_calls_still_run() {
+    let origin = Origin::start(|request| match request.number {
+        0..3 => Script::new().hang(),
+        _ => Script::ok(&[], "works"),
+    });
+    let breaker = "[upstreams.origin.breaker]\nslow = \"150ms\"\nslow_ratio = 0.5\nminimum = 3\nopen = \"10s\"\n";
+    // Without a cache, so that each is a call of its own.
+    let gateway = Gateway::start(&one_route(origin.address, "cache = { mode = \"off\" }", breaker));
+    let mut hanging: Vec<Client> = (0..3).map(|_| gateway.connect()).collect();
+    hanging.iter_mut().for_each(|client| client.ask("/", &[]));
+    origin.wait_for_requests(3);
+    let start = Instant::now();
+    wait_for(|| gateway.get("/", &[]).status == 503, Duration::from_secs(3));
+    assert!(start.elapsed() < Duration::from_secs(1), "long before the deadline of 10 s: {:?}", start.elapsed());
+    let asked = origin.count();
+    assert_eq!((gateway.get("/", &[]).status, origin.count()), (503, asked));
+}
