@@ -16,28 +16,9 @@ use std::time::{Duration, Instant};
 pub enum Balance {
     /// Each in turn.
     RoundRobin,
-    /// The one with fewer requests in flight of two chosen at random.
+    /// The one with the fewest requests in flight; of equals, each in turn.
     #[default]
     LeastRequest,
-    /// The one whose latency, averaged over recent requests, is lower.
-    Ewma,
-    /// The one the key of the request hashes to.
-    ConsistentHash,
-}
-
-/// Active health checks of endpoints (`upstreams.X.health`).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Health {
-    /// Path that is asked for; 200 to 299 is healthy.
-    pub path: String,
-    /// Time between two checks of an endpoint.
-    pub interval: Duration,
-}
-
-impl Default for Health {
-    fn default() -> Self {
-        Health { path: "/".to_owned(), interval: Duration::from_secs(2) }
-    }
 }
 
 /// Host and port of an endpoint, reached by HTTP in the clear.

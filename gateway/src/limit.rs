@@ -113,7 +113,7 @@ pub fn write_denial(denial: &Denial, names: &[String], fields: &mut Fields) {
 fn write_standing(standing: &limiter::Standing, names: &[String], fields: &mut Fields) {
     let Some(name) = names.get(standing.rule) else { return };
     let (remaining, reset) = (standing.remaining, standing.reset_seconds());
-    let window = standing.quota.window().as_secs_f64().ceil().max(1.0);
+    let window = standing.quota.window().as_millis().div_ceil(1000).max(1);
     let burst = standing.quota.burst();
     fields.add_display(Known::RateLimitPolicy, format_args!("\"{name}\";q={burst};w={window}"));
     fields.add_display(Known::RateLimit, format_args!("\"{name}\";r={remaining};t={reset}"));

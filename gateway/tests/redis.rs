@@ -246,7 +246,10 @@ fn a_gateway_that_ends_leaves_its_share_to_the_others() {
     busy[0].process.signal("TERM");
     assert!(busy[0].process.wait(5 * SECOND).is_some_and(|status| status.success()), "the drain ends by itself");
     let samples = Load::offering(OFFERED, 4 * SECOND).run(&[one], root, |_| {});
-    println!("cluster limit, after the busier of two gateways ended: admitted per second {:?}", admitted(&samples, 0, 4));
+    println!(
+        "cluster limit, after the busier of two gateways ended: admitted per second {:?}",
+        admitted(&samples, 0, 4)
+    );
 }
 
 #[test]

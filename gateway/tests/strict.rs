@@ -9,7 +9,8 @@ use support::client::chunked;
 use support::{Client, Gateway, Origin, PATIENCE, Script, one_route, wait_for};
 
 /// Bounds so small that a test can cross them quickly.
-const SMALL: &str = "[limits_http]\nheader_bytes = \"4KiB\"\nheader_fields = 20\nuri_bytes = \"1KiB\"\nbody_bytes = \"64KiB\"\n";
+const SMALL: &str =
+    "[limits_http]\nheader_bytes = \"4KiB\"\nheader_fields = 20\nuri_bytes = \"1KiB\"\nbody_bytes = \"64KiB\"\n";
 
 fn echo() -> Origin {
     Origin::start(|request| Script::ok(&[], format!("{} {} {}", request.method, request.target, request.body.len())))
@@ -22,8 +23,16 @@ fn strict(origin: &Origin) -> Gateway {
 /// Requests that are wrong in the head: name, bytes, status.
 const WRONG: &[(&str, &str, u16)] = &[
     // Framing.
-    ("length and coding", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-    ("coding and length", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n", 400),
+    (
+        "length and coding",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    (
+        "coding and length",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
+        400,
+    ),
     ("two different lengths", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
     ("two equal lengths", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400),
     ("length with a plus", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc", 400),
@@ -40,12 +49,24 @@ const WRONG: &[(&str, &str, u16)] = &[
     ("chunked not last", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n", 501),
     ("coding before chunked", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
     ("chunked twice", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 501),
-    ("two coding lines", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
-    ("identity beside chunked", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    (
+        "two coding lines",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
+    (
+        "identity beside chunked",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
     ("identity", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\nabc", 501),
     ("empty coding", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\nabc", 501),
     ("chunked with a parameter", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked;a=b\r\n\r\n0\r\n\r\n", 501),
-    ("chunked with a vertical tab", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", 400),
+    (
+        "chunked with a vertical tab",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+        400,
+    ),
     ("coding in HTTP/1.0", "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
     // Field lines.
     ("folded value", "GET / HTTP/1.1\r\nHost: a\r\nX-A: 1\r\n 2\r\n\r\n", 400),
@@ -131,7 +152,8 @@ fn malformed_requests_are_refused_and_their_connections_closed() {
         let answers = received.windows(9).filter(|window| window == b"HTTP/1.1 ").count();
         if status(&received) != Some(*expected) || answers != 1 || start.elapsed() > Duration::from_millis(1_500) {
             let received = String::from_utf8_lossy(&received).into_owned();
-            wrong.push(format!("{name}: expected {expected} and the end, got {received:?} after {:?}", start.elapsed()));
+            wrong
+                .push(format!("{name}: expected {expected} and the end, got {received:?} after {:?}", start.elapsed()));
         }
     }
     assert!(WRONG.len() >= 60 && wrong.is_empty(), "{} of {}:\n{}", wrong.len(), WRONG.len(), wrong.join("\n"));
@@ -317,8 +339,10 @@ fn a_request_may_arrive_byte_by_byte() {
     let origin = echo();
     let gateway = strict(&origin);
     let mut client = gateway.connect();
-    let bodies = ["POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
-        "POST /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nab\r\n1\r\nc\r\n0\r\nX-T: 1\r\n\r\n"];
+    let bodies = [
+        "POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+        "POST /b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nab\r\n1\r\nc\r\n0\r\nX-T: 1\r\n\r\n",
+    ];
     for (request, expected) in bodies.into_iter().zip(["POST /a 3", "POST /b 3"]) {
         request.bytes().for_each(|byte| client.send([byte]));
         assert_eq!(client.answer().text(), expected);
@@ -343,7 +367,13 @@ fn odd_but_valid_requests_pass() {
         ("zeros before a length", "POST /k HTTP/1.1\r\nHost: a\r\nContent-Length: 003\r\n", "POST /k 3"),
     ];
     for (name, head, expected) in valid {
-        let body = if head.contains("Chunked") { "3\r\nabc\r\n0\r\n\r\n" } else if head.contains("Length") { "abc" } else { "" };
+        let body = if head.contains("Chunked") {
+            "3\r\nabc\r\n0\r\n\r\n"
+        } else if head.contains("Length") {
+            "abc"
+        } else {
+            ""
+        };
         let mut client = gateway.connect();
         client.send(format!("{head}\r\n{body}"));
         let answer = client.answer();
@@ -371,7 +401,8 @@ fn http_10_and_connection_close_end_the_connection_after_the_answer() {
 
 #[test]
 fn a_chunked_answer_reaches_an_http_10_client_without_chunks() {
-    let origin = Origin::start(|_| Script::new().head(200, &[("Transfer-Encoding", "chunked")]).send("3\r\nabc\r\n0\r\n\r\n"));
+    let origin =
+        Origin::start(|_| Script::new().head(200, &[("Transfer-Encoding", "chunked")]).send("3\r\nabc\r\n0\r\n\r\n"));
     let gateway = strict(&origin);
     let mut client = gateway.connect();
     client.send("GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n");
@@ -417,12 +448,17 @@ fn one_address_holds_no_more_connections_than_it_may() {
     held.iter_mut().for_each(|client| assert_eq!(client.get("/", &[]).status, 200));
     assert!(gateway.connect().is_closed_within(PATIENCE), "the fourth is closed as it arrives");
     let other = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
-    assert_eq!(Client::connect_from(other, gateway.address).get("/", &[]).status, 200, "another address is not affected");
+    assert_eq!(
+        Client::connect_from(other, gateway.address).get("/", &[]).status,
+        200,
+        "another address is not affected"
+    );
     held.pop();
     wait_for(
         || {
             let mut client = gateway.connect();
-            client.try_send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").is_ok() && client.try_head().is_ok_and(|answer| answer.status == 200)
+            client.try_send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").is_ok()
+                && client.try_head().is_ok_and(|answer| answer.status == 200)
         },
         PATIENCE,
     );

@@ -76,7 +76,11 @@ fn a_hanging_origin_ends_with_the_deadline() {
         let start = Instant::now();
         let answer = gateway.get(target, &[]);
         assert_eq!((answer.status, answer.field("proxy-status")), (503, Some("tidegate; error=http_response_timeout")));
-        assert!((Duration::from_millis(250)..Duration::from_secs(2)).contains(&start.elapsed()), "{:?}", start.elapsed());
+        assert!(
+            (Duration::from_millis(250)..Duration::from_secs(2)).contains(&start.elapsed()),
+            "{:?}",
+            start.elapsed()
+        );
     }
     wait_for(|| origin.ends().len() == 2, PATIENCE);
 }
@@ -101,7 +105,10 @@ fn an_origin_that_talks_garbage_fails_the_request_and_nothing_else() {
         ("status of four digits", "HTTP/1.1 2000 OK\r\nContent-Length: 2\r\n\r\nok"),
         ("status below 100", "HTTP/1.1 099 OK\r\nContent-Length: 2\r\n\r\nok"),
         ("another version", "HTTP/3.0 200 OK\r\nContent-Length: 2\r\n\r\nok"),
-        ("length and coding", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        (
+            "length and coding",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        ),
         ("two lengths", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok"),
         ("bad length", "HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\nok"),
         ("unknown coding", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
@@ -222,7 +229,10 @@ fn an_answer_that_ends_with_its_connection_is_whole() {
 #[test]
 fn interim_answers_do_not_end_the_exchange() {
     let origin = Origin::start(|_| {
-        Script::new().head(100, &[]).head(103, &[("Link", "</a>")]).send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlast")
+        Script::new()
+            .head(100, &[])
+            .head(103, &[("Link", "</a>")])
+            .send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlast")
     });
     let gateway = plain(&origin);
     let mut client = gateway.connect();
@@ -274,13 +284,17 @@ fn an_origin_that_restarts_between_requests_costs_none() {
 #[test]
 fn a_client_that_leaves_takes_the_upstream_connection_along() {
     let origin = Origin::start(|request| match request.target.as_str() {
-        "/body" => Script::new().head(200, &[("Content-Length", "10"), ("Cache-Control", "max-age=60")]).send("part").hang(),
+        "/body" => {
+            Script::new().head(200, &[("Content-Length", "10"), ("Cache-Control", "max-age=60")]).send("part").hang()
+        }
         _ => Script::new().hang(),
     });
     let cached = one_route(origin.address, "cache = { mode = \"standard\" }", "");
     for (config, name) in [(upstream(&[origin.address], ""), "plain"), (cached, "cached")] {
         let gateway = Gateway::start(&config);
-        for (method, target, body) in [("GET", "/head", ""), ("GET", "/body", ""), ("POST", "/head", "abc"), ("POST", "/body", "abc")] {
+        for (method, target, body) in
+            [("GET", "/head", ""), ("GET", "/body", ""), ("POST", "/head", "abc"), ("POST", "/body", "abc")]
+        {
             let (asked, ended) = (origin.count(), origin.ends().len());
             let mut client = gateway.connect();
             client.send(support::client::request(method, target, &[], body.as_bytes()));
@@ -304,7 +318,8 @@ fn a_client_that_leaves_takes_the_upstream_connection_along() {
 #[test]
 fn connection_fields_and_claims_of_clients_do_not_reach_the_origin() {
     let origin = Origin::start(echo);
-    let rest = "[identity]\ntrusted_proxies = [\"10.0.0.0/8\"]\nuser = \"header:x-user-id\"\ntier = \"header:x-user-tier\"\n";
+    let rest =
+        "[identity]\ntrusted_proxies = [\"10.0.0.0/8\"]\nuser = \"header:x-user-id\"\ntier = \"header:x-user-tier\"\n";
     let gateway = Gateway::start(&one_route(origin.address, "", rest));
     let fields = [
         ("Host", "shop.test:81"),
@@ -335,8 +350,23 @@ fn connection_fields_and_claims_of_clients_do_not_reach_the_origin() {
     ];
     assert_eq!(gateway.get("/a?b=c", &fields).text(), "GET /a?b=c");
     let got = origin.last();
-    for name in ["X-Secret", "X-Other", "Keep-Alive", "Proxy-Connection", "Proxy-Authorization", "TE", "Trailer", "Upgrade",
-        "X-Forwarded-Port", "Forwarded", "X-Real-IP", "X-Original-URL", "X-Rewrite-URL", "X-User-Id", "X-User-Tier"] {
+    for name in [
+        "X-Secret",
+        "X-Other",
+        "Keep-Alive",
+        "Proxy-Connection",
+        "Proxy-Authorization",
+        "TE",
+        "Trailer",
+        "Upgrade",
+        "X-Forwarded-Port",
+        "Forwarded",
+        "X-Real-IP",
+        "X-Original-URL",
+        "X-Rewrite-URL",
+        "X-User-Id",
+        "X-User-Tier",
+    ] {
         assert_eq!(got.all(name), Vec::<&str>::new(), "{name}");
     }
     assert!(got.all("connection").iter().all(|value| value.eq_ignore_ascii_case("keep-alive")), "{:?}", got.fields);
@@ -391,7 +421,11 @@ fn connection_fields_of_the_origin_do_not_reach_the_client() {
     for name in ["X-Internal", "Keep-Alive", "Proxy-Authenticate", "Upgrade", "Trailer"] {
         assert_eq!(answer.all(name), Vec::<&str>::new(), "{name}");
     }
-    assert!(answer.all("connection").iter().all(|value| value.eq_ignore_ascii_case("keep-alive")), "{:?}", answer.fields);
+    assert!(
+        answer.all("connection").iter().all(|value| value.eq_ignore_ascii_case("keep-alive")),
+        "{:?}",
+        answer.fields
+    );
     assert_eq!(answer.all("set-cookie"), ["a=b", "c=d"]);
     assert_eq!(answer.all("via").join(", "), "1.0 behind, 1.1 tidegate");
     assert!(answer.field("date").is_some() && answer.field("server") == Some("origin"));
@@ -411,7 +445,10 @@ fn request_bodies_arrive_intact_with_a_length_and_in_chunks() {
         assert_eq!(client.request("POST", "/", &[], &body).text(), length.to_string());
         assert!(origin.last().body == body && origin.last().field("content-length").is_some());
         let chunks = chunked(&body, 10_007);
-        assert_eq!(client.request("POST", "/", &[("Transfer-Encoding", "chunked")], &chunks).text(), length.to_string());
+        assert_eq!(
+            client.request("POST", "/", &[("Transfer-Encoding", "chunked")], &chunks).text(),
+            length.to_string()
+        );
         assert!(origin.last().body == body, "{length} in chunks");
     }
     assert_eq!(client.request("POST", "/", &[("Content-Length", "0")], b"").text(), "0");
@@ -437,7 +474,8 @@ fn large_answers_arrive_intact_with_a_length_and_in_chunks() {
 #[test]
 fn a_client_that_reads_slowly_holds_the_origin_back() {
     const LENGTH: usize = 64 << 20;
-    let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", &LENGTH.to_string())]).send(vec![b'x'; LENGTH]));
+    let origin =
+        Origin::start(|_| Script::new().head(200, &[("Content-Length", &LENGTH.to_string())]).send(vec![b'x'; LENGTH]));
     let gateway = plain(&origin);
     let mut client = gateway.connect();
     client.ask("/", &[]);
@@ -458,7 +496,8 @@ fn memory(gateway: &Gateway) -> usize {
 
 // Breaker and page.
 
-const BREAKER: &str = "[upstreams.origin.breaker]\nerror_ratio = 0.5\nminimum = 4\nwindow = \"10s\"\nopen = \"400ms\"\n";
+const BREAKER: &str =
+    "[upstreams.origin.breaker]\nerror_ratio = 0.5\nminimum = 4\nwindow = \"10s\"\nopen = \"400ms\"\n";
 
 fn breakable() -> (Origin, Arc<AtomicBool>) {
     let is_broken = Arc::new(AtomicBool::new(true));
@@ -507,7 +546,8 @@ fn each_route_has_a_breaker_of_its_own() {
 #[test]
 fn the_page_comes_as_html_or_json_by_accept() {
     let (origin, _) = breakable();
-    let gateway = Gateway::start(&one_route(origin.address, "degrade = { status = 503, retry_after = \"4s\" }", BREAKER));
+    let gateway =
+        Gateway::start(&one_route(origin.address, "degrade = { status = 503, retry_after = \"4s\" }", BREAKER));
     (0..4).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 500));
     let accepts = [
         ("text/html,application/xhtml+xml,*/*;q=0.8", "text/html; charset=utf-8"),

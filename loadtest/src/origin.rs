@@ -72,9 +72,9 @@ pub(crate) fn body(bytes: usize) -> Vec<u8> {
 /// The entity tag of a target, in its quotes.
 pub(crate) fn etag(target: &[u8]) -> String {
     // FNV-1a: short, and the same in the origin and in whoever checks its answers.
-    let hash = target.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
+    let hash = target
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
     format!("\"{hash:016x}\"")
 }
 
@@ -102,7 +102,9 @@ impl Origin {
                 let head = &inbox[used..used + length];
                 used += length + 4;
                 let Some(asked) = parse(head) else {
-                    outbox.extend_from_slice(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                    outbox.extend_from_slice(
+                        b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                    );
                     return stream.write_all(&outbox).await;
                 };
                 self.answer(&asked, &mut stream, &mut outbox).await?;
@@ -226,7 +228,9 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
         let (stream, _) = listener.accept().await.expect("a connection");
         client
-            .write_all(b"GET /a HTTP/1.1\r\n\r\nHEAD /b HTTP/1.1\r\n\r\nGET /count HTTP/1.1\r\nConnection: close\r\n\r\n")
+            .write_all(
+                b"GET /a HTTP/1.1\r\n\r\nHEAD /b HTTP/1.1\r\n\r\nGET /count HTTP/1.1\r\nConnection: close\r\n\r\n",
+            )
             .await
             .expect("room");
         origin.serve(stream).await.expect("a clean end");

@@ -33,7 +33,8 @@ impl Tools {
             return Ok(Tools { nginx, wrk, taskset, setpriv });
         }
         let missing = wanted.iter().zip(&found).filter(|(_, path)| path.is_none());
-        let (tools, mut packages): (Vec<&str>, Vec<&str>) = missing.map(|((tool, package), _)| (*tool, *package)).unzip();
+        let (tools, mut packages): (Vec<&str>, Vec<&str>) =
+            missing.map(|((tool, package), _)| (*tool, *package)).unzip();
         packages.dedup();
         Err(Failure::Missing { tools: tools.join(", "), packages: packages.join(" ") })
     }
@@ -122,7 +123,8 @@ impl Running {
 
     /// Waits until `is_ready`, and fails when the process ends or `patience` does.
     pub(crate) fn await_ready(&mut self, patience: Duration, is_ready: impl Fn() -> bool) -> Result<()> {
-        let ready = wait_for(patience, || if self.has_ended()? { Ok(Some(false)) } else { Ok(is_ready().then_some(true)) })?;
+        let ready =
+            wait_for(patience, || if self.has_ended()? { Ok(Some(false)) } else { Ok(is_ready().then_some(true)) })?;
         if ready == Some(true) { Ok(()) } else { Err(self.not_ready()) }
     }
 

@@ -65,7 +65,9 @@ pub struct ShardReport {
 
 /// An address that parses, and its label. Nothing is connected.
 pub(crate) fn client(url: &str) -> Result<(Client, String), RedisError> {
-    let info = url.into_connection_info()?;
+    // Reads share a connection: with Nagle on, one would wait for the acknowledgement of the one before.
+    let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
+    let info = url.into_connection_info()?.set_tcp_settings(tcp);
     let label = match info.redis_settings().db() {
         0 => info.addr().to_string(),
         db => format!("{}/{db}", info.addr()),

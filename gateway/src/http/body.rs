@@ -2,7 +2,6 @@
 //!
 //! Nothing here holds more than its connection's read buffer. Every method is cancel safe: bytes are lost only by `consume`.
 
-use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
 
@@ -64,27 +63,6 @@ impl RequestBody<'_> {
         match self {
             RequestBody::Empty | RequestBody::H2(_) => Poll::Pending,
             RequestBody::H1(body) => body.poll_gone(cx),
-        }
-    }
-
-    /// Reads the whole body into memory, at most `limit` bytes.
-    ///
-    /// # Errors
-    /// `TooLarge` above the limit, otherwise what the source reports.
-    pub async fn read_all(&mut self, limit: usize) -> Result<Vec<u8>, BodyError> {
-        let mut whole = Vec::new();
-        loop {
-            poll_fn(|cx| self.poll_fill(cx)).await?;
-            let data = self.data();
-            if data.is_empty() {
-                return Ok(whole);
-            }
-            if whole.len() + data.len() > limit {
-                return Err(BodyError::TooLarge);
-            }
-            whole.extend_from_slice(data);
-            let count = data.len();
-            self.consume(count);
         }
     }
 }

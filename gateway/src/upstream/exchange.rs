@@ -27,11 +27,6 @@ impl<'a> Exchange<'a> {
         Arc::clone(&self.visit.endpoint().name)
     }
 
-    /// Gives the exchange a life of its own, apart from the request's connection; only when that has no body left to send.
-    pub fn detach(self) -> Option<Exchange<'static>> {
-        self.body.is_empty().then(|| Exchange { link: self.link, body: RequestBody::Empty, visit: self.visit })
-    }
-
     fn finish_if_idle(&mut self) {
         if let Some(link) = self.link.take_if(|link| link.is_idle()) {
             pool::give(link.address(), link);

@@ -237,7 +237,7 @@ impl Gateway {
 
     /// Replaces the configuration file, as an editor that writes beside it and renames.
     pub fn rewrite(&self, config: &str) {
-        let beside = self.dir.write("tidegate.toml.new", &complete_for(config, self.admin, self.address));
+        let beside = self.dir.write("tidegate.toml.new", &complete(config, self.admin));
         std::fs::rename(beside, self.dir.path().join("tidegate.toml")).expect("a renamed file");
     }
 
@@ -288,17 +288,13 @@ impl Gateway {
 }
 
 fn complete(config: &str, admin: SocketAddr) -> String {
-    complete_for(config, admin, SocketAddr::from(([127, 0, 0, 1], 0)))
-}
-
-fn complete_for(config: &str, admin: SocketAddr, listen: SocketAddr) -> String {
     let mut text = String::new();
     if !config.contains("version =") {
         text.push_str("version = 1\n");
     }
     text.push_str(config);
     if !config.contains("[[listen]]") {
-        text.push_str(&format!("\n[[listen]]\naddress = \"{listen}\"\n"));
+        text.push_str("\n[[listen]]\naddress = \"127.0.0.1:0\"\n");
     }
     if !config.contains("[admin]") {
         text.push_str(&format!("\n[admin]\naddress = \"{admin}\"\n"));

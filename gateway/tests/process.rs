@@ -1,0 +1,405 @@
+//! The process: its commands, its configuration while it runs, its end, what it tells, and TLS in front of it.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use support::{Client, Dir, Gate, Gateway, Origin, PATIENCE, Process, Script, free_address, one_route, tidegate, wait_for};
+
+fn run(arguments: &[&str]) -> Output {
+    tidegate().args(arguments).output().expect("it runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+// Commands.
+
+#[test]
+fn version_and_help_go_to_standard_output() {
+    let version = run(&["--version"]);
+    assert_eq!((version.status.code(), text(&version.stdout)), (Some(0), format!("tidegate {}\n", env!("CARGO_PKG_VERSION"))));
+    let help = run(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    for command in ["demo", "run", "check"] {
+        assert!(text(&help.stdout).contains(command), "{command}");
+        assert_eq!(run(&[command, "--help"]).status.code(), Some(0), "{command}");
+    }
+    for wrong in [&["run"][..], &["frobnicate"], &[], &["check"], &["run", "--config", "a", "--upstream", "b"]] {
+        let output = run(wrong);
+        assert!(output.status.code() == Some(2) && !output.stderr.is_empty(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn run_upstream_needs_no_file() {
+    let origin = Origin::start(|_| Script::ok(&[], "behind"));
+    let (url, listen, admin) = (format!("http://{}", origin.address), free_address().to_string(), free_address().to_string());
+    let process = Process::start(tidegate().args(["run", "--upstream", &url, "--listen", &listen, "--admin", &admin]));
+    wait_for(|| !process.stderr.events("ready").is_empty(), PATIENCE);
+    let listen = listen.parse().expect("an address");
+    assert_eq!(Client::connect(listen).get("/", &[]).text(), "behind");
+}
+
+#[test]
+fn run_says_what_is_wrong_and_fails() {
+    let dir = Dir::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("a port");
+    let config = one_route(free_address(), "", "");
+    let bad = dir.write("bad.toml", "version = 1\nnonsense = true\n");
+    let admin_taken = dir.write("taken.toml", &format!("version = 1\n{config}[admin]\naddress = \"{address}\"\n[[listen]]\naddress = \"127.0.0.1:0\"\n"));
+    for (file, expected) in [(bad, "nonsense"), (admin_taken, "in use"), (dir.path().join("none.toml"), "none.toml")] {
+        let mut process = Process::start(tidegate().args(["run", "--config"]).arg(&file));
+        let status = process.wait(PATIENCE).expect("an exit");
+        assert_eq!(status.code(), Some(1), "{}", file.display());
+        assert!(process.stderr.find(PATIENCE, |line| line.contains(expected)).is_some(), "{:?}", process.stderr.all());
+    }
+}
+
+#[test]
+fn check_accepts_the_example_and_opens_nothing() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tidegate.example.toml");
+    let example = example.to_str().expect("a readable path");
+    let output = run(&["check", example]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+    assert!(text(&output.stdout).contains("valid"));
+    let json = run(&["check", "--json", "--deny-warnings", example]);
+    let faults: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!((json.status.code(), faults), (Some(0), serde_json::json!([])));
+    // An address that is in use is no fault of the file.
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let dir = Dir::new();
+    let address = taken.local_addr().expect("a port");
+    let file = dir.write("a.toml", &format!("version = 1\n{}[admin]\naddress = \"{address}\"\n", one_route(address, "", "")));
+    assert_eq!(run(&["check", file.to_str().expect("a path")]).status.code(), Some(0));
+}
+
+#[test]
+fn check_reports_all_faults_at_once_with_their_places() {
+    let dir = Dir::new();
+    let file = dir.write(
+        "bad.toml",
+        "version = 1\n[servr]\n[upstreams.a]\nendpoints = [\"http://127.0.0.1:1\"]\ntimout = \"1s\"\nconnect_timeout = \"x\"\n\
+         retries = 1\n[[routes]]\nname = \"all\"\nmatch = { path = \"/*\" }\nupstream = \"b\"\n",
+    );
+    let path = file.to_str().expect("a path");
+    let output = run(&["check", path]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    for expected in ["bad.toml:2:", "did you mean `server`?", "bad.toml:5:1", "did you mean `timeout`?", "bad.toml:6:", "not available yet", "bad.toml:7:", "no upstream `b`"] {
+        assert!(said.contains(expected), "{expected}\n{said}");
+    }
+    let json = run(&["check", path, "--json"]);
+    let faults: Vec<serde_json::Value> = serde_json::from_slice(&json.stdout).expect("JSON");
+    let lines: Vec<u64> = faults.iter().filter_map(|fault| fault["line"].as_u64()).collect();
+    assert_eq!((json.status.code(), lines), (Some(1), vec![2, 5, 6, 7, 11]), "{faults:#?}");
+    assert!(faults.iter().all(|fault| fault["column"].is_u64() && fault["message"].is_string() && fault["path"].is_string()));
+}
+
+#[test]
+fn the_same_document_may_be_json() {
+    let dir = Dir::new();
+    let json = serde_json::json!({
+        "version": 1,
+        "upstreams": {"a": {"endpoints": ["http://127.0.0.1:1"]}},
+        "routes": [{"name": "all", "match": {"path": "/*"}, "upstream": "a"}],
+    });
+    let good = dir.write("a.json", &json.to_string());
+    let bad = dir.write("b.json", &json.to_string().replace("\"name\"", "\"nam\""));
+    assert_eq!(run(&["check", good.to_str().expect("a path")]).status.code(), Some(0));
+    assert_eq!(run(&["check", bad.to_str().expect("a path")]).status.code(), Some(1));
+}
+
+// Reloads.
+
+#[test]
+fn a_changed_file_swaps_the_configuration_on_open_connections() {
+    let (old, new) = (Origin::start(|_| Script::ok(&[], "old")), Origin::start(|_| Script::ok(&[], "new")));
+    let gateway = Gateway::start(&one_route(old.address, "cache = { mode = \"off\" }", ""));
+    let mut kept = gateway.connect();
+    assert_eq!(kept.get("/", &[]).text(), "old");
+    gateway.rewrite(&one_route(new.address, "cache = { mode = \"off\" }", ""));
+    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), PATIENCE);
+    assert_eq!(kept.get("/", &[]).text(), "new", "the same connection");
+}
+
+#[test]
+fn a_hangup_reloads_without_closing_a_connection() {
+    let origin = Origin::start(|_| Script::ok(&[], "body"));
+    let gateway = Gateway::start(&one_route(origin.address, "", ""));
+    let mut kept = gateway.connect();
+    kept.get("/", &[]);
+    gateway.process.signal("HUP");
+    let reloaded = || gateway.process.stderr.events("reloaded").iter().any(|event| event["source"] == "signal");
+    wait_for(reloaded, PATIENCE);
+    assert_eq!(kept.get("/", &[]).text(), "body");
+    assert!(gateway.process.stderr.events("reload_needs_restart").is_empty());
+}
+
+#[test]
+fn a_bad_file_keeps_the_old_configuration_and_says_so() {
+    let origin = Origin::start(|_| Script::ok(&[], "old"));
+    let config = one_route(origin.address, "", "");
+    let gateway = Gateway::start(&config);
+    let mut kept = gateway.connect();
+    kept.get("/", &[]);
+    gateway.rewrite(&format!("{config}[cach]\n"));
+    let refused = gateway.process.stderr.find(PATIENCE, |line| line.contains("\"reload_refused\""));
+    assert!(refused.is_some_and(|line| line.contains("\"faults\":1")));
+    assert!(gateway.process.stderr.find(PATIENCE, |line| line.contains("did you mean `cache`?")).is_some());
+    assert_eq!(kept.get("/", &[]).text(), "old");
+    assert!(gateway.process.stderr.events("reloaded").is_empty());
+    gateway.rewrite(&format!("{config}\n# mended\n"));
+    wait_for(|| gateway.process.stderr.events("reloaded").len() == 1, PATIENCE);
+    assert_eq!((kept.get("/", &[]).text(), gateway.get("/", &[]).text()), ("old".into(), "old".into()));
+}
+
+#[test]
+fn a_reload_keeps_what_limits_have_counted_and_what_is_stored() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "kept"));
+    let limit = "[limits.device]\ntier = \"device\"\nrate = \"1/h\"\nburst = 2\n";
+    let config = one_route(origin.address, "limits = [\"device\"]", limit);
+    let gateway = Gateway::start(&config);
+    gateway.get("/", &[]);
+    gateway.process.signal("HUP");
+    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), PATIENCE);
+    assert!(gateway.get("/", &[]).is_hit());
+    assert_eq!(gateway.get("/", &[]).status, 429);
+}
+
+// The end.
+
+#[test]
+fn a_termination_drains() {
+    let gate = Gate::default();
+    let opens = gate.clone();
+    let origin = Origin::start(move |request| match request.target.as_str() {
+        "/slow" => Script::new().wait(&opens).head(200, &[("Content-Length", "4")]).send("slow"),
+        _ => Script::ok(&[], "fast"),
+    });
+    let mut gateway = Gateway::start(&one_route(origin.address, "", "[server]\ndrain_timeout = \"8s\"\n"));
+    let (mut slow, mut idle, mut admin) = (gateway.connect(), gateway.connect(), Client::connect(gateway.admin));
+    idle.get("/", &[]);
+    assert_eq!(admin.get("/ready", &[]).status, 200);
+    slow.ask("/slow", &[]);
+    origin.wait_for_requests(2);
+    gateway.process.signal("TERM");
+    assert!(idle.is_closed_within(PATIENCE), "an idle connection ends at once");
+    wait_for(|| TcpStream::connect_timeout(&gateway.address, PATIENCE).is_err(), PATIENCE);
+    let ready = gateway.admin("/ready");
+    assert_eq!((ready.status, gateway.admin("/live").status), (503, 200), "{}", ready.text());
+    assert_eq!(gateway.process.wait(Duration::ZERO), None, "a request is under way");
+    gate.open();
+    let answer = slow.answer();
+    assert_eq!((answer.status, answer.text(), answer.field("connection")), (200, "slow".into(), Some("close")));
+    let start = Instant::now();
+    let status = gateway.process.wait(PATIENCE).expect("an exit");
+    assert_eq!(status.code(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_drain_ends_at_its_timeout() {
+    let origin = Origin::start(|_| Script::new().hang());
+    let mut gateway = Gateway::start(&one_route(origin.address, "", "[server]\ndrain_timeout = \"500ms\"\n"));
+    let mut client = gateway.connect();
+    client.ask("/", &[]);
+    origin.wait_for_requests(1);
+    let start = Instant::now();
+    gateway.process.signal("TERM");
+    assert!(gateway.process.wait(PATIENCE).is_some());
+    assert!((Duration::from_millis(400)..Duration::from_secs(3)).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!(gateway.process.stderr.find(PATIENCE, |line| line.contains("drain_timed_out")).is_some());
+}
+
+#[test]
+fn an_interrupt_ends_it_too() {
+    let mut gateway = Gateway::start(&one_route(free_address(), "", ""));
+    gateway.process.signal("INT");
+    assert_eq!(gateway.process.wait(PATIENCE).and_then(|status| status.code()), Some(0));
+}
+
+// What it tells.
+
+#[test]
+fn the_access_log_has_a_line_of_json_per_request() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "body"));
+    let limit = "[limits.device]\ntier = \"device\"\nrate = \"1/h\"\nburst = 2\n[log]\naccess = \"stdout\"\n";
+    let gateway = Gateway::start(&one_route(origin.address, "limits = [\"device\"]", limit));
+    (0..3).for_each(|_| drop(gateway.get("/a?b=\"c\\", &[])));
+    let lines = gateway.access_log(3);
+    let told: Vec<_> = lines.iter().map(|line| (line["status"].as_u64(), line["cache"].as_str(), line["limit"].as_str())).collect();
+    assert_eq!(told, [(Some(200), Some("miss"), None), (Some(200), Some("hit"), None), (Some(429), Some("error"), Some("device"))]);
+    for line in &lines {
+        assert_eq!((line["route"].as_str(), line["method"].as_str()), (Some("all"), Some("GET")), "{line}");
+        assert_eq!((line["path"].as_str(), line["client"].as_str()), (Some("/a?b=\"c\\"), Some("127.0.0.1")), "{line}");
+        assert!(line["duration"].is_number() && line["trace_id"].as_str().is_some_and(|id| id.len() == 32), "{line}");
+    }
+    assert_eq!((lines[0]["bytes"].as_u64(), lines[0]["upstream"].as_str()), (Some(4), Some(&*origin.address.to_string())));
+}
+
+#[test]
+fn the_access_log_may_be_a_file_or_nothing() {
+    let origin = Origin::start(|_| Script::ok(&[], "body"));
+    let gateway = Gateway::start(&one_route(origin.address, "", "[log]\naccess = \"access.log\"\n"));
+    let file = gateway.dir.path().join("access.log");
+    gateway.get("/", &[]);
+    let lines = || std::fs::read_to_string(&file).unwrap_or_default().lines().count();
+    wait_for(|| lines() == 1, PATIENCE);
+    // A rotated file is opened anew at a hangup.
+    std::fs::rename(&file, gateway.dir.path().join("access.log.1")).expect("a renamed log");
+    gateway.process.signal("HUP");
+    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), PATIENCE);
+    gateway.get("/", &[]);
+    wait_for(|| lines() == 1, PATIENCE);
+    let silent = Gateway::start(&one_route(origin.address, "", "[log]\naccess = \"off\"\n"));
+    silent.get("/", &[]);
+    silent.process.signal("TERM");
+    assert!(silent.process.stdout.all().is_empty());
+}
+
+#[test]
+fn the_admin_address_tells_of_life_readiness_and_metrics() {
+    let origin = Origin::start(|_| Script::ok(&[], "body"));
+    let gateway = Gateway::start(&one_route(origin.address, "", ""));
+    gateway.get("/", &[]);
+    assert_eq!((gateway.admin("/live").status, gateway.admin("/ready").status), (200, 200));
+    let metrics = gateway.admin("/metrics");
+    assert!(metrics.field("content-type").is_some_and(|kind| kind.starts_with("application/openmetrics-text")));
+    assert!(metrics.text().ends_with("# EOF\n"));
+    assert_eq!(gateway.metric("tidegate_requests_total"), 1.0);
+    assert!(metrics.text().contains("http_server_request_duration_seconds_bucket{le=\"+Inf\"} 1"));
+    assert_eq!(gateway.admin("/nothing").status, 404);
+    // What the admin address shows is not to be had from the public one.
+    assert_eq!(gateway.get("/metrics", &[]).text(), "body");
+}
+
+#[test]
+fn a_route_is_the_most_specific_one() {
+    let origin = Origin::start(|_| Script::ok(&[], ""));
+    let route = |name: &str, matches: &str| format!("[[routes]]\nname = \"{name}\"\nmatch = {{ {matches} }}\nupstream = \"origin\"\n");
+    let config = format!(
+        "[upstreams.origin]\nendpoints = [\"http://{}\"]\n{}{}{}{}{}",
+        origin.address,
+        route("all", "path = \"/*\""),
+        route("api", "path = \"/api/*\""),
+        route("exact", "path = \"/api/exact\""),
+        route("host", "host = \"shop.test\", path = \"/api/*\""),
+        route("post", "path = \"/api/*\", methods = [\"POST\"]"),
+    );
+    let gateway = Gateway::start(&config);
+    let asked = [("GET", "/", ""), ("GET", "/api/x", ""), ("GET", "/api/exact", ""), ("GET", "/api/x", "shop.test"), ("POST", "/api/x", "")];
+    for (method, target, host) in asked {
+        let host = if host.is_empty() { "gate.test" } else { host };
+        gateway.request(method, target, &[("Host", host)], b"");
+    }
+    // Lines of different threads may come in any order.
+    let lines = gateway.access_log(asked.len());
+    let mut routes: Vec<&str> = lines.iter().filter_map(|line| line["route"].as_str()).collect();
+    routes.sort_unstable();
+    assert_eq!(routes, ["all", "api", "exact", "host", "post"]);
+}
+
+// TLS.
+
+/// A gateway with TLS for gate.test in front of an origin that says what it was asked.
+fn tls() -> (Origin, Gateway, CertificateDer<'static>) {
+    let origin = Origin::start(|request| {
+        let proto = request.field("x-forwarded-proto").unwrap_or_default();
+        Script::ok(&[("Cache-Control", "no-store")], format!("{} {} {proto} {}\n", request.method, request.target, text(&request.body)))
+    });
+    let made = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
+    let dir = Dir::new();
+    dir.write("tls.crt", &made.cert.pem());
+    dir.write("tls.key", &made.signing_key.serialize_pem());
+    let listen = "[[listen]]\naddress = \"127.0.0.1:0\"\n[listen.tls]\ncertificates = [{ cert = \"tls.crt\", key = \"tls.key\" }]\n";
+    let gateway = Gateway::start_in(dir, &one_route(origin.address, "", listen));
+    (origin, gateway, made.cert.der().clone())
+}
+
+fn handshake(gateway: &Gateway, trusted: CertificateDer<'static>, alpn: &[&str]) -> StreamOwned<ClientConnection, TcpStream> {
+    let mut roots = RootCertStore::empty();
+    roots.add(trusted).expect("a usable certificate");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("TLS 1.2 and 1.3");
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let name = ServerName::try_from("gate.test").expect("a name");
+    let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
+    let socket = TcpStream::connect_timeout(&gateway.address, PATIENCE).expect("a connection");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a live socket");
+    let mut stream = StreamOwned::new(connection, socket);
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock).expect("a handshake");
+    }
+    stream
+}
+
+#[test]
+fn tls_carries_http_1() {
+    let (_origin, gateway, trusted) = tls();
+    for alpn in [&["http/1.1"][..], &[]] {
+        let mut client = Client::over(handshake(&gateway, trusted.clone(), alpn));
+        assert_eq!(client.get("/a", &[]).text(), "GET /a https \n");
+        assert_eq!(client.request("POST", "/b", &[], b"body").text(), "POST /b https body\n");
+    }
+    let stream = handshake(&gateway, trusted, &["h2", "http/1.1"]);
+    assert_eq!(stream.conn.alpn_protocol(), Some(&b"h2"[..]));
+}
+
+#[test]
+fn http_2_carries_get_and_post() {
+    let (origin, gateway, _) = tls();
+    let body = gateway.dir.write("body", &"x".repeat(100_000));
+    let url = |target: &str| format!("https://{}{target}", gateway.address);
+    let nghttp = |arguments: &[&str]| {
+        let output = Command::new("nghttp").args(["--verbose", "--timeout=10"]).args(arguments).output();
+        text(&output.expect("nghttp runs (Debian package nghttp2-client)").stdout)
+    };
+    let get = nghttp(&[&url("/a?b=c")]);
+    assert!(get.contains(":status: 200") && get.contains("GET /a?b=c https "), "{get}");
+    assert!(get.contains("via: 2.0 tidegate") && get.contains("cache-status: tidegate"), "{get}");
+    let post = nghttp(&["--data", body.to_str().expect("a path"), &url("/post")]);
+    assert!(post.contains(":status: 200") && post.contains("POST /post https xxx"), "{post}");
+    assert_eq!(origin.last().body.len(), 100_000);
+    let host = gateway.address.to_string();
+    assert_eq!((origin.last().field("host"), origin.last().all("connection").len() < 2), (Some(&*host), true));
+}
+
+#[test]
+fn http_2_streams_run_side_by_side() {
+    let (origin, gateway, _) = tls();
+    let output = Command::new("h2load").args(["-n", "200", "-c", "2", "-m", "50"]).arg(format!("https://{}/", gateway.address)).output();
+    let said = text(&output.expect("h2load runs (Debian package nghttp2-client)").stdout);
+    assert!(said.contains("200 succeeded") && said.contains("200 2xx"), "{said}");
+    assert_eq!(origin.count(), 200);
+}
+
+#[test]
+fn a_client_that_does_not_finish_its_handshake_is_closed() {
+    let made = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
+    let dir = Dir::new();
+    dir.write("tls.crt", &made.cert.pem());
+    dir.write("tls.key", &made.signing_key.serialize_pem());
+    let listen = "[limits_http]\nheader_timeout = \"300ms\"\n[[listen]]\naddress = \"127.0.0.1:0\"\n[listen.tls]\ncertificates = [{ cert = \"tls.crt\", key = \"tls.key\" }]\n";
+    let gateway = Gateway::start_in(dir, &one_route(free_address(), "", listen));
+    for bytes in [&b""[..], b"\x16\x03\x01\x02", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
+        let mut socket = TcpStream::connect_timeout(&gateway.address, PATIENCE).expect("a connection");
+        socket.set_read_timeout(Some(Duration::from_secs(3))).expect("a live socket");
+        socket.write_all(bytes).expect("a live socket");
+        let mut received = Vec::new();
+        let ended = socket.read_to_end(&mut received);
+        assert!(ended.is_ok() || ended.is_err_and(|error| !support::client::is_timeout(&error)), "{bytes:?}");
+        assert!(!received.starts_with(b"HTTP"), "{bytes:?}");
+    }
+}
