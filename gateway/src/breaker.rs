@@ -41,6 +41,8 @@ impl Default for Settings {
 const PROBES: u32 = 3;
 /// Most one-second buckets of a window.
 const BUCKETS: usize = 64;
+/// Slots of running calls: twice the slow threshold at an eighth of it each.
+const SLOTS: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -65,8 +67,38 @@ struct Bucket {
     calls: u32,
     failed: u32,
     slow: u32,
-    /// Calls that began in this second and still run.
-    running: u32,
+}
+
+/// Calls that still run, by when they began: in slots of an eighth of the slow threshold, and all older ones together.
+struct Running {
+    slots: [(u64, u32); SLOTS],
+    older: u32,
+}
+
+impl Running {
+    fn enter(&mut self, slot: u64) {
+        let place = &mut self.slots[index(slot, SLOTS)];
+        if place.0 != slot {
+            self.older += place.1;
+            *place = (slot, 0);
+        }
+        place.1 += 1;
+    }
+
+    fn leave(&mut self, slot: u64) {
+        let place = &mut self.slots[index(slot, SLOTS)];
+        let count = if place.0 == slot { &mut place.1 } else { &mut self.older };
+        *count = count.saturating_sub(1);
+    }
+
+    /// Those that began before `slot`.
+    fn before(&self, slot: u64) -> u32 {
+        self.older + self.slots.iter().filter(|place| place.0 < slot).map(|place| place.1).sum::<u32>()
+    }
+}
+
+fn index(number: u64, length: usize) -> usize {
+    usize::try_from(number % length as u64).unwrap_or(0)
 }
 
 struct Core {
@@ -77,6 +109,7 @@ struct Core {
     probing: u32,
     proved: u32,
     buckets: [Bucket; BUCKETS],
+    running: Running,
 }
 
 /// The breaker of one route.
@@ -107,6 +140,7 @@ impl Breaker {
             probing: 0,
             proved: 0,
             buckets: [Bucket::default(); BUCKETS],
+            running: Running { slots: [(0, 0); SLOTS], older: 0 },
         };
         Breaker { settings, begin: now, core: Mutex::new(core) }
     }
@@ -146,8 +180,7 @@ impl Breaker {
             }
             core.probing += 1;
         } else {
-            let bucket = core.bucket(self.second(now));
-            bucket.running += 1;
+            core.running.enter(self.slot(now));
         }
         let call = Call { breaker: self, began: now, generation: core.generation, is_probe, is_judged: false };
         Ok((call, change))
@@ -156,13 +189,10 @@ impl Breaker {
     fn is_tripped(&self, core: &Core, now: Instant) -> bool {
         let this = self.second(now);
         let oldest = this.saturating_sub(self.settings.window.as_secs().clamp(1, BUCKETS as u64 - 1) - 1);
-        let slow_before = now.checked_sub(self.settings.slow).map(|at| self.second(at));
-        let (mut calls, mut failed, mut slow) = (0u32, 0u32, 0u32);
+        // A call may run for longer than the window: it goes on counting.
+        let hanging = now.checked_sub(self.settings.slow).map_or(0, |at| core.running.before(self.slot(at)));
+        let (mut calls, mut failed, mut slow) = (hanging, 0u32, hanging);
         for bucket in &core.buckets {
-            // A call may run for longer than the window: it goes on counting.
-            let hanging = if slow_before.is_some_and(|second| bucket.second < second) { bucket.running } else { 0 };
-            calls += hanging;
-            slow += hanging;
             if bucket.second >= oldest && bucket.second <= this {
                 calls += bucket.calls;
                 failed += bucket.failed;
@@ -176,6 +206,12 @@ impl Breaker {
 
     fn second(&self, now: Instant) -> u64 {
         now.saturating_duration_since(self.begin).as_secs() + 1
+    }
+
+    /// Slots are never 0, so that an unused place is older than any.
+    fn slot(&self, now: Instant) -> u64 {
+        let length = (self.settings.slow / 8).as_millis().max(1);
+        u64::try_from(now.saturating_duration_since(self.begin).as_millis() / length).unwrap_or(u64::MAX - 1) + 1
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Core> {
@@ -192,11 +228,13 @@ impl Core {
         self.proved = 0;
         if state == State::Closed {
             self.buckets = [Bucket::default(); BUCKETS];
+            // Calls from before the change are not counted after, so they do not leave either.
+            self.running = Running { slots: [(0, 0); SLOTS], older: 0 };
         }
     }
 
     fn bucket(&mut self, second: u64) -> &mut Bucket {
-        let bucket = &mut self.buckets[usize::try_from(second).unwrap_or(0) % BUCKETS];
+        let bucket = &mut self.buckets[index(second, BUCKETS)];
         if bucket.second != second {
             *bucket = Bucket { second, ..Bucket::default() };
         }
@@ -240,11 +278,7 @@ impl Call<'_> {
     }
 
     fn leave(&self, core: &mut Core) {
-        let began = self.breaker.second(self.began);
-        let bucket = &mut core.buckets[usize::try_from(began).unwrap_or(0) % BUCKETS];
-        if bucket.second == began {
-            bucket.running = bucket.running.saturating_sub(1);
-        }
+        core.running.leave(self.breaker.slot(self.began));
     }
 }
 

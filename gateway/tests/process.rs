@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use support::{Client, Dir, Gate, Gateway, Origin, PATIENCE, Process, Script, free_address, one_route, tidegate, wait_for};
+use support::{
+    Client, Dir, Gate, Gateway, Origin, PATIENCE, Process, Script, free_address, one_route, tidegate, wait_for,
+};
 
 fn run(arguments: &[&str]) -> Output {
     tidegate().args(arguments).output().expect("it runs")
@@ -27,7 +29,10 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn version_and_help_go_to_standard_output() {
     let version = run(&["--version"]);
-    assert_eq!((version.status.code(), text(&version.stdout)), (Some(0), format!("tidegate {}\n", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(
+        (version.status.code(), text(&version.stdout)),
+        (Some(0), format!("tidegate {}\n", env!("CARGO_PKG_VERSION")))
+    );
     let help = run(&["--help"]);
     assert_eq!(help.status.code(), Some(0));
     for command in ["demo", "run", "check"] {
@@ -43,7 +48,8 @@ fn version_and_help_go_to_standard_output() {
 #[test]
 fn run_upstream_needs_no_file() {
     let origin = Origin::start(|_| Script::ok(&[], "behind"));
-    let (url, listen, admin) = (format!("http://{}", origin.address), free_address().to_string(), free_address().to_string());
+    let (url, listen, admin) =
+        (format!("http://{}", origin.address), free_address().to_string(), free_address().to_string());
     let process = Process::start(tidegate().args(["run", "--upstream", &url, "--listen", &listen, "--admin", &admin]));
     wait_for(|| !process.stderr.events("ready").is_empty(), PATIENCE);
     let listen = listen.parse().expect("an address");
@@ -57,7 +63,10 @@ fn run_says_what_is_wrong_and_fails() {
     let address = taken.local_addr().expect("a port");
     let config = one_route(free_address(), "", "");
     let bad = dir.write("bad.toml", "version = 1\nnonsense = true\n");
-    let admin_taken = dir.write("taken.toml", &format!("version = 1\n{config}[admin]\naddress = \"{address}\"\n[[listen]]\naddress = \"127.0.0.1:0\"\n"));
+    let admin_taken = dir.write(
+        "taken.toml",
+        &format!("version = 1\n{config}[admin]\naddress = \"{address}\"\n[[listen]]\naddress = \"127.0.0.1:0\"\n"),
+    );
     for (file, expected) in [(bad, "nonsense"), (admin_taken, "in use"), (dir.path().join("none.toml"), "none.toml")] {
         let mut process = Process::start(tidegate().args(["run", "--config"]).arg(&file));
         let status = process.wait(PATIENCE).expect("an exit");
@@ -80,7 +89,8 @@ fn check_accepts_the_example_and_opens_nothing() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let dir = Dir::new();
     let address = taken.local_addr().expect("a port");
-    let file = dir.write("a.toml", &format!("version = 1\n{}[admin]\naddress = \"{address}\"\n", one_route(address, "", "")));
+    let file =
+        dir.write("a.toml", &format!("version = 1\n{}[admin]\naddress = \"{address}\"\n", one_route(address, "", "")));
     assert_eq!(run(&["check", file.to_str().expect("a path")]).status.code(), Some(0));
 }
 
@@ -96,14 +106,27 @@ fn check_reports_all_faults_at_once_with_their_places() {
     let output = run(&["check", path]);
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
-    for expected in ["bad.toml:2:", "did you mean `server`?", "bad.toml:5:1", "did you mean `timeout`?", "bad.toml:6:", "not available yet", "bad.toml:7:", "no upstream `b`"] {
+    for expected in [
+        "bad.toml:2:",
+        "did you mean `server`?",
+        "bad.toml:5:1",
+        "did you mean `timeout`?",
+        "bad.toml:6:",
+        "not available yet",
+        "bad.toml:7:",
+        "no upstream `b`",
+    ] {
         assert!(said.contains(expected), "{expected}\n{said}");
     }
     let json = run(&["check", path, "--json"]);
     let faults: Vec<serde_json::Value> = serde_json::from_slice(&json.stdout).expect("JSON");
     let lines: Vec<u64> = faults.iter().filter_map(|fault| fault["line"].as_u64()).collect();
     assert_eq!((json.status.code(), lines), (Some(1), vec![2, 5, 6, 7, 11]), "{faults:#?}");
-    assert!(faults.iter().all(|fault| fault["column"].is_u64() && fault["message"].is_string() && fault["path"].is_string()));
+    assert!(
+        faults
+            .iter()
+            .all(|fault| fault["column"].is_u64() && fault["message"].is_string() && fault["path"].is_string())
+    );
 }
 
 #[test]
@@ -238,14 +261,21 @@ fn the_access_log_has_a_line_of_json_per_request() {
     let gateway = Gateway::start(&one_route(origin.address, "limits = [\"device\"]", limit));
     (0..3).for_each(|_| drop(gateway.get("/a?b=\"c\\", &[])));
     let lines = gateway.access_log(3);
-    let told: Vec<_> = lines.iter().map(|line| (line["status"].as_u64(), line["cache"].as_str(), line["limit"].as_str())).collect();
-    assert_eq!(told, [(Some(200), Some("miss"), None), (Some(200), Some("hit"), None), (Some(429), Some("error"), Some("device"))]);
+    let told: Vec<_> =
+        lines.iter().map(|line| (line["status"].as_u64(), line["cache"].as_str(), line["limit"].as_str())).collect();
+    assert_eq!(
+        told,
+        [(Some(200), Some("miss"), None), (Some(200), Some("hit"), None), (Some(429), Some("error"), Some("device"))]
+    );
     for line in &lines {
         assert_eq!((line["route"].as_str(), line["method"].as_str()), (Some("all"), Some("GET")), "{line}");
         assert_eq!((line["path"].as_str(), line["client"].as_str()), (Some("/a?b=\"c\\"), Some("127.0.0.1")), "{line}");
         assert!(line["duration"].is_number() && line["trace_id"].as_str().is_some_and(|id| id.len() == 32), "{line}");
     }
-    assert_eq!((lines[0]["bytes"].as_u64(), lines[0]["upstream"].as_str()), (Some(4), Some(&*origin.address.to_string())));
+    assert_eq!(
+        (lines[0]["bytes"].as_u64(), lines[0]["upstream"].as_str()),
+        (Some(4), Some(&*origin.address.to_string()))
+    );
 }
 
 #[test]
@@ -287,7 +317,9 @@ fn the_admin_address_tells_of_life_readiness_and_metrics() {
 #[test]
 fn a_route_is_the_most_specific_one() {
     let origin = Origin::start(|_| Script::ok(&[], ""));
-    let route = |name: &str, matches: &str| format!("[[routes]]\nname = \"{name}\"\nmatch = {{ {matches} }}\nupstream = \"origin\"\n");
+    let route = |name: &str, matches: &str| {
+        format!("[[routes]]\nname = \"{name}\"\nmatch = {{ {matches} }}\nupstream = \"origin\"\n")
+    };
     let config = format!(
         "[upstreams.origin]\nendpoints = [\"http://{}\"]\n{}{}{}{}{}",
         origin.address,
@@ -298,7 +330,13 @@ fn a_route_is_the_most_specific_one() {
         route("post", "path = \"/api/*\", methods = [\"POST\"]"),
     );
     let gateway = Gateway::start(&config);
-    let asked = [("GET", "/", ""), ("GET", "/api/x", ""), ("GET", "/api/exact", ""), ("GET", "/api/x", "shop.test"), ("POST", "/api/x", "")];
+    let asked = [
+        ("GET", "/", ""),
+        ("GET", "/api/x", ""),
+        ("GET", "/api/exact", ""),
+        ("GET", "/api/x", "shop.test"),
+        ("POST", "/api/x", ""),
+    ];
     for (method, target, host) in asked {
         let host = if host.is_empty() { "gate.test" } else { host };
         gateway.request(method, target, &[("Host", host)], b"");
@@ -316,7 +354,10 @@ fn a_route_is_the_most_specific_one() {
 fn tls() -> (Origin, Gateway, CertificateDer<'static>) {
     let origin = Origin::start(|request| {
         let proto = request.field("x-forwarded-proto").unwrap_or_default();
-        Script::ok(&[("Cache-Control", "no-store")], format!("{} {} {proto} {}\n", request.method, request.target, text(&request.body)))
+        Script::ok(
+            &[("Cache-Control", "no-store")],
+            format!("{} {} {proto} {}\n", request.method, request.target, text(&request.body)),
+        )
     });
     let made = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
     let dir = Dir::new();
@@ -327,11 +368,16 @@ fn tls() -> (Origin, Gateway, CertificateDer<'static>) {
     (origin, gateway, made.cert.der().clone())
 }
 
-fn handshake(gateway: &Gateway, trusted: CertificateDer<'static>, alpn: &[&str]) -> StreamOwned<ClientConnection, TcpStream> {
+fn handshake(
+    gateway: &Gateway,
+    trusted: CertificateDer<'static>,
+    alpn: &[&str],
+) -> StreamOwned<ClientConnection, TcpStream> {
     let mut roots = RootCertStore::empty();
     roots.add(trusted).expect("a usable certificate");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("TLS 1.2 and 1.3");
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("TLS 1.2 and 1.3");
     let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     let name = ServerName::try_from("gate.test").expect("a name");
@@ -379,7 +425,10 @@ fn http_2_carries_get_and_post() {
 #[test]
 fn http_2_streams_run_side_by_side() {
     let (origin, gateway, _) = tls();
-    let output = Command::new("h2load").args(["-n", "200", "-c", "2", "-m", "50"]).arg(format!("https://{}/", gateway.address)).output();
+    let output = Command::new("h2load")
+        .args(["-n", "200", "-c", "2", "-m", "50"])
+        .arg(format!("https://{}/", gateway.address))
+        .output();
     let said = text(&output.expect("h2load runs (Debian package nghttp2-client)").stdout);
     assert!(said.contains("200 succeeded") && said.contains("200 2xx"), "{said}");
     assert_eq!(origin.count(), 200);

@@ -134,10 +134,7 @@ impl Origin {
             return Ok(());
         }
         self.answered.set(self.answered.get() + 1);
-        self.refresh_date();
-        let (date, etag) = (self.date.borrow(), etag(asked.target));
-        write!(outbox, "HTTP/1.1 200 OK\r\n{}Date: {}\r\nETag: {etag}\r\n\r\n", self.fields, date.1)?;
-        drop(date);
+        self.head(asked.target, outbox)?;
         match (asked.is_head, self.body.len() > COPY_BYTES_MAX) {
             (true, _) => {}
             (false, false) => outbox.extend_from_slice(&self.body),
@@ -150,11 +147,12 @@ impl Origin {
         Ok(())
     }
 
-    fn refresh_date(&self) {
+    fn head(&self, target: &[u8], outbox: &mut Vec<u8>) -> io::Result<()> {
         let mut date = self.date.borrow_mut();
         if date.0.elapsed() >= Duration::from_secs(1) {
             *date = (Instant::now(), httpdate::fmt_http_date(SystemTime::now()));
         }
+        write!(outbox, "HTTP/1.1 200 OK\r\n{}Date: {}\r\nETag: {}\r\n\r\n", self.fields, date.1, etag(target))
     }
 }
 
