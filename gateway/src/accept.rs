@@ -15,7 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::event::Event;
 use crate::metrics::{self, Counter, Counters, Label as _};
@@ -302,19 +302,20 @@ pub struct Door {
 }
 
 impl Door {
-    /// Accepts until `stop` turns true or its sender is gone, then takes what the kernel holds already, and closes.
+    /// Accepts until `stop` is over, then takes what the kernel holds already, and closes.
     /// `handle` gets what this worker serves itself; it must not block. Cancel safe.
     ///
     /// # Errors
     /// A socket that the runtime cannot watch.
-    pub async fn run(self, mut stop: watch::Receiver<bool>, handle: impl Fn(Accepted)) -> io::Result<()> {
+    pub async fn run(self, stop: impl Future<Output = ()>, handle: impl Fn(Accepted)) -> io::Result<()> {
+        let mut stop = std::pin::pin!(stop);
         let Door { socket, listener, worker, floor } = self;
         let socket = TcpListener::from_std(socket)?;
         let hall = Hall { listener, worker, floor };
         loop {
             let accepted = tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = &mut stop => break,
                 accepted = socket.accept() => accepted,
             };
             match accepted {
@@ -323,7 +324,7 @@ impl Door {
                 Err(error) => {
                     Event::AcceptPaused { error: &error }.emit();
                     tokio::select! {
-                        _ = stop.wait_for(|stop| *stop) => break,
+                        () = &mut stop => break,
                         () = tokio::time::sleep(PAUSE) => {}
                     }
                 }
@@ -504,7 +505,8 @@ mod tests {
         let socket = bind(&Listen { address: ANYWHERE, tls: None }, 1).expect("a free port").remove(0);
         let address = socket.local_addr().expect("bound");
         let door = Door { socket, listener: 7, worker: 0, floor: Arc::clone(&floor) };
-        let (stop, stopped) = watch::channel(false);
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let stopped = async { stopped.await.expect("sent") };
         let kept = RefCell::new(Vec::new());
         let clients = async {
             let mut clients = Vec::new();
@@ -514,7 +516,7 @@ mod tests {
             while floor.connections() < 9 {
                 tokio::task::yield_now().await;
             }
-            stop.send_replace(true);
+            stop.send(()).expect("received");
             clients
         };
         let (clients, ran) = tokio::join!(clients, door.run(stopped, |accepted| kept.borrow_mut().push(accepted)));
@@ -535,10 +537,9 @@ mod tests {
         let address = socket.local_addr().expect("bound");
         let _client = TcpStream::connect(address).await.expect("listening");
         let _refused = TcpStream::connect(address).await.expect("listening");
-        let (_stop, stopped) = watch::channel(true);
         let served = RefCell::new(Vec::new());
         let door = Door { socket, listener: 0, worker: 0, floor: Arc::clone(&floor) };
-        door.run(stopped, |accepted| served.borrow_mut().push(accepted)).await.expect("watched");
+        door.run(std::future::ready(()), |accepted| served.borrow_mut().push(accepted)).await.expect("watched");
         assert_eq!((served.borrow().len(), floor.refused.get(Refused::Total)), (1, 1));
     }
 }

@@ -145,9 +145,8 @@ Tidegate is running in front of a built-in origin. Five things to try in another
 2. A limit. Five requests are let through, the last ones get 429 with Retry-After.
      for i in 1 2 3 4 5 6 7 8; do curl -si {gate}/limited | grep -iE '^(HTTP|retry-after)'; done
 
-3. A region's shard. Each region keeps its own copy: `detail` in Cache-Status names another region and slot.
-     curl -i -H 'x-region: eu' {gate}/region
-     curl -i -H 'x-region: us' {gate}/region
+3. A region's shard. Each region keeps a copy of its own: on the second round `detail` names its region and slot.
+     for r in eu us eu us; do curl -si -H \"x-region: $r\" {gate}/region | grep -iE '^(cache-status|region)'; done
 
 4. A breaker. The origin breaks: first its own 500s, then 503 with Retry-After, without asking it any more.
      curl -X POST {gate}/demo/break

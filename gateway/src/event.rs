@@ -43,6 +43,10 @@ pub enum Event<'a> {
     DrainTimedOut {
         connections: usize,
     },
+    /// A second signal while draining.
+    DrainInterrupted {
+        connections: usize,
+    },
     Stopped,
     Reloaded {
         source: &'a str,
@@ -52,6 +56,11 @@ pub enum Event<'a> {
     },
     ReloadNeedsRestart {
         what: &'a str,
+    },
+    /// A change below `path` will not be noticed.
+    WatchFailed {
+        path: &'a Path,
+        error: &'a dyn Display,
     },
     BreakerOpened {
         route: &'a str,
@@ -128,10 +137,12 @@ label! {
         Ready = "ready",
         Draining = "draining",
         DrainTimedOut = "drain_timed_out",
+        DrainInterrupted = "drain_interrupted",
         Stopped = "stopped",
         Reloaded = "reloaded",
         ReloadRefused = "reload_refused",
         ReloadNeedsRestart = "reload_needs_restart",
+        WatchFailed = "watch_failed",
         BreakerOpened = "breaker_opened",
         BreakerHalfOpen = "breaker_half_open",
         BreakerClosed = "breaker_closed",
@@ -202,12 +213,18 @@ impl Event<'_> {
             Event::DrainTimedOut { connections } => {
                 warn!(event, connections, "the drain timeout passed; remaining connections are cut");
             }
+            Event::DrainInterrupted { connections } => {
+                warn!(event, connections, "a second signal came; remaining connections are cut");
+            }
             Event::Stopped => info!(event, "stopped"),
             Event::Reloaded { source } => info!(event, source, "configuration reloaded"),
             Event::ReloadRefused { faults } => {
                 error!(event, faults, "the new configuration has faults; the old one stays in force");
             }
             Event::ReloadNeedsRestart { what } => warn!(event, what, "this change takes effect after a restart"),
+            Event::WatchFailed { path, error } => {
+                warn!(event, path = %path.display(), %error, "changes of files are not noticed; SIGHUP still reloads");
+            }
             Event::BreakerOpened { route } => warn!(event, route, "breaker opened"),
             Event::BreakerHalfOpen { route } => info!(event, route, "breaker half-open"),
             Event::BreakerClosed { route } => info!(event, route, "breaker closed"),
@@ -240,10 +257,12 @@ impl Event<'_> {
             Event::Ready => Name::Ready,
             Event::Draining { .. } => Name::Draining,
             Event::DrainTimedOut { .. } => Name::DrainTimedOut,
+            Event::DrainInterrupted { .. } => Name::DrainInterrupted,
             Event::Stopped => Name::Stopped,
             Event::Reloaded { .. } => Name::Reloaded,
             Event::ReloadRefused { .. } => Name::ReloadRefused,
             Event::ReloadNeedsRestart { .. } => Name::ReloadNeedsRestart,
+            Event::WatchFailed { .. } => Name::WatchFailed,
             Event::BreakerOpened { .. } => Name::BreakerOpened,
             Event::BreakerHalfOpen { .. } => Name::BreakerHalfOpen,
             Event::BreakerClosed { .. } => Name::BreakerClosed,

@@ -45,7 +45,8 @@ struct DemoArguments {
 }
 
 #[derive(Args)]
-#[group(id = "source", required = true, multiple = false, args = ["config", "upstream"])]
+#[group(skip)]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["config", "upstream"]))]
 struct RunArguments {
     /// Configuration file, TOML or JSON (by its ending)
     #[arg(long, value_name = "FILE")]

@@ -42,6 +42,16 @@ pub enum StartError {
     System(#[from] std::io::Error),
 }
 
+/// What workers are told to do; it only ever goes forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    Serving,
+    /// Take no more connections and finish what runs.
+    Draining,
+    /// Leave what still runs.
+    Ending,
+}
+
 /// What all threads share.
 pub(crate) struct Shared {
     pub(crate) site: Arc<ArcSwap<Site>>,
@@ -109,15 +119,15 @@ pub fn run(config: Config, origin: Origin, on_ready: impl FnOnce(&Bound)) -> Res
         config: ArcSwap::from_pointee(config),
     });
     expose(&shared);
-    let (stop, stopped) = signal::channel(false);
+    let (stage, staged) = signal::channel(Stage::Serving);
     let mut threads = Vec::new();
     for index in 0..workers {
         let sockets = doors.iter_mut().filter_map(Vec::pop).collect::<Vec<_>>();
-        let (shared, stopped) = (Arc::clone(&shared), stopped.clone());
+        let (shared, staged) = (Arc::clone(&shared), staged.clone());
         let thread = thread::Builder::new().name(format!("worker-{index}"));
-        threads.push(thread.spawn(move || worker::run(index, sockets, &shared, stopped))?);
+        threads.push(thread.spawn(move || worker::run(index, sockets, &shared, staged))?);
     }
-    control::run(&shared, origin, admin_socket, stop, || on_ready(&bound))?;
+    control::run(&shared, origin, admin_socket, stage, || on_ready(&bound))?;
     for thread in threads {
         if thread.join().is_err() {
             tracing::error!("a worker thread panicked");

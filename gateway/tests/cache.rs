@@ -83,7 +83,9 @@ fn each_variant_is_an_object_of_its_own() {
 
 #[test]
 fn what_belongs_to_one_client_or_is_not_fresh_is_not_stored() {
-    const FORBIDDEN: [(&str, &[(&str, &str)], &[(&str, &str)]); 10] = [
+    /// Path, fields of the request, fields of the answer.
+    type Case = (&'static str, &'static [(&'static str, &'static str)], &'static [(&'static str, &'static str)]);
+    const FORBIDDEN: [Case; 10] = [
         ("private", &[], &[("Cache-Control", "private, max-age=60")]),
         ("no-store", &[], &[("Cache-Control", "no-store, max-age=60")]),
         ("authorization", &[("Authorization", "Basic eDp5")], &[("Cache-Control", "max-age=60")]),

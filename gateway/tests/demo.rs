@@ -3,9 +3,9 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::process::Command;
 
-use support::{Answer, Client, PATIENCE, Process, tidegate, wait_for};
+use support::{Answer, Client, PATIENCE, Process, tidegate};
 
 struct Demo {
     process: Process,
@@ -27,9 +27,25 @@ impl Demo {
         Client::connect(self.gate).get(target, fields)
     }
 
-    fn post(&self, target: &str) -> Answer {
-        Client::connect(self.gate).request("POST", target, &[], b"")
+    /// Runs the commands of one step as they are printed.
+    fn follow(&self, step: usize) -> String {
+        let lines = self.process.stdout.all();
+        let from = lines.iter().position(|line| line.starts_with(&format!("{step}. "))).expect("a step of this number");
+        let commands = lines[from + 1..].iter().take_while(|line| line.starts_with("     "));
+        let script = commands.map(String::as_str).collect::<Vec<_>>().join("\n");
+        let output = Command::new("sh").args(["-c", &script]).output().expect("a shell");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
+}
+
+fn count(text: &str, part: &str) -> usize {
+    text.matches(part).count()
+}
+
+/// The statuses of answers whose heads were printed.
+fn statuses(output: &str) -> Vec<u16> {
+    let lines = output.lines().filter_map(|line| line.strip_prefix("HTTP/1.1 "));
+    lines.map(|rest| rest[..3].parse().expect("a status")).collect()
 }
 
 /// The first address in a line of the tour.
@@ -51,52 +67,43 @@ fn the_tour_has_five_numbered_steps() {
 
 #[test]
 fn step_1_a_hit() {
-    let demo = Demo::start();
-    let (first, second) = (demo.get("/fast", &[]), demo.get("/fast", &[]));
-    assert!(first.cache_status().contains("fwd="), "{}", first.cache_status());
-    assert!(second.is_hit());
-    assert_eq!(first.text(), second.text(), "the request's number stays");
+    let output = Demo::start().follow(1);
+    assert_eq!(count(&output, "HTTP/1.1 200"), 2, "{output}");
+    assert!(output.contains("fwd=uri-miss") && output.contains("tidegate; hit"), "{output}");
+    assert_eq!(count(&output, "fast: request 1 at the origin"), 2, "the request's number stays: {output}");
 }
 
 #[test]
 fn step_2_a_limit() {
-    let demo = Demo::start();
-    let answers: Vec<Answer> = (0..8).map(|_| demo.get("/limited", &[])).collect();
-    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
-    assert_eq!(statuses[..5], [200; 5]);
-    assert_eq!(statuses.last(), Some(&429), "{statuses:?}");
-    let denied = answers.last().expect("eight answers");
-    assert!(denied.field("retry-after").is_some_and(|wait| wait.parse::<u32>().is_ok_and(|wait| wait >= 1)));
+    let output = Demo::start().follow(2);
+    let statuses = statuses(&output);
+    assert_eq!((&statuses[..5], statuses.last()), (&[200; 5][..], Some(&429)), "{output}");
+    assert!(output.to_lowercase().contains("retry-after: "), "{output}");
 }
 
 #[test]
 fn step_3_a_regions_shard() {
-    let demo = Demo::start();
-    let ask = |region| demo.get("/region", &[("x-region", region)]);
-    let firsts = [ask("eu"), ask("us")];
-    let again = [ask("eu"), ask("us")];
-    for (region, (first, again)) in ["eu", "us"].into_iter().zip(firsts.iter().zip(&again)) {
-        assert!(first.text().contains(&format!("region {region}:")), "{}", first.text());
-        assert!(again.is_hit() && again.text() == first.text(), "each region keeps its own copy");
-        assert!(again.cache_status().contains(&format!("{region}:")), "{}", again.cache_status());
+    let output = Demo::start().follow(3);
+    for region in ["eu", "us"] {
+        assert_eq!(count(&output, &format!("region {region}: request ")), 2, "{output}");
+        let place = format!(" {region}:");
+        let mut after = output.split(&place).skip(1);
+        assert!(after.any(|rest| rest.starts_with(|c: char| c.is_ascii_digit())), "no slot of {region}: {output}");
     }
-    assert_ne!(firsts[0].text(), firsts[1].text());
+    assert_eq!(count(&output, "tidegate; hit"), 2, "each region keeps its own copy: {output}");
 }
 
 #[test]
 fn steps_4_and_5_a_breaker_and_its_page() {
     let demo = Demo::start();
-    assert_eq!(demo.get("/flaky", &[]).status, 200);
-    assert_eq!(demo.post("/demo/break").status, 200);
-    let statuses: Vec<u16> = (0..8).map(|_| demo.get("/flaky", &[]).status).collect();
-    assert_eq!((statuses.first(), statuses.last()), (Some(&500), Some(&503)), "{statuses:?}");
+    let output = demo.follow(4);
+    // The first line answers the switch.
+    let statuses = statuses(&output);
+    assert_eq!((statuses.first(), statuses.last()), (Some(&500), Some(&503)), "{output}");
     assert!(statuses.is_sorted(), "first its own 500s, then 503: {statuses:?}");
-    let page = demo.get("/flaky", &[("accept", "text/html")]);
-    assert_eq!((page.status, page.field("content-type")), (503, Some("text/html; charset=utf-8")));
-    assert!(page.field("retry-after").is_some() && page.text().starts_with("<!doctype html>"));
-    assert_eq!(demo.post("/demo/mend").status, 200);
-    wait_for(|| demo.get("/flaky", &[]).status == 200, Duration::from_secs(6));
-    (0..3).for_each(|_| assert_eq!(demo.get("/flaky", &[]).status, 200));
+    let output = demo.follow(5);
+    assert!(output.contains("<!doctype html>") && output.contains("HTTP/1.1 200"), "{output}");
+    assert!(output.trim_end().ends_with("flaky: works"), "{output}");
 }
 
 #[test]

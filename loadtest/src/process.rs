@@ -1,59 +1,19 @@
-//! Processes on one core that end with their owner, and the directory they work in.
+//! Processes that end with their owner, and the directory they work in.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-use std::{env, io};
+use std::time::{Duration, Instant};
+use std::{env, io, thread};
 
 use crate::failure::{Failure, Result};
 use crate::interrupt::wait_for;
 
-/// Core of the server that is measured.
-pub(crate) const SERVER_CORE: usize = 0;
-/// Core of the load and of the origin.
-pub(crate) const LOAD_CORE: usize = 1;
-
 /// How much of a log is shown when its process did not start.
 const LOG_LINES_MAX: usize = 15;
 
-/// What has to be installed.
-pub(crate) struct Tools {
-    pub(crate) nginx: PathBuf,
-    pub(crate) wrk: PathBuf,
-    pub(crate) taskset: PathBuf,
-    pub(crate) setpriv: PathBuf,
-}
-
-impl Tools {
-    pub(crate) fn find() -> Result<Self> {
-        let wanted = [("nginx", "nginx"), ("wrk", "wrk"), ("taskset", "util-linux"), ("setpriv", "util-linux")];
-        let found = wanted.map(|(tool, _)| on_path(tool));
-        if let [Some(nginx), Some(wrk), Some(taskset), Some(setpriv)] = found {
-            return Ok(Tools { nginx, wrk, taskset, setpriv });
-        }
-        let missing = wanted.iter().zip(&found).filter(|(_, path)| path.is_none());
-        let (tools, mut packages): (Vec<&str>, Vec<&str>) =
-            missing.map(|((tool, package), _)| (*tool, *package)).unzip();
-        packages.dedup();
-        Err(Failure::Missing { tools: tools.join(", "), packages: packages.join(" ") })
-    }
-
-    /// `program` on one core; it is killed when the thread that starts it ends, even by SIGKILL.
-    pub(crate) fn pinned(&self, core: usize, program: &Path) -> Command {
-        let mut command = Command::new(&self.setpriv);
-        command.args(["--pdeathsig", "KILL"]).arg(&self.taskset).args(["-c", &core.to_string()]).arg(program);
-        command.stdin(Stdio::null());
-        command
-    }
-}
-
-fn on_path(tool: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    // Servers live where only root's PATH looks.
-    let places = env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
-    places.map(|place| place.join(tool)).find(|file| file.is_file())
-}
+/// For a server to end by itself, which lets it end what it started.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A directory of its own, removed at the end.
 pub(crate) struct Scratch {
@@ -94,7 +54,7 @@ impl Drop for Scratch {
     }
 }
 
-/// A process that is killed, by its id, when it goes out of scope.
+/// A process that is ended, by its id, when it goes out of scope.
 pub(crate) struct Running {
     child: Child,
     name: String,
@@ -128,11 +88,13 @@ impl Running {
         if ready == Some(true) { Ok(()) } else { Err(self.not_ready()) }
     }
 
-    /// Waits for the end, and tells whether it was a success; `None` where `patience` ended before.
-    pub(crate) fn await_end(&mut self, patience: Duration) -> Result<Option<bool>> {
+    /// Waits for the end, and tells whether it was a success; `None` where `patience` ended before. Calls `meanwhile`
+    /// again and again.
+    pub(crate) fn await_end(&mut self, patience: Duration, mut meanwhile: impl FnMut()) -> Result<Option<bool>> {
         let name = &self.name;
         let child = &mut self.child;
         wait_for(patience, || {
+            meanwhile();
             let status = child.try_wait().map_err(Failure::io(format!("cannot wait for {name}")))?;
             Ok(status.map(|status| status.success()))
         })
@@ -153,8 +115,35 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            // The shell's own `kill`, since std only knows SIGKILL. Where it fails, SIGKILL follows.
+            let mut terminate = Command::new("/bin/sh");
+            terminate.args(["-c", "kill -TERM \"$1\"", "sh", &self.pid().to_string()]).stderr(Stdio::null());
+            let deadline = Instant::now() + END_PATIENCE;
+            let asked = terminate.status().is_ok_and(|status| status.success());
+            while asked && matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(10));
+            }
+        }
         // Both fail only where the process has ended and been waited for, which is what is wanted.
         drop(self.child.kill());
         drop(self.child.wait());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_out_of_scope_ends_even_where_it_ignores_the_request() {
+        let scratch = Scratch::new().expect("a directory");
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "trap '' TERM; while :; do sleep 1; done"]);
+        let running = Running::start("deaf", command, &scratch).expect("a shell");
+        let stat = PathBuf::from(format!("/proc/{}/stat", running.pid()));
+        assert!(stat.exists());
+        drop(running);
+        assert!(!stat.exists());
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! `$$` stands for one `$`; a `$` before anything but `{` or `$` is itself.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::fault::{Code, Problem};
 
@@ -17,6 +18,18 @@ pub(super) struct Values<'a> {
     pub(super) base: &'a Path,
     /// Looks a name up in the environment.
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
+    /// The files that were read, so that a change of them can be noticed.
+    read: RefCell<Vec<PathBuf>>,
+}
+
+impl<'a> Values<'a> {
+    pub(super) fn new(base: &'a Path, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        Values { base, env, read: RefCell::default() }
+    }
+
+    pub(super) fn files_read(&self) -> Vec<PathBuf> {
+        self.read.borrow().clone()
+    }
 }
 
 /// `text` with its placeholders replaced.
@@ -47,7 +60,7 @@ pub(super) fn expand(text: &str, values: &Values<'_>) -> Result<String, Problem>
 /// The value of what stands between the braces.
 fn value(inner: &str, values: &Values<'_>) -> Result<String, Problem> {
     if let Some(path) = inner.strip_prefix("file:") {
-        let mut text = read_file(values.base, path)?;
+        let mut text = read_file(values, path)?;
         // Editors and `kubectl create secret` disagree about the newline at the end; nobody means it.
         text.truncate(text.trim_end_matches(['\r', '\n']).len());
         return Ok(text);
@@ -72,9 +85,10 @@ fn value(inner: &str, values: &Values<'_>) -> Result<String, Problem> {
     }
 }
 
-/// The text of a regular file of at most a mebibyte, `path` being relative to `base`.
-pub(super) fn read_file(base: &Path, path: &str) -> Result<String, Problem> {
-    let path = base.join(path);
+/// The text of a regular file of at most a mebibyte, `path` being relative to the base.
+pub(super) fn read_file(values: &Values<'_>, path: &str) -> Result<String, Problem> {
+    let path = values.base.join(path);
+    values.read.borrow_mut().push(path.clone());
     let problem =
         |reason: &dyn std::fmt::Display| Problem::new(Code::File, format!("cannot read {}: {reason}", path.display()));
     // Asked before opening: a pipe would block until somebody writes to it.
@@ -94,7 +108,6 @@ pub(super) fn read_file(base: &Path, path: &str) -> Result<String, Problem> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::sync::LazyLock;
 
     use super::*;
@@ -114,7 +127,7 @@ mod tests {
             "NESTED" => Some("${HOST} $$".to_owned()),
             _ => None,
         };
-        let values = Values { base: &DIRECTORY, env: &env };
+        let values = Values::new(&DIRECTORY, &env);
         expand(text, &values).map_err(|problem| format!("{}: {}", problem.within.unwrap_or_default(), problem.message))
     }
 

@@ -22,7 +22,7 @@ mod units;
 use std::fmt;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use crate::log::Access;
@@ -60,6 +60,8 @@ pub struct Config {
     pub routes: Vec<route::Settings>,
     /// What is logged.
     pub log: Log,
+    /// Every other file that belongs to it: values, pages, certificates and their keys.
+    pub files: Vec<PathBuf>,
 }
 
 /// Shows no more than the shape: tokens, secrets and addresses of Redis belong in no log.
@@ -152,9 +154,12 @@ impl Config {
     pub fn parse(source: &Source<'_>) -> Result<(Config, Report), Report> {
         let report = |faults| Report::new(source.name, source.text, faults);
         let root = document::read(source.text, source.format).map_err(report)?;
-        let reading = Reading::new(source.text, Values { base: source.base, env: source.env });
+        let reading = Reading::new(source.text, Values::new(source.base, source.env));
         let draft = reading.document(&root, section::read);
-        let config = check::resolve(draft, &reading);
+        let mut config = check::resolve(draft, &reading);
+        config.files = reading.values.files_read();
+        let pairs = config.listen.iter().filter_map(|listen| listen.tls.as_ref()).flat_map(|tls| &tls.certificates);
+        config.files.extend(pairs.flat_map(|files| [files.cert.clone(), files.key.clone()]));
         let report = report(reading.into_faults());
         if report.has_errors() { Err(report) } else { Ok((config, report)) }
     }
@@ -181,6 +186,7 @@ impl Config {
             upstreams: vec![upstream::Settings::new("upstream".into(), vec![endpoint])],
             routes: vec![route::Settings::new("everything".into(), everything, 0)],
             log: Log::default(),
+            files: Vec::new(),
         })
     }
 }

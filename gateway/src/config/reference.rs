@@ -148,7 +148,7 @@ fn described(asked: &Asked) -> (String, String) {
 /// Every key that some reader asks for.
 fn asked() -> Vec<Asked> {
     let root = document::read(SKELETON, Format::Toml).expect("the skeleton is well-formed");
-    let values = Values { base: Path::new(""), env: &|_| None };
+    let values = Values::new(Path::new(""), &|_| None);
     let reading = Reading::new(SKELETON, values);
     reading.document(&root, section::read);
     reading.asked()

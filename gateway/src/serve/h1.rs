@@ -89,9 +89,6 @@ async fn exchange(
     let ip = ip_of(peer);
     let (mut incoming, mut answer) = server.exchange();
     let has_body = !incoming.is_done();
-    if hall.is_draining() {
-        answer.close_after();
-    }
     // A request without a body leaves its connection free to be watched: the client's leaving ends everything at once.
     let (body, watch) =
         if has_body { (RequestBody::H1(incoming), None) } else { (RequestBody::Empty, Some(&mut incoming)) };
@@ -121,7 +118,8 @@ async fn exchange(
             return Next::Abort;
         }
     };
-    if story.must_close {
+    // Draining may have begun while the request was answered.
+    if story.must_close || hall.is_draining() {
         answer.close_after();
     }
     let sent = {

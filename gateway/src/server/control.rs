@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,13 @@ use limiter::Lease;
 use serde_json::json;
 use shard::{BreakerState, RedisTreasury};
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_local};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
-use super::{AdminSettings, Origin, Shared, StartError, assemble};
+use super::watch::Watch;
+use super::{AdminSettings, Origin, Shared, Stage, StartError, assemble};
 use crate::admin::{self, Readiness, Views};
 use crate::breaker;
 use crate::config::Config;
@@ -25,30 +26,30 @@ use crate::event::{self, Event};
 use crate::limit;
 use crate::serve;
 
-/// How long a changed file must be quiet before it is read: writers write in pieces.
-const SETTLE: Duration = Duration::from_millis(100);
+/// Between two looks at the connections that are left.
+const DRAIN_GLANCE: Duration = Duration::from_millis(10);
 /// How often shards are looked at for news.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// What one asking of a treasury may take; nobody waits for it.
 const TREASURY_DEADLINE: Duration = Duration::from_millis(100);
 
-/// Runs until a signal says stop; tells `stop`, waits for the drain, and gives leases back.
+/// Runs until a signal says stop; tells the workers by `stage`, waits for the drain, and gives leases back.
 pub(super) fn run(
     shared: &Arc<Shared>,
     origin: Origin,
     admin_socket: std::net::TcpListener,
-    stop: watch::Sender<bool>,
+    stage: watch::Sender<Stage>,
     on_ready: impl FnOnce(),
 ) -> Result<(), StartError> {
     let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
-    runtime.block_on(control(shared, origin, admin_socket, stop, on_ready))
+    runtime.block_on(control(shared, origin, admin_socket, stage, on_ready))
 }
 
 async fn control(
     shared: &Arc<Shared>,
     origin: Origin,
     admin_socket: std::net::TcpListener,
-    stop: watch::Sender<bool>,
+    stage: watch::Sender<Stage>,
     on_ready: impl FnOnce(),
 ) -> Result<(), StartError> {
     let admin_settings: AdminSettings = Arc::new(ArcSwap::from_pointee(shared.config.load().admin.clone()));
@@ -57,50 +58,34 @@ async fn control(
     let (admin_stop, admin_stopped) = watch::channel(false);
     let admin =
         spawn_local(admin::serve(listener, Arc::clone(&admin_settings), views(shared, &is_draining), admin_stopped));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut endings = Endings::new()?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let changed = Arc::new(Notify::new());
-    let file = match &origin {
-        Origin::File(file) => Some(file.clone()),
-        Origin::Arguments => None,
-    };
-    let _watcher = file.as_deref().and_then(|file| {
-        super::watch::watch(file, Arc::clone(&changed))
-            .inspect_err(|error| tracing::warn!(%error, "the configuration file is not watched; SIGHUP still reloads"))
-            .ok()
-    });
+    let mut watch = Watch::new();
+    if let Origin::File(file) = &origin {
+        watch.renew(files(file, &shared.config.load()));
+    }
     let news = spawn_local(tell_news(Arc::clone(shared)));
     let suppliers = Suppliers::default();
     suppliers.renew(shared);
     Event::Ready.emit();
     on_ready();
-    let mut last_text = file.as_deref().and_then(fingerprint);
     loop {
         let source = tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = endings.next() => break,
             _ = hangup.recv() => {
                 shared.log.reopen();
                 "signal"
             }
-            () = changed.notified() => {
-                sleep(SETTLE).await;
-                let text = file.as_deref().and_then(fingerprint);
-                if text == last_text {
-                    continue;
-                }
-                "file"
-            }
+            () = watch.changed() => "file",
         };
-        if let Some(file) = &file {
-            last_text = fingerprint(file);
+        if let Origin::File(file) = &origin {
             reload(shared, file, source, &admin_settings);
+            watch.renew(files(file, &shared.config.load()));
             suppliers.renew(shared);
         }
     }
     is_draining.set(true);
-    drain(shared, &stop).await;
+    drain(shared, &stage, &mut endings).await;
     news.abort();
     suppliers.end().await;
     // The receiver may be gone already if the admin task ended.
@@ -109,24 +94,48 @@ async fn control(
     Ok(())
 }
 
-async fn drain(shared: &Shared, stop: &watch::Sender<bool>) {
-    let connections = shared.floor.connections();
-    Event::Draining { connections }.emit();
-    let deadline = Instant::now() + shared.config.load().server.drain_timeout;
-    // Workers that are gone need no telling.
-    let _gone = stop.send(true);
-    while shared.floor.connections() > 0 && Instant::now() < deadline {
-        sleep(Duration::from_millis(10)).await;
+/// The signals that end the process.
+struct Endings {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Endings {
+    fn new() -> std::io::Result<Self> {
+        Ok(Endings { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
-    let connections = shared.floor.connections();
-    if connections > 0 {
-        Event::DrainTimedOut { connections }.emit();
+
+    /// Waits for one of them. Cancel safe.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
     }
 }
 
-/// What the file holds, to tell a change from a touch; files it includes are read through a reload by signal.
-fn fingerprint(file: &Path) -> Option<Vec<u8>> {
-    std::fs::read(file).ok()
+/// Every file whose change reloads.
+fn files(document: &Path, config: &Config) -> Vec<PathBuf> {
+    std::iter::once(document.to_owned()).chain(config.files.iter().cloned()).collect()
+}
+
+/// Lets connections end, at most for the drain timeout or until another signal says to leave at once.
+async fn drain(shared: &Shared, stage: &watch::Sender<Stage>, endings: &mut Endings) {
+    let connections = shared.floor.connections();
+    Event::Draining { connections }.emit();
+    stage.send_replace(Stage::Draining);
+    let finished = async {
+        while shared.floor.connections() > 0 {
+            sleep(DRAIN_GLANCE).await;
+        }
+    };
+    let timeout = shared.config.load().server.drain_timeout;
+    tokio::select! {
+        () = finished => {}
+        () = sleep(timeout) => Event::DrainTimedOut { connections: shared.floor.connections() }.emit(),
+        () = endings.next() => Event::DrainInterrupted { connections: shared.floor.connections() }.emit(),
+    }
+    stage.send_replace(Stage::Ending);
 }
 
 /// Reads the file again and swaps the site, or keeps the old one and says why.

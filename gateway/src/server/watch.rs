@@ -1,19 +1,116 @@
-//! Notices that the configuration file changed, by watching its directory: editors and Kubernetes replace files by renaming.
+//! Notices that a file of the configuration changed: the document itself, its values and pages, certificates and keys.
+//!
+//! Directories are watched, not files: editors and Kubernetes replace files by renaming. What counts is what the files hold:
+//! an event without a change of content is none.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
+use tokio::time::sleep;
 
-/// Rings `changed` whenever something happens in the file's directory. Dropping the watcher ends it.
-pub(super) fn watch(file: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
-    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access()) {
-            changed.notify_one();
+use crate::event::Event;
+
+/// How long the files must be left to those who write them: they write in pieces.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// The files of one configuration. Dropping it ends the watching.
+pub(super) struct Watch {
+    rung: Arc<Notify>,
+    watcher: Option<RecommendedWatcher>,
+    directories: BTreeSet<PathBuf>,
+    files: Vec<PathBuf>,
+    held: Vec<Option<Vec<u8>>>,
+}
+
+impl Watch {
+    /// Watches nothing yet. Where the system has no watches left, it says so and never notices anything.
+    pub(super) fn new() -> Self {
+        let rung = Arc::new(Notify::new());
+        let bell = Arc::clone(&rung);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            if event.is_ok_and(|event| !event.kind.is_access()) {
+                bell.notify_one();
+            }
+        });
+        let watcher = watcher.inspect_err(|error| Event::WatchFailed { path: Path::new(""), error }.emit()).ok();
+        Watch { rung, watcher, directories: BTreeSet::new(), files: Vec::new(), held: Vec::new() }
+    }
+
+    /// Watches these files instead of those before, and takes what they hold now as known.
+    pub(super) fn renew(&mut self, files: Vec<PathBuf>) {
+        let directories: BTreeSet<PathBuf> = files.iter().map(|file| directory(file)).collect();
+        if let Some(watcher) = &mut self.watcher {
+            for gone in self.directories.difference(&directories) {
+                // A directory that no longer exists has lost its watch already.
+                let _gone_already = watcher.unwatch(gone);
+            }
+            for new in directories.difference(&self.directories) {
+                if let Err(error) = watcher.watch(new, RecursiveMode::NonRecursive) {
+                    Event::WatchFailed { path: new, error: &error }.emit();
+                }
+            }
         }
-    })?;
-    watcher.watch(directory, RecursiveMode::NonRecursive)?;
-    Ok(watcher)
+        self.directories = directories;
+        self.files = files;
+        self.held = self.read();
+    }
+
+    /// Waits until some file holds something else than it did. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        loop {
+            self.rung.notified().await;
+            sleep(SETTLE).await;
+            let held = self.read();
+            if held != self.held {
+                self.held = held;
+                return;
+            }
+        }
+    }
+
+    /// Files are small (a value or a page has a mebibyte at most), and this thread serves no requests.
+    fn read(&self) -> Vec<Option<Vec<u8>>> {
+        self.files.iter().map(|file| std::fs::read(file).ok()).collect()
+    }
+}
+
+fn directory(file: &Path) -> PathBuf {
+    file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    async fn is_noticed(watch: &mut Watch, within: Duration) -> bool {
+        tokio::time::timeout(within, watch.changed()).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn another_content_is_a_change_and_a_touch_is_none() {
+        let directory = std::env::temp_dir().join(format!("tidegate-watch-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("writable");
+        let (one, other) = (directory.join("one"), directory.join("other"));
+        std::fs::write(&one, "1").expect("writable");
+        std::fs::write(&other, "1").expect("writable");
+        let mut watch = Watch::new();
+        watch.renew(vec![one.clone(), other.clone()]);
+        std::fs::write(&one, "1").expect("writable");
+        assert!(!is_noticed(&mut watch, 4 * SETTLE).await);
+        std::fs::write(directory.join("beside"), "2").expect("writable");
+        std::fs::rename(directory.join("beside"), &other).expect("renamed");
+        assert!(is_noticed(&mut watch, PATIENCE).await);
+        std::fs::remove_file(&one).expect("removed");
+        assert!(is_noticed(&mut watch, PATIENCE).await);
+        watch.renew(vec![one.clone()]);
+        std::fs::write(&other, "3").expect("writable");
+        assert!(!is_noticed(&mut watch, 4 * SETTLE).await);
+        drop(std::fs::remove_dir_all(directory));
+    }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 use tokio::task::spawn_local;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::{FLUSH_EVERY, Shared, TIDY_EVERY};
+use super::{FLUSH_EVERY, Shared, Stage, TIDY_EVERY};
 use crate::accept::{Accepted, Door};
 use crate::http::io::Io;
 use crate::http::message::Scheme;
@@ -19,29 +19,31 @@ use crate::serve::{self, Hall};
 use crate::tls::Alpn;
 use crate::{metrics, upstream};
 
+/// Between two looks at the connections that are left.
+const DRAIN_GLANCE: Duration = Duration::from_millis(10);
 /// How long queued writes to shards may take at the end.
 const FLUSH_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Runs until `stopped` says so and every connection has ended or the drain timeout has passed.
+/// Runs until `stage` says so: at `Draining` until every connection has ended, at `Ending` at once.
 pub(super) fn run(
     index: usize,
     sockets: Vec<std::net::TcpListener>,
     shared: &Arc<Shared>,
-    stopped: watch::Receiver<bool>,
+    stage: watch::Receiver<Stage>,
 ) {
     metrics::use_line(index);
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "a worker has no runtime"),
     };
-    runtime.block_on(work(index, sockets, Arc::clone(shared), stopped));
+    runtime.block_on(work(index, sockets, Arc::clone(shared), stage));
 }
 
 async fn work(
     index: usize,
     sockets: Vec<std::net::TcpListener>,
     shared: Arc<Shared>,
-    mut stopped: watch::Receiver<bool>,
+    mut stage: watch::Receiver<Stage>,
 ) {
     let worker = Worker {
         builder: Cell::default(),
@@ -52,9 +54,10 @@ async fn work(
     let hall = Hall::new(worker, Arc::clone(&shared.site));
     for (listener, socket) in sockets.into_iter().enumerate() {
         let door = Door { socket, listener, worker: index, floor: Arc::clone(&shared.floor) };
-        let (hall, shared, stopped) = (Rc::clone(&hall), Arc::clone(&shared), stopped.clone());
+        let (hall, shared, mut stage) = (Rc::clone(&hall), Arc::clone(&shared), stage.clone());
         spawn_local(async move {
             let receive = |accepted| receive(&hall, &shared, accepted);
+            let stopped = async move { reached(&mut stage, Stage::Draining).await };
             if let Err(error) = door.run(stopped, receive).await {
                 tracing::error!(%error, "a listener failed");
             }
@@ -80,18 +83,27 @@ async fn work(
             }
         }
     });
-    // The sender lives as long as the control thread; its end is a stop as well.
-    let _stop_or_gone = stopped.wait_for(|stop| *stop).await;
+    reached(&mut stage, Stage::Draining).await;
     hall.drain();
-    let deadline = Instant::now() + shared.config.load().server.drain_timeout;
-    while shared.floor.connections_of(index) > 0 && Instant::now() < deadline {
-        sleep_until((Instant::now() + Duration::from_millis(10)).min(deadline)).await;
+    let finished = async {
+        while shared.floor.connections_of(index) > 0 {
+            sleep(DRAIN_GLANCE).await;
+        }
+    };
+    tokio::select! {
+        () = finished => {}
+        () = reached(&mut stage, Stage::Ending) => {}
     }
     chores.abort();
     if timeout(FLUSH_PATIENCE, hall.worker.view.flush(FLUSH_PATIENCE)).await.is_err() {
         tracing::debug!("writes to shards were left undone");
     }
     hall.worker.log.flush();
+}
+
+/// Waits for a stage. The sender lives as long as the control thread; its end is the last stage. Cancel safe.
+async fn reached(stage: &mut watch::Receiver<Stage>, aim: Stage) {
+    let _reached_or_gone = stage.wait_for(|stage| *stage >= aim).await;
 }
 
 /// Gives a connection its task. The permit goes with it and ends with it.

@@ -84,6 +84,7 @@ pub(super) fn read(root: &Table<'_>) -> Draft {
             upstreams,
             routes,
             log: log(root),
+            files: Vec::new(),
         },
         listen: listen_at,
         admin: admin_at,

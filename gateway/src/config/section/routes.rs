@@ -81,6 +81,6 @@ fn degrade_page(table: &Table<'_>, default: degrade::Settings) -> degrade::Setti
 /// The contents of the file that `key` names.
 fn page(table: &Table<'_>, key: &'static str) -> Option<String> {
     let path = table.optional(key, &Text)?;
-    let text = read_file(table.reading.values.base, &path.value);
+    let text = read_file(&table.reading.values, &path.value);
     text.map_err(|problem| table.reading.error(&path.at, problem)).ok()
 }

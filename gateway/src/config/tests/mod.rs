@@ -52,8 +52,21 @@ fn shown(config: &Config) -> String {
         let regions = remote.regions.iter().map(|(name, region)| (name, region.slots, &region.endpoints));
         (remote.deadline, &remote.secret, remote.object_bytes, regions.collect::<Vec<_>>())
     });
-    let Config { server, listen, admin, http, accept, identify, limit, remote: _, cache, upstreams, routes, log } =
-        config;
+    let Config {
+        server,
+        listen,
+        admin,
+        http,
+        accept,
+        identify,
+        limit,
+        remote: _,
+        cache,
+        upstreams,
+        routes,
+        log,
+        files: _,
+    } = config;
     let shared = (server, listen, admin, http, accept, identify, limit, cache, log);
     format!("{shared:#?} {remote:#?} {upstreams:#?} {routes:#?}")
 }
