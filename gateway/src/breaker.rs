@@ -186,6 +186,20 @@ impl Breaker {
         Ok((call, change))
     }
 
+    /// Counts a call as failed after all: its answer began well and broke off. `generation` is that of its admission.
+    pub fn fail_late(&self, generation: u64, now: Instant) -> Change {
+        let mut core = self.lock();
+        if core.generation != generation || core.state == State::Open {
+            return None;
+        }
+        core.bucket(self.second(now)).failed += 1;
+        // The call itself is in its bucket since its answer began.
+        (core.state == State::HalfOpen || self.is_tripped(&core, now)).then(|| {
+            core.turn(State::Open, now);
+            State::Open
+        })
+    }
+
     fn is_tripped(&self, core: &Core, now: Instant) -> bool {
         let this = self.second(now);
         let oldest = this.saturating_sub(self.settings.window.as_secs().clamp(1, BUCKETS as u64 - 1) - 1);
@@ -243,6 +257,11 @@ impl Core {
 }
 
 impl Call<'_> {
+    /// What `Breaker::fail_late` asks for.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Ends the call with its verdict.
     pub fn judge(mut self, succeeded: bool, now: Instant) -> Change {
         self.is_judged = true;
@@ -324,6 +343,20 @@ mod tests {
             Ok((call, _)) => call,
             Err((wait, _)) => panic!("rejected for {wait:?}"),
         }
+    }
+
+    #[test]
+    fn answers_that_break_off_open_it_too() {
+        let now = Instant::now();
+        let breaker = breaker(now);
+        let generation = admitted(&breaker, now).generation();
+        for _ in 0..4 {
+            call(&breaker, true, now);
+        }
+        assert_eq!(breaker.fail_late(generation, now), None);
+        assert_eq!(breaker.fail_late(generation + 1, now), None, "of another time");
+        assert_eq!(breaker.fail_late(generation, now), Some(State::Open));
+        assert_eq!(breaker.fail_late(generation, now), None);
     }
 
     #[test]

@@ -75,9 +75,14 @@ pub fn write(error: &Error, page: Option<&Settings>, request: &Fields, spread: u
     head(status, form, &body, response);
     if let Some(page) = page {
         response.fields.add(Known::RetryAfter, jittered(page.retry_after, spread).to_string());
-        response.fields.add(Known::ProxyStatus, proxy_status(error.kind()));
+        write_reason(error.kind(), response);
     }
     body
+}
+
+/// Says why the origin did not answer itself (RFC 9209), on a page as on a stale answer.
+pub fn write_reason(kind: Kind, response: &mut Response) {
+    response.fields.add(Known::ProxyStatus, proxy_status(kind));
 }
 
 /// The answer to a request that was refused before it was understood; it closes the connection.
@@ -148,6 +153,7 @@ fn proxy_status(kind: Kind) -> String {
         Kind::NoAnswer => "connection_terminated",
         Kind::Malformed => "http_protocol_error",
         Kind::Timeout => "http_response_timeout",
+        Kind::Upstream => "http_response_incomplete",
         _ => "proxy_internal_error",
     };
     format!("tidegate; error={error}")

@@ -107,6 +107,8 @@ pub fn body_refusal(error: &BodyError) -> Refusal {
     match error {
         BodyError::TooLarge => Refusal::BodyTooLarge,
         BodyError::Timeout => Refusal::BodyTimeout,
-        BodyError::Malformed(_) | BodyError::Truncated | BodyError::Io(_) => Refusal::BodySyntax,
+        BodyError::Malformed(_) | BodyError::Truncated | BodyError::ClientGone | BodyError::Io(_) => {
+            Refusal::BodySyntax
+        }
     }
 }

@@ -36,6 +36,11 @@ pub enum Event<'a> {
         asked: u32,
         effective: u32,
     },
+    /// The kernel allows fewer descriptors than `limits_http.connections` may need.
+    DescriptorsCapped {
+        wanted: u64,
+        effective: u64,
+    },
     Ready,
     Draining {
         connections: usize,
@@ -71,14 +76,24 @@ pub enum Event<'a> {
     BreakerClosed {
         route: &'a str,
     },
+    /// Reads or writes (`lane`) of a shard fail, and its breaker is open.
     ShardDown {
         region: &'a str,
         endpoint: &'a str,
+        lane: &'a str,
         fault: &'a dyn Display,
     },
     ShardUp {
         region: &'a str,
         endpoint: &'a str,
+        lane: &'a str,
+    },
+    /// The common bucket of a cluster limit does not answer.
+    LimitOnShare {
+        rule: &'a str,
+    },
+    LimitSupplied {
+        rule: &'a str,
     },
     AcceptPaused {
         error: &'a dyn Display,
@@ -123,8 +138,6 @@ label! {
         Cut = "cut",
         Malformed = "malformed",
         Timeout = "timeout",
-        /// An answer whose status says that the upstream failed.
-        Status = "status",
     }
 }
 
@@ -134,6 +147,7 @@ label! {
         Starting = "starting",
         Listening = "listening",
         BacklogCapped = "backlog_capped",
+        DescriptorsCapped = "descriptors_capped",
         Ready = "ready",
         Draining = "draining",
         DrainTimedOut = "drain_timed_out",
@@ -148,6 +162,8 @@ label! {
         BreakerClosed = "breaker_closed",
         ShardDown = "shard_down",
         ShardUp = "shard_up",
+        LimitOnShare = "limit_on_share",
+        LimitSupplied = "limit_supplied",
         AcceptPaused = "accept_paused",
         ConnectionRefused = "connection_refused",
         TlsFailed = "tls_failed",
@@ -208,6 +224,12 @@ impl Event<'_> {
             Event::BacklogCapped { asked, effective } => {
                 warn!(event, asked, effective, "the kernel caps the accept backlog; raise net.core.somaxconn");
             }
+            Event::DescriptorsCapped { wanted, effective } => {
+                warn!(
+                    event,
+                    wanted, effective, "too few descriptors for all connections; raise the limit (ulimit -Hn)"
+                );
+            }
             Event::Ready => info!(event, "ready"),
             Event::Draining { connections } => info!(event, connections, "draining"),
             Event::DrainTimedOut { connections } => {
@@ -228,8 +250,12 @@ impl Event<'_> {
             Event::BreakerOpened { route } => warn!(event, route, "breaker opened"),
             Event::BreakerHalfOpen { route } => info!(event, route, "breaker half-open"),
             Event::BreakerClosed { route } => info!(event, route, "breaker closed"),
-            Event::ShardDown { region, endpoint, fault } => warn!(event, region, endpoint, %fault, "shard down"),
-            Event::ShardUp { region, endpoint } => info!(event, region, endpoint, "shard up"),
+            Event::ShardDown { region, endpoint, lane, fault } => {
+                warn!(event, region, endpoint, lane, %fault, "shard down");
+            }
+            Event::ShardUp { region, endpoint, lane } => info!(event, region, endpoint, lane, "shard up"),
+            Event::LimitOnShare { rule } => warn!(event, rule, "a cluster limit runs on this node's share"),
+            Event::LimitSupplied { rule } => info!(event, rule, "a cluster limit is supplied again"),
             Event::AcceptPaused { error } => error!(event, %error, suppressed, "accepting paused"),
             Event::ConnectionRefused { reason, client } => {
                 warn!(event, reason, %client, suppressed, "connection refused");
@@ -254,6 +280,7 @@ impl Event<'_> {
             Event::Starting { .. } => Name::Starting,
             Event::Listening { .. } => Name::Listening,
             Event::BacklogCapped { .. } => Name::BacklogCapped,
+            Event::DescriptorsCapped { .. } => Name::DescriptorsCapped,
             Event::Ready => Name::Ready,
             Event::Draining { .. } => Name::Draining,
             Event::DrainTimedOut { .. } => Name::DrainTimedOut,
@@ -268,6 +295,8 @@ impl Event<'_> {
             Event::BreakerClosed { .. } => Name::BreakerClosed,
             Event::ShardDown { .. } => Name::ShardDown,
             Event::ShardUp { .. } => Name::ShardUp,
+            Event::LimitOnShare { .. } => Name::LimitOnShare,
+            Event::LimitSupplied { .. } => Name::LimitSupplied,
             Event::AcceptPaused { .. } => Name::AcceptPaused,
             Event::ConnectionRefused { .. } => Name::ConnectionRefused,
             Event::TlsFailed { .. } => Name::TlsFailed,

@@ -119,6 +119,11 @@ fn write_standing(standing: &limiter::Standing, names: &[String], fields: &mut F
     fields.add_display(Known::RateLimit, format_args!("\"{name}\";r={remaining};t={reset}"));
 }
 
+/// Whether a cluster rule runs on this node's share: there is no treasury, or it does not answer.
+pub fn is_on_share(lease: &limiter::Lease) -> bool {
+    lease.is_local(CLOCK.now())
+}
+
 /// Keeps one cluster rule's lease supplied until the task is dropped. Each round asks for what the next interval needs.
 pub async fn supply(lease: std::sync::Arc<limiter::Lease>, treasury: std::sync::Arc<impl Treasury>) {
     loop {

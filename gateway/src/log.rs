@@ -69,6 +69,8 @@ pub struct Line<'a> {
     pub degraded: &'a str,
     /// The limit rule that denied the request.
     pub limit: &'a str,
+    /// Why the request was refused before it was understood.
+    pub refused: &'a str,
     /// The endpoint that was asked.
     pub upstream: &'a str,
     pub trace_id: &'a str,
@@ -325,6 +327,7 @@ fn write_line(out: &mut Vec<u8>, clock: &mut Clock, now: SystemTime, line: &Line
         ("cache", line.cache),
         ("degraded", line.degraded),
         ("limit", line.limit),
+        ("refused", line.refused),
         ("upstream", line.upstream),
         ("trace_id", line.trace_id),
     ];
@@ -454,6 +457,7 @@ mod tests {
             cache: "hit",
             degraded: "",
             limit: "",
+            refused: "",
             upstream: "",
             trace_id: "",
         }

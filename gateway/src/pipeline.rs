@@ -19,6 +19,7 @@ use crate::cache::control::Control;
 use crate::cache::policy;
 use crate::cache::stored::Meta;
 use crate::error::{Error, Kind};
+use crate::event::Event;
 use crate::http::body::RequestBody;
 use crate::http::fields::Known;
 use crate::http::message::{Request, Response};
@@ -74,6 +75,22 @@ pub async fn handle<'a>(
     (body, passage.story)
 }
 
+/// Answers a request whose handling panicked.
+pub fn panicked(site: &Site, request: &Request, response: &mut Response) -> (Body<'static>, Story) {
+    let story = Story { cache: CacheResult::Error, must_close: true, ..abandoned(site, request) };
+    Event::RequestPanicked { route: story.route.as_deref().unwrap_or_default() }.emit();
+    FAILURES.inc(Kind::Panic);
+    CACHE.inc(story.cache);
+    let page = degrade::write(&Error::Panic, None, &request.fields, site.identity.fresh(), response);
+    (Body::Bytes(page), story)
+}
+
+/// What can still be told of a request whose handling was dropped.
+pub fn abandoned(site: &Site, request: &Request) -> Story {
+    let route = site.routes.find(request).map(|route| Arc::clone(&route.settings.name));
+    Story { route, ..Story::default() }
+}
+
 impl Passage<'_> {
     async fn run<'a>(
         &mut self,
@@ -91,9 +108,9 @@ impl Passage<'_> {
                 // Another route, one for GET, may have stored what this changes.
                 let answer = self.forward(route, caller, request, body, response).await?;
                 self.invalidate(caller, request, response);
-                Ok(Body::Exchange(answer))
+                Ok(Body::Answer(answer))
             }
-            _ => self.forward(route, caller, request, body, response).await.map(Body::Exchange),
+            _ => self.forward(route, caller, request, body, response).await.map(Body::Answer),
         }
     }
 
@@ -111,6 +128,8 @@ impl Passage<'_> {
             && let Some(body) = self.stale_answer(request, response)
         {
             self.story.degraded = "stale";
+            self.story.detail = Detail::Reason(error.kind().as_str());
+            degrade::write_reason(error.kind(), response);
             return body;
         }
         if let Error::Limited { rule, denial } = error {

@@ -50,6 +50,8 @@ pub struct Story {
     pub report: Report,
     pub denial: Option<Box<Denial>>,
     pub limited_by: String,
+    /// Why the request was refused before it was understood.
+    pub refused: &'static str,
     pub degraded: &'static str,
     pub upstream: Option<Arc<str>>,
     pub trace: Option<Trace>,
@@ -70,6 +72,7 @@ impl Default for Story {
             report: Report::default(),
             denial: None,
             limited_by: String::new(),
+            refused: "",
             degraded: "",
             upstream: None,
             trace: None,

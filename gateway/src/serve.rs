@@ -24,12 +24,12 @@ pub use h1::serve as serve_h1;
 pub use h2::serve as serve_h2;
 
 use crate::http::h1::Refusal;
-use crate::http::message::{Request, Response};
+use crate::http::message::{Method, Request, Response, StatusCode};
 use crate::label;
 use crate::log::Line;
 use crate::metrics::{self, Counter, Counters, Histogram, Label};
-use crate::pipeline::{Site, Worker};
-use crate::respond::Story;
+use crate::pipeline::{self, Site, Worker};
+use crate::respond::{CacheResult, Story};
 
 impl Label for Refusal {
     const NAME: &'static str = "reason";
@@ -194,9 +194,29 @@ fn tell(
         cache: story.cache.as_str(),
         degraded: story.degraded,
         limit: &story.limited_by,
+        refused: story.refused,
         upstream: story.upstream.as_deref().unwrap_or_default(),
         trace_id: &trace,
     });
+}
+
+/// The story of a refused request. Nothing in `request` was understood, so nothing of it is told: dashes, as is custom.
+fn refused(refusal: Refusal, request: &mut Request) -> Story {
+    REFUSALS.inc(refusal);
+    tracing::debug!(reason = refusal.reason(), "a request was refused");
+    request.clear();
+    request.method = Method::from_bytes(b"-").unwrap_or_default();
+    request.set_target("-");
+    Story { refused: refusal.reason(), cache: CacheResult::Error, must_close: true, ..Story::default() }
+}
+
+/// Tells of a request whose client left before its answer began.
+fn tell_left(hall: &Hall, site: &Site, peer: IpAddr, request: &Request, duration: Duration) {
+    CUTS.inc(Cut::ClientLeft);
+    // 499 is nginx's name for it.
+    let status = StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST);
+    let story = pipeline::abandoned(site, request);
+    tell(hall, peer, request, &Response::new(status), &story, 0, duration);
 }
 
 /// The address without the port, as people know it.

@@ -5,6 +5,7 @@
 
 mod assemble;
 mod control;
+mod resources;
 mod watch;
 mod worker;
 
@@ -88,6 +89,7 @@ pub struct Bound {
 pub fn run(config: Config, origin: Origin, on_ready: impl FnOnce(&Bound)) -> Result<(), StartError> {
     let workers = worker_count(&config);
     Event::Starting { version: env!("CARGO_PKG_VERSION"), workers, node: &config.server.node }.emit();
+    resources::raise_descriptors(config.accept.connections);
     let store = assemble::store(&config)?;
     let identity = assemble::process_identity();
     let site = assemble::site(&config, &store, identity, None)?;
@@ -152,6 +154,7 @@ fn expose(shared: &Arc<Shared>) {
     pipeline::expose();
     serve::expose();
     accept::expose(&shared.floor);
+    resources::expose();
     assemble::expose(shared);
 }
 

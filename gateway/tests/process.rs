@@ -246,6 +246,20 @@ fn a_drain_ends_at_its_timeout() {
 }
 
 #[test]
+fn a_second_signal_cuts_the_drain_short() {
+    let origin = Origin::start(|_| Script::new().hang());
+    let mut gateway = Gateway::start(&one_route(origin.address, "", "[server]\ndrain_timeout = \"60s\"\n"));
+    let mut client = gateway.connect();
+    client.ask("/", &[]);
+    origin.wait_for_requests(1);
+    gateway.process.signal("TERM");
+    wait_for(|| !gateway.process.stderr.events("draining").is_empty(), PATIENCE);
+    gateway.process.signal("TERM");
+    assert_eq!(gateway.process.wait(PATIENCE).and_then(|status| status.code()), Some(0));
+    assert!(gateway.process.stderr.find(PATIENCE, |line| line.contains("drain_interrupted")).is_some());
+}
+
+#[test]
 fn an_interrupt_ends_it_too() {
     let mut gateway = Gateway::start(&one_route(free_address(), "", ""));
     gateway.process.signal("INT");
@@ -259,10 +273,10 @@ fn the_access_log_has_a_line_of_json_per_request() {
     let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "body"));
     let limit = "[limits.device]\ntier = \"device\"\nrate = \"1/h\"\nburst = 2\n[log]\naccess = \"stdout\"\n";
     let gateway = Gateway::start(&one_route(origin.address, "limits = [\"device\"]", limit));
-    (0..3).for_each(|_| drop(gateway.get("/a?b=\"c\\", &[])));
-    let mut lines = gateway.access_log(3);
-    // Each worker hands over its own lines: their order is that of their times.
-    lines.sort_by_key(|line| line["time"].as_str().expect("a time").to_owned());
+    // On one connection: each worker hands over its own lines, in their order.
+    let mut client = gateway.connect();
+    (0..3).for_each(|_| drop(client.get("/a?b=\"c\\", &[])));
+    let lines = gateway.access_log(3);
     let told: Vec<_> =
         lines.iter().map(|line| (line["status"].as_u64(), line["cache"].as_str(), line["limit"].as_str())).collect();
     assert_eq!(
@@ -278,6 +292,22 @@ fn the_access_log_has_a_line_of_json_per_request() {
         (lines[0]["bytes"].as_u64(), lines[0]["upstream"].as_str()),
         (Some(4), Some(&*origin.address.to_string()))
     );
+}
+
+#[test]
+fn the_access_log_tells_of_those_that_got_no_answer() {
+    let origin = Origin::start(|_| Script::new().hang());
+    let gateway = Gateway::start(&one_route(origin.address, "", "[log]\naccess = \"stdout\"\n"));
+    gateway.raw(b"GET /a HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n");
+    let line = gateway.access_log(1).remove(0);
+    assert_eq!((line["status"].as_u64(), line["refused"].as_str()), (Some(400), Some("repeated_host")), "{line}");
+    assert_eq!((line["method"].as_str(), line["path"].as_str()), (Some("-"), Some("-")), "{line}");
+    let mut client = gateway.connect();
+    client.ask("/left", &[]);
+    origin.wait_for_requests(1);
+    drop(client);
+    let line = gateway.access_log(2).remove(1);
+    assert_eq!((line["status"].as_u64(), line["route"].as_str()), (Some(499), Some("all")), "{line}");
 }
 
 #[test]
@@ -403,6 +433,20 @@ fn tls_carries_http_1() {
     }
     let stream = handshake(&gateway, trusted, &["h2", "http/1.1"]);
     assert_eq!(stream.conn.alpn_protocol(), Some(&b"h2"[..]));
+}
+
+#[test]
+fn a_renewed_certificate_is_served_without_a_signal() {
+    let (_origin, gateway, old) = tls();
+    let mut kept = Client::over(handshake(&gateway, old, &["http/1.1"]));
+    let made = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
+    gateway.dir.write("tls.key", &made.signing_key.serialize_pem());
+    gateway.dir.write("tls.crt", &made.cert.pem());
+    let loaded = || gateway.process.stderr.events("certificate_loaded").len() > 1;
+    wait_for(loaded, PATIENCE);
+    let mut client = Client::over(handshake(&gateway, made.cert.der().clone(), &["http/1.1"]));
+    assert_eq!(client.get("/a", &[]).text(), "GET /a https \n");
+    assert_eq!(kept.get("/a", &[]).text(), "GET /a https \n", "connections outlive the certificate");
 }
 
 #[test]

@@ -528,6 +528,20 @@ fn the_breaker_opens_probes_and_closes() {
 }
 
 #[test]
+fn answers_that_break_off_open_the_breaker() {
+    let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", "10")]).send("half").close());
+    let gateway = Gateway::start(&one_route(origin.address, "", BREAKER));
+    for _ in 0..8 {
+        let mut client = gateway.connect();
+        client.ask("/", &[("Connection", "close")]);
+        client.read_to_end();
+    }
+    assert!(origin.count() < 8, "{}", origin.count());
+    wait_for(|| !gateway.process.stderr.events("breaker_opened").is_empty(), PATIENCE);
+    assert!(gateway.process.stderr.events("upstream_failed").iter().any(|event| event["kind"] == "cut"));
+}
+
+#[test]
 fn answers_below_500_leave_the_breaker_closed() {
     let origin = Origin::start(|_| Script::reply(404, &[], "no"));
     let gateway = Gateway::start(&one_route(origin.address, "", BREAKER));

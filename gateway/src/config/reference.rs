@@ -14,7 +14,7 @@ const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[
 const MEANINGS: &[(&str, &str)] = &[
     ("version", "Version of this format."),
     ("server.workers", "Event loops, each on a thread of its own. 0: one per core available to the process."),
-    ("server.node", "This gateway's name in a fleet, in logs and in `Cache-Status`, `Via` and `Proxy-Status`."),
+    ("server.node", "This gateway's name in a fleet, in its first log line, `/api/v1/status` and `tidegate_info`."),
     ("server.drain_timeout", "After SIGTERM: how long running requests may take to end before they are cut off."),
     ("listen[].address", "Address to serve. `[[listen]]` may be repeated; without any, one loopback port is served."),
     ("listen[].proxy_protocol", "Whether connections begin with a PROXY header."),

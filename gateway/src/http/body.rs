@@ -23,6 +23,9 @@ pub enum BodyError {
     /// No byte moved for too long, or the exchange passed its deadline.
     #[error("body timed out")]
     Timeout,
+    /// The one for whom it was fetched has left.
+    #[error("client went away")]
+    ClientGone,
     #[error("body connection failed")]
     Io(#[from] io::Error),
 }

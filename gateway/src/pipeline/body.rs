@@ -4,9 +4,9 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 
+use super::fetch::Answer;
 use crate::cache::fill::Reader;
 use crate::http::body::{BodyError, Source};
-use crate::upstream::Exchange;
 
 /// Where an answer's bytes come from.
 #[expect(
@@ -15,7 +15,7 @@ use crate::upstream::Exchange;
 )]
 pub enum Body<'a> {
     Bytes(Bytes),
-    Exchange(Exchange<'a>),
+    Answer(Answer<'a>),
     Fill(Reader),
 }
 
@@ -27,7 +27,7 @@ impl Source for Body<'_> {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         match self {
             Body::Bytes(_) => Poll::Ready(Ok(())),
-            Body::Exchange(exchange) => exchange.poll_fill(cx),
+            Body::Answer(answer) => answer.poll_fill(cx),
             Body::Fill(reader) => reader.poll_fill(cx),
         }
     }
@@ -35,7 +35,7 @@ impl Source for Body<'_> {
     fn data(&self) -> &[u8] {
         match self {
             Body::Bytes(bytes) => bytes,
-            Body::Exchange(exchange) => exchange.data(),
+            Body::Answer(answer) => answer.data(),
             Body::Fill(reader) => reader.data(),
         }
     }
@@ -43,7 +43,7 @@ impl Source for Body<'_> {
     fn consume(&mut self, count: usize) {
         match self {
             Body::Bytes(bytes) => bytes.advance(count),
-            Body::Exchange(exchange) => exchange.consume(count),
+            Body::Answer(answer) => answer.consume(count),
             Body::Fill(reader) => reader.consume(count),
         }
     }

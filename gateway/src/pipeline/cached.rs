@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use shard::{CacheKey, Entry, Hit, KeyBuilder, KeyRef, Now, Reach, Region, Remote, Tier};
 
+use super::fetch::Answer;
 use super::{Body, CONDITIONS, Passage, Site, Worker};
 use crate::cache::control::Control;
 use crate::cache::fill::{Feed, Joined, Lead, Turn};
@@ -21,7 +22,6 @@ use crate::http::message::{Length, Request, Response, StatusCode};
 use crate::identify::Caller;
 use crate::respond::{self, CacheResult, Detail, Story};
 use crate::route::Route;
-use crate::upstream::Exchange;
 
 /// How often a request looks again after a fill came to nothing, before it goes to the origin by itself.
 const ROUNDS: usize = 3;
@@ -208,6 +208,7 @@ impl Passage<'_> {
         {
             lead.fail(crate::error::Kind::Upstream);
             self.story.degraded = "stale";
+            self.story.detail = Detail::Reason("origin_error");
             return Ok(body);
         }
         if self.story.cache != CacheResult::Pass {
@@ -222,7 +223,7 @@ impl Passage<'_> {
                 self.mark_uncacheable(&lead, caller, &key, response);
                 lead.release();
                 self.story.detail = Detail::Reason(reason.as_str());
-                return Ok(self.conditional(request, response, Body::Exchange(exchange)));
+                return Ok(self.conditional(request, response, Body::Answer(exchange)));
             }
         };
         self.story.stored = true;
@@ -246,12 +247,12 @@ impl Passage<'_> {
         &self,
         filling: Filling,
         lead: Lead,
-        exchange: Exchange<'static>,
+        answer: Answer<'static>,
         request: &Request,
         response: &mut Response,
     ) -> Body<'static> {
         let (feed, reader) = lead.open(response.clone());
-        let task = filling.run(Rc::clone(self.worker), Arc::clone(self.site), feed, exchange);
+        let task = filling.run(Rc::clone(self.worker), Arc::clone(self.site), feed, answer);
         let mut task = Box::pin(task);
         // Most small bodies have arrived with their head: the task then ends here and none is spawned.
         let waker = Waker::noop();
@@ -434,11 +435,11 @@ struct Filling {
 
 impl Filling {
     /// Moves the body to its readers and, when it ended whole, into the store. Ends early when nobody reads any more.
-    async fn run(self, worker: Rc<Worker>, site: Arc<Site>, mut feed: Feed, mut exchange: Exchange<'static>) {
+    async fn run(self, worker: Rc<Worker>, site: Arc<Site>, mut feed: Feed, mut answer: Answer<'static>) {
         let mut is_kept = true;
         loop {
             let wanted = poll_fn(|cx| match feed.poll_wanted(cx) {
-                Poll::Ready(true) => exchange.poll_fill(cx).map(Some),
+                Poll::Ready(true) => answer.poll_fill(cx).map(Some),
                 Poll::Ready(false) => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,
             });
@@ -450,7 +451,7 @@ impl Filling {
                 }
                 Some(Ok(())) => {}
             }
-            let data = exchange.data();
+            let data = answer.data();
             if data.is_empty() {
                 break;
             }
@@ -460,7 +461,7 @@ impl Filling {
             }
             let count = data.len();
             feed.push(data);
-            exchange.consume(count);
+            answer.consume(count);
         }
         if let Some(body) = feed.body() {
             let reach = if body.len() as u64 <= site.cache.remote_object_bytes { Reach::Shared } else { Reach::Local };

@@ -1,19 +1,21 @@
 //! The upstream step: breaker, endpoint, exchange; then the answer as the gateway may pass it on.
 
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
 use super::Passage;
-use crate::breaker::{Change, State};
+use crate::breaker::{Breaker, Change, State};
 use crate::error::{Error, Kind};
 use crate::event::{Event, UpstreamFault};
 use crate::hop;
-use crate::http::body::RequestBody;
+use crate::http::body::{BodyError, RequestBody, Source};
 use crate::http::fields::Known;
 use crate::http::h1::LinkError;
 use crate::http::message::{Request, Response};
 use crate::identify::{self, Caller};
 use crate::route::Route;
-use crate::upstream::Exchange;
+use crate::upstream::{Exchange, Failure};
 
 impl Passage<'_> {
     /// Forwards `request` as it stands and reads the answer's head.
@@ -24,14 +26,14 @@ impl Passage<'_> {
         request: &mut Request,
         body: RequestBody<'a>,
         response: &mut Response,
-    ) -> Result<Exchange<'a>, Error> {
+    ) -> Result<Answer<'a>, Error> {
         let chain = trusted_chain(caller, request);
         hop::forward(request, self.peer, chain.as_deref());
         identify::write_trace(caller.trace, self.site.identity.fresh(), &mut request.fields);
-        let exchange = self.call(route, request, body, response).await?;
+        let answer = self.call(route, request, body, response).await?;
         self.story.forwarded_status = Some(response.status.as_u16());
-        self.story.upstream = Some(exchange.endpoint());
-        Ok(exchange)
+        self.story.upstream = Some(answer.exchange.endpoint());
+        Ok(answer)
     }
 
     /// One call through the route's breaker. The verdict falls with the answer's head.
@@ -41,28 +43,32 @@ impl Passage<'_> {
         request: &Request,
         body: RequestBody<'a>,
         response: &mut Response,
-    ) -> Result<Exchange<'a>, Error> {
+    ) -> Result<Answer<'a>, Error> {
         let call = match route.breaker.admit(Instant::now()) {
             Ok((call, change)) => {
-                announce(route, change);
+                announce(&route.settings.name, change);
                 call
             }
             Err((_, change)) => {
-                announce(route, change);
+                announce(&route.settings.name, change);
                 return Err(Error::BreakerOpen);
             }
         };
+        let generation = call.generation();
         let result = route.upstream.send(request, body, response).await;
         match &result {
             // A client that left or failed says nothing about the upstream.
-            Err(LinkError::ClientGone | LinkError::Client(_)) => drop(call),
-            Ok(_) => announce(route, call.judge(!response.status.is_server_error(), Instant::now())),
-            Err(_) => announce(route, call.judge(false, Instant::now())),
+            Err(Failure { error: LinkError::ClientGone | LinkError::Client(_), .. }) => drop(call),
+            Ok(_) => {
+                announce(&route.settings.name, call.judge(!response.status.is_server_error(), Instant::now()));
+            }
+            Err(_) => announce(&route.settings.name, call.judge(false, Instant::now())),
         }
-        let exchange = result.map_err(|error| {
+        let exchange = result.map_err(|Failure { endpoint, error }| {
             let error = Error::from(error);
+            self.story.upstream = endpoint;
             if let Some(kind) = fault(error.kind()) {
-                let endpoint = &route.upstream.settings().name;
+                let endpoint = self.story.upstream.as_ref().unwrap_or(&route.upstream.settings().name);
                 Event::UpstreamFailed { route: &route.settings.name, endpoint, kind }.emit();
             }
             error
@@ -72,7 +78,47 @@ impl Passage<'_> {
             // A recipient with a clock adds what is missing (RFC 9110 section 6.6.1).
             response.fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now()));
         }
-        Ok(exchange)
+        let (route, breaker) = (Arc::clone(&route.settings.name), Arc::clone(&route.breaker));
+        Ok(Answer { exchange, route, breaker, generation })
+    }
+}
+
+/// An answer whose body is under way: where it breaks off, breaker and log hear of it.
+pub struct Answer<'a> {
+    exchange: Exchange<'a>,
+    route: Arc<str>,
+    breaker: Arc<Breaker>,
+    generation: u64,
+}
+
+impl Answer<'_> {
+    fn tell(&self, error: &BodyError) {
+        let kind = match error {
+            BodyError::ClientGone => return,
+            BodyError::Timeout => UpstreamFault::Timeout,
+            BodyError::Malformed(_) => UpstreamFault::Malformed,
+            BodyError::Truncated | BodyError::TooLarge | BodyError::Io(_) => UpstreamFault::Cut,
+        };
+        Event::UpstreamFailed { route: &self.route, endpoint: &self.exchange.endpoint(), kind }.emit();
+        announce(&self.route, self.breaker.fail_late(self.generation, Instant::now()));
+    }
+}
+
+impl Source for Answer<'_> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        let filled = self.exchange.poll_fill(cx);
+        if let Poll::Ready(Err(error)) = &filled {
+            self.tell(error);
+        }
+        filled
+    }
+
+    fn data(&self) -> &[u8] {
+        self.exchange.data()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.exchange.consume(count);
     }
 }
 
@@ -88,8 +134,7 @@ fn fault(kind: Kind) -> Option<UpstreamFault> {
     }
 }
 
-fn announce(route: &Route, change: Change) {
-    let route = &*route.settings.name;
+fn announce(route: &str, change: Change) {
     match change {
         None => {}
         Some(State::Open) => Event::BreakerOpened { route }.emit(),

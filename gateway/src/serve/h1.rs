@@ -6,19 +6,17 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use arc_swap::Cache;
 
-use super::{CUTS, Cut, Hall, InFlight, REFUSALS, ip_of, poll_caught, tell};
+use super::{CUTS, Cut, Hall, InFlight, ip_of, poll_caught, tell};
 use crate::degrade;
-use crate::error::Error;
-use crate::event::Event;
 use crate::http::body::{RequestBody, Source};
 use crate::http::h1::{ReadError, Refusal, SendError, Server};
 use crate::http::io::Io;
 use crate::http::message::{Request, Response, Scheme, StatusCode};
 use crate::pipeline::{self, Body, Site};
-use crate::respond::Story;
 
 /// What becomes of the connection after an exchange.
 enum Next {
@@ -50,7 +48,7 @@ pub async fn serve(hall: Rc<Hall>, io: Io, peer: SocketAddr, scheme: Scheme) {
             Some(Ok(())) => {}
             None | Some(Err(ReadError::Idle | ReadError::Io(_))) => return server.close().await,
             Some(Err(ReadError::Refused(refusal))) => {
-                refuse(&mut server, refusal, &mut response).await;
+                refuse(&hall, &mut server, peer, refusal, &mut request, &mut response).await;
                 return server.close().await;
             }
         }
@@ -64,16 +62,22 @@ pub async fn serve(hall: Rc<Hall>, io: Io, peer: SocketAddr, scheme: Scheme) {
     }
 }
 
-async fn refuse(server: &mut Server, refusal: Refusal, response: &mut Response) {
-    REFUSALS.inc(refusal);
-    tracing::debug!(reason = refusal.reason(), "a request was refused");
-    let page = degrade::write_refusal(refusal.status(), refusal.reason(), response);
+async fn refuse(
+    hall: &Hall,
+    server: &mut Server,
+    peer: SocketAddr,
+    refusal: Refusal,
+    request: &mut Request,
+    response: &mut Response,
+) {
+    let story = super::refused(refusal, request);
+    let mut body = Body::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), response));
     let (_, mut answer) = server.exchange();
     answer.close_after();
-    let mut body = Body::Bytes(page);
     if answer.send(response, &mut body).await.is_err() {
         CUTS.inc(Cut::WriteFailed);
     }
+    tell(hall, ip_of(peer), request, response, &story, answer.body_sent(), Duration::ZERO);
 }
 
 /// One request and its answer.
@@ -107,14 +111,10 @@ async fn exchange(
         Some(Ok(handled)) => handled,
         Some(Err(_panic)) => {
             CUTS.inc(Cut::Panic);
-            Event::RequestPanicked { route: "" }.emit();
-            let page = degrade::write(&Error::Panic, None, &request.fields, 0, response);
-            (Body::Bytes(page), Story { must_close: true, ..Story::default() })
+            pipeline::panicked(site, request, response)
         }
         None => {
-            CUTS.inc(Cut::ClientLeft);
-            response.status = StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST);
-            tell(hall, ip, request, response, &Story::default(), 0, in_flight.elapsed());
+            super::tell_left(hall, site, ip, request, in_flight.elapsed());
             return Next::Abort;
         }
     };

@@ -16,10 +16,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{CUTS, Cut, Hall, InFlight, REFUSALS, ip_of, poll_caught, tell};
+use super::{CUTS, Cut, Hall, InFlight, ip_of, poll_caught, tell};
 use crate::degrade;
-use crate::error::Error;
-use crate::event::Event;
 use crate::http::alarm::Alarm;
 use crate::http::body::{BodyError, RequestBody, Source};
 use crate::http::h2::{self, Outgoing};
@@ -128,32 +126,36 @@ async fn answer(
     incoming: http::Request<Incoming>,
     stream: Stream,
 ) -> http::Response<Outgoing<Told>> {
-    let in_flight = InFlight::begin();
     let site: Arc<Site> = hall.site.load_full();
-    let (mut request, mut response) = (Request::default(), Response::new(StatusCode::OK));
+    let mut asked =
+        Asked { hall, site, peer, request: Request::default(), in_flight: Some(InFlight::begin()), _stream: stream };
+    let mut response = Response::new(StatusCode::OK);
     let (parts, body) = incoming.into_parts();
-    let (out, story) = match h2::read_head(&parts, &body, &site.http, &mut request) {
+    let (out, story) = match h2::read_head(&parts, &body, &asked.site.http, &mut asked.request) {
         Err(refusal) => {
-            REFUSALS.inc(refusal);
-            let page = degrade::write_refusal(refusal.status(), refusal.reason(), &mut response);
-            (Body::Bytes(page), Story::default())
+            let story = super::refused(refusal, &mut asked.request);
+            (Body::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), &mut response)), story)
         }
         Ok(()) => {
-            request.scheme = scheme;
-            let body = match request.length {
+            asked.request.scheme = scheme;
+            let body = match asked.request.length {
                 Length::Empty => RequestBody::Empty,
-                _ => RequestBody::H2(Box::new(h2::RequestBody::new(body, &site.http))),
+                _ => RequestBody::H2(Box::new(h2::RequestBody::new(body, &asked.site.http))),
             };
-            run(&hall, &site, peer, &mut request, body, &mut response).await
+            asked.run(body, &mut response).await
         }
     };
-    let length = if request.method == http::Method::HEAD || response.status == StatusCode::NOT_MODIFIED {
+    let length = if asked.request.method == http::Method::HEAD || response.status == StatusCode::NOT_MODIFIED {
         Length::Empty
     } else {
         response.length
     };
-    let told =
-        Told { hall, peer, request, response: response.clone(), story, in_flight, bytes: 0, out, _stream: stream };
+    let expected = match length {
+        Length::Empty => Some(0),
+        Length::Known(length) => Some(length),
+        Length::Streamed | Length::UntilClose => None,
+    };
+    let told = Told { asked, response: response.clone(), story, bytes: 0, expected, end: End::Open, out };
     let body = Outgoing::new(told, length);
     h2::write_head(&response, body).unwrap_or_else(|error| {
         tracing::warn!(%error, "an answer's head does not fit HTTP/2");
@@ -163,42 +165,69 @@ async fn answer(
     })
 }
 
-async fn run(
-    hall: &Hall,
-    site: &Arc<Site>,
+/// A request under way. Where it is dropped before its answer began, its client has left.
+struct Asked {
+    hall: Rc<Hall>,
+    site: Arc<Site>,
     peer: SocketAddr,
-    request: &mut Request,
-    body: RequestBody<'static>,
-    response: &mut Response,
-) -> (Body<'static>, Story) {
-    let handled = {
-        let mut handling = pin!(pipeline::handle(&hall.worker, site, ip_of(peer), request, body, response));
-        poll_fn(|cx| poll_caught(handling.as_mut(), cx)).await
-    };
-    handled.unwrap_or_else(|_panic| {
-        CUTS.inc(Cut::Panic);
-        Event::RequestPanicked { route: "" }.emit();
-        let page = degrade::write(&Error::Panic, None, &request.fields, 0, response);
-        (Body::Bytes(page), Story::default())
-    })
+    request: Request,
+    /// Taken when the answer begins.
+    in_flight: Option<InFlight>,
+    _stream: Stream,
+}
+
+impl Asked {
+    async fn run(&mut self, body: RequestBody<'static>, response: &mut Response) -> (Body<'static>, Story) {
+        let handled = {
+            let peer = ip_of(self.peer);
+            let mut handling =
+                pin!(pipeline::handle(&self.hall.worker, &self.site, peer, &mut self.request, body, response));
+            poll_fn(|cx| poll_caught(handling.as_mut(), cx)).await
+        };
+        handled.unwrap_or_else(|_panic| {
+            CUTS.inc(Cut::Panic);
+            pipeline::panicked(&self.site, &self.request, response)
+        })
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(in_flight) = self.in_flight.take() {
+            super::tell_left(&self.hall, &self.site, ip_of(self.peer), &self.request, in_flight.elapsed());
+        }
+    }
+}
+
+/// How far an answer has come.
+enum End {
+    Open,
+    Whole,
+    /// Its body failed.
+    Failed,
 }
 
 /// An answer's body that tells its story when it is over, however it ends.
 struct Told {
-    hall: Rc<Hall>,
-    peer: SocketAddr,
-    request: Request,
+    asked: Asked,
     response: Response,
     story: Story,
-    in_flight: InFlight,
     bytes: u64,
+    /// Bytes of the whole body, where that is known.
+    expected: Option<u64>,
+    end: End,
     out: Body<'static>,
-    _stream: Stream,
 }
 
 impl Source for Told {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        self.out.poll_fill(cx)
+        let filled = self.out.poll_fill(cx);
+        match &filled {
+            Poll::Ready(Ok(())) if self.out.data().is_empty() => self.end = End::Whole,
+            Poll::Ready(Err(_)) => self.end = End::Failed,
+            _ => {}
+        }
+        filled
     }
 
     fn data(&self) -> &[u8] {
@@ -213,7 +242,13 @@ impl Source for Told {
 
 impl Drop for Told {
     fn drop(&mut self) {
-        let duration = self.in_flight.elapsed();
-        tell(&self.hall, ip_of(self.peer), &self.request, &self.response, &self.story, self.bytes, duration);
+        let Some(in_flight) = self.asked.in_flight.take() else { return };
+        match self.end {
+            End::Failed => CUTS.inc(Cut::BodyFailed),
+            End::Open if self.expected != Some(self.bytes) => CUTS.inc(Cut::ClientLeft),
+            End::Open | End::Whole => {}
+        }
+        let (asked, response, story) = (&self.asked, &self.response, &self.story);
+        tell(&asked.hall, ip_of(asked.peer), &asked.request, response, story, self.bytes, in_flight.elapsed());
     }
 }

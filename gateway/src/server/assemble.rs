@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use limiter::Cost;
-use shard::{LocalSettings, Store, StoreError};
+use shard::{BreakerState, LocalSettings, Store, StoreError};
 
 use super::Shared;
 use crate::breaker::Breaker;
@@ -85,6 +85,20 @@ pub(super) fn expose(shared: &Arc<Shared>) {
 }
 
 fn expose_routes(shared: &Arc<Shared>) {
+    let info = Arc::clone(shared);
+    metrics::expose_gauge_with("tidegate_info", "1; version and node are in the labels.", move |emit| {
+        emit(&[("version", env!("CARGO_PKG_VERSION")), ("node", &info.config.load().server.node)], 1.0);
+    });
+    let limits = Arc::clone(shared);
+    metrics::expose_gauge_with(
+        "tidegate_limit_on_share",
+        "1 where a cluster limit runs on this node's share instead of the common bucket.",
+        move |emit| {
+            for (rule, lease) in limits.site.load().limiter.leases() {
+                emit(&[("rule", rule)], f64::from(u8::from(limit::is_on_share(lease))));
+            }
+        },
+    );
     let routes = Arc::clone(shared);
     metrics::expose_counter_with("tidegate_route_answers", "Answers by route and class of status.", move |emit| {
         for route in routes.site.load().routes.iter() {
@@ -119,6 +133,17 @@ fn expose_stores(shared: &Arc<Shared>) {
         emit(&[], store.local_report().weight_bytes as f64);
     });
     let store = Arc::clone(&shared.store);
+    metrics::expose_gauge_with("tidegate_shard_open", "1 where a shard's breaker is open.", move |emit| {
+        for shard in store.shards() {
+            for (lane, state) in [("read", shard.reads), ("write", shard.writes)] {
+                emit(
+                    &[("region", shard.region.as_str()), ("endpoint", &shard.endpoint), ("lane", lane)],
+                    f64::from(u8::from(state == BreakerState::Open)),
+                );
+            }
+        }
+    });
+    let store = Arc::clone(&shared.store);
     metrics::expose_counter_with(
         "tidegate_shard_reads",
         "Reads of the remote tier by shard and result.",
@@ -149,6 +174,7 @@ fn expose_stores(shared: &Arc<Shared>) {
                 };
                 tell("stored", shard.counts.stored);
                 tell("removed", shard.counts.removed);
+                tell("oversize", shard.counts.oversize);
                 tell("dropped", shard.counts.dropped_stores + shard.counts.dropped_removals);
                 shard.write_faults.iter().for_each(|(fault, count)| tell(fault.name(), count));
             }

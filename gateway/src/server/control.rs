@@ -1,7 +1,7 @@
 //! The control thread: admin address, signals, reloads, leases of cluster limits, news of shards, and the drain.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ use crate::serve;
 const DRAIN_GLANCE: Duration = Duration::from_millis(10);
 /// How often shards are looked at for news.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How long after the start a cluster limit may be without its first grant.
+const FIRST_GRANTS: Duration = Duration::from_secs(1);
 /// What one asking of a treasury may take; nobody waits for it.
 const TREASURY_DEADLINE: Duration = Duration::from_millis(100);
 
@@ -74,6 +76,7 @@ async fn control(
             () = endings.next() => break,
             _ = hangup.recv() => {
                 shared.log.reopen();
+                watch.look();
                 "signal"
             }
             () = watch.changed() => "file",
@@ -237,30 +240,48 @@ impl Suppliers {
     }
 }
 
-/// Says when a shard goes down or comes back.
+/// Says when a lane of a shard goes down or comes back.
 async fn tell_news(shared: Arc<Shared>) {
-    let mut down: HashMap<(String, String), bool> = HashMap::new();
+    let mut down: HashMap<(String, String, &str), bool> = HashMap::new();
+    let mut on_share = HashSet::new();
     loop {
         for shard in shared.store.shards() {
-            let key = (shard.region.to_string(), shard.endpoint.to_string());
-            let is_down = shard.reads == BreakerState::Open;
-            let was_down = down.insert(key.clone(), is_down).unwrap_or(false);
-            let (region, endpoint) = (&*key.0, &*key.1);
-            if is_down && !was_down {
-                let fault = shard
-                    .read_faults
-                    .iter()
-                    .max_by_key(|(_, count)| *count)
-                    .map_or("unknown", |(fault, _)| fault.name());
-                Event::ShardDown { region, endpoint, fault: &fault }.emit();
-            }
-            if was_down && shard.reads == BreakerState::Closed {
-                Event::ShardUp { region, endpoint }.emit();
-            } else if was_down {
-                down.insert(key, true);
+            let lanes = [("read", shard.reads, &shard.read_faults), ("write", shard.writes, &shard.write_faults)];
+            for (lane, state, faults) in lanes {
+                let (region, endpoint) = (shard.region.as_str(), shard.endpoint.as_str());
+                let was_down = down.entry((region.to_owned(), endpoint.to_owned(), lane)).or_default();
+                if state == BreakerState::Open && !*was_down {
+                    *was_down = true;
+                    let fault =
+                        faults.iter().max_by_key(|(_, count)| *count).map_or("unknown", |(fault, _)| fault.name());
+                    Event::ShardDown { region, endpoint, lane, fault: &fault }.emit();
+                }
+                // Half-open is neither: it has failed and has not yet succeeded.
+                if state == BreakerState::Closed && *was_down {
+                    *was_down = false;
+                    Event::ShardUp { region, endpoint, lane }.emit();
+                }
             }
         }
+        tell_of_limits(&shared, &mut on_share);
         sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Says when a cluster limit leaves its common bucket, or comes back to it.
+fn tell_of_limits(shared: &Shared, on_share: &mut HashSet<Arc<str>>) {
+    // Without Redis a share is all there ever is; at the start the first grant is still under way.
+    if shared.store.shards().next().is_none() || shared.began.elapsed() < FIRST_GRANTS {
+        return;
+    }
+    for (rule, lease) in shared.site.load().limiter.leases() {
+        if !limit::is_on_share(lease) {
+            if on_share.remove(rule) {
+                Event::LimitSupplied { rule }.emit();
+            }
+        } else if on_share.insert(Arc::clone(rule)) {
+            Event::LimitOnShare { rule }.emit();
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Directories are watched, not files: editors and Kubernetes replace files by renaming. What counts is what the files hold:
 //! an event without a change of content is none.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +22,8 @@ pub(super) struct Watch {
     rung: Arc<Notify>,
     watcher: Option<RecommendedWatcher>,
     directories: BTreeSet<PathBuf>,
-    files: Vec<PathBuf>,
-    held: Vec<Option<Vec<u8>>>,
+    /// What each file held when it was last looked at, before it was read as configuration.
+    held: BTreeMap<PathBuf, Option<Vec<u8>>>,
 }
 
 impl Watch {
@@ -37,10 +37,11 @@ impl Watch {
             }
         });
         let watcher = watcher.inspect_err(|error| Event::WatchFailed { path: Path::new(""), error }.emit()).ok();
-        Watch { rung, watcher, directories: BTreeSet::new(), files: Vec::new(), held: Vec::new() }
+        Watch { rung, watcher, directories: BTreeSet::new(), held: BTreeMap::new() }
     }
 
-    /// Watches these files instead of those before, and takes what they hold now as known.
+    /// Watches these files instead of those before. What new ones hold now is taken as known; of the others, what they held
+    /// at the last look: a change since then is still to be noticed.
     pub(super) fn renew(&mut self, files: Vec<PathBuf>) {
         let directories: BTreeSet<PathBuf> = files.iter().map(|file| directory(file)).collect();
         if let Some(watcher) = &mut self.watcher {
@@ -55,8 +56,26 @@ impl Watch {
             }
         }
         self.directories = directories;
-        self.files = files;
-        self.held = self.read();
+        let mut known = std::mem::take(&mut self.held);
+        self.held = files
+            .into_iter()
+            .map(|file| {
+                let held = known.remove(&file).unwrap_or_else(|| std::fs::read(&file).ok());
+                (file, held)
+            })
+            .collect();
+    }
+
+    /// Looks at the files; whether any holds something else than it did. They are small (a value or a page has a mebibyte at
+    /// most), and this thread serves no requests.
+    pub(super) fn look(&mut self) -> bool {
+        let mut is_changed = false;
+        for (file, held) in &mut self.held {
+            let now = std::fs::read(file).ok();
+            is_changed |= now != *held;
+            *held = now;
+        }
+        is_changed
     }
 
     /// Waits until some file holds something else than it did. Cancel safe.
@@ -64,17 +83,10 @@ impl Watch {
         loop {
             self.rung.notified().await;
             sleep(SETTLE).await;
-            let held = self.read();
-            if held != self.held {
-                self.held = held;
+            if self.look() {
                 return;
             }
         }
-    }
-
-    /// Files are small (a value or a page has a mebibyte at most), and this thread serves no requests.
-    fn read(&self) -> Vec<Option<Vec<u8>>> {
-        self.files.iter().map(|file| std::fs::read(file).ok()).collect()
     }
 }
 
@@ -108,7 +120,9 @@ mod tests {
         assert!(is_noticed(&mut watch, PATIENCE).await);
         std::fs::remove_file(&one).expect("removed");
         assert!(is_noticed(&mut watch, PATIENCE).await);
+        std::fs::write(&one, "2").expect("writable");
         watch.renew(vec![one.clone()]);
+        assert!(is_noticed(&mut watch, PATIENCE).await, "a change since the last look");
         std::fs::write(&other, "3").expect("writable");
         assert!(!is_noticed(&mut watch, 4 * SETTLE).await);
         drop(std::fs::remove_dir_all(directory));

@@ -42,7 +42,7 @@ impl Source for Exchange<'_> {
             self.finish_if_idle();
         }
         if filled.is_pending() && self.body.poll_gone(cx).is_ready() {
-            return Poll::Ready(Err(BodyError::Io(std::io::ErrorKind::ConnectionAborted.into())));
+            return Poll::Ready(Err(BodyError::ClientGone));
         }
         filled
     }

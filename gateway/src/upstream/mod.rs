@@ -52,6 +52,14 @@ impl Settings {
     }
 }
 
+/// A call without an answer.
+#[derive(Debug)]
+pub struct Failure {
+    /// The endpoint that was tried last.
+    pub endpoint: Option<Arc<str>>,
+    pub error: LinkError,
+}
+
 /// A named set of endpoints, shared by all threads.
 pub struct Upstream {
     settings: Settings,
@@ -78,21 +86,22 @@ impl Upstream {
         request: &Request,
         mut body: RequestBody<'a>,
         response: &mut Response,
-    ) -> Result<Exchange<'a>, LinkError> {
+    ) -> Result<Exchange<'a>, Failure> {
         let deadline = Instant::now() + self.settings.timeout;
         let mut tried = 0u64;
-        let mut failure = LinkError::Timeout;
+        let mut failure = Failure { endpoint: None, error: LinkError::Timeout };
         while let Some(index) = self.endpoints.choose(tried, std::time::Instant::now()) {
             tried |= if index < 64 { 1 << index } else { u64::MAX };
             let visit = Visit::new(Arc::clone(&self.endpoints), index);
+            let failed = |error| Failure { endpoint: Some(Arc::clone(&self.endpoints.get(index).name)), error };
             match self.connect(index, deadline, true).await {
                 Ok(link) => {
-                    let link = self.run(index, link, request, &mut body, deadline, response).await?;
+                    let link = self.run(index, link, request, &mut body, deadline, response).await.map_err(failed)?;
                     return Ok(Exchange::new(link, body, visit));
                 }
                 Err(error) => {
                     self.endpoints.rest(index, std::time::Instant::now());
-                    failure = error;
+                    failure = failed(error);
                 }
             }
             if Instant::now() >= deadline {

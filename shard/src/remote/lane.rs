@@ -65,14 +65,14 @@ impl Lane {
 
     pub(crate) fn succeeded(&self) {
         if self.breaker.succeeded(Instant::now()) == Turn::Closed {
-            tracing::info!(lane = self.name, "shard answers again");
+            tracing::debug!(lane = self.name, "shard answers again");
         }
     }
 
     pub(crate) fn failed(&self, fault: Fault) {
         self.count(fault);
         if fault.is_evidence() && self.breaker.failed(Instant::now()) == Turn::Opened {
-            tracing::warn!(lane = self.name, fault = fault.name(), "shard fails, its breaker is open");
+            tracing::debug!(lane = self.name, fault = fault.name(), "shard fails, its breaker is open");
         }
     }
 
