@@ -1,12 +1,18 @@
 .POSIX:
 
 # `make` alone lists what there is. Variables, as in `make demo DEMO='--listen 127.0.0.1:8888'`:
-#   DEMO   arguments of `tidegate demo`        BENCH  arguments of `loadtest bench`
+#   DEMO   arguments of `tidegate demo`
+#   WORKLOAD, PEERS, ROUNDS, SECONDS  what `make bench` measures, as in `make bench WORKLOAD=hit-1k PEERS=nginx,haproxy`: empty
+#          takes the default, which `loadtest bench --help` tells    WRITE  where its figures are kept; empty: nowhere
 #   CARGO  the cargo to use; CARGO_TARGET_DIR is honoured as cargo does
 
 CARGO = cargo
 DEMO =
-BENCH =
+WORKLOAD =
+PEERS =
+ROUNDS =
+SECONDS =
+WRITE = docs/performance
 # Where cargo puts what it builds, as the shell sees it.
 OUT = $${CARGO_TARGET_DIR:-target}
 
@@ -49,10 +55,13 @@ lint: ## format, clippy, and licences and advisories where cargo-deny is install
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo 'SKIPPED: cargo deny is not installed (cargo install --locked cargo-deny)'; fi
 
-bench: ## compare with nginx and others on this machine, as ratios; BENCH='--workload W --peers P'
-	@.ci/need nginx:nginx wrk:wrk
+# Both are built first: nothing compiles while something is measured. The figures name the commit, so commit first.
+bench: ## compare with nginx, haproxy, varnish on this machine, as ratios; WORKLOAD=hit-1k PEERS=nginx,haproxy narrows it
+	@.ci/need nginx:nginx haproxy:haproxy 'varnishd:varnish varnish-modules' wrk:wrk
 	$(CARGO) build --release --package gateway
-	$(CARGO) run --release --package loadtest -- bench $(BENCH)
+	$(CARGO) build --release --package loadtest
+	@"$(OUT)/release/loadtest" bench $(WORKLOAD:%=--workload=%) $(PEERS:%=--peers=%) \
+	    $(ROUNDS:%=--rounds=%) $(SECONDS:%=--seconds=%) $(WRITE:%=--write=%)
 
 loadtest: ## release build, then k6 and wrk against `tidegate demo`
 	@.ci/need curl:curl wrk:wrk

@@ -3,6 +3,7 @@
 //! Nothing here streams: an answer is made in memory and written. Connections are bounded in number, heads and silence by
 //! `Limits`; a request's body is not looked at.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -12,10 +13,11 @@ use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::http::body::{BodyError, Source};
 use crate::http::fields::{Fields, Known};
-use crate::http::h1::{ReadError, Server};
+use crate::http::h1::{ReadError, Server, Waited};
 use crate::http::io::Io;
 use crate::http::limits::Limits;
 use crate::http::message::{Length, Request, Response, StatusCode};
@@ -106,13 +108,17 @@ where
     let mut server = Server::new(Io::plain(stream), limits);
     let mut request = Request::default();
     loop {
+        let deadline = Instant::now() + limits.idle_timeout;
+        if poll_fn(|cx| server.poll_wait(cx, deadline)).await != Waited::Bytes {
+            return;
+        }
         let reply = match server.read_request(limits, &mut request).await {
             Ok(()) => answer(&request, peer).await,
             Err(ReadError::Refused(refusal)) => {
                 server.exchange().1.close_after();
                 Reply::text(refusal.status(), refusal.reason())
             }
-            Err(ReadError::Idle | ReadError::Io(_)) => return,
+            Err(ReadError::Io(_)) => return,
         };
         if send(&mut server, reply).await.is_err() {
             return server.abort();

@@ -1,17 +1,20 @@
 //! The comparison: each workload in rounds, and in each round every peer once, so that a noisy minute hits all of them.
 
-use std::env;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
+use crate::check::{Check, Counter, Probes};
 use crate::failure::{Failure, Result};
+use crate::launch::{Setting, Started, free_addresses, this_program};
 use crate::load::{Load, Report};
-use crate::peer::{Peer, Setting, Started, free_addresses};
-use crate::process::{LOAD_CORE, Running, SERVER_CORE, Scratch, Tools};
+use crate::peer::Peer;
+use crate::process::{Running, Scratch};
+use crate::progress::Progress;
+use crate::tools::{LOAD_CORE, SERVER_CORE, Tools};
 use crate::usage::{self, Cpu};
-use crate::workload::{Counter, Workload};
+use crate::workload::Workload;
 
 const START_PATIENCE: Duration = Duration::from_secs(10);
 const WARM_UP_SECONDS: u64 = 1;
@@ -24,7 +27,6 @@ pub(crate) struct Plan {
     pub(crate) peers: Vec<Peer>,
     pub(crate) rounds: usize,
     pub(crate) seconds: u64,
-    pub(crate) connections: usize,
     pub(crate) tidegate: PathBuf,
 }
 
@@ -50,96 +52,129 @@ pub(crate) struct Measured {
 pub(crate) struct Comparison {
     pub(crate) workload: Workload,
     pub(crate) peers: Vec<Measured>,
+    /// Peers that cannot do this, each with the reason.
+    pub(crate) left_out: Vec<(Peer, String)>,
 }
 
-/// Measures everything in `plan`.
-pub(crate) fn run(plan: &Plan, tools: &Tools) -> Result<Vec<Comparison>> {
-    if available_parallelism().map_err(Failure::io("cannot count the cores"))?.get() < 2 {
-        return Err(Failure::OneCore);
-    }
-    if !plan.tidegate.is_file() {
-        return Err(Failure::NoTidegate { path: plan.tidegate.display().to_string() });
-    }
-    plan.workloads.iter().map(|workload| compare(*workload, plan, tools)).collect()
-}
-
-/// A fresh origin and fresh peers, so that no workload inherits another's cache.
-fn compare(workload: Workload, plan: &Plan, tools: &Tools) -> Result<Comparison> {
-    let scratch = Scratch::new()?;
-    let (_origin, address) = start_origin(workload, tools, &scratch)?;
-    let setting =
-        Setting { tools, scratch: &scratch, tidegate: &plan.tidegate, origin: address, connections: plan.connections };
-    let started: Vec<Started> = plan.peers.iter().map(|peer| peer.start(&setting)).collect::<Result<_>>()?;
-    let mut bench = Bench {
-        plan,
-        load: Load { tools, scratch: &scratch, workload, connections: plan.connections },
-        counter: Counter::open(address)?,
-    };
-    for server in &started {
-        eprintln!("{}: checking and warming {}", workload.name(), server.peer.name());
-        workload.check(server.peer.name(), server.address, &mut bench.counter)?;
-        bench.load.run(server.address, WARM_UP_SECONDS)?;
-    }
-    let mut peers: Vec<Measured> =
-        started.iter().map(|server| Measured { peer: server.peer, samples: Vec::new() }).collect();
-    for round in 0..plan.rounds {
-        for place in 0..started.len() {
-            // Each round begins with another peer, so that none always follows the same one.
-            let turn = (place + round) % started.len();
-            let sample = bench.sample(&started[turn])?;
-            show(workload, round, plan.rounds, started[turn].peer, &sample);
-            peers[turn].samples.push(sample);
-        }
-    }
-    for server in &started {
-        workload.check(server.peer.name(), server.address, &mut bench.counter)?;
-    }
-    Ok(Comparison { workload, peers })
-}
-
-struct Bench<'a> {
+/// What comparisons share.
+pub(crate) struct Bench<'a> {
     plan: &'a Plan,
+    tools: &'a Tools,
+    progress: Progress,
+}
+
+impl<'a> Bench<'a> {
+    pub(crate) fn new(plan: &'a Plan, tools: &'a Tools) -> Result<Self> {
+        if available_parallelism().map_err(Failure::io("cannot count the cores"))?.get() < 2 {
+            return Err(Failure::OneCore);
+        }
+        if !plan.tidegate.is_file() {
+            return Err(Failure::NoTidegate { path: plan.tidegate.display().to_string() });
+        }
+        let samples =
+            |workload: &Workload| plan.rounds * plan.peers.iter().filter(|peer| peer.takes_part_in(*workload)).count();
+        let progress = Progress::of(plan.workloads.iter().map(samples).sum());
+        Ok(Bench { plan, tools, progress })
+    }
+
+    /// Measures one workload with a fresh origin and fresh peers, so that none inherits another's cache.
+    pub(crate) fn compare(&mut self, workload: Workload) -> Result<Comparison> {
+        let scratch = Scratch::new()?;
+        let (_origin, address) = start_origin(workload, self.tools, &scratch)?;
+        let (tools, tidegate) = (self.tools, self.plan.tidegate.as_path());
+        let setting = Setting { tools, scratch: &scratch, tidegate, origin: address, workload };
+        let (mut started, mut left_out) = (Vec::new(), Vec::new());
+        for peer in self.plan.peers.iter().copied().filter(|peer| peer.takes_part_in(workload)) {
+            if let Some(why) = setting.obstacle(peer)? {
+                eprintln!("{}: without {}: {why}", workload.name(), peer.name());
+                self.progress.skip(self.plan.rounds);
+                left_out.push((peer, why));
+            } else {
+                started.push(setting.start(peer)?);
+            }
+        }
+        let load = Load { tools, scratch: &scratch, workload };
+        let mut arena = Arena { load, seconds: self.plan.seconds, counter: Counter::open(address)? };
+        let peers = self.rounds(workload, &started, &mut arena)?;
+        Ok(Comparison { workload, peers, left_out })
+    }
+
+    fn rounds(&mut self, workload: Workload, started: &[Started], arena: &mut Arena<'_>) -> Result<Vec<Measured>> {
+        let mut checks: Vec<Check> =
+            started.iter().map(|server| Check::new(server.peer, server.address, workload)).collect();
+        eprintln!("{}: checking and warming up", workload.name());
+        for (server, check) in started.iter().zip(&checks) {
+            check.before(&mut arena.counter)?;
+            arena.load.run(server.address, WARM_UP_SECONDS, || ())?;
+        }
+        let mut peers: Vec<Measured> =
+            started.iter().map(|server| Measured { peer: server.peer, samples: Vec::new() }).collect();
+        for round in 0..self.plan.rounds {
+            for place in 0..started.len() {
+                // Each round begins with another peer, so that none always follows the same one.
+                let turn = (place + round) % started.len();
+                peers[turn].samples.push(arena.sample(&started[turn], &mut checks[turn])?);
+                self.progress.step();
+            }
+            self.show(workload, round, &peers);
+        }
+        for check in &checks {
+            check.after(&mut arena.counter)?;
+        }
+        Ok(peers)
+    }
+
+    fn show(&self, workload: Workload, round: usize, peers: &[Measured]) {
+        let figures = peers.iter().filter_map(|measured| {
+            let sample = measured.samples.last()?;
+            let errors = if sample.errors > 0 { format!(" ({} ERRORS)", sample.errors) } else { String::new() };
+            Some(format!("{} {:.2}{errors}", measured.peer.name(), sample.cpu_per_request()))
+        });
+        eprintln!(
+            "{}: round {}/{}, {}; CPU us/request: {}",
+            workload.name(),
+            round + 1,
+            self.plan.rounds,
+            self.progress.left(),
+            figures.collect::<Vec<_>>().join(", "),
+        );
+    }
+}
+
+/// The load and the origin of one workload.
+struct Arena<'a> {
     load: Load<'a>,
+    seconds: u64,
     counter: Counter,
 }
 
-impl Bench<'_> {
-    fn sample(&mut self, server: &Started) -> Result<Sample> {
-        let asked = self.counter.count()?;
-        let (cpu, core, began) = (self.cpu(server)?, usage::of_core(SERVER_CORE)?, Instant::now());
-        let report = self.load.run(server.address, self.plan.seconds)?;
-        let (cpu, elapsed) = (self.cpu(server)?.since(cpu), began.elapsed());
+impl Arena<'_> {
+    fn sample(&mut self, server: &Started, check: &mut Check) -> Result<Sample> {
+        let mut probes = Probes::default();
+        let pid = server.process.pid();
+        let asked = self.counter.settled()?;
+        let (cpu, core, began) = (usage::of_tree(pid)?, usage::of_core(SERVER_CORE)?, Instant::now());
+        let report = self.load.run(server.address, self.seconds, || check.probe(&mut probes))?;
+        let (cpu, elapsed) = (usage::of_tree(pid)?.since(cpu), began.elapsed());
         let others = usage::of_core(SERVER_CORE)?.saturating_sub(core).saturating_sub(cpu.total());
-        let asked = self.counter.count()? - asked;
-        Ok(Sample { report, errors: self.load.workload.errors(&report, asked), cpu, others, elapsed })
-    }
-
-    fn cpu(&self, server: &Started) -> Result<Cpu> {
-        usage::of_tree(server.process.pid())
+        let asked = self.counter.settled()? - asked;
+        let errors = self.load.workload.errors(&report, &probes, asked);
+        if errors > 0 {
+            let (workload, peer) = (self.load.workload.name(), server.peer.name());
+            eprintln!("{workload}: {peer}: {errors} errors: {asked} reached the origin; {report:?}, {probes:?}");
+        }
+        Ok(Sample { report, errors, cpu, others, elapsed })
     }
 }
 
 fn start_origin(workload: Workload, tools: &Tools, scratch: &Scratch) -> Result<(Running, SocketAddr)> {
     let [address] = free_addresses()?;
-    let program = env::current_exe().map_err(Failure::io("cannot find this program"))?;
-    let mut command = tools.pinned(LOAD_CORE, &program);
+    let mut command = tools.pinned(LOAD_CORE, &this_program()?);
     command.args(["origin", "--listen", &address.to_string()]);
     command.args(["--body-bytes", &workload.body_bytes().to_string(), "--cache-control", CACHE_CONTROL]);
     let mut origin = Running::start("origin", command, scratch)?;
     origin.await_ready(START_PATIENCE, || Counter::open(address).is_ok())?;
     Ok((origin, address))
-}
-
-fn show(workload: Workload, round: usize, rounds: usize, peer: Peer, sample: &Sample) {
-    eprintln!(
-        "{}: round {}/{rounds}  {:<16} {:>8.0} requests/s  {:>7.2} us/request  {} errors",
-        workload.name(),
-        round + 1,
-        peer.name(),
-        sample.rate(),
-        sample.cpu_per_request(),
-        sample.errors,
-    );
 }
 
 impl Sample {

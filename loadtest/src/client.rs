@@ -12,6 +12,7 @@ const LINE_BYTES_MAX: u64 = 16 << 10;
 const FIELDS_MAX: usize = 100;
 
 pub(crate) struct Connection {
+    address: SocketAddr,
     stream: BufReader<TcpStream>,
 }
 
@@ -28,11 +29,12 @@ impl Connection {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
-        Ok(Connection { stream: BufReader::new(stream) })
+        Ok(Connection { address, stream: BufReader::new(stream) })
     }
 
     pub(crate) fn get(&mut self, target: &str) -> io::Result<Answer> {
-        let request = format!("GET {target} HTTP/1.1\r\nHost: bench.example\r\n\r\n");
+        // The Host that wrk sends: most caches have it in their key.
+        let request = format!("GET {target} HTTP/1.1\r\nHost: {}\r\n\r\n", self.address);
         self.stream.get_mut().write_all(request.as_bytes())?;
         read_answer(&mut self.stream)
     }

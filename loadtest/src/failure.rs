@@ -22,6 +22,8 @@ pub(crate) enum Failure {
     Load(String),
     #[error("unexpected text in {file}: {text}")]
     Unexpected { file: String, text: String },
+    #[error("{path} cannot be added to: {source}; remove it or give another --write")]
+    Record { path: String, source: serde_json::Error },
     #[error("interrupted")]
     Interrupted,
 }

@@ -11,6 +11,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
+use crate::listen::listen;
 use crate::origin;
 
 const LISTENER: Token = Token(usize::MAX);
@@ -50,7 +51,7 @@ pub(crate) fn run(settings: &Settings) -> io::Result<()> {
     let mut inbox = vec![0; INBOX_BYTES];
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(EVENTS_MAX);
-    let mut listener = TcpListener::bind(settings.listen)?;
+    let mut listener = TcpListener::from_std(listen(settings.listen)?);
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     // Bounded by the descriptors that this process may open.
     let mut connections = Slab::new();
@@ -169,7 +170,8 @@ mod tests {
 
     #[test]
     fn what_only_resembles_an_end_is_none() {
-        for pieces in [&[b"".as_slice()][..], &[b"a\r\n"], &[b"\r\n\r", b"\r\n"], &[b"\r\n", b"x\r\n"], &[b"\n\r\n\r"]] {
+        for pieces in [&[b"".as_slice()][..], &[b"a\r\n"], &[b"\r\n\r", b"\r\n"], &[b"\r\n", b"x\r\n"], &[b"\n\r\n\r"]]
+        {
             assert_eq!(count(pieces), 0, "{pieces:?}");
         }
     }

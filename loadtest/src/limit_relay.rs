@@ -10,6 +10,8 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
+use crate::listen::listen;
+
 const LISTENER: Token = Token(usize::MAX);
 const EVENTS_MAX: usize = 1_024;
 /// Holds an answer of the workloads that pass on, so that one read takes all there is.
@@ -28,11 +30,11 @@ struct Side {
 }
 
 /// Runs until the process ends.
-pub(crate) fn run(listen: SocketAddr, upstream: SocketAddr) -> io::Result<()> {
+pub(crate) fn run(address: SocketAddr, upstream: SocketAddr) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(EVENTS_MAX);
-    let mut listener = TcpListener::bind(listen)?;
+    let mut listener = TcpListener::from_std(listen(address)?);
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
     // Bounded by the descriptors that this process may open.
     let mut pairs: Slab<Pair> = Slab::new();

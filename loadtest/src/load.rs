@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::failure::{Failure, Result};
-use crate::process::{LOAD_CORE, Running, Scratch, Tools};
+use crate::process::{Running, Scratch};
+use crate::tools::{LOAD_CORE, Tool, Tools};
 use crate::workload::Workload;
 
 const REPORT: &str = include_str!("../wrk/report.lua");
@@ -18,7 +19,6 @@ pub(crate) struct Load<'a> {
     pub(crate) tools: &'a Tools,
     pub(crate) scratch: &'a Scratch,
     pub(crate) workload: Workload,
-    pub(crate) connections: usize,
 }
 
 /// What one run of wrk saw.
@@ -37,20 +37,20 @@ pub(crate) struct Report {
 }
 
 impl Load<'_> {
-    /// Loads `address` for whole seconds, which is what wrk takes.
-    pub(crate) fn run(&self, address: SocketAddr, seconds: u64) -> Result<Report> {
+    /// Loads `address` for whole seconds, which is what wrk takes, and calls `meanwhile` again and again.
+    pub(crate) fn run(&self, address: SocketAddr, seconds: u64, meanwhile: impl FnMut()) -> Result<Report> {
         let mut script = String::from(REPORT);
         if self.workload.keys() > 1 {
             script.push_str(KEYS);
         }
         let script = self.scratch.write("wrk.lua", &script)?;
-        let mut command = self.tools.pinned(LOAD_CORE, &self.tools.wrk);
-        command.args(["--threads", "1", "--latency", "--connections", &self.connections.to_string()]);
+        let mut command = self.tools.pinned(LOAD_CORE, self.tools.path(Tool::Wrk));
+        command.args(["--threads", "1", "--latency", "--connections", &self.workload.connections().to_string()]);
         command.arg("--duration").arg(format!("{seconds}s")).arg("--script").arg(script);
         command.arg(format!("http://{address}{}", self.workload.base()));
         command.arg("--").arg(self.workload.keys().to_string());
         let mut wrk = Running::start("wrk", command, self.scratch)?;
-        match wrk.await_end(Duration::from_secs(seconds) + EXTRA_PATIENCE)? {
+        match wrk.await_end(Duration::from_secs(seconds) + EXTRA_PATIENCE, meanwhile)? {
             Some(true) => parse(&wrk.output()).ok_or_else(|| Failure::Load(wrk.output())),
             Some(false) => Err(Failure::Load(wrk.output())),
             None => Err(Failure::Load("it does not end".to_owned())),

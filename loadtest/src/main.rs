@@ -3,28 +3,43 @@
 mod failure;
 mod spread;
 mod interrupt;
+mod listen;
 mod origin;
+mod limit_answer;
+mod limit_relay;
 mod client;
 mod usage;
+mod tools;
 mod process;
 mod load;
 mod workload;
 mod peer;
+mod goal;
+mod check;
+mod launch;
+mod progress;
 mod bench;
-mod report;
+mod machine;
+mod record;
+mod markdown;
+mod chart;
+mod publication;
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::{env, fs};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use bench::Plan;
+use bench::{Bench, Plan};
 use failure::{Failure, Result};
+use launch::this_program;
+use machine::Run;
 use peer::Peer;
-use process::Tools;
-use report::Machine;
+use publication::Publication;
+use record::Entry;
+use tools::Tools;
 use workload::Workload;
 
 /// Load for Tidegate.
@@ -39,6 +54,10 @@ struct Arguments {
 enum Command {
     /// A fast, minimal HTTP/1.1 origin on one thread
     Origin(OriginArguments),
+    /// The limit of answering: a constant answer to each head of a request, nothing parsed
+    LimitAnswer(LimitAnswerArguments),
+    /// The limit of passing on: a relay of bytes, nothing parsed
+    LimitRelay(LimitRelayArguments),
     /// Compare tidegate with other servers; prints Markdown, shows progress on stderr
     Bench(BenchArguments),
 }
@@ -57,12 +76,38 @@ struct OriginArguments {
 }
 
 #[derive(Args)]
+struct LimitAnswerArguments {
+    /// Address to serve
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Status of the answer
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(200..=599))]
+    status: u16,
+    /// Bytes of its body
+    #[arg(long, default_value_t = 1_024)]
+    body_bytes: usize,
+    /// The target whose ETag it carries, whatever is asked for
+    #[arg(long, default_value = "/")]
+    target: String,
+}
+
+#[derive(Args)]
+struct LimitRelayArguments {
+    /// Address to serve
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Where each connection is passed on to
+    #[arg(long)]
+    upstream: SocketAddr,
+}
+
+#[derive(Args)]
 struct BenchArguments {
     /// Workloads [default: all]
     #[arg(long, value_enum, value_delimiter = ',', hide_default_value = true, default_values_t = Workload::value_variants().to_vec())]
     workload: Vec<Workload>,
-    /// Servers to compare with
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "nginx,nginx-nosendfile")]
+    /// Servers to compare with [default: all but nginx-openfiles]
+    #[arg(long, value_enum, value_delimiter = ',', hide_default_value = true, default_values_t = Peer::usual())]
     peers: Vec<Peer>,
     /// Rounds, in each of which every server is measured once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
@@ -70,20 +115,19 @@ struct BenchArguments {
     /// Seconds of load on each server in each round
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     seconds: u64,
-    /// Connections of the load
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=1_000))]
-    connections: u16,
     /// The tidegate to measure [default: the one beside this program]
     #[arg(long, value_name = "PATH")]
     tidegate: Option<PathBuf>,
-    /// File for the figures of every round
-    #[arg(long, value_name = "PATH")]
-    json: Option<PathBuf>,
+    /// Directory for latest.json, latest.md and latest.svg; the workloads that are not measured keep their figures there
+    #[arg(long, value_name = "DIRECTORY")]
+    write: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Origin(arguments) => serve_origin(arguments),
+        Command::LimitAnswer(arguments) => serve_limit_answer(arguments),
+        Command::LimitRelay(arguments) => serve_limit_relay(&arguments),
         Command::Bench(arguments) => run_bench(arguments),
     };
     match done {
@@ -106,49 +150,68 @@ fn serve_origin(arguments: OriginArguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn serve_limit_answer(arguments: LimitAnswerArguments) -> Result<ExitCode> {
+    let LimitAnswerArguments { listen, status, body_bytes, target } = arguments;
+    let settings = limit_answer::Settings { listen, status, body_bytes, target };
+    limit_answer::run(&settings).map_err(Failure::io(format!("the constant answer on {listen}")))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve_limit_relay(arguments: &LimitRelayArguments) -> Result<ExitCode> {
+    let LimitRelayArguments { listen, upstream } = *arguments;
+    limit_relay::run(listen, upstream).map_err(Failure::io(format!("the relay on {listen}")))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 fn run_bench(arguments: BenchArguments) -> Result<ExitCode> {
     interrupt::watch()?;
-    let tools = Tools::find()?;
     let plan = Plan {
-        workloads: arguments.workload,
-        peers: with_tidegate(arguments.peers),
+        workloads: sorted(arguments.workload),
+        peers: sorted(arguments.peers.into_iter().chain([Peer::Tidegate])),
         rounds: arguments.rounds.into(),
         seconds: arguments.seconds,
-        connections: arguments.connections.into(),
         tidegate: arguments.tidegate.map_or_else(beside_this, Ok)?,
     };
     if cfg!(debug_assertions) {
         eprintln!("loadtest: a debug build: the origin is slow, and tidegate beside it slower; figures mean nothing");
     }
-    let machine = Machine::read(&tools, &plan.tidegate);
-    let comparisons = bench::run(&plan, &tools)?;
-    print!("{}", report::markdown(&machine, &plan, &comparisons));
-    if let Some(path) = arguments.json {
-        let text = format!("{:#}\n", report::json(&machine, &plan, &comparisons));
-        fs::write(&path, text).map_err(Failure::io(format!("cannot write {}", path.display())))?;
-    }
-    match report::total_errors(&comparisons) {
-        0 => Ok(ExitCode::SUCCESS),
-        errors => {
-            eprintln!("loadtest: {errors} errors");
-            Ok(ExitCode::FAILURE)
+    let tools = Tools::find(plan.peers.iter().filter_map(|peer| peer.tool()))?;
+    let mut publication = arguments.write.map(Publication::open).transpose()?;
+    let run = Run::read(&plan, &tools);
+    let mut bench = Bench::new(&plan, &tools)?;
+    // Only now: until here, the cores that this process may use are counted.
+    tools.settle()?;
+    let mut is_clean = true;
+    for workload in plan.workloads.iter().copied() {
+        // One workload that fails leaves the others their chance, and those that are done keep their figures.
+        let entry = match bench.compare(workload) {
+            Ok(comparison) => Entry::new(&comparison, &run),
+            Err(Failure::Interrupted) => return Err(Failure::Interrupted),
+            Err(failure) => {
+                eprintln!("loadtest: {}: {failure}", workload.name());
+                is_clean = false;
+                continue;
+            }
+        };
+        if entry.errors() > 0 {
+            eprintln!("loadtest: {}: {} errors", workload.name(), entry.errors());
+            is_clean = false;
+        }
+        println!("{}", markdown::section(&entry).trim_start());
+        if let Some(publication) = &mut publication {
+            publication.put(entry)?;
         }
     }
+    Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn with_tidegate(named: Vec<Peer>) -> Vec<Peer> {
-    let mut peers = Vec::new();
-    for peer in named.into_iter().chain([Peer::Tidegate]) {
-        if !peers.contains(&peer) {
-            peers.push(peer);
-        }
-    }
-    peers
+/// In the order of reports, each once.
+fn sorted<T: Ord>(named: impl IntoIterator<Item = T>) -> Vec<T> {
+    named.into_iter().collect::<BTreeSet<T>>().into_iter().collect()
 }
 
 fn beside_this() -> Result<PathBuf> {
-    let program = env::current_exe().map_err(Failure::io("cannot find this program"))?;
-    Ok(program.with_file_name("tidegate"))
+    Ok(this_program()?.with_file_name("tidegate"))
 }
 
 #[cfg(test)]
@@ -160,16 +223,16 @@ mod tests {
     #[test]
     fn arguments_are_consistent_and_lists_are_split() {
         Arguments::command().debug_assert();
-        let line = "loadtest bench --workload hit-1k,denied --peers nginx --rounds 1";
+        let line = "loadtest bench --workload denied,hit-1k --peers nginx,limit-answer --rounds 1";
         let Command::Bench(bench) = Arguments::parse_from(line.split(' ')).command else { panic!("{line}") };
-        assert_eq!(bench.workload, [Workload::Hit1k, Workload::Denied]);
-        assert_eq!(with_tidegate(bench.peers), [Peer::Nginx, Peer::Tidegate]);
+        assert_eq!(bench.workload, [Workload::Denied, Workload::Hit1k]);
+        assert_eq!(bench.peers, [Peer::Nginx, Peer::LimitAnswer]);
         let Command::Bench(bench) = Arguments::parse_from(["loadtest", "bench"]).command else { panic!("bench") };
-        assert_eq!((bench.workload.len(), bench.peers.len()), (6, 2));
+        assert_eq!((bench.workload.len(), bench.peers.len()), (8, 7));
     }
 
     #[test]
-    fn tidegate_is_measured_once() {
-        assert_eq!(with_tidegate(vec![Peer::Tidegate, Peer::Nginx]), [Peer::Tidegate, Peer::Nginx]);
+    fn what_is_named_twice_is_measured_once() {
+        assert_eq!(sorted([Peer::Tidegate, Peer::Nginx, Peer::Tidegate]), [Peer::Nginx, Peer::Tidegate]);
     }
 }

@@ -13,6 +13,8 @@ use memchr::memmem;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::listen::listen;
+
 /// Target of the counter.
 pub(crate) const COUNT: &str = "/count";
 /// What has not become a request after this many bytes never will.
@@ -47,7 +49,7 @@ struct Asked<'a> {
 pub(crate) fn run(settings: &Settings) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     runtime.block_on(async {
-        let listener = TcpListener::bind(settings.listen).await?;
+        let listener = TcpListener::from_std(listen(settings.listen)?)?;
         let origin = Rc::new(Origin::new(settings));
         loop {
             let Ok((stream, _)) = listener.accept().await else {

@@ -21,9 +21,13 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    /// On tmpfs where there is one.
     pub(crate) fn new() -> Result<Self> {
-        let name = format!("tidegate-bench-{}", std::process::id());
+        Self::named("bench")
+    }
+
+    /// On tmpfs where there is one.
+    pub(crate) fn named(purpose: &str) -> Result<Self> {
+        let name = format!("tidegate-{purpose}-{}", std::process::id());
         let places = [PathBuf::from("/dev/shm"), env::temp_dir()];
         let created = places.iter().find_map(|place| {
             let path = place.join(&name);
@@ -137,7 +141,7 @@ mod tests {
 
     #[test]
     fn what_goes_out_of_scope_ends_even_where_it_ignores_the_request() {
-        let scratch = Scratch::new().expect("a directory");
+        let scratch = Scratch::named("process").expect("a directory");
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "trap '' TERM; while :; do sleep 1; done"]);
         let running = Running::start("deaf", command, &scratch).expect("a shell");

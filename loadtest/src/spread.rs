@@ -1,7 +1,9 @@
 //! Medians, and how far measurements lie apart.
 
+use serde::{Deserialize, Serialize};
+
 /// Median, smallest and largest of some measurements.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
     pub(crate) min: f64,
@@ -16,6 +18,12 @@ impl Spread {
         let (min, max) = (*values.first()?, *values.last()?);
         let (lower, upper) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
         Some(Spread { median: f64::midpoint(lower, upper), min, max })
+    }
+
+    /// To three places, which is more than any measurement here is worth.
+    pub(crate) fn rounded(self) -> Self {
+        let round = |value: f64| (value * 1e3).round() / 1e3;
+        Spread { median: round(self.median), min: round(self.min), max: round(self.max) }
     }
 }
 
@@ -38,5 +46,11 @@ mod tests {
         ] {
             assert_eq!(Spread::of(values), Some(Spread { median, min, max }));
         }
+    }
+
+    #[test]
+    fn three_places_are_kept() {
+        let spread = Spread { median: 1.0 / 3.0, min: -0.000_4, max: 12.345_6 };
+        assert_eq!(spread.rounded(), Spread { median: 0.333, min: -0.0, max: 12.346 });
     }
 }

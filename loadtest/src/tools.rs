@@ -31,7 +31,7 @@ pub(crate) struct Tools {
 }
 
 impl Tool {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Tool::Taskset => "taskset",
             Tool::Setpriv => "setpriv",

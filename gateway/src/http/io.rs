@@ -3,7 +3,7 @@
 //! The cell is borrowed only for the length of one poll, so the two sides never meet inside it.
 
 use std::cell::RefCell;
-use std::io::{self, IoSlice};
+use std::io::{self, BufRead as _, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -38,17 +38,19 @@ impl Io {
         Poll::Ready(Ok(buf.filled().len()))
     }
 
-    /// Ready when a read would not wait. TLS may hold decrypted bytes, so it is always asked by reading.
+    /// Ready when a read might not wait; a read is then tried, and may wait after all.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &*self.0.borrow() {
+        match &mut *self.0.borrow_mut() {
             Stream::Plain(stream) => stream.poll_read_ready(cx),
-            Stream::Tls(_) => Poll::Ready(Ok(())),
+            Stream::Tls(stream) => {
+                let (tcp, session) = stream.get_mut();
+                // Whole records are decrypted as they arrive, so what is left of them is here or nowhere.
+                match session.reader().fill_buf() {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => tcp.poll_read_ready(cx),
+                    _ => Poll::Ready(Ok(())),
+                }
+            }
         }
-    }
-
-    /// Whether an idle connection can give its read buffer back and wait with `poll_readable`.
-    pub fn waits_without_buffer(&self) -> bool {
-        matches!(&*self.0.borrow(), Stream::Plain(_))
     }
 
     /// Writes from two slices, the second only after the whole first. TLS is flushed along.

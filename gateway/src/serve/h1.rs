@@ -9,11 +9,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::Cache;
+use tokio::time::Instant;
 
-use super::{CUTS, Cut, Hall, InFlight, ip_of, poll_caught, tell};
+use super::{CUTS, Cut, Enrolment, Hall, InFlight, ip_of, poll_caught, tell};
 use crate::degrade;
+use crate::http::Limits;
 use crate::http::body::{RequestBody, Source};
-use crate::http::h1::{ReadError, Refusal, SendError, Server};
+use crate::http::h1::{ReadError, Refusal, SendError, Server, Waited};
 use crate::http::io::Io;
 use crate::http::message::{Request, Response, Scheme, StatusCode};
 use crate::pipeline::{self, Body, Site};
@@ -25,17 +27,67 @@ enum Next {
     Abort,
 }
 
+/// How long a connection may be quiet before it gives up all it holds for requests.
+const QUIET: Duration = Duration::from_millis(250);
+
+/// How a run of requests ended.
+enum Run {
+    /// Nothing came for a while.
+    Quiet,
+    Close,
+    Abort,
+}
+
 /// Serves a connection until it ends.
 pub async fn serve(hall: Rc<Hall>, io: Io, peer: SocketAddr, scheme: Scheme) {
-    let mut site = Cache::new(Arc::clone(&hall.site));
     // A reload changes limits for new connections.
-    let limits = site.load().http.clone();
+    let limits = Rc::new(hall.site.load().http.clone());
     let mut server = Server::new(io, &limits);
-    let (mut request, mut response) = (Request::default(), Response::new(StatusCode::OK));
     let mut enrolment = hall.enrol();
+    let mut patience = limits.header_timeout;
+    loop {
+        match wait(&mut server, &mut enrolment, Instant::now() + patience).await {
+            Some(Waited::Bytes) => {}
+            Some(Waited::Silent | Waited::Closed) | None => return server.close().await,
+        }
+        // What requests need is large: it lies apart, and only while there are some.
+        let run = Box::pin(run(&hall, &mut server, &limits, peer, scheme, &mut enrolment));
+        match run.await {
+            Run::Quiet => {}
+            Run::Close => return server.close().await,
+            Run::Abort => return server.abort(),
+        }
+        server.rest();
+        patience = limits.idle_timeout.saturating_sub(QUIET);
+    }
+}
+
+/// Waits for bytes of the next request; `None` when draining begins.
+async fn wait(server: &mut Server, enrolment: &mut Enrolment, deadline: Instant) -> Option<Waited> {
+    poll_fn(|cx| {
+        // A request that has arrived is answered, draining or not.
+        if let Poll::Ready(waited) = server.poll_wait(cx, deadline) {
+            return Poll::Ready(Some(waited));
+        }
+        enrolment.poll_drain(cx).map(|()| None)
+    })
+    .await
+}
+
+/// Serves requests until none has come for `QUIET`.
+async fn run(
+    hall: &Hall,
+    server: &mut Server,
+    limits: &Limits,
+    peer: SocketAddr,
+    scheme: Scheme,
+    enrolment: &mut Enrolment,
+) -> Run {
+    let mut site = Cache::new(Arc::clone(&hall.site));
+    let (mut request, mut response) = (Request::default(), Response::new(StatusCode::OK));
     loop {
         let read = {
-            let mut reading = pin!(server.read_request(&limits, &mut request));
+            let mut reading = pin!(server.read_request(limits, &mut request));
             poll_fn(|cx| {
                 if let Poll::Ready(read) = reading.as_mut().poll(cx) {
                     return Poll::Ready(Some(read));
@@ -45,19 +97,28 @@ pub async fn serve(hall: Rc<Hall>, io: Io, peer: SocketAddr, scheme: Scheme) {
             .await
         };
         match read {
-            Some(Ok(())) => {}
-            None | Some(Err(ReadError::Idle | ReadError::Io(_))) => return server.close().await,
+            Some(Ok(())) => {
+                request.scheme = scheme;
+                let next = exchange(hall, site.load(), server, peer, &mut request, &mut response).await;
+                match next {
+                    Next::Another if server.is_reusable().await => {}
+                    Next::Another | Next::Close => return Run::Close,
+                    Next::Abort => return Run::Abort,
+                }
+            }
+            None | Some(Err(ReadError::Io(_))) => return Run::Close,
             Some(Err(ReadError::Refused(refusal))) => {
-                refuse(&hall, &mut server, peer, refusal, &mut request, &mut response).await;
-                return server.close().await;
+                refuse(hall, server, peer, refusal, &mut request, &mut response).await;
+                return Run::Close;
             }
         }
-        request.scheme = scheme;
-        let next = exchange(&hall, site.load(), &mut server, peer, &mut request, &mut response).await;
-        match next {
-            Next::Another if server.is_reusable().await => {}
-            Next::Another | Next::Close => return server.close().await,
-            Next::Abort => return server.abort(),
+        if server.is_idle() {
+            let quiet = QUIET.min(limits.idle_timeout);
+            match wait(server, enrolment, Instant::now() + quiet).await {
+                Some(Waited::Bytes) => {}
+                Some(Waited::Silent) => return Run::Quiet,
+                Some(Waited::Closed) | None => return Run::Close,
+            }
         }
     }
 }
@@ -149,5 +210,21 @@ async fn exchange(
             tracing::debug!(%error, "an answer was cut");
             Next::Abort
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn future<F: Future>(_: fn(Rc<Hall>, Io, SocketAddr, Scheme) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        // Its task, beside which it holds a timer and its place in the runtime; no buffer.
+        let bytes = future(serve);
+        assert!(bytes <= 1_024, "{bytes}");
     }
 }

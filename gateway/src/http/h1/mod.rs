@@ -17,4 +17,4 @@ pub use client::{Link, LinkError};
 pub use request::Refusal;
 pub(crate) use request::is_authority;
 pub use send::SendError;
-pub use server::{Answer, ReadError, RequestBody, Server};
+pub use server::{Answer, ReadError, RequestBody, Server, Waited};

@@ -79,6 +79,12 @@ impl Sender {
         }
     }
 
+    /// Gives all memory back.
+    pub(super) fn forget(&mut self) {
+        self.out = Vec::new();
+        self.sent = 0;
+    }
+
     /// Moves bytes until the message is written, or the source or the peer makes it wait.
     /// `progress` is set when anything was written. Cancel safe.
     pub(super) fn poll_send(

@@ -1,6 +1,6 @@
 //! A client's connection: reads one request after the other and writes one answer to each.
 //!
-//! States: idle (no byte of a request) -> head -> answering (the body may still come in) -> idle, or closed.
+//! States: waiting (no byte of a request, no buffer) -> head -> answering (the body may still come in) -> waiting, or closed.
 //! After a refusal, an unfinished body that is too long to drain, or a cut answer, the connection is never used again.
 
 use std::future::poll_fn;
@@ -28,12 +28,18 @@ const LINE_EXTRA: usize = 64;
 /// How long a closing connection waits for the client to take the last answer.
 const LINGER: Duration = Duration::from_secs(1);
 
+/// What came of waiting for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waited {
+    Bytes,
+    /// Nothing until the deadline.
+    Silent,
+    Closed,
+}
+
 /// Why there is no next request.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The client closed, or stayed silent between requests: nothing to say.
-    #[error("closed while idle")]
-    Idle,
     /// The head is unacceptable: answer with the refusal's status and close.
     #[error("refused: {}", .0.reason())]
     Refused(Refusal),
@@ -70,7 +76,6 @@ pub struct Server {
     keep_alive: bool,
     version: Version,
     is_head: bool,
-    is_first: bool,
 }
 
 /// The body of the current request, borrowed from its connection.
@@ -102,15 +107,40 @@ impl Server {
             idle: limits.idle_timeout,
         };
         let sender = Sender::new();
-        Server { io, reader, sender, keep_alive: true, version: Version::Http11, is_head: false, is_first: true }
+        Server { io, reader, sender, keep_alive: true, version: Version::Http11, is_head: false }
     }
 
-    /// Waits for the next request and parses its head into `request`.
+    /// Waits for bytes of the next request, at most until `deadline`. Holds no buffer meanwhile. Cancel safe.
+    pub fn poll_wait(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<Waited> {
+        let Reader { buffer, alarm, .. } = &mut self.reader;
+        // What makes a connection readable may be nothing to read: the first look at a socket, or messages of TLS.
+        while buffer.is_empty() && self.io.poll_readable(cx).is_ready() {
+            match buffer.poll_fill(&self.io, cx, 1) {
+                Poll::Ready(Ok(count)) if count > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(Waited::Closed),
+                Poll::Pending => break,
+            }
+        }
+        if !buffer.is_empty() {
+            return Poll::Ready(Waited::Bytes);
+        }
+        buffer.release();
+        alarm.set(deadline);
+        alarm.poll(cx).map(|()| Waited::Silent)
+    }
+
+    /// Gives back what the next request may need anew; for a connection that has been quiet.
+    pub fn rest(&mut self) {
+        self.reader.buffer.release();
+        self.sender.forget();
+    }
+
+    /// Reads the next request's head, of which bytes have arrived, and parses it into `request`.
     ///
     /// # Errors
-    /// `Idle` where nothing needs to be answered; `Refused` with the status to send before closing. Cancel safe.
+    /// `Refused` with the status to send before closing. Cancel safe.
     pub async fn read_request(&mut self, limits: &Limits, request: &mut Request) -> Result<(), ReadError> {
-        self.wait_for_first_byte(limits).await?;
+        self.reader.alarm.set(Instant::now() + limits.header_timeout);
         // What the last request was must not shape the refusal of this one.
         self.is_head = false;
         self.version = Version::Http11;
@@ -136,7 +166,6 @@ impl Server {
         self.keep_alive = wishes.keep_alive;
         self.version = request.version;
         self.is_head = request.method == http::Method::HEAD;
-        self.is_first = false;
         Ok(())
     }
 
@@ -183,13 +212,14 @@ impl Server {
     pub async fn close(mut self) {
         let io = &self.io;
         self.reader.alarm.set(Instant::now() + LINGER);
-        let mut scratch = [0; 4096];
         let mut drained = 0;
         let alarm = &mut self.reader.alarm;
         poll_fn(|cx| {
             if alarm.poll(cx).is_ready() || ready!(io.poll_shutdown(cx)).is_err() {
                 return Poll::Ready(());
             }
+            // On the stack: kept across the wait, it would make every connection's task larger.
+            let mut scratch = [0; 4096];
             loop {
                 match ready!(io.poll_read(cx, &mut scratch)) {
                     Ok(count) if count > 0 && drained < DRAIN_MAX => drained += count as u64,
@@ -208,32 +238,6 @@ impl Server {
     /// Ends the connection at once, as a reset: the answer under way cannot be completed.
     pub fn abort(self) {
         self.io.reset_on_close();
-    }
-
-    async fn wait_for_first_byte(&mut self, limits: &Limits) -> Result<(), ReadError> {
-        if !self.reader.buffer.is_empty() {
-            return Ok(());
-        }
-        let patience = if self.is_first { limits.header_timeout } else { limits.idle_timeout };
-        self.reader.alarm.set(Instant::now() + patience);
-        if self.io.waits_without_buffer() {
-            self.reader.buffer.release();
-            let (io, alarm) = (&self.io, &mut self.reader.alarm);
-            poll_fn(|cx| match io.poll_readable(cx) {
-                Poll::Ready(result) => Poll::Ready(result.map_err(|_| ReadError::Idle)),
-                Poll::Pending => alarm.poll(cx).map(|()| Err(ReadError::Idle)),
-            })
-            .await?;
-        }
-        let Reader { buffer, alarm, .. } = &mut self.reader;
-        let io = &self.io;
-        let count = poll_fn(|cx| match buffer.poll_fill(io, cx, 1) {
-            Poll::Ready(result) => Poll::Ready(result.map_err(|_| ReadError::Idle)),
-            Poll::Pending => alarm.poll(cx).map(|()| Err(ReadError::Idle)),
-        })
-        .await?;
-        self.reader.alarm.set(Instant::now() + limits.header_timeout);
-        if count == 0 { Err(ReadError::Idle) } else { Ok(()) }
     }
 
     /// One empty line before the request line is tolerated (RFC 9112 section 2.2).
@@ -332,7 +336,7 @@ impl RequestBody<'_> {
             if !reader.buffer.is_empty() || !matches!(reader.body, Body::Done) {
                 return Poll::Pending;
             }
-            if self.io.waits_without_buffer() && ready!(self.io.poll_readable(cx)).is_err() {
+            if ready!(self.io.poll_readable(cx)).is_err() {
                 reader.at_end = true;
                 continue;
             }
