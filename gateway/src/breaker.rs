@@ -109,6 +109,10 @@ struct Core {
     probing: u32,
     proved: u32,
     buckets: [Bucket; BUCKETS],
+    /// The last second in which a call failed or was slow: while the window is clear of it, nothing needs to be summed up.
+    trouble: u64,
+    /// Before this slot no call was running when it was last looked at, and none can have begun there since.
+    clear: u64,
     running: Running,
 }
 
@@ -116,6 +120,7 @@ struct Core {
 pub struct Breaker {
     settings: Settings,
     begin: Instant,
+    slot_millis: u64,
     core: Mutex<Core>,
 }
 
@@ -140,9 +145,12 @@ impl Breaker {
             probing: 0,
             proved: 0,
             buckets: [Bucket::default(); BUCKETS],
+            trouble: 0,
+            clear: 0,
             running: Running { slots: [(0, 0); SLOTS], older: 0 },
         };
-        Breaker { settings, begin: now, core: Mutex::new(core) }
+        let slot_millis = u64::try_from((settings.slow / 8).as_millis()).unwrap_or(u64::MAX).max(1);
+        Breaker { settings, begin: now, slot_millis, core: Mutex::new(core) }
     }
 
     pub fn settings(&self) -> &Settings {
@@ -160,7 +168,7 @@ impl Breaker {
     pub fn admit(&self, now: Instant) -> Result<(Call<'_>, Change), (Duration, Change)> {
         let mut core = self.lock();
         let mut change = None;
-        if core.state == State::Closed && self.is_tripped(&core, now) {
+        if core.state == State::Closed && self.is_tripped(&mut core, now) {
             // Nothing ends while everything hangs, so the next call asks.
             core.turn(State::Open, now);
             change = Some(State::Open);
@@ -192,19 +200,23 @@ impl Breaker {
         if core.generation != generation || core.state == State::Open {
             return None;
         }
+        core.trouble = self.second(now);
         core.bucket(self.second(now)).failed += 1;
         // The call itself is in its bucket since its answer began.
-        (core.state == State::HalfOpen || self.is_tripped(&core, now)).then(|| {
+        (core.state == State::HalfOpen || self.is_tripped(&mut core, now)).then(|| {
             core.turn(State::Open, now);
             State::Open
         })
     }
 
-    fn is_tripped(&self, core: &Core, now: Instant) -> bool {
+    fn is_tripped(&self, core: &mut Core, now: Instant) -> bool {
         let this = self.second(now);
         let oldest = this.saturating_sub(self.settings.window.as_secs().clamp(1, BUCKETS as u64 - 1) - 1);
         // A call may run for longer than the window: it goes on counting.
-        let hanging = now.checked_sub(self.settings.slow).map_or(0, |at| core.running.before(self.slot(at)));
+        let hanging = now.checked_sub(self.settings.slow).map_or(0, |at| core.hanging(self.slot(at)));
+        if hanging == 0 && core.trouble < oldest {
+            return false;
+        }
         let (mut calls, mut failed, mut slow) = (hanging, 0u32, hanging);
         for bucket in &core.buckets {
             if bucket.second >= oldest && bucket.second <= this {
@@ -224,8 +236,9 @@ impl Breaker {
 
     /// Slots are never 0, so that an unused place is older than any.
     fn slot(&self, now: Instant) -> u64 {
-        let length = (self.settings.slow / 8).as_millis().max(1);
-        u64::try_from(now.saturating_duration_since(self.begin).as_millis() / length).unwrap_or(u64::MAX - 1) + 1
+        let since = now.saturating_duration_since(self.begin);
+        let millis = since.as_secs() * 1_000 + u64::from(since.subsec_millis());
+        millis / self.slot_millis + 1
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Core> {
@@ -245,6 +258,18 @@ impl Core {
             // Calls from before the change are not counted after, so they do not leave either.
             self.running = Running { slots: [(0, 0); SLOTS], older: 0 };
         }
+    }
+
+    /// Calls that began before `slot` and still run.
+    fn hanging(&mut self, slot: u64) -> u32 {
+        if slot <= self.clear {
+            return 0;
+        }
+        let count = self.running.before(slot);
+        if count == 0 {
+            self.clear = slot;
+        }
+        count
     }
 
     fn bucket(&mut self, second: u64) -> &mut Bucket {
@@ -285,11 +310,15 @@ impl Call<'_> {
             return Some(next);
         }
         self.leave(&mut core);
-        let bucket = core.bucket(self.breaker.second(now));
+        let second = self.breaker.second(now);
+        if !succeeded || is_slow {
+            core.trouble = second;
+        }
+        let bucket = core.bucket(second);
         bucket.calls += 1;
         bucket.failed += u32::from(!succeeded);
         bucket.slow += u32::from(is_slow);
-        let trips = (!succeeded || is_slow) && self.breaker.is_tripped(&core, now);
+        let trips = (!succeeded || is_slow) && self.breaker.is_tripped(&mut core, now);
         trips.then(|| {
             core.turn(State::Open, now);
             State::Open

@@ -50,6 +50,8 @@ const NAMES_MAX: usize = 1024;
 /// One endpoint, shared by all threads.
 pub struct Endpoint {
     pub address: Address,
+    /// Where the host is an address and needs no resolving.
+    pub numeric: Option<SocketAddr>,
     pub name: Arc<str>,
     in_flight: AtomicUsize,
     /// Milliseconds since `Endpoints::begin` until which it rests.
@@ -93,6 +95,7 @@ impl Endpoints {
             .iter()
             .map(|address| Endpoint {
                 address: address.clone(),
+                numeric: address.host.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, address.port)),
                 name: address.to_string().into(),
                 in_flight: AtomicUsize::new(0),
                 rests_until: AtomicU64::new(0),
@@ -115,13 +118,17 @@ impl Endpoints {
 
     /// The next endpoint to ask, not one of `tried` (a set of indexes below 64). `None` when none is left.
     pub fn choose(&self, tried: u64, now: Instant) -> Option<usize> {
+        if self.list.len() == 1 {
+            return (tried == 0).then_some(0);
+        }
+        let now = self.millis(now);
         let turn = self.next.fetch_add(1, Relaxed);
         let count = self.list.len();
         let order = (0..count).map(|step| (turn + step) % count);
         let untried = order.filter(|index| *index >= 64 || tried & (1 << index) == 0);
         let key = |index: &usize| {
             let endpoint = &self.list[*index];
-            let is_resting = endpoint.rests_until.load(Relaxed) > self.millis(now);
+            let is_resting = endpoint.rests_until.load(Relaxed) > now;
             let load = if self.balance == Balance::LeastRequest { endpoint.in_flight.load(Relaxed) } else { 0 };
             (is_resting, load)
         };
@@ -139,15 +146,12 @@ impl Endpoints {
     }
 }
 
-/// Resolves an address. Names go to the system's resolver, off this thread, and are remembered for a few seconds.
+/// Resolves a name, which is no address. Names go to the system's resolver, off this thread, and are remembered for a few seconds.
 ///
 /// # Errors
 /// What the resolver reports, or `NotFound`.
 pub async fn resolve(address: &Address) -> io::Result<SocketAddr> {
     thread_local!(static NAMES: RefCell<HashMap<Address, (Instant, SocketAddr)>> = RefCell::default());
-    if let Ok(ip) = address.host.parse::<IpAddr>() {
-        return Ok(SocketAddr::new(ip, address.port));
-    }
     let known = NAMES.with_borrow(|names| names.get(address).copied());
     if let Some((_, found)) = known.filter(|(at, _)| at.elapsed() < NAME_TTL) {
         return Ok(found);

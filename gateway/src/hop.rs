@@ -4,11 +4,12 @@
 
 use std::net::IpAddr;
 
-use crate::http::fields::{Fields, Known};
+use crate::http::fields::{Fields, Known, KnownSet};
 use crate::http::message::{Request, Version};
+use crate::http::text;
 
 /// Fields that belong to one connection, removed whether or not `Connection` names them.
-const ALWAYS: [Known; 8] = [
+const ALWAYS: KnownSet = KnownSet::of(&[
     Known::Connection,
     Known::KeepAlive,
     Known::ProxyConnection,
@@ -17,20 +18,20 @@ const ALWAYS: [Known; 8] = [
     Known::Te,
     Known::Trailer,
     Known::Upgrade,
-];
+]);
 
 /// Fields that must reach the other side even when a hostile `Connection` names them.
-const NEVER: [Known; 6] = [
+const NEVER: KnownSet = KnownSet::of(&[
     Known::Host,
     Known::ContentLength,
     Known::TransferEncoding,
     Known::CacheControl,
     Known::Authorization,
     Known::Cookie,
-];
+]);
 
-/// Fields by which clients try to be somebody else or to reach another resource than the one that is keyed.
-const CLAIMS: [Known; 8] = [
+/// Fields that end here: by most of them clients try to be somebody else, or to reach another resource than is keyed.
+const CLAIMS: KnownSet = KnownSet::of(&[
     Known::Forwarded,
     Known::XForwardedFor,
     Known::XForwardedHost,
@@ -39,14 +40,19 @@ const CLAIMS: [Known; 8] = [
     Known::XOriginalUrl,
     Known::XRealIp,
     Known::XRewriteUrl,
-];
+    // What the client expected of the gateway was met or refused.
+    Known::Expect,
+]);
 
 /// Strips `fields` in place. Call it before adding the gateway's own fields: a hostile `Connection` may name them.
 pub fn strip(fields: &mut Fields) {
+    if !fields.has_any(ALWAYS) {
+        return;
+    }
     let nominated: Vec<Vec<u8>> = fields.members(Known::Connection).map(<[u8]>::to_ascii_lowercase).collect();
     fields.retain(|field| {
-        let is_connection = field.known.is_some_and(|known| ALWAYS.contains(&known));
-        let is_protected = field.known.is_some_and(|known| NEVER.contains(&known));
+        let is_connection = field.known.is_some_and(|known| ALWAYS.has(known));
+        let is_protected = field.known.is_some_and(|known| NEVER.has(known));
         let is_nominated = || nominated.iter().any(|name| field.name.eq_ignore_ascii_case(name));
         !is_connection && (is_protected || !is_nominated())
     });
@@ -58,13 +64,16 @@ pub fn forward(request: &mut Request, peer: IpAddr, trusted_chain: Option<&str>)
     let said = |known| trusted_chain.and(request.fields.get(known)).map(<[u8]>::to_vec);
     let (proto, host) = (said(Known::XForwardedProto), said(Known::XForwardedHost));
     strip(&mut request.fields);
-    request.fields.retain(|field| !field.known.is_some_and(|known| CLAIMS.contains(&known) || known == Known::Expect));
-    match trusted_chain {
-        Some(chain) if !chain.is_empty() => {
-            request.fields.add_display(Known::XForwardedFor, format_args!("{chain}, {peer}"))
-        }
-        _ => request.fields.add_display(Known::XForwardedFor, peer),
+    if request.fields.has_any(CLAIMS) {
+        request.fields.retain(|field| !field.known.is_some_and(|known| CLAIMS.has(known)));
     }
+    request.fields.add_with(Known::XForwardedFor, |text| {
+        if let Some(chain) = trusted_chain.filter(|chain| !chain.is_empty()) {
+            text.extend_from_slice(chain.as_bytes());
+            text.extend_from_slice(b", ");
+        }
+        text::push_ip(text, peer);
+    });
     request.fields.add(Known::XForwardedProto, proto.as_deref().unwrap_or(request.scheme.as_str().as_bytes()));
     let host = host.as_deref().unwrap_or(request.authority.as_bytes());
     if !host.is_empty() {

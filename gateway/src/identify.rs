@@ -14,6 +14,7 @@ use shard::Region;
 
 use crate::http::fields::{Field, Fields, Known};
 use crate::http::message::Request;
+use crate::http::text;
 
 /// Where one part of a caller's identity is read from.
 #[derive(Clone, Debug, PartialEq)]
@@ -267,7 +268,14 @@ fn fresh(random: &foldhash::fast::RandomState, salt: u64) -> u64 {
 pub fn write_trace(trace: Trace, span: u64, fields: &mut Fields) {
     if !trace.brought {
         fields.remove(Known::Traceparent);
-        fields.add_display(Known::Traceparent, format_args!("00-{trace}-{span:016x}-01"));
+        fields.add_with(Known::Traceparent, |text| {
+            text.extend_from_slice(b"00-");
+            text::push_hex(text, (trace.id >> 64) as u64);
+            text::push_hex(text, trace.id as u64);
+            text.push(b'-');
+            text::push_hex(text, span);
+            text.extend_from_slice(b"-01");
+        });
     }
 }
 

@@ -6,8 +6,8 @@
 
 pub mod metrics;
 pub mod event;
-pub mod error;
 pub mod http;
+pub mod error;
 pub mod hop;
 pub mod identify;
 pub mod limit;

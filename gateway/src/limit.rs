@@ -13,6 +13,7 @@ use limiter::{
 
 use crate::error::Error;
 use crate::http::fields::{Fields, Known};
+use crate::http::text;
 use crate::identify::Caller;
 use crate::label;
 use crate::metrics::{self, Counters};
@@ -113,10 +114,20 @@ pub fn write_denial(denial: &Denial, names: &[String], fields: &mut Fields) {
 fn write_standing(standing: &limiter::Standing, names: &[String], fields: &mut Fields) {
     let Some(name) = names.get(standing.rule) else { return };
     let (remaining, reset) = (standing.remaining, standing.reset_seconds());
-    let window = standing.quota.window().as_millis().div_ceil(1000).max(1);
-    let burst = standing.quota.burst();
-    fields.add_display(Known::RateLimitPolicy, format_args!("\"{name}\";q={burst};w={window}"));
-    fields.add_display(Known::RateLimit, format_args!("\"{name}\";r={remaining};t={reset}"));
+    let window = standing.quota.window();
+    let window = (window.as_secs() + u64::from(window.subsec_nanos() > 0)).max(1);
+    let mut add = |known, (first, first_value): (&str, u64), (second, second_value): (&str, u64)| {
+        fields.add_with(known, |text| {
+            text.push(b'"');
+            text.extend_from_slice(name.as_bytes());
+            text.extend_from_slice(first.as_bytes());
+            text::push_number(text, first_value);
+            text.extend_from_slice(second.as_bytes());
+            text::push_number(text, second_value);
+        });
+    };
+    add(Known::RateLimitPolicy, ("\";q=", u64::from(standing.quota.burst().get())), (";w=", window));
+    add(Known::RateLimit, ("\";r=", remaining), (";t=", reset));
 }
 
 /// Whether a cluster rule runs on this node's share: there is no treasury, or it does not answer.

@@ -119,6 +119,11 @@ impl AccessLog {
         Ok(AccessLog(Some(Open { id, sender, reopen, writer: Mutex::new(Some(writer)) })))
     }
 
+    /// Whether lines go anywhere.
+    pub fn is_open(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Appends a line to this thread's buffer, and hands the buffer over when it is full or old.
     pub fn record(&self, line: &Line<'_>) {
         let Some(open) = &self.0 else { return };

@@ -43,13 +43,13 @@ pub(crate) struct Passage<'w> {
     pub(crate) worker: &'w Rc<Worker>,
     pub(crate) site: &'w Arc<Site>,
     pub(crate) peer: IpAddr,
-    pub(crate) story: Story,
+    pub(crate) story: &'w mut Story,
     /// A stored object past its freshness that may stand in if the origin fails.
     pub(crate) stale: Option<shard::Hit<Meta>>,
 }
 
-/// Answers `request`: fills `response` and returns the body with the story of how it came to be. Dropping the future
-/// gives up the request and closes its upstream connection, unless others wait for the same answer.
+/// Answers `request`: fills `response`, tells `story` how it came to be, and returns the body. Dropping the future gives
+/// up the request and closes its upstream connection, unless others wait for the same answer.
 pub async fn handle<'a>(
     worker: &Rc<Worker>,
     site: &Arc<Site>,
@@ -57,8 +57,10 @@ pub async fn handle<'a>(
     request: &mut Request,
     body: RequestBody<'a>,
     response: &mut Response,
-) -> (Body<'a>, Story) {
-    let mut passage = Passage { worker, site, peer, story: Story::default(), stale: None };
+    story: &mut Story,
+) -> Body<'a> {
+    *story = Story::default();
+    let mut passage = Passage { worker, site, peer, story, stale: None };
     let caller = site.identity.caller(peer, request);
     passage.story.trace = Some(caller.trace);
     passage.story.ip = Some(caller.ip);
@@ -72,17 +74,17 @@ pub async fn handle<'a>(
         Err(error) => passage.degrade(&error, route, request, response),
     };
     passage.respond(route, request, response);
-    (body, passage.story)
+    body
 }
 
 /// Answers a request whose handling panicked.
-pub fn panicked(site: &Site, request: &Request, response: &mut Response) -> (Body<'static>, Story) {
-    let story = Story { cache: CacheResult::Error, must_close: true, ..abandoned(site, request) };
+pub fn panicked(site: &Site, request: &Request, response: &mut Response, story: &mut Story) -> Body<'static> {
+    *story = Story { cache: CacheResult::Error, must_close: true, ..abandoned(site, request) };
     Event::RequestPanicked { route: story.route.as_deref().unwrap_or_default() }.emit();
     FAILURES.inc(Kind::Panic);
     CACHE.inc(story.cache);
     let page = degrade::write(&Error::Panic, None, &request.fields, site.identity.fresh(), response);
-    (Body::Bytes(page), story)
+    Body::Bytes(page)
 }
 
 /// What can still be told of a request whose handling was dropped.
@@ -160,7 +162,7 @@ impl Passage<'_> {
 
     /// The single exit: what the gateway adds to every answer.
     fn respond(&mut self, route: Option<&Route>, request: &Request, response: &mut Response) {
-        let story = &self.story;
+        let story = &*self.story;
         CACHE.inc(story.cache);
         respond::write_cache_status(story, &mut response.fields);
         match &story.denial {

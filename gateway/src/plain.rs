@@ -3,7 +3,6 @@
 //! Nothing here streams: an answer is made in memory and written. Connections are bounded in number, heads and silence by
 //! `Limits`; a request's body is not looked at.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -13,7 +12,6 @@ use std::time::{Duration, SystemTime};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::http::body::{BodyError, Source};
 use crate::http::fields::{Fields, Known};
@@ -108,8 +106,7 @@ where
     let mut server = Server::new(Io::plain(stream), limits);
     let mut request = Request::default();
     loop {
-        let deadline = Instant::now() + limits.idle_timeout;
-        if poll_fn(|cx| server.poll_wait(cx, deadline)).await != Waited::Bytes {
+        if server.wait(limits.idle_timeout).await != Waited::Bytes {
             return;
         }
         let reply = match server.read_request(limits, &mut request).await {

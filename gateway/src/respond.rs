@@ -1,6 +1,5 @@
 //! What the gateway says about an answer: `Cache-Status`, `Age`, `Via`, limits, and the story told to log and metrics.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use shard::{Region, Slot};
 
 use crate::cache::stored::Standing;
 use crate::http::fields::{Fields, Known};
+use crate::http::text;
 use crate::identify::Trace;
 use crate::label;
 
@@ -84,48 +84,46 @@ impl Default for Story {
 
 /// Appends this cache's member to `Cache-Status` (RFC 9211); those of caches nearer the origin stay before it.
 pub fn write_cache_status(story: &Story, fields: &mut Fields) {
-    fields.add_display(Known::CacheStatus, Member(story));
+    fields.add_with(Known::CacheStatus, |text| write_member(story, text));
 }
 
-struct Member<'a>(&'a Story);
-
-impl fmt::Display for Member<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_member(self.0, f)
-    }
-}
-
-fn write_member(story: &Story, member: &mut fmt::Formatter<'_>) -> fmt::Result {
-    member.write_str("tidegate")?;
-    match story.cache {
-        CacheResult::Hit | CacheResult::Remote => member.write_str("; hit"),
-        CacheResult::Stale => member.write_str("; hit"),
-        CacheResult::Miss => member.write_str("; fwd=uri-miss"),
-        CacheResult::Collapsed => member.write_str("; fwd=uri-miss; collapsed"),
-        CacheResult::Revalidated => member.write_str("; fwd=stale"),
-        CacheResult::Bypass => member.write_str("; fwd=bypass"),
-        CacheResult::Pass => member.write_str("; fwd=miss"),
-        CacheResult::Error => Ok(()),
-    }?;
+fn write_member(story: &Story, text: &mut Vec<u8>) {
+    text.extend_from_slice(match story.cache {
+        CacheResult::Hit | CacheResult::Remote | CacheResult::Stale => b"tidegate; hit",
+        CacheResult::Miss => b"tidegate; fwd=uri-miss",
+        CacheResult::Collapsed => b"tidegate; fwd=uri-miss; collapsed",
+        CacheResult::Revalidated => b"tidegate; fwd=stale",
+        CacheResult::Bypass => b"tidegate; fwd=bypass",
+        CacheResult::Pass => b"tidegate; fwd=miss",
+        CacheResult::Error => &b"tidegate"[..],
+    });
     if let Some(status) = story.forwarded_status {
-        write!(member, "; fwd-status={status}")?;
+        text.extend_from_slice(b"; fwd-status=");
+        text::push_number(text, u64::from(status));
     }
     if story.stored {
-        member.write_str("; stored")?;
+        text.extend_from_slice(b"; stored");
     }
     if let Some(standing) = story.standing {
-        write!(member, "; ttl={}", standing.ttl())?;
+        text.extend_from_slice(b"; ttl=");
+        text.extend_from_slice(itoa::Buffer::new().format(standing.ttl()).as_bytes());
     }
     match story.detail {
         Detail::None => {}
         Detail::Reason(reason) => {
-            write!(member, "; detail={reason}")?;
+            text.extend_from_slice(b"; detail=");
+            text.extend_from_slice(reason.as_bytes());
         }
         Detail::Place(tier, region, slot) => {
-            write!(member, "; detail=\"{tier} {region}:{slot}\"")?;
+            text.extend_from_slice(b"; detail=\"");
+            text.extend_from_slice(tier.as_bytes());
+            text.push(b' ');
+            text.extend_from_slice(region.as_str().as_bytes());
+            text.push(b':');
+            text::push_number(text, u64::from(slot.number()));
+            text.push(b'"');
         }
     }
-    Ok(())
 }
 
 /// Sets `Age` on an answer from the cache (RFC 9111 section 5.1).

@@ -140,23 +140,31 @@ impl Drop for Enrolment {
 }
 
 /// A request counted while it is answered.
-struct InFlight(Instant);
+struct InFlight(Option<Instant>);
 
 impl InFlight {
     fn begin() -> Self {
         BEGUN.inc();
-        InFlight(Instant::now())
+        InFlight(Some(Instant::now()))
     }
 
-    fn elapsed(&self) -> Duration {
-        self.0.elapsed()
+    /// Counts it as answered, and says how long that took.
+    fn end(mut self) -> Duration {
+        self.count()
+    }
+
+    fn count(&mut self) -> Duration {
+        let Some(began) = self.0.take() else { return Duration::ZERO };
+        let took = began.elapsed();
+        ENDED.inc();
+        DURATION.observe(took);
+        took
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        ENDED.inc();
-        DURATION.observe(self.0.elapsed());
+        self.count();
     }
 }
 
@@ -179,6 +187,9 @@ fn tell(
     bytes: u64,
     duration: Duration,
 ) {
+    if !hall.worker.log.is_open() {
+        return;
+    }
     let trace = story.trace.map(|trace| trace.to_string()).unwrap_or_default();
     hall.worker.log.record(&Line {
         method: &request.method,

@@ -7,10 +7,10 @@
 //!
 //! Each module imports only from those before it: `clock`, `quota`, `bucket`, `lease`, `tiers`.
 
-pub mod bucket;
 pub mod clock;
-pub mod lease;
 pub mod quota;
+pub mod bucket;
+pub mod lease;
 pub mod tiers;
 
 pub use clock::{Clock, Moment};

@@ -6,11 +6,11 @@
 //! Refuses to know what a response means: freshness, variants and who may see it are the gateway's.
 //! Invariant: whatever Redis does, a lookup ends within its deadline, and what it then says is true or "not found".
 
-mod entry;
 mod key;
-mod local;
 mod placement;
+mod entry;
 mod remote;
+mod local;
 mod store;
 mod treasury;
 

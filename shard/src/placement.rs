@@ -23,6 +23,11 @@ pub(crate) const SLOTS_MAX: u16 = 1024;
 pub struct Slot(u16);
 
 impl Slot {
+    /// Its place among the slots of its region, from 0.
+    pub fn number(self) -> u16 {
+        self.0
+    }
+
     pub(crate) fn of(key: &KeyRef<'_>, slots: u16) -> Self {
         Self((xxh3_64(key.as_bytes()) % u64::from(slots.max(1))) as u16)
     }

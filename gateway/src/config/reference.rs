@@ -60,7 +60,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "Weight of a user tier on rate and burst of device and user limits. `anonymous` and `standard` always exist, with weight 1.",
     ),
     ("redis.deadline", "Longest time any cache operation takes, whatever Redis does."),
-    ("redis.nodes", "Expected size of the fleet: the share of cluster limits that a node uses while Redis is away."),
+    (
+        "redis.nodes",
+        "Expected size of the fleet: the share of cluster limits that a node uses while Redis is away, or without any (`nodes` is then the only key).",
+    ),
     ("redis.secret", "Authenticates stored entries. Empty: they are checked for damage only."),
     (
         "redis.regions.NAME.slots",

@@ -10,22 +10,31 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 pub struct Alarm {
-    at: Instant,
+    patience: Duration,
+    /// Where it is not known yet, it is read off the clock by the first poll: most waits end before they begin.
+    at: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Alarm {
-    pub fn after(duration: Duration) -> Self {
-        Alarm { at: Instant::now() + duration, timer: None }
+    /// Fires when `patience` has passed since it was first polled.
+    pub fn after(patience: Duration) -> Self {
+        Alarm { patience, at: None, timer: None }
+    }
+
+    /// Begins anew, as `after` does.
+    pub fn restart(&mut self, patience: Duration) {
+        self.patience = patience;
+        self.at = None;
     }
 
     pub fn set(&mut self, at: Instant) {
-        self.at = at;
+        self.at = Some(at);
     }
 
     /// Ready once the deadline has passed; the task is woken for it.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let at = self.at;
+        let at = *self.at.get_or_insert_with(|| Instant::now() + self.patience);
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
         if timer.deadline() > at {
             timer.as_mut().reset(at);
@@ -53,7 +62,7 @@ mod tests {
         alarm.set(begin + Duration::from_secs(5));
         poll_fn(|cx| alarm.poll(cx)).await;
         assert_eq!(begin.elapsed().as_secs(), 5);
-        alarm.set(Instant::now() + Duration::from_secs(60));
+        alarm.restart(Duration::from_secs(60));
         assert!(poll_fn(|cx| Poll::Ready(alarm.poll(cx).is_pending())).await);
         alarm.set(Instant::now() + Duration::from_secs(1));
         poll_fn(|cx| alarm.poll(cx)).await;

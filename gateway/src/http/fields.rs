@@ -85,29 +85,82 @@ known! {
     XRewriteUrl = "x-rewrite-url",
 }
 
-/// Longest known name plus one.
-const LENGTHS: usize = 20;
-/// Known names of one length; the fullest length (13) has nine.
-const PER_LENGTH: usize = 10;
+/// Slots of the table of names: so many that some seed puts each name into a slot of its own.
+const SLOTS: usize = 1024;
+/// No name has this number.
+const NOBODY: u8 = u8::MAX;
 
-/// Names by length: `(how many, which)`, worked out at compile time.
-static BY_LENGTH: [(usize, [Known; PER_LENGTH]); LENGTHS] = {
-    let mut table = [(0, [Known::Accept; PER_LENGTH]); LENGTHS];
-    let mut i = 0;
-    while i < ALL.len() {
-        let slot = &mut table[ALL[i].as_str().len()];
-        slot.1[slot.0] = ALL[i];
-        slot.0 += 1;
-        i += 1;
+/// A slot for a name that is not empty, from its length and three of its letters, in any case.
+const fn slot(name: &[u8], seed: u32) -> usize {
+    let (first, third, last) = (name[0] | 0x20, name[name.len() * 3 / 4] | 0x20, name[name.len() - 1] | 0x20);
+    let key = name.len() as u32 ^ (first as u32) << 8 ^ (third as u32) << 16 ^ (last as u32) << 24;
+    (key.wrapping_mul(seed) >> 22) as usize % SLOTS
+}
+
+/// Numbers of names by slot, or nothing where two names share one.
+const fn table(seed: u32) -> Option<[u8; SLOTS]> {
+    let mut table = [NOBODY; SLOTS];
+    let mut number = 0;
+    while number < ALL.len() {
+        let slot = slot(ALL[number].as_str().as_bytes(), seed);
+        if table[slot] != NOBODY {
+            return None;
+        }
+        table[slot] = number as u8;
+        number += 1;
     }
-    table
+    Some(table)
+}
+
+/// The first seed that keeps all names apart, and its table; found when this is compiled.
+static NAMES: (u32, [u8; SLOTS]) = {
+    let mut seed = 0x9e37_79b1;
+    loop {
+        if let Some(table) = table(seed) {
+            break (seed, table);
+        }
+        seed = seed.wrapping_add(2);
+    }
 };
 
 impl Known {
     /// Finds a name in any letter case.
     pub fn of(name: &[u8]) -> Option<Known> {
-        let (count, names) = BY_LENGTH.get(name.len())?;
-        names[..*count].iter().copied().find(|known| known.as_str().as_bytes().eq_ignore_ascii_case(name))
+        if name.is_empty() {
+            return None;
+        }
+        let number = NAMES.1[slot(name, NAMES.0)];
+        let known = *ALL.get(usize::from(number))?;
+        known.as_str().as_bytes().eq_ignore_ascii_case(name).then_some(known)
+    }
+}
+
+/// A set of known names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KnownSet(u64);
+
+const _: () = assert!(ALL.len() <= 64, "a set is one word");
+
+impl KnownSet {
+    pub const fn of(names: &[Known]) -> Self {
+        let (mut set, mut at) = (0, 0);
+        while at < names.len() {
+            set |= 1 << names[at] as u8;
+            at += 1;
+        }
+        KnownSet(set)
+    }
+
+    pub const fn has(self, known: Known) -> bool {
+        self.0 & 1 << known as u8 != 0
+    }
+
+    pub const fn and(self, known: Known) -> Self {
+        KnownSet(self.0 | 1 << known as u8)
+    }
+
+    pub const fn meets(self, other: KnownSet) -> bool {
+        self.0 & other.0 != 0
     }
 }
 
@@ -141,12 +194,15 @@ pub struct Field<'a> {
 pub struct Fields {
     text: Vec<u8>,
     entries: Vec<Entry>,
+    /// The known names among the lines, so that the many questions for absent ones cost nothing.
+    present: KnownSet,
 }
 
 impl Fields {
     pub fn clear(&mut self) {
         self.text.clear();
         self.entries.clear();
+        self.present = KnownSet::default();
     }
 
     pub fn len(&self) -> usize {
@@ -166,6 +222,7 @@ impl Fields {
     pub fn copy_from(&mut self, other: &Fields) {
         self.text.clone_from(&other.text);
         self.entries.clone_from(&other.entries);
+        self.present = other.present;
     }
 
     /// Appends a line. Names above 64 KiB cannot exist: heads are bounded far below.
@@ -178,15 +235,11 @@ impl Fields {
         self.append(Some(known), known.as_str().as_bytes(), value.as_ref());
     }
 
-    /// Appends a line with a known name and a value that is written in place. What is displayed must be a field value.
-    pub fn add_display(&mut self, known: Known, value: impl fmt::Display) {
-        use std::io::Write as _;
+    /// Appends a line with a known name and a value that `write` appends to the bytes it is given. It must be a field value.
+    pub fn add_with(&mut self, known: Known, write: impl FnOnce(&mut Vec<u8>)) {
         self.append(Some(known), known.as_str().as_bytes(), b"");
         let begin = self.text.len();
-        if write!(self.text, "{value}").is_err() {
-            // A value that cannot be shown is left out whole.
-            self.text.truncate(begin);
-        }
+        write(&mut self.text);
         let written = self.text.len() - begin;
         if let Some(entry) = self.entries.last_mut() {
             entry.value_len = u32::try_from(written).unwrap_or(u32::MAX);
@@ -206,16 +259,29 @@ impl Fields {
         let name_len = u16::try_from(name.len()).unwrap_or(u16::MAX);
         let value_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
         self.entries.push(Entry { known, name_len, at, value_len });
+        if let Some(known) = known {
+            self.present = self.present.and(known);
+        }
     }
 
     pub fn remove(&mut self, known: Known) {
-        self.entries.retain(|entry| entry.known != Some(known));
+        if self.has(known) {
+            self.retain(|field| field.known != Some(known));
+        }
     }
 
     /// Keeps the lines for which `keep` says true.
     pub fn retain(&mut self, mut keep: impl FnMut(Field<'_>) -> bool) {
         let text = &self.text;
-        self.entries.retain(|entry| keep(field(text, entry)));
+        let mut present = KnownSet::default();
+        self.entries.retain(|entry| {
+            let is_kept = keep(field(text, entry));
+            if let Some(known) = entry.known.filter(|_| is_kept) {
+                present = present.and(known);
+            }
+            is_kept
+        });
+        self.present = present;
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
@@ -223,7 +289,12 @@ impl Fields {
     }
 
     pub fn has(&self, known: Known) -> bool {
-        self.entries.iter().any(|entry| entry.known == Some(known))
+        self.present.has(known)
+    }
+
+    /// Whether any of these names is among the lines.
+    pub fn has_any(&self, names: KnownSet) -> bool {
+        self.present.meets(names)
     }
 
     /// The first line's value.
@@ -233,7 +304,8 @@ impl Fields {
 
     /// Every line's value, in order.
     pub fn all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
-        self.entries.iter().filter(move |entry| entry.known == Some(known)).map(|entry| field(&self.text, entry).value)
+        let entries = if self.has(known) { &*self.entries } else { &[] };
+        entries.iter().filter(move |entry| entry.known == Some(known)).map(|entry| field(&self.text, entry).value)
     }
 
     /// Every line's value for a name given as text, in any letter case.

@@ -11,5 +11,6 @@ pub mod h2;
 pub mod io;
 pub mod limits;
 pub mod message;
+pub mod text;
 
 pub use limits::Limits;

@@ -359,8 +359,8 @@ impl Passage<'_> {
         request.method = http::Method::GET;
         tokio::task::spawn_local(async move {
             let Some(route) = site.routes.iter().find(|route| route.settings.name == name) else { return };
-            let story = Story::default();
-            let mut passage = Passage { worker: &worker, site: &site, peer, story, stale: Some(stale) };
+            let mut story = Story::default();
+            let mut passage = Passage { worker: &worker, site: &site, peer, story: &mut story, stale: Some(stale) };
             let mut response = Response::new(StatusCode::OK);
             let answer = passage.lead(route, &policy, &caller, &mut request, &mut response, lead, &key).await;
             match answer {

@@ -142,7 +142,8 @@ async fn answer(
                 Length::Empty => RequestBody::Empty,
                 _ => RequestBody::H2(Box::new(h2::RequestBody::new(body, &asked.site.http))),
             };
-            asked.run(body, &mut response).await
+            let mut story = Story::default();
+            (asked.run(body, &mut response, &mut story).await, story)
         }
     };
     let length = if asked.request.method == http::Method::HEAD || response.status == StatusCode::NOT_MODIFIED {
@@ -177,16 +178,16 @@ struct Asked {
 }
 
 impl Asked {
-    async fn run(&mut self, body: RequestBody<'static>, response: &mut Response) -> (Body<'static>, Story) {
+    async fn run(&mut self, body: RequestBody<'static>, response: &mut Response, story: &mut Story) -> Body<'static> {
         let handled = {
             let peer = ip_of(self.peer);
             let mut handling =
-                pin!(pipeline::handle(&self.hall.worker, &self.site, peer, &mut self.request, body, response));
+                pin!(pipeline::handle(&self.hall.worker, &self.site, peer, &mut self.request, body, response, story));
             poll_fn(|cx| poll_caught(handling.as_mut(), cx)).await
         };
         handled.unwrap_or_else(|_panic| {
             CUTS.inc(Cut::Panic);
-            pipeline::panicked(&self.site, &self.request, response)
+            pipeline::panicked(&self.site, &self.request, response, story)
         })
     }
 }
@@ -194,7 +195,7 @@ impl Asked {
 impl Drop for Asked {
     fn drop(&mut self) {
         if let Some(in_flight) = self.in_flight.take() {
-            super::tell_left(&self.hall, &self.site, ip_of(self.peer), &self.request, in_flight.elapsed());
+            super::tell_left(&self.hall, &self.site, ip_of(self.peer), &self.request, in_flight.end());
         }
     }
 }
@@ -249,6 +250,6 @@ impl Drop for Told {
             End::Open | End::Whole => {}
         }
         let (asked, response, story) = (&self.asked, &self.response, &self.story);
-        tell(&asked.hall, ip_of(asked.peer), &asked.request, response, story, self.bytes, in_flight.elapsed());
+        tell(&asked.hall, ip_of(asked.peer), &asked.request, response, story, self.bytes, in_flight.end());
     }
 }

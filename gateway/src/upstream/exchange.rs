@@ -10,13 +10,13 @@ use crate::http::h1::Link;
 
 /// The body of an upstream's answer. While it is read, what is left of the request's body is sent.
 pub struct Exchange<'a> {
-    link: Option<Link>,
+    link: Option<Box<Link>>,
     body: RequestBody<'a>,
     visit: Visit,
 }
 
 impl<'a> Exchange<'a> {
-    pub(super) fn new(link: Link, body: RequestBody<'a>, visit: Visit) -> Self {
+    pub(super) fn new(link: Box<Link>, body: RequestBody<'a>, visit: Visit) -> Self {
         let mut exchange = Exchange { link: Some(link), body, visit };
         exchange.finish_if_idle();
         exchange
@@ -48,7 +48,7 @@ impl Source for Exchange<'_> {
     }
 
     fn data(&self) -> &[u8] {
-        self.link.as_ref().map_or(&[], Link::data)
+        self.link.as_ref().map_or(&[], |link| link.data())
     }
 
     fn consume(&mut self, count: usize) {

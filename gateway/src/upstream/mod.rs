@@ -6,7 +6,6 @@
 mod exchange;
 mod pool;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,10 +86,11 @@ impl Upstream {
         mut body: RequestBody<'a>,
         response: &mut Response,
     ) -> Result<Exchange<'a>, Failure> {
-        let deadline = Instant::now() + self.settings.timeout;
+        let now = Instant::now();
+        let deadline = now + self.settings.timeout;
         let mut tried = 0u64;
         let mut failure = Failure { endpoint: None, error: LinkError::Timeout };
-        while let Some(index) = self.endpoints.choose(tried, std::time::Instant::now()) {
+        while let Some(index) = self.endpoints.choose(tried, now.into_std()) {
             tried |= if index < 64 { 1 << index } else { u64::MAX };
             let visit = Visit::new(Arc::clone(&self.endpoints), index);
             let failed = |error| Failure { endpoint: Some(Arc::clone(&self.endpoints.get(index).name)), error };
@@ -115,12 +115,12 @@ impl Upstream {
     async fn run(
         &self,
         index: usize,
-        mut link: Link,
+        mut link: Box<Link>,
         request: &Request,
         body: &mut RequestBody<'_>,
         deadline: Instant,
         response: &mut Response,
-    ) -> Result<Link, LinkError> {
+    ) -> Result<Box<Link>, LinkError> {
         let was_used = link.is_used();
         match link.exchange(request, body, deadline, response).await {
             Ok(()) => Ok(link),
@@ -133,12 +133,12 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self, index: usize, deadline: Instant, may_reuse: bool) -> Result<Link, LinkError> {
-        let address = &self.endpoints.get(index).address;
-        let patience = self.settings.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
-        let resolved = match address.host.parse() {
-            Ok(ip) => SocketAddr::new(ip, address.port),
-            Err(_) => timeout(patience, endpoint::resolve(address))
+    async fn connect(&self, index: usize, deadline: Instant, may_reuse: bool) -> Result<Box<Link>, LinkError> {
+        let endpoint = self.endpoints.get(index);
+        let patience = || self.settings.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
+        let resolved = match endpoint.numeric {
+            Some(resolved) => resolved,
+            None => timeout(patience(), endpoint::resolve(&endpoint.address))
                 .await
                 .map_err(|_| LinkError::ConnectTimeout)?
                 .map_err(LinkError::Connect)?,
@@ -146,6 +146,6 @@ impl Upstream {
         if may_reuse && let Some(link) = pool::take(resolved) {
             return Ok(link);
         }
-        Link::connect(resolved, patience).await
+        Link::connect(resolved, patience()).await.map(Box::new)
     }
 }

@@ -17,15 +17,15 @@ const IDLE_FOR: Duration = Duration::from_secs(4);
 
 #[derive(Default)]
 struct Shelf {
-    links: Vec<(Instant, Link)>,
+    links: Vec<(Instant, Box<Link>)>,
 }
 
 thread_local! {
-    static SHELVES: RefCell<HashMap<SocketAddr, Shelf>> = RefCell::default();
+    static SHELVES: RefCell<HashMap<SocketAddr, Shelf, foldhash::fast::RandomState>> = RefCell::default();
 }
 
 /// The most recently used connection that still stands.
-pub(super) fn take(address: SocketAddr) -> Option<Link> {
+pub(super) fn take(address: SocketAddr) -> Option<Box<Link>> {
     SHELVES.with_borrow_mut(|shelves| {
         let shelf = shelves.get_mut(&address)?;
         while let Some((since, mut link)) = shelf.links.pop() {
@@ -44,7 +44,7 @@ pub(super) fn take(address: SocketAddr) -> Option<Link> {
 }
 
 /// Keeps a connection whose exchange ended cleanly.
-pub(super) fn give(address: SocketAddr, mut link: Link) {
+pub(super) fn give(address: SocketAddr, mut link: Box<Link>) {
     link.rest();
     SHELVES.with_borrow_mut(|shelves| {
         let shelf = shelves.entry(address).or_default();

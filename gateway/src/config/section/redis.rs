@@ -43,7 +43,13 @@ pub(super) fn read(root: &Table<'_>, object_bytes: u64) -> Redis {
             object_bytes: usize::try_from(object_bytes).unwrap_or(usize::MAX),
             regions: regions.into_iter().map(|(region, settings)| (region.value, settings)).collect(),
         };
-        Redis { nodes, remote: Some(remote), regions: Some(places), at: table.at.clone() }
+        let at = table.at.clone();
+        // The size of the fleet alone says how cluster limits are shared out where there is no Redis.
+        let is_size_alone = table.has("nodes") && !["regions", "deadline", "secret"].iter().any(|key| table.has(key));
+        if is_size_alone {
+            return Redis { nodes, remote: None, regions: None, at };
+        }
+        Redis { nodes, remote: Some(remote), regions: Some(places), at }
     });
     section.unwrap_or(absent)
 }

@@ -7,6 +7,7 @@
 mod chunk;
 pub mod client;
 mod framing;
+pub mod probe;
 mod request;
 mod response;
 mod scan;

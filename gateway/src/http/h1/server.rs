@@ -8,8 +8,6 @@ use std::io;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::chunk::{Decoder, Step};
 use super::request::{self, Refusal};
 use super::scan::{Found, Scan};
@@ -110,8 +108,13 @@ impl Server {
         Server { io, reader, sender, keep_alive: true, version: Version::Http11, is_head: false }
     }
 
-    /// Waits for bytes of the next request, at most until `deadline`. Holds no buffer meanwhile. Cancel safe.
-    pub fn poll_wait(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<Waited> {
+    /// Waits for bytes of the next request, at most for `patience`. Holds no buffer meanwhile. Cancel safe.
+    pub async fn wait(&mut self, patience: Duration) -> Waited {
+        self.reader.alarm.restart(patience);
+        poll_fn(|cx| self.poll_wait(cx)).await
+    }
+
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Waited> {
         let Reader { buffer, alarm, .. } = &mut self.reader;
         // What makes a connection readable may be nothing to read: the first look at a socket, or messages of TLS.
         while buffer.is_empty() && self.io.poll_readable(cx).is_ready() {
@@ -125,7 +128,6 @@ impl Server {
             return Poll::Ready(Waited::Bytes);
         }
         buffer.release();
-        alarm.set(deadline);
         alarm.poll(cx).map(|()| Waited::Silent)
     }
 
@@ -140,7 +142,7 @@ impl Server {
     /// # Errors
     /// `Refused` with the status to send before closing. Cancel safe.
     pub async fn read_request(&mut self, limits: &Limits, request: &mut Request) -> Result<(), ReadError> {
-        self.reader.alarm.set(Instant::now() + limits.header_timeout);
+        self.reader.alarm.restart(limits.header_timeout);
         // What the last request was must not shape the refusal of this one.
         self.is_head = false;
         self.version = Version::Http11;
@@ -211,7 +213,7 @@ impl Server {
     /// Ends the connection so that the last answer arrives: shuts the sending side, then reads a little while longer.
     pub async fn close(mut self) {
         let io = &self.io;
-        self.reader.alarm.set(Instant::now() + LINGER);
+        self.reader.alarm.restart(LINGER);
         let mut drained = 0;
         let alarm = &mut self.reader.alarm;
         poll_fn(|cx| {
@@ -285,7 +287,7 @@ impl Reader {
             Length::Streamed => Body::Chunked { decoder: Decoder::new(), total: 0, ready: 0 },
         };
         self.owes_continue = expects_continue && self.buffer.is_empty();
-        self.alarm.set(Instant::now() + self.idle);
+        self.alarm.restart(self.idle);
         self.continue_sent = 0;
     }
 
@@ -373,7 +375,7 @@ impl Source for RequestBody<'_> {
             }
             let reader = &mut *self.reader;
             match reader.buffer.poll_fill(self.io, cx, 1) {
-                Poll::Ready(Ok(count)) if count > 0 => reader.alarm.set(Instant::now() + reader.idle),
+                Poll::Ready(Ok(count)) if count > 0 => reader.alarm.restart(reader.idle),
                 Poll::Ready(result) => {
                     reader.body = Body::Failed;
                     return Poll::Ready(Err(result.err().map_or(BodyError::Truncated, BodyError::Io)));
@@ -398,7 +400,7 @@ impl Source for RequestBody<'_> {
 
     fn consume(&mut self, count: usize) {
         // While nobody took bytes, the client could not be late.
-        self.reader.alarm.set(Instant::now() + self.reader.idle);
+        self.reader.alarm.restart(self.reader.idle);
         self.reader.buffer.consume(count);
         match &mut self.reader.body {
             Body::Done | Body::Failed => {}
@@ -435,7 +437,7 @@ impl Answer<'_> {
             let mut progress = false;
             match sender.poll_send(cx, io, body, &mut progress) {
                 Poll::Ready(result) => return Poll::Ready(result),
-                Poll::Pending if progress => alarm.set(Instant::now() + idle),
+                Poll::Pending if progress => alarm.restart(idle),
                 Poll::Pending => {}
             }
             alarm.poll(cx).map(|()| Err(SendError::Peer(io::ErrorKind::TimedOut.into())))

@@ -1,0 +1,191 @@
+//! What must hold for any bytes: shared by the fuzz targets and by `tests/replay.rs`, which plays the kept corpus.
+#![allow(dead_code, reason = "each fuzz target uses one of these")]
+
+use gateway::http::Limits;
+use gateway::http::fields::{Fields, Known, is_token};
+use gateway::http::h1::probe;
+use gateway::http::message::{Length, Request, Response, Version};
+use http::{Method, StatusCode};
+
+/// How the rest of an input is cut.
+fn piece(byte: u8) -> usize {
+    usize::from(byte % 64) + 1
+}
+
+fn limits(byte: u8) -> Limits {
+    match byte % 3 {
+        0 => Limits::default(),
+        1 => Limits { header_bytes: 256, header_fields: 8, uri_bytes: 64, body_bytes: 1_000, ..Limits::default() },
+        _ => Limits { header_bytes: 64, header_fields: 3, uri_bytes: 8, body_bytes: 0, ..Limits::default() },
+    }
+}
+
+/// A head may be refused for another reason when its end was not seen yet, but it is refused or accepted all the same.
+fn assert_alike<T: PartialEq + std::fmt::Debug, E: std::fmt::Debug>(
+    whole: &Option<Result<T, E>>,
+    cut: &Option<Result<T, E>>,
+) {
+    match (whole, cut) {
+        (None, None) | (Some(Err(_)), Some(Err(_))) => {}
+        (Some(Ok(whole)), Some(Ok(cut))) => assert_eq!(whole, cut),
+        _ => panic!("whole: {whole:?}, cut: {cut:?}"),
+    }
+}
+
+fn lines(fields: &Fields) -> Vec<(Vec<u8>, Vec<u8>)> {
+    fields.iter().map(|field| (field.name.to_vec(), field.value.to_vec())).collect()
+}
+
+/// Fields are lines that can be written as they are, and httparse has the same ones.
+fn assert_fields(fields: &Fields, parsed: &[httparse::Header<'_>]) {
+    let is_text = |byte: &u8| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f);
+    for (name, value) in lines(fields) {
+        assert!(is_token(&name), "the name {name:?}");
+        assert!(value.iter().all(is_text) && value.trim_ascii() == value, "the value {value:?}");
+    }
+    let others: Vec<(Vec<u8>, Vec<u8>)> =
+        parsed.iter().map(|line| (line.name.as_bytes().to_vec(), line.value.trim_ascii().to_vec())).collect();
+    assert_eq!(lines(fields), others);
+}
+
+/// At most one of the two framing fields, and it says what `length` says.
+fn assert_framing(fields: &Fields, length: Length) {
+    let lengths: Vec<&[u8]> = fields.all(Known::ContentLength).collect();
+    let codings: Vec<&[u8]> = fields.all(Known::TransferEncoding).collect();
+    match (lengths.as_slice(), codings.as_slice()) {
+        ([], []) => assert!(matches!(length, Length::Empty | Length::UntilClose), "{length:?}"),
+        ([value], []) => {
+            let text = std::str::from_utf8(value).expect("digits");
+            assert!(text.bytes().all(|byte| byte.is_ascii_digit()), "{text:?}");
+            let announced: u64 = text.parse().expect("a number");
+            assert!(announced < 1 << 63);
+            assert!(length == Length::Known(announced) || length == Length::Empty, "{length:?} for {announced}");
+        }
+        ([], [value]) => {
+            assert!(value.eq_ignore_ascii_case(b"chunked"), "{value:?}");
+            assert!(matches!(length, Length::Streamed | Length::Empty), "{length:?}");
+        }
+        _ => panic!("framed twice: {lengths:?} {codings:?}"),
+    }
+}
+
+pub(crate) fn request_head(data: &[u8]) {
+    let [cut, choice, bytes @ ..] = data else { return };
+    let limits = limits(*choice);
+    let (mut request, mut other) = (Request::default(), Request::default());
+    let whole = probe::request_head(bytes, usize::MAX, &limits, &mut request);
+    assert_alike(&whole, &probe::request_head(bytes, piece(*cut), &limits, &mut other));
+    let Some(Ok(head)) = whole else { return };
+    assert_eq!(lines(&request.fields), lines(&other.fields));
+    assert_eq!(
+        (&request.method, &request.target, &request.authority),
+        (&other.method, &other.target, &other.authority)
+    );
+
+    let text = &bytes[..head.length];
+    assert!(text.ends_with(b"\r\n\r\n") && head.length <= limits.header_bytes + 2);
+    assert!(request.fields.len() <= limits.header_fields);
+    let target = request.target.as_bytes();
+    assert!(target.first() == Some(&b'/') || request.target == "*" && request.method == Method::OPTIONS);
+    assert!(target.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'#'), "{:?}", request.target);
+    assert!(request.path_len <= target.len() && !request.path().contains('?'));
+    assert!(!matches!(request.method, Method::CONNECT | Method::TRACE));
+    let hosts = request.fields.all(Known::Host).count();
+    assert!(hosts == 1 || hosts == 0 && request.version == Version::Http10);
+    assert!(!request.authority.bytes().any(|byte| byte.is_ascii_uppercase() || byte == b'@' || byte <= b' '));
+    assert!(!request.authority.is_empty() || hosts == 0);
+    assert_framing(&request.fields, request.length);
+    assert!(request.length != Length::UntilClose);
+    assert!(!matches!(request.length, Length::Known(length) if length > limits.body_bytes));
+    if request.length == Length::Empty {
+        assert!(!request.fields.has(Known::TransferEncoding));
+        assert!(request.fields.all(Known::ContentLength).all(|value| value.iter().all(|digit| *digit == b'0')));
+    }
+    assert!(!head.expects_continue || request.fields.has(Known::Expect));
+
+    let mut space = [httparse::EMPTY_HEADER; 256];
+    let mut parsed = httparse::Request::new(&mut space);
+    assert_eq!(parsed.parse(text), Ok(httparse::Status::Complete(text.len())));
+    assert_eq!(parsed.method, Some(request.method.as_str()));
+    assert_eq!(parsed.version, Some(u8::from(request.version == Version::Http11)));
+    assert_fields(&request.fields, parsed.headers);
+}
+
+pub(crate) fn answer_head(data: &[u8]) {
+    let [cut, choice, bytes @ ..] = data else { return };
+    let method = [Method::GET, Method::HEAD, Method::POST][usize::from(choice % 3)].clone();
+    let (mut response, mut other) = (Response::new(StatusCode::OK), Response::new(StatusCode::OK));
+    let whole = probe::answer_head(bytes, usize::MAX, &method, &mut response);
+    assert_alike(&whole, &probe::answer_head(bytes, piece(*cut), &method, &mut other));
+    let Some(Ok((length, is_reusable))) = whole else { return };
+    assert_eq!(lines(&response.fields), lines(&other.fields));
+    assert_eq!((response.status, response.length), (other.status, other.length));
+
+    let text = &bytes[..length];
+    assert!(text.ends_with(b"\r\n\r\n") && text.starts_with(b"HTTP/1."));
+    assert!((100..600).contains(&response.status.as_u16()), "{}", response.status);
+    assert_framing(&response.fields, response.length);
+    assert!(!(is_reusable && response.length == Length::UntilClose));
+    let closes = response.fields.members(Known::Connection).any(|member| member.eq_ignore_ascii_case(b"close"));
+    assert!(!(is_reusable && closes));
+    let is_bodiless = matches!(response.status.as_u16(), 100..=199 | 204 | 304);
+    assert!(!is_bodiless || method == Method::HEAD || response.length == Length::Empty);
+
+    let mut space = [httparse::EMPTY_HEADER; 256];
+    let mut parsed = httparse::Response::new(&mut space);
+    assert_eq!(parsed.parse(text), Ok(httparse::Status::Complete(text.len())));
+    assert_eq!(parsed.code, Some(response.status.as_u16()));
+    assert_fields(&response.fields, parsed.headers);
+}
+
+pub(crate) fn chunk_decoder(data: &[u8]) {
+    let [cut, bytes @ ..] = data else { return };
+    let (mut body, mut other) = (Vec::new(), Vec::new());
+    let whole = probe::chunked(bytes, usize::MAX, &mut body);
+    assert_alike(&whole, &probe::chunked(bytes, piece(*cut), &mut other));
+    assert_eq!(body, other, "what was decoded before the end or a fault");
+    let Some(Ok(length)) = whole else { return };
+    assert!(length <= bytes.len() && length >= body.len() + 5);
+    assert_eq!(decode(&bytes[..length]), Some((body.clone(), length)));
+
+    // Written anew, it is read as the same body.
+    let mut anew = Vec::new();
+    for chunk in body.chunks(7) {
+        anew.extend(format!("{:x}\r\n", chunk.len()).as_bytes());
+        anew.extend([chunk, b"\r\n"].concat());
+    }
+    anew.extend(b"0\r\n\r\n");
+    let mut again = Vec::new();
+    assert_eq!(probe::chunked(&anew, piece(*cut), &mut again), Some(Ok(anew.len())));
+    assert_eq!(again, body);
+}
+
+/// A plain decoder: the body, and the bytes that it took. It trusts extensions and trailers, of which it only wants the ends.
+fn decode(bytes: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let line = |at: usize| {
+        bytes[at..].windows(2).position(|two| two == b"\r\n").map(|end| (&bytes[at..at + end], at + end + 2))
+    };
+    let (mut body, mut at) = (Vec::new(), 0);
+    loop {
+        let (head, next) = line(at)?;
+        let size = head.split(|byte| *byte == b';').next()?;
+        let size = usize::from_str_radix(std::str::from_utf8(size).ok()?, 16).ok()?;
+        at = next;
+        if size == 0 {
+            break;
+        }
+        body.extend_from_slice(bytes.get(at..at + size)?);
+        at += size;
+        if bytes.get(at..at + 2)? != b"\r\n" {
+            return None;
+        }
+        at += 2;
+    }
+    loop {
+        let (trailer, next) = line(at)?;
+        at = next;
+        if trailer.is_empty() {
+            return Some((body, at));
+        }
+    }
+}
