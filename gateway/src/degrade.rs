@@ -10,7 +10,6 @@ use http::StatusCode;
 use crate::error::{Error, Kind};
 use crate::http::fields::{Fields, Known};
 use crate::http::message::{Length, Response};
-use crate::metrics::Label;
 
 /// The last answer of a route (`routes.degrade`).
 #[derive(Clone, Debug, PartialEq)]
@@ -70,7 +69,7 @@ pub fn write(error: &Error, page: Option<&Settings>, request: &Fields, spread: u
     let body = match (page, form) {
         (Some(Settings { html: Some(html), .. }), Form::Html) => Bytes::copy_from_slice(html.as_bytes()),
         (Some(Settings { json: Some(json), .. }), Form::Json) => Bytes::copy_from_slice(json.as_bytes()),
-        (_, form) => standard(status, error.kind(), form),
+        (_, form) => standard(status, error, form),
     };
     head(status, form, &body, response);
     if let Some(page) = page {
@@ -108,9 +107,9 @@ fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
     response.fields.add(Known::CacheControl, "no-store");
 }
 
-fn standard(status: StatusCode, kind: Kind, form: Form) -> Bytes {
+fn standard(status: StatusCode, error: &Error, form: Form) -> Bytes {
     match form {
-        Form::Json => problem(status, kind.as_str()),
+        Form::Json => problem(status, error.reason()),
         Form::Html => {
             let title = status.canonical_reason().unwrap_or("Error");
             Bytes::from(format!(
@@ -118,7 +117,7 @@ fn standard(status: StatusCode, kind: Kind, form: Form) -> Bytes {
                  <meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title>\
                  <style>body{{font:1.1em/1.5 system-ui,sans-serif;max-width:34em;margin:15vh auto;padding:0 1em}}</style></head>\
                  <body><h1>{title}</h1><p>{}</p></body></html>\n",
-                sentence(kind)
+                sentence(error.kind())
             ))
         }
     }

@@ -4,6 +4,7 @@ use crate::http::body::BodyError;
 use crate::http::h1::{LinkError, Refusal};
 use crate::http::message::StatusCode;
 use crate::label;
+use crate::metrics::Label as _;
 
 label! {
     /// The class of a failure.
@@ -40,6 +41,9 @@ pub enum Error {
     /// Another request for the same key, which this one waited for, failed so.
     #[error("the shared fill failed")]
     Shared(Kind),
+    /// The body of the answer failed before anything of it had left.
+    #[error("the answer's body failed")]
+    Body(Kind),
     /// `only-if-cached`, and nothing was (RFC 9111 section 5.2.1.7).
     #[error("not cached")]
     OnlyIfCached,
@@ -55,7 +59,7 @@ impl Error {
             Error::BreakerOpen => Kind::BreakerOpen,
             Error::OnlyIfCached => Kind::OnlyIfCached,
             Error::Panic => Kind::Panic,
-            Error::Shared(kind) => *kind,
+            Error::Shared(kind) | Error::Body(kind) => *kind,
             Error::Link(link) => match link {
                 LinkError::Connect(_) => Kind::Connect,
                 LinkError::ConnectTimeout => Kind::ConnectTimeout,
@@ -85,8 +89,8 @@ impl Error {
 
     /// The status where nothing else decides it.
     pub fn status(&self) -> StatusCode {
-        if let Error::Link(LinkError::Client(body)) = self {
-            return body_refusal(body).status();
+        if let Some(refusal) = self.refusal() {
+            return refusal.status();
         }
         match self.kind() {
             Kind::NoRoute => StatusCode::NOT_FOUND,
@@ -100,15 +104,32 @@ impl Error {
             Kind::Connect | Kind::NoAnswer | Kind::Malformed | Kind::Upstream => StatusCode::BAD_GATEWAY,
         }
     }
+
+    /// How the client is refused whose request's body failed.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let Error::Link(LinkError::Client(body)) = self else { return None };
+        Some(match body {
+            BodyError::TooLarge => Refusal::BodyTooLarge,
+            BodyError::Timeout => Refusal::BodyTimeout,
+            BodyError::Malformed(_) | BodyError::Truncated | BodyError::ClientGone | BodyError::Io(_) => {
+                Refusal::BodySyntax
+            }
+        })
+    }
+
+    /// A short fixed word for clients.
+    pub fn reason(&self) -> &'static str {
+        self.refusal().map_or(self.kind().as_str(), Refusal::reason)
+    }
 }
 
-/// How a request body that failed is refused.
-pub fn body_refusal(error: &BodyError) -> Refusal {
-    match error {
-        BodyError::TooLarge => Refusal::BodyTooLarge,
-        BodyError::Timeout => Refusal::BodyTimeout,
-        BodyError::Malformed(_) | BodyError::Truncated | BodyError::ClientGone | BodyError::Io(_) => {
-            Refusal::BodySyntax
-        }
+impl From<&BodyError> for Error {
+    fn from(error: &BodyError) -> Self {
+        Error::Body(match error {
+            BodyError::Malformed(_) => Kind::Malformed,
+            BodyError::Timeout => Kind::Timeout,
+            BodyError::ClientGone => Kind::ClientGone,
+            BodyError::Truncated | BodyError::TooLarge | BodyError::Io(_) => Kind::Upstream,
+        })
     }
 }

@@ -20,7 +20,7 @@ use crate::cache::policy;
 use crate::cache::stored::Meta;
 use crate::error::{Error, Kind};
 use crate::event::Event;
-use crate::http::body::RequestBody;
+use crate::http::body::{BodyError, RequestBody};
 use crate::http::fields::Known;
 use crate::http::message::{Request, Response};
 use crate::identify::Caller;
@@ -87,6 +87,32 @@ pub fn panicked(site: &Site, request: &Request, response: &mut Response, story: 
     Body::Bytes(page)
 }
 
+/// Answers a request whose answer's body failed before anything of it had left.
+pub fn broken(
+    site: &Site,
+    request: &Request,
+    response: &mut Response,
+    story: &mut Story,
+    error: &BodyError,
+) -> Body<'static> {
+    let error = Error::from(error);
+    FAILURES.inc(error.kind());
+    CACHE.inc(CacheResult::Error);
+    story.cache = CacheResult::Error;
+    story.detail = Detail::Reason(error.reason());
+    story.degraded = "page";
+    (story.stored, story.standing, story.forwarded_status) = (false, None, None);
+    let route = site.routes.find(request);
+    let page = route.map(|route| &route.settings.degrade);
+    let page = degrade::write(&error, page, &request.fields, site.identity.fresh(), response);
+    respond::write_cache_status(story, &mut response.fields);
+    if let Some(route) = route {
+        route.counts.answers.inc(StatusClass::of(response.status));
+        route.counts.degraded.inc();
+    }
+    Body::Bytes(page)
+}
+
 /// What can still be told of a request whose handling was dropped.
 pub fn abandoned(site: &Site, request: &Request) -> Story {
     let route = site.routes.find(request).map(|route| Arc::clone(&route.settings.name));
@@ -141,7 +167,8 @@ impl Passage<'_> {
             self.story.degraded = "page";
         }
         self.story.cache = CacheResult::Error;
-        self.story.detail = Detail::Reason(error.kind().as_str());
+        self.story.detail = Detail::Reason(error.reason());
+        self.story.refused = error.refusal();
         let page = route.map(|route| &route.settings.degrade);
         let page = degrade::write(error, page, &request.fields, self.site.identity.fresh(), response);
         Body::Bytes(page)

@@ -8,6 +8,7 @@ use shard::{Region, Slot};
 
 use crate::cache::stored::Standing;
 use crate::http::fields::{Fields, Known};
+use crate::http::h1::Refusal;
 use crate::http::text;
 use crate::identify::Trace;
 use crate::label;
@@ -50,8 +51,8 @@ pub struct Story {
     pub report: Report,
     pub denial: Option<Box<Denial>>,
     pub limited_by: String,
-    /// Why the request was refused before it was understood.
-    pub refused: &'static str,
+    /// Why the request was refused as malformed or oversize.
+    pub refused: Option<Refusal>,
     pub degraded: &'static str,
     pub upstream: Option<Arc<str>>,
     pub trace: Option<Trace>,
@@ -72,7 +73,7 @@ impl Default for Story {
             report: Report::default(),
             denial: None,
             limited_by: String::new(),
-            refused: "",
+            refused: None,
             degraded: "",
             upstream: None,
             trace: None,

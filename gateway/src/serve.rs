@@ -177,7 +177,7 @@ fn poll_caught<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Res
     }
 }
 
-/// Writes the request's line into the access log.
+/// Counts a refusal and writes the request's line into the access log.
 fn tell(
     hall: &Hall,
     peer: IpAddr,
@@ -187,6 +187,10 @@ fn tell(
     bytes: u64,
     duration: Duration,
 ) {
+    if let Some(refusal) = story.refused {
+        REFUSALS.inc(refusal);
+        tracing::debug!(reason = refusal.reason(), "a request was refused");
+    }
     if !hall.worker.log.is_open() {
         return;
     }
@@ -205,7 +209,7 @@ fn tell(
         cache: story.cache.as_str(),
         degraded: story.degraded,
         limit: &story.limited_by,
-        refused: story.refused,
+        refused: story.refused.map(Refusal::reason).unwrap_or_default(),
         upstream: story.upstream.as_deref().unwrap_or_default(),
         trace_id: &trace,
     });
@@ -213,12 +217,10 @@ fn tell(
 
 /// The story of a refused request. Nothing in `request` was understood, so nothing of it is told: dashes, as is custom.
 fn refused(refusal: Refusal, request: &mut Request) -> Story {
-    REFUSALS.inc(refusal);
-    tracing::debug!(reason = refusal.reason(), "a request was refused");
     request.clear();
     request.method = Method::from_bytes(b"-").unwrap_or_default();
     request.set_target("-");
-    Story { refused: refusal.reason(), cache: CacheResult::Error, must_close: true, ..Story::default() }
+    Story { refused: Some(refusal), cache: CacheResult::Error, must_close: true, ..Story::default() }
 }
 
 /// Tells of a request whose client left before its answer began.

@@ -275,7 +275,7 @@ fn the_access_log_has_a_line_of_json_per_request() {
     let gateway = Gateway::start(&one_route(origin.address, "limits = [\"device\"]", limit));
     // On one connection: each worker hands over its own lines, in their order.
     let mut client = gateway.connect();
-    (0..3).for_each(|_| drop(client.get("/a?b=\"c\\", &[])));
+    (0..3).for_each(|_| drop(client.get("/a?b=c\\", &[])));
     let lines = gateway.access_log(3);
     let told: Vec<_> =
         lines.iter().map(|line| (line["status"].as_u64(), line["cache"].as_str(), line["limit"].as_str())).collect();
@@ -285,7 +285,7 @@ fn the_access_log_has_a_line_of_json_per_request() {
     );
     for line in &lines {
         assert_eq!((line["route"].as_str(), line["method"].as_str()), (Some("all"), Some("GET")), "{line}");
-        assert_eq!((line["path"].as_str(), line["client"].as_str()), (Some("/a?b=\"c\\"), Some("127.0.0.1")), "{line}");
+        assert_eq!((line["path"].as_str(), line["client"].as_str()), (Some("/a?b=c\\"), Some("127.0.0.1")), "{line}");
         assert!(line["duration"].is_number() && line["trace_id"].as_str().is_some_and(|id| id.len() == 32), "{line}");
     }
     assert_eq!(

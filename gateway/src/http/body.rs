@@ -5,6 +5,7 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use super::fields::Fields;
 use super::h1;
 use super::h2;
 
@@ -40,6 +41,11 @@ pub trait Source {
 
     /// Takes `count` bytes off `data`.
     fn consume(&mut self, count: usize);
+
+    /// What follows the body where it came in chunks; known when the body has ended.
+    fn trailers(&self) -> Option<&Fields> {
+        None
+    }
 }
 
 /// A request's body on its way in, from whichever engine carries it.
@@ -92,6 +98,13 @@ impl Source for RequestBody<'_> {
             RequestBody::Empty => {}
             RequestBody::H1(body) => body.consume(count),
             RequestBody::H2(body) => body.consume(count),
+        }
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        match self {
+            RequestBody::Empty | RequestBody::H2(_) => None,
+            RequestBody::H1(body) => body.trailers(),
         }
     }
 }

@@ -7,12 +7,9 @@ use bytes::{Buf, Bytes};
 use super::fetch::Answer;
 use crate::cache::fill::Reader;
 use crate::http::body::{BodyError, Source};
+use crate::http::fields::Fields;
 
 /// Where an answer's bytes come from.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one lives per request on its task; a box would cost every pass-through an allocation"
-)]
 pub enum Body<'a> {
     Bytes(Bytes),
     Answer(Answer<'a>),
@@ -45,6 +42,13 @@ impl Source for Body<'_> {
             Body::Bytes(bytes) => bytes.advance(count),
             Body::Answer(answer) => answer.consume(count),
             Body::Fill(reader) => reader.consume(count),
+        }
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        match self {
+            Body::Answer(answer) => answer.trailers(),
+            Body::Bytes(_) | Body::Fill(_) => None,
         }
     }
 }

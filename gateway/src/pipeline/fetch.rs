@@ -10,7 +10,7 @@ use crate::error::{Error, Kind};
 use crate::event::{Event, UpstreamFault};
 use crate::hop;
 use crate::http::body::{BodyError, RequestBody, Source};
-use crate::http::fields::Known;
+use crate::http::fields::{Fields, Known};
 use crate::http::h1::LinkError;
 use crate::http::message::{Request, Response};
 use crate::identify::{self, Caller};
@@ -28,9 +28,11 @@ impl Passage<'_> {
         response: &mut Response,
     ) -> Result<Answer<'a>, Error> {
         let chain = trusted_chain(caller, request);
+        let takes_trailers = request.fields.members(Known::Te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
         hop::forward(request, self.peer, chain.as_deref());
         identify::write_trace(caller.trace, self.site.identity.fresh(), &mut request.fields);
-        let answer = self.call(route, request, body, response).await?;
+        let mut answer = self.call(route, request, body, response).await?;
+        answer.takes_trailers = takes_trailers;
         self.story.forwarded_status = Some(response.status.as_u16());
         self.story.upstream = Some(answer.exchange.endpoint());
         Ok(answer)
@@ -79,7 +81,7 @@ impl Passage<'_> {
             response.fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now()));
         }
         let (route, breaker) = (Arc::clone(&route.settings.name), Arc::clone(&route.breaker));
-        Ok(Answer { exchange, route, breaker, generation })
+        Ok(Answer { exchange, route, breaker, generation, takes_trailers: false })
     }
 }
 
@@ -89,6 +91,8 @@ pub struct Answer<'a> {
     route: Arc<str>,
     breaker: Arc<Breaker>,
     generation: u64,
+    /// The client has said that it reads them (RFC 9110 section 6.5.1).
+    takes_trailers: bool,
 }
 
 impl Answer<'_> {
@@ -119,6 +123,10 @@ impl Source for Answer<'_> {
 
     fn consume(&mut self, count: usize) {
         self.exchange.consume(count);
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        self.exchange.trailers().filter(|_| self.takes_trailers)
     }
 }
 

@@ -6,18 +6,20 @@ use std::task::{Context, Poll};
 use super::pool;
 use crate::endpoint::Visit;
 use crate::http::body::{BodyError, RequestBody, Source};
+use crate::http::fields::Fields;
 use crate::http::h1::Link;
 
 /// The body of an upstream's answer. While it is read, what is left of the request's body is sent.
 pub struct Exchange<'a> {
     link: Option<Box<Link>>,
+    trailers: Option<Box<Fields>>,
     body: RequestBody<'a>,
     visit: Visit,
 }
 
 impl<'a> Exchange<'a> {
     pub(super) fn new(link: Box<Link>, body: RequestBody<'a>, visit: Visit) -> Self {
-        let mut exchange = Exchange { link: Some(link), body, visit };
+        let mut exchange = Exchange { link: Some(link), trailers: None, body, visit };
         exchange.finish_if_idle();
         exchange
     }
@@ -28,7 +30,8 @@ impl<'a> Exchange<'a> {
     }
 
     fn finish_if_idle(&mut self) {
-        if let Some(link) = self.link.take_if(|link| link.is_idle()) {
+        if let Some(mut link) = self.link.take_if(|link| link.is_idle()) {
+            self.trailers = link.take_trailers();
             pool::give(link.address(), link);
         }
     }
@@ -56,5 +59,9 @@ impl Source for Exchange<'_> {
             link.consume(count);
             self.finish_if_idle();
         }
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        self.trailers.as_deref().or_else(|| self.link.as_ref()?.trailers())
     }
 }

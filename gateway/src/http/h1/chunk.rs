@@ -1,11 +1,12 @@
 //! Strict decoder of the chunked coding (RFC 9112 section 7.1), fed piece by piece.
 //!
 //! Stricter than the grammar: no quoted extensions, extensions at most 256 bytes a chunk, no white space, no bare LF,
-//! sizes at most 2^52, trailers at most 8 KiB. Extensions and trailers are checked and dropped: a recipient may discard
-//! them (section 7.1.1 and RFC 9110 section 6.5.1), and what is dropped cannot be used against the next hop.
+//! sizes at most 2^52, trailers at most 8 KiB. Extensions are checked and dropped, as a recipient may (section 7.1.1).
+//! Trailers are checked like fields; those that anyone acts on before the end are dropped (RFC 9110 section 6.5.1), for a
+//! next hop that merges them with the head would act on them.
 
 use super::scan::{Found, Scan};
-use crate::http::fields::is_token;
+use crate::http::fields::{Fields, Known, is_token};
 
 /// Bytes of extensions in one chunk's size line.
 const EXTENSION_MAX: usize = 256;
@@ -17,7 +18,7 @@ const TRAILERS_MAX: usize = 8 << 10;
 #[derive(Debug)]
 enum State {
     Size { size: u64, digits: usize },
-    Extension { size: u64, length: usize },
+    Extension { size: u64, length: usize, part: Part },
     SizeLf { size: u64 },
     Data { left: u64 },
     DataCr,
@@ -26,9 +27,36 @@ enum State {
     Done,
 }
 
+/// Where in `;name=value` an extension stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    NameStart,
+    Name,
+    ValueStart,
+    Value,
+}
+
+impl Part {
+    /// The part after `byte`; `None` where the grammar has no such byte.
+    fn next(self, byte: u8) -> Option<Part> {
+        match (self, byte) {
+            (Part::Name | Part::Value, b';') => Some(Part::NameStart),
+            (Part::Name, b'=') => Some(Part::ValueStart),
+            (Part::NameStart | Part::Name, _) if is_token(&[byte]) => Some(Part::Name),
+            (Part::ValueStart | Part::Value, _) if is_token(&[byte]) => Some(Part::Value),
+            _ => None,
+        }
+    }
+
+    fn may_end(self) -> bool {
+        matches!(self, Part::Name | Part::Value)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Decoder {
     state: State,
+    trailers: Option<Box<Fields>>,
 }
 
 /// What the decoder made of the bytes it saw.
@@ -44,7 +72,7 @@ pub(super) enum Step {
 
 impl Decoder {
     pub(super) fn new() -> Self {
-        Decoder { state: State::Size { size: 0, digits: 0 } }
+        Decoder { state: State::Size { size: 0, digits: 0 }, trailers: None }
     }
 
     /// Reads framing from the front of `input` until body bytes, the end, or the input's end.
@@ -63,7 +91,7 @@ impl Decoder {
                     Found::Partial { .. } if input.len() - at > TRAILERS_MAX => Err("trailers too large"),
                     Found::Partial { .. } => Ok(Step::More { skip: at }),
                     Found::Whole(length) => {
-                        check_trailers(&input[at..at + length])?;
+                        self.trailers = parse_trailers(&input[at..at + length])?;
                         self.state = State::Done;
                         Ok(Step::End { skip: at + length })
                     }
@@ -76,6 +104,11 @@ impl Decoder {
             self.framing(byte)?;
             at += 1;
         }
+    }
+
+    /// The trailers of a body that has ended, once.
+    pub(super) fn take_trailers(&mut self) -> Option<Box<Fields>> {
+        self.trailers.take()
     }
 
     /// Records that `count` body bytes were taken.
@@ -98,14 +131,13 @@ impl Decoder {
                 State::Size { size: size << 4 | digit, digits: digits + 1 }
             }
             (State::Size { digits: 0, .. }, _) => return Err("chunk without a size"),
-            (State::Size { size, .. }, b';') => State::Extension { size: *size, length: 0 },
-            (State::Size { size, .. } | State::Extension { size, .. }, b'\r') => State::SizeLf { size: *size },
-            (State::Extension { size, length }, _) => {
-                if *length == EXTENSION_MAX || !(is_token(&[byte]) || byte == b'=' || byte == b';') {
-                    return Err("bad chunk extension");
-                }
-                State::Extension { size: *size, length: length + 1 }
-            }
+            (State::Size { size, .. }, b';') => State::Extension { size: *size, length: 0, part: Part::NameStart },
+            (State::Size { size, .. }, b'\r') => State::SizeLf { size: *size },
+            (State::Extension { size, part, .. }, b'\r') if part.may_end() => State::SizeLf { size: *size },
+            (State::Extension { size, length, part }, _) => match part.next(byte) {
+                Some(part) if *length < EXTENSION_MAX => State::Extension { size: *size, length: length + 1, part },
+                _ => return Err("bad chunk extension"),
+            },
             (State::SizeLf { size: 0 }, b'\n') => State::Trailers(Scan::default()),
             (State::SizeLf { size }, b'\n') => State::Data { left: *size },
             (State::DataCr, b'\r') => State::DataLf,
@@ -117,15 +149,31 @@ impl Decoder {
     }
 }
 
-fn check_trailers(section: &[u8]) -> Result<(), &'static str> {
+/// What may go on of a trailer section.
+fn parse_trailers(section: &[u8]) -> Result<Option<Box<Fields>>, &'static str> {
     if section.len() > TRAILERS_MAX {
         return Err("trailers too large");
     }
     let mut lines = [httparse::EMPTY_HEADER; 64];
-    match httparse::parse_headers(section, &mut lines) {
-        Ok(httparse::Status::Complete(_)) => Ok(()),
-        _ => Err("bad trailers"),
+    let Ok(httparse::Status::Complete((_, lines))) = httparse::parse_headers(section, &mut lines) else {
+        return Err("bad trailers");
+    };
+    let mut trailers = Fields::default();
+    for line in lines.iter().filter(|line| may_follow(line.name)) {
+        trailers.push(line.name.as_bytes(), line.value.trim_ascii());
     }
+    Ok((!trailers.is_empty()).then(|| Box::new(trailers)))
+}
+
+/// Whether a field may stand behind the body: not where the gateway knows the name, since it acts on it in heads, nor
+/// where the name says that it frames, routes, authenticates, describes the content or speaks for the client.
+fn may_follow(name: &str) -> bool {
+    const NEVER: [&str; 3] = ["max-forwards", "www-authenticate", "authentication-info"];
+    const FAMILIES: [&str; 7] = ["content-", "x-forwarded-", "x-real-", "x-user-", "proxy-", "sec-", "if-"];
+    let starts = |family: &&str| name.get(..family.len()).is_some_and(|start| start.eq_ignore_ascii_case(family));
+    Known::of(name.as_bytes()).is_none()
+        && !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
+        && !FAMILIES.iter().any(starts)
 }
 
 #[cfg(test)]
@@ -158,7 +206,7 @@ mod tests {
 
     #[test]
     fn malformed_bodies_are_refused_however_they_are_split() {
-        let bad: [&[u8]; 18] = [
+        let bad: [&[u8]; 23] = [
             b"\r\n",
             b"g\r\n",
             b" 1\r\na\r\n",
@@ -171,6 +219,11 @@ mod tests {
             b"1\r\na\rX",
             b"1;a=\"b\"\r\na\r\n",
             b"1; a\r\na\r\n",
+            b"1;\r\na\r\n",
+            b"1;=b\r\na\r\n",
+            b"1;;a\r\na\r\n",
+            b"1;a=\r\na\r\n",
+            b"1;a=b=c\r\na\r\n",
             b"1;\0\r\na\r\n",
             b"ffffffffffffff\r\n",
             b"0\r\nbad line\r\n\r\n",
@@ -185,6 +238,15 @@ mod tests {
             }
         }
         assert!(decode(format!("1;{}\r\na\r\n", "x".repeat(257)).as_bytes(), 64).is_err());
+    }
+
+    #[test]
+    fn trailers_that_anyone_acts_on_are_dropped() {
+        let section =
+            b"X-Sum: 1\r\nContent-Length: 3\r\nHOST: b\r\nx-user-id: eve\r\nContent-MD5: x\r\nX-Sum: 2\r\n\r\n";
+        let trailers = parse_trailers(section).expect("well-formed").expect("some are left");
+        assert_eq!(trailers.iter().map(|field| field.value).collect::<Vec<_>>(), [b"1", b"2"]);
+        assert!(parse_trailers(b"Host: b\r\n\r\n").expect("well-formed").is_none());
     }
 
     #[test]

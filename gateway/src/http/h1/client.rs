@@ -20,7 +20,7 @@ use super::send::{self, SendError, Sender};
 use crate::http::alarm::Alarm;
 use crate::http::body::{BodyError, RequestBody};
 use crate::http::buffer::Buffer;
-use crate::http::fields::Known;
+use crate::http::fields::{Fields, Known};
 use crate::http::io::Io;
 use crate::http::message::{Length, Request, Response, is_bodiless};
 
@@ -67,6 +67,7 @@ pub struct Link {
     sender: Sender,
     alarm: Alarm,
     body: Body,
+    trailers: Option<Box<Fields>>,
     reusable: bool,
     /// Whether it served an exchange before: then its server may have closed it meanwhile.
     used: bool,
@@ -91,6 +92,7 @@ impl Link {
             sender: Sender::new(),
             alarm: Alarm::after(patience),
             body: Body::Done,
+            trailers: None,
             reusable: true,
             used: false,
             request_sent: true,
@@ -126,7 +128,7 @@ impl Link {
         let mut interim = 0;
         poll_fn(|cx| {
             loop {
-                match self.poll_head(cx, body, &mut scan) {
+                match self.poll_head(cx, body, &mut scan, interim > 0) {
                     Poll::Pending => return self.poll_stalled(cx, body),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Ready(Ok(length)) => {
@@ -163,6 +165,7 @@ impl Link {
         cx: &mut Context<'_>,
         body: &mut RequestBody<'_>,
         scan: &mut Scan,
+        has_begun: bool,
     ) -> Poll<Result<usize, LinkError>> {
         let pump = self.poll_pump(cx, body);
         loop {
@@ -179,7 +182,8 @@ impl Link {
                 Poll::Ready(Ok(count)) if count > 0 => {}
                 Poll::Ready(result) => {
                     let error = result.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
-                    let failed = if before == 0 { LinkError::NoAnswer(error) } else { LinkError::Io(error) };
+                    let is_first = before == 0 && !has_begun;
+                    let failed = if is_first { LinkError::NoAnswer(error) } else { LinkError::Io(error) };
                     return Poll::Ready(Err(failed));
                 }
                 // An answer that came early is read even when the request could not be sent whole; only silence makes the failure count.
@@ -294,11 +298,22 @@ impl Link {
                 }
                 Ok(Step::End { skip }) => {
                     self.buffer.consume(skip);
+                    self.trailers = decoder.take_trailers();
                     self.body = Body::Done;
                     Some(Ok(()))
                 }
             },
         }
+    }
+
+    /// The trailers of a body that has ended.
+    pub fn trailers(&self) -> Option<&Fields> {
+        self.trailers.as_deref()
+    }
+
+    /// The same, once.
+    pub fn take_trailers(&mut self) -> Option<Box<Fields>> {
+        self.trailers.take()
     }
 
     pub fn data(&self) -> &[u8] {

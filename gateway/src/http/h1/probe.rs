@@ -9,6 +9,7 @@ use super::chunk::{Decoder, Step};
 use super::request::{self, Refusal};
 use super::response;
 use super::scan::{Found, Scan};
+use crate::http::fields::Fields;
 use crate::http::limits::Limits;
 use crate::http::message::{Request, Response};
 
@@ -69,15 +70,26 @@ pub fn answer_head(
     None
 }
 
-/// Decodes a chunked body likewise, appending its data to `body`; how many bytes it took, trailers included.
-pub fn chunked(bytes: &[u8], piece: usize, body: &mut Vec<u8>) -> Option<Result<usize, &'static str>> {
+/// Decodes a chunked body likewise, appending its data to `body` and the trailers worth keeping to `trailers`; how many
+/// bytes it took.
+pub fn chunked(
+    bytes: &[u8],
+    piece: usize,
+    body: &mut Vec<u8>,
+    trailers: &mut Fields,
+) -> Option<Result<usize, &'static str>> {
     let mut decoder = Decoder::new();
     let mut at = 0;
     for end in ends(bytes.len(), piece) {
         loop {
             match decoder.step(&bytes[at..end]) {
                 Err(reason) => return Some(Err(reason)),
-                Ok(Step::End { skip }) => return Some(Ok(at + skip)),
+                Ok(Step::End { skip }) => {
+                    if let Some(kept) = decoder.take_trailers() {
+                        trailers.copy_from(&kept);
+                    }
+                    return Some(Ok(at + skip));
+                }
                 Ok(Step::More { skip }) => {
                     at += skip;
                     break;

@@ -57,7 +57,16 @@ refusals! {
     HeadTooLarge = 431 "head_too_large",
     TooManyFields = 431 "too_many_fields",
     UnknownCoding = 501 "unknown_coding",
+    MethodTooLong = 501 "method_too_long",
     Version = 505 "version",
+}
+
+/// Letters of a method; the longest registered one has 17 (RFC 9110 section 16.1).
+pub(super) const METHOD_MAX: usize = 32;
+
+/// Letters before the first space of a request line, or of what has arrived of it where that may be a method.
+pub(super) fn method_length(line: &[u8]) -> usize {
+    line.iter().position(|byte| *byte == b' ').unwrap_or(0)
 }
 
 /// What the head says about its connection and body beyond the `Request` itself.
@@ -121,6 +130,9 @@ fn check_request_line(line: &[u8], limits: &Limits) -> Result<(), Refusal> {
     if !is_token(method) || target.is_empty() {
         return Err(Refusal::RequestLine);
     }
+    if method.len() > METHOD_MAX {
+        return Err(Refusal::MethodTooLong);
+    }
     if target.len() > limits.uri_bytes {
         return Err(Refusal::TargetTooLong);
     }
@@ -135,7 +147,8 @@ fn check_request_line(line: &[u8], limits: &Limits) -> Result<(), Refusal> {
 
 /// Sets scheme and target; returns the authority of an absolute-form target (RFC 9112 section 3.2).
 fn parse_target<'a>(target: &'a str, request: &mut Request) -> Result<Option<&'a str>, Refusal> {
-    if !target.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
+    // Fragments are never sent, and these four are in no URI (RFC 3986 appendix A); other doubtful ones are too common to refuse.
+    if !target.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'#' | b'"' | b'<' | b'>' | b'`')) {
         return Err(Refusal::Target);
     }
     if target.starts_with('/') {
@@ -157,6 +170,9 @@ fn parse_target<'a>(target: &'a str, request: &mut Request) -> Result<Option<&'a
     let (authority, path) = rest.split_at(path_at);
     if path.starts_with('/') {
         request.set_target(path);
+    } else if path.is_empty() && request.method == Method::OPTIONS {
+        // RFC 9112 section 3.2.4.
+        request.set_target("*");
     } else {
         request.target.push('/');
         request.target.push_str(path);
@@ -280,6 +296,8 @@ mod tests {
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Refusal::Version),
             ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", Refusal::Version),
             ("GET /#f HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("GET /<a> HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("VERY-LONG-METHOD-THAT-NOBODY-KNOWS / HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::MethodTooLong),
             ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
             ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
             ("GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),

@@ -20,7 +20,9 @@ pub(super) fn parse(head: &[u8], method: &Method, response: &mut Response) -> Re
         Err(httparse::Error::Version | httparse::Error::Status) => return Err("bad status line"),
         _ => return Err("bad field syntax"),
     }
-    response.status = StatusCode::from_u16(parsed.code.unwrap_or(0)).map_err(|_| "bad status code")?;
+    // The grammar ends at 599 (RFC 9110 section 15). A missing space behind the code is let pass: it changes nothing.
+    let code = parsed.code.filter(|code| *code < 600).unwrap_or(0);
+    response.status = StatusCode::from_u16(code).map_err(|_| "bad status code")?;
     for line in parsed.headers.iter() {
         response.fields.push(line.name.as_bytes(), line.value.trim_ascii());
     }
@@ -35,7 +37,7 @@ pub(super) fn parse(head: &[u8], method: &Method, response: &mut Response) -> Re
     };
     let says =
         |option: &[u8]| response.fields.members(Known::Connection).any(|member| member.eq_ignore_ascii_case(option));
-    let persistent = if is_http10 { says(b"keep-alive") } else { !says(b"close") };
+    let persistent = !says(b"close") && (!is_http10 || says(b"keep-alive"));
     Ok(persistent && response.length != Length::UntilClose)
 }
 
@@ -60,6 +62,7 @@ mod tests {
             "HTTP/2 200 OK\r\n\r\n",
             "HTTP/1.1 20 OK\r\n\r\n",
             "HTTP/1.1 099 OK\r\n\r\n",
+            "HTTP/1.1 600 OK\r\n\r\n",
             "garbage\r\n\r\n",
         ] {
             assert!(of(text, Method::GET).is_err(), "{text:?}");

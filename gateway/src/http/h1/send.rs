@@ -26,6 +26,10 @@ pub(super) struct Sender {
     piece: usize,
     in_chunk: bool,
     ended: bool,
+    /// The source's failure, while what came before it is still to be written.
+    failed: Option<BodyError>,
+    /// Whether any byte of the message has left.
+    has_left: bool,
     /// Bytes of the body written or about to be, framing aside.
     body_sent: u64,
 }
@@ -44,6 +48,8 @@ impl Sender {
             piece: 0,
             in_chunk: false,
             ended: true,
+            failed: None,
+            has_left: false,
             body_sent: 0,
         }
     }
@@ -66,6 +72,8 @@ impl Sender {
         self.piece = 0;
         self.in_chunk = false;
         self.body_sent = 0;
+        self.failed = None;
+        self.has_left = false;
         self.ended = self.framing == Framing::Raw { left: Some(0) };
     }
 
@@ -98,11 +106,15 @@ impl Sender {
         progress: &mut bool,
     ) -> Poll<Result<(), SendError>> {
         loop {
-            let starved = self.piece == 0 && !self.ended && self.next_piece(cx, source)?.is_pending();
+            let wants_more = self.piece == 0 && !self.ended && self.failed.is_none();
+            let starved = wants_more && self.poll_piece(cx, source)?.is_pending();
             if self.copies_piece(source) && !self.ended {
                 continue;
             }
             if self.sent == self.out.len() && self.piece == 0 {
+                if let Some(error) = self.failed.take() {
+                    return Poll::Ready(Err(SendError::Source(error)));
+                }
                 if !self.ended {
                     ready!(io.poll_flush(cx)).map_err(SendError::Peer)?;
                     return Poll::Pending;
@@ -113,12 +125,36 @@ impl Sender {
             let data = &source.data()[..self.piece];
             let written = ready!(io.poll_write(cx, &self.out[self.sent..], data)).map_err(SendError::Peer)?;
             *progress = true;
+            self.has_left = true;
             self.account(written, source);
             if starved && self.sent == self.out.len() {
                 ready!(io.poll_flush(cx)).map_err(SendError::Peer)?;
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Asks the source for its next piece. A failure is told at once where only the head waits, so that another answer may
+    /// take its place; behind bytes of the body it is told when these are written.
+    fn poll_piece(&mut self, cx: &mut Context<'_>, source: &mut dyn Source) -> Result<Poll<()>, SendError> {
+        match self.next_piece(cx, source) {
+            Err(SendError::Source(error)) if self.body_sent > 0 => {
+                self.failed = Some(error);
+                Ok(Poll::Ready(()))
+            }
+            result => result,
+        }
+    }
+
+    /// Whether nothing of the message has left yet.
+    pub(super) fn is_untouched(&self) -> bool {
+        !self.has_left
+    }
+
+    /// Drops what was prepared.
+    pub(super) fn discard(&mut self) {
+        self.out.clear();
+        self.sent = 0;
     }
 
     /// Asks the source for its next piece and frames it.
@@ -143,7 +179,9 @@ impl Sender {
                     self.out.extend_from_slice(b"\r\n");
                 }
                 if available == 0 {
-                    self.out.extend_from_slice(b"0\r\n\r\n");
+                    self.out.extend_from_slice(b"0\r\n");
+                    source.trailers().into_iter().for_each(|trailers| push_fields(&mut self.out, trailers));
+                    self.out.extend_from_slice(b"\r\n");
                     self.ended = true;
                 } else {
                     text::push_size(&mut self.out, available);

@@ -15,6 +15,7 @@ use super::send::{self, SendError, Sender};
 use crate::http::alarm::Alarm;
 use crate::http::body::{BodyError, Source};
 use crate::http::buffer::Buffer;
+use crate::http::fields::Fields;
 use crate::http::io::Io;
 use crate::http::limits::Limits;
 use crate::http::message::{Length, Request, Response, Version};
@@ -57,6 +58,7 @@ enum Body {
 struct Reader {
     buffer: Buffer,
     body: Body,
+    trailers: Option<Box<Fields>>,
     body_max: u64,
     /// A `100 Continue` is owed before the body is read.
     owes_continue: bool,
@@ -97,6 +99,7 @@ impl Server {
         let reader = Reader {
             buffer: Buffer::default(),
             body: Body::Done,
+            trailers: None,
             body_max: limits.body_bytes,
             owes_continue: false,
             continue_sent: 0,
@@ -147,9 +150,18 @@ impl Server {
         self.is_head = false;
         self.version = Version::Http11;
         let mut scan = Scan::default();
-        self.skip_blank_line();
+        let mut may_skip = true;
         let length = loop {
+            // One empty line before the request line is tolerated (RFC 9112 section 2.2).
+            if may_skip && self.reader.buffer.data().starts_with(b"\r\n") {
+                self.reader.buffer.consume(2);
+                may_skip = false;
+            }
             let data = self.reader.buffer.data();
+            if data.is_empty() || may_skip && data == b"\r" {
+                self.fill_head(limits).await?;
+                continue;
+            }
             match scan.advance(data) {
                 Found::Whole(length) if length > limits.header_bytes => {
                     let first_line = memchr::memchr(b'\r', data).unwrap_or(length);
@@ -242,17 +254,11 @@ impl Server {
         self.io.reset_on_close();
     }
 
-    /// One empty line before the request line is tolerated (RFC 9112 section 2.2).
-    fn skip_blank_line(&mut self) {
-        if self.reader.buffer.data().starts_with(b"\r\n") {
-            self.reader.buffer.consume(2);
-        }
-    }
-
     fn check_partial(&self, limits: &Limits, first_line_done: bool) -> Result<(), ReadError> {
         let length = self.reader.buffer.data().len();
         if !first_line_done && length > limits.uri_bytes + LINE_EXTRA {
-            return Err(refuse(Refusal::TargetTooLong));
+            let is_method = request::method_length(self.reader.buffer.data()) > request::METHOD_MAX;
+            return Err(refuse(if is_method { Refusal::MethodTooLong } else { Refusal::TargetTooLong }));
         }
         if length >= limits.header_bytes {
             return Err(refuse(Refusal::HeadTooLarge));
@@ -286,6 +292,7 @@ impl Reader {
             Length::Known(left) => Body::Length { left },
             Length::Streamed => Body::Chunked { decoder: Decoder::new(), total: 0, ready: 0 },
         };
+        self.trailers = None;
         self.owes_continue = expects_continue && self.buffer.is_empty();
         self.alarm.restart(self.idle);
         self.continue_sent = 0;
@@ -306,6 +313,7 @@ impl Reader {
                 }
                 Ok(Step::End { skip }) => {
                     self.buffer.consume(skip);
+                    self.trailers = decoder.take_trailers();
                     self.body = Body::Done;
                     Some(Ok(()))
                 }
@@ -416,6 +424,10 @@ impl Source for RequestBody<'_> {
             }
         }
     }
+
+    fn trailers(&self) -> Option<&Fields> {
+        self.reader.trailers.as_deref()
+    }
 }
 
 impl Answer<'_> {
@@ -443,6 +455,15 @@ impl Answer<'_> {
             alarm.poll(cx).map(|()| Err(SendError::Peer(io::ErrorKind::TimedOut.into())))
         })
         .await
+    }
+
+    /// After a failed `send`: takes the answer back, if nothing of it has left, so that another may be sent.
+    pub fn take_back(&mut self) -> bool {
+        let is_untouched = self.sender.is_untouched();
+        if is_untouched {
+            self.sender.discard();
+        }
+        is_untouched
     }
 
     /// Bytes of the answer's body written so far.
