@@ -6,6 +6,7 @@
 use std::task::{Context, Poll, ready};
 
 use crate::http::body::{BodyError, Source};
+use crate::http::buffer;
 use crate::http::fields::{Fields, Known};
 use crate::http::io::Io;
 use crate::http::message::Length;
@@ -34,8 +35,6 @@ pub(super) struct Sender {
     body_sent: u64,
 }
 
-/// Buffers above this are not kept for the next message: room for an ordinary head and a small body.
-const KEEP: usize = 8 << 10;
 /// Head and body up to this size in all are copied together: one plain write costs less than a gathering one.
 const COPY: usize = 4 << 10;
 
@@ -56,8 +55,9 @@ impl Sender {
 
     /// The buffer for the head of the next message.
     pub(super) fn head(&mut self) -> &mut Vec<u8> {
-        // Grown once to what most messages need, rather than by doubling.
-        self.out.reserve(KEEP / 4);
+        if self.out.capacity() == 0 {
+            self.out = buffer::take_out();
+        }
         &mut self.out
     }
 
@@ -81,19 +81,10 @@ impl Sender {
         self.body_sent
     }
 
-    /// Gives the memory back while the connection is idle.
+    /// Gives the memory back until the next message.
     pub(super) fn release(&mut self) {
-        self.out.clear();
         self.sent = 0;
-        if self.out.capacity() > KEEP {
-            self.out = Vec::new();
-        }
-    }
-
-    /// Gives all memory back.
-    pub(super) fn forget(&mut self) {
-        self.out = Vec::new();
-        self.sent = 0;
+        buffer::give_out(std::mem::take(&mut self.out));
     }
 
     /// Moves bytes until the message is written, or the source or the peer makes it wait.

@@ -137,7 +137,7 @@ impl Server {
     /// Gives back what the next request may need anew; for a connection that has been quiet.
     pub fn rest(&mut self) {
         self.reader.buffer.release();
-        self.sender.forget();
+        self.sender.release();
     }
 
     /// Reads the next request's head, of which bytes have arrived, and parses it into `request`.
@@ -176,6 +176,7 @@ impl Server {
         };
         let wishes = request::parse(&self.reader.buffer.data()[..length], limits, request).map_err(refuse)?;
         self.reader.buffer.consume(length);
+        self.reader.buffer.release();
         self.reader.expect_body(request.length, wishes.expects_continue);
         self.keep_alive = wishes.keep_alive;
         self.version = request.version;
@@ -345,10 +346,6 @@ impl RequestBody<'_> {
             // A client that pipelines more than a buffer is alive; it is not read further until its turn.
             if !reader.buffer.is_empty() || !matches!(reader.body, Body::Done) {
                 return Poll::Pending;
-            }
-            if ready!(self.io.poll_readable(cx)).is_err() {
-                reader.at_end = true;
-                continue;
             }
             match ready!(reader.buffer.poll_fill(self.io, cx, 1)) {
                 Ok(count) if count > 0 => {}
