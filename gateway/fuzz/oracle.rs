@@ -36,9 +36,12 @@ fn lines(fields: &Fields) -> Vec<(Vec<u8>, Vec<u8>)> {
     fields.iter().map(|field| (field.name.to_vec(), field.value.to_vec())).collect()
 }
 
+fn is_text(byte: &u8) -> bool {
+    *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f)
+}
+
 /// Fields are lines that can be written as they are, and httparse has the same ones.
 fn assert_fields(fields: &Fields, parsed: &[httparse::Header<'_>]) {
-    let is_text = |byte: &u8| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f);
     for (name, value) in lines(fields) {
         assert!(is_token(&name), "the name {name:?}");
         assert!(value.iter().all(is_text) && value.trim_ascii() == value, "the value {value:?}");
@@ -141,12 +144,20 @@ pub(crate) fn answer_head(data: &[u8]) {
 pub(crate) fn chunk_decoder(data: &[u8]) {
     let [cut, bytes @ ..] = data else { return };
     let (mut body, mut other) = (Vec::new(), Vec::new());
-    let whole = probe::chunked(bytes, usize::MAX, &mut body);
-    assert_alike(&whole, &probe::chunked(bytes, piece(*cut), &mut other));
+    let (mut trailers, mut others) = (Fields::default(), Fields::default());
+    let whole = probe::chunked(bytes, usize::MAX, &mut body, &mut trailers);
+    assert_alike(&whole, &probe::chunked(bytes, piece(*cut), &mut other, &mut others));
     assert_eq!(body, other, "what was decoded before the end or a fault");
     let Some(Ok(length)) = whole else { return };
     assert!(length <= bytes.len() && length >= body.len() + 5);
     assert_eq!(decode(&bytes[..length]), Some((body.clone(), length)));
+
+    assert_eq!(lines(&trailers), lines(&others));
+    for (name, value) in lines(&trailers) {
+        assert!(is_token(&name) && value.iter().all(is_text), "the trailer {name:?} {value:?}");
+        let names = ["content-length", "transfer-encoding", "host", "connection", "authorization", "trailer", "te"];
+        assert!(!names.iter().any(|other| name.eq_ignore_ascii_case(other.as_bytes())), "the trailer {name:?}");
+    }
 
     // Written anew, it is read as the same body.
     let mut anew = Vec::new();
@@ -156,7 +167,7 @@ pub(crate) fn chunk_decoder(data: &[u8]) {
     }
     anew.extend(b"0\r\n\r\n");
     let mut again = Vec::new();
-    assert_eq!(probe::chunked(&anew, piece(*cut), &mut again), Some(Ok(anew.len())));
+    assert_eq!(probe::chunked(&anew, piece(*cut), &mut again, &mut others), Some(Ok(anew.len())));
     assert_eq!(again, body);
 }
 

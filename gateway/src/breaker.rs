@@ -109,7 +109,7 @@ struct Core {
     probing: u32,
     proved: u32,
     buckets: [Bucket; BUCKETS],
-    /// The last second in which a call failed or was slow: while the window is clear of it, nothing needs to be summed up.
+    /// The last second in which a call failed or was slow, 0 for none: while the window is clear of it, nothing needs to be summed up.
     trouble: u64,
     /// Before this slot no call was running when it was last looked at, and none can have begun there since.
     clear: u64,
@@ -214,7 +214,7 @@ impl Breaker {
         let oldest = this.saturating_sub(self.settings.window.as_secs().clamp(1, BUCKETS as u64 - 1) - 1);
         // A call may run for longer than the window: it goes on counting.
         let hanging = now.checked_sub(self.settings.slow).map_or(0, |at| core.hanging(self.slot(at)));
-        if hanging == 0 && core.trouble < oldest {
+        if hanging == 0 && (core.trouble == 0 || core.trouble < oldest) {
             return false;
         }
         let (mut calls, mut failed, mut slow) = (hanging, 0u32, hanging);

@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use format::latin1;
 use gateway::http::Limits;
+use gateway::http::fields::Fields;
 use gateway::http::h1::probe;
 use gateway::http::message::{Length, Request};
 use http_body::Body as _;
@@ -50,6 +51,8 @@ struct Understood {
     /// Lower-case names, sorted by them; lines of one name in their order.
     fields: Vec<(String, Vec<u8>)>,
     body: Vec<u8>,
+    /// Likewise; of ours those that are passed on.
+    trailers: Vec<(String, Vec<u8>)>,
 }
 
 /// What stands at the front of some bytes.
@@ -70,7 +73,7 @@ fn ours(bytes: &[u8], piece: usize, limits: &Limits) -> Front {
         Some(Ok(head)) => head,
     };
     let rest = &bytes[head.length..];
-    let mut body = Vec::new();
+    let (mut body, mut trailers) = (Vec::new(), Fields::default());
     let length = match request.length {
         Length::Empty | Length::UntilClose => 0,
         Length::Known(length) => {
@@ -79,17 +82,29 @@ fn ours(bytes: &[u8], piece: usize, limits: &Limits) -> Front {
             body.extend_from_slice(data);
             length
         }
-        Length::Streamed => match probe::chunked(rest, piece, &mut body) {
+        Length::Streamed => match probe::chunked(rest, piece, &mut body, &mut trailers) {
             None => return Front::Unfinished,
             Some(Err(_)) => return Front::Refused(400),
             Some(Ok(length)) => length,
         },
     };
-    let mut fields: Vec<(String, Vec<u8>)> =
-        request.fields.iter().map(|field| (latin1(field.name).to_ascii_lowercase(), field.value.to_vec())).collect();
-    fields.sort_by(|a, b| a.0.cmp(&b.0));
-    let understood = Understood { method: request.method.to_string(), target: request.target, fields, body };
+    let (fields, trailers) = (sorted(&request.fields), sorted(&trailers));
+    let understood = Understood { method: request.method.to_string(), target: request.target, fields, body, trailers };
     Front::Request(understood, head.length + length, head.keep_alive)
+}
+
+fn sorted(fields: &Fields) -> Vec<(String, Vec<u8>)> {
+    let lines = fields.iter().map(|field| (latin1(field.name).to_ascii_lowercase(), field.value.to_vec()));
+    let mut lines: Vec<_> = lines.collect();
+    lines.sort_by(|a, b| a.0.cmp(&b.0));
+    lines
+}
+
+fn sorted_map(fields: &hyper::HeaderMap) -> Vec<(String, Vec<u8>)> {
+    let lines = fields.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()));
+    let mut lines: Vec<_> = lines.collect();
+    lines.sort_by(|a, b| a.0.cmp(&b.0));
+    lines
 }
 
 /// What hyper's server makes of the same bytes: every request that it handed to a service whole.
@@ -125,21 +140,20 @@ async fn serve_with_hyper(bytes: &[u8]) -> Vec<Understood> {
 
 async fn understand(request: hyper::Request<Incoming>) -> Option<Understood> {
     let (parts, mut body) = request.into_parts();
-    let mut data = Vec::new();
+    let (mut data, mut trailers) = (Vec::new(), Vec::new());
     while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        if let Ok(piece) = frame.ok()?.into_data() {
-            data.extend_from_slice(&piece);
+        match frame.ok()?.into_data() {
+            Ok(piece) => data.extend_from_slice(&piece),
+            Err(frame) => trailers = frame.trailers_ref().map(sorted_map).unwrap_or_default(),
         }
     }
-    let mut fields: Vec<(String, Vec<u8>)> =
-        parts.headers.iter().map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec())).collect();
-    fields.sort_by(|a, b| a.0.cmp(&b.0));
+    let fields = sorted_map(&parts.headers);
     let target = parts.uri.path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();
     let target = if target.starts_with('?') { format!("/{target}") } else { target };
     // The form without a path that only OPTIONS has (RFC 9112 section 3.2.4).
     let is_star = parts.method == "OPTIONS" && parts.uri.authority().is_some() && target == "/";
     let target = if is_star { "*|/".to_owned() } else { target };
-    Some(Understood { method: parts.method.to_string(), target, fields, body: data })
+    Some(Understood { method: parts.method.to_string(), target, fields, body: data, trailers })
 }
 
 /// The same in every run, so that a failure is no matter of luck; `PROPTEST_CASES` asks for more.
@@ -159,11 +173,15 @@ fn what_the_engine_accepts_hyper_reads_alike() {
         accepted.fetch_add(1, Ordering::Relaxed);
         let seen = hypers(&bytes[..length]);
         prop_assert_eq!(seen.len(), 1, "hyper saw {:?} in {:?}", seen, latin1(&bytes));
-        let other = &seen[0];
+        let mut other = seen[0].clone();
+        // Some trailers are dropped; of the others none is changed and none is new.
+        let kept = std::mem::take(&mut own.trailers);
+        prop_assert!(kept.iter().all(|line| other.trailers.contains(line)), "{:?} of {:?}", kept, other.trailers);
+        other.trailers.clear();
         if other.target == "*|/" && (own.target == "*" || own.target == "/") {
             own.target = other.target.clone();
         }
-        prop_assert_eq!(&own, other, "{:?}", latin1(&bytes));
+        prop_assert_eq!(own, other, "{:?}", latin1(&bytes));
         Ok(())
     });
     result.unwrap_or_else(|error| panic!("{error}"));
@@ -175,8 +193,8 @@ fn what_the_engine_accepts_hyper_reads_alike() {
 fn chunked_bodies_that_are_accepted_hyper_decodes_alike() {
     let accepted = AtomicUsize::new(0);
     let result = runner(20_000).run(&generate::damaged_chunks(), |chunks| {
-        let mut body = Vec::new();
-        let Some(Ok(length)) = probe::chunked(&chunks, usize::MAX, &mut body) else { return Ok(()) };
+        let (mut body, mut trailers) = (Vec::new(), Fields::default());
+        let Some(Ok(length)) = probe::chunked(&chunks, usize::MAX, &mut body, &mut trailers) else { return Ok(()) };
         accepted.fetch_add(1, Ordering::Relaxed);
         let request = [b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", &chunks[..length]].concat();
         let seen = hypers(&request);
@@ -202,15 +220,19 @@ fn how_bytes_are_cut_changes_nothing() {
 /// Sent behind every generated request: it is answered only where the gateway is sure where that one ended.
 const SENTINEL: &[u8] = b"GET /sentinel HTTP/1.1\r\nHost: sentinel\r\nConnection: close\r\n\r\n";
 
-/// The requests that the engine sees in `bytes`, as `(request line, body)`, and the status that refuses the next one.
-fn predict(bytes: &[u8], limits: &Limits) -> (Vec<(String, Vec<u8>)>, Option<u16>) {
+/// Request line, body, trailers.
+type Forwarded = (String, Vec<u8>, Vec<(String, Vec<u8>)>);
+
+/// The requests that the engine sees in `bytes`, and the status that refuses the next one.
+fn predict(bytes: &[u8], limits: &Limits) -> (Vec<Forwarded>, Option<u16>) {
     let (mut at, mut requests) = (0, Vec::new());
     loop {
         match ours(&bytes[at..], usize::MAX, limits) {
             Front::Unfinished => return (requests, None),
             Front::Refused(status) => return (requests, Some(status)),
             Front::Request(request, length, keep_alive) => {
-                requests.push((format!("{} {} HTTP/1.1", request.method, request.target), request.body));
+                let line = format!("{} {} HTTP/1.1", request.method, request.target);
+                requests.push((line, request.body, request.trailers));
                 at += length;
                 if !keep_alive {
                     return (requests, None);
@@ -274,7 +296,7 @@ fn what_is_forwarded_is_exactly_the_requests_that_were_accepted() {
     for (number, input) in inputs.iter().enumerate() {
         let mut got = forwarded.remove(&address(number).to_string()).unwrap_or_default();
         got.sort_by_key(|request| request.number);
-        let got: Vec<(String, Vec<u8>)> = got.into_iter().map(|request| (request.start, request.body)).collect();
+        let got: Vec<Forwarded> = got.into_iter().map(forwarded_as).collect();
         let (wanted, _) = predict(&[input, SENTINEL].concat(), &limits);
         if got != wanted {
             failures.push(format!("{:?}: wanted {wanted:?}, the origin got {got:?}", latin1(input)));
@@ -284,4 +306,13 @@ fn what_is_forwarded_is_exactly_the_requests_that_were_accepted() {
     let accepted = inputs.iter().filter(is_accepted).count();
     assert!(accepted > CASES / 4, "only {accepted} were accepted: the property says little");
     assert!(failures.is_empty(), "{} of {CASES}:\n{}", failures.len(), failures[..failures.len().min(20)].join("\n"));
+}
+
+fn forwarded_as(request: wire::Message) -> Forwarded {
+    let bytes =
+        |text: &str| text.chars().map(|character| u8::try_from(u32::from(character)).expect("Latin-1")).collect();
+    let lines = request.trailers.iter().map(|(name, value)| (name.to_ascii_lowercase(), bytes(value)));
+    let mut trailers: Vec<(String, Vec<u8>)> = lines.collect();
+    trailers.sort_by(|a, b| a.0.cmp(&b.0));
+    (request.start, request.body, trailers)
 }

@@ -1,7 +1,7 @@
 //! Header fields in arrival order, repeated lines and original spelling included (RFC 9110 section 5).
 //!
-//! All names and values of one message lie in one growing buffer that is reused from message to message, so a
-//! keep-alive connection parses without allocating. This file does not judge syntax: what is pushed here has been
+//! All lines of one message lie in one growing buffer as HTTP/1.1 writes them, so that a head is written by copying it, and
+//! the buffer is reused from message to message, so that a keep-alive connection parses without allocating. This file does not judge syntax: what is pushed here has been
 //! checked by the engine that read it, or is written by the gateway itself.
 
 use std::fmt;
@@ -174,7 +174,7 @@ impl fmt::Display for Known {
 struct Entry {
     known: Option<Known>,
     name_len: u16,
-    /// Where the name starts; the value follows it at once.
+    /// Where the name starts; colon, space, value and CRLF follow.
     at: u32,
     value_len: u32,
 }
@@ -237,13 +237,10 @@ impl Fields {
 
     /// Appends a line with a known name and a value that `write` appends to the bytes it is given. It must be a field value.
     pub fn add_with(&mut self, known: Known, write: impl FnOnce(&mut Vec<u8>)) {
-        self.append(Some(known), known.as_str().as_bytes(), b"");
+        self.begin(Some(known), known.as_str().as_bytes());
         let begin = self.text.len();
         write(&mut self.text);
-        let written = self.text.len() - begin;
-        if let Some(entry) = self.entries.last_mut() {
-            entry.value_len = u32::try_from(written).unwrap_or(u32::MAX);
-        }
+        self.end(begin);
     }
 
     /// Replaces every line of that name by one.
@@ -253,15 +250,47 @@ impl Fields {
     }
 
     fn append(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
+        // One check of the room for the whole line.
+        self.text.reserve(name.len() + value.len() + 4);
+        self.begin(known, name);
+        let begin = self.text.len();
+        self.text.extend_from_slice(value);
+        self.end(begin);
+    }
+
+    /// Begins a line: its value is to follow.
+    fn begin(&mut self, known: Option<Known>, name: &[u8]) {
         let at = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
         self.text.extend_from_slice(name);
-        self.text.extend_from_slice(value);
+        self.text.extend_from_slice(b": ");
         let name_len = u16::try_from(name.len()).unwrap_or(u16::MAX);
-        let value_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
-        self.entries.push(Entry { known, name_len, at, value_len });
+        self.entries.push(Entry { known, name_len, at, value_len: 0 });
         if let Some(known) = known {
             self.present = self.present.and(known);
         }
+    }
+
+    /// Ends the last line, whose value began at `begin`.
+    fn end(&mut self, begin: usize) {
+        if let Some(entry) = self.entries.last_mut() {
+            entry.value_len = u32::try_from(self.text.len() - begin).unwrap_or(u32::MAX);
+        }
+        self.text.extend_from_slice(b"\r\n");
+    }
+
+    /// Appends every line but those of `except` to `out`, as HTTP/1.1 writes them.
+    pub fn write_lines(&self, out: &mut Vec<u8>, except: KnownSet) {
+        // Neighbouring lines are copied together: most often, that is all of them.
+        let mut run = 0..0;
+        for entry in self.entries.iter().filter(|entry| !entry.known.is_some_and(|known| except.has(known))) {
+            let line = line(entry);
+            if line.start != run.end {
+                out.extend_from_slice(&self.text[run]);
+                run = line.start..line.start;
+            }
+            run.end = line.end;
+        }
+        out.extend_from_slice(&self.text[run]);
     }
 
     pub fn remove(&mut self, known: Known) {
@@ -319,10 +348,17 @@ impl Fields {
     }
 }
 
+/// Where a whole line lies, CRLF included.
+fn line(entry: &Entry) -> std::ops::Range<usize> {
+    let at = entry.at as usize;
+    at..at + usize::from(entry.name_len) + entry.value_len as usize + 4
+}
+
 fn field<'a>(text: &'a [u8], entry: &Entry) -> Field<'a> {
     let at = entry.at as usize;
-    let value_at = at + usize::from(entry.name_len);
-    Field { known: entry.known, name: &text[at..value_at], value: &text[value_at..value_at + entry.value_len as usize] }
+    let name_end = at + usize::from(entry.name_len);
+    let value_at = name_end + 2;
+    Field { known: entry.known, name: &text[at..name_end], value: &text[value_at..value_at + entry.value_len as usize] }
 }
 
 impl fmt::Debug for Fields {
@@ -385,6 +421,20 @@ mod tests {
         fields.remove(Known::SetCookie);
         assert_eq!(fields.len(), 1);
         assert_eq!(fields.named(b"x-a").next(), Some(&b"1"[..]));
+    }
+
+    #[test]
+    fn lines_are_written_as_they_stand() {
+        let mut fields = Fields::default();
+        fields.push(b"X-A", b"1");
+        fields.push(b"Content-Length", b"5");
+        fields.add_with(Known::Age, |text| text.extend_from_slice(b"7"));
+        fields.push(b"Host", b"");
+        fields.push(b"X-B", b"2");
+        fields.remove(Known::Host);
+        let mut out = b"> ".to_vec();
+        fields.write_lines(&mut out, KnownSet::of(&[Known::ContentLength]));
+        assert_eq!(String::from_utf8_lossy(&out), "> X-A: 1\r\nage: 7\r\nX-B: 2\r\n");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::send::{self, SendError, Sender};
 use crate::http::alarm::Alarm;
 use crate::http::body::{BodyError, RequestBody};
 use crate::http::buffer::Buffer;
-use crate::http::fields::{Fields, Known};
+use crate::http::fields::{Fields, Known, KnownSet};
 use crate::http::io::Io;
 use crate::http::message::{Length, Request, Response, is_bodiless};
 
@@ -28,6 +28,9 @@ use crate::http::message::{Length, Request, Response, is_bodiless};
 const HEAD_MAX: usize = 64 << 10;
 /// Interim (1xx) answers before the real one.
 const INTERIM_MAX: usize = 8;
+
+/// Fields that are written from the request itself.
+const REWRITTEN: KnownSet = KnownSet::of(&[Known::Host, Known::ContentLength, Known::TransferEncoding]);
 
 /// Why an exchange with an upstream failed.
 #[derive(Debug, thiserror::Error)]
@@ -214,11 +217,7 @@ impl Link {
         out.extend_from_slice(request.target.as_bytes());
         out.extend_from_slice(b" HTTP/1.1\r\n");
         send::push_line(out, b"Host", request.authority.as_bytes());
-        for field in request.fields.iter() {
-            if !matches!(field.known, Some(Known::Host | Known::ContentLength | Known::TransferEncoding)) {
-                send::push_line(out, field.name, field.value);
-            }
-        }
+        request.fields.write_lines(out, REWRITTEN);
         send::push_length(out, request.length);
         out.extend_from_slice(b"\r\n");
         self.sender.begin(request.length);

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use crate::http::body::{BodyError, Source};
 use crate::http::buffer;
-use crate::http::fields::{Fields, Known};
+use crate::http::fields::{Fields, Known, KnownSet};
 use crate::http::io::Io;
 use crate::http::message::Length;
 use crate::http::text;
@@ -233,14 +233,12 @@ impl From<BodyError> for SendError {
     }
 }
 
-/// Writes every field line; the two framing fields are left out, they are written from `Length`.
+/// Fields that are written from `Length`, whatever the message holds.
+const FRAMING: KnownSet = KnownSet::of(&[Known::ContentLength, Known::TransferEncoding]);
+
+/// Writes every field line but those of framing.
 pub(super) fn push_fields(out: &mut Vec<u8>, fields: &Fields) {
-    for field in fields.iter() {
-        if matches!(field.known, Some(Known::ContentLength | Known::TransferEncoding)) {
-            continue;
-        }
-        push_line(out, field.name, field.value);
-    }
+    fields.write_lines(out, FRAMING);
 }
 
 pub(super) fn push_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {

@@ -1,0 +1,191 @@
+//! Makes requests for property tests: mostly well-formed, made of parts that parsers disagree about, then damaged a little.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+/// Bytes at which parsers part ways.
+const ODD: &[u8] = b"\r\n\0 \t:;,\"\\=/?#*@[]<>{}`|^%+-_.0aA\x01\x0b\x0c\x1f\x7f\x80\x85\xa0\xc3\xff";
+
+const LINES: &[&str] = &[
+    "X-A: b",
+    "x-a:b",
+    "X-A: \t b \t",
+    "X-Empty:",
+    "Accept: */*",
+    "Cookie: a=b; c=\"d\"",
+    "Connection: close",
+    "Connection: keep-alive",
+    "Connection: X-A, close",
+    "Connection: Host, Content-Length",
+    "Keep-Alive: timeout=5",
+    "TE: trailers",
+    "Trailer: X-T",
+    "Upgrade: h2c",
+    "Expect: 100-continue",
+    "Via: 1.0 x",
+    "X-Latin: \u{e4}",
+    "Content_Length: 7",
+    "Content-Lengths: 7",
+    "X-Long: 0123456789012345678901234567890123456789012345678901234567890123456789",
+    "Host: b",
+    "Content-Length: 0",
+    "Content-Length: 5",
+    "Content-Length: 05",
+    "Content-Length: +5",
+    "Content-Length: 5, 5",
+    "Content-Length: 99999999999999999999",
+    "Transfer-Encoding: chunked",
+    "Transfer-Encoding: Chunked",
+    "Transfer-Encoding: chunked ",
+    "Transfer-Encoding: gzip, chunked",
+    "Transfer-Encoding: identity",
+    "Transfer-Encoding : chunked",
+    " folded: x",
+    "no colon",
+    ": nothing",
+];
+
+fn target() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        6 => "/[a-z0-9/._~%-]{0,12}(\\?[a-z0-9=&%/?]{0,8})?",
+        2 => "/[!-~]{0,10}",
+        1 => "http://a(:80)?(/[a-z]{0,4})?(\\?[a-z]{0,3})?",
+        1 => "(HTTP|https|ftp)://[aA@]{1,2}/[a-z]{0,3}",
+        1 => select(vec!["*".to_owned(), "a:80".into(), "a".into(), "//a".into(), "/#a".into(), "/a b".into(), "/..".into()]),
+    ]
+    .prop_map(String::into_bytes)
+}
+
+fn request_line() -> impl Strategy<Value = Vec<u8>> {
+    let method = prop_oneof![
+        8 => select(vec!["GET", "POST", "PUT", "HEAD", "OPTIONS", "DELETE"]).prop_map(str::to_owned),
+        1 => select(vec!["CONNECT", "TRACE", "get", "M-SEARCH", "PRI"]).prop_map(str::to_owned),
+        1 => "[!#$%&'*+.^_`|~0-9A-Za-z-]{1,5}",
+        1 => "[!-~]{1,5}",
+    ];
+    let version = prop_oneof![
+        12 => Just("HTTP/1.1"),
+        3 => Just("HTTP/1.0"),
+        1 => select(vec!["HTTP/1.2", "HTTP/2.0", "http/1.1", "HTTP/1.10", "HTTP/1", ""]),
+    ];
+    (method, target(), version)
+        .prop_map(|(method, target, version)| [method.as_bytes(), b" ", &target, b" ", version.as_bytes()].concat())
+}
+
+/// A chunked body: sizes that are right, extensions and trailers that are mostly so.
+pub(crate) fn chunked_body() -> impl Strategy<Value = Vec<u8>> {
+    let extension = prop_oneof![
+        8 => Just(String::new()),
+        2 => ";[a-z]{1,3}(=[a-z0-9]{1,3})?",
+        1 => select(vec![";", ";=", ";a=", ";;a", ";a=\"b\"", "; a", " ;a", " ", "\t", ";a=b=c"]).prop_map(str::to_owned),
+    ];
+    let size = |length: usize| {
+        select(vec![format!("{length:x}"), format!("{length:X}"), format!("0{length:x}"), format!("000{length:x}")])
+    };
+    let data = prop_oneof![6 => vec(any::<u8>(), 1..20), 1 => vec(select(ODD.to_vec()), 1..40)];
+    let chunk = data.prop_flat_map(move |data| (size(data.len()), Just(data)));
+    let trailer = prop_oneof![
+        4 => "X-[A-Z]{1,3}: [a-z]{0,4}",
+        1 => select(LINES.to_vec()).prop_map(str::to_owned),
+    ];
+    (vec((chunk, extension.clone()), 0..4), extension, vec(trailer, 0..2)).prop_map(|(chunks, extension, trailers)| {
+        let mut body = Vec::new();
+        for ((size, data), extension) in chunks {
+            body.extend([size.as_bytes(), extension.as_bytes(), b"\r\n", &data, b"\r\n"].concat());
+        }
+        body.extend([b"0", extension.as_bytes(), b"\r\n"].concat());
+        for trailer in trailers {
+            body.extend([trailer.as_bytes(), b"\r\n"].concat());
+        }
+        body.extend(b"\r\n");
+        body
+    })
+}
+
+/// One request, not yet damaged.
+fn sound_request() -> impl Strategy<Value = Vec<u8>> {
+    let host = prop_oneof![
+        16 => Just("Host: a"),
+        2 => select(vec!["host:a", "HOST: \ta ", "Host: A", "Host: a:80", "Host: [::1]", "Host: a.b.", "Host: a_b"]),
+        1 => select(vec!["Host:", "Host: a b", "Host: u@a", "Host: a/b", "Host: a:x", "X: y"]),
+    ];
+    let length = vec(any::<u8>(), 0..12);
+    let body = prop_oneof![
+        4 => Just((String::new(), Vec::new())),
+        3 => length.prop_map(|body| (format!("Content-Length: {}\r\n", body.len()), body)),
+        4 => chunked_body().prop_map(|body| ("Transfer-Encoding: chunked\r\n".to_owned(), body)),
+    ];
+    let line = prop_oneof![
+        3 => select(LINES[..20].to_vec()).prop_map(str::to_owned),
+        2 => "[!#$%&'*+.^_`|~0-9A-Za-z-]{1,6}:[ -~]{0,8}",
+        1 => select(LINES.to_vec()).prop_map(str::to_owned),
+    ];
+    (request_line(), host, vec(line, 0..4), body).prop_map(|(start, host, lines, (framing, body))| {
+        let mut bytes = [&start, &b"\r\n"[..], host.as_bytes(), b"\r\n"].concat();
+        for line in lines {
+            // Latin-1, so that one character is one byte.
+            bytes.extend(line.chars().map(|character| u8::try_from(u32::from(character)).unwrap_or(b'?')));
+            bytes.extend(b"\r\n");
+        }
+        bytes.extend(framing.as_bytes());
+        bytes.extend(b"\r\n");
+        bytes.extend(body);
+        bytes
+    })
+}
+
+/// A small damage at some place.
+#[derive(Clone, Debug)]
+enum Damage {
+    Insert(u8),
+    Replace(u8),
+    Delete,
+    Double,
+    Swap,
+}
+
+fn apply(bytes: &mut Vec<u8>, (at, damage): (proptest::sample::Index, Damage)) {
+    if bytes.is_empty() {
+        return;
+    }
+    let at = at.index(bytes.len());
+    match damage {
+        Damage::Insert(byte) => bytes.insert(at, byte),
+        Damage::Replace(byte) => bytes[at] = byte,
+        Damage::Delete => drop(bytes.remove(at)),
+        Damage::Double => bytes.insert(at, bytes[at]),
+        Damage::Swap => {
+            let other = (at + 1) % bytes.len();
+            bytes.swap(at, other);
+        }
+    }
+}
+
+/// `sound` with up to two damages, half of the time with none.
+fn damaged(sound: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+    let byte = || select(ODD.to_vec());
+    let damage = prop_oneof![
+        byte().prop_map(Damage::Insert),
+        byte().prop_map(Damage::Replace),
+        Just(Damage::Delete),
+        Just(Damage::Double),
+        Just(Damage::Swap),
+    ];
+    let damages = prop_oneof![
+        vec((any::<proptest::sample::Index>(), damage.clone()), 0..1),
+        vec((any::<proptest::sample::Index>(), damage), 1..3)
+    ];
+    (sound, damages).prop_map(|(mut bytes, damages)| {
+        damages.into_iter().for_each(|damage| apply(&mut bytes, damage));
+        bytes
+    })
+}
+
+pub(crate) fn request() -> impl Strategy<Value = Vec<u8>> {
+    damaged(sound_request())
+}
+
+pub(crate) fn damaged_chunks() -> impl Strategy<Value = Vec<u8>> {
+    damaged(chunked_body())
+}
