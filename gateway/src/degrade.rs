@@ -84,13 +84,25 @@ pub fn write_reason(kind: Kind, response: &mut Response) {
     response.fields.add(Known::ProxyStatus, proxy_status(kind));
 }
 
+/// What this gateway forwards.
+const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
+
+/// The gateway's own answer to OPTIONS.
+pub fn write_options(response: &mut Response) -> Bytes {
+    response.status = StatusCode::OK;
+    response.fields.clear();
+    response.fields.add(Known::Allow, METHODS);
+    response.length = Length::Known(0);
+    Bytes::new()
+}
+
 /// The answer to a request that was refused before it was understood; it closes the connection.
 pub fn write_refusal(status: StatusCode, reason: &str, response: &mut Response) -> Bytes {
     let body = problem(status, reason);
     head(status, Form::Json, &body, response);
     response.fields.add(Known::CacheStatus, format!("tidegate; detail={reason}"));
     if status == StatusCode::METHOD_NOT_ALLOWED {
-        response.fields.add(Known::Allow, "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS");
+        response.fields.add(Known::Allow, METHODS);
     }
     body
 }

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use crate::http::fields::{Fields, Known, KnownSet};
-use crate::http::message::{Request, Version};
+use crate::http::message::{Length, Method, Request, Response, StatusCode, Version};
 use crate::http::text;
 
 /// Fields that belong to one connection, removed whether or not `Connection` names them.
@@ -61,12 +61,66 @@ pub fn strip(fields: &mut Fields) {
     });
 }
 
+/// Counts one gateway off the `Max-Forwards` of an OPTIONS request, the only method that it means anything for here; true
+/// where none is left and this gateway has to answer (RFC 9110 section 7.6.2). Nonsense is left to the origin.
+pub fn ends_here(request: &mut Request) -> bool {
+    if request.method != Method::OPTIONS {
+        return false;
+    }
+    let left = request.fields.get(Known::MaxForwards).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+    match left {
+        None => false,
+        Some(0u32) => true,
+        Some(left) => {
+            request.fields.set(Known::MaxForwards, (left - 1).to_string());
+            false
+        }
+    }
+}
+
+/// Whether the request offers to switch to another protocol. HTTP/2 and TLS are matters of one connection: they cross no
+/// gateway, and an offer of them is dropped.
+pub fn offers_upgrade(request: &Request) -> bool {
+    let is_hop = |protocol: &[u8]| {
+        let starts = |name: &[u8]| protocol.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
+        starts(b"h2c") || starts(b"tls/") || starts(b"http/")
+    };
+    let mut offered = request.fields.members(Known::Upgrade).peekable();
+    request.version == Version::Http11
+        && request.length == Length::Empty
+        && offered.peek().is_some()
+        && request.fields.members(Known::Connection).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
+        && !offered.any(is_hop)
+}
+
+/// Strips an answer. Of one that switches protocols, the switch itself is said again.
+pub fn strip_answer(response: &mut Response) {
+    let protocol = match response.status {
+        StatusCode::SWITCHING_PROTOCOLS => response.fields.get(Known::Upgrade).map(<[u8]>::to_vec),
+        _ => None,
+    };
+    strip(&mut response.fields);
+    add_upgrade(protocol.as_deref(), &mut response.fields);
+}
+
+fn add_upgrade(protocol: Option<&[u8]>, fields: &mut Fields) {
+    if let Some(protocol) = protocol {
+        fields.add(Known::Connection, "upgrade");
+        fields.add(Known::Upgrade, protocol);
+    }
+}
+
 /// Turns a client's request into the one the origin gets. `trusted_chain` is the believed `X-Forwarded-For` so far; with
 /// it, what the trusted peer says of the original scheme and host is believed too.
 pub fn forward(request: &mut Request, peer: IpAddr, trusted_chain: Option<&str>) {
     let said = |known| trusted_chain.and(request.fields.get(known)).map(<[u8]>::to_vec);
     let (proto, host) = (said(Known::XForwardedProto), said(Known::XForwardedHost));
+    let upgrade = offers_upgrade(request).then(|| {
+        let protocols: Vec<&[u8]> = request.fields.members(Known::Upgrade).collect();
+        protocols.join(&b", "[..])
+    });
     strip(&mut request.fields);
+    add_upgrade(upgrade.as_deref(), &mut request.fields);
     if request.fields.has_any(CLAIMS) {
         request.fields.retain(|field| !field.known.is_some_and(|known| CLAIMS.has(known)));
     }
@@ -120,6 +174,19 @@ mod tests {
         strip(&mut fields);
         let names: Vec<_> = fields.iter().map(|field| String::from_utf8_lossy(field.name).into_owned()).collect();
         assert_eq!(names, ["Cache-Control", "x-c"]);
+    }
+
+    #[test]
+    fn options_are_answered_by_the_last_gateway_that_may() {
+        let asked = |method, hops: &str| {
+            let mut request = Request { method, fields: fields(&[("Max-Forwards", hops)]), ..Request::default() };
+            let ends = ends_here(&mut request);
+            (ends, request.fields.get(Known::MaxForwards).map(<[u8]>::to_vec))
+        };
+        assert_eq!(asked(Method::OPTIONS, "0"), (true, Some(b"0".to_vec())));
+        assert_eq!(asked(Method::OPTIONS, "5"), (false, Some(b"4".to_vec())));
+        assert_eq!(asked(Method::OPTIONS, "-1"), (false, Some(b"-1".to_vec())));
+        assert_eq!(asked(Method::GET, "0"), (false, Some(b"0".to_vec())));
     }
 
     #[test]

@@ -59,6 +59,17 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// The fields by which callers are identified.
+    pub fn fields(&self) -> impl Iterator<Item = &str> {
+        let sources = self.device.iter().chain(&self.user).chain(&self.tier).chain(&self.region);
+        sources.filter_map(|source| match source {
+            Source::Header(name) => Some(&**name),
+            Source::Cookie(_) | Source::Host | Source::Path(_) => None,
+        })
+    }
+}
+
 /// Most bytes of an identifier that count; what is longer is cut before it is hashed.
 const IDENTIFIER_MAX: usize = 256;
 

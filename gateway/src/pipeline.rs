@@ -130,8 +130,13 @@ impl Passage<'_> {
     ) -> Result<Body<'a>, Error> {
         self.story.route = Some(Arc::clone(&route.settings.name));
         self.story.report = limit::decide(&route.rules, &self.site.rule_names, caller, route.cost)?;
+        if hop::ends_here(request) {
+            return Ok(Body::Bytes(degrade::write_options(response)));
+        }
         match &route.settings.cache {
-            Some(cache) if policy::is_lookup(request) => self.cached(route, cache, caller, request, response).await,
+            Some(cache) if policy::is_lookup(request) && !hop::offers_upgrade(request) => {
+                self.cached(route, cache, caller, request, response).await
+            }
             _ if !request.method.is_safe() => {
                 // Another route, one for GET, may have stored what this changes.
                 let answer = self.forward(route, caller, request, body, response).await?;

@@ -54,6 +54,7 @@ label! {
 
 static REFUSALS: LazyLock<Counters<Refusal>> = LazyLock::new(Counters::default);
 static CUTS: LazyLock<Counters<Cut>> = LazyLock::new(Counters::default);
+static UPGRADES: LazyLock<Counter> = LazyLock::new(Counter::default);
 static BEGUN: LazyLock<Counter> = LazyLock::new(Counter::default);
 static ENDED: LazyLock<Counter> = LazyLock::new(Counter::default);
 static DURATION: LazyLock<Arc<Histogram>> = LazyLock::new(Arc::default);
@@ -63,6 +64,9 @@ pub fn expose() {
     metrics::expose_counters("tidegate_requests_refused", "Malformed or oversize requests.", &REFUSALS);
     metrics::expose_counters("tidegate_answers_cut", "Answers that could not be completed.", &CUTS);
     metrics::expose_counter_with("tidegate_requests", "Requests whose head was read.", |emit| emit(&[], BEGUN.get()));
+    metrics::expose_counter_with("tidegate_upgrades", "Connections that switched protocols.", |emit| {
+        emit(&[], UPGRADES.get());
+    });
     metrics::expose_gauge_with("tidegate_requests_in_flight", "Requests being answered.", |emit| {
         emit(&[], requests_in_flight() as f64);
     });

@@ -463,3 +463,16 @@ fn one_address_holds_no_more_connections_than_it_may() {
         PATIENCE,
     );
 }
+
+#[test]
+fn trailers_pass_but_for_those_that_identify() {
+    let origin = echo();
+    let identity = "[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\nuser = \"header:x-account\"\n";
+    let gateway = Gateway::start(&one_route(origin.address, "", identity));
+    let body = "3\r\nabc\r\n0\r\nX-Sum: 1\r\nX-Account: eve\r\nAuthorization: Basic eDp5\r\n\r\n";
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let answer = String::from_utf8_lossy(&gateway.raw(format!("{head}{body}").as_bytes())).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let sent = String::from_utf8_lossy(&origin.last().raw).into_owned();
+    assert!(sent.ends_with("\r\n0\r\nX-Sum: 1\r\n\r\n"), "{sent}");
+}

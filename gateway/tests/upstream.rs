@@ -2,7 +2,8 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -617,4 +618,82 @@ fn an_origin_that_hangs_opens_the_breaker_while_calls_still_run() {
     assert!(start.elapsed() < Duration::from_secs(5), "long before the deadline of 10 s: {:?}", start.elapsed());
     let asked = origin.count();
     assert_eq!((gateway.get("/", &[]).status, origin.count()), (503, asked));
+}
+
+// Upgrades.
+
+/// An origin that switches to a protocol in which every line comes back doubled, and ends with its client.
+fn doubling() -> (SocketAddr, std::thread::JoinHandle<usize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let serve = move || {
+        let (stream, _) = listener.accept().expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a live socket");
+        let mut lines = BufReader::new(stream.try_clone().expect("a second handle"));
+        let mut line = String::new();
+        while lines.read_line(&mut line).expect("a head") > 2 {
+            line.clear();
+        }
+        let head = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: doubling\r\n\r\n";
+        (&stream).write_all(head.as_bytes()).expect("a live socket");
+        let mut count = 0;
+        line.clear();
+        while lines.read_line(&mut line).expect("a line or the end") > 0 {
+            count += 1;
+            (&stream).write_all(line.repeat(2).as_bytes()).expect("a live socket");
+            line.clear();
+        }
+        count
+    };
+    (address, std::thread::spawn(serve))
+}
+
+#[test]
+fn an_upgrade_relays_both_ways_until_both_sides_end() {
+    let (address, origin) = doubling();
+    let gateway = Gateway::start(&one_route(address, "", ""));
+    let mut client = gateway.connect();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: doubling\r\n\r\nearly\n");
+    assert_eq!(client.head().status, 101);
+    assert_eq!(client.some(12), b"early\nearly\n");
+    // More than any buffer holds.
+    let line = format!("{}\n", "x".repeat(300_000));
+    for _ in 0..3 {
+        client.send(&line);
+        assert!(client.some(2 * line.len()) == line.repeat(2).as_bytes());
+    }
+    client.finish();
+    assert_eq!(client.read_to_end(), b"");
+    assert_eq!(origin.join().expect("no panic"), 4);
+    assert_eq!(gateway.metric("tidegate_upgrades_total"), 1.0);
+    assert_eq!(gateway.metric("tidegate_requests_in_flight"), 0.0);
+}
+
+#[test]
+fn an_upgrade_that_is_quiet_for_too_long_ends() {
+    let (address, origin) = doubling();
+    let gateway = Gateway::start(&one_route(address, "", "[limits_http]\nidle_timeout = \"300ms\"\n"));
+    let mut client = gateway.connect();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: doubling\r\n\r\n");
+    assert_eq!(client.head().status, 101);
+    let start = Instant::now();
+    client.read_to_end();
+    assert!((Duration::from_millis(250)..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert_eq!(origin.join().expect("no panic"), 0);
+}
+
+#[test]
+fn an_early_hint_comes_before_its_answer() {
+    let gate = Gate::default();
+    let opens = gate.clone();
+    let hint = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\nConnection: x\r\n\r\n";
+    let origin =
+        Origin::start(move |_| Script::new().send(hint).wait(&opens).head(200, &[("Content-Length", "2")]).send("ok"));
+    let gateway = plain(&origin);
+    let mut client = gateway.connect();
+    client.ask("/", &[]);
+    let early = client.head();
+    assert_eq!((early.status, early.field("link"), early.field("connection")), (103, Some("</a.css>"), None));
+    gate.open();
+    assert_eq!(client.answer().text(), "ok");
 }

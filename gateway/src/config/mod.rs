@@ -158,6 +158,7 @@ impl Config {
         let draft = reading.document(&root, section::read);
         let mut config = check::resolve(draft, &reading);
         config.files = reading.values.files_read();
+        config.http.dropped_trailers = config.identify.fields().map(str::to_owned).collect();
         let pairs = config.listen.iter().filter_map(|listen| listen.tls.as_ref()).flat_map(|tls| &tls.certificates);
         config.files.extend(pairs.flat_map(|files| [files.cert.clone(), files.key.clone()]));
         let report = report(reading.into_faults());

@@ -56,6 +56,7 @@ known! {
     KeepAlive = "keep-alive",
     LastModified = "last-modified",
     Location = "location",
+    MaxForwards = "max-forwards",
     Pragma = "pragma",
     ProxyAuthenticate = "proxy-authenticate",
     ProxyAuthorization = "proxy-authorization",

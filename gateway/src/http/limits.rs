@@ -1,5 +1,6 @@
 //! What a client may send: sizes and times, enforced while reading, before anything is forwarded.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bounds of one message and of one connection (`[limits_http]`).
@@ -17,6 +18,9 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Silence between two requests on a connection, or while a body or an answer should move.
     pub idle_timeout: Duration,
+    /// Fields that never pass as trailers, beside those that nobody may send so: whoever merges them with the head would
+    /// believe them. In the gateway, the fields by which callers are identified.
+    pub dropped_trailers: Arc<[String]>,
 }
 
 impl Default for Limits {
@@ -28,6 +32,7 @@ impl Default for Limits {
             body_bytes: 16 << 20,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
+            dropped_trailers: Arc::default(),
         }
     }
 }

@@ -5,6 +5,9 @@
 
 pub use http::{Method, StatusCode};
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use super::fields::Fields;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +70,24 @@ pub struct Request {
     pub version: Version,
     pub fields: Fields,
     pub length: Length,
+    /// Where interim answers to it go while it is under way; every clone of the request has the same place.
+    pub interim: Interim,
+}
+
+/// Interim (1xx) answers of an upstream on their way to the client (RFC 9110 section 15.2).
+#[derive(Clone, Debug, Default)]
+pub struct Interim(Rc<RefCell<Vec<Response>>>);
+
+impl Interim {
+    pub fn push(&self, response: Response) {
+        self.0.borrow_mut().push(response);
+    }
+
+    /// The oldest that nobody has taken.
+    pub fn take(&self) -> Option<Response> {
+        let mut waiting = self.0.borrow_mut();
+        if waiting.is_empty() { None } else { Some(waiting.remove(0)) }
+    }
 }
 
 impl Default for Request {
@@ -80,6 +101,7 @@ impl Default for Request {
             version: Version::Http11,
             fields: Fields::default(),
             length: Length::Empty,
+            interim: Interim::default(),
         }
     }
 }
@@ -92,6 +114,7 @@ impl Request {
         self.path_len = 0;
         self.fields.clear();
         self.length = Length::Empty;
+        self.interim.0.borrow_mut().clear();
     }
 
     pub fn path(&self) -> &str {

@@ -8,6 +8,7 @@ use super::fetch::Answer;
 use crate::cache::fill::Reader;
 use crate::http::body::{BodyError, Source};
 use crate::http::fields::Fields;
+use crate::upstream::Tunnel;
 
 /// Where an answer's bytes come from.
 pub enum Body<'a> {
@@ -18,6 +19,14 @@ pub enum Body<'a> {
 
 impl Body<'_> {
     pub const EMPTY: Body<'static> = Body::Bytes(Bytes::new());
+
+    /// The upstream's connection, where it has switched protocols.
+    pub fn into_tunnel(self) -> Option<Tunnel> {
+        match self {
+            Body::Answer(answer) => answer.into_tunnel(),
+            Body::Bytes(_) | Body::Fill(_) => None,
+        }
+    }
 }
 
 impl Source for Body<'_> {

@@ -15,7 +15,7 @@ use crate::http::h1::LinkError;
 use crate::http::message::{Request, Response};
 use crate::identify::{self, Caller};
 use crate::route::Route;
-use crate::upstream::{Exchange, Failure};
+use crate::upstream::{Exchange, Failure, Tunnel};
 
 impl Passage<'_> {
     /// Forwards `request` as it stands and reads the answer's head.
@@ -75,7 +75,7 @@ impl Passage<'_> {
             }
             error
         })?;
-        hop::strip(&mut response.fields);
+        hop::strip_answer(response);
         if !response.fields.has(Known::Date) {
             // A recipient with a clock adds what is missing (RFC 9110 section 6.6.1).
             response.fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now()));
@@ -96,6 +96,11 @@ pub struct Answer<'a> {
 }
 
 impl Answer<'_> {
+    /// The connection that has switched protocols.
+    pub fn into_tunnel(self) -> Option<Tunnel> {
+        self.exchange.into_tunnel()
+    }
+
     fn tell(&self, error: &BodyError) {
         let kind = match error {
             BodyError::ClientGone => return,

@@ -6,12 +6,13 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::Cache;
 
-use super::{CUTS, Cut, Enrolment, Hall, InFlight, ip_of, poll_caught, tell};
+use super::{CUTS, Cut, Enrolment, Hall, InFlight, UPGRADES, ip_of, poll_caught, tell};
 use crate::degrade;
+use crate::hop;
 use crate::http::Limits;
 use crate::http::body::{RequestBody, Source};
 use crate::http::h1::{self, Answer, ReadError, Refusal, SendError, Server, Waited};
@@ -161,10 +162,17 @@ async fn exchange(
     let (body, watch) =
         if has_body { (RequestBody::H1(incoming), None) } else { (RequestBody::Empty, Some(&mut incoming)) };
     let mut watch = watch;
+    let interim = request.interim.clone();
     let handled = {
         let mut handling = pin!(pipeline::handle(&hall.worker, site, ip, request, body, response, story));
         poll_fn(|cx| {
-            if let Poll::Ready(handled) = poll_caught(handling.as_mut(), cx) {
+            let polled = poll_caught(handling.as_mut(), cx);
+            while let Some(mut early) = interim.take() {
+                hop::strip(&mut early.fields);
+                // A client that fails now fails again when its answer is sent.
+                let _sent_or_failed = answer.poll_interim(cx, &early);
+            }
+            if let Poll::Ready(handled) = polled {
                 return Poll::Ready(Some(handled));
             }
             watch.as_mut().map_or(Poll::Pending, |incoming| incoming.poll_gone(cx).map(|()| None))
@@ -192,6 +200,18 @@ async fn exchange(
     {
         out = pipeline::broken(site, request, response, story, error);
         sent = send(&mut answer, response, &mut out, watch).await;
+    }
+    if let Some(Ok(())) = sent
+        && response.status == StatusCode::SWITCHING_PROTOCOLS
+    {
+        UPGRADES.inc();
+        let began = Instant::now();
+        let took = in_flight.end();
+        if let Some(mut tunnel) = out.into_tunnel() {
+            let bytes = h1::relay(server, &mut tunnel.link, site.http.idle_timeout).await;
+            tell(hall, ip, request, response, story, bytes, took + began.elapsed());
+        }
+        return Next::Close;
     }
     tell(hall, ip, request, response, story, answer.body_sent(), in_flight.end());
     match sent {
@@ -242,6 +262,6 @@ mod tests {
     fn an_idle_connection_is_small() {
         // Its task; beside it there are a timer and a place in the runtime (430 bytes), and no buffer.
         let bytes = future(serve);
-        assert!(bytes <= 1_200, "{bytes}");
+        assert!(bytes <= 1_250, "{bytes}");
     }
 }

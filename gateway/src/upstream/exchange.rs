@@ -17,6 +17,12 @@ pub struct Exchange<'a> {
     visit: Visit,
 }
 
+/// A connection that speaks no HTTP any more; its endpoint counts it as in flight.
+pub struct Tunnel {
+    pub link: Box<Link>,
+    _visit: Visit,
+}
+
 impl<'a> Exchange<'a> {
     pub(super) fn new(link: Box<Link>, body: RequestBody<'a>, visit: Visit) -> Self {
         let mut exchange = Exchange { link: Some(link), trailers: None, body, visit };
@@ -27,6 +33,11 @@ impl<'a> Exchange<'a> {
     /// The endpoint that answered.
     pub fn endpoint(&self) -> Arc<str> {
         Arc::clone(&self.visit.endpoint().name)
+    }
+
+    /// The connection itself, after it has switched protocols.
+    pub fn into_tunnel(self) -> Option<Tunnel> {
+        self.link.map(|link| Tunnel { link, _visit: self.visit })
     }
 
     fn finish_if_idle(&mut self) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-pub use exchange::Exchange;
+pub use exchange::{Exchange, Tunnel};
 pub use pool::sweep;
 
 use crate::endpoint::{Endpoints, Visit};

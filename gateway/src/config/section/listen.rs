@@ -66,6 +66,7 @@ pub(super) fn limits_http(root: &Table<'_>) -> (Limits, accept::Settings) {
             body_bytes: table.or("body_bytes", &Size(0..=1_024 * GIB), http.body_bytes),
             header_timeout: table.or("header_timeout", &Span(MS..=HOUR), http.header_timeout),
             idle_timeout: table.or("idle_timeout", &Span(MS..=DAY), http.idle_timeout),
+            ..http
         };
         let connections = Whole(1..=10_000_000);
         let accept = accept::Settings {

@@ -168,7 +168,7 @@ fn parse_trailers(section: &[u8]) -> Result<Option<Box<Fields>>, &'static str> {
 /// Whether a field may stand behind the body: not where the gateway knows the name, since it acts on it in heads, nor
 /// where the name says that it frames, routes, authenticates, describes the content or speaks for the client.
 fn may_follow(name: &str) -> bool {
-    const NEVER: [&str; 3] = ["max-forwards", "www-authenticate", "authentication-info"];
+    const NEVER: [&str; 2] = ["www-authenticate", "authentication-info"];
     const FAMILIES: [&str; 7] = ["content-", "x-forwarded-", "x-real-", "x-user-", "proxy-", "sec-", "if-"];
     let starts = |family: &&str| name.get(..family.len()).is_some_and(|start| start.eq_ignore_ascii_case(family));
     Known::of(name.as_bytes()).is_none()

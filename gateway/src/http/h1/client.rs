@@ -22,7 +22,7 @@ use crate::http::body::{BodyError, RequestBody};
 use crate::http::buffer::Buffer;
 use crate::http::fields::{Fields, Known, KnownSet};
 use crate::http::io::Io;
-use crate::http::message::{Length, Request, Response, is_bodiless};
+use crate::http::message::{Length, Request, Response, StatusCode, Version, is_bodiless};
 
 /// Bytes of an answer's head; above it the answer is refused.
 const HEAD_MAX: usize = 64 << 10;
@@ -144,8 +144,18 @@ impl Link {
                             return Poll::Ready(Ok(()));
                         }
                         interim += 1;
-                        if response.status.as_u16() == 101 || interim > INTERIM_MAX {
+                        if is_switch(request, response) {
+                            // What follows is no HTTP: the link ends with it.
+                            response.length = Length::Empty;
+                            self.used = true;
+                            return Poll::Ready(Ok(()));
+                        }
+                        if response.status == StatusCode::SWITCHING_PROTOCOLS || interim > INTERIM_MAX {
                             return Poll::Ready(Err(LinkError::Malformed("unasked interim answer")));
+                        }
+                        // The gateway answers expectations itself, and a client of HTTP/1.0 knows none of these.
+                        if response.status != StatusCode::CONTINUE && request.version != Version::Http10 {
+                            request.interim.push(response.clone());
                         }
                         scan = Scan::default();
                     }
@@ -153,6 +163,11 @@ impl Link {
             }
         })
         .await
+    }
+
+    /// The stream and what has arrived of it unread.
+    pub(super) fn parts(&mut self) -> (&Io, &mut Buffer) {
+        (&self.io, &mut self.buffer)
     }
 
     /// Nothing can move: the deadline has passed, or the client has left.
@@ -341,4 +356,14 @@ impl Link {
             }
         }
     }
+}
+
+/// Whether the answer switches to a protocol that the request offered (RFC 9110 section 7.8).
+fn is_switch(request: &Request, response: &Response) -> bool {
+    let offered = |protocol: &[u8]| request.fields.members(Known::Upgrade).any(|o| o.eq_ignore_ascii_case(protocol));
+    let mut chosen = response.fields.members(Known::Upgrade).peekable();
+    response.status == StatusCode::SWITCHING_PROTOCOLS
+        && request.length == Length::Empty
+        && chosen.peek().is_some()
+        && chosen.all(offered)
 }

@@ -8,6 +8,7 @@ mod chunk;
 pub mod client;
 mod framing;
 pub mod probe;
+mod relay;
 mod request;
 mod response;
 mod scan;
@@ -15,6 +16,7 @@ mod send;
 pub mod server;
 
 pub use client::{Link, LinkError};
+pub use relay::relay;
 pub use request::Refusal;
 pub(crate) use request::is_authority;
 pub use send::SendError;

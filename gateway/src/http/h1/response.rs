@@ -23,6 +23,9 @@ pub(super) fn parse(head: &[u8], method: &Method, response: &mut Response) -> Re
     // The grammar ends at 599 (RFC 9110 section 15). A missing space behind the code is let pass: it changes nothing.
     let code = parsed.code.filter(|code| *code < 600).unwrap_or(0);
     response.status = StatusCode::from_u16(code).map_err(|_| "bad status code")?;
+    if parsed.version == Some(0) && response.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err("a switch of protocols in HTTP/1.0");
+    }
     for line in parsed.headers.iter() {
         response.fields.push(line.name.as_bytes(), line.value.trim_ascii());
     }

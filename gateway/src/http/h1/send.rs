@@ -73,7 +73,8 @@ impl Sender {
         self.in_chunk = false;
         self.body_sent = 0;
         self.failed = None;
-        self.has_left = false;
+        // Part of an interim head may have left: then what is left of it is no longer to be taken back.
+        self.has_left = self.sent > 0;
         self.ended = self.framing == Framing::Raw { left: Some(0) };
     }
 
@@ -123,6 +124,16 @@ impl Sender {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Writes what has been prepared so far, as far as the peer takes it.
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, io: &Io) -> Poll<Result<(), SendError>> {
+        while self.sent < self.out.len() {
+            self.sent += ready!(io.poll_write(cx, &self.out[self.sent..], &[])).map_err(SendError::Peer)?;
+        }
+        self.out.clear();
+        self.sent = 0;
+        io.poll_flush(cx).map_err(SendError::Peer)
     }
 
     /// Asks the source for its next piece. A failure is told at once where only the head waits, so that another answer may

@@ -5,6 +5,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::http::buffer::Buffer;
 use crate::http::fields::Fields;
 use crate::http::io::Io;
 use crate::http::limits::Limits;
-use crate::http::message::{Length, Request, Response, Version};
+use crate::http::message::{Length, Request, Response, StatusCode, Version};
 
 /// How much of a body that nobody read is thrown away to keep the connection.
 const DRAIN_MAX: u64 = 64 << 10;
@@ -59,6 +60,7 @@ struct Reader {
     buffer: Buffer,
     body: Body,
     trailers: Option<Box<Fields>>,
+    dropped_trailers: Arc<[String]>,
     body_max: u64,
     /// A `100 Continue` is owed before the body is read.
     owes_continue: bool,
@@ -100,6 +102,7 @@ impl Server {
             buffer: Buffer::default(),
             body: Body::Done,
             trailers: None,
+            dropped_trailers: Arc::clone(&limits.dropped_trailers),
             body_max: limits.body_bytes,
             owes_continue: false,
             continue_sent: 0,
@@ -223,6 +226,11 @@ impl Server {
         true
     }
 
+    /// The stream and what has arrived of it unread.
+    pub(super) fn parts(&mut self) -> (&Io, &mut Buffer) {
+        (&self.io, &mut self.reader.buffer)
+    }
+
     /// Ends the connection so that the last answer arrives: shuts the sending side, then reads a little while longer.
     pub async fn close(mut self) {
         let io = &self.io;
@@ -315,6 +323,11 @@ impl Reader {
                 Ok(Step::End { skip }) => {
                     self.buffer.consume(skip);
                     self.trailers = decoder.take_trailers();
+                    if let Some(trailers) = &mut self.trailers {
+                        let is_dropped =
+                            |name: &[u8]| self.dropped_trailers.iter().any(|n| n.as_bytes().eq_ignore_ascii_case(name));
+                        trailers.retain(|field| !is_dropped(field.name));
+                    }
                     self.body = Body::Done;
                     Some(Ok(()))
                 }
@@ -433,6 +446,13 @@ impl Answer<'_> {
         *self.keep_alive = false;
     }
 
+    /// Sends an interim head; what the client does not take now goes out before the answer.
+    pub fn poll_interim(&mut self, cx: &mut Context<'_>, response: &Response) -> Poll<Result<(), SendError>> {
+        write_start(response, self.sender.head());
+        self.sender.head().extend_from_slice(b"\r\n");
+        self.sender.poll_head(cx, self.io)
+    }
+
     /// Writes head and body. Not cancel safe: a cancelled answer leaves the connection unusable.
     ///
     /// # Errors
@@ -479,19 +499,16 @@ impl Answer<'_> {
             *self.keep_alive = false;
         }
         let out = self.sender.head();
-        out.extend_from_slice(b"HTTP/1.1 ");
-        out.extend_from_slice(response.status.as_str().as_bytes());
-        out.push(b' ');
-        out.extend_from_slice(response.status.canonical_reason().unwrap_or_default().as_bytes());
-        out.extend_from_slice(b"\r\n");
-        send::push_fields(out, &response.fields);
+        write_start(response, out);
         let has_body = !(response.status.is_informational() || matches!(response.status.as_u16(), 204 | 304));
         if has_body && length == Length::Empty && !self.is_head {
             send::push_length(out, Length::Known(0));
         } else if has_body {
             send::push_length(out, length);
         }
-        if !*self.keep_alive {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            // Its own `Connection` says what becomes of the connection.
+        } else if !*self.keep_alive {
             send::push_line(out, b"Connection", b"close");
         } else if self.version == Version::Http10 {
             send::push_line(out, b"Connection", b"keep-alive");
@@ -499,4 +516,14 @@ impl Answer<'_> {
         out.extend_from_slice(b"\r\n");
         length
     }
+}
+
+/// Status line and fields.
+fn write_start(response: &Response, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(response.status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(response.status.canonical_reason().unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    send::push_fields(out, &response.fields);
 }
