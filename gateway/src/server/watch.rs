@@ -4,11 +4,13 @@
 //! an event without a change of content is none.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use notify::event::ModifyKind;
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -17,9 +19,25 @@ use crate::event::Event;
 /// How long the files must be left to those who write them: they write in pieces.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// The watched files' names, for the thread that receives events.
+type Names = Arc<Mutex<BTreeSet<OsString>>>;
+
+/// Writing to another file in a watched directory, such as a log, is no news; that a name there came or went may be, for a
+/// watched name may lead through it.
+fn may_concern(event: &notify::Event, names: &Names) -> bool {
+    let names = names.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_known = |path: &PathBuf| path.file_name().is_some_and(|name| names.contains(name));
+    match event.kind {
+        EventKind::Access(_) => false,
+        EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_)) => event.paths.iter().any(is_known),
+        _ => true,
+    }
+}
+
 /// The files of one configuration. Dropping it ends the watching.
 pub(super) struct Watch {
     rung: Arc<Notify>,
+    names: Names,
     watcher: Option<RecommendedWatcher>,
     directories: BTreeSet<PathBuf>,
     /// What each file held when it was last looked at, before it was read as configuration.
@@ -30,14 +48,15 @@ impl Watch {
     /// Watches nothing yet. Where the system has no watches left, it says so and never notices anything.
     pub(super) fn new() -> Self {
         let rung = Arc::new(Notify::new());
-        let bell = Arc::clone(&rung);
+        let names: Names = Arc::default();
+        let (bell, known) = (Arc::clone(&rung), Arc::clone(&names));
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| !event.kind.is_access()) {
+            if event.is_ok_and(|event| may_concern(&event, &known)) {
                 bell.notify_one();
             }
         });
         let watcher = watcher.inspect_err(|error| Event::WatchFailed { path: Path::new(""), error }.emit()).ok();
-        Watch { rung, watcher, directories: BTreeSet::new(), held: BTreeMap::new() }
+        Watch { rung, names, watcher, directories: BTreeSet::new(), held: BTreeMap::new() }
     }
 
     /// Watches these files instead of those before. What new ones hold now is taken as known; of the others, what they held
@@ -56,6 +75,8 @@ impl Watch {
             }
         }
         self.directories = directories;
+        *self.names.lock().unwrap_or_else(PoisonError::into_inner) =
+            files.iter().filter_map(|file| file.file_name().map(OsString::from)).collect();
         let mut known = std::mem::take(&mut self.held);
         self.held = files
             .into_iter()
@@ -118,6 +139,14 @@ mod tests {
         std::fs::write(directory.join("beside"), "2").expect("writable");
         std::fs::rename(directory.join("beside"), &other).expect("renamed");
         assert!(is_noticed(&mut watch, PATIENCE).await);
+        let rung = Arc::clone(&watch.rung);
+        std::fs::write(directory.join("log"), "1").expect("writable");
+        tokio::time::sleep(SETTLE).await;
+        drop(tokio::time::timeout(Duration::ZERO, rung.notified()).await);
+        for _ in 0..3 {
+            std::fs::write(directory.join("log"), "2").expect("writable");
+        }
+        assert!(tokio::time::timeout(2 * SETTLE, rung.notified()).await.is_err(), "a log beside it rings nothing");
         std::fs::remove_file(&one).expect("removed");
         assert!(is_noticed(&mut watch, PATIENCE).await);
         std::fs::write(&one, "2").expect("writable");
