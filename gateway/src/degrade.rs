@@ -135,13 +135,19 @@ fn standard(status: StatusCode, error: &Error, form: Form) -> Bytes {
     }
 }
 
-/// Problem details (RFC 9457): `about:blank` with title, status and our reason.
+/// Problem details (RFC 9457): `about:blank` with title, status and our reason. None of them needs escaping.
 fn problem(status: StatusCode, reason: &str) -> Bytes {
     let title = status.canonical_reason().unwrap_or("Error");
-    let status = status.as_u16();
-    Bytes::from(format!(
-        "{{\"type\":\"about:blank\",\"title\":\"{title}\",\"status\":{status},\"reason\":\"{reason}\"}}\n"
-    ))
+    let parts = [
+        "{\"type\":\"about:blank\",\"title\":\"",
+        title,
+        "\",\"status\":",
+        status.as_str(),
+        ",\"reason\":\"",
+        reason,
+        "\"}\n",
+    ];
+    Bytes::from(parts.concat())
 }
 
 fn sentence(kind: Kind) -> &'static str {

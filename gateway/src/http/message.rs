@@ -128,7 +128,7 @@ impl Request {
 
     /// The authority without its port.
     pub fn host(&self) -> &str {
-        match self.authority.rfind(':') {
+        match memchr::memrchr(b':', self.authority.as_bytes()) {
             Some(colon) if !self.authority[colon..].contains(']') => &self.authority[..colon],
             _ => &self.authority,
         }

@@ -208,7 +208,8 @@ fn set_authority(from_target: Option<&str>, request: &mut Request) -> Result<(),
         }
     }
     let mut authority = std::mem::take(&mut request.authority);
-    authority.extend(host.chars().map(|c| c.to_ascii_lowercase()));
+    authority.push_str(host);
+    authority.make_ascii_lowercase();
     request.authority = authority;
     Ok(())
 }
@@ -227,16 +228,23 @@ pub(crate) fn is_authority(text: &str) -> bool {
                 None => return false,
             }
         }
-        None => match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
+        None => match memchr::memchr(b':', text.as_bytes()) {
+            Some(colon) => (&text[..colon], Some(&text[colon + 1..])),
             None => (text, None),
         },
     };
-    let host_is_valid =
-        !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&b));
+    let host_is_valid = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || is_mark(b));
     let port_is_valid = port
         .is_none_or(|port| port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
     host_is_valid && port_is_valid
+}
+
+/// The unreserved and sub-delimiters that are no letters or digits (RFC 3986 section 2).
+fn is_mark(byte: u8) -> bool {
+    matches!(
+        byte,
+        b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'='
+    )
 }
 
 fn set_length(limits: &Limits, request: &mut Request) -> Result<(), Refusal> {
