@@ -94,7 +94,7 @@ pub fn judge(
         |own: Option<Duration>, routes: Duration| if forbids_stale { Duration::ZERO } else { own.unwrap_or(routes) };
     let object = Object {
         status: response.status.as_u16(),
-        fields: response.fields.clone(),
+        fields: response.fields.compact(),
         initial_age: initial_age(&response.fields, now, delay),
         lifetime,
         stale_while_revalidate: window(control.stale_while_revalidate, route.stale_while_revalidate),

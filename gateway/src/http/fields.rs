@@ -231,6 +231,37 @@ impl Fields {
         self.append(Known::of(name), name, value);
     }
 
+    /// Becomes the lines of `head`, which a parser has found in it as names and values. It is copied at once, not line by line.
+    pub fn adopt<'a>(&mut self, head: &[u8], lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
+        self.clear();
+        self.text.extend_from_slice(head);
+        let base = head.as_ptr().addr();
+        for (name, value) in lines {
+            let (known, at) = (Known::of(name), name.as_ptr().addr().wrapping_sub(base));
+            let name_len = u16::try_from(name.len()).unwrap_or(u16::MAX);
+            let value_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+            let entry = Entry { known, name_len, at: u32::try_from(at).unwrap_or(u32::MAX), value_len };
+            if !is_written_as(&entry, head, value) {
+                // Other white space than ours, or a slice that is no part of the head.
+                self.append(known, name, value);
+                continue;
+            }
+            self.entries.push(entry);
+            if let Some(known) = known {
+                self.present = self.present.and(known);
+            }
+        }
+    }
+
+    /// A copy that holds nothing but its lines.
+    pub fn compact(&self) -> Fields {
+        let mut compact = Fields::default();
+        compact.text.reserve_exact(self.entries.iter().map(|entry| line(entry).len()).sum());
+        compact.entries.reserve_exact(self.entries.len());
+        self.iter().for_each(|field| compact.append(field.known, field.name, field.value));
+        compact
+    }
+
     /// Appends a line with a known name, spelled in lower case.
     pub fn add(&mut self, known: Known, value: impl AsRef<[u8]>) {
         self.append(Some(known), known.as_str().as_bytes(), value.as_ref());
@@ -349,6 +380,14 @@ impl Fields {
     }
 }
 
+/// Whether the line stands in `head` just as `Fields` writes it.
+fn is_written_as(entry: &Entry, head: &[u8], value: &[u8]) -> bool {
+    let range = line(entry);
+    let Some(text) = head.get(range) else { return false };
+    let (name_len, end) = (usize::from(entry.name_len), text.len() - 2);
+    text[name_len..].starts_with(b": ") && text[name_len + 2..end] == *value && text[end..] == *b"\r\n"
+}
+
 /// Where a whole line lies, CRLF included.
 fn line(entry: &Entry) -> std::ops::Range<usize> {
     let at = entry.at as usize;
@@ -422,6 +461,27 @@ mod tests {
         fields.remove(Known::SetCookie);
         assert_eq!(fields.len(), 1);
         assert_eq!(fields.named(b"x-a").next(), Some(&b"1"[..]));
+    }
+
+    #[test]
+    fn a_head_is_adopted_whatever_its_white_space() {
+        let head = b"GET / HTTP/1.1\r\nHost: a\r\nAge:7\r\nX-A:  b \r\nX-B: \r\nX-C:\r\nVia: c\r\n\r\n";
+        let mut lines = [httparse::EMPTY_HEADER; 8];
+        let mut request = httparse::Request::new(&mut lines);
+        request.parse(head).expect("well-formed");
+        let mut fields = Fields::default();
+        fields.push(b"old", b"line");
+        let lines = request.headers.iter().map(|line| (line.name.as_bytes(), line.value.trim_ascii()));
+        fields.adopt(head, lines.chain([(&b"X-D"[..], &b"from elsewhere"[..])]));
+        fields.remove(Known::Via);
+        for fields in [&fields, &fields.compact()] {
+            let mut out = Vec::new();
+            fields.write_lines(&mut out, KnownSet::default());
+            let written = "Host: a\r\nage: 7\r\nX-A: b\r\nX-B: \r\nX-C: \r\nX-D: from elsewhere\r\n";
+            assert_eq!(String::from_utf8_lossy(&out).replace("Age", "age"), written);
+            assert_eq!((fields.get(Known::Age), fields.has(Known::Via)), (Some(&b"7"[..]), false));
+        }
+        assert!(fields.compact().heap_bytes() < fields.heap_bytes());
     }
 
     #[test]

@@ -108,9 +108,8 @@ fn parse_lines<'a>(head: &'a [u8], limits: &Limits, request: &mut Request) -> Re
     if parsed.headers.len() > limits.header_fields {
         return Err(Refusal::TooManyFields);
     }
-    for line in parsed.headers.iter() {
-        request.fields.push(line.name.as_bytes(), line.value.trim_ascii());
-    }
+    let lines = parsed.headers.iter().map(|line| (line.name.as_bytes(), line.value.trim_ascii()));
+    request.fields.adopt(head, lines);
     let method = parsed.method.unwrap_or_default();
     request.method = Method::from_bytes(method.as_bytes()).map_err(|_| Refusal::RequestLine)?;
     if request.method == Method::CONNECT || request.method == Method::TRACE {

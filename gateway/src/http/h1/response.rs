@@ -26,9 +26,8 @@ pub(super) fn parse(head: &[u8], method: &Method, response: &mut Response) -> Re
     if parsed.version == Some(0) && response.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err("a switch of protocols in HTTP/1.0");
     }
-    for line in parsed.headers.iter() {
-        response.fields.push(line.name.as_bytes(), line.value.trim_ascii());
-    }
+    let lines = parsed.headers.iter().map(|line| (line.name.as_bytes(), line.value.trim_ascii()));
+    response.fields.adopt(head, lines);
     let is_http10 = parsed.version == Some(0);
     let announced = framing::announced(&response.fields, is_http10).map_err(|_| "bad framing")?;
     response.length = match announced {
