@@ -51,8 +51,10 @@ pub fn strip(fields: &mut Fields) {
     }
     // Options of the connection itself, which are all that most messages name.
     let is_option = |member: &[u8]| member.eq_ignore_ascii_case(b"keep-alive") || member.eq_ignore_ascii_case(b"close");
-    let named = fields.members(Known::Connection).filter(|member| !is_option(member));
-    let nominated: Vec<Vec<u8>> = named.map(<[u8]>::to_vec).collect();
+    let mut nominated: Vec<Vec<u8>> = Vec::new();
+    if !fields.all(Known::Connection).all(is_option) {
+        nominated = fields.members(Known::Connection).map(<[u8]>::to_vec).collect();
+    }
     fields.retain(|field| {
         let is_connection = field.known.is_some_and(|known| ALWAYS.has(known));
         let is_protected = field.known.is_some_and(|known| NEVER.has(known));

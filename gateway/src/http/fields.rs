@@ -132,8 +132,26 @@ impl Known {
         }
         let number = NAMES.1[slot(name, NAMES.0)];
         let known = *ALL.get(usize::from(number))?;
-        known.as_str().as_bytes().eq_ignore_ascii_case(name).then_some(known)
+        is_same(name, known.as_str().as_bytes()).then_some(known)
     }
+}
+
+/// Whether `name` is `known`, which has small letters and hyphens alone, in any letter case; eight bytes at a time.
+fn is_same(name: &[u8], known: &[u8]) -> bool {
+    const SMALL: u64 = 0x2020_2020_2020_2020;
+    if name.len() != known.len() {
+        return false;
+    }
+    let (Some((first, _)), Some((own, _))) = (name.split_first_chunk::<8>(), known.split_first_chunk::<8>()) else {
+        return name.eq_ignore_ascii_case(known);
+    };
+    let is_equal = |a: &[u8; 8], b: &[u8; 8]| u64::from_le_bytes(*a) | SMALL == u64::from_le_bytes(*b);
+    // The pieces overlap where the length is no multiple of eight. Setting the bit makes a hyphen of CR too, which is in no name.
+    is_equal(first, own)
+        && name.rchunks_exact(8).zip(known.rchunks_exact(8)).all(|(a, b)| match (a.try_into(), b.try_into()) {
+            (Ok(a), Ok(b)) => is_equal(a, b),
+            _ => false,
+        })
 }
 
 /// A set of known names.
@@ -502,6 +520,9 @@ mod tests {
     fn every_known_name_is_found_in_any_case() {
         for known in ALL {
             assert_eq!(Known::of(known.as_str().to_uppercase().as_bytes()), Some(*known));
+        }
+        for unlike in ["hosts", "hose", "content-lengthy", "content-lengtg", "xontent-length", "transfer_encoding"] {
+            assert_eq!(Known::of(unlike.as_bytes()), None, "{unlike}");
         }
         assert_eq!(Known::of(b"x-unknown"), None);
         assert_eq!(Known::of(b""), None);

@@ -141,7 +141,7 @@ mod tests {
         assert!(is_noticed(&mut watch, PATIENCE).await);
         let rung = Arc::clone(&watch.rung);
         std::fs::write(directory.join("log"), "1").expect("writable");
-        tokio::time::sleep(SETTLE).await;
+        sleep(SETTLE).await;
         drop(tokio::time::timeout(Duration::ZERO, rung.notified()).await);
         for _ in 0..3 {
             std::fs::write(directory.join("log"), "2").expect("writable");
