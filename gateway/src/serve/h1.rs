@@ -214,23 +214,25 @@ async fn exchange(
         return Next::Close;
     }
     tell(hall, ip, request, response, story, answer.body_sent(), in_flight.end());
-    match sent {
-        Some(Ok(())) if story.must_close => Next::Close,
-        Some(Ok(())) => Next::Another,
-        None => {
-            CUTS.inc(Cut::ClientLeft);
-            Next::Abort
-        }
-        Some(Err(SendError::Peer(_))) => {
-            CUTS.inc(Cut::WriteFailed);
-            Next::Abort
-        }
-        Some(Err(SendError::Source(error))) => {
-            CUTS.inc(Cut::BodyFailed);
-            tracing::debug!(%error, "an answer was cut");
-            Next::Abort
-        }
+    match after(sent) {
+        Next::Another if story.must_close => Next::Close,
+        next => next,
     }
+}
+
+/// What becomes of the connection after an answer was sent, or not.
+fn after(sent: Option<Result<(), SendError>>) -> Next {
+    let cut = match sent {
+        Some(Ok(())) => return Next::Another,
+        None => Cut::ClientLeft,
+        Some(Err(SendError::Peer(_))) => Cut::WriteFailed,
+        Some(Err(SendError::Source(error))) => {
+            tracing::debug!(%error, "an answer was cut");
+            Cut::BodyFailed
+        }
+    };
+    CUTS.inc(cut);
+    Next::Abort
 }
 
 /// Sends an answer; `None` when the client leaves meanwhile.
