@@ -296,6 +296,85 @@ fn a_body_that_stops_gets_408() {
     assert_eq!(origin.count(), 0);
 }
 
+const RATED: &str = "[limits_http]\nidle_timeout = \"500ms\"\nbody_rate = \"1KiB\"\n";
+
+#[test]
+fn a_body_that_trickles_gets_408() {
+    let origin = echo();
+    let gateway = Gateway::start(&one_route(origin.address, "", RATED));
+    let mut client = gateway.connect();
+    let start = Instant::now();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n");
+    // Never silent for as long as `idle_timeout`, and still far too slow.
+    while client.try_send(b"x").is_ok() && start.elapsed() < Duration::from_millis(1_000) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(client.answer().status, 408);
+    assert!(client.is_closed_within(PATIENCE));
+    assert_eq!(origin.count(), 0);
+    assert_eq!(gateway.metric("tidegate_requests_refused_total{reason=\"body_timeout\"}"), 1.0);
+}
+
+#[test]
+fn a_client_that_sips_is_cut() {
+    let body = vec![b'x'; 8 << 20];
+    let origin = Origin::start(move |_| Script::ok(&[], &body));
+    let gateway = Gateway::start(&one_route(origin.address, "", &RATED.replace("1KiB", "64MiB")));
+    let mut client = gateway.connect();
+    client.ask("/", &[]);
+    let start = Instant::now();
+    let mut taken = 0;
+    while gateway.metric("tidegate_answers_cut_total{cut=\"write_failed\"}") < 1.0 && start.elapsed() < PATIENCE {
+        taken += client.some(20_000).len();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(gateway.metric("tidegate_answers_cut_total{cut=\"write_failed\"}"), 1.0, "after {taken} bytes");
+}
+
+#[test]
+fn a_body_of_get_is_refused_where_it_is_told_to_be() {
+    let origin = echo();
+    let asks = "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab";
+    let gateway = Gateway::start(&one_route(origin.address, "", "[limits_http]\nget_body = \"refuse\"\n"));
+    assert_eq!(status(&gateway.raw(asks.as_bytes())), Some(400));
+    assert_eq!(gateway.metric("tidegate_requests_refused_total{reason=\"body_of_get\"}"), 1.0);
+    assert_eq!(gateway.get("/", &[]).status, 200);
+    assert_eq!(origin.count(), 1);
+    let lenient = Gateway::start(&one_route(origin.address, "", ""));
+    assert_eq!(lenient.request("GET", "/", &[], b"ab").text(), "GET / 2");
+}
+
+/// An origin that answers before it has read a body larger than what is drained, and does not close.
+#[test]
+fn a_body_that_nobody_reads_never_becomes_the_next_request() {
+    let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+    let body = smuggled.repeat(10_000);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let seen = std::thread::spawn(move || {
+        let mut heads = Vec::new();
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut head = [0; 200];
+            let count = std::io::Read::read(&mut stream, &mut head).expect("a head");
+            heads.push(String::from_utf8_lossy(&head[..count]).lines().next().unwrap_or_default().to_owned());
+            std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").expect("it reads");
+            // Held open: were it pooled, the next request would be sent here.
+            std::mem::forget(stream);
+        }
+        heads
+    });
+    let gateway = Gateway::start(&one_route(address, "", ""));
+    let mut client = gateway.connect();
+    client.send(format!("POST /large HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()));
+    // The answer may overtake the body.
+    let _sent_or_closed = client.try_send(body.as_bytes());
+    assert_eq!(client.answer().status, 200);
+    assert!(client.is_closed_within(PATIENCE));
+    assert_eq!(gateway.get("/next", &[]).status, 200);
+    assert_eq!(seen.join().expect("no panic"), ["POST /large HTTP/1.1", "GET /next HTTP/1.1"]);
+}
+
 #[test]
 fn an_idle_connection_is_closed_after_the_idle_timeout() {
     let origin = echo();

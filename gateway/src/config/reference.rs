@@ -38,6 +38,11 @@ const MEANINGS: &[(&str, &str)] = &[
         "limits_http.idle_timeout",
         "Silence between two requests on a connection, or while a body or an answer should move.",
     ),
+    (
+        "limits_http.body_rate",
+        "Bytes per second that a client must send of a body, or take of an answer, on average, after 10 s (or `idle_timeout` if that is shorter); slower is answered 408 or cut. `\"0B\"`: any rate. HTTP/1.1 only.",
+    ),
+    ("limits_http.get_body", "What becomes of a body of GET or HEAD: passed on, or answered 400."),
     ("limits_http.connections", "Connections the process holds at once; more are closed as they arrive."),
     ("limits_http.connections_per_ip", "Connections one address (IPv6: one /64) holds at once."),
     ("identity.trusted_proxies", "Networks whose `Forwarded`, `X-Forwarded-For` and identity headers are believed."),

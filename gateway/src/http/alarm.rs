@@ -32,6 +32,12 @@ impl Alarm {
         self.at = Some(at);
     }
 
+    /// Fires at `at`, if it would not before.
+    pub fn no_later(&mut self, at: Instant) {
+        let own = *self.at.get_or_insert_with(|| Instant::now() + self.patience);
+        self.at = Some(own.min(at));
+    }
+
     /// Ready once the deadline has passed; the task is woken for it.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let at = *self.at.get_or_insert_with(|| Instant::now() + self.patience);

@@ -91,6 +91,9 @@ pub fn read_head(
         (false, Some(length)) => Length::Known(length),
         (false, None) => Length::Streamed,
     };
+    if limits.refuses_body(&request.method, request.length) {
+        return Err(Refusal::BodyOfGet);
+    }
     Ok(())
 }
 

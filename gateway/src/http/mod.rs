@@ -11,6 +11,7 @@ pub mod h2;
 pub mod io;
 pub mod limits;
 pub mod message;
+pub mod pace;
 pub mod text;
 
 pub use limits::Limits;

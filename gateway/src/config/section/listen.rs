@@ -6,6 +6,7 @@ use super::super::table::Table;
 use super::{DAY, GIB, HOUR, MIB, MS, check_file, forms, index, index_of, path};
 use crate::accept::{self, Listen};
 use crate::http::Limits;
+use crate::http::limits::GetBody;
 use crate::{admin, tls};
 
 /// Every `[[listen]]` and the place of its address.
@@ -55,6 +56,8 @@ pub(super) fn admin(root: &Table<'_>) -> (admin::Settings, At) {
     })
 }
 
+const GET_BODY: Choice<GetBody> = Choice(&[("forward", Some(GetBody::Forward)), ("refuse", Some(GetBody::Refuse))]);
+
 /// `[limits_http]`: what one message may hold, and how many connections may stand.
 pub(super) fn limits_http(root: &Table<'_>) -> (Limits, accept::Settings) {
     let (http, accept) = (Limits::default(), accept::Settings::default());
@@ -66,6 +69,8 @@ pub(super) fn limits_http(root: &Table<'_>) -> (Limits, accept::Settings) {
             body_bytes: table.or("body_bytes", &Size(0..=1_024 * GIB), http.body_bytes),
             header_timeout: table.or("header_timeout", &Span(MS..=HOUR), http.header_timeout),
             idle_timeout: table.or("idle_timeout", &Span(MS..=DAY), http.idle_timeout),
+            body_rate: table.or("body_rate", &Size(0..=GIB), http.body_rate),
+            get_body: table.or("get_body", &GET_BODY, http.get_body),
             ..http
         };
         let connections = Whole(1..=10_000_000);

@@ -7,6 +7,7 @@ use super::super::document::{self, Entry, Node, Value};
 use super::super::{Access, Config, Format, Log, Server};
 use super::{LEAST, read, shown, toml};
 use crate::endpoint::{Address, Balance};
+use crate::http::limits::GetBody;
 use crate::identify::Source;
 use crate::route::{HostPattern, PathPattern};
 use crate::{accept, admin, cache, degrade, identify, limit, upstream};
@@ -58,7 +59,7 @@ version = 1
 server = { workers = 3, node = "edge-${PORT}", drain_timeout = "5m" }
 listen = [{ address = "[::]:${PORT}", proxy_protocol = "off" }]
 admin = { address = "127.0.0.1:1", token = "a$$b" }
-limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", body_bytes = "0B", header_timeout = "250ms", idle_timeout = "1h", connections = 5, connections_per_ip = 4 }
+limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", body_bytes = "0B", header_timeout = "250ms", idle_timeout = "1h", body_rate = "1KiB", get_body = "refuse", connections = 5, connections_per_ip = 4 }
 identity = { trusted_proxies = ["10.1.2.3/8", "::1"], device = ["header:X-Device", "cookie:Dev"], user = "header:x-u", tier = "header:x-t", region = ["path:2", "host:"], region_default = "eu" }
 tiers = { anonymous = 0.5, gold = 2 }
 redis = { deadline = "5ms", nodes = 3, secret = "s", regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
@@ -99,6 +100,7 @@ cache = { default_ttl = "1s", stale_if_error = "2s", stale_while_revalidate = "3
         (config.http.body_bytes, config.http.header_timeout, config.http.idle_timeout),
         (0, second / 4, 3_600 * second)
     );
+    assert_eq!((config.http.body_rate, config.http.get_body), (1_024, GetBody::Refuse));
     assert_eq!(config.accept, accept::Settings { connections: 5, connections_per_ip: 4 });
     let identify = &config.identify;
     assert_eq!(identify.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "::1/128"]);

@@ -48,6 +48,7 @@ refusals! {
     RepeatedCoding = 400 "repeated_coding",
     CodingInHttp10 = 400 "coding_in_http10",
     BodySyntax = 400 "body_syntax",
+    BodyOfGet = 400 "body_of_get",
     Method = 405 "method",
     HeadTimeout = 408 "head_timeout",
     BodyTimeout = 408 "body_timeout",
@@ -264,6 +265,9 @@ fn set_length(limits: &Limits, request: &mut Request) -> Result<(), Refusal> {
         Some(length) => length,
         None => Length::Empty,
     };
+    if limits.refuses_body(&request.method, request.length) {
+        return Err(Refusal::BodyOfGet);
+    }
     Ok(())
 }
 

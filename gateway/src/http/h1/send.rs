@@ -82,6 +82,11 @@ impl Sender {
         self.body_sent
     }
 
+    /// Whether the peer has yet to take something that is ready for it.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.sent < self.out.len() || self.piece > 0
+    }
+
     /// Gives the memory back until the next message.
     pub(super) fn release(&mut self) {
         self.sent = 0;

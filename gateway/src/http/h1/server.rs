@@ -20,6 +20,7 @@ use crate::http::fields::Fields;
 use crate::http::io::Io;
 use crate::http::limits::Limits;
 use crate::http::message::{Length, Request, Response, StatusCode, Version};
+use crate::http::pace::Pace;
 
 /// How much of a body that nobody read is thrown away to keep the connection.
 const DRAIN_MAX: u64 = 64 << 10;
@@ -68,6 +69,9 @@ struct Reader {
     at_end: bool,
     alarm: Alarm,
     idle: Duration,
+    pace: Pace,
+    /// Of either body, in bytes per second.
+    rate: u64,
 }
 
 /// One client connection.
@@ -94,6 +98,7 @@ pub struct Answer<'a> {
     version: Version,
     is_head: bool,
     idle: Duration,
+    rate: u64,
 }
 
 impl Server {
@@ -109,6 +114,8 @@ impl Server {
             at_end: false,
             alarm: Alarm::after(limits.header_timeout),
             idle: limits.idle_timeout,
+            pace: Pace::new(limits.body_rate, limits.idle_timeout),
+            rate: limits.body_rate,
         };
         let sender = Sender::new();
         Server { io, reader, sender, keep_alive: true, version: Version::Http11, is_head: false }
@@ -189,7 +196,7 @@ impl Server {
 
     /// Splits the connection for one exchange: the request's body comes in while the answer goes out.
     pub fn exchange(&mut self) -> (RequestBody<'_>, Answer<'_>) {
-        let idle = self.reader.idle;
+        let (idle, rate) = (self.reader.idle, self.reader.rate);
         let answer = Answer {
             io: &self.io,
             sender: &mut self.sender,
@@ -197,6 +204,7 @@ impl Server {
             version: self.version,
             is_head: self.is_head,
             idle,
+            rate,
         };
         (RequestBody { io: &self.io, reader: &mut self.reader }, answer)
     }
@@ -304,6 +312,7 @@ impl Reader {
         self.trailers = None;
         self.owes_continue = expects_continue && self.buffer.is_empty();
         self.alarm.restart(self.idle);
+        self.pace = Pace::new(self.rate, self.idle);
         self.continue_sent = 0;
     }
 
@@ -393,12 +402,18 @@ impl Source for RequestBody<'_> {
             }
             let reader = &mut *self.reader;
             match reader.buffer.poll_fill(self.io, cx, 1) {
-                Poll::Ready(Ok(count)) if count > 0 => reader.alarm.restart(reader.idle),
+                Poll::Ready(Ok(count)) if count > 0 => {
+                    reader.pace.moved(count as u64);
+                    reader.alarm.restart(reader.idle);
+                }
                 Poll::Ready(result) => {
                     reader.body = Body::Failed;
                     return Poll::Ready(Err(result.err().map_or(BodyError::Truncated, BodyError::Io)));
                 }
                 Poll::Pending => {
+                    if let Some(at) = reader.pace.wait() {
+                        reader.alarm.no_later(at);
+                    }
                     ready!(reader.alarm.poll(cx));
                     reader.body = Body::Failed;
                     return Poll::Ready(Err(BodyError::Timeout));
@@ -456,18 +471,27 @@ impl Answer<'_> {
     /// Writes head and body. Not cancel safe: a cancelled answer leaves the connection unusable.
     ///
     /// # Errors
-    /// `Peer` when the client failed or did not read for the idle timeout, `Source` when the body did.
+    /// `Peer` when the client failed, did not read for the idle timeout or read too slowly, `Source` when the body did.
     pub async fn send(&mut self, response: &Response, body: &mut dyn Source) -> Result<(), SendError> {
         let length = self.write_head(response);
         self.sender.begin(if self.is_head { Length::Empty } else { length });
         let mut alarm = Alarm::after(self.idle);
+        let mut pace = Pace::new(self.rate, self.idle);
         let (io, sender, idle) = (self.io, &mut *self.sender, self.idle);
         poll_fn(|cx| {
             let mut progress = false;
-            match sender.poll_send(cx, io, body, &mut progress) {
-                Poll::Ready(result) => return Poll::Ready(result),
-                Poll::Pending if progress => alarm.restart(idle),
-                Poll::Pending => {}
+            let before = sender.body_sent();
+            if let Poll::Ready(result) = sender.poll_send(cx, io, body, &mut progress) {
+                return Poll::Ready(result);
+            }
+            if progress {
+                alarm.restart(idle);
+                pace.moved(sender.body_sent() - before);
+            }
+            if !sender.is_blocked() {
+                pace.rest();
+            } else if let Some(at) = pace.wait() {
+                alarm.no_later(at);
             }
             alarm.poll(cx).map(|()| Err(SendError::Peer(io::ErrorKind::TimedOut.into())))
         })
