@@ -201,6 +201,13 @@ impl Passage<'_> {
             Some(denial) => limit::write_denial(denial, &self.site.rule_names, &mut response.fields),
             None => limit::write_report(&story.report, &self.site.rule_names, &mut response.fields),
         }
+        if self.site.cache.strip_targeted {
+            self.site
+                .cache
+                .targeted
+                .iter()
+                .for_each(|name| response.fields.retain(|field| !field.name.eq_ignore_ascii_case(name.as_bytes())));
+        }
         if story.cache != CacheResult::Error {
             hop::add_via(&mut response.fields, request.version);
         }

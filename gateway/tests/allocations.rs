@@ -58,8 +58,8 @@ fn read_whole(stream: &mut TcpStream, answer: &mut [u8]) -> usize {
         let text = String::from_utf8_lossy(&answer[..have]);
         let Some(head) = text.find("\r\n\r\n") else { continue };
         let lines = text[..head].lines().filter_map(|line| line.split_once(": "));
-        let length = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
-        let length: usize = length.last().expect("a length").1.parse().expect("a number");
+        let mut length = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+        let length: usize = length.next_back().expect("a length").1.parse().expect("a number");
         if have == head + 4 + length {
             return have;
         }

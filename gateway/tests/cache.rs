@@ -265,7 +265,8 @@ fn must_revalidate_forbids_a_stale_stand_in() {
 #[test]
 fn without_stale_if_error_the_failure_shows() {
     let origin = Origin::start(|request| failing(request, STALE));
-    let gateway = impatient(&origin);
+    let never = "cache = { stale_if_error = \"0s\" }";
+    let gateway = Gateway::start(&one_route(origin.address, never, ""));
     gateway.get("/close", &[]);
     assert_eq!(gateway.get("/close", &[]).status, 503);
 }
@@ -541,5 +542,107 @@ fn every_answer_tells_how_the_cache_took_part() {
     for (expected, answer) in answers {
         assert_eq!(answer.status, expected);
         assert!(answer.cache_status().starts_with("tidegate"), "{expected}: {answer:?}");
+    }
+}
+
+// Parts of what is stored (RFC 9110 section 14).
+
+#[test]
+fn parts_are_cut_from_a_complete_object() {
+    let fields = [("Cache-Control", "max-age=60"), ("ETag", "\"one\""), ("Content-Type", "text/plain")];
+    let origin = Origin::start(move |_| Script::ok(&fields, "0123456789"));
+    let gateway = cached(&origin);
+    gateway.get("/", &[]);
+    let part = |range: &str| gateway.get("/", &[("Range", range)]);
+    for (range, content_range, text) in
+        [("bytes=0-1", "bytes 0-1/10", "01"), ("bytes=8-", "bytes 8-9/10", "89"), ("bytes=-1", "bytes 9-9/10", "9")]
+    {
+        let answer = part(range);
+        assert_eq!(
+            (answer.status, answer.field("content-range"), answer.text()),
+            (206, Some(content_range), text.into())
+        );
+        assert!(answer.is_hit() && answer.field("age").is_some() && answer.field("etag").is_some());
+    }
+    let none = part("bytes=10-");
+    assert_eq!((none.status, none.field("content-range"), none.body.len()), (416, Some("bytes */10"), 0));
+    let two = part("bytes=0-0,-1");
+    let kind = two.field("content-type").expect("a type").to_owned();
+    let boundary = kind.strip_prefix("multipart/byteranges; boundary=").expect("several parts");
+    let text = two.text();
+    assert_eq!((two.status, text.matches(&format!("--{boundary}\r\n")).count()), (206, 2), "{text}");
+    assert!(
+        text.contains("Content-Range: bytes 9-9/10\r\n\r\n9\r\n") && text.contains("Content-Type: text/plain"),
+        "{text}"
+    );
+    assert_eq!(part("bytes=0-5,3-9").text(), "0123456789", "what overlaps is answered whole");
+    for (condition, status) in [("\"one\"", 206), ("\"other\"", 200), ("W/\"one\"", 200)] {
+        assert_eq!(gateway.get("/", &[("Range", "bytes=0-1"), ("If-Range", condition)]).status, status, "{condition}");
+    }
+    assert_eq!(gateway.request("HEAD", "/", &[("Range", "bytes=0-1")], b"").status, 200);
+    assert_eq!(gateway.get("/", &[("Range", "bytes=0-1"), ("If-None-Match", "\"one\"")]).status, 304);
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn a_part_of_what_is_not_stored_is_asked_for_as_it_is() {
+    let origin = Origin::start(|request| match request.field("range") {
+        Some(_) => Script::reply(206, &[("Content-Range", "bytes 0-1/4"), ("Cache-Control", "max-age=60")], "01"),
+        None => Script::ok(&[("Cache-Control", "max-age=60")], "0123"),
+    });
+    let gateway = cached(&origin);
+    let answer = gateway.get("/", &[("Range", "bytes=0-1")]);
+    assert_eq!((answer.status, answer.text()), (206, "01".into()));
+    assert_eq!(gateway.get("/", &[]).text(), "0123", "a part is never taken for the whole");
+}
+
+// Who decides how long a response is fresh.
+
+#[test]
+fn a_tenth_of_the_time_without_a_change_counts_as_fresh() {
+    let origin = Origin::start(|request| {
+        let status = request.target[1..].parse().expect("a status");
+        Script::reply(status, &[("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")], "")
+    });
+    for (route, stores) in [(CACHED, true), ("cache = { heuristic_max = \"0s\" }", false)] {
+        let gateway = Gateway::start(&one_route(origin.address, route, ""));
+        for (target, allows) in [("/200", true), ("/404", true), ("/202", false), ("/403", false), ("/502", false)] {
+            gateway.get(target, &[]);
+            assert_eq!(gateway.get(target, &[]).is_hit(), stores && allows, "{target} {route}");
+        }
+    }
+}
+
+#[test]
+fn a_targeted_field_comes_before_the_general_ones() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/longer" => Script::ok(&[("Cache-Control", "no-store"), ("CDN-Cache-Control", "max-age=60")], ""),
+        "/shorter" => Script::ok(&[("Cache-Control", "max-age=60"), ("CDN-Cache-Control", "no-store")], ""),
+        _ => Script::ok(&[("Cache-Control", "max-age=60"), ("CDN-Cache-Control", "max-age=\"5, no-store")], ""),
+    });
+    let strip = "[cache]\ntargeted_to_clients = \"strip\"\n";
+    for rest in ["", strip] {
+        let gateway = Gateway::start(&one_route(origin.address, CACHED, rest));
+        for (target, is_stored) in [("/longer", true), ("/shorter", false), ("/invalid", true)] {
+            gateway.get(target, &[]);
+            let answer = gateway.get(target, &[]);
+            assert_eq!(answer.is_hit(), is_stored, "{target}");
+            assert_eq!(answer.field("cdn-cache-control").is_some(), rest.is_empty(), "{target}");
+        }
+    }
+    let own = "[cache]\ntargeted = [\"tidegate-cache-control\"]\n";
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, own));
+    gateway.get("/longer", &[]);
+    assert!(!gateway.get("/longer", &[]).is_hit(), "the field is no longer ours");
+}
+
+#[test]
+fn cookies_are_shared_only_where_the_operator_says_so() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "public, max-age=60"), ("Set-Cookie", "a=b")], ""));
+    for (route, is_stored) in [(CACHED, false), ("cache = { set_cookie = \"shared\" }", true)] {
+        let gateway = Gateway::start(&one_route(origin.address, route, ""));
+        gateway.get("/", &[]);
+        let answer = gateway.get("/", &[]);
+        assert_eq!((answer.is_hit(), answer.field("set-cookie")), (is_stored, Some("a=b")), "{route}");
     }
 }

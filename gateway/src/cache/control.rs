@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::http::fields::{Fields, Known};
 
 /// Larger delta-seconds count as this (RFC 9111 section 1.2.2).
-const SECONDS_MAX: u64 = 1 << 31;
+pub(super) const SECONDS_MAX: u64 = 1 << 31;
 
 /// The directives of one message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,23 +45,41 @@ impl Control {
     }
 
     fn take(&mut self, name: &[u8], value: Option<&[u8]>) {
+        let Ok(name) = std::str::from_utf8(name) else { return };
         match name {
-            b"no-store" => self.no_store = true,
-            b"no-cache" => self.no_cache = true,
-            b"private" => self.private = true,
-            b"public" => self.public = true,
-            b"must-revalidate" => self.must_revalidate = true,
-            b"proxy-revalidate" => self.proxy_revalidate = true,
-            b"must-understand" => self.must_understand = true,
-            b"only-if-cached" => self.only_if_cached = true,
-            b"max-age" => least(&mut self.max_age, seconds(value)),
-            b"s-maxage" => least(&mut self.s_maxage, seconds(value)),
-            b"stale-while-revalidate" => least(&mut self.stale_while_revalidate, seconds(value)),
-            b"stale-if-error" => least(&mut self.stale_if_error, seconds(value)),
-            b"min-fresh" => self.min_fresh = Some(seconds(value)),
-            b"max-stale" => {
+            "max-age" | "s-maxage" | "stale-while-revalidate" | "stale-if-error" | "min-fresh" => {
+                self.take_seconds(name, seconds(value));
+            }
+            "max-stale" => {
                 self.max_stale = Some(value.map_or(Duration::from_secs(SECONDS_MAX), |_| seconds(value)));
             }
+            _ => self.take_flag(name),
+        }
+    }
+
+    /// A directive without a value, or whose value does not matter.
+    pub(super) fn take_flag(&mut self, name: &str) {
+        match name {
+            "no-store" => self.no_store = true,
+            "no-cache" => self.no_cache = true,
+            "private" => self.private = true,
+            "public" => self.public = true,
+            "must-revalidate" => self.must_revalidate = true,
+            "proxy-revalidate" => self.proxy_revalidate = true,
+            "must-understand" => self.must_understand = true,
+            "only-if-cached" => self.only_if_cached = true,
+            _ => {}
+        }
+    }
+
+    /// A directive with delta-seconds.
+    pub(super) fn take_seconds(&mut self, name: &str, value: Duration) {
+        match name {
+            "max-age" => least(&mut self.max_age, value),
+            "s-maxage" => least(&mut self.s_maxage, value),
+            "stale-while-revalidate" => least(&mut self.stale_while_revalidate, value),
+            "stale-if-error" => least(&mut self.stale_if_error, value),
+            "min-fresh" => self.min_fresh = Some(value),
             _ => {}
         }
     }

@@ -23,12 +23,17 @@ pub fn primary(builder: &mut KeyBuilder, settings: &Settings, request: &Request,
     builder.part(region.as_str().as_bytes());
     match request.query() {
         None => {}
-        Some(query) if settings.key_ignore_query.is_empty() => {
+        Some(query) if settings.key_ignore_query.is_empty() && !settings.key_sort_query => {
             builder.part(query.as_bytes());
         }
         Some(query) => {
             let kept = query.split('&').filter(|pair| !is_ignored(&settings.key_ignore_query, pair));
-            builder.part(kept.collect::<Vec<_>>().join("&").as_bytes());
+            let mut kept: Vec<&str> = kept.collect();
+            if settings.key_sort_query {
+                // Stable: the values of one parameter keep their order, which often means something.
+                kept.sort_by_key(|pair| pair.split('=').next());
+            }
+            builder.part(kept.join("&").as_bytes());
         }
     }
 }
@@ -41,15 +46,46 @@ fn is_ignored(patterns: &[String], pair: &str) -> bool {
     })
 }
 
-/// Appends what makes a variant: each named request field with its members, white space and empty members aside.
+/// Appends what makes a variant: each named request field with its members, white space and empty members aside. Where the
+/// grammar says that order and letter case mean nothing, they make no difference.
 pub fn variant<'a>(builder: &'a mut KeyBuilder, names: &[String], stamp: u64, request: &Fields) -> KeyRef<'a> {
     builder.part(&stamp.to_le_bytes());
     for name in names {
         builder.part(name.as_bytes());
         let values: Vec<&[u8]> = request.named(name.as_bytes()).flat_map(members).collect();
-        builder.part(&values.join(&b","[..]));
+        match name.as_str() {
+            "accept-encoding" | "accept-language" => builder.part(&preferences(&values).join(&b","[..])),
+            _ => builder.part(&values.join(&b","[..])),
+        };
     }
     builder.key()
+}
+
+/// Codings or languages in a form that is the same for the same preferences: small letters, no white space, weights only where
+/// they are not 1, in order of their names (RFC 9110 sections 12.4.2, 12.5.3 and 12.5.4).
+fn preferences(values: &[&[u8]]) -> Vec<Vec<u8>> {
+    let mut preferences: Vec<Vec<u8>> = values
+        .iter()
+        .map(|value| {
+            let mut text: Vec<u8> = value.iter().filter(|byte| !byte.is_ascii_whitespace()).copied().collect();
+            text.make_ascii_lowercase();
+            if let Some(at) = memchr::memmem::find(&text, b";q=") {
+                let zeroless = text.trim_ascii_end().iter().rposition(|byte| *byte != b'0').map_or(at, |last| last + 1);
+                let is_fraction = text[at..].contains(&b'.');
+                text.truncate(if is_fraction { zeroless } else { text.len() });
+                if text.ends_with(b".") {
+                    text.pop();
+                }
+                if text.ends_with(b";q=1") {
+                    text.truncate(at);
+                }
+            }
+            text
+        })
+        .collect();
+    preferences.sort_unstable();
+    preferences.dedup();
+    preferences
 }
 
 /// The names in a response's `Vary`, lower case, sorted, without repetition (RFC 9111 section 4.1).
@@ -112,6 +148,31 @@ mod tests {
         assert_eq!(of(&["de,  en"]), of(&["de", "en"]));
         assert_ne!(of(&["de"]), of(&[]));
         assert_ne!(of(&["de"]), of(&["en"]));
+    }
+
+    #[test]
+    fn the_same_preferences_are_one_variant() {
+        let of = |value: &str| preferences(&members(value.as_bytes()).collect::<Vec<_>>());
+        assert_eq!(of("gzip, br"), of("BR,GZIP;q=1.000"));
+        assert_eq!(of("de;q=0.50, en"), of("en, DE ; q=0.5"));
+        assert_ne!(of("gzip;q=0"), of("gzip"));
+        assert_ne!(of("gzip;q=0.1"), of("gzip;q=0.01"));
+        assert_ne!(of("en;q=0.5"), of("en;q=0.6"));
+    }
+
+    #[test]
+    fn the_order_of_a_query_counts_unless_told_otherwise() {
+        let sorted = |target: &str| {
+            let settings = Settings { key_sort_query: true, ..Settings::default() };
+            let mut request = Request::default();
+            request.set_target(target);
+            let mut builder = KeyBuilder::new();
+            primary(&mut builder, &settings, &request, &Region::DEFAULT);
+            builder.key().as_bytes().to_vec()
+        };
+        assert_eq!(sorted("/?b=1&a=2"), sorted("/?a=2&b=1"));
+        assert_ne!(sorted("/?a=1&a=2"), sorted("/?a=2&a=1"));
+        assert_ne!(key("/?b=1&a=2", "eu", &[]), key("/?a=2&b=1", "eu", &[]));
     }
 
     #[test]

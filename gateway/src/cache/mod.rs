@@ -1,13 +1,17 @@
 //! The response cache: what is stored, for how long, and what is answered when it is stale (RFC 9111 as a shared cache).
 //!
-//! `control` reads directives, `policy` decides, `stored` is what is kept beside a body, `key` names it, `fill` makes many
+//! `date`, `control` and `targeted` read fields, `fresh` reckons ages, `range` takes parts, `policy` decides, `stored` is what is kept beside a body, `key` names it, `fill` makes many
 //! requests for one missing answer into one.
 
 pub mod control;
+mod date;
 pub mod fill;
+mod fresh;
 pub mod key;
 pub mod policy;
+mod range;
 pub mod stored;
+mod targeted;
 
 use std::time::Duration;
 
@@ -22,6 +26,12 @@ pub struct Settings {
     pub remote_object_bytes: u64,
     /// Names of query parameters that are left out of the cache key; a trailing `*` matches any rest. None by default.
     pub key_ignore_query: Vec<String>,
+    /// Whether the order of query parameters counts for nothing.
+    pub key_sort_query: bool,
+    /// Targeted fields (RFC 9213) that speak to this cache, the most specific first, in lower case.
+    pub targeted: Vec<String>,
+    /// Whether answers lose these fields on their way to clients.
+    pub strip_targeted: bool,
 }
 
 impl Default for Settings {
@@ -31,17 +41,45 @@ impl Default for Settings {
             object_bytes: 8 << 20,
             remote_object_bytes: 1 << 20,
             key_ignore_query: Vec::new(),
+            key_sort_query: false,
+            targeted: vec!["cdn-cache-control".to_owned()],
+            strip_targeted: false,
         }
     }
 }
 
 /// Freshness of one route's responses (`routes.cache`), where the origin says nothing itself.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RoutePolicy {
     /// Freshness lifetime of a response that carries none; zero stores only what says so itself.
     pub default_ttl: Duration,
+    /// At most this long counts a response as fresh for having `Last-Modified` alone (RFC 9111 section 4.2.2); zero for never.
+    pub heuristic_max: Duration,
+    pub set_cookie: SetCookie,
     /// How long past its freshness a response may answer for a failing origin (RFC 5861 section 4).
     pub stale_if_error: Duration,
     /// How long past its freshness a response may answer while it is validated (RFC 5861 section 3).
     pub stale_while_revalidate: Duration,
+}
+
+/// What becomes of responses with `Set-Cookie` (RFC 9111 section 7.3 leaves that to us).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SetCookie {
+    /// They are not stored: a cookie is nearly always one user's.
+    #[default]
+    Private,
+    /// They are stored like others, cookie and all.
+    Shared,
+}
+
+impl Default for RoutePolicy {
+    fn default() -> Self {
+        RoutePolicy {
+            default_ttl: Duration::ZERO,
+            heuristic_max: Duration::from_secs(3600),
+            set_cookie: SetCookie::Private,
+            stale_if_error: Duration::from_secs(600),
+            stale_while_revalidate: Duration::ZERO,
+        }
+    }
 }

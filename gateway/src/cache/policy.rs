@@ -2,11 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::Method;
 
-use super::RoutePolicy;
 use super::control::Control;
+use super::fresh::{self, Lifetime};
+use super::range::{self, Wanted};
 use super::stored::{Meta, Object, Standing};
+use super::{RoutePolicy, SetCookie, Settings, date, targeted};
 use crate::http::fields::{Fields, Known};
 use crate::http::message::{Request, Response, StatusCode};
 
@@ -49,10 +52,22 @@ impl NoStore {
 pub fn is_lookup(request: &Request) -> bool {
     matches!(request.method, Method::GET | Method::HEAD)
         && request.length == crate::http::message::Length::Empty
-        && !request.fields.has(Known::Range)
         && !request.fields.has(Known::IfMatch)
         && !request.fields.has(Known::IfUnmodifiedSince)
-        && !request.fields.has(Known::IfRange)
+}
+
+/// Whether a request wants a part only (RFC 9110 section 14.2 defines that for GET alone).
+pub fn wants_part(request: &Request) -> bool {
+    request.method == Method::GET && request.fields.has(Known::Range)
+}
+
+/// Takes what `request` wants of a whole answer: all of it, parts, or 416.
+pub fn cut(request: &Request, body: Bytes, response: &mut Response) -> Bytes {
+    if !wants_part(request) || response.status != StatusCode::OK {
+        return body;
+    }
+    let wanted = range::wanted(&request.fields, &response.fields, body.len() as u64);
+    if wanted == Wanted::Whole { body } else { range::answer(wanted, body, response) }
 }
 
 /// Whether a request asks not to be answered without validation: `no-cache`, or `Pragma` where there is no `Cache-Control`.
@@ -81,21 +96,22 @@ pub fn judge(
     asked: &Control,
     response: &Response,
     route: &RoutePolicy,
+    settings: &Settings,
     now: SystemTime,
     delay: Duration,
 ) -> Result<(Object, Duration), NoStore> {
-    let control = Control::of(&response.fields);
-    check_storable(request, asked, response, &control)?;
-    let explicit = explicit_lifetime(&control, response, now);
-    let default = may_default(response.status).then_some(route.default_ttl).filter(|ttl| !ttl.is_zero());
-    let lifetime = explicit.or(default).unwrap_or_default();
+    let targeted = targeted::control(&settings.targeted, &response.fields);
+    let control = targeted.unwrap_or_else(|| Control::of(&response.fields));
+    check_storable(request, asked, response, &control, route.set_cookie)?;
+    let found = Lifetime::of(&control, targeted.is_some(), response, route, now);
+    let lifetime = found.length();
     let forbids_stale = control.forbids_stale();
     let window =
         |own: Option<Duration>, routes: Duration| if forbids_stale { Duration::ZERO } else { own.unwrap_or(routes) };
     let object = Object {
         status: response.status.as_u16(),
         fields: response.fields.compact(),
-        initial_age: initial_age(&response.fields, now, delay),
+        initial_age: fresh::initial_age(&response.fields, now, delay),
         lifetime,
         stale_while_revalidate: window(control.stale_while_revalidate, route.stale_while_revalidate),
         stale_if_error: window(control.stale_if_error, route.stale_if_error),
@@ -103,7 +119,9 @@ pub fn judge(
         forbids_stale,
     };
     let fresh_for = lifetime.saturating_sub(object.initial_age);
-    if fresh_for.is_zero() && (!object.has_validator() || explicit.is_none()) {
+    // What is stale at once is worth keeping only to be validated, and only where the origin expects that.
+    let is_foreseen = matches!(found, Lifetime::Explicit(_)) || control.no_cache;
+    if fresh_for.is_zero() && !(object.has_validator() && is_foreseen) {
         return Err(NoStore::NotFresh);
     }
     let beyond = if object.has_validator() { VALIDATE_FOR } else { Duration::ZERO };
@@ -111,7 +129,13 @@ pub fn judge(
     Ok((object, keep))
 }
 
-fn check_storable(request: &Request, asked: &Control, response: &Response, control: &Control) -> Result<(), NoStore> {
+fn check_storable(
+    request: &Request,
+    asked: &Control,
+    response: &Response,
+    control: &Control,
+    set_cookie: SetCookie,
+) -> Result<(), NoStore> {
     if request.method != Method::GET {
         return Err(NoStore::Method);
     }
@@ -119,7 +143,7 @@ fn check_storable(request: &Request, asked: &Control, response: &Response, contr
         return Err(NoStore::Status);
     }
     // `must-understand` lets a cache that knows the status ignore `no-store` (section 5.2.2.3).
-    let overridden = control.must_understand && may_default(response.status);
+    let overridden = control.must_understand && fresh::may_assume(response.status);
     if control.must_understand && !overridden {
         return Err(NoStore::Status);
     }
@@ -130,45 +154,10 @@ fn check_storable(request: &Request, asked: &Control, response: &Response, contr
     if request.fields.has(Known::Authorization) && !opened {
         return Err(NoStore::Authorization);
     }
-    if response.fields.has(Known::SetCookie) {
+    if set_cookie == SetCookie::Private && response.fields.has(Known::SetCookie) {
         return Err(NoStore::SetCookie);
     }
     Ok(())
-}
-
-/// `s-maxage`, else `max-age`, else `Expires` (RFC 9111 section 4.2.1); an unreadable `Expires` is in the past.
-fn explicit_lifetime(control: &Control, response: &Response, now: SystemTime) -> Option<Duration> {
-    if let Some(lifetime) = control.s_maxage.or(control.max_age) {
-        return Some(lifetime);
-    }
-    let mut lines = response.fields.all(Known::Expires);
-    let line = lines.next()?;
-    let expires = if lines.next().is_some() { None } else { parse_date(line) };
-    let date = response.fields.get(Known::Date).and_then(parse_date).unwrap_or(now);
-    Some(expires.and_then(|expires| expires.duration_since(date).ok()).unwrap_or_default())
-}
-
-/// Statuses that a route's default lifetime applies to: the heuristically cacheable ones (RFC 9110 section 15.1).
-fn may_default(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 200 | 203 | 204 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
-}
-
-/// The corrected initial age (RFC 9111 section 4.2.3); a `Date` up to 1.5 s off is a clock, not an age.
-fn initial_age(fields: &Fields, now: SystemTime, delay: Duration) -> Duration {
-    const TOLERANCE: Duration = Duration::from_millis(1_500);
-    const AGE_MAX: u64 = 1 << 31;
-    let apparent = fields.get(Known::Date).and_then(parse_date).and_then(|date| now.duration_since(date).ok());
-    let apparent = apparent.filter(|age| *age > TOLERANCE).unwrap_or_default();
-    let said = fields.get(Known::Age).and_then(|age| {
-        let digits = age.iter().all(u8::is_ascii_digit).then_some(age).filter(|age| !age.is_empty())?;
-        Some(digits.iter().fold(0u64, |sum, digit| (sum * 10 + u64::from(digit - b'0')).min(AGE_MAX)))
-    });
-    let corrected = said.map(|age| Duration::from_secs(age) + delay).unwrap_or_default();
-    apparent.max(corrected)
-}
-
-fn parse_date(value: &[u8]) -> Option<SystemTime> {
-    httpdate::parse_http_date(std::str::from_utf8(value).ok()?).ok()
 }
 
 /// Makes `request` conditional on what is stored (RFC 9111 section 4.3.1). The client's own conditions are replaced.
@@ -211,11 +200,10 @@ pub fn is_not_modified(request: &Fields, object: &Object) -> bool {
         let weak = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
         return request.members(Known::IfNoneMatch).any(|member| member == b"*" || weak(member) == weak(etag));
     }
-    let (Some(since), Some(modified)) = (request.get(Known::IfModifiedSince), object.fields.get(Known::LastModified))
-    else {
-        return false;
-    };
-    matches!((parse_date(since), parse_date(modified)), (Some(since), Some(modified)) if modified <= since)
+    // Without a date of change, the response cannot have changed after it was made (RFC 9111 section 4.3.2).
+    let modified = object.fields.get(Known::LastModified).or_else(|| object.fields.get(Known::Date));
+    let (Some(since), Some(modified)) = (request.get(Known::IfModifiedSince), modified) else { return false };
+    matches!((date::parse(since), date::parse(modified)), (Some(since), Some(modified)) if modified <= since)
 }
 
 /// The object inside a stored entry, if it is one.
@@ -240,8 +228,16 @@ mod tests {
 
     fn judged(request: &Request, response: &Response) -> Result<Duration, NoStore> {
         let asked = Control::of(&request.fields);
-        judge(request, &asked, response, &RoutePolicy::default(), SystemTime::now(), Duration::ZERO)
-            .map(|(object, _)| object.lifetime.saturating_sub(object.initial_age))
+        judge(
+            request,
+            &asked,
+            response,
+            &RoutePolicy::default(),
+            &Settings::default(),
+            SystemTime::now(),
+            Duration::ZERO,
+        )
+        .map(|(object, _)| object.lifetime.saturating_sub(object.initial_age))
     }
 
     #[test]
@@ -291,8 +287,16 @@ mod tests {
         let route = RoutePolicy { stale_if_error: Duration::from_secs(600), ..RoutePolicy::default() };
         let window = |value: &str| {
             let response = response(200, &[("cache-control", value), ("etag", "\"x\"")]);
-            judge(&Request::default(), &Control::default(), &response, &route, SystemTime::now(), Duration::ZERO)
-                .map(|(object, _)| object.stale_if_error.as_secs())
+            judge(
+                &Request::default(),
+                &Control::default(),
+                &response,
+                &route,
+                &Settings::default(),
+                SystemTime::now(),
+                Duration::ZERO,
+            )
+            .map(|(object, _)| object.stale_if_error.as_secs())
         };
         assert_eq!(window("max-age=1"), Ok(600));
         assert_eq!(window("max-age=1, stale-if-error=5"), Ok(5));
@@ -310,6 +314,7 @@ mod tests {
             &Control::default(),
             &response(200, &[("etag", "W/\"a\""), ("cache-control", "max-age=9")]),
             &RoutePolicy::default(),
+            &Settings::default(),
             SystemTime::now(),
             Duration::ZERO,
         )

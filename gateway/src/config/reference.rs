@@ -83,6 +83,15 @@ const MEANINGS: &[(&str, &str)] = &[
         "cache.key_ignore_query",
         "Query parameters that are left out of the cache key; a `*` at the end stands for any rest.",
     ),
+    (
+        "cache.key_query_order",
+        "Whether two queries that differ in the order of their parameters are two keys (`kept`) or one (`sorted`).",
+    ),
+    (
+        "cache.targeted",
+        "Fields by which the origin speaks to this cache alone, before `Cache-Control` and `Expires`; the first that is valid counts (RFC 9213).",
+    ),
+    ("cache.targeted_to_clients", "Whether clients see these fields."),
     ("limits.NAME.tier", "What the limit counts by: each device, each user, this node, or the whole fleet."),
     ("limits.NAME.rate", "Requests that are let through in the long run: a whole number per `s`, `m`, `h` or `d`."),
     ("limits.NAME.burst", "Requests that are let through at once."),
@@ -113,6 +122,14 @@ const MEANINGS: &[(&str, &str)] = &[
     ("routes[].cache.tags", "Response field that holds surrogate keys."),
     ("routes[].cache.mode", "`standard` is RFC 9111 as a shared cache; `off` neither looks up nor stores."),
     ("routes[].cache.default_ttl", "Freshness of responses that carry none."),
+    (
+        "routes[].cache.heuristic_max",
+        "At most this long counts as fresh what has `Last-Modified` and nothing else: a tenth of its time without a change. `\"0s\"`: never.",
+    ),
+    (
+        "routes[].cache.set_cookie",
+        "Whether responses with `Set-Cookie` are stored: `private` not, `shared` like others, cookie and all.",
+    ),
     (
         "routes[].cache.stale_if_error",
         "How long past its freshness a response answers for a failing upstream (RFC 5861).",

@@ -21,7 +21,7 @@ pub struct Limits {
     /// Silence between two requests on a connection, or while a body or an answer should move.
     pub idle_timeout: Duration,
     /// Bytes per second that a client must send of a body, or take of an answer, on average, after a grace; 0 for any.
-    pub body_rate: u64,
+    pub body_rate: u32,
     pub get_body: GetBody,
     /// Fields that never pass as trailers, beside those that nobody may send so: whoever merges them with the head would
     /// believe them. In the gateway, the fields by which callers are identified.

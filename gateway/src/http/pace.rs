@@ -13,7 +13,7 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Pace {
     /// Bytes per second; 0 asks for nothing.
-    rate: u64,
+    rate: u32,
     grace: Duration,
     bytes: u64,
     waited: Duration,
@@ -21,7 +21,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    pub fn new(rate: u64, patience: Duration) -> Self {
+    pub fn new(rate: u32, patience: Duration) -> Self {
         // Who may not even be silent for so long has no more grace than that.
         Pace { rate, grace: GRACE.min(patience), bytes: 0, waited: Duration::ZERO, since: None }
     }
@@ -45,7 +45,7 @@ impl Pace {
             return None;
         }
         let since = *self.since.get_or_insert_with(Instant::now);
-        let earned = Duration::from_secs_f64(self.bytes as f64 / self.rate as f64);
+        let earned = Duration::from_secs_f64(self.bytes as f64 / f64::from(self.rate));
         let left = self.grace.saturating_add(earned).saturating_sub(self.waited);
         // Further away than any other timeout: never.
         Some(since + left.min(Duration::from_secs(24 * 3600)))

@@ -77,6 +77,13 @@ impl Passage<'_> {
             if asked.only_if_cached {
                 return Err(Error::OnlyIfCached);
             }
+            if policy::wants_part(request) {
+                // A part is fetched as it was asked for; waiting for the whole could take long.
+                self.worker.builder.set(builder);
+                self.story.cache = CacheResult::Miss;
+                self.story.detail = Detail::Reason(NoStore::Range.as_str());
+                return self.forward(route, caller, request, RequestBody::Empty, response).await.map(Body::Answer);
+            }
             round += 1;
             if round > ROUNDS || is_alone(request, &asked) {
                 break Lead::solo();
@@ -131,7 +138,8 @@ impl Passage<'_> {
         request: &Request,
         asked: &Control,
     ) -> Result<Lead, Hit<Meta>> {
-        if self.stale.is_some() || self.story.cache == CacheResult::Pass {
+        // Another node may have validated what is stale here.
+        if asked.no_cache || self.story.cache == CacheResult::Pass {
             return Ok(lead);
         }
         for _ in 0..2 {
@@ -146,7 +154,12 @@ impl Passage<'_> {
                     lead.release();
                     return Err(hit);
                 }
-                Found::Stale(hit, _) => self.stale = Some(hit),
+                Found::Stale(hit, _) => {
+                    let is_newer = |own: &Hit<Meta>| hit.stored_unix_ms > own.stored_unix_ms;
+                    if self.stale.as_ref().is_none_or(is_newer) {
+                        self.stale = Some(hit);
+                    }
+                }
                 Found::Nothing | Found::Pass => {}
             }
             break;
@@ -194,7 +207,7 @@ impl Passage<'_> {
             let body = hit.body().clone();
             response.length = Length::Known(body.len() as u64);
             if let Ok((object, keep)) =
-                policy::judge(request, &asked, response, policy, SystemTime::now(), sent.elapsed())
+                policy::judge(request, &asked, response, policy, &self.site.cache, SystemTime::now(), sent.elapsed())
             {
                 let entry = Entry::new(Meta::Object(object), body.clone(), keep, Now::read()).begun(since);
                 self.worker.view.insert(&caller.region, &key, entry, self.reach(body.len()));
@@ -214,7 +227,8 @@ impl Passage<'_> {
         if self.story.cache != CacheResult::Pass {
             self.story.cache = CacheResult::Miss;
         }
-        let judged = policy::judge(request, &asked, response, policy, SystemTime::now(), sent.elapsed());
+        let judged =
+            policy::judge(request, &asked, response, policy, &self.site.cache, SystemTime::now(), sent.elapsed());
         let judged = judged.and_then(|fit| self.check_size(response).map(|()| fit));
         let varies = key::vary(&response.fields).ok_or(NoStore::Vary);
         let (object, keep, names) = match (judged, varies) {
@@ -275,7 +289,7 @@ impl Passage<'_> {
             not_modified(response);
             return Body::EMPTY;
         }
-        Body::Bytes(hit.body().clone())
+        Body::Bytes(policy::cut(request, hit.body().clone(), response))
     }
 
     /// Turns a full answer into 304 where the client's own conditions say so.
@@ -355,7 +369,7 @@ impl Passage<'_> {
         let (mut request, stale, peer, key) = (request.clone(), hit.clone(), self.peer, key.to_owned());
         // What the client asked for itself is no business of the shared copy.
         request.fields.remove(Known::CacheControl);
-        request.fields.remove(Known::Pragma);
+        [Known::Pragma, Known::Range, Known::IfRange].into_iter().for_each(|known| request.fields.remove(known));
         request.method = http::Method::GET;
         tokio::task::spawn_local(async move {
             let Some(route) = site.routes.iter().find(|route| route.settings.name == name) else { return };

@@ -39,6 +39,8 @@ pub(super) const ENDPOINT: Parsed<endpoint::Address> = Parsed {
 pub(super) const QUERY_PATTERN: Parsed<String> =
     Parsed { name: "a parameter's name, or its start and a `*`", parse: query_pattern, show: String::clone };
 
+pub(super) const FIELD: Parsed<String> = Parsed { name: "a field name", parse: field, show: String::clone };
+
 pub(super) const HOST: Parsed<HostPattern> =
     Parsed { name: "\"*\", a host, or \"*.\" and a domain", parse: host, show: show_host };
 

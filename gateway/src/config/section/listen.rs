@@ -69,7 +69,7 @@ pub(super) fn limits_http(root: &Table<'_>) -> (Limits, accept::Settings) {
             body_bytes: table.or("body_bytes", &Size(0..=1_024 * GIB), http.body_bytes),
             header_timeout: table.or("header_timeout", &Span(MS..=HOUR), http.header_timeout),
             idle_timeout: table.or("idle_timeout", &Span(MS..=DAY), http.idle_timeout),
-            body_rate: table.or("body_rate", &Size(0..=GIB), http.body_rate),
+            body_rate: u32::try_from(table.or("body_rate", &Size(0..=GIB), http.body_rate.into())).unwrap_or(u32::MAX),
             get_body: table.or("get_body", &GET_BODY, http.get_body),
             ..http
         };

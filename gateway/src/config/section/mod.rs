@@ -115,6 +115,8 @@ fn server(root: &Table<'_>) -> Server {
 }
 
 fn cache(root: &Table<'_>) -> cache::Settings {
+    const QUERY_ORDER: Choice<bool> = Choice(&[("kept", Some(false)), ("sorted", Some(true))]);
+    const TO_CLIENTS: Choice<bool> = Choice(&[("pass", Some(false)), ("strip", Some(true))]);
     let default = cache::Settings::default();
     root.table("cache", |cache| cache::Settings {
         memory_bytes: cache.or("memory", &super::kind::Size(MIB..=1_024 * GIB), default.memory_bytes),
@@ -125,6 +127,9 @@ fn cache(root: &Table<'_>) -> cache::Settings {
             default.remote_object_bytes,
         ),
         key_ignore_query: forms::list(cache, "key_ignore_query", forms::QUERY_PATTERN, default.key_ignore_query),
+        key_sort_query: cache.or("key_query_order", &QUERY_ORDER, default.key_sort_query),
+        targeted: forms::list(cache, "targeted", forms::FIELD, default.targeted),
+        strip_targeted: cache.or("targeted_to_clients", &TO_CLIENTS, default.strip_targeted),
     })
 }
 

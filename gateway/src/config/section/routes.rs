@@ -55,12 +55,16 @@ fn route(table: &Table<'_>) -> (Settings, RouteNames) {
 }
 
 fn cache_policy(table: &Table<'_>, default: cache::RoutePolicy) -> Option<cache::RoutePolicy> {
+    const SET_COOKIE: Choice<cache::SetCookie> =
+        Choice(&[("private", Some(cache::SetCookie::Private)), ("shared", Some(cache::SetCookie::Shared))]);
     const MODES: Choice<bool> = Choice(&[("standard", Some(true)), ("off", Some(false))]);
     let lifetime = Span(Duration::ZERO..=YEAR);
     table.later("tags", Some(&Value::Text(String::new())));
     let caches = table.or("mode", &MODES, true);
     let policy = cache::RoutePolicy {
         default_ttl: table.or("default_ttl", &lifetime, default.default_ttl),
+        heuristic_max: table.or("heuristic_max", &lifetime, default.heuristic_max),
+        set_cookie: table.or("set_cookie", &SET_COOKIE, default.set_cookie),
         stale_if_error: table.or("stale_if_error", &lifetime, default.stale_if_error),
         stale_while_revalidate: table.or("stale_while_revalidate", &lifetime, default.stale_while_revalidate),
     };

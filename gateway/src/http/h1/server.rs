@@ -69,9 +69,10 @@ struct Reader {
     at_end: bool,
     alarm: Alarm,
     idle: Duration,
-    pace: Pace,
+    /// Made when a body first has to be waited for.
+    pace: Option<Box<Pace>>,
     /// Of either body, in bytes per second.
-    rate: u64,
+    rate: u32,
 }
 
 /// One client connection.
@@ -98,7 +99,7 @@ pub struct Answer<'a> {
     version: Version,
     is_head: bool,
     idle: Duration,
-    rate: u64,
+    rate: u32,
 }
 
 impl Server {
@@ -114,7 +115,7 @@ impl Server {
             at_end: false,
             alarm: Alarm::after(limits.header_timeout),
             idle: limits.idle_timeout,
-            pace: Pace::new(limits.body_rate, limits.idle_timeout),
+            pace: None,
             rate: limits.body_rate,
         };
         let sender = Sender::new();
@@ -312,7 +313,7 @@ impl Reader {
         self.trailers = None;
         self.owes_continue = expects_continue && self.buffer.is_empty();
         self.alarm.restart(self.idle);
-        self.pace = Pace::new(self.rate, self.idle);
+        self.pace = None;
         self.continue_sent = 0;
     }
 
@@ -403,7 +404,7 @@ impl Source for RequestBody<'_> {
             let reader = &mut *self.reader;
             match reader.buffer.poll_fill(self.io, cx, 1) {
                 Poll::Ready(Ok(count)) if count > 0 => {
-                    reader.pace.moved(count as u64);
+                    reader.pace.iter_mut().for_each(|pace| pace.moved(count as u64));
                     reader.alarm.restart(reader.idle);
                 }
                 Poll::Ready(result) => {
@@ -411,7 +412,8 @@ impl Source for RequestBody<'_> {
                     return Poll::Ready(Err(result.err().map_or(BodyError::Truncated, BodyError::Io)));
                 }
                 Poll::Pending => {
-                    if let Some(at) = reader.pace.wait() {
+                    let pace = reader.pace.get_or_insert_with(|| Box::new(Pace::new(reader.rate, reader.idle)));
+                    if let Some(at) = pace.wait() {
                         reader.alarm.no_later(at);
                     }
                     ready!(reader.alarm.poll(cx));
