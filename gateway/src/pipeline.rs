@@ -16,8 +16,8 @@ pub use body::Body;
 pub use site::{Site, Worker};
 
 use crate::cache::control::Control;
-use crate::cache::policy;
 use crate::cache::stored::Meta;
+use crate::cache::{key, policy};
 use crate::error::{Error, Kind};
 use crate::event::Event;
 use crate::http::body::{BodyError, RequestBody};
@@ -219,12 +219,30 @@ impl Passage<'_> {
         }
     }
 
-    /// A successful unsafe request ends what is stored for its target (RFC 9111 section 4.4).
+    /// A successful unsafe request ends what is stored for its target, and for what its answer names as created or changed on
+    /// the same origin (RFC 9111 section 4.4), in every region that is configured and the caller's own.
     fn invalidate(&self, caller: &Caller, request: &Request, response: &Response) {
-        if response.status.is_success() || response.status.is_redirection() {
-            let mut builder = shard::KeyBuilder::new();
-            crate::cache::key::primary(&mut builder, &self.site.cache, request, &caller.region);
-            self.worker.view.remove(&caller.region, &builder.key());
+        if !(response.status.is_success() || response.status.is_redirection()) {
+            return;
+        }
+        let mut changed = request.clone();
+        self.remove(caller, &changed);
+        for named in [Known::Location, Known::ContentLocation] {
+            let uri = response.fields.get(named).and_then(|uri| std::str::from_utf8(uri).ok());
+            if let Some(target) = uri.and_then(|uri| key::same_origin(uri, request)) {
+                changed.set_target(&target);
+                self.remove(caller, &changed);
+            }
+        }
+    }
+
+    fn remove(&self, caller: &Caller, request: &Request) {
+        let mut builder = shard::KeyBuilder::new();
+        let view = &self.worker.view;
+        let others = view.store().regions().filter(|region| *region != caller.region);
+        for region in others.chain([caller.region]) {
+            key::primary(&mut builder, &self.site.cache, request, &region);
+            view.remove(&region, &builder.key());
         }
     }
 

@@ -646,3 +646,69 @@ fn cookies_are_shared_only_where_the_operator_says_so() {
         assert_eq!((answer.is_hit(), answer.field("set-cookie")), (is_stored, Some("a=b")), "{route}");
     }
 }
+
+// What a successful write ends.
+
+#[test]
+fn a_write_ends_what_its_answer_names_too() {
+    let origin = Origin::start(|request| match (request.method.as_str(), request.target.as_str()) {
+        ("GET", _) => Script::ok(&[("Cache-Control", "max-age=60")], ""),
+        (_, "/failed") => Script::reply(500, &[("Location", "/kept")], ""),
+        _ => Script::reply(201, &[("Location", "/created?x"), ("Content-Location", "http://elsewhere/kept")], ""),
+    });
+    let gateway = cached(&origin);
+    for target in ["/list", "/created?x", "/kept"] {
+        gateway.get(target, &[]);
+    }
+    gateway.request("POST", "/failed", &[], b"");
+    assert!(gateway.get("/kept", &[]).is_hit(), "a failure changes nothing");
+    gateway.request("PATCH", "/list", &[], b"");
+    for (target, is_hit) in [("/list", false), ("/created?x", false), ("/kept", true)] {
+        assert_eq!(gateway.get(target, &[]).is_hit(), is_hit, "{target}");
+    }
+}
+
+#[test]
+fn a_write_ends_what_was_stored_for_the_default_region_too() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], ""));
+    let config = one_route(origin.address, CACHED, "[identity]\nregion = [\"header:x-region\"]\n");
+    let gateway = Gateway::start(&config);
+    gateway.get("/", &[]);
+    gateway.request("POST", "/", &[("X-Region", "eu")], b"");
+    assert!(!gateway.get("/", &[]).is_hit());
+}
+
+// Fills: who tries again, and what is too much.
+
+#[test]
+fn a_failed_fill_is_tried_once_more_for_all_who_wait() {
+    let gate = Gate::default();
+    let opens = gate.clone();
+    let origin = Origin::start(move |_| Script::new().wait(&opens).close());
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, ""));
+    let waiting: Vec<_> = (0..20)
+        .map(|_| {
+            let mut client = gateway.connect();
+            client.ask("/", &[]);
+            client
+        })
+        .collect();
+    origin.wait_for_requests(1);
+    wait_for(|| gateway.metric("tidegate_requests_in_flight") == 20.0, PATIENCE);
+    gate.open();
+    for mut client in waiting {
+        assert_eq!(client.answer().status, 503);
+    }
+    assert!(origin.count() <= 2, "{} requests", origin.count());
+}
+
+#[test]
+fn fills_beyond_their_bytes_pass_through_and_are_not_stored() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], vec![b'x'; 2 << 20]));
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, "[cache]\nfill_bytes = \"1MiB\"\n"));
+    for _ in 0..2 {
+        let answer = gateway.get("/", &[]);
+        assert_eq!((answer.status, answer.body.len(), answer.is_hit()), (200, 2 << 20, false));
+    }
+    assert_eq!(origin.count(), 2);
+}

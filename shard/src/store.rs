@@ -114,6 +114,12 @@ impl<M: Meta> Store<M> {
         View::new(self.clone())
     }
 
+    /// The regions that have stores of their own, and the default one.
+    pub fn regions(&self) -> impl Iterator<Item = Region> {
+        let own = self.remote.iter().flat_map(|remote| remote.regions.keys().copied());
+        own.filter(|region| *region != Region::DEFAULT).chain([Region::DEFAULT])
+    }
+
     /// Where a response lives, or would live.
     pub fn placement(&self, region: &Region, key: &KeyRef<'_>) -> Placement<'_> {
         match self.remote.as_ref().and_then(|remote| Some((remote, remote.of(region)?))) {

@@ -1,11 +1,12 @@
 //! Makes many requests for one missing answer into one: a leader fetches, joiners wait for its head and stream the same bytes.
 //!
-//! A leader that is dropped before it had a head hands over to one joiner. A reader may begin in the middle; while nothing is
+//! A leader that is dropped before it had a head hands over to one joiner, and so does the first that fails. A reader may begin in the middle; while nothing is
 //! stored (the body outgrew the limit), what every reader has taken is freed and the slowest reader holds the fetch back.
-//! Bounds: joiners per fill, bytes held by an overflowing fill; the map holds only fills that a request is leading.
+//! Bounds: joiners per fill, bytes that all fills hold together, bytes held by an overflowing fill; the map holds only fills that a request is leading.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -20,6 +21,8 @@ use crate::http::message::Response;
 const JOINERS_MAX: u32 = 20_000;
 /// Bytes between the fetch and the slowest reader once a body is too large to store.
 const WINDOW: u64 = 1 << 20;
+/// Failures after which all who wait fail alike: an origin that is dead is not asked once for each of them.
+const FAILURES_MAX: u8 = 2;
 /// Locks of the map.
 const PARTS: usize = 64;
 
@@ -42,6 +45,7 @@ struct State {
     end: u64,
     is_complete: bool,
     is_cut: bool,
+    failures: u8,
     overflows: bool,
     /// Offset of each reader by its number; `None` where the number is free.
     readers: Vec<Option<u64>>,
@@ -64,6 +68,7 @@ impl Fill {
                 end: 0,
                 is_complete: false,
                 is_cut: false,
+                failures: 0,
                 overflows: false,
                 readers: Vec::new(),
                 waiting: 0,
@@ -116,11 +121,37 @@ type Part = HashMap<CacheKey, Arc<Fill>, foldhash::fast::RandomState>;
 /// The fills under way in this process.
 pub struct Fills {
     parts: Box<[Mutex<Part>]>,
+    /// Bytes of bodies on their way into the cache.
+    held: Arc<AtomicU64>,
+}
+
+/// What one body takes of the bytes that all fills may hold; given back when it is dropped.
+pub struct Held {
+    all: Arc<AtomicU64>,
+    own: u64,
+}
+
+impl Held {
+    /// Takes more, unless all together would hold more than `most`.
+    pub fn grow(&mut self, bytes: u64, most: u64) -> bool {
+        self.own += bytes;
+        self.all.fetch_add(bytes, Ordering::Relaxed) + bytes <= most
+    }
+
+    pub fn give_back(&mut self) {
+        self.all.fetch_sub(std::mem::take(&mut self.own), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.give_back();
+    }
 }
 
 impl Default for Fills {
     fn default() -> Self {
-        Fills { parts: (0..PARTS).map(|_| Mutex::default()).collect() }
+        Fills { parts: (0..PARTS).map(|_| Mutex::default()).collect(), held: Arc::default() }
     }
 }
 
@@ -149,6 +180,11 @@ impl Fills {
         let fill = Arc::new(Fill::new());
         part.insert(owned.clone(), Arc::clone(&fill));
         Turn::Lead(Lead { fill, place: Some((Arc::clone(self), owned)), is_settled: false })
+    }
+
+    /// For a body that is about to be kept.
+    pub fn hold(&self) -> Held {
+        Held { all: Arc::clone(&self.held), own: 0 }
     }
 
     /// Leads, unless somebody does already: for work that nobody waits for.
@@ -195,8 +231,23 @@ impl Lead {
         self.settle(Phase::Over);
     }
 
-    /// The fetch failed: joiners fail alike, so that a dead origin is not asked once for each of them.
+    /// The fetch failed: one joiner tries once more; when that fails too, all who wait fail alike.
     pub fn fail(mut self, kind: Kind) {
+        let mut state = self.fill.lock();
+        state.failures += 1;
+        if state.waiting > 0 && state.failures < FAILURES_MAX {
+            state.phase = Phase::Waiting { is_led: false };
+            state.wake();
+            drop(state);
+            self.is_settled = true;
+            return;
+        }
+        drop(state);
+        self.fail_all(kind);
+    }
+
+    /// The fetch failed, and another would too.
+    pub fn fail_all(mut self, kind: Kind) {
         self.settle(Phase::Failed(kind));
     }
 
@@ -356,7 +407,7 @@ impl Feed {
 
     /// The whole body in one piece, unless it overflowed.
     pub fn body(&self) -> Option<Bytes> {
-        let state = self.fill.lock();
+        let mut state = self.fill.lock();
         if state.overflows {
             return None;
         }
@@ -365,7 +416,10 @@ impl Feed {
         }
         let mut whole = BytesMut::with_capacity(usize::try_from(state.end).ok()?);
         state.pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
-        Some(whole.freeze())
+        let whole = whole.freeze();
+        // Who still reads shares what is stored.
+        state.pieces = VecDeque::from([whole.clone()]);
+        Some(whole)
     }
 
     /// The body is whole. Call it after the entry was stored, so that who comes next finds it.
@@ -504,6 +558,31 @@ mod tests {
         drop(joiner);
         lead.release();
         assert!(fills.parts.iter().all(|part| part.lock().unwrap().is_empty()));
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_tried_again_by_one_and_then_shared_by_all() {
+        let (fills, lead, mut joiner) = lead_and_joiner();
+        let mut builder = KeyBuilder::new();
+        let Turn::Join(mut other) = fills.enter(&builder.part(b"k").key()) else { panic!("it joins") };
+        lead.fail(Kind::Timeout);
+        let Joined::Lead(lead) = joiner.wait().await else { panic!("one tries again") };
+        assert!(poll_fn(|cx| Poll::Ready(other.poll_wait(cx).is_pending())).await, "the other goes on waiting");
+        lead.fail(Kind::Timeout);
+        assert!(matches!(other.wait().await, Joined::Failed(Kind::Timeout)));
+        drop((joiner, other));
+        assert!(fills.parts.iter().all(|part| part.lock().unwrap().is_empty()));
+    }
+
+    #[test]
+    fn all_fills_together_are_bounded() {
+        let fills = Fills::default();
+        let (mut one, mut two) = (fills.hold(), fills.hold());
+        assert!(one.grow(6, 10) && !two.grow(5, 10));
+        two.give_back();
+        assert!(two.grow(4, 10));
+        drop((one, two));
+        assert_eq!(fills.held.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]

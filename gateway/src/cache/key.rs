@@ -46,6 +46,25 @@ fn is_ignored(patterns: &[String], pair: &str) -> bool {
     })
 }
 
+/// Path and query of a URI of the same origin as `request` (RFC 9110 section 4.3.1): absolute, or a path from the root.
+pub fn same_origin(uri: &str, request: &Request) -> Option<String> {
+    let target = if uri.starts_with('/') && !uri.starts_with("//") {
+        uri
+    } else {
+        let (scheme, rest) = uri.split_once("://")?;
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, target) = rest.split_at(end);
+        let is_same =
+            scheme.eq_ignore_ascii_case(request.scheme.as_str()) && authority.eq_ignore_ascii_case(&request.authority);
+        if !is_same {
+            return None;
+        }
+        target
+    };
+    let target = target.split('#').next().unwrap_or_default();
+    Some(if target.starts_with('/') { target.to_owned() } else { format!("/{target}") })
+}
+
 /// Appends what makes a variant: each named request field with its members, white space and empty members aside. Where the
 /// grammar says that order and letter case mean nothing, they make no difference.
 pub fn variant<'a>(builder: &'a mut KeyBuilder, names: &[String], stamp: u64, request: &Fields) -> KeyRef<'a> {
@@ -173,6 +192,20 @@ mod tests {
         assert_eq!(sorted("/?b=1&a=2"), sorted("/?a=2&b=1"));
         assert_ne!(sorted("/?a=1&a=2"), sorted("/?a=2&a=1"));
         assert_ne!(key("/?b=1&a=2", "eu", &[]), key("/?a=2&b=1", "eu", &[]));
+    }
+
+    #[test]
+    fn only_uris_of_the_same_origin_are_ours() {
+        let request = Request { authority: "a:8080".into(), ..Request::default() };
+        let of = |uri: &str| same_origin(uri, &request);
+        for (uri, target) in
+            [("/x?y#z", "/x?y"), ("HTTP://A:8080/x", "/x"), ("http://a:8080", "/"), ("http://a:8080?q", "/?q")]
+        {
+            assert_eq!(of(uri).as_deref(), Some(target), "{uri}");
+        }
+        for uri in ["//b/x", "https://a:8080/x", "http://a/x", "http://b:8080/x", "x", "mailto:a", ""] {
+            assert_eq!(of(uri), None, "{uri}");
+        }
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct Settings {
     pub object_bytes: u64,
     /// Bytes of the largest response that is stored remotely; larger ones stay local.
     pub remote_object_bytes: u64,
+    /// Bytes of all bodies on their way into the cache; more pass through without being stored.
+    pub fill_bytes: u64,
     /// Names of query parameters that are left out of the cache key; a trailing `*` matches any rest. None by default.
     pub key_ignore_query: Vec<String>,
     /// Whether the order of query parameters counts for nothing.
@@ -40,6 +42,7 @@ impl Default for Settings {
             memory_bytes: 256 << 20,
             object_bytes: 8 << 20,
             remote_object_bytes: 1 << 20,
+            fill_bytes: 128 << 20,
             key_ignore_query: Vec::new(),
             key_sort_query: false,
             targeted: vec!["cdn-cache-control".to_owned()],

@@ -79,6 +79,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("cache.memory", "Bytes of the local tier."),
     ("cache.object_bytes", "Largest response that is stored; larger ones pass through."),
     ("cache.remote_object_bytes", "Largest response that is stored remotely; larger ones stay local."),
+    ("cache.fill_bytes", "Bytes of all responses on their way into the cache; more pass through and are not stored."),
     (
         "cache.key_ignore_query",
         "Query parameters that are left out of the cache key; a `*` at the end stands for any rest.",

@@ -193,7 +193,9 @@ impl Passage<'_> {
             Ok(exchange) => exchange,
             Err(error) => {
                 if !matches!(error.kind(), crate::error::Kind::ClientGone) {
-                    lead.fail(error.kind());
+                    // An open breaker answers the next at once, and no better.
+                    let is_final = error.kind() == crate::error::Kind::BreakerOpen;
+                    if is_final { lead.fail_all(error.kind()) } else { lead.fail(error.kind()) }
                 }
                 return Err(error);
             }
@@ -219,7 +221,7 @@ impl Passage<'_> {
         if response.status.is_server_error()
             && let Some(body) = self.stale_answer(request, response)
         {
-            lead.fail(crate::error::Kind::Upstream);
+            lead.fail_all(crate::error::Kind::Upstream);
             self.story.degraded = "stale";
             self.story.detail = Detail::Reason("origin_error");
             return Ok(body);
@@ -303,6 +305,11 @@ impl Passage<'_> {
             return body;
         }
         not_modified(response);
+        if let Body::Fill(_) = &body {
+            // The condition was the client's; the object is everybody's, and its fill goes on only while somebody reads.
+            let mut body = body;
+            tokio::task::spawn_local(async move { drain(&mut body).await });
+        }
         Body::EMPTY
     }
 
@@ -451,6 +458,7 @@ impl Filling {
     /// Moves the body to its readers and, when it ended whole, into the store. Ends early when nobody reads any more.
     async fn run(self, worker: Rc<Worker>, site: Arc<Site>, mut feed: Feed, mut answer: Answer<'static>) {
         let mut is_kept = true;
+        let mut held = worker.fills.hold();
         loop {
             let wanted = poll_fn(|cx| match feed.poll_wanted(cx) {
                 Poll::Ready(true) => answer.poll_fill(cx).map(Some),
@@ -469,8 +477,10 @@ impl Filling {
             if data.is_empty() {
                 break;
             }
-            if is_kept && feed.bytes() + data.len() as u64 > site.cache.object_bytes {
+            let fits = || feed.bytes() + data.len() as u64 <= site.cache.object_bytes;
+            if is_kept && !(fits() && held.grow(data.len() as u64, site.cache.fill_bytes)) {
                 is_kept = false;
+                held.give_back();
                 feed.overflow();
             }
             let count = data.len();

@@ -126,6 +126,7 @@ fn cache(root: &Table<'_>) -> cache::Settings {
             &super::kind::Size(KIB..=64 * MIB),
             default.remote_object_bytes,
         ),
+        fill_bytes: cache.or("fill_bytes", &super::kind::Size(MIB..=1_024 * GIB), default.fill_bytes),
         key_ignore_query: forms::list(cache, "key_ignore_query", forms::QUERY_PATTERN, default.key_ignore_query),
         key_sort_query: cache.or("key_query_order", &QUERY_ORDER, default.key_sort_query),
         targeted: forms::list(cache, "targeted", forms::FIELD, default.targeted),

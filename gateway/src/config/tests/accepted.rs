@@ -63,7 +63,7 @@ limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", b
 identity = { trusted_proxies = ["10.1.2.3/8", "::1"], device = ["header:X-Device", "cookie:Dev"], user = "header:x-u", tier = "header:x-t", region = ["path:2", "host:"], region_default = "eu" }
 tiers = { anonymous = 0.5, gold = 2 }
 redis = { deadline = "5ms", nodes = 3, secret = "s", regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
-cache = { memory = "1GiB", object_bytes = "2MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"], key_query_order = "sorted", targeted = ["Mine"], targeted_to_clients = "strip" }
+cache = { memory = "1GiB", object_bytes = "2MiB", fill_bytes = "3MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"], key_query_order = "sorted", targeted = ["Mine"], targeted_to_clients = "strip" }
 limits = { hosts = { tier = "node", rate = "60/m", burst = 2, mode = "shadow", percent = 0 } }
 log = { access = "logs/access", level = "debug" }
 
@@ -121,6 +121,7 @@ cache = { default_ttl = "1s", heuristic_max = "4s", set_cookie = "shared", stale
     assert_eq!(config.cache.memory_bytes, 1 << 30);
     assert_eq!((config.cache.object_bytes, config.cache.remote_object_bytes), (2 << 20, 1 << 10));
     assert_eq!(config.cache.key_ignore_query, ["utm_*", "q"]);
+    assert_eq!(config.cache.fill_bytes, 3 << 20);
     assert_eq!(config.cache.targeted, ["mine"]);
     assert!(config.cache.key_sort_query && config.cache.strip_targeted);
     assert_eq!(
