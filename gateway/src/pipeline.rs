@@ -25,7 +25,7 @@ use crate::http::fields::Known;
 use crate::http::message::{Request, Response};
 use crate::identify::Caller;
 use crate::metrics::{self, Counters, Label as _};
-use crate::respond::{self, CacheResult, Detail, Story};
+use crate::respond::{self, CacheResult, Detail, Forward, Story};
 use crate::route::{Route, StatusClass};
 use crate::{degrade, hop, limit};
 
@@ -138,6 +138,7 @@ impl Passage<'_> {
                 self.cached(route, cache, caller, request, response).await
             }
             _ if !request.method.is_safe() => {
+                self.story.forward = Forward::Method;
                 // Another route, one for GET, may have stored what this changes.
                 let answer = self.forward(route, caller, request, body, response).await?;
                 self.invalidate(caller, request, response);

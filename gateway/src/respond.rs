@@ -28,6 +28,38 @@ label! {
     }
 }
 
+/// Why a request went towards the origin (RFC 9211 section 2.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forward {
+    /// The cache is off here.
+    #[default]
+    Bypass,
+    /// The method is none that a cache answers.
+    Method,
+    UriMiss,
+    /// The URI is stored, and not for these request fields.
+    VaryMiss,
+    /// Known to be uncacheable.
+    Miss,
+    /// What is stored is fresh, and the request wants it validated or something else.
+    Request,
+    Stale,
+}
+
+impl Forward {
+    fn as_str(self) -> &'static str {
+        match self {
+            Forward::Bypass => "bypass",
+            Forward::Method => "method",
+            Forward::UriMiss => "uri-miss",
+            Forward::VaryMiss => "vary-miss",
+            Forward::Miss => "miss",
+            Forward::Request => "request",
+            Forward::Stale => "stale",
+        }
+    }
+}
+
 /// The `detail` of `Cache-Status` (RFC 9211 section 2.8).
 #[derive(Clone, Copy, Debug, Default)]
 pub enum Detail {
@@ -43,6 +75,7 @@ pub enum Detail {
 pub struct Story {
     pub route: Option<Arc<str>>,
     pub cache: CacheResult,
+    pub forward: Forward,
     /// Where an answer was found or why it was not stored; for `Cache-Status`.
     pub detail: Detail,
     pub standing: Option<Standing>,
@@ -66,6 +99,7 @@ impl Default for Story {
         Story {
             route: None,
             cache: CacheResult::Bypass,
+            forward: Forward::Bypass,
             detail: Detail::None,
             standing: None,
             forwarded_status: None,
@@ -89,15 +123,22 @@ pub fn write_cache_status(story: &Story, fields: &mut Fields) {
 }
 
 fn write_member(story: &Story, text: &mut Vec<u8>) {
-    text.extend_from_slice(match story.cache {
-        CacheResult::Hit | CacheResult::Remote | CacheResult::Stale => b"tidegate; hit",
-        CacheResult::Miss => b"tidegate; fwd=uri-miss",
-        CacheResult::Collapsed => b"tidegate; fwd=uri-miss; collapsed",
-        CacheResult::Revalidated => b"tidegate; fwd=stale",
-        CacheResult::Bypass => b"tidegate; fwd=bypass",
-        CacheResult::Pass => b"tidegate; fwd=miss",
-        CacheResult::Error => &b"tidegate"[..],
-    });
+    text.extend_from_slice(b"tidegate");
+    match story.cache {
+        CacheResult::Hit | CacheResult::Remote | CacheResult::Stale => text.extend_from_slice(b"; hit"),
+        CacheResult::Error => {}
+        CacheResult::Miss
+        | CacheResult::Collapsed
+        | CacheResult::Revalidated
+        | CacheResult::Bypass
+        | CacheResult::Pass => {
+            text.extend_from_slice(b"; fwd=");
+            text.extend_from_slice(story.forward.as_str().as_bytes());
+        }
+    }
+    if story.cache == CacheResult::Collapsed {
+        text.extend_from_slice(b"; collapsed");
+    }
     if let Some(status) = story.forwarded_status {
         text.extend_from_slice(b"; fwd-status=");
         text::push_number(text, u64::from(status));

@@ -647,6 +647,43 @@ fn cookies_are_shared_only_where_the_operator_says_so() {
     }
 }
 
+#[test]
+fn the_operator_may_say_how_long_a_status_lasts() {
+    let origin = Origin::start(|request| {
+        let status = request.target[1..4].parse().expect("a status");
+        let control = if request.target.ends_with("secret") { "no-store" } else { "max-age=60" };
+        Script::reply(status, &[("Cache-Control", control)], "")
+    });
+    let route = "cache = { ttl = { 200 = \"0s\", 404 = \"1m\", 5xx = \"1m\" } }";
+    let gateway = Gateway::start(&one_route(origin.address, route, ""));
+    for (target, is_stored) in [("/200", false), ("/404", true), ("/503", true), ("/404/secret", false), ("/301", true)]
+    {
+        gateway.get(target, &[]);
+        assert_eq!(gateway.get(target, &[]).is_hit(), is_stored, "{target}");
+    }
+}
+
+#[test]
+fn cache_status_says_why_a_request_went_on() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/stale" => Script::ok(&[("Cache-Control", "max-age=0"), ("ETag", "\"x\"")], ""),
+        _ => Script::ok(&[("Cache-Control", "max-age=60"), ("Vary", "X-A")], ""),
+    });
+    let gateway = cached(&origin);
+    let fwd = |method: &str, target: &str, fields: &[(&str, &str)]| {
+        let answer = gateway.request(method, target, fields, b"");
+        let status = answer.cache_status().to_owned();
+        status.split("; ").find_map(|part| part.strip_prefix("fwd=")).unwrap_or("none").to_owned()
+    };
+    assert_eq!(fwd("GET", "/", &[("X-A", "1")]), "uri-miss");
+    assert_eq!(fwd("GET", "/", &[("X-A", "1")]), "none");
+    assert_eq!(fwd("GET", "/", &[("X-A", "2")]), "vary-miss");
+    assert_eq!(fwd("GET", "/", &[("X-A", "1"), ("Cache-Control", "no-cache")]), "request");
+    assert_eq!(fwd("POST", "/other", &[]), "method");
+    assert_eq!(fwd("GET", "/stale", &[]), "uri-miss");
+    assert_eq!(fwd("GET", "/stale", &[]), "stale");
+}
+
 // What a successful write ends.
 
 #[test]

@@ -56,6 +56,9 @@ impl Default for Settings {
 pub struct RoutePolicy {
     /// Freshness lifetime of a response that carries none; zero stores only what says so itself.
     pub default_ttl: Duration,
+    /// Freshness lifetimes by status, whatever the origin says of them; the first that fits counts. What may not be stored at
+    /// all is not stored for them either.
+    pub ttl: Vec<(Statuses, Duration)>,
     /// At most this long counts a response as fresh for having `Last-Modified` alone (RFC 9111 section 4.2.2); zero for never.
     pub heuristic_max: Duration,
     pub set_cookie: SetCookie,
@@ -63,6 +66,25 @@ pub struct RoutePolicy {
     pub stale_if_error: Duration,
     /// How long past its freshness a response may answer while it is validated (RFC 5861 section 3).
     pub stale_while_revalidate: Duration,
+}
+
+/// One status, or a class of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Statuses {
+    One(u16),
+    /// By the first digit.
+    Class(u16),
+}
+
+impl RoutePolicy {
+    /// The lifetime that the operator gives to responses with `status`.
+    pub fn ttl_of(&self, status: u16) -> Option<Duration> {
+        let fits = |statuses: &Statuses| match statuses {
+            Statuses::One(one) => *one == status,
+            Statuses::Class(class) => *class == status / 100,
+        };
+        self.ttl.iter().find(|(statuses, _)| fits(statuses)).map(|(_, ttl)| *ttl)
+    }
 }
 
 /// What becomes of responses with `Set-Cookie` (RFC 9111 section 7.3 leaves that to us).
@@ -79,6 +101,7 @@ impl Default for RoutePolicy {
     fn default() -> Self {
         RoutePolicy {
             default_ttl: Duration::ZERO,
+            ttl: Vec::new(),
             heuristic_max: Duration::from_secs(3600),
             set_cookie: SetCookie::Private,
             stale_if_error: Duration::from_secs(600),

@@ -103,7 +103,9 @@ pub fn judge(
     let targeted = targeted::control(&settings.targeted, &response.fields);
     let control = targeted.unwrap_or_else(|| Control::of(&response.fields));
     check_storable(request, asked, response, &control, route.set_cookie)?;
-    let found = Lifetime::of(&control, targeted.is_some(), response, route, now);
+    let found = route
+        .ttl_of(response.status.as_u16())
+        .map_or_else(|| Lifetime::of(&control, targeted.is_some(), response, route, now), Lifetime::Assumed);
     let lifetime = found.length();
     let forbids_stale = control.forbids_stale();
     let window =

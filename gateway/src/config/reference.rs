@@ -124,6 +124,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("routes[].cache.mode", "`standard` is RFC 9111 as a shared cache; `off` neither looks up nor stores."),
     ("routes[].cache.default_ttl", "Freshness of responses that carry none."),
     (
+        "routes[].cache.ttl.NAME",
+        "Freshness of responses with a status (`404`) or of a class (`5xx`), over what the origin says; `\"0s\"`: not stored.",
+    ),
+    (
         "routes[].cache.heuristic_max",
         "At most this long counts as fresh what has `Last-Modified` and nothing else: a tenth of its time without a change. `\"0s\"`: never.",
     ),

@@ -20,7 +20,7 @@ use crate::http::body::{RequestBody, Source};
 use crate::http::fields::Known;
 use crate::http::message::{Length, Request, Response, StatusCode};
 use crate::identify::Caller;
-use crate::respond::{self, CacheResult, Detail, Story};
+use crate::respond::{self, CacheResult, Detail, Forward, Story};
 use crate::route::Route;
 
 /// How often a request looks again after a fill came to nothing, before it goes to the origin by itself.
@@ -33,7 +33,8 @@ enum Found {
     Usable(Hit<Meta>),
     /// Past its freshness, or the request wants it validated.
     Stale(Hit<Meta>, Standing),
-    Nothing,
+    /// Says whether the URI is stored for other request fields.
+    Nothing(Forward),
     /// Known to be uncacheable.
     Pass,
 }
@@ -66,13 +67,15 @@ impl Passage<'_> {
                         self.story.cache = CacheResult::Stale;
                         return Ok(self.answer_from(&hit, request, response));
                     }
+                    self.story.forward = if standing.is_fresh() { Forward::Request } else { Forward::Stale };
                     self.stale = Some(hit);
                 }
                 Found::Pass => {
                     self.story.cache = CacheResult::Pass;
+                    self.story.forward = Forward::Miss;
                     break Lead::solo();
                 }
-                Found::Nothing => {}
+                Found::Nothing(why) => self.story.forward = why,
             }
             if asked.only_if_cached {
                 return Err(Error::OnlyIfCached);
@@ -122,11 +125,13 @@ impl Passage<'_> {
     fn look(&self, builder: &mut KeyBuilder, caller: &Caller, request: &Request, asked: &Control) -> Found {
         key::primary(builder, &self.site.cache, request, &caller.region);
         let mut hit = self.worker.view.local(&builder.key());
+        let mut why = Forward::UriMiss;
         if let Some(Meta::Varies { names, stamp }) = hit.as_ref().map(|hit| &hit.meta) {
             let key = key::variant(builder, names, *stamp, &request.fields);
             hit = self.worker.view.local(&key);
+            why = Forward::VaryMiss;
         }
-        hit.map_or(Found::Nothing, |hit| judge(hit, asked))
+        hit.map_or(Found::Nothing(why), |hit| judge(hit, asked))
     }
 
     /// Asks the region's shard before the origin. `Err` brings a hit; the lead was released then.
@@ -160,7 +165,7 @@ impl Passage<'_> {
                         self.stale = Some(hit);
                     }
                 }
-                Found::Nothing | Found::Pass => {}
+                Found::Nothing(_) | Found::Pass => {}
             }
             break;
         }
@@ -405,7 +410,7 @@ async fn drain(body: &mut Body<'static>) {
 
 fn judge(hit: Hit<Meta>, asked: &Control) -> Found {
     let Meta::Object(object) = &hit.meta else {
-        return if matches!(hit.meta, Meta::Pass) { Found::Pass } else { Found::Nothing };
+        return if matches!(hit.meta, Meta::Pass) { Found::Pass } else { Found::Nothing(Forward::UriMiss) };
     };
     let standing = object.standing(hit.age(Instant::now()));
     let accepts_stale = asked.max_stale.is_some_and(|limit| standing.staleness() <= limit) && !object.forbids_stale;

@@ -7,6 +7,7 @@ use http::StatusCode;
 
 use super::super::document::Value;
 use super::super::expand::read_file;
+use super::super::fault::Problem;
 use super::super::kind::{Choice, ListOf, Span, Text, Whole};
 use super::super::table::Table;
 use super::{DAY, RouteNames, SECOND, forms};
@@ -63,12 +64,38 @@ fn cache_policy(table: &Table<'_>, default: cache::RoutePolicy) -> Option<cache:
     let caches = table.or("mode", &MODES, true);
     let policy = cache::RoutePolicy {
         default_ttl: table.or("default_ttl", &lifetime, default.default_ttl),
+        ttl: ttl(table, &lifetime),
         heuristic_max: table.or("heuristic_max", &lifetime, default.heuristic_max),
         set_cookie: table.or("set_cookie", &SET_COOKIE, default.set_cookie),
         stale_if_error: table.or("stale_if_error", &lifetime, default.stale_if_error),
         stale_while_revalidate: table.or("stale_while_revalidate", &lifetime, default.stale_while_revalidate),
     };
     caches.then_some(policy)
+}
+
+/// `ttl = { 404 = "10s", 5xx = "1s" }`, single statuses first.
+fn ttl(table: &Table<'_>, lifetime: &Span) -> Vec<(cache::Statuses, Duration)> {
+    let mut all: Vec<_> = table
+        .pairs("ttl", lifetime)
+        .into_iter()
+        .filter_map(|(name, ttl)| match statuses(&name.value) {
+            Some(statuses) => Some((statuses, ttl)),
+            None => {
+                let problem = Problem::bad(format!("`{}` is no status", name.value));
+                table.reading.error(&name.at, problem.hint("write a status such as 404, or a class such as \"5xx\""));
+                None
+            }
+        })
+        .collect();
+    all.sort_unstable();
+    all
+}
+
+fn statuses(text: &str) -> Option<cache::Statuses> {
+    if let Some(class) = text.strip_suffix("xx") {
+        return matches!(class, "2" | "3" | "4" | "5").then(|| class.parse().ok().map(cache::Statuses::Class))?;
+    }
+    text.parse().ok().filter(|status| (200..=599).contains(status)).map(cache::Statuses::One)
 }
 
 fn degrade_page(table: &Table<'_>, default: degrade::Settings) -> degrade::Settings {

@@ -87,7 +87,7 @@ degrade = { status = 429, retry_after = "9s" }
 name = "two"
 match = { host = "Shop.example", path = "/a" }
 upstream = "shop"
-cache = { default_ttl = "1s", heuristic_max = "4s", set_cookie = "shared", stale_if_error = "2s", stale_while_revalidate = "3s" }
+cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_max = "4s", set_cookie = "shared", stale_if_error = "2s", stale_while_revalidate = "3s" }
 "#;
     let (config, warnings) = toml(text).unwrap_or_else(|report| panic!("{report}"));
     assert!(warnings.is_empty(), "{warnings}");
@@ -149,6 +149,7 @@ cache = { default_ttl = "1s", heuristic_max = "4s", set_cookie = "shared", stale
     );
     let policy = cache::RoutePolicy {
         default_ttl: second,
+        ttl: vec![(cache::Statuses::One(404), 5 * second), (cache::Statuses::Class(5), 6 * second)],
         heuristic_max: 4 * second,
         set_cookie: cache::SetCookie::Shared,
         stale_if_error: 2 * second,
