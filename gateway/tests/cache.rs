@@ -749,3 +749,36 @@ fn fills_beyond_their_bytes_pass_through_and_are_not_stored() {
     }
     assert_eq!(origin.count(), 2);
 }
+
+/// Asks for `target` over `count` connections at once; returns how long it took until all were answered.
+fn crowd(gateway: &Gateway, target: &str, count: usize) -> Duration {
+    let mut clients: Vec<Client> = (0..count).map(|_| gateway.connect()).collect();
+    let start = Instant::now();
+    clients.iter_mut().for_each(|client| client.ask(target, &[]));
+    for client in &mut clients {
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.end), (200, End::Whole));
+    }
+    start.elapsed()
+}
+
+#[test]
+fn a_crowd_makes_one_request_and_never_queues_for_what_cannot_be_shared() {
+    // As many as a listener keeps waiting by default, or fewer.
+    const CROWD: usize = 100;
+    const TAKES: Duration = Duration::from_millis(300);
+    let origin = Origin::start(|request| {
+        let control = if request.target.starts_with("/shared") { "max-age=60" } else { "no-store" };
+        Script::new().pause(TAKES).head(200, &[("Cache-Control", control), ("Content-Length", "4")]).send("body")
+    });
+    let gateway = cached(&origin);
+    crowd(&gateway, "/shared", CROWD);
+    assert_eq!(origin.count(), 1, "misses at once are one request");
+    // One exchange that finds out, one for all the others together; a queue would take as many as there are clients.
+    let took = crowd(&gateway, "/private", CROWD);
+    assert_eq!(origin.count(), 1 + CROWD);
+    assert!(took < 10 * TAKES, "{took:?}");
+    // Known to be uncacheable now: nobody waits for anybody.
+    let took = crowd(&gateway, "/private", CROWD);
+    assert!(took < 5 * TAKES, "{took:?}");
+}
