@@ -22,6 +22,7 @@ pub struct Answer {
     pub status: u16,
     pub fields: Vec<(String, String)>,
     pub body: Vec<u8>,
+    pub trailers: Vec<(String, String)>,
     pub end: End,
     /// From the last byte sent to the first byte read.
     pub first_byte: Duration,
@@ -184,9 +185,9 @@ impl<S: Read + Write> Client<S> {
         let code = status.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
         let status =
             code.ok_or_else(|| std::io::Error::new(ErrorKind::InvalidData, format!("status line {status:?}")))?;
-        let field = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
-        let fields = lines.filter_map(field).collect();
-        Ok(Answer { status, fields, body: Vec::new(), end: End::Whole, first_byte: first_byte.unwrap_or_default() })
+        let fields = lines.filter_map(field_of).collect();
+        let first_byte = first_byte.unwrap_or_default();
+        Ok(Answer { status, fields, body: Vec::new(), trailers: Vec::new(), end: End::Whole, first_byte })
     }
 
     /// Reads the body that belongs to a head; interim answers and those to HEAD have none.
@@ -197,7 +198,7 @@ impl<S: Read + Write> Client<S> {
         }
         let is_whole = if answer.field("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
         {
-            self.chunks(&mut answer.body)
+            self.chunks(&mut answer.body, &mut answer.trailers)
         } else if let Some(length) = answer.field("content-length") {
             let length = length.parse().expect("a content length");
             let is_whole = self.fill(length);
@@ -231,14 +232,17 @@ impl<S: Read + Write> Client<S> {
         std::mem::take(&mut self.buffer)
     }
 
-    fn chunks(&mut self, body: &mut Vec<u8>) -> bool {
+    fn chunks(&mut self, body: &mut Vec<u8>, trailers: &mut Vec<(String, String)>) -> bool {
         loop {
             let Some(line) = self.line() else { return false };
             let size = line.split(';').next().unwrap_or_default().trim();
             let size = usize::from_str_radix(size, 16).unwrap_or_else(|_| panic!("chunk size {size:?}"));
             if size == 0 {
                 // Trailer fields, then an empty line.
-                return std::iter::from_fn(|| self.line()).any(|line| line.is_empty());
+                return std::iter::from_fn(|| self.line()).any(|line| {
+                    trailers.extend(field_of(&line));
+                    line.is_empty()
+                });
             }
             let is_whole = self.fill(size + 2);
             body.extend(self.buffer.drain(..size.min(self.buffer.len())));
@@ -281,6 +285,10 @@ impl<S: Read + Write> Client<S> {
         self.buffer.extend_from_slice(&chunk[..count]);
         Ok(count)
     }
+}
+
+fn field_of(line: &str) -> Option<(String, String)> {
+    line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
 }
 
 pub fn is_timeout(error: &std::io::Error) -> bool {
