@@ -78,6 +78,8 @@ pub struct Story {
     pub forward: Forward,
     /// Where an answer was found or why it was not stored; for `Cache-Status`.
     pub detail: Detail,
+    /// The key that was looked up, where it is to be told.
+    pub key: Option<String>,
     pub standing: Option<Standing>,
     pub forwarded_status: Option<u16>,
     pub stored: bool,
@@ -101,6 +103,7 @@ impl Default for Story {
             cache: CacheResult::Bypass,
             forward: Forward::Bypass,
             detail: Detail::None,
+            key: None,
             standing: None,
             forwarded_status: None,
             stored: false,
@@ -149,6 +152,11 @@ fn write_member(story: &Story, text: &mut Vec<u8>) {
     if let Some(standing) = story.standing {
         text.extend_from_slice(b"; ttl=");
         text.extend_from_slice(itoa::Buffer::new().format(standing.ttl()).as_bytes());
+    }
+    if let Some(key) = &story.key {
+        text.extend_from_slice(b"; key=\"");
+        text.extend_from_slice(key.as_bytes());
+        text.push(b'"');
     }
     match story.detail {
         Detail::None => {}

@@ -111,13 +111,18 @@ impl KeyBuilder {
 
     /// Appends one part. An empty part counts: `["a", ""]` and `["a"]` are different keys.
     pub fn part(&mut self, part: &[u8]) -> &mut Self {
-        let mut len = part.len();
+        self.part_of(&[part])
+    }
+
+    /// Appends one part that consists of `pieces`.
+    pub fn part_of(&mut self, pieces: &[&[u8]]) -> &mut Self {
+        let mut len = pieces.iter().map(|piece| piece.len()).sum::<usize>();
         while len >= 0x80 {
             self.bytes.push((len & 0x7f) as u8 | 0x80);
             len >>= 7;
         }
         self.bytes.push(len as u8);
-        self.bytes.extend_from_slice(part);
+        pieces.iter().for_each(|piece| self.bytes.extend_from_slice(piece));
         self
     }
 
@@ -142,6 +147,26 @@ impl<'a> KeyRef<'a> {
 
     pub fn as_bytes(&self) -> &'a [u8] {
         self.bytes
+    }
+
+    /// The parts that the key was composed of.
+    pub fn parts(&self) -> impl Iterator<Item = &'a [u8]> {
+        let mut rest = self.bytes;
+        std::iter::from_fn(move || {
+            let (mut len, mut shift) = (0, 0);
+            loop {
+                let (byte, after) = rest.split_first()?;
+                rest = after;
+                len |= usize::from(byte & 0x7f) << shift;
+                shift += 7;
+                if byte & 0x80 == 0 {
+                    break;
+                }
+            }
+            let (part, after) = rest.split_at_checked(len)?;
+            rest = after;
+            Some(part)
+        })
     }
 
     /// The process's hash: different in every process, equal on all its threads.
@@ -270,6 +295,14 @@ mod tests {
         let key = built(&[b"/a".to_vec()]);
         let (key, other) = (key.key(), Region::new("eu").unwrap());
         assert_ne!(key.digest(&Region::DEFAULT), key.digest(&other));
+    }
+
+    #[test]
+    fn a_key_knows_its_parts() {
+        let parts = [b"a".to_vec(), Vec::new(), vec![b'x'; 300]];
+        assert!(built(&parts).key().parts().eq(parts.iter().map(Vec::as_slice)));
+        let mut builder = KeyBuilder::new();
+        assert_eq!(builder.part_of(&[b"a", b"", b"bc"]).key().as_bytes(), b"\x03abc");
     }
 
     #[test]

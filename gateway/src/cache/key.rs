@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use shard::{KeyBuilder, KeyRef, Region};
+use url::Url;
 
 use super::Settings;
 use crate::http::fields::{Fields, Known, members};
-use crate::http::message::Request;
+use crate::http::message::{Request, Scheme};
 
 /// Most names in a `Vary` that is honoured; a response with more is not stored.
 pub const VARY_MAX: usize = 16;
@@ -14,17 +15,22 @@ pub const VARY_MAX: usize = 16;
 /// How long a key is known to vary after a response said so; each response that is stored says it anew.
 pub const VARIES_FOR: Duration = Duration::from_secs(24 * 3600);
 
+/// How long a URI that has as many variants as are stored waits before it forgets them all and stores new ones.
+pub const TURNOVER: Duration = Duration::from_secs(60);
+
 /// Writes the primary key of a request. HEAD is answered from GET's response, so methods are not part of it.
 pub fn primary(builder: &mut KeyBuilder, settings: &Settings, request: &Request, region: &Region) {
     builder.clear();
     builder.part(request.scheme.as_str().as_bytes());
-    builder.part(request.authority.as_bytes());
+    builder.part(address(request).as_bytes());
     builder.part(request.path().as_bytes());
     builder.part(region.as_str().as_bytes());
     match request.query() {
-        None => {}
+        None => {
+            builder.part(b"");
+        }
         Some(query) if settings.key_ignore_query.is_empty() && !settings.key_sort_query => {
-            builder.part(query.as_bytes());
+            builder.part_of(&[b"?", query.as_bytes()]);
         }
         Some(query) => {
             let kept = query.split('&').filter(|pair| !is_ignored(&settings.key_ignore_query, pair));
@@ -33,9 +39,35 @@ pub fn primary(builder: &mut KeyBuilder, settings: &Settings, request: &Request,
                 // Stable: the values of one parameter keep their order, which often means something.
                 kept.sort_by_key(|pair| pair.split('=').next());
             }
-            builder.part(kept.join("&").as_bytes());
+            builder.part_of(&[b"?", kept.join("&").as_bytes()]);
         }
     }
+    // Nodes may be configured differently, so names and their count are told.
+    builder.part(&[u8::try_from(settings.key_fields.len()).unwrap_or(u8::MAX)]);
+    for name in &settings.key_fields {
+        let lines = request.fields.named(name.as_bytes());
+        builder.part(name.as_bytes()).part(&[u8::try_from(lines.count()).unwrap_or(u8::MAX)]);
+        request.fields.named(name.as_bytes()).for_each(|line| {
+            builder.part(line);
+        });
+    }
+}
+
+/// A key as `Cache-Status` tells it (RFC 9211 section 2.7): its parts between bars; what is not printable, quotes and
+/// backslashes in hexadecimal.
+pub fn told(key: &KeyRef<'_>) -> String {
+    let mut text = String::new();
+    for part in key.parts() {
+        for byte in part {
+            match byte {
+                b' '..=b'~' if !br#""\|%"#.contains(byte) => text.push(char::from(*byte)),
+                _ => text.push_str(&format!("%{byte:02X}")),
+            }
+        }
+        text.push('|');
+    }
+    text.pop();
+    text
 }
 
 fn is_ignored(patterns: &[String], pair: &str) -> bool {
@@ -46,23 +78,22 @@ fn is_ignored(patterns: &[String], pair: &str) -> bool {
     })
 }
 
-/// Path and query of a URI of the same origin as `request` (RFC 9110 section 4.3.1): absolute, or a path from the root.
-pub fn same_origin(uri: &str, request: &Request) -> Option<String> {
-    let target = if uri.starts_with('/') && !uri.starts_with("//") {
-        uri
-    } else {
-        let (scheme, rest) = uri.split_once("://")?;
-        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-        let (authority, target) = rest.split_at(end);
-        let is_same =
-            scheme.eq_ignore_ascii_case(request.scheme.as_str()) && authority.eq_ignore_ascii_case(&request.authority);
-        if !is_same {
-            return None;
-        }
-        target
+/// The authority without the port that the scheme has anyway (RFC 9110 section 4.2.3).
+fn address(request: &Request) -> &str {
+    let port = match request.scheme {
+        Scheme::Http => ":80",
+        Scheme::Https => ":443",
     };
-    let target = target.split('#').next().unwrap_or_default();
-    Some(if target.starts_with('/') { target.to_owned() } else { format!("/{target}") })
+    request.authority.strip_suffix(port).unwrap_or(&request.authority)
+}
+
+/// Path and query of what `reference` names, where that is on the same origin as `request` (RFC 9110 section 4.3.1); a
+/// relative one is resolved against the request's own URI (RFC 3986 section 5).
+pub fn same_origin(reference: &str, request: &Request) -> Option<String> {
+    let own = format!("{}://{}{}", request.scheme.as_str(), request.authority, request.target);
+    let own = Url::parse(&own).ok()?;
+    let named = own.join(reference).ok()?;
+    (named.origin() == own.origin()).then(|| named[url::Position::BeforePath..url::Position::AfterQuery].to_owned())
 }
 
 /// Appends what makes a variant: each named request field with its members, white space and empty members aside. Where the
@@ -71,11 +102,15 @@ pub fn variant<'a>(builder: &'a mut KeyBuilder, names: &[String], stamp: u64, re
     builder.part(&stamp.to_le_bytes());
     for name in names {
         builder.part(name.as_bytes());
+        let is_there = request.named(name.as_bytes()).next().is_some();
         let values: Vec<&[u8]> = request.named(name.as_bytes()).flat_map(members).collect();
-        match name.as_str() {
-            "accept-encoding" | "accept-language" => builder.part(&preferences(&values).join(&b","[..])),
-            _ => builder.part(&values.join(&b","[..])),
+        let text = match name.as_str() {
+            "accept-encoding" => codings(preferences(&values)).join(&b","[..]),
+            "accept-language" => preferences(&values).join(&b","[..]),
+            _ => values.join(&b","[..]),
         };
+        // An empty field is not the absence of one.
+        builder.part_of(&[if is_there { b"=" } else { b"" }, &text]);
     }
     builder.key()
 }
@@ -104,6 +139,15 @@ fn preferences(values: &[&[u8]]) -> Vec<Vec<u8>> {
         .collect();
     preferences.sort_unstable();
     preferences.dedup();
+    preferences
+}
+
+/// Without the codings that are refused by name, for what is not listed is refused as well, unless `*` lists it; `identity` is
+/// accepted without being listed (RFC 9110 section 12.5.3).
+fn codings(mut preferences: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+    if !preferences.iter().any(|coding| coding.starts_with(b"*")) {
+        preferences.retain(|coding| !coding.ends_with(b";q=0") || coding.starts_with(b"identity;"));
+    }
     preferences
 }
 
@@ -148,6 +192,24 @@ mod tests {
     }
 
     #[test]
+    fn fields_of_the_key_keep_tenants_apart() {
+        let settings = Settings { key_fields: vec!["x-tenant".to_owned()], ..Settings::default() };
+        let of = |lines: &[&str]| {
+            let mut request = Request { authority: "a".into(), ..Request::default() };
+            request.set_target("/?q");
+            lines.iter().for_each(|line| request.fields.push(b"X-Tenant", line.as_bytes()));
+            let mut builder = KeyBuilder::new();
+            primary(&mut builder, &settings, &request, &Region::DEFAULT);
+            told(&builder.key())
+        };
+        assert_eq!(of(&["one"]), "http|a|/|default|?q|%01|x-tenant|%01|one");
+        let all = [of(&[]), of(&[""]), of(&["a"]), of(&["a", "b"]), of(&["a, b"]), of(&["a|b"])];
+        for (at, one) in all.iter().enumerate() {
+            assert!(!all[at + 1..].contains(one), "{one}");
+        }
+    }
+
+    #[test]
     fn ignored_parameters_do_not_count() {
         assert_eq!(key("/?utm_a=1&x=2&utm_b", "eu", &["utm_*"]), key("/?x=2", "eu", &["utm_*"]));
         assert_ne!(key("/?utmost=1", "eu", &["utm_*"]), key("/?", "eu", &["utm_*"]));
@@ -174,6 +236,10 @@ mod tests {
         let of = |value: &str| preferences(&members(value.as_bytes()).collect::<Vec<_>>());
         assert_eq!(of("gzip, br"), of("BR,GZIP;q=1.000"));
         assert_eq!(of("de;q=0.50, en"), of("en, DE ; q=0.5"));
+        let codings = |value: &str| codings(of(value));
+        assert_eq!(codings("gzip, br;q=0, deflate;q=0.0"), codings("gzip"));
+        assert_ne!(codings("gzip, br;q=0, *"), codings("gzip, *"));
+        assert_ne!(codings("gzip, identity;q=0"), codings("gzip"));
         assert_ne!(of("gzip;q=0"), of("gzip"));
         assert_ne!(of("gzip;q=0.1"), of("gzip;q=0.01"));
         assert_ne!(of("en;q=0.5"), of("en;q=0.6"));
@@ -196,14 +262,20 @@ mod tests {
 
     #[test]
     fn only_uris_of_the_same_origin_are_ours() {
-        let request = Request { authority: "a:8080".into(), ..Request::default() };
+        let mut request = Request { authority: "a:8080".into(), ..Request::default() };
+        request.set_target("/");
         let of = |uri: &str| same_origin(uri, &request);
-        for (uri, target) in
-            [("/x?y#z", "/x?y"), ("HTTP://A:8080/x", "/x"), ("http://a:8080", "/"), ("http://a:8080?q", "/?q")]
-        {
+        for (uri, target) in [
+            ("/x?y#z", "/x?y"),
+            ("HTTP://A:8080/x", "/x"),
+            ("http://a:8080", "/"),
+            ("http://a:8080?q", "/?q"),
+            ("x/../y", "/y"),
+            ("", "/"),
+        ] {
             assert_eq!(of(uri).as_deref(), Some(target), "{uri}");
         }
-        for uri in ["//b/x", "https://a:8080/x", "http://a/x", "http://b:8080/x", "x", "mailto:a", ""] {
+        for uri in ["//b/x", "https://a:8080/x", "http://a/x", "http://b:8080/x", "mailto:a", "http://[/"] {
             assert_eq!(of(uri), None, "{uri}");
         }
     }

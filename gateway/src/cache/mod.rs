@@ -30,6 +30,12 @@ pub struct Settings {
     pub key_ignore_query: Vec<String>,
     /// Whether the order of query parameters counts for nothing.
     pub key_sort_query: bool,
+    /// Request fields that are part of every key, in lower case: what tells the tenants of one origin apart.
+    pub key_fields: Vec<String>,
+    /// Whether `Cache-Status` tells the key.
+    pub tells_key: bool,
+    /// Most variants (`Vary`) of one URI that are stored at a time.
+    pub variants: usize,
     /// Targeted fields (RFC 9213) that speak to this cache, the most specific first, in lower case.
     pub targeted: Vec<String>,
     /// Whether answers lose these fields on their way to clients.
@@ -45,6 +51,9 @@ impl Default for Settings {
             fill_bytes: 128 << 20,
             key_ignore_query: Vec::new(),
             key_sort_query: false,
+            key_fields: Vec::new(),
+            tells_key: false,
+            variants: 128,
             targeted: vec!["cdn-cache-control".to_owned()],
             strip_targeted: false,
         }
@@ -59,6 +68,9 @@ pub struct RoutePolicy {
     /// Freshness lifetimes by status, whatever the origin says of them; the first that fits counts. What may not be stored at
     /// all is not stored for them either.
     pub ttl: Vec<(Statuses, Duration)>,
+    /// Up to this many hundredths of its lifetime are taken from each response at random, so that what was stored together does
+    /// not expire together.
+    pub ttl_jitter_percent: u32,
     /// At most this long counts a response as fresh for having `Last-Modified` alone (RFC 9111 section 4.2.2); zero for never.
     pub heuristic_max: Duration,
     pub set_cookie: SetCookie,
@@ -102,6 +114,7 @@ impl Default for RoutePolicy {
         RoutePolicy {
             default_ttl: Duration::ZERO,
             ttl: Vec::new(),
+            ttl_jitter_percent: 0,
             heuristic_max: Duration::from_secs(3600),
             set_cookie: SetCookie::Private,
             stale_if_error: Duration::from_secs(600),

@@ -11,7 +11,7 @@ use super::range::{self, Wanted};
 use super::stored::{Meta, Object, Standing};
 use super::{RoutePolicy, SetCookie, Settings, date, targeted};
 use crate::http::fields::{Fields, Known};
-use crate::http::message::{Request, Response, StatusCode};
+use crate::http::message::{Length, Request, Response, StatusCode};
 
 /// How long an object with a validator is kept beyond all its windows, to be validated rather than fetched again.
 const VALIDATE_FOR: Duration = Duration::from_secs(3600);
@@ -27,6 +27,7 @@ pub enum NoStore {
     Authorization,
     SetCookie,
     Vary,
+    Variants,
     NotFresh,
     TooLarge,
     Range,
@@ -41,6 +42,7 @@ impl NoStore {
             NoStore::Authorization => "authorization",
             NoStore::SetCookie => "set-cookie",
             NoStore::Vary => "vary",
+            NoStore::Variants => "variants",
             NoStore::NotFresh => "not-fresh",
             NoStore::TooLarge => "too-large",
             NoStore::Range => "range",
@@ -51,7 +53,7 @@ impl NoStore {
 /// Whether a request may be answered from the cache and fill it at all.
 pub fn is_lookup(request: &Request) -> bool {
     matches!(request.method, Method::GET | Method::HEAD)
-        && request.length == crate::http::message::Length::Empty
+        && request.length == Length::Empty
         && !request.fields.has(Known::IfMatch)
         && !request.fields.has(Known::IfUnmodifiedSince)
 }
@@ -131,6 +133,15 @@ pub fn judge(
     Ok((object, keep))
 }
 
+/// A lifetime less up to `percent` of it.
+pub fn jittered(lifetime: Duration, percent: u32, random: u64) -> Duration {
+    if percent == 0 {
+        return lifetime;
+    }
+    let share = f64::from(percent) / 100.0 * (random >> 11) as f64 / (1u64 << 53) as f64;
+    lifetime.mul_f64(1.0 - share)
+}
+
 fn check_storable(
     request: &Request,
     asked: &Control,
@@ -138,9 +149,6 @@ fn check_storable(
     control: &Control,
     set_cookie: SetCookie,
 ) -> Result<(), NoStore> {
-    if request.method != Method::GET {
-        return Err(NoStore::Method);
-    }
     if response.status == StatusCode::PARTIAL_CONTENT || response.status == StatusCode::NOT_MODIFIED {
         return Err(NoStore::Status);
     }
@@ -162,23 +170,44 @@ fn check_storable(
     Ok(())
 }
 
-/// Makes `request` conditional on what is stored (RFC 9111 section 4.3.1). The client's own conditions are replaced.
+/// Makes `request` conditional on what is stored, by both validators (RFC 9111 section 4.3.1). The client's own conditions are replaced.
 pub fn make_conditional(object: &Object, request: &mut Fields) {
     request.remove(Known::IfNoneMatch);
     request.remove(Known::IfModifiedSince);
     if let Some(etag) = object.fields.get(Known::ETag) {
         request.add(Known::IfNoneMatch, etag);
-    } else if let Some(modified) = object.fields.get(Known::LastModified) {
+    }
+    if let Some(modified) = object.fields.get(Known::LastModified) {
         request.add(Known::IfModifiedSince, modified);
     }
 }
 
-/// The stored object freshened by a 304 (RFC 9111 section 3.2): new fields replace old ones of the same name.
+/// Whether a 304 speaks of the stored object: one that names another validator speaks of another (RFC 9111 section 4.3.4).
+pub fn is_selected(object: &Object, response: &Response) -> bool {
+    let (stored, said) = (&object.fields, &response.fields);
+    match (stored.get(Known::ETag), said.get(Known::ETag)) {
+        (Some(stored), Some(said)) => weak(stored) == weak(said),
+        _ => true,
+    }
+}
+
+/// Whether an answer to HEAD agrees with the stored object of `length` bytes, so that it may freshen it (RFC 9111 section
+/// 4.3.5): the same validators, and the same length where it says one.
+pub fn agrees(object: &Object, length: u64, response: &Response) -> bool {
+    let (stored, said) = (&object.fields, &response.fields);
+    let same = |known| said.get(known) == stored.get(known);
+    object.has_validator()
+        && object.status == response.status.as_u16()
+        && same(Known::ETag)
+        && same(Known::LastModified)
+        && !matches!(response.length, Length::Known(said) if said != length)
+}
+
+/// The stored object freshened by a 304, or by an answer to HEAD (RFC 9111 section 3.2): new fields replace old ones of the
+/// same name, but for those that belong to the bytes of the body.
 pub fn freshen(object: &Object, response: &Response) -> Response {
     let mut fields = object.fields.clone();
-    let keeps = |known| {
-        matches!(known, Some(Known::ContentLength | Known::ContentEncoding | Known::ContentType | Known::ContentRange))
-    };
+    let keeps = |known| matches!(known, Some(Known::ContentLength | Known::ContentEncoding | Known::ContentRange));
     for field in response.fields.iter().filter(|field| !keeps(field.known)) {
         fields.retain(|old| !old.name.eq_ignore_ascii_case(field.name));
     }
@@ -199,13 +228,37 @@ pub fn is_not_modified(request: &Fields, object: &Object) -> bool {
         let Some(etag) = object.fields.get(Known::ETag) else {
             return request.get(Known::IfNoneMatch) == Some(b"*");
         };
-        let weak = |tag: &[u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
-        return request.members(Known::IfNoneMatch).any(|member| member == b"*" || weak(member) == weak(etag));
+        return request
+            .all(Known::IfNoneMatch)
+            .any(|line| line.trim_ascii() == b"*" || tags(line).any(|tag| weak(tag) == weak(etag)));
     }
     // Without a date of change, the response cannot have changed after it was made (RFC 9111 section 4.3.2).
     let modified = object.fields.get(Known::LastModified).or_else(|| object.fields.get(Known::Date));
-    let (Some(since), Some(modified)) = (request.get(Known::IfModifiedSince), modified) else { return false };
+    let mut lines = request.all(Known::IfModifiedSince);
+    // Two dates are none (RFC 9110 section 13.1.3).
+    let (Some(since), None, Some(modified)) = (lines.next(), lines.next(), modified) else { return false };
     matches!((date::parse(since), date::parse(modified)), (Some(since), Some(modified)) if modified <= since)
+}
+
+fn weak(tag: &[u8]) -> &[u8] {
+    tag.strip_prefix(b"W/").unwrap_or(tag)
+}
+
+/// The entity tags of a line; a backslash in a tag escapes nothing (RFC 9110 section 8.8.3). A tag without quotes ends at the
+/// next comma.
+fn tags(mut line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        while let Some((b',' | b' ' | b'\t', rest)) = line.split_first() {
+            line = rest;
+        }
+        let open = line.len() - weak(line).len();
+        let quoted = line.get(open) == Some(&b'"');
+        let close = if quoted { memchr::memchr(b'"', &line[open + 1..]).map(|at| open + at + 2) } else { None };
+        let end = close.or_else(|| memchr::memchr(b',', line)).unwrap_or(line.len());
+        let tag = line[..end].trim_ascii_end();
+        line = &line[end..];
+        (!tag.is_empty()).then_some(tag)
+    })
 }
 
 /// The object inside a stored entry, if it is one.
@@ -261,8 +314,15 @@ mod tests {
             assert_eq!(judged(&get, &response(200, lines)), Err(reason), "{lines:?}");
         }
         assert_eq!(judged(&get, &response(206, &[("cache-control", "max-age=60")])), Err(NoStore::Status));
-        let post = Request { method: Method::POST, ..Request::default() };
-        assert_eq!(judged(&post, &response(200, &[("cache-control", "max-age=60")])), Err(NoStore::Method));
+    }
+
+    #[test]
+    fn jitter_takes_no_more_than_its_share() {
+        let hour = Duration::from_secs(3600);
+        assert_eq!(jittered(hour, 0, u64::MAX), hour);
+        assert_eq!(jittered(hour, 50, 0), hour);
+        assert!(jittered(hour, 50, u64::MAX) > hour / 2 - Duration::from_secs(1));
+        assert!(jittered(hour, 50, u64::MAX) < hour / 2 + Duration::from_secs(1));
     }
 
     #[test]
@@ -307,6 +367,15 @@ mod tests {
         {
             assert_eq!(window(forbidding), Ok(0), "{forbidding}");
         }
+    }
+
+    #[test]
+    fn tags_are_told_apart_by_their_quotes() {
+        let of =
+            |line: &'static str| tags(line.as_bytes()).map(|tag| std::str::from_utf8(tag).unwrap()).collect::<Vec<_>>();
+        assert_eq!(of(r#" "a,b" ,, W/"c\","#), [r#""a,b""#, r#"W/"c\""#]);
+        assert_eq!(of(r#"a, "b, c"#), ["a", "\"b", "c"]);
+        assert!(of(" , ").is_empty());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What is kept beside a body: the head to answer with, and the few times and names a decision needs, worked out when stored.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -15,9 +16,31 @@ pub enum Meta {
     Varies {
         names: Vec<String>,
         stamp: u64,
+        /// Which variants this node has stored.
+        #[serde(skip)]
+        variants: Variants,
     },
     /// Responses of this key are not stored (hit-for-miss): nobody waits for another's answer.
     Pass,
+}
+
+/// The variants of one URI, by the hashes of their keys.
+#[derive(Clone, Debug, Default)]
+pub struct Variants(Arc<Mutex<Vec<u64>>>);
+
+impl Variants {
+    /// Whether a variant is among the `most` that are stored, or becomes one of them.
+    pub fn admit(&self, hash: u64, most: usize) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(&hash) {
+            return true;
+        }
+        if known.len() >= most {
+            return false;
+        }
+        known.push(hash);
+        true
+    }
 }
 
 /// A response that may answer again.

@@ -89,6 +89,15 @@ const MEANINGS: &[(&str, &str)] = &[
         "Whether two queries that differ in the order of their parameters are two keys (`kept`) or one (`sorted`).",
     ),
     (
+        "cache.key_fields",
+        "Request fields that are part of every key, such as the one that names a tenant. Their answers are never shared between values.",
+    ),
+    (
+        "cache.status_key",
+        "Whether `Cache-Status` tells the key that was looked up: for finding out, not for the public.",
+    ),
+    ("cache.variants", "Most variants (`Vary`) of one URI that are stored at a time; more pass through for a minute."),
+    (
         "cache.targeted",
         "Fields by which the origin speaks to this cache alone, before `Cache-Control` and `Expires`; the first that is valid counts (RFC 9213).",
     ),
@@ -126,6 +135,10 @@ const MEANINGS: &[(&str, &str)] = &[
     (
         "routes[].cache.ttl.NAME",
         "Freshness of responses with a status (`404`) or of a class (`5xx`), over what the origin says; `\"0s\"`: not stored.",
+    ),
+    (
+        "routes[].cache.ttl_jitter_percent",
+        "Up to this many percent of its freshness are taken from each response at random: what was stored together does not expire together.",
     ),
     (
         "routes[].cache.heuristic_max",

@@ -37,6 +37,7 @@ known! {
     CdnCacheControl = "cdn-cache-control",
     Connection = "connection",
     ContentEncoding = "content-encoding",
+    ContentLanguage = "content-language",
     ContentLength = "content-length",
     ContentLocation = "content-location",
     ContentRange = "content-range",

@@ -13,7 +13,7 @@ use super::{Body, CONDITIONS, Passage, Site, Worker};
 use crate::cache::control::Control;
 use crate::cache::fill::{Feed, Joined, Lead, Turn};
 use crate::cache::policy::{self, NoStore, PASS_FOR};
-use crate::cache::stored::{Meta, Object, Standing};
+use crate::cache::stored::{Meta, Object, Standing, Variants};
 use crate::cache::{RoutePolicy, key};
 use crate::error::Error;
 use crate::http::body::{RequestBody, Source};
@@ -54,6 +54,9 @@ impl Passage<'_> {
         let mut round = 0;
         let lead = loop {
             let found = self.look(&mut builder, caller, request, &asked);
+            if self.site.cache.tells_key {
+                self.story.key = Some(key::told(&builder.key()));
+            }
             match found {
                 Found::Usable(hit) => {
                     self.story.cache = CacheResult::Hit;
@@ -126,7 +129,7 @@ impl Passage<'_> {
         key::primary(builder, &self.site.cache, request, &caller.region);
         let mut hit = self.worker.view.local(&builder.key());
         let mut why = Forward::UriMiss;
-        if let Some(Meta::Varies { names, stamp }) = hit.as_ref().map(|hit| &hit.meta) {
+        if let Some(Meta::Varies { names, stamp, .. }) = hit.as_ref().map(|hit| &hit.meta) {
             let key = key::variant(builder, names, *stamp, &request.fields);
             hit = self.worker.view.local(&key);
             why = Forward::VaryMiss;
@@ -149,7 +152,7 @@ impl Passage<'_> {
         }
         for _ in 0..2 {
             let Remote::Found(hit) = self.worker.view.remote(&caller.region, &builder.key()).await else { break };
-            if let Meta::Varies { names, stamp } = &hit.meta {
+            if let Meta::Varies { names, stamp, .. } = &hit.meta {
                 key::primary(builder, &self.site.cache, request, &caller.region);
                 key::variant(builder, names, *stamp, &request.fields);
                 continue;
@@ -186,15 +189,11 @@ impl Passage<'_> {
     ) -> Result<Body<'static>, Error> {
         let key = key.as_key();
         let asked = Self::asked(request);
-        let mut outgoing = request.clone();
-        CONDITIONS.into_iter().for_each(|condition| outgoing.fields.remove(condition));
-        let validated = self.stale.clone();
-        if let Some(object) = validated.as_ref().and_then(|hit| policy::object(&hit.meta)) {
-            policy::make_conditional(object, &mut outgoing.fields);
-        }
+        let mut validated =
+            self.stale.clone().filter(|hit| policy::object(&hit.meta).is_some_and(Object::has_validator));
         let since = self.worker.view.since(&key);
         let sent = Instant::now();
-        let exchange = match self.forward(route, caller, &mut outgoing, RequestBody::Empty, response).await {
+        let exchange = match self.exchange(route, caller, request, response, &mut validated).await {
             Ok(exchange) => exchange,
             Err(error) => {
                 if !matches!(error.kind(), crate::error::Kind::ClientGone) {
@@ -205,6 +204,13 @@ impl Passage<'_> {
                 return Err(error);
             }
         };
+        let (settings, delay) = (&self.site.cache, sent.elapsed());
+        let random = self.site.identity.fresh();
+        let judge = |response: &Response| {
+            let mut fit = policy::judge(request, &asked, response, policy, settings, SystemTime::now(), delay)?;
+            fit.0.lifetime = policy::jittered(fit.0.lifetime, policy.ttl_jitter_percent, random);
+            Ok(fit)
+        };
         if response.status == StatusCode::NOT_MODIFIED
             && let Some(hit) = &validated
             && let Some(object) = policy::object(&hit.meta)
@@ -213,11 +219,8 @@ impl Passage<'_> {
             self.story.cache = CacheResult::Revalidated;
             let body = hit.body().clone();
             response.length = Length::Known(body.len() as u64);
-            if let Ok((object, keep)) =
-                policy::judge(request, &asked, response, policy, &self.site.cache, SystemTime::now(), sent.elapsed())
-            {
-                let entry = Entry::new(Meta::Object(object), body.clone(), keep, Now::read()).begun(since);
-                self.worker.view.insert(&caller.region, &key, entry, self.reach(body.len()));
+            if let Ok(fit) = judge(response) {
+                self.store_again(caller, &key, fit, &body, since);
                 self.story.stored = true;
             }
             lead.release();
@@ -234,13 +237,19 @@ impl Passage<'_> {
         if self.story.cache != CacheResult::Pass {
             self.story.cache = CacheResult::Miss;
         }
-        let judged =
-            policy::judge(request, &asked, response, policy, &self.site.cache, SystemTime::now(), sent.elapsed());
-        let judged = judged.and_then(|fit| self.check_size(response).map(|()| fit));
-        let varies = key::vary(&response.fields).ok_or(NoStore::Vary);
-        let (object, keep, names) = match (judged, varies) {
-            (Ok((object, keep)), Ok(names)) => (object, keep, names),
-            (Err(reason), _) | (_, Err(reason)) => {
+        if request.method == http::Method::HEAD {
+            if let Some(hit) = self.stale.clone() {
+                self.learn_from_head(caller, request, response, &key, &hit, judge, since);
+            }
+            lead.release();
+            self.story.detail = Detail::Reason(NoStore::Method.as_str());
+            return Ok(self.conditional(request, response, Body::Answer(exchange)));
+        }
+        let fit = judge(response).and_then(|fit| self.check_size(response).map(|()| fit));
+        let place = fit.and_then(|(object, keep)| Ok((object, keep, self.place(caller, request, response, &key)?)));
+        let (object, keep, place) = match place {
+            Ok(fit) => fit,
+            Err(reason) => {
                 self.mark_uncacheable(&lead, caller, &key, response);
                 lead.release();
                 self.story.detail = Detail::Reason(reason.as_str());
@@ -248,19 +257,80 @@ impl Passage<'_> {
             }
         };
         self.story.stored = true;
-        let mut own = KeyBuilder::new();
-        let is_first_variant =
-            !names.is_empty() && !is_variant_of(&key, request, &self.site.cache, &caller.region, &mut own);
-        let (key, lead) = if is_first_variant {
-            // Nobody knew that this key varies: those who wait look again, each for a variant of its own.
-            let key = self.mark_varying(names, caller, request, &mut own);
-            lead.release();
-            (key, Lead::solo())
-        } else {
-            (key, lead)
+        let (key, lead) = match place {
+            None => (key.to_owned(), lead),
+            // Nobody knew that this key varies so: those who wait look again, each for a variant of its own.
+            Some(place) => {
+                lead.release();
+                (place, Lead::solo())
+            }
         };
-        let filling = Filling { object, keep, since, key: key.to_owned(), region: caller.region };
+        let filling = Filling { object, keep, since, key, region: caller.region };
         Ok(self.fill(filling, lead, exchange, request, response))
+    }
+
+    /// Asks the origin for the whole, on condition where `validated` has one. A 304 that speaks of something else than what is
+    /// stored says nothing: it is asked once more, without condition.
+    async fn exchange(
+        &mut self,
+        route: &Route,
+        caller: &Caller,
+        request: &Request,
+        response: &mut Response,
+        validated: &mut Option<Hit<Meta>>,
+    ) -> Result<Answer<'static>, Error> {
+        loop {
+            let mut outgoing = request.clone();
+            CONDITIONS.into_iter().for_each(|condition| outgoing.fields.remove(condition));
+            let object = validated.as_ref().and_then(|hit| policy::object(&hit.meta));
+            if let Some(object) = object {
+                policy::make_conditional(object, &mut outgoing.fields);
+            }
+            let exchange = self.forward(route, caller, &mut outgoing, RequestBody::Empty, response).await?;
+            let is_other = object.is_some_and(|object| !policy::is_selected(object, response));
+            if response.status != StatusCode::NOT_MODIFIED || !is_other {
+                return Ok(exchange);
+            }
+            *validated = None;
+        }
+    }
+
+    /// What an answer to HEAD says of the answer to GET that is stored: it freshens it, or shows that it is outdated
+    /// (RFC 9111 section 4.3.5).
+    #[expect(clippy::too_many_arguments, reason = "the parts of one exchange; a struct for one call would hide them")]
+    fn learn_from_head(
+        &mut self,
+        caller: &Caller,
+        request: &Request,
+        response: &Response,
+        key: &KeyRef<'_>,
+        hit: &Hit<Meta>,
+        judge: impl Fn(&Response) -> Result<(Object, Duration), NoStore>,
+        since: shard::Since,
+    ) {
+        let Some(object) = policy::object(&hit.meta) else { return };
+        if response.status != StatusCode::OK || request.fields.has(Known::Authorization) {
+            return;
+        }
+        let body = hit.body().clone();
+        if !policy::agrees(object, body.len() as u64, response) {
+            self.worker.view.remove(&caller.region, key);
+        } else if let Ok(fit) = judge(&policy::freshen(object, response)) {
+            self.store_again(caller, key, fit, &body, since);
+        }
+    }
+
+    /// Stores what is stored already with a new head.
+    fn store_again(
+        &self,
+        caller: &Caller,
+        key: &KeyRef<'_>,
+        (object, keep): (Object, Duration),
+        body: &bytes::Bytes,
+        since: shard::Since,
+    ) {
+        let entry = Entry::new(Meta::Object(object), body.clone(), keep, Now::read()).begun(since);
+        self.worker.view.insert(&caller.region, key, entry, self.reach(body.len()));
     }
 
     /// Stores the body as it passes: at once where it is here already, else in a task that also serves all who join.
@@ -329,30 +399,63 @@ impl Passage<'_> {
         if bytes as u64 <= self.site.cache.remote_object_bytes { Reach::Shared } else { Reach::Local }
     }
 
-    /// Lets nobody queue for answers that cannot be shared. A lead that nobody joined marks nothing: its request may be the reason.
+    /// Lets nobody queue for answers that cannot be shared, nor be answered by what was stored before them. A lead that nobody
+    /// could join marks nothing: its request may be the reason. Neither does an error over what is stored, which may answer for it.
     fn mark_uncacheable(&self, lead: &Lead, caller: &Caller, key: &KeyRef<'_>, response: &Response) {
-        if lead.is_solo() || self.stale.is_some() {
+        let is_error = response.status.is_server_error();
+        if lead.is_solo() || (self.stale.is_some() && is_error) {
             return;
         }
-        let keep = if response.status.is_server_error() { PASS_AFTER_ERROR } else { PASS_FOR };
+        let keep = if is_error { PASS_AFTER_ERROR } else { PASS_FOR };
         let entry = Entry::new(Meta::Pass, bytes::Bytes::new(), keep, Now::read());
         self.worker.view.insert(&caller.region, key, entry, Reach::Local);
     }
 
-    /// Notes by which fields this key varies; returns the key of the request's own variant.
-    fn mark_varying<'k>(
+    /// Where an answer belongs that was fetched for `key`: there (`None`), or at the key of a variant by fields that nobody knew
+    /// of until now (RFC 9111 section 4.1).
+    ///
+    /// # Errors
+    /// It varies by too much, or has too many variants already.
+    fn place(
         &self,
-        names: Vec<String>,
         caller: &Caller,
         request: &Request,
-        builder: &'k mut KeyBuilder,
-    ) -> KeyRef<'k> {
-        key::primary(builder, &self.site.cache, request, &caller.region);
+        response: &Response,
+        key: &KeyRef<'_>,
+    ) -> Result<Option<CacheKey>, NoStore> {
+        let mut names = key::vary(&response.fields).ok_or(NoStore::Vary)?;
+        let mut builder = KeyBuilder::new();
+        key::primary(&mut builder, &self.site.cache, request, &caller.region);
+        let mark = self.worker.view.local(&builder.key());
+        if let Some(hit) = &mark
+            && let Meta::Varies { names: known, stamp, variants } = &hit.meta
+        {
+            if names.iter().all(|name| known.contains(name)) {
+                let place = key::variant(&mut builder, known, *stamp, &request.fields);
+                if variants.admit(place.hash(), self.site.cache.variants) {
+                    return Ok((place != *key).then(|| place.to_owned()));
+                }
+                if hit.age(Instant::now()) < key::TURNOVER {
+                    return Err(NoStore::Variants);
+                }
+            }
+            // One set of names for all answers, however they differ: the mark comes to rest.
+            names.extend(known.iter().cloned());
+            names.sort_unstable();
+            names.dedup();
+            if names.len() > key::VARY_MAX {
+                return Err(NoStore::Vary);
+            }
+        }
+        if names.is_empty() {
+            return Ok((builder.key() != *key).then(|| builder.key().to_owned()));
+        }
+        key::primary(&mut builder, &self.site.cache, request, &caller.region);
         let stamp = self.site.identity.fresh();
-        let meta = Meta::Varies { names: names.clone(), stamp };
+        let meta = Meta::Varies { names: names.clone(), stamp, variants: Variants::default() };
         let entry = Entry::new(meta, bytes::Bytes::new(), key::VARIES_FOR, Now::read());
         self.worker.view.insert(&caller.region, &builder.key(), entry, Reach::Shared);
-        key::variant(builder, &names, stamp, &request.fields)
+        Ok(Some(key::variant(&mut builder, &names, stamp, &request.fields).to_owned()))
     }
 
     fn tell_place(&mut self, hit: &Hit<Meta>, caller: &Caller, key: &KeyRef<'_>) {
@@ -429,23 +532,11 @@ fn is_alone(request: &Request, asked: &Control) -> bool {
     asked.no_store || request.fields.has(Known::Authorization) || request.method != http::Method::GET
 }
 
-/// Whether `key` is already a variant's key rather than the primary one.
-fn is_variant_of(
-    key: &KeyRef<'_>,
-    request: &Request,
-    settings: &crate::cache::Settings,
-    region: &Region,
-    scratch: &mut KeyBuilder,
-) -> bool {
-    key::primary(scratch, settings, request, region);
-    scratch.key() != *key
-}
-
 /// RFC 9110 section 15.4.5: the fields of the full answer, without those of its content.
 fn not_modified(response: &mut Response) {
     response.status = StatusCode::NOT_MODIFIED;
     response.length = Length::Empty;
-    for content in [Known::ContentType, Known::ContentEncoding, Known::ContentRange] {
+    for content in [Known::ContentType, Known::ContentEncoding, Known::ContentLanguage, Known::ContentRange] {
         response.fields.remove(content);
     }
 }

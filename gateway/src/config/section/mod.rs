@@ -116,6 +116,7 @@ fn server(root: &Table<'_>) -> Server {
 
 fn cache(root: &Table<'_>) -> cache::Settings {
     const QUERY_ORDER: Choice<bool> = Choice(&[("kept", Some(false)), ("sorted", Some(true))]);
+    const STATUS_KEY: Choice<bool> = Choice(&[("hide", Some(false)), ("tell", Some(true))]);
     const TO_CLIENTS: Choice<bool> = Choice(&[("pass", Some(false)), ("strip", Some(true))]);
     let default = cache::Settings::default();
     root.table("cache", |cache| cache::Settings {
@@ -129,6 +130,9 @@ fn cache(root: &Table<'_>) -> cache::Settings {
         fill_bytes: cache.or("fill_bytes", &super::kind::Size(MIB..=1_024 * GIB), default.fill_bytes),
         key_ignore_query: forms::list(cache, "key_ignore_query", forms::QUERY_PATTERN, default.key_ignore_query),
         key_sort_query: cache.or("key_query_order", &QUERY_ORDER, default.key_sort_query),
+        key_fields: forms::list(cache, "key_fields", forms::FIELD, default.key_fields),
+        tells_key: cache.or("status_key", &STATUS_KEY, default.tells_key),
+        variants: cache.or("variants", &Whole(1..=1024), 128) as usize,
         targeted: forms::list(cache, "targeted", forms::FIELD, default.targeted),
         strip_targeted: cache.or("targeted_to_clients", &TO_CLIENTS, default.strip_targeted),
     })

@@ -65,6 +65,7 @@ fn cache_policy(table: &Table<'_>, default: cache::RoutePolicy) -> Option<cache:
     let policy = cache::RoutePolicy {
         default_ttl: table.or("default_ttl", &lifetime, default.default_ttl),
         ttl: ttl(table, &lifetime),
+        ttl_jitter_percent: table.or("ttl_jitter_percent", &Whole(0..=50), default.ttl_jitter_percent),
         heuristic_max: table.or("heuristic_max", &lifetime, default.heuristic_max),
         set_cookie: table.or("set_cookie", &SET_COOKIE, default.set_cookie),
         stale_if_error: table.or("stale_if_error", &lifetime, default.stale_if_error),

@@ -63,7 +63,7 @@ limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", b
 identity = { trusted_proxies = ["10.1.2.3/8", "::1"], device = ["header:X-Device", "cookie:Dev"], user = "header:x-u", tier = "header:x-t", region = ["path:2", "host:"], region_default = "eu" }
 tiers = { anonymous = 0.5, gold = 2 }
 redis = { deadline = "5ms", nodes = 3, secret = "s", regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
-cache = { memory = "1GiB", object_bytes = "2MiB", fill_bytes = "3MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"], key_query_order = "sorted", targeted = ["Mine"], targeted_to_clients = "strip" }
+cache = { memory = "1GiB", object_bytes = "2MiB", fill_bytes = "3MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"], key_query_order = "sorted", key_fields = ["X-Tenant"], status_key = "tell", variants = 9, targeted = ["Mine"], targeted_to_clients = "strip" }
 limits = { hosts = { tier = "node", rate = "60/m", burst = 2, mode = "shadow", percent = 0 } }
 log = { access = "logs/access", level = "debug" }
 
@@ -87,7 +87,7 @@ degrade = { status = 429, retry_after = "9s" }
 name = "two"
 match = { host = "Shop.example", path = "/a" }
 upstream = "shop"
-cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_max = "4s", set_cookie = "shared", stale_if_error = "2s", stale_while_revalidate = "3s" }
+cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_max = "4s", ttl_jitter_percent = 7, set_cookie = "shared", stale_if_error = "2s", stale_while_revalidate = "3s" }
 "#;
     let (config, warnings) = toml(text).unwrap_or_else(|report| panic!("{report}"));
     assert!(warnings.is_empty(), "{warnings}");
@@ -123,7 +123,8 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     assert_eq!(config.cache.key_ignore_query, ["utm_*", "q"]);
     assert_eq!(config.cache.fill_bytes, 3 << 20);
     assert_eq!(config.cache.targeted, ["mine"]);
-    assert!(config.cache.key_sort_query && config.cache.strip_targeted);
+    assert!(config.cache.key_sort_query && config.cache.strip_targeted && config.cache.tells_key);
+    assert_eq!((&config.cache.key_fields[..], config.cache.variants), (&["x-tenant".to_owned()][..], 9));
     assert_eq!(
         config.log,
         Log { access: Access::File(PathBuf::from("/nonexistent/logs/access")), level: tracing::Level::DEBUG }
@@ -154,6 +155,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         set_cookie: cache::SetCookie::Shared,
         stale_if_error: 2 * second,
         stale_while_revalidate: 3 * second,
+        ttl_jitter_percent: 7,
     };
     assert_eq!(two.cache, Some(policy));
 }
