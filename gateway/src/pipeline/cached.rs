@@ -28,6 +28,9 @@ const ROUNDS: usize = 3;
 /// How long a key counts as uncacheable after a server error: long enough to let a crowd through, short enough to recover.
 const PASS_AFTER_ERROR: Duration = Duration::from_secs(1);
 
+/// Fields by which a client asks for a part: a shared fetch is for the whole.
+const PART: [Known; 2] = [Known::Range, Known::IfRange];
+
 /// What a look into the stores found.
 enum Found {
     Usable(Hit<Meta>),
@@ -83,7 +86,8 @@ impl Passage<'_> {
             if asked.only_if_cached {
                 return Err(Error::OnlyIfCached);
             }
-            if policy::wants_part(request) {
+            // Of what is stored, the whole is validated and a part of it answered.
+            if policy::wants_part(request) && self.stale.is_none() {
                 // A part is fetched as it was asked for; waiting for the whole could take long.
                 self.worker.builder.set(builder);
                 self.story.cache = CacheResult::Miss;
@@ -224,7 +228,10 @@ impl Passage<'_> {
                 self.story.stored = true;
             }
             lead.release();
-            return Ok(self.conditional(request, response, Body::Bytes(body)));
+            return Ok(match self.conditional(request, response, Body::Bytes(body)) {
+                Body::Bytes(body) => Body::Bytes(policy::cut(request, body, response)),
+                other => other,
+            });
         }
         if response.status.is_server_error()
             && let Some(body) = self.stale_answer(request, response)
@@ -281,7 +288,7 @@ impl Passage<'_> {
     ) -> Result<Answer<'static>, Error> {
         loop {
             let mut outgoing = request.clone();
-            CONDITIONS.into_iter().for_each(|condition| outgoing.fields.remove(condition));
+            CONDITIONS.into_iter().chain(PART).for_each(|known| outgoing.fields.remove(known));
             let object = validated.as_ref().and_then(|hit| policy::object(&hit.meta));
             if let Some(object) = object {
                 policy::make_conditional(object, &mut outgoing.fields);
@@ -484,7 +491,8 @@ impl Passage<'_> {
         let (mut request, stale, peer, key) = (request.clone(), hit.clone(), self.peer, key.to_owned());
         // What the client asked for itself is no business of the shared copy.
         request.fields.remove(Known::CacheControl);
-        [Known::Pragma, Known::Range, Known::IfRange].into_iter().for_each(|known| request.fields.remove(known));
+        request.fields.remove(Known::Pragma);
+        PART.into_iter().for_each(|known| request.fields.remove(known));
         request.method = http::Method::GET;
         tokio::task::spawn_local(async move {
             let Some(route) = site.routes.iter().find(|route| route.settings.name == name) else { return };
