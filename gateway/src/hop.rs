@@ -14,6 +14,7 @@ const ALWAYS: KnownSet = KnownSet::of(&[
     Known::KeepAlive,
     Known::ProxyConnection,
     Known::ProxyAuthenticate,
+    Known::ProxyAuthenticationInfo,
     Known::ProxyAuthorization,
     Known::Te,
     Known::Trailer,
@@ -26,6 +27,7 @@ const NEVER: KnownSet = KnownSet::of(&[
     Known::ContentLength,
     Known::TransferEncoding,
     Known::CacheControl,
+    Known::Vary,
     Known::Authorization,
     Known::Cookie,
 ]);

@@ -15,6 +15,7 @@ use shard::{CacheKey, KeyRef};
 
 use crate::error::Kind;
 use crate::http::body::{BodyError, Source};
+use crate::http::fields::Fields;
 use crate::http::message::Response;
 
 /// Requests that may wait for one fill; more go to the origin by themselves, because their answer is late already.
@@ -44,6 +45,7 @@ struct State {
     begin: u64,
     end: u64,
     is_complete: bool,
+    trailers: Option<Arc<Fields>>,
     is_cut: bool,
     failures: u8,
     overflows: bool,
@@ -67,6 +69,7 @@ impl Fill {
                 begin: 0,
                 end: 0,
                 is_complete: false,
+                trailers: None,
                 is_cut: false,
                 failures: 0,
                 overflows: false,
@@ -422,13 +425,15 @@ impl Feed {
         Some(whole)
     }
 
-    /// The body is whole. Call it after the entry was stored, so that who comes next finds it.
-    pub fn complete(mut self) {
+    /// The body is whole, and these came after it. Call it after the entry was stored, so that who comes next finds it. Trailers
+    /// reach those who read now and are not stored (RFC 9111 section 3.1).
+    pub fn complete(mut self, trailers: Option<&Fields>) {
         if let Some((fills, key)) = self.place.take() {
             fills.leave(&key, &self.fill);
         }
         let mut state = self.fill.lock();
         state.is_complete = true;
+        state.trailers = trailers.map(|trailers| Arc::new(trailers.clone()));
         state.wake();
     }
 }
@@ -450,6 +455,8 @@ pub struct Reader {
     number: usize,
     offset: u64,
     piece: Bytes,
+    takes_trailers: bool,
+    trailers: Option<Arc<Fields>>,
 }
 
 impl Reader {
@@ -459,7 +466,12 @@ impl Reader {
             state.readers.len() - 1
         });
         state.readers[number] = Some(0);
-        Reader { fill: Arc::clone(fill), number, offset: 0, piece: Bytes::new() }
+        Reader { fill: Arc::clone(fill), number, offset: 0, piece: Bytes::new(), takes_trailers: false, trailers: None }
+    }
+
+    /// Says whether the client reads trailers; it gets none before.
+    pub fn take_trailers(&mut self, takes_trailers: bool) {
+        self.takes_trailers = takes_trailers;
     }
 }
 
@@ -474,6 +486,7 @@ impl Source for Reader {
             return Poll::Ready(Ok(()));
         }
         if state.is_complete {
+            self.trailers = state.trailers.clone().filter(|_| self.takes_trailers);
             return Poll::Ready(Ok(()));
         }
         if state.is_cut {
@@ -485,6 +498,10 @@ impl Source for Reader {
 
     fn data(&self) -> &[u8] {
         &self.piece
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        self.trailers.as_deref()
     }
 
     fn consume(&mut self, count: usize) {
@@ -604,7 +621,7 @@ mod tests {
         let Joined::Stream(_, mut reader) = joiner.wait().await else { panic!("a stream") };
         feed.push(b"cd");
         assert_eq!(feed.body().as_deref(), Some(&b"abcd"[..]));
-        feed.complete();
+        feed.complete(None);
         assert_eq!(read(&mut reader).await.expect("whole"), b"abcd");
         assert_eq!(read(&mut own).await.expect("whole"), b"abcd");
     }

@@ -60,6 +60,7 @@ known! {
     MaxForwards = "max-forwards",
     Pragma = "pragma",
     ProxyAuthenticate = "proxy-authenticate",
+    ProxyAuthenticationInfo = "proxy-authentication-info",
     ProxyAuthorization = "proxy-authorization",
     ProxyConnection = "proxy-connection",
     ProxyStatus = "proxy-status",

@@ -57,7 +57,8 @@ impl Source for Body<'_> {
     fn trailers(&self) -> Option<&Fields> {
         match self {
             Body::Answer(answer) => answer.trailers(),
-            Body::Bytes(_) | Body::Fill(_) => None,
+            Body::Fill(reader) => reader.trailers(),
+            Body::Bytes(_) => None,
         }
     }
 }

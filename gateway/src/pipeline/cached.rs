@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use shard::{CacheKey, Entry, Hit, KeyBuilder, KeyRef, Now, Reach, Region, Remote, Tier};
 
-use super::fetch::Answer;
+use super::fetch::{Answer, takes_trailers};
 use super::{Body, CONDITIONS, Passage, Site, Worker};
 use crate::cache::control::Control;
 use crate::cache::fill::{Feed, Joined, Lead, Turn};
@@ -109,7 +109,8 @@ impl Passage<'_> {
                 Ok(Joined::Lead(lead)) => break lead,
                 Ok(Joined::Again) => {}
                 Ok(Joined::Failed(kind)) => return Err(Error::Shared(kind)),
-                Ok(Joined::Stream(shared, reader)) => {
+                Ok(Joined::Stream(shared, mut reader)) => {
+                    reader.take_trailers(takes_trailers(request));
                     response.clone_from(&shared);
                     self.story.cache = CacheResult::Collapsed;
                     return Ok(self.conditional(request, response, Body::Fill(reader)));
@@ -349,7 +350,8 @@ impl Passage<'_> {
         request: &Request,
         response: &mut Response,
     ) -> Body<'static> {
-        let (feed, reader) = lead.open(response.clone());
+        let (feed, mut reader) = lead.open(response.clone());
+        reader.take_trailers(takes_trailers(request));
         let task = filling.run(Rc::clone(self.worker), Arc::clone(self.site), feed, answer);
         let mut task = Box::pin(task);
         // Most small bodies have arrived with their head: the task then ends here and none is spawned.
@@ -596,6 +598,6 @@ impl Filling {
             let entry = Entry::new(Meta::Object(self.object), body, self.keep, Now::read()).begun(self.since);
             worker.view.insert(&self.region, &self.key.as_key(), entry, reach);
         }
-        feed.complete();
+        feed.complete(answer.all_trailers());
     }
 }

@@ -28,7 +28,7 @@ impl Passage<'_> {
         response: &mut Response,
     ) -> Result<Answer<'a>, Error> {
         let chain = trusted_chain(caller, request);
-        let takes_trailers = request.fields.members(Known::Te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+        let takes_trailers = takes_trailers(request);
         hop::forward(request, self.peer, chain.as_deref());
         identify::write_trace(caller.trace, self.site.identity.fresh(), &mut request.fields);
         let mut answer = self.call(route, request, body, response).await?;
@@ -85,13 +85,17 @@ impl Passage<'_> {
     }
 }
 
+/// Whether a client has said that it reads trailers (RFC 9110 section 6.5.1).
+pub(super) fn takes_trailers(request: &Request) -> bool {
+    request.fields.members(Known::Te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
+}
+
 /// An answer whose body is under way: where it breaks off, breaker and log hear of it.
 pub struct Answer<'a> {
     exchange: Exchange<'a>,
     route: Arc<str>,
     breaker: Arc<Breaker>,
     generation: u64,
-    /// The client has said that it reads them (RFC 9110 section 6.5.1).
     takes_trailers: bool,
 }
 
@@ -99,6 +103,11 @@ impl Answer<'_> {
     /// The connection that has switched protocols.
     pub fn into_tunnel(self) -> Option<Tunnel> {
         self.exchange.into_tunnel()
+    }
+
+    /// The trailers of a body that has ended, whether this client reads them or not.
+    pub fn all_trailers(&self) -> Option<&Fields> {
+        self.exchange.trailers()
     }
 
     fn tell(&self, error: &BodyError) {
