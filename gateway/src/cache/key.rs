@@ -6,7 +6,7 @@ use shard::{KeyBuilder, KeyRef, Region};
 use url::Url;
 
 use super::Settings;
-use crate::http::fields::{Fields, Known, members};
+use crate::http::fields::{Fields, Known, is_token, members};
 use crate::http::message::{Request, Scheme};
 
 /// Most names in a `Vary` that is honoured; a response with more is not stored.
@@ -152,11 +152,11 @@ fn codings(mut preferences: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
 }
 
 /// The names in a response's `Vary`, lower case, sorted, without repetition (RFC 9111 section 4.1).
-/// `None` where no request can ever match: `*`, or more names than are honoured.
+/// `None` where no request can ever match: `*`, what is no name, or more names than are honoured.
 pub fn vary(response: &Fields) -> Option<Vec<String>> {
     let mut names = Vec::new();
     for member in response.members(Known::Vary) {
-        if member == b"*" || names.len() == VARY_MAX {
+        if member == b"*" || !is_token(member) || names.len() == VARY_MAX {
             return None;
         }
         names.push(String::from_utf8_lossy(member).to_ascii_lowercase());

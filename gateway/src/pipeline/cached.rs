@@ -461,10 +461,13 @@ impl Passage<'_> {
         }
         key::primary(&mut builder, &self.site.cache, request, &caller.region);
         let stamp = self.site.identity.fresh();
-        let meta = Meta::Varies { names: names.clone(), stamp, variants: Variants::default() };
+        let variants = Variants::default();
+        let meta = Meta::Varies { names: names.clone(), stamp, variants: variants.clone() };
         let entry = Entry::new(meta, bytes::Bytes::new(), key::VARIES_FOR, Now::read());
         self.worker.view.insert(&caller.region, &builder.key(), entry, Reach::Shared);
-        Ok(Some(key::variant(&mut builder, &names, stamp, &request.fields).to_owned()))
+        let place = key::variant(&mut builder, &names, stamp, &request.fields);
+        variants.admit(place.hash(), self.site.cache.variants);
+        Ok(Some(place.to_owned()))
     }
 
     fn tell_place(&mut self, hit: &Hit<Meta>, caller: &Caller, key: &KeyRef<'_>) {
