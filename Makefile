@@ -70,6 +70,7 @@ loadtest: ## release build, then k6 and wrk against `tidegate demo`
 
 docs: ## write the generated parts of docs/ anew from the code
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --lib config::reference
+	UPDATE_DOCS=1 $(CARGO) test --package gateway --test conformance page
 
 clean: ## remove what was built
 	$(CARGO) clean
