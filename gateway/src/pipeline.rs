@@ -5,6 +5,8 @@
 mod body;
 mod cached;
 mod fetch;
+mod part;
+mod shared;
 mod site;
 
 use std::net::IpAddr;

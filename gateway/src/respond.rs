@@ -44,6 +44,8 @@ pub enum Forward {
     /// What is stored is fresh, and the request wants it validated or something else.
     Request,
     Stale,
+    /// A part is stored, and not the one that is wanted.
+    Partial,
 }
 
 impl Forward {
@@ -56,6 +58,7 @@ impl Forward {
             Forward::Miss => "miss",
             Forward::Request => "request",
             Forward::Stale => "stale",
+            Forward::Partial => "partial",
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::http::fields::{Fields, Known};
+use crate::http::fields::{Fields, Known, is_token};
 
 /// Larger delta-seconds count as this (RFC 9111 section 1.2.2).
 pub(super) const SECONDS_MAX: u64 = 1 << 31;
@@ -14,9 +14,10 @@ pub(super) const SECONDS_MAX: u64 = 1 << 31;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Control {
     pub no_store: bool,
-    /// Also where the directive names fields: those need validation too, so the whole response gets it.
     pub no_cache: bool,
     pub private: bool,
+    /// `no-cache` or `private` name fields: these are not stored, and the rest may be (sections 5.2.2.4 and 5.2.2.7).
+    pub withholds: bool,
     pub public: bool,
     pub must_revalidate: bool,
     pub proxy_revalidate: bool,
@@ -35,11 +36,8 @@ impl Control {
     pub fn of(fields: &Fields) -> Control {
         let mut control = Control::default();
         for member in fields.members(Known::CacheControl) {
-            let (name, value) = match member.iter().position(|byte| *byte == b'=') {
-                Some(at) => (&member[..at], Some(&member[at + 1..])),
-                None => (member, None),
-            };
-            control.take(&name.trim_ascii().to_ascii_lowercase(), value.map(|value| value.trim_ascii()));
+            let (name, value) = split(member);
+            control.take(&name.to_ascii_lowercase(), value);
         }
         control
     }
@@ -53,6 +51,7 @@ impl Control {
             "max-stale" => {
                 self.max_stale = Some(value.map_or(Duration::from_secs(SECONDS_MAX), |_| seconds(value)));
             }
+            "no-cache" | "private" if value.is_some_and(|value| names(value).is_some()) => self.withholds = true,
             _ => self.take_flag(name),
         }
     }
@@ -88,6 +87,33 @@ impl Control {
     pub fn forbids_stale(&self) -> bool {
         self.must_revalidate || self.proxy_revalidate || self.no_cache || self.s_maxage.is_some()
     }
+}
+
+/// The fields that a response's `Cache-Control` keeps from being stored.
+pub fn withheld(fields: &Fields) -> impl Iterator<Item = &[u8]> {
+    fields
+        .members(Known::CacheControl)
+        .filter_map(|member| {
+            let (name, value) = split(member);
+            let is_such = name.eq_ignore_ascii_case(b"no-cache") || name.eq_ignore_ascii_case(b"private");
+            names(value.filter(|_| is_such)?)
+        })
+        .flatten()
+}
+
+/// Name and value of a directive.
+fn split(member: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match memchr::memchr(b'=', member) {
+        Some(at) => (member[..at].trim_ascii(), Some(member[at + 1..].trim_ascii())),
+        None => (member, None),
+    }
+}
+
+/// The names in a quoted list of fields; `None` where it is no such list, and the directive is read as if it had no value.
+fn names(value: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
+    let list = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
+    let names = || list.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|name| !name.is_empty());
+    (names().next().is_some() && names().all(is_token)).then(names)
 }
 
 fn least(slot: &mut Option<Duration>, value: Duration) {
@@ -131,7 +157,17 @@ mod tests {
     #[test]
     fn lines_join_and_quotes_hide() {
         let control = of(&["x=\"no-store, private\"", "No-Cache=\"set-cookie\"", "s-maxage=3"]);
-        assert!(!control.no_store && !control.private && control.no_cache);
+        assert!(!control.no_store && !control.private && !control.no_cache && control.withholds);
         assert_eq!(control.s_maxage, Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn only_a_list_of_names_withholds_fields() {
+        let mut fields = Fields::default();
+        fields.push(b"Cache-Control", b"private=\"X-User, set-cookie\", max-age=1, No-Cache=\"A\"");
+        assert!(withheld(&fields).eq([&b"X-User"[..], b"set-cookie", b"A"]));
+        for whole in ["private=x", "private=\"\"", "private=\"a b\"", "private=\"a", "private=\", ,\""] {
+            assert!(of(&[whole]).private, "{whole}");
+        }
     }
 }

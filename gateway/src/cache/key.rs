@@ -58,11 +58,10 @@ pub fn primary(builder: &mut KeyBuilder, settings: &Settings, request: &Request,
 pub fn told(key: &KeyRef<'_>) -> String {
     let mut text = String::new();
     for part in key.parts() {
+        let is_text = part.iter().all(|byte| matches!(byte, b' '..=b'~'));
         for byte in part {
-            match byte {
-                b' '..=b'~' if !br#""\|%"#.contains(byte) => text.push(char::from(*byte)),
-                _ => text.push_str(&format!("%{byte:02X}")),
-            }
+            let is_plain = is_text && !br#""\|%"#.contains(byte);
+            if is_plain { text.push(char::from(*byte)) } else { text.push_str(&format!("%{byte:02X}")) }
         }
         text.push('|');
     }

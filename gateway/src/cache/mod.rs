@@ -1,6 +1,6 @@
 //! The response cache: what is stored, for how long, and what is answered when it is stale (RFC 9111 as a shared cache).
 //!
-//! `date`, `control` and `targeted` read fields, `fresh` reckons ages, `range` takes parts, `policy` decides, `stored` is what is kept beside a body, `key` names it, `fill` makes many
+//! `date`, `control` and `targeted` read fields, `fresh` reckons ages, `range` takes parts of a whole, `part` stores parts without the whole, `policy` decides, `stored` is what is kept beside a body, `key` names it, `fill` makes many
 //! requests for one missing answer into one.
 
 pub mod control;
@@ -8,6 +8,7 @@ mod date;
 pub mod fill;
 mod fresh;
 pub mod key;
+pub mod part;
 pub mod policy;
 mod range;
 pub mod stored;

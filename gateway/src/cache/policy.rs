@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::Method;
 
-use super::control::Control;
+use super::control::{self, Control};
 use super::fresh::{self, Lifetime};
+use super::part::Extent;
 use super::range::{self, Wanted};
 use super::stored::{Meta, Object, Standing};
 use super::{RoutePolicy, SetCookie, Settings, date, targeted};
@@ -69,7 +70,17 @@ pub fn cut(request: &Request, body: Bytes, response: &mut Response) -> Bytes {
         return body;
     }
     let wanted = range::wanted(&request.fields, &response.fields, body.len() as u64);
-    if wanted == Wanted::Whole { body } else { range::answer(wanted, body, response) }
+    if wanted == Wanted::Whole {
+        return body;
+    }
+    let extent = Extent::whole(body.len() as u64);
+    range::answer(wanted, extent, &body, response).unwrap_or(body)
+}
+
+/// Takes what `request` wants of a stored part; `None` where the part does not have it all. `response` has the head of the whole.
+pub fn cut_part(request: &Request, extent: Extent, body: &Bytes, response: &mut Response) -> Option<Bytes> {
+    let wanted = range::wanted(&request.fields, &response.fields, extent.total);
+    range::answer(wanted, extent, body, response)
 }
 
 /// Whether a request asks not to be answered without validation: `no-cache`, or `Pragma` where there is no `Cache-Control`.
@@ -104,7 +115,12 @@ pub fn judge(
 ) -> Result<(Object, Duration), NoStore> {
     let targeted = targeted::control(&settings.targeted, &response.fields);
     let control = targeted.unwrap_or_else(|| Control::of(&response.fields));
-    check_storable(request, asked, response, &control, route.set_cookie)?;
+    let mut fields = response.fields.compact();
+    if control.withholds {
+        let withheld: Vec<&[u8]> = control::withheld(&response.fields).collect();
+        fields.retain(|field| !withheld.iter().any(|name| field.name.eq_ignore_ascii_case(name)));
+    }
+    check_storable(request, asked, response.status, &fields, &control, route.set_cookie)?;
     let found = route
         .ttl_of(response.status.as_u16())
         .map_or_else(|| Lifetime::of(&control, targeted.is_some(), response, route, now), Lifetime::Assumed);
@@ -114,7 +130,7 @@ pub fn judge(
         |own: Option<Duration>, routes: Duration| if forbids_stale { Duration::ZERO } else { own.unwrap_or(routes) };
     let object = Object {
         status: response.status.as_u16(),
-        fields: response.fields.compact(),
+        fields,
         initial_age: fresh::initial_age(&response.fields, now, delay),
         lifetime,
         stale_while_revalidate: window(control.stale_while_revalidate, route.stale_while_revalidate),
@@ -145,15 +161,16 @@ pub fn jittered(lifetime: Duration, percent: u32, random: u64) -> Duration {
 fn check_storable(
     request: &Request,
     asked: &Control,
-    response: &Response,
+    status: StatusCode,
+    fields: &Fields,
     control: &Control,
     set_cookie: SetCookie,
 ) -> Result<(), NoStore> {
-    if response.status == StatusCode::PARTIAL_CONTENT || response.status == StatusCode::NOT_MODIFIED {
+    if status == StatusCode::PARTIAL_CONTENT || status == StatusCode::NOT_MODIFIED {
         return Err(NoStore::Status);
     }
     // `must-understand` lets a cache that knows the status ignore `no-store` (section 5.2.2.3).
-    let overridden = control.must_understand && fresh::may_assume(response.status);
+    let overridden = control.must_understand && fresh::may_assume(status);
     if control.must_understand && !overridden {
         return Err(NoStore::Status);
     }
@@ -164,7 +181,7 @@ fn check_storable(
     if request.fields.has(Known::Authorization) && !opened {
         return Err(NoStore::Authorization);
     }
-    if set_cookie == SetCookie::Private && response.fields.has(Known::SetCookie) {
+    if set_cookie == SetCookie::Private && fields.has(Known::SetCookie) {
         return Err(NoStore::SetCookie);
     }
     Ok(())
@@ -265,7 +282,7 @@ fn tags(mut line: &[u8]) -> impl Iterator<Item = &[u8]> {
 pub fn object(meta: &Meta) -> Option<&Object> {
     match meta {
         Meta::Object(object) => Some(object),
-        Meta::Varies { .. } | Meta::Pass => None,
+        Meta::Varies { .. } | Meta::Pass | Meta::Part(..) => None,
     }
 }
 
@@ -301,7 +318,7 @@ mod tests {
         for (lines, reason) in [
             (&[("cache-control", "private, max-age=60")][..], NoStore::Directive),
             (&[("cache-control", "Private, max-age=60")], NoStore::Directive),
-            (&[("cache-control", "private=\"x\", max-age=60")], NoStore::Directive),
+            (&[("cache-control", "private=x, max-age=60")], NoStore::Directive),
             (&[("cache-control", "no-store, max-age=60")], NoStore::Directive),
             (&[("cache-control", "max-age=60"), ("set-cookie", "a=b")], NoStore::SetCookie),
             (&[("cache-control", "max-age=0")], NoStore::NotFresh),

@@ -5,6 +5,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::date;
+use super::part::Extent;
 use crate::http::fields::{Fields, Known};
 use crate::http::message::{Length, Response, StatusCode};
 
@@ -96,55 +97,55 @@ fn is_current(request: &Fields, stored: &Fields) -> bool {
     modified.is_some() && date::parse(condition) == modified.and_then(date::parse) && is_strong() == Some(true)
 }
 
-/// Makes the answer with a whole `body` the answer that is wanted.
-pub(super) fn answer(wanted: Wanted, body: Bytes, response: &mut Response) -> Bytes {
-    let length = body.len() as u64;
-    let slice = |(first, last): Part| {
-        let at = |position: u64| usize::try_from(position).unwrap_or(usize::MAX);
-        body.slice(at(first)..at(last) + 1)
-    };
+/// Makes the answer with what is held of the whole the answer that is wanted. `None` where not all of it is held; `response` is
+/// as it was then.
+pub(super) fn answer(wanted: Wanted, held: Extent, body: &Bytes, response: &mut Response) -> Option<Bytes> {
+    let total = held.total;
     let answer = match wanted {
-        Wanted::Whole => return body,
+        Wanted::Whole => return None,
         Wanted::Nothing => {
             response.status = StatusCode::RANGE_NOT_SATISFIABLE;
             response.fields.remove(Known::ContentType);
             response.fields.remove(Known::ContentEncoding);
-            response.fields.add(Known::ContentRange, format!("bytes */{length}"));
+            response.fields.add(Known::ContentRange, format!("bytes */{total}"));
             Bytes::new()
         }
-        Wanted::Parts(parts) if parts.len() == 1 => {
+        Wanted::Parts(parts) => {
+            let pieces: Option<Vec<Bytes>> = parts.iter().map(|part| held.slice(body, *part)).collect();
+            let pieces = pieces?;
             response.status = StatusCode::PARTIAL_CONTENT;
-            response.fields.add(Known::ContentRange, content_range(parts[0], length));
-            slice(parts[0])
+            if let ([part], [piece]) = (&parts[..], &pieces[..]) {
+                response.fields.add(Known::ContentRange, content_range(*part, total));
+                piece.clone()
+            } else {
+                several(&parts, &pieces, total, response)
+            }
         }
-        Wanted::Parts(parts) => several(&parts, slice, length, response),
     };
     response.length = Length::Known(answer.len() as u64);
-    answer
+    Some(answer)
 }
 
-fn content_range((first, last): Part, length: u64) -> String {
-    format!("bytes {first}-{last}/{length}")
+fn content_range((first, last): Part, total: u64) -> String {
+    format!("bytes {first}-{last}/{total}")
 }
 
 /// RFC 9110 section 14.6.
-fn several(parts: &[Part], slice: impl Fn(Part) -> Bytes, length: u64, response: &mut Response) -> Bytes {
-    let pieces: Vec<Bytes> = parts.iter().map(|part| slice(*part)).collect();
-    let boundary = boundary(&pieces);
+fn several(parts: &[Part], pieces: &[Bytes], total: u64, response: &mut Response) -> Bytes {
+    let boundary = boundary(pieces);
     let kind = response.fields.get(Known::ContentType).map(<[u8]>::to_vec);
     let mut whole = BytesMut::new();
-    for (part, piece) in parts.iter().zip(&pieces) {
+    for (part, piece) in parts.iter().zip(pieces) {
         whole.put_slice(format!("\r\n--{boundary}\r\n").as_bytes());
         if let Some(kind) = &kind {
             whole.put_slice(b"Content-Type: ");
             whole.put_slice(kind);
             whole.put_slice(b"\r\n");
         }
-        whole.put_slice(format!("Content-Range: {}\r\n\r\n", content_range(*part, length)).as_bytes());
+        whole.put_slice(format!("Content-Range: {}\r\n\r\n", content_range(*part, total)).as_bytes());
         whole.put_slice(piece);
     }
     whole.put_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
-    response.status = StatusCode::PARTIAL_CONTENT;
     response.fields.remove(Known::ContentType);
     response.fields.add(Known::ContentType, format!("multipart/byteranges; boundary={boundary}"));
     whole.freeze()
@@ -206,7 +207,8 @@ mod tests {
                 let body = Bytes::from(vec![b'-'; usize::try_from(length).unwrap()]);
                 let mut response = Response::new(StatusCode::OK);
                 let single = parts.len() == 1;
-                let answer = answer(Wanted::Parts(parts), body, &mut response);
+                let held = Extent::whole(length);
+                let answer = answer(Wanted::Parts(parts), held, &body, &mut response).expect("all is held");
                 prop_assert_eq!(response.status, StatusCode::PARTIAL_CONTENT);
                 prop_assert_eq!(single, response.fields.has(Known::ContentRange));
                 prop_assert!(answer.len() as u64 <= length + 5 * 150);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::part::Extent;
 use crate::http::fields::{Fields, Known};
 
 /// A stored response's metadata, or a mark that stands in its place.
@@ -22,6 +23,8 @@ pub enum Meta {
     },
     /// Responses of this key are not stored (hit-for-miss): nobody waits for another's answer.
     Pass,
+    /// A part of a response to GET, with the head of the whole.
+    Part(Object, Extent),
 }
 
 /// The variants of one URI, by the hashes of their keys.
@@ -97,11 +100,11 @@ impl Object {
 }
 
 impl shard::Meta for Meta {
-    const SCHEMA: u16 = 1;
+    const SCHEMA: u16 = 2;
 
     fn heap_bytes(&self) -> usize {
         match self {
-            Meta::Object(object) => object.fields.heap_bytes(),
+            Meta::Object(object) | Meta::Part(object, _) => object.fields.heap_bytes(),
             Meta::Varies { names, .. } => names.iter().map(|name| name.capacity() + size_of::<String>()).sum(),
             Meta::Pass => 0,
         }

@@ -126,8 +126,13 @@ fn check_sent(expect: &Expect, got: &Received, moment: &Moment) -> Result<(), St
 /// The parameters of the gateway's member of `Cache-Status`, which is the last.
 fn member(answer: &Answer) -> Vec<String> {
     let lines = answer.all("cache-status");
-    let last = lines.last().and_then(|line| line.rsplit(", ").next()).unwrap_or_default();
-    last.split("; ").skip(1).map(str::to_owned).collect()
+    let last = lines.last().copied().unwrap_or_default();
+    // A key may have commas and semicolons in it.
+    let (before, after) = match last.split_once("; key=\"") {
+        Some((before, rest)) => (before, rest.split_once('"').map_or("", |(_, after)| after)),
+        None => (last, ""),
+    };
+    before.split("; ").skip(1).chain(after.split("; ").skip(1)).map(str::to_owned).collect()
 }
 
 /// `name`, or `name=value`, of which the value may be a range.
