@@ -101,7 +101,7 @@ impl<M: Meta> Local<M> {
 
     /// Stores the entry, unless its key was removed or everything purged since its fill began; it can be served either way.
     pub(crate) fn insert(&self, key: &KeyRef<'_>, entry: Entry<M>, now: Instant) -> Inserted<M> {
-        let since = entry.since().unwrap_or_else(|| self.epochs.since(key.hash()));
+        let since = entry.since().unwrap_or_else(|| self.epochs.since());
         let mut entry = entry.begun(since);
         let remaining = entry.remaining(now);
         entry.expire_at(now + remaining.mul_f64(1.0 - JITTER * unit(key.hash())));
@@ -211,10 +211,10 @@ mod tests {
     fn a_fill_overtaken_by_a_removal_or_a_purge_is_not_stored() {
         let (local, epochs) = local(1 << 20);
         let (a, now) = (key(1), Instant::now());
-        let since = epochs.since(a.as_key().hash());
+        let since = epochs.since();
         local.remove(&a.as_key());
         assert!(!local.insert(&a.as_key(), entry(1).begun(since), now).stored);
-        let since = epochs.since(a.as_key().hash());
+        let since = epochs.since();
         epochs.purged();
         assert!(!local.insert(&a.as_key(), entry(1).begun(since), now).stored);
         assert!(!found(&local, &a, now));

@@ -146,7 +146,7 @@ async fn an_entry_overtaken_by_a_removal_does_not_reach_redis() {
     let view = store_on(&server).view();
     let mut key = KeyBuilder::new();
     let key = key.part(b"/a").key();
-    let since = view.since(&key);
+    let since = view.since();
     view.remove(&Region::DEFAULT, &key);
     view.insert(&Region::DEFAULT, &key, page("late", "x").begun(since), Reach::Shared);
     view.insert(&Region::DEFAULT, &key, page("queued", "x"), Reach::Shared);

@@ -50,7 +50,7 @@ impl<'f> Fetch<'f> {
         request: &Request,
         key: CacheKey,
     ) -> Self {
-        let since = passage.worker.view.since(&key.as_key());
+        let since = passage.worker.view.since();
         let random = passage.site.identity.fresh();
         Fetch { policy, caller, key, asked: Passage::asked(request), since, sent: Instant::now(), random }
     }
@@ -256,7 +256,7 @@ impl Passage<'_> {
             return;
         }
         let keep = if is_error { PASS_AFTER_ERROR } else { PASS_FOR };
-        let entry = Entry::new(Meta::Pass, Bytes::new(), keep, Now::read());
+        let entry = Entry::new(Meta::Pass, Bytes::new(), keep, Now::read()).begun(fetch.since);
         self.worker.view.insert(&fetch.caller.region, &fetch.key.as_key(), entry, Reach::Local);
     }
 
@@ -303,7 +303,7 @@ impl Passage<'_> {
         let stamp = self.site.identity.fresh();
         let variants = Variants::default();
         let meta = Meta::Varies { names: names.clone(), stamp, variants: variants.clone() };
-        let entry = Entry::new(meta, Bytes::new(), key::VARIES_FOR, Now::read());
+        let entry = Entry::new(meta, Bytes::new(), key::VARIES_FOR, Now::read()).begun(fetch.since);
         self.worker.view.insert(&caller.region, &builder.key(), entry, Reach::Shared);
         let place = key::variant(&mut builder, &names, stamp, &request.fields);
         variants.admit(place.hash(), self.site.cache.variants);

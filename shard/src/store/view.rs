@@ -130,7 +130,7 @@ impl<M: Meta> View<M> {
     /// Asks the region's shard, within the deadline. Cancel safe: an answer that comes later is dropped.
     pub async fn remote(&self, region: &Region, key: &KeyRef<'_>) -> Remote<M> {
         let Some(place) = self.store.place(region, key) else { return Remote::Off };
-        let since = self.since(key);
+        let since = self.since();
         match self.wires[place.shard].fetch(&place.name, &place.digest).await {
             Ok(Some(entry)) => {
                 let (copy, _) = self.hold(key, entry.begun(since));
@@ -142,9 +142,9 @@ impl<M: Meta> View<M> {
     }
 
     /// To be taken before a fill's request goes out, and given to its entry (`Entry::begun`): the entry is then not stored if
-    /// its key is removed, or everything purged, while the fill runs.
-    pub fn since(&self, key: &KeyRef<'_>) -> Since {
-        self.store.epochs.since(key.hash())
+    /// its key, whichever it turns out to be, is removed, or everything purged, while the fill runs.
+    pub fn since(&self) -> Since {
+        self.store.epochs.since()
     }
 
     /// Stores an entry. The hit serves the response at hand even where nothing could be stored.
@@ -265,7 +265,7 @@ mod tests {
         let (one, two) = (store.view(), store.view());
         one.insert(&Region::DEFAULT, &key, entry("a"), Reach::Local);
         two.local(&key).unwrap();
-        let since = two.since(&key);
+        let since = two.since();
         one.purge_local();
         assert!(one.local(&key).is_none() && two.local(&key).is_none());
         let served = two.insert(&Region::DEFAULT, &key, entry("late").begun(since), Reach::Local);
