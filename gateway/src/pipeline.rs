@@ -223,7 +223,7 @@ impl Passage<'_> {
     }
 
     /// A successful unsafe request ends what is stored for its target, and for what its answer names as created or changed on
-    /// the same origin (RFC 9111 section 4.4), in every region that is configured and the caller's own.
+    /// the same origin (RFC 9111 section 4.4), in every region that is configured or that something is stored for.
     fn invalidate(&self, caller: &Caller, request: &Request, response: &Response) {
         if !(response.status.is_success() || response.status.is_redirection()) {
             return;
@@ -242,8 +242,9 @@ impl Passage<'_> {
     fn remove(&self, caller: &Caller, request: &Request) {
         let mut builder = shard::KeyBuilder::new();
         let view = &self.worker.view;
-        let others = view.store().regions().filter(|region| *region != caller.region);
-        for region in others.chain([caller.region]) {
+        let mut regions = view.store().regions();
+        regions.insert(caller.region);
+        for region in regions {
             key::primary(&mut builder, &self.site.cache, request, &region);
             view.remove(&region, &builder.key());
         }

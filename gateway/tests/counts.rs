@@ -60,13 +60,6 @@ fn a_hit_takes_two_system_calls_on_sockets_and_a_pass_through_four() {
     assert_calls(socket_calls(&gateway, "/", 200), 200, 4);
 }
 
-/// Bytes of its own memory that the gateway holds.
-fn memory(gateway: &Gateway) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process.id())).expect("a live process");
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
-    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1_024
-}
-
 /// Lets this process open as many descriptors as it may; returns how many connections that allows.
 fn descriptors() -> usize {
     let limit = getrlimit(Resource::Nofile);
@@ -91,10 +84,10 @@ fn an_idle_connection_holds_little() {
     let gateway = crowded(&origin);
     let mut warm = gateway.connect();
     warm.get("/", &[]);
-    let before = memory(&gateway);
+    let before = gateway.process.memory();
     let held: Vec<TcpStream> = (0..COUNT).map(|_| TcpStream::connect(gateway.address).expect("listening")).collect();
     wait_for(|| connections(&gateway) >= COUNT, PATIENCE);
-    let each = memory(&gateway).saturating_sub(before) / COUNT;
+    let each = gateway.process.memory().saturating_sub(before) / COUNT;
     // 1,795 bytes with optimisation, whose tasks are smaller; a read buffer alone would be 16 KiB.
     assert!(each <= 4_096, "{each} bytes for each idle connection");
     drop(held);

@@ -16,8 +16,8 @@ use crate::key::{Digest, KeyRef, Region};
 use crate::local::{Local, LocalReport};
 use crate::placement::{SLOTS, SLOTS_MAX, Slot, Slots, redis_key, winner};
 use crate::remote::{Shard, ShardReport, client};
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The local tier.
@@ -78,6 +78,8 @@ pub struct Store<M> {
     local: Local<M>,
     epochs: Arc<Epochs>,
     remote: Option<Shards>,
+    /// Regions that something was stored for.
+    named: Mutex<BTreeSet<Region>>,
 }
 
 struct Shards {
@@ -94,6 +96,9 @@ struct RegionShards {
     labels: Vec<String>,
 }
 
+/// Most regions that a process stores for; requests may make them up.
+const NAMED_MAX: usize = 1_024;
+
 /// Everything needed to ask for a key.
 struct Place {
     shard: usize,
@@ -106,7 +111,8 @@ impl<M: Meta> Store<M> {
     pub fn new(local: LocalSettings, remote: Option<RemoteSettings>) -> Result<Arc<Self>, StoreError> {
         let epochs = Arc::new(Epochs::new());
         let remote = remote.as_ref().map(Shards::new).transpose()?;
-        Ok(Arc::new(Self { local: Local::new(local.memory_bytes, epochs.clone()), epochs, remote }))
+        let local = Local::new(local.memory_bytes, epochs.clone());
+        Ok(Arc::new(Self { local, epochs, remote, named: Mutex::default() }))
     }
 
     /// A thread's way to the store; cheap to make, holds about 400 KiB.
@@ -114,10 +120,18 @@ impl<M: Meta> Store<M> {
         View::new(self.clone())
     }
 
-    /// The regions that have stores of their own, and the default one.
-    pub fn regions(&self) -> impl Iterator<Item = Region> {
-        let own = self.remote.iter().flat_map(|remote| remote.regions.keys().copied());
-        own.filter(|region| *region != Region::DEFAULT).chain([Region::DEFAULT])
+    /// The regions that have stores of their own, those that something was stored for in this process, and the default one.
+    pub fn regions(&self) -> BTreeSet<Region> {
+        let mut regions = self.named.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        regions.extend(self.remote.iter().flat_map(|remote| remote.regions.keys()));
+        regions.insert(Region::DEFAULT);
+        regions
+    }
+
+    /// Remembers a region that something is stored for. False when there are too many to remember: requests may make them up.
+    fn name(&self, region: &Region) -> bool {
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        named.contains(region) || (named.len() < NAMED_MAX && named.insert(*region))
     }
 
     /// Where a response lives, or would live.

@@ -142,6 +142,13 @@ impl Process {
         self.child.id()
     }
 
+    /// Bytes of its own memory that it holds.
+    pub fn memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("a live process");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1_024
+    }
+
     /// Sends a signal by its name, such as `TERM`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();

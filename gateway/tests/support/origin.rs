@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Socket, Type};
+
 use super::client::is_timeout;
 use super::{PATIENCE, lock, wait_for};
 
@@ -153,6 +155,15 @@ pub struct Origin {
     shared: Arc<Shared>,
 }
 
+/// Keeps a crowd of connections waiting rather than dropping some.
+fn listen(address: SocketAddr) -> TcpListener {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
+    socket.set_reuse_address(true).expect("an option of every socket");
+    socket.bind(&address.into()).expect("a port for the origin");
+    socket.listen(4_096).expect("a listening socket");
+    socket.into()
+}
+
 impl Origin {
     pub fn start(play: impl Fn(&Received) -> Script + Send + Sync + 'static) -> Self {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), play)
@@ -160,7 +171,7 @@ impl Origin {
 
     /// On a given address, for an origin that comes (back) later.
     pub fn start_at(address: SocketAddr, play: impl Fn(&Received) -> Script + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(address).expect("a port for the origin");
+        let listener = listen(address);
         let address = listener.local_addr().expect("a bound port");
         let shared = Arc::new(Shared {
             play: Box::new(play),

@@ -9,7 +9,7 @@ use crate::key::{KeyRef, Region};
 use crate::local::{Moment, Near, NearCopy};
 use crate::remote::{Fault, Job, Shard, Wire};
 use bytes::Bytes;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ pub struct View<M> {
     near: RefCell<Near<M>>,
     /// One for each of the store's shards.
     wires: Box<[Wire<M>]>,
+    /// The region of the last insertion, which is nearly always that of the next.
+    region: Cell<Option<Region>>,
 }
 
 /// Which tier answered.
@@ -104,7 +106,7 @@ impl<M: Meta> View<M> {
             };
             remote.shards.iter().map(wire)
         });
-        Self { wires: wires.collect(), near: RefCell::new(Near::new()), store }
+        Self { wires: wires.collect(), near: RefCell::new(Near::new()), store, region: Cell::new(None) }
     }
 
     /// The entry, if this process has it and its time is not over. Whether it is fresh is for the caller to see.
@@ -149,6 +151,14 @@ impl<M: Meta> View<M> {
 
     /// Stores an entry. The hit serves the response at hand even where nothing could be stored.
     pub fn insert(&self, region: &Region, key: &KeyRef<'_>, entry: Entry<M>, reach: Reach) -> Hit<M> {
+        // What is stored for a region that nobody remembers could not be removed again.
+        if self.region.get() != Some(*region) {
+            if !self.store.name(region) {
+                let copy = NearCopy::new(key, Arc::new(entry), self.since().generation());
+                return Hit { copy, tier: Tier::Memory };
+            }
+            self.region.set(Some(*region));
+        }
         let (copy, stored) = self.hold(key, entry);
         if stored
             && reach == Reach::Shared
