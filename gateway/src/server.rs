@@ -158,6 +158,8 @@ fn expose(shared: &Arc<Shared>) {
     assemble::expose(shared);
 }
 
+/// How soon a worker goes on to tidy what could not be done in one go.
+pub(crate) const UNTIDY_EVERY: Duration = Duration::from_millis(10);
 /// How often a worker tidies its tables and its idle upstream connections.
 pub(crate) const TIDY_EVERY: Duration = Duration::from_secs(1);
 /// How often a worker hands over its access log lines.

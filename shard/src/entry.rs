@@ -83,7 +83,7 @@ impl<M: Meta> Entry<M> {
 
     fn aged(meta: M, body: Bytes, keep: Duration, stored_unix_ms: u64, age: Duration, now: Now) -> Self {
         let keep = Duration::from_millis(keep.min(KEEP_MAX).as_millis() as u64);
-        let weight = body.len() + meta.heap_bytes() + size_of::<Self>();
+        let weight = allocated(body.len()) + allocated(meta.heap_bytes()) + size_of::<Self>();
         // An age within the tolerance may be nothing but the difference of two clocks.
         let remaining = keep.saturating_sub(age.saturating_sub(CLOCK_TOLERANCE));
         Self {
@@ -105,6 +105,12 @@ impl<M: Meta> Entry<M> {
     pub fn begun(self, since: Since) -> Self {
         Self { since: Some(since), ..self }
     }
+}
+
+/// What an allocator takes for so many bytes: four sizes for each doubling, as in jemalloc's size classes.
+fn allocated(bytes: usize) -> usize {
+    let step = (bytes.next_power_of_two() / 8).max(16);
+    bytes.next_multiple_of(step)
 }
 
 impl<M> Entry<M> {

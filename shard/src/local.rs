@@ -1,26 +1,46 @@
 //! Owns the local tier: one cache shared by all threads (moka), and a table of each thread in front of it.
 //!
 //! Refuses entries that were removed or purged while they were fetched, and never empties the shared cache at once: a purge
-//! raises a generation, older entries no longer count and leave when they are met, replaced, expired or pushed out.
+//! raises a generation, older entries no longer count and leave when they are met, replaced, swept or pushed out. What is over
+//! is swept likewise, a bounded piece at a time.
 //!
-//! Memory: the shared cache keeps to `memory_bytes` of weight. Threads' tables hold entries of the shared cache, and may keep
-//! ones it let go of for a while: all tables together hold at most half of `memory_bytes`, whatever became of their entries.
+//! Memory: both together keep to `memory_bytes` of weight. Threads' tables hold entries of the shared cache, and may keep
+//! ones it let go of for a while: a sixteenth is theirs, all tables together. moka lets go of entries some insertions later, which
+//! is done at once where these are large.
 //! Invariant: an entry that left the shared cache is retired, and with that it is gone from every table.
 
 mod near;
+mod roll;
 
 pub(crate) use near::{Moment, Near, NearCopy};
 
 use crate::entry::{Entry, Epochs, Meta};
 use crate::key::{CacheKey, KeyRef, Prehashed};
-use moka::Expiry;
 use moka::sync::Cache;
-use std::sync::Arc;
+use roll::{Place, Roll};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// What the shared cache itself spends on an entry, approximately.
 const OVERHEAD: usize = 400;
+
+/// What the shared cache gets of the memory: the allocator and what moka has not yet let go of need the rest, as seen under
+/// churn by four threads (tests/memory.rs).
+const SHARED_SIXTEENTHS: usize = 13;
+
+/// The part of the memory that threads' tables may hold, all together.
+const NEAR_PART: usize = 16;
+
+/// How many entries a sweep looks at, and how many that are over it lets go of: less than a millisecond of work at
+/// leisure, and a little with each insertion.
+const SWEEP: usize = 8_192;
+const OVER: usize = 32;
+const SWEEP_ON_INSERT: usize = 16;
+const OVER_ON_INSERT: usize = 2;
+
+/// The part of the memory by which the shared cache may be exceeded for a moment.
+const UNSETTLED_PART: usize = 32;
 
 /// Entries stored together do not expire together: up to this part of their time is cut off.
 const JITTER: f64 = 0.05;
@@ -29,12 +49,34 @@ pub(crate) struct Local<M> {
     shared: Cache<CacheKey, Stored<M>, Prehashed>,
     epochs: Arc<Epochs>,
     memory_bytes: usize,
+    roll: Arc<Roll>,
     views: AtomicUsize,
+    /// Bytes inserted since the shared cache last let go of what is too much.
+    unsettled: AtomicUsize,
 }
 
+/// What the shared cache holds. moka keeps a value for some time after it let go of it, in each thread that wrote; so the entry
+/// hangs by a thread that is cut then.
 struct Stored<M> {
-    entry: Arc<Entry<M>>,
+    entry: Arc<Mutex<Option<Arc<Entry<M>>>>>,
+    weight: u32,
     generation: u64,
+    /// Its place on the roll.
+    place: Place,
+}
+
+impl<M> Stored<M> {
+    fn entry(&self) -> Option<Arc<Entry<M>>> {
+        lock(&self.entry).clone()
+    }
+
+    fn let_go(&self, roll: &Roll) {
+        let entry = lock(&self.entry).take();
+        if let Some(entry) = entry {
+            entry.retire();
+            roll.leave(self.place);
+        }
+    }
 }
 
 /// Figures of the local tier; moka brings them up to date a little later.
@@ -46,42 +88,24 @@ pub struct LocalReport {
 
 impl<M> Clone for Stored<M> {
     fn clone(&self) -> Self {
-        Self { entry: self.entry.clone(), generation: self.generation }
+        Self { entry: self.entry.clone(), ..*self }
     }
 }
 
-/// Lets an entry go when its time is over.
-struct Until;
-
-impl<M> Expiry<CacheKey, Stored<M>> for Until {
-    fn expire_after_create(&self, _: &CacheKey, stored: &Stored<M>, now: Instant) -> Option<Duration> {
-        Some(stored.entry.remaining(now))
-    }
-
-    fn expire_after_update(
-        &self,
-        _: &CacheKey,
-        stored: &Stored<M>,
-        now: Instant,
-        _: Option<Duration>,
-    ) -> Option<Duration> {
-        Some(stored.entry.remaining(now))
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<M: Meta> Local<M> {
     pub(crate) fn new(memory_bytes: usize, epochs: Arc<Epochs>) -> Self {
-        let weight = |key: &CacheKey, stored: &Stored<M>| {
-            let bytes = stored.entry.weight as usize + key.as_key().as_bytes().len() + OVERHEAD;
-            u32::try_from(bytes).unwrap_or(u32::MAX)
-        };
+        let roll = Arc::new(Roll::new());
+        let listed = roll.clone();
         let shared = Cache::builder()
-            .max_capacity(memory_bytes as u64)
-            .weigher(weight)
-            .expire_after(Until)
-            .eviction_listener(|_, stored: Stored<M>, _| stored.entry.retire())
+            .max_capacity((memory_bytes / 16 * SHARED_SIXTEENTHS) as u64)
+            .weigher(|_, stored: &Stored<M>| stored.weight)
+            .eviction_listener(move |_, stored: Stored<M>, _| stored.let_go(&listed))
             .build_with_hasher(Prehashed::default());
-        Self { shared, epochs, memory_bytes, views: AtomicUsize::new(0) }
+        Self { shared, epochs, memory_bytes, roll, views: AtomicUsize::new(0), unsettled: AtomicUsize::new(0) }
     }
 
     pub(crate) fn get(&self, key: &KeyRef<'_>, moment: Moment) -> Option<Arc<NearCopy<M>>> {
@@ -90,8 +114,8 @@ impl<M: Meta> Local<M> {
             self.shared.invalidate(key);
             return None;
         }
-        let counts = stored.entry.is_live() && stored.entry.until() > moment.now;
-        counts.then(|| NearCopy::new(key, stored.entry, stored.generation))
+        let entry = stored.entry().filter(|entry| entry.is_live() && entry.until() > moment.now)?;
+        Some(NearCopy::new(key, entry, stored.generation))
     }
 
     /// Lets the shared cache count a use that a thread's table has answered.
@@ -109,12 +133,20 @@ impl<M: Meta> Local<M> {
         let wanted = |local: &Self| local.epochs.still(key.hash(), since);
         let stored = wanted(self) && !remaining.is_zero();
         if stored {
-            let generation = since.generation();
-            self.shared.insert(key.to_owned(), Stored { entry: entry.clone(), generation });
+            let bytes = entry.weight as usize + key.as_bytes().len() + OVERHEAD;
+            let (owned, generation) = (key.to_owned(), since.generation());
+            let place = self.roll.enter(owned.clone(), entry.until(), generation);
+            let weight = u32::try_from(bytes).unwrap_or(u32::MAX);
+            let held = Arc::new(Mutex::new(Some(entry.clone())));
+            self.shared.insert(owned, Stored { entry: held, weight, generation, place });
             // A removal that came in between did not find it.
             if !wanted(self) {
                 self.shared.invalidate(key);
             }
+            if self.unsettled.fetch_add(bytes, Ordering::Relaxed) > self.memory_bytes / UNSETTLED_PART {
+                self.catch_up();
+            }
+            self.sweep(SWEEP_ON_INSERT, OVER_ON_INSERT, self.moment(now));
         }
         Inserted { copy: NearCopy::new(key, entry, since.generation()), stored }
     }
@@ -128,9 +160,30 @@ impl<M: Meta> Local<M> {
         Moment { now, generation: self.epochs.generation() }
     }
 
-    /// Does what moka puts off until it is used: an idle cache would keep what has expired.
-    pub(crate) fn settle(&self) {
+    /// Does what moka puts off until it is used, and a piece of what is put off here: true while there is more of that.
+    pub(crate) fn settle(&self, moment: Moment) -> bool {
+        self.sweep(SWEEP, OVER, moment);
+        self.catch_up();
+        self.roll.is_untidy()
+    }
+
+    fn catch_up(&self) {
+        self.unsettled.store(0, Ordering::Relaxed);
         self.shared.run_pending_tasks();
+    }
+
+    /// Lets go of up to `most` entries that are over, looking at no more than `places`.
+    fn sweep(&self, places: usize, most: usize, moment: Moment) {
+        for key in self.roll.sweep(places, most, moment) {
+            let key = key.as_key();
+            // It may have been replaced by one that counts.
+            let is_over = |stored: &Stored<M>| {
+                stored.generation != moment.generation || stored.entry().is_none_or(|entry| entry.until() <= moment.now)
+            };
+            if self.shared.get(&key).as_ref().is_some_and(is_over) {
+                self.shared.invalidate(&key);
+            }
+        }
     }
 
     pub(crate) fn report(&self) -> LocalReport {
@@ -149,7 +202,7 @@ impl<M> Local<M> {
 
     /// What one thread's table may hold.
     pub(crate) fn near_bytes(&self) -> usize {
-        self.memory_bytes / 2 / self.views.load(Ordering::Relaxed).max(1)
+        self.memory_bytes / NEAR_PART / self.views.load(Ordering::Relaxed).max(1)
     }
 }
 
@@ -171,6 +224,7 @@ mod tests {
     use crate::entry::tests::Note;
     use crate::key::KeyBuilder;
     use bytes::Bytes;
+    use std::time::Duration;
 
     const KEEP: Duration = Duration::from_secs(100);
 
@@ -202,7 +256,7 @@ mod tests {
         assert!(!second.entry().is_live() && !found(&local, &a, now));
 
         let copies: Vec<_> = (0..1_000).map(|n| local.insert(&key(n).as_key(), entry(1_000), now).copy).collect();
-        local.settle();
+        local.settle(local.moment(Instant::now()));
         let live = copies.iter().filter(|copy| copy.entry().is_live()).count();
         assert!(live <= 70 && local.report().weight_bytes <= 100_000, "{live} live");
     }
@@ -252,11 +306,11 @@ mod tests {
     }
 
     #[test]
-    fn tables_share_half_of_the_memory() {
+    fn tables_share_a_sixteenth_of_the_memory() {
         let (local, _) = local(1 << 20);
         (0..4).for_each(|_| local.joined());
-        assert_eq!(local.near_bytes(), 1 << 17);
+        assert_eq!(local.near_bytes(), 1 << 14);
         local.left();
-        assert!(local.near_bytes() > 1 << 17);
+        assert!(local.near_bytes() > 1 << 14);
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{FLUSH_EVERY, Shared, Stage, TIDY_EVERY};
+use super::{FLUSH_EVERY, Shared, Stage, TIDY_EVERY, UNTIDY_EVERY};
 use crate::accept::{Accepted, Door};
 use crate::http::io::Io;
 use crate::http::message::Scheme;
@@ -72,13 +72,16 @@ async fn work(
     });
     let chores_hall = Rc::clone(&hall);
     let chores = spawn_local(async move {
-        let mut tidied = Instant::now();
+        let (mut tidied, mut is_untidy) = (Instant::now(), false);
         loop {
-            sleep(FLUSH_EVERY).await;
+            sleep(if is_untidy { UNTIDY_EVERY } else { FLUSH_EVERY }).await;
             chores_hall.worker.log.flush();
-            if tidied.elapsed() >= TIDY_EVERY {
+            let is_due = tidied.elapsed() >= TIDY_EVERY;
+            if is_due || is_untidy {
+                is_untidy = chores_hall.worker.view.tidy();
+            }
+            if is_due {
                 tidied = Instant::now();
-                chores_hall.worker.view.tidy();
                 upstream::sweep();
             }
         }

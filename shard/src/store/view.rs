@@ -183,10 +183,12 @@ impl<M: Meta> View<M> {
         self.store.purge_local();
     }
 
-    /// Lets go of what an idle thread would hold on to. To be called about once a second by the thread's own clock.
-    pub fn tidy(&self) {
-        self.store.local.settle();
-        self.near.borrow_mut().sweep(TIDY, self.store.local.moment(Instant::now()));
+    /// Lets go of a bounded piece of what no longer counts. To be called about once a second by the thread's own clock, and again
+    /// soon while it says that there is more.
+    pub fn tidy(&self) -> bool {
+        let moment = self.store.local.moment(Instant::now());
+        self.near.borrow_mut().sweep(TIDY, moment);
+        self.store.local.settle(moment)
     }
 
     /// Waits until everything queued for shards is carried out or dropped; false if that took longer than `within`. For the end
@@ -301,7 +303,7 @@ mod tests {
                 two.insert(&Region::DEFAULT, &cold, large("cold"), Reach::Local);
                 store.local.touch(&cold);
             }
-            store.local.settle();
+            store.local.settle(store.local.moment(Instant::now()));
         }
     }
 
