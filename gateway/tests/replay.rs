@@ -1,5 +1,7 @@
 //! The kept fuzzing corpus, played on the stable toolchain: what a fuzzer once found interesting stays right.
 
+#[path = "../fuzz/cached.rs"]
+mod cached;
 #[path = "../fuzz/oracle.rs"]
 mod oracle;
 
@@ -36,4 +38,14 @@ fn answer_heads() {
 #[test]
 fn chunked_bodies() {
     replay("chunk_decoder", oracle::chunk_decoder);
+}
+
+#[test]
+fn fields_of_the_cache() {
+    replay("cache_fields", cached::cache_fields);
+}
+
+#[test]
+fn stored_forms() {
+    replay("stored_form", cached::stored_form);
 }

@@ -89,3 +89,94 @@ pub(super) fn initial_age(fields: &Fields, now: SystemTime, delay: Duration) -> 
 fn dated(fields: &Fields) -> Option<SystemTime> {
     fields.get(Known::Date).and_then(date::parse)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn at(offset: i64) -> String {
+        httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(NOW.saturating_add_signed(offset)))
+    }
+
+    /// What an answer says, in whole seconds; dates are relative to now.
+    #[derive(Clone, Debug)]
+    struct Said {
+        s_maxage: Option<u64>,
+        max_age: Option<u64>,
+        expires: Option<i64>,
+        date: Option<i64>,
+        age: Option<u64>,
+        modified: Option<i64>,
+        delay: u64,
+    }
+
+    impl Said {
+        fn response(&self) -> Response {
+            let mut response = Response::new(StatusCode::OK);
+            let mut push = |name: &str, value: Option<String>| {
+                value.into_iter().for_each(|value| response.fields.push(name.as_bytes(), value.as_bytes()));
+            };
+            push("Cache-Control", self.max_age.map(|seconds| format!("max-age={seconds}")));
+            push("Cache-Control", self.s_maxage.map(|seconds| format!("s-maxage={seconds}")));
+            push("Expires", self.expires.map(at));
+            push("Date", self.date.map(at));
+            push("Age", self.age.map(|seconds| seconds.to_string()));
+            push("Last-Modified", self.modified.map(at));
+            response
+        }
+
+        /// RFC 9111 section 4.2.1, then 4.2.2, word for word; in tenths of a second.
+        fn lifetime(&self, heuristic_max: u64) -> i64 {
+            let date = self.date.unwrap_or(0);
+            if let Some(seconds) = self.s_maxage {
+                seconds.min(1 << 31) as i64 * 10
+            } else if let Some(seconds) = self.max_age {
+                seconds.min(1 << 31) as i64 * 10
+            } else if let Some(expires) = self.expires {
+                (expires - date).max(0) * 10
+            } else {
+                self.modified.map_or(0, |modified| (date - modified).clamp(0, heuristic_max as i64 * 10))
+            }
+        }
+
+        /// RFC 9111 section 4.2.3: apparent_age, corrected_age_value, corrected_initial_age.
+        fn initial_age(&self) -> i64 {
+            let apparent = self.date.map_or(0, |date| (-date).max(0));
+            // Clocks of two nodes may differ by 1.5 s.
+            let apparent = if apparent > 1 { apparent } else { 0 };
+            let corrected = self.age.map_or(0, |age| age.min(1 << 31) as i64 + self.delay as i64);
+            apparent.max(corrected)
+        }
+    }
+
+    fn said() -> impl Strategy<Value = Said> {
+        let seconds = || prop::option::of(prop_oneof![0u64..5, 0u64..100_000, any::<u64>()]);
+        let offset = || prop::option::of(prop_oneof![-5i64..5, -1_000_000i64..1_000_000]);
+        (seconds(), seconds(), offset(), offset(), seconds(), offset(), 0u64..30).prop_map(
+            |(s_maxage, max_age, expires, date, age, modified, delay)| Said {
+                s_maxage,
+                max_age,
+                expires,
+                date,
+                age,
+                modified,
+                delay,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn ages_and_lifetimes_are_those_of_the_standard(said in said()) {
+            let (response, route) = (said.response(), RoutePolicy::default());
+            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW);
+            let lifetime = Lifetime::of(&Control::of(&response.fields), false, &response, &route, now).length();
+            prop_assert_eq!(lifetime.as_millis() as i64 / 100, said.lifetime(route.heuristic_max.as_secs()));
+            let age = initial_age(&response.fields, now, Duration::from_secs(said.delay));
+            prop_assert_eq!(age.as_secs() as i64, said.initial_age());
+        }
+    }
+}

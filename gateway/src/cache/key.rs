@@ -168,6 +168,7 @@ pub fn vary(response: &Fields) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn key(target: &str, region: &str, ignore: &[&str]) -> Vec<u8> {
         let settings = Settings {
@@ -205,6 +206,55 @@ mod tests {
         let all = [of(&[]), of(&[""]), of(&["a"]), of(&["a", "b"]), of(&["a, b"]), of(&["a|b"])];
         for (at, one) in all.iter().enumerate() {
             assert!(!all[at + 1..].contains(one), "{one}");
+        }
+    }
+
+    /// What a key is made of, from letters so few that pieces run into each other.
+    fn made_of() -> impl Strategy<Value = (bool, String, String, String, Vec<String>, Vec<Vec<String>>)> {
+        let text = || "[a/?|=&]{0,3}";
+        let lines = prop::collection::vec("[ab=|]{0,2}", 0..3);
+        (
+            any::<bool>(),
+            "[a:b]{1,3}",
+            text(),
+            "[ab]{1,2}",
+            prop::collection::vec("[ab]{1,2}", 0..3),
+            prop::collection::vec(lines, 2),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn keys_are_the_same_only_where_everything_is(one in made_of(), two in made_of(), same in any::<u8>()) {
+            // Often all but a piece is the same.
+            let mut two = two;
+            if same & 1 > 0 { two.0 = one.0; }
+            if same & 2 > 0 { two.1.clone_from(&one.1); }
+            if same & 4 > 0 { two.2.clone_from(&one.2); }
+            if same & 8 > 0 { two.3.clone_from(&one.3); }
+            if same & 16 > 0 { two.4.clone_from(&one.4); }
+            if same & 32 > 0 { two.5.clone_from(&one.5); }
+            let settings = Settings { key_fields: vec!["x-tenant".to_owned()], ..Settings::default() };
+            let key = |(is_tls, authority, target, region, names, lines): &(bool, String, String, String, Vec<String>, Vec<Vec<String>>)| {
+                let scheme = if *is_tls { Scheme::Https } else { Scheme::Http };
+                let mut request = Request { scheme, authority: authority.clone(), ..Request::default() };
+                request.set_target(&format!("/{target}"));
+                lines[0].iter().for_each(|line| request.fields.push(b"X-Tenant", line.as_bytes()));
+                lines[1].iter().for_each(|line| request.fields.push(b"a", line.as_bytes()));
+                let mut builder = KeyBuilder::new();
+                primary(&mut builder, &settings, &request, &Region::new(region).expect("valid"));
+                if names.is_empty() { builder.key().to_owned() } else { variant(&mut builder, names, 7, &request.fields).to_owned() }
+            };
+            // A variant's members count, not on which line they are; nor does a field that it does not vary by.
+            let normal = |made: &(bool, String, String, String, Vec<String>, Vec<Vec<String>>)| {
+                let mut made = made.clone();
+                let varies = made.4.iter().any(|name| name == "a");
+                let is_there = !made.5[1].is_empty();
+                let members: Vec<String> = made.5[1].iter().filter(|line| !line.is_empty()).cloned().collect();
+                made.5[1] = if varies { [vec![is_there.to_string()], members].concat() } else { Vec::new() };
+                made
+            };
+            prop_assert_eq!(key(&one) == key(&two), normal(&one) == normal(&two));
         }
     }
 

@@ -1,0 +1,6 @@
+#![no_main]
+
+#[path = "../cached.rs"]
+mod cached;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| cached::stored_form(data));
