@@ -6,6 +6,7 @@ mod body;
 mod cached;
 mod fetch;
 mod part;
+mod posted;
 mod shared;
 mod site;
 
@@ -144,7 +145,10 @@ impl Passage<'_> {
                 // Another route, one for GET, may have stored what this changes.
                 let answer = self.forward(route, caller, request, body, response).await?;
                 self.invalidate(caller, request, response);
-                Ok(Body::Answer(answer))
+                Ok(match &route.settings.cache {
+                    Some(cache) => self.posted(cache, caller, request, response, answer),
+                    None => Body::Answer(answer),
+                })
             }
             _ => self.forward(route, caller, request, body, response).await.map(Body::Answer),
         }

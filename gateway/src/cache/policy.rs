@@ -10,7 +10,7 @@ use super::fresh::{self, Lifetime};
 use super::part::Extent;
 use super::range::{self, Wanted};
 use super::stored::{Meta, Object, Standing};
-use super::{RoutePolicy, SetCookie, Settings, date, targeted};
+use super::{RoutePolicy, SetCookie, Settings, date, key, targeted};
 use crate::http::fields::{Fields, Known};
 use crate::http::message::{Length, Request, Response, StatusCode};
 
@@ -57,6 +57,18 @@ pub fn is_lookup(request: &Request) -> bool {
         && request.length == Length::Empty
         && !request.fields.has(Known::IfMatch)
         && !request.fields.has(Known::IfUnmodifiedSince)
+}
+
+/// Whether an answer to POST is what GET would get: it says how long it is fresh, and that it lies where the request went
+/// (RFC 9110 section 9.3.3).
+pub fn is_answer_of_target(request: &Request, response: &Response) -> bool {
+    let control = Control::of(&response.fields);
+    let is_explicit = control.max_age.or(control.s_maxage).is_some() || response.fields.has(Known::Expires);
+    let place = response.fields.get(Known::ContentLocation).and_then(|place| std::str::from_utf8(place).ok());
+    request.method == Method::POST
+        && response.status == StatusCode::OK
+        && is_explicit
+        && place.and_then(|place| key::same_origin(place, request)).as_deref() == Some(&*request.target)
 }
 
 /// Whether a request wants a part only (RFC 9110 section 14.2 defines that for GET alone).

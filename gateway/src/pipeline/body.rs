@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 
 use super::fetch::Answer;
+use super::posted::Posted;
 use crate::cache::fill::Reader;
 use crate::http::body::{BodyError, Source};
 use crate::http::fields::Fields;
@@ -15,6 +16,7 @@ pub enum Body<'a> {
     Bytes(Bytes),
     Answer(Answer<'a>),
     Fill(Reader),
+    Posted(Box<Posted<'a>>),
 }
 
 impl Body<'_> {
@@ -24,7 +26,7 @@ impl Body<'_> {
     pub fn into_tunnel(self) -> Option<Tunnel> {
         match self {
             Body::Answer(answer) => answer.into_tunnel(),
-            Body::Bytes(_) | Body::Fill(_) => None,
+            Body::Bytes(_) | Body::Fill(_) | Body::Posted(_) => None,
         }
     }
 }
@@ -35,6 +37,7 @@ impl Source for Body<'_> {
             Body::Bytes(_) => Poll::Ready(Ok(())),
             Body::Answer(answer) => answer.poll_fill(cx),
             Body::Fill(reader) => reader.poll_fill(cx),
+            Body::Posted(answer) => answer.poll_fill(cx),
         }
     }
 
@@ -43,6 +46,7 @@ impl Source for Body<'_> {
             Body::Bytes(bytes) => bytes,
             Body::Answer(answer) => answer.data(),
             Body::Fill(reader) => reader.data(),
+            Body::Posted(answer) => answer.data(),
         }
     }
 
@@ -51,6 +55,7 @@ impl Source for Body<'_> {
             Body::Bytes(bytes) => bytes.advance(count),
             Body::Answer(answer) => answer.consume(count),
             Body::Fill(reader) => reader.consume(count),
+            Body::Posted(answer) => answer.consume(count),
         }
     }
 
@@ -58,6 +63,7 @@ impl Source for Body<'_> {
         match self {
             Body::Answer(answer) => answer.trailers(),
             Body::Fill(reader) => reader.trailers(),
+            Body::Posted(answer) => answer.trailers(),
             Body::Bytes(_) => None,
         }
     }

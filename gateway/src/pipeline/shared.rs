@@ -237,7 +237,7 @@ impl Passage<'_> {
         self.conditional(request, response, Body::Fill(reader))
     }
 
-    fn check_size(&self, response: &Response) -> Result<(), NoStore> {
+    pub(super) fn check_size(&self, response: &Response) -> Result<(), NoStore> {
         match response.length {
             Length::Known(length) if length > self.site.cache.object_bytes => Err(NoStore::TooLarge),
             _ => Ok(()),
@@ -374,7 +374,7 @@ impl Filling {
         feed.complete(answer.all_trailers());
     }
 
-    fn store(self, worker: &Worker, site: &Site, body: Bytes) {
+    pub(super) fn store(self, worker: &Worker, site: &Site, body: Bytes) {
         let key = self.key.as_key();
         let (meta, body) = match self.extent {
             None => (Meta::Object(self.object), body),
