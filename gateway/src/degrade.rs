@@ -24,6 +24,17 @@ pub struct Settings {
     pub retry_after: Duration,
 }
 
+impl Settings {
+    /// 503, the default, promises that waiting helps. An upstream whose answers are malformed is broken, not busy: 502 (RFC 9110
+    /// section 15.6.3).
+    fn status_for(&self, kind: Kind) -> StatusCode {
+        match (kind, self.status) {
+            (Kind::Malformed, StatusCode::SERVICE_UNAVAILABLE) => StatusCode::BAD_GATEWAY,
+            (_, status) => status,
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Settings {
@@ -64,7 +75,7 @@ pub fn form(request: &Fields) -> Form {
 /// Fills `response` with the answer to a failure and returns its body. `page` is the route's, where a page may stand in.
 pub fn write(error: &Error, page: Option<&Settings>, request: &Fields, spread: u64, response: &mut Response) -> Bytes {
     let page = page.filter(|_| error.is_degradable());
-    let status = page.map_or(error.status(), |page| page.status);
+    let status = page.map_or(error.status(), |page| page.status_for(error.kind()));
     let form = form(request);
     let body = match (page, form) {
         (Some(Settings { html: Some(html), .. }), Form::Html) => Bytes::copy_from_slice(html.as_bytes()),

@@ -156,7 +156,7 @@ const MEANINGS: &[(&str, &str)] = &[
         "routes[].cache.stale_while_revalidate",
         "How long past its freshness a response answers while it is validated (RFC 5861).",
     ),
-    ("routes[].degrade.status", "Status of the last answer."),
+    ("routes[].degrade.status", "Status of the last answer; 503 is 502 where the upstream's answer is malformed."),
     ("routes[].degrade.html", "File with the page for clients that accept HTML. Absent: the built-in one."),
     ("routes[].degrade.json", "File with the page for clients that accept JSON. Absent: the built-in one."),
     ("routes[].degrade.retry_after", "Middle of the jittered `Retry-After`."),
