@@ -143,12 +143,9 @@ impl Passage<'_> {
             _ if !request.method.is_safe() => {
                 self.story.forward = Forward::Method;
                 // Another route, one for GET, may have stored what this changes.
+                let post = self.post(route, caller, request);
                 let answer = self.forward(route, caller, request, body, response).await?;
-                self.invalidate(caller, request, response);
-                Ok(match &route.settings.cache {
-                    Some(cache) => self.posted(cache, caller, request, response, answer),
-                    None => Body::Answer(answer),
-                })
+                Ok(self.changed(post, caller, request, response, answer))
             }
             _ => self.forward(route, caller, request, body, response).await.map(Body::Answer),
         }

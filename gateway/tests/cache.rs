@@ -706,6 +706,26 @@ fn a_write_ends_what_its_answer_names_too() {
 }
 
 #[test]
+fn an_answer_to_post_that_was_overtaken_by_another_is_not_stored() {
+    let gate = Gate::default();
+    let opens = gate.clone();
+    let origin = Origin::start(move |request| {
+        let own = [("Cache-Control", "max-age=60"), ("Content-Location", "/x"), ("Content-Length", "3")];
+        let script = if request.body == b"slow" { Script::new().wait(&opens) } else { Script::new() };
+        script.head(200, &own).send("old")
+    });
+    let gateway = cached(&origin);
+    let mut slow = gateway.connect();
+    slow.send(support::client::request("POST", "/x", &[], b"slow"));
+    origin.wait_for_requests(1);
+    gateway.request("POST", "/x", &[], b"fast");
+    assert!(gateway.get("/x", &[]).is_hit());
+    gate.open();
+    assert_eq!(slow.answer().status, 200);
+    assert!(!gateway.get("/x", &[]).is_hit(), "nobody knows which of them came last");
+}
+
+#[test]
 fn a_write_ends_what_was_stored_for_any_region() {
     let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], ""));
     let config = one_route(origin.address, CACHED, "[identity]\nregion = [\"header:x-region\"]\n");

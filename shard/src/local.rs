@@ -146,7 +146,8 @@ impl<M: Meta> Local<M> {
             if self.unsettled.fetch_add(bytes, Ordering::Relaxed) > self.memory_bytes / UNSETTLED_PART {
                 self.catch_up();
             }
-            self.sweep(SWEEP_ON_INSERT, OVER_ON_INSERT, self.moment(now));
+            let moment = self.moment(now);
+            self.let_go(&self.roll.sweep(SWEEP_ON_INSERT, OVER_ON_INSERT, moment), moment);
         }
         Inserted { copy: NearCopy::new(key, entry, since.generation()), stored }
     }
@@ -162,9 +163,10 @@ impl<M: Meta> Local<M> {
 
     /// Does what moka puts off until it is used, and a piece of what is put off here: true while there is more of that.
     pub(crate) fn settle(&self, moment: Moment) -> bool {
-        self.sweep(SWEEP, OVER, moment);
+        let (over, is_untidy) = self.roll.sweep_at_leisure(SWEEP, OVER, moment);
+        self.let_go(&over, moment);
         self.catch_up();
-        self.roll.is_untidy()
+        is_untidy
     }
 
     fn catch_up(&self) {
@@ -172,9 +174,9 @@ impl<M: Meta> Local<M> {
         self.shared.run_pending_tasks();
     }
 
-    /// Lets go of up to `most` entries that are over, looking at no more than `places`.
-    fn sweep(&self, places: usize, most: usize, moment: Moment) {
-        for key in self.roll.sweep(places, most, moment) {
+    /// Lets go of what a sweep has found.
+    fn let_go(&self, over: &[CacheKey], moment: Moment) {
+        for key in over {
             let key = key.as_key();
             // It may have been replaced by one that counts.
             let is_over = |stored: &Stored<M>| {

@@ -60,15 +60,17 @@ impl Extent {
 }
 
 /// A part that has arrived, combined with what is stored of the same object: the same strong tag and total, and no gap between
-/// them. Else the new one stands for itself. What has become whole is an object like any other.
+/// them, and no more than `most` bytes together. Else the new one stands for itself. What has become whole is an object like any other.
 pub fn combine(
     stored: Option<(&Object, Extent, &Bytes)>,
     (object, extent, body): (Object, Extent, Bytes),
+    most: u64,
 ) -> (Meta, Bytes) {
     let is_strong = |object: &Object| object.fields.get(Known::ETag).is_some_and(|tag| tag.starts_with(b"\""));
     let same = |old: &Object| is_strong(old) && old.fields.get(Known::ETag) == object.fields.get(Known::ETag);
     let joined = stored.filter(|(old, ..)| same(old)).and_then(|(old, held, bytes)| {
-        let (held, bytes) = join((held, bytes), (extent, &body))?;
+        let spanned = held.end().max(extent.end()) - held.first.min(extent.first);
+        let (held, bytes) = if spanned <= most { join((held, bytes), (extent, &body))? } else { return None };
         let head = Response { status: StatusCode::OK, fields: object.fields.clone(), length: Length::Empty };
         let fields = policy::freshen(old, &head).fields;
         Some((Object { fields, ..object.clone() }, held, bytes))
@@ -125,6 +127,18 @@ mod tests {
             assert_eq!(of(bad), None, "{bad}");
         }
         assert_eq!(Extent::of(&answer("bytes 4-9/10", Length::Known(5))), None);
+    }
+
+    #[test]
+    fn parts_do_not_grow_beyond_what_is_stored() {
+        let mut object = Object::default();
+        object.fields.push(b"ETag", b"\"a\"");
+        let held = Extent { first: 0, length: 6, total: 20 };
+        let new = Extent { first: 6, length: 6, total: 20 };
+        let (ones, twos) = (Bytes::from_static(b"012345"), Bytes::from_static(b"6789ab"));
+        let of = |most| combine(Some((&object, held, &ones)), (object.clone(), new, twos.clone()), most).1;
+        assert_eq!(of(12), &b"0123456789ab"[..]);
+        assert_eq!(of(11), twos, "the new one by itself");
     }
 
     proptest! {

@@ -62,13 +62,11 @@ pub fn is_lookup(request: &Request) -> bool {
 /// Whether an answer to POST is what GET would get: it says how long it is fresh, and that it lies where the request went
 /// (RFC 9110 section 9.3.3).
 pub fn is_answer_of_target(request: &Request, response: &Response) -> bool {
+    let place = response.fields.get(Known::ContentLocation).and_then(|place| std::str::from_utf8(place).ok());
+    let (Some(place), StatusCode::OK) = (place, response.status) else { return false };
     let control = Control::of(&response.fields);
     let is_explicit = control.max_age.or(control.s_maxage).is_some() || response.fields.has(Known::Expires);
-    let place = response.fields.get(Known::ContentLocation).and_then(|place| std::str::from_utf8(place).ok());
-    request.method == Method::POST
-        && response.status == StatusCode::OK
-        && is_explicit
-        && place.and_then(|place| key::same_origin(place, request)).as_deref() == Some(&*request.target)
+    is_explicit && key::same_origin(place, request).as_deref() == Some(&*request.target)
 }
 
 /// Whether a request wants a part only (RFC 9110 section 14.2 defines that for GET alone).
@@ -220,16 +218,16 @@ pub fn is_selected(object: &Object, response: &Response) -> bool {
     }
 }
 
-/// Whether an answer to HEAD agrees with the stored object of `length` bytes, so that it may freshen it (RFC 9111 section
-/// 4.3.5): the same validators, and the same length where it says one.
-pub fn agrees(object: &Object, length: u64, response: &Response) -> bool {
+/// Whether an answer to HEAD agrees with the stored object of `length` bytes, so that it may freshen it, or contradicts it (RFC
+/// 9111 section 4.3.5). `None`: without a validator it proves nothing.
+pub fn agrees(object: &Object, length: u64, response: &Response) -> Option<bool> {
     let (stored, said) = (&object.fields, &response.fields);
-    let same = |known| said.get(known) == stored.get(known);
-    object.has_validator()
-        && object.status == response.status.as_u16()
-        && same(Known::ETag)
-        && same(Known::LastModified)
-        && !matches!(response.length, Length::Known(said) if said != length)
+    let differs = |known| said.get(known).is_some_and(|said| stored.get(known) != Some(said));
+    let is_other = differs(Known::ETag)
+        || differs(Known::LastModified)
+        || matches!(response.length, Length::Known(said) if said != length);
+    let is_proven = said.has(Known::ETag) || said.has(Known::LastModified);
+    (is_other || is_proven).then_some(!is_other)
 }
 
 /// The stored object freshened by a 304, or by an answer to HEAD (RFC 9111 section 3.2): new fields replace old ones of the

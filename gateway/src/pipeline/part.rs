@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use shard::Hit;
 
-use super::shared::{Fetch, Filling};
+use super::shared::Fetch;
 use super::{Body, CONDITIONS, Passage};
 use crate::cache::fill::Lead;
 use crate::cache::part::Extent;
@@ -62,9 +62,7 @@ impl Passage<'_> {
         // Its head is that of the whole, but for where the part lies (RFC 9111 section 3.4).
         let mut whole = Response { status: StatusCode::OK, ..response.clone() };
         whole.fields.remove(Known::ContentRange);
-        let fit = fetch.judge(&self.site.cache, request, &whole);
-        let place = fit.and_then(|fit| Ok((fit, self.place(&fetch, request, &whole)?)));
-        let ((object, keep), place) = match place {
+        let fit = match self.fit(&fetch, request, &whole) {
             Ok(fit) => fit,
             Err(reason) => {
                 self.story.detail = Detail::Reason(reason.as_str());
@@ -73,9 +71,6 @@ impl Passage<'_> {
         };
         self.story.detail = Detail::None;
         self.story.stored = true;
-        let (since, region) = (fetch.since, fetch.caller.region);
-        let key = place.unwrap_or(fetch.key);
-        let filling = Filling { object, extent: Some(extent), keep, since, key, region };
-        Ok(self.fill(filling, Lead::solo(), exchange, request, response))
+        Ok(self.fill(fetch.filling(fit, Some(extent)), Lead::solo(), exchange, request, response))
     }
 }

@@ -5,16 +5,19 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
+use http::Method;
+use shard::KeyBuilder;
 
 use super::fetch::Answer;
 use super::shared::{Fetch, Filling};
 use super::{Body, Passage, Site, Worker};
 use crate::cache::fill::Held;
-use crate::cache::{RoutePolicy, policy};
+use crate::cache::{key, policy};
 use crate::http::body::{BodyError, Source};
 use crate::http::fields::Fields;
 use crate::http::message::{Length, Request, Response};
 use crate::identify::Caller;
+use crate::route::Route;
 
 /// An answer that is stored as its client takes it; where the client leaves, nothing is.
 pub struct Posted<'a> {
@@ -28,29 +31,35 @@ pub struct Posted<'a> {
 }
 
 impl Passage<'_> {
-    /// Stores an answer to POST where it is that of its target. Call it after what the request changed was removed.
-    pub(super) fn posted<'a>(
+    /// To be called before a POST is forwarded whose answer may be stored.
+    pub(super) fn post<'f>(&self, route: &'f Route, caller: &'f Caller, request: &Request) -> Option<Fetch<'f>> {
+        let policy = route.settings.cache.as_ref().filter(|_| request.method == Method::POST)?;
+        let mut builder = KeyBuilder::new();
+        key::primary(&mut builder, &self.site.cache, request, &caller.region);
+        Some(Fetch::begin(self, policy, caller, request, builder.key().to_owned()))
+    }
+
+    /// Ends what an unsafe request has changed, and stores its answer where that is what its target has become. Where another
+    /// changed it meanwhile, nobody knows which came last, and nothing is stored.
+    pub(super) fn changed<'a>(
         &mut self,
-        route: &RoutePolicy,
+        post: Option<Fetch<'_>>,
         caller: &Caller,
         request: &Request,
         response: &Response,
         answer: Answer<'a>,
     ) -> Body<'a> {
-        if !policy::is_answer_of_target(request, response) {
-            return Body::Answer(answer);
-        }
-        let mut builder = shard::KeyBuilder::new();
-        crate::cache::key::primary(&mut builder, &self.site.cache, request, &caller.region);
-        let fetch = Fetch::begin(self, route, caller, request, builder.key().to_owned());
-        let fit = fetch.judge(&self.site.cache, request, response);
-        let fit = fit.and_then(|fit| self.check_size(response).map(|()| fit));
-        let Ok(((object, keep), place)) = fit.and_then(|fit| Ok((fit, self.place(&fetch, request, response)?))) else {
+        let view = &self.worker.view;
+        let post = post.filter(|post| view.still(&post.key.as_key(), post.since));
+        self.invalidate(caller, request, response);
+        let Some(mut post) = post.filter(|_| policy::is_answer_of_target(request, response)) else {
             return Body::Answer(answer);
         };
+        // After its own change.
+        post.since = view.since();
+        let Ok(fit) = self.fit(&post, request, response) else { return Body::Answer(answer) };
         self.story.stored = true;
-        let key = place.unwrap_or(fetch.key);
-        let filling = Filling { object, extent: None, keep, since: fetch.since, key, region: caller.region };
+        let filling = post.filling(fit, None);
         if matches!(response.length, Length::Empty | Length::Known(0)) {
             filling.store(self.worker, self.site, Bytes::new());
             return Body::Answer(answer);

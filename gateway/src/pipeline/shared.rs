@@ -67,6 +67,20 @@ impl<'f> Fetch<'f> {
         object.lifetime = policy::jittered(object.lifetime, self.policy.ttl_jitter_percent, self.random);
         Ok((object, keep))
     }
+
+    /// What stores a body of this fetch.
+    pub(super) fn filling(self, fit: Fit, extent: Option<Extent>) -> Filling {
+        let Fit { object, keep, place } = fit;
+        let (since, region) = (self.since, self.caller.region);
+        Filling { object, extent, keep, since, key: place.unwrap_or(self.key), region }
+    }
+}
+
+/// An answer that may be stored, for how long, and where, if not at the key it was fetched for.
+pub(super) struct Fit {
+    object: Object,
+    keep: Duration,
+    place: Option<CacheKey>,
 }
 
 impl Passage<'_> {
@@ -141,10 +155,7 @@ impl Passage<'_> {
         request: &Request,
         response: &mut Response,
     ) -> Body<'static> {
-        let fit = fetch.judge(&self.site.cache, request, response);
-        let fit = fit.and_then(|fit| self.check_size(response).map(|()| fit));
-        let place = fit.and_then(|(object, keep)| Ok((object, keep, self.place(&fetch, request, response)?)));
-        let (object, keep, place) = match place {
+        let fit = match self.fit(&fetch, request, response) {
             Ok(fit) => fit,
             Err(reason) => {
                 self.mark_uncacheable(&lead, &fetch, response);
@@ -154,17 +165,21 @@ impl Passage<'_> {
             }
         };
         self.story.stored = true;
-        let (key, lead) = match place {
-            None => (fetch.key, lead),
+        let lead = if fit.place.is_some() {
             // Nobody knew that this key varies so: those who wait look again, each for a variant of its own.
-            Some(place) => {
-                lead.release();
-                (place, Lead::solo())
-            }
+            lead.release();
+            Lead::solo()
+        } else {
+            lead
         };
-        let (since, region) = (fetch.since, fetch.caller.region);
-        let filling = Filling { object, extent: None, keep, since, key, region };
-        self.fill(filling, lead, exchange, request, response)
+        self.fill(fetch.filling(fit, None), lead, exchange, request, response)
+    }
+
+    /// Whether and where an answer may be stored.
+    pub(super) fn fit(&self, fetch: &Fetch<'_>, request: &Request, response: &Response) -> Result<Fit, NoStore> {
+        let (object, keep) = fetch.judge(&self.site.cache, request, response)?;
+        self.check_size(response)?;
+        Ok(Fit { object, keep, place: self.place(fetch, request, response)? })
     }
 
     /// Asks the origin for the whole, on condition where `validated` has one. A 304 that speaks of something else than what is
@@ -201,10 +216,14 @@ impl Passage<'_> {
             return;
         }
         let body = hit.body();
-        if !policy::agrees(object, body.len() as u64, response) {
-            self.worker.view.remove(&fetch.caller.region, &fetch.key.as_key());
-        } else if let Ok(fit) = fetch.judge(&self.site.cache, request, &policy::freshen(object, response)) {
-            self.store_again(fetch, fit, body);
+        match policy::agrees(object, body.len() as u64, response) {
+            None => {}
+            Some(false) => self.worker.view.remove(&fetch.caller.region, &fetch.key.as_key()),
+            Some(true) => {
+                if let Ok(fit) = fetch.judge(&self.site.cache, request, &policy::freshen(object, response)) {
+                    self.store_again(fetch, fit, body);
+                }
+            }
         }
     }
 
@@ -237,7 +256,7 @@ impl Passage<'_> {
         self.conditional(request, response, Body::Fill(reader))
     }
 
-    pub(super) fn check_size(&self, response: &Response) -> Result<(), NoStore> {
+    fn check_size(&self, response: &Response) -> Result<(), NoStore> {
         match response.length {
             Length::Known(length) if length > self.site.cache.object_bytes => Err(NoStore::TooLarge),
             _ => Ok(()),
@@ -265,12 +284,7 @@ impl Passage<'_> {
     ///
     /// # Errors
     /// It varies by too much, or has too many variants already.
-    pub(super) fn place(
-        &self,
-        fetch: &Fetch<'_>,
-        request: &Request,
-        response: &Response,
-    ) -> Result<Option<CacheKey>, NoStore> {
+    fn place(&self, fetch: &Fetch<'_>, request: &Request, response: &Response) -> Result<Option<CacheKey>, NoStore> {
         let (caller, key) = (fetch.caller, fetch.key.as_key());
         let mut names = key::vary(&response.fields).ok_or(NoStore::Vary)?;
         let mut builder = KeyBuilder::new();
@@ -324,13 +338,13 @@ pub(super) async fn drain(body: &mut Body<'static>) {
 
 /// A body on its way into the cache.
 pub(super) struct Filling {
-    pub(super) object: Object,
+    object: Object,
     /// Where the body lies in the whole, if it is a part.
-    pub(super) extent: Option<Extent>,
-    pub(super) keep: Duration,
-    pub(super) since: Since,
-    pub(super) key: CacheKey,
-    pub(super) region: Region,
+    extent: Option<Extent>,
+    keep: Duration,
+    since: Since,
+    key: CacheKey,
+    region: Region,
 }
 
 impl Filling {
@@ -388,7 +402,7 @@ impl Filling {
                     Meta::Part(object, extent) => Some((object, *extent, hit.body())),
                     _ => None,
                 });
-                part::combine(stored, (self.object, extent, body))
+                part::combine(stored, (self.object, extent, body), site.cache.object_bytes)
             }
         };
         let is_shared = matches!(meta, Meta::Object(_)) && body.len() as u64 <= site.cache.remote_object_bytes;

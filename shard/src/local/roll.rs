@@ -18,7 +18,7 @@ pub(super) struct Roll {
     sheets: Box<[Mutex<Sheet>]>,
     /// The sheet that is swept next.
     next: AtomicUsize,
-    /// Sheets swept since one had something over.
+    /// Sheets swept since a piece of leisure had more over than it might take.
     calm: AtomicUsize,
 }
 
@@ -68,15 +68,11 @@ impl Roll {
         while looked < places && over.len() < most {
             let number = self.next.load(Ordering::Relaxed) % SHEETS;
             let mut sheet = lock(&self.sheets[number]);
-            let before = over.len();
             while over.len() < most && looked < places && sheet.next < sheet.places.capacity() {
                 let is_over = |listed: &&Listed| listed.until <= moment.now || listed.generation != moment.generation;
                 over.extend(sheet.places.get(sheet.next).filter(is_over).map(|listed| listed.key.clone()));
                 sheet.next += 1;
                 looked += 1;
-            }
-            if over.len() > before {
-                self.calm.store(0, Ordering::Relaxed);
             }
             if sheet.next >= sheet.places.capacity() {
                 sheet.next = 0;
@@ -88,9 +84,13 @@ impl Roll {
         over
     }
 
-    /// Whether the last round had something over.
-    pub(super) fn is_untidy(&self) -> bool {
-        self.calm.load(Ordering::Relaxed) <= SHEETS
+    /// Sweeps a piece, and says whether there was too much of it somewhere in the last round: then there may be more.
+    pub(super) fn sweep_at_leisure(&self, places: usize, most: usize, moment: Moment) -> (Vec<CacheKey>, bool) {
+        let over = self.sweep(places, most, moment);
+        if over.len() == most {
+            self.calm.store(0, Ordering::Relaxed);
+        }
+        (over, self.calm.load(Ordering::Relaxed) <= SHEETS)
     }
 }
 
@@ -116,8 +116,10 @@ mod tests {
             places.insert(key.as_key().as_bytes().to_vec(), place);
         }
         let mut pieces = 0;
-        while roll.is_untidy() {
-            let over = roll.sweep(100, 7, moment);
+        let mut is_untidy = true;
+        while is_untidy {
+            let over;
+            (over, is_untidy) = roll.sweep_at_leisure(100, 7, moment);
             assert!(over.len() <= 7);
             over.iter().for_each(|key| roll.leave(places.remove(key.as_key().as_bytes()).expect("it is found once")));
             pieces += 1;

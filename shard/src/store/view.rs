@@ -149,6 +149,11 @@ impl<M: Meta> View<M> {
         self.store.epochs.since()
     }
 
+    /// Whether neither the key was removed nor everything purged since then.
+    pub fn still(&self, key: &KeyRef<'_>, since: Since) -> bool {
+        self.store.epochs.still(key.hash(), since)
+    }
+
     /// Stores an entry. The hit serves the response at hand even where nothing could be stored.
     pub fn insert(&self, region: &Region, key: &KeyRef<'_>, entry: Entry<M>, reach: Reach) -> Hit<M> {
         // What is stored for a region that nobody remembers could not be removed again.
