@@ -58,7 +58,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "identity.tier",
         "Header that names the user's tier, likewise. Tables such as `{ jwt_claim = ... }` are not available yet.",
     ),
-    ("identity.region", "Sources of the region, tried in order. `geoip:` is not available yet."),
+    (
+        "identity.region",
+        "Sources of the region, tried in order. Responses are stored for the first 1,024 regions that a process meets. `geoip:` is not available yet.",
+    ),
     ("identity.region_default", "Region of callers that name none."),
     (
         "tiers.NAME",
