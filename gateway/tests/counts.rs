@@ -5,11 +5,18 @@ mod support;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::{Client, Dir, Gateway, Origin, PATIENCE, Process, Script, one_route, tidegate, wait_for};
+use support::{Client, Dir, Gateway, Origin, PATIENCE, Process, Script, lock, one_route, tidegate, wait_for};
+
+/// One at a time: ten thousand connections of one test would be in the counts of another.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    lock(&ALONE)
+}
 
 fn origin() -> Origin {
     Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "body"))
@@ -52,6 +59,7 @@ fn assert_calls(calls: Option<usize>, requests: usize, each: usize) {
 
 #[test]
 fn a_hit_takes_two_system_calls_on_sockets_and_a_pass_through_four() {
+    let _alone = alone();
     let origin = origin();
     let one_worker = "[server]\nworkers = 1\n";
     let gateway = Gateway::start(&one_route(origin.address, "", one_worker));
@@ -78,6 +86,7 @@ fn connections(gateway: &Gateway) -> usize {
 
 #[test]
 fn an_idle_connection_holds_little() {
+    let _alone = alone();
     const COUNT: usize = 2_000;
     descriptors();
     let origin = origin();
@@ -95,6 +104,7 @@ fn an_idle_connection_holds_little() {
 
 #[test]
 fn ten_thousand_connections_at_once_are_all_taken() {
+    let _alone = alone();
     const THREADS: usize = 8;
     let count = 10_000.min(descriptors()) / THREADS * THREADS;
     if count < 10_000 {
@@ -120,6 +130,7 @@ fn ten_thousand_connections_at_once_are_all_taken() {
 
 #[test]
 fn running_out_of_descriptors_pauses_accepting_and_passes() {
+    let _alone = alone();
     let origin = origin();
     let dir = Dir::new();
     let admin = support::free_address();
@@ -145,6 +156,7 @@ fn running_out_of_descriptors_pauses_accepting_and_passes() {
 
 #[test]
 fn the_backlog_is_asked_for_and_what_the_kernel_makes_of_it_is_told() {
+    let _alone = alone();
     let origin = origin();
     let gateway = Gateway::start(&one_route(origin.address, "", ""));
     let cap = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("a kernel's setting");

@@ -89,17 +89,13 @@ impl Script {
         if status != 304 && status != 204 {
             all.push(("Content-Length", &length));
         }
-        Script::new().head(status, &all).send(body)
+        // In one write, as servers do: what a gateway reads is counted.
+        Script::new().send([head(status, &all).as_bytes(), body.as_ref()].concat())
     }
 
     /// Sends the head of an answer.
     pub fn head(self, status: u16, fields: &[(&str, &str)]) -> Self {
-        let mut head = format!("HTTP/1.1 {status} Scripted\r\n");
-        for (name, value) in fields {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-        head.push_str("\r\n");
-        self.send(head)
+        self.send(head(status, fields))
     }
 
     pub fn send(self, bytes: impl AsRef<[u8]>) -> Self {
@@ -153,6 +149,14 @@ struct Shared {
 pub struct Origin {
     pub address: SocketAddr,
     shared: Arc<Shared>,
+}
+
+fn head(status: u16, fields: &[(&str, &str)]) -> String {
+    let mut head = format!("HTTP/1.1 {status} Scripted\r\n");
+    for (name, value) in fields {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head + "\r\n"
 }
 
 /// Keeps a crowd of connections waiting rather than dropping some.
