@@ -90,7 +90,7 @@ impl Script {
             all.push(("Content-Length", &length));
         }
         // In one write, as servers do: what a gateway reads is counted.
-        Script::new().send([head(status, &all).as_bytes(), body.as_ref()].concat())
+        Script::new().send([head(status, &all).as_bytes(), body].concat())
     }
 
     /// Sends the head of an answer.
