@@ -4,6 +4,7 @@
 //! without one it answers only programs on this machine, and no page that a browser on this machine has open.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use crate::http::limits::Limits;
 use crate::http::message::{Method, Request, StatusCode};
 use crate::metrics;
 use crate::plain::{self, Bounds, Reply};
+use crate::purge::{BadOrder, Order, Outcome};
 
 /// The admin listener (`[admin]`).
 #[derive(Clone, Debug, PartialEq)]
@@ -48,7 +50,12 @@ pub struct Views {
     /// An object with `version`, `node`, `uptime_seconds`, `connections`, `requests_in_flight`, and `routes`: a list of
     /// objects with `name` and `breaker`. The dashboard reads these; more is free.
     pub status: Box<dyn Fn() -> serde_json::Value>,
+    /// Follows an order to purge; ends within seconds.
+    pub purge: Box<dyn Fn(Order) -> LocalFuture<Result<Outcome, BadOrder>>>,
 }
+
+/// What runs on the thread that began it.
+pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// Probes, a scraper or two, and a few people; each is one connection.
 const CONNECTIONS_MAX: usize = 64;
@@ -72,17 +79,24 @@ pub async fn serve(listener: TcpListener, settings: Arc<ArcSwap<Settings>>, view
     plain::serve(listener, bounds, stop, async move |request: &Request, peer: IpAddr| {
         let token = settings.load();
         answer(&views, token.token.as_deref(), request, peer)
+            .await
             .with(Known::CacheControl, "no-store")
             .with_named("x-content-type-options", "nosniff")
     })
     .await;
 }
 
-fn answer(views: &Views, token: Option<&str>, request: &Request, peer: IpAddr) -> Reply {
+async fn answer(views: &Views, token: Option<&str>, request: &Request, peer: IpAddr) -> Reply {
     let path = request.path();
     let is_api = path == "/api" || path.starts_with("/api/");
     if is_api && let Err(refused) = authorize(token, request, peer) {
         return refused;
+    }
+    if path == "/api/v1/purge" {
+        return match request.method {
+            Method::POST => purge(views, request.query().unwrap_or_default()).await,
+            _ => Reply::text(StatusCode::METHOD_NOT_ALLOWED, "send POST").with(Known::Allow, "POST"),
+        };
     }
     let view: fn(&Views) -> Reply = match path {
         "/" => |_| {
@@ -98,6 +112,22 @@ fn answer(views: &Views, token: Option<&str>, request: &Request, peer: IpAddr) -
     match request.method {
         Method::GET | Method::HEAD => view(views),
         _ => Reply::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed").with(Known::Allow, "GET, HEAD"),
+    }
+}
+
+async fn purge(views: &Views, query: &str) -> Reply {
+    let done = async {
+        let order = Order::parse(query)?;
+        let outcome = (views.purge)(order.clone()).await?;
+        Ok::<_, BadOrder>((order, outcome))
+    };
+    match done.await {
+        Ok((order, outcome)) => {
+            // What is not complete goes on by itself.
+            let status = if outcome.is_complete() { StatusCode::OK } else { StatusCode::ACCEPTED };
+            Reply::new(status, JSON, outcome.to_json(&order).to_string())
+        }
+        Err(bad) => Reply::text(StatusCode::BAD_REQUEST, &bad.to_string()),
     }
 }
 
@@ -166,6 +196,10 @@ mod tests {
         Views {
             ready: Box::new(move || Readiness { ready, draining: false, degraded: vec!["orders".to_owned()] }),
             status: Box::new(|| serde_json::json!({ "node": "n1" })),
+            purge: Box::new(|order| {
+                let missing = if order.is_soft { vec!["n2".to_owned()] } else { Vec::new() };
+                Box::pin(async { Ok(Outcome { missing, ..Outcome::default() }) })
+            }),
         }
     }
 
@@ -179,7 +213,8 @@ mod tests {
     }
 
     fn status(token: Option<&str>, request: &Request, peer: IpAddr) -> u16 {
-        answer(&views(true), token, request, peer).status().as_u16()
+        let runtime = tokio::runtime::LocalRuntime::new().expect("a runtime");
+        runtime.block_on(answer(&views(true), token, request, peer)).status().as_u16()
     }
 
     #[test]
@@ -227,6 +262,16 @@ mod tests {
         assert_eq!(status(None, &post, LOOPBACK), 405);
         let head = Request { method: Method::HEAD, ..request("/live?x", &[]) };
         assert_eq!(status(None, &head, LOOPBACK), 200);
+    }
+
+    #[test]
+    fn purging_wants_a_post_and_says_what() {
+        let post = |target: &str| Request { method: Method::POST, ..request(target, &[]) };
+        assert_eq!(status(None, &request("/api/v1/purge?all=true", &[]), LOOPBACK), 405);
+        assert_eq!(status(None, &post("/api/v1/purge"), LOOPBACK), 400);
+        assert_eq!(status(None, &post("/api/v1/purge?tag=a"), LOOPBACK), 200);
+        assert_eq!(status(None, &post("/api/v1/purge?tag=a&soft=true"), LOOPBACK), 202);
+        assert_eq!(status(Some("secret"), &post("/api/v1/purge?tag=a"), LOOPBACK), 401);
     }
 
     /// Sends `head` on a connection of its own and reads until the server closes it.

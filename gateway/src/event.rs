@@ -95,6 +95,11 @@ pub enum Event<'a> {
     LimitSupplied {
         rule: &'a str,
     },
+    /// An operator purged, here or on another node of the fleet.
+    Purged {
+        what: &'a str,
+        soft: bool,
+    },
     AcceptPaused {
         error: &'a dyn Display,
     },
@@ -164,6 +169,7 @@ label! {
         ShardUp = "shard_up",
         LimitOnShare = "limit_on_share",
         LimitSupplied = "limit_supplied",
+        Purged = "purged",
         AcceptPaused = "accept_paused",
         ConnectionRefused = "connection_refused",
         TlsFailed = "tls_failed",
@@ -256,6 +262,7 @@ impl Event<'_> {
             Event::ShardUp { region, endpoint, lane } => info!(event, region, endpoint, lane, "shard up"),
             Event::LimitOnShare { rule } => warn!(event, rule, "a cluster limit runs on this node's share"),
             Event::LimitSupplied { rule } => info!(event, rule, "a cluster limit is supplied again"),
+            Event::Purged { what, soft } => info!(event, what, soft, "purged"),
             Event::AcceptPaused { error } => error!(event, %error, suppressed, "accepting paused"),
             Event::ConnectionRefused { reason, client } => {
                 warn!(event, reason, %client, suppressed, "connection refused");
@@ -297,6 +304,7 @@ impl Event<'_> {
             Event::ShardUp { .. } => Name::ShardUp,
             Event::LimitOnShare { .. } => Name::LimitOnShare,
             Event::LimitSupplied { .. } => Name::LimitSupplied,
+            Event::Purged { .. } => Name::Purged,
             Event::AcceptPaused { .. } => Name::AcceptPaused,
             Event::ConnectionRefused { .. } => Name::ConnectionRefused,
             Event::TlsFailed { .. } => Name::TlsFailed,

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use annotate_snippets::Renderer;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use gateway::config::{Config, Format, Report, Source};
+use gateway::purge::{Order, Target};
 use gateway::server::{self, Bound, Origin};
-use gateway::{demo, event};
+use gateway::{admin_client, demo, event};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -30,6 +31,8 @@ enum Command {
     Run(RunArguments),
     /// Check a configuration file without opening a socket or a log
     Check(CheckArguments),
+    /// End what a running gateway, and its fleet, has stored: of a URL, of a tag, or everything
+    Purge(PurgeArguments),
     /// Print the completion script of a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -74,11 +77,36 @@ struct CheckArguments {
     deny_warnings: bool,
 }
 
+#[derive(Args)]
+#[group(skip)]
+#[command(group = clap::ArgGroup::new("target").required(true).multiple(true).args(["url", "tag", "all"]))]
+struct PurgeArguments {
+    /// A whole URL, with its host and its query; may be given several times
+    #[arg(long, value_name = "URL")]
+    url: Vec<String>,
+    /// A surrogate key that the origin gave; may be given several times
+    #[arg(long, value_name = "TAG")]
+    tag: Vec<String>,
+    /// Everything
+    #[arg(long)]
+    all: bool,
+    /// Make it stale instead: it may answer while it is validated, and for a failing origin
+    #[arg(long)]
+    soft: bool,
+    /// Admin address of the gateway
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9900")]
+    admin: SocketAddr,
+    /// Token of the admin address
+    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+}
+
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Demo(arguments) => run_demo(&arguments),
         Command::Run(arguments) => run_gateway(arguments),
         Command::Check(arguments) => check(&arguments),
+        Command::Purge(arguments) => purge(arguments),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "tidegate", &mut std::io::stdout());
             ExitCode::SUCCESS
@@ -130,6 +158,36 @@ fn check(arguments: &CheckArguments) -> ExitCode {
         }
     }
     if is_valid { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Fails where a node or a server has not confirmed it: a script is to know.
+fn purge(arguments: PurgeArguments) -> ExitCode {
+    let everything = arguments.all.then_some(Target::Everything);
+    let tags = arguments.tag.into_iter().map(Target::Tag);
+    let targets = arguments.url.into_iter().map(Target::Url).chain(tags).chain(everything).collect();
+    let order = Order { targets, is_soft: arguments.soft };
+    let token = arguments.token.filter(|token| !token.is_empty());
+    let outcome = match admin_client::purge(arguments.admin, token.as_deref(), &order) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            eprintln!("tidegate: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let names = |key: &str| {
+        let names = outcome[key].as_array().into_iter().flatten().filter_map(|name| name.as_str());
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let what = if order.is_soft { "made stale" } else { "purged" };
+    print(&format!("{what}: {} (on {})\n", order.told(), names("acknowledged")));
+    let (missing, untold) = (names("missing"), names("untold"));
+    if !missing.is_empty() {
+        eprintln!("tidegate: not confirmed by {missing}: done as soon as they are reached again");
+    }
+    if !untold.is_empty() {
+        eprintln!("tidegate: not known to {untold}: told as soon as they answer again");
+    }
+    if missing.is_empty() && untold.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn run_demo(arguments: &DemoArguments) -> ExitCode {

@@ -13,7 +13,6 @@ mod site;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
 
 pub use body::Body;
 pub use site::{Site, Worker};
@@ -187,7 +186,7 @@ impl Passage<'_> {
     fn stale_answer(&mut self, request: &Request, response: &mut Response) -> Option<Body<'static>> {
         let hit = self.stale.take()?;
         let object = policy::object(&hit.meta)?;
-        let standing = object.standing(hit.age(Instant::now()));
+        let standing = object.standing_of(&hit);
         if object.must_validate || standing.staleness() > object.stale_if_error {
             return None;
         }

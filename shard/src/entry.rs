@@ -10,12 +10,14 @@ mod envelope;
 mod epochs;
 
 pub(crate) use envelope::Seal;
-pub(crate) use epochs::Epochs;
-pub use epochs::Since;
+pub(crate) use epochs::{Epochs, Judgement, UNNUMBERED};
+pub use epochs::{Purge, Scope, Since};
 
+use crate::key::Tag;
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The clocks of two nodes may differ by this much (lesson `clock-drift`).
@@ -32,6 +34,9 @@ pub trait Meta: Serialize + DeserializeOwned + Send + Sync + 'static {
 
     /// Bytes held on the heap, approximately: they are charged to the local tier beside the body.
     fn heap_bytes(&self) -> usize;
+
+    /// What it can be purged by.
+    fn tags(&self) -> &[Tag];
 }
 
 /// One moment on both clocks.
@@ -62,7 +67,31 @@ pub struct Entry<M> {
     age_on_arrival: Duration,
     until: Instant,
     since: Option<Since>,
+    home: Option<Home>,
     live: AtomicBool,
+    /// The generation in which it was last found to count.
+    checked: AtomicU64,
+    softened: OnceLock<Instant>,
+    is_suspect: AtomicBool,
+    /// Of what the shard holds, as its seal says; 0 while it is not known.
+    edition: AtomicU64,
+}
+
+/// Where an entry is stored beside this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Home {
+    pub(crate) shard: usize,
+    /// The beginning of its digest.
+    pub(crate) name: u64,
+}
+
+/// Why an entry may not be what its shard, or the origin, would answer now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// Purged softly so long ago: stale, but good enough while it is validated and for a failing origin.
+    Purged(Duration),
+    /// Its shard was lost sight of and may have been told otherwise: to be validated first, good enough for a failing origin.
+    Unwatched,
 }
 
 impl<M: Meta> Entry<M> {
@@ -96,14 +125,51 @@ impl<M: Meta> Entry<M> {
             age_on_arrival: age,
             until: now.instant + remaining,
             since: None,
+            home: None,
             live: AtomicBool::new(true),
+            checked: AtomicU64::new(0),
+            softened: OnceLock::new(),
+            is_suspect: AtomicBool::new(false),
+            edition: AtomicU64::new(0),
         }
     }
 
-    /// Says when the fill of this entry began: it is not stored if its key was removed, or everything purged, after that.
+    /// Says when the fill of this entry began: it is not stored if its key was removed, or one of its tags purged, after that.
     #[must_use]
     pub fn begun(self, since: Since) -> Self {
-        Self { since: Some(since), ..self }
+        Self { since: Some(since), checked: AtomicU64::new(since.generation()), ..self }
+    }
+
+    pub(crate) fn at_home(self, home: Option<Home>) -> Self {
+        Self { home, ..self }
+    }
+
+    /// Whether it still counts in `generation`; what purges made of it is noted, so that the next to ask in this generation is
+    /// told at once.
+    pub(crate) fn counts(&self, epochs: &Epochs, generation: u64) -> bool {
+        if !self.is_live() {
+            return false;
+        }
+        let checked = self.checked.load(Ordering::Acquire);
+        checked >= generation || self.is_still(epochs, generation)
+    }
+
+    #[cold]
+    fn is_still(&self, epochs: &Epochs, generation: u64) -> bool {
+        let began = self.since.map_or(0, Since::generation);
+        match epochs.judge(self.meta.tags(), began) {
+            Judgement::Dead => {
+                self.retire();
+                return false;
+            }
+            Judgement::Soft(at) => _ = self.softened.get_or_init(|| at),
+            Judgement::Sound => {}
+        }
+        if self.home.is_some_and(|home| epochs.was_lost(home.shard, began)) {
+            self.is_suspect.store(true, Ordering::Relaxed);
+        }
+        self.checked.fetch_max(generation, Ordering::AcqRel);
+        true
     }
 }
 
@@ -134,6 +200,30 @@ impl<M> Entry<M> {
         self.live.store(false, Ordering::Relaxed);
     }
 
+    /// Why it may not be used as if it were fresh.
+    pub fn doubt(&self, now: Instant) -> Option<Doubt> {
+        if self.is_suspect.load(Ordering::Relaxed) {
+            return Some(Doubt::Unwatched);
+        }
+        self.softened.get().map(|at| Doubt::Purged(now.saturating_duration_since(*at)))
+    }
+
+    pub(crate) fn soften(&self, at: Instant) {
+        self.softened.get_or_init(|| at);
+    }
+
+    pub(crate) fn home(&self) -> Option<Home> {
+        self.home
+    }
+
+    pub(crate) fn edition(&self) -> u64 {
+        self.edition.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_edition(&self, edition: u64) {
+        self.edition.store(edition, Ordering::Relaxed);
+    }
+
     pub(crate) fn until(&self) -> Instant {
         self.until
     }
@@ -160,6 +250,10 @@ pub(crate) mod tests {
 
         fn heap_bytes(&self) -> usize {
             self.0.capacity()
+        }
+
+        fn tags(&self) -> &[Tag] {
+            &[]
         }
     }
 

@@ -10,11 +10,13 @@
 
 use foldhash::quality::RandomState;
 use moka::Equivalent;
+use serde::{Deserialize, Serialize};
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// One seed for the whole process: tables on different threads share hashes, and a client cannot compute them.
 static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::default);
@@ -232,6 +234,34 @@ impl fmt::Debug for CacheKey {
     }
 }
 
+/// What stored responses have in common and are purged by: a surrogate key, or the address they answer for. Held as a hash that
+/// is the same on every node; two tags that share one (1 in 2^64) are purged together.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Tag(u64);
+
+impl Tag {
+    const NAMES: u64 = 1;
+    const ADDRESSES: u64 = 2;
+
+    /// A surrogate key; exact, letter case included.
+    pub fn named(name: &[u8]) -> Self {
+        Self(xxh3_64_with_seed(name, Self::NAMES))
+    }
+
+    /// The address that the parts of `key` make: what is common to all keys of a URL.
+    pub fn address(key: &KeyRef<'_>) -> Self {
+        Self(xxh3_64_with_seed(key.bytes, Self::ADDRESSES))
+    }
+
+    pub(crate) fn hash(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn from_hash(hash: u64) -> Self {
+        Self(hash)
+    }
+}
+
 /// The 32-byte name of a region's key outside the process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Digest([u8; 32]);
@@ -239,6 +269,11 @@ pub(crate) struct Digest([u8; 32]);
 impl Digest {
     pub(crate) fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// Enough of it to tell the entries of one process apart.
+    pub(crate) fn beginning(&self) -> u64 {
+        u64::from_be_bytes(self.0[..8].try_into().expect("the range is 8 bytes long"))
     }
 }
 

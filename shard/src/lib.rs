@@ -14,8 +14,8 @@ mod local;
 mod store;
 mod treasury;
 
-pub use entry::{Entry, Meta, Now, Since};
-pub use key::{BadRegion, CacheKey, KeyBuilder, KeyRef, Region};
+pub use entry::{Doubt, Entry, Meta, Now, Purge, Scope, Since};
+pub use key::{BadRegion, CacheKey, KeyBuilder, KeyRef, Region, Tag};
 pub use local::LocalReport;
 pub use placement::{SLOTS, Slot};
 pub use remote::{BreakerState, Fault, FaultCounts, ShardCounts, ShardReport};

@@ -14,7 +14,7 @@ mod roll;
 
 pub(crate) use near::{Moment, Near, NearCopy};
 
-use crate::entry::{Entry, Epochs, Meta};
+use crate::entry::{Entry, Epochs, Home, Judgement, Meta, Since};
 use crate::key::{CacheKey, KeyRef, Prehashed};
 use moka::sync::Cache;
 use roll::{Place, Roll};
@@ -49,28 +49,30 @@ pub(crate) struct Local<M> {
     shared: Cache<CacheKey, Stored<M>, Prehashed>,
     epochs: Arc<Epochs>,
     memory_bytes: usize,
-    roll: Arc<Roll>,
+    roll: Arc<Roll<M>>,
     views: AtomicUsize,
     /// Bytes inserted since the shared cache last let go of what is too much.
     unsettled: AtomicUsize,
 }
 
+/// A thread by which an entry hangs.
+type Handle<M> = Arc<Mutex<Option<Arc<Entry<M>>>>>;
+
 /// What the shared cache holds. moka keeps a value for some time after it let go of it, in each thread that wrote; so the entry
 /// hangs by a thread that is cut then.
 struct Stored<M> {
-    entry: Arc<Mutex<Option<Arc<Entry<M>>>>>,
+    entry: Handle<M>,
     weight: u32,
-    generation: u64,
     /// Its place on the roll.
     place: Place,
 }
 
-impl<M> Stored<M> {
+impl<M: Meta> Stored<M> {
     fn entry(&self) -> Option<Arc<Entry<M>>> {
         lock(&self.entry).clone()
     }
 
-    fn let_go(&self, roll: &Roll) {
+    fn let_go(&self, roll: &Roll<M>) {
         let entry = lock(&self.entry).take();
         if let Some(entry) = entry {
             entry.retire();
@@ -108,14 +110,18 @@ impl<M: Meta> Local<M> {
         Self { shared, epochs, memory_bytes, roll, views: AtomicUsize::new(0), unsettled: AtomicUsize::new(0) }
     }
 
-    pub(crate) fn get(&self, key: &KeyRef<'_>, moment: Moment) -> Option<Arc<NearCopy<M>>> {
-        let stored = self.shared.get(key)?;
-        if stored.generation != moment.generation {
-            self.shared.invalidate(key);
+    pub(crate) fn get(&self, key: &KeyRef<'_>, moment: Moment<'_>) -> Option<Arc<NearCopy<M>>> {
+        let entry = self.shared.get(key)?.entry()?;
+        if !moment.counts(&entry) {
+            self.let_go(&[key.to_owned()], moment);
             return None;
         }
-        let entry = stored.entry().filter(|entry| entry.is_live() && entry.until() > moment.now)?;
-        Some(NearCopy::new(key, entry, stored.generation))
+        Some(NearCopy::new(key, entry))
+    }
+
+    /// What is held of the entry that has this name at its shard.
+    pub(crate) fn named(&self, name: u64) -> Option<(CacheKey, Arc<Entry<M>>)> {
+        self.roll.named(name)
     }
 
     /// Lets the shared cache count a use that a thread's table has answered.
@@ -130,17 +136,18 @@ impl<M: Meta> Local<M> {
         let remaining = entry.remaining(now);
         entry.expire_at(now + remaining.mul_f64(1.0 - JITTER * unit(key.hash())));
         let entry = Arc::new(entry);
-        let wanted = |local: &Self| local.epochs.still(key.hash(), since);
-        let stored = wanted(self) && !remaining.is_zero();
+        let is_purged = self.epochs.judge(entry.meta.tags(), since.generation()) == Judgement::Dead;
+        let is_kept = || self.epochs.is_kept(key.hash(), since) && self.is_unchanged(entry.home(), since);
+        let stored = is_kept() && !is_purged && !remaining.is_zero();
         if stored {
             let bytes = entry.weight as usize + key.as_bytes().len() + OVERHEAD;
-            let (owned, generation) = (key.to_owned(), since.generation());
-            let place = self.roll.enter(owned.clone(), entry.until(), generation);
-            let weight = u32::try_from(bytes).unwrap_or(u32::MAX);
+            let owned = key.to_owned();
             let held = Arc::new(Mutex::new(Some(entry.clone())));
-            self.shared.insert(owned, Stored { entry: held, weight, generation, place });
+            let place = self.roll.enter(owned.clone(), &entry, held.clone());
+            let weight = u32::try_from(bytes).unwrap_or(u32::MAX);
+            self.shared.insert(owned, Stored { entry: held, weight, place });
             // A removal that came in between did not find it.
-            if !wanted(self) {
+            if !is_kept() {
                 self.shared.invalidate(key);
             }
             if self.unsettled.fetch_add(bytes, Ordering::Relaxed) > self.memory_bytes / UNSETTLED_PART {
@@ -149,7 +156,12 @@ impl<M: Meta> Local<M> {
             let moment = self.moment(now);
             self.let_go(&self.roll.sweep(SWEEP_ON_INSERT, OVER_ON_INSERT, moment), moment);
         }
-        Inserted { copy: NearCopy::new(key, entry, since.generation()), stored }
+        Inserted { copy: NearCopy::new(key, entry), stored }
+    }
+
+    /// Whether the shard did not tell of a change since then.
+    fn is_unchanged(&self, home: Option<Home>, since: Since) -> bool {
+        home.is_none_or(|home| self.epochs.is_unchanged(home.name, since))
     }
 
     pub(crate) fn remove(&self, key: &KeyRef<'_>) {
@@ -157,12 +169,12 @@ impl<M: Meta> Local<M> {
         self.shared.invalidate(key);
     }
 
-    pub(crate) fn moment(&self, now: Instant) -> Moment {
-        Moment { now, generation: self.epochs.generation() }
+    pub(crate) fn moment(&self, now: Instant) -> Moment<'_> {
+        Moment::new(now, &self.epochs)
     }
 
     /// Does what moka puts off until it is used, and a piece of what is put off here: true while there is more of that.
-    pub(crate) fn settle(&self, moment: Moment) -> bool {
+    pub(crate) fn settle(&self, moment: Moment<'_>) -> bool {
         let (over, is_untidy) = self.roll.sweep_at_leisure(SWEEP, OVER, moment);
         self.let_go(&over, moment);
         self.catch_up();
@@ -175,13 +187,11 @@ impl<M: Meta> Local<M> {
     }
 
     /// Lets go of what a sweep has found.
-    fn let_go(&self, over: &[CacheKey], moment: Moment) {
+    fn let_go(&self, over: &[CacheKey], moment: Moment<'_>) {
         for key in over {
             let key = key.as_key();
             // It may have been replaced by one that counts.
-            let is_over = |stored: &Stored<M>| {
-                stored.generation != moment.generation || stored.entry().is_none_or(|entry| entry.until() <= moment.now)
-            };
+            let is_over = |stored: &Stored<M>| stored.entry().is_none_or(|entry| !moment.counts(&entry));
             if self.shared.get(&key).as_ref().is_some_and(is_over) {
                 self.shared.invalidate(&key);
             }
@@ -222,8 +232,8 @@ fn unit(hash: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Now;
     use crate::entry::tests::Note;
+    use crate::entry::{Now, Purge, Scope, UNNUMBERED};
     use crate::key::KeyBuilder;
     use bytes::Bytes;
     use std::time::Duration;
@@ -239,7 +249,7 @@ mod tests {
     }
 
     fn local(memory_bytes: usize) -> (Local<Note>, Arc<Epochs>) {
-        let epochs = Arc::new(Epochs::new());
+        let epochs = Arc::new(Epochs::new(0));
         (Local::new(memory_bytes, epochs.clone()), epochs)
     }
 
@@ -271,7 +281,7 @@ mod tests {
         local.remove(&a.as_key());
         assert!(!local.insert(&a.as_key(), entry(1).begun(since), now).stored);
         let since = epochs.since();
-        epochs.purged();
+        epochs.purge(Purge { scope: Scope::Everything, is_soft: false }, UNNUMBERED);
         assert!(!local.insert(&a.as_key(), entry(1).begun(since), now).stored);
         assert!(!found(&local, &a, now));
     }
@@ -281,7 +291,7 @@ mod tests {
         let (local, epochs) = local(1 << 20);
         let (a, b, now) = (key(1), key(2), Instant::now());
         local.insert(&a.as_key(), entry(1), now);
-        epochs.purged();
+        epochs.purge(Purge { scope: Scope::Everything, is_soft: false }, UNNUMBERED);
         local.insert(&b.as_key(), entry(1), now);
         assert!(!found(&local, &a, now) && found(&local, &b, now));
     }

@@ -24,7 +24,7 @@ pub(crate) use lane::Lane;
 pub(crate) use link::Link;
 pub(crate) use queue::Job;
 
-use crate::entry::{Entry, Epochs, Meta, Now, Seal};
+use crate::entry::{Entry, Epochs, Judgement, Meta, Now, Seal};
 use crate::key::{Digest, Region};
 use bytes::Bytes;
 use counts::Counts;
@@ -117,6 +117,7 @@ pub(crate) struct Wire<M> {
     reads: Link,
     outbox: Outbox<M>,
     seal: Arc<Seal>,
+    epochs: Arc<Epochs>,
     deadline: Duration,
 }
 
@@ -126,11 +127,11 @@ impl<M: Meta> Wire<M> {
             link: shard.link(shard.writes.clone()),
             deadline: deadline * WRITE_DEADLINES,
             seal: seal.clone(),
-            epochs,
+            epochs: epochs.clone(),
             counts: shard.counts.clone(),
         };
         let reads = shard.link(shard.reads.clone());
-        Self { shard, reads, outbox: Outbox::new(writer), seal, deadline }
+        Self { shard, reads, outbox: Outbox::new(writer), seal, epochs, deadline }
     }
 
     /// The entry called `name`, if it is there, sound and in time. Cancel safe.
@@ -174,8 +175,16 @@ impl<M: Meta> Wire<M> {
 
     fn open(&self, name: &str, digest: &Digest, envelope: &Bytes) -> Option<Entry<M>> {
         let counts = &self.shard.counts;
-        match self.seal.decode(digest, envelope, Now::read()) {
-            Ok(Some(entry)) => {
+        match self.seal.decode::<M>(digest, envelope, Now::read()) {
+            Ok(Some((entry, number))) => {
+                match self.epochs.judge_foreign(entry.meta.tags(), number) {
+                    Judgement::Dead => {
+                        counts.purged.one();
+                        return None;
+                    }
+                    Judgement::Soft(at) => entry.soften(at),
+                    Judgement::Sound => {}
+                }
                 counts.hits.one();
                 return Some(entry);
             }

@@ -11,7 +11,7 @@ mod view;
 
 pub use view::{Hit, Reach, Remote, Tier, View};
 
-use crate::entry::{Epochs, Meta, Seal};
+use crate::entry::{Epochs, Home, Meta, Purge, Seal, UNNUMBERED};
 use crate::key::{Digest, KeyRef, Region};
 use crate::local::{Local, LocalReport};
 use crate::placement::{SLOTS, SLOTS_MAX, Slot, Slots, redis_key, winner};
@@ -106,11 +106,17 @@ struct Place {
     digest: Digest,
 }
 
+impl Place {
+    fn home(&self) -> Home {
+        Home { shard: self.shard, name: self.digest.beginning() }
+    }
+}
+
 impl<M: Meta> Store<M> {
     /// Checks the settings; connects to nothing.
     pub fn new(local: LocalSettings, remote: Option<RemoteSettings>) -> Result<Arc<Self>, StoreError> {
-        let epochs = Arc::new(Epochs::new());
         let remote = remote.as_ref().map(Shards::new).transpose()?;
+        let epochs = Arc::new(Epochs::new(remote.as_ref().map_or(0, |remote| remote.shards.len())));
         let local = Local::new(local.memory_bytes, epochs.clone());
         Ok(Arc::new(Self { local, epochs, remote, named: Mutex::default() }))
     }
@@ -154,9 +160,9 @@ impl<M: Meta> Store<M> {
         self.local.report()
     }
 
-    /// Ends the time of everything held locally by this process.
-    pub fn purge_local(&self) {
-        self.epochs.purged();
+    /// Purges in this process alone; see `bus` for a fleet.
+    pub fn purge_here(&self, purge: Purge) {
+        self.epochs.purge(purge, UNNUMBERED);
     }
 
     fn place(&self, region: &Region, key: &KeyRef<'_>) -> Option<Place> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use shard::{Entry, KeyBuilder, LocalSettings, Now, Reach, Region, Store, View};
+use shard::{Entry, KeyBuilder, LocalSettings, Now, Purge, Reach, Region, Scope, Store, Tag, View};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -25,6 +25,10 @@ impl shard::Meta for Note {
 
     fn heap_bytes(&self) -> usize {
         0
+    }
+
+    fn tags(&self) -> &[Tag] {
+        &[]
     }
 }
 
@@ -139,7 +143,7 @@ fn memory_is_held_and_no_call_takes_long() {
 
     longest(ENTRIES, |number| insert(&view, number, 64, HOUR));
     let begin = spent();
-    store.purge_local();
+    store.purge_here(Purge { scope: Scope::Everything, is_soft: false });
     let purge = spent() - begin;
     let purged = tidy_and_look(&view);
     println!("purge: {purge:?}, then {purged:?}");

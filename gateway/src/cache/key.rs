@@ -25,23 +25,7 @@ pub fn primary(builder: &mut KeyBuilder, settings: &Settings, request: &Request,
     builder.part(address(request).as_bytes());
     builder.part(request.path().as_bytes());
     builder.part(region.as_str().as_bytes());
-    match request.query() {
-        None => {
-            builder.part(b"");
-        }
-        Some(query) if settings.key_ignore_query.is_empty() && !settings.key_sort_query => {
-            builder.part_of(&[b"?", query.as_bytes()]);
-        }
-        Some(query) => {
-            let kept = query.split('&').filter(|pair| !is_ignored(&settings.key_ignore_query, pair));
-            let mut kept: Vec<&str> = kept.collect();
-            if settings.key_sort_query {
-                // Stable: the values of one parameter keep their order, which often means something.
-                kept.sort_by_key(|pair| pair.split('=').next());
-            }
-            builder.part_of(&[b"?", kept.join("&").as_bytes()]);
-        }
-    }
+    Query::of(settings, request.query()).write(builder);
     // Nodes may be configured differently, so names and their count are told.
     builder.part(&[u8::try_from(settings.key_fields.len()).unwrap_or(u8::MAX)]);
     for name in &settings.key_fields {
@@ -50,6 +34,37 @@ pub fn primary(builder: &mut KeyBuilder, settings: &Settings, request: &Request,
         request.fields.named(name.as_bytes()).for_each(|line| {
             builder.part(line);
         });
+    }
+}
+
+/// What of a query counts.
+pub(super) enum Query<'a> {
+    Absent,
+    Whole(&'a str),
+    Some(String),
+}
+
+impl<'a> Query<'a> {
+    pub(super) fn of(settings: &Settings, query: Option<&'a str>) -> Query<'a> {
+        let Some(query) = query else { return Query::Absent };
+        if settings.key_ignore_query.is_empty() && !settings.key_sort_query {
+            return Query::Whole(query);
+        }
+        let kept = query.split('&').filter(|pair| !is_ignored(&settings.key_ignore_query, pair));
+        let mut kept: Vec<&str> = kept.collect();
+        if settings.key_sort_query {
+            // Stable: the values of one parameter keep their order, which often means something.
+            kept.sort_by_key(|pair| pair.split('=').next());
+        }
+        Query::Some(kept.join("&"))
+    }
+
+    pub(super) fn write(&self, builder: &mut KeyBuilder) {
+        match self {
+            Query::Absent => builder.part(b""),
+            Query::Whole(query) => builder.part_of(&[b"?", query.as_bytes()]),
+            Query::Some(query) => builder.part_of(&[b"?", query.as_bytes()]),
+        };
     }
 }
 
@@ -78,12 +93,16 @@ fn is_ignored(patterns: &[String], pair: &str) -> bool {
 }
 
 /// The authority without the port that the scheme has anyway (RFC 9110 section 4.2.3).
-fn address(request: &Request) -> &str {
-    let port = match request.scheme {
+pub(super) fn address(request: &Request) -> &str {
+    without_port(request.scheme, &request.authority)
+}
+
+pub(super) fn without_port(scheme: Scheme, authority: &str) -> &str {
+    let port = match scheme {
         Scheme::Http => ":80",
         Scheme::Https => ":443",
     };
-    request.authority.strip_suffix(port).unwrap_or(&request.authority)
+    authority.strip_suffix(port).unwrap_or(authority)
 }
 
 /// Path and query of what `reference` names, where that is on the same origin as `request` (RFC 9110 section 4.3.1); a

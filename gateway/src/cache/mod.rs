@@ -1,6 +1,6 @@
 //! The response cache: what is stored, for how long, and what is answered when it is stale (RFC 9111 as a shared cache).
 //!
-//! `date`, `control` and `targeted` read fields, `fresh` reckons ages, `range` takes parts of a whole, `part` stores parts without the whole, `policy` decides, `stored` is what is kept beside a body, `key` names it, `fill` makes many
+//! `date`, `control` and `targeted` read fields, `fresh` reckons ages, `range` takes parts of a whole, `part` stores parts without the whole, `policy` decides, `stored` is what is kept beside a body, `key` names it, `tags` is what it is purged by, `fill` makes many
 //! requests for one missing answer into one.
 
 pub mod control;
@@ -12,6 +12,7 @@ pub mod part;
 pub mod policy;
 mod range;
 pub mod stored;
+pub mod tags;
 mod targeted;
 
 use std::time::Duration;
@@ -75,6 +76,8 @@ pub struct RoutePolicy {
     /// At most this long counts a response as fresh for having `Last-Modified` alone (RFC 9111 section 4.2.2); zero for never.
     pub heuristic_max: Duration,
     pub set_cookie: SetCookie,
+    /// The response field that holds surrogate keys, in lower case.
+    pub tags: Option<String>,
     /// How long past its freshness a response may answer for a failing origin (RFC 5861 section 4).
     pub stale_if_error: Duration,
     /// How long past its freshness a response may answer while it is validated (RFC 5861 section 3).
@@ -118,6 +121,7 @@ impl Default for RoutePolicy {
             ttl_jitter_percent: 0,
             heuristic_max: Duration::from_secs(3600),
             set_cookie: SetCookie::Private,
+            tags: Some("surrogate-key".to_owned()),
             stale_if_error: Duration::from_secs(600),
             stale_while_revalidate: Duration::ZERO,
         }

@@ -10,7 +10,7 @@ use super::fresh::{self, Lifetime};
 use super::part::Extent;
 use super::range::{self, Wanted};
 use super::stored::{Meta, Object, Standing};
-use super::{RoutePolicy, SetCookie, Settings, date, key, targeted};
+use super::{RoutePolicy, SetCookie, Settings, date, key, tags, targeted};
 use crate::http::fields::{Fields, Known};
 use crate::http::message::{Length, Request, Response, StatusCode};
 
@@ -147,6 +147,7 @@ pub fn judge(
         stale_if_error: window(control.stale_if_error, route.stale_if_error),
         must_validate: control.no_cache,
         forbids_stale,
+        tags: tags::of(settings, route.tags.as_deref(), request, &response.fields),
     };
     let fresh_for = lifetime.saturating_sub(object.initial_age);
     // What is stale at once is worth keeping only to be validated, and only where the origin expects that.
@@ -257,7 +258,7 @@ pub fn is_not_modified(request: &Fields, object: &Object) -> bool {
         };
         return request
             .all(Known::IfNoneMatch)
-            .any(|line| line.trim_ascii() == b"*" || tags(line).any(|tag| weak(tag) == weak(etag)));
+            .any(|line| line.trim_ascii() == b"*" || entity_tags(line).any(|tag| weak(tag) == weak(etag)));
     }
     // Without a date of change, the response cannot have changed after it was made (RFC 9111 section 4.3.2).
     let modified = object.fields.get(Known::LastModified).or_else(|| object.fields.get(Known::Date));
@@ -273,7 +274,7 @@ fn weak(tag: &[u8]) -> &[u8] {
 
 /// The entity tags of a line; a backslash in a tag escapes nothing (RFC 9110 section 8.8.3). A tag without quotes ends at the
 /// next comma.
-fn tags(mut line: &[u8]) -> impl Iterator<Item = &[u8]> {
+fn entity_tags(mut line: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         while let Some((b',' | b' ' | b'\t', rest)) = line.split_first() {
             line = rest;
@@ -398,8 +399,9 @@ mod tests {
 
     #[test]
     fn tags_are_told_apart_by_their_quotes() {
-        let of =
-            |line: &'static str| tags(line.as_bytes()).map(|tag| std::str::from_utf8(tag).unwrap()).collect::<Vec<_>>();
+        let of = |line: &'static str| {
+            entity_tags(line.as_bytes()).map(|tag| std::str::from_utf8(tag).unwrap()).collect::<Vec<_>>()
+        };
         assert_eq!(of(r#" "a,b" ,, W/"c\","#), [r#""a,b""#, r#"W/"c\""#]);
         assert_eq!(of(r#"a, "b, c"#), ["a", "\"b", "c"]);
         assert!(of(" , ").is_empty());

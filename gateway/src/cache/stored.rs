@@ -1,9 +1,10 @@
 //! What is kept beside a body: the head to answer with, and the few times and names a decision needs, worked out when stored.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use shard::{Doubt, Hit, Tag};
 
 use super::part::Extent;
 use crate::http::fields::{Fields, Known};
@@ -17,6 +18,7 @@ pub enum Meta {
     Varies {
         names: Vec<String>,
         stamp: u64,
+        tags: Vec<Tag>,
         /// Which variants this node has stored.
         #[serde(skip)]
         variants: Variants,
@@ -62,6 +64,8 @@ pub struct Object {
     pub must_validate: bool,
     /// Not even a request that accepts stale answers gets it stale (RFC 9111 section 4.2.4).
     pub forbids_stale: bool,
+    /// What it can be purged by.
+    pub tags: Vec<Tag>,
 }
 
 /// Where an object stands in its life.
@@ -89,6 +93,18 @@ impl Standing {
 }
 
 impl Object {
+    /// Its standing now, as what `hit` holds: one that was purged softly is stale since then, one in doubt from now on.
+    pub fn standing_of(&self, hit: &Hit<Meta>) -> Standing {
+        let now = Instant::now();
+        let Standing { age, lifetime } = self.standing(hit.age(now));
+        let doubted = match hit.doubt(now) {
+            None => return Standing { age, lifetime },
+            Some(Doubt::Purged(ago)) => age.saturating_sub(ago),
+            Some(Doubt::Unwatched) => age,
+        };
+        Standing { age, lifetime: lifetime.min(doubted) }
+    }
+
     /// Its standing when it has been stored for `held`.
     pub fn standing(&self, held: Duration) -> Standing {
         Standing { age: self.initial_age.saturating_add(held), lifetime: self.lifetime }
@@ -100,13 +116,23 @@ impl Object {
 }
 
 impl shard::Meta for Meta {
-    const SCHEMA: u16 = 2;
+    const SCHEMA: u16 = 3;
 
     fn heap_bytes(&self) -> usize {
         match self {
-            Meta::Object(object) | Meta::Part(object, _) => object.fields.heap_bytes(),
+            Meta::Object(object) | Meta::Part(object, _) => {
+                object.fields.heap_bytes() + object.tags.capacity() * size_of::<Tag>()
+            }
             Meta::Varies { names, .. } => names.iter().map(|name| name.capacity() + size_of::<String>()).sum(),
             Meta::Pass => 0,
+        }
+    }
+
+    fn tags(&self) -> &[Tag] {
+        match self {
+            Meta::Object(object) | Meta::Part(object, _) => &object.tags,
+            Meta::Varies { tags, .. } => tags,
+            Meta::Pass => &[],
         }
     }
 }

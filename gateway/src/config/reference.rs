@@ -132,7 +132,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("routes[].limits", "Names of the limits that apply, all of which have to agree."),
     ("routes[].cost", "What one request costs in each limit; at most the burst of each."),
     ("routes[].journal", "Accepts writes with 202 and replays them."),
-    ("routes[].cache.tags", "Response field that holds surrogate keys."),
+    (
+        "routes[].cache.tags",
+        "Response field that holds surrogate keys, separated by white space or commas; `\"\"`: none. What it names can be purged: see [purging](purging.md).",
+    ),
     ("routes[].cache.mode", "`standard` is RFC 9111 as a shared cache; `off` neither looks up nor stores."),
     ("routes[].cache.default_ttl", "Freshness of responses that carry none."),
     (

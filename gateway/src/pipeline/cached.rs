@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use shard::{Hit, KeyBuilder, KeyRef, Remote, Tier};
+use shard::{Doubt, Hit, KeyBuilder, KeyRef, Remote, Tier};
 
 use super::fetch::takes_trailers;
 use super::shared::{Fetch, PART, drain};
@@ -187,7 +187,7 @@ impl Passage<'_> {
     /// An answer from a stored object.
     pub(super) fn answer_from(&mut self, hit: &Hit<Meta>, request: &Request, response: &mut Response) -> Body<'static> {
         let Some(object) = policy::object(&hit.meta) else { return Body::EMPTY };
-        let standing = object.standing(hit.age(Instant::now()));
+        let standing = object.standing_of(hit);
         self.story.standing = Some(standing);
         response.status = StatusCode::from_u16(object.status).unwrap_or(StatusCode::OK);
         response.fields.copy_from(&object.fields);
@@ -269,8 +269,9 @@ fn judge(hit: Hit<Meta>, asked: &Control) -> Found {
         Meta::Pass => return Found::Pass,
         Meta::Varies { .. } => return Found::Nothing(Forward::UriMiss),
     };
-    let standing = object.standing(hit.age(Instant::now()));
+    let standing = object.standing_of(&hit);
     let accepts_stale = asked.max_stale.is_some_and(|limit| standing.staleness() <= limit) && !object.forbids_stale;
+    let accepts_stale = accepts_stale && !is_unwatched(&hit);
     let is_usable = policy::may_use(object, standing, asked) || (accepts_stale && !object.must_validate);
     let is_part = matches!(hit.meta, Meta::Part(..));
     match (is_usable && !asked.no_cache, is_part) {
@@ -284,7 +285,12 @@ fn judge(hit: Hit<Meta>, asked: &Control) -> Found {
 fn may_answer_while_validating(hit: &Hit<Meta>, standing: Standing, asked: &Control) -> bool {
     let Some(object) = policy::object(&hit.meta) else { return false };
     let is_plain = !asked.no_cache && asked.max_age.is_none() && asked.min_fresh.is_none();
-    is_plain && !object.must_validate && standing.staleness() < object.stale_while_revalidate
+    is_plain && !object.must_validate && !is_unwatched(hit) && standing.staleness() < object.stale_while_revalidate
+}
+
+/// Whether it may have been ended at its shard without this node having been told.
+fn is_unwatched(hit: &Hit<Meta>) -> bool {
+    hit.doubt(Instant::now()) == Some(Doubt::Unwatched)
 }
 
 /// Requests whose answer others may not share by their own doing: they neither lead nor wait.

@@ -1,7 +1,5 @@
 //! Parts of what is not stored as a whole: answered from a stored part where it has them, else fetched as they are asked for.
 
-use std::time::Instant;
-
 use shard::Hit;
 
 use super::shared::Fetch;
@@ -32,7 +30,7 @@ impl Passage<'_> {
         }
         response.fields.copy_from(&object.fields);
         let body = policy::cut_part(request, *extent, hit.body(), response)?;
-        let standing = object.standing(hit.age(Instant::now()));
+        let standing = object.standing_of(hit);
         self.story.standing = Some(standing);
         respond::write_age(standing.age, &mut response.fields);
         Some(Body::Bytes(body))

@@ -12,7 +12,7 @@ use super::fetch::Answer;
 use super::shared::{Fetch, Filling};
 use super::{Body, Passage, Site, Worker};
 use crate::cache::fill::Held;
-use crate::cache::{key, policy};
+use crate::cache::{key, policy, tags};
 use crate::http::body::{BodyError, Source};
 use crate::http::fields::Fields;
 use crate::http::message::{Length, Request, Response};
@@ -50,7 +50,8 @@ impl Passage<'_> {
         answer: Answer<'a>,
     ) -> Body<'a> {
         let view = &self.worker.view;
-        let post = post.filter(|post| view.still(&post.key.as_key(), post.since));
+        let tags = [tags::address(&self.site.cache, request)];
+        let post = post.filter(|post| view.still(&post.key.as_key(), &tags, post.since));
         self.invalidate(caller, request, response);
         let Some(mut post) = post.filter(|_| policy::is_answer_of_target(request, response)) else {
             return Body::Answer(answer);

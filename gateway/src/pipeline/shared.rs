@@ -17,7 +17,7 @@ use crate::cache::fill::{Feed, Lead};
 use crate::cache::part::{self, Extent};
 use crate::cache::policy::{self, NoStore, PASS_FOR};
 use crate::cache::stored::{Meta, Object, Variants};
-use crate::cache::{RoutePolicy, Settings, key};
+use crate::cache::{RoutePolicy, Settings, key, tags};
 use crate::error::{Error, Kind};
 use crate::http::body::{RequestBody, Source};
 use crate::http::fields::Known;
@@ -291,7 +291,7 @@ impl Passage<'_> {
         key::primary(&mut builder, &self.site.cache, request, &caller.region);
         let mark = self.worker.view.local(&builder.key());
         if let Some(hit) = &mark
-            && let Meta::Varies { names: known, stamp, variants } = &hit.meta
+            && let Meta::Varies { names: known, stamp, variants, .. } = &hit.meta
         {
             if names.iter().all(|name| known.contains(name)) {
                 let place = key::variant(&mut builder, known, *stamp, &request.fields);
@@ -316,7 +316,8 @@ impl Passage<'_> {
         key::primary(&mut builder, &self.site.cache, request, &caller.region);
         let stamp = self.site.identity.fresh();
         let variants = Variants::default();
-        let meta = Meta::Varies { names: names.clone(), stamp, variants: variants.clone() };
+        let tags = vec![tags::address(&self.site.cache, request)];
+        let meta = Meta::Varies { names: names.clone(), stamp, tags, variants: variants.clone() };
         let entry = Entry::new(meta, Bytes::new(), key::VARIES_FOR, Now::read()).begun(fetch.since);
         self.worker.view.insert(&caller.region, &builder.key(), entry, Reach::Shared);
         let place = key::variant(&mut builder, &names, stamp, &request.fields);

@@ -24,6 +24,7 @@ use crate::breaker;
 use crate::config::Config;
 use crate::event::{self, Event};
 use crate::limit;
+use crate::purge::{BadOrder, Order, Outcome};
 use crate::serve;
 
 /// Between two looks at the connections that are left.
@@ -288,13 +289,24 @@ fn tell_of_limits(shared: &Shared, on_share: &mut HashSet<Arc<str>>) {
 fn views(shared: &Arc<Shared>, is_draining: &Rc<Cell<bool>>) -> Views {
     let (ready_shared, ready_draining) = (Arc::clone(shared), Rc::clone(is_draining));
     let (status_shared, status_draining) = (Arc::clone(shared), Rc::clone(is_draining));
+    let purge_shared = Arc::clone(shared);
     Views {
         ready: Box::new(move || {
             let draining = ready_draining.get();
             Readiness { ready: !draining, draining, degraded: degraded(&ready_shared) }
         }),
         status: Box::new(move || status(&status_shared, status_draining.get())),
+        purge: Box::new(move |order| Box::pin(follow(Arc::clone(&purge_shared), order))),
     }
+}
+
+/// Purges on this node.
+async fn follow(shared: Arc<Shared>, order: Order) -> Result<Outcome, BadOrder> {
+    let purges = order.purges(&shared.site.load().cache)?;
+    purges.into_iter().for_each(|purge| shared.store.purge_here(purge));
+    let node = shared.config.load().server.node.clone();
+    Event::Purged { what: &order.told(), soft: order.is_soft }.emit();
+    Ok(Outcome { acknowledged: vec![node], ..Outcome::default() })
 }
 
 /// What works less well than it should.

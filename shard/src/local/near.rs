@@ -10,7 +10,7 @@
 //! Invariant: no insertion takes the bytes of all copies, retired ones included, beyond the budget; a copy is served only while
 //! its entry is live, in time and of the current generation.
 
-use crate::entry::{Entry, Meta};
+use crate::entry::{Entry, Epochs, Meta};
 use crate::key::KeyRef;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -34,7 +34,6 @@ const SWEEP: usize = 8;
 #[derive(Debug)]
 pub(crate) struct NearCopy<M> {
     entry: Arc<Entry<M>>,
-    generation: u64,
     key: Box<[u8]>,
     body: Bytes,
 }
@@ -48,9 +47,13 @@ impl<M> AsRef<[u8]> for Body<M> {
 }
 
 impl<M: Meta> NearCopy<M> {
-    pub(crate) fn new(key: &KeyRef<'_>, entry: Arc<Entry<M>>, generation: u64) -> Arc<Self> {
+    fn counts(&self, moment: Moment<'_>) -> bool {
+        moment.counts(&self.entry)
+    }
+
+    pub(crate) fn new(key: &KeyRef<'_>, entry: Arc<Entry<M>>) -> Arc<Self> {
         let body = Bytes::from_owner(Body(entry.clone()));
-        Arc::new(Self { entry, generation, key: key.as_bytes().into(), body })
+        Arc::new(Self { entry, key: key.as_bytes().into(), body })
     }
 }
 
@@ -67,10 +70,6 @@ impl<M> NearCopy<M> {
         &self.body
     }
 
-    fn counts(&self, moment: Moment) -> bool {
-        self.entry.is_live() && self.generation == moment.generation && self.entry.until() > moment.now
-    }
-
     fn weight(&self) -> usize {
         self.entry.weight as usize + self.key.len()
     }
@@ -78,9 +77,24 @@ impl<M> NearCopy<M> {
 
 /// What decides whether a copy still counts.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment {
+pub(crate) struct Moment<'a> {
     pub(crate) now: Instant,
-    pub(crate) generation: u64,
+    generation: u64,
+    epochs: &'a Epochs,
+}
+
+impl<'a> Moment<'a> {
+    pub(crate) fn new(now: Instant, epochs: &'a Epochs) -> Self {
+        Self { now, generation: epochs.generation(), epochs }
+    }
+
+    pub(crate) fn generation(self) -> u64 {
+        self.generation
+    }
+
+    pub(crate) fn counts<M: Meta>(self, entry: &Entry<M>) -> bool {
+        entry.until() > self.now && entry.counts(self.epochs, self.generation)
+    }
 }
 
 #[derive(Debug)]
@@ -108,7 +122,7 @@ pub(crate) struct Found<M> {
     pub(crate) touch: bool,
 }
 
-impl<M> Near<M> {
+impl<M: Meta> Near<M> {
     pub(crate) fn new() -> Self {
         let way = |touched| Way { hash: 0, used: false, hits: 0, touched, copy: None };
         let now = Instant::now();
@@ -116,7 +130,7 @@ impl<M> Near<M> {
         Self { ways, bytes: 0, sweep: 0 }
     }
 
-    pub(crate) fn get(&mut self, key: &KeyRef<'_>, moment: Moment) -> Option<Found<M>> {
+    pub(crate) fn get(&mut self, key: &KeyRef<'_>, moment: Moment<'_>) -> Option<Found<M>> {
         let at = self.find(key)?;
         let way = &mut self.ways[at];
         let copy = way.copy.as_ref()?;
@@ -134,7 +148,7 @@ impl<M> Near<M> {
     }
 
     /// Holds `copy` if it is small enough, within `budget` bytes for everything held.
-    pub(crate) fn put(&mut self, key: &KeyRef<'_>, copy: Arc<NearCopy<M>>, moment: Moment, budget: usize) {
+    pub(crate) fn put(&mut self, key: &KeyRef<'_>, copy: Arc<NearCopy<M>>, moment: Moment<'_>, budget: usize) {
         self.sweep(SWEEP, moment);
         if let Some(at) = self.find(key) {
             self.empty(at);
@@ -153,7 +167,7 @@ impl<M> Near<M> {
     }
 
     /// Drops what no longer counts from the next `slots` slots.
-    pub(crate) fn sweep(&mut self, slots: usize, moment: Moment) {
+    pub(crate) fn sweep(&mut self, slots: usize, moment: Moment<'_>) {
         for _ in 0..slots {
             let at = self.next();
             if self.ways[at].copy.as_ref().is_some_and(|copy| !copy.counts(moment)) {
@@ -177,7 +191,7 @@ impl<M> Near<M> {
     }
 
     /// A slot of the key's set: an empty one, one that no longer counts, or the first not found since it was last passed over.
-    fn victim(&mut self, key: &KeyRef<'_>, moment: Moment) -> usize {
+    fn victim(&mut self, key: &KeyRef<'_>, moment: Moment<'_>) -> usize {
         let set = self.set(key);
         let ways = &mut self.ways[set..set + WAYS];
         let free = ways.iter().position(|way| way.copy.as_ref().is_none_or(|copy| !copy.counts(moment)));
@@ -211,8 +225,8 @@ impl<M> Near<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Now;
     use crate::entry::tests::Note;
+    use crate::entry::{Now, Purge, Scope, UNNUMBERED};
     use crate::key::KeyBuilder;
     use proptest::prelude::*;
     use std::time::Duration;
@@ -221,27 +235,29 @@ mod tests {
 
     struct Bench {
         near: Near<Note>,
-        moment: Moment,
+        now: Instant,
+        epochs: Epochs,
     }
 
     impl Bench {
         fn new() -> Self {
-            Self { near: Near::new(), moment: Moment { now: Instant::now(), generation: 0 } }
+            Self { near: Near::new(), now: Instant::now(), epochs: Epochs::new(0) }
         }
 
         fn put(&mut self, name: &str, body_bytes: usize, budget: usize) -> Arc<Entry<Note>> {
-            let now = Now { instant: self.moment.now, ..Now::read() };
+            let now = Now { instant: self.now, ..Now::read() };
             let entry = Entry::new(Note(name.into()), vec![0; body_bytes].into(), Duration::from_secs(60), now);
+            let entry = entry.begun(self.epochs.since());
             let (mut key, entry) = (KeyBuilder::new(), Arc::new(entry));
             let key = key.part(name.as_bytes()).key();
-            let copy = NearCopy::new(&key, entry.clone(), self.moment.generation);
-            self.near.put(&key, copy, self.moment, budget);
+            let copy = NearCopy::new(&key, entry.clone());
+            self.near.put(&key, copy, Moment::new(self.now, &self.epochs), budget);
             entry
         }
 
         fn get(&mut self, name: &str) -> Option<String> {
             let mut key = KeyBuilder::new();
-            let found = self.near.get(&key.part(name.as_bytes()).key(), self.moment)?;
+            let found = self.near.get(&key.part(name.as_bytes()).key(), Moment::new(self.now, &self.epochs))?;
             Some(found.copy.entry().meta.0.clone())
         }
     }
@@ -260,10 +276,10 @@ mod tests {
     fn a_copy_whose_time_is_over_or_that_was_purged_is_not_served() {
         let mut bench = Bench::new();
         bench.put("a", 10, BUDGET);
-        bench.moment.now += Duration::from_secs(60);
+        bench.now += Duration::from_secs(60);
         assert_eq!(bench.get("a"), None);
         bench.put("a", 10, BUDGET);
-        bench.moment.generation += 1;
+        bench.epochs.purge(Purge { scope: Scope::Everything, is_soft: false }, UNNUMBERED);
         assert_eq!(bench.get("a"), None);
     }
 
@@ -272,7 +288,7 @@ mod tests {
         let mut bench = Bench::new();
         let entries: Vec<_> = (0..100).map(|i| bench.put(&i.to_string(), 10, BUDGET)).collect();
         entries.iter().for_each(|entry| entry.retire());
-        bench.near.sweep(SLOTS, bench.moment);
+        bench.near.sweep(SLOTS, Moment::new(bench.now, &bench.epochs));
         assert_eq!(bench.near.bytes, 0);
         assert!(entries.iter().all(|entry| Arc::strong_count(entry) == 1));
     }
@@ -289,7 +305,7 @@ mod tests {
         let mut bench = Bench::new();
         let entry = bench.put("a", 10, BUDGET);
         let mut key = KeyBuilder::new();
-        let copy = bench.near.get(&key.part(b"a").key(), bench.moment).unwrap().copy;
+        let copy = bench.near.get(&key.part(b"a").key(), Moment::new(bench.now, &bench.epochs)).unwrap().copy;
         let body = copy.body().clone();
         assert_eq!(body.as_ptr(), entry.body.as_ptr());
         drop((copy, bench));

@@ -24,6 +24,7 @@ pub(crate) struct Counts {
     pub(crate) hits: Count,
     pub(crate) misses: Count,
     pub(crate) expired: Count,
+    pub(crate) purged: Count,
     pub(crate) foreign: Count,
     pub(crate) corrupt: Count,
     pub(crate) oversize: Count,
@@ -38,8 +39,10 @@ pub(crate) struct Counts {
 pub struct ShardCounts {
     pub hits: u64,
     pub misses: u64,
-    /// Sound entries whose time was over, or that come from a clock too far ahead; not among the misses, as the next three.
+    /// Sound entries whose time was over, or that come from a clock too far ahead; not among the misses, as the next four.
     pub expired: u64,
+    /// Sound entries that were stored by a node that did not know of a purge of theirs.
+    pub purged: u64,
     /// Entries of another release, secret or size limit.
     pub foreign: u64,
     /// Entries that were damaged, or another key's.
@@ -62,6 +65,7 @@ impl Counts {
             hits: self.hits.get(),
             misses: self.misses.get(),
             expired: self.expired.get(),
+            purged: self.purged.get(),
             foreign: self.foreign.get(),
             corrupt: self.corrupt.get(),
             oversize: self.oversize.get(),

@@ -14,7 +14,7 @@ use super::counts::Counts;
 use super::fault::Fault;
 use super::link::Link;
 use super::queue::{Job, Queue};
-use crate::entry::{Entry, Epochs, Meta, Seal};
+use crate::entry::{Entry, Epochs, Judgement, Meta, Seal};
 use crate::key::Digest;
 use redis::{Pipeline, Value};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -138,7 +138,10 @@ impl Writer {
         entry: &Entry<M>,
     ) -> bool {
         let ttl = entry.keep.saturating_sub(entry.age(Instant::now()));
-        let ended = entry.since().is_some_and(|since| !self.epochs.still(hash, since));
+        let ended = entry.since().is_some_and(|since| {
+            let is_purged = self.epochs.judge(entry.meta.tags(), since.generation()) == Judgement::Dead;
+            is_purged || !self.epochs.is_kept(hash, since)
+        });
         if ended || ttl < Duration::from_millis(1) {
             return false;
         }

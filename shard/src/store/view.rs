@@ -3,9 +3,9 @@
 //! Refuses to wait: only `remote` does, at most for the deadline, and `flush`, which no request calls.
 //! Invariant: what is removed here is gone locally, on every thread, when `remove` returns.
 
-use super::Store;
-use crate::entry::{Entry, Meta, Since};
-use crate::key::{KeyRef, Region};
+use super::{Place, Store};
+use crate::entry::{Entry, Judgement, Meta, Since};
+use crate::key::{KeyRef, Region, Tag};
 use crate::local::{Moment, Near, NearCopy};
 use crate::remote::{Fault, Job, Shard, Wire};
 use bytes::Bytes;
@@ -135,7 +135,7 @@ impl<M: Meta> View<M> {
         let since = self.since();
         match self.wires[place.shard].fetch(&place.name, &place.digest).await {
             Ok(Some(entry)) => {
-                let (copy, _) = self.hold(key, entry.begun(since));
+                let (copy, _) = self.hold(key, entry.begun(since).at_home(Some(place.home())));
                 Remote::Found(Hit { copy, tier: Tier::Remote })
             }
             Ok(None) => Remote::Absent,
@@ -144,14 +144,15 @@ impl<M: Meta> View<M> {
     }
 
     /// To be taken before a fill's request goes out, and given to its entry (`Entry::begun`): the entry is then not stored if
-    /// its key, whichever it turns out to be, is removed, or everything purged, while the fill runs.
+    /// its key, whichever it turns out to be, is removed, or one of its tags purged, while the fill runs.
     pub fn since(&self) -> Since {
         self.store.epochs.since()
     }
 
-    /// Whether neither the key was removed nor everything purged since then.
-    pub fn still(&self, key: &KeyRef<'_>, since: Since) -> bool {
-        self.store.epochs.still(key.hash(), since)
+    /// Whether neither the key was removed nor one of `tags` purged since then.
+    pub fn still(&self, key: &KeyRef<'_>, tags: &[Tag], since: Since) -> bool {
+        let epochs = &self.store.epochs;
+        epochs.is_kept(key.hash(), since) && epochs.judge(tags, since.generation()) == Judgement::Sound
     }
 
     /// Stores an entry. The hit serves the response at hand even where nothing could be stored.
@@ -159,16 +160,14 @@ impl<M: Meta> View<M> {
         // What is stored for a region that nobody remembers could not be removed again.
         if self.region.get() != Some(*region) {
             if !self.store.name(region) {
-                let copy = NearCopy::new(key, Arc::new(entry), self.since().generation());
+                let copy = NearCopy::new(key, Arc::new(entry));
                 return Hit { copy, tier: Tier::Memory };
             }
             self.region.set(Some(*region));
         }
-        let (copy, stored) = self.hold(key, entry);
-        if stored
-            && reach == Reach::Shared
-            && let Some(place) = self.store.place(region, key)
-        {
+        let place = if reach == Reach::Shared { self.store.place(region, key) } else { None };
+        let (copy, stored) = self.hold(key, entry.at_home(place.as_ref().map(Place::home)));
+        if stored && let Some(place) = place {
             let (name, digest, hash) = (place.name, place.digest, key.hash());
             self.wires[place.shard].send(Job::Store { name, digest, hash, entry: copy.share() });
         }
@@ -181,11 +180,6 @@ impl<M: Meta> View<M> {
         if let Some(place) = self.store.place(region, key) {
             self.wires[place.shard].send(Job::Remove { name: place.name });
         }
-    }
-
-    /// Ends the time of everything held locally by this process, on every thread.
-    pub fn purge_local(&self) {
-        self.store.purge_local();
     }
 
     /// Lets go of a bounded piece of what no longer counts. To be called about once a second by the thread's own clock, and again
@@ -220,7 +214,7 @@ impl<M: Meta> View<M> {
         (inserted.copy, inserted.stored)
     }
 
-    fn keep_near(&self, key: &KeyRef<'_>, copy: &Arc<NearCopy<M>>, moment: Moment) {
+    fn keep_near(&self, key: &KeyRef<'_>, copy: &Arc<NearCopy<M>>, moment: Moment<'_>) {
         self.near.borrow_mut().put(key, copy.clone(), moment, self.store.local.near_bytes());
     }
 }
@@ -234,10 +228,12 @@ impl<M> Drop for View<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Now;
     use crate::entry::tests::Note;
+    use crate::entry::{Now, Purge, Scope};
     use crate::key::KeyBuilder;
     use crate::store::LocalSettings;
+
+    const EVERYTHING: Purge = Purge { scope: Scope::Everything, is_soft: false };
 
     fn store() -> Arc<Store<Note>> {
         Store::new(LocalSettings { memory_bytes: 1 << 20 }, None).unwrap()
@@ -283,7 +279,7 @@ mod tests {
         one.insert(&Region::DEFAULT, &key, entry("a"), Reach::Local);
         two.local(&key).unwrap();
         let since = two.since();
-        one.purge_local();
+        store.purge_here(EVERYTHING);
         assert!(one.local(&key).is_none() && two.local(&key).is_none());
         let served = two.insert(&Region::DEFAULT, &key, entry("late").begun(since), Reach::Local);
         assert_eq!(served.meta.0, "late");

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use shard::{Entry, KeyBuilder, KeyRef, LocalSettings, Meta, Now, Region, RegionSettings, RemoteSettings, Store};
+use shard::{Entry, KeyBuilder, KeyRef, LocalSettings, Meta, Now, Region, RegionSettings, RemoteSettings, Store, Tag};
 
 /// The default deadline, where time is what a test is about.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(20);
@@ -119,6 +119,10 @@ impl Meta for Page {
 
     fn heap_bytes(&self) -> usize {
         self.0.capacity()
+    }
+
+    fn tags(&self) -> &[Tag] {
+        &[]
     }
 }
 

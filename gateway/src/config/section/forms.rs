@@ -41,6 +41,12 @@ pub(super) const QUERY_PATTERN: Parsed<String> =
 
 pub(super) const FIELD: Parsed<String> = Parsed { name: "a field name", parse: field, show: String::clone };
 
+pub(super) const FIELD_OR_NONE: Parsed<String> = Parsed {
+    name: "a field name, or \"\" for none",
+    parse: |text| if text.is_empty() { Ok(String::new()) } else { field(text) },
+    show: String::clone,
+};
+
 pub(super) const HOST: Parsed<HostPattern> =
     Parsed { name: "\"*\", a host, or \"*.\" and a domain", parse: host, show: show_host };
 

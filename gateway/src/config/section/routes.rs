@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use super::super::document::Value;
 use super::super::expand::read_file;
 use super::super::fault::Problem;
 use super::super::kind::{Choice, ListOf, Span, Text, Whole};
@@ -60,13 +59,14 @@ fn cache_policy(table: &Table<'_>, default: cache::RoutePolicy) -> Option<cache:
         Choice(&[("private", Some(cache::SetCookie::Private)), ("shared", Some(cache::SetCookie::Shared))]);
     const MODES: Choice<bool> = Choice(&[("standard", Some(true)), ("off", Some(false))]);
     let lifetime = Span(Duration::ZERO..=YEAR);
-    table.later("tags", Some(&Value::Text(String::new())));
     let caches = table.or("mode", &MODES, true);
     let policy = cache::RoutePolicy {
         default_ttl: table.or("default_ttl", &lifetime, default.default_ttl),
         ttl: ttl(table, &lifetime),
         ttl_jitter_percent: table.or("ttl_jitter_percent", &Whole(0..=50), default.ttl_jitter_percent),
         heuristic_max: table.or("heuristic_max", &lifetime, default.heuristic_max),
+        tags: Some(table.or("tags", &forms::FIELD_OR_NONE, default.tags.unwrap_or_default()))
+            .filter(|field| !field.is_empty()),
         set_cookie: table.or("set_cookie", &SET_COOKIE, default.set_cookie),
         stale_if_error: table.or("stale_if_error", &lifetime, default.stale_if_error),
         stale_while_revalidate: table.or("stale_while_revalidate", &lifetime, default.stale_while_revalidate),

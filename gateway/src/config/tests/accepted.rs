@@ -153,6 +153,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         ttl: vec![(cache::Statuses::One(404), 5 * second), (cache::Statuses::Class(5), 6 * second)],
         heuristic_max: 4 * second,
         set_cookie: cache::SetCookie::Shared,
+        tags: None,
         stale_if_error: 2 * second,
         stale_while_revalidate: 3 * second,
         ttl_jitter_percent: 7,

@@ -22,7 +22,6 @@ fn only_what_is_not_available_yet_or_not_there_is_refused_in_the_contract() {
         (Code::Unavailable, "upstreams.shop.retries"),
         (Code::Unavailable, "upstreams.shop.health"),
         (Code::Unavailable, "upstreams.shop.concurrency"),
-        (Code::Unavailable, "routes[0].cache.tags"),
         (Code::File, "routes[0].degrade.html"),
         (Code::File, "routes[0].degrade.json"),
         (Code::Unavailable, "routes[0].journal"),
