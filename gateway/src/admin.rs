@@ -127,6 +127,7 @@ async fn purge(views: &Views, query: &str) -> Reply {
             let status = if outcome.is_complete() { StatusCode::OK } else { StatusCode::ACCEPTED };
             Reply::new(status, JSON, outcome.to_json(&order).to_string())
         }
+        Err(BadOrder::TooMany(many)) => Reply::text(StatusCode::SERVICE_UNAVAILABLE, &many.to_string()),
         Err(bad) => Reply::text(StatusCode::BAD_REQUEST, &bad.to_string()),
     }
 }

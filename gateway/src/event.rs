@@ -99,6 +99,8 @@ pub enum Event<'a> {
     Purged {
         what: &'a str,
         soft: bool,
+        /// Nodes that have not confirmed it yet.
+        missing: usize,
     },
     AcceptPaused {
         error: &'a dyn Display,
@@ -262,7 +264,7 @@ impl Event<'_> {
             Event::ShardUp { region, endpoint, lane } => info!(event, region, endpoint, lane, "shard up"),
             Event::LimitOnShare { rule } => warn!(event, rule, "a cluster limit runs on this node's share"),
             Event::LimitSupplied { rule } => info!(event, rule, "a cluster limit is supplied again"),
-            Event::Purged { what, soft } => info!(event, what, soft, "purged"),
+            Event::Purged { what, soft, missing } => info!(event, what, soft, missing, "purged"),
             Event::AcceptPaused { error } => error!(event, %error, suppressed, "accepting paused"),
             Event::ConnectionRefused { reason, client } => {
                 warn!(event, reason, %client, suppressed, "connection refused");

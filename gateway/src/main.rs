@@ -93,6 +93,9 @@ struct PurgeArguments {
     /// Make it stale instead: it may answer while it is validated, and for a failing origin
     #[arg(long)]
     soft: bool,
+    /// On this node of the fleet alone, by its `server.node`
+    #[arg(long)]
+    node: Option<String>,
     /// Admin address of the gateway
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9900")]
     admin: SocketAddr,
@@ -165,7 +168,7 @@ fn purge(arguments: PurgeArguments) -> ExitCode {
     let everything = arguments.all.then_some(Target::Everything);
     let tags = arguments.tag.into_iter().map(Target::Tag);
     let targets = arguments.url.into_iter().map(Target::Url).chain(tags).chain(everything).collect();
-    let order = Order { targets, is_soft: arguments.soft };
+    let order = Order { targets, is_soft: arguments.soft, node: arguments.node };
     let token = arguments.token.filter(|token| !token.is_empty());
     let outcome = match admin_client::purge(arguments.admin, token.as_deref(), &order) {
         Ok(outcome) => outcome,

@@ -3,8 +3,8 @@
 use serde_json::json;
 use shard::{Purge, Scope, Tag};
 
+use crate::cache;
 use crate::cache::tags::{self, BadUrl};
-use crate::cache::{self};
 
 /// What is to be purged, all of it hard or all of it softly.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub struct Order {
     pub targets: Vec<Target>,
     /// What is purged softly becomes stale instead of going: it may answer while it is validated, or for a failing origin.
     pub is_soft: bool,
+    /// The one node that is meant, instead of all of the fleet.
+    pub node: Option<String>,
 }
 
 /// One thing to purge.
@@ -27,7 +29,7 @@ pub enum Target {
 pub enum BadOrder {
     #[error("say what to purge: url=URL, tag=TAG or all=true; soft=true makes it stale instead")]
     Nothing,
-    #[error("`{0}` is no parameter of a purge; there are url, tag, all and soft")]
+    #[error("`{0}` is no parameter of a purge; there are url, tag, all, soft and node")]
     Unknown(String),
     #[error("`{0}` is true or false")]
     NotBool(&'static str),
@@ -35,6 +37,8 @@ pub enum BadOrder {
     EmptyTag,
     #[error("{url:?}: {why}")]
     Url { url: String, why: BadUrl },
+    #[error(transparent)]
+    TooMany(#[from] shard::TooMany),
 }
 
 impl Order {
@@ -43,7 +47,7 @@ impl Order {
     /// # Errors
     /// What the sender has to change.
     pub fn parse(query: &str) -> Result<Order, BadOrder> {
-        let mut order = Order { targets: Vec::new(), is_soft: false };
+        let mut order = Order { targets: Vec::new(), is_soft: false, node: None };
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             match &*name {
                 "url" => order.targets.push(Target::Url(value.into_owned())),
@@ -55,6 +59,7 @@ impl Order {
                     }
                 }
                 "soft" => order.is_soft = boolean("soft", &value)?,
+                "node" => order.node = Some(value.into_owned()),
                 _ => return Err(BadOrder::Unknown(name.into_owned())),
             }
         }
@@ -73,6 +78,9 @@ impl Order {
         }
         if self.is_soft {
             query.append_pair("soft", "true");
+        }
+        if let Some(node) = &self.node {
+            query.append_pair("node", node);
         }
         query.finish()
     }
@@ -152,7 +160,7 @@ mod tests {
     fn an_order_is_read_as_it_is_written() {
         let targets = vec![Target::Tag("a&b c".into()), Target::Url("http://a/?x=1&y".into()), Target::Everything];
         for is_soft in [false, true] {
-            let order = Order { targets: targets.clone(), is_soft };
+            let order = Order { targets: targets.clone(), is_soft, node: is_soft.then(|| "n 1".to_owned()) };
             assert_eq!(Order::parse(&order.query()), Ok(order));
         }
     }
@@ -169,7 +177,8 @@ mod tests {
         ] {
             assert_eq!(Order::parse(query), Err(why), "{query}");
         }
-        let order = Order { targets: vec![Target::Tag("a".into()), Target::Url("/a".into())], is_soft: false };
+        let order =
+            Order { targets: vec![Target::Tag("a".into()), Target::Url("/a".into())], is_soft: false, node: None };
         let refused = order.purges(&cache::Settings::default());
         assert_eq!(refused, Err(BadOrder::Url { url: "/a".into(), why: BadUrl::NotAbsolute }));
     }

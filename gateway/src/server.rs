@@ -58,6 +58,7 @@ pub(crate) struct Shared {
     pub(crate) site: Arc<ArcSwap<Site>>,
     pub(crate) config: ArcSwap<Config>,
     pub(crate) store: Arc<shard::Store<Meta>>,
+    pub(crate) bus: Arc<shard::Bus<Meta>>,
     pub(crate) fills: Arc<Fills>,
     pub(crate) floor: Arc<Floor>,
     pub(crate) log: Arc<AccessLog>,
@@ -91,6 +92,8 @@ pub fn run(config: Config, origin: Origin, on_ready: impl FnOnce(&Bound)) -> Res
     Event::Starting { version: env!("CARGO_PKG_VERSION"), workers, node: &config.server.node }.emit();
     resources::raise_descriptors(config.accept.connections);
     let store = assemble::store(&config)?;
+    // Before anybody reads: what was purged while this node was away has to be known first.
+    let bus = shard::Bus::new(&store, &config.server.node);
     let identity = assemble::process_identity();
     let site = assemble::site(&config, &store, identity, None)?;
     let mut doors = Vec::new();
@@ -112,6 +115,7 @@ pub fn run(config: Config, origin: Origin, on_ready: impl FnOnce(&Bound)) -> Res
     let shared = Arc::new(Shared {
         site: Arc::new(ArcSwap::from_pointee(site)),
         store,
+        bus,
         fills: Arc::default(),
         floor: Floor::new(workers, config.accept.clone()),
         log: Arc::new(AccessLog::open(&config.log.access).map_err(StartError::AccessLog)?),

@@ -9,8 +9,8 @@
 mod envelope;
 mod epochs;
 
-pub(crate) use envelope::Seal;
-pub(crate) use epochs::{Epochs, Judgement, UNNUMBERED};
+pub(crate) use envelope::{EDITION_BYTES, Seal};
+pub(crate) use epochs::{Epochs, Judgement, TAGS_MAX, UNNUMBERED};
 pub use epochs::{Purge, Scope, Since};
 
 use crate::key::Tag;

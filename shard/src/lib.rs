@@ -12,8 +12,10 @@ mod entry;
 mod remote;
 mod local;
 mod store;
+mod bus;
 mod treasury;
 
+pub use bus::{Bus, BusReport, Confirmation, TooMany};
 pub use entry::{Doubt, Entry, Meta, Now, Purge, Scope, Since};
 pub use key::{BadRegion, CacheKey, KeyBuilder, KeyRef, Region, Tag};
 pub use local::LocalReport;

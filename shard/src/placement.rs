@@ -103,6 +103,12 @@ pub(crate) fn redis_key(region: &Region, slot: Slot, digest: &Digest) -> String 
     key
 }
 
+/// The beginning of the digest in an entry's name in Redis (`Digest::beginning`).
+pub(crate) fn named(key: &[u8]) -> Option<u64> {
+    let digest = key.rsplit(|byte| *byte == b':').next()?;
+    u64::from_str_radix(str::from_utf8(digest.get(..16)?).ok()?, 16).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,6 +10,7 @@
 
 mod breaker;
 mod counts;
+mod echoes;
 mod fault;
 mod lane;
 mod link;
@@ -28,9 +29,11 @@ use crate::entry::{Entry, Epochs, Judgement, Meta, Now, Seal};
 use crate::key::{Digest, Region};
 use bytes::Bytes;
 use counts::Counts;
+use echoes::Echoes;
 use outbox::{Outbox, Writer};
-use redis::{Client, IntoConnectionInfo, Pipeline, RedisError, Value};
+use redis::{Client, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisError, Value};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Writing is off every request's path: it may take this many deadlines per batch.
@@ -45,6 +48,10 @@ pub(crate) struct Shard {
     reads: Arc<Lane>,
     writes: Arc<Lane>,
     counts: Arc<Counts>,
+    echoes: Arc<Echoes>,
+    /// Whether it may be read: what was purged there is known, and its changes are being told.
+    is_watched: AtomicBool,
+    bus: Lane,
 }
 
 /// A shard's state and figures.
@@ -58,6 +65,9 @@ pub struct ShardReport {
     pub endpoint: String,
     pub reads: BreakerState,
     pub writes: BreakerState,
+    /// Whether what was purged there is known and its changes are being told; it is not read while they are not.
+    pub is_watched: bool,
+    pub bus_faults: FaultCounts,
     pub read_faults: FaultCounts,
     pub write_faults: FaultCounts,
     pub counts: ShardCounts,
@@ -83,6 +93,9 @@ impl Shard {
             reads: Arc::new(Lane::new(format!("{region} {label} reads"))),
             writes: Arc::new(Lane::new(format!("{region} {label} writes"))),
             counts: Arc::default(),
+            echoes: Arc::default(),
+            is_watched: AtomicBool::new(true),
+            bus: Lane::new(format!("{region} {label} bus")),
             client,
             label,
         }
@@ -90,6 +103,31 @@ impl Shard {
 
     pub(crate) fn label(&self) -> &str {
         &self.label
+    }
+
+    /// What connects to be told of changes, which needs the third version of the protocol.
+    pub(crate) fn line_client(&self) -> Client {
+        let info = self.client.get_connection_info();
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        Client::open(info.clone().set_redis_settings(settings)).unwrap_or_else(|_| self.client.clone())
+    }
+
+    pub(crate) fn echoes(&self) -> &Echoes {
+        &self.echoes
+    }
+
+    /// From now on it is not read, until it is in sight.
+    pub(crate) fn lose_sight(&self) {
+        self.is_watched.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn lost_sight(&self, fault: Fault) {
+        self.lose_sight();
+        self.bus.failed(fault);
+    }
+
+    pub(crate) fn in_sight(&self) {
+        self.is_watched.store(true, Ordering::Release);
     }
 
     /// A connection of one's own, with the breaker of `lane`.
@@ -104,6 +142,8 @@ impl Shard {
             endpoint: self.label.clone(),
             reads: self.reads.state(),
             writes: self.writes.state(),
+            is_watched: self.is_watched.load(Ordering::Acquire),
+            bus_faults: self.bus.faults(),
             read_faults: self.reads.faults(),
             write_faults: self.writes.faults(),
             counts: self.counts.read(),
@@ -129,6 +169,7 @@ impl<M: Meta> Wire<M> {
             seal: seal.clone(),
             epochs: epochs.clone(),
             counts: shard.counts.clone(),
+            echoes: shard.echoes.clone(),
         };
         let reads = shard.link(shard.reads.clone());
         Self { shard, reads, outbox: Outbox::new(writer), seal, epochs, deadline }
@@ -136,6 +177,10 @@ impl<M: Meta> Wire<M> {
 
     /// The entry called `name`, if it is there, sound and in time. Cancel safe.
     pub(crate) async fn fetch(&self, name: &str, digest: &Digest) -> Result<Option<Entry<M>>, Fault> {
+        if !self.shard.is_watched.load(Ordering::Acquire) {
+            self.shard.reads.count(Fault::Unwatched);
+            return Err(Fault::Unwatched);
+        }
         let mut read = Pipeline::with_capacity(1);
         read.cmd("GETRANGE").arg(name).arg(0).arg(self.seal.envelope_bytes_max());
         let mut replies = self.reads.ask(&read, self.deadline).await?;

@@ -174,6 +174,18 @@ impl<M: Meta> Store<M> {
 }
 
 impl<M> Store<M> {
+    pub(crate) fn shards_here(&self) -> &[Arc<Shard>] {
+        self.remote.as_ref().map_or(&[], |remote| &remote.shards)
+    }
+
+    pub(crate) fn epochs(&self) -> &Epochs {
+        &self.epochs
+    }
+
+    pub(crate) fn local(&self) -> &Local<M> {
+        &self.local
+    }
+
     /// The shard of the default region that keeps what has no slot, by its name.
     pub(crate) fn keeper(&self, name: &str) -> Option<&Shard> {
         let remote = self.remote.as_ref()?;

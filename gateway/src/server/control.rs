@@ -10,7 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use limiter::Lease;
 use serde_json::json;
-use shard::{BreakerState, RedisTreasury};
+use shard::{BreakerState, RedisTreasury, ShardReport};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -33,6 +33,10 @@ const DRAIN_GLANCE: Duration = Duration::from_millis(10);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How long after the start a cluster limit may be without its first grant.
 const FIRST_GRANTS: Duration = Duration::from_secs(1);
+/// How long the other nodes of a fleet have to confirm a purge.
+const PURGE_WITHIN: Duration = Duration::from_secs(3);
+/// What saying goodbye to a fleet may take.
+const LEAVE_WITHIN: Duration = Duration::from_millis(200);
 /// What one asking of a treasury may take; nobody waits for it.
 const TREASURY_DEADLINE: Duration = Duration::from_millis(100);
 
@@ -67,6 +71,7 @@ async fn control(
     if let Origin::File(file) = &origin {
         watch.renew(files(file, &shared.config.load()));
     }
+    let bus = shared.bus.run();
     let news = spawn_local(tell_news(Arc::clone(shared)));
     let suppliers = Suppliers::default();
     suppliers.renew(shared);
@@ -92,6 +97,10 @@ async fn control(
     drain(shared, &stage, &mut endings).await;
     news.abort();
     suppliers.end().await;
+    drop(bus);
+    if timeout(LEAVE_WITHIN, shared.bus.leave()).await.is_err() {
+        tracing::debug!("the fleet could not be told that this node leaves");
+    }
     // The receiver may be gone already if the admin task ended.
     let _gone = admin_stop.send(true);
     admin.abort();
@@ -300,13 +309,18 @@ fn views(shared: &Arc<Shared>, is_draining: &Rc<Cell<bool>>) -> Views {
     }
 }
 
-/// Purges on this node.
+/// Purges here and on the other nodes of the fleet.
 async fn follow(shared: Arc<Shared>, order: Order) -> Result<Outcome, BadOrder> {
     let purges = order.purges(&shared.site.load().cache)?;
-    purges.into_iter().for_each(|purge| shared.store.purge_here(purge));
-    let node = shared.config.load().server.node.clone();
-    Event::Purged { what: &order.told(), soft: order.is_soft }.emit();
-    Ok(Outcome { acknowledged: vec![node], ..Outcome::default() })
+    let confirmed = shared.bus.purge(&purges, order.node.as_deref(), PURGE_WITHIN).await?;
+    let list = |names: std::collections::BTreeSet<String>| names.into_iter().collect();
+    let outcome = Outcome {
+        acknowledged: list(confirmed.nodes),
+        missing: list(confirmed.missing),
+        untold: list(confirmed.untold),
+    };
+    Event::Purged { what: &order.told(), soft: order.is_soft, missing: outcome.missing.len() }.emit();
+    Ok(outcome)
 }
 
 /// What works less well than it should.
@@ -314,7 +328,8 @@ fn degraded(shared: &Shared) -> Vec<String> {
     let site = shared.site.load();
     let breakers = site.routes.iter().filter(|route| route.breaker.state() != breaker::State::Closed);
     let breakers = breakers.map(|route| format!("breaker {}", route.settings.name));
-    let shards = shared.store.shards().filter(|shard| shard.reads != BreakerState::Closed);
+    let is_degraded = |shard: &ShardReport| shard.reads != BreakerState::Closed || !shard.is_watched;
+    let shards = shared.store.shards().filter(is_degraded);
     breakers.chain(shards.map(|shard| format!("shard {} {}", shard.region, shard.endpoint))).collect()
 }
 
@@ -332,7 +347,7 @@ fn status(shared: &Shared, draining: bool) -> serde_json::Value {
             json!({
                 "region": shard.region.as_str(),
                 "endpoint": shard.endpoint.to_string(),
-                "available": shard.reads == BreakerState::Closed,
+                "available": shard.reads == BreakerState::Closed && shard.is_watched,
                 "hits": shard.counts.hits,
                 "misses": shard.counts.misses,
             })

@@ -233,6 +233,17 @@ impl Epochs {
         self.know(number);
     }
 
+    /// Whether a purge under this number has been heard of. One that has no number yet has not.
+    pub(crate) fn knows(&self, purge: Purge, number: u64) -> bool {
+        let purges = self.purges.read().unwrap_or_else(PoisonError::into_inner);
+        let last = match purge.scope {
+            Scope::Everything => Some(&purges.everything),
+            Scope::Tag(tag) => purges.tags.get(&tag.hash()),
+        };
+        let mark = last.map_or(purges.floor, |last| if purge.is_soft { last.soft } else { last.hard });
+        mark.number >= number && mark.number != UNNUMBERED
+    }
+
     /// A shard was lost sight of and is seen again: what is held of it may have been changed there meanwhile.
     pub(crate) fn lost_sight(&self, shard: usize) {
         let purges = self.purges.write().unwrap_or_else(PoisonError::into_inner);

@@ -10,6 +10,8 @@ use redis::{ErrorKind, RedisError, ServerError, ServerErrorKind, Value};
 pub enum Fault {
     #[error("the shard's breaker is open")]
     Open,
+    #[error("what was purged at the shard is not known at the moment")]
+    Unwatched,
     #[error("this thread's last attempt to connect failed a moment ago")]
     Resting,
     #[error("the shard cannot be connected to")]
@@ -35,8 +37,9 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 12] = [
+    pub const ALL: [Fault; 13] = [
         Fault::Open,
+        Fault::Unwatched,
         Fault::Resting,
         Fault::Connect,
         Fault::Timeout,
@@ -54,6 +57,7 @@ impl Fault {
     pub fn name(self) -> &'static str {
         match self {
             Fault::Open => "open",
+            Fault::Unwatched => "unwatched",
             Fault::Resting => "resting",
             Fault::Connect => "connect",
             Fault::Timeout => "timeout",
@@ -70,7 +74,7 @@ impl Fault {
 
     /// Whether it says something about the shard. Where nothing was tried it does not, and a refused command is an answer.
     pub(crate) fn is_evidence(self) -> bool {
-        !matches!(self, Fault::Open | Fault::Resting | Fault::Refused)
+        !matches!(self, Fault::Open | Fault::Unwatched | Fault::Resting | Fault::Refused)
     }
 
     /// Whether the connection is of no more use. A replica that refuses writes was the master when its name was resolved.

@@ -80,7 +80,7 @@ impl Lane {
         FaultCounts(self.faults.each_ref().map(|count| count.load(Ordering::Relaxed)))
     }
 
-    fn count(&self, fault: Fault) {
+    pub(crate) fn count(&self, fault: Fault) {
         self.faults[fault as usize].fetch_add(1, Ordering::Relaxed);
     }
 }

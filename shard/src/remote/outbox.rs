@@ -11,11 +11,13 @@
 //! what a hung server still has in its receive buffer when its connection is given up.
 
 use super::counts::Counts;
+use super::echoes::Echoes;
 use super::fault::Fault;
 use super::link::Link;
 use super::queue::{Job, Queue};
 use crate::entry::{Entry, Epochs, Judgement, Meta, Seal};
 use crate::key::Digest;
+use crate::placement::named;
 use redis::{Pipeline, Value};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -39,6 +41,7 @@ pub(crate) struct Writer {
     pub(crate) seal: Arc<Seal>,
     pub(crate) epochs: Arc<Epochs>,
     pub(crate) counts: Arc<Counts>,
+    pub(crate) echoes: Arc<Echoes>,
 }
 
 impl<M: Meta> Outbox<M> {
@@ -115,6 +118,9 @@ impl Writer {
                     self.compose_store(&mut pipeline, name, digest, *hash, entry)
                 }
                 Job::Remove { name } => {
+                    if let Some(name) = named(name.as_bytes()) {
+                        self.echoes.expect(name);
+                    }
                     pipeline.cmd("UNLINK").arg(name);
                     true
                 }

@@ -1,0 +1,560 @@
+//! Owns what nodes of a fleet tell each other: purges, over every server of every region, and what servers tell of changes.
+//!
+//! A purge holds here at once. It is then numbered by the first server that answers, told to all of them under that number, and
+//! waited for: each node writes down how far it has read. A server that is away is told when it is back, and a purge that no
+//! server could be told waits for the first. A node that was cut off reads on from its place in the stream, or asks for the last
+//! purges of all tags where the stream is cut; so does one that has just started. What one node tells another reads at its own
+//! pace: nobody waits for the slow.
+//!
+//! Entries that servers say were changed are compared with what is held: what this node wrote itself is left alone.
+//!
+//! Refuses more purges than `PENDING_MAX` while no server answers.
+//! Invariant: a shard is read only while its server's purges are known here and its changes are being told.
+
+mod event;
+mod line;
+mod script;
+
+use crate::entry::{EDITION_BYTES, Meta, Purge, Seal, UNNUMBERED};
+use crate::key::CacheKey;
+use crate::remote::Fault;
+use crate::store::Store;
+use event::{Event, Position};
+use line::{BEAT_EVERY, Change, Connected, Line, News, Sign, Way};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Mutex as Turn, Notify, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout_at};
+
+/// Everybody, as an event's addressee.
+const ALL: &str = "*";
+
+/// Purges that wait for a server.
+const PENDING_MAX: usize = 1_024;
+
+/// Purges that are remembered for servers that were away.
+const RECENT_MAX: usize = 4_096;
+
+/// Between attempts to connect; half of it is jitter.
+const REST: Duration = Duration::from_millis(200);
+
+/// Beats in a row that a server may leave unanswered.
+const MISSED_MAX: u32 = 2;
+
+/// How long the nodes of a fleet leave it to each other to tell a server what it has missed.
+const COMPENSATE_WITHIN: Duration = Duration::from_millis(500);
+
+/// Microseconds by which a purge may come after later ones: there are several servers, and none waits for the others.
+const LATE: u64 = 2_000_000;
+
+/// The number of a purge that ends what one node holds, and nothing at the servers.
+const HERE: u64 = 0;
+
+/// A node that has been silent for longer is not waited for.
+const SILENT_MS: u64 = 3_000;
+
+/// How often it is looked whether all have confirmed, beside being told that some have.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Changes looked at in one go.
+const PIECE: usize = 256;
+
+/// The bus of a store.
+pub struct Bus<M> {
+    store: Arc<Store<M>>,
+    node: String,
+    /// Node and process: two processes may have been given the same name.
+    member: String,
+    lines: Vec<Line>,
+    seed: u64,
+    talk: Mutex<Talk>,
+    /// One announces at a time, in the order of the purges.
+    turn: Turn<()>,
+    /// Some node has written down how far it has read.
+    read_on: Notify,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct Talk {
+    pending: VecDeque<Pending>,
+    /// The last purges of the fleet, whoever told them.
+    recent: VecDeque<(u64, Purge)>,
+    /// How many there were before those.
+    forgotten: u64,
+    /// Those that came late, to be told again under a higher number.
+    late: Vec<(u64, Purge)>,
+}
+
+struct Pending {
+    purge: Purge,
+    to: String,
+    done: oneshot::Sender<Announced>,
+}
+
+/// A purge that has a number.
+#[derive(Clone, Debug)]
+struct Announced {
+    /// Where it stands, by line.
+    at: Vec<(usize, Position)>,
+    untold: Vec<usize>,
+}
+
+#[derive(Default)]
+struct Counts {
+    heard: AtomicU64,
+    changes: AtomicU64,
+    losses: AtomicU64,
+}
+
+/// Figures of a bus since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BusReport {
+    /// Purges heard from other nodes.
+    pub heard: u64,
+    /// Entries that servers said were changed.
+    pub changes: u64,
+    /// Times that a server was lost sight of.
+    pub losses: u64,
+    /// Purges that no server could be told yet.
+    pub pending: usize,
+}
+
+/// What became of purges. They hold on this node in any case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Confirmation {
+    /// Nodes that have confirmed them, this one included.
+    pub nodes: BTreeSet<String>,
+    /// Nodes that have not: they will as soon as they are reached.
+    pub missing: BTreeSet<String>,
+    /// Servers that could not be told: they will be as soon as they answer.
+    pub untold: BTreeSet<String>,
+}
+
+/// Too many purges wait for a server already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no server answers, and {PENDING_MAX} purges wait for one already")]
+pub struct TooMany;
+
+impl<M: Meta> Bus<M> {
+    /// The bus for a store's shards, as `node`. From now on they are not read until `run` has heard of their purges.
+    pub fn new(store: &Arc<Store<M>>, node: &str) -> Arc<Self> {
+        let seed = RandomState::new().hash_one(node);
+        let mut servers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (index, shard) in store.shards_here().iter().enumerate() {
+            shard.lose_sight();
+            servers.entry(shard.label().to_owned()).or_default().push(index);
+        }
+        let line = |(label, shards): (String, Vec<usize>)| {
+            let client = store.shards_here()[shards[0]].line_client();
+            Line::new(label, shards, client)
+        };
+        Arc::new(Self {
+            store: store.clone(),
+            node: node.to_owned(),
+            member: format!("{node}/{seed:016x}"),
+            lines: servers.into_iter().map(line).collect(),
+            seed,
+            talk: Mutex::default(),
+            turn: Turn::new(()),
+            read_on: Notify::new(),
+            counts: Counts::default(),
+        })
+    }
+
+    /// Keeps in step with the fleet. The tasks belong to the runtime that this is called in, and end with the set.
+    pub fn run(self: &Arc<Self>) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        for index in 0..self.lines.len() {
+            let bus = self.clone();
+            tasks.spawn(async move { bus.attend(index).await });
+        }
+        tasks
+    }
+
+    /// Says that this node leaves: nobody is to wait for it.
+    pub async fn leave(&self) {
+        let members = [self.member.clone()];
+        for way in self.lines.iter().filter_map(Line::way) {
+            let _gone_by_itself_later = way.leave(&members).await;
+        }
+    }
+
+    pub fn report(&self) -> BusReport {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        BusReport {
+            heard: count(&self.counts.heard),
+            changes: count(&self.counts.changes),
+            losses: count(&self.counts.losses),
+            pending: self.talk().pending.len(),
+        }
+    }
+
+    /// Purges here and on every node of the fleet, or on the node `to` alone, and waits up to `within` for what they say.
+    ///
+    /// # Errors
+    /// Nothing was purged.
+    pub async fn purge(
+        self: &Arc<Self>,
+        purges: &[Purge],
+        to: Option<&str>,
+        within: Duration,
+    ) -> Result<Confirmation, TooMany> {
+        let deadline = Instant::now() + within;
+        let mut announced = Vec::new();
+        {
+            let mut talk = self.talk();
+            if !self.lines.is_empty() && talk.pending.len() + purges.len() > PENDING_MAX {
+                return Err(TooMany);
+            }
+            for &purge in purges {
+                match to {
+                    None => self.store.epochs().purge(purge, UNNUMBERED),
+                    Some(to) if to == self.node => self.store.epochs().purge(purge, HERE),
+                    Some(_) => {}
+                }
+                if !self.lines.is_empty() {
+                    let (done, number) = oneshot::channel();
+                    talk.pending.push_back(Pending { purge, to: to.unwrap_or(ALL).to_owned(), done });
+                    announced.push(number);
+                }
+            }
+        }
+        let mut confirmation = Confirmation::default();
+        if to.is_none_or(|to| to == self.node) {
+            confirmation.nodes.insert(self.node.clone());
+        }
+        // Announced in a task of its own: a caller that gives up does not leave it half done.
+        let bus = self.clone();
+        let announcing = tokio::spawn(async move { bus.announce().await });
+        let mut places = Vec::new();
+        for number in announced {
+            match timeout_at(deadline.into(), number).await {
+                Ok(Ok(Announced { at, untold })) => {
+                    places.extend(at);
+                    confirmation.untold.extend(untold.into_iter().map(|line| self.lines[line].label.clone()));
+                }
+                _ => confirmation.untold.extend(self.lines.iter().map(|line| line.label.clone())),
+            }
+        }
+        drop(announcing);
+        // Of each line the last place: whoever has read that has read all.
+        let mut last: BTreeMap<usize, Position> = BTreeMap::new();
+        for (line, at) in places {
+            last.entry(line).and_modify(|last| *last = at.max(*last)).or_insert(at);
+        }
+        self.confirm(&last, to, deadline, &mut confirmation).await;
+        Ok(confirmation)
+    }
+
+    /// Waits until every node has read on to one of the places, or is known not to.
+    async fn confirm(
+        &self,
+        places: &BTreeMap<usize, Position>,
+        to: Option<&str>,
+        deadline: Instant,
+        confirmation: &mut Confirmation,
+    ) {
+        loop {
+            let heard = self.read_on.notified();
+            let mut silent: HashMap<String, bool> = HashMap::new();
+            let mut confirmed = BTreeSet::new();
+            for (&line, &at) in places {
+                let Some(way) = self.lines[line].way() else { continue };
+                let Ok(signs) = way.signs().await else { continue };
+                let newest = signs.values().map(|sign| sign.seen_ms).max().unwrap_or_default();
+                for (member, Sign { position, seen_ms }) in signs {
+                    if member == self.member || to.is_some_and(|to| to != node_of(&member)) {
+                        continue;
+                    }
+                    let is_silent = newest - seen_ms > SILENT_MS;
+                    silent.entry(member.clone()).and_modify(|silent| *silent &= is_silent).or_insert(is_silent);
+                    if position >= at {
+                        confirmed.insert(member);
+                    }
+                }
+            }
+            let is_open = |(member, is_silent): (&String, &bool)| !confirmed.contains(member) && !is_silent;
+            let is_settled = !silent.iter().any(is_open);
+            if is_settled || Instant::now() >= deadline {
+                for member in silent.into_keys() {
+                    let nodes =
+                        if confirmed.contains(&member) { &mut confirmation.nodes } else { &mut confirmation.missing };
+                    nodes.insert(node_of(&member).to_owned());
+                }
+                if let Some(to) = to
+                    && !confirmation.nodes.contains(to)
+                {
+                    confirmation.missing.insert(to.to_owned());
+                }
+                return;
+            }
+            tokio::select! {
+                () = heard => {}
+                () = sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    /// Gives pending purges their numbers and tells every server, as long as one answers.
+    async fn announce(self: &Arc<Self>) {
+        let _turn = self.turn.lock().await;
+        loop {
+            let next = self.talk().pending.front().map(|pending| (pending.purge, pending.to.clone()));
+            let Some((purge, to)) = next else { return };
+            let mut number = None;
+            let (mut at, mut untold) = (Vec::new(), Vec::new());
+            let mut others = JoinSet::new();
+            for (index, line) in self.lines.iter().enumerate() {
+                let Some(way) = line.way() else {
+                    untold.push(index);
+                    continue;
+                };
+                let (known, to, from) = (self.store.epochs().number(), to.clone(), self.member.clone());
+                let tell = async move { (index, way.tell(purge, number, known, &to, &from).await) };
+                if number.is_some() {
+                    others.spawn(tell);
+                    continue;
+                }
+                // The first that answers gives the number.
+                match tell.await {
+                    (_, Ok(told)) => {
+                        number = Some(told.number);
+                        at.extend(told.at.map(|at| (index, at)));
+                    }
+                    (_, Err(_)) => untold.push(index),
+                }
+            }
+            for (index, told) in others.join_all().await {
+                match told {
+                    Ok(told) => at.extend(told.at.map(|at| (index, at))),
+                    Err(_) => untold.push(index),
+                }
+            }
+            let Some(number) = number else { return };
+            if to == ALL {
+                self.store.epochs().numbered(purge, number);
+                self.remember(number, purge);
+            }
+            if let Some(pending) = self.talk().pending.pop_front() {
+                let _nobody_waits = pending.done.send(Announced { at, untold });
+            }
+        }
+    }
+
+    /// Keeps one line up.
+    async fn attend(self: &Arc<Self>, index: usize) {
+        let line = &self.lines[index];
+        // What the fleet has purged since the line went down, by its place among all.
+        let mut missed = 0;
+        let mut was_up = false;
+        loop {
+            let fault = match line.connect().await {
+                Ok(connected) => match self.comes_up(line, &connected.way, was_up).await {
+                    Ok(()) => {
+                        was_up = true;
+                        let (bus, since) = (self.clone(), missed);
+                        let mut helpers = JoinSet::new();
+                        helpers.spawn(async move { bus.compensate(index, since).await });
+                        self.follow(line, connected).await
+                    }
+                    Err(fault) => fault,
+                },
+                Err(fault) => fault,
+            };
+            line.goes_down();
+            if was_up {
+                missed = self.talk().count();
+                self.counts.losses.fetch_add(1, Ordering::Relaxed);
+            }
+            for &shard in &line.shards {
+                self.store.shards_here()[shard].lost_sight(fault);
+            }
+            let jitter = RandomState::new().hash_one(self.seed) % 1_000;
+            sleep(REST / 2 + REST.mul_f64(jitter as f64 / 2_000.0)).await;
+        }
+    }
+
+    async fn comes_up(&self, line: &Line, way: &Way, was_up: bool) -> Result<(), Fault> {
+        line.catch_up(way, |news| self.hear(news)).await?;
+        way.beat(&self.member, line.position().unwrap_or_default(), line.number()).await?;
+        line.goes_up(way.clone());
+        for &shard in &line.shards {
+            if was_up {
+                self.store.epochs().lost_sight(shard);
+            }
+            self.store.shards_here()[shard].in_sight();
+        }
+        Ok(())
+    }
+
+    /// Tells a server what it has missed, unless another node has.
+    async fn compensate(self: &Arc<Self>, index: usize, since: u64) {
+        let line = &self.lines[index];
+        sleep(COMPENSATE_WITHIN.mul_f64((self.seed % 1_000) as f64 / 1_000.0)).await;
+        let Some(way) = line.way() else { return };
+        let (recent, is_whole) = self.talk().since(since);
+        if !is_whole {
+            let _tried_again_when_it_is_back = way.raise_floor(self.store.epochs().number()).await;
+        }
+        if let Ok(missing) = way.missing(&recent).await {
+            for (number, purge) in missing {
+                let _tried_again_when_it_is_back = way.tell(purge, Some(number), 0, ALL, &self.member).await;
+            }
+        }
+        self.announce().await;
+    }
+
+    /// Follows a line until it is lost; says why.
+    async fn follow(self: &Arc<Self>, line: &Line, mut connected: Connected) -> Fault {
+        let way = connected.way.clone();
+        let mut beat = tokio::time::interval(BEAT_EVERY);
+        let mut unanswered = 0;
+        let mut changes = Vec::new();
+        loop {
+            if connected.overflowed.load(Ordering::Acquire) {
+                return Fault::Protocol;
+            }
+            let done = tokio::select! {
+                count = connected.changes.recv_many(&mut changes, PIECE) => {
+                    if count == 0 {
+                        return Fault::Io;
+                    }
+                    self.look_at(line, &way, std::mem::take(&mut changes)).await
+                }
+                _ = beat.tick() => self.read_on(line, &way, true).await,
+            };
+            match done {
+                Ok(()) => unanswered = 0,
+                Err(Fault::Timeout) if unanswered + 1 < MISSED_MAX => unanswered += 1,
+                Err(fault) => return fault,
+            }
+        }
+    }
+
+    /// Reads what is new in the stream and writes down how far.
+    async fn read_on(&self, line: &Line, way: &Way, is_due: bool) -> Result<(), Fault> {
+        let before = line.position();
+        line.read(way, &mut |news| self.hear(news)).await?;
+        if is_due || line.position() != before {
+            way.beat(&self.member, line.position().unwrap_or_default(), line.number()).await?;
+        }
+        let late = std::mem::take(&mut self.talk().late);
+        for (number, purge) in late {
+            for way in self.lines.iter().filter_map(Line::way) {
+                let _missed_by_who_is_away = way.tell(purge, Some(number), 0, ALL, &self.member).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn look_at(&self, line: &Line, way: &Way, changes: Vec<Change>) -> Result<(), Fault> {
+        let mut held: Vec<(CacheKey, u64, u64)> = Vec::new();
+        let mut keys = Vec::new();
+        let mut is_said = false;
+        for change in changes {
+            match change {
+                Change::Lost => return Err(Fault::Io),
+                Change::Bus => is_said = true,
+                Change::Entry(name, key) => {
+                    self.counts.changes.fetch_add(1, Ordering::Relaxed);
+                    if line.shards.iter().any(|&shard| self.store.shards_here()[shard].echoes().take(name)) {
+                        continue;
+                    }
+                    match self.store.local().named(name) {
+                        Some((cache_key, entry)) => {
+                            held.push((cache_key, name, entry.edition()));
+                            keys.push(key);
+                        }
+                        None => self.store.epochs().changed(name),
+                    }
+                }
+            }
+        }
+        if !keys.is_empty() {
+            let heads = way.heads(&keys, EDITION_BYTES).await?;
+            for ((key, name, edition), head) in held.into_iter().zip(heads) {
+                let is_same = match &head {
+                    redis::Value::BulkString(head) => Seal::edition(head) == Some(edition),
+                    _ => false,
+                };
+                if !is_same {
+                    self.store.epochs().changed(name);
+                    self.store.local().remove(&key.as_key());
+                }
+            }
+        }
+        if is_said {
+            self.read_on(line, way, false).await?;
+            self.read_on.notify_waiters();
+        }
+        Ok(())
+    }
+
+    fn hear(&self, news: News) {
+        let epochs = self.store.epochs();
+        match news {
+            News::Floor(number) => epochs.forget_before(number),
+            News::Purged(purge, number) => {
+                if !epochs.knows(purge, number) {
+                    epochs.purge(purge, number);
+                }
+            }
+            News::Event(Event { number, to, purge, from }) => {
+                if from == self.member || (to != ALL && to != self.node) {
+                    return;
+                }
+                if to == ALL && epochs.knows(purge, number) {
+                    return;
+                }
+                self.counts.heard.fetch_add(1, Ordering::Relaxed);
+                if to != ALL {
+                    return epochs.purge(purge, HERE);
+                }
+                // One that comes late ends what was stored by those who knew later ones, too; and all are to know.
+                let known = epochs.number();
+                let is_late = number + LATE < known;
+                let number = if is_late { known } else { number };
+                epochs.purge(purge, number);
+                self.remember(number, purge);
+                if is_late {
+                    self.talk().late.push((number, purge));
+                }
+            }
+        }
+    }
+
+    fn remember(&self, number: u64, purge: Purge) {
+        let mut talk = self.talk();
+        talk.recent.push_back((number, purge));
+        if talk.recent.len() > RECENT_MAX {
+            talk.recent.pop_front();
+            talk.forgotten += 1;
+        }
+    }
+
+    fn talk(&self) -> MutexGuard<'_, Talk> {
+        self.talk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Talk {
+    /// How many purges there have been.
+    fn count(&self) -> u64 {
+        self.forgotten + self.recent.len() as u64
+    }
+
+    /// Those from `since` on, and whether that is all of them.
+    fn since(&self, since: u64) -> (Vec<(u64, Purge)>, bool) {
+        let skip = usize::try_from(since.saturating_sub(self.forgotten)).unwrap_or(usize::MAX);
+        (self.recent.iter().skip(skip).copied().collect(), since >= self.forgotten)
+    }
+}
+
+fn node_of(member: &str) -> &str {
+    member.rsplit_once('/').map_or(member, |(node, _)| node)
+}
