@@ -14,7 +14,7 @@ async fn found(view: &View<Page>, region: &Region, path: &str) -> Option<String>
     match view.remote(region, &key.part(path.as_bytes()).key()).await {
         Remote::Found(hit) => {
             assert_eq!(hit.tier(), Tier::Remote);
-            Some(format!("{} {}", hit.meta.0, String::from_utf8_lossy(hit.body())))
+            Some(format!("{} {}", hit.meta.text, String::from_utf8_lossy(hit.body())))
         }
         Remote::Absent => None,
         other => panic!("{other:?}"),

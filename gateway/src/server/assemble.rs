@@ -133,16 +133,23 @@ fn expose_stores(shared: &Arc<Shared>) {
         emit(&[], store.local_report().weight_bytes as f64);
     });
     let store = Arc::clone(&shared.store);
-    metrics::expose_gauge_with("tidegate_shard_open", "1 where a shard's breaker is open.", move |emit| {
-        for shard in store.shards() {
-            for (lane, state) in [("read", shard.reads), ("write", shard.writes)] {
-                emit(
-                    &[("region", shard.region.as_str()), ("endpoint", &shard.endpoint), ("lane", lane)],
-                    f64::from(u8::from(state == BreakerState::Open)),
-                );
+    metrics::expose_gauge_with(
+        "tidegate_shard_open",
+        "1 where a shard's breaker is open; lane `bus`: where its changes are not being told, so that it is not read.",
+        move |emit| {
+            for shard in store.shards() {
+                let is_open = |state| state == BreakerState::Open;
+                let lanes =
+                    [("read", is_open(shard.reads)), ("write", is_open(shard.writes)), ("bus", !shard.is_watched)];
+                for (lane, is_open) in lanes {
+                    emit(
+                        &[("region", shard.region.as_str()), ("endpoint", &shard.endpoint), ("lane", lane)],
+                        f64::from(u8::from(is_open)),
+                    );
+                }
             }
-        }
-    });
+        },
+    );
     let store = Arc::clone(&shared.store);
     metrics::expose_counter_with(
         "tidegate_shard_reads",
@@ -158,10 +165,24 @@ fn expose_stores(shared: &Arc<Shared>) {
                 tell("expired", shard.counts.expired);
                 tell("corrupt", shard.counts.corrupt);
                 tell("foreign", shard.counts.foreign);
+                tell("purged", shard.counts.purged);
                 shard.read_faults.iter().for_each(|(fault, count)| tell(fault.name(), count));
             }
         },
     );
+    let bus = Arc::clone(&shared.bus);
+    metrics::expose_counter_with("tidegate_bus", "What the bus of the fleet brought, by kind.", move |emit| {
+        let report = bus.report();
+        for (kind, count) in
+            [("purge_heard", report.heard), ("entry_changed", report.changes), ("sight_lost", report.losses)]
+        {
+            emit(&[("kind", kind)], count);
+        }
+    });
+    let bus = Arc::clone(&shared.bus);
+    metrics::expose_gauge_with("tidegate_purges_pending", "Purges that no server could be told yet.", move |emit| {
+        emit(&[], bus.report().pending as f64);
+    });
     let store = Arc::clone(&shared.store);
     metrics::expose_counter_with(
         "tidegate_shard_writes",

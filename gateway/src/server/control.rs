@@ -37,6 +37,8 @@ const FIRST_GRANTS: Duration = Duration::from_secs(1);
 const PURGE_WITHIN: Duration = Duration::from_secs(3);
 /// What saying goodbye to a fleet may take.
 const LEAVE_WITHIN: Duration = Duration::from_millis(200);
+/// How long after the start a server's purges may be unknown.
+const FIRST_SIGHT: Duration = Duration::from_secs(1);
 /// What one asking of a treasury may take; nobody waits for it.
 const TREASURY_DEADLINE: Duration = Duration::from_millis(100);
 
@@ -256,7 +258,14 @@ async fn tell_news(shared: Arc<Shared>) {
     let mut on_share = HashSet::new();
     loop {
         for shard in shared.store.shards() {
-            let lanes = [("read", shard.reads, &shard.read_faults), ("write", shard.writes, &shard.write_faults)];
+            // At the start a server is seen only after a moment.
+            let is_seen = shard.is_watched || shared.began.elapsed() < FIRST_SIGHT;
+            let sight = if is_seen { BreakerState::Closed } else { BreakerState::Open };
+            let lanes = [
+                ("read", shard.reads, &shard.read_faults),
+                ("write", shard.writes, &shard.write_faults),
+                ("bus", sight, &shard.bus_faults),
+            ];
             for (lane, state, faults) in lanes {
                 let (region, endpoint) = (shard.region.as_str(), shard.endpoint.as_str());
                 let was_down = down.entry((region.to_owned(), endpoint.to_owned(), lane)).or_default();

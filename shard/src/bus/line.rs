@@ -152,7 +152,8 @@ impl Line {
     pub(super) async fn catch_up(&self, way: &Way, mut hear: impl FnMut(News)) -> Result<(), Fault> {
         let (first, last) = way.ends().await?;
         let known = self.position();
-        let is_whole = known.is_some_and(|position| position <= last && first <= position);
+        let is_whole =
+            known.is_some_and(|known| known == last || first.is_some_and(|first| first <= known && known < last));
         if is_whole {
             return self.read(way, &mut hear).await;
         }
@@ -304,17 +305,24 @@ impl Way {
         self.ask(&ask).await
     }
 
-    /// The first and the last place in the stream.
-    async fn ends(&self) -> Result<(Position, Position), Fault> {
+    /// The first place in the stream, and the last that was ever given in it.
+    async fn ends(&self) -> Result<(Option<Position>, Position), Fault> {
         let mut ends = Pipeline::with_capacity(2);
         ends.cmd("XRANGE").arg(EVENTS).arg("-").arg("+").arg("COUNT").arg(1);
-        ends.cmd("XREVRANGE").arg(EVENTS).arg("+").arg("-").arg("COUNT").arg(1);
+        ends.cmd("EXISTS").arg(EVENTS);
         let replies = self.ask(&ends).await?;
-        let place = |reply: Option<&Value>| {
-            let entries = reply.and_then(event::entries).ok_or(Fault::Protocol)?;
-            Ok(entries.first().map(|(position, _)| *position).unwrap_or_default())
-        };
-        Ok((place(replies.first())?, place(replies.get(1))?))
+        let first = replies.first().and_then(event::entries).ok_or(Fault::Protocol)?;
+        let first = first.first().map(|(position, _)| *position);
+        if replies.get(1) == Some(&Value::Int(0)) {
+            return Ok((None, Position::default()));
+        }
+        // A stream that was cut to nothing still knows.
+        let mut info = Pipeline::with_capacity(1);
+        info.cmd("XINFO").arg("STREAM").arg(EVENTS);
+        let reply = self.ask(&info).await?.pop().ok_or(Fault::Protocol)?;
+        let info: HashMap<String, Value> = from_redis_value_ref(&reply).map_err(|_| Fault::Protocol)?;
+        let last = info.get("last-generated-id").and_then(|id| from_redis_value_ref::<String>(id).ok());
+        Ok((first, last.and_then(|id| id.parse().ok()).ok_or(Fault::Protocol)?))
     }
 
     /// The highest number given, and the last of those that were forgotten.

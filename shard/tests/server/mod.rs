@@ -112,22 +112,25 @@ pub(crate) fn free_port() -> u16 {
 }
 
 #[derive(Serialize, Deserialize, Debug, PartialEq)]
-pub(crate) struct Page(pub(crate) String);
+pub(crate) struct Page {
+    pub(crate) text: String,
+    pub(crate) tags: Vec<Tag>,
+}
 
 impl Meta for Page {
     const SCHEMA: u16 = 1;
 
     fn heap_bytes(&self) -> usize {
-        self.0.capacity()
+        self.text.capacity()
     }
 
     fn tags(&self) -> &[Tag] {
-        &[]
+        &self.tags
     }
 }
 
 pub(crate) fn page(text: &str, body: impl Into<Bytes>) -> Entry<Page> {
-    Entry::new(Page(text.into()), body.into(), Duration::from_secs(60), Now::read())
+    Entry::new(Page { text: text.into(), tags: Vec::new() }, body.into(), Duration::from_secs(60), Now::read())
 }
 
 pub(crate) fn region(name: &str) -> Region {

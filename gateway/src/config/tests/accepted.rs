@@ -87,7 +87,7 @@ degrade = { status = 429, retry_after = "9s" }
 name = "two"
 match = { host = "Shop.example", path = "/a" }
 upstream = "shop"
-cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_max = "4s", ttl_jitter_percent = 7, set_cookie = "shared", stale_if_error = "2s", stale_while_revalidate = "3s" }
+cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_max = "4s", ttl_jitter_percent = 7, set_cookie = "shared", tags = "Cache-Tag", stale_if_error = "2s", stale_while_revalidate = "3s" }
 "#;
     let (config, warnings) = toml(text).unwrap_or_else(|report| panic!("{report}"));
     assert!(warnings.is_empty(), "{warnings}");
@@ -153,7 +153,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         ttl: vec![(cache::Statuses::One(404), 5 * second), (cache::Statuses::Class(5), 6 * second)],
         heuristic_max: 4 * second,
         set_cookie: cache::SetCookie::Shared,
-        tags: None,
+        tags: Some("cache-tag".to_owned()),
         stale_if_error: 2 * second,
         stale_while_revalidate: 3 * second,
         ttl_jitter_percent: 7,

@@ -1,0 +1,312 @@
+//! What the nodes of a fleet hear of each other over real servers: purges, changes, and what was said while one was away.
+
+mod server;
+
+#[path = "server/proxy.rs"]
+mod proxy;
+
+use proxy::Proxy;
+use server::{Page, Server, free_port, settings};
+use shard::{Bus, Doubt, Entry, KeyBuilder, LocalSettings, Now, Purge, Reach, Region, Remote, Scope, Store, Tag, View};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+const SECOND: Duration = Duration::from_secs(1);
+const REGION: Region = Region::DEFAULT;
+
+/// A gateway's worth of store.
+struct Node {
+    bus: Arc<Bus<Page>>,
+    store: Arc<Store<Page>>,
+    view: View<Page>,
+    _tasks: JoinSet<()>,
+}
+
+impl Node {
+    fn start(name: &str, endpoints: &[String]) -> Self {
+        let remote = settings(&[("default", endpoints)]);
+        let store = Store::new(LocalSettings { memory_bytes: 1 << 20 }, Some(remote)).unwrap();
+        let bus = Bus::new(&store, name);
+        Self { _tasks: bus.run(), view: store.view(), bus, store }
+    }
+
+    async fn ready(name: &str, endpoints: &[String]) -> Self {
+        let node = Self::start(name, endpoints);
+        until("it is in sight of all servers", || node.is_watching()).await;
+        node
+    }
+
+    fn is_watching(&self) -> bool {
+        self.store.shards().all(|shard| shard.is_watched)
+    }
+
+    /// Stores a page that bears its own name as a tag.
+    async fn put(&self, name: &str) {
+        let mut key = KeyBuilder::new();
+        let page = Page { text: name.into(), tags: vec![Tag::named(name.as_bytes())] };
+        let entry =
+            Entry::new(page, name.as_bytes().to_vec().into(), 60 * SECOND, Now::read()).begun(self.view.since());
+        self.view.insert(&REGION, &key.part(name.as_bytes()).key(), entry, Reach::Shared);
+        assert!(self.view.flush(SECOND).await);
+    }
+
+    fn holds(&self, name: &str) -> bool {
+        let mut key = KeyBuilder::new();
+        let hit = self.view.local(&key.part(name.as_bytes()).key());
+        hit.is_some_and(|hit| hit.doubt(Instant::now()) != Some(Doubt::Unwatched))
+    }
+
+    /// Whether the shard has it. A connection that was cut has to be made anew first.
+    async fn finds(&self, name: &str) -> bool {
+        let began = Instant::now();
+        loop {
+            let mut key = KeyBuilder::new();
+            match self.view.remote(&REGION, &key.part(name.as_bytes()).key()).await {
+                Remote::Found(_) => return true,
+                Remote::Absent => return false,
+                other => assert!(began.elapsed() < 2 * SECOND, "{other:?}"),
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Finds it and holds it: not yet while the news of its being stored are still on their way.
+    async fn fetches(&self, name: &str) {
+        let began = Instant::now();
+        while !(self.finds(name).await && self.holds(name)) {
+            assert!(began.elapsed() < 2 * SECOND, "{name} is not held");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn purge(&self, name: &str) -> shard::Confirmation {
+        self.bus.purge(&[hard(name)], None, 3 * SECOND).await.unwrap()
+    }
+}
+
+fn hard(name: &str) -> Purge {
+    Purge { scope: Scope::Tag(Tag::named(name.as_bytes())), is_soft: false }
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < 10 * SECOND, "in vain: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("n{n}")).collect()
+}
+
+#[tokio::test]
+async fn of_twenty_nodes_with_one_cut_off_each_confirms_or_is_missing_and_hears_it_later() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port()).await;
+    let mut nodes = Vec::new();
+    for (n, name) in names(20).iter().enumerate() {
+        let url = if n == 19 { proxy.url() } else { server.url() };
+        nodes.push(Node::ready(name, &[url]).await);
+    }
+    let all: Vec<String> = (0..10).map(|n| format!("page{n}")).collect();
+    for page in &all {
+        nodes[0].put(page).await;
+        for node in &nodes[1..] {
+            node.fetches(page).await;
+        }
+    }
+    let began = Instant::now();
+    let whole = nodes[3].purge("page0").await;
+    println!("20 nodes confirmed after {:?}", began.elapsed());
+    assert_eq!((whole.nodes.len(), whole.missing.len(), whole.untold.len()), (20, 0, 0), "{whole:?}");
+    assert!(nodes.iter().all(|node| !node.holds("page0")));
+    assert!(!nodes[5].finds("page0").await, "what was stored before is not found again");
+
+    proxy.cut();
+    let cut = Instant::now();
+    for (n, page) in all.iter().enumerate().skip(1) {
+        let part = nodes[n].purge(page).await;
+        assert_eq!(part.nodes.len() + part.missing.len(), 20, "{part:?}");
+        assert_eq!(part.missing.iter().map(String::as_str).collect::<Vec<_>>(), ["n19"]);
+        assert!(nodes[..19].iter().all(|node| !node.holds(page)) && nodes[19].holds(page));
+    }
+    sleep((5 * SECOND).saturating_sub(cut.elapsed())).await;
+    proxy.mend();
+    let mended = Instant::now();
+    until("the one that was cut off hears it", || !all.iter().any(|page| nodes[19].holds(page))).await;
+    println!("what was missed for {:?} was heard {:?} after the cut was mended", mended - cut, mended.elapsed());
+    until("it is in sight again", || nodes[19].is_watching()).await;
+    assert!(!nodes[19].finds("page7").await);
+    let again = nodes[19].purge("page1").await;
+    assert_eq!((again.nodes.len(), again.missing.len()), (20, 0), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_node_that_starts_does_not_find_what_was_purged_before() {
+    let server = Server::start();
+    let one = Node::ready("one", &[server.url()]).await;
+    for page in ["a", "b"] {
+        one.put(page).await;
+    }
+    one.purge("a").await;
+    let two = Node::ready("two", &[server.url()]).await;
+    assert!(!two.finds("a").await && two.finds("b").await);
+    // What is stored after the purge is found.
+    one.put("a").await;
+    let three = Node::ready("three", &[server.url()]).await;
+    assert!(three.finds("a").await && two.finds("a").await);
+}
+
+#[tokio::test]
+async fn a_stream_that_was_cut_meanwhile_is_made_up_for() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port()).await;
+    let (one, two) = (Node::ready("one", &[server.url()]).await, Node::ready("two", &[proxy.url()]).await);
+    one.put("a").await;
+    two.fetches("a").await;
+    proxy.cut();
+    one.purge("a").await;
+    let _trimmed: () =
+        redis::cmd("XTRIM").arg("tg:{bus}:events").arg("MAXLEN").arg(0).query(&mut server.spy()).unwrap();
+    proxy.mend();
+    until("it is in sight again", || two.is_watching()).await;
+    assert!(!two.holds("a") && !two.finds("a").await);
+}
+
+#[tokio::test]
+async fn a_server_that_was_away_is_told_what_it_missed() {
+    let (first, second) = (Server::start(), Server::start());
+    let endpoints = [first.url(), second.url()];
+    let one = Node::ready("one", &endpoints).await;
+    for n in 0..8 {
+        one.put(&format!("page{n}")).await;
+    }
+    second.signal("STOP");
+    let mut untold = Vec::new();
+    for n in 0..8 {
+        untold.extend(one.purge(&format!("page{n}")).await.untold);
+    }
+    assert!(untold.iter().all(|label| second.url().ends_with(label.as_str())) && !untold.is_empty(), "{untold:?}");
+    second.signal("CONT");
+    let scores =
+        |server: &Server| -> usize { redis::cmd("ZCARD").arg("tg:{bus}:tags").query(&mut server.spy()).unwrap() };
+    until("the second server is told", || scores(&second) == 8).await;
+    // Without the first server, the second alone says what was purged.
+    let port = first.stop();
+    let two = Node::start("two", &endpoints);
+    until("the second server is in sight", || two.store.shards().any(|shard| shard.is_watched)).await;
+    let mut answered = 0;
+    for n in 0..8 {
+        let mut key = KeyBuilder::new();
+        match two.view.remote(&REGION, &key.part(format!("page{n}").as_bytes()).key()).await {
+            Remote::Absent => answered += 1,
+            Remote::Unavailable(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(answered > 0);
+    drop(Server::start_on(port, &[]));
+}
+
+#[tokio::test]
+async fn without_any_server_a_purge_holds_here_and_is_told_when_one_comes() {
+    let port = free_port();
+    let url = [format!("redis://127.0.0.1:{port}")];
+    let one = Node::start("one", &url);
+    one.put("a").await;
+    let alone = one.bus.purge(&[hard("a")], None, SECOND).await.unwrap();
+    assert_eq!((alone.nodes.len(), alone.untold.len(), one.holds("a")), (1, 1, false), "{alone:?}");
+    assert_eq!(one.bus.report().pending, 1);
+    let server = Server::start_on(port, &[]);
+    until("it was told", || one.bus.report().pending == 0).await;
+    let told: usize = redis::cmd("XLEN").arg("tg:{bus}:events").query(&mut server.spy()).unwrap();
+    assert_eq!(told, 1);
+    // What was purged twice while nobody answered is not purged for ever.
+    one.put("a").await;
+    let two = Node::ready("two", &url).await;
+    assert!(two.finds("a").await);
+}
+
+#[tokio::test]
+async fn a_change_by_another_node_ends_what_is_held_and_ones_own_does_not() {
+    let server = Server::start();
+    let (one, two) = (Node::ready("one", &[server.url()]).await, Node::ready("two", &[server.url()]).await);
+    one.put("a").await;
+    two.fetches("a").await;
+    sleep(Duration::from_millis(100)).await;
+    assert!(one.holds("a") && two.holds("a"), "nobody else has changed it");
+    // Stored anew by the other.
+    two.put("a").await;
+    until("the change is told", || !one.holds("a")).await;
+    assert!(two.holds("a") && one.finds("a").await);
+    // Removed by the other.
+    let mut key = KeyBuilder::new();
+    let key = key.part(b"a").key();
+    one.view.remove(&REGION, &key);
+    until("the removal is told", || !two.holds("a")).await;
+    // Its own removal does not spoil what is fetched after it.
+    for n in 0..20 {
+        one.view.remove(&REGION, &key);
+        one.put("a").await;
+        sleep(Duration::from_millis(5)).await;
+        assert!(one.holds("a"), "round {n}");
+    }
+}
+
+#[tokio::test]
+async fn a_fill_whose_entry_another_node_changes_meanwhile_is_not_stored() {
+    let server = Server::start();
+    let (one, two) = (Node::ready("one", &[server.url()]).await, Node::ready("two", &[server.url()]).await);
+    let since = one.view.since();
+    two.put("a").await;
+    until("the change is told", || one.bus.report().changes > 0).await;
+    let mut key = KeyBuilder::new();
+    let key = key.part(b"a").key();
+    let page = Page { text: "old".into(), tags: Vec::new() };
+    let entry = Entry::new(page, "old".into(), 60 * SECOND, Now::read()).begun(since);
+    let served = one.view.insert(&REGION, &key, entry, Reach::Shared);
+    assert_eq!(served.meta.text, "old");
+    assert!(one.view.local(&key).is_none());
+    let Remote::Found(hit) = one.view.remote(&REGION, &key).await else { panic!("nothing") };
+    assert_eq!(hit.meta.text, "a");
+}
+
+#[tokio::test]
+async fn what_is_held_of_a_server_that_was_lost_is_in_doubt_once_it_is_back() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.port()).await;
+    let (one, two) = (Node::ready("one", &[server.url()]).await, Node::ready("two", &[proxy.url()]).await);
+    for page in ["kept", "changed"] {
+        one.put(page).await;
+        two.fetches(page).await;
+    }
+    proxy.cut();
+    one.put("changed").await;
+    assert!(two.holds("kept") && two.holds("changed"), "while nobody can say, what is held answers");
+    proxy.mend();
+    until("it is in sight again", || two.is_watching()).await;
+    assert!(!two.holds("kept") && !two.holds("changed"));
+    // What is found again is beyond doubt.
+    two.fetches("kept").await;
+}
+
+#[tokio::test]
+async fn a_word_to_one_node_is_for_that_node() {
+    let server = Server::start();
+    let (one, two) = (Node::ready("one", &[server.url()]).await, Node::ready("two", &[server.url()]).await);
+    one.put("a").await;
+    two.fetches("a").await;
+    let said = one.bus.purge(&[hard("a")], Some("two"), 3 * SECOND).await.unwrap();
+    assert_eq!(
+        (said.nodes.iter().map(String::as_str).collect::<Vec<_>>(), said.missing.len()),
+        (vec!["two"], 0),
+        "{said:?}"
+    );
+    assert!(one.holds("a") && !two.holds("a"));
+    assert!(two.finds("a").await, "the server still has it");
+    let nobody = one.bus.purge(&[hard("a")], Some("three"), SECOND).await.unwrap();
+    assert_eq!(nobody.missing.iter().collect::<Vec<_>>(), ["three"]);
+}
