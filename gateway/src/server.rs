@@ -91,6 +91,7 @@ pub fn run(config: Config, origin: Origin, on_ready: impl FnOnce(&Bound)) -> Res
     let workers = worker_count(&config);
     Event::Starting { version: env!("CARGO_PKG_VERSION"), workers, node: &config.server.node }.emit();
     resources::raise_descriptors(config.accept.connections);
+    tls::install_provider();
     let store = assemble::store(&config)?;
     // Before anybody reads: what was purged while this node was away has to be known first.
     let bus = shard::Bus::new(&store, &config.server.node);

@@ -82,6 +82,11 @@ pub enum Alpn {
 const ALPN_H2: &[u8] = b"h2";
 const ALPN_H1: &[u8] = b"http/1.1";
 
+/// Has libraries that speak TLS themselves use the same cryptography as listeners.
+pub fn install_provider() {
+    let _another_is_installed = aws_lc_rs::default_provider().install_default();
+}
+
 /// The TLS side of one listener, shared by all workers, so that a session ticket of one is good at all.
 pub struct Acceptor {
     acceptor: TlsAcceptor,

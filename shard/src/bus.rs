@@ -145,19 +145,23 @@ impl<M: Meta> Bus<M> {
     pub fn new(store: &Arc<Store<M>>, node: &str) -> Arc<Self> {
         let seed = RandomState::new().hash_one(node);
         let mut servers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        let mut places = Vec::new();
         for (index, shard) in store.shards_here().iter().enumerate() {
             shard.lose_sight();
-            servers.entry(shard.label().to_owned()).or_default().push(index);
+            match store.cluster_of(index) {
+                Some((cluster, place)) => places.push(Line::to_place(index, cluster.clone(), place)),
+                None => servers.entry(shard.label().unwrap_or_default()).or_default().push(index),
+            }
         }
         let line = |(label, shards): (String, Vec<usize>)| {
-            let client = store.shards_here()[shards[0]].line_client();
-            Line::new(label, shards, client)
+            let site = store.shards_here()[shards[0]].site().clone();
+            Line::to_server(label, shards, site)
         };
         Arc::new(Self {
             store: store.clone(),
             node: node.to_owned(),
             member: format!("{node}/{seed:016x}"),
-            lines: servers.into_iter().map(line).collect(),
+            lines: servers.into_iter().map(line).chain(places).collect(),
             seed,
             talk: Mutex::default(),
             turn: Turn::new(()),
@@ -172,6 +176,10 @@ impl<M: Meta> Bus<M> {
         for index in 0..self.lines.len() {
             let bus = self.clone();
             tasks.spawn(async move { bus.attend(index).await });
+        }
+        for scout in self.store.scouts() {
+            let scout = scout.clone();
+            tasks.spawn(async move { scout.run().await });
         }
         tasks
     }
@@ -236,9 +244,9 @@ impl<M: Meta> Bus<M> {
             match timeout_at(deadline.into(), number).await {
                 Ok(Ok(Announced { at, untold })) => {
                     places.extend(at);
-                    confirmation.untold.extend(untold.into_iter().map(|line| self.lines[line].label.clone()));
+                    confirmation.untold.extend(untold.into_iter().map(|line| self.lines[line].label()));
                 }
-                _ => confirmation.untold.extend(self.lines.iter().map(|line| line.label.clone())),
+                _ => confirmation.untold.extend(self.carriers().map(Line::label)),
             }
         }
         drop(announcing);
@@ -311,7 +319,9 @@ impl<M: Meta> Bus<M> {
             let mut others = JoinSet::new();
             for (index, line) in self.lines.iter().enumerate() {
                 let Some(way) = line.way() else {
-                    untold.push(index);
+                    if line.carries() {
+                        untold.push(index);
+                    }
                     continue;
                 };
                 let (known, to, from) = (self.store.epochs().number(), to.clone(), self.member.clone());
@@ -353,20 +363,26 @@ impl<M: Meta> Bus<M> {
         let mut missed = 0;
         let mut was_up = false;
         loop {
-            let fault = match line.connect().await {
-                Ok(connected) => match self.comes_up(line, &connected.way, was_up).await {
+            let spot = line.site.appears().await;
+            let carries = line.carries();
+            let fault = match line.connect(&spot).await {
+                Ok(connected) => match self.comes_up(line, &connected.way, carries, was_up).await {
                     Ok(()) => {
                         was_up = true;
                         let (bus, since) = (self.clone(), missed);
                         let mut helpers = JoinSet::new();
                         helpers.spawn(async move { bus.compensate(index, since).await });
-                        self.follow(line, connected).await
+                        tokio::select! {
+                            fault = self.follow(line, connected, carries) => fault,
+                            () = line.site.left(&spot) => Fault::Moved,
+                        }
                     }
                     Err(fault) => fault,
                 },
                 Err(fault) => fault,
             };
             line.goes_down();
+            line.site.doubt();
             if was_up {
                 missed = self.talk().count();
                 self.counts.losses.fetch_add(1, Ordering::Relaxed);
@@ -379,9 +395,14 @@ impl<M: Meta> Bus<M> {
         }
     }
 
-    async fn comes_up(&self, line: &Line, way: &Way, was_up: bool) -> Result<(), Fault> {
-        line.catch_up(way, |news| self.hear(news)).await?;
-        way.beat(&self.member, line.position().unwrap_or_default(), line.number()).await?;
+    async fn comes_up(&self, line: &Line, way: &Way, carries: bool, was_up: bool) -> Result<(), Fault> {
+        if carries {
+            line.catch_up(way, |news| self.hear(news)).await?;
+            way.beat(&self.member, line.position().unwrap_or_default(), line.number()).await?;
+            line.is_heard();
+        } else if line.is_in_the_dark() {
+            return Err(Fault::Unwatched);
+        }
         line.goes_up(way.clone());
         for &shard in &line.shards {
             if was_up {
@@ -410,7 +431,7 @@ impl<M: Meta> Bus<M> {
     }
 
     /// Follows a line until it is lost; says why.
-    async fn follow(self: &Arc<Self>, line: &Line, mut connected: Connected) -> Fault {
+    async fn follow(self: &Arc<Self>, line: &Line, mut connected: Connected, carries: bool) -> Fault {
         let way = connected.way.clone();
         let mut beat = tokio::time::interval(BEAT_EVERY);
         let mut unanswered = 0;
@@ -426,7 +447,12 @@ impl<M: Meta> Bus<M> {
                     }
                     self.look_at(line, &way, std::mem::take(&mut changes)).await
                 }
-                _ = beat.tick() => self.read_on(line, &way, true).await,
+                _ = beat.tick() => match line.carries() {
+                    // It begins anew with what it was not told, or needs no longer be.
+                    now if now != carries => Err(Fault::Moved),
+                    true => self.read_on(line, &way, true).await,
+                    false => way.ping().await,
+                },
             };
             match done {
                 Ok(()) => unanswered = 0,
@@ -488,7 +514,7 @@ impl<M: Meta> Bus<M> {
                 }
             }
         }
-        if is_said {
+        if is_said && line.carries() {
             self.read_on(line, way, false).await?;
             self.read_on.notify_waiters();
         }
@@ -526,6 +552,11 @@ impl<M: Meta> Bus<M> {
                 }
             }
         }
+    }
+
+    /// Lines that the bus runs over.
+    fn carriers(&self) -> impl Iterator<Item = &Line> {
+        self.lines.iter().filter(|line| line.carries())
     }
 
     fn remember(&self, number: u64, purge: Purge) {

@@ -20,7 +20,7 @@ pub use entry::{Doubt, Entry, Meta, Now, Purge, Scope, Since};
 pub use key::{BadRegion, CacheKey, KeyBuilder, KeyRef, Region, Tag};
 pub use local::LocalReport;
 pub use placement::{SLOTS, Slot};
-pub use remote::{BreakerState, Fault, FaultCounts, ShardCounts, ShardReport};
+pub use remote::{BreakerState, Fault, FaultCounts, ShardCounts, ShardReport, TlsSettings};
 pub use store::{
     Hit, LocalSettings, Placement, Reach, RegionSettings, Remote, RemoteSettings, Store, StoreError, Tier, View,
 };

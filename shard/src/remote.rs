@@ -9,6 +9,7 @@
 //! Invariant: a shard that is slow, gone or wrong is a miss, at once after its breaker has opened.
 
 mod breaker;
+mod cluster;
 mod counts;
 mod echoes;
 mod fault;
@@ -16,14 +17,22 @@ mod lane;
 mod link;
 mod outbox;
 mod queue;
+mod scout;
+mod sentinel;
+mod site;
 
 pub use breaker::BreakerState;
+pub(crate) use cluster::{Cluster, PLACES};
 pub use counts::ShardCounts;
 pub use fault::Fault;
 pub use lane::FaultCounts;
 pub(crate) use lane::Lane;
 pub(crate) use link::Link;
 pub(crate) use queue::Job;
+pub(crate) use scout::Scout;
+pub(crate) use sentinel::Sentinels;
+pub use site::TlsSettings;
+pub(crate) use site::{BadAddress, Dialer, Site, Spot};
 
 use crate::entry::{Entry, Epochs, Judgement, Meta, Now, Seal};
 use crate::key::{Digest, Region};
@@ -31,7 +40,7 @@ use bytes::Bytes;
 use counts::Counts;
 use echoes::Echoes;
 use outbox::{Outbox, Writer};
-use redis::{Client, IntoConnectionInfo, Pipeline, ProtocolVersion, RedisError, Value};
+use redis::{Pipeline, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -43,8 +52,9 @@ const WRITE_DEADLINES: u32 = 10;
 pub(crate) struct Shard {
     region: Region,
     index: usize,
-    label: String,
-    client: Client,
+    /// Of an endpoint, what tells it from others; of a place in a cluster, nothing.
+    label: Option<String>,
+    site: Arc<Site>,
     reads: Arc<Lane>,
     writes: Arc<Lane>,
     counts: Arc<Counts>,
@@ -73,43 +83,30 @@ pub struct ShardReport {
     pub counts: ShardCounts,
 }
 
-/// An address that parses, and its label. Nothing is connected.
-pub(crate) fn client(url: &str) -> Result<(Client, String), RedisError> {
-    // Reads share a connection: with Nagle on, one would wait for the acknowledgement of the one before.
-    let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
-    let info = url.into_connection_info()?.set_tcp_settings(tcp);
-    let label = match info.redis_settings().db() {
-        0 => info.addr().to_string(),
-        db => format!("{}/{db}", info.addr()),
-    };
-    Ok((Client::open(info)?, label))
-}
-
 impl Shard {
-    pub(crate) fn new(region: Region, index: usize, client: Client, label: String) -> Self {
+    pub(crate) fn new(region: Region, index: usize, site: Arc<Site>, label: Option<String>) -> Self {
+        let name = label.clone().unwrap_or_else(|| format!("place {index}"));
         Self {
             region,
             index,
-            reads: Arc::new(Lane::new(format!("{region} {label} reads"))),
-            writes: Arc::new(Lane::new(format!("{region} {label} writes"))),
+            reads: Arc::new(Lane::new(format!("{region} {name} reads"))),
+            writes: Arc::new(Lane::new(format!("{region} {name} writes"))),
             counts: Arc::default(),
             echoes: Arc::default(),
             is_watched: AtomicBool::new(true),
-            bus: Lane::new(format!("{region} {label} bus")),
-            client,
+            bus: Lane::new(format!("{region} {name} bus")),
+            site,
             label,
         }
     }
 
-    pub(crate) fn label(&self) -> &str {
-        &self.label
+    /// Host, port and database, or the name of a master; of a place in a cluster, who holds it now. `None` while nobody does.
+    pub(crate) fn label(&self) -> Option<String> {
+        self.label.clone().or_else(|| Some(self.site.now()?.label.clone()))
     }
 
-    /// What connects to be told of changes, which needs the third version of the protocol.
-    pub(crate) fn line_client(&self) -> Client {
-        let info = self.client.get_connection_info();
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        Client::open(info.clone().set_redis_settings(settings)).unwrap_or_else(|_| self.client.clone())
+    pub(crate) fn site(&self) -> &Arc<Site> {
+        &self.site
     }
 
     pub(crate) fn echoes(&self) -> &Echoes {
@@ -132,14 +129,15 @@ impl Shard {
 
     /// A connection of one's own, with the breaker of `lane`.
     pub(crate) fn link(&self, lane: Arc<Lane>) -> Link {
-        Link::new(self.client.clone(), lane)
+        Link::new(self.site.clone(), lane)
     }
 
-    pub(crate) fn report(&self) -> ShardReport {
-        ShardReport {
+    /// `None` for a place in a cluster that nobody holds.
+    pub(crate) fn report(&self) -> Option<ShardReport> {
+        Some(ShardReport {
             region: self.region,
             index: self.index,
-            endpoint: self.label.clone(),
+            endpoint: self.label()?,
             reads: self.reads.state(),
             writes: self.writes.state(),
             is_watched: self.is_watched.load(Ordering::Acquire),
@@ -147,7 +145,7 @@ impl Shard {
             read_faults: self.reads.faults(),
             write_faults: self.writes.faults(),
             counts: self.counts.read(),
-        }
+        })
     }
 }
 
@@ -238,7 +236,7 @@ impl<M: Meta> Wire<M> {
             Err(reason) => {
                 // Either the value is damaged, or the connection answers the wrong questions: both are ended.
                 counts.corrupt.one();
-                tracing::debug!(endpoint = self.shard.label, %reason, "corrupt entry");
+                tracing::debug!(endpoint = self.shard.label(), %reason, "corrupt entry");
                 self.reads.distrust();
                 self.outbox.push(Job::Remove { name: name.to_owned() });
             }

@@ -15,7 +15,7 @@ use crate::entry::{Epochs, Home, Meta, Purge, Seal, UNNUMBERED};
 use crate::key::{Digest, KeyRef, Region};
 use crate::local::{Local, LocalReport};
 use crate::placement::{SLOTS, SLOTS_MAX, Slot, Slots, redis_key, winner};
-use crate::remote::{Shard, ShardReport, client};
+use crate::remote::{BadAddress, Cluster, Dialer, PLACES, Scout, Sentinels, Shard, ShardReport, Site, TlsSettings};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -36,6 +36,8 @@ pub struct RemoteSettings {
     pub secret: String,
     /// Bodies that are larger stay local.
     pub object_bytes: usize,
+    /// For endpoints with TLS.
+    pub tls: TlsSettings,
     pub regions: BTreeMap<Region, RegionSettings>,
 }
 
@@ -44,19 +46,20 @@ pub struct RemoteSettings {
 pub struct RegionSettings {
     /// From the number of endpoints to 1024.
     pub slots: u16,
-    /// `redis://[user:password@]host:port[/db]` or `redis+unix:///path`.
+    /// `redis://[user:password@]host:port[/db]`, `rediss://` for TLS, `redis+unix:///path`, or
+    /// `redis+sentinel://[user:password@]host:port,host:port/master[/db]` for a master that Sentinels name.
     pub endpoints: Vec<String>,
+    /// Some nodes of a Redis Cluster, as `redis://` or `rediss://`, instead of endpoints.
+    pub cluster: Vec<String>,
 }
 
 /// What is wrong with settings.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    #[error("region {region}: no endpoints")]
+    #[error("region {region}: neither endpoints nor a cluster, or both")]
     NoEndpoints { region: Region },
-    #[error("region {region}: endpoint {index} (from 0) is not a redis:// or redis+unix:// address")]
+    #[error("region {region}: endpoint {index} (from 0) is no address, or its certificates are none")]
     Address { region: Region, index: usize },
-    #[error("region {region}: endpoint {index} (from 0) asks for TLS, which is not built in")]
-    Tls { region: Region, index: usize },
     #[error("region {region}: {endpoint} is listed twice")]
     Twice { region: Region, endpoint: String },
     #[error("region {region}: slots must be between the number of endpoints and {SLOTS_MAX}")]
@@ -66,11 +69,11 @@ pub enum StoreError {
 }
 
 /// Where a response lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placement<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
     pub slot: Slot,
-    /// Host, port and database, if the region has a remote tier.
-    pub endpoint: Option<&'a str>,
+    /// Host, port and database, if the region has a remote tier whose server is known.
+    pub endpoint: Option<String>,
 }
 
 /// The store of a process. Threads use it through a `View` each.
@@ -87,13 +90,32 @@ struct Shards {
     seal: Arc<Seal>,
     shards: Vec<Arc<Shard>>,
     regions: HashMap<Region, RegionShards>,
+    scouts: Vec<Arc<Scout>>,
 }
 
 struct RegionShards {
-    slots: Slots,
     /// Index of its first shard among all.
     first: usize,
-    labels: Vec<String>,
+    kind: Kind,
+}
+
+enum Kind {
+    Endpoints {
+        slots: Slots,
+        labels: Vec<String>,
+    },
+    /// One shard for each of its places.
+    Cluster {
+        slots: u16,
+        cluster: Arc<Cluster>,
+    },
+}
+
+/// Who keeps what has no slot.
+pub(crate) enum Keeper<'a> {
+    Shard(&'a Shard),
+    /// The places of a cluster.
+    Cluster(&'a Arc<Cluster>, &'a [Arc<Shard>]),
 }
 
 /// Most regions that a process stores for; requests may make them up.
@@ -141,19 +163,24 @@ impl<M: Meta> Store<M> {
     }
 
     /// Where a response lives, or would live.
-    pub fn placement(&self, region: &Region, key: &KeyRef<'_>) -> Placement<'_> {
-        match self.remote.as_ref().and_then(|remote| Some((remote, remote.of(region)?))) {
-            Some((remote, home)) => {
-                let slot = Slot::of(key, home.slots.len());
-                Placement { slot, endpoint: Some(remote.shards[home.shard(slot)].label()) }
-            }
-            None => Placement { slot: Slot::of(key, SLOTS), endpoint: None },
-        }
+    pub fn placement(&self, region: &Region, key: &KeyRef<'_>) -> Placement {
+        let slot = self.slot(region, key);
+        let home = || {
+            let remote = self.remote.as_ref()?;
+            remote.shards[remote.of(region)?.shard(region, slot)?].label()
+        };
+        Placement { slot, endpoint: home() }
+    }
+
+    /// The slot of a response in its region.
+    pub fn slot(&self, region: &Region, key: &KeyRef<'_>) -> Slot {
+        let home = self.remote.as_ref().and_then(|remote| remote.of(region));
+        Slot::of(key, home.map_or(SLOTS, RegionShards::slots))
     }
 
     /// Every shard's state and figures.
     pub fn shards(&self) -> impl Iterator<Item = ShardReport> {
-        self.remote.iter().flat_map(|remote| &remote.shards).map(|shard| shard.report())
+        self.remote.iter().flat_map(|remote| &remote.shards).filter_map(|shard| shard.report())
     }
 
     pub fn local_report(&self) -> LocalReport {
@@ -167,9 +194,11 @@ impl<M: Meta> Store<M> {
 
     fn place(&self, region: &Region, key: &KeyRef<'_>) -> Option<Place> {
         let home = self.remote.as_ref()?.of(region)?;
-        let slot = Slot::of(key, home.slots.len());
+        let slot = Slot::of(key, home.slots());
         let digest = key.digest(region);
-        Some(Place { shard: home.shard(slot), name: redis_key(region, slot, &digest), digest })
+        // Where a cluster is not known yet, the first place: nobody is there either.
+        let shard = home.shard(region, slot).unwrap_or(home.first);
+        Some(Place { shard, name: redis_key(region, slot, &digest), digest })
     }
 }
 
@@ -186,11 +215,28 @@ impl<M> Store<M> {
         &self.local
     }
 
-    /// The shard of the default region that keeps what has no slot, by its name.
-    pub(crate) fn keeper(&self, name: &str) -> Option<&Shard> {
+    pub(crate) fn scouts(&self) -> &[Arc<Scout>] {
+        self.remote.as_ref().map_or(&[], |remote| &remote.scouts)
+    }
+
+    /// The cluster that a shard is a place of, and which.
+    pub(crate) fn cluster_of(&self, shard: usize) -> Option<(&Arc<Cluster>, usize)> {
+        self.remote.as_ref()?.regions.values().find_map(|home| match &home.kind {
+            Kind::Cluster { cluster, .. } if (home.first..home.first + PLACES).contains(&shard) => {
+                Some((cluster, shard - home.first))
+            }
+            _ => None,
+        })
+    }
+
+    /// Who keeps, in the default region, what has no slot, by its name.
+    pub(crate) fn keeper(&self, name: &str) -> Option<Keeper<'_>> {
         let remote = self.remote.as_ref()?;
         let home = remote.of(&Region::DEFAULT)?;
-        Some(&remote.shards[home.first + winner(name, &home.labels)?])
+        Some(match &home.kind {
+            Kind::Endpoints { labels, .. } => Keeper::Shard(&remote.shards[home.first + winner(name, labels)?]),
+            Kind::Cluster { cluster, .. } => Keeper::Cluster(cluster, &remote.shards[home.first..home.first + PLACES]),
+        })
     }
 }
 
@@ -204,38 +250,80 @@ impl Shards {
             seal: Arc::new(Seal::new(&settings.secret, settings.object_bytes)),
             shards: Vec::new(),
             regions: HashMap::new(),
+            scouts: Vec::new(),
         };
         for (&region, its) in &settings.regions {
-            all.add(region, its)?;
+            all.add(region, its, &settings.tls)?;
         }
         Ok(all)
     }
 
-    fn add(&mut self, region: Region, settings: &RegionSettings) -> Result<(), StoreError> {
-        let count = settings.endpoints.len();
-        if count == 0 {
+    fn add(&mut self, region: Region, settings: &RegionSettings, tls: &TlsSettings) -> Result<(), StoreError> {
+        if settings.endpoints.is_empty() == settings.cluster.is_empty() {
             return Err(StoreError::NoEndpoints { region });
         }
+        let count = settings.endpoints.len().max(1);
         if settings.slots > SLOTS_MAX || usize::from(settings.slots) < count {
             return Err(StoreError::Slots { region });
         }
-        let first = self.shards.len();
-        let mut labels = Vec::with_capacity(count);
+        let kind = if settings.cluster.is_empty() {
+            self.add_endpoints(region, settings, tls)?
+        } else {
+            self.add_cluster(region, settings, tls)?
+        };
+        let first = self.shards.len() - kind.shards();
+        self.regions.insert(region, RegionShards { first, kind });
+        Ok(())
+    }
+
+    fn add_endpoints(
+        &mut self,
+        region: Region,
+        settings: &RegionSettings,
+        tls: &TlsSettings,
+    ) -> Result<Kind, StoreError> {
+        let mut labels = Vec::with_capacity(settings.endpoints.len());
         for (index, url) in settings.endpoints.iter().enumerate() {
-            if url.starts_with("rediss:") || url.starts_with("valkeys:") {
-                return Err(StoreError::Tls { region, index });
-            }
-            // The client's error may quote the address, password included.
-            let (client, label) = client(url).map_err(|_| StoreError::Address { region, index })?;
+            // What is wrong with an address may quote it, password included.
+            let address = |_: BadAddress| StoreError::Address { region, index };
+            let (site, label) = match Sentinels::of(url) {
+                Some(named) => {
+                    let named = named.map_err(address)?;
+                    let (scout, site) = named.scout(tls).map_err(address)?;
+                    self.scouts.push(Arc::new(scout));
+                    (site, named.master)
+                }
+                None => {
+                    let spot = Dialer::new(url, tls).and_then(|dialer| dialer.spot()).map_err(address)?;
+                    let label = spot.label.clone();
+                    (Site::fixed(spot), label)
+                }
+            };
             if labels.contains(&label) {
                 return Err(StoreError::Twice { region, endpoint: label });
             }
-            self.shards.push(Arc::new(Shard::new(region, index, client, label.clone())));
+            self.shards.push(Arc::new(Shard::new(region, index, site, Some(label.clone()))));
             labels.push(label);
         }
-        let slots = Slots::spread(settings.slots, &labels);
-        self.regions.insert(region, RegionShards { slots, first, labels });
-        Ok(())
+        Ok(Kind::Endpoints { slots: Slots::spread(settings.slots, &labels), labels })
+    }
+
+    fn add_cluster(
+        &mut self,
+        region: Region,
+        settings: &RegionSettings,
+        tls: &TlsSettings,
+    ) -> Result<Kind, StoreError> {
+        let seeds = settings.cluster.iter().enumerate().map(|(index, url)| {
+            let dialer = Dialer::new(url, tls).ok().filter(Dialer::is_on_a_network);
+            dialer.ok_or(StoreError::Address { region, index })
+        });
+        let cluster = Arc::new(Cluster::new(seeds.collect::<Result<_, _>>()?));
+        for (index, site) in cluster.sites.iter().enumerate() {
+            self.shards.push(Arc::new(Shard::new(region, index, site.clone(), None)));
+        }
+        self.scouts.push(Arc::new(Scout::Cluster(cluster.clone())));
+        Ok(Kind::Cluster { slots: settings.slots, cluster })
     }
 
     fn of(&self, region: &Region) -> Option<&RegionShards> {
@@ -244,8 +332,28 @@ impl Shards {
 }
 
 impl RegionShards {
-    fn shard(&self, slot: Slot) -> usize {
-        self.first + self.slots.owner(slot)
+    fn slots(&self) -> u16 {
+        match &self.kind {
+            Kind::Endpoints { slots, .. } => slots.len(),
+            Kind::Cluster { slots, .. } => *slots,
+        }
+    }
+
+    /// The shard of a region's slot; `None` where a cluster has not said who holds it.
+    fn shard(&self, region: &Region, slot: Slot) -> Option<usize> {
+        match &self.kind {
+            Kind::Endpoints { slots, .. } => Some(self.first + slots.owner(slot)),
+            Kind::Cluster { cluster, .. } => Some(self.first + cluster.place_of(region, slot)?),
+        }
+    }
+}
+
+impl Kind {
+    fn shards(&self) -> usize {
+        match self {
+            Kind::Endpoints { labels, .. } => labels.len(),
+            Kind::Cluster { .. } => PLACES,
+        }
     }
 }
 
@@ -258,10 +366,16 @@ mod tests {
     fn remote(regions: &[(&str, u16, &[&str])]) -> RemoteSettings {
         let region = |&(name, slots, endpoints): &(&str, u16, &[&str])| {
             let endpoints = endpoints.iter().map(|url| url.to_string()).collect();
-            (Region::new(name).unwrap(), RegionSettings { slots, endpoints })
+            (Region::new(name).unwrap(), RegionSettings { slots, endpoints, cluster: Vec::new() })
         };
         let regions = regions.iter().map(region).collect();
-        RemoteSettings { deadline: Duration::from_millis(20), secret: String::new(), object_bytes: 1 << 20, regions }
+        RemoteSettings {
+            deadline: Duration::from_millis(20),
+            secret: String::new(),
+            object_bytes: 1 << 20,
+            tls: TlsSettings::default(),
+            regions,
+        }
     }
 
     fn store(remote: Option<RemoteSettings>) -> Result<Arc<Store<Note>>, StoreError> {
@@ -274,7 +388,6 @@ mod tests {
         let refused = |slots, endpoints: &[&str]| store(Some(remote(&[("default", slots, endpoints)]))).err().unwrap();
         assert_eq!(refused(16, &[]), StoreError::NoEndpoints { region });
         assert_eq!(refused(16, &["redis://a", "http://:pw@b"]), StoreError::Address { region, index: 1 });
-        assert_eq!(refused(16, &["rediss://:pw@a"]), StoreError::Tls { region, index: 0 });
         let twice = refused(16, &["redis://:pw1@a:1", "redis://:pw2@a:1"]);
         assert_eq!(twice, StoreError::Twice { region, endpoint: "a:1".into() });
         assert_eq!(refused(1, &["redis://a", "redis://b"]), StoreError::Slots { region });
@@ -293,7 +406,7 @@ mod tests {
         let endpoint = |region| store.placement(region, &key).endpoint;
         assert_eq!(
             [endpoint(&default), endpoint(&eu), endpoint(&elsewhere)],
-            [Some("a:1/3"), Some("b:2"), Some("a:1/3")]
+            [Some("a:1/3".to_owned()), Some("b:2".to_owned()), Some("a:1/3".to_owned())]
         );
         let names = [default, elsewhere].map(|region| store.place(&region, &key).unwrap().name);
         assert!(names[0].starts_with("tg:{default:") && names[1].starts_with("tg:{elsewhere:"), "{names:?}");

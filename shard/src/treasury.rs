@@ -9,8 +9,8 @@
 //! Invariant: an ask ends within its deadline, and at most one script runs for it.
 
 use crate::entry::Meta;
-use crate::remote::{Fault, Lane, Link};
-use crate::store::Store;
+use crate::remote::{Cluster, Fault, Lane, Link};
+use crate::store::{Keeper, Store};
 use limiter::lease::{Ask, Grant, SCRIPT, Treasury, TreasuryError};
 use redis::{Pipeline, ServerErrorKind, Value};
 use std::sync::Arc;
@@ -18,28 +18,50 @@ use std::time::{Duration, Instant};
 
 /// The bucket of one rule. Belongs to the runtime that first asks.
 pub struct RedisTreasury {
-    link: Link,
+    ways: Ways,
     bucket: String,
     sha1: String,
     deadline: Duration,
     endpoint: String,
 }
 
+/// To the server that keeps the bucket.
+enum Ways {
+    One(Link),
+    /// By place.
+    Cluster {
+        cluster: Arc<Cluster>,
+        tag: String,
+        links: Vec<Link>,
+    },
+}
+
 impl RedisTreasury {
     /// The treasury of `rule`, if the store has shards for the default region.
     pub fn new<M: Meta>(store: &Store<M>, rule: &str, deadline: Duration) -> Option<Self> {
-        let shard = store.keeper(rule)?;
-        let lane = Arc::new(Lane::new(format!("lease {rule} {}", shard.label())));
+        let keeper = store.keeper(rule)?;
+        let endpoint = match &keeper {
+            Keeper::Shard(shard) => shard.label().unwrap_or_default(),
+            Keeper::Cluster(..) => "cluster".to_owned(),
+        };
+        let lane = Arc::new(Lane::new(format!("lease {rule} {endpoint}")));
+        let ways = match keeper {
+            Keeper::Shard(shard) => Ways::One(shard.link(lane)),
+            Keeper::Cluster(cluster, places) => {
+                let links = places.iter().map(|place| place.link(lane.clone())).collect();
+                Ways::Cluster { cluster: cluster.clone(), tag: rule.to_owned(), links }
+            }
+        };
         Some(Self {
-            link: shard.link(lane),
+            ways,
             bucket: format!("tg:lease:{{{rule}}}"),
             sha1: redis::Script::new(SCRIPT).get_hash().to_owned(),
             deadline,
-            endpoint: shard.label().to_owned(),
+            endpoint,
         })
     }
 
-    /// Host, port and database of the shard that keeps the bucket.
+    /// Host, port and database of the shard that keeps the bucket, or that a cluster does.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
@@ -61,7 +83,12 @@ impl RedisTreasury {
         for argument in ask.arguments() {
             call.arg(argument);
         }
-        match self.link.ask(&call, within).await {
+        let link = match &self.ways {
+            Ways::One(link) => Some(link),
+            Ways::Cluster { cluster, tag, links } => cluster.place_of_tag(tag).map(|place| &links[place]),
+        };
+        let Some(link) = link else { return Err(TreasuryError::Unavailable) };
+        match link.ask(&call, within).await {
             Ok(mut replies) => replies.pop().ok_or(TreasuryError::Malformed),
             Err(Fault::Timeout) => Err(TreasuryError::Deadline),
             Err(_) => Err(TreasuryError::Unavailable),

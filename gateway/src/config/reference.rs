@@ -77,8 +77,20 @@ const MEANINGS: &[(&str, &str)] = &[
         "redis.regions.NAME.slots",
         "Parts that the region's keys are split into, spread over its endpoints and at least as many. The region `default` must exist.",
     ),
-    ("redis.regions.NAME.endpoints", "Redis servers of the region."),
-    ("redis.regions.NAME.cluster", "Redis Cluster that holds the region."),
+    (
+        "redis.tls.ca",
+        "File with the certificates that may sign those of `rediss://` servers; without it, the system's.",
+    ),
+    ("redis.tls.cert", "File with a certificate of this node for `rediss://` servers that ask for one."),
+    ("redis.tls.key", "File with its key."),
+    (
+        "redis.regions.NAME.endpoints",
+        "Redis servers of the region: `redis://`, `rediss://` for TLS, or `redis+sentinel://HOST:PORT,HOST:PORT/MASTER` for a master that Sentinels name.",
+    ),
+    (
+        "redis.regions.NAME.cluster",
+        "Some nodes of the Redis Cluster that holds the region, instead of `endpoints`; the others are found by themselves.",
+    ),
     ("cache.memory", "Bytes of the local tier."),
     ("cache.object_bytes", "Largest response that is stored; larger ones pass through."),
     ("cache.remote_object_bytes", "Largest response that is stored remotely; larger ones stay local."),

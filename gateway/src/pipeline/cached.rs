@@ -225,8 +225,8 @@ impl Passage<'_> {
             Tier::Memory => "memory",
             Tier::Remote => "remote",
         };
-        let place = self.worker.view.store().placement(&caller.region, key);
-        self.story.detail = Detail::Place(tier, caller.region, place.slot);
+        let slot = self.worker.view.store().slot(&caller.region, key);
+        self.story.detail = Detail::Place(tier, caller.region, slot);
     }
 
     /// Answers stale now and validates in a task of its own, unless one does already (RFC 5861 section 3).

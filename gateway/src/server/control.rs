@@ -187,9 +187,17 @@ fn reload(shared: &Arc<Shared>, file: &Path, source: &str, admin: &AdminSettings
 fn tell_what_needs_a_restart(old: &Config, new: &Config) {
     let remote = |config: &Config| {
         config.remote.as_ref().map(|remote| {
-            let regions =
-                remote.regions.iter().map(|(region, shards)| (*region, shards.slots, shards.endpoints.clone()));
-            (remote.deadline, remote.secret.clone(), remote.object_bytes, regions.collect::<Vec<_>>())
+            let regions = remote
+                .regions
+                .iter()
+                .map(|(region, shards)| (*region, shards.slots, shards.endpoints.clone(), shards.cluster.clone()));
+            (
+                remote.deadline,
+                remote.secret.clone(),
+                remote.object_bytes,
+                remote.tls.clone(),
+                regions.collect::<Vec<_>>(),
+            )
         })
     };
     let changes = [

@@ -7,12 +7,12 @@
 //! Invariant: while a line is up, a change on its server reaches this process within `BEAT` or the line goes down.
 
 use super::event::{self, Event, Position};
-use super::script::{BEAT, BUS, EVENTS, EVENTS_MAX, FORGET_MS, NODES, PREFIX, STATE, TAGS, TAGS_KEPT, TELL};
+use super::script::{BEAT, BUS, BUS_TAG, EVENTS, EVENTS_MAX, FORGET_MS, NODES, PREFIX, STATE, TAGS, TAGS_KEPT, TELL};
 use crate::entry::Purge;
 use crate::placement::named;
-use crate::remote::Fault;
+use crate::remote::{Cluster, Fault, Site, Spot};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Pipeline, PushInfo, PushKind, Value, from_redis_value_ref};
+use redis::{AsyncConnectionConfig, Pipeline, PushInfo, PushKind, Value, from_redis_value_ref};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -75,10 +75,12 @@ pub(super) struct Sign {
 
 /// One server.
 pub(super) struct Line {
-    pub(super) label: String,
     /// The shards that are on it.
     pub(super) shards: Vec<usize>,
-    client: Client,
+    pub(super) site: Arc<Site>,
+    label: Option<String>,
+    /// The cluster that it is a place of, and which.
+    cluster: Option<(Arc<Cluster>, usize)>,
     heard: Mutex<Heard>,
 }
 
@@ -93,12 +95,41 @@ struct Heard {
 }
 
 impl Line {
-    pub(super) fn new(label: String, shards: Vec<usize>, client: Client) -> Self {
-        Self { label, shards, client, heard: Mutex::default() }
+    /// To a server that has several shards.
+    pub(super) fn to_server(label: String, shards: Vec<usize>, site: Arc<Site>) -> Self {
+        Self { shards, site, label: Some(label), cluster: None, heard: Mutex::default() }
+    }
+
+    /// To a place in a cluster. One place of each carries the bus; all tell of changes.
+    pub(super) fn to_place(shard: usize, cluster: Arc<Cluster>, place: usize) -> Self {
+        let site = cluster.sites[place].clone();
+        Self { shards: vec![shard], site, label: None, cluster: Some((cluster, place)), heard: Mutex::default() }
+    }
+
+    /// As an operator knows it.
+    pub(super) fn label(&self) -> String {
+        let now = || self.site.now().map(|spot| spot.label.clone());
+        self.label.clone().or_else(now).unwrap_or_else(|| "cluster".to_owned())
+    }
+
+    /// Whether the bus runs over it.
+    pub(super) fn carries(&self) -> bool {
+        self.cluster.as_ref().is_none_or(|(cluster, place)| cluster.place_of_tag(BUS_TAG) == Some(*place))
+    }
+
+    /// Whether it is a place in a cluster whose purges nobody has told yet.
+    pub(super) fn is_in_the_dark(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|(cluster, _)| !cluster.is_heard.load(Ordering::Acquire))
+    }
+
+    pub(super) fn is_heard(&self) {
+        if let Some((cluster, _)) = &self.cluster {
+            cluster.is_heard.store(true, Ordering::Release);
+        }
     }
 
     /// Connects, and has the server tell of changes from now on.
-    pub(super) async fn connect(&self) -> Result<Connected, Fault> {
+    pub(super) async fn connect(&self, spot: &Spot) -> Result<Connected, Fault> {
         let (sender, changes) = mpsc::channel(CHANGES_MAX);
         let overflowed = Arc::new(AtomicBool::new(false));
         let noted = overflowed.clone();
@@ -114,7 +145,7 @@ impl Line {
         };
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None).set_push_sender(push);
-        let attempt = self.client.get_multiplexed_async_connection_with_config(&config);
+        let attempt = spot.line.get_multiplexed_async_connection_with_config(&config);
         let connection = match timeout(CONNECT_WITHIN, attempt).await {
             Ok(connected) => connected.map_err(|error| Fault::of_connecting(&error))?,
             Err(_) => return Err(Fault::Timeout),
@@ -126,9 +157,9 @@ impl Line {
         Ok(Connected { way, changes, overflowed })
     }
 
-    /// The way, while the line is up.
+    /// The way, while the line is up and the bus runs over it.
     pub(super) fn way(&self) -> Option<Way> {
-        self.heard().way.clone()
+        if self.carries() { self.heard().way.clone() } else { None }
     }
 
     pub(super) fn goes_up(&self, way: Way) {
@@ -250,6 +281,13 @@ impl Way {
         beat.cmd("EVAL").arg(BEAT).arg(4).arg(NODES).arg(STATE).arg(TAGS).arg(EVENTS);
         beat.arg(member).arg(position.to_string()).arg(FORGET_MS).arg(number);
         self.ask(&beat).await.map(drop)
+    }
+
+    /// Says nothing, to hear whether it is answered.
+    pub(super) async fn ping(&self) -> Result<(), Fault> {
+        let mut ping = Pipeline::with_capacity(1);
+        ping.cmd("PING");
+        self.ask(&ping).await.map(drop)
     }
 
     pub(super) async fn leave(&self, members: &[String]) -> Result<(), Fault> {

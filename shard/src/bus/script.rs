@@ -20,6 +20,7 @@ pub(super) const NODES: &str = "tg:{bus}:nodes";
 /// What all keys of the bus and of entries begin with; the buckets of limits do not.
 pub(super) const PREFIX: &str = "tg:{";
 pub(super) const BUS: &str = "tg:{bus}:";
+pub(super) const BUS_TAG: &str = "bus";
 
 /// Events that are kept, about: whoever was away for more asks for the tags.
 pub(super) const EVENTS_MAX: usize = 10_000;

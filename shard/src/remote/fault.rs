@@ -26,6 +26,8 @@ pub enum Fault {
     Loading,
     #[error("the server has lost its master or its cluster")]
     MasterDown,
+    #[error("another node of the cluster holds it now")]
+    Moved,
     #[error("the server is a read-only replica")]
     ReadOnly,
     #[error("the server is out of memory")]
@@ -37,7 +39,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    pub const ALL: [Fault; 13] = [
+    pub const ALL: [Fault; 14] = [
         Fault::Open,
         Fault::Unwatched,
         Fault::Resting,
@@ -47,6 +49,7 @@ impl Fault {
         Fault::Protocol,
         Fault::Loading,
         Fault::MasterDown,
+        Fault::Moved,
         Fault::ReadOnly,
         Fault::OutOfMemory,
         Fault::Denied,
@@ -65,6 +68,7 @@ impl Fault {
             Fault::Protocol => "protocol",
             Fault::Loading => "loading",
             Fault::MasterDown => "master_down",
+            Fault::Moved => "moved",
             Fault::ReadOnly => "read_only",
             Fault::OutOfMemory => "out_of_memory",
             Fault::Denied => "denied",
@@ -74,12 +78,17 @@ impl Fault {
 
     /// Whether it says something about the shard. Where nothing was tried it does not, and a refused command is an answer.
     pub(crate) fn is_evidence(self) -> bool {
-        !matches!(self, Fault::Open | Fault::Unwatched | Fault::Resting | Fault::Refused)
+        !matches!(self, Fault::Open | Fault::Unwatched | Fault::Resting | Fault::Moved | Fault::Refused)
     }
 
     /// Whether the connection is of no more use. A replica that refuses writes was the master when its name was resolved.
     pub(crate) fn ends_connection(self) -> bool {
         matches!(self, Fault::Io | Fault::Protocol | Fault::ReadOnly | Fault::Denied)
+    }
+
+    /// Whether what was asked for is probably at another address now.
+    pub(crate) fn is_elsewhere(self) -> bool {
+        matches!(self, Fault::Moved | Fault::ReadOnly | Fault::MasterDown | Fault::Timeout)
     }
 
     pub(crate) fn of(error: &RedisError) -> Self {
@@ -115,6 +124,7 @@ impl Fault {
             ServerErrorKind::BusyLoading => Fault::Loading,
             ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown => Fault::MasterDown,
             ServerErrorKind::ReadOnly => Fault::ReadOnly,
+            ServerErrorKind::Moved | ServerErrorKind::Ask => Fault::Moved,
             ServerErrorKind::NoPerm => Fault::Denied,
             _ => Fault::Refused,
         }
@@ -146,7 +156,8 @@ mod tests {
             ("NOAUTH Authentication required.", Fault::Denied),
             ("NOPERM this user has no permissions", Fault::Denied),
             ("WRONGTYPE Operation against a key", Fault::Refused),
-            ("MOVED 1 10.0.0.1:6379", Fault::Refused),
+            ("MOVED 1 10.0.0.1:6379", Fault::Moved),
+            ("ASK 1 10.0.0.1:6379", Fault::Moved),
         ] {
             let value = redis::parse_redis_value(format!("-{reply}\r\n").as_bytes()).unwrap();
             assert_eq!(Fault::in_reply(&value), Some(fault), "{reply}");

@@ -8,8 +8,9 @@
 
 use super::fault::Fault;
 use super::lane::Lane;
+use super::site::{Site, Spot};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, Pipeline, Value};
+use redis::{AsyncConnectionConfig, Pipeline, Value};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,7 +37,7 @@ pub(crate) struct Link {
 }
 
 struct Ends {
-    client: Client,
+    site: Arc<Site>,
     lane: Arc<Lane>,
     phase: watch::Sender<Phase>,
     /// Calls in a row that this connection left unanswered.
@@ -48,14 +49,14 @@ struct Ends {
 enum Phase {
     Idle,
     Connecting,
-    Up { connection: MultiplexedConnection, epoch: u64 },
+    Up { connection: MultiplexedConnection, spot: Arc<Spot>, epoch: u64 },
     Resting { until: Instant },
 }
 
 impl Link {
-    pub(crate) fn new(client: Client, lane: Arc<Lane>) -> Self {
+    pub(crate) fn new(site: Arc<Site>, lane: Arc<Lane>) -> Self {
         let phase = watch::Sender::new(Phase::Idle);
-        let ends = Ends { client, lane, phase, timeouts: AtomicU32::new(0), epochs: AtomicU64::new(0) };
+        let ends = Ends { site, lane, phase, timeouts: AtomicU32::new(0), epochs: AtomicU64::new(0) };
         Self { ends: Arc::new(ends), attempt: Mutex::new(None) }
     }
 
@@ -105,6 +106,9 @@ impl Link {
         }
         let Some(epoch) = epoch else { return };
         let hangs = fault == Fault::Timeout && self.ends.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS;
+        if fault.is_elsewhere() {
+            self.ends.site.doubt();
+        }
         if hangs || fault.ends_connection() {
             self.replace(epoch);
         }
@@ -112,16 +116,26 @@ impl Link {
 
     async fn connected(&self) -> Result<(MultiplexedConnection, u64), Fault> {
         let mut phases = self.ends.phase.subscribe();
+        self.follow();
         self.wake();
         loop {
             match &*phases.borrow_and_update() {
-                Phase::Up { connection, epoch } => return Ok((connection.clone(), *epoch)),
+                Phase::Up { connection, epoch, .. } => return Ok((connection.clone(), *epoch)),
                 Phase::Resting { .. } => return Err(Fault::Resting),
                 Phase::Idle | Phase::Connecting => {}
             }
             // The sender lives in `self`.
             phases.changed().await.map_err(|_| Fault::Connect)?;
         }
+    }
+
+    /// Gives up a connection to where the server was before.
+    fn follow(&self) {
+        let left = match &*self.ends.phase.borrow() {
+            Phase::Up { spot, epoch, .. } if !self.ends.site.is_at(spot) => *epoch,
+            _ => return,
+        };
+        self.replace(left);
     }
 
     /// Starts an attempt where there is none and none has just failed.
@@ -182,17 +196,25 @@ impl Link {
 impl Ends {
     async fn connect(&self) {
         let bare = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let attempt = self.client.get_multiplexed_async_connection_with_config(&bare);
-        let result = match timeout(CONNECT_WITHIN, attempt).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(Fault::of_connecting(&error)),
-            Err(_) => Err(Fault::Timeout),
+        let result = match self.site.now() {
+            None => Err(Fault::Connect),
+            Some(spot) => {
+                let attempt = spot.client.get_multiplexed_async_connection_with_config(&bare);
+                match timeout(CONNECT_WITHIN, attempt).await {
+                    Ok(Ok(connection)) => Ok((connection, spot)),
+                    Ok(Err(error)) => Err(Fault::of_connecting(&error)),
+                    Err(_) => Err(Fault::Timeout),
+                }
+            }
         };
         self.timeouts.store(0, Ordering::Relaxed);
         let phase = match result {
-            Ok(connection) => Phase::Up { connection, epoch: self.epochs.fetch_add(1, Ordering::Relaxed) },
+            Ok((connection, spot)) => {
+                Phase::Up { connection, spot, epoch: self.epochs.fetch_add(1, Ordering::Relaxed) }
+            }
             Err(fault) => {
                 self.lane.failed(fault);
+                self.site.doubt();
                 Phase::Resting { until: Instant::now() + REST }
             }
         };

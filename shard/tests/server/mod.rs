@@ -14,7 +14,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use shard::{Entry, KeyBuilder, KeyRef, LocalSettings, Meta, Now, Region, RegionSettings, RemoteSettings, Store, Tag};
+use shard::{
+    Entry, KeyBuilder, KeyRef, LocalSettings, Meta, Now, Region, RegionSettings, RemoteSettings, Store, Tag,
+    TlsSettings,
+};
 
 /// The default deadline, where time is what a test is about.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(20);
@@ -143,10 +146,16 @@ pub(crate) fn with_key<T>(path: &str, then: impl FnOnce(&KeyRef<'_>) -> T) -> T 
 
 pub(crate) fn settings(regions: &[(&str, &[String])]) -> RemoteSettings {
     let region = |&(name, endpoints): &(&str, &[String])| {
-        (region(name), RegionSettings { slots: 16, endpoints: endpoints.to_vec() })
+        (region(name), RegionSettings { slots: 16, endpoints: endpoints.to_vec(), cluster: Vec::new() })
     };
     let regions: BTreeMap<_, _> = regions.iter().map(region).collect();
-    RemoteSettings { deadline: PATIENCE, secret: "secret".into(), object_bytes: 1 << 20, regions }
+    RemoteSettings {
+        deadline: PATIENCE,
+        secret: "secret".into(),
+        object_bytes: 1 << 20,
+        tls: TlsSettings::default(),
+        regions,
+    }
 }
 
 pub(crate) fn store(remote: RemoteSettings) -> Arc<Store<Page>> {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::expand::read_file;
 use super::super::fault::{At, Code, Problem};
 use super::super::kind::{ListOf, Parsed, Span, Text, Whole};
 use super::super::reading::Placed;
@@ -17,6 +18,9 @@ const SLOTS_MAX: u32 = 1_024;
 
 const ENDPOINT: Parsed<String> =
     Parsed { name: "a URL such as \"redis://127.0.0.1:6379\"", parse: endpoint, show: String::clone };
+
+const NODE: Parsed<String> =
+    Parsed { name: "a URL such as \"redis://127.0.0.1:7000\"", parse: node, show: String::clone };
 
 /// What the section gives to several modules.
 pub(super) struct Redis {
@@ -37,15 +41,18 @@ pub(super) fn read(root: &Table<'_>, object_bytes: u64) -> Redis {
         let secret = table.or("secret", &Text, String::new());
         let regions: Vec<_> = table.named("regions", region).into_iter().flatten().collect();
         let places = regions.iter().map(|(region, _)| region.clone()).collect();
+        let tls = table.table("tls", certificates);
         let remote = shard::RemoteSettings {
             deadline,
             secret,
+            tls,
             object_bytes: usize::try_from(object_bytes).unwrap_or(usize::MAX),
             regions: regions.into_iter().map(|(region, settings)| (region.value, settings)).collect(),
         };
         let at = table.at.clone();
         // The size of the fleet alone says how cluster limits are shared out where there is no Redis.
-        let is_size_alone = table.has("nodes") && !["regions", "deadline", "secret"].iter().any(|key| table.has(key));
+        let is_size_alone =
+            table.has("nodes") && !["regions", "deadline", "secret", "tls"].iter().any(|key| table.has(key));
         if is_size_alone {
             return Redis { nodes, remote: None, regions: None, at };
         }
@@ -59,14 +66,19 @@ fn region(name: Placed<&str>, table: &Table<'_>) -> Option<(Placed<shard::Region
         table.reading.error(&name.at, Problem::bad(format!("`{}`: {error}", name.value)));
     });
     let slots = table.or("slots", &Whole(1..=SLOTS_MAX), u32::from(shard::SLOTS));
-    table.later("cluster", None);
     let endpoints = ListOf { item: ENDPOINT, least: 1 };
-    let endpoints = if table.has("cluster") {
+    let cluster = table.optional("cluster", &ListOf { item: NODE, least: 1 });
+    let endpoints = if cluster.is_some() {
         table.optional("endpoints", &endpoints)
     } else {
         table.required("endpoints", &endpoints)
     };
+    if let (Some(_), Some(endpoints)) = (&cluster, &endpoints) {
+        let problem = Problem::bad("a region has `endpoints` or a `cluster`, not both");
+        table.reading.error(&endpoints.at, problem);
+    }
     let endpoints = endpoints.map_or_else(Vec::new, |endpoints| endpoints.value);
+    let cluster = cluster.map_or_else(Vec::new, |cluster| cluster.value);
     for (index, endpoint) in endpoints.iter().enumerate() {
         if endpoints[..index].iter().any(|earlier| server(&earlier.value) == server(&endpoint.value)) {
             table.reading.error(&endpoint.at, Problem::new(Code::Duplicate, "this endpoint is listed twice"));
@@ -79,13 +91,20 @@ fn region(name: Placed<&str>, table: &Table<'_>) -> Option<(Placed<shard::Region
     let settings = shard::RegionSettings {
         slots: u16::try_from(slots).ok()?,
         endpoints: endpoints.into_iter().map(|endpoint| endpoint.value).collect(),
+        cluster: cluster.into_iter().map(|node| node.value).collect(),
     };
     Some((Placed { value: region.ok()?, at: name.at }, settings))
 }
 
 /// Host, port and database of an endpoint, whoever logs in.
 fn server(endpoint: &str) -> (&str, &str, &str) {
-    let rest = endpoint.strip_prefix("redis://").unwrap_or(endpoint);
+    let rest = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    if endpoint.contains("+sentinel://") {
+        // The master's name alone tells it from others.
+        let (_, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (master, database) = path.split_once('/').unwrap_or((path, ""));
+        return (master, "", if database.is_empty() { "0" } else { database });
+    }
     let (authority, database) = rest.rsplit_once('/').unwrap_or((rest, ""));
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     let (host, port) = match host.rsplit_once(':') {
@@ -99,18 +118,27 @@ fn server(endpoint: &str) -> (&str, &str, &str) {
 fn endpoint(text: &str) -> Result<String, Problem> {
     let problem = |reason: &str| {
         Problem::bad(format!("not a Redis endpoint: {reason}"))
-            .hint("write \"redis://[USER:PASSWORD@]HOST:PORT[/DATABASE]\"")
+            .hint("write \"redis://[USER:PASSWORD@]HOST:PORT[/DATABASE]\", rediss:// for TLS, or \"redis+sentinel://HOST:PORT,HOST:PORT/MASTER\"")
     };
     if text.strip_prefix("redis+unix://").is_some_and(|path| path.starts_with('/')) {
         return Ok(text.to_owned());
     }
-    let Some(rest) = text.strip_prefix("redis://") else {
-        return Err(if text.starts_with("rediss://") {
-            Problem::unavailable("an endpoint with rediss://").hint("write \"redis://HOST:PORT\"")
-        } else {
-            problem("it does not start with redis://")
-        });
-    };
+    let sentinels = ["redis+sentinel://", "rediss+sentinel://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    if let Some(rest) = sentinels {
+        let Some((authority, path)) = rest.split_once('/').filter(|(_, path)| !path.is_empty()) else {
+            return Err(problem("it does not name the master after its Sentinels"));
+        };
+        let (login, hosts) = authority.rsplit_once('@').map_or(("", authority), |(login, hosts)| (login, hosts));
+        let (_, database) = path.split_once('/').unwrap_or((path, ""));
+        let at = if login.is_empty() { "" } else { "@" };
+        // Each Sentinel as an address of its own.
+        for host in hosts.split(',') {
+            endpoint(&format!("redis://{login}{at}{host}/{database}"))?;
+        }
+        return Ok(text.to_owned());
+    }
+    let rest = ["redis://", "rediss://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    let Some(rest) = rest else { return Err(problem("it does not start with redis:// or rediss://")) };
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
     // The part after a bracket, so that the colons of an IPv6 address are not taken for a port's.
@@ -126,4 +154,29 @@ fn endpoint(text: &str) -> Result<String, Problem> {
         return Err(problem("its database is not a number"));
     }
     Ok(text.to_owned())
+}
+
+/// A node of a cluster: there is but one database in it.
+fn node(text: &str) -> Result<String, Problem> {
+    let is_plain = ["redis://", "rediss://"].iter().any(|scheme| text.starts_with(scheme));
+    if !is_plain || text.splitn(4, '/').nth(3).is_some_and(|database| !database.is_empty()) {
+        let problem = Problem::bad("not a node of a cluster");
+        return Err(problem.hint("write \"redis://[USER:PASSWORD@]HOST:PORT\" or rediss://, without a database"));
+    }
+    endpoint(text)
+}
+
+/// `[redis.tls]`, for endpoints with `rediss://`.
+fn certificates(table: &Table<'_>) -> shard::TlsSettings {
+    let pem = |key: &'static str| {
+        let path = table.optional(key, &Text)?;
+        let text = read_file(&table.reading.values, &path.value);
+        text.map(String::into_bytes).map_err(|problem| table.reading.error(&path.at, problem)).ok()
+    };
+    let (ca, cert, key) = (pem("ca"), pem("cert"), pem("key"));
+    if table.has("cert") != table.has("key") {
+        let problem = Problem::new(Code::Missing, "`cert` and `key` belong together");
+        table.reading.error(&table.at, problem);
+    }
+    shard::TlsSettings { ca, client: cert.zip(key) }
 }
