@@ -42,6 +42,12 @@ impl Server {
         let port_text = port.to_string();
         let mut command = Command::new("redis-server");
         command.args(["--port", &port_text, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]).args(options);
+        // A replica writes what it was sent to a file, which the next server would read.
+        command.args(["--dbfilename", &file_of(port)]);
+        Self::run(command, port)
+    }
+
+    fn run(mut command: Command, port: u16) -> Self {
         command.current_dir(std::env::temp_dir()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().unwrap_or_else(|error| panic!("install redis-server: {error}"));
         let mut server = Self { child, port };
@@ -52,6 +58,13 @@ impl Server {
             std::thread::sleep(Duration::from_millis(5));
         }
         server
+    }
+
+    /// A Sentinel with a configuration file, which it writes to.
+    pub(crate) fn sentinel(port: u16, file: &str) -> Self {
+        let mut command = Command::new("redis-server");
+        command.args([file, "--sentinel", "--port", &port.to_string(), "--bind", "127.0.0.1"]);
+        Self::run(command, port)
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -81,6 +94,7 @@ impl Server {
         // SIGKILL ends a stopped process too.
         let _already_gone = self.child.kill();
         let _reaped = self.child.wait();
+        let _never_written = std::fs::remove_file(std::env::temp_dir().join(file_of(self.port)));
     }
 }
 
@@ -88,6 +102,10 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+fn file_of(port: u16) -> String {
+    format!("tidegate-test-{port}.rdb")
 }
 
 /// Whether somebody who speaks the protocol listens; a password may be asked for.

@@ -1,0 +1,350 @@
+//! Servers that move: a Redis Cluster of three masters and three replicas, a master that Sentinels watch; and ways that are guarded:
+//! TLS, and users that may do little.
+
+mod server;
+
+use server::{Page, Server, free_port, page, region, settings};
+use shard::{
+    Bus, Fault, KeyBuilder, LocalSettings, Purge, Reach, Region, RegionSettings, Remote, RemoteSettings, Scope, Store,
+    TlsSettings, View,
+};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+const SECOND: Duration = Duration::from_secs(1);
+const REGION: Region = Region::DEFAULT;
+const PAGES: usize = 60;
+
+struct Node {
+    bus: Arc<Bus<Page>>,
+    view: View<Page>,
+    _tasks: JoinSet<()>,
+}
+
+impl Node {
+    fn start(remote: RemoteSettings) -> Self {
+        let store = Store::new(LocalSettings { memory_bytes: 1 << 20 }, Some(remote)).unwrap();
+        let bus = Bus::new(&store, "node");
+        Self { _tasks: bus.run(), view: store.view(), bus }
+    }
+
+    async fn put(&self, n: usize) {
+        let mut key = KeyBuilder::new();
+        let text = n.to_string();
+        self.view.insert(&REGION, &key.part(text.as_bytes()).key(), page(&text, text.clone()), Reach::Shared);
+    }
+
+    async fn get(&self, n: usize) -> Remote<Page> {
+        let mut key = KeyBuilder::new();
+        let found = self.view.remote(&REGION, &key.part(n.to_string().as_bytes()).key()).await;
+        if let Remote::Found(hit) = &found {
+            assert_eq!(hit.meta.text, n.to_string(), "another key's value");
+        }
+        found
+    }
+
+    /// How many of the pages are there; what fails is not.
+    async fn count(&self) -> usize {
+        let mut found = 0;
+        for n in 0..PAGES {
+            found += usize::from(matches!(self.get(n).await, Remote::Found(_)));
+        }
+        found
+    }
+
+    async fn until_all_are_found(&self, within: Duration) -> Duration {
+        let began = Instant::now();
+        loop {
+            let found = self.count().await;
+            if found == PAGES {
+                return began.elapsed();
+            }
+            assert!(began.elapsed() < within, "{found} of {PAGES}: {:#?}", self.faults());
+            for n in 0..PAGES {
+                self.put(n).await;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn faults(&self) -> Vec<(String, Vec<(Fault, u64)>)> {
+        let faults = |report: shard::ShardReport| {
+            let all = report.read_faults.iter().chain(report.write_faults.iter()).chain(report.bus_faults.iter());
+            (report.endpoint, all.filter(|(_, count)| *count > 0).collect())
+        };
+        self.view.store().shards().map(faults).collect()
+    }
+}
+
+fn cluster_settings(nodes: &[&Server]) -> RemoteSettings {
+    let mut remote = settings(&[]);
+    let cluster = nodes.iter().map(|node| node.url()).collect();
+    remote.regions.insert(REGION, RegionSettings { slots: 16, endpoints: Vec::new(), cluster });
+    RemoteSettings { deadline: Duration::from_millis(200), ..remote }
+}
+
+fn redis_cli(arguments: &[&str]) -> String {
+    let output = Command::new("redis-cli").args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A directory of one's own, gone when the test is.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("tidegate-moving-{}-{}", std::process::id(), free_port()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _gone_already = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Three masters, then their three replicas.
+fn start_cluster(dir: &Dir) -> Vec<Server> {
+    let nodes: Vec<Server> = (0..6)
+        .map(|n| {
+            let file = dir.file(&format!("nodes{n}.conf"));
+            let port = loop {
+                // The cluster's own port is 10,000 higher.
+                let port = free_port();
+                if std::net::TcpListener::bind(("127.0.0.1", port + 10_000)).is_ok() {
+                    break port;
+                }
+            };
+            let options =
+                ["--cluster-enabled", "yes", "--cluster-config-file", &file, "--cluster-node-timeout", "1000"];
+            let fast = ["--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0"];
+            Server::start_on(port, &[&options[..], &fast].concat())
+        })
+        .collect();
+    let addresses: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())).collect();
+    let mut create = vec!["--cluster", "create"];
+    create.extend(addresses.iter().map(String::as_str));
+    create.extend(["--cluster-replicas", "1", "--cluster-yes"]);
+    redis_cli(&create);
+    nodes
+}
+
+#[tokio::test]
+async fn a_cluster_is_used_whole_and_goes_on_when_a_master_is_lost() {
+    let dir = Dir::new();
+    let mut nodes = start_cluster(&dir);
+    let node = Node::start(cluster_settings(&[&nodes[0], &nodes[4]]));
+    let began = node.until_all_are_found(20 * SECOND).await;
+    let keys: Vec<usize> = nodes[..3].iter().map(|node| redis::cmd("DBSIZE").query(&mut node.spy()).unwrap()).collect();
+    assert!(keys.iter().all(|&keys| keys > 2), "{keys:?}");
+    let endpoints: Vec<_> = node.view.store().shards().map(|shard| shard.endpoint).collect();
+    assert_eq!(endpoints.len(), 3, "{endpoints:?}");
+
+    // The master that carries the bus is one of them: losing each of them in turn is the same to others.
+    let bus: usize =
+        redis_cli(&["-p", &nodes[0].port().to_string(), "cluster", "keyslot", "bus"]).trim().parse().unwrap();
+    let lost = bus * 3 / 16_384;
+    let purge = Purge { scope: Scope::Everything, is_soft: false };
+    let before = node.bus.purge(&[purge], None, 3 * SECOND).await.unwrap();
+    assert_eq!((before.nodes.len(), before.untold.len()), (1, 0), "{before:?}");
+    node.until_all_are_found(5 * SECOND).await;
+    drop(nodes.remove(lost));
+    let (mut slowest, killed) = (Duration::ZERO, Instant::now());
+    let mut others = 0;
+    while killed.elapsed() < SECOND {
+        for n in 0..PAGES {
+            let began = Instant::now();
+            others += usize::from(matches!(node.get(n).await, Remote::Found(_)));
+            slowest = slowest.max(began.elapsed());
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(others > 0, "what other masters hold is found all the time");
+    assert!(slowest < Duration::from_millis(400), "{slowest:?}");
+    let back = node.until_all_are_found(20 * SECOND).await;
+    println!(
+        "cluster: whole after {began:?}; a master lost: at worst {slowest:?}, all found again {:?} after it",
+        SECOND + back
+    );
+    let after = node.bus.purge(&[purge], None, 3 * SECOND).await.unwrap();
+    assert_eq!((after.nodes.len(), after.untold.len()), (1, 0), "{after:?}");
+    assert_eq!(node.count().await, 0);
+}
+
+#[tokio::test]
+async fn a_slot_that_moves_is_followed() {
+    let dir = Dir::new();
+    let nodes = start_cluster(&dir);
+    let node = Node::start(cluster_settings(&[&nodes[0]]));
+    node.until_all_are_found(20 * SECOND).await;
+    let id = |server: &Server| redis_cli(&["-p", &server.port().to_string(), "cluster", "myid"]).trim().to_owned();
+    let (from, to, port) = (id(&nodes[0]), id(&nodes[1]), nodes[0].port().to_string());
+    let any = format!("127.0.0.1:{port}");
+    let slots = ["--cluster-slots", "5461", "--cluster-yes"];
+    redis_cli(&[&["--cluster", "reshard", &any, "--cluster-from", &from, "--cluster-to", &to][..], &slots].concat());
+    let began = Instant::now();
+    node.until_all_are_found(10 * SECOND).await;
+    let moved = node.faults().iter().flat_map(|(_, faults)| faults.clone()).any(|(fault, _)| fault == Fault::Moved);
+    println!("a master gave all its slots away: followed after {:?}, by being told so: {moved}", began.elapsed());
+    assert_eq!(node.view.store().shards().count(), 2);
+}
+
+#[tokio::test]
+async fn a_master_that_sentinels_replace_is_followed() {
+    let dir = Dir::new();
+    let first = Server::start();
+    let second = Server::start_on(
+        free_port(),
+        &["--replicaof", "127.0.0.1", &first.port().to_string(), "--repl-diskless-sync-delay", "0"],
+    );
+    let port = free_port();
+    let file = dir.file("sentinel.conf");
+    let text = format!(
+        "sentinel monitor orders 127.0.0.1 {} 1\nsentinel down-after-milliseconds orders 500\nsentinel failover-timeout orders 2000\n",
+        first.port()
+    );
+    std::fs::write(&file, text).unwrap();
+    let _sentinel = Server::sentinel(port, &file);
+    let url = format!("redis+sentinel://127.0.0.1:{port}/orders");
+    let mut remote = settings(&[("default", &[url])]);
+    remote.deadline = Duration::from_millis(200);
+    let node = Node::start(remote);
+    node.until_all_are_found(10 * SECOND).await;
+    // The sentinel has to know of the replica before it can be chosen.
+    let began = Instant::now();
+    while !redis_cli(&["-p", &port.to_string(), "sentinel", "replicas", "orders"]).contains(&second.port().to_string())
+    {
+        assert!(began.elapsed() < 20 * SECOND, "the sentinel does not find the replica");
+        sleep(Duration::from_millis(100)).await;
+    }
+    first.stop();
+    let back = node.until_all_are_found(20 * SECOND).await;
+    println!("sentinel: all found again {back:?} after the master was killed");
+    let report = node.view.store().shards().next().unwrap();
+    assert_eq!(report.endpoint, "orders", "its name stays, wherever it is");
+    drop(second);
+}
+
+/// Certificates of an authority of one's own, for 127.0.0.1.
+fn certificates(dir: &Dir) -> (String, String, String) {
+    let (key, cert, ca, ca_key) = (dir.file("key.pem"), dir.file("cert.pem"), dir.file("ca.pem"), dir.file("ca.key"));
+    let run = |arguments: &[&str]| {
+        let output = Command::new("openssl").args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    run(&[
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=test",
+        "-keyout",
+        &ca_key,
+        "-out",
+        &ca,
+    ]);
+    let request = dir.file("request.pem");
+    run(&[
+        "req",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-subj",
+        "/CN=redis",
+        "-keyout",
+        &key,
+        "-out",
+        &request,
+    ]);
+    let names = dir.file("names");
+    std::fs::write(&names, "subjectAltName=IP:127.0.0.1\n").unwrap();
+    run(&[
+        "x509",
+        "-req",
+        "-in",
+        &request,
+        "-CA",
+        &ca,
+        "-CAkey",
+        &ca_key,
+        "-CAcreateserial",
+        "-days",
+        "2",
+        "-extfile",
+        &names,
+        "-out",
+        &cert,
+    ]);
+    (ca, cert, key)
+}
+
+#[tokio::test]
+async fn a_server_with_tls_is_asked_for_its_certificate_and_asks_for_ours() {
+    let _another_test_has = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let dir = Dir::new();
+    let (ca, cert, key) = certificates(&dir);
+    let (plain, port) = (free_port(), free_port().to_string());
+    let _server = Server::start_on(
+        plain,
+        &["--tls-port", &port, "--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca],
+    );
+    let read = |path: &str| std::fs::read(path).unwrap();
+    let remote =
+        |tls: TlsSettings| RemoteSettings { tls, ..settings(&[("default", &[format!("rediss://127.0.0.1:{port}")])]) };
+    let node = Node::start(remote(TlsSettings { ca: Some(read(&ca)), client: Some((read(&cert), read(&key))) }));
+    node.until_all_are_found(10 * SECOND).await;
+    for tls in [TlsSettings::default(), TlsSettings { ca: Some(read(&ca)), client: None }] {
+        let stranger = Node::start(remote(tls));
+        sleep(SECOND / 2).await;
+        assert_eq!(stranger.count().await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_user_that_may_do_what_the_documentation_says_is_enough_and_one_that_may_less_is_told_of() {
+    let documented = include_str!("../../docs/purging.md");
+    let rules =
+        documented.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER tidegate ")).expect("it is there");
+    let server = Server::start();
+    for (user, rules) in [("tidegate", rules.to_owned()), ("reader", rules.replace("+client|tracking", ""))] {
+        let mut command = redis::cmd("ACL");
+        command.arg("SETUSER").arg(user);
+        rules.split_whitespace().for_each(|rule| _ = command.arg(rule.replace(">PASSWORD", ">secret")));
+        let _set: () = command.query(&mut server.spy()).unwrap();
+    }
+    let url = |user: &str| format!("redis://{user}:secret@127.0.0.1:{}", server.port());
+    let node = Node::start(settings(&[("default", &[url("tidegate")])]));
+    node.until_all_are_found(10 * SECOND).await;
+    let everything = Purge { scope: Scope::Everything, is_soft: false };
+    assert!(node.bus.purge(&[everything], None, SECOND).await.unwrap().untold.is_empty());
+    node.view.remove(&REGION, &KeyBuilder::new().part(b"1").key());
+    assert!(node.view.flush(SECOND).await);
+    let denied =
+        |node: &Node| node.faults().iter().any(|(_, all)| all.iter().any(|(fault, _)| *fault == Fault::Denied));
+    assert!(!denied(&node), "{:?}", node.faults());
+
+    let reader = Node::start(settings(&[("default", &[url("reader")])]));
+    sleep(SECOND / 2).await;
+    assert!(matches!(reader.get(0).await, Remote::Unavailable(Fault::Unwatched)));
+    assert!(denied(&reader), "{:?}", reader.faults());
+    let _region_of_its_own = region("default");
+}
