@@ -71,6 +71,29 @@ fn a_region_keeps_its_responses_on_its_own_servers() {
 }
 
 #[test]
+fn what_a_region_does_not_have_its_neighbours_are_asked_for_in_their_order() {
+    let (eu, us, origin) = (Redis::start(), Redis::start(), origin("max-age=60", Duration::ZERO));
+    let (eu_url, us_url) = (eu.url(), us.url());
+    let regions = [("default", eu_url.as_str()), ("eu", &eu_url), ("us", &us_url)];
+    let config = cached(&origin, PATIENT, &regions)
+        .replace("[redis.regions.us]", "[redis.regions.us]\nfallback = [\"eu\", \"default\"]");
+    let [one, other] = gateways(&config);
+    one.get("/a", &[("x-region", "eu")]);
+    one.get("/b", &[("x-region", "us")]);
+    wait_for(|| eu.entries().len() == 1 && us.entries().len() == 1, 5 * SECOND);
+    let found = other.get("/a", &[("x-region", "us")]);
+    assert!(place(&found).starts_with("remote eu:"), "{}", found.cache_status());
+    let again = other.get("/a", &[("x-region", "us")]);
+    assert!(again.is_hit() && !place(&again).starts_with("remote"), "{}", again.cache_status());
+    // The way back is not open, and what a dead store has is no business of the other's.
+    assert!(!other.get("/b", &[("x-region", "eu")]).is_hit());
+    us.kill();
+    one.get("/c", &[("x-region", "eu")]);
+    wait_for(|| eu.entries().len() == 3, 5 * SECOND);
+    wait_for(|| place(&other.get("/c", &[("x-region", "us")])).contains("eu:"), 5 * SECOND);
+}
+
+#[test]
 fn without_redis_at_the_start_requests_are_answered_and_redis_is_found_when_it_comes() {
     let (port, origin) = (free_port(), origin("max-age=60", Duration::ZERO));
     let [one, other] = gateways(&cached(&origin, PROMPT, &[("default", &server::url(port))]));

@@ -51,6 +51,8 @@ pub struct RegionSettings {
     pub endpoints: Vec<String>,
     /// Some nodes of a Redis Cluster, as `redis://` or `rediss://`, instead of endpoints.
     pub cluster: Vec<String>,
+    /// Regions that are asked, in this order, for what this one does not have.
+    pub fallback: Vec<Region>,
 }
 
 /// What is wrong with settings.
@@ -94,6 +96,7 @@ struct Shards {
 }
 
 struct RegionShards {
+    fallback: Vec<Region>,
     /// Index of its first shard among all.
     first: usize,
     kind: Kind,
@@ -170,6 +173,12 @@ impl<M: Meta> Store<M> {
             remote.shards[remote.of(region)?.shard(region, slot)?].label()
         };
         Placement { slot, endpoint: home() }
+    }
+
+    /// Regions to ask for what `region` does not have.
+    pub fn fallback(&self, region: &Region) -> &[Region] {
+        let home = self.remote.as_ref().and_then(|remote| remote.regions.get(region));
+        home.map_or(&[], |home| &home.fallback)
     }
 
     /// The slot of a response in its region.
@@ -272,7 +281,7 @@ impl Shards {
             self.add_cluster(region, settings, tls)?
         };
         let first = self.shards.len() - kind.shards();
-        self.regions.insert(region, RegionShards { first, kind });
+        self.regions.insert(region, RegionShards { fallback: settings.fallback.clone(), first, kind });
         Ok(())
     }
 
@@ -366,7 +375,7 @@ mod tests {
     fn remote(regions: &[(&str, u16, &[&str])]) -> RemoteSettings {
         let region = |&(name, slots, endpoints): &(&str, u16, &[&str])| {
             let endpoints = endpoints.iter().map(|url| url.to_string()).collect();
-            (Region::new(name).unwrap(), RegionSettings { slots, endpoints, cluster: Vec::new() })
+            (Region::new(name).unwrap(), RegionSettings { slots, endpoints, cluster: Vec::new(), fallback: Vec::new() })
         };
         let regions = regions.iter().map(region).collect();
         RemoteSettings {

@@ -83,7 +83,7 @@ impl Node {
 fn cluster_settings(nodes: &[&Server]) -> RemoteSettings {
     let mut remote = settings(&[]);
     let cluster = nodes.iter().map(|node| node.url()).collect();
-    remote.regions.insert(REGION, RegionSettings { slots: 16, endpoints: Vec::new(), cluster });
+    remote.regions.insert(REGION, RegionSettings { slots: 16, endpoints: Vec::new(), cluster, fallback: Vec::new() });
     RemoteSettings { deadline: Duration::from_millis(200), ..remote }
 }
 

@@ -74,6 +74,18 @@ fn regions(draft: &Draft, reading: &Reading<'_>) {
         );
         reading.error(&draft.regions_at, problem.hint("write `[redis.regions.default]`"));
     }
+    let stores = draft.config.remote.iter().flat_map(|remote| &remote.regions);
+    for (region, settings) in stores {
+        let at = regions.iter().find(|named| named.value == *region).map_or(&draft.regions_at, |named| &named.at);
+        for neighbour in &settings.fallback {
+            if neighbour == region {
+                reading.error(at, Problem::bad("`fallback` names the region itself"));
+            } else if !regions.iter().any(|region| region.value == *neighbour) {
+                let message = format!("`fallback` names the region `{neighbour}`, which has no store");
+                reading.error(at, Problem::new(Code::Missing, message));
+            }
+        }
+    }
 }
 
 /// Each rule as a limiter of its own, so that a fault has the place of its rule: what the limiter refuses is refused here.

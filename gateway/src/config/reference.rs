@@ -88,6 +88,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "Redis servers of the region: `redis://`, `rediss://` for TLS, or `redis+sentinel://HOST:PORT,HOST:PORT/MASTER` for a master that Sentinels name.",
     ),
     (
+        "redis.regions.NAME.fallback",
+        "Regions that are asked, in this order, for what this one does not have or cannot say. What they have was meant for their own clients.",
+    ),
+    (
         "redis.regions.NAME.cluster",
         "Some nodes of the Redis Cluster that holds the region, instead of `endpoints`; the others are found by themselves.",
     ),

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use shard::{Doubt, Hit, KeyBuilder, KeyRef, Remote, Tier};
+use shard::{Doubt, Hit, KeyBuilder, KeyRef, Region, Remote, Tier};
 
 use super::fetch::takes_trailers;
 use super::shared::{Fetch, PART, drain};
@@ -58,7 +58,7 @@ impl Passage<'_> {
             match found {
                 Found::Usable(hit) => {
                     self.story.cache = CacheResult::Hit;
-                    self.tell_place(&hit, caller, &builder.key());
+                    self.tell_place(&hit, caller.region, &builder.key());
                     self.worker.builder.set(builder);
                     return Ok(self.answer_from(&hit, request, response));
                 }
@@ -79,7 +79,7 @@ impl Passage<'_> {
                 Found::Part(hit) => {
                     if let Some(body) = self.answer_from_part(&hit, request, response) {
                         self.story.cache = CacheResult::Hit;
-                        self.tell_place(&hit, caller, &builder.key());
+                        self.tell_place(&hit, caller.region, &builder.key());
                         self.worker.builder.set(builder);
                         return Ok(body);
                     }
@@ -119,9 +119,9 @@ impl Passage<'_> {
         };
         let lead = match self.ask_remote(lead, &mut builder, caller, request, &asked).await {
             Ok(lead) => lead,
-            Err(hit) => {
+            Err((hit, region)) => {
                 self.story.cache = CacheResult::Remote;
-                self.tell_place(&hit, caller, &builder.key());
+                self.tell_place(&hit, region, &builder.key());
                 return Ok(self.answer_from(&hit, request, response));
             }
         };
@@ -146,7 +146,8 @@ impl Passage<'_> {
         hit.map_or(Found::Nothing(why), |hit| judge(hit, asked))
     }
 
-    /// Asks the region's shard before the origin. `Err` brings a hit; the lead was released then.
+    /// Asks the region's shard before the origin, and then those of its neighbours. `Err` brings a hit and its region; the lead was
+    /// released then.
     async fn ask_remote(
         &mut self,
         lead: Lead,
@@ -154,7 +155,7 @@ impl Passage<'_> {
         caller: &Caller,
         request: &Request,
         asked: &Control,
-    ) -> Result<Lead, Hit<Meta>> {
+    ) -> Result<Lead, (Hit<Meta>, Region)> {
         // Another node may have validated what is stale here.
         if asked.no_cache || self.story.cache == CacheResult::Pass {
             return Ok(lead);
@@ -169,7 +170,7 @@ impl Passage<'_> {
             match judge(hit, asked) {
                 Found::Usable(hit) => {
                     lead.release();
-                    return Err(hit);
+                    return Err((hit, caller.region));
                 }
                 Found::Stale(hit, _) => {
                     let is_newer = |own: &Hit<Meta>| hit.stored_unix_ms > own.stored_unix_ms;
@@ -181,7 +182,37 @@ impl Passage<'_> {
             }
             break;
         }
+        for region in self.worker.view.store().fallback(&caller.region) {
+            if let Some(hit) = self.ask_neighbour(region, request, asked).await {
+                lead.release();
+                return Err((hit, *region));
+            }
+        }
         Ok(lead)
+    }
+
+    /// What another region has for the request, if it is fresh.
+    async fn ask_neighbour(&self, region: &Region, request: &Request, asked: &Control) -> Option<Hit<Meta>> {
+        let (view, mut builder) = (&self.worker.view, KeyBuilder::new());
+        key::primary(&mut builder, &self.site.cache, request, region);
+        for _ in 0..2 {
+            let hit = match view.local(&builder.key()) {
+                Some(hit) => hit,
+                None => match view.remote(region, &builder.key()).await {
+                    Remote::Found(hit) => hit,
+                    Remote::Absent | Remote::Unavailable(_) | Remote::Off => return None,
+                },
+            };
+            if let Meta::Varies { names, stamp, .. } = &hit.meta {
+                key::variant(&mut builder, names, *stamp, &request.fields);
+                continue;
+            }
+            return match judge(hit, asked) {
+                Found::Usable(hit) => Some(hit),
+                Found::Stale(..) | Found::Nothing(_) | Found::Part(_) | Found::Pass => None,
+            };
+        }
+        None
     }
 
     /// An answer from a stored object.
@@ -219,14 +250,14 @@ impl Passage<'_> {
         Body::EMPTY
     }
 
-    fn tell_place(&mut self, hit: &Hit<Meta>, caller: &Caller, key: &KeyRef<'_>) {
+    fn tell_place(&mut self, hit: &Hit<Meta>, region: Region, key: &KeyRef<'_>) {
         let tier = match hit.tier() {
             Tier::Near => "near",
             Tier::Memory => "memory",
             Tier::Remote => "remote",
         };
-        let slot = self.worker.view.store().slot(&caller.region, key);
-        self.story.detail = Detail::Place(tier, caller.region, slot);
+        let slot = self.worker.view.store().slot(&region, key);
+        self.story.detail = Detail::Place(tier, region, slot);
     }
 
     /// Answers stale now and validates in a task of its own, unless one does already (RFC 5861 section 3).

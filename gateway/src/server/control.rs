@@ -187,10 +187,9 @@ fn reload(shared: &Arc<Shared>, file: &Path, source: &str, admin: &AdminSettings
 fn tell_what_needs_a_restart(old: &Config, new: &Config) {
     let remote = |config: &Config| {
         config.remote.as_ref().map(|remote| {
-            let regions = remote
-                .regions
-                .iter()
-                .map(|(region, shards)| (*region, shards.slots, shards.endpoints.clone(), shards.cluster.clone()));
+            let regions = remote.regions.iter().map(|(region, shards)| {
+                (*region, shards.slots, shards.endpoints.clone(), shards.cluster.clone(), shards.fallback.clone())
+            });
             (
                 remote.deadline,
                 remote.secret.clone(),

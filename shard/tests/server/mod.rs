@@ -164,7 +164,10 @@ pub(crate) fn with_key<T>(path: &str, then: impl FnOnce(&KeyRef<'_>) -> T) -> T 
 
 pub(crate) fn settings(regions: &[(&str, &[String])]) -> RemoteSettings {
     let region = |&(name, endpoints): &(&str, &[String])| {
-        (region(name), RegionSettings { slots: 16, endpoints: endpoints.to_vec(), cluster: Vec::new() })
+        (
+            region(name),
+            RegionSettings { slots: 16, endpoints: endpoints.to_vec(), cluster: Vec::new(), fallback: Vec::new() },
+        )
     };
     let regions: BTreeMap<_, _> = regions.iter().map(region).collect();
     RemoteSettings {

@@ -7,7 +7,7 @@ use super::super::fault::{At, Code, Problem};
 use super::super::kind::{ListOf, Parsed, Span, Text, Whole};
 use super::super::reading::Placed;
 use super::super::table::Table;
-use super::{MS, SECOND};
+use super::{MS, SECOND, forms};
 use crate::limit;
 
 /// A healthy Redis in the same region answers in well under a millisecond: this is room for a bad moment, not for a bad Redis.
@@ -18,6 +18,12 @@ const SLOTS_MAX: u32 = 1_024;
 
 const ENDPOINT: Parsed<String> =
     Parsed { name: "a URL such as \"redis://127.0.0.1:6379\"", parse: endpoint, show: String::clone };
+
+const REGION: Parsed<shard::Region> = Parsed {
+    name: "a region's name",
+    parse: |text| text.parse().map_err(|error| Problem::bad(format!("`{text}`: {error}"))),
+    show: |region| region.to_string(),
+};
 
 const NODE: Parsed<String> =
     Parsed { name: "a URL such as \"redis://127.0.0.1:7000\"", parse: node, show: String::clone };
@@ -88,10 +94,12 @@ fn region(name: Placed<&str>, table: &Table<'_>) -> Option<(Placed<shard::Region
         let problem = Problem::bad(format!("{slots} slots are fewer than the {} endpoints", endpoints.len()));
         table.reading.error(&table.place_of(&["slots"]), problem);
     }
+    let fallback = forms::list(table, "fallback", REGION, Vec::new());
     let settings = shard::RegionSettings {
         slots: u16::try_from(slots).ok()?,
         endpoints: endpoints.into_iter().map(|endpoint| endpoint.value).collect(),
         cluster: cluster.into_iter().map(|node| node.value).collect(),
+        fallback,
     };
     Some((Placed { value: region.ok()?, at: name.at }, settings))
 }

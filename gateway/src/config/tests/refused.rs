@@ -144,8 +144,6 @@ fn what_comes_later_is_refused_only_where_it_is_asked_for() {
         ("", "[identity]\ntier = { jwt_claim = \"tier\" }", "identity.tier"),
         ("[identity]\nregion = [\"host:\"]", "[identity]\nregion = [\"geoip:x.mmdb\"]", "identity.region[0]"),
         ("[tracing]\notlp = \"${X:-}\"", "[tracing]\notlp = \"http://x\"", "tracing.otlp"),
-        ("", "[redis.regions.default]\ncluster = [\"redis://a\"]", "redis.regions.default.cluster"),
-        ("", "[redis.regions.default]\nendpoints = [\"rediss://a\"]", "redis.regions.default.endpoints[0]"),
         ("retries = 0", "retries = 1", "upstreams.b.retries"),
         ("", "health = { path = \"/\" }", "upstreams.b.health"),
         ("", "concurrency = {}", "upstreams.b.concurrency"),
