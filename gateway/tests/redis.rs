@@ -71,6 +71,35 @@ fn a_region_keeps_its_responses_on_its_own_servers() {
 }
 
 #[test]
+fn a_large_text_is_kept_compressed_and_comes_back_whole() {
+    let redis = Redis::start();
+    let text = "all work and no play ".repeat(10_000);
+    let body = text.clone();
+    let origin = Origin::start(move |request| {
+        let content = if request.target == "/text" { "application/problem+JSON; charset=utf-8" } else { "image/png" };
+        Script::ok(&[("Cache-Control", "max-age=60"), ("Content-Type", content)], &body)
+    });
+    let [one, other] = gateways(&cached(&origin, PATIENT, &[("default", &redis.url())]));
+    for (target, most) in [("/text", text.len() / 10), ("/image", text.len() + 1_000)] {
+        let before = redis.entries();
+        one.get(target, &[]);
+        wait_for(|| redis.entries().len() > before.len(), 5 * SECOND);
+        let name = redis.entries().into_iter().find(|name| !before.contains(name)).expect("one more");
+        let stored = redis.value(&name).expect("it is there").len();
+        assert!(stored < most && (target == "/text" || stored > text.len()), "{target}: {stored}");
+        let mut found = other.get(target, &[]);
+        wait_for(
+            || {
+                found = other.get(target, &[]);
+                found.is_hit()
+            },
+            5 * SECOND,
+        );
+        assert!(found.text() == text, "{target} came back otherwise");
+    }
+}
+
+#[test]
 fn what_a_region_does_not_have_its_neighbours_are_asked_for_in_their_order() {
     let (eu, us, origin) = (Redis::start(), Redis::start(), origin("max-age=60", Duration::ZERO));
     let (eu_url, us_url) = (eu.url(), us.url());

@@ -37,6 +37,9 @@ pub trait Meta: Serialize + DeserializeOwned + Send + Sync + 'static {
 
     /// What it can be purged by.
     fn tags(&self) -> &[Tag];
+
+    /// Whether compressing its body is likely to save anything.
+    fn is_compressible(&self) -> bool;
 }
 
 /// One moment on both clocks.
@@ -254,6 +257,10 @@ pub(crate) mod tests {
 
         fn tags(&self) -> &[Tag] {
             &[]
+        }
+
+        fn is_compressible(&self) -> bool {
+            self.0 == "compressible"
         }
     }
 

@@ -36,6 +36,8 @@ pub struct RemoteSettings {
     pub secret: String,
     /// Bodies that are larger stay local.
     pub object_bytes: usize,
+    /// Bodies that are as large are compressed, where their metadata say that this may help.
+    pub compress_from: usize,
     /// For endpoints with TLS.
     pub tls: TlsSettings,
     pub regions: BTreeMap<Region, RegionSettings>,
@@ -256,7 +258,7 @@ impl Shards {
         }
         let mut all = Self {
             deadline: settings.deadline,
-            seal: Arc::new(Seal::new(&settings.secret, settings.object_bytes)),
+            seal: Arc::new(Seal::new(&settings.secret, settings.object_bytes, settings.compress_from)),
             shards: Vec::new(),
             regions: HashMap::new(),
             scouts: Vec::new(),
@@ -382,6 +384,7 @@ mod tests {
             deadline: Duration::from_millis(20),
             secret: String::new(),
             object_bytes: 1 << 20,
+            compress_from: usize::MAX,
             tls: TlsSettings::default(),
             regions,
         }

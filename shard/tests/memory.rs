@@ -30,6 +30,10 @@ impl shard::Meta for Note {
     fn tags(&self) -> &[Tag] {
         &[]
     }
+
+    fn is_compressible(&self) -> bool {
+        false
+    }
 }
 
 /// Bytes of memory of this process.

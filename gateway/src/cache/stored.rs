@@ -135,6 +135,17 @@ impl shard::Meta for Meta {
             Meta::Pass => &[],
         }
     }
+
+    fn is_compressible(&self) -> bool {
+        let Meta::Object(object) = self else { return false };
+        let content = object.fields.get(Known::ContentType).unwrap_or_default();
+        let content = content.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        let is_text = content.get(..5).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/"));
+        let content = content.to_ascii_lowercase();
+        let is_like_text = [&b"json"[..], b"xml", b"javascript", b"wasm", b"x-www-form-urlencoded"];
+        !object.fields.has(Known::ContentEncoding)
+            && (is_text || is_like_text.iter().any(|kind| content.ends_with(kind)))
+    }
 }
 
 /// Fields travel as pairs; which names are known is this release's own affair.

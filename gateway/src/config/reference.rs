@@ -78,6 +78,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "Parts that the region's keys are split into, spread over its endpoints and at least as many. The region `default` must exist.",
     ),
     (
+        "redis.compress_from",
+        "Bodies of text that are as large are compressed (zstd) on their way to Redis; those with a `Content-Encoding` never.",
+    ),
+    (
         "redis.tls.ca",
         "File with the certificates that may sign those of `rediss://` servers; without it, the system's.",
     ),

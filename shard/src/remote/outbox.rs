@@ -22,7 +22,7 @@ use redis::{Pipeline, Value};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::sleep;
 
 /// Between attempts to hand over removals.
@@ -99,7 +99,7 @@ impl Writer {
         if self.link.refuses() {
             return self.given_up(batch);
         }
-        let (pipeline, sent) = self.compose(batch);
+        let (pipeline, sent) = self.compose(batch).await;
         if sent.is_empty() {
             return Vec::new();
         }
@@ -109,13 +109,13 @@ impl Writer {
         }
     }
 
-    fn compose<M: Meta>(&self, batch: Vec<Job<M>>) -> (Pipeline, Vec<Job<M>>) {
+    async fn compose<M: Meta>(&self, batch: Vec<Job<M>>) -> (Pipeline, Vec<Job<M>>) {
         let mut pipeline = Pipeline::with_capacity(batch.len());
         let mut sent = Vec::with_capacity(batch.len());
         for job in batch {
             let composed = match &job {
                 Job::Store { name, digest, hash, entry } => {
-                    self.compose_store(&mut pipeline, name, digest, *hash, entry)
+                    self.compose_store(&mut pipeline, name, digest, *hash, entry).await
                 }
                 Job::Remove { name } => {
                     if let Some(name) = named(name.as_bytes()) {
@@ -135,13 +135,13 @@ impl Writer {
     }
 
     /// False where the entry has become useless while it waited, or cannot be encoded.
-    fn compose_store<M: Meta>(
+    async fn compose_store<M: Meta>(
         &self,
         pipeline: &mut Pipeline,
         name: &str,
         digest: &Digest,
         hash: u64,
-        entry: &Entry<M>,
+        entry: &Arc<Entry<M>>,
     ) -> bool {
         let ttl = entry.keep.saturating_sub(entry.age(Instant::now()));
         let ended = entry.since().is_some_and(|since| {
@@ -151,7 +151,13 @@ impl Writer {
         if ended || ttl < Duration::from_millis(1) {
             return false;
         }
-        let Ok(envelope) = self.seal.encode(digest, entry) else { return false };
+        let envelope = if self.seal.is_work(entry) {
+            let (seal, digest, entry) = (self.seal.clone(), *digest, entry.clone());
+            spawn_blocking(move || seal.encode(&digest, &entry)).await.ok()
+        } else {
+            Some(self.seal.encode(digest, entry))
+        };
+        let Some(Ok(envelope)) = envelope else { return false };
         pipeline.cmd("SET").arg(name).arg(envelope).arg("PX").arg(ttl.as_millis() as u64);
         true
     }

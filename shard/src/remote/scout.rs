@@ -22,7 +22,7 @@ const REST: Duration = Duration::from_millis(50);
 /// What is looked for.
 pub(crate) enum Scout {
     Cluster(Arc<Cluster>),
-    Sentinels { sentinels: Vec<Client>, master: String, dialer: Dialer, site: Arc<Site>, call: Arc<Notify> },
+    Sentinels { sentinels: Vec<Client>, master: String, dialer: Box<Dialer>, site: Arc<Site>, call: Arc<Notify> },
 }
 
 impl Scout {

@@ -53,7 +53,16 @@ impl Sentinels {
         let sentinels = sentinels.collect::<Result<Vec<_>, BadAddress>>()?;
         let call = Arc::new(Notify::new());
         let site = Site::unknown(call.clone());
-        Ok((Scout::Sentinels { sentinels, master: self.master.clone(), dialer, site: site.clone(), call }, site))
+        Ok((
+            Scout::Sentinels {
+                sentinels,
+                master: self.master.clone(),
+                dialer: Box::new(dialer),
+                site: site.clone(),
+                call,
+            },
+            site,
+        ))
     }
 }
 

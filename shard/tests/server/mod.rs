@@ -148,6 +148,10 @@ impl Meta for Page {
     fn tags(&self) -> &[Tag] {
         &self.tags
     }
+
+    fn is_compressible(&self) -> bool {
+        false
+    }
 }
 
 pub(crate) fn page(text: &str, body: impl Into<Bytes>) -> Entry<Page> {
@@ -174,6 +178,7 @@ pub(crate) fn settings(regions: &[(&str, &[String])]) -> RemoteSettings {
         deadline: PATIENCE,
         secret: "secret".into(),
         object_bytes: 1 << 20,
+        compress_from: 1 << 10,
         tls: TlsSettings::default(),
         regions,
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::expand::read_file;
 use super::super::fault::{At, Code, Problem};
-use super::super::kind::{ListOf, Parsed, Span, Text, Whole};
+use super::super::kind::{ListOf, Parsed, Size, Span, Text, Whole};
 use super::super::reading::Placed;
 use super::super::table::Table;
 use super::{MS, SECOND, forms};
@@ -12,6 +12,9 @@ use crate::limit;
 
 /// A healthy Redis in the same region answers in well under a millisecond: this is room for a bad moment, not for a bad Redis.
 const DEADLINE: Duration = Duration::from_millis(20);
+
+/// Below that a body fits few packets anyway.
+const COMPRESS_FROM: u64 = 4 << 10;
 
 /// More slots than this buy nothing; the store refuses them as well.
 const SLOTS_MAX: u32 = 1_024;
@@ -47,18 +50,20 @@ pub(super) fn read(root: &Table<'_>, object_bytes: u64) -> Redis {
         let secret = table.or("secret", &Text, String::new());
         let regions: Vec<_> = table.named("regions", region).into_iter().flatten().collect();
         let places = regions.iter().map(|(region, _)| region.clone()).collect();
+        let compress = table.or("compress_from", &Size(1..=1 << 40), COMPRESS_FROM);
         let tls = table.table("tls", certificates);
         let remote = shard::RemoteSettings {
             deadline,
             secret,
+            compress_from: usize::try_from(compress).unwrap_or(usize::MAX),
             tls,
             object_bytes: usize::try_from(object_bytes).unwrap_or(usize::MAX),
             regions: regions.into_iter().map(|(region, settings)| (region.value, settings)).collect(),
         };
         let at = table.at.clone();
         // The size of the fleet alone says how cluster limits are shared out where there is no Redis.
-        let is_size_alone =
-            table.has("nodes") && !["regions", "deadline", "secret", "tls"].iter().any(|key| table.has(key));
+        let is_size_alone = table.has("nodes")
+            && !["regions", "deadline", "secret", "tls", "compress_from"].iter().any(|key| table.has(key));
         if is_size_alone {
             return Redis { nodes, remote: None, regions: None, at };
         }
