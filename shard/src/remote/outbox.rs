@@ -3,7 +3,7 @@
 //! Storing and removing never wait on a request's path: they are queued, and one task per thread and shard sends them in
 //! batches over a connection of its own, so that no read queues behind a large body. Entries are encoded only when sent.
 //!
-//! Entries that find no room or a failing shard are dropped: a later miss. Removals are kept in order until the shard answers,
+//! Entries that newer ones push out, or that find a failing shard, are dropped: a later miss. Removals are kept in order until the shard answers,
 //! because a lost one would let an old entry come back.
 //!
 //! Refuses to grow: see `queue`.
@@ -50,9 +50,7 @@ impl<M: Meta> Outbox<M> {
     }
 
     pub(crate) fn push(&self, job: Job<M>) {
-        if let Err(job) = self.queue.push(job) {
-            self.writer.dropped(&job);
-        }
+        self.queue.push(job).iter().for_each(|job| self.writer.dropped(job));
         self.keep_writing();
     }
 

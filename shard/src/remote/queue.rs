@@ -1,6 +1,7 @@
 //! Owns what one thread still has to tell a shard: jobs, their order, and the bounds on them.
 //!
-//! Refuses a job for which there is no room: the newest is the one not taken, because those before it are about to be sent.
+//! Refuses to keep more than the bounds: a newer entry pushes out the oldest, which others have had the longest time to fetch
+//! anew; a removal pushes out nothing.
 //! Invariant: entries waiting weigh at most `BYTES_MAX` (or are a single one), and jobs are at most `JOBS_MAX` and a batch.
 
 use crate::entry::Entry;
@@ -54,17 +55,24 @@ impl<M> Queue<M> {
         Self { jobs: Mutex::new(jobs), added: Notify::new(), drained: Notify::new() }
     }
 
-    /// Gives the job back where there is no room for it.
-    pub(crate) fn push(&self, job: Job<M>) -> Result<(), Job<M>> {
-        let mut jobs = self.lock();
-        if !jobs.has_room(&job) {
-            return Err(job);
+    /// Takes a job, and gives back those that there is no room for: older entries, or the job itself.
+    pub(crate) fn push(&self, job: Job<M>) -> Vec<Job<M>> {
+        let (mut jobs, mut dropped) = (self.lock(), Vec::new());
+        while !jobs.has_room(&job) {
+            let oldest = if matches!(job, Job::Store { .. }) { jobs.drop_oldest() } else { None };
+            match oldest {
+                Some(oldest) => dropped.push(oldest),
+                None => {
+                    dropped.push(job);
+                    return dropped;
+                }
+            }
         }
         jobs.count(&job);
         jobs.waiting.push_back(job);
         drop(jobs);
         self.added.notify_one();
-        Ok(())
+        dropped
     }
 
     /// The next batch, in order, as soon as there is one.
@@ -120,6 +128,15 @@ impl<M> Jobs<M> {
         room && self.waiting.len() < JOBS_MAX
     }
 
+    /// The entry that has waited longest.
+    fn drop_oldest(&mut self) -> Option<Job<M>> {
+        let at = self.waiting.iter().position(|job| matches!(job, Job::Store { .. }))?;
+        let job = self.waiting.remove(at)?;
+        self.stores -= 1;
+        self.bytes -= job.bytes();
+        Some(job)
+    }
+
     fn count(&mut self, job: &Job<M>) {
         self.stores += usize::from(matches!(job, Job::Store { .. }));
         self.bytes += job.bytes();
@@ -166,26 +183,42 @@ mod tests {
     }
 
     #[test]
-    fn entries_find_no_room_beyond_their_number_or_weight_and_removals_still_do() {
-        let (many, heavy) = (Queue::new(), Queue::new());
-        assert_eq!((0..300).filter(|_| many.push(store(0)).is_ok()).count(), STORES_MAX);
-        assert_eq!((0..20).filter(|_| heavy.push(store(1 << 20)).is_ok()).count(), 7);
-        assert!(many.push(remove(0)).is_ok() && heavy.push(remove(0)).is_ok());
-        assert_eq!((0..5_000).filter(|&n| heavy.push(remove(n)).is_ok()).count(), JOBS_MAX - 8);
+    fn newer_entries_push_out_the_oldest_and_no_removal() {
+        let queue = Queue::new();
+        assert!(queue.push(remove(0)).is_empty());
+        let dropped: usize = (0..300).map(|_| queue.push(store(0)).len()).sum();
+        assert_eq!(dropped, 300 - STORES_MAX);
+        assert!(queue.push(remove(1)).is_empty());
+        assert_eq!(queue.push(store(BYTES_MAX - 1_000)).len(), STORES_MAX, "a heavy one pushes out all that are light");
+        let mut jobs = queue.lock();
+        assert_eq!((jobs.stores, jobs.waiting.len()), (1, 3));
+        assert_eq!(names(jobs.waiting.make_contiguous()), ["0", "1", "store"]);
+    }
+
+    #[test]
+    fn removals_push_out_nothing_and_are_given_back_when_there_are_too_many() {
+        let queue = Queue::new();
+        assert!(queue.push(store(0)).is_empty());
+        let given_back: Vec<_> = (0..5_000).flat_map(|n| queue.push(remove(n))).collect();
+        assert_eq!((given_back.len(), names(&given_back)[0]), (5_000 - JOBS_MAX + 1, "4095"));
+        let full = queue.push(store(0));
+        assert_eq!(names(&full), ["store"], "the older one makes room");
+        assert_eq!(queue.lock().waiting.len(), JOBS_MAX);
     }
 
     #[test]
     fn an_entry_larger_than_the_bound_waits_alone() {
         let queue = Queue::new();
-        assert!(
-            queue.push(store(BYTES_MAX + 1)).is_ok() && queue.push(store(0)).is_err() && queue.push(remove(0)).is_ok()
-        );
+        assert!(queue.push(store(BYTES_MAX + 1)).is_empty() && queue.push(remove(0)).is_empty());
+        assert_eq!(queue.push(store(0)).len(), 1, "it goes when another comes");
+        let jobs = queue.lock();
+        assert_eq!((jobs.stores, jobs.waiting.len()), (1, 2));
     }
 
     #[tokio::test]
     async fn what_is_left_of_a_batch_comes_first_again() {
         let queue = Queue::new();
-        (0..40).for_each(|n| assert!(queue.push(remove(n)).is_ok()));
+        (0..40).for_each(|n| assert!(queue.push(remove(n)).is_empty()));
         let mut batch = queue.next().await;
         assert_eq!(batch.len(), BATCH_JOBS);
         queue.done(batch.drain(..2).collect());
@@ -196,7 +229,7 @@ mod tests {
     async fn it_is_drained_only_when_nothing_is_under_way() {
         let queue = Queue::new();
         queue.drained().await;
-        assert!(queue.push(store(0)).is_ok());
+        assert!(queue.push(store(0)).is_empty());
         let batch = queue.next().await;
         let waiting = tokio::time::timeout(Duration::from_millis(10), queue.drained()).await;
         assert!(waiting.is_err() && batch.len() == 1);
