@@ -191,6 +191,66 @@ fn redis_hung_under_load_delays_few_requests_by_its_deadline() {
     assert!(back.is_some(), "no remote hit within five seconds");
 }
 
+/// What a server may say instead of doing its work, one after the other, each for a second under 500 requests per second.
+#[test]
+fn a_server_that_refuses_in_every_way_costs_no_request_and_is_told_of() {
+    let (redis, origin) = (Redis::start(), origin("max-age=1", 5 * MS));
+    let say = |command: &str| {
+        let parts: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
+        redis.command(&parts);
+    };
+    let user = "ACL SETUSER gate on >pw ~* +@all";
+    say(user);
+    let url = redis.url().replace("redis://", "redis://gate:pw@");
+    let both = gateways(&cached(&origin, PROMPT, &[("default", &url)]));
+    let faults: [(&str, &[&str], &[&str]); 5] = [
+        ("read_only", &["REPLICAOF 127.0.0.1 1"], &["REPLICAOF NO ONE"]),
+        (
+            "master_down",
+            &["CONFIG SET replica-serve-stale-data no", "REPLICAOF 127.0.0.1 1"],
+            &["REPLICAOF NO ONE", "CONFIG SET replica-serve-stale-data yes"],
+        ),
+        (
+            "out_of_memory",
+            &["CONFIG SET maxmemory-policy noeviction", "CONFIG SET maxmemory 1"],
+            &["CONFIG SET maxmemory 0"],
+        ),
+        ("timeout", &["CLIENT PAUSE 1000 ALL"], &[]),
+        ("denied", &["ACL DELUSER gate"], &[user]),
+    ];
+    let mut degraded_by = Vec::new();
+    let phases = u32::try_from(faults.len()).expect("few");
+    let samples = Load::offering(500, SECOND * (1 + 3 * phases)).run(&both, mixed, |load| {
+        for (n, (name, break_it, mend_it)) in (0..).zip(&faults) {
+            load.at(SECOND * (1 + 3 * n));
+            break_it.iter().for_each(|command| say(command));
+            load.at(SECOND * (1 + 3 * n) + 900 * MS);
+            if !degraded(&both[0]).is_empty() {
+                degraded_by.push(*name);
+            }
+            load.at(SECOND * (2 + 3 * n));
+            mend_it.iter().for_each(|command| say(command));
+        }
+    });
+    for (n, (name, ..)) in (0..).zip(&faults) {
+        let (broken, after) = (during(&samples, 1 + 3 * n, 2 + 3 * n), during(&samples, 2 + 3 * n, 4 + 3 * n));
+        let back = first_remote(&after).map(|at| at - Duration::from_secs(2 + 3 * n));
+        println!("{name}: {}; remote hits again after {back:?}", told(&[("broken", &broken), ("after", &after)]));
+        let slow = broken.iter().filter(|sample| sample.took > 50 * MS + SLACK).count();
+        assert!(slow * 100 <= broken.len(), "{name}: {slow} of {}", broken.len());
+        assert!(back.is_some(), "{name}: no remote hit within two seconds");
+        let count = |lane: &str| {
+            let endpoint = redis.url().replace("redis://", "");
+            let series = format!("{{region=\"default\",endpoint=\"{endpoint}\",result=\"{name}\"}}");
+            both.iter().map(|gateway| gateway.metric(&format!("tidegate_shard_{lane}_total{series}"))).sum::<f64>()
+        };
+        assert!(count("reads") + count("writes") > 0.0, "{name} is not counted");
+    }
+    assert!(samples.iter().all(|sample| sample.status == 200), "{:?}", statuses(&samples));
+    assert_eq!(degraded_by, faults.map(|(name, ..)| name), "on /ready");
+    wait_for(|| degraded(&both[0]).is_empty() && degraded(&both[1]).is_empty(), 5 * SECOND);
+}
+
 #[test]
 fn one_regions_dead_redis_is_no_business_of_another_region() {
     let (eu, us, origin) = (Redis::start(), Redis::start(), origin("max-age=60", Duration::ZERO));
@@ -461,8 +521,10 @@ impl Load {
                 }
                 began.at(due);
                 let sent = Instant::now();
-                let answer = connection.get(&target(client, n), &[]);
+                let target = target(client, n);
+                let answer = connection.get(&target, &[]);
                 let (at, took) = (began.0.elapsed(), sent.elapsed());
+                assert!(answer.status != 200 || answer.text() == target, "another page's body");
                 samples.push(Sample { at, took, status: answer.status, remote: is_remote(&answer) });
             }
             samples

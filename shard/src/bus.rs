@@ -398,7 +398,7 @@ impl<M: Meta> Bus<M> {
     async fn comes_up(&self, line: &Line, way: &Way, carries: bool, was_up: bool) -> Result<(), Fault> {
         if carries {
             line.catch_up(way, |news| self.hear(news)).await?;
-            way.beat(&self.member, line.position().unwrap_or_default(), line.number()).await?;
+            self.beat(line, way).await?;
             line.is_heard();
         } else if line.is_in_the_dark() {
             return Err(Fault::Unwatched);
@@ -462,12 +462,25 @@ impl<M: Meta> Bus<M> {
         }
     }
 
+    /// Writes down how far the stream was read. A server that is full or a replica takes no word from anybody, and still tells of
+    /// changes: others then take this node for missing, which it is to them.
+    async fn beat(&self, line: &Line, way: &Way) -> Result<(), Fault> {
+        let written = way.beat(&self.member, line.position().unwrap_or_default(), line.number()).await;
+        match written {
+            Err(fault @ (Fault::OutOfMemory | Fault::ReadOnly)) => {
+                line.shards.iter().for_each(|&shard| self.store.shards_here()[shard].note(fault));
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
     /// Reads what is new in the stream and writes down how far.
     async fn read_on(&self, line: &Line, way: &Way, is_due: bool) -> Result<(), Fault> {
         let before = line.position();
         line.read(way, &mut |news| self.hear(news)).await?;
         if is_due || line.position() != before {
-            way.beat(&self.member, line.position().unwrap_or_default(), line.number()).await?;
+            self.beat(line, way).await?;
         }
         let late = std::mem::take(&mut self.talk().late);
         for (number, purge) in late {

@@ -123,6 +123,11 @@ impl Shard {
         self.bus.failed(fault);
     }
 
+    /// Counts a fault of the bus that changes nothing.
+    pub(crate) fn note(&self, fault: Fault) {
+        self.bus.count(fault);
+    }
+
     pub(crate) fn in_sight(&self) {
         self.is_watched.store(true, Ordering::Release);
     }

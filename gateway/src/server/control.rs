@@ -345,7 +345,9 @@ fn degraded(shared: &Shared) -> Vec<String> {
     let site = shared.site.load();
     let breakers = site.routes.iter().filter(|route| route.breaker.state() != breaker::State::Closed);
     let breakers = breakers.map(|route| format!("breaker {}", route.settings.name));
-    let is_degraded = |shard: &ShardReport| shard.reads != BreakerState::Closed || !shard.is_watched;
+    let is_degraded = |shard: &ShardReport| {
+        shard.reads != BreakerState::Closed || shard.writes != BreakerState::Closed || !shard.is_watched
+    };
     let shards = shared.store.shards().filter(is_degraded);
     breakers.chain(shards.map(|shard| format!("shard {} {}", shard.region, shard.endpoint))).collect()
 }
