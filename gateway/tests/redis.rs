@@ -387,7 +387,9 @@ fn a_cluster_limit_without_redis_is_the_gateways_own() {
 fn check_outage(samples: &[Sample], seconds: &[usize]) {
     assert!(samples.iter().all(|sample| matches!(sample.status, 200 | 429)), "{:?}", statuses(samples));
     // A second's count is exact within what the scheduler moves over its ends.
-    assert!(seconds.iter().all(|&count| count * 20 <= 21 * RATE && count * 10 > 6 * RATE), "{seconds:?}");
+    assert!(seconds.iter().all(|&count| count * 20 <= 21 * RATE), "{seconds:?}");
+    // A bucket that comes back begins empty: the second in which it does is the poorest.
+    assert!(seconds.iter().all(|&count| count * 2 > RATE), "{seconds:?}");
     let last: usize = seconds[6..].iter().sum();
     assert!(last * 10 > 2 * 9 * RATE, "{last} in the last two seconds");
 }
