@@ -4,7 +4,7 @@
 //! success closes, its failure keeps open. A probe is a moment, not a token: one that is cancelled is simply followed by the
 //! next, and nothing can be lost.
 //!
-//! Opens after `CONSECUTIVE` failures in a row, or when more than half of at least `RATIO_MINIMUM` calls failed within the
+//! Opens when a connection is given up because its server hangs, after `CONSECUTIVE` failures in a row, or when more than half of at least `RATIO_MINIMUM` calls failed within the
 //! second that a failure began. A healthy call costs two loads of a shared line and no store.
 //!
 //! Refuses to read a clock: time is passed in.
@@ -113,7 +113,17 @@ impl Breaker {
         tally.failures = tally.failures.saturating_add(1);
         tally.consecutive = tally.consecutive.saturating_add(1);
         let mostly_failing = tally.calls >= RATIO_MINIMUM && tally.failures > tally.calls / 2;
-        if self.state() == BreakerState::Open || (tally.consecutive < CONSECUTIVE && !mostly_failing) {
+        if tally.consecutive < CONSECUTIVE && !mostly_failing {
+            return Turn::None;
+        }
+        drop(tally);
+        self.trip(now)
+    }
+
+    /// Opens, whatever was counted: a connection was given up because its server hangs.
+    pub(crate) fn trip(&self, now: Instant) -> Turn {
+        let _tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.state() == BreakerState::Open {
             return Turn::None;
         }
         self.probe_at.store(self.next_probe(now), Ordering::Relaxed);

@@ -76,6 +76,13 @@ impl Lane {
         }
     }
 
+    /// A connection was given up because its server hangs.
+    pub(crate) fn hangs(&self) {
+        if self.breaker.trip(Instant::now()) == Turn::Opened {
+            tracing::debug!(lane = self.name, "shard hangs, its breaker is open");
+        }
+    }
+
     pub(crate) fn faults(&self) -> FaultCounts {
         FaultCounts(self.faults.each_ref().map(|count| count.load(Ordering::Relaxed)))
     }

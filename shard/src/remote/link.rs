@@ -106,6 +106,9 @@ impl Link {
         }
         let Some(epoch) = epoch else { return };
         let hangs = fault == Fault::Timeout && self.ends.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS;
+        if hangs {
+            self.ends.lane.hangs();
+        }
         if fault.is_elsewhere() {
             self.ends.site.doubt();
         }
