@@ -59,19 +59,38 @@ for line in files:
 ' "$1"
 }
 
+# What the Deployment on standard input takes from elsewhere: prints NAME=VALUE for each of its variables, with a made-up value where a Secret
+# holds it, and makes the files of its Secrets in a directory, as copies of PAIR.crt and PAIR.key.
+supply() {
+  python3 -c '
+import pathlib, re, shutil, sys
+into, pair = map(pathlib.Path, sys.argv[1:])
+text = sys.stdin.read()
+variables = text.split("\n          env:\n", 1)[1].split("\n          ports:\n", 1)[0]
+for variable in re.split(r"(?m)^            - name: ", variables)[1:]:
+    value = re.search(r"(?m)^              value: (.*)", variable)
+    print(variable.split("\n", 1)[0] + "=" + (value[1].strip("\"\x27") if value else "made-up"))
+for path in re.findall(r"(?m)^ +- \{ key: [^,]+, path: (\S+) \}$", text):
+    into.joinpath(path).parent.mkdir(exist_ok=True)
+    shutil.copy(pair.with_suffix(pathlib.Path(path).suffix), into / path)
+' "$1" "$2"
+}
+
+quiet "a certificate to check with" openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 \
+  -subj /CN=localhost -keyout "$work/pair.key" -out "$work/pair.crt"
+
 for values in "$chart"/ci/*-values.yaml; do
   set=$(basename "$values" -values.yaml)
   dir=$work/$set
-  mkdir -p "$dir/tls"
+  mkdir "$dir"
   quiet "$set: helm lint" "$helm" lint --strict "$chart" --values "$values"
   quiet "$set: helm template" "$helm" template t "$chart" --values "$values"
   "$helm" template t "$chart" --values "$values" --show-only templates/configmap.yaml | extract "$dir" || fail "$set: no tidegate.toml in the ConfigMap"
-  if grep -q '^certificates' "$dir/tidegate.toml"; then
-    quiet "$set: a certificate to check with" openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 \
-      -subj /CN=localhost -keyout "$dir/tls/tls.key" -out "$dir/tls/tls.crt"
-  fi
-  # The paths in the file are relative to its directory, which is the container's working directory too.
-  quiet "$set: tidegate check" env -C "$dir" "$TIDEGATE" check tidegate.toml
+  "$helm" template t "$chart" --values "$values" --show-only templates/deployment.yaml | supply "$dir" "$work/pair" >"$dir/variables" ||
+    fail "$set: the Deployment is of another form"
+  mapfile -t variables <"$dir/variables"
+  # The paths in the file are relative to its directory, which is the container's working directory too. No variable but the Deployment's is set.
+  quiet "$set: tidegate check" env -C "$dir" -i "${variables[@]}" "$TIDEGATE" check tidegate.toml
 done
 
 refuses "no upstream" "config.upstream.endpoints is empty"
