@@ -104,6 +104,25 @@ refuses_region() {
   refuses_with "$1" "$2" minimal <<<"config: { redis: { regions: { default: $3 } } }"
 }
 
+# renders SET LINE...: the configuration of ci/SET-values.yaml holds these lines.
+renders() {
+  local set=$1 line
+  shift
+  for line in "$@"; do
+    grep -qxF -- "$line" "$work/$set/tidegate.toml" || { cp "$work/$set/tidegate.toml" "$work/out"; fail "$set: has no line: $line"; }
+  done
+  echo "ok       $set: says what its values say"
+}
+
+renders full 'nodes = 12' 'slots = 32'
+renders shared-limit 'nodes = 4'
+renders redis-cluster 'nodes = 5' 'slots = 64' 'ca = "redis-tls/ca.crt"' \
+  'cluster = ["rediss://tidegate:${REDIS_PASSWORD}@redis-0.redis.cache.svc:6379","rediss://tidegate:${REDIS_PASSWORD}@redis-1.redis.cache.svc:6379"]'
+renders redis-tls 'nodes = 40' 'deadline = "10ms"' 'compress_from = "16KiB"' 'cert = "redis-tls/tls.crt"' 'key = "redis-tls/tls.key"' \
+  '"remote_object_bytes" = "2MiB"' '"key_ignore_query" = ["utm_*", "fbclid"]'
+renders redis-regions 'fallback = ["us_east","default"]' 'region = ["header:x-region","host:"]' 'region_default = "eu-west"' \
+  '"breaker" = { "error_ratio" = 0.25, "minimum" = 50, "open" = "10s" }' '"device" = ["header:x-device-id"]'
+
 refuses "no upstream" "config.upstream.endpoints is empty"
 refuses "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3
 refuses "a cluster limit without Redis" "a cluster limit needs config.redis.regions" --values "$chart/ci/minimal-values.yaml" \
