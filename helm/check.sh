@@ -126,7 +126,7 @@ renders redis-regions 'fallback = ["us_east","default"]' 'region = ["header:x-re
 refuses "no upstream" "config.upstream.endpoints is empty"
 refuses "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3
 refuses "a cluster limit without Redis" "a cluster limit needs config.redis.regions" --values "$chart/ci/minimal-values.yaml" \
-  --set config.limits.all.tier=cluster,config.limits.all.rate=100/s
+  --set config.limits.all.tier=cluster,config.limits.all.rate=100/s,config.limits.all.burst=100
 refuses_region "a region of nothing" "'oneOf' failed" '{ slots: 4 }'
 refuses_region "a region of endpoints and a cluster" "subschemas 0, 1 matched" '{ endpoints: ["redis://a:6379"], cluster: ["redis://b:6379"] }'
 refuses_region "an unknown key of a region" "additional properties 'slot'" '{ endpoints: ["redis://a:6379"], slot: 4 }'
@@ -145,6 +145,7 @@ refuses_region "Sentinels of a cluster" "pattern" '{ cluster: ["redis+sentinel:/
 refuses_region "a neighbour without a store" "there is no region eu" '{ endpoints: ["redis://a:6379"], fallback: [eu] }'
 refuses_region "a region that is its own neighbour" "names the region itself" '{ endpoints: ["redis://a:6379"], fallback: [default] }'
 refuses_region "a password that nothing gives" 'refers to ${REDIS_PASSWORD}' '{ endpoints: ["redis://:${REDIS_PASSWORD}@a:6379"] }'
+refuses_with "a limit without a burst" "missing property 'burst'" minimal <<<'config: { limits: { all: { tier: node, rate: 100/s } } }'
 refuses_with "a region's name in capitals" "additional properties 'EU'" minimal <<<'config: { redis: { regions: { EU: { endpoints: ["redis://a"] } } } }'
 refuses_with "regions without the default" "a region named default" minimal <<<'config: { redis: { regions: { eu: { endpoints: ["redis://a"] } } } }'
 refuses_with "an unknown key of redis" "additional properties 'hot'" minimal <<<'config: { redis: { hot: 4 } }'

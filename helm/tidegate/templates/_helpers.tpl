@@ -107,9 +107,7 @@ memory = {{ toJson $c.cache.memory }}
 [limits.{{ toJson $name }}]
 tier = {{ toJson $rule.tier }}
 rate = {{ toJson $rule.rate }}
-{{- with $rule.burst }}
-burst = {{ int . }}
-{{- end }}
+burst = {{ int $rule.burst }}
 {{- with $rule.mode }}
 mode = {{ toJson . }}
 {{- end }}
