@@ -254,6 +254,31 @@ fn a_server_that_refuses_in_every_way_costs_no_request_and_is_told_of() {
     wait_for(|| degraded(&both[0]).is_empty() && degraded(&both[1]).is_empty(), 5 * SECOND);
 }
 
+/// Nine of ten requests are for one page of one region.
+#[test]
+fn what_is_hot_is_told_of_and_stays_in_memory() {
+    let (servers, origin) = ([Redis::start(), Redis::start()], origin("max-age=60", Duration::ZERO));
+    let urls = servers.each_ref().map(Redis::url);
+    let config = cached(&origin, PATIENT, &[("default", &urls.join("\", \""))]);
+    let gateway = [Gateway::start(&format!(
+        "{config}[cache]\nmemory = \"1MiB\"\nobject_bytes = \"1MiB\"\nhot_rate = \"100/s\"\n"
+    ))];
+    let hot =
+        || -> serde_json::Value { serde_json::from_slice(&gateway[0].admin("/api/v1/hot").body).expect("a JSON body") };
+    assert_eq!((gateway[0].metric("tidegate_hot_keys"), hot()["keys"].as_array().map(Vec::len)), (0.0, Some(0)));
+    let mostly_one = |client, n| if n % 10 < 9 { "/order".to_owned() } else { format!("/{client}/{n}") };
+    let samples = Load::offering(500, 4 * SECOND).run(&gateway, mostly_one, |load| {
+        load.at(3 * SECOND + 500 * MS);
+        assert_eq!(gateway[0].metric("tidegate_hot_keys"), 1.0);
+        let told = hot();
+        let (key, rate) = (told["keys"][0]["key"].as_str(), told["keys"][0]["per_second"].as_f64());
+        assert!(key.is_some_and(|key| key.contains("/order")), "{told}");
+        assert!(rate.is_some_and(|rate| (250.0..900.0).contains(&rate)), "{told}");
+    });
+    assert!(samples.iter().all(|sample| sample.status == 200));
+    wait_for(|| gateway[0].metric("tidegate_hot_keys") == 0.0, 10 * SECOND);
+}
+
 #[test]
 fn one_regions_dead_redis_is_no_business_of_another_region() {
     let (eu, us, origin) = (Redis::start(), Redis::start(), origin("max-age=60", Duration::ZERO));

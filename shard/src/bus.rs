@@ -144,6 +144,7 @@ impl<M: Meta> Bus<M> {
     /// The bus for a store's shards, as `node`. From now on they are not read until `run` has heard of their purges.
     pub fn new(store: &Arc<Store<M>>, node: &str) -> Arc<Self> {
         let seed = RandomState::new().hash_one(node);
+        store.copies().are_told();
         let mut servers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         let mut places = Vec::new();
         for (index, shard) in store.shards_here().iter().enumerate() {
@@ -382,6 +383,7 @@ impl<M: Meta> Bus<M> {
                 Err(fault) => fault,
             };
             line.goes_down();
+            self.store.copies().forget_all();
             line.site.doubt();
             if was_up {
                 missed = self.talk().count();
@@ -501,6 +503,7 @@ impl<M: Meta> Bus<M> {
                 Change::Bus => is_said = true,
                 Change::Entry(name, key) => {
                     self.counts.changes.fetch_add(1, Ordering::Relaxed);
+                    self.store.copies().forget(name);
                     if line.shards.iter().any(|&shard| self.store.shards_here()[shard].echoes().take(name)) {
                         continue;
                     }

@@ -9,7 +9,7 @@
 mod envelope;
 mod epochs;
 
-pub(crate) use envelope::{EDITION_BYTES, Seal};
+pub(crate) use envelope::{Corrupt, EDITION_BYTES, Seal};
 pub(crate) use epochs::{Epochs, Judgement, TAGS_MAX, UNNUMBERED};
 pub use epochs::{Purge, Scope, Since};
 

@@ -10,6 +10,7 @@ mod key;
 mod placement;
 mod entry;
 mod remote;
+mod hot;
 mod local;
 mod store;
 mod bus;
@@ -17,6 +18,7 @@ mod treasury;
 
 pub use bus::{Bus, BusReport, Confirmation, TooMany};
 pub use entry::{Doubt, Entry, Meta, Now, Purge, Scope, Since};
+pub use hot::HotKey;
 pub use key::{BadRegion, CacheKey, KeyBuilder, KeyRef, Region, Tag};
 pub use local::LocalReport;
 pub use placement::{SLOTS, Slot};

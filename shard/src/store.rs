@@ -7,15 +7,20 @@
 //! Refuses settings that cannot work, and never asks whether Redis is there: a gateway starts without it.
 //! Invariant: what is said about an endpoint, in errors and reports, contains no credentials.
 
+mod copies;
 mod view;
 
 pub use view::{Hit, Reach, Remote, Tier, View};
 
+pub(crate) use copies::Copies;
+
 use crate::entry::{Epochs, Home, Meta, Purge, Seal, UNNUMBERED};
+use crate::hot::{Hot, HotKey};
 use crate::key::{Digest, KeyRef, Region};
 use crate::local::{Local, LocalReport};
-use crate::placement::{SLOTS, SLOTS_MAX, Slot, Slots, redis_key, winner};
+use crate::placement::{SLOTS, SLOTS_MAX, Slot, Slots, copy_key, redis_key, winner};
 use crate::remote::{BadAddress, Cluster, Dialer, PLACES, Scout, Sentinels, Shard, ShardReport, Site, TlsSettings};
+use copies::Spot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,6 +30,8 @@ use std::time::Duration;
 pub struct LocalSettings {
     /// Weight of all entries; threads' own tables may hold half as much again.
     pub memory_bytes: usize,
+    /// Lookups per second, over all threads, from which a key is hot.
+    pub hot_rate: u32,
 }
 
 /// The remote tier. No `Debug`: addresses and secret are confidential.
@@ -38,6 +45,8 @@ pub struct RemoteSettings {
     pub object_bytes: usize,
     /// Bodies that are as large are compressed, where their metadata say that this may help.
     pub compress_from: usize,
+    /// Servers on which a hot entry stands, its own included.
+    pub hot_copies: u16,
     /// For endpoints with TLS.
     pub tls: TlsSettings,
     pub regions: BTreeMap<Region, RegionSettings>,
@@ -83,6 +92,8 @@ pub struct Placement {
 /// The store of a process. Threads use it through a `View` each.
 pub struct Store<M> {
     local: Local<M>,
+    hot: Arc<Hot>,
+    copies: Copies,
     epochs: Arc<Epochs>,
     remote: Option<Shards>,
     /// Regions that something was stored for.
@@ -91,6 +102,7 @@ pub struct Store<M> {
 
 struct Shards {
     deadline: Duration,
+    hot_copies: u16,
     seal: Arc<Seal>,
     shards: Vec<Arc<Shard>>,
     regions: HashMap<Region, RegionShards>,
@@ -123,12 +135,16 @@ pub(crate) enum Keeper<'a> {
     Cluster(&'a Arc<Cluster>, &'a [Arc<Shard>]),
 }
 
+/// One bit each.
+const COPIES_MAX: usize = 64;
+
 /// Most regions that a process stores for; requests may make them up.
 const NAMED_MAX: usize = 1_024;
 
 /// Everything needed to ask for a key.
 struct Place {
     shard: usize,
+    slot: Slot,
     name: String,
     digest: Digest,
 }
@@ -144,8 +160,9 @@ impl<M: Meta> Store<M> {
     pub fn new(local: LocalSettings, remote: Option<RemoteSettings>) -> Result<Arc<Self>, StoreError> {
         let remote = remote.as_ref().map(Shards::new).transpose()?;
         let epochs = Arc::new(Epochs::new(remote.as_ref().map_or(0, |remote| remote.shards.len())));
-        let local = Local::new(local.memory_bytes, epochs.clone());
-        Ok(Arc::new(Self { local, epochs, remote, named: Mutex::default() }))
+        let hot = Arc::new(Hot::new(local.hot_rate));
+        let local = Local::new(local.memory_bytes, hot.clone(), epochs.clone());
+        Ok(Arc::new(Self { local, hot, copies: Copies::default(), epochs, remote, named: Mutex::default() }))
     }
 
     /// A thread's way to the store; cheap to make, holds about 400 KiB.
@@ -194,6 +211,11 @@ impl<M: Meta> Store<M> {
         self.remote.iter().flat_map(|remote| &remote.shards).filter_map(|shard| shard.report())
     }
 
+    /// The keys that this process is asked for most, the hottest first.
+    pub fn hot_keys(&self) -> Vec<HotKey> {
+        self.hot.list()
+    }
+
     pub fn local_report(&self) -> LocalReport {
         self.local.report()
     }
@@ -209,7 +231,25 @@ impl<M: Meta> Store<M> {
         let digest = key.digest(region);
         // Where a cluster is not known yet, the first place: nobody is there either.
         let shard = home.shard(region, slot).unwrap_or(home.first);
-        Some(Place { shard, name: redis_key(region, slot, &digest), digest })
+        Some(Place { shard, slot, name: redis_key(region, slot, &digest), digest })
+    }
+
+    /// Where copies of a hot entry are: in the slots after its own, each on another server.
+    fn spots(&self, region: &Region, place: &Place) -> Vec<Spot> {
+        let Some((remote, home)) = self.remote.as_ref().and_then(|remote| Some((remote, remote.of(region)?))) else {
+            return Vec::new();
+        };
+        let (mut spots, mut taken) = (Vec::new(), vec![place.shard]);
+        for slot in place.slot.others(home.slots()) {
+            if taken.len() >= usize::from(remote.hot_copies).min(COPIES_MAX) {
+                break;
+            }
+            if let Some(shard) = home.shard(region, slot).filter(|shard| !taken.contains(shard)) {
+                taken.push(shard);
+                spots.push(Spot { shard, name: copy_key(region, slot, &place.digest) });
+            }
+        }
+        spots
     }
 }
 
@@ -220,6 +260,10 @@ impl<M> Store<M> {
 
     pub(crate) fn epochs(&self) -> &Epochs {
         &self.epochs
+    }
+
+    pub(crate) fn copies(&self) -> &Copies {
+        &self.copies
     }
 
     pub(crate) fn local(&self) -> &Local<M> {
@@ -258,6 +302,7 @@ impl Shards {
         }
         let mut all = Self {
             deadline: settings.deadline,
+            hot_copies: settings.hot_copies,
             seal: Arc::new(Seal::new(&settings.secret, settings.object_bytes, settings.compress_from)),
             shards: Vec::new(),
             regions: HashMap::new(),
@@ -385,13 +430,14 @@ mod tests {
             secret: String::new(),
             object_bytes: 1 << 20,
             compress_from: usize::MAX,
+            hot_copies: 8,
             tls: TlsSettings::default(),
             regions,
         }
     }
 
     fn store(remote: Option<RemoteSettings>) -> Result<Arc<Store<Note>>, StoreError> {
-        Store::new(LocalSettings { memory_bytes: 1 << 20 }, remote)
+        Store::new(LocalSettings { memory_bytes: 1 << 20, hot_rate: 1_000 }, remote)
     }
 
     #[test]

@@ -226,7 +226,7 @@ async fn a_hundred_thousand_reads_of_a_server_that_misbehaves_find_no_wrong_valu
         .map(|_| {
             let endpoint = format!("redis://127.0.0.1:{port}");
             let remote = RemoteSettings { deadline: DEADLINE, ..settings(&[("default", &[endpoint])]) };
-            Store::new(LocalSettings { memory_bytes: 1 << 20 }, Some(remote)).unwrap()
+            Store::new(LocalSettings { memory_bytes: 1 << 20, hot_rate: 1_000 }, Some(remote)).unwrap()
         })
         .collect();
     let views: Vec<_> = stores.iter().map(Store::view).collect();

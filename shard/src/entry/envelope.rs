@@ -31,6 +31,9 @@ const LEVEL: i32 = 1;
 /// Compressing so much takes a fraction of a millisecond; more is done beside the thread.
 const WORK: usize = 64 << 10;
 
+/// The same for a body that only its MAC is computed of.
+const WORK_PLAIN: usize = 512 << 10;
+
 /// What it takes to tell two editions of an entry apart: the beginning of the MAC is enough.
 pub(crate) const EDITION_BYTES: usize = MAC_AT + 8;
 
@@ -145,7 +148,16 @@ impl Seal {
 
     /// Whether `encode` will take long enough to be done elsewhere.
     pub(crate) fn is_work<M: Meta>(&self, entry: &Entry<M>) -> bool {
-        entry.body.len() >= WORK && self.compresses(entry)
+        entry.body.len() >= if self.compresses(entry) { WORK } else { WORK_PLAIN }
+    }
+
+    /// Whether `first` is the beginning of an envelope that is longer, and not too long to be accepted.
+    pub(crate) fn is_cut(&self, first: &[u8]) -> bool {
+        if first.len() < HEAD || first[..4] != MAGIC || first[4] != VERSION {
+            return false;
+        }
+        let (meta, body) = (u32_at(first, 68), u32_at(first, 72));
+        meta <= META_MAX && body <= self.body_bytes_max && HEAD + meta + body > first.len()
     }
 
     fn compresses<M: Meta>(&self, entry: &Entry<M>) -> bool {

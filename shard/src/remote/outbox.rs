@@ -115,6 +115,13 @@ impl Writer {
                 Job::Store { name, digest, hash, entry } => {
                     self.compose_store(&mut pipeline, name, digest, *hash, entry).await
                 }
+                Job::Copy { name, envelope, until } => {
+                    let ttl = until.saturating_duration_since(Instant::now()).as_millis() as u64;
+                    if ttl > 0 {
+                        pipeline.cmd("SET").arg(name).arg(&envelope[..]).arg("PX").arg(ttl);
+                    }
+                    ttl > 0
+                }
                 Job::Remove { name } => {
                     if let Some(name) = named(name.as_bytes()) {
                         self.echoes.expect(name);
@@ -164,7 +171,7 @@ impl Writer {
         let mut left = Vec::new();
         for (job, reply) in sent.into_iter().zip(replies) {
             match (Fault::in_reply(reply), &job) {
-                (None, Job::Store { .. }) => self.counts.stored.one(),
+                (None, Job::Store { .. } | Job::Copy { .. }) => self.counts.stored.one(),
                 (None, Job::Remove { .. }) => self.counts.removed.one(),
                 (Some(fault), Job::Remove { .. }) if fault.is_evidence() => left.push(job),
                 (Some(_), _) => self.dropped(&job),
@@ -175,14 +182,14 @@ impl Writer {
 
     /// Drops entries and keeps removals.
     fn given_up<M>(&self, batch: Vec<Job<M>>) -> Vec<Job<M>> {
-        let (removals, stores): (Vec<_>, Vec<_>) = batch.into_iter().partition(|job| matches!(job, Job::Remove { .. }));
+        let (removals, stores): (Vec<_>, Vec<_>) = batch.into_iter().partition(Job::is_removal);
         stores.iter().for_each(|job| self.dropped(job));
         removals
     }
 
     fn dropped<M>(&self, job: &Job<M>) {
         match job {
-            Job::Store { .. } => self.counts.dropped_stores.one(),
+            Job::Store { .. } | Job::Copy { .. } => self.counts.dropped_stores.one(),
             Job::Remove { .. } => self.counts.dropped_removals.one(),
         }
     }

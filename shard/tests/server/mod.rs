@@ -179,16 +179,27 @@ pub(crate) fn settings(regions: &[(&str, &[String])]) -> RemoteSettings {
         secret: "secret".into(),
         object_bytes: 1 << 20,
         compress_from: 1 << 10,
+        hot_copies: 8,
         tls: TlsSettings::default(),
         regions,
     }
 }
 
 pub(crate) fn store(remote: RemoteSettings) -> Arc<Store<Page>> {
-    Store::new(LocalSettings { memory_bytes: 16 << 20 }, Some(remote)).unwrap()
+    Store::new(LocalSettings { memory_bytes: 16 << 20, hot_rate: 1_000 }, Some(remote)).unwrap()
 }
 
 /// A store of one region, `default`, on one server.
 pub(crate) fn store_on(server: &Server) -> Arc<Store<Page>> {
     store(settings(&[("default", &[server.url()])]))
+}
+
+/// How many values have been read from each server so far.
+pub(crate) fn reads_by_server(servers: &[Server]) -> Vec<u64> {
+    let reads = |server: &Server| {
+        let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut server.spy()).unwrap();
+        let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_getrange:calls="));
+        line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
+    };
+    servers.iter().map(reads).collect()
 }

@@ -79,7 +79,7 @@ fn rule(name: &str, table: &Table<'_>) -> Option<Rule> {
     }
 }
 
-fn rate(text: &str) -> Result<Rate, Problem> {
+pub(super) fn rate(text: &str) -> Result<Rate, Problem> {
     text.parse().map_err(|error: QuotaError| {
         Problem::bad(error.to_string()).hint("a whole number of requests per s, m, h or d, such as \"100/s\"")
     })
