@@ -33,7 +33,7 @@ build: ## build target/release/tidegate, optimised
 # The lines that begin with `==` are what .ci/run takes the time of.
 test: ## everything that must hold: format, clippy, unit and scenario tests, the chart
 	@echo '== packages'
-	@.ci/need redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace
+	@.ci/need redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace faketime:faketime
 	@echo '== format'
 	$(CARGO) fmt --all --check
 	@echo '== clippy'

@@ -372,7 +372,10 @@ impl<M: Meta> Bus<M> {
                         was_up = true;
                         let (bus, since) = (self.clone(), missed);
                         let mut helpers = JoinSet::new();
-                        helpers.spawn(async move { bus.compensate(index, since).await });
+                        helpers.spawn(async move {
+                            bus.compensate(index, since).await;
+                            bus.tell_what_waits().await;
+                        });
                         tokio::select! {
                             fault = self.follow(line, connected, carries) => fault,
                             () = line.site.left(&spot) => Fault::Moved,
@@ -397,7 +400,17 @@ impl<M: Meta> Bus<M> {
         }
     }
 
+    /// The clock of its server counts for what is stored there.
+    async fn ask_the_time(&self, line: &Line, way: &Way) -> Result<(), Fault> {
+        let sent = Instant::now();
+        let unix_ms = way.time().await?;
+        let heard = Instant::now();
+        line.shards.iter().for_each(|&shard| self.store.shards_here()[shard].clock().learn(unix_ms, sent, heard));
+        Ok(())
+    }
+
     async fn comes_up(&self, line: &Line, way: &Way, carries: bool, was_up: bool) -> Result<(), Fault> {
+        self.ask_the_time(line, way).await?;
         if carries {
             line.catch_up(way, |news| self.hear(news)).await?;
             self.beat(line, way).await?;
@@ -429,7 +442,14 @@ impl<M: Meta> Bus<M> {
                 let _tried_again_when_it_is_back = way.tell(purge, Some(number), 0, ALL, &self.member).await;
             }
         }
-        self.announce().await;
+    }
+
+    /// Tells purges that no server took until now, as long as this is not dropped: a full server has room again one day.
+    async fn tell_what_waits(self: &Arc<Self>) {
+        loop {
+            self.announce().await;
+            sleep(BEAT_EVERY).await;
+        }
     }
 
     /// Follows a line until it is lost; says why.
@@ -452,8 +472,10 @@ impl<M: Meta> Bus<M> {
                 _ = beat.tick() => match line.carries() {
                     // It begins anew with what it was not told, or needs no longer be.
                     now if now != carries => Err(Fault::Moved),
-                    true => self.read_on(line, &way, true).await,
-                    false => way.ping().await,
+                    carries => {
+                        let told = self.ask_the_time(line, &way).await;
+                        if carries && told.is_ok() { self.read_on(line, &way, true).await } else { told }
+                    }
                 },
             };
             match done {

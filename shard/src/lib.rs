@@ -6,6 +6,7 @@
 //! Refuses to know what a response means: freshness, variants and who may see it are the gateway's.
 //! Invariant: whatever Redis does, a lookup ends within its deadline, and what it then says is true or "not found".
 
+mod clock;
 mod key;
 mod placement;
 mod entry;
@@ -17,7 +18,7 @@ mod bus;
 mod treasury;
 
 pub use bus::{Bus, BusReport, Confirmation, TooMany};
-pub use entry::{Doubt, Entry, Meta, Now, Purge, Scope, Since};
+pub use entry::{Doubt, Entry, Meta, Purge, Scope, Since};
 pub use hot::HotKey;
 pub use key::{BadRegion, CacheKey, KeyBuilder, KeyRef, Region, Tag};
 pub use local::LocalReport;

@@ -277,7 +277,7 @@ fn unit(hash: u64) -> f64 {
 mod tests {
     use super::*;
     use crate::entry::tests::Note;
-    use crate::entry::{Now, Purge, Scope, UNNUMBERED};
+    use crate::entry::{Purge, Scope, UNNUMBERED};
     use crate::key::KeyBuilder;
     use bytes::Bytes;
     use std::time::Duration;
@@ -289,7 +289,7 @@ mod tests {
     }
 
     fn entry(body_bytes: usize) -> Entry<Note> {
-        Entry::new(Note("n".into()), Bytes::from(vec![0; body_bytes]), KEEP, Now::read())
+        Entry::new(Note("n".into()), Bytes::from(vec![0; body_bytes]), KEEP, Instant::now())
     }
 
     fn local(memory_bytes: usize) -> (Local<Note>, Arc<Epochs>) {

@@ -35,7 +35,8 @@ pub(crate) use sentinel::Sentinels;
 pub use site::TlsSettings;
 pub(crate) use site::{BadAddress, Dialer, Site, Spot};
 
-use crate::entry::{Corrupt, Entry, Epochs, Judgement, Meta, Now, Seal};
+use crate::clock::{Clock, Wall};
+use crate::entry::{Corrupt, Entry, Epochs, Judgement, Meta, Seal};
 use crate::key::{Digest, Region};
 use bytes::Bytes;
 use counts::Counts;
@@ -69,6 +70,7 @@ pub(crate) struct Shard {
     writes: Arc<Lane>,
     counts: Arc<Counts>,
     echoes: Arc<Echoes>,
+    clock: Arc<Clock>,
     /// Whether it may be read: what was purged there is known, and its changes are being told.
     is_watched: AtomicBool,
     bus: Lane,
@@ -97,7 +99,7 @@ pub struct ShardReport {
 }
 
 impl Shard {
-    pub(crate) fn new(region: Region, index: usize, site: Arc<Site>, label: Option<String>) -> Self {
+    pub(crate) fn new(region: Region, index: usize, site: Arc<Site>, label: Option<String>, wall: Arc<Wall>) -> Self {
         let name = label.clone().unwrap_or_else(|| format!("place {index}"));
         Self {
             region,
@@ -107,6 +109,7 @@ impl Shard {
             writes: Arc::new(Lane::new(format!("{region} {name} writes"))),
             counts: Arc::default(),
             echoes: Arc::default(),
+            clock: Arc::new(Clock::new(wall)),
             is_watched: AtomicBool::new(true),
             bus: Lane::new(format!("{region} {name} bus")),
             site,
@@ -125,6 +128,11 @@ impl Shard {
 
     pub(crate) fn echoes(&self) -> &Echoes {
         &self.echoes
+    }
+
+    /// The time at its server.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// From now on it is not read, until it is in sight.
@@ -196,6 +204,7 @@ impl<M: Meta> Wire<M> {
             epochs: epochs.clone(),
             counts: shard.counts.clone(),
             echoes: shard.echoes.clone(),
+            clock: shard.clock.clone(),
         };
         let (reads, large) = (shard.link(shard.reads.clone()), shard.link(shard.large.clone()));
         Self { shard, reads, large, outbox: Outbox::new(writer), seal, epochs }
@@ -292,10 +301,10 @@ impl<M: Meta> Wire<M> {
 
     async fn decode(&self, digest: &Digest, envelope: &Bytes) -> Result<Option<(Entry<M>, u64)>, Corrupt> {
         if envelope.len() < WORK {
-            return self.seal.decode(digest, envelope, Now::read());
+            return self.seal.decode(digest, envelope, self.shard.clock.now());
         }
-        let (seal, digest, envelope) = (self.seal.clone(), *digest, envelope.clone());
-        let decoding = spawn_blocking(move || seal.decode(&digest, &envelope, Now::read()));
+        let (seal, clock, digest, envelope) = (self.seal.clone(), self.shard.clock.clone(), *digest, envelope.clone());
+        let decoding = spawn_blocking(move || seal.decode(&digest, &envelope, clock.now()));
         // Decoding does not panic; were it to, what it was about is worth nothing.
         decoding.await.unwrap_or(Ok(None))
     }

@@ -14,6 +14,7 @@ pub use view::{Hit, Reach, Remote, Tier, View};
 
 pub(crate) use copies::Copies;
 
+use crate::clock::{Wall, wall_time};
 use crate::entry::{Epochs, Home, Meta, Purge, Seal, UNNUMBERED};
 use crate::hot::{Hot, HotKey};
 use crate::key::{Digest, KeyRef, Region};
@@ -23,7 +24,7 @@ use crate::remote::{BadAddress, Cluster, Dialer, PLACES, Scout, Sentinels, Shard
 use copies::Spot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The local tier.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +94,7 @@ pub struct Placement {
 pub struct Store<M> {
     local: Local<M>,
     hot: Arc<Hot>,
+    wall: Arc<Wall>,
     copies: Copies,
     epochs: Arc<Epochs>,
     remote: Option<Shards>,
@@ -103,6 +105,7 @@ pub struct Store<M> {
 struct Shards {
     deadline: Duration,
     hot_copies: u16,
+    wall: Arc<Wall>,
     seal: Arc<Seal>,
     shards: Vec<Arc<Shard>>,
     regions: HashMap<Region, RegionShards>,
@@ -158,11 +161,12 @@ impl Place {
 impl<M: Meta> Store<M> {
     /// Checks the settings; connects to nothing.
     pub fn new(local: LocalSettings, remote: Option<RemoteSettings>) -> Result<Arc<Self>, StoreError> {
-        let remote = remote.as_ref().map(Shards::new).transpose()?;
+        let wall = Wall::new();
+        let remote = remote.as_ref().map(|remote| Shards::new(remote, wall.clone())).transpose()?;
         let epochs = Arc::new(Epochs::new(remote.as_ref().map_or(0, |remote| remote.shards.len())));
         let hot = Arc::new(Hot::new(local.hot_rate));
         let local = Local::new(local.memory_bytes, hot.clone(), epochs.clone());
-        Ok(Arc::new(Self { local, hot, copies: Copies::default(), epochs, remote, named: Mutex::default() }))
+        Ok(Arc::new(Self { local, hot, wall, copies: Copies::default(), epochs, remote, named: Mutex::default() }))
     }
 
     /// A thread's way to the store; cheap to make, holds about 400 KiB.
@@ -209,6 +213,21 @@ impl<M: Meta> Store<M> {
     /// Every shard's state and figures.
     pub fn shards(&self) -> impl Iterator<Item = ShardReport> {
         self.remote.iter().flat_map(|remote| &remote.shards).filter_map(|shard| shard.report())
+    }
+
+    /// What time it is: by a server of the remote tier where one has said so lately, so that a fleet reckons by one clock; else by this
+    /// machine, whose jumps are not believed at once.
+    pub fn wall_time(&self) -> SystemTime {
+        wall_time(&self.wall, self.shards_here().iter().map(|shard| shard.clock()))
+    }
+
+    /// Seconds by which this machine's wall clock is ahead of `wall_time`; in fractions.
+    pub fn clock_offset(&self) -> f64 {
+        let (counts, machine) = (self.wall_time(), SystemTime::now());
+        match machine.duration_since(counts) {
+            Ok(ahead) => ahead.as_secs_f64(),
+            Err(behind) => -behind.duration().as_secs_f64(),
+        }
     }
 
     /// The keys that this process is asked for most, the hottest first.
@@ -296,13 +315,14 @@ impl<M> Store<M> {
 }
 
 impl Shards {
-    fn new(settings: &RemoteSettings) -> Result<Self, StoreError> {
+    fn new(settings: &RemoteSettings, wall: Arc<Wall>) -> Result<Self, StoreError> {
         if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&settings.deadline) {
             return Err(StoreError::Deadline);
         }
         let mut all = Self {
             deadline: settings.deadline,
             hot_copies: settings.hot_copies,
+            wall,
             seal: Arc::new(Seal::new(&settings.secret, settings.object_bytes, settings.compress_from)),
             shards: Vec::new(),
             regions: HashMap::new(),
@@ -358,7 +378,7 @@ impl Shards {
             if labels.contains(&label) {
                 return Err(StoreError::Twice { region, endpoint: label });
             }
-            self.shards.push(Arc::new(Shard::new(region, index, site, Some(label.clone()))));
+            self.shards.push(Arc::new(Shard::new(region, index, site, Some(label.clone()), self.wall.clone())));
             labels.push(label);
         }
         Ok(Kind::Endpoints { slots: Slots::spread(settings.slots, &labels), labels })
@@ -376,7 +396,7 @@ impl Shards {
         });
         let cluster = Arc::new(Cluster::new(seeds.collect::<Result<_, _>>()?));
         for (index, site) in cluster.sites.iter().enumerate() {
-            self.shards.push(Arc::new(Shard::new(region, index, site.clone(), None)));
+            self.shards.push(Arc::new(Shard::new(region, index, site.clone(), None, self.wall.clone())));
         }
         self.scouts.push(Arc::new(Scout::Cluster(cluster.clone())));
         Ok(Kind::Cluster { slots: settings.slots, cluster })

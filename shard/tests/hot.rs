@@ -3,7 +3,7 @@
 mod server;
 
 use server::{Page, Server, reads_by_server, settings};
-use shard::{Bus, Entry, Hit, KeyBuilder, LocalSettings, Now, Reach, Region, Remote, Store, View};
+use shard::{Bus, Entry, Hit, KeyBuilder, LocalSettings, Reach, Region, Remote, Store, View};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ impl Node {
 
     async fn put(&self, key: &str, edition: u32) {
         let page = Page { text: format!("{key} {edition}"), tags: Vec::new() };
-        let entry = Entry::new(page, vec![edition as u8; BODY].into(), 60 * SECOND, Now::read());
+        let entry = Entry::new(page, vec![edition as u8; BODY].into(), 60 * SECOND, Instant::now());
         self.view.insert(&REGION, &key_of(key).key(), entry.begun(self.view.since()), Reach::Shared);
         assert!(self.view.flush(SECOND).await);
     }
@@ -170,7 +170,7 @@ async fn a_hot_entry_is_not_pushed_out_by_a_flood_and_goes_when_it_is_changed_or
         for n in from..from + 2_000 {
             let key = format!("/flood/{n}");
             let page = Page { text: key.clone(), tags: Vec::new() };
-            let entry = Entry::new(page, vec![0; 4_000].into(), 60 * SECOND, Now::read());
+            let entry = Entry::new(page, vec![0; 4_000].into(), 60 * SECOND, Instant::now());
             node.view.insert(&REGION, &key_of(&key).key(), entry, Reach::Local);
             // As often as what floods is asked for, so that the cache takes it in.
             (0..3).for_each(|_| drop(node.view.local(&key_of(&key).key())));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use shard::{Entry, KeyBuilder, LocalSettings, Now, Purge, Reach, Region, Scope, Store, Tag, View};
+use shard::{Entry, KeyBuilder, LocalSettings, Purge, Reach, Region, Scope, Store, Tag, View};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -51,7 +51,12 @@ fn spent() -> Duration {
 fn insert(view: &View<Note>, number: u64, bytes: usize, keep: Duration) {
     let mut builder = KeyBuilder::new();
     let key = builder.part(b"/object").part(&number.to_le_bytes()).key();
-    view.insert(&Region::DEFAULT, &key, Entry::new(Note, Bytes::from(vec![7; bytes]), keep, Now::read()), Reach::Local);
+    view.insert(
+        &Region::DEFAULT,
+        &key,
+        Entry::new(Note, Bytes::from(vec![7; bytes]), keep, Instant::now()),
+        Reach::Local,
+    );
 }
 
 fn look(view: &View<Note>, number: u64) -> bool {

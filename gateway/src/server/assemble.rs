@@ -177,6 +177,12 @@ fn expose_stores(shared: &Arc<Shared>) {
         },
     );
     let store = Arc::clone(&shared.store);
+    metrics::expose_gauge_with(
+        "tidegate_clock_offset_seconds",
+        "This machine's wall clock, less the clock that counts.",
+        move |emit| emit(&[], store.clock_offset()),
+    );
+    let store = Arc::clone(&shared.store);
     metrics::expose_gauge_with("tidegate_hot_keys", "Keys that are hot.", move |emit| {
         emit(&[], store.hot_keys().len() as f64);
     });

@@ -40,6 +40,8 @@ const PURGE_WITHIN: Duration = Duration::from_secs(3);
 const LEAVE_WITHIN: Duration = Duration::from_millis(200);
 /// How long after the start a server's purges may be unknown.
 const FIRST_SIGHT: Duration = Duration::from_secs(1);
+/// Seconds by which the clocks of two nodes may differ.
+const CLOCK_TOLERANCE: f64 = 1.5;
 /// What one asking of a treasury may take; nobody waits for it.
 const TREASURY_DEADLINE: Duration = Duration::from_millis(100);
 
@@ -267,6 +269,7 @@ impl Suppliers {
 async fn tell_news(shared: Arc<Shared>) {
     let mut down: HashMap<(String, String, &str), bool> = HashMap::new();
     let mut on_share = HashSet::new();
+    let mut is_off = false;
     loop {
         for shard in shared.store.shards() {
             // At the start a server is seen only after a moment.
@@ -295,8 +298,21 @@ async fn tell_news(shared: Arc<Shared>) {
             }
         }
         tell_of_limits(&shared, &mut on_share);
+        is_off = tell_of_the_clock(&shared, is_off);
         sleep(LOOK_EVERY).await;
     }
+}
+
+/// Says when this machine's wall clock goes wrong, and when it is right again.
+fn tell_of_the_clock(shared: &Shared, was_off: bool) -> bool {
+    let seconds = shared.store.clock_offset();
+    let is_off = seconds.abs() > CLOCK_TOLERANCE;
+    match (was_off, is_off) {
+        (false, true) => Event::ClockOff { seconds }.emit(),
+        (true, false) => Event::ClockBack.emit(),
+        _ => {}
+    }
+    is_off
 }
 
 /// Says when a cluster limit leaves its common bucket, or comes back to it.

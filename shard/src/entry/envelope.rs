@@ -12,7 +12,8 @@
 //! Refuses whatever is not exactly an envelope for the key that was asked for, before anything is allocated for it.
 //! Invariant: bytes that decode are those that were encoded, for this key and region, by a holder of the secret.
 
-use super::{Entry, Meta, Now, Since};
+use super::{Entry, Meta, Since};
+use crate::clock::Now;
 use crate::key::Digest;
 use bytes::Bytes;
 use std::time::Duration;
@@ -117,7 +118,8 @@ impl Seal {
         self.body_bytes_max.saturating_add(EXTRA_MAX)
     }
 
-    pub(crate) fn encode<M: Meta>(&self, digest: &Digest, entry: &Entry<M>) -> Result<Vec<u8>, Unsealable> {
+    /// `now` is that of the server which is to hold it.
+    pub(crate) fn encode<M: Meta>(&self, digest: &Digest, entry: &Entry<M>, now: Now) -> Result<Vec<u8>, Unsealable> {
         let meta = postcard::to_stdvec(&entry.meta).map_err(|_| Unsealable)?;
         if meta.len() > META_MAX || entry.body.len() > self.body_bytes_max {
             return Err(Unsealable);
@@ -130,7 +132,8 @@ impl Seal {
         out.extend_from_slice(&M::SCHEMA.to_le_bytes());
         out.extend_from_slice(&self.mark);
         out.extend_from_slice(digest.as_bytes());
-        out.extend_from_slice(&entry.stored_unix_ms.to_le_bytes());
+        let age = u64::try_from(entry.age(now.instant).as_millis()).unwrap_or(u64::MAX);
+        out.extend_from_slice(&now.unix_ms.saturating_sub(age).to_le_bytes());
         out.extend_from_slice(&(entry.keep.as_millis() as u64).to_le_bytes());
         let number = entry.since().map_or(0, Since::number);
         out.extend_from_slice(&number.to_le_bytes());
@@ -262,6 +265,7 @@ mod tests {
     use super::*;
     use crate::key::{KeyBuilder, Region};
     use proptest::prelude::*;
+    use std::time::Instant;
 
     const LIMIT: usize = 4096;
 
@@ -270,7 +274,7 @@ mod tests {
     }
 
     fn entry(body: Vec<u8>) -> Entry<Note> {
-        Entry::new(Note("text/plain".into()), body.into(), Duration::from_secs(60), Now::read())
+        Entry::new(Note("text/plain".into()), body.into(), Duration::from_secs(60), Instant::now())
     }
 
     fn decode(seal: &Seal, bytes: Vec<u8>) -> Result<Option<Entry<Note>>, Corrupt> {
@@ -285,7 +289,7 @@ mod tests {
     #[test]
     fn the_entry_of_another_key_region_secret_or_schema_is_refused() {
         let seal = Seal::new("s", LIMIT, usize::MAX);
-        let sealed = seal.encode(&digest("a"), &entry(vec![1; 10])).unwrap();
+        let sealed = seal.encode(&digest("a"), &entry(vec![1; 10]), Now::read()).unwrap();
         let eu = KeyBuilder::new().part(b"a").key().digest(&Region::new("eu").unwrap());
         for wrong in [digest("b"), eu] {
             let refused = seal.decode::<Note>(&wrong, &sealed.clone().into(), Now::read());
@@ -301,15 +305,15 @@ mod tests {
     #[test]
     fn an_entry_over_the_limit_is_neither_made_nor_read() {
         let (small, large) = (Seal::new("s", LIMIT, usize::MAX), Seal::new("s", LIMIT * 2, usize::MAX));
-        assert!(small.encode(&digest("a"), &entry(vec![0; LIMIT + 1])).is_err());
-        let sealed = large.encode(&digest("a"), &entry(vec![0; LIMIT + 1])).unwrap();
+        assert!(small.encode(&digest("a"), &entry(vec![0; LIMIT + 1]), Now::read()).is_err());
+        let sealed = large.encode(&digest("a"), &entry(vec![0; LIMIT + 1]), Now::read()).unwrap();
         assert_eq!(refusal(&small, sealed), Some(Corrupt::Oversize));
     }
 
     #[test]
     fn the_body_is_not_copied() {
         let seal = Seal::new("", LIMIT, usize::MAX);
-        let sealed = Bytes::from(seal.encode(&digest("a"), &entry(vec![7; 100])).unwrap());
+        let sealed = Bytes::from(seal.encode(&digest("a"), &entry(vec![7; 100]), Now::read()).unwrap());
         let (entry, _) = seal.decode::<Note>(&digest("a"), &sealed, Now::read()).unwrap().unwrap();
         assert!(sealed.as_ptr_range().contains(&entry.body.as_ptr()));
     }
@@ -317,14 +321,13 @@ mod tests {
     #[test]
     fn the_time_over_is_no_damage() {
         let seal = Seal::new("", LIMIT, usize::MAX);
-        let mut old = entry(vec![]);
-        old.stored_unix_ms -= 62_000;
-        let sealed = seal.encode(&digest("a"), &old).unwrap();
+        let then = Now { unix_ms: Now::read().unix_ms - 62_000, ..Now::read() };
+        let sealed = seal.encode(&digest("a"), &entry(vec![]), then).unwrap();
         assert!(decode(&seal, sealed).unwrap().is_none());
     }
 
     fn textual(body: Vec<u8>) -> Entry<Note> {
-        Entry::new(Note("compressible".into()), body.into(), Duration::from_secs(60), Now::read())
+        Entry::new(Note("compressible".into()), body.into(), Duration::from_secs(60), Instant::now())
     }
 
     #[test]
@@ -332,10 +335,11 @@ mod tests {
         let seal = Seal::new("s", LIMIT, 100);
         let text = b"all work and no play ".repeat(100);
         let noise: Vec<u8> = (0..2_000u64).map(|n| (xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes())) as u8).collect();
-        let size = |entry: &Entry<Note>| seal.encode(&digest("a"), entry).unwrap().len();
+        let size = |entry: &Entry<Note>| seal.encode(&digest("a"), entry, Now::read()).unwrap().len();
         assert!(size(&textual(text.clone())) < 400 && size(&entry(text.clone())) > text.len());
         assert!(size(&textual(noise.clone())) > noise.len() && size(&textual(vec![b'a'; 99])) > 99 + HEAD);
-        let back = decode(&seal, seal.encode(&digest("a"), &textual(text.clone())).unwrap()).unwrap().unwrap();
+        let back =
+            decode(&seal, seal.encode(&digest("a"), &textual(text.clone()), Now::read()).unwrap()).unwrap().unwrap();
         assert_eq!(back.body, text);
     }
 
@@ -343,7 +347,7 @@ mod tests {
     #[test]
     fn what_decompresses_to_another_length_is_refused() {
         let seal = Seal::new("s", LIMIT, 100);
-        let mut sealed = seal.encode(&digest("a"), &textual(vec![b'a'; LIMIT])).unwrap();
+        let mut sealed = seal.encode(&digest("a"), &textual(vec![b'a'; LIMIT]), Now::read()).unwrap();
         for plain in [0u32, 100, LIMIT as u32 - 1] {
             sealed[76..80].copy_from_slice(&plain.to_le_bytes());
             let mac = seal.mac(&sealed);
@@ -362,10 +366,10 @@ mod tests {
         let bytes: Vec<u8> =
             (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
         let stored = Now { unix_ms: 1_800_000_000_000, ..Now::read() };
-        let entry = Entry::new(Note("text/plain".into()), "hello".into(), Duration::from_secs(60), stored);
+        let entry = Entry::new(Note("text/plain".into()), "hello".into(), Duration::from_secs(60), stored.instant);
         let key = KeyBuilder::new().part(b"http").part(b"shop.example").part(b"/").key().to_owned();
         let digest = key.as_key().digest(&Region::DEFAULT);
-        let sealed = Seal::new("secret", LIMIT, usize::MAX).encode(&digest, &entry).unwrap();
+        let sealed = Seal::new("secret", LIMIT, usize::MAX).encode(&digest, &entry, stored).unwrap();
         let shown: Vec<String> =
             sealed.chunks(32).map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect()).collect();
         assert_eq!(sealed, bytes, "\n{}\n", shown.join("\n"));
@@ -377,10 +381,10 @@ mod tests {
             text in ".{0,40}", body in prop::collection::vec(any::<u8>(), 0..LIMIT), secret in ".{0,8}", keep_ms in 1u64..1 << 40,
         ) {
             let seal = Seal::new(&secret, LIMIT, usize::MAX);
-            let stored = Entry::new(Note(text), body.into(), Duration::from_millis(keep_ms), Now::read());
-            let back = decode(&seal, seal.encode(&digest("a"), &stored).unwrap()).unwrap().unwrap();
+            let stored = Entry::new(Note(text), body.into(), Duration::from_millis(keep_ms), Instant::now());
+            let back = decode(&seal, seal.encode(&digest("a"), &stored, Now::read()).unwrap()).unwrap().unwrap();
             prop_assert_eq!((&back.meta, &back.body), (&stored.meta, &stored.body));
-            prop_assert_eq!((back.keep, back.stored_unix_ms, back.weight), (stored.keep, stored.stored_unix_ms, stored.weight));
+            prop_assert_eq!((back.keep, back.weight), (stored.keep, stored.weight));
         }
 
         #[test]
@@ -389,7 +393,7 @@ mod tests {
             flip in 1u8..=255, cut in any::<prop::sample::Index>(), more in prop::collection::vec(any::<u8>(), 1..50),
         ) {
             let seal = Seal::new(&secret, LIMIT, usize::MAX);
-            let sealed = seal.encode(&digest("a"), &entry(body)).unwrap();
+            let sealed = seal.encode(&digest("a"), &entry(body), Now::read()).unwrap();
             let mut flipped = sealed.clone();
             flipped[at.index(sealed.len())] ^= flip;
             prop_assert!(decode(&seal, flipped).is_err());

@@ -15,6 +15,7 @@ use super::echoes::Echoes;
 use super::fault::Fault;
 use super::link::Link;
 use super::queue::{Job, Queue};
+use crate::clock::Clock;
 use crate::entry::{Entry, Epochs, Judgement, Meta, Seal};
 use crate::key::Digest;
 use crate::placement::named;
@@ -42,6 +43,7 @@ pub(crate) struct Writer {
     pub(crate) epochs: Arc<Epochs>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) echoes: Arc<Echoes>,
+    pub(crate) clock: Arc<Clock>,
 }
 
 impl<M: Meta> Outbox<M> {
@@ -157,10 +159,10 @@ impl Writer {
             return false;
         }
         let envelope = if self.seal.is_work(entry) {
-            let (seal, digest, entry) = (self.seal.clone(), *digest, entry.clone());
-            spawn_blocking(move || seal.encode(&digest, &entry)).await.ok()
+            let (seal, clock, digest, entry) = (self.seal.clone(), self.clock.clone(), *digest, entry.clone());
+            spawn_blocking(move || seal.encode(&digest, &entry, clock.now())).await.ok()
         } else {
-            Some(self.seal.encode(digest, entry))
+            Some(self.seal.encode(digest, entry, self.clock.now()))
         };
         let Some(Ok(envelope)) = envelope else { return false };
         pipeline.cmd("SET").arg(name).arg(envelope).arg("PX").arg(ttl.as_millis() as u64);

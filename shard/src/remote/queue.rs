@@ -178,13 +178,13 @@ impl<M> Jobs<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Now;
     use crate::entry::tests::Note;
     use crate::key::{KeyBuilder, Region};
     use std::time::Duration;
 
     fn store(body_bytes: usize) -> Job<Note> {
-        let entry = Entry::new(Note(String::new()), vec![0; body_bytes].into(), Duration::from_secs(60), Now::read());
+        let entry =
+            Entry::new(Note(String::new()), vec![0; body_bytes].into(), Duration::from_secs(60), Instant::now());
         let digest = KeyBuilder::new().key().digest(&Region::DEFAULT);
         Job::Store { name: "store".into(), digest, hash: 0, entry: Arc::new(entry) }
     }

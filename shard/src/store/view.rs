@@ -274,7 +274,7 @@ impl<M> Drop for View<M> {
 mod tests {
     use super::*;
     use crate::entry::tests::Note;
-    use crate::entry::{Now, Purge, Scope};
+    use crate::entry::{Purge, Scope};
     use crate::key::KeyBuilder;
     use crate::store::LocalSettings;
 
@@ -285,11 +285,11 @@ mod tests {
     }
 
     fn entry(text: &str) -> Entry<Note> {
-        Entry::new(Note(text.into()), Bytes::from_static(b"body"), Duration::from_secs(60), Now::read())
+        Entry::new(Note(text.into()), Bytes::from_static(b"body"), Duration::from_secs(60), Instant::now())
     }
 
     fn large(text: &str) -> Entry<Note> {
-        Entry::new(Note(text.into()), vec![0; 10_000].into(), Duration::from_secs(60), Now::read())
+        Entry::new(Note(text.into()), vec![0; 10_000].into(), Duration::from_secs(60), Instant::now())
     }
 
     #[test]

@@ -15,8 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shard::{
-    Entry, KeyBuilder, KeyRef, LocalSettings, Meta, Now, Region, RegionSettings, RemoteSettings, Store, Tag,
-    TlsSettings,
+    Entry, KeyBuilder, KeyRef, LocalSettings, Meta, Region, RegionSettings, RemoteSettings, Store, Tag, TlsSettings,
 };
 
 /// The default deadline, where time is what a test is about.
@@ -155,7 +154,7 @@ impl Meta for Page {
 }
 
 pub(crate) fn page(text: &str, body: impl Into<Bytes>) -> Entry<Page> {
-    Entry::new(Page { text: text.into(), tags: Vec::new() }, body.into(), Duration::from_secs(60), Now::read())
+    Entry::new(Page { text: text.into(), tags: Vec::new() }, body.into(), Duration::from_secs(60), Instant::now())
 }
 
 pub(crate) fn region(name: &str) -> Region {
