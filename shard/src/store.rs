@@ -53,6 +53,13 @@ pub struct RemoteSettings {
     pub regions: BTreeMap<Region, RegionSettings>,
 }
 
+impl RemoteSettings {
+    /// Whether a store can be made of them; connects to nothing.
+    pub fn check(&self) -> Result<(), StoreError> {
+        Shards::new(self, Wall::new()).map(drop)
+    }
+}
+
 /// Where a region's entries live.
 #[derive(Clone)]
 pub struct RegionSettings {

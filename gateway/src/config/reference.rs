@@ -93,7 +93,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("redis.tls.key", "File with its key."),
     (
         "redis.regions.NAME.endpoints",
-        "Redis servers of the region: `redis://`, `rediss://` for TLS, or `redis+sentinel://HOST:PORT,HOST:PORT/MASTER` for a master that Sentinels name.",
+        "Redis servers of the region: `redis://`, `rediss://` for TLS, or `redis+sentinel://HOST:PORT,HOST:PORT/MASTER` for a master that Sentinels name (which are asked in plain text, without a login). Not with `cluster`.",
     ),
     (
         "redis.regions.NAME.fallback",

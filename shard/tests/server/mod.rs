@@ -22,7 +22,7 @@ use shard::{
 pub(crate) const DEADLINE: Duration = Duration::from_millis(20);
 
 /// For tests about anything else: a busy machine may keep an answer back for longer than the default.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a deadline may be exceeded by on a busy machine of two cores.
 pub(crate) const SLACK: Duration = Duration::from_millis(80);
