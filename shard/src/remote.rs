@@ -16,6 +16,7 @@ mod echoes;
 mod fault;
 mod lane;
 mod link;
+mod missed;
 mod outbox;
 mod queue;
 mod scout;
@@ -41,6 +42,7 @@ use crate::key::{Digest, Region};
 use bytes::Bytes;
 use counts::Counts;
 use echoes::Echoes;
+use missed::Missed;
 use outbox::{Outbox, Writer};
 use redis::{Pipeline, Value};
 use std::sync::Arc;
@@ -205,6 +207,7 @@ impl<M: Meta> Wire<M> {
             counts: shard.counts.clone(),
             echoes: shard.echoes.clone(),
             clock: shard.clock.clone(),
+            missed: Missed::new(),
         };
         let (reads, large) = (shard.link(shard.reads.clone()), shard.link(shard.large.clone()));
         Self { shard, reads, large, outbox: Outbox::new(writer), seal, epochs }

@@ -16,7 +16,10 @@ use super::{Entry, Meta, Since};
 use crate::clock::Now;
 use crate::key::Digest;
 use bytes::Bytes;
+use std::cell::RefCell;
+use std::io;
 use std::time::Duration;
+use zstd::bulk::{Compressor, Decompressor};
 
 const MAGIC: [u8; 4] = *b"TGEN";
 const VERSION: u8 = 2;
@@ -172,7 +175,7 @@ impl Seal {
         if !self.compresses(entry) {
             return None;
         }
-        let compressed = zstd::bulk::compress(&entry.body, LEVEL).ok()?;
+        let compressed = zstd_here(|zstd| zstd.compressor.compress(&entry.body))?;
         (compressed.len() <= entry.body.len() / 8 * 7).then_some(compressed)
     }
 
@@ -194,7 +197,7 @@ impl Seal {
         let body = if envelope[5] & ZSTD == 0 {
             stored
         } else {
-            let plain = zstd::bulk::decompress(&stored, lengths.plain).map_err(|_| Corrupt::Body)?;
+            let plain = zstd_here(|zstd| zstd.decompressor.decompress(&stored, lengths.plain)).ok_or(Corrupt::Body)?;
             if plain.len() != lengths.plain {
                 return Err(Corrupt::Body);
             }
@@ -249,6 +252,25 @@ impl Seal {
     fn mac(&self, envelope: &[u8]) -> blake3::Hash {
         blake3::Hasher::new_keyed(&self.key).update(&envelope[..MAC_AT]).update(&envelope[HEAD..]).finalize()
     }
+}
+
+/// What zstd needs to work, made once for each thread: making it costs as much as decompressing 10 KiB.
+struct Zstd {
+    compressor: Compressor<'static>,
+    decompressor: Decompressor<'static>,
+}
+
+/// `None` where it fails, or cannot be had.
+fn zstd_here<T>(work: impl FnOnce(&mut Zstd) -> io::Result<T>) -> Option<T> {
+    thread_local! {
+        static ZSTD: RefCell<Option<Zstd>> = const { RefCell::new(None) };
+    }
+    ZSTD.with_borrow_mut(|zstd| {
+        if zstd.is_none() {
+            *zstd = Some(Zstd { compressor: Compressor::new(LEVEL).ok()?, decompressor: Decompressor::new().ok()? });
+        }
+        work(zstd.as_mut()?).ok()
+    })
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
