@@ -150,6 +150,11 @@ impl StateStore for Measured<'_> {
 pub struct Cell(AtomicU64);
 
 impl Cell {
+    /// One with this theoretical arrival time, in nanoseconds since the origin.
+    pub(super) fn owing(tat_nanos: u64) -> Cell {
+        Cell(AtomicU64::new(tat_nanos))
+    }
+
     /// What [`Cell::commit`] would answer; writes nothing.
     pub fn peek(&self, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
         gcra.measure(self, cost, now, Purpose::Peek)

@@ -71,8 +71,12 @@ impl Held {
             {
                 State::Keyed { table: Arc::clone(table), classes: gcras }
             }
-            (Tier::Device | Tier::User | Tier::Key, _) => {
-                State::Keyed { table: Arc::new(Table::new(rule.keys(settings))), classes: gcras }
+            (Tier::Device | Tier::User | Tier::Key, kept) => {
+                let table = match kept {
+                    Some(State::Keyed { table, .. }) => table.resized(rule.keys(settings), now),
+                    _ => Table::new(rule.keys(settings)),
+                };
+                State::Keyed { table: Arc::new(table), classes: gcras }
             }
         };
         Ok(Held { index, bit: 1 << index, salt: salt(&rule.name), rule, costs_max, switch, state })
