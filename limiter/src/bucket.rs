@@ -23,6 +23,8 @@
 //!
 //! Figures are in docs/adr/0008-keyed-limits-under-flood.md.
 
+#[cfg(all(test, loom))]
+mod explored;
 mod gcra;
 mod ghosts;
 mod table;

@@ -58,7 +58,9 @@
 //! 7. The record is written with `held + tokens`, or deleted if leaving.
 
 mod bank;
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod explored;
+#[cfg(all(test, not(loom)))]
 mod tests;
 mod treasury;
 

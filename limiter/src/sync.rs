@@ -1,5 +1,10 @@
-//! Owns where the limiter's atomics come from: the standard library, or loom, which explores every order in which
-//! threads can meet. `RUSTFLAGS="--cfg loom"` chooses loom.
+//! Owns where the limiter's atomics come from: the standard library, or loom, which explores every order in which threads
+//! can meet. `--cfg loom` chooses loom, and of the tests only those that are explored (some 30 s, once; then 3 s):
+//!
+//! ```sh
+//! RUSTFLAGS="--cfg loom" cargo test --package limiter --lib --target-dir target/loom \
+//!     --config 'profile.dev.package."*".opt-level=0'
+//! ```
 //!
 //! Refuses operations that nobody here uses. Invariant: both mean the same.
 
