@@ -267,8 +267,8 @@ impl Lease {
     /// may cover both; counts demand.
     pub fn commit(&self, cost: Cost, reserve: Fraction, now: Moment) -> Result<Room, Wait> {
         self.accrue(now);
-        self.count(cost);
         let (price, floor) = (micros(cost), self.floor(cost, reserve));
+        self.count(cost, floor);
         let spent = |balance: u64| (balance >= price + floor).then(|| balance - price);
         self.balance_micros
             .try_update(Ordering::AcqRel, Ordering::Acquire, spent)
@@ -279,7 +279,7 @@ impl Lease {
     /// Takes `cost`, or what there is of it, for something already answered; counts demand.
     pub fn charge(&self, cost: Cost, now: Moment) {
         self.accrue(now);
-        self.count(cost);
+        self.count(cost, 0);
         let price = micros(cost);
         self.balance_micros.update(Ordering::AcqRel, Ordering::Acquire, |balance| balance.saturating_sub(price));
     }
@@ -291,10 +291,11 @@ impl Lease {
 
     /// What has to be left of the balance by a request of this cost. The reserve is a fraction of half the cap, which is
     /// what a node asks to hold whatever its demand ([`Lease::target`]), so it is filled once, by what ordinary traffic
-    /// may not take, and from then on every grant is spent. A node that holds its whole cap waits for no more.
+    /// may not take, and from then on every grant is spent. Cost and reserve together are less than the cap by a token:
+    /// a node that holds a fraction of one is granted no more.
     fn floor(&self, cost: Cost, reserve: Fraction) -> u64 {
         let cap = self.cap_micros.load(Ordering::Relaxed);
-        (reserve.micros_of(cap / MICRO) / 2).min(cap.saturating_sub(micros(cost)))
+        (reserve.micros_of(cap / MICRO) / 2).min(cap.saturating_sub(micros(cost) + MICRO))
     }
 
     /// Gives back a charge that was committed a moment ago.
@@ -304,9 +305,7 @@ impl Lease {
 
     /// Counts a request that was denied on a peek here and nowhere narrower: it is demand too.
     pub fn turned_away(&self, cost: Cost, reserve: Fraction) {
-        self.count(cost);
-        // The node has to ask for as much as lets the request pass.
-        self.peak.fetch_max((micros(cost) + self.floor(cost, reserve)).div_ceil(MICRO), Ordering::Relaxed);
+        self.count(cost, self.floor(cost, reserve));
     }
 
     /// What to ask of the treasury now, if anything. Call it every few milliseconds; every ask has
@@ -474,11 +473,13 @@ impl Lease {
         raised(before) - before
     }
 
-    fn count(&self, cost: Cost) {
+    /// A node has to ask for as much as lets its largest request pass, with what has to be left after it.
+    fn count(&self, cost: Cost, floor: u64) {
         let tokens = u64::from(cost.tokens().get());
         self.demanded.fetch_add(tokens, Ordering::Relaxed);
-        if self.peak.load(Ordering::Relaxed) < tokens {
-            self.peak.fetch_max(tokens, Ordering::Relaxed);
+        let needed = tokens + floor.div_ceil(MICRO);
+        if self.peak.load(Ordering::Relaxed) < needed {
+            self.peak.fetch_max(needed, Ordering::Relaxed);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Whole fleets in virtual time: leases, a reference treasury and the way between them.
 
+mod reserve;
+
 use proptest::prelude::*;
 
 use super::*;
