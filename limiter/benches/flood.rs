@@ -18,8 +18,10 @@ const HEAVY_PER_SECOND: u64 = 10_000;
 const TIMED: u64 = 61;
 
 fn main() {
-    println!("one million strangers a line = `strangers`; `above`: what heavy keys got, over what they should have");
-    println!("ratio   burst  strangers  above %  later half %  worst key  refused %  owing %  p50 ns  p99 ns  B/key");
+    println!(
+        "above: what heavy keys got over what they should have; worst key: by how many tokens; refused, owing: strangers"
+    );
+    println!("ratio   burst   millions  above %  later half %  worst key  refused %  owing %  p50 ns  p99 ns  B/key");
     for (strangers, millions) in [(10, 10), (100, 10), (1_000, 10), (1_000, 50)] {
         for burst in [1, 5, 20] {
             run(strangers, millions, burst);

@@ -7,16 +7,16 @@
 //!
 //! # Under a flood of keys
 //! What a key owes is its TAT less `now`: zero once its burst is back, and then nothing is lost by forgetting it. A set
-//! has seven cells (16 bytes each) and 41 [ghosts](ghosts::Ghosts) (6 bytes each): of the keys that hash to it, those
+//! has seven cells (16 bytes each) and 40 [ghosts](ghosts::Ghosts) (6 bytes each): of the keys that hash to it, those
 //! that owe most have a cell, the next are known by 16 bits and a rounded TAT. A key that comes back from either goes on
 //! with what it owes. In 55 bytes per key of its size a table so remembers almost seven times as many debts as that.
 //!
-//! - A stranger that is innocent inherits a ghost's debt with a probability of at most 41 in 65,536, or 0.063 %, however
-//!   large the flood: it is the chance that one of 41 tags is its own. Nothing adds up in a ghost, unlike in the buckets
+//! - A stranger that is innocent inherits a ghost's debt with a probability of at most 40 in 65,536, or 0.061 %, however
+//!   large the flood: it is the chance that one of 40 tags is its own. Nothing adds up in a ghost, unlike in the buckets
 //!   of a count-min sketch, which a flood fills until every stranger owes a whole burst.
 //! - A debt leaves a set only for larger ones. Whoever rotates keys to push out a key that owes `d` tokens has to owe more
-//!   with 48 keys of its set at once; sets are chosen by a hash of the process's own, so with seven times the table's
-//!   keys, and to spend `7 * keys * d` tokens in the time in which `d` tokens come back: 449,000 requests per interval
+//!   with 47 keys of its set at once; sets are chosen by a hash of the process's own, so with seven times the table's
+//!   keys, and to spend `7 * keys * d` tokens in the time in which `d` tokens come back: 440,000 requests per interval
 //!   between two tokens at the default of 65,536 keys.
 //! - Where more is owed at once than a table remembers, the smallest debts are forgotten first. A key above its quota
 //!   grows out of that with the first requests of its burst; with a burst of one token it cannot, and wants more keys.

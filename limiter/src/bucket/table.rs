@@ -14,13 +14,15 @@ use super::{Cell, Gcra, Room, Wait};
 use crate::clock::Moment;
 use crate::quota::{Cost, KeyHash};
 
-/// Seven cells and their lock fill two cache lines, and the search in them is short.
+/// Seven cells, their lock and what is known of their ghosts fill two cache lines.
 const WAYS: usize = 7;
 
 /// A fixed number of cells, shared by threads, found by key.
 #[derive(Debug)]
 pub struct Table {
     sets: Box<[Set]>,
+    /// Of each set; apart, because without a flood nobody looks at them. Locked only by who holds the set's lock.
+    ghosts: Box<[Mutex<Ghosts>]>,
     keyed: RandomState,
 }
 
@@ -30,18 +32,24 @@ pub struct Table {
 struct Set(Mutex<Ways>);
 
 #[derive(Debug, Default)]
-#[repr(C)]
 struct Ways {
     ways: [Way; WAYS],
-    /// When the last ghost has paid: from then on nobody has to look at them, which are in other cache lines.
+    /// When the last ghost has paid, in nanoseconds since the origin.
     haunted_until: u64,
-    ghosts: Ghosts,
 }
 
 #[derive(Debug, Default)]
 struct Way {
     fingerprint: u64,
     cell: Cell,
+}
+
+/// Where a key belongs.
+#[derive(Clone, Copy)]
+struct Place {
+    fingerprint: u64,
+    /// Of its set.
+    index: usize,
 }
 
 impl Table {
@@ -52,7 +60,11 @@ impl Table {
 
     fn keyed_by(keys: NonZeroUsize, keyed: RandomState) -> Table {
         let sets = keys.get().div_ceil(WAYS);
-        Table { sets: std::iter::repeat_with(Set::default).take(sets).collect(), keyed }
+        Table {
+            sets: std::iter::repeat_with(Set::default).take(sets).collect(),
+            ghosts: std::iter::repeat_with(Mutex::default).take(sets).collect(),
+            keyed,
+        }
     }
 
     /// A table of another size that goes on with what the keys of this one owe. What is charged to this one from now
@@ -60,8 +72,9 @@ impl Table {
     pub(crate) fn resized(&self, keys: NonZeroUsize, now: Moment) -> Table {
         let resized = Table::keyed_by(keys, self.keyed.clone());
         for set in &self.sets {
-            for way in set.lock().ways.iter().filter(|way| way.cell.tat() > now.nanos()) {
-                resized.set_of(way.fingerprint).place(way.fingerprint, Cell::owing(way.cell.tat()), now);
+            for way in lock(&set.0).ways.iter().filter(|way| way.cell.tat() > now.nanos()) {
+                let place = resized.place(way.fingerprint);
+                resized.put(&mut lock(&resized.sets[place.index].0), place, Cell::owing(way.cell.tat()), now);
             }
         }
         resized
@@ -79,110 +92,109 @@ impl Table {
 
     /// Memory held, which never changes.
     pub fn bytes(&self) -> usize {
-        self.sets.len() * size_of::<Set>()
+        self.sets.len() * (size_of::<Set>() + size_of::<Mutex<Ghosts>>())
     }
 
     /// What [`Table::commit`] would answer; writes nothing. A key that is not held has all of its burst.
     pub fn peek(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
-        let (fingerprint, set) = self.locate(key);
-        match set.way(fingerprint) {
-            Some(way) => way.cell.peek(gcra, cost, now),
-            None => set.returning(fingerprint, now).peek(gcra, cost, now),
+        let (place, set) = self.locate(key);
+        match set.cell(place) {
+            Some(cell) => cell.peek(gcra, cost, now),
+            None => self.returning(&set, place, now).peek(gcra, cost, now),
         }
     }
 
     /// Charges `cost` to `key`, displacing what owes least if the set is full; or charges nothing and says how long to
     /// wait.
     pub fn commit(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
-        let (fingerprint, mut set) = self.locate(key);
-        if let Some(way) = set.way(fingerprint) {
-            return way.cell.commit(gcra, cost, now);
+        let (place, mut set) = self.locate(key);
+        if let Some(cell) = set.cell(place) {
+            return cell.commit(gcra, cost, now);
         }
-        let cell = set.returning(fingerprint, now);
+        let cell = self.returning(&set, place, now);
         let room = cell.commit(gcra, cost, now)?;
-        set.place(fingerprint, cell, now);
+        self.put(&mut set, place, cell, now);
         Ok(room)
     }
 
     /// Charges `cost` whatever is left, up to a whole burst, displacing what owes least if the set is full.
     pub fn charge(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) {
-        let (fingerprint, mut set) = self.locate(key);
-        if let Some(way) = set.way(fingerprint) {
-            return way.cell.charge(gcra, cost, now);
+        let (place, mut set) = self.locate(key);
+        if let Some(cell) = set.cell(place) {
+            return cell.charge(gcra, cost, now);
         }
-        let cell = set.returning(fingerprint, now);
+        let cell = self.returning(&set, place, now);
         cell.charge(gcra, cost, now);
-        set.place(fingerprint, cell, now);
+        self.put(&mut set, place, cell, now);
     }
 
     /// Gives back a charge; a key that is not even a ghost any more has nothing to be given back.
     pub fn refund(&self, key: KeyHash, gcra: &Gcra, cost: Cost) {
-        let (fingerprint, mut set) = self.locate(key);
-        if let Some(way) = set.way(fingerprint) {
-            return way.cell.refund(gcra, cost);
-        }
-        // Whether it has paid by now does not matter.
-        if let Some((index, _)) = set.ghost(fingerprint, Moment::ORIGIN) {
-            set.ghosts.forgive(index, gcra.price_nanos(cost));
+        let (place, set) = self.locate(key);
+        match set.cell(place) {
+            Some(cell) => cell.refund(gcra, cost),
+            None => lock(&self.ghosts[place.index]).forgive(place.tag(), gcra.price_nanos(cost)),
         }
     }
 
-    fn locate(&self, key: KeyHash) -> (u64, MutexGuard<'_, Ways>) {
-        let fingerprint = self.keyed.hash_one(key.0);
-        (fingerprint, self.set_of(fingerprint))
+    fn locate(&self, key: KeyHash) -> (Place, MutexGuard<'_, Ways>) {
+        let place = self.place(self.keyed.hash_one(key.0));
+        (place, lock(&self.sets[place.index].0))
     }
 
-    fn set_of(&self, fingerprint: u64) -> MutexGuard<'_, Ways> {
+    fn place(&self, fingerprint: u64) -> Place {
         // The high half of the product: an index below the number of sets, without a division.
         let index = (u128::from(fingerprint) * self.sets.len() as u128) >> 64;
-        self.sets[index as usize].lock()
-    }
-}
-
-impl Set {
-    fn lock(&self) -> MutexGuard<'_, Ways> {
-        // A panic under this lock would leave numbers, not broken structure.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Ways {
-    fn way(&self, fingerprint: u64) -> Option<&Way> {
-        self.ways.iter().find(|way| way.fingerprint == fingerprint)
+        Place { fingerprint, index: index as usize }
     }
 
     /// A cell for a key that has none: with what its ghost owes, else with all of its burst.
-    fn returning(&self, fingerprint: u64, now: Moment) -> Cell {
-        match self.ghost(fingerprint, now) {
-            Some((_, tat)) => Cell::owing(tat),
-            None => Cell::default(),
+    #[cold]
+    fn returning(&self, set: &Ways, place: Place, now: Moment) -> Cell {
+        if set.haunted_until <= now.nanos() {
+            return Cell::default();
         }
+        lock(&self.ghosts[place.index]).find(place.tag(), now.nanos()).map_or_else(Cell::default, Cell::owing)
     }
 
     /// Gives a key that has no cell the place of the one that owes least, which goes on as a ghost; or, if it owes no
     /// more than that itself, lets it be the ghost.
-    fn place(&mut self, fingerprint: u64, cell: Cell, now: Moment) {
-        if let Some((index, _)) = self.ghost(fingerprint, now) {
-            self.ghosts.forget(index);
-        }
-        let mut leaving = Way { fingerprint, cell };
-        if let Some(least) = self.ways.iter_mut().min_by_key(|way| way.cell.tat())
+    #[cold]
+    fn put(&self, set: &mut Ways, place: Place, cell: Cell, now: Moment) {
+        let mut leaving = Way { fingerprint: place.fingerprint, cell };
+        if let Some(least) = set.ways.iter_mut().min_by_key(|way| way.cell.tat())
             && least.cell.tat() < leaving.cell.tat()
         {
             std::mem::swap(least, &mut leaving);
         }
-        if leaving.cell.tat() > now.nanos() {
-            let paid = self.ghosts.keep(tag(leaving.fingerprint), leaving.cell.tat(), now.nanos());
-            self.haunted_until = self.haunted_until.max(paid);
+        let owed_until = leaving.cell.tat();
+        if owed_until.max(set.haunted_until) <= now.nanos() {
+            return;
+        }
+        let mut ghosts = lock(&self.ghosts[place.index]);
+        ghosts.forget(place.tag());
+        if owed_until > now.nanos() {
+            let paid = ghosts.keep(tag(leaving.fingerprint), owed_until, now.nanos());
+            set.haunted_until = set.haunted_until.max(paid);
         }
     }
+}
 
-    fn ghost(&self, fingerprint: u64, now: Moment) -> Option<(usize, u64)> {
-        if self.haunted_until <= now.nanos() {
-            return None;
-        }
-        self.ghosts.find(tag(fingerprint), now.nanos())
+impl Ways {
+    fn cell(&self, place: Place) -> Option<&Cell> {
+        self.ways.iter().find(|way| way.fingerprint == place.fingerprint).map(|way| &way.cell)
     }
+}
+
+impl Place {
+    fn tag(self) -> u16 {
+        tag(self.fingerprint)
+    }
+}
+
+/// A panic under these locks would leave numbers, not broken structure.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The low bits; the high ones choose the set.
