@@ -13,6 +13,9 @@ use crate::bucket::Gcra;
 use crate::lease::{Lease, LeaseError};
 use crate::quota::{Fraction, Mode, Percent, Quota, QuotaError, Weight};
 
+/// In 920 MB: a table is allocated whole, when the rule is built.
+const KEYS_MAX: usize = 1 << 24;
+
 /// What a rule counts by, narrow before wide: a key of the configuration's own, such as a tenant, an API key or a
 /// path, is as a rule shared by several users, and by less than all traffic of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -99,6 +102,8 @@ pub enum RuleError {
     KeyMissing(Arc<str>),
     #[error("rule `{0}` names a key and is not of tier key")]
     KeyUnused(Arc<str>),
+    #[error("rule `{rule}` is to hold {keys} keys, more than the {KEYS_MAX} that are no mistake")]
+    TooManyKeys { rule: Arc<str>, keys: usize },
     #[error("rule `{rule}` cannot be weighted by {weight}")]
     Weighted { rule: Arc<str>, weight: Weight, source: QuotaError },
     #[error("rule `{0}` has a reserve, which is for rules of tier node or cluster: elsewhere a class has its weight")]
@@ -155,6 +160,10 @@ fn check_one(rule: Rule, weights: &[Weight], settings: LimiterSettings) -> Resul
         (Tier::Key, None) => return Err(RuleError::KeyMissing(name())),
         (Tier::Key, Some(_)) | (_, None) => {}
         (_, Some(_)) => return Err(RuleError::KeyUnused(name())),
+    }
+    let keys = rule.keys(settings).get();
+    if rule.tier.is_weighted() && keys > KEYS_MAX {
+        return Err(RuleError::TooManyKeys { rule: name(), keys });
     }
     let reserves = reserves(&rule, weights.len())?;
     let (gcras, costs_max) = if rule.tier == Tier::Cluster {

@@ -79,6 +79,25 @@ fn a_rule_may_hold_more_or_fewer_keys_than_the_others() {
     assert_eq!((capacity("few"), capacity("many")), (7, 1_001));
 }
 
+#[test]
+fn a_reload_with_another_number_of_keys_keeps_who_is_limited() {
+    let before = limiter(vec![rule("device", Tier::Device, "1/h", 5)]);
+    let caller = subject(1, None);
+    allowed(before.rule_set(["device"]).unwrap().decide(&caller, cost(5), at(0)));
+    for keys in [7, 100_000] {
+        let resized = Rule { keys: NonZeroUsize::new(keys), ..rule("device", Tier::Device, "1/h", 8) };
+        let after = before.rebuild(vec![resized], &weights(), settings(), at(0)).unwrap();
+        assert_eq!(left(&after, "device", &caller), 3, "{keys}");
+    }
+}
+
+#[test]
+fn more_keys_than_memory_are_refused() {
+    let vast = Rule { keys: NonZeroUsize::new(usize::MAX), ..rule("device", Tier::Device, "1/h", 1) };
+    let error = Limiter::new(vec![vast], &weights(), settings(), at(0)).unwrap_err();
+    assert!(matches!(error, RuleError::TooManyKeys { keys: usize::MAX, .. }), "{error}");
+}
+
 /// Enforced, shadow, shared and leased: each gives what it has, and nobody owes more than a burst.
 #[test]
 fn a_charge_after_the_answer_takes_what_is_left_and_no_more() {
