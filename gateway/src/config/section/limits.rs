@@ -66,11 +66,9 @@ fn rule(name: &str, table: &Table<'_>) -> Option<Rule> {
     let tokens = NonZeroU32::new(burst.value)?;
     match Quota::new(rate.value, tokens) {
         Ok(quota) => Some(Rule {
-            name: name.into(),
-            tier: tier.value,
-            quota,
             mode,
             percent: u8::try_from(percent).ok().and_then(|percent| Percent::try_from(percent).ok())?,
+            ..Rule::new(name, tier.value, quota)
         }),
         Err(error) => {
             table.reading.error(&burst.at, Problem::bad(error.to_string()));
