@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::http::fields::Known;
 use crate::http::limits::Limits;
 use crate::http::message::{Method, Request, StatusCode};
+use crate::limit::{BadInquiry, Change, Inquiry};
 use crate::metrics;
 use crate::plain::{self, Bounds, Reply};
 use crate::purge::{BadOrder, Order, Outcome};
@@ -52,6 +53,8 @@ pub struct Views {
     pub status: Box<dyn Fn() -> serde_json::Value>,
     /// What is asked for most.
     pub hot: Box<dyn Fn() -> serde_json::Value>,
+    /// What limits do, and how they treat a caller.
+    pub limits: Box<dyn Fn(Inquiry) -> Result<serde_json::Value, BadInquiry>>,
     /// Follows an order to purge; ends within seconds.
     pub purge: Box<dyn Fn(Order) -> LocalFuture<Result<Outcome, BadOrder>>>,
 }
@@ -100,6 +103,9 @@ async fn answer(views: &Views, token: Option<&str>, request: &Request, peer: IpA
             _ => Reply::text(StatusCode::METHOD_NOT_ALLOWED, "send POST").with(Known::Allow, "POST"),
         };
     }
+    if let Some(rest) = path.strip_prefix("/api/v1/limits") {
+        return limits(views, &request.method, rest, request.query().unwrap_or_default());
+    }
     let view: fn(&Views) -> Reply = match path {
         "/" => |_| {
             Reply::new(StatusCode::OK, "text/html; charset=utf-8", PAGE)
@@ -115,6 +121,32 @@ async fn answer(views: &Views, token: Option<&str>, request: &Request, peer: IpA
     match request.method {
         Method::GET | Method::HEAD => view(views),
         _ => Reply::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed").with(Known::Allow, "GET, HEAD"),
+    }
+}
+
+/// `GET /api/v1/limits` and `/api/v1/limits/explain?...`; `POST` and `DELETE /api/v1/limits/RULE` for trials.
+fn limits(views: &Views, method: &Method, rest: &str, query: &str) -> Reply {
+    let is_read = matches!(*method, Method::GET | Method::HEAD);
+    let inquiry = match (rest, method) {
+        ("", _) if is_read => Ok(Inquiry::List),
+        ("/explain", _) if is_read => Inquiry::explain(query),
+        ("" | "/explain", _) => {
+            return Reply::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed").with(Known::Allow, "GET, HEAD");
+        }
+        (rule, &Method::POST) if rule.starts_with('/') => Inquiry::change(&rule[1..], query),
+        (rule, &Method::DELETE) if rule.starts_with('/') => {
+            Ok(Inquiry::Change { rule: rule[1..].to_owned(), change: Change::End })
+        }
+        (rule, _) if rule.starts_with('/') => {
+            let hint = "send POST with what to try, or DELETE to end a trial";
+            return Reply::text(StatusCode::METHOD_NOT_ALLOWED, hint).with(Known::Allow, "POST, DELETE");
+        }
+        _ => return Reply::text(StatusCode::NOT_FOUND, "not found"),
+    };
+    match inquiry.and_then(|inquiry| (views.limits)(inquiry)) {
+        Ok(value) => Reply::new(StatusCode::OK, JSON, value.to_string()),
+        Err(bad @ BadInquiry::NoRule(_)) => Reply::text(StatusCode::NOT_FOUND, &bad.to_string()),
+        Err(bad) => Reply::text(StatusCode::BAD_REQUEST, &bad.to_string()),
     }
 }
 
@@ -201,6 +233,10 @@ mod tests {
             ready: Box::new(move || Readiness { ready, draining: false, degraded: vec!["orders".to_owned()] }),
             status: Box::new(|| serde_json::json!({ "node": "n1" })),
             hot: Box::new(|| serde_json::json!({ "keys": [] })),
+            limits: Box::new(|inquiry| match inquiry {
+                Inquiry::Change { rule, .. } if rule != "device" => Err(BadInquiry::NoRule(rule)),
+                inquiry => Ok(serde_json::json!({ "asked": format!("{inquiry:?}") })),
+            }),
             purge: Box::new(|order| {
                 let missing = if order.is_soft { vec!["n2".to_owned()] } else { Vec::new() };
                 Box::pin(async { Ok(Outcome { missing, ..Outcome::default() }) })

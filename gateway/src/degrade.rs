@@ -164,6 +164,7 @@ fn problem(status: StatusCode, reason: &str) -> Bytes {
 fn sentence(kind: Kind) -> &'static str {
     match kind {
         Kind::NoRoute => "There is nothing at this address.",
+        Kind::Forbidden => "There is no access from here.",
         Kind::Limited => "Too many requests came from here in a short time. Please wait a moment and try again.",
         Kind::OnlyIfCached => "No stored answer is at hand.",
         Kind::Client | Kind::ClientGone => "The request could not be read.",

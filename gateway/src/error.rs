@@ -10,6 +10,7 @@ label! {
     /// The class of a failure.
     Kind, "kind", {
         NoRoute = "no_route",
+        Forbidden = "forbidden",
         Limited = "limited",
         BreakerOpen = "breaker_open",
         Connect = "connect",
@@ -30,9 +31,12 @@ label! {
 pub enum Error {
     #[error("no route matches")]
     NoRoute,
+    /// The caller is on the list of those who get nothing.
+    #[error("denied by the access list")]
+    Forbidden,
     /// A limit denied it; the wait is the longest of all that deny.
-    #[error("denied by limit {rule}")]
-    Limited { rule: String, denial: Box<limiter::Denial> },
+    #[error("denied by a limit")]
+    Limited { denial: Box<limiter::Denial> },
     #[error("circuit breaker is open")]
     BreakerOpen,
     /// The upstream failed before its answer began.
@@ -55,6 +59,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Error::NoRoute => Kind::NoRoute,
+            Error::Forbidden => Kind::Forbidden,
             Error::Limited { .. } => Kind::Limited,
             Error::BreakerOpen => Kind::BreakerOpen,
             Error::OnlyIfCached => Kind::OnlyIfCached,
@@ -94,6 +99,7 @@ impl Error {
         }
         match self.kind() {
             Kind::NoRoute => StatusCode::NOT_FOUND,
+            Kind::Forbidden => StatusCode::FORBIDDEN,
             Kind::Limited => StatusCode::TOO_MANY_REQUESTS,
             Kind::BreakerOpen => StatusCode::SERVICE_UNAVAILABLE,
             Kind::Timeout | Kind::ConnectTimeout | Kind::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,

@@ -89,6 +89,11 @@ pub enum Event<'a> {
         lane: &'a str,
     },
     /// The common bucket of a cluster limit does not answer.
+    /// An operator tries something out, or ends that.
+    LimitChanged {
+        rule: &'a str,
+        what: &'a str,
+    },
     /// This machine's wall clock differs from the one that counts.
     ClockOff {
         seconds: f64,
@@ -174,6 +179,7 @@ label! {
         BreakerClosed = "breaker_closed",
         ShardDown = "shard_down",
         ShardUp = "shard_up",
+        LimitChanged = "limit_changed",
         ClockOff = "clock_off",
         ClockBack = "clock_back",
         LimitOnShare = "limit_on_share",
@@ -269,6 +275,7 @@ impl Event<'_> {
                 warn!(event, region, endpoint, lane, %fault, "shard down");
             }
             Event::ShardUp { region, endpoint, lane } => info!(event, region, endpoint, lane, "shard up"),
+            Event::LimitChanged { rule, what } => info!(event, rule, what, "a limit was changed for a while"),
             Event::ClockOff { seconds } => warn!(event, seconds, "this machine's wall clock is not believed"),
             Event::ClockBack => info!(event, "this machine's wall clock is right again"),
             Event::LimitOnShare { rule } => warn!(event, rule, "a cluster limit runs on this node's share"),
@@ -313,6 +320,7 @@ impl Event<'_> {
             Event::BreakerClosed { .. } => Name::BreakerClosed,
             Event::ShardDown { .. } => Name::ShardDown,
             Event::ShardUp { .. } => Name::ShardUp,
+            Event::LimitChanged { .. } => Name::LimitChanged,
             Event::ClockOff { .. } => Name::ClockOff,
             Event::ClockBack => Name::ClockBack,
             Event::LimitOnShare { .. } => Name::LimitOnShare,

@@ -2,7 +2,13 @@
 //!
 //! The address is the peer's, or the first one from the right of `X-Forwarded-For` or `Forwarded` that is not a trusted
 //! proxy. User and tier are believed from trusted proxies alone; their fields are removed from everybody else's requests.
+//! `[access]` lists whom no limit holds, and whom nothing is answered.
+//!
 //! Invariant: nothing here grows with what clients send; identifiers become 64-bit hashes.
+
+mod access;
+
+pub use access::{Access, Entry, Settings as AccessSettings};
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
@@ -44,7 +50,15 @@ pub struct Settings {
     pub region: Vec<Source>,
     /// The region of callers that name none; `default` by default.
     pub region_default: Region,
+    /// What limits of tier `key` count by, at most `KEYS_MAX`.
+    pub keys: Vec<Source>,
+    pub access: AccessSettings,
 }
+
+/// Different keys that limits count by: each is looked for in every request.
+pub const KEYS_MAX: usize = 8;
+/// The place among a caller's keys of its address (IPv6: its /64) alone.
+pub const ADDRESS_KEY: u8 = 8;
 
 impl Default for Settings {
     fn default() -> Self {
@@ -55,6 +69,8 @@ impl Default for Settings {
             tier: None,
             region: Vec::new(),
             region_default: Region::DEFAULT,
+            keys: Vec::new(),
+            access: AccessSettings::default(),
         }
     }
 }
@@ -62,7 +78,7 @@ impl Default for Settings {
 impl Settings {
     /// The fields by which callers are identified.
     pub fn fields(&self) -> impl Iterator<Item = &str> {
-        let sources = self.device.iter().chain(&self.user).chain(&self.tier).chain(&self.region);
+        let sources = self.device.iter().chain(&self.user).chain(&self.tier).chain(&self.region).chain(&self.keys);
         sources.filter_map(|source| match source {
             Source::Header(name) => Some(&**name),
             Source::Cookie(_) | Source::Host | Source::Path(_) => None,
@@ -96,8 +112,29 @@ pub struct Caller {
     pub tier: usize,
     pub region: Region,
     pub trace: Trace,
+    /// What limits of tier `key` count by, in the order of the settings; the last is the address.
+    pub keys: [Option<KeyHash>; KEYS_MAX + 1],
+    pub access: Access,
     /// Whether the peer is a trusted proxy.
     pub is_trusted: bool,
+}
+
+/// A caller as an operator describes one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    pub ip: IpAddr,
+    pub device: Option<String>,
+    pub user: Option<String>,
+    pub tier: Option<String>,
+    /// Rules of tier `key`, and the value that each would count by.
+    pub keys: Vec<(String, String)>,
+}
+
+impl Default for Described {
+    fn default() -> Self {
+        let ip = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+        Described { ip, device: None, user: None, tier: None, keys: Vec::new() }
+    }
 }
 
 /// Reads callers off requests by the configured rules.
@@ -107,6 +144,7 @@ pub struct Identity {
     /// The same in every gateway of a fleet, so that a rule's percentage picks the same subjects everywhere. The tables
     /// of the limiter hash again with a key of their own.
     hasher: foldhash::quality::FixedState,
+    lists: Option<access::Lists>,
     random: foldhash::fast::RandomState,
 }
 
@@ -114,7 +152,8 @@ impl Identity {
     /// `tiers` are the names whose indexes callers carry; it holds `anonymous` and `standard`.
     pub fn new(settings: Settings, tiers: Vec<String>) -> Self {
         let hasher = foldhash::quality::FixedState::with_seed(0x7469_6465_6761_7465);
-        Identity { settings, tiers, hasher, random: foldhash::fast::RandomState::default() }
+        let lists = access::Lists::of(&settings.access);
+        Identity { settings, tiers, hasher, lists, random: foldhash::fast::RandomState::default() }
     }
 
     /// Identifies the sender of `request` behind `peer`, and removes identity fields it had no right to send.
@@ -126,16 +165,52 @@ impl Identity {
             self.drop_identity(&mut request.fields);
         }
         let user = self.settings.user.as_ref().and_then(|source| read(source, request));
-        let user = user.map(|user| self.hash(None, user));
+        let device = self.settings.device.iter().find_map(|source| read(source, request));
+        let access = self.lists.as_ref().map_or(Access::Ordinary, |lists| lists.judge(ip, device, user));
+        let keys = self.keys(ip, self.settings.keys.iter().map(|source| read(source, request)));
+        let (device, user) = (self.hash(Some(ip), device.unwrap_or_default()), user.map(|user| self.hash(None, user)));
         Caller {
             ip,
-            device: self.device(ip, request),
+            device,
             user,
             tier: self.tier(user.is_some(), request),
             region: self.region(request),
             trace: trace(&request.fields, &self.random),
+            keys,
+            access,
             is_trusted,
         }
+    }
+
+    /// The caller that an operator describes, `keys` by their places; `None` where there is no such tier.
+    pub fn described(&self, who: &Described, keys: &[(u8, &str)]) -> Option<Caller> {
+        let user = who.user.as_ref().map(|user| self.hash(None, user.as_bytes()));
+        let default = if user.is_some() { "standard" } else { "anonymous" };
+        let tier = who.tier.as_deref().unwrap_or(default);
+        let ip = who.ip.to_canonical();
+        let given =
+            |at: usize| keys.iter().find(|(place, _)| usize::from(*place) == at).map(|(_, value)| value.as_bytes());
+        let (device, user_id) = (who.device.as_deref().map(str::as_bytes), who.user.as_deref().map(str::as_bytes));
+        Some(Caller {
+            ip,
+            device: self.hash(Some(ip), device.unwrap_or_default()),
+            user,
+            tier: self.tiers.iter().position(|known| known == tier)?,
+            region: self.settings.region_default,
+            trace: Trace { id: 0, brought: false },
+            keys: self.keys(ip, (0..self.settings.keys.len()).map(given)),
+            access: self.lists.as_ref().map_or(Access::Ordinary, |lists| lists.judge(ip, device, user_id)),
+            is_trusted: false,
+        })
+    }
+
+    fn keys<'a>(&self, ip: IpAddr, values: impl Iterator<Item = Option<&'a [u8]>>) -> [Option<KeyHash>; KEYS_MAX + 1] {
+        let mut keys = [None; KEYS_MAX + 1];
+        for (key, value) in keys.iter_mut().zip(values) {
+            *key = value.map(|value| self.hash(None, value));
+        }
+        keys[usize::from(ADDRESS_KEY)] = Some(self.hash(Some(ip), b""));
+        keys
     }
 
     /// A number for spans and jitter.
@@ -171,11 +246,6 @@ impl Identity {
                 fields.retain(|field: Field<'_>| !field.name.eq_ignore_ascii_case(name.as_bytes()));
             }
         }
-    }
-
-    fn device(&self, ip: IpAddr, request: &Request) -> KeyHash {
-        let id = self.settings.device.iter().find_map(|source| read(source, request));
-        self.hash(Some(ip), id.unwrap_or_default())
     }
 
     fn tier(&self, is_user: bool, request: &Request) -> usize {

@@ -1,20 +1,24 @@
-//! Limits on callers: builds the limiter from the rules, and tells clients where they stand.
+//! Limits on callers: builds the limiter from the rules, decides, and keeps cluster rules supplied.
 //!
 //! Every decision is made in this process; the treasury of cluster rules is asked by a loop of its own, never by a request.
 
+mod face;
+mod inquiry;
+
+pub use face::{Face, Vote};
+pub use inquiry::{BadInquiry, Change, Inquiry};
+
 use std::num::NonZeroU32;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use limiter::{
-    Backing, Class, Clock, Cost, Denial, LeaseSettings, Limiter, LimiterSettings, Report, RuleError, RuleSet, Subject,
-    Treasury, Verdict, Weight,
+    Backing, Class, Clock, Cost, KeyIndex, LeaseSettings, Limiter, LimiterSettings, Report, Rule, RuleError, RuleSet,
+    Subject, Tier, Treasury, Verdict, Weight,
 };
 
 use crate::error::Error;
-use crate::http::fields::{Fields, Known};
-use crate::http::text;
-use crate::identify::Caller;
+use crate::identify::{ADDRESS_KEY, Caller};
 use crate::label;
 use crate::metrics::{self, Counters};
 
@@ -24,9 +28,30 @@ pub struct Settings {
     /// User tier and its weight on rate and burst; `anonymous` and `standard` are always present.
     pub weights: Vec<(String, f64)>,
     /// The rules, in the order of the file; routes refer to them by index.
-    pub rules: Vec<limiter::Rule>,
+    pub rules: Vec<RuleSettings>,
     /// Expected nodes of the fleet: a node's share of a cluster rule is 1/nodes while there is no common store.
     pub nodes: u32,
+}
+
+/// One `[limits.NAME]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RuleSettings {
+    pub rule: Rule,
+    pub tells: Tells,
+    /// In a device rule: how many devices' worth one address may use in all, whatever devices it says it has.
+    pub per_address: Option<NonZeroU32>,
+}
+
+/// What clients are told of a rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tells {
+    /// `RateLimit` and `RateLimit-Policy`.
+    #[default]
+    Everything,
+    /// `RateLimit-Policy` alone: what is left stays hidden.
+    Policy,
+    /// Neither; a denial still says when to come back.
+    Nothing,
 }
 
 impl Default for Settings {
@@ -39,8 +64,46 @@ impl Default for Settings {
     }
 }
 
+impl RuleSettings {
+    /// The rules of the limiter that this one takes: itself, and one for all devices of an address.
+    ///
+    /// # Errors
+    /// So many devices' worth are more than can be measured.
+    pub fn built(&self) -> Result<impl Iterator<Item = Rule> + use<>, limiter::QuotaError> {
+        let address = self.per_address.map(|devices| {
+            let quota = self.rule.quota.weighted(Weight::try_from(f64::from(devices.get()))?)?;
+            Ok(Rule {
+                tier: Tier::Key,
+                key: Some(KeyIndex(ADDRESS_KEY)),
+                quota,
+                name: self.address_name(),
+                ..self.rule.clone()
+            })
+        });
+        Ok([self.rule.clone()].into_iter().chain(address.transpose()?))
+    }
+
+    /// The names of those.
+    pub fn names(&self) -> impl Iterator<Item = Arc<str>> {
+        let address = self.per_address.map(|_| self.address_name());
+        [Arc::clone(&self.rule.name)].into_iter().chain(address)
+    }
+
+    /// No rule of a file can be called so.
+    fn address_name(&self) -> Arc<str> {
+        format!("{}:address", self.rule.name).into()
+    }
+}
+
+impl Settings {
+    fn tells_of(&self, name: &str) -> Tells {
+        let of = |settings: &&RuleSettings| settings.names().any(|own| *own == *name);
+        self.rules.iter().find(of).map_or(Tells::Nothing, |settings| settings.tells)
+    }
+}
+
 label! {
-    /// What a limit decided.
+    /// What limits decided.
     Decision, "decision", {
         Allowed = "allowed",
         Denied = "denied",
@@ -55,79 +118,78 @@ static CLOCK: LazyLock<Clock> = LazyLock::new(Clock::start);
 /// Registers the metrics of this module.
 pub fn expose() {
     metrics::expose_counters("tidegate_limit_decisions", "Requests decided by limits.", &DECISIONS);
+    face::expose();
 }
 
-/// Builds the limiter, keeping the state of `old` where a rule's name and tier are unchanged.
+/// Builds the limiter and its face, keeping the state of `old` where a rule's name and tier are unchanged.
 ///
 /// # Errors
 /// What the limiter refuses about the rules.
-pub fn build(settings: &Settings, node: u64, has_treasury: bool, old: Option<&Limiter>) -> Result<Limiter, RuleError> {
+pub fn build(
+    settings: &Settings,
+    node: u64,
+    has_treasury: bool,
+    old: Option<&Limiter>,
+) -> Result<(Limiter, Face), RuleError> {
     let weights: Vec<Weight> =
         settings.weights.iter().map(|(_, weight)| Weight::try_from(*weight).unwrap_or(Weight::ONE)).collect();
     let nodes = NonZeroU32::new(settings.nodes).unwrap_or(NonZeroU32::MIN);
     let backing = if has_treasury { Backing::Treasury } else { Backing::Alone };
     let shared = LimiterSettings::new(LeaseSettings::new(node, nodes, backing));
     let now = CLOCK.now();
-    match old {
-        Some(old) => old.rebuild(settings.rules.clone(), &weights, shared, now),
-        None => Limiter::new(settings.rules.clone(), &weights, shared, now),
+    let mut rules = Vec::new();
+    for settings in &settings.rules {
+        let built = settings.built();
+        let weight = || Weight::try_from(f64::from(settings.per_address.map_or(1, NonZeroU32::get)));
+        let built = built.map_err(|source| RuleError::Weighted {
+            rule: Arc::clone(&settings.rule.name),
+            weight: weight().unwrap_or(Weight::ONE),
+            source,
+        });
+        rules.extend(built?);
     }
+    let limiter = match old {
+        Some(old) => old.rebuild(rules, &weights, shared, now),
+        None => Limiter::new(rules, &weights, shared, now),
+    }?;
+    let face = Face::new(&limiter, settings);
+    Ok((limiter, face))
+}
+
+/// A caller as the limiter knows it.
+fn subject(caller: &Caller) -> Subject<'_> {
+    let class = Class(u8::try_from(caller.tier).unwrap_or(0));
+    Subject { device: caller.device, user: caller.user, class, keys: &caller.keys }
 }
 
 /// Decides one request by the rules of its route; where it may pass, tells where the caller stands.
 ///
 /// # Errors
 /// `Limited` with the longest wait of those that deny.
-pub fn decide(rules: &RuleSet, names: &[String], caller: &Caller, cost: Cost) -> Result<Report, Error> {
+pub fn decide(rules: &RuleSet, face: &Face, caller: &Caller, cost: Cost) -> Result<Report, Error> {
     if rules.is_empty() {
         return Ok(Report::default());
     }
-    let class = Class(u8::try_from(caller.tier).unwrap_or(0));
-    let subject = Subject { device: caller.device, user: caller.user, class, keys: &[] };
-    match rules.decide(&subject, cost, CLOCK.now()) {
+    match rules.decide(&subject(caller), cost, CLOCK.now()) {
         Verdict::Allowed(report) => {
-            let decision = if report.votes.shadow_denied == 0 { Decision::Allowed } else { Decision::ShadowDenied };
-            DECISIONS.inc(decision);
+            face.count(&report.votes, report.class);
+            if report.votes.applied() != 0 {
+                let is_allowed = report.votes.shadow_denied == 0;
+                DECISIONS.inc(if is_allowed { Decision::Allowed } else { Decision::ShadowDenied });
+            }
             Ok(report)
         }
         Verdict::Denied(denial) => {
+            face.count(&denial.votes, denial.class);
             DECISIONS.inc(Decision::Denied);
-            let rule = names.get(denial.standing.rule).cloned().unwrap_or_default();
-            Err(Error::Limited { rule, denial: Box::new(denial) })
+            Err(Error::Limited { denial: Box::new(denial) })
         }
     }
 }
 
-/// Writes `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10) for an allowed request.
-pub fn write_report(report: &Report, names: &[String], fields: &mut Fields) {
-    if let Some(standing) = report.tightest() {
-        write_standing(standing, names, fields);
-    }
-}
-
-/// The same for a denied one, with `Retry-After`.
-pub fn write_denial(denial: &Denial, names: &[String], fields: &mut Fields) {
-    write_standing(&denial.standing, names, fields);
-    fields.set(Known::RetryAfter, denial.retry_after_seconds().to_string());
-}
-
-fn write_standing(standing: &limiter::Standing, names: &[String], fields: &mut Fields) {
-    let Some(name) = names.get(standing.rule) else { return };
-    let (remaining, reset) = (standing.remaining, standing.reset_seconds());
-    let window = standing.quota.window();
-    let window = (window.as_secs() + u64::from(window.subsec_nanos() > 0)).max(1);
-    let mut add = |known, (first, first_value): (&str, u64), (second, second_value): (&str, u64)| {
-        fields.add_with(known, |text| {
-            text.push(b'"');
-            text.extend_from_slice(name.as_bytes());
-            text.extend_from_slice(first.as_bytes());
-            text::push_number(text, first_value);
-            text.extend_from_slice(second.as_bytes());
-            text::push_number(text, second_value);
-        });
-    };
-    add(Known::RateLimitPolicy, ("\";q=", u64::from(standing.quota.burst().get())), (";w=", window));
-    add(Known::RateLimit, ("\";r=", remaining), (";t=", reset));
+/// Charges a request that was answered already: its answer costs more than it looked like.
+pub fn charge(rules: &RuleSet, caller: &Caller, cost: Cost) {
+    rules.charge(&subject(caller), cost, CLOCK.now());
 }
 
 /// Whether a cluster rule runs on this node's share: there is no treasury, or it does not answer.
@@ -136,7 +198,7 @@ pub fn is_on_share(lease: &limiter::Lease) -> bool {
 }
 
 /// Keeps one cluster rule's lease supplied until the task is dropped. Each round asks for what the next interval needs.
-pub async fn supply(lease: std::sync::Arc<limiter::Lease>, treasury: std::sync::Arc<impl Treasury>) {
+pub async fn supply(lease: Arc<limiter::Lease>, treasury: Arc<impl Treasury>) {
     loop {
         if let Some(ask) = lease.ask(CLOCK.now()) {
             match treasury.withdraw(ask).await {

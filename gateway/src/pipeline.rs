@@ -25,7 +25,7 @@ use crate::event::Event;
 use crate::http::body::{BodyError, RequestBody};
 use crate::http::fields::Known;
 use crate::http::message::{Request, Response};
-use crate::identify::Caller;
+use crate::identify::{Access, Caller};
 use crate::metrics::{self, Counters, Label as _};
 use crate::respond::{self, CacheResult, Detail, Forward, Story};
 use crate::route::{Route, StatusClass};
@@ -76,6 +76,13 @@ pub async fn handle<'a>(
         Err(error) => passage.degrade(&error, route, request, response),
     };
     passage.respond(route, request, response);
+    if let Some(route) = route
+        && passage.story.denial.is_none()
+        && caller.access == Access::Ordinary
+        && let Some(cost) = route.cost_after(response.status)
+    {
+        limit::charge(&route.rules, &caller, cost);
+    }
     body
 }
 
@@ -131,7 +138,13 @@ impl Passage<'_> {
         response: &mut Response,
     ) -> Result<Body<'a>, Error> {
         self.story.route = Some(Arc::clone(&route.settings.name));
-        self.story.report = limit::decide(&route.rules, &self.site.rule_names, caller, route.cost)?;
+        match caller.access {
+            Access::Ordinary => {
+                self.story.report = limit::decide(&route.rules, &self.site.limits, caller, route.cost)?;
+            }
+            Access::Exempt => {}
+            Access::Denied => return Err(Error::Forbidden),
+        }
         if hop::ends_here(request) {
             return Ok(Body::Bytes(degrade::write_options(response)));
         }
@@ -168,8 +181,8 @@ impl Passage<'_> {
             degrade::write_reason(error.kind(), response);
             return body;
         }
-        if let Error::Limited { rule, denial } = error {
-            self.story.limited_by.clone_from(rule);
+        if let Error::Limited { denial } = error {
+            self.story.limited_by = self.site.limits.name(denial.standing.rule);
             self.story.denial = Some(denial.clone());
         } else if error.is_degradable() {
             self.story.degraded = "page";
@@ -201,8 +214,8 @@ impl Passage<'_> {
         CACHE.inc(story.cache);
         respond::write_cache_status(story, &mut response.fields);
         match &story.denial {
-            Some(denial) => limit::write_denial(denial, &self.site.rule_names, &mut response.fields),
-            None => limit::write_report(&story.report, &self.site.rule_names, &mut response.fields),
+            Some(denial) => self.site.limits.write_denial(denial, &mut response.fields),
+            None => self.site.limits.write_report(&story.report, &mut response.fields),
         }
         if self.site.cache.strip_targeted {
             self.site

@@ -88,7 +88,7 @@ pub struct Story {
     pub stored: bool,
     pub report: Report,
     pub denial: Option<Box<Denial>>,
-    pub limited_by: String,
+    pub limited_by: Arc<str>,
     /// Why the request was refused as malformed or oversize.
     pub refused: Option<Refusal>,
     pub degraded: &'static str,
@@ -112,7 +112,7 @@ impl Default for Story {
             stored: false,
             report: Report::default(),
             denial: None,
-            limited_by: String::new(),
+            limited_by: Arc::default(),
             refused: None,
             degraded: "",
             upstream: None,

@@ -29,6 +29,8 @@ pub struct Settings {
     pub limits: Vec<usize>,
     /// What one request costs in each rule.
     pub cost: NonZeroU32,
+    /// What its answer costs beside that, by status; the first that fits counts.
+    pub cost_by_status: Vec<(cache::Statuses, NonZeroU32)>,
     /// Cache policy; `None`: neither looked up nor stored.
     pub cache: Option<cache::RoutePolicy>,
     /// What is answered when all else failed.
@@ -46,6 +48,7 @@ impl Settings {
             upstream,
             limits: Vec::new(),
             cost: NonZeroU32::MIN,
+            cost_by_status: Vec::new(),
             cache: Some(cache::RoutePolicy::default()),
             degrade: degrade::Settings::default(),
         }
@@ -80,6 +83,14 @@ pub struct Route {
     pub rules: RuleSet,
     pub cost: Cost,
     pub counts: Arc<Counts>,
+}
+
+impl Route {
+    /// What a request costs beside its own cost, now that its answer is known.
+    pub fn cost_after(&self, status: StatusCode) -> Option<Cost> {
+        let fits = |(statuses, _): &&(cache::Statuses, NonZeroU32)| statuses.include(status.as_u16());
+        self.settings.cost_by_status.iter().find(fits).map(|(_, cost)| Cost::new(*cost))
+    }
 }
 
 label! {

@@ -99,11 +99,16 @@ pub enum Statuses {
 impl RoutePolicy {
     /// The lifetime that the operator gives to responses with `status`.
     pub fn ttl_of(&self, status: u16) -> Option<Duration> {
-        let fits = |statuses: &Statuses| match statuses {
-            Statuses::One(one) => *one == status,
-            Statuses::Class(class) => *class == status / 100,
-        };
-        self.ttl.iter().find(|(statuses, _)| fits(statuses)).map(|(_, ttl)| *ttl)
+        self.ttl.iter().find(|(statuses, _)| statuses.include(status)).map(|(_, ttl)| *ttl)
+    }
+}
+
+impl Statuses {
+    pub fn include(self, status: u16) -> bool {
+        match self {
+            Statuses::One(one) => one == status,
+            Statuses::Class(class) => class == status / 100,
+        }
     }
 }
 

@@ -3,13 +3,14 @@
 use std::collections::{HashMap, HashSet};
 use std::num::{NonZeroU32, NonZeroUsize};
 
-use limiter::{Backing, Cost, LeaseSettings, Limiter, LimiterSettings, Moment, Weight};
+use limiter::{Backing, Cost, LeaseSettings, Limiter, LimiterSettings, Moment, RuleError, Weight};
 
 use super::Config;
 use super::fault::{At, Code, Problem};
 use super::nearest::nearest;
 use super::reading::Reading;
 use super::section::Draft;
+use crate::limit::RuleSettings;
 use crate::route;
 
 /// Resolves the names of a draft and reports everything in it that does not fit together.
@@ -106,22 +107,36 @@ fn limiters(draft: &Draft, reading: &Reading<'_>) -> Vec<Option<Limiter>> {
     // Nothing is counted: one key is enough.
     let settings = LimiterSettings { keys: NonZeroUsize::MIN, lease: LeaseSettings::new(0, nodes, backing) };
     let build = |rules| Limiter::new(rules, &weights, settings, Moment::default());
-    let each = limit
-        .rules
-        .iter()
-        .zip(&draft.rules)
-        .map(|(rule, at)| build(vec![rule.clone()]).map_err(|error| reading.error(at, refused(&error))).ok());
+    // What may be too much for an address was looked at where it stands.
+    let rules = |settings: &RuleSettings| settings.built().map_or_else(|_| Vec::new(), Iterator::collect);
+    let each = limit.rules.iter().zip(&draft.rules).map(|(settings, at)| {
+        build(rules(settings)).map_err(|error| reading.error(at, refused(&error, &limit.weights))).ok()
+    });
     let each: Vec<_> = each.collect();
     if each.iter().all(Option::is_some)
-        && let Err(error) = build(limit.rules.clone())
+        && let Err(error) = build(limit.rules.iter().flat_map(rules).collect())
     {
-        reading.error(&draft.limits, refused(&error));
+        reading.error(&draft.limits, refused(&error, &limit.weights));
     }
     each
 }
 
-/// What the limiter says, and why.
-fn refused(error: &dyn std::error::Error) -> Problem {
+/// What the limiter says, and why. It knows user tiers by their places.
+fn refused(error: &RuleError, weights: &[(String, f64)]) -> Problem {
+    let tier = |class: usize| weights.get(class).map_or("", |(name, _)| name);
+    match error {
+        RuleError::CostAboveBurst { rule, class, cost, most } => {
+            let who = tier(*class);
+            return Problem::bad(format!(
+                "a cost of {cost} never passes limit `{rule}`, which lets {who} users have at most {most} at once"
+            ));
+        }
+        RuleError::ReserveOfAll { rule, class } => {
+            return Problem::bad(format!("the reserve of limit `{rule}` leaves nothing to {} users", tier(*class)));
+        }
+        _ => {}
+    }
+    let error: &dyn std::error::Error = error;
     let reason = error.source().map_or(String::new(), |source| format!(": {source}"));
     Problem::bad(format!("{error}{reason}"))
 }
@@ -166,7 +181,7 @@ fn resolve_limits(
 ) {
     let names = &draft.routes[index];
     let route = &mut draft.config.routes[index];
-    let known: Vec<&str> = draft.config.limit.rules.iter().map(|rule| &*rule.name).collect();
+    let known: Vec<&str> = draft.config.limit.rules.iter().map(|own| &*own.rule.name).collect();
     for limit in &names.limits {
         let Some(found) = known.iter().position(|name| *name == limit.value) else {
             used.is_unclear = true;
@@ -188,7 +203,7 @@ fn resolve_limits(
         route.limits.push(found);
         let rules = limiters[found].as_ref().and_then(|limiter| limiter.rule_set([known[found]]).ok());
         if let Some(Err(error)) = rules.map(|rules| rules.check_cost(Cost::new(route.cost))) {
-            reading.error(&names.cost, refused(&error));
+            reading.error(&names.cost, refused(&error, &draft.config.limit.weights));
         }
     }
 }
@@ -240,7 +255,7 @@ fn unused(draft: &Draft, used: &Used, reading: &Reading<'_>) {
     }
     for (index, (rule, at)) in draft.config.limit.rules.iter().zip(&draft.rules).enumerate() {
         if !used.rules.contains(&index) {
-            let problem = Problem::new(Code::Unused, format!("no route attaches the limit `{}`", rule.name));
+            let problem = Problem::new(Code::Unused, format!("no route attaches the limit `{}`", rule.rule.name));
             reading.warning(at, problem.hint("name it in the `limits` of a route"));
         }
     }

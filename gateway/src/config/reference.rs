@@ -133,11 +133,36 @@ const MEANINGS: &[(&str, &str)] = &[
         "Fields by which the origin speaks to this cache alone, before `Cache-Control` and `Expires`; the first that is valid counts (RFC 9213).",
     ),
     ("cache.targeted_to_clients", "Whether clients see these fields."),
-    ("limits.NAME.tier", "What the limit counts by: each device, each user, this node, or the whole fleet."),
+    ("access.exempt", "Who is never limited: networks, `device:ID`, `user:ID`."),
+    ("access.denied", "Who is answered 403, likewise; before `exempt`."),
+    (
+        "limits.NAME.tier",
+        "What the limit counts by: each device, each user, each value of a `key`, this node, or the whole fleet.",
+    ),
     ("limits.NAME.rate", "Requests that are let through in the long run: a whole number per `s`, `m`, `h` or `d`."),
     ("limits.NAME.burst", "Requests that are let through at once."),
     ("limits.NAME.mode", "`enforce` denies, `shadow` only counts what it would deny, `off` does nothing."),
     ("limits.NAME.percent", "Share of subjects the limit applies to; which ones is stable."),
+    (
+        "limits.NAME.key",
+        "What a limit of tier `key` counts by, such as a tenant, an API key or a part of the path. A request without it is not counted. At most 8 different ones.",
+    ),
+    (
+        "limits.NAME.keys",
+        "Devices, users or keys that the limit holds at a time, 55 bytes each; 65,536 where nothing is said. Under a flood of new ones those with the largest debts stay.",
+    ),
+    (
+        "limits.NAME.per_address",
+        "Of a limit of tier `device`: how many devices' worth one address (IPv6: one /64) may use in all, whatever ids it shows. 0: any.",
+    ),
+    (
+        "limits.NAME.reserve.NAME",
+        "Of a limit that all share: the part of what can be had at once that this tier of users leaves to the others, so that ordinary traffic stops before heavier users do.",
+    ),
+    (
+        "limits.NAME.headers",
+        "What clients are told: `all`, the `policy` without what is left, or `none`. A denial always says when to come back.",
+    ),
     ("upstreams.NAME.dns", "URL whose host is resolved to endpoints."),
     ("upstreams.NAME.retries", "Further attempts of safe methods."),
     ("upstreams.NAME.health", "Active health checks: `{ path, interval }`."),
@@ -159,6 +184,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("routes[].upstream", "Name of the upstream that answers."),
     ("routes[].limits", "Names of the limits that apply, all of which have to agree."),
     ("routes[].cost", "What one request costs in each limit; at most the burst of each."),
+    (
+        "routes[].cost_by_status.NAME",
+        "What an answer costs beside that, by its status or class (`401`, `5xx`): failed logins, for instance.",
+    ),
     ("routes[].journal", "Accepts writes with 202 and replays them."),
     (
         "routes[].cache.tags",

@@ -12,6 +12,7 @@ use crate::cache::fill::Fills;
 use crate::cache::stored::Meta;
 use crate::http::limits::Limits;
 use crate::identify::Identity;
+use crate::limit::Face;
 use crate::route::Routes;
 use crate::{cache, log};
 
@@ -20,8 +21,7 @@ pub struct Site {
     pub identity: Identity,
     pub routes: Routes,
     pub limiter: Limiter,
-    /// Names of the limiter's rules, by index.
-    pub rule_names: Vec<String>,
+    pub limits: Face,
     pub cache: cache::Settings,
     pub http: Limits,
 }

@@ -39,7 +39,7 @@ pub(super) fn site(
     old: Option<&Site>,
 ) -> Result<Site, limiter::RuleError> {
     let has_treasury = store.shards().next().is_some();
-    let limiter = limit::build(&config.limit, identity, has_treasury, old.map(|old| &old.limiter))?;
+    let (limiter, limits) = limit::build(&config.limit, identity, has_treasury, old.map(|old| &old.limiter))?;
     let upstreams: Vec<Arc<Upstream>> = config
         .upstreams
         .iter()
@@ -60,8 +60,8 @@ pub(super) fn site(
             || Arc::new(Breaker::new(upstream.settings().breaker.clone(), Instant::now())),
             |route| Arc::clone(&route.breaker),
         );
-        let names = settings.limits.iter().map(|index| &*config.limit.rules[*index].name);
-        let rules = limiter.rule_set(names)?;
+        let names: Vec<_> = settings.limits.iter().flat_map(|index| config.limit.rules[*index].names()).collect();
+        let rules = limiter.rule_set(names.iter().map(|name| &**name))?;
         let cost = Cost::new(settings.cost);
         rules.check_cost(cost)?;
         let counts = kept.map(|route| Arc::clone(&route.counts)).unwrap_or_default();
@@ -71,7 +71,7 @@ pub(super) fn site(
     Ok(Site {
         identity: Identity::new(config.identify.clone(), tiers),
         routes: Routes::new(routes),
-        rule_names: limiter.rules().map(|rule| rule.name.to_string()).collect(),
+        limits,
         limiter,
         cache: config.cache.clone(),
         http: config.http.clone(),

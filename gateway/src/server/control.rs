@@ -13,7 +13,7 @@ use serde_json::json;
 use shard::{BreakerState, RedisTreasury, ShardReport};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
@@ -24,7 +24,7 @@ use crate::breaker;
 use crate::cache::key;
 use crate::config::Config;
 use crate::event::{self, Event};
-use crate::limit;
+use crate::limit::{self, BadInquiry, Inquiry};
 use crate::purge::{BadOrder, Order, Outcome};
 use crate::serve;
 
@@ -66,10 +66,14 @@ async fn control(
 ) -> Result<(), StartError> {
     let admin_settings: AdminSettings = Arc::new(ArcSwap::from_pointee(shared.config.load().admin.clone()));
     let listener = tokio::net::TcpListener::from_std(admin_socket)?;
-    let is_draining = Rc::new(Cell::new(false));
+    let (is_draining, limits_changed) = (Rc::new(Cell::new(false)), Rc::new(Notify::new()));
     let (admin_stop, admin_stopped) = watch::channel(false);
-    let admin =
-        spawn_local(admin::serve(listener, Arc::clone(&admin_settings), views(shared, &is_draining), admin_stopped));
+    let admin = spawn_local(admin::serve(
+        listener,
+        Arc::clone(&admin_settings),
+        views(shared, &is_draining, &limits_changed),
+        admin_stopped,
+    ));
     let mut endings = Endings::new()?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut watch = Watch::new();
@@ -89,6 +93,10 @@ async fn control(
                 shared.log.reopen();
                 watch.look();
                 "signal"
+            }
+            () = limits_changed.notified() => {
+                suppliers.renew(shared);
+                continue;
             }
             () = watch.changed() => "file",
         };
@@ -332,10 +340,22 @@ fn tell_of_limits(shared: &Shared, on_share: &mut HashSet<Arc<str>>) {
     }
 }
 
-fn views(shared: &Arc<Shared>, is_draining: &Rc<Cell<bool>>) -> Views {
+/// Answers what is asked of limits; what is changed is logged, and may want a cluster rule supplied.
+fn inquire(shared: &Shared, changed: &Notify, inquiry: &Inquiry) -> Result<serde_json::Value, BadInquiry> {
+    let (site, config) = (shared.site.load(), shared.config.load());
+    let answer = inquiry.answer(&site.limiter, &config.limit, &site.identity)?;
+    if let Inquiry::Change { rule, change } = inquiry {
+        Event::LimitChanged { rule, what: &change.told() }.emit();
+        changed.notify_one();
+    }
+    Ok(answer)
+}
+
+fn views(shared: &Arc<Shared>, is_draining: &Rc<Cell<bool>>, limits_changed: &Rc<Notify>) -> Views {
     let (ready_shared, ready_draining) = (Arc::clone(shared), Rc::clone(is_draining));
     let (status_shared, status_draining) = (Arc::clone(shared), Rc::clone(is_draining));
-    let (purge_shared, hot_shared) = (Arc::clone(shared), Arc::clone(shared));
+    let (purge_shared, hot_shared, limits_shared) = (Arc::clone(shared), Arc::clone(shared), Arc::clone(shared));
+    let limits_changed = Rc::clone(limits_changed);
     Views {
         ready: Box::new(move || {
             let draining = ready_draining.get();
@@ -343,6 +363,7 @@ fn views(shared: &Arc<Shared>, is_draining: &Rc<Cell<bool>>) -> Views {
         }),
         status: Box::new(move || status(&status_shared, status_draining.get())),
         hot: Box::new(move || hot(&hot_shared)),
+        limits: Box::new(move |inquiry| inquire(&limits_shared, &limits_changed, &inquiry)),
         purge: Box::new(move |order| Box::pin(follow(Arc::clone(&purge_shared), order))),
     }
 }

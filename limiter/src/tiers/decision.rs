@@ -102,7 +102,7 @@ impl RuleSet {
             match held.commit(key, subject.class, cost, now) {
                 Ok(room) => {
                     charged |= held.bit;
-                    if votes.passed & held.bit != 0 {
+                    if votes.passed & held.bit != 0 && held.rule.is_told {
                         let quota = held.quota(subject.class);
                         report.note(Standing::with_room(held.index, quota, room));
                     }

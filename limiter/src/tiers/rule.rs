@@ -62,6 +62,8 @@ pub struct Rule {
     /// In a node or cluster rule, what each class leaves to the others, in the order of the weights: a fraction of the
     /// burst, or of half of what a node may hold of a cluster's. Empty: nothing.
     pub reserve: Box<[Fraction]>,
+    /// Whether a report may name it; a denial by it always does.
+    pub is_told: bool,
 }
 
 impl Rule {
@@ -76,6 +78,7 @@ impl Rule {
             percent: Percent::ALL,
             keys: None,
             reserve: Box::default(),
+            is_told: true,
         }
     }
 

@@ -5,10 +5,10 @@ use super::super::fault::{At, Problem};
 use super::super::kind::{Given, Kind, Parsed};
 use super::super::table::Table;
 use super::forms;
-use crate::identify::{Settings, Source};
+use crate::identify::{AccessSettings, Settings, Source};
 
 /// Sources that a client may set itself.
-const SOURCE: Parsed<Source> =
+pub(super) const SOURCE: Parsed<Source> =
     Parsed { name: "\"header:NAME\", \"cookie:NAME\", \"host:\" or \"path:N\"", parse: source, show };
 
 const REGION: Parsed<shard::Region> = Parsed {
@@ -31,6 +31,9 @@ pub(super) fn read(root: &Table<'_>) -> (Settings, Vec<At>) {
             tier: tier.map(|source| source.value),
             region: forms::list(table, "region", SOURCE, default.region),
             region_default: table.or("region_default", &REGION, default.region_default),
+            // What limits count by is read with them.
+            keys: Vec::new(),
+            access: AccessSettings::default(),
         };
         (settings, trusting)
     })

@@ -1,14 +1,15 @@
 //! `[tiers]` and `[limits.*]`: weights, and rules that routes attach.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 
-use limiter::{Mode, Percent, Quota, QuotaError, Rate, Rule, Tier};
+use limiter::{Fraction, KeyIndex, Mode, Percent, Quota, QuotaError, Rate, Rule, Tier};
 
-use super::super::fault::{At, Problem};
+use super::super::fault::{At, Code, Problem};
 use super::super::kind::{Choice, Parsed, Positive, Whole};
 use super::super::table::Table;
-use super::forms;
-use crate::limit;
+use super::{forms, identity};
+use crate::identify::{self, KEYS_MAX, Source};
+use crate::limit::{self, RuleSettings, Tells};
 
 /// What a subject's tier may multiply rate and burst by, at most.
 const WEIGHT_MAX: f64 = 10_000.0;
@@ -37,44 +38,136 @@ pub(super) fn weights(root: &Table<'_>) -> Vec<(String, f64)> {
     weights
 }
 
-/// Every rule, and the place of its table.
-pub(super) fn rules(root: &Table<'_>) -> Vec<(Rule, At)> {
+/// Most keys that a rule holds: 55 bytes each.
+const RULE_KEYS_MAX: u32 = 1 << 24;
+
+/// What one address may use of a device rule, in devices: an office or a mobile network behind one address, and no more than
+/// so many times what one device gets for whoever makes device ids up.
+const PER_ADDRESS: u32 = 100;
+
+/// Every rule with the place of its table. What rules of tier `key` count by goes to those who identify callers.
+pub(super) fn rules(
+    root: &Table<'_>,
+    weights: &[(String, f64)],
+    identify: &mut identify::Settings,
+) -> Vec<(RuleSettings, At)> {
     let rules = root.named("limits", |name, table| {
         if let Err(problem) = forms::name(name.value) {
             table.reading.error(&name.at, problem);
         }
-        Some((rule(name.value, table)?, name.at))
+        Some((rule(name.value, table, weights, identify)?, name.at))
     });
     rules.into_iter().flatten().collect()
 }
 
-fn rule(name: &str, table: &Table<'_>) -> Option<Rule> {
+fn rule(
+    name: &str,
+    table: &Table<'_>,
+    weights: &[(String, f64)],
+    identify: &mut identify::Settings,
+) -> Option<RuleSettings> {
     const TIERS: Choice<Tier> = Choice(&[
         ("device", Some(Tier::Device)),
         ("user", Some(Tier::User)),
+        ("key", Some(Tier::Key)),
         ("node", Some(Tier::Node)),
         ("cluster", Some(Tier::Cluster)),
     ]);
     const MODES: Choice<Mode> =
         Choice(&[("enforce", Some(Mode::Enforce)), ("shadow", Some(Mode::Shadow)), ("off", Some(Mode::Off))]);
+    const TELLS: Choice<Tells> =
+        Choice(&[("all", Some(Tells::Everything)), ("policy", Some(Tells::Policy)), ("none", Some(Tells::Nothing))]);
     let tier = table.required("tier", &TIERS);
     let rate = table.required("rate", &RATE);
     let burst = table.required("burst", &Whole(1..=BURST_MAX));
     let mode = table.or("mode", &MODES, Mode::default());
     let percent = table.or("percent", &Whole(0..=100), 100);
+    let key = table.optional("key", &identity::SOURCE);
+    let held = table.optional("keys", &Whole(1..=RULE_KEYS_MAX));
+    let tells = table.or("headers", &TELLS, Tells::default());
+    let per_address = table.or("per_address", &Whole(0..=1_000_000), PER_ADDRESS);
+    let reserve = reserve(table, weights);
     let (tier, rate, burst) = (tier?, rate?, burst?);
-    let tokens = NonZeroU32::new(burst.value)?;
-    match Quota::new(rate.value, tokens) {
-        Ok(quota) => Some(Rule {
-            mode,
-            percent: u8::try_from(percent).ok().and_then(|percent| Percent::try_from(percent).ok())?,
-            ..Rule::new(name, tier.value, quota)
-        }),
+    let quota = match Quota::new(rate.value, NonZeroU32::new(burst.value)?) {
+        Ok(quota) => quota,
         Err(error) => {
             table.reading.error(&burst.at, Problem::bad(error.to_string()));
+            return None;
+        }
+    };
+    let key = match (tier.value, key) {
+        (Tier::Key, None) => {
+            let problem = Problem::new(Code::Missing, "a limit of tier `key` says what it counts by");
+            table.reading.error(
+                &table.at,
+                problem.hint("write key = \"header:NAME\", \"cookie:NAME\", \"path:N\" or \"host:\""),
+            );
+            return None;
+        }
+        (Tier::Key, Some(source)) => Some(index_of(source.value, &mut identify.keys).or_else(|| {
+            let message = format!("limits count by more than {KEYS_MAX} different keys");
+            table.reading.error(&source.at, Problem::bad(message));
+            None
+        })?),
+        (_, Some(source)) => {
+            table.reading.error(&source.at, Problem::bad("only a limit of tier `key` counts by a key"));
             None
         }
+        (_, None) => None,
+    };
+    if let Some(held) = held.as_ref().filter(|_| matches!(tier.value, Tier::Node | Tier::Cluster)) {
+        table.reading.error(&held.at, Problem::bad("a limit that all share holds no keys"));
     }
+    let rule = Rule {
+        key,
+        mode,
+        percent: u8::try_from(percent).ok().and_then(|percent| Percent::try_from(percent).ok())?,
+        keys: held.and_then(|held| NonZeroUsize::new(super::index(held.value))),
+        reserve,
+        is_told: tells != Tells::Nothing,
+        ..Rule::new(name, tier.value, quota)
+    };
+    let mut settings = RuleSettings { rule, tells, per_address: None };
+    // Where nothing but its address tells a device, there is one for each.
+    let has_many = tier.value == Tier::Device && !identify.device.is_empty();
+    settings.per_address = NonZeroU32::new(per_address).filter(|_| has_many);
+    if let Err(error) = settings.built().map(drop) {
+        if table.has("per_address") {
+            table.reading.error(&table.place_of(&["per_address"]), Problem::bad(error.to_string()));
+        }
+        // What is too much to be measured limits nobody.
+        settings.per_address = None;
+    }
+    Some(settings)
+}
+
+/// The place of a source among those that are looked for; `None` where there are too many.
+fn index_of(source: Source, keys: &mut Vec<Source>) -> Option<KeyIndex> {
+    let at = keys.iter().position(|known| *known == source).unwrap_or_else(|| {
+        keys.push(source);
+        keys.len() - 1
+    });
+    u8::try_from(at).ok().filter(|_| at < KEYS_MAX).map(KeyIndex)
+}
+
+/// What each user tier leaves to the others, in the order of the weights; empty where none is named.
+fn reserve(table: &Table<'_>, weights: &[(String, f64)]) -> Box<[Fraction]> {
+    let named = table.pairs("reserve", &Positive(1.0));
+    if named.is_empty() {
+        return Box::default();
+    }
+    let mut reserve = vec![Fraction::ZERO; weights.len()];
+    for (name, part) in named {
+        match weights.iter().position(|(known, _)| *known == name.value) {
+            Some(at) => reserve[at] = Fraction::try_from(part).unwrap_or_default(),
+            None => {
+                let known: Vec<&str> = weights.iter().map(|(known, _)| known.as_str()).collect();
+                let problem = Problem::new(Code::UnknownName, format!("there is no user tier `{}`", name.value));
+                table.reading.error(&name.at, problem.hint(super::super::nearest::nearest(&name.value, &known)));
+            }
+        }
+    }
+    reserve.into()
 }
 
 pub(super) fn rate(text: &str) -> Result<Rate, Problem> {

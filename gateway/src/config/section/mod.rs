@@ -2,6 +2,7 @@
 //!
 //! What is read here is right by itself; whether it fits the rest is decided by `check`, which is why places travel along.
 
+mod access;
 mod forms;
 mod identity;
 mod limits;
@@ -62,11 +63,12 @@ pub(super) fn read(root: &Table<'_>) -> Draft {
     let (listen, listen_at): (Vec<_>, Vec<_>) = listen::listeners(root).into_iter().unzip();
     let (admin, admin_at) = listen::admin(root);
     let (http, accept) = listen::limits_http(root);
-    let (identify, trusting) = identity::read(root);
+    let (mut identify, trusting) = identity::read(root);
+    identify.access = access::read(root);
     let weights = limits::weights(root);
     let cache = cache(root);
     let redis = redis::read(root, cache.remote_object_bytes);
-    let (rules, rules_at) = limits::rules(root).into_iter().unzip();
+    let (rules, rules_at) = limits::rules(root, &weights, &mut identify).into_iter().unzip();
     let (upstreams, upstreams_at) = upstreams::read(root).into_iter().unzip();
     let (routes, route_names) = routes::read(root).into_iter().unzip();
     later(root);

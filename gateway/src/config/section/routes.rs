@@ -7,7 +7,7 @@ use http::StatusCode;
 
 use super::super::expand::read_file;
 use super::super::fault::Problem;
-use super::super::kind::{Choice, ListOf, Span, Text, Whole};
+use super::super::kind::{Choice, Kind, ListOf, Span, Text, Whole};
 use super::super::table::Table;
 use super::{DAY, RouteNames, SECOND, forms};
 use crate::route::{HostPattern, PathPattern, Settings};
@@ -40,6 +40,10 @@ fn route(table: &Table<'_>) -> (Settings, RouteNames) {
         host,
         methods,
         cost: NonZeroU32::new(cost).unwrap_or(default.cost),
+        cost_by_status: by_status(table, "cost_by_status", &Whole(1..=COST_MAX))
+            .into_iter()
+            .filter_map(|(statuses, cost)| Some((statuses, NonZeroU32::new(cost)?)))
+            .collect(),
         cache: table.table("cache", |cache| cache_policy(cache, default.cache.clone().unwrap_or_default())),
         degrade: table.table("degrade", |degrade| degrade_page(degrade, default.degrade.clone())),
         ..default
@@ -62,7 +66,7 @@ fn cache_policy(table: &Table<'_>, default: cache::RoutePolicy) -> Option<cache:
     let caches = table.or("mode", &MODES, true);
     let policy = cache::RoutePolicy {
         default_ttl: table.or("default_ttl", &lifetime, default.default_ttl),
-        ttl: ttl(table, &lifetime),
+        ttl: by_status(table, "ttl", &lifetime),
         ttl_jitter_percent: table.or("ttl_jitter_percent", &Whole(0..=50), default.ttl_jitter_percent),
         heuristic_max: table.or("heuristic_max", &lifetime, default.heuristic_max),
         tags: Some(table.or("tags", &forms::FIELD_OR_NONE, default.tags.unwrap_or_default()))
@@ -74,13 +78,13 @@ fn cache_policy(table: &Table<'_>, default: cache::RoutePolicy) -> Option<cache:
     caches.then_some(policy)
 }
 
-/// `ttl = { 404 = "10s", 5xx = "1s" }`, single statuses first.
-fn ttl(table: &Table<'_>, lifetime: &Span) -> Vec<(cache::Statuses, Duration)> {
+/// `{ 404 = VALUE, 5xx = VALUE }`, single statuses first.
+fn by_status<K: Kind<Value: Ord>>(table: &Table<'_>, key: &'static str, kind: &K) -> Vec<(cache::Statuses, K::Value)> {
     let mut all: Vec<_> = table
-        .pairs("ttl", lifetime)
+        .pairs(key, kind)
         .into_iter()
-        .filter_map(|(name, ttl)| match statuses(&name.value) {
-            Some(statuses) => Some((statuses, ttl)),
+        .filter_map(|(name, value)| match statuses(&name.value) {
+            Some(statuses) => Some((statuses, value)),
             None => {
                 let problem = Problem::bad(format!("`{}` is no status", name.value));
                 table.reading.error(&name.at, problem.hint("write a status such as 404, or a class such as \"5xx\""));

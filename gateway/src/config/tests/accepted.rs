@@ -64,8 +64,14 @@ identity = { trusted_proxies = ["10.1.2.3/8", "::1"], device = ["header:X-Device
 tiers = { anonymous = 0.5, gold = 2 }
 redis = { deadline = "5ms", nodes = 3, secret = "s", hot_copies = 3, regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
 cache = { memory = "1GiB", hot_rate = "90000/m", object_bytes = "2MiB", fill_bytes = "3MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"], key_query_order = "sorted", key_fields = ["X-Tenant"], status_key = "tell", variants = 9, targeted = ["Mine"], targeted_to_clients = "strip" }
-limits = { hosts = { tier = "node", rate = "60/m", burst = 2, mode = "shadow", percent = 0 } }
-log = { access = "logs/access", level = "debug" }
+access = { exempt = ["10.0.0.0/8", "user:ops"], denied = ["device:bot"] }
+[limits]
+hosts = { tier = "node", rate = "60/m", burst = 9, mode = "shadow", percent = 0, reserve = { standard = 0.5 }, headers = "policy" }
+tenants = { tier = "key", key = "header:X-Tenant", keys = 9, rate = "5/s", burst = 5, headers = "none" }
+devices = { tier = "device", rate = "5/s", burst = 5, per_address = 7 }
+[log]
+access = "logs/access"
+level = "debug"
 
 [upstreams.shop]
 endpoints = ["http://A.example", "http://[::1]:81"]
@@ -78,8 +84,9 @@ breaker = { error_ratio = 1, slow = "1s", slow_ratio = 0.25, minimum = 5, window
 name = "one"
 match = { host = "*.Shop.example", path = "/a/*", methods = ["GET"] }
 upstream = "shop"
-limits = ["hosts"]
+limits = ["hosts", "tenants", "devices"]
 cost = 2
+cost_by_status = { "401" = 9, "5xx" = 3 }
 cache = { mode = "off" }
 degrade = { status = 429, retry_after = "9s" }
 
@@ -112,8 +119,20 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     let weights =
         [("anonymous", 0.5), ("standard", 1.0), ("gold", 2.0)].map(|(name, weight)| (name.to_owned(), weight));
     assert_eq!(config.limit.weights, weights);
-    assert_eq!((config.limit.nodes, config.limit.rules.len()), (3, 1));
-    assert_eq!(config.limit.rules[0].quota.rate().to_string(), "1/s");
+    assert_eq!(config.limit.nodes, 3);
+    let [hosts, tenants, devices] = &config.limit.rules[..] else { panic!("three rules") };
+    assert_eq!((hosts.rule.quota.rate().to_string().as_str(), hosts.tells), ("1/s", limit::Tells::Policy));
+    assert_eq!(hosts.rule.reserve.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0", "0.5", "0"]);
+    assert_eq!((tenants.rule.key, tenants.rule.keys.map(usize::from)), (Some(limiter::KeyIndex(0)), Some(9)));
+    assert_eq!(
+        (identify.keys.as_slice(), tenants.tells),
+        (&[Source::Header("x-tenant".to_owned())][..], limit::Tells::Nothing)
+    );
+    assert_eq!((devices.per_address.map(u32::from), hosts.per_address), (Some(7), None));
+    assert_eq!(devices.built().expect("it is measurable").count(), 2);
+    let network = identify::Entry::Network("10.0.0.0/8".parse().expect("a network"));
+    assert_eq!(identify.access.exempt, [network, identify::Entry::User("ops".to_owned())]);
+    assert_eq!(identify.access.denied, [identify::Entry::Device("bot".to_owned())]);
     let remote = config.remote.expect("there is Redis");
     assert_eq!((remote.deadline, remote.secret.as_str(), remote.object_bytes), (second / 200, "s", 1 << 10));
     let region = &remote.regions[&shard::Region::DEFAULT];
@@ -141,8 +160,10 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     );
     assert_eq!(
         (&one.methods[..], &one.limits[..], one.cost.get(), &one.cache),
-        (&[http::Method::GET][..], &[0][..], 2, &None)
+        (&[http::Method::GET][..], &[0, 1, 2][..], 2, &None)
     );
+    let costs: Vec<_> = one.cost_by_status.iter().map(|(statuses, cost)| (*statuses, cost.get())).collect();
+    assert_eq!(costs, [(cache::Statuses::One(401), 9), (cache::Statuses::Class(5), 3)]);
     assert_eq!((one.degrade.status.as_u16(), one.degrade.retry_after), (429, 9 * second));
     assert_eq!(
         (&two.host, &two.path),

@@ -81,7 +81,7 @@ gold = 2
     assert_eq!(
         faults(&text),
         [
-            "10:8 routes[0].cost: a cost of 10 never passes rule `small`, which admits at most 5 at once",
+            "10:8 routes[0].cost: a cost of 10 never passes limit `small`, which lets anonymous users have at most 5 at once",
             "15:9 limits.fast: rule `fast` cannot be weighted by 2: rate `9000000/s x 2` is above 10000000 a second, the finest this \
              limiter can measure",
             "21:8 limits.broken.rate: rate `many` is not of the form `100/s`: a count, a slash and one of s, m, h, d (a whole \

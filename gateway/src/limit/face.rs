@@ -1,0 +1,155 @@
+//! What the rules of a limiter show: to clients in fields, to operators in counts.
+//!
+//! Refuses to show a client what its rule hides. Invariant: counts live on over reloads, by the names of rule and tier.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use limiter::{Class, Denial, Limiter, Report, Standing, Votes};
+
+use super::{Settings, Tells};
+use crate::http::fields::{Fields, Known};
+use crate::http::text;
+use crate::label;
+use crate::metrics::{self, Counter, Label as _};
+
+label! {
+    /// What a rule said of a request, and in which arm of a trial: a percentage leaves some subjects out.
+    Vote, "vote", {
+        Passed = "passed",
+        Denied = "denied",
+        ShadowPassed = "shadow_passed",
+        ShadowDenied = "shadow_denied",
+        LeftOut = "left_out",
+    }
+}
+
+impl Vote {
+    /// The arm and the decision, as two labels: so that two arms are compared by one query.
+    fn labels(self) -> (&'static str, &'static str) {
+        match self {
+            Vote::Passed => ("enforced", "passed"),
+            Vote::Denied => ("enforced", "denied"),
+            Vote::ShadowPassed => ("shadow", "passed"),
+            Vote::ShadowDenied => ("shadow", "denied"),
+            Vote::LeftOut => ("left_out", "passed"),
+        }
+    }
+}
+
+/// The votes of one rule on one tier of users.
+type Count = [Counter; Vote::ALL.len()];
+
+/// By rule and tier.
+type CountsByName = BTreeMap<(String, String), Arc<Count>>;
+
+/// For as long as the process runs: there are as many as configurations have named.
+static COUNTS: LazyLock<Mutex<CountsByName>> = LazyLock::new(Mutex::default);
+
+pub(super) fn expose() {
+    let help = "What each limit said of requests, by tier of user and arm of a trial.";
+    metrics::expose_counter_with("tidegate_limit_votes", help, |emit| {
+        for ((rule, class), count) in &*COUNTS.lock().unwrap_or_else(PoisonError::into_inner) {
+            for vote in Vote::ALL {
+                let (arm, decision) = vote.labels();
+                emit(
+                    &[("rule", rule), ("tier_class", class), ("arm", arm), ("decision", decision)],
+                    count[vote.index()].get(),
+                );
+            }
+        }
+    });
+}
+
+/// The face of a limiter's rules, by index.
+pub struct Face {
+    rules: Vec<Shown>,
+}
+
+struct Shown {
+    name: Arc<str>,
+    tells: Tells,
+    /// By class.
+    counts: Vec<Arc<Count>>,
+}
+
+impl Face {
+    pub(super) fn new(limiter: &Limiter, settings: &Settings) -> Self {
+        let mut all = COUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = |rule: &str, class: &str| {
+            Arc::clone(all.entry((rule.to_owned(), class.to_owned())).or_insert_with(|| Arc::new(Default::default())))
+        };
+        let rules = limiter.rules().map(|rule| {
+            let tells = settings.tells_of(&rule.name);
+            let counts = settings.weights.iter().map(|(class, _)| count(&rule.name, class)).collect();
+            Shown { name: Arc::clone(&rule.name), tells, counts }
+        });
+        Face { rules: rules.collect() }
+    }
+
+    /// The name of a rule; it is shared, not copied.
+    pub fn name(&self, rule: usize) -> Arc<str> {
+        self.rules.get(rule).map_or_else(Arc::default, |shown| Arc::clone(&shown.name))
+    }
+
+    /// Counts what each rule said.
+    pub(super) fn count(&self, votes: &Votes, class: Class) {
+        let masks = [
+            (Vote::Passed, votes.passed),
+            (Vote::Denied, votes.denied),
+            (Vote::ShadowPassed, votes.shadow_passed),
+            (Vote::ShadowDenied, votes.shadow_denied),
+            (Vote::LeftOut, votes.excluded),
+        ];
+        for (vote, mut mask) in masks {
+            while mask != 0 {
+                let rule = mask.trailing_zeros() as usize;
+                mask &= mask - 1;
+                let count = self.rules.get(rule).and_then(|shown| shown.counts.get(usize::from(class.0)));
+                if let Some(count) = count {
+                    count[vote.index()].inc();
+                }
+            }
+        }
+    }
+
+    /// Writes `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10) for an allowed request: of the rule
+    /// with the fewest tokens left, of those that tell.
+    pub fn write_report(&self, report: &Report, fields: &mut Fields) {
+        if let Some(standing) = report.tightest() {
+            self.write(standing, fields);
+        }
+    }
+
+    /// The same for a denied one, with `Retry-After`.
+    pub fn write_denial(&self, denial: &Denial, fields: &mut Fields) {
+        if self.tells(&denial.standing) != Tells::Nothing {
+            self.write(&denial.standing, fields);
+        }
+        fields.add_with(Known::RetryAfter, |text| text::push_number(text, denial.retry_after_seconds()));
+    }
+
+    fn tells(&self, standing: &Standing) -> Tells {
+        self.rules.get(standing.rule).map_or(Tells::Nothing, |shown| shown.tells)
+    }
+
+    fn write(&self, standing: &Standing, fields: &mut Fields) {
+        let Some(Shown { name, .. }) = self.rules.get(standing.rule) else { return };
+        let window = standing.quota.window();
+        let window = (window.as_secs() + u64::from(window.subsec_nanos() > 0)).max(1);
+        let mut add = |known, (first, first_value): (&str, u64), (second, second_value): (&str, u64)| {
+            fields.add_with(known, |text| {
+                text.push(b'"');
+                text.extend_from_slice(name.as_bytes());
+                text.extend_from_slice(first.as_bytes());
+                text::push_number(text, first_value);
+                text.extend_from_slice(second.as_bytes());
+                text::push_number(text, second_value);
+            });
+        };
+        add(Known::RateLimitPolicy, ("\";q=", u64::from(standing.quota.burst().get())), (";w=", window));
+        if self.tells(standing) == Tells::Everything {
+            add(Known::RateLimit, ("\";r=", standing.remaining), (";t=", standing.reset_seconds()));
+        }
+    }
+}

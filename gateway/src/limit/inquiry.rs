@@ -1,0 +1,325 @@
+//! What operators ask of limits and change about them for a while, on the admin address.
+//!
+//! Refuses trials without an end. Invariant: an explanation charges nobody.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use limiter::{Class, Explanation, Limiter, Mode, Percent, RuleError, Subject, Tier, Trial};
+use serde_json::{Value, json};
+
+use super::{CLOCK, Settings};
+use crate::identify::{Described, Identity};
+
+/// A trial nobody ends by hand ends by then, at the latest: long enough for a week's traffic and its Monday.
+const TRIAL_MAX: Duration = Duration::from_secs(8 * 86_400);
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Inquiry {
+    /// Every rule.
+    List,
+    /// How each rule treats a caller, and why.
+    Explain(Described),
+    Change {
+        rule: String,
+        change: Change,
+    },
+}
+
+/// What is done to a rule for a while.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Change {
+    Try {
+        trial: Trial,
+        lasting: Duration,
+    },
+    /// Back to what is configured.
+    End,
+}
+
+impl Change {
+    /// As a log tells it.
+    pub fn told(&self) -> String {
+        match self {
+            Change::Try { trial, lasting } => {
+                format!("{} for {} % during {} s", mode(trial.mode), trial.percent.get(), lasting.as_secs())
+            }
+            Change::End => "as configured".to_owned(),
+        }
+    }
+}
+
+/// Why an inquiry has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadInquiry {
+    #[error("`{0}` is no parameter here; there are {1}")]
+    Unknown(String, &'static str),
+    #[error(
+        "say for how long: for=15m, at most 8 days; and what to try: mode=enforce, shadow or off, percent=0 to 100"
+    )]
+    NoTrial,
+    #[error("`{0}` is not {1}")]
+    Bad(String, &'static str),
+    #[error("say who: ip=ADDRESS, and what else identifies the caller: device=, user=, tier=, key=RULE:VALUE")]
+    Nobody,
+    #[error("there is no rule `{0}`")]
+    NoRule(String),
+}
+
+const CHANGES: &str = "mode, percent and for";
+const DESCRIPTIONS: &str = "ip, device, user, tier and key";
+
+impl Inquiry {
+    /// Reads what a trial is to be: `mode=shadow&percent=10&for=15m`.
+    pub fn change(rule: &str, query: &str) -> Result<Inquiry, BadInquiry> {
+        let (mut mode, mut percent, mut lasting) = (None, None, None);
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            let bad = |what| BadInquiry::Bad(value.clone().into_owned(), what);
+            match &*name {
+                "mode" => {
+                    mode = Some(match &*value {
+                        "enforce" => Mode::Enforce,
+                        "shadow" => Mode::Shadow,
+                        "off" => Mode::Off,
+                        _ => return Err(bad("enforce, shadow or off")),
+                    });
+                }
+                "percent" => {
+                    let percentage = value.parse().ok().and_then(|number: u8| Percent::try_from(number).ok());
+                    percent = Some(percentage.ok_or_else(|| bad("a whole number from 0 to 100"))?);
+                }
+                "for" => {
+                    lasting =
+                        Some(span(&value).ok_or_else(|| bad("a duration such as 90s, 15m or 2h, at most 8 days"))?)
+                }
+                _ => return Err(BadInquiry::Unknown(name.into_owned(), CHANGES)),
+            }
+        }
+        let (Some(lasting), true) = (lasting, mode.is_some() || percent.is_some()) else {
+            return Err(BadInquiry::NoTrial);
+        };
+        let trial = Trial { mode: mode.unwrap_or_default(), percent: percent.unwrap_or(Percent::ALL) };
+        Ok(Inquiry::Change { rule: rule.to_owned(), change: Change::Try { trial, lasting } })
+    }
+
+    /// Reads who is to be explained: `ip=192.0.2.1&device=abc&user=alice&tier=gold&key=tenants:acme`.
+    pub fn explain(query: &str) -> Result<Inquiry, BadInquiry> {
+        let mut who = Described::default();
+        let mut ip = None;
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "ip" => {
+                    let address = value.parse::<IpAddr>();
+                    ip = Some(address.map_err(|_| BadInquiry::Bad(value.into_owned(), "an address"))?);
+                }
+                "device" => who.device = Some(value.into_owned()),
+                "user" => who.user = Some(value.into_owned()),
+                "tier" => who.tier = Some(value.into_owned()),
+                "key" => {
+                    let pair = value.split_once(':').map(|(rule, value)| (rule.to_owned(), value.to_owned()));
+                    who.keys.push(pair.ok_or_else(|| BadInquiry::Bad(value.into_owned(), "RULE:VALUE"))?);
+                }
+                _ => return Err(BadInquiry::Unknown(name.into_owned(), DESCRIPTIONS)),
+            }
+        }
+        who.ip = ip.ok_or(BadInquiry::Nobody)?;
+        Ok(Inquiry::Explain(who))
+    }
+
+    /// Answers, or does what is asked.
+    pub fn answer(&self, limiter: &Limiter, settings: &Settings, identity: &Identity) -> Result<Value, BadInquiry> {
+        match self {
+            Inquiry::List => Ok(list(limiter, settings)),
+            Inquiry::Explain(who) => explain(limiter, settings, identity, who),
+            Inquiry::Change { rule, change } => {
+                self::change(limiter, settings, rule, *change)?;
+                Ok(list(limiter, settings))
+            }
+        }
+    }
+}
+
+/// A whole number of s, m, h or d.
+fn span(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    let span = Duration::from_secs(number.parse::<u64>().ok()?.checked_mul(seconds)?);
+    (!span.is_zero() && span <= TRIAL_MAX).then_some(span)
+}
+
+/// A rule and what belongs to it change together.
+fn change(limiter: &Limiter, settings: &Settings, rule: &str, change: Change) -> Result<(), BadInquiry> {
+    let missing = |_: RuleError| BadInquiry::NoRule(rule.to_owned());
+    let own = settings.rules.iter().find(|own| &*own.rule.name == rule);
+    for name in own.ok_or_else(|| BadInquiry::NoRule(rule.to_owned()))?.names() {
+        match change {
+            Change::Try { trial, lasting } => limiter.try_out(&name, trial, CLOCK.now() + lasting),
+            Change::End => limiter.end_trial(&name),
+        }
+        .map_err(missing)?;
+    }
+    Ok(())
+}
+
+fn list(limiter: &Limiter, settings: &Settings) -> Value {
+    let now = CLOCK.now();
+    let running: Vec<_> = limiter.trials(now).collect();
+    let rules = settings.rules.iter().map(|settings| {
+        let rule = &settings.rule;
+        let trial = running.iter().find(|running| running.rule == rule.name);
+        json!({
+            "name": &*rule.name,
+            "tier": tier(rule.tier),
+            "rate": rule.quota.rate().to_string(),
+            "burst": rule.quota.burst(),
+            "mode": mode(rule.mode),
+            "percent": rule.percent.get(),
+            "trial": trial.map(|running| json!({
+                "mode": mode(running.trial.mode),
+                "percent": running.trial.percent.get(),
+                "ends_in_seconds": running.until.since(now).as_secs(),
+            })),
+        })
+    });
+    json!({ "rules": rules.collect::<Vec<_>>() })
+}
+
+fn explain(limiter: &Limiter, settings: &Settings, identity: &Identity, who: &Described) -> Result<Value, BadInquiry> {
+    let keys = who.keys.iter().map(|(rule, value)| {
+        let key = settings.rules.iter().find(|own| *own.rule.name == **rule).and_then(|own| own.rule.key);
+        key.map(|key| (key.0, value.as_str())).ok_or_else(|| BadInquiry::NoRule(rule.clone()))
+    });
+    let keys = keys.collect::<Result<Vec<_>, _>>()?;
+    let caller = identity
+        .described(who, &keys)
+        .ok_or_else(|| BadInquiry::Bad(who.tier.clone().unwrap_or_default(), "a tier of the configuration"))?;
+    let now = CLOCK.now();
+    let class = Class(u8::try_from(caller.tier).unwrap_or(0));
+    let subject = Subject { device: caller.device, user: caller.user, class, keys: &caller.keys };
+    let rules: Vec<_> = limiter
+        .explain(&subject, now)
+        .iter()
+        .map(|told| {
+            let last = told.last_denial.map(|last| {
+                json!({
+                    "seconds_ago": now.since(last.at).as_secs_f64(),
+                    "retry_after_seconds": seconds(last.retry_after),
+                })
+            });
+            json!({
+                "name": &*told.name,
+                "tier": tier(told.tier),
+                "mode": mode(told.mode),
+                "percent": told.percent.get(),
+                "is_trial": told.until.is_some(),
+                "rate": told.quota.rate().to_string(),
+                "burst": told.quota.burst(),
+                "reserve": told.reserve,
+                "remaining": told.remaining,
+                "reset_seconds": seconds(told.reset),
+                "wait_seconds": seconds(told.wait),
+                "last_denial": last,
+                "why": why(told),
+            })
+        })
+        .collect();
+    let tier = settings.weights.get(caller.tier).map(|(name, _)| name.as_str());
+    Ok(json!({ "tier": tier, "access": crate::metrics::Label::as_str(caller.access), "rules": rules }))
+}
+
+/// One sentence for a person.
+fn why(told: &Explanation) -> String {
+    if !told.has_key {
+        return "does not apply: the caller has nothing that it counts by".to_owned();
+    }
+    if told.mode == Mode::Off {
+        return "does not apply: it is off".to_owned();
+    }
+    if !told.is_included {
+        return format!("does not apply: the caller is not among the {} %", told.percent.get());
+    }
+    let verb = if told.mode == Mode::Shadow { "would deny (shadow)" } else { "denies" };
+    if told.wait.is_zero() {
+        return format!("passes: {} of {} are left", told.remaining, told.quota.burst());
+    }
+    let reserve = if told.reserve > 0 {
+        format!(", of which {} are kept for heavier tiers", told.reserve)
+    } else {
+        String::new()
+    };
+    format!("{verb} for another {:.3} s: {} are left{reserve}", seconds(told.wait), told.remaining)
+}
+
+fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}
+
+fn tier(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Device => "device",
+        Tier::User => "user",
+        Tier::Key => "key",
+        Tier::Node => "node",
+        Tier::Cluster => "cluster",
+    }
+}
+
+fn mode(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "enforce",
+        Mode::Shadow => "shadow",
+        Mode::Off => "off",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_wants_an_end_and_something_to_try() {
+        let change = |query| Inquiry::change("device", query);
+        let trial = Trial { mode: Mode::Shadow, percent: Percent::try_from(10).expect("a percentage") };
+        let expected = Change::Try { trial, lasting: Duration::from_secs(900) };
+        assert_eq!(
+            change("mode=shadow&percent=10&for=15m"),
+            Ok(Inquiry::Change { rule: "device".into(), change: expected })
+        );
+        for query in ["", "mode=shadow", "for=15m"] {
+            assert_eq!(change(query), Err(BadInquiry::NoTrial), "{query}");
+        }
+        for query in [
+            "mode=x&for=1s",
+            "percent=101&for=1s",
+            "percent=-1&for=1s",
+            "mode=off&for=0s",
+            "mode=off&for=9d",
+            "mode=off&for=1",
+            "mode=off&for=m",
+        ] {
+            assert!(matches!(change(query), Err(BadInquiry::Bad(..))), "{query}");
+        }
+        assert!(matches!(change("mode=off&for=1s&x=1"), Err(BadInquiry::Unknown(..))));
+    }
+
+    #[test]
+    fn an_explanation_wants_somebody() {
+        assert_eq!(Inquiry::explain("device=a"), Err(BadInquiry::Nobody));
+        assert!(matches!(Inquiry::explain("ip=a"), Err(BadInquiry::Bad(..))));
+        assert!(matches!(Inquiry::explain("ip=::1&key=a"), Err(BadInquiry::Bad(..))));
+        let Ok(Inquiry::Explain(who)) = Inquiry::explain("ip=192.0.2.1&device=a%26b&key=tenants:a:b") else {
+            panic!("it is right")
+        };
+        assert_eq!(
+            (who.device.as_deref(), &who.keys[..]),
+            (Some("a&b"), &[("tenants".to_owned(), "a:b".to_owned())][..])
+        );
+    }
+}
