@@ -23,12 +23,10 @@
 //!
 //! Figures are in docs/adr/0008-keyed-limits-under-flood.md.
 
-#[cfg(all(test, loom))]
-mod explored;
 mod gcra;
 mod ghosts;
 mod table;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;
 
 use std::time::Duration;

@@ -58,9 +58,7 @@
 //! 7. The record is written with `held + tokens`, or deleted if leaving.
 
 mod bank;
-#[cfg(all(test, loom))]
-mod explored;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;
 mod treasury;
 

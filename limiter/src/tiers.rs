@@ -8,7 +8,7 @@ mod denials;
 mod explain;
 mod held;
 mod rule;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;
 mod trial;
 mod verdict;
