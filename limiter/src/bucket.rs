@@ -7,7 +7,7 @@
 //!
 //! # Under a flood of keys
 //! What a key owes is its TAT less `now`: zero once its burst is back, and then nothing is lost by forgetting it. A set
-//! has seven cells (16 bytes each) and 40 [ghosts](ghosts::Ghosts) (6 bytes each): of the keys that hash to it, those
+//! has seven cells (16 bytes each) and 40 ghosts (6 bytes each): of the keys that hash to it, those
 //! that owe most have a cell, the next are known by 16 bits and a rounded TAT. A key that comes back from either goes on
 //! with what it owes. In 55 bytes per key of its size a table so remembers almost seven times as many debts as that.
 //!
@@ -23,12 +23,10 @@
 //!
 //! Figures are in docs/adr/0008-keyed-limits-under-flood.md.
 
-#[cfg(all(test, loom))]
-mod explored;
 mod gcra;
 mod ghosts;
 mod table;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;
 
 use std::time::Duration;

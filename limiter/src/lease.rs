@@ -58,9 +58,7 @@
 //! 7. The record is written with `held + tokens`, or deleted if leaving.
 
 mod bank;
-#[cfg(all(test, loom))]
-mod explored;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;
 mod treasury;
 
@@ -263,8 +261,8 @@ impl Lease {
         Ok(self.room(balance - price, floor, now))
     }
 
-    /// Spends `cost` if `reserve` is left after it (see [`Lease::floor`]), or spends nothing and estimates when a grant
-    /// may cover both; counts demand.
+    /// Spends `cost` if `reserve`, a fraction of half of what the node may hold, is left after it; or spends nothing and
+    /// estimates when a grant may cover both. Counts demand.
     pub fn commit(&self, cost: Cost, reserve: Fraction, now: Moment) -> Result<Room, Wait> {
         self.accrue(now);
         let (price, floor) = (micros(cost), self.floor(cost, reserve));

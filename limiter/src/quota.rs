@@ -5,7 +5,7 @@
 //! whatever has to be rounded is rounded so that less is admitted, never more.
 
 mod fraction;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;
 
 use std::fmt;

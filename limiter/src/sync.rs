@@ -1,8 +1,8 @@
 //! Owns where the limiter's atomics come from: the standard library, or loom, which explores every order in which threads
-//! can meet. `--cfg loom` chooses loom, and of the tests only those that are explored (some 30 s, once; then 3 s):
+//! can meet. `--cfg loom` chooses loom (some 30 s, once; then 3 s):
 //!
 //! ```sh
-//! RUSTFLAGS="--cfg loom" cargo test --package limiter --lib --target-dir target/loom \
+//! RUSTFLAGS="--cfg loom" cargo test --package limiter --test orders --target-dir target/loom \
 //!     --config 'profile.dev.package."*".opt-level=0'
 //! ```
 //!

@@ -8,7 +8,7 @@ mod denials;
 mod explain;
 mod held;
 mod rule;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests;
 mod trial;
 mod verdict;
@@ -25,7 +25,7 @@ pub use verdict::{Denial, Report, Standing, Verdict, Votes};
 
 use crate::clock::Moment;
 use crate::lease::{Lease, LeaseSettings};
-use crate::quota::{KeyHash, Mode, Weight};
+use crate::quota::{KeyHash, Weight};
 use denials::Denials;
 use held::{Held, State};
 
@@ -99,8 +99,8 @@ impl Limiter {
         settings: LimiterSettings,
         now: Moment,
     ) -> Result<Limiter, RuleError> {
-        // Everything is valid from here on: a lease that is kept changes for both limiters.
         let checked = rule::check(rules, weights, settings)?;
+        // Everything is valid from here on: a lease that is kept changes for both limiters.
         let held = checked.into_iter().enumerate().map(|(index, checked)| {
             let kept = self.rules.iter().find(|held| held.rule.continues(&checked.rule));
             Held::build(index, kept.map(|held| &**held), checked, settings, now).map(Arc::new)
@@ -157,11 +157,5 @@ impl Limiter {
     fn find(&self, name: &str) -> Result<&Arc<Held>, RuleError> {
         let named = |held: &&Arc<Held>| &*held.rule.name == name;
         self.rules.iter().find(named).ok_or_else(|| RuleError::Unknown(name.to_owned()))
-    }
-}
-
-impl Held {
-    fn is_in_use(&self) -> bool {
-        self.rule.mode != Mode::Off || self.switch.get().is_some_and(|(trial, _)| trial.mode != Mode::Off)
     }
 }

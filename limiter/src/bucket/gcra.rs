@@ -74,7 +74,8 @@ impl Gcra {
         let debt_nanos = std::cell::Cell::new(cell.debt_nanos(self, now));
         let wait = |after| Wait {
             after,
-            remaining: self.remaining(debt_nanos.get()),
+            // One that lacks a token has none, and needs no division.
+            remaining: if cost == Cost::ONE { 0 } else { self.remaining(debt_nanos.get()) },
             reset: Duration::from_nanos(debt_nanos.get()),
         };
         if cost.tokens() > self.spendable {

@@ -9,7 +9,7 @@ const GHOSTS: usize = 40;
 const UNIT_BITS: u32 = 16;
 /// Debts end at most this far from the epoch, in units: 78 hours.
 const AGE_MAX: u64 = u32::MAX as u64;
-/// From here on the epoch is moved to the present. No debt of more than 39 hours is kept whole.
+/// At this age the epoch is moved to the present. No debt of more than 39 hours is kept whole.
 const AGE_OLD: u64 = AGE_MAX / 2;
 
 /// A few debts, found by a tag. Empty ones are paid.
@@ -55,7 +55,7 @@ impl Ghosts {
         }
     }
 
-    /// Takes back some of a debt.
+    /// Takes back some of a debt, rounded down.
     pub(super) fn forgive(&mut self, tag: u16, nanos: u64) {
         if let Some(index) = self.position(tag) {
             let units = u32::try_from(nanos >> UNIT_BITS).unwrap_or(u32::MAX);
@@ -92,7 +92,7 @@ impl Ghosts {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -106,7 +106,7 @@ pub trait Treasury {
     fn withdraw(&self, ask: Ask) -> impl Future<Output = Result<Grant, TreasuryError>> + Send;
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -48,7 +48,7 @@ impl fmt::Display for Fraction {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -91,7 +91,7 @@ fn mix(key: u64, [salt, at, wait]: [u64; 3]) -> u64 {
     key ^ salt ^ at.rotate_left(21) ^ wait.rotate_left(42)
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::quota::KeyHash;

@@ -82,6 +82,11 @@ impl Held {
         Ok(Held { index, bit: 1 << index, salt: salt(&rule.name), rule, costs_max, switch, state })
     }
 
+    /// Whether it may apply to anybody, by its own mode or by that of a trial, even one that has ended.
+    pub(super) fn is_in_use(&self) -> bool {
+        self.rule.mode != Mode::Off || self.switch.get().is_some_and(|(trial, _)| trial.mode != Mode::Off)
+    }
+
     /// Mode and percentage in effect.
     pub(super) fn in_effect(&self, now: Moment) -> Trial {
         match self.switch.running(now) {

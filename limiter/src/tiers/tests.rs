@@ -14,7 +14,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::lease::Backing;
-use crate::quota::{Cost, Fraction, Percent, Quota};
+use crate::quota::{Cost, Fraction, Mode, Percent, Quota};
 
 fn quota(rate: &str, burst: u32) -> Quota {
     Quota::new(rate.parse().unwrap(), NonZeroU32::new(burst).unwrap()).unwrap()

@@ -67,7 +67,7 @@ fn read(word: u64) -> (Trial, Moment) {
     (Trial { mode, percent }, Moment::from_nanos(until_micros.saturating_mul(NANOS_PER_MICRO)))
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
