@@ -5,55 +5,76 @@
 //! together admit at most R * t + B, for rate R and burst B, whatever the load. It rests on three
 //! counts: the treasury's bucket holds at most B/2; what nodes hold unspent is at most the other
 //! half, however many they are; and what enters either is at most R, because a node that refills
-//! itself in an outage uses 0.8 of a share that the treasury keeps free while the node is silent
-//! and charges when it is back. Two excesses remain, both for want of knowledge: nodes that
-//! outnumber B/2 keep one token each in an outage; and a node that others outlive by 30 s of
-//! silence, or that never reached the treasury they reach, refills itself from a share that the
-//! treasury has given away.
+//! itself in an outage uses 0.8 of a share, and while it is silent the treasury gives that share to
+//! nobody.
+//!
+//! What exceeds it, for want of knowledge: a failover to a copy of the bucket grants again what the
+//! copy has not heard of, at most B/2; a jump of Redis's clock is worth up to 20 ms of the rate; nodes
+//! that outnumber B/2 keep one token each in an outage; and a node refills itself from a share that is
+//! given away where it never reached the bucket that the others reach, where they outlive it by 30 s
+//! of silence, or by 2 s where they are as many as are expected without it: the fleet is complete,
+//! and a share kept for a process that crashed would be lost for half a minute.
 //!
 //! # The node
 //! `balance` is all a node may spend, in millionths of tokens, never above `cap`. A grant adds to
 //! it; from `refill_from` on, which a grant puts one validity into the future and a failure to
 //! `now`, local time adds to it too. So there is no switch between two limiters to race with:
-//! a lease that is not renewed expires into the local rate by itself.
+//! a lease that is not renewed expires into the local rate by itself. Of an answer no more is taken
+//! than was asked for.
 //!
 //! # The script
 //! One Redis hash per rule, read and written by [`SCRIPT`] in one atomic run. Time is Redis `TIME`
 //! in microseconds. Numbers are doubles that hold integers; every product or quotient is floored.
+//! An ask reads and writes two fields, however many nodes there are. Every 50 ms one of them looks at
+//! every record besides.
 //!
-//! Fields: `at` (time of the last refill), `level` (micro-tokens in the bucket), `rest` (the
-//! remainder of the last refill, below `period`), and per node `n<id>` = five big-endian doubles,
-//! `asked weight share credit held`: time of its last ask; its demand in milli-tokens a second; its
-//! part of the rate in micro-tokens a second; micro-tokens it may still claim; whole tokens it
-//! holds. The hash expires one minute after the last ask.
+//! Field `bucket`, eleven big-endian doubles: `at` (Redis time of the last ask); `clock` (the bucket's
+//! own time, 0 when it was new); `swept` (its time at the last sweep); `level` (micro-tokens); `rest`
+//! (the remainder of the last refill, below `period`); over all records `nodes`, `weights`, `shares`,
+//! and `out` (whole tokens held); `claims` (micro-tokens in the level that records have earned since
+//! they were written); `quiet` (the shares of silent records). And per node `n<id>`, seven: `asked`
+//! (`clock` at its last ask); `weight`, its demand in milli-tokens a second; `share`, its part of the
+//! rate in micro-tokens a second; `credit`, micro-tokens it may still claim; `held`, whole tokens;
+//! `borrowed` and `uptime` as it told them. The hash expires one minute after the last sweep.
 //!
-//! Arguments: node, count, period, burst, expected, wanted, returned, held, demand, borrowed,
-//! leaving: see [`Ask`]; the rate is `count` tokens per `period` seconds, which is `count / period`
-//! micro-tokens per microsecond. Reply: tokens, validity in ms, nodes, share in micro-tokens/s.
+//! Arguments: node, count, period, burst, expected, wanted, returned, held, demand, borrowed, told,
+//! uptime, leaving: see [`Ask`], where `told` is `share_micros`; the rate is `count` tokens per
+//! `period` seconds, which is `count / period` micro-tokens per microsecond. Reply: tokens, validity
+//! in ms, nodes, share in micro-tokens/s.
 //!
 //! 1. `pool = max(1, floor(burst / 2))`, `afield = max(1, burst - pool)`: what the bucket and what
-//!    the nodes may hold. No `at`: the bucket is new and **empty**, `at = now`.
-//! 2. Records older than 30 s, or of another length, are deleted, the caller's own too. A record has earned
-//!    `floor((now - asked) * share / 10^6)` since it was written (a negative time counts as 0). Of
-//!    the *others*: `nodes` is their number plus one, and `total`, `shares`, `out`, `claims` are
-//!    the sums of weights, shares, tokens held, and earnings.
-//! 3. `elapsed = now - at` within 0 and 30 s (a clock that jumps back adds nothing, one that jumps
-//!    forward at most a full bucket). `parts = elapsed * count + rest`;
-//!    `gained = floor(parts / period)`; `rest = parts - gained * period`.
-//!    `level = min(pool, level + gained + returned) - borrowed`, no lower than `-pool`.
-//! 4. `fleet = max(nodes, expected)`; `cap = max(1, floor(afield / fleet))`;
-//!    `weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)`;
-//!    `rate = floor(count * 10^6 / period)`;
-//!    `share = floor(rate * weight / (total + weight))`, at most `rate - shares`, at least 0: the
-//!    shares that nodes were last told never sum to more than the rate, even while one of them
-//!    cannot hear that the others' demand has grown.
-//! 5. `credit` is 0 for a caller without a record; else its old credit
-//!    `+ earned + returned - borrowed`, within `-cap` and `cap`. This is the grant in proportion to
-//!    demand by elapsed time.
-//! 6. `available = max(credit, level - max(claims, floor(pool / 2)))`: a surplus that nobody claims
-//!    is anyone's, but what the others earn, silent ones too, is kept for them.
-//!    `tokens = floor(min(wanted, available, level))`, at most `cap - held` and
-//!    `afield - out - held`, at least 0. `level -= tokens`;
+//!    the nodes may hold. A new bucket is **empty**, all its numbers are 0, `at` is now.
+//! 2. *Time passes.* `step = now - at`, from 0 to 1 s; where the caller has a record, `clock` advances
+//!    no further than 20 ms beyond `asked` plus what the caller's own clock counted since. So a clock
+//!    that jumps adds nothing, and an outage, in which nobody asks, passes as one second at most.
+//!    `parts = step * count + rest`; `gained = floor(parts / period)`; `rest = parts - gained * period`;
+//!    `level += gained` less what `quiet` earned in the step; `claims` grows by what the other shares
+//!    earned.
+//! 3. *Sweep*, if 50 ms passed since the last. A record is **quiet** if it did not ask for 150 ms before
+//!    a sweep: what it earns from then on is its own business, because it lives on 0.8 of it. Of what
+//!    entered the level on its account since it last asked, `keep` is left, and what exceeds that is
+//!    taken out again, once, but not so that less is left than is claimed. `keep` is the time in which
+//!    the rate fills half the pool, at most 150 ms: so the silent never claim more than half of it.
+//!    Quiet records that are gone (30 s; 2 s where the others are at least `expected`) are deleted, as
+//!    is what has another length. The sums are taken anew: `claims` of `share * (clock - asked)`, of
+//!    `share * keep` where quiet.
+//! 4. *The caller's account.* With a record, it leaves the sums. It has earned `share * (clock - asked)`,
+//!    or `share * keep` where quiet. `charge = borrowed` less what was reported before; where quiet, less
+//!    what was kept free for it, `share` times what its own clock counted beyond `keep`. `credit += earned
+//!    + returned - charge`. Without a record it is charged what it ever borrowed, at most what its share
+//!    earned since there is a bucket, or since it is up: a bucket that comes back empty knows of no outage, and asks no one to pay for
+//!    it. `level = min(pool, level + returned) - charge`, no lower than `-pool`.
+//! 5. *Its share.* `fleet = max(nodes, expected)`, the caller among them; `cap = max(1, floor(afield /
+//!    fleet))`; `weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)`;
+//!    `rate = floor(count * 10^6 / period)`. `share = floor(rate * weight / weights)`, or `told` while the
+//!    bucket is younger than 200 ms and has not heard of all; at most `rate - shares`: the shares that
+//!    nodes were last told never sum to more than the rate, even while one of them cannot hear that the
+//!    others' demand has grown. The record keeps the larger of it and `told`, because this answer may be
+//!    lost.
+//! 6. *Its grant.* `credit` is held within `-cap` and `cap`. `available = min(level - claims, max(credit,
+//!    level - pool / 2))`: grants follow demand by elapsed time, a surplus that nobody claims is anyone's,
+//!    and what the others earn, silent ones too, is kept for them. `tokens = floor(min(wanted,
+//!    available))`, at most `cap - held` and `afield - out - held`, at least 0. `level -= tokens`;
 //!    `credit = max(credit - tokens, min(credit, 0))`.
 //! 7. The record is written with `held + tokens`, or deleted if leaving.
 
@@ -76,13 +97,19 @@ use crate::quota::{Cost, Quota, Rate};
 
 const MICRO: u64 = 1_000_000;
 const NANOS: u128 = 1_000_000_000;
-/// Asking more often costs Redis more than the smoother supply is worth.
-const PACE_MIN: Duration = Duration::from_millis(2);
+/// Asking more often costs Redis more than the smoother supply is worth: at most 100 times a second.
+const PACE_MIN: Duration = Duration::from_millis(10);
+/// What each node of a large fleet adds to the pace.
+const PACE_PER_NODE: Duration = Duration::from_micros(200);
 /// A node without demand, or without an answer, asks this many times less often. It still asks,
 /// because the treasury takes a node that is silent for long for gone.
 const IDLE_PACES: u32 = 5;
+/// And no less often than this, so that it is heard of soon after Redis is back.
+const IDLE_PACE_MAX: Duration = Duration::from_millis(100);
 /// An ask that nobody answered or declared failed, because its task ended, is lost after this.
 const LOST_AFTER: Duration = Duration::from_secs(1);
+/// No answer makes a node wait longer before it lives on its own share.
+const VALID_MAX: Duration = Duration::from_secs(10);
 
 /// Where a cluster limit gets its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,9 +165,10 @@ pub struct Lease {
     cap_micros: AtomicU64,
     /// Local time adds to the balance from here on, in nanoseconds.
     refill_from: AtomicU64,
-    /// Millionths of a token per second: the local rate, and the rate at which grants may be expected.
-    local_micros: AtomicU64,
-    expected_micros: AtomicU64,
+    /// Billionths of a token per second: the local rate, and the rate at which grants may be expected.
+    local_nanos: AtomicU64,
+    expected_nanos: AtomicU64,
+    /// All that local time ever added.
     borrowed_micros: AtomicU64,
     /// All tokens ever asked for by clients, admitted or not, and the largest single cost lately.
     demanded: AtomicU64,
@@ -153,9 +181,12 @@ pub struct Lease {
 struct Desk {
     quota: Quota,
     settings: LeaseSettings,
-    fleet: u32,
+    /// What the treasury last said, where it ever did: nodes it sees, and this node's part of the rate.
+    nodes_seen: u32,
+    told_micros: Option<u64>,
     pending: Option<Pending>,
     asked_at: Option<Moment>,
+    began: Moment,
     failing: bool,
     left: bool,
     counted: u64,
@@ -167,7 +198,7 @@ struct Desk {
 #[derive(Clone, Copy, Debug)]
 struct Pending {
     since: Moment,
-    borrowed_micros: u64,
+    wanted: u64,
 }
 
 impl Lease {
@@ -178,9 +209,11 @@ impl Lease {
         let desk = Desk {
             quota,
             settings,
-            fleet: settings.nodes.get(),
+            nodes_seen: 0,
+            told_micros: None,
             pending: None,
             asked_at: None,
+            began: now,
             failing: false,
             left: false,
             counted: 0,
@@ -192,14 +225,14 @@ impl Lease {
             balance_micros: AtomicU64::new(0),
             cap_micros: AtomicU64::new(0),
             refill_from: AtomicU64::new(now.nanos()),
-            local_micros: AtomicU64::new(0),
-            expected_micros: AtomicU64::new(0),
+            local_nanos: AtomicU64::new(0),
+            expected_nanos: AtomicU64::new(0),
             borrowed_micros: AtomicU64::new(0),
             demanded: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             desk: Mutex::new(desk),
         };
-        lease.publish(&lease.desk(), None);
+        lease.publish(&lease.desk());
         if settings.backing == Backing::Alone {
             lease.balance_micros.store(lease.cap_micros.load(Ordering::Relaxed), Ordering::Release);
         }
@@ -226,13 +259,11 @@ impl Lease {
         }
         // What passed until now, passed at the old rate.
         self.accrue(now);
+        // A share follows the rate it is a part of; all shares together stay within it, whichever nodes know.
+        let (old, new) = (desk.quota.rate().micros_per_second(), quota.rate().micros_per_second());
+        desk.told_micros = desk.told_micros.map(|told| scaled(told, new, old));
         (desk.quota, desk.settings) = (quota, settings);
-        // A treasury knows better how many there are, and says so with its next grant.
-        desk.fleet = match settings.backing {
-            Backing::Treasury => desk.fleet.max(settings.nodes.get()),
-            Backing::Alone => settings.nodes.get(),
-        };
-        self.publish(&desk, None);
+        self.publish(&desk);
         let cap = self.cap_micros.load(Ordering::Relaxed);
         self.balance_micros.fetch_min(cap, Ordering::AcqRel);
     }
@@ -295,7 +326,7 @@ impl Lease {
         let demanded = self.demanded.load(Ordering::Relaxed);
         let pace = self.pace(&desk);
         let idle = demanded == desk.counted || desk.failing;
-        let due = if idle { pace * IDLE_PACES } else { pace };
+        let due = if idle { (pace * IDLE_PACES).min(IDLE_PACE_MAX).max(pace) } else { pace };
         if desk.asked_at.is_some_and(|asked| now.since(asked) < due) {
             return None;
         }
@@ -318,26 +349,28 @@ impl Lease {
             return None;
         }
         self.accrue(now);
-        self.local_micros.store(0, Ordering::Release);
+        self.local_nanos.store(0, Ordering::Release);
         let returned = self.withdraw_above(0, 0);
         let ask = Ask { leaving: true, ..self.compose(&mut desk, now, 0, returned) };
         (desk.left, desk.pending) = (true, None);
         Some(ask)
     }
 
-    /// Takes the answer to the pending ask; one that comes when none is pending is dropped.
+    /// Takes the answer to the pending ask; one that comes when none is pending is dropped. Whatever it says, no
+    /// more is taken than was asked for, and no share above the rate.
     pub fn deposit(&self, grant: Grant, now: Moment) {
         let mut desk = self.desk();
-        if desk.pending.take().is_none() {
-            return;
-        }
+        let Some(pending) = desk.pending.take() else { return };
         desk.failing = false;
         // The clock of the local rate stops only after what it has brought so far is counted.
         self.accrue(now);
-        desk.fleet = grant.nodes_seen.unwrap_or(0).max(desk.settings.nodes.get());
-        self.publish(&desk, grant.share_micros);
-        self.add(grant.tokens.saturating_mul(MICRO));
-        self.refill_from.store((now + grant.valid_for).nanos(), Ordering::Release);
+        desk.nodes_seen = grant.nodes_seen.unwrap_or(0);
+        let rate = desk.quota.rate().micros_per_second();
+        desk.told_micros = grant.share_micros.map(|share| share.min(rate)).or(desk.told_micros);
+        self.publish(&desk);
+        self.add(grant.tokens.min(pending.wanted).saturating_mul(MICRO));
+        let valid_for = grant.valid_for.min(VALID_MAX);
+        self.refill_from.store((now + valid_for).nanos(), Ordering::Release);
     }
 
     /// The pending ask got no answer: the node goes on at 0.8 of its last known share.
@@ -352,29 +385,27 @@ impl Lease {
 
     /// What is lost with the answer is lost: the treasury may have granted, or taken back, already.
     fn give_up(&self, desk: &mut Desk, now: Moment) {
-        if let Some(pending) = desk.pending.take() {
-            self.borrowed_micros.fetch_add(pending.borrowed_micros, Ordering::AcqRel);
-        }
-        desk.failing = true;
+        (desk.pending, desk.failing) = (None, true);
         self.refill_from.fetch_min(now.nanos(), Ordering::AcqRel);
     }
 
     fn compose(&self, desk: &mut Desk, now: Moment, target: u64, returned: u64) -> Ask {
         let balance = self.balance_micros.load(Ordering::Acquire);
-        // Beyond a few bursts the treasury's debts are floored anyway, and doubles stay exact.
-        let debt_max = 4 * MICRO * u64::from(desk.quota.burst().get());
-        let borrowed_micros = self.borrowed_micros.swap(0, Ordering::AcqRel).min(debt_max);
-        desk.pending = Some(Pending { since: now, borrowed_micros });
+        let wanted = target.saturating_sub(balance).div_ceil(MICRO);
+        desk.pending = Some(Pending { since: now, wanted });
         desk.asked_at = Some(now);
+        let uptime = now.since(desk.began).as_micros();
         Ask {
             node: desk.settings.node,
             quota: desk.quota,
             expected: desk.settings.nodes.get(),
-            wanted: target.saturating_sub(balance).div_ceil(MICRO),
+            wanted,
             returned,
             held: balance.div_ceil(MICRO),
             demand_millis: desk.demand_millis,
-            borrowed_micros,
+            borrowed: self.borrowed_micros.load(Ordering::Acquire).div_ceil(MICRO),
+            share_micros: desk.told_micros.unwrap_or_else(|| desk.equal_nanos() / 1_000),
+            uptime_micros: u64::try_from(uptime).unwrap_or(u64::MAX),
             leaving: false,
         }
     }
@@ -388,13 +419,15 @@ impl Lease {
         demand.max(desk.peak.saturating_mul(MICRO)).max(cap / 2).min(cap)
     }
 
-    /// The interval, or half the time in which the cap lasts at this node's share if that is less:
-    /// a small burst has to be fetched more often.
+    /// The interval, longer in a large fleet so that all together ask one key no more than 5,000 times a second; or
+    /// half the time in which the cap lasts at this node's share if that is less: a small burst has to be fetched
+    /// more often.
     fn pace(&self, desk: &Desk) -> Duration {
         let cap = u128::from(self.cap_micros.load(Ordering::Relaxed));
-        let share = u128::from(self.expected_micros.load(Ordering::Relaxed).max(1));
-        let half_life = u64::try_from(cap * NANOS / (2 * share)).unwrap_or(u64::MAX);
-        Duration::from_nanos(half_life).max(PACE_MIN).min(desk.settings.interval)
+        let share = u128::from(self.expected_nanos.load(Ordering::Relaxed).max(1));
+        let half_life = u64::try_from(cap * 1_000 * NANOS / (2 * share)).unwrap_or(u64::MAX);
+        let interval = desk.settings.interval.max(PACE_PER_NODE * desk.fleet());
+        Duration::from_nanos(half_life).min(interval).max(PACE_MIN)
     }
 
     fn measure_demand(&self, desk: &mut Desk, demanded: u64, now: Moment) {
@@ -421,14 +454,14 @@ impl Lease {
     /// so that no fraction is lost however often this runs. Who moves it, owns the time.
     fn accrue(&self, now: Moment) {
         let from = self.refill_from.load(Ordering::Acquire);
-        let rate = u128::from(self.local_micros.load(Ordering::Acquire));
+        let rate = u128::from(self.local_nanos.load(Ordering::Acquire));
         let elapsed = u128::from(now.nanos().saturating_sub(from));
-        let gained = elapsed * rate / NANOS;
+        let gained = elapsed * rate / (1_000 * NANOS);
         if gained == 0 {
             return;
         }
         // No later than `now`, because `gained` was rounded down.
-        let taken = u64::try_from((gained * NANOS).div_ceil(rate)).unwrap_or(u64::MAX);
+        let taken = u64::try_from((gained * 1_000 * NANOS).div_ceil(rate)).unwrap_or(u64::MAX);
         let moved = from.saturating_add(taken);
         if self.refill_from.compare_exchange(from, moved, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             let added = self.add(u64::try_from(gained).unwrap_or(u64::MAX));
@@ -463,35 +496,49 @@ impl Lease {
     }
 
     fn time_for(&self, micros: u64, now: Moment) -> Duration {
-        let rate = if self.is_local(now) { &self.local_micros } else { &self.expected_micros };
+        let rate = if self.is_local(now) { &self.local_nanos } else { &self.expected_nanos };
         match u128::from(rate.load(Ordering::Relaxed)) {
             // A share of nothing is a newcomer's, and lasts until the treasury next answers.
             0 => LOST_AFTER,
             rate => {
-                let nanos = (u128::from(micros) * NANOS).div_ceil(rate);
+                let nanos = (u128::from(micros) * 1_000 * NANOS).div_ceil(rate);
                 Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
             }
         }
     }
 
     /// Derives what the hot path reads from the quota, the fleet and, if known, this node's share.
-    fn publish(&self, desk: &Desk, share_micros: Option<u64>) {
-        let equal = desk.quota.rate().micros_per_second() / u64::from(desk.fleet);
-        let share = share_micros.unwrap_or(equal);
+    fn publish(&self, desk: &Desk) {
+        let equal = desk.equal_nanos();
+        let share = desk.told_micros.map_or(equal, |told| told.saturating_mul(1_000));
         let local = match desk.settings.backing {
             Backing::Alone => share,
-            Backing::Treasury => share.saturating_mul(4) / 5,
+            Backing::Treasury => share / 5 * 4,
         };
-        let cap = cap_tokens(desk.quota, desk.settings.backing, desk.fleet);
+        let cap = cap_tokens(desk.quota, desk.settings.backing, desk.fleet());
         self.cap_micros.store(u64::from(cap) * MICRO, Ordering::Release);
         // A share follows demand: a node that had none has little, and gets more once it asks for it.
-        self.expected_micros.store(share.max(equal), Ordering::Release);
-        self.local_micros.store(local, Ordering::Release);
+        self.expected_nanos.store(share.max(equal), Ordering::Release);
+        self.local_nanos.store(local, Ordering::Release);
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
         // Nothing under this lock can panic half way; its numbers are valid in any combination.
         self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Desk {
+    /// As many nodes as are seen, or expected: the treasury does not see those that cannot reach it.
+    fn fleet(&self) -> u32 {
+        self.nodes_seen.max(self.settings.nodes.get())
+    }
+
+    /// An equal part of the rate, in billionths of a token per second: millionths would make 1/h 0.3 % slow.
+    fn equal_nanos(&self) -> u64 {
+        let rate = self.quota.rate();
+        let nanos = u128::from(rate.count()) * NANOS / u128::from(rate.seconds()) / u128::from(self.fleet());
+        u64::try_from(nanos).unwrap_or(u64::MAX)
     }
 }
 
@@ -504,6 +551,10 @@ fn cap_tokens(quota: Quota, backing: Backing, fleet: u32) -> u32 {
         Backing::Alone => burst,
     };
     (afield / fleet).max(1)
+}
+
+fn scaled(value: u64, to: u64, from: u64) -> u64 {
+    u64::try_from(u128::from(value) * u128::from(to) / u128::from(from.max(1))).unwrap_or(u64::MAX)
 }
 
 fn micros(cost: Cost) -> u64 {
