@@ -5,7 +5,7 @@ mod server;
 use limiter::lease::{Ask, Bank, Grant, SCRIPT, Treasury, TreasuryError};
 use limiter::{Quota, Rate};
 use proptest::prelude::*;
-use server::{SLACK, Server, store_on};
+use server::{SLACK, Server, settings, store, store_on};
 use shard::RedisTreasury;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -75,6 +75,26 @@ async fn a_treasury_that_hangs_or_is_gone_answers_within_the_deadline_and_comes_
     let began = Instant::now();
     assert_eq!(treasury.withdraw(ask(1, quota)).await, Err(TreasuryError::Unavailable));
     assert!(began.elapsed() < DEADLINE + SLACK);
+}
+
+#[tokio::test]
+async fn a_user_that_may_do_what_the_documentation_says_can_run_the_script() {
+    let documented = include_str!("../../docs/purging.md");
+    let rules =
+        documented.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER tidegate ")).expect("it is there");
+    let server = Server::start();
+    let mut command = redis::cmd("ACL");
+    command.arg("SETUSER").arg("tidegate");
+    rules.split_whitespace().for_each(|rule| _ = command.arg(rule.replace(">PASSWORD", ">secret")));
+    let () = command.query(&mut server.spy()).unwrap();
+    let url = format!("redis://tidegate:secret@127.0.0.1:{}", server.port());
+    let treasury = RedisTreasury::new(&store(settings(&[("default", &[url])])), "cluster", DEADLINE).unwrap();
+    let quota = quota(50_000, 5_000);
+    for millis in [0, 60, 120] {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        treasury.withdraw(Ask { uptime_micros: millis * 1_000, ..ask(1, quota) }).await.unwrap();
+    }
+    treasury.withdraw(Ask { leaving: true, ..ask(1, quota) }).await.unwrap();
 }
 
 /// The script with the time as two more arguments, and a bucket of its own for every run.
