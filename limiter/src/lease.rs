@@ -67,10 +67,11 @@
 //! 5. *Its share.* `fleet = max(nodes, expected)`, the caller among them; `cap = max(1, floor(afield /
 //!    fleet))`; `weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)`;
 //!    `rate = floor(count * 10^6 / period)`. `share = floor(rate * weight / weights)`, or `told` while the
-//!    bucket is younger than 200 ms and has not heard of all; at most `rate - shares`: the shares that
-//!    nodes were last told never sum to more than the rate, even while one of them cannot hear that the
-//!    others' demand has grown. The record keeps the larger of it and `told`, because this answer may be
-//!    lost.
+//!    bucket is younger than 200 ms and has not heard of all; at most `free = rate - shares`, less, while
+//!    the bucket is younger than 30 s, an equal part for each node that is expected and was not seen.
+//!    So the shares that nodes were last told never sum to more than the rate, even while one of them
+//!    cannot hear that the others' demand has grown. The record keeps the larger of it and
+//!    `told`, because this answer may be lost.
 //! 6. *Its grant.* `credit` is held within `-cap` and `cap`. `available = min(level - claims, max(credit,
 //!    level - pool / 2))`: grants follow demand by elapsed time, a surplus that nobody claims is anyone's,
 //!    and what the others earn, silent ones too, is kept for them. `tokens = floor(min(wanted,

@@ -176,3 +176,44 @@ fn the_script_agrees_with_the_limiters_reference() {
         }
     });
 }
+
+/// What a fleet costs one core of Redis, for docs/adr/0008: every node asks as often as a busy one does, for 3 s. Run
+/// it alone on a quiet machine: `cargo test -p shard --test treasury -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn what_a_fleet_costs_redis() {
+    for nodes in [1_u64, 20, 100, 300, 1_000] {
+        let server = Server::start();
+        let mut connection = server.spy();
+        let script = redis::Script::new(SCRIPT);
+        let _sha: String = redis::cmd("SCRIPT").arg("LOAD").arg(SCRIPT).query(&mut connection).unwrap();
+        let (began, quota) = (Instant::now(), quota(100_000, 100_000));
+        let pace = Duration::from_micros((200 * nodes).clamp(20_000, 100_000));
+        let mut asks = 0;
+        for turn in 1.. {
+            if began.elapsed() > Duration::from_secs(3) {
+                break;
+            }
+            let mut round = redis::pipe();
+            for node in 0..nodes {
+                let uptime_micros = u64::try_from(began.elapsed().as_micros()).unwrap();
+                let ask = Ask { expected: 1, uptime_micros, ..ask(node, quota) };
+                let call = round.cmd("EVALSHA").arg(script.get_hash()).arg(1).arg("bucket");
+                ask.arguments().into_iter().for_each(|argument| _ = call.arg(argument));
+                asks += 1;
+            }
+            let _grants: Vec<Vec<i64>> = round.query(&mut connection).unwrap();
+            std::thread::sleep((turn * pace).saturating_sub(began.elapsed()));
+        }
+        let took = began.elapsed();
+        let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut connection).unwrap();
+        let evalsha = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).expect("it was called");
+        let micros = evalsha.split(['=', ',']).nth(3).and_then(|usec| usec.parse::<f64>().ok()).expect("usec");
+        println!(
+            "{nodes} nodes: {:.0} asks a second, {:.1} us each, {:.1} % of a core",
+            f64::from(asks) / took.as_secs_f64(),
+            micros / f64::from(asks),
+            micros / 10_000.0 / took.as_secs_f64()
+        );
+    }
+}

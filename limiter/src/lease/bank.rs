@@ -198,7 +198,8 @@ impl Bucket {
         let cap = (terms.afield / fleet).floor().max(1.0);
         let idle = (terms.count * 1_000.0 / terms.period / (IDLE_PARTS * fleet)).floor();
         let weight = (ask.demand_millis as f64).max(idle).max(1.0);
-        let free = terms.rate - self.sums.shares;
+        let unseen = if self.clock < FORGET { (terms.expected - nodes).max(0.0) } else { 0.0 };
+        let free = terms.rate - self.sums.shares - (terms.rate * unseen / terms.expected).floor();
         let by_demand = (terms.rate * weight / (self.sums.weights + weight)).floor();
         let share = if self.clock < YOUNG { told } else { by_demand }.min(free).max(0.0);
         let kept = share.max(told.min(free));
@@ -217,5 +218,66 @@ impl Bucket {
             share_micros: Some(share as u64),
         };
         (record, grant)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::quota::{Quota, Rate};
+
+    fn ask() -> impl Strategy<Value = Ask> {
+        let quota = Quota::new(Rate::new(5_000, 1).unwrap(), NonZeroU32::new(1_000).unwrap()).unwrap();
+        let amounts = (0u64..1_000, prop_oneof![4 => Just(0u64), 1 => 0u64..50], 0u64..300, 0u64..50_000_000);
+        let past = (0u64..5_000, 0u64..5_000_000_000, 0u64..100_000_000);
+        (0u64..6, amounts, past, prop::bool::weighted(0.05)).prop_map(move |(node, amounts, past, leaving)| {
+            let (wanted, returned, held, demand_millis) = amounts;
+            let (borrowed, share_micros, uptime_micros) = past;
+            let expected = 4;
+            Ask {
+                node,
+                quota,
+                expected,
+                wanted,
+                returned,
+                held,
+                demand_millis,
+                borrowed,
+                share_micros,
+                uptime_micros,
+                leaving,
+            }
+        })
+    }
+
+    proptest! {
+        /// Whatever nodes say, and however wrong they are.
+        #[test]
+        fn grants_never_exceed_the_rate_and_half_the_burst(
+            asks in prop::collection::vec((prop_oneof![8 => 0u64..30_000, 1 => 0u64..5_000_000], ask()), 1..200),
+        ) {
+            let (mut bank, mut now, mut granted, mut least) = (Bank::default(), 1_700_000_000_000_000, 0.0, 0.0_f64);
+            let began = now;
+            for (after, ask) in asks {
+                now += after;
+                let passed = 5_000.0 * (now - began) as f64 / MICRO;
+                least = least.min(granted - passed);
+                granted += bank.withdraw(&ask, now).tokens as f64 - ask.returned as f64;
+                prop_assert!(granted - passed - least <= 500.0, "{granted} in {passed}");
+
+                let bucket = bank.bucket.unwrap();
+                let mut sums = Sums::default();
+                bank.records.values().for_each(|record| sums.add(record));
+                let shown = |sums: &Sums| [sums.nodes, sums.weights, sums.shares, sums.out];
+                prop_assert_eq!(shown(&bucket.sums), shown(&sums));
+                prop_assert!(sums.shares <= 5_000.0 * MICRO, "{} told", sums.shares);
+                prop_assert!(bucket.level.abs() <= 500.0 * MICRO && bucket.claims >= 0.0, "{bucket:?}");
+                prop_assert!(bucket.quiet >= 0.0 && bucket.quiet <= sums.shares, "{bucket:?}");
+            }
+        }
     }
 }

@@ -424,6 +424,36 @@ fn a_node_that_leaves_frees_its_part_at_once() {
 }
 
 #[test]
+fn a_node_that_crashed_and_came_back_waits_two_seconds_for_its_share() {
+    let mut fleet = Fleet::new(10_000, 1_000, &[50_000.0]);
+    fleet.run(Duration::from_secs(2), &[]);
+    let crashed = fleet.nodes[0].admitted;
+    let settings = settings(99, 1, Backing::Treasury);
+    fleet.nodes[0].lease = Lease::new(fleet.quota, settings, at(fleet.millis)).unwrap();
+    let meanwhile = fleet.run(Duration::from_millis(2_100), &[]);
+    let after = fleet.run(Duration::from_secs(1), &[]);
+    println!("{crashed}, then {meanwhile} in 2.1 s, then {after} in a second");
+    assert!((9_900..=10_500).contains(&after), "{after}");
+}
+
+/// The treasury hears a node that does not hear the treasury.
+#[test]
+fn asks_whose_answers_are_lost_are_charged_once_and_to_the_one_who_asks() {
+    let mut fleet = Fleet::new(10_000, 2_000, &[12_500.0; 4]);
+    fleet.run(Duration::from_secs(2), &[]);
+    let before = [0, 1, 2, 3].map(|node: usize| fleet.nodes[node].admitted);
+    for _ in 0..5_000 {
+        fleet.run(TICK, &[]);
+        let deaf = &mut fleet.nodes[0];
+        deaf.answer = deaf.answer.map(|(due, answer)| (if answer.is_some() { due + 19 } else { due }, None));
+    }
+    let [deaf, others @ ..] = [0, 1, 2, 3].map(|node: usize| fleet.nodes[node].admitted - before[node]);
+    println!("deaf {deaf}, others {others:?}");
+    assert!((9_500..=10_500).contains(&deaf), "0.8 of its quarter: {deaf}");
+    assert!(others.iter().all(|&other| other >= 12_000), "their quarters: {others:?}");
+}
+
+#[test]
 fn nodes_that_come_and_go_never_hold_more_than_the_burst() {
     let mut bank = Bank::default();
     let quota = quota(10_000, 100);

@@ -53,6 +53,30 @@ fn rough() -> Vec<Scenario> {
     ]
 }
 
+/// 100 ms away, 100 ms back.
+const FLAPS: &[(u64, Event)] = &[
+    (1_000, Down),
+    (1_100, Back),
+    (1_200, Down),
+    (1_300, Back),
+    (1_400, Down),
+    (1_500, Back),
+    (1_600, Down),
+    (1_700, Back),
+    (1_800, Down),
+    (1_900, Back),
+    (2_000, Down),
+    (2_100, Back),
+    (2_200, Down),
+    (2_300, Back),
+    (2_400, Down),
+    (2_500, Back),
+    (2_600, Down),
+    (2_700, Back),
+    (2_800, Down),
+    (2_900, Back),
+];
+
 /// Away, a fleet lives on 0.8 of the rate; 0.2 of 5 s in 6.5 s are lost.
 fn outages() -> Vec<Scenario> {
     let long = |name, load, events| Scenario {
@@ -76,6 +100,11 @@ fn outages() -> Vec<Scenario> {
         long("0.9x, away for 5 s and back empty", 0.9, &[(2_000, Down), (7_000, BackEmpty)]),
         long("5x, 5 of 20 cut off for 5 s", 5.0, &[(2_000, CutOff(5)), (7_000, Healed)]),
         long("0.9x, 5 of 20 cut off for 5 s", 0.9, &[(2_000, CutOff(5)), (7_000, Healed)]),
+        Scenario {
+            spread: Spread::Zipf,
+            ..short("5x, Zipf, Redis restarts empty", 5.0, &[(2_000, Down), (2_200, BackEmpty)])
+        },
+        short("5x, Redis flaps", 5.0, FLAPS),
         short("5x, all cut off for 150 ms", 5.0, &[(2_000, CutOff(20)), (2_150, Healed)]),
         short("5x, Redis restarts empty", 5.0, &[(2_000, Down), (2_200, BackEmpty)]),
         short("5x, failover loses 1 s", 5.0, &[(2_000, Down), (2_100, BackOneSecondOlder)]),

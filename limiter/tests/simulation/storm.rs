@@ -17,6 +17,7 @@ pub(crate) struct Storm {
 }
 
 const RATE: u64 = 2_000;
+const TURNS: usize = 24;
 
 impl Storm {
     pub(crate) fn blow(seed: u64) -> Storm {
@@ -30,19 +31,12 @@ impl Storm {
         let log = vec![format!("{nodes} nodes, burst {burst}")];
         let mut storm = Storm { burst, excess: 0.0, excess_max: f64::from(burst), log };
         let mut demand = vec![0.0; nodes as usize];
-        for _ in 0..14 {
+        for _ in 0..TURNS {
             storm.turn(&mut fleet, &mut random);
-            for node in &mut demand {
-                // Idle, within the share, and far above it.
-                let load = [0.0, 0.05, 0.8, 2.0, 20.0][random.below(5) as usize];
-                *node = RATE as f64 * load / f64::from(nodes);
-            }
-            let lasts = [30, 150, 500, 1_500][random.below(4) as usize];
-            storm.log.push(format!(
-                "{} ms at {demand:?} for {lasts} ms, worst so far {}",
-                fleet.now() / 1_000,
-                fleet.audit.worst
-            ));
+            demand_anew(&mut demand, &mut random);
+            // Short ones, so that nobody is silent for long; and long ones, in which a burst comes back.
+            let lasts = [20, 60, 120, 200, 400, 1_200][random.below(6) as usize];
+            storm.log.push(format!("{} ms: {demand:.0?} for {lasts} ms, {}", fleet.now() / MS, fleet.audit.worst));
             (0..lasts).for_each(|_| fleet.tick(|index| demand[index]));
         }
         storm.excess = fleet.audit.worst;
@@ -50,12 +44,12 @@ impl Storm {
     }
 
     fn turn(&mut self, fleet: &mut Fleet, random: &mut Random) {
-        let what = random.below(9);
+        let what = random.below(12);
         match what {
-            0 => fleet.wire.is_down = true,
-            1 => fleet.wire.is_down = false,
+            0 | 9 => fleet.wire.is_down = true,
+            1 | 10 => fleet.wire.is_down = false,
             2 => {
-                // What a new bucket never hears of, it cannot know: nobody is cut off from it from the beginning.
+                // What a new bucket, or an older one, never hears of, it cannot know: nobody is cut off from the beginning.
                 fleet.wire.cut_off.fill(false);
                 fleet.wire.is_down = false;
                 fleet.lose_all();
@@ -69,6 +63,8 @@ impl Storm {
             5 => fleet.redis_ahead += random.below(7_200_000_000).cast_signed() - 3_600_000_000,
             6 => fleet.wire.lost = [0, 10_000, 200_000][random.below(3) as usize],
             7 if fleet.all_are_known_for(1_100 * MS) => {
+                fleet.wire.cut_off.fill(false);
+                fleet.wire.is_down = false;
                 fleet.lose_a_second();
                 self.excess_max += f64::from((self.burst / 2).max(1));
             }
@@ -77,5 +73,19 @@ impl Storm {
         let wire = &fleet.wire;
         let cut_off: Vec<u8> = wire.cut_off.iter().map(|&is| u8::from(is)).collect();
         self.log.push(format!("event {what}: down {}, cut off {cut_off:?}, lost {}", wire.is_down, wire.lost));
+    }
+}
+
+/// Idle, within the share, and far above it: everybody alike, or each as it comes.
+fn demand_anew(demand: &mut [f64], random: &mut Random) {
+    let equal = RATE as f64 / demand.len() as f64;
+    match random.below(4) {
+        0 => demand.fill(0.0),
+        1 => demand.fill(20.0 * equal),
+        _ => {
+            for node in demand {
+                *node = equal * [0.0, 0.05, 0.8, 2.0, 20.0][random.below(5) as usize];
+            }
+        }
     }
 }
