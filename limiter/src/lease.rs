@@ -80,6 +80,7 @@
 //! 7. The record is written with `held + tokens`, or deleted if leaving.
 
 mod bank;
+mod desk;
 #[cfg(test)]
 mod tests;
 mod treasury;
@@ -90,6 +91,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use bank::Bank;
+use desk::Desk;
 pub use treasury::{Ask, Grant, SCRIPT, Treasury, TreasuryError};
 
 use crate::bucket::{Room, Wait};
@@ -98,19 +100,8 @@ use crate::quota::{Cost, Quota, Rate};
 
 const MICRO: u64 = 1_000_000;
 const NANOS: u128 = 1_000_000_000;
-/// Asking more often costs Redis more than the smoother supply is worth: at most 100 times a second.
-const PACE_MIN: Duration = Duration::from_millis(10);
-/// What each node of a large fleet adds to the pace.
-const PACE_PER_NODE: Duration = Duration::from_micros(200);
-/// A node without demand, or without an answer, asks this many times less often. It still asks,
-/// because the treasury takes a node that is silent for long for gone.
-const IDLE_PACES: u32 = 5;
-/// And no less often than this, so that it is heard of soon after Redis is back.
-const IDLE_PACE_MAX: Duration = Duration::from_millis(100);
 /// An ask that nobody answered or declared failed, because its task ended, is lost after this.
 const LOST_AFTER: Duration = Duration::from_secs(1);
-/// No answer makes a node wait longer before it lives on its own share.
-const VALID_MAX: Duration = Duration::from_secs(10);
 
 /// Where a cluster limit gets its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,51 +168,11 @@ pub struct Lease {
     desk: Mutex<Desk>,
 }
 
-/// What only the asking loop touches, some fifty times a second.
-#[derive(Debug)]
-struct Desk {
-    quota: Quota,
-    settings: LeaseSettings,
-    /// What the treasury last said, where it ever did: nodes it sees, and this node's part of the rate.
-    nodes_seen: u32,
-    told_micros: Option<u64>,
-    pending: Option<Pending>,
-    asked_at: Option<Moment>,
-    began: Moment,
-    failing: bool,
-    left: bool,
-    counted: u64,
-    counted_at: Moment,
-    demand_millis: u64,
-    peak: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Pending {
-    since: Moment,
-    wanted: u64,
-}
-
 impl Lease {
     /// A lease that starts empty and on 0.8 of an equal share, until the treasury answers; alone,
     /// one that starts with its whole part of the burst.
     pub fn new(quota: Quota, settings: LeaseSettings, now: Moment) -> Result<Lease, LeaseError> {
         Lease::check(quota, settings)?;
-        let desk = Desk {
-            quota,
-            settings,
-            nodes_seen: 0,
-            told_micros: None,
-            pending: None,
-            asked_at: None,
-            began: now,
-            failing: false,
-            left: false,
-            counted: 0,
-            counted_at: now,
-            demand_millis: 0,
-            peak: 0,
-        };
         let lease = Lease {
             balance_micros: AtomicU64::new(0),
             cap_micros: AtomicU64::new(0),
@@ -231,7 +182,7 @@ impl Lease {
             borrowed_micros: AtomicU64::new(0),
             demanded: AtomicU64::new(0),
             peak: AtomicU64::new(0),
-            desk: Mutex::new(desk),
+            desk: Mutex::new(Desk::new(quota, settings, now)),
         };
         lease.publish(&lease.desk());
         if settings.backing == Backing::Alone {
@@ -260,10 +211,7 @@ impl Lease {
         }
         // What passed until now, passed at the old rate.
         self.accrue(now);
-        // A share follows the rate it is a part of; all shares together stay within it, whichever nodes know.
-        let (old, new) = (desk.quota.rate().micros_per_second(), quota.rate().micros_per_second());
-        desk.told_micros = desk.told_micros.map(|told| scaled(told, new, old));
-        (desk.quota, desk.settings) = (quota, settings);
+        desk.retune(quota, settings);
         self.publish(&desk);
         let cap = self.cap_micros.load(Ordering::Relaxed);
         self.balance_micros.fetch_min(cap, Ordering::AcqRel);
@@ -311,144 +259,9 @@ impl Lease {
         self.count(cost);
     }
 
-    /// What to ask of the treasury now, if anything. Call it every few milliseconds; every ask has
-    /// to be followed by [`Lease::deposit`] or [`Lease::failed`] before there is another.
-    pub fn ask(&self, now: Moment) -> Option<Ask> {
-        let mut desk = self.desk();
-        if desk.settings.backing == Backing::Alone || desk.left {
-            return None;
-        }
-        if let Some(pending) = desk.pending {
-            if now.since(pending.since) < LOST_AFTER {
-                return None;
-            }
-            self.give_up(&mut desk, now);
-        }
-        let demanded = self.demanded.load(Ordering::Relaxed);
-        let pace = self.pace(&desk);
-        let idle = demanded == desk.counted || desk.failing;
-        let due = if idle { (pace * IDLE_PACES).min(IDLE_PACE_MAX).max(pace) } else { pace };
-        if desk.asked_at.is_some_and(|asked| now.since(asked) < due) {
-            return None;
-        }
-        self.measure_demand(&mut desk, demanded, now);
-        self.accrue(now);
-        let target = self.target(&desk, pace);
-        let cap = self.cap_micros.load(Ordering::Relaxed);
-        // A slack, so that tokens do not go to and fro with every breath of the demand.
-        // While asks fail nothing is returned: it would be lost with them.
-        let slack = if desk.failing { u64::MAX } else { cap / 4 };
-        let returned = self.withdraw_above(target, slack);
-        Some(self.compose(&mut desk, now, target, returned))
-    }
-
-    /// The last ask of a node that shuts down and has nothing left to decide: it gives everything back,
-    /// so that its part of the rate is free at once and not after half a minute. The answer is ignored.
-    pub fn leave(&self, now: Moment) -> Option<Ask> {
-        let mut desk = self.desk();
-        if desk.settings.backing == Backing::Alone || desk.left {
-            return None;
-        }
-        self.accrue(now);
-        self.local_nanos.store(0, Ordering::Release);
-        let returned = self.withdraw_above(0, 0);
-        let ask = Ask { leaving: true, ..self.compose(&mut desk, now, 0, returned) };
-        (desk.left, desk.pending) = (true, None);
-        Some(ask)
-    }
-
-    /// Takes the answer to the pending ask; one that comes when none is pending is dropped. Whatever it says, no
-    /// more is taken than was asked for, and no share above the rate.
-    pub fn deposit(&self, grant: Grant, now: Moment) {
-        let mut desk = self.desk();
-        let Some(pending) = desk.pending.take() else { return };
-        desk.failing = false;
-        // The clock of the local rate stops only after what it has brought so far is counted.
-        self.accrue(now);
-        desk.nodes_seen = grant.nodes_seen.unwrap_or(0);
-        let rate = desk.quota.rate().micros_per_second();
-        desk.told_micros = grant.share_micros.map(|share| share.min(rate)).or(desk.told_micros);
-        self.publish(&desk);
-        self.add(grant.tokens.min(pending.wanted).saturating_mul(MICRO));
-        let valid_for = grant.valid_for.min(VALID_MAX);
-        self.refill_from.store((now + valid_for).nanos(), Ordering::Release);
-    }
-
-    /// The pending ask got no answer: the node goes on at 0.8 of its last known share.
-    pub fn failed(&self, now: Moment) {
-        self.give_up(&mut self.desk(), now);
-    }
-
     /// Whether the node lives on its own rate, because the treasury is away or there is none.
     pub fn is_local(&self, now: Moment) -> bool {
         self.refill_from.load(Ordering::Acquire) <= now.nanos()
-    }
-
-    /// What is lost with the answer is lost: the treasury may have granted, or taken back, already.
-    fn give_up(&self, desk: &mut Desk, now: Moment) {
-        (desk.pending, desk.failing) = (None, true);
-        self.refill_from.fetch_min(now.nanos(), Ordering::AcqRel);
-    }
-
-    fn compose(&self, desk: &mut Desk, now: Moment, target: u64, returned: u64) -> Ask {
-        let balance = self.balance_micros.load(Ordering::Acquire);
-        let wanted = target.saturating_sub(balance).div_ceil(MICRO);
-        desk.pending = Some(Pending { since: now, wanted });
-        desk.asked_at = Some(now);
-        let uptime = now.since(desk.began).as_micros();
-        Ask {
-            node: desk.settings.node,
-            quota: desk.quota,
-            expected: desk.settings.nodes.get(),
-            wanted,
-            returned,
-            held: balance.div_ceil(MICRO),
-            demand_millis: desk.demand_millis,
-            borrowed: self.borrowed_micros.load(Ordering::Acquire).div_ceil(MICRO),
-            share_micros: desk.told_micros.unwrap_or_else(|| desk.equal_nanos() / 1_000),
-            uptime_micros: u64::try_from(uptime).unwrap_or(u64::MAX),
-            leaving: false,
-        }
-    }
-
-    /// Twice the demand of a pace (one is spent while the next is fetched), the largest request,
-    /// or half the cap, so that the first request after a pause finds something.
-    fn target(&self, desk: &Desk, pace: Duration) -> u64 {
-        let cap = self.cap_micros.load(Ordering::Relaxed);
-        let demand = u128::from(desk.demand_millis) * 1_000 * pace.as_nanos() * 2 / NANOS;
-        let demand = u64::try_from(demand).unwrap_or(u64::MAX);
-        demand.max(desk.peak.saturating_mul(MICRO)).max(cap / 2).min(cap)
-    }
-
-    /// The interval, longer in a large fleet so that all together ask one key no more than 5,000 times a second; or
-    /// half the time in which the cap lasts at this node's share if that is less: a small burst has to be fetched
-    /// more often.
-    fn pace(&self, desk: &Desk) -> Duration {
-        let cap = u128::from(self.cap_micros.load(Ordering::Relaxed));
-        let share = u128::from(self.expected_nanos.load(Ordering::Relaxed).max(1));
-        let half_life = u64::try_from(cap * 1_000 * NANOS / (2 * share)).unwrap_or(u64::MAX);
-        let interval = desk.settings.interval.max(PACE_PER_NODE * desk.fleet());
-        Duration::from_nanos(half_life).min(interval).max(PACE_MIN)
-    }
-
-    fn measure_demand(&self, desk: &mut Desk, demanded: u64, now: Moment) {
-        let elapsed = now.since(desk.counted_at).max(Duration::from_millis(1));
-        let tokens = u128::from(demanded.wrapping_sub(desk.counted));
-        let current = u64::try_from(tokens * 1_000 * NANOS / elapsed.as_nanos()).unwrap_or(u64::MAX);
-        desk.demand_millis = desk.demand_millis / 2 + current / 2;
-        let peak = self.peak.swap(0, Ordering::Relaxed);
-        desk.peak = peak.max(desk.peak - desk.peak.div_ceil(8));
-        (desk.counted, desk.counted_at) = (demanded, now);
-    }
-
-    /// Takes whole tokens above `target` out of the balance, if they exceed it by more than `slack`.
-    fn withdraw_above(&self, target: u64, slack: u64) -> u64 {
-        let surplus = |balance: u64| match balance.saturating_sub(target) {
-            excess if excess > slack => excess / MICRO,
-            _ => 0,
-        };
-        let keep = |balance: u64| balance - surplus(balance) * MICRO;
-        surplus(self.balance_micros.update(Ordering::AcqRel, Ordering::Acquire, keep))
     }
 
     /// Adds what local time has brought since `refill_from`, and moves that on by the time it took,
@@ -529,20 +342,6 @@ impl Lease {
     }
 }
 
-impl Desk {
-    /// As many nodes as are seen, or expected: the treasury does not see those that cannot reach it.
-    fn fleet(&self) -> u32 {
-        self.nodes_seen.max(self.settings.nodes.get())
-    }
-
-    /// An equal part of the rate, in billionths of a token per second: millionths would make 1/h 0.3 % slow.
-    fn equal_nanos(&self) -> u64 {
-        let rate = self.quota.rate();
-        let nanos = u128::from(rate.count()) * NANOS / u128::from(rate.seconds()) / u128::from(self.fleet());
-        u64::try_from(nanos).unwrap_or(u64::MAX)
-    }
-}
-
 /// Whole tokens one node of `fleet` may hold: of the half of the burst that is not in the bucket,
 /// or of all of it where there is no bucket.
 fn cap_tokens(quota: Quota, backing: Backing, fleet: u32) -> u32 {
@@ -552,10 +351,6 @@ fn cap_tokens(quota: Quota, backing: Backing, fleet: u32) -> u32 {
         Backing::Alone => burst,
     };
     (afield / fleet).max(1)
-}
-
-fn scaled(value: u64, to: u64, from: u64) -> u64 {
-    u64::try_from(u128::from(value) * u128::from(to) / u128::from(from.max(1))).unwrap_or(u64::MAX)
 }
 
 fn micros(cost: Cost) -> u64 {

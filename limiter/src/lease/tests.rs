@@ -185,10 +185,9 @@ fn threads_spend_exactly_what_was_deposited() {
     let spent: usize = std::thread::scope(|scope| {
         let workers = [scope.spawn(spend), scope.spawn(spend)];
         for turn in 0..10 {
-            // Before any time has passed at the local rate, so that all there is was granted.
-            lease.desk().asked_at = None;
-            lease.ask(at(0)).unwrap_or_else(|| panic!("turn {turn}"));
-            lease.deposit(grant, at(0));
+            // Each before the one before expires, so that all there is was granted.
+            lease.ask(at(turn * 500)).unwrap_or_else(|| panic!("turn {turn}"));
+            lease.deposit(grant, at(turn * 500));
         }
         workers.into_iter().map(|worker| worker.join().unwrap()).sum()
     });
@@ -248,9 +247,10 @@ fn no_answer_of_extremes_panics_or_breaks_the_cap() {
     for extreme in [0, 1, u64::MAX] {
         let lease = Lease::new(quota(1_000, 100), settings(1, 1, Backing::Treasury), at(0)).unwrap();
         for round in 0..3 {
-            let now = at(round * 1_000);
+            let now = at(round * 100);
             let ask = lease.ask(now).unwrap();
             assert!(ask.held <= 50 && ask.wanted <= 50, "{ask:?}");
+            assert!(lease.ask(now).is_none());
             let nodes_seen = Some(u32::try_from(extreme).unwrap_or(u32::MAX));
             let valid_for = Duration::from_millis(extreme);
             lease.deposit(Grant { tokens: extreme, valid_for, nodes_seen, share_micros: Some(extreme) }, now);
