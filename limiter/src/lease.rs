@@ -12,8 +12,9 @@
 //! copy has not heard of, at most B/2; a jump of Redis's clock is worth up to 20 ms of the rate; nodes
 //! that outnumber B/2 keep one token each in an outage; and a node refills itself from a share that is
 //! given away where it never reached the bucket that the others reach, where they outlive it by 30 s
-//! of silence, or by 2 s where they are as many as are expected without it: the fleet is complete,
-//! and a share kept for a process that crashed would be lost for half a minute.
+//! of silence, or by 2 s where they are as many without it as there were with it, and as many as are
+//! expected: another has taken its place, and a share kept for a process that crashed would be lost
+//! for half a minute.
 //!
 //! # The node
 //! `balance` is all a node may spend, in millionths of tokens, never above `cap`. A grant adds to
@@ -28,11 +29,12 @@
 //! An ask reads and writes two fields, however many nodes there are. Every 50 ms one of them looks at
 //! every record besides.
 //!
-//! Field `bucket`, eleven big-endian doubles: `at` (Redis time of the last ask); `clock` (the bucket's
+//! Field `bucket`, twelve big-endian doubles: `at` (Redis time of the last ask); `clock` (the bucket's
 //! own time, 0 when it was new); `swept` (its time at the last sweep); `level` (micro-tokens); `rest`
 //! (the remainder of the last refill, below `period`); over all records `nodes`, `weights`, `shares`,
 //! and `out` (whole tokens held); `claims` (micro-tokens in the level that records have earned since
-//! they were written); `quiet` (the shares of silent records). And per node `n<id>`, seven: `asked`
+//! they were written); `quiet` (the shares of silent records); `most` (nodes that were not silent at
+//! once, since none was silent). And per node `n<id>`, seven: `asked`
 //! (`clock` at its last ask); `weight`, its demand in milli-tokens a second; `share`, its part of the
 //! rate in micro-tokens a second; `credit`, micro-tokens it may still claim; `held`, whole tokens;
 //! `borrowed` and `uptime` as it told them. The hash expires one minute after the last sweep.
@@ -55,8 +57,8 @@
 //!    entered the level on its account since it last asked, `keep` is left, and what exceeds that is
 //!    taken out again, once, but not so that less is left than is claimed. `keep` is the time in which
 //!    the rate fills half the pool, at most 150 ms: so the silent never claim more than half of it.
-//!    Quiet records that are gone (30 s; 2 s where the others are at least `expected`) are deleted, as
-//!    is what has another length. The sums are taken anew: `claims` of `share * (clock - asked)`, of
+//!    Quiet records that are gone (30 s; 2 s where the others are at least `expected` and `most`) are
+//!    deleted, as is what has another length. The sums are taken anew: `claims` of `share * (clock - asked)`, of
 //!    `share * keep` where quiet.
 //! 4. *The caller's account.* With a record, it leaves the sums. It has earned `share * (clock - asked)`,
 //!    or `share * keep` where quiet. `charge = borrowed` less what was reported before; where quiet, less
@@ -66,12 +68,12 @@
 //!    it. `level = min(pool, level + returned) - charge`, no lower than `-pool`.
 //! 5. *Its share.* `fleet = max(nodes, expected)`, the caller among them; `cap = max(1, floor(afield /
 //!    fleet))`; `weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)`;
-//!    `rate = floor(count * 10^6 / period)`. `share = floor(rate * weight / weights)`, or `told` while the
-//!    bucket is younger than 200 ms and has not heard of all; at most `free = rate - shares`, less, while
-//!    the bucket is younger than 30 s, an equal part for each node that is expected and was not seen.
-//!    So the shares that nodes were last told never sum to more than the rate, even while one of them
-//!    cannot hear that the others' demand has grown. The record keeps the larger of it and
-//!    `told`, because this answer may be lost.
+//!    `rate = floor(count * 10^6 / period)`, `free = rate - shares`. `share = floor(rate * weight /
+//!    weights)`, at most `free` less, while the bucket is younger than 30 s, an equal part for each node
+//!    that is expected and was not seen; or `told` while it is younger than 200 ms and has not heard of
+//!    all, at most `free`. So the shares that nodes were last told never sum to more than the rate, even
+//!    while one of them cannot hear that the others' demand has grown. The record keeps the larger of it
+//!    and `told`, at most `free`, because this answer may be lost.
 //! 6. *Its grant.* `credit` is held within `-cap` and `cap`. `available = min(level - claims, max(credit,
 //!    level - pool / 2))`: grants follow demand by elapsed time, a surplus that nobody claims is anyone's,
 //!    and what the others earn, silent ones too, is kept for them. `tokens = floor(min(wanted,

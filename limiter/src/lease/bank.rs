@@ -20,7 +20,7 @@ const SWEEP: f64 = 50_000.0;
 const YOUNG: f64 = 200_000.0;
 /// Longer than an idle node's pace; a node that is silent for longer lives on its own rate.
 const QUIET: f64 = 150_000.0;
-/// A silent node is gone after this where the fleet is complete without it, else after [`FORGET`].
+/// A silent node is gone after this where the others are as many as there were with it, else after [`FORGET`].
 const GONE: f64 = 2_000_000.0;
 const FORGET: f64 = 30_000_000.0;
 const VALID_FOR: Duration = Duration::from_secs(1);
@@ -45,6 +45,7 @@ struct Bucket {
     sums: Sums,
     claims: f64,
     quiet: f64,
+    most: f64,
 }
 
 /// Of all records.
@@ -150,18 +151,20 @@ impl Bucket {
 
     /// The silent are told from the others.
     fn sweep(&mut self, terms: &Terms, records: &mut BTreeMap<u64, Record>) {
-        let (before, clock, mut excess) = (self.swept, self.clock, 0.0);
+        let (before, before_most, clock, mut excess) = (self.swept, self.most, self.clock, 0.0);
         (self.swept, self.sums, self.claims, self.quiet) = (clock, Sums::default(), 0.0, 0.0);
         for record in records.values().filter(|record| clock - record.asked <= QUIET) {
             self.sums.add(record);
             self.claims += part(record.share, clock - record.asked);
         }
-        let forget = if self.sums.nodes >= terms.expected { GONE } else { FORGET };
+        let forget = if self.sums.nodes >= terms.expected.max(self.most) { GONE } else { FORGET };
+        self.most = self.sums.nodes;
         for record in records.values().filter(|record| clock - record.asked > QUIET) {
             if clock - record.asked <= forget {
                 self.sums.add(record);
                 self.claims += part(record.share, terms.keep);
                 self.quiet += record.share;
+                self.most = self.most.max(before_most);
             }
             if before - record.asked <= QUIET {
                 excess += part(record.share, clock - record.asked - terms.keep);
@@ -199,8 +202,9 @@ impl Bucket {
         let idle = (terms.count * 1_000.0 / terms.period / (IDLE_PARTS * fleet)).floor();
         let weight = (ask.demand_millis as f64).max(idle).max(1.0);
         let unseen = if self.clock < FORGET { (terms.expected - nodes).max(0.0) } else { 0.0 };
-        let free = terms.rate - self.sums.shares - (terms.rate * unseen / terms.expected).floor();
+        let free = (terms.rate - self.sums.shares).max(0.0);
         let by_demand = (terms.rate * weight / (self.sums.weights + weight)).floor();
+        let by_demand = by_demand.min(free - (terms.rate * unseen / terms.expected).floor());
         let share = if self.clock < YOUNG { told } else { by_demand }.min(free).max(0.0);
         let kept = share.max(told.min(free));
         let credit = credit.min(cap * MICRO).max(-cap * MICRO);

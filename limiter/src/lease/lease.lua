@@ -8,7 +8,7 @@ local borrowed, told, uptime, leaving = number(10), number(11), number(12), ARGV
 
 local MICRO, STEP, SLACK, SWEEP = 1000000, 1000000, 20000, 50000
 local YOUNG, QUIET, GONE, FORGET, VALID_MS = 200000, 150000, 2000000, 30000000, 1000
-local BUCKET, RECORD = '>ddddddddddd', '>ddddddd'
+local BUCKET, RECORD = '>dddddddddddd', '>ddddddd'
 local floor, min, max, unpack = math.floor, math.min, math.max, struct.unpack
 local pool = max(1, floor(burst / 2))
 local afield = max(1, burst - pool)
@@ -21,9 +21,9 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) * MICRO + tonumber(time[2])
 local stored = redis.call('HMGET', key, 'bucket', name)
 local at, clock, swept, level, rest = now, 0, 0, 0, 0
-local nodes, weights, shares, out, claims, quiet = 0, 0, 0, 0, 0, 0
-if stored[1] and #stored[1] == 88 then
-  at, clock, swept, level, rest, nodes, weights, shares, out, claims, quiet = unpack(BUCKET, stored[1])
+local nodes, weights, shares, out, claims, quiet, most = 0, 0, 0, 0, 0, 0, 0
+if stored[1] and #stored[1] == 96 then
+  at, clock, swept, level, rest, nodes, weights, shares, out, claims, quiet, most = unpack(BUCKET, stored[1])
 end
 local mine = stored[2] and #stored[2] == 56 and stored[2]
 
@@ -42,7 +42,7 @@ claims = claims + part(shares - quiet, step)
 
 -- The silent are told from the others.
 if clock - swept >= SWEEP then
-  local before, excess, still = swept, 0, {}
+  local before, before_most, excess, still = swept, most, 0, {}
   swept, nodes, weights, shares, out, claims, quiet = clock, 0, 0, 0, 0, 0, 0
   local function add(weight, share, keeps)
     nodes, weights, shares, out = nodes + 1, weights + weight, shares + share, out + keeps
@@ -64,7 +64,8 @@ if clock - swept >= SWEEP then
       end
     end
   end
-  local forget = nodes >= expected and GONE or FORGET
+  local forget = nodes >= max(expected, most) and GONE or FORGET
+  most = nodes
   for _, node in ipairs(still) do
     local field, asked, weight, share, keeps = node[1], node[2], node[3], node[4], node[5]
     if clock - asked > forget then
@@ -73,6 +74,7 @@ if clock - swept >= SWEEP then
     else
       add(weight, share, keeps)
       claims, quiet = claims + part(share, keep), quiet + share
+      most = max(most, before_most)
     end
     if before - asked <= QUIET then excess = excess + part(share, clock - asked - keep) end
   end
@@ -99,9 +101,9 @@ local fleet = max(nodes + 1, expected)
 local cap = max(1, floor(afield / fleet))
 local weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)
 local unseen = clock < FORGET and max(0, expected - nodes - 1) or 0
-local free = rate - shares - floor(rate * unseen / expected)
-local wish = clock < YOUNG and told or floor(rate * weight / (weights + weight))
-local share = max(0, min(wish, free))
+local free = max(0, rate - shares)
+local by_demand = min(floor(rate * weight / (weights + weight)), free - floor(rate * unseen / expected))
+local share = max(0, min(clock < YOUNG and told or by_demand, free))
 local kept = max(share, min(told, free))
 credit = max(min(cap * MICRO, credit), -cap * MICRO)
 local available = min(max(credit, level - floor(capacity / 2)), level - claims)
@@ -119,5 +121,5 @@ else
   redis.call('HSET', key, name, struct.pack(RECORD, clock, weight, kept, credit, held + tokens, borrowed, uptime))
 end
 redis.call('HSET', key, 'bucket',
-  struct.pack(BUCKET, now, clock, swept, level, rest, nodes, weights, shares, out, claims, quiet))
+  struct.pack(BUCKET, now, clock, swept, level, rest, nodes, weights, shares, out, claims, quiet, most))
 return { tokens, VALID_MS, seen, share }

@@ -428,6 +428,8 @@ fn a_node_that_crashed_and_came_back_waits_two_seconds_for_its_share() {
     let mut fleet = Fleet::new(10_000, 1_000, &[50_000.0]);
     fleet.run(Duration::from_secs(2), &[]);
     let crashed = fleet.nodes[0].admitted;
+    // A process takes longer than this to start.
+    fleet.millis += 200;
     let settings = settings(99, 1, Backing::Treasury);
     fleet.nodes[0].lease = Lease::new(fleet.quota, settings, at(fleet.millis)).unwrap();
     let meanwhile = fleet.run(Duration::from_millis(2_100), &[]);

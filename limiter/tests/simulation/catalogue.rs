@@ -47,6 +47,12 @@ fn rough() -> Vec<Scenario> {
     let jumps: &[(u64, Event)] = &[(1_500, Jump(3_600)), (2_500, Jump(-7_200))];
     vec![
         Scenario { of_ideal_min: 0.75, denied_max: 0.2, ..Scenario::new("bursts of 5x", 20, Demand::Bursts(0.2, 5.0)) },
+        Scenario {
+            events: &[(1_300, Jump(3_600))],
+            of_ideal_min: 0.85,
+            denied_max: 0.05,
+            ..Scenario::new("10x after idling, Redis clock jumps", 20, Demand::Rises(0.05, 10.0))
+        },
         Scenario { of_ideal_min: 0.98, lost: 10_000, ..twenty("5x, 1 % of messages lost", 5.0) },
         Scenario { events: jumps, ..twenty("5x, Redis clock jumps by hours", 5.0) },
         Scenario { events: jumps, ..twenty("0.9x, Redis clock jumps by hours", 0.9) },
@@ -99,6 +105,10 @@ fn outages() -> Vec<Scenario> {
         long(AWAY_AND_EMPTY, 5.0, &[(2_000, Down), (7_000, BackEmpty)]),
         long("0.9x, away for 5 s and back empty", 0.9, &[(2_000, Down), (7_000, BackEmpty)]),
         long("5x, 5 of 20 cut off for 5 s", 5.0, &[(2_000, CutOff(5)), (7_000, Healed)]),
+        Scenario {
+            expected: 1,
+            ..long("5x, 5 of 20 cut off, 1 expected", 5.0, &[(2_000, CutOff(5)), (7_000, Healed)])
+        },
         long("0.9x, 5 of 20 cut off for 5 s", 0.9, &[(2_000, CutOff(5)), (7_000, Healed)]),
         Scenario {
             spread: Spread::Zipf,

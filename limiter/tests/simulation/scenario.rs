@@ -25,6 +25,8 @@ pub(crate) enum Demand {
     Steady(f64),
     /// So much, and for 200 ms of every second so much.
     Bursts(f64, f64),
+    /// So much, and from the second second on so much.
+    Rises(f64, f64),
 }
 
 impl Demand {
@@ -32,7 +34,8 @@ impl Demand {
         match self {
             Demand::Steady(load) => load,
             Demand::Bursts(_, high) if millis % 1_000 >= 800 => high,
-            Demand::Bursts(low, _) => low,
+            Demand::Rises(_, high) if millis >= 1_000 => high,
+            Demand::Bursts(low, _) | Demand::Rises(low, _) => low,
         }
     }
 }

@@ -60,7 +60,11 @@ impl Storm {
                     *cut_off = random.chance(of_million);
                 }
             }
-            5 => fleet.redis_ahead += random.below(7_200_000_000).cast_signed() - 3_600_000_000,
+            5 => {
+                fleet.redis_ahead += random.below(7_200_000_000).cast_signed() - 3_600_000_000;
+                // A jump forward is worth 20 ms.
+                self.excess_max += RATE as f64 * 0.02;
+            }
             6 => fleet.wire.lost = [0, 10_000, 200_000][random.below(3) as usize],
             7 if fleet.all_are_known_for(1_100 * MS) => {
                 fleet.wire.cut_off.fill(false);
