@@ -118,12 +118,17 @@ fn table(svg: &mut String, outcomes: &[Outcome]) {
     }
     let x = |percent: f64| SCALE.0 + (percent - PERCENT.0) / (PERCENT.1 - PERCENT.0) * (SCALE.1 - SCALE.0);
     let end = TABLE + ROW * outcomes.len() as f64;
+    let top = |index: usize| TABLE + ROW * index as f64;
+    for band in (0..outcomes.len()).step_by(2).map(top) {
+        push(svg, format!("<rect class=\"band\" x=\"16\" y=\"{band}\" width=\"808\" height=\"{ROW}\"/>"));
+    }
+    for percent in [80.0, 90.0, 100.0] {
+        let class = if percent < 100.0 { "grid" } else { "limit" };
+        line(svg, class, (x(percent), TABLE - 2.0), (x(percent), end));
+        text(svg, "quiet", x(percent), TABLE - 8.0, "middle", &format!("{percent:.0} %"));
+    }
     for (index, outcome) in outcomes.iter().enumerate() {
-        let top = TABLE + ROW * index as f64;
-        let middle = top + ROW / 2.0;
-        if index % 2 == 0 {
-            push(svg, format!("<rect class=\"band\" x=\"16\" y=\"{top}\" width=\"808\" height=\"{ROW}\"/>"));
-        }
+        let middle = top(index) + ROW / 2.0;
         let percent = outcome.of_ideal() * 100.0;
         let at = x(percent.clamp(PERCENT.0, PERCENT.1));
         line(svg, "stem", (x(100.0), middle), (at, middle));
@@ -138,11 +143,6 @@ fn table(svg: &mut String, outcomes: &[Outcome]) {
         for ((x, _), cell) in columns.iter().zip(&cells) {
             text(svg, "", *x, middle + 4.0, "end", cell);
         }
-    }
-    for percent in [80.0, 90.0, 100.0] {
-        let class = if percent < 100.0 { "grid" } else { "limit" };
-        line(svg, class, (x(percent), TABLE - 2.0), (x(percent), end));
-        text(svg, "quiet", x(percent), TABLE - 8.0, "middle", &format!("{percent:.0} %"));
     }
     let told = "Worst window: the most that any window of time t admitted above R * t, in percent of the burst B. Recovery: until 0.9 of the rate.";
     text(svg, "quiet", 24.0, end + 24.0, "start", told);
