@@ -4,6 +4,7 @@
 #   DEMO   arguments of `tidegate demo`
 #   WORKLOAD, PEERS, ROUNDS, SECONDS  what `make bench` measures, as in `make bench WORKLOAD=hit-1k PEERS=nginx,haproxy`: empty
 #          takes the default, which `loadtest bench --help` tells    WRITE  where its figures are kept; empty: nowhere
+#   NAME   which scenario `make scenario` plays: hot-region, remote, large-bodies
 #   CARGO  the cargo to use; CARGO_TARGET_DIR is honoured as cargo does
 
 CARGO = cargo
@@ -13,10 +14,11 @@ PEERS =
 ROUNDS =
 SECONDS =
 WRITE = docs/performance
+NAME = hot-region
 # Where cargo puts what it builds, as the shell sees it.
 OUT = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help demo build test lint bench loadtest docs clean
+.PHONY: help demo build test lint bench scenario loadtest docs clean
 
 help: ## list these targets
 	@echo 'make TARGET, with TARGET one of'
@@ -33,7 +35,7 @@ build: ## build target/release/tidegate, optimised
 # The lines that begin with `==` are what .ci/run takes the time of.
 test: ## everything that must hold: format, clippy, unit and scenario tests, the chart
 	@echo '== packages'
-	@.ci/need redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace
+	@.ci/need redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace faketime:faketime
 	@echo '== format'
 	$(CARGO) fmt --all --check
 	@echo '== clippy'
@@ -62,6 +64,12 @@ bench: ## compare with nginx, haproxy, varnish on this machine, as ratios; WORKL
 	$(CARGO) build --release --package loadtest
 	@"$(OUT)/release/loadtest" bench $(WORKLOAD:%=--workload=%) $(PEERS:%=--peers=%) \
 	    $(ROUNDS:%=--rounds=%) $(SECONDS:%=--seconds=%) $(WRITE:%=--write=%)
+
+scenario: ## a field case with real Redis servers on this machine, in tables; NAME=hot-region, remote, large-bodies
+	@.ci/need redis-server:redis-server wrk:wrk
+	$(CARGO) build --release --package gateway
+	$(CARGO) build --release --package loadtest
+	@"$(OUT)/release/loadtest" scenario $(NAME) $(ROUNDS:%=--rounds=%) $(SECONDS:%=--seconds=%)
 
 loadtest: ## release build, then k6 and wrk against `tidegate demo`
 	@.ci/need curl:curl wrk:wrk

@@ -59,25 +59,104 @@ for line in files:
 ' "$1"
 }
 
+# What the Deployment on standard input takes from elsewhere: prints NAME=VALUE for each of its variables, with a made-up value where a Secret
+# holds it, and makes the files of its Secrets in a directory, as copies of PAIR.crt and PAIR.key.
+supply() {
+  python3 -c '
+import pathlib, re, shutil, sys
+into, pair = map(pathlib.Path, sys.argv[1:])
+text = sys.stdin.read()
+variables = text.split("\n          env:\n", 1)[1].split("\n          ports:\n", 1)[0]
+for variable in re.split(r"(?m)^            - name: ", variables)[1:]:
+    value = re.search(r"(?m)^              value: (.*)", variable)
+    print(variable.split("\n", 1)[0] + "=" + (value[1].strip("\"\x27") if value else "made-up"))
+for path in re.findall(r"(?m)^ +- \{ key: [^,]+, path: (\S+) \}$", text):
+    into.joinpath(path).parent.mkdir(exist_ok=True)
+    shutil.copy(pair.with_suffix(pathlib.Path(path).suffix), into / path)
+' "$1" "$2"
+}
+
+quiet "a certificate to check with" openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 \
+  -subj /CN=localhost -keyout "$work/pair.key" -out "$work/pair.crt"
+
 for values in "$chart"/ci/*-values.yaml; do
   set=$(basename "$values" -values.yaml)
   dir=$work/$set
-  mkdir -p "$dir/tls"
+  mkdir "$dir"
   quiet "$set: helm lint" "$helm" lint --strict "$chart" --values "$values"
   quiet "$set: helm template" "$helm" template t "$chart" --values "$values"
   "$helm" template t "$chart" --values "$values" --show-only templates/configmap.yaml | extract "$dir" || fail "$set: no tidegate.toml in the ConfigMap"
-  if grep -q '^certificates' "$dir/tidegate.toml"; then
-    quiet "$set: a certificate to check with" openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 \
-      -subj /CN=localhost -keyout "$dir/tls/tls.key" -out "$dir/tls/tls.crt"
-  fi
-  # The paths in the file are relative to its directory, which is the container's working directory too.
-  quiet "$set: tidegate check" env -C "$dir" "$TIDEGATE" check tidegate.toml
+  "$helm" template t "$chart" --values "$values" --show-only templates/deployment.yaml | supply "$dir" "$work/pair" >"$dir/variables" ||
+    fail "$set: the Deployment is of another form"
+  mapfile -t variables <"$dir/variables"
+  # The paths in the file are relative to its directory, which is the container's working directory too. No variable but the Deployment's is set.
+  quiet "$set: tidegate check" env -C "$dir" -i "${variables[@]}" "$TIDEGATE" check tidegate.toml
 done
+
+# refuses_with WHAT MESSAGE BASE: the same for the values in ci/BASE-values.yaml with those on standard input over them.
+refuses_with() {
+  cat >"$work/values.yaml"
+  refuses "$1" "$2" --values "$chart/ci/$3-values.yaml" --values "$work/values.yaml"
+}
+
+# refuses_region WHAT MESSAGE REGION: the same for the region `default` as a flow mapping.
+refuses_region() {
+  refuses_with "$1" "$2" minimal <<<"config: { redis: { regions: { default: $3 } } }"
+}
+
+# renders SET LINE...: the configuration of ci/SET-values.yaml holds these lines.
+renders() {
+  local set=$1 line
+  shift
+  for line in "$@"; do
+    grep -qxF -- "$line" "$work/$set/tidegate.toml" || { cp "$work/$set/tidegate.toml" "$work/out"; fail "$set: has no line: $line"; }
+  done
+  echo "ok       $set: says what its values say"
+}
+
+renders full 'nodes = 12' 'slots = 32'
+renders shared-limit 'nodes = 4'
+renders redis-cluster 'nodes = 5' 'slots = 64' 'ca = "redis-tls/ca.crt"' \
+  'cluster = ["rediss://tidegate:${REDIS_PASSWORD}@redis-0.redis.cache.svc:6379","rediss://tidegate:${REDIS_PASSWORD}@redis-1.redis.cache.svc:6379"]'
+renders redis-tls 'nodes = 40' 'deadline = "10ms"' 'compress_from = "16KiB"' 'cert = "redis-tls/tls.crt"' 'key = "redis-tls/tls.key"' \
+  '"remote_object_bytes" = "2MiB"' '"key_ignore_query" = ["utm_*", "fbclid"]'
+renders redis-regions 'fallback = ["us_east","default"]' 'region = ["header:x-region","host:"]' 'region_default = "eu-west"' \
+  '"breaker" = { "error_ratio" = 0.25, "minimum" = 50, "open" = "10s" }' '"device" = ["header:x-device-id"]'
 
 refuses "no upstream" "config.upstream.endpoints is empty"
 refuses "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3
 refuses "a cluster limit without Redis" "a cluster limit needs config.redis.regions" --values "$chart/ci/minimal-values.yaml" \
-  --set config.limits.all.tier=cluster,config.limits.all.rate=100/s
+  --set config.limits.all.tier=cluster,config.limits.all.rate=100/s,config.limits.all.burst=100
+refuses_region "a region of nothing" "'oneOf' failed" '{ slots: 4 }'
+refuses_region "a region of endpoints and a cluster" "subschemas 0, 1 matched" '{ endpoints: ["redis://a:6379"], cluster: ["redis://b:6379"] }'
+refuses_region "an unknown key of a region" "additional properties 'slot'" '{ endpoints: ["redis://a:6379"], slot: 4 }'
+refuses_region "too many slots" "maximum" '{ endpoints: ["redis://a:6379"], slots: 1025 }'
+refuses_region "more endpoints than slots" "2 endpoints need at least as many slots" '{ endpoints: ["redis://a", "redis://b"], slots: 1 }'
+refuses_region "an endpoint of another kind" "pattern" '{ endpoints: ["http://a:6379"] }'
+refuses_region "a password in the ConfigMap" "pattern" '{ endpoints: ["redis://gate:s3cret@a:6379"] }'
+refuses_region "a user alone, which may be a password" "pattern" '{ endpoints: ["redis://s3cret@a:6379"] }'
+refuses_region "a default that is a password" "pattern" '{ endpoints: ["redis://:${REDIS_PASSWORD:-s3cret}@a:6379"] }'
+refuses_region "a password from a file, which only a ConfigMap could hold" "pattern" '{ endpoints: ["redis://:${file:password}@a:6379"] }'
+refuses_region "a password of Sentinel's master in the ConfigMap" "pattern" '{ endpoints: ["redis+sentinel://:s3cret@a,b/orders"] }'
+refuses_region "Sentinels without a master" "pattern" '{ endpoints: ["redis+sentinel://a,b"] }'
+refuses_region "a certificate that is not checked" "pattern" '{ endpoints: ["rediss://a#insecure"] }'
+refuses_region "a database of a cluster" "pattern" '{ cluster: ["redis://a:6379/1"] }'
+refuses_region "Sentinels of a cluster" "pattern" '{ cluster: ["redis+sentinel://a,b/orders"] }'
+refuses_region "a neighbour without a store" "there is no region eu" '{ endpoints: ["redis://a:6379"], fallback: [eu] }'
+refuses_region "a region that is its own neighbour" "names the region itself" '{ endpoints: ["redis://a:6379"], fallback: [default] }'
+refuses_region "a password that nothing gives" 'refers to ${REDIS_PASSWORD}' '{ endpoints: ["redis://:${REDIS_PASSWORD}@a:6379"] }'
+refuses_with "a limit without a burst" "missing property 'burst'" minimal <<<'config: { limits: { all: { tier: node, rate: 100/s } } }'
+refuses_with "a region's name in capitals" "additional properties 'EU'" minimal <<<'config: { redis: { regions: { EU: { endpoints: ["redis://a"] } } } }'
+refuses_with "regions without the default" "a region named default" minimal <<<'config: { redis: { regions: { eu: { endpoints: ["redis://a"] } } } }'
+refuses_with "an unknown key of redis" "additional properties 'hot'" minimal <<<'config: { redis: { hot: 4 } }'
+refuses_with "a typed key among further ones" "/config/redis/extra/deadline" redis-tls <<<'config: { redis: { extra: { deadline: 5ms } } }'
+refuses_with "a typed key of the cache among further ones" "/config/cache/extra/memory" minimal <<<'config: { cache: { extra: { memory: 1GiB } } }'
+refuses_with "a further key of no value" "got null" minimal <<<'config: { cache: { extra: { key_fields: [null] } } }'
+refuses_with "a login without regions" "need config.redis.regions" minimal <<<'config: { redis: { auth: { secretName: s } } }'
+refuses_with "a login that no address uses" 'gives ${REDIS_PASSWORD}, which no address' full <<<'config: { redis: { auth: { secretName: s } } }'
+refuses_with "certificates that no address uses" "begins with rediss" full <<<'config: { redis: { tls: { secretName: s } } }'
+refuses_with "certificates by no key" "neither caKey nor certKey" redis-cluster <<<'config: { redis: { tls: { caKey: "" } } }'
+refuses_with "a certificate without its key" "/config/redis/tls/keyKey" redis-cluster <<<'config: { redis: { tls: { certKey: tls.crt } } }'
 refuses "autoscaling on nothing" "autoscaling needs something to scale on" --values "$chart/ci/minimal-values.yaml" \
   --set autoscaling.enabled=true,autoscaling.cpuPercent=0
 echo "chart ok"

@@ -50,6 +50,8 @@ pub struct Views {
     /// An object with `version`, `node`, `uptime_seconds`, `connections`, `requests_in_flight`, and `routes`: a list of
     /// objects with `name` and `breaker`. The dashboard reads these; more is free.
     pub status: Box<dyn Fn() -> serde_json::Value>,
+    /// What is asked for most.
+    pub hot: Box<dyn Fn() -> serde_json::Value>,
     /// Follows an order to purge; ends within seconds.
     pub purge: Box<dyn Fn(Order) -> LocalFuture<Result<Outcome, BadOrder>>>,
 }
@@ -106,6 +108,7 @@ async fn answer(views: &Views, token: Option<&str>, request: &Request, peer: IpA
         "/live" => |_| Reply::text(StatusCode::OK, "live"),
         "/ready" => |views| ready(&(views.ready)()),
         "/metrics" => |_| Reply::new(StatusCode::OK, OPENMETRICS, metrics::exposition()),
+        "/api/v1/hot" => |views| Reply::new(StatusCode::OK, JSON, (views.hot)().to_string()),
         "/api/v1/status" => |views| Reply::new(StatusCode::OK, JSON, (views.status)().to_string()),
         _ => return Reply::text(StatusCode::NOT_FOUND, "not found"),
     };
@@ -197,6 +200,7 @@ mod tests {
         Views {
             ready: Box::new(move || Readiness { ready, draining: false, degraded: vec!["orders".to_owned()] }),
             status: Box::new(|| serde_json::json!({ "node": "n1" })),
+            hot: Box::new(|| serde_json::json!({ "keys": [] })),
             purge: Box::new(|order| {
                 let missing = if order.is_soft { vec!["n2".to_owned()] } else { Vec::new() };
                 Box::pin(async { Ok(Outcome { missing, ..Outcome::default() }) })

@@ -89,6 +89,11 @@ pub enum Event<'a> {
         lane: &'a str,
     },
     /// The common bucket of a cluster limit does not answer.
+    /// This machine's wall clock differs from the one that counts.
+    ClockOff {
+        seconds: f64,
+    },
+    ClockBack,
     LimitOnShare {
         rule: &'a str,
     },
@@ -169,6 +174,8 @@ label! {
         BreakerClosed = "breaker_closed",
         ShardDown = "shard_down",
         ShardUp = "shard_up",
+        ClockOff = "clock_off",
+        ClockBack = "clock_back",
         LimitOnShare = "limit_on_share",
         LimitSupplied = "limit_supplied",
         Purged = "purged",
@@ -262,6 +269,8 @@ impl Event<'_> {
                 warn!(event, region, endpoint, lane, %fault, "shard down");
             }
             Event::ShardUp { region, endpoint, lane } => info!(event, region, endpoint, lane, "shard up"),
+            Event::ClockOff { seconds } => warn!(event, seconds, "this machine's wall clock is not believed"),
+            Event::ClockBack => info!(event, "this machine's wall clock is right again"),
             Event::LimitOnShare { rule } => warn!(event, rule, "a cluster limit runs on this node's share"),
             Event::LimitSupplied { rule } => info!(event, rule, "a cluster limit is supplied again"),
             Event::Purged { what, soft, missing } => info!(event, what, soft, missing, "purged"),
@@ -304,6 +313,8 @@ impl Event<'_> {
             Event::BreakerClosed { .. } => Name::BreakerClosed,
             Event::ShardDown { .. } => Name::ShardDown,
             Event::ShardUp { .. } => Name::ShardUp,
+            Event::ClockOff { .. } => Name::ClockOff,
+            Event::ClockBack => Name::ClockBack,
             Event::LimitOnShare { .. } => Name::LimitOnShare,
             Event::LimitSupplied { .. } => Name::LimitSupplied,
             Event::Purged { .. } => Name::Purged,

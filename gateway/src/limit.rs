@@ -83,10 +83,10 @@ pub fn decide(rules: &RuleSet, names: &[String], caller: &Caller, cost: Cost) ->
         return Ok(Report::default());
     }
     let class = Class(u8::try_from(caller.tier).unwrap_or(0));
-    let subject = Subject { device: caller.device, user: caller.user, class };
+    let subject = Subject { device: caller.device, user: caller.user, class, keys: &[] };
     match rules.decide(&subject, cost, CLOCK.now()) {
         Verdict::Allowed(report) => {
-            let decision = if report.shadow_denied == 0 { Decision::Allowed } else { Decision::ShadowDenied };
+            let decision = if report.votes.shadow_denied == 0 { Decision::Allowed } else { Decision::ShadowDenied };
             DECISIONS.inc(decision);
             Ok(report)
         }

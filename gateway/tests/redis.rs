@@ -254,6 +254,93 @@ fn a_server_that_refuses_in_every_way_costs_no_request_and_is_told_of() {
     wait_for(|| degraded(&both[0]).is_empty() && degraded(&both[1]).is_empty(), 5 * SECOND);
 }
 
+/// Nine of ten requests are for one page of one region.
+#[test]
+fn what_is_hot_is_told_of_and_stays_in_memory() {
+    let (servers, origin) = ([Redis::start(), Redis::start()], origin("max-age=60", Duration::ZERO));
+    let urls = servers.each_ref().map(Redis::url);
+    let config = cached(&origin, PATIENT, &[("default", &urls.join("\", \""))]);
+    let gateway = [Gateway::start(&format!(
+        "{config}[cache]\nmemory = \"1MiB\"\nobject_bytes = \"1MiB\"\nhot_rate = \"100/s\"\n"
+    ))];
+    let hot =
+        || -> serde_json::Value { serde_json::from_slice(&gateway[0].admin("/api/v1/hot").body).expect("a JSON body") };
+    assert_eq!((gateway[0].metric("tidegate_hot_keys"), hot()["keys"].as_array().map(Vec::len)), (0.0, Some(0)));
+    let mostly_one = |client, n| if n % 10 < 9 { "/order".to_owned() } else { format!("/{client}/{n}") };
+    let samples = Load::offering(500, 4 * SECOND).run(&gateway, mostly_one, |load| {
+        load.at(3 * SECOND + 500 * MS);
+        assert_eq!(gateway[0].metric("tidegate_hot_keys"), 1.0);
+        let told = hot();
+        let (key, rate) = (told["keys"][0]["key"].as_str(), told["keys"][0]["per_second"].as_f64());
+        assert!(key.is_some_and(|key| key.contains("/order")), "{told}");
+        assert!(rate.is_some_and(|rate| (250.0..900.0).contains(&rate)), "{told}");
+    });
+    assert!(samples.iter().all(|sample| sample.status == 200));
+    wait_for(|| gateway[0].metric("tidegate_hot_keys") == 0.0, 10 * SECOND);
+}
+
+/// A server that was restarted says so while it loads what it had, for two seconds here.
+#[test]
+fn a_server_that_loads_its_data_costs_no_request() {
+    let (origin, dir) = (origin("max-age=1", 5 * MS), support::Dir::new());
+    let redis = Redis::start_with(free_port(), &["--dir", &dir.path().display().to_string()]);
+    let both = gateways(&cached(&origin, PROMPT, &[("default", &redis.url())]));
+    let path = dir.path().display().to_string();
+    redis.command(&[b"EVAL", b"for n = 1, 2000 do redis.call('SET', 'filler' .. n, string.rep('x', 100)) end", b"0"]);
+    let (mut restarted, mut is_told) = (None, false);
+    let samples = Load::offering(500, 7 * SECOND).run(&both, mixed, |load| {
+        load.at(SECOND);
+        redis.command(&[b"SAVE"]);
+        let port = redis.kill();
+        let slowly = ["--dir", &path, "--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
+        restarted = Some(Redis::start_with(port, &slowly));
+        for glance in 0..10 {
+            load.at(SECOND + 200 * MS * glance);
+            is_told |= !degraded(&both[0]).is_empty();
+        }
+    });
+    let (before, loading, after) = (during(&samples, 0, 1), during(&samples, 1, 3), during(&samples, 3, 7));
+    let back = first_remote(&after).map(|at| at - 3 * SECOND);
+    println!("loading: {}", told(&[("before", &before), ("loading", &loading), ("after", &after)]));
+    println!("loading: remote hits again {back:?} after it should have ended");
+    assert!(samples.iter().all(|sample| sample.status == 200), "{:?}", statuses(&samples));
+    let slow = loading.iter().filter(|sample| sample.took > 50 * MS + SLACK).count();
+    assert!(slow * 100 <= loading.len(), "{slow} of {}", loading.len());
+    let endpoint = restarted.as_ref().expect("it was restarted").url().replace("redis://", "");
+    let count = |lane: &str| {
+        let series =
+            format!("tidegate_shard_{lane}_total{{region=\"default\",endpoint=\"{endpoint}\",result=\"loading\"}}");
+        both.iter().map(|gateway| gateway.metric(&series)).sum::<f64>()
+    };
+    assert!(is_told, "/ready does not tell");
+    assert!(count("reads") + count("writes") > 0.0, "loading is not counted");
+    assert!(back.is_some(), "no remote hit within four seconds");
+}
+
+/// A server without room takes no word of a purge; what was purged stays so, and the others hear of it as soon as there is room.
+#[test]
+fn a_purge_that_a_full_server_cannot_be_told_holds_here_and_reaches_the_others_later() {
+    let (redis, origin) = (Redis::start(), origin("max-age=600", Duration::ZERO));
+    let [one, other] = gateways(&cached(&origin, PATIENT, &[("default", &redis.url())]));
+    let host = [("host", "shop.example")];
+    one.get("/a", &host);
+    wait_for(|| redis.entries().len() == 1, 5 * SECOND);
+    wait_for(|| other.get("/a", &host).is_hit(), 5 * SECOND);
+    redis.command(&[b"CONFIG", b"SET", b"maxmemory", b"1"]);
+    let order = ["purge", "--url", "http://shop.example/a", "--admin", &one.admin.to_string()];
+    let told = support::tidegate().args(order).output().expect("the command runs");
+    let text = String::from_utf8_lossy(&told.stdout).into_owned() + &String::from_utf8_lossy(&told.stderr);
+    assert!(text.contains(&redis.url().replace("redis://", "")), "it names the server: {text}");
+    assert_eq!(one.metric("tidegate_purges_pending"), 1.0);
+    let asked = origin.count();
+    assert_eq!((one.get("/a", &host).status, origin.count()), (200, asked + 1), "neither memory nor Redis answers");
+    redis.command(&[b"CONFIG", b"SET", b"maxmemory", b"0"]);
+    wait_for(|| one.metric("tidegate_purges_pending") == 0.0, 10 * SECOND);
+    wait_for(|| other.metric("tidegate_bus_total{kind=\"purge_heard\"}") == 1.0, 5 * SECOND);
+    let answer = other.get("/a", &host);
+    assert!(!answer.is_hit() || is_remote(&answer), "what it held is over: {}", answer.cache_status());
+}
+
 #[test]
 fn one_regions_dead_redis_is_no_business_of_another_region() {
     let (eu, us, origin) = (Redis::start(), Redis::start(), origin("max-age=60", Duration::ZERO));

@@ -83,12 +83,13 @@
 
 mod bank;
 mod desk;
-#[cfg(test)]
+#[cfg(all(test, loom))]
+mod explored;
+#[cfg(all(test, not(loom)))]
 mod tests;
 mod treasury;
 
 use std::num::NonZeroU32;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -98,7 +99,8 @@ pub use treasury::{Ask, Grant, SCRIPT, Treasury, TreasuryError};
 
 use crate::bucket::{Room, Wait};
 use crate::clock::Moment;
-use crate::quota::{Cost, Quota, Rate};
+use crate::quota::{Cost, Fraction, Quota, Rate};
+use crate::sync::{AtomicU64, Ordering};
 
 const MICRO: u64 = 1_000_000;
 const NANOS: u128 = 1_000_000_000;
@@ -225,30 +227,57 @@ impl Lease {
         (own.node, own.backing) == (settings.node, settings.backing)
     }
 
-    /// The largest cost one node can ever admit, for a fleet of the expected size.
-    pub(crate) fn cost_max(quota: Quota, settings: LeaseSettings) -> u32 {
-        cap_tokens(quota, settings.backing, settings.nodes.get())
+    /// The largest cost one node can ever admit, for a fleet of the expected size, to a class that leaves `reserve`.
+    pub(crate) fn cost_max(quota: Quota, settings: LeaseSettings, reserve: Fraction) -> u32 {
+        let cap = cap_tokens(quota, settings.backing, settings.nodes.get());
+        // At most the half of a cap, which is at least one token.
+        cap - reserve.micros_of(cap.into()).div_ceil(2 * MICRO) as u32
     }
 
     /// What [`Lease::commit`] would answer; spends nothing and counts no demand.
-    pub fn peek(&self, cost: Cost, now: Moment) -> Result<Room, Wait> {
+    pub fn peek(&self, cost: Cost, reserve: Fraction, now: Moment) -> Result<Room, Wait> {
         self.accrue(now);
-        let (balance, price) = (self.balance_micros.load(Ordering::Acquire), micros(cost));
-        if balance < price {
-            return Err(self.wait(price, balance, now));
+        let (price, floor) = (micros(cost), self.floor(cost, reserve));
+        let balance = self.balance_micros.load(Ordering::Acquire);
+        if balance < price + floor {
+            return Err(self.wait(price, floor, balance, now));
         }
-        Ok(self.room(balance - price, now))
+        Ok(self.room(balance - price, floor, now))
     }
 
-    /// Spends `cost`, or spends nothing and estimates when a grant may cover it; counts demand.
-    pub fn commit(&self, cost: Cost, now: Moment) -> Result<Room, Wait> {
+    /// Spends `cost` if `reserve` is left after it (see [`Lease::floor`]), or spends nothing and estimates when a grant
+    /// may cover both; counts demand.
+    pub fn commit(&self, cost: Cost, reserve: Fraction, now: Moment) -> Result<Room, Wait> {
         self.accrue(now);
-        self.count(cost);
-        let price = micros(cost);
+        let (price, floor) = (micros(cost), self.floor(cost, reserve));
+        self.count(cost, floor);
+        let spent = |balance: u64| (balance >= price + floor).then(|| balance - price);
         self.balance_micros
-            .try_update(Ordering::AcqRel, Ordering::Acquire, |balance| balance.checked_sub(price))
-            .map(|before| self.room(before - price, now))
-            .map_err(|balance| self.wait(price, balance, now))
+            .try_update(Ordering::AcqRel, Ordering::Acquire, spent)
+            .map(|before| self.room(before - price, floor, now))
+            .map_err(|balance| self.wait(price, floor, balance, now))
+    }
+
+    /// Takes `cost`, or what there is of it, for something already answered; counts demand.
+    pub fn charge(&self, cost: Cost, now: Moment) {
+        self.accrue(now);
+        self.count(cost, 0);
+        let price = micros(cost);
+        self.balance_micros.update(Ordering::AcqRel, Ordering::Acquire, |balance| balance.saturating_sub(price));
+    }
+
+    /// Whole tokens that a class with this reserve leaves to others.
+    pub(crate) fn reserve(&self, reserve: Fraction) -> u64 {
+        self.floor(Cost::ONE, reserve).div_ceil(MICRO)
+    }
+
+    /// What has to be left of the balance by a request of this cost. The reserve is a fraction of half the cap, which is
+    /// what a node asks to hold whatever its demand ([`Lease::target`]), so it is filled once, by what ordinary traffic
+    /// may not take, and from then on every grant is spent. Cost and reserve together are less than the cap by a token:
+    /// a node that holds a fraction of one is granted no more.
+    fn floor(&self, cost: Cost, reserve: Fraction) -> u64 {
+        let cap = self.cap_micros.load(Ordering::Relaxed);
+        (reserve.micros_of(cap / MICRO) / 2).min(cap.saturating_sub(micros(cost) + MICRO))
     }
 
     /// Gives back a charge that was committed a moment ago.
@@ -257,8 +286,8 @@ impl Lease {
     }
 
     /// Counts a request that was denied on a peek here and nowhere narrower: it is demand too.
-    pub fn turned_away(&self, cost: Cost) {
-        self.count(cost);
+    pub fn turned_away(&self, cost: Cost, reserve: Fraction) {
+        self.count(cost, self.floor(cost, reserve));
     }
 
     /// Whether the node lives on its own rate, because the treasury is away or there is none.
@@ -293,22 +322,25 @@ impl Lease {
         raised(before) - before
     }
 
-    fn count(&self, cost: Cost) {
+    /// A node has to ask for as much as lets its largest request pass, with what has to be left after it.
+    fn count(&self, cost: Cost, floor: u64) {
         let tokens = u64::from(cost.tokens().get());
         self.demanded.fetch_add(tokens, Ordering::Relaxed);
-        if self.peak.load(Ordering::Relaxed) < tokens {
-            self.peak.fetch_max(tokens, Ordering::Relaxed);
+        let needed = tokens + floor.div_ceil(MICRO);
+        if self.peak.load(Ordering::Relaxed) < needed {
+            self.peak.fetch_max(needed, Ordering::Relaxed);
         }
     }
 
-    fn room(&self, balance: u64, now: Moment) -> Room {
+    fn room(&self, balance: u64, floor: u64, now: Moment) -> Room {
         let missing = self.cap_micros.load(Ordering::Relaxed).saturating_sub(balance);
-        Room { remaining: balance / MICRO, reset: self.time_for(missing, now) }
+        Room { remaining: balance.saturating_sub(floor) / MICRO, reset: self.time_for(missing, now) }
     }
 
-    fn wait(&self, price: u64, balance: u64, now: Moment) -> Wait {
-        let after = self.time_for(price - balance, now);
-        Wait { after, remaining: balance / MICRO, reset: self.room(balance, now).reset.max(after) }
+    fn wait(&self, price: u64, floor: u64, balance: u64, now: Moment) -> Wait {
+        let after = self.time_for(price + floor - balance, now);
+        let Room { remaining, reset } = self.room(balance, floor, now);
+        Wait { after, remaining, reset: reset.max(after) }
     }
 
     fn time_for(&self, micros: u64, now: Moment) -> Duration {

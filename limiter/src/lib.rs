@@ -5,8 +5,9 @@
 //! exceeded because something is slow, down, flooded or reloaded, and a request that is denied
 //! anywhere is charged nowhere.
 //!
-//! Each module imports only from those before it: `clock`, `quota`, `bucket`, `lease`, `tiers`.
+//! Each module imports only from those before it: `sync`, `clock`, `quota`, `bucket`, `lease`, `tiers`.
 
+mod sync;
 pub mod clock;
 pub mod quota;
 pub mod bucket;
@@ -15,7 +16,8 @@ pub mod tiers;
 
 pub use clock::{Clock, Moment};
 pub use lease::{Ask, Backing, Grant, Lease, LeaseSettings, SCRIPT, Treasury, TreasuryError};
-pub use quota::{Cost, KeyHash, Mode, Percent, Quota, QuotaError, Rate, Weight};
+pub use quota::{Cost, Fraction, KeyHash, Mode, Percent, Quota, QuotaError, Rate, Weight};
 pub use tiers::{
-    Class, Denial, Limiter, LimiterSettings, Report, Rule, RuleError, RuleSet, Standing, Subject, Tier, Verdict,
+    Class, Denial, Explanation, KeyIndex, LastDenial, Limiter, LimiterSettings, Report, Rule, RuleError, RuleSet,
+    Running, Standing, Subject, Tier, Trial, Verdict, Votes,
 };

@@ -93,8 +93,8 @@ impl<'a> Bench<'a> {
                 started.push(setting.start(peer)?);
             }
         }
-        let load = Load { tools, scratch: &scratch, workload };
-        let mut arena = Arena { load, seconds: self.plan.seconds, counter: Counter::open(address)? };
+        let load = Load { tools, scratch: &scratch, aim: workload.aim() };
+        let mut arena = Arena { workload, load, seconds: self.plan.seconds, counter: Counter::open(address)? };
         let peers = self.rounds(workload, &started, &mut arena)?;
         Ok(Comparison { workload, peers, left_out })
     }
@@ -143,6 +143,7 @@ impl<'a> Bench<'a> {
 
 /// The load and the origin of one workload.
 struct Arena<'a> {
+    workload: Workload,
     load: Load<'a>,
     seconds: u64,
     counter: Counter,
@@ -158,9 +159,9 @@ impl Arena<'_> {
         let (cpu, elapsed) = (usage::of_tree(pid)?.since(cpu), began.elapsed());
         let others = usage::of_core(SERVER_CORE)?.saturating_sub(core).saturating_sub(cpu.total());
         let asked = self.counter.settled()? - asked;
-        let errors = self.load.workload.errors(&report, &probes, asked);
+        let errors = self.workload.errors(&report, &probes, asked);
         if errors > 0 {
-            let (workload, peer) = (self.load.workload.name(), server.peer.name());
+            let (workload, peer) = (self.workload.name(), server.peer.name());
             eprintln!("{workload}: {peer}: {errors} errors: {asked} reached the origin; {report:?}, {probes:?}");
         }
         Ok(Sample { report, errors, cpu, others, elapsed })

@@ -182,7 +182,7 @@ pub(crate) fn this_program() -> Result<PathBuf> {
 }
 
 /// `template` with each `@NAME@` replaced.
-fn fill(template: &str, values: &[(&str, &str)]) -> String {
+pub(crate) fn fill(template: &str, values: &[(&str, &str)]) -> String {
     values.iter().fold(template.to_owned(), |text, (name, value)| text.replace(&format!("@{name}@"), value))
 }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use crate::failure::{Failure, Result};
 use crate::process::{Running, Scratch};
 use crate::tools::{LOAD_CORE, Tool, Tools};
-use crate::workload::Workload;
 
 const REPORT: &str = include_str!("../wrk/report.lua");
 const KEYS: &str = include_str!("../wrk/keys.lua");
@@ -18,7 +17,27 @@ const EXTRA_PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Load<'a> {
     pub(crate) tools: &'a Tools,
     pub(crate) scratch: &'a Scratch,
-    pub(crate) workload: Workload,
+    pub(crate) aim: Aim,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Aim {
+    pub(crate) connections: usize,
+    /// The target, or what all targets begin with where there are several keys.
+    pub(crate) base: &'static str,
+    pub(crate) keys: usize,
+    /// Of a hundred requests, those for the first key; the others are spread over all.
+    pub(crate) mostly: usize,
+}
+
+impl Aim {
+    pub(crate) fn targets(&self) -> Vec<String> {
+        match self.keys {
+            1 => vec![self.base.to_owned()],
+            keys => (0..keys).map(|key| format!("{}/{key}", self.base)).collect(),
+        }
+    }
 }
 
 /// What one run of wrk saw.
@@ -40,15 +59,15 @@ impl Load<'_> {
     /// Loads `address` for whole seconds, which is what wrk takes, and calls `meanwhile` again and again.
     pub(crate) fn run(&self, address: SocketAddr, seconds: u64, meanwhile: impl FnMut()) -> Result<Report> {
         let mut script = String::from(REPORT);
-        if self.workload.keys() > 1 {
+        if self.aim.keys > 1 {
             script.push_str(KEYS);
         }
         let script = self.scratch.write("wrk.lua", &script)?;
         let mut command = self.tools.pinned(LOAD_CORE, self.tools.path(Tool::Wrk));
-        command.args(["--threads", "1", "--latency", "--connections", &self.workload.connections().to_string()]);
+        command.args(["--threads", "1", "--latency", "--connections", &self.aim.connections.to_string()]);
         command.arg("--duration").arg(format!("{seconds}s")).arg("--script").arg(script);
-        command.arg(format!("http://{address}{}", self.workload.base()));
-        command.arg("--").arg(self.workload.keys().to_string());
+        command.arg(format!("http://{address}{}", self.aim.base));
+        command.arg("--").arg(self.aim.keys.to_string()).arg(self.aim.mostly.to_string());
         let mut wrk = Running::start("wrk", command, self.scratch)?;
         match wrk.await_end(Duration::from_secs(seconds) + EXTRA_PATIENCE, meanwhile)? {
             Some(true) => parse(&wrk.output()).ok_or_else(|| Failure::Load(wrk.output())),

@@ -24,6 +24,9 @@ mod record;
 mod markdown;
 mod chart;
 mod publication;
+mod redis;
+mod stage;
+mod scenario;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -39,7 +42,8 @@ use machine::Run;
 use peer::Peer;
 use publication::Publication;
 use record::Entry;
-use tools::Tools;
+use scenario::{Play, Scenario};
+use tools::{Tool, Tools};
 use workload::Workload;
 
 /// Load for Tidegate.
@@ -58,6 +62,8 @@ enum Command {
     LimitAnswer(LimitAnswerArguments),
     /// The limit of passing on: a relay of bytes, nothing parsed
     LimitRelay(LimitRelayArguments),
+    /// A field case or a question about the remote tier, with real servers; prints Markdown, shows progress on stderr
+    Scenario(ScenarioArguments),
     /// Compare tidegate with other servers; prints Markdown, shows progress on stderr
     Bench(BenchArguments),
 }
@@ -102,6 +108,22 @@ struct LimitRelayArguments {
 }
 
 #[derive(Args)]
+struct ScenarioArguments {
+    /// Which
+    #[arg(value_enum)]
+    name: Scenario,
+    /// Rounds, in each of which every case is measured once
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    rounds: u16,
+    /// Seconds of load on each case in each round
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    seconds: u64,
+    /// The tidegate to measure [default: the one beside this program]
+    #[arg(long, value_name = "PATH")]
+    tidegate: Option<PathBuf>,
+}
+
+#[derive(Args)]
 struct BenchArguments {
     /// Workloads [default: all]
     #[arg(long, value_enum, value_delimiter = ',', hide_default_value = true, default_values_t = Workload::value_variants().to_vec())]
@@ -128,6 +150,7 @@ fn main() -> ExitCode {
         Command::Origin(arguments) => serve_origin(arguments),
         Command::LimitAnswer(arguments) => serve_limit_answer(arguments),
         Command::LimitRelay(arguments) => serve_limit_relay(&arguments),
+        Command::Scenario(arguments) => run_scenario(arguments),
         Command::Bench(arguments) => run_bench(arguments),
     };
     match done {
@@ -160,6 +183,19 @@ fn serve_limit_answer(arguments: LimitAnswerArguments) -> Result<ExitCode> {
 fn serve_limit_relay(arguments: &LimitRelayArguments) -> Result<ExitCode> {
     let LimitRelayArguments { listen, upstream } = *arguments;
     limit_relay::run(listen, upstream).map_err(Failure::io(format!("the relay on {listen}")))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_scenario(arguments: ScenarioArguments) -> Result<ExitCode> {
+    interrupt::watch()?;
+    let tidegate = arguments.tidegate.map_or_else(beside_this, Ok)?;
+    if !tidegate.is_file() {
+        return Err(Failure::NoTidegate { path: tidegate.display().to_string() });
+    }
+    let tools = Tools::find([Tool::Redis])?;
+    tools.settle()?;
+    let play = Play { tools: &tools, tidegate: &tidegate, rounds: arguments.rounds.into(), seconds: arguments.seconds };
+    print!("{}", play.scenario(arguments.name)?);
     Ok(ExitCode::SUCCESS)
 }
 

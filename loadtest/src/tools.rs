@@ -23,6 +23,7 @@ pub(crate) enum Tool {
     Nginx,
     Haproxy,
     Varnishd,
+    Redis,
 }
 
 /// Where programs are.
@@ -40,6 +41,7 @@ impl Tool {
             Tool::Nginx => "nginx",
             Tool::Haproxy => "haproxy",
             Tool::Varnishd => "varnishd",
+            Tool::Redis => "redis-server",
         }
     }
 
@@ -48,7 +50,7 @@ impl Tool {
         match self {
             Tool::Taskset | Tool::Setpriv | Tool::Prlimit => "util-linux",
             Tool::Varnishd => "varnish",
-            Tool::Wrk | Tool::Nginx | Tool::Haproxy => self.name(),
+            Tool::Wrk | Tool::Nginx | Tool::Haproxy | Tool::Redis => self.name(),
         }
     }
 }

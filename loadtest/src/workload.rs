@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use crate::check::Probes;
-use crate::load::Report;
+use crate::load::{Aim, Report};
 
 /// A kind of load. The order is that of every report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -109,11 +109,12 @@ impl Workload {
         }
     }
 
+    pub(crate) fn aim(self) -> Aim {
+        Aim { connections: self.connections(), base: self.base(), keys: self.keys(), mostly: 0 }
+    }
+
     pub(crate) fn targets(self) -> Vec<String> {
-        match self.keys() {
-            1 => vec![self.base().to_owned()],
-            keys => (0..keys).map(|key| format!("{}/{key}", self.base())).collect(),
-        }
+        self.aim().targets()
     }
 
     /// Answers of a run that were not right: by what wrk counts, by the `probes` sent meanwhile, and by how often the

@@ -144,6 +144,7 @@ impl<M: Meta> Bus<M> {
     /// The bus for a store's shards, as `node`. From now on they are not read until `run` has heard of their purges.
     pub fn new(store: &Arc<Store<M>>, node: &str) -> Arc<Self> {
         let seed = RandomState::new().hash_one(node);
+        store.copies().are_told();
         let mut servers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         let mut places = Vec::new();
         for (index, shard) in store.shards_here().iter().enumerate() {
@@ -371,7 +372,10 @@ impl<M: Meta> Bus<M> {
                         was_up = true;
                         let (bus, since) = (self.clone(), missed);
                         let mut helpers = JoinSet::new();
-                        helpers.spawn(async move { bus.compensate(index, since).await });
+                        helpers.spawn(async move {
+                            bus.compensate(index, since).await;
+                            bus.tell_what_waits().await;
+                        });
                         tokio::select! {
                             fault = self.follow(line, connected, carries) => fault,
                             () = line.site.left(&spot) => Fault::Moved,
@@ -382,6 +386,7 @@ impl<M: Meta> Bus<M> {
                 Err(fault) => fault,
             };
             line.goes_down();
+            self.store.copies().forget_all();
             line.site.doubt();
             if was_up {
                 missed = self.talk().count();
@@ -395,7 +400,17 @@ impl<M: Meta> Bus<M> {
         }
     }
 
+    /// The clock of its server counts for what is stored there.
+    async fn ask_the_time(&self, line: &Line, way: &Way) -> Result<(), Fault> {
+        let sent = Instant::now();
+        let unix_ms = way.time().await?;
+        let heard = Instant::now();
+        line.shards.iter().for_each(|&shard| self.store.shards_here()[shard].clock().learn(unix_ms, sent, heard));
+        Ok(())
+    }
+
     async fn comes_up(&self, line: &Line, way: &Way, carries: bool, was_up: bool) -> Result<(), Fault> {
+        self.ask_the_time(line, way).await?;
         if carries {
             line.catch_up(way, |news| self.hear(news)).await?;
             self.beat(line, way).await?;
@@ -427,7 +442,14 @@ impl<M: Meta> Bus<M> {
                 let _tried_again_when_it_is_back = way.tell(purge, Some(number), 0, ALL, &self.member).await;
             }
         }
-        self.announce().await;
+    }
+
+    /// Tells purges that no server took until now, as long as this is not dropped: a full server has room again one day.
+    async fn tell_what_waits(self: &Arc<Self>) {
+        loop {
+            self.announce().await;
+            sleep(BEAT_EVERY).await;
+        }
     }
 
     /// Follows a line until it is lost; says why.
@@ -450,8 +472,10 @@ impl<M: Meta> Bus<M> {
                 _ = beat.tick() => match line.carries() {
                     // It begins anew with what it was not told, or needs no longer be.
                     now if now != carries => Err(Fault::Moved),
-                    true => self.read_on(line, &way, true).await,
-                    false => way.ping().await,
+                    carries => {
+                        let told = self.ask_the_time(line, &way).await;
+                        if carries && told.is_ok() { self.read_on(line, &way, true).await } else { told }
+                    }
                 },
             };
             match done {
@@ -501,6 +525,7 @@ impl<M: Meta> Bus<M> {
                 Change::Bus => is_said = true,
                 Change::Entry(name, key) => {
                     self.counts.changes.fetch_add(1, Ordering::Relaxed);
+                    self.store.copies().forget(name);
                     if line.shards.iter().any(|&shard| self.store.shards_here()[shard].echoes().take(name)) {
                         continue;
                     }

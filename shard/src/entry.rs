@@ -1,7 +1,7 @@
 //! Owns a stored response: what the gateway knows about it, its body, how long it is worth keeping, and whether it still counts.
 //!
-//! Ages are measured on the monotonic clock of this process. The wall clock is read only to date an entry for other nodes, and
-//! to age one that came from them, with 1.5 s of tolerance: a jump of the wall clock expires nothing that is held here.
+//! Ages are measured on the monotonic clock of this process. An entry is dated for other nodes, and one that came from them is aged, by
+//! the clock of the server that holds it (see `clock`), with 1.5 s of tolerance.
 //!
 //! Refuses to judge freshness: that is the gateway's, from `meta`.
 //! Invariant: an entry that was retired never counts again.
@@ -9,19 +9,17 @@
 mod envelope;
 mod epochs;
 
-pub(crate) use envelope::{EDITION_BYTES, Seal};
+pub(crate) use envelope::{Corrupt, EDITION_BYTES, Seal};
 pub(crate) use epochs::{Epochs, Judgement, TAGS_MAX, UNNUMBERED};
 pub use epochs::{Purge, Scope, Since};
 
+use crate::clock::{CLOCK_TOLERANCE, Now};
 use crate::key::Tag;
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-/// The clocks of two nodes may differ by this much (lesson `clock-drift`).
-pub(crate) const CLOCK_TOLERANCE: Duration = Duration::from_millis(1_500);
+use std::time::{Duration, Instant};
 
 /// Longer is cut: what nobody has asked to validate for a year may be fetched again, and instants cannot overflow.
 pub(crate) const KEEP_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
@@ -42,20 +40,6 @@ pub trait Meta: Serialize + DeserializeOwned + Send + Sync + 'static {
     fn is_compressible(&self) -> bool;
 }
 
-/// One moment on both clocks.
-#[derive(Clone, Copy, Debug)]
-pub struct Now {
-    pub unix_ms: u64,
-    pub instant: Instant,
-}
-
-impl Now {
-    pub fn read() -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { unix_ms: since_epoch.as_millis() as u64, instant: Instant::now() }
-    }
-}
-
 /// A stored response.
 #[derive(Debug)]
 pub struct Entry<M> {
@@ -63,7 +47,6 @@ pub struct Entry<M> {
     pub body: Bytes,
     /// From storing until it is useless, stale windows included. Whole milliseconds.
     pub keep: Duration,
-    pub stored_unix_ms: u64,
     /// Bytes charged to the local tier.
     pub weight: u32,
     arrived: Instant,
@@ -99,21 +82,21 @@ pub enum Doubt {
 
 impl<M: Meta> Entry<M> {
     /// A response that was complete at `now`.
-    pub fn new(meta: M, body: Bytes, keep: Duration, now: Now) -> Self {
-        Self::aged(meta, body, keep, now.unix_ms, Duration::ZERO, now)
+    pub fn new(meta: M, body: Bytes, keep: Duration, now: Instant) -> Self {
+        Self::aged(meta, body, keep, Duration::ZERO, now)
     }
 
-    /// An entry that another node stored, if its time is not over by this node's clock. One dated further in the future than
+    /// An entry that another node stored, if its time is not over by the clock of its server. One dated further in the future than
     /// clocks may differ has no age that could be trusted, and counts as over.
     pub(crate) fn received(meta: M, body: Bytes, keep: Duration, stored_unix_ms: u64, now: Now) -> Option<Self> {
         let keep = keep.min(KEEP_MAX);
         let ahead = Duration::from_millis(stored_unix_ms.saturating_sub(now.unix_ms));
         let age = Duration::from_millis(now.unix_ms.saturating_sub(stored_unix_ms));
         let over = age >= keep + CLOCK_TOLERANCE || ahead > CLOCK_TOLERANCE;
-        (!over).then(|| Self::aged(meta, body, keep, stored_unix_ms, age, now))
+        (!over).then(|| Self::aged(meta, body, keep, age, now.instant))
     }
 
-    fn aged(meta: M, body: Bytes, keep: Duration, stored_unix_ms: u64, age: Duration, now: Now) -> Self {
+    fn aged(meta: M, body: Bytes, keep: Duration, age: Duration, now: Instant) -> Self {
         let keep = Duration::from_millis(keep.min(KEEP_MAX).as_millis() as u64);
         let weight = allocated(body.len()) + allocated(meta.heap_bytes()) + size_of::<Self>();
         // An age within the tolerance may be nothing but the difference of two clocks.
@@ -122,11 +105,10 @@ impl<M: Meta> Entry<M> {
             meta,
             body,
             keep,
-            stored_unix_ms,
             weight: u32::try_from(weight).unwrap_or(u32::MAX),
-            arrived: now.instant,
+            arrived: now,
             age_on_arrival: age,
-            until: now.instant + remaining,
+            until: now + remaining,
             since: None,
             home: None,
             live: AtomicBool::new(true),
@@ -302,7 +284,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_retired_entry_stays_retired() {
-        let entry = Entry::new(Note("x".into()), Bytes::new(), SECOND, Now::read());
+        let entry = Entry::new(Note("x".into()), Bytes::new(), SECOND, Instant::now());
         assert!(entry.is_live());
         entry.retire();
         assert!(!entry.is_live());
@@ -310,7 +292,7 @@ pub(crate) mod tests {
 
     #[test]
     fn keeping_is_cut_at_a_year() {
-        let now = Now::read();
-        assert_eq!(Entry::new(Note(String::new()), Bytes::new(), Duration::MAX, now).remaining(now.instant), KEEP_MAX);
+        let now = Instant::now();
+        assert_eq!(Entry::new(Note(String::new()), Bytes::new(), Duration::MAX, now).remaining(now), KEEP_MAX);
     }
 }

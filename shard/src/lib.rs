@@ -6,17 +6,20 @@
 //! Refuses to know what a response means: freshness, variants and who may see it are the gateway's.
 //! Invariant: whatever Redis does, a lookup ends within its deadline, and what it then says is true or "not found".
 
+mod clock;
 mod key;
 mod placement;
 mod entry;
 mod remote;
+mod hot;
 mod local;
 mod store;
 mod bus;
 mod treasury;
 
 pub use bus::{Bus, BusReport, Confirmation, TooMany};
-pub use entry::{Doubt, Entry, Meta, Now, Purge, Scope, Since};
+pub use entry::{Doubt, Entry, Meta, Purge, Scope, Since};
+pub use hot::HotKey;
 pub use key::{BadRegion, CacheKey, KeyBuilder, KeyRef, Region, Tag};
 pub use local::LocalReport;
 pub use placement::{SLOTS, Slot};

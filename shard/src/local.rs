@@ -6,17 +6,21 @@
 //!
 //! Memory: both together keep to `memory_bytes` of weight. Threads' tables hold entries of the shared cache, and may keep
 //! ones it let go of for a while: a sixteenth is theirs, all tables together. moka lets go of entries some insertions later, which
-//! is done at once where these are large.
+//! is done at once where these are large. What it pushes out of hot keys stays beside it (see `pins`), in half a sixteenth.
 //! Invariant: an entry that left the shared cache is retired, and with that it is gone from every table.
 
 mod near;
+mod pins;
 mod roll;
 
 pub(crate) use near::{Moment, Near, NearCopy};
 
 use crate::entry::{Entry, Epochs, Home, Judgement, Meta, Since};
+use crate::hot::Hot;
 use crate::key::{CacheKey, KeyRef, Prehashed};
+use moka::notification::RemovalCause;
 use moka::sync::Cache;
+use pins::Pins;
 use roll::{Place, Roll};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,6 +35,9 @@ const SHARED_SIXTEENTHS: usize = 13;
 
 /// The part of the memory that threads' tables may hold, all together.
 const NEAR_PART: usize = 16;
+
+/// The part of the memory that entries of hot keys may hold beside the shared cache.
+const PINS_PART: usize = 32;
 
 /// How many entries a sweep looks at, and how many that are over it lets go of: less than a millisecond of work at
 /// leisure, and a little with each insertion.
@@ -47,6 +54,8 @@ const JITTER: f64 = 0.05;
 
 pub(crate) struct Local<M> {
     shared: Cache<CacheKey, Stored<M>, Prehashed>,
+    pins: Arc<Pins<M>>,
+    hot: Arc<Hot>,
     epochs: Arc<Epochs>,
     memory_bytes: usize,
     roll: Arc<Roll<M>>,
@@ -81,11 +90,30 @@ impl<M: Meta> Stored<M> {
     }
 }
 
+/// What becomes of entries that the shared cache lets go of.
+struct PushedOut<M> {
+    hot: Arc<Hot>,
+    pins: Arc<Pins<M>>,
+    roll: Arc<Roll<M>>,
+}
+
+impl<M: Meta> PushedOut<M> {
+    fn take(&self, key: &CacheKey, stored: Stored<M>, cause: RemovalCause) {
+        let hash = key.as_key().hash();
+        if cause != RemovalCause::Size || !self.hot.has(hash) {
+            return stored.let_go(&self.roll);
+        }
+        self.pins.keep(key, stored).iter().for_each(|stored| stored.let_go(&self.roll));
+    }
+}
+
 /// Figures of the local tier; moka brings them up to date a little later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LocalReport {
     pub entries: u64,
     pub weight_bytes: u64,
+    /// Entries of hot keys that are kept although the memory is needed; not among the others.
+    pub pinned: usize,
 }
 
 impl<M> Clone for Stored<M> {
@@ -99,19 +127,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<M: Meta> Local<M> {
-    pub(crate) fn new(memory_bytes: usize, epochs: Arc<Epochs>) -> Self {
+    pub(crate) fn new(memory_bytes: usize, hot: Arc<Hot>, epochs: Arc<Epochs>) -> Self {
         let roll = Arc::new(Roll::new());
-        let listed = roll.clone();
+        let pins = Arc::new(Pins::new(memory_bytes / PINS_PART));
+        let pushed_out = PushedOut { hot: hot.clone(), pins: pins.clone(), roll: roll.clone() };
         let shared = Cache::builder()
             .max_capacity((memory_bytes / 16 * SHARED_SIXTEENTHS) as u64)
             .weigher(|_, stored: &Stored<M>| stored.weight)
-            .eviction_listener(move |_, stored: Stored<M>, _| stored.let_go(&listed))
+            .eviction_listener(move |key, stored, cause| pushed_out.take(&key, stored, cause))
             .build_with_hasher(Prehashed::default());
-        Self { shared, epochs, memory_bytes, roll, views: AtomicUsize::new(0), unsettled: AtomicUsize::new(0) }
+        let [views, unsettled] = [0; 2].map(AtomicUsize::new);
+        Self { shared, pins, hot, epochs, memory_bytes, roll, views, unsettled }
     }
 
     pub(crate) fn get(&self, key: &KeyRef<'_>, moment: Moment<'_>) -> Option<Arc<NearCopy<M>>> {
-        let entry = self.shared.get(key)?.entry()?;
+        let entry = self.shared.get(key).and_then(|stored| stored.entry()).or_else(|| self.pins.get(key))?;
         if !moment.counts(&entry) {
             self.let_go(&[key.to_owned()], moment);
             return None;
@@ -145,10 +175,11 @@ impl<M: Meta> Local<M> {
             let held = Arc::new(Mutex::new(Some(entry.clone())));
             let place = self.roll.enter(owned.clone(), &entry, held.clone());
             let weight = u32::try_from(bytes).unwrap_or(u32::MAX);
+            self.pins.take(key).iter().for_each(|older| older.let_go(&self.roll));
             self.shared.insert(owned, Stored { entry: held, weight, place });
             // A removal that came in between did not find it.
             if !is_kept() {
-                self.shared.invalidate(key);
+                self.invalidate(key);
             }
             if self.unsettled.fetch_add(bytes, Ordering::Relaxed) > self.memory_bytes / UNSETTLED_PART {
                 self.catch_up();
@@ -166,7 +197,14 @@ impl<M: Meta> Local<M> {
 
     pub(crate) fn remove(&self, key: &KeyRef<'_>) {
         self.epochs.removed(key.hash());
+        self.invalidate(key);
+    }
+
+    fn invalidate(&self, key: &KeyRef<'_>) {
         self.shared.invalidate(key);
+        if self.hot.has(key.hash()) || !self.pins.is_empty() {
+            self.pins.end(key, self.epochs.since()).iter().for_each(|pinned| pinned.let_go(&self.roll));
+        }
     }
 
     pub(crate) fn moment(&self, now: Instant) -> Moment<'_> {
@@ -177,6 +215,8 @@ impl<M: Meta> Local<M> {
     pub(crate) fn settle(&self, moment: Moment<'_>) -> bool {
         let (over, is_untidy) = self.roll.sweep_at_leisure(SWEEP, OVER, moment);
         self.let_go(&over, moment);
+        let cold = self.pins.sweep(moment, |hash| self.hot.has(hash));
+        cold.iter().for_each(|stored| stored.let_go(&self.roll));
         self.catch_up();
         is_untidy
     }
@@ -195,11 +235,15 @@ impl<M: Meta> Local<M> {
             if self.shared.get(&key).as_ref().is_some_and(is_over) {
                 self.shared.invalidate(&key);
             }
+            if self.pins.get(&key).is_some_and(|entry| !moment.counts(&entry)) {
+                self.pins.take(&key).iter().for_each(|stored| stored.let_go(&self.roll));
+            }
         }
     }
 
     pub(crate) fn report(&self) -> LocalReport {
-        LocalReport { entries: self.shared.entry_count(), weight_bytes: self.shared.weighted_size() }
+        let (entries, weight_bytes) = (self.shared.entry_count(), self.shared.weighted_size());
+        LocalReport { entries, weight_bytes, pinned: self.pins.len() }
     }
 }
 
@@ -233,7 +277,7 @@ fn unit(hash: u64) -> f64 {
 mod tests {
     use super::*;
     use crate::entry::tests::Note;
-    use crate::entry::{Now, Purge, Scope, UNNUMBERED};
+    use crate::entry::{Purge, Scope, UNNUMBERED};
     use crate::key::KeyBuilder;
     use bytes::Bytes;
     use std::time::Duration;
@@ -245,12 +289,12 @@ mod tests {
     }
 
     fn entry(body_bytes: usize) -> Entry<Note> {
-        Entry::new(Note("n".into()), Bytes::from(vec![0; body_bytes]), KEEP, Now::read())
+        Entry::new(Note("n".into()), Bytes::from(vec![0; body_bytes]), KEEP, Instant::now())
     }
 
     fn local(memory_bytes: usize) -> (Local<Note>, Arc<Epochs>) {
         let epochs = Arc::new(Epochs::new(0));
-        (Local::new(memory_bytes, epochs.clone()), epochs)
+        (Local::new(memory_bytes, Arc::new(Hot::new(1_000)), epochs.clone()), epochs)
     }
 
     fn found(local: &Local<Note>, key: &CacheKey, now: Instant) -> bool {

@@ -31,6 +31,11 @@ impl Slot {
     pub(crate) fn of(key: &KeyRef<'_>, slots: u16) -> Self {
         Self((xxh3_64(key.as_bytes()) % u64::from(slots.max(1))) as u16)
     }
+
+    /// The other slots of the region, from the next one on.
+    pub(crate) fn others(self, slots: u16) -> impl Iterator<Item = Slot> {
+        (1..slots).map(move |step| Slot((self.0 + step) % slots))
+    }
 }
 
 impl fmt::Display for Slot {
@@ -95,8 +100,17 @@ pub(crate) fn winner(name: &str, labels: &[String]) -> Option<usize> {
 /// The name of an entry in Redis: `tg:{region:slot}:` and the first 16 bytes of its digest in hexadecimal. The braces are the
 /// hash tag of Redis Cluster, which keeps a slot on one node. The envelope repeats the whole digest.
 pub(crate) fn redis_key(region: &Region, slot: Slot, digest: &Digest) -> String {
-    let mut key = String::with_capacity(80);
-    write!(key, "tg:{{{region}:{slot}}}:").expect("writing to a string does not fail");
+    named_by("tg:", region, slot, digest)
+}
+
+/// The name of a copy of a hot entry in the given slot: `tg:hot:{region:slot}:` and the same digest. Changes of such names are not told.
+pub(crate) fn copy_key(region: &Region, slot: Slot, digest: &Digest) -> String {
+    named_by("tg:hot:", region, slot, digest)
+}
+
+fn named_by(prefix: &str, region: &Region, slot: Slot, digest: &Digest) -> String {
+    let mut key = String::with_capacity(88);
+    write!(key, "{prefix}{{{region}:{slot}}}:").expect("writing to a string does not fail");
     for byte in &digest.as_bytes()[..16] {
         write!(key, "{byte:02x}").expect("writing to a string does not fail");
     }

@@ -1,9 +1,10 @@
 //! Owns a shard: one Redis server that holds some slots of a region, as all threads see it (`Shard`) and as one of them uses it
 //! (`Wire`).
 //!
-//! A value is read with `GETRANGE`, which serves a string like `GET` and lets the server cut it at the longest envelope that
-//! would be accepted: an oversized value is never pulled in whole. (A server that lies about the protocol itself can still send
-//! more: the client reads what is announced.)
+//! A value is read with `GETRANGE`, which serves a string like `GET` and lets the server cut it. The first `FIRST` bytes are asked
+//! for over the connection that all small reads share; where they are the beginning of a longer envelope that would be accepted,
+//! the whole is asked for over another, so that no small read stands behind a large body. An oversized value is never pulled in
+//! whole. (A server that lies about the protocol itself can still send more: the client reads what is announced.)
 //!
 //! Refuses to retry, and to wait longer than the deadline for anything.
 //! Invariant: a shard that is slow, gone or wrong is a miss, at once after its breaker has opened.
@@ -15,6 +16,7 @@ mod echoes;
 mod fault;
 mod lane;
 mod link;
+mod missed;
 mod outbox;
 mod queue;
 mod scout;
@@ -34,19 +36,28 @@ pub(crate) use sentinel::Sentinels;
 pub use site::TlsSettings;
 pub(crate) use site::{BadAddress, Dialer, Site, Spot};
 
-use crate::entry::{Entry, Epochs, Judgement, Meta, Now, Seal};
+use crate::clock::{Clock, Wall};
+use crate::entry::{Corrupt, Entry, Epochs, Judgement, Meta, Seal};
 use crate::key::{Digest, Region};
 use bytes::Bytes;
 use counts::Counts;
 use echoes::Echoes;
+use missed::Missed;
 use outbox::{Outbox, Writer};
 use redis::{Pipeline, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::task::spawn_blocking;
 
 /// Writing is off every request's path: it may take this many deadlines per batch.
 const WRITE_DEADLINES: u32 = 10;
+
+/// What is asked for first. Most bodies are no larger, and one takes some 50 us of a connection.
+const FIRST: usize = 128 << 10;
+
+/// Checking so much takes some 0.1 ms; more is done beside the thread.
+const WORK: usize = 256 << 10;
 
 /// A shard as all threads see it.
 pub(crate) struct Shard {
@@ -56,9 +67,12 @@ pub(crate) struct Shard {
     label: Option<String>,
     site: Arc<Site>,
     reads: Arc<Lane>,
+    /// Reads of large bodies: a network that is too slow for these is not too slow for small ones.
+    large: Arc<Lane>,
     writes: Arc<Lane>,
     counts: Arc<Counts>,
     echoes: Arc<Echoes>,
+    clock: Arc<Clock>,
     /// Whether it may be read: what was purged there is known, and its changes are being told.
     is_watched: AtomicBool,
     bus: Lane,
@@ -74,25 +88,30 @@ pub struct ShardReport {
     /// Host, port and database; no credentials.
     pub endpoint: String,
     pub reads: BreakerState,
+    /// Reads of large bodies.
+    pub large: BreakerState,
     pub writes: BreakerState,
     /// Whether what was purged there is known and its changes are being told; it is not read while they are not.
     pub is_watched: bool,
     pub bus_faults: FaultCounts,
     pub read_faults: FaultCounts,
+    pub large_faults: FaultCounts,
     pub write_faults: FaultCounts,
     pub counts: ShardCounts,
 }
 
 impl Shard {
-    pub(crate) fn new(region: Region, index: usize, site: Arc<Site>, label: Option<String>) -> Self {
+    pub(crate) fn new(region: Region, index: usize, site: Arc<Site>, label: Option<String>, wall: Arc<Wall>) -> Self {
         let name = label.clone().unwrap_or_else(|| format!("place {index}"));
         Self {
             region,
             index,
             reads: Arc::new(Lane::new(format!("{region} {name} reads"))),
+            large: Arc::new(Lane::new(format!("{region} {name} large reads"))),
             writes: Arc::new(Lane::new(format!("{region} {name} writes"))),
             counts: Arc::default(),
             echoes: Arc::default(),
+            clock: Arc::new(Clock::new(wall)),
             is_watched: AtomicBool::new(true),
             bus: Lane::new(format!("{region} {name} bus")),
             site,
@@ -111,6 +130,11 @@ impl Shard {
 
     pub(crate) fn echoes(&self) -> &Echoes {
         &self.echoes
+    }
+
+    /// The time at its server.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// From now on it is not read, until it is in sight.
@@ -144,24 +168,33 @@ impl Shard {
             index: self.index,
             endpoint: self.label()?,
             reads: self.reads.state(),
+            large: self.large.state(),
             writes: self.writes.state(),
             is_watched: self.is_watched.load(Ordering::Acquire),
             bus_faults: self.bus.faults(),
             read_faults: self.reads.faults(),
+            large_faults: self.large.faults(),
             write_faults: self.writes.faults(),
             counts: self.counts.read(),
         })
     }
 }
 
-/// A shard as one thread uses it: two connections, made on the first use.
+/// A shard as one thread uses it: three connections, each made on its first use.
 pub(crate) struct Wire<M> {
     shard: Arc<Shard>,
     reads: Link,
+    large: Link,
     outbox: Outbox<M>,
     seal: Arc<Seal>,
     epochs: Arc<Epochs>,
-    deadline: Duration,
+}
+
+/// What a shard had.
+pub(crate) struct Found<M> {
+    pub(crate) entry: Entry<M>,
+    /// As it was read; the entry's body is a part of it, unless it was compressed.
+    pub(crate) envelope: Bytes,
 }
 
 impl<M: Meta> Wire<M> {
@@ -173,37 +206,57 @@ impl<M: Meta> Wire<M> {
             epochs: epochs.clone(),
             counts: shard.counts.clone(),
             echoes: shard.echoes.clone(),
+            clock: shard.clock.clone(),
+            missed: Missed::new(),
         };
-        let reads = shard.link(shard.reads.clone());
-        Self { shard, reads, outbox: Outbox::new(writer), seal, epochs, deadline }
+        let (reads, large) = (shard.link(shard.reads.clone()), shard.link(shard.large.clone()));
+        Self { shard, reads, large, outbox: Outbox::new(writer), seal, epochs }
     }
 
-    /// The entry called `name`, if it is there, sound and in time. Cancel safe.
-    pub(crate) async fn fetch(&self, name: &str, digest: &Digest) -> Result<Option<Entry<M>>, Fault> {
+    /// The entry called `name`, if it is there, sound and in time, within the deadline. Cancel safe.
+    pub(crate) async fn fetch(
+        &self,
+        name: &str,
+        digest: &Digest,
+        deadline: Duration,
+    ) -> Result<Option<Found<M>>, Fault> {
         if !self.shard.is_watched.load(Ordering::Acquire) {
             self.shard.reads.count(Fault::Unwatched);
             return Err(Fault::Unwatched);
         }
+        let began = Instant::now();
+        let Some(first) = self.read(&self.reads, name, FIRST, deadline).await? else {
+            return Ok(None);
+        };
+        if first.len() < FIRST || !self.seal.is_cut(&first) {
+            return Ok(self.open(&self.reads, name, digest, first).await);
+        }
+        let (most, left) = (self.seal.envelope_bytes_max(), deadline.saturating_sub(began.elapsed()));
+        match self.read(&self.large, name, most, left).await? {
+            Some(whole) => Ok(self.open(&self.large, name, digest, whole).await),
+            None => Ok(None),
+        }
+    }
+
+    /// The first bytes of a value, at most so many; `None` where there is none.
+    async fn read(&self, link: &Link, name: &str, most: usize, deadline: Duration) -> Result<Option<Bytes>, Fault> {
         let mut read = Pipeline::with_capacity(1);
-        read.cmd("GETRANGE").arg(name).arg(0).arg(self.seal.envelope_bytes_max());
-        let mut replies = self.reads.ask(&read, self.deadline).await?;
-        let counts = &self.shard.counts;
-        let envelope = match replies.pop() {
+        read.cmd("GETRANGE").arg(name).arg(0).arg(most - 1);
+        match link.ask(&read, deadline).await?.pop() {
             // An absent key is an empty string.
             Some(Value::BulkString(value)) if value.is_empty() => {
-                counts.misses.one();
-                return Ok(None);
+                self.shard.counts.misses.one();
+                Ok(None)
             }
-            Some(Value::BulkString(value)) => Bytes::from(value),
+            Some(Value::BulkString(value)) => Ok(Some(Bytes::from(value))),
             reply => {
                 if let Some(fault) = reply.as_ref().and_then(Fault::in_reply) {
                     return Err(fault);
                 }
-                self.reads.distrust();
-                return Err(Fault::Protocol);
+                link.distrust();
+                Err(Fault::Protocol)
             }
-        };
-        Ok(self.open(name, digest, &envelope))
+        }
     }
 
     pub(crate) fn send(&self, job: Job<M>) {
@@ -221,9 +274,9 @@ impl<M: Meta> Wire<M> {
         self.outbox.drained().await;
     }
 
-    fn open(&self, name: &str, digest: &Digest, envelope: &Bytes) -> Option<Entry<M>> {
+    async fn open(&self, link: &Link, name: &str, digest: &Digest, envelope: Bytes) -> Option<Found<M>> {
         let counts = &self.shard.counts;
-        match self.seal.decode::<M>(digest, envelope, Now::read()) {
+        match self.decode(digest, &envelope).await {
             Ok(Some((entry, number))) => {
                 match self.epochs.judge_foreign(entry.meta.tags(), number) {
                     Judgement::Dead => {
@@ -234,7 +287,7 @@ impl<M: Meta> Wire<M> {
                     Judgement::Sound => {}
                 }
                 counts.hits.one();
-                return Some(entry);
+                return Some(Found { entry, envelope });
             }
             Ok(None) => counts.expired.one(),
             Err(reason) if reason.is_foreign() => counts.foreign.one(),
@@ -242,10 +295,20 @@ impl<M: Meta> Wire<M> {
                 // Either the value is damaged, or the connection answers the wrong questions: both are ended.
                 counts.corrupt.one();
                 tracing::debug!(endpoint = self.shard.label(), %reason, "corrupt entry");
-                self.reads.distrust();
+                link.distrust();
                 self.outbox.push(Job::Remove { name: name.to_owned() });
             }
         }
         None
+    }
+
+    async fn decode(&self, digest: &Digest, envelope: &Bytes) -> Result<Option<(Entry<M>, u64)>, Corrupt> {
+        if envelope.len() < WORK {
+            return self.seal.decode(digest, envelope, self.shard.clock.now());
+        }
+        let (seal, clock, digest, envelope) = (self.seal.clone(), self.shard.clock.clone(), *digest, envelope.clone());
+        let decoding = spawn_blocking(move || seal.decode(&digest, &envelope, clock.now()));
+        // Decoding does not panic; were it to, what it was about is worth nothing.
+        decoding.await.unwrap_or(Ok(None))
     }
 }

@@ -7,24 +7,32 @@
 //! Refuses settings that cannot work, and never asks whether Redis is there: a gateway starts without it.
 //! Invariant: what is said about an endpoint, in errors and reports, contains no credentials.
 
+mod copies;
 mod view;
 
 pub use view::{Hit, Reach, Remote, Tier, View};
 
+pub(crate) use copies::Copies;
+
+use crate::clock::{Wall, wall_time};
 use crate::entry::{Epochs, Home, Meta, Purge, Seal, UNNUMBERED};
+use crate::hot::{Hot, HotKey};
 use crate::key::{Digest, KeyRef, Region};
 use crate::local::{Local, LocalReport};
-use crate::placement::{SLOTS, SLOTS_MAX, Slot, Slots, redis_key, winner};
+use crate::placement::{SLOTS, SLOTS_MAX, Slot, Slots, copy_key, redis_key, winner};
 use crate::remote::{BadAddress, Cluster, Dialer, PLACES, Scout, Sentinels, Shard, ShardReport, Site, TlsSettings};
+use copies::Spot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The local tier.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalSettings {
     /// Weight of all entries; threads' own tables may hold half as much again.
     pub memory_bytes: usize,
+    /// Lookups per second, over all threads, from which a key is hot.
+    pub hot_rate: u32,
 }
 
 /// The remote tier. No `Debug`: addresses and secret are confidential.
@@ -38,9 +46,18 @@ pub struct RemoteSettings {
     pub object_bytes: usize,
     /// Bodies that are as large are compressed, where their metadata say that this may help.
     pub compress_from: usize,
+    /// Servers on which a hot entry stands, its own included.
+    pub hot_copies: u16,
     /// For endpoints with TLS.
     pub tls: TlsSettings,
     pub regions: BTreeMap<Region, RegionSettings>,
+}
+
+impl RemoteSettings {
+    /// Whether a store can be made of them; connects to nothing.
+    pub fn check(&self) -> Result<(), StoreError> {
+        Shards::new(self, Wall::new()).map(drop)
+    }
 }
 
 /// Where a region's entries live.
@@ -83,6 +100,9 @@ pub struct Placement {
 /// The store of a process. Threads use it through a `View` each.
 pub struct Store<M> {
     local: Local<M>,
+    hot: Arc<Hot>,
+    wall: Arc<Wall>,
+    copies: Copies,
     epochs: Arc<Epochs>,
     remote: Option<Shards>,
     /// Regions that something was stored for.
@@ -91,6 +111,8 @@ pub struct Store<M> {
 
 struct Shards {
     deadline: Duration,
+    hot_copies: u16,
+    wall: Arc<Wall>,
     seal: Arc<Seal>,
     shards: Vec<Arc<Shard>>,
     regions: HashMap<Region, RegionShards>,
@@ -123,12 +145,16 @@ pub(crate) enum Keeper<'a> {
     Cluster(&'a Arc<Cluster>, &'a [Arc<Shard>]),
 }
 
+/// One bit each.
+const COPIES_MAX: usize = 64;
+
 /// Most regions that a process stores for; requests may make them up.
 const NAMED_MAX: usize = 1_024;
 
 /// Everything needed to ask for a key.
 struct Place {
     shard: usize,
+    slot: Slot,
     name: String,
     digest: Digest,
 }
@@ -142,10 +168,12 @@ impl Place {
 impl<M: Meta> Store<M> {
     /// Checks the settings; connects to nothing.
     pub fn new(local: LocalSettings, remote: Option<RemoteSettings>) -> Result<Arc<Self>, StoreError> {
-        let remote = remote.as_ref().map(Shards::new).transpose()?;
+        let wall = Wall::new();
+        let remote = remote.as_ref().map(|remote| Shards::new(remote, wall.clone())).transpose()?;
         let epochs = Arc::new(Epochs::new(remote.as_ref().map_or(0, |remote| remote.shards.len())));
-        let local = Local::new(local.memory_bytes, epochs.clone());
-        Ok(Arc::new(Self { local, epochs, remote, named: Mutex::default() }))
+        let hot = Arc::new(Hot::new(local.hot_rate));
+        let local = Local::new(local.memory_bytes, hot.clone(), epochs.clone());
+        Ok(Arc::new(Self { local, hot, wall, copies: Copies::default(), epochs, remote, named: Mutex::default() }))
     }
 
     /// A thread's way to the store; cheap to make, holds about 400 KiB.
@@ -194,6 +222,26 @@ impl<M: Meta> Store<M> {
         self.remote.iter().flat_map(|remote| &remote.shards).filter_map(|shard| shard.report())
     }
 
+    /// What time it is: by a server of the remote tier where one has said so lately, so that a fleet reckons by one clock; else by this
+    /// machine, whose jumps are not believed at once.
+    pub fn wall_time(&self) -> SystemTime {
+        wall_time(&self.wall, self.shards_here().iter().map(|shard| shard.clock()))
+    }
+
+    /// Seconds by which this machine's wall clock is ahead of `wall_time`; in fractions.
+    pub fn clock_offset(&self) -> f64 {
+        let (counts, machine) = (self.wall_time(), SystemTime::now());
+        match machine.duration_since(counts) {
+            Ok(ahead) => ahead.as_secs_f64(),
+            Err(behind) => -behind.duration().as_secs_f64(),
+        }
+    }
+
+    /// The keys that this process is asked for most, the hottest first.
+    pub fn hot_keys(&self) -> Vec<HotKey> {
+        self.hot.list()
+    }
+
     pub fn local_report(&self) -> LocalReport {
         self.local.report()
     }
@@ -209,7 +257,25 @@ impl<M: Meta> Store<M> {
         let digest = key.digest(region);
         // Where a cluster is not known yet, the first place: nobody is there either.
         let shard = home.shard(region, slot).unwrap_or(home.first);
-        Some(Place { shard, name: redis_key(region, slot, &digest), digest })
+        Some(Place { shard, slot, name: redis_key(region, slot, &digest), digest })
+    }
+
+    /// Where copies of a hot entry are: in the slots after its own, each on another server.
+    fn spots(&self, region: &Region, place: &Place) -> Vec<Spot> {
+        let Some((remote, home)) = self.remote.as_ref().and_then(|remote| Some((remote, remote.of(region)?))) else {
+            return Vec::new();
+        };
+        let (mut spots, mut taken) = (Vec::new(), vec![place.shard]);
+        for slot in place.slot.others(home.slots()) {
+            if taken.len() >= usize::from(remote.hot_copies).min(COPIES_MAX) {
+                break;
+            }
+            if let Some(shard) = home.shard(region, slot).filter(|shard| !taken.contains(shard)) {
+                taken.push(shard);
+                spots.push(Spot { shard, name: copy_key(region, slot, &place.digest) });
+            }
+        }
+        spots
     }
 }
 
@@ -220,6 +286,10 @@ impl<M> Store<M> {
 
     pub(crate) fn epochs(&self) -> &Epochs {
         &self.epochs
+    }
+
+    pub(crate) fn copies(&self) -> &Copies {
+        &self.copies
     }
 
     pub(crate) fn local(&self) -> &Local<M> {
@@ -252,12 +322,14 @@ impl<M> Store<M> {
 }
 
 impl Shards {
-    fn new(settings: &RemoteSettings) -> Result<Self, StoreError> {
+    fn new(settings: &RemoteSettings, wall: Arc<Wall>) -> Result<Self, StoreError> {
         if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&settings.deadline) {
             return Err(StoreError::Deadline);
         }
         let mut all = Self {
             deadline: settings.deadline,
+            hot_copies: settings.hot_copies,
+            wall,
             seal: Arc::new(Seal::new(&settings.secret, settings.object_bytes, settings.compress_from)),
             shards: Vec::new(),
             regions: HashMap::new(),
@@ -313,7 +385,7 @@ impl Shards {
             if labels.contains(&label) {
                 return Err(StoreError::Twice { region, endpoint: label });
             }
-            self.shards.push(Arc::new(Shard::new(region, index, site, Some(label.clone()))));
+            self.shards.push(Arc::new(Shard::new(region, index, site, Some(label.clone()), self.wall.clone())));
             labels.push(label);
         }
         Ok(Kind::Endpoints { slots: Slots::spread(settings.slots, &labels), labels })
@@ -331,7 +403,7 @@ impl Shards {
         });
         let cluster = Arc::new(Cluster::new(seeds.collect::<Result<_, _>>()?));
         for (index, site) in cluster.sites.iter().enumerate() {
-            self.shards.push(Arc::new(Shard::new(region, index, site.clone(), None)));
+            self.shards.push(Arc::new(Shard::new(region, index, site.clone(), None, self.wall.clone())));
         }
         self.scouts.push(Arc::new(Scout::Cluster(cluster.clone())));
         Ok(Kind::Cluster { slots: settings.slots, cluster })
@@ -385,13 +457,14 @@ mod tests {
             secret: String::new(),
             object_bytes: 1 << 20,
             compress_from: usize::MAX,
+            hot_copies: 8,
             tls: TlsSettings::default(),
             regions,
         }
     }
 
     fn store(remote: Option<RemoteSettings>) -> Result<Arc<Store<Note>>, StoreError> {
-        Store::new(LocalSettings { memory_bytes: 1 << 20 }, remote)
+        Store::new(LocalSettings { memory_bytes: 1 << 20, hot_rate: 1_000 }, remote)
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod proxy;
 
 use proxy::Proxy;
 use server::{Page, Server, free_port, settings};
-use shard::{Bus, Doubt, Entry, KeyBuilder, LocalSettings, Now, Purge, Reach, Region, Remote, Scope, Store, Tag, View};
+use shard::{Bus, Doubt, Entry, KeyBuilder, LocalSettings, Purge, Reach, Region, Remote, Scope, Store, Tag, View};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -27,7 +27,7 @@ struct Node {
 impl Node {
     fn start(name: &str, endpoints: &[String]) -> Self {
         let remote = settings(&[("default", endpoints)]);
-        let store = Store::new(LocalSettings { memory_bytes: 1 << 20 }, Some(remote)).unwrap();
+        let store = Store::new(LocalSettings { memory_bytes: 1 << 20, hot_rate: 1_000 }, Some(remote)).unwrap();
         let bus = Bus::new(&store, name);
         Self { _tasks: bus.run(), view: store.view(), bus, store }
     }
@@ -47,7 +47,7 @@ impl Node {
         let mut key = KeyBuilder::new();
         let page = Page { text: name.into(), tags: vec![Tag::named(name.as_bytes())] };
         let entry =
-            Entry::new(page, name.as_bytes().to_vec().into(), 60 * SECOND, Now::read()).begun(self.view.since());
+            Entry::new(page, name.as_bytes().to_vec().into(), 60 * SECOND, Instant::now()).begun(self.view.since());
         self.view.insert(&REGION, &key.part(name.as_bytes()).key(), entry, Reach::Shared);
         assert!(self.view.flush(SECOND).await);
     }
@@ -266,7 +266,7 @@ async fn a_fill_whose_entry_another_node_changes_meanwhile_is_not_stored() {
     let mut key = KeyBuilder::new();
     let key = key.part(b"a").key();
     let page = Page { text: "old".into(), tags: Vec::new() };
-    let entry = Entry::new(page, "old".into(), 60 * SECOND, Now::read()).begun(since);
+    let entry = Entry::new(page, "old".into(), 60 * SECOND, Instant::now()).begun(since);
     let served = one.view.insert(&REGION, &key, entry, Reach::Shared);
     assert_eq!(served.meta.text, "old");
     assert!(one.view.local(&key).is_none());

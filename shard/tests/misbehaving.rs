@@ -3,7 +3,7 @@
 mod server;
 
 use server::{DEADLINE, Page, settings};
-use shard::{Entry, KeyBuilder, LocalSettings, Now, Reach, Region, Remote, RemoteSettings, Store, View};
+use shard::{Entry, KeyBuilder, LocalSettings, Reach, Region, Remote, RemoteSettings, Store, View};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -226,14 +226,14 @@ async fn a_hundred_thousand_reads_of_a_server_that_misbehaves_find_no_wrong_valu
         .map(|_| {
             let endpoint = format!("redis://127.0.0.1:{port}");
             let remote = RemoteSettings { deadline: DEADLINE, ..settings(&[("default", &[endpoint])]) };
-            Store::new(LocalSettings { memory_bytes: 1 << 20 }, Some(remote)).unwrap()
+            Store::new(LocalSettings { memory_bytes: 1 << 20, hot_rate: 1_000 }, Some(remote)).unwrap()
         })
         .collect();
     let views: Vec<_> = stores.iter().map(Store::view).collect();
     for n in 0..PAGES {
         let mut key = KeyBuilder::new();
         let meta = Page { text: n.to_string(), tags: Vec::new() };
-        let entry = Entry::new(meta, text(n).into(), Duration::from_secs(3_600), Now::read());
+        let entry = Entry::new(meta, text(n).into(), Duration::from_secs(3_600), Instant::now());
         views[0].insert(&REGION, &key.part(n.to_string().as_bytes()).key(), entry, Reach::Shared);
         assert!(views[0].flush(Duration::from_secs(1)).await);
     }

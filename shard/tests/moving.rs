@@ -27,7 +27,7 @@ struct Node {
 
 impl Node {
     fn start(remote: RemoteSettings) -> Self {
-        let store = Store::new(LocalSettings { memory_bytes: 1 << 20 }, Some(remote)).unwrap();
+        let store = Store::new(LocalSettings { memory_bytes: 1 << 20, hot_rate: 1_000 }, Some(remote)).unwrap();
         let bus = Bus::new(&store, "node");
         Self { _tasks: bus.run(), view: store.view(), bus }
     }

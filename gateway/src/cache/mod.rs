@@ -22,6 +22,8 @@ use std::time::Duration;
 pub struct Settings {
     /// Bytes of the local tier.
     pub memory_bytes: u64,
+    /// Lookups of one key per second, over all threads, from which it is hot.
+    pub hot_rate: u32,
     /// Bytes of the largest response that is stored; larger ones pass through.
     pub object_bytes: u64,
     /// Bytes of the largest response that is stored remotely; larger ones stay local.
@@ -48,6 +50,8 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             memory_bytes: 256 << 20,
+            // A key that takes a hundredth of what one core answers; ordinary ones stay far below.
+            hot_rate: 1_000,
             object_bytes: 8 << 20,
             remote_object_bytes: 1 << 20,
             fill_bytes: 128 << 20,

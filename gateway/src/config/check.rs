@@ -86,6 +86,14 @@ fn regions(draft: &Draft, reading: &Reading<'_>) {
             }
         }
     }
+    // Whatever is left that a start would stumble over.
+    if reading.has_error_under("redis") {
+        return;
+    }
+    if let Some(Err(error)) = draft.config.remote.as_ref().map(shard::RemoteSettings::check) {
+        let hint = "in user and password, percent-encode what is no letter or digit";
+        reading.error(&draft.regions_at, Problem::bad(error.to_string()).hint(hint));
+    }
 }
 
 /// Each rule as a limiter of its own, so that a fault has the place of its rule: what the limiter refuses is refused here.

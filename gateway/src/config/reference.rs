@@ -82,6 +82,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "Bodies of text that are as large are compressed (zstd) on their way to Redis; those with a `Content-Encoding` never.",
     ),
     (
+        "redis.hot_copies",
+        "Servers of a region that hold what is hot (`cache.hot_rate`), the key's own included; readers choose one at random.",
+    ),
+    (
         "redis.tls.ca",
         "File with the certificates that may sign those of `rediss://` servers; without it, the system's.",
     ),
@@ -89,7 +93,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("redis.tls.key", "File with its key."),
     (
         "redis.regions.NAME.endpoints",
-        "Redis servers of the region: `redis://`, `rediss://` for TLS, or `redis+sentinel://HOST:PORT,HOST:PORT/MASTER` for a master that Sentinels name.",
+        "Redis servers of the region: `redis://`, `rediss://` for TLS, or `redis+sentinel://HOST:PORT,HOST:PORT/MASTER` for a master that Sentinels name (which are asked in plain text, without a login). Not with `cluster`.",
     ),
     (
         "redis.regions.NAME.fallback",
@@ -100,6 +104,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "Some nodes of the Redis Cluster that holds the region, instead of `endpoints`; the others are found by themselves.",
     ),
     ("cache.memory", "Bytes of the local tier."),
+    (
+        "cache.hot_rate",
+        "Lookups of one key, over all threads of the process, from which it is hot: it is not pushed out of memory, and its entry is read from several servers.",
+    ),
     ("cache.object_bytes", "Largest response that is stored; larger ones pass through."),
     ("cache.remote_object_bytes", "Largest response that is stored remotely; larger ones stay local."),
     ("cache.fill_bytes", "Bytes of all responses on their way into the cache; more pass through and are not stored."),

@@ -173,7 +173,8 @@ impl Passage<'_> {
                     return Err((hit, caller.region));
                 }
                 Found::Stale(hit, _) => {
-                    let is_newer = |own: &Hit<Meta>| hit.stored_unix_ms > own.stored_unix_ms;
+                    let now = Instant::now();
+                    let is_newer = |own: &Hit<Meta>| hit.age(now) < own.age(now);
                     if self.stale.as_ref().is_none_or(is_newer) {
                         self.stale = Some(hit);
                     }

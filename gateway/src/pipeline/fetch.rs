@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use super::Passage;
 use crate::breaker::{Breaker, Change, State};
@@ -78,7 +78,7 @@ impl Passage<'_> {
         hop::strip_answer(response);
         if !response.fields.has(Known::Date) {
             // A recipient with a clock adds what is missing (RFC 9110 section 6.6.1).
-            response.fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now()));
+            response.fields.add(Known::Date, httpdate::fmt_http_date(self.worker.view.store().wall_time()));
         }
         let (route, breaker) = (Arc::clone(&route.settings.name), Arc::clone(&route.breaker));
         Ok(Answer { exchange, route, breaker, generation, takes_trailers: false })

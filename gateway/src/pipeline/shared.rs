@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use shard::{CacheKey, Entry, Hit, KeyBuilder, Now, Reach, Region, Since};
+use shard::{CacheKey, Entry, Hit, KeyBuilder, Reach, Region, Since};
 
 use super::fetch::{Answer, takes_trailers};
 use super::{Body, CONDITIONS, Passage, Site, Worker};
@@ -39,6 +39,8 @@ pub(super) struct Fetch<'f> {
     asked: Control,
     pub(super) since: Since,
     sent: Instant,
+    /// What time it was then.
+    sent_at: SystemTime,
     random: u64,
 }
 
@@ -52,7 +54,8 @@ impl<'f> Fetch<'f> {
     ) -> Self {
         let since = passage.worker.view.since();
         let random = passage.site.identity.fresh();
-        Fetch { policy, caller, key, asked: Passage::asked(request), since, sent: Instant::now(), random }
+        let (asked, sent, sent_at) = (Passage::asked(request), Instant::now(), passage.worker.view.store().wall_time());
+        Fetch { policy, caller, key, asked, since, sent, sent_at, random }
     }
 
     /// Judges an answer whose head has just arrived.
@@ -62,7 +65,8 @@ impl<'f> Fetch<'f> {
         request: &Request,
         response: &Response,
     ) -> Result<(Object, Duration), NoStore> {
-        let (now, delay) = (SystemTime::now(), self.sent.elapsed());
+        let delay = self.sent.elapsed();
+        let now = self.sent_at + delay;
         let (mut object, keep) = policy::judge(request, &self.asked, response, self.policy, settings, now, delay)?;
         object.lifetime = policy::jittered(object.lifetime, self.policy.ttl_jitter_percent, self.random);
         Ok((object, keep))
@@ -229,7 +233,7 @@ impl Passage<'_> {
 
     /// Stores what is stored already with a new head.
     fn store_again(&self, fetch: &Fetch<'_>, (object, keep): (Object, Duration), body: &Bytes) {
-        let entry = Entry::new(Meta::Object(object), body.clone(), keep, Now::read()).begun(fetch.since);
+        let entry = Entry::new(Meta::Object(object), body.clone(), keep, Instant::now()).begun(fetch.since);
         self.worker.view.insert(&fetch.caller.region, &fetch.key.as_key(), entry, self.reach(body.len()));
     }
 
@@ -275,7 +279,7 @@ impl Passage<'_> {
             return;
         }
         let keep = if is_error { PASS_AFTER_ERROR } else { PASS_FOR };
-        let entry = Entry::new(Meta::Pass, Bytes::new(), keep, Now::read()).begun(fetch.since);
+        let entry = Entry::new(Meta::Pass, Bytes::new(), keep, Instant::now()).begun(fetch.since);
         self.worker.view.insert(&fetch.caller.region, &fetch.key.as_key(), entry, Reach::Local);
     }
 
@@ -318,7 +322,7 @@ impl Passage<'_> {
         let variants = Variants::default();
         let tags = vec![tags::address(&self.site.cache, request)];
         let meta = Meta::Varies { names: names.clone(), stamp, tags, variants: variants.clone() };
-        let entry = Entry::new(meta, Bytes::new(), key::VARIES_FOR, Now::read()).begun(fetch.since);
+        let entry = Entry::new(meta, Bytes::new(), key::VARIES_FOR, Instant::now()).begun(fetch.since);
         self.worker.view.insert(&caller.region, &builder.key(), entry, Reach::Shared);
         let place = key::variant(&mut builder, &names, stamp, &request.fields);
         variants.admit(place.hash(), self.site.cache.variants);
@@ -408,7 +412,7 @@ impl Filling {
         };
         let is_shared = matches!(meta, Meta::Object(_)) && body.len() as u64 <= site.cache.remote_object_bytes;
         let reach = if is_shared { Reach::Shared } else { Reach::Local };
-        let entry = Entry::new(meta, body, self.keep, Now::read()).begun(self.since);
+        let entry = Entry::new(meta, body, self.keep, Instant::now()).begun(self.since);
         worker.view.insert(&self.region, &key, entry, reach);
     }
 }

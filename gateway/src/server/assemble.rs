@@ -19,7 +19,7 @@ use crate::upstream::Upstream;
 
 pub(super) fn store(config: &Config) -> Result<Arc<Store<Meta>>, StoreError> {
     let memory_bytes = usize::try_from(config.cache.memory_bytes).unwrap_or(usize::MAX);
-    Store::new(LocalSettings { memory_bytes }, config.remote.clone())
+    Store::new(LocalSettings { memory_bytes, hot_rate: config.cache.hot_rate }, config.remote.clone())
 }
 
 /// A number that no other gateway of a fleet has.
@@ -139,8 +139,12 @@ fn expose_stores(shared: &Arc<Shared>) {
         move |emit| {
             for shard in store.shards() {
                 let is_open = |state| state == BreakerState::Open;
-                let lanes =
-                    [("read", is_open(shard.reads)), ("write", is_open(shard.writes)), ("bus", !shard.is_watched)];
+                let lanes = [
+                    ("read", is_open(shard.reads)),
+                    ("read_large", is_open(shard.large)),
+                    ("write", is_open(shard.writes)),
+                    ("bus", !shard.is_watched),
+                ];
                 for (lane, is_open) in lanes {
                     emit(
                         &[("region", shard.region.as_str()), ("endpoint", &shard.endpoint), ("lane", lane)],
@@ -166,10 +170,22 @@ fn expose_stores(shared: &Arc<Shared>) {
                 tell("corrupt", shard.counts.corrupt);
                 tell("foreign", shard.counts.foreign);
                 tell("purged", shard.counts.purged);
-                shard.read_faults.iter().for_each(|(fault, count)| tell(fault.name(), count));
+                for (fault, count) in shard.read_faults.iter() {
+                    tell(fault.name(), count + shard.large_faults.of(fault));
+                }
             }
         },
     );
+    let store = Arc::clone(&shared.store);
+    metrics::expose_gauge_with(
+        "tidegate_clock_offset_seconds",
+        "This machine's wall clock, less the clock that counts.",
+        move |emit| emit(&[], store.clock_offset()),
+    );
+    let store = Arc::clone(&shared.store);
+    metrics::expose_gauge_with("tidegate_hot_keys", "Keys that are hot.", move |emit| {
+        emit(&[], store.hot_keys().len() as f64);
+    });
     let bus = Arc::clone(&shared.bus);
     metrics::expose_counter_with("tidegate_bus", "What the bus of the fleet brought, by kind.", move |emit| {
         let report = bus.report();

@@ -21,6 +21,7 @@ use super::watch::Watch;
 use super::{AdminSettings, Origin, Shared, Stage, StartError, assemble};
 use crate::admin::{self, Readiness, Views};
 use crate::breaker;
+use crate::cache::key;
 use crate::config::Config;
 use crate::event::{self, Event};
 use crate::limit;
@@ -39,6 +40,8 @@ const PURGE_WITHIN: Duration = Duration::from_secs(3);
 const LEAVE_WITHIN: Duration = Duration::from_millis(200);
 /// How long after the start a server's purges may be unknown.
 const FIRST_SIGHT: Duration = Duration::from_secs(1);
+/// Seconds by which the clocks of two nodes may differ.
+const CLOCK_TOLERANCE: f64 = 1.5;
 /// What one asking of a treasury may take; nobody waits for it.
 const TREASURY_DEADLINE: Duration = Duration::from_millis(100);
 
@@ -195,6 +198,7 @@ fn tell_what_needs_a_restart(old: &Config, new: &Config) {
                 remote.secret.clone(),
                 remote.object_bytes,
                 remote.compress_from,
+                remote.hot_copies,
                 remote.tls.clone(),
                 regions.collect::<Vec<_>>(),
             )
@@ -205,6 +209,7 @@ fn tell_what_needs_a_restart(old: &Config, new: &Config) {
         (old.server.workers != new.server.workers, "server.workers"),
         (old.admin.address != new.admin.address, "admin.address"),
         (old.cache.memory_bytes != new.cache.memory_bytes, "cache.memory"),
+        (old.cache.hot_rate != new.cache.hot_rate, "cache.hot_rate"),
         (remote(old) != remote(new), "redis"),
         (old.log.access != new.log.access, "log.access"),
     ];
@@ -264,6 +269,7 @@ impl Suppliers {
 async fn tell_news(shared: Arc<Shared>) {
     let mut down: HashMap<(String, String, &str), bool> = HashMap::new();
     let mut on_share = HashSet::new();
+    let mut is_off = false;
     loop {
         for shard in shared.store.shards() {
             // At the start a server is seen only after a moment.
@@ -271,6 +277,7 @@ async fn tell_news(shared: Arc<Shared>) {
             let sight = if is_seen { BreakerState::Closed } else { BreakerState::Open };
             let lanes = [
                 ("read", shard.reads, &shard.read_faults),
+                ("read_large", shard.large, &shard.large_faults),
                 ("write", shard.writes, &shard.write_faults),
                 ("bus", sight, &shard.bus_faults),
             ];
@@ -291,8 +298,21 @@ async fn tell_news(shared: Arc<Shared>) {
             }
         }
         tell_of_limits(&shared, &mut on_share);
+        is_off = tell_of_the_clock(&shared, is_off);
         sleep(LOOK_EVERY).await;
     }
+}
+
+/// Says when this machine's wall clock goes wrong, and when it is right again.
+fn tell_of_the_clock(shared: &Shared, was_off: bool) -> bool {
+    let seconds = shared.store.clock_offset();
+    let is_off = seconds.abs() > CLOCK_TOLERANCE;
+    match (was_off, is_off) {
+        (false, true) => Event::ClockOff { seconds }.emit(),
+        (true, false) => Event::ClockBack.emit(),
+        _ => {}
+    }
+    is_off
 }
 
 /// Says when a cluster limit leaves its common bucket, or comes back to it.
@@ -315,13 +335,14 @@ fn tell_of_limits(shared: &Shared, on_share: &mut HashSet<Arc<str>>) {
 fn views(shared: &Arc<Shared>, is_draining: &Rc<Cell<bool>>) -> Views {
     let (ready_shared, ready_draining) = (Arc::clone(shared), Rc::clone(is_draining));
     let (status_shared, status_draining) = (Arc::clone(shared), Rc::clone(is_draining));
-    let purge_shared = Arc::clone(shared);
+    let (purge_shared, hot_shared) = (Arc::clone(shared), Arc::clone(shared));
     Views {
         ready: Box::new(move || {
             let draining = ready_draining.get();
             Readiness { ready: !draining, draining, degraded: degraded(&ready_shared) }
         }),
         status: Box::new(move || status(&status_shared, status_draining.get())),
+        hot: Box::new(move || hot(&hot_shared)),
         purge: Box::new(move |order| Box::pin(follow(Arc::clone(&purge_shared), order))),
     }
 }
@@ -346,10 +367,22 @@ fn degraded(shared: &Shared) -> Vec<String> {
     let breakers = site.routes.iter().filter(|route| route.breaker.state() != breaker::State::Closed);
     let breakers = breakers.map(|route| format!("breaker {}", route.settings.name));
     let is_degraded = |shard: &ShardReport| {
-        shard.reads != BreakerState::Closed || shard.writes != BreakerState::Closed || !shard.is_watched
+        let lanes = [shard.reads, shard.large, shard.writes];
+        lanes.iter().any(|lane| *lane != BreakerState::Closed) || !shard.is_watched
     };
     let shards = shared.store.shards().filter(is_degraded);
     breakers.chain(shards.map(|shard| format!("shard {} {}", shard.region, shard.endpoint))).collect()
+}
+
+/// What is asked for most, the hottest first, and where it lives.
+fn hot(shared: &Shared) -> serde_json::Value {
+    let keys: Vec<_> = shared
+        .store
+        .hot_keys()
+        .iter()
+        .map(|hot| json!({ "key": key::told(&hot.key.as_key()), "per_second": hot.per_second.round() }))
+        .collect();
+    json!({ "from_per_second": shared.config.load().cache.hot_rate, "keys": keys })
 }
 
 fn status(shared: &Shared, draining: bool) -> serde_json::Value {
@@ -380,7 +413,7 @@ fn status(shared: &Shared, draining: bool) -> serde_json::Value {
         "draining": draining,
         "connections": shared.floor.connections(),
         "requests_in_flight": serve::requests_in_flight(),
-        "cache": { "entries": local.entries, "bytes": local.weight_bytes },
+        "cache": { "entries": local.entries, "bytes": local.weight_bytes, "pinned": local.pinned },
         "routes": routes,
         "shards": shards,
     })

@@ -205,11 +205,16 @@ impl Gateway {
     }
 
     /// Likewise, beside files that are in `dir` already.
-    pub fn start_in(mut dir: Dir, config: &str) -> Self {
+    pub fn start_in(dir: Dir, config: &str) -> Self {
+        Self::start_with(dir, config, |_| {})
+    }
+
+    /// Likewise, by a command that `prepare` has seen.
+    pub fn start_with(mut dir: Dir, config: &str, prepare: impl Fn(&mut Command)) -> Self {
         let mut failure = String::new();
         // Another process may take the admin port between its choice and its use; then it is chosen again.
         for _ in 0..5 {
-            match Self::attempt(dir, config) {
+            match Self::attempt(dir, config, &prepare) {
                 Ok(gateway) => return gateway,
                 Err((given_back, output)) => (dir, failure) = (given_back, output),
             }
@@ -220,10 +225,13 @@ impl Gateway {
         panic!("the gateway did not start:\n{failure}");
     }
 
-    fn attempt(dir: Dir, config: &str) -> Result<Self, (Dir, String)> {
+    fn attempt(dir: Dir, config: &str, prepare: &impl Fn(&mut Command)) -> Result<Self, (Dir, String)> {
         let admin = free_address();
         let file = dir.write("tidegate.toml", &complete(config, admin));
-        let mut process = Process::start(tidegate().args(["run", "--config"]).arg(file));
+        let mut command = tidegate();
+        command.args(["run", "--config"]).arg(file);
+        prepare(&mut command);
+        let mut process = Process::start(&mut command);
         let lines = process.stderr.clone();
         let start = Instant::now();
         while lines.events("ready").is_empty() {
@@ -270,9 +278,9 @@ impl Gateway {
         client.read_to_end()
     }
 
-    /// A path of the admin address.
+    /// A path of the admin address, asked for as a program on this machine does.
     pub fn admin(&self, target: &str) -> Answer {
-        Client::connect(self.admin).get(target, &[])
+        Client::connect(self.admin).get(target, &[("host", "localhost")])
     }
 
     /// The value of a series such as `name_total{label="x"}`: 0 where the metric has no such series (yet).

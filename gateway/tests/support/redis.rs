@@ -22,17 +22,23 @@ pub(crate) struct Redis {
 impl Redis {
     /// A server on a port of its own; another one is tried where somebody took the port in between.
     pub(crate) fn start() -> Redis {
-        (0..5).find_map(|_| Redis::try_start(free_port())).expect("redis-server starts on one of five free ports")
+        (0..5).find_map(|_| Redis::try_start(free_port(), &[])).expect("redis-server starts on one of five free ports")
     }
 
     /// A server on the port of one that was killed.
     pub(crate) fn start_on(port: u16) -> Redis {
-        Redis::try_start(port).unwrap_or_else(|| panic!("redis-server does not start on {port}"))
+        Redis::start_with(port, &[])
     }
 
-    fn try_start(port: u16) -> Option<Redis> {
+    /// With more options; it may still be loading what a file of its has.
+    pub(crate) fn start_with(port: u16, options: &[&str]) -> Redis {
+        Redis::try_start(port, options).unwrap_or_else(|| panic!("redis-server does not start on {port}"))
+    }
+
+    fn try_start(port: u16, options: &[&str]) -> Option<Redis> {
         let mut command = Command::new("redis-server");
         command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        command.args(options);
         command.current_dir(std::env::temp_dir()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().unwrap_or_else(|error| panic!("install redis-server: {error}"));
         let mut redis = Redis { child, port };
@@ -41,7 +47,12 @@ impl Redis {
             if redis.child.try_wait().expect("a child can be asked for its end").is_some() {
                 return None;
             }
-            if redis.ask(&[b"PING"]).is_ok_and(|reply| reply == Reply::Text("PONG".to_owned())) {
+            let is_up = |reply| match reply {
+                Reply::Text(text) => text == "PONG",
+                Reply::Error(error) => error.starts_with("LOADING"),
+                _ => false,
+            };
+            if redis.ask(&[b"PING"]).is_ok_and(is_up) {
                 return Some(redis);
             }
             sleep(Duration::from_millis(5));

@@ -51,15 +51,6 @@ and no number at all falls back to 1 in the upgrade that removes it.
 {{- end }}
 {{- end }}
 
-{{/* The most gateways this release runs: what each one's share of a cluster limit is computed from while Redis is away. */}}
-{{- define "tidegate.fleet" -}}
-{{- if .Values.autoscaling.enabled }}
-{{- .Values.autoscaling.maxReplicas | int }}
-{{- else }}
-{{- max 1 (.Values.replicaCount | int) }}
-{{- end }}
-{{- end }}
-
 {{/*
 tidegate.toml. Text is written by toJson: a JSON string is a TOML basic string.
 */}}
@@ -71,12 +62,10 @@ tidegate.toml. Text is written by toJson: a JSON string is a TOML basic string.
 {{- if not $c.upstream.endpoints }}
 {{- fail "config.upstream.endpoints is empty: set it to what the gateway stands before, for example --set 'config.upstream.endpoints={http://shop.default.svc:80}' (or set config.raw)" }}
 {{- end }}
-{{- if and $c.redis.regions (not (hasKey $c.redis.regions "default")) }}
-{{- fail "config.redis.regions needs a region named default: it serves requests that name no region" }}
-{{- end }}
+{{- include "tidegate.redis.check" . }}
 {{- range $name, $rule := $c.limits }}
-{{- if and (eq $rule.tier "cluster") (not $c.redis.regions) }}
-{{- fail (printf "config.limits.%s: a cluster limit needs config.redis.regions, otherwise every gateway would grant all of it" $name) }}
+{{- if and (eq $rule.tier "cluster") (not $c.redis.regions) (not $c.redis.nodes) }}
+{{- fail (printf "config.limits.%s: a cluster limit needs config.redis.regions, or config.redis.nodes to be shared out without Redis" $name) }}
 {{- end }}
 {{- end -}}
 version = 1
@@ -99,37 +88,26 @@ min_version = {{ toJson .Values.tls.minVersion }}
 [admin]
 address = "0.0.0.0:{{ int .Values.ports.admin }}"
 token = "${ADMIN_TOKEN:-}"
-{{- if $c.trusted_proxies }}
 
 [identity]
 trusted_proxies = {{ toJson $c.trusted_proxies }}
-{{- end }}
-{{- if $c.redis.regions }}
+region = {{ toJson $c.identity.region }}
+region_default = {{ toJson $c.identity.region_default }}
+{{- include "tidegate.extra" $c.identity.extra }}
+{{- if or $c.redis.regions $c.redis.nodes }}
 
-[redis]
-deadline = {{ toJson $c.redis.deadline }}
-nodes = {{ include "tidegate.fleet" . }}
-secret = "${REDIS_SECRET:-}"
-{{- range $name, $region := $c.redis.regions }}
-
-[redis.regions.{{ toJson $name }}]
-{{- with $region.slots }}
-slots = {{ int . }}
-{{- end }}
-endpoints = {{ toJson $region.endpoints }}
-{{- end }}
+{{ include "tidegate.redis" . }}
 {{- end }}
 
 [cache]
 memory = {{ toJson $c.cache.memory }}
+{{- include "tidegate.extra" $c.cache.extra }}
 {{- range $name, $rule := $c.limits }}
 
 [limits.{{ toJson $name }}]
 tier = {{ toJson $rule.tier }}
 rate = {{ toJson $rule.rate }}
-{{- with $rule.burst }}
-burst = {{ int . }}
-{{- end }}
+burst = {{ int $rule.burst }}
 {{- with $rule.mode }}
 mode = {{ toJson . }}
 {{- end }}
@@ -142,6 +120,7 @@ percent = {{ int $rule.percent }}
 endpoints = {{ toJson $c.upstream.endpoints }}
 balance = {{ toJson $c.upstream.balance }}
 timeout = {{ toJson $c.upstream.timeout }}
+{{- include "tidegate.extra" $c.upstream.extra }}
 
 [[routes]]
 name = "everything"

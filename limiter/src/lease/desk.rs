@@ -4,12 +4,12 @@
 //! Refuses to be asked by requests: only the loop that carries the messages comes here, some fifty times a second.
 //! Invariant: at most one ask is under way; what was withdrawn from the balance to be given back is in that ask.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Ask, Backing, Grant, LOST_AFTER, Lease, LeaseSettings, MICRO, NANOS};
 use crate::clock::Moment;
 use crate::quota::Quota;
+use crate::sync::Ordering;
 
 /// Asking more often costs Redis more than the smoother supply is worth: at most 100 times a second.
 const PACE_MIN: Duration = Duration::from_millis(10);

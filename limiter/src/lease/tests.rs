@@ -1,5 +1,7 @@
 //! Whole fleets in virtual time: leases, a reference treasury and the way between them.
 
+mod reserve;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -95,7 +97,7 @@ impl Fleet {
         node.owed += node.load_millis * TICK.as_millis() as u64;
         while node.owed >= 1_000_000 {
             node.owed -= 1_000_000;
-            node.admitted += u64::from(node.lease.commit(Cost::ONE, at(self.millis)).is_ok());
+            node.admitted += u64::from(node.lease.commit(Cost::ONE, Fraction::ZERO, at(self.millis)).is_ok());
         }
     }
 
@@ -120,9 +122,9 @@ fn a_lease_nobody_renews_expires_into_the_local_rate() {
         Grant { tokens: 0, valid_for: Duration::from_secs(1), nodes_seen: Some(2), share_micros: Some(500 * MICRO) };
     lease.ask(at(0)).unwrap();
     lease.deposit(grant, at(0));
-    assert!(lease.commit(cost(1), at(1_000)).is_err());
+    assert!(lease.commit(cost(1), Fraction::ZERO, at(1_000)).is_err());
     assert!(lease.is_local(at(1_010)));
-    assert_eq!((0..10).filter(|_| lease.commit(cost(1), at(1_010)).is_ok()).count(), 4);
+    assert_eq!((0..10).filter(|_| lease.commit(cost(1), Fraction::ZERO, at(1_010)).is_ok()).count(), 4);
 }
 
 #[test]
@@ -131,7 +133,7 @@ fn an_answer_after_the_failure_is_dropped() {
     let grant = Bank::default().withdraw(&lease.ask(at(0)).unwrap(), 0);
     lease.failed(at(0));
     lease.deposit(Grant { tokens: 50, ..grant }, at(0));
-    assert!(lease.commit(cost(1), at(0)).is_err());
+    assert!(lease.commit(cost(1), Fraction::ZERO, at(0)).is_err());
 }
 
 #[test]
@@ -152,7 +154,7 @@ fn what_was_borrowed_is_a_count_that_only_grows() {
     // 0.8 of the rate would have brought 80, but a node holds no more than its 50.
     assert_eq!((second.borrowed, second.uptime_micros), (50, 100_000));
     lease.failed(at(120));
-    lease.commit(cost(30), at(120)).unwrap();
+    lease.commit(cost(30), Fraction::ZERO, at(120)).unwrap();
     let third = lease.ask(at(200)).unwrap();
     assert_eq!((third.borrowed, third.uptime_micros), (80, 200_000));
 }
@@ -170,10 +172,10 @@ fn a_newcomer_without_a_share_is_told_a_short_wait() {
     lease.ask(at(0)).unwrap();
     let valid_for = Duration::from_secs(1);
     lease.deposit(Grant { tokens: 0, valid_for, nodes_seen: Some(2), share_micros: Some(0) }, at(0));
-    assert_eq!(lease.peek(cost(1), at(0)).unwrap_err().after, Duration::from_millis(20));
+    assert_eq!(lease.peek(cost(1), Fraction::ZERO, at(0)).unwrap_err().after, Duration::from_millis(20));
     lease.ask(at(100)).unwrap();
     lease.failed(at(120));
-    assert_eq!(lease.peek(cost(1), at(120)).unwrap_err().after, LOST_AFTER);
+    assert_eq!(lease.peek(cost(1), Fraction::ZERO, at(120)).unwrap_err().after, LOST_AFTER);
 }
 
 #[test]
@@ -181,7 +183,7 @@ fn threads_spend_exactly_what_was_deposited() {
     let lease = Lease::new(quota(100_000, 40_000), settings(1, 1, Backing::Treasury), at(0)).unwrap();
     let valid_for = Duration::from_secs(1);
     let grant = Grant { tokens: 1_000, valid_for, nodes_seen: Some(1), share_micros: Some(MICRO) };
-    let spend = || (0..8_000).filter(|_| lease.commit(Cost::ONE, at(0)).is_ok()).count();
+    let spend = || (0..8_000).filter(|_| lease.commit(Cost::ONE, Fraction::ZERO, at(0)).is_ok()).count();
     let spent: usize = std::thread::scope(|scope| {
         let workers = [scope.spawn(spend), scope.spawn(spend)];
         for turn in 0..10 {
@@ -198,12 +200,12 @@ fn threads_spend_exactly_what_was_deposited() {
 #[test]
 fn a_denial_says_how_long_and_a_refund_makes_room() {
     let lease = Lease::new(quota(100, 10), settings(1, 1, Backing::Alone), at(0)).unwrap();
-    assert_eq!(lease.commit(cost(10), at(0)).unwrap().remaining, 0);
-    let wait = lease.peek(cost(3), at(5)).unwrap_err();
+    assert_eq!(lease.commit(cost(10), Fraction::ZERO, at(0)).unwrap().remaining, 0);
+    let wait = lease.peek(cost(3), Fraction::ZERO, at(5)).unwrap_err();
     assert_eq!(wait.after, Duration::from_millis(30) - Duration::from_millis(5));
-    assert!(lease.peek(cost(3), at(5) + wait.after).is_ok());
+    assert!(lease.peek(cost(3), Fraction::ZERO, at(5) + wait.after).is_ok());
     lease.refund(cost(3));
-    assert!(lease.commit(cost(3), at(5)).is_ok());
+    assert!(lease.commit(cost(3), Fraction::ZERO, at(5)).is_ok());
 }
 
 #[test]
@@ -211,19 +213,19 @@ fn alone_each_node_has_its_part_and_asks_nobody() {
     let quota = quota(100, 20);
     let lease = Lease::new(quota, settings(1, 4, Backing::Alone), at(0)).unwrap();
     assert!(lease.ask(at(0)).is_none());
-    let admitted = (0..10_000).filter(|&millis| lease.commit(cost(1), at(millis)).is_ok()).count();
+    let admitted = (0..10_000).filter(|&millis| lease.commit(cost(1), Fraction::ZERO, at(millis)).is_ok()).count();
     assert!((253..=255).contains(&admitted), "{admitted}");
 }
 
 #[test]
 fn a_reload_changes_part_and_cap_and_keeps_what_is_held() {
     let lease = Lease::new(quota(100, 80), settings(1, 4, Backing::Alone), at(0)).unwrap();
-    lease.commit(cost(5), at(0)).unwrap();
+    lease.commit(cost(5), Fraction::ZERO, at(0)).unwrap();
     lease.retune(quota(100, 80), settings(1, 8, Backing::Alone), at(0));
-    assert_eq!(lease.peek(cost(10), at(0)).unwrap().remaining, 0, "cut to the new cap");
+    assert_eq!(lease.peek(cost(10), Fraction::ZERO, at(0)).unwrap().remaining, 0, "cut to the new cap");
     lease.retune(quota(100, 80), settings(1, 2, Backing::Alone), at(0));
-    assert!(lease.peek(cost(11), at(0)).is_err(), "nothing is given for a reload");
-    assert_eq!(lease.peek(cost(40), at(600)).unwrap().remaining, 0, "and comes at the new part");
+    assert!(lease.peek(cost(11), Fraction::ZERO, at(0)).is_err(), "nothing is given for a reload");
+    assert_eq!(lease.peek(cost(40), Fraction::ZERO, at(600)).unwrap().remaining, 0, "and comes at the new part");
 }
 
 #[test]
@@ -233,12 +235,12 @@ fn an_answer_brings_no_more_than_was_asked_for() {
     let valid_for = Duration::from_secs(u64::MAX / 2);
     let grant = Grant { tokens: u64::MAX, valid_for, nodes_seen: Some(0), share_micros: Some(u64::MAX) };
     lease.deposit(grant, at(0));
-    assert_eq!(lease.peek(cost(1), at(0)).unwrap().remaining + 1, wanted);
-    lease.commit(cost(u32::try_from(wanted).unwrap()), at(0)).unwrap();
+    assert_eq!(lease.peek(cost(1), Fraction::ZERO, at(0)).unwrap().remaining + 1, wanted);
+    lease.commit(cost(u32::try_from(wanted).unwrap()), Fraction::ZERO, at(0)).unwrap();
     assert!(lease.is_local(at(10_000)), "nor does it hold for ever");
     lease.ask(at(10_000)).unwrap();
     lease.failed(at(10_000));
-    let admitted = (10_000..20_000).filter(|&millis| lease.commit(cost(1), at(millis)).is_ok()).count();
+    let admitted = (10_000..20_000).filter(|&millis| lease.commit(cost(1), Fraction::ZERO, at(millis)).is_ok()).count();
     assert!((7_990..=8_000).contains(&admitted), "the share is no more than the rate: {admitted}");
 }
 
@@ -264,7 +266,7 @@ fn fewer_expected_nodes_count_at_once_where_the_treasury_is_away() {
     lease.ask(at(0)).unwrap();
     lease.failed(at(0));
     lease.retune(quota(1_000, 1_000), settings(1, 4, Backing::Treasury), at(0));
-    let admitted = (0..5_000).filter(|&millis| lease.commit(cost(1), at(millis)).is_ok()).count();
+    let admitted = (0..5_000).filter(|&millis| lease.commit(cost(1), Fraction::ZERO, at(millis)).is_ok()).count();
     assert!((998..=1_000).contains(&admitted), "0.8 of a quarter: {admitted}");
     // What the treasury has seen is no guess.
     lease.ask(at(5_000)).unwrap();
@@ -282,12 +284,12 @@ fn fewer_expected_nodes_count_at_once_where_the_treasury_is_away() {
 fn one_an_hour_is_one_an_hour() {
     let hourly = Quota::new("1/h".parse().unwrap(), NonZeroU32::new(100).unwrap()).unwrap();
     let lease = Lease::new(hourly, settings(1, 1, Backing::Alone), at(0)).unwrap();
-    lease.commit(cost(100), at(0)).unwrap();
+    lease.commit(cost(100), Fraction::ZERO, at(0)).unwrap();
     let month = 30 * 24 * 3_600_000;
-    let tokens = (0..).take_while(|_| lease.commit(cost(1), at(month)).is_ok()).count();
+    let tokens = (0..).take_while(|_| lease.commit(cost(1), Fraction::ZERO, at(month)).is_ok()).count();
     assert_eq!(tokens, 100, "a full burst");
     let hours = |hours: u64| at(month + hours * 3_600_000 + 20);
-    let admitted = (1..=1_000).filter(|&hour| lease.commit(cost(1), hours(hour)).is_ok()).count();
+    let admitted = (1..=1_000).filter(|&hour| lease.commit(cost(1), Fraction::ZERO, hours(hour)).is_ok()).count();
     assert!(admitted >= 999, "{admitted} in 1,000 hours");
 }
 
@@ -417,7 +419,7 @@ fn a_node_that_leaves_frees_its_part_at_once() {
     let answer = fleet.bank.withdraw(&ask, 1_700_000_000_000_000 + fleet.millis * 1_000);
     gone.lease.deposit(answer, at(fleet.millis));
     assert!(gone.lease.ask(at(fleet.millis + 1_000)).is_none());
-    assert!(gone.lease.commit(cost(1), at(fleet.millis + 5_000)).is_err());
+    assert!(gone.lease.commit(cost(1), Fraction::ZERO, at(fleet.millis + 5_000)).is_err());
     fleet.floor -= gone.admitted as f64;
     let admitted = fleet.run(Duration::from_secs(5), &[]);
     assert!(admitted >= 48_000, "{admitted}");

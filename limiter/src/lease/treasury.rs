@@ -123,7 +123,7 @@ pub trait Treasury {
     fn withdraw(&self, ask: Ask) -> impl Future<Output = Result<Grant, TreasuryError>> + Send;
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

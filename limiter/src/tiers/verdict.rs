@@ -1,11 +1,11 @@
 //! Owns what a decision says: [`Verdict`], and in it what the response tells the client.
 //!
-//! Refuses to allocate: rules are indexes, the report is an array of four. Invariant: shadow rules
-//! show only in `shadow_denied`, never in what a client is told.
+//! Refuses to allocate and to count: rules are indexes and bits. Invariant: shadow rules show only in the votes, never in what a client is told.
 
 use std::time::Duration;
 
-use super::Tier;
+use super::held::Arm;
+use super::rule::Class;
 use crate::bucket::{Room, Wait};
 use crate::quota::Quota;
 
@@ -20,6 +20,51 @@ pub enum Verdict {
 impl Verdict {
     pub fn is_allowed(&self) -> bool {
         matches!(self, Verdict::Allowed(_))
+    }
+}
+
+/// What each rule said about one request, for whoever counts: in every mask, bit n stands for the rule with index n.
+/// No rule is in two of them; one in none did not apply, because it is off or the subject has no key for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Votes {
+    /// Enforced, and had room.
+    pub passed: u64,
+    /// Enforced, and had none: all such rules, not only the one that denies for longest.
+    pub denied: u64,
+    /// In shadow, and had room.
+    pub shadow_passed: u64,
+    /// In shadow, and would have denied.
+    pub shadow_denied: u64,
+    /// Not asked, because the percentage leaves the subject out.
+    pub excluded: u64,
+}
+
+impl Votes {
+    /// The rules that were asked.
+    pub const fn applied(&self) -> u64 {
+        self.passed | self.denied | self.shadow_passed | self.shadow_denied
+    }
+
+    pub(super) const fn has_passed(&self, bit: u64) -> bool {
+        (self.passed | self.shadow_passed) & bit != 0
+    }
+
+    /// Takes a rule that applies to pass, until it says otherwise.
+    pub(super) fn take(&mut self, bit: u64, arm: Arm) {
+        match arm {
+            Arm::Enforced(_) => self.passed |= bit,
+            Arm::Shadow(_) => self.shadow_passed |= bit,
+            Arm::Excluded => self.excluded |= bit,
+            Arm::Absent => {}
+        }
+    }
+
+    /// Turns the vote of a rule that was taken to pass.
+    pub(super) const fn deny(&mut self, bit: u64) {
+        self.denied |= self.passed & bit;
+        self.shadow_denied |= self.shadow_passed & bit;
+        self.passed &= !bit;
+        self.shadow_passed &= !bit;
     }
 }
 
@@ -54,27 +99,26 @@ impl Standing {
 /// A request that may pass, and was charged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    standings: [Option<Standing>; Tier::ALL.len()],
-    /// Bit n is set where the shadow rule with index n would have denied.
-    pub shadow_denied: u64,
+    tightest: Option<Standing>,
+    pub votes: Votes,
+    /// Of the subject.
+    pub class: Class,
 }
 
 impl Report {
-    pub(super) fn note(&mut self, tier: Tier, standing: Standing) {
-        let slot = &mut self.standings[tier as usize];
-        if slot.is_none_or(|held| standing.remaining < held.remaining) {
-            *slot = Some(standing);
+    pub(super) fn new(class: Class) -> Report {
+        Report { class, ..Report::default() }
+    }
+
+    pub(super) fn note(&mut self, standing: Standing) {
+        if self.tightest.is_none_or(|held| standing.remaining < held.remaining) {
+            self.tightest = Some(standing);
         }
     }
 
-    /// The tightest rule of each tier that has one, narrow before wide.
-    pub fn standings(&self) -> impl Iterator<Item = &Standing> {
-        self.standings.iter().flatten()
-    }
-
-    /// The rule with the fewest tokens left; none where no enforced rule applied.
+    /// The enforced rule with the fewest tokens left, the narrowest of several; none where none applied.
     pub fn tightest(&self) -> Option<&Standing> {
-        self.standings().min_by_key(|standing| standing.remaining)
+        self.tightest.as_ref()
     }
 }
 
@@ -83,12 +127,14 @@ impl Report {
 pub struct Denial {
     /// The rule that denies for longest.
     pub standing: Standing,
-    /// Until that rule would let the same request pass. Exact in device, user and node rules; in a
-    /// cluster rule an estimate, because it depends on the other nodes. `Duration::MAX` where the
-    /// cost exceeds the burst, which [`RuleSet::check_cost`](super::RuleSet::check_cost) refuses.
+    /// Until that rule would let the same request pass. Exact but in a cluster rule, where it is
+    /// an estimate, because it depends on the other nodes. `Duration::MAX` where the
+    /// cost exceeds what the class may spend at once, which [`RuleSet::check_cost`](super::RuleSet::check_cost) refuses.
     pub retry_after: Duration,
-    /// Bit n is set where the shadow rule with index n would have denied, too.
-    pub shadow_denied: u64,
+    /// A rule that passed did not charge either. Where a race was lost, the rules after the loser had passed before it.
+    pub votes: Votes,
+    /// Of the subject.
+    pub class: Class,
 }
 
 impl Denial {

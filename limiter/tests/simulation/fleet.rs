@@ -7,7 +7,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use limiter::lease::Bank;
-use limiter::{Backing, Cost, Lease, LeaseSettings, Moment, Quota};
+use limiter::{Backing, Cost, Fraction, Lease, LeaseSettings, Moment, Quota};
 
 use crate::MS;
 use crate::random::Random;
@@ -203,9 +203,10 @@ impl Fleet {
     fn load(&mut self, index: usize, arrivals: u64, now: u64) -> u64 {
         let node = &mut self.nodes[index];
         let moment = node.moment(now);
-        let admitted = (0..arrivals).take_while(|_| node.lease.commit(Cost::ONE, moment).is_ok()).count() as u64;
+        let admitted =
+            (0..arrivals).take_while(|_| node.lease.commit(Cost::ONE, Fraction::ZERO, moment).is_ok()).count() as u64;
         for _ in admitted + 1..arrivals {
-            node.lease.turned_away(Cost::ONE);
+            node.lease.turned_away(Cost::ONE, Fraction::ZERO);
         }
         node.admitted += admitted;
         admitted

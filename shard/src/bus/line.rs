@@ -283,11 +283,14 @@ impl Way {
         self.ask(&beat).await.map(drop)
     }
 
-    /// Says nothing, to hear whether it is answered.
-    pub(super) async fn ping(&self) -> Result<(), Fault> {
-        let mut ping = Pipeline::with_capacity(1);
-        ping.cmd("PING");
-        self.ask(&ping).await.map(drop)
+    /// What time it is at the server, in milliseconds since 1970; also to hear whether it answers.
+    pub(super) async fn time(&self) -> Result<u64, Fault> {
+        let mut time = Pipeline::with_capacity(1);
+        time.cmd("TIME");
+        let reply = self.ask(&time).await?.pop().ok_or(Fault::Protocol)?;
+        let [seconds, micros]: [String; 2] = from_redis_value_ref(&reply).map_err(|_| Fault::Protocol)?;
+        let number = |text: &str| text.parse::<u64>().map_err(|_| Fault::Protocol);
+        Ok(number(&seconds)?.saturating_mul(1_000).saturating_add(number(&micros)? / 1_000))
     }
 
     pub(super) async fn leave(&self, members: &[String]) -> Result<(), Fault> {

@@ -12,10 +12,14 @@
 //! Refuses whatever is not exactly an envelope for the key that was asked for, before anything is allocated for it.
 //! Invariant: bytes that decode are those that were encoded, for this key and region, by a holder of the secret.
 
-use super::{Entry, Meta, Now, Since};
+use super::{Entry, Meta, Since};
+use crate::clock::Now;
 use crate::key::Digest;
 use bytes::Bytes;
+use std::cell::RefCell;
+use std::io;
 use std::time::Duration;
+use zstd::bulk::{Compressor, Decompressor};
 
 const MAGIC: [u8; 4] = *b"TGEN";
 const VERSION: u8 = 2;
@@ -30,6 +34,9 @@ const LEVEL: i32 = 1;
 
 /// Compressing so much takes a fraction of a millisecond; more is done beside the thread.
 const WORK: usize = 64 << 10;
+
+/// The same for a body that only its MAC is computed of.
+const WORK_PLAIN: usize = 512 << 10;
 
 /// What it takes to tell two editions of an entry apart: the beginning of the MAC is enough.
 pub(crate) const EDITION_BYTES: usize = MAC_AT + 8;
@@ -114,7 +121,8 @@ impl Seal {
         self.body_bytes_max.saturating_add(EXTRA_MAX)
     }
 
-    pub(crate) fn encode<M: Meta>(&self, digest: &Digest, entry: &Entry<M>) -> Result<Vec<u8>, Unsealable> {
+    /// `now` is that of the server which is to hold it.
+    pub(crate) fn encode<M: Meta>(&self, digest: &Digest, entry: &Entry<M>, now: Now) -> Result<Vec<u8>, Unsealable> {
         let meta = postcard::to_stdvec(&entry.meta).map_err(|_| Unsealable)?;
         if meta.len() > META_MAX || entry.body.len() > self.body_bytes_max {
             return Err(Unsealable);
@@ -127,7 +135,8 @@ impl Seal {
         out.extend_from_slice(&M::SCHEMA.to_le_bytes());
         out.extend_from_slice(&self.mark);
         out.extend_from_slice(digest.as_bytes());
-        out.extend_from_slice(&entry.stored_unix_ms.to_le_bytes());
+        let age = u64::try_from(entry.age(now.instant).as_millis()).unwrap_or(u64::MAX);
+        out.extend_from_slice(&now.unix_ms.saturating_sub(age).to_le_bytes());
         out.extend_from_slice(&(entry.keep.as_millis() as u64).to_le_bytes());
         let number = entry.since().map_or(0, Since::number);
         out.extend_from_slice(&number.to_le_bytes());
@@ -145,7 +154,16 @@ impl Seal {
 
     /// Whether `encode` will take long enough to be done elsewhere.
     pub(crate) fn is_work<M: Meta>(&self, entry: &Entry<M>) -> bool {
-        entry.body.len() >= WORK && self.compresses(entry)
+        entry.body.len() >= if self.compresses(entry) { WORK } else { WORK_PLAIN }
+    }
+
+    /// Whether `first` is the beginning of an envelope that is longer, and not too long to be accepted.
+    pub(crate) fn is_cut(&self, first: &[u8]) -> bool {
+        if first.len() < HEAD || first[..4] != MAGIC || first[4] != VERSION {
+            return false;
+        }
+        let (meta, body) = (u32_at(first, 68), u32_at(first, 72));
+        meta <= META_MAX && body <= self.body_bytes_max && HEAD + meta + body > first.len()
     }
 
     fn compresses<M: Meta>(&self, entry: &Entry<M>) -> bool {
@@ -157,7 +175,7 @@ impl Seal {
         if !self.compresses(entry) {
             return None;
         }
-        let compressed = zstd::bulk::compress(&entry.body, LEVEL).ok()?;
+        let compressed = zstd_here(|zstd| zstd.compressor.compress(&entry.body))?;
         (compressed.len() <= entry.body.len() / 8 * 7).then_some(compressed)
     }
 
@@ -179,7 +197,7 @@ impl Seal {
         let body = if envelope[5] & ZSTD == 0 {
             stored
         } else {
-            let plain = zstd::bulk::decompress(&stored, lengths.plain).map_err(|_| Corrupt::Body)?;
+            let plain = zstd_here(|zstd| zstd.decompressor.decompress(&stored, lengths.plain)).ok_or(Corrupt::Body)?;
             if plain.len() != lengths.plain {
                 return Err(Corrupt::Body);
             }
@@ -236,6 +254,25 @@ impl Seal {
     }
 }
 
+/// What zstd needs to work, made once for each thread: making it costs as much as decompressing 10 KiB.
+struct Zstd {
+    compressor: Compressor<'static>,
+    decompressor: Decompressor<'static>,
+}
+
+/// `None` where it fails, or cannot be had.
+fn zstd_here<T>(work: impl FnOnce(&mut Zstd) -> io::Result<T>) -> Option<T> {
+    thread_local! {
+        static ZSTD: RefCell<Option<Zstd>> = const { RefCell::new(None) };
+    }
+    ZSTD.with_borrow_mut(|zstd| {
+        if zstd.is_none() {
+            *zstd = Some(Zstd { compressor: Compressor::new(LEVEL).ok()?, decompressor: Decompressor::new().ok()? });
+        }
+        work(zstd.as_mut()?).ok()
+    })
+}
+
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("the range is 8 bytes long"))
 }
@@ -250,6 +287,7 @@ mod tests {
     use super::*;
     use crate::key::{KeyBuilder, Region};
     use proptest::prelude::*;
+    use std::time::Instant;
 
     const LIMIT: usize = 4096;
 
@@ -258,7 +296,7 @@ mod tests {
     }
 
     fn entry(body: Vec<u8>) -> Entry<Note> {
-        Entry::new(Note("text/plain".into()), body.into(), Duration::from_secs(60), Now::read())
+        Entry::new(Note("text/plain".into()), body.into(), Duration::from_secs(60), Instant::now())
     }
 
     fn decode(seal: &Seal, bytes: Vec<u8>) -> Result<Option<Entry<Note>>, Corrupt> {
@@ -273,7 +311,7 @@ mod tests {
     #[test]
     fn the_entry_of_another_key_region_secret_or_schema_is_refused() {
         let seal = Seal::new("s", LIMIT, usize::MAX);
-        let sealed = seal.encode(&digest("a"), &entry(vec![1; 10])).unwrap();
+        let sealed = seal.encode(&digest("a"), &entry(vec![1; 10]), Now::read()).unwrap();
         let eu = KeyBuilder::new().part(b"a").key().digest(&Region::new("eu").unwrap());
         for wrong in [digest("b"), eu] {
             let refused = seal.decode::<Note>(&wrong, &sealed.clone().into(), Now::read());
@@ -289,15 +327,15 @@ mod tests {
     #[test]
     fn an_entry_over_the_limit_is_neither_made_nor_read() {
         let (small, large) = (Seal::new("s", LIMIT, usize::MAX), Seal::new("s", LIMIT * 2, usize::MAX));
-        assert!(small.encode(&digest("a"), &entry(vec![0; LIMIT + 1])).is_err());
-        let sealed = large.encode(&digest("a"), &entry(vec![0; LIMIT + 1])).unwrap();
+        assert!(small.encode(&digest("a"), &entry(vec![0; LIMIT + 1]), Now::read()).is_err());
+        let sealed = large.encode(&digest("a"), &entry(vec![0; LIMIT + 1]), Now::read()).unwrap();
         assert_eq!(refusal(&small, sealed), Some(Corrupt::Oversize));
     }
 
     #[test]
     fn the_body_is_not_copied() {
         let seal = Seal::new("", LIMIT, usize::MAX);
-        let sealed = Bytes::from(seal.encode(&digest("a"), &entry(vec![7; 100])).unwrap());
+        let sealed = Bytes::from(seal.encode(&digest("a"), &entry(vec![7; 100]), Now::read()).unwrap());
         let (entry, _) = seal.decode::<Note>(&digest("a"), &sealed, Now::read()).unwrap().unwrap();
         assert!(sealed.as_ptr_range().contains(&entry.body.as_ptr()));
     }
@@ -305,14 +343,13 @@ mod tests {
     #[test]
     fn the_time_over_is_no_damage() {
         let seal = Seal::new("", LIMIT, usize::MAX);
-        let mut old = entry(vec![]);
-        old.stored_unix_ms -= 62_000;
-        let sealed = seal.encode(&digest("a"), &old).unwrap();
+        let then = Now { unix_ms: Now::read().unix_ms - 62_000, ..Now::read() };
+        let sealed = seal.encode(&digest("a"), &entry(vec![]), then).unwrap();
         assert!(decode(&seal, sealed).unwrap().is_none());
     }
 
     fn textual(body: Vec<u8>) -> Entry<Note> {
-        Entry::new(Note("compressible".into()), body.into(), Duration::from_secs(60), Now::read())
+        Entry::new(Note("compressible".into()), body.into(), Duration::from_secs(60), Instant::now())
     }
 
     #[test]
@@ -320,10 +357,11 @@ mod tests {
         let seal = Seal::new("s", LIMIT, 100);
         let text = b"all work and no play ".repeat(100);
         let noise: Vec<u8> = (0..2_000u64).map(|n| (xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes())) as u8).collect();
-        let size = |entry: &Entry<Note>| seal.encode(&digest("a"), entry).unwrap().len();
+        let size = |entry: &Entry<Note>| seal.encode(&digest("a"), entry, Now::read()).unwrap().len();
         assert!(size(&textual(text.clone())) < 400 && size(&entry(text.clone())) > text.len());
         assert!(size(&textual(noise.clone())) > noise.len() && size(&textual(vec![b'a'; 99])) > 99 + HEAD);
-        let back = decode(&seal, seal.encode(&digest("a"), &textual(text.clone())).unwrap()).unwrap().unwrap();
+        let back =
+            decode(&seal, seal.encode(&digest("a"), &textual(text.clone()), Now::read()).unwrap()).unwrap().unwrap();
         assert_eq!(back.body, text);
     }
 
@@ -331,7 +369,7 @@ mod tests {
     #[test]
     fn what_decompresses_to_another_length_is_refused() {
         let seal = Seal::new("s", LIMIT, 100);
-        let mut sealed = seal.encode(&digest("a"), &textual(vec![b'a'; LIMIT])).unwrap();
+        let mut sealed = seal.encode(&digest("a"), &textual(vec![b'a'; LIMIT]), Now::read()).unwrap();
         for plain in [0u32, 100, LIMIT as u32 - 1] {
             sealed[76..80].copy_from_slice(&plain.to_le_bytes());
             let mac = seal.mac(&sealed);
@@ -350,10 +388,10 @@ mod tests {
         let bytes: Vec<u8> =
             (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
         let stored = Now { unix_ms: 1_800_000_000_000, ..Now::read() };
-        let entry = Entry::new(Note("text/plain".into()), "hello".into(), Duration::from_secs(60), stored);
+        let entry = Entry::new(Note("text/plain".into()), "hello".into(), Duration::from_secs(60), stored.instant);
         let key = KeyBuilder::new().part(b"http").part(b"shop.example").part(b"/").key().to_owned();
         let digest = key.as_key().digest(&Region::DEFAULT);
-        let sealed = Seal::new("secret", LIMIT, usize::MAX).encode(&digest, &entry).unwrap();
+        let sealed = Seal::new("secret", LIMIT, usize::MAX).encode(&digest, &entry, stored).unwrap();
         let shown: Vec<String> =
             sealed.chunks(32).map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect()).collect();
         assert_eq!(sealed, bytes, "\n{}\n", shown.join("\n"));
@@ -365,10 +403,10 @@ mod tests {
             text in ".{0,40}", body in prop::collection::vec(any::<u8>(), 0..LIMIT), secret in ".{0,8}", keep_ms in 1u64..1 << 40,
         ) {
             let seal = Seal::new(&secret, LIMIT, usize::MAX);
-            let stored = Entry::new(Note(text), body.into(), Duration::from_millis(keep_ms), Now::read());
-            let back = decode(&seal, seal.encode(&digest("a"), &stored).unwrap()).unwrap().unwrap();
+            let stored = Entry::new(Note(text), body.into(), Duration::from_millis(keep_ms), Instant::now());
+            let back = decode(&seal, seal.encode(&digest("a"), &stored, Now::read()).unwrap()).unwrap().unwrap();
             prop_assert_eq!((&back.meta, &back.body), (&stored.meta, &stored.body));
-            prop_assert_eq!((back.keep, back.stored_unix_ms, back.weight), (stored.keep, stored.stored_unix_ms, stored.weight));
+            prop_assert_eq!((back.keep, back.weight), (stored.keep, stored.weight));
         }
 
         #[test]
@@ -377,7 +415,7 @@ mod tests {
             flip in 1u8..=255, cut in any::<prop::sample::Index>(), more in prop::collection::vec(any::<u8>(), 1..50),
         ) {
             let seal = Seal::new(&secret, LIMIT, usize::MAX);
-            let sealed = seal.encode(&digest("a"), &entry(body)).unwrap();
+            let sealed = seal.encode(&digest("a"), &entry(body), Now::read()).unwrap();
             let mut flipped = sealed.clone();
             flipped[at.index(sealed.len())] ^= flip;
             prop_assert!(decode(&seal, flipped).is_err());

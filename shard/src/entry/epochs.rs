@@ -38,6 +38,11 @@ impl Since {
         self.generation
     }
 
+    /// Whether anything was removed between this and the later one.
+    pub(crate) fn is_before(self, later: Self) -> bool {
+        self.removals < later.removals
+    }
+
     /// The last purge of the fleet that was known then.
     pub(crate) fn number(self) -> u64 {
         self.number

@@ -226,7 +226,7 @@ impl<M: Meta> Near<M> {
 mod tests {
     use super::*;
     use crate::entry::tests::Note;
-    use crate::entry::{Now, Purge, Scope, UNNUMBERED};
+    use crate::entry::{Purge, Scope, UNNUMBERED};
     use crate::key::KeyBuilder;
     use proptest::prelude::*;
     use std::time::Duration;
@@ -245,8 +245,7 @@ mod tests {
         }
 
         fn put(&mut self, name: &str, body_bytes: usize, budget: usize) -> Arc<Entry<Note>> {
-            let now = Now { instant: self.now, ..Now::read() };
-            let entry = Entry::new(Note(name.into()), vec![0; body_bytes].into(), Duration::from_secs(60), now);
+            let entry = Entry::new(Note(name.into()), vec![0; body_bytes].into(), Duration::from_secs(60), self.now);
             let entry = entry.begun(self.epochs.since());
             let (mut key, entry) = (KeyBuilder::new(), Arc::new(entry));
             let key = key.part(name.as_bytes()).key();

@@ -146,7 +146,7 @@ impl<M: Meta> Roll<M> {
 mod tests {
     use super::*;
     use crate::entry::tests::Note;
-    use crate::entry::{Epochs, Home, Now, Purge, Scope, UNNUMBERED};
+    use crate::entry::{Epochs, Home, Purge, Scope, UNNUMBERED};
     use crate::key::KeyBuilder;
     use bytes::Bytes;
     use std::collections::BTreeMap;
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_sweep_finds_what_is_over_piece_by_piece() {
-        let (now, epochs, roll) = (Now::read(), Epochs::new(0), Roll::new());
+        let (now, epochs, roll) = (Instant::now(), Epochs::new(0), Roll::new());
         let key = |number: u16| KeyBuilder::new().part(&number.to_le_bytes()).key().to_owned();
         let early = epochs.since();
         epochs.purge(Purge { scope: Scope::Everything, is_soft: false }, UNNUMBERED);
@@ -169,7 +169,7 @@ mod tests {
             let place = roll.enter(key.clone(), &entry, Arc::new(Mutex::new(Some(entry.clone()))));
             places.insert(key.as_key().as_bytes().to_vec(), place);
         }
-        let moment = Moment::new(now.instant + Duration::from_secs(2), &epochs);
+        let moment = Moment::new(now + Duration::from_secs(2), &epochs);
         let mut pieces = 0;
         let mut is_untidy = true;
         while is_untidy {
@@ -189,7 +189,7 @@ mod tests {
         let roll = Roll::new();
         let key = KeyBuilder::new().part(b"a").key().to_owned();
         let enter = |text: &str| {
-            let entry = Entry::new(Note(text.into()), Bytes::new(), Duration::from_secs(60), Now::read());
+            let entry = Entry::new(Note(text.into()), Bytes::new(), Duration::from_secs(60), Instant::now());
             let entry = Arc::new(entry.at_home(Some(Home { shard: 0, name: 77 })));
             roll.enter(key.clone(), &entry, Arc::new(Mutex::new(Some(entry.clone()))))
         };

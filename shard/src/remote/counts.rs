@@ -14,7 +14,7 @@ impl Count {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -53,7 +53,7 @@ pub struct ShardCounts {
     pub stored: u64,
     /// Removals the server confirmed, whether or not there was an entry.
     pub removed: u64,
-    /// Entries not written: no room in the queue, or the shard failed. Nothing but a later miss.
+    /// Entries not written: no room in the queue, or the shard failed until they were over. Nothing but a later miss.
     pub dropped_stores: u64,
     /// Removals that never reached the server: an old entry may be found there until its time is over.
     pub dropped_removals: u64,

@@ -3,8 +3,8 @@
 //! Storing and removing never wait on a request's path: they are queued, and one task per thread and shard sends them in
 //! batches over a connection of its own, so that no read queues behind a large body. Entries are encoded only when sent.
 //!
-//! Entries that newer ones push out, or that find a failing shard, are dropped: a later miss. Removals are kept in order until the shard answers,
-//! because a lost one would let an old entry come back.
+//! Entries that newer ones push out are dropped: a later miss. Those that find a failing shard are told again when it is back, if they are
+//! still held (see `missed`). Removals are kept in order until the shard answers, because a lost one would let an old entry come back.
 //!
 //! Refuses to grow: see `queue`.
 //! Invariant: of one thread's jobs for a key, an earlier one never takes effect after a later one that was confirmed, except for
@@ -14,7 +14,9 @@ use super::counts::Counts;
 use super::echoes::Echoes;
 use super::fault::Fault;
 use super::link::Link;
+use super::missed::Missed;
 use super::queue::{Job, Queue};
+use crate::clock::Clock;
 use crate::entry::{Entry, Epochs, Judgement, Meta, Seal};
 use crate::key::Digest;
 use crate::placement::named;
@@ -23,29 +25,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, spawn_blocking};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// Between attempts to hand over removals.
 const AGAIN: Duration = Duration::from_millis(250);
 
 pub(crate) struct Outbox<M> {
     queue: Arc<Queue<M>>,
-    writer: Arc<Writer>,
+    writer: Arc<Writer<M>>,
     task: Mutex<Option<AbortHandle>>,
 }
 
 /// What it takes to carry jobs out.
-pub(crate) struct Writer {
+pub(crate) struct Writer<M> {
     pub(crate) link: Link,
     pub(crate) deadline: Duration,
     pub(crate) seal: Arc<Seal>,
     pub(crate) epochs: Arc<Epochs>,
     pub(crate) counts: Arc<Counts>,
     pub(crate) echoes: Arc<Echoes>,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) missed: Missed<M>,
 }
 
 impl<M: Meta> Outbox<M> {
-    pub(crate) fn new(writer: Writer) -> Self {
+    pub(crate) fn new(writer: Writer<M>) -> Self {
         Self { queue: Arc::new(Queue::new()), writer: Arc::new(writer), task: Mutex::new(None) }
     }
 
@@ -79,9 +83,20 @@ impl<M> Drop for Outbox<M> {
     }
 }
 
-async fn write<M: Meta>(queue: Arc<Queue<M>>, writer: Arc<Writer>) {
+async fn write<M: Meta>(queue: Arc<Queue<M>>, writer: Arc<Writer<M>>) {
     loop {
-        let batch = queue.next().await;
+        let batch = if writer.missed.is_empty() {
+            queue.next().await
+        } else {
+            match timeout(AGAIN, queue.next()).await {
+                Ok(batch) => batch,
+                // Nobody has anything new to say: also what finds out that the shard is back.
+                Err(_) => {
+                    writer.make_up().await;
+                    continue;
+                }
+            }
+        };
         let left = writer.carry_out(batch).await;
         let rest = !left.is_empty();
         queue.done(left);
@@ -91,9 +106,22 @@ async fn write<M: Meta>(queue: Arc<Queue<M>>, writer: Arc<Writer>) {
     }
 }
 
-impl Writer {
+impl<M: Meta> Writer<M> {
+    /// Tells the shard what it has missed, as long as it takes it.
+    async fn make_up(&self) {
+        while !self.link.refuses() && !self.missed.is_empty() {
+            let (jobs, gone) = self.missed.take();
+            self.lost(gone);
+            let before = self.counts.stored.get();
+            let _stores_leave_nothing = self.carry_out(jobs).await;
+            if self.counts.stored.get() == before {
+                return;
+            }
+        }
+    }
+
     /// Sends a batch and gives back the removals that are still to be done.
-    async fn carry_out<M: Meta>(&self, batch: Vec<Job<M>>) -> Vec<Job<M>> {
+    async fn carry_out(&self, batch: Vec<Job<M>>) -> Vec<Job<M>> {
         if self.link.refuses() {
             return self.given_up(batch);
         }
@@ -107,13 +135,20 @@ impl Writer {
         }
     }
 
-    async fn compose<M: Meta>(&self, batch: Vec<Job<M>>) -> (Pipeline, Vec<Job<M>>) {
+    async fn compose(&self, batch: Vec<Job<M>>) -> (Pipeline, Vec<Job<M>>) {
         let mut pipeline = Pipeline::with_capacity(batch.len());
         let mut sent = Vec::with_capacity(batch.len());
         for job in batch {
             let composed = match &job {
                 Job::Store { name, digest, hash, entry } => {
                     self.compose_store(&mut pipeline, name, digest, *hash, entry).await
+                }
+                Job::Copy { name, envelope, until } => {
+                    let ttl = until.saturating_duration_since(Instant::now()).as_millis() as u64;
+                    if ttl > 0 {
+                        pipeline.cmd("SET").arg(name).arg(&envelope[..]).arg("PX").arg(ttl);
+                    }
+                    ttl > 0
                 }
                 Job::Remove { name } => {
                     if let Some(name) = named(name.as_bytes()) {
@@ -133,7 +168,7 @@ impl Writer {
     }
 
     /// False where the entry has become useless while it waited, or cannot be encoded.
-    async fn compose_store<M: Meta>(
+    async fn compose_store(
         &self,
         pipeline: &mut Pipeline,
         name: &str,
@@ -150,40 +185,46 @@ impl Writer {
             return false;
         }
         let envelope = if self.seal.is_work(entry) {
-            let (seal, digest, entry) = (self.seal.clone(), *digest, entry.clone());
-            spawn_blocking(move || seal.encode(&digest, &entry)).await.ok()
+            let (seal, clock, digest, entry) = (self.seal.clone(), self.clock.clone(), *digest, entry.clone());
+            spawn_blocking(move || seal.encode(&digest, &entry, clock.now())).await.ok()
         } else {
-            Some(self.seal.encode(digest, entry))
+            Some(self.seal.encode(digest, entry, self.clock.now()))
         };
         let Some(Ok(envelope)) = envelope else { return false };
         pipeline.cmd("SET").arg(name).arg(envelope).arg("PX").arg(ttl.as_millis() as u64);
         true
     }
 
-    fn settle<M>(&self, sent: Vec<Job<M>>, replies: &[Value]) -> Vec<Job<M>> {
+    fn settle(&self, sent: Vec<Job<M>>, replies: &[Value]) -> Vec<Job<M>> {
         let mut left = Vec::new();
         for (job, reply) in sent.into_iter().zip(replies) {
             match (Fault::in_reply(reply), &job) {
-                (None, Job::Store { .. }) => self.counts.stored.one(),
+                (None, Job::Store { .. } | Job::Copy { .. }) => self.counts.stored.one(),
                 (None, Job::Remove { .. }) => self.counts.removed.one(),
                 (Some(fault), Job::Remove { .. }) if fault.is_evidence() => left.push(job),
+                (Some(fault), Job::Store { .. }) if fault.is_evidence() => self.lost(self.missed.note(job)),
                 (Some(_), _) => self.dropped(&job),
             }
         }
         left
     }
 
-    /// Drops entries and keeps removals.
-    fn given_up<M>(&self, batch: Vec<Job<M>>) -> Vec<Job<M>> {
-        let (removals, stores): (Vec<_>, Vec<_>) = batch.into_iter().partition(|job| matches!(job, Job::Remove { .. }));
-        stores.iter().for_each(|job| self.dropped(job));
+    /// Notes entries and keeps removals.
+    fn given_up(&self, batch: Vec<Job<M>>) -> Vec<Job<M>> {
+        let (removals, stores): (Vec<_>, Vec<_>) = batch.into_iter().partition(Job::is_removal);
+        stores.into_iter().for_each(|job| self.lost(self.missed.note(job)));
         removals
     }
 
-    fn dropped<M>(&self, job: &Job<M>) {
+    fn dropped(&self, job: &Job<M>) {
         match job {
-            Job::Store { .. } => self.counts.dropped_stores.one(),
+            Job::Store { .. } | Job::Copy { .. } => self.counts.dropped_stores.one(),
             Job::Remove { .. } => self.counts.dropped_removals.one(),
         }
+    }
+
+    /// So many entries will not be told.
+    fn lost(&self, entries: usize) {
+        (0..entries).for_each(|_| self.counts.dropped_stores.one());
     }
 }

@@ -6,8 +6,10 @@
 
 use crate::entry::Entry;
 use crate::key::Digest;
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio::sync::Notify;
 
 /// Entries waiting are held in memory beyond the local tier's budget: this many bytes of them per thread and shard. One that is
@@ -23,16 +25,34 @@ const BATCH_JOBS: usize = 32;
 const BATCH_BYTES: usize = 256 << 10;
 
 pub(crate) enum Job<M> {
-    Store { name: String, digest: Digest, hash: u64, entry: Arc<Entry<M>> },
-    Remove { name: String },
+    Store {
+        name: String,
+        digest: Digest,
+        hash: u64,
+        entry: Arc<Entry<M>>,
+    },
+    /// Stores an envelope as it was read, for as long as it is good.
+    Copy {
+        name: String,
+        envelope: Bytes,
+        until: Instant,
+    },
+    Remove {
+        name: String,
+    },
 }
 
 impl<M> Job<M> {
     fn bytes(&self) -> usize {
         match self {
             Job::Store { entry, .. } => entry.weight as usize,
+            Job::Copy { envelope, .. } => envelope.len(),
             Job::Remove { .. } => 0,
         }
+    }
+
+    pub(crate) fn is_removal(&self) -> bool {
+        matches!(self, Job::Remove { .. })
     }
 }
 
@@ -59,7 +79,7 @@ impl<M> Queue<M> {
     pub(crate) fn push(&self, job: Job<M>) -> Vec<Job<M>> {
         let (mut jobs, mut dropped) = (self.lock(), Vec::new());
         while !jobs.has_room(&job) {
-            let oldest = if matches!(job, Job::Store { .. }) { jobs.drop_oldest() } else { None };
+            let oldest = if job.is_removal() { None } else { jobs.drop_oldest() };
             match oldest {
                 Some(oldest) => dropped.push(oldest),
                 None => {
@@ -118,19 +138,14 @@ impl<M> Queue<M> {
 
 impl<M> Jobs<M> {
     fn has_room(&self, job: &Job<M>) -> bool {
-        let room = match job {
-            Job::Store { .. } => {
-                let fits = self.bytes == 0 || self.bytes + job.bytes() <= BYTES_MAX;
-                self.stores < STORES_MAX && fits
-            }
-            Job::Remove { .. } => true,
-        };
+        let fits = self.bytes == 0 || self.bytes + job.bytes() <= BYTES_MAX;
+        let room = job.is_removal() || (self.stores < STORES_MAX && fits);
         room && self.waiting.len() < JOBS_MAX
     }
 
     /// The entry that has waited longest.
     fn drop_oldest(&mut self) -> Option<Job<M>> {
-        let at = self.waiting.iter().position(|job| matches!(job, Job::Store { .. }))?;
+        let at = self.waiting.iter().position(|job| !job.is_removal())?;
         let job = self.waiting.remove(at)?;
         self.stores -= 1;
         self.bytes -= job.bytes();
@@ -138,7 +153,7 @@ impl<M> Jobs<M> {
     }
 
     fn count(&mut self, job: &Job<M>) {
-        self.stores += usize::from(matches!(job, Job::Store { .. }));
+        self.stores += usize::from(!job.is_removal());
         self.bytes += job.bytes();
     }
 
@@ -147,7 +162,7 @@ impl<M> Jobs<M> {
         while batch.len() < BATCH_JOBS && bytes < BATCH_BYTES {
             let Some(job) = self.waiting.pop_front() else { break };
             bytes += job.bytes();
-            self.stores -= usize::from(matches!(job, Job::Store { .. }));
+            self.stores -= usize::from(!job.is_removal());
             batch.push(job);
         }
         self.bytes -= bytes;
@@ -163,13 +178,13 @@ impl<M> Jobs<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::Now;
     use crate::entry::tests::Note;
     use crate::key::{KeyBuilder, Region};
     use std::time::Duration;
 
     fn store(body_bytes: usize) -> Job<Note> {
-        let entry = Entry::new(Note(String::new()), vec![0; body_bytes].into(), Duration::from_secs(60), Now::read());
+        let entry =
+            Entry::new(Note(String::new()), vec![0; body_bytes].into(), Duration::from_secs(60), Instant::now());
         let digest = KeyBuilder::new().key().digest(&Region::DEFAULT);
         Job::Store { name: "store".into(), digest, hash: 0, entry: Arc::new(entry) }
     }
@@ -179,7 +194,10 @@ mod tests {
     }
 
     fn names(batch: &[Job<Note>]) -> Vec<&str> {
-        batch.iter().map(|(Job::Store { name, .. } | Job::Remove { name })| name.as_str()).collect()
+        batch
+            .iter()
+            .map(|(Job::Store { name, .. } | Job::Copy { name, .. } | Job::Remove { name })| name.as_str())
+            .collect()
     }
 
     #[test]

@@ -5,9 +5,10 @@
 
 use super::{Place, Store};
 use crate::entry::{Entry, Judgement, Meta, Since};
+use crate::hot::Tally;
 use crate::key::{KeyRef, Region, Tag};
 use crate::local::{Moment, Near, NearCopy};
-use crate::remote::{Fault, Job, Shard, Wire};
+use crate::remote::{Fault, Found, Job, Shard, Wire};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::ops::Deref;
@@ -23,6 +24,7 @@ const TIDY: usize = 1024;
 pub struct View<M> {
     store: Arc<Store<M>>,
     near: RefCell<Near<M>>,
+    tally: RefCell<Tally>,
     /// One for each of the store's shards.
     wires: Box<[Wire<M>]>,
     /// The region of the last insertion, which is nearly always that of the next.
@@ -106,7 +108,8 @@ impl<M: Meta> View<M> {
             };
             remote.shards.iter().map(wire)
         });
-        Self { wires: wires.collect(), near: RefCell::new(Near::new()), store, region: Cell::new(None) }
+        let tally = RefCell::new(store.hot.tally());
+        Self { wires: wires.collect(), near: RefCell::new(Near::new()), tally, store, region: Cell::new(None) }
     }
 
     /// The entry, if this process has it and its time is not over. Whether it is fresh is for the caller to see.
@@ -116,6 +119,7 @@ impl<M: Meta> View<M> {
 
     /// `local` for a caller that has read the clock.
     pub fn local_at(&self, key: &KeyRef<'_>, now: Instant) -> Option<Hit<M>> {
+        self.tally.borrow_mut().see(key);
         let moment = self.store.local.moment(now);
         let found = self.near.borrow_mut().get(key, moment);
         if let Some(found) = found {
@@ -129,11 +133,18 @@ impl<M: Meta> View<M> {
         Some(Hit { copy, tier: Tier::Memory })
     }
 
-    /// Asks the region's shard, within the deadline. Cancel safe: an answer that comes later is dropped.
+    /// Asks the region's shard, or for what is hot one that has a copy, within the deadline. Cancel safe: an answer that comes
+    /// later is dropped.
     pub async fn remote(&self, region: &Region, key: &KeyRef<'_>) -> Remote<M> {
         let Some(place) = self.store.place(region, key) else { return Remote::Off };
         let since = self.since();
-        match self.wires[place.shard].fetch(&place.name, &place.digest).await {
+        let found = if self.store.hot.has(key.hash()) {
+            self.fetch_hot(region, &place).await
+        } else {
+            let fetched = self.wires[place.shard].fetch(&place.name, &place.digest, self.deadline()).await;
+            fetched.map(|found| found.map(|found| found.entry))
+        };
+        match found {
             Ok(Some(entry)) => {
                 let (copy, _) = self.hold(key, entry.begun(since).at_home(Some(place.home())));
                 Remote::Found(Hit { copy, tier: Tier::Remote })
@@ -141,6 +152,38 @@ impl<M: Meta> View<M> {
             Ok(None) => Remote::Absent,
             Err(fault) => Remote::Unavailable(fault),
         }
+    }
+
+    /// One of the copies where they are known, else the entry itself; a copy that is missing or of another edition is replaced.
+    async fn fetch_hot(&self, region: &Region, place: &Place) -> Result<Option<Entry<M>>, Fault> {
+        let (copies, began) = (&self.store.copies, Instant::now());
+        let choice = copies.choose(&place.digest, self.tally.borrow_mut().random());
+        if let Some(choice) = &choice {
+            let spot = choice.spot();
+            // A server that is late leaves time for the other.
+            let found = self.wires[spot.shard].fetch(&spot.name, &place.digest, self.deadline() / 2).await;
+            match found {
+                Ok(Some(found)) if found.entry.edition() == choice.edition => return Ok(Some(found.entry)),
+                // Slots of a cluster have moved, and copies are to follow.
+                Err(Fault::Moved) => copies.forget(place.digest.beginning()),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let (changes, left) = (copies.changes(), self.deadline().saturating_sub(began.elapsed()));
+        let Some(found) = self.wires[place.shard].fetch(&place.name, &place.digest, left).await? else {
+            return Ok(None);
+        };
+        let Found { entry, envelope } = found;
+        copies.learn(&place.digest, entry.edition(), changes, || self.store.spots(region, place));
+        if let Some(choice) = choice.filter(|choice| choice.edition == entry.edition() && copies.claim(choice)) {
+            let (spot, until) = (choice.spot(), entry.until());
+            self.wires[spot.shard].send(Job::Copy { name: spot.name.clone(), envelope, until });
+        }
+        Ok(Some(entry))
+    }
+
+    fn deadline(&self) -> Duration {
+        self.store.remote.as_ref().map_or(Duration::ZERO, |remote| remote.deadline)
     }
 
     /// To be taken before a fill's request goes out, and given to its entry (`Entry::begun`): the entry is then not stored if
@@ -187,6 +230,7 @@ impl<M: Meta> View<M> {
     pub fn tidy(&self) -> bool {
         let moment = self.store.local.moment(Instant::now());
         self.near.borrow_mut().sweep(TIDY, moment);
+        self.store.hot.report(&mut self.tally.borrow_mut(), moment.now);
         self.store.local.settle(moment)
     }
 
@@ -221,6 +265,7 @@ impl<M: Meta> View<M> {
 
 impl<M> Drop for View<M> {
     fn drop(&mut self) {
+        self.store.hot.left(self.tally.get_mut());
         self.store.local.left();
     }
 }
@@ -229,22 +274,22 @@ impl<M> Drop for View<M> {
 mod tests {
     use super::*;
     use crate::entry::tests::Note;
-    use crate::entry::{Now, Purge, Scope};
+    use crate::entry::{Purge, Scope};
     use crate::key::KeyBuilder;
     use crate::store::LocalSettings;
 
     const EVERYTHING: Purge = Purge { scope: Scope::Everything, is_soft: false };
 
     fn store() -> Arc<Store<Note>> {
-        Store::new(LocalSettings { memory_bytes: 1 << 20 }, None).unwrap()
+        Store::new(LocalSettings { memory_bytes: 1 << 20, hot_rate: 1_000 }, None).unwrap()
     }
 
     fn entry(text: &str) -> Entry<Note> {
-        Entry::new(Note(text.into()), Bytes::from_static(b"body"), Duration::from_secs(60), Now::read())
+        Entry::new(Note(text.into()), Bytes::from_static(b"body"), Duration::from_secs(60), Instant::now())
     }
 
     fn large(text: &str) -> Entry<Note> {
-        Entry::new(Note(text.into()), vec![0; 10_000].into(), Duration::from_secs(60), Now::read())
+        Entry::new(Note(text.into()), vec![0; 10_000].into(), Duration::from_secs(60), Instant::now())
     }
 
     #[test]

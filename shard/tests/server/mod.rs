@@ -15,15 +15,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shard::{
-    Entry, KeyBuilder, KeyRef, LocalSettings, Meta, Now, Region, RegionSettings, RemoteSettings, Store, Tag,
-    TlsSettings,
+    Entry, KeyBuilder, KeyRef, LocalSettings, Meta, Region, RegionSettings, RemoteSettings, Store, Tag, TlsSettings,
 };
 
 /// The default deadline, where time is what a test is about.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(20);
 
 /// For tests about anything else: a busy machine may keep an answer back for longer than the default.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a deadline may be exceeded by on a busy machine of two cores.
 pub(crate) const SLACK: Duration = Duration::from_millis(80);
@@ -155,7 +154,7 @@ impl Meta for Page {
 }
 
 pub(crate) fn page(text: &str, body: impl Into<Bytes>) -> Entry<Page> {
-    Entry::new(Page { text: text.into(), tags: Vec::new() }, body.into(), Duration::from_secs(60), Now::read())
+    Entry::new(Page { text: text.into(), tags: Vec::new() }, body.into(), Duration::from_secs(60), Instant::now())
 }
 
 pub(crate) fn region(name: &str) -> Region {
@@ -179,16 +178,27 @@ pub(crate) fn settings(regions: &[(&str, &[String])]) -> RemoteSettings {
         secret: "secret".into(),
         object_bytes: 1 << 20,
         compress_from: 1 << 10,
+        hot_copies: 8,
         tls: TlsSettings::default(),
         regions,
     }
 }
 
 pub(crate) fn store(remote: RemoteSettings) -> Arc<Store<Page>> {
-    Store::new(LocalSettings { memory_bytes: 16 << 20 }, Some(remote)).unwrap()
+    Store::new(LocalSettings { memory_bytes: 16 << 20, hot_rate: 1_000 }, Some(remote)).unwrap()
 }
 
 /// A store of one region, `default`, on one server.
 pub(crate) fn store_on(server: &Server) -> Arc<Store<Page>> {
     store(settings(&[("default", &[server.url()])]))
+}
+
+/// How many values have been read from each server so far.
+pub(crate) fn reads_by_server(servers: &[Server]) -> Vec<u64> {
+    let reads = |server: &Server| {
+        let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut server.spy()).unwrap();
+        let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_getrange:calls="));
+        line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
+    };
+    servers.iter().map(reads).collect()
 }

@@ -66,11 +66,9 @@ fn rule(name: &str, table: &Table<'_>) -> Option<Rule> {
     let tokens = NonZeroU32::new(burst.value)?;
     match Quota::new(rate.value, tokens) {
         Ok(quota) => Some(Rule {
-            name: name.into(),
-            tier: tier.value,
-            quota,
             mode,
             percent: u8::try_from(percent).ok().and_then(|percent| Percent::try_from(percent).ok())?,
+            ..Rule::new(name, tier.value, quota)
         }),
         Err(error) => {
             table.reading.error(&burst.at, Problem::bad(error.to_string()));
@@ -79,7 +77,7 @@ fn rule(name: &str, table: &Table<'_>) -> Option<Rule> {
     }
 }
 
-fn rate(text: &str) -> Result<Rate, Problem> {
+pub(super) fn rate(text: &str) -> Result<Rate, Problem> {
     text.parse().map_err(|error: QuotaError| {
         Problem::bad(error.to_string()).hint("a whole number of requests per s, m, h or d, such as \"100/s\"")
     })

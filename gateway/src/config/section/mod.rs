@@ -118,9 +118,17 @@ fn cache(root: &Table<'_>) -> cache::Settings {
     const QUERY_ORDER: Choice<bool> = Choice(&[("kept", Some(false)), ("sorted", Some(true))]);
     const STATUS_KEY: Choice<bool> = Choice(&[("hide", Some(false)), ("tell", Some(true))]);
     const TO_CLIENTS: Choice<bool> = Choice(&[("pass", Some(false)), ("strip", Some(true))]);
+    const PER_SECOND: Parsed<u32> = Parsed {
+        name: "a rate such as \"1000/s\"",
+        parse: |text| {
+            limits::rate(text).map(|rate| rate.count().div_ceil(rate.seconds()).try_into().unwrap_or(u32::MAX))
+        },
+        show: |rate| format!("{rate}/s"),
+    };
     let default = cache::Settings::default();
     root.table("cache", |cache| cache::Settings {
         memory_bytes: cache.or("memory", &super::kind::Size(MIB..=1_024 * GIB), default.memory_bytes),
+        hot_rate: cache.or("hot_rate", &PER_SECOND, default.hot_rate),
         object_bytes: cache.or("object_bytes", &super::kind::Size(KIB..=4 * GIB), default.object_bytes),
         remote_object_bytes: cache.or(
             "remote_object_bytes",

@@ -16,6 +16,12 @@ const DEADLINE: Duration = Duration::from_millis(20);
 /// Below that a body fits few packets anyway.
 const COMPRESS_FROM: u64 = 4 << 10;
 
+/// With so many no server of up to 16 has more than twice the mean of a load that is nearly all for one key.
+const HOT_COPIES: u32 = 8;
+
+/// How a certificate begins in PEM (RFC 7468 section 5.1).
+const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
+
 /// More slots than this buy nothing; the store refuses them as well.
 const SLOTS_MAX: u32 = 1_024;
 
@@ -51,11 +57,13 @@ pub(super) fn read(root: &Table<'_>, object_bytes: u64) -> Redis {
         let regions: Vec<_> = table.named("regions", region).into_iter().flatten().collect();
         let places = regions.iter().map(|(region, _)| region.clone()).collect();
         let compress = table.or("compress_from", &Size(1..=1 << 40), COMPRESS_FROM);
+        let copies = table.or("hot_copies", &Whole(1..=64), HOT_COPIES);
         let tls = table.table("tls", certificates);
         let remote = shard::RemoteSettings {
             deadline,
             secret,
             compress_from: usize::try_from(compress).unwrap_or(usize::MAX),
+            hot_copies: u16::try_from(copies).unwrap_or(u16::MAX),
             tls,
             object_bytes: usize::try_from(object_bytes).unwrap_or(usize::MAX),
             regions: regions.into_iter().map(|(region, settings)| (region.value, settings)).collect(),
@@ -63,7 +71,9 @@ pub(super) fn read(root: &Table<'_>, object_bytes: u64) -> Redis {
         let at = table.at.clone();
         // The size of the fleet alone says how cluster limits are shared out where there is no Redis.
         let is_size_alone = table.has("nodes")
-            && !["regions", "deadline", "secret", "tls", "compress_from"].iter().any(|key| table.has(key));
+            && !["regions", "deadline", "secret", "tls", "compress_from", "hot_copies"]
+                .iter()
+                .any(|key| table.has(key));
         if is_size_alone {
             return Redis { nodes, remote: None, regions: None, at };
         }
@@ -131,8 +141,11 @@ fn server(endpoint: &str) -> (&str, &str, &str) {
 fn endpoint(text: &str) -> Result<String, Problem> {
     let problem = |reason: &str| {
         Problem::bad(format!("not a Redis endpoint: {reason}"))
-            .hint("write \"redis://[USER:PASSWORD@]HOST:PORT[/DATABASE]\", rediss:// for TLS, or \"redis+sentinel://HOST:PORT,HOST:PORT/MASTER\"")
+            .hint("write \"redis://[USER:PASSWORD@]HOST:PORT[/DATABASE]\", rediss:// for TLS, or \"redis+sentinel://HOST:PORT,HOST:PORT/MASTER\"; in user and password, percent-encode what is no letter or digit: %23 for #")
     };
+    if text.contains(['#', '?']) {
+        return Err(problem("it has a `#` or a `?`"));
+    }
     if text.strip_prefix("redis+unix://").is_some_and(|path| path.starts_with('/')) {
         return Ok(text.to_owned());
     }
@@ -187,6 +200,13 @@ fn certificates(table: &Table<'_>) -> shard::TlsSettings {
         text.map(String::into_bytes).map_err(|problem| table.reading.error(&path.at, problem)).ok()
     };
     let (ca, cert, key) = (pem("ca"), pem("cert"), pem("key"));
+    for (name, text) in [("ca", &ca), ("cert", &cert)] {
+        let has_one = |text: &Vec<u8>| text.windows(CERTIFICATE.len()).any(|window| window == CERTIFICATE);
+        if text.as_ref().is_some_and(|text| !has_one(text)) {
+            let problem = Problem::new(Code::File, "there is no certificate (PEM) in the file");
+            table.reading.error(&table.place_of(&[name]), problem);
+        }
+    }
     if table.has("cert") != table.has("key") {
         let problem = Problem::new(Code::Missing, "`cert` and `key` belong together");
         table.reading.error(&table.at, problem);

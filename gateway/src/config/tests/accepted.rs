@@ -62,8 +62,8 @@ admin = { address = "127.0.0.1:1", token = "a$$b" }
 limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", body_bytes = "0B", header_timeout = "250ms", idle_timeout = "1h", body_rate = "1KiB", get_body = "refuse", connections = 5, connections_per_ip = 4 }
 identity = { trusted_proxies = ["10.1.2.3/8", "::1"], device = ["header:X-Device", "cookie:Dev"], user = "header:x-u", tier = "header:x-t", region = ["path:2", "host:"], region_default = "eu" }
 tiers = { anonymous = 0.5, gold = 2 }
-redis = { deadline = "5ms", nodes = 3, secret = "s", regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
-cache = { memory = "1GiB", object_bytes = "2MiB", fill_bytes = "3MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"], key_query_order = "sorted", key_fields = ["X-Tenant"], status_key = "tell", variants = 9, targeted = ["Mine"], targeted_to_clients = "strip" }
+redis = { deadline = "5ms", nodes = 3, secret = "s", hot_copies = 3, regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
+cache = { memory = "1GiB", hot_rate = "90000/m", object_bytes = "2MiB", fill_bytes = "3MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"], key_query_order = "sorted", key_fields = ["X-Tenant"], status_key = "tell", variants = 9, targeted = ["Mine"], targeted_to_clients = "strip" }
 limits = { hosts = { tier = "node", rate = "60/m", burst = 2, mode = "shadow", percent = 0 } }
 log = { access = "logs/access", level = "debug" }
 
@@ -118,7 +118,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     assert_eq!((remote.deadline, remote.secret.as_str(), remote.object_bytes), (second / 200, "s", 1 << 10));
     let region = &remote.regions[&shard::Region::DEFAULT];
     assert_eq!((region.slots, &region.endpoints[..]), (4, &["redis://a:1".to_owned()][..]));
-    assert_eq!(config.cache.memory_bytes, 1 << 30);
+    assert_eq!((config.cache.memory_bytes, config.cache.hot_rate, remote.hot_copies), (1 << 30, 1_500, 3));
     assert_eq!((config.cache.object_bytes, config.cache.remote_object_bytes), (2 << 20, 1 << 10));
     assert_eq!(config.cache.key_ignore_query, ["utm_*", "q"]);
     assert_eq!(config.cache.fill_bytes, 3 << 20);

@@ -164,6 +164,20 @@ endpoints = [\"redis://a\", \"redis://u:hunter2@a:6379/0\", \"redis+unix:///run/
 }
 
 #[test]
+fn what_a_start_would_stumble_over_is_found_before() {
+    let with = |endpoint: &str| {
+        let text = format!("{LEAST}[redis.regions.default]\nendpoints = [\"{endpoint}\"]\n");
+        faults(&text)
+    };
+    for endpoint in ["rediss://u:p#hunter2@h", "rediss://u:hunter?2@h", "rediss://h#insecure", "redis://u:hunter/2@h"] {
+        let found = with(endpoint);
+        assert!(found.len() == 1 && found[0].contains("percent-encode"), "{endpoint}: {found:#?}");
+        assert!(!found[0].contains("hunter"), "{found:#?}");
+    }
+    assert_eq!(with("rediss://u:p%23hunter2@h"), [""; 0]);
+}
+
+#[test]
 fn surprises_are_warnings() {
     let text = format!(
         "{LEAST}[admin]

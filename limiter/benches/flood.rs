@@ -1,0 +1,116 @@
+//! Whether heavy keys stay limited in a flood of keys that come once: `cargo bench --package limiter --bench flood`.
+//! Figures are in docs/adr/0008-keyed-limits-under-flood.md.
+//!
+//! A thousand heavy keys, by Zipf's law, ask for five times their quota of 2/s on average; each is held against a cell of
+//! its own, which forgets nothing. Between two of their requests come 10, 100 or 1,000 keys that nobody saw before.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Instant;
+
+use limiter::bucket::{Cell, Gcra, Table};
+use limiter::{Cost, KeyHash, Moment, Quota};
+
+const KEYS: usize = 65_536;
+const HEAVY: usize = 1_000;
+/// Requests of heavy keys per second: five times what they may.
+const HEAVY_PER_SECOND: u64 = 10_000;
+/// One decision in so many is timed.
+const TIMED: u64 = 61;
+
+fn main() {
+    println!(
+        "above: what heavy keys got over what they should have; worst key: by how many tokens; refused, owing: strangers"
+    );
+    println!("ratio   burst   millions  above %  later half %  worst key  refused %  owing %  p50 ns  p99 ns  B/key");
+    for (strangers, millions) in [(10, 10), (100, 10), (1_000, 10), (1_000, 50)] {
+        for burst in [1, 5, 20] {
+            run(strangers, millions, burst);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    granted: u64,
+    fair: u64,
+}
+
+fn run(strangers: u64, millions: u64, burst: u32) {
+    let quota = Quota::new("2/s".parse().unwrap(), NonZeroU32::new(burst).unwrap()).unwrap();
+    let (gcra, table) = (Gcra::new(quota), Table::new(NonZeroUsize::new(KEYS).unwrap()));
+    let references: Vec<Cell> = (0..HEAVY).map(|_| Cell::default()).collect();
+    let zipf = zipf();
+    let mut tallies: Vec<[Tally; 2]> = (0..HEAVY).map(|_| Default::default()).collect();
+    let (mut timed, mut refused, mut owing) = (Vec::new(), 0, 0);
+    let rounds = millions * 1_000_000 / strangers;
+    let gap_nanos = 1_000_000_000 / (HEAVY_PER_SECOND * (strangers + 1));
+    let mut random = 1;
+    let mut turn = 0;
+    for round in 0..rounds {
+        for _ in 0..strangers {
+            turn += 1;
+            let now = Moment::from_nanos(turn * gap_nanos);
+            let key = KeyHash((turn + HEAVY as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let room = if turn % TIMED == 0 {
+                let start = Instant::now();
+                let room = decide(&table, key, &gcra, now);
+                timed.push(start.elapsed());
+                room
+            } else {
+                decide(&table, key, &gcra, now)
+            };
+            refused += u64::from(room.is_none());
+            owing += u64::from(room.is_some_and(|remaining| remaining + 1 < u64::from(burst)));
+        }
+        turn += 1;
+        let now = Moment::from_nanos(turn * gap_nanos);
+        let heavy = zipf.partition_point(|&below| below < uniform(&mut random));
+        let tally = &mut tallies[heavy][usize::from(round > rounds / 2)];
+        let key = KeyHash((heavy as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        tally.granted += u64::from(decide(&table, key, &gcra, now).is_some());
+        tally.fair += u64::from(references[heavy].commit(&gcra, Cost::ONE, now).is_ok());
+    }
+    timed.sort();
+    let above = |halves: &[usize]| {
+        let sum = |of: fn(&Tally) -> u64| -> u64 {
+            tallies.iter().flat_map(|tally| halves.iter().map(|&half| of(&tally[half]))).sum()
+        };
+        (sum(|tally| tally.granted) as f64 / sum(|tally| tally.fair) as f64 - 1.0) * 100.0
+    };
+    let worst = tallies.iter().map(|[a, b]| (a.granted + b.granted) as i64 - (a.fair + b.fair) as i64).max().unwrap();
+    let of = |part: usize| timed[timed.len() * part / 100].as_nanos();
+    let share = |count: u64| count as f64 / (rounds * strangers) as f64 * 100.0;
+    println!(
+        "1:{strangers:<5} {burst:>5}  {millions:>9}  {:>7.2}  {:>12.2}  {worst:>9}  {:>9.3}  {:>7.3}  {:>6}  {:>6}  {:>5.1}",
+        above(&[0, 1]),
+        above(&[1]),
+        share(refused),
+        share(owing),
+        of(50),
+        of(99),
+        table.bytes() as f64 / KEYS as f64,
+    );
+}
+
+/// As a rule set of several rules does it.
+fn decide(table: &Table, key: KeyHash, gcra: &Gcra, now: Moment) -> Option<u64> {
+    table.peek(key, gcra, Cost::ONE, now).ok()?;
+    table.commit(key, gcra, Cost::ONE, now).ok().map(|room| room.remaining)
+}
+
+/// For each heavy key, the part of all requests that are for it or one before it.
+fn zipf() -> Vec<f64> {
+    let total: f64 = (1..=HEAVY).map(|rank| 1.0 / rank as f64).sum();
+    let mut below = 0.0;
+    (1..=HEAVY)
+        .map(|rank| {
+            below += 1.0 / rank as f64 / total;
+            below
+        })
+        .collect()
+}
+
+fn uniform(random: &mut u64) -> f64 {
+    *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    ((*random >> 11) as f64 / (1_u64 << 53) as f64).min(0.999_999)
+}

@@ -1,0 +1,55 @@
+//! Explanations: what is told is what a decision finds, and telling it changes nothing.
+
+use super::*;
+
+#[test]
+fn every_rule_is_explained_and_nothing_is_charged() {
+    let reserve = [0.5, 0.25, 0.0].map(|part| Fraction::try_from(part).unwrap());
+    let mut node = rule("node", Tier::Node, "10/s", 10);
+    node.reserve = reserve.into();
+    let user =
+        Rule { mode: Mode::Shadow, percent: Percent::try_from(0).unwrap(), ..rule("user", Tier::User, "1/s", 5) };
+    let limiter = limiter(vec![node, rule("device", Tier::Device, "10/s", 10), user]);
+    let rules = limiter.rule_set(["node", "device"]).unwrap();
+    let gold = Subject { class: Class(1), ..subject(1, Some(2)) };
+    allowed(rules.decide(&gold, cost(4), at(0)));
+    let explained = limiter.explain(&gold, at(100));
+    assert_eq!(explained, limiter.explain(&gold, at(100)));
+    let [node, device, user] = &explained[..] else { panic!("{explained:?}") };
+    // Of ten tokens four went and one came back; three are kept.
+    assert_eq!((node.remaining, node.reserve, node.reset), (4, 3, Duration::from_millis(300)));
+    assert_eq!((node.quota, node.wait), (quota("10/s", 10), Duration::ZERO));
+    // Weight 2: 16 of 20 were left, and two came back.
+    assert_eq!((device.remaining, device.quota), (18, quota("20/s", 20)));
+    assert_eq!((user.mode, user.has_key, user.is_included, user.until), (Mode::Shadow, true, false, None));
+    assert_eq!(user.last_denial, None);
+}
+
+#[test]
+fn the_last_denial_is_told_with_its_rule_and_survives_a_reload() {
+    let both = || vec![rule("device", Tier::Device, "1/s", 1), rule("node", Tier::Node, "1/s", 9)];
+    let before = limiter(both());
+    let rules = before.rule_set(["device", "node"]).unwrap();
+    let caller = subject(1, Some(2));
+    allowed(rules.decide(&caller, Cost::ONE, at(0)));
+    denied(rules.decide(&caller, Cost::ONE, at(300)));
+    let after = before.rebuild(both(), &weights(), settings(), at(300)).unwrap();
+    let told = |subject: &Subject<'_>| -> Vec<_> {
+        after.explain(subject, at(400)).into_iter().map(|rule| rule.last_denial).collect()
+    };
+    let denial = Some(LastDenial { at: at(300), retry_after: Duration::from_millis(700) });
+    assert_eq!(told(&caller), [denial, None]);
+    assert_eq!(told(&subject(5, Some(2))), [denial, None], "the user, from another device");
+    assert_eq!(told(&subject(5, None)), [None, None]);
+    assert_eq!(after.explain(&caller, at(400))[0].wait, Duration::from_millis(600));
+}
+
+#[test]
+fn a_trial_is_explained_with_its_end() {
+    let limiter = limiter(vec![rule("user", Tier::User, "1/s", 5)]);
+    let trial = Trial { mode: Mode::Off, percent: Percent::ALL };
+    limiter.try_out("user", trial, at(500)).unwrap();
+    let explain = |millis| limiter.explain(&subject(1, None), at(millis)).remove(0);
+    assert_eq!((explain(0).mode, explain(0).until, explain(0).has_key), (Mode::Off, Some(at(500)), false));
+    assert_eq!((explain(500).mode, explain(500).until), (Mode::Enforce, None));
+}

@@ -1,0 +1,202 @@
+//! What is hot: pinned where there is room, spread over servers where there is not, and never older than what its own slot has.
+
+mod server;
+
+use server::{Page, Server, reads_by_server, settings};
+use shard::{Bus, Entry, Hit, KeyBuilder, LocalSettings, Reach, Region, Remote, Store, View};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+const SECOND: Duration = Duration::from_secs(1);
+const REGION: Region = Region::DEFAULT;
+
+/// Enough for no body of these tests.
+const NOTHING: usize = 16 << 10;
+const BODY: usize = 30_000;
+
+struct Node {
+    _bus: Arc<Bus<Page>>,
+    store: Arc<Store<Page>>,
+    view: View<Page>,
+    _tasks: JoinSet<()>,
+}
+
+impl Node {
+    async fn start(name: &str, memory_bytes: usize, servers: &[Server]) -> Self {
+        let endpoints: Vec<_> = servers.iter().map(Server::url).collect();
+        let remote = settings(&[("default", &endpoints)]);
+        let store = Store::new(LocalSettings { memory_bytes, hot_rate: 200 }, Some(remote)).unwrap();
+        let bus = Bus::new(&store, name);
+        let node = Self { _tasks: bus.run(), view: store.view(), _bus: bus, store };
+        while !node.store.shards().all(|shard| shard.is_watched) {
+            sleep(Duration::from_millis(5)).await;
+        }
+        node
+    }
+
+    async fn put(&self, key: &str, edition: u32) {
+        let page = Page { text: format!("{key} {edition}"), tags: Vec::new() };
+        let entry = Entry::new(page, vec![edition as u8; BODY].into(), 60 * SECOND, Instant::now());
+        self.view.insert(&REGION, &key_of(key).key(), entry.begun(self.view.since()), Reach::Shared);
+        assert!(self.view.flush(SECOND).await);
+    }
+
+    async fn find(&self, key: &str) -> Hit<Page> {
+        match self.view.remote(&REGION, &key_of(key).key()).await {
+            Remote::Found(hit) => hit,
+            other => panic!("{key}: {other:?}"),
+        }
+    }
+
+    /// Asks for it until it is hot.
+    async fn heat(&self, key: &str) {
+        let began = Instant::now();
+        while self.store.hot_keys().is_empty() {
+            assert!(began.elapsed() < 10 * SECOND, "{key} does not become hot");
+            for _ in 0..100 {
+                let _here_or_not = self.view.local(&key_of(key).key());
+            }
+            self.view.tidy();
+            sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(self.store.hot_keys()[0].key, key_of(key).key().to_owned());
+    }
+}
+
+fn key_of(name: &str) -> KeyBuilder {
+    let mut key = KeyBuilder::new();
+    key.part(name.as_bytes());
+    key
+}
+
+/// Nine of ten reads are for one entry, the others spread; the memory holds none of them.
+#[tokio::test]
+async fn what_is_hot_and_does_not_fit_the_memory_is_read_from_all_servers_alike() {
+    let servers: Vec<_> = (0..4).map(|_| Server::start()).collect();
+    let node = Node::start("a", NOTHING, &servers).await;
+    let keys: Vec<_> = (0..200).map(|n| format!("/{n}")).collect();
+    for key in &keys {
+        node.put(key, 1).await;
+    }
+    node.heat("/0").await;
+    let read = async |turns: usize| {
+        let before = reads_by_server(&servers);
+        for turn in 0..turns {
+            let key = if turn % 10 < 9 { "/0" } else { &keys[turn / 10 % keys.len()] };
+            let hit = node.find(key).await;
+            assert_eq!((hit.meta.text.as_str(), hit.body().len()), (format!("{key} 1").as_str(), BODY));
+            if turn % 100 == 0 {
+                node.heat("/0").await;
+            }
+        }
+        let spent = reads_by_server(&servers).into_iter().zip(before).map(|(after, before)| after - before);
+        spent.collect::<Vec<_>>()
+    };
+    read(200).await;
+    assert!(node.view.flush(SECOND).await);
+    let spent = read(4_000).await;
+    let mean = spent.iter().sum::<u64>() / 4;
+    println!("reads by server: {spent:?}");
+    assert!(spent.iter().all(|&count| count < 2 * mean && count * 2 > mean), "{spent:?}");
+    assert!(spent.iter().sum::<u64>() < 4_400, "hardly one is asked for twice: {spent:?}");
+}
+
+/// One node changes the entry again and again, and another that reads copies of it never goes back.
+#[tokio::test]
+async fn a_copy_is_never_older_than_what_was_seen_before() {
+    let servers: Vec<_> = (0..4).map(|_| Server::start()).collect();
+    let (writer, reader) = (Node::start("a", NOTHING, &servers).await, Node::start("b", NOTHING, &servers).await);
+    writer.put("/0", 0).await;
+    reader.heat("/0").await;
+    let (mut last, mut seen, mut longest) = (0, BTreeSet::new(), Duration::ZERO);
+    for edition in 0..50 {
+        writer.put("/0", edition).await;
+        let written = Instant::now();
+        for _ in 0..100 {
+            let hit = reader.find("/0").await;
+            let found: u32 = hit.meta.text.strip_prefix("/0 ").unwrap().parse().unwrap();
+            assert!(hit.body().iter().all(|&byte| u32::from(byte) == found));
+            assert!(found >= last, "{found} after {last}");
+            if found == edition && last < edition {
+                longest = longest.max(written.elapsed());
+            }
+            last = found;
+            seen.insert(found);
+        }
+        reader.heat("/0").await;
+    }
+    println!("editions seen: {} of 50; the latest was seen at most {longest:?} after it was written", seen.len());
+    assert_eq!(last, 49);
+    assert!(seen.len() > 25, "{seen:?}");
+    // What is removed is not found in a copy.
+    writer.view.remove(&REGION, &key_of("/0").key());
+    assert!(writer.view.flush(SECOND).await);
+    let began = Instant::now();
+    while !matches!(reader.view.remote(&REGION, &key_of("/0").key()).await, Remote::Absent) {
+        assert!(began.elapsed() < SECOND, "it is still found");
+    }
+    for _ in 0..100 {
+        assert!(matches!(reader.view.remote(&REGION, &key_of("/0").key()).await, Remote::Absent));
+    }
+}
+
+#[tokio::test]
+async fn a_dead_server_costs_a_hot_entry_nothing_but_its_copy() {
+    let mut servers: Vec<_> = (0..4).map(|_| Server::start()).collect();
+    let node = Node::start("a", NOTHING, &servers).await;
+    node.put("/0", 1).await;
+    node.heat("/0").await;
+    for _ in 0..200 {
+        node.find("/0").await;
+    }
+    let endpoint = node.store.placement(&REGION, &key_of("/0").key()).endpoint.unwrap();
+    let other = servers.iter().position(|server| !server.url().ends_with(&endpoint)).unwrap();
+    servers.remove(other).stop();
+    for _ in 0..500 {
+        node.find("/0").await;
+    }
+}
+
+#[tokio::test]
+async fn a_hot_entry_is_not_pushed_out_by_a_flood_and_goes_when_it_is_changed_or_cold() {
+    let servers = [Server::start()];
+    let (node, other) = (Node::start("a", 4 << 20, &servers).await, Node::start("b", 4 << 20, &servers).await);
+    node.put("/0", 1).await;
+    node.heat("/0").await;
+    let flood = |from: usize| {
+        for n in from..from + 2_000 {
+            let key = format!("/flood/{n}");
+            let page = Page { text: key.clone(), tags: Vec::new() };
+            let entry = Entry::new(page, vec![0; 4_000].into(), 60 * SECOND, Instant::now());
+            node.view.insert(&REGION, &key_of(&key).key(), entry, Reach::Local);
+            // As often as what floods is asked for, so that the cache takes it in.
+            (0..3).for_each(|_| drop(node.view.local(&key_of(&key).key())));
+        }
+    };
+    let mut pinned = 0;
+    for round in 0..20 {
+        flood(round * 2_000);
+        node.heat("/0").await;
+        assert!(node.view.local(&key_of("/0").key()).is_some(), "round {round}");
+        pinned = pinned.max(node.store.local_report().pinned);
+    }
+    println!("pinned at most: {pinned}");
+    other.put("/0", 2).await;
+    let began = Instant::now();
+    while node.view.local(&key_of("/0").key()).is_some() {
+        assert!(began.elapsed() < SECOND, "it is held although it was changed");
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(node.store.local_report().pinned, 0);
+    node.find("/0").await;
+    flood(0);
+    let began = Instant::now();
+    while !node.store.hot_keys().is_empty() || node.store.local_report().pinned > 0 {
+        assert!(began.elapsed() < 10 * SECOND, "it stays hot");
+        node.view.tidy();
+        sleep(Duration::from_millis(100)).await;
+    }
+}
