@@ -8,13 +8,15 @@
 //! itself in an outage uses 0.8 of a share, and while it is silent the treasury gives that share to
 //! nobody.
 //!
-//! What exceeds it, for want of knowledge: a failover to a copy of the bucket grants again what the
-//! copy has not heard of, at most B/2; a jump of Redis's clock is worth up to 20 ms of the rate; nodes
-//! that outnumber B/2 keep one token each in an outage; and a node refills itself from a share that is
-//! given away where it never reached the bucket that the others reach, where they outlive it by 30 s
-//! of silence, or by 2 s where they are as many without it as there were with it, and as many as are
-//! expected: another has taken its place, and a share kept for a process that crashed would be lost
-//! for half a minute.
+//! What exceeds it, for want of knowledge:
+//! - A failover to a copy of the bucket grants again what the copy has not heard of, at most B/2. A
+//!   node that cannot reach the copy lives on a share that the copy may not have heard of either.
+//! - A jump of Redis's clock forward is worth up to 20 ms of the rate.
+//! - Nodes that outnumber B/2 keep one token each in an outage.
+//! - A node refills itself from a share that is given away if it never reached the bucket that the
+//!   others reach; if they outlive it by 30 s of silence; or by 2 s, where they are as many without it
+//!   as there were with it, and as many as are expected: another has taken its place, and a share kept
+//!   for a process that crashed would be lost for half a minute.
 //!
 //! # The node
 //! `balance` is all a node may spend, in millionths of tokens, never above `cap`. A grant adds to
@@ -64,8 +66,8 @@
 //!    or `share * keep` where quiet. `charge = borrowed` less what was reported before; where quiet, less
 //!    what was kept free for it, `share` times what its own clock counted beyond `keep`. `credit += earned
 //!    + returned - charge`. Without a record it is charged what it ever borrowed, at most what its share
-//!    earned since there is a bucket, or since it is up: a bucket that comes back empty knows of no outage, and asks no one to pay for
-//!    it. `level = min(pool, level + returned) - charge`, no lower than `-pool`.
+//!    earned since there is a bucket, or since it is up: a bucket that comes back empty knows of no
+//!    outage, and asks no one to pay for it. `level = min(pool, level + returned) - charge`, no lower than `-pool`.
 //! 5. *Its share.* `fleet = max(nodes, expected)`, the caller among them; `cap = max(1, floor(afield /
 //!    fleet))`; `weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)`;
 //!    `rate = floor(count * 10^6 / period)`, `free = rate - shares`. `share = floor(rate * weight /

@@ -97,6 +97,25 @@ async fn a_user_that_may_do_what_the_documentation_says_can_run_the_script() {
     treasury.withdraw(Ask { leaving: true, ..ask(1, quota) }).await.unwrap();
 }
 
+/// Fields of an earlier layout, and of none.
+#[tokio::test]
+async fn what_is_not_of_this_layout_is_as_if_it_were_not_there() {
+    let server = Server::start();
+    let key = "tg:lease:{cluster}";
+    let mut put = redis::cmd("HSET");
+    put.arg(key).arg("at").arg(1).arg("n1").arg(vec![7; 40]).arg("n2").arg(vec![7; 48]).arg("bucket").arg("-1");
+    let () = put.query(&mut server.spy()).unwrap();
+    let treasury = RedisTreasury::new(&store_on(&server), "cluster", DEADLINE).unwrap();
+    let quota = quota(50_000, 5_000);
+    assert_eq!(treasury.withdraw(ask(1, quota)).await.unwrap().tokens, 0);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let later = treasury.withdraw(Ask { uptime_micros: 100_000, ..ask(1, quota) }).await.unwrap();
+    assert_eq!((later.tokens, later.nodes_seen), (100, Some(1)));
+    let mut fields: Vec<String> = redis::cmd("HKEYS").arg(key).query(&mut server.spy()).unwrap();
+    fields.sort();
+    assert_eq!(fields, ["bucket", "n1"]);
+}
+
 /// The script with the time as two more arguments, and a bucket of its own for every run.
 struct Scripted {
     connection: redis::Connection,
