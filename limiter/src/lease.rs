@@ -58,16 +58,17 @@
 //!    a sweep: what it earns from then on is its own business, because it lives on 0.8 of it. Of what
 //!    entered the level on its account since it last asked, `keep` is left, and what exceeds that is
 //!    taken out again, once, but not so that less is left than is claimed. `keep` is the time in which
-//!    the rate fills half the pool, at most 150 ms: so the silent never claim more than half of it.
-//!    Quiet records that are gone (30 s; 2 s where the others are at least `expected` and `most`) are
-//!    deleted, as is what has another length. The sums are taken anew: `claims` of `share * (clock - asked)`, of
-//!    `share * keep` where quiet.
+//!    the rate fills an eighth of the pool, at most 50 ms: an outage ends without a burst, and the silent
+//!    never claim more than an eighth. Quiet records that are gone (30 s; 2 s where the others are at
+//!    least `expected` and `most`) are deleted, as is what has another length. The sums are taken anew:
+//!    `claims` of `share * (clock - asked)`, of `share * keep` where quiet.
 //! 4. *The caller's account.* With a record, it leaves the sums. It has earned `share * (clock - asked)`,
 //!    or `share * keep` where quiet. `charge = borrowed` less what was reported before; where quiet, less
 //!    what was kept free for it, `share` times what its own clock counted beyond `keep`. `credit += earned
 //!    + returned - charge`. Without a record it is charged what it ever borrowed, at most what its share
 //!    earned since there is a bucket, or since it is up: a bucket that comes back empty knows of no
-//!    outage, and asks no one to pay for it. `level = min(pool, level + returned) - charge`, no lower than `-pool`.
+//!    outage, and asks no one to pay for it. `level = min(pool, level + returned) - charge`, no lower
+//!    than `-pool`.
 //! 5. *Its share.* `fleet = max(nodes, expected)`, the caller among them; `cap = max(1, floor(afield /
 //!    fleet))`; `weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)`;
 //!    `rate = floor(count * 10^6 / period)`, `free = rate - shares`. `share = floor(rate * weight /

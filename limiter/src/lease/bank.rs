@@ -18,6 +18,8 @@ const SLACK: f64 = 20_000.0;
 const SWEEP: f64 = 50_000.0;
 /// The shares by which nodes lived before hold for the first moments of a bucket, until all have asked.
 const YOUNG: f64 = 200_000.0;
+/// What a silent node claims of the level, at most: the more, the larger the burst in which an outage ends.
+const KEEP: f64 = 50_000.0;
 /// Longer than an idle node's pace; a node that is silent for longer lives on its own rate.
 const QUIET: f64 = 150_000.0;
 /// A silent node is gone after this where the others are as many as there were with it, else after [`FORGET`].
@@ -88,7 +90,7 @@ impl Terms {
         let afield = (burst - pool).max(1.0);
         let capacity = pool * MICRO;
         let rate = (count * MICRO / period).floor();
-        let keep = QUIET.min((capacity * period / (2.0 * count)).floor());
+        let keep = KEEP.min((capacity * period / (8.0 * count)).floor());
         Terms { count, period, rate, afield, capacity, keep, expected: f64::from(ask.expected) }
     }
 }

@@ -7,14 +7,14 @@ local wanted, returned, held, demand = number(6), number(7), number(8), number(9
 local borrowed, told, uptime, leaving = number(10), number(11), number(12), ARGV[13] == '1'
 
 local MICRO, STEP, SLACK, SWEEP = 1000000, 1000000, 20000, 50000
-local YOUNG, QUIET, GONE, FORGET, VALID_MS = 200000, 150000, 2000000, 30000000, 1000
+local YOUNG, KEEP, QUIET, GONE, FORGET, VALID_MS = 200000, 50000, 150000, 2000000, 30000000, 1000
 local BUCKET, RECORD = '>dddddddddddd', '>ddddddd'
 local floor, min, max, unpack = math.floor, math.min, math.max, struct.unpack
 local pool = max(1, floor(burst / 2))
 local afield = max(1, burst - pool)
 local capacity = pool * MICRO
 local rate = floor(count * MICRO / period)
-local keep = min(QUIET, floor(capacity * period / (2 * count)))
+local keep = min(KEEP, floor(capacity * period / (8 * count)))
 local function part(of, micros) return floor(of * micros / MICRO) end
 
 local time = redis.call('TIME')

@@ -15,7 +15,7 @@ const BOTTOM: f64 = 312.0;
 const FROM: usize = 1_000;
 const TO: usize = 8_500;
 const STEP: usize = 100;
-const HIGHEST: f64 = 2_000.0;
+const HIGHEST: f64 = 1_250.0;
 /// The lower panel.
 const TABLE: f64 = 420.0;
 const ROW: f64 = 20.0;
@@ -67,11 +67,11 @@ fn outage(svg: &mut String, outcomes: &[Outcome]) {
         svg,
         "quiet",
         f64::midpoint(down, back),
-        TOP + 18.0,
+        BOTTOM - 14.0,
         "middle",
         "Redis is away: each node lives on 0.8 of its last share",
     );
-    for count in (0..=4).map(|step| f64::from(step) * 500.0) {
+    for count in (0..=5).map(|step| f64::from(step) * 250.0) {
         line(svg, "grid", (LEFT, y(count)), (RIGHT, y(count)));
         text(svg, "quiet", LEFT - 8.0, y(count) + 4.0, "end", &format!("{count:.0}"));
     }
@@ -98,8 +98,8 @@ fn outage(svg: &mut String, outcomes: &[Outcome]) {
         text(svg, "", at + 34.0, 76.0, "start", says);
     };
     legend(LEFT, "limit", "the limit");
-    legend(LEFT + 118.0, "whole", "Redis comes back with its bucket: what it holds of the burst is spent");
-    legend(LEFT + 584.0, "empty", "it comes back empty");
+    legend(LEFT + 118.0, "whole", "Redis comes back with its bucket");
+    legend(LEFT + 368.0, "empty", "it comes back empty");
 }
 
 fn table(svg: &mut String, outcomes: &[Outcome]) {
