@@ -77,6 +77,7 @@ loadtest: ## release build, then k6 and wrk against `tidegate demo`
 	loadtest/run.sh "$(OUT)/release/tidegate"
 
 docs: ## write the generated parts of docs/ anew from the code
+	UPDATE_DOCS=1 $(CARGO) test --package limiter --test simulation picture
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --lib config::reference
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --test conformance page
 

@@ -5,59 +5,87 @@
 //! together admit at most R * t + B, for rate R and burst B, whatever the load. It rests on three
 //! counts: the treasury's bucket holds at most B/2; what nodes hold unspent is at most the other
 //! half, however many they are; and what enters either is at most R, because a node that refills
-//! itself in an outage uses 0.8 of a share that the treasury keeps free while the node is silent
-//! and charges when it is back. Two excesses remain, both for want of knowledge: nodes that
-//! outnumber B/2 keep one token each in an outage; and a node that others outlive by 30 s of
-//! silence, or that never reached the treasury they reach, refills itself from a share that the
-//! treasury has given away.
+//! itself in an outage uses 0.8 of a share, and while it is silent the treasury gives that share to
+//! nobody.
+//!
+//! What exceeds it, for want of knowledge:
+//! - A failover to a copy of the bucket grants again what the copy has not heard of, at most B/2. A
+//!   node that cannot reach the copy lives on a share that the copy may not have heard of either.
+//! - A jump of Redis's clock forward is worth up to 20 ms of the rate.
+//! - Nodes that outnumber B/2 keep one token each in an outage.
+//! - A node refills itself from a share that is given away if it never reached the bucket that the
+//!   others reach; if they outlive it by 30 s of silence; or by 2 s, where they are as many without it
+//!   as there were with it, and as many as are expected: another has taken its place, and a share kept
+//!   for a process that crashed would be lost for half a minute.
 //!
 //! # The node
 //! `balance` is all a node may spend, in millionths of tokens, never above `cap`. A grant adds to
 //! it; from `refill_from` on, which a grant puts one validity into the future and a failure to
 //! `now`, local time adds to it too. So there is no switch between two limiters to race with:
-//! a lease that is not renewed expires into the local rate by itself.
+//! a lease that is not renewed expires into the local rate by itself. Of an answer no more is taken
+//! than was asked for.
 //!
 //! # The script
 //! One Redis hash per rule, read and written by [`SCRIPT`] in one atomic run. Time is Redis `TIME`
 //! in microseconds. Numbers are doubles that hold integers; every product or quotient is floored.
+//! An ask reads and writes two fields, however many nodes there are. Every 50 ms one of them looks at
+//! every record besides.
 //!
-//! Fields: `at` (time of the last refill), `level` (micro-tokens in the bucket), `rest` (the
-//! remainder of the last refill, below `period`), and per node `n<id>` = five big-endian doubles,
-//! `asked weight share credit held`: time of its last ask; its demand in milli-tokens a second; its
-//! part of the rate in micro-tokens a second; micro-tokens it may still claim; whole tokens it
-//! holds. The hash expires one minute after the last ask.
+//! Field `bucket`, twelve big-endian doubles: `at` (Redis time of the last ask); `clock` (the bucket's
+//! own time, 0 when it was new); `swept` (its time at the last sweep); `level` (micro-tokens); `rest`
+//! (the remainder of the last refill, below `period`); over all records `nodes`, `weights`, `shares`,
+//! and `out` (whole tokens held); `claims` (micro-tokens in the level that records have earned since
+//! they were written); `quiet` (the shares of silent records); `most` (nodes that were not silent at
+//! once, since none was silent). And per node `n<id>`, seven: `asked`
+//! (`clock` at its last ask); `weight`, its demand in milli-tokens a second; `share`, its part of the
+//! rate in micro-tokens a second; `credit`, micro-tokens it may still claim; `held`, whole tokens;
+//! `borrowed` and `uptime` as it told them. The hash expires one minute after the last sweep.
 //!
-//! Arguments: node, count, period, burst, expected, wanted, returned, held, demand, borrowed,
-//! leaving: see [`Ask`]; the rate is `count` tokens per `period` seconds, which is `count / period`
-//! micro-tokens per microsecond. Reply: tokens, validity in ms, nodes, share in micro-tokens/s.
+//! Arguments: node, count, period, burst, expected, wanted, returned, held, demand, borrowed, told,
+//! uptime, leaving: see [`Ask`], where `told` is `share_micros`; the rate is `count` tokens per
+//! `period` seconds, which is `count / period` micro-tokens per microsecond. Reply: tokens, validity
+//! in ms, nodes, share in micro-tokens/s.
 //!
 //! 1. `pool = max(1, floor(burst / 2))`, `afield = max(1, burst - pool)`: what the bucket and what
-//!    the nodes may hold. No `at`: the bucket is new and **empty**, `at = now`.
-//! 2. Records older than 30 s, or of another length, are deleted, the caller's own too. A record has earned
-//!    `floor((now - asked) * share / 10^6)` since it was written (a negative time counts as 0). Of
-//!    the *others*: `nodes` is their number plus one, and `total`, `shares`, `out`, `claims` are
-//!    the sums of weights, shares, tokens held, and earnings.
-//! 3. `elapsed = now - at` within 0 and 30 s (a clock that jumps back adds nothing, one that jumps
-//!    forward at most a full bucket). `parts = elapsed * count + rest`;
-//!    `gained = floor(parts / period)`; `rest = parts - gained * period`.
-//!    `level = min(pool, level + gained + returned) - borrowed`, no lower than `-pool`.
-//! 4. `fleet = max(nodes, expected)`; `cap = max(1, floor(afield / fleet))`;
-//!    `weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)`;
-//!    `rate = floor(count * 10^6 / period)`;
-//!    `share = floor(rate * weight / (total + weight))`, at most `rate - shares`, at least 0: the
-//!    shares that nodes were last told never sum to more than the rate, even while one of them
-//!    cannot hear that the others' demand has grown.
-//! 5. `credit` is 0 for a caller without a record; else its old credit
-//!    `+ earned + returned - borrowed`, within `-cap` and `cap`. This is the grant in proportion to
-//!    demand by elapsed time.
-//! 6. `available = max(credit, level - max(claims, floor(pool / 2)))`: a surplus that nobody claims
-//!    is anyone's, but what the others earn, silent ones too, is kept for them.
-//!    `tokens = floor(min(wanted, available, level))`, at most `cap - held` and
-//!    `afield - out - held`, at least 0. `level -= tokens`;
+//!    the nodes may hold. A new bucket is **empty**, all its numbers are 0, `at` is now.
+//! 2. *Time passes.* `step = now - at`, from 0 to 1 s; where the caller has a record, `clock` advances
+//!    no further than 20 ms beyond `asked` plus what the caller's own clock counted since. So a clock
+//!    that jumps adds nothing, and an outage, in which nobody asks, passes as one second at most.
+//!    `parts = step * count + rest`; `gained = floor(parts / period)`; `rest = parts - gained * period`;
+//!    `level += gained` less what `quiet` earned in the step; `claims` grows by what the other shares
+//!    earned.
+//! 3. *Sweep*, if 50 ms passed since the last. A record is **quiet** if it did not ask for 150 ms before
+//!    a sweep: what it earns from then on is its own business, because it lives on 0.8 of it. Of what
+//!    entered the level on its account since it last asked, `keep` is left, and what exceeds that is
+//!    taken out again, once, but not so that less is left than is claimed. `keep` is the time in which
+//!    the rate fills an eighth of the pool, at most 50 ms: an outage ends without a burst, and the silent
+//!    never claim more than an eighth. Quiet records that are gone (30 s; 2 s where the others are at
+//!    least `expected` and `most`) are deleted, as is what has another length. The sums are taken anew:
+//!    `claims` of `share * (clock - asked)`, of `share * keep` where quiet.
+//! 4. *The caller's account.* With a record, it leaves the sums. It has earned `share * (clock - asked)`,
+//!    or `share * keep` where quiet. `charge = borrowed` less what was reported before; where quiet, less
+//!    what was kept free for it, `share` times what its own clock counted beyond `keep`. `credit += earned
+//!    + returned - charge`. Without a record it is charged what it ever borrowed, at most what its share
+//!    earned since there is a bucket, or since it is up: a bucket that comes back empty knows of no
+//!    outage, and asks no one to pay for it. `level = min(pool, level + returned) - charge`, no lower
+//!    than `-pool`.
+//! 5. *Its share.* `fleet = max(nodes, expected)`, the caller among them; `cap = max(1, floor(afield /
+//!    fleet))`; `weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)`;
+//!    `rate = floor(count * 10^6 / period)`, `free = rate - shares`. `share = floor(rate * weight /
+//!    weights)`, at most `free` less, while the bucket is younger than 30 s, an equal part for each node
+//!    that is expected and was not seen; or `told` while it is younger than 200 ms and has not heard of
+//!    all, at most `free`. So the shares that nodes were last told never sum to more than the rate, even
+//!    while one of them cannot hear that the others' demand has grown. The record keeps the larger of it
+//!    and `told`, at most `free`, because this answer may be lost.
+//! 6. *Its grant.* `credit` is held within `-cap` and `cap`. `available = min(level - claims, max(credit,
+//!    level - pool / 2))`: grants follow demand by elapsed time, a surplus that nobody claims is anyone's,
+//!    and what the others earn, silent ones too, is kept for them. `tokens = floor(min(wanted,
+//!    available))`, at most `cap - held` and `afield - out - held`, at least 0. `level -= tokens`;
 //!    `credit = max(credit - tokens, min(credit, 0))`.
 //! 7. The record is written with `held + tokens`, or deleted if leaving.
 
 mod bank;
+mod desk;
 #[cfg(test)]
 mod tests;
 mod treasury;
@@ -67,6 +95,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use bank::Bank;
+use desk::Desk;
 pub use treasury::{Ask, Grant, SCRIPT, Treasury, TreasuryError};
 
 use crate::bucket::{Room, Wait};
@@ -76,11 +105,6 @@ use crate::sync::{AtomicU64, Ordering};
 
 const MICRO: u64 = 1_000_000;
 const NANOS: u128 = 1_000_000_000;
-/// Asking more often costs Redis more than the smoother supply is worth.
-const PACE_MIN: Duration = Duration::from_millis(2);
-/// A node without demand, or without an answer, asks this many times less often. It still asks,
-/// because the treasury takes a node that is silent for long for gone.
-const IDLE_PACES: u32 = 5;
 /// An ask that nobody answered or declared failed, because its task ended, is lost after this.
 const LOST_AFTER: Duration = Duration::from_secs(1);
 
@@ -138,9 +162,10 @@ pub struct Lease {
     cap_micros: AtomicU64,
     /// Local time adds to the balance from here on, in nanoseconds.
     refill_from: AtomicU64,
-    /// Millionths of a token per second: the local rate, and the rate at which grants may be expected.
-    local_micros: AtomicU64,
-    expected_micros: AtomicU64,
+    /// Billionths of a token per second: the local rate, and the rate at which grants may be expected.
+    local_nanos: AtomicU64,
+    expected_nanos: AtomicU64,
+    /// All that local time ever added.
     borrowed_micros: AtomicU64,
     /// All tokens ever asked for by clients, admitted or not, and the largest single cost lately.
     demanded: AtomicU64,
@@ -148,58 +173,23 @@ pub struct Lease {
     desk: Mutex<Desk>,
 }
 
-/// What only the asking loop touches, some fifty times a second.
-#[derive(Debug)]
-struct Desk {
-    quota: Quota,
-    settings: LeaseSettings,
-    fleet: u32,
-    pending: Option<Pending>,
-    asked_at: Option<Moment>,
-    failing: bool,
-    left: bool,
-    counted: u64,
-    counted_at: Moment,
-    demand_millis: u64,
-    peak: u64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Pending {
-    since: Moment,
-    borrowed_micros: u64,
-}
-
 impl Lease {
     /// A lease that starts empty and on 0.8 of an equal share, until the treasury answers; alone,
     /// one that starts with its whole part of the burst.
     pub fn new(quota: Quota, settings: LeaseSettings, now: Moment) -> Result<Lease, LeaseError> {
         Lease::check(quota, settings)?;
-        let desk = Desk {
-            quota,
-            settings,
-            fleet: settings.nodes.get(),
-            pending: None,
-            asked_at: None,
-            failing: false,
-            left: false,
-            counted: 0,
-            counted_at: now,
-            demand_millis: 0,
-            peak: 0,
-        };
         let lease = Lease {
             balance_micros: AtomicU64::new(0),
             cap_micros: AtomicU64::new(0),
             refill_from: AtomicU64::new(now.nanos()),
-            local_micros: AtomicU64::new(0),
-            expected_micros: AtomicU64::new(0),
+            local_nanos: AtomicU64::new(0),
+            expected_nanos: AtomicU64::new(0),
             borrowed_micros: AtomicU64::new(0),
             demanded: AtomicU64::new(0),
             peak: AtomicU64::new(0),
-            desk: Mutex::new(desk),
+            desk: Mutex::new(Desk::new(quota, settings, now)),
         };
-        lease.publish(&lease.desk(), None);
+        lease.publish(&lease.desk());
         if settings.backing == Backing::Alone {
             lease.balance_micros.store(lease.cap_micros.load(Ordering::Relaxed), Ordering::Release);
         }
@@ -226,13 +216,8 @@ impl Lease {
         }
         // What passed until now, passed at the old rate.
         self.accrue(now);
-        (desk.quota, desk.settings) = (quota, settings);
-        // A treasury knows better how many there are, and says so with its next grant.
-        desk.fleet = match settings.backing {
-            Backing::Treasury => desk.fleet.max(settings.nodes.get()),
-            Backing::Alone => settings.nodes.get(),
-        };
-        self.publish(&desk, None);
+        desk.retune(quota, settings);
+        self.publish(&desk);
         let cap = self.cap_micros.load(Ordering::Relaxed);
         self.balance_micros.fetch_min(cap, Ordering::AcqRel);
     }
@@ -306,156 +291,23 @@ impl Lease {
         self.count(cost, self.floor(cost, reserve));
     }
 
-    /// What to ask of the treasury now, if anything. Call it every few milliseconds; every ask has
-    /// to be followed by [`Lease::deposit`] or [`Lease::failed`] before there is another.
-    pub fn ask(&self, now: Moment) -> Option<Ask> {
-        let mut desk = self.desk();
-        if desk.settings.backing == Backing::Alone || desk.left {
-            return None;
-        }
-        if let Some(pending) = desk.pending {
-            if now.since(pending.since) < LOST_AFTER {
-                return None;
-            }
-            self.give_up(&mut desk, now);
-        }
-        let demanded = self.demanded.load(Ordering::Relaxed);
-        let pace = self.pace(&desk);
-        let idle = demanded == desk.counted || desk.failing;
-        let due = if idle { pace * IDLE_PACES } else { pace };
-        if desk.asked_at.is_some_and(|asked| now.since(asked) < due) {
-            return None;
-        }
-        self.measure_demand(&mut desk, demanded, now);
-        self.accrue(now);
-        let target = self.target(&desk, pace);
-        let cap = self.cap_micros.load(Ordering::Relaxed);
-        // A slack, so that tokens do not go to and fro with every breath of the demand.
-        // While asks fail nothing is returned: it would be lost with them.
-        let slack = if desk.failing { u64::MAX } else { cap / 4 };
-        let returned = self.withdraw_above(target, slack);
-        Some(self.compose(&mut desk, now, target, returned))
-    }
-
-    /// The last ask of a node that shuts down and has nothing left to decide: it gives everything back,
-    /// so that its part of the rate is free at once and not after half a minute. The answer is ignored.
-    pub fn leave(&self, now: Moment) -> Option<Ask> {
-        let mut desk = self.desk();
-        if desk.settings.backing == Backing::Alone || desk.left {
-            return None;
-        }
-        self.accrue(now);
-        self.local_micros.store(0, Ordering::Release);
-        let returned = self.withdraw_above(0, 0);
-        let ask = Ask { leaving: true, ..self.compose(&mut desk, now, 0, returned) };
-        (desk.left, desk.pending) = (true, None);
-        Some(ask)
-    }
-
-    /// Takes the answer to the pending ask; one that comes when none is pending is dropped.
-    pub fn deposit(&self, grant: Grant, now: Moment) {
-        let mut desk = self.desk();
-        if desk.pending.take().is_none() {
-            return;
-        }
-        desk.failing = false;
-        // The clock of the local rate stops only after what it has brought so far is counted.
-        self.accrue(now);
-        desk.fleet = grant.nodes_seen.unwrap_or(0).max(desk.settings.nodes.get());
-        self.publish(&desk, grant.share_micros);
-        self.add(grant.tokens.saturating_mul(MICRO));
-        self.refill_from.store((now + grant.valid_for).nanos(), Ordering::Release);
-    }
-
-    /// The pending ask got no answer: the node goes on at 0.8 of its last known share.
-    pub fn failed(&self, now: Moment) {
-        self.give_up(&mut self.desk(), now);
-    }
-
     /// Whether the node lives on its own rate, because the treasury is away or there is none.
     pub fn is_local(&self, now: Moment) -> bool {
         self.refill_from.load(Ordering::Acquire) <= now.nanos()
-    }
-
-    /// What is lost with the answer is lost: the treasury may have granted, or taken back, already.
-    fn give_up(&self, desk: &mut Desk, now: Moment) {
-        if let Some(pending) = desk.pending.take() {
-            self.borrowed_micros.fetch_add(pending.borrowed_micros, Ordering::AcqRel);
-        }
-        desk.failing = true;
-        self.refill_from.fetch_min(now.nanos(), Ordering::AcqRel);
-    }
-
-    fn compose(&self, desk: &mut Desk, now: Moment, target: u64, returned: u64) -> Ask {
-        let balance = self.balance_micros.load(Ordering::Acquire);
-        // Beyond a few bursts the treasury's debts are floored anyway, and doubles stay exact.
-        let debt_max = 4 * MICRO * u64::from(desk.quota.burst().get());
-        let borrowed_micros = self.borrowed_micros.swap(0, Ordering::AcqRel).min(debt_max);
-        desk.pending = Some(Pending { since: now, borrowed_micros });
-        desk.asked_at = Some(now);
-        Ask {
-            node: desk.settings.node,
-            quota: desk.quota,
-            expected: desk.settings.nodes.get(),
-            wanted: target.saturating_sub(balance).div_ceil(MICRO),
-            returned,
-            held: balance.div_ceil(MICRO),
-            demand_millis: desk.demand_millis,
-            borrowed_micros,
-            leaving: false,
-        }
-    }
-
-    /// Twice the demand of a pace (one is spent while the next is fetched), the largest request,
-    /// or half the cap, so that the first request after a pause finds something.
-    fn target(&self, desk: &Desk, pace: Duration) -> u64 {
-        let cap = self.cap_micros.load(Ordering::Relaxed);
-        let demand = u128::from(desk.demand_millis) * 1_000 * pace.as_nanos() * 2 / NANOS;
-        let demand = u64::try_from(demand).unwrap_or(u64::MAX);
-        demand.max(desk.peak.saturating_mul(MICRO)).max(cap / 2).min(cap)
-    }
-
-    /// The interval, or half the time in which the cap lasts at this node's share if that is less:
-    /// a small burst has to be fetched more often.
-    fn pace(&self, desk: &Desk) -> Duration {
-        let cap = u128::from(self.cap_micros.load(Ordering::Relaxed));
-        let share = u128::from(self.expected_micros.load(Ordering::Relaxed).max(1));
-        let half_life = u64::try_from(cap * NANOS / (2 * share)).unwrap_or(u64::MAX);
-        Duration::from_nanos(half_life).max(PACE_MIN).min(desk.settings.interval)
-    }
-
-    fn measure_demand(&self, desk: &mut Desk, demanded: u64, now: Moment) {
-        let elapsed = now.since(desk.counted_at).max(Duration::from_millis(1));
-        let tokens = u128::from(demanded.wrapping_sub(desk.counted));
-        let current = u64::try_from(tokens * 1_000 * NANOS / elapsed.as_nanos()).unwrap_or(u64::MAX);
-        desk.demand_millis = desk.demand_millis / 2 + current / 2;
-        let peak = self.peak.swap(0, Ordering::Relaxed);
-        desk.peak = peak.max(desk.peak - desk.peak.div_ceil(8));
-        (desk.counted, desk.counted_at) = (demanded, now);
-    }
-
-    /// Takes whole tokens above `target` out of the balance, if they exceed it by more than `slack`.
-    fn withdraw_above(&self, target: u64, slack: u64) -> u64 {
-        let surplus = |balance: u64| match balance.saturating_sub(target) {
-            excess if excess > slack => excess / MICRO,
-            _ => 0,
-        };
-        let keep = |balance: u64| balance - surplus(balance) * MICRO;
-        surplus(self.balance_micros.update(Ordering::AcqRel, Ordering::Acquire, keep))
     }
 
     /// Adds what local time has brought since `refill_from`, and moves that on by the time it took,
     /// so that no fraction is lost however often this runs. Who moves it, owns the time.
     fn accrue(&self, now: Moment) {
         let from = self.refill_from.load(Ordering::Acquire);
-        let rate = u128::from(self.local_micros.load(Ordering::Acquire));
+        let rate = u128::from(self.local_nanos.load(Ordering::Acquire));
         let elapsed = u128::from(now.nanos().saturating_sub(from));
-        let gained = elapsed * rate / NANOS;
+        let gained = elapsed * rate / (1_000 * NANOS);
         if gained == 0 {
             return;
         }
         // No later than `now`, because `gained` was rounded down.
-        let taken = u64::try_from((gained * NANOS).div_ceil(rate)).unwrap_or(u64::MAX);
+        let taken = u64::try_from((gained * 1_000 * NANOS).div_ceil(rate)).unwrap_or(u64::MAX);
         let moved = from.saturating_add(taken);
         if self.refill_from.compare_exchange(from, moved, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             let added = self.add(u64::try_from(gained).unwrap_or(u64::MAX));
@@ -493,30 +345,30 @@ impl Lease {
     }
 
     fn time_for(&self, micros: u64, now: Moment) -> Duration {
-        let rate = if self.is_local(now) { &self.local_micros } else { &self.expected_micros };
+        let rate = if self.is_local(now) { &self.local_nanos } else { &self.expected_nanos };
         match u128::from(rate.load(Ordering::Relaxed)) {
             // A share of nothing is a newcomer's, and lasts until the treasury next answers.
             0 => LOST_AFTER,
             rate => {
-                let nanos = (u128::from(micros) * NANOS).div_ceil(rate);
+                let nanos = (u128::from(micros) * 1_000 * NANOS).div_ceil(rate);
                 Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
             }
         }
     }
 
     /// Derives what the hot path reads from the quota, the fleet and, if known, this node's share.
-    fn publish(&self, desk: &Desk, share_micros: Option<u64>) {
-        let equal = desk.quota.rate().micros_per_second() / u64::from(desk.fleet);
-        let share = share_micros.unwrap_or(equal);
+    fn publish(&self, desk: &Desk) {
+        let equal = desk.equal_nanos();
+        let share = desk.told_micros.map_or(equal, |told| told.saturating_mul(1_000));
         let local = match desk.settings.backing {
             Backing::Alone => share,
-            Backing::Treasury => share.saturating_mul(4) / 5,
+            Backing::Treasury => share / 5 * 4,
         };
-        let cap = cap_tokens(desk.quota, desk.settings.backing, desk.fleet);
+        let cap = cap_tokens(desk.quota, desk.settings.backing, desk.fleet());
         self.cap_micros.store(u64::from(cap) * MICRO, Ordering::Release);
         // A share follows demand: a node that had none has little, and gets more once it asks for it.
-        self.expected_micros.store(share.max(equal), Ordering::Release);
-        self.local_micros.store(local, Ordering::Release);
+        self.expected_nanos.store(share.max(equal), Ordering::Release);
+        self.local_nanos.store(local, Ordering::Release);
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {

@@ -10,20 +10,53 @@ use std::time::Duration;
 use super::treasury::{Ask, Grant};
 
 const MICRO: f64 = 1_000_000.0;
-/// A node silent for longer is gone.
-const FORGET_MICROS: f64 = 30_000_000.0;
+/// The bucket's time passes by no more than this from one ask to the next.
+const STEP: f64 = 1_000_000.0;
+/// What an ask may be later under way than the one before.
+const SLACK: f64 = 20_000.0;
+/// How often the silent are told from the others: it costs a look at every record.
+const SWEEP: f64 = 50_000.0;
+/// The shares by which nodes lived before hold for the first moments of a bucket, until all have asked.
+const YOUNG: f64 = 200_000.0;
+/// What a silent node claims of the level, at most: the more, the larger the burst in which an outage ends.
+const KEEP: f64 = 50_000.0;
+/// Longer than an idle node's pace; a node that is silent for longer lives on its own rate.
+const QUIET: f64 = 150_000.0;
+/// A silent node is gone after this where the others are as many as there were with it, else after [`FORGET`].
+const GONE: f64 = 2_000_000.0;
+const FORGET: f64 = 30_000_000.0;
 const VALID_FOR: Duration = Duration::from_secs(1);
 /// A node without demand counts as wanting this part of an equal share, so that it has something to live on in
 /// an outage.
 const IDLE_PARTS: f64 = 32.0;
 
 /// A treasury in memory. Numbers are doubles, as Lua's are: every result is floored.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Bank {
-    at: Option<f64>,
+    bucket: Option<Bucket>,
+    records: BTreeMap<u64, Record>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Bucket {
+    at: f64,
+    clock: f64,
+    swept: f64,
     level: f64,
     rest: f64,
-    nodes: BTreeMap<u64, Record>,
+    sums: Sums,
+    claims: f64,
+    quiet: f64,
+    most: f64,
+}
+
+/// Of all records.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    nodes: f64,
+    weights: f64,
+    shares: f64,
+    out: f64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -33,66 +66,224 @@ struct Record {
     share: f64,
     credit: f64,
     held: f64,
+    borrowed: f64,
+    uptime: f64,
+}
+
+/// What follows from the quota.
+struct Terms {
+    count: f64,
+    period: f64,
+    rate: f64,
+    afield: f64,
+    capacity: f64,
+    keep: f64,
+    expected: f64,
+}
+
+impl Terms {
+    fn of(ask: &Ask) -> Terms {
+        let rate = ask.quota.rate();
+        let (count, period) = (rate.count() as f64, rate.seconds() as f64);
+        let burst = f64::from(ask.quota.burst().get());
+        let pool = (burst / 2.0).floor().max(1.0);
+        let afield = (burst - pool).max(1.0);
+        let capacity = pool * MICRO;
+        let rate = (count * MICRO / period).floor();
+        let keep = KEEP.min((capacity * period / (8.0 * count)).floor());
+        Terms { count, period, rate, afield, capacity, keep, expected: f64::from(ask.expected) }
+    }
+}
+
+fn part(of: f64, micros: f64) -> f64 {
+    (of * micros / MICRO).floor()
+}
+
+impl Sums {
+    fn add(&mut self, record: &Record) {
+        self.nodes += 1.0;
+        self.weights += record.weight;
+        self.shares += record.share;
+        self.out += record.held;
+    }
+
+    fn remove(&mut self, record: &Record) {
+        self.nodes -= 1.0;
+        self.weights -= record.weight;
+        self.shares -= record.share;
+        self.out -= record.held;
+    }
 }
 
 impl Bank {
     /// Answers one ask at `redis_now_micros`, the time of the treasury's own clock.
     pub fn withdraw(&mut self, ask: &Ask, redis_now_micros: u64) -> Grant {
-        let now = redis_now_micros as f64;
-        let rate = ask.quota.rate();
-        let (count, period) = (rate.count() as f64, rate.seconds() as f64);
-        let burst = f64::from(ask.quota.burst().get());
-        let (returned, held, borrowed) = (ask.returned as f64, ask.held as f64, ask.borrowed_micros as f64);
-        let pool = (burst / 2.0).floor().max(1.0);
-        let afield = (burst - pool).max(1.0);
-        let capacity = pool * MICRO;
-
-        self.nodes.retain(|_, record| now - record.asked <= FORGET_MICROS);
-        let mine = self.nodes.remove(&ask.node);
-        let others = || self.nodes.values();
-        let earned = |record: &Record| {
-            let age = (now - record.asked).max(0.0);
-            (age * record.share / MICRO).floor()
-        };
-        let shares: f64 = others().map(|record| record.share).sum();
-        let claims: f64 = others().map(earned).sum();
-        let out: f64 = others().map(|record| record.held).sum();
-
-        let elapsed = (now - self.at.unwrap_or(now)).clamp(0.0, FORGET_MICROS);
-        let parts = elapsed * count + self.rest;
-        let gained = (parts / period).floor();
-        let level = (self.level + gained + returned * MICRO).min(capacity) - borrowed;
-        let level = level.max(-capacity);
-
-        let nodes = self.nodes.len() as f64 + 1.0;
-        let fleet = nodes.max(f64::from(ask.expected));
-        let idle = (count * 1_000.0 / period / (IDLE_PARTS * fleet)).floor();
-        let weight = (ask.demand_millis as f64).max(idle).max(1.0);
-        let total = others().map(|record| record.weight).sum::<f64>() + weight;
-        let rate = (count * MICRO / period).floor();
-        let share = (rate * weight / total).floor().min(rate - shares).max(0.0);
-        let cap = (afield / fleet).floor().max(1.0);
-        let credit = mine.map_or(0.0, |mine| {
-            let credit = mine.credit + earned(&mine) + returned * MICRO - borrowed;
-            credit.min(cap * MICRO).max(-cap * MICRO)
-        });
-
-        let available = credit.max(level - claims.max((capacity / 2.0).floor()));
-        let tokens = ((ask.wanted as f64 * MICRO).min(available).min(level) / MICRO).floor();
-        let tokens = tokens.min(cap - held).min(afield - out - held).max(0.0);
-        let credit = (credit - tokens * MICRO).max(credit.min(0.0));
-
-        self.at = Some(now);
-        self.level = level - tokens * MICRO;
-        self.rest = parts - gained * period;
-        if !ask.leaving {
-            self.nodes.insert(ask.node, Record { asked: now, weight, share, credit, held: held + tokens });
+        let (now, terms) = (redis_now_micros as f64, Terms::of(ask));
+        let mut bucket = self.bucket.unwrap_or(Bucket { at: now, ..Bucket::default() });
+        bucket.pass(&terms, ask, self.records.get(&ask.node), now);
+        if bucket.clock - bucket.swept >= SWEEP {
+            bucket.sweep(&terms, &mut self.records);
         }
-        Grant {
+        let credit = bucket.settle(&terms, ask, self.records.remove(&ask.node));
+        let (record, grant) = bucket.grant(&terms, ask, credit);
+        if !ask.leaving {
+            bucket.sums.add(&record);
+            self.records.insert(ask.node, record);
+        }
+        self.bucket = Some(bucket);
+        grant
+    }
+}
+
+impl Bucket {
+    /// Time passes.
+    fn pass(&mut self, terms: &Terms, ask: &Ask, mine: Option<&Record>, now: f64) {
+        let mut step = (now - self.at).clamp(0.0, STEP);
+        if let Some(mine) = mine {
+            step = step.min((mine.asked + ask.uptime_micros as f64 - mine.uptime + SLACK - self.clock).max(0.0));
+        }
+        self.at = now;
+        self.clock += step;
+        let parts = step * terms.count + self.rest;
+        let gained = (parts / terms.period).floor();
+        self.rest = parts - gained * terms.period;
+        self.level += (gained - part(self.quiet, step)).max(0.0);
+        self.claims += part(self.sums.shares - self.quiet, step);
+    }
+
+    /// The silent are told from the others.
+    fn sweep(&mut self, terms: &Terms, records: &mut BTreeMap<u64, Record>) {
+        let (before, before_most, clock, mut excess) = (self.swept, self.most, self.clock, 0.0);
+        (self.swept, self.sums, self.claims, self.quiet) = (clock, Sums::default(), 0.0, 0.0);
+        for record in records.values().filter(|record| clock - record.asked <= QUIET) {
+            self.sums.add(record);
+            self.claims += part(record.share, clock - record.asked);
+        }
+        let forget = if self.sums.nodes >= terms.expected.max(self.most) { GONE } else { FORGET };
+        self.most = self.sums.nodes;
+        for record in records.values().filter(|record| clock - record.asked > QUIET) {
+            if clock - record.asked <= forget {
+                self.sums.add(record);
+                self.claims += part(record.share, terms.keep);
+                self.quiet += record.share;
+                self.most = self.most.max(before_most);
+            }
+            if before - record.asked <= QUIET {
+                excess += part(record.share, clock - record.asked - terms.keep);
+            }
+        }
+        records.retain(|_, record| clock - record.asked <= forget);
+        self.level = (self.level - excess).max(self.level.min(self.claims));
+    }
+
+    /// The caller's account: what is charged to the bucket, and the caller's credit.
+    fn settle(&mut self, terms: &Terms, ask: &Ask, mine: Option<Record>) -> f64 {
+        let (uptime, returned) = (ask.uptime_micros as f64, ask.returned as f64 * MICRO);
+        let unknown = part(ask.share_micros as f64, uptime.min(self.clock));
+        let (mut charge, mut credit) = ((ask.borrowed as f64 * MICRO).min(unknown), 0.0);
+        if let Some(mine) = mine {
+            let is_quiet = self.swept - mine.asked > QUIET;
+            let earned = part(mine.share, if is_quiet { terms.keep } else { self.clock - mine.asked });
+            let covered = if is_quiet { part(mine.share, (uptime - mine.uptime - terms.keep).max(0.0)) } else { 0.0 };
+            charge = ((ask.borrowed as f64 - mine.borrowed).max(0.0) * MICRO - covered).max(0.0);
+            credit = mine.credit + earned + returned - charge;
+            self.sums.remove(&mine);
+            self.claims = (self.claims - earned).max(0.0);
+            self.quiet -= if is_quiet { mine.share } else { 0.0 };
+        }
+        self.level = (terms.capacity.min(self.level + returned) - charge).max(-terms.capacity);
+        credit
+    }
+
+    /// Its share and its grant.
+    fn grant(&mut self, terms: &Terms, ask: &Ask, credit: f64) -> (Record, Grant) {
+        let (told, held) = (ask.share_micros as f64, ask.held as f64);
+        let nodes = self.sums.nodes + 1.0;
+        let fleet = nodes.max(terms.expected);
+        let cap = (terms.afield / fleet).floor().max(1.0);
+        let idle = (terms.count * 1_000.0 / terms.period / (IDLE_PARTS * fleet)).floor();
+        let weight = (ask.demand_millis as f64).max(idle).max(1.0);
+        let unseen = if self.clock < FORGET { (terms.expected - nodes).max(0.0) } else { 0.0 };
+        let free = (terms.rate - self.sums.shares).max(0.0);
+        let by_demand = (terms.rate * weight / (self.sums.weights + weight)).floor();
+        let by_demand = by_demand.min(free - (terms.rate * unseen / terms.expected).floor());
+        let share = if self.clock < YOUNG { told } else { by_demand }.min(free).max(0.0);
+        let kept = share.max(told.min(free));
+        let credit = credit.min(cap * MICRO).max(-cap * MICRO);
+        let available = credit.max(self.level - (terms.capacity / 2.0).floor()).min(self.level - self.claims);
+        let tokens = ((ask.wanted as f64 * MICRO).min(available) / MICRO).floor();
+        let tokens = tokens.min(cap - held).min(terms.afield - self.sums.out - held).max(0.0);
+        self.level -= tokens * MICRO;
+        let credit = (credit - tokens * MICRO).max(credit.min(0.0));
+        let (borrowed, uptime) = (ask.borrowed as f64, ask.uptime_micros as f64);
+        let record = Record { asked: self.clock, weight, share: kept, credit, held: held + tokens, borrowed, uptime };
+        let grant = Grant {
             tokens: tokens as u64,
             valid_for: VALID_FOR,
             nodes_seen: Some(nodes as u32),
             share_micros: Some(share as u64),
+        };
+        (record, grant)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::quota::{Quota, Rate};
+
+    fn ask() -> impl Strategy<Value = Ask> {
+        let quota = Quota::new(Rate::new(5_000, 1).unwrap(), NonZeroU32::new(1_000).unwrap()).unwrap();
+        let amounts = (0u64..1_000, prop_oneof![4 => Just(0u64), 1 => 0u64..50], 0u64..300, 0u64..50_000_000);
+        let past = (0u64..5_000, 0u64..5_000_000_000, 0u64..100_000_000);
+        (0u64..6, amounts, past, prop::bool::weighted(0.05)).prop_map(move |(node, amounts, past, leaving)| {
+            let (wanted, returned, held, demand_millis) = amounts;
+            let (borrowed, share_micros, uptime_micros) = past;
+            let expected = 4;
+            Ask {
+                node,
+                quota,
+                expected,
+                wanted,
+                returned,
+                held,
+                demand_millis,
+                borrowed,
+                share_micros,
+                uptime_micros,
+                leaving,
+            }
+        })
+    }
+
+    proptest! {
+        /// Whatever nodes say, and however wrong they are.
+        #[test]
+        fn grants_never_exceed_the_rate_and_half_the_burst(
+            asks in prop::collection::vec((prop_oneof![8 => 0u64..30_000, 1 => 0u64..5_000_000], ask()), 1..200),
+        ) {
+            let (mut bank, mut now, mut granted, mut least) = (Bank::default(), 1_700_000_000_000_000, 0.0, 0.0_f64);
+            let began = now;
+            for (after, ask) in asks {
+                now += after;
+                let passed = 5_000.0 * (now - began) as f64 / MICRO;
+                least = least.min(granted - passed);
+                granted += bank.withdraw(&ask, now).tokens as f64 - ask.returned as f64;
+                prop_assert!(granted - passed - least <= 500.0, "{granted} in {passed}");
+
+                let bucket = bank.bucket.unwrap();
+                let mut sums = Sums::default();
+                bank.records.values().for_each(|record| sums.add(record));
+                let shown = |sums: &Sums| [sums.nodes, sums.weights, sums.shares, sums.out];
+                prop_assert_eq!(shown(&bucket.sums), shown(&sums));
+                prop_assert!(sums.shares <= 5_000.0 * MICRO, "{} told", sums.shares);
+                prop_assert!(bucket.level.abs() <= 500.0 * MICRO && bucket.claims >= 0.0, "{bucket:?}");
+                prop_assert!(bucket.quiet >= 0.0 && bucket.quiet <= sums.shares, "{bucket:?}");
+            }
         }
     }
 }

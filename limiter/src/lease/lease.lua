@@ -1,75 +1,125 @@
 -- The treasury's half of the lease. Its semantics are written in lease.rs; bank.rs is its twin.
 -- Numbers are doubles: every result is floored, every integer stays below 2^53.
-local bucket = KEYS[1]
-local node = 'n' .. ARGV[1]
-local count, period = tonumber(ARGV[2]), tonumber(ARGV[3])
-local burst, expected = tonumber(ARGV[4]), tonumber(ARGV[5])
-local wanted, returned, held = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local demand, borrowed, leaving = tonumber(ARGV[9]), tonumber(ARGV[10]), ARGV[11] == '1'
+local key, name = KEYS[1], 'n' .. ARGV[1]
+local function number(index) return tonumber(ARGV[index]) end
+local count, period, burst, expected = number(2), number(3), number(4), number(5)
+local wanted, returned, held, demand = number(6), number(7), number(8), number(9)
+local borrowed, told, uptime, leaving = number(10), number(11), number(12), ARGV[13] == '1'
 
-local MICRO, FORGET, VALID_MS = 1000000, 30000000, 1000
-local floor, min, max = math.floor, math.min, math.max
+local MICRO, STEP, SLACK, SWEEP = 1000000, 1000000, 20000, 50000
+local YOUNG, KEEP, QUIET, GONE, FORGET, VALID_MS = 200000, 50000, 150000, 2000000, 30000000, 1000
+local BUCKET, RECORD = '>dddddddddddd', '>ddddddd'
+local floor, min, max, unpack = math.floor, math.min, math.max, struct.unpack
 local pool = max(1, floor(burst / 2))
 local afield = max(1, burst - pool)
 local capacity = pool * MICRO
+local rate = floor(count * MICRO / period)
+local keep = min(KEEP, floor(capacity * period / (8 * count)))
+local function part(of, micros) return floor(of * micros / MICRO) end
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * MICRO + tonumber(time[2])
-
-local at, level, rest = now, 0, 0
-local nodes, total, out, shares, claims = 1, 0, 0, 0, 0
-local mine
-local function earned(age, share) return floor(age * share / MICRO) end
-local fields = redis.call('HGETALL', bucket)
-for i = 1, #fields, 2 do
-  local field, value = fields[i], fields[i + 1]
-  if field == 'at' then at = tonumber(value)
-  elseif field == 'level' then level = tonumber(value)
-  elseif field == 'rest' then rest = tonumber(value)
-  else
-    local asked, weight, share, credit, keeps = 0, 0, 0, 0, 0
-    if #value == 40 then asked, weight, share, credit, keeps = struct.unpack('>ddddd', value) end
-    local age = max(0, now - asked)
-    if age > FORGET then
-      redis.call('HDEL', bucket, field)
-    elseif field == node then
-      mine = credit + earned(age, share)
-    else
-      nodes, total, out = nodes + 1, total + weight, out + keeps
-      shares, claims = shares + share, claims + earned(age, share)
-    end
-  end
+local stored = redis.call('HMGET', key, 'bucket', name)
+local at, clock, swept, level, rest = now, 0, 0, 0, 0
+local nodes, weights, shares, out, claims, quiet, most = 0, 0, 0, 0, 0, 0, 0
+if stored[1] and #stored[1] == 96 then
+  at, clock, swept, level, rest, nodes, weights, shares, out, claims, quiet, most = unpack(BUCKET, stored[1])
 end
+local mine = stored[2] and #stored[2] == 56 and stored[2]
 
-local elapsed = min(max(0, now - at), FORGET)
-local parts = elapsed * count + rest
+-- Time passes.
+local step = min(max(0, now - at), STEP)
+if mine then
+  local asked, _, _, _, _, _, was_up = unpack(RECORD, mine)
+  step = min(step, max(0, asked + uptime - was_up + SLACK - clock))
+end
+clock = clock + step
+local parts = step * count + rest
 local gained = floor(parts / period)
 rest = parts - gained * period
-level = max(min(capacity, level + gained + returned * MICRO) - borrowed, -capacity)
+level = level + max(0, gained - part(quiet, step))
+claims = claims + part(shares - quiet, step)
 
-local fleet = max(nodes, expected)
-local weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)
-local rate = floor(count * MICRO / period)
-local share = max(0, min(floor(rate * weight / (total + weight)), rate - shares))
-local cap = max(1, floor(afield / fleet))
-local credit = 0
-if mine then
-  credit = max(min(cap * MICRO, mine + returned * MICRO - borrowed), -cap * MICRO)
+-- The silent are told from the others.
+if clock - swept >= SWEEP then
+  local before, before_most, excess, still = swept, most, 0, {}
+  swept, nodes, weights, shares, out, claims, quiet = clock, 0, 0, 0, 0, 0, 0
+  local function add(weight, share, keeps)
+    nodes, weights, shares, out = nodes + 1, weights + weight, shares + share, out + keeps
+  end
+  local fields = redis.call('HGETALL', key)
+  for i = 1, #fields, 2 do
+    local field, value = fields[i], fields[i + 1]
+    if field ~= 'bucket' then
+      if #value ~= 56 then
+        redis.call('HDEL', key, field)
+      else
+        local asked, weight, share, _, keeps = unpack(RECORD, value)
+        if clock - asked > QUIET then
+          still[#still + 1] = { field, asked, weight, share, keeps }
+        else
+          add(weight, share, keeps)
+          claims = claims + part(share, clock - asked)
+        end
+      end
+    end
+  end
+  local forget = nodes >= max(expected, most) and GONE or FORGET
+  most = nodes
+  for _, node in ipairs(still) do
+    local field, asked, weight, share, keeps = node[1], node[2], node[3], node[4], node[5]
+    if clock - asked > forget then
+      redis.call('HDEL', key, field)
+      if field == name then mine = false end
+    else
+      add(weight, share, keeps)
+      claims, quiet = claims + part(share, keep), quiet + share
+      most = max(most, before_most)
+    end
+    if before - asked <= QUIET then excess = excess + part(share, clock - asked - keep) end
+  end
+  level = max(level - excess, min(level, claims))
+  redis.call('PEXPIRE', key, 60000)
 end
 
-local available = max(credit, level - max(claims, floor(capacity / 2)))
-local tokens = floor(min(wanted * MICRO, available, level) / MICRO)
+-- The caller's account.
+local charge, credit = min(borrowed * MICRO, part(told, min(uptime, clock))), 0
+if mine then
+  local asked, weight, share, old, keeps, reported, was_up = unpack(RECORD, mine)
+  local is_quiet = swept - asked > QUIET
+  local earned = part(share, is_quiet and keep or clock - asked)
+  local covered = is_quiet and part(share, max(0, uptime - was_up - keep)) or 0
+  charge = max(0, max(0, borrowed - reported) * MICRO - covered)
+  credit = old + earned + returned * MICRO - charge
+  nodes, weights, shares, out = nodes - 1, weights - weight, shares - share, out - keeps
+  claims, quiet = max(0, claims - earned), quiet - (is_quiet and share or 0)
+end
+level = max(min(capacity, level + returned * MICRO) - charge, -capacity)
+
+-- Its share and its grant.
+local fleet = max(nodes + 1, expected)
+local cap = max(1, floor(afield / fleet))
+local weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)
+local unseen = clock < FORGET and max(0, expected - nodes - 1) or 0
+local free = max(0, rate - shares)
+local by_demand = min(floor(rate * weight / (weights + weight)), free - floor(rate * unseen / expected))
+local share = max(0, min(clock < YOUNG and told or by_demand, free))
+local kept = max(share, min(told, free))
+credit = max(min(cap * MICRO, credit), -cap * MICRO)
+local available = min(max(credit, level - floor(capacity / 2)), level - claims)
+local tokens = floor(min(wanted * MICRO, available) / MICRO)
 tokens = max(0, min(tokens, cap - held, afield - out - held))
 level = level - tokens * MICRO
 credit = max(credit - tokens * MICRO, min(credit, 0))
 
-local function whole(number) return string.format('%.0f', number) end
+-- What is remembered.
+local seen = nodes + 1
 if leaving then
-  redis.call('HDEL', bucket, node)
+  redis.call('HDEL', key, name)
 else
-  local record = struct.pack('>ddddd', now, weight, share, credit, held + tokens)
-  redis.call('HSET', bucket, node, record)
+  nodes, weights, shares, out = nodes + 1, weights + weight, shares + kept, out + held + tokens
+  redis.call('HSET', key, name, struct.pack(RECORD, clock, weight, kept, credit, held + tokens, borrowed, uptime))
 end
-redis.call('HSET', bucket, 'at', whole(now), 'level', whole(level), 'rest', whole(rest))
-redis.call('PEXPIRE', bucket, 2 * FORGET / 1000)
-return { tokens, VALID_MS, nodes, share }
+redis.call('HSET', key, 'bucket',
+  struct.pack(BUCKET, now, clock, swept, level, rest, nodes, weights, shares, out, claims, quiet, most))
+return { tokens, VALID_MS, seen, share }

@@ -146,18 +146,17 @@ fn an_ask_that_was_forgotten_does_not_stop_the_next() {
 }
 
 #[test]
-fn what_was_borrowed_in_an_outage_is_reported_once_it_is_over() {
+fn what_was_borrowed_is_a_count_that_only_grows() {
     let lease = Lease::new(quota(1_000, 100), settings(1, 1, Backing::Treasury), at(0)).unwrap();
     lease.ask(at(0)).unwrap();
     lease.failed(at(10));
     let second = lease.ask(at(100)).unwrap();
     // 0.8 of the rate would have brought 80, but a node holds no more than its 50.
-    assert_eq!(second.borrowed_micros, 50 * MICRO);
+    assert_eq!((second.borrowed, second.uptime_micros), (50, 100_000));
     lease.failed(at(120));
+    lease.commit(cost(30), Fraction::ZERO, at(120)).unwrap();
     let third = lease.ask(at(200)).unwrap();
-    assert_eq!(third.borrowed_micros, 50 * MICRO, "an ask without an answer reported nothing");
-    lease.deposit(Bank::default().withdraw(&third, 0), at(200));
-    assert_eq!(lease.ask(at(300)).unwrap().borrowed_micros, 0);
+    assert_eq!((third.borrowed, third.uptime_micros), (80, 200_000));
 }
 
 #[test]
@@ -188,10 +187,9 @@ fn threads_spend_exactly_what_was_deposited() {
     let spent: usize = std::thread::scope(|scope| {
         let workers = [scope.spawn(spend), scope.spawn(spend)];
         for turn in 0..10 {
-            // Before any time has passed at the local rate, so that all there is was granted.
-            lease.desk().asked_at = None;
-            lease.ask(at(0)).unwrap_or_else(|| panic!("turn {turn}"));
-            lease.deposit(grant, at(0));
+            // Each before the one before expires, so that all there is was granted.
+            lease.ask(at(turn * 500)).unwrap_or_else(|| panic!("turn {turn}"));
+            lease.deposit(grant, at(turn * 500));
         }
         workers.into_iter().map(|worker| worker.join().unwrap()).sum()
     });
@@ -231,6 +229,71 @@ fn a_reload_changes_part_and_cap_and_keeps_what_is_held() {
 }
 
 #[test]
+fn an_answer_brings_no_more_than_was_asked_for() {
+    let lease = Lease::new(quota(1_000, 100), settings(1, 1, Backing::Treasury), at(0)).unwrap();
+    let wanted = lease.ask(at(0)).unwrap().wanted;
+    let valid_for = Duration::from_secs(u64::MAX / 2);
+    let grant = Grant { tokens: u64::MAX, valid_for, nodes_seen: Some(0), share_micros: Some(u64::MAX) };
+    lease.deposit(grant, at(0));
+    assert_eq!(lease.peek(cost(1), Fraction::ZERO, at(0)).unwrap().remaining + 1, wanted);
+    lease.commit(cost(u32::try_from(wanted).unwrap()), Fraction::ZERO, at(0)).unwrap();
+    assert!(lease.is_local(at(10_000)), "nor does it hold for ever");
+    lease.ask(at(10_000)).unwrap();
+    lease.failed(at(10_000));
+    let admitted = (10_000..20_000).filter(|&millis| lease.commit(cost(1), Fraction::ZERO, at(millis)).is_ok()).count();
+    assert!((7_990..=8_000).contains(&admitted), "the share is no more than the rate: {admitted}");
+}
+
+#[test]
+fn no_answer_of_extremes_panics_or_breaks_the_cap() {
+    for extreme in [0, 1, u64::MAX] {
+        let lease = Lease::new(quota(1_000, 100), settings(1, 1, Backing::Treasury), at(0)).unwrap();
+        for round in 0..3 {
+            let now = at(round * 100);
+            let ask = lease.ask(now).unwrap();
+            assert!(ask.held <= 50 && ask.wanted <= 50, "{ask:?}");
+            assert!(lease.ask(now).is_none());
+            let nodes_seen = Some(u32::try_from(extreme).unwrap_or(u32::MAX));
+            let valid_for = Duration::from_millis(extreme);
+            lease.deposit(Grant { tokens: extreme, valid_for, nodes_seen, share_micros: Some(extreme) }, now);
+        }
+    }
+}
+
+#[test]
+fn fewer_expected_nodes_count_at_once_where_the_treasury_is_away() {
+    let lease = Lease::new(quota(1_000, 1_000), settings(1, 20, Backing::Treasury), at(0)).unwrap();
+    lease.ask(at(0)).unwrap();
+    lease.failed(at(0));
+    lease.retune(quota(1_000, 1_000), settings(1, 4, Backing::Treasury), at(0));
+    let admitted = (0..5_000).filter(|&millis| lease.commit(cost(1), Fraction::ZERO, at(millis)).is_ok()).count();
+    assert!((998..=1_000).contains(&admitted), "0.8 of a quarter: {admitted}");
+    // What the treasury has seen is no guess.
+    lease.ask(at(5_000)).unwrap();
+    let valid_for = Duration::ZERO;
+    lease.deposit(Grant { tokens: 0, valid_for, nodes_seen: Some(10), share_micros: Some(100 * MICRO) }, at(5_000));
+    lease.retune(quota(1_000, 1_000), settings(1, 2, Backing::Treasury), at(5_000));
+    assert_eq!(lease.cap_micros.load(Ordering::Relaxed), 50 * MICRO);
+    assert_eq!(lease.local_nanos.load(Ordering::Relaxed), 80_000_000_000);
+    // And its share follows the rate.
+    lease.retune(quota(500, 1_000), settings(1, 2, Backing::Treasury), at(5_000));
+    assert_eq!(lease.local_nanos.load(Ordering::Relaxed), 40_000_000_000);
+}
+
+#[test]
+fn one_an_hour_is_one_an_hour() {
+    let hourly = Quota::new("1/h".parse().unwrap(), NonZeroU32::new(100).unwrap()).unwrap();
+    let lease = Lease::new(hourly, settings(1, 1, Backing::Alone), at(0)).unwrap();
+    lease.commit(cost(100), Fraction::ZERO, at(0)).unwrap();
+    let month = 30 * 24 * 3_600_000;
+    let tokens = (0..).take_while(|_| lease.commit(cost(1), Fraction::ZERO, at(month)).is_ok()).count();
+    assert_eq!(tokens, 100, "a full burst");
+    let hours = |hours: u64| at(month + hours * 3_600_000 + 20);
+    let admitted = (1..=1_000).filter(|&hour| lease.commit(cost(1), Fraction::ZERO, hours(hour)).is_ok()).count();
+    assert!(admitted >= 999, "{admitted} in 1,000 hours");
+}
+
+#[test]
 fn refuses_a_burst_that_leaves_nodes_without_a_token() {
     let error = Lease::new(quota(100, 5), settings(1, 20, Backing::Treasury), at(0)).unwrap_err();
     assert_eq!(error.to_string(), "a burst of 5 cannot be shared by 20 nodes: it takes at least 40");
@@ -242,10 +305,13 @@ fn the_bank_starts_empty_and_outlives_a_clock_that_jumps() {
     let lease = Lease::new(quota(1_000, 1_000), settings(1, 1, Backing::Treasury), at(0)).unwrap();
     let ask = Ask { wanted: 1_000, ..lease.ask(at(0)).unwrap() };
     let mut bank = Bank::default();
-    assert_eq!(bank.withdraw(&ask, 2_000_000).tokens, 0, "cold start");
-    assert_eq!(bank.withdraw(&ask, 1_000_000).tokens, 0, "one second back");
-    assert_eq!(bank.withdraw(&ask, 1_100_000).tokens, 100, "and on");
-    assert_eq!(bank.withdraw(&ask, 90_000_000_000).tokens, 250, "a day ahead: half of a full bucket");
+    let mut ask_at = |uptime_micros, redis| bank.withdraw(&Ask { uptime_micros, ..ask }, redis).tokens;
+    assert_eq!(ask_at(0, 7_200_000_000), 0, "cold start");
+    assert_eq!(ask_at(50_000, 3_600_000_000), 0, "an hour back");
+    assert_eq!(ask_at(150_000, 3_600_100_000), 100, "and on");
+    assert_eq!(ask_at(170_000, 90_000_000_000), 40, "a day ahead: what the node saw pass, and a message's delay");
+    assert_eq!(ask_at(190_000, 90_000_020_000), 20, "and on");
+    assert_eq!(ask_at(60_000_000, 150_000_000_000), 50, "a minute of silence: what is kept for a silent node");
 }
 
 #[test]
@@ -259,8 +325,11 @@ fn early_callers_do_not_take_all() {
 #[test]
 fn a_node_with_more_demand_gets_more() {
     let mut fleet = Fleet::new(10_000, 4_000, &[40_000.0, 10_000.0]);
-    fleet.run(Duration::from_secs(5), &[]);
-    let ratio = fleet.nodes[0].admitted as f64 / fleet.nodes[1].admitted as f64;
+    fleet.run(Duration::from_secs(1), &[]);
+    let before = [fleet.nodes[0].admitted, fleet.nodes[1].admitted];
+    fleet.run(Duration::from_secs(4), &[]);
+    let [more, less] = [0, 1].map(|node: usize| fleet.nodes[node].admitted - before[node]);
+    let ratio = more as f64 / less as f64;
     assert!((3.6..4.4).contains(&ratio), "{ratio}");
 }
 
@@ -354,6 +423,38 @@ fn a_node_that_leaves_frees_its_part_at_once() {
     fleet.floor -= gone.admitted as f64;
     let admitted = fleet.run(Duration::from_secs(5), &[]);
     assert!(admitted >= 48_000, "{admitted}");
+}
+
+#[test]
+fn a_node_that_crashed_and_came_back_waits_two_seconds_for_its_share() {
+    let mut fleet = Fleet::new(10_000, 1_000, &[50_000.0]);
+    fleet.run(Duration::from_secs(2), &[]);
+    let crashed = fleet.nodes[0].admitted;
+    // A process takes longer than this to start.
+    fleet.millis += 200;
+    let settings = settings(99, 1, Backing::Treasury);
+    fleet.nodes[0].lease = Lease::new(fleet.quota, settings, at(fleet.millis)).unwrap();
+    let meanwhile = fleet.run(Duration::from_millis(2_100), &[]);
+    let after = fleet.run(Duration::from_secs(1), &[]);
+    println!("{crashed}, then {meanwhile} in 2.1 s, then {after} in a second");
+    assert!((9_900..=10_500).contains(&after), "{after}");
+}
+
+/// The treasury hears a node that does not hear the treasury.
+#[test]
+fn asks_whose_answers_are_lost_are_charged_once_and_to_the_one_who_asks() {
+    let mut fleet = Fleet::new(10_000, 2_000, &[12_500.0; 4]);
+    fleet.run(Duration::from_secs(2), &[]);
+    let before = [0, 1, 2, 3].map(|node: usize| fleet.nodes[node].admitted);
+    for _ in 0..5_000 {
+        fleet.run(TICK, &[]);
+        let deaf = &mut fleet.nodes[0];
+        deaf.answer = deaf.answer.map(|(due, answer)| (if answer.is_some() { due + 19 } else { due }, None));
+    }
+    let [deaf, others @ ..] = [0, 1, 2, 3].map(|node: usize| fleet.nodes[node].admitted - before[node]);
+    println!("deaf {deaf}, others {others:?}");
+    assert!((9_500..=10_500).contains(&deaf), "0.8 of its quarter: {deaf}");
+    assert!(others.iter().all(|&other| other >= 12_000), "their quarters: {others:?}");
 }
 
 #[test]

@@ -13,6 +13,11 @@ use crate::quota::Quota;
 /// The atomic script of the treasury: `KEYS[1]` is the bucket's hash, `ARGV` is [`Ask::arguments`].
 pub const SCRIPT: &str = include_str!("lease.lua");
 
+/// Far above what the script says, and still no time in which a node could be forgotten.
+const VALID_MS_MAX: u64 = 10_000;
+/// No rate is above ten million tokens a second.
+const SHARE_MICROS_MAX: u64 = 10_000_000_000_000;
+
 /// One request of a node to the treasury.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ask {
@@ -30,15 +35,21 @@ pub struct Ask {
     pub held: u64,
     /// What its clients asked for, admitted or not, in thousandths of a token per second.
     pub demand_millis: u64,
-    /// Millionths of tokens it admitted on its own account, without the treasury, since its last answered ask.
-    pub borrowed_micros: u64,
+    /// Tokens it has ever given itself on its own account, without the treasury, rounded up: a count that only
+    /// grows, so that an ask whose answer was lost is not charged twice.
+    pub borrowed: u64,
+    /// Its part of the rate as it knows it, in millionths of a token per second: what it was last told, or an equal
+    /// part. Without an answer it lives on 0.8 of this.
+    pub share_micros: u64,
+    /// How long it has had this lease, in microseconds of its monotonic clock: two asks tell what passed between.
+    pub uptime_micros: u64,
     /// Whether this is its last ask: its record is dropped.
     pub leaving: bool,
 }
 
 impl Ask {
     /// `ARGV` of [`SCRIPT`], in order.
-    pub fn arguments(&self) -> [i64; 11] {
+    pub fn arguments(&self) -> [i64; 13] {
         let rate = self.quota.rate();
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         [
@@ -52,7 +63,9 @@ impl Ask {
             number(self.returned),
             number(self.held),
             number(self.demand_millis),
-            number(self.borrowed_micros),
+            number(self.borrowed),
+            number(self.share_micros),
+            number(self.uptime_micros),
             i64::from(self.leaving),
         ]
     }
@@ -72,18 +85,22 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Reads the reply of [`SCRIPT`]: tokens, validity in milliseconds, nodes, share.
+    /// Reads the reply of [`SCRIPT`]: tokens, validity in milliseconds, nodes, share. What no script would say,
+    /// negative or beyond any quota, is refused.
     pub fn parse(reply: &[i64]) -> Result<Grant, TreasuryError> {
-        let number = |value: i64| u64::try_from(value).map_err(|_| TreasuryError::Malformed);
         let &[tokens, valid_ms, nodes, share] = reply else {
             return Err(TreasuryError::Malformed);
         };
-        let nodes = u32::try_from(nodes).map_err(|_| TreasuryError::Malformed)?;
+        let number = |value: i64, most: u64| match u64::try_from(value) {
+            Ok(value) if value <= most => Ok(value),
+            _ => Err(TreasuryError::Malformed),
+        };
+        let nodes = number(nodes, u64::from(u32::MAX))?;
         Ok(Grant {
-            tokens: number(tokens)?,
-            valid_for: Duration::from_millis(number(valid_ms)?),
-            nodes_seen: Some(nodes),
-            share_micros: Some(number(share)?),
+            tokens: number(tokens, u64::from(u32::MAX))?,
+            valid_for: Duration::from_millis(number(valid_ms, VALID_MS_MAX)?),
+            nodes_seen: u32::try_from(nodes).ok(),
+            share_micros: Some(number(share, SHARE_MICROS_MAX)?),
         })
     }
 }
@@ -120,6 +137,9 @@ mod tests {
             &[1, -1, 1, 5],
             &[1, 1_000, i64::MAX, 5],
             &[1, 1_000, 1, -5],
+            &[i64::from(u32::MAX) + 1, 1_000, 1, 5],
+            &[1, i64::MAX, 1, 5],
+            &[1, 1_000, 1, i64::MAX],
         ] {
             assert_eq!(Grant::parse(reply), Err(TreasuryError::Malformed), "{reply:?}");
         }

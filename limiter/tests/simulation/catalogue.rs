@@ -1,0 +1,122 @@
+//! Owns the list of scenarios, with what is promised of each where it is less than nearly all.
+
+use crate::scenario::Event::{Back, BackEmpty, BackOneSecondOlder, CutOff, Down, Healed, Jump};
+use crate::scenario::{Demand, Event, Scenario, Spread};
+
+pub(crate) const AWAY: &str = "5x, Redis away for 5 s";
+pub(crate) const AWAY_AND_EMPTY: &str = "5x, away for 5 s and back empty";
+
+pub(crate) fn all() -> Vec<Scenario> {
+    [steady(), skewed(), rough(), outages()].concat()
+}
+
+fn twenty(name: &'static str, load: f64) -> Scenario {
+    Scenario::new(name, 20, Demand::Steady(load))
+}
+
+fn steady() -> Vec<Scenario> {
+    let mut all = Vec::new();
+    for nodes in [1, 20, 100] {
+        all.push(Scenario::new("0.9x", nodes, Demand::Steady(0.9)));
+        all.push(Scenario::new("10x", nodes, Demand::Steady(10.0)));
+    }
+    all.push(Scenario { expected: 1, ..twenty("10x, 1 expected", 10.0) });
+    all.push(Scenario { expected: 40, ..twenty("10x, 40 expected", 10.0) });
+    all.push(Scenario { warm_up: 500, lasts: 1_500, ..twenty("100x", 100.0) });
+    all
+}
+
+/// The busiest of 100 nodes has a fifth of all demand. It holds a hundredth of half the burst, 100 times a second at
+/// most: a smaller burst would not let it have its part.
+fn skewed() -> Vec<Scenario> {
+    let skewed = |nodes, name, load| Scenario {
+        spread: Spread::Zipf,
+        burst: if nodes == 100 { 10_000 } else { 5_000 },
+        ..Scenario::new(name, nodes, Demand::Steady(load))
+    };
+    vec![
+        skewed(20, "0.9x, Zipf", 0.9),
+        skewed(20, "10x, Zipf", 10.0),
+        skewed(100, "0.9x, Zipf", 0.9),
+        skewed(100, "10x, Zipf", 10.0),
+    ]
+}
+
+/// A burst finds what the nodes hold, and then waits for the next ask: only the ideal bucket has all of it at once.
+fn rough() -> Vec<Scenario> {
+    let jumps: &[(u64, Event)] = &[(1_500, Jump(3_600)), (2_500, Jump(-7_200))];
+    vec![
+        Scenario { of_ideal_min: 0.75, denied_max: 0.2, ..Scenario::new("bursts of 5x", 20, Demand::Bursts(0.2, 5.0)) },
+        Scenario {
+            events: &[(1_300, Jump(3_600))],
+            of_ideal_min: 0.85,
+            denied_max: 0.05,
+            ..Scenario::new("10x after idling, Redis clock jumps", 20, Demand::Rises(0.05, 10.0))
+        },
+        Scenario { of_ideal_min: 0.98, lost: 10_000, ..twenty("5x, 1 % of messages lost", 5.0) },
+        Scenario { events: jumps, ..twenty("5x, Redis clock jumps by hours", 5.0) },
+        Scenario { events: jumps, ..twenty("0.9x, Redis clock jumps by hours", 0.9) },
+    ]
+}
+
+/// 100 ms away, 100 ms back.
+const FLAPS: &[(u64, Event)] = &[
+    (1_000, Down),
+    (1_100, Back),
+    (1_200, Down),
+    (1_300, Back),
+    (1_400, Down),
+    (1_500, Back),
+    (1_600, Down),
+    (1_700, Back),
+    (1_800, Down),
+    (1_900, Back),
+    (2_000, Down),
+    (2_100, Back),
+    (2_200, Down),
+    (2_300, Back),
+    (2_400, Down),
+    (2_500, Back),
+    (2_600, Down),
+    (2_700, Back),
+    (2_800, Down),
+    (2_900, Back),
+];
+
+/// Away, a fleet lives on 0.8 of the rate; 0.2 of 5 s in 6.5 s are lost.
+fn outages() -> Vec<Scenario> {
+    let long = |name, load, events| Scenario {
+        events,
+        lasts: 8_500,
+        of_ideal_min: 0.84,
+        denied_max: 0.16,
+        ..twenty(name, load)
+    };
+    let short = |name, load, events| Scenario {
+        events,
+        lasts: 4_000,
+        of_ideal_min: 0.95,
+        denied_max: 0.05,
+        ..twenty(name, load)
+    };
+    vec![
+        long(AWAY, 5.0, &[(2_000, Down), (7_000, Back)]),
+        long("0.9x, Redis away for 5 s", 0.9, &[(2_000, Down), (7_000, Back)]),
+        long(AWAY_AND_EMPTY, 5.0, &[(2_000, Down), (7_000, BackEmpty)]),
+        long("0.9x, away for 5 s and back empty", 0.9, &[(2_000, Down), (7_000, BackEmpty)]),
+        long("5x, 5 of 20 cut off for 5 s", 5.0, &[(2_000, CutOff(5)), (7_000, Healed)]),
+        Scenario {
+            expected: 1,
+            ..long("5x, 5 of 20 cut off, 1 expected", 5.0, &[(2_000, CutOff(5)), (7_000, Healed)])
+        },
+        long("0.9x, 5 of 20 cut off for 5 s", 0.9, &[(2_000, CutOff(5)), (7_000, Healed)]),
+        Scenario {
+            spread: Spread::Zipf,
+            ..short("5x, Zipf, Redis restarts empty", 5.0, &[(2_000, Down), (2_200, BackEmpty)])
+        },
+        short("5x, Redis flaps", 5.0, FLAPS),
+        short("5x, all cut off for 150 ms", 5.0, &[(2_000, CutOff(20)), (2_150, Healed)]),
+        short("5x, Redis restarts empty", 5.0, &[(2_000, Down), (2_200, BackEmpty)]),
+        short("5x, failover loses 1 s", 5.0, &[(2_000, Down), (2_100, BackOneSecondOlder)]),
+    ]
+}
