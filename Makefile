@@ -42,6 +42,9 @@ test: ## everything that must hold: format, clippy, unit and scenario tests, the
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	@echo '== tests'
 	$(CARGO) test --workspace
+	@echo '== orders'
+	RUSTFLAGS='--cfg loom' $(CARGO) test --package limiter --test orders --target-dir "$(OUT)/loom" \
+	    --config 'profile.dev.package."*".opt-level=0'
 	@echo '== chart'
 	@if PATH="$$HOME/.cache/tidegate/bin:$$PATH" command -v helm >/dev/null || command -v go >/dev/null; then \
 	    [ -x "$(OUT)/debug/tidegate" ] || $(CARGO) build --package gateway || exit 1; \

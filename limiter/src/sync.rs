@@ -17,7 +17,7 @@ pub(crate) use explored::AtomicU64;
 
 #[cfg(loom)]
 mod explored {
-    use super::Ordering;
+    use std::sync::atomic::Ordering;
 
     /// The methods of the standard library's atomic over loom's, which lacks the newer ones.
     #[derive(Debug, Default)]
