@@ -34,7 +34,7 @@ fn only_what_is_not_available_yet_or_not_there_is_refused_in_the_contract() {
 fn the_example_of_the_documentation_passes() {
     let (config, warnings) = parse("../docs/tidegate.example.toml").unwrap_or_else(|report| panic!("{report}"));
     assert_eq!(lines(&warnings), [] as [&str; 0]);
-    assert_eq!(config.routes[0].limits, [0, 1, 2]);
+    assert_eq!(config.routes[0].limits, [0, 1, 2, 3]);
     assert_eq!(config.limit.weights[3], ("platinum".to_owned(), 3.2));
     assert_eq!(config.server.node, "node-1");
     assert_eq!(config.admin.token, None);
