@@ -2,7 +2,9 @@
 //!
 //! Every answer that the gateway makes up itself is written here, so they all look alike: `no-store`, and a reason.
 
-use std::time::Duration;
+use std::cell::RefCell;
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -102,6 +104,7 @@ const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
 pub fn write_options(response: &mut Response) -> Bytes {
     response.status = StatusCode::OK;
     response.fields.clear();
+    date(response);
     response.fields.add(Known::Allow, METHODS);
     response.length = Length::Known(0);
     Bytes::new()
@@ -118,10 +121,36 @@ pub fn write_refusal(status: StatusCode, reason: &str, response: &mut Response) 
     body
 }
 
+thread_local! {
+    /// What `Date` says on this thread: written anew by its clock, so that no answer has to ask the system.
+    static DATE: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Says what time it is, for the answers of this thread that are the gateway's own; to be called several times a second.
+pub fn set_date(now: SystemTime) {
+    DATE.with_borrow_mut(|date| {
+        date.clear();
+        // Writing to a string does not fail.
+        _ = write!(date, "{}", httpdate::HttpDate::from(now));
+    });
+}
+
+/// Whoever makes an answer up says when (RFC 9110 section 6.6.1).
+fn date(response: &mut Response) {
+    DATE.with_borrow(|date| {
+        if date.is_empty() {
+            response.fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now()));
+        } else {
+            response.fields.add_with(Known::Date, |text| text.extend_from_slice(date.as_bytes()));
+        }
+    });
+}
+
 fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
     response.status = status;
     response.fields.clear();
     response.length = Length::Known(body.len() as u64);
+    date(response);
     let kind = match form {
         Form::Html => "text/html; charset=utf-8",
         Form::Json => "application/problem+json",
@@ -130,8 +159,13 @@ fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
     response.fields.add(Known::CacheControl, "no-store");
 }
 
+/// The most frequent of all answers that are made up here.
+const LIMITED: &[u8] =
+    b"{\"type\":\"about:blank\",\"title\":\"Too Many Requests\",\"status\":429,\"reason\":\"limited\"}\n";
+
 fn standard(status: StatusCode, error: &Error, form: Form) -> Bytes {
     match form {
+        Form::Json if error.kind() == Kind::Limited => Bytes::from_static(LIMITED),
         Form::Json => problem(status, error.reason()),
         Form::Html => {
             let title = status.canonical_reason().unwrap_or("Error");
@@ -211,6 +245,11 @@ mod tests {
         assert_eq!(accept("text/html,application/xhtml+xml,*/*;q=0.8"), Form::Html);
         assert_eq!(accept("text/html;q=0.5, application/json"), Form::Json);
         assert_eq!(accept("text/html;q=nan, application/json;q=0.1"), Form::Json);
+    }
+
+    #[test]
+    fn what_is_written_out_is_what_would_be_composed() {
+        assert_eq!(LIMITED, problem(StatusCode::TOO_MANY_REQUESTS, "limited"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Refuses to show a client what its rule hides. Invariant: counts live on over reloads, by the names of rule and tier.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use limiter::{Class, Denial, Limiter, Report, Standing, Votes};
 
@@ -71,6 +71,8 @@ struct Shown {
     tells: Tells,
     /// By class.
     counts: Vec<Arc<Count>>,
+    /// Likewise, the value of `RateLimit-Policy`, which is the same as long as the rule is.
+    policies: Vec<OnceLock<Box<[u8]>>>,
 }
 
 impl Face {
@@ -81,8 +83,9 @@ impl Face {
         };
         let rules = limiter.rules().map(|rule| {
             let tells = settings.tells_of(&rule.name);
+            let policies = settings.weights.iter().map(|_| OnceLock::new()).collect();
             let counts = settings.weights.iter().map(|(class, _)| count(&rule.name, class)).collect();
-            Shown { name: Arc::clone(&rule.name), tells, counts }
+            Shown { name: Arc::clone(&rule.name), tells, counts, policies }
         });
         Face { rules: rules.collect() }
     }
@@ -117,14 +120,14 @@ impl Face {
     /// with the fewest tokens left, of those that tell.
     pub fn write_report(&self, report: &Report, fields: &mut Fields) {
         if let Some(standing) = report.tightest() {
-            self.write(standing, fields);
+            self.write(standing, report.class, fields);
         }
     }
 
     /// The same for a denied one, with `Retry-After`.
     pub fn write_denial(&self, denial: &Denial, fields: &mut Fields) {
         if self.tells(&denial.standing) != Tells::Nothing {
-            self.write(&denial.standing, fields);
+            self.write(&denial.standing, denial.class, fields);
         }
         fields.add_with(Known::RetryAfter, |text| text::push_number(text, denial.retry_after_seconds()));
     }
@@ -133,23 +136,36 @@ impl Face {
         self.rules.get(standing.rule).map_or(Tells::Nothing, |shown| shown.tells)
     }
 
-    fn write(&self, standing: &Standing, fields: &mut Fields) {
-        let Some(Shown { name, .. }) = self.rules.get(standing.rule) else { return };
+    fn write(&self, standing: &Standing, class: Class, fields: &mut Fields) {
+        let Some(shown) = self.rules.get(standing.rule) else { return };
+        if let Some(policy) = shown.policies.get(usize::from(class.0)) {
+            let policy = policy.get_or_init(|| shown.policy(standing));
+            fields.add_with(Known::RateLimitPolicy, |text| text.extend_from_slice(policy));
+        }
+        if shown.tells == Tells::Everything {
+            fields.add_with(Known::RateLimit, |text| {
+                push_item(text, &shown.name, ("\";r=", standing.remaining), (";t=", standing.reset_seconds()));
+            });
+        }
+    }
+}
+
+impl Shown {
+    fn policy(&self, standing: &Standing) -> Box<[u8]> {
         let window = standing.quota.window();
         let window = (window.as_secs() + u64::from(window.subsec_nanos() > 0)).max(1);
-        let mut add = |known, (first, first_value): (&str, u64), (second, second_value): (&str, u64)| {
-            fields.add_with(known, |text| {
-                text.push(b'"');
-                text.extend_from_slice(name.as_bytes());
-                text.extend_from_slice(first.as_bytes());
-                text::push_number(text, first_value);
-                text.extend_from_slice(second.as_bytes());
-                text::push_number(text, second_value);
-            });
-        };
-        add(Known::RateLimitPolicy, ("\";q=", u64::from(standing.quota.burst().get())), (";w=", window));
-        if self.tells(standing) == Tells::Everything {
-            add(Known::RateLimit, ("\";r=", standing.remaining), (";t=", standing.reset_seconds()));
-        }
+        let mut text = Vec::new();
+        push_item(&mut text, &self.name, ("\";q=", u64::from(standing.quota.burst().get())), (";w=", window));
+        text.into()
+    }
+}
+
+/// `"NAME"` and two parameters (RFC 9651). Names need no escaping.
+fn push_item(text: &mut Vec<u8>, name: &str, first: (&str, u64), second: (&str, u64)) {
+    text.push(b'"');
+    text.extend_from_slice(name.as_bytes());
+    for (key, value) in [first, second] {
+        text.extend_from_slice(key.as_bytes());
+        text::push_number(text, value);
     }
 }

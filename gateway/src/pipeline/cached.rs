@@ -272,6 +272,11 @@ impl Passage<'_> {
         key: &KeyRef<'_>,
     ) {
         let Some(lead) = self.worker.fills.lead_if_free(key) else { return };
+        // Whoever validated until now may have stored its answer between our look and this.
+        let now = Instant::now();
+        if self.worker.view.local_at(key, now).is_some_and(|stored| stored.age(now) < hit.age(now)) {
+            return lead.release();
+        }
         let (worker, site) = (Rc::clone(self.worker), Arc::clone(self.site));
         let (name, policy, caller) = (Arc::clone(&route.settings.name), policy.clone(), caller.clone());
         let (mut request, stale, peer, key) = (request.clone(), hit.clone(), self.peer, key.to_owned());

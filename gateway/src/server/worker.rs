@@ -17,7 +17,7 @@ use crate::http::message::Scheme;
 use crate::pipeline::Worker;
 use crate::serve::{self, Hall};
 use crate::tls::Alpn;
-use crate::{metrics, upstream};
+use crate::{degrade, metrics, upstream};
 
 /// Between two looks at the connections that are left.
 const DRAIN_GLANCE: Duration = Duration::from_millis(10);
@@ -74,6 +74,7 @@ async fn work(
     let chores = spawn_local(async move {
         let (mut tidied, mut is_untidy) = (Instant::now(), false);
         loop {
+            degrade::set_date(chores_hall.worker.view.store().wall_time());
             sleep(if is_untidy { UNTIDY_EVERY } else { FLUSH_EVERY }).await;
             chores_hall.worker.log.flush();
             let is_due = tidied.elapsed() >= TIDY_EVERY;
