@@ -1,18 +1,26 @@
 //! Who is calling: address, device, user, tier, region and trace, and whose word is taken for them.
 //!
 //! The address is the peer's, or the first one from the right of `X-Forwarded-For` or `Forwarded` that is not a trusted
-//! proxy. User and tier are believed from trusted proxies alone; their fields are removed from everybody else's requests.
-//! `[access]` lists whom no limit holds, and whom nothing is answered.
-//!
+//! proxy. User and tier are believed from trusted proxies, in fields that are removed from everybody else's requests, or from a
+//! signed token, whoever brings it (`tokens`). `[access]` lists whom no limit holds, and whom nothing is answered.
 //! Invariant: nothing here grows with what clients send; identifiers become 64-bit hashes.
 
 mod access;
+#[cfg(test)]
+#[path = "../tests/support/issuer.rs"]
+pub(crate) mod issuer;
+pub mod keys;
+mod seen;
+#[cfg(test)]
+mod tests;
+pub mod tokens;
+mod trace;
 
 pub use access::{Access, Entry, Settings as AccessSettings};
 
-use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use limiter::KeyHash;
@@ -20,7 +28,8 @@ use shard::Region;
 
 use crate::http::fields::{Field, Fields, Known};
 use crate::http::message::Request;
-use crate::http::text;
+use tokens::{Claims, Tokens};
+pub use trace::{Trace, write_trace};
 
 /// Where one part of a caller's identity is read from.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +42,8 @@ pub enum Source {
     Host,
     /// `path:N`, the N-th segment of the path, counted from 1.
     Path(usize),
+    /// A claim of the token that `Settings::tokens` believes; its name, at the top level of the token.
+    Claim(String),
 }
 
 /// How callers are identified (`[identity]`).
@@ -42,10 +53,14 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// Tried in order; where none is present, the address and the TLS fingerprint alone make the device.
     pub device: Vec<Source>,
-    /// The user, believed from `trusted_proxies` only; `None`: every caller is anonymous.
+    /// The user: a header, believed from `trusted_proxies` only, or a claim; `None`: every caller is anonymous.
     pub user: Option<Source>,
     /// The tier of the user, likewise; `None`: users are `standard`.
     pub tier: Option<Source>,
+    /// Tokens that are believed, where the user is a claim.
+    pub tokens: Option<tokens::Settings>,
+    /// Further claims, which limits count by; of no others anything is kept.
+    pub claims: Vec<String>,
     /// Tried in order; where none is present, `region_default`.
     pub region: Vec<Source>,
     /// The region of callers that name none; `default` by default.
@@ -67,6 +82,8 @@ impl Default for Settings {
             device: Vec::new(),
             user: None,
             tier: None,
+            tokens: None,
+            claims: Vec::new(),
             region: Vec::new(),
             region_default: Region::DEFAULT,
             keys: Vec::new(),
@@ -79,28 +96,21 @@ impl Settings {
     /// The fields by which callers are identified.
     pub fn fields(&self) -> impl Iterator<Item = &str> {
         let sources = self.device.iter().chain(&self.user).chain(&self.tier).chain(&self.region).chain(&self.keys);
-        sources.filter_map(|source| match source {
+        let fields = sources.filter_map(|source| match source {
             Source::Header(name) => Some(&**name),
-            Source::Cookie(_) | Source::Host | Source::Path(_) => None,
-        })
+            Source::Cookie(_) | Source::Host | Source::Path(_) | Source::Claim(_) => None,
+        });
+        fields.chain(self.tokens.as_ref().and_then(tokens::Settings::field))
     }
+}
+
+/// Registers the metrics of this module.
+pub fn expose() {
+    tokens::expose();
 }
 
 /// Most bytes of an identifier that count; what is longer is cut before it is hashed.
 const IDENTIFIER_MAX: usize = 256;
-
-/// A W3C trace: its id, and whether the caller brought it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Trace {
-    pub id: u128,
-    pub brought: bool,
-}
-
-impl fmt::Display for Trace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.id)
-    }
-}
 
 /// Who sent a request.
 #[derive(Clone, Debug)]
@@ -119,12 +129,26 @@ pub struct Caller {
     pub is_trusted: bool,
 }
 
+/// What is kept of a verified token.
+#[derive(Clone, Debug)]
+struct Facts {
+    user: Option<KeyHash>,
+    /// Index into the configured tiers.
+    tier: Option<usize>,
+    /// Whether the user is in a list.
+    listed: Access,
+    /// By their places in [`Settings::claims`].
+    claims: Option<Arc<[Option<KeyHash>]>>,
+}
+
 /// A caller as an operator describes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Described {
     pub ip: IpAddr,
     pub device: Option<String>,
     pub user: Option<String>,
+    /// Of the token that names the user; the configured one where nothing is said.
+    pub issuer: Option<String>,
     pub tier: Option<String>,
     /// Rules of tier `key`, and the value that each would count by.
     pub keys: Vec<(String, String)>,
@@ -133,7 +157,7 @@ pub struct Described {
 impl Default for Described {
     fn default() -> Self {
         let ip = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
-        Described { ip, device: None, user: None, tier: None, keys: Vec::new() }
+        Described { ip, device: None, user: None, issuer: None, tier: None, keys: Vec::new() }
     }
 }
 
@@ -141,6 +165,7 @@ impl Default for Described {
 pub struct Identity {
     settings: Settings,
     tiers: Vec<String>,
+    tokens: Option<Tokens>,
     /// The same in every gateway of a fleet, so that a rule's percentage picks the same subjects everywhere. The tables
     /// of the limiter hash again with a key of their own.
     hasher: foldhash::quality::FixedState,
@@ -153,7 +178,8 @@ impl Identity {
     pub fn new(settings: Settings, tiers: Vec<String>) -> Self {
         let hasher = foldhash::quality::FixedState::with_seed(0x7469_6465_6761_7465);
         let lists = access::Lists::of(&settings.access);
-        Identity { settings, tiers, hasher, lists, random: foldhash::fast::RandomState::default() }
+        let tokens = settings.tokens.clone().map(Tokens::new);
+        Identity { settings, tiers, tokens, hasher, lists, random: foldhash::fast::RandomState::default() }
     }
 
     /// Identifies the sender of `request` behind `peer`, and removes identity fields it had no right to send.
@@ -164,18 +190,34 @@ impl Identity {
         if !is_trusted {
             self.drop_identity(&mut request.fields);
         }
-        let user = self.settings.user.as_ref().and_then(|source| read(source, request));
+        let facts = self.tokens.as_ref().and_then(|tokens| {
+            // Bad tokens count against the address alone: a device is whatever its sender says.
+            let address = self.hash(Some(ip), b"");
+            tokens.look(request, address, |claims| self.keep(claims))
+        });
+        let named = match &self.settings.user {
+            Some(Source::Claim(_)) | None => None,
+            Some(source) => read(source, request),
+        };
+        let user = match &self.settings.user {
+            Some(Source::Claim(_)) => facts.as_ref().and_then(|facts| facts.user),
+            _ => named.map(|user| self.hash(None, user)),
+        };
         let device = self.settings.device.iter().find_map(|source| read(source, request));
-        let access = self.lists.as_ref().map_or(Access::Ordinary, |lists| lists.judge(ip, device, user));
-        let keys = self.keys(ip, self.settings.keys.iter().map(|source| read(source, request)));
-        let (device, user) = (self.hash(Some(ip), device.unwrap_or_default()), user.map(|user| self.hash(None, user)));
+        let listed = facts.as_ref().map_or(Access::Ordinary, |facts| facts.listed);
+        let access = self.lists.as_ref().map_or(Access::Ordinary, |lists| lists.judge(ip, device, named).and(listed));
+        let keys = self.keys(ip, |_, source| match source {
+            Source::Claim(name) => facts.as_ref().and_then(|facts| self.kept(facts.claims.as_deref(), name)),
+            _ => Some(self.hash(None, read(source, request)?)),
+        });
+        let device = self.hash(Some(ip), device.unwrap_or_default());
         Caller {
             ip,
             device,
             user,
-            tier: self.tier(user.is_some(), request),
+            tier: self.tier(user.is_some(), facts.as_ref(), request),
             region: self.region(request),
-            trace: trace(&request.fields, &self.random),
+            trace: trace::of(&request.fields, &self.random),
             keys,
             access,
             is_trusted,
@@ -184,13 +226,22 @@ impl Identity {
 
     /// The caller that an operator describes, `keys` by their places; `None` where there is no such tier.
     pub fn described(&self, who: &Described, keys: &[(u8, &str)]) -> Option<Caller> {
-        let user = who.user.as_ref().map(|user| self.hash(None, user.as_bytes()));
+        let issuer = || who.issuer.as_deref().or_else(|| self.settings.tokens.as_ref()?.issuer.as_deref());
+        let user = who.user.as_deref().map(|user| match &self.settings.user {
+            Some(Source::Claim(name)) => self.claimed(issuer().unwrap_or_default(), name, user),
+            _ => self.hash(None, user.as_bytes()),
+        });
         let default = if user.is_some() { "standard" } else { "anonymous" };
         let tier = who.tier.as_deref().unwrap_or(default);
         let ip = who.ip.to_canonical();
-        let given =
-            |at: usize| keys.iter().find(|(place, _)| usize::from(*place) == at).map(|(_, value)| value.as_bytes());
         let (device, user_id) = (who.device.as_deref().map(str::as_bytes), who.user.as_deref().map(str::as_bytes));
+        let keys = self.keys(ip, |at, source| {
+            let (_, value) = keys.iter().find(|(place, _)| usize::from(*place) == at)?;
+            match source {
+                Source::Claim(name) => Some(self.claimed(issuer().unwrap_or_default(), name, value)),
+                _ => Some(self.hash(None, value.as_bytes())),
+            }
+        });
         Some(Caller {
             ip,
             device: self.hash(Some(ip), device.unwrap_or_default()),
@@ -198,24 +249,67 @@ impl Identity {
             tier: self.tiers.iter().position(|known| known == tier)?,
             region: self.settings.region_default,
             trace: Trace { id: 0, brought: false },
-            keys: self.keys(ip, (0..self.settings.keys.len()).map(given)),
+            keys,
             access: self.lists.as_ref().map_or(Access::Ordinary, |lists| lists.judge(ip, device, user_id)),
             is_trusted: false,
         })
     }
 
-    fn keys<'a>(&self, ip: IpAddr, values: impl Iterator<Item = Option<&'a [u8]>>) -> [Option<KeyHash>; KEYS_MAX + 1] {
+    fn keys(&self, ip: IpAddr, find: impl Fn(usize, &Source) -> Option<KeyHash>) -> [Option<KeyHash>; KEYS_MAX + 1] {
         let mut keys = [None; KEYS_MAX + 1];
-        for (key, value) in keys.iter_mut().zip(values) {
-            *key = value.map(|value| self.hash(None, value));
+        for ((at, source), key) in self.settings.keys.iter().enumerate().zip(&mut keys) {
+            *key = find(at, source);
         }
         keys[usize::from(ADDRESS_KEY)] = Some(self.hash(Some(ip), b""));
         keys
     }
 
+    /// The hash of a claim that was kept of a token.
+    fn kept(&self, claims: Option<&[Option<KeyHash>]>, name: &str) -> Option<KeyHash> {
+        let at = self.settings.claims.iter().position(|claim| claim == name)?;
+        *claims?.get(at)?
+    }
+
+    /// Names are apart by their issuer, who alone keeps them apart from each other (RFC 7519 section 4.1.2), and from names in
+    /// headers, which another authority gives: `ann` of a token and `ann` of a trusted proxy need not be one.
+    fn claimed(&self, issuer: &str, name: &str, value: &str) -> KeyHash {
+        let mut hasher = self.hasher.build_hasher();
+        for part in ["claim", issuer, name, value] {
+            hasher.write_u64(part.len() as u64);
+            hasher.write(part.as_bytes());
+        }
+        KeyHash(hasher.finish())
+    }
+
+    /// What of a verified token is worth keeping.
+    fn keep(&self, claims: &Claims) -> Facts {
+        let issuer = claims.text("iss").unwrap_or_default();
+        let hash = |name: &str| Some(self.claimed(&issuer, name, &claims.text(name)?));
+        let named = match &self.settings.user {
+            Some(Source::Claim(name)) => claims.text(name),
+            _ => None,
+        };
+        let user = match &self.settings.user {
+            Some(Source::Claim(name)) => hash(name),
+            _ => None,
+        };
+        let tier = match &self.settings.tier {
+            Some(Source::Claim(name)) => claims.text(name),
+            _ => None,
+        };
+        let tier = tier.and_then(|name| self.tiers.iter().position(|tier| *tier == name));
+        let listed = match (&self.lists, &named) {
+            (Some(lists), Some(named)) => lists.judge_user(named.as_bytes()),
+            _ => Access::Ordinary,
+        };
+        let asked = &self.settings.claims;
+        let claims = (!asked.is_empty()).then(|| asked.iter().map(|name| hash(name)).collect());
+        Facts { user, tier, listed, claims }
+    }
+
     /// A number for spans and jitter.
     pub fn fresh(&self) -> u64 {
-        fresh(&self.random, 0)
+        trace::fresh(&self.random, 0)
     }
 
     fn trusts(&self, ip: IpAddr) -> bool {
@@ -248,9 +342,14 @@ impl Identity {
         }
     }
 
-    fn tier(&self, is_user: bool, request: &Request) -> usize {
-        let asked = self.settings.tier.as_ref().filter(|_| is_user).and_then(|source| read(source, request));
-        let named = asked.and_then(|name| self.tiers.iter().position(|tier| tier.as_bytes() == name));
+    fn tier(&self, is_user: bool, facts: Option<&Facts>, request: &Request) -> usize {
+        let named = match self.settings.tier.as_ref().filter(|_| is_user) {
+            Some(Source::Claim(_)) => facts.and_then(|facts| facts.tier),
+            source => {
+                let asked = source.and_then(|source| read(source, request));
+                asked.and_then(|name| self.tiers.iter().position(|tier| tier.as_bytes() == name))
+            }
+        };
         let default = if is_user { "standard" } else { "anonymous" };
         named.or_else(|| self.tiers.iter().position(|tier| tier == default)).unwrap_or(0)
     }
@@ -285,6 +384,8 @@ fn read<'a>(source: &'a Source, request: &'a Request) -> Option<&'a [u8]> {
         Source::Cookie(name) => cookie(&request.fields, name.as_bytes()),
         Source::Host => request.host().split('.').next().map(str::as_bytes),
         Source::Path(segment) => request.path().split('/').nth(*segment).map(str::as_bytes),
+        // It has no bytes in the request; see `Facts`.
+        Source::Claim(_) => None,
     };
     value.filter(|value| !value.is_empty())
 }
@@ -311,144 +412,4 @@ fn parse_address(text: &str) -> Option<IpAddr> {
     let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(address, _)| address);
     let without_port = || text.rsplit_once(':').map(|(address, _)| address);
     bracketed.unwrap_or(text).parse().ok().or_else(|| without_port()?.parse().ok()).map(|ip: IpAddr| ip.to_canonical())
-}
-
-/// The caller's trace id (W3C Trace Context, version 00), or a new one.
-fn trace(fields: &Fields, random: &foldhash::fast::RandomState) -> Trace {
-    let brought = fields.get(Known::Traceparent).and_then(parse_traceparent);
-    let id = brought.unwrap_or_else(|| u128::from(fresh(random, 1)) << 64 | u128::from(fresh(random, 2)));
-    Trace { id, brought: brought.is_some() }
-}
-
-fn parse_traceparent(value: &[u8]) -> Option<u128> {
-    let text = std::str::from_utf8(value).ok()?;
-    let is_shaped =
-        text.len() == 55 && text.starts_with("00-") && text.as_bytes()[35] == b'-' && text.as_bytes()[52] == b'-';
-    let is_hex = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if !is_shaped || !is_hex(&text[3..35]) || !is_hex(&text[36..52]) || !is_hex(&text[53..]) {
-        return None;
-    }
-    let parent = u64::from_str_radix(&text[36..52], 16).ok()?;
-    u128::from_str_radix(&text[3..35], 16).ok().filter(|id| *id != 0 && parent != 0)
-}
-
-/// A number nobody has seen before; unpredictable enough for trace ids, not for secrets.
-fn fresh(random: &foldhash::fast::RandomState, salt: u64) -> u64 {
-    use std::cell::Cell;
-    thread_local!(static COUNT: Cell<u64> = const { Cell::new(0) });
-    let count = COUNT.get().wrapping_add(1);
-    COUNT.set(count);
-    let mut hasher = random.build_hasher();
-    hasher.write_u64(count);
-    hasher.write_u64(salt);
-    hasher.write_usize(std::ptr::from_ref(&salt).addr());
-    hasher.finish() | 1
-}
-
-/// What the origin is told of the trace: the caller's own field, or a new one.
-pub fn write_trace(trace: Trace, span: u64, fields: &mut Fields) {
-    if !trace.brought {
-        fields.remove(Known::Traceparent);
-        fields.add_with(Known::Traceparent, |text| {
-            text.extend_from_slice(b"00-");
-            text::push_hex(text, (trace.id >> 64) as u64);
-            text::push_hex(text, trace.id as u64);
-            text.push(b'-');
-            text::push_hex(text, span);
-            text.extend_from_slice(b"-01");
-        });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn identity(settings: Settings) -> Identity {
-        let tiers = ["anonymous", "standard", "platinum"].map(str::to_owned).to_vec();
-        Identity::new(settings, tiers)
-    }
-
-    fn request(lines: &[(&str, &str)]) -> Request {
-        let mut request = Request::default();
-        for (name, value) in lines {
-            request.fields.push(name.as_bytes(), value.as_bytes());
-        }
-        request
-    }
-
-    fn trusting() -> Settings {
-        Settings {
-            trusted_proxies: vec!["10.0.0.0/8".parse().expect("a network")],
-            user: Some(Source::Header("x-user-id".into())),
-            tier: Some(Source::Header("x-user-tier".into())),
-            device: vec![Source::Header("x-device-id".into()), Source::Cookie("device".into())],
-            region: vec![Source::Header("x-region".into())],
-            ..Settings::default()
-        }
-    }
-
-    #[test]
-    fn strangers_cannot_claim_an_address_a_user_or_a_tier() {
-        let mut request = request(&[("X-Forwarded-For", "1.2.3.4"), ("X-User-Id", "bob"), ("x-user-tier", "platinum")]);
-        let caller = identity(trusting()).caller(IpAddr::from([203, 0, 113, 9]), &mut request);
-        assert_eq!(caller.ip, IpAddr::from([203, 0, 113, 9]));
-        assert_eq!((caller.user, caller.tier), (None, 0));
-        assert!(request.fields.named(b"x-user-id").next().is_none());
-    }
-
-    #[test]
-    fn the_rightmost_untrusted_hop_is_the_caller() {
-        let chain = "6.6.6.6, 198.51.100.7, 10.1.1.1";
-        for lines in [
-            [("x-forwarded-for", chain)],
-            [("forwarded", "for=6.6.6.6, for=\"198.51.100.7:80\";proto=http, for=10.1.1.1")],
-        ] {
-            let caller = identity(trusting()).caller(IpAddr::from([10, 0, 0, 1]), &mut request(&lines));
-            assert_eq!(caller.ip, IpAddr::from([198, 51, 100, 7]));
-        }
-        let caller =
-            identity(trusting()).caller(IpAddr::from([10, 0, 0, 1]), &mut request(&[("x-forwarded-for", "junk")]));
-        assert_eq!(caller.ip, IpAddr::from([10, 0, 0, 1]));
-    }
-
-    #[test]
-    fn trusted_proxies_name_user_and_tier() {
-        let lines = [("x-user-id", "bob"), ("x-user-tier", "platinum"), ("x-region", "eu")];
-        let caller = identity(trusting()).caller(IpAddr::from([10, 0, 0, 1]), &mut request(&lines));
-        assert_eq!((caller.user.is_some(), caller.tier, caller.region.as_str()), (true, 2, "eu"));
-        let caller = identity(trusting()).caller(IpAddr::from([10, 0, 0, 1]), &mut request(&lines[..1]));
-        assert_eq!(caller.tier, 1);
-    }
-
-    #[test]
-    fn a_device_is_bound_to_its_network() {
-        let identity = identity(trusting());
-        let device = |ip: &str, lines: &[(&str, &str)]| {
-            identity.caller(ip.parse().expect("an address"), &mut request(lines)).device
-        };
-        assert_ne!(device("203.0.113.9", &[("x-device-id", "a")]), device("203.0.113.9", &[("x-device-id", "b")]));
-        assert_ne!(device("203.0.113.9", &[("x-device-id", "a")]), device("203.0.113.8", &[("x-device-id", "a")]));
-        assert_eq!(device("2001:db8::1", &[]), device("2001:db8::2", &[]));
-        assert_eq!(
-            device("203.0.113.9", &[("cookie", "x=1; device=a")]),
-            device("203.0.113.9", &[("x-device-id", "a")])
-        );
-        let long = "x".repeat(64 << 10);
-        assert_eq!(
-            device("203.0.113.9", &[("x-device-id", &long)]),
-            device("203.0.113.9", &[("x-device-id", &long[..256])])
-        );
-    }
-
-    #[test]
-    fn traces_are_kept_or_made() {
-        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let caller = identity(trusting()).caller(IpAddr::from([1, 1, 1, 1]), &mut request(&[("traceparent", parent)]));
-        assert_eq!(caller.trace.to_string(), "0af7651916cd43dd8448eb211c80319c");
-        for bad in ["00-00000000000000000000000000000000-b7ad6b7169203331-01", "junk", &parent.to_uppercase()] {
-            let caller = identity(trusting()).caller(IpAddr::from([1, 1, 1, 1]), &mut request(&[("traceparent", bad)]));
-            assert!(!caller.trace.brought && caller.trace.id != 0);
-        }
-    }
 }

@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::event::Event;
 use crate::log::AccessLog;
 use crate::pipeline::Site;
-use crate::{admin, event, limit, log, pipeline, serve, tls};
+use crate::{admin, event, identify, limit, log, pipeline, serve, tls};
 
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +155,7 @@ fn worker_count(config: &Config) -> usize {
 fn expose(shared: &Arc<Shared>) {
     event::expose();
     log::expose();
+    identify::expose();
     limit::expose();
     pipeline::expose();
     serve::expose();

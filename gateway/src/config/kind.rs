@@ -26,7 +26,7 @@ impl Given<'_> {
         }
     }
 
-    fn wrong_type(&self, kind: &impl Kind) -> Problem {
+    pub(super) fn wrong_type(&self, kind: &impl Kind) -> Problem {
         let message = format!("expected {}, found {}", kind.describe(), self.node.found());
         Problem::new(Code::WrongType, message)
     }

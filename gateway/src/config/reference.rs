@@ -8,7 +8,7 @@ use super::reading::{Absent, Asked, Reading};
 use super::{Format, document, section};
 
 /// A document with one table of each kind, so that every reader asks for its keys.
-const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[[routes]]\n";
+const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[[routes]]\n";
 
 /// What each key means, in the order of the documentation. A test proves that no key is missing and none is left over.
 const MEANINGS: &[(&str, &str)] = &[
@@ -52,12 +52,35 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     (
         "identity.user",
-        "Header that names the user, believed from `trusted_proxies` only. Tables such as `{ jwt = ... }` are not available yet.",
+        "What names the user: a header, believed from `trusted_proxies` only, or a claim of a signed token.",
+    ),
+    (
+        "identity.user.jwt.keys",
+        "File with the JWK set (RFC 7517) that tokens are verified with; read again when it changes. Keys for other uses or algorithms are left out.",
+    ),
+    (
+        "identity.user.jwt.algorithms",
+        "Algorithms that a token may be signed with, whatever it says itself. `HS` algorithms take `oct` keys, and neither goes together with others.",
+    ),
+    ("identity.user.jwt.claim", "Claim at the top level of the token that names the user: text or a number."),
+    ("identity.user.jwt.issuer", "What `iss` must be. Absent: it may be anything."),
+    (
+        "identity.user.jwt.audience",
+        "Values of which `aud` must have one. None: it is not looked at, and tokens that the issuer made for others are believed.",
+    ),
+    (
+        "identity.user.jwt.leeway",
+        "By how much the clocks of issuer and gateway may differ, for `exp` (which a token must have) and `nbf`.",
+    ),
+    (
+        "identity.user.jwt.token",
+        "Where the token is: `Authorization: Bearer`, a header (after `Bearer ` or alone) or a cookie. It goes on to the upstream as it came.",
     ),
     (
         "identity.tier",
-        "Header that names the user's tier, likewise. Tables such as `{ jwt_claim = ... }` are not available yet.",
+        "What names the user's tier, likewise. A name that `[tiers]` does not have, or none, is `standard`; who has no user is `anonymous`.",
     ),
+    ("identity.tier.jwt_claim", "Claim of the token of `identity.user` that names the tier."),
     (
         "identity.region",
         "Sources of the region, tried in order. Responses are stored for the first 1,024 regions that a process meets. `geoip:` is not available yet.",
@@ -145,7 +168,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("limits.NAME.percent", "Share of subjects the limit applies to; which ones is stable."),
     (
         "limits.NAME.key",
-        "What a limit of tier `key` counts by, such as a tenant, an API key or a part of the path. A request without it is not counted. At most 8 different ones.",
+        "What a limit of tier `key` counts by, such as a tenant, an API key, a part of the path or a claim of a verified token. A request without it is not counted. At most 8 different ones.",
     ),
     (
         "limits.NAME.keys",

@@ -17,6 +17,12 @@ pub(super) struct Table<'a> {
     known: RefCell<Vec<&'static str>>,
 }
 
+/// What stands where a value or a table may stand.
+pub(super) enum Either<V, T> {
+    Value(Placed<V>),
+    Table(T),
+}
+
 impl<'a> Table<'a> {
     pub(super) fn new(reading: &'a Reading<'a>, at: At, pattern: String, entries: &'a [Entry]) -> Self {
         Table { reading, at, entries, pattern, known: RefCell::default() }
@@ -32,6 +38,22 @@ impl<'a> Table<'a> {
     pub(super) fn or<K: Kind>(&self, key: &'static str, kind: &K, default: K::Value) -> K::Value {
         self.ask(key, kind.describe(), Absent::Value(kind.show(&default)));
         self.read(key, kind).map_or(default, |placed| placed.value)
+    }
+
+    /// A value that may be absent, or a table in its place.
+    pub(super) fn either<K: Kind, R>(
+        &self,
+        key: &'static str,
+        kind: &K,
+        read: impl FnOnce(&Table<'_>) -> R,
+    ) -> Option<Either<K::Value, R>> {
+        self.ask(key, kind.describe(), Absent::Nothing);
+        let entry = self.entry(key)?;
+        if let Value::Table(_) = entry.node.value {
+            let (at, pattern) = (self.place(entry), self.pattern_of(key));
+            return Some(Either::Table(self.reading.scope(Some(&entry.node), at, pattern, read)));
+        }
+        self.read(key, kind).map(Either::Value)
     }
 
     /// A value that has to be there.
@@ -70,6 +92,11 @@ impl<'a> Table<'a> {
     /// Whether `key` is there.
     pub(super) fn has(&self, key: &str) -> bool {
         self.entry(key).is_some()
+    }
+
+    /// Whether there is a table under `key`.
+    pub(super) fn has_table(&self, key: &str) -> bool {
+        self.entry(key).is_some_and(|entry| matches!(entry.node.value, Value::Table(_)))
     }
 
     /// Where the value stands that `keys` lead to, or the nearest table around it.

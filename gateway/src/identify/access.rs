@@ -22,6 +22,17 @@ label! {
     }
 }
 
+impl Access {
+    /// What two lists' words come to: denial wins.
+    pub(super) fn and(self, other: Access) -> Access {
+        match (self, other) {
+            (Access::Denied, _) | (_, Access::Denied) => Access::Denied,
+            (Access::Exempt, _) | (_, Access::Exempt) => Access::Exempt,
+            _ => Access::Ordinary,
+        }
+    }
+}
+
 /// One entry of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -106,6 +117,17 @@ impl Lists {
     pub(super) fn of(settings: &Settings) -> Option<Self> {
         let is_empty = settings.exempt.is_empty() && settings.denied.is_empty();
         (!is_empty).then(|| Lists { exempt: List::of(&settings.exempt), denied: List::of(&settings.denied) })
+    }
+
+    /// A user alone.
+    pub(super) fn judge_user(&self, user: &[u8]) -> Access {
+        if self.denied.users.contains(user) {
+            Access::Denied
+        } else if self.exempt.users.contains(user) {
+            Access::Exempt
+        } else {
+            Access::Ordinary
+        }
     }
 
     pub(super) fn judge(&self, ip: IpAddr, device: Option<&[u8]>, user: Option<&[u8]>) -> Access {

@@ -68,7 +68,7 @@ pub enum BadInquiry {
 }
 
 const CHANGES: &str = "mode, percent and for";
-const DESCRIPTIONS: &str = "ip, device, user, tier and key";
+const DESCRIPTIONS: &str = "ip, device, user, issuer, tier and key";
 
 impl Inquiry {
     /// Reads what a trial is to be: `mode=shadow&percent=10&for=15m`.
@@ -115,6 +115,7 @@ impl Inquiry {
                 }
                 "device" => who.device = Some(value.into_owned()),
                 "user" => who.user = Some(value.into_owned()),
+                "issuer" => who.issuer = Some(value.into_owned()),
                 "tier" => who.tier = Some(value.into_owned()),
                 "key" => {
                     let pair = value.split_once(':').map(|(rule, value)| (rule.to_owned(), value.to_owned()));

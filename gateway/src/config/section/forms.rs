@@ -100,6 +100,12 @@ pub(super) fn field(text: &str) -> Result<String, Problem> {
     name.map(|name| name.as_str().to_owned()).map_err(|_| Problem::bad(format!("`{text}` is not a field's name")))
 }
 
+/// A cookie's name is a token, as a field's name is, but its case counts (RFC 6265 section 4.1.1).
+pub(super) fn cookie(text: &str) -> Result<String, Problem> {
+    field(text).map_err(|_| Problem::bad(format!("`{text}` is not a cookie's name")))?;
+    Ok(text.to_owned())
+}
+
 /// Host and port of an upstream's endpoint. Used for `--upstream` as well.
 pub(in crate::config) fn endpoint(text: &str) -> Result<endpoint::Address, Problem> {
     // The text is not repeated: it may hold a password.

@@ -1,10 +1,11 @@
 //! `[identity]`: whose word is taken for device, user, tier and region.
 
 use super::super::document::Value;
-use super::super::fault::{At, Problem};
+use super::super::fault::{At, Code, Problem};
 use super::super::kind::{Given, Kind, Parsed};
-use super::super::table::Table;
-use super::forms;
+use super::super::reading::Placed;
+use super::super::table::{Either, Table};
+use super::{forms, tokens};
 use crate::identify::{AccessSettings, Settings, Source};
 
 /// Sources that a client may set itself.
@@ -21,14 +22,31 @@ const REGION: Parsed<shard::Region> = Parsed {
 pub(super) fn read(root: &Table<'_>) -> (Settings, Vec<At>) {
     let default = Settings::default();
     root.table("identity", |table| {
-        let user = table.optional("user", &Claim { later: "a user from a JWT" });
-        let tier = table.optional("tier", &Claim { later: "a tier from a JWT" });
-        let trusting = [&user, &tier].into_iter().flatten().map(|source| source.at.clone()).collect();
+        let mut trusting = Vec::new();
+        let mut header = |source: Placed<Source>| {
+            trusting.push(source.at);
+            source.value
+        };
+        let (user, tokens) = match table.either("user", &Header { or: "{ jwt = { ... } }" }, tokens::read) {
+            Some(Either::Value(source)) => (Some(header(source)), None),
+            Some(Either::Table(read)) => read.unzip(),
+            None => (None, None),
+        };
+        let tier = table.either("tier", &Header { or: "{ jwt_claim = \"NAME\" }" }, |tier| {
+            tier.required("jwt_claim", &tokens::CLAIM)
+        });
+        let tier = match tier {
+            Some(Either::Value(source)) => Some(header(source)),
+            Some(Either::Table(claim)) => claim.map(|claim| tier_claim(table, claim)),
+            None => None,
+        };
         let settings = Settings {
             trusted_proxies: forms::list(table, "trusted_proxies", forms::NETWORK, default.trusted_proxies),
             device: forms::list(table, "device", SOURCE, default.device),
-            user: user.map(|source| source.value),
-            tier: tier.map(|source| source.value),
+            user,
+            tier,
+            tokens,
+            claims: default.claims,
             region: forms::list(table, "region", SOURCE, default.region),
             region_default: table.or("region_default", &REGION, default.region_default),
             // What limits count by is read with them.
@@ -39,17 +57,26 @@ pub(super) fn read(root: &Table<'_>) -> (Settings, Vec<At>) {
     })
 }
 
-/// A source that only a trusted proxy can set: a header.
-struct Claim {
-    /// What a table in this place asks for.
-    later: &'static str,
+fn tier_claim(identity: &Table<'_>, claim: Placed<String>) -> Source {
+    if !identity.has_table("user") {
+        let problem = Problem::new(Code::Missing, "there is no token to read it from");
+        identity
+            .reading
+            .error(&claim.at, problem.hint("a tier from a token needs `identity.user = { jwt = { ... } }`"));
+    }
+    Source::Claim(claim.value)
 }
 
-impl Kind for Claim {
+/// A source that only a trusted proxy can set: a header. A table may stand in its place.
+struct Header {
+    or: &'static str,
+}
+
+impl Kind for Header {
     type Value = Source;
 
     fn describe(&self) -> String {
-        "\"header:NAME\"".to_owned()
+        format!("\"header:NAME\" or {}", self.or)
     }
 
     fn show(&self, value: &Source) -> String {
@@ -57,11 +84,7 @@ impl Kind for Claim {
     }
 
     fn read(&self, given: &Given<'_>) -> Result<Source, Problem> {
-        if let Value::Table(_) = given.node.value {
-            return Err(
-                Problem::unavailable(self.later).hint("write \"header:NAME\": a field that trusted_proxies set")
-            );
-        }
+        let Value::Text(_) = given.node.value else { return Err(given.wrong_type(self)) };
         match SOURCE.read(given)? {
             header @ Source::Header(_) => Ok(header),
             _ => Err(Problem::bad("a client could set this itself")
@@ -74,11 +97,7 @@ fn source(text: &str) -> Result<Source, Problem> {
     let problem = |reason: String| Problem::bad(reason).hint(format!("write {}", SOURCE.name));
     match text.split_once(':') {
         Some(("header", name)) => Ok(Source::Header(forms::field(name)?)),
-        // A cookie's name is a token, as a field's name is, but its case counts (RFC 6265 section 4.1.1).
-        Some(("cookie", name)) => {
-            forms::field(name).map_err(|_| problem(format!("`{name}` is not a cookie's name")))?;
-            Ok(Source::Cookie(name.to_owned()))
-        }
+        Some(("cookie", name)) => Ok(Source::Cookie(forms::cookie(name)?)),
         Some(("host", "")) => Ok(Source::Host),
         Some(("path", number)) => match number.parse() {
             Ok(number @ 1..=32) => Ok(Source::Path(number)),
@@ -95,6 +114,7 @@ fn show(source: &Source) -> String {
         Source::Cookie(name) => format!("cookie:{name}"),
         Source::Host => "host:".to_owned(),
         Source::Path(number) => format!("path:{number}"),
+        Source::Claim(name) => format!("claim:{name}"),
     }
 }
 

@@ -38,6 +38,19 @@ pub(super) fn weights(root: &Table<'_>) -> Vec<(String, f64)> {
     weights
 }
 
+/// What a limit may count by: also a claim of a verified token.
+const KEY: Parsed<Source> = Parsed {
+    name: "\"header:NAME\", \"cookie:NAME\", \"path:N\", \"host:\" or \"claim:NAME\"",
+    parse: |text| match text.strip_prefix("claim:") {
+        Some("") | None => (identity::SOURCE.parse)(text),
+        Some(name) => Ok(Source::Claim(name.to_owned())),
+    },
+    show: |source| match source {
+        Source::Claim(name) => format!("claim:{name}"),
+        source => (identity::SOURCE.show)(source),
+    },
+};
+
 /// Most keys that a rule holds: 55 bytes each.
 const RULE_KEYS_MAX: u32 = 1 << 24;
 
@@ -82,7 +95,7 @@ fn rule(
     let burst = table.required("burst", &Whole(1..=BURST_MAX));
     let mode = table.or("mode", &MODES, Mode::default());
     let percent = table.or("percent", &Whole(0..=100), 100);
-    let key = table.optional("key", &identity::SOURCE);
+    let key = table.optional("key", &KEY);
     let held = table.optional("keys", &Whole(1..=RULE_KEYS_MAX));
     let tells = table.or("headers", &TELLS, Tells::default());
     let per_address = table.or("per_address", &Whole(0..=1_000_000), PER_ADDRESS);
@@ -100,8 +113,13 @@ fn rule(
             let problem = Problem::new(Code::Missing, "a limit of tier `key` says what it counts by");
             table.reading.error(
                 &table.at,
-                problem.hint("write key = \"header:NAME\", \"cookie:NAME\", \"path:N\" or \"host:\""),
+                problem.hint("write key = \"header:NAME\", \"cookie:NAME\", \"path:N\", \"host:\" or \"claim:NAME\""),
             );
+            return None;
+        }
+        (Tier::Key, Some(source)) if matches!(source.value, Source::Claim(_)) && identify.tokens.is_none() => {
+            let problem = Problem::new(Code::Missing, "there is no token that would have this claim");
+            table.reading.error(&source.at, problem.hint("set identity.user = { jwt = { ... } }"));
             return None;
         }
         (Tier::Key, Some(source)) => Some(index_of(source.value, &mut identify.keys).or_else(|| {
@@ -117,6 +135,13 @@ fn rule(
     };
     if let Some(held) = held.as_ref().filter(|_| matches!(tier.value, Tier::Node | Tier::Cluster)) {
         table.reading.error(&held.at, Problem::bad("a limit that all share holds no keys"));
+    }
+    for source in &identify.keys {
+        if let Source::Claim(name) = source
+            && !identify.claims.contains(name)
+        {
+            identify.claims.push(name.clone());
+        }
     }
     let rule = Rule {
         key,

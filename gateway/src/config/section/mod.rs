@@ -9,6 +9,7 @@ mod limits;
 mod listen;
 mod redis;
 mod routes;
+mod tokens;
 mod upstreams;
 
 pub(super) use forms::endpoint as endpoint_address;
@@ -36,7 +37,7 @@ pub(super) struct Draft {
     pub(super) config: Config,
     pub(super) listen: Vec<At>,
     pub(super) admin: At,
-    /// `identity.user` and `identity.tier`, where they are set.
+    /// `identity.user` and `identity.tier`, where they are headers.
     pub(super) trusting: Vec<At>,
     pub(super) regions: Option<Vec<Placed<shard::Region>>>,
     pub(super) regions_at: At,

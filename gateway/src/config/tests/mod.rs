@@ -4,6 +4,7 @@ mod accepted;
 mod checks;
 mod contract;
 mod refused;
+mod tokens;
 
 use std::path::Path;
 
@@ -21,8 +22,12 @@ upstream = "shop"
 "#;
 
 fn read(text: &str, format: Format) -> Result<(Config, Report), Report> {
+    read_in(Path::new("/nonexistent"), text, format)
+}
+
+fn read_in(base: &Path, text: &str, format: Format) -> Result<(Config, Report), Report> {
     let env = |name: &str| (name == "PORT").then(|| "9000".to_owned());
-    Config::parse(&Source { name: "test.toml", text, format, base: Path::new("/nonexistent"), env: &env })
+    Config::parse(&Source { name: "test.toml", text, format, base, env: &env })
 }
 
 fn toml(text: &str) -> Result<(Config, Report), Report> {

@@ -67,6 +67,14 @@ fn wrong_types_are_named() {
             "10:10 identity.device: expected a list; each item: \"header:NAME\", \"cookie:NAME\", \"host:\" or \"path:N\", \
              found text (write it between `[` and `]`)",
         ),
+        (
+            "[identity]\nuser = 3",
+            "10:8 identity.user: expected \"header:NAME\" or { jwt = { ... } }, found a whole number",
+        ),
+        (
+            "[identity]\ntier = [\"header:x\"]",
+            "10:8 identity.tier: expected \"header:NAME\" or { jwt_claim = \"NAME\" }, found a list",
+        ),
         ("listen = {}", "1:10 listen: expected a list of tables, found a table (write `[[listen]]`)"),
         ("listen = [1]", "1:11 listen[0]: expected a table, found a whole number"),
         ("limits = 3", "1:10 limits: expected a table, found a whole number"),
@@ -113,6 +121,14 @@ fn values_out_of_range_or_malformed_are_explained() {
             "10:8 identity.user: a client could set this itself (write \"header:NAME\": a field that trusted_proxies set)",
         ),
         (
+            "[identity]\nuser = \"claim:sub\"",
+            "10:8 identity.user: `claim:sub` is not a source (write \"header:NAME\", \"cookie:NAME\", \"host:\" or \"path:N\")",
+        ),
+        (
+            "[identity]\ndevice = [\"claim:sub\"]",
+            "10:11 identity.device[0]: `claim:sub` is not a source (write \"header:NAME\", \"cookie:NAME\", \"host:\" or \"path:N\")",
+        ),
+        (
             "[identity]\nregion_default = \"EU\"",
             "10:18 identity.region_default: `EU`: a region's name is 1 to 32 of a-z, 0-9, '_' and '-'",
         ),
@@ -140,8 +156,6 @@ fn what_comes_later_is_refused_only_where_it_is_asked_for() {
             "listen[0].proxy_protocol",
         ),
         ("", "[journal]\nstore = \"x\"", "journal"),
-        ("", "[identity]\nuser = { jwt = {} }", "identity.user"),
-        ("", "[identity]\ntier = { jwt_claim = \"tier\" }", "identity.tier"),
         ("[identity]\nregion = [\"host:\"]", "[identity]\nregion = [\"geoip:x.mmdb\"]", "identity.region[0]"),
         ("[tracing]\notlp = \"${X:-}\"", "[tracing]\notlp = \"http://x\"", "tracing.otlp"),
         ("retries = 0", "retries = 1", "upstreams.b.retries"),
