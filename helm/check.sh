@@ -119,9 +119,9 @@ renders shared-limit 'nodes = 4'
 renders redis-cluster 'nodes = 5' 'slots = 64' 'ca = "redis-tls/ca.crt"' \
   'cluster = ["rediss://tidegate:${REDIS_PASSWORD}@redis-0.redis.cache.svc:6379","rediss://tidegate:${REDIS_PASSWORD}@redis-1.redis.cache.svc:6379"]'
 renders redis-tls 'nodes = 40' 'deadline = "10ms"' 'compress_from = "16KiB"' 'cert = "redis-tls/tls.crt"' 'key = "redis-tls/tls.key"' \
-  '"remote_object_bytes" = "2MiB"' '"key_ignore_query" = ["utm_*", "fbclid"]'
+  'remote_object_bytes = "2MiB"' 'key_ignore_query = ["utm_*", "fbclid"]'
 renders redis-regions 'fallback = ["us_east","default"]' 'region = ["header:x-region","host:"]' 'region_default = "eu-west"' \
-  '"breaker" = { "error_ratio" = 0.25, "minimum" = 50, "open" = "10s" }' '"device" = ["header:x-device-id"]'
+  'breaker = { error_ratio = 0.25, minimum = 50, open = "10s" }' 'device = ["header:x-device-id"]'
 
 refuses "no upstream" "config.upstream.endpoints is empty"
 refuses "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3

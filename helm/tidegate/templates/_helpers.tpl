@@ -93,7 +93,7 @@ token = "${ADMIN_TOKEN:-}"
 trusted_proxies = {{ toJson $c.trusted_proxies }}
 region = {{ toJson $c.identity.region }}
 region_default = {{ toJson $c.identity.region_default }}
-{{- include "tidegate.extra" $c.identity.extra }}
+{{- include "tidegate.keys" $c.identity.extra }}
 {{- if or $c.redis.regions $c.redis.nodes }}
 
 {{ include "tidegate.redis" . }}
@@ -101,10 +101,10 @@ region_default = {{ toJson $c.identity.region_default }}
 
 [cache]
 memory = {{ toJson $c.cache.memory }}
-{{- include "tidegate.extra" $c.cache.extra }}
+{{- include "tidegate.keys" $c.cache.extra }}
 {{- range $name, $rule := $c.limits }}
 
-[limits.{{ toJson $name }}]
+[limits.{{ include "tidegate.key" $name }}]
 tier = {{ toJson $rule.tier }}
 rate = {{ toJson $rule.rate }}
 burst = {{ int $rule.burst }}
@@ -120,7 +120,7 @@ percent = {{ int $rule.percent }}
 endpoints = {{ toJson $c.upstream.endpoints }}
 balance = {{ toJson $c.upstream.balance }}
 timeout = {{ toJson $c.upstream.timeout }}
-{{- include "tidegate.extra" $c.upstream.extra }}
+{{- include "tidegate.keys" $c.upstream.extra }}
 
 [[routes]]
 name = "everything"
