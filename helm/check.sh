@@ -118,7 +118,7 @@ renders full 'nodes = 12' 'slots = 32'
 renders shared-limit 'nodes = 4'
 renders redis-cluster 'nodes = 5' 'slots = 64' 'ca = "redis-tls/ca.crt"' \
   'cluster = ["rediss://tidegate:${REDIS_PASSWORD}@redis-0.redis.cache.svc:6379","rediss://tidegate:${REDIS_PASSWORD}@redis-1.redis.cache.svc:6379"]'
-renders redis-tls 'nodes = 40' 'deadline = "10ms"' 'compress_from = "16KiB"' 'cert = "redis-tls/tls.crt"' 'key = "redis-tls/tls.key"' \
+renders redis-tls 'nodes = 40' 'deadline = "10ms"' 'compress_from = "16KiB"' 'hot_rate = "30000/m"' 'hot_copies = 3' 'cert = "redis-tls/tls.crt"' 'key = "redis-tls/tls.key"' \
   'remote_object_bytes = "2MiB"' 'key_ignore_query = ["utm_*", "fbclid"]'
 renders redis-regions 'fallback = ["us_east","default"]' 'region = ["header:x-region","host:"]' 'region_default = "eu-west"' \
   'breaker = { error_ratio = 0.25, minimum = 50, open = "10s" }' 'device = ["header:x-device-id"]'
@@ -151,6 +151,10 @@ refuses_with "regions without the default" "a region named default" minimal <<<'
 refuses_with "an unknown key of redis" "additional properties 'hot'" minimal <<<'config: { redis: { hot: 4 } }'
 refuses_with "a typed key among further ones" "/config/redis/extra/deadline" redis-tls <<<'config: { redis: { extra: { deadline: 5ms } } }'
 refuses_with "a typed key of the cache among further ones" "/config/cache/extra/memory" minimal <<<'config: { cache: { extra: { memory: 1GiB } } }'
+refuses_with "hot keys among further ones of the cache" "/config/cache/extra/hot_rate" minimal <<<'config: { cache: { extra: { hot_rate: 9/s } } }'
+refuses_with "copies among further keys of redis" "/config/redis/extra/hot_copies" redis-tls <<<'config: { redis: { extra: { hot_copies: 2 } } }'
+refuses_with "more copies than there may be" "maximum" redis-tls <<<'config: { redis: { hot_copies: 65 } }'
+refuses_with "hot from nothing on" "pattern" minimal <<<'config: { cache: { hot_rate: 0/s } }'
 refuses_with "a further key of no value" "got null" minimal <<<'config: { cache: { extra: { key_fields: [null] } } }'
 refuses_with "a login without regions" "need config.redis.regions" minimal <<<'config: { redis: { auth: { secretName: s } } }'
 refuses_with "a login that no address uses" 'gives ${REDIS_PASSWORD}, which no address' full <<<'config: { redis: { auth: { secretName: s } } }'

@@ -101,6 +101,7 @@ region_default = {{ toJson $c.identity.region_default }}
 
 [cache]
 memory = {{ toJson $c.cache.memory }}
+hot_rate = {{ toJson $c.cache.hot_rate }}
 {{- include "tidegate.keys" $c.cache.extra }}
 {{- range $name, $rule := $c.limits }}
 

@@ -82,6 +82,7 @@ nodes = {{ include "tidegate.fleet" . }}
 {{- if $redis.regions }}
 deadline = {{ toJson $redis.deadline }}
 compress_from = {{ toJson $redis.compress_from }}
+hot_copies = {{ int $redis.hot_copies }}
 secret = "${REDIS_SECRET:-}"
 {{- include "tidegate.keys" $redis.extra }}
 {{- with $redis.tls }}
