@@ -122,11 +122,21 @@ renders redis-tls 'nodes = 40' 'deadline = "10ms"' 'compress_from = "16KiB"' 'ho
   'remote_object_bytes = "2MiB"' 'key_ignore_query = ["utm_*", "fbclid"]'
 renders redis-regions 'fallback = ["us_east","default"]' 'region = ["header:x-region","host:"]' 'region_default = "eu-west"' \
   'breaker = { error_ratio = 0.25, minimum = 50, open = "10s" }' 'device = ["header:x-device-id"]'
+renders callers 'device = ["header:x-device-id","cookie:device","path:2"]' 'user = "header:x-user-id"' 'tier = "header:x-user-tier"' \
+  'anonymous = 0.5' 'gold = 2' '"platinum.eu" = 3.2'
 
 refuses "no upstream" "config.upstream.endpoints is empty"
 refuses "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3
 refuses "a cluster limit without Redis" "a cluster limit needs config.redis.regions" --values "$chart/ci/minimal-values.yaml" \
   --set config.limits.all.tier=cluster,config.limits.all.rate=100/s,config.limits.all.burst=100
+refuses_with "a device by something else" "/config/identity/device/0" minimal <<<'config: { identity: { device: [query:id] } }'
+refuses_with "a segment that is not looked at" "/config/identity/device/0" minimal <<<'config: { identity: { device: [path:33] } }'
+refuses_with "a user by what everybody could say" "/config/identity/user" callers <<<'config: { identity: { user: cookie:user } }'
+refuses_with "a user without a proxy that is believed" "config.trusted_proxies" minimal <<<'config: { identity: { user: header:x-user-id } }'
+refuses_with "a tier without a user" "the tier of a user" callers <<<'config: { identity: { user: "" } }'
+refuses_with "a typed key of the identity among further ones" "/config/identity/extra/device" minimal <<<'config: { identity: { extra: { device: ["host:"] } } }'
+refuses_with "a tier of no weight" "/config/tiers/gold" callers <<<'config: { tiers: { gold: 0 } }'
+refuses_with "a tier's name in other letters" "invalid propertyName 'gold one'" callers <<<'config: { tiers: { "gold one": 2 } }'
 refuses_region "a region of nothing" "'oneOf' failed" '{ slots: 4 }'
 refuses_region "a region of endpoints and a cluster" "subschemas 0, 1 matched" '{ endpoints: ["redis://a:6379"], cluster: ["redis://b:6379"] }'
 refuses_region "an unknown key of a region" "additional properties 'slot'" '{ endpoints: ["redis://a:6379"], slot: 4 }'

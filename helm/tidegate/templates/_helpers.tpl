@@ -62,6 +62,7 @@ tidegate.toml. Text is written by toJson: a JSON string is a TOML basic string.
 {{- if not $c.upstream.endpoints }}
 {{- fail "config.upstream.endpoints is empty: set it to what the gateway stands before, for example --set 'config.upstream.endpoints={http://shop.default.svc:80}' (or set config.raw)" }}
 {{- end }}
+{{- include "tidegate.identity.check" . }}
 {{- include "tidegate.redis.check" . }}
 {{- range $name, $rule := $c.limits }}
 {{- if and (eq $rule.tier "cluster") (not $c.redis.regions) (not $c.redis.nodes) }}
@@ -89,11 +90,7 @@ min_version = {{ toJson .Values.tls.minVersion }}
 address = "0.0.0.0:{{ int .Values.ports.admin }}"
 token = "${ADMIN_TOKEN:-}"
 
-[identity]
-trusted_proxies = {{ toJson $c.trusted_proxies }}
-region = {{ toJson $c.identity.region }}
-region_default = {{ toJson $c.identity.region_default }}
-{{- include "tidegate.keys" $c.identity.extra }}
+{{ include "tidegate.identity" . }}
 {{- if or $c.redis.regions $c.redis.nodes }}
 
 {{ include "tidegate.redis" . }}
