@@ -104,6 +104,11 @@ refuses_region() {
   refuses_with "$1" "$2" minimal <<<"config: { redis: { regions: { default: $3 } } }"
 }
 
+# refuses_limit WHAT MESSAGE RULE: the same for the limit `all` as a flow mapping.
+refuses_limit() {
+  refuses_with "$1" "$2" minimal <<<"config: { limits: { all: $3 } }"
+}
+
 # renders SET LINE...: the configuration of ci/SET-values.yaml holds these lines.
 renders() {
   local set=$1 line
@@ -123,7 +128,9 @@ renders redis-tls 'nodes = 40' 'deadline = "10ms"' 'compress_from = "16KiB"' 'ho
 renders redis-regions 'fallback = ["us_east","default"]' 'region = ["header:x-region","host:"]' 'region_default = "eu-west"' \
   'breaker = { error_ratio = 0.25, minimum = 50, open = "10s" }' 'device = ["header:x-device-id"]'
 renders callers 'device = ["header:x-device-id","cookie:device","path:2"]' 'user = "header:x-user-id"' 'tier = "header:x-user-tier"' \
-  'anonymous = 0.5' 'gold = 2' '"platinum.eu" = 3.2'
+  'anonymous = 0.5' 'gold = 2' '"platinum.eu" = 3.2' \
+  'per_address = 0' 'percent = 0' 'keys = 16777216' 'headers = "policy"' '[limits."tenant.v1"]' 'tier = "key"' 'key = "header:x-tenant"' 'keys = 2000' \
+  'headers = "none"' 'reserve = { anonymous = 0.5, "platinum.eu" = 0.05 }' 'limits = ["device","node","tenant.v1","user"]'
 
 refuses "no upstream" "config.upstream.endpoints is empty"
 refuses "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3
@@ -137,6 +144,18 @@ refuses_with "a tier without a user" "the tier of a user" callers <<<'config: { 
 refuses_with "a typed key of the identity among further ones" "/config/identity/extra/device" minimal <<<'config: { identity: { extra: { device: ["host:"] } } }'
 refuses_with "a tier of no weight" "/config/tiers/gold" callers <<<'config: { tiers: { gold: 0 } }'
 refuses_with "a tier's name in other letters" "invalid propertyName 'gold one'" callers <<<'config: { tiers: { "gold one": 2 } }'
+refuses_limit "a limit by a key without the key" "missing property 'key'" '{ tier: key, rate: 1/s, burst: 1 }'
+refuses_limit "a key of another tier" "/config/limits/all/key" '{ tier: user, key: "host:", rate: 1/s, burst: 1 }'
+refuses_limit "a key by something else" "/config/limits/all/key" '{ tier: key, key: x-tenant, rate: 1/s, burst: 1 }'
+refuses_limit "more keys than there may be" "maximum" '{ tier: device, keys: 16777217, rate: 1/s, burst: 1 }'
+refuses_limit "keys of what all share" "/config/limits/all/keys" '{ tier: node, keys: 5, rate: 1/s, burst: 1 }'
+refuses_limit "an address's share of what is no device" "/config/limits/all/per_address" '{ tier: node, per_address: 5, rate: 1/s, burst: 1 }'
+refuses_limit "an address of which each is one device" "set config.identity.device" '{ tier: device, per_address: 5, rate: 1/s, burst: 1 }'
+refuses_limit "a reserve within one device" "/config/limits/all/reserve" '{ tier: device, reserve: { standard: 0.5 }, rate: 1/s, burst: 1 }'
+refuses_limit "a reserve of everything" "exclusiveMaximum" '{ tier: node, reserve: { standard: 1 }, rate: 1/s, burst: 1 }'
+refuses_limit "a reserve for a tier that is none" "there is no tier gold" '{ tier: node, reserve: { gold: 0.5 }, rate: 1/s, burst: 1 }'
+refuses_limit "other words for what clients are told" "/config/limits/all/headers" '{ tier: node, headers: some, rate: 1/s, burst: 1 }'
+refuses_limit "a limit of users where nobody is one" "nobody is a user" '{ tier: user, rate: 1/s, burst: 1 }'
 refuses_region "a region of nothing" "'oneOf' failed" '{ slots: 4 }'
 refuses_region "a region of endpoints and a cluster" "subschemas 0, 1 matched" '{ endpoints: ["redis://a:6379"], cluster: ["redis://b:6379"] }'
 refuses_region "an unknown key of a region" "additional properties 'slot'" '{ endpoints: ["redis://a:6379"], slot: 4 }'

@@ -64,11 +64,7 @@ tidegate.toml. Text is written by toJson: a JSON string is a TOML basic string.
 {{- end }}
 {{- include "tidegate.identity.check" . }}
 {{- include "tidegate.redis.check" . }}
-{{- range $name, $rule := $c.limits }}
-{{- if and (eq $rule.tier "cluster") (not $c.redis.regions) (not $c.redis.nodes) }}
-{{- fail (printf "config.limits.%s: a cluster limit needs config.redis.regions, or config.redis.nodes to be shared out without Redis" $name) }}
-{{- end }}
-{{- end -}}
+{{- include "tidegate.limits.check" . -}}
 version = 1
 
 [server]
@@ -100,19 +96,7 @@ token = "${ADMIN_TOKEN:-}"
 memory = {{ toJson $c.cache.memory }}
 hot_rate = {{ toJson $c.cache.hot_rate }}
 {{- include "tidegate.keys" $c.cache.extra }}
-{{- range $name, $rule := $c.limits }}
-
-[limits.{{ include "tidegate.key" $name }}]
-tier = {{ toJson $rule.tier }}
-rate = {{ toJson $rule.rate }}
-burst = {{ int $rule.burst }}
-{{- with $rule.mode }}
-mode = {{ toJson . }}
-{{- end }}
-{{- if hasKey $rule "percent" }}
-percent = {{ int $rule.percent }}
-{{- end }}
-{{- end }}
+{{- include "tidegate.limits" . }}
 
 [upstreams.main]
 endpoints = {{ toJson $c.upstream.endpoints }}

@@ -1,0 +1,30 @@
+{{/* What the schema cannot see: values that refer to each other. */}}
+{{- define "tidegate.limits.check" -}}
+{{- $c := .Values.config }}
+{{- $tiers := concat (list "anonymous" "standard") (keys $c.tiers) }}
+{{- range $name, $rule := $c.limits }}
+{{- if and (eq $rule.tier "cluster") (not $c.redis.regions) (not $c.redis.nodes) }}
+{{- fail (printf "config.limits.%s: a cluster limit needs config.redis.regions, or config.redis.nodes to be shared out without Redis" $name) }}
+{{- end }}
+{{- if and (eq $rule.tier "user") (not $c.identity.user) }}
+{{- fail (printf "config.limits.%s: nobody is a user: set config.identity.user" $name) }}
+{{- end }}
+{{- if and $rule.per_address (not $c.identity.device) }}
+{{- fail (printf "config.limits.%s.per_address: an address is one device: set config.identity.device" $name) }}
+{{- end }}
+{{- range $tier, $part := $rule.reserve }}
+{{- if not (has $tier $tiers) }}
+{{- fail (printf "config.limits.%s.reserve: there is no tier %s in config.tiers" $name $tier) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A section for each rule. */}}
+{{- define "tidegate.limits" -}}
+{{- range $name, $rule := .Values.config.limits }}
+
+[limits.{{ include "tidegate.key" $name }}]
+{{- include "tidegate.keys" $rule }}
+{{- end }}
+{{- end }}
