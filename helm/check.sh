@@ -129,6 +129,7 @@ renders redis-regions 'fallback = ["us_east","default"]' 'region = ["header:x-re
   'breaker = { error_ratio = 0.25, minimum = 50, open = "10s" }' 'device = ["header:x-device-id"]'
 renders callers 'device = ["header:x-device-id","cookie:device","path:2"]' 'user = "header:x-user-id"' 'tier = "header:x-user-tier"' \
   'anonymous = 0.5' 'gold = 2' '"platinum.eu" = 3.2' \
+  'exempt = ["10.1.0.0/16","fd00::/8","user:backup"]' 'denied = ["192.0.2.7","2001:db8::1","device:stolen"]' \
   'per_address = 0' 'percent = 0' 'keys = 16777216' 'headers = "policy"' '[limits."tenant.v1"]' 'tier = "key"' 'key = "header:x-tenant"' 'keys = 2000' \
   'headers = "none"' 'reserve = { anonymous = 0.5, "platinum.eu" = 0.05 }' 'limits = ["device","node","tenant.v1","user"]'
 
@@ -156,6 +157,11 @@ refuses_limit "a reserve of everything" "exclusiveMaximum" '{ tier: node, reserv
 refuses_limit "a reserve for a tier that is none" "there is no tier gold" '{ tier: node, reserve: { gold: 0.5 }, rate: 1/s, burst: 1 }'
 refuses_limit "other words for what clients are told" "/config/limits/all/headers" '{ tier: node, headers: some, rate: 1/s, burst: 1 }'
 refuses_limit "a limit of users where nobody is one" "nobody is a user" '{ tier: user, rate: 1/s, burst: 1 }'
+refuses_with "a denied name of a machine" "/config/access/denied/0" minimal <<<'config: { access: { denied: [localhost] } }'
+refuses_with "an exempt user of no name" "/config/access/exempt/0" callers <<<'config: { access: { exempt: ["user:"] } }'
+refuses_with "a list of another kind" "additional properties 'allowed'" minimal <<<'config: { access: { allowed: [10.0.0.0/8] } }'
+refuses_with "a denied device where there is none" "device:stolen is nobody" minimal <<<'config: { access: { denied: [device:stolen] } }'
+refuses_with "an exempt user where there is none" "user:backup is nobody" minimal <<<'config: { access: { exempt: [user:backup] } }'
 refuses_region "a region of nothing" "'oneOf' failed" '{ slots: 4 }'
 refuses_region "a region of endpoints and a cluster" "subschemas 0, 1 matched" '{ endpoints: ["redis://a:6379"], cluster: ["redis://b:6379"] }'
 refuses_region "an unknown key of a region" "additional properties 'slot'" '{ endpoints: ["redis://a:6379"], slot: 4 }'

@@ -18,10 +18,26 @@
 {{- end }}
 {{- end }}
 {{- end }}
+{{- range concat $c.access.exempt $c.access.denied }}
+{{- if and (hasPrefix "device:" .) (not $c.identity.device) }}
+{{- fail (printf "config.access: %s is nobody: set config.identity.device" .) }}
+{{- end }}
+{{- if and (hasPrefix "user:" .) (not $c.identity.user) }}
+{{- fail (printf "config.access: %s is nobody: set config.identity.user" .) }}
+{{- end }}
+{{- end }}
 {{- end }}
 
-{{/* A section for each rule. */}}
+{{/* The section [access], and one for each limit. */}}
 {{- define "tidegate.limits" -}}
+{{- with .Values.config.access }}
+{{- if or .exempt .denied }}
+
+[access]
+exempt = {{ toJson .exempt }}
+denied = {{ toJson .denied }}
+{{- end }}
+{{- end }}
 {{- range $name, $rule := .Values.config.limits }}
 
 [limits.{{ include "tidegate.key" $name }}]
