@@ -131,7 +131,8 @@ renders callers 'device = ["header:x-device-id","cookie:device","path:2"]' 'user
   'anonymous = 0.5' 'gold = 2' '"platinum.eu" = 3.2' \
   'exempt = ["10.1.0.0/16","fd00::/8","user:backup"]' 'denied = ["192.0.2.7","2001:db8::1","device:stolen"]' \
   'per_address = 0' 'percent = 0' 'keys = 16777216' 'headers = "policy"' '[limits."tenant.v1"]' 'tier = "key"' 'key = "header:x-tenant"' 'keys = 2000' \
-  'headers = "none"' 'reserve = { anonymous = 0.5, "platinum.eu" = 0.05 }' 'limits = ["device","node","tenant.v1","user"]'
+  'headers = "none"' 'reserve = { anonymous = 0.5, "platinum.eu" = 0.05 }' 'limits = ["device","node","tenant.v1","user"]' \
+  'cost = 2' 'cost_by_status = { 401 = 20, 403 = 5, 5xx = 3 }' 'degrade = { html = "busy.html", status = 500 }'
 
 refuses "no upstream" "config.upstream.endpoints is empty"
 refuses "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3
@@ -162,6 +163,10 @@ refuses_with "an exempt user of no name" "/config/access/exempt/0" callers <<<'c
 refuses_with "a list of another kind" "additional properties 'allowed'" minimal <<<'config: { access: { allowed: [10.0.0.0/8] } }'
 refuses_with "a denied device where there is none" "device:stolen is nobody" minimal <<<'config: { access: { denied: [device:stolen] } }'
 refuses_with "an exempt user where there is none" "user:backup is nobody" minimal <<<'config: { access: { exempt: [user:backup] } }'
+refuses_with "a request that costs nothing" "minimum" minimal <<<'config: { route: { cost: 0 } }'
+refuses_with "a request that costs more than a burst" "more than its burst" callers <<<'config: { route: { cost: 61 } }'
+refuses_with "a cost of what is no status" "invalid propertyName '6xx'" minimal <<<'config: { route: { cost_by_status: { 6xx: 2 } } }'
+refuses_with "a typed key of the route among further ones" "/config/route/extra/cost" minimal <<<'config: { route: { extra: { cost: 2 } } }'
 refuses_region "a region of nothing" "'oneOf' failed" '{ slots: 4 }'
 refuses_region "a region of endpoints and a cluster" "subschemas 0, 1 matched" '{ endpoints: ["redis://a:6379"], cluster: ["redis://b:6379"] }'
 refuses_region "an unknown key of a region" "additional properties 'slot'" '{ endpoints: ["redis://a:6379"], slot: 4 }'

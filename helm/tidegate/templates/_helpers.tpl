@@ -111,11 +111,16 @@ upstream = "main"
 {{- with $c.limits }}
 limits = {{ keys . | sortAlpha | toJson }}
 {{- end }}
+cost = {{ int $c.route.cost }}
+{{- with $c.route.cost_by_status }}
+cost_by_status = {{ include "tidegate.value" . }}
+{{- end }}
 {{- if eq $c.cache.mode "off" }}
 cache = { mode = "off" }
 {{- else }}
 cache = { mode = "standard", stale_if_error = {{ toJson $c.cache.stale_if_error }} }
 {{- end }}
+{{- include "tidegate.keys" $c.route.extra }}
 
 [log]
 level = {{ toJson $c.log.level }}

@@ -12,6 +12,9 @@
 {{- if and $rule.per_address (not $c.identity.device) }}
 {{- fail (printf "config.limits.%s.per_address: an address is one device: set config.identity.device" $name) }}
 {{- end }}
+{{- if gt (int $c.route.cost) (int $rule.burst) }}
+{{- fail (printf "config.limits.%s: a request costs %d (config.route.cost), which is more than its burst: none would ever pass" $name (int $c.route.cost)) }}
+{{- end }}
 {{- range $tier, $part := $rule.reserve }}
 {{- if not (has $tier $tiers) }}
 {{- fail (printf "config.limits.%s.reserve: there is no tier %s in config.tiers" $name $tier) }}
