@@ -104,6 +104,11 @@ refuses_region() {
   refuses_with "$1" "$2" minimal <<<"config: { redis: { regions: { default: $3 } } }"
 }
 
+# refuses_token WHAT MESSAGE JWT: the same for identity.jwt as a flow mapping.
+refuses_token() {
+  refuses_with "$1" "$2" minimal <<<"config: { identity: { jwt: $3 } }"
+}
+
 # refuses_limit WHAT MESSAGE RULE: the same for the limit `all` as a flow mapping.
 refuses_limit() {
   refuses_with "$1" "$2" minimal <<<"config: { limits: { all: $3 } }"
@@ -117,6 +122,16 @@ renders() {
     grep -qxF -- "$line" "$work/$set/tidegate.toml" || { cp "$work/$set/tidegate.toml" "$work/out"; fail "$set: has no line: $line"; }
   done
   echo "ok       $set: says what its values say"
+}
+
+# templates WHAT BASE TEXT...: the chart made with ci/BASE-values.yaml and the values on standard input over them has these texts.
+templates() {
+  local what=$1 base=$2 text
+  shift 2
+  cat >"$work/values.yaml"
+  "$helm" template t "$chart" --values "$chart/ci/$base-values.yaml" --values "$work/values.yaml" >"$work/out" 2>&1 || fail "$what"
+  for text in "$@"; do [[ $(<"$work/out") == *"$text"* ]] || fail "$what: has nowhere: $text"; done
+  echo "ok       $what"
 }
 
 renders full 'nodes = 12' 'slots = 32'
@@ -134,6 +149,17 @@ renders callers 'device = ["header:x-device-id","cookie:device","path:2"]' 'user
   'headers = "none"' 'reserve = { anonymous = 0.5, "platinum.eu" = 0.05 }' 'limits = ["device","node","tenant.v1","user"]' \
   'cost = 2' 'cost_by_status = { 401 = 20, 403 = 5, 5xx = 3 }' 'degrade = { html = "busy.html", status = 500 }'
 
+# Not in ci/ until the gateway knows tokens: `tidegate check` would refuse them.
+templates "users from tokens, keys in a Secret" minimal \
+  'user = { jwt = { algorithms = ["ES256", "RS256"], audience = ["shop"], claim = "email", keys = "jwt/jwks.json" } }' \
+  'tier = { jwt_claim = "plan" }' '- { key: "keys", path: jwt/jwks.json }' 'name: "issuer"' <<<'config:
+  identity:
+    jwt: { secretName: issuer, keysKey: keys, algorithms: [ES256, RS256], claim: email, tierClaim: plan, extra: { audience: [shop] } }
+  limits: { user: { tier: user, rate: 600/m, burst: 60 } }'
+templates "users from tokens, keys in a ConfigMap" minimal '- configMap:
+                  name: "issuer"' '- { key: "jwks.json", path: jwt/jwks.json }' \
+  <<<'config: { identity: { jwt: { configMapName: issuer, algorithms: [EdDSA] } } }'
+
 refuses "no upstream" "config.upstream.endpoints is empty"
 refuses "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3
 refuses "a cluster limit without Redis" "a cluster limit needs config.redis.regions" --values "$chart/ci/minimal-values.yaml" \
@@ -144,6 +170,15 @@ refuses_with "a user by what everybody could say" "/config/identity/user" caller
 refuses_with "a user without a proxy that is believed" "config.trusted_proxies" minimal <<<'config: { identity: { user: header:x-user-id } }'
 refuses_with "a tier without a user" "the tier of a user" callers <<<'config: { identity: { user: "" } }'
 refuses_with "a typed key of the identity among further ones" "/config/identity/extra/device" minimal <<<'config: { identity: { extra: { device: ["host:"] } } }'
+refuses_token "tokens without an algorithm" "algorithms is empty" '{ secretName: s }'
+refuses_token "tokens that are not signed" "/config/identity/jwt/algorithms/0" '{ secretName: s, algorithms: [none] }'
+refuses_token "tokens without keys" "set its secretName or configMapName" '{ algorithms: [ES256] }'
+refuses_token "keys of tokens from two places" "not from both" '{ secretName: s, configMapName: c, algorithms: [ES256] }'
+refuses_token "a secret for everybody to read" "put it into a Secret" '{ configMapName: c, algorithms: [HS256] }'
+refuses_token "a typed key of tokens among further ones" "/config/identity/jwt/extra/keys" '{ secretName: s, algorithms: [ES256], extra: { keys: a } }'
+refuses_with "a user from a token and a header" "both name the user" callers <<<'config: { identity: { jwt: { secretName: s, algorithms: [ES256] } } }'
+refuses_with "a tier from a token and a header" "both name the tier" callers \
+  <<<'config: { identity: { user: "", jwt: { secretName: s, algorithms: [ES256], tierClaim: tier } } }'
 refuses_with "a tier of no weight" "/config/tiers/gold" callers <<<'config: { tiers: { gold: 0 } }'
 refuses_with "a tier's name in other letters" "invalid propertyName 'gold one'" callers <<<'config: { tiers: { "gold one": 2 } }'
 refuses_limit "a limit by a key without the key" "missing property 'key'" '{ tier: key, rate: 1/s, burst: 1 }'

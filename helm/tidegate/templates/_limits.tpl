@@ -1,13 +1,14 @@
 {{/* What the schema cannot see: values that refer to each other. */}}
 {{- define "tidegate.limits.check" -}}
 {{- $c := .Values.config }}
+{{- $user := include "tidegate.user" . }}
 {{- $tiers := concat (list "anonymous" "standard") (keys $c.tiers) }}
 {{- range $name, $rule := $c.limits }}
 {{- if and (eq $rule.tier "cluster") (not $c.redis.regions) (not $c.redis.nodes) }}
 {{- fail (printf "config.limits.%s: a cluster limit needs config.redis.regions, or config.redis.nodes to be shared out without Redis" $name) }}
 {{- end }}
-{{- if and (eq $rule.tier "user") (not $c.identity.user) }}
-{{- fail (printf "config.limits.%s: nobody is a user: set config.identity.user" $name) }}
+{{- if and (eq $rule.tier "user") (not $user) }}
+{{- fail (printf "config.limits.%s: nobody is a user: set config.identity.user or jwt" $name) }}
 {{- end }}
 {{- if and $rule.per_address (not $c.identity.device) }}
 {{- fail (printf "config.limits.%s.per_address: an address is one device: set config.identity.device" $name) }}
@@ -25,8 +26,8 @@
 {{- if and (hasPrefix "device:" .) (not $c.identity.device) }}
 {{- fail (printf "config.access: %s is nobody: set config.identity.device" .) }}
 {{- end }}
-{{- if and (hasPrefix "user:" .) (not $c.identity.user) }}
-{{- fail (printf "config.access: %s is nobody: set config.identity.user" .) }}
+{{- if and (hasPrefix "user:" .) (not $user) }}
+{{- fail (printf "config.access: %s is nobody: set config.identity.user or jwt" .) }}
 {{- end }}
 {{- end }}
 {{- end }}
