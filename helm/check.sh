@@ -180,6 +180,7 @@ refuses_with "a user from a token and a header" "both name the user" callers <<<
 refuses_with "a tier from a token and a header" "both name the tier" callers \
   <<<'config: { identity: { user: "", jwt: { secretName: s, algorithms: [ES256], tierClaim: tier } } }'
 refuses_with "a tier of no weight" "/config/tiers/gold" callers <<<'config: { tiers: { gold: 0 } }'
+refuses_with "a tier of too little weight" "minimum" callers <<<'config: { tiers: { gold: 0.0000001 } }'
 refuses_with "a tier's name in other letters" "invalid propertyName 'gold one'" callers <<<'config: { tiers: { "gold one": 2 } }'
 refuses_limit "a limit by a key without the key" "missing property 'key'" '{ tier: key, rate: 1/s, burst: 1 }'
 refuses_limit "a key of another tier" "/config/limits/all/key" '{ tier: user, key: "host:", rate: 1/s, burst: 1 }'
