@@ -104,6 +104,16 @@ refuses_region() {
   refuses_with "$1" "$2" minimal <<<"config: { redis: { regions: { default: $3 } } }"
 }
 
+# refuses_token WHAT MESSAGE JWT: the same for identity.jwt as a flow mapping.
+refuses_token() {
+  refuses_with "$1" "$2" minimal <<<"config: { identity: { jwt: $3 } }"
+}
+
+# refuses_limit WHAT MESSAGE RULE: the same for the limit `all` as a flow mapping.
+refuses_limit() {
+  refuses_with "$1" "$2" minimal <<<"config: { limits: { all: $3 } }"
+}
+
 # renders SET LINE...: the configuration of ci/SET-values.yaml holds these lines.
 renders() {
   local set=$1 line
@@ -114,19 +124,85 @@ renders() {
   echo "ok       $set: says what its values say"
 }
 
+# templates WHAT BASE TEXT...: the chart made with ci/BASE-values.yaml and the values on standard input over them has these texts.
+templates() {
+  local what=$1 base=$2 text
+  shift 2
+  cat >"$work/values.yaml"
+  "$helm" template t "$chart" --values "$chart/ci/$base-values.yaml" --values "$work/values.yaml" >"$work/out" 2>&1 || fail "$what"
+  for text in "$@"; do [[ $(<"$work/out") == *"$text"* ]] || fail "$what: has nowhere: $text"; done
+  echo "ok       $what"
+}
+
 renders full 'nodes = 12' 'slots = 32'
 renders shared-limit 'nodes = 4'
 renders redis-cluster 'nodes = 5' 'slots = 64' 'ca = "redis-tls/ca.crt"' \
   'cluster = ["rediss://tidegate:${REDIS_PASSWORD}@redis-0.redis.cache.svc:6379","rediss://tidegate:${REDIS_PASSWORD}@redis-1.redis.cache.svc:6379"]'
-renders redis-tls 'nodes = 40' 'deadline = "10ms"' 'compress_from = "16KiB"' 'cert = "redis-tls/tls.crt"' 'key = "redis-tls/tls.key"' \
-  '"remote_object_bytes" = "2MiB"' '"key_ignore_query" = ["utm_*", "fbclid"]'
+renders redis-tls 'nodes = 40' 'deadline = "10ms"' 'compress_from = "16KiB"' 'hot_rate = "30000/m"' 'hot_copies = 3' 'cert = "redis-tls/tls.crt"' 'key = "redis-tls/tls.key"' \
+  'remote_object_bytes = "2MiB"' 'key_ignore_query = ["utm_*", "fbclid"]'
 renders redis-regions 'fallback = ["us_east","default"]' 'region = ["header:x-region","host:"]' 'region_default = "eu-west"' \
-  '"breaker" = { "error_ratio" = 0.25, "minimum" = 50, "open" = "10s" }' '"device" = ["header:x-device-id"]'
+  'breaker = { error_ratio = 0.25, minimum = 50, open = "10s" }' 'device = ["header:x-device-id"]'
+renders callers 'device = ["header:x-device-id","cookie:device","path:2"]' 'user = "header:x-user-id"' 'tier = "header:x-user-tier"' \
+  'anonymous = 0.5' 'gold = 2' '"platinum.eu" = 3.2' \
+  'exempt = ["10.1.0.0/16","fd00::/8","user:backup"]' 'denied = ["192.0.2.7","2001:db8::1","device:stolen"]' \
+  'per_address = 0' 'percent = 0' 'keys = 16777216' 'headers = "policy"' '[limits."tenant.v1"]' 'tier = "key"' 'key = "header:x-tenant"' 'keys = 2000' \
+  'headers = "none"' 'reserve = { anonymous = 0.5, "platinum.eu" = 0.05 }' 'limits = ["device","node","tenant.v1","user"]' \
+  'cost = 2' 'cost_by_status = { 401 = 20, 403 = 5, 5xx = 3 }' 'degrade = { html = "busy.html", status = 500 }'
+
+# Not in ci/ until the gateway knows tokens: `tidegate check` would refuse them.
+templates "users from tokens, keys in a Secret" minimal \
+  'user = { jwt = { algorithms = ["ES256", "RS256"], audience = ["shop"], claim = "email", keys = "jwt/jwks.json" } }' \
+  'tier = { jwt_claim = "plan" }' '- { key: "keys", path: jwt/jwks.json }' 'name: "issuer"' <<<'config:
+  identity:
+    jwt: { secretName: issuer, keysKey: keys, algorithms: [ES256, RS256], claim: email, tierClaim: plan, extra: { audience: [shop] } }
+  limits: { user: { tier: user, rate: 600/m, burst: 60 } }'
+templates "users from tokens, keys in a ConfigMap" minimal '- configMap:
+                  name: "issuer"' '- { key: "jwks.json", path: jwt/jwks.json }' \
+  <<<'config: { identity: { jwt: { configMapName: issuer, algorithms: [EdDSA] } } }'
 
 refuses "no upstream" "config.upstream.endpoints is empty"
 refuses "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3
 refuses "a cluster limit without Redis" "a cluster limit needs config.redis.regions" --values "$chart/ci/minimal-values.yaml" \
   --set config.limits.all.tier=cluster,config.limits.all.rate=100/s,config.limits.all.burst=100
+refuses_with "a device by something else" "/config/identity/device/0" minimal <<<'config: { identity: { device: [query:id] } }'
+refuses_with "a segment that is not looked at" "/config/identity/device/0" minimal <<<'config: { identity: { device: [path:33] } }'
+refuses_with "a user by what everybody could say" "/config/identity/user" callers <<<'config: { identity: { user: cookie:user } }'
+refuses_with "a user without a proxy that is believed" "config.trusted_proxies" minimal <<<'config: { identity: { user: header:x-user-id } }'
+refuses_with "a tier without a user" "the tier of a user" callers <<<'config: { identity: { user: "" } }'
+refuses_with "a typed key of the identity among further ones" "/config/identity/extra/device" minimal <<<'config: { identity: { extra: { device: ["host:"] } } }'
+refuses_token "tokens without an algorithm" "algorithms is empty" '{ secretName: s }'
+refuses_token "tokens that are not signed" "/config/identity/jwt/algorithms/0" '{ secretName: s, algorithms: [none] }'
+refuses_token "tokens without keys" "set its secretName or configMapName" '{ algorithms: [ES256] }'
+refuses_token "keys of tokens from two places" "not from both" '{ secretName: s, configMapName: c, algorithms: [ES256] }'
+refuses_token "a secret for everybody to read" "put it into a Secret" '{ configMapName: c, algorithms: [HS256] }'
+refuses_token "a typed key of tokens among further ones" "/config/identity/jwt/extra/keys" '{ secretName: s, algorithms: [ES256], extra: { keys: a } }'
+refuses_with "a user from a token and a header" "both name the user" callers <<<'config: { identity: { jwt: { secretName: s, algorithms: [ES256] } } }'
+refuses_with "a tier from a token and a header" "both name the tier" callers \
+  <<<'config: { identity: { user: "", jwt: { secretName: s, algorithms: [ES256], tierClaim: tier } } }'
+refuses_with "a tier of no weight" "/config/tiers/gold" callers <<<'config: { tiers: { gold: 0 } }'
+refuses_with "a tier of too little weight" "minimum" callers <<<'config: { tiers: { gold: 0.0000001 } }'
+refuses_with "a tier's name in other letters" "invalid propertyName 'gold one'" callers <<<'config: { tiers: { "gold one": 2 } }'
+refuses_limit "a limit by a key without the key" "missing property 'key'" '{ tier: key, rate: 1/s, burst: 1 }'
+refuses_limit "a key of another tier" "/config/limits/all/key" '{ tier: user, key: "host:", rate: 1/s, burst: 1 }'
+refuses_limit "a key by something else" "/config/limits/all/key" '{ tier: key, key: x-tenant, rate: 1/s, burst: 1 }'
+refuses_limit "more keys than there may be" "maximum" '{ tier: device, keys: 16777217, rate: 1/s, burst: 1 }'
+refuses_limit "keys of what all share" "/config/limits/all/keys" '{ tier: node, keys: 5, rate: 1/s, burst: 1 }'
+refuses_limit "an address's share of what is no device" "/config/limits/all/per_address" '{ tier: node, per_address: 5, rate: 1/s, burst: 1 }'
+refuses_limit "an address of which each is one device" "set config.identity.device" '{ tier: device, per_address: 5, rate: 1/s, burst: 1 }'
+refuses_limit "a reserve within one device" "/config/limits/all/reserve" '{ tier: device, reserve: { standard: 0.5 }, rate: 1/s, burst: 1 }'
+refuses_limit "a reserve of everything" "exclusiveMaximum" '{ tier: node, reserve: { standard: 1 }, rate: 1/s, burst: 1 }'
+refuses_limit "a reserve for a tier that is none" "there is no tier gold" '{ tier: node, reserve: { gold: 0.5 }, rate: 1/s, burst: 1 }'
+refuses_limit "other words for what clients are told" "/config/limits/all/headers" '{ tier: node, headers: some, rate: 1/s, burst: 1 }'
+refuses_limit "a limit of users where nobody is one" "nobody is a user" '{ tier: user, rate: 1/s, burst: 1 }'
+refuses_with "a denied name of a machine" "/config/access/denied/0" minimal <<<'config: { access: { denied: [localhost] } }'
+refuses_with "an exempt user of no name" "/config/access/exempt/0" callers <<<'config: { access: { exempt: ["user:"] } }'
+refuses_with "a list of another kind" "additional properties 'allowed'" minimal <<<'config: { access: { allowed: [10.0.0.0/8] } }'
+refuses_with "a denied device where there is none" "device:stolen is nobody" minimal <<<'config: { access: { denied: [device:stolen] } }'
+refuses_with "an exempt user where there is none" "user:backup is nobody" minimal <<<'config: { access: { exempt: [user:backup] } }'
+refuses_with "a request that costs nothing" "minimum" minimal <<<'config: { route: { cost: 0 } }'
+refuses_with "a request that costs more than a burst" "more than its burst" callers <<<'config: { route: { cost: 61 } }'
+refuses_with "a cost of what is no status" "invalid propertyName '6xx'" minimal <<<'config: { route: { cost_by_status: { 6xx: 2 } } }'
+refuses_with "a typed key of the route among further ones" "/config/route/extra/cost" minimal <<<'config: { route: { extra: { cost: 2 } } }'
 refuses_region "a region of nothing" "'oneOf' failed" '{ slots: 4 }'
 refuses_region "a region of endpoints and a cluster" "subschemas 0, 1 matched" '{ endpoints: ["redis://a:6379"], cluster: ["redis://b:6379"] }'
 refuses_region "an unknown key of a region" "additional properties 'slot'" '{ endpoints: ["redis://a:6379"], slot: 4 }'
@@ -151,6 +227,10 @@ refuses_with "regions without the default" "a region named default" minimal <<<'
 refuses_with "an unknown key of redis" "additional properties 'hot'" minimal <<<'config: { redis: { hot: 4 } }'
 refuses_with "a typed key among further ones" "/config/redis/extra/deadline" redis-tls <<<'config: { redis: { extra: { deadline: 5ms } } }'
 refuses_with "a typed key of the cache among further ones" "/config/cache/extra/memory" minimal <<<'config: { cache: { extra: { memory: 1GiB } } }'
+refuses_with "hot keys among further ones of the cache" "/config/cache/extra/hot_rate" minimal <<<'config: { cache: { extra: { hot_rate: 9/s } } }'
+refuses_with "copies among further keys of redis" "/config/redis/extra/hot_copies" redis-tls <<<'config: { redis: { extra: { hot_copies: 2 } } }'
+refuses_with "more copies than there may be" "maximum" redis-tls <<<'config: { redis: { hot_copies: 65 } }'
+refuses_with "hot from nothing on" "pattern" minimal <<<'config: { cache: { hot_rate: 0/s } }'
 refuses_with "a further key of no value" "got null" minimal <<<'config: { cache: { extra: { key_fields: [null] } } }'
 refuses_with "a login without regions" "need config.redis.regions" minimal <<<'config: { redis: { auth: { secretName: s } } }'
 refuses_with "a login that no address uses" 'gives ${REDIS_PASSWORD}, which no address' full <<<'config: { redis: { auth: { secretName: s } } }'

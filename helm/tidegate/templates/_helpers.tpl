@@ -62,12 +62,9 @@ tidegate.toml. Text is written by toJson: a JSON string is a TOML basic string.
 {{- if not $c.upstream.endpoints }}
 {{- fail "config.upstream.endpoints is empty: set it to what the gateway stands before, for example --set 'config.upstream.endpoints={http://shop.default.svc:80}' (or set config.raw)" }}
 {{- end }}
+{{- include "tidegate.identity.check" . }}
 {{- include "tidegate.redis.check" . }}
-{{- range $name, $rule := $c.limits }}
-{{- if and (eq $rule.tier "cluster") (not $c.redis.regions) (not $c.redis.nodes) }}
-{{- fail (printf "config.limits.%s: a cluster limit needs config.redis.regions, or config.redis.nodes to be shared out without Redis" $name) }}
-{{- end }}
-{{- end -}}
+{{- include "tidegate.limits.check" . -}}
 version = 1
 
 [server]
@@ -89,11 +86,7 @@ min_version = {{ toJson .Values.tls.minVersion }}
 address = "0.0.0.0:{{ int .Values.ports.admin }}"
 token = "${ADMIN_TOKEN:-}"
 
-[identity]
-trusted_proxies = {{ toJson $c.trusted_proxies }}
-region = {{ toJson $c.identity.region }}
-region_default = {{ toJson $c.identity.region_default }}
-{{- include "tidegate.extra" $c.identity.extra }}
+{{ include "tidegate.identity" . }}
 {{- if or $c.redis.regions $c.redis.nodes }}
 
 {{ include "tidegate.redis" . }}
@@ -101,26 +94,15 @@ region_default = {{ toJson $c.identity.region_default }}
 
 [cache]
 memory = {{ toJson $c.cache.memory }}
-{{- include "tidegate.extra" $c.cache.extra }}
-{{- range $name, $rule := $c.limits }}
-
-[limits.{{ toJson $name }}]
-tier = {{ toJson $rule.tier }}
-rate = {{ toJson $rule.rate }}
-burst = {{ int $rule.burst }}
-{{- with $rule.mode }}
-mode = {{ toJson . }}
-{{- end }}
-{{- if hasKey $rule "percent" }}
-percent = {{ int $rule.percent }}
-{{- end }}
-{{- end }}
+hot_rate = {{ toJson $c.cache.hot_rate }}
+{{- include "tidegate.keys" $c.cache.extra }}
+{{- include "tidegate.limits" . }}
 
 [upstreams.main]
 endpoints = {{ toJson $c.upstream.endpoints }}
 balance = {{ toJson $c.upstream.balance }}
 timeout = {{ toJson $c.upstream.timeout }}
-{{- include "tidegate.extra" $c.upstream.extra }}
+{{- include "tidegate.keys" $c.upstream.extra }}
 
 [[routes]]
 name = "everything"
@@ -129,11 +111,16 @@ upstream = "main"
 {{- with $c.limits }}
 limits = {{ keys . | sortAlpha | toJson }}
 {{- end }}
+cost = {{ int $c.route.cost }}
+{{- with $c.route.cost_by_status }}
+cost_by_status = {{ include "tidegate.value" . }}
+{{- end }}
 {{- if eq $c.cache.mode "off" }}
 cache = { mode = "off" }
 {{- else }}
 cache = { mode = "standard", stale_if_error = {{ toJson $c.cache.stale_if_error }} }
 {{- end }}
+{{- include "tidegate.keys" $c.route.extra }}
 
 [log]
 level = {{ toJson $c.log.level }}

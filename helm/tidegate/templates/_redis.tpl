@@ -82,8 +82,9 @@ nodes = {{ include "tidegate.fleet" . }}
 {{- if $redis.regions }}
 deadline = {{ toJson $redis.deadline }}
 compress_from = {{ toJson $redis.compress_from }}
+hot_copies = {{ int $redis.hot_copies }}
 secret = "${REDIS_SECRET:-}"
-{{- include "tidegate.extra" $redis.extra }}
+{{- include "tidegate.keys" $redis.extra }}
 {{- with $redis.tls }}
 {{- if .secretName }}
 
@@ -99,7 +100,7 @@ key = "redis-tls/tls.key"
 {{- end }}
 {{- range $name, $region := $redis.regions }}
 
-[redis.regions.{{ toJson $name }}]
+[redis.regions.{{ include "tidegate.key" $name }}]
 {{- with $region.slots }}
 slots = {{ int . }}
 {{- end }}

@@ -1,0 +1,50 @@
+{{/* What the schema cannot see: values that refer to each other. */}}
+{{- define "tidegate.limits.check" -}}
+{{- $c := .Values.config }}
+{{- $user := include "tidegate.user" . }}
+{{- $tiers := concat (list "anonymous" "standard") (keys $c.tiers) }}
+{{- range $name, $rule := $c.limits }}
+{{- if and (eq $rule.tier "cluster") (not $c.redis.regions) (not $c.redis.nodes) }}
+{{- fail (printf "config.limits.%s: a cluster limit needs config.redis.regions, or config.redis.nodes to be shared out without Redis" $name) }}
+{{- end }}
+{{- if and (eq $rule.tier "user") (not $user) }}
+{{- fail (printf "config.limits.%s: nobody is a user: set config.identity.user or jwt" $name) }}
+{{- end }}
+{{- if and $rule.per_address (not $c.identity.device) }}
+{{- fail (printf "config.limits.%s.per_address: an address is one device: set config.identity.device" $name) }}
+{{- end }}
+{{- if gt (int $c.route.cost) (int $rule.burst) }}
+{{- fail (printf "config.limits.%s: a request costs %d (config.route.cost), which is more than its burst: none would ever pass" $name (int $c.route.cost)) }}
+{{- end }}
+{{- range $tier, $part := $rule.reserve }}
+{{- if not (has $tier $tiers) }}
+{{- fail (printf "config.limits.%s.reserve: there is no tier %s in config.tiers" $name $tier) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range concat $c.access.exempt $c.access.denied }}
+{{- if and (hasPrefix "device:" .) (not $c.identity.device) }}
+{{- fail (printf "config.access: %s is nobody: set config.identity.device" .) }}
+{{- end }}
+{{- if and (hasPrefix "user:" .) (not $user) }}
+{{- fail (printf "config.access: %s is nobody: set config.identity.user or jwt" .) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The section [access], and one for each limit. */}}
+{{- define "tidegate.limits" -}}
+{{- with .Values.config.access }}
+{{- if or .exempt .denied }}
+
+[access]
+exempt = {{ toJson .exempt }}
+denied = {{ toJson .denied }}
+{{- end }}
+{{- end }}
+{{- range $name, $rule := .Values.config.limits }}
+
+[limits.{{ include "tidegate.key" $name }}]
+{{- include "tidegate.keys" $rule }}
+{{- end }}
+{{- end }}
