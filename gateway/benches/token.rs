@@ -84,7 +84,7 @@ fn unchecked(bencher: Bencher) {
     let (issuer, forger) = (Issuer::new(Algorithm::ES256, "a"), Issuer::new(Algorithm::ES256, "a"));
     let identity = identity(Some(&issuer));
     let mut requests: Vec<Request> = (0..NEW).map(|user| request(&forger, user)).collect();
-    requests.iter_mut().take(100).for_each(|request| _ = std::hint::black_box(identity.caller(PEER, request)));
+    requests.iter_mut().take(100).for_each(|request| _ = black_box(identity.caller(PEER, request)));
     let mut next = 100;
     bencher.bench_local(|| {
         next = (next + 1) % NEW;

@@ -76,7 +76,7 @@ fn is_remote(answer: &Answer) -> bool {
 
 #[test]
 fn an_hour_ahead_or_behind_neither_ages_nor_rejuvenates_what_nodes_share() {
-    let (redis, origin) = (Redis::start(), origin("max-age=5"));
+    let (redis, origin) = (Redis::start(), origin("max-age=8"));
     let config = config(&origin, Some(&redis));
     let (steady, turned) = (Gateway::start(&config), Turned::start(&config));
     for (round, seconds) in [3_600, -3_600, 0].into_iter().enumerate() {
@@ -90,16 +90,16 @@ fn an_hour_ahead_or_behind_neither_ages_nor_rejuvenates_what_nodes_share() {
         for answer in [turned.gateway.get(&one, &[]), steady.get(&two, &[])] {
             assert!(is_remote(&answer), "{seconds}: {}", answer.cache_status());
             let age: u64 = answer.field("age").and_then(|age| age.parse().ok()).expect("an age");
-            assert!(age <= 3, "{seconds}: {age}");
+            assert!(age <= 6, "{seconds}: {age}");
         }
         // And stale, for both, when its time is over.
-        std::thread::sleep(6 * SECOND);
+        std::thread::sleep(9 * SECOND);
         assert_eq!(origin.count(), before.0 + 2);
-        for (gateway, target) in [(&turned.gateway, &one), (&turned.gateway, &two), (&steady, &two)] {
-            let answer = gateway.get(target, &[]);
+        for (n, target) in [&one, &two].into_iter().enumerate() {
+            let answer = turned.gateway.get(target, &[]);
             assert_eq!((answer.status, answer.text()), (200, target.clone()));
+            assert_eq!(origin.count(), before.0 + 3 + n, "{seconds}: what is over was served as if it were fresh");
         }
-        assert!(origin.count() > before.0 + 2, "{seconds}: what is over was served as if it were fresh");
     }
     // From an hour ahead to an hour behind it stays off.
     let events = turned.gateway.process.stderr.events("clock_off");
@@ -121,6 +121,11 @@ fn alone_a_jump_ends_nothing_that_is_stored_and_hinders_no_storing() {
         turned.gateway.get(&during, &[]);
         let again = turned.gateway.get(&during, &[]);
         assert!(again.is_hit(), "{}", again.cache_status());
-        assert_eq!((again.field("age"), origin.count()), (Some("0"), before + 1));
+        assert!(
+            again.field("age").is_some_and(|age| age.parse().is_ok_and(|age: u64| age < 5)),
+            "{:?}",
+            again.field("age")
+        );
+        assert_eq!(origin.count(), before + 1);
     }
 }

@@ -386,7 +386,6 @@ impl<M: Meta> Bus<M> {
                 Err(fault) => fault,
             };
             line.goes_down();
-            self.store.copies().forget_all();
             line.site.doubt();
             if was_up {
                 missed = self.talk().count();
@@ -395,6 +394,8 @@ impl<M: Meta> Bus<M> {
             for &shard in &line.shards {
                 self.store.shards_here()[shard].lost_sight(fault);
             }
+            // After that: who reads until then might learn anew what nobody will tell the end of.
+            self.store.copies().forget_all();
             let jitter = RandomState::new().hash_one(self.seed) % 1_000;
             sleep(REST / 2 + REST.mul_f64(jitter as f64 / 2_000.0)).await;
         }
@@ -419,6 +420,7 @@ impl<M: Meta> Bus<M> {
             return Err(Fault::Unwatched);
         }
         line.goes_up(way.clone());
+        self.store.copies().forget_all();
         for &shard in &line.shards {
             if was_up {
                 self.store.epochs().lost_sight(shard);
@@ -516,7 +518,7 @@ impl<M: Meta> Bus<M> {
     }
 
     async fn look_at(&self, line: &Line, way: &Way, changes: Vec<Change>) -> Result<(), Fault> {
-        let mut held: Vec<(CacheKey, u64, u64)> = Vec::new();
+        let mut held: Vec<(CacheKey, u64)> = Vec::new();
         let mut keys = Vec::new();
         let mut is_said = false;
         for change in changes {
@@ -529,25 +531,23 @@ impl<M: Meta> Bus<M> {
                     if line.shards.iter().any(|&shard| self.store.shards_here()[shard].echoes().take(name)) {
                         continue;
                     }
-                    match self.store.local().named(name) {
-                        Some((cache_key, entry)) => {
-                            held.push((cache_key, name, entry.edition()));
-                            keys.push(key);
-                        }
-                        None => self.store.epochs().changed(name),
+                    // Whatever is held: an older one may be on its way here.
+                    self.store.epochs().changed(name);
+                    if let Some((cache_key, entry)) = self.store.local().named(name) {
+                        held.push((cache_key, entry.edition()));
+                        keys.push(key);
                     }
                 }
             }
         }
         if !keys.is_empty() {
             let heads = way.heads(&keys, EDITION_BYTES).await?;
-            for ((key, name, edition), head) in held.into_iter().zip(heads) {
+            for ((key, edition), head) in held.into_iter().zip(heads) {
                 let is_same = match &head {
                     redis::Value::BulkString(head) => Seal::edition(head) == Some(edition),
                     _ => false,
                 };
                 if !is_same {
-                    self.store.epochs().changed(name);
                     self.store.local().remove(&key.as_key());
                 }
             }

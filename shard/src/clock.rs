@@ -1,7 +1,7 @@
 //! Owns what time it is: for entries that a server holds, its own clock, so that all nodes reckon by one; else this machine's.
 //!
 //! A server tells its time about once a second; in between, the monotonic clock goes on from there. Without any, the machine's wall
-//! clock counts, but a jump of it does not at once: a jump is more often a fault than a mend, and what was believed until then is
+//! clock counts. A jump of either does not count at once: it is more often a fault than a mend, and what was believed until then is
 //! believed for `DOUBT` more.
 //!
 //! Refuses to say how long anything took: that is `Instant`'s.
@@ -19,6 +19,9 @@ const DOUBT: Duration = Duration::from_secs(300);
 
 /// A server whose answer took longer than this has not told its time.
 const TELLING_MAX: Duration = Duration::from_millis(500);
+
+/// A server that has not told its time for so long is not there; it is asked every second.
+const LATELY: Duration = Duration::from_secs(10);
 
 /// What no server has told.
 const UNTOLD: i64 = i64::MIN;
@@ -55,7 +58,7 @@ struct Held {
 impl Held {
     /// `mono`: milliseconds since the process began. What time it is, by a wall clock that says `wall`.
     fn read(&mut self, wall: i64, mono: i64) -> i64 {
-        let believed = self.base + mono;
+        let believed = self.base.saturating_add(mono);
         if wall.abs_diff(believed) <= CLOCK_TOLERANCE.as_millis() as u64 {
             (self.base, self.doubted) = (wall - mono, None);
             return wall;
@@ -89,22 +92,30 @@ impl Wall {
 #[derive(Debug)]
 pub(crate) struct Clock {
     wall: Arc<Wall>,
-    /// Milliseconds since 1970 by the server's clock when this process began.
+    /// As with the wall clock, a jump is not believed at once.
+    held: Mutex<Option<Held>>,
+    /// Milliseconds since 1970 by the server's clock when this process began, and when it last told them since then.
     base: AtomicI64,
+    heard: AtomicI64,
 }
 
 impl Clock {
     pub(crate) fn new(wall: Arc<Wall>) -> Self {
-        Self { wall, base: AtomicI64::new(UNTOLD) }
+        Self { wall, held: Mutex::new(None), base: AtomicI64::new(UNTOLD), heard: AtomicI64::new(0) }
     }
 
     /// What a server said when it was asked at `sent`; it said so somewhere in between.
     pub(crate) fn learn(&self, unix_ms: u64, sent: Instant, heard: Instant) {
         let took = heard.saturating_duration_since(sent);
-        if took <= TELLING_MAX {
-            let base = i64::try_from(unix_ms).unwrap_or(i64::MAX) - self.wall.mono(sent + took / 2);
-            self.base.store(base, Ordering::Relaxed);
+        if took > TELLING_MAX {
+            return;
         }
+        let (unix_ms, mono) = (i64::try_from(unix_ms).unwrap_or(i64::MAX), self.wall.mono(sent + took / 2));
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = held.get_or_insert(Held { base: unix_ms.saturating_sub(mono), doubted: None });
+        let believed = held.read(unix_ms, mono);
+        self.base.store(believed.saturating_sub(mono), Ordering::Relaxed);
+        self.heard.store(mono, Ordering::Relaxed);
     }
 
     pub(crate) fn now(&self) -> Now {
@@ -113,10 +124,11 @@ impl Clock {
         Now { unix_ms: u64::try_from(unix_ms).unwrap_or_default(), instant }
     }
 
-    /// By the server, if it has said.
+    /// By the server, if it has said so lately.
     pub(crate) fn told(&self, now: Instant) -> Option<i64> {
-        let base = self.base.load(Ordering::Relaxed);
-        (base != UNTOLD).then(|| base + self.wall.mono(now))
+        let (base, mono) = (self.base.load(Ordering::Relaxed), self.wall.mono(now));
+        let is_told = base != UNTOLD && mono - self.heard.load(Ordering::Relaxed) < LATELY.as_millis() as i64;
+        is_told.then(|| base.saturating_add(mono))
     }
 }
 
@@ -172,6 +184,10 @@ mod tests {
         assert!(clock.now().unix_ms.abs_diff(system_ms() as u64) < 1_000);
         clock.learn(1_000_000, sent, sent + ms(20));
         assert_eq!(clock.told(sent + ms(1_010)), Some(1_001_000));
+        assert_eq!(clock.told(sent + ms(11_000)), None, "it has been silent for long");
+        // An hour ahead from one second to the next.
+        clock.learn(4_601_000, sent + ms(1_000), sent + ms(1_020));
+        assert_eq!(clock.told(sent + ms(2_010)), Some(1_002_000));
         let other = Clock::new(wall.clone());
         let told = wall_time(&wall, [&other, &clock]).duration_since(UNIX_EPOCH).unwrap();
         assert!(told < Duration::from_secs(1_100), "{told:?}");

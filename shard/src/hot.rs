@@ -55,6 +55,10 @@ impl Hot {
         }
     }
 
+    pub(crate) fn rate(&self) -> u32 {
+        self.rate
+    }
+
     /// What a thread counts with.
     pub(crate) fn tally(&self) -> Tally {
         let every = (self.rate / SAMPLES).clamp(1, EVERY_MAX);

@@ -141,12 +141,16 @@ impl<M: Meta> Local<M> {
     }
 
     pub(crate) fn get(&self, key: &KeyRef<'_>, moment: Moment<'_>) -> Option<Arc<NearCopy<M>>> {
-        let entry = self.shared.get(key).and_then(|stored| stored.entry()).or_else(|| self.pins.get(key))?;
+        let entry = self.shared.get(key).and_then(|stored| stored.entry()).or_else(|| self.pinned(key))?;
         if !moment.counts(&entry) {
             self.let_go(&[key.to_owned()], moment);
             return None;
         }
         Some(NearCopy::new(key, entry))
+    }
+
+    fn pinned(&self, key: &KeyRef<'_>) -> Option<Arc<Entry<M>>> {
+        if self.pins.is_empty() || !self.hot.has(key.hash()) { None } else { self.pins.get(key) }
     }
 
     /// What is held of the entry that has this name at its shard.
@@ -175,8 +179,9 @@ impl<M: Meta> Local<M> {
             let held = Arc::new(Mutex::new(Some(entry.clone())));
             let place = self.roll.enter(owned.clone(), &entry, held.clone());
             let weight = u32::try_from(bytes).unwrap_or(u32::MAX);
-            self.pins.take(key).iter().for_each(|older| older.let_go(&self.roll));
-            self.shared.insert(owned, Stored { entry: held, weight, place });
+            self.shared.insert(owned, Stored { entry: held.clone(), weight, place });
+            // One that was pushed out meanwhile is older, unless it is this one.
+            self.pins.take_other(key, &held).iter().for_each(|older| older.let_go(&self.roll));
             // A removal that came in between did not find it.
             if !is_kept() {
                 self.invalidate(key);

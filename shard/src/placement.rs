@@ -97,6 +97,9 @@ pub(crate) fn winner(name: &str, labels: &[String]) -> Option<usize> {
     (0..labels.len()).max_by_key(|&index| xxh3_64_with_seed(labels[index].as_bytes(), seed))
 }
 
+/// What the names of entries, and of what the bus keeps, begin with; copies and the buckets of limits have others.
+pub(crate) const PREFIX: &str = "tg:{";
+
 /// The name of an entry in Redis: `tg:{region:slot}:` and the first 16 bytes of its digest in hexadecimal. The braces are the
 /// hash tag of Redis Cluster, which keeps a slot on one node. The envelope repeats the whole digest.
 pub(crate) fn redis_key(region: &Region, slot: Slot, digest: &Digest) -> String {

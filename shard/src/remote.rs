@@ -19,6 +19,7 @@ mod link;
 mod missed;
 mod outbox;
 mod queue;
+mod removals;
 mod scout;
 mod sentinel;
 mod site;
@@ -45,6 +46,7 @@ use echoes::Echoes;
 use missed::Missed;
 use outbox::{Outbox, Writer};
 use redis::{Pipeline, Value};
+use removals::Removals;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -72,9 +74,10 @@ pub(crate) struct Shard {
     writes: Arc<Lane>,
     counts: Arc<Counts>,
     echoes: Arc<Echoes>,
+    removals: Arc<Removals>,
     clock: Arc<Clock>,
     /// Whether it may be read: what was purged there is known, and its changes are being told.
-    is_watched: AtomicBool,
+    is_watched: Arc<AtomicBool>,
     bus: Lane,
 }
 
@@ -111,8 +114,9 @@ impl Shard {
             writes: Arc::new(Lane::new(format!("{region} {name} writes"))),
             counts: Arc::default(),
             echoes: Arc::default(),
+            removals: Arc::default(),
             clock: Arc::new(Clock::new(wall)),
-            is_watched: AtomicBool::new(true),
+            is_watched: Arc::new(AtomicBool::new(true)),
             bus: Lane::new(format!("{region} {name} bus")),
             site,
             label,
@@ -208,6 +212,8 @@ impl<M: Meta> Wire<M> {
             echoes: shard.echoes.clone(),
             clock: shard.clock.clone(),
             missed: Missed::new(),
+            removals: shard.removals.clone(),
+            is_watched: shard.is_watched.clone(),
         };
         let (reads, large) = (shard.link(shard.reads.clone()), shard.link(shard.large.clone()));
         Self { shard, reads, large, outbox: Outbox::new(writer), seal, epochs }
@@ -224,6 +230,11 @@ impl<M: Meta> Wire<M> {
             self.shard.reads.count(Fault::Unwatched);
             return Err(Fault::Unwatched);
         }
+        // What this process has removed is gone, even where the server has not heard of it yet.
+        if self.shard.removals.has(digest.beginning()) {
+            self.shard.counts.misses.one();
+            return Ok(None);
+        }
         let began = Instant::now();
         let Some(first) = self.read(&self.reads, name, FIRST, deadline).await? else {
             return Ok(None);
@@ -232,6 +243,11 @@ impl<M: Meta> Wire<M> {
             return Ok(self.open(&self.reads, name, digest, first).await);
         }
         let (most, left) = (self.seal.envelope_bytes_max(), deadline.saturating_sub(began.elapsed()));
+        if left < deadline / 2 {
+            // What is left would say nothing about large bodies.
+            self.shard.large.count(Fault::Timeout);
+            return Err(Fault::Timeout);
+        }
         match self.read(&self.large, name, most, left).await? {
             Some(whole) => Ok(self.open(&self.large, name, digest, whole).await),
             None => Ok(None),
@@ -303,7 +319,7 @@ impl<M: Meta> Wire<M> {
     }
 
     async fn decode(&self, digest: &Digest, envelope: &Bytes) -> Result<Option<(Entry<M>, u64)>, Corrupt> {
-        if envelope.len() < WORK {
+        if self.seal.opened_bytes(envelope) < WORK {
             return self.seal.decode(digest, envelope, self.shard.clock.now());
         }
         let (seal, clock, digest, envelope) = (self.seal.clone(), self.shard.clock.clone(), *digest, envelope.clone());

@@ -237,6 +237,16 @@ impl<M: Meta> Store<M> {
         }
     }
 
+    /// Whether the default region has a remote tier: it keeps what the fleet shares beside entries.
+    pub fn has_default_region(&self) -> bool {
+        self.keeper("").is_some()
+    }
+
+    /// Lookups per second from which a key is hot.
+    pub fn hot_rate(&self) -> u32 {
+        self.hot.rate()
+    }
+
     /// The keys that this process is asked for most, the hottest first.
     pub fn hot_keys(&self) -> Vec<HotKey> {
         self.hot.list()

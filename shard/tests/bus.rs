@@ -310,3 +310,22 @@ async fn a_word_to_one_node_is_for_that_node() {
     let nobody = one.bus.purge(&[hard("a")], Some("three"), SECOND).await.unwrap();
     assert_eq!(nobody.missing.iter().collect::<Vec<_>>(), ["three"]);
 }
+
+/// What one node stored while the server was away, another may have removed meanwhile: neither has heard of the other.
+#[tokio::test]
+async fn what_was_stored_during_an_outage_does_not_come_back_over_a_removal() {
+    let server = Server::start();
+    let (one, other) = (Node::ready("a", &[server.url()]).await, Node::ready("b", &[server.url()]).await);
+    let port = server.stop();
+    until("both have lost it", || !one.is_watching() && !other.is_watching()).await;
+    one.put("x").await;
+    let mut key = KeyBuilder::new();
+    other.view.remove(&REGION, &key.part(b"x").key());
+    let _server = Server::start_on(port, &[]);
+    until("both see it again", || one.is_watching() && other.is_watching()).await;
+    sleep(SECOND).await;
+    assert!(!other.finds("x").await, "it was removed");
+    // What is begun now is told as ever.
+    one.put("y").await;
+    assert!(other.finds("y").await);
+}

@@ -111,9 +111,17 @@ async fn a_copy_is_never_older_than_what_was_seen_before() {
     let (writer, reader) = (Node::start("a", NOTHING, &servers).await, Node::start("b", NOTHING, &servers).await);
     writer.put("/0", 0).await;
     reader.heat("/0").await;
+    let home = writer.store.placement(&REGION, &key_of("/0").key()).endpoint.unwrap();
+    let others = || -> u64 {
+        let reads = reads_by_server(&servers).into_iter().zip(&servers);
+        reads.filter(|(_, server)| !server.url().ends_with(&home)).map(|(reads, _)| reads).sum()
+    };
+    let before = others();
     let (mut last, mut seen, mut longest) = (0, BTreeSet::new(), Duration::ZERO);
     for edition in 0..50 {
         writer.put("/0", edition).await;
+        // Changes of others do not confuse it.
+        writer.put(&format!("/other/{edition}"), 1).await;
         let written = Instant::now();
         for _ in 0..100 {
             let hit = reader.find("/0").await;
@@ -130,6 +138,8 @@ async fn a_copy_is_never_older_than_what_was_seen_before() {
     }
     println!("editions seen: {} of 50; the latest was seen at most {longest:?} after it was written", seen.len());
     assert_eq!(last, 49);
+    let copies = others() - before;
+    assert!(copies > 1_000, "copies were read {copies} times of 5,000");
     assert!(seen.len() > 25, "{seen:?}");
     // What is removed is not found in a copy.
     writer.view.remove(&REGION, &key_of("/0").key());

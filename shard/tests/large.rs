@@ -81,10 +81,11 @@ async fn small_reads_do_not_stand_behind_large_ones() {
     let reading = tasks.spawn_local(async move {
         let mut count = 0;
         loop {
+            let began = Instant::now();
             assert!(matches!(get(&large, "/large").await, Remote::Found(_)));
             count += 1;
-            // As often as the machine can, and a little less.
-            sleep(Duration::from_millis(50)).await;
+            // Half of this thread's time is left for the others.
+            sleep(began.elapsed().max(Duration::from_millis(50))).await;
             if count == 1_000_000 {
                 break;
             }
@@ -97,7 +98,7 @@ async fn small_reads_do_not_stand_behind_large_ones() {
     assert!(beside < 2 * alone + Duration::from_millis(2), "{alone:?} became {beside:?}");
 }
 
-/// 8 MiB do not come through in 20 ms where a network takes longer, and that is no reason to call the server down.
+/// 8 MiB do not come through in time where a network takes longer, and that is no reason to call the server down.
 #[tokio::test]
 async fn a_network_too_slow_for_large_bodies_is_not_too_slow_for_small_ones() {
     let server = Server::start();
@@ -105,11 +106,11 @@ async fn a_network_too_slow_for_large_bodies_is_not_too_slow_for_small_ones() {
     put(&straight, "/small", 1_000).await;
     put(&straight, "/large", LARGE).await;
     let slow = proxy::Proxy::to(server.port()).await;
-    slow.pace(100 << 20);
-    let store = store(slow.url(), Duration::from_millis(30));
+    slow.pace(10 << 20);
+    let store = store(slow.url(), Duration::from_millis(300));
     let view = store.view();
     let mut refused = 0;
-    for _ in 0..40 {
+    for _ in 0..10 {
         assert!(matches!(get(&view, "/small").await, Remote::Found(_)));
         match get(&view, "/large").await {
             Remote::Unavailable(fault) => {
@@ -121,6 +122,6 @@ async fn a_network_too_slow_for_large_bodies_is_not_too_slow_for_small_ones() {
         sleep(Duration::from_millis(5)).await;
     }
     let shard = store.shards().next().unwrap();
-    assert_eq!((refused, shard.reads, shard.read_faults.of(Fault::Timeout)), (40, BreakerState::Closed, 0));
+    assert_eq!((refused, shard.reads, shard.read_faults.of(Fault::Timeout)), (10, BreakerState::Closed, 0));
     assert_ne!(shard.large, BreakerState::Closed);
 }

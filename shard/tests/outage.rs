@@ -246,3 +246,24 @@ fn threads_with_runtimes_of_their_own_come_back_together() {
     });
     assert_eq!(store.shards().next().unwrap().reads, BreakerState::Closed);
 }
+
+/// Writes wait at the server, reads do not.
+#[tokio::test]
+async fn what_was_removed_is_not_found_while_its_server_has_not_heard_of_it() {
+    let server = Server::start();
+    let store = store_on(&server);
+    let (one, other) = (store.view(), store.view());
+    put(&one, &Region::DEFAULT);
+    assert!(one.flush(SECOND).await);
+    assert!(matches!(ask(&other, &Region::DEFAULT).await.0, Remote::Found(_)));
+    redis::cmd("CLIENT").arg("PAUSE").arg(400).arg("WRITE").exec(&mut server.spy()).unwrap();
+    let mut key = KeyBuilder::new();
+    one.remove(&Region::DEFAULT, &key.part(b"/a").key());
+    let (answer, took) = ask(&other, &Region::DEFAULT).await;
+    assert!(matches!(answer, Remote::Absent) && took < Duration::from_millis(200), "{answer:?} after {took:?}");
+    assert!(one.flush(5 * SECOND).await);
+    assert!(matches!(ask(&other, &Region::DEFAULT).await.0, Remote::Absent));
+    put(&one, &Region::DEFAULT);
+    assert!(one.flush(SECOND).await);
+    assert!(matches!(ask(&other, &Region::DEFAULT).await.0, Remote::Found(_)), "it may be stored again");
+}

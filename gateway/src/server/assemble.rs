@@ -38,7 +38,7 @@ pub(super) fn site(
     identity: u64,
     old: Option<&Site>,
 ) -> Result<Site, limiter::RuleError> {
-    let has_treasury = store.shards().next().is_some();
+    let has_treasury = store.has_default_region();
     let (limiter, limits) = limit::build(&config.limit, identity, has_treasury, old.map(|old| &old.limiter))?;
     let upstreams: Vec<Arc<Upstream>> = config
         .upstreams

@@ -326,7 +326,7 @@ fn tell_of_the_clock(shared: &Shared, was_off: bool) -> bool {
 /// Says when a cluster limit leaves its common bucket, or comes back to it.
 fn tell_of_limits(shared: &Shared, on_share: &mut HashSet<Arc<str>>) {
     // Without Redis a share is all there ever is; at the start the first grant is still under way.
-    if shared.store.shards().next().is_none() || shared.began.elapsed() < FIRST_GRANTS {
+    if !shared.store.has_default_region() || shared.began.elapsed() < FIRST_GRANTS {
         return;
     }
     for (rule, lease) in shared.site.load().limiter.leases() {
@@ -395,7 +395,7 @@ fn degraded(shared: &Shared) -> Vec<String> {
     breakers.chain(shards.map(|shard| format!("shard {} {}", shard.region, shard.endpoint))).collect()
 }
 
-/// What is asked for most, the hottest first, and where it lives.
+/// What is asked for most, the hottest first.
 fn hot(shared: &Shared) -> serde_json::Value {
     let keys: Vec<_> = shared
         .store
@@ -403,7 +403,7 @@ fn hot(shared: &Shared) -> serde_json::Value {
         .iter()
         .map(|hot| json!({ "key": key::told(&hot.key.as_key()), "per_second": hot.per_second.round() }))
         .collect();
-    json!({ "from_per_second": shared.config.load().cache.hot_rate, "keys": keys })
+    json!({ "from_per_second": shared.store.hot_rate(), "keys": keys })
 }
 
 fn status(shared: &Shared, draining: bool) -> serde_json::Value {

@@ -7,9 +7,9 @@
 //! Invariant: while a line is up, a change on its server reaches this process within `BEAT` or the line goes down.
 
 use super::event::{self, Event, Position};
-use super::script::{BEAT, BUS, BUS_TAG, EVENTS, EVENTS_MAX, FORGET_MS, NODES, PREFIX, STATE, TAGS, TAGS_KEPT, TELL};
+use super::script::{BEAT, BUS, BUS_TAG, EVENTS, EVENTS_MAX, FORGET_MS, NODES, STATE, TAGS, TAGS_KEPT, TELL};
 use crate::entry::Purge;
-use crate::placement::named;
+use crate::placement::{PREFIX, named};
 use crate::remote::{Cluster, Fault, Site, Spot};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline, PushInfo, PushKind, Value, from_redis_value_ref};
@@ -34,6 +34,9 @@ const CHANGES_MAX: usize = 65_536;
 
 /// How much of the stream, or of the tags, is read at a time.
 const PIECE: usize = 1_000;
+
+/// Seconds since 1970 that no date in HTTP can have.
+const YEAR_10000: u64 = 253_402_300_800;
 
 /// What a server pushed.
 #[derive(Debug, PartialEq, Eq)]
@@ -290,7 +293,11 @@ impl Way {
         let reply = self.ask(&time).await?.pop().ok_or(Fault::Protocol)?;
         let [seconds, micros]: [String; 2] = from_redis_value_ref(&reply).map_err(|_| Fault::Protocol)?;
         let number = |text: &str| text.parse::<u64>().map_err(|_| Fault::Protocol);
-        Ok(number(&seconds)?.saturating_mul(1_000).saturating_add(number(&micros)? / 1_000))
+        match (number(&seconds)?, number(&micros)?) {
+            (seconds @ ..YEAR_10000, micros @ ..1_000_000) => Ok(seconds * 1_000 + micros / 1_000),
+            // No clock says so.
+            _ => Err(Fault::Protocol),
+        }
     }
 
     pub(super) async fn leave(&self, members: &[String]) -> Result<(), Fault> {

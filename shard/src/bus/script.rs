@@ -17,8 +17,6 @@ pub(super) const TAGS: &str = "tg:{bus}:tags";
 pub(super) const STATE: &str = "tg:{bus}:state";
 pub(super) const NODES: &str = "tg:{bus}:nodes";
 
-/// What all keys of the bus and of entries begin with; the buckets of limits do not.
-pub(super) const PREFIX: &str = "tg:{";
 pub(super) const BUS: &str = "tg:{bus}:";
 pub(super) const BUS_TAG: &str = "bus";
 

@@ -157,6 +157,12 @@ impl Seal {
         entry.body.len() >= if self.compresses(entry) { WORK } else { WORK_PLAIN }
     }
 
+    /// How many bytes it takes to open an envelope: its own, or those of what it decompresses to.
+    pub(crate) fn opened_bytes(&self, envelope: &[u8]) -> usize {
+        let plain = if envelope.len() < HEAD { 0 } else { u32_at(envelope, 76).min(self.body_bytes_max) };
+        envelope.len().max(plain)
+    }
+
     /// Whether `first` is the beginning of an envelope that is longer, and not too long to be accepted.
     pub(crate) fn is_cut(&self, first: &[u8]) -> bool {
         if first.len() < HEAD || first[..4] != MAGIC || first[4] != VERSION {

@@ -6,7 +6,7 @@
 //! Refuses more bytes than its part of the memory.
 //! Invariant: of a key there is at most one entry here, and none that the key's removal or change has ended.
 
-use super::{Moment, Stored, lock};
+use super::{Handle, Moment, Stored, lock};
 use crate::entry::{Entry, Meta, Since};
 use crate::key::{CacheKey, KeyRef, Prehashed};
 use std::collections::HashMap;
@@ -63,6 +63,19 @@ impl<M: Meta> Pins<M> {
         }
         let mut held = lock(&self.held);
         let taken = held.take(&key.to_owned());
+        self.count.store(held.pins.len(), Ordering::Release);
+        taken
+    }
+
+    /// Takes out what is here of a key, unless it is the given one.
+    pub(super) fn take_other(&self, key: &KeyRef<'_>, own: &Handle<M>) -> Option<Stored<M>> {
+        if self.is_empty() {
+            return None;
+        }
+        let key = key.to_owned();
+        let mut held = lock(&self.held);
+        let is_other = held.pins.get(&key).is_some_and(|stored| !Arc::ptr_eq(&stored.entry, own));
+        let taken = if is_other { held.take(&key) } else { None };
         self.count.store(held.pins.len(), Ordering::Release);
         taken
     }

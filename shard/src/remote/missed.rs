@@ -4,13 +4,13 @@
 //!
 //! Refuses more than `MISSED_MAX`: the oldest give way, which others have had the longest time to fetch anew.
 
-use super::queue::Job;
+use super::queue::{BATCH_BYTES, Job};
 use crate::entry::Entry;
 use crate::key::Digest;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
-/// What a thread stores in some seconds of an outage: 150 bytes each.
+/// What a thread stores in some seconds of an outage: some 300 bytes each, beside what memory holds anyway.
 const MISSED_MAX: usize = 4_096;
 
 /// Told at a time, so that what is new does not wait long behind what is old.
@@ -36,7 +36,7 @@ impl<M> Missed<M> {
 
     /// Remembers an entry; gives back how many were forgotten for it.
     pub(crate) fn note(&self, job: Job<M>) -> usize {
-        let Job::Store { name, digest, hash, entry } = job else { return 1 };
+        let Job::Store { name, digest, hash, entry, .. } = job else { return 1 };
         let mut missed = self.lock();
         missed.push_back(Miss { name, digest, hash, entry: std::sync::Arc::downgrade(&entry) });
         let forgotten = missed.len().saturating_sub(MISSED_MAX);
@@ -46,11 +46,14 @@ impl<M> Missed<M> {
 
     /// Some of what is still to be told, and how many there is nothing to tell of any more.
     pub(crate) fn take(&self) -> (Vec<Job<M>>, usize) {
-        let (mut jobs, mut gone, mut missed) = (Vec::new(), 0, self.lock());
-        while jobs.len() < PIECE {
+        let (mut jobs, mut bytes, mut gone, mut missed) = (Vec::new(), 0, 0, self.lock());
+        while jobs.len() < PIECE && bytes < BATCH_BYTES {
             let Some(Miss { name, digest, hash, entry }) = missed.pop_front() else { break };
             match entry.upgrade().filter(|entry| entry.is_live()) {
-                Some(entry) => jobs.push(Job::Store { name, digest, hash, entry }),
+                Some(entry) => {
+                    bytes += entry.weight as usize;
+                    jobs.push(Job::Store { name, digest, hash, entry, is_late: true });
+                }
                 None => gone += 1,
             }
         }
@@ -76,7 +79,7 @@ mod tests {
 
     fn store(name: usize, entry: &Arc<Entry<Note>>) -> Job<Note> {
         let digest = KeyBuilder::new().key().digest(&Region::DEFAULT);
-        Job::Store { name: name.to_string(), digest, hash: 0, entry: entry.clone() }
+        Job::Store { name: name.to_string(), digest, hash: 0, entry: entry.clone(), is_late: false }
     }
 
     #[test]

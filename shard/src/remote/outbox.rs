@@ -16,11 +16,13 @@ use super::fault::Fault;
 use super::link::Link;
 use super::missed::Missed;
 use super::queue::{Job, Queue};
+use super::removals::Removals;
 use crate::clock::Clock;
 use crate::entry::{Entry, Epochs, Judgement, Meta, Seal};
 use crate::key::Digest;
-use crate::placement::named;
+use crate::placement::{PREFIX, named};
 use redis::{Pipeline, Value};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -46,6 +48,8 @@ pub(crate) struct Writer<M> {
     pub(crate) echoes: Arc<Echoes>,
     pub(crate) clock: Arc<Clock>,
     pub(crate) missed: Missed<M>,
+    pub(crate) removals: Arc<Removals>,
+    pub(crate) is_watched: Arc<AtomicBool>,
 }
 
 impl<M: Meta> Outbox<M> {
@@ -54,6 +58,9 @@ impl<M: Meta> Outbox<M> {
     }
 
     pub(crate) fn push(&self, job: Job<M>) {
+        if let Job::Remove { name } = &job {
+            self.writer.removal(name, Removals::begin);
+        }
         self.queue.push(job).iter().for_each(|job| self.writer.dropped(job));
         self.keep_writing();
     }
@@ -97,41 +104,41 @@ async fn write<M: Meta>(queue: Arc<Queue<M>>, writer: Arc<Writer<M>>) {
                 }
             }
         };
-        let left = writer.carry_out(batch).await;
+        let (left, is_told) = writer.carry_out(batch).await;
         let rest = !left.is_empty();
         queue.done(left);
         if rest {
             sleep(AGAIN).await;
+        } else if is_told {
+            // A piece after each batch: what was missed is told, and nothing new waits long behind it.
+            writer.make_up().await;
         }
     }
 }
 
 impl<M: Meta> Writer<M> {
-    /// Tells the shard what it has missed, as long as it takes it.
+    /// Tells the shard a piece of what it has missed, while its changes are being told.
     async fn make_up(&self) {
-        while !self.link.refuses() && !self.missed.is_empty() {
-            let (jobs, gone) = self.missed.take();
-            self.lost(gone);
-            let before = self.counts.stored.get();
-            let _stores_leave_nothing = self.carry_out(jobs).await;
-            if self.counts.stored.get() == before {
-                return;
-            }
+        if self.link.refuses() || self.missed.is_empty() || !self.is_watched.load(Ordering::Acquire) {
+            return;
         }
+        let (jobs, gone) = self.missed.take();
+        self.lost(gone);
+        let _stores_leave_nothing = self.carry_out(jobs).await;
     }
 
-    /// Sends a batch and gives back the removals that are still to be done.
-    async fn carry_out(&self, batch: Vec<Job<M>>) -> Vec<Job<M>> {
+    /// Sends a batch; gives back the removals that are still to be done, and says whether the shard took something.
+    async fn carry_out(&self, batch: Vec<Job<M>>) -> (Vec<Job<M>>, bool) {
         if self.link.refuses() {
-            return self.given_up(batch);
+            return (self.given_up(batch), false);
         }
         let (pipeline, sent) = self.compose(batch).await;
         if sent.is_empty() {
-            return Vec::new();
+            return (Vec::new(), false);
         }
         match self.link.ask(&pipeline, self.deadline).await {
             Ok(replies) => self.settle(sent, &replies),
-            Err(_) => self.given_up(sent),
+            Err(_) => (self.given_up(sent), false),
         }
     }
 
@@ -140,8 +147,14 @@ impl<M: Meta> Writer<M> {
         let mut sent = Vec::with_capacity(batch.len());
         for job in batch {
             let composed = match &job {
-                Job::Store { name, digest, hash, entry } => {
-                    self.compose_store(&mut pipeline, name, digest, *hash, entry).await
+                // The server was lost sight of, or told of a change: who knows what was removed there meanwhile.
+                Job::Store { entry, is_late: true, .. } if self.is_doubted(entry) => false,
+                Job::Store { name, digest, hash, entry, is_late } => {
+                    let composed = self.compose_store(&mut pipeline, name, digest, *hash, entry).await;
+                    if composed && *is_late {
+                        pipeline.arg("NX");
+                    }
+                    composed
                 }
                 Job::Copy { name, envelope, until } => {
                     let ttl = until.saturating_duration_since(Instant::now()).as_millis() as u64;
@@ -151,8 +164,9 @@ impl<M: Meta> Writer<M> {
                     ttl > 0
                 }
                 Job::Remove { name } => {
-                    if let Some(name) = named(name.as_bytes()) {
-                        self.echoes.expect(name);
+                    // The server tells of nothing but entries' own slots.
+                    if name.starts_with(PREFIX) {
+                        self.removal(name, |_, name| self.echoes.expect(name));
                     }
                     pipeline.cmd("UNLINK").arg(name);
                     true
@@ -195,18 +209,35 @@ impl<M: Meta> Writer<M> {
         true
     }
 
-    fn settle(&self, sent: Vec<Job<M>>, replies: &[Value]) -> Vec<Job<M>> {
-        let mut left = Vec::new();
+    fn is_doubted(&self, entry: &Entry<M>) -> bool {
+        entry.since().zip(entry.home()).is_none_or(|(since, home)| {
+            self.epochs.was_lost(home.shard, since.generation()) || !self.epochs.is_unchanged(home.name, since)
+        })
+    }
+
+    fn removal(&self, name: &str, then: impl FnOnce(&Removals, u64)) {
+        if let Some(name) = named(name.as_bytes()) {
+            then(&self.removals, name);
+        }
+    }
+
+    fn settle(&self, sent: Vec<Job<M>>, replies: &[Value]) -> (Vec<Job<M>>, bool) {
+        let (mut left, mut is_told) = (Vec::new(), false);
         for (job, reply) in sent.into_iter().zip(replies) {
-            match (Fault::in_reply(reply), &job) {
+            let fault = Fault::in_reply(reply);
+            is_told |= fault.is_none();
+            match (fault, &job) {
                 (None, Job::Store { .. } | Job::Copy { .. }) => self.counts.stored.one(),
-                (None, Job::Remove { .. }) => self.counts.removed.one(),
+                (None, Job::Remove { name }) => {
+                    self.removal(name, Removals::end);
+                    self.counts.removed.one();
+                }
                 (Some(fault), Job::Remove { .. }) if fault.is_evidence() => left.push(job),
                 (Some(fault), Job::Store { .. }) if fault.is_evidence() => self.lost(self.missed.note(job)),
                 (Some(_), _) => self.dropped(&job),
             }
         }
-        left
+        (left, is_told)
     }
 
     /// Notes entries and keeps removals.
@@ -219,7 +250,10 @@ impl<M: Meta> Writer<M> {
     fn dropped(&self, job: &Job<M>) {
         match job {
             Job::Store { .. } | Job::Copy { .. } => self.counts.dropped_stores.one(),
-            Job::Remove { .. } => self.counts.dropped_removals.one(),
+            Job::Remove { name } => {
+                self.removal(name, Removals::end);
+                self.counts.dropped_removals.one();
+            }
         }
     }
 

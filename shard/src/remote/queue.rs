@@ -22,7 +22,7 @@ const JOBS_MAX: usize = 4096;
 
 /// What one round trip carries: enough to keep up with fills, little enough to be through within a deadline.
 const BATCH_JOBS: usize = 32;
-const BATCH_BYTES: usize = 256 << 10;
+pub(super) const BATCH_BYTES: usize = 256 << 10;
 
 pub(crate) enum Job<M> {
     Store {
@@ -30,6 +30,8 @@ pub(crate) enum Job<M> {
         digest: Digest,
         hash: u64,
         entry: Arc<Entry<M>>,
+        /// The shard has missed it: what came there meanwhile is newer.
+        is_late: bool,
     },
     /// Stores an envelope as it was read, for as long as it is good.
     Copy {
@@ -186,7 +188,7 @@ mod tests {
         let entry =
             Entry::new(Note(String::new()), vec![0; body_bytes].into(), Duration::from_secs(60), Instant::now());
         let digest = KeyBuilder::new().key().digest(&Region::DEFAULT);
-        Job::Store { name: "store".into(), digest, hash: 0, entry: Arc::new(entry) }
+        Job::Store { name: "store".into(), digest, hash: 0, entry: Arc::new(entry), is_late: false }
     }
 
     fn remove(n: usize) -> Job<Note> {

@@ -17,16 +17,18 @@ use std::time::{Duration, Instant};
 /// How long a copy that was to be written is waited for.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
+/// A change is taken for one of 1 in so many other entries, too.
+const STRIPES: usize = 256;
+
 /// Four times what can be hot at a time; more are what regions make of them.
 const KNOWN_MAX: usize = 256;
 
-#[derive(Default)]
 pub(crate) struct Copies {
     /// Whether there is a bus.
     is_told: AtomicBool,
     count: AtomicUsize,
-    /// Changes that were told so far, of any entry.
-    changes: AtomicU64,
+    /// Changes that were told so far, by stripes of entries' names.
+    changes: Box<[AtomicU64; STRIPES]>,
     known: Mutex<HashMap<u64, Known, Prehashed>>,
 }
 
@@ -58,6 +60,13 @@ impl Choice {
     }
 }
 
+impl Default for Copies {
+    fn default() -> Self {
+        let changes = Box::new(std::array::from_fn(|_| AtomicU64::new(0)));
+        Self { is_told: AtomicBool::new(false), count: AtomicUsize::new(0), changes, known: Mutex::default() }
+    }
+}
+
 impl Copies {
     /// From now on somebody tells of changes.
     pub(crate) fn are_told(&self) {
@@ -81,8 +90,17 @@ impl Copies {
     }
 
     /// To be taken before an entry's own slot is read, for `learn`.
-    pub(super) fn changes(&self) -> u64 {
-        self.changes.load(Ordering::Acquire)
+    pub(super) fn changes(&self, digest: &Digest) -> u64 {
+        self.stripe(digest.beginning()).load(Ordering::Acquire)
+    }
+
+    fn stripe(&self, name: u64) -> &AtomicU64 {
+        &self.changes[name as usize % STRIPES]
+    }
+
+    /// Whether the edition that was chosen is still the known one.
+    pub(super) fn is_known(&self, choice: &Choice) -> bool {
+        self.known().get(&choice.digest).is_some_and(|known| known.edition == choice.edition)
     }
 
     /// Says which edition an entry's own slot had, unless a change was told since that was asked for: it may be this one's.
@@ -92,10 +110,15 @@ impl Copies {
             return;
         }
         let mut known = self.known();
-        if self.changes() != changes {
+        let name = digest.beginning();
+        if self.changes(digest) != changes {
+            // One of the two is outdated, and nobody can say which.
+            if known.get(&name).is_some_and(|known| known.edition != edition) {
+                known.remove(&name);
+                self.count.store(known.len(), Ordering::Release);
+            }
             return;
         }
-        let name = digest.beginning();
         match known.get_mut(&name) {
             Some(entry) if entry.edition == edition => {}
             Some(entry) => (entry.edition, entry.written) = (edition, 0),
@@ -129,7 +152,7 @@ impl Copies {
 
     /// The entry with this name was changed.
     pub(crate) fn forget(&self, name: u64) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.stripe(name).fetch_add(1, Ordering::AcqRel);
         if self.is_told.load(Ordering::Acquire) {
             let mut known = self.known();
             known.remove(&name);
@@ -139,7 +162,7 @@ impl Copies {
 
     /// Changes are not being told, or copies that were written may be gone.
     pub(crate) fn forget_all(&self) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
+        self.changes.iter().for_each(|stripe| _ = stripe.fetch_add(1, Ordering::AcqRel));
         let mut known = self.known();
         known.clear();
         self.count.store(0, Ordering::Release);
@@ -164,7 +187,7 @@ mod tests {
     }
 
     fn learn(copies: &Copies, digest: &Digest, edition: u64) {
-        copies.learn(digest, edition, copies.changes(), spots);
+        copies.learn(digest, edition, copies.changes(digest), spots);
     }
 
     fn chosen(copies: &Copies, digest: &Digest, number: u64) -> Option<(usize, u64)> {
@@ -184,11 +207,23 @@ mod tests {
         assert_eq!(chosen(&copies, &digest, 0), None);
         learn(&copies, &digest, 8);
         assert_eq!(chosen(&copies, &digest, 0), Some((1, 8)));
-        let changes = copies.changes();
+        let changes = copies.changes(&digest);
         copies.forget_all();
         assert_eq!(chosen(&copies, &digest, 0), None);
         copies.learn(&digest, 8, changes, spots);
         assert_eq!(chosen(&copies, &digest, 0), None, "it was asked for before the change");
+    }
+
+    #[test]
+    fn what_contradicts_what_is_known_ends_it_even_where_it_cannot_be_learnt() {
+        let (copies, digest) = (Copies::default(), digest(1));
+        copies.are_told();
+        learn(&copies, &digest, 7);
+        let changes = copies.changes(&digest);
+        // Another entry of the same stripe.
+        copies.forget(digest.beginning().wrapping_add(STRIPES as u64));
+        copies.learn(&digest, 8, changes, spots);
+        assert_eq!(chosen(&copies, &digest, 0), None);
     }
 
     #[test]

@@ -163,13 +163,16 @@ impl<M: Meta> View<M> {
             // A server that is late leaves time for the other.
             let found = self.wires[spot.shard].fetch(&spot.name, &place.digest, self.deadline() / 2).await;
             match found {
-                Ok(Some(found)) if found.entry.edition() == choice.edition => return Ok(Some(found.entry)),
+                // It may have been changed, and that told, while this copy was on its way.
+                Ok(Some(found)) if found.entry.edition() == choice.edition && copies.is_known(choice) => {
+                    return Ok(Some(found.entry));
+                }
                 // Slots of a cluster have moved, and copies are to follow.
                 Err(Fault::Moved) => copies.forget(place.digest.beginning()),
                 Ok(_) | Err(_) => {}
             }
         }
-        let (changes, left) = (copies.changes(), self.deadline().saturating_sub(began.elapsed()));
+        let (changes, left) = (copies.changes(&place.digest), self.deadline().saturating_sub(began.elapsed()));
         let Some(found) = self.wires[place.shard].fetch(&place.name, &place.digest, left).await? else {
             return Ok(None);
         };
@@ -212,7 +215,7 @@ impl<M: Meta> View<M> {
         let (copy, stored) = self.hold(key, entry.at_home(place.as_ref().map(Place::home)));
         if stored && let Some(place) = place {
             let (name, digest, hash) = (place.name, place.digest, key.hash());
-            self.wires[place.shard].send(Job::Store { name, digest, hash, entry: copy.share() });
+            self.wires[place.shard].send(Job::Store { name, digest, hash, entry: copy.share(), is_late: false });
         }
         Hit { copy, tier: Tier::Memory }
     }
@@ -221,6 +224,7 @@ impl<M: Meta> View<M> {
     pub fn remove(&self, region: &Region, key: &KeyRef<'_>) {
         self.store.local.remove(key);
         if let Some(place) = self.store.place(region, key) {
+            self.store.copies.forget(place.digest.beginning());
             self.wires[place.shard].send(Job::Remove { name: place.name });
         }
     }
