@@ -88,7 +88,6 @@ pub enum Event<'a> {
         endpoint: &'a str,
         lane: &'a str,
     },
-    /// The common bucket of a cluster limit does not answer.
     /// An operator tries something out, or ends that.
     LimitChanged {
         rule: &'a str,
@@ -99,6 +98,7 @@ pub enum Event<'a> {
         seconds: f64,
     },
     ClockBack,
+    /// The common bucket of a cluster limit does not answer.
     LimitOnShare {
         rule: &'a str,
     },

@@ -141,10 +141,11 @@ impl Acceptor {
     pub fn reload(&self) {
         let provider = aws_lc_rs::default_provider();
         let old = self.resolver.certificates.load_full();
+        let mut renewed = Vec::new();
         let pairs = old.pairs.iter().map(|pair| match Pair::load(&pair.files, &provider) {
             Ok(new) if new.key.cert == pair.key.cert => pair.clone(),
             Ok(new) => {
-                new.announce();
+                renewed.push(new.clone());
                 new
             }
             Err(error) => {
@@ -155,6 +156,8 @@ impl Acceptor {
         if let Some(certificates) = Certificates::new(pairs.collect()) {
             self.resolver.certificates.store(Arc::new(certificates));
         }
+        // Whoever reads of it may count on being served it.
+        renewed.iter().for_each(Pair::announce);
     }
 }
 

@@ -65,6 +65,8 @@ pub enum BadInquiry {
     Nobody,
     #[error("there is no rule `{0}`")]
     NoRule(String),
+    #[error("rule `{0}` does not count by a key")]
+    NotKey(String),
 }
 
 const CHANGES: &str = "mode, percent and for";
@@ -194,8 +196,9 @@ fn list(limiter: &Limiter, settings: &Settings) -> Value {
 
 fn explain(limiter: &Limiter, settings: &Settings, identity: &Identity, who: &Described) -> Result<Value, BadInquiry> {
     let keys = who.keys.iter().map(|(rule, value)| {
-        let key = settings.rules.iter().find(|own| *own.rule.name == **rule).and_then(|own| own.rule.key);
-        key.map(|key| (key.0, value.as_str())).ok_or_else(|| BadInquiry::NoRule(rule.clone()))
+        let own = settings.rules.iter().find(|own| *own.rule.name == **rule);
+        let key = own.ok_or_else(|| BadInquiry::NoRule(rule.clone()))?.rule.key;
+        key.map(|key| (key.0, value.as_str())).ok_or_else(|| BadInquiry::NotKey(rule.clone()))
     });
     let keys = keys.collect::<Result<Vec<_>, _>>()?;
     let caller = identity

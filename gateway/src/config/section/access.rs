@@ -1,19 +1,47 @@
 //! `[access]`: whom no limit holds, and whom nothing is answered.
 
+use ipnet::{IpNet, Ipv4Net};
+
 use super::super::fault::Problem;
-use super::super::kind::Parsed;
+use super::super::kind::{ListOf, Parsed};
 use super::super::table::Table;
 use super::forms;
-use crate::identify::{AccessSettings, Entry};
+use crate::identify::{self, AccessSettings, Entry};
 
 const ENTRY: Parsed<Entry> =
     Parsed { name: "a network such as \"10.0.0.0/8\", \"device:ID\" or \"user:ID\"", parse: entry, show };
 
-pub(super) fn read(root: &Table<'_>) -> AccessSettings {
+pub(super) fn read(root: &Table<'_>, identify: &identify::Settings) -> AccessSettings {
     root.table("access", |table| AccessSettings {
-        exempt: forms::list(table, "exempt", ENTRY, Vec::new()),
-        denied: forms::list(table, "denied", ENTRY, Vec::new()),
+        exempt: list(table, "exempt", identify),
+        denied: list(table, "denied", identify),
     })
+}
+
+/// An entry that nobody could ever be is a fault: who is meant to be denied would not be.
+fn list(table: &Table<'_>, key: &'static str, identify: &identify::Settings) -> Vec<Entry> {
+    let entries = table.or(key, &ListOf { item: ENTRY, least: 0 }, Vec::new());
+    for entry in &entries {
+        let missing = match &entry.value {
+            Entry::Device(_) if identify.device.is_empty() => "device",
+            Entry::User(_) if identify.user.is_none() => "user",
+            _ => continue,
+        };
+        let problem = Problem::bad(format!("`{}` is nobody: there is no `identity.{missing}`", show(&entry.value)));
+        table.reading.error(&entry.at, problem.hint(format!("set `identity.{missing}`")));
+    }
+    entries.into_iter().map(|entry| entry.value).collect()
+}
+
+/// Callers' addresses are never IPv4 within IPv6 (RFC 4291 section 2.5.5.2).
+fn canonical(network: IpNet) -> IpNet {
+    match network {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => {
+            let v4 = v6.network().to_ipv4_mapped().and_then(|ip| Ipv4Net::new(ip, v6.prefix_len() - 96).ok());
+            v4.map_or(network, IpNet::V4)
+        }
+        _ => network,
+    }
 }
 
 fn entry(text: &str) -> Result<Entry, Problem> {
@@ -24,7 +52,7 @@ fn entry(text: &str) -> Result<Entry, Problem> {
     match text.split_once(':') {
         Some(("device", device)) => id(device).map(Entry::Device),
         Some(("user", user)) => id(user).map(Entry::User),
-        _ => (forms::NETWORK.parse)(text).map(Entry::Network),
+        _ => (forms::NETWORK.parse)(text).map(canonical).map(Entry::Network),
     }
 }
 

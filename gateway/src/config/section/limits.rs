@@ -68,6 +68,10 @@ pub(super) fn rules(
         if let Err(problem) = forms::name(name.value) {
             table.reading.error(&name.at, problem);
         }
+        if name.value == "explain" {
+            let problem = Problem::bad("`explain` is what the admin address calls its explanations");
+            table.reading.error(&name.at, problem.hint("give the limit another name"));
+        }
         Some((rule(name.value, table, weights, identify)?, name.at))
     });
     rules.into_iter().flatten().collect()
@@ -133,6 +137,14 @@ fn rule(
         }
         (_, None) => None,
     };
+    if table.has("per_address") && (tier.value != Tier::Device || identify.device.is_empty()) {
+        let message = "only a limit of tier `device` has addresses with several devices, and where `identity.device` tells them apart";
+        table.reading.error(&table.place_of(&["per_address"]), Problem::bad(message));
+    }
+    if tier.value == Tier::User && identify.user.is_none() {
+        let problem = Problem::new(Code::Risk, "this limit never applies: nobody is a user");
+        table.reading.warning(&table.at, problem.hint("set `identity.user`"));
+    }
     if let Some(held) = held.as_ref().filter(|_| matches!(tier.value, Tier::Node | Tier::Cluster)) {
         table.reading.error(&held.at, Problem::bad("a limit that all share holds no keys"));
     }

@@ -65,7 +65,7 @@ pub(super) fn read(root: &Table<'_>) -> Draft {
     let (admin, admin_at) = listen::admin(root);
     let (http, accept) = listen::limits_http(root);
     let (mut identify, trusting) = identity::read(root);
-    identify.access = access::read(root);
+    identify.access = access::read(root, &identify);
     let weights = limits::weights(root);
     let cache = cache(root);
     let redis = redis::read(root, cache.remote_object_bytes);

@@ -178,6 +178,51 @@ fn what_a_start_would_stumble_over_is_found_before() {
 }
 
 #[test]
+fn what_could_never_apply_is_a_fault() {
+    let text = format!(
+        "{LEAST}[access]
+exempt = [\"user:ops\"]
+denied = [\"device:bot\", \"::ffff:192.0.2.0/120\", \"user:\", \"nobody\"]
+[limits.node]
+tier = \"node\"
+rate = \"1/s\"
+burst = 5
+per_address = 3
+keys = 9
+[limits.tenant]
+tier = \"key\"
+rate = \"1/s\"
+burst = 5
+[limits.explain]
+tier = \"device\"
+key = \"claim:org\"
+reserve = {{ unheard = 0.5 }}
+rate = \"1/s\"
+burst = 5
+"
+    );
+    let found = faults(&text);
+    for (n, part) in [
+        "access.exempt[0]: `user:ops` is nobody: there is no `identity.user`",
+        "access.denied[0]: `device:bot` is nobody",
+        "access.denied[2]: `user:` names nobody",
+        "access.denied[3]: `nobody` is not a network",
+        "limits.node.per_address: only a limit of tier `device`",
+        "limits.node.keys: a limit that all share holds no keys",
+        "limits.tenant: a limit of tier `key` says what it counts by",
+        "limits.explain: `explain` is what the admin address calls",
+        "limits.explain.key: only a limit of tier `key` counts by a key",
+        "limits.explain.reserve.unheard: there is no user tier `unheard`",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert!(found.iter().any(|fault| fault.contains(part)), "{n}: {part} in {found:#?}");
+    }
+    assert_eq!(found.len(), 13, "{found:#?}");
+}
+
+#[test]
 fn surprises_are_warnings() {
     let text = format!(
         "{LEAST}[admin]
