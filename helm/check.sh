@@ -156,7 +156,7 @@ renders callers 'device = ["header:x-device-id","cookie:device","path:2"]' 'user
   'headers = "none"' 'reserve = { anonymous = 0.5, "platinum.eu" = 0.05 }' 'limits = ["device","node","tenant.v1","user"]' \
   'cost = 2' 'cost_by_status = { 401 = 20, 403 = 5, 5xx = 3 }' 'degrade = { html = "busy.html", status = 500 }'
 
-renders jwt 'tier = { jwt_claim = "https://id.example/plan" }' \
+renders jwt 'tier = { jwt_claim = "https://id.example/plan" }' 'key = "claim:https://id.example/org"' 'limits = ["tenant","user"]' \
   'user = { jwt = { algorithms = ["ES256", "RS256"], audience = ["shop", "https://shop.example"], claim = "email", issuer = "https://id.example", keys = "jwt/jwks.json", leeway = "1m", token = "cookie:session" } }'
 
 templates "keys of tokens in a Secret" jwt '- secret:
@@ -174,6 +174,7 @@ refuses "a cluster limit without Redis" "a cluster limit needs config.redis.regi
   --set config.limits.all.tier=cluster,config.limits.all.rate=100/s,config.limits.all.burst=100
 refuses_with "a device by something else" "/config/identity/device/0" minimal <<<'config: { identity: { device: [query:id] } }'
 refuses_with "a segment that is not looked at" "/config/identity/device/0" minimal <<<'config: { identity: { device: [path:33] } }'
+refuses_with "a device by a claim" "/config/identity/device/0" jwt <<<'config: { identity: { device: [claim:device] } }'
 refuses_with "a user by what everybody could say" "/config/identity/user" callers <<<'config: { identity: { user: cookie:user } }'
 refuses_with "a user without a proxy that is believed" "config.trusted_proxies" minimal <<<'config: { identity: { user: header:x-user-id } }'
 refuses_with "a tier without a user" "the tier of a user" callers <<<'config: { identity: { user: "" } }'
@@ -203,6 +204,11 @@ refuses_with "a tier's name in other letters" "invalid propertyName 'gold one'" 
 refuses_limit "a limit by a key without the key" "missing property 'key'" '{ tier: key, rate: 1/s, burst: 1 }'
 refuses_limit "a key of another tier" "/config/limits/all/key" '{ tier: user, key: "host:", rate: 1/s, burst: 1 }'
 refuses_limit "a key by something else" "/config/limits/all/key" '{ tier: key, key: x-tenant, rate: 1/s, burst: 1 }'
+refuses_limit "a claim without a name" "/config/limits/all/key" '{ tier: key, key: "claim:", rate: 1/s, burst: 1 }'
+refuses_limit "a claim of another tier" "/config/limits/all/key" '{ tier: user, key: "claim:org", rate: 1/s, burst: 1 }'
+refuses_limit "a claim where there are no tokens" "there is no token that would have this claim" '{ tier: key, key: "claim:org", rate: 1/s, burst: 1 }'
+refuses_with "a claim where a header names the user" "there is no token that would have this claim" callers \
+  <<<'config: { limits: { org: { tier: key, key: "claim:org", rate: 1/s, burst: 60 } } }'
 refuses_limit "more keys than there may be" "maximum" '{ tier: device, keys: 16777217, rate: 1/s, burst: 1 }'
 refuses_limit "keys of what all share" "/config/limits/all/keys" '{ tier: node, keys: 5, rate: 1/s, burst: 1 }'
 refuses_limit "an address's share of what is no device" "/config/limits/all/per_address" '{ tier: node, per_address: 5, rate: 1/s, burst: 1 }'
