@@ -14,7 +14,7 @@
 {{- if and (hasPrefix "claim:" (default "" $rule.key)) (not $jwt) }}
 {{- fail (printf "config.limits.%s.key: there is no token that would have this claim: set config.identity.jwt" $name) }}
 {{- end }}
-{{- if and $rule.per_address (not $c.identity.device) }}
+{{- if and (hasKey $rule "per_address") (not $c.identity.device) }}
 {{- fail (printf "config.limits.%s.per_address: an address is one device: set config.identity.device" $name) }}
 {{- end }}
 {{- if gt (int $c.route.cost) (int $rule.burst) }}
