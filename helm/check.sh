@@ -60,7 +60,7 @@ for line in files:
 }
 
 # What the Deployment on standard input takes from elsewhere: prints NAME=VALUE for each of its variables, with a made-up value where a Secret
-# holds it, and makes the files of its Secrets in a directory, as copies of PAIR.crt and PAIR.key.
+# holds it, and makes the files of its Secrets in a directory, as copies of PAIR.crt, PAIR.key and PAIR.json.
 supply() {
   python3 -c '
 import pathlib, re, shutil, sys
@@ -78,6 +78,13 @@ for path in re.findall(r"(?m)^ +- \{ key: [^,]+, path: (\S+) \}$", text):
 
 quiet "a certificate to check with" openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 \
   -subj /CN=localhost -keyout "$work/pair.key" -out "$work/pair.crt"
+# Its key as a JWK set: a public key of P-256 in DER ends with the 32 bytes of each coordinate (RFC 5480 section 2.2).
+openssl pkey -in "$work/pair.key" -pubout -outform DER | python3 -c '
+import base64, json, sys
+point = sys.stdin.buffer.read()[-64:]
+x, y = (base64.urlsafe_b64encode(half).rstrip(b"=").decode() for half in (point[:32], point[32:]))
+print(json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "use": "sig", "kid": "check", "x": x, "y": y}]}))
+' >"$work/pair.json"
 
 for values in "$chart"/ci/*-values.yaml; do
   set=$(basename "$values" -values.yaml)
@@ -149,16 +156,17 @@ renders callers 'device = ["header:x-device-id","cookie:device","path:2"]' 'user
   'headers = "none"' 'reserve = { anonymous = 0.5, "platinum.eu" = 0.05 }' 'limits = ["device","node","tenant.v1","user"]' \
   'cost = 2' 'cost_by_status = { 401 = 20, 403 = 5, 5xx = 3 }' 'degrade = { html = "busy.html", status = 500 }'
 
-# Not in ci/ until the gateway knows tokens: `tidegate check` would refuse them.
-templates "users from tokens, keys in a Secret" minimal \
-  'user = { jwt = { algorithms = ["ES256", "RS256"], audience = ["shop"], claim = "email", keys = "jwt/jwks.json" } }' \
-  'tier = { jwt_claim = "plan" }' '- { key: "keys", path: jwt/jwks.json }' 'name: "issuer"' <<<'config:
-  identity:
-    jwt: { secretName: issuer, keysKey: keys, algorithms: [ES256, RS256], claim: email, tierClaim: plan, extra: { audience: [shop] } }
-  limits: { user: { tier: user, rate: 600/m, burst: 60 } }'
-templates "users from tokens, keys in a ConfigMap" minimal '- configMap:
+renders jwt 'tier = { jwt_claim = "https://id.example/plan" }' 'key = "claim:https://id.example/org"' 'limits = ["tenant","user"]' \
+  'user = { jwt = { algorithms = ["ES256", "RS256"], audience = ["shop", "https://shop.example"], claim = "email", issuer = "https://id.example", keys = "jwt/jwks.json", leeway = "1m", token = "cookie:session" } }'
+
+templates "keys of tokens in a Secret" jwt '- secret:
+                  name: "issuer"' '- { key: "keys", path: jwt/jwks.json }' <<<'{}'
+templates "keys of tokens in a ConfigMap" minimal '- configMap:
                   name: "issuer"' '- { key: "jwks.json", path: jwt/jwks.json }' \
+  'user = { jwt = { algorithms = ["EdDSA"], claim = "sub", keys = "jwt/jwks.json", leeway = "30s", token = "bearer" } }' \
   <<<'config: { identity: { jwt: { configMapName: issuer, algorithms: [EdDSA] } } }'
+templates "a tier of a proxy for a user of a token" jwt 'tier = "header:x-plan"' \
+  <<<'config: { trusted_proxies: [10.0.0.0/8], identity: { tier: header:x-plan, jwt: { tierClaim: "" } } }'
 
 refuses "no upstream" "config.upstream.endpoints is empty"
 refuses "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3
@@ -166,6 +174,7 @@ refuses "a cluster limit without Redis" "a cluster limit needs config.redis.regi
   --set config.limits.all.tier=cluster,config.limits.all.rate=100/s,config.limits.all.burst=100
 refuses_with "a device by something else" "/config/identity/device/0" minimal <<<'config: { identity: { device: [query:id] } }'
 refuses_with "a segment that is not looked at" "/config/identity/device/0" minimal <<<'config: { identity: { device: [path:33] } }'
+refuses_with "a device by a claim" "/config/identity/device/0" jwt <<<'config: { identity: { device: [claim:device] } }'
 refuses_with "a user by what everybody could say" "/config/identity/user" callers <<<'config: { identity: { user: cookie:user } }'
 refuses_with "a user without a proxy that is believed" "config.trusted_proxies" minimal <<<'config: { identity: { user: header:x-user-id } }'
 refuses_with "a tier without a user" "the tier of a user" callers <<<'config: { identity: { user: "" } }'
@@ -173,8 +182,18 @@ refuses_with "a typed key of the identity among further ones" "/config/identity/
 refuses_token "tokens without an algorithm" "algorithms is empty" '{ secretName: s }'
 refuses_token "tokens that are not signed" "/config/identity/jwt/algorithms/0" '{ secretName: s, algorithms: [none] }'
 refuses_token "tokens without keys" "set its secretName or configMapName" '{ algorithms: [ES256] }'
+refuses_token "an audience without keys" "set its secretName or configMapName" '{ audience: [shop] }'
+refuses_token "an issuer without keys" "set its secretName or configMapName" '{ issuer: "https://id.example" }'
 refuses_token "keys of tokens from two places" "not from both" '{ secretName: s, configMapName: c, algorithms: [ES256] }'
 refuses_token "a secret for everybody to read" "put it into a Secret" '{ configMapName: c, algorithms: [HS256] }'
+refuses_token "secrets beside public keys" "do not go together" '{ secretName: s, algorithms: [HS256, ES256] }'
+refuses_token "an audience that is no list" "/config/identity/jwt/audience" '{ secretName: s, algorithms: [ES256], audience: shop }'
+refuses_token "an audience of nobody" "/config/identity/jwt/audience/0" '{ secretName: s, algorithms: [ES256], audience: [""] }'
+refuses_token "a user by no claim" "/config/identity/jwt/claim" '{ secretName: s, algorithms: [ES256], claim: "" }'
+refuses_token "clocks that are an hour apart" "/config/identity/jwt/leeway" '{ secretName: s, algorithms: [ES256], leeway: 1h }'
+refuses_token "clocks that are a second too far apart" "/config/identity/jwt/leeway" '{ secretName: s, algorithms: [ES256], leeway: 301s }'
+refuses_token "a token in the address" "/config/identity/jwt/token" '{ secretName: s, algorithms: [ES256], token: "query:t" }'
+refuses_token "an audience among further keys" "/config/identity/jwt/extra/audience" '{ secretName: s, algorithms: [ES256], extra: { audience: [a] } }'
 refuses_token "a typed key of tokens among further ones" "/config/identity/jwt/extra/keys" '{ secretName: s, algorithms: [ES256], extra: { keys: a } }'
 refuses_with "a user from a token and a header" "both name the user" callers <<<'config: { identity: { jwt: { secretName: s, algorithms: [ES256] } } }'
 refuses_with "a tier from a token and a header" "both name the tier" callers \
@@ -185,10 +204,19 @@ refuses_with "a tier's name in other letters" "invalid propertyName 'gold one'" 
 refuses_limit "a limit by a key without the key" "missing property 'key'" '{ tier: key, rate: 1/s, burst: 1 }'
 refuses_limit "a key of another tier" "/config/limits/all/key" '{ tier: user, key: "host:", rate: 1/s, burst: 1 }'
 refuses_limit "a key by something else" "/config/limits/all/key" '{ tier: key, key: x-tenant, rate: 1/s, burst: 1 }'
+refuses_limit "a claim without a name" "/config/limits/all/key" '{ tier: key, key: "claim:", rate: 1/s, burst: 1 }'
+refuses_limit "a claim of another tier" "/config/limits/all/key" '{ tier: user, key: "claim:org", rate: 1/s, burst: 1 }'
+refuses_limit "a claim where there are no tokens" "there is no token that would have this claim" '{ tier: key, key: "claim:org", rate: 1/s, burst: 1 }'
+refuses_with "a claim where a header names the user" "there is no token that would have this claim" callers \
+  <<<'config: { limits: { org: { tier: key, key: "claim:org", rate: 1/s, burst: 60 } } }'
 refuses_limit "more keys than there may be" "maximum" '{ tier: device, keys: 16777217, rate: 1/s, burst: 1 }'
 refuses_limit "keys of what all share" "/config/limits/all/keys" '{ tier: node, keys: 5, rate: 1/s, burst: 1 }'
 refuses_limit "an address's share of what is no device" "/config/limits/all/per_address" '{ tier: node, per_address: 5, rate: 1/s, burst: 1 }'
 refuses_limit "an address of which each is one device" "set config.identity.device" '{ tier: device, per_address: 5, rate: 1/s, burst: 1 }'
+refuses_limit "any share of an address of which each is one device" "set config.identity.device" '{ tier: device, per_address: 0, rate: 1/s, burst: 1 }'
+refuses_limit "an address's share of a key" "/config/limits/all/per_address" '{ tier: key, key: "host:", per_address: 0, rate: 1/s, burst: 1 }'
+refuses_with "a limit by a name that explanations have" "invalid propertyName 'explain'" minimal \
+  <<<'config: { limits: { explain: { tier: node, rate: 1/s, burst: 1 } } }'
 refuses_limit "a reserve within one device" "/config/limits/all/reserve" '{ tier: device, reserve: { standard: 0.5 }, rate: 1/s, burst: 1 }'
 refuses_limit "a reserve of everything" "exclusiveMaximum" '{ tier: node, reserve: { standard: 1 }, rate: 1/s, burst: 1 }'
 refuses_limit "a reserve for a tier that is none" "there is no tier gold" '{ tier: node, reserve: { gold: 0.5 }, rate: 1/s, burst: 1 }'
@@ -198,6 +226,8 @@ refuses_with "a denied name of a machine" "/config/access/denied/0" minimal <<<'
 refuses_with "an exempt user of no name" "/config/access/exempt/0" callers <<<'config: { access: { exempt: ["user:"] } }'
 refuses_with "a list of another kind" "additional properties 'allowed'" minimal <<<'config: { access: { allowed: [10.0.0.0/8] } }'
 refuses_with "a denied device where there is none" "device:stolen is nobody" minimal <<<'config: { access: { denied: [device:stolen] } }'
+refuses_with "an exempt device where there is none" "device:own is nobody" minimal <<<'config: { access: { exempt: [device:own] } }'
+refuses_with "a denied user where there is none" "user:mallory is nobody" minimal <<<'config: { access: { denied: [user:mallory] } }'
 refuses_with "an exempt user where there is none" "user:backup is nobody" minimal <<<'config: { access: { exempt: [user:backup] } }'
 refuses_with "a request that costs nothing" "minimum" minimal <<<'config: { route: { cost: 0 } }'
 refuses_with "a request that costs more than a burst" "more than its burst" callers <<<'config: { route: { cost: 61 } }'

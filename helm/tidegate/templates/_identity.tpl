@@ -26,7 +26,11 @@
 {{- if not $id.jwt.algorithms }}
 {{- fail "config.identity.jwt.algorithms is empty: name what tokens may be signed with, such as ES256" }}
 {{- end }}
-{{- if and $id.jwt.configMapName (regexMatch "HS" (toJson $id.jwt.algorithms)) }}
+{{- $secrets := regexMatch "HS" (toJson $id.jwt.algorithms) }}
+{{- if and $secrets (regexMatch "RS|PS|ES|Ed" (toJson $id.jwt.algorithms)) }}
+{{- fail "config.identity.jwt.algorithms: those with a secret (HS) and those with public keys do not go together" }}
+{{- end }}
+{{- if and $id.jwt.configMapName $secrets }}
 {{- fail "config.identity.jwt: HS algorithms verify with what they sign with: put it into a Secret (secretName)" }}
 {{- end }}
 {{- if $id.user }}
@@ -35,7 +39,7 @@
 {{- if and $id.tier $id.jwt.tierClaim }}
 {{- fail "config.identity.tier and config.identity.jwt.tierClaim both name the tier: set one of them" }}
 {{- end }}
-{{- else if or $id.jwt.algorithms $id.jwt.tierClaim $id.jwt.extra }}
+{{- else if or $id.jwt.algorithms $id.jwt.tierClaim $id.jwt.audience $id.jwt.issuer $id.jwt.extra }}
 {{- fail "config.identity.jwt needs the keys that tokens are verified with: set its secretName or configMapName" }}
 {{- end }}
 {{- end }}
@@ -47,7 +51,12 @@
 trusted_proxies = {{ toJson .Values.config.trusted_proxies }}
 device = {{ toJson $id.device }}
 {{- if include "tidegate.jwt" . }}
-{{- $own := dict "keys" "jwt/jwks.json" "algorithms" $id.jwt.algorithms "claim" $id.jwt.claim }}
+{{- $own := dict "keys" "jwt/jwks.json" }}
+{{- range $key := list "algorithms" "claim" "audience" "issuer" "leeway" "token" }}
+{{- with get $id.jwt $key }}
+{{- $_ := set $own $key . }}
+{{- end }}
+{{- end }}
 user = {{ include "tidegate.value" (dict "jwt" (merge $own $id.jwt.extra)) }}
 {{- end }}
 {{- with $id.user }}

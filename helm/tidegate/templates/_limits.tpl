@@ -2,6 +2,7 @@
 {{- define "tidegate.limits.check" -}}
 {{- $c := .Values.config }}
 {{- $user := include "tidegate.user" . }}
+{{- $jwt := include "tidegate.jwt" . }}
 {{- $tiers := concat (list "anonymous" "standard") (keys $c.tiers) }}
 {{- range $name, $rule := $c.limits }}
 {{- if and (eq $rule.tier "cluster") (not $c.redis.regions) (not $c.redis.nodes) }}
@@ -10,7 +11,10 @@
 {{- if and (eq $rule.tier "user") (not $user) }}
 {{- fail (printf "config.limits.%s: nobody is a user: set config.identity.user or jwt" $name) }}
 {{- end }}
-{{- if and $rule.per_address (not $c.identity.device) }}
+{{- if and (hasPrefix "claim:" (default "" $rule.key)) (not $jwt) }}
+{{- fail (printf "config.limits.%s.key: there is no token that would have this claim: set config.identity.jwt" $name) }}
+{{- end }}
+{{- if and (hasKey $rule "per_address") (not $c.identity.device) }}
 {{- fail (printf "config.limits.%s.per_address: an address is one device: set config.identity.device" $name) }}
 {{- end }}
 {{- if gt (int $c.route.cost) (int $rule.burst) }}
