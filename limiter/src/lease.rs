@@ -13,10 +13,12 @@
 //!   node that cannot reach the copy lives on a share that the copy may not have heard of either.
 //! - A jump of Redis's clock forward is worth up to 20 ms of the rate.
 //! - Nodes that outnumber B/2 keep one token each in an outage.
-//! - A node refills itself from a share that is given away if it never reached the bucket that the
-//!   others reach; if they outlive it by 30 s of silence; or by 2 s, where they are as many without it
-//!   as there were with it, and as many as are expected: another has taken its place, and a share kept
-//!   for a process that crashed would be lost for half a minute.
+//! - A node refills itself from a share that is given away, and may spend what it held, if it never
+//!   reached the bucket that the others reach; if they outlive it by 30 s of silence; or by 0.4 s where
+//!   another took its place: one came since it last asked, and with that one as many ask as there were
+//!   before, and as many as are expected. Then it is dead, unless more nodes live than are expected. A
+//!   share kept for a process that was killed would be lost for half a minute.
+//! - A node that starts in an outage lives on an equal share, whatever the others were told before.
 //!
 //! # The node
 //! `balance` is all a node may spend, in millionths of tokens, never above `cap`. A grant adds to
@@ -31,15 +33,17 @@
 //! An ask reads and writes two fields, however many nodes there are. Every 50 ms one of them looks at
 //! every record besides.
 //!
-//! Field `bucket`, twelve big-endian doubles: `at` (Redis time of the last ask); `clock` (the bucket's
+//! Field `bucket`, thirteen big-endian doubles: `at` (Redis time of the last ask); `clock` (the bucket's
 //! own time, 0 when it was new); `swept` (its time at the last sweep); `level` (micro-tokens); `rest`
 //! (the remainder of the last refill, below `period`); over all records `nodes`, `weights`, `shares`,
 //! and `out` (whole tokens held); `claims` (micro-tokens in the level that records have earned since
-//! they were written); `quiet` (the shares of silent records); `most` (nodes that were not silent at
-//! once, since none was silent). And per node `n<id>`, seven: `asked`
+//! they were written); `quiet` (the shares of silent records); `most` (nodes that lived at once, since
+//! none was silent); `joined` (`clock` when last a node without a record came, 0 while the bucket was
+//! younger than 200 ms: then all come). And per node `n<id>`, seven: `asked`
 //! (`clock` at its last ask); `weight`, its demand in milli-tokens a second; `share`, its part of the
 //! rate in micro-tokens a second; `credit`, micro-tokens it may still claim; `held`, whole tokens;
-//! `borrowed` and `uptime` as it told them. The hash expires one minute after the last sweep.
+//! `borrowed` and `uptime` as it told them. A record whose `weight` is 0 is **replaced**: it is in none
+//! of the sums, and only its account waits for a node that was not dead after all. The hash expires one minute after the last sweep.
 //!
 //! Arguments: node, count, period, burst, expected, wanted, returned, held, demand, borrowed, told,
 //! uptime, leaving: see [`Ask`], where `told` is `share_micros`; the rate is `count` tokens per
@@ -59,10 +63,14 @@
 //!    entered the level on its account since it last asked, `keep` is left, and what exceeds that is
 //!    taken out again, once, but not so that less is left than is claimed. `keep` is the time in which
 //!    the rate fills an eighth of the pool, at most 50 ms: an outage ends without a burst, and the silent
-//!    never claim more than an eighth. Quiet records that are gone (30 s; 2 s where the others are at
-//!    least `expected` and `most`) are deleted, as is what has another length. The sums are taken anew:
-//!    `claims` of `share * (clock - asked)`, of `share * keep` where quiet.
-//! 4. *The caller's account.* With a record, it leaves the sums. It has earned `share * (clock - asked)`,
+//!    never claim more than an eighth. `together` are the nodes that are not quiet and asked since
+//!    `joined`: all of them lived at that moment. Where they are at least `expected` and `most`, a quiet
+//!    record that did not ask since `joined`, nor for 400 ms, is replaced: `weight`, `share` and `held`
+//!    become 0, and what was kept free for it counts as reported in `borrowed`. Records are deleted after
+//!    30 s, as is what has another length. `most` becomes `together`, or stays where that is less while
+//!    any is quiet, or while not all had the time to ask since `joined`, 150 ms. The sums are taken
+//!    anew: `claims` of `share * (clock - asked)`, of `share * keep` where quiet.
+//! 4. *The caller's account.* Without a record, it joins. With one, it leaves the sums. It has earned `share * (clock - asked)`,
 //!    or `share * keep` where quiet. `charge = borrowed` less what was reported before; where quiet, less
 //!    what was kept free for it, `share` times what its own clock counted beyond `keep`. `credit += earned
 //!    + returned - charge`. Without a record it is charged what it ever borrowed, at most what its share

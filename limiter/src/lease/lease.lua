@@ -7,9 +7,9 @@ local wanted, returned, held, demand = number(6), number(7), number(8), number(9
 local borrowed, told, uptime, leaving = number(10), number(11), number(12), ARGV[13] == '1'
 
 local MICRO, STEP, SLACK, SWEEP = 1000000, 1000000, 20000, 50000
-local YOUNG, KEEP, QUIET, GONE, FORGET, VALID_MS = 200000, 50000, 150000, 2000000, 30000000, 1000
-local BUCKET, RECORD = '>dddddddddddd', '>ddddddd'
-local floor, min, max, unpack = math.floor, math.min, math.max, struct.unpack
+local YOUNG, KEEP, QUIET, REPLACED, FORGET, VALID_MS = 200000, 50000, 150000, 400000, 30000000, 1000
+local BUCKET, RECORD = '>ddddddddddddd', '>ddddddd'
+local floor, min, max, unpack, each = math.floor, math.min, math.max, struct.unpack, unpack
 local pool = max(1, floor(burst / 2))
 local afield = max(1, burst - pool)
 local capacity = pool * MICRO
@@ -21,9 +21,9 @@ local time = redis.call('TIME')
 local now = tonumber(time[1]) * MICRO + tonumber(time[2])
 local stored = redis.call('HMGET', key, 'bucket', name)
 local at, clock, swept, level, rest = now, 0, 0, 0, 0
-local nodes, weights, shares, out, claims, quiet, most = 0, 0, 0, 0, 0, 0, 0
-if stored[1] and #stored[1] == 96 then
-  at, clock, swept, level, rest, nodes, weights, shares, out, claims, quiet, most = unpack(BUCKET, stored[1])
+local nodes, weights, shares, out, claims, quiet, most, joined = 0, 0, 0, 0, 0, 0, 0, 0
+if stored[1] and #stored[1] == 104 then
+  at, clock, swept, level, rest, nodes, weights, shares, out, claims, quiet, most, joined = unpack(BUCKET, stored[1])
 end
 local mine = stored[2] and #stored[2] == 56 and stored[2]
 
@@ -40,9 +40,9 @@ rest = parts - gained * period
 level = level + max(0, gained - part(quiet, step))
 claims = claims + part(shares - quiet, step)
 
--- The silent are told from the others.
+-- The silent are told from the others, and the replaced from the silent.
 if clock - swept >= SWEEP then
-  local before, before_most, excess, still = swept, most, 0, {}
+  local before, together, excess, silent = swept, 0, 0, {}
   swept, nodes, weights, shares, out, claims, quiet = clock, 0, 0, 0, 0, 0, 0
   local function add(weight, share, keeps)
     nodes, weights, shares, out = nodes + 1, weights + weight, shares + share, out + keeps
@@ -51,38 +51,42 @@ if clock - swept >= SWEEP then
   for i = 1, #fields, 2 do
     local field, value = fields[i], fields[i + 1]
     if field ~= 'bucket' then
-      if #value ~= 56 then
+      local asked, weight, share, credit, keeps, reported, was_up
+      if #value == 56 then asked, weight, share, credit, keeps, reported, was_up = unpack(RECORD, value) end
+      if not asked or clock - asked > FORGET then
         redis.call('HDEL', key, field)
-      else
-        local asked, weight, share, _, keeps = unpack(RECORD, value)
-        if clock - asked > QUIET then
-          still[#still + 1] = { field, asked, weight, share, keeps }
-        else
-          add(weight, share, keeps)
-          claims = claims + part(share, clock - asked)
-        end
+        if field == name then mine = false end
+      elseif clock - asked <= QUIET then
+        add(weight, share, keeps)
+        claims = claims + part(share, clock - asked)
+        together = together + (asked >= joined and 1 or 0)
+      elseif weight > 0 then
+        silent[#silent + 1] = { field, asked, weight, share, keeps, credit, reported, was_up }
       end
     end
   end
-  local forget = nodes >= max(expected, most) and GONE or FORGET
-  most = nodes
-  for _, node in ipairs(still) do
-    local field, asked, weight, share, keeps = node[1], node[2], node[3], node[4], node[5]
-    if clock - asked > forget then
-      redis.call('HDEL', key, field)
-      if field == name then mine = false end
+  local is_whole, before_most = together >= max(expected, most), most
+  most = clock - joined <= QUIET and max(most, together) or together
+  for _, node in ipairs(silent) do
+    local field, asked, weight, share, keeps, credit, reported, was_up = each(node)
+    local kept_free = part(share, clock - asked - keep)
+    if before - asked <= QUIET then excess = excess + kept_free end
+    if is_whole and asked < joined and clock - asked > REPLACED then
+      local value = struct.pack(RECORD, asked, 0, 0, credit, 0, reported + floor(kept_free / MICRO), was_up)
+      redis.call('HSET', key, field, value)
+      if field == name then mine = value end
     else
       add(weight, share, keeps)
       claims, quiet = claims + part(share, keep), quiet + share
       most = max(most, before_most)
     end
-    if before - asked <= QUIET then excess = excess + part(share, clock - asked - keep) end
   end
   level = max(level - excess, min(level, claims))
   redis.call('PEXPIRE', key, 60000)
 end
 
 -- The caller's account.
+if not mine and not leaving and clock >= YOUNG then joined = clock end
 local charge, credit = min(borrowed * MICRO, part(told, min(uptime, clock))), 0
 if mine then
   local asked, weight, share, old, keeps, reported, was_up = unpack(RECORD, mine)
@@ -91,7 +95,7 @@ if mine then
   local covered = is_quiet and part(share, max(0, uptime - was_up - keep)) or 0
   charge = max(0, max(0, borrowed - reported) * MICRO - covered)
   credit = old + earned + returned * MICRO - charge
-  nodes, weights, shares, out = nodes - 1, weights - weight, shares - share, out - keeps
+  if weight > 0 then nodes, weights, shares, out = nodes - 1, weights - weight, shares - share, out - keeps end
   claims, quiet = max(0, claims - earned), quiet - (is_quiet and share or 0)
 end
 level = max(min(capacity, level + returned * MICRO) - charge, -capacity)
@@ -121,5 +125,5 @@ else
   redis.call('HSET', key, name, struct.pack(RECORD, clock, weight, kept, credit, held + tokens, borrowed, uptime))
 end
 redis.call('HSET', key, 'bucket',
-  struct.pack(BUCKET, now, clock, swept, level, rest, nodes, weights, shares, out, claims, quiet, most))
+  struct.pack(BUCKET, now, clock, swept, level, rest, nodes, weights, shares, out, claims, quiet, most, joined))
 return { tokens, VALID_MS, seen, share }
