@@ -282,11 +282,10 @@ impl Lease {
 
     /// What has to be left of the balance by a request of this cost. The reserve is a fraction of half the cap, which is
     /// what a node asks to hold whatever its demand ([`Lease::target`]), so it is filled once, by what ordinary traffic
-    /// may not take, and from then on every grant is spent. Cost and reserve together are less than the cap by a token:
-    /// a node that holds a fraction of one is granted no more.
+    /// may not take, and from then on every grant is spent. Cost and reserve together are at most the cap.
     fn floor(&self, cost: Cost, reserve: Fraction) -> u64 {
         let cap = self.cap_micros.load(Ordering::Relaxed);
-        (reserve.micros_of(cap / MICRO) / 2).min(cap.saturating_sub(micros(cost) + MICRO))
+        (reserve.micros_of(cap / MICRO) / 2).min(cap.saturating_sub(micros(cost)))
     }
 
     /// Gives back a charge that was committed a moment ago.

@@ -103,3 +103,56 @@ fn a_large_cost_is_not_starved_by_its_own_reserve() {
         assert!(passed >= 95, "{tokens} with {part}: {passed} of 100, at a third of the rate");
     }
 }
+
+/// Whatever is accepted passes, on every node, though local time left a fraction of a token at the start and in an outage,
+/// and for a client that comes back as late as it is told to, in whole seconds.
+#[test]
+fn the_largest_cost_that_is_accepted_passes() {
+    for (nodes, burst) in [(1_u32, 2), (1, 40), (1, 41), (2, 40), (3, 100)] {
+        for (part, pause) in [0.0, 0.4, 0.9].into_iter().flat_map(|part| [(part, 100), (part, 1_000)]) {
+            let (quota, reserve) = (quota(10 * u64::from(burst), burst), Fraction::try_from(part).unwrap());
+            let settings = |node: u32| settings(node.into(), nodes, Backing::Treasury);
+            let Some(largest) = NonZeroU32::new(Lease::cost_max(quota, settings(0), reserve)).map(Cost::new) else {
+                continue;
+            };
+            let fleet: Vec<_> = (0..nodes).map(|node| Lease::new(quota, settings(node), at(0)).unwrap()).collect();
+            let (mut bank, mut passed) = (Bank::default(), 0);
+            for millis in 1..=50 * pause {
+                for lease in &fleet {
+                    match lease.ask(at(millis)) {
+                        Some(_) if (3_000..3_200).contains(&millis) => lease.failed(at(millis)),
+                        Some(ask) => {
+                            lease.deposit(bank.withdraw(&ask, 1_700_000_000_000_000 + millis * 1_000), at(millis));
+                        }
+                        None => {}
+                    }
+                    if millis % pause == 0 {
+                        passed += u32::from(lease.commit(largest, reserve, at(millis)).is_ok());
+                    }
+                }
+            }
+            let least = 45 * nodes;
+            assert!(
+                passed >= least,
+                "{largest:?} with {part} on {nodes}, burst {burst}, {pause} ms: {passed} of {least}"
+            );
+        }
+    }
+}
+
+/// Thirty tokens take half a minute to come, and nobody asks for them meanwhile.
+#[test]
+fn a_large_cost_of_a_slow_rule_is_kept_for_until_its_client_is_back() {
+    let slow = Quota::new("60/m".parse().unwrap(), NonZeroU32::new(80).unwrap()).unwrap();
+    let lease = Lease::new(slow, settings(1, 1, Backing::Treasury), at(0)).unwrap();
+    let (mut bank, mut come_back) = (Bank::default(), Some(at(1_000)));
+    for millis in 1..=60_000 {
+        if let Some(ask) = lease.ask(at(millis)) {
+            lease.deposit(bank.withdraw(&ask, 1_700_000_000_000_000 + millis * 1_000), at(millis));
+        }
+        if come_back.is_some_and(|then| then <= at(millis)) {
+            come_back = lease.commit(cost(30), Fraction::ZERO, at(millis)).err().map(|wait| at(millis) + wait.after);
+        }
+    }
+    assert_eq!(come_back, None, "it never passed");
+}
