@@ -30,6 +30,12 @@ const VALID_FOR: Duration = Duration::from_secs(1);
 /// A node without demand counts as wanting this part of an equal share, so that it has something to live on in
 /// an outage.
 const IDLE_PARTS: f64 = 32.0;
+/// What the first, who leave no reserve, are given for their demand, in thousandths: demand is rough, and a share that
+/// is just as large would be used up every other moment.
+const FIRST_OF_DEMAND: f64 = 1_250.0;
+/// How much more than an ordinary token the demand for a first one weighs, in thousandths.
+const FIRST_MIN: f64 = 1_000.0;
+const FIRST_MAX: f64 = 1_000_000.0;
 
 /// A treasury in memory. Numbers are doubles, as Lua's are: every result is floored.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +63,7 @@ struct Bucket {
 struct Sums {
     nodes: f64,
     weights: f64,
+    ordinary: f64,
     shares: f64,
     out: f64,
 }
@@ -65,6 +72,7 @@ struct Sums {
 struct Record {
     asked: f64,
     weight: f64,
+    ordinary: f64,
     share: f64,
     credit: f64,
     held: f64,
@@ -104,6 +112,19 @@ impl Terms {
     }
 }
 
+/// Such that the first have what they ask for and a quarter more, if there is so much, and never less than their part of
+/// the whole demand; in thousandths.
+fn first_weight(rate: f64, first: f64, ordinary: f64) -> f64 {
+    let left = rate - FIRST_OF_DEMAND * first;
+    if ordinary == 0.0 {
+        FIRST_MIN
+    } else if left <= 0.0 {
+        FIRST_MAX
+    } else {
+        (1_000.0 * FIRST_OF_DEMAND * ordinary / left).floor().clamp(FIRST_MIN, FIRST_MAX)
+    }
+}
+
 fn part(of: f64, micros: f64) -> f64 {
     (of * micros / MICRO).floor()
 }
@@ -112,6 +133,7 @@ impl Sums {
     fn add(&mut self, record: &Record) {
         self.nodes += 1.0;
         self.weights += record.weight;
+        self.ordinary += record.ordinary;
         self.shares += record.share;
         self.out += record.held;
     }
@@ -119,6 +141,7 @@ impl Sums {
     fn remove(&mut self, record: &Record) {
         self.nodes -= 1.0;
         self.weights -= record.weight;
+        self.ordinary -= record.ordinary;
         self.shares -= record.share;
         self.out -= record.held;
     }
@@ -182,7 +205,7 @@ impl Bucket {
             excess += if before - record.asked <= QUIET { kept_free } else { 0.0 };
             if is_whole && record.asked < joined && clock - record.asked > REPLACED {
                 record.borrowed += (kept_free / MICRO).floor();
-                (record.weight, record.share, record.held) = (0.0, 0.0, 0.0);
+                (record.weight, record.ordinary, record.share, record.held) = (0.0, 0.0, 0.0, 0.0);
             } else {
                 self.sums.add(record);
                 self.claims += part(record.share, terms.keep);
@@ -223,9 +246,13 @@ impl Bucket {
         let cap = (terms.afield / fleet).floor().max(1.0);
         let idle = (terms.count * 1_000.0 / terms.period / (IDLE_PARTS * fleet)).floor();
         let weight = (ask.demand_millis as f64).max(idle).max(1.0);
+        let ordinary = (ask.ordinary_millis as f64).min(ask.demand_millis as f64);
         let unseen = if self.clock < FORGET { (terms.expected - nodes).max(0.0) } else { 0.0 };
         let free = (terms.rate - self.sums.shares).max(0.0);
-        let by_demand = (terms.rate * weight / (self.sums.weights + weight)).floor();
+        let (weights, all_ordinary) = (self.sums.weights + weight, self.sums.ordinary + ordinary);
+        let first = first_weight(terms.rate, weights - all_ordinary, all_ordinary);
+        let weigh = |all: f64, ordinary: f64| first * (all - ordinary) + FIRST_MIN * ordinary;
+        let by_demand = (terms.rate * weigh(weight, ordinary) / weigh(weights, all_ordinary)).floor();
         let by_demand = by_demand.min(free - (terms.rate * unseen / terms.expected).floor());
         let share = if self.clock < YOUNG { told } else { by_demand }.min(free).max(0.0);
         let kept = share.max(told.min(free));
@@ -236,7 +263,8 @@ impl Bucket {
         self.level -= tokens * MICRO;
         let credit = (credit - tokens * MICRO).max(credit.min(0.0));
         let (borrowed, uptime) = (ask.borrowed as f64, ask.uptime_micros as f64);
-        let record = Record { asked: self.clock, weight, share: kept, credit, held: held + tokens, borrowed, uptime };
+        let (asked, share_kept, held) = (self.clock, kept, held + tokens);
+        let record = Record { asked, weight, ordinary, share: share_kept, credit, held, borrowed, uptime };
         let grant = Grant {
             tokens: tokens as u64,
             valid_for: VALID_FOR,
@@ -258,10 +286,11 @@ mod tests {
 
     fn ask() -> impl Strategy<Value = Ask> {
         let quota = Quota::new(Rate::new(5_000, 1).unwrap(), NonZeroU32::new(1_000).unwrap()).unwrap();
-        let amounts = (0u64..1_000, prop_oneof![4 => Just(0u64), 1 => 0u64..50], 0u64..300, 0u64..50_000_000);
+        let demand = (0u64..50_000_000, 0u64..50_000_000);
+        let amounts = (0u64..1_000, prop_oneof![4 => Just(0u64), 1 => 0u64..50], 0u64..300, demand);
         let past = (0u64..5_000, 0u64..5_000_000_000, 0u64..100_000_000);
         (0u64..6, amounts, past, prop::bool::weighted(0.05)).prop_map(move |(node, amounts, past, leaving)| {
-            let (wanted, returned, held, demand_millis) = amounts;
+            let (wanted, returned, held, (demand_millis, ordinary_millis)) = amounts;
             let (borrowed, share_micros, uptime_micros) = past;
             let expected = 4;
             Ask {
@@ -272,6 +301,7 @@ mod tests {
                 returned,
                 held,
                 demand_millis,
+                ordinary_millis,
                 borrowed,
                 share_micros,
                 uptime_micros,
@@ -287,7 +317,8 @@ mod tests {
         let quota = Quota::new(Rate::new(10_000, 1).unwrap(), NonZeroU32::new(10_000).unwrap()).unwrap();
         let mut bank = Bank::default();
         let mut ask = |node, millis: u64, borrowed, wanted| {
-            let (held, returned, demand_millis, share_micros) = (0, 0, 5_000_000, 5_000_000_000);
+            let (held, returned, share_micros) = (0, 0, 5_000_000_000);
+            let (demand_millis, ordinary_millis) = (5_000_000, 0);
             let (expected, uptime_micros, leaving) = (1, millis * 1_000, false);
             let ask = Ask {
                 node,
@@ -297,6 +328,7 @@ mod tests {
                 returned,
                 held,
                 demand_millis,
+                ordinary_millis,
                 borrowed,
                 share_micros,
                 uptime_micros,
@@ -338,7 +370,7 @@ mod tests {
                 let bucket = bank.bucket.unwrap();
                 let mut sums = Sums::default();
                 bank.records.values().filter(|record| !record.is_replaced()).for_each(|record| sums.add(record));
-                let shown = |sums: &Sums| [sums.nodes, sums.weights, sums.shares, sums.out];
+                let shown = |sums: &Sums| [sums.nodes, sums.weights, sums.ordinary, sums.shares, sums.out];
                 prop_assert_eq!(shown(&bucket.sums), shown(&sums));
                 prop_assert!(sums.shares <= 5_000.0 * MICRO, "{} told", sums.shares);
                 prop_assert!(bucket.level.abs() <= 500.0 * MICRO && bucket.claims >= 0.0, "{bucket:?}");

@@ -43,8 +43,10 @@ pub(super) struct Desk {
     failing: bool,
     left: bool,
     counted: u64,
+    ordinary_counted: u64,
     counted_at: Moment,
     demand_millis: u64,
+    ordinary_millis: u64,
     peak: u64,
     peak_at: Moment,
 }
@@ -68,8 +70,10 @@ impl Desk {
             failing: false,
             left: false,
             counted: 0,
+            ordinary_counted: 0,
             counted_at: now,
             demand_millis: 0,
+            ordinary_millis: 0,
             peak: 0,
             peak_at: now,
         }
@@ -190,6 +194,7 @@ impl Lease {
             returned,
             held: balance.div_ceil(MICRO),
             demand_millis: desk.demand_millis,
+            ordinary_millis: desk.ordinary_millis,
             borrowed: self.borrowed_micros.load(Ordering::Acquire).div_ceil(MICRO),
             share_micros: desk.told_micros.unwrap_or_else(|| desk.equal_nanos() / 1_000),
             uptime_micros: u64::try_from(uptime).unwrap_or(u64::MAX),
@@ -218,9 +223,14 @@ impl Lease {
 
     fn measure_demand(&self, desk: &mut Desk, demanded: u64, now: Moment) {
         let elapsed = now.since(desk.counted_at).max(Duration::from_millis(1));
-        let tokens = u128::from(demanded.wrapping_sub(desk.counted));
-        let current = u64::try_from(tokens * 1_000 * NANOS / elapsed.as_nanos()).unwrap_or(u64::MAX);
-        desk.demand_millis = desk.demand_millis / 2 + current / 2;
+        let ordinary = self.ordinary.load(Ordering::Relaxed);
+        let smoothed = |before: u64, tokens: u64| {
+            let current = u128::from(tokens) * 1_000 * NANOS / elapsed.as_nanos();
+            before / 2 + u64::try_from(current).unwrap_or(u64::MAX) / 2
+        };
+        desk.demand_millis = smoothed(desk.demand_millis, demanded.wrapping_sub(desk.counted));
+        desk.ordinary_millis = smoothed(desk.ordinary_millis, ordinary.wrapping_sub(desk.ordinary_counted));
+        desk.ordinary_counted = ordinary;
         let peak = self.peak.swap(0, Ordering::Relaxed);
         let remembered = COMES_BACK + self.time_for(self.cap_micros.load(Ordering::Relaxed), now);
         if peak >= desk.peak {

@@ -33,6 +33,8 @@ pub(crate) struct Node {
     known_at: Option<u64>,
     pub(crate) asks: u64,
     pub(crate) admitted: u64,
+    /// What its clients leave to others.
+    pub(crate) reserve: Fraction,
 }
 
 impl Node {
@@ -88,6 +90,7 @@ impl Fleet {
                 known_at: None,
                 asks: 0,
                 admitted: 0,
+                reserve: Fraction::ZERO,
             }
         });
         let nodes: Vec<Node> = members.collect();
@@ -222,11 +225,11 @@ impl Fleet {
     /// How many of so many requests pass. After the first that does not, no other of the same moment can.
     fn load(&mut self, index: usize, arrivals: u64, now: u64) -> u64 {
         let node = &mut self.nodes[index];
-        let moment = node.moment(now);
+        let (moment, reserve) = (node.moment(now), node.reserve);
         let admitted =
-            (0..arrivals).take_while(|_| node.lease.commit(Cost::ONE, Fraction::ZERO, moment).is_ok()).count() as u64;
+            (0..arrivals).take_while(|_| node.lease.commit(Cost::ONE, reserve, moment).is_ok()).count() as u64;
         for _ in admitted + 1..arrivals {
-            node.lease.turned_away(Cost::ONE, Fraction::ZERO);
+            node.lease.turned_away(Cost::ONE, reserve);
         }
         node.admitted += admitted;
         admitted

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use limiter::{Quota, Rate};
+use limiter::{Fraction, Quota, Rate};
 
 use crate::MS;
 use crate::fleet::Fleet;
@@ -28,6 +28,9 @@ impl Storm {
         let quota = Quota::new(rate, NonZeroU32::new(burst).expect("not zero")).expect("a quota");
         let mut fleet = Fleet::new(quota, nodes, nodes, seed);
         fleet.keep_copies();
+        // Shares follow those first who have no reserve to leave.
+        let ordinary = Fraction::try_from(0.4).expect("a fraction");
+        fleet.nodes.iter_mut().for_each(|node| node.reserve = [Fraction::ZERO, ordinary][random.below(2) as usize]);
         let log = vec![format!("{nodes} nodes, burst {burst}")];
         let mut storm = Storm { burst, excess: 0.0, excess_max: f64::from(burst), log };
         let mut demand = vec![0.0; nodes as usize];
