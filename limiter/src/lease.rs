@@ -13,10 +13,12 @@
 //!   node that cannot reach the copy lives on a share that the copy may not have heard of either.
 //! - A jump of Redis's clock forward is worth up to 20 ms of the rate.
 //! - Nodes that outnumber B/2 keep one token each in an outage.
-//! - A node refills itself from a share that is given away if it never reached the bucket that the
-//!   others reach; if they outlive it by 30 s of silence; or by 2 s, where they are as many without it
-//!   as there were with it, and as many as are expected: another has taken its place, and a share kept
-//!   for a process that crashed would be lost for half a minute.
+//! - A node refills itself from a share that is given away, and may spend what it held, if it never
+//!   reached the bucket that the others reach; if they outlive it by 30 s of silence; or by 0.4 s where
+//!   another took its place: one came since it last asked, and with that one as many ask as there were
+//!   before, and as many as are expected. Then it is dead, unless more nodes live than are expected. A
+//!   share kept for a process that was killed would be lost for half a minute.
+//! - A node that starts in an outage lives on an equal share, whatever the others were told before.
 //!
 //! # The node
 //! `balance` is all a node may spend, in millionths of tokens, never above `cap`. A grant adds to
@@ -31,18 +33,21 @@
 //! An ask reads and writes two fields, however many nodes there are. Every 50 ms one of them looks at
 //! every record besides.
 //!
-//! Field `bucket`, twelve big-endian doubles: `at` (Redis time of the last ask); `clock` (the bucket's
-//! own time, 0 when it was new); `swept` (its time at the last sweep); `level` (micro-tokens); `rest`
-//! (the remainder of the last refill, below `period`); over all records `nodes`, `weights`, `shares`,
-//! and `out` (whole tokens held); `claims` (micro-tokens in the level that records have earned since
-//! they were written); `quiet` (the shares of silent records); `most` (nodes that were not silent at
-//! once, since none was silent). And per node `n<id>`, seven: `asked`
-//! (`clock` at its last ask); `weight`, its demand in milli-tokens a second; `share`, its part of the
-//! rate in micro-tokens a second; `credit`, micro-tokens it may still claim; `held`, whole tokens;
-//! `borrowed` and `uptime` as it told them. The hash expires one minute after the last sweep.
+//! Field `bucket`, fourteen big-endian doubles: `at` (Redis time of the last ask); `clock` (the bucket's
+//! own time, 0 when it was new); `swept` (its time at the last sweep); `level` (micro-tokens); `rest` (the
+//! remainder of the last refill, below `period`); over all records `nodes`, `weights`, `ordinary`,
+//! `shares`, and `out` (whole tokens held); `claims` (micro-tokens in the level that records have earned
+//! since they were written); `quiet` (the shares of silent records); `most` (nodes that lived at once,
+//! since none was silent); `joined` (`clock` when last a node without a record came, 0 while the bucket was
+//! younger than 200 ms: then all come). And per node `n<id>`, eight: `asked` (`clock` at its last ask);
+//! `weight`, its demand in milli-tokens a second; `ordinary`, how much of that has to leave a reserve to
+//! others; `share`, its part of the rate in micro-tokens a second; `credit`, micro-tokens it may still
+//! claim; `held`, whole tokens; `borrowed` and `uptime` as it told them. A record whose `weight` is 0 is
+//! **replaced**: it is in none of the sums, and only its account waits for a node that was not dead after
+//! all. The hash expires one minute after the last sweep.
 //!
 //! Arguments: node, count, period, burst, expected, wanted, returned, held, demand, borrowed, told,
-//! uptime, leaving: see [`Ask`], where `told` is `share_micros`; the rate is `count` tokens per
+//! uptime, leaving, ordinary: see [`Ask`], where `told` is `share_micros`; the rate is `count` tokens per
 //! `period` seconds, which is `count / period` micro-tokens per microsecond. Reply: tokens, validity
 //! in ms, nodes, share in micro-tokens/s.
 //!
@@ -54,29 +59,38 @@
 //!    `parts = step * count + rest`; `gained = floor(parts / period)`; `rest = parts - gained * period`;
 //!    `level += gained` less what `quiet` earned in the step; `claims` grows by what the other shares
 //!    earned.
-//! 3. *Sweep*, if 50 ms passed since the last. A record is **quiet** if it did not ask for 150 ms before
-//!    a sweep: what it earns from then on is its own business, because it lives on 0.8 of it. Of what
-//!    entered the level on its account since it last asked, `keep` is left, and what exceeds that is
-//!    taken out again, once, but not so that less is left than is claimed. `keep` is the time in which
-//!    the rate fills an eighth of the pool, at most 50 ms: an outage ends without a burst, and the silent
-//!    never claim more than an eighth. Quiet records that are gone (30 s; 2 s where the others are at
-//!    least `expected` and `most`) are deleted, as is what has another length. The sums are taken anew:
-//!    `claims` of `share * (clock - asked)`, of `share * keep` where quiet.
-//! 4. *The caller's account.* With a record, it leaves the sums. It has earned `share * (clock - asked)`,
-//!    or `share * keep` where quiet. `charge = borrowed` less what was reported before; where quiet, less
-//!    what was kept free for it, `share` times what its own clock counted beyond `keep`. `credit += earned
-//!    + returned - charge`. Without a record it is charged what it ever borrowed, at most what its share
-//!    earned since there is a bucket, or since it is up: a bucket that comes back empty knows of no
-//!    outage, and asks no one to pay for it. `level = min(pool, level + returned) - charge`, no lower
-//!    than `-pool`.
-//! 5. *Its share.* `fleet = max(nodes, expected)`, the caller among them; `cap = max(1, floor(afield /
-//!    fleet))`; `weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)`;
-//!    `rate = floor(count * 10^6 / period)`, `free = rate - shares`. `share = floor(rate * weight /
-//!    weights)`, at most `free` less, while the bucket is younger than 30 s, an equal part for each node
-//!    that is expected and was not seen; or `told` while it is younger than 200 ms and has not heard of
-//!    all, at most `free`. So the shares that nodes were last told never sum to more than the rate, even
-//!    while one of them cannot hear that the others' demand has grown. The record keeps the larger of it
-//!    and `told`, at most `free`, because this answer may be lost.
+//! 3. *Sweep*, if 50 ms passed since the last. A record is **quiet** if it did not ask for 150 ms before a
+//!    sweep: what it earns from then on is its own business, because it lives on 0.8 of it. Of what entered
+//!    the level on its account since it last asked, `keep` is left, and what exceeds that is taken out
+//!    again, once, but not so that less is left than is claimed. `keep` is the time in which the rate fills
+//!    an eighth of the pool, at most 50 ms: an outage ends without a burst, and the silent never claim more
+//!    than an eighth. `together` are the nodes that are not quiet and asked since `joined`: all of them
+//!    lived at that moment. Where they are at least `expected` and `most`, a quiet record that did not ask
+//!    since `joined`, nor for 400 ms, is replaced: `weight`, `ordinary`, `share` and `held` become 0, and
+//!    what was kept free for it counts as reported in `borrowed`. Records are deleted after 30 s, as is
+//!    what has another length. `most` becomes `together`, or stays where that is less while any is quiet,
+//!    or while not all had the time to ask since `joined`, 150 ms. The sums are taken anew: `claims` of
+//!    `share * (clock - asked)`, of `share * keep` where quiet.
+//! 4. *The caller's account.* Without a record, it joins. With one, it leaves the sums. It has earned
+//!    `share * (clock - asked)`, or `share * keep` where quiet. `charge = borrowed` less what was reported
+//!    before; where quiet, less what was kept free for it, `share` times what its own clock counted beyond
+//!    `keep`. `credit += earned + returned - charge`. Without a record it is charged what it ever borrowed,
+//!    at most what its share earned since there is a bucket, or since it is up: a bucket that comes back
+//!    empty knows of no outage, and asks no one to pay for it. `level = min(pool, level + returned) -
+//!    charge`, no lower than `-pool`.
+//! 5. *Its share.* `fleet = max(nodes, expected)`, the caller among them; `cap = max(1,
+//!    floor(afield / fleet))`; `weight = max(demand, floor(count * 1000 / period / (32 * fleet)),
+//!    1)`; `rate = floor(count * 10^6 / period)`, `free = rate - shares`. Demand that has to leave
+//!    no reserve comes **first**: as little more of it counts than of the ordinary, 1 to 1000
+//!    times, as gives it 1.25 of what it asks for. `left = rate - 1250 * (weights - ordinary)`; in
+//!    thousandths, `first = floor(1250000 * ordinary / left)` between 1000 and 1000000, the most
+//!    where nothing is left, the least where nothing is ordinary. Of anybody, `weighed = first *
+//!    (weight - ordinary) + 1000 * ordinary`. `share = floor(rate * weighed / weighed of all)`, at
+//!    most `free` less, while the bucket is younger than 30 s, an equal part for each node that is
+//!    expected and was not seen; or `told` while it is younger than 200 ms and has not heard of
+//!    all, at most `free`. So the shares that nodes were last told never sum to more than the rate,
+//!    even while one of them cannot hear that the others' demand has grown. The record keeps the
+//!    larger of it and `told`, at most `free`, because this answer may be lost.
 //! 6. *Its grant.* `credit` is held within `-cap` and `cap`. `available = min(level - claims, max(credit,
 //!    level - pool / 2))`: grants follow demand by elapsed time, a surplus that nobody claims is anyone's,
 //!    and what the others earn, silent ones too, is kept for them. `tokens = floor(min(wanted,
@@ -169,6 +183,8 @@ pub struct Lease {
     borrowed_micros: AtomicU64,
     /// All tokens ever asked for by clients, admitted or not, and the largest single cost lately.
     demanded: AtomicU64,
+    /// Of these, what has to leave a reserve.
+    ordinary: AtomicU64,
     peak: AtomicU64,
     desk: Mutex<Desk>,
 }
@@ -186,6 +202,7 @@ impl Lease {
             expected_nanos: AtomicU64::new(0),
             borrowed_micros: AtomicU64::new(0),
             demanded: AtomicU64::new(0),
+            ordinary: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             desk: Mutex::new(Desk::new(quota, settings, now)),
         };
@@ -274,11 +291,10 @@ impl Lease {
 
     /// What has to be left of the balance by a request of this cost. The reserve is a fraction of half the cap, which is
     /// what a node asks to hold whatever its demand ([`Lease::target`]), so it is filled once, by what ordinary traffic
-    /// may not take, and from then on every grant is spent. Cost and reserve together are less than the cap by a token:
-    /// a node that holds a fraction of one is granted no more.
+    /// may not take, and from then on every grant is spent. Cost and reserve together are at most the cap.
     fn floor(&self, cost: Cost, reserve: Fraction) -> u64 {
         let cap = self.cap_micros.load(Ordering::Relaxed);
-        (reserve.micros_of(cap / MICRO) / 2).min(cap.saturating_sub(micros(cost) + MICRO))
+        (reserve.micros_of(cap / MICRO) / 2).min(cap.saturating_sub(micros(cost)))
     }
 
     /// Gives back a charge that was committed a moment ago.
@@ -327,6 +343,9 @@ impl Lease {
     fn count(&self, cost: Cost, floor: u64) {
         let tokens = u64::from(cost.tokens().get());
         self.demanded.fetch_add(tokens, Ordering::Relaxed);
+        if floor > 0 {
+            self.ordinary.fetch_add(tokens, Ordering::Relaxed);
+        }
         let needed = tokens + floor.div_ceil(MICRO);
         if self.peak.load(Ordering::Relaxed) < needed {
             self.peak.fetch_max(needed, Ordering::Relaxed);

@@ -25,6 +25,7 @@ fn ask(node: u64, quota: Quota) -> Ask {
         returned: 0,
         held: 0,
         demand_millis: 1_000_000,
+        ordinary_millis: 0,
         borrowed: 0,
         share_micros: 1_000_000,
         uptime_micros: 0,
@@ -149,16 +150,17 @@ struct Step {
 fn step(quota: Quota, expected: u32) -> impl Strategy<Value = Step> {
     let after = prop_oneof![8 => 0u64..60_000, 2 => 0u64..2_000_000, 1 => 0u64..60_000_000];
     let jump = prop_oneof![20 => Just(0i64), 1 => -3_600_000_000..3_600_000_000i64];
-    let amounts = (0u64..3_000, 0u64..50, 0u64..1_000, 0u64..200_000_000);
+    let demand = (0u64..200_000_000, prop_oneof![Just(0u64), 0u64..200_000_000]);
+    let amounts = (0u64..3_000, 0u64..50, 0u64..1_000, demand);
     let lag = prop_oneof![8 => 0u64..5_000, 1 => 0u64..3_000_000, 1 => 0u64..60_000_000];
     let past = (prop_oneof![4 => Just(0u64), 1 => 0..50_000u64], 0u64..100_000_000_000, lag);
     (after, jump, 1u64..7, amounts, past, prop::bool::weighted(0.05)).prop_map(
         move |(after_micros, jump_micros, node, amounts, past, leaving)| {
-            let (wanted, returned, held, demand_millis) = amounts;
+            let (wanted, returned, held, (demand_millis, ordinary_millis)) = amounts;
             let (borrowed, share_micros, lag_micros) = past;
-            let ask =
-                Ask { wanted, returned, held, demand_millis, borrowed, share_micros, leaving, ..ask(node, quota) };
-            Step { after_micros, jump_micros, lag_micros, ask: Ask { expected, ..ask } }
+            let ask = Ask { wanted, returned, held, demand_millis, ordinary_millis, ..ask(node, quota) };
+            let ask = Ask { expected, borrowed, share_micros, leaving, ..ask };
+            Step { after_micros, jump_micros, lag_micros, ask }
         },
     )
 }
@@ -178,7 +180,7 @@ fn history() -> impl Strategy<Value = Vec<Step>> {
 #[test]
 fn the_script_agrees_with_the_limiters_reference() {
     let server = Server::start();
-    let timed = SCRIPT.replace("redis.call('TIME')", "{ ARGV[14], ARGV[15] }");
+    let timed = SCRIPT.replace("redis.call('TIME')", "{ ARGV[15], ARGV[16] }");
     assert_ne!(timed, SCRIPT, "the script does not take its time from Redis");
     let scripted = Scripted { connection: server.spy(), script: redis::Script::new(&timed), runs: 0 };
     let scripted = std::cell::RefCell::new(scripted);

@@ -22,13 +22,20 @@ const YOUNG: f64 = 200_000.0;
 const KEEP: f64 = 50_000.0;
 /// Longer than an idle node's pace; a node that is silent for longer lives on its own rate.
 const QUIET: f64 = 150_000.0;
-/// A silent node is gone after this where the others are as many as there were with it, else after [`FORGET`].
-const GONE: f64 = 2_000_000.0;
+/// A silent node in whose place another came is replaced after this, four paces of an idle one; any other is gone
+/// after [`FORGET`].
+const REPLACED: f64 = 400_000.0;
 const FORGET: f64 = 30_000_000.0;
 const VALID_FOR: Duration = Duration::from_secs(1);
 /// A node without demand counts as wanting this part of an equal share, so that it has something to live on in
 /// an outage.
 const IDLE_PARTS: f64 = 32.0;
+/// What the first, who leave no reserve, are given for their demand, in thousandths: demand is rough, and a share that
+/// is just as large would be used up every other moment.
+const FIRST_OF_DEMAND: f64 = 1_250.0;
+/// How much more than an ordinary token the demand for a first one weighs, in thousandths.
+const FIRST_MIN: f64 = 1_000.0;
+const FIRST_MAX: f64 = 1_000_000.0;
 
 /// A treasury in memory. Numbers are doubles, as Lua's are: every result is floored.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +55,7 @@ struct Bucket {
     claims: f64,
     quiet: f64,
     most: f64,
+    joined: f64,
 }
 
 /// Of all records.
@@ -55,6 +63,7 @@ struct Bucket {
 struct Sums {
     nodes: f64,
     weights: f64,
+    ordinary: f64,
     shares: f64,
     out: f64,
 }
@@ -63,11 +72,19 @@ struct Sums {
 struct Record {
     asked: f64,
     weight: f64,
+    ordinary: f64,
     share: f64,
     credit: f64,
     held: f64,
     borrowed: f64,
     uptime: f64,
+}
+
+impl Record {
+    /// Only the account of one that is replaced is kept: it is in no sum.
+    fn is_replaced(&self) -> bool {
+        self.weight == 0.0
+    }
 }
 
 /// What follows from the quota.
@@ -95,6 +112,19 @@ impl Terms {
     }
 }
 
+/// Such that the first have what they ask for and a quarter more, if there is so much, and never less than their part of
+/// the whole demand; in thousandths.
+fn first_weight(rate: f64, first: f64, ordinary: f64) -> f64 {
+    let left = rate - FIRST_OF_DEMAND * first;
+    if ordinary == 0.0 {
+        FIRST_MIN
+    } else if left <= 0.0 {
+        FIRST_MAX
+    } else {
+        (1_000.0 * FIRST_OF_DEMAND * ordinary / left).floor().clamp(FIRST_MIN, FIRST_MAX)
+    }
+}
+
 fn part(of: f64, micros: f64) -> f64 {
     (of * micros / MICRO).floor()
 }
@@ -103,6 +133,7 @@ impl Sums {
     fn add(&mut self, record: &Record) {
         self.nodes += 1.0;
         self.weights += record.weight;
+        self.ordinary += record.ordinary;
         self.shares += record.share;
         self.out += record.held;
     }
@@ -110,6 +141,7 @@ impl Sums {
     fn remove(&mut self, record: &Record) {
         self.nodes -= 1.0;
         self.weights -= record.weight;
+        self.ordinary -= record.ordinary;
         self.shares -= record.share;
         self.out -= record.held;
     }
@@ -124,7 +156,11 @@ impl Bank {
         if bucket.clock - bucket.swept >= SWEEP {
             bucket.sweep(&terms, &mut self.records);
         }
-        let credit = bucket.settle(&terms, ask, self.records.remove(&ask.node));
+        let mine = self.records.remove(&ask.node);
+        if mine.is_none() && bucket.clock >= YOUNG && !ask.leaving {
+            bucket.joined = bucket.clock;
+        }
+        let credit = bucket.settle(&terms, ask, mine);
         let (record, grant) = bucket.grant(&terms, ask, credit);
         if !ask.leaving {
             bucket.sums.add(&record);
@@ -151,28 +187,33 @@ impl Bucket {
         self.claims += part(self.sums.shares - self.quiet, step);
     }
 
-    /// The silent are told from the others.
+    /// The silent are told from the others, and the replaced from the silent.
     fn sweep(&mut self, terms: &Terms, records: &mut BTreeMap<u64, Record>) {
-        let (before, before_most, clock, mut excess) = (self.swept, self.most, self.clock, 0.0);
+        let (before, clock, joined) = (self.swept, self.clock, self.joined);
         (self.swept, self.sums, self.claims, self.quiet) = (clock, Sums::default(), 0.0, 0.0);
+        let mut together = 0.0;
         for record in records.values().filter(|record| clock - record.asked <= QUIET) {
             self.sums.add(record);
             self.claims += part(record.share, clock - record.asked);
+            together += if record.asked >= joined { 1.0 } else { 0.0 };
         }
-        let forget = if self.sums.nodes >= terms.expected.max(self.most) { GONE } else { FORGET };
-        self.most = self.sums.nodes;
-        for record in records.values().filter(|record| clock - record.asked > QUIET) {
-            if clock - record.asked <= forget {
+        let (is_whole, mut excess) = (together >= terms.expected.max(self.most), 0.0);
+        let mut most = if clock - joined <= QUIET { self.most.max(together) } else { together };
+        records.retain(|_, record| clock - record.asked <= FORGET);
+        for record in records.values_mut().filter(|record| clock - record.asked > QUIET && !record.is_replaced()) {
+            let kept_free = part(record.share, clock - record.asked - terms.keep);
+            excess += if before - record.asked <= QUIET { kept_free } else { 0.0 };
+            if is_whole && record.asked < joined && clock - record.asked > REPLACED {
+                record.borrowed += (kept_free / MICRO).floor();
+                (record.weight, record.ordinary, record.share, record.held) = (0.0, 0.0, 0.0, 0.0);
+            } else {
                 self.sums.add(record);
                 self.claims += part(record.share, terms.keep);
                 self.quiet += record.share;
-                self.most = self.most.max(before_most);
-            }
-            if before - record.asked <= QUIET {
-                excess += part(record.share, clock - record.asked - terms.keep);
+                most = most.max(self.most);
             }
         }
-        records.retain(|_, record| clock - record.asked <= forget);
+        self.most = most;
         self.level = (self.level - excess).max(self.level.min(self.claims));
     }
 
@@ -187,7 +228,9 @@ impl Bucket {
             let covered = if is_quiet { part(mine.share, (uptime - mine.uptime - terms.keep).max(0.0)) } else { 0.0 };
             charge = ((ask.borrowed as f64 - mine.borrowed).max(0.0) * MICRO - covered).max(0.0);
             credit = mine.credit + earned + returned - charge;
-            self.sums.remove(&mine);
+            if !mine.is_replaced() {
+                self.sums.remove(&mine);
+            }
             self.claims = (self.claims - earned).max(0.0);
             self.quiet -= if is_quiet { mine.share } else { 0.0 };
         }
@@ -203,9 +246,13 @@ impl Bucket {
         let cap = (terms.afield / fleet).floor().max(1.0);
         let idle = (terms.count * 1_000.0 / terms.period / (IDLE_PARTS * fleet)).floor();
         let weight = (ask.demand_millis as f64).max(idle).max(1.0);
+        let ordinary = (ask.ordinary_millis as f64).min(ask.demand_millis as f64);
         let unseen = if self.clock < FORGET { (terms.expected - nodes).max(0.0) } else { 0.0 };
         let free = (terms.rate - self.sums.shares).max(0.0);
-        let by_demand = (terms.rate * weight / (self.sums.weights + weight)).floor();
+        let (weights, all_ordinary) = (self.sums.weights + weight, self.sums.ordinary + ordinary);
+        let first = first_weight(terms.rate, weights - all_ordinary, all_ordinary);
+        let weigh = |all: f64, ordinary: f64| first * (all - ordinary) + FIRST_MIN * ordinary;
+        let by_demand = (terms.rate * weigh(weight, ordinary) / weigh(weights, all_ordinary)).floor();
         let by_demand = by_demand.min(free - (terms.rate * unseen / terms.expected).floor());
         let share = if self.clock < YOUNG { told } else { by_demand }.min(free).max(0.0);
         let kept = share.max(told.min(free));
@@ -216,7 +263,8 @@ impl Bucket {
         self.level -= tokens * MICRO;
         let credit = (credit - tokens * MICRO).max(credit.min(0.0));
         let (borrowed, uptime) = (ask.borrowed as f64, ask.uptime_micros as f64);
-        let record = Record { asked: self.clock, weight, share: kept, credit, held: held + tokens, borrowed, uptime };
+        let (asked, share_kept, held) = (self.clock, kept, held + tokens);
+        let record = Record { asked, weight, ordinary, share: share_kept, credit, held, borrowed, uptime };
         let grant = Grant {
             tokens: tokens as u64,
             valid_for: VALID_FOR,
@@ -238,10 +286,11 @@ mod tests {
 
     fn ask() -> impl Strategy<Value = Ask> {
         let quota = Quota::new(Rate::new(5_000, 1).unwrap(), NonZeroU32::new(1_000).unwrap()).unwrap();
-        let amounts = (0u64..1_000, prop_oneof![4 => Just(0u64), 1 => 0u64..50], 0u64..300, 0u64..50_000_000);
+        let demand = (0u64..50_000_000, 0u64..50_000_000);
+        let amounts = (0u64..1_000, prop_oneof![4 => Just(0u64), 1 => 0u64..50], 0u64..300, demand);
         let past = (0u64..5_000, 0u64..5_000_000_000, 0u64..100_000_000);
         (0u64..6, amounts, past, prop::bool::weighted(0.05)).prop_map(move |(node, amounts, past, leaving)| {
-            let (wanted, returned, held, demand_millis) = amounts;
+            let (wanted, returned, held, (demand_millis, ordinary_millis)) = amounts;
             let (borrowed, share_micros, uptime_micros) = past;
             let expected = 4;
             Ask {
@@ -252,12 +301,55 @@ mod tests {
                 returned,
                 held,
                 demand_millis,
+                ordinary_millis,
                 borrowed,
                 share_micros,
                 uptime_micros,
                 leaving,
             }
         })
+    }
+
+    /// One node is expected, two there are, and a third comes just as the first is cut off: the bucket errs, until that
+    /// is back and pays what was not kept free for it.
+    #[test]
+    fn a_node_that_was_taken_for_dead_pays_what_it_borrowed_when_it_is_back() {
+        let quota = Quota::new(Rate::new(10_000, 1).unwrap(), NonZeroU32::new(10_000).unwrap()).unwrap();
+        let mut bank = Bank::default();
+        let mut ask = |node, millis: u64, borrowed, wanted| {
+            let (held, returned, share_micros) = (0, 0, 5_000_000_000);
+            let (demand_millis, ordinary_millis) = (5_000_000, 0);
+            let (expected, uptime_micros, leaving) = (1, millis * 1_000, false);
+            let ask = Ask {
+                node,
+                quota,
+                expected,
+                wanted,
+                returned,
+                held,
+                demand_millis,
+                ordinary_millis,
+                borrowed,
+                share_micros,
+                uptime_micros,
+                leaving,
+            };
+            let grant = bank.withdraw(&ask, 1_700_000_000_000_000 + uptime_micros);
+            (grant, bank.bucket.expect("it was asked").level / MICRO)
+        };
+        let mut turns = (0..2_000).step_by(20);
+        turns.by_ref().take(50).for_each(|millis| _ = [1, 2].map(|node| ask(node, millis, 0, 0)));
+        let last = turns.take(40).map(|millis| [2, 3].map(|node| ask(node, millis, 0, 0))[1]).last();
+        let (grant, before) = last.unwrap();
+        assert_eq!(
+            (grant.nodes_seen, grant.share_micros),
+            (Some(2), Some(5_000_000_000)),
+            "it has the first one's place"
+        );
+        // 0.8 s on 4,000 a second; 5,000 a second were kept free for half the time.
+        let (grant, after) = ask(1, 1_800, 3_200, 0);
+        let paid = before + 20.0 * 10.0 - after;
+        assert!(grant.nodes_seen == Some(3) && (1_000.0..1_500.0).contains(&paid), "{paid} of 3,200");
     }
 
     proptest! {
@@ -277,8 +369,8 @@ mod tests {
 
                 let bucket = bank.bucket.unwrap();
                 let mut sums = Sums::default();
-                bank.records.values().for_each(|record| sums.add(record));
-                let shown = |sums: &Sums| [sums.nodes, sums.weights, sums.shares, sums.out];
+                bank.records.values().filter(|record| !record.is_replaced()).for_each(|record| sums.add(record));
+                let shown = |sums: &Sums| [sums.nodes, sums.weights, sums.ordinary, sums.shares, sums.out];
                 prop_assert_eq!(shown(&bucket.sums), shown(&sums));
                 prop_assert!(sums.shares <= 5_000.0 * MICRO, "{} told", sums.shares);
                 prop_assert!(bucket.level.abs() <= 500.0 * MICRO && bucket.claims >= 0.0, "{bucket:?}");

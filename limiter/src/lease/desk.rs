@@ -19,8 +19,13 @@ const PACE_PER_NODE: Duration = Duration::from_micros(100);
 /// Less often than this nobody asks: the treasury takes a node that is silent for 150 ms for one that lives on its own
 /// share, and a node without an answer is to hear soon that Redis is back.
 const PACE_MAX: Duration = Duration::from_millis(100);
-/// A node without demand, or without an answer, asks this many times less often.
+/// A node without demand that holds what its largest request takes, or one without an answer, asks this many times less
+/// often.
 const IDLE_PACES: u32 = 5;
+/// A client that is told to come back when there is enough comes so much later than that; no need is remembered for longer
+/// than a minute.
+const COMES_BACK: Duration = Duration::from_secs(3);
+const REMEMBERED_MAX: Duration = Duration::from_secs(60);
 /// No answer makes a node wait longer before it lives on its own share.
 const VALID_MAX: Duration = Duration::from_secs(10);
 
@@ -38,9 +43,12 @@ pub(super) struct Desk {
     failing: bool,
     left: bool,
     counted: u64,
+    ordinary_counted: u64,
     counted_at: Moment,
     demand_millis: u64,
+    ordinary_millis: u64,
     peak: u64,
+    peak_at: Moment,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,9 +70,12 @@ impl Desk {
             failing: false,
             left: false,
             counted: 0,
+            ordinary_counted: 0,
             counted_at: now,
             demand_millis: 0,
+            ordinary_millis: 0,
             peak: 0,
+            peak_at: now,
         }
     }
 
@@ -105,7 +116,10 @@ impl Lease {
         }
         let demanded = self.demanded.load(Ordering::Relaxed);
         let pace = self.pace(&desk);
-        let idle = demanded == desk.counted || desk.failing;
+        let cap = self.cap_micros.load(Ordering::Relaxed);
+        let needed = desk.peak.saturating_mul(MICRO).min(cap);
+        let lacks = self.balance_micros.load(Ordering::Relaxed) < needed;
+        let idle = demanded == desk.counted && !lacks || desk.failing;
         let due = if idle { (pace * IDLE_PACES).min(PACE_MAX) } else { pace };
         if desk.asked_at.is_some_and(|asked| now.since(asked) < due) {
             return None;
@@ -113,7 +127,9 @@ impl Lease {
         self.measure_demand(&mut desk, demanded, now);
         self.accrue(now);
         let target = self.target(&desk, pace);
-        let cap = self.cap_micros.load(Ordering::Relaxed);
+        if needed == cap && !self.is_local(now) {
+            self.drop_fraction();
+        }
         // A slack, so that tokens do not go to and fro with every breath of the demand.
         // While asks fail nothing is returned: it would be lost with them.
         let slack = if desk.failing { u64::MAX } else { cap / 4 };
@@ -178,6 +194,7 @@ impl Lease {
             returned,
             held: balance.div_ceil(MICRO),
             demand_millis: desk.demand_millis,
+            ordinary_millis: desk.ordinary_millis,
             borrowed: self.borrowed_micros.load(Ordering::Acquire).div_ceil(MICRO),
             share_micros: desk.told_micros.unwrap_or_else(|| desk.equal_nanos() / 1_000),
             uptime_micros: u64::try_from(uptime).unwrap_or(u64::MAX),
@@ -206,12 +223,28 @@ impl Lease {
 
     fn measure_demand(&self, desk: &mut Desk, demanded: u64, now: Moment) {
         let elapsed = now.since(desk.counted_at).max(Duration::from_millis(1));
-        let tokens = u128::from(demanded.wrapping_sub(desk.counted));
-        let current = u64::try_from(tokens * 1_000 * NANOS / elapsed.as_nanos()).unwrap_or(u64::MAX);
-        desk.demand_millis = desk.demand_millis / 2 + current / 2;
+        let ordinary = self.ordinary.load(Ordering::Relaxed);
+        let smoothed = |before: u64, tokens: u64| {
+            let current = u128::from(tokens) * 1_000 * NANOS / elapsed.as_nanos();
+            before / 2 + u64::try_from(current).unwrap_or(u64::MAX) / 2
+        };
+        desk.demand_millis = smoothed(desk.demand_millis, demanded.wrapping_sub(desk.counted));
+        desk.ordinary_millis = smoothed(desk.ordinary_millis, ordinary.wrapping_sub(desk.ordinary_counted));
+        desk.ordinary_counted = ordinary;
         let peak = self.peak.swap(0, Ordering::Relaxed);
-        desk.peak = peak.max(desk.peak - desk.peak.div_ceil(8));
+        let remembered = COMES_BACK + self.time_for(self.cap_micros.load(Ordering::Relaxed), now);
+        if peak >= desk.peak {
+            (desk.peak, desk.peak_at) = (peak, now);
+        } else if now.since(desk.peak_at) > remembered.min(REMEMBERED_MAX) {
+            desk.peak = peak.max(desk.peak - desk.peak.div_ceil(8));
+        }
         (desk.counted, desk.counted_at) = (demanded, now);
+    }
+
+    /// Local time leaves a fraction of a token, and grants are whole: beside it the last token has no room below the cap,
+    /// and a request that needs them all would wait for ever. It is less than a token for each time on local time.
+    fn drop_fraction(&self) {
+        self.balance_micros.update(Ordering::AcqRel, Ordering::Acquire, |balance| balance - balance % MICRO);
     }
 
     /// Takes whole tokens above `target` out of the balance, if they exceed it by more than `slack`.

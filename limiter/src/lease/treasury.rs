@@ -35,6 +35,8 @@ pub struct Ask {
     pub held: u64,
     /// What its clients asked for, admitted or not, in thousandths of a token per second.
     pub demand_millis: u64,
+    /// How much of it has to leave a reserve to others.
+    pub ordinary_millis: u64,
     /// Tokens it has ever given itself on its own account, without the treasury, rounded up: a count that only
     /// grows, so that an ask whose answer was lost is not charged twice.
     pub borrowed: u64,
@@ -49,7 +51,7 @@ pub struct Ask {
 
 impl Ask {
     /// `ARGV` of [`SCRIPT`], in order.
-    pub fn arguments(&self) -> [i64; 13] {
+    pub fn arguments(&self) -> [i64; 14] {
         let rate = self.quota.rate();
         let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         [
@@ -67,6 +69,7 @@ impl Ask {
             number(self.share_micros),
             number(self.uptime_micros),
             i64::from(self.leaving),
+            number(self.ordinary_millis),
         ]
     }
 }

@@ -1,13 +1,13 @@
 //! Owns the list of scenarios, with what is promised of each where it is less than nearly all.
 
-use crate::scenario::Event::{Back, BackEmpty, BackOneSecondOlder, CutOff, Down, Healed, Jump};
+use crate::scenario::Event::{Back, BackEmpty, BackOneSecondOlder, CutOff, Down, Healed, Jump, Killed, Started};
 use crate::scenario::{Demand, Event, Scenario, Spread};
 
 pub(crate) const AWAY: &str = "5x, Redis away for 5 s";
 pub(crate) const AWAY_AND_EMPTY: &str = "5x, away for 5 s and back empty";
 
 pub(crate) fn all() -> Vec<Scenario> {
-    [steady(), skewed(), rough(), outages()].concat()
+    [steady(), skewed(), rough(), outages(), restarts()].concat()
 }
 
 fn twenty(name: &'static str, load: f64) -> Scenario {
@@ -118,5 +118,40 @@ fn outages() -> Vec<Scenario> {
         short("5x, all cut off for 150 ms", 5.0, &[(2_000, CutOff(20)), (2_150, Healed)]),
         short("5x, Redis restarts empty", 5.0, &[(2_000, Down), (2_200, BackEmpty)]),
         short("5x, failover loses 1 s", 5.0, &[(2_000, Down), (2_100, BackOneSecondOlder)]),
+    ]
+}
+
+/// A process that is killed, and another in its place at once or later. What is promised is when it has the rate again.
+fn restarts() -> Vec<Scenario> {
+    let at_once: &[(u64, Event)] = &[(2_000, Killed(1)), (2_100, Started(1))];
+    let quarter: &[(u64, Event)] = &[(2_000, Killed(5)), (2_100, Started(5))];
+    let all: &[(u64, Event)] = &[(2_000, Killed(20)), (2_100, Started(20))];
+    let restart = |name, nodes, load, events| Scenario {
+        events,
+        of_ideal_min: 0.75,
+        denied_max: 0.2,
+        back_within: 500,
+        ..Scenario::new(name, nodes, Demand::Steady(load))
+    };
+    vec![
+        restart("5x, killed and started anew", 1, 5.0, at_once),
+        restart("0.9x, killed and started anew", 1, 0.9, at_once),
+        restart("5x, killed, started 1 s later", 1, 5.0, &[(2_000, Killed(1)), (3_000, Started(1))]),
+        restart("5x, 5 killed and started anew", 20, 5.0, quarter),
+        Scenario { expected: 1, ..restart("5x, 5 started anew, 1 expected", 20, 5.0, quarter) },
+        restart("5x, all killed and started anew", 20, 5.0, all),
+        restart(
+            "5x, in a row",
+            20,
+            5.0,
+            &[
+                (1_500, Killed(1)),
+                (1_520, Started(1)),
+                (1_800, Killed(1)),
+                (1_900, Started(1)),
+                (2_000, Killed(3)),
+                (2_100, Started(3)),
+            ],
+        ),
     ]
 }

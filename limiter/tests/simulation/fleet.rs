@@ -28,10 +28,13 @@ pub(crate) struct Node {
     look_at: u64,
     number: u64,
     is_asking: bool,
+    is_dead: bool,
     /// When the bucket that there is now first answered it.
     known_at: Option<u64>,
     pub(crate) asks: u64,
     pub(crate) admitted: u64,
+    /// What its clients leave to others.
+    pub(crate) reserve: Fraction,
 }
 
 impl Node {
@@ -60,6 +63,8 @@ pub(crate) struct Fleet {
     copies: Option<VecDeque<Bank>>,
     /// What the treasury's clock shows beyond the true time, in microseconds.
     pub(crate) redis_ahead: i64,
+    quota: Quota,
+    expected: NonZeroU32,
     pub(crate) audit: Audit,
     reference: Reference,
     random: Random,
@@ -75,17 +80,17 @@ impl Fleet {
             // Monotonic clocks have nothing to do with each other; these are up to 3 s apart.
             let clock = 10_000_000 + random.below(3_000_000);
             let began = Moment::ORIGIN + Duration::from_micros(clock);
-            let settings = LeaseSettings::new(u64::from(index) * 7 + 1, expected, Backing::Treasury);
-            let lease = Lease::new(quota, settings, began).expect("a quota that can be shared");
             Node {
-                lease,
+                lease: lease(quota, u64::from(index) * 7 + 1, expected, began),
                 clock,
                 look_at: random.below(20 * MS),
                 number: 0,
                 is_asking: false,
+                is_dead: false,
                 known_at: None,
                 asks: 0,
                 admitted: 0,
+                reserve: Fraction::ZERO,
             }
         });
         let nodes: Vec<Node> = members.collect();
@@ -96,6 +101,8 @@ impl Fleet {
             bank: Bank::default(),
             copies: None,
             redis_ahead: 0,
+            quota,
+            expected,
             audit: Audit::new(rate),
             reference: Reference::new(rate, u64::from(quota.burst().get())),
             random,
@@ -125,6 +132,21 @@ impl Fleet {
         self.nodes.iter_mut().for_each(|node| node.known_at = None);
     }
 
+    /// A process ends without a word. What it sent is under way; what is sent to it goes nowhere, as do its clients.
+    pub(crate) fn kill(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        (node.is_dead, node.is_asking, node.known_at) = (true, false, None);
+        node.number += 1;
+    }
+
+    /// Another process begins in its place, and knows nothing of it.
+    pub(crate) fn start(&mut self, index: usize) {
+        let (now, id) = (self.now(), self.random.below(u64::MAX));
+        let node = &mut self.nodes[index];
+        node.lease = lease(self.quota, id, self.expected, node.moment(now));
+        (node.is_dead, node.look_at) = (false, now);
+    }
+
     /// Whether the bucket that there is now answered every node so long ago, in microseconds.
     pub(crate) fn all_are_known_for(&self, micros: u64) -> bool {
         self.nodes.iter().all(|node| node.known_at.is_some_and(|known| known + micros <= self.now()))
@@ -138,7 +160,8 @@ impl Fleet {
         let (mut tick, before) = (Tick::default(), self.admitted);
         for index in 0..self.nodes.len() {
             self.look(index, now);
-            let arrivals = self.random.arrivals(demand(index) / 1_000.0);
+            let arrives = if self.nodes[index].is_dead { 0.0 } else { demand(index) };
+            let arrivals = self.random.arrivals(arrives / 1_000.0);
             tick.offered += arrivals;
             tick.admitted += self.load(index, arrivals, now);
         }
@@ -187,7 +210,7 @@ impl Fleet {
 
     fn look(&mut self, index: usize, now: u64) {
         let node = &mut self.nodes[index];
-        if node.is_asking || node.look_at > now {
+        if node.is_dead || node.is_asking || node.look_at > now {
             return;
         }
         node.look_at = now + LOOK;
@@ -202,13 +225,18 @@ impl Fleet {
     /// How many of so many requests pass. After the first that does not, no other of the same moment can.
     fn load(&mut self, index: usize, arrivals: u64, now: u64) -> u64 {
         let node = &mut self.nodes[index];
-        let moment = node.moment(now);
+        let (moment, reserve) = (node.moment(now), node.reserve);
         let admitted =
-            (0..arrivals).take_while(|_| node.lease.commit(Cost::ONE, Fraction::ZERO, moment).is_ok()).count() as u64;
+            (0..arrivals).take_while(|_| node.lease.commit(Cost::ONE, reserve, moment).is_ok()).count() as u64;
         for _ in admitted + 1..arrivals {
-            node.lease.turned_away(Cost::ONE, Fraction::ZERO);
+            node.lease.turned_away(Cost::ONE, reserve);
         }
         node.admitted += admitted;
         admitted
     }
+}
+
+fn lease(quota: Quota, id: u64, expected: NonZeroU32, began: Moment) -> Lease {
+    let settings = LeaseSettings::new(id, expected, Backing::Treasury);
+    Lease::new(quota, settings, began).expect("a quota that can be shared")
 }

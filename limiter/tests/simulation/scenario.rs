@@ -8,8 +8,10 @@ use crate::MS;
 use crate::fleet::{Fleet, Tick};
 
 pub(crate) const RATE: u64 = 10_000;
-/// What is looked at to tell whether the fleet has its rate again, in milliseconds.
+/// What is looked at to tell whether the fleet has its rate again, in milliseconds: a node alone fetches its tokens four
+/// or five times in 100 ms.
 const WINDOW: usize = 100;
+const WINDOW_ALONE: usize = 200;
 
 /// How the demand is spread over nodes.
 #[derive(Clone, Copy)]
@@ -51,6 +53,9 @@ pub(crate) enum Event {
     /// So many nodes cannot reach Redis; messages vanish.
     CutOff(usize),
     Healed,
+    /// So many processes are killed; others take their place.
+    Killed(usize),
+    Started(usize),
     /// The treasury's clock jumps by so many seconds.
     Jump(i64),
 }
@@ -75,6 +80,8 @@ pub(crate) struct Scenario {
     /// most that is denied of all requests beyond what it denies.
     pub(crate) of_ideal_min: f64,
     pub(crate) denied_max: f64,
+    /// And the time after the last event until the fleet has 0.9 of its rate, in milliseconds.
+    pub(crate) back_within: usize,
 }
 
 impl Scenario {
@@ -93,6 +100,7 @@ impl Scenario {
             lasts: 4_000,
             of_ideal_min: 0.99,
             denied_max: 0.01,
+            back_within: 200,
         }
     }
 
@@ -141,7 +149,8 @@ impl Scenario {
             excess_max: f64::from(self.burst) + failovers as f64 * f64::from(self.burst / 2),
             asks_per_node: asks().max().unwrap_or(0) * 1_000_000 / (self.lasts * MS),
             asks: asks().sum::<u64>() * 1_000_000 / (self.lasts * MS),
-            recovery: back.map(|back| recovery(&fleet.ticks, back)),
+            recovery: back
+                .map(|back| recovery(&fleet.ticks, back, if self.nodes == 1 { WINDOW_ALONE } else { WINDOW })),
             ticks: fleet.ticks.clone(),
         }
     }
@@ -149,7 +158,7 @@ impl Scenario {
 
 impl Event {
     fn is_return(self) -> bool {
-        !matches!(self, Event::Down | Event::CutOff(_) | Event::Jump(_))
+        !matches!(self, Event::Down | Event::CutOff(_) | Event::Killed(_) | Event::Jump(_))
     }
 }
 
@@ -167,17 +176,19 @@ fn apply(event: Event, fleet: &mut Fleet) {
         }
         Event::CutOff(nodes) => fleet.wire.cut_off[..nodes].fill(true),
         Event::Healed => fleet.wire.cut_off.fill(false),
+        Event::Killed(nodes) => (0..nodes).for_each(|node| fleet.kill(node)),
+        Event::Started(nodes) => (0..nodes).for_each(|node| fleet.start(node)),
         Event::Jump(seconds) => fleet.redis_ahead += seconds * 1_000_000,
     }
 }
 
 /// Milliseconds from `back` to the end of the last window that is poorer than 0.9 of the ideal.
-fn recovery(ticks: &[Tick], back: usize) -> usize {
+fn recovery(ticks: &[Tick], back: usize, width: usize) -> usize {
     let is_poor = |window: &[Tick]| {
         let sum = |of: fn(&Tick) -> u64| window.iter().map(of).sum::<u64>() as f64;
-        sum(|tick| tick.admitted) < 0.9 * sum(|tick| tick.offered).min(RATE as f64 * WINDOW as f64 / 1_000.0)
+        sum(|tick| tick.admitted) < 0.9 * sum(|tick| tick.offered).min(RATE as f64 * width as f64 / 1_000.0)
     };
-    let poor = ticks[back..].windows(WINDOW).rposition(is_poor);
+    let poor = ticks[back..].windows(width).rposition(is_poor);
     // The window that begins a millisecond later is rich enough.
     poor.map_or(0, |start| start + 1)
 }
@@ -193,7 +204,7 @@ pub(crate) struct Outcome {
     /// Asks a second of the node that asks most, and of all.
     pub(crate) asks_per_node: u64,
     pub(crate) asks: u64,
-    /// In milliseconds, where Redis came back.
+    /// In milliseconds, where Redis or nodes came back.
     pub(crate) recovery: Option<usize>,
     pub(crate) ticks: Vec<Tick>,
 }
@@ -211,13 +222,13 @@ impl Outcome {
 
     /// The promises that were not kept.
     pub(crate) fn broken(&self) -> Vec<String> {
-        let Scenario { name, nodes, of_ideal_min, denied_max, .. } = self.scenario;
+        let Scenario { name, nodes, of_ideal_min, denied_max, back_within, .. } = self.scenario;
         let promises = [
             (self.excess <= self.excess_max, format!("{} above rate * t", self.excess)),
             (self.of_ideal() >= of_ideal_min, format!("{:.4} of the ideal", self.of_ideal())),
             (self.denied() <= denied_max, format!("{:.4} denied falsely", self.denied())),
             (self.asks_per_node <= 100, format!("{} asks a second", self.asks_per_node)),
-            (self.recovery.is_none_or(|millis| millis <= 200), format!("back after {:?} ms", self.recovery)),
+            (self.recovery.is_none_or(|millis| millis <= back_within), format!("back after {:?} ms", self.recovery)),
         ];
         let broken = promises.into_iter().filter(|(is_kept, _)| !is_kept);
         broken.map(|(_, what)| format!("{name} on {nodes} nodes: {what}")).collect()

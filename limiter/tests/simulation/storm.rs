@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use limiter::{Quota, Rate};
+use limiter::{Fraction, Quota, Rate};
 
 use crate::MS;
 use crate::fleet::Fleet;
@@ -28,11 +28,15 @@ impl Storm {
         let quota = Quota::new(rate, NonZeroU32::new(burst).expect("not zero")).expect("a quota");
         let mut fleet = Fleet::new(quota, nodes, nodes, seed);
         fleet.keep_copies();
+        // Shares follow those first who have no reserve to leave.
+        let ordinary = Fraction::try_from(0.4).expect("a fraction");
+        fleet.nodes.iter_mut().for_each(|node| node.reserve = [Fraction::ZERO, ordinary][random.below(2) as usize]);
         let log = vec![format!("{nodes} nodes, burst {burst}")];
         let mut storm = Storm { burst, excess: 0.0, excess_max: f64::from(burst), log };
         let mut demand = vec![0.0; nodes as usize];
         for _ in 0..TURNS {
             storm.turn(&mut fleet, &mut random);
+            storm.restart(&mut fleet, &mut random, &demand);
             demand_anew(&mut demand, &mut random);
             // Short ones, so that nobody is silent for long; and long ones, in which a burst comes back.
             let lasts = [20, 60, 120, 200, 400, 1_200][random.below(6) as usize];
@@ -41,6 +45,23 @@ impl Storm {
         }
         storm.excess = fleet.audit.worst;
         storm
+    }
+
+    /// Some are killed, each on its own or all at once, and others take their place at once or soon, whoever is cut off
+    /// meanwhile. What starts while it cannot reach the bucket lives on an equal part, whatever the dead had.
+    fn restart(&mut self, fleet: &mut Fleet, random: &mut Random, demand: &[f64]) {
+        if random.below(6) > 0 || fleet.wire.is_down || !fleet.all_are_known_for(0) {
+            return;
+        }
+        let of_million = [200_000, 1_000_000][random.below(2) as usize];
+        let is_doomed =
+            |fleet: &Fleet, node: usize, random: &mut Random| !fleet.wire.cut_off[node] && random.chance(of_million);
+        let doomed: Vec<usize> = (0..demand.len()).filter(|&node| is_doomed(fleet, node, random)).collect();
+        doomed.iter().for_each(|&node| fleet.kill(node));
+        let after = random.below(4) * random.below(150);
+        (0..after).for_each(|_| fleet.tick(|index| demand[index]));
+        doomed.iter().for_each(|&node| fleet.start(node));
+        self.log.push(format!("{doomed:?} killed, started after {after} ms"));
     }
 
     fn turn(&mut self, fleet: &mut Fleet, random: &mut Random) {
