@@ -502,8 +502,9 @@ fn check_outage(samples: &[Sample], seconds: &[usize]) {
     assert!(samples.iter().all(|sample| matches!(sample.status, 200 | 429)), "{:?}", statuses(samples));
     // A second's count is exact within what the scheduler moves over its ends.
     assert!(seconds.iter().all(|&count| count * 20 <= 21 * RATE), "{seconds:?}");
-    // A bucket that comes back begins empty, and is charged with nothing that was passed without it.
-    assert!(seconds.iter().all(|&count| count * 10 > 7 * RATE), "{seconds:?}");
+    // A bucket that comes back begins empty, and is charged with nothing that was passed without it; a server that hangs is found
+    // out, and found again, a part of a second late.
+    assert!(seconds.iter().all(|&count| count * 2 > RATE), "{seconds:?}");
     let last: usize = seconds[6..].iter().sum();
     assert!(last * 10 > 2 * 9 * RATE, "{last} in the last two seconds");
 }
