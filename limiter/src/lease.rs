@@ -18,7 +18,8 @@
 //!   another took its place: one came since it last asked, and with that one as many ask as there were
 //!   before, and as many as are expected. Then it is dead, unless more nodes live than are expected. A
 //!   share kept for a process that was killed would be lost for half a minute.
-//! - A node that starts in an outage lives on an equal share, whatever the others were told before.
+//! - A node that starts lives on an equal share until it is answered, in an outage or because messages are
+//!   lost, whatever the others were told before.
 //!
 //! # The node
 //! `balance` is all a node may spend, in millionths of tokens, never above `cap`. A grant adds to
@@ -64,13 +65,14 @@
 //!    the level on its account since it last asked, `keep` is left, and what exceeds that is taken out
 //!    again, once, but not so that less is left than is claimed. `keep` is the time in which the rate fills
 //!    an eighth of the pool, at most 50 ms: an outage ends without a burst, and the silent never claim more
-//!    than an eighth. `together` are the nodes that are not quiet and asked since `joined`: all of them
-//!    lived at that moment. Where they are at least `expected` and `most`, a quiet record that did not ask
-//!    since `joined`, nor for 400 ms, is replaced: `weight`, `ordinary`, `share` and `held` become 0, and
-//!    what was kept free for it counts as reported in `borrowed`. Records are deleted after 30 s, as is
-//!    what has another length. `most` becomes `together`, or stays where that is less while any is quiet,
-//!    or while not all had the time to ask since `joined`, 150 ms. The sums are taken anew: `claims` of
-//!    `share * (clock - asked)`, of `share * keep` where quiet.
+//!    than an eighth. `together` are the nodes that are not quiet and asked since `joined`, by more than
+//!    the 20 ms that an ask of the dead may be under way: all of them lived at that moment. Where they are
+//!    at least `expected` and `most`, a quiet record that did not ask since `joined`, nor for 400 ms, is
+//!    replaced: `weight`, `ordinary`, `share` and `held` become 0, and what was kept free for it counts as
+//!    reported in `borrowed`. Records are deleted after 30 s, as is what has another length. `most` becomes
+//!    `together`, or stays where that is less while any is quiet, or while not all had the time to ask
+//!    since `joined`, 150 ms. The sums are taken anew: `claims` of `share * (clock - asked)`, of `share *
+//!    keep` where quiet.
 //! 4. *The caller's account.* Without a record, it joins. With one, it leaves the sums. It has earned
 //!    `share * (clock - asked)`, or `share * keep` where quiet. `charge = borrowed` less what was reported
 //!    before; where quiet, less what was kept free for it, `share` times what its own clock counted beyond

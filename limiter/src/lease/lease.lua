@@ -63,7 +63,7 @@ if clock - swept >= SWEEP then
       elseif clock - asked <= QUIET then
         add(weight, common, share, keeps)
         claims = claims + part(share, clock - asked)
-        together = together + (asked >= joined and 1 or 0)
+        together = together + (asked > joined + SLACK and 1 or 0)
       elseif weight > 0 then
         silent[#silent + 1] = { field, asked, weight, common, share, keeps, credit, reported, was_up }
       end

@@ -48,9 +48,9 @@ impl Storm {
     }
 
     /// Some are killed, each on its own or all at once, and others take their place at once or soon, whoever is cut off
-    /// meanwhile. What starts while it cannot reach the bucket lives on an equal part, whatever the dead had.
+    /// meanwhile. What starts and is not answered lives on an equal part, whatever the dead had: so nothing is lost.
     fn restart(&mut self, fleet: &mut Fleet, random: &mut Random, demand: &[f64]) {
-        if random.below(6) > 0 || fleet.wire.is_down || !fleet.all_are_known_for(0) {
+        if random.below(6) > 0 || fleet.wire.is_down || fleet.wire.lost > 0 || !fleet.all_are_known_for(0) {
             return;
         }
         let of_million = [200_000, 1_000_000][random.below(2) as usize];
