@@ -1,7 +1,7 @@
 //! Owns the [`Table`] of a keyed rule: sets of cells and ghosts, found by key.
 //!
-//! Refuses to grow and to call out under a lock. Invariant: of the keys of one set, those that owe most have a cell,
-//! and those that owe next to most are remembered as ghosts.
+//! Refuses to grow and to call out under a lock. Invariant: of the keys of one set, those that asked for most have a
+//! cell, and those that asked for next to most are remembered as ghosts, and with them the newest.
 
 use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
@@ -9,13 +9,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use foldhash::quality::RandomState;
 
-use super::ghosts::Ghosts;
+use super::ghosts::{Debt, Ghosts, Pace};
 use super::{Cell, Gcra, Room, Wait};
 use crate::clock::Moment;
 use crate::quota::{Cost, KeyHash};
 
 /// Seven cells, their lock and what is known of their ghosts fill two cache lines.
 const WAYS: usize = 7;
+/// Of a set's `denials`, for each cell.
+const DENIAL_BITS: usize = 4;
+/// A set knows to 2^30 nanoseconds, about a second, until when its ghosts matter.
+const HAUNTED_BITS: u32 = 30;
 
 /// A fixed number of cells, shared by threads, found by key.
 #[derive(Debug)]
@@ -34,8 +38,10 @@ struct Set(Mutex<Ways>);
 #[derive(Debug, Default)]
 struct Ways {
     ways: [Way; WAYS],
-    /// When the last ghost has paid, in nanoseconds since the origin.
-    haunted_until: u64,
+    /// When nobody looks for a ghost any more, in 2^30 nanoseconds since the origin.
+    haunted_until: u32,
+    /// How often the key of each cell was denied when it was a ghost.
+    denials: u32,
 }
 
 #[derive(Debug, Default)]
@@ -68,13 +74,16 @@ impl Table {
     }
 
     /// A table of another size that goes on with what the keys of this one owe. What is charged to this one from now
-    /// on, by decisions on their way, is not carried over; nor are ghosts, whose place in the new table is not known.
+    /// on, by decisions on their way, is not carried over; nor are ghosts, whose place in the new table is not known, and
+    /// denials, which count again from the next on.
     pub(crate) fn resized(&self, keys: NonZeroUsize, now: Moment) -> Table {
         let resized = Table::keyed_by(keys, self.keyed.clone());
         for set in &self.sets {
             for way in lock(&set.0).ways.iter().filter(|way| way.cell.tat() > now.nanos()) {
                 let place = resized.place(way.fingerprint);
-                resized.put(&mut lock(&resized.sets[place.index].0), place, Cell::owing(way.cell.tat()), now);
+                let debt = Debt { tat_nanos: way.cell.tat(), denials: 0 };
+                let pace = Pace { now_nanos: now.nanos(), token_nanos: 1 };
+                resized.put(&mut lock(&resized.sets[place.index].0), place, debt, pace);
             }
         }
         resized
@@ -95,37 +104,41 @@ impl Table {
         self.sets.len() * (size_of::<Set>() + size_of::<Mutex<Ghosts>>())
     }
 
-    /// What [`Table::commit`] would answer; writes nothing. A key that is not held has all of its burst.
+    /// What [`Table::commit`] would answer; charges nothing, but remembers a denial as that does. A key that is not held
+    /// has all of its burst.
     pub fn peek(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
         let (place, set) = self.locate(key);
         match set.cell(place) {
             Some(cell) => cell.peek(gcra, cost, now),
-            None => self.returning(&set, place, now).peek(gcra, cost, now),
+            None => {
+                let (cell, _) = self.returning(&set, place, pace(gcra, now));
+                cell.peek(gcra, cost, now).inspect_err(|_| self.deny(place))
+            }
         }
     }
 
-    /// Charges `cost` to `key`, displacing what owes least if the set is full; or charges nothing and says how long to
-    /// wait.
+    /// Charges `cost` to `key`, displacing who asked for least if the set is full; or charges nothing and says how long
+    /// to wait.
     pub fn commit(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
         let (place, mut set) = self.locate(key);
         if let Some(cell) = set.cell(place) {
             return cell.commit(gcra, cost, now);
         }
-        let cell = self.returning(&set, place, now);
-        let room = cell.commit(gcra, cost, now)?;
-        self.put(&mut set, place, cell, now);
+        let (cell, denials) = self.returning(&set, place, pace(gcra, now));
+        let room = cell.commit(gcra, cost, now).inspect_err(|_| self.deny(place))?;
+        self.put(&mut set, place, Debt { tat_nanos: cell.tat(), denials }, pace(gcra, now));
         Ok(room)
     }
 
-    /// Charges `cost` whatever is left, up to a whole burst, displacing what owes least if the set is full.
+    /// Charges `cost` whatever is left, up to a whole burst, displacing who asked for least if the set is full.
     pub fn charge(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) {
         let (place, mut set) = self.locate(key);
         if let Some(cell) = set.cell(place) {
             return cell.charge(gcra, cost, now);
         }
-        let cell = self.returning(&set, place, now);
+        let (cell, denials) = self.returning(&set, place, pace(gcra, now));
         cell.charge(gcra, cost, now);
-        self.put(&mut set, place, cell, now);
+        self.put(&mut set, place, Debt { tat_nanos: cell.tat(), denials }, pace(gcra, now));
     }
 
     /// Gives back a charge; a key that is not even a ghost any more has nothing to be given back.
@@ -148,34 +161,41 @@ impl Table {
         Place { fingerprint, index: index as usize }
     }
 
-    /// A cell for a key that has none: with what its ghost owes, else with all of its burst.
+    /// A cell for a key that has none, and its denials: with what its ghost owes, else with all of its burst.
     #[cold]
-    fn returning(&self, set: &Ways, place: Place, now: Moment) -> Cell {
-        if set.haunted_until <= now.nanos() {
-            return Cell::default();
-        }
-        lock(&self.ghosts[place.index]).find(place.tag(), now.nanos()).map_or_else(Cell::default, Cell::owing)
+    fn returning(&self, set: &Ways, place: Place, pace: Pace) -> (Cell, u8) {
+        let ghost = if set.is_haunted(pace) { lock(&self.ghosts[place.index]).find(place.tag(), pace) } else { None };
+        let debt = ghost.unwrap_or_default();
+        (Cell::owing(debt.tat_nanos), debt.denials)
     }
 
-    /// Gives a key that has no cell the place of the one that owes least, which goes on as a ghost; or, if it owes no
-    /// more than that itself, lets it be the ghost.
+    /// Only ghosts are counted: a key that has a cell is denied as fast as it is allowed, and leaves it to be a ghost.
     #[cold]
-    fn put(&self, set: &mut Ways, place: Place, cell: Cell, now: Moment) {
-        let mut leaving = Way { fingerprint: place.fingerprint, cell };
-        if let Some(least) = set.ways.iter_mut().min_by_key(|way| way.cell.tat())
-            && least.cell.tat() < leaving.cell.tat()
-        {
-            std::mem::swap(least, &mut leaving);
-        }
-        let owed_until = leaving.cell.tat();
-        if owed_until.max(set.haunted_until) <= now.nanos() {
-            return;
+    fn deny(&self, place: Place) {
+        lock(&self.ghosts[place.index]).deny(place.tag());
+    }
+
+    /// Gives a key that has no cell the place of the one that asked for least, which goes on as a ghost; or, if it asked
+    /// for no more than that itself, lets it be the ghost.
+    #[cold]
+    fn put(&self, set: &mut Ways, place: Place, debt: Debt, pace: Pace) {
+        let (least, held) = set.least(pace);
+        let matters = held.asked_nanos(pace) > pace.now_nanos;
+        if !matters && !set.is_haunted(pace) {
+            return set.replace(least, place, debt);
         }
         let mut ghosts = lock(&self.ghosts[place.index]);
         ghosts.forget(place.tag());
-        if owed_until > now.nanos() {
-            let paid = ghosts.keep(tag(leaving.fingerprint), owed_until, now.nanos());
-            set.haunted_until = set.haunted_until.max(paid);
+        if held.asked_nanos(pace) >= debt.asked_nanos(pace) {
+            ghosts.keep_newest(place.tag(), debt, pace);
+            set.haunt(debt.asked_nanos(pace));
+        } else {
+            let tag = tag(set.ways[least].fingerprint);
+            set.replace(least, place, debt);
+            if matters {
+                ghosts.keep(tag, held, pace);
+                set.haunt(held.asked_nanos(pace));
+            }
         }
     }
 }
@@ -184,12 +204,60 @@ impl Ways {
     fn cell(&self, place: Place) -> Option<&Cell> {
         self.ways.iter().find(|way| way.fingerprint == place.fingerprint).map(|way| &way.cell)
     }
+
+    /// The cell whose key asked for least.
+    fn least(&self, pace: Pace) -> (usize, Debt) {
+        // Without denials, as in nearly every set, what was asked for is what is owed.
+        let index = if self.denials == 0 {
+            self.least_by(|index| self.ways[index].cell.tat())
+        } else {
+            self.least_by(|index| self.debt(index).asked_nanos(pace))
+        };
+        (index, self.debt(index))
+    }
+
+    fn least_by(&self, asked_nanos: impl Fn(usize) -> u64) -> usize {
+        let (mut least, mut least_nanos) = (0, asked_nanos(0));
+        for index in 1..WAYS {
+            let nanos = asked_nanos(index);
+            if nanos < least_nanos {
+                (least, least_nanos) = (index, nanos);
+            }
+        }
+        least
+    }
+
+    fn debt(&self, index: usize) -> Debt {
+        let denials = (self.denials >> (DENIAL_BITS * index)) as u8 & Debt::DENIALS_MAX;
+        Debt { tat_nanos: self.ways[index].cell.tat(), denials }
+    }
+
+    fn replace(&mut self, index: usize, place: Place, debt: Debt) {
+        self.ways[index] = Way { fingerprint: place.fingerprint, cell: Cell::owing(debt.tat_nanos) };
+        let shift = DENIAL_BITS * index;
+        self.denials &= !(u32::from(Debt::DENIALS_MAX) << shift);
+        self.denials |= u32::from(debt.denials) << shift;
+    }
+
+    fn is_haunted(&self, pace: Pace) -> bool {
+        u64::from(self.haunted_until) > pace.now_nanos >> HAUNTED_BITS
+    }
+
+    fn haunt(&mut self, until_nanos: u64) {
+        // Up, for the ghost rounds up, too; the end of the range is 146 years away.
+        let until = u32::try_from((until_nanos >> HAUNTED_BITS) + 2).unwrap_or(u32::MAX);
+        self.haunted_until = self.haunted_until.max(until);
+    }
 }
 
 impl Place {
     fn tag(self) -> u16 {
         tag(self.fingerprint)
     }
+}
+
+fn pace(gcra: &Gcra, now: Moment) -> Pace {
+    Pace { now_nanos: now.nanos(), token_nanos: gcra.price_nanos(Cost::ONE) }
 }
 
 /// A panic under these locks would leave numbers, not broken structure.

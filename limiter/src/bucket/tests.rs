@@ -97,7 +97,7 @@ fn threads_together_get_the_burst_and_no_more() {
 
 #[test]
 fn a_key_costs_at_most_64_bytes() {
-    assert_eq!(table(7).bytes(), 384);
+    assert_eq!(table(7).bytes(), 440);
     let table = table(65_536);
     assert!(table.capacity() >= 65_536);
     assert!(table.bytes() <= 64 * 65_536, "{}", table.bytes());
@@ -141,6 +141,43 @@ fn heavy_keys_stay_within_five_percent_of_their_quota_in_a_flood() {
     }
     assert!((0.95..=1.05).contains(&(granted / fair)), "{granted} of {fair}");
     assert!(owing <= 1_000, "{owing} strangers inherited");
+}
+
+/// As above with a burst of one token: a heavy key owes no more than a stranger, but asks again. The table remembers
+/// debts for half of the time that they last.
+#[test]
+fn a_burst_of_one_is_enough_to_tell_heavy_keys_from_strangers() {
+    let (table, gcra) = (table(3_000), gcra("2/s", 1));
+    let references: Vec<Cell> = (0..100).map(|_| Cell::default()).collect();
+    let (mut granted, mut fair, mut refused) = (0.0, 0.0, 0);
+    for turn in 0..1_000_000_u64 {
+        let now = Moment::from_nanos(turn * 10_000);
+        let stranger = KeyHash(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        refused += usize::from(table.commit(stranger, &gcra, cost(1), now).is_err());
+        if turn % 100 == 0 {
+            let heavy = turn / 100 % 100;
+            granted += f64::from(u8::from(table.commit(KeyHash(heavy * 2), &gcra, cost(1), now).is_ok()));
+            fair += f64::from(u8::from(references[heavy as usize].commit(&gcra, cost(1), now).is_ok()));
+        }
+    }
+    assert!((0.95..=1.05).contains(&(granted / fair)), "{granted} of {fair}");
+    assert!(refused <= 1_000, "{refused} strangers inherited");
+}
+
+/// Whoever fills a set with keys that ask again and again does not keep a newcomer from being limited.
+#[test]
+fn a_newcomer_is_limited_among_keys_that_were_denied_more() {
+    let (table, gcra) = (table(7), gcra("1/h", 1));
+    for round in 0..20 {
+        for key in 0..60 {
+            let _ = table.commit(KeyHash(key), &gcra, cost(1), at(round));
+        }
+    }
+    for newcomer in 1_000..1_100 {
+        // One in 1,500 inherits, and is denied at once.
+        let _ = table.commit(KeyHash(newcomer), &gcra, cost(1), at(20));
+        assert!(table.commit(KeyHash(newcomer), &gcra, cost(1), at(20)).is_err(), "{newcomer}");
+    }
 }
 
 #[test]
@@ -219,5 +256,24 @@ proptest! {
         }
         let left = 10 - heavy;
         prop_assert!(table.peek(KeyHash(0), &gcra, cost(left + 1), at(0)).is_err());
+    }
+    /// Whoever asks once cannot push out whoever was denied, with however many keys, while that would owe anything if
+    /// its denials were charged.
+    #[test]
+    fn keys_that_ask_once_do_not_push_out_one_that_was_denied(
+        denials in 1usize..20, strangers in prop::collection::vec(8u64.., 0..400),
+    ) {
+        let (table, gcra) = (table(7), gcra("1/h", 1));
+        table.commit(KeyHash(0), &gcra, cost(1), at(0)).unwrap();
+        for key in 1..=7 {
+            let _ = table.commit(KeyHash(key), &gcra, cost(1), at(1));
+        }
+        for _ in 0..denials {
+            prop_assert!(table.commit(KeyHash(0), &gcra, cost(1), at(2)).is_err());
+        }
+        for (key, turn) in strangers.into_iter().zip(3..) {
+            let _ = table.commit(KeyHash(key), &gcra, cost(1), at(turn * 5_000));
+        }
+        prop_assert!(table.peek(KeyHash(0), &gcra, cost(1), at(3_599_999)).is_err());
     }
 }
