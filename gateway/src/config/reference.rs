@@ -172,7 +172,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     (
         "limits.NAME.keys",
-        "Devices, users or keys that the limit holds at a time, 55 bytes each; 65,536 where nothing is said. Under a flood of new ones those with the largest debts stay.",
+        "Devices, users or keys that the limit holds at a time, 63 bytes each; 65,536 where nothing is said. Under a flood of new ones those that asked for most stay.",
     ),
     (
         "limits.NAME.per_address",

@@ -51,7 +51,7 @@ const KEY: Parsed<Source> = Parsed {
     },
 };
 
-/// Most keys that a rule holds: 55 bytes each.
+/// Most keys that a rule holds: 63 bytes each.
 const RULE_KEYS_MAX: u32 = 1 << 24;
 
 /// What one address may use of a device rule, in devices: an office or a mobile network behind one address, and no more than
