@@ -217,4 +217,17 @@ fn expose_stores(shared: &Arc<Shared>) {
             }
         },
     );
+    let store = Arc::clone(&shared.store);
+    metrics::expose_counter_with(
+        "tidegate_shard_bus_faults",
+        "What went wrong with the connections that tell of changes, by shard.",
+        move |emit| {
+            for shard in store.shards() {
+                let (region, endpoint) = (shard.region.to_string(), shard.endpoint.to_string());
+                for (fault, count) in shard.bus_faults.iter() {
+                    emit(&[("region", &region), ("endpoint", &endpoint), ("fault", fault.name())], count);
+                }
+            }
+        },
+    );
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use limiter::Lease;
 use serde_json::json;
-use shard::{BreakerState, RedisTreasury, ShardReport};
+use shard::{BreakerState, Fault, FaultCounts, RedisTreasury, ShardReport};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
@@ -273,9 +273,17 @@ impl Suppliers {
     }
 }
 
+/// A lane of a shard as it was at the last look.
+#[derive(Default)]
+struct LaneSeen {
+    is_down: bool,
+    faults: FaultCounts,
+    latest: Option<Fault>,
+}
+
 /// Says when a lane of a shard goes down or comes back.
 async fn tell_news(shared: Arc<Shared>) {
-    let mut down: HashMap<(String, String, &str), bool> = HashMap::new();
+    let mut lanes_seen: HashMap<(String, String, &str), LaneSeen> = HashMap::new();
     let mut on_share = HashSet::new();
     let mut is_off = false;
     loop {
@@ -291,16 +299,17 @@ async fn tell_news(shared: Arc<Shared>) {
             ];
             for (lane, state, faults) in lanes {
                 let (region, endpoint) = (shard.region.as_str(), shard.endpoint.as_str());
-                let was_down = down.entry((region.to_owned(), endpoint.to_owned(), lane)).or_default();
-                if state == BreakerState::Open && !*was_down {
-                    *was_down = true;
-                    let fault =
-                        faults.iter().max_by_key(|(_, count)| *count).map_or("unknown", |(fault, _)| fault.name());
+                let seen = lanes_seen.entry((region.to_owned(), endpoint.to_owned(), lane)).or_default();
+                seen.latest = faults.latest(&seen.faults).or(seen.latest);
+                seen.faults = *faults;
+                if state == BreakerState::Open && !seen.is_down {
+                    seen.is_down = true;
+                    let fault = seen.latest.map_or("unknown", Fault::name);
                     Event::ShardDown { region, endpoint, lane, fault: &fault }.emit();
                 }
                 // Half-open is neither: it has failed and has not yet succeeded.
-                if state == BreakerState::Closed && *was_down {
-                    *was_down = false;
+                if state == BreakerState::Closed && seen.is_down {
+                    seen.is_down = false;
                     Event::ShardUp { region, endpoint, lane }.emit();
                 }
             }

@@ -78,7 +78,12 @@ impl Fault {
 
     /// Whether it says something about the shard. Where nothing was tried it does not, and a refused command is an answer.
     pub(crate) fn is_evidence(self) -> bool {
-        !matches!(self, Fault::Open | Fault::Unwatched | Fault::Resting | Fault::Moved | Fault::Refused)
+        self.was_tried() && !matches!(self, Fault::Moved | Fault::Refused)
+    }
+
+    /// Whether the shard was asked at all.
+    pub(crate) fn was_tried(self) -> bool {
+        !matches!(self, Fault::Open | Fault::Unwatched | Fault::Resting)
     }
 
     /// Whether the connection is of no more use. A replica that refuses writes was the master when its name was resolved.

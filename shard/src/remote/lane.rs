@@ -24,6 +24,14 @@ impl FaultCounts {
     pub fn iter(&self) -> impl Iterator<Item = (Fault, u64)> {
         Fault::ALL.into_iter().zip(self.0)
     }
+
+    /// The fault that happened most since `before`, of what was tried. Counts that fell are another shard's, at the same
+    /// address, and say nothing.
+    pub fn latest(&self, before: &Self) -> Option<Fault> {
+        let risen = self.iter().map(|(fault, count)| (fault, count.saturating_sub(before.of(fault))));
+        let tried = risen.filter(|&(fault, count)| count > 0 && fault.was_tried());
+        tried.max_by_key(|&(_, count)| count).map(|(fault, _)| fault)
+    }
 }
 
 #[derive(Debug)]
@@ -89,5 +97,23 @@ impl Lane {
 
     pub(crate) fn count(&self, fault: Fault) {
         self.faults[fault as usize].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_fault_is_the_one_that_rose_and_was_tried() {
+        let counts = |pairs: &[(Fault, u64)]| {
+            let mut counts = FaultCounts::default();
+            pairs.iter().for_each(|&(fault, count)| counts.0[fault as usize] = count);
+            counts
+        };
+        let before = counts(&[(Fault::Timeout, 900), (Fault::Open, 5_000), (Fault::Io, 7)]);
+        let after = counts(&[(Fault::Timeout, 900), (Fault::Open, 9_000), (Fault::ReadOnly, 2)]);
+        assert_eq!(after.latest(&before), Some(Fault::ReadOnly));
+        assert_eq!(after.latest(&after), None);
     }
 }
