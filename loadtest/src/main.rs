@@ -107,20 +107,27 @@ struct LimitRelayArguments {
     upstream: SocketAddr,
 }
 
+/// How often, how long and what is measured.
 #[derive(Args)]
-struct ScenarioArguments {
-    /// Which
-    #[arg(value_enum)]
-    name: Scenario,
-    /// Rounds, in each of which every case is measured once
+struct MeasureArguments {
+    /// Rounds, in each of which every server or case is measured once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     rounds: u16,
-    /// Seconds of load on each case in each round
+    /// Seconds of load on each server or case in each round
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     seconds: u64,
     /// The tidegate to measure [default: the one beside this program]
     #[arg(long, value_name = "PATH")]
     tidegate: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct ScenarioArguments {
+    /// Which
+    #[arg(value_enum)]
+    name: Scenario,
+    #[command(flatten)]
+    measure: MeasureArguments,
 }
 
 #[derive(Args)]
@@ -131,15 +138,8 @@ struct BenchArguments {
     /// Servers to compare with [default: all but nginx-openfiles]
     #[arg(long, value_enum, value_delimiter = ',', hide_default_value = true, default_values_t = Peer::usual())]
     peers: Vec<Peer>,
-    /// Rounds, in each of which every server is measured once
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1_000))]
-    rounds: u16,
-    /// Seconds of load on each server in each round
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3_600))]
-    seconds: u64,
-    /// The tidegate to measure [default: the one beside this program]
-    #[arg(long, value_name = "PATH")]
-    tidegate: Option<PathBuf>,
+    #[command(flatten)]
+    measure: MeasureArguments,
     /// Directory for latest.json, latest.md and latest.svg; the workloads that are not measured keep their figures there
     #[arg(long, value_name = "DIRECTORY")]
     write: Option<PathBuf>,
@@ -188,13 +188,18 @@ fn serve_limit_relay(arguments: &LimitRelayArguments) -> Result<ExitCode> {
 
 fn run_scenario(arguments: ScenarioArguments) -> Result<ExitCode> {
     interrupt::watch()?;
-    let tidegate = arguments.tidegate.map_or_else(beside_this, Ok)?;
+    let tidegate = arguments.measure.tidegate.map_or_else(beside_this, Ok)?;
     if !tidegate.is_file() {
         return Err(Failure::NoTidegate { path: tidegate.display().to_string() });
     }
     let tools = Tools::find([Tool::Redis])?;
     tools.settle()?;
-    let play = Play { tools: &tools, tidegate: &tidegate, rounds: arguments.rounds.into(), seconds: arguments.seconds };
+    let play = Play {
+        tools: &tools,
+        tidegate: &tidegate,
+        rounds: arguments.measure.rounds.into(),
+        seconds: arguments.measure.seconds,
+    };
     print!("{}", play.scenario(arguments.name)?);
     Ok(ExitCode::SUCCESS)
 }
@@ -204,9 +209,9 @@ fn run_bench(arguments: BenchArguments) -> Result<ExitCode> {
     let plan = Plan {
         workloads: sorted(arguments.workload),
         peers: sorted(arguments.peers.into_iter().chain([Peer::Tidegate])),
-        rounds: arguments.rounds.into(),
-        seconds: arguments.seconds,
-        tidegate: arguments.tidegate.map_or_else(beside_this, Ok)?,
+        rounds: arguments.measure.rounds.into(),
+        seconds: arguments.measure.seconds,
+        tidegate: arguments.measure.tidegate.map_or_else(beside_this, Ok)?,
     };
     if cfg!(debug_assertions) {
         eprintln!("loadtest: a debug build: the origin is slow, and tidegate beside it slower; figures mean nothing");
