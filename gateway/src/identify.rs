@@ -51,7 +51,7 @@ pub enum Source {
 pub struct Settings {
     /// Networks whose `Forwarded`, `X-Forwarded-For` and identity headers are believed; none by default.
     pub trusted_proxies: Vec<IpNet>,
-    /// Tried in order; where none is present, the address and the TLS fingerprint alone make the device.
+    /// Tried in order; where none is present, the address alone makes the device.
     pub device: Vec<Source>,
     /// The user: a header, believed from `trusted_proxies` only, or a claim; `None`: every caller is anonymous.
     pub user: Option<Source>,

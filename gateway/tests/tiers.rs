@@ -221,6 +221,20 @@ fn a_rule_is_tried_out_for_a_while_through_a_reload_and_goes_back_by_itself() {
 }
 
 #[test]
+fn what_a_trial_does_not_name_stays_as_configured() {
+    let origin = origin();
+    let rules = rule("watched", "device", 2, "mode = \"shadow\"") + &rule("tenth", "device", 2, "percent = 0");
+    let gateway = limited(&origin, "\"watched\", \"tenth\"", "", &rules);
+    let mut client = gateway.connect();
+    for target in ["/api/v1/limits/watched?percent=100&for=1h", "/api/v1/limits/tenth?mode=enforce&for=1h"] {
+        assert_eq!(json(&gateway, "POST", target).0, 200, "{target}");
+    }
+    assert_eq!(passed(&mut client, "/", &[], 6), 6, "one still only watches, the other still leaves everybody out");
+    assert_eq!(json(&gateway, "POST", "/api/v1/limits/watched?mode=enforce&for=1h").0, 200);
+    assert_eq!(passed(&mut client, "/", &[], 1), 0);
+}
+
+#[test]
 fn it_is_explained_how_a_caller_is_treated_and_why() {
     let origin = origin();
     let rules = rule("device", "device", 2, "")

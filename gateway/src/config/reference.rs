@@ -48,7 +48,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("identity.trusted_proxies", "Networks whose `Forwarded`, `X-Forwarded-For` and identity headers are believed."),
     (
         "identity.device",
-        "Sources of the device, tried in order, bound to address and TLS fingerprint. None present: these alone.",
+        "Sources of the device, tried in order, bound to the address (IPv6: its /64). None present: that alone.",
     ),
     (
         "identity.user",
@@ -88,12 +88,12 @@ const MEANINGS: &[(&str, &str)] = &[
     ("identity.region_default", "Region of callers that name none."),
     (
         "tiers.NAME",
-        "Weight of a user tier on rate and burst of device and user limits. `anonymous` and `standard` always exist, with weight 1.",
+        "Weight of a user tier on rate and burst of device, user and key limits. `anonymous` and `standard` always exist, with weight 1.",
     ),
     ("redis.deadline", "Longest time any cache operation takes, whatever Redis does."),
     (
         "redis.nodes",
-        "Expected size of the fleet: the share of cluster limits that a node uses while Redis is away, or without any (`nodes` is then the only key).",
+        "Expected size of the fleet: a node's share of cluster limits before Redis has told it one, or without any Redis (`nodes` is then the only key).",
     ),
     ("redis.secret", "Authenticates stored entries. Empty: they are checked for damage only."),
     (
@@ -180,7 +180,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     (
         "limits.NAME.reserve.NAME",
-        "Of a limit that all share: the part of what can be had at once that this tier of users leaves to the others, so that ordinary traffic stops before heavier users do.",
+        "Of a limit that all share: the part of what can be had at once that this tier of users leaves to the others, so that ordinary traffic stops before heavier users do; below 1.",
     ),
     (
         "limits.NAME.headers",

@@ -30,10 +30,8 @@ pub enum Inquiry {
 /// What is done to a rule for a while.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Change {
-    Try {
-        trial: Trial,
-        lasting: Duration,
-    },
+    /// What is not named is as configured.
+    Try { mode: Option<Mode>, percent: Option<Percent>, lasting: Duration },
     /// Back to what is configured.
     End,
 }
@@ -42,8 +40,10 @@ impl Change {
     /// As a log tells it.
     pub fn told(&self) -> String {
         match self {
-            Change::Try { trial, lasting } => {
-                format!("{} for {} % during {} s", mode(trial.mode), trial.percent.get(), lasting.as_secs())
+            Change::Try { mode: named, percent, lasting } => {
+                let mode = named.map_or_else(String::new, |named| format!("{} ", mode(named)));
+                let percent = percent.map_or_else(String::new, |percent| format!("for {} % ", percent.get()));
+                format!("{mode}{percent}during {} s", lasting.as_secs())
             }
             Change::End => "as configured".to_owned(),
         }
@@ -101,8 +101,7 @@ impl Inquiry {
         let (Some(lasting), true) = (lasting, mode.is_some() || percent.is_some()) else {
             return Err(BadInquiry::NoTrial);
         };
-        let trial = Trial { mode: mode.unwrap_or_default(), percent: percent.unwrap_or(Percent::ALL) };
-        Ok(Inquiry::Change { rule: rule.to_owned(), change: Change::Try { trial, lasting } })
+        Ok(Inquiry::Change { rule: rule.to_owned(), change: Change::Try { mode, percent, lasting } })
     }
 
     /// Reads who is to be explained: `ip=192.0.2.1&device=abc&user=alice&tier=gold&key=tenants:acme`.
@@ -161,9 +160,13 @@ fn span(text: &str) -> Option<Duration> {
 fn change(limiter: &Limiter, settings: &Settings, rule: &str, change: Change) -> Result<(), BadInquiry> {
     let missing = |_: RuleError| BadInquiry::NoRule(rule.to_owned());
     let own = settings.rules.iter().find(|own| &*own.rule.name == rule);
-    for name in own.ok_or_else(|| BadInquiry::NoRule(rule.to_owned()))?.names() {
+    let own = own.ok_or_else(|| BadInquiry::NoRule(rule.to_owned()))?;
+    for name in own.names() {
         match change {
-            Change::Try { trial, lasting } => limiter.try_out(&name, trial, CLOCK.now() + lasting),
+            Change::Try { mode, percent, lasting } => {
+                let trial = Trial { mode: mode.unwrap_or(own.rule.mode), percent: percent.unwrap_or(own.rule.percent) };
+                limiter.try_out(&name, trial, CLOCK.now() + lasting)
+            }
             Change::End => limiter.end_trial(&name),
         }
         .map_err(missing)?;
@@ -290,8 +293,8 @@ mod tests {
     #[test]
     fn a_trial_wants_an_end_and_something_to_try() {
         let change = |query| Inquiry::change("device", query);
-        let trial = Trial { mode: Mode::Shadow, percent: Percent::try_from(10).expect("a percentage") };
-        let expected = Change::Try { trial, lasting: Duration::from_secs(900) };
+        let percent = Some(Percent::try_from(10).expect("a percentage"));
+        let expected = Change::Try { mode: Some(Mode::Shadow), percent, lasting: Duration::from_secs(900) };
         assert_eq!(
             change("mode=shadow&percent=10&for=15m"),
             Ok(Inquiry::Change { rule: "device".into(), change: expected })
