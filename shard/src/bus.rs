@@ -425,6 +425,7 @@ impl<M: Meta> Bus<M> {
             if was_up {
                 self.store.epochs().lost_sight(shard);
             }
+            self.store.shards_here()[shard].echoes().clear();
             self.store.shards_here()[shard].in_sight();
         }
         Ok(())

@@ -275,6 +275,9 @@ impl<M: Meta> Store<M> {
         let Some((remote, home)) = self.remote.as_ref().and_then(|remote| Some((remote, remote.of(region)?))) else {
             return Vec::new();
         };
+        if remote.shards.len() == 1 {
+            return Vec::new();
+        }
         let (mut spots, mut taken) = (Vec::new(), vec![place.shard]);
         for slot in place.slot.others(home.slots()) {
             if taken.len() >= usize::from(remote.hot_copies).min(COPIES_MAX) {

@@ -35,8 +35,8 @@ const CHANGES_MAX: usize = 65_536;
 /// How much of the stream, or of the tags, is read at a time.
 const PIECE: usize = 1_000;
 
-/// Seconds since 1970 that no date in HTTP can have.
-const YEAR_10000: u64 = 253_402_300_800;
+/// In seconds since 1970. Dates in HTTP end with the year 9999, and clocks go on from what they were told.
+const YEAR_9000: u64 = 221_845_392_000;
 
 /// What a server pushed.
 #[derive(Debug, PartialEq, Eq)]
@@ -294,7 +294,7 @@ impl Way {
         let [seconds, micros]: [String; 2] = from_redis_value_ref(&reply).map_err(|_| Fault::Protocol)?;
         let number = |text: &str| text.parse::<u64>().map_err(|_| Fault::Protocol);
         match (number(&seconds)?, number(&micros)?) {
-            (seconds @ ..YEAR_10000, micros @ ..1_000_000) => Ok(seconds * 1_000 + micros / 1_000),
+            (seconds @ ..YEAR_9000, micros @ ..1_000_000) => Ok(seconds * 1_000 + micros / 1_000),
             // No clock says so.
             _ => Err(Fault::Protocol),
         }

@@ -20,6 +20,11 @@ impl Echoes {
         names.insert(name);
     }
 
+    /// To be called when a server's changes begin to be told: of what was removed before, nothing may ever be told.
+    pub(crate) fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Whether the change of an entry with this name is this process's own; once.
     pub(crate) fn take(&self, name: u64) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&name)

@@ -227,9 +227,17 @@ impl<M: Meta> Writer<M> {
             let fault = Fault::in_reply(reply);
             is_told |= fault.is_none();
             match (fault, &job) {
+                // Somebody stored a newer one meanwhile.
+                (None, Job::Store { is_late: true, .. }) if *reply == Value::Nil => self.dropped(&job),
                 (None, Job::Store { .. } | Job::Copy { .. }) => self.counts.stored.one(),
                 (None, Job::Remove { name }) => {
-                    self.removal(name, Removals::end);
+                    self.removal(name, |removals, name| {
+                        removals.end(name);
+                        // It was not there, and nothing will be told of it.
+                        if *reply == Value::Int(0) {
+                            self.echoes.take(name);
+                        }
+                    });
                     self.counts.removed.one();
                 }
                 (Some(fault), Job::Remove { .. }) if fault.is_evidence() => left.push(job),

@@ -222,11 +222,14 @@ impl<M: Meta> View<M> {
 
     /// Removes an entry from the local tier now, and from the region's shard in the background.
     pub fn remove(&self, region: &Region, key: &KeyRef<'_>) {
-        self.store.local.remove(key);
+        // The shard first: a read that began before is not kept once the local tier has counted the removal, and a later one
+        // finds that a removal waits.
         if let Some(place) = self.store.place(region, key) {
-            self.store.copies.forget(place.digest.beginning());
+            let beginning = place.digest.beginning();
             self.wires[place.shard].send(Job::Remove { name: place.name });
+            self.store.copies.forget(beginning);
         }
+        self.store.local.remove(key);
     }
 
     /// Lets go of a bounded piece of what no longer counts. To be called about once a second by the thread's own clock, and again
