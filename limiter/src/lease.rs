@@ -279,9 +279,9 @@ impl Lease {
     }
 
     /// Takes `cost`, or what there is of it, for something already answered; counts demand.
-    pub fn charge(&self, cost: Cost, now: Moment) {
+    pub fn charge(&self, cost: Cost, reserve: Fraction, now: Moment) {
         self.accrue(now);
-        self.count(cost, 0);
+        self.count(cost, self.floor(cost, reserve));
         let price = micros(cost);
         self.balance_micros.update(Ordering::AcqRel, Ordering::Acquire, |balance| balance.saturating_sub(price));
     }

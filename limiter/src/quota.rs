@@ -178,10 +178,10 @@ impl Quota {
     /// The quota of a subject of this weight: rate and burst are multiplied, the burst rounded down to no less
     /// than one token.
     pub fn weighted(self, weight: Weight) -> Result<Quota, QuotaError> {
-        // At most 10^8 tokens times 10^10 millionths.
-        let rate = Rate::reduced(self.rate.count * weight.0, self.rate.seconds * WEIGHT_UNIT)
-            .measurable()
-            .ok_or_else(|| QuotaError::TooFast(format!("{} x {weight}", self.rate)))?;
+        // What was weighted before may have a large count already.
+        let (count, seconds) = (self.rate.count.checked_mul(weight.0), self.rate.seconds.checked_mul(WEIGHT_UNIT));
+        let rate = count.zip(seconds).and_then(|(count, seconds)| Rate::reduced(count, seconds).measurable());
+        let rate = rate.ok_or_else(|| QuotaError::TooFast(format!("{} x {weight}", self.rate)))?;
         let burst = u128::from(self.burst.get()) * u128::from(weight.0) / u128::from(WEIGHT_UNIT);
         let burst = u32::try_from(burst).unwrap_or(u32::MAX);
         Quota::new(rate, NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN))

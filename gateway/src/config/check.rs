@@ -92,7 +92,8 @@ fn regions(draft: &Draft, reading: &Reading<'_>) {
         return;
     }
     if let Some(Err(error)) = draft.config.remote.as_ref().map(shard::RemoteSettings::check) {
-        let hint = "in user and password, percent-encode what is no letter or digit";
+        let hint =
+            "in user and password, percent-encode what is no letter or digit; certificates are those of `redis.tls`";
         reading.error(&draft.regions_at, Problem::bad(error.to_string()).hint(hint));
     }
 }

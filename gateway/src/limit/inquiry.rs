@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use limiter::{Class, Explanation, Limiter, Mode, Percent, RuleError, Subject, Tier, Trial};
+use limiter::{Explanation, Limiter, Mode, Percent, RuleError, Tier, Trial};
 use serde_json::{Value, json};
 
 use super::{CLOCK, Settings};
@@ -208,10 +208,8 @@ fn explain(limiter: &Limiter, settings: &Settings, identity: &Identity, who: &De
         .described(who, &keys)
         .ok_or_else(|| BadInquiry::Bad(who.tier.clone().unwrap_or_default(), "a tier of the configuration"))?;
     let now = CLOCK.now();
-    let class = Class(u8::try_from(caller.tier).unwrap_or(0));
-    let subject = Subject { device: caller.device, user: caller.user, class, keys: &caller.keys };
     let rules: Vec<_> = limiter
-        .explain(&subject, now)
+        .explain(&super::subject(&caller), now)
         .iter()
         .map(|told| {
             let last = told.last_denial.map(|last| {

@@ -28,6 +28,7 @@ if stored[1] and #stored[1] == 112 then
   at, clock, swept, level, rest, nodes, weights, ordinaries, shares, out, claims, quiet, most, joined =
     unpack(BUCKET, stored[1])
 end
+local is_new = at == now and clock == 0 and swept == 0
 local mine = stored[2] and #stored[2] == 64 and stored[2]
 
 -- Time passes.
@@ -142,4 +143,6 @@ end
 redis.call('HSET', key, 'bucket',
   struct.pack(BUCKET, now, clock, swept, level, rest, nodes, weights, ordinaries, shares, out, claims, quiet, most,
     joined))
+-- Until the first sweep.
+if is_new then redis.call('PEXPIRE', key, 60000) end
 return { tokens, VALID_MS, seen, share }

@@ -47,6 +47,9 @@ fn rates_are_exact_fractions() {
 fn weight_multiplies_rate_and_burst() {
     let platinum = quota("100/s", 200).weighted(Weight::try_from(3.2).unwrap()).unwrap();
     assert_eq!(platinum, quota("320/s", 640));
+    let address = quota("99999989/d", 1).weighted(Weight::try_from(8_639.0).unwrap()).unwrap();
+    let again = address.weighted(Weight::try_from(21.352872).unwrap());
+    assert!(matches!(again, Err(QuotaError::TooFast(_))), "{again:?}");
     assert_eq!(quota("100/s", 1).weighted(Weight::try_from(0.01).unwrap()).unwrap(), quota("1/s", 1));
 }
 

@@ -147,7 +147,7 @@ impl Held {
         match &self.state {
             State::Keyed { table, classes } => table.charge(key, of(classes, class), cost, now),
             State::Node { cell, classes } => cell.charge(of(classes, class), cost, now),
-            State::Cluster { lease, .. } => lease.charge(cost, now),
+            State::Cluster { lease, reserves } => lease.charge(cost, *of(reserves, class), now),
         }
     }
 

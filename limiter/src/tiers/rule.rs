@@ -13,7 +13,7 @@ use crate::bucket::Gcra;
 use crate::lease::{Lease, LeaseError};
 use crate::quota::{Fraction, Mode, Percent, Quota, QuotaError, Weight};
 
-/// In 920 MB: a table is allocated whole, when the rule is built.
+/// In 1.05 GB: a table is allocated whole, when the rule is built.
 const KEYS_MAX: usize = 1 << 24;
 
 /// What a rule counts by, narrow before wide: a key of the configuration's own, such as a tenant, an API key or a

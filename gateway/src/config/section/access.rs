@@ -1,7 +1,5 @@
 //! `[access]`: whom no limit holds, and whom nothing is answered.
 
-use ipnet::{IpNet, Ipv4Net};
-
 use super::super::fault::Problem;
 use super::super::kind::{ListOf, Parsed};
 use super::super::table::Table;
@@ -33,17 +31,6 @@ fn list(table: &Table<'_>, key: &'static str, identify: &identify::Settings) -> 
     entries.into_iter().map(|entry| entry.value).collect()
 }
 
-/// Callers' addresses are never IPv4 within IPv6 (RFC 4291 section 2.5.5.2).
-fn canonical(network: IpNet) -> IpNet {
-    match network {
-        IpNet::V6(v6) if v6.prefix_len() >= 96 => {
-            let v4 = v6.network().to_ipv4_mapped().and_then(|ip| Ipv4Net::new(ip, v6.prefix_len() - 96).ok());
-            v4.map_or(network, IpNet::V4)
-        }
-        _ => network,
-    }
-}
-
 fn entry(text: &str) -> Result<Entry, Problem> {
     let id = |id: &str| match id {
         "" => Err(Problem::bad(format!("`{text}` names nobody")).hint(format!("write {}", ENTRY.name))),
@@ -52,7 +39,7 @@ fn entry(text: &str) -> Result<Entry, Problem> {
     match text.split_once(':') {
         Some(("device", device)) => id(device).map(Entry::Device),
         Some(("user", user)) => id(user).map(Entry::User),
-        _ => (forms::NETWORK.parse)(text).map(canonical).map(Entry::Network),
+        _ => (forms::NETWORK.parse)(text).map(Entry::Network),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderName, Method, Uri};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use super::super::fault::Problem;
 use super::super::kind::{ListOf, Parsed};
@@ -76,9 +76,20 @@ fn socket(text: &str) -> Result<SocketAddr, Problem> {
     })
 }
 
+/// Callers' addresses are never IPv4 within IPv6 (RFC 4291 section 2.5.5.2).
+fn canonical(network: IpNet) -> IpNet {
+    match network {
+        IpNet::V6(v6) if v6.prefix_len() >= 96 => {
+            let v4 = v6.network().to_ipv4_mapped().and_then(|ip| Ipv4Net::new(ip, v6.prefix_len() - 96).ok());
+            v4.map_or(network, IpNet::V4)
+        }
+        _ => network,
+    }
+}
+
 fn network(text: &str) -> Result<IpNet, Problem> {
     let address = || text.parse::<IpAddr>().map(IpNet::from).ok();
-    text.parse::<IpNet>().ok().or_else(address).map(|network| network.trunc()).ok_or_else(|| {
+    text.parse::<IpNet>().ok().or_else(address).map(|network| canonical(network.trunc())).ok_or_else(|| {
         Problem::bad(format!("`{text}` is not a network")).hint("write \"10.0.0.0/8\", \"fd00::/8\" or one address")
     })
 }

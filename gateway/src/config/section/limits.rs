@@ -2,7 +2,7 @@
 
 use std::num::{NonZeroU32, NonZeroUsize};
 
-use limiter::{Fraction, KeyIndex, Mode, Percent, Quota, QuotaError, Rate, Rule, Tier};
+use limiter::{Fraction, KeyIndex, Mode, Percent, Quota, QuotaError, Rate, Rule, Tier, Weight};
 
 use super::super::fault::{At, Code, Problem};
 use super::super::kind::{Choice, Parsed, Positive, Whole};
@@ -27,7 +27,7 @@ pub(super) fn weights(root: &Table<'_>) -> Vec<(String, f64)> {
         if let Err(problem) = forms::name(&name.value) {
             root.reading.error(&name.at, problem);
         }
-        if let Err(error) = limiter::Weight::try_from(weight) {
+        if let Err(error) = Weight::try_from(weight) {
             root.reading.error(&name.at, Problem::bad(error.to_string()));
         }
         match weights.iter_mut().find(|(known, _)| *known == name.value) {
@@ -168,7 +168,13 @@ fn rule(
     // Where nothing but its address tells a device, there is one for each.
     let has_many = tier.value == Tier::Device && !identify.device.is_empty();
     settings.per_address = NonZeroU32::new(per_address).filter(|_| has_many);
-    if let Err(error) = settings.built().map(drop) {
+    let measured = settings.built().and_then(|mut rules| {
+        let Some(address) = rules.nth(1) else { return Ok(()) };
+        // Faulty weights have been reported where they stand.
+        let mut weights = weights.iter().filter_map(|(_, weight)| Weight::try_from(*weight).ok());
+        weights.try_for_each(|weight| address.quota.weighted(weight).map(drop))
+    });
+    if let Err(error) = measured {
         if table.has("per_address") {
             table.reading.error(&table.place_of(&["per_address"]), Problem::bad(error.to_string()));
         }

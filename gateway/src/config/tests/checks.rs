@@ -248,3 +248,27 @@ burst = 5
         ]
     );
 }
+
+#[test]
+fn an_address_of_many_fast_devices_is_not_limited_and_no_fault() {
+    let text = |per_address: &str| {
+        format!(
+            "{LEAST}[identity]
+device = [\"header:x-device\"]
+trusted_proxies = [\"::ffff:10.0.0.0/104\"]
+[tiers]
+gold = 3.0
+[limits.device]
+tier = \"device\"
+rate = \"50000/s\"
+burst = 5
+{per_address}
+"
+        )
+    };
+    let (config, _) = toml(&text("")).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(config.limit.rules[0].per_address, None, "a hundred devices of a gold user are too much to be measured");
+    assert_eq!(config.identify.trusted_proxies[0].to_string(), "10.0.0.0/8");
+    let told = faults(&text("per_address = 100"));
+    assert!(told.iter().any(|fault| fault.contains("limits.device.per_address: rate `5000000/s x 3`")), "{told:?}");
+}
