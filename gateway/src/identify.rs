@@ -391,11 +391,17 @@ fn read<'a>(source: &'a Source, request: &'a Request) -> Option<&'a [u8]> {
 }
 
 fn cookie<'a>(fields: &'a Fields, name: &[u8]) -> Option<&'a [u8]> {
-    fields.all(Known::Cookie).flat_map(|line| line.split(|byte| *byte == b';')).find_map(|pair| {
-        let pair = pair.trim_ascii();
-        let (key, value) = pair.split_at(pair.iter().position(|byte| *byte == b'=')?);
-        (key == name).then_some(&value[1..])
-    })
+    cookie_pairs(fields).find_map(|pair| cookie_value(pair, name))
+}
+
+fn cookie_pairs(fields: &Fields) -> impl Iterator<Item = &[u8]> {
+    fields.all(Known::Cookie).flat_map(|line| line.split(|byte| *byte == b';')).map(<[u8]>::trim_ascii)
+}
+
+/// The value of a pair with this name.
+fn cookie_value<'a>(pair: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (key, value) = pair.split_at(pair.iter().position(|byte| *byte == b'=')?);
+    (key == name).then_some(&value[1..])
 }
 
 /// The `for` parameter of one `Forwarded` element (RFC 7239 section 5.2).

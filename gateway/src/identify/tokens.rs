@@ -78,8 +78,10 @@ label! {
         Valid = "valid",
         /// Valid, and without the claim that names the user.
         NoUser = "no_user",
-        /// Not three parts of base64url and JSON, or more than one token.
+        /// Not three parts of base64url and JSON.
         Malformed = "malformed",
+        /// More than one token: none of them goes on.
+        Several = "several",
         /// Longer than 8 KiB.
         Oversize = "oversize",
         /// Its header has `crit`: something that must be understood, and is not.
@@ -201,10 +203,15 @@ impl Tokens {
     /// claims what is worth keeping, once; bad signatures are counted against `address`.
     pub(super) fn look(
         &self,
-        request: &Request,
+        request: &mut Request,
         address: KeyHash,
         keep: impl FnOnce(&Claims) -> Facts,
     ) -> Option<Facts> {
+        if self.are_several(&request.fields) {
+            self.drop_all(&mut request.fields);
+            OUTCOMES.inc(Outcome::Several);
+            return None;
+        }
         let outcome = match self.carried(&request.fields) {
             Ok(None) => return None,
             Ok(Some(token)) => self.judge(token, address, Now::read(), keep),
@@ -218,11 +225,39 @@ impl Tokens {
         outcome.ok()
     }
 
-    /// The token of a request. Two of them are malformed: the origin might read the other one.
+    /// Whether there is more than one token, or the field that holds it is repeated: the origin might read another one.
+    fn are_several(&self, fields: &Fields) -> bool {
+        match &self.settings.place {
+            Place::Bearer => fields.all(Field::Authorization).nth(1).is_some(),
+            Place::Header(name) => fields.named(name.as_bytes()).nth(1).is_some(),
+            Place::Cookie(name) => {
+                let tokens = super::cookie_pairs(fields).filter_map(|pair| super::cookie_value(pair, name.as_bytes()));
+                tokens.take(2).count() > 1
+            }
+        }
+    }
+
+    fn drop_all(&self, fields: &mut Fields) {
+        match &self.settings.place {
+            Place::Bearer => fields.remove(Field::Authorization),
+            Place::Header(name) => fields.retain(|field| !field.name.eq_ignore_ascii_case(name.as_bytes())),
+            Place::Cookie(name) => {
+                let others = super::cookie_pairs(fields)
+                    .filter(|pair| !pair.is_empty() && super::cookie_value(pair, name.as_bytes()).is_none());
+                let others = others.collect::<Vec<_>>().join(&b"; "[..]);
+                fields.remove(Field::Cookie);
+                if !others.is_empty() {
+                    fields.add(Field::Cookie, others);
+                }
+            }
+        }
+    }
+
+    /// The token of a request, of which there is one at most.
     fn carried<'a>(&'a self, fields: &'a Fields) -> Result<Option<&'a [u8]>, Outcome> {
         let token = match &self.settings.place {
-            Place::Bearer => only(fields.all(Field::Authorization))?.and_then(bearer),
-            Place::Header(name) => only(fields.named(name.as_bytes()))?.map(|line| bearer(line).unwrap_or(line)),
+            Place::Bearer => fields.get(Field::Authorization).and_then(bearer),
+            Place::Header(name) => fields.named(name.as_bytes()).next().map(|line| bearer(line).unwrap_or(line)),
             Place::Cookie(name) => super::cookie(fields, name.as_bytes()),
         };
         let token = token.filter(|token| !token.is_empty());
@@ -316,14 +351,6 @@ impl Outcome {
     fn is_dear(self) -> bool {
         use Outcome::*;
         matches!(self, Signature | Undated | Expired | Early | Issuer | Audience)
-    }
-}
-
-/// The only line of a field that may stand once.
-fn only<'a>(mut lines: impl Iterator<Item = &'a [u8]>) -> Result<Option<&'a [u8]>, Outcome> {
-    match (lines.next(), lines.next()) {
-        (line, None) => Ok(line),
-        _ => Err(Outcome::Malformed),
     }
 }
 
