@@ -120,6 +120,11 @@ fn named_by(prefix: &str, region: &Region, slot: Slot, digest: &Digest) -> Strin
     key
 }
 
+/// The hash tag in a name, which decides where a cluster keeps it.
+pub(crate) fn tag_in(name: &str) -> Option<&str> {
+    Some(name.split_once('{')?.1.split_once('}')?.0)
+}
+
 /// The beginning of the digest in an entry's name in Redis (`Digest::beginning`).
 pub(crate) fn named(key: &[u8]) -> Option<u64> {
     let digest = key.rsplit(|byte| *byte == b':').next()?;
@@ -147,6 +152,7 @@ mod tests {
         let slot = Slot::of(&key, SLOTS);
         let name = redis_key(&Region::DEFAULT, slot, &key.digest(&Region::DEFAULT));
         assert_eq!(name, "tg:{default:11}:42965117f2d78962591e89f6a67d10af");
+        assert_eq!(tag_in(&name), Some("default:11"));
         assert_eq!(Slots::spread(SLOTS, &labels(3)).owners, [0, 1, 0, 1, 2, 2, 1, 1, 1, 0, 2, 0, 0, 0, 2, 2]);
     }
 

@@ -23,6 +23,7 @@ mod removals;
 mod scout;
 mod sentinel;
 mod site;
+mod strays;
 
 pub use breaker::BreakerState;
 pub(crate) use cluster::{Cluster, PLACES};
@@ -32,6 +33,7 @@ pub use lane::FaultCounts;
 pub(crate) use lane::Lane;
 pub(crate) use link::Link;
 pub(crate) use queue::Job;
+pub(crate) use removals::Removals;
 pub(crate) use scout::Scout;
 pub(crate) use sentinel::Sentinels;
 pub use site::TlsSettings;
@@ -46,10 +48,11 @@ use echoes::Echoes;
 use missed::Missed;
 use outbox::{Outbox, Writer};
 use redis::{Pipeline, Value};
-use removals::Removals;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use strays::Strays;
 use tokio::task::spawn_blocking;
 
 /// Writing is off every request's path: it may take this many deadlines per batch.
@@ -74,7 +77,6 @@ pub(crate) struct Shard {
     writes: Arc<Lane>,
     counts: Arc<Counts>,
     echoes: Arc<Echoes>,
-    removals: Arc<Removals>,
     clock: Arc<Clock>,
     /// Whether it may be read: what was purged there is known, and its changes are being told.
     is_watched: Arc<AtomicBool>,
@@ -114,7 +116,6 @@ impl Shard {
             writes: Arc::new(Lane::new(format!("{region} {name} writes"))),
             counts: Arc::default(),
             echoes: Arc::default(),
-            removals: Arc::default(),
             clock: Arc::new(Clock::new(wall)),
             is_watched: Arc::new(AtomicBool::new(true)),
             bus: Lane::new(format!("{region} {name} bus")),
@@ -190,8 +191,25 @@ pub(crate) struct Wire<M> {
     reads: Link,
     large: Link,
     outbox: Outbox<M>,
-    seal: Arc<Seal>,
-    epochs: Arc<Epochs>,
+    common: Common,
+}
+
+/// What all shards of a store have in common.
+#[derive(Clone)]
+pub(crate) struct Common {
+    pub(crate) seal: Arc<Seal>,
+    pub(crate) epochs: Arc<Epochs>,
+    pub(crate) removals: Arc<Removals>,
+    pub(crate) deadline: Duration,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wanted {
+    /// What is in an entry's own slot.
+    Entry,
+    /// A copy, which is of no use where it is missing or of another edition.
+    Copy { edition: u64 },
 }
 
 /// What a shard had.
@@ -202,21 +220,22 @@ pub(crate) struct Found<M> {
 }
 
 impl<M: Meta> Wire<M> {
-    pub(crate) fn new(shard: Arc<Shard>, seal: Arc<Seal>, epochs: Arc<Epochs>, deadline: Duration) -> Self {
+    pub(crate) fn new(shard: Arc<Shard>, common: Common) -> Self {
         let writer = Writer {
             link: shard.link(shard.writes.clone()),
-            deadline: deadline * WRITE_DEADLINES,
-            seal: seal.clone(),
-            epochs: epochs.clone(),
+            deadline: common.deadline * WRITE_DEADLINES,
+            seal: common.seal.clone(),
+            epochs: common.epochs.clone(),
             counts: shard.counts.clone(),
             echoes: shard.echoes.clone(),
             clock: shard.clock.clone(),
             missed: Missed::new(),
-            removals: shard.removals.clone(),
+            strays: Strays::default(),
+            removals: common.removals.clone(),
             is_watched: shard.is_watched.clone(),
         };
         let (reads, large) = (shard.link(shard.reads.clone()), shard.link(shard.large.clone()));
-        Self { shard, reads, large, outbox: Outbox::new(writer), seal, epochs }
+        Self { shard, reads, large, outbox: Outbox::new(writer), common }
     }
 
     /// The entry called `name`, if it is there, sound and in time, within the deadline. Cancel safe.
@@ -224,6 +243,7 @@ impl<M: Meta> Wire<M> {
         &self,
         name: &str,
         digest: &Digest,
+        wanted: Wanted,
         deadline: Duration,
     ) -> Result<Option<Found<M>>, Fault> {
         if !self.shard.is_watched.load(Ordering::Acquire) {
@@ -231,26 +251,31 @@ impl<M: Meta> Wire<M> {
             return Err(Fault::Unwatched);
         }
         // What this process has removed is gone, even where the server has not heard of it yet.
-        if self.shard.removals.has(digest.beginning()) {
-            self.shard.counts.misses.one();
+        if self.common.removals.has(digest.beginning()) {
+            self.missed(wanted);
             return Ok(None);
         }
         let began = Instant::now();
         let Some(first) = self.read(&self.reads, name, FIRST, deadline).await? else {
+            self.missed(wanted);
             return Ok(None);
         };
-        if first.len() < FIRST || !self.seal.is_cut(&first) {
-            return Ok(self.open(&self.reads, name, digest, first).await);
+        // What would be refused is not read whole.
+        if first.len() < FIRST || !self.common.seal.is_cut::<M>(digest, &first) {
+            return Ok(self.open(&self.reads, name, digest, wanted, first).await);
         }
-        let (most, left) = (self.seal.envelope_bytes_max(), deadline.saturating_sub(began.elapsed()));
+        let (most, left) = (self.common.seal.envelope_bytes_max(), deadline.saturating_sub(began.elapsed()));
         if left < deadline / 2 {
             // What is left would say nothing about large bodies.
             self.shard.large.count(Fault::Timeout);
             return Err(Fault::Timeout);
         }
         match self.read(&self.large, name, most, left).await? {
-            Some(whole) => Ok(self.open(&self.large, name, digest, whole).await),
-            None => Ok(None),
+            Some(whole) => Ok(self.open(&self.large, name, digest, wanted, whole).await),
+            None => {
+                self.missed(wanted);
+                Ok(None)
+            }
         }
     }
 
@@ -260,10 +285,7 @@ impl<M: Meta> Wire<M> {
         read.cmd("GETRANGE").arg(name).arg(0).arg(most - 1);
         match link.ask(&read, deadline).await?.pop() {
             // An absent key is an empty string.
-            Some(Value::BulkString(value)) if value.is_empty() => {
-                self.shard.counts.misses.one();
-                Ok(None)
-            }
+            Some(Value::BulkString(value)) if value.is_empty() => Ok(None),
             Some(Value::BulkString(value)) => Ok(Some(Bytes::from(value))),
             reply => {
                 if let Some(fault) = reply.as_ref().and_then(Fault::in_reply) {
@@ -275,9 +297,16 @@ impl<M: Meta> Wire<M> {
         }
     }
 
+    /// A copy that is missing is no miss: the entry's own slot is asked next.
+    fn missed(&self, wanted: Wanted) {
+        if wanted == Wanted::Entry {
+            self.shard.counts.misses.one();
+        }
+    }
+
     pub(crate) fn send(&self, job: Job<M>) {
         if let Job::Store { entry, .. } = &job
-            && entry.body.len() > self.seal.body_bytes_max()
+            && entry.body.len() > self.common.seal.body_bytes_max()
         {
             self.shard.counts.oversize.one();
             return;
@@ -290,11 +319,29 @@ impl<M: Meta> Wire<M> {
         self.outbox.drained().await;
     }
 
-    async fn open(&self, link: &Link, name: &str, digest: &Digest, envelope: Bytes) -> Option<Found<M>> {
+    /// Removals that the server said belong elsewhere, in order: `send` each to where it belongs now, and then tell `resent`.
+    pub(crate) fn take_strays(&self) -> VecDeque<String> {
+        self.outbox.take_strays()
+    }
+
+    /// `is_sent` is false where a stray has nowhere to go.
+    pub(crate) fn resent(&self, name: &str, is_sent: bool) {
+        self.outbox.resent(name, is_sent);
+    }
+
+    async fn open(
+        &self,
+        link: &Link,
+        name: &str,
+        digest: &Digest,
+        wanted: Wanted,
+        envelope: Bytes,
+    ) -> Option<Found<M>> {
         let counts = &self.shard.counts;
         match self.decode(digest, &envelope).await {
+            Ok(Some((entry, _))) if matches!(wanted, Wanted::Copy { edition } if edition != entry.edition()) => {}
             Ok(Some((entry, number))) => {
-                match self.epochs.judge_foreign(entry.meta.tags(), number) {
+                match self.common.epochs.judge_foreign(entry.meta.tags(), number) {
                     Judgement::Dead => {
                         counts.purged.one();
                         return None;
@@ -319,10 +366,11 @@ impl<M: Meta> Wire<M> {
     }
 
     async fn decode(&self, digest: &Digest, envelope: &Bytes) -> Result<Option<(Entry<M>, u64)>, Corrupt> {
-        if self.seal.opened_bytes(envelope) < WORK {
-            return self.seal.decode(digest, envelope, self.shard.clock.now());
+        if self.common.seal.opened_bytes(envelope) < WORK {
+            return self.common.seal.decode(digest, envelope, self.shard.clock.now());
         }
-        let (seal, clock, digest, envelope) = (self.seal.clone(), self.shard.clock.clone(), *digest, envelope.clone());
+        let (seal, clock, digest, envelope) =
+            (self.common.seal.clone(), self.shard.clock.clone(), *digest, envelope.clone());
         let decoding = spawn_blocking(move || seal.decode(&digest, &envelope, clock.now()));
         // Decoding does not panic; were it to, what it was about is worth nothing.
         decoding.await.unwrap_or(Ok(None))

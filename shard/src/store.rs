@@ -19,8 +19,10 @@ use crate::entry::{Epochs, Home, Meta, Purge, Seal, UNNUMBERED};
 use crate::hot::{Hot, HotKey};
 use crate::key::{Digest, KeyRef, Region};
 use crate::local::{Local, LocalReport};
-use crate::placement::{SLOTS, SLOTS_MAX, Slot, Slots, copy_key, redis_key, winner};
-use crate::remote::{BadAddress, Cluster, Dialer, PLACES, Scout, Sentinels, Shard, ShardReport, Site, TlsSettings};
+use crate::placement::{SLOTS, SLOTS_MAX, Slot, Slots, copy_key, redis_key, tag_in, winner};
+use crate::remote::{
+    BadAddress, Cluster, Dialer, PLACES, Removals, Scout, Sentinels, Shard, ShardReport, Site, TlsSettings,
+};
 use copies::Spot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -114,6 +116,7 @@ struct Shards {
     hot_copies: u16,
     wall: Arc<Wall>,
     seal: Arc<Seal>,
+    removals: Arc<Removals>,
     shards: Vec<Arc<Shard>>,
     regions: HashMap<Region, RegionShards>,
     scouts: Vec<Arc<Scout>>,
@@ -270,6 +273,14 @@ impl<M: Meta> Store<M> {
         Some(Place { shard, slot, name: redis_key(region, slot, &digest), digest })
     }
 
+    /// Where what a shard has sent elsewhere belongs by now: where it was while nobody knows better, and nowhere if the shard is no
+    /// part of a cluster.
+    fn follow(&self, shard: usize, name: &str) -> Option<usize> {
+        let (cluster, place) = self.cluster_of(shard)?;
+        let now = cluster.place_of_tag(tag_in(name)?).unwrap_or(place);
+        Some(shard - place + now)
+    }
+
     /// Where copies of a hot entry are: in the slots after its own, each on another server.
     fn spots(&self, region: &Region, place: &Place) -> Vec<Spot> {
         let Some((remote, home)) = self.remote.as_ref().and_then(|remote| Some((remote, remote.of(region)?))) else {
@@ -344,6 +355,7 @@ impl Shards {
             hot_copies: settings.hot_copies,
             wall,
             seal: Arc::new(Seal::new(&settings.secret, settings.object_bytes, settings.compress_from)),
+            removals: Arc::default(),
             shards: Vec::new(),
             regions: HashMap::new(),
             scouts: Vec::new(),

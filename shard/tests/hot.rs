@@ -102,6 +102,9 @@ async fn what_is_hot_and_does_not_fit_the_memory_is_read_from_all_servers_alike(
     println!("reads by server: {spent:?}");
     assert!(spent.iter().all(|&count| count < 2 * mean && count * 2 > mean), "{spent:?}");
     assert!(spent.iter().sum::<u64>() < 4_400, "hardly one is asked for twice: {spent:?}");
+    let counts = node.store.shards().map(|shard| (shard.counts.hits, shard.counts.misses));
+    let counted = counts.reduce(|(a, b), (c, d)| (a + c, b + d));
+    assert_eq!(counted, Some((4_200, 0)), "a lookup counts once, wherever it was answered");
 }
 
 /// One node changes the entry again and again, and another that reads copies of it never goes back.

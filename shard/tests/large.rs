@@ -57,6 +57,27 @@ async fn bodies_of_every_size_around_the_first_piece_come_back_whole() {
     }
 }
 
+/// What another release or secret has stored is refused by its head, before the rest is asked for.
+#[tokio::test]
+async fn a_large_body_that_would_be_refused_is_not_read_whole() {
+    let server = Server::start();
+    put(&store(server.url(), PATIENCE).view(), "/large", LARGE).await;
+    let mut remote = settings(&[("default", &[server.url()])]);
+    (remote.object_bytes, remote.deadline, remote.secret) = (LARGE, PATIENCE, "another".into());
+    let stranger = Store::new(LocalSettings { memory_bytes: 16, hot_rate: 1_000_000 }, Some(remote)).unwrap();
+    let sent = || -> u64 {
+        let stats: String = redis::cmd("INFO").arg("stats").query(&mut server.spy()).unwrap();
+        let line = stats.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:")).unwrap();
+        line.parse().unwrap()
+    };
+    let before = sent();
+    assert!(matches!(get(&stranger.view(), "/large").await, Remote::Absent));
+    let counts = stranger.shards().next().unwrap().counts;
+    assert_eq!((counts.foreign, counts.corrupt, counts.misses), (1, 0, 0));
+    let spent = sent() - before;
+    assert!(spent < 200 << 10, "{spent} bytes were read of one that is refused");
+}
+
 /// The median of small reads, alone and while one body of 8 MiB after the other is read by the same thread.
 #[tokio::test]
 async fn small_reads_do_not_stand_behind_large_ones() {

@@ -200,6 +200,51 @@ async fn a_slot_that_moves_is_followed() {
     assert_eq!(node.view.store().shards().count(), 2);
 }
 
+/// While a slot is on its way, the server it leaves sends elsewhere who asks for what is there already.
+#[tokio::test]
+async fn what_is_removed_while_its_slot_moves_is_gone_where_the_slot_has_moved() {
+    let dir = Dir::new();
+    let nodes = start_cluster(&dir);
+    let node = Node::start(cluster_settings(&[&nodes[0]]));
+    node.until_all_are_found(20 * SECOND).await;
+    let mut key = KeyBuilder::new();
+    let key = key.part(b"7").key();
+    let placement = node.view.store().placement(&REGION, &key);
+    let ask = |at: &Server, words: &[&str]| redis_cli(&[&["-p", &at.port().to_string()][..], words].concat());
+    let id = |at: &Server| ask(at, &["cluster", "myid"]).trim().to_owned();
+    let hash_slot = ask(&nodes[0], &["cluster", "keyslot", &format!("{{default:{}}}", placement.slot)]);
+    let hash_slot = hash_slot.trim();
+    let from =
+        nodes.iter().find(|node| placement.endpoint.as_ref().is_some_and(|at| node.url().ends_with(at))).unwrap();
+    let to = nodes[..3].iter().find(|node| node.port() != from.port()).unwrap();
+    ask(to, &["cluster", "setslot", hash_slot, "importing", &id(from)]);
+    ask(from, &["cluster", "setslot", hash_slot, "migrating", &id(to)]);
+    let keys = ask(from, &["cluster", "getkeysinslot", hash_slot, "100"]);
+    let keys: Vec<_> = keys.split_whitespace().collect();
+    let port = to.port().to_string();
+    ask(from, &[&["migrate", "127.0.0.1", &port, "", "0", "5000", "keys"][..], &keys].concat());
+    let held = || ask(to, &["dbsize"]).trim().parse::<usize>().unwrap();
+    let before = held();
+
+    node.view.remove(&REGION, &key);
+    assert!(!node.view.flush(SECOND / 5).await, "it cannot be done yet");
+    assert_eq!((held(), node.view.store().shards().map(|shard| shard.counts.dropped_removals).sum()), (before, 0));
+    for at in [to, from] {
+        ask(at, &["cluster", "setslot", hash_slot, "node", &id(to)]);
+    }
+    let began = Instant::now();
+    while held() == before {
+        assert!(began.elapsed() < 5 * SECOND, "it is still there: {:#?}", node.faults());
+        // The removed one is not read on its way either.
+        assert!(!matches!(node.get(7).await, Remote::Found(_)));
+        node.view.tidy();
+        sleep(SECOND / 10).await;
+    }
+    println!("removed {:?} after its slot had moved", began.elapsed());
+    assert!(node.view.flush(SECOND).await && matches!(node.get(7).await, Remote::Absent));
+    assert_eq!(held(), before - 1, "others that moved with it are there");
+}
+
 #[tokio::test]
 async fn a_master_that_sentinels_replace_is_followed() {
     let dir = Dir::new();

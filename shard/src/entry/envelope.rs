@@ -163,13 +163,9 @@ impl Seal {
         envelope.len().max(plain)
     }
 
-    /// Whether `first` is the beginning of an envelope that is longer, and not too long to be accepted.
-    pub(crate) fn is_cut(&self, first: &[u8]) -> bool {
-        if first.len() < HEAD || first[..4] != MAGIC || first[4] != VERSION {
-            return false;
-        }
-        let (meta, body) = (u32_at(first, 68), u32_at(first, 72));
-        meta <= META_MAX && body <= self.body_bytes_max && HEAD + meta + body > first.len()
+    /// Whether `first` is the beginning of an envelope that is longer, and that nothing in its head speaks against.
+    pub(crate) fn is_cut<M: Meta>(&self, digest: &Digest, first: &[u8]) -> bool {
+        self.head::<M>(digest, first).is_ok_and(|lengths| HEAD + lengths.meta + lengths.body > first.len())
     }
 
     fn compresses<M: Meta>(&self, entry: &Entry<M>) -> bool {
@@ -224,6 +220,20 @@ impl Seal {
 
     /// Everything that can be known without looking into the metadata.
     fn checked<M: Meta>(&self, digest: &Digest, bytes: &[u8]) -> Result<Lengths, Corrupt> {
+        let lengths = self.head::<M>(digest, bytes)?;
+        if bytes.len() != HEAD + lengths.meta + lengths.body {
+            return Err(Corrupt::Length);
+        }
+        // Comparing two `blake3::Hash` takes the same time wherever they differ.
+        let mac: [u8; 32] = bytes[MAC_AT..HEAD].try_into().expect("the range is 32 bytes long");
+        if self.mac(bytes) != blake3::Hash::from_bytes(mac) {
+            return Err(Corrupt::Mac);
+        }
+        Ok(lengths)
+    }
+
+    /// Everything that the head alone says, of which the first bytes of an envelope are enough.
+    fn head<M: Meta>(&self, digest: &Digest, bytes: &[u8]) -> Result<Lengths, Corrupt> {
         if bytes.len() < HEAD {
             return Err(Corrupt::Truncated);
         }
@@ -243,14 +253,8 @@ impl Seal {
         if lengths.meta > META_MAX || lengths.body.max(lengths.plain) > self.body_bytes_max {
             return Err(Corrupt::Oversize);
         }
-        if (bytes[5] & ZSTD == 0 && lengths.body != lengths.plain) || bytes.len() != HEAD + lengths.meta + lengths.body
-        {
+        if bytes[5] & ZSTD == 0 && lengths.body != lengths.plain {
             return Err(Corrupt::Length);
-        }
-        // Comparing two `blake3::Hash` takes the same time wherever they differ.
-        let mac: [u8; 32] = bytes[MAC_AT..HEAD].try_into().expect("the range is 32 bytes long");
-        if self.mac(bytes) != blake3::Hash::from_bytes(mac) {
-            return Err(Corrupt::Mac);
         }
         Ok(lengths)
     }

@@ -4,11 +4,13 @@
 //! batches over a connection of its own, so that no read queues behind a large body. Entries are encoded only when sent.
 //!
 //! Entries that newer ones push out are dropped: a later miss. Those that find a failing shard are told again when it is back, if they are
-//! still held (see `missed`). Removals are kept in order until the shard answers, because a lost one would let an old entry come back.
+//! still held (see `missed`). Removals are kept in order until the shard answers, because a lost one would let an old entry come back;
+//! where it answers that it is the wrong one, they are put aside (see `strays`).
 //!
 //! Refuses to grow: see `queue`.
 //! Invariant: of one thread's jobs for a key, an earlier one never takes effect after a later one that was confirmed, except for
-//! what a hung server still has in its receive buffer when its connection is given up.
+//! what a hung server still has in its receive buffer when its connection is given up, and for a removal put aside: a newer entry
+//! that goes with the old one is a later miss.
 
 use super::counts::Counts;
 use super::echoes::Echoes;
@@ -17,11 +19,13 @@ use super::link::Link;
 use super::missed::Missed;
 use super::queue::{Job, Queue};
 use super::removals::Removals;
+use super::strays::Strays;
 use crate::clock::Clock;
 use crate::entry::{Entry, Epochs, Judgement, Meta, Seal};
 use crate::key::Digest;
 use crate::placement::{PREFIX, named};
 use redis::{Pipeline, Value};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -48,6 +52,7 @@ pub(crate) struct Writer<M> {
     pub(crate) echoes: Arc<Echoes>,
     pub(crate) clock: Arc<Clock>,
     pub(crate) missed: Missed<M>,
+    pub(crate) strays: Strays,
     pub(crate) removals: Arc<Removals>,
     pub(crate) is_watched: Arc<AtomicBool>,
 }
@@ -68,6 +73,18 @@ impl<M: Meta> Outbox<M> {
     /// Waits until nothing is left to send. Cancel safe.
     pub(crate) async fn drained(&self) {
         self.queue.drained().await;
+    }
+
+    pub(crate) fn take_strays(&self) -> VecDeque<String> {
+        self.writer.strays.take()
+    }
+
+    /// Ends a removal that was put aside here: by now it waits elsewhere, or there is nowhere to send it.
+    pub(crate) fn resent(&self, name: &str, is_sent: bool) {
+        self.writer.removal(name, Removals::end);
+        if !is_sent {
+            self.writer.counts.dropped_removals.one();
+        }
     }
 
     /// Starts the task that writes, where it is not running. Outside a runtime jobs wait for the next push inside one.
@@ -164,10 +181,7 @@ impl<M: Meta> Writer<M> {
                     ttl > 0
                 }
                 Job::Remove { name } => {
-                    // The server tells of nothing but entries' own slots.
-                    if name.starts_with(PREFIX) {
-                        self.removal(name, |_, name| self.echoes.expect(name));
-                    }
+                    self.removal(name, |_, name| self.echoes.expect(name));
                     pipeline.cmd("UNLINK").arg(name);
                     true
                 }
@@ -215,8 +229,9 @@ impl<M: Meta> Writer<M> {
         })
     }
 
+    /// Of an entry's own slot: a copy is nobody's only one, and servers tell nothing of it.
     fn removal(&self, name: &str, then: impl FnOnce(&Removals, u64)) {
-        if let Some(name) = named(name.as_bytes()) {
+        if let Some(name) = name.strip_prefix(PREFIX).and_then(|name| named(name.as_bytes())) {
             then(&self.removals, name);
         }
     }
@@ -226,6 +241,10 @@ impl<M: Meta> Writer<M> {
         for (job, reply) in sent.into_iter().zip(replies) {
             let fault = Fault::in_reply(reply);
             is_told |= fault.is_none();
+            if let (Some(_), Job::Remove { name }) = (fault, &job) {
+                // Nothing was removed, and nothing will be told of it.
+                self.removal(name, |_, name| _ = self.echoes.take(name));
+            }
             match (fault, &job) {
                 // Somebody stored a newer one meanwhile.
                 (None, Job::Store { is_late: true, .. }) if *reply == Value::Nil => self.dropped(&job),
@@ -241,6 +260,7 @@ impl<M: Meta> Writer<M> {
                     self.counts.removed.one();
                 }
                 (Some(fault), Job::Remove { .. }) if fault.is_evidence() => left.push(job),
+                (Some(Fault::Moved), Job::Remove { .. }) => self.put_aside(job),
                 (Some(fault), Job::Store { .. }) if fault.is_evidence() => self.lost(self.missed.note(job)),
                 (Some(_), _) => self.dropped(&job),
             }
@@ -253,6 +273,13 @@ impl<M: Meta> Writer<M> {
         let (removals, stores): (Vec<_>, Vec<_>) = batch.into_iter().partition(Job::is_removal);
         stores.into_iter().for_each(|job| self.lost(self.missed.note(job)));
         removals
+    }
+
+    fn put_aside(&self, job: Job<M>) {
+        let Job::Remove { name } = job else { return };
+        if let Some(name) = self.strays.add(name) {
+            self.dropped(&Job::Remove { name });
+        }
     }
 
     fn dropped(&self, job: &Job<M>) {

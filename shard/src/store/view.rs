@@ -8,16 +8,19 @@ use crate::entry::{Entry, Judgement, Meta, Since};
 use crate::hot::Tally;
 use crate::key::{KeyRef, Region, Tag};
 use crate::local::{Moment, Near, NearCopy};
-use crate::remote::{Fault, Found, Job, Shard, Wire};
+use crate::remote::{Common, Fault, Found, Job, Wanted, Wire};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// Slots that one `tidy` looks at: the whole table in 16 of them.
 const TIDY: usize = 1024;
+
+/// At the end, between two attempts to have removed what a cluster moves: it may have been found by then.
+const STRAYS_AGAIN: Duration = Duration::from_millis(100);
 
 /// A thread's way to the store. `Send`, so that it can be made before its thread runs; not `Sync`. Its connections belong to the
 /// runtime that first uses them.
@@ -103,10 +106,13 @@ impl<M: Meta> View<M> {
     pub(super) fn new(store: Arc<Store<M>>) -> Self {
         store.local.joined();
         let wires = store.remote.iter().flat_map(|remote| {
-            let wire = |shard: &Arc<Shard>| {
-                Wire::new(shard.clone(), remote.seal.clone(), store.epochs.clone(), remote.deadline)
+            let common = Common {
+                seal: remote.seal.clone(),
+                epochs: store.epochs.clone(),
+                removals: remote.removals.clone(),
+                deadline: remote.deadline,
             };
-            remote.shards.iter().map(wire)
+            remote.shards.iter().map(move |shard| Wire::new(shard.clone(), common.clone()))
         });
         let tally = RefCell::new(store.hot.tally());
         Self { wires: wires.collect(), near: RefCell::new(Near::new()), tally, store, region: Cell::new(None) }
@@ -141,7 +147,8 @@ impl<M: Meta> View<M> {
         let found = if self.store.hot.has(key.hash()) {
             self.fetch_hot(region, &place).await
         } else {
-            let fetched = self.wires[place.shard].fetch(&place.name, &place.digest, self.deadline()).await;
+            let wire = &self.wires[place.shard];
+            let fetched = wire.fetch(&place.name, &place.digest, Wanted::Entry, self.deadline()).await;
             fetched.map(|found| found.map(|found| found.entry))
         };
         match found {
@@ -161,10 +168,11 @@ impl<M: Meta> View<M> {
         if let Some(choice) = &choice {
             let spot = choice.spot();
             // A server that is late leaves time for the other.
-            let found = self.wires[spot.shard].fetch(&spot.name, &place.digest, self.deadline() / 2).await;
+            let wanted = Wanted::Copy { edition: choice.edition };
+            let found = self.wires[spot.shard].fetch(&spot.name, &place.digest, wanted, self.deadline() / 2).await;
             match found {
                 // It may have been changed, and that told, while this copy was on its way.
-                Ok(Some(found)) if found.entry.edition() == choice.edition && copies.is_known(choice) => {
+                Ok(Some(found)) if copies.is_known(choice) => {
                     return Ok(Some(found.entry));
                 }
                 // Slots of a cluster have moved, and copies are to follow.
@@ -173,7 +181,8 @@ impl<M: Meta> View<M> {
             }
         }
         let (changes, left) = (copies.changes(&place.digest), self.deadline().saturating_sub(began.elapsed()));
-        let Some(found) = self.wires[place.shard].fetch(&place.name, &place.digest, left).await? else {
+        let fetched = self.wires[place.shard].fetch(&place.name, &place.digest, Wanted::Entry, left);
+        let Some(found) = fetched.await? else {
             return Ok(None);
         };
         let Found { entry, envelope } = found;
@@ -232,12 +241,13 @@ impl<M: Meta> View<M> {
         self.store.local.remove(key);
     }
 
-    /// Lets go of a bounded piece of what no longer counts. To be called about once a second by the thread's own clock, and again
+    /// Lets go of a bounded piece of what no longer counts, and sends on what was to be removed from a place that has moved. To be called about once a second by the thread's own clock, and again
     /// soon while it says that there is more.
     pub fn tidy(&self) -> bool {
         let moment = self.store.local.moment(Instant::now());
         self.near.borrow_mut().sweep(TIDY, moment);
         self.store.hot.report(&mut self.tally.borrow_mut(), moment.now);
+        self.send_strays();
         self.store.local.settle(moment)
     }
 
@@ -245,11 +255,34 @@ impl<M: Meta> View<M> {
     /// of a process. Cancel safe.
     pub async fn flush(&self, within: Duration) -> bool {
         let all = async {
-            for wire in &self.wires {
-                wire.drained().await;
+            loop {
+                for wire in &self.wires {
+                    wire.drained().await;
+                }
+                if !self.send_strays() {
+                    return;
+                }
+                sleep(STRAYS_AGAIN).await;
             }
         };
         timeout(within, all).await.is_ok()
+    }
+
+    /// Sends removals that a server of a cluster has sent elsewhere to where they belong; says whether there were any.
+    fn send_strays(&self) -> bool {
+        let mut had_some = false;
+        for (shard, wire) in self.wires.iter().enumerate() {
+            for name in wire.take_strays() {
+                had_some = true;
+                let home = self.store.follow(shard, &name);
+                // Begun there before it is ended here, so that nobody reads the entry between the two.
+                if let Some(home) = home {
+                    self.wires[home].send(Job::Remove { name: name.clone() });
+                }
+                wire.resent(&name, home.is_some());
+            }
+        }
+        had_some
     }
 
     pub fn store(&self) -> &Arc<Store<M>> {
