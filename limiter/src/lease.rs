@@ -265,6 +265,13 @@ impl Lease {
         Ok(self.room(balance - price, floor, now))
     }
 
+    /// What there is to spend now for a class with this reserve, a token at a time.
+    pub(crate) fn standing(&self, reserve: Fraction, now: Moment) -> Room {
+        self.accrue(now);
+        let balance = self.balance_micros.load(Ordering::Acquire);
+        self.room(balance, self.floor(Cost::ONE, reserve), now)
+    }
+
     /// Spends `cost` if `reserve`, a fraction of half of what the node may hold, is left after it; or spends nothing and
     /// estimates when a grant may cover both. Counts demand.
     pub fn commit(&self, cost: Cost, reserve: Fraction, now: Moment) -> Result<Room, Wait> {

@@ -12,7 +12,7 @@ use super::trial::Trial;
 use super::{Limiter, Subject};
 use crate::bucket::{Room, Wait};
 use crate::clock::Moment;
-use crate::quota::{Cost, Mode, Percent, Quota};
+use crate::quota::{Mode, Percent, Quota};
 
 /// How one rule would treat a subject's request at a cost of one token.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,12 +54,8 @@ impl Limiter {
         let Trial { mode, percent } = held.in_effect(now);
         let key = held.key(subject);
         let quota = held.quota(subject.class);
-        let (remaining, reset, wait) = match key.map(|key| held.peek(key, subject.class, Cost::ONE, now)) {
-            // The peek tells what would be left after one token.
-            Some(Ok(Room { remaining, reset })) => {
-                let token = Duration::from_nanos(quota.rate().interval_nanos());
-                (remaining + 1, reset.saturating_sub(token), Duration::ZERO)
-            }
+        let (remaining, reset, wait) = match key.map(|key| held.standing(key, subject.class, now)) {
+            Some(Ok(Room { remaining, reset })) => (remaining, reset, Duration::ZERO),
             Some(Err(Wait { after, remaining, reset })) => (remaining, reset, after),
             None => (u64::from(quota.burst().get()), Duration::ZERO, Duration::ZERO),
         };

@@ -3,6 +3,7 @@
 //! Refuses to know of other rules. Invariant: the state, the trial with it, outlives the rule on a reload.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::rule::{Checked, Class, Rule, RuleError, Tier};
 use super::trial::{Switch, Trial};
@@ -125,6 +126,19 @@ impl Held {
             State::Node { cell, classes } => cell.peek(of(classes, class), cost, now),
             State::Cluster { lease, reserves } => lease.peek(cost, *of(reserves, class), now),
         }
+    }
+
+    /// What there is to spend, if that is a token; else what a peek at one answers.
+    pub(super) fn standing(&self, key: KeyHash, class: Class, now: Moment) -> Result<Room, Wait> {
+        let Room { remaining, reset } = self.peek(key, class, Cost::ONE, now)?;
+        Ok(match &self.state {
+            State::Cluster { lease, reserves } => lease.standing(*of(reserves, class), now),
+            // A peek tells what would be left after the token.
+            State::Keyed { classes, .. } | State::Node { classes, .. } => {
+                let token = Duration::from_nanos(of(classes, class).quota().rate().interval_nanos());
+                Room { remaining: remaining + 1, reset: reset.saturating_sub(token) }
+            }
+        })
     }
 
     pub(super) fn commit(&self, key: KeyHash, class: Class, cost: Cost, now: Moment) -> Result<Room, Wait> {

@@ -26,6 +26,22 @@ fn every_rule_is_explained_and_nothing_is_charged() {
 }
 
 #[test]
+fn a_nodes_part_of_a_cluster_limit_is_explained_at_its_own_rate() {
+    let lease = LeaseSettings::new(1, NonZeroU32::new(4).unwrap(), Backing::Alone);
+    let rules = vec![rule("cluster", Tier::Cluster, "40/s", 40)];
+    let limiter = Limiter::new(rules, &weights(), LimiterSettings { lease, ..settings() }, at(0)).unwrap();
+    let rules = limiter.rule_set(["cluster"]).unwrap();
+    let explain = || limiter.explain(&subject(1, None), at(0)).remove(0);
+    let spend = |tokens| allowed(rules.decide(&subject(1, None), cost(tokens), at(0)));
+    assert_eq!((explain().remaining, explain().reset), (10, Duration::ZERO));
+    spend(4);
+    assert_eq!((explain().remaining, explain().reset), (6, Duration::from_millis(400)));
+    spend(6);
+    let empty = explain();
+    assert_eq!((empty.remaining, empty.reset, empty.wait), (0, Duration::from_secs(1), Duration::from_millis(100)));
+}
+
+#[test]
 fn the_last_denial_is_told_with_its_rule_and_survives_a_reload() {
     let both = || vec![rule("device", Tier::Device, "1/s", 1), rule("node", Tier::Node, "1/s", 9)];
     let before = limiter(both());
