@@ -88,6 +88,9 @@ pub fn write(error: &Error, page: Option<&Settings>, request: &Fields, spread: u
     if let Some(page) = page {
         response.fields.add(Known::RetryAfter, jittered(page.retry_after, spread).to_string());
         write_reason(error.kind(), response);
+    } else if error.kind() == Kind::Unchecked {
+        // Ten are looked at each second.
+        response.fields.add(Known::RetryAfter, "1");
     }
     body
 }
@@ -200,6 +203,9 @@ fn sentence(kind: Kind) -> &'static str {
         Kind::NoRoute => "There is nothing at this address.",
         Kind::Forbidden => "There is no access from here.",
         Kind::Limited => "Too many requests came from here in a short time. Please wait a moment and try again.",
+        Kind::Unchecked => {
+            "Too many credentials that are not valid came from here. Please wait a moment and try again."
+        }
         Kind::OnlyIfCached => "No stored answer is at hand.",
         Kind::Client | Kind::ClientGone => "The request could not be read.",
         Kind::Panic => "Something went wrong on our side.",

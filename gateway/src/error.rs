@@ -12,6 +12,7 @@ label! {
         NoRoute = "no_route",
         Forbidden = "forbidden",
         Limited = "limited",
+        Unchecked = "unchecked",
         BreakerOpen = "breaker_open",
         Connect = "connect",
         ConnectTimeout = "connect_timeout",
@@ -37,6 +38,9 @@ pub enum Error {
     /// A limit denied it; the wait is the longest of all that deny.
     #[error("denied by a limit")]
     Limited { denial: Box<limiter::Denial> },
+    /// Too many bad tokens came before its own, which was not looked at.
+    #[error("its token was not looked at")]
+    Unchecked,
     #[error("circuit breaker is open")]
     BreakerOpen,
     /// The upstream failed before its answer began.
@@ -61,6 +65,7 @@ impl Error {
             Error::NoRoute => Kind::NoRoute,
             Error::Forbidden => Kind::Forbidden,
             Error::Limited { .. } => Kind::Limited,
+            Error::Unchecked => Kind::Unchecked,
             Error::BreakerOpen => Kind::BreakerOpen,
             Error::OnlyIfCached => Kind::OnlyIfCached,
             Error::Panic => Kind::Panic,
@@ -100,7 +105,7 @@ impl Error {
         match self.kind() {
             Kind::NoRoute => StatusCode::NOT_FOUND,
             Kind::Forbidden => StatusCode::FORBIDDEN,
-            Kind::Limited => StatusCode::TOO_MANY_REQUESTS,
+            Kind::Limited | Kind::Unchecked => StatusCode::TOO_MANY_REQUESTS,
             Kind::BreakerOpen => StatusCode::SERVICE_UNAVAILABLE,
             Kind::Timeout | Kind::ConnectTimeout | Kind::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
             Kind::Panic => StatusCode::INTERNAL_SERVER_ERROR,

@@ -114,7 +114,7 @@ fn add_upgrade(protocol: Option<&[u8]>, fields: &mut Fields) {
     }
 }
 
-/// Turns a client's request into the one the origin gets. `trusted_chain` is the believed `X-Forwarded-For` so far; with
+/// Turns a client's request into the one the origin gets. `trusted_chain` is whom the request came through so far, by those who may be believed; with
 /// it, what the trusted peer says of the original scheme and host is believed too.
 pub fn forward(request: &mut Request, peer: IpAddr, trusted_chain: Option<&str>) {
     let said = |known| trusted_chain.and(request.fields.get(known)).map(<[u8]>::to_vec);

@@ -1,11 +1,12 @@
 //! Who is calling: address, device, user, tier, region and trace, and whose word is taken for them.
 //!
 //! The address is the peer's, or the first one from the right of `X-Forwarded-For` or `Forwarded` that is not a trusted
-//! proxy. User and tier are believed from trusted proxies, in fields that are removed from everybody else's requests, or from a
+//! proxy (`chain`). User and tier are believed from trusted proxies, in fields that are removed from everybody else's requests, or from a
 //! signed token, whoever brings it (`tokens`). `[access]` lists whom no limit holds, and whom nothing is answered.
 //! Invariant: nothing here grows with what clients send; identifiers become 64-bit hashes.
 
 mod access;
+mod chain;
 #[cfg(test)]
 #[path = "../tests/support/issuer.rs"]
 pub(crate) mod issuer;
@@ -17,6 +18,7 @@ pub mod tokens;
 mod trace;
 
 pub use access::{Access, Entry, Settings as AccessSettings};
+pub use chain::Written;
 
 use std::hash::{BuildHasher, Hasher};
 use std::net::{IpAddr, Ipv6Addr};
@@ -28,7 +30,7 @@ use shard::Region;
 
 use crate::http::fields::{Field, Fields, Known};
 use crate::http::message::Request;
-use tokens::{Claims, Tokens};
+use tokens::{Claims, Outcome, Tokens};
 pub use trace::{Trace, write_trace};
 
 /// Where one part of a caller's identity is read from.
@@ -51,6 +53,8 @@ pub enum Source {
 pub struct Settings {
     /// Networks whose `Forwarded`, `X-Forwarded-For` and identity headers are believed; none by default.
     pub trusted_proxies: Vec<IpNet>,
+    /// Where these write whom a request came from.
+    pub forwarded_field: Written,
     /// Tried in order; where none is present, the address alone makes the device.
     pub device: Vec<Source>,
     /// The user: a header, believed from `trusted_proxies` only, or a claim; `None`: every caller is anonymous.
@@ -79,6 +83,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             trusted_proxies: Vec::new(),
+            forwarded_field: Written::Either,
             device: Vec::new(),
             user: None,
             tier: None,
@@ -108,9 +113,6 @@ impl Settings {
 pub fn expose() {
     tokens::expose();
 }
-
-/// Most bytes of an identifier that count; what is longer is cut before it is hashed.
-const IDENTIFIER_MAX: usize = 256;
 
 /// Who sent a request.
 #[derive(Clone, Debug)]
@@ -186,15 +188,17 @@ impl Identity {
     pub fn caller(&self, peer: IpAddr, request: &mut Request) -> Caller {
         let peer = peer.to_canonical();
         let is_trusted = self.trusts(peer);
-        let ip = if is_trusted { self.forwarded_for(&request.fields).unwrap_or(peer) } else { peer };
+        let ip = if is_trusted { self.client(&request.fields).unwrap_or(peer) } else { peer };
         if !is_trusted {
             self.drop_identity(&mut request.fields);
         }
-        let facts = self.tokens.as_ref().and_then(|tokens| {
+        let looked = self.tokens.as_ref().map_or(Ok(None), |tokens| {
             // Bad tokens count against the address alone: a device is whatever its sender says.
             let address = self.hash(Some(ip), b"");
             tokens.look(request, address, |claims| self.keep(claims))
         });
+        let doubt = self.doubt(looked.as_ref().err());
+        let facts = looked.ok().flatten();
         let named = match &self.settings.user {
             Some(Source::Claim(_)) | None => None,
             Some(source) => read(source, request),
@@ -206,6 +210,7 @@ impl Identity {
         let device = self.settings.device.iter().find_map(|source| read(source, request));
         let listed = facts.as_ref().map_or(Access::Ordinary, |facts| facts.listed);
         let access = self.lists.as_ref().map_or(Access::Ordinary, |lists| lists.judge(ip, device, named).and(listed));
+        let access = access.and(doubt);
         let keys = self.keys(ip, |_, source| match source {
             Source::Claim(name) => facts.as_ref().and_then(|facts| self.kept(facts.claims.as_deref(), name)),
             _ => Some(self.hash(None, read(source, request)?)),
@@ -221,6 +226,17 @@ impl Identity {
             keys,
             access,
             is_trusted,
+        }
+    }
+
+    /// A token that is good and was not looked at still says to the origin whose it is. Whoever has spent what his address may get wrong could
+    /// so leave his own limits behind, and be heard although he is denied: he is to wait. Others have spent it in a flood from
+    /// everywhere; then new users are anonymous, unless some are denied.
+    fn doubt(&self, refused: Option<&Outcome>) -> Access {
+        match refused {
+            Some(Outcome::Unchecked) => Access::Unknown,
+            Some(Outcome::Flooded) if self.lists.as_ref().is_some_and(access::Lists::denies_users) => Access::Unknown,
+            _ => Access::Ordinary,
         }
     }
 
@@ -316,21 +332,13 @@ impl Identity {
         self.settings.trusted_proxies.iter().any(|network| network.contains(&ip))
     }
 
-    /// The rightmost address that is not a trusted proxy; the leftmost if all are; `None` where the chain is unreadable.
-    fn forwarded_for(&self, fields: &Fields) -> Option<IpAddr> {
-        let known = if fields.has(Known::Forwarded) { Known::Forwarded } else { Known::XForwardedFor };
-        let hops: Vec<&[u8]> = fields.members(known).collect();
-        let mut last = None;
-        for hop in hops.into_iter().rev() {
-            let text = std::str::from_utf8(hop).ok()?;
-            let text = if known == Known::Forwarded { forwarded_parameter(text)? } else { text };
-            let Some(ip) = parse_address(text) else { return last };
-            last = Some(ip);
-            if !self.trusts(ip) {
-                break;
-            }
-        }
-        last
+    fn client(&self, fields: &Fields) -> Option<IpAddr> {
+        self.settings.forwarded_field.client(fields, |ip| self.trusts(ip))
+    }
+
+    /// The chain of proxies up to the peer, where that may be believed; in the form of `X-Forwarded-For`.
+    pub fn chain(&self, caller: &Caller, request: &Request) -> Option<String> {
+        caller.is_trusted.then(|| self.settings.forwarded_field.text(&request.fields))
     }
 
     fn drop_identity(&self, fields: &mut Fields) {
@@ -367,7 +375,7 @@ impl Identity {
             Some(IpAddr::V6(ip)) => hasher.write(&network_of(ip)),
             None => hasher.write(b"user"),
         }
-        hasher.write(&id[..id.len().min(IDENTIFIER_MAX)]);
+        hasher.write(id);
         KeyHash(hasher.finish())
     }
 }
@@ -402,20 +410,4 @@ fn cookie_pairs(fields: &Fields) -> impl Iterator<Item = &[u8]> {
 fn cookie_value<'a>(pair: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let (key, value) = pair.split_at(pair.iter().position(|byte| *byte == b'=')?);
     (key == name).then_some(&value[1..])
-}
-
-/// The `for` parameter of one `Forwarded` element (RFC 7239 section 5.2).
-fn forwarded_parameter(element: &str) -> Option<&str> {
-    element.split(';').find_map(|pair| {
-        let (name, value) = pair.trim().split_once('=')?;
-        name.eq_ignore_ascii_case("for").then_some(value.trim_matches('"'))
-    })
-}
-
-/// An address with or without a port, IPv6 with or without brackets.
-fn parse_address(text: &str) -> Option<IpAddr> {
-    let text = text.trim();
-    let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(address, _)| address);
-    let without_port = || text.rsplit_once(':').map(|(address, _)| address);
-    bracketed.unwrap_or(text).parse().ok().or_else(|| without_port()?.parse().ok()).map(|ip: IpAddr| ip.to_canonical())
 }

@@ -144,6 +144,7 @@ impl Passage<'_> {
             }
             Access::Exempt => {}
             Access::Denied => return Err(Error::Forbidden),
+            Access::Unknown => return Err(Error::Unchecked),
         }
         if hop::ends_here(request) {
             return Ok(Body::Bytes(degrade::write_options(response)));

@@ -84,6 +84,30 @@ fn a_trusted_proxy_names_the_address_and_an_ipv6_network_is_one() {
     assert_eq!((of("2001:db8::1"), of("2001:db8::ffff:2"), of("2001:db8:0:1::1")), (2, 0, 2));
 }
 
+/// A proxy that writes one field passes a client's own line of the other on.
+#[test]
+fn a_client_cannot_add_to_what_a_trusted_proxy_writes() {
+    let origin = origin();
+    for (setting, written, added) in [
+        ("", ("X-Forwarded-For", ""), ("Forwarded", "for=")),
+        ("forwarded_field = \"x-forwarded-for\"\n", ("X-Forwarded-For", ""), ("Forwarded", "for=")),
+        ("forwarded_field = \"forwarded\"\n", ("Forwarded", "for="), ("X-Forwarded-For", "")),
+    ] {
+        let identity = format!("[identity]\n{setting}trusted_proxies = [\"127.0.0.0/8\"]\n");
+        let gateway = limited(&origin, "\"device\"", &format!("{identity}{}", rule("device", "device", 2)));
+        let mut proxy = gateway.connect();
+        let mut of = |address: &str, made_up: usize| {
+            let (address, claim) = (format!("{}{address}", written.1), format!("{}192.0.2.{made_up}", added.1));
+            passed(&mut proxy, "/", &[(written.0, &address), (added.0, &claim)], 1)
+        };
+        assert_eq!((0..9).map(|made_up| of("198.51.100.1", made_up)).sum::<usize>(), 2, "{setting}");
+        assert_eq!(of("198.51.100.2", 1), 1, "{setting}");
+        let got = origin.last();
+        assert_eq!(got.field("x-forwarded-for"), Some("198.51.100.2, 127.0.0.1"), "{setting}");
+        assert_eq!(got.field("forwarded"), None, "{setting}");
+    }
+}
+
 #[test]
 fn users_are_limited_wherever_they_are_and_by_the_weight_of_their_tier() {
     let origin = origin();

@@ -76,17 +76,27 @@ fn a_large_text_is_kept_compressed_and_comes_back_whole() {
     let text = "all work and no play ".repeat(10_000);
     let body = text.clone();
     let origin = Origin::start(move |request| {
-        let content = if request.target == "/text" { "application/problem+JSON; charset=utf-8" } else { "image/png" };
+        let content =
+            if request.target.starts_with("/text") { "application/problem+JSON; charset=utf-8" } else { "image/png" };
         Script::ok(&[("Cache-Control", "max-age=60"), ("Content-Type", content)], &body)
     });
-    let [one, other] = gateways(&cached(&origin, PATIENT, &[("default", &redis.url())]));
-    for (target, most) in [("/text", text.len() / 10), ("/image", text.len() + 1_000)] {
+    let config = cached(&origin, PATIENT, &[("default", &redis.url())]);
+    let [set_to_lz4, set_to_zstd] = ["lz4", "zstd"].map(|compression| {
+        Gateway::start(&config.replace("[redis]", &format!("[redis]\ncompression = \"{compression}\"")))
+    });
+    let mut texts = Vec::new();
+    for (one, other, target, most) in [
+        (&set_to_lz4, &set_to_zstd, "/text?1", text.len() / 10),
+        (&set_to_zstd, &set_to_lz4, "/text?2", text.len() / 10),
+        (&set_to_lz4, &set_to_zstd, "/image", text.len() + 1_000),
+    ] {
         let before = redis.entries();
         one.get(target, &[]);
         wait_for(|| redis.entries().len() > before.len(), 5 * SECOND);
         let name = redis.entries().into_iter().find(|name| !before.contains(name)).expect("one more");
         let stored = redis.value(&name).expect("it is there").len();
-        assert!(stored < most && (target == "/text" || stored > text.len()), "{target}: {stored}");
+        assert!(stored < most && (target != "/image" || stored > text.len()), "{target}: {stored}");
+        texts.push(stored);
         let mut found = other.get(target, &[]);
         wait_for(
             || {
@@ -97,6 +107,7 @@ fn a_large_text_is_kept_compressed_and_comes_back_whole() {
         );
         assert!(found.text() == text, "{target} came back otherwise");
     }
+    assert!(texts[1] < texts[0], "zstd makes it shorter: {texts:?}");
 }
 
 #[test]

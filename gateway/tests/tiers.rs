@@ -51,12 +51,9 @@ fn a_key_of_ones_own_is_counted_by_its_value_and_not_where_there_is_none() {
     assert_eq!(passed(&mut client, "/a/1", &[("x-tenant", "other")], 5), 2, "the shop has had three");
     assert_eq!(passed(&mut client, "/a/2", &[("x-tenant", "other")], 5), 1, "the tenant has had two");
     assert_eq!(passed(&mut client, "/", &[], 20), 20, "neither tenant nor shop");
-    // However long it is: what is cut is the same for both.
-    let (long, longer) = ("t".repeat(4_000), "t".repeat(5_000));
-    assert_eq!(
-        passed(&mut client, "/", &[("x-tenant", &long)], 2) + passed(&mut client, "/", &[("x-tenant", &longer)], 2),
-        3
-    );
+    // However long they are, and however alike they begin.
+    let long = ["t".repeat(4_000), "t".repeat(5_000)];
+    assert_eq!(long.each_ref().map(|tenant| passed(&mut client, "/", &[("x-tenant", tenant)], 4)), [3, 3]);
 }
 
 #[test]

@@ -6,10 +6,12 @@
 //! Refuses to judge freshness: that is the gateway's, from `meta`.
 //! Invariant: an entry that was retired never counts again.
 
+mod compression;
 mod envelope;
 mod epochs;
 
-pub(crate) use envelope::{Corrupt, EDITION_BYTES, Seal};
+pub use compression::Compression;
+pub(crate) use envelope::{Corrupt, EDITION_BYTES, Packing, Seal};
 pub(crate) use epochs::{Epochs, Judgement, TAGS_MAX, UNNUMBERED};
 pub use epochs::{Purge, Scope, Since};
 

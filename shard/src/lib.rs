@@ -18,7 +18,7 @@ mod bus;
 mod treasury;
 
 pub use bus::{Bus, BusReport, Confirmation, TooMany};
-pub use entry::{Doubt, Entry, Meta, Purge, Scope, Since};
+pub use entry::{Compression, Doubt, Entry, Meta, Purge, Scope, Since};
 pub use hot::HotKey;
 pub use key::{BadRegion, CacheKey, KeyBuilder, KeyRef, Region, Tag};
 pub use local::LocalReport;

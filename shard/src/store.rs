@@ -15,7 +15,7 @@ pub use view::{Hit, Reach, Remote, Tier, View};
 pub(crate) use copies::Copies;
 
 use crate::clock::{Wall, wall_time};
-use crate::entry::{Epochs, Home, Meta, Purge, Seal, UNNUMBERED};
+use crate::entry::{Compression, Epochs, Home, Meta, Packing, Purge, Seal, UNNUMBERED};
 use crate::hot::{Hot, HotKey};
 use crate::key::{Digest, KeyRef, Region};
 use crate::local::{Local, LocalReport};
@@ -46,6 +46,7 @@ pub struct RemoteSettings {
     pub secret: String,
     /// Bodies that are larger stay local.
     pub object_bytes: usize,
+    pub compression: Compression,
     /// Bodies that are as large are compressed, where their metadata say that this may help.
     pub compress_from: usize,
     /// Servers on which a hot entry stands, its own included.
@@ -350,11 +351,12 @@ impl Shards {
         if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&settings.deadline) {
             return Err(StoreError::Deadline);
         }
+        let packing = Packing { compression: settings.compression, from: settings.compress_from };
         let mut all = Self {
             deadline: settings.deadline,
             hot_copies: settings.hot_copies,
             wall,
-            seal: Arc::new(Seal::new(&settings.secret, settings.object_bytes, settings.compress_from)),
+            seal: Arc::new(Seal::new(&settings.secret, settings.object_bytes, packing)),
             removals: Arc::default(),
             shards: Vec::new(),
             regions: HashMap::new(),
@@ -481,7 +483,8 @@ mod tests {
             deadline: Duration::from_millis(20),
             secret: String::new(),
             object_bytes: 1 << 20,
-            compress_from: usize::MAX,
+            compression: Compression::Off,
+            compress_from: 0,
             hot_copies: 8,
             tls: TlsSettings::default(),
             regions,

@@ -47,6 +47,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("limits_http.connections_per_ip", "Connections one address (IPv6: one /64) holds at once."),
     ("identity.trusted_proxies", "Networks whose `Forwarded`, `X-Forwarded-For` and identity headers are believed."),
     (
+        "identity.forwarded_field",
+        "Which field trusted proxies write whom a request came from in; the other is not believed. `either`: `Forwarded` only where there is no `X-Forwarded-For`. A proxy that writes one passes a client's own line of the other on: name it where that is `forwarded`.",
+    ),
+    (
         "identity.device",
         "Sources of the device, tried in order, bound to the address (IPv6: its /64). None present: that alone.",
     ),
@@ -101,8 +105,12 @@ const MEANINGS: &[(&str, &str)] = &[
         "Parts that the region's keys are split into, spread over its endpoints and at least as many. The region `default` must exist.",
     ),
     (
+        "redis.compression",
+        "How texts are compressed on their way to Redis: `zstd` takes a third less of its memory and three times as long to decompress. Gateways read what others stored, whatever they are set to.",
+    ),
+    (
         "redis.compress_from",
-        "Bodies of text that are as large are compressed (zstd) on their way to Redis; those with a `Content-Encoding` never.",
+        "Bodies of text that are as large are compressed on their way to Redis; those with a `Content-Encoding` never.",
     ),
     (
         "redis.hot_copies",

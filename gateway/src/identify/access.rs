@@ -19,14 +19,17 @@ label! {
         Exempt = "exempt",
         /// Answered 403.
         Denied = "denied",
+        /// Answered 429: who it is was not looked at, because too many bad tokens came before.
+        Unknown = "unknown",
     }
 }
 
 impl Access {
-    /// What two lists' words come to: denial wins.
+    /// What two words come to: denial wins, then doubt.
     pub(super) fn and(self, other: Access) -> Access {
         match (self, other) {
             (Access::Denied, _) | (_, Access::Denied) => Access::Denied,
+            (Access::Unknown, _) | (_, Access::Unknown) => Access::Unknown,
             (Access::Exempt, _) | (_, Access::Exempt) => Access::Exempt,
             _ => Access::Ordinary,
         }
@@ -117,6 +120,11 @@ impl Lists {
     pub(super) fn of(settings: &Settings) -> Option<Self> {
         let is_empty = settings.exempt.is_empty() && settings.denied.is_empty();
         (!is_empty).then(|| Lists { exempt: List::of(&settings.exempt), denied: List::of(&settings.denied) })
+    }
+
+    /// Whether users are among those who get nothing.
+    pub(super) fn denies_users(&self) -> bool {
+        !self.denied.users.is_empty()
     }
 
     /// A user alone.

@@ -123,6 +123,13 @@ impl<V> Table<V> {
     }
 }
 
+/// By whom there is nothing left of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spent {
+    ByAddress,
+    ByAll,
+}
+
 /// How many bad signatures are looked at: narrow before wide, so that one address does not use up what is everybody's.
 pub(super) struct Budget {
     addresses: Buckets,
@@ -148,11 +155,16 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Whether a signature from this address may be verified, at the risk that it is bad.
-    pub(super) fn allows(&self, address: KeyHash, now: Moment) -> bool {
+    /// Says whose bad signatures were too many, if a signature from this address may not be verified at the risk that it is bad.
+    pub(super) fn allows(&self, address: KeyHash, now: Moment) -> Result<(), Spent> {
         let one = Cost::new(NonZeroU32::MIN);
-        self.addresses.peek(address, &self.per_address, one, now).is_ok()
-            && self.all.peek(&self.per_thread, one, now).is_ok()
+        if self.addresses.peek(address, &self.per_address, one, now).is_err() {
+            Err(Spent::ByAddress)
+        } else if self.all.peek(&self.per_thread, one, now).is_err() {
+            Err(Spent::ByAll)
+        } else {
+            Ok(())
+        }
     }
 
     /// Charges one bad signature.
@@ -194,7 +206,7 @@ mod tests {
         let budget = Budget::default();
         let spend = |address: u64, now: Moment| {
             let mut spent = 0;
-            while budget.allows(KeyHash(address), now) {
+            while budget.allows(KeyHash(address), now).is_ok() {
                 budget.charge(KeyHash(address), now);
                 spent += 1;
             }

@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 
 use super::Facts;
 use super::keys::Keys;
-use super::seen::{Budget, Seen};
+use super::seen::{Budget, Seen, Spent};
 use crate::http::fields::{Fields, Known as Field};
 use crate::http::message::Request;
 use crate::label;
@@ -98,8 +98,10 @@ label! {
         Early = "early",
         Issuer = "issuer",
         Audience = "audience",
-        /// Not looked at: too many bad signatures came from its address, or from everywhere.
+        /// Not looked at: too many bad signatures came from its address.
         Unchecked = "unchecked",
+        /// Not looked at: too many bad signatures came from everywhere.
+        Flooded = "flooded",
     }
 }
 
@@ -199,21 +201,21 @@ impl Tokens {
         Tokens { settings, validations, generation: GENERATIONS.fetch_add(1, Relaxed) }
     }
 
-    /// What is known of the token that `request` carries; `None` where it carries none that is believed. `keep` takes from its
-    /// claims what is worth keeping, once; bad signatures are counted against `address`.
+    /// What is known of the token that `request` carries; `Ok(None)` where it carries none, and why where it is not believed. `keep`
+    /// takes from its claims what is worth keeping, once; bad signatures are counted against `address`.
     pub(super) fn look(
         &self,
         request: &mut Request,
         address: KeyHash,
         keep: impl FnOnce(&Claims) -> Facts,
-    ) -> Option<Facts> {
+    ) -> Result<Option<Facts>, Outcome> {
         if self.are_several(&request.fields) {
             self.drop_all(&mut request.fields);
             OUTCOMES.inc(Outcome::Several);
-            return None;
+            return Err(Outcome::Several);
         }
         let outcome = match self.carried(&request.fields) {
-            Ok(None) => return None,
+            Ok(None) => return Ok(None),
             Ok(Some(token)) => self.judge(token, address, Now::read(), keep),
             Err(outcome) => Err(outcome),
         };
@@ -222,7 +224,7 @@ impl Tokens {
             Ok(_) => Outcome::NoUser,
             Err(outcome) => *outcome,
         });
-        outcome.ok()
+        outcome.map(Some)
     }
 
     /// Whether there is more than one token, or the field that holds it is repeated: the origin might read another one.
@@ -311,9 +313,10 @@ impl Tokens {
         let validation = pinned.ok_or(Outcome::Algorithm)?;
         let mut keys = self.settings.keys.candidates(algorithm, head.kid.as_deref()).peekable();
         keys.peek().ok_or(Outcome::Key)?;
-        if !budget.allows(address, now.moment) {
-            return Err(Outcome::Unchecked);
-        }
+        budget.allows(address, now.moment).map_err(|spent| match spent {
+            Spent::ByAddress => Outcome::Unchecked,
+            Spent::ByAll => Outcome::Flooded,
+        })?;
         for key in keys {
             SIGNATURES.inc();
             match jsonwebtoken::decode(token, key, validation) {

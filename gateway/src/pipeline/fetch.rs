@@ -27,7 +27,7 @@ impl Passage<'_> {
         body: RequestBody<'a>,
         response: &mut Response,
     ) -> Result<Answer<'a>, Error> {
-        let chain = trusted_chain(caller, request);
+        let chain = self.site.identity.chain(caller, request);
         let takes_trailers = takes_trailers(request);
         hop::forward(request, self.peer, chain.as_deref());
         identify::write_trace(caller.trace, self.site.identity.fresh(), &mut request.fields);
@@ -163,13 +163,4 @@ fn announce(route: &str, change: Change) {
         Some(State::HalfOpen) => Event::BreakerHalfOpen { route }.emit(),
         Some(State::Closed) => Event::BreakerClosed { route }.emit(),
     }
-}
-
-/// The forwarding chain so far, where the peer may be believed.
-fn trusted_chain(caller: &Caller, request: &Request) -> Option<String> {
-    if !caller.is_trusted {
-        return None;
-    }
-    let hops: Vec<_> = request.fields.members(Known::XForwardedFor).map(String::from_utf8_lossy).collect();
-    Some(hops.join(", "))
 }

@@ -205,7 +205,7 @@ fn tell_what_needs_a_restart(old: &Config, new: &Config) {
                 remote.deadline,
                 remote.secret.clone(),
                 remote.object_bytes,
-                remote.compress_from,
+                (remote.compression, remote.compress_from),
                 remote.hot_copies,
                 remote.tls.clone(),
                 regions.collect::<Vec<_>>(),

@@ -5,32 +5,24 @@
 //!  4 version        12 key digest (32)   52 keep, ms            68 metadata length     112 metadata, body
 //!  5 flags, 6 schema                                            72 body length, as stored; 76 as it is
 //! ```
-//! All integers are little endian; docs/remote-format.md has a test vector. Flag 1: the body is compressed (zstd).
+//! All integers are little endian; docs/remote-format.md has a test vector. Flags say how the body is stored (`compression`).
 //! The MAC is keyed BLAKE3 over everything else; without a secret its key is a fixed one, which still finds damage. It costs
 //! about 0.4 ms per MiB on the thread that reads or writes.
 //!
 //! Refuses whatever is not exactly an envelope for the key that was asked for, before anything is allocated for it.
 //! Invariant: bytes that decode are those that were encoded, for this key and region, by a holder of the secret.
 
-use super::{Entry, Meta, Since};
+use super::compression::Form;
+use super::{Compression, Entry, Meta, Since};
 use crate::clock::Now;
 use crate::key::Digest;
 use bytes::Bytes;
-use std::cell::RefCell;
-use std::io;
 use std::time::Duration;
-use zstd::bulk::{Compressor, Decompressor};
 
 const MAGIC: [u8; 4] = *b"TGEN";
 const VERSION: u8 = 2;
 const MAC_AT: usize = 80;
 const HEAD: usize = 112;
-
-/// The flag of a compressed body.
-const ZSTD: u8 = 1;
-
-/// The fastest of the levels that are worth having: bodies are compressed on the way to Redis, each by each node that fills.
-const LEVEL: i32 = 1;
 
 /// Compressing so much takes a fraction of a millisecond; more is done beside the thread.
 const WORK: usize = 64 << 10;
@@ -90,11 +82,19 @@ pub(crate) struct Seal {
     key: [u8; 32],
     mark: [u8; 4],
     body_bytes_max: usize,
-    /// Bodies that are as large are compressed, where that may help.
-    compress_from: usize,
+    packing: Packing,
+}
+
+/// What is compressed, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Packing {
+    pub(crate) compression: Compression,
+    /// Bodies that are as large are, where that may help.
+    pub(crate) from: usize,
 }
 
 struct Lengths {
+    form: Form,
     meta: usize,
     /// As stored.
     body: usize,
@@ -102,13 +102,13 @@ struct Lengths {
 }
 
 impl Seal {
-    pub(crate) fn new(secret: &str, body_bytes_max: usize, compress_from: usize) -> Self {
+    pub(crate) fn new(secret: &str, body_bytes_max: usize, packing: Packing) -> Self {
         let mark = blake3::derive_key("tidegate shard envelope 1: mark of the secret", secret.as_bytes());
         Self {
             key: blake3::derive_key("tidegate shard envelope 1: mac", secret.as_bytes()),
             mark: [mark[0], mark[1], mark[2], mark[3]],
             body_bytes_max: body_bytes_max.min(u32::MAX as usize),
-            compress_from,
+            packing,
         }
     }
 
@@ -127,11 +127,11 @@ impl Seal {
         if meta.len() > META_MAX || entry.body.len() > self.body_bytes_max {
             return Err(Unsealable);
         }
-        let compressed = self.compressed(entry);
-        let (flags, body) = compressed.as_deref().map_or((0, &*entry.body), |body| (ZSTD, body));
+        let short = if self.compresses(entry) { self.packing.compression.shorten(&entry.body) } else { None };
+        let (form, body) = short.as_ref().map_or((Form::Plain, &*entry.body), |(form, body)| (*form, &**body));
         let mut out = Vec::with_capacity(HEAD + meta.len() + body.len());
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&[VERSION, flags]);
+        out.extend_from_slice(&[VERSION, form as u8]);
         out.extend_from_slice(&M::SCHEMA.to_le_bytes());
         out.extend_from_slice(&self.mark);
         out.extend_from_slice(digest.as_bytes());
@@ -169,16 +169,9 @@ impl Seal {
     }
 
     fn compresses<M: Meta>(&self, entry: &Entry<M>) -> bool {
-        entry.body.len() >= self.compress_from && entry.meta.is_compressible()
-    }
-
-    /// The body compressed, where that saves an eighth of it.
-    fn compressed<M: Meta>(&self, entry: &Entry<M>) -> Option<Vec<u8>> {
-        if !self.compresses(entry) {
-            return None;
-        }
-        let compressed = zstd_here(|zstd| zstd.compressor.compress(&entry.body))?;
-        (compressed.len() <= entry.body.len() / 8 * 7).then_some(compressed)
+        self.packing.compression != Compression::Off
+            && entry.body.len() >= self.packing.from
+            && entry.meta.is_compressible()
     }
 
     /// The entry in `envelope` and the last purge that its node knew, or `None` where it is sound and its time is over. The body
@@ -196,14 +189,9 @@ impl Seal {
             _ => return Err(Corrupt::Meta),
         };
         let stored = envelope.slice(body_at..body_at + lengths.body);
-        let body = if envelope[5] & ZSTD == 0 {
-            stored
-        } else {
-            let plain = zstd_here(|zstd| zstd.decompressor.decompress(&stored, lengths.plain)).ok_or(Corrupt::Body)?;
-            if plain.len() != lengths.plain {
-                return Err(Corrupt::Body);
-            }
-            plain.into()
+        let body = match lengths.form {
+            Form::Plain => stored,
+            form => form.open(&stored, lengths.plain).ok_or(Corrupt::Body)?.into(),
         };
         let keep = Duration::from_millis(u64_at(envelope, 52));
         let received = Entry::received(meta, body, keep, u64_at(envelope, 44), now);
@@ -240,20 +228,21 @@ impl Seal {
         if bytes[..4] != MAGIC {
             return Err(Corrupt::Magic);
         }
-        if bytes[4] != VERSION || bytes[5] & !ZSTD != 0 || bytes[6..8] != M::SCHEMA.to_le_bytes() {
+        if bytes[4] != VERSION || bytes[6..8] != M::SCHEMA.to_le_bytes() {
             return Err(Corrupt::Version);
         }
+        let form = Form::of(bytes[5]).ok_or(Corrupt::Version)?;
         if bytes[8..12] != self.mark {
             return Err(Corrupt::Secret);
         }
         if bytes[12..44] != digest.as_bytes()[..] {
             return Err(Corrupt::Key);
         }
-        let lengths = Lengths { meta: u32_at(bytes, 68), body: u32_at(bytes, 72), plain: u32_at(bytes, 76) };
+        let lengths = Lengths { form, meta: u32_at(bytes, 68), body: u32_at(bytes, 72), plain: u32_at(bytes, 76) };
         if lengths.meta > META_MAX || lengths.body.max(lengths.plain) > self.body_bytes_max {
             return Err(Corrupt::Oversize);
         }
-        if bytes[5] & ZSTD == 0 && lengths.body != lengths.plain {
+        if form == Form::Plain && lengths.body != lengths.plain {
             return Err(Corrupt::Length);
         }
         Ok(lengths)
@@ -262,25 +251,6 @@ impl Seal {
     fn mac(&self, envelope: &[u8]) -> blake3::Hash {
         blake3::Hasher::new_keyed(&self.key).update(&envelope[..MAC_AT]).update(&envelope[HEAD..]).finalize()
     }
-}
-
-/// What zstd needs to work, made once for each thread: making it costs as much as decompressing 10 KiB.
-struct Zstd {
-    compressor: Compressor<'static>,
-    decompressor: Decompressor<'static>,
-}
-
-/// `None` where it fails, or cannot be had.
-fn zstd_here<T>(work: impl FnOnce(&mut Zstd) -> io::Result<T>) -> Option<T> {
-    thread_local! {
-        static ZSTD: RefCell<Option<Zstd>> = const { RefCell::new(None) };
-    }
-    ZSTD.with_borrow_mut(|zstd| {
-        if zstd.is_none() {
-            *zstd = Some(Zstd { compressor: Compressor::new(LEVEL).ok()?, decompressor: Decompressor::new().ok()? });
-        }
-        work(zstd.as_mut()?).ok()
-    })
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -300,6 +270,8 @@ mod tests {
     use std::time::Instant;
 
     const LIMIT: usize = 4096;
+    const PLAIN: Packing = Packing { compression: Compression::Off, from: 0 };
+    const SHORT: Packing = Packing { compression: Compression::Lz4, from: 100 };
 
     fn digest(name: &str) -> Digest {
         KeyBuilder::new().part(name.as_bytes()).key().digest(&Region::DEFAULT)
@@ -320,15 +292,15 @@ mod tests {
 
     #[test]
     fn the_entry_of_another_key_region_secret_or_schema_is_refused() {
-        let seal = Seal::new("s", LIMIT, usize::MAX);
+        let seal = Seal::new("s", LIMIT, PLAIN);
         let sealed = seal.encode(&digest("a"), &entry(vec![1; 10]), Now::read()).unwrap();
         let eu = KeyBuilder::new().part(b"a").key().digest(&Region::new("eu").unwrap());
         for wrong in [digest("b"), eu] {
             let refused = seal.decode::<Note>(&wrong, &sealed.clone().into(), Now::read());
             assert_eq!(refused.err(), Some(Corrupt::Key));
         }
-        assert_eq!(refusal(&Seal::new("t", LIMIT, usize::MAX), sealed.clone()), Some(Corrupt::Secret));
-        assert_eq!(refusal(&Seal::new("", LIMIT, usize::MAX), sealed.clone()), Some(Corrupt::Secret));
+        assert_eq!(refusal(&Seal::new("t", LIMIT, PLAIN), sealed.clone()), Some(Corrupt::Secret));
+        assert_eq!(refusal(&Seal::new("", LIMIT, PLAIN), sealed.clone()), Some(Corrupt::Secret));
         let mut newer = sealed;
         newer[6] = 2;
         assert_eq!(refusal(&seal, newer), Some(Corrupt::Version));
@@ -336,7 +308,7 @@ mod tests {
 
     #[test]
     fn an_entry_over_the_limit_is_neither_made_nor_read() {
-        let (small, large) = (Seal::new("s", LIMIT, usize::MAX), Seal::new("s", LIMIT * 2, usize::MAX));
+        let (small, large) = (Seal::new("s", LIMIT, PLAIN), Seal::new("s", LIMIT * 2, PLAIN));
         assert!(small.encode(&digest("a"), &entry(vec![0; LIMIT + 1]), Now::read()).is_err());
         let sealed = large.encode(&digest("a"), &entry(vec![0; LIMIT + 1]), Now::read()).unwrap();
         assert_eq!(refusal(&small, sealed), Some(Corrupt::Oversize));
@@ -344,7 +316,7 @@ mod tests {
 
     #[test]
     fn the_body_is_not_copied() {
-        let seal = Seal::new("", LIMIT, usize::MAX);
+        let seal = Seal::new("", LIMIT, PLAIN);
         let sealed = Bytes::from(seal.encode(&digest("a"), &entry(vec![7; 100]), Now::read()).unwrap());
         let (entry, _) = seal.decode::<Note>(&digest("a"), &sealed, Now::read()).unwrap().unwrap();
         assert!(sealed.as_ptr_range().contains(&entry.body.as_ptr()));
@@ -352,7 +324,7 @@ mod tests {
 
     #[test]
     fn the_time_over_is_no_damage() {
-        let seal = Seal::new("", LIMIT, usize::MAX);
+        let seal = Seal::new("", LIMIT, PLAIN);
         let then = Now { unix_ms: Now::read().unix_ms - 62_000, ..Now::read() };
         let sealed = seal.encode(&digest("a"), &entry(vec![]), then).unwrap();
         assert!(decode(&seal, sealed).unwrap().is_none());
@@ -364,21 +336,27 @@ mod tests {
 
     #[test]
     fn text_is_compressed_from_a_size_on_and_what_gains_nothing_is_not() {
-        let seal = Seal::new("s", LIMIT, 100);
+        let seals = [Compression::Lz4, Compression::Zstd]
+            .map(|compression| Seal::new("s", LIMIT, Packing { compression, ..SHORT }));
+        for (seal, other) in [(&seals[0], &seals[1]), (&seals[1], &seals[0])] {
+            text_is_compressed(seal, other);
+        }
+    }
+
+    fn text_is_compressed(seal: &Seal, other: &Seal) {
         let text = b"all work and no play ".repeat(100);
         let noise: Vec<u8> = (0..2_000u64).map(|n| (xxhash_rust::xxh3::xxh3_64(&n.to_le_bytes())) as u8).collect();
         let size = |entry: &Entry<Note>| seal.encode(&digest("a"), entry, Now::read()).unwrap().len();
         assert!(size(&textual(text.clone())) < 400 && size(&entry(text.clone())) > text.len());
         assert!(size(&textual(noise.clone())) > noise.len() && size(&textual(vec![b'a'; 99])) > 99 + HEAD);
-        let back =
-            decode(&seal, seal.encode(&digest("a"), &textual(text.clone()), Now::read()).unwrap()).unwrap().unwrap();
-        assert_eq!(back.body, text);
+        let sealed = seal.encode(&digest("a"), &textual(text.clone()), Now::read()).unwrap();
+        assert_eq!(decode(other, sealed).unwrap().unwrap().body, text, "whatever it stores itself");
     }
 
     /// A body that says it is small and decompresses to something large, sealed with the right secret.
     #[test]
     fn what_decompresses_to_another_length_is_refused() {
-        let seal = Seal::new("s", LIMIT, 100);
+        let seal = Seal::new("s", LIMIT, SHORT);
         let mut sealed = seal.encode(&digest("a"), &textual(vec![b'a'; LIMIT]), Now::read()).unwrap();
         for plain in [0u32, 100, LIMIT as u32 - 1] {
             sealed[76..80].copy_from_slice(&plain.to_le_bytes());
@@ -401,7 +379,7 @@ mod tests {
         let entry = Entry::new(Note("text/plain".into()), "hello".into(), Duration::from_secs(60), stored.instant);
         let key = KeyBuilder::new().part(b"http").part(b"shop.example").part(b"/").key().to_owned();
         let digest = key.as_key().digest(&Region::DEFAULT);
-        let sealed = Seal::new("secret", LIMIT, usize::MAX).encode(&digest, &entry, stored).unwrap();
+        let sealed = Seal::new("secret", LIMIT, PLAIN).encode(&digest, &entry, stored).unwrap();
         let shown: Vec<String> =
             sealed.chunks(32).map(|line| line.iter().map(|byte| format!("{byte:02x}")).collect()).collect();
         assert_eq!(sealed, bytes, "\n{}\n", shown.join("\n"));
@@ -412,7 +390,7 @@ mod tests {
         fn what_is_encoded_comes_back(
             text in ".{0,40}", body in prop::collection::vec(any::<u8>(), 0..LIMIT), secret in ".{0,8}", keep_ms in 1u64..1 << 40,
         ) {
-            let seal = Seal::new(&secret, LIMIT, usize::MAX);
+            let seal = Seal::new(&secret, LIMIT, PLAIN);
             let stored = Entry::new(Note(text), body.into(), Duration::from_millis(keep_ms), Instant::now());
             let back = decode(&seal, seal.encode(&digest("a"), &stored, Now::read()).unwrap()).unwrap().unwrap();
             prop_assert_eq!((&back.meta, &back.body), (&stored.meta, &stored.body));
@@ -424,7 +402,7 @@ mod tests {
             body in prop::collection::vec(any::<u8>(), 0..200), secret in ".{0,4}", at in any::<prop::sample::Index>(),
             flip in 1u8..=255, cut in any::<prop::sample::Index>(), more in prop::collection::vec(any::<u8>(), 1..50),
         ) {
-            let seal = Seal::new(&secret, LIMIT, usize::MAX);
+            let seal = Seal::new(&secret, LIMIT, PLAIN);
             let sealed = seal.encode(&digest("a"), &entry(body), Now::read()).unwrap();
             let mut flipped = sealed.clone();
             flipped[at.index(sealed.len())] ^= flip;
@@ -435,7 +413,7 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let seal = Seal::new("", LIMIT, usize::MAX);
+            let seal = Seal::new("", LIMIT, PLAIN);
             prop_assert!(decode(&seal, bytes.clone()).is_err());
             prop_assert!(decode(&seal, [&MAGIC[..], &[VERSION, 0, 1, 0], &seal.mark, digest("a").as_bytes(), &bytes].concat()).is_err());
         }

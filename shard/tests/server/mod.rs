@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shard::{
-    Entry, KeyBuilder, KeyRef, LocalSettings, Meta, Region, RegionSettings, RemoteSettings, Store, Tag, TlsSettings,
+    Compression, Entry, KeyBuilder, KeyRef, LocalSettings, Meta, Region, RegionSettings, RemoteSettings, Store, Tag,
+    TlsSettings,
 };
 
 /// The default deadline, where time is what a test is about.
@@ -177,6 +178,7 @@ pub(crate) fn settings(regions: &[(&str, &[String])]) -> RemoteSettings {
         deadline: PATIENCE,
         secret: "secret".into(),
         object_bytes: 1 << 20,
+        compression: Compression::Lz4,
         compress_from: 1 << 10,
         hot_copies: 8,
         tls: TlsSettings::default(),

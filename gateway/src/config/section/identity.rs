@@ -2,11 +2,11 @@
 
 use super::super::document::Value;
 use super::super::fault::{At, Code, Problem};
-use super::super::kind::{Given, Kind, Parsed};
+use super::super::kind::{Choice, Given, Kind, Parsed};
 use super::super::reading::Placed;
 use super::super::table::{Either, Table};
 use super::{forms, tokens};
-use crate::identify::{AccessSettings, Settings, Source};
+use crate::identify::{AccessSettings, Settings, Source, Written};
 
 /// Sources that a client may set itself.
 pub(super) const SOURCE: Parsed<Source> =
@@ -17,6 +17,12 @@ const REGION: Parsed<shard::Region> = Parsed {
     parse: region,
     show: |region| region.to_string(),
 };
+
+const WRITTEN: Choice<Written> = Choice(&[
+    ("either", Some(Written::Either)),
+    ("x-forwarded-for", Some(Written::XForwardedFor)),
+    ("forwarded", Some(Written::Forwarded)),
+]);
 
 /// The section, and the places of what believes trusted proxies alone.
 pub(super) fn read(root: &Table<'_>) -> (Settings, Vec<At>) {
@@ -42,6 +48,7 @@ pub(super) fn read(root: &Table<'_>) -> (Settings, Vec<At>) {
         };
         let settings = Settings {
             trusted_proxies: forms::list(table, "trusted_proxies", forms::NETWORK, default.trusted_proxies),
+            forwarded_field: table.or("forwarded_field", &WRITTEN, default.forwarded_field),
             device: forms::list(table, "device", SOURCE, default.device),
             user,
             tier,

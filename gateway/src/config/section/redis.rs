@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use super::super::expand::read_file;
 use super::super::fault::{At, Code, Problem};
-use super::super::kind::{ListOf, Parsed, Size, Span, Text, Whole};
+use super::super::kind::{Choice, ListOf, Parsed, Size, Span, Text, Whole};
 use super::super::reading::Placed;
 use super::super::table::Table;
 use super::{MS, SECOND, forms};
 use crate::limit;
+use shard::Compression;
 
 /// A healthy Redis in the same region answers in well under a millisecond: this is room for a bad moment, not for a bad Redis.
 const DEADLINE: Duration = Duration::from_millis(20);
@@ -37,6 +38,9 @@ const REGION: Parsed<shard::Region> = Parsed {
 const NODE: Parsed<String> =
     Parsed { name: "a URL such as \"redis://127.0.0.1:7000\"", parse: node, show: String::clone };
 
+const COMPRESSION: Choice<Compression> =
+    Choice(&[("lz4", Some(Compression::Lz4)), ("zstd", Some(Compression::Zstd)), ("off", Some(Compression::Off))]);
+
 /// What the section gives to several modules.
 pub(super) struct Redis {
     pub(super) nodes: u32,
@@ -56,12 +60,14 @@ pub(super) fn read(root: &Table<'_>, object_bytes: u64) -> Redis {
         let secret = table.or("secret", &Text, String::new());
         let regions: Vec<_> = table.named("regions", region).into_iter().flatten().collect();
         let places = regions.iter().map(|(region, _)| region.clone()).collect();
+        let compression = table.or("compression", &COMPRESSION, Compression::default());
         let compress = table.or("compress_from", &Size(1..=1 << 40), COMPRESS_FROM);
         let copies = table.or("hot_copies", &Whole(1..=64), HOT_COPIES);
         let tls = table.table("tls", certificates);
         let remote = shard::RemoteSettings {
             deadline,
             secret,
+            compression,
             compress_from: usize::try_from(compress).unwrap_or(usize::MAX),
             hot_copies: u16::try_from(copies).unwrap_or(u16::MAX),
             tls,
@@ -71,7 +77,7 @@ pub(super) fn read(root: &Table<'_>, object_bytes: u64) -> Redis {
         let at = table.at.clone();
         // The size of the fleet alone says how cluster limits are shared out where there is no Redis.
         let is_size_alone = table.has("nodes")
-            && !["regions", "deadline", "secret", "tls", "compress_from", "hot_copies"]
+            && !["regions", "deadline", "secret", "tls", "compression", "compress_from", "hot_copies"]
                 .iter()
                 .any(|key| table.has(key));
         if is_size_alone {

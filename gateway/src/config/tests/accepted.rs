@@ -8,7 +8,7 @@ use super::super::{Access, Config, Format, Log, Server};
 use super::{LEAST, read, shown, toml};
 use crate::endpoint::{Address, Balance};
 use crate::http::limits::GetBody;
-use crate::identify::Source;
+use crate::identify::{Source, Written};
 use crate::route::{HostPattern, PathPattern};
 use crate::{accept, admin, cache, degrade, identify, limit, upstream};
 
@@ -60,9 +60,9 @@ server = { workers = 3, node = "edge-${PORT}", drain_timeout = "5m" }
 listen = [{ address = "[::]:${PORT}", proxy_protocol = "off" }]
 admin = { address = "127.0.0.1:1", token = "a$$b" }
 limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", body_bytes = "0B", header_timeout = "250ms", idle_timeout = "1h", body_rate = "1KiB", get_body = "refuse", connections = 5, connections_per_ip = 4 }
-identity = { trusted_proxies = ["10.1.2.3/8", "::1"], device = ["header:X-Device", "cookie:Dev"], user = "header:x-u", tier = "header:x-t", region = ["path:2", "host:"], region_default = "eu" }
+identity = { trusted_proxies = ["10.1.2.3/8", "::1"], forwarded_field = "forwarded", device = ["header:X-Device", "cookie:Dev"], user = "header:x-u", tier = "header:x-t", region = ["path:2", "host:"], region_default = "eu" }
 tiers = { anonymous = 0.5, gold = 2 }
-redis = { deadline = "5ms", nodes = 3, secret = "s", hot_copies = 3, regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
+redis = { deadline = "5ms", nodes = 3, secret = "s", compression = "zstd", compress_from = "1KiB", hot_copies = 3, regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
 cache = { memory = "1GiB", hot_rate = "90000/m", object_bytes = "2MiB", fill_bytes = "3MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"], key_query_order = "sorted", key_fields = ["X-Tenant"], status_key = "tell", variants = 9, targeted = ["Mine"], targeted_to_clients = "strip" }
 access = { exempt = ["10.0.0.0/8", "user:ops"], denied = ["device:bot"] }
 [limits]
@@ -114,6 +114,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     assert_eq!(identify.device, [Source::Header("x-device".to_owned()), Source::Cookie("Dev".to_owned())]);
     assert_eq!(identify.region, [Source::Path(2), Source::Host]);
     assert_eq!(identify.region_default.as_str(), "eu");
+    assert_eq!(identify.forwarded_field, Written::Forwarded);
     assert_eq!(identify.user, Some(Source::Header("x-u".to_owned())));
     assert_eq!(identify.tier, Some(Source::Header("x-t".to_owned())));
     let weights =
@@ -138,6 +139,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     let region = &remote.regions[&shard::Region::DEFAULT];
     assert_eq!((region.slots, &region.endpoints[..]), (4, &["redis://a:1".to_owned()][..]));
     assert_eq!((config.cache.memory_bytes, config.cache.hot_rate, remote.hot_copies), (1 << 30, 1_500, 3));
+    assert_eq!((remote.compression, remote.compress_from), (shard::Compression::Zstd, 1 << 10));
     assert_eq!((config.cache.object_bytes, config.cache.remote_object_bytes), (2 << 20, 1 << 10));
     assert_eq!(config.cache.key_ignore_query, ["utm_*", "q"]);
     assert_eq!(config.cache.fill_bytes, 3 << 20);
