@@ -207,6 +207,10 @@ impl Floor {
         self.total.load(Relaxed)
     }
 
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
     /// Connections that `worker` holds now.
     pub fn connections_of(&self, worker: usize) -> usize {
         self.workers[worker].connections.load(Relaxed)

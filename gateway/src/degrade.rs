@@ -3,7 +3,7 @@
 //! Every answer that the gateway makes up itself is written here, so they all look alike: `no-store`, and a reason.
 
 use std::cell::RefCell;
-use std::fmt::Write as _;
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -125,41 +125,44 @@ pub fn write_refusal(status: StatusCode, reason: &str, response: &mut Response) 
 }
 
 thread_local! {
-    /// What `Date` says on this thread: written anew by its clock, so that no answer has to ask the system.
-    static DATE: RefCell<String> = const { RefCell::new(String::new()) };
+    /// The line of `Date` on this thread: written anew by its clock, so that no answer has to ask the system.
+    static DATE: RefCell<Option<Fields>> = const { RefCell::new(None) };
+}
+
+/// What answers that are made up here begin with, by their form.
+static HTML: LazyLock<Fields> = LazyLock::new(|| kind("text/html; charset=utf-8"));
+static JSON: LazyLock<Fields> = LazyLock::new(|| kind("application/problem+json"));
+
+fn kind(content: &str) -> Fields {
+    let mut fields = Fields::default();
+    fields.add(Known::ContentType, content);
+    fields.add(Known::CacheControl, "no-store");
+    fields
 }
 
 /// Says what time it is, for the answers of this thread that are the gateway's own; to be called several times a second.
 pub fn set_date(now: SystemTime) {
-    DATE.with_borrow_mut(|date| {
-        date.clear();
-        // Writing to a string does not fail.
-        _ = write!(date, "{}", httpdate::HttpDate::from(now));
-    });
+    let mut line = Fields::default();
+    line.add(Known::Date, httpdate::fmt_http_date(now));
+    DATE.set(Some(line));
 }
 
 /// Whoever makes an answer up says when (RFC 9110 section 6.6.1).
 fn date(response: &mut Response) {
-    DATE.with_borrow(|date| {
-        if date.is_empty() {
-            response.fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now()));
-        } else {
-            response.fields.add_with(Known::Date, |text| text.extend_from_slice(date.as_bytes()));
-        }
+    DATE.with_borrow(|date| match date {
+        Some(line) => response.fields.append_all(line),
+        None => response.fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now())),
     });
 }
 
 fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
     response.status = status;
-    response.fields.clear();
+    response.fields.copy_from(match form {
+        Form::Html => &HTML,
+        Form::Json => &JSON,
+    });
     response.length = Length::Known(body.len() as u64);
     date(response);
-    let kind = match form {
-        Form::Html => "text/html; charset=utf-8",
-        Form::Json => "application/problem+json",
-    };
-    response.fields.add(Known::ContentType, kind);
-    response.fields.add(Known::CacheControl, "no-store");
 }
 
 /// The most frequent of all answers that are made up here.

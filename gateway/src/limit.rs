@@ -10,7 +10,7 @@ pub use inquiry::{BadInquiry, Change, Inquiry};
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use limiter::{
     Backing, Class, Clock, Cost, KeyIndex, LeaseSettings, Limiter, LimiterSettings, Report, Rule, RuleError, RuleSet,
@@ -162,15 +162,15 @@ fn subject(caller: &Caller) -> Subject<'_> {
     Subject { device: caller.device, user: caller.user, class, keys: &caller.keys }
 }
 
-/// Decides one request by the rules of its route; where it may pass, tells where the caller stands.
+/// Decides one request by the rules of its route at the moment `now`; where it may pass, tells where the caller stands.
 ///
 /// # Errors
 /// `Limited` with the longest wait of those that deny.
-pub fn decide(rules: &RuleSet, face: &Face, caller: &Caller, cost: Cost) -> Result<Report, Error> {
+pub fn decide(rules: &RuleSet, face: &Face, caller: &Caller, cost: Cost, now: Instant) -> Result<Report, Error> {
     if rules.is_empty() {
         return Ok(Report::default());
     }
-    match rules.decide(&subject(caller), cost, CLOCK.now()) {
+    match rules.decide(&subject(caller), cost, CLOCK.at(now)) {
         Verdict::Allowed(report) => {
             face.count(&report.votes, report.class);
             if report.votes.applied() != 0 {

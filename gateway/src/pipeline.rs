@@ -13,6 +13,7 @@ mod site;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 
 pub use body::Body;
 pub use site::{Site, Worker};
@@ -40,11 +41,20 @@ pub fn expose() {
     metrics::expose_counters("tidegate_cache_results", "How the cache took part in requests.", &CACHE);
 }
 
+/// Where a request came from, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub peer: IpAddr,
+    pub at: Instant,
+}
+
 /// One request under way: what every step needs, and what it tells.
 pub(crate) struct Passage<'w> {
     pub(crate) worker: &'w Rc<Worker>,
     pub(crate) site: &'w Arc<Site>,
     pub(crate) peer: IpAddr,
+    /// When the request arrived, or what it last waited for was over: the clock is not read at every step.
+    pub(crate) now: Instant,
     pub(crate) story: &'w mut Story,
     /// A stored object past its freshness that may stand in if the origin fails.
     pub(crate) stale: Option<shard::Hit<Meta>>,
@@ -55,14 +65,15 @@ pub(crate) struct Passage<'w> {
 pub async fn handle<'a>(
     worker: &Rc<Worker>,
     site: &Arc<Site>,
-    peer: IpAddr,
+    arrival: Arrival,
     request: &mut Request,
     body: RequestBody<'a>,
     response: &mut Response,
     story: &mut Story,
 ) -> Body<'a> {
     *story = Story::default();
-    let mut passage = Passage { worker, site, peer, story, stale: None };
+    let Arrival { peer, at } = arrival;
+    let mut passage = Passage { worker, site, peer, now: at, story, stale: None };
     let caller = site.identity.caller(peer, request);
     passage.story.trace = Some(caller.trace);
     passage.story.ip = Some(caller.ip);
@@ -73,7 +84,7 @@ pub async fn handle<'a>(
     };
     let body = match result {
         Ok(body) => body,
-        Err(error) => passage.degrade(&error, route, request, response),
+        Err(error) => passage.degrade(error, route, request, response),
     };
     passage.respond(route, request, response);
     if let Some(route) = route
@@ -89,7 +100,7 @@ pub async fn handle<'a>(
 /// Answers a request whose handling panicked.
 pub fn panicked(site: &Site, request: &Request, response: &mut Response, story: &mut Story) -> Body<'static> {
     *story = Story { cache: CacheResult::Error, must_close: true, ..abandoned(site, request) };
-    Event::RequestPanicked { route: story.route.as_deref().unwrap_or_default() }.emit();
+    Event::RequestPanicked { route: site.routes.name(story.route) }.emit();
     FAILURES.inc(Kind::Panic);
     CACHE.inc(story.cache);
     let page = degrade::write(&Error::Panic, None, &request.fields, site.identity.fresh(), response);
@@ -124,7 +135,7 @@ pub fn broken(
 
 /// What can still be told of a request whose handling was dropped.
 pub fn abandoned(site: &Site, request: &Request) -> Story {
-    let route = site.routes.find(request).map(|route| Arc::clone(&route.settings.name));
+    let route = site.routes.find(request).map(|route| route.index);
     Story { route, ..Story::default() }
 }
 
@@ -137,10 +148,10 @@ impl Passage<'_> {
         body: RequestBody<'a>,
         response: &mut Response,
     ) -> Result<Body<'a>, Error> {
-        self.story.route = Some(Arc::clone(&route.settings.name));
+        self.story.route = Some(route.index);
         match caller.access {
             Access::Ordinary => {
-                self.story.report = limit::decide(&route.rules, &self.site.limits, caller, route.cost)?;
+                self.story.report = limit::decide(&route.rules, &self.site.limits, caller, route.cost, self.now)?;
             }
             Access::Exempt => {}
             Access::Denied => return Err(Error::Forbidden),
@@ -167,7 +178,7 @@ impl Passage<'_> {
     /// The ladder below a failure: stale content, the route's page, a plain problem.
     fn degrade(
         &mut self,
-        error: &Error,
+        error: Error,
         route: Option<&Route>,
         request: &Request,
         response: &mut Response,
@@ -182,25 +193,31 @@ impl Passage<'_> {
             degrade::write_reason(error.kind(), response);
             return body;
         }
-        if let Error::Limited { denial } = error {
-            self.story.limited_by = self.site.limits.name(denial.standing.rule);
-            self.story.denial = Some(denial.clone());
-        } else if error.is_degradable() {
+        if error.is_degradable() {
             self.story.degraded = "page";
         }
         self.story.cache = CacheResult::Error;
         self.story.detail = Detail::Reason(error.reason());
         self.story.refused = error.refusal();
         let page = route.map(|route| &route.settings.degrade);
-        let page = degrade::write(error, page, &request.fields, self.site.identity.fresh(), response);
+        let page = degrade::write(&error, page, &request.fields, self.site.identity.fresh(), response);
+        if let Error::Limited { denial } = error {
+            self.story.denial = Some(denial);
+        }
         Body::Bytes(page)
+    }
+
+    /// Reads the clock again: time has passed.
+    fn waited(&mut self) {
+        self.now = Instant::now();
     }
 
     /// A stale object that may answer for a failing origin (RFC 5861 section 4).
     fn stale_answer(&mut self, request: &Request, response: &mut Response) -> Option<Body<'static>> {
         let hit = self.stale.take()?;
+        self.waited();
         let object = policy::object(&hit.meta)?;
-        let standing = object.standing_of(&hit);
+        let standing = object.standing_of(&hit, self.now);
         if object.must_validate || standing.staleness() > object.stale_if_error {
             return None;
         }

@@ -76,7 +76,8 @@ pub enum Detail {
 /// Everything worth telling about a request, gathered on its way.
 #[derive(Debug)]
 pub struct Story {
-    pub route: Option<Arc<str>>,
+    /// Its place among the routes.
+    pub route: Option<usize>,
     pub cache: CacheResult,
     pub forward: Forward,
     /// Where an answer was found or why it was not stored; for `Cache-Status`.
@@ -88,7 +89,6 @@ pub struct Story {
     pub stored: bool,
     pub report: Report,
     pub denial: Option<Box<Denial>>,
-    pub limited_by: Arc<str>,
     /// Why the request was refused as malformed or oversize.
     pub refused: Option<Refusal>,
     pub degraded: &'static str,
@@ -112,7 +112,6 @@ impl Default for Story {
             stored: false,
             report: Report::default(),
             denial: None,
-            limited_by: Arc::default(),
             refused: None,
             degraded: "",
             upstream: None,

@@ -78,6 +78,8 @@ pub enum PathPattern {
 /// A route with everything its requests need, built once.
 pub struct Route {
     pub settings: Settings,
+    /// Its place among the routes, by which stories tell it: they would else count uses of its name, which all threads write.
+    pub index: usize,
     pub upstream: Arc<Upstream>,
     pub breaker: Arc<Breaker>,
     pub rules: RuleSet,
@@ -130,7 +132,13 @@ impl Routes {
     /// Orders the routes: the most specific path first, then the most specific host, then those that name methods.
     pub fn new(mut routes: Vec<Route>) -> Self {
         routes.sort_by_key(|route| std::cmp::Reverse(specificity(&route.settings)));
+        routes.iter_mut().enumerate().for_each(|(index, route)| route.index = index);
         Routes(routes)
+    }
+
+    /// The name of the route at `index`; empty where there is none.
+    pub fn name(&self, index: Option<usize>) -> &str {
+        index.and_then(|index| self.0.get(index)).map_or("", |route| &route.settings.name)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Route> {

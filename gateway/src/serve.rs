@@ -144,12 +144,15 @@ impl Drop for Enrolment {
 }
 
 /// A request counted while it is answered.
-struct InFlight(Option<Instant>);
+struct InFlight {
+    began: Instant,
+    is_answered: bool,
+}
 
 impl InFlight {
-    fn begin() -> Self {
+    fn begin(began: Instant) -> Self {
         BEGUN.inc();
-        InFlight(Some(Instant::now()))
+        InFlight { began, is_answered: false }
     }
 
     /// Counts it as answered, and says how long that took.
@@ -158,8 +161,10 @@ impl InFlight {
     }
 
     fn count(&mut self) -> Duration {
-        let Some(began) = self.0.take() else { return Duration::ZERO };
-        let took = began.elapsed();
+        if std::mem::replace(&mut self.is_answered, true) {
+            return Duration::ZERO;
+        }
+        let took = self.began.elapsed();
         ENDED.inc();
         DURATION.observe(took);
         took
@@ -181,16 +186,17 @@ fn poll_caught<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Res
     }
 }
 
+/// A request with its answer, and what is to be told of them.
+struct Exchanged<'a> {
+    site: &'a Site,
+    request: &'a Request,
+    response: &'a Response,
+    story: &'a Story,
+}
+
 /// Counts a refusal and writes the request's line into the access log.
-fn tell(
-    hall: &Hall,
-    peer: IpAddr,
-    request: &Request,
-    response: &Response,
-    story: &Story,
-    bytes: u64,
-    duration: Duration,
-) {
+fn tell(hall: &Hall, peer: IpAddr, exchanged: &Exchanged<'_>, bytes: u64, duration: Duration) {
+    let Exchanged { site, request, response, story } = *exchanged;
     if let Some(refusal) = story.refused {
         REFUSALS.inc(refusal);
         tracing::debug!(reason = refusal.reason(), "a request was refused");
@@ -209,10 +215,10 @@ fn tell(
         bytes,
         duration,
         client: story.ip.unwrap_or(peer),
-        route: story.route.as_deref().unwrap_or_default(),
+        route: site.routes.name(story.route),
         cache: story.cache.as_str(),
         degraded: story.degraded,
-        limit: &story.limited_by,
+        limit: story.denial.as_ref().map_or("", |denial| site.limits.name(denial.standing.rule)),
         refused: story.refused.map(Refusal::reason).unwrap_or_default(),
         upstream: story.upstream.as_deref().unwrap_or_default(),
         trace_id: &trace,
@@ -233,7 +239,8 @@ fn tell_left(hall: &Hall, site: &Site, peer: IpAddr, request: &Request, duration
     // 499 is nginx's name for it.
     let status = StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST);
     let story = pipeline::abandoned(site, request);
-    tell(hall, peer, request, &Response::new(status), &story, 0, duration);
+    let response = Response::new(status);
+    tell(hall, peer, &Exchanged { site, request, response: &response, story: &story }, 0, duration);
 }
 
 /// The address without the port, as people know it.

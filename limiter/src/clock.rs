@@ -59,7 +59,12 @@ impl Clock {
 
     /// Reads the system's monotonic clock.
     pub fn now(&self) -> Moment {
-        Moment::ORIGIN + self.origin.elapsed()
+        self.at(Instant::now())
+    }
+
+    /// The moment of a clock that was read already; the origin, if that was before.
+    pub fn at(&self, instant: Instant) -> Moment {
+        Moment::ORIGIN + instant.saturating_duration_since(self.origin)
     }
 }
 

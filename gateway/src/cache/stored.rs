@@ -94,8 +94,7 @@ impl Standing {
 
 impl Object {
     /// Its standing now, as what `hit` holds: one that was purged softly is stale since then, one in doubt from now on.
-    pub fn standing_of(&self, hit: &Hit<Meta>) -> Standing {
-        let now = Instant::now();
+    pub fn standing_of(&self, hit: &Hit<Meta>, now: Instant) -> Standing {
         let Standing { age, lifetime } = self.standing(hit.age(now));
         let doubted = match hit.doubt(now) {
             None => return Standing { age, lifetime },

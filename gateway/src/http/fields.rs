@@ -239,6 +239,14 @@ impl Fields {
         self.text.capacity() + self.entries.capacity() * size_of::<Entry>()
     }
 
+    /// Appends every line of `other`, which holds nothing but its lines: those that are the same in many messages are made once.
+    pub fn append_all(&mut self, other: &Fields) {
+        let base = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
+        self.text.extend_from_slice(&other.text);
+        self.entries.extend(other.entries.iter().map(|entry| Entry { at: base.saturating_add(entry.at), ..*entry }));
+        self.present = KnownSet(self.present.0 | other.present.0);
+    }
+
     /// Becomes a copy of `other`, keeping its own buffers.
     pub fn copy_from(&mut self, other: &Fields) {
         self.text.clone_from(&other.text);

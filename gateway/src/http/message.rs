@@ -138,7 +138,7 @@ impl Request {
     pub fn set_target(&mut self, target: &str) {
         self.target.clear();
         self.target.push_str(target);
-        self.path_len = target.find('?').unwrap_or(target.len());
+        self.path_len = memchr::memchr(b'?', target.as_bytes()).unwrap_or(target.len());
     }
 }
 

@@ -71,8 +71,8 @@ struct Shown {
     tells: Tells,
     /// By class.
     counts: Vec<Arc<Count>>,
-    /// Likewise, the value of `RateLimit-Policy`, which is the same as long as the rule is.
-    policies: Vec<OnceLock<Box<[u8]>>>,
+    /// Likewise, the line of `RateLimit-Policy`, which is the same as long as the rule is.
+    policies: Vec<OnceLock<Fields>>,
 }
 
 impl Face {
@@ -90,9 +90,9 @@ impl Face {
         Face { rules: rules.collect() }
     }
 
-    /// The name of a rule; it is shared, not copied.
-    pub fn name(&self, rule: usize) -> Arc<str> {
-        self.rules.get(rule).map_or_else(Arc::default, |shown| Arc::clone(&shown.name))
+    /// The name of a rule.
+    pub fn name(&self, rule: usize) -> &str {
+        self.rules.get(rule).map_or("", |shown| &shown.name)
     }
 
     /// Counts what each rule said.
@@ -139,8 +139,7 @@ impl Face {
     fn write(&self, standing: &Standing, class: Class, fields: &mut Fields) {
         let Some(shown) = self.rules.get(standing.rule) else { return };
         if let Some(policy) = shown.policies.get(usize::from(class.0)) {
-            let policy = policy.get_or_init(|| shown.policy(standing));
-            fields.add_with(Known::RateLimitPolicy, |text| text.extend_from_slice(policy));
+            fields.append_all(policy.get_or_init(|| shown.policy(standing)));
         }
         if shown.tells == Tells::Everything {
             fields.add_with(Known::RateLimit, |text| {
@@ -151,12 +150,14 @@ impl Face {
 }
 
 impl Shown {
-    fn policy(&self, standing: &Standing) -> Box<[u8]> {
+    fn policy(&self, standing: &Standing) -> Fields {
         let window = standing.quota.window();
         let window = (window.as_secs() + u64::from(window.subsec_nanos() > 0)).max(1);
-        let mut text = Vec::new();
-        push_item(&mut text, &self.name, ("\";q=", u64::from(standing.quota.burst().get())), (";w=", window));
-        text.into()
+        let mut line = Fields::default();
+        line.add_with(Known::RateLimitPolicy, |text| {
+            push_item(text, &self.name, ("\";q=", u64::from(standing.quota.burst().get())), (";w=", window));
+        });
+        line
     }
 }
 

@@ -107,7 +107,7 @@ impl Passage<'_> {
             match tokio::time::timeout(patience, joiner.wait()).await {
                 Err(_) => break Lead::solo(),
                 Ok(Joined::Lead(lead)) => break lead,
-                Ok(Joined::Again) => {}
+                Ok(Joined::Again) => self.waited(),
                 Ok(Joined::Failed(kind)) => return Err(Error::Shared(kind)),
                 Ok(Joined::Stream(shared, mut reader)) => {
                     reader.take_trailers(takes_trailers(request));
@@ -136,14 +136,14 @@ impl Passage<'_> {
     /// Looks into the local tier; leaves the key that was found, or that will be filled, in `builder`.
     fn look(&self, builder: &mut KeyBuilder, caller: &Caller, request: &Request, asked: &Control) -> Found {
         key::primary(builder, &self.site.cache, request, &caller.region);
-        let mut hit = self.worker.view.local(&builder.key());
+        let mut hit = self.worker.view.local_at(&builder.key(), self.now);
         let mut why = Forward::UriMiss;
         if let Some(Meta::Varies { names, stamp, .. }) = hit.as_ref().map(|hit| &hit.meta) {
             let key = key::variant(builder, names, *stamp, &request.fields);
-            hit = self.worker.view.local(&key);
+            hit = self.worker.view.local_at(&key, self.now);
             why = Forward::VaryMiss;
         }
-        hit.map_or(Found::Nothing(why), |hit| judge(hit, asked))
+        hit.map_or(Found::Nothing(why), |hit| judge(hit, asked, self.now))
     }
 
     /// Asks the region's shard before the origin, and then those of its neighbours. `Err` brings a hit and its region; the lead was
@@ -161,20 +161,21 @@ impl Passage<'_> {
             return Ok(lead);
         }
         for _ in 0..2 {
-            let Remote::Found(hit) = self.worker.view.remote(&caller.region, &builder.key()).await else { break };
+            let found = self.worker.view.remote(&caller.region, &builder.key()).await;
+            self.waited();
+            let Remote::Found(hit) = found else { break };
             if let Meta::Varies { names, stamp, .. } = &hit.meta {
                 key::primary(builder, &self.site.cache, request, &caller.region);
                 key::variant(builder, names, *stamp, &request.fields);
                 continue;
             }
-            match judge(hit, asked) {
+            match judge(hit, asked, self.now) {
                 Found::Usable(hit) => {
                     lead.release();
                     return Err((hit, caller.region));
                 }
                 Found::Stale(hit, _) => {
-                    let now = Instant::now();
-                    let is_newer = |own: &Hit<Meta>| hit.age(now) < own.age(now);
+                    let is_newer = |own: &Hit<Meta>| hit.age(self.now) < own.age(self.now);
                     if self.stale.as_ref().is_none_or(is_newer) {
                         self.stale = Some(hit);
                     }
@@ -184,7 +185,9 @@ impl Passage<'_> {
             break;
         }
         for region in self.worker.view.store().fallback(&caller.region) {
-            if let Some(hit) = self.ask_neighbour(region, request, asked).await {
+            let found = self.ask_neighbour(region, request, asked).await;
+            self.waited();
+            if let Some(hit) = found {
                 lead.release();
                 return Err((hit, *region));
             }
@@ -208,7 +211,7 @@ impl Passage<'_> {
                 key::variant(&mut builder, names, *stamp, &request.fields);
                 continue;
             }
-            return match judge(hit, asked) {
+            return match judge(hit, asked, Instant::now()) {
                 Found::Usable(hit) => Some(hit),
                 Found::Stale(..) | Found::Nothing(_) | Found::Part(_) | Found::Pass => None,
             };
@@ -219,7 +222,7 @@ impl Passage<'_> {
     /// An answer from a stored object.
     pub(super) fn answer_from(&mut self, hit: &Hit<Meta>, request: &Request, response: &mut Response) -> Body<'static> {
         let Some(object) = policy::object(&hit.meta) else { return Body::EMPTY };
-        let standing = object.standing_of(hit);
+        let standing = object.standing_of(hit, self.now);
         self.story.standing = Some(standing);
         response.status = StatusCode::from_u16(object.status).unwrap_or(StatusCode::OK);
         response.fields.copy_from(&object.fields);
@@ -288,7 +291,14 @@ impl Passage<'_> {
         tokio::task::spawn_local(async move {
             let Some(route) = site.routes.iter().find(|route| route.settings.name == name) else { return };
             let mut story = Story::default();
-            let mut passage = Passage { worker: &worker, site: &site, peer, story: &mut story, stale: Some(stale) };
+            let mut passage = Passage {
+                worker: &worker,
+                site: &site,
+                peer,
+                now: Instant::now(),
+                story: &mut story,
+                stale: Some(stale),
+            };
             let mut response = Response::new(StatusCode::OK);
             let fetch = Fetch::begin(&passage, &policy, &caller, &request, key);
             let answer = passage.lead(route, fetch, lead, &request, &mut response).await;
@@ -300,13 +310,13 @@ impl Passage<'_> {
     }
 }
 
-fn judge(hit: Hit<Meta>, asked: &Control) -> Found {
+fn judge(hit: Hit<Meta>, asked: &Control, now: Instant) -> Found {
     let object = match &hit.meta {
         Meta::Object(object) | Meta::Part(object, _) => object,
         Meta::Pass => return Found::Pass,
         Meta::Varies { .. } => return Found::Nothing(Forward::UriMiss),
     };
-    let standing = object.standing_of(&hit);
+    let standing = object.standing_of(&hit, now);
     let accepts_stale = asked.max_stale.is_some_and(|limit| standing.staleness() <= limit) && !object.forbids_stale;
     let accepts_stale = accepts_stale && !is_unwatched(&hit);
     let is_usable = policy::may_use(object, standing, asked) || (accepts_stale && !object.must_validate);

@@ -30,7 +30,7 @@ impl Passage<'_> {
         }
         response.fields.copy_from(&object.fields);
         let body = policy::cut_part(request, *extent, hit.body(), response)?;
-        let standing = object.standing_of(hit);
+        let standing = object.standing_of(hit, self.now);
         self.story.standing = Some(standing);
         respond::write_age(standing.age, &mut response.fields);
         Some(Body::Bytes(body))

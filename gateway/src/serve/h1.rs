@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::Cache;
 
-use super::{CUTS, Cut, Enrolment, Hall, InFlight, UPGRADES, ip_of, poll_caught, tell};
+use super::{CUTS, Cut, Enrolment, Exchanged, Hall, InFlight, UPGRADES, ip_of, poll_caught, tell};
 use crate::degrade;
 use crate::hop;
 use crate::http::Limits;
@@ -18,7 +18,7 @@ use crate::http::body::{RequestBody, Source};
 use crate::http::h1::{self, Answer, ReadError, Refusal, SendError, Server, Waited};
 use crate::http::io::Io;
 use crate::http::message::{Request, Response, Scheme, StatusCode};
-use crate::pipeline::{self, Body, Site};
+use crate::pipeline::{self, Arrival, Body, Site};
 use crate::respond::Story;
 
 /// What becomes of the connection after an exchange.
@@ -141,7 +141,8 @@ async fn refuse(
     if answer.send(response, &mut body).await.is_err() {
         CUTS.inc(Cut::WriteFailed);
     }
-    tell(hall, ip_of(peer), request, response, &story, answer.body_sent(), Duration::ZERO);
+    let exchanged = Exchanged { site: &hall.site.load(), request, response, story: &story };
+    tell(hall, ip_of(peer), &exchanged, answer.body_sent(), Duration::ZERO);
 }
 
 /// One request and its answer.
@@ -154,8 +155,9 @@ async fn exchange(
     response: &mut Response,
     story: &mut Story,
 ) -> Next {
-    let in_flight = InFlight::begin();
     let ip = ip_of(peer);
+    let arrival = Arrival { peer: ip, at: Instant::now() };
+    let in_flight = InFlight::begin(arrival.at);
     let (mut incoming, mut answer) = server.exchange();
     let has_body = !incoming.is_done();
     // A request without a body leaves its connection free to be watched: the client's leaving ends everything at once.
@@ -164,7 +166,7 @@ async fn exchange(
     let mut watch = watch;
     let interim = request.interim.clone();
     let handled = {
-        let mut handling = pin!(pipeline::handle(&hall.worker, site, ip, request, body, response, story));
+        let mut handling = pin!(pipeline::handle(&hall.worker, site, arrival, request, body, response, story));
         poll_fn(|cx| {
             let polled = poll_caught(handling.as_mut(), cx);
             while let Some(mut early) = interim.take() {
@@ -209,11 +211,11 @@ async fn exchange(
         let took = in_flight.end();
         if let Some(mut tunnel) = out.into_tunnel() {
             let bytes = h1::relay(server, &mut tunnel.link, site.http.idle_timeout).await;
-            tell(hall, ip, request, response, story, bytes, took + began.elapsed());
+            tell(hall, ip, &Exchanged { site, request, response, story }, bytes, took + began.elapsed());
         }
         return Next::Close;
     }
-    tell(hall, ip, request, response, story, answer.body_sent(), in_flight.end());
+    tell(hall, ip, &Exchanged { site, request, response, story }, answer.body_sent(), in_flight.end());
     match after(sent) {
         Next::Another if story.must_close => Next::Close,
         next => next,

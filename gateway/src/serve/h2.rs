@@ -16,13 +16,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{CUTS, Cut, Hall, InFlight, ip_of, poll_caught, tell};
+use super::{CUTS, Cut, Exchanged, Hall, InFlight, ip_of, poll_caught, tell};
 use crate::degrade;
 use crate::http::alarm::Alarm;
 use crate::http::body::{BodyError, RequestBody, Source};
 use crate::http::h2::{self, Outgoing};
 use crate::http::message::{Length, Request, Response, Scheme, StatusCode};
-use crate::pipeline::{self, Body, Site};
+use crate::pipeline::{self, Arrival, Body, Site};
 use crate::respond::Story;
 
 /// Streams at once on one connection; the usual choice of servers.
@@ -127,8 +127,9 @@ async fn answer(
     stream: Stream,
 ) -> http::Response<Outgoing<Told>> {
     let site: Arc<Site> = hall.site.load_full();
-    let mut asked =
-        Asked { hall, site, peer, request: Request::default(), in_flight: Some(InFlight::begin()), _stream: stream };
+    let arrival = Arrival { peer: ip_of(peer), at: Instant::now().into_std() };
+    let in_flight = Some(InFlight::begin(arrival.at));
+    let mut asked = Asked { hall, site, arrival, request: Request::default(), in_flight, _stream: stream };
     let mut response = Response::new(StatusCode::OK);
     let (parts, body) = incoming.into_parts();
     let (out, story) = match h2::read_head(&parts, &body, &asked.site.http, &mut asked.request) {
@@ -170,7 +171,7 @@ async fn answer(
 struct Asked {
     hall: Rc<Hall>,
     site: Arc<Site>,
-    peer: SocketAddr,
+    arrival: Arrival,
     request: Request,
     /// Taken when the answer begins.
     in_flight: Option<InFlight>,
@@ -180,9 +181,8 @@ struct Asked {
 impl Asked {
     async fn run(&mut self, body: RequestBody<'static>, response: &mut Response, story: &mut Story) -> Body<'static> {
         let handled = {
-            let peer = ip_of(self.peer);
-            let mut handling =
-                pin!(pipeline::handle(&self.hall.worker, &self.site, peer, &mut self.request, body, response, story));
+            let Asked { hall, site, arrival, request, .. } = self;
+            let mut handling = pin!(pipeline::handle(&hall.worker, site, *arrival, request, body, response, story));
             poll_fn(|cx| poll_caught(handling.as_mut(), cx)).await
         };
         handled.unwrap_or_else(|_panic| {
@@ -195,7 +195,7 @@ impl Asked {
 impl Drop for Asked {
     fn drop(&mut self) {
         if let Some(in_flight) = self.in_flight.take() {
-            super::tell_left(&self.hall, &self.site, ip_of(self.peer), &self.request, in_flight.end());
+            super::tell_left(&self.hall, &self.site, self.arrival.peer, &self.request, in_flight.end());
         }
     }
 }
@@ -249,7 +249,8 @@ impl Drop for Told {
             End::Open if self.expected != Some(self.bytes) => CUTS.inc(Cut::ClientLeft),
             End::Open | End::Whole => {}
         }
-        let (asked, response, story) = (&self.asked, &self.response, &self.story);
-        tell(&asked.hall, ip_of(asked.peer), &asked.request, response, story, self.bytes, in_flight.end());
+        let Asked { hall, site, arrival, request, .. } = &self.asked;
+        let exchanged = Exchanged { site, request, response: &self.response, story: &self.story };
+        tell(hall, arrival.peer, &exchanged, self.bytes, in_flight.end());
     }
 }

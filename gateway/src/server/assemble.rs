@@ -65,7 +65,7 @@ pub(super) fn site(
         let cost = Cost::new(settings.cost);
         rules.check_cost(cost)?;
         let counts = kept.map(|route| Arc::clone(&route.counts)).unwrap_or_default();
-        routes.push(Route { settings: settings.clone(), upstream, breaker, rules, cost, counts });
+        routes.push(Route { settings: settings.clone(), index: routes.len(), upstream, breaker, rules, cost, counts });
     }
     let tiers = config.limit.weights.iter().map(|(name, _)| name.clone()).collect();
     Ok(Site {

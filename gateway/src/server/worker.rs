@@ -31,7 +31,7 @@ pub(super) fn run(
     shared: &Arc<Shared>,
     stage: watch::Receiver<Stage>,
 ) {
-    metrics::use_line(index);
+    metrics::use_line(index, shared.floor.workers());
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "a worker has no runtime"),

@@ -77,9 +77,13 @@ pub(super) struct Wishes {
     pub(super) expects_continue: bool,
 }
 
-/// Parses a whole head (its empty line included) into `request`, which is cleared first.
+/// Parses a whole head (its empty line included) into `request`, which is cleared first. What is refused may leave the last one's
+/// authority there.
 pub(super) fn parse(head: &[u8], limits: &Limits, request: &mut Request) -> Result<Wishes, Refusal> {
+    // Of the last request on this connection; most often this one's is the same, and need not be looked at again.
+    let authority = std::mem::take(&mut request.authority);
     request.clear();
+    request.authority = authority;
     let (version, target) = parse_lines(head, limits, request)?;
     request.version = version;
     let is_http10 = version == Version::Http10;
@@ -189,6 +193,10 @@ fn set_authority(from_target: Option<&str>, request: &mut Request) -> Result<(),
         return Err(Refusal::RepeatedHost);
     }
     let host = match host {
+        // An authority is valid, or empty.
+        Some(host) if from_target.is_none() && host == request.authority.as_bytes() && !host.is_empty() => {
+            return Ok(());
+        }
         Some(host) => {
             let host = std::str::from_utf8(host).map_err(|_| Refusal::BadHost)?;
             if !is_authority(host) {
@@ -208,6 +216,7 @@ fn set_authority(from_target: Option<&str>, request: &mut Request) -> Result<(),
         }
     }
     let mut authority = std::mem::take(&mut request.authority);
+    authority.clear();
     authority.push_str(host);
     authority.make_ascii_lowercase();
     request.authority = authority;
@@ -295,6 +304,38 @@ mod tests {
     fn parse_text(text: &str) -> Result<Request, Refusal> {
         let mut request = Request::default();
         parse(text.as_bytes(), &Limits::default(), &mut request).map(|_| request)
+    }
+
+    #[test]
+    fn what_was_read_before_changes_nothing() {
+        let mut heads = Vec::new();
+        for target in ["/", "http://a/", "http://b:80/x", "http://?/"] {
+            for version in ["HTTP/1.1", "HTTP/1.0"] {
+                for host in [
+                    "Host: a\r\n",
+                    "Host: A\r\n",
+                    "Host: b:80\r\n",
+                    "Host: a b\r\n",
+                    "Host:\r\n",
+                    "Host: \u{e9}\r\n",
+                    "",
+                ] {
+                    heads.push(format!("GET {target} {version}\r\n{host}\r\n"));
+                }
+            }
+        }
+        let seen = |read: &Result<Wishes, Refusal>, request: &Request| {
+            read.map(|_| (request.authority.clone(), request.target.clone(), request.version))
+        };
+        for before in &heads {
+            for head in &heads {
+                let (mut used, mut new) = (Request::default(), Request::default());
+                let _whatever_it_was = parse(before.as_bytes(), &Limits::default(), &mut used);
+                let [again, first] =
+                    [&mut used, &mut new].map(|request| parse(head.as_bytes(), &Limits::default(), request));
+                assert_eq!(seen(&again, &used), seen(&first, &new), "{before:?}, then {head:?}");
+            }
+        }
     }
 
     #[test]

@@ -130,18 +130,15 @@ impl Server {
 
     fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Waited> {
         let Reader { buffer, alarm, .. } = &mut self.reader;
-        // What makes a connection readable may be nothing to read: the first look at a socket, or messages of TLS.
-        while buffer.is_empty() && self.io.poll_readable(cx).is_ready() {
-            match buffer.poll_fill(&self.io, cx, 1) {
-                Poll::Ready(Ok(count)) if count > 0 => {}
-                Poll::Ready(_) => return Poll::Ready(Waited::Closed),
-                Poll::Pending => break,
-            }
-        }
         if !buffer.is_empty() {
             return Poll::Ready(Waited::Bytes);
         }
-        buffer.release();
+        // What makes a connection readable may be nothing to read: the first look at a socket, or messages of TLS.
+        match buffer.poll_fill(&self.io, cx, 1) {
+            Poll::Ready(Ok(count)) if count > 0 => return Poll::Ready(Waited::Bytes),
+            Poll::Ready(_) => return Poll::Ready(Waited::Closed),
+            Poll::Pending => buffer.release(),
+        }
         alarm.poll(cx).map(|()| Waited::Silent)
     }
 
