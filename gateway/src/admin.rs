@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::http::fields::Known;
 use crate::http::limits::Limits;
 use crate::http::message::{Method, Request, StatusCode};
-use crate::limit::{BadInquiry, Change, Inquiry};
+use crate::limit::{BadInquiry, Inquiry, Told};
 use crate::metrics;
 use crate::plain::{self, Bounds, Reply};
 use crate::purge::{BadOrder, Order, Outcome};
@@ -53,8 +53,8 @@ pub struct Views {
     pub status: Box<dyn Fn() -> serde_json::Value>,
     /// What is asked for most.
     pub hot: Box<dyn Fn() -> serde_json::Value>,
-    /// What limits do, and how they treat a caller.
-    pub limits: Box<dyn Fn(Inquiry) -> Result<serde_json::Value, BadInquiry>>,
+    /// What limits do, and how they treat a caller; changes end within seconds.
+    pub limits: Box<dyn Fn(Inquiry) -> LocalFuture<Result<Told, BadInquiry>>>,
     /// Follows an order to purge; ends within seconds.
     pub purge: Box<dyn Fn(Order) -> LocalFuture<Result<Outcome, BadOrder>>>,
 }
@@ -104,7 +104,7 @@ async fn answer(views: &Views, token: Option<&str>, request: &Request, peer: IpA
         };
     }
     if let Some(rest) = path.strip_prefix("/api/v1/limits") {
-        return limits(views, &request.method, rest, request.query().unwrap_or_default());
+        return limits(views, &request.method, rest, request.query().unwrap_or_default()).await;
     }
     let view: fn(&Views) -> Reply = match path {
         "/" => |_| {
@@ -125,7 +125,7 @@ async fn answer(views: &Views, token: Option<&str>, request: &Request, peer: IpA
 }
 
 /// `GET /api/v1/limits` and `/api/v1/limits/explain?...`; `POST` and `DELETE /api/v1/limits/RULE` for trials.
-fn limits(views: &Views, method: &Method, rest: &str, query: &str) -> Reply {
+async fn limits(views: &Views, method: &Method, rest: &str, query: &str) -> Reply {
     let is_read = matches!(*method, Method::GET | Method::HEAD);
     let inquiry = match (rest, method) {
         ("", _) if is_read => Ok(Inquiry::List),
@@ -134,17 +134,24 @@ fn limits(views: &Views, method: &Method, rest: &str, query: &str) -> Reply {
             return Reply::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed").with(Known::Allow, "GET, HEAD");
         }
         (rule, &Method::POST) if rule.starts_with('/') => Inquiry::change(&rule[1..], query),
-        (rule, &Method::DELETE) if rule.starts_with('/') => {
-            Ok(Inquiry::Change { rule: rule[1..].to_owned(), change: Change::End })
-        }
+        (rule, &Method::DELETE) if rule.starts_with('/') => Inquiry::end(&rule[1..], query),
         (rule, _) if rule.starts_with('/') => {
             let hint = "send POST with what to try, or DELETE to end a trial";
             return Reply::text(StatusCode::METHOD_NOT_ALLOWED, hint).with(Known::Allow, "POST, DELETE");
         }
         _ => return Reply::text(StatusCode::NOT_FOUND, "not found"),
     };
-    match inquiry.and_then(|inquiry| (views.limits)(inquiry)) {
-        Ok(value) => Reply::new(StatusCode::OK, JSON, value.to_string()),
+    let told = match inquiry {
+        Ok(inquiry) => (views.limits)(inquiry).await,
+        Err(bad) => Err(bad),
+    };
+    match told {
+        Ok(Told { value, is_complete }) => {
+            // As with a purge: what is not complete goes on by itself.
+            let status = if is_complete { StatusCode::OK } else { StatusCode::ACCEPTED };
+            Reply::new(status, JSON, value.to_string())
+        }
+        Err(bad @ BadInquiry::NoRoom(_)) => Reply::text(StatusCode::SERVICE_UNAVAILABLE, &bad.to_string()),
         Err(bad @ BadInquiry::NoRule(_)) => Reply::text(StatusCode::NOT_FOUND, &bad.to_string()),
         Err(bad) => Reply::text(StatusCode::BAD_REQUEST, &bad.to_string()),
     }
@@ -233,9 +240,14 @@ mod tests {
             ready: Box::new(move || Readiness { ready, draining: false, degraded: vec!["orders".to_owned()] }),
             status: Box::new(|| serde_json::json!({ "node": "n1" })),
             hot: Box::new(|| serde_json::json!({ "keys": [] })),
-            limits: Box::new(|inquiry| match inquiry {
-                Inquiry::Change { rule, .. } if rule != "device" => Err(BadInquiry::NoRule(rule)),
-                inquiry => Ok(serde_json::json!({ "asked": format!("{inquiry:?}") })),
+            limits: Box::new(|inquiry| {
+                let told = match inquiry {
+                    Inquiry::Change { rule, .. } if rule != "device" => Err(BadInquiry::NoRule(rule)),
+                    inquiry => {
+                        Ok(Told { value: serde_json::json!({ "asked": format!("{inquiry:?}") }), is_complete: true })
+                    }
+                };
+                Box::pin(async { told })
             }),
             purge: Box::new(|order| {
                 let missing = if order.is_soft { vec!["n2".to_owned()] } else { Vec::new() };

@@ -2,11 +2,13 @@
 //!
 //! Every decision is made in this process; the treasury of cluster rules is asked by a loop of its own, never by a request.
 
+mod change;
 mod face;
 mod inquiry;
 
+pub use change::Change;
 pub use face::{Face, Vote};
-pub use inquiry::{BadInquiry, Change, Inquiry};
+pub use inquiry::{BadInquiry, Inquiry, Told};
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, LazyLock};

@@ -6,6 +6,7 @@
 mod assemble;
 mod control;
 mod resources;
+mod trials;
 mod watch;
 mod worker;
 

@@ -110,6 +110,50 @@ fn a_large_text_is_kept_compressed_and_comes_back_whole() {
     assert!(texts[1] < texts[0], "zstd makes it shorter: {texts:?}");
 }
 
+/// What an operator tries out on one gateway holds on all that share the Redis, also on one that starts later.
+#[test]
+fn a_trial_holds_on_the_whole_fleet_or_on_the_one_node_that_is_named() {
+    let (redis, origin) = (Redis::start(), origin("no-store", Duration::ZERO));
+    let node = |name: &str| {
+        let rule = "[limits.device]\ntier = \"device\"\nrate = \"1/h\"\nburst = 2\n";
+        let rest = format!("[server]\nnode = \"{name}\"\n{rule}{}", rest(PATIENT, &[("default", &redis.url())]));
+        Gateway::start(&one_route(origin.address, "cache = { mode = \"off\" }\nlimits = [\"device\"]", &rest))
+    };
+    let change = |gateway: &Gateway, method: &str, query: &str| -> (u16, serde_json::Value) {
+        let target = format!("/api/v1/limits/device{query}");
+        let answer = Client::connect(gateway.admin).request(method, &target, &[("host", "localhost")], b"");
+        (answer.status, serde_json::from_slice(&answer.body).expect("JSON"))
+    };
+    let passed = |gateway: &Gateway| (0..6).filter(|_| gateway.get("/", &[]).status == 200).count();
+    let (one, other) = (node("one"), node("other"));
+    let told = |gateway: &Gateway| {
+        let (status, told) = change(gateway, "POST", "?mode=shadow&for=1h");
+        (status, told["acknowledged"].as_array().map_or(0, Vec::len), told["missing"].as_array().map_or(0, Vec::len))
+    };
+    // Both have to be in sight of the Redis.
+    wait_for(|| told(&one) == (200, 2, 0), 10 * SECOND);
+    assert_eq!((passed(&one), passed(&other)), (6, 6));
+    wait_for(|| !other.process.stderr.events("limit_changed").is_empty(), 5 * SECOND);
+
+    let (status, answer) = change(&other, "POST", "?mode=enforce&for=1h&node=one");
+    assert_eq!((status, &answer["acknowledged"]), (200, &serde_json::json!(["one"])), "{answer}");
+    assert_eq!((passed(&one), passed(&other)), (0, 6), "one has spent its two");
+    let late = node("late");
+    wait_for(|| passed(&late) == 6, 10 * SECOND);
+    let (status, answer) = change(&late, "DELETE", "");
+    assert_eq!((status, answer["acknowledged"].as_array().map(Vec::len)), (200, Some(3)), "{answer}");
+    assert_eq!((passed(&one), passed(&other), passed(&late)), (0, 0, 0));
+
+    // Alone, a trial is this node's.
+    drop(redis);
+    let (status, answer) = change(&one, "POST", "?mode=off&for=1h");
+    assert_eq!(
+        (status, &answer["acknowledged"], answer["untold"].as_array().map(Vec::len)),
+        (202, &serde_json::json!(["one"]), Some(1))
+    );
+    assert_eq!((passed(&one), passed(&other)), (6, 0));
+}
+
 #[test]
 fn what_a_region_does_not_have_its_neighbours_are_asked_for_in_their_order() {
     let (eu, us, origin) = (Redis::start(), Redis::start(), origin("max-age=60", Duration::ZERO));

@@ -1,10 +1,13 @@
-//! Owns what nodes of a fleet tell each other: purges, over every server of every region, and what servers tell of changes.
+//! Owns what nodes of a fleet tell each other: purges and notices, over every server of every region, and what servers tell of changes.
 //!
 //! A purge holds here at once. It is then numbered by the first server that answers, told to all of them under that number, and
 //! waited for: each node writes down how far it has read. A server that is away is told when it is back, and a purge that no
 //! server could be told waits for the first. A node that was cut off reads on from its place in the stream, or asks for the last
 //! purges of all tags where the stream is cut; so does one that has just started. What one node tells another reads at its own
 //! pace: nobody waits for the slow.
+//!
+//! A notice (see `notice`) holds here at once too, and is told to every server that can be reached; a node that starts hears those that
+//! hold.
 //!
 //! Entries that servers say were changed are compared with what is held: what this node wrote itself is left alone.
 //!
@@ -13,14 +16,18 @@
 
 mod event;
 mod line;
+mod notice;
 mod script;
+
+pub use notice::{NoRoom, Notice};
 
 use crate::entry::{EDITION_BYTES, Meta, Purge, Seal, UNNUMBERED};
 use crate::key::CacheKey;
 use crate::remote::Fault;
 use crate::store::Store;
-use event::{Event, Position};
+use event::{Event, Position, Said, What};
 use line::{BEAT_EVERY, Change, Connected, Line, News, Sign, Way};
+use notice::{Board, TEXT_MAX};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,6 +83,7 @@ pub struct Bus<M> {
     turn: Turn<()>,
     /// Some node has written down how far it has read.
     read_on: Notify,
+    board: Board,
     counts: Counts,
 }
 
@@ -107,6 +115,7 @@ struct Announced {
 #[derive(Default)]
 struct Counts {
     heard: AtomicU64,
+    notices: AtomicU64,
     changes: AtomicU64,
     losses: AtomicU64,
 }
@@ -116,6 +125,8 @@ struct Counts {
 pub struct BusReport {
     /// Purges heard from other nodes.
     pub heard: u64,
+    /// Notices likewise.
+    pub notices: u64,
     /// Entries that servers said were changed.
     pub changes: u64,
     /// Times that a server was lost sight of.
@@ -167,6 +178,7 @@ impl<M: Meta> Bus<M> {
             talk: Mutex::default(),
             turn: Turn::new(()),
             read_on: Notify::new(),
+            board: Board::default(),
             counts: Counts::default(),
         })
     }
@@ -197,6 +209,7 @@ impl<M: Meta> Bus<M> {
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         BusReport {
             heard: count(&self.counts.heard),
+            notices: count(&self.counts.notices),
             changes: count(&self.counts.changes),
             losses: count(&self.counts.losses),
             pending: self.talk().pending.len(),
@@ -258,6 +271,60 @@ impl<M: Meta> Bus<M> {
         }
         self.confirm(&last, to, deadline, &mut confirmation).await;
         Ok(confirmation)
+    }
+
+    /// Puts a notice up here and on every node of the fleet, or on the node `to` alone, and waits up to `within` for what they say. A
+    /// node that starts later hears what is up for all. Servers that cannot be told now are not told later: any other tells all nodes.
+    ///
+    /// # Errors
+    /// It was put up nowhere.
+    pub async fn say(
+        &self,
+        name: &str,
+        text: &str,
+        lasting: Duration,
+        to: Option<&str>,
+        within: Duration,
+    ) -> Result<Confirmation, NoRoom> {
+        let deadline = Instant::now() + within;
+        if name.len().max(text.len()) > TEXT_MAX {
+            return Err(NoRoom);
+        }
+        let version = self.board.next_version(name, self.store.wall_time());
+        let mut confirmation = Confirmation::default();
+        if to.is_none_or(|to| to == self.node) {
+            self.board.put(name, text, version, lasting)?;
+            confirmation.nodes.insert(self.node.clone());
+        }
+        let mut telling = JoinSet::new();
+        for (index, line) in self.lines.iter().enumerate().filter(|(_, line)| line.carries()) {
+            let Some(way) = line.way() else {
+                confirmation.untold.insert(line.label());
+                continue;
+            };
+            let (name, text, from) = (name.to_owned(), text.to_owned(), self.member.clone());
+            let to = to.unwrap_or(ALL).to_owned();
+            telling.spawn(async move { (index, way.say((&name, &text, version), lasting, &to, &from).await) });
+        }
+        let mut places = BTreeMap::new();
+        for (index, told) in telling.join_all().await {
+            match told {
+                Ok(at) => places.extend(at.map(|at| (index, at))),
+                Err(_) => _ = confirmation.untold.insert(self.lines[index].label()),
+            }
+        }
+        self.confirm(&places, to, deadline, &mut confirmation).await;
+        Ok(confirmation)
+    }
+
+    /// The notices that hold on this node.
+    pub fn notices(&self) -> Vec<Notice> {
+        self.board.list()
+    }
+
+    /// Waits until a notice was put up since the last call; for one who listens. Cancel safe.
+    pub async fn notices_changed(&self) {
+        self.board.changed().await;
     }
 
     /// Waits until every node has read on to one of the places, or is known not to.
@@ -413,7 +480,7 @@ impl<M: Meta> Bus<M> {
     async fn comes_up(&self, line: &Line, way: &Way, carries: bool, was_up: bool) -> Result<(), Fault> {
         self.ask_the_time(line, way).await?;
         if carries {
-            line.catch_up(way, |news| self.hear(news)).await?;
+            line.catch_up(way, |news| self.hear(line, news)).await?;
             self.beat(line, way).await?;
             line.is_heard();
         } else if line.is_in_the_dark() {
@@ -505,7 +572,7 @@ impl<M: Meta> Bus<M> {
     /// Reads what is new in the stream and writes down how far.
     async fn read_on(&self, line: &Line, way: &Way, is_due: bool) -> Result<(), Fault> {
         let before = line.position();
-        line.read(way, &mut |news| self.hear(news)).await?;
+        line.read(way, &mut |news| self.hear(line, news)).await?;
         if is_due || line.position() != before {
             self.beat(line, way).await?;
         }
@@ -560,19 +627,22 @@ impl<M: Meta> Bus<M> {
         Ok(())
     }
 
-    fn hear(&self, news: News) {
+    fn hear(&self, line: &Line, news: News) {
         let epochs = self.store.epochs();
         match news {
+            News::Said(said) => self.heed(line, &said),
             News::Floor(number) => epochs.forget_before(number),
             News::Purged(purge, number) => {
                 if !epochs.knows(purge, number) {
                     epochs.purge(purge, number);
                 }
             }
-            News::Event(Event { number, to, purge, from }) => {
-                if from == self.member || (to != ALL && to != self.node) {
-                    return;
-                }
+            News::Event(Event { to, from, .. }) if from == self.member || (to != ALL && to != self.node) => {}
+            News::Event(Event { what: What::Notice(said), .. }) => {
+                self.counts.notices.fetch_add(1, Ordering::Relaxed);
+                self.heed(line, &said);
+            }
+            News::Event(Event { to, what: What::Purge { purge, number }, .. }) => {
                 if to == ALL && epochs.knows(purge, number) {
                     return;
                 }
@@ -590,6 +660,16 @@ impl<M: Meta> Bus<M> {
                     self.talk().late.push((number, purge));
                 }
             }
+        }
+    }
+
+    /// Puts up what a server says; how long it still holds is reckoned by its clock.
+    fn heed(&self, line: &Line, said: &Said) {
+        let Some(&shard) = line.shards.first() else { return };
+        let now_ms = self.store.shards_here()[shard].clock().now().unix_ms;
+        let lasting = Duration::from_millis(said.until_ms.saturating_sub(now_ms));
+        if let Err(reason) = self.board.put(&said.name, &said.text, said.version, lasting) {
+            tracing::warn!(%reason, "a notice was not put up");
         }
     }
 

@@ -17,7 +17,7 @@ mod store;
 mod bus;
 mod treasury;
 
-pub use bus::{Bus, BusReport, Confirmation, TooMany};
+pub use bus::{Bus, BusReport, Confirmation, NoRoom, Notice, TooMany};
 pub use entry::{Compression, Doubt, Entry, Meta, Purge, Scope, Since};
 pub use hot::HotKey;
 pub use key::{BadRegion, CacheKey, KeyBuilder, KeyRef, Region, Tag};

@@ -329,3 +329,77 @@ async fn what_was_stored_during_an_outage_does_not_come_back_over_a_removal() {
     one.put("y").await;
     assert!(other.finds("y").await);
 }
+
+// What is said beside purges.
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+impl Node {
+    async fn say(&self, name: &str, text: &str, lasting: Duration, to: Option<&str>) -> shard::Confirmation {
+        self.bus.say(name, text, lasting, to, 3 * SECOND).await.unwrap()
+    }
+
+    /// What holds, as `name=text`.
+    fn notices(&self) -> Vec<String> {
+        self.bus.notices().into_iter().map(|notice| format!("{}={}", notice.name, notice.text)).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_notice_holds_on_all_nodes_or_on_one_until_its_time_is_over_or_another_follows() {
+    let servers = [Server::start(), Server::start()];
+    let urls = servers.each_ref().map(Server::url);
+    let (a, b) = (Node::ready("a", &urls).await, Node::ready("b", &urls).await);
+    let told = a.say("x", "one", HOUR, None).await;
+    assert_eq!((told.nodes.len(), told.missing.len(), told.untold.len()), (2, 0, 0), "{told:?}");
+    assert_eq!((a.notices(), b.notices()), (vec!["x=one".to_owned()], vec!["x=one".to_owned()]));
+    let told = b.say("x", "two of b", HOUR, Some("b")).await;
+    assert_eq!((told.nodes.len(), told.missing.len()), (1, 0), "{told:?}");
+    let told = b.say("y", "for a", SECOND, Some("a")).await;
+    assert_eq!((told.nodes.into_iter().collect::<Vec<_>>(), told.missing.len()), (vec!["a".to_owned()], 0));
+    assert_eq!((a.notices(), b.notices()), (vec!["x=one".into(), "y=for a".into()], vec!["x=two of b".to_owned()]));
+    // Who starts later hears what is up for all, and what is over is over for him as well.
+    let late = Node::ready("late", &urls).await;
+    assert_eq!(late.notices(), ["x=one"]);
+    until("its time is over", || a.notices() == ["x=one"]).await;
+    let told = late.say("x", "three", HOUR, None).await;
+    assert_eq!((told.nodes.len(), told.missing.len()), (3, 0), "{told:?}");
+    for node in [&a, &b, &late] {
+        assert_eq!(node.notices(), ["x=three"]);
+    }
+    let left: Vec<String> = redis::cmd("HKEYS").arg("tg:{bus}:notices").query(&mut servers[0].spy()).unwrap();
+    assert_eq!(left, ["x"], "what was said to one is not kept");
+}
+
+#[tokio::test]
+async fn a_notice_reaches_a_node_that_was_cut_off_and_needs_no_more_than_one_server() {
+    let (server, other) = (Server::start(), Server::start());
+    let proxy = Proxy::to(server.port()).await;
+    let urls = [server.url(), other.url()];
+    let near = Node::ready("near", &urls).await;
+    let far = Node::ready("far", &[proxy.url()]).await;
+    proxy.cut();
+    other.stop();
+    until("a server is out of sight", || !near.is_watching()).await;
+    let told = near.bus.say("x", "meanwhile", HOUR, None, SECOND).await.unwrap();
+    let list = |names: std::collections::BTreeSet<String>| names.into_iter().collect::<Vec<_>>();
+    assert_eq!((list(told.nodes), list(told.missing)), (vec!["near".to_owned()], vec!["far".to_owned()]));
+    assert_eq!(told.untold.len(), 1);
+    assert!(far.notices().is_empty());
+    proxy.mend();
+    until("it has heard it", || far.notices() == ["x=meanwhile"]).await;
+}
+
+#[tokio::test]
+async fn without_servers_a_notice_holds_here() {
+    let store = Store::<Page>::new(LocalSettings { memory_bytes: 1 << 20, hot_rate: 1_000 }, None).unwrap();
+    let bus = Bus::new(&store, "alone");
+    let told = bus.say("x", "one", HOUR, None, SECOND).await.unwrap();
+    assert_eq!((told.nodes.len(), told.missing.len(), told.untold.len()), (1, 0, 0));
+    assert_eq!(bus.notices()[0].text, "one");
+    bus.notices_changed().await;
+    let told = bus.say("x", "two", HOUR, Some("elsewhere"), SECOND).await.unwrap();
+    assert_eq!((told.nodes.len(), told.missing.len()), (0, 1));
+    assert_eq!(bus.notices()[0].text, "one");
+    assert!(bus.say("x", &"x".repeat(1_000), HOUR, None, SECOND).await.is_err());
+}

@@ -381,6 +381,7 @@ async fn a_user_that_may_do_what_the_documentation_says_is_enough_and_one_that_m
     node.until_all_are_found(10 * SECOND).await;
     let everything = Purge { scope: Scope::Everything, is_soft: false };
     assert!(node.bus.purge(&[everything], None, SECOND).await.unwrap().untold.is_empty());
+    assert!(node.bus.say("x", "text", 60 * SECOND, None, SECOND).await.unwrap().untold.is_empty());
     node.view.remove(&REGION, &KeyBuilder::new().part(b"1").key());
     assert!(node.view.flush(SECOND).await);
     let denied =

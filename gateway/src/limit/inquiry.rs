@@ -1,18 +1,16 @@
-//! What operators ask of limits and change about them for a while, on the admin address.
+//! What operators ask of limits on the admin address.
 //!
-//! Refuses trials without an end. Invariant: an explanation charges nobody.
+//! Invariant: an explanation charges nobody.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use limiter::{Explanation, Limiter, Mode, Percent, RuleError, Tier, Trial};
+use limiter::{Explanation, Limiter, Mode, Tier};
 use serde_json::{Value, json};
 
+use super::change::Change;
 use super::{CLOCK, Settings};
 use crate::identify::{Described, Identity};
-
-/// A trial nobody ends by hand ends by then, at the latest: long enough for a week's traffic and its Monday.
-const TRIAL_MAX: Duration = Duration::from_secs(8 * 86_400);
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,30 +22,17 @@ pub enum Inquiry {
     Change {
         rule: String,
         change: Change,
+        /// The one node that is meant, instead of all of the fleet.
+        node: Option<String>,
     },
 }
 
-/// What is done to a rule for a while.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Change {
-    /// What is not named is as configured.
-    Try { mode: Option<Mode>, percent: Option<Percent>, lasting: Duration },
-    /// Back to what is configured.
-    End,
-}
-
-impl Change {
-    /// As a log tells it.
-    pub fn told(&self) -> String {
-        match self {
-            Change::Try { mode: named, percent, lasting } => {
-                let mode = named.map_or_else(String::new, |named| format!("{} ", mode(named)));
-                let percent = percent.map_or_else(String::new, |percent| format!("for {} % ", percent.get()));
-                format!("{mode}{percent}during {} s", lasting.as_secs())
-            }
-            Change::End => "as configured".to_owned(),
-        }
-    }
+/// What is answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    pub value: Value,
+    /// False where a change was not confirmed by every node in time.
+    pub is_complete: bool,
 }
 
 /// Why an inquiry has no answer.
@@ -63,45 +48,27 @@ pub enum BadInquiry {
     Bad(String, &'static str),
     #[error("say who: ip=ADDRESS, and what else identifies the caller: device=, user=, tier=, key=RULE:VALUE")]
     Nobody,
+    #[error(transparent)]
+    NoRoom(#[from] shard::NoRoom),
     #[error("there is no rule `{0}`")]
     NoRule(String),
     #[error("rule `{0}` does not count by a key")]
     NotKey(String),
 }
 
-const CHANGES: &str = "mode, percent and for";
 const DESCRIPTIONS: &str = "ip, device, user, issuer, tier and key";
 
 impl Inquiry {
     /// Reads what a trial is to be: `mode=shadow&percent=10&for=15m`.
     pub fn change(rule: &str, query: &str) -> Result<Inquiry, BadInquiry> {
-        let (mut mode, mut percent, mut lasting) = (None, None, None);
-        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
-            let bad = |what| BadInquiry::Bad(value.clone().into_owned(), what);
-            match &*name {
-                "mode" => {
-                    mode = Some(match &*value {
-                        "enforce" => Mode::Enforce,
-                        "shadow" => Mode::Shadow,
-                        "off" => Mode::Off,
-                        _ => return Err(bad("enforce, shadow or off")),
-                    });
-                }
-                "percent" => {
-                    let percentage = value.parse().ok().and_then(|number: u8| Percent::try_from(number).ok());
-                    percent = Some(percentage.ok_or_else(|| bad("a whole number from 0 to 100"))?);
-                }
-                "for" => {
-                    lasting =
-                        Some(span(&value).ok_or_else(|| bad("a duration such as 90s, 15m or 2h, at most 8 days"))?)
-                }
-                _ => return Err(BadInquiry::Unknown(name.into_owned(), CHANGES)),
-            }
-        }
-        let (Some(lasting), true) = (lasting, mode.is_some() || percent.is_some()) else {
-            return Err(BadInquiry::NoTrial);
-        };
-        Ok(Inquiry::Change { rule: rule.to_owned(), change: Change::Try { mode, percent, lasting } })
+        let (change, node) = Change::read(query)?;
+        Ok(Inquiry::Change { rule: rule.to_owned(), change, node })
+    }
+
+    /// Reads where a trial is to end: `node=n1`, or everywhere.
+    pub fn end(rule: &str, query: &str) -> Result<Inquiry, BadInquiry> {
+        let (change, node) = Change::read_end(query)?;
+        Ok(Inquiry::Change { rule: rule.to_owned(), change, node })
     }
 
     /// Reads who is to be explained: `ip=192.0.2.1&device=abc&user=alice&tier=gold&key=tenants:acme`.
@@ -129,49 +96,17 @@ impl Inquiry {
         Ok(Inquiry::Explain(who))
     }
 
-    /// Answers, or does what is asked.
+    /// What is known of it here. A change is answered with the rules as they are.
     pub fn answer(&self, limiter: &Limiter, settings: &Settings, identity: &Identity) -> Result<Value, BadInquiry> {
         match self {
-            Inquiry::List => Ok(list(limiter, settings)),
             Inquiry::Explain(who) => explain(limiter, settings, identity, who),
-            Inquiry::Change { rule, change } => {
-                self::change(limiter, settings, rule, *change)?;
+            Inquiry::List => Ok(list(limiter, settings)),
+            Inquiry::Change { rule, .. } if settings.rules.iter().any(|own| *own.rule.name == **rule) => {
                 Ok(list(limiter, settings))
             }
+            Inquiry::Change { rule, .. } => Err(BadInquiry::NoRule(rule.clone())),
         }
     }
-}
-
-/// A whole number of s, m, h or d.
-fn span(text: &str) -> Option<Duration> {
-    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        _ => return None,
-    };
-    let span = Duration::from_secs(number.parse::<u64>().ok()?.checked_mul(seconds)?);
-    (!span.is_zero() && span <= TRIAL_MAX).then_some(span)
-}
-
-/// A rule and what belongs to it change together.
-fn change(limiter: &Limiter, settings: &Settings, rule: &str, change: Change) -> Result<(), BadInquiry> {
-    let missing = |_: RuleError| BadInquiry::NoRule(rule.to_owned());
-    let own = settings.rules.iter().find(|own| &*own.rule.name == rule);
-    let own = own.ok_or_else(|| BadInquiry::NoRule(rule.to_owned()))?;
-    for name in own.names() {
-        match change {
-            Change::Try { mode, percent, lasting } => {
-                let trial = Trial { mode: mode.unwrap_or(own.rule.mode), percent: percent.unwrap_or(own.rule.percent) };
-                limiter.try_out(&name, trial, CLOCK.now() + lasting)
-            }
-            Change::End => limiter.end_trial(&name),
-        }
-        .map_err(missing)?;
-    }
-    Ok(())
 }
 
 fn list(limiter: &Limiter, settings: &Settings) -> Value {
@@ -276,7 +211,7 @@ fn tier(tier: Tier) -> &'static str {
     }
 }
 
-fn mode(mode: Mode) -> &'static str {
+pub(super) fn mode(mode: Mode) -> &'static str {
     match mode {
         Mode::Enforce => "enforce",
         Mode::Shadow => "shadow",
@@ -287,32 +222,6 @@ fn mode(mode: Mode) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_trial_wants_an_end_and_something_to_try() {
-        let change = |query| Inquiry::change("device", query);
-        let percent = Some(Percent::try_from(10).expect("a percentage"));
-        let expected = Change::Try { mode: Some(Mode::Shadow), percent, lasting: Duration::from_secs(900) };
-        assert_eq!(
-            change("mode=shadow&percent=10&for=15m"),
-            Ok(Inquiry::Change { rule: "device".into(), change: expected })
-        );
-        for query in ["", "mode=shadow", "for=15m"] {
-            assert_eq!(change(query), Err(BadInquiry::NoTrial), "{query}");
-        }
-        for query in [
-            "mode=x&for=1s",
-            "percent=101&for=1s",
-            "percent=-1&for=1s",
-            "mode=off&for=0s",
-            "mode=off&for=9d",
-            "mode=off&for=1",
-            "mode=off&for=m",
-        ] {
-            assert!(matches!(change(query), Err(BadInquiry::Bad(..))), "{query}");
-        }
-        assert!(matches!(change("mode=off&for=1s&x=1"), Err(BadInquiry::Unknown(..))));
-    }
 
     #[test]
     fn an_explanation_wants_somebody() {

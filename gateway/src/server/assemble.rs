@@ -189,9 +189,13 @@ fn expose_stores(shared: &Arc<Shared>) {
     let bus = Arc::clone(&shared.bus);
     metrics::expose_counter_with("tidegate_bus", "What the bus of the fleet brought, by kind.", move |emit| {
         let report = bus.report();
-        for (kind, count) in
-            [("purge_heard", report.heard), ("entry_changed", report.changes), ("sight_lost", report.losses)]
-        {
+        let counts = [
+            ("purge_heard", report.heard),
+            ("notice_heard", report.notices),
+            ("entry_changed", report.changes),
+            ("sight_lost", report.losses),
+        ];
+        for (kind, count) in counts {
             emit(&[("kind", kind)], count);
         }
     });

@@ -13,10 +13,11 @@ use serde_json::json;
 use shard::{BreakerState, Fault, FaultCounts, RedisTreasury, ShardReport};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
+use super::trials::Trials;
 use super::watch::Watch;
 use super::{AdminSettings, Origin, Shared, Stage, StartError, assemble};
 use crate::admin::{self, Readiness, Views};
@@ -24,7 +25,7 @@ use crate::breaker;
 use crate::cache::key;
 use crate::config::Config;
 use crate::event::{self, Event};
-use crate::limit::{self, BadInquiry, Inquiry};
+use crate::limit;
 use crate::purge::{BadOrder, Order, Outcome};
 use crate::serve;
 
@@ -34,8 +35,8 @@ const DRAIN_GLANCE: Duration = Duration::from_millis(10);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How long after the start a cluster limit may be without its first grant.
 const FIRST_GRANTS: Duration = Duration::from_secs(1);
-/// How long the other nodes of a fleet have to confirm a purge.
-const PURGE_WITHIN: Duration = Duration::from_secs(3);
+/// How long the other nodes of a fleet have to confirm what they are told.
+pub(super) const CONFIRM_WITHIN: Duration = Duration::from_secs(3);
 /// What saying goodbye to a fleet may take.
 const LEAVE_WITHIN: Duration = Duration::from_millis(200);
 /// How long after the start a server's purges may be unknown.
@@ -66,12 +67,12 @@ async fn control(
 ) -> Result<(), StartError> {
     let admin_settings: AdminSettings = Arc::new(ArcSwap::from_pointee(shared.config.load().admin.clone()));
     let listener = tokio::net::TcpListener::from_std(admin_socket)?;
-    let (is_draining, limits_changed) = (Rc::new(Cell::new(false)), Rc::new(Notify::new()));
+    let (is_draining, trials) = (Rc::new(Cell::new(false)), Rc::new(Trials::new(shared)));
     let (admin_stop, admin_stopped) = watch::channel(false);
     let admin = spawn_local(admin::serve(
         listener,
         Arc::clone(&admin_settings),
-        views(shared, &is_draining, &limits_changed),
+        views(shared, &is_draining, &trials),
         admin_stopped,
     ));
     let mut endings = Endings::new()?;
@@ -94,7 +95,8 @@ async fn control(
                 watch.look();
                 "signal"
             }
-            () = limits_changed.notified() => {
+            () = shared.bus.notices_changed() => {
+                trials.heed();
                 suppliers.renew(shared);
                 continue;
             }
@@ -103,6 +105,7 @@ async fn control(
         if let Origin::File(file) = &origin {
             reload(shared, file, source, &admin_settings);
             watch.renew(files(file, &shared.config.load()));
+            trials.heed();
             suppliers.renew(shared);
         }
     }
@@ -349,22 +352,10 @@ fn tell_of_limits(shared: &Shared, on_share: &mut HashSet<Arc<str>>) {
     }
 }
 
-/// Answers what is asked of limits; what is changed is logged, and may want a cluster rule supplied.
-fn inquire(shared: &Shared, changed: &Notify, inquiry: &Inquiry) -> Result<serde_json::Value, BadInquiry> {
-    let (site, config) = (shared.site.load(), shared.config.load());
-    let answer = inquiry.answer(&site.limiter, &config.limit, &site.identity)?;
-    if let Inquiry::Change { rule, change } = inquiry {
-        Event::LimitChanged { rule, what: &change.told() }.emit();
-        changed.notify_one();
-    }
-    Ok(answer)
-}
-
-fn views(shared: &Arc<Shared>, is_draining: &Rc<Cell<bool>>, limits_changed: &Rc<Notify>) -> Views {
+fn views(shared: &Arc<Shared>, is_draining: &Rc<Cell<bool>>, trials: &Rc<Trials>) -> Views {
     let (ready_shared, ready_draining) = (Arc::clone(shared), Rc::clone(is_draining));
     let (status_shared, status_draining) = (Arc::clone(shared), Rc::clone(is_draining));
-    let (purge_shared, hot_shared, limits_shared) = (Arc::clone(shared), Arc::clone(shared), Arc::clone(shared));
-    let limits_changed = Rc::clone(limits_changed);
+    let (purge_shared, hot_shared, trials) = (Arc::clone(shared), Arc::clone(shared), Rc::clone(trials));
     Views {
         ready: Box::new(move || {
             let draining = ready_draining.get();
@@ -372,7 +363,7 @@ fn views(shared: &Arc<Shared>, is_draining: &Rc<Cell<bool>>, limits_changed: &Rc
         }),
         status: Box::new(move || status(&status_shared, status_draining.get())),
         hot: Box::new(move || hot(&hot_shared)),
-        limits: Box::new(move |inquiry| inquire(&limits_shared, &limits_changed, &inquiry)),
+        limits: Box::new(move |inquiry| Box::pin(Rc::clone(&trials).inquire(inquiry))),
         purge: Box::new(move |order| Box::pin(follow(Arc::clone(&purge_shared), order))),
     }
 }
@@ -380,7 +371,7 @@ fn views(shared: &Arc<Shared>, is_draining: &Rc<Cell<bool>>, limits_changed: &Rc
 /// Purges here and on the other nodes of the fleet.
 async fn follow(shared: Arc<Shared>, order: Order) -> Result<Outcome, BadOrder> {
     let purges = order.purges(&shared.site.load().cache)?;
-    let confirmed = shared.bus.purge(&purges, order.node.as_deref(), PURGE_WITHIN).await?;
+    let confirmed = shared.bus.purge(&purges, order.node.as_deref(), CONFIRM_WITHIN).await?;
     let list = |names: std::collections::BTreeSet<String>| names.into_iter().collect();
     let outcome = Outcome {
         acknowledged: list(confirmed.nodes),

@@ -30,16 +30,41 @@ impl FromStr for Position {
     }
 }
 
-/// A purge as the bus tells it.
+/// What is told on the bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Event {
-    pub(super) number: u64,
     /// `*` or a node.
     pub(super) to: String,
-    pub(super) purge: Purge,
+    pub(super) what: What,
     /// The member that told it.
     pub(super) from: String,
 }
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Purge { purge: Purge, number: u64 },
+    Notice(Said),
+}
+
+/// A notice as a server keeps it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) name: String,
+    pub(super) text: String,
+    pub(super) version: u64,
+    /// By the server's clock, in milliseconds since 1970.
+    pub(super) until_ms: u64,
+}
+
+/// `version until text`, as a server keeps a notice by its name.
+pub(super) fn said(name: String, kept: &str) -> Option<Said> {
+    let mut parts = kept.splitn(3, ' ');
+    let (version, until_ms) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    Some(Said { name, text: parts.next()?.to_owned(), version, until_ms })
+}
+
+/// What a notice's `what` is, which no purge's is.
+pub(super) const NOTICE: &str = "notice";
 
 /// `*`, or a tag's hash in hexadecimal; `:s` after it where it is purged softly.
 pub(super) fn told(purge: Purge) -> String {
@@ -76,12 +101,11 @@ fn entry(value: &Value) -> Option<(Position, Option<Event>)> {
         pairs.next().map(|pair| pair[1].clone())
     };
     let event = || {
-        Some(Event {
-            number: field("n")?.parse().ok()?,
-            to: field("to")?,
-            purge: understood(&field("what")?)?,
-            from: field("from")?,
-        })
+        let what = match &*field("what")? {
+            NOTICE => What::Notice(said(field("name")?, &field("said")?)?),
+            purge => What::Purge { purge: understood(purge)?, number: field("n")?.parse().ok()? },
+        };
+        Some(Event { to: field("to")?, what, from: field("from")? })
     };
     Some((position, event()))
 }
@@ -98,7 +122,7 @@ mod tests {
                 assert_eq!(understood(&told(purge)), Some(purge));
             }
         }
-        for what in ["", ":s", "x", "0123456789abcdeg", "0123456789abcdef0"] {
+        for what in [NOTICE, "", ":s", "x", "0123456789abcdeg", "0123456789abcdef0"] {
             assert_eq!(understood(what), None, "{what}");
         }
     }
@@ -115,13 +139,21 @@ mod tests {
     fn an_entry_that_is_not_understood_has_its_place() {
         let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         let fields = ["n", "7", "to", "*", "what", "*:s", "from", "a/1"].map(text).to_vec();
+        let said = ["n", "0", "to", "b", "what", NOTICE, "from", "a/1", "name", "x", "said", "5 60 a text"];
+        let bad = ["n", "0", "to", "b", "what", NOTICE, "from", "a/1", "name", "x", "said", "5 a text"].map(text);
         let reply = Value::Array(vec![
             Value::Array(vec![text("1-0"), Value::Array(fields)]),
             Value::Array(vec![text("1-1"), Value::Array(vec![text("what"), text("later")])]),
+            Value::Array(vec![text("1-2"), Value::Array(said.map(text).to_vec())]),
+            Value::Array(vec![text("1-3"), Value::Array(bad.to_vec())]),
         ]);
         let entries = entries(&reply).unwrap();
-        let event = entries[0].1.as_ref().unwrap();
-        assert_eq!((event.number, event.purge.is_soft, event.from.as_str()), (7, true, "a/1"));
+        let event = |to: &str, what| Some(Event { to: to.into(), what, from: "a/1".into() });
+        let purge = Purge { scope: Scope::Everything, is_soft: true };
+        assert_eq!(entries[0].1, event("*", What::Purge { purge, number: 7 }));
         assert_eq!(entries[1], ("1-1".parse().unwrap(), None));
+        let said = Said { name: "x".into(), text: "a text".into(), version: 5, until_ms: 60 };
+        assert_eq!(entries[2].1, event("b", What::Notice(said)));
+        assert_eq!(entries[3].1, None);
     }
 }

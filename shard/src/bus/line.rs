@@ -6,8 +6,11 @@
 //! Refuses to stay up where changes may have been lost: a queue that overflows ends the line.
 //! Invariant: while a line is up, a change on its server reaches this process within `BEAT` or the line goes down.
 
-use super::event::{self, Event, Position};
-use super::script::{BEAT, BUS, BUS_TAG, EVENTS, EVENTS_MAX, FORGET_MS, NODES, STATE, TAGS, TAGS_KEPT, TELL};
+use super::event::{self, Event, NOTICE, Position, Said, What};
+use super::notice::NOTICES_MAX;
+use super::script::{
+    BEAT, BUS, BUS_TAG, EVENTS, EVENTS_MAX, FORGET_MS, NODES, NOTICES, SAY, STATE, TAGS, TAGS_KEPT, TELL,
+};
 use crate::entry::Purge;
 use crate::placement::{PREFIX, named};
 use crate::remote::{Cluster, Fault, Site, Spot};
@@ -184,6 +187,8 @@ impl Line {
     /// Reads what the stream has to say since it was last read, in order, and where it was cut or lost meanwhile, what was purged.
     /// `floor` is told the number below which purges were forgotten.
     pub(super) async fn catch_up(&self, way: &Way, mut hear: impl FnMut(News)) -> Result<(), Fault> {
+        // Those that hold, however long ago they were put up.
+        way.notices().await?.into_iter().for_each(|said| hear(News::Said(said)));
         let (first, last) = way.ends().await?;
         let known = self.position();
         let is_whole =
@@ -215,7 +220,9 @@ impl Line {
             let is_end = entries.len() < PIECE;
             for (position, event) in entries {
                 if let Some(event) = event {
-                    self.note_number(event.number);
+                    if let What::Purge { number, .. } = event.what {
+                        self.note_number(number);
+                    }
                     hear(News::Event(event));
                 }
                 self.heard().position = Some(position);
@@ -243,6 +250,8 @@ pub(super) enum News {
     Purged(Purge, u64),
     /// Purges up to this number were forgotten.
     Floor(u64),
+    /// A notice that may not be in the stream any more.
+    Said(Said),
 }
 
 impl Way {
@@ -276,6 +285,32 @@ impl Way {
         let reply = self.ask(&tell).await?.pop().ok_or(Fault::Protocol)?;
         let [number, id]: [String; 2] = from_redis_value_ref(&reply).map_err(|_| Fault::Protocol)?;
         Ok(Told { number: number.parse().map_err(|_| Fault::Protocol)?, at: id.parse().ok() })
+    }
+
+    /// Says a notice that holds for so long; where it stands in the stream, unless the server knew it.
+    pub(super) async fn say(
+        &self,
+        (name, text, version): (&str, &str, u64),
+        lasting: Duration,
+        to: &str,
+        from: &str,
+    ) -> Result<Option<Position>, Fault> {
+        let mut say = Pipeline::with_capacity(1);
+        say.cmd("EVAL").arg(SAY).arg(2).arg(EVENTS).arg(NOTICES);
+        say.arg(name).arg(version).arg(text).arg(lasting.as_millis() as u64).arg(to).arg(from);
+        say.arg(NOTICE).arg(EVENTS_MAX).arg(NOTICES_MAX);
+        let reply = self.ask(&say).await?.pop().ok_or(Fault::Protocol)?;
+        let id: String = from_redis_value_ref(&reply).map_err(|_| Fault::Protocol)?;
+        Ok(id.parse().ok())
+    }
+
+    /// Every notice to all nodes that the server keeps.
+    async fn notices(&self) -> Result<Vec<Said>, Fault> {
+        let mut ask = Pipeline::with_capacity(1);
+        ask.cmd("HGETALL").arg(NOTICES);
+        let reply = self.ask(&ask).await?.pop().ok_or(Fault::Protocol)?;
+        let all: HashMap<String, String> = from_redis_value_ref(&reply).map_err(|_| Fault::Protocol)?;
+        Ok(all.into_iter().filter_map(|(name, kept)| event::said(name, &kept)).collect())
     }
 
     /// A sign of life of `member`, who has read up to `position` and knows `number` from this server.

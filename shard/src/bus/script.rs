@@ -5,6 +5,7 @@
 //! tg:{bus}:tags     sorted set: what was purged last, with the number of that purge
 //! tg:{bus}:state    hash: last (the highest number), floor (of the purges that were forgotten, the last)
 //! tg:{bus}:nodes    hash: member -> position in the stream, milliseconds of its last sign of life
+//! tg:{bus}:notices  hash: name -> version, until (milliseconds of the server's clock), text
 //! ```
 //! Numbers are microseconds of the server's clock and never go back; a purge has the same number on all servers.
 //!
@@ -16,6 +17,7 @@ pub(super) const EVENTS: &str = "tg:{bus}:events";
 pub(super) const TAGS: &str = "tg:{bus}:tags";
 pub(super) const STATE: &str = "tg:{bus}:state";
 pub(super) const NODES: &str = "tg:{bus}:nodes";
+pub(super) const NOTICES: &str = "tg:{bus}:notices";
 
 pub(super) const BUS: &str = "tg:{bus}:";
 pub(super) const BUS_TAG: &str = "bus";
@@ -73,4 +75,29 @@ if tonumber(last) < tonumber(ARGV[4]) then
   redis.call('HSET', KEYS[2], 'last', ARGV[4], 'floor', ARGV[4])
 end
 return last
+";
+
+/// KEYS events, notices; ARGV name, version, text, for how many milliseconds it holds, to, from, `what`, most events, most notices.
+/// Returns the event's id, which is empty where the server knew this one or a later one. What is said to one node is not kept.
+pub(super) const SAY: &str = r"
+local clock = redis.call('TIME')
+local ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local function ends(kept) return tonumber(string.match(kept, '^%d+ (%d+) ') or '0') end
+local said = ARGV[2] .. ' ' .. string.format('%.0f', ms + ARGV[4]) .. ' ' .. ARGV[3]
+if ARGV[5] == '*' then
+  local known = redis.call('HGET', KEYS[2], ARGV[1])
+  if known and tonumber(string.match(known, '^%d+') or '0') >= tonumber(ARGV[2]) then return '' end
+  local all = redis.call('HGETALL', KEYS[2])
+  local count = #all / 2
+  for i = 1, #all, 2 do
+    if ends(all[i + 1]) <= ms then
+      redis.call('HDEL', KEYS[2], all[i])
+      count = count - 1
+    end
+  end
+  if count >= tonumber(ARGV[9]) and not known then return redis.error_reply('ERR too many notices') end
+  redis.call('HSET', KEYS[2], ARGV[1], said)
+end
+return redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[8], '*',
+  'n', '0', 'to', ARGV[5], 'what', ARGV[7], 'from', ARGV[6], 'name', ARGV[1], 'said', said)
 ";
