@@ -149,7 +149,7 @@ renders redis-tls 'nodes = 40' 'deadline = "10ms"' 'compress_from = "16KiB"' 'co
   'remote_object_bytes = "2MiB"' 'key_ignore_query = ["utm_*", "fbclid"]'
 renders redis-regions 'fallback = ["us_east","default"]' 'region = ["header:x-region","host:"]' 'region_default = "eu-west"' \
   'breaker = { error_ratio = 0.25, minimum = 50, open = "10s" }' 'device = ["header:x-device-id"]'
-renders callers 'device = ["header:x-device-id","cookie:device","path:2"]' 'user = "header:x-user-id"' 'tier = "header:x-user-tier"' \
+renders callers 'device = ["header:x-device-id","cookie:device","path:2"]' 'user = "header:x-user-id"' 'tier = "header:x-user-tier"' 'forwarded_field = "x-forwarded-for"' \
   'anonymous = 0.5' 'gold = 2' '"platinum.eu" = 3.2' \
   'exempt = ["10.1.0.0/16","fd00::/8","user:backup"]' 'denied = ["192.0.2.7","2001:db8::1","device:stolen"]' \
   'per_address = 0' 'percent = 0' 'keys = 16777216' 'headers = "policy"' '[limits."tenant.v1"]' 'tier = "key"' 'key = "header:x-tenant"' 'keys = 2000' \

@@ -114,11 +114,18 @@ fn add_upgrade(protocol: Option<&[u8]>, fields: &mut Fields) {
     }
 }
 
-/// Turns a client's request into the one the origin gets. `trusted_chain` is whom the request came through so far, by those who may be believed; with
-/// it, what the trusted peer says of the original scheme and host is believed too.
-pub fn forward(request: &mut Request, peer: IpAddr, trusted_chain: Option<&str>) {
-    let said = |known| trusted_chain.and(request.fields.get(known)).map(<[u8]>::to_vec);
-    let (proto, host) = (said(Known::XForwardedProto), said(Known::XForwardedHost));
+/// What a trusted peer says of the request before it came here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// Whom it came through, the client first, as `X-Forwarded-For` has it; can be empty.
+    pub chain: String,
+    pub proto: Option<Vec<u8>>,
+    pub host: Option<Vec<u8>>,
+}
+
+/// Turns a client's request into the one the origin gets. `heard` is what a peer says that may be believed.
+pub fn forward(request: &mut Request, peer: IpAddr, heard: Option<Heard>) {
+    let Heard { chain, proto, host } = heard.unwrap_or_default();
     let upgrade = offers_upgrade(request).then(|| {
         let protocols: Vec<&[u8]> = request.fields.members(Known::Upgrade).collect();
         protocols.join(&b", "[..])
@@ -129,7 +136,7 @@ pub fn forward(request: &mut Request, peer: IpAddr, trusted_chain: Option<&str>)
         request.fields.retain(|field| !field.known.is_some_and(|known| CLAIMS.has(known)));
     }
     request.fields.add_with(Known::XForwardedFor, |text| {
-        if let Some(chain) = trusted_chain.filter(|chain| !chain.is_empty()) {
+        if !chain.is_empty() {
             text.extend_from_slice(chain.as_bytes());
             text.extend_from_slice(b", ");
         }
@@ -207,8 +214,9 @@ mod tests {
     #[test]
     fn a_trusted_proxy_tells_of_the_original_scheme() {
         let mut request = Request { authority: "shop".into(), ..Request::default() };
-        request.fields = fields(&[("X-Forwarded-Proto", "https"), ("X-Forwarded-For", "6.6.6.6")]);
-        forward(&mut request, IpAddr::from([10, 0, 0, 1]), Some("6.6.6.6"));
+        request.fields = fields(&[("X-Forwarded-Proto", "ftp"), ("X-Forwarded-For", "7.7.7.7")]);
+        let heard = Heard { chain: "6.6.6.6".into(), proto: Some(b"https".to_vec()), host: None };
+        forward(&mut request, IpAddr::from([10, 0, 0, 1]), Some(heard));
         assert_eq!(request.fields.get(Known::XForwardedProto), Some(&b"https"[..]));
         assert_eq!(request.fields.get(Known::XForwardedFor), Some(&b"6.6.6.6, 10.0.0.1"[..]));
     }

@@ -28,6 +28,7 @@ use ipnet::IpNet;
 use limiter::KeyHash;
 use shard::Region;
 
+use crate::hop::Heard;
 use crate::http::fields::{Field, Fields, Known};
 use crate::http::message::Request;
 use tokens::{Claims, Outcome, Tokens};
@@ -197,7 +198,7 @@ impl Identity {
             let address = self.hash(Some(ip), b"");
             tokens.look(request, address, |claims| self.keep(claims))
         });
-        let doubt = self.doubt(looked.as_ref().err());
+        let refused = looked.as_ref().err().copied();
         let facts = looked.ok().flatten();
         let named = match &self.settings.user {
             Some(Source::Claim(_)) | None => None,
@@ -210,7 +211,7 @@ impl Identity {
         let device = self.settings.device.iter().find_map(|source| read(source, request));
         let listed = facts.as_ref().map_or(Access::Ordinary, |facts| facts.listed);
         let access = self.lists.as_ref().map_or(Access::Ordinary, |lists| lists.judge(ip, device, named).and(listed));
-        let access = access.and(doubt);
+        let access = access.and(self.doubt(refused, access));
         let keys = self.keys(ip, |_, source| match source {
             Source::Claim(name) => facts.as_ref().and_then(|facts| self.kept(facts.claims.as_deref(), name)),
             _ => Some(self.hash(None, read(source, request)?)),
@@ -232,10 +233,12 @@ impl Identity {
     /// A token that is good and was not looked at still says to the origin whose it is. Whoever has spent what his address may get wrong could
     /// so leave his own limits behind, and be heard although he is denied: he is to wait. Others have spent it in a flood from
     /// everywhere; then new users are anonymous, unless some are denied.
-    fn doubt(&self, refused: Option<&Outcome>) -> Access {
+    fn doubt(&self, refused: Option<Outcome>, access: Access) -> Access {
+        let denies_users = || self.lists.as_ref().is_some_and(access::Lists::denies_users);
         match refused {
-            Some(Outcome::Unchecked) => Access::Unknown,
-            Some(Outcome::Flooded) if self.lists.as_ref().is_some_and(access::Lists::denies_users) => Access::Unknown,
+            // Who is exempt by his address or device has no limits to leave behind.
+            Some(Outcome::Unchecked) if access != Access::Exempt || denies_users() => Access::Unknown,
+            Some(Outcome::Flooded) if denies_users() => Access::Unknown,
             _ => Access::Ordinary,
         }
     }
@@ -336,9 +339,9 @@ impl Identity {
         self.settings.forwarded_field.client(fields, |ip| self.trusts(ip))
     }
 
-    /// The chain of proxies up to the peer, where that may be believed; in the form of `X-Forwarded-For`.
-    pub fn chain(&self, caller: &Caller, request: &Request) -> Option<String> {
-        caller.is_trusted.then(|| self.settings.forwarded_field.text(&request.fields))
+    /// What the peer says of the request before it came here, where that may be believed.
+    pub fn heard(&self, caller: &Caller, request: &Request) -> Option<Heard> {
+        caller.is_trusted.then(|| self.settings.forwarded_field.heard(&request.fields))
     }
 
     fn drop_identity(&self, fields: &mut Fields) {

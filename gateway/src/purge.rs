@@ -33,6 +33,8 @@ pub enum BadOrder {
     Unknown(String),
     #[error("`{0}` is true or false")]
     NotBool(&'static str),
+    #[error("`{0}` is not the name of a node; all are meant without")]
+    NoNode(String),
     #[error("an empty tag is no tag")]
     EmptyTag,
     #[error("{url:?}: {why}")]
@@ -59,6 +61,7 @@ impl Order {
                     }
                 }
                 "soft" => order.is_soft = boolean("soft", &value)?,
+                "node" if value.is_empty() || value == "*" => return Err(BadOrder::NoNode(value.into_owned())),
                 "node" => order.node = Some(value.into_owned()),
                 _ => return Err(BadOrder::Unknown(name.into_owned())),
             }
@@ -174,6 +177,7 @@ mod tests {
             ("all=yes", BadOrder::NotBool("all")),
             ("tag=", BadOrder::EmptyTag),
             ("tags=a", BadOrder::Unknown("tags".into())),
+            ("all=true&node=*", BadOrder::NoNode("*".into())),
         ] {
             assert_eq!(Order::parse(query), Err(why), "{query}");
         }

@@ -102,8 +102,13 @@ fn a_client_cannot_add_to_what_a_trusted_proxy_writes() {
         };
         assert_eq!((0..9).map(|made_up| of("198.51.100.1", made_up)).sum::<usize>(), 2, "{setting}");
         assert_eq!(of("198.51.100.2", 1), 1, "{setting}");
+        // What it appends to a client's own line counts, whatever that line says.
+        for claim in ["192.0.2.66", "[192.0.2.66]\"", "192.0.2.66:\"", "\"", "x;by=\""] {
+            assert_eq!(of(&format!("{claim}, {}198.51.100.1", written.1), 1), 0, "{setting} {claim}");
+        }
+        assert_eq!(of("198.51.100.3", 1), 1, "{setting}");
         let got = origin.last();
-        assert_eq!(got.field("x-forwarded-for"), Some("198.51.100.2, 127.0.0.1"), "{setting}");
+        assert_eq!(got.field("x-forwarded-for"), Some("198.51.100.3, 127.0.0.1"), "{setting}");
         assert_eq!(got.field("forwarded"), None, "{setting}");
     }
 }

@@ -27,7 +27,7 @@ use crate::remote::Fault;
 use crate::store::Store;
 use event::{Event, Position, Said, What};
 use line::{BEAT_EVERY, Change, Connected, Line, News, Sign, Way};
-use notice::{Board, TEXT_MAX};
+use notice::{Board, Saying, TEXT_MAX};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -178,7 +178,7 @@ impl<M: Meta> Bus<M> {
             talk: Mutex::default(),
             turn: Turn::new(()),
             read_on: Notify::new(),
-            board: Board::default(),
+            board: Board::new(seed),
             counts: Counts::default(),
         })
     }
@@ -274,7 +274,7 @@ impl<M: Meta> Bus<M> {
     }
 
     /// Puts a notice up here and on every node of the fleet, or on the node `to` alone, and waits up to `within` for what they say. A
-    /// node that starts later hears what is up for all. Servers that cannot be told now are not told later: any other tells all nodes.
+    /// node that starts later hears what is up for all. A server that cannot be told now is told what is for all when it is back.
     ///
     /// # Errors
     /// It was put up nowhere.
@@ -290,10 +290,11 @@ impl<M: Meta> Bus<M> {
         if name.len().max(text.len()) > TEXT_MAX {
             return Err(NoRoom);
         }
-        let version = self.board.next_version(name, self.store.wall_time());
+        let now = self.store.wall_time();
+        let version = self.board.next_version(now);
         let mut confirmation = Confirmation::default();
         if to.is_none_or(|to| to == self.node) {
-            self.board.put(name, text, version, lasting)?;
+            self.board.put(&Saying { name, text, version, is_for_all: to.is_none() }, lasting, now)?;
             confirmation.nodes.insert(self.node.clone());
         }
         let mut telling = JoinSet::new();
@@ -440,6 +441,7 @@ impl<M: Meta> Bus<M> {
                         let (bus, since) = (self.clone(), missed);
                         let mut helpers = JoinSet::new();
                         helpers.spawn(async move {
+                            bus.repeat_notices(index).await;
                             bus.compensate(index, since).await;
                             bus.tell_what_waits().await;
                         });
@@ -496,6 +498,20 @@ impl<M: Meta> Bus<M> {
             self.store.shards_here()[shard].in_sight();
         }
         Ok(())
+    }
+
+    /// Says again to a server what is up for all nodes, and what was the last word before it ended: it may have been away, or have lost
+    /// its memory. It takes no notice of what it knows.
+    async fn repeat_notices(self: &Arc<Self>, index: usize) {
+        let Some(way) = self.lines[index].way() else { return };
+        for notice in self.board.for_all() {
+            let lasting = notice.until.saturating_duration_since(Instant::now());
+            let said = (&*notice.name, &*notice.text, notice.version);
+            if way.say(said, lasting, ALL, &self.member).await.is_err() {
+                // It is tried again when the line is up again.
+                return;
+            }
+        }
     }
 
     /// Tells a server what it has missed, unless another node has.
@@ -630,17 +646,22 @@ impl<M: Meta> Bus<M> {
     fn hear(&self, line: &Line, news: News) {
         let epochs = self.store.epochs();
         match news {
-            News::Said(said) => self.heed(line, &said),
+            News::Said(said) => _ = self.heed(line, &said, true),
             News::Floor(number) => epochs.forget_before(number),
             News::Purged(purge, number) => {
                 if !epochs.knows(purge, number) {
                     epochs.purge(purge, number);
                 }
             }
-            News::Event(Event { to, from, .. }) if from == self.member || (to != ALL && to != self.node) => {}
-            News::Event(Event { what: What::Notice(said), .. }) => {
-                self.counts.notices.fetch_add(1, Ordering::Relaxed);
-                self.heed(line, &said);
+            News::Event(Event { to, what, from }) if from == self.member || (to != ALL && to != self.node) => {
+                if let What::Notice(said) = what {
+                    self.board.note(said.version, self.store.wall_time());
+                }
+            }
+            News::Event(Event { to, what: What::Notice(said), .. }) => {
+                if self.heed(line, &said, to == ALL) {
+                    self.counts.notices.fetch_add(1, Ordering::Relaxed);
+                }
             }
             News::Event(Event { to, what: What::Purge { purge, number }, .. }) => {
                 if to == ALL && epochs.knows(purge, number) {
@@ -663,14 +684,16 @@ impl<M: Meta> Bus<M> {
         }
     }
 
-    /// Puts up what a server says; how long it still holds is reckoned by its clock.
-    fn heed(&self, line: &Line, said: &Said) {
-        let Some(&shard) = line.shards.first() else { return };
+    /// Puts up what a server says, and says whether it is news; how long it still holds is reckoned by the server's clock.
+    fn heed(&self, line: &Line, said: &Said, is_for_all: bool) -> bool {
+        let Some(&shard) = line.shards.first() else { return false };
         let now_ms = self.store.shards_here()[shard].clock().now().unix_ms;
         let lasting = Duration::from_millis(said.until_ms.saturating_sub(now_ms));
-        if let Err(reason) = self.board.put(&said.name, &said.text, said.version, lasting) {
+        let saying = Saying { name: &said.name, text: &said.text, version: said.version, is_for_all };
+        self.board.put(&saying, lasting, self.store.wall_time()).unwrap_or_else(|reason| {
             tracing::warn!(%reason, "a notice was not put up");
-        }
+            false
+        })
     }
 
     /// Lines that the bus runs over.

@@ -43,7 +43,7 @@ use crate::clock::{Clock, Wall};
 use crate::entry::{Corrupt, Entry, Epochs, Judgement, Meta, Seal};
 use crate::key::{Digest, Region};
 use bytes::Bytes;
-use counts::Counts;
+use counts::{Count, Counts};
 use echoes::Echoes;
 use missed::Missed;
 use outbox::{Outbox, Writer};
@@ -52,7 +52,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use strays::Strays;
+use strays::{Stray, Strays};
 use tokio::task::spawn_blocking;
 
 /// Writing is off every request's path: it may take this many deadlines per batch.
@@ -223,6 +223,7 @@ impl<M: Meta> Wire<M> {
     pub(crate) fn new(shard: Arc<Shard>, common: Common) -> Self {
         let writer = Writer {
             link: shard.link(shard.writes.clone()),
+            is_place: shard.label.is_none(),
             deadline: common.deadline * WRITE_DEADLINES,
             seal: common.seal.clone(),
             epochs: common.epochs.clone(),
@@ -297,10 +298,14 @@ impl<M: Meta> Wire<M> {
         }
     }
 
-    /// A copy that is missing is no miss: the entry's own slot is asked next.
     fn missed(&self, wanted: Wanted) {
+        self.count(wanted, &self.shard.counts.misses);
+    }
+
+    /// Counts what was found, but of a copy that is of no use: the entry's own slot is asked next.
+    fn count(&self, wanted: Wanted, count: &Count) {
         if wanted == Wanted::Entry {
-            self.shard.counts.misses.one();
+            count.one();
         }
     }
 
@@ -319,9 +324,14 @@ impl<M: Meta> Wire<M> {
         self.outbox.drained().await;
     }
 
-    /// Removals that the server said belong elsewhere, in order: `send` each to where it belongs now, and then tell `resent`.
-    pub(crate) fn take_strays(&self) -> VecDeque<String> {
+    /// Removals that the server said belong elsewhere, in order: `send` each to where it belongs now, and then tell `resent`; or put it
+    /// back.
+    pub(crate) fn take_strays(&self) -> VecDeque<Stray> {
         self.outbox.take_strays()
+    }
+
+    pub(crate) fn put_back(&self, stray: Stray) {
+        self.outbox.put_back(stray);
     }
 
     /// `is_sent` is false where a stray has nowhere to go.
@@ -343,7 +353,7 @@ impl<M: Meta> Wire<M> {
             Ok(Some((entry, number))) => {
                 match self.common.epochs.judge_foreign(entry.meta.tags(), number) {
                     Judgement::Dead => {
-                        counts.purged.one();
+                        self.count(wanted, &counts.purged);
                         return None;
                     }
                     Judgement::Soft(at) => entry.soften(at),
@@ -352,14 +362,14 @@ impl<M: Meta> Wire<M> {
                 counts.hits.one();
                 return Some(Found { entry, envelope });
             }
-            Ok(None) => counts.expired.one(),
-            Err(reason) if reason.is_foreign() => counts.foreign.one(),
+            Ok(None) => self.count(wanted, &counts.expired),
+            Err(reason) if reason.is_foreign() => self.count(wanted, &counts.foreign),
             Err(reason) => {
                 // Either the value is damaged, or the connection answers the wrong questions: both are ended.
                 counts.corrupt.one();
                 tracing::debug!(endpoint = self.shard.label(), %reason, "corrupt entry");
                 link.distrust();
-                self.outbox.push(Job::Remove { name: name.to_owned() });
+                self.outbox.push(Job::Remove { name: name.to_owned(), astray: None });
             }
         }
         None

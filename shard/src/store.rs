@@ -163,6 +163,15 @@ struct Place {
     digest: Digest,
 }
 
+/// Where something belongs.
+enum Whither {
+    To(usize),
+    /// A cluster has not said.
+    Unknown,
+    /// There is no cluster to say.
+    Nowhere,
+}
+
 impl Place {
     fn home(&self) -> Home {
         Home { shard: self.shard, name: self.digest.beginning() }
@@ -274,12 +283,13 @@ impl<M: Meta> Store<M> {
         Some(Place { shard, slot, name: redis_key(region, slot, &digest), digest })
     }
 
-    /// Where what a shard has sent elsewhere belongs by now: where it was while nobody knows better, and nowhere if the shard is no
-    /// part of a cluster.
-    fn follow(&self, shard: usize, name: &str) -> Option<usize> {
-        let (cluster, place) = self.cluster_of(shard)?;
-        let now = cluster.place_of_tag(tag_in(name)?).unwrap_or(place);
-        Some(shard - place + now)
+    /// Where what a shard has sent elsewhere belongs by now.
+    fn follow(&self, shard: usize, name: &str) -> Whither {
+        let Some(((cluster, place), tag)) = self.cluster_of(shard).zip(tag_in(name)) else { return Whither::Nowhere };
+        match cluster.place_of_tag(tag) {
+            Some(now) => Whither::To(shard - place + now),
+            None => Whither::Unknown,
+        }
     }
 
     /// Where copies of a hot entry are: in the slots after its own, each on another server.

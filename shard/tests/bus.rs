@@ -403,3 +403,23 @@ async fn without_servers_a_notice_holds_here() {
     assert_eq!(bus.notices()[0].text, "one");
     assert!(bus.say("x", &"x".repeat(1_000), HOUR, None, SECOND).await.is_err());
 }
+
+#[tokio::test]
+async fn a_notice_that_no_server_could_be_told_is_told_when_one_is_back_and_again_where_it_was_lost() {
+    let server = Server::start();
+    let url = [server.url()];
+    let (a, b) = (Node::ready("a", &url).await, Node::ready("b", &url).await);
+    let port = server.stop();
+    until("it is out of sight", || !a.is_watching() && !b.is_watching()).await;
+    let told = a.say("x", "meanwhile", HOUR, None).await;
+    assert_eq!((told.nodes.len(), told.missing.len(), told.untold.len()), (1, 0, 1), "{told:?}");
+    let server = Server::start_on(port, &[]);
+    until("the other hears it", || b.notices() == ["x=meanwhile"]).await;
+    // What was over is the last word too: an older one does not come back.
+    b.say("x", "for a moment", Duration::from_millis(1), None).await;
+    until("it is over", || a.notices().is_empty() && b.notices().is_empty()).await;
+    let _emptied: () = redis::cmd("FLUSHALL").query(&mut server.spy()).unwrap();
+    let kept = || -> Vec<String> { redis::cmd("HVALS").arg("tg:{bus}:notices").query(&mut server.spy()).unwrap() };
+    until("it is told again", || kept().iter().any(|kept| kept.ends_with("for a moment"))).await;
+    assert!(Node::ready("late", &url).await.notices().is_empty());
+}

@@ -60,7 +60,7 @@ fn addresses(draft: &Draft, reading: &Reading<'_>) {
 fn identity(draft: &Draft, reading: &Reading<'_>) {
     if draft.config.identify.trusted_proxies.is_empty() {
         for at in &draft.trusting {
-            let problem = Problem::new(Code::Risk, "this header is never believed: there are no trusted proxies");
+            let problem = Problem::new(Code::Risk, "this field is never believed: there are no trusted proxies");
             reading.warning(at, problem.hint("set `identity.trusted_proxies` to the networks that set it"));
         }
     }

@@ -45,7 +45,10 @@ const MEANINGS: &[(&str, &str)] = &[
     ("limits_http.get_body", "What becomes of a body of GET or HEAD: passed on, or answered 400."),
     ("limits_http.connections", "Connections the process holds at once; more are closed as they arrive."),
     ("limits_http.connections_per_ip", "Connections one address (IPv6: one /64) holds at once."),
-    ("identity.trusted_proxies", "Networks whose `Forwarded`, `X-Forwarded-For` and identity headers are believed."),
+    (
+        "identity.trusted_proxies",
+        "Networks whose `Forwarded`, `X-Forwarded-For` (with `X-Forwarded-Proto` and `-Host`) and identity headers are believed.",
+    ),
     (
         "identity.forwarded_field",
         "Which field trusted proxies write whom a request came from in; the other is not believed. `either`: `Forwarded` only where there is no `X-Forwarded-For`. A proxy that writes one passes a client's own line of the other on: name it where that is `forwarded`.",

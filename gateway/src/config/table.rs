@@ -36,8 +36,13 @@ impl<'a> Table<'a> {
 
     /// A value, or what stands in for it; `None` after a fault, so that a caller need not repeat the default.
     pub(super) fn or<K: Kind>(&self, key: &'static str, kind: &K, default: K::Value) -> K::Value {
+        self.placed_or(key, kind, default).0
+    }
+
+    /// The same, with its place where it is written.
+    pub(super) fn placed_or<K: Kind>(&self, key: &'static str, kind: &K, default: K::Value) -> (K::Value, Option<At>) {
         self.ask(key, kind.describe(), Absent::Value(kind.show(&default)));
-        self.read(key, kind).map_or(default, |placed| placed.value)
+        self.read(key, kind).map_or((default, None), |placed| (placed.value, Some(placed.at)))
     }
 
     /// A value that may be absent, or a table in its place.

@@ -5,9 +5,11 @@
 //! likes: one field is believed, and the other neither counts nor reaches the origin.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::hop::Heard;
 use crate::http::fields::{Fields, Known};
+use crate::http::h1::is_authority;
 
 /// Which field trusted proxies write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,7 +33,10 @@ impl Written {
     /// The hops as they are written, the client first. Of `Forwarded` what each says in `for`; `None` where it says nothing.
     fn hops(self, fields: &Fields) -> impl Iterator<Item = Option<&[u8]>> {
         let believed = self.believed(fields);
-        fields.members(believed).map(move |hop| if believed == Known::Forwarded { parameter(hop) } else { Some(hop) })
+        elements(fields, believed).map(move |hop| match believed {
+            Known::Forwarded => parameter(hop, b"for"),
+            _ => Some(hop),
+        })
     }
 
     /// The rightmost address that is not trusted; the leftmost if all are; what is left of the chain where it becomes unreadable, which
@@ -49,36 +54,65 @@ impl Written {
         last
     }
 
-    /// The chain in the form of `X-Forwarded-For`, empty where there is none. What hides in `Forwarded` (`unknown`, `_hidden`) is passed
-    /// on as it is.
-    pub(super) fn text(self, fields: &Fields) -> String {
+    /// What is said of the request before it came here. What hides in `Forwarded` (`unknown`, `_hidden`) is passed on as it is.
+    pub(super) fn heard(self, fields: &Fields) -> Heard {
+        let believed = self.believed(fields);
         let hops = self.hops(fields).flatten().map(|hop| {
             let text = String::from_utf8_lossy(hop);
-            match (self.believed(fields), address(&text)) {
+            match (believed, address(&text)) {
                 (Known::Forwarded, Some(ip)) => Cow::Owned(ip.to_string()),
                 _ => text,
             }
         });
-        hops.collect::<Vec<_>>().join(", ")
+        let chain = hops.collect::<Vec<_>>().join(", ");
+        let (proto, host) = match believed {
+            // The last element is the peer's. What passes for its own `X-Forwarded-` fields is the client's.
+            Known::Forwarded => {
+                let own = elements(fields, believed).last();
+                let said = |name| own.and_then(|element| parameter(element, name));
+                let host = said(b"host").filter(|host| str::from_utf8(host).is_ok_and(is_authority));
+                (said(b"proto").filter(|proto| proto.iter().all(u8::is_ascii_alphanumeric)), host)
+            }
+            _ => (fields.get(Known::XForwardedProto), fields.get(Known::XForwardedHost)),
+        };
+        Heard { chain, proto: proto.map(<[u8]>::to_vec), host: host.map(<[u8]>::to_vec) }
     }
 }
 
-/// The `for` parameter of one `Forwarded` element (RFC 7239 section 5.2), without its quotes.
-fn parameter(element: &[u8]) -> Option<&[u8]> {
+/// What is between commas, in or out of quotes: a proxy that appends to a client's line must not end up within a quote that the client
+/// left open, and no address has a comma.
+fn elements(fields: &Fields, known: Known) -> impl Iterator<Item = &[u8]> {
+    let lines = fields.all(known).flat_map(|line| line.split(|byte| *byte == b','));
+    lines.map(<[u8]>::trim_ascii).filter(|element| !element.is_empty())
+}
+
+/// A parameter of one `Forwarded` element (RFC 7239 section 5), without its quotes.
+fn parameter<'a>(element: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
     element.split(|byte| *byte == b';').find_map(|pair| {
         let at = pair.iter().position(|byte| *byte == b'=')?;
         let (name, value) = (pair[..at].trim_ascii(), pair[at + 1..].trim_ascii());
         let value = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
-        name.eq_ignore_ascii_case(b"for").then_some(value)
+        name.eq_ignore_ascii_case(wanted).then_some(value)
     })
 }
 
-/// An address with or without a port, IPv6 with or without brackets.
+/// An address with or without a port, IPv6 with or without brackets; nothing else beside it.
 fn address(text: &str) -> Option<IpAddr> {
-    let text = text.trim();
-    let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']')).map(|(address, _)| address);
-    let without_port = || text.rsplit_once(':').map(|(address, _)| address);
-    bracketed.unwrap_or(text).parse().ok().or_else(|| without_port()?.parse().ok()).map(|ip: IpAddr| ip.to_canonical())
+    let is_port = |port: &str| port.len() <= 5 && !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let ip: IpAddr = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (address, after) = rest.split_once(']')?;
+            if !after.is_empty() && !after.strip_prefix(':').is_some_and(is_port) {
+                return None;
+            }
+            address.parse::<Ipv6Addr>().ok()?.into()
+        }
+        None => text.parse().ok().or_else(|| {
+            let (address, port) = text.rsplit_once(':')?;
+            if is_port(port) { address.parse::<Ipv4Addr>().ok().map(IpAddr::V4) } else { None }
+        })?,
+    };
+    Some(ip.to_canonical())
 }
 
 #[cfg(test)]
@@ -129,15 +163,52 @@ mod tests {
         assert_eq!(client(Written::Either, &[("x-forwarded-for", "\u{e9}, 10.1.1.1")]).as_deref(), Some("10.1.1.1"));
     }
 
+    /// A proxy that appends puts its own word behind whatever the client wrote.
     #[test]
-    fn the_origin_gets_the_chain_that_is_believed() {
-        let text = |written: Written, lines: &[(&str, &str)]| written.text(&fields(lines));
-        assert_eq!(text(Written::Either, &[FORWARDED, XFF]), "6.6.6.6, 198.51.100.7, 10.1.1.1");
-        assert_eq!(text(Written::Forwarded, &[FORWARDED, XFF]), "6.6.6.6, 203.0.113.9, 10.1.1.1");
-        assert_eq!(text(Written::XForwardedFor, &[FORWARDED]), "");
+    fn an_open_quote_does_not_hide_what_a_proxy_appends() {
+        for name in ["x-forwarded-for", "forwarded"] {
+            for claim in
+                ["[1.2.3.4]\"", "1.2.3.4:\"", "\"", "\"1.2.3.4", "[::1]x", "1.2.3.4\\\"", "1.2.3.4:80:80", "a\"b;c=\""]
+            {
+                let line = match name {
+                    "forwarded" => format!("for={claim}, for=203.0.113.9"),
+                    _ => format!("{claim}, 203.0.113.9"),
+                };
+                assert_eq!(client(Written::Either, &[(name, &line)]).as_deref(), Some("203.0.113.9"), "{line}");
+                let alone = line.split(", ").next().unwrap_or_default();
+                assert_eq!(client(Written::Either, &[(name, alone)]), None, "{alone}");
+            }
+        }
+        let hidden = "for=1.2.3.4;by=\", for=203.0.113.9, for=10.0.0.1;secret=\"x\"";
+        assert_eq!(client(Written::Either, &[("forwarded", hidden)]).as_deref(), Some("203.0.113.9"));
+        for (text, want) in
+            [("198.51.100.7:80", true), ("[2001:db8::1]:80", true), ("2001:db8::1", true), ("[1.2.3.4]", false)]
+        {
+            assert_eq!(address(text).is_some(), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_origin_hears_what_is_believed_and_nothing_else() {
+        let heard = |written: Written, lines: &[(&str, &str)]| written.heard(&fields(lines));
+        let chain = |written: Written, lines: &[(&str, &str)]| heard(written, lines).chain;
+        assert_eq!(chain(Written::Either, &[FORWARDED, XFF]), "6.6.6.6, 198.51.100.7, 10.1.1.1");
+        assert_eq!(chain(Written::Forwarded, &[FORWARDED, XFF]), "6.6.6.6, 203.0.113.9, 10.1.1.1");
+        assert_eq!(chain(Written::XForwardedFor, &[FORWARDED]), "");
+        let hidden = ("forwarded", "for=unknown, proto=http, for=\"[::1]:80\"");
+        assert_eq!(chain(Written::Forwarded, &[hidden]), "unknown, ::1");
+
+        let forged = [("x-forwarded-host", "evil"), ("x-forwarded-proto", "ftp")];
+        let said = ("forwarded", "for=6.6.6.6;host=evil, for=198.51.100.7;proto=https;host=\"shop.test:81\"");
+        let of_forwarded = heard(Written::Either, &[forged[0], forged[1], said]);
         assert_eq!(
-            text(Written::Forwarded, &[("forwarded", "for=unknown, proto=http, for=\"[::1]:80\"")]),
-            "unknown, ::1"
+            (of_forwarded.proto.as_deref(), of_forwarded.host.as_deref()),
+            (Some(&b"https"[..]), Some(&b"shop.test:81"[..]))
         );
+        let bare = heard(Written::Forwarded, &[forged[0], forged[1], FORWARDED, XFF]);
+        assert_eq!((bare.proto, bare.host), (None, None));
+        let of_xff =
+            heard(Written::Either, &[("x-forwarded-proto", "https"), ("x-forwarded-host", "shop.test"), XFF, said]);
+        assert_eq!((of_xff.proto.as_deref(), of_xff.host.as_deref()), (Some(&b"https"[..]), Some(&b"shop.test"[..])));
     }
 }

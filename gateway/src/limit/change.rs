@@ -57,6 +57,9 @@ impl Asked {
                     let lasting = span(&value).ok_or_else(|| bad("a duration such as 90s, 15m or 2h, at most 8 days"));
                     asked.lasting = Some(lasting?);
                 }
+                "node" if value.is_empty() || value == "*" => {
+                    return Err(bad("the name of a node; all are meant without"));
+                }
                 "node" => asked.node = Some(value.into_owned()),
                 _ => return Err(BadInquiry::Unknown(name.into_owned(), PARAMETERS)),
             }
@@ -181,6 +184,7 @@ mod tests {
             "mode=off&for=9d",
             "mode=off&for=1",
             "mode=off&for=m",
+            "mode=off&for=1m&node=*",
         ] {
             assert!(matches!(Change::read(query), Err(BadInquiry::Bad(..))), "{query}");
         }

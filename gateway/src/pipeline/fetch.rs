@@ -27,9 +27,9 @@ impl Passage<'_> {
         body: RequestBody<'a>,
         response: &mut Response,
     ) -> Result<Answer<'a>, Error> {
-        let chain = self.site.identity.chain(caller, request);
+        let heard = self.site.identity.heard(caller, request);
         let takes_trailers = takes_trailers(request);
-        hop::forward(request, self.peer, chain.as_deref());
+        hop::forward(request, self.peer, heard);
         identify::write_trace(caller.trace, self.site.identity.fresh(), &mut request.fields);
         let mut answer = self.call(route, request, body, response).await?;
         answer.takes_trailers = takes_trailers;

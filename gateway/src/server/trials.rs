@@ -31,7 +31,14 @@ impl Trials {
     pub(super) fn heed(&self) {
         let (site, config) = (self.shared.site.load(), self.shared.config.load());
         let (notices, mut heeded) = (self.shared.bus.notices(), self.heeded.borrow_mut());
-        heeded.retain(|name, _| notices.iter().any(|notice| notice.name == *name));
+        heeded.retain(|name, _| {
+            let holds = notices.iter().any(|notice| notice.name == *name);
+            if !holds && let Some(rule) = name.strip_prefix(LIMIT) {
+                // Its time is over, or it was replaced by one whose time was over when this node heard of it.
+                let _gone_with_its_rule = Change::End.take_effect(&site.limiter, &config.limit, rule);
+            }
+            holds
+        });
         for notice in notices {
             let Some(rule) = notice.name.strip_prefix(LIMIT) else { continue };
             let lasting = notice.until.saturating_duration_since(Instant::now());

@@ -187,8 +187,6 @@ impl Line {
     /// Reads what the stream has to say since it was last read, in order, and where it was cut or lost meanwhile, what was purged.
     /// `floor` is told the number below which purges were forgotten.
     pub(super) async fn catch_up(&self, way: &Way, mut hear: impl FnMut(News)) -> Result<(), Fault> {
-        // Those that hold, however long ago they were put up.
-        way.notices().await?.into_iter().for_each(|said| hear(News::Said(said)));
         let (first, last) = way.ends().await?;
         let known = self.position();
         let is_whole =
@@ -196,12 +194,17 @@ impl Line {
         if is_whole {
             return self.read(way, &mut hear).await;
         }
-        // What is said from here on is read from the stream, what was said before from the tags.
-        self.heard().position = Some(last);
+        // What is said from here on is read from the stream; what was said before, from where the last word of each is kept. Only when that
+        // has been heard does the stream count as read so far.
+        for said in way.notices().await? {
+            hear(News::Said(said));
+        }
         let (number, floor) = way.state().await?;
         hear(News::Floor(floor));
         let since = if known.is_some() { self.number().min(number) } else { 0 };
-        for (purge, number) in way.purged_since(since).await? {
+        let purged = way.purged_since(since).await?;
+        self.heard().position = Some(last);
+        for (purge, number) in purged {
             self.note_number(number);
             hear(News::Purged(purge, number));
         }
@@ -304,13 +307,18 @@ impl Way {
         Ok(id.parse().ok())
     }
 
-    /// Every notice to all nodes that the server keeps.
+    /// Every notice to all nodes that the server keeps and that can be read. They keep nobody from hearing the rest.
     async fn notices(&self) -> Result<Vec<Said>, Fault> {
         let mut ask = Pipeline::with_capacity(1);
         ask.cmd("HGETALL").arg(NOTICES);
-        let reply = self.ask(&ask).await?.pop().ok_or(Fault::Protocol)?;
-        let all: HashMap<String, String> = from_redis_value_ref(&reply).map_err(|_| Fault::Protocol)?;
-        Ok(all.into_iter().filter_map(|(name, kept)| event::said(name, &kept)).collect())
+        let reply = match self.ask(&ask).await {
+            // Something else has that name.
+            Err(Fault::Refused) => return Ok(Vec::new()),
+            reply => reply?.pop().ok_or(Fault::Protocol)?,
+        };
+        let pairs: Vec<(Value, Value)> = from_redis_value_ref(&reply).map_err(|_| Fault::Protocol)?;
+        let text = |value: &Value| from_redis_value_ref::<String>(value).ok();
+        Ok(pairs.iter().filter_map(|(name, kept)| event::said(text(name)?, &text(kept)?)).collect())
     }
 
     /// A sign of life of `member`, who has read up to `position` and knows `number` from this server.

@@ -78,7 +78,8 @@ return last
 ";
 
 /// KEYS events, notices; ARGV name, version, text, for how many milliseconds it holds, to, from, `what`, most events, most notices.
-/// Returns the event's id, which is empty where the server knew this one or a later one. What is said to one node is not kept.
+/// Returns the event's id, which is empty where the server knew this one or a later one. What is said to one node is not kept. What is
+/// over is kept for as long as anything lasts: as the last word, it keeps an older one from being said again.
 pub(super) const SAY: &str = r"
 local clock = redis.call('TIME')
 local ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -89,8 +90,10 @@ if ARGV[5] == '*' then
   if known and tonumber(string.match(known, '^%d+') or '0') >= tonumber(ARGV[2]) then return '' end
   local all = redis.call('HGETALL', KEYS[2])
   local count = #all / 2
+  local is_full = count >= tonumber(ARGV[9])
   for i = 1, #all, 2 do
-    if ends(all[i + 1]) <= ms then
+    local over = ms - ends(all[i + 1])
+    if over > 691200000 or (is_full and over >= 0) then
       redis.call('HDEL', KEYS[2], all[i])
       count = count - 1
     end

@@ -80,6 +80,11 @@ impl Link {
         self.ends.lane.refuses(Instant::now())
     }
 
+    /// Whether there is no server to connect to.
+    pub(crate) fn is_nowhere(&self) -> bool {
+        self.ends.site.now().is_none()
+    }
+
     /// Throws the connection away because what it answers cannot be trusted.
     pub(crate) fn distrust(&self) {
         let epoch = match &*self.ends.phase.borrow() {

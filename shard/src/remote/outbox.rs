@@ -19,7 +19,7 @@ use super::link::Link;
 use super::missed::Missed;
 use super::queue::{Job, Queue};
 use super::removals::Removals;
-use super::strays::Strays;
+use super::strays::{Aside, Stray, Strays};
 use crate::clock::Clock;
 use crate::entry::{Entry, Epochs, Judgement, Meta, Seal};
 use crate::key::Digest;
@@ -45,6 +45,8 @@ pub(crate) struct Outbox<M> {
 /// What it takes to carry jobs out.
 pub(crate) struct Writer<M> {
     pub(crate) link: Link,
+    /// Whether it is a place in a cluster, which may be nobody's.
+    pub(crate) is_place: bool,
     pub(crate) deadline: Duration,
     pub(crate) seal: Arc<Seal>,
     pub(crate) epochs: Arc<Epochs>,
@@ -63,7 +65,7 @@ impl<M: Meta> Outbox<M> {
     }
 
     pub(crate) fn push(&self, job: Job<M>) {
-        if let Job::Remove { name } = &job {
+        if let Job::Remove { name, .. } = &job {
             self.writer.removal(name, Removals::begin);
         }
         self.queue.push(job).iter().for_each(|job| self.writer.dropped(job));
@@ -75,8 +77,13 @@ impl<M: Meta> Outbox<M> {
         self.queue.drained().await;
     }
 
-    pub(crate) fn take_strays(&self) -> VecDeque<String> {
+    pub(crate) fn take_strays(&self) -> VecDeque<Stray> {
         self.writer.strays.take()
+    }
+
+    /// Puts a stray that has no place yet aside again.
+    pub(crate) fn put_back(&self, stray: Stray) {
+        self.writer.put_aside(stray);
     }
 
     /// Ends a removal that was put aside here: by now it waits elsewhere, or there is nowhere to send it.
@@ -180,8 +187,11 @@ impl<M: Meta> Writer<M> {
                     }
                     ttl > 0
                 }
-                Job::Remove { name } => {
-                    self.removal(name, |_, name| self.echoes.expect(name));
+                Job::Remove { name, astray } => {
+                    // What was astray may take a newer entry with it, and that is news.
+                    if astray.is_none() {
+                        self.removal(name, |_, name| self.echoes.expect(name));
+                    }
                     pipeline.cmd("UNLINK").arg(name);
                     true
                 }
@@ -241,7 +251,7 @@ impl<M: Meta> Writer<M> {
         for (job, reply) in sent.into_iter().zip(replies) {
             let fault = Fault::in_reply(reply);
             is_told |= fault.is_none();
-            if let (Some(_), Job::Remove { name }) = (fault, &job) {
+            if let (Some(_), Job::Remove { name, .. }) = (fault, &job) {
                 // Nothing was removed, and nothing will be told of it.
                 self.removal(name, |_, name| _ = self.echoes.take(name));
             }
@@ -249,7 +259,7 @@ impl<M: Meta> Writer<M> {
                 // Somebody stored a newer one meanwhile.
                 (None, Job::Store { is_late: true, .. }) if *reply == Value::Nil => self.dropped(&job),
                 (None, Job::Store { .. } | Job::Copy { .. }) => self.counts.stored.one(),
-                (None, Job::Remove { name }) => {
+                (None, Job::Remove { name, .. }) => {
                     self.removal(name, |removals, name| {
                         removals.end(name);
                         // It was not there, and nothing will be told of it.
@@ -260,7 +270,7 @@ impl<M: Meta> Writer<M> {
                     self.counts.removed.one();
                 }
                 (Some(fault), Job::Remove { .. }) if fault.is_evidence() => left.push(job),
-                (Some(Fault::Moved), Job::Remove { .. }) => self.put_aside(job),
+                (Some(Fault::Moved), Job::Remove { .. }) => self.is_elsewhere(job),
                 (Some(fault), Job::Store { .. }) if fault.is_evidence() => self.lost(self.missed.note(job)),
                 (Some(_), _) => self.dropped(&job),
             }
@@ -272,20 +282,33 @@ impl<M: Meta> Writer<M> {
     fn given_up(&self, batch: Vec<Job<M>>) -> Vec<Job<M>> {
         let (removals, stores): (Vec<_>, Vec<_>) = batch.into_iter().partition(Job::is_removal);
         stores.into_iter().for_each(|job| self.lost(self.missed.note(job)));
+        if self.is_place && self.link.is_nowhere() {
+            // Nobody holds this place of the cluster, and others may never.
+            removals.into_iter().for_each(|job| self.is_elsewhere(job));
+            return Vec::new();
+        }
         removals
     }
 
-    fn put_aside(&self, job: Job<M>) {
-        let Job::Remove { name } = job else { return };
-        if let Some(name) = self.strays.add(name) {
-            self.dropped(&Job::Remove { name });
+    fn is_elsewhere(&self, job: Job<M>) {
+        if let Job::Remove { name, astray } = job {
+            self.put_aside(Stray { name, since: astray.unwrap_or_else(Instant::now) });
+        }
+    }
+
+    fn put_aside(&self, stray: Stray) {
+        let name = stray.name.clone();
+        match self.strays.add(stray) {
+            Aside::Waits => {}
+            Aside::Twice => self.removal(&name, Removals::end),
+            Aside::GivenUp => self.dropped(&Job::Remove { name, astray: None }),
         }
     }
 
     fn dropped(&self, job: &Job<M>) {
         match job {
             Job::Store { .. } | Job::Copy { .. } => self.counts.dropped_stores.one(),
-            Job::Remove { name } => {
+            Job::Remove { name, .. } => {
                 self.removal(name, Removals::end);
                 self.counts.dropped_removals.one();
             }

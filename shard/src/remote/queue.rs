@@ -34,13 +34,11 @@ pub(crate) enum Job<M> {
         is_late: bool,
     },
     /// Stores an envelope as it was read, for as long as it is good.
-    Copy {
-        name: String,
-        envelope: Bytes,
-        until: Instant,
-    },
+    Copy { name: String, envelope: Bytes, until: Instant },
     Remove {
         name: String,
+        /// When a server first sent it elsewhere.
+        astray: Option<Instant>,
     },
 }
 
@@ -192,13 +190,13 @@ mod tests {
     }
 
     fn remove(n: usize) -> Job<Note> {
-        Job::Remove { name: n.to_string() }
+        Job::Remove { name: n.to_string(), astray: None }
     }
 
     fn names(batch: &[Job<Note>]) -> Vec<&str> {
         batch
             .iter()
-            .map(|(Job::Store { name, .. } | Job::Copy { name, .. } | Job::Remove { name })| name.as_str())
+            .map(|(Job::Store { name, .. } | Job::Copy { name, .. } | Job::Remove { name, .. })| name.as_str())
             .collect()
     }
 

@@ -3,7 +3,7 @@
 //! Refuses to wait: only `remote` does, at most for the deadline, and `flush`, which no request calls.
 //! Invariant: what is removed here is gone locally, on every thread, when `remove` returns.
 
-use super::{Place, Store};
+use super::{Place, Store, Whither};
 use crate::entry::{Entry, Judgement, Meta, Since};
 use crate::hot::Tally;
 use crate::key::{KeyRef, Region, Tag};
@@ -19,7 +19,10 @@ use tokio::time::{sleep, timeout};
 /// Slots that one `tidy` looks at: the whole table in 16 of them.
 const TIDY: usize = 1024;
 
-/// At the end, between two attempts to have removed what a cluster moves: it may have been found by then.
+/// Between two attempts to have removed what a cluster moves: each refusal makes it be asked who holds what.
+const STRAYS_EVERY: Duration = Duration::from_secs(1);
+
+/// The same at the end, when little time is left.
 const STRAYS_AGAIN: Duration = Duration::from_millis(100);
 
 /// A thread's way to the store. `Send`, so that it can be made before its thread runs; not `Sync`. Its connections belong to the
@@ -30,6 +33,7 @@ pub struct View<M> {
     tally: RefCell<Tally>,
     /// One for each of the store's shards.
     wires: Box<[Wire<M>]>,
+    strays_sent: Cell<Instant>,
     /// The region of the last insertion, which is nearly always that of the next.
     region: Cell<Option<Region>>,
 }
@@ -115,7 +119,14 @@ impl<M: Meta> View<M> {
             remote.shards.iter().map(move |shard| Wire::new(shard.clone(), common.clone()))
         });
         let tally = RefCell::new(store.hot.tally());
-        Self { wires: wires.collect(), near: RefCell::new(Near::new()), tally, store, region: Cell::new(None) }
+        Self {
+            wires: wires.collect(),
+            near: RefCell::new(Near::new()),
+            tally,
+            store,
+            strays_sent: Cell::new(Instant::now()),
+            region: Cell::new(None),
+        }
     }
 
     /// The entry, if this process has it and its time is not over. Whether it is fresh is for the caller to see.
@@ -235,7 +246,7 @@ impl<M: Meta> View<M> {
         // finds that a removal waits.
         if let Some(place) = self.store.place(region, key) {
             let beginning = place.digest.beginning();
-            self.wires[place.shard].send(Job::Remove { name: place.name });
+            self.wires[place.shard].send(Job::Remove { name: place.name, astray: None });
             self.store.copies.forget(beginning);
         }
         self.store.local.remove(key);
@@ -247,7 +258,9 @@ impl<M: Meta> View<M> {
         let moment = self.store.local.moment(Instant::now());
         self.near.borrow_mut().sweep(TIDY, moment);
         self.store.hot.report(&mut self.tally.borrow_mut(), moment.now);
-        self.send_strays();
+        if moment.now.duration_since(self.strays_sent.get()) >= STRAYS_EVERY {
+            self.send_strays();
+        }
         self.store.local.settle(moment)
     }
 
@@ -270,16 +283,21 @@ impl<M: Meta> View<M> {
 
     /// Sends removals that a server of a cluster has sent elsewhere to where they belong; says whether there were any.
     fn send_strays(&self) -> bool {
+        self.strays_sent.set(Instant::now());
         let mut had_some = false;
         for (shard, wire) in self.wires.iter().enumerate() {
-            for name in wire.take_strays() {
+            for stray in wire.take_strays() {
                 had_some = true;
-                let home = self.store.follow(shard, &name);
-                // Begun there before it is ended here, so that nobody reads the entry between the two.
-                if let Some(home) = home {
-                    self.wires[home].send(Job::Remove { name: name.clone() });
+                match self.store.follow(shard, &stray.name) {
+                    Whither::To(home) => {
+                        let (name, astray) = (stray.name.clone(), Some(stray.since));
+                        // Begun there before it is ended here, so that nobody reads the entry between the two.
+                        self.wires[home].send(Job::Remove { name, astray });
+                        wire.resent(&stray.name, true);
+                    }
+                    Whither::Unknown => wire.put_back(stray),
+                    Whither::Nowhere => wire.resent(&stray.name, false),
                 }
-                wire.resent(&name, home.is_some());
             }
         }
         had_some

@@ -46,9 +46,11 @@ pub(super) fn read(root: &Table<'_>) -> (Settings, Vec<At>) {
             Some(Either::Table(claim)) => claim.map(|claim| tier_claim(table, claim)),
             None => None,
         };
+        let (forwarded_field, at) = table.placed_or("forwarded_field", &WRITTEN, default.forwarded_field);
+        trusting.extend(at);
         let settings = Settings {
             trusted_proxies: forms::list(table, "trusted_proxies", forms::NETWORK, default.trusted_proxies),
-            forwarded_field: table.or("forwarded_field", &WRITTEN, default.forwarded_field),
+            forwarded_field,
             device: forms::list(table, "device", SOURCE, default.device),
             user,
             tier,

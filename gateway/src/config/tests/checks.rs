@@ -229,6 +229,7 @@ fn surprises_are_warnings() {
 address = \"0.0.0.0:9900\"
 [identity]
 user = \"header:x-user\"
+forwarded_field = \"forwarded\"
 [upstreams.spare]
 endpoints = [\"http://a\"]
 [limits.spare]
@@ -242,9 +243,10 @@ burst = 5
         super::lines(&warnings),
         [
             "10:11 admin.address: without a token, /api is disabled on an address that is not loopback (set `admin.token`; /live, /ready and /metrics stay open)",
-            "12:8 identity.user: this header is never believed: there are no trusted proxies (set `identity.trusted_proxies` to the networks that set it)",
-            "13:12 upstreams.spare: no route uses the upstream `spare`",
-            "15:9 limits.spare: no route attaches the limit `spare` (name it in the `limits` of a route)",
+            "12:8 identity.user: this field is never believed: there are no trusted proxies (set `identity.trusted_proxies` to the networks that set it)",
+            "13:19 identity.forwarded_field: this field is never believed: there are no trusted proxies (set `identity.trusted_proxies` to the networks that set it)",
+            "14:12 upstreams.spare: no route uses the upstream `spare`",
+            "16:9 limits.spare: no route attaches the limit `spare` (name it in the `limits` of a route)",
         ]
     );
 }
