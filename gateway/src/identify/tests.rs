@@ -136,3 +136,42 @@ fn tokens_name_user_tier_and_claims_from_anywhere() {
     let trusted = Identity::new(trusting(), Vec::new()).caller(IpAddr::from([10, 0, 0, 1]), &mut headers);
     assert!(trusted.user.is_some() && trusted.user != ann.user);
 }
+
+#[test]
+fn whoever_has_spent_his_bad_tokens_waits_unless_he_is_exempt_and_nobody_is_denied() {
+    use super::issuer::{Issuer, set};
+    use super::keys::Keys;
+    use super::tokens::{Algorithm, Place};
+    use serde_json::json;
+
+    let (issuer, forger) = (Issuer::new(Algorithm::ES256, "a"), Issuer::new(Algorithm::ES256, "a"));
+    let here = IpAddr::from([203, 0, 113, 9]);
+    let exempt = Entry::Network("203.0.113.0/24".parse().expect("a network"));
+    for (exempt, denied, want) in [
+        (vec![], vec![], Access::Unknown),
+        (vec![exempt.clone()], vec![], Access::Exempt),
+        (vec![exempt.clone()], vec![Entry::User("eve".into())], Access::Unknown),
+        (vec![], vec![exempt], Access::Denied),
+    ] {
+        let believed = tokens::Settings {
+            keys: Keys::read(&set(&[&issuer]), &[Algorithm::ES256]).expect("a usable set"),
+            place: Place::Bearer,
+            issuer: None,
+            audience: Vec::new(),
+            leeway: tokens::Settings::LEEWAY,
+        };
+        let identity = identity(Settings {
+            user: Some(Source::Claim("sub".into())),
+            tokens: Some(believed),
+            access: AccessSettings { exempt, denied },
+            ..Settings::default()
+        });
+        let access = |token: String| {
+            identity.caller(here, &mut request(&[("authorization", &format!("Bearer {token}"))])).access
+        };
+        // A thread's budget outlives a configuration: what is spent is spent.
+        (0..80).for_each(|n| _ = access(forger.token(json!({ "sub": n }))));
+        assert_eq!(access(issuer.token(json!({ "sub": "new" }))), want);
+        assert_ne!(access(String::new()), Access::Unknown, "without a token there is nothing to look at");
+    }
+}
