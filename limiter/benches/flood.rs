@@ -10,7 +10,9 @@ use std::time::Instant;
 use limiter::bucket::{Cell, Gcra, Table};
 use limiter::{Cost, KeyHash, Moment, Quota};
 
+/// What a table is configured for: by default, and for a flood of ten million requests a second.
 const KEYS: usize = 65_536;
+const MORE_KEYS: usize = 1_048_576;
 const HEAVY: usize = 1_000;
 /// Requests of heavy keys per second: five times what they may.
 const HEAVY_PER_SECOND: u64 = 10_000;
@@ -21,10 +23,19 @@ fn main() {
     println!(
         "above: what heavy keys got over what they should have; worst key: by how many tokens; refused, owing: strangers"
     );
-    println!("ratio   burst   millions  above %  later half %  worst key  refused %  owing %  p50 ns  p99 ns  B/key");
-    for (strangers, millions) in [(10, 10), (100, 10), (1_000, 10), (1_000, 50)] {
+    println!(
+        "ratio   burst   keys     millions  above %  later half %  worst key  refused %  owing %  p50 ns  p99 ns  B/key"
+    );
+    for (strangers, millions, keys) in [
+        (10, 10, KEYS),
+        (100, 10, KEYS),
+        (1_000, 10, KEYS),
+        (1_000, 50, KEYS),
+        (1_000, 10, MORE_KEYS),
+        (1_000, 50, MORE_KEYS),
+    ] {
         for burst in [1, 5, 20] {
-            run(strangers, millions, burst);
+            run(strangers, millions, burst, keys);
         }
     }
 }
@@ -35,9 +46,9 @@ struct Tally {
     fair: u64,
 }
 
-fn run(strangers: u64, millions: u64, burst: u32) {
+fn run(strangers: u64, millions: u64, burst: u32, keys: usize) {
     let quota = Quota::new("2/s".parse().unwrap(), NonZeroU32::new(burst).unwrap()).unwrap();
-    let (gcra, table) = (Gcra::new(quota), Table::new(NonZeroUsize::new(KEYS).unwrap()));
+    let (gcra, table) = (Gcra::new(quota), Table::new(NonZeroUsize::new(keys).unwrap()));
     let references: Vec<Cell> = (0..HEAVY).map(|_| Cell::default()).collect();
     let zipf = zipf();
     let mut tallies: Vec<[Tally; 2]> = (0..HEAVY).map(|_| Default::default()).collect();
@@ -81,14 +92,14 @@ fn run(strangers: u64, millions: u64, burst: u32) {
     let of = |part: usize| timed[timed.len() * part / 100].as_nanos();
     let share = |count: u64| count as f64 / (rounds * strangers) as f64 * 100.0;
     println!(
-        "1:{strangers:<5} {burst:>5}  {millions:>9}  {:>7.2}  {:>12.2}  {worst:>9}  {:>9.3}  {:>7.3}  {:>6}  {:>6}  {:>5.1}",
+        "1:{strangers:<5} {burst:>5}  {keys:>7}  {millions:>9}  {:>7.2}  {:>12.2}  {worst:>9}  {:>9.3}  {:>7.3}  {:>6}  {:>6}  {:>5.1}",
         above(&[0, 1]),
         above(&[1]),
         share(refused),
         share(owing),
         of(50),
         of(99),
-        table.bytes() as f64 / KEYS as f64,
+        table.bytes() as f64 / keys as f64,
     );
 }
 
