@@ -85,6 +85,15 @@ pub(crate) fn request_head(data: &[u8]) {
         (&other.method, &other.target, &other.authority)
     );
 
+    // A connection reads its requests into the same place, and what was there before changes nothing.
+    let (mut used, mut new) = (request.clone(), Request::default());
+    let next = probe::request_head(&bytes[head.length..], usize::MAX, &limits, &mut used);
+    assert_alike(&next, &probe::request_head(&bytes[head.length..], usize::MAX, &limits, &mut new));
+    if let Some(Ok(_)) = next {
+        assert_eq!((&used.target, &used.authority), (&new.target, &new.authority));
+        assert_eq!(lines(&used.fields), lines(&new.fields));
+    }
+
     let text = &bytes[..head.length];
     assert!(text.ends_with(b"\r\n\r\n") && head.length <= limits.header_bytes + 2);
     assert!(request.fields.len() <= limits.header_fields);
