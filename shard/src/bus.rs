@@ -11,40 +11,38 @@
 //!
 //! Entries that servers say were changed are compared with what is held: what this node wrote itself is left alone.
 //!
-//! Refuses more purges than `PENDING_MAX` while no server answers.
+//! Refuses more purges than wait for a server already (see `purges`).
 //! Invariant: a shard is read only while its server's purges are known here and its changes are being told.
 
 mod event;
 mod line;
 mod notice;
+mod purges;
+mod say;
 mod script;
 
 pub use notice::{NoRoom, Notice};
+pub use purges::TooMany;
 
-use crate::entry::{EDITION_BYTES, Meta, Purge, Seal, UNNUMBERED};
+use crate::entry::{EDITION_BYTES, Meta, Seal};
 use crate::key::CacheKey;
 use crate::remote::Fault;
 use crate::store::Store;
-use event::{Event, Position, Said, What};
+use event::{Event, Position, What};
 use line::{BEAT_EVERY, Change, Connected, Line, News, Sign, Way};
-use notice::{Board, Saying, TEXT_MAX};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use notice::Board;
+use purges::{HERE, Talk};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex as Turn, Notify, oneshot};
+use tokio::sync::{Mutex as Turn, Notify};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout_at};
+use tokio::time::sleep;
 
 /// Everybody, as an event's addressee.
 const ALL: &str = "*";
-
-/// Purges that wait for a server.
-const PENDING_MAX: usize = 1_024;
-
-/// Purges that are remembered for servers that were away.
-const RECENT_MAX: usize = 4_096;
 
 /// Between attempts to connect; half of it is jitter.
 const REST: Duration = Duration::from_millis(200);
@@ -52,14 +50,8 @@ const REST: Duration = Duration::from_millis(200);
 /// Beats in a row that a server may leave unanswered.
 const MISSED_MAX: u32 = 2;
 
-/// How long the nodes of a fleet leave it to each other to tell a server what it has missed.
-const COMPENSATE_WITHIN: Duration = Duration::from_millis(500);
-
 /// Microseconds by which a purge may come after later ones: there are several servers, and none waits for the others.
 const LATE: u64 = 2_000_000;
-
-/// The number of a purge that ends what one node holds, and nothing at the servers.
-const HERE: u64 = 0;
 
 /// A node that has been silent for longer is not waited for.
 const SILENT_MS: u64 = 3_000;
@@ -85,31 +77,6 @@ pub struct Bus<M> {
     read_on: Notify,
     board: Board,
     counts: Counts,
-}
-
-#[derive(Default)]
-struct Talk {
-    pending: VecDeque<Pending>,
-    /// The last purges of the fleet, whoever told them.
-    recent: VecDeque<(u64, Purge)>,
-    /// How many there were before those.
-    forgotten: u64,
-    /// Those that came late, to be told again under a higher number.
-    late: Vec<(u64, Purge)>,
-}
-
-struct Pending {
-    purge: Purge,
-    to: String,
-    done: oneshot::Sender<Announced>,
-}
-
-/// A purge that has a number.
-#[derive(Clone, Debug)]
-struct Announced {
-    /// Where it stands, by line.
-    at: Vec<(usize, Position)>,
-    untold: Vec<usize>,
 }
 
 #[derive(Default)]
@@ -145,11 +112,6 @@ pub struct Confirmation {
     /// Servers that could not be told: they will be as soon as they answer.
     pub untold: BTreeSet<String>,
 }
-
-/// Too many purges wait for a server already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no server answers, and {PENDING_MAX} purges wait for one already")]
-pub struct TooMany;
 
 impl<M: Meta> Bus<M> {
     /// The bus for a store's shards, as `node`. From now on they are not read until `run` has heard of their purges.
@@ -216,118 +178,6 @@ impl<M: Meta> Bus<M> {
         }
     }
 
-    /// Purges here and on every node of the fleet, or on the node `to` alone, and waits up to `within` for what they say.
-    ///
-    /// # Errors
-    /// Nothing was purged.
-    pub async fn purge(
-        self: &Arc<Self>,
-        purges: &[Purge],
-        to: Option<&str>,
-        within: Duration,
-    ) -> Result<Confirmation, TooMany> {
-        let deadline = Instant::now() + within;
-        let mut announced = Vec::new();
-        {
-            let mut talk = self.talk();
-            if !self.lines.is_empty() && talk.pending.len() + purges.len() > PENDING_MAX {
-                return Err(TooMany);
-            }
-            for &purge in purges {
-                match to {
-                    None => self.store.epochs().purge(purge, UNNUMBERED),
-                    Some(to) if to == self.node => self.store.epochs().purge(purge, HERE),
-                    Some(_) => {}
-                }
-                if !self.lines.is_empty() {
-                    let (done, number) = oneshot::channel();
-                    talk.pending.push_back(Pending { purge, to: to.unwrap_or(ALL).to_owned(), done });
-                    announced.push(number);
-                }
-            }
-        }
-        let mut confirmation = Confirmation::default();
-        if to.is_none_or(|to| to == self.node) {
-            confirmation.nodes.insert(self.node.clone());
-        }
-        // Announced in a task of its own: a caller that gives up does not leave it half done.
-        let bus = self.clone();
-        let announcing = tokio::spawn(async move { bus.announce().await });
-        let mut places = Vec::new();
-        for number in announced {
-            match timeout_at(deadline.into(), number).await {
-                Ok(Ok(Announced { at, untold })) => {
-                    places.extend(at);
-                    confirmation.untold.extend(untold.into_iter().map(|line| self.lines[line].label()));
-                }
-                _ => confirmation.untold.extend(self.carriers().map(Line::label)),
-            }
-        }
-        drop(announcing);
-        // Of each line the last place: whoever has read that has read all.
-        let mut last: BTreeMap<usize, Position> = BTreeMap::new();
-        for (line, at) in places {
-            last.entry(line).and_modify(|last| *last = at.max(*last)).or_insert(at);
-        }
-        self.confirm(&last, to, deadline, &mut confirmation).await;
-        Ok(confirmation)
-    }
-
-    /// Puts a notice up here and on every node of the fleet, or on the node `to` alone, and waits up to `within` for what they say. A
-    /// node that starts later hears what is up for all. A server that cannot be told now is told what is for all when it is back.
-    ///
-    /// # Errors
-    /// It was put up nowhere.
-    pub async fn say(
-        &self,
-        name: &str,
-        text: &str,
-        lasting: Duration,
-        to: Option<&str>,
-        within: Duration,
-    ) -> Result<Confirmation, NoRoom> {
-        let deadline = Instant::now() + within;
-        if name.len().max(text.len()) > TEXT_MAX {
-            return Err(NoRoom);
-        }
-        let now = self.store.wall_time();
-        let version = self.board.next_version(now);
-        let mut confirmation = Confirmation::default();
-        if to.is_none_or(|to| to == self.node) {
-            self.board.put(&Saying { name, text, version, is_for_all: to.is_none() }, lasting, now)?;
-            confirmation.nodes.insert(self.node.clone());
-        }
-        let mut telling = JoinSet::new();
-        for (index, line) in self.lines.iter().enumerate().filter(|(_, line)| line.carries()) {
-            let Some(way) = line.way() else {
-                confirmation.untold.insert(line.label());
-                continue;
-            };
-            let (name, text, from) = (name.to_owned(), text.to_owned(), self.member.clone());
-            let to = to.unwrap_or(ALL).to_owned();
-            telling.spawn(async move { (index, way.say((&name, &text, version), lasting, &to, &from).await) });
-        }
-        let mut places = BTreeMap::new();
-        for (index, told) in telling.join_all().await {
-            match told {
-                Ok(at) => places.extend(at.map(|at| (index, at))),
-                Err(_) => _ = confirmation.untold.insert(self.lines[index].label()),
-            }
-        }
-        self.confirm(&places, to, deadline, &mut confirmation).await;
-        Ok(confirmation)
-    }
-
-    /// The notices that hold on this node.
-    pub fn notices(&self) -> Vec<Notice> {
-        self.board.list()
-    }
-
-    /// Waits until a notice was put up since the last call; for one who listens. Cancel safe.
-    pub async fn notices_changed(&self) {
-        self.board.changed().await;
-    }
-
     /// Waits until every node has read on to one of the places, or is known not to.
     async fn confirm(
         &self,
@@ -373,54 +223,6 @@ impl<M: Meta> Bus<M> {
             tokio::select! {
                 () = heard => {}
                 () = sleep(LOOK_EVERY) => {}
-            }
-        }
-    }
-
-    /// Gives pending purges their numbers and tells every server, as long as one answers.
-    async fn announce(self: &Arc<Self>) {
-        let _turn = self.turn.lock().await;
-        loop {
-            let next = self.talk().pending.front().map(|pending| (pending.purge, pending.to.clone()));
-            let Some((purge, to)) = next else { return };
-            let mut number = None;
-            let (mut at, mut untold) = (Vec::new(), Vec::new());
-            let mut others = JoinSet::new();
-            for (index, line) in self.lines.iter().enumerate() {
-                let Some(way) = line.way() else {
-                    if line.carries() {
-                        untold.push(index);
-                    }
-                    continue;
-                };
-                let (known, to, from) = (self.store.epochs().number(), to.clone(), self.member.clone());
-                let tell = async move { (index, way.tell(purge, number, known, &to, &from).await) };
-                if number.is_some() {
-                    others.spawn(tell);
-                    continue;
-                }
-                // The first that answers gives the number.
-                match tell.await {
-                    (_, Ok(told)) => {
-                        number = Some(told.number);
-                        at.extend(told.at.map(|at| (index, at)));
-                    }
-                    (_, Err(_)) => untold.push(index),
-                }
-            }
-            for (index, told) in others.join_all().await {
-                match told {
-                    Ok(told) => at.extend(told.at.map(|at| (index, at))),
-                    Err(_) => untold.push(index),
-                }
-            }
-            let Some(number) = number else { return };
-            if to == ALL {
-                self.store.epochs().numbered(purge, number);
-                self.remember(number, purge);
-            }
-            if let Some(pending) = self.talk().pending.pop_front() {
-                let _nobody_waits = pending.done.send(Announced { at, untold });
             }
         }
     }
@@ -498,44 +300,6 @@ impl<M: Meta> Bus<M> {
             self.store.shards_here()[shard].in_sight();
         }
         Ok(())
-    }
-
-    /// Says again to a server what is up for all nodes, and what was the last word before it ended: it may have been away, or have lost
-    /// its memory. It takes no notice of what it knows.
-    async fn repeat_notices(self: &Arc<Self>, index: usize) {
-        let Some(way) = self.lines[index].way() else { return };
-        for notice in self.board.for_all() {
-            let lasting = notice.until.saturating_duration_since(Instant::now());
-            let said = (&*notice.name, &*notice.text, notice.version);
-            if way.say(said, lasting, ALL, &self.member).await.is_err() {
-                // It is tried again when the line is up again.
-                return;
-            }
-        }
-    }
-
-    /// Tells a server what it has missed, unless another node has.
-    async fn compensate(self: &Arc<Self>, index: usize, since: u64) {
-        let line = &self.lines[index];
-        sleep(COMPENSATE_WITHIN.mul_f64((self.seed % 1_000) as f64 / 1_000.0)).await;
-        let Some(way) = line.way() else { return };
-        let (recent, is_whole) = self.talk().since(since);
-        if !is_whole {
-            let _tried_again_when_it_is_back = way.raise_floor(self.store.epochs().number()).await;
-        }
-        if let Ok(missing) = way.missing(&recent).await {
-            for (number, purge) in missing {
-                let _tried_again_when_it_is_back = way.tell(purge, Some(number), 0, ALL, &self.member).await;
-            }
-        }
-    }
-
-    /// Tells purges that no server took until now, as long as this is not dropped: a full server has room again one day.
-    async fn tell_what_waits(self: &Arc<Self>) {
-        loop {
-            self.announce().await;
-            sleep(BEAT_EVERY).await;
-        }
     }
 
     /// Follows a line until it is lost; says why.
@@ -684,47 +448,13 @@ impl<M: Meta> Bus<M> {
         }
     }
 
-    /// Puts up what a server says, and says whether it is news; how long it still holds is reckoned by the server's clock.
-    fn heed(&self, line: &Line, said: &Said, is_for_all: bool) -> bool {
-        let Some(&shard) = line.shards.first() else { return false };
-        let now_ms = self.store.shards_here()[shard].clock().now().unix_ms;
-        let lasting = Duration::from_millis(said.until_ms.saturating_sub(now_ms));
-        let saying = Saying { name: &said.name, text: &said.text, version: said.version, is_for_all };
-        self.board.put(&saying, lasting, self.store.wall_time()).unwrap_or_else(|reason| {
-            tracing::warn!(%reason, "a notice was not put up");
-            false
-        })
-    }
-
     /// Lines that the bus runs over.
     fn carriers(&self) -> impl Iterator<Item = &Line> {
         self.lines.iter().filter(|line| line.carries())
     }
 
-    fn remember(&self, number: u64, purge: Purge) {
-        let mut talk = self.talk();
-        talk.recent.push_back((number, purge));
-        if talk.recent.len() > RECENT_MAX {
-            talk.recent.pop_front();
-            talk.forgotten += 1;
-        }
-    }
-
     fn talk(&self) -> MutexGuard<'_, Talk> {
         self.talk.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Talk {
-    /// How many purges there have been.
-    fn count(&self) -> u64 {
-        self.forgotten + self.recent.len() as u64
-    }
-
-    /// Those from `since` on, and whether that is all of them.
-    fn since(&self, since: u64) -> (Vec<(u64, Purge)>, bool) {
-        let skip = usize::try_from(since.saturating_sub(self.forgotten)).unwrap_or(usize::MAX);
-        (self.recent.iter().skip(skip).copied().collect(), since >= self.forgotten)
     }
 }
 

@@ -4,27 +4,28 @@
 //! `default` and of every other region. Where there is no `default` either, it has no remote tier. The local tier does not know
 //! regions; see `key`.
 //!
-//! Refuses settings that cannot work, and never asks whether Redis is there: a gateway starts without it.
+//! Refuses settings that cannot work (see `shards`), and never asks whether Redis is there: a gateway starts without it.
 //! Invariant: what is said about an endpoint, in errors and reports, contains no credentials.
 
 mod copies;
+mod shards;
 mod view;
 
+pub use shards::StoreError;
 pub use view::{Hit, Reach, Remote, Tier, View};
 
 pub(crate) use copies::Copies;
 
 use crate::clock::{Wall, wall_time};
-use crate::entry::{Compression, Epochs, Home, Meta, Packing, Purge, Seal, UNNUMBERED};
+use crate::entry::{Compression, Epochs, Home, Meta, Purge, UNNUMBERED};
 use crate::hot::{Hot, HotKey};
 use crate::key::{Digest, KeyRef, Region};
 use crate::local::{Local, LocalReport};
-use crate::placement::{SLOTS, SLOTS_MAX, Slot, Slots, copy_key, redis_key, tag_in, winner};
-use crate::remote::{
-    BadAddress, Cluster, Dialer, PLACES, Removals, Scout, Sentinels, Shard, ShardReport, Site, TlsSettings,
-};
+use crate::placement::{SLOTS, Slot, copy_key, redis_key, tag_in, winner};
+use crate::remote::{Cluster, PLACES, Scout, Shard, ShardReport, TlsSettings};
 use copies::Spot;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use shards::{Kind, RegionShards, Shards};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -77,21 +78,6 @@ pub struct RegionSettings {
     pub fallback: Vec<Region>,
 }
 
-/// What is wrong with settings.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    #[error("region {region}: neither endpoints nor a cluster, or both")]
-    NoEndpoints { region: Region },
-    #[error("region {region}: endpoint {index} (from 0) is no address, or its certificates are none")]
-    Address { region: Region, index: usize },
-    #[error("region {region}: {endpoint} is listed twice")]
-    Twice { region: Region, endpoint: String },
-    #[error("region {region}: slots must be between the number of endpoints and {SLOTS_MAX}")]
-    Slots { region: Region },
-    #[error("the deadline must be between 1 ms and 10 s")]
-    Deadline,
-}
-
 /// Where a response lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
@@ -110,36 +96,6 @@ pub struct Store<M> {
     remote: Option<Shards>,
     /// Regions that something was stored for.
     named: Mutex<BTreeSet<Region>>,
-}
-
-struct Shards {
-    deadline: Duration,
-    hot_copies: u16,
-    wall: Arc<Wall>,
-    seal: Arc<Seal>,
-    removals: Arc<Removals>,
-    shards: Vec<Arc<Shard>>,
-    regions: HashMap<Region, RegionShards>,
-    scouts: Vec<Arc<Scout>>,
-}
-
-struct RegionShards {
-    fallback: Vec<Region>,
-    /// Index of its first shard among all.
-    first: usize,
-    kind: Kind,
-}
-
-enum Kind {
-    Endpoints {
-        slots: Slots,
-        labels: Vec<String>,
-    },
-    /// One shard for each of its places.
-    Cluster {
-        slots: u16,
-        cluster: Arc<Cluster>,
-    },
 }
 
 /// Who keeps what has no slot.
@@ -356,132 +312,12 @@ impl<M> Store<M> {
     }
 }
 
-impl Shards {
-    fn new(settings: &RemoteSettings, wall: Arc<Wall>) -> Result<Self, StoreError> {
-        if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&settings.deadline) {
-            return Err(StoreError::Deadline);
-        }
-        let packing = Packing { compression: settings.compression, from: settings.compress_from };
-        let mut all = Self {
-            deadline: settings.deadline,
-            hot_copies: settings.hot_copies,
-            wall,
-            seal: Arc::new(Seal::new(&settings.secret, settings.object_bytes, packing)),
-            removals: Arc::default(),
-            shards: Vec::new(),
-            regions: HashMap::new(),
-            scouts: Vec::new(),
-        };
-        for (&region, its) in &settings.regions {
-            all.add(region, its, &settings.tls)?;
-        }
-        Ok(all)
-    }
-
-    fn add(&mut self, region: Region, settings: &RegionSettings, tls: &TlsSettings) -> Result<(), StoreError> {
-        if settings.endpoints.is_empty() == settings.cluster.is_empty() {
-            return Err(StoreError::NoEndpoints { region });
-        }
-        let count = settings.endpoints.len().max(1);
-        if settings.slots > SLOTS_MAX || usize::from(settings.slots) < count {
-            return Err(StoreError::Slots { region });
-        }
-        let kind = if settings.cluster.is_empty() {
-            self.add_endpoints(region, settings, tls)?
-        } else {
-            self.add_cluster(region, settings, tls)?
-        };
-        let first = self.shards.len() - kind.shards();
-        self.regions.insert(region, RegionShards { fallback: settings.fallback.clone(), first, kind });
-        Ok(())
-    }
-
-    fn add_endpoints(
-        &mut self,
-        region: Region,
-        settings: &RegionSettings,
-        tls: &TlsSettings,
-    ) -> Result<Kind, StoreError> {
-        let mut labels = Vec::with_capacity(settings.endpoints.len());
-        for (index, url) in settings.endpoints.iter().enumerate() {
-            // What is wrong with an address may quote it, password included.
-            let address = |_: BadAddress| StoreError::Address { region, index };
-            let (site, label) = match Sentinels::of(url) {
-                Some(named) => {
-                    let named = named.map_err(address)?;
-                    let (scout, site) = named.scout(tls).map_err(address)?;
-                    self.scouts.push(Arc::new(scout));
-                    (site, named.master)
-                }
-                None => {
-                    let spot = Dialer::new(url, tls).and_then(|dialer| dialer.spot()).map_err(address)?;
-                    let label = spot.label.clone();
-                    (Site::fixed(spot), label)
-                }
-            };
-            if labels.contains(&label) {
-                return Err(StoreError::Twice { region, endpoint: label });
-            }
-            self.shards.push(Arc::new(Shard::new(region, index, site, Some(label.clone()), self.wall.clone())));
-            labels.push(label);
-        }
-        Ok(Kind::Endpoints { slots: Slots::spread(settings.slots, &labels), labels })
-    }
-
-    fn add_cluster(
-        &mut self,
-        region: Region,
-        settings: &RegionSettings,
-        tls: &TlsSettings,
-    ) -> Result<Kind, StoreError> {
-        let seeds = settings.cluster.iter().enumerate().map(|(index, url)| {
-            let dialer = Dialer::new(url, tls).ok().filter(Dialer::is_on_a_network);
-            dialer.ok_or(StoreError::Address { region, index })
-        });
-        let cluster = Arc::new(Cluster::new(seeds.collect::<Result<_, _>>()?));
-        for (index, site) in cluster.sites.iter().enumerate() {
-            self.shards.push(Arc::new(Shard::new(region, index, site.clone(), None, self.wall.clone())));
-        }
-        self.scouts.push(Arc::new(Scout::Cluster(cluster.clone())));
-        Ok(Kind::Cluster { slots: settings.slots, cluster })
-    }
-
-    fn of(&self, region: &Region) -> Option<&RegionShards> {
-        self.regions.get(region).or_else(|| self.regions.get(&Region::DEFAULT))
-    }
-}
-
-impl RegionShards {
-    fn slots(&self) -> u16 {
-        match &self.kind {
-            Kind::Endpoints { slots, .. } => slots.len(),
-            Kind::Cluster { slots, .. } => *slots,
-        }
-    }
-
-    /// The shard of a region's slot; `None` where a cluster has not said who holds it.
-    fn shard(&self, region: &Region, slot: Slot) -> Option<usize> {
-        match &self.kind {
-            Kind::Endpoints { slots, .. } => Some(self.first + slots.owner(slot)),
-            Kind::Cluster { cluster, .. } => Some(self.first + cluster.place_of(region, slot)?),
-        }
-    }
-}
-
-impl Kind {
-    fn shards(&self) -> usize {
-        match self {
-            Kind::Endpoints { labels, .. } => labels.len(),
-            Kind::Cluster { .. } => PLACES,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::entry::tests::Note;
     use crate::key::KeyBuilder;
+    use crate::placement::SLOTS_MAX;
 
     fn remote(regions: &[(&str, u16, &[&str])]) -> RemoteSettings {
         let region = |&(name, slots, endpoints): &(&str, u16, &[&str])| {
