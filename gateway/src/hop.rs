@@ -162,14 +162,7 @@ pub fn add_via(fields: &mut Fields, received: Version) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn fields(lines: &[(&str, &str)]) -> Fields {
-        let mut fields = Fields::default();
-        for (name, value) in lines {
-            fields.push(name.as_bytes(), value.as_bytes());
-        }
-        fields
-    }
+    use crate::http::fields::tests::fields;
 
     #[test]
     fn every_connection_line_counts_and_protected_fields_stay() {

@@ -475,8 +475,17 @@ pub fn is_token(text: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Lines by name and value.
+    pub(crate) fn fields(lines: &[(&str, &str)]) -> Fields {
+        let mut fields = Fields::default();
+        for (name, value) in lines {
+            fields.push(name.as_bytes(), value.as_bytes());
+        }
+        fields
+    }
 
     #[test]
     fn repeated_lines_keep_order_and_spelling() {

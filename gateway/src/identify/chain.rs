@@ -118,14 +118,7 @@ fn address(text: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn fields(lines: &[(&str, &str)]) -> Fields {
-        let mut fields = Fields::default();
-        for (name, value) in lines {
-            fields.push(name.as_bytes(), value.as_bytes());
-        }
-        fields
-    }
+    use crate::http::fields::tests::fields;
 
     fn client(written: Written, lines: &[(&str, &str)]) -> Option<String> {
         let trusts = |ip: IpAddr| ip.to_string().starts_with("10.");

@@ -1,6 +1,10 @@
 //! Whose word is taken for what, header by header.
 
+use super::issuer::{Issuer, set};
+use super::keys::Keys;
+use super::tokens::Algorithm;
 use super::*;
+use serde_json::json;
 
 fn identity(settings: Settings) -> Identity {
     let tiers = ["anonymous", "standard", "platinum"].map(str::to_owned).to_vec();
@@ -8,11 +12,18 @@ fn identity(settings: Settings) -> Identity {
 }
 
 fn request(lines: &[(&str, &str)]) -> Request {
-    let mut request = Request::default();
-    for (name, value) in lines {
-        request.fields.push(name.as_bytes(), value.as_bytes());
+    Request { fields: crate::http::fields::tests::fields(lines), ..Request::default() }
+}
+
+/// Tokens of one issuer, whoever they say that they are of.
+fn believing(issuer: &Issuer) -> tokens::Settings {
+    tokens::Settings {
+        keys: Keys::read(&set(&[issuer]), &[Algorithm::ES256]).expect("a usable set"),
+        place: tokens::Place::Bearer,
+        issuer: None,
+        audience: Vec::new(),
+        leeway: tokens::Settings::LEEWAY,
     }
-    request
 }
 
 fn trusting() -> Settings {
@@ -84,23 +95,11 @@ fn traces_are_kept_or_made() {
 
 #[test]
 fn tokens_name_user_tier_and_claims_from_anywhere() {
-    use super::issuer::{Issuer, set};
-    use super::keys::Keys;
-    use super::tokens::{Algorithm, Place};
-    use serde_json::json;
-
     let issuer = Issuer::new(Algorithm::ES256, "a");
-    let believed = tokens::Settings {
-        keys: Keys::read(&set(&[&issuer]), &[Algorithm::ES256]).expect("a usable set"),
-        place: Place::Bearer,
-        issuer: None,
-        audience: Vec::new(),
-        leeway: tokens::Settings::LEEWAY,
-    };
     let identity = identity(Settings {
         user: Some(Source::Claim("sub".into())),
         tier: Some(Source::Claim("plan".into())),
-        tokens: Some(believed),
+        tokens: Some(believing(&issuer)),
         claims: vec!["tenant".into(), "org".into()],
         keys: vec![Source::Claim("tenant".into()), Source::Claim("org".into()), Source::Claim("sub".into())],
         ..trusting()
@@ -139,11 +138,6 @@ fn tokens_name_user_tier_and_claims_from_anywhere() {
 
 #[test]
 fn whoever_has_spent_his_bad_tokens_waits_unless_he_is_exempt_and_nobody_is_denied() {
-    use super::issuer::{Issuer, set};
-    use super::keys::Keys;
-    use super::tokens::{Algorithm, Place};
-    use serde_json::json;
-
     let (issuer, forger) = (Issuer::new(Algorithm::ES256, "a"), Issuer::new(Algorithm::ES256, "a"));
     let here = IpAddr::from([203, 0, 113, 9]);
     let exempt = Entry::Network("203.0.113.0/24".parse().expect("a network"));
@@ -153,16 +147,9 @@ fn whoever_has_spent_his_bad_tokens_waits_unless_he_is_exempt_and_nobody_is_deni
         (vec![exempt.clone()], vec![Entry::User("eve".into())], Access::Unknown),
         (vec![], vec![exempt], Access::Denied),
     ] {
-        let believed = tokens::Settings {
-            keys: Keys::read(&set(&[&issuer]), &[Algorithm::ES256]).expect("a usable set"),
-            place: Place::Bearer,
-            issuer: None,
-            audience: Vec::new(),
-            leeway: tokens::Settings::LEEWAY,
-        };
         let identity = identity(Settings {
             user: Some(Source::Claim("sub".into())),
-            tokens: Some(believed),
+            tokens: Some(believing(&issuer)),
             access: AccessSettings { exempt, denied },
             ..Settings::default()
         });
