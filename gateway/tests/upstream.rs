@@ -2,8 +2,8 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -57,7 +57,7 @@ fn an_origin_that_does_not_accept_ends_with_the_connect_timeout() {
     socket.listen(0).expect("a listening socket");
     let address = socket.local_addr().ok().and_then(|address| address.as_socket()).expect("a bound port");
     // The backlog is full with these: the system then ignores who else wants to connect.
-    let connect = |_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(50));
+    let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(50));
     let _held: Vec<_> = (0..4).map(connect).collect();
     let gateway = Gateway::start(&upstream(&[address], "connect_timeout = \"200ms\""));
     let start = Instant::now();
@@ -143,15 +143,57 @@ fn a_head_without_end_from_the_origin_is_bounded() {
     assert_eq!(plain(&origin).get("/", &[]).status, 502);
 }
 
+const EVIL: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+
 #[test]
-fn bytes_after_an_answer_are_nobodys_answer() {
-    let origin = Origin::start(|request| match request.number {
-        0 => Script::ok(&[], "one").send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"),
+fn bytes_behind_an_answer_are_nobodys_answer() {
+    let one = format!("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none{EVIL}");
+    let origin = Origin::start(move |request| match request.number {
+        0 => Script::new().send(&one),
         _ => Script::ok(&[], "two"),
     });
     let gateway = plain(&origin);
     assert_eq!(gateway.get("/", &[]).text(), "one");
     assert_eq!(gateway.get("/", &[]).text(), "two");
+}
+
+/// What comes after an answer was read whole, and before the next request, was not asked for either. The test is the origin itself, so that
+/// one is surely before the other.
+#[test]
+fn bytes_that_come_between_two_requests_are_nobodys_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let gateway = Gateway::start(&upstream(&[listener.local_addr().expect("its address")], ""));
+    let answer = |stream: &mut TcpStream, body: &str| {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("a head");
+            head.push(byte[0]);
+        }
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).expect("an answer");
+    };
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| gateway.get("/", &[]));
+        let (mut stream, _) = listener.accept().expect("a connection");
+        answer(&mut stream, "one");
+        assert_eq!(first.join().expect("an answer").text(), "one");
+        stream.write_all(EVIL.as_bytes()).expect("what nobody asked for");
+        let second = scope.spawn(|| gateway.get("/", &[]));
+        listener.set_nonblocking(true).expect("a listener that can be asked");
+        let mut another = None;
+        wait_for(
+            || {
+                another = listener.accept().ok().map(|(stream, _)| stream);
+                second.is_finished() || another.is_some()
+            },
+            PATIENCE,
+        );
+        if let Some(mut another) = another {
+            another.set_nonblocking(false).expect("a stream to wait for");
+            answer(&mut another, "two");
+        }
+        assert_eq!(second.join().expect("an answer").text(), "two");
+    });
 }
 
 // Choice of an endpoint, connections.
