@@ -94,6 +94,25 @@ pub(crate) fn request_head(data: &[u8]) {
         assert_eq!(lines(&used.fields), lines(&new.fields));
     }
 
+    // Most clients repeat their fields, whatever the pipeline has done to those before.
+    let line = bytes[..head.length].strip_prefix(b"\r\n").unwrap_or(&bytes[..head.length]);
+    if let Some(section) = line.windows(2).position(|two| two == b"\r\n") {
+        for target in [request.target.as_str(), "/", "/a?b", "/<"] {
+            let mut again = format!("{} {target} HTTP/1.1\r\n", request.method).into_bytes();
+            again.extend_from_slice(&line[section + 2..]);
+            again.extend_from_slice(b"GET");
+            let (mut used, mut new) = (request.clone(), Request::default());
+            used.fields.add(Known::Via, "1.1 tidegate");
+            let read = probe::request_head(&again, usize::MAX, &limits, &mut used);
+            assert_eq!(read, probe::request_head(&again, usize::MAX, &limits, &mut new), "{target}");
+            if let Some(Ok(_)) = read {
+                assert_eq!((&used.target, used.path_len, &used.authority), (&new.target, new.path_len, &new.authority));
+                assert_eq!((used.version, used.length), (new.version, new.length));
+                assert_eq!(lines(&used.fields), lines(&new.fields));
+            }
+        }
+    }
+
     let text = &bytes[..head.length];
     assert!(text.ends_with(b"\r\n\r\n") && head.length <= limits.header_bytes + 2);
     assert!(request.fields.len() <= limits.header_fields);

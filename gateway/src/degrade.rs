@@ -130,14 +130,22 @@ thread_local! {
 }
 
 /// What answers that are made up here begin with, by their form.
-static HTML: LazyLock<Fields> = LazyLock::new(|| kind("text/html; charset=utf-8"));
-static JSON: LazyLock<Fields> = LazyLock::new(|| kind("application/problem+json"));
+static HTML: LazyLock<Fields> = LazyLock::new(|| beginning("text/html; charset=utf-8"));
+static JSON: LazyLock<Fields> = LazyLock::new(|| beginning("application/problem+json"));
 
-fn kind(content: &str) -> Fields {
+fn beginning(content: &str) -> Fields {
     let mut fields = Fields::default();
     fields.add(Known::ContentType, content);
     fields.add(Known::CacheControl, "no-store");
     fields
+}
+
+/// The first lines of an answer in this form.
+pub fn kind(form: Form) -> &'static Fields {
+    match form {
+        Form::Html => &HTML,
+        Form::Json => &JSON,
+    }
 }
 
 /// Says what time it is, for the answers of this thread that are the gateway's own; to be called several times a second.
@@ -148,7 +156,7 @@ pub fn set_date(now: SystemTime) {
 }
 
 /// Whoever makes an answer up says when (RFC 9110 section 6.6.1).
-fn date(response: &mut Response) {
+pub fn date(response: &mut Response) {
     DATE.with_borrow(|date| match date {
         Some(line) => response.fields.append_all(line),
         None => response.fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now())),
@@ -157,10 +165,7 @@ fn date(response: &mut Response) {
 
 fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
     response.status = status;
-    response.fields.copy_from(match form {
-        Form::Html => &HTML,
-        Form::Json => &JSON,
-    });
+    response.fields.copy_from(kind(form));
     response.length = Length::Known(body.len() as u64);
     date(response);
 }
@@ -169,7 +174,8 @@ fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
 const LIMITED: &[u8] =
     b"{\"type\":\"about:blank\",\"title\":\"Too Many Requests\",\"status\":429,\"reason\":\"limited\"}\n";
 
-fn standard(status: StatusCode, error: &Error, form: Form) -> Bytes {
+/// The built-in page of a failure.
+pub fn standard(status: StatusCode, error: &Error, form: Form) -> Bytes {
     match form {
         Form::Json if error.kind() == Kind::Limited => Bytes::from_static(LIMITED),
         Form::Json => problem(status, error.reason()),

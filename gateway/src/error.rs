@@ -35,9 +35,9 @@ pub enum Error {
     /// The caller is on the list of those who get nothing.
     #[error("denied by the access list")]
     Forbidden,
-    /// A limit denied it; the wait is the longest of all that deny.
+    /// A limit denied it; which one, and for how long, its story tells.
     #[error("denied by a limit")]
-    Limited { denial: Box<limiter::Denial> },
+    Limited,
     /// Too many bad tokens came before its own, which was not looked at.
     #[error("its token was not looked at")]
     Unchecked,
@@ -64,7 +64,7 @@ impl Error {
         match self {
             Error::NoRoute => Kind::NoRoute,
             Error::Forbidden => Kind::Forbidden,
-            Error::Limited { .. } => Kind::Limited,
+            Error::Limited => Kind::Limited,
             Error::Unchecked => Kind::Unchecked,
             Error::BreakerOpen => Kind::BreakerOpen,
             Error::OnlyIfCached => Kind::OnlyIfCached,

@@ -185,9 +185,8 @@ impl Identity {
         Identity { settings, tiers, tokens, hasher, lists, random: foldhash::fast::RandomState::default() }
     }
 
-    /// Identifies the sender of `request` behind `peer`, and removes identity fields it had no right to send.
+    /// Identifies the sender of `request` behind `peer`, a canonical address, and removes identity fields it had no right to send.
     pub fn caller(&self, peer: IpAddr, request: &mut Request) -> Caller {
-        let peer = peer.to_canonical();
         let is_trusted = self.trusts(peer);
         let ip = if is_trusted { self.client(&request.fields).unwrap_or(peer) } else { peer };
         if !is_trusted {
@@ -199,21 +198,21 @@ impl Identity {
             tokens.look(request, address, |claims| self.keep(claims))
         });
         let refused = looked.as_ref().err().copied();
-        let facts = looked.ok().flatten();
+        let facts = looked.as_ref().ok().and_then(Option::as_ref);
         let named = match &self.settings.user {
             Some(Source::Claim(_)) | None => None,
             Some(source) => read(source, request),
         };
         let user = match &self.settings.user {
-            Some(Source::Claim(_)) => facts.as_ref().and_then(|facts| facts.user),
+            Some(Source::Claim(_)) => facts.and_then(|facts| facts.user),
             _ => named.map(|user| self.hash(None, user)),
         };
         let device = self.settings.device.iter().find_map(|source| read(source, request));
-        let listed = facts.as_ref().map_or(Access::Ordinary, |facts| facts.listed);
+        let listed = facts.map_or(Access::Ordinary, |facts| facts.listed);
         let access = self.lists.as_ref().map_or(Access::Ordinary, |lists| lists.judge(ip, device, named).and(listed));
         let access = access.and(self.doubt(refused, access));
         let keys = self.keys(ip, |_, source| match source {
-            Source::Claim(name) => facts.as_ref().and_then(|facts| self.kept(facts.claims.as_deref(), name)),
+            Source::Claim(name) => facts.and_then(|facts| self.kept(facts.claims.as_deref(), name)),
             _ => Some(self.hash(None, read(source, request)?)),
         });
         let device = self.hash(Some(ip), device.unwrap_or_default());
@@ -221,7 +220,7 @@ impl Identity {
             ip,
             device,
             user,
-            tier: self.tier(user.is_some(), facts.as_ref(), request),
+            tier: self.tier(user.is_some(), facts, request),
             region: self.region(request),
             trace: trace::of(&request.fields, &self.random),
             keys,

@@ -7,7 +7,7 @@ mod face;
 mod inquiry;
 
 pub use change::Change;
-pub use face::{Face, Vote};
+pub use face::{Face, Vote, Wording};
 pub use inquiry::{BadInquiry, Inquiry, Told};
 
 use std::num::NonZeroU32;
@@ -19,7 +19,6 @@ use limiter::{
     Subject, Tier, Treasury, Verdict, Weight,
 };
 
-use crate::error::Error;
 use crate::identify::{ADDRESS_KEY, Caller};
 use crate::label;
 use crate::metrics::{self, Counters};
@@ -164,27 +163,27 @@ fn subject(caller: &Caller) -> Subject<'_> {
     Subject { device: caller.device, user: caller.user, class, keys: &caller.keys }
 }
 
-/// Decides one request by the rules of its route at the moment `now`; where it may pass, tells where the caller stands.
-///
-/// # Errors
-/// `Limited` with the longest wait of those that deny.
-pub fn decide(rules: &RuleSet, face: &Face, caller: &Caller, cost: Cost, now: Instant) -> Result<Report, Error> {
+/// Decides one request by the rules of its route at the moment `now`.
+pub fn decide(rules: &RuleSet, caller: &Caller, cost: Cost, now: Instant) -> Verdict {
     if rules.is_empty() {
-        return Ok(Report::default());
+        return Verdict::Allowed(Report::default());
     }
-    match rules.decide(&subject(caller), cost, CLOCK.at(now)) {
+    rules.decide(&subject(caller), cost, CLOCK.at(now))
+}
+
+/// Counts what came of a request.
+pub fn count(face: &Face, verdict: &Verdict) {
+    match verdict {
         Verdict::Allowed(report) => {
             face.count(&report.votes, report.class);
             if report.votes.applied() != 0 {
                 let is_allowed = report.votes.shadow_denied == 0;
                 DECISIONS.inc(if is_allowed { Decision::Allowed } else { Decision::ShadowDenied });
             }
-            Ok(report)
         }
         Verdict::Denied(denial) => {
             face.count(&denial.votes, denial.class);
             DECISIONS.inc(Decision::Denied);
-            Err(Error::Limited { denial: Box::new(denial) })
         }
     }
 }

@@ -1,9 +1,11 @@
 //! A request's life, from its head to its answer: identify, route, limit, cache, upstream, degrade, respond.
 //!
-//! `run` decides and may fail; `handle` sends every failure through degrade and every answer through respond: the one exit.
+//! `admit` goes as far as nobody has to be waited for; what it lets pass, `run` answers or fails. Every failure goes through degrade, every
+//! answer through respond: the one exit. Only denials, of which there are floods, have one of their own.
 
 mod body;
 mod cached;
+mod denied;
 mod fetch;
 mod part;
 mod posted;
@@ -15,7 +17,11 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
+use bytes::Bytes;
+use limiter::Verdict;
+
 pub use body::Body;
+pub use denied::Denied;
 pub use site::{Site, Worker};
 
 use crate::cache::control::Control;
@@ -49,7 +55,7 @@ pub struct Arrival {
 }
 
 /// One request under way: what every step needs, and what it tells.
-pub(crate) struct Passage<'w> {
+pub struct Passage<'w> {
     pub(crate) worker: &'w Rc<Worker>,
     pub(crate) site: &'w Arc<Site>,
     pub(crate) peer: IpAddr,
@@ -58,43 +64,6 @@ pub(crate) struct Passage<'w> {
     pub(crate) story: &'w mut Story,
     /// A stored object past its freshness that may stand in if the origin fails.
     pub(crate) stale: Option<shard::Hit<Meta>>,
-}
-
-/// Answers `request`: fills `response`, tells `story` how it came to be, and returns the body. Dropping the future gives
-/// up the request and closes its upstream connection, unless others wait for the same answer.
-pub async fn handle<'a>(
-    worker: &Rc<Worker>,
-    site: &Arc<Site>,
-    arrival: Arrival,
-    request: &mut Request,
-    body: RequestBody<'a>,
-    response: &mut Response,
-    story: &mut Story,
-) -> Body<'a> {
-    *story = Story::default();
-    let Arrival { peer, at } = arrival;
-    let mut passage = Passage { worker, site, peer, now: at, story, stale: None };
-    let caller = site.identity.caller(peer, request);
-    passage.story.trace = Some(caller.trace);
-    passage.story.ip = Some(caller.ip);
-    let route = site.routes.find(request);
-    let result = match route {
-        Some(route) => passage.run(route, &caller, request, body, response).await,
-        None => Err(Error::NoRoute),
-    };
-    let body = match result {
-        Ok(body) => body,
-        Err(error) => passage.degrade(error, route, request, response),
-    };
-    passage.respond(route, request, response);
-    if let Some(route) = route
-        && passage.story.denial.is_none()
-        && caller.access == Access::Ordinary
-        && let Some(cost) = route.cost_after(response.status)
-    {
-        limit::charge(&route.rules, &caller, cost);
-    }
-    body
 }
 
 /// Answers a request whose handling panicked.
@@ -139,6 +108,93 @@ pub fn abandoned(site: &Site, request: &Request) -> Story {
     Story { route, ..Story::default() }
 }
 
+/// A request that may pass, and whose answer is to be had from the cache or its origin.
+pub struct Admitted<'s> {
+    caller: Caller,
+    route: &'s Route,
+}
+
+impl<'w> Passage<'w> {
+    pub fn new(worker: &'w Rc<Worker>, site: &'w Arc<Site>, arrival: Arrival, story: &'w mut Story) -> Self {
+        *story = Story::default();
+        Passage { worker, site, peer: arrival.peer, now: arrival.at, story, stale: None }
+    }
+
+    /// Takes the request as far as it gets without waiting for anybody: finds who sent it and its route, and asks its limits. Where it
+    /// may not pass, `response` is filled, and its body returned; else it is in `admitted`, which is too large to be handed about.
+    pub fn admit(
+        &mut self,
+        request: &mut Request,
+        response: &mut Response,
+        admitted: &mut Option<Admitted<'w>>,
+    ) -> Option<Body<'static>> {
+        let site = self.site;
+        let caller = site.identity.caller(self.peer, request);
+        self.story.trace = Some(caller.trace);
+        self.story.ip = Some(caller.ip);
+        let route = site.routes.find(request);
+        let error = match route.map(|route| (route, self.may_pass(route, &caller))) {
+            Some((route, Ok(()))) => {
+                *admitted = Some(Admitted { caller, route });
+                return None;
+            }
+            Some((_, Err(error))) => error,
+            None => Error::NoRoute,
+        };
+        if let Some(page) = self.deny(route, request, response) {
+            return Some(Body::Bytes(page));
+        }
+        let body = self.degrade(error, route, request, response);
+        self.respond(route, request, response);
+        if let Some(route) = route {
+            charge(route, &caller, response);
+        }
+        Some(body)
+    }
+
+    fn may_pass(&mut self, route: &Route, caller: &Caller) -> Result<(), Error> {
+        self.story.route = Some(route.index);
+        match caller.access {
+            Access::Ordinary => {
+                self.story.verdict = limit::decide(&route.rules, caller, route.cost, self.now);
+                limit::count(&self.site.limits, &self.story.verdict);
+                if self.story.verdict.is_allowed() { Ok(()) } else { Err(Error::Limited) }
+            }
+            Access::Exempt => Ok(()),
+            Access::Denied => Err(Error::Forbidden),
+            Access::Unknown => Err(Error::Unchecked),
+        }
+    }
+
+    /// Answers a request that was admitted: fills `response` and returns the body. Dropping the future gives up the request and closes
+    /// its upstream connection, unless others wait for the same answer.
+    pub async fn pass<'a>(
+        &mut self,
+        admitted: &Admitted<'_>,
+        request: &mut Request,
+        body: RequestBody<'a>,
+        response: &mut Response,
+    ) -> Body<'a> {
+        let Admitted { caller, route } = admitted;
+        let body = match self.run(route, caller, request, body, response).await {
+            Ok(body) => body,
+            Err(error) => self.degrade(error, Some(route), request, response),
+        };
+        self.respond(Some(route), request, response);
+        charge(route, caller, response);
+        body
+    }
+}
+
+/// Charges what the answer's status costs beyond the request itself.
+fn charge(route: &Route, caller: &Caller, response: &Response) {
+    if caller.access == Access::Ordinary
+        && let Some(cost) = route.cost_after(response.status)
+    {
+        limit::charge(&route.rules, caller, cost);
+    }
+}
+
 impl Passage<'_> {
     async fn run<'a>(
         &mut self,
@@ -148,15 +204,6 @@ impl Passage<'_> {
         body: RequestBody<'a>,
         response: &mut Response,
     ) -> Result<Body<'a>, Error> {
-        self.story.route = Some(route.index);
-        match caller.access {
-            Access::Ordinary => {
-                self.story.report = limit::decide(&route.rules, &self.site.limits, caller, route.cost, self.now)?;
-            }
-            Access::Exempt => {}
-            Access::Denied => return Err(Error::Forbidden),
-            Access::Unknown => return Err(Error::Unchecked),
-        }
         if hop::ends_here(request) {
             return Ok(Body::Bytes(degrade::write_options(response)));
         }
@@ -201,10 +248,23 @@ impl Passage<'_> {
         self.story.refused = error.refusal();
         let page = route.map(|route| &route.settings.degrade);
         let page = degrade::write(&error, page, &request.fields, self.site.identity.fresh(), response);
-        if let Error::Limited { denial } = error {
-            self.story.denial = Some(denial);
-        }
         Body::Bytes(page)
+    }
+
+    /// The answer to a request that a limit denied, if one did; nothing stands in for it.
+    fn deny(&mut self, route: Option<&Route>, request: &Request, response: &mut Response) -> Option<Bytes> {
+        let story = &mut *self.story;
+        let Verdict::Denied(denial) = &story.verdict else { return None };
+        FAILURES.inc(Kind::Limited);
+        CACHE.inc(CacheResult::Error);
+        story.cache = CacheResult::Error;
+        story.detail = Detail::Reason(Kind::Limited.as_str());
+        let form = degrade::form(&request.fields);
+        let page = self.worker.denied.answer(denial, form, story, &self.site.limits, response);
+        if let Some(route) = route {
+            route.counts.answers.inc(StatusClass::of(response.status));
+        }
+        Some(page)
     }
 
     /// Reads the clock again: time has passed.
@@ -231,10 +291,7 @@ impl Passage<'_> {
         let story = &*self.story;
         CACHE.inc(story.cache);
         respond::write_cache_status(story, &mut response.fields);
-        match &story.denial {
-            Some(denial) => self.site.limits.write_denial(denial, &mut response.fields),
-            None => self.site.limits.write_report(&story.report, &mut response.fields),
-        }
+        self.site.limits.write_verdict(&story.verdict, &mut response.fields);
         if self.site.cache.strip_targeted {
             self.site
                 .cache

@@ -7,7 +7,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -106,7 +106,7 @@ where
     let mut server = Server::new(Io::plain(stream), limits);
     let mut request = Request::default();
     loop {
-        if server.wait(limits.idle_timeout).await != Waited::Bytes {
+        if server.wait(Instant::now(), limits.idle_timeout).await != Waited::Bytes {
             return;
         }
         let reply = match server.read_request(limits, &mut request).await {

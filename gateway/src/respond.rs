@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use limiter::{Denial, Report};
+use limiter::{Report, Verdict};
 use shard::{Region, Slot};
 
 use crate::cache::stored::Standing;
@@ -87,8 +87,8 @@ pub struct Story {
     pub standing: Option<Standing>,
     pub forwarded_status: Option<u16>,
     pub stored: bool,
-    pub report: Report,
-    pub denial: Option<Box<Denial>>,
+    /// What limits said.
+    pub verdict: Verdict,
     /// Why the request was refused as malformed or oversize.
     pub refused: Option<Refusal>,
     pub degraded: &'static str,
@@ -110,8 +110,7 @@ impl Default for Story {
             standing: None,
             forwarded_status: None,
             stored: false,
-            report: Report::default(),
-            denial: None,
+            verdict: Verdict::Allowed(Report::default()),
             refused: None,
             degraded: "",
             upstream: None,

@@ -10,7 +10,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -19,6 +19,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use limiter::Verdict;
 
 pub use h1::serve as serve_h1;
 pub use h2::serve as serve_h2;
@@ -177,9 +178,14 @@ impl Drop for InFlight {
     }
 }
 
+/// Turns a panic into `Err`.
+fn caught<T>(act: impl FnOnce() -> T) -> Result<T, Box<dyn Any + Send>> {
+    catch_unwind(AssertUnwindSafe(act))
+}
+
 /// Polls a future and turns its panic into `Err`.
 fn poll_caught<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Result<F::Output, Box<dyn Any + Send>>> {
-    match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
+    match caught(|| future.poll(cx)) {
         Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
         Ok(Poll::Pending) => Poll::Pending,
         Err(panic) => Poll::Ready(Err(panic)),
@@ -218,7 +224,10 @@ fn tell(hall: &Hall, peer: IpAddr, exchanged: &Exchanged<'_>, bytes: u64, durati
         route: site.routes.name(story.route),
         cache: story.cache.as_str(),
         degraded: story.degraded,
-        limit: story.denial.as_ref().map_or("", |denial| site.limits.name(denial.standing.rule)),
+        limit: match &story.verdict {
+            Verdict::Allowed(_) => "",
+            Verdict::Denied(denial) => site.limits.name(denial.standing.rule),
+        },
         refused: story.refused.map(Refusal::reason).unwrap_or_default(),
         upstream: story.upstream.as_deref().unwrap_or_default(),
         trace_id: &trace,
@@ -241,11 +250,6 @@ fn tell_left(hall: &Hall, site: &Site, peer: IpAddr, request: &Request, duration
     let story = pipeline::abandoned(site, request);
     let response = Response::new(status);
     tell(hall, peer, &Exchanged { site, request, response: &response, story: &story }, 0, duration);
-}
-
-/// The address without the port, as people know it.
-fn ip_of(peer: SocketAddr) -> IpAddr {
-    peer.ip().to_canonical()
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ const REQUESTS: usize = 1_000;
 const SLACK: usize = 50;
 /// Every 16th hit is told to the cache that all threads share, which allocates twice or thrice for that.
 const HITS: usize = REQUESTS / 5 + SLACK;
-/// The denial as it is kept for the log, its rule's name, and the problem's text.
-const DENIALS: usize = 6 * REQUESTS + SLACK;
+/// What a denial says was written before.
+const DENIALS: usize = SLACK;
 
 /// Runs a gateway on a thread of this process, which ends with it.
 fn start(config: &str) -> SocketAddr {

@@ -4,7 +4,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -14,18 +14,26 @@ pub struct Alarm {
     /// Where it is not known yet, it is read off the clock by the first poll: most waits end before they begin.
     at: Option<Instant>,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Whom the timer wakes when it fires.
+    sleeper: Option<Waker>,
 }
 
 impl Alarm {
     /// Fires when `patience` has passed since it was first polled.
     pub fn after(patience: Duration) -> Self {
-        Alarm { patience, at: None, timer: None }
+        Alarm { patience, at: None, timer: None, sleeper: None }
     }
 
     /// Begins anew, as `after` does.
     pub fn restart(&mut self, patience: Duration) {
         self.patience = patience;
         self.at = None;
+    }
+
+    /// Begins anew at `now`, so that the clock need not be read.
+    pub fn restart_at(&mut self, now: Instant, patience: Duration) {
+        self.patience = patience;
+        self.at = Some(now + patience);
     }
 
     pub fn set(&mut self, at: Instant) {
@@ -44,13 +52,20 @@ impl Alarm {
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
         if timer.deadline() > at {
             timer.as_mut().reset(at);
+            self.sleeper = None;
+        }
+        // One that waits for the right moment and wakes the right task need not be told so again.
+        if !timer.is_elapsed() && self.sleeper.as_ref().is_some_and(|sleeper| sleeper.will_wake(cx.waker())) {
+            return Poll::Pending;
         }
         while timer.as_mut().poll(cx).is_ready() {
             if Instant::now() >= at {
+                self.sleeper = None;
                 return Poll::Ready(());
             }
             timer.as_mut().reset(at);
         }
+        self.sleeper = Some(cx.waker().clone());
         Poll::Pending
     }
 }

@@ -1,7 +1,8 @@
 //! Header fields in arrival order, repeated lines and original spelling included (RFC 9110 section 5).
 //!
 //! All lines of one message lie in one growing buffer as HTTP/1.1 writes them, so that a head is written by copying it, and
-//! the buffer is reused from message to message, so that a keep-alive connection parses without allocating. This file does not judge syntax: what is pushed here has been
+//! the buffer is reused from message to message, so that a keep-alive connection parses without allocating. What was read stays at its
+//! front, to be gone back to where the next message repeats it. This file does not judge syntax: what is pushed here has been
 //! checked by the engine that read it, or is written by the gateway itself.
 
 use std::fmt;
@@ -217,6 +218,21 @@ pub struct Fields {
     entries: Vec<Entry>,
     /// The known names among the lines, so that the many questions for absent ones cost nothing.
     present: KnownSet,
+    /// Whether the text holds anything but the lines, in their order.
+    has_gaps: bool,
+    read: Read,
+}
+
+/// What stood here when a message had been read: all that comes later is appended, so that it can be gone back to. Nothing is to be
+/// gone back to where `section` is empty.
+#[derive(Clone, Copy, Default)]
+struct Read {
+    /// Bytes at the front of the text that are the section as it came.
+    section: u32,
+    /// Bytes of the text: lines of unusual white space follow the section.
+    text: u32,
+    lines: u32,
+    present: KnownSet,
 }
 
 impl Fields {
@@ -224,6 +240,8 @@ impl Fields {
         self.text.clear();
         self.entries.clear();
         self.present = KnownSet::default();
+        self.has_gaps = false;
+        self.read = Read::default();
     }
 
     pub fn len(&self) -> usize {
@@ -239,12 +257,13 @@ impl Fields {
         self.text.capacity() + self.entries.capacity() * size_of::<Entry>()
     }
 
-    /// Appends every line of `other`, which holds nothing but its lines: those that are the same in many messages are made once.
+    /// Appends every line of `other`: those that are the same in many messages are made once.
     pub fn append_all(&mut self, other: &Fields) {
         let base = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
         self.text.extend_from_slice(&other.text);
         self.entries.extend(other.entries.iter().map(|entry| Entry { at: base.saturating_add(entry.at), ..*entry }));
         self.present = KnownSet(self.present.0 | other.present.0);
+        self.has_gaps |= other.has_gaps;
     }
 
     /// Becomes a copy of `other`, keeping its own buffers.
@@ -252,6 +271,8 @@ impl Fields {
         self.text.clone_from(&other.text);
         self.entries.clone_from(&other.entries);
         self.present = other.present;
+        self.has_gaps = other.has_gaps;
+        self.read = other.read;
     }
 
     /// Appends a line. Names above 64 KiB cannot exist: heads are bounded far below.
@@ -259,18 +280,20 @@ impl Fields {
         self.append(Known::of(name), name, value);
     }
 
-    /// Becomes the lines of `head`, which a parser has found in it as names and values. It is copied at once, not line by line.
-    pub fn adopt<'a>(&mut self, head: &[u8], lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
+    /// Becomes the lines of `section`, the end of a head, which a parser has found in it as names and values. It is copied at once,
+    /// not line by line.
+    pub fn adopt<'a>(&mut self, section: &[u8], lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
         self.clear();
-        self.text.extend_from_slice(head);
-        let base = head.as_ptr().addr();
+        self.text.extend_from_slice(section);
+        self.has_gaps = true;
+        let base = section.as_ptr().addr();
         for (name, value) in lines {
             let (known, at) = (Known::of(name), name.as_ptr().addr().wrapping_sub(base));
             let name_len = u16::try_from(name.len()).unwrap_or(u16::MAX);
             let value_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
             let entry = Entry { known, name_len, at: u32::try_from(at).unwrap_or(u32::MAX), value_len };
-            if !is_written_as(&entry, head, value) {
-                // Other white space than ours, or a slice that is no part of the head.
+            if !is_written_as(&entry, section, value) {
+                // Other white space than ours, or a slice that is no part of the section.
                 self.append(known, name, value);
                 continue;
             }
@@ -279,6 +302,25 @@ impl Fields {
                 self.present = self.present.and(known);
             }
         }
+        let [section, text, lines] = [section.len(), self.text.len(), self.entries.len()].map(u32::try_from);
+        if let (Ok(section), Ok(text), Ok(lines)) = (section, text, lines) {
+            self.read = Read { section, text, lines, present: self.present };
+        }
+    }
+
+    /// Where `head` goes on with the very section that was read into this place last: becomes its lines once more, and says how long
+    /// it is. Otherwise nothing changes. No proper beginning of a whole section is one, so that it is all of the head's.
+    pub fn repeat(&mut self, head: &[u8]) -> Option<usize> {
+        let Read { section, text, lines, present } = self.read;
+        let section = self.text.get(..section as usize).filter(|section| !section.is_empty())?;
+        if !head.starts_with(section) {
+            return None;
+        }
+        let length = section.len();
+        self.text.truncate(text as usize);
+        self.entries.truncate(lines as usize);
+        self.present = present;
+        Some(length)
     }
 
     /// A copy that holds nothing but its lines.
@@ -340,6 +382,9 @@ impl Fields {
 
     /// Appends every line but those of `except` to `out`, as HTTP/1.1 writes them.
     pub fn write_lines(&self, out: &mut Vec<u8>, except: KnownSet) {
+        if !self.has_gaps && !self.present.meets(except) {
+            return out.extend_from_slice(&self.text);
+        }
         // Neighbouring lines are copied together: most often, that is all of them.
         let mut run = 0..0;
         for entry in self.entries.iter().filter(|entry| !entry.known.is_some_and(|known| except.has(known))) {
@@ -363,6 +408,7 @@ impl Fields {
     pub fn retain(&mut self, mut keep: impl FnMut(Field<'_>) -> bool) {
         let text = &self.text;
         let mut present = KnownSet::default();
+        let count = self.entries.len();
         self.entries.retain(|entry| {
             let is_kept = keep(field(text, entry));
             if let Some(known) = entry.known.filter(|_| is_kept) {
@@ -371,6 +417,10 @@ impl Fields {
             is_kept
         });
         self.present = present;
+        if self.entries.len() < count {
+            self.has_gaps = true;
+            self.read = Read::default();
+        }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
@@ -519,6 +569,33 @@ pub(crate) mod tests {
             assert_eq!((fields.get(Known::Age), fields.has(Known::Via)), (Some(&b"7"[..]), false));
         }
         assert!(fields.compact().heap_bytes() < fields.heap_bytes());
+    }
+
+    #[test]
+    fn a_section_that_repeats_is_gone_back_to() {
+        let section = b"Host: a\r\nAge:7\r\nX-A: b\r\n\r\n";
+        let mut fields = Fields::default();
+        assert_eq!(fields.repeat(b""), None);
+        fields.adopt(section, [(&section[..4], &section[6..7]), (&section[9..12], &section[13..14])].into_iter());
+        let written = |fields: &Fields| {
+            let mut out = Vec::new();
+            fields.write_lines(&mut out, KnownSet::default());
+            String::from_utf8(out).expect("ASCII")
+        };
+        assert_eq!(written(&fields), "Host: a\r\nAge: 7\r\n");
+        fields.add(Known::Via, "1.1 tidegate");
+        assert_eq!(fields.repeat(&section[..section.len() - 1]), None);
+        assert!(fields.has(Known::Via));
+        assert_eq!(fields.repeat(&[section, &b"GET"[..]].concat()), Some(section.len()));
+        assert_eq!((written(&fields).as_str(), fields.len()), ("Host: a\r\nAge: 7\r\n", 2));
+        assert!(fields.has(Known::Age) && !fields.has(Known::Via));
+
+        fields.remove(Known::Via);
+        assert!(fields.repeat(section).is_some(), "nothing was removed");
+        fields.remove(Known::Age);
+        assert_eq!(fields.repeat(section), None, "a line is gone");
+        fields.clear();
+        assert_eq!(fields.repeat(section), None);
     }
 
     #[test]

@@ -7,9 +7,39 @@ use std::io::{self, BufRead as _, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::task::coop;
 use tokio_rustls::server::TlsStream;
+
+/// Calls the system once `interest` is met. `call` is asked anew where it was not after all; it may move up to `room` bytes.
+///
+/// Straight calls, where those of the C library would also look for a thread that is to be cancelled, with two locked instructions.
+fn poll_call(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    interest: Interest,
+    room: usize,
+    mut call: impl FnMut() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        let mut moved = None;
+        let tried = stream.try_io(interest, || {
+            let count = call()?;
+            moved = Some(count);
+            // Less than there was room for: nothing is left, and the next call would wait (epoll(7)). At the end it would not.
+            if count > 0 && count < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        match (moved, tried) {
+            (Some(count), _) => return Poll::Ready(Ok(count)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
+            (None, _) if interest.is_readable() => ready!(stream.poll_read_ready(cx))?,
+            (None, _) => ready!(stream.poll_write_ready(cx))?,
+        }
+    }
+}
 
 /// A connection that lives on the thread which polls it.
 pub struct Io(RefCell<Stream>);
@@ -30,18 +60,35 @@ impl Io {
 
     /// Reads what is there into `space`; 0 is the end. Cancel safe.
     pub fn poll_read(&self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
-        let mut buf = ReadBuf::new(space);
         match &mut *self.0.borrow_mut() {
-            Stream::Plain(stream) => ready!(Pin::new(stream).poll_read(cx, &mut buf))?,
-            Stream::Tls(stream) => ready!(Pin::new(stream.as_mut()).poll_read(cx, &mut buf))?,
+            Stream::Plain(stream) => {
+                // A peer that always has something to say must not keep the thread to itself.
+                let budget = ready!(coop::poll_proceed(cx));
+                let room = space.len();
+                let read = poll_call(stream, cx, Interest::READABLE, room, || {
+                    let (_, count) = rustix::net::recv(&*stream, &mut *space, RecvFlags::empty())?;
+                    Ok(count)
+                });
+                if read.is_ready() {
+                    budget.made_progress();
+                }
+                read
+            }
+            Stream::Tls(stream) => {
+                let mut buf = ReadBuf::new(space);
+                ready!(Pin::new(stream.as_mut()).poll_read(cx, &mut buf))?;
+                Poll::Ready(Ok(buf.filled().len()))
+            }
         }
-        Poll::Ready(Ok(buf.filled().len()))
     }
 
     /// Ready when a read might not wait; a read is then tried, and may wait after all.
     pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self.0.borrow_mut() {
-            Stream::Plain(stream) => stream.poll_read_ready(cx),
+            Stream::Plain(stream) => match stream.try_io(Interest::READABLE, || Ok(())) {
+                Ok(()) => Poll::Ready(Ok(())),
+                Err(_) => stream.poll_read_ready(cx),
+            },
             Stream::Tls(stream) => {
                 let (tcp, session) = stream.get_mut();
                 // Whole records are decrypted as they arrive, so what is left of them is here or nowhere.
@@ -57,9 +104,15 @@ impl Io {
     pub fn poll_write(&self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
         let slices = [IoSlice::new(first), IoSlice::new(second)];
         let slices = if first.is_empty() { &slices[1..] } else { &slices[..] };
+        let room = first.len() + second.len();
         let written = match &mut *self.0.borrow_mut() {
-            Stream::Plain(stream) if second.is_empty() => ready!(Pin::new(stream).poll_write(cx, first))?,
-            Stream::Plain(stream) => ready!(Pin::new(stream).poll_write_vectored(cx, slices))?,
+            Stream::Plain(stream) => ready!(poll_call(stream, cx, Interest::WRITABLE, room, || {
+                Ok(match slices {
+                    [only] => rustix::net::send(&*stream, only, SendFlags::NOSIGNAL)?,
+                    _ if second.is_empty() => rustix::net::send(&*stream, first, SendFlags::NOSIGNAL)?,
+                    _ => rustix::io::writev(&*stream, slices)?,
+                })
+            }))?,
             Stream::Tls(stream) => ready!(Pin::new(stream.as_mut()).poll_write_vectored(cx, slices))?,
         };
         if written == 0 {

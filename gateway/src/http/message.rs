@@ -83,6 +83,10 @@ impl Interim {
         self.0.borrow_mut().push(response);
     }
 
+    pub(super) fn clear(&self) {
+        self.0.borrow_mut().clear();
+    }
+
     /// The oldest that nobody has taken.
     pub fn take(&self) -> Option<Response> {
         let mut waiting = self.0.borrow_mut();
@@ -114,7 +118,7 @@ impl Request {
         self.path_len = 0;
         self.fields.clear();
         self.length = Length::Empty;
-        self.interim.0.borrow_mut().clear();
+        self.interim.clear();
     }
 
     pub fn path(&self) -> &str {

@@ -3,9 +3,10 @@
 //! Refuses to show a client what its rule hides. Invariant: counts live on over reloads, by the names of rule and tier.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
-use limiter::{Class, Denial, Limiter, Report, Standing, Votes};
+use limiter::{Class, Denial, Limiter, Standing, Verdict, Votes};
 
 use super::{Settings, Tells};
 use crate::http::fields::{Fields, Known};
@@ -46,6 +47,9 @@ type CountsByName = BTreeMap<(String, String), Arc<Count>>;
 /// For as long as the process runs: there are as many as configurations have named.
 static COUNTS: LazyLock<Mutex<CountsByName>> = LazyLock::new(Mutex::default);
 
+/// Faces that this process has made.
+static FACES: AtomicU64 = AtomicU64::new(0);
+
 pub(super) fn expose() {
     let help = "What each limit said of requests, by tier of user and arm of a trial.";
     metrics::expose_counter_with("tidegate_limit_votes", help, |emit| {
@@ -63,7 +67,29 @@ pub(super) fn expose() {
 
 /// The face of a limiter's rules, by index.
 pub struct Face {
+    /// No other of this process has it.
+    number: u64,
     rules: Vec<Shown>,
+}
+
+/// All that an answer to a denial says of it: two that are equal are said in the same words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wording {
+    face: u64,
+    rule: usize,
+    class: Class,
+    remaining: u64,
+    reset_seconds: u64,
+    retry_after_seconds: u64,
+}
+
+impl Wording {
+    /// A number in which wordings of one moment differ.
+    pub fn spread(&self) -> u64 {
+        let Wording { face: _, rule, class, remaining, reset_seconds, retry_after_seconds } = *self;
+        let whose = (rule as u64) << 3 ^ u64::from(class.0) << 1;
+        whose ^ remaining << 4 ^ reset_seconds << 2 ^ retry_after_seconds
+    }
 }
 
 struct Shown {
@@ -87,7 +113,7 @@ impl Face {
             let counts = settings.weights.iter().map(|(class, _)| count(&rule.name, class)).collect();
             Shown { name: Arc::clone(&rule.name), tells, counts, policies }
         });
-        Face { rules: rules.collect() }
+        Face { number: FACES.fetch_add(1, Relaxed), rules: rules.collect() }
     }
 
     /// The name of a rule.
@@ -116,20 +142,35 @@ impl Face {
         }
     }
 
-    /// Writes `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10) for an allowed request: of the rule
-    /// with the fewest tokens left, of those that tell.
-    pub fn write_report(&self, report: &Report, fields: &mut Fields) {
-        if let Some(standing) = report.tightest() {
-            self.write(standing, report.class, fields);
+    /// Writes `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10): for an allowed request, of the rule with the
+    /// fewest tokens left, of those that tell; for a denied one, of the rule that denies, with `Retry-After`.
+    pub fn write_verdict(&self, verdict: &Verdict, fields: &mut Fields) {
+        match verdict {
+            Verdict::Allowed(report) => {
+                if let Some(standing) = report.tightest() {
+                    self.write(standing, report.class, fields);
+                }
+            }
+            Verdict::Denied(denial) => {
+                if self.tells(&denial.standing) != Tells::Nothing {
+                    self.write(&denial.standing, denial.class, fields);
+                }
+                fields.add_with(Known::RetryAfter, |text| text::push_number(text, denial.retry_after_seconds()));
+            }
         }
     }
 
-    /// The same for a denied one, with `Retry-After`.
-    pub fn write_denial(&self, denial: &Denial, fields: &mut Fields) {
-        if self.tells(&denial.standing) != Tells::Nothing {
-            self.write(&denial.standing, denial.class, fields);
+    /// What `write_verdict` would say of a denial.
+    pub fn wording(&self, denial: &Denial) -> Wording {
+        let Denial { standing, class, .. } = denial;
+        Wording {
+            face: self.number,
+            rule: standing.rule,
+            class: *class,
+            remaining: standing.remaining,
+            reset_seconds: standing.reset_seconds(),
+            retry_after_seconds: denial.retry_after_seconds(),
         }
-        fields.add_with(Known::RetryAfter, |text| text::push_number(text, denial.retry_after_seconds()));
     }
 
     fn tells(&self, standing: &Standing) -> Tells {

@@ -1,7 +1,7 @@
 //! One HTTP/1.1 connection, from its first request to its last answer.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,20 +10,21 @@ use std::time::{Duration, Instant};
 
 use arc_swap::Cache;
 
-use super::{CUTS, Cut, Enrolment, Exchanged, Hall, InFlight, UPGRADES, ip_of, poll_caught, tell};
+use super::{CUTS, Cut, Enrolment, Exchanged, Hall, InFlight, UPGRADES, caught, poll_caught, tell};
 use crate::degrade;
 use crate::hop;
 use crate::http::Limits;
-use crate::http::body::{RequestBody, Source};
+use crate::http::body::RequestBody;
 use crate::http::h1::{self, Answer, ReadError, Refusal, SendError, Server, Waited};
 use crate::http::io::Io;
 use crate::http::message::{Request, Response, Scheme, StatusCode};
-use crate::pipeline::{self, Arrival, Body, Site};
+use crate::pipeline::{self, Arrival, Body, Passage, Site};
 use crate::respond::Story;
 
 /// What becomes of the connection after an exchange.
 enum Next {
-    Another,
+    /// The exchange ended then.
+    Another(Instant),
     Close,
     Abort,
 }
@@ -39,20 +40,20 @@ enum Run {
     Abort,
 }
 
-/// Serves a connection until it ends.
-pub async fn serve(hall: Rc<Hall>, io: Io, peer: SocketAddr, scheme: Scheme) {
+/// Serves the connection of a peer, known by its canonical address, until it ends.
+pub async fn serve(hall: Rc<Hall>, io: Io, ip: IpAddr, scheme: Scheme) {
     // A reload changes limits for new connections.
     let limits = Rc::new(hall.site.load().http.clone());
     let mut server = Server::new(io, &limits);
     let mut enrolment = hall.enrol();
     let mut patience = limits.header_timeout;
     loop {
-        match wait(&mut server, &mut enrolment, patience).await {
+        match wait(&mut server, &mut enrolment, Instant::now(), patience).await {
             Some(Waited::Bytes) => {}
             Some(Waited::Silent | Waited::Closed) | None => return server.close().await,
         }
         // What requests need is large: it lies apart, and only while there are some.
-        let run = Box::pin(run(&hall, &mut server, &limits, peer, scheme, &mut enrolment));
+        let run = Box::pin(run(&hall, &mut server, &limits, ip, scheme, &mut enrolment));
         match run.await {
             Run::Quiet => {}
             Run::Close => return server.close().await,
@@ -63,12 +64,12 @@ pub async fn serve(hall: Rc<Hall>, io: Io, peer: SocketAddr, scheme: Scheme) {
     }
 }
 
-/// Waits for bytes of the next request; `None` when draining begins.
-async fn wait(server: &mut Server, enrolment: &mut Enrolment, patience: Duration) -> Option<Waited> {
-    let mut waiting = pin!(server.wait(patience));
+/// Waits for bytes of the next request, from `now` on; `None` when draining begins.
+async fn wait(server: &mut Server, enrolment: &mut Enrolment, now: Instant, patience: Duration) -> Option<Waited> {
+    server.expect(now, patience);
     poll_fn(|cx| {
         // A request that has arrived is answered, draining or not.
-        if let Poll::Ready(waited) = waiting.as_mut().poll(cx) {
+        if let Poll::Ready(waited) = server.poll_wait(cx) {
             return Poll::Ready(Some(waited));
         }
         enrolment.poll_drain(cx).map(|()| None)
@@ -81,7 +82,7 @@ async fn run(
     hall: &Hall,
     server: &mut Server,
     limits: &Limits,
-    peer: SocketAddr,
+    ip: IpAddr,
     scheme: Scheme,
     enrolment: &mut Enrolment,
 ) -> Run {
@@ -89,7 +90,9 @@ async fn run(
     let (mut request, mut response) = (Request::default(), Response::new(StatusCode::OK));
     let mut story = Story::default();
     loop {
-        let read = {
+        let read = if let Some(read) = server.read_at_once(limits, &mut request) {
+            Some(read)
+        } else {
             let mut reading = pin!(server.read_request(limits, &mut request));
             poll_fn(|cx| {
                 if let Poll::Ready(read) = reading.as_mut().poll(cx) {
@@ -99,25 +102,25 @@ async fn run(
             })
             .await
         };
-        match read {
+        let ended = match read {
             Some(Ok(())) => {
                 request.scheme = scheme;
-                let next = exchange(hall, site.load(), server, peer, &mut request, &mut response, &mut story).await;
+                let next = exchange(hall, site.load(), server, ip, &mut request, &mut response, &mut story).await;
                 match next {
-                    Next::Another if server.is_reusable().await => {}
-                    Next::Another | Next::Close => return Run::Close,
+                    Next::Another(ended) if server.is_reusable().await => ended,
+                    Next::Another(_) | Next::Close => return Run::Close,
                     Next::Abort => return Run::Abort,
                 }
             }
             None | Some(Err(ReadError::Io(_))) => return Run::Close,
             Some(Err(ReadError::Refused(refusal))) => {
-                refuse(hall, server, peer, refusal, &mut request, &mut response).await;
+                refuse(hall, server, ip, refusal, &mut request, &mut response).await;
                 return Run::Close;
             }
-        }
+        };
         if server.is_idle() {
             let quiet = QUIET.min(limits.idle_timeout);
-            match wait(server, enrolment, quiet).await {
+            match wait(server, enrolment, ended, quiet).await {
                 Some(Waited::Bytes) => {}
                 Some(Waited::Silent) => return Run::Quiet,
                 Some(Waited::Closed) | None => return Run::Close,
@@ -129,7 +132,7 @@ async fn run(
 async fn refuse(
     hall: &Hall,
     server: &mut Server,
-    peer: SocketAddr,
+    ip: IpAddr,
     refusal: Refusal,
     request: &mut Request,
     response: &mut Response,
@@ -142,7 +145,7 @@ async fn refuse(
         CUTS.inc(Cut::WriteFailed);
     }
     let exchanged = Exchanged { site: &hall.site.load(), request, response, story: &story };
-    tell(hall, ip_of(peer), &exchanged, answer.body_sent(), Duration::ZERO);
+    tell(hall, ip, &exchanged, answer.body_sent(), Duration::ZERO);
 }
 
 /// One request and its answer.
@@ -150,36 +153,42 @@ async fn exchange(
     hall: &Hall,
     site: &Arc<Site>,
     server: &mut Server,
-    peer: SocketAddr,
+    ip: IpAddr,
     request: &mut Request,
     response: &mut Response,
     story: &mut Story,
 ) -> Next {
-    let ip = ip_of(peer);
     let arrival = Arrival { peer: ip, at: Instant::now() };
     let in_flight = InFlight::begin(arrival.at);
     let (mut incoming, mut answer) = server.exchange();
     let has_body = !incoming.is_done();
+    let mut passage = Passage::new(&hall.worker, site, arrival, story);
+    let mut admitted = None;
+    let answered = caught(|| passage.admit(request, response, &mut admitted));
     // A request without a body leaves its connection free to be watched: the client's leaving ends everything at once.
     let (body, watch) =
         if has_body { (RequestBody::H1(incoming), None) } else { (RequestBody::Empty, Some(&mut incoming)) };
     let mut watch = watch;
-    let interim = request.interim.clone();
-    let handled = {
-        let mut handling = pin!(pipeline::handle(&hall.worker, site, arrival, request, body, response, story));
-        poll_fn(|cx| {
-            let polled = poll_caught(handling.as_mut(), cx);
-            while let Some(mut early) = interim.take() {
-                hop::strip(&mut early.fields);
-                // A client that fails now fails again when its answer is sent.
-                let _sent_or_failed = answer.poll_interim(cx, &early);
-            }
-            if let Poll::Ready(handled) = polled {
-                return Poll::Ready(Some(handled));
-            }
-            watch.as_mut().map_or(Poll::Pending, |incoming| incoming.poll_gone(cx).map(|()| None))
-        })
-        .await
+    let handled = match (answered, &admitted) {
+        (Err(panic), _) => Some(Err(panic)),
+        (Ok(answered), None) => Some(Ok(answered.unwrap_or(Body::EMPTY))),
+        (Ok(_), Some(admitted)) => {
+            let interim = request.interim.clone();
+            let mut handling = pin!(passage.pass(admitted, request, body, response));
+            poll_fn(|cx| {
+                let polled = poll_caught(handling.as_mut(), cx);
+                while let Some(mut early) = interim.take() {
+                    hop::strip(&mut early.fields);
+                    // A client that fails now fails again when its answer is sent.
+                    let _sent_or_failed = answer.poll_interim(cx, &early);
+                }
+                if let Poll::Ready(handled) = polled {
+                    return Poll::Ready(Some(handled));
+                }
+                watch.as_mut().map_or(Poll::Pending, |incoming| incoming.poll_gone(cx).map(|()| None))
+            })
+            .await
+        }
     };
     let mut out = match handled {
         Some(Ok(handled)) => handled,
@@ -215,26 +224,29 @@ async fn exchange(
         }
         return Next::Close;
     }
-    tell(hall, ip, &Exchanged { site, request, response, story }, answer.body_sent(), in_flight.end());
+    let took = in_flight.end();
+    tell(hall, ip, &Exchanged { site, request, response, story }, answer.body_sent(), took);
     match after(sent) {
-        Next::Another if story.must_close => Next::Close,
-        next => next,
+        Ok(()) if story.must_close => Next::Close,
+        Ok(()) => Next::Another(arrival.at + took),
+        Err(cut) => {
+            CUTS.inc(cut);
+            Next::Abort
+        }
     }
 }
 
-/// What becomes of the connection after an answer was sent, or not.
-fn after(sent: Option<Result<(), SendError>>) -> Next {
-    let cut = match sent {
-        Some(Ok(())) => return Next::Another,
-        None => Cut::ClientLeft,
-        Some(Err(SendError::Peer(_))) => Cut::WriteFailed,
+/// Why an answer was not sent whole, if it was not.
+fn after(sent: Option<Result<(), SendError>>) -> Result<(), Cut> {
+    match sent {
+        Some(Ok(())) => Ok(()),
+        None => Err(Cut::ClientLeft),
+        Some(Err(SendError::Peer(_))) => Err(Cut::WriteFailed),
         Some(Err(SendError::Source(error))) => {
             tracing::debug!(%error, "an answer was cut");
-            Cut::BodyFailed
+            Err(Cut::BodyFailed)
         }
-    };
-    CUTS.inc(cut);
-    Next::Abort
+    }
 }
 
 /// Sends an answer; `None` when the client leaves meanwhile.
@@ -244,9 +256,9 @@ async fn send(
     body: &mut Body<'_>,
     mut watch: Option<&mut h1::RequestBody<'_>>,
 ) -> Option<Result<(), SendError>> {
-    let mut sending = pin!(answer.send(response, body as &mut dyn Source));
+    answer.begin(response);
     poll_fn(|cx| {
-        if let Poll::Ready(sent) = sending.as_mut().poll(cx) {
+        if let Poll::Ready(sent) = answer.poll_send(cx, body) {
             return Poll::Ready(Some(sent));
         }
         watch.as_mut().map_or(Poll::Pending, |incoming| incoming.poll_gone(cx).map(|()| None))
@@ -258,7 +270,7 @@ async fn send(
 mod tests {
     use super::*;
 
-    fn future<F: Future>(_: fn(Rc<Hall>, Io, SocketAddr, Scheme) -> F) -> usize {
+    fn future<F: Future>(_: fn(Rc<Hall>, Io, IpAddr, Scheme) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{CUTS, Cut, Exchanged, Hall, InFlight, ip_of, poll_caught, tell};
+use super::{CUTS, Cut, Exchanged, Hall, InFlight, poll_caught, tell};
 use crate::degrade;
 use crate::http::alarm::Alarm;
 use crate::http::body::{BodyError, RequestBody, Source};
 use crate::http::h2::{self, Outgoing};
 use crate::http::message::{Length, Request, Response, Scheme, StatusCode};
-use crate::pipeline::{self, Arrival, Body, Site};
+use crate::pipeline::{self, Arrival, Body, Passage, Site};
 use crate::respond::Story;
 
 /// Streams at once on one connection; the usual choice of servers.
@@ -67,8 +67,8 @@ impl Drop for Stream {
     }
 }
 
-/// Serves a connection until it ends.
-pub async fn serve<T>(hall: Rc<Hall>, io: T, peer: SocketAddr, scheme: Scheme)
+/// Serves the connection of a peer, known by its canonical address, until it ends.
+pub async fn serve<T>(hall: Rc<Hall>, io: T, ip: IpAddr, scheme: Scheme)
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -78,7 +78,7 @@ where
     let service = service_fn(move |request| {
         let stream = Stream::begin(&service_activity);
         let hall = Rc::clone(&service_hall);
-        async move { Ok::<_, Infallible>(answer(hall, peer, scheme, request, stream).await) }
+        async move { Ok::<_, Infallible>(answer(hall, ip, scheme, request, stream).await) }
     });
     let connection = hyper::server::conn::http2::Builder::new(Local)
         .timer(TokioTimer::new())
@@ -121,13 +121,13 @@ fn poll_quiet(activity: &Activity, alarm: &mut Alarm, idle: Duration, cx: &mut C
 
 async fn answer(
     hall: Rc<Hall>,
-    peer: SocketAddr,
+    ip: IpAddr,
     scheme: Scheme,
     incoming: http::Request<Incoming>,
     stream: Stream,
 ) -> http::Response<Outgoing<Told>> {
     let site: Arc<Site> = hall.site.load_full();
-    let arrival = Arrival { peer: ip_of(peer), at: Instant::now().into_std() };
+    let arrival = Arrival { peer: ip, at: Instant::now().into_std() };
     let in_flight = Some(InFlight::begin(arrival.at));
     let mut asked = Asked { hall, site, arrival, request: Request::default(), in_flight, _stream: stream };
     let mut response = Response::new(StatusCode::OK);
@@ -182,7 +182,15 @@ impl Asked {
     async fn run(&mut self, body: RequestBody<'static>, response: &mut Response, story: &mut Story) -> Body<'static> {
         let handled = {
             let Asked { hall, site, arrival, request, .. } = self;
-            let mut handling = pin!(pipeline::handle(&hall.worker, site, *arrival, request, body, response, story));
+            let mut passage = Passage::new(&hall.worker, site, *arrival, story);
+            let mut handling = pin!(async {
+                let mut admitted = None;
+                let answered = passage.admit(request, response, &mut admitted);
+                match (answered, &admitted) {
+                    (None, Some(admitted)) => passage.pass(admitted, request, body, response).await,
+                    (answered, _) => answered.unwrap_or(Body::EMPTY),
+                }
+            });
             poll_fn(|cx| poll_caught(handling.as_mut(), cx)).await
         };
         handled.unwrap_or_else(|_panic| {

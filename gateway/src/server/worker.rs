@@ -14,7 +14,7 @@ use super::{FLUSH_EVERY, Shared, Stage, TIDY_EVERY, UNTIDY_EVERY};
 use crate::accept::{Accepted, Door};
 use crate::http::io::Io;
 use crate::http::message::Scheme;
-use crate::pipeline::Worker;
+use crate::pipeline::{Denied, Worker};
 use crate::serve::{self, Hall};
 use crate::tls::Alpn;
 use crate::{degrade, metrics, upstream};
@@ -49,6 +49,7 @@ async fn work(
         builder: Cell::default(),
         view: shared.store.view(),
         fills: Arc::clone(&shared.fills),
+        denied: Denied::default(),
         log: Arc::clone(&shared.log),
     };
     let hall = Hall::new(worker, Arc::clone(&shared.site));
@@ -113,10 +114,11 @@ async fn reached(stage: &mut watch::Receiver<Stage>, aim: Stage) {
 /// Gives a connection its task. The permit goes with it and ends with it.
 fn receive(hall: &Rc<Hall>, shared: &Arc<Shared>, accepted: Accepted) {
     let Accepted { stream, listener, peer, permit, .. } = accepted;
+    let ip = peer.ip().to_canonical();
     let hall = Rc::clone(hall);
     let Some(acceptor) = shared.acceptors.get(listener).cloned().flatten() else {
         spawn_local(async move {
-            serve::serve_h1(hall, Io::plain(stream), peer, Scheme::Http).await;
+            serve::serve_h1(hall, Io::plain(stream), ip, Scheme::Http).await;
             drop(permit);
         });
         return;
@@ -124,8 +126,8 @@ fn receive(hall: &Rc<Hall>, shared: &Arc<Shared>, accepted: Accepted) {
     spawn_local(async move {
         let patience = hall.site.load().http.header_timeout;
         match acceptor.accept(stream, patience).await {
-            Ok((stream, Alpn::H2)) => serve::serve_h2(hall, stream, peer, Scheme::Https).await,
-            Ok((stream, Alpn::H1)) => serve::serve_h1(hall, Io::tls(stream), peer, Scheme::Https).await,
+            Ok((stream, Alpn::H2)) => serve::serve_h2(hall, stream, ip, Scheme::Https).await,
+            Ok((stream, Alpn::H1)) => serve::serve_h1(hall, Io::tls(stream), ip, Scheme::Https).await,
             // Counted and logged where it happened.
             Err(_failed_handshake) => {}
         }

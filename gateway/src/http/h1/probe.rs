@@ -6,7 +6,7 @@
 use http::Method;
 
 use super::chunk::{Decoder, Step};
-use super::request::{self, Refusal};
+use super::request::{self, Refusal, Wishes};
 use super::response;
 use super::scan::{Found, Scan};
 use crate::http::fields::Fields;
@@ -32,16 +32,21 @@ pub fn request_head(
     let skip = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
     let bytes = &bytes[skip..];
     let mut scan = Scan::default();
+    let found = |(length, wishes): (usize, Wishes)| RequestHead {
+        length: skip + length,
+        keep_alive: wishes.keep_alive,
+        expects_continue: wishes.expects_continue,
+    };
     for end in ends(bytes.len(), piece) {
+        if let Some(parsed) = request::parse_repeated(&bytes[..end], limits, request) {
+            return Some(parsed.map(found));
+        }
         match scan.advance(&bytes[..end]) {
             Found::BareLf => return Some(Err(Refusal::BareLf)),
             Found::Whole(length) if length > limits.header_bytes => return Some(Err(Refusal::HeadTooLarge)),
             Found::Whole(length) => {
-                return Some(request::parse(&bytes[..length], limits, request).map(|wishes| RequestHead {
-                    length: skip + length,
-                    keep_alive: wishes.keep_alive,
-                    expects_continue: wishes.expects_continue,
-                }));
+                let parsed = request::parse(&bytes[..length], limits, request);
+                return Some(parsed.map(|wishes| found((length, wishes))));
             }
             Found::Partial { .. } if end >= limits.header_bytes => return Some(Err(Refusal::HeadTooLarge)),
             Found::Partial { .. } => {}

@@ -86,8 +86,47 @@ pub(super) fn parse(head: &[u8], limits: &Limits, request: &mut Request) -> Resu
     request.authority = authority;
     let (version, target) = parse_lines(head, limits, request)?;
     request.version = version;
-    let is_http10 = version == Version::Http10;
     let authority = parse_target(target, request)?;
+    judge(authority, limits, request)
+}
+
+/// Parses a head at the front of `bytes` that differs from the last one of `request` in its target alone, if at all, as those of a program do that
+/// asks a server for one thing after the other: its lines have been found and judged by themselves. Returns its length too; `None`
+/// where it is not such a head, or not all here: it is for [`parse`], and `request` is as it was, or its fields are as they were read.
+pub(super) fn parse_repeated(
+    bytes: &[u8],
+    limits: &Limits,
+    request: &mut Request,
+) -> Option<Result<(usize, Wishes), Refusal>> {
+    const VERSION: &[u8] = b" HTTP/1.1\r\n";
+    let line = bytes.strip_prefix(request.method.as_str().as_bytes())?.strip_prefix(b" ")?;
+    let same = line.strip_prefix(request.target.as_bytes()).and_then(|rest| rest.strip_prefix(VERSION));
+    let (target, rest) = match same {
+        Some(rest) => (None, rest),
+        None => {
+            let (target, rest) = line.split_at(line.iter().position(|byte| !IN_TARGET[usize::from(*byte)])?);
+            (Some(std::str::from_utf8(target).ok()?), rest.strip_prefix(VERSION)?)
+        }
+    };
+    let path = target.unwrap_or(&request.target);
+    if !path.starts_with('/') || path.len() > limits.uri_bytes {
+        return None;
+    }
+    let length = bytes.len() - rest.len() + request.fields.repeat(rest)?;
+    if length > limits.header_bytes || request.fields.len() > limits.header_fields {
+        return None;
+    }
+    if let Some(target) = target {
+        request.set_target(target);
+    }
+    request.interim.clear();
+    request.version = Version::Http11;
+    Some(judge(None, limits, request).map(|wishes| (length, wishes)))
+}
+
+/// What target and lines mean together: host, body and connection. `authority` is that of the target.
+fn judge(authority: Option<&str>, limits: &Limits, request: &mut Request) -> Result<Wishes, Refusal> {
+    let is_http10 = request.version == Version::Http10;
     set_authority(authority, request)?;
     set_length(limits, request)?;
     Ok(Wishes {
@@ -114,7 +153,7 @@ fn parse_lines<'a>(head: &'a [u8], limits: &Limits, request: &mut Request) -> Re
         return Err(Refusal::TooManyFields);
     }
     let lines = parsed.headers.iter().map(|line| (line.name.as_bytes(), line.value.trim_ascii()));
-    request.fields.adopt(head, lines);
+    request.fields.adopt(&head[line_end + 2..], lines);
     let method = parsed.method.unwrap_or_default();
     request.method = Method::from_bytes(method.as_bytes()).map_err(|_| Refusal::RequestLine)?;
     if request.method == Method::CONNECT || request.method == Method::TRACE {
@@ -149,10 +188,21 @@ fn check_request_line(line: &[u8], limits: &Limits) -> Result<(), Refusal> {
     }
 }
 
+/// What a target may hold. Fragments are never sent, and four more are in no URI (RFC 3986 appendix A); other doubtful ones are too
+/// common to refuse.
+const IN_TARGET: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        table[byte as usize] = !matches!(byte, b'#' | b'"' | b'<' | b'>' | b'`');
+        byte += 1;
+    }
+    table
+};
+
 /// Sets scheme and target; returns the authority of an absolute-form target (RFC 9112 section 3.2).
 fn parse_target<'a>(target: &'a str, request: &mut Request) -> Result<Option<&'a str>, Refusal> {
-    // Fragments are never sent, and these four are in no URI (RFC 3986 appendix A); other doubtful ones are too common to refuse.
-    if !target.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'#' | b'"' | b'<' | b'>' | b'`')) {
+    if !target.bytes().all(|byte| IN_TARGET[usize::from(byte)]) {
         return Err(Refusal::Target);
     }
     if target.starts_with('/') {

@@ -268,7 +268,9 @@ pub(super) fn push_length(out: &mut Vec<u8>, length: Length) {
     match length {
         Length::Empty | Length::UntilClose => {}
         Length::Known(length) => {
-            push_line(out, b"Content-Length", itoa::Buffer::new().format(length).as_bytes());
+            out.extend_from_slice(b"Content-Length: ");
+            text::push_number(out, length);
+            out.extend_from_slice(b"\r\n");
         }
         Length::Streamed => push_line(out, b"Transfer-Encoding", b"chunked"),
     }

@@ -7,10 +7,10 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::chunk::{Decoder, Step};
-use super::request::{self, Refusal};
+use super::request::{self, Refusal, Wishes};
 use super::scan::{Found, Scan};
 use super::send::{self, SendError, Sender};
 use crate::http::alarm::Alarm;
@@ -100,6 +100,14 @@ pub struct Answer<'a> {
     is_head: bool,
     idle: Duration,
     rate: u32,
+    /// Made when the client first has to be waited for.
+    waits: Option<Box<Waits>>,
+}
+
+/// How long a client is waited for that does not take its answer.
+struct Waits {
+    alarm: Alarm,
+    pace: Pace,
 }
 
 impl Server {
@@ -122,13 +130,19 @@ impl Server {
         Server { io, reader, sender, keep_alive: true, version: Version::Http11, is_head: false }
     }
 
-    /// Waits for bytes of the next request, at most for `patience`. Holds no buffer meanwhile. Cancel safe.
-    pub async fn wait(&mut self, patience: Duration) -> Waited {
-        self.reader.alarm.restart(patience);
+    /// Waits for bytes of the next request, at most for `patience` from `now` on. Holds no buffer meanwhile. Cancel safe.
+    pub async fn wait(&mut self, now: Instant, patience: Duration) -> Waited {
+        self.expect(now, patience);
         poll_fn(|cx| self.poll_wait(cx)).await
     }
 
-    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Waited> {
+    /// Says how long bytes of the next request are waited for.
+    pub fn expect(&mut self, now: Instant, patience: Duration) {
+        self.reader.alarm.restart_at(now.into(), patience);
+    }
+
+    /// Waits as `wait` does.
+    pub fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Waited> {
         let Reader { buffer, alarm, .. } = &mut self.reader;
         if !buffer.is_empty() {
             return Poll::Ready(Waited::Bytes);
@@ -148,6 +162,12 @@ impl Server {
         self.sender.release();
     }
 
+    /// Reads the next request's head where it has arrived and is much like the last one's; `None`: it is to be read as any other.
+    pub fn read_at_once(&mut self, limits: &Limits, request: &mut Request) -> Option<Result<(), ReadError>> {
+        let parsed = request::parse_repeated(self.reader.buffer.data(), limits, request)?;
+        Some(parsed.map_err(refuse).map(|(length, wishes)| self.take_head(length, wishes, request)))
+    }
+
     /// Reads the next request's head, of which bytes have arrived, and parses it into `request`.
     ///
     /// # Errors
@@ -159,7 +179,7 @@ impl Server {
         self.version = Version::Http11;
         let mut scan = Scan::default();
         let mut may_skip = true;
-        let length = loop {
+        let (length, wishes) = loop {
             // One empty line before the request line is tolerated (RFC 9112 section 2.2).
             if may_skip && self.reader.buffer.data().starts_with(b"\r\n") {
                 self.reader.buffer.consume(2);
@@ -176,20 +196,25 @@ impl Server {
                     let is_target = first_line > limits.uri_bytes + LINE_EXTRA;
                     return Err(refuse(if is_target { Refusal::TargetTooLong } else { Refusal::HeadTooLarge }));
                 }
-                Found::Whole(length) => break length,
+                Found::Whole(length) => {
+                    break (length, request::parse(&data[..length], limits, request).map_err(refuse)?);
+                }
                 Found::BareLf => return Err(refuse(Refusal::BareLf)),
                 Found::Partial { first_line_done } => self.check_partial(limits, first_line_done)?,
             }
             self.fill_head(limits).await?;
         };
-        let wishes = request::parse(&self.reader.buffer.data()[..length], limits, request).map_err(refuse)?;
+        self.take_head(length, wishes, request);
+        Ok(())
+    }
+
+    fn take_head(&mut self, length: usize, wishes: Wishes, request: &Request) {
         self.reader.buffer.consume(length);
         self.reader.buffer.release();
         self.reader.expect_body(request.length, wishes.expects_continue);
         self.keep_alive = wishes.keep_alive;
         self.version = request.version;
         self.is_head = request.method == http::Method::HEAD;
-        Ok(())
     }
 
     /// Splits the connection for one exchange: the request's body comes in while the answer goes out.
@@ -203,6 +228,7 @@ impl Server {
             is_head: self.is_head,
             idle,
             rate,
+            waits: None,
         };
         (RequestBody { io: &self.io, reader: &mut self.reader }, answer)
     }
@@ -472,29 +498,37 @@ impl Answer<'_> {
     /// # Errors
     /// `Peer` when the client failed, did not read for the idle timeout or read too slowly, `Source` when the body did.
     pub async fn send(&mut self, response: &Response, body: &mut dyn Source) -> Result<(), SendError> {
+        self.begin(response);
+        poll_fn(|cx| self.poll_send(cx, body)).await
+    }
+
+    /// Prepares the head of an answer, which `poll_send` is to write.
+    pub fn begin(&mut self, response: &Response) {
         let length = self.write_head(response);
         self.sender.begin(if self.is_head { Length::Empty } else { length });
-        let mut alarm = Alarm::after(self.idle);
-        let mut pace = Pace::new(self.rate, self.idle);
-        let (io, sender, idle) = (self.io, &mut *self.sender, self.idle);
-        poll_fn(|cx| {
-            let mut progress = false;
-            let before = sender.body_sent();
-            if let Poll::Ready(result) = sender.poll_send(cx, io, body, &mut progress) {
-                return Poll::Ready(result);
-            }
-            if progress {
-                alarm.restart(idle);
-                pace.moved(sender.body_sent() - before);
-            }
-            if !sender.is_blocked() {
-                pace.rest();
-            } else if let Some(at) = pace.wait() {
-                alarm.no_later(at);
-            }
-            alarm.poll(cx).map(|()| Err(SendError::Peer(io::ErrorKind::TimedOut.into())))
-        })
-        .await
+        self.waits = None;
+    }
+
+    /// Writes head and body as `send` does, once begun.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, body: &mut dyn Source) -> Poll<Result<(), SendError>> {
+        let mut progress = false;
+        let before = self.sender.body_sent();
+        if let Poll::Ready(result) = self.sender.poll_send(cx, self.io, body, &mut progress) {
+            return Poll::Ready(result);
+        }
+        let (idle, rate) = (self.idle, self.rate);
+        let new = || Box::new(Waits { alarm: Alarm::after(idle), pace: Pace::new(rate, idle) });
+        let Waits { alarm, pace } = &mut **self.waits.get_or_insert_with(new);
+        if progress {
+            alarm.restart(idle);
+            pace.moved(self.sender.body_sent() - before);
+        }
+        if !self.sender.is_blocked() {
+            pace.rest();
+        } else if let Some(at) = pace.wait() {
+            alarm.no_later(at);
+        }
+        alarm.poll(cx).map(|()| Err(SendError::Peer(io::ErrorKind::TimedOut.into())))
     }
 
     /// After a failed `send`: takes the answer back, if nothing of it has left, so that another may be sent.
@@ -543,10 +577,18 @@ impl Answer<'_> {
 
 /// Status line and fields.
 fn write_start(response: &Response, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(response.status.as_str().as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(response.status.canonical_reason().unwrap_or_default().as_bytes());
-    out.extend_from_slice(b"\r\n");
+    match response.status {
+        // The most frequent ones are written at once.
+        StatusCode::OK => out.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
+        StatusCode::NOT_MODIFIED => out.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n"),
+        StatusCode::TOO_MANY_REQUESTS => out.extend_from_slice(b"HTTP/1.1 429 Too Many Requests\r\n"),
+        status => {
+            out.extend_from_slice(b"HTTP/1.1 ");
+            out.extend_from_slice(status.as_str().as_bytes());
+            out.push(b' ');
+            out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+    }
     send::push_fields(out, &response.fields);
 }

@@ -1,0 +1,135 @@
+//! The answers to requests that a limit denied, kept ready: all that one rule lets wait equally long get the same one.
+//!
+//! A flood is answered by copying. Invariant: what is kept was composed from its wording alone, so that nothing in it is one client's.
+
+use std::cell::RefCell;
+
+use bytes::Bytes;
+use limiter::Denial;
+
+use crate::degrade::{self, Form};
+use crate::error::Error;
+use crate::http::fields::Fields;
+use crate::http::message::{Length, Response};
+use crate::limit::{Face, Wording};
+use crate::respond::{self, Story};
+
+/// Answers kept by a thread, in some 30 KiB.
+const PLACES: usize = 64;
+
+/// The answers that a thread gave last, each in the only place where it may be.
+pub struct Denied(RefCell<Vec<Option<Kept>>>);
+
+struct Kept {
+    wording: Wording,
+    form: Form,
+    /// All but the time of day.
+    fields: Fields,
+    page: Bytes,
+}
+
+impl Default for Denied {
+    fn default() -> Self {
+        Denied(RefCell::new((0..PLACES).map(|_| None).collect()))
+    }
+}
+
+impl Denied {
+    /// Fills `response` with the answer to a denial that `story` tells of, and returns its body.
+    pub(super) fn answer(
+        &self,
+        denial: &Denial,
+        form: Form,
+        story: &Story,
+        face: &Face,
+        response: &mut Response,
+    ) -> Bytes {
+        let wording = face.wording(denial);
+        let mut places = self.0.borrow_mut();
+        let place = &mut places[wording.spread() as usize % PLACES];
+        let kept = match place {
+            Some(kept) if kept.wording == wording && kept.form == form => kept,
+            place => place.insert(Kept::compose(wording, form, story, face)),
+        };
+        response.status = Error::Limited.status();
+        response.fields.copy_from(&kept.fields);
+        response.length = Length::Known(kept.page.len() as u64);
+        degrade::date(response);
+        kept.page.clone()
+    }
+}
+
+impl Kept {
+    fn compose(wording: Wording, form: Form, story: &Story, face: &Face) -> Kept {
+        let mut fields = degrade::kind(form).clone();
+        respond::write_cache_status(story, &mut fields);
+        face.write_verdict(&story.verdict, &mut fields);
+        Kept { wording, form, fields, page: degrade::standard(Error::Limited.status(), &Error::Limited, form) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::time::Duration;
+
+    use http::StatusCode;
+    use limiter::{Class, Quota, Rate, Rule, Standing, Tier, Verdict, Votes};
+
+    use super::*;
+    use crate::http::fields::{Known, KnownSet};
+    use crate::limit::{self, RuleSettings, Settings, Tells};
+
+    fn quota() -> Quota {
+        let rate = Rate::new(1, 60).expect("a rate");
+        Quota::new(rate, NonZeroU32::MIN).expect("a quota")
+    }
+
+    fn face(name: &str, tells: Tells) -> Face {
+        let rule = Rule::new(name, Tier::Device, quota());
+        let settings = Settings { rules: vec![RuleSettings { rule, tells, per_address: None }], ..Settings::default() };
+        limit::build(&settings, 0, false, None).expect("a rule").1
+    }
+
+    fn denial(remaining: u64, reset: u64, wait: u64) -> Denial {
+        let standing = Standing { rule: 0, quota: quota(), remaining, reset: Duration::from_secs(reset) };
+        let retry_after = Duration::from_secs(wait);
+        Denial { standing, retry_after, votes: Votes::default(), class: Class(0) }
+    }
+
+    /// All that is sent.
+    fn written(denied: &Denied, denial: &Denial, face: &Face, form: Form) -> String {
+        let verdict = Verdict::Denied(*denial);
+        let story = Story { verdict, detail: respond::Detail::Reason("limited"), ..Story::default() };
+        let mut response = Response::new(StatusCode::OK);
+        let page = denied.answer(denial, form, &story, face, &mut response);
+        assert_eq!(response.length, Length::Known(page.len() as u64));
+        response.fields.remove(Known::Date);
+        let mut text = format!("{}\n", response.status).into_bytes();
+        response.fields.write_lines(&mut text, KnownSet::default());
+        text.extend_from_slice(&page);
+        String::from_utf8(text).expect("ASCII")
+    }
+
+    #[test]
+    fn what_is_kept_is_what_would_be_composed() {
+        let faces = [face("few", Tells::Everything), face("less", Tells::Everything), face("few", Tells::Nothing)];
+        let denied = Denied::default();
+        for _ in 0..2 {
+            for face in &faces {
+                for form in [Form::Json, Form::Html] {
+                    // More than there are places, and some that share one.
+                    for wait in (0..100).chain([u64::from(u32::MAX)]) {
+                        let denial = denial(wait % 3, wait + 5, wait);
+                        let anew = written(&Denied::default(), &denial, face, form);
+                        assert_eq!(written(&denied, &denial, face, form), anew);
+                        assert!(anew.contains(&format!("retry-after: {wait}\r\n")), "{anew}");
+                    }
+                }
+            }
+        }
+        let told = written(&denied, &denial(0, 60, 1), &faces[1], Form::Json);
+        assert!(told.contains("ratelimit: \"less\";r=0;t=60\r\n"), "{told}");
+        assert!(!written(&denied, &denial(0, 60, 1), &faces[2], Form::Json).contains("ratelimit"));
+    }
+}
