@@ -2,7 +2,7 @@
 //!
 //! Every answer that the gateway makes up itself is written here, so they all look alike: `no-store`, and a reason.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
@@ -57,6 +57,9 @@ pub enum Form {
 
 /// The form that `Accept` prefers (RFC 9110 section 12.5.1); problem JSON where it does not say.
 pub fn form(request: &Fields) -> Form {
+    if !request.has(Known::Accept) {
+        return Form::Json;
+    }
     let (mut html, mut json) = (0, 0);
     for member in request.members(Known::Accept) {
         let text = String::from_utf8_lossy(member).to_ascii_lowercase();
@@ -107,7 +110,7 @@ const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
 pub fn write_options(response: &mut Response) -> Bytes {
     response.status = StatusCode::OK;
     response.fields.clear();
-    date(response);
+    date(&mut response.fields);
     response.fields.add(Known::Allow, METHODS);
     response.length = Length::Known(0);
     Bytes::new()
@@ -127,6 +130,8 @@ pub fn write_refusal(status: StatusCode, reason: &str, response: &mut Response) 
 thread_local! {
     /// The line of `Date` on this thread: written anew by its clock, so that no answer has to ask the system.
     static DATE: RefCell<Option<Fields>> = const { RefCell::new(None) };
+    /// How often it has changed; nothing before there is one.
+    static SECOND: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
 /// What answers that are made up here begin with, by their form.
@@ -152,14 +157,24 @@ pub fn kind(form: Form) -> &'static Fields {
 pub fn set_date(now: SystemTime) {
     let mut line = Fields::default();
     line.add(Known::Date, httpdate::fmt_http_date(now));
-    DATE.set(Some(line));
+    DATE.with_borrow_mut(|date| {
+        if date.as_ref().and_then(|date| date.get(Known::Date)) != line.get(Known::Date) {
+            *date = Some(line);
+            SECOND.set(Some(SECOND.get().map_or(0, |second| second + 1)));
+        }
+    });
+}
+
+/// A number that lasts as long as `Date` says the same on this thread.
+pub fn second() -> Option<u64> {
+    SECOND.get()
 }
 
 /// Whoever makes an answer up says when (RFC 9110 section 6.6.1).
-pub fn date(response: &mut Response) {
+pub fn date(fields: &mut Fields) {
     DATE.with_borrow(|date| match date {
-        Some(line) => response.fields.append_all(line),
-        None => response.fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now())),
+        Some(line) => fields.append_all(line),
+        None => fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now())),
     });
 }
 
@@ -167,7 +182,7 @@ fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
     response.status = status;
     response.fields.copy_from(kind(form));
     response.length = Length::Known(body.len() as u64);
-    date(response);
+    date(&mut response.fields);
 }
 
 /// The most frequent of all answers that are made up here.

@@ -90,6 +90,16 @@ impl Gauge {
 
 /// Upper bounds of the duration buckets, in seconds; the last bucket has none.
 const BOUNDS: [f64; 13] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+/// The same in nanoseconds.
+const BOUNDS_NANOS: [u64; BOUNDS.len()] = {
+    let mut nanos = [0; BOUNDS.len()];
+    let mut at = 0;
+    while at < BOUNDS.len() {
+        nanos[at] = (BOUNDS[at] * 1e9 + 0.5) as u64;
+        at += 1;
+    }
+    nanos
+};
 
 /// A histogram of durations.
 #[derive(Default)]
@@ -100,10 +110,10 @@ pub struct Histogram {
 
 impl Histogram {
     pub fn observe(&self, duration: Duration) {
-        let seconds = duration.as_secs_f64();
-        let bucket = BOUNDS.iter().position(|bound| seconds <= *bound).unwrap_or(BOUNDS.len());
+        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let bucket = BOUNDS_NANOS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS.len());
         self.buckets[bucket].inc();
-        self.nanos.add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
+        self.nanos.add(nanos);
     }
 }
 

@@ -23,7 +23,8 @@ pub struct Denied(RefCell<Vec<Option<Kept>>>);
 struct Kept {
     wording: Wording,
     form: Form,
-    /// All but the time of day.
+    /// It goes with its second.
+    second: Option<u64>,
     fields: Fields,
     page: Bytes,
 }
@@ -48,36 +49,41 @@ impl Denied {
         let mut places = self.0.borrow_mut();
         let place = &mut places[wording.spread() as usize % PLACES];
         let kept = match place {
-            Some(kept) if kept.wording == wording && kept.form == form => kept,
+            Some(kept) if kept.is(&wording, form) => kept,
             place => place.insert(Kept::compose(wording, form, story, face)),
         };
         response.status = Error::Limited.status();
         response.fields.copy_from(&kept.fields);
         response.length = Length::Known(kept.page.len() as u64);
-        degrade::date(response);
         kept.page.clone()
     }
 }
 
 impl Kept {
+    fn is(&self, wording: &Wording, form: Form) -> bool {
+        self.wording == *wording && self.form == form && self.second.is_some() && self.second == degrade::second()
+    }
+
     fn compose(wording: Wording, form: Form, story: &Story, face: &Face) -> Kept {
         let mut fields = degrade::kind(form).clone();
+        degrade::date(&mut fields);
         respond::write_cache_status(story, &mut fields);
         face.write_verdict(&story.verdict, &mut fields);
-        Kept { wording, form, fields, page: degrade::standard(Error::Limited.status(), &Error::Limited, form) }
+        let page = degrade::standard(Error::Limited.status(), &Error::Limited, form);
+        Kept { wording, form, second: degrade::second(), fields, page }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use http::StatusCode;
     use limiter::{Class, Quota, Rate, Rule, Standing, Tier, Verdict, Votes};
 
     use super::*;
-    use crate::http::fields::{Known, KnownSet};
+    use crate::http::fields::KnownSet;
     use crate::limit::{self, RuleSettings, Settings, Tells};
 
     fn quota() -> Quota {
@@ -104,7 +110,6 @@ mod tests {
         let mut response = Response::new(StatusCode::OK);
         let page = denied.answer(denial, form, &story, face, &mut response);
         assert_eq!(response.length, Length::Known(page.len() as u64));
-        response.fields.remove(Known::Date);
         let mut text = format!("{}\n", response.status).into_bytes();
         response.fields.write_lines(&mut text, KnownSet::default());
         text.extend_from_slice(&page);
@@ -115,7 +120,8 @@ mod tests {
     fn what_is_kept_is_what_would_be_composed() {
         let faces = [face("few", Tells::Everything), face("less", Tells::Everything), face("few", Tells::Nothing)];
         let denied = Denied::default();
-        for _ in 0..2 {
+        for second in [1_000, 1_000, 1_001] {
+            degrade::set_date(UNIX_EPOCH + Duration::from_secs(second));
             for face in &faces {
                 for form in [Form::Json, Form::Html] {
                     // More than there are places, and some that share one.
@@ -124,6 +130,7 @@ mod tests {
                         let anew = written(&Denied::default(), &denial, face, form);
                         assert_eq!(written(&denied, &denial, face, form), anew);
                         assert!(anew.contains(&format!("retry-after: {wait}\r\n")), "{anew}");
+                        assert!(anew.contains(&format!("00:16:{} GMT\r\n", second - 960)), "{anew}");
                     }
                 }
             }

@@ -256,7 +256,7 @@ async fn send(
     body: &mut Body<'_>,
     mut watch: Option<&mut h1::RequestBody<'_>>,
 ) -> Option<Result<(), SendError>> {
-    answer.begin(response);
+    answer.begin(response, body);
     poll_fn(|cx| {
         if let Poll::Ready(sent) = answer.poll_send(cx, body) {
             return Poll::Ready(Some(sent));

@@ -1,6 +1,6 @@
 //! Where a message's body ends (RFC 9112 section 6), decided from its fields or refused.
 
-use crate::http::fields::{Fields, Known};
+use crate::http::fields::{Fields, Known, KnownSet};
 use crate::http::message::Length;
 
 /// What makes the framing of a message unacceptable.
@@ -14,8 +14,14 @@ pub(super) enum BadFraming {
     UnknownCoding,
 }
 
+/// Fields that say where a body ends.
+pub(super) const FRAMING: KnownSet = KnownSet::of(&[Known::ContentLength, Known::TransferEncoding]);
+
 /// The body length that the fields announce; `None` when they announce nothing.
 pub(super) fn announced(fields: &Fields, is_http10: bool) -> Result<Option<Length>, BadFraming> {
+    if !fields.has_any(FRAMING) {
+        return Ok(None);
+    }
     let mut lengths = fields.all(Known::ContentLength);
     let mut codings = fields.all(Known::TransferEncoding);
     match (lengths.next(), codings.next()) {

@@ -332,6 +332,9 @@ fn set_length(limits: &Limits, request: &mut Request) -> Result<(), Refusal> {
 
 /// Persistence by version and `Connection` (RFC 9112 section 9.3).
 fn keeps_alive(request: &Request, is_http10: bool) -> bool {
+    if !request.fields.has(Known::Connection) {
+        return !is_http10;
+    }
     let says =
         |option: &[u8]| request.fields.members(Known::Connection).any(|member| member.eq_ignore_ascii_case(option));
     if is_http10 { says(b"keep-alive") && !says(b"close") } else { !says(b"close") }
@@ -339,6 +342,9 @@ fn keeps_alive(request: &Request, is_http10: bool) -> bool {
 
 /// Only `100-continue` is an expectation that anyone can meet (RFC 9110 section 10.1.1).
 fn expects_continue(request: &Request) -> Result<bool, Refusal> {
+    if !request.fields.has(Known::Expect) {
+        return Ok(false);
+    }
     let mut expectations = request.fields.all(Known::Expect);
     match (expectations.next(), expectations.next()) {
         (None, _) => Ok(false),

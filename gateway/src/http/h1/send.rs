@@ -5,9 +5,10 @@
 
 use std::task::{Context, Poll, ready};
 
+use super::framing::FRAMING;
 use crate::http::body::{BodyError, Source};
 use crate::http::buffer;
-use crate::http::fields::{Fields, Known, KnownSet};
+use crate::http::fields::Fields;
 use crate::http::io::Io;
 use crate::http::message::Length;
 use crate::http::text;
@@ -78,6 +79,17 @@ impl Sender {
         self.ended = self.framing == Framing::Raw { left: Some(0) };
     }
 
+    /// Puts a body that is small and at hand behind its head at once.
+    pub(super) fn begin_whole(&mut self, source: &mut dyn Source) {
+        if let Framing::Raw { left: Some(left) } = self.framing
+            && left <= COPY as u64
+            && source.data().len() as u64 == left
+        {
+            self.piece = source.data().len();
+            self.copies_piece(source);
+        }
+    }
+
     pub(super) fn body_sent(&self) -> u64 {
         self.body_sent
     }
@@ -102,6 +114,11 @@ impl Sender {
         source: &mut dyn Source,
         progress: &mut bool,
     ) -> Poll<Result<(), SendError>> {
+        while self.is_all_prepared() {
+            self.sent += ready!(io.poll_write(cx, &self.out[self.sent..], &[])).map_err(SendError::Peer)?;
+            *progress = true;
+            self.has_left = true;
+        }
         loop {
             let wants_more = self.piece == 0 && !self.ended && self.failed.is_none();
             let starved = wants_more && self.poll_piece(cx, source)?.is_pending();
@@ -129,6 +146,11 @@ impl Sender {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Whether nothing but what is prepared is left to be written.
+    fn is_all_prepared(&self) -> bool {
+        self.ended && self.piece == 0 && self.failed.is_none() && self.sent < self.out.len()
     }
 
     /// Writes what has been prepared so far, as far as the peer takes it.
@@ -249,10 +271,7 @@ impl From<BodyError> for SendError {
     }
 }
 
-/// Fields that are written from `Length`, whatever the message holds.
-const FRAMING: KnownSet = KnownSet::of(&[Known::ContentLength, Known::TransferEncoding]);
-
-/// Writes every field line but those of framing.
+/// Writes every field line but those of framing, which are written from `Length`, whatever the message holds.
 pub(super) fn push_fields(out: &mut Vec<u8>, fields: &Fields) {
     fields.write_lines(out, FRAMING);
 }

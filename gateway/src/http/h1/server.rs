@@ -498,14 +498,15 @@ impl Answer<'_> {
     /// # Errors
     /// `Peer` when the client failed, did not read for the idle timeout or read too slowly, `Source` when the body did.
     pub async fn send(&mut self, response: &Response, body: &mut dyn Source) -> Result<(), SendError> {
-        self.begin(response);
+        self.begin(response, body);
         poll_fn(|cx| self.poll_send(cx, body)).await
     }
 
-    /// Prepares the head of an answer, which `poll_send` is to write.
-    pub fn begin(&mut self, response: &Response) {
+    /// Prepares an answer, which `poll_send` is to write.
+    pub fn begin(&mut self, response: &Response, body: &mut dyn Source) {
         let length = self.write_head(response);
         self.sender.begin(if self.is_head { Length::Empty } else { length });
+        self.sender.begin_whole(body);
         self.waits = None;
     }
 
