@@ -222,11 +222,21 @@ impl Identity {
             user,
             tier: self.tier(user.is_some(), facts, request),
             region: self.region(request),
-            trace: trace::of(&request.fields, &self.random),
+            trace: self.trace(request),
             keys,
             access,
             is_trusted,
         }
+    }
+
+    /// Whether requests that are the same, from the same peer, have the same sender at any time. Tokens expire, and are counted.
+    pub fn is_steady(&self) -> bool {
+        self.tokens.is_none()
+    }
+
+    /// The trace that a request belongs to.
+    pub fn trace(&self, request: &Request) -> Trace {
+        trace::of(&request.fields, &self.random)
     }
 
     /// A token that is good and was not looked at still says to the origin whose it is. Whoever has spent what his address may get wrong could

@@ -11,18 +11,19 @@ mod part;
 mod posted;
 mod shared;
 mod site;
+mod visitor;
 
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
-use bytes::Bytes;
 use limiter::Verdict;
 
 pub use body::Body;
 pub use denied::Denied;
 pub use site::{Site, Worker};
+pub use visitor::Visitor;
 
 use crate::cache::control::Control;
 use crate::cache::stored::Meta;
@@ -58,7 +59,7 @@ pub struct Arrival {
 pub struct Passage<'w> {
     pub(crate) worker: &'w Rc<Worker>,
     pub(crate) site: &'w Arc<Site>,
-    pub(crate) peer: IpAddr,
+    pub(crate) peer: &'w IpAddr,
     /// When the request arrived, or what it last waited for was over: the clock is not read at every step.
     pub(crate) now: Instant,
     pub(crate) story: &'w mut Story,
@@ -108,48 +109,38 @@ pub fn abandoned(site: &Site, request: &Request) -> Story {
     Story { route, ..Story::default() }
 }
 
-/// A request that may pass, and whose answer is to be had from the cache or its origin.
-pub struct Admitted<'s> {
-    caller: Caller,
-    route: &'s Route,
-}
-
 impl<'w> Passage<'w> {
-    pub fn new(worker: &'w Rc<Worker>, site: &'w Arc<Site>, arrival: Arrival, story: &'w mut Story) -> Self {
+    pub fn new(worker: &'w Rc<Worker>, site: &'w Arc<Site>, arrival: &'w Arrival, story: &'w mut Story) -> Self {
         *story = Story::default();
-        Passage { worker, site, peer: arrival.peer, now: arrival.at, story, stale: None }
+        Passage { worker, site, peer: &arrival.peer, now: arrival.at, story, stale: None }
     }
 
-    /// Takes the request as far as it gets without waiting for anybody: finds who sent it and its route, and asks its limits. Where it
-    /// may not pass, `response` is filled, and its body returned; else it is in `admitted`, which is too large to be handed about.
+    /// Takes the request as far as it gets without waiting for anybody: finds who sent it and its route, and asks its limits. Says
+    /// whether it may pass; where it may not, `response` is filled, and so is `body`.
     pub fn admit(
         &mut self,
         request: &mut Request,
         response: &mut Response,
-        admitted: &mut Option<Admitted<'w>>,
-    ) -> Option<Body<'static>> {
-        let site = self.site;
-        let caller = site.identity.caller(self.peer, request);
+        visitor: &mut Visitor,
+        body: &mut Body<'_>,
+    ) -> bool {
+        let (caller, route) = visitor.meet(self.site, self.peer, request);
         self.story.trace = Some(caller.trace);
         self.story.ip = Some(caller.ip);
-        let route = site.routes.find(request);
-        let error = match route.map(|route| (route, self.may_pass(route, &caller))) {
-            Some((route, Ok(()))) => {
-                *admitted = Some(Admitted { caller, route });
-                return None;
-            }
-            Some((_, Err(error))) => error,
+        let error = match route.map(|route| self.may_pass(route, caller)) {
+            Some(Ok(())) => return true,
+            Some(Err(error)) => error,
             None => Error::NoRoute,
         };
-        if let Some(page) = self.deny(route, request, response) {
-            return Some(Body::Bytes(page));
+        if self.deny(route, request, response, body) {
+            return false;
         }
-        let body = self.degrade(error, route, request, response);
+        *body = self.degrade(error, route, request, response);
         self.respond(route, request, response);
         if let Some(route) = route {
-            charge(route, &caller, response);
+            charge(route, caller, response);
         }
-        Some(body)
+        false
     }
 
     fn may_pass(&mut self, route: &Route, caller: &Caller) -> Result<(), Error> {
@@ -170,12 +161,14 @@ impl<'w> Passage<'w> {
     /// its upstream connection, unless others wait for the same answer.
     pub async fn pass<'a>(
         &mut self,
-        admitted: &Admitted<'_>,
+        visitor: &Visitor,
         request: &mut Request,
         body: RequestBody<'a>,
         response: &mut Response,
     ) -> Body<'a> {
-        let Admitted { caller, route } = admitted;
+        let Some((caller, route)) = visitor.met(self.site) else {
+            return self.degrade(Error::NoRoute, None, request, response);
+        };
         let body = match self.run(route, caller, request, body, response).await {
             Ok(body) => body,
             Err(error) => self.degrade(error, Some(route), request, response),
@@ -252,19 +245,19 @@ impl Passage<'_> {
     }
 
     /// The answer to a request that a limit denied, if one did; nothing stands in for it.
-    fn deny(&mut self, route: Option<&Route>, request: &Request, response: &mut Response) -> Option<Bytes> {
+    fn deny(&mut self, route: Option<&Route>, request: &Request, response: &mut Response, body: &mut Body<'_>) -> bool {
         let story = &mut *self.story;
-        let Verdict::Denied(denial) = &story.verdict else { return None };
+        let Verdict::Denied(denial) = &story.verdict else { return false };
         FAILURES.inc(Kind::Limited);
         CACHE.inc(CacheResult::Error);
         story.cache = CacheResult::Error;
         story.detail = Detail::Reason(Kind::Limited.as_str());
         let form = degrade::form(&request.fields);
-        let page = self.worker.denied.answer(denial, form, story, &self.site.limits, response);
+        *body = Body::Bytes(self.worker.denied.answer(denial, form, story, &self.site.limits, response));
         if let Some(route) = route {
             route.counts.answers.inc(StatusClass::of(response.status));
         }
-        Some(page)
+        true
     }
 
     /// Reads the clock again: time has passed.

@@ -136,6 +136,10 @@ impl Routes {
         Routes(routes)
     }
 
+    pub fn at(&self, index: usize) -> Option<&Route> {
+        self.0.get(index)
+    }
+
     /// The name of the route at `index`; empty where there is none.
     pub fn name(&self, index: Option<usize>) -> &str {
         index.and_then(|index| self.0.get(index)).map_or("", |route| &route.settings.name)

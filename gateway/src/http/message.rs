@@ -70,6 +70,8 @@ pub struct Request {
     pub version: Version,
     pub fields: Fields,
     pub length: Length,
+    /// Whether it was sent in the same words as the last one that was read into this place.
+    pub repeats: bool,
     /// Where interim answers to it go while it is under way; every clone of the request has the same place.
     pub interim: Interim,
 }
@@ -105,6 +107,7 @@ impl Default for Request {
             version: Version::Http11,
             fields: Fields::default(),
             length: Length::Empty,
+            repeats: false,
             interim: Interim::default(),
         }
     }
@@ -118,6 +121,7 @@ impl Request {
         self.path_len = 0;
         self.fields.clear();
         self.length = Length::Empty;
+        self.repeats = false;
         self.interim.clear();
     }
 

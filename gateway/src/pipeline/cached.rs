@@ -282,7 +282,7 @@ impl Passage<'_> {
         }
         let (worker, site) = (Rc::clone(self.worker), Arc::clone(self.site));
         let (name, policy, caller) = (Arc::clone(&route.settings.name), policy.clone(), caller.clone());
-        let (mut request, stale, peer, key) = (request.clone(), hit.clone(), self.peer, key.to_owned());
+        let (mut request, stale, peer, key) = (request.clone(), hit.clone(), *self.peer, key.to_owned());
         // What the client asked for itself is no business of the shared copy.
         request.fields.remove(Known::CacheControl);
         request.fields.remove(Known::Pragma);
@@ -294,7 +294,7 @@ impl Passage<'_> {
             let mut passage = Passage {
                 worker: &worker,
                 site: &site,
-                peer,
+                peer: &peer,
                 now: Instant::now(),
                 story: &mut story,
                 stale: Some(stale),

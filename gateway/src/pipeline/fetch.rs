@@ -29,7 +29,7 @@ impl Passage<'_> {
     ) -> Result<Answer<'a>, Error> {
         let heard = self.site.identity.heard(caller, request);
         let takes_trailers = takes_trailers(request);
-        hop::forward(request, self.peer, heard);
+        hop::forward(request, *self.peer, heard);
         identify::write_trace(caller.trace, self.site.identity.fresh(), &mut request.fields);
         let mut answer = self.call(route, request, body, response).await?;
         answer.takes_trailers = takes_trailers;

@@ -18,7 +18,7 @@ use crate::http::body::RequestBody;
 use crate::http::h1::{self, Answer, ReadError, Refusal, SendError, Server, Waited};
 use crate::http::io::Io;
 use crate::http::message::{Request, Response, Scheme, StatusCode};
-use crate::pipeline::{self, Arrival, Body, Passage, Site};
+use crate::pipeline::{self, Arrival, Body, Passage, Site, Visitor};
 use crate::respond::Story;
 
 /// What becomes of the connection after an exchange.
@@ -77,6 +77,14 @@ async fn wait(server: &mut Server, enrolment: &mut Enrolment, now: Instant, pati
     .await
 }
 
+/// What the requests of a connection are read into and answered from, one after the other.
+struct Papers {
+    request: Request,
+    response: Response,
+    story: Story,
+    visitor: Visitor,
+}
+
 /// Serves requests until none has come for `QUIET`.
 async fn run(
     hall: &Hall,
@@ -87,13 +95,17 @@ async fn run(
     enrolment: &mut Enrolment,
 ) -> Run {
     let mut site = Cache::new(Arc::clone(&hall.site));
-    let (mut request, mut response) = (Request::default(), Response::new(StatusCode::OK));
-    let mut story = Story::default();
+    let mut papers = Papers {
+        request: Request::default(),
+        response: Response::new(StatusCode::OK),
+        story: Story::default(),
+        visitor: Visitor::default(),
+    };
     loop {
-        let read = if let Some(read) = server.read_at_once(limits, &mut request) {
+        let read = if let Some(read) = server.read_at_once(limits, &mut papers.request) {
             Some(read)
         } else {
-            let mut reading = pin!(server.read_request(limits, &mut request));
+            let mut reading = pin!(server.read_request(limits, &mut papers.request));
             poll_fn(|cx| {
                 if let Poll::Ready(read) = reading.as_mut().poll(cx) {
                     return Poll::Ready(Some(read));
@@ -104,9 +116,8 @@ async fn run(
         };
         let ended = match read {
             Some(Ok(())) => {
-                request.scheme = scheme;
-                let next = exchange(hall, site.load(), server, ip, &mut request, &mut response, &mut story).await;
-                match next {
+                papers.request.scheme = scheme;
+                match exchange(hall, site.load(), server, ip, &mut papers).await {
                     Next::Another(ended) if server.is_reusable().await => ended,
                     Next::Another(_) | Next::Close => return Run::Close,
                     Next::Abort => return Run::Abort,
@@ -114,7 +125,7 @@ async fn run(
             }
             None | Some(Err(ReadError::Io(_))) => return Run::Close,
             Some(Err(ReadError::Refused(refusal))) => {
-                refuse(hall, server, ip, refusal, &mut request, &mut response).await;
+                refuse(hall, server, ip, refusal, &mut papers).await;
                 return Run::Close;
             }
         };
@@ -129,14 +140,8 @@ async fn run(
     }
 }
 
-async fn refuse(
-    hall: &Hall,
-    server: &mut Server,
-    ip: IpAddr,
-    refusal: Refusal,
-    request: &mut Request,
-    response: &mut Response,
-) {
+async fn refuse(hall: &Hall, server: &mut Server, ip: IpAddr, refusal: Refusal, papers: &mut Papers) {
+    let Papers { request, response, .. } = papers;
     let story = super::refused(refusal, request);
     let mut body = Body::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), response));
     let (_, mut answer) = server.exchange();
@@ -149,33 +154,26 @@ async fn refuse(
 }
 
 /// One request and its answer.
-async fn exchange(
-    hall: &Hall,
-    site: &Arc<Site>,
-    server: &mut Server,
-    ip: IpAddr,
-    request: &mut Request,
-    response: &mut Response,
-    story: &mut Story,
-) -> Next {
+async fn exchange(hall: &Hall, site: &Arc<Site>, server: &mut Server, ip: IpAddr, papers: &mut Papers) -> Next {
+    let Papers { request, response, story, visitor } = papers;
     let arrival = Arrival { peer: ip, at: Instant::now() };
     let in_flight = InFlight::begin(arrival.at);
     let (mut incoming, mut answer) = server.exchange();
     let has_body = !incoming.is_done();
-    let mut passage = Passage::new(&hall.worker, site, arrival, story);
-    let mut admitted = None;
-    let answered = caught(|| passage.admit(request, response, &mut admitted));
+    let mut passage = Passage::new(&hall.worker, site, &arrival, story);
+    let mut out = Body::EMPTY;
+    let admitted = caught(|| passage.admit(request, response, visitor, &mut out));
     // A request without a body leaves its connection free to be watched: the client's leaving ends everything at once.
     let (body, watch) =
         if has_body { (RequestBody::H1(incoming), None) } else { (RequestBody::Empty, Some(&mut incoming)) };
     let mut watch = watch;
-    let handled = match (answered, &admitted) {
-        (Err(panic), _) => Some(Err(panic)),
-        (Ok(answered), None) => Some(Ok(answered.unwrap_or(Body::EMPTY))),
-        (Ok(_), Some(admitted)) => {
+    let handled = match admitted {
+        Err(panic) => Some(Err(panic)),
+        Ok(false) => Some(Ok(())),
+        Ok(true) => {
             let interim = request.interim.clone();
-            let mut handling = pin!(passage.pass(admitted, request, body, response));
-            poll_fn(|cx| {
+            let mut handling = pin!(passage.pass(visitor, request, body, response));
+            let handled = poll_fn(|cx| {
                 let polled = poll_caught(handling.as_mut(), cx);
                 while let Some(mut early) = interim.take() {
                     hop::strip(&mut early.fields);
@@ -187,20 +185,21 @@ async fn exchange(
                 }
                 watch.as_mut().map_or(Poll::Pending, |incoming| incoming.poll_gone(cx).map(|()| None))
             })
-            .await
+            .await;
+            handled.map(|handled| handled.map(|body| out = body))
         }
     };
-    let mut out = match handled {
-        Some(Ok(handled)) => handled,
+    match handled {
+        Some(Ok(())) => {}
         Some(Err(_panic)) => {
             CUTS.inc(Cut::Panic);
-            pipeline::panicked(site, request, response, story)
+            out = pipeline::panicked(site, request, response, story);
         }
         None => {
             super::tell_left(hall, site, ip, request, in_flight.end());
             return Next::Abort;
         }
-    };
+    }
     // Draining may have begun while the request was answered.
     if story.must_close || hall.is_draining() {
         answer.close_after();

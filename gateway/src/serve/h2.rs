@@ -22,7 +22,7 @@ use crate::http::alarm::Alarm;
 use crate::http::body::{BodyError, RequestBody, Source};
 use crate::http::h2::{self, Outgoing};
 use crate::http::message::{Length, Request, Response, Scheme, StatusCode};
-use crate::pipeline::{self, Arrival, Body, Passage, Site};
+use crate::pipeline::{self, Arrival, Body, Passage, Site, Visitor};
 use crate::respond::Story;
 
 /// Streams at once on one connection; the usual choice of servers.
@@ -182,14 +182,13 @@ impl Asked {
     async fn run(&mut self, body: RequestBody<'static>, response: &mut Response, story: &mut Story) -> Body<'static> {
         let handled = {
             let Asked { hall, site, arrival, request, .. } = self;
-            let mut passage = Passage::new(&hall.worker, site, *arrival, story);
+            let mut passage = Passage::new(&hall.worker, site, arrival, story);
             let mut handling = pin!(async {
-                let mut admitted = None;
-                let answered = passage.admit(request, response, &mut admitted);
-                match (answered, &admitted) {
-                    (None, Some(admitted)) => passage.pass(admitted, request, body, response).await,
-                    (answered, _) => answered.unwrap_or(Body::EMPTY),
+                let (mut visitor, mut out) = (Visitor::default(), Body::EMPTY);
+                if passage.admit(request, response, &mut visitor, &mut out) {
+                    out = passage.pass(&visitor, request, body, response).await;
                 }
+                out
             });
             poll_fn(|cx| poll_caught(handling.as_mut(), cx)).await
         };

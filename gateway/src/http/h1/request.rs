@@ -116,6 +116,8 @@ pub(super) fn parse_repeated(
     if length > limits.header_bytes || request.fields.len() > limits.header_fields {
         return None;
     }
+    // Of what is judged below, all but the lines lies in the limits, which are the connection's.
+    request.repeats = target.is_none() && request.version == Version::Http11;
     if let Some(target) = target {
         request.set_target(target);
     }
