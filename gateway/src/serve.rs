@@ -24,6 +24,7 @@ use limiter::Verdict;
 pub use h1::serve as serve_h1;
 pub use h2::serve as serve_h2;
 
+use crate::clock;
 use crate::http::h1::Refusal;
 use crate::http::message::{Method, Request, Response, StatusCode};
 use crate::label;
@@ -165,7 +166,7 @@ impl InFlight {
         if std::mem::replace(&mut self.is_answered, true) {
             return Duration::ZERO;
         }
-        let took = self.began.elapsed();
+        let took = clock::ends().saturating_duration_since(self.began);
         ENDED.inc();
         DURATION.observe(took);
         took

@@ -56,7 +56,14 @@ pub enum Length {
     UntilClose,
 }
 
-/// A request head.
+/// What a request asks of its connection (RFC 9112 section 9.3, RFC 9110 section 10.1.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    pub keep_alive: bool,
+    pub expects_continue: bool,
+}
+
+/// A request head. What was read into it stays as it is but for its fields, until the next one is read.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub method: Method,
@@ -70,6 +77,8 @@ pub struct Request {
     pub version: Version,
     pub fields: Fields,
     pub length: Length,
+    /// Nothing where its connection carries more than one at a time.
+    pub wishes: Wishes,
     /// Whether it was sent in the same words as the last one that was read into this place.
     pub repeats: bool,
     /// Where interim answers to it go while it is under way; every clone of the request has the same place.
@@ -107,6 +116,7 @@ impl Default for Request {
             version: Version::Http11,
             fields: Fields::default(),
             length: Length::Empty,
+            wishes: Wishes::default(),
             repeats: false,
             interim: Interim::default(),
         }
@@ -121,6 +131,7 @@ impl Request {
         self.path_len = 0;
         self.fields.clear();
         self.length = Length::Empty;
+        self.wishes = Wishes::default();
         self.repeats = false;
         self.interim.clear();
     }

@@ -6,7 +6,7 @@
 use http::Method;
 
 use super::chunk::{Decoder, Step};
-use super::request::{self, Refusal, Wishes};
+use super::request::{self, Refusal};
 use super::response;
 use super::scan::{Found, Scan};
 use crate::http::fields::Fields;
@@ -32,21 +32,21 @@ pub fn request_head(
     let skip = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
     let bytes = &bytes[skip..];
     let mut scan = Scan::default();
-    let found = |(length, wishes): (usize, Wishes)| RequestHead {
+    let found = |length: usize, request: &Request| RequestHead {
         length: skip + length,
-        keep_alive: wishes.keep_alive,
-        expects_continue: wishes.expects_continue,
+        keep_alive: request.wishes.keep_alive,
+        expects_continue: request.wishes.expects_continue,
     };
     for end in ends(bytes.len(), piece) {
         if let Some(parsed) = request::parse_repeated(&bytes[..end], limits, request) {
-            return Some(parsed.map(found));
+            return Some(parsed.map(|length| found(length, request)));
         }
         match scan.advance(&bytes[..end]) {
             Found::BareLf => return Some(Err(Refusal::BareLf)),
             Found::Whole(length) if length > limits.header_bytes => return Some(Err(Refusal::HeadTooLarge)),
             Found::Whole(length) => {
                 let parsed = request::parse(&bytes[..length], limits, request);
-                return Some(parsed.map(|wishes| found((length, wishes))));
+                return Some(parsed.map(|()| found(length, request)));
             }
             Found::Partial { .. } if end >= limits.header_bytes => return Some(Err(Refusal::HeadTooLarge)),
             Found::Partial { .. } => {}

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use super::chunk::{Decoder, Step};
-use super::request::{self, Refusal, Wishes};
+use super::request::{self, Refusal};
 use super::scan::{Found, Scan};
 use super::send::{self, SendError, Sender};
 use crate::http::alarm::Alarm;
@@ -165,7 +165,7 @@ impl Server {
     /// Reads the next request's head where it has arrived and is much like the last one's; `None`: it is to be read as any other.
     pub fn read_at_once(&mut self, limits: &Limits, request: &mut Request) -> Option<Result<(), ReadError>> {
         let parsed = request::parse_repeated(self.reader.buffer.data(), limits, request)?;
-        Some(parsed.map_err(refuse).map(|(length, wishes)| self.take_head(length, wishes, request)))
+        Some(parsed.map_err(refuse).map(|length| self.take_head(length, request)))
     }
 
     /// Reads the next request's head, of which bytes have arrived, and parses it into `request`.
@@ -179,7 +179,7 @@ impl Server {
         self.version = Version::Http11;
         let mut scan = Scan::default();
         let mut may_skip = true;
-        let (length, wishes) = loop {
+        let length = loop {
             // One empty line before the request line is tolerated (RFC 9112 section 2.2).
             if may_skip && self.reader.buffer.data().starts_with(b"\r\n") {
                 self.reader.buffer.consume(2);
@@ -197,22 +197,23 @@ impl Server {
                     return Err(refuse(if is_target { Refusal::TargetTooLong } else { Refusal::HeadTooLarge }));
                 }
                 Found::Whole(length) => {
-                    break (length, request::parse(&data[..length], limits, request).map_err(refuse)?);
+                    request::parse(&data[..length], limits, request).map_err(refuse)?;
+                    break length;
                 }
                 Found::BareLf => return Err(refuse(Refusal::BareLf)),
                 Found::Partial { first_line_done } => self.check_partial(limits, first_line_done)?,
             }
             self.fill_head(limits).await?;
         };
-        self.take_head(length, wishes, request);
+        self.take_head(length, request);
         Ok(())
     }
 
-    fn take_head(&mut self, length: usize, wishes: Wishes, request: &Request) {
+    fn take_head(&mut self, length: usize, request: &Request) {
         self.reader.buffer.consume(length);
         self.reader.buffer.release();
-        self.reader.expect_body(request.length, wishes.expects_continue);
-        self.keep_alive = wishes.keep_alive;
+        self.reader.expect_body(request.length, request.wishes.expects_continue);
+        self.keep_alive = request.wishes.keep_alive;
         self.version = request.version;
         self.is_head = request.method == http::Method::HEAD;
     }
