@@ -186,7 +186,7 @@ fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
 }
 
 /// The most frequent of all answers that are made up here.
-const LIMITED: &[u8] =
+pub const LIMITED: &[u8] =
     b"{\"type\":\"about:blank\",\"title\":\"Too Many Requests\",\"status\":429,\"reason\":\"limited\"}\n";
 
 /// The built-in page of a failure.

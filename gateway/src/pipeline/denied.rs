@@ -55,7 +55,11 @@ impl Denied {
         response.status = Error::Limited.status();
         response.fields.copy_from(&kept.fields);
         response.length = Length::Known(kept.page.len() as u64);
-        kept.page.clone()
+        match form {
+            // Cloning would be a call.
+            Form::Json => Bytes::from_static(degrade::LIMITED),
+            Form::Html => kept.page.clone(),
+        }
     }
 }
 

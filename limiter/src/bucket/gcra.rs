@@ -156,6 +156,16 @@ impl Cell {
         Cell(AtomicU64::new(tat_nanos))
     }
 
+    /// Owes this now, whatever it owed: another subject's.
+    pub(super) fn become_owing(&self, tat_nanos: u64) {
+        self.0.store(tat_nanos, Ordering::Release);
+    }
+
+    /// Whether [`Cell::peek`] is likely to allow it, at a glance.
+    pub(super) fn may_pass(&self, gcra: &Gcra, cost: Cost, now: Moment) -> bool {
+        self.debt_nanos(gcra, now).saturating_add(gcra.price_nanos(cost)) <= gcra.spendable_nanos
+    }
+
     /// What [`Cell::commit`] would answer; writes nothing.
     pub fn peek(&self, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
         gcra.measure(self, cost, now, Purpose::Peek)
@@ -183,7 +193,7 @@ impl Cell {
 
     /// The theoretical arrival time, in nanoseconds since the origin.
     pub(super) fn tat(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Ordering::Acquire)
     }
 
     fn debt_nanos(&self, gcra: &Gcra, now: Moment) -> u64 {

@@ -2,6 +2,10 @@
 //!
 //! Refuses to grow and to call out under a lock. Invariant: of the keys of one set, those that asked for most have a
 //! cell, and those that asked for next to most are remembered as ghosts, and with them the newest.
+//!
+//! A key that has a cell is looked at without the lock, so that many threads may deny it at once. A cell that gets another key in the
+//! meantime has none while it changes: who finds the same key before and after has seen what was that key's, unless it lost its cell to
+//! another and won it back within those nanoseconds; then one decision is made by what the other owes.
 
 use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
@@ -13,6 +17,7 @@ use super::ghosts::{Debt, Ghosts, Pace};
 use super::{Cell, Gcra, Room, Wait};
 use crate::clock::Moment;
 use crate::quota::{Cost, KeyHash};
+use crate::sync::{AtomicU64, Ordering};
 
 /// Seven cells, their lock and what is known of their ghosts fill two cache lines.
 const WAYS: usize = 7;
@@ -30,14 +35,22 @@ pub struct Table {
     keyed: RandomState,
 }
 
-/// Under one lock, held for one decision (tens of nanoseconds, no allocation, no call out).
+/// Keys come and go, and are charged, under one lock, held for one decision (tens of nanoseconds, no allocation, no call out).
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Set(Mutex<Ways>);
+struct Set {
+    marks: Mutex<Marks>,
+    ways: [Way; WAYS],
+}
+
+/// A set that is locked.
+struct Held<'a> {
+    marks: MutexGuard<'a, Marks>,
+    ways: &'a [Way; WAYS],
+}
 
 #[derive(Debug, Default)]
-struct Ways {
-    ways: [Way; WAYS],
+struct Marks {
     /// When nobody looks for a ghost any more, in 2^30 nanoseconds since the origin.
     haunted_until: u32,
     /// How often the key of each cell was denied when it was a ghost.
@@ -46,9 +59,13 @@ struct Ways {
 
 #[derive(Debug, Default)]
 struct Way {
-    fingerprint: u64,
+    /// [`NOBODY`] while the cell changes its key.
+    fingerprint: AtomicU64,
     cell: Cell,
 }
+
+/// No key has this fingerprint.
+const NOBODY: u64 = 0;
 
 /// Where a key belongs.
 #[derive(Clone, Copy)]
@@ -79,11 +96,11 @@ impl Table {
     pub(crate) fn resized(&self, keys: NonZeroUsize, now: Moment) -> Table {
         let resized = Table::keyed_by(keys, self.keyed.clone());
         for set in &self.sets {
-            for way in lock(&set.0).ways.iter().filter(|way| way.cell.tat() > now.nanos()) {
-                let place = resized.place(way.fingerprint);
+            for way in set.hold().ways.iter().filter(|way| way.cell.tat() > now.nanos()) {
+                let place = resized.place(way.fingerprint());
                 let debt = Debt { tat_nanos: way.cell.tat(), denials: 0 };
                 let pace = Pace { now_nanos: now.nanos(), token_nanos: 1 };
-                resized.put(&mut lock(&resized.sets[place.index].0), place, debt, pace);
+                resized.put(&mut resized.sets[place.index].hold(), place, debt, pace);
             }
         }
         resized
@@ -108,6 +125,10 @@ impl Table {
     /// has all of its burst.
     pub fn peek(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
         let (place, set) = self.locate(key);
+        if let Some(said) = set.glance(place, |cell| cell.peek(gcra, cost, now)) {
+            return said;
+        }
+        let set = set.hold();
         match set.cell(place) {
             Some(cell) => cell.peek(gcra, cost, now),
             None => {
@@ -120,7 +141,12 @@ impl Table {
     /// Charges `cost` to `key`, displacing who asked for least if the set is full; or charges nothing and says how long
     /// to wait.
     pub fn commit(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
-        let (place, mut set) = self.locate(key);
+        let (place, set) = self.locate(key);
+        let look = |cell: &Cell| if cell.may_pass(gcra, cost, now) { None } else { cell.peek(gcra, cost, now).err() };
+        if let Some(Some(wait)) = set.glance(place, look) {
+            return Err(wait);
+        }
+        let mut set = set.hold();
         if let Some(cell) = set.cell(place) {
             return cell.commit(gcra, cost, now);
         }
@@ -132,7 +158,8 @@ impl Table {
 
     /// Charges `cost` whatever is left, up to a whole burst, displacing who asked for least if the set is full.
     pub fn charge(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) {
-        let (place, mut set) = self.locate(key);
+        let (place, set) = self.locate(key);
+        let mut set = set.hold();
         if let Some(cell) = set.cell(place) {
             return cell.charge(gcra, cost, now);
         }
@@ -144,15 +171,16 @@ impl Table {
     /// Gives back a charge; a key that is not even a ghost any more has nothing to be given back.
     pub fn refund(&self, key: KeyHash, gcra: &Gcra, cost: Cost) {
         let (place, set) = self.locate(key);
+        let set = set.hold();
         match set.cell(place) {
             Some(cell) => cell.refund(gcra, cost),
             None => lock(&self.ghosts[place.index]).forgive(place.tag(), gcra.price_nanos(cost)),
         }
     }
 
-    fn locate(&self, key: KeyHash) -> (Place, MutexGuard<'_, Ways>) {
-        let place = self.place(self.keyed.hash_one(key.0));
-        (place, lock(&self.sets[place.index].0))
+    fn locate(&self, key: KeyHash) -> (Place, &Set) {
+        let place = self.place(self.keyed.hash_one(key.0).max(NOBODY + 1));
+        (place, &self.sets[place.index])
     }
 
     fn place(&self, fingerprint: u64) -> Place {
@@ -163,7 +191,7 @@ impl Table {
 
     /// A cell for a key that has none, and its denials: with what its ghost owes, else with all of its burst.
     #[cold]
-    fn returning(&self, set: &Ways, place: Place, pace: Pace) -> (Cell, u8) {
+    fn returning(&self, set: &Held<'_>, place: Place, pace: Pace) -> (Cell, u8) {
         let ghost = if set.is_haunted(pace) { lock(&self.ghosts[place.index]).find(place.tag(), pace) } else { None };
         let debt = ghost.unwrap_or_default();
         (Cell::owing(debt.tat_nanos), debt.denials)
@@ -178,7 +206,7 @@ impl Table {
     /// Gives a key that has no cell the place of the one that asked for least, which goes on as a ghost; or, if it asked
     /// for no more than that itself, lets it be the ghost.
     #[cold]
-    fn put(&self, set: &mut Ways, place: Place, debt: Debt, pace: Pace) {
+    fn put(&self, set: &mut Held<'_>, place: Place, debt: Debt, pace: Pace) {
         let (least, held) = set.least(pace);
         let matters = held.asked_nanos(pace) > pace.now_nanos;
         if !matters && !set.is_haunted(pace) {
@@ -190,7 +218,7 @@ impl Table {
             ghosts.keep_newest(place.tag(), debt, pace);
             set.haunt(debt.asked_nanos(pace));
         } else {
-            let tag = tag(set.ways[least].fingerprint);
+            let tag = tag(set.ways[least].fingerprint());
             set.replace(least, place, debt);
             if matters {
                 ghosts.keep(tag, held, pace);
@@ -200,15 +228,36 @@ impl Table {
     }
 }
 
-impl Ways {
+impl Set {
+    fn hold(&self) -> Held<'_> {
+        Held { marks: lock(&self.marks), ways: &self.ways }
+    }
+
+    /// What `look` sees of the cell of a key, if it has one and keeps it meanwhile.
+    fn glance<T>(&self, place: Place, look: impl FnOnce(&Cell) -> T) -> Option<T> {
+        let way = self.ways.iter().find(|way| way.fingerprint.load(Ordering::Acquire) == place.fingerprint)?;
+        let seen = look(&way.cell);
+        // A cell is read before this, for it is acquired.
+        (way.fingerprint.load(Ordering::Relaxed) == place.fingerprint).then_some(seen)
+    }
+}
+
+impl Way {
+    /// Of one whose set is held.
+    fn fingerprint(&self) -> u64 {
+        self.fingerprint.load(Ordering::Relaxed)
+    }
+}
+
+impl Held<'_> {
     fn cell(&self, place: Place) -> Option<&Cell> {
-        self.ways.iter().find(|way| way.fingerprint == place.fingerprint).map(|way| &way.cell)
+        self.ways.iter().find(|way| way.fingerprint() == place.fingerprint).map(|way| &way.cell)
     }
 
     /// The cell whose key asked for least.
     fn least(&self, pace: Pace) -> (usize, Debt) {
         // Without denials, as in nearly every set, what was asked for is what is owed.
-        let index = if self.denials == 0 {
+        let index = if self.marks.denials == 0 {
             self.least_by(|index| self.ways[index].cell.tat())
         } else {
             self.least_by(|index| self.debt(index).asked_nanos(pace))
@@ -228,25 +277,28 @@ impl Ways {
     }
 
     fn debt(&self, index: usize) -> Debt {
-        let denials = (self.denials >> (DENIAL_BITS * index)) as u8 & Debt::DENIALS_MAX;
+        let denials = (self.marks.denials >> (DENIAL_BITS * index)) as u8 & Debt::DENIALS_MAX;
         Debt { tat_nanos: self.ways[index].cell.tat(), denials }
     }
 
     fn replace(&mut self, index: usize, place: Place, debt: Debt) {
-        self.ways[index] = Way { fingerprint: place.fingerprint, cell: Cell::owing(debt.tat_nanos) };
+        let way = &self.ways[index];
+        way.fingerprint.store(NOBODY, Ordering::Relaxed);
+        way.cell.become_owing(debt.tat_nanos);
+        way.fingerprint.store(place.fingerprint, Ordering::Release);
         let shift = DENIAL_BITS * index;
-        self.denials &= !(u32::from(Debt::DENIALS_MAX) << shift);
-        self.denials |= u32::from(debt.denials) << shift;
+        self.marks.denials &= !(u32::from(Debt::DENIALS_MAX) << shift);
+        self.marks.denials |= u32::from(debt.denials) << shift;
     }
 
     fn is_haunted(&self, pace: Pace) -> bool {
-        u64::from(self.haunted_until) > pace.now_nanos >> HAUNTED_BITS
+        u64::from(self.marks.haunted_until) > pace.now_nanos >> HAUNTED_BITS
     }
 
     fn haunt(&mut self, until_nanos: u64) {
         // Up, for the ghost rounds up, too; the end of the range is 146 years away.
         let until = u32::try_from((until_nanos >> HAUNTED_BITS) + 2).unwrap_or(u32::MAX);
-        self.haunted_until = self.haunted_until.max(until);
+        self.marks.haunted_until = self.marks.haunted_until.max(until);
     }
 }
 
@@ -268,4 +320,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The low bits; the high ones choose the set.
 fn tag(fingerprint: u64) -> u16 {
     fingerprint as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn nobody_sees_what_another_owes_in_a_cell_that_changes_its_key() {
+        const KEYS: u64 = 200_000;
+        let (set, newest) = (Set::default(), AtomicU64::new(NOBODY));
+        let place = |key| Place { fingerprint: key, index: 0 };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for key in 1..=KEYS {
+                    newest.store(key, Ordering::Relaxed);
+                    set.hold().replace(0, place(key), Debt { tat_nanos: key, denials: 0 });
+                }
+            });
+            let mut key = NOBODY;
+            while key < KEYS {
+                key = newest.load(Ordering::Relaxed);
+                let owed = (key != NOBODY).then(|| set.glance(place(key), Cell::tat)).flatten();
+                assert!(owed.is_none_or(|owed| owed == key), "{owed:?} of {key}");
+            }
+        });
+        assert_eq!(set.glance(place(KEYS), Cell::tat), Some(KEYS));
+    }
 }
