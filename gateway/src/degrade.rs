@@ -146,7 +146,7 @@ fn beginning(content: &str) -> Fields {
 }
 
 /// The first lines of an answer in this form.
-pub fn kind(form: Form) -> &'static Fields {
+fn kind(form: Form) -> &'static Fields {
     match form {
         Form::Html => &HTML,
         Form::Json => &JSON,
@@ -171,14 +171,15 @@ pub fn second() -> Option<u64> {
 }
 
 /// Whoever makes an answer up says when (RFC 9110 section 6.6.1).
-pub fn date(fields: &mut Fields) {
+fn date(fields: &mut Fields) {
     DATE.with_borrow(|date| match date {
         Some(line) => fields.append_all(line),
         None => fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now())),
     });
 }
 
-fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
+/// Fills `response` but for what tells of its reason.
+pub fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
     response.status = status;
     response.fields.copy_from(kind(form));
     response.length = Length::Known(body.len() as u64);
@@ -186,7 +187,7 @@ fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
 }
 
 /// The most frequent of all answers that are made up here.
-pub const LIMITED: &[u8] =
+const LIMITED: &[u8] =
     b"{\"type\":\"about:blank\",\"title\":\"Too Many Requests\",\"status\":429,\"reason\":\"limited\"}\n";
 
 /// The built-in page of a failure.

@@ -116,7 +116,7 @@ impl<'w> Passage<'w> {
     }
 
     /// Takes the request as far as it gets without waiting for anybody: finds who sent it and its route, and asks its limits. Says
-    /// whether it may pass; where it may not, `response` is filled, and so is `body`.
+    /// whether it may pass; where it may not, `response` is filled, and so is `body`. Of a refusal nothing but the status is in `response`.
     pub fn admit(
         &mut self,
         request: &mut Request,
@@ -253,10 +253,12 @@ impl Passage<'_> {
         story.cache = CacheResult::Error;
         story.detail = Detail::Reason(Kind::Limited.as_str());
         let form = degrade::form(&request.fields);
-        *body = Body::Bytes(self.worker.denied.answer(denial, form, story, &self.site.limits, response));
+        let refusal = self.worker.denied.answer(denial, form, story, &self.site.limits);
+        response.status = refusal.response.status;
         if let Some(route) = route {
             route.counts.answers.inc(StatusClass::of(response.status));
         }
+        *body = Body::Refusal(refusal);
         true
     }
 

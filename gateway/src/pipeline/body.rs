@@ -1,14 +1,18 @@
 //! The body of an answer on its way out, wherever it comes from.
 
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 
+use super::denied::Refusal;
 use super::fetch::Answer;
 use super::posted::Posted;
 use crate::cache::fill::Reader;
 use crate::http::body::{BodyError, Source};
 use crate::http::fields::Fields;
+use crate::http::h1::Written;
+use crate::http::message::Response;
 use crate::upstream::Tunnel;
 
 /// Where an answer's bytes come from.
@@ -17,6 +21,8 @@ pub enum Body<'a> {
     Answer(Answer<'a>),
     Fill(Reader),
     Posted(Box<Posted<'a>>),
+    /// With a head of its own.
+    Refusal(Rc<Refusal>),
 }
 
 impl Body<'_> {
@@ -26,7 +32,26 @@ impl Body<'_> {
     pub fn into_tunnel(self) -> Option<Tunnel> {
         match self {
             Body::Answer(answer) => answer.into_tunnel(),
-            Body::Bytes(_) | Body::Fill(_) | Body::Posted(_) => None,
+            Body::Bytes(_) | Body::Fill(_) | Body::Posted(_) | Body::Refusal(_) => None,
+        }
+    }
+
+    /// Moves a head of the body's own into `response`.
+    pub fn settle(&mut self, response: &mut Response) {
+        if let Body::Refusal(refusal) = self {
+            let Refusal { response: own, page, .. } = &**refusal;
+            response.status = own.status;
+            response.fields.copy_from(&own.fields);
+            response.length = own.length;
+            *self = Body::Bytes(page.clone());
+        }
+    }
+
+    /// Head and body as they were written before.
+    pub fn written(&self) -> Option<&Written> {
+        match self {
+            Body::Refusal(refusal) => Some(&refusal.written),
+            _ => None,
         }
     }
 }
@@ -34,7 +59,7 @@ impl Body<'_> {
 impl Source for Body<'_> {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         match self {
-            Body::Bytes(_) => Poll::Ready(Ok(())),
+            Body::Bytes(_) | Body::Refusal(_) => Poll::Ready(Ok(())),
             Body::Answer(answer) => answer.poll_fill(cx),
             Body::Fill(reader) => reader.poll_fill(cx),
             Body::Posted(answer) => answer.poll_fill(cx),
@@ -44,6 +69,8 @@ impl Source for Body<'_> {
     fn data(&self) -> &[u8] {
         match self {
             Body::Bytes(bytes) => bytes,
+            // It has none before it is settled.
+            Body::Refusal(_) => &[],
             Body::Answer(answer) => answer.data(),
             Body::Fill(reader) => reader.data(),
             Body::Posted(answer) => answer.data(),
@@ -53,6 +80,7 @@ impl Source for Body<'_> {
     fn consume(&mut self, count: usize) {
         match self {
             Body::Bytes(bytes) => bytes.advance(count),
+            Body::Refusal(_) => {}
             Body::Answer(answer) => answer.consume(count),
             Body::Fill(reader) => reader.consume(count),
             Body::Posted(answer) => answer.consume(count),
@@ -64,7 +92,7 @@ impl Source for Body<'_> {
             Body::Answer(answer) => answer.trailers(),
             Body::Fill(reader) => reader.trailers(),
             Body::Posted(answer) => answer.trailers(),
-            Body::Bytes(_) => None,
+            Body::Bytes(_) | Body::Refusal(_) => None,
         }
     }
 }

@@ -3,18 +3,19 @@
 //! A flood is answered by copying. Invariant: what is kept was composed from its wording alone, so that nothing in it is one client's.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use limiter::Denial;
 
 use crate::degrade::{self, Form};
 use crate::error::Error;
-use crate::http::fields::Fields;
-use crate::http::message::{Length, Response};
+use crate::http::h1::Written;
+use crate::http::message::Response;
 use crate::limit::{Face, Wording};
 use crate::respond::{self, Story};
 
-/// Answers kept by a thread, in some 30 KiB.
+/// Answers kept by a thread, in some 60 KiB.
 const PLACES: usize = 64;
 
 /// The answers that a thread gave last, each in the only place where it may be.
@@ -25,8 +26,15 @@ struct Kept {
     form: Form,
     /// It goes with its second.
     second: Option<u64>,
-    fields: Fields,
-    page: Bytes,
+    refusal: Rc<Refusal>,
+}
+
+/// The answer to a denial.
+pub struct Refusal {
+    pub(super) response: Response,
+    pub(super) page: Bytes,
+    /// Both as most clients get them.
+    pub(super) written: Written,
 }
 
 impl Default for Denied {
@@ -36,30 +44,21 @@ impl Default for Denied {
 }
 
 impl Denied {
-    /// Fills `response` with the answer to a denial that `story` tells of, and returns its body.
-    pub(super) fn answer(
-        &self,
-        denial: &Denial,
-        form: Form,
-        story: &Story,
-        face: &Face,
-        response: &mut Response,
-    ) -> Bytes {
+    /// The answer to a denial that `story` tells of.
+    pub(super) fn answer(&self, denial: &Denial, form: Form, story: &Story, face: &Face) -> Rc<Refusal> {
         let wording = face.wording(denial);
         let mut places = self.0.borrow_mut();
         let place = &mut places[wording.spread() as usize % PLACES];
         let kept = match place {
             Some(kept) if kept.is(&wording, form) => kept,
-            place => place.insert(Kept::compose(wording, form, story, face)),
+            place => place.insert(Kept {
+                wording,
+                form,
+                second: degrade::second(),
+                refusal: Rc::new(Refusal::compose(form, story, face)),
+            }),
         };
-        response.status = Error::Limited.status();
-        response.fields.copy_from(&kept.fields);
-        response.length = Length::Known(kept.page.len() as u64);
-        match form {
-            // Cloning would be a call.
-            Form::Json => Bytes::from_static(degrade::LIMITED),
-            Form::Html => kept.page.clone(),
-        }
+        Rc::clone(&kept.refusal)
     }
 }
 
@@ -67,14 +66,17 @@ impl Kept {
     fn is(&self, wording: &Wording, form: Form) -> bool {
         self.wording == *wording && self.form == form && self.second.is_some() && self.second == degrade::second()
     }
+}
 
-    fn compose(wording: Wording, form: Form, story: &Story, face: &Face) -> Kept {
-        let mut fields = degrade::kind(form).clone();
-        degrade::date(&mut fields);
-        respond::write_cache_status(story, &mut fields);
-        face.write_verdict(&story.verdict, &mut fields);
-        let page = degrade::standard(Error::Limited.status(), &Error::Limited, form);
-        Kept { wording, form, second: degrade::second(), fields, page }
+impl Refusal {
+    fn compose(form: Form, story: &Story, face: &Face) -> Self {
+        let mut response = Response::new(Error::Limited.status());
+        let page = degrade::standard(response.status, &Error::Limited, form);
+        degrade::head(response.status, form, &page, &mut response);
+        respond::write_cache_status(story, &mut response.fields);
+        face.write_verdict(&story.verdict, &mut response.fields);
+        let written = Written::new(&response, &page);
+        Refusal { response, page, written }
     }
 }
 
@@ -83,11 +85,11 @@ mod tests {
     use std::num::NonZeroU32;
     use std::time::{Duration, UNIX_EPOCH};
 
-    use http::StatusCode;
     use limiter::{Class, Quota, Rate, Rule, Standing, Tier, Verdict, Votes};
 
     use super::*;
     use crate::http::fields::KnownSet;
+    use crate::http::message::Length;
     use crate::limit::{self, RuleSettings, Settings, Tells};
 
     fn quota() -> Quota {
@@ -111,12 +113,11 @@ mod tests {
     fn written(denied: &Denied, denial: &Denial, face: &Face, form: Form) -> String {
         let verdict = Verdict::Denied(*denial);
         let story = Story { verdict, detail: respond::Detail::Reason("limited"), ..Story::default() };
-        let mut response = Response::new(StatusCode::OK);
-        let page = denied.answer(denial, form, &story, face, &mut response);
+        let Refusal { response, page, .. } = &*denied.answer(denial, form, &story, face);
         assert_eq!(response.length, Length::Known(page.len() as u64));
         let mut text = format!("{}\n", response.status).into_bytes();
         response.fields.write_lines(&mut text, KnownSet::default());
-        text.extend_from_slice(&page);
+        text.extend_from_slice(page);
         String::from_utf8(text).expect("ASCII")
     }
 

@@ -250,11 +250,14 @@ fn after(sent: Option<Result<(), SendError>>) -> Result<(), Cut> {
 /// Sends an answer; `None` when the client leaves meanwhile.
 async fn send(
     answer: &mut Answer<'_>,
-    response: &Response,
+    response: &mut Response,
     body: &mut Body<'_>,
     mut watch: Option<&mut h1::RequestBody<'_>>,
 ) -> Option<Result<(), SendError>> {
-    answer.begin(response, body);
+    if !body.written().is_some_and(|written| answer.begin_written(written)) {
+        body.settle(response);
+        answer.begin(response, body);
+    }
     poll_fn(|cx| {
         if let Poll::Ready(sent) = answer.poll_send(cx, body) {
             return Poll::Ready(Some(sent));

@@ -192,10 +192,12 @@ impl Asked {
             });
             poll_fn(|cx| poll_caught(handling.as_mut(), cx)).await
         };
-        handled.unwrap_or_else(|_panic| {
+        let mut body = handled.unwrap_or_else(|_panic| {
             CUTS.inc(Cut::Panic);
             pipeline::panicked(&self.site, &self.request, response, story)
-        })
+        });
+        body.settle(response);
+        body
     }
 }
 

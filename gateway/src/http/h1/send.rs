@@ -79,6 +79,12 @@ impl Sender {
         self.ended = self.framing == Framing::Raw { left: Some(0) };
     }
 
+    /// Says that a body of so many bytes stands behind the head already.
+    pub(super) fn begin_written(&mut self, body_bytes: u64) {
+        self.begin(Length::Empty);
+        self.body_sent = body_bytes;
+    }
+
     /// Puts a body that is small and at hand behind its head at once.
     pub(super) fn begin_whole(&mut self, source: &mut dyn Source) {
         if let Framing::Raw { left: Some(left) } = self.framing

@@ -13,6 +13,7 @@ use super::chunk::{Decoder, Step};
 use super::request::{self, Refusal};
 use super::scan::{Found, Scan};
 use super::send::{self, SendError, Sender};
+use super::written::Written;
 use crate::http::alarm::Alarm;
 use crate::http::body::{BodyError, Source};
 use crate::http::buffer::Buffer;
@@ -511,6 +512,17 @@ impl Answer<'_> {
         self.waits = None;
     }
 
+    /// Prepares an answer that was written before; says whether that fits this request and connection.
+    pub fn begin_written(&mut self, written: &Written) -> bool {
+        let fits = *self.keep_alive && self.version == Version::Http11 && !self.is_head;
+        if fits {
+            self.sender.head().extend_from_slice(&written.text);
+            self.sender.begin_written(written.body_bytes);
+            self.waits = None;
+        }
+        fits
+    }
+
     /// Writes head and body as `send` does, once begun.
     pub fn poll_send(&mut self, cx: &mut Context<'_>, body: &mut dyn Source) -> Poll<Result<(), SendError>> {
         let mut progress = false;
@@ -578,7 +590,7 @@ impl Answer<'_> {
 }
 
 /// Status line and fields.
-fn write_start(response: &Response, out: &mut Vec<u8>) {
+pub(super) fn write_start(response: &Response, out: &mut Vec<u8>) {
     match response.status {
         // The most frequent ones are written at once.
         StatusCode::OK => out.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
