@@ -1,12 +1,13 @@
-//! Counters that every thread writes on a cache line of its own, and their exposition.
+//! Counters, gauges and histograms, and their exposition.
 //!
 //! Labels are enums known at compile time, or names from the configuration (routes, rules); never anything a client sends.
 //! Recording allocates nothing and takes no lock.
 
-use std::cell::Cell;
+mod counter;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,60 +16,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-/// Lines per counter; threads beyond it share lines, which costs speed and not correctness.
-const LINES: usize = 16;
-
-/// The line that a thread adds to, and whether no other does.
-#[derive(Clone, Copy)]
-struct Use {
-    line: usize,
-    is_own: bool,
-}
-
-thread_local! {
-    static USE: Cell<Use> = const { Cell::new(Use { line: 0, is_own: false }) };
-}
-
-/// Gives the calling thread the line of worker `index`, one of so many. No two workers that live have the same index.
-pub fn use_line(index: usize, workers: usize) {
-    // The first is for all that are no workers.
-    let is_own = workers < LINES;
-    USE.set(Use { line: if is_own { index + 1 } else { index % LINES }, is_own });
-}
-
-#[derive(Default)]
-#[repr(align(64))]
-struct Line(AtomicU64);
-
-/// A counter; adding to it never waits for another thread.
-pub struct Counter(Box<[Line; LINES]>);
-
-impl Default for Counter {
-    fn default() -> Self {
-        Counter(Box::new(std::array::from_fn(|_| Line::default())))
-    }
-}
-
-impl Counter {
-    pub fn inc(&self) {
-        self.add(1);
-    }
-
-    pub fn add(&self, count: u64) {
-        let Use { line, is_own } = USE.get();
-        let cell = &self.0[line].0;
-        if is_own {
-            // Nobody else writes it: adding at once would cost five times as much.
-            cell.store(cell.load(Relaxed).wrapping_add(count), Relaxed);
-        } else {
-            cell.fetch_add(count, Relaxed);
-        }
-    }
-
-    pub fn get(&self) -> u64 {
-        self.0.iter().map(|line| line.0.load(Relaxed)).sum()
-    }
-}
+pub use counter::{Counter, Counters, use_line};
 
 /// A value that goes up and down.
 #[derive(Default)]
@@ -125,28 +73,6 @@ pub trait Label: Copy + Send + Sync + 'static {
     const ALL: &'static [Self];
     fn index(self) -> usize;
     fn as_str(self) -> &'static str;
-}
-
-/// One counter per value of a label.
-pub struct Counters<L> {
-    cells: Box<[Counter]>,
-    label: std::marker::PhantomData<L>,
-}
-
-impl<L: Label> Default for Counters<L> {
-    fn default() -> Self {
-        Counters { cells: L::ALL.iter().map(|_| Counter::default()).collect(), label: std::marker::PhantomData }
-    }
-}
-
-impl<L: Label> Counters<L> {
-    pub fn inc(&self, label: L) {
-        self.cells[label.index()].inc();
-    }
-
-    pub fn get(&self, label: L) -> u64 {
-        self.cells[label.index()].get()
-    }
 }
 
 /// Declares an enum whose variants are the values of one label.
