@@ -195,6 +195,13 @@ fn encode_reading(reading: &Reading, mut metric: MetricEncoder<'_>) -> fmt::Resu
     result
 }
 
+impl Histogram {
+    /// How many were observed.
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(Counter::get).sum()
+    }
+}
+
 impl EncodeMetric for Histogram {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         let counts: Vec<u64> = self.buckets.iter().map(Counter::get).collect();

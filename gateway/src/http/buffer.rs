@@ -48,9 +48,12 @@ thread_local! {
     static OUT_POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// An empty buffer to write a message into.
-pub fn take_out() -> Vec<u8> {
-    OUT_POOL.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(OUT))
+/// Makes `out` an empty buffer to write a message into.
+pub fn take_out(out: &mut Vec<u8>) {
+    OUT_POOL.with_borrow_mut(|pool| match pool.pop() {
+        Some(pooled) => *out = pooled,
+        None => *out = Vec::with_capacity(OUT),
+    });
 }
 
 /// Takes it back; one that has grown is not kept.

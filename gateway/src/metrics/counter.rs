@@ -22,8 +22,11 @@ const CROWD: usize = (BLOCKS - 1) * BLOCK;
 #[repr(align(64))]
 struct Block([AtomicU64; BLOCK]);
 
-/// By thread, then by place.
-static LINED: [[OnceLock<Box<Block>>; BLOCKS]; LINES] = [const { [const { OnceLock::new() }; BLOCKS] }; LINES];
+/// By place; made when the thread first counts there.
+type Line = [OnceLock<Box<Block>>; BLOCKS];
+
+/// By thread.
+static LINED: [Line; LINES] = [const { [const { OnceLock::new() }; BLOCKS] }; LINES];
 
 /// Who counts where.
 static PLACES: Mutex<Places> = Mutex::new(Places { next: 0, free: BTreeMap::new() });
@@ -37,19 +40,19 @@ struct Places {
 /// The line that a thread adds to, and whether no other does.
 #[derive(Clone, Copy)]
 struct Use {
-    line: usize,
+    line: &'static Line,
     is_own: bool,
 }
 
 thread_local! {
-    static USE: Cell<Use> = const { Cell::new(Use { line: 0, is_own: false }) };
+    static USE: Cell<Use> = const { Cell::new(Use { line: &LINED[0], is_own: false }) };
 }
 
 /// Gives the calling thread the line of worker `index`, one of so many. No two workers that live have the same index.
 pub fn use_line(index: usize, workers: usize) {
     // The first is for all that are no workers.
     let is_own = workers < LINES;
-    USE.set(Use { line: if is_own { index + 1 } else { index % LINES }, is_own });
+    USE.set(Use { line: &LINED[if is_own { index + 1 } else { index % LINES }], is_own });
 }
 
 /// Counters that lie together, `count` of them.
@@ -78,7 +81,7 @@ impl Group {
     fn add(&self, at: usize, count: u64) {
         let Use { line, is_own } = USE.get();
         let place = self.first + at;
-        let block = LINED[line][place / BLOCK].get_or_init(|| Box::new(Block([const { AtomicU64::new(0) }; BLOCK])));
+        let block = line[place / BLOCK].get_or_init(|| Box::new(Block([const { AtomicU64::new(0) }; BLOCK])));
         let cell = &block.0[place % BLOCK];
         if is_own {
             // Nobody else writes it: adding at once would cost five times as much.

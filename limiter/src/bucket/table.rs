@@ -125,8 +125,11 @@ impl Table {
     /// has all of its burst.
     pub fn peek(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
         let (place, set) = self.locate(key);
-        if let Some(said) = set.glance(place, |cell| cell.peek(gcra, cost, now)) {
-            return said;
+        if let Some(way) = set.way(place) {
+            let said = way.cell.peek(gcra, cost, now);
+            if way.is_still(place) {
+                return said;
+            }
         }
         let set = set.hold();
         match set.cell(place) {
@@ -142,9 +145,11 @@ impl Table {
     /// to wait.
     pub fn commit(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
         let (place, set) = self.locate(key);
-        let look = |cell: &Cell| if cell.may_pass(gcra, cost, now) { None } else { cell.peek(gcra, cost, now).err() };
-        if let Some(Some(wait)) = set.glance(place, look) {
-            return Err(wait);
+        if let Some(way) = set.way(place).filter(|way| !way.cell.may_pass(gcra, cost, now)) {
+            let said = way.cell.peek(gcra, cost, now);
+            if said.is_err() && way.is_still(place) {
+                return said;
+            }
         }
         let mut set = set.hold();
         if let Some(cell) = set.cell(place) {
@@ -233,16 +238,18 @@ impl Set {
         Held { marks: lock(&self.marks), ways: &self.ways }
     }
 
-    /// What `look` sees of the cell of a key, if it has one and keeps it meanwhile.
-    fn glance<T>(&self, place: Place, look: impl FnOnce(&Cell) -> T) -> Option<T> {
-        let way = self.ways.iter().find(|way| way.fingerprint.load(Ordering::Acquire) == place.fingerprint)?;
-        let seen = look(&way.cell);
-        // A cell is read before this, for it is acquired.
-        (way.fingerprint.load(Ordering::Relaxed) == place.fingerprint).then_some(seen)
+    /// Where a key has its cell, if it has one. What is read there without the lock holds if the place `is_still` the key's afterwards.
+    fn way(&self, place: Place) -> Option<&Way> {
+        self.ways.iter().find(|way| way.fingerprint.load(Ordering::Acquire) == place.fingerprint)
     }
 }
 
 impl Way {
+    fn is_still(&self, place: Place) -> bool {
+        // The cell was read before, for that acquires.
+        self.fingerprint.load(Ordering::Relaxed) == place.fingerprint
+    }
+
     /// Of one whose set is held.
     fn fingerprint(&self) -> u64 {
         self.fingerprint.load(Ordering::Relaxed)
@@ -343,10 +350,12 @@ mod tests {
             let mut key = NOBODY;
             while key < KEYS {
                 key = newest.load(Ordering::Relaxed);
-                let owed = (key != NOBODY).then(|| set.glance(place(key), Cell::tat)).flatten();
-                assert!(owed.is_none_or(|owed| owed == key), "{owed:?} of {key}");
+                if let Some(way) = set.way(place(key)).filter(|_| key != NOBODY) {
+                    let owed = way.cell.tat();
+                    assert!(owed == key || !way.is_still(place(key)), "{owed:?} of {key}");
+                }
             }
         });
-        assert_eq!(set.glance(place(KEYS), Cell::tat), Some(KEYS));
+        assert_eq!(set.way(place(KEYS)).map(|way| way.cell.tat()), Some(KEYS));
     }
 }

@@ -57,7 +57,7 @@ impl Sender {
     /// The buffer for the head of the next message.
     pub(super) fn head(&mut self) -> &mut Vec<u8> {
         if self.out.capacity() == 0 {
-            self.out = buffer::take_out();
+            buffer::take_out(&mut self.out);
         }
         &mut self.out
     }
