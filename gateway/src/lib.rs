@@ -4,7 +4,6 @@
 //! A request's life is on one screen in `pipeline`; `docs/architecture.md` draws the house.
 #![allow(clippy::missing_errors_doc)]
 
-pub mod clock;
 pub mod metrics;
 pub mod event;
 pub mod http;

@@ -376,6 +376,38 @@ fn a_denial_is_a_page_or_a_problem_by_accept_and_never_stored() {
 }
 
 #[test]
+fn a_denial_says_the_same_however_it_was_asked_for() {
+    let origin = origin();
+    let gateway = limited(&origin, "\"device\"", &rule("device", "device", 1));
+    assert_eq!(gateway.get("/", &[]).status, 200);
+    let lines = |answer: &Answer| {
+        let own = |(name, _): &&(String, String)| !["connection", "date"].contains(&name.to_lowercase().as_str());
+        answer.fields.iter().filter(own).cloned().collect::<Vec<_>>()
+    };
+    let first = gateway.get("/", &[]);
+    assert!(first.fields.len() > 7 && first.text().ends_with("\"reason\":\"limited\"}\n"), "{first:?}");
+    // What one connection says twice, in the same words or others, and what it says in the end.
+    let mut client = gateway.connect();
+    for (method, line, rest, connection) in [
+        ("GET", "/ HTTP/1.1", "", None),
+        ("GET", "/ HTTP/1.1", "", None),
+        ("GET", "/other?x=y HTTP/1.1", "", None),
+        ("HEAD", "/ HTTP/1.1", "", None),
+        ("GET", "/ HTTP/1.0", "Connection: keep-alive\r\n", Some("keep-alive")),
+        ("GET", "/ HTTP/1.1", "", None),
+        ("GET", "/ HTTP/1.1", "Connection: close\r\n", Some("close")),
+    ] {
+        client.send(format!("{method} {line}\r\nHost: gate\r\n{rest}\r\n"));
+        let answer = client.answer_to(method);
+        assert_eq!((answer.status, lines(&answer)), (429, lines(&first)), "{method} {line} {rest}");
+        assert_eq!(answer.field("connection"), connection, "{method} {line} {rest}");
+        assert_eq!(answer.text(), if method == "HEAD" { String::new() } else { first.text() });
+    }
+    assert!(client.is_closed_within(PATIENCE));
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
 fn a_denied_body_is_neither_asked_for_nor_taken_for_a_request() {
     let origin = origin();
     let gateway = limited(&origin, "\"device\"", &rule("device", "device", 1));

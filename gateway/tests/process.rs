@@ -395,7 +395,9 @@ fn tls() -> (Origin, Gateway, CertificateDer<'static>) {
     let dir = Dir::new();
     dir.write("tls.crt", &made.cert.pem());
     dir.write("tls.key", &made.signing_key.serialize_pem());
-    let listen = "[[listen]]\naddress = \"127.0.0.1:0\"\n[listen.tls]\ncertificates = [{ cert = \"tls.crt\", key = \"tls.key\" }]\n";
+    let listen = "[[listen]]\naddress = \"127.0.0.1:0\"\n[listen.tls]\ncertificates = [{ cert = \"tls.crt\", key = \"tls.key\" }]\n\
+                  [limits.few]\ntier = \"device\"\nrate = \"1/h\"\nburst = 1\n\
+                  [[routes]]\nname = \"few\"\nmatch = { path = \"/few\" }\nupstream = \"origin\"\nlimits = [\"few\"]\n";
     let gateway = Gateway::start_in(dir, &one_route(origin.address, "", listen));
     (origin, gateway, made.cert.der().clone())
 }
@@ -461,6 +463,10 @@ fn http_2_carries_get_and_post() {
     let get = nghttp(&[&url("/a?b=c")]);
     assert!(get.contains(":status: 200") && get.contains("GET /a?b=c https "), "{get}");
     assert!(get.contains("via: 2.0 tidegate") && get.contains("cache-status: tidegate"), "{get}");
+    let [_, denied] = [(); 2].map(|()| nghttp(&[&url("/few")]));
+    for said in [":status: 429", "retry-after: 3600", "ratelimit: \"few\";r=0;t=3600", "\"reason\":\"limited\"}"] {
+        assert!(denied.contains(said), "{said}: {denied}");
+    }
     let post = nghttp(&["--data", body.to_str().expect("a path"), &url("/post")]);
     assert!(post.contains(":status: 200") && post.contains("POST /post https xxx"), "{post}");
     assert_eq!(origin.last().body.len(), 100_000);

@@ -42,6 +42,11 @@ pub trait Source {
     /// Takes `count` bytes off `data`.
     fn consume(&mut self, count: usize);
 
+    /// All of the body, where it is at hand and nothing is to be done when it leaves.
+    fn whole(&self) -> Option<&[u8]> {
+        None
+    }
+
     /// What follows the body where it came in chunks; known when the body has ended.
     fn trailers(&self) -> Option<&Fields> {
         None

@@ -77,6 +77,13 @@ impl Source for Body<'_> {
         }
     }
 
+    fn whole(&self) -> Option<&[u8]> {
+        match self {
+            Body::Bytes(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
     fn consume(&mut self, count: usize) {
         match self {
             Body::Bytes(bytes) => bytes.advance(count),

@@ -18,7 +18,7 @@ use crate::http::io::Io;
 use crate::http::message::{Request, Response, Scheme, StatusCode};
 use crate::pipeline::{self, Arrival, Body, Passage, Site, Visitor};
 use crate::respond::Story;
-use crate::{clock, degrade, hop};
+use crate::{degrade, hop};
 
 /// What becomes of the connection after an exchange.
 enum Next {
@@ -155,7 +155,7 @@ async fn refuse(hall: &Hall, server: &mut Server, ip: IpAddr, refusal: Refusal, 
 /// One request and its answer.
 async fn exchange(hall: &Hall, site: &Arc<Site>, server: &mut Server, ip: IpAddr, papers: &mut Papers) -> Next {
     let Papers { request, response, story, visitor } = papers;
-    let arrival = Arrival { peer: ip, at: clock::arrives() };
+    let arrival = Arrival { peer: ip, at: Instant::now() };
     let in_flight = InFlight::begin(arrival.at);
     let (mut incoming, mut answer) = server.exchange();
     let has_body = !incoming.is_done();

@@ -1,8 +1,6 @@
 //! One worker thread: its runtime, its doors, its connections.
 
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +17,7 @@ use crate::http::message::Scheme;
 use crate::pipeline::{Denied, Worker};
 use crate::serve::{self, Hall};
 use crate::tls::Alpn;
-use crate::{clock, degrade, metrics, upstream};
+use crate::{degrade, metrics, upstream};
 
 /// Between two looks at the connections that are left.
 const DRAIN_GLANCE: Duration = Duration::from_millis(10);
@@ -34,9 +32,7 @@ pub(super) fn run(
     stage: watch::Receiver<Stage>,
 ) {
     metrics::use_line(index, shared.floor.workers());
-    let runtime =
-        Builder::new_current_thread().enable_all().on_thread_park(clock::forget).build_local(LocalOptions::default());
-    let runtime = match runtime {
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "a worker has no runtime"),
     };
@@ -129,17 +125,7 @@ fn receive(hall: &Rc<Hall>, shared: &Arc<Shared>, accepted: Accepted) {
     };
     spawn_local(async move {
         let patience = hall.site.load().http.header_timeout;
-        let accepted = {
-            let mut accepting = pin!(acceptor.accept(stream, patience));
-            poll_fn(|cx| {
-                let accepted = accepting.as_mut().poll(cx);
-                // A handshake takes a hundred times as long as a request.
-                clock::forget();
-                accepted
-            })
-            .await
-        };
-        match accepted {
+        match acceptor.accept(stream, patience).await {
             Ok((stream, Alpn::H2)) => serve::serve_h2(hall, stream, ip, Scheme::Https).await,
             Ok((stream, Alpn::H1)) => serve::serve_h1(hall, Io::tls(stream), ip, Scheme::Https).await,
             // Counted and logged where it happened.

@@ -88,10 +88,10 @@ impl Sender {
     /// Puts a body that is small and at hand behind its head at once.
     pub(super) fn begin_whole(&mut self, source: &mut dyn Source) {
         if let Framing::Raw { left: Some(left) } = self.framing
-            && left <= COPY as u64
-            && source.data().len() as u64 == left
+            && let Some(whole) = source.whole()
+            && whole.len() as u64 == left
         {
-            self.piece = source.data().len();
+            self.piece = whole.len();
             self.copies_piece(source);
         }
     }
