@@ -21,7 +21,7 @@ use std::time::Instant;
 use limiter::Verdict;
 
 pub use body::Body;
-pub use denied::Denied;
+pub use denied::Denials;
 pub use site::{Site, Worker};
 pub use visitor::Visitor;
 
@@ -116,7 +116,7 @@ impl<'w> Passage<'w> {
     }
 
     /// Takes the request as far as it gets without waiting for anybody: finds who sent it and its route, and asks its limits. Says
-    /// whether it may pass; where it may not, `response` is filled, and so is `body`. Of a refusal nothing but the status is in `response`.
+    /// whether it may pass; where it may not, `response` is filled, and so is `body`. Of a denial nothing but the status is in `response`.
     pub fn admit(
         &mut self,
         request: &mut Request,
@@ -253,12 +253,12 @@ impl Passage<'_> {
         story.cache = CacheResult::Error;
         story.detail = Detail::Reason(Kind::Limited.as_str());
         let form = degrade::form(&request.fields);
-        let refusal = self.worker.denied.answer(denial, form, story, &self.site.limits);
-        response.status = refusal.response.status;
+        let denied = self.worker.denials.answer(denial, form, story, &self.site.limits);
+        response.status = denied.response.status;
         if let Some(route) = route {
             route.counts.answers.inc(StatusClass::of(response.status));
         }
-        *body = Body::Refusal(refusal);
+        *body = Body::Denied(denied);
         true
     }
 

@@ -23,6 +23,8 @@ fn poll_call(
     room: usize,
     mut call: impl FnMut() -> io::Result<usize>,
 ) -> Poll<io::Result<usize>> {
+    // A peer that never has to be waited for must not keep the thread to itself.
+    let budget = ready!(coop::poll_proceed(cx));
     loop {
         let mut moved = None;
         let tried = stream.try_io(interest, || {
@@ -32,7 +34,10 @@ fn poll_call(
             if count > 0 && count < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
         match (moved, tried) {
-            (Some(count), _) => return Poll::Ready(Ok(count)),
+            (Some(count), _) => {
+                budget.made_progress();
+                return Poll::Ready(Ok(count));
+            }
             (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
             (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
             (None, _) if interest.is_readable() => ready!(stream.poll_read_ready(cx))?,
@@ -61,19 +66,10 @@ impl Io {
     /// Reads what is there into `space`; 0 is the end. Cancel safe.
     pub fn poll_read(&self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
         match &mut *self.0.borrow_mut() {
-            Stream::Plain(stream) => {
-                // A peer that always has something to say must not keep the thread to itself.
-                let budget = ready!(coop::poll_proceed(cx));
-                let room = space.len();
-                let read = poll_call(stream, cx, Interest::READABLE, room, || {
-                    let (_, count) = rustix::net::recv(&*stream, &mut *space, RecvFlags::empty())?;
-                    Ok(count)
-                });
-                if read.is_ready() {
-                    budget.made_progress();
-                }
-                read
-            }
+            Stream::Plain(stream) => poll_call(stream, cx, Interest::READABLE, space.len(), || {
+                let (_, count) = rustix::net::recv(&*stream, &mut *space, RecvFlags::empty())?;
+                Ok(count)
+            }),
             Stream::Tls(stream) => {
                 let mut buf = ReadBuf::new(space);
                 ready!(Pin::new(stream.as_mut()).poll_read(cx, &mut buf))?;

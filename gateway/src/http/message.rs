@@ -169,6 +169,12 @@ pub struct Response {
     pub length: Length,
 }
 
+impl Default for Response {
+    fn default() -> Self {
+        Response::new(StatusCode::OK)
+    }
+}
+
 impl Response {
     pub fn new(status: StatusCode) -> Self {
         Response { status, fields: Fields::default(), length: Length::Empty }

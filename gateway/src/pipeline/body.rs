@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 
-use super::denied::Refusal;
+use super::denied::Denied;
 use super::fetch::Answer;
 use super::posted::Posted;
 use crate::cache::fill::Reader;
@@ -22,7 +22,7 @@ pub enum Body<'a> {
     Fill(Reader),
     Posted(Box<Posted<'a>>),
     /// With a head of its own.
-    Refusal(Rc<Refusal>),
+    Denied(Rc<Denied>),
 }
 
 impl Body<'_> {
@@ -32,14 +32,14 @@ impl Body<'_> {
     pub fn into_tunnel(self) -> Option<Tunnel> {
         match self {
             Body::Answer(answer) => answer.into_tunnel(),
-            Body::Bytes(_) | Body::Fill(_) | Body::Posted(_) | Body::Refusal(_) => None,
+            Body::Bytes(_) | Body::Fill(_) | Body::Posted(_) | Body::Denied(_) => None,
         }
     }
 
     /// Moves a head of the body's own into `response`.
     pub fn settle(&mut self, response: &mut Response) {
-        if let Body::Refusal(refusal) = self {
-            let Refusal { response: own, page, .. } = &**refusal;
+        if let Body::Denied(denied) = self {
+            let Denied { response: own, page, .. } = &**denied;
             response.status = own.status;
             response.fields.copy_from(&own.fields);
             response.length = own.length;
@@ -50,7 +50,7 @@ impl Body<'_> {
     /// Head and body as they were written before.
     pub fn written(&self) -> Option<&Written> {
         match self {
-            Body::Refusal(refusal) => Some(&refusal.written),
+            Body::Denied(denied) => Some(&denied.written),
             _ => None,
         }
     }
@@ -59,7 +59,7 @@ impl Body<'_> {
 impl Source for Body<'_> {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         match self {
-            Body::Bytes(_) | Body::Refusal(_) => Poll::Ready(Ok(())),
+            Body::Bytes(_) | Body::Denied(_) => Poll::Ready(Ok(())),
             Body::Answer(answer) => answer.poll_fill(cx),
             Body::Fill(reader) => reader.poll_fill(cx),
             Body::Posted(answer) => answer.poll_fill(cx),
@@ -70,7 +70,7 @@ impl Source for Body<'_> {
         match self {
             Body::Bytes(bytes) => bytes,
             // It has none before it is settled.
-            Body::Refusal(_) => &[],
+            Body::Denied(_) => &[],
             Body::Answer(answer) => answer.data(),
             Body::Fill(reader) => reader.data(),
             Body::Posted(answer) => answer.data(),
@@ -87,7 +87,7 @@ impl Source for Body<'_> {
     fn consume(&mut self, count: usize) {
         match self {
             Body::Bytes(bytes) => bytes.advance(count),
-            Body::Refusal(_) => {}
+            Body::Denied(_) => {}
             Body::Answer(answer) => answer.consume(count),
             Body::Fill(reader) => reader.consume(count),
             Body::Posted(answer) => answer.consume(count),
@@ -99,7 +99,7 @@ impl Source for Body<'_> {
             Body::Answer(answer) => answer.trailers(),
             Body::Fill(reader) => reader.trailers(),
             Body::Posted(answer) => answer.trailers(),
-            Body::Bytes(_) | Body::Refusal(_) => None,
+            Body::Bytes(_) | Body::Denied(_) => None,
         }
     }
 }

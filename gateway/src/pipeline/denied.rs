@@ -19,64 +19,57 @@ use crate::respond::{self, Story};
 const PLACES: usize = 64;
 
 /// The answers that a thread gave last, each in the only place where it may be.
-pub struct Denied(RefCell<Vec<Option<Kept>>>);
+pub struct Denials(RefCell<Vec<Kept>>);
 
+#[derive(Default)]
 struct Kept {
-    wording: Wording,
-    form: Form,
+    /// What it says and in which form, where it says anything yet.
+    said: Option<(Wording, Form)>,
     /// It goes with its second.
     second: Option<u64>,
-    refusal: Rc<Refusal>,
+    denied: Rc<Denied>,
 }
 
 /// The answer to a denial.
-pub struct Refusal {
+#[derive(Clone, Default)]
+pub struct Denied {
     pub(super) response: Response,
     pub(super) page: Bytes,
     /// Both as most clients get them.
     pub(super) written: Written,
 }
 
-impl Default for Denied {
+impl Default for Denials {
     fn default() -> Self {
-        Denied(RefCell::new((0..PLACES).map(|_| None).collect()))
+        Denials(RefCell::new((0..PLACES).map(|_| Kept::default()).collect()))
+    }
+}
+
+impl Denials {
+    /// The answer to a denial that `story` tells of.
+    pub(super) fn answer(&self, denial: &Denial, form: Form, story: &Story, face: &Face) -> Rc<Denied> {
+        let wording = face.wording(denial);
+        let mut places = self.0.borrow_mut();
+        let kept = &mut places[wording.spread() as usize % PLACES];
+        let (said, second) = (Some((wording, form)), degrade::second());
+        if kept.said != said || kept.second != second || second.is_none() {
+            // In the same memory, unless somebody is being told yet.
+            Rc::make_mut(&mut kept.denied).compose(form, story, face);
+            (kept.said, kept.second) = (said, second);
+        }
+        Rc::clone(&kept.denied)
     }
 }
 
 impl Denied {
-    /// The answer to a denial that `story` tells of.
-    pub(super) fn answer(&self, denial: &Denial, form: Form, story: &Story, face: &Face) -> Rc<Refusal> {
-        let wording = face.wording(denial);
-        let mut places = self.0.borrow_mut();
-        let place = &mut places[wording.spread() as usize % PLACES];
-        let kept = match place {
-            Some(kept) if kept.is(&wording, form) => kept,
-            place => place.insert(Kept {
-                wording,
-                form,
-                second: degrade::second(),
-                refusal: Rc::new(Refusal::compose(form, story, face)),
-            }),
-        };
-        Rc::clone(&kept.refusal)
-    }
-}
-
-impl Kept {
-    fn is(&self, wording: &Wording, form: Form) -> bool {
-        self.wording == *wording && self.form == form && self.second.is_some() && self.second == degrade::second()
-    }
-}
-
-impl Refusal {
-    fn compose(form: Form, story: &Story, face: &Face) -> Self {
-        let mut response = Response::new(Error::Limited.status());
-        let page = degrade::standard(response.status, &Error::Limited, form);
-        degrade::head(response.status, form, &page, &mut response);
+    fn compose(&mut self, form: Form, story: &Story, face: &Face) {
+        let Denied { response, page, written } = self;
+        let status = Error::Limited.status();
+        *page = degrade::standard(status, &Error::Limited, form);
+        degrade::head(status, form, page, response);
         respond::write_cache_status(story, &mut response.fields);
         face.write_verdict(&story.verdict, &mut response.fields);
-        let written = Written::new(&response, &page);
-        Refusal { response, page, written }
+        written.write(response, page);
     }
 }
 
@@ -110,10 +103,10 @@ mod tests {
     }
 
     /// All that is sent.
-    fn written(denied: &Denied, denial: &Denial, face: &Face, form: Form) -> String {
+    fn written(denials: &Denials, denial: &Denial, face: &Face, form: Form) -> String {
         let verdict = Verdict::Denied(*denial);
         let story = Story { verdict, detail: respond::Detail::Reason("limited"), ..Story::default() };
-        let Refusal { response, page, .. } = &*denied.answer(denial, form, &story, face);
+        let Denied { response, page, .. } = &*denials.answer(denial, form, &story, face);
         assert_eq!(response.length, Length::Known(page.len() as u64));
         let mut text = format!("{}\n", response.status).into_bytes();
         response.fields.write_lines(&mut text, KnownSet::default());
@@ -124,7 +117,7 @@ mod tests {
     #[test]
     fn what_is_kept_is_what_would_be_composed() {
         let faces = [face("few", Tells::Everything), face("less", Tells::Everything), face("few", Tells::Nothing)];
-        let denied = Denied::default();
+        let denials = Denials::default();
         for second in [1_000, 1_000, 1_001] {
             degrade::set_date(UNIX_EPOCH + Duration::from_secs(second));
             for face in &faces {
@@ -132,16 +125,16 @@ mod tests {
                     // More than there are places, and some that share one.
                     for wait in (0..100).chain([u64::from(u32::MAX)]) {
                         let denial = denial(wait % 3, wait + 5, wait);
-                        let anew = written(&Denied::default(), &denial, face, form);
-                        assert_eq!(written(&denied, &denial, face, form), anew);
+                        let anew = written(&Denials::default(), &denial, face, form);
+                        assert_eq!(written(&denials, &denial, face, form), anew);
                         assert!(anew.contains(&format!("retry-after: {wait}\r\n")), "{anew}");
                         assert!(anew.contains(&format!("00:16:{} GMT\r\n", second - 960)), "{anew}");
                     }
                 }
             }
         }
-        let told = written(&denied, &denial(0, 60, 1), &faces[1], Form::Json);
+        let told = written(&denials, &denial(0, 60, 1), &faces[1], Form::Json);
         assert!(told.contains("ratelimit: \"less\";r=0;t=60\r\n"), "{told}");
-        assert!(!written(&denied, &denial(0, 60, 1), &faces[2], Form::Json).contains("ratelimit"));
+        assert!(!written(&denials, &denial(0, 60, 1), &faces[2], Form::Json).contains("ratelimit"));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use limiter::Limiter;
 use shard::{KeyBuilder, View};
 
-use super::denied::Denied;
+use super::denied::Denials;
 use crate::cache::fill::Fills;
 use crate::cache::stored::Meta;
 use crate::http::limits::Limits;
@@ -33,6 +33,6 @@ pub struct Worker {
     pub builder: Cell<KeyBuilder>,
     pub view: View<Meta>,
     pub fills: Arc<Fills>,
-    pub denied: Denied,
+    pub denials: Denials,
     pub log: Arc<log::AccessLog>,
 }

@@ -14,7 +14,7 @@ use super::{FLUSH_EVERY, Shared, Stage, TIDY_EVERY, UNTIDY_EVERY};
 use crate::accept::{Accepted, Door};
 use crate::http::io::Io;
 use crate::http::message::Scheme;
-use crate::pipeline::{Denied, Worker};
+use crate::pipeline::{Denials, Worker};
 use crate::serve::{self, Hall};
 use crate::tls::Alpn;
 use crate::{degrade, metrics, upstream};
@@ -49,7 +49,7 @@ async fn work(
         builder: Cell::default(),
         view: shared.store.view(),
         fills: Arc::clone(&shared.fills),
-        denied: Denied::default(),
+        denials: Denials::default(),
         log: Arc::clone(&shared.log),
     };
     let hall = Hall::new(worker, Arc::clone(&shared.site));

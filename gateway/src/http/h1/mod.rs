@@ -1,8 +1,8 @@
 //! The HTTP/1.1 engine (RFC 9112), strict on both sides: the only place that knows HTTP/1 syntax.
 //!
 //! `scan` finds the end of a head; `request` and `response` turn heads into messages or a reason to refuse them; `framing`
-//! decides where a body ends; `chunk` decodes; `send` writes, and `written` keeps what was; `server` and `client` are the two ends of a connection.
-//! A message that this engine accepts is framed in exactly one way, and is written anew rather than copied.
+//! decides where a body ends; `chunk` decodes; `send` writes, and `written` keeps what was; `server` and `client` are the two ends of a
+//! connection. A message that this engine accepts is framed in exactly one way, and is written anew rather than copied.
 
 mod chunk;
 pub mod client;
