@@ -16,7 +16,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-pub use counter::{Counter, Counters, use_line};
+pub use counter::{Counter, Counters, Label, use_line};
 
 /// A value that goes up and down.
 #[derive(Default)]
@@ -63,16 +63,6 @@ impl Histogram {
         self.buckets[bucket].inc();
         self.nanos.add(nanos);
     }
-}
-
-/// A closed set of label values.
-pub trait Label: Copy + Send + Sync + 'static {
-    /// The label's name.
-    const NAME: &'static str;
-    /// Every value, in the order of `index`.
-    const ALL: &'static [Self];
-    fn index(self) -> usize;
-    fn as_str(self) -> &'static str;
 }
 
 /// Declares an enum whose variants are the values of one label.

@@ -8,8 +8,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use super::Label;
-
 /// Threads that count for themselves; those beyond share, which costs speed and not correctness.
 const LINES: usize = 16;
 /// Places that are made at once, 4 KiB for each thread.
@@ -136,6 +134,16 @@ impl Counter {
     pub fn get(&self) -> u64 {
         self.0.get(0)
     }
+}
+
+/// A closed set of label values.
+pub trait Label: Copy + Send + Sync + 'static {
+    /// The label's name.
+    const NAME: &'static str;
+    /// Every value, in the order of `index`.
+    const ALL: &'static [Self];
+    fn index(self) -> usize;
+    fn as_str(self) -> &'static str;
 }
 
 /// One counter per value of a label.

@@ -10,7 +10,7 @@ use crate::http::body::{BodyError, Source};
 use crate::http::buffer;
 use crate::http::fields::Fields;
 use crate::http::io::Io;
-use crate::http::message::Length;
+use crate::http::message::{Length, Response, StatusCode};
 use crate::http::text;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,6 +275,24 @@ impl From<BodyError> for SendError {
     fn from(error: BodyError) -> Self {
         SendError::Source(error)
     }
+}
+
+/// Writes status line and fields of an answer.
+pub(super) fn push_start(out: &mut Vec<u8>, response: &Response) {
+    match response.status {
+        // The most frequent ones are written at once.
+        StatusCode::OK => out.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
+        StatusCode::NOT_MODIFIED => out.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n"),
+        StatusCode::TOO_MANY_REQUESTS => out.extend_from_slice(b"HTTP/1.1 429 Too Many Requests\r\n"),
+        status => {
+            out.extend_from_slice(b"HTTP/1.1 ");
+            out.extend_from_slice(status.as_str().as_bytes());
+            out.push(b' ');
+            out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+    push_fields(out, &response.fields);
 }
 
 /// Writes every field line but those of framing, which are written from `Length`, whatever the message holds.

@@ -490,7 +490,7 @@ impl Answer<'_> {
 
     /// Sends an interim head; what the client does not take now goes out before the answer.
     pub fn poll_interim(&mut self, cx: &mut Context<'_>, response: &Response) -> Poll<Result<(), SendError>> {
-        write_start(response, self.sender.head());
+        send::push_start(self.sender.head(), response);
         self.sender.head().extend_from_slice(b"\r\n");
         self.sender.poll_head(cx, self.io)
     }
@@ -570,7 +570,7 @@ impl Answer<'_> {
             *self.keep_alive = false;
         }
         let out = self.sender.head();
-        write_start(response, out);
+        send::push_start(out, response);
         let has_body = !(response.status.is_informational() || matches!(response.status.as_u16(), 204 | 304));
         if has_body && length == Length::Empty && !self.is_head {
             send::push_length(out, Length::Known(0));
@@ -587,22 +587,4 @@ impl Answer<'_> {
         out.extend_from_slice(b"\r\n");
         length
     }
-}
-
-/// Status line and fields.
-pub(super) fn write_start(response: &Response, out: &mut Vec<u8>) {
-    match response.status {
-        // The most frequent ones are written at once.
-        StatusCode::OK => out.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
-        StatusCode::NOT_MODIFIED => out.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n"),
-        StatusCode::TOO_MANY_REQUESTS => out.extend_from_slice(b"HTTP/1.1 429 Too Many Requests\r\n"),
-        status => {
-            out.extend_from_slice(b"HTTP/1.1 ");
-            out.extend_from_slice(status.as_str().as_bytes());
-            out.push(b' ');
-            out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
-            out.extend_from_slice(b"\r\n");
-        }
-    }
-    send::push_fields(out, &response.fields);
 }
