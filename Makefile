@@ -62,7 +62,8 @@ lint: ## format, clippy, and licences and advisories where cargo-deny is install
 
 # Both are built first: nothing compiles while something is measured. The figures name the commit, so commit first.
 bench: ## compare with nginx, haproxy, varnish on this machine, as ratios; WORKLOAD=hit-1k PEERS=nginx,haproxy narrows it
-	@.ci/need nginx:nginx haproxy:haproxy 'varnishd:varnish varnish-modules' wrk:wrk
+	@.ci/need nginx:nginx haproxy:haproxy varnishd:varnish \
+	    '/usr/lib/*/varnish/vmods/libvmod_vsthrottle.so:varnish-modules' wrk:wrk
 	$(CARGO) build --release --package gateway
 	$(CARGO) build --release --package loadtest
 	@"$(OUT)/release/loadtest" bench $(WORKLOAD:%=--workload=%) $(PEERS:%=--peers=%) \

@@ -157,6 +157,31 @@ fn a_changed_file_swaps_the_configuration_on_open_connections() {
 }
 
 #[test]
+fn who_repeats_the_same_words_is_met_anew_by_another_configuration() {
+    let origin = Origin::start(|_| Script::ok(&[], "passed"));
+    let config = one_route(origin.address, "cache = { mode = \"off\" }", "");
+    let gateway = Gateway::start(&config);
+    let mut kept = gateway.connect();
+    // Never quiet for so long that its connection forgets who asked last.
+    let mut ask_until = |count: usize| {
+        wait_for(
+            || {
+                kept.get("/", &[]);
+                gateway.process.stderr.events("reloaded").len() == count
+            },
+            PATIENCE,
+        );
+        kept.get("/", &[]).status
+    };
+    gateway.rewrite(&format!("{config}[access]\ndenied = [\"127.0.0.0/8\"]\n"));
+    assert_eq!(ask_until(1), 403, "another sender in the lists");
+    gateway.rewrite(&config.replace("path = \"/*\"", "path = \"/elsewhere\""));
+    assert_eq!(ask_until(2), 404, "another route, or none");
+    gateway.rewrite(&config);
+    assert_eq!(ask_until(3), 200);
+}
+
+#[test]
 fn a_hangup_reloads_without_closing_a_connection() {
     let origin = Origin::start(|_| Script::ok(&[], "body"));
     let gateway = Gateway::start(&one_route(origin.address, "", ""));
