@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Lints the chart, templates it with each set of values in tidegate/ci, and runs `tidegate check` on the configuration that comes out.
+# Lints the chart, renders it with each set of values in tidegate/ci, and runs `tidegate check` on the rendered configuration.
 # Usage: helm/check.sh PATH-OF-TIDEGATE      (or TIDEGATE in the environment)
-# Needs python3 and openssl; installs helm with Go into ~/.cache/tidegate/bin when it is on neither that path nor PATH.
+# Needs python3 and openssl. If helm is neither in ~/.cache/tidegate/bin nor on PATH, installs it there with Go.
 set -euo pipefail
 
 TIDEGATE=${1:-${TIDEGATE:-}}
@@ -21,26 +21,26 @@ fi
 
 fail() { echo "FAILED   $1" >&2; [ ! -f "$work/out" ] || cat "$work/out" >&2; exit 1; }
 
-# quiet WHAT COMMAND...: one line for a command that must succeed, its output only when it does not.
-quiet() {
-  local what=$1
+# expect_success NAME COMMAND...: the command must succeed; its output is shown only on failure.
+expect_success() {
+  local name=$1
   shift
-  "$@" >"$work/out" 2>&1 || fail "$what"
-  echo "ok       $what"
+  "$@" >"$work/out" 2>&1 || fail "$name"
+  echo "ok       $name"
 }
 
-# refuses WHAT MESSAGE ARGUMENT...: templating with these arguments must fail and say MESSAGE.
-refuses() {
-  local what=$1 message=$2
+# rejects NAME MESSAGE ARGUMENT...: rendering with these arguments must fail with MESSAGE.
+rejects() {
+  local name=$1 message=$2
   shift 2
-  if "$helm" template t "$chart" "$@" >"$work/out" 2>&1; then fail "$what: was accepted"; fi
-  grep -qF -- "$message" "$work/out" || fail "$what: refused without saying: $message"
-  echo "ok       $what"
+  if "$helm" template t "$chart" "$@" >"$work/out" 2>&1; then fail "$name: was accepted"; fi
+  grep -qF -- "$message" "$work/out" || fail "$name: rejected without the message: $message"
+  echo "ok       $name"
 }
 
-# Writes what the ConfigMap on standard input holds as files into a directory. The template writes tidegate.toml as a
+# Writes the files of the ConfigMap on standard input into a directory. The template writes tidegate.toml as a
 # literal block, indented by four, and every other file as one JSON string.
-extract() {
+extract_files() {
   python3 -c '
 import json, pathlib, re, sys
 into = pathlib.Path(sys.argv[1])
@@ -59,9 +59,9 @@ for line in files:
 ' "$1"
 }
 
-# What the Deployment on standard input takes from elsewhere: prints NAME=VALUE for each of its variables, with a made-up value where a Secret
-# holds it, and makes the files of its Secrets in a directory, as copies of PAIR.crt, PAIR.key and PAIR.json.
-supply() {
+# Provides the inputs of the Deployment on standard input: prints NAME=VALUE for each of its variables, with a dummy value for those from a
+# Secret, and creates the files of its Secrets in a directory, as copies of PAIR.crt, PAIR.key and PAIR.json.
+provide_inputs() {
   python3 -c '
 import pathlib, re, shutil, sys
 into, pair = map(pathlib.Path, sys.argv[1:])
@@ -69,16 +69,16 @@ text = sys.stdin.read()
 variables = text.split("\n          env:\n", 1)[1].split("\n          ports:\n", 1)[0]
 for variable in re.split(r"(?m)^            - name: ", variables)[1:]:
     value = re.search(r"(?m)^              value: (.*)", variable)
-    print(variable.split("\n", 1)[0] + "=" + (value[1].strip("\"\x27") if value else "made-up"))
+    print(variable.split("\n", 1)[0] + "=" + (value[1].strip("\"\x27") if value else "dummy"))
 for path in re.findall(r"(?m)^ +- \{ key: [^,]+, path: (\S+) \}$", text):
     into.joinpath(path).parent.mkdir(exist_ok=True)
     shutil.copy(pair.with_suffix(pathlib.Path(path).suffix), into / path)
 ' "$1" "$2"
 }
 
-quiet "a certificate to check with" openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 \
+expect_success "create a test certificate" openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 \
   -subj /CN=localhost -keyout "$work/pair.key" -out "$work/pair.crt"
-# Its key as a JWK set: a public key of P-256 in DER ends with the 32 bytes of each coordinate (RFC 5480 section 2.2).
+# The public key as a JWK set: a P-256 public key in DER ends with the 32 bytes of each coordinate (RFC 5480 section 2.2).
 openssl pkey -in "$work/pair.key" -pubout -outform DER | python3 -c '
 import base64, json, sys
 point = sys.stdin.buffer.read()[-64:]
@@ -90,55 +90,55 @@ for values in "$chart"/ci/*-values.yaml; do
   set=$(basename "$values" -values.yaml)
   dir=$work/$set
   mkdir "$dir"
-  quiet "$set: helm lint" "$helm" lint --strict "$chart" --values "$values"
-  quiet "$set: helm template" "$helm" template t "$chart" --values "$values"
-  "$helm" template t "$chart" --values "$values" --show-only templates/configmap.yaml | extract "$dir" || fail "$set: no tidegate.toml in the ConfigMap"
-  "$helm" template t "$chart" --values "$values" --show-only templates/deployment.yaml | supply "$dir" "$work/pair" >"$dir/variables" ||
-    fail "$set: the Deployment is of another form"
+  expect_success "$set: helm lint" "$helm" lint --strict "$chart" --values "$values"
+  expect_success "$set: helm template" "$helm" template t "$chart" --values "$values"
+  "$helm" template t "$chart" --values "$values" --show-only templates/configmap.yaml | extract_files "$dir" || fail "$set: no tidegate.toml in the ConfigMap"
+  "$helm" template t "$chart" --values "$values" --show-only templates/deployment.yaml | provide_inputs "$dir" "$work/pair" >"$dir/variables" ||
+    fail "$set: cannot parse the Deployment"
   mapfile -t variables <"$dir/variables"
-  # The paths in the file are relative to its directory, which is the container's working directory too. No variable but the Deployment's is set.
-  quiet "$set: tidegate check" env -C "$dir" -i "${variables[@]}" "$TIDEGATE" check tidegate.toml
+  # Paths in the file are relative to its directory, which is also the container's working directory. Only the variables of the Deployment are set.
+  expect_success "$set: tidegate check" env -C "$dir" -i "${variables[@]}" "$TIDEGATE" check tidegate.toml
 done
 
-# refuses_with WHAT MESSAGE BASE: the same for the values in ci/BASE-values.yaml with those on standard input over them.
-refuses_with() {
+# rejects_with NAME MESSAGE BASE: as rejects, for ci/BASE-values.yaml overridden by the values on standard input.
+rejects_with() {
   cat >"$work/values.yaml"
-  refuses "$1" "$2" --values "$chart/ci/$3-values.yaml" --values "$work/values.yaml"
+  rejects "$1" "$2" --values "$chart/ci/$3-values.yaml" --values "$work/values.yaml"
 }
 
-# refuses_region WHAT MESSAGE REGION: the same for the region `default` as a flow mapping.
-refuses_region() {
-  refuses_with "$1" "$2" minimal <<<"config: { redis: { regions: { default: $3 } } }"
+# rejects_region NAME MESSAGE REGION: as rejects, for the region `default` as a flow mapping.
+rejects_region() {
+  rejects_with "$1" "$2" minimal <<<"config: { redis: { regions: { default: $3 } } }"
 }
 
-# refuses_token WHAT MESSAGE JWT: the same for identity.jwt as a flow mapping.
-refuses_token() {
-  refuses_with "$1" "$2" minimal <<<"config: { identity: { jwt: $3 } }"
+# rejects_token NAME MESSAGE JWT: as rejects, for identity.jwt as a flow mapping.
+rejects_token() {
+  rejects_with "$1" "$2" minimal <<<"config: { identity: { jwt: $3 } }"
 }
 
-# refuses_limit WHAT MESSAGE RULE: the same for the limit `all` as a flow mapping.
-refuses_limit() {
-  refuses_with "$1" "$2" minimal <<<"config: { limits: { all: $3 } }"
+# rejects_limit NAME MESSAGE RULE: as rejects, for the limit `all` as a flow mapping.
+rejects_limit() {
+  rejects_with "$1" "$2" minimal <<<"config: { limits: { all: $3 } }"
 }
 
-# renders SET LINE...: the configuration of ci/SET-values.yaml holds these lines.
+# renders SET LINE...: the configuration rendered from ci/SET-values.yaml must contain these lines.
 renders() {
   local set=$1 line
   shift
   for line in "$@"; do
-    grep -qxF -- "$line" "$work/$set/tidegate.toml" || { cp "$work/$set/tidegate.toml" "$work/out"; fail "$set: has no line: $line"; }
+    grep -qxF -- "$line" "$work/$set/tidegate.toml" || { cp "$work/$set/tidegate.toml" "$work/out"; fail "$set: missing line: $line"; }
   done
-  echo "ok       $set: says what its values say"
+  echo "ok       $set: rendered lines"
 }
 
-# templates WHAT BASE TEXT...: the chart made with ci/BASE-values.yaml and the values on standard input over them has these texts.
-templates() {
-  local what=$1 base=$2 text
+# contains NAME BASE TEXT...: the chart rendered from ci/BASE-values.yaml, overridden by the values on standard input, must contain these texts.
+contains() {
+  local name=$1 base=$2 text
   shift 2
   cat >"$work/values.yaml"
-  "$helm" template t "$chart" --values "$chart/ci/$base-values.yaml" --values "$work/values.yaml" >"$work/out" 2>&1 || fail "$what"
-  for text in "$@"; do [[ $(<"$work/out") == *"$text"* ]] || fail "$what: has nowhere: $text"; done
-  echo "ok       $what"
+  "$helm" template t "$chart" --values "$chart/ci/$base-values.yaml" --values "$work/values.yaml" >"$work/out" 2>&1 || fail "$name"
+  for text in "$@"; do [[ $(<"$work/out") == *"$text"* ]] || fail "$name: missing text: $text"; done
+  echo "ok       $name"
 }
 
 renders full 'nodes = 12' 'slots = 32'
@@ -159,114 +159,114 @@ renders callers 'device = ["header:x-device-id","cookie:device","path:2"]' 'user
 renders jwt 'tier = { jwt_claim = "https://id.example/plan" }' 'key = "claim:https://id.example/org"' 'limits = ["tenant","user"]' \
   'user = { jwt = { algorithms = ["ES256", "RS256"], audience = ["shop", "https://shop.example"], claim = "email", issuer = "https://id.example", keys = "jwt/jwks.json", leeway = "1m", token = "cookie:session" } }'
 
-templates "keys of tokens in a Secret" jwt '- secret:
+contains "token keys in a Secret" jwt '- secret:
                   name: "issuer"' '- { key: "keys", path: jwt/jwks.json }' <<<'{}'
-templates "keys of tokens in a ConfigMap" minimal '- configMap:
+contains "token keys in a ConfigMap" minimal '- configMap:
                   name: "issuer"' '- { key: "jwks.json", path: jwt/jwks.json }' \
   'user = { jwt = { algorithms = ["EdDSA"], claim = "sub", keys = "jwt/jwks.json", leeway = "30s", token = "bearer" } }' \
   <<<'config: { identity: { jwt: { configMapName: issuer, algorithms: [EdDSA] } } }'
-templates "a tier of a proxy for a user of a token" jwt 'tier = "header:x-plan"' \
+contains "a user class from a proxy for a user from a token" jwt 'tier = "header:x-plan"' \
   <<<'config: { trusted_proxies: [10.0.0.0/8], identity: { tier: header:x-plan, jwt: { tierClaim: "" } } }'
 
-refuses "no upstream" "config.upstream.endpoints is empty"
-refuses "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3
-refuses "a cluster limit without Redis" "a cluster limit needs config.redis.regions" --values "$chart/ci/minimal-values.yaml" \
+rejects "no upstream" "config.upstream.endpoints is empty"
+rejects "an unknown value" "replicas" --values "$chart/ci/minimal-values.yaml" --set replicas=3
+rejects "a cluster limit without Redis" "a cluster limit needs config.redis.regions" --values "$chart/ci/minimal-values.yaml" \
   --set config.limits.all.tier=cluster,config.limits.all.rate=100/s,config.limits.all.burst=100
-refuses_with "a device by something else" "/config/identity/device/0" minimal <<<'config: { identity: { device: [query:id] } }'
-refuses_with "a segment that is not looked at" "/config/identity/device/0" minimal <<<'config: { identity: { device: [path:33] } }'
-refuses_with "a device by a claim" "/config/identity/device/0" jwt <<<'config: { identity: { device: [claim:device] } }'
-refuses_with "a user by what everybody could say" "/config/identity/user" callers <<<'config: { identity: { user: cookie:user } }'
-refuses_with "a user without a proxy that is believed" "config.trusted_proxies" minimal <<<'config: { identity: { user: header:x-user-id } }'
-refuses_with "a tier without a user" "the tier of a user" callers <<<'config: { identity: { user: "" } }'
-refuses_with "a typed key of the identity among further ones" "/config/identity/extra/device" minimal <<<'config: { identity: { extra: { device: ["host:"] } } }'
-refuses_token "tokens without an algorithm" "algorithms is empty" '{ secretName: s }'
-refuses_token "tokens that are not signed" "/config/identity/jwt/algorithms/0" '{ secretName: s, algorithms: [none] }'
-refuses_token "tokens without keys" "set its secretName or configMapName" '{ algorithms: [ES256] }'
-refuses_token "an audience without keys" "set its secretName or configMapName" '{ audience: [shop] }'
-refuses_token "an issuer without keys" "set its secretName or configMapName" '{ issuer: "https://id.example" }'
-refuses_token "keys of tokens from two places" "not from both" '{ secretName: s, configMapName: c, algorithms: [ES256] }'
-refuses_token "a secret for everybody to read" "put it into a Secret" '{ configMapName: c, algorithms: [HS256] }'
-refuses_token "secrets beside public keys" "do not go together" '{ secretName: s, algorithms: [HS256, ES256] }'
-refuses_token "an audience that is no list" "/config/identity/jwt/audience" '{ secretName: s, algorithms: [ES256], audience: shop }'
-refuses_token "an audience of nobody" "/config/identity/jwt/audience/0" '{ secretName: s, algorithms: [ES256], audience: [""] }'
-refuses_token "a user by no claim" "/config/identity/jwt/claim" '{ secretName: s, algorithms: [ES256], claim: "" }'
-refuses_token "clocks that are an hour apart" "/config/identity/jwt/leeway" '{ secretName: s, algorithms: [ES256], leeway: 1h }'
-refuses_token "clocks that are a second too far apart" "/config/identity/jwt/leeway" '{ secretName: s, algorithms: [ES256], leeway: 301s }'
-refuses_token "a token in the address" "/config/identity/jwt/token" '{ secretName: s, algorithms: [ES256], token: "query:t" }'
-refuses_token "an audience among further keys" "/config/identity/jwt/extra/audience" '{ secretName: s, algorithms: [ES256], extra: { audience: [a] } }'
-refuses_token "a typed key of tokens among further ones" "/config/identity/jwt/extra/keys" '{ secretName: s, algorithms: [ES256], extra: { keys: a } }'
-refuses_with "a user from a token and a header" "both name the user" callers <<<'config: { identity: { jwt: { secretName: s, algorithms: [ES256] } } }'
-refuses_with "a tier from a token and a header" "both name the tier" callers \
+rejects_with "a device source of an unknown kind" "/config/identity/device/0" minimal <<<'config: { identity: { device: [query:id] } }'
+rejects_with "a path segment above 32" "/config/identity/device/0" minimal <<<'config: { identity: { device: [path:33] } }'
+rejects_with "a claim as device source" "/config/identity/device/0" jwt <<<'config: { identity: { device: [claim:device] } }'
+rejects_with "a cookie as user source" "/config/identity/user" callers <<<'config: { identity: { user: cookie:user } }'
+rejects_with "a user header without trusted proxies" "config.trusted_proxies" minimal <<<'config: { identity: { user: header:x-user-id } }'
+rejects_with "a user class without a user" "config.identity.tier needs config.identity.user" callers <<<'config: { identity: { user: "" } }'
+rejects_with "a typed identity key in extra" "/config/identity/extra/device" minimal <<<'config: { identity: { extra: { device: ["host:"] } } }'
+rejects_token "tokens without an algorithm" "algorithms is empty" '{ secretName: s }'
+rejects_token "unsigned tokens" "/config/identity/jwt/algorithms/0" '{ secretName: s, algorithms: [none] }'
+rejects_token "tokens without keys" "set its secretName or configMapName" '{ algorithms: [ES256] }'
+rejects_token "an audience without keys" "set its secretName or configMapName" '{ audience: [shop] }'
+rejects_token "an issuer without keys" "set its secretName or configMapName" '{ issuer: "https://id.example" }'
+rejects_token "token keys from both a Secret and a ConfigMap" "secretName and configMapName exclude each other" '{ secretName: s, configMapName: c, algorithms: [ES256] }'
+rejects_token "a shared secret in a ConfigMap" "store it in a Secret" '{ configMapName: c, algorithms: [HS256] }'
+rejects_token "HS algorithms with public-key algorithms" "cannot be combined" '{ secretName: s, algorithms: [HS256, ES256] }'
+rejects_token "an audience that is not a list" "/config/identity/jwt/audience" '{ secretName: s, algorithms: [ES256], audience: shop }'
+rejects_token "an empty audience" "/config/identity/jwt/audience/0" '{ secretName: s, algorithms: [ES256], audience: [""] }'
+rejects_token "an empty user claim" "/config/identity/jwt/claim" '{ secretName: s, algorithms: [ES256], claim: "" }'
+rejects_token "a leeway of an hour" "/config/identity/jwt/leeway" '{ secretName: s, algorithms: [ES256], leeway: 1h }'
+rejects_token "a leeway 1 s above the maximum" "/config/identity/jwt/leeway" '{ secretName: s, algorithms: [ES256], leeway: 301s }'
+rejects_token "a token in the query" "/config/identity/jwt/token" '{ secretName: s, algorithms: [ES256], token: "query:t" }'
+rejects_token "a typed jwt key (audience) in extra" "/config/identity/jwt/extra/audience" '{ secretName: s, algorithms: [ES256], extra: { audience: [a] } }'
+rejects_token "a typed jwt key (keys) in extra" "/config/identity/jwt/extra/keys" '{ secretName: s, algorithms: [ES256], extra: { keys: a } }'
+rejects_with "a user from both a token and a header" "both name the user" callers <<<'config: { identity: { jwt: { secretName: s, algorithms: [ES256] } } }'
+rejects_with "a user class from both a token and a header" "both name the user class" callers \
   <<<'config: { identity: { user: "", jwt: { secretName: s, algorithms: [ES256], tierClaim: tier } } }'
-refuses_with "a tier of no weight" "/config/tiers/gold" callers <<<'config: { tiers: { gold: 0 } }'
-refuses_with "a tier of too little weight" "minimum" callers <<<'config: { tiers: { gold: 0.0000001 } }'
-refuses_with "a tier's name in other letters" "invalid propertyName 'gold one'" callers <<<'config: { tiers: { "gold one": 2 } }'
-refuses_limit "a limit by a key without the key" "missing property 'key'" '{ tier: key, rate: 1/s, burst: 1 }'
-refuses_limit "a key of another tier" "/config/limits/all/key" '{ tier: user, key: "host:", rate: 1/s, burst: 1 }'
-refuses_limit "a key by something else" "/config/limits/all/key" '{ tier: key, key: x-tenant, rate: 1/s, burst: 1 }'
-refuses_limit "a claim without a name" "/config/limits/all/key" '{ tier: key, key: "claim:", rate: 1/s, burst: 1 }'
-refuses_limit "a claim of another tier" "/config/limits/all/key" '{ tier: user, key: "claim:org", rate: 1/s, burst: 1 }'
-refuses_limit "a claim where there are no tokens" "there is no token that would have this claim" '{ tier: key, key: "claim:org", rate: 1/s, burst: 1 }'
-refuses_with "a claim where a header names the user" "there is no token that would have this claim" callers \
+rejects_with "a weight of zero" "/config/tiers/gold" callers <<<'config: { tiers: { gold: 0 } }'
+rejects_with "a weight below the minimum" "minimum" callers <<<'config: { tiers: { gold: 0.0000001 } }'
+rejects_with "a malformed name of a user class" "invalid propertyName 'gold one'" callers <<<'config: { tiers: { "gold one": 2 } }'
+rejects_limit "a key limit without a key" "missing property 'key'" '{ tier: key, rate: 1/s, burst: 1 }'
+rejects_limit "a key in a user limit" "/config/limits/all/key" '{ tier: user, key: "host:", rate: 1/s, burst: 1 }'
+rejects_limit "a key source of an unknown kind" "/config/limits/all/key" '{ tier: key, key: x-tenant, rate: 1/s, burst: 1 }'
+rejects_limit "a claim without a name" "/config/limits/all/key" '{ tier: key, key: "claim:", rate: 1/s, burst: 1 }'
+rejects_limit "a claim in a user limit" "/config/limits/all/key" '{ tier: user, key: "claim:org", rate: 1/s, burst: 1 }'
+rejects_limit "a claim without tokens" "there is no token to read the claim from" '{ tier: key, key: "claim:org", rate: 1/s, burst: 1 }'
+rejects_with "a claim with a user from a header" "there is no token to read the claim from" callers \
   <<<'config: { limits: { org: { tier: key, key: "claim:org", rate: 1/s, burst: 60 } } }'
-refuses_limit "more keys than there may be" "maximum" '{ tier: device, keys: 16777217, rate: 1/s, burst: 1 }'
-refuses_limit "keys of what all share" "/config/limits/all/keys" '{ tier: node, keys: 5, rate: 1/s, burst: 1 }'
-refuses_limit "an address's share of what is no device" "/config/limits/all/per_address" '{ tier: node, per_address: 5, rate: 1/s, burst: 1 }'
-refuses_limit "an address of which each is one device" "set config.identity.device" '{ tier: device, per_address: 5, rate: 1/s, burst: 1 }'
-refuses_limit "any share of an address of which each is one device" "set config.identity.device" '{ tier: device, per_address: 0, rate: 1/s, burst: 1 }'
-refuses_limit "an address's share of a key" "/config/limits/all/per_address" '{ tier: key, key: "host:", per_address: 0, rate: 1/s, burst: 1 }'
-refuses_with "a limit by a name that explanations have" "invalid propertyName 'explain'" minimal \
+rejects_limit "keys above the maximum" "maximum" '{ tier: device, keys: 16777217, rate: 1/s, burst: 1 }'
+rejects_limit "keys in a node limit" "/config/limits/all/keys" '{ tier: node, keys: 5, rate: 1/s, burst: 1 }'
+rejects_limit "per_address in a node limit" "/config/limits/all/per_address" '{ tier: node, per_address: 5, rate: 1/s, burst: 1 }'
+rejects_limit "per_address without identity.device" "per_address needs config.identity.device" '{ tier: device, per_address: 5, rate: 1/s, burst: 1 }'
+rejects_limit "per_address 0 without identity.device" "per_address needs config.identity.device" '{ tier: device, per_address: 0, rate: 1/s, burst: 1 }'
+rejects_limit "per_address in a key limit" "/config/limits/all/per_address" '{ tier: key, key: "host:", per_address: 0, rate: 1/s, burst: 1 }'
+rejects_with "the reserved limit name explain" "invalid propertyName 'explain'" minimal \
   <<<'config: { limits: { explain: { tier: node, rate: 1/s, burst: 1 } } }'
-refuses_limit "a reserve within one device" "/config/limits/all/reserve" '{ tier: device, reserve: { standard: 0.5 }, rate: 1/s, burst: 1 }'
-refuses_limit "a reserve of everything" "exclusiveMaximum" '{ tier: node, reserve: { standard: 1 }, rate: 1/s, burst: 1 }'
-refuses_limit "a reserve for a tier that is none" "there is no tier gold" '{ tier: node, reserve: { gold: 0.5 }, rate: 1/s, burst: 1 }'
-refuses_limit "other words for what clients are told" "/config/limits/all/headers" '{ tier: node, headers: some, rate: 1/s, burst: 1 }'
-refuses_limit "a limit of users where nobody is one" "nobody is a user" '{ tier: user, rate: 1/s, burst: 1 }'
-refuses_with "a denied name of a machine" "/config/access/denied/0" minimal <<<'config: { access: { denied: [localhost] } }'
-refuses_with "an exempt user of no name" "/config/access/exempt/0" callers <<<'config: { access: { exempt: ["user:"] } }'
-refuses_with "a list of another kind" "additional properties 'allowed'" minimal <<<'config: { access: { allowed: [10.0.0.0/8] } }'
-refuses_with "a denied device where there is none" "device:stolen is nobody" minimal <<<'config: { access: { denied: [device:stolen] } }'
-refuses_with "an exempt device where there is none" "device:own is nobody" minimal <<<'config: { access: { exempt: [device:own] } }'
-refuses_with "a denied user where there is none" "user:mallory is nobody" minimal <<<'config: { access: { denied: [user:mallory] } }'
-refuses_with "an exempt user where there is none" "user:backup is nobody" minimal <<<'config: { access: { exempt: [user:backup] } }'
-refuses_with "a request that costs nothing" "minimum" minimal <<<'config: { route: { cost: 0 } }'
-refuses_with "a request that costs more than a burst" "more than its burst" callers <<<'config: { route: { cost: 61 } }'
-refuses_with "a cost of what is no status" "invalid propertyName '6xx'" minimal <<<'config: { route: { cost_by_status: { 6xx: 2 } } }'
-refuses_with "a typed key of the route among further ones" "/config/route/extra/cost" minimal <<<'config: { route: { extra: { cost: 2 } } }'
-refuses_region "a region of nothing" "'oneOf' failed" '{ slots: 4 }'
-refuses_region "a region of endpoints and a cluster" "subschemas 0, 1 matched" '{ endpoints: ["redis://a:6379"], cluster: ["redis://b:6379"] }'
-refuses_region "an unknown key of a region" "additional properties 'slot'" '{ endpoints: ["redis://a:6379"], slot: 4 }'
-refuses_region "too many slots" "maximum" '{ endpoints: ["redis://a:6379"], slots: 1025 }'
-refuses_region "more endpoints than slots" "2 endpoints need at least as many slots" '{ endpoints: ["redis://a", "redis://b"], slots: 1 }'
-refuses_region "an endpoint of another kind" "pattern" '{ endpoints: ["http://a:6379"] }'
-refuses_region "a password in the ConfigMap" "pattern" '{ endpoints: ["redis://gate:s3cret@a:6379"] }'
-refuses_region "a user alone, which may be a password" "pattern" '{ endpoints: ["redis://s3cret@a:6379"] }'
-refuses_region "a default that is a password" "pattern" '{ endpoints: ["redis://:${REDIS_PASSWORD:-s3cret}@a:6379"] }'
-refuses_region "a password from a file, which only a ConfigMap could hold" "pattern" '{ endpoints: ["redis://:${file:password}@a:6379"] }'
-refuses_region "a password of Sentinel's master in the ConfigMap" "pattern" '{ endpoints: ["redis+sentinel://:s3cret@a,b/orders"] }'
-refuses_region "Sentinels without a master" "pattern" '{ endpoints: ["redis+sentinel://a,b"] }'
-refuses_region "a certificate that is not checked" "pattern" '{ endpoints: ["rediss://a#insecure"] }'
-refuses_region "a database of a cluster" "pattern" '{ cluster: ["redis://a:6379/1"] }'
-refuses_region "Sentinels of a cluster" "pattern" '{ cluster: ["redis+sentinel://a,b/orders"] }'
-refuses_region "a neighbour without a store" "there is no region eu" '{ endpoints: ["redis://a:6379"], fallback: [eu] }'
-refuses_region "a region that is its own neighbour" "names the region itself" '{ endpoints: ["redis://a:6379"], fallback: [default] }'
-refuses_region "a password that nothing gives" 'refers to ${REDIS_PASSWORD}' '{ endpoints: ["redis://:${REDIS_PASSWORD}@a:6379"] }'
-refuses_with "a limit without a burst" "missing property 'burst'" minimal <<<'config: { limits: { all: { tier: node, rate: 100/s } } }'
-refuses_with "a region's name in capitals" "additional properties 'EU'" minimal <<<'config: { redis: { regions: { EU: { endpoints: ["redis://a"] } } } }'
-refuses_with "regions without the default" "a region named default" minimal <<<'config: { redis: { regions: { eu: { endpoints: ["redis://a"] } } } }'
-refuses_with "an unknown key of redis" "additional properties 'hot'" minimal <<<'config: { redis: { hot: 4 } }'
-refuses_with "a typed key among further ones" "/config/redis/extra/deadline" redis-tls <<<'config: { redis: { extra: { deadline: 5ms } } }'
-refuses_with "a typed key of the cache among further ones" "/config/cache/extra/memory" minimal <<<'config: { cache: { extra: { memory: 1GiB } } }'
-refuses_with "hot keys among further ones of the cache" "/config/cache/extra/hot_rate" minimal <<<'config: { cache: { extra: { hot_rate: 9/s } } }'
-refuses_with "copies among further keys of redis" "/config/redis/extra/hot_copies" redis-tls <<<'config: { redis: { extra: { hot_copies: 2 } } }'
-refuses_with "more copies than there may be" "maximum" redis-tls <<<'config: { redis: { hot_copies: 65 } }'
-refuses_with "hot from nothing on" "pattern" minimal <<<'config: { cache: { hot_rate: 0/s } }'
-refuses_with "a further key of no value" "got null" minimal <<<'config: { cache: { extra: { key_fields: [null] } } }'
-refuses_with "a login without regions" "need config.redis.regions" minimal <<<'config: { redis: { auth: { secretName: s } } }'
-refuses_with "a login that no address uses" 'gives ${REDIS_PASSWORD}, which no address' full <<<'config: { redis: { auth: { secretName: s } } }'
-refuses_with "certificates that no address uses" "begins with rediss" full <<<'config: { redis: { tls: { secretName: s } } }'
-refuses_with "certificates by no key" "neither caKey nor certKey" redis-cluster <<<'config: { redis: { tls: { caKey: "" } } }'
-refuses_with "a certificate without its key" "/config/redis/tls/keyKey" redis-cluster <<<'config: { redis: { tls: { certKey: tls.crt } } }'
-refuses "autoscaling on nothing" "autoscaling needs something to scale on" --values "$chart/ci/minimal-values.yaml" \
+rejects_limit "a reserve in a device limit" "/config/limits/all/reserve" '{ tier: device, reserve: { standard: 0.5 }, rate: 1/s, burst: 1 }'
+rejects_limit "a reserve of 1" "exclusiveMaximum" '{ tier: node, reserve: { standard: 1 }, rate: 1/s, burst: 1 }'
+rejects_limit "a reserve for an unknown user class" "unknown user class gold" '{ tier: node, reserve: { gold: 0.5 }, rate: 1/s, burst: 1 }'
+rejects_limit "an unknown value of headers" "/config/limits/all/headers" '{ tier: node, headers: some, rate: 1/s, burst: 1 }'
+rejects_limit "a user limit without users" "no request has a user" '{ tier: user, rate: 1/s, burst: 1 }'
+rejects_with "a host name in the deny list" "/config/access/denied/0" minimal <<<'config: { access: { denied: [localhost] } }'
+rejects_with "an empty user ID in the allow list" "/config/access/exempt/0" callers <<<'config: { access: { exempt: ["user:"] } }'
+rejects_with "an unknown access list" "additional properties 'allowed'" minimal <<<'config: { access: { allowed: [10.0.0.0/8] } }'
+rejects_with "a denied device without identity.device" "device:stolen never matches" minimal <<<'config: { access: { denied: [device:stolen] } }'
+rejects_with "an exempt device without identity.device" "device:own never matches" minimal <<<'config: { access: { exempt: [device:own] } }'
+rejects_with "a denied user without users" "user:mallory never matches" minimal <<<'config: { access: { denied: [user:mallory] } }'
+rejects_with "an exempt user without users" "user:backup never matches" minimal <<<'config: { access: { exempt: [user:backup] } }'
+rejects_with "a cost of zero" "minimum" minimal <<<'config: { route: { cost: 0 } }'
+rejects_with "a cost above a burst" "exceeds its burst" callers <<<'config: { route: { cost: 61 } }'
+rejects_with "a cost of an unknown status class" "invalid propertyName '6xx'" minimal <<<'config: { route: { cost_by_status: { 6xx: 2 } } }'
+rejects_with "a typed route key in extra" "/config/route/extra/cost" minimal <<<'config: { route: { extra: { cost: 2 } } }'
+rejects_region "a region without servers" "'oneOf' failed" '{ slots: 4 }'
+rejects_region "a region with endpoints and cluster" "subschemas 0, 1 matched" '{ endpoints: ["redis://a:6379"], cluster: ["redis://b:6379"] }'
+rejects_region "an unknown key of a region" "additional properties 'slot'" '{ endpoints: ["redis://a:6379"], slot: 4 }'
+rejects_region "too many slots" "maximum" '{ endpoints: ["redis://a:6379"], slots: 1025 }'
+rejects_region "more endpoints than slots" "2 endpoints need at least as many slots" '{ endpoints: ["redis://a", "redis://b"], slots: 1 }'
+rejects_region "an endpoint with an unknown scheme" "pattern" '{ endpoints: ["http://a:6379"] }'
+rejects_region "a password in the ConfigMap" "pattern" '{ endpoints: ["redis://gate:s3cret@a:6379"] }'
+rejects_region "a user without a password separator, which may be a password" "pattern" '{ endpoints: ["redis://s3cret@a:6379"] }'
+rejects_region "a password as the default of a variable" "pattern" '{ endpoints: ["redis://:${REDIS_PASSWORD:-s3cret}@a:6379"] }'
+rejects_region "a password from a file, which only a ConfigMap could contain" "pattern" '{ endpoints: ["redis://:${file:password}@a:6379"] }'
+rejects_region "a password of a Sentinel master in the ConfigMap" "pattern" '{ endpoints: ["redis+sentinel://:s3cret@a,b/orders"] }'
+rejects_region "Sentinels without a master" "pattern" '{ endpoints: ["redis+sentinel://a,b"] }'
+rejects_region "disabled certificate verification" "pattern" '{ endpoints: ["rediss://a#insecure"] }'
+rejects_region "a database in a cluster address" "pattern" '{ cluster: ["redis://a:6379/1"] }'
+rejects_region "Sentinels in a cluster address" "pattern" '{ cluster: ["redis+sentinel://a,b/orders"] }'
+rejects_region "a fallback to an unknown region" "unknown region eu" '{ endpoints: ["redis://a:6379"], fallback: [eu] }'
+rejects_region "a fallback to the region itself" "names the region itself" '{ endpoints: ["redis://a:6379"], fallback: [default] }'
+rejects_region "a password variable that is not set" 'refers to ${REDIS_PASSWORD}' '{ endpoints: ["redis://:${REDIS_PASSWORD}@a:6379"] }'
+rejects_with "a limit without a burst" "missing property 'burst'" minimal <<<'config: { limits: { all: { tier: node, rate: 100/s } } }'
+rejects_with "a region name in upper case" "additional properties 'EU'" minimal <<<'config: { redis: { regions: { EU: { endpoints: ["redis://a"] } } } }'
+rejects_with "regions without default" "a region named default" minimal <<<'config: { redis: { regions: { eu: { endpoints: ["redis://a"] } } } }'
+rejects_with "an unknown key of redis" "additional properties 'hot'" minimal <<<'config: { redis: { hot: 4 } }'
+rejects_with "a typed redis key in extra" "/config/redis/extra/deadline" redis-tls <<<'config: { redis: { extra: { deadline: 5ms } } }'
+rejects_with "a typed cache key (memory) in extra" "/config/cache/extra/memory" minimal <<<'config: { cache: { extra: { memory: 1GiB } } }'
+rejects_with "a typed cache key (hot_rate) in extra" "/config/cache/extra/hot_rate" minimal <<<'config: { cache: { extra: { hot_rate: 9/s } } }'
+rejects_with "a typed redis key (hot_copies) in extra" "/config/redis/extra/hot_copies" redis-tls <<<'config: { redis: { extra: { hot_copies: 2 } } }'
+rejects_with "hot_copies above the maximum" "maximum" redis-tls <<<'config: { redis: { hot_copies: 65 } }'
+rejects_with "a hot_rate of zero" "pattern" minimal <<<'config: { cache: { hot_rate: 0/s } }'
+rejects_with "a null item in extra" "got null" minimal <<<'config: { cache: { extra: { key_fields: [null] } } }'
+rejects_with "a login without regions" "need config.redis.regions" minimal <<<'config: { redis: { auth: { secretName: s } } }'
+rejects_with "a login that no address uses" 'sets ${REDIS_PASSWORD}, which no address' full <<<'config: { redis: { auth: { secretName: s } } }'
+rejects_with "certificates that no address uses" "begins with rediss" full <<<'config: { redis: { tls: { secretName: s } } }'
+rejects_with "a TLS Secret without keys" "neither caKey nor certKey" redis-cluster <<<'config: { redis: { tls: { caKey: "" } } }'
+rejects_with "a certificate without its key" "/config/redis/tls/keyKey" redis-cluster <<<'config: { redis: { tls: { certKey: tls.crt } } }'
+rejects "autoscaling without a metric" "autoscaling needs a metric" --values "$chart/ci/minimal-values.yaml" \
   --set autoscaling.enabled=true,autoscaling.cpuPercent=0
 echo "chart ok"

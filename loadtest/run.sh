@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Starts `tidegate demo` on free ports of loopback, runs k6 and wrk against it and ends it again. Exits with 1 when either fails.
+# Starts `tidegate demo` on free loopback ports, runs k6 and wrk against it, and stops it. Exits with 1 if either fails.
 # Usage: loadtest/run.sh PATH-OF-TIDEGATE
-# Needs curl, python3 and wrk (Debian: apt-get install wrk); installs k6 with Go into ~/.cache/tidegate/bin when it is on neither
-# that path nor PATH.
+# Needs curl, python3 and wrk (Debian: apt-get install wrk). If k6 is neither in ~/.cache/tidegate/bin nor on
+# PATH, installs it there with Go.
 set -euo pipefail
 
 TIDEGATE=${1:-${TIDEGATE:-}}
@@ -20,7 +20,7 @@ fi
 
 work=$(mktemp -d)
 demo=
-# Ends the gateway that this script started, and nothing else.
+# Stops the gateway that this script started, and no other process.
 finish() {
   if [ -n "$demo" ]; then
     kill "$demo" 2>/dev/null || true
@@ -37,7 +37,7 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# Both sockets are open at once, so that the two ports differ.
+# Both sockets are open at the same time, so that the two ports differ.
 read -r port admin < <(python3 -c '
 import socket
 pair = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
@@ -66,7 +66,7 @@ echo
 echo "k6   $k6_result"
 echo "wrk  $wrk_result"
 if ! kill -0 "$demo" 2>/dev/null; then
-  echo "FAILED: the gateway ended during the run:" >&2
+  echo "FAILED: the gateway exited during the run:" >&2
   tail -n 40 "$work/demo.log" >&2
   exit 1
 fi

@@ -1,13 +1,14 @@
-//! What deciding costs on a hit: `cargo bench --package gateway --bench decision`. Figures are in docs/performance.md.
+//! CPU cost of the cache decision: `cargo bench --package gateway --bench decision`. Figures are in
+//! docs/performance.md.
 
 use std::time::{Duration, SystemTime};
 
 use divan::{Bencher, black_box};
-use gateway::cache::control::Control;
-use gateway::cache::stored::Object;
-use gateway::cache::{RoutePolicy, Settings, key, policy};
-use gateway::http::fields::Fields;
-use gateway::http::message::{Request, Response, StatusCode};
+use gateway::testing::CacheControl;
+use gateway::testing::CachedObject;
+use gateway::testing::Fields;
+use gateway::testing::{CacheConfig, CachePolicy, key, policy};
+use gateway::testing::{Request, Response, StatusCode};
 use shard::{KeyBuilder, Region};
 
 fn main() {
@@ -20,7 +21,7 @@ fn fields(lines: &[(&str, &str)]) -> Fields {
     fields
 }
 
-/// What a browser sends.
+/// A typical request of a browser.
 fn request(more: &[(&str, &str)]) -> Request {
     let own = [
         ("Host", "shop.example"),
@@ -35,55 +36,67 @@ fn request(more: &[(&str, &str)]) -> Request {
     request
 }
 
-fn stored() -> Object {
+fn stored() -> CachedObject {
     let mut response = Response::new(StatusCode::OK);
     response.fields = fields(&[("Cache-Control", "max-age=3600"), ("ETag", "\"abc\""), ("Content-Type", "text/html")]);
-    let (now, none) = (SystemTime::now(), Duration::ZERO);
-    let (route, settings) = (RoutePolicy::default(), Settings::default());
-    policy::judge(&request(&[]), &Control::default(), &response, &route, &settings, now, none).expect("storable").0
+    let candidate = policy::StoreCandidate {
+        request: &request(&[]),
+        directives: &CacheControl::default(),
+        response: &response,
+        received_at: SystemTime::now(),
+        delay: Duration::ZERO,
+    };
+    candidate.evaluate(&CachePolicy::default(), &CacheConfig::default()).expect("storable").0
 }
 
-/// Everything between the lookup and the answer.
-fn decide(request: &Request, object: &Object) -> bool {
-    let mut asked = Control::of(&request.fields);
-    asked.no_cache = policy::demands_validation(&request.fields, &asked);
-    let standing = object.standing(Duration::from_secs(7));
-    policy::is_lookup(request)
-        && policy::may_use(object, standing, &asked)
-        && !policy::wants_part(request)
+/// The checks between the cache lookup and the response.
+fn decide(request: &Request, object: &CachedObject) -> bool {
+    let mut directives = CacheControl::parse(&request.fields);
+    directives.no_cache = policy::demands_validation(&request.fields, &directives);
+    let freshness = object.freshness_after(Duration::from_secs(7));
+    policy::is_cacheable_request(request)
+        && policy::is_usable(object, freshness, &directives)
+        && !policy::wants_range(request)
         && !policy::is_not_modified(&request.fields, object)
 }
 
 #[divan::bench]
-fn on_a_hit(bencher: Bencher) {
+fn hit(bencher: Bencher) {
     let (request, object) = (request(&[]), stored());
     assert!(decide(&request, &object));
     bencher.bench_local(|| decide(black_box(&request), black_box(&object)));
 }
 
 #[divan::bench]
-fn on_a_hit_with_conditions(bencher: Bencher) {
+fn conditional_hit(bencher: Bencher) {
     let (request, object) = (request(&[("Cache-Control", "max-age=60"), ("If-None-Match", "\"other\"")]), stored());
     assert!(decide(&request, &object));
     bencher.bench_local(|| decide(black_box(&request), black_box(&object)));
 }
 
 #[divan::bench]
-fn the_key(bencher: Bencher) {
-    let (request, settings, mut builder) = (request(&[]), Settings::default(), KeyBuilder::new());
+fn cache_key(bencher: Bencher) {
+    let (request, config, mut builder) = (request(&[]), CacheConfig::default(), KeyBuilder::new());
     bencher.bench_local(|| {
-        key::primary(&mut builder, &settings, black_box(&request), &Region::DEFAULT);
+        key::write_primary(&mut builder, &config, black_box(&request), &Region::DEFAULT);
         builder.key().hash()
     });
 }
 
 #[divan::bench]
-fn of_a_miss(bencher: Bencher) {
+fn miss(bencher: Bencher) {
     let (request, mut response) = (request(&[]), Response::new(StatusCode::OK));
     response.fields =
         fields(&[("Cache-Control", "public, max-age=3600"), ("ETag", "\"abc\""), ("Vary", "Accept-Encoding")]);
-    let (now, route, settings) = (SystemTime::now(), RoutePolicy::default(), Settings::default());
+    let (received_at, policy, config) = (SystemTime::now(), CachePolicy::default(), CacheConfig::default());
     bencher.bench_local(|| {
-        policy::judge(&request, &Control::default(), black_box(&response), &route, &settings, now, Duration::ZERO)
+        let candidate = policy::StoreCandidate {
+            request: &request,
+            directives: &CacheControl::default(),
+            response: black_box(&response),
+            received_at,
+            delay: Duration::ZERO,
+        };
+        candidate.evaluate(&policy, &config)
     });
 }

@@ -1,8 +1,9 @@
-//! Listening sockets: which addresses are served, how many connections may stand at once, and which worker holds each.
+//! Listening sockets, connection limits, and balancing of connections across workers.
 //!
-//! Every worker has a socket of its own on every address (`SO_REUSEPORT`). The kernel spreads few long connections badly over
-//! them, so a worker that holds clearly more than the others hands a new connection to the lightest one.
-//! Invariant: what is counted in the `Floor` is exactly what holds a `Permit`.
+//! Every worker has its own socket on every address (`SO_REUSEPORT`). The kernel distributes few
+//! long connections unevenly, so a worker that holds clearly more connections than the others
+//! passes a new one to the least loaded worker. Invariant: the `ConnectionTable` counts exactly the
+//! connections that hold a `ConnectionPermit`.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -21,59 +22,61 @@ use crate::event::Event;
 use crate::metrics::{self, Counter, Counters, Label as _};
 use crate::{label, tls};
 
-/// Bounds on accepted connections (`connections` and `connections_per_ip` of `[limits_http]`).
+/// Limits on open connections (`connections` and `connections_per_ip` of `[limits_http]`).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// Connections the process holds at once; more are closed as they arrive.
-    pub connections: usize,
-    /// Connections one address (IPv6: one /64) holds at once.
-    pub connections_per_ip: usize,
+pub(crate) struct ConnectionLimits {
+    /// Maximum open connections of the process; more are closed on arrival.
+    pub(crate) connections: usize,
+    /// Maximum open connections of one address (IPv6: one /64).
+    pub(crate) connections_per_ip: usize,
 }
 
-impl Default for Settings {
+impl Default for ConnectionLimits {
     fn default() -> Self {
-        Settings { connections: 100_000, connections_per_ip: 1_000 }
+        ConnectionLimits { connections: 100_000, connections_per_ip: 1_000 }
     }
 }
 
-/// One `[[listen]]`: an address, with TLS or in the clear.
+/// One `[[listen]]`: an address, with TLS or plaintext.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Listen {
-    /// Address and port to bind; port 0 lets the system choose.
-    pub address: SocketAddr,
-    /// TLS of this listener; `None` serves HTTP in the clear.
-    pub tls: Option<tls::Settings>,
+pub(crate) struct ListenConfig {
+    /// Address and port to bind; port 0 lets the system choose a port.
+    pub(crate) address: SocketAddr,
+    /// TLS of this listener; `None` for plaintext HTTP.
+    pub(crate) tls: Option<tls::TlsConfig>,
 }
 
-impl Default for Listen {
+impl Default for ListenConfig {
     fn default() -> Self {
-        Listen { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)), tls: None }
+        ListenConfig { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)), tls: None }
     }
 }
 
-/// Connections that the kernel may hold for one listener until they are accepted: a burst's worth, and the most that
-/// `listen` takes on older kernels.
+/// Requested accept backlog of a listener: enough for a burst, and the maximum that `listen`
+/// accepts on older kernels.
 const BACKLOG: u32 = 65_535;
-/// How long accepting rests when the process is out of descriptors or memory.
-const PAUSE: Duration = Duration::from_millis(100);
-/// Connections on their way to another worker; more stay where they were accepted.
-const HAND_OVER_MAX: usize = 1_024;
-/// Locks over the per-address counts; a connection takes one of them twice in its life.
-const SHARDS: usize = 16;
+/// How long accepting pauses when the process is out of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Maximum queued connections for another worker; further ones stay on the worker that accepted
+/// them.
+const REBALANCE_QUEUE_MAX: usize = 1_024;
+/// Shards of the per-address counts, each with a lock. A connection locks one of them twice: when
+/// it is accepted and when it ends.
+const ADDRESS_SHARDS: usize = 16;
 
-/// Opens one listening socket per worker on the address, and says so.
+/// Opens one listening socket per worker on the address and logs it.
 ///
 /// # Errors
-/// What the system says: the address is in use, or not ours, or needs a privilege.
-pub fn bind(listen: &Listen, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
+/// The error of the system: the address is in use, not local, or privileged.
+pub(crate) fn bind(listen: &ListenConfig, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
     let first = bind_one(listen.address)?;
-    // With port 0 the first socket has chosen, and the others share what it got.
+    // With port 0 the system chooses a port for the first socket; the others use the same port.
     let address = first.local_addr()?;
     let others = (1..workers).map(|_| bind_one(address));
     let listeners = std::iter::once(Ok(first)).chain(others).collect::<io::Result<Vec<_>>>()?;
     let effective = effective_backlog();
     if effective < BACKLOG {
-        Event::BacklogCapped { asked: BACKLOG, effective }.emit();
+        Event::BacklogCapped { requested: BACKLOG, effective }.emit();
     }
     Event::Listening { address, tls: listen.tls.is_some(), backlog_effective: effective }.emit();
     Ok(listeners)
@@ -89,233 +92,246 @@ fn bind_one(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
-/// What the kernel makes of `BACKLOG`; as asked where it does not say.
+/// The backlog after the kernel's cap (`somaxconn`); `BACKLOG` if the cap cannot be read.
 fn effective_backlog() -> u32 {
     let cap = std::fs::read_to_string("/proc/sys/net/core/somaxconn").ok().and_then(|text| text.trim().parse().ok());
     cap.map_or(BACKLOG, |cap: u32| cap.min(BACKLOG))
 }
 
 label! {
-    /// Why a connection was closed as it arrived.
-    Refused, "reason", {
-        /// The process holds all it may.
+    /// Why a connection was closed on arrival.
+    pub(crate) ConnectionRefusal, "reason", {
+        /// The limit of the process is reached.
         Total = "connections",
-        /// The address holds all it may.
+        /// The limit of the address is reached.
         PerAddress = "connections_per_ip",
     }
 }
 
-/// What counts as one address: IPv4 whole, IPv6 by its /64, which is what one subscriber gets.
+/// The unit of the per-address limit: an IPv4 address, or an IPv6 /64, which is the usual
+/// allocation of one subscriber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Origin {
+enum ClientNetwork {
     V4(u32),
     V6(u64),
 }
 
-impl Origin {
-    /// `ip` is canonical: an IPv4 address mapped into IPv6 would share one /64 with all others.
+impl ClientNetwork {
+    /// `ip` is canonical: all IPv4-mapped IPv6 addresses would share one /64.
     fn of(ip: IpAddr) -> Self {
         match ip {
-            IpAddr::V4(ip) => Origin::V4(ip.to_bits()),
-            IpAddr::V6(ip) => Origin::V6((ip.to_bits() >> 64) as u64),
+            IpAddr::V4(ip) => ClientNetwork::V4(ip.to_bits()),
+            IpAddr::V6(ip) => ClientNetwork::V6((ip.to_bits() >> 64) as u64),
         }
     }
 
     fn shard(self) -> usize {
         let bits = match self {
-            Origin::V4(bits) => u64::from(bits),
-            Origin::V6(bits) => bits,
+            ClientNetwork::V4(bits) => u64::from(bits),
+            ClientNetwork::V6(bits) => bits,
         };
-        // Fibonacci hashing: neighbouring addresses fall into different shards.
-        (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as usize % SHARDS
+        // Fibonacci hashing: adjacent addresses get different shards.
+        (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as usize % ADDRESS_SHARDS
     }
 }
 
-/// All connections of the process: counts, limits, and the way from worker to worker.
-pub struct Floor {
-    settings: ArcSwap<Settings>,
+/// All connections of the process: counts, limits, and the queues between workers.
+pub(crate) struct ConnectionTable {
+    limits: ArcSwap<ConnectionLimits>,
     total: AtomicUsize,
-    workers: Box<[Worker]>,
-    /// Holds only addresses with a connection, so `Settings::connections` bounds it.
-    addresses: [Mutex<HashMap<Origin, usize, foldhash::fast::RandomState>>; SHARDS],
+    workers: Box<[WorkerSlot]>,
+    /// Holds only addresses with an open connection, so `ConnectionLimits::connections` bounds its
+    /// size.
+    addresses: [Mutex<HashMap<ClientNetwork, usize, foldhash::fast::RandomState>>; ADDRESS_SHARDS],
     accepted: Counter,
-    handed_over: Counter,
-    refused: Counters<Refused>,
+    rebalanced: Counter,
+    refused: Counters<ConnectionRefusal>,
 }
 
-/// On a cache line of its own: written with every connection of this worker, read with every one of the others.
+/// Per-worker state on its own cache line: written for every connection of this worker and read for
+/// every connection of the others.
 #[repr(align(64))]
-struct Worker {
+struct WorkerSlot {
     connections: AtomicUsize,
-    incoming: mpsc::Sender<HandedOver>,
-    receiver: Mutex<Option<mpsc::Receiver<HandedOver>>>,
+    queue: mpsc::Sender<RebalancedConnection>,
+    receiver: Mutex<Option<mpsc::Receiver<RebalancedConnection>>>,
 }
 
-/// A connection between two runtimes.
-struct HandedOver {
+/// A connection in transit to the runtime of another worker.
+struct RebalancedConnection {
     stream: std::net::TcpStream,
     listener: usize,
     peer: SocketAddr,
     local: SocketAddr,
-    permit: Permit,
+    permit: ConnectionPermit,
 }
 
-/// A connection to be served.
-pub struct Accepted {
+/// An accepted connection, ready to be served.
+pub(crate) struct AcceptedConnection {
     /// With `TCP_NODELAY` set.
-    pub stream: TcpStream,
-    /// Which listener it came in by (`Door::listener`).
-    pub listener: usize,
-    /// Canonical: IPv4 is never written as IPv6.
-    pub peer: SocketAddr,
-    pub local: SocketAddr,
-    /// To be kept as long as the connection.
-    pub permit: Permit,
+    pub(crate) stream: TcpStream,
+    /// Index of the listener that accepted it (`ListenerTask::listener`).
+    pub(crate) listener: usize,
+    /// Canonical: never an IPv4-mapped IPv6 address.
+    pub(crate) peer: SocketAddr,
+    pub(crate) local: SocketAddr,
+    /// Must be served as long as the connection.
+    pub(crate) permit: ConnectionPermit,
 }
 
-/// The right to hold one connection; its drop gives the counts back.
-pub struct Permit {
-    floor: Arc<Floor>,
+/// Counts one open connection; dropping it decrements the counts.
+pub(crate) struct ConnectionPermit {
+    table: Arc<ConnectionTable>,
     worker: usize,
-    origin: Origin,
+    network: ClientNetwork,
 }
 
-impl Floor {
-    pub fn new(workers: usize, settings: Settings) -> Arc<Floor> {
+impl ConnectionTable {
+    pub(crate) fn new(workers: usize, limits: ConnectionLimits) -> Arc<ConnectionTable> {
         let worker = |_| {
-            let (incoming, receiver) = mpsc::channel(HAND_OVER_MAX);
-            Worker { connections: AtomicUsize::new(0), incoming, receiver: Mutex::new(Some(receiver)) }
+            let (queue, receiver) = mpsc::channel(REBALANCE_QUEUE_MAX);
+            WorkerSlot { connections: AtomicUsize::new(0), queue, receiver: Mutex::new(Some(receiver)) }
         };
-        Arc::new(Floor {
-            settings: ArcSwap::from_pointee(settings),
+        Arc::new(ConnectionTable {
+            limits: ArcSwap::from_pointee(limits),
             total: AtomicUsize::new(0),
             workers: (0..workers).map(worker).collect(),
             addresses: Default::default(),
             accepted: Counter::default(),
-            handed_over: Counter::default(),
+            rebalanced: Counter::default(),
             refused: Counters::default(),
         })
     }
 
-    /// New limits, for connections accepted from now on.
-    pub fn set(&self, settings: Settings) {
-        self.settings.store(Arc::new(settings));
+    /// Sets the limits for connections accepted from now on.
+    pub(crate) fn set_limits(&self, limits: ConnectionLimits) {
+        self.limits.store(Arc::new(limits));
     }
 
-    /// Connections that stand now.
-    pub fn connections(&self) -> usize {
+    /// Open connections of the process.
+    pub(crate) fn count(&self) -> usize {
         self.total.load(Relaxed)
     }
 
-    pub fn workers(&self) -> usize {
+    pub(crate) fn workers(&self) -> usize {
         self.workers.len()
     }
 
-    /// Connections that `worker` holds now.
-    pub fn connections_of(&self, worker: usize) -> usize {
+    /// Open connections of `worker`.
+    pub(crate) fn worker_connections(&self, worker: usize) -> usize {
         self.workers[worker].connections.load(Relaxed)
     }
 
-    /// What other workers hand to this one; each worker takes its end once.
+    /// The queue of connections from other workers. Each worker takes its queue once.
     ///
     /// # Panics
-    /// When taken twice: a bug of the caller.
-    pub fn incoming(self: &Arc<Self>, worker: usize) -> Incoming {
+    /// If taken twice, which is a bug of the caller.
+    pub(crate) fn take_incoming(self: &Arc<Self>, worker: usize) -> IncomingConnections {
         let receiver = self.workers[worker].receiver.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Incoming(receiver.expect("each worker takes its incoming connections once"))
+        IncomingConnections(receiver.expect("each worker takes its queue once"))
     }
 
-    fn admit(self: &Arc<Self>, worker: usize, ip: IpAddr) -> Result<Permit, Refused> {
-        let settings = self.settings.load();
-        if self.total.fetch_add(1, Relaxed) >= settings.connections {
+    fn admit(self: &Arc<Self>, worker: usize, ip: IpAddr) -> Result<ConnectionPermit, ConnectionRefusal> {
+        let limits = self.limits.load();
+        if self.total.fetch_add(1, Relaxed) >= limits.connections {
             self.total.fetch_sub(1, Relaxed);
-            return Err(Refused::Total);
+            return Err(ConnectionRefusal::Total);
         }
-        let origin = Origin::of(ip);
-        let mut addresses = self.addresses(origin);
-        if addresses.get(&origin).copied().unwrap_or_default() >= settings.connections_per_ip {
+        let network = ClientNetwork::of(ip);
+        let mut addresses = self.addresses(network);
+        if addresses.get(&network).copied().unwrap_or_default() >= limits.connections_per_ip {
             self.total.fetch_sub(1, Relaxed);
-            return Err(Refused::PerAddress);
+            return Err(ConnectionRefusal::PerAddress);
         }
-        *addresses.entry(origin).or_default() += 1;
+        *addresses.entry(network).or_default() += 1;
         drop(addresses);
         self.workers[worker].connections.fetch_add(1, Relaxed);
-        Ok(Permit { floor: Arc::clone(self), worker, origin })
+        Ok(ConnectionPermit { table: Arc::clone(self), worker, network })
     }
 
-    fn addresses(&self, origin: Origin) -> MutexGuard<'_, HashMap<Origin, usize, foldhash::fast::RandomState>> {
-        self.addresses[origin.shard()].lock().unwrap_or_else(PoisonError::into_inner)
+    fn addresses(
+        &self,
+        network: ClientNetwork,
+    ) -> MutexGuard<'_, HashMap<ClientNetwork, usize, foldhash::fast::RandomState>> {
+        self.addresses[network.shard()].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lightest worker, where `worker` (the new connection left out) holds clearly more: two more while there are
-    /// few, an eighth of the mean more when there are many, so that short connections stay where they are.
-    fn lighter_than(&self, worker: usize) -> Option<usize> {
-        let own = self.connections_of(worker).saturating_sub(1);
-        let counts = (0..self.workers.len()).map(|other| (self.connections_of(other), other));
-        let (least, lightest) = counts.min()?;
-        let mean = self.connections() / self.workers.len();
-        (own > least + 1 + mean / 8).then_some(lightest)
+    /// The least loaded worker, if `worker` (without the new connection) holds clearly more
+    /// connections: at least two more while there are few, an eighth of the mean more when there
+    /// are many. The margin keeps short connections on the worker that accepted them.
+    fn rebalance_target(&self, worker: usize) -> Option<usize> {
+        let own = self.worker_connections(worker).saturating_sub(1);
+        let counts = (0..self.workers.len()).map(|other| (self.worker_connections(other), other));
+        let (least, target) = counts.min()?;
+        let mean = self.count() / self.workers.len();
+        (own > least + 1 + mean / 8).then_some(target)
     }
 }
 
-impl Permit {
-    fn move_to(&mut self, worker: usize) {
-        self.floor.workers[self.worker].connections.fetch_sub(1, Relaxed);
-        self.floor.workers[worker].connections.fetch_add(1, Relaxed);
+impl ConnectionPermit {
+    fn migrate_to(&mut self, worker: usize) {
+        self.table.workers[self.worker].connections.fetch_sub(1, Relaxed);
+        self.table.workers[worker].connections.fetch_add(1, Relaxed);
         self.worker = worker;
     }
 }
 
-impl Drop for Permit {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.floor.total.fetch_sub(1, Relaxed);
-        self.floor.workers[self.worker].connections.fetch_sub(1, Relaxed);
-        if let Entry::Occupied(mut held) = self.floor.addresses(self.origin).entry(self.origin) {
-            *held.get_mut() -= 1;
-            if *held.get() == 0 {
-                held.remove();
+        self.table.total.fetch_sub(1, Relaxed);
+        self.table.workers[self.worker].connections.fetch_sub(1, Relaxed);
+        if let Entry::Occupied(mut count) = self.table.addresses(self.network).entry(self.network) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
             }
         }
     }
 }
 
-/// A worker's end of the hand-over.
-pub struct Incoming(mpsc::Receiver<HandedOver>);
+/// The connections that other workers pass to a worker.
+pub(crate) struct IncomingConnections(mpsc::Receiver<RebalancedConnection>);
 
-impl Incoming {
-    /// The next connection from another worker, on the calling runtime; `None` when the floor is gone. Cancel safe.
-    pub async fn next(&mut self) -> Option<Accepted> {
+impl IncomingConnections {
+    /// The next connection from another worker, registered with the calling runtime; `None` when
+    /// the table is dropped. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Option<AcceptedConnection> {
         loop {
-            let HandedOver { stream, listener, peer, local, permit } = self.0.recv().await?;
+            let RebalancedConnection { stream, listener, peer, local, permit } = self.0.recv().await?;
             match TcpStream::from_std(stream) {
-                Ok(stream) => return Some(Accepted { stream, listener, peer, local, permit }),
-                // The runtime cannot watch it (no memory for that); the client sees a closed connection.
-                Err(error) => tracing::debug!(%error, "a connection was lost on its way to another worker"),
+                Ok(stream) => return Some(AcceptedConnection { stream, listener, peer, local, permit }),
+                // The runtime cannot register the socket (out of memory); the client sees a closed
+                // connection.
+                Err(error) => tracing::debug!(%error, "failed to move a connection to another worker"),
             }
         }
     }
 }
 
-/// One listening socket of one worker.
-pub struct Door {
-    pub socket: std::net::TcpListener,
-    /// Says in `Accepted` which listener a connection came in by, also after it was handed over.
-    pub listener: usize,
-    pub worker: usize,
-    pub floor: Arc<Floor>,
+/// Accepts connections on one listening socket of one worker.
+pub(crate) struct ListenerTask {
+    pub(crate) socket: std::net::TcpListener,
+    /// Index of the listener, reported in `AcceptedConnection` also after a move to another worker.
+    pub(crate) listener: usize,
+    pub(crate) worker: usize,
+    pub(crate) table: Arc<ConnectionTable>,
 }
 
-impl Door {
-    /// Accepts until `stop` is over, then takes what the kernel holds already, and closes.
-    /// `handle` gets what this worker serves itself; it must not block. Cancel safe.
+impl ListenerTask {
+    /// Accepts until `stop` completes, then drains the accept queue of the kernel and closes.
+    /// `handle` gets the connections that this worker serves; it must not block. Cancel safe.
     ///
     /// # Errors
-    /// A socket that the runtime cannot watch.
-    pub async fn run(self, stop: impl Future<Output = ()>, handle: impl Fn(Accepted)) -> io::Result<()> {
+    /// The runtime cannot register the socket.
+    pub(crate) async fn run(
+        self,
+        stop: impl Future<Output = ()>,
+        handle: impl Fn(AcceptedConnection),
+    ) -> io::Result<()> {
         let mut stop = std::pin::pin!(stop);
-        let Door { socket, listener, worker, floor } = self;
+        let ListenerTask { socket, listener, worker, table } = self;
         let socket = TcpListener::from_std(socket)?;
-        let hall = Hall { listener, worker, floor };
+        let admission = ConnectionAdmission { listener, worker, table };
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -323,107 +339,113 @@ impl Door {
                 accepted = socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => hall.receive(stream, peer, &handle),
-                Err(error) if concerns_one_connection(&error) => {}
+                Ok((stream, peer)) => admission.admit_and_handle(stream, peer, &handle),
+                Err(error) if is_connection_error(&error) => {}
                 Err(error) => {
                     Event::AcceptPaused { error: &error }.emit();
                     tokio::select! {
                         () = &mut stop => break,
-                        () = tokio::time::sleep(PAUSE) => {}
+                        () = tokio::time::sleep(ACCEPT_PAUSE) => {}
                     }
                 }
             }
         }
-        hall.receive_rest(&socket.into_std()?, &handle)
+        admission.drain_accept_queue(&socket.into_std()?, &handle)
     }
 }
 
-/// Behind the door: where connections are counted in and shown to their worker.
-struct Hall {
+/// Admits accepted connections and assigns them to a worker.
+struct ConnectionAdmission {
     listener: usize,
     worker: usize,
-    floor: Arc<Floor>,
+    table: Arc<ConnectionTable>,
 }
 
-impl Hall {
-    fn receive(&self, stream: TcpStream, peer: SocketAddr, handle: &impl Fn(Accepted)) {
+impl ConnectionAdmission {
+    fn admit_and_handle(&self, stream: TcpStream, peer: SocketAddr, handle: &impl Fn(AcceptedConnection)) {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let permit = match self.floor.admit(self.worker, peer.ip()) {
+        let permit = match self.table.admit(self.worker, peer.ip()) {
             Ok(permit) => permit,
             Err(reason) => {
-                self.floor.refused.inc(reason);
+                self.table.refused.inc(reason);
                 Event::ConnectionRefused { reason: reason.as_str(), client: peer.ip() }.emit();
                 return;
             }
         };
-        self.floor.accepted.inc();
-        // Either fails only where the client is gone already.
+        self.table.accepted.inc();
+        // Either call fails only if the client has already disconnected.
         let Ok(local) = stream.set_nodelay(true).and_then(|()| stream.local_addr()) else { return };
         let local = SocketAddr::new(local.ip().to_canonical(), local.port());
-        let accepted = Accepted { stream, listener: self.listener, peer, local, permit };
-        if let Some(accepted) = self.hand_over(accepted) {
+        let accepted = AcceptedConnection { stream, listener: self.listener, peer, local, permit };
+        if let Some(accepted) = self.rebalance(accepted) {
             handle(accepted);
         }
     }
 
-    /// Closing the socket would reset connections that the kernel has completed, whose clients may have sent requests.
-    /// The socket is asked itself: the runtime knows only of what had arrived when it last looked.
-    fn receive_rest(&self, socket: &std::net::TcpListener, handle: &impl Fn(Accepted)) -> io::Result<()> {
+    /// Accepts the connections that the kernel has already established: closing the socket would
+    /// reset them, although their clients may have sent requests. Calls `accept` on the socket
+    /// itself, because the runtime only knows the readiness of its last poll.
+    fn drain_accept_queue(
+        &self,
+        socket: &std::net::TcpListener,
+        handle: &impl Fn(AcceptedConnection),
+    ) -> io::Result<()> {
         for _ in 0..BACKLOG {
             let Ok((stream, peer)) = socket.accept() else { break };
             stream.set_nonblocking(true)?;
-            self.receive(TcpStream::from_std(stream)?, peer, handle);
+            self.admit_and_handle(TcpStream::from_std(stream)?, peer, handle);
         }
         Ok(())
     }
 
-    /// Gives the connection back where it stays on this worker.
-    fn hand_over(&self, accepted: Accepted) -> Option<Accepted> {
-        let Some(lightest) = self.floor.lighter_than(self.worker) else { return Some(accepted) };
-        let Ok(slot) = self.floor.workers[lightest].incoming.try_reserve() else { return Some(accepted) };
-        let Accepted { stream, listener, peer, local, mut permit } = accepted;
-        // A stream that cannot leave its runtime is broken; its permit goes with it.
+    /// Passes the connection to a less loaded worker; returns it if it stays on this worker.
+    fn rebalance(&self, accepted: AcceptedConnection) -> Option<AcceptedConnection> {
+        let Some(target) = self.table.rebalance_target(self.worker) else { return Some(accepted) };
+        let Ok(slot) = self.table.workers[target].queue.try_reserve() else { return Some(accepted) };
+        let AcceptedConnection { stream, listener, peer, local, mut permit } = accepted;
+        // A stream that cannot be deregistered from its runtime is broken; its permit is dropped
+        // with it.
         let stream = stream.into_std().ok()?;
-        permit.move_to(lightest);
-        slot.send(HandedOver { stream, listener, peer, local, permit });
-        self.floor.handed_over.inc();
+        permit.migrate_to(target);
+        slot.send(RebalancedConnection { stream, listener, peer, local, permit });
+        self.table.rebalanced.inc();
         None
     }
 }
 
-/// Whether only the connection that was being accepted has failed; anything else would fail again at once.
-fn concerns_one_connection(error: &io::Error) -> bool {
+/// Whether only the connection being accepted has failed. Any other error would recur at once.
+fn is_connection_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, TimedOut, WouldBlock};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | TimedOut | WouldBlock)
 }
 
-/// Exposes the counts of `floor`.
-pub fn expose(floor: &Arc<Floor>) {
-    let of = |read: fn(&Floor) -> u64| {
-        let floor = Arc::clone(floor);
-        move || read(&floor)
+/// Exposes the counts of `table`.
+pub(crate) fn expose(table: &Arc<ConnectionTable>) {
+    let of = |read: fn(&ConnectionTable) -> u64| {
+        let table = Arc::clone(table);
+        move || read(&table)
     };
-    let open = of(|floor| floor.connections() as u64);
-    metrics::expose_gauge_with("tidegate_connections", "Client connections that stand now.", move |emit| {
+    let open = of(|table| table.count() as u64);
+    metrics::expose_gauge_with("tidegate_connections", "Open client connections.", move |emit| {
         emit(&[], open() as f64);
     });
-    let accepted = of(|floor| floor.accepted.get());
+    let accepted = of(|table| table.accepted.get());
     metrics::expose_counter_with("tidegate_connections_accepted", "Client connections accepted.", move |emit| {
         emit(&[], accepted());
     });
-    let handed_over = of(|floor| floor.handed_over.get());
+    let rebalanced = of(|table| table.rebalanced.get());
     metrics::expose_counter_with(
-        "tidegate_connections_handed_over",
-        "Client connections given to a worker that held fewer.",
-        move |emit| emit(&[], handed_over()),
+        "tidegate_connections_rebalanced",
+        "Client connections passed to a less loaded worker.",
+        move |emit| emit(&[], rebalanced()),
     );
-    let floor = Arc::clone(floor);
+    let table = Arc::clone(table);
     metrics::expose_counter_with(
         "tidegate_connections_refused",
-        "Client connections closed as they arrived, by the limit that was reached.",
+        "Client connections closed on arrival, by the limit that was reached.",
         move |emit| {
-            for reason in Refused::ALL {
-                emit(&[(Refused::NAME, reason.as_str())], floor.refused.get(*reason));
+            for reason in ConnectionRefusal::ALL {
+                emit(&[(ConnectionRefusal::NAME, reason.as_str())], table.refused.get(*reason));
             }
         },
     );
@@ -436,8 +458,8 @@ mod tests {
 
     const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-    fn floor(workers: usize, connections: usize, connections_per_ip: usize) -> Arc<Floor> {
-        Floor::new(workers, Settings { connections, connections_per_ip })
+    fn table(workers: usize, connections: usize, connections_per_ip: usize) -> Arc<ConnectionTable> {
+        ConnectionTable::new(workers, ConnectionLimits { connections, connections_per_ip })
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -445,39 +467,39 @@ mod tests {
     }
 
     #[test]
-    fn what_is_over_a_limit_is_refused_and_drops_give_back() {
-        let floor = floor(1, 3, 2);
-        let first = floor.admit(0, ip("192.0.2.1")).ok();
-        let second = floor.admit(0, ip("192.0.2.1")).ok();
-        assert_eq!(floor.admit(0, ip("192.0.2.1")).err(), Some(Refused::PerAddress));
-        let third = floor.admit(0, ip("192.0.2.2")).ok();
-        assert_eq!(floor.admit(0, ip("192.0.2.3")).err(), Some(Refused::Total));
-        assert_eq!((floor.connections(), floor.connections_of(0)), (3, 3));
+    fn connections_over_a_limit_are_refused_and_drops_release_permits() {
+        let table = table(1, 3, 2);
+        let first = table.admit(0, ip("192.0.2.1")).ok();
+        let second = table.admit(0, ip("192.0.2.1")).ok();
+        assert_eq!(table.admit(0, ip("192.0.2.1")).err(), Some(ConnectionRefusal::PerAddress));
+        let third = table.admit(0, ip("192.0.2.2")).ok();
+        assert_eq!(table.admit(0, ip("192.0.2.3")).err(), Some(ConnectionRefusal::Total));
+        assert_eq!((table.count(), table.worker_connections(0)), (3, 3));
         drop((first, second, third));
-        assert_eq!((floor.connections(), floor.connections_of(0)), (0, 0));
-        assert!(floor.addresses.iter().all(|shard| shard.lock().expect("not poisoned").is_empty()));
-        floor.set(Settings { connections: 1, connections_per_ip: 1 });
-        let _held = floor.admit(0, ip("192.0.2.1")).ok();
-        assert_eq!(floor.admit(0, ip("192.0.2.2")).err(), Some(Refused::Total));
+        assert_eq!((table.count(), table.worker_connections(0)), (0, 0));
+        assert!(table.addresses.iter().all(|shard| shard.lock().expect("not poisoned").is_empty()));
+        table.set_limits(ConnectionLimits { connections: 1, connections_per_ip: 1 });
+        let _permit = table.admit(0, ip("192.0.2.1")).ok();
+        assert_eq!(table.admit(0, ip("192.0.2.2")).err(), Some(ConnectionRefusal::Total));
     }
 
     #[test]
-    fn an_ipv6_subscriber_is_one_address() {
-        let floor = floor(1, 10, 1);
-        let _held = floor.admit(0, ip("2001:db8:0:1::1")).ok();
-        assert_eq!(floor.admit(0, ip("2001:db8:0:1:ffff::2")).err(), Some(Refused::PerAddress));
-        assert!(floor.admit(0, ip("2001:db8:0:2::1")).is_ok());
+    fn ipv6_64_prefix_counts_as_one_address() {
+        let table = table(1, 10, 1);
+        let _permit = table.admit(0, ip("2001:db8:0:1::1")).ok();
+        assert_eq!(table.admit(0, ip("2001:db8:0:1:ffff::2")).err(), Some(ConnectionRefusal::PerAddress));
+        assert!(table.admit(0, ip("2001:db8:0:2::1")).is_ok());
     }
 
     #[test]
-    fn only_clear_imbalance_moves_a_connection() {
-        let floor = floor(2, 10_000, 10_000);
-        let mut held = Vec::new();
+    fn only_clear_imbalance_rebalances_a_connection() {
+        let table = table(2, 10_000, 10_000);
+        let mut permits = Vec::new();
         let mut add = |worker, count: usize| {
-            held.extend((0..count).map(|_| floor.admit(worker, ip("192.0.2.1")).ok()));
-            floor.lighter_than(worker)
+            permits.extend((0..count).map(|_| table.admit(worker, ip("192.0.2.1")).ok()));
+            table.rebalance_target(worker)
         };
-        // The connection in question is already counted.
+        // The new connection is already counted.
         assert_eq!(add(0, 1), None);
         assert_eq!(add(0, 1), None);
         assert_eq!(add(0, 1), Some(1));
@@ -487,63 +509,63 @@ mod tests {
     }
 
     #[test]
-    fn descriptors_running_out_is_no_matter_of_one_connection() {
-        assert!(concerns_one_connection(&io::ErrorKind::ConnectionAborted.into()));
+    fn descriptor_exhaustion_is_not_a_connection_error() {
+        assert!(is_connection_error(&io::ErrorKind::ConnectionAborted.into()));
         for exhausted in [23, 24, 12, 105] {
-            assert!(!concerns_one_connection(&io::Error::from_raw_os_error(exhausted)));
+            assert!(!is_connection_error(&io::Error::from_raw_os_error(exhausted)));
         }
     }
 
     #[test]
-    fn every_worker_listens_on_the_port_that_was_chosen() {
-        let sockets = bind(&Listen { address: ANYWHERE, tls: None }, 3).expect("a free port");
+    fn all_workers_listen_on_the_chosen_port() {
+        let sockets = bind(&ListenConfig { address: ANYWHERE, tls: None }, 3).expect("a free port");
         let address = sockets[0].local_addr().expect("bound");
         assert!(address.port() != 0 && sockets.len() == 3);
         assert!(sockets.iter().all(|socket| socket.local_addr().ok() == Some(address)));
     }
 
-    /// Long connections that all reach one worker end up evenly on all.
+    /// Long connections that all arrive at one worker are distributed evenly.
     #[tokio::test]
-    async fn connections_spread_over_the_workers() {
-        let floor = floor(3, 100, 100);
-        let socket = bind(&Listen { address: ANYWHERE, tls: None }, 1).expect("a free port").remove(0);
+    async fn connections_are_distributed_over_workers() {
+        let table = table(3, 100, 100);
+        let socket = bind(&ListenConfig { address: ANYWHERE, tls: None }, 1).expect("a free port").remove(0);
         let address = socket.local_addr().expect("bound");
-        let door = Door { socket, listener: 7, worker: 0, floor: Arc::clone(&floor) };
+        let task = ListenerTask { socket, listener: 7, worker: 0, table: Arc::clone(&table) };
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let stopped = async { stopped.await.expect("sent") };
-        let kept = RefCell::new(Vec::new());
+        let served = RefCell::new(Vec::new());
         let clients = async {
             let mut clients = Vec::new();
             for _ in 0..9 {
                 clients.push(TcpStream::connect(address).await.expect("listening"));
             }
-            while floor.connections() < 9 {
+            while table.count() < 9 {
                 tokio::task::yield_now().await;
             }
             stop.send(()).expect("received");
             clients
         };
-        let (clients, ran) = tokio::join!(clients, door.run(stopped, |accepted| kept.borrow_mut().push(accepted)));
-        ran.expect("watched");
-        assert_eq!((0..3).map(|worker| floor.connections_of(worker)).collect::<Vec<_>>(), [4, 3, 2]);
-        let accepted = floor.incoming(1).next().await.expect("handed over");
+        let (clients, ran) = tokio::join!(clients, task.run(stopped, |accepted| served.borrow_mut().push(accepted)));
+        ran.expect("registered");
+        assert_eq!((0..3).map(|worker| table.worker_connections(worker)).collect::<Vec<_>>(), [4, 3, 2]);
+        let accepted = table.take_incoming(1).next().await.expect("passed on");
         let locals: Vec<_> = clients.iter().map(|client| client.local_addr().ok()).collect();
         assert!(accepted.listener == 7 && accepted.local == address && locals.contains(&Some(accepted.peer)));
         assert!(accepted.stream.nodelay().expect("open"));
-        assert_eq!((floor.accepted.get(), floor.handed_over.get(), kept.borrow().len()), (9, 5, 4));
-        drop((accepted, kept));
+        assert_eq!((table.accepted.get(), table.rebalanced.get(), served.borrow().len()), (9, 5, 4));
+        drop((accepted, served));
     }
 
     #[tokio::test]
-    async fn what_the_kernel_holds_is_served_after_the_stop() {
-        let floor = floor(1, 1, 1);
-        let socket = bind(&Listen { address: ANYWHERE, tls: None }, 1).expect("a free port").remove(0);
+    async fn kernel_accept_queue_is_served_after_stop() {
+        let table = table(1, 1, 1);
+        let socket = bind(&ListenConfig { address: ANYWHERE, tls: None }, 1).expect("a free port").remove(0);
         let address = socket.local_addr().expect("bound");
         let _client = TcpStream::connect(address).await.expect("listening");
         let _refused = TcpStream::connect(address).await.expect("listening");
         let served = RefCell::new(Vec::new());
-        let door = Door { socket, listener: 0, worker: 0, floor: Arc::clone(&floor) };
-        door.run(std::future::ready(()), |accepted| served.borrow_mut().push(accepted)).await.expect("watched");
-        assert_eq!((served.borrow().len(), floor.refused.get(Refused::Total)), (1, 1));
+        let task = ListenerTask { socket, listener: 0, worker: 0, table: Arc::clone(&table) };
+        task.run(std::future::ready(()), |accepted| served.borrow_mut().push(accepted)).await.expect("registered");
+        assert_eq!((served.borrow().len(), table.refused.get(ConnectionRefusal::Total)), (1, 1));
     }
 }

@@ -1,7 +1,8 @@
-//! The admin address: liveness, readiness, metrics, the status API and the dashboard.
+//! The admin listener: liveness, readiness, metrics, the admin API and the dashboard.
 //!
-//! `/live`, `/ready`, `/metrics` and the page itself are open to whoever reaches the address. `/api` asks for the token;
-//! without one it answers only programs on this machine, and no page that a browser on this machine has open.
+//! `/live`, `/ready`, `/metrics` and the dashboard page need no authentication. `/api` requires the
+//! token. Without a configured token, `/api` accepts only direct requests of programs on this
+//! machine, and none from foreign web pages.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -12,214 +13,244 @@ use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::http::fields::Known;
-use crate::http::limits::Limits;
+use crate::http::fields::KnownField;
+use crate::http::limits::HttpLimits;
 use crate::http::message::{Method, Request, StatusCode};
-use crate::limit::{BadInquiry, Inquiry, Told};
+use crate::limit::{AdminQuery, AdminQueryError, AdminReply};
 use crate::metrics;
-use crate::plain::{self, Bounds, Reply};
-use crate::purge::{BadOrder, Order, Outcome};
+use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
+use crate::simple_server::{self, SimpleResponse, SimpleServerLimits};
 
-/// The admin listener (`[admin]`).
+/// Configuration of the admin listener (`[admin]`).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub struct AdminConfig {
     /// Address and port of the admin listener.
     pub address: SocketAddr,
-    /// What `/api` asks for as a bearer token; without one, `/api` answers on a loopback address only.
-    pub token: Option<String>,
+    /// Bearer token that `/api` requires. Without one, `/api` accepts loopback peers only.
+    pub(crate) token: Option<String>,
 }
 
-impl Default for Settings {
+impl Default for AdminConfig {
     fn default() -> Self {
-        Settings { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9900)), token: None }
+        AdminConfig { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9900)), token: None }
     }
 }
 
-/// Whether traffic should be sent here.
+/// The content of `/ready`: whether the gateway accepts traffic, whether it drains, and which
+/// breakers and shards are degraded.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Readiness {
-    /// False while starting and while draining.
-    pub ready: bool,
-    pub draining: bool,
-    /// What works less well than it should: names of breakers, shards. They do not make the gateway unready.
-    pub degraded: Vec<String>,
+pub(crate) struct ReadinessReport {
+    /// False during startup and drain.
+    pub(crate) ready: bool,
+    pub(crate) draining: bool,
+    /// Names of degraded breakers and shards. They do not make the gateway unready.
+    pub(crate) degraded: Vec<String>,
 }
 
-/// What the address shows; called for each request that asks for it, so neither may block.
-pub struct Views {
-    pub ready: Box<dyn Fn() -> Readiness>,
-    /// An object with `version`, `node`, `uptime_seconds`, `connections`, `requests_in_flight`, and `routes`: a list of
-    /// objects with `name` and `breaker`. The dashboard reads these; more is free.
-    pub status: Box<dyn Fn() -> serde_json::Value>,
-    /// What is asked for most.
-    pub hot: Box<dyn Fn() -> serde_json::Value>,
-    /// What limits do, and how they treat a caller; changes end within seconds.
-    pub limits: Box<dyn Fn(Inquiry) -> LocalFuture<Result<Told, BadInquiry>>>,
-    /// Follows an order to purge; ends within seconds.
-    pub purge: Box<dyn Fn(Order) -> LocalFuture<Result<Outcome, BadOrder>>>,
+/// Callbacks that produce the responses. Each is called per request and must not block.
+pub(crate) struct AdminViews {
+    pub(crate) ready: Box<dyn Fn() -> ReadinessReport>,
+    /// Returns an object with `version`, `node`, `uptime_seconds`, `connections`,
+    /// `requests_in_flight`, and `routes`: a list of objects with `name` and `breaker`. The
+    /// dashboard reads these keys; others are optional.
+    pub(crate) status: Box<dyn Fn() -> serde_json::Value>,
+    /// Returns the hot keys.
+    pub(crate) hot: Box<dyn Fn() -> serde_json::Value>,
+    /// Runs a query about limits. An override completes within seconds.
+    pub(crate) limits: Box<dyn Fn(AdminQuery) -> LocalFuture<Result<AdminReply, AdminQueryError>>>,
+    /// Executes a purge order; completes within seconds.
+    pub(crate) purge: Box<dyn Fn(PurgeOrder) -> LocalFuture<Result<PurgeOutcome, PurgeOrderError>>>,
 }
 
-/// What runs on the thread that began it.
-pub type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
+/// A future that runs on the thread that created it.
+pub(crate) type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
-/// Probes, a scraper or two, and a few people; each is one connection.
+/// Enough for probes, one or two scrapers and a few people, with one connection each.
 const CONNECTIONS_MAX: usize = 64;
-/// Silence after which a connection is closed: longer than the usual interval of probes.
-const IDLE: Duration = Duration::from_secs(30);
-/// A head arrives in this time, or its connection no longer takes one of the few places.
-const HEAD: Duration = Duration::from_secs(5);
+/// Idle timeout of a connection: longer than the usual interval of probes.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Timeout for a request head, so that slow clients do not occupy the few connections.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 const PAGE: &str = include_str!("admin.html");
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const JSON: &str = "application/json";
-/// The page loads nothing, and nobody may frame it.
+/// The page loads no external resource and must not be framed.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
                            connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Serves the admin address until `stop` turns true or its sender is gone: the server stops it last, so that `/ready`
-/// tells of the drain. Settings may be swapped meanwhile, except for the address. Needs a `LocalSet`. Cancel safe.
-pub async fn serve(listener: TcpListener, settings: Arc<ArcSwap<Settings>>, views: Views, stop: watch::Receiver<bool>) {
-    let http = Limits { body_bytes: 64 << 10, header_timeout: HEAD, idle_timeout: IDLE, ..Limits::default() };
-    let bounds = Bounds { http, connections: CONNECTIONS_MAX };
-    plain::serve(listener, bounds, stop, async move |request: &Request, peer: IpAddr| {
-        let token = settings.load();
-        answer(&views, token.token.as_deref(), request, peer)
+/// Serves the admin API until `stop` is true or its sender is dropped. The server stops it last, so
+/// that `/ready` reports the drain. The configuration may be replaced meanwhile, except for the
+/// address. Needs a `LocalSet`. Cancel safe.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    config: Arc<ArcSwap<AdminConfig>>,
+    views: AdminViews,
+    stop: watch::Receiver<bool>,
+) {
+    let http = HttpLimits {
+        body_bytes: 64 << 10,
+        header_timeout: HEAD_TIMEOUT,
+        idle_timeout: IDLE_TIMEOUT,
+        ..HttpLimits::default()
+    };
+    let limits = SimpleServerLimits { http, connections: CONNECTIONS_MAX };
+    simple_server::serve(listener, limits, stop, async move |request: &Request, peer: IpAddr| {
+        let config = config.load();
+        respond(&views, config.token.as_deref(), request, peer)
             .await
-            .with(Known::CacheControl, "no-store")
+            .with(KnownField::CacheControl, "no-store")
             .with_named("x-content-type-options", "nosniff")
     })
     .await;
 }
 
-async fn answer(views: &Views, token: Option<&str>, request: &Request, peer: IpAddr) -> Reply {
+async fn respond(views: &AdminViews, token: Option<&str>, request: &Request, peer: IpAddr) -> SimpleResponse {
     let path = request.path();
     let is_api = path == "/api" || path.starts_with("/api/");
-    if is_api && let Err(refused) = authorize(token, request, peer) {
-        return refused;
+    if is_api && let Err(rejection) = authorize(token, request, peer) {
+        return rejection;
     }
     if path == "/api/v1/purge" {
         return match request.method {
             Method::POST => purge(views, request.query().unwrap_or_default()).await,
-            _ => Reply::text(StatusCode::METHOD_NOT_ALLOWED, "send POST").with(Known::Allow, "POST"),
+            _ => SimpleResponse::text(StatusCode::METHOD_NOT_ALLOWED, "send POST").with(KnownField::Allow, "POST"),
         };
     }
     if let Some(rest) = path.strip_prefix("/api/v1/limits") {
         return limits(views, &request.method, rest, request.query().unwrap_or_default()).await;
     }
-    let view: fn(&Views) -> Reply = match path {
+    let view: fn(&AdminViews) -> SimpleResponse = match path {
         "/" => |_| {
-            Reply::new(StatusCode::OK, "text/html; charset=utf-8", PAGE)
+            SimpleResponse::new(StatusCode::OK, "text/html; charset=utf-8", PAGE)
                 .with_named("content-security-policy", PAGE_POLICY)
         },
-        "/live" => |_| Reply::text(StatusCode::OK, "live"),
+        "/live" => |_| SimpleResponse::text(StatusCode::OK, "live"),
         "/ready" => |views| ready(&(views.ready)()),
-        "/metrics" => |_| Reply::new(StatusCode::OK, OPENMETRICS, metrics::exposition()),
-        "/api/v1/hot" => |views| Reply::new(StatusCode::OK, JSON, (views.hot)().to_string()),
-        "/api/v1/status" => |views| Reply::new(StatusCode::OK, JSON, (views.status)().to_string()),
-        _ => return Reply::text(StatusCode::NOT_FOUND, "not found"),
+        "/metrics" => |_| SimpleResponse::new(StatusCode::OK, OPENMETRICS, metrics::exposition()),
+        "/api/v1/hot" => |views| SimpleResponse::new(StatusCode::OK, JSON, (views.hot)().to_string()),
+        "/api/v1/status" => |views| SimpleResponse::new(StatusCode::OK, JSON, (views.status)().to_string()),
+        _ => return SimpleResponse::text(StatusCode::NOT_FOUND, "not found"),
     };
     match request.method {
         Method::GET | Method::HEAD => view(views),
-        _ => Reply::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed").with(Known::Allow, "GET, HEAD"),
+        _ => SimpleResponse::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+            .with(KnownField::Allow, "GET, HEAD"),
     }
 }
 
-/// `GET /api/v1/limits` and `/api/v1/limits/explain?...`; `POST` and `DELETE /api/v1/limits/RULE` for trials.
-async fn limits(views: &Views, method: &Method, rest: &str, query: &str) -> Reply {
+/// `GET /api/v1/limits` and `/api/v1/limits/explain?...`; `POST` and `DELETE /api/v1/limits/RULE`
+/// for overrides.
+async fn limits(views: &AdminViews, method: &Method, rest: &str, query: &str) -> SimpleResponse {
     let is_read = matches!(*method, Method::GET | Method::HEAD);
-    let inquiry = match (rest, method) {
-        ("", _) if is_read => Ok(Inquiry::List),
-        ("/explain", _) if is_read => Inquiry::explain(query),
+    let query = match (rest, method) {
+        ("", _) if is_read => Ok(AdminQuery::List),
+        ("/explain", _) if is_read => AdminQuery::explain(query),
         ("" | "/explain", _) => {
-            return Reply::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed").with(Known::Allow, "GET, HEAD");
+            return SimpleResponse::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
+                .with(KnownField::Allow, "GET, HEAD");
         }
-        (rule, &Method::POST) if rule.starts_with('/') => Inquiry::change(&rule[1..], query),
-        (rule, &Method::DELETE) if rule.starts_with('/') => Inquiry::end(&rule[1..], query),
+        (rule, &Method::POST) if rule.starts_with('/') => AdminQuery::set_override(&rule[1..], query),
+        (rule, &Method::DELETE) if rule.starts_with('/') => AdminQuery::clear_override(&rule[1..], query),
         (rule, _) if rule.starts_with('/') => {
-            let hint = "send POST with what to try, or DELETE to end a trial";
-            return Reply::text(StatusCode::METHOD_NOT_ALLOWED, hint).with(Known::Allow, "POST, DELETE");
+            let hint = "send POST to set an override, or DELETE to clear it";
+            return SimpleResponse::text(StatusCode::METHOD_NOT_ALLOWED, hint).with(KnownField::Allow, "POST, DELETE");
         }
-        _ => return Reply::text(StatusCode::NOT_FOUND, "not found"),
+        _ => return SimpleResponse::text(StatusCode::NOT_FOUND, "not found"),
     };
-    let told = match inquiry {
-        Ok(inquiry) => (views.limits)(inquiry).await,
-        Err(bad) => Err(bad),
+    let reply = match query {
+        Ok(query) => (views.limits)(query).await,
+        Err(error) => Err(error),
     };
-    match told {
-        Ok(Told { value, is_complete }) => {
-            // As with a purge: what is not complete goes on by itself.
+    match reply {
+        Ok(AdminReply { value, is_complete }) => {
+            // As with a purge, an incomplete override is completed in the background.
             let status = if is_complete { StatusCode::OK } else { StatusCode::ACCEPTED };
-            Reply::new(status, JSON, value.to_string())
+            SimpleResponse::new(status, JSON, value.to_string())
         }
-        Err(bad @ BadInquiry::NoRoom(_)) => Reply::text(StatusCode::SERVICE_UNAVAILABLE, &bad.to_string()),
-        Err(bad @ BadInquiry::NoRule(_)) => Reply::text(StatusCode::NOT_FOUND, &bad.to_string()),
-        Err(bad) => Reply::text(StatusCode::BAD_REQUEST, &bad.to_string()),
+        Err(error @ AdminQueryError::RegistryFull(_)) => {
+            SimpleResponse::text(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+        }
+        Err(error @ AdminQueryError::UnknownRule(_)) => SimpleResponse::text(StatusCode::NOT_FOUND, &error.to_string()),
+        Err(error) => SimpleResponse::text(StatusCode::BAD_REQUEST, &error.to_string()),
     }
 }
 
-async fn purge(views: &Views, query: &str) -> Reply {
-    let done = async {
-        let order = Order::parse(query)?;
+async fn purge(views: &AdminViews, query: &str) -> SimpleResponse {
+    let result = async {
+        let order = PurgeOrder::parse(query)?;
         let outcome = (views.purge)(order.clone()).await?;
-        Ok::<_, BadOrder>((order, outcome))
+        Ok::<_, PurgeOrderError>((order, outcome))
     };
-    match done.await {
+    match result.await {
         Ok((order, outcome)) => {
-            // What is not complete goes on by itself.
+            // An incomplete purge is completed in the background.
             let status = if outcome.is_complete() { StatusCode::OK } else { StatusCode::ACCEPTED };
-            Reply::new(status, JSON, outcome.to_json(&order).to_string())
+            SimpleResponse::new(status, JSON, outcome.to_json(&order).to_string())
         }
-        Err(BadOrder::TooMany(many)) => Reply::text(StatusCode::SERVICE_UNAVAILABLE, &many.to_string()),
-        Err(bad) => Reply::text(StatusCode::BAD_REQUEST, &bad.to_string()),
+        Err(PurgeOrderError::OutboxFull(full)) => {
+            SimpleResponse::text(StatusCode::SERVICE_UNAVAILABLE, &full.to_string())
+        }
+        Err(error) => SimpleResponse::text(StatusCode::BAD_REQUEST, &error.to_string()),
     }
 }
 
-fn ready(readiness: &Readiness) -> Reply {
-    let Readiness { ready, draining, degraded } = readiness;
+fn ready(readiness: &ReadinessReport) -> SimpleResponse {
+    let ReadinessReport { ready, draining, degraded } = readiness;
     let status = if *ready && !*draining { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = serde_json::json!({ "ready": ready, "draining": draining, "degraded": degraded });
-    Reply::new(status, JSON, body.to_string())
+    SimpleResponse::new(status, JSON, body.to_string())
 }
 
-/// The token where there is one; else a program on this machine that came here directly.
-fn authorize(token: Option<&str>, request: &Request, peer: IpAddr) -> Result<(), Reply> {
+/// Requires the token if one is configured, and otherwise a direct request of a program on this
+/// machine.
+fn authorize(token: Option<&str>, request: &Request, peer: IpAddr) -> Result<(), SimpleResponse> {
     if let Some(token) = token {
-        return if bears(token, request) {
+        return if has_bearer_token(token, request) {
             Ok(())
         } else {
-            Err(Reply::text(StatusCode::UNAUTHORIZED, "a token is needed").with_named("www-authenticate", "Bearer"))
+            Err(SimpleResponse::text(StatusCode::UNAUTHORIZED, "token required")
+                .with_named("www-authenticate", "Bearer"))
         };
     }
     if !peer.is_loopback() {
-        return Err(Reply::text(StatusCode::FORBIDDEN, "without admin.token, this answers on loopback only"));
+        return Err(SimpleResponse::text(
+            StatusCode::FORBIDDEN,
+            "without admin.token, only loopback peers are accepted",
+        ));
     }
     if !is_direct(request) {
-        return Err(Reply::text(StatusCode::FORBIDDEN, "without admin.token, this answers direct requests only"));
+        return Err(SimpleResponse::text(
+            StatusCode::FORBIDDEN,
+            "without admin.token, only direct requests are accepted",
+        ));
     }
     Ok(())
 }
 
-/// Whether the request carries `token` as its one bearer token (RFC 6750 section 2.1).
-fn bears(token: &str, request: &Request) -> bool {
-    let mut values = request.fields.all(Known::Authorization);
+/// Whether the request carries exactly one bearer token and it is `token` (RFC 6750 section 2.1).
+fn has_bearer_token(token: &str, request: &Request) -> bool {
+    let mut values = request.fields.all(KnownField::Authorization);
     let (Some(value), None) = (values.next(), values.next()) else { return false };
     let (scheme, given) = value.split_at(value.len().min(7));
-    scheme.eq_ignore_ascii_case(b"Bearer ") && is_same(given.trim_ascii(), token.as_bytes())
+    scheme.eq_ignore_ascii_case(b"Bearer ") && constant_time_eq(given.trim_ascii(), token.as_bytes())
 }
 
-/// Compares in a time that depends on the lengths alone.
-fn is_same(left: &[u8], right: &[u8]) -> bool {
+/// Compares in a time that depends only on the lengths.
+fn constant_time_eq(left: &[u8], right: &[u8]) -> bool {
     let differing = left.iter().zip(right).fold(0, |sum, (left, right)| std::hint::black_box(sum | (left ^ right)));
     left.len() == right.len() && differing == 0
 }
 
-/// A name that resolves to loopback can be anybody's (DNS rebinding), a page of any site can send requests to loopback, and a
-/// proxy on this machine speaks for others: the host must be a loopback one, the sender no foreign page, and no proxy between.
+/// Whether a loopback request is direct. Any host name may resolve to loopback (DNS rebinding), a
+/// page of any site can send requests to loopback, and a proxy on this machine forwards requests of
+/// others. The host must therefore be a loopback name, the sender no foreign page, and no proxy in
+/// between.
 fn is_direct(request: &Request) -> bool {
     let host = request.host();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     let is_local = address.map_or(host == "localhost" || host.ends_with(".localhost"), |address| address.is_loopback());
-    let is_proxied = request.fields.has(Known::Forwarded) || request.fields.has(Known::XForwardedFor);
+    let is_proxied = request.fields.has(KnownField::Forwarded) || request.fields.has(KnownField::XForwardedFor);
     let mut sites = request.fields.named(b"sec-fetch-site");
     is_local && !is_proxied && sites.all(|site| site == b"same-origin" || site == b"none")
 }
@@ -235,23 +266,24 @@ mod tests {
 
     const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-    fn views(ready: bool) -> Views {
-        Views {
-            ready: Box::new(move || Readiness { ready, draining: false, degraded: vec!["orders".to_owned()] }),
+    fn views(ready: bool) -> AdminViews {
+        AdminViews {
+            ready: Box::new(move || ReadinessReport { ready, draining: false, degraded: vec!["orders".to_owned()] }),
             status: Box::new(|| serde_json::json!({ "node": "n1" })),
             hot: Box::new(|| serde_json::json!({ "keys": [] })),
-            limits: Box::new(|inquiry| {
-                let told = match inquiry {
-                    Inquiry::Change { rule, .. } if rule != "device" => Err(BadInquiry::NoRule(rule)),
-                    inquiry => {
-                        Ok(Told { value: serde_json::json!({ "asked": format!("{inquiry:?}") }), is_complete: true })
-                    }
+            limits: Box::new(|query| {
+                let reply = match query {
+                    AdminQuery::Override { rule, .. } if rule != "device" => Err(AdminQueryError::UnknownRule(rule)),
+                    query => Ok(AdminReply {
+                        value: serde_json::json!({ "query": format!("{query:?}") }),
+                        is_complete: true,
+                    }),
                 };
-                Box::pin(async { told })
+                Box::pin(async { reply })
             }),
             purge: Box::new(|order| {
-                let missing = if order.is_soft { vec!["n2".to_owned()] } else { Vec::new() };
-                Box::pin(async { Ok(Outcome { missing, ..Outcome::default() }) })
+                let unacknowledged_nodes = if order.is_soft { vec!["n2".to_owned()] } else { Vec::new() };
+                Box::pin(async { Ok(PurgeOutcome { unacknowledged_nodes, ..PurgeOutcome::default() }) })
             }),
         }
     }
@@ -267,11 +299,11 @@ mod tests {
 
     fn status(token: Option<&str>, request: &Request, peer: IpAddr) -> u16 {
         let runtime = tokio::runtime::LocalRuntime::new().expect("a runtime");
-        runtime.block_on(answer(&views(true), token, request, peer)).status().as_u16()
+        runtime.block_on(respond(&views(true), token, request, peer)).status().as_u16()
     }
 
     #[test]
-    fn the_api_wants_its_token() {
+    fn api_requires_token() {
         let with = |value| request("/api/v1/status", &[("authorization", value)]);
         for value in
             ["", "Bearer", "Bearer ", "Bearer secre", "Bearer secrets", "Bearer Secret", "Basic secret", "secret"]
@@ -286,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_token_only_this_machine_is_answered() {
+    fn without_token_only_direct_local_requests_are_accepted() {
         let plain = request("/api/v1/status", &[]);
         assert_eq!(status(None, &plain, LOOPBACK), 200);
         assert_eq!(status(None, &plain, "::1".parse().expect("an address")), 200);
@@ -308,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_paths_and_methods_are_told_apart() {
+    fn unknown_paths_are_404_and_wrong_methods_405() {
         assert_eq!(status(None, &request("/nothing", &[]), LOOPBACK), 404);
         assert_eq!(status(None, &request("/api/nothing", &[]), LOOPBACK), 404);
         let post = Request { method: Method::POST, ..request("/ready", &[]) };
@@ -318,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn purging_wants_a_post_and_says_what() {
+    fn purge_requires_post_and_reports_incomplete_as_202() {
         let post = |target: &str| Request { method: Method::POST, ..request(target, &[]) };
         assert_eq!(status(None, &request("/api/v1/purge?all=true", &[]), LOOPBACK), 405);
         assert_eq!(status(None, &post("/api/v1/purge"), LOOPBACK), 400);
@@ -328,46 +360,48 @@ mod tests {
     }
 
     /// Sends `head` on a connection of its own and reads until the server closes it.
-    async fn ask(address: SocketAddr, head: &str) -> String {
+    async fn exchange(address: SocketAddr, head: &str) -> String {
         let mut stream = TcpStream::connect(address).await.expect("listening");
         stream.write_all(head.as_bytes()).await.expect("open");
         let mut text = String::new();
-        stream.read_to_string(&mut text).await.expect("answered");
+        stream.read_to_string(&mut text).await.expect("a response");
         text
     }
 
     #[tokio::test]
-    async fn the_address_answers_over_a_socket() {
+    async fn serves_all_endpoints_over_a_socket() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
-        let settings = Arc::new(ArcSwap::from_pointee(Settings::default()));
+        let config = Arc::new(ArcSwap::from_pointee(AdminConfig::default()));
         let ready = Rc::new(Cell::new(false));
-        let (seen, token) = (Rc::clone(&ready), Arc::clone(&settings));
-        let views =
-            Views { ready: Box::new(move || Readiness { ready: seen.get(), ..Readiness::default() }), ..views(true) };
+        let (is_ready, shared_config) = (Rc::clone(&ready), Arc::clone(&config));
+        let views = AdminViews {
+            ready: Box::new(move || ReadinessReport { ready: is_ready.get(), ..ReadinessReport::default() }),
+            ..views(true)
+        };
         let (stop, stopped) = watch::channel(false);
-        let talk = async {
+        let client = async {
             let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-            let live = ask(address, &get("/live")).await;
+            let live = exchange(address, &get("/live")).await;
             assert!(live.starts_with("HTTP/1.1 200 OK\r\n") && live.ends_with("\r\n\r\nlive\n"), "{live}");
-            let text = ask(address, &get("/ready")).await;
+            let text = exchange(address, &get("/ready")).await;
             assert!(
                 text.starts_with("HTTP/1.1 503 ")
                     && text.contains("{\"degraded\":[],\"draining\":false,\"ready\":false}"),
                 "{text}"
             );
             ready.set(true);
-            assert!(ask(address, &get("/ready")).await.starts_with("HTTP/1.1 200 "));
-            let text = ask(address, &get("/metrics")).await;
+            assert!(exchange(address, &get("/ready")).await.starts_with("HTTP/1.1 200 "));
+            let text = exchange(address, &get("/metrics")).await;
             assert!(text.contains(OPENMETRICS) && text.ends_with("# EOF\n"), "{text}");
-            let text = ask(address, &get("/")).await;
+            let text = exchange(address, &get("/")).await;
             assert!(text.contains("frame-ancestors 'none'") && text.ends_with("</html>\n"), "{text}");
-            assert!(ask(address, &get("/api/v1/status")).await.ends_with("{\"node\":\"n1\"}"));
-            token.store(Arc::new(Settings { token: Some("t".to_owned()), ..Settings::default() }));
-            assert!(ask(address, &get("/api/v1/status")).await.contains("\r\nwww-authenticate: Bearer\r\n"));
-            assert!(ask(address, "GET / HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
+            assert!(exchange(address, &get("/api/v1/status")).await.ends_with("{\"node\":\"n1\"}"));
+            shared_config.store(Arc::new(AdminConfig { token: Some("t".to_owned()), ..AdminConfig::default() }));
+            assert!(exchange(address, &get("/api/v1/status")).await.contains("\r\nwww-authenticate: Bearer\r\n"));
+            assert!(exchange(address, "GET / HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
             stop.send_replace(true);
         };
-        LocalSet::new().run_until(async { tokio::join!(serve(listener, settings, views, stopped), talk) }).await;
+        LocalSet::new().run_until(async { tokio::join!(serve(listener, config, views, stopped), client) }).await;
     }
 }

@@ -1,32 +1,35 @@
-//! The circuit breaker of a route: closed (calls flow), open (calls are rejected), half-open (a few calls probe).
+//! The circuit breaker of a route: closed (calls are admitted), open (calls are rejected),
+//! half-open (a few calls probe).
 //!
-//! It opens on a share of failed or slow calls over a window of one-second buckets; a call that is still running counts as
-//! slow from the moment it passes the threshold, so an upstream that hangs opens it too. Half-open lets `PROBES` calls
-//! through; all must succeed to close it, one failure opens it again. A probe that is dropped gives its place back.
+//! The breaker opens at a ratio of failed or slow calls over a window of one-second buckets. A
+//! running call counts as slow as soon as it passes the threshold, so a hanging upstream opens the
+//! breaker too. Half-open admits `PROBES` calls: all must succeed to close the breaker, and one
+//! failure opens it again. A dropped probe frees its slot.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// When calls to an upstream are cut off (`[upstreams.X.breaker]`); every route of the upstream has a breaker of its own.
+/// Thresholds of the circuit breaker (`[upstreams.X.breaker]`). Every route of the upstream has its
+/// own breaker.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// Share of failed calls in the window, above 0 and up to 1, at which the breaker opens.
-    pub error_ratio: f64,
-    /// A call that takes longer is slow, from that moment on, ended or not.
-    pub slow: Duration,
-    /// Share of slow calls in the window, above 0 and up to 1, at which the breaker opens.
-    pub slow_ratio: f64,
-    /// Calls in the window before either ratio counts.
-    pub minimum: u32,
-    /// How far back calls count.
-    pub window: Duration,
-    /// How long calls are rejected before probes are let through.
-    pub open: Duration,
+pub(crate) struct BreakerConfig {
+    /// Ratio of failed calls in the window, above 0 and up to 1, at which the breaker opens.
+    pub(crate) error_ratio: f64,
+    /// Duration at which a call counts as slow, whether it has ended or not.
+    pub(crate) slow: Duration,
+    /// Ratio of slow calls in the window, above 0 and up to 1, at which the breaker opens.
+    pub(crate) slow_ratio: f64,
+    /// Minimum number of calls in the window before either ratio applies.
+    pub(crate) minimum: u32,
+    /// Length of the window.
+    pub(crate) window: Duration,
+    /// How long the breaker rejects calls before it admits probes.
+    pub(crate) open: Duration,
 }
 
-impl Default for Settings {
+impl Default for BreakerConfig {
     fn default() -> Self {
-        Settings {
+        BreakerConfig {
             error_ratio: 0.5,
             slow: Duration::from_secs(3),
             slow_ratio: 0.5,
@@ -37,63 +40,64 @@ impl Default for Settings {
     }
 }
 
-/// Calls that a half-open breaker lets through.
+/// Calls that a half-open breaker admits.
 const PROBES: u32 = 3;
-/// Most one-second buckets of a window.
+/// Maximum number of one-second buckets of a window.
 const BUCKETS: usize = 64;
-/// Slots of running calls: twice the slow threshold at an eighth of it each.
+/// Slots of running calls: twice the slow threshold, at an eighth of it each.
 const SLOTS: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum BreakerState {
     Closed,
     Open,
     HalfOpen,
 }
 
-impl State {
-    pub fn as_str(self) -> &'static str {
+impl BreakerState {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
-            State::Closed => "closed",
-            State::Open => "open",
-            State::HalfOpen => "half-open",
+            BreakerState::Closed => "closed",
+            BreakerState::Open => "open",
+            BreakerState::HalfOpen => "half-open",
         }
     }
 }
 
 #[derive(Clone, Copy, Default)]
-struct Bucket {
+struct WindowBucket {
     second: u64,
     calls: u32,
     failed: u32,
     slow: u32,
 }
 
-/// Calls that still run, by when they began: in slots of an eighth of the slow threshold, and all older ones together.
-struct Running {
+/// Counts running calls by start time: in slots of an eighth of the slow threshold, and all older
+/// calls together.
+struct RunningCalls {
     slots: [(u64, u32); SLOTS],
     older: u32,
 }
 
-impl Running {
-    fn enter(&mut self, slot: u64) {
-        let place = &mut self.slots[index(slot, SLOTS)];
-        if place.0 != slot {
-            self.older += place.1;
-            *place = (slot, 0);
+impl RunningCalls {
+    fn start(&mut self, slot: u64) {
+        let entry = &mut self.slots[index(slot, SLOTS)];
+        if entry.0 != slot {
+            self.older += entry.1;
+            *entry = (slot, 0);
         }
-        place.1 += 1;
+        entry.1 += 1;
     }
 
-    fn leave(&mut self, slot: u64) {
-        let place = &mut self.slots[index(slot, SLOTS)];
-        let count = if place.0 == slot { &mut place.1 } else { &mut self.older };
+    fn finish(&mut self, slot: u64) {
+        let entry = &mut self.slots[index(slot, SLOTS)];
+        let count = if entry.0 == slot { &mut entry.1 } else { &mut self.older };
         *count = count.saturating_sub(1);
     }
 
-    /// Those that began before `slot`.
-    fn before(&self, slot: u64) -> u32 {
-        self.older + self.slots.iter().filter(|place| place.0 < slot).map(|place| place.1).sum::<u32>()
+    /// The number of calls that started before `slot`.
+    fn started_before(&self, slot: u64) -> u32 {
+        self.older + self.slots.iter().filter(|entry| entry.0 < slot).map(|entry| entry.1).sum::<u32>()
     }
 }
 
@@ -101,238 +105,247 @@ fn index(number: u64, length: usize) -> usize {
     usize::try_from(number % length as u64).unwrap_or(0)
 }
 
-struct Core {
-    state: State,
-    /// Raised with every change of state: a call that began before is not counted after.
+struct BreakerCore {
+    state: BreakerState,
+    /// Incremented at every change of state. A call that started before a change is not counted
+    /// after it.
     generation: u64,
-    opened: Instant,
-    probing: u32,
-    proved: u32,
-    buckets: [Bucket; BUCKETS],
-    /// The last second in which a call failed or was slow, 0 for none: while the window is clear of it, nothing needs to be summed up.
-    trouble: u64,
-    /// Before this slot no call was running when it was last looked at, and none can have begun there since.
-    clear: u64,
-    running: Running,
+    opened_at: Instant,
+    running_probes: u32,
+    successful_probes: u32,
+    buckets: [WindowBucket; BUCKETS],
+    /// The last second with a failed or slow call, 0 for none. While it is outside the window, the
+    /// buckets need not be summed.
+    last_bad_second: u64,
+    /// No running call started before this slot when it was last checked, and none can have started
+    /// there since.
+    idle_before_slot: u64,
+    running: RunningCalls,
 }
 
 /// The breaker of one route.
-pub struct Breaker {
-    settings: Settings,
-    begin: Instant,
+pub(crate) struct Breaker {
+    config: BreakerConfig,
+    epoch: Instant,
     slot_millis: u64,
-    core: Mutex<Core>,
+    core: Mutex<BreakerCore>,
 }
 
-/// A call that was let through. Dropping it without a verdict counts neither way.
-pub struct Call<'a> {
+/// Permission for one call. Dropping it without `record` counts neither as success nor as failure.
+pub(crate) struct BreakerPermit<'a> {
     breaker: &'a Breaker,
-    began: Instant,
+    started_at: Instant,
     generation: u64,
     is_probe: bool,
-    is_judged: bool,
+    is_recorded: bool,
 }
 
-/// A change of state that a verdict or an admission brought about, for the caller to announce.
-pub type Change = Option<State>;
+/// The state that the breaker changed to during a call, if it changed; for the caller to report.
+pub(crate) type BreakerTransition = Option<BreakerState>;
 
 impl Breaker {
-    pub fn new(settings: Settings, now: Instant) -> Self {
-        let core = Core {
-            state: State::Closed,
+    pub(crate) fn new(config: BreakerConfig, now: Instant) -> Self {
+        let core = BreakerCore {
+            state: BreakerState::Closed,
             generation: 0,
-            opened: now,
-            probing: 0,
-            proved: 0,
-            buckets: [Bucket::default(); BUCKETS],
-            trouble: 0,
-            clear: 0,
-            running: Running { slots: [(0, 0); SLOTS], older: 0 },
+            opened_at: now,
+            running_probes: 0,
+            successful_probes: 0,
+            buckets: [WindowBucket::default(); BUCKETS],
+            last_bad_second: 0,
+            idle_before_slot: 0,
+            running: RunningCalls { slots: [(0, 0); SLOTS], older: 0 },
         };
-        let slot_millis = u64::try_from((settings.slow / 8).as_millis()).unwrap_or(u64::MAX).max(1);
-        Breaker { settings, begin: now, slot_millis, core: Mutex::new(core) }
+        let slot_millis = u64::try_from((config.slow / 8).as_millis()).unwrap_or(u64::MAX).max(1);
+        Breaker { config, epoch: now, slot_millis, core: Mutex::new(core) }
     }
 
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+    pub(crate) fn config(&self) -> &BreakerConfig {
+        &self.config
     }
 
-    pub fn state(&self) -> State {
+    pub(crate) fn state(&self) -> BreakerState {
         self.lock().state
     }
 
-    /// Lets a call through.
+    /// Admits a call.
     ///
     /// # Errors
-    /// How long until it is worth asking again.
-    pub fn admit(&self, now: Instant) -> Result<(Call<'_>, Change), (Duration, Change)> {
+    /// The time until a retry is useful.
+    pub(crate) fn admit(
+        &self,
+        now: Instant,
+    ) -> Result<(BreakerPermit<'_>, BreakerTransition), (Duration, BreakerTransition)> {
         let mut core = self.lock();
         let mut change = None;
-        if core.state == State::Closed && self.is_tripped(&mut core, now) {
-            // Nothing ends while everything hangs, so the next call asks.
-            core.turn(State::Open, now);
-            change = Some(State::Open);
+        if core.state == BreakerState::Closed && self.should_open(&mut core, now) {
+            // While all calls hang, none ends. The next admission therefore checks the ratios.
+            core.transition_to(BreakerState::Open, now);
+            change = Some(BreakerState::Open);
         }
-        if core.state == State::Open {
-            let waited = now.saturating_duration_since(core.opened);
-            if waited < self.settings.open {
-                return Err((self.settings.open - waited, change));
+        if core.state == BreakerState::Open {
+            let waited = now.saturating_duration_since(core.opened_at);
+            if waited < self.config.open {
+                return Err((self.config.open - waited, change));
             }
-            core.turn(State::HalfOpen, now);
-            change = Some(State::HalfOpen);
+            core.transition_to(BreakerState::HalfOpen, now);
+            change = Some(BreakerState::HalfOpen);
         }
-        let is_probe = core.state == State::HalfOpen;
+        let is_probe = core.state == BreakerState::HalfOpen;
         if is_probe {
-            if core.probing + core.proved >= PROBES {
-                return Err((self.settings.open, change));
+            if core.running_probes + core.successful_probes >= PROBES {
+                return Err((self.config.open, change));
             }
-            core.probing += 1;
+            core.running_probes += 1;
         } else {
-            core.running.enter(self.slot(now));
+            core.running.start(self.slot(now));
         }
-        let call = Call { breaker: self, began: now, generation: core.generation, is_probe, is_judged: false };
-        Ok((call, change))
+        let permit =
+            BreakerPermit { breaker: self, started_at: now, generation: core.generation, is_probe, is_recorded: false };
+        Ok((permit, change))
     }
 
-    /// Counts a call as failed after all: its answer began well and broke off. `generation` is that of its admission.
-    pub fn fail_late(&self, generation: u64, now: Instant) -> Change {
+    /// Counts a call as failed after `record`: the response started well and was aborted.
+    /// `generation` is that of its admission.
+    pub(crate) fn fail_late(&self, generation: u64, now: Instant) -> BreakerTransition {
         let mut core = self.lock();
-        if core.generation != generation || core.state == State::Open {
+        if core.generation != generation || core.state == BreakerState::Open {
             return None;
         }
-        core.trouble = self.second(now);
+        core.last_bad_second = self.second(now);
         core.bucket(self.second(now)).failed += 1;
-        // The call itself is in its bucket since its answer began.
-        (core.state == State::HalfOpen || self.is_tripped(&mut core, now)).then(|| {
-            core.turn(State::Open, now);
-            State::Open
+        // The call itself is in its bucket since the start of its response.
+        (core.state == BreakerState::HalfOpen || self.should_open(&mut core, now)).then(|| {
+            core.transition_to(BreakerState::Open, now);
+            BreakerState::Open
         })
     }
 
-    fn is_tripped(&self, core: &mut Core, now: Instant) -> bool {
-        let this = self.second(now);
-        let oldest = this.saturating_sub(self.settings.window.as_secs().clamp(1, BUCKETS as u64 - 1) - 1);
-        // A call may run for longer than the window: it goes on counting.
-        let hanging = now.checked_sub(self.settings.slow).map_or(0, |at| core.hanging(self.slot(at)));
-        if hanging == 0 && (core.trouble == 0 || core.trouble < oldest) {
+    fn should_open(&self, core: &mut BreakerCore, now: Instant) -> bool {
+        let current = self.second(now);
+        let oldest = current.saturating_sub(self.config.window.as_secs().clamp(1, BUCKETS as u64 - 1) - 1);
+        // A call may run for longer than the window. It is still counted.
+        let overdue = now.checked_sub(self.config.slow).map_or(0, |at| core.overdue(self.slot(at)));
+        if overdue == 0 && (core.last_bad_second == 0 || core.last_bad_second < oldest) {
             return false;
         }
-        let (mut calls, mut failed, mut slow) = (hanging, 0u32, hanging);
+        let (mut calls, mut failed, mut slow) = (overdue, 0u32, overdue);
         for bucket in &core.buckets {
-            if bucket.second >= oldest && bucket.second <= this {
+            if bucket.second >= oldest && bucket.second <= current {
                 calls += bucket.calls;
                 failed += bucket.failed;
                 slow += bucket.slow;
             }
         }
-        let share = |part: u32, ratio: f64| part > 0 && f64::from(part) >= f64::from(calls) * ratio;
-        calls >= self.settings.minimum
-            && (share(failed, self.settings.error_ratio) || share(slow, self.settings.slow_ratio))
+        let reaches = |count: u32, ratio: f64| count > 0 && f64::from(count) >= f64::from(calls) * ratio;
+        calls >= self.config.minimum
+            && (reaches(failed, self.config.error_ratio) || reaches(slow, self.config.slow_ratio))
     }
 
     fn second(&self, now: Instant) -> u64 {
-        now.saturating_duration_since(self.begin).as_secs() + 1
+        now.saturating_duration_since(self.epoch).as_secs() + 1
     }
 
-    /// Slots are never 0, so that an unused place is older than any.
+    /// Slots are never 0, so that an unused entry is older than any slot.
     fn slot(&self, now: Instant) -> u64 {
-        let since = now.saturating_duration_since(self.begin);
+        let since = now.saturating_duration_since(self.epoch);
         let millis = since.as_secs() * 1_000 + u64::from(since.subsec_millis());
         millis / self.slot_millis + 1
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Core> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BreakerCore> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Core {
-    fn turn(&mut self, state: State, now: Instant) {
+impl BreakerCore {
+    fn transition_to(&mut self, state: BreakerState, now: Instant) {
         self.state = state;
         self.generation += 1;
-        self.opened = now;
-        self.probing = 0;
-        self.proved = 0;
-        if state == State::Closed {
-            self.buckets = [Bucket::default(); BUCKETS];
-            // Calls from before the change are not counted after, so they do not leave either.
-            self.running = Running { slots: [(0, 0); SLOTS], older: 0 };
+        self.opened_at = now;
+        self.running_probes = 0;
+        self.successful_probes = 0;
+        if state == BreakerState::Closed {
+            self.buckets = [WindowBucket::default(); BUCKETS];
+            // Calls from before the change are not counted after it, so they are not subtracted
+            // either.
+            self.running = RunningCalls { slots: [(0, 0); SLOTS], older: 0 };
         }
     }
 
-    /// Calls that began before `slot` and still run.
-    fn hanging(&mut self, slot: u64) -> u32 {
-        if slot <= self.clear {
+    /// The number of running calls that started before `slot`.
+    fn overdue(&mut self, slot: u64) -> u32 {
+        if slot <= self.idle_before_slot {
             return 0;
         }
-        let count = self.running.before(slot);
+        let count = self.running.started_before(slot);
         if count == 0 {
-            self.clear = slot;
+            self.idle_before_slot = slot;
         }
         count
     }
 
-    fn bucket(&mut self, second: u64) -> &mut Bucket {
+    fn bucket(&mut self, second: u64) -> &mut WindowBucket {
         let bucket = &mut self.buckets[index(second, BUCKETS)];
         if bucket.second != second {
-            *bucket = Bucket { second, ..Bucket::default() };
+            *bucket = WindowBucket { second, ..WindowBucket::default() };
         }
         bucket
     }
 }
 
-impl Call<'_> {
-    /// What `Breaker::fail_late` asks for.
-    pub fn generation(&self) -> u64 {
+impl BreakerPermit<'_> {
+    /// The generation that `Breaker::fail_late` expects.
+    pub(crate) fn generation(&self) -> u64 {
         self.generation
     }
 
-    /// Ends the call with its verdict.
-    pub fn judge(mut self, succeeded: bool, now: Instant) -> Change {
-        self.is_judged = true;
+    /// Ends the call with its result.
+    pub(crate) fn record(mut self, succeeded: bool, now: Instant) -> BreakerTransition {
+        self.is_recorded = true;
         let mut core = self.breaker.lock();
         if core.generation != self.generation {
             return None;
         }
-        let took = now.saturating_duration_since(self.began);
-        let is_slow = took >= self.breaker.settings.slow;
+        let took = now.saturating_duration_since(self.started_at);
+        let is_slow = took >= self.breaker.config.slow;
         if self.is_probe {
-            core.probing -= 1;
-            core.proved += u32::from(succeeded && !is_slow);
+            core.running_probes -= 1;
+            core.successful_probes += u32::from(succeeded && !is_slow);
             let next = if !succeeded || is_slow {
-                State::Open
-            } else if core.proved >= PROBES {
-                State::Closed
+                BreakerState::Open
+            } else if core.successful_probes >= PROBES {
+                BreakerState::Closed
             } else {
                 return None;
             };
-            core.turn(next, now);
+            core.transition_to(next, now);
             return Some(next);
         }
-        self.leave(&mut core);
+        self.finish(&mut core);
         let second = self.breaker.second(now);
         if !succeeded || is_slow {
-            core.trouble = second;
+            core.last_bad_second = second;
         }
         let bucket = core.bucket(second);
         bucket.calls += 1;
         bucket.failed += u32::from(!succeeded);
         bucket.slow += u32::from(is_slow);
-        let trips = (!succeeded || is_slow) && self.breaker.is_tripped(&mut core, now);
-        trips.then(|| {
-            core.turn(State::Open, now);
-            State::Open
+        let opens = (!succeeded || is_slow) && self.breaker.should_open(&mut core, now);
+        opens.then(|| {
+            core.transition_to(BreakerState::Open, now);
+            BreakerState::Open
         })
     }
 
-    fn leave(&self, core: &mut Core) {
-        core.running.leave(self.breaker.slot(self.began));
+    fn finish(&self, core: &mut BreakerCore) {
+        core.running.finish(self.breaker.slot(self.started_at));
     }
 }
 
-impl Drop for Call<'_> {
+impl Drop for BreakerPermit<'_> {
     fn drop(&mut self) {
-        if self.is_judged {
+        if self.is_recorded {
             return;
         }
         let mut core = self.breaker.lock();
@@ -340,9 +353,9 @@ impl Drop for Call<'_> {
             return;
         }
         if self.is_probe {
-            core.probing -= 1;
+            core.running_probes -= 1;
         } else {
-            self.leave(&mut core);
+            self.finish(&mut core);
         }
     }
 }
@@ -353,12 +366,12 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn breaker(begin: Instant) -> Breaker {
-        Breaker::new(Settings { minimum: 4, open: 5 * SECOND, ..Settings::default() }, begin)
+    fn breaker(epoch: Instant) -> Breaker {
+        Breaker::new(BreakerConfig { minimum: 4, open: 5 * SECOND, ..BreakerConfig::default() }, epoch)
     }
 
-    fn call(breaker: &Breaker, succeeded: bool, now: Instant) -> Change {
-        breaker.admit(now).map_or(None, |(call, _)| call.judge(succeeded, now))
+    fn call(breaker: &Breaker, succeeded: bool, now: Instant) -> BreakerTransition {
+        breaker.admit(now).map_or(None, |(call, _)| call.record(succeeded, now))
     }
 
     fn trip(breaker: &Breaker, now: Instant) {
@@ -367,7 +380,7 @@ mod tests {
         }
     }
 
-    fn admitted(breaker: &Breaker, now: Instant) -> Call<'_> {
+    fn admitted(breaker: &Breaker, now: Instant) -> BreakerPermit<'_> {
         match breaker.admit(now) {
             Ok((call, _)) => call,
             Err((wait, _)) => panic!("rejected for {wait:?}"),
@@ -375,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_break_off_open_it_too() {
+    fn late_failures_open_the_breaker() {
         let now = Instant::now();
         let breaker = breaker(now);
         let generation = admitted(&breaker, now).generation();
@@ -383,41 +396,44 @@ mod tests {
             call(&breaker, true, now);
         }
         assert_eq!(breaker.fail_late(generation, now), None);
-        assert_eq!(breaker.fail_late(generation + 1, now), None, "of another time");
-        assert_eq!(breaker.fail_late(generation, now), Some(State::Open));
+        assert_eq!(breaker.fail_late(generation + 1, now), None, "of an earlier generation");
+        assert_eq!(breaker.fail_late(generation, now), Some(BreakerState::Open));
         assert_eq!(breaker.fail_late(generation, now), None);
     }
 
     #[test]
-    fn open_rejects_and_says_how_long() {
-        let begin = Instant::now();
-        let breaker = breaker(begin);
+    fn open_breaker_rejects_with_the_remaining_time() {
+        let epoch = Instant::now();
+        let breaker = breaker(epoch);
         assert_eq!(
-            (0..4).map(|_| call(&breaker, false, begin)).collect::<Vec<_>>(),
-            [None, None, None, Some(State::Open)]
+            (0..4).map(|_| call(&breaker, false, epoch)).collect::<Vec<_>>(),
+            [None, None, None, Some(BreakerState::Open)]
         );
-        let (wait, _) = breaker.admit(begin + 2 * SECOND).err().expect("open");
+        let (wait, _) = breaker.admit(epoch + 2 * SECOND).err().expect("open");
         assert_eq!(wait, 3 * SECOND);
     }
 
     #[test]
     fn half_open_closes_after_all_probes_and_opens_on_one_failure() {
-        let begin = Instant::now();
-        let breaker = breaker(begin);
-        trip(&breaker, begin);
-        let later = begin + 6 * SECOND;
-        assert_eq!(call(&breaker, false, later), Some(State::Open));
+        let epoch = Instant::now();
+        let breaker = breaker(epoch);
+        trip(&breaker, epoch);
+        let later = epoch + 6 * SECOND;
+        assert_eq!(call(&breaker, false, later), Some(BreakerState::Open));
         let later = later + 6 * SECOND;
-        assert_eq!((0..3).map(|_| call(&breaker, true, later)).collect::<Vec<_>>(), [None, None, Some(State::Closed)]);
-        assert_eq!(call(&breaker, false, later), None, "the window starts anew");
+        assert_eq!(
+            (0..3).map(|_| call(&breaker, true, later)).collect::<Vec<_>>(),
+            [None, None, Some(BreakerState::Closed)]
+        );
+        assert_eq!(call(&breaker, false, later), None, "the window is empty after closing");
     }
 
     #[test]
-    fn a_cancelled_probe_gives_its_place_back() {
-        let begin = Instant::now();
-        let breaker = breaker(begin);
-        trip(&breaker, begin);
-        let later = begin + 6 * SECOND;
+    fn cancelled_probe_releases_its_slot() {
+        let epoch = Instant::now();
+        let breaker = breaker(epoch);
+        trip(&breaker, epoch);
+        let later = epoch + 6 * SECOND;
         let probes: Vec<_> = (0..3).map(|_| admitted(&breaker, later)).collect();
         assert!(breaker.admit(later).is_err());
         drop(probes);
@@ -425,25 +441,25 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_that_hangs_opens_it_though_nothing_ends() {
-        let begin = Instant::now();
-        let breaker = breaker(begin);
-        let running: Vec<_> = (0..4).map(|_| admitted(&breaker, begin)).collect();
-        assert!(breaker.admit(begin + 2 * SECOND).is_ok());
-        let (_, change) = breaker.admit(begin + 5 * SECOND).err().expect("open");
-        assert_eq!(change, Some(State::Open));
+    fn hanging_calls_open_the_breaker_before_they_end() {
+        let epoch = Instant::now();
+        let breaker = breaker(epoch);
+        let running: Vec<_> = (0..4).map(|_| admitted(&breaker, epoch)).collect();
+        assert!(breaker.admit(epoch + 2 * SECOND).is_ok());
+        let (_, change) = breaker.admit(epoch + 5 * SECOND).err().expect("open");
+        assert_eq!(change, Some(BreakerState::Open));
         drop(running);
     }
 
     #[test]
-    fn old_failures_are_forgotten_and_few_do_not_count() {
-        let begin = Instant::now();
-        let breaker = breaker(begin);
-        (0..3).for_each(|_| assert_eq!(call(&breaker, false, begin), None));
-        assert_eq!(call(&breaker, false, begin + 11 * SECOND), None);
-        let breaker = self::breaker(begin);
-        (0..10).for_each(|_| assert_eq!(call(&breaker, true, begin), None));
-        (0..9).for_each(|_| assert_eq!(call(&breaker, false, begin), None));
-        assert_eq!(call(&breaker, false, begin), Some(State::Open));
+    fn failures_outside_the_window_and_below_the_minimum_do_not_count() {
+        let epoch = Instant::now();
+        let breaker = breaker(epoch);
+        (0..3).for_each(|_| assert_eq!(call(&breaker, false, epoch), None));
+        assert_eq!(call(&breaker, false, epoch + 11 * SECOND), None);
+        let breaker = self::breaker(epoch);
+        (0..10).for_each(|_| assert_eq!(call(&breaker, true, epoch), None));
+        (0..9).for_each(|_| assert_eq!(call(&breaker, false, epoch), None));
+        assert_eq!(call(&breaker, false, epoch), Some(BreakerState::Open));
     }
 }

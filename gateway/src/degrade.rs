@@ -1,6 +1,6 @@
-//! What is answered when nothing better is left: the page of a route and its status, as HTML or problem JSON by `Accept`.
+//! Fallback responses: the route's page or a problem document, as HTML or JSON by `Accept`.
 //!
-//! Every answer that the gateway makes up itself is written here, so they all look alike: `no-store`, and a reason.
+//! All responses that the gateway synthesises are written here. They have `no-store` and a reason.
 
 use std::cell::{Cell, RefCell};
 use std::sync::LazyLock;
@@ -9,37 +9,38 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::StatusCode;
 
-use crate::error::{Error, Kind};
-use crate::http::fields::{Fields, Known};
-use crate::http::message::{Length, Response};
+use crate::error::{Error, ErrorKind};
+use crate::http::fields::{Fields, KnownField};
+use crate::http::message::{BodyLength, Response};
 
-/// The last answer of a route (`routes.degrade`).
+/// The fallback page of a route (`routes.degrade`).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub(crate) struct DegradeConfig {
     /// Status of the page, 400 to 599.
-    pub status: StatusCode,
-    /// The page for clients that accept HTML, as read when the configuration was loaded; `None`: the built-in one.
-    pub html: Option<String>,
+    pub(crate) status: StatusCode,
+    /// The page for clients that accept HTML, read when the configuration was loaded; `None`: the
+    /// built-in page.
+    pub(crate) html: Option<String>,
     /// The page for clients that accept JSON, likewise.
-    pub json: Option<String>,
-    /// The middle of the jittered `Retry-After`.
-    pub retry_after: Duration,
+    pub(crate) json: Option<String>,
+    /// Mean of the jittered `Retry-After`.
+    pub(crate) retry_after: Duration,
 }
 
-impl Settings {
-    /// 503, the default, promises that waiting helps. An upstream whose answers are malformed is broken, not busy: 502 (RFC 9110
-    /// section 15.6.3).
-    fn status_for(&self, kind: Kind) -> StatusCode {
+impl DegradeConfig {
+    /// The default 503 tells clients to retry later. An upstream with malformed responses is broken
+    /// rather than overloaded: 502 (RFC 9110 section 15.6.3).
+    fn status_for(&self, kind: ErrorKind) -> StatusCode {
         match (kind, self.status) {
-            (Kind::Malformed, StatusCode::SERVICE_UNAVAILABLE) => StatusCode::BAD_GATEWAY,
+            (ErrorKind::Malformed, StatusCode::SERVICE_UNAVAILABLE) => StatusCode::BAD_GATEWAY,
             (_, status) => status,
         }
     }
 }
 
-impl Default for Settings {
+impl Default for DegradeConfig {
     fn default() -> Self {
-        Settings {
+        DegradeConfig {
             status: StatusCode::SERVICE_UNAVAILABLE,
             html: None,
             json: None,
@@ -48,25 +49,25 @@ impl Default for Settings {
     }
 }
 
-/// What a client would rather read.
+/// Media type of a synthesised response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum PageFormat {
     Html,
     Json,
 }
 
-/// The form that `Accept` prefers (RFC 9110 section 12.5.1); problem JSON where it does not say.
-pub fn form(request: &Fields) -> Form {
-    if !request.has(Known::Accept) {
-        return Form::Json;
+/// The format that `Accept` prefers (RFC 9110 section 12.5.1); problem JSON without a preference.
+pub(crate) fn page_format(request: &Fields) -> PageFormat {
+    if !request.has(KnownField::Accept) {
+        return PageFormat::Json;
     }
     let (mut html, mut json) = (0, 0);
-    for member in request.members(Known::Accept) {
+    for member in request.members(KnownField::Accept) {
         let text = String::from_utf8_lossy(member).to_ascii_lowercase();
         let mut parts = text.split(';').map(str::trim);
         let kind = parts.next().unwrap_or_default();
         let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok()).unwrap_or(1.0);
-        // Thousandths, as the grammar has at most three digits; nonsense counts as nothing.
+        // In thousandths: the grammar has at most three digits. An invalid weight counts as 0.
         let weight = if (0.0..=1.0).contains(&weight) { (weight * 1000.0) as u32 } else { 0 };
         match kind {
             "text/html" | "application/xhtml+xml" | "text/*" => html = html.max(weight),
@@ -74,141 +75,156 @@ pub fn form(request: &Fields) -> Form {
             _ => {}
         }
     }
-    if html > json { Form::Html } else { Form::Json }
+    if html > json { PageFormat::Html } else { PageFormat::Json }
 }
 
-/// Fills `response` with the answer to a failure and returns its body. `page` is the route's, where a page may stand in.
-pub fn write(error: &Error, page: Option<&Settings>, request: &Fields, spread: u64, response: &mut Response) -> Bytes {
-    let page = page.filter(|_| error.is_degradable());
-    let status = page.map_or(error.status(), |page| page.status_for(error.kind()));
-    let form = form(request);
-    let body = match (page, form) {
-        (Some(Settings { html: Some(html), .. }), Form::Html) => Bytes::copy_from_slice(html.as_bytes()),
-        (Some(Settings { json: Some(json), .. }), Form::Json) => Bytes::copy_from_slice(json.as_bytes()),
-        (_, form) => standard(status, error, form),
-    };
-    head(status, form, &body, response);
-    if let Some(page) = page {
-        response.fields.add(Known::RetryAfter, jittered(page.retry_after, spread).to_string());
-        write_reason(error.kind(), response);
-    } else if error.kind() == Kind::Unchecked {
-        // Ten are looked at each second.
-        response.fields.add(Known::RetryAfter, "1");
+/// Writes the response to an `Error`: the route's page or a problem document, in the format that
+/// the request's `Accept` prefers.
+pub(crate) struct ErrorResponder<'a> {
+    /// The route's page, used if the failure is behind the gateway.
+    pub(crate) config: Option<&'a DegradeConfig>,
+    /// The request's fields, for `Accept`.
+    pub(crate) request: &'a Fields,
+    /// Random number for the jitter of `Retry-After`.
+    pub(crate) random: u64,
+}
+
+impl ErrorResponder<'_> {
+    /// Writes the head of the response to `error` and returns its body.
+    pub(crate) fn write(&self, error: &Error, response: &mut Response) -> Bytes {
+        let page = self.config.filter(|_| error.is_degradable());
+        let status = page.map_or(error.status(), |page| page.status_for(error.kind()));
+        let format = page_format(self.request);
+        let body = match (page, format) {
+            (Some(DegradeConfig { html: Some(html), .. }), PageFormat::Html) => Bytes::copy_from_slice(html.as_bytes()),
+            (Some(DegradeConfig { json: Some(json), .. }), PageFormat::Json) => Bytes::copy_from_slice(json.as_bytes()),
+            (_, format) => default_body(status, error, format),
+        };
+        write_head(status, format, &body, response);
+        if let Some(page) = page {
+            let retry_after = jittered_retry_after(page.retry_after, self.random);
+            response.fields.add(KnownField::RetryAfter, retry_after.to_string());
+            write_proxy_status(error.kind(), response);
+        } else if error.kind() == ErrorKind::VerificationThrottled {
+            // Ten tokens of an address are verified each second.
+            response.fields.add(KnownField::RetryAfter, "1");
+        }
+        body
     }
-    body
 }
 
-/// Says why the origin did not answer itself (RFC 9209), on a page as on a stale answer.
-pub fn write_reason(kind: Kind, response: &mut Response) {
-    response.fields.add(Known::ProxyStatus, proxy_status(kind));
+/// Adds `Proxy-Status` (RFC 9209): why the response is a page or stale instead of the origin's.
+pub(crate) fn write_proxy_status(kind: ErrorKind, response: &mut Response) {
+    response.fields.add(KnownField::ProxyStatus, proxy_status_value(kind));
 }
 
-/// What this gateway forwards.
+/// The methods that this gateway forwards.
 const METHODS: &str = "GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS";
 
-/// The gateway's own answer to OPTIONS.
-pub fn write_options(response: &mut Response) -> Bytes {
+/// Writes the gateway's own response to OPTIONS.
+pub(crate) fn write_options(response: &mut Response) -> Bytes {
     response.status = StatusCode::OK;
     response.fields.clear();
-    date(&mut response.fields);
-    response.fields.add(Known::Allow, METHODS);
-    response.length = Length::Known(0);
+    add_date(&mut response.fields);
+    response.fields.add(KnownField::Allow, METHODS);
+    response.length = BodyLength::Known(0);
     Bytes::new()
 }
 
-/// The answer to a request that was refused before it was understood; it closes the connection.
-pub fn write_refusal(status: StatusCode, reason: &str, response: &mut Response) -> Bytes {
+/// Writes the response to a request whose head was refused. The connection is closed after it.
+pub(crate) fn write_refusal(status: StatusCode, reason: &str, response: &mut Response) -> Bytes {
     let body = problem(status, reason);
-    head(status, Form::Json, &body, response);
-    response.fields.add(Known::CacheStatus, format!("tidegate; detail={reason}"));
+    write_head(status, PageFormat::Json, &body, response);
+    response.fields.add(KnownField::CacheStatus, format!("tidegate; detail={reason}"));
     if status == StatusCode::METHOD_NOT_ALLOWED {
-        response.fields.add(Known::Allow, METHODS);
+        response.fields.add(KnownField::Allow, METHODS);
     }
     body
 }
 
 thread_local! {
-    /// The line of `Date` on this thread: written anew by its clock, so that no answer has to ask the system.
+    /// The `Date` field of this thread. Its maintenance task updates it, so that no response reads
+    /// the system clock.
     static DATE: RefCell<Option<Fields>> = const { RefCell::new(None) };
-    /// How often it has changed; nothing before there is one.
-    static SECOND: Cell<Option<u64>> = const { Cell::new(None) };
+    /// Number of changes of `DATE`; `None` before the first update.
+    static DATE_VERSION: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// What answers that are made up here begin with, by their form.
-static HTML: LazyLock<Fields> = LazyLock::new(|| beginning("text/html; charset=utf-8"));
-static JSON: LazyLock<Fields> = LazyLock::new(|| beginning("application/problem+json"));
+/// The first fields of synthesised responses, by format.
+static HTML_FIELDS: LazyLock<Fields> = LazyLock::new(|| base_fields_for("text/html; charset=utf-8"));
+static JSON_FIELDS: LazyLock<Fields> = LazyLock::new(|| base_fields_for("application/problem+json"));
 
-fn beginning(content: &str) -> Fields {
+fn base_fields_for(content_type: &str) -> Fields {
     let mut fields = Fields::default();
-    fields.add(Known::ContentType, content);
-    fields.add(Known::CacheControl, "no-store");
+    fields.add(KnownField::ContentType, content_type);
+    fields.add(KnownField::CacheControl, "no-store");
     fields
 }
 
-/// The first lines of an answer in this form.
-fn kind(form: Form) -> &'static Fields {
-    match form {
-        Form::Html => &HTML,
-        Form::Json => &JSON,
+fn base_fields(format: PageFormat) -> &'static Fields {
+    match format {
+        PageFormat::Html => &HTML_FIELDS,
+        PageFormat::Json => &JSON_FIELDS,
     }
 }
 
-/// Says what time it is, for the answers of this thread that are the gateway's own; to be called several times a second.
-pub fn set_date(now: SystemTime) {
-    let mut line = Fields::default();
-    line.add(Known::Date, httpdate::fmt_http_date(now));
+/// Updates the `Date` of responses that this thread synthesises. Call several times a second.
+pub(crate) fn update_date(now: SystemTime) {
+    let mut current = Fields::default();
+    current.add(KnownField::Date, httpdate::fmt_http_date(now));
     DATE.with_borrow_mut(|date| {
-        if date.as_ref().and_then(|date| date.get(Known::Date)) != line.get(Known::Date) {
-            *date = Some(line);
-            SECOND.set(Some(SECOND.get().map_or(0, |second| second + 1)));
+        if date.as_ref().and_then(|date| date.get(KnownField::Date)) != current.get(KnownField::Date) {
+            *date = Some(current);
+            DATE_VERSION.set(Some(DATE_VERSION.get().map_or(0, |version| version + 1)));
         }
     });
 }
 
-/// A number that lasts as long as `Date` says the same on this thread.
-pub fn second() -> Option<u64> {
-    SECOND.get()
+/// Version of this thread's `Date`: unchanged while the value of the field is unchanged.
+pub(crate) fn date_version() -> Option<u64> {
+    DATE_VERSION.get()
 }
 
-/// Whoever makes an answer up says when (RFC 9110 section 6.6.1).
-fn date(fields: &mut Fields) {
+/// Adds `Date`, which the sender of a synthesised response generates (RFC 9110 section 6.6.1).
+fn add_date(fields: &mut Fields) {
     DATE.with_borrow(|date| match date {
-        Some(line) => fields.append_all(line),
-        None => fields.add(Known::Date, httpdate::fmt_http_date(SystemTime::now())),
+        Some(date) => fields.append_all(date),
+        None => fields.add(KnownField::Date, httpdate::fmt_http_date(SystemTime::now())),
     });
 }
 
-/// Fills `response` but for what tells of its reason.
-pub fn head(status: StatusCode, form: Form, body: &Bytes, response: &mut Response) {
+/// Writes the head, without the fields that name the reason.
+pub(crate) fn write_head(status: StatusCode, format: PageFormat, body: &Bytes, response: &mut Response) {
     response.status = status;
-    response.fields.copy_from(kind(form));
-    response.length = Length::Known(body.len() as u64);
-    date(&mut response.fields);
+    response.fields.copy_from(base_fields(format));
+    response.length = BodyLength::Known(body.len() as u64);
+    add_date(&mut response.fields);
 }
 
-/// The most frequent of all answers that are made up here.
-const LIMITED: &[u8] =
+/// Constant body of the most frequent synthesised response.
+const LIMITED_BODY: &[u8] =
     b"{\"type\":\"about:blank\",\"title\":\"Too Many Requests\",\"status\":429,\"reason\":\"limited\"}\n";
 
-/// The built-in page of a failure.
-pub fn standard(status: StatusCode, error: &Error, form: Form) -> Bytes {
-    match form {
-        Form::Json if error.kind() == Kind::Limited => Bytes::from_static(LIMITED),
-        Form::Json => problem(status, error.reason()),
-        Form::Html => {
+/// The built-in body of a failure.
+pub(crate) fn default_body(status: StatusCode, error: &Error, format: PageFormat) -> Bytes {
+    match format {
+        PageFormat::Json if error.kind() == ErrorKind::Limited => Bytes::from_static(LIMITED_BODY),
+        PageFormat::Json => problem(status, error.reason()),
+        PageFormat::Html => {
             let title = status.canonical_reason().unwrap_or("Error");
             Bytes::from(format!(
                 "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
                  <meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title>\
                  <style>body{{font:1.1em/1.5 system-ui,sans-serif;max-width:34em;margin:15vh auto;padding:0 1em}}</style></head>\
                  <body><h1>{title}</h1><p>{}</p></body></html>\n",
-                sentence(error.kind())
+                html_message(error.kind())
             ))
         }
     }
 }
 
-/// Problem details (RFC 9457): `about:blank` with title, status and our reason. None of them needs escaping.
+/// Problem details (RFC 9457): `about:blank` with title, status and reason. None of these needs
+/// escaping.
 fn problem(status: StatusCode, reason: &str) -> Bytes {
     let title = status.canonical_reason().unwrap_or("Error");
     let parts = [
@@ -223,83 +239,85 @@ fn problem(status: StatusCode, reason: &str) -> Bytes {
     Bytes::from(parts.concat())
 }
 
-fn sentence(kind: Kind) -> &'static str {
+fn html_message(kind: ErrorKind) -> &'static str {
     match kind {
-        Kind::NoRoute => "There is nothing at this address.",
-        Kind::Forbidden => "There is no access from here.",
-        Kind::Limited => "Too many requests came from here in a short time. Please wait a moment and try again.",
-        Kind::Unchecked => {
-            "Too many credentials that are not valid came from here. Please wait a moment and try again."
+        ErrorKind::NoRoute => "Nothing is available at this address.",
+        ErrorKind::Forbidden => "Access is denied.",
+        ErrorKind::Limited => "Too many requests. Please wait a moment and try again.",
+        ErrorKind::VerificationThrottled => {
+            "Too many requests with invalid credentials. Please wait a moment and try again."
         }
-        Kind::OnlyIfCached => "No stored answer is at hand.",
-        Kind::Client | Kind::ClientGone => "The request could not be read.",
-        Kind::Panic => "Something went wrong on our side.",
-        _ => "The service is busy or away at the moment. Please try again shortly.",
+        ErrorKind::OnlyIfCached => "No stored response is available.",
+        ErrorKind::ClientBody | ErrorKind::ClientGone => "The request could not be read.",
+        ErrorKind::Panic => "Something went wrong on our side.",
+        _ => "The service is temporarily unavailable. Please try again shortly.",
     }
 }
 
-/// The error type of RFC 9209 section 2.3 that fits.
-fn proxy_status(kind: Kind) -> String {
+/// The value of `Proxy-Status` with the matching error type of RFC 9209 section 2.3.
+fn proxy_status_value(kind: ErrorKind) -> String {
     let error = match kind {
-        Kind::BreakerOpen => "destination_unavailable",
-        Kind::Connect => "connection_refused",
-        Kind::ConnectTimeout => "connection_timeout",
-        Kind::NoAnswer => "connection_terminated",
-        Kind::Malformed => "http_protocol_error",
-        Kind::Timeout => "http_response_timeout",
-        Kind::Upstream => "http_response_incomplete",
+        ErrorKind::BreakerOpen => "destination_unavailable",
+        ErrorKind::Connect => "connection_refused",
+        ErrorKind::ConnectTimeout => "connection_timeout",
+        ErrorKind::NoResponse => "connection_terminated",
+        ErrorKind::Malformed => "http_protocol_error",
+        ErrorKind::Timeout => "http_response_timeout",
+        ErrorKind::Upstream => "http_response_incomplete",
         _ => "proxy_internal_error",
     };
     format!("tidegate; error={error}")
 }
 
-/// Between half and one and a half times the configured wait, at least a second, so that clients do not return as one wave.
-fn jittered(middle: Duration, spread: u64) -> u64 {
-    let millis = u64::try_from(middle.as_millis()).unwrap_or(u64::MAX / 4);
-    (millis / 2 + spread % millis.max(1)).div_ceil(1000).max(1)
+/// Seconds between 0.5 and 1.5 times the configured mean, at least 1. The jitter keeps clients from
+/// returning all at once.
+fn jittered_retry_after(mean: Duration, random: u64) -> u64 {
+    let millis = u64::try_from(mean.as_millis()).unwrap_or(u64::MAX / 4);
+    (millis / 2 + random % millis.max(1)).div_ceil(1000).max(1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn accept(value: &str) -> Form {
+    fn accept(value: &str) -> PageFormat {
         let mut fields = Fields::default();
         fields.push(b"Accept", value.as_bytes());
-        form(&fields)
+        page_format(&fields)
     }
 
     #[test]
-    fn accept_decides_the_form() {
-        assert_eq!(form(&Fields::default()), Form::Json);
-        assert_eq!(accept("*/*"), Form::Json);
-        assert_eq!(accept("text/html,application/xhtml+xml,*/*;q=0.8"), Form::Html);
-        assert_eq!(accept("text/html;q=0.5, application/json"), Form::Json);
-        assert_eq!(accept("text/html;q=nan, application/json;q=0.1"), Form::Json);
+    fn accept_selects_the_format() {
+        assert_eq!(page_format(&Fields::default()), PageFormat::Json);
+        assert_eq!(accept("*/*"), PageFormat::Json);
+        assert_eq!(accept("text/html,application/xhtml+xml,*/*;q=0.8"), PageFormat::Html);
+        assert_eq!(accept("text/html;q=0.5, application/json"), PageFormat::Json);
+        assert_eq!(accept("text/html;q=nan, application/json;q=0.1"), PageFormat::Json);
     }
 
     #[test]
-    fn what_is_written_out_is_what_would_be_composed() {
-        assert_eq!(LIMITED, problem(StatusCode::TOO_MANY_REQUESTS, "limited"));
+    fn constant_body_equals_the_composed_one() {
+        assert_eq!(LIMITED_BODY, problem(StatusCode::TOO_MANY_REQUESTS, "limited"));
     }
 
     #[test]
-    fn retries_are_spread_around_the_configured_wait() {
-        for spread in [0, 1, u64::MAX, 12_345] {
-            assert!((3..=8).contains(&jittered(Duration::from_secs(5), spread)));
-            assert_eq!(jittered(Duration::ZERO, spread), 1);
+    fn retry_after_is_jittered_around_the_configured_mean() {
+        for random in [0, 1, u64::MAX, 12_345] {
+            assert!((3..=8).contains(&jittered_retry_after(Duration::from_secs(5), random)));
+            assert_eq!(jittered_retry_after(Duration::ZERO, random), 1);
         }
     }
 
     #[test]
-    fn a_page_stands_in_only_for_failures_behind_the_gateway() {
-        let page = Settings { html: None, json: Some("{}".into()), ..Settings::default() };
+    fn page_replaces_only_failures_behind_the_gateway() {
+        let page = DegradeConfig { html: None, json: Some("{}".into()), ..DegradeConfig::default() };
         let mut response = Response::new(StatusCode::OK);
-        assert_eq!(write(&Error::NoRoute, Some(&page), &Fields::default(), 0, &mut response).first(), Some(&b'{'));
+        let fields = Fields::default();
+        let page = ErrorResponder { config: Some(&page), request: &fields, random: 0 };
+        assert_eq!(page.write(&Error::NoRoute, &mut response).first(), Some(&b'{'));
         assert_eq!(response.status, StatusCode::NOT_FOUND);
-        let open = Error::BreakerOpen;
-        assert_eq!(write(&open, Some(&page), &Fields::default(), 0, &mut response), "{}");
-        assert!(response.fields.has(Known::RetryAfter));
-        assert_eq!(response.fields.get(Known::CacheControl), Some(&b"no-store"[..]));
+        assert_eq!(page.write(&Error::BreakerOpen, &mut response), "{}");
+        assert!(response.fields.has(KnownField::RetryAfter));
+        assert_eq!(response.fields.get(KnownField::CacheControl), Some(&b"no-store"[..]));
     }
 }

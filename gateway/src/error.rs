@@ -1,58 +1,59 @@
-//! Why a request was not answered by its origin or the cache: classified once, here, it feeds the answer, the log and the metric.
+//! Failures of requests that neither the origin nor the cache answered. The classification feeds
+//! the response, the log and the metric.
 
 use crate::http::body::BodyError;
-use crate::http::h1::{LinkError, Refusal};
+use crate::http::h1::{RequestRefusal, UpstreamConnectionError};
 use crate::http::message::StatusCode;
 use crate::label;
 use crate::metrics::Label as _;
 
 label! {
-    /// The class of a failure.
-    Kind, "kind", {
+    /// The class of a failure: the metric's label and the `reason` for clients.
+    pub(crate) ErrorKind, "kind", {
         NoRoute = "no_route",
         Forbidden = "forbidden",
         Limited = "limited",
-        Unchecked = "unchecked",
+        VerificationThrottled = "verification_throttled",
         BreakerOpen = "breaker_open",
         Connect = "connect",
         ConnectTimeout = "connect_timeout",
-        NoAnswer = "no_answer",
+        NoResponse = "no_response",
         Malformed = "malformed",
         Timeout = "timeout",
         Upstream = "upstream",
         OnlyIfCached = "only_if_cached",
-        Client = "client",
+        ClientBody = "client_body",
         ClientGone = "client_gone",
         Panic = "panic",
     }
 }
 
-/// A request that did not get its answer.
+/// Why a request did not get a response from its origin or the cache.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     #[error("no route matches")]
     NoRoute,
-    /// The caller is on the list of those who get nothing.
+    /// The caller is on the deny list.
     #[error("denied by the access list")]
     Forbidden,
-    /// A limit denied it; which one, and for how long, its story tells.
+    /// A limit denied the request. The `RequestRecord` holds the rule and the wait.
     #[error("denied by a limit")]
     Limited,
-    /// Too many bad tokens came before its own, which was not looked at.
-    #[error("its token was not looked at")]
-    Unchecked,
+    /// Its token was not verified: too many invalid tokens came before it.
+    #[error("token verification is throttled")]
+    VerificationThrottled,
     #[error("circuit breaker is open")]
     BreakerOpen,
-    /// The upstream failed before its answer began.
+    /// The upstream failed before its response began.
     #[error("upstream failed")]
-    Link(#[from] LinkError),
-    /// Another request for the same key, which this one waited for, failed so.
-    #[error("the shared fill failed")]
-    Shared(Kind),
-    /// The body of the answer failed before anything of it had left.
-    #[error("the answer's body failed")]
-    Body(Kind),
-    /// `only-if-cached`, and nothing was (RFC 9111 section 5.2.1.7).
+    UpstreamConnection(#[from] UpstreamConnectionError),
+    /// The fetch of another request for the same key, which this request joined, failed.
+    #[error("the shared fetch failed")]
+    SharedFetch(ErrorKind),
+    /// The response body failed before any byte was sent to the client.
+    #[error("the response body failed")]
+    ResponseBody(ErrorKind),
+    /// `only-if-cached` without a usable stored response (RFC 9111 section 5.2.1.7).
     #[error("not cached")]
     OnlyIfCached,
     #[error("internal failure")]
@@ -60,87 +61,90 @@ pub enum Error {
 }
 
 impl Error {
-    pub fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> ErrorKind {
         match self {
-            Error::NoRoute => Kind::NoRoute,
-            Error::Forbidden => Kind::Forbidden,
-            Error::Limited => Kind::Limited,
-            Error::Unchecked => Kind::Unchecked,
-            Error::BreakerOpen => Kind::BreakerOpen,
-            Error::OnlyIfCached => Kind::OnlyIfCached,
-            Error::Panic => Kind::Panic,
-            Error::Shared(kind) | Error::Body(kind) => *kind,
-            Error::Link(link) => match link {
-                LinkError::Connect(_) => Kind::Connect,
-                LinkError::ConnectTimeout => Kind::ConnectTimeout,
-                LinkError::NoAnswer(_) => Kind::NoAnswer,
-                LinkError::Io(_) => Kind::Upstream,
-                LinkError::Malformed(_) => Kind::Malformed,
-                LinkError::Timeout => Kind::Timeout,
-                LinkError::Client(_) => Kind::Client,
-                LinkError::ClientGone => Kind::ClientGone,
+            Error::NoRoute => ErrorKind::NoRoute,
+            Error::Forbidden => ErrorKind::Forbidden,
+            Error::Limited => ErrorKind::Limited,
+            Error::VerificationThrottled => ErrorKind::VerificationThrottled,
+            Error::BreakerOpen => ErrorKind::BreakerOpen,
+            Error::OnlyIfCached => ErrorKind::OnlyIfCached,
+            Error::Panic => ErrorKind::Panic,
+            Error::SharedFetch(kind) | Error::ResponseBody(kind) => *kind,
+            Error::UpstreamConnection(error) => match error {
+                UpstreamConnectionError::Connect(_) => ErrorKind::Connect,
+                UpstreamConnectionError::ConnectTimeout => ErrorKind::ConnectTimeout,
+                UpstreamConnectionError::NoResponse(_) => ErrorKind::NoResponse,
+                UpstreamConnectionError::Io(_) => ErrorKind::Upstream,
+                UpstreamConnectionError::Malformed(_) => ErrorKind::Malformed,
+                UpstreamConnectionError::Timeout => ErrorKind::Timeout,
+                UpstreamConnectionError::Client(_) => ErrorKind::ClientBody,
+                UpstreamConnectionError::ClientGone => ErrorKind::ClientGone,
             },
         }
     }
 
-    /// Whether a stale answer or the route's page may stand in: something behind the gateway failed.
-    pub fn is_degradable(&self) -> bool {
+    /// Whether a stale response or the route's page may replace the response: the failure is behind
+    /// the gateway.
+    pub(crate) fn is_degradable(&self) -> bool {
         matches!(
             self.kind(),
-            Kind::BreakerOpen
-                | Kind::Connect
-                | Kind::ConnectTimeout
-                | Kind::NoAnswer
-                | Kind::Malformed
-                | Kind::Timeout
-                | Kind::Upstream
+            ErrorKind::BreakerOpen
+                | ErrorKind::Connect
+                | ErrorKind::ConnectTimeout
+                | ErrorKind::NoResponse
+                | ErrorKind::Malformed
+                | ErrorKind::Timeout
+                | ErrorKind::Upstream
         )
     }
 
-    /// The status where nothing else decides it.
-    pub fn status(&self) -> StatusCode {
+    /// The status, unless the route's page sets another one.
+    pub(crate) fn status(&self) -> StatusCode {
         if let Some(refusal) = self.refusal() {
             return refusal.status();
         }
         match self.kind() {
-            Kind::NoRoute => StatusCode::NOT_FOUND,
-            Kind::Forbidden => StatusCode::FORBIDDEN,
-            Kind::Limited | Kind::Unchecked => StatusCode::TOO_MANY_REQUESTS,
-            Kind::BreakerOpen => StatusCode::SERVICE_UNAVAILABLE,
-            Kind::Timeout | Kind::ConnectTimeout | Kind::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
-            Kind::Panic => StatusCode::INTERNAL_SERVER_ERROR,
-            // 499 is nginx's name for it; nobody reads it but the log.
-            Kind::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
-            Kind::Client => StatusCode::BAD_REQUEST,
-            Kind::Connect | Kind::NoAnswer | Kind::Malformed | Kind::Upstream => StatusCode::BAD_GATEWAY,
+            ErrorKind::NoRoute => StatusCode::NOT_FOUND,
+            ErrorKind::Forbidden => StatusCode::FORBIDDEN,
+            ErrorKind::Limited | ErrorKind::VerificationThrottled => StatusCode::TOO_MANY_REQUESTS,
+            ErrorKind::BreakerOpen => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Timeout | ErrorKind::ConnectTimeout | ErrorKind::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::Panic => StatusCode::INTERNAL_SERVER_ERROR,
+            // nginx's 499, for the log only: the client has closed the connection.
+            ErrorKind::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+            ErrorKind::ClientBody => StatusCode::BAD_REQUEST,
+            ErrorKind::Connect | ErrorKind::NoResponse | ErrorKind::Malformed | ErrorKind::Upstream => {
+                StatusCode::BAD_GATEWAY
+            }
         }
     }
 
-    /// How the client is refused whose request's body failed.
-    pub fn refusal(&self) -> Option<Refusal> {
-        let Error::Link(LinkError::Client(body)) = self else { return None };
+    /// The refusal for a failed request body.
+    pub(crate) fn refusal(&self) -> Option<RequestRefusal> {
+        let Error::UpstreamConnection(UpstreamConnectionError::Client(body)) = self else { return None };
         Some(match body {
-            BodyError::TooLarge => Refusal::BodyTooLarge,
-            BodyError::Timeout => Refusal::BodyTimeout,
+            BodyError::TooLarge => RequestRefusal::BodyTooLarge,
+            BodyError::Timeout => RequestRefusal::BodyTimeout,
             BodyError::Malformed(_) | BodyError::Truncated | BodyError::ClientGone | BodyError::Io(_) => {
-                Refusal::BodySyntax
+                RequestRefusal::BodySyntax
             }
         })
     }
 
-    /// A short fixed word for clients.
-    pub fn reason(&self) -> &'static str {
-        self.refusal().map_or(self.kind().as_str(), Refusal::reason)
+    /// A fixed word for clients.
+    pub(crate) fn reason(&self) -> &'static str {
+        self.refusal().map_or(self.kind().as_str(), RequestRefusal::reason)
     }
 }
 
 impl From<&BodyError> for Error {
     fn from(error: &BodyError) -> Self {
-        Error::Body(match error {
-            BodyError::Malformed(_) => Kind::Malformed,
-            BodyError::Timeout => Kind::Timeout,
-            BodyError::ClientGone => Kind::ClientGone,
-            BodyError::Truncated | BodyError::TooLarge | BodyError::Io(_) => Kind::Upstream,
+        Error::ResponseBody(match error {
+            BodyError::Malformed(_) => ErrorKind::Malformed,
+            BodyError::Timeout => ErrorKind::Timeout,
+            BodyError::ClientGone => ErrorKind::ClientGone,
+            BodyError::Truncated | BodyError::TooLarge | BodyError::Io(_) => ErrorKind::Upstream,
         })
     }
 }

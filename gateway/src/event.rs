@@ -1,7 +1,8 @@
-//! What happens to the process itself: one value per happening, which writes its log line and moves its metric.
+//! Events of the process: each one writes a log line and increments a metric.
 //!
-//! A line has a fixed message and structured fields. INFO is lifecycle, WARN is recovered, ERROR needs a person; requests
-//! belong to the access log. What clients can cause at will is written once a second at most, while the metric counts all.
+//! A line has a fixed message and structured fields. INFO is lifecycle, WARN is recovered, ERROR
+//! needs a person. Requests belong to the access log. Lines that clients can cause at will are
+//! written at most once a second; the metric counts every event.
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
@@ -19,326 +20,199 @@ use tracing_subscriber::{Layer as _, Registry, fmt, reload};
 use crate::label;
 use crate::metrics::{self, Counters, Label as _};
 
-/// Something worth telling the operator.
-pub enum Event<'a> {
-    Starting {
-        version: &'a str,
-        workers: usize,
-        node: &'a str,
-    },
-    Listening {
-        address: SocketAddr,
-        tls: bool,
-        backlog_effective: u32,
-    },
-    /// The kernel cuts the backlog of every listener (`net.core.somaxconn`).
-    BacklogCapped {
-        asked: u32,
-        effective: u32,
-    },
+/// Defines every event once: variant, name, fields, level and message.
+///
+/// `VARIANT = "NAME" { FIELD: TYPE, ... } => LEVEL "MESSAGE";` generates the variant of the enum,
+/// the value of the metric's label and the log line. `FIELD: TYPE = EXPRESSION` logs the expression
+/// instead of the field. `LEVEL [THROTTLE]` writes the line only where the throttle passes it and
+/// adds the field `suppressed`. The log macros of `tracing` bring `display` into scope.
+macro_rules! events {
+    (
+        $(#[$enum_doc:meta])*
+        pub(crate) enum $events:ident<$lifetime:lifetime>;
+        $(
+            $(#[$doc:meta])*
+            $variant:ident = $name:literal $({ $($field:ident: $type:ty $(= $value:expr)?),+ })?
+            => $level:ident $([$throttle:expr])? $message:literal;
+        )+
+    ) => {
+        $(#[$enum_doc])*
+        pub(crate) enum $events<$lifetime> {
+            $($(#[$doc])* $variant $({ $($field: $type),+ })?),+
+        }
+
+        label! {
+            /// The metric's label.
+            EventName, "event", { $($variant = $name),+ }
+        }
+
+        impl $events<'_> {
+            fn name(&self) -> EventName {
+                match self { $($events::$variant { .. } => EventName::$variant),+ }
+            }
+
+            #[expect(unused_variables, reason = "a throttle may depend on a field; most do not")]
+            fn throttle(&self) -> Option<&'static Throttle> {
+                match self {
+                    $($events::$variant $({ $($field),+ })? => optional!($($throttle)?)),+
+                }
+            }
+
+            /// `suppressed` is the number of lines left out since the last one; `None` for an event
+            /// that is not throttled.
+            fn write(&self, suppressed: Option<u64>) {
+                let event = self.name().as_str();
+                match self {
+                    $($events::$variant $({ $($field),+ })? => {
+                        $level!(event, $($($field = logged!($field $(, $value)?),)+)? suppressed, $message);
+                    })+
+                }
+            }
+        }
+    };
+}
+
+/// An expression or none as an `Option`.
+macro_rules! optional {
+    () => {
+        None
+    };
+    ($value:expr) => {
+        Some($value)
+    };
+}
+
+/// The value that a log line has for a field: the field itself, or the expression given for it.
+macro_rules! logged {
+    ($field:ident) => {
+        $field
+    };
+    ($field:ident, $value:expr) => {
+        $value
+    };
+}
+
+/// A throttle for one event, or for each of `$count` kinds of it.
+macro_rules! throttled {
+    () => {{
+        static THROTTLE: Throttle = Throttle::new();
+        &THROTTLE
+    }};
+    ($index:expr, $count:expr) => {{
+        static THROTTLES: [Throttle; $count] = [const { Throttle::new() }; $count];
+        &THROTTLES[$index]
+    }};
+}
+
+events! {
+    /// A lifecycle event or a failure that an operator should see.
+    pub(crate) enum Event<'a>;
+
+    Starting = "starting" { version: &'a str, workers: usize, node: &'a str } => info "starting";
+    Listening = "listening" { address: SocketAddr = display(address), tls: bool, backlog_effective: u32 }
+        => info "listening";
+    /// The kernel caps the backlog of every listener (`net.core.somaxconn`).
+    BacklogCapped = "backlog_capped" { requested: u32, effective: u32 }
+        => warn "the kernel caps the accept backlog; raise net.core.somaxconn";
     /// The kernel allows fewer descriptors than `limits_http.connections` may need.
-    DescriptorsCapped {
-        wanted: u64,
-        effective: u64,
-    },
-    Ready,
-    Draining {
-        connections: usize,
-    },
-    DrainTimedOut {
-        connections: usize,
-    },
+    DescriptorsCapped = "descriptors_capped" { required: u64, effective: u64 }
+        => warn "too few descriptors for all connections; raise the limit (ulimit -Hn)";
+    Ready = "ready" => info "ready";
+    Draining = "draining" { connections: usize } => info "draining";
+    DrainTimedOut = "drain_timed_out" { connections: usize }
+        => warn "the drain timeout passed; remaining connections are closed";
     /// A second signal while draining.
-    DrainInterrupted {
-        connections: usize,
-    },
-    Stopped,
-    Reloaded {
-        source: &'a str,
-    },
-    ReloadRefused {
-        faults: usize,
-    },
-    ReloadNeedsRestart {
-        what: &'a str,
-    },
-    /// A change below `path` will not be noticed.
-    WatchFailed {
-        path: &'a Path,
-        error: &'a dyn Display,
-    },
-    BreakerOpened {
-        route: &'a str,
-    },
-    BreakerHalfOpen {
-        route: &'a str,
-    },
-    BreakerClosed {
-        route: &'a str,
-    },
-    /// Reads or writes (`lane`) of a shard fail, and its breaker is open.
-    ShardDown {
+    DrainInterrupted = "drain_interrupted" { connections: usize }
+        => warn "a second signal arrived; remaining connections are closed";
+    Stopped = "stopped" => info "stopped";
+    Reloaded = "reloaded" { source: &'a str } => info "configuration reloaded";
+    ReloadRefused = "reload_refused" { faults: usize }
+        => error "the new configuration has faults; the old one stays in force";
+    /// `setting` is the key that a reload cannot change.
+    ReloadNeedsRestart = "reload_needs_restart" { setting: &'a str } => warn "this change takes effect after a restart";
+    /// Changes below `path` will not be detected.
+    WatchFailed = "watch_failed" { path: &'a Path = display(path.display()), error: &'a dyn Display = display(error) }
+        => warn "file changes are not detected; SIGHUP still reloads";
+    BreakerOpened = "breaker_opened" { route: &'a str } => warn "breaker opened";
+    BreakerHalfOpen = "breaker_half_open" { route: &'a str } => info "breaker half-open";
+    BreakerClosed = "breaker_closed" { route: &'a str } => info "breaker closed";
+    /// One class of operations of a shard fails, and its breaker is open.
+    ShardDown = "shard_down" {
         region: &'a str,
         endpoint: &'a str,
-        lane: &'a str,
-        fault: &'a dyn Display,
-    },
-    ShardUp {
-        region: &'a str,
-        endpoint: &'a str,
-        lane: &'a str,
-    },
-    /// An operator tries something out, or ends that.
-    LimitChanged {
-        rule: &'a str,
-        what: &'a str,
-    },
-    /// This machine's wall clock differs from the one that counts.
-    ClockOff {
-        seconds: f64,
-    },
-    ClockBack,
-    /// The common bucket of a cluster limit does not answer.
-    LimitOnShare {
-        rule: &'a str,
-    },
-    LimitSupplied {
-        rule: &'a str,
-    },
-    /// An operator purged, here or on another node of the fleet.
-    Purged {
-        what: &'a str,
-        soft: bool,
-        /// Nodes that have not confirmed it yet.
-        missing: usize,
-    },
-    AcceptPaused {
-        error: &'a dyn Display,
-    },
-    ConnectionRefused {
-        reason: &'static str,
-        client: IpAddr,
-    },
-    TlsFailed {
-        error: &'a dyn Display,
-    },
-    CertificateLoaded {
-        path: &'a Path,
-        names: usize,
-    },
-    /// The file is unusable; where one was in use already, it stays in use.
-    CertificateRefused {
-        path: &'a Path,
-        error: &'a dyn Display,
-    },
-    RequestPanicked {
+        operation: &'a str,
+        fault: &'a dyn Display = display(fault)
+    } => warn "shard down";
+    ShardUp = "shard_up" { region: &'a str, endpoint: &'a str, operation: &'a str } => info "shard up";
+    /// An operator overrides a limit for a time, or ends that.
+    LimitOverridden = "limit_overridden" { rule: &'a str, change: &'a str } => info "a limit override was changed";
+    /// This machine's wall clock differs from the reference clock by `seconds`.
+    ClockSkewed = "clock_skewed" { seconds: f64 } => warn "this machine's wall clock is wrong and is not used";
+    ClockRecovered = "clock_recovered" => info "this machine's wall clock is right again";
+    /// The shared bucket of a cluster limit is unreachable.
+    LimitLocalFallback = "limit_local_fallback" { rule: &'a str }
+        => warn "a cluster limit runs on this node's local fallback share";
+    LimitLeaseRestored = "limit_lease_restored" { rule: &'a str }
+        => info "a cluster limit gets leases from its shared bucket again";
+    /// An operator purged, on this node or on another one of the fleet. `unacknowledged_nodes` have
+    /// not confirmed it yet.
+    Purged = "purged" { targets: &'a str, soft: bool, unacknowledged_nodes: usize } => info "purged";
+    AcceptPaused = "accept_paused" { error: &'a dyn Display = display(error) }
+        => error [throttled!()] "accepting paused";
+    ConnectionRefused = "connection_refused" { reason: &'static str, client: IpAddr = display(client) }
+        => warn [throttled!()] "connection refused";
+    TlsFailed = "tls_failed" { error: &'a dyn Display = display(error) } => debug "TLS handshake failed";
+    CertificateLoaded = "certificate_loaded" { path: &'a Path = display(path.display()), names: usize }
+        => info "certificate loaded";
+    /// The file is unusable; a certificate that was loaded earlier stays in use.
+    CertificateRefused = "certificate_refused" {
+        path: &'a Path = display(path.display()),
+        error: &'a dyn Display = display(error)
+    } => error "certificate refused";
+    RequestPanicked = "request_panicked" { route: &'a str } => error [throttled!()] "request panicked";
+    UpstreamFailed = "upstream_failed" {
         route: &'a str,
-    },
-    UpstreamFailed {
-        route: &'a str,
-        endpoint: &'a dyn Display,
-        kind: UpstreamFault,
-    },
-    AccessLogFailed {
-        error: &'a dyn Display,
-    },
+        endpoint: &'a dyn Display = display(endpoint),
+        kind: UpstreamFault = kind.as_str()
+    } => warn [throttled!(kind.index(), UpstreamFault::ALL.len())] "upstream failed";
+    AccessLogFailed = "access_log_failed" { error: &'a dyn Display = display(error) }
+        => error [throttled!()] "access log failed";
 }
 
 label! {
     /// How an upstream failed a request.
-    UpstreamFault, "kind", {
+    pub UpstreamFault, "kind", {
         Connect = "connect",
         ConnectTimeout = "connect_timeout",
-        /// The connection ended before the first byte of an answer.
-        NoAnswer = "no_answer",
-        /// The connection ended inside an answer.
-        Cut = "cut",
+        /// The connection ended before the first byte of a response.
+        NoResponse = "no_response",
+        /// The connection ended inside a response.
+        Truncated = "truncated",
         Malformed = "malformed",
         Timeout = "timeout",
     }
 }
 
-label! {
-    /// The metric's label.
-    Name, "event", {
-        Starting = "starting",
-        Listening = "listening",
-        BacklogCapped = "backlog_capped",
-        DescriptorsCapped = "descriptors_capped",
-        Ready = "ready",
-        Draining = "draining",
-        DrainTimedOut = "drain_timed_out",
-        DrainInterrupted = "drain_interrupted",
-        Stopped = "stopped",
-        Reloaded = "reloaded",
-        ReloadRefused = "reload_refused",
-        ReloadNeedsRestart = "reload_needs_restart",
-        WatchFailed = "watch_failed",
-        BreakerOpened = "breaker_opened",
-        BreakerHalfOpen = "breaker_half_open",
-        BreakerClosed = "breaker_closed",
-        ShardDown = "shard_down",
-        ShardUp = "shard_up",
-        LimitChanged = "limit_changed",
-        ClockOff = "clock_off",
-        ClockBack = "clock_back",
-        LimitOnShare = "limit_on_share",
-        LimitSupplied = "limit_supplied",
-        Purged = "purged",
-        AcceptPaused = "accept_paused",
-        ConnectionRefused = "connection_refused",
-        TlsFailed = "tls_failed",
-        CertificateLoaded = "certificate_loaded",
-        CertificateRefused = "certificate_refused",
-        RequestPanicked = "request_panicked",
-        UpstreamFailed = "upstream_failed",
-        AccessLogFailed = "access_log_failed",
-    }
-}
-
-static EVENTS: LazyLock<Counters<Name>> = LazyLock::new(Counters::default);
+static EVENTS: LazyLock<Counters<EventName>> = LazyLock::new(Counters::default);
 
 /// Exposes `tidegate_events_total`.
-pub fn expose() {
-    metrics::expose_counters("tidegate_events", "What happened to the process, by event.", &EVENTS);
+pub(crate) fn expose() {
+    metrics::expose_counters("tidegate_events", "Lifecycle events and failures of the process, by event.", &EVENTS);
 }
-
-static ACCEPT_PAUSED: Throttle = Throttle::new();
-static CONNECTION_REFUSED: Throttle = Throttle::new();
-static REQUEST_PANICKED: Throttle = Throttle::new();
-static ACCESS_LOG_FAILED: Throttle = Throttle::new();
-static UPSTREAM_FAILED: [Throttle; UpstreamFault::ALL.len()] = [const { Throttle::new() }; UpstreamFault::ALL.len()];
 
 impl Event<'_> {
-    /// Counts the event and writes its line.
-    pub fn emit(&self) {
+    /// Counts the event and writes its log line, unless its throttle suppresses the line.
+    pub(crate) fn emit(&self) {
         EVENTS.inc(self.name());
-        match self.throttle() {
-            None => self.write(0),
-            Some(throttle) => {
-                if let Some(suppressed) = throttle.pass(since_start()) {
-                    self.write(suppressed);
-                }
-            }
-        }
-    }
-
-    fn throttle(&self) -> Option<&'static Throttle> {
-        match self {
-            Event::AcceptPaused { .. } => Some(&ACCEPT_PAUSED),
-            Event::ConnectionRefused { .. } => Some(&CONNECTION_REFUSED),
-            Event::RequestPanicked { .. } => Some(&REQUEST_PANICKED),
-            Event::AccessLogFailed { .. } => Some(&ACCESS_LOG_FAILED),
-            Event::UpstreamFailed { kind, .. } => Some(&UPSTREAM_FAILED[kind.index()]),
-            _ => None,
-        }
-    }
-
-    /// `suppressed` counts the lines left out since the last one of this kind.
-    fn write(&self, suppressed: u64) {
-        let event = self.name().as_str();
-        match self {
-            Event::Starting { version, workers, node } => info!(event, version, workers, node, "starting"),
-            Event::Listening { address, tls, backlog_effective } => {
-                info!(event, %address, tls, backlog_effective, "listening");
-            }
-            Event::BacklogCapped { asked, effective } => {
-                warn!(event, asked, effective, "the kernel caps the accept backlog; raise net.core.somaxconn");
-            }
-            Event::DescriptorsCapped { wanted, effective } => {
-                warn!(
-                    event,
-                    wanted, effective, "too few descriptors for all connections; raise the limit (ulimit -Hn)"
-                );
-            }
-            Event::Ready => info!(event, "ready"),
-            Event::Draining { connections } => info!(event, connections, "draining"),
-            Event::DrainTimedOut { connections } => {
-                warn!(event, connections, "the drain timeout passed; remaining connections are cut");
-            }
-            Event::DrainInterrupted { connections } => {
-                warn!(event, connections, "a second signal came; remaining connections are cut");
-            }
-            Event::Stopped => info!(event, "stopped"),
-            Event::Reloaded { source } => info!(event, source, "configuration reloaded"),
-            Event::ReloadRefused { faults } => {
-                error!(event, faults, "the new configuration has faults; the old one stays in force");
-            }
-            Event::ReloadNeedsRestart { what } => warn!(event, what, "this change takes effect after a restart"),
-            Event::WatchFailed { path, error } => {
-                warn!(event, path = %path.display(), %error, "changes of files are not noticed; SIGHUP still reloads");
-            }
-            Event::BreakerOpened { route } => warn!(event, route, "breaker opened"),
-            Event::BreakerHalfOpen { route } => info!(event, route, "breaker half-open"),
-            Event::BreakerClosed { route } => info!(event, route, "breaker closed"),
-            Event::ShardDown { region, endpoint, lane, fault } => {
-                warn!(event, region, endpoint, lane, %fault, "shard down");
-            }
-            Event::ShardUp { region, endpoint, lane } => info!(event, region, endpoint, lane, "shard up"),
-            Event::LimitChanged { rule, what } => info!(event, rule, what, "a limit was changed for a while"),
-            Event::ClockOff { seconds } => warn!(event, seconds, "this machine's wall clock is not believed"),
-            Event::ClockBack => info!(event, "this machine's wall clock is right again"),
-            Event::LimitOnShare { rule } => warn!(event, rule, "a cluster limit runs on this node's share"),
-            Event::LimitSupplied { rule } => info!(event, rule, "a cluster limit is supplied again"),
-            Event::Purged { what, soft, missing } => info!(event, what, soft, missing, "purged"),
-            Event::AcceptPaused { error } => error!(event, %error, suppressed, "accepting paused"),
-            Event::ConnectionRefused { reason, client } => {
-                warn!(event, reason, %client, suppressed, "connection refused");
-            }
-            Event::TlsFailed { error } => debug!(event, %error, "TLS handshake failed"),
-            Event::CertificateLoaded { path, names } => {
-                info!(event, path = %path.display(), names, "certificate loaded");
-            }
-            Event::CertificateRefused { path, error } => {
-                error!(event, path = %path.display(), %error, "certificate refused");
-            }
-            Event::RequestPanicked { route } => error!(event, route, suppressed, "request panicked"),
-            Event::UpstreamFailed { route, endpoint, kind } => {
-                warn!(event, route, %endpoint, kind = kind.as_str(), suppressed, "upstream failed");
-            }
-            Event::AccessLogFailed { error } => error!(event, %error, suppressed, "access log failed"),
-        }
-    }
-
-    fn name(&self) -> Name {
-        match self {
-            Event::Starting { .. } => Name::Starting,
-            Event::Listening { .. } => Name::Listening,
-            Event::BacklogCapped { .. } => Name::BacklogCapped,
-            Event::DescriptorsCapped { .. } => Name::DescriptorsCapped,
-            Event::Ready => Name::Ready,
-            Event::Draining { .. } => Name::Draining,
-            Event::DrainTimedOut { .. } => Name::DrainTimedOut,
-            Event::DrainInterrupted { .. } => Name::DrainInterrupted,
-            Event::Stopped => Name::Stopped,
-            Event::Reloaded { .. } => Name::Reloaded,
-            Event::ReloadRefused { .. } => Name::ReloadRefused,
-            Event::ReloadNeedsRestart { .. } => Name::ReloadNeedsRestart,
-            Event::WatchFailed { .. } => Name::WatchFailed,
-            Event::BreakerOpened { .. } => Name::BreakerOpened,
-            Event::BreakerHalfOpen { .. } => Name::BreakerHalfOpen,
-            Event::BreakerClosed { .. } => Name::BreakerClosed,
-            Event::ShardDown { .. } => Name::ShardDown,
-            Event::ShardUp { .. } => Name::ShardUp,
-            Event::LimitChanged { .. } => Name::LimitChanged,
-            Event::ClockOff { .. } => Name::ClockOff,
-            Event::ClockBack => Name::ClockBack,
-            Event::LimitOnShare { .. } => Name::LimitOnShare,
-            Event::LimitSupplied { .. } => Name::LimitSupplied,
-            Event::Purged { .. } => Name::Purged,
-            Event::AcceptPaused { .. } => Name::AcceptPaused,
-            Event::ConnectionRefused { .. } => Name::ConnectionRefused,
-            Event::TlsFailed { .. } => Name::TlsFailed,
-            Event::CertificateLoaded { .. } => Name::CertificateLoaded,
-            Event::CertificateRefused { .. } => Name::CertificateRefused,
-            Event::RequestPanicked { .. } => Name::RequestPanicked,
-            Event::UpstreamFailed { .. } => Name::UpstreamFailed,
-            Event::AccessLogFailed { .. } => Name::AccessLogFailed,
+        match self.throttle().map(|throttle| throttle.pass(since_start())) {
+            None => self.write(None),
+            Some(None) => {}
+            Some(Some(suppressed)) => self.write(Some(suppressed)),
         }
     }
 }
 
-/// Lets one line pass per second and counts the others, without a lock.
+/// Passes one line per second and counts the others, without a lock.
 struct Throttle {
     /// Milliseconds since the start at which the next line may pass.
     next: AtomicU64,
@@ -350,12 +224,13 @@ impl Throttle {
         Throttle { next: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
     }
 
-    /// How many were suppressed before this one, or `None` where this one is suppressed too.
+    /// The number of lines suppressed since the last one; `None` if this line is suppressed too.
     fn pass(&self, now: Duration) -> Option<u64> {
         let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let next = self.next.load(Relaxed);
-        let wins = now >= next && self.next.compare_exchange(next, now.saturating_add(1_000), Relaxed, Relaxed).is_ok();
-        if wins {
+        let passes =
+            now >= next && self.next.compare_exchange(next, now.saturating_add(1_000), Relaxed, Relaxed).is_ok();
+        if passes {
             return Some(self.suppressed.swap(0, Relaxed));
         }
         self.suppressed.fetch_add(1, Relaxed);
@@ -368,23 +243,23 @@ fn since_start() -> Duration {
     START.elapsed()
 }
 
-/// How log lines are written.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// One JSON object a line, for machines.
+pub enum LogFormat {
+    /// One JSON object per line.
     Json,
-    /// For a person at a terminal.
+    /// Plain text, for a terminal.
     Text,
 }
 
 static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
 
-/// Sends log lines of `level` and above to standard error. A second call changes nothing but the level.
-pub fn init(level: Level, format: Format) {
+/// Writes log lines of `level` and above to standard error. A second call changes only the level.
+pub fn init(level: Level, format: LogFormat) {
     let (filter, handle) = reload::Layer::new(LevelFilter::from_level(level));
     let lines = match format {
-        Format::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
-        Format::Text => fmt::layer().with_target(false).with_ansi(false).with_writer(std::io::stderr).boxed(),
+        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
+        LogFormat::Text => fmt::layer().with_target(false).with_ansi(false).with_writer(std::io::stderr).boxed(),
     };
     match tracing_subscriber::registry().with(filter).with(lines).try_init() {
         Ok(()) => drop(LEVEL.set(handle)),
@@ -393,7 +268,7 @@ pub fn init(level: Level, format: Format) {
 }
 
 /// Changes the level of a subscriber that `init` installed.
-pub fn set_level(level: Level) {
+pub(crate) fn set_level(level: Level) {
     let Some(handle) = LEVEL.get() else { return };
     if let Err(error) = handle.reload(LevelFilter::from_level(level)) {
         warn!(%error, "the log level was not changed");
@@ -405,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_a_second_and_the_rest_is_counted() {
+    fn throttle_passes_one_line_a_second_and_counts_the_rest() {
         let throttle = Throttle::new();
         assert_eq!(throttle.pass(Duration::from_millis(5)), Some(0));
         assert_eq!(throttle.pass(Duration::from_millis(6)), None);
@@ -415,19 +290,19 @@ mod tests {
     }
 
     #[test]
-    fn the_metric_counts_what_the_log_suppresses() {
-        let before = EVENTS.get(Name::UpstreamFailed);
+    fn metric_counts_suppressed_events() {
+        let before = EVENTS.get(EventName::UpstreamFailed);
         for _ in 0..5 {
             Event::UpstreamFailed { route: "r", endpoint: &"127.0.0.1:1", kind: UpstreamFault::Connect }.emit();
         }
-        assert!(EVENTS.get(Name::UpstreamFailed) >= before + 5);
+        assert!(EVENTS.get(EventName::UpstreamFailed) >= before + 5);
         expose();
         assert!(metrics::exposition().contains("tidegate_events_total{event=\"upstream_failed\"}"));
     }
 
     #[test]
-    fn a_second_subscriber_is_no_panic() {
-        init(Level::ERROR, Format::Json);
-        init(Level::ERROR, Format::Text);
+    fn second_init_does_not_panic() {
+        init(Level::ERROR, LogFormat::Json);
+        init(Level::ERROR, LogFormat::Text);
     }
 }

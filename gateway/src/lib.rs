@@ -1,32 +1,50 @@
-//! Tidegate, the gateway: everything that speaks HTTP.
+//! The gateway: everything that speaks HTTP.
 //!
-//! The modules below stand in import order: each may import only those above it (`tests/tidy.rs` checks).
-//! A request's life is on one screen in `pipeline`; `docs/architecture.md` draws the house.
+//! The modules below are in import order: each imports only from those above it (`tests/tidy.rs`
+//! checks). `pipeline` shows the life of a request, `docs/architecture.md` the structure, and
+//! `docs/glossary.md` defines the names.
 #![allow(clippy::missing_errors_doc)]
 
-pub mod metrics;
+mod metrics;
 pub mod event;
-pub mod http;
-pub mod error;
-pub mod hop;
-pub mod identify;
-pub mod limit;
-pub mod cache;
-pub mod breaker;
-pub mod endpoint;
-pub mod upstream;
-pub mod degrade;
-pub mod log;
-pub mod respond;
-pub mod route;
-pub mod pipeline;
-pub mod serve;
-pub mod tls;
-pub mod accept;
-mod plain;
+mod http;
+mod error;
+mod hop;
+mod identify;
+mod limit;
+mod cache;
+mod breaker;
+mod endpoint;
+mod upstream;
+mod degrade;
+mod log;
+mod record;
+mod respond;
+mod route;
+mod pipeline;
+mod serve;
+mod tls;
+mod accept;
+mod simple_server;
 pub mod purge;
-pub mod admin;
+mod admin;
 pub mod admin_client;
 pub mod config;
 pub mod demo;
 pub mod server;
+
+/// The items that tests, benches and fuzz targets of this crate use. Not a public interface.
+#[doc(hidden)]
+pub mod testing {
+    pub use crate::cache::control::CacheControl;
+    pub use crate::cache::extent::Extent;
+    pub use crate::cache::stored::{CacheMeta, CachedObject};
+    pub use crate::cache::{CacheConfig, CachePolicy, key, policy};
+    pub use crate::http::HttpLimits;
+    pub use crate::http::fields::{Fields, KnownField, is_token};
+    pub use crate::http::h1::fuzzing;
+    pub use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
+    pub use crate::identify::jwk_set::JwkSet;
+    pub use crate::identify::tokens;
+    pub use crate::identify::{CallerIdentifier, IdentityConfig, IdentitySource};
+}

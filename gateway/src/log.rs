@@ -1,7 +1,8 @@
-//! The access log: one JSON object a line, written by a thread of its own.
+//! The access log: one JSON object per line, written by a dedicated thread.
 //!
-//! A request formats its line into a buffer of its thread and never writes to a file. Buffers travel whole over a bounded
-//! channel to the one writer, so lines do not interleave; where the writer cannot keep up, lines are dropped and counted.
+//! A request formats its line into a buffer of its thread and never writes to a file. A bounded
+//! channel passes whole buffers to the single writer, so lines do not interleave. If the writer
+//! cannot keep up, lines are dropped and counted.
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
@@ -15,33 +16,33 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::event::Event;
-use crate::http::message::{Method, Scheme, StatusCode, Version};
+use crate::http::message::{HttpVersion, Method, Scheme, StatusCode};
 use crate::metrics::{self, Counter};
 
-/// Where the access log goes.
+/// Destination of the access log.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Access {
+pub(crate) enum AccessLogTarget {
     /// JSON lines on standard output.
     Stdout,
-    /// Nowhere.
+    /// Disabled.
     Off,
     /// JSON lines in this file.
     File(PathBuf),
 }
 
-/// A thread's buffer is handed over when it holds this much.
-const BATCH: usize = 32 << 10;
-/// A thread's buffer is handed over when it is this old.
-const BATCH_AGE: Duration = Duration::from_millis(100);
-/// Buffers under way to the writer: about 4 MiB, a tenth of a second at 150,000 requests per second.
-const QUEUE: usize = 128;
-/// How long `close` waits for a writer that is stuck on a full pipe.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// A thread submits its buffer at this size.
+const BATCH_BYTES: usize = 32 << 10;
+/// A thread submits its buffer at this age.
+const BATCH_AGE_MAX: Duration = Duration::from_millis(100);
+/// Buffers queued for the writer: about 4 MiB, which is 0.1 s at 150,000 requests per second.
+const QUEUE_BATCHES: usize = 128;
+/// Time that `close` waits for a writer that is blocked on a full pipe.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 static DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Exposes `tidegate_access_log_dropped_total`.
-pub fn expose() {
+pub(crate) fn expose() {
     metrics::expose_counter_with(
         "tidegate_access_log_dropped",
         "Lines of the access log that were dropped because its writer could not keep up or failed.",
@@ -49,52 +50,53 @@ pub fn expose() {
     );
 }
 
-/// One answered request.
+/// One line of the access log.
 #[derive(Clone, Debug)]
-pub struct Line<'a> {
-    pub method: &'a Method,
-    pub scheme: Scheme,
-    pub authority: &'a str,
-    pub path_and_query: &'a str,
-    pub version: Version,
-    pub status: StatusCode,
-    /// Bytes of the answer's body.
-    pub bytes: u64,
-    pub duration: Duration,
-    pub client: IpAddr,
-    pub route: &'a str,
-    /// What the cache did; like the texts below, left out of the line when empty.
-    pub cache: &'a str,
-    /// The step of the degrade ladder that answered.
-    pub degraded: &'a str,
+pub(crate) struct AccessLogEntry<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) scheme: Scheme,
+    pub(crate) authority: &'a str,
+    pub(crate) path_and_query: &'a str,
+    pub(crate) version: HttpVersion,
+    pub(crate) status: StatusCode,
+    /// Bytes of the response body.
+    pub(crate) bytes: u64,
+    pub(crate) duration: Duration,
+    pub(crate) client: IpAddr,
+    pub(crate) route: &'a str,
+    /// The cache result. Omitted from the line if empty, as are the texts below.
+    pub(crate) cache: &'a str,
+    /// The degrade step that produced the response.
+    pub(crate) degraded: &'a str,
     /// The limit rule that denied the request.
-    pub limit: &'a str,
-    /// Why the request was refused before it was understood.
-    pub refused: &'a str,
-    /// The endpoint that was asked.
-    pub upstream: &'a str,
-    pub trace_id: &'a str,
+    pub(crate) limit: &'a str,
+    /// Why the request was refused while it was parsed.
+    pub(crate) refused: &'a str,
+    /// The endpoint that received the request.
+    pub(crate) upstream: &'a str,
+    pub(crate) trace_id: &'a str,
 }
 
-/// Lines on their way to the writer.
+/// Formatted lines for the writer.
 #[derive(Default)]
-struct Batch {
+struct LineBatch {
     text: Vec<u8>,
     lines: u64,
 }
 
-enum Message {
-    Batch(Batch),
+enum WriterMessage {
+    Lines(LineBatch),
     Close,
 }
 
 /// An open access log. `record` may be called from any thread.
-pub struct AccessLog(Option<Open>);
+pub(crate) struct AccessLog(Option<AccessLogInner>);
 
-struct Open {
-    /// Tells the logs of one process apart: a thread's buffer belongs to one of them.
+/// The channel to the writer thread, and what identifies this log among the thread buffers.
+struct AccessLogInner {
+    /// Identifies the log within the process: a thread's buffer belongs to one log.
     id: u64,
-    sender: SyncSender<Message>,
+    sender: SyncSender<WriterMessage>,
     reopen: Arc<AtomicBool>,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -103,60 +105,60 @@ impl AccessLog {
     /// Opens the log and starts its writer.
     ///
     /// # Errors
-    /// A file that cannot be opened for appending, or no thread for the writer.
-    pub fn open(access: &Access) -> io::Result<AccessLog> {
+    /// The file cannot be opened for appending, or the writer's thread cannot be started.
+    pub(crate) fn open(target: &AccessLogTarget) -> io::Result<AccessLog> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let sink = match access {
-            Access::Off => return Ok(AccessLog(None)),
-            Access::Stdout => Sink::Stdout,
-            Access::File(path) => Sink::File { file: open_file(path)?, path: path.clone() },
+        let sink = match target {
+            AccessLogTarget::Off => return Ok(AccessLog(None)),
+            AccessLogTarget::Stdout => LogSink::Stdout,
+            AccessLogTarget::File(path) => LogSink::File { file: open_file(path)?, path: path.clone() },
         };
-        let (sender, receiver) = sync_channel(QUEUE);
+        let (sender, receiver) = sync_channel(QUEUE_BATCHES);
         let reopen = Arc::new(AtomicBool::new(false));
-        let writer = Writer { sink, receiver, reopen: Arc::clone(&reopen), torn: false };
+        let writer = LogWriter { sink, receiver, reopen: Arc::clone(&reopen), has_partial_line: false };
         let writer = thread::Builder::new().name("access-log".to_owned()).spawn(|| writer.run())?;
         let id = NEXT.fetch_add(1, Relaxed);
-        Ok(AccessLog(Some(Open { id, sender, reopen, writer: Mutex::new(Some(writer)) })))
+        Ok(AccessLog(Some(AccessLogInner { id, sender, reopen, writer: Mutex::new(Some(writer)) })))
     }
 
-    /// Whether lines go anywhere.
-    pub fn is_open(&self) -> bool {
+    /// Whether the log is enabled.
+    pub(crate) fn is_open(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Appends a line to this thread's buffer, and hands the buffer over when it is full or old.
-    pub fn record(&self, line: &Line<'_>) {
+    /// Appends a line to this thread's buffer, and submits the buffer when it is full or old.
+    pub(crate) fn record(&self, line: &AccessLogEntry<'_>) {
         let Some(open) = &self.0 else { return };
         let now = SystemTime::now();
-        LOCAL.with_borrow_mut(|local| {
-            local.belong_to(open);
-            local.append(now, line);
-            local.flush_if_due(now);
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.attach_to(open);
+            buffer.append(now, line);
+            buffer.submit_if_due(now);
         });
     }
 
-    /// Hands this thread's buffer over. To be called about every 100 ms, for lines that no later one pushes out,
-    /// and before a thread stops recording for good.
-    pub fn flush(&self) {
-        LOCAL.with_borrow_mut(Local::hand_over);
+    /// Submits this thread's buffer. Call it about every 100 ms, so that lines do not wait for
+    /// later ones, and before the thread stops recording.
+    pub(crate) fn flush(&self) {
+        BUFFER.with_borrow_mut(ThreadBuffer::submit);
     }
 
-    /// Opens the file anew, after something moved the old one away.
-    pub fn reopen(&self) {
+    /// Reopens the file, for log rotation.
+    pub(crate) fn reopen(&self) {
         let Some(open) = &self.0 else { return };
         open.reopen.store(true, Relaxed);
-        // Wakes an idle writer; a full channel has its attention anyway.
-        let _full_or_closed = open.sender.try_send(Message::Batch(Batch::default()));
+        // Wakes an idle writer. If the channel is full, the writer is awake.
+        let _full_or_closed = open.sender.try_send(WriterMessage::Lines(LineBatch::default()));
     }
 
-    /// Writes out what has been handed over, this thread's buffer included, and ends the writer. Blocks, for 5 s at most.
-    /// A thread hands its buffer over when it ends, so threads that record are to be joined before.
-    pub fn close(&self) {
+    /// Writes the submitted buffers, including this thread's, and stops the writer. Blocks for at
+    /// most 5 s. A thread submits its buffer when it ends, so join the recording threads first.
+    pub(crate) fn close(&self) {
         self.flush();
         let Some(open) = &self.0 else { return };
         let Some(writer) = open.writer.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        let deadline = Instant::now() + CLOSE_PATIENCE;
-        while let Err(TrySendError::Full(_)) = open.sender.try_send(Message::Close) {
+        let deadline = Instant::now() + CLOSE_TIMEOUT;
+        while let Err(TrySendError::Full(_)) = open.sender.try_send(WriterMessage::Close) {
             if Instant::now() >= deadline {
                 break;
             }
@@ -164,7 +166,7 @@ impl AccessLog {
         }
         while !writer.is_finished() {
             if Instant::now() >= deadline {
-                Event::AccessLogFailed { error: &"the writer is stuck; its lines are lost" }.emit();
+                Event::AccessLogFailed { error: &"the writer is blocked; its lines are lost" }.emit();
                 return;
             }
             thread::sleep(Duration::from_millis(1));
@@ -176,107 +178,108 @@ impl AccessLog {
 }
 
 thread_local! {
-    static LOCAL: RefCell<Local> = const { RefCell::new(Local::new()) };
+    static BUFFER: RefCell<ThreadBuffer> = const { RefCell::new(ThreadBuffer::new()) };
 }
 
 /// A thread's buffer.
-struct Local {
-    /// The log that the lines belong to.
-    owner: Option<(u64, SyncSender<Message>)>,
-    batch: Batch,
-    begun: SystemTime,
-    clock: Clock,
+struct ThreadBuffer {
+    /// Id and channel of the log that the lines belong to.
+    log: Option<(u64, SyncSender<WriterMessage>)>,
+    batch: LineBatch,
+    /// Time of the first line.
+    started_at: SystemTime,
+    timestamps: TimestampFormatter,
 }
 
-impl Local {
+impl ThreadBuffer {
     const fn new() -> Self {
-        Local {
-            owner: None,
-            batch: Batch { text: Vec::new(), lines: 0 },
-            begun: SystemTime::UNIX_EPOCH,
-            clock: Clock::new(),
+        ThreadBuffer {
+            log: None,
+            batch: LineBatch { text: Vec::new(), lines: 0 },
+            started_at: SystemTime::UNIX_EPOCH,
+            timestamps: TimestampFormatter::new(),
         }
     }
 
-    fn belong_to(&mut self, open: &Open) {
-        if self.owner.as_ref().is_none_or(|(id, _)| *id != open.id) {
-            self.hand_over();
-            self.owner = Some((open.id, open.sender.clone()));
+    fn attach_to(&mut self, open: &AccessLogInner) {
+        if self.log.as_ref().is_none_or(|(id, _)| *id != open.id) {
+            self.submit();
+            self.log = Some((open.id, open.sender.clone()));
         }
     }
 
-    fn append(&mut self, now: SystemTime, line: &Line<'_>) {
+    fn append(&mut self, now: SystemTime, line: &AccessLogEntry<'_>) {
         if self.batch.lines == 0 {
-            self.begun = now;
-            self.batch.text.reserve(BATCH + 1024);
+            self.started_at = now;
+            self.batch.text.reserve(BATCH_BYTES + 1024);
         }
-        write_line(&mut self.batch.text, &mut self.clock, now, line);
+        write_line(&mut self.batch.text, &mut self.timestamps, now, line);
         self.batch.lines += 1;
     }
 
-    fn flush_if_due(&mut self, now: SystemTime) {
-        // A clock that was set back makes the age unknown: then the buffer counts as old.
-        let is_old = now.duration_since(self.begun).map_or(true, |age| age >= BATCH_AGE);
-        if is_old || self.batch.text.len() >= BATCH {
-            self.hand_over();
+    fn submit_if_due(&mut self, now: SystemTime) {
+        // If the clock was set back, the age is unknown and the buffer counts as old.
+        let is_old = now.duration_since(self.started_at).map_or(true, |age| age >= BATCH_AGE_MAX);
+        if is_old || self.batch.text.len() >= BATCH_BYTES {
+            self.submit();
         }
     }
 
-    fn hand_over(&mut self) {
+    fn submit(&mut self) {
         if self.batch.lines == 0 {
             return;
         }
-        let Some((_, sender)) = &self.owner else { return };
+        let Some((_, sender)) = &self.log else { return };
         let batch = std::mem::take(&mut self.batch);
         let lines = batch.lines;
         if let Err(TrySendError::Full(message) | TrySendError::Disconnected(message)) =
-            sender.try_send(Message::Batch(batch))
+            sender.try_send(WriterMessage::Lines(batch))
         {
             DROPPED.add(lines);
-            if let Message::Batch(mut batch) = message {
+            if let WriterMessage::Lines(mut batch) = message {
                 batch.text.clear();
-                self.batch = Batch { text: batch.text, lines: 0 };
+                self.batch = LineBatch { text: batch.text, lines: 0 };
             }
         }
     }
 }
 
-impl Drop for Local {
+impl Drop for ThreadBuffer {
     fn drop(&mut self) {
-        self.hand_over();
+        self.submit();
     }
 }
 
-enum Sink {
+enum LogSink {
     Stdout,
     File { file: File, path: PathBuf },
 }
 
-struct Writer {
-    sink: Sink,
-    receiver: Receiver<Message>,
+struct LogWriter {
+    sink: LogSink,
+    receiver: Receiver<WriterMessage>,
     reopen: Arc<AtomicBool>,
-    /// The last write failed, perhaps inside a line.
-    torn: bool,
+    /// The last write failed and may have written part of a line.
+    has_partial_line: bool,
 }
 
-impl Writer {
+impl LogWriter {
     fn run(mut self) {
-        while let Ok(Message::Batch(batch)) = self.receiver.recv() {
-            self.reopen_if_asked();
+        while let Ok(WriterMessage::Lines(batch)) = self.receiver.recv() {
+            self.reopen_if_requested();
             if let Err(error) = self.write(&batch.text) {
-                self.torn = true;
+                self.has_partial_line = true;
                 DROPPED.add(batch.lines);
                 Event::AccessLogFailed { error: &error }.emit();
             }
         }
     }
 
-    fn reopen_if_asked(&mut self) {
+    fn reopen_if_requested(&mut self) {
         if !self.reopen.swap(false, Relaxed) {
             return;
         }
-        if let Sink::File { file, path } = &mut self.sink {
+        if let LogSink::File { file, path } = &mut self.sink {
             match open_file(path) {
                 Ok(opened) => *file = opened,
                 Err(error) => Event::AccessLogFailed { error: &error }.emit(),
@@ -287,15 +290,15 @@ impl Writer {
     fn write(&mut self, text: &[u8]) -> io::Result<()> {
         let mut stdout;
         let sink: &mut dyn Write = match &mut self.sink {
-            Sink::File { file, .. } => file,
-            Sink::Stdout => {
+            LogSink::File { file, .. } => file,
+            LogSink::Stdout => {
                 stdout = io::stdout().lock();
                 &mut stdout
             }
         };
-        if self.torn {
+        if self.has_partial_line {
             sink.write_all(b"\n")?;
-            self.torn = false;
+            self.has_partial_line = false;
         }
         sink.write_all(text)?;
         sink.flush()
@@ -306,9 +309,9 @@ fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).open(path)
 }
 
-fn write_line(out: &mut Vec<u8>, clock: &mut Clock, now: SystemTime, line: &Line<'_>) {
+fn write_line(out: &mut Vec<u8>, timestamps: &mut TimestampFormatter, now: SystemTime, line: &AccessLogEntry<'_>) {
     out.extend_from_slice(b"{\"time\":\"");
-    clock.push(out, now);
+    timestamps.push(out, now);
     out.extend_from_slice(b"\",\"client\":\"");
     push_display(out, line.client);
     out.extend_from_slice(b"\",\"method\":\"");
@@ -350,7 +353,7 @@ fn push_display(out: &mut Vec<u8>, value: impl std::fmt::Display) {
     write!(out, "{value}").expect("writing to a vector does not fail");
 }
 
-/// Seconds with six digits after the point.
+/// Seconds with six decimal places.
 fn push_seconds(out: &mut Vec<u8>, duration: Duration) {
     out.extend_from_slice(itoa::Buffer::new().format(duration.as_secs()).as_bytes());
     out.push(b'.');
@@ -359,13 +362,13 @@ fn push_seconds(out: &mut Vec<u8>, duration: Duration) {
 
 /// `number` with leading zeros.
 fn push_digits(out: &mut Vec<u8>, number: u64, width: u32) {
-    for place in (0..width).rev() {
+    for exponent in (0..width).rev() {
         // One decimal digit always fits.
-        out.push(b'0' + (number / 10_u64.pow(place) % 10) as u8);
+        out.push(b'0' + (number / 10_u64.pow(exponent) % 10) as u8);
     }
 }
 
-/// The inside of a JSON string (RFC 8259 section 7).
+/// The contents of a JSON string, escaped (RFC 8259 section 7).
 fn push_escaped(out: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let bytes = text.as_bytes();
@@ -387,34 +390,34 @@ fn push_escaped(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(&bytes[copied..]);
 }
 
-/// Writes times in RFC 3339 and keeps the text of the current second.
-struct Clock {
+/// Formats timestamps by RFC 3339 and caches the text of the current second.
+struct TimestampFormatter {
     second: u64,
     /// `YYYY-MM-DDTHH:MM:SS.`
     text: [u8; 20],
 }
 
-impl Clock {
+impl TimestampFormatter {
     const fn new() -> Self {
-        Clock { second: u64::MAX, text: [0; 20] }
+        TimestampFormatter { second: u64::MAX, text: [0; 20] }
     }
 
     fn push(&mut self, out: &mut Vec<u8>, now: SystemTime) {
-        // A clock before 1970 is a broken clock; its lines say 1970.
-        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        if since.as_secs() != self.second {
-            self.second = since.as_secs();
-            self.text = date_and_time(since.as_secs());
+        // A wall clock before 1970 is wrong; its lines have 1970.
+        let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if since_epoch.as_secs() != self.second {
+            self.second = since_epoch.as_secs();
+            self.text = date_and_time(since_epoch.as_secs());
         }
         out.extend_from_slice(&self.text);
-        push_digits(out, u64::from(since.subsec_millis()), 3);
+        push_digits(out, u64::from(since_epoch.subsec_millis()), 3);
         out.push(b'Z');
     }
 }
 
-/// Howard Hinnant's civil-from-days: eras of 400 years, years that begin in March.
-fn date_and_time(unix: u64) -> [u8; 20] {
-    let (days, second) = (unix / 86_400 + 719_468, unix % 86_400);
+/// Howard Hinnant's algorithm civil_from_days: eras of 400 years; years begin in March.
+fn date_and_time(unix_seconds: u64) -> [u8; 20] {
+    let (days, second) = (unix_seconds / 86_400 + 719_468, unix_seconds % 86_400);
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
@@ -447,13 +450,13 @@ mod tests {
 
     const GET: Method = Method::GET;
 
-    fn line<'a>(path: &'a str, route: &'a str) -> Line<'a> {
-        Line {
+    fn line<'a>(path: &'a str, route: &'a str) -> AccessLogEntry<'a> {
+        AccessLogEntry {
             method: &GET,
             scheme: Scheme::Https,
             authority: "example.org",
             path_and_query: path,
-            version: Version::Http2,
+            version: HttpVersion::Http2,
             status: StatusCode::OK,
             bytes: 1_234,
             duration: Duration::from_micros(1_002_003),
@@ -481,11 +484,11 @@ mod tests {
     }
 
     #[test]
-    fn hostile_text_stays_inside_its_string() {
+    fn hostile_text_is_escaped() {
         let hostile = "/\"},\n{\"a\\\u{0}\u{1f}\u{7f}é";
         let mut out = Vec::new();
-        let mut clock = Clock::new();
-        write_line(&mut out, &mut clock, SystemTime::UNIX_EPOCH + Duration::from_millis(7), &line(hostile, "r"));
+        let mut timestamps = TimestampFormatter::new();
+        write_line(&mut out, &mut timestamps, SystemTime::UNIX_EPOCH + Duration::from_millis(7), &line(hostile, "r"));
         assert_eq!(out.iter().filter(|byte| **byte == b'\n').count(), 1);
         let value: serde_json::Value = serde_json::from_slice(&out).expect("a line is JSON");
         assert_eq!(value["path"], hostile);
@@ -496,8 +499,8 @@ mod tests {
     }
 
     #[test]
-    fn dates_agree_with_another_implementation() {
-        // Every 11 hours and a bit over 130 years: all months, leap days and the turn of 2100.
+    fn dates_equal_those_of_httpdate() {
+        // Every 11 hours and 9 minutes over 130 years: all months, leap days and the turn of 2100.
         for second in (0..4_102_444_800 + 86_400 * 90).step_by(40_123) {
             let text = String::from_utf8(date_and_time(second).to_vec()).expect("ASCII");
             let other = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(second));
@@ -509,14 +512,15 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_many_threads_arrive_whole() {
+    fn lines_of_many_threads_do_not_interleave() {
         let path = file("threads");
-        let log = AccessLog::open(&Access::File(path.clone())).expect("the file can be opened");
+        let log = AccessLog::open(&AccessLogTarget::File(path.clone())).expect("the file can be opened");
         let long = "/".repeat(300);
         thread::scope(|scope| {
             let record = || (0..500).for_each(|_| log.record(&line(&long, "r")));
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(record)).collect();
-            // Joined one by one: the scope's end does not wait for what threads do as they end, which is to hand over the rest.
+            // Joined explicitly: the end of the scope does not wait for thread-local destructors,
+            // which submit the rest.
             threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
         });
         log.close();
@@ -524,14 +528,14 @@ mod tests {
     }
 
     #[test]
-    fn a_moved_file_is_left_on_reopen() {
+    fn reopen_creates_the_file_after_rotation() {
         let (path, moved) = (file("reopen"), file("moved"));
-        let log = AccessLog::open(&Access::File(path.clone())).expect("the file can be opened");
+        let log = AccessLog::open(&AccessLogTarget::File(path.clone())).expect("the file can be opened");
         log.record(&line("/1", "r"));
         log.flush();
-        let begun = Instant::now();
+        let start = Instant::now();
         while std::fs::metadata(&path).expect("the log exists").len() == 0 {
-            assert!(begun.elapsed() < Duration::from_secs(10), "a flushed line was not written");
+            assert!(start.elapsed() < Duration::from_secs(10), "a flushed line was not written");
             thread::sleep(Duration::from_millis(1));
         }
         std::fs::rename(&path, &moved).expect("the log can be moved");
@@ -542,9 +546,9 @@ mod tests {
     }
 
     #[test]
-    fn a_stuck_writer_costs_lines_and_no_time() {
+    fn blocked_writer_drops_lines_without_blocking() {
         let (sender, receiver) = sync_channel(1);
-        let open = Open { id: u64::MAX, sender, reopen: Arc::default(), writer: Mutex::new(None) };
+        let open = AccessLogInner { id: u64::MAX, sender, reopen: Arc::default(), writer: Mutex::new(None) };
         let log = AccessLog(Some(open));
         let before = DROPPED.get();
         for _ in 0..3 {
@@ -552,17 +556,17 @@ mod tests {
             log.flush();
         }
         assert!(DROPPED.get() >= before + 2);
-        assert!(matches!(receiver.recv(), Ok(Message::Batch(batch)) if batch.lines == 1));
+        assert!(matches!(receiver.recv(), Ok(WriterMessage::Lines(batch)) if batch.lines == 1));
         log.record(&line("/", "r"));
         log.flush();
-        assert!(matches!(receiver.recv(), Ok(Message::Batch(_))));
+        assert!(matches!(receiver.recv(), Ok(WriterMessage::Lines(_))));
     }
 
     #[test]
-    fn a_log_that_is_off_or_cannot_be_opened() {
-        let log = AccessLog::open(&Access::Off).expect("nothing to open");
+    fn disabled_log_records_nothing_and_unopenable_file_is_an_error() {
+        let log = AccessLog::open(&AccessLogTarget::Off).expect("nothing to open");
         log.record(&line("/", "r"));
         log.close();
-        assert!(AccessLog::open(&Access::File("/nonexistent/dir/log".into())).is_err());
+        assert!(AccessLog::open(&AccessLogTarget::File("/nonexistent/dir/log".into())).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! `tidegate`: the command. Arguments become a configuration, and the configuration runs.
+//! The `tidegate` command: parses the arguments, loads a configuration and runs it.
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -7,9 +7,9 @@ use std::process::ExitCode;
 
 use annotate_snippets::Renderer;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use gateway::config::{Config, Format, Report, Source};
-use gateway::purge::{Order, Target};
-use gateway::server::{self, Bound, Origin};
+use gateway::config::{Config, ConfigDocument, ConfigReport, DocumentFormat};
+use gateway::purge::{PurgeOrder, PurgeTarget};
+use gateway::server::{self, BoundAddresses, ConfigSource};
 use gateway::{admin_client, demo, event};
 
 #[global_allocator]
@@ -31,7 +31,7 @@ enum Command {
     Run(RunArguments),
     /// Check a configuration file without opening a socket or a log
     Check(CheckArguments),
-    /// End what a running gateway, and its fleet, has stored: of a URL, of a tag, or everything
+    /// Purge the cache of a running gateway and its fleet: a URL, a tag, or everything
     Purge(PurgeArguments),
     /// Print the completion script of a shell
     Completions { shell: clap_complete::Shell },
@@ -51,13 +51,13 @@ struct DemoArguments {
 #[group(skip)]
 #[command(group = clap::ArgGroup::new("source").required(true).args(["config", "upstream"]))]
 struct RunArguments {
-    /// Configuration file, TOML or JSON (by its ending)
+    /// Configuration file, TOML or JSON (by file extension)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Stand in front of this upstream with sound defaults and no file
+    /// Proxy to this upstream with sound defaults and no file
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
-    /// Address to serve, with --upstream [default: 127.0.0.1:8080]
+    /// Listen address, with --upstream [default: 127.0.0.1:8080]
     #[arg(long, conflicts_with = "config")]
     listen: Option<SocketAddr>,
     /// Address of the admin page and metrics, with --upstream [default: 127.0.0.1:9900]
@@ -67,12 +67,12 @@ struct RunArguments {
 
 #[derive(Args)]
 struct CheckArguments {
-    /// Configuration file, TOML or JSON (by its ending)
+    /// Configuration file, TOML or JSON (by file extension)
     file: PathBuf,
     /// Print the faults as JSON
     #[arg(long)]
     json: bool,
-    /// Let warnings fail the check
+    /// Treat warnings as errors
     #[arg(long)]
     deny_warnings: bool,
 }
@@ -81,19 +81,20 @@ struct CheckArguments {
 #[group(skip)]
 #[command(group = clap::ArgGroup::new("target").required(true).multiple(true).args(["url", "tag", "all"]))]
 struct PurgeArguments {
-    /// A whole URL, with its host and its query; may be given several times
+    /// A full URL with host and query; may be repeated
     #[arg(long, value_name = "URL")]
     url: Vec<String>,
-    /// A surrogate key that the origin gave; may be given several times
+    /// A surrogate key set by the origin; may be repeated
     #[arg(long, value_name = "TAG")]
     tag: Vec<String>,
     /// Everything
     #[arg(long)]
     all: bool,
-    /// Make it stale instead: it may answer while it is validated, and for a failing origin
+    /// Soft purge: mark responses stale; they may be served during revalidation or if the origin
+    /// fails
     #[arg(long)]
     soft: bool,
-    /// On this node of the fleet alone, by its `server.node`
+    /// Purge this node of the fleet only (its `server.node`)
     #[arg(long)]
     node: Option<String>,
     /// Admin address of the gateway
@@ -118,10 +119,10 @@ fn main() -> ExitCode {
 }
 
 fn run_gateway(arguments: RunArguments) -> ExitCode {
-    let (loaded, origin) = match (arguments.config, arguments.upstream) {
+    let (loaded, source) = match (arguments.config, arguments.upstream) {
         (Some(file), _) => {
             let loaded = Config::load(&file).map(|(config, warnings)| (config, Some(warnings)));
-            (loaded, Origin::File(file))
+            (loaded, ConfigSource::File(file))
         }
         (None, upstream) => {
             let url = upstream.unwrap_or_default();
@@ -129,16 +130,16 @@ fn run_gateway(arguments: RunArguments) -> ExitCode {
                 config.admin.address = arguments.admin.unwrap_or(config.admin.address);
                 (config, None)
             });
-            (config, Origin::Arguments)
+            (config, ConfigSource::Arguments)
         }
     };
     match loaded {
         Ok((config, warnings)) => {
-            warnings.iter().for_each(say);
-            start(config, origin, |_| {})
+            warnings.iter().for_each(print_report);
+            start(config, source, |_| {})
         }
         Err(report) => {
-            say(&report);
+            print_report(&report);
             ExitCode::FAILURE
         }
     }
@@ -155,7 +156,7 @@ fn check(arguments: &CheckArguments) -> ExitCode {
     if arguments.json {
         print(&format!("{:#}\n", report.to_json()));
     } else {
-        say(&report);
+        print_report(&report);
         if is_valid {
             print(&format!("{}: valid\n", arguments.file.display()));
         }
@@ -163,12 +164,13 @@ fn check(arguments: &CheckArguments) -> ExitCode {
     if is_valid { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Fails where a node or a server has not confirmed it: a script is to know.
+/// Exits with a failure if a node or server has not acknowledged the purge, so that scripts can
+/// detect it.
 fn purge(arguments: PurgeArguments) -> ExitCode {
-    let everything = arguments.all.then_some(Target::Everything);
-    let tags = arguments.tag.into_iter().map(Target::Tag);
-    let targets = arguments.url.into_iter().map(Target::Url).chain(tags).chain(everything).collect();
-    let order = Order { targets, is_soft: arguments.soft, node: arguments.node };
+    let everything = arguments.all.then_some(PurgeTarget::Everything);
+    let tags = arguments.tag.into_iter().map(PurgeTarget::Tag);
+    let targets = arguments.url.into_iter().map(PurgeTarget::Url).chain(tags).chain(everything).collect();
+    let order = PurgeOrder { targets, is_soft: arguments.soft, node: arguments.node };
     let token = arguments.token.filter(|token| !token.is_empty());
     let outcome = match admin_client::purge(arguments.admin, token.as_deref(), &order) {
         Ok(outcome) => outcome,
@@ -181,23 +183,23 @@ fn purge(arguments: PurgeArguments) -> ExitCode {
         let names = outcome[key].as_array().into_iter().flatten().filter_map(|name| name.as_str());
         names.collect::<Vec<_>>().join(", ")
     };
-    let what = if order.is_soft { "made stale" } else { "purged" };
-    print(&format!("{what}: {} (on {})\n", order.told(), names("acknowledged")));
-    let (missing, untold) = (names("missing"), names("untold"));
-    if !missing.is_empty() {
-        eprintln!("tidegate: not confirmed by {missing}: done as soon as they are reached again");
+    let action = if order.is_soft { "made stale" } else { "purged" };
+    print(&format!("{action}: {} (on {})\n", order.description(), names("acknowledged_nodes")));
+    let (nodes, servers) = (names("unacknowledged_nodes"), names("unreachable_servers"));
+    if !nodes.is_empty() {
+        eprintln!("tidegate: not acknowledged by nodes {nodes}: they apply it when they are reachable again");
     }
-    if !untold.is_empty() {
-        eprintln!("tidegate: not known to {untold}: told as soon as they answer again");
+    if !servers.is_empty() {
+        eprintln!("tidegate: unreachable servers {servers}: they receive it when they are reachable again");
     }
-    if missing.is_empty() && untold.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if nodes.is_empty() && servers.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn run_demo(arguments: &DemoArguments) -> ExitCode {
     let origin = match demo::spawn_origin() {
         Ok(origin) => origin,
         Err(error) => {
-            eprintln!("tidegate: the demo's origin could not start: {error}");
+            eprintln!("tidegate: cannot start the demo origin: {error}");
             return ExitCode::FAILURE;
         }
     };
@@ -207,24 +209,30 @@ fn run_demo(arguments: &DemoArguments) -> ExitCode {
         ("DEMO_ORIGIN", format!("http://{}", origin.address())),
     ];
     let env = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
-    let source = Source { name: "demo.toml", text: demo::CONFIG, format: Format::Toml, base: Path::new(""), env: &env };
-    match Config::parse(&source) {
-        Ok((config, _)) => start(config, Origin::Arguments, |bound| {
+    let document = ConfigDocument {
+        name: "demo.toml",
+        text: demo::CONFIG,
+        format: DocumentFormat::Toml,
+        base: Path::new(""),
+        env: &env,
+    };
+    match Config::parse(&document) {
+        Ok((config, _)) => start(config, ConfigSource::Arguments, |bound| {
             if let Some(listen) = bound.listen.first() {
                 print(&demo::tour(*listen, bound.admin));
             }
         }),
         Err(report) => {
-            say(&report);
+            print_report(&report);
             ExitCode::FAILURE
         }
     }
 }
 
-fn start(config: Config, origin: Origin, on_ready: impl FnOnce(&Bound)) -> ExitCode {
+fn start(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAddresses)) -> ExitCode {
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    event::init(config.log.level, if is_terminal { event::Format::Text } else { event::Format::Json });
-    match server::run(config, origin, on_ready) {
+    event::init(config.log.level, if is_terminal { event::LogFormat::Text } else { event::LogFormat::Json });
+    match server::run(config, source, on_ready) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("tidegate: {error}");
@@ -233,8 +241,8 @@ fn start(config: Config, origin: Origin, on_ready: impl FnOnce(&Bound)) -> ExitC
     }
 }
 
-/// Faults go to standard error, in colour for a person.
-fn say(report: &Report) {
+/// Prints faults to standard error, in colour on a terminal.
+fn print_report(report: &ConfigReport) {
     if report.is_empty() {
         return;
     }
@@ -243,7 +251,7 @@ fn say(report: &Report) {
     eprintln!("{}", report.render(&renderer));
 }
 
-/// Prints, and does not mind a reader that has gone.
+/// Prints to standard output; exits without error if the reader has closed the pipe.
 fn print(text: &str) {
     let mut out = std::io::stdout().lock();
     if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {

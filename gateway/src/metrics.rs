@@ -1,13 +1,12 @@
 //! Counters, gauges and histograms, and their exposition.
 //!
-//! Labels are enums known at compile time, or names from the configuration (routes, rules); never anything a client sends.
-//! Recording allocates nothing and takes no lock.
+//! Label values are enums or names from the configuration (routes, rules), never values that a
+//! client sends. Recording does not allocate and takes no lock.
 
 mod counter;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,29 +15,11 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-pub use counter::{Counter, Counters, Label, use_line};
+pub(crate) use counter::{Counter, Counters, Label, use_stripe};
 
-/// A value that goes up and down.
-#[derive(Default)]
-pub struct Gauge(AtomicI64);
-
-impl Gauge {
-    pub fn add(&self, count: i64) {
-        self.0.fetch_add(count, Relaxed);
-    }
-
-    pub fn set(&self, value: i64) {
-        self.0.store(value, Relaxed);
-    }
-
-    pub fn get(&self) -> i64 {
-        self.0.load(Relaxed)
-    }
-}
-
-/// Upper bounds of the duration buckets, in seconds; the last bucket has none.
+/// Upper bounds of the duration buckets in seconds. The last bucket has no bound.
 const BOUNDS: [f64; 13] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
-/// The same in nanoseconds.
+/// `BOUNDS` in nanoseconds.
 const BOUNDS_NANOS: [u64; BOUNDS.len()] = {
     let mut nanos = [0; BOUNDS.len()];
     let mut at = 0;
@@ -51,13 +32,13 @@ const BOUNDS_NANOS: [u64; BOUNDS.len()] = {
 
 /// A histogram of durations.
 #[derive(Default)]
-pub struct Histogram {
+pub(crate) struct Histogram {
     buckets: [Counter; BOUNDS.len() + 1],
     nanos: Counter,
 }
 
 impl Histogram {
-    pub fn observe(&self, duration: Duration) {
+    pub(crate) fn observe(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_NANOS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS.len());
         self.buckets[bucket].inc();
@@ -68,10 +49,13 @@ impl Histogram {
 /// Declares an enum whose variants are the values of one label.
 #[macro_export]
 macro_rules! label {
-    ($(#[$doc:meta])* $name:ident, $label:literal, { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+    (
+        $(#[$doc:meta])* $vis:vis $name:ident, $label:literal,
+        { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }
+    ) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum $name { $($(#[$vdoc])* $variant),+ }
+        $vis enum $name { $($(#[$vdoc])* $variant),+ }
 
         impl $crate::metrics::Label for $name {
             const NAME: &'static str = $label;
@@ -82,37 +66,37 @@ macro_rules! label {
     };
 }
 
-/// Labels of one reading: names and values.
-pub type Labels<'a> = &'a [(&'a str, &'a str)];
-type Read<T> = Box<dyn Fn(&mut dyn FnMut(Labels<'_>, T)) + Send + Sync>;
+/// Names and values of the labels of one sample.
+pub(crate) type Labels<'a> = &'a [(&'a str, &'a str)];
+type ReadSamples<T> = Box<dyn Fn(&mut dyn FnMut(Labels<'_>, T)) + Send + Sync>;
 
-/// Something with a reading per label set, named when it was registered.
-enum Reading {
-    Counter(Read<u64>),
-    Gauge(Read<f64>),
+/// Source of the samples of a metric, one for each set of labels.
+enum MetricSource {
+    Counter(ReadSamples<u64>),
+    Gauge(ReadSamples<f64>),
     Histogram(Arc<Histogram>),
 }
 
-struct Exposed {
+struct RegisteredMetric {
     name: &'static str,
     help: &'static str,
-    reading: Reading,
+    source: MetricSource,
 }
 
-impl fmt::Debug for Exposed {
+impl fmt::Debug for RegisteredMetric {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)
     }
 }
 
-static EXPOSED: LazyLock<Mutex<BTreeMap<&'static str, Exposed>>> = LazyLock::new(Mutex::default);
+static METRICS: LazyLock<Mutex<BTreeMap<&'static str, RegisteredMetric>>> = LazyLock::new(Mutex::default);
 
-fn expose(name: &'static str, help: &'static str, reading: Reading) {
-    EXPOSED.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Exposed { name, help, reading });
+fn expose(name: &'static str, help: &'static str, source: MetricSource) {
+    METRICS.lock().unwrap_or_else(PoisonError::into_inner).insert(name, RegisteredMetric { name, help, source });
 }
 
-/// Exposes one counter per label value. `name` carries no `_total`; the exposition adds it.
-pub fn expose_counters<L: Label>(name: &'static str, help: &'static str, counters: &'static Counters<L>) {
+/// Exposes one counter per label value. The exposition appends `_total` to `name`.
+pub(crate) fn expose_counters<L: Label>(name: &'static str, help: &'static str, counters: &'static Counters<L>) {
     expose_counter_with(name, help, move |emit| {
         for label in L::ALL {
             emit(&[(L::NAME, label.as_str())], counters.get(*label));
@@ -120,74 +104,75 @@ pub fn expose_counters<L: Label>(name: &'static str, help: &'static str, counter
     });
 }
 
-/// Exposes counters whose labels are found at scrape time. Exposing a name again replaces it.
-pub fn expose_counter_with(
+/// Exposes counters that `read` emits at scrape time. Exposing a name again replaces the metric.
+pub(crate) fn expose_counter_with(
     name: &'static str,
     help: &'static str,
     read: impl Fn(&mut dyn FnMut(Labels<'_>, u64)) + Send + Sync + 'static,
 ) {
-    expose(name, help, Reading::Counter(Box::new(read)));
+    expose(name, help, MetricSource::Counter(Box::new(read)));
 }
 
-/// Exposes gauges whose labels are found at scrape time. Exposing a name again replaces it.
-pub fn expose_gauge_with(
+/// Exposes gauges that `read` emits at scrape time. Exposing a name again replaces the metric.
+pub(crate) fn expose_gauge_with(
     name: &'static str,
     help: &'static str,
     read: impl Fn(&mut dyn FnMut(Labels<'_>, f64)) + Send + Sync + 'static,
 ) {
-    expose(name, help, Reading::Gauge(Box::new(read)));
+    expose(name, help, MetricSource::Gauge(Box::new(read)));
 }
 
-pub fn expose_histogram(name: &'static str, help: &'static str, histogram: Arc<Histogram>) {
-    expose(name, help, Reading::Histogram(histogram));
+pub(crate) fn expose_histogram(name: &'static str, help: &'static str, histogram: Arc<Histogram>) {
+    expose(name, help, MetricSource::Histogram(histogram));
 }
 
 /// No exemplar labels.
 type NoLabels = [(&'static str, &'static str); 0];
 
+/// Collects all registered metrics.
 #[derive(Debug)]
-struct Everything;
+struct AllMetrics;
 
-impl Collector for Everything {
+impl Collector for AllMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        for exposed in EXPOSED.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            let kind = match exposed.reading {
-                Reading::Counter(_) => MetricType::Counter,
-                Reading::Gauge(_) => MetricType::Gauge,
-                Reading::Histogram(_) => MetricType::Histogram,
+        for metric in METRICS.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            let kind = match metric.source {
+                MetricSource::Counter(_) => MetricType::Counter,
+                MetricSource::Gauge(_) => MetricType::Gauge,
+                MetricSource::Histogram(_) => MetricType::Histogram,
             };
-            let metric = encoder.encode_descriptor(exposed.name, exposed.help, None, kind)?;
-            encode_reading(&exposed.reading, metric)?;
+            let encoder = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
+            encode_samples(&metric.source, encoder)?;
         }
         Ok(())
     }
 }
 
-fn encode_reading(reading: &Reading, mut metric: MetricEncoder<'_>) -> fmt::Result {
+fn encode_samples(source: &MetricSource, mut encoder: MetricEncoder<'_>) -> fmt::Result {
     let mut result = Ok(());
-    match reading {
-        Reading::Counter(read) => read(&mut |labels, value| {
+    match source {
+        MetricSource::Counter(read) => read(&mut |labels, value| {
             let labels: Vec<(&str, &str)> = labels.to_vec();
             result = result.and_then(|()| match labels.is_empty() {
-                true => metric.encode_counter::<NoLabels, u64, u64>(&value, None),
-                false => metric.encode_family(&labels)?.encode_counter::<NoLabels, u64, u64>(&value, None),
+                true => encoder.encode_counter::<NoLabels, u64, u64>(&value, None),
+                false => encoder.encode_family(&labels)?.encode_counter::<NoLabels, u64, u64>(&value, None),
             });
         }),
-        Reading::Gauge(read) => read(&mut |labels, value| {
+        MetricSource::Gauge(read) => read(&mut |labels, value| {
             let labels: Vec<(&str, &str)> = labels.to_vec();
             result = result.and_then(|()| match labels.is_empty() {
-                true => metric.encode_gauge(&value),
-                false => metric.encode_family(&labels)?.encode_gauge(&value),
+                true => encoder.encode_gauge(&value),
+                false => encoder.encode_family(&labels)?.encode_gauge(&value),
             });
         }),
-        Reading::Histogram(histogram) => result = histogram.encode(metric),
+        MetricSource::Histogram(histogram) => result = histogram.encode(encoder),
     }
     result
 }
 
 impl Histogram {
-    /// How many were observed.
-    pub fn count(&self) -> u64 {
+    /// Number of observations.
+    pub(crate) fn count(&self) -> u64 {
         self.buckets.iter().map(Counter::get).sum()
     }
 }
@@ -206,12 +191,13 @@ impl EncodeMetric for Histogram {
     }
 }
 
-/// The whole exposition in OpenMetrics text.
-pub fn exposition() -> String {
+/// The exposition of all metrics in the OpenMetrics text format.
+pub(crate) fn exposition() -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Everything));
+    registry.register_collector(Box::new(AllMetrics));
     let mut text = String::new();
-    // Writing to a string fails only if an encoder above does; what was written until then is still of use.
+    // Writing to a string fails only if an encoder above fails. The text up to the failure is still
+    // useful.
     if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &registry) {
         tracing::warn!(%error, "the metrics exposition is incomplete");
     }
@@ -223,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_recorded_is_exposed() {
+    fn recorded_values_are_exposed() {
         static SEEN: LazyLock<Counter> = LazyLock::new(Counter::default);
         SEEN.add(3);
         expose_counter_with("test_seen", "Seen.", |emit| emit(&[("kind", "a\"b")], SEEN.get()));

@@ -1,82 +1,89 @@
-//! Orders to purge, as operators give them, and what came of them.
+//! Purge orders of operators and their outcomes.
+
+use std::sync::Arc;
 
 use serde_json::json;
-use shard::{Purge, Scope, Tag};
+use shard::{Bus, Purge, PurgeScope, Tag};
 
-use crate::cache;
-use crate::cache::tags::{self, BadUrl};
+use crate::cache::stored::CacheMeta;
+use crate::cache::tags::{self, PurgeUrlError};
+use crate::{cache, metrics};
 
-/// What is to be purged, all of it hard or all of it softly.
+/// Order to purge some targets, all of them hard or all of them soft.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
-    pub targets: Vec<Target>,
-    /// What is purged softly becomes stale instead of going: it may answer while it is validated, or for a failing origin.
+pub struct PurgeOrder {
+    pub targets: Vec<PurgeTarget>,
+    /// A soft purge makes objects stale instead of removing them: they may be served while they are
+    /// validated, or if the origin fails.
     pub is_soft: bool,
-    /// The one node that is meant, instead of all of the fleet.
+    /// Limits the purge to one node; `None` for the whole fleet.
     pub node: Option<String>,
 }
 
-/// One thing to purge.
+/// Target of a purge.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum PurgeTarget {
     Everything,
     Tag(String),
     Url(String),
 }
 
-/// Why an order cannot be followed.
+/// Reason for rejecting a purge order.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadOrder {
-    #[error("say what to purge: url=URL, tag=TAG or all=true; soft=true makes it stale instead")]
-    Nothing,
-    #[error("`{0}` is no parameter of a purge; there are url, tag, all, soft and node")]
-    Unknown(String),
-    #[error("`{0}` is true or false")]
+pub(crate) enum PurgeOrderError {
+    #[error("give a target: url=URL, tag=TAG or all=true; soft=true marks objects stale instead of removing them")]
+    NoTarget,
+    #[error("unknown parameter `{0}`; known parameters: url, tag, all, soft and node")]
+    UnknownParameter(String),
+    #[error("`{0}` must be true or false")]
     NotBool(&'static str),
-    #[error("`{0}` is not the name of a node; all are meant without")]
-    NoNode(String),
-    #[error("an empty tag is no tag")]
+    #[error("`{0}` is not the name of a node; omit `node` for all nodes")]
+    InvalidNode(String),
+    #[error("a tag must not be empty")]
     EmptyTag,
-    #[error("{url:?}: {why}")]
-    Url { url: String, why: BadUrl },
+    #[error("{url:?}: {reason}")]
+    Url { url: String, reason: PurgeUrlError },
     #[error(transparent)]
-    TooMany(#[from] shard::TooMany),
+    OutboxFull(#[from] shard::PurgeOutboxFull),
 }
 
-impl Order {
-    /// Reads the query of a request to the admin address: `tag=a&tag=b`, `url=http://shop.example/`, `all=true`, `soft=true`.
+impl PurgeOrder {
+    /// Parses the query of an admin API request: `tag=a&tag=b`, `url=http://shop.example/`,
+    /// `all=true`, `soft=true`.
     ///
     /// # Errors
-    /// What the sender has to change.
-    pub fn parse(query: &str) -> Result<Order, BadOrder> {
-        let mut order = Order { targets: Vec::new(), is_soft: false, node: None };
+    /// An unknown or invalid parameter, or no target.
+    pub(crate) fn parse(query: &str) -> Result<PurgeOrder, PurgeOrderError> {
+        let mut order = PurgeOrder { targets: Vec::new(), is_soft: false, node: None };
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             match &*name {
-                "url" => order.targets.push(Target::Url(value.into_owned())),
-                "tag" if value.is_empty() => return Err(BadOrder::EmptyTag),
-                "tag" => order.targets.push(Target::Tag(value.into_owned())),
+                "url" => order.targets.push(PurgeTarget::Url(value.into_owned())),
+                "tag" if value.is_empty() => return Err(PurgeOrderError::EmptyTag),
+                "tag" => order.targets.push(PurgeTarget::Tag(value.into_owned())),
                 "all" => {
-                    if boolean("all", &value)? {
-                        order.targets.push(Target::Everything);
+                    if parse_bool("all", &value)? {
+                        order.targets.push(PurgeTarget::Everything);
                     }
                 }
-                "soft" => order.is_soft = boolean("soft", &value)?,
-                "node" if value.is_empty() || value == "*" => return Err(BadOrder::NoNode(value.into_owned())),
+                "soft" => order.is_soft = parse_bool("soft", &value)?,
+                "node" if value.is_empty() || value == "*" => {
+                    return Err(PurgeOrderError::InvalidNode(value.into_owned()));
+                }
                 "node" => order.node = Some(value.into_owned()),
-                _ => return Err(BadOrder::Unknown(name.into_owned())),
+                _ => return Err(PurgeOrderError::UnknownParameter(name.into_owned())),
             }
         }
-        if order.targets.is_empty() { Err(BadOrder::Nothing) } else { Ok(order) }
+        if order.targets.is_empty() { Err(PurgeOrderError::NoTarget) } else { Ok(order) }
     }
 
-    /// The query that `parse` reads.
-    pub fn query(&self) -> String {
+    /// Encodes the order as a query for `parse`.
+    pub(crate) fn to_query(&self) -> String {
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         for target in &self.targets {
             match target {
-                Target::Everything => query.append_pair("all", "true"),
-                Target::Tag(tag) => query.append_pair("tag", tag),
-                Target::Url(url) => query.append_pair("url", url),
+                PurgeTarget::Everything => query.append_pair("all", "true"),
+                PurgeTarget::Tag(tag) => query.append_pair("tag", tag),
+                PurgeTarget::Url(url) => query.append_pair("url", url),
             };
         }
         if self.is_soft {
@@ -88,71 +95,102 @@ impl Order {
         query.finish()
     }
 
-    /// What the store has to do for it.
+    /// Converts the order into purges of the store.
     ///
     /// # Errors
-    /// A URL that cannot be one; nothing is purged then.
-    pub fn purges(&self, settings: &cache::Settings) -> Result<Vec<Purge>, BadOrder> {
-        let scope = |target: &Target| match target {
-            Target::Everything => Ok(Scope::Everything),
-            Target::Tag(name) => Ok(Scope::Tag(Tag::named(name.as_bytes()))),
-            Target::Url(url) => {
-                tags::of_url(settings, url).map(Scope::Tag).map_err(|why| BadOrder::Url { url: url.clone(), why })
-            }
+    /// An invalid URL; nothing is purged.
+    pub(crate) fn purges(&self, settings: &cache::CacheConfig) -> Result<Vec<Purge>, PurgeOrderError> {
+        let scope = |target: &PurgeTarget| match target {
+            PurgeTarget::Everything => Ok(PurgeScope::Everything),
+            PurgeTarget::Tag(name) => Ok(PurgeScope::Tag(Tag::surrogate_key(name.as_bytes()))),
+            PurgeTarget::Url(url) => tags::tag_of_url(settings, url)
+                .map(PurgeScope::Tag)
+                .map_err(|reason| PurgeOrderError::Url { url: url.clone(), reason }),
         };
         self.targets.iter().map(|target| Ok(Purge { scope: scope(target)?, is_soft: self.is_soft })).collect()
     }
 
-    /// As a log tells it.
-    pub fn told(&self) -> String {
-        let told: Vec<String> = self.targets.iter().take(8).map(Target::told).collect();
-        let more = if self.targets.len() > told.len() { ", ..." } else { "" };
-        format!("{}{more}", told.join(", "))
+    /// Description for the log: at most eight targets.
+    pub fn description(&self) -> String {
+        let descriptions: Vec<String> = self.targets.iter().take(8).map(PurgeTarget::description).collect();
+        let more = if self.targets.len() > descriptions.len() { ", ..." } else { "" };
+        format!("{}{more}", descriptions.join(", "))
     }
 }
 
-impl Target {
-    fn told(&self) -> String {
+impl PurgeTarget {
+    fn description(&self) -> String {
         match self {
-            Target::Everything => "everything".to_owned(),
-            Target::Tag(tag) => format!("tag {tag:?}"),
-            Target::Url(url) => format!("url {url:?}"),
+            PurgeTarget::Everything => "everything".to_owned(),
+            PurgeTarget::Tag(tag) => format!("tag {tag:?}"),
+            PurgeTarget::Url(url) => format!("url {url:?}"),
         }
     }
 }
 
-fn boolean(name: &'static str, text: &str) -> Result<bool, BadOrder> {
+fn parse_bool(name: &'static str, text: &str) -> Result<bool, PurgeOrderError> {
     match text {
         "true" | "1" => Ok(true),
         "false" | "0" => Ok(false),
-        _ => Err(BadOrder::NotBool(name)),
+        _ => Err(PurgeOrderError::NotBool(name)),
     }
 }
 
-/// What the nodes of a fleet said to a purge: it holds on this node in any case.
+/// Outcome of a purge in the fleet. The purge always takes effect on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    pub acknowledged: Vec<String>,
-    /// Nodes that did not confirm it in time; they do it as soon as they are reached again.
-    pub missing: Vec<String>,
-    /// Regions' servers that could not be told; they are told as soon as they answer again.
-    pub untold: Vec<String>,
+pub(crate) struct PurgeOutcome {
+    pub(crate) acknowledged_nodes: Vec<String>,
+    /// Nodes that did not acknowledge the purge in time. They apply it when they are reachable
+    /// again.
+    pub(crate) unacknowledged_nodes: Vec<String>,
+    /// Redis servers that could not be reached. They receive the purge when they are reachable
+    /// again.
+    pub(crate) unreachable_servers: Vec<String>,
 }
 
-impl Outcome {
-    pub fn is_complete(&self) -> bool {
-        self.missing.is_empty() && self.untold.is_empty()
+impl PurgeOutcome {
+    pub(crate) fn is_complete(&self) -> bool {
+        self.unacknowledged_nodes.is_empty() && self.unreachable_servers.is_empty()
     }
 
-    pub fn to_json(&self, order: &Order) -> serde_json::Value {
+    pub(crate) fn to_json(&self, order: &PurgeOrder) -> serde_json::Value {
         json!({
-            "purged": order.targets.iter().map(Target::told).collect::<Vec<_>>(),
+            "purged": order.targets.iter().map(PurgeTarget::description).collect::<Vec<_>>(),
             "soft": order.is_soft,
-            "acknowledged": self.acknowledged,
-            "missing": self.missing,
-            "untold": self.untold,
+            "acknowledged_nodes": self.acknowledged_nodes,
+            "unacknowledged_nodes": self.unacknowledged_nodes,
+            "unreachable_servers": self.unreachable_servers,
         })
     }
+}
+
+/// Registers the metrics of the bus that carries purges.
+pub(crate) fn expose(bus: &Arc<Bus<CacheMeta>>) {
+    let messages = Arc::clone(bus);
+    metrics::expose_counter_with(
+        "tidegate_bus_messages",
+        "Messages received from the fleet's bus, by kind.",
+        move |emit| {
+            let report = messages.report();
+            let counts = [
+                ("purge", report.purges_received),
+                ("override", report.overrides_received),
+                ("invalidation", report.invalidations),
+                ("gap", report.subscription_gaps),
+            ];
+            for (kind, count) in counts {
+                emit(&[("kind", kind)], count);
+            }
+        },
+    );
+    let pending = Arc::clone(bus);
+    metrics::expose_gauge_with(
+        "tidegate_purges_pending",
+        "Purges that are not yet published to any server.",
+        move |emit| {
+            emit(&[], pending.report().pending_purges as f64);
+        },
+    );
 }
 
 #[cfg(test)]
@@ -160,30 +198,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_order_is_read_as_it_is_written() {
-        let targets = vec![Target::Tag("a&b c".into()), Target::Url("http://a/?x=1&y".into()), Target::Everything];
+    fn query_round_trips() {
+        let targets =
+            vec![PurgeTarget::Tag("a&b c".into()), PurgeTarget::Url("http://a/?x=1&y".into()), PurgeTarget::Everything];
         for is_soft in [false, true] {
-            let order = Order { targets: targets.clone(), is_soft, node: is_soft.then(|| "n 1".to_owned()) };
-            assert_eq!(Order::parse(&order.query()), Ok(order));
+            let order = PurgeOrder { targets: targets.clone(), is_soft, node: is_soft.then(|| "n 1".to_owned()) };
+            assert_eq!(PurgeOrder::parse(&order.to_query()), Ok(order));
         }
     }
 
     #[test]
-    fn what_is_unclear_is_refused() {
-        for (query, why) in [
-            ("", BadOrder::Nothing),
-            ("soft=true", BadOrder::Nothing),
-            ("all=false", BadOrder::Nothing),
-            ("all=yes", BadOrder::NotBool("all")),
-            ("tag=", BadOrder::EmptyTag),
-            ("tags=a", BadOrder::Unknown("tags".into())),
-            ("all=true&node=*", BadOrder::NoNode("*".into())),
+    fn invalid_orders_are_rejected() {
+        for (query, error) in [
+            ("", PurgeOrderError::NoTarget),
+            ("soft=true", PurgeOrderError::NoTarget),
+            ("all=false", PurgeOrderError::NoTarget),
+            ("all=yes", PurgeOrderError::NotBool("all")),
+            ("tag=", PurgeOrderError::EmptyTag),
+            ("tags=a", PurgeOrderError::UnknownParameter("tags".into())),
+            ("all=true&node=*", PurgeOrderError::InvalidNode("*".into())),
         ] {
-            assert_eq!(Order::parse(query), Err(why), "{query}");
+            assert_eq!(PurgeOrder::parse(query), Err(error), "{query}");
         }
-        let order =
-            Order { targets: vec![Target::Tag("a".into()), Target::Url("/a".into())], is_soft: false, node: None };
-        let refused = order.purges(&cache::Settings::default());
-        assert_eq!(refused, Err(BadOrder::Url { url: "/a".into(), why: BadUrl::NotAbsolute }));
+        let order = PurgeOrder {
+            targets: vec![PurgeTarget::Tag("a".into()), PurgeTarget::Url("/a".into())],
+            is_soft: false,
+            node: None,
+        };
+        let result = order.purges(&cache::CacheConfig::default());
+        assert_eq!(result, Err(PurgeOrderError::Url { url: "/a".into(), reason: PurgeUrlError::NotAbsolute }));
     }
 }

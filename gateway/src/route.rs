@@ -1,4 +1,4 @@
-//! Routes: which requests they match and the policies those requests get, every one already typed and built.
+//! Routes: the requests they match, and the typed policies of those requests.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -6,41 +6,41 @@ use std::sync::Arc;
 use http::Method;
 use limiter::{Cost, RuleSet};
 
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, BreakerState};
 use crate::http::message::{Request, StatusCode};
-use crate::metrics::{Counter, Counters};
+use crate::metrics::{self, Counter, Counters, Label as _};
 use crate::upstream::Upstream;
 use crate::{cache, degrade, label};
 
-/// One `[[routes]]`, every name in it resolved to an index.
+/// One `[[routes]]` with every name resolved to an index.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// The name in logs and metrics, unique.
-    pub name: Arc<str>,
+pub(crate) struct RouteConfig {
+    /// Unique name in logs and metrics.
+    pub(crate) name: Arc<str>,
     /// Hosts that match.
-    pub host: HostPattern,
+    pub(crate) host: HostPattern,
     /// Paths that match.
-    pub path: PathPattern,
+    pub(crate) path: PathPattern,
     /// Methods that match; empty: all.
-    pub methods: Vec<Method>,
+    pub(crate) methods: Vec<Method>,
     /// Index into the upstreams.
-    pub upstream: usize,
+    pub(crate) upstream: usize,
     /// Indexes into the limit rules.
-    pub limits: Vec<usize>,
-    /// What one request costs in each rule.
-    pub cost: NonZeroU32,
-    /// What its answer costs beside that, by status; the first that fits counts.
-    pub cost_by_status: Vec<(cache::Statuses, NonZeroU32)>,
-    /// Cache policy; `None`: neither looked up nor stored.
-    pub cache: Option<cache::RoutePolicy>,
-    /// What is answered when all else failed.
-    pub degrade: degrade::Settings,
+    pub(crate) limits: Vec<usize>,
+    /// Cost of one request in each rule.
+    pub(crate) cost: NonZeroU32,
+    /// Additional cost by response status. The first match applies.
+    pub(crate) cost_by_status: Vec<(cache::StatusPattern, NonZeroU32)>,
+    /// Cache policy; `None` disables the cache for the route.
+    pub(crate) cache: Option<cache::CachePolicy>,
+    /// The last fallback response.
+    pub(crate) degrade: degrade::DegradeConfig,
 }
 
-impl Settings {
+impl RouteConfig {
     /// A route for `path` on any host, with the defaults of every other key.
-    pub fn new(name: Arc<str>, path: PathPattern, upstream: usize) -> Self {
-        Settings {
+    pub(crate) fn new(name: Arc<str>, path: PathPattern, upstream: usize) -> Self {
+        RouteConfig {
             name,
             host: HostPattern::Any,
             path,
@@ -49,55 +49,57 @@ impl Settings {
             limits: Vec::new(),
             cost: NonZeroU32::MIN,
             cost_by_status: Vec::new(),
-            cache: Some(cache::RoutePolicy::default()),
-            degrade: degrade::Settings::default(),
+            cache: Some(cache::CachePolicy::default()),
+            degrade: degrade::DegradeConfig::default(),
         }
     }
 }
 
-/// Which hosts a route matches.
+/// The hosts that a route matches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum HostPattern {
-    /// `*`: all, a request without a host included.
+pub(crate) enum HostPattern {
+    /// `*`: every host, and requests without one.
     Any,
     /// One host, in lower case, without a port.
     Exact(String),
-    /// `*.example.org`: every host below, held as `.example.org` in lower case.
+    /// `*.example.org`: every subdomain. Stored as `.example.org` in lower case.
     Suffix(String),
 }
 
-/// Which paths a route matches.
+/// The paths that a route matches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum PathPattern {
-    /// This path alone.
+pub(crate) enum PathPattern {
+    /// Exactly this path.
     Exact(String),
-    /// `/orders/*`: `/orders/` and everything below it, held as `/orders/`. `/*` matches all.
+    /// `/orders/*`: `/orders/` and everything below it. Stored as `/orders/`. `/*` matches every
+    /// path.
     Prefix(String),
 }
 
-/// A route with everything its requests need, built once.
-pub struct Route {
-    pub settings: Settings,
-    /// Its place among the routes, by which stories tell it: they would else count uses of its name, which all threads write.
-    pub index: usize,
-    pub upstream: Arc<Upstream>,
-    pub breaker: Arc<Breaker>,
-    pub rules: RuleSet,
-    pub cost: Cost,
-    pub counts: Arc<Counts>,
+/// A route with everything that its requests need, built once per snapshot.
+pub(crate) struct Route {
+    pub(crate) config: RouteConfig,
+    /// Position in `Routes`. Request records refer to routes by it: a clone of the name's `Arc`
+    /// would write a reference count that all threads share.
+    pub(crate) index: usize,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) breaker: Arc<Breaker>,
+    pub(crate) rules: RuleSet,
+    pub(crate) cost: Cost,
+    pub(crate) counters: Arc<RouteCounters>,
 }
 
 impl Route {
-    /// What a request costs beside its own cost, now that its answer is known.
-    pub fn cost_after(&self, status: StatusCode) -> Option<Cost> {
-        let fits = |(statuses, _): &&(cache::Statuses, NonZeroU32)| statuses.include(status.as_u16());
-        self.settings.cost_by_status.iter().find(fits).map(|(_, cost)| Cost::new(*cost))
+    /// The additional cost for a response with `status`.
+    pub(crate) fn response_cost(&self, status: StatusCode) -> Option<Cost> {
+        let matches = |(statuses, _): &&(cache::StatusPattern, NonZeroU32)| statuses.matches(status.as_u16());
+        self.config.cost_by_status.iter().find(matches).map(|(_, cost)| Cost::new(*cost))
     }
 }
 
 label! {
-    /// The class of an answer's status.
-    StatusClass, "status_class", {
+    /// The class of a response status.
+    pub(crate) StatusClass, "status_class", {
         Informational = "1xx",
         Success = "2xx",
         Redirection = "3xx",
@@ -107,7 +109,7 @@ label! {
 }
 
 impl StatusClass {
-    pub fn of(status: StatusCode) -> Self {
+    pub(crate) fn of(status: StatusCode) -> Self {
         match status.as_u16() {
             100..200 => StatusClass::Informational,
             200..300 => StatusClass::Success,
@@ -118,66 +120,98 @@ impl StatusClass {
     }
 }
 
-/// What a route has answered; outlives a reload.
+/// Counters of a route; they outlive a reload.
 #[derive(Default)]
-pub struct Counts {
-    pub answers: Counters<StatusClass>,
-    pub degraded: Counter,
+pub(crate) struct RouteCounters {
+    pub(crate) responses: Counters<StatusClass>,
+    pub(crate) degraded: Counter,
+}
+
+/// Registers the metrics of routes. `for_each_route` visits the current routes at scrape time.
+pub(crate) fn expose(for_each_route: impl Fn(&mut dyn FnMut(&Route)) + Clone + Send + Sync + 'static) {
+    let for_each = for_each_route.clone();
+    metrics::expose_counter_with("tidegate_route_responses", "Responses by route and status class.", move |emit| {
+        for_each(&mut |route| {
+            for class in StatusClass::ALL {
+                let labels = [("route", &*route.config.name), ("status_class", class.as_str())];
+                emit(&labels, route.counters.responses.get(*class));
+            }
+        });
+    });
+    let for_each = for_each_route.clone();
+    metrics::expose_counter_with(
+        "tidegate_route_degraded",
+        "Degraded responses: stale, or the route's page.",
+        move |emit| {
+            for_each(&mut |route| emit(&[("route", &route.config.name)], route.counters.degraded.get()));
+        },
+    );
+    metrics::expose_gauge_with("tidegate_breaker_state", "0 closed, 1 half-open, 2 open.", move |emit| {
+        for_each_route(&mut |route| {
+            let state = match route.breaker.state() {
+                BreakerState::Closed => 0.0,
+                BreakerState::HalfOpen => 1.0,
+                BreakerState::Open => 2.0,
+            };
+            emit(&[("route", &route.config.name)], state);
+        });
+    });
 }
 
 /// All routes, most specific first.
-pub struct Routes(Vec<Route>);
+pub(crate) struct Routes(Vec<Route>);
 
 impl Routes {
-    /// Orders the routes: the most specific path first, then the most specific host, then those that name methods.
-    pub fn new(mut routes: Vec<Route>) -> Self {
-        routes.sort_by_key(|route| std::cmp::Reverse(specificity(&route.settings)));
+    /// Sorts the routes: the most specific path first, then the most specific host, then routes
+    /// that list methods.
+    pub(crate) fn new(mut routes: Vec<Route>) -> Self {
+        routes.sort_by_key(|route| std::cmp::Reverse(specificity(&route.config)));
         routes.iter_mut().enumerate().for_each(|(index, route)| route.index = index);
         Routes(routes)
     }
 
-    pub fn at(&self, index: usize) -> Option<&Route> {
+    pub(crate) fn at(&self, index: usize) -> Option<&Route> {
         self.0.get(index)
     }
 
-    /// The name of the route at `index`; empty where there is none.
-    pub fn name(&self, index: Option<usize>) -> &str {
-        index.and_then(|index| self.0.get(index)).map_or("", |route| &route.settings.name)
+    /// The name of the route at `index`; empty if there is none.
+    pub(crate) fn name(&self, index: Option<usize>) -> &str {
+        index.and_then(|index| self.0.get(index)).map_or("", |route| &route.config.name)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Route> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Route> {
         self.0.iter()
     }
 
     /// The first route that matches.
-    pub fn find(&self, request: &Request) -> Option<&Route> {
+    pub(crate) fn find(&self, request: &Request) -> Option<&Route> {
         let path = request.path();
         self.0.iter().find(|route| {
-            let settings = &route.settings;
-            matches_path(&settings.path, path)
-                && matches_host(&settings.host, || request.host())
-                && (settings.methods.is_empty() || settings.methods.contains(&request.method))
+            let config = &route.config;
+            matches_path(&config.path, path)
+                && matches_host(&config.host, || request.host())
+                && (config.methods.is_empty() || config.methods.contains(&request.method))
         })
     }
 }
 
-fn specificity(settings: &Settings) -> (usize, bool, u8, usize, bool) {
-    let (path_len, is_exact) = match &settings.path {
+fn specificity(config: &RouteConfig) -> (usize, bool, u8, usize, bool) {
+    let (path_len, is_exact) = match &config.path {
         PathPattern::Exact(path) => (path.len(), true),
         PathPattern::Prefix(prefix) => (prefix.len(), false),
     };
-    let (host_rank, host_len) = match &settings.host {
+    let (host_rank, host_len) = match &config.host {
         HostPattern::Any => (0, 0),
         HostPattern::Suffix(suffix) => (1, suffix.len()),
         HostPattern::Exact(host) => (2, host.len()),
     };
-    (path_len, is_exact, host_rank, host_len, !settings.methods.is_empty())
+    (path_len, is_exact, host_rank, host_len, !config.methods.is_empty())
 }
 
 fn matches_path(pattern: &PathPattern, path: &str) -> bool {
     match pattern {
         PathPattern::Exact(exact) => exact == path,
-        // `OPTIONS *` has no path; only the route for everything can mean it.
+        // `OPTIONS *` has no path: only the route for `/*` matches it.
         PathPattern::Prefix(prefix) => prefix == "/" || path.starts_with(prefix.as_str()),
     }
 }
@@ -198,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_ends_at_a_segment() {
+    fn prefix_matches_whole_segments() {
         let orders = PathPattern::Prefix("/orders/".into());
         assert!(matches_path(&orders, "/orders/") && matches_path(&orders, "/orders/1"));
         assert!(!matches_path(&orders, "/orders-old") && !matches_path(&orders, "/"));
@@ -206,18 +240,18 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_host_needs_a_label() {
-        let any = HostPattern::Suffix(".shop.example".into());
-        assert!(matches_host(&any, || "a.shop.example") && !matches_host(&any, || "shop.example"));
-        assert!(!matches_host(&any, || ".shop.example") && !matches_host(&any, || "evilshop.example"));
+    fn wildcard_host_requires_a_label() {
+        let wildcard = HostPattern::Suffix(".shop.example".into());
+        assert!(matches_host(&wildcard, || "a.shop.example") && !matches_host(&wildcard, || "shop.example"));
+        assert!(!matches_host(&wildcard, || ".shop.example") && !matches_host(&wildcard, || "evilshop.example"));
     }
 
     #[test]
-    fn the_most_specific_path_wins_over_any_host() {
-        let settings = |path, host| Settings { host, ..Settings::new("r".into(), path, 0) };
-        let exact = specificity(&settings(PathPattern::Exact("/a/b".into()), HostPattern::Any));
-        let prefix = specificity(&settings(PathPattern::Prefix("/a/".into()), HostPattern::Exact("h".into())));
-        let root = specificity(&settings(PathPattern::Prefix("/".into()), HostPattern::Exact("host.example".into())));
+    fn specific_path_precedes_specific_host() {
+        let config = |path, host| RouteConfig { host, ..RouteConfig::new("r".into(), path, 0) };
+        let exact = specificity(&config(PathPattern::Exact("/a/b".into()), HostPattern::Any));
+        let prefix = specificity(&config(PathPattern::Prefix("/a/".into()), HostPattern::Exact("h".into())));
+        let root = specificity(&config(PathPattern::Prefix("/".into()), HostPattern::Exact("host.example".into())));
         assert!(exact > prefix && prefix > root);
     }
 }

@@ -1,7 +1,8 @@
-//! What one exchange takes from the allocator, counted over a whole gateway in this process.
+//! Counts the heap allocations of an exchange, over a complete gateway in this process.
 //!
-//! The client below allocates nothing while it asks, so that all that is counted is the gateway's. What belongs to no request
-//! (timers, the wall clock of the runtime) is little and bounded by the slack.
+//! The client does not allocate while it sends requests, so all counted allocations are the
+//! gateway's. Allocations outside of requests (timers, the runtime's clock) are few and covered by
+//! `SLACK`.
 
 mod support;
 
@@ -12,22 +13,22 @@ use std::net::{SocketAddr, TcpStream};
 use gateway::config::Config;
 use gateway::server;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use support::{Dir, Origin, PATIENCE, Script, free_address, one_route};
+use support::{Origin, STEP_TIMEOUT, Script, TempDir, free_address, one_route};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const REQUESTS: usize = 1_000;
-/// Allocations that belong to no request.
+/// Allocations outside of requests.
 const SLACK: usize = 50;
-/// Every 16th hit is told to the cache that all threads share, which allocates twice or thrice for that.
+/// Every 16th hit is recorded in the shared cache, which allocates two or three times.
 const HITS: usize = REQUESTS / 5 + SLACK;
-/// What a denial says was written before.
+/// The response of a denial is prebuilt.
 const DENIALS: usize = SLACK;
 
-/// Runs a gateway on a thread of this process, which ends with it.
+/// Runs a gateway on a thread of this process.
 fn start(config: &str) -> SocketAddr {
-    let (dir, address) = (Dir::new(), free_address());
+    let (dir, address) = (TempDir::new(), free_address());
     let listens = format!(
         "version = 1\n[server]\nworkers = 1\n[log]\naccess = \"off\"\n[[listen]]\naddress = \"{address}\"\n\
          [admin]\naddress = \"{}\"\n",
@@ -37,25 +38,25 @@ fn start(config: &str) -> SocketAddr {
     let (config, _) = Config::load(&file).unwrap_or_else(|report| panic!("{report}"));
     let (ready, bound) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let origin = server::Origin::File(dir.path().join("tidegate.toml"));
-        server::run(config, origin, |_| ready.send(()).expect("the test waits")).expect("it runs");
+        let origin = server::ConfigSource::File(dir.path().join("tidegate.toml"));
+        server::run(config, origin, |_| ready.send(()).expect("the test waits")).expect("the gateway runs");
     });
-    bound.recv_timeout(PATIENCE).expect("it gets ready");
+    bound.recv_timeout(STEP_TIMEOUT).expect("the gateway becomes ready");
     address
 }
 
-/// Asks and reads one answer of `length` bytes.
-fn exchange(stream: &mut TcpStream, request: &[u8], answer: &mut [u8]) {
+/// Sends a request and reads a response that fills `response`.
+fn exchange(stream: &mut TcpStream, request: &[u8], response: &mut [u8]) {
     stream.write_all(request).expect("a live gateway");
-    stream.read_exact(answer).expect("an answer");
+    stream.read_exact(response).expect("a response");
 }
 
-/// Reads one answer with a known length; returns its bytes in all.
-fn read_whole(stream: &mut TcpStream, answer: &mut [u8]) -> usize {
+/// Reads a response with a known length; returns its total bytes.
+fn read_response(stream: &mut TcpStream, response: &mut [u8]) -> usize {
     let mut have = 0;
     loop {
-        have += stream.read(&mut answer[have..]).expect("an answer");
-        let text = String::from_utf8_lossy(&answer[..have]);
+        have += stream.read(&mut response[have..]).expect("a response");
+        let text = String::from_utf8_lossy(&response[..have]);
         let Some(head) = text.find("\r\n\r\n") else { continue };
         let lines = text[..head].lines().filter_map(|line| line.split_once(": "));
         let mut length = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-length"));
@@ -66,31 +67,32 @@ fn read_whole(stream: &mut TcpStream, answer: &mut [u8]) -> usize {
     }
 }
 
-/// Allocations and reallocations of `REQUESTS` exchanges of one connection.
+/// Allocations and reallocations of `REQUESTS` exchanges on one connection.
 fn count(address: SocketAddr, target: &str, status: &str) -> usize {
     let mut stream = TcpStream::connect(address).expect("the gateway listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+    stream.set_read_timeout(Some(STEP_TIMEOUT)).expect("a socket");
     let request = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
-    let mut answer = vec![0; 4_096];
+    let mut response = vec![0; 4_096];
     let mut length = 0;
-    // Warm: stored, buffers taken, tables grown. The length is the same from then on.
+    // Warm-up: stores the response, fills the buffer pools, grows tables. The length is constant
+    // afterwards.
     for _ in 0..50 {
         stream.write_all(request.as_bytes()).expect("a live gateway");
-        length = read_whole(&mut stream, &mut answer);
-        assert!(answer.starts_with(status.as_bytes()), "{:?}", String::from_utf8_lossy(&answer[..length]));
+        length = read_response(&mut stream, &mut response);
+        assert!(response.starts_with(status.as_bytes()), "{:?}", String::from_utf8_lossy(&response[..length]));
     }
     let region = Region::new(ALLOCATOR);
     for _ in 0..REQUESTS {
-        exchange(&mut stream, request.as_bytes(), &mut answer[..length]);
+        exchange(&mut stream, request.as_bytes(), &mut response[..length]);
     }
     let counted = region.change();
-    assert!(answer.starts_with(status.as_bytes()));
+    assert!(response.starts_with(status.as_bytes()));
     counted.allocations + counted.reallocations
 }
 
 #[test]
-fn an_exchange_allocates_no_more_than_it_did() {
-    let origin = Origin::start(|asked| match asked.target.as_str() {
+fn exchanges_stay_within_their_allocation_budget() {
+    let origin = Origin::start(|request| match request.target.as_str() {
         "/hit" => Script::ok(&[("Cache-Control", "max-age=3600"), ("Date", "Tue, 24 Nov 2099 00:00:00 GMT")], "body"),
         _ => Script::ok(&[("Cache-Control", "no-store")], "body"),
     });
@@ -102,7 +104,7 @@ fn an_exchange_allocates_no_more_than_it_did() {
             first.write_all(b"GET /denied HTTP/1.1\r\nHost: a\r\n\r\n")?;
             first.read(&mut [0; 4_096])
         })
-        .expect("the only one that passes");
+        .expect("the only request that is admitted");
     let figures = [("hit", "/hit", "HTTP/1.1 200"), ("denied", "/denied", "HTTP/1.1 429")]
         .map(|(name, target, status)| (name, count(address, target, status)));
     println!("allocations of {REQUESTS} exchanges: {figures:?}");

@@ -1,6 +1,7 @@
-//! Lesson `clock-drift`: two gateways share Redis, and the wall clock of one jumps by an hour, there and back.
+//! Two gateways share Redis, and the wall clock of one jumps by an hour in both directions.
 //!
-//! `faketime` turns the wall clock of a real process; its monotonic clock goes on, as it does on a machine.
+//! `faketime` shifts the wall clock of a real process. Its monotonic clock is unchanged, as on a
+//! machine whose wall clock is set.
 
 mod support;
 
@@ -11,31 +12,31 @@ use std::process::Command;
 use std::time::Duration;
 
 use server::Redis;
-use support::{Answer, Dir, Gateway, Origin, Script, one_route, wait_for};
+use support::{ClientResponse, Gateway, Origin, Script, TempDir, one_route, wait_for};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A gateway whose wall clock a test turns.
-struct Turned {
+/// A gateway whose wall clock a test shifts.
+struct SkewedGateway {
     gateway: Gateway,
     file: std::path::PathBuf,
 }
 
-impl Turned {
+impl SkewedGateway {
     fn start(config: &str) -> Self {
-        let dir = Dir::new();
+        let dir = TempDir::new();
         let file = dir.write("offset", "+0");
         let library = library();
         let gateway = Gateway::start_with(dir, config, |command| {
             command.env("LD_PRELOAD", &library).env("FAKETIME_TIMESTAMP_FILE", &file);
             command.env("FAKETIME_NO_CACHE", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
         });
-        Turned { gateway, file }
+        SkewedGateway { gateway, file }
     }
 
-    /// By so many seconds from the true time.
-    fn turn(&self, seconds: i32) {
-        // Renamed into place: a half-written file would be no offset at all.
+    /// Sets the wall clock to this many seconds from the true time.
+    fn set_offset(&self, seconds: i32) {
+        // Renamed into place: a partly written file has no valid offset.
         let new = self.file.with_extension("new");
         std::fs::write(&new, format!("{seconds:+}")).and_then(|()| std::fs::rename(&new, &self.file)).expect("a file");
     }
@@ -51,7 +52,7 @@ fn library() -> String {
     files.lines().find(|file| file.ends_with("libfaketime.so.1")).expect("install faketime").to_owned()
 }
 
-/// Answers with the target as the body, dated by the true time.
+/// Responds with the target as the body and the true time as `Date`.
 fn origin(cache_control: &'static str) -> Origin {
     Origin::start(move |request| {
         let now = httpdate::fmt_http_date(std::time::SystemTime::now());
@@ -70,56 +71,56 @@ fn config(origin: &Origin, redis: Option<&Redis>) -> String {
     one_route(origin.address, "cache = { mode = \"standard\" }", &rest)
 }
 
-fn is_remote(answer: &Answer) -> bool {
-    answer.cache_status().contains("detail=\"remote")
+fn is_remote_hit(response: &ClientResponse) -> bool {
+    response.cache_status().contains("detail=\"remote")
 }
 
 #[test]
-fn an_hour_ahead_or_behind_neither_ages_nor_rejuvenates_what_nodes_share() {
+fn clock_skew_of_an_hour_does_not_change_the_age_of_shared_entries() {
     let (redis, origin) = (Redis::start(), origin("max-age=8"));
     let config = config(&origin, Some(&redis));
-    let (steady, turned) = (Gateway::start(&config), Turned::start(&config));
+    let (steady, skewed) = (Gateway::start(&config), SkewedGateway::start(&config));
     for (round, seconds) in [3_600, -3_600, 0].into_iter().enumerate() {
-        turned.turn(seconds);
-        wait_for(|| (turned.offset() - f64::from(seconds)).abs() < 1.5, 5 * SECOND);
+        skewed.set_offset(seconds);
+        wait_for(|| (skewed.offset() - f64::from(seconds)).abs() < 1.5, 5 * SECOND);
         let before = (origin.count(), redis.entries().len());
-        let (one, two) = (format!("/{round}/by-steady"), format!("/{round}/by-turned"));
-        assert!(!steady.get(&one, &[]).is_hit() && !turned.gateway.get(&two, &[]).is_hit());
+        let (one, two) = (format!("/{round}/by-steady"), format!("/{round}/by-skewed"));
+        assert!(!steady.get(&one, &[]).is_hit() && !skewed.gateway.get(&two, &[]).is_hit());
         wait_for(|| redis.entries().len() == before.1 + 2, 5 * SECOND);
-        // What each has stored is fresh for the other, and no older than it is.
-        for answer in [turned.gateway.get(&one, &[]), steady.get(&two, &[])] {
-            assert!(is_remote(&answer), "{seconds}: {}", answer.cache_status());
-            let age: u64 = answer.field("age").and_then(|age| age.parse().ok()).expect("an age");
+        // An entry stored by either gateway is fresh for the other, with its true age.
+        for response in [skewed.gateway.get(&one, &[]), steady.get(&two, &[])] {
+            assert!(is_remote_hit(&response), "{seconds}: {}", response.cache_status());
+            let age: u64 = response.field("age").and_then(|age| age.parse().ok()).expect("an age");
             assert!(age <= 6, "{seconds}: {age}");
         }
-        // And stale, for both, when its time is over.
+        // It is stale for both after its lifetime.
         std::thread::sleep(9 * SECOND);
         assert_eq!(origin.count(), before.0 + 2);
         for (n, target) in [&one, &two].into_iter().enumerate() {
-            let answer = turned.gateway.get(target, &[]);
-            assert_eq!((answer.status, answer.text()), (200, target.clone()));
-            assert_eq!(origin.count(), before.0 + 3 + n, "{seconds}: what is over was served as if it were fresh");
+            let response = skewed.gateway.get(target, &[]);
+            assert_eq!((response.status, response.text()), (200, target.clone()));
+            assert_eq!(origin.count(), before.0 + 3 + n, "{seconds}: a stale entry was served as fresh");
         }
     }
-    // From an hour ahead to an hour behind it stays off.
-    let events = turned.gateway.process.stderr.events("clock_off");
+    // The clock stays wrong from an hour ahead to an hour behind: one event.
+    let events = skewed.gateway.process.stderr.events("clock_skewed");
     assert_eq!(events.len(), 1, "{events:?}");
-    wait_for(|| turned.gateway.process.stderr.events("clock_back").len() == 1, 2 * SECOND);
+    wait_for(|| skewed.gateway.process.stderr.events("clock_recovered").len() == 1, 2 * SECOND);
 }
 
 #[test]
-fn alone_a_jump_ends_nothing_that_is_stored_and_hinders_no_storing() {
+fn clock_jump_without_redis_expires_nothing_and_storing_continues() {
     let origin = origin("max-age=60");
-    let turned = Turned::start(&config(&origin, None));
-    turned.gateway.get("/before", &[]);
+    let skewed = SkewedGateway::start(&config(&origin, None));
+    skewed.gateway.get("/before", &[]);
     for seconds in [3_600, -3_600] {
-        turned.turn(seconds);
-        wait_for(|| (turned.offset() - f64::from(seconds)).abs() < 1.5, 5 * SECOND);
+        skewed.set_offset(seconds);
+        wait_for(|| (skewed.offset() - f64::from(seconds)).abs() < 1.5, 5 * SECOND);
         let before = origin.count();
-        assert!(turned.gateway.get("/before", &[]).is_hit());
+        assert!(skewed.gateway.get("/before", &[]).is_hit());
         let during = format!("/{seconds}");
-        turned.gateway.get(&during, &[]);
-        let again = turned.gateway.get(&during, &[]);
+        skewed.gateway.get(&during, &[]);
+        let again = skewed.gateway.get(&during, &[]);
         assert!(again.is_hit(), "{}", again.cache_status());
         assert!(
             again.field("age").is_some_and(|age| age.parse().is_ok_and(|age: u64| age < 5)),

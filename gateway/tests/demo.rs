@@ -1,34 +1,34 @@
-//! The tour that `tidegate demo` prints: each of its five steps does what it promises.
+//! The tour that `tidegate demo` prints: each of its five steps has the described result.
 
 mod support;
 
 use std::net::SocketAddr;
 use std::process::Command;
 
-use support::{Answer, Client, PATIENCE, Process, tidegate};
+use support::{Client, ClientResponse, Process, STEP_TIMEOUT, tidegate};
 
 struct Demo {
     process: Process,
-    gate: SocketAddr,
+    gateway: SocketAddr,
     admin: SocketAddr,
 }
 
 impl Demo {
-    /// Starts the demo and reads the addresses off its tour, as a person does.
+    /// Starts the demo and reads the addresses from the printed tour.
     fn start() -> Self {
         let process = Process::start(tidegate().args(["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]));
-        let last = process.stdout.find(PATIENCE, |line| line.contains("/metrics"));
+        let last = process.stdout.find(STEP_TIMEOUT, |line| line.contains("/metrics"));
         let admin = address(&last.unwrap_or_else(|| panic!("no tour; errors: {:?}", process.stderr.all())));
-        let step = process.stdout.find(PATIENCE, |line| line.contains("/fast")).expect("the first step");
-        Demo { gate: address(&step), admin, process }
+        let step = process.stdout.find(STEP_TIMEOUT, |line| line.contains("/fast")).expect("the first step");
+        Demo { gateway: address(&step), admin, process }
     }
 
-    fn get(&self, target: &str, fields: &[(&str, &str)]) -> Answer {
-        Client::connect(self.gate).get(target, fields)
+    fn get(&self, target: &str, fields: &[(&str, &str)]) -> ClientResponse {
+        Client::connect(self.gateway).get(target, fields)
     }
 
-    /// Runs the commands of one step as they are printed.
-    fn follow(&self, step: usize) -> String {
+    /// Runs the printed commands of one step.
+    fn run_step(&self, step: usize) -> String {
         let lines = self.process.stdout.all();
         let from = lines.iter().position(|line| line.starts_with(&format!("{step}. "))).expect("a step of this number");
         let commands = lines[from + 1..].iter().take_while(|line| line.starts_with("     "));
@@ -42,7 +42,7 @@ fn count(text: &str, part: &str) -> usize {
     text.matches(part).count()
 }
 
-/// The statuses of answers whose heads were printed.
+/// The statuses of the printed response heads.
 fn statuses(output: &str) -> Vec<u16> {
     let lines = output.lines().filter_map(|line| line.strip_prefix("HTTP/1.1 "));
     lines.map(|rest| rest[..3].parse().expect("a status")).collect()
@@ -56,7 +56,7 @@ fn address(line: &str) -> SocketAddr {
 }
 
 #[test]
-fn the_tour_has_five_numbered_steps() {
+fn tour_has_five_numbered_steps() {
     let demo = Demo::start();
     let lines = demo.process.stdout.all();
     for step in 1..=5 {
@@ -66,50 +66,50 @@ fn the_tour_has_five_numbered_steps() {
 }
 
 #[test]
-fn step_1_a_hit() {
-    let output = Demo::start().follow(1);
+fn step_1_is_a_hit() {
+    let output = Demo::start().run_step(1);
     assert_eq!(count(&output, "HTTP/1.1 200"), 2, "{output}");
     assert!(output.contains("fwd=uri-miss") && output.contains("tidegate; hit"), "{output}");
-    assert_eq!(count(&output, "fast: request 1 at the origin"), 2, "the request's number stays: {output}");
+    assert_eq!(count(&output, "fast: request 1 at the origin"), 2, "the second response is the stored one: {output}");
 }
 
 #[test]
-fn step_2_a_limit() {
-    let output = Demo::start().follow(2);
+fn step_2_is_limited() {
+    let output = Demo::start().run_step(2);
     let statuses = statuses(&output);
     assert_eq!((&statuses[..5], statuses.last()), (&[200; 5][..], Some(&429)), "{output}");
     assert!(output.to_lowercase().contains("retry-after: "), "{output}");
 }
 
 #[test]
-fn step_3_a_regions_shard() {
-    let output = Demo::start().follow(3);
+fn step_3_uses_the_shard_of_each_region() {
+    let output = Demo::start().run_step(3);
     for region in ["eu", "us"] {
         assert_eq!(count(&output, &format!("region {region}: request ")), 2, "{output}");
-        let place = format!(" {region}:");
-        let mut after = output.split(&place).skip(1);
+        let slot = format!(" {region}:");
+        let mut after = output.split(&slot).skip(1);
         assert!(after.any(|rest| rest.starts_with(|c: char| c.is_ascii_digit())), "no slot of {region}: {output}");
     }
     assert_eq!(count(&output, "tidegate; hit"), 2, "each region keeps its own copy: {output}");
 }
 
 #[test]
-fn steps_4_and_5_a_breaker_and_its_page() {
+fn steps_4_and_5_open_the_breaker_and_serve_the_page() {
     let demo = Demo::start();
-    let output = demo.follow(4);
-    // The first line answers the switch.
+    let output = demo.run_step(4);
+    // The first status is the response of the request that switches the origin to failing.
     let statuses = statuses(&output);
     assert_eq!((statuses.first(), statuses.last()), (Some(&500), Some(&503)), "{output}");
-    assert!(statuses.is_sorted(), "first its own 500s, then 503: {statuses:?}");
-    let output = demo.follow(5);
+    assert!(statuses.is_sorted(), "the origin's 500s, then 503: {statuses:?}");
+    let output = demo.run_step(5);
     assert!(output.contains("<!doctype html>") && output.contains("HTTP/1.1 200"), "{output}");
     assert!(output.trim_end().ends_with("flaky: works"), "{output}");
 }
 
 #[test]
-fn an_interrupt_ends_the_demo_cleanly() {
+fn sigint_stops_the_demo_with_status_0() {
     let mut demo = Demo::start();
     demo.get("/fast", &[]);
     demo.process.signal("INT");
-    assert_eq!(demo.process.wait(PATIENCE).and_then(|status| status.code()), Some(0));
+    assert_eq!(demo.process.wait(STEP_TIMEOUT).and_then(|status| status.code()), Some(0));
 }

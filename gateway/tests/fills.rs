@@ -1,10 +1,11 @@
-//! Fills: many requests for one missing answer are one request, and nobody who reads slowly, leaves or waits is in another's way.
+//! Collapsed misses: concurrent misses of one key are one request, and slow, disconnected or
+//! waiting clients do not affect others.
 
 mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{Client, End, Gate, Gateway, Origin, PATIENCE, Script, one_route, wait_for};
+use support::{BodyEnd, Client, Gate, Gateway, Origin, STEP_TIMEOUT, Script, one_route, wait_for};
 
 const CACHED: &str = "cache = { mode = \"standard\" }";
 
@@ -13,71 +14,73 @@ fn cached(origin: &Origin) -> Gateway {
 }
 
 #[test]
-fn a_failed_fill_is_tried_once_more_for_all_who_wait() {
+fn failed_fill_is_retried_once_for_all_waiting_requests() {
     let gate = Gate::default();
-    let opens = gate.clone();
-    let origin = Origin::start(move |_| Script::new().wait(&opens).close());
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| Script::new().wait(&opened).close());
     let gateway = Gateway::start(&one_route(origin.address, CACHED, ""));
     let waiting: Vec<_> = (0..20)
         .map(|_| {
             let mut client = gateway.connect();
-            client.ask("/", &[]);
+            client.send_get("/", &[]);
             client
         })
         .collect();
     origin.wait_for_requests(1);
-    wait_for(|| gateway.metric("tidegate_requests_in_flight") == 20.0, PATIENCE);
+    wait_for(|| gateway.metric("tidegate_requests_in_flight") == 20.0, STEP_TIMEOUT);
     gate.open();
     for mut client in waiting {
-        assert_eq!(client.answer().status, 503);
+        assert_eq!(client.read_response().status, 503);
     }
     assert!(origin.count() <= 2, "{} requests", origin.count());
 }
 
 #[test]
-fn fills_beyond_their_bytes_pass_through_and_are_not_stored() {
+fn bodies_above_inflight_fetch_bytes_are_passed_through_and_not_stored() {
     let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], vec![b'x'; 2 << 20]));
-    let gateway = Gateway::start(&one_route(origin.address, CACHED, "[cache]\nfill_bytes = \"1MiB\"\n"));
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, "[cache]\ninflight_fetch_bytes = \"1MiB\"\n"));
     for _ in 0..2 {
-        let answer = gateway.get("/", &[]);
-        assert_eq!((answer.status, answer.body.len(), answer.is_hit()), (200, 2 << 20, false));
+        let response = gateway.get("/", &[]);
+        assert_eq!((response.status, response.body.len(), response.is_hit()), (200, 2 << 20, false));
     }
     assert_eq!(origin.count(), 2);
 }
 
-/// Asks for `target` over `count` connections at once; returns how long it took until all were answered.
-fn crowd(gateway: &Gateway, target: &str, count: usize) -> Duration {
+/// Sends a request for `target` on each of `count` connections; returns the time until all
+/// responses arrived.
+fn get_concurrently(gateway: &Gateway, target: &str, count: usize) -> Duration {
     let mut clients: Vec<Client> = (0..count).map(|_| gateway.connect()).collect();
     let start = Instant::now();
-    clients.iter_mut().for_each(|client| client.ask(target, &[]));
+    clients.iter_mut().for_each(|client| client.send_get(target, &[]));
     for client in &mut clients {
-        let answer = client.answer();
-        assert_eq!((answer.status, answer.end), (200, End::Whole));
+        let response = client.read_response();
+        assert_eq!((response.status, response.end), (200, BodyEnd::Complete));
     }
     start.elapsed()
 }
 
 #[test]
-fn a_crowd_makes_one_request_and_never_queues_for_what_cannot_be_shared() {
-    const CROWD: usize = 1_000;
-    const TAKES: Duration = Duration::from_millis(300);
+fn concurrent_misses_make_one_request_and_uncacheable_ones_do_not_queue() {
+    const CLIENTS: usize = 1_000;
+    const EXCHANGE: Duration = Duration::from_millis(300);
     let origin = Origin::start(|request| {
         let control = if request.target.starts_with("/shared") { "max-age=60" } else { "no-store" };
-        Script::new().pause(TAKES).head(200, &[("Cache-Control", control), ("Content-Length", "4")]).send("body")
+        Script::new().pause(EXCHANGE).head(200, &[("Cache-Control", control), ("Content-Length", "4")]).send("body")
     });
     let gateway = cached(&origin);
-    crowd(&gateway, "/shared", CROWD);
-    assert_eq!(origin.count(), 1, "misses at once are one request");
-    // One exchange that finds out, one for all the others together; a queue would take as many as there are clients.
-    let took = crowd(&gateway, "/private", CROWD);
-    assert_eq!(origin.count(), 1 + CROWD);
-    assert!(took < 10 * TAKES, "{took:?}");
-    // Known to be uncacheable now: nobody waits for anybody.
-    let took = crowd(&gateway, "/private", CROWD);
-    assert!(took < 5 * TAKES, "{took:?}");
+    get_concurrently(&gateway, "/shared", CLIENTS);
+    assert_eq!(origin.count(), 1, "concurrent misses are one request");
+    // One exchange for the leader, one for the waiting requests. A queue would take one exchange
+    // per client.
+    let took = get_concurrently(&gateway, "/private", CLIENTS);
+    assert_eq!(origin.count(), 1 + CLIENTS);
+    assert!(took < 10 * EXCHANGE, "{took:?}");
+    // The key is marked as hit-for-miss now, and requests do not wait.
+    let took = get_concurrently(&gateway, "/private", CLIENTS);
+    assert!(took < 5 * EXCHANGE, "{took:?}");
 }
 
-/// An origin whose body of pieces never ends; nothing of it is stored unless it is short.
+/// An origin that sends a long chunked body slowly.
 fn endless() -> Origin {
     Origin::start(|_| {
         let head = [("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")];
@@ -87,27 +90,27 @@ fn endless() -> Origin {
 }
 
 #[test]
-fn a_fill_that_nobody_reads_ends_at_once() {
+fn fill_without_readers_is_aborted() {
     let origin = endless();
     let gateway = cached(&origin);
     let mut clients: Vec<Client> = (0..3).map(|_| gateway.connect()).collect();
     for client in &mut clients {
-        client.ask("/", &[]);
-        assert_eq!(client.head().status, 200);
+        client.send_get("/", &[]);
+        assert_eq!(client.read_head().status, 200);
     }
     assert_eq!(origin.count(), 1);
     clients.truncate(1);
     std::thread::sleep(Duration::from_millis(200));
-    assert!(origin.ends().is_empty(), "one still reads");
-    let left = Instant::now();
+    assert!(origin.ends().is_empty(), "one reader is left");
+    let disconnected_at = Instant::now();
     drop(clients);
-    wait_for(|| !origin.ends().is_empty(), PATIENCE);
-    // 100 ms are what is promised, the rest is the machine's.
-    assert!(left.elapsed() < Duration::from_millis(600), "{:?}", left.elapsed());
+    wait_for(|| !origin.ends().is_empty(), STEP_TIMEOUT);
+    // The guarantee is 100 ms. The rest is tolerance for a busy machine.
+    assert!(disconnected_at.elapsed() < Duration::from_millis(600), "{:?}", disconnected_at.elapsed());
 }
 
 #[test]
-fn a_validation_that_nobody_waits_for_goes_on() {
+fn background_validation_continues_without_readers() {
     let origin = Origin::start(|request| {
         let stale = [("Cache-Control", "max-age=0, stale-while-revalidate=60"), ("ETag", "\"a\"")];
         match request.field("if-none-match") {
@@ -121,14 +124,14 @@ fn a_validation_that_nobody_waits_for_goes_on() {
     let gateway = cached(&origin);
     gateway.get("/", &[]);
     assert_eq!(gateway.get("/", &[]).text(), "old");
-    wait_for(|| gateway.get("/", &[]).text() == "new", PATIENCE);
+    wait_for(|| gateway.get("/", &[]).text() == "new", STEP_TIMEOUT);
     assert_eq!(origin.count(), 2);
 }
 
 #[test]
-fn readers_that_stall_hold_back_the_origin_not_memory() {
+fn stalled_readers_throttle_the_origin_and_do_not_grow_memory() {
     const READERS: usize = 40;
-    // 64 MiB in all, of which each reader takes nothing.
+    // 64 MiB, of which no reader consumes anything.
     let origin = Origin::start(|_| {
         let head = [("Cache-Control", "max-age=60"), ("Content-Length", "67108864")];
         (0..64).fold(Script::new().head(200, &head), |script, _| script.send(vec![b'x'; 1 << 20]))
@@ -137,32 +140,33 @@ fn readers_that_stall_hold_back_the_origin_not_memory() {
     let before = gateway.process.memory();
     let mut readers: Vec<Client> = (0..READERS).map(|_| gateway.connect()).collect();
     for (number, reader) in readers.iter_mut().enumerate() {
-        reader.ask(&format!("/{number}"), &[]);
-        assert_eq!(reader.head().status, 200);
+        reader.send_get(&format!("/{number}"), &[]);
+        assert_eq!(reader.read_head().status, 200);
     }
     std::thread::sleep(Duration::from_millis(500));
     let grown = gateway.process.memory().saturating_sub(before);
-    // What is too large to store is held for nobody: a window for each fill at most, here 1 MiB and a buffer.
+    // A body that is too large to store is buffered only for one window per fill: 1 MiB and a
+    // buffer.
     assert!(grown < (READERS * 5 / 4) << 20, "{} MiB for {READERS} readers", grown >> 20);
     drop(readers);
 }
 
 #[test]
-fn a_crowd_of_slow_readers_shares_one_body() {
+fn slow_readers_share_one_body() {
     const READERS: usize = 100;
     let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], vec![b'x'; 6 << 20]));
     let gateway = cached(&origin);
     let before = gateway.process.memory();
     let mut readers: Vec<Client> = (0..READERS).map(|_| gateway.connect()).collect();
     for reader in &mut readers {
-        reader.ask("/", &[]);
-        assert_eq!(reader.head().status, 200);
+        reader.send_get("/", &[]);
+        assert_eq!(reader.read_head().status, 200);
     }
-    wait_for(|| gateway.get("/", &[]).is_hit(), PATIENCE);
+    wait_for(|| gateway.get("/", &[]).is_hit(), STEP_TIMEOUT);
     let grown = gateway.process.memory().saturating_sub(before);
     assert!(grown < 40 << 20, "{} MiB for one body of 6 MiB", grown >> 20);
     assert_eq!(origin.count(), 1);
     for mut reader in readers {
-        assert_eq!(reader.some(6 << 20).len(), 6 << 20);
+        assert_eq!(reader.read_bytes(6 << 20).len(), 6 << 20);
     }
 }

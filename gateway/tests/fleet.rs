@@ -1,4 +1,4 @@
-//! Two gateways that share a real Redis server: what is ended on one is ended on the other.
+//! Two gateways that share a real Redis server: a purge on one takes effect on the other.
 
 mod support;
 
@@ -8,14 +8,14 @@ mod server;
 use std::time::{Duration, Instant};
 
 use server::Redis;
-use support::client::Answer;
-use support::{Gateway, Origin, Received, Script, one_route, tidegate, wait_for};
+use support::client::ClientResponse;
+use support::{Gateway, Origin, ReceivedRequest, Script, one_route, tidegate, wait_for};
 
 const CACHED: &str = "cache = { mode = \"standard\" }";
-const PATIENCE: Duration = Duration::from_secs(5);
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Answers that bear their path as a tag.
-fn tagged(request: &Received) -> Script {
+/// Responses tagged with their path.
+fn tagged(request: &ReceivedRequest) -> Script {
     let tag = request.target.trim_start_matches('/');
     Script::ok(&[("Cache-Control", "max-age=60"), ("Surrogate-Key", tag)], &request.target)
 }
@@ -26,14 +26,14 @@ fn gateway(origin: &Origin, redis: &Redis, node: &str) -> Gateway {
         redis.url()
     );
     let gateway = Gateway::start(&one_route(origin.address, CACHED, &rest));
-    wait_for(|| degraded(&gateway).is_empty(), PATIENCE);
+    wait_for(|| degraded(&gateway).is_empty(), STEP_TIMEOUT);
     gateway
 }
 
 fn degraded(gateway: &Gateway) -> Vec<String> {
     let ready: serde_json::Value = serde_json::from_str(&gateway.admin("/ready").text()).expect("JSON");
     let all = ready["degraded"].as_array().expect("a list").iter();
-    all.map(|what| what.as_str().expect("text").to_owned()).collect()
+    all.map(|name| name.as_str().expect("text").to_owned()).collect()
 }
 
 fn purge(gateway: &Gateway, arguments: &[&str]) -> (bool, String, String) {
@@ -43,76 +43,77 @@ fn purge(gateway: &Gateway, arguments: &[&str]) -> (bool, String, String) {
     (output.status.success(), text(output.stdout), text(output.stderr))
 }
 
-/// Whether it comes from the gateway's own memory.
-fn is_held(answer: &Answer) -> bool {
-    answer.is_hit() && !answer.cache_status().contains("remote")
+/// Whether the response is a hit of the gateway's local cache.
+fn is_local_hit(response: &ClientResponse) -> bool {
+    response.is_hit() && !response.cache_status().contains("remote")
 }
 
-/// Fills both, and waits until both hold it.
+/// Fills the local caches of both gateways.
 fn fill(one: &Gateway, other: &Gateway, target: &str) {
     one.get(target, &[]);
-    wait_for(|| is_held(&one.get(target, &[])), PATIENCE);
-    wait_for(|| is_held(&other.get(target, &[])), PATIENCE);
+    wait_for(|| is_local_hit(&one.get(target, &[])), STEP_TIMEOUT);
+    wait_for(|| is_local_hit(&other.get(target, &[])), STEP_TIMEOUT);
 }
 
 #[test]
-fn a_purge_on_one_is_a_purge_on_all_and_a_node_that_hangs_is_named() {
+fn purge_reaches_all_nodes_and_reports_hung_ones() {
     let (redis, origin) = (Redis::start(), Origin::start(tagged));
     let (one, other) = (gateway(&origin, &redis, "one"), gateway(&origin, &redis, "other"));
     for target in ["/a", "/b"] {
         fill(&one, &other, target);
     }
-    let asked = origin.count();
-    let (is_done, said, _) = purge(&one, &["--tag", "a"]);
-    assert!(is_done && said.contains("(on one, other)"), "{said}");
-    assert!(!other.get("/a", &[]).cache_status().contains("; hit"), "neither memory nor the server may answer");
+    let requests = origin.count();
+    let (is_complete, stdout, _) = purge(&one, &["--tag", "a"]);
+    assert!(is_complete && stdout.contains("(on one, other)"), "{stdout}");
+    assert!(!other.get("/a", &[]).cache_status().contains("; hit"), "neither the local cache nor Redis has the object");
     assert!(other.get("/b", &[]).is_hit());
-    assert_eq!(origin.count(), asked + 1);
+    assert_eq!(origin.count(), requests + 1);
 
     fill(&one, &other, "/a");
     other.process.signal("STOP");
     let url = format!("http://{}/b", one.address);
-    let (is_done, _, told) = purge(&one, &["--tag", "a", "--url", &url]);
-    assert!(!is_done && told.contains("not confirmed by other"), "{told}");
+    let (is_complete, _, stderr) = purge(&one, &["--tag", "a", "--url", &url]);
+    assert!(!is_complete && stderr.contains("not acknowledged by nodes other"), "{stderr}");
     other.process.signal("CONT");
     let began = Instant::now();
-    wait_for(|| !is_held(&other.get("/a", &[])), PATIENCE);
-    println!("a node that hung has heard of a purge {:?} after it went on", began.elapsed());
-    assert_eq!(other.metric("tidegate_bus_total{kind=\"purge_heard\"}"), 3.0);
+    wait_for(|| !is_local_hit(&other.get("/a", &[])), STEP_TIMEOUT);
+    println!("a hung node applied a purge {:?} after it resumed", began.elapsed());
+    assert_eq!(other.metric("tidegate_bus_messages_total{kind=\"purge\"}"), 3.0);
 }
 
 #[test]
-fn an_unsafe_request_on_one_ends_what_the_other_holds() {
+fn unsafe_request_invalidates_on_all_nodes() {
     let (redis, origin) = (Redis::start(), Origin::start(tagged));
     let (one, other) = (gateway(&origin, &redis, "one"), gateway(&origin, &redis, "other"));
     fill(&one, &other, "/a");
     let fields = [("host", "shop.test")];
-    let held = |gateway: &Gateway| gateway.get("/c", &fields).is_hit();
-    held(&one);
-    wait_for(|| held(&one) && held(&other), PATIENCE);
+    let is_hit = |gateway: &Gateway| gateway.get("/c", &fields).is_hit();
+    is_hit(&one);
+    wait_for(|| is_hit(&one) && is_hit(&other), STEP_TIMEOUT);
     assert_eq!(one.request("POST", "/c", &fields, b"").status, 200);
-    wait_for(|| !held(&other), PATIENCE);
-    assert!(is_held(&other.get("/a", &[])), "what was not named is left alone");
+    wait_for(|| !is_hit(&other), STEP_TIMEOUT);
+    assert!(is_local_hit(&other.get("/a", &[])), "other objects are unaffected");
 }
 
 #[test]
-fn without_its_server_a_purge_holds_here_and_the_server_is_told_later() {
+fn purge_without_redis_takes_effect_locally_and_is_published_later() {
     let (redis, origin) = (Redis::start(), Origin::start(tagged));
     let one = gateway(&origin, &redis, "one");
     one.get("/a", &[]);
     let port = redis.kill();
-    let (is_done, said, told) = purge(&one, &["--tag", "a"]);
+    let (is_complete, stdout, stderr) = purge(&one, &["--tag", "a"]);
     assert!(
-        !is_done && said.contains("(on one)") && told.contains("told as soon as they answer again"),
-        "{said}{told}"
+        !is_complete && stdout.contains("(on one)") && stderr.contains("they receive it when they are reachable again"),
+        "{stdout}{stderr}"
     );
     assert!(!one.get("/a", &[]).is_hit());
-    wait_for(|| one.metric("tidegate_purges_pending") == 1.0, PATIENCE);
+    wait_for(|| one.metric("tidegate_purges_pending") == 1.0, STEP_TIMEOUT);
     let _redis = Redis::start_on(port);
-    wait_for(|| one.metric("tidegate_purges_pending") == 0.0, PATIENCE);
-    wait_for(|| degraded(&one).is_empty(), PATIENCE);
-    // What was held meanwhile is asked for once more: another node might have changed it where this one could not see.
-    let asked = origin.count();
+    wait_for(|| one.metric("tidegate_purges_pending") == 0.0, STEP_TIMEOUT);
+    wait_for(|| degraded(&one).is_empty(), STEP_TIMEOUT);
+    // Objects cached during the subscription gap are fetched again: another node may have
+    // invalidated them.
+    let requests = origin.count();
     one.get("/a", &[]);
-    assert_eq!((one.get("/a", &[]).is_hit(), origin.count()), (true, asked + 1));
+    assert_eq!((one.get("/a", &[]).is_hit(), origin.count()), (true, requests + 1));
 }

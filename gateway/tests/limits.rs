@@ -1,16 +1,20 @@
-//! Limits as clients meet them: who is counted together, who is denied, what a denial says and what it must not cost.
+//! Limits as seen by clients: which requests share a counter, which are denied, and the content and
+//! cost of a denial.
 //!
-//! Rates are so slow that nothing comes back while a test runs; a burst is then exactly what is admitted.
+//! Refill rates are so low that no token returns during a test; the burst is then exactly what is
+//! admitted.
 
 mod support;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use support::{Answer, Client, Dir, Gateway, Origin, PATIENCE, Script, free_address, one_route, tidegate, wait_for};
+use support::{
+    Client, ClientResponse, Gateway, Origin, STEP_TIMEOUT, Script, TempDir, free_address, one_route, tidegate, wait_for,
+};
 
 const DEVICE: &str = "[identity]\ndevice = [\"header:x-device\"]\n";
-/// The test's client is a proxy that is believed.
+/// The client of the test is a trusted proxy.
 const TRUSTING: &str = "[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\nuser = \"header:x-user\"\ntier = \"header:x-tier\"\n\
                         [tiers]\nplatinum = 3.2\n";
 
@@ -18,12 +22,12 @@ fn origin() -> Origin {
     Origin::start(|_| Script::ok(&[], "passed"))
 }
 
-/// A rule of one token an hour.
+/// A rule with a rate of one token per hour.
 fn rule(name: &str, tier: &str, burst: u32) -> String {
     format!("[limits.{name}]\ntier = \"{tier}\"\nrate = \"1/h\"\nburst = {burst}\n")
 }
 
-/// A route for each of these, `/NAME/*` with these keys, without a cache.
+/// One uncached route `/NAME/*` per entry, with the given keys.
 fn routes(origin: SocketAddr, routes: &[(&str, &str)], rest: &str) -> String {
     let route = |(name, keys): &(&str, &str)| {
         format!(
@@ -35,13 +39,14 @@ fn routes(origin: SocketAddr, routes: &[(&str, &str)], rest: &str) -> String {
     format!("[upstreams.origin]\nendpoints = [\"http://{origin}\"]\n{routes}{rest}")
 }
 
-/// A gateway with one route under these limits.
+/// A gateway with one route with these limits.
 fn limited(origin: &Origin, limits: &str, rest: &str) -> Gateway {
     let route = format!("cache = {{ mode = \"off\" }}\nlimits = [{limits}]");
     Gateway::start(&one_route(origin.address, &route, rest))
 }
 
-/// How many of `count` requests with these fields pass; the others are denied, and those after the first denial too.
+/// Number of `count` requests with these fields that pass. All requests after the first denial must
+/// be denied.
 #[track_caller]
 fn passed(client: &mut Client, target: &str, fields: &[(&str, &str)], count: usize) -> usize {
     let statuses: Vec<u16> = (0..count).map(|_| client.get(target, fields).status).collect();
@@ -54,39 +59,39 @@ fn from(last: u8, gateway: &Gateway) -> Client {
     Client::connect_from(IpAddr::V4(Ipv4Addr::new(127, 0, 0, last)), gateway.address)
 }
 
-// Who is counted together.
+// Counting.
 
 #[test]
-fn a_device_is_its_header_at_its_address() {
+fn device_is_header_value_and_address() {
     let origin = origin();
     let gateway = limited(&origin, "\"device\"", &format!("{DEVICE}{}", rule("device", "device", 2)));
     let mut here = gateway.connect();
     assert_eq!(passed(&mut here, "/", &[("X-Device", "a")], 4), 2);
     assert_eq!(passed(&mut here, "/", &[("X-Device", "b")], 3), 2, "another device at this address");
-    assert_eq!(passed(&mut here, "/", &[], 3), 2, "whoever names no device is one");
+    assert_eq!(passed(&mut here, "/", &[], 3), 2, "callers without a device id are one device");
     assert_eq!(
         passed(&mut gateway.connect(), "/", &[("x-device", "a")], 1),
         0,
-        "another connection is no other device"
+        "another connection is the same device"
     );
-    assert_eq!(passed(&mut from(2, &gateway), "/", &[("X-Device", "a")], 3), 2, "the same name at another address");
-    assert_eq!(origin.count(), 8, "the origin never hears of what was denied");
+    assert_eq!(passed(&mut from(2, &gateway), "/", &[("X-Device", "a")], 3), 2, "the same id at another address");
+    assert_eq!(origin.count(), 8, "denied requests do not reach the origin");
 }
 
 #[test]
-fn a_trusted_proxy_names_the_address_and_an_ipv6_network_is_one() {
+fn trusted_proxy_sets_address_and_ipv6_counts_by_64_prefix() {
     let origin = origin();
     let gateway = limited(&origin, "\"device\"", &format!("{TRUSTING}{}", rule("device", "device", 2)));
     let mut proxy = gateway.connect();
     let mut of = |chain: &str| passed(&mut proxy, "/", &[("X-Forwarded-For", chain)], 3);
     assert_eq!((of("198.51.100.1"), of("198.51.100.2"), of("198.51.100.1")), (2, 2, 0));
-    assert_eq!(of("9.9.9.9, 198.51.100.2, 127.0.0.9"), 0, "what a client wrote before its own address buys nothing");
+    assert_eq!(of("9.9.9.9, 198.51.100.2, 127.0.0.9"), 0, "addresses left of the client's own are ignored");
     assert_eq!((of("2001:db8::1"), of("2001:db8::ffff:2"), of("2001:db8:0:1::1")), (2, 0, 2));
 }
 
-/// A proxy that writes one field passes a client's own line of the other on.
+/// A proxy that writes one field forwards a client's own line of the other.
 #[test]
-fn a_client_cannot_add_to_what_a_trusted_proxy_writes() {
+fn client_lines_of_forwarding_fields_are_ignored() {
     let origin = origin();
     for (setting, written, added) in [
         ("", ("X-Forwarded-For", ""), ("Forwarded", "for=")),
@@ -102,7 +107,7 @@ fn a_client_cannot_add_to_what_a_trusted_proxy_writes() {
         };
         assert_eq!((0..9).map(|made_up| of("198.51.100.1", made_up)).sum::<usize>(), 2, "{setting}");
         assert_eq!(of("198.51.100.2", 1), 1, "{setting}");
-        // What it appends to a client's own line counts, whatever that line says.
+        // The element that the proxy appends counts, whatever the client's own line contains.
         for claim in ["192.0.2.66", "[192.0.2.66]\"", "192.0.2.66:\"", "\"", "x;by=\""] {
             assert_eq!(of(&format!("{claim}, {}198.51.100.1", written.1), 1), 0, "{setting} {claim}");
         }
@@ -114,7 +119,7 @@ fn a_client_cannot_add_to_what_a_trusted_proxy_writes() {
 }
 
 #[test]
-fn users_are_limited_wherever_they_are_and_by_the_weight_of_their_tier() {
+fn user_limits_span_addresses_and_are_weighted_by_class() {
     let origin = origin();
     let gateway = limited(&origin, "\"user\"", &format!("{TRUSTING}anonymous = 0.5\n{}", rule("user", "user", 5)));
     let mut proxy = gateway.connect();
@@ -122,14 +127,14 @@ fn users_are_limited_wherever_they_are_and_by_the_weight_of_their_tier() {
         passed(&mut proxy, "/", &[("X-User", user), ("X-Tier", tier), ("X-Forwarded-For", address)], 20)
     };
     assert_eq!(of("ann", "platinum", "198.51.100.1"), 16, "3.2 times the burst");
-    assert_eq!(of("ann", "platinum", "198.51.100.2"), 0, "the same user elsewhere");
+    assert_eq!(of("ann", "platinum", "198.51.100.2"), 0, "the same user at another address");
     assert_eq!((of("bob", "standard", "198.51.100.1"), of("cid", "unheard-of", "198.51.100.1")), (5, 5));
-    // Nobody is identified: a rule of users does not apply.
+    // Without a user, the user rule does not apply.
     assert_eq!(passed(&mut proxy, "/", &[("X-Tier", "platinum")], 30), 30);
 }
 
 #[test]
-fn weights_hold_for_devices_too_and_not_for_what_all_share() {
+fn weights_apply_to_device_but_not_to_shared_rules() {
     let origin = origin();
     let rules = format!("{TRUSTING}anonymous = 0.5\n{}{}", rule("device", "device", 10), rule("node", "node", 10));
     let gateway = Gateway::start(&routes(
@@ -145,31 +150,31 @@ fn weights_hold_for_devices_too_and_not_for_what_all_share() {
 }
 
 #[test]
-fn identity_fields_of_strangers_are_ignored() {
+fn identity_fields_of_untrusted_peers_are_ignored() {
     let origin = origin();
     let identity = TRUSTING.replace("127.0.0.0/8", "127.0.0.1/32");
     let rules = format!("{identity}{}{}", rule("device", "device", 3), rule("user", "user", 1));
     let gateway = limited(&origin, "\"device\", \"user\"", &rules);
-    let mut stranger = from(3, &gateway);
+    let mut untrusted = from(3, &gateway);
     let claims = |number: usize| format!("198.51.100.{number}");
     let statuses = (0..5).map(|number| {
         let (address, forwarded) = (claims(number), format!("for={}", claims(number)));
         let fields =
             [("X-User", "ann"), ("X-Tier", "platinum"), ("X-Forwarded-For", &*address), ("Forwarded", &forwarded)];
-        stranger.get("/", &fields).status
+        untrusted.get("/", &fields).status
     });
-    assert_eq!(statuses.collect::<Vec<_>>(), [200, 200, 200, 429, 429], "one device, no user, no tier");
+    assert_eq!(statuses.collect::<Vec<_>>(), [200, 200, 200, 429, 429], "one device, no user, default class");
     for request in origin.requests() {
         assert!(request.field("x-user").is_none() && request.field("x-tier").is_none(), "{request:?}");
         assert_eq!(request.field("x-forwarded-for"), Some("127.0.0.3"));
     }
-    // Ann herself, through the proxy, has lost nothing.
-    let hers = [("X-User", "ann"), ("X-Forwarded-For", "198.51.100.9")];
-    assert_eq!(passed(&mut gateway.connect(), "/", &hers, 2), 1);
+    // The user ann, through the proxy, was not charged.
+    let fields = [("X-User", "ann"), ("X-Forwarded-For", "198.51.100.9")];
+    assert_eq!(passed(&mut gateway.connect(), "/", &fields, 2), 1);
 }
 
 #[test]
-fn a_node_limit_counts_all_clients_together() {
+fn node_limit_is_shared_by_all_clients() {
     let origin = origin();
     let gateway = limited(&origin, "\"node\"", &format!("{DEVICE}{}", rule("node", "node", 5)));
     let of = |last: u8| passed(&mut from(last, &gateway), "/", &[("X-Device", &last.to_string())], 2);
@@ -178,93 +183,97 @@ fn a_node_limit_counts_all_clients_together() {
 }
 
 #[test]
-fn many_connections_at_once_get_the_burst_and_no_more() {
+fn concurrent_connections_get_exactly_the_burst() {
     let origin = origin();
     let rules = format!("{DEVICE}{}{}", rule("device", "device", 17), rule("node", "node", 40));
     let gateway = limited(&origin, "\"device\", \"node\"", &rules);
-    let at_once = |device: &str| -> usize {
+    let concurrently = |device: &str| -> usize {
         std::thread::scope(|scope| {
             let one = || (0..10).filter(|_| gateway.get("/", &[("X-Device", device)]).status == 200).count();
             let clients: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
             clients.into_iter().map(|client| client.join().expect("no panic")).sum()
         })
     };
-    assert_eq!(["a", "b", "c"].map(at_once), [17, 17, 6]);
+    assert_eq!(["a", "b", "c"].map(concurrently), [17, 17, 6]);
     assert_eq!(origin.count(), 40);
 }
 
-// What a request costs.
+// Cost.
 
 #[test]
-fn a_denial_by_one_limit_spends_nothing_of_another() {
+fn denial_by_one_rule_charges_no_other() {
     let origin = origin();
     for (tight, wide) in [("node", "device"), ("device", "node")] {
         let rules = format!("{}{}", rule("tight", tight, 1), rule("wide", wide, 3));
         let both = [("both", "limits = [\"wide\", \"tight\"]"), ("wide", "limits = [\"wide\"]")];
         let gateway = Gateway::start(&routes(origin.address, &both, &rules));
         let mut client = gateway.connect();
-        assert_eq!(passed(&mut client, "/both/", &[], 20), 1, "as many as the {tight} may");
-        assert_eq!(passed(&mut client, "/wide/", &[], 4), 2, "19 denials by the {tight} cost the {wide} nothing");
+        assert_eq!(passed(&mut client, "/both/", &[], 20), 1, "the burst of the {tight} rule");
+        assert_eq!(
+            passed(&mut client, "/wide/", &[], 4),
+            2,
+            "19 denials by the {tight} rule do not charge the {wide} rule"
+        );
     }
 }
 
 #[test]
-fn a_route_may_cost_more_and_what_it_cannot_have_stays() {
+fn route_cost_is_charged_in_full_or_not_at_all() {
     let origin = origin();
-    let dear = [("dear", "limits = [\"device\"]\ncost = 3"), ("cheap", "limits = [\"device\"]")];
-    let gateway = Gateway::start(&routes(origin.address, &dear, &rule("device", "device", 7)));
+    let costly = [("costly", "limits = [\"device\"]\ncost = 3"), ("cheap", "limits = [\"device\"]")];
+    let gateway = Gateway::start(&routes(origin.address, &costly, &rule("device", "device", 7)));
     let mut client = gateway.connect();
-    assert_eq!(standing(&client.get("/dear/", &[])).remaining, 4);
-    assert_eq!(standing(&client.get("/dear/", &[])).remaining, 1);
-    let denied = client.get("/dear/", &[]);
-    assert_eq!((denied.status, standing(&denied).remaining), (429, 1));
+    assert_eq!(limit_status(&client.get("/costly/", &[])).remaining, 4);
+    assert_eq!(limit_status(&client.get("/costly/", &[])).remaining, 1);
+    let denied = client.get("/costly/", &[]);
+    assert_eq!((denied.status, limit_status(&denied).remaining), (429, 1));
     assert!(is_about(retry_after(&denied), 2 * HOUR), "two tokens are missing: {denied:?}");
     assert_eq!(passed(&mut client, "/cheap/", &[], 3), 1);
-    // A cost that can never be paid is a fault of the file.
-    let dir = Dir::new();
-    let config = routes(origin.address, &dear, &rule("device", "device", 2));
-    let file = dir.write("dear.toml", &format!("version = 1\n{config}"));
-    let output = tidegate().arg("check").arg(file).output().expect("it runs");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(1) && said.contains("dear.toml:") && said.contains("cost"), "{said}");
+    // A cost above the burst is a configuration error.
+    let dir = TempDir::new();
+    let config = routes(origin.address, &costly, &rule("device", "device", 2));
+    let file = dir.write("costly.toml", &format!("version = 1\n{config}"));
+    let output = tidegate().arg("check").arg(file).output().expect("the command runs");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && stderr.contains("costly.toml:") && stderr.contains("cost"), "{stderr}");
 }
 
 #[test]
-fn an_answer_from_the_cache_costs_as_much_and_carries_its_own_standing() {
+fn cache_hit_is_charged_and_carries_current_limit_status() {
     let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=600")], "stored"));
     let gateway = Gateway::start(&one_route(origin.address, "limits = [\"device\"]", &rule("device", "device", 3)));
     let mut client = gateway.connect();
-    let answers = [(); 4].map(|()| client.get("/", &[]));
-    assert_eq!(answers.each_ref().map(|answer| answer.status), [200, 200, 200, 429]);
-    assert_eq!(answers.each_ref().map(|answer| standing(answer).remaining), [2, 1, 0, 0]);
-    assert!(answers[1].is_hit() && answers[2].is_hit() && origin.count() == 1);
+    let responses = [(); 4].map(|()| client.get("/", &[]));
+    assert_eq!(responses.each_ref().map(|response| response.status), [200, 200, 200, 429]);
+    assert_eq!(responses.each_ref().map(|response| limit_status(response).remaining), [2, 1, 0, 0]);
+    assert!(responses[1].is_hit() && responses[2].is_hit() && origin.count() == 1);
     assert_eq!(
-        answers[3].cache_status(),
+        responses[3].cache_status(),
         "tidegate; detail=limited",
-        "nor is a denial a reason to show what is stored"
+        "a denial is not replaced by the cached response"
     );
 }
 
 #[test]
-fn tokens_come_back_at_the_rate_and_asking_too_often_delays_nothing() {
+fn tokens_refill_at_the_rate_despite_denied_requests() {
     let origin = origin();
     let gateway = limited(&origin, "\"device\"", "[limits.device]\ntier = \"device\"\nrate = \"5/s\"\nburst = 1\n");
     let mut client = gateway.connect();
     let start = Instant::now();
-    let mut pass = || wait_for(|| client.get("/", &[]).status == 200, PATIENCE);
+    let mut pass = || wait_for(|| client.get("/", &[]).status == 200, STEP_TIMEOUT);
     (0..4).for_each(|_| pass());
     let elapsed = start.elapsed();
-    assert!(elapsed >= Duration::from_millis(600), "three tokens at five a second came in {elapsed:?}");
+    assert!(elapsed >= Duration::from_millis(600), "three tokens at 5/s arrived in {elapsed:?}");
     assert_eq!(origin.count(), 4);
 }
 
-// What a denial says.
+// Content of a denial.
 
 const HOUR: u64 = 3600;
 
-/// Where a caller stands, by the two fields of an answer.
+/// Rate limit status of a response, from its two fields.
 #[derive(Debug, PartialEq)]
-struct Told {
+struct RateLimitFields {
     rule: String,
     burst: u64,
     window: u64,
@@ -272,7 +281,8 @@ struct Told {
     reset: u64,
 }
 
-/// One item of a structured list (RFC 9651): a string without escapes, and these parameters, each an integer.
+/// Parses one item of a structured list (RFC 9651): a string without escapes, and these integer
+/// parameters.
 fn item<const N: usize>(text: &str, names: [&str; N]) -> Option<(String, [u64; N])> {
     let (name, mut rest) = text.strip_prefix('"')?.split_once('"')?;
     let mut values = [0; N];
@@ -285,80 +295,87 @@ fn item<const N: usize>(text: &str, names: [&str; N]) -> Option<(String, [u64; N
     rest.is_empty().then(|| (name.to_owned(), values))
 }
 
-/// draft-ietf-httpapi-ratelimit-headers-10: `q` is the quota and `w` its window in seconds, `r` what remains and `t` the
-/// seconds until the quota is back.
+/// draft-ietf-httpapi-ratelimit-headers-10: `q` is the quota and `w` its window in seconds, `r` the
+/// remaining quota and `t` the seconds until the quota is restored.
 #[track_caller]
-fn standing(answer: &Answer) -> Told {
-    let (policy, limit) = (answer.all("ratelimit-policy"), answer.all("ratelimit"));
-    assert!(policy.len() == 1 && limit.len() == 1, "{answer:?}");
+fn limit_status(response: &ClientResponse) -> RateLimitFields {
+    let (policy, limit) = (response.all("ratelimit-policy"), response.all("ratelimit"));
+    assert!(policy.len() == 1 && limit.len() == 1, "{response:?}");
     let (rule, [burst, window]) = item(policy[0], ["q", "w"]).unwrap_or_else(|| panic!("{}", policy[0]));
     let (named, [remaining, reset]) = item(limit[0], ["r", "t"]).unwrap_or_else(|| panic!("{}", limit[0]));
-    assert_eq!(rule, named, "both speak of the same rule");
-    Told { rule, burst, window, remaining, reset }
+    assert_eq!(rule, named, "both fields name the same rule");
+    RateLimitFields { rule, burst, window, remaining, reset }
 }
 
 #[track_caller]
-fn retry_after(answer: &Answer) -> u64 {
-    let lines = answer.all("retry-after");
+fn retry_after(response: &ClientResponse) -> u64 {
+    let lines = response.all("retry-after");
     lines
         .first()
         .filter(|_| lines.len() == 1)
         .and_then(|line| line.parse().ok())
-        .unwrap_or_else(|| panic!("{answer:?}"))
+        .unwrap_or_else(|| panic!("{response:?}"))
 }
 
-/// A test takes a while, so less of a wait may be left.
+/// Allows for the time that the test takes.
 fn is_about(seconds: u64, expected: u64) -> bool {
     (expected - 60..=expected).contains(&seconds)
 }
 
 #[test]
-fn answers_say_where_a_caller_stands_and_denials_when_to_come_back() {
+fn responses_carry_limit_status_and_denials_retry_after() {
     let origin = origin();
     let gateway = limited(&origin, "\"per.device_1-a\"", &rule("\"per.device_1-a\"", "device", 2));
     let mut client = gateway.connect();
     for (status, remaining, reset) in [(200, 1, HOUR), (200, 0, 2 * HOUR), (429, 0, 2 * HOUR)] {
-        let answer = client.get("/", &[]);
-        let told = standing(&answer);
-        assert_eq!(answer.status, status);
-        assert!(is_about(told.reset, reset), "{told:?}");
+        let response = client.get("/", &[]);
+        let status_fields = limit_status(&response);
+        assert_eq!(response.status, status);
+        assert!(is_about(status_fields.reset, reset), "{status_fields:?}");
         let rule = "per.device_1-a".to_owned();
-        assert_eq!(told, Told { rule, burst: 2, window: 2 * HOUR, remaining, reset: told.reset });
+        assert_eq!(
+            status_fields,
+            RateLimitFields { rule, burst: 2, window: 2 * HOUR, remaining, reset: status_fields.reset }
+        );
         match status {
-            200 => assert!(answer.field("retry-after").is_none(), "{answer:?}"),
-            _ => assert!(is_about(retry_after(&answer), HOUR), "{answer:?}"),
+            200 => assert!(response.field("retry-after").is_none(), "{response:?}"),
+            _ => assert!(is_about(retry_after(&response), HOUR), "{response:?}"),
         }
     }
 }
 
 #[test]
-fn a_caller_is_told_of_its_own_weight_of_the_tightest_rule_and_of_the_longest_wait() {
+fn headers_show_weighted_quota_of_tightest_rule_and_longest_wait() {
     let origin = origin();
     let slow = "[limits.slow]\ntier = \"user\"\nrate = \"1/d\"\nburst = 5\n";
     let rules = format!("{TRUSTING}{}{slow}", rule("device", "device", 10));
     let gateway = limited(&origin, "\"slow\", \"device\"", &rules);
     let mut proxy = gateway.connect();
-    let anonymous = standing(&proxy.get("/", &[("X-Forwarded-For", "198.51.100.1")]));
+    let anonymous = limit_status(&proxy.get("/", &[("X-Forwarded-For", "198.51.100.1")]));
     assert_eq!((&*anonymous.rule, anonymous.burst, anonymous.remaining), ("device", 10, 9));
     let ann = [("X-User", "ann"), ("X-Tier", "platinum")];
-    let first = standing(&proxy.get("/", &ann));
+    let first = limit_status(&proxy.get("/", &ann));
     assert_eq!((&*first.rule, first.burst, first.window, first.remaining), ("slow", 16, 5 * 24 * HOUR, 15));
     assert_eq!(passed(&mut proxy, "/", &ann, 16), 15);
     let denied = proxy.get("/", &ann);
     // 3.2 tokens a day.
-    assert!(standing(&denied).rule == "slow" && is_about(retry_after(&denied), 27_000), "{denied:?}");
+    assert!(limit_status(&denied).rule == "slow" && is_about(retry_after(&denied), 27_000), "{denied:?}");
 }
 
 #[test]
-fn a_denial_is_a_page_or_a_problem_by_accept_and_never_stored() {
+fn denial_format_follows_accept_and_is_never_stored() {
     let origin = origin();
     let gateway = limited(&origin, "\"device\"", &rule("device", "device", 1));
     let mut client = gateway.connect();
     assert_eq!(client.get("/", &[]).status, 200);
     for accept in ["application/json", "*/*", "text/html;q=0.1, application/problem+json"] {
-        let answer = client.get("/", &[("Accept", accept)]);
-        assert_eq!((answer.status, answer.field("content-type")), (429, Some("application/problem+json")), "{accept}");
-        let problem: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+        let response = client.get("/", &[("Accept", accept)]);
+        assert_eq!(
+            (response.status, response.field("content-type")),
+            (429, Some("application/problem+json")),
+            "{accept}"
+        );
+        let problem: serde_json::Value = serde_json::from_slice(&response.body).expect("JSON");
         assert_eq!((&problem["status"], &problem["title"]), (&429.into(), &"Too Many Requests".into()));
         assert_eq!((&problem["type"], &problem["reason"]), (&"about:blank".into(), &"limited".into()));
     }
@@ -368,25 +385,26 @@ fn a_denial_is_a_page_or_a_problem_by_accept_and_never_stored() {
     assert!(page.text().starts_with("<!doctype html>") && page.text().contains("Too Many Requests"), "{}", page.text());
     let head = client.request("HEAD", "/", &[("Accept", browser)], b"");
     assert_eq!((head.status, head.field("content-length")), (429, page.field("content-length")));
-    for answer in [page, head] {
-        assert_eq!(answer.field("cache-control"), Some("no-store"));
-        assert!(answer.field("retry-after").is_some() && answer.field("proxy-status").is_none(), "{answer:?}");
+    for response in [page, head] {
+        assert_eq!(response.field("cache-control"), Some("no-store"));
+        assert!(response.field("retry-after").is_some() && response.field("proxy-status").is_none(), "{response:?}");
     }
     assert_eq!(origin.count(), 1);
 }
 
 #[test]
-fn a_denial_says_the_same_however_it_was_asked_for() {
+fn denials_are_identical_for_all_request_forms() {
     let origin = origin();
     let gateway = limited(&origin, "\"device\"", &rule("device", "device", 1));
     assert_eq!(gateway.get("/", &[]).status, 200);
-    let lines = |answer: &Answer| {
-        let own = |(name, _): &&(String, String)| !["connection", "date"].contains(&name.to_lowercase().as_str());
-        answer.fields.iter().filter(own).cloned().collect::<Vec<_>>()
+    let lines = |response: &ClientResponse| {
+        let is_compared =
+            |(name, _): &&(String, String)| !["connection", "date"].contains(&name.to_lowercase().as_str());
+        response.fields.iter().filter(is_compared).cloned().collect::<Vec<_>>()
     };
     let first = gateway.get("/", &[]);
     assert!(first.fields.len() > 7 && first.text().ends_with("\"reason\":\"limited\"}\n"), "{first:?}");
-    // What one connection says twice, in the same words or others, and what it says in the end.
+    // Repeated and different requests on one connection, and the last one before its close.
     let mut client = gateway.connect();
     for (method, line, rest, connection) in [
         ("GET", "/ HTTP/1.1", "", None),
@@ -398,27 +416,27 @@ fn a_denial_says_the_same_however_it_was_asked_for() {
         ("GET", "/ HTTP/1.1", "Connection: close\r\n", Some("close")),
     ] {
         client.send(format!("{method} {line}\r\nHost: gate\r\n{rest}\r\n"));
-        let answer = client.answer_to(method);
-        assert_eq!((answer.status, lines(&answer)), (429, lines(&first)), "{method} {line} {rest}");
-        assert_eq!(answer.field("connection"), connection, "{method} {line} {rest}");
-        assert_eq!(answer.text(), if method == "HEAD" { String::new() } else { first.text() });
+        let response = client.read_response_to(method);
+        assert_eq!((response.status, lines(&response)), (429, lines(&first)), "{method} {line} {rest}");
+        assert_eq!(response.field("connection"), connection, "{method} {line} {rest}");
+        assert_eq!(response.text(), if method == "HEAD" { String::new() } else { first.text() });
     }
-    assert!(client.is_closed_within(PATIENCE));
+    assert!(client.is_closed_within(STEP_TIMEOUT));
     assert_eq!(origin.count(), 1);
 }
 
 #[test]
-fn a_denied_body_is_neither_asked_for_nor_taken_for_a_request() {
+fn denied_request_body_is_neither_requested_nor_parsed_as_a_request() {
     let origin = origin();
     let gateway = limited(&origin, "\"device\"", &rule("device", "device", 1));
     assert_eq!(gateway.get("/", &[]).status, 200);
     let mut waiting = gateway.connect();
     waiting.send("POST /asks HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
-    assert_eq!(waiting.answer_to("POST").status, 429, "no 100 before it");
+    assert_eq!(waiting.read_response_to("POST").status, 429, "no 100 before it");
     let mut sending = gateway.connect();
     let body = b"GET /inside HTTP/1.1\r\nHost: a\r\n\r\n";
     assert_eq!(sending.request("POST", "/sends", &[], body).status, 429);
-    // Either the connection ends here or the body was read; its bytes are no request.
+    // Either the connection closes or the body was read. The body must not be parsed as a request.
     sending.try_send(b"GET /after HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").ok();
     let rest = String::from_utf8_lossy(&sending.read_to_end()).into_owned();
     assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 429 ") && rest.matches("HTTP/1.1 ").count() == 1, "{rest}");
@@ -428,31 +446,34 @@ fn a_denied_body_is_neither_asked_for_nor_taken_for_a_request() {
 // Rules that do not deny.
 
 #[test]
-fn a_shadow_rule_admits_says_nothing_and_counts() {
+fn shadow_rule_admits_sends_no_headers_and_counts() {
     let origin = origin();
     let shadow = format!("{}mode = \"shadow\"\n", rule("shadow", "device", 1));
     let gateway = limited(&origin, "\"shadow\"", &shadow);
     let mut client = gateway.connect();
     for _ in 0..4 {
-        let answer = client.get("/", &[]);
-        assert_eq!((answer.status, answer.field("ratelimit"), answer.field("ratelimit-policy")), (200, None, None));
+        let response = client.get("/", &[]);
+        assert_eq!(
+            (response.status, response.field("ratelimit"), response.field("ratelimit-policy")),
+            (200, None, None)
+        );
     }
     assert_eq!((decisions(&gateway, "allowed"), decisions(&gateway, "shadow_denied")), (1.0, 3.0));
     assert_eq!((decisions(&gateway, "denied"), origin.count()), (0.0, 4));
 }
 
 #[test]
-fn a_shadow_rule_does_not_soften_one_that_is_enforced() {
+fn shadow_rule_does_not_affect_enforced_rule() {
     let origin = origin();
     let shadow = format!("{}mode = \"shadow\"\n{}", rule("shadow", "device", 1), rule("device", "device", 3));
     let gateway = limited(&origin, "\"shadow\", \"device\"", &shadow);
     let mut client = gateway.connect();
-    assert_eq!(standing(&client.get("/", &[])).rule, "device");
+    assert_eq!(limit_status(&client.get("/", &[])).rule, "device");
     assert_eq!(passed(&mut client, "/", &[], 4), 2);
 }
 
 #[test]
-fn a_rule_that_is_off_does_nothing() {
+fn disabled_rule_has_no_effect() {
     let origin = origin();
     let off = format!("{}mode = \"off\"\n", rule("off", "device", 1));
     let gateway = limited(&origin, "\"off\"", &off);
@@ -463,7 +484,7 @@ fn a_rule_that_is_off_does_nothing() {
 }
 
 #[test]
-fn a_percentage_chooses_devices_and_the_same_ones_on_every_node() {
+fn percentage_selects_the_same_devices_on_every_node() {
     let origin = origin();
     let start = |percent: u32| {
         let rules = format!("{DEVICE}{}percent = {percent}\n", rule("some", "device", 1));
@@ -481,28 +502,28 @@ fn a_percentage_chooses_devices_and_the_same_ones_on_every_node() {
     assert_eq!(some, again);
 }
 
-// The cluster, without a Redis.
+// Cluster rules without Redis.
 
-/// A Redis that is configured and not there, in a fleet of four.
-fn away() -> String {
+/// Configuration with an unreachable Redis and a fleet of four.
+fn unreachable_redis() -> String {
     format!("[redis]\nnodes = 4\n[redis.regions.default]\nendpoints = [\"redis://{}\"]\n", free_address())
 }
 
 #[test]
-fn a_cluster_limit_without_a_redis_is_this_nodes_own() {
+fn cluster_limit_without_redis_is_local() {
     let origin = origin();
     let gateway = limited(&origin, "\"fleet\"", &rule("fleet", "cluster", 6));
     let of = |last: u8| passed(&mut from(last, &gateway), "/", &[], 4);
     assert_eq!([of(2), of(3), of(4)], [4, 2, 0]);
     let denied = gateway.get("/", &[]);
-    assert_eq!((&*standing(&denied).rule, standing(&denied).burst), ("fleet", 6));
-    // A lease counts in whole millionths of a token a second, rounded down: 277 instead of 277.8.
+    assert_eq!((&*limit_status(&denied).rule, limit_status(&denied).burst), ("fleet", 6));
+    // A lease counts in whole millionths of a token per second, rounded down: 277 instead of 277.8.
     assert!(is_about(retry_after(&denied), HOUR + HOUR / 300), "{denied:?}");
-    assert_eq!(gateway.metric("tidegate_limit_on_share{rule=\"fleet\"}"), 1.0);
+    assert_eq!(gateway.metric("tidegate_limit_local_fallback{rule=\"fleet\"}"), 1.0);
 }
 
 #[test]
-fn a_cluster_limit_without_a_redis_is_shared_out_by_the_size_of_the_fleet() {
+fn cluster_limit_without_redis_is_divided_by_fleet_size() {
     let origin = origin();
     let fleet = format!("{}[redis]\nnodes = 3\n", rule("fleet", "cluster", 12));
     let gateway = limited(&origin, "\"fleet\"", &fleet);
@@ -510,55 +531,63 @@ fn a_cluster_limit_without_a_redis_is_shared_out_by_the_size_of_the_fleet() {
 }
 
 #[test]
-fn a_cluster_limit_whose_redis_is_away_runs_on_most_of_this_nodes_share() {
+fn cluster_limit_with_unreachable_redis_runs_on_local_fallback() {
     let origin = origin();
     let start = Instant::now();
     let fleet = "[limits.fleet]\ntier = \"cluster\"\nrate = \"40/s\"\nburst = 80\n";
-    let gateway = limited(&origin, "\"fleet\"", &format!("{fleet}{}", away()));
+    let gateway = limited(&origin, "\"fleet\"", &format!("{fleet}{}", unreachable_redis()));
     let mut client = gateway.connect();
-    wait_for(|| client.get("/", &[]).status == 200, PATIENCE);
+    wait_for(|| client.get("/", &[]).status == 200, STEP_TIMEOUT);
     let first = Instant::now();
-    (0..12).for_each(|_| wait_for(|| client.get("/", &[]).status == 200, PATIENCE));
-    // 0.8 of a quarter of 40 a second, from nothing: eight a second.
+    (0..12).for_each(|_| wait_for(|| client.get("/", &[]).status == 200, STEP_TIMEOUT));
+    // 0.8 of a quarter of 40/s, from an empty bucket: 8/s.
     assert!(start.elapsed() >= Duration::from_millis(13 * 125 - 5), "{:?}", start.elapsed());
     assert!(first.elapsed() < Duration::from_millis(12 * 125 * 2), "{:?}", first.elapsed());
-    assert_eq!(gateway.metric("tidegate_limit_on_share{rule=\"fleet\"}"), 1.0);
-    let told = |line: &str| line.contains("\"limit_on_share\"") && line.contains("\"rule\":\"fleet\"");
-    assert!(gateway.process.stderr.find(PATIENCE, told).is_some());
+    assert_eq!(gateway.metric("tidegate_limit_local_fallback{rule=\"fleet\"}"), 1.0);
+    let is_fallback_event =
+        |line: &str| line.contains("\"limit_local_fallback\"") && line.contains("\"rule\":\"fleet\"");
+    assert!(gateway.process.stderr.find(STEP_TIMEOUT, is_fallback_event).is_some());
 }
 
 #[test]
-fn a_burst_that_the_fleet_cannot_share_is_a_fault_of_the_file() {
-    let dir = Dir::new();
-    let config =
-        one_route(free_address(), "limits = [\"fleet\"]", &format!("{}{}", rule("fleet", "cluster", 7), away()));
+fn burst_too_small_for_the_fleet_is_a_configuration_error() {
+    let dir = TempDir::new();
+    let config = one_route(
+        free_address(),
+        "limits = [\"fleet\"]",
+        &format!("{}{}", rule("fleet", "cluster", 7), unreachable_redis()),
+    );
     let file = dir.write("fleet.toml", &format!("version = 1\n{config}"));
-    let output = tidegate().arg("check").arg(file).output().expect("it runs");
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.code() == Some(1) && said.contains("fleet.toml:") && said.contains("at least 8"), "{said}");
+    let output = tidegate().arg("check").arg(file).output().expect("the command runs");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.code() == Some(1) && stderr.contains("fleet.toml:") && stderr.contains("at least 8"),
+        "{stderr}"
+    );
 }
 
-// What operators see.
+// Access log and metrics.
 
 fn decisions(gateway: &Gateway, decision: &str) -> f64 {
     gateway.metric(&format!("tidegate_limit_decisions_total{{decision=\"{decision}\"}}"))
 }
 
 #[test]
-fn a_denial_is_in_the_access_log_with_its_rule_and_in_the_metrics() {
+fn denial_is_logged_with_its_rule_and_counted() {
     let origin = origin();
     let rules = format!("{}{}", rule("wide", "node", 9), rule("narrow", "device", 1));
     let gateway = limited(&origin, "\"wide\", \"narrow\"", &rules);
     let mut client = gateway.connect();
     assert_eq!(passed(&mut client, "/shop?x=1", &[], 3), 1);
     let lines = gateway.access_log(3);
-    let told = |line: &serde_json::Value| (line["status"].as_u64(), line["limit"].as_str().map(str::to_owned));
+    let status_and_limit =
+        |line: &serde_json::Value| (line["status"].as_u64(), line["limit"].as_str().map(str::to_owned));
     let denied = (Some(429), Some("narrow".to_owned()));
-    assert_eq!(lines.iter().map(told).collect::<Vec<_>>(), [(Some(200), None), denied.clone(), denied]);
+    assert_eq!(lines.iter().map(status_and_limit).collect::<Vec<_>>(), [(Some(200), None), denied.clone(), denied]);
     assert_eq!((&lines[1]["path"], &lines[1]["route"]), (&"/shop?x=1".into(), &"all".into()));
     assert!(lines[1].get("upstream").is_none() && lines[1].get("degraded").is_none(), "{}", lines[1]);
     assert_eq!((decisions(&gateway, "allowed"), decisions(&gateway, "denied")), (1.0, 2.0));
     assert_eq!(gateway.metric("tidegate_failures_total{kind=\"limited\"}"), 2.0);
-    assert_eq!(gateway.metric("tidegate_route_answers_total{route=\"all\",status_class=\"4xx\"}"), 2.0);
+    assert_eq!(gateway.metric("tidegate_route_responses_total{route=\"all\",status_class=\"4xx\"}"), 2.0);
     assert_eq!(gateway.metric("tidegate_route_degraded_total{route=\"all\"}"), 0.0);
 }

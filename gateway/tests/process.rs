@@ -1,4 +1,4 @@
-//! The process: its commands, its configuration while it runs, its end, what it tells, and TLS in front of it.
+//! The process: commands, reloads, shutdown, logs and the admin address, and TLS.
 
 mod support;
 
@@ -13,7 +13,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use support::{
-    Client, Dir, Gate, Gateway, Origin, PATIENCE, Process, Script, free_address, one_route, tidegate, wait_for,
+    Client, Gate, Gateway, Origin, Process, STEP_TIMEOUT, Script, TempDir, free_address, one_route, tidegate, wait_for,
 };
 
 fn run(arguments: &[&str]) -> Output {
@@ -51,14 +51,14 @@ fn run_upstream_needs_no_file() {
     let (url, listen, admin) =
         (format!("http://{}", origin.address), free_address().to_string(), free_address().to_string());
     let process = Process::start(tidegate().args(["run", "--upstream", &url, "--listen", &listen, "--admin", &admin]));
-    wait_for(|| !process.stderr.events("ready").is_empty(), PATIENCE);
+    wait_for(|| !process.stderr.events("ready").is_empty(), STEP_TIMEOUT);
     let listen = listen.parse().expect("an address");
     assert_eq!(Client::connect(listen).get("/", &[]).text(), "behind");
 }
 
 #[test]
-fn run_says_what_is_wrong_and_fails() {
-    let dir = Dir::new();
+fn run_reports_the_error_and_fails() {
+    let dir = TempDir::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("a port");
     let config = one_route(free_address(), "", "");
@@ -69,14 +69,18 @@ fn run_says_what_is_wrong_and_fails() {
     );
     for (file, expected) in [(bad, "nonsense"), (admin_taken, "in use"), (dir.path().join("none.toml"), "none.toml")] {
         let mut process = Process::start(tidegate().args(["run", "--config"]).arg(&file));
-        let status = process.wait(PATIENCE).expect("an exit");
+        let status = process.wait(STEP_TIMEOUT).expect("an exit");
         assert_eq!(status.code(), Some(1), "{}", file.display());
-        assert!(process.stderr.find(PATIENCE, |line| line.contains(expected)).is_some(), "{:?}", process.stderr.all());
+        assert!(
+            process.stderr.find(STEP_TIMEOUT, |line| line.contains(expected)).is_some(),
+            "{:?}",
+            process.stderr.all()
+        );
     }
 }
 
 #[test]
-fn check_accepts_the_example_and_opens_nothing() {
+fn check_accepts_the_example_and_binds_no_address() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tidegate.example.toml");
     let example = example.to_str().expect("a readable path");
     let output = run(&["check", example]);
@@ -85,9 +89,9 @@ fn check_accepts_the_example_and_opens_nothing() {
     let json = run(&["check", "--json", "--deny-warnings", example]);
     let faults: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
     assert_eq!((json.status.code(), faults), (Some(0), serde_json::json!([])));
-    // An address that is in use is no fault of the file.
+    // An address that is in use is not a fault of the file.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let dir = Dir::new();
+    let dir = TempDir::new();
     let address = taken.local_addr().expect("a port");
     let file =
         dir.write("a.toml", &format!("version = 1\n{}[admin]\naddress = \"{address}\"\n", one_route(address, "", "")));
@@ -95,8 +99,8 @@ fn check_accepts_the_example_and_opens_nothing() {
 }
 
 #[test]
-fn check_reports_all_faults_at_once_with_their_places() {
-    let dir = Dir::new();
+fn check_reports_all_faults_with_their_locations() {
+    let dir = TempDir::new();
     let file = dir.write(
         "bad.toml",
         "version = 1\n[servr]\n[upstreams.a]\nendpoints = [\"http://127.0.0.1:1\"]\ntimout = \"1s\"\nconnect_timeout = \"x\"\n\
@@ -105,7 +109,7 @@ fn check_reports_all_faults_at_once_with_their_places() {
     let path = file.to_str().expect("a path");
     let output = run(&["check", path]);
     assert_eq!(output.status.code(), Some(1));
-    let said = text(&output.stderr);
+    let report = text(&output.stderr);
     for expected in [
         "bad.toml:2:",
         "did you mean `server`?",
@@ -114,9 +118,9 @@ fn check_reports_all_faults_at_once_with_their_places() {
         "bad.toml:6:",
         "not available yet",
         "bad.toml:7:",
-        "no upstream `b`",
+        "unknown upstream `b`",
     ] {
-        assert!(said.contains(expected), "{expected}\n{said}");
+        assert!(report.contains(expected), "{expected}\n{report}");
     }
     let json = run(&["check", path, "--json"]);
     let faults: Vec<serde_json::Value> = serde_json::from_slice(&json.stdout).expect("JSON");
@@ -130,8 +134,8 @@ fn check_reports_all_faults_at_once_with_their_places() {
 }
 
 #[test]
-fn the_same_document_may_be_json() {
-    let dir = Dir::new();
+fn configuration_may_be_json() {
+    let dir = TempDir::new();
     let json = serde_json::json!({
         "version": 1,
         "upstreams": {"a": {"endpoints": ["http://127.0.0.1:1"]}},
@@ -146,89 +150,89 @@ fn the_same_document_may_be_json() {
 // Reloads.
 
 #[test]
-fn a_changed_file_swaps_the_configuration_on_open_connections() {
+fn changed_file_reloads_on_open_connections() {
     let (old, new) = (Origin::start(|_| Script::ok(&[], "old")), Origin::start(|_| Script::ok(&[], "new")));
     let gateway = Gateway::start(&one_route(old.address, "cache = { mode = \"off\" }", ""));
-    let mut kept = gateway.connect();
-    assert_eq!(kept.get("/", &[]).text(), "old");
+    let mut client = gateway.connect();
+    assert_eq!(client.get("/", &[]).text(), "old");
     gateway.rewrite(&one_route(new.address, "cache = { mode = \"off\" }", ""));
-    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), PATIENCE);
-    assert_eq!(kept.get("/", &[]).text(), "new", "the same connection");
+    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), STEP_TIMEOUT);
+    assert_eq!(client.get("/", &[]).text(), "new", "the same connection");
 }
 
 #[test]
-fn who_repeats_the_same_words_is_met_anew_by_another_configuration() {
+fn reload_invalidates_cached_caller() {
     let origin = Origin::start(|_| Script::ok(&[], "passed"));
     let config = one_route(origin.address, "cache = { mode = \"off\" }", "");
     let gateway = Gateway::start(&config);
-    let mut kept = gateway.connect();
-    // Never quiet for so long that its connection forgets who asked last.
-    let mut ask_until = |count: usize| {
+    let mut client = gateway.connect();
+    // Never idle for so long that the connection discards the cached caller.
+    let mut status_after_reload = |count: usize| {
         wait_for(
             || {
-                kept.get("/", &[]);
+                client.get("/", &[]);
                 gateway.process.stderr.events("reloaded").len() == count
             },
-            PATIENCE,
+            STEP_TIMEOUT,
         );
-        kept.get("/", &[]).status
+        client.get("/", &[]).status
     };
     gateway.rewrite(&format!("{config}[access]\ndenied = [\"127.0.0.0/8\"]\n"));
-    assert_eq!(ask_until(1), 403, "another sender in the lists");
+    assert_eq!(status_after_reload(1), 403, "the deny list changed");
     gateway.rewrite(&config.replace("path = \"/*\"", "path = \"/elsewhere\""));
-    assert_eq!(ask_until(2), 404, "another route, or none");
+    assert_eq!(status_after_reload(2), 404, "the routes changed");
     gateway.rewrite(&config);
-    assert_eq!(ask_until(3), 200);
+    assert_eq!(status_after_reload(3), 200);
 }
 
 #[test]
-fn a_hangup_reloads_without_closing_a_connection() {
+fn sighup_reloads_without_closing_connections() {
     let origin = Origin::start(|_| Script::ok(&[], "body"));
     let gateway = Gateway::start(&one_route(origin.address, "", ""));
-    let mut kept = gateway.connect();
-    kept.get("/", &[]);
+    let mut client = gateway.connect();
+    client.get("/", &[]);
     gateway.process.signal("HUP");
     let reloaded = || gateway.process.stderr.events("reloaded").iter().any(|event| event["source"] == "signal");
-    wait_for(reloaded, PATIENCE);
-    assert_eq!(kept.get("/", &[]).text(), "body");
+    wait_for(reloaded, STEP_TIMEOUT);
+    assert_eq!(client.get("/", &[]).text(), "body");
     assert!(gateway.process.stderr.events("reload_needs_restart").is_empty());
 }
 
 #[test]
-fn a_bad_file_keeps_the_old_configuration_and_says_so() {
+fn invalid_file_keeps_the_old_configuration_and_is_reported() {
     let origin = Origin::start(|_| Script::ok(&[], "old"));
     let config = one_route(origin.address, "", "");
     let gateway = Gateway::start(&config);
-    let mut kept = gateway.connect();
-    kept.get("/", &[]);
+    let mut client = gateway.connect();
+    client.get("/", &[]);
     gateway.rewrite(&format!("{config}[cach]\n"));
-    let refused = gateway.process.stderr.find(PATIENCE, |line| line.contains("\"reload_refused\""));
+    let refused = gateway.process.stderr.find(STEP_TIMEOUT, |line| line.contains("\"reload_refused\""));
     assert!(refused.is_some_and(|line| line.contains("\"faults\":1")));
-    assert!(gateway.process.stderr.find(PATIENCE, |line| line.contains("did you mean `cache`?")).is_some());
-    assert_eq!(kept.get("/", &[]).text(), "old");
+    assert!(gateway.process.stderr.find(STEP_TIMEOUT, |line| line.contains("did you mean `cache`?")).is_some());
+    assert_eq!(client.get("/", &[]).text(), "old");
     assert!(gateway.process.stderr.events("reloaded").is_empty());
-    gateway.rewrite(&format!("{config}\n# mended\n"));
-    wait_for(|| gateway.process.stderr.events("reloaded").len() == 1, PATIENCE);
-    assert_eq!((kept.get("/", &[]).text(), gateway.get("/", &[]).text()), ("old".into(), "old".into()));
+    gateway.rewrite(&format!("{config}\n# fixed\n"));
+    wait_for(|| gateway.process.stderr.events("reloaded").len() == 1, STEP_TIMEOUT);
+    assert_eq!((client.get("/", &[]).text(), gateway.get("/", &[]).text()), ("old".into(), "old".into()));
 }
 
 #[test]
-fn a_reload_keeps_what_limits_have_counted_and_what_is_stored() {
+fn reload_keeps_limit_state_and_cache() {
     let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "kept"));
     let limit = "[limits.device]\ntier = \"device\"\nrate = \"1/h\"\nburst = 2\n";
     let config = one_route(origin.address, "limits = [\"device\"]", limit);
     let gateway = Gateway::start(&config);
     gateway.get("/", &[]);
     gateway.process.signal("HUP");
-    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), PATIENCE);
+    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), STEP_TIMEOUT);
     assert!(gateway.get("/", &[]).is_hit());
     assert_eq!(gateway.get("/", &[]).status, 429);
 }
 
-// The end.
+// Shutdown.
 
 #[test]
-fn a_termination_drains() {
+fn sigterm_drains() {
     let gate = Gate::default();
     let opens = gate.clone();
     let origin = Origin::start(move |request| match request.target.as_str() {
@@ -239,73 +243,73 @@ fn a_termination_drains() {
     let (mut slow, mut idle, mut admin) = (gateway.connect(), gateway.connect(), Client::connect(gateway.admin));
     idle.get("/", &[]);
     assert_eq!(admin.get("/ready", &[]).status, 200);
-    slow.ask("/slow", &[]);
+    slow.send_get("/slow", &[]);
     origin.wait_for_requests(2);
     gateway.process.signal("TERM");
-    assert!(idle.is_closed_within(PATIENCE), "an idle connection ends at once");
-    wait_for(|| TcpStream::connect_timeout(&gateway.address, PATIENCE).is_err(), PATIENCE);
+    assert!(idle.is_closed_within(STEP_TIMEOUT), "idle connections close at once");
+    wait_for(|| TcpStream::connect_timeout(&gateway.address, STEP_TIMEOUT).is_err(), STEP_TIMEOUT);
     let ready = gateway.admin("/ready");
     assert_eq!((ready.status, gateway.admin("/live").status), (503, 200), "{}", ready.text());
-    assert_eq!(gateway.process.wait(Duration::ZERO), None, "a request is under way");
+    assert_eq!(gateway.process.wait(Duration::ZERO), None, "a request is in flight");
     gate.open();
-    let answer = slow.answer();
-    assert_eq!((answer.status, answer.text(), answer.field("connection")), (200, "slow".into(), Some("close")));
+    let response = slow.read_response();
+    assert_eq!((response.status, response.text(), response.field("connection")), (200, "slow".into(), Some("close")));
     let start = Instant::now();
-    let status = gateway.process.wait(PATIENCE).expect("an exit");
+    let status = gateway.process.wait(STEP_TIMEOUT).expect("an exit");
     assert_eq!(status.code(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
 #[test]
-fn a_drain_ends_at_its_timeout() {
+fn drain_ends_at_its_timeout() {
     let origin = Origin::start(|_| Script::new().hang());
     let mut gateway = Gateway::start(&one_route(origin.address, "", "[server]\ndrain_timeout = \"500ms\"\n"));
     let mut client = gateway.connect();
-    client.ask("/", &[]);
+    client.send_get("/", &[]);
     origin.wait_for_requests(1);
     let start = Instant::now();
     gateway.process.signal("TERM");
-    assert!(gateway.process.wait(PATIENCE).is_some());
+    assert!(gateway.process.wait(STEP_TIMEOUT).is_some());
     assert!((Duration::from_millis(400)..Duration::from_secs(3)).contains(&start.elapsed()), "{:?}", start.elapsed());
-    assert!(gateway.process.stderr.find(PATIENCE, |line| line.contains("drain_timed_out")).is_some());
+    assert!(gateway.process.stderr.find(STEP_TIMEOUT, |line| line.contains("drain_timed_out")).is_some());
 }
 
 #[test]
-fn a_second_signal_cuts_the_drain_short() {
+fn second_signal_ends_the_drain() {
     let origin = Origin::start(|_| Script::new().hang());
     let mut gateway = Gateway::start(&one_route(origin.address, "", "[server]\ndrain_timeout = \"60s\"\n"));
     let mut client = gateway.connect();
-    client.ask("/", &[]);
+    client.send_get("/", &[]);
     origin.wait_for_requests(1);
     gateway.process.signal("TERM");
-    wait_for(|| !gateway.process.stderr.events("draining").is_empty(), PATIENCE);
+    wait_for(|| !gateway.process.stderr.events("draining").is_empty(), STEP_TIMEOUT);
     gateway.process.signal("TERM");
-    assert_eq!(gateway.process.wait(PATIENCE).and_then(|status| status.code()), Some(0));
-    assert!(gateway.process.stderr.find(PATIENCE, |line| line.contains("drain_interrupted")).is_some());
+    assert_eq!(gateway.process.wait(STEP_TIMEOUT).and_then(|status| status.code()), Some(0));
+    assert!(gateway.process.stderr.find(STEP_TIMEOUT, |line| line.contains("drain_interrupted")).is_some());
 }
 
 #[test]
-fn an_interrupt_ends_it_too() {
+fn sigint_stops_the_process() {
     let mut gateway = Gateway::start(&one_route(free_address(), "", ""));
     gateway.process.signal("INT");
-    assert_eq!(gateway.process.wait(PATIENCE).and_then(|status| status.code()), Some(0));
+    assert_eq!(gateway.process.wait(STEP_TIMEOUT).and_then(|status| status.code()), Some(0));
 }
 
-// What it tells.
+// Logs and the admin address.
 
 #[test]
-fn the_access_log_has_a_line_of_json_per_request() {
+fn access_log_has_one_json_line_per_request() {
     let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "body"));
     let limit = "[limits.device]\ntier = \"device\"\nrate = \"1/h\"\nburst = 2\n[log]\naccess = \"stdout\"\n";
     let gateway = Gateway::start(&one_route(origin.address, "limits = [\"device\"]", limit));
-    // On one connection: each worker hands over its own lines, in their order.
+    // On one connection: a worker submits its own lines in order.
     let mut client = gateway.connect();
     (0..3).for_each(|_| drop(client.get("/a?b=c\\", &[])));
     let lines = gateway.access_log(3);
-    let told: Vec<_> =
+    let results: Vec<_> =
         lines.iter().map(|line| (line["status"].as_u64(), line["cache"].as_str(), line["limit"].as_str())).collect();
     assert_eq!(
-        told,
+        results,
         [(Some(200), Some("miss"), None), (Some(200), Some("hit"), None), (Some(429), Some("error"), Some("device"))]
     );
     for line in &lines {
@@ -320,7 +324,7 @@ fn the_access_log_has_a_line_of_json_per_request() {
 }
 
 #[test]
-fn the_access_log_tells_of_those_that_got_no_answer() {
+fn access_log_includes_refused_and_abandoned_requests() {
     let origin = Origin::start(|_| Script::new().hang());
     let gateway = Gateway::start(&one_route(origin.address, "", "[log]\naccess = \"stdout\"\n"));
     gateway.raw(b"GET /a HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n");
@@ -328,7 +332,7 @@ fn the_access_log_tells_of_those_that_got_no_answer() {
     assert_eq!((line["status"].as_u64(), line["refused"].as_str()), (Some(400), Some("repeated_host")), "{line}");
     assert_eq!((line["method"].as_str(), line["path"].as_str()), (Some("-"), Some("-")), "{line}");
     let mut client = gateway.connect();
-    client.ask("/left", &[]);
+    client.send_get("/abandoned", &[]);
     origin.wait_for_requests(1);
     drop(client);
     let line = gateway.access_log(2).remove(1);
@@ -336,19 +340,19 @@ fn the_access_log_tells_of_those_that_got_no_answer() {
 }
 
 #[test]
-fn the_access_log_may_be_a_file_or_nothing() {
+fn access_log_may_be_a_file_or_off() {
     let origin = Origin::start(|_| Script::ok(&[], "body"));
     let gateway = Gateway::start(&one_route(origin.address, "", "[log]\naccess = \"access.log\"\n"));
     let file = gateway.dir.path().join("access.log");
     gateway.get("/", &[]);
     let lines = || std::fs::read_to_string(&file).unwrap_or_default().lines().count();
-    wait_for(|| lines() == 1, PATIENCE);
-    // A rotated file is opened anew at a hangup.
+    wait_for(|| lines() == 1, STEP_TIMEOUT);
+    // SIGHUP reopens a rotated file.
     std::fs::rename(&file, gateway.dir.path().join("access.log.1")).expect("a renamed log");
     gateway.process.signal("HUP");
-    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), PATIENCE);
+    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), STEP_TIMEOUT);
     gateway.get("/", &[]);
-    wait_for(|| lines() == 1, PATIENCE);
+    wait_for(|| lines() == 1, STEP_TIMEOUT);
     let silent = Gateway::start(&one_route(origin.address, "", "[log]\naccess = \"off\"\n"));
     silent.get("/", &[]);
     silent.process.signal("TERM");
@@ -356,7 +360,7 @@ fn the_access_log_may_be_a_file_or_nothing() {
 }
 
 #[test]
-fn the_admin_address_tells_of_life_readiness_and_metrics() {
+fn admin_address_serves_liveness_readiness_and_metrics() {
     let origin = Origin::start(|_| Script::ok(&[], "body"));
     let gateway = Gateway::start(&one_route(origin.address, "", ""));
     gateway.get("/", &[]);
@@ -367,12 +371,12 @@ fn the_admin_address_tells_of_life_readiness_and_metrics() {
     assert_eq!(gateway.metric("tidegate_requests_total"), 1.0);
     assert!(metrics.text().contains("http_server_request_duration_seconds_bucket{le=\"+Inf\"} 1"));
     assert_eq!(gateway.admin("/nothing").status, 404);
-    // What the admin address shows is not to be had from the public one.
+    // The public address does not serve the admin paths.
     assert_eq!(gateway.get("/metrics", &[]).text(), "body");
 }
 
 #[test]
-fn a_route_is_the_most_specific_one() {
+fn most_specific_route_matches() {
     let origin = Origin::start(|_| Script::ok(&[], ""));
     let route = |name: &str, matches: &str| {
         format!("[[routes]]\nname = \"{name}\"\nmatch = {{ {matches} }}\nupstream = \"origin\"\n")
@@ -387,19 +391,19 @@ fn a_route_is_the_most_specific_one() {
         route("post", "path = \"/api/*\", methods = [\"POST\"]"),
     );
     let gateway = Gateway::start(&config);
-    let asked = [
+    let requests = [
         ("GET", "/", ""),
         ("GET", "/api/x", ""),
         ("GET", "/api/exact", ""),
         ("GET", "/api/x", "shop.test"),
         ("POST", "/api/x", ""),
     ];
-    for (method, target, host) in asked {
+    for (method, target, host) in requests {
         let host = if host.is_empty() { "gate.test" } else { host };
         gateway.request(method, target, &[("Host", host)], b"");
     }
-    // Lines of different threads may come in any order.
-    let lines = gateway.access_log(asked.len());
+    // Lines of different threads may arrive in any order.
+    let lines = gateway.access_log(requests.len());
     let mut routes: Vec<&str> = lines.iter().filter_map(|line| line["route"].as_str()).collect();
     routes.sort_unstable();
     assert_eq!(routes, ["all", "api", "exact", "host", "post"]);
@@ -407,7 +411,7 @@ fn a_route_is_the_most_specific_one() {
 
 // TLS.
 
-/// A gateway with TLS for gate.test in front of an origin that says what it was asked.
+/// A gateway with TLS for gate.test in front of an origin that echoes the request.
 fn tls() -> (Origin, Gateway, CertificateDer<'static>) {
     let origin = Origin::start(|request| {
         let proto = request.field("x-forwarded-proto").unwrap_or_default();
@@ -416,15 +420,15 @@ fn tls() -> (Origin, Gateway, CertificateDer<'static>) {
             format!("{} {} {proto} {}\n", request.method, request.target, text(&request.body)),
         )
     });
-    let made = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
-    let dir = Dir::new();
-    dir.write("tls.crt", &made.cert.pem());
-    dir.write("tls.key", &made.signing_key.serialize_pem());
+    let certificate = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
+    let dir = TempDir::new();
+    dir.write("tls.crt", &certificate.cert.pem());
+    dir.write("tls.key", &certificate.signing_key.serialize_pem());
     let listen = "[[listen]]\naddress = \"127.0.0.1:0\"\n[listen.tls]\ncertificates = [{ cert = \"tls.crt\", key = \"tls.key\" }]\n\
                   [limits.few]\ntier = \"device\"\nrate = \"1/h\"\nburst = 1\n\
                   [[routes]]\nname = \"few\"\nmatch = { path = \"/few\" }\nupstream = \"origin\"\nlimits = [\"few\"]\n";
     let gateway = Gateway::start_in(dir, &one_route(origin.address, "", listen));
-    (origin, gateway, made.cert.der().clone())
+    (origin, gateway, certificate.cert.der().clone())
 }
 
 fn handshake(
@@ -441,8 +445,8 @@ fn handshake(
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     let name = ServerName::try_from("gate.test").expect("a name");
     let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
-    let socket = TcpStream::connect_timeout(&gateway.address, PATIENCE).expect("a connection");
-    socket.set_read_timeout(Some(PATIENCE)).expect("a live socket");
+    let socket = TcpStream::connect_timeout(&gateway.address, STEP_TIMEOUT).expect("a connection");
+    socket.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
     let mut stream = StreamOwned::new(connection, socket);
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock).expect("a handshake");
@@ -451,10 +455,10 @@ fn handshake(
 }
 
 #[test]
-fn tls_carries_http_1() {
+fn tls_serves_http_1() {
     let (_origin, gateway, trusted) = tls();
     for alpn in [&["http/1.1"][..], &[]] {
-        let mut client = Client::over(handshake(&gateway, trusted.clone(), alpn));
+        let mut client = Client::from_stream(handshake(&gateway, trusted.clone(), alpn));
         assert_eq!(client.get("/a", &[]).text(), "GET /a https \n");
         assert_eq!(client.request("POST", "/b", &[], b"body").text(), "POST /b https body\n");
     }
@@ -463,21 +467,21 @@ fn tls_carries_http_1() {
 }
 
 #[test]
-fn a_renewed_certificate_is_served_without_a_signal() {
+fn renewed_certificate_is_served_without_a_signal() {
     let (_origin, gateway, old) = tls();
-    let mut kept = Client::over(handshake(&gateway, old, &["http/1.1"]));
-    let made = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
-    gateway.dir.write("tls.key", &made.signing_key.serialize_pem());
-    gateway.dir.write("tls.crt", &made.cert.pem());
+    let mut old_client = Client::from_stream(handshake(&gateway, old, &["http/1.1"]));
+    let certificate = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
+    gateway.dir.write("tls.key", &certificate.signing_key.serialize_pem());
+    gateway.dir.write("tls.crt", &certificate.cert.pem());
     let loaded = || gateway.process.stderr.events("certificate_loaded").len() > 1;
-    wait_for(loaded, PATIENCE);
-    let mut client = Client::over(handshake(&gateway, made.cert.der().clone(), &["http/1.1"]));
+    wait_for(loaded, STEP_TIMEOUT);
+    let mut client = Client::from_stream(handshake(&gateway, certificate.cert.der().clone(), &["http/1.1"]));
     assert_eq!(client.get("/a", &[]).text(), "GET /a https \n");
-    assert_eq!(kept.get("/a", &[]).text(), "GET /a https \n", "connections outlive the certificate");
+    assert_eq!(old_client.get("/a", &[]).text(), "GET /a https \n", "connections outlive the certificate");
 }
 
 #[test]
-fn http_2_carries_get_and_post() {
+fn http_2_serves_get_and_post() {
     let (origin, gateway, _) = tls();
     let body = gateway.dir.write("body", &"x".repeat(100_000));
     let url = |target: &str| format!("https://{}{target}", gateway.address);
@@ -489,8 +493,8 @@ fn http_2_carries_get_and_post() {
     assert!(get.contains(":status: 200") && get.contains("GET /a?b=c https "), "{get}");
     assert!(get.contains("via: 2.0 tidegate") && get.contains("cache-status: tidegate"), "{get}");
     let [_, denied] = [(); 2].map(|()| nghttp(&[&url("/few")]));
-    for said in [":status: 429", "retry-after: 3600", "ratelimit: \"few\";r=0;t=3600", "\"reason\":\"limited\"}"] {
-        assert!(denied.contains(said), "{said}: {denied}");
+    for expected in [":status: 429", "retry-after: 3600", "ratelimit: \"few\";r=0;t=3600", "\"reason\":\"limited\"}"] {
+        assert!(denied.contains(expected), "{expected}: {denied}");
     }
     let post = nghttp(&["--data", body.to_str().expect("a path"), &url("/post")]);
     assert!(post.contains(":status: 200") && post.contains("POST /post https xxx"), "{post}");
@@ -500,27 +504,27 @@ fn http_2_carries_get_and_post() {
 }
 
 #[test]
-fn http_2_streams_run_side_by_side() {
+fn http_2_streams_run_concurrently() {
     let (origin, gateway, _) = tls();
     let output = Command::new("h2load")
         .args(["-n", "200", "-c", "2", "-m", "50"])
         .arg(format!("https://{}/", gateway.address))
         .output();
-    let said = text(&output.expect("h2load runs (Debian package nghttp2-client)").stdout);
-    assert!(said.contains("200 succeeded") && said.contains("200 2xx"), "{said}");
+    let report = text(&output.expect("h2load runs (Debian package nghttp2-client)").stdout);
+    assert!(report.contains("200 succeeded") && report.contains("200 2xx"), "{report}");
     assert_eq!(origin.count(), 200);
 }
 
 #[test]
-fn a_client_that_does_not_finish_its_handshake_is_closed() {
-    let made = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
-    let dir = Dir::new();
-    dir.write("tls.crt", &made.cert.pem());
-    dir.write("tls.key", &made.signing_key.serialize_pem());
+fn connection_without_a_complete_handshake_is_closed() {
+    let certificate = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
+    let dir = TempDir::new();
+    dir.write("tls.crt", &certificate.cert.pem());
+    dir.write("tls.key", &certificate.signing_key.serialize_pem());
     let listen = "[limits_http]\nheader_timeout = \"300ms\"\n[[listen]]\naddress = \"127.0.0.1:0\"\n[listen.tls]\ncertificates = [{ cert = \"tls.crt\", key = \"tls.key\" }]\n";
     let gateway = Gateway::start_in(dir, &one_route(free_address(), "", listen));
     for bytes in [&b""[..], b"\x16\x03\x01\x02", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"] {
-        let mut socket = TcpStream::connect_timeout(&gateway.address, PATIENCE).expect("a connection");
+        let mut socket = TcpStream::connect_timeout(&gateway.address, STEP_TIMEOUT).expect("a connection");
         socket.set_read_timeout(Some(Duration::from_secs(3))).expect("a live socket");
         socket.write_all(bytes).expect("a live socket");
         let mut received = Vec::new();

@@ -1,17 +1,17 @@
-//! What an operator ends with `tidegate purge`: a URL with all its variants, what bears a tag, or everything; hard and softly.
+//! Purges with `tidegate purge`: a URL with all its variants, a tag, or everything; hard and soft.
 
 mod support;
 
 use std::process::Output;
 use std::time::Duration;
 
-use support::client::Answer;
-use support::{Gateway, Origin, Received, Script, one_route, tidegate, wait_for};
+use support::client::ClientResponse;
+use support::{Gateway, Origin, ReceivedRequest, Script, one_route, tidegate, wait_for};
 
 const ROUTE: &str = "cache = { mode = \"standard\", stale_while_revalidate = \"60s\" }";
 
-/// Answers that bear as many tags as their path has parts: `/a/b` bears `a` and `a-b`.
-fn tagged(request: &Received) -> Script {
+/// Responses with one tag per path segment: `/a/b` has the tags `a` and `a-b`.
+fn tagged(request: &ReceivedRequest) -> Script {
     let path = request.target.split('?').next().unwrap_or_default();
     let mut tags: Vec<String> = Vec::new();
     for part in path.split('/').filter(|part| !part.is_empty()) {
@@ -34,9 +34,9 @@ fn purged(gateway: &Gateway, arguments: &[&str]) {
     assert!(String::from_utf8_lossy(&output.stdout).contains("(on "), "{output:?}");
 }
 
-/// The freshness that is left, in seconds.
-fn ttl(answer: &Answer) -> i64 {
-    let (_, ttl) = answer.cache_status().rsplit_once("ttl=").unwrap_or_else(|| panic!("{}", answer.cache_status()));
+/// Remaining freshness in seconds.
+fn ttl(response: &ClientResponse) -> i64 {
+    let (_, ttl) = response.cache_status().rsplit_once("ttl=").unwrap_or_else(|| panic!("{}", response.cache_status()));
     ttl.split(';').next().and_then(|ttl| ttl.parse().ok()).expect("a number")
 }
 
@@ -45,7 +45,7 @@ fn hits(gateway: &Gateway, targets: &[&str]) -> Vec<bool> {
 }
 
 #[test]
-fn a_tag_ends_what_bears_it_and_nothing_else() {
+fn tag_purge_removes_exactly_the_tagged_objects() {
     let origin = Origin::start(tagged);
     let gateway = Gateway::start(&one_route(origin.address, ROUTE, ""));
     let targets = ["/a", "/a/b", "/a/b/c", "/ab", "/b", "/A"];
@@ -61,7 +61,7 @@ fn a_tag_ends_what_bears_it_and_nothing_else() {
 }
 
 #[test]
-fn a_url_ends_with_all_its_variants_in_all_regions() {
+fn url_purge_removes_all_variants_in_all_regions() {
     let origin = Origin::start(tagged);
     let rest = "[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\nregion = [\"header:x-region\"]";
     let gateway = Gateway::start(&one_route(origin.address, ROUTE, rest));
@@ -80,7 +80,7 @@ fn a_url_ends_with_all_its_variants_in_all_regions() {
 }
 
 #[test]
-fn what_is_purged_softly_answers_once_more_while_it_is_fetched_anew() {
+fn soft_purged_object_is_served_stale_while_revalidated() {
     let origin = Origin::start(tagged);
     let gateway = Gateway::start(&one_route(origin.address, ROUTE, ""));
     hits(&gateway, &["/a", "/b"]);
@@ -92,7 +92,7 @@ fn what_is_purged_softly_answers_once_more_while_it_is_fetched_anew() {
     wait_for(|| ttl(&gateway.get("/a", &[])) > 0, Duration::from_secs(5));
     assert_eq!(origin.count(), 3);
     assert_eq!(hits(&gateway, &["/b"]), [true]);
-    // It also stands in for an origin that fails, and what was purged hard does not.
+    // A soft-purged object is also served if the origin fails; a hard-purged one is not.
     purged(&gateway, &["--tag", "a", "--soft"]);
     purged(&gateway, &["--tag", "b"]);
     origin.stop();
@@ -101,12 +101,12 @@ fn what_is_purged_softly_answers_once_more_while_it_is_fetched_anew() {
 }
 
 #[test]
-fn a_fill_under_way_when_its_tag_is_purged_is_served_and_not_stored() {
+fn fill_in_progress_during_purge_is_served_but_not_stored() {
     let gate = support::Gate::default();
-    let held = gate.clone();
+    let script_gate = gate.clone();
     let origin = Origin::start(move |_| {
         let fields = [("Cache-Control", "max-age=60"), ("Surrogate-Key", "a"), ("Content-Length", "4")];
-        Script::new().head(200, &fields).send("bo").wait(&held).send("dy")
+        Script::new().head(200, &fields).send("bo").wait(&script_gate).send("dy")
     });
     let gateway = Gateway::start(&one_route(origin.address, ROUTE, ""));
     std::thread::scope(|scope| {
@@ -114,24 +114,27 @@ fn a_fill_under_way_when_its_tag_is_purged_is_served_and_not_stored() {
         origin.wait_for_requests(1);
         purged(&gateway, &["--tag", "a"]);
         gate.open();
-        assert_eq!(first.join().expect("answered").text(), "body");
+        assert_eq!(first.join().expect("a response").text(), "body");
     });
     assert!(!gateway.get("/", &[]).is_hit());
     assert!(gateway.get("/", &[]).is_hit());
 }
 
 #[test]
-fn orders_that_are_unclear_and_gateways_that_are_not_there_are_told_of() {
+fn invalid_orders_and_unreachable_gateways_are_reported() {
     let origin = Origin::start(tagged);
     let gateway = Gateway::start(&one_route(origin.address, ROUTE, ""));
     hits(&gateway, &["/a"]);
-    let refused = purge(&gateway, &["--url", "/a", "--all"]);
-    assert!(!refused.status.success());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("write the whole URL"), "{refused:?}");
-    assert_eq!(hits(&gateway, &["/a"]), [true], "an order that is refused is not followed in part");
-    let nothing = purge(&gateway, &["--soft"]);
-    assert_eq!(nothing.status.code(), Some(2), "{nothing:?}");
-    let absent = tidegate().args(["purge", "--all", "--admin", "127.0.0.1:1"]).output().expect("the command runs");
-    assert_eq!(absent.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&absent.stderr).contains("no gateway answers at 127.0.0.1:1"), "{absent:?}");
+    let rejected = purge(&gateway, &["--url", "/a", "--all"]);
+    assert!(!rejected.status.success());
+    assert!(String::from_utf8_lossy(&rejected.stderr).contains("write the whole URL"), "{rejected:?}");
+    assert_eq!(hits(&gateway, &["/a"]), [true], "a rejected order purges nothing");
+    let no_target = purge(&gateway, &["--soft"]);
+    assert_eq!(no_target.status.code(), Some(2), "{no_target:?}");
+    let unreachable = tidegate().args(["purge", "--all", "--admin", "127.0.0.1:1"]).output().expect("the command runs");
+    assert_eq!(unreachable.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&unreachable.stderr).contains("cannot reach a gateway at 127.0.0.1:1"),
+        "{unreachable:?}"
+    );
 }

@@ -1,51 +1,51 @@
-//! The kept fuzzing corpus, played on the stable toolchain: what a fuzzer once found interesting stays right.
+//! Replays the stored fuzzing corpus on the stable toolchain.
 
-#[path = "../fuzz/cached.rs"]
-mod cached;
+#[path = "../fuzz/cache_oracle.rs"]
+mod cache_oracle;
 #[path = "../fuzz/oracle.rs"]
 mod oracle;
 
 use std::panic::catch_unwind;
 use std::path::Path;
 
-/// Plays every input of a target and names those that fail.
+/// Replays all inputs of a target; fails with the names of the inputs that fail.
 fn replay(target: &str, check: fn(&[u8])) {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     let entries = std::fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
-    let (mut played, mut failed) = (0, Vec::new());
+    let (mut replayed, mut failed) = (0, Vec::new());
     for entry in entries {
         let path = entry.expect("a readable entry").path();
         let data = std::fs::read(&path).expect("a readable file");
-        played += 1;
+        replayed += 1;
         if catch_unwind(|| check(&data)).is_err() {
             failed.push(path.display().to_string());
         }
     }
-    assert!(failed.is_empty(), "{} of {played} fail:\n{}", failed.len(), failed.join("\n"));
-    assert!(played >= 20, "only {played} inputs in {}", dir.display());
+    assert!(failed.is_empty(), "{} of {replayed} fail:\n{}", failed.len(), failed.join("\n"));
+    assert!(replayed >= 20, "only {replayed} inputs in {}", dir.display());
 }
 
 #[test]
-fn request_heads() {
+fn request_head_corpus_passes() {
     replay("request_head", oracle::request_head);
 }
 
 #[test]
-fn answer_heads() {
-    replay("answer_head", oracle::answer_head);
+fn response_head_corpus_passes() {
+    replay("response_head", oracle::response_head);
 }
 
 #[test]
-fn chunked_bodies() {
+fn chunk_decoder_corpus_passes() {
     replay("chunk_decoder", oracle::chunk_decoder);
 }
 
 #[test]
-fn fields_of_the_cache() {
-    replay("cache_fields", cached::cache_fields);
+fn cache_fields_corpus_passes() {
+    replay("cache_fields", cache_oracle::cache_fields);
 }
 
 #[test]
-fn stored_forms() {
-    replay("stored_form", cached::stored_form);
+fn stored_form_corpus_passes() {
+    replay("stored_form", cache_oracle::stored_form);
 }

@@ -1,4 +1,5 @@
-//! What happens between the gateway and origins that are away, slow, broken or simply large, and what crosses the gateway.
+//! Upstreams that are unreachable, slow, broken or large, and the fields that are forwarded in both
+//! directions.
 
 mod support;
 
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use support::client::chunked;
-use support::{Client, End, Gate, Gateway, Origin, PATIENCE, Script, free_address, one_route, wait_for};
+use support::{BodyEnd, Client, Gate, Gateway, Origin, STEP_TIMEOUT, Script, free_address, one_route, wait_for};
 
 /// A configuration with an upstream of several endpoints and further keys.
 fn upstream(endpoints: &[SocketAddr], keys: &str) -> String {
@@ -25,49 +26,49 @@ fn plain(origin: &Origin) -> Gateway {
     Gateway::start(&upstream(&[origin.address], ""))
 }
 
-fn echo(request: &support::Received) -> Script {
+fn echo(request: &support::ReceivedRequest) -> Script {
     Script::ok(&[], format!("{} {}", request.method, request.target))
 }
 
 // Failures.
 
 #[test]
-fn an_unreachable_origin_gives_the_routes_page_at_once() {
+fn unreachable_origin_gets_the_error_page_at_once() {
     let gateway = Gateway::start(&upstream(&[free_address()], ""));
     let start = Instant::now();
     for (method, body) in [("GET", ""), ("POST", "abc")] {
-        let answer = gateway.request(method, "/", &[], body.as_bytes());
-        assert_eq!((answer.status, answer.field("cache-control")), (503, Some("no-store")));
-        assert!(answer.field("retry-after").is_some_and(|wait| wait.parse::<u32>().is_ok_and(|wait| wait > 0)));
-        assert_eq!(answer.field("proxy-status"), Some("tidegate; error=connection_refused"));
+        let response = gateway.request(method, "/", &[], body.as_bytes());
+        assert_eq!((response.status, response.field("cache-control")), (503, Some("no-store")));
+        assert!(response.field("retry-after").is_some_and(|wait| wait.parse::<u32>().is_ok_and(|wait| wait > 0)));
+        assert_eq!(response.field("proxy-status"), Some("tidegate; error=connection_refused"));
     }
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
 #[test]
-fn a_route_chooses_the_status_of_its_page() {
+fn error_page_has_the_configured_status() {
     let config = one_route(free_address(), "degrade = { status = 502, retry_after = \"2s\" }", "");
     assert_eq!(Gateway::start(&config).get("/", &[]).status, 502);
 }
 
 #[test]
-fn an_origin_that_does_not_accept_ends_with_the_connect_timeout() {
+fn connect_timeout_limits_connection_attempts() {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
     socket.listen(0).expect("a listening socket");
     let address = socket.local_addr().ok().and_then(|address| address.as_socket()).expect("a bound port");
-    // The backlog is full with these: the system then ignores who else wants to connect.
+    // These fill the backlog. The system then ignores further connection attempts.
     let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(50));
     let _held: Vec<_> = (0..4).map(connect).collect();
     let gateway = Gateway::start(&upstream(&[address], "connect_timeout = \"200ms\""));
     let start = Instant::now();
-    let answer = gateway.get("/", &[]);
-    assert_eq!((answer.status, answer.field("proxy-status")), (503, Some("tidegate; error=connection_timeout")));
+    let response = gateway.get("/", &[]);
+    assert_eq!((response.status, response.field("proxy-status")), (503, Some("tidegate; error=connection_timeout")));
     assert!((Duration::from_millis(150)..Duration::from_secs(2)).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
 #[test]
-fn a_hanging_origin_ends_with_the_deadline() {
+fn timeout_limits_a_hanging_origin() {
     let origin = Origin::start(|request| match request.target.as_str() {
         "/head" => Script::new().send("HTTP/1.1 200 OK\r\nX-A: ").hang(),
         _ => Script::new().hang(),
@@ -75,29 +76,32 @@ fn a_hanging_origin_ends_with_the_deadline() {
     let gateway = Gateway::start(&upstream(&[origin.address], "timeout = \"300ms\""));
     for target in ["/silent", "/head"] {
         let start = Instant::now();
-        let answer = gateway.get(target, &[]);
-        assert_eq!((answer.status, answer.field("proxy-status")), (503, Some("tidegate; error=http_response_timeout")));
+        let response = gateway.get(target, &[]);
+        assert_eq!(
+            (response.status, response.field("proxy-status")),
+            (503, Some("tidegate; error=http_response_timeout"))
+        );
         assert!(
             (Duration::from_millis(250)..Duration::from_secs(2)).contains(&start.elapsed()),
             "{:?}",
             start.elapsed()
         );
     }
-    wait_for(|| origin.ends().len() == 2, PATIENCE);
+    wait_for(|| origin.ends().len() == 2, STEP_TIMEOUT);
 }
 
 #[test]
-fn a_body_that_stops_is_cut_at_the_deadline() {
+fn stalled_body_is_aborted_at_the_timeout() {
     let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", "10")]).send("part").hang());
     let gateway = Gateway::start(&upstream(&[origin.address], "timeout = \"300ms\""));
     let start = Instant::now();
-    let answer = gateway.get("/", &[]);
-    assert_eq!((answer.status, answer.text(), answer.end), (200, "part".into(), End::Cut));
+    let response = gateway.get("/", &[]);
+    assert_eq!((response.status, response.text(), response.end), (200, "part".into(), BodyEnd::Truncated));
     assert!((Duration::from_millis(250)..Duration::from_secs(2)).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
 #[test]
-fn an_origin_that_talks_garbage_fails_the_request_and_nothing_else() {
+fn malformed_response_fails_only_its_own_request() {
     const GARBAGE: &[(&str, &str)] = &[
         ("no HTTP", "hello, world\r\n\r\n"),
         ("another protocol", "\x16\x03\x01\x02\r\n\r\n"),
@@ -123,13 +127,13 @@ fn an_origin_that_talks_garbage_fails_the_request_and_nothing_else() {
         let found = GARBAGE.iter().enumerate().find(|(at, _)| request.target == format!("/{at}"));
         found.map_or_else(|| echo(request), |(_, (_, bytes))| Script::new().send(bytes).close())
     });
-    // So many failures in a row would open the breaker.
+    // The default breaker would open after so many failures.
     let gateway = Gateway::start(&upstream(&[origin.address], "breaker = { minimum = 1000 }"));
     let mut wrong = Vec::new();
     for (at, (name, _)) in GARBAGE.iter().enumerate() {
-        let answer = gateway.get(&format!("/{at}"), &[]);
-        if answer.status != 502 || answer.field("set-cookie").is_some() {
-            wrong.push(format!("{name}: {} {:?} {:?}", answer.status, answer.fields, answer.text()));
+        let response = gateway.get(&format!("/{at}"), &[]);
+        if response.status != 502 || response.field("set-cookie").is_some() {
+            wrong.push(format!("{name}: {} {:?} {:?}", response.status, response.fields, response.text()));
         }
         assert_eq!(gateway.get("/fine", &[]).text(), "GET /fine", "{name}");
     }
@@ -137,17 +141,17 @@ fn an_origin_that_talks_garbage_fails_the_request_and_nothing_else() {
 }
 
 #[test]
-fn a_head_without_end_from_the_origin_is_bounded() {
+fn response_head_size_is_limited() {
     let field = format!("X-A: {}\r\n", "x".repeat(1_000));
     let origin = Origin::start(move |_| Script::new().send("HTTP/1.1 200 OK\r\n").send(field.repeat(2_000)).hang());
     assert_eq!(plain(&origin).get("/", &[]).status, 502);
 }
 
-const EVIL: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
+const UNSOLICITED: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil";
 
 #[test]
-fn bytes_behind_an_answer_are_nobodys_answer() {
-    let one = format!("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none{EVIL}");
+fn bytes_after_a_response_are_discarded() {
+    let one = format!("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none{UNSOLICITED}");
     let origin = Origin::start(move |request| match request.number {
         0 => Script::new().send(&one),
         _ => Script::ok(&[], "two"),
@@ -157,49 +161,49 @@ fn bytes_behind_an_answer_are_nobodys_answer() {
     assert_eq!(gateway.get("/", &[]).text(), "two");
 }
 
-/// What comes after an answer was read whole, and before the next request, was not asked for either. The test is the origin itself, so that
-/// one is surely before the other.
+/// Bytes that arrive after a complete response and before the next request are not a response to
+/// it. The test plays the origin itself, so that the order is certain.
 #[test]
-fn bytes_that_come_between_two_requests_are_nobodys_answer() {
+fn bytes_between_two_requests_are_discarded() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
     let gateway = Gateway::start(&upstream(&[listener.local_addr().expect("its address")], ""));
-    let answer = |stream: &mut TcpStream, body: &str| {
+    let respond = |stream: &mut TcpStream, body: &str| {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];
             stream.read_exact(&mut byte).expect("a head");
             head.push(byte[0]);
         }
-        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).expect("an answer");
+        write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).expect("a response");
     };
     std::thread::scope(|scope| {
         let first = scope.spawn(|| gateway.get("/", &[]));
         let (mut stream, _) = listener.accept().expect("a connection");
-        answer(&mut stream, "one");
-        assert_eq!(first.join().expect("an answer").text(), "one");
-        stream.write_all(EVIL.as_bytes()).expect("what nobody asked for");
+        respond(&mut stream, "one");
+        assert_eq!(first.join().expect("a response").text(), "one");
+        stream.write_all(UNSOLICITED.as_bytes()).expect("an unsolicited response");
         let second = scope.spawn(|| gateway.get("/", &[]));
-        listener.set_nonblocking(true).expect("a listener that can be asked");
+        listener.set_nonblocking(true).expect("a non-blocking listener");
         let mut another = None;
         wait_for(
             || {
                 another = listener.accept().ok().map(|(stream, _)| stream);
                 second.is_finished() || another.is_some()
             },
-            PATIENCE,
+            STEP_TIMEOUT,
         );
         if let Some(mut another) = another {
             another.set_nonblocking(false).expect("a stream to wait for");
-            answer(&mut another, "two");
+            respond(&mut another, "two");
         }
-        assert_eq!(second.join().expect("an answer").text(), "two");
+        assert_eq!(second.join().expect("a response").text(), "two");
     });
 }
 
-// Choice of an endpoint, connections.
+// Load balancing and connections.
 
 #[test]
-fn a_failed_connect_goes_to_the_other_endpoint() {
+fn failed_connect_is_retried_on_the_other_endpoint() {
     let origin = Origin::start(echo);
     for endpoints in [[free_address(), origin.address], [origin.address, free_address()]] {
         let gateway = Gateway::start(&upstream(&endpoints, "balance = \"round-robin\""));
@@ -210,29 +214,29 @@ fn a_failed_connect_goes_to_the_other_endpoint() {
 }
 
 #[test]
-fn requests_go_to_the_endpoint_with_fewer_in_flight() {
+fn least_request_selects_the_endpoint_with_fewer_in_flight() {
     let gate = Gate::default();
-    let play = |gate: Gate, name: &'static str| {
-        move |request: &support::Received| match request.target.as_str() {
+    let script = |gate: Gate, name: &'static str| {
+        move |request: &support::ReceivedRequest| match request.target.as_str() {
             "/long" => Script::new().wait(&gate).head(200, &[("Content-Length", "1")]).send(name),
             _ => Script::ok(&[], name),
         }
     };
-    let (a, b) = (Origin::start(play(gate.clone(), "a")), Origin::start(play(gate.clone(), "b")));
+    let (a, b) = (Origin::start(script(gate.clone(), "a")), Origin::start(script(gate.clone(), "b")));
     let gateway = Gateway::start(&upstream(&[a.address, b.address], "balance = \"least-request\""));
     let mut long = gateway.connect();
-    long.ask("/long", &[]);
-    wait_for(|| a.count() + b.count() == 1, PATIENCE);
+    long.send_get("/long", &[]);
+    wait_for(|| a.count() + b.count() == 1, STEP_TIMEOUT);
     let free = if a.count() == 1 { "b" } else { "a" };
     for _ in 0..10 {
         assert_eq!(gateway.get("/", &[]).text(), free);
     }
     gate.open();
-    assert_ne!(long.answer().text(), free);
+    assert_ne!(long.read_response().text(), free);
 }
 
 #[test]
-fn round_robin_takes_each_in_turn() {
+fn round_robin_selects_each_endpoint_in_turn() {
     let (a, b) = (Origin::start(echo), Origin::start(echo));
     let gateway = Gateway::start(&upstream(&[a.address, b.address], "balance = \"round-robin\""));
     (0..10).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 200));
@@ -240,7 +244,7 @@ fn round_robin_takes_each_in_turn() {
 }
 
 #[test]
-fn connections_to_the_origin_are_used_again() {
+fn upstream_connections_are_reused() {
     let origin = Origin::start(|request| match request.target.as_str() {
         "/chunks" => Script::new().head(200, &[("Transfer-Encoding", "chunked")]).send("2\r\nok\r\n0\r\n\r\n"),
         "/none" => Script::reply(204, &[], ""),
@@ -258,19 +262,19 @@ fn connections_to_the_origin_are_used_again() {
 }
 
 #[test]
-fn an_answer_that_ends_with_its_connection_is_whole() {
+fn response_delimited_by_connection_close_is_complete() {
     let origin = Origin::start(|_| Script::new().head(200, &[("Connection", "close")]).send("until the end").close());
     let gateway = plain(&origin);
     let mut client = gateway.connect();
     for _ in 0..2 {
-        let answer = client.get("/", &[]);
-        assert_eq!((answer.text(), answer.end), ("until the end".into(), End::Whole));
+        let response = client.get("/", &[]);
+        assert_eq!((response.text(), response.end), ("until the end".into(), BodyEnd::Complete));
     }
     assert_eq!(origin.connections(), 2);
 }
 
 #[test]
-fn interim_answers_do_not_end_the_exchange() {
+fn interim_responses_do_not_end_the_exchange() {
     let origin = Origin::start(|_| {
         Script::new()
             .head(100, &[])
@@ -280,17 +284,17 @@ fn interim_answers_do_not_end_the_exchange() {
     let gateway = plain(&origin);
     let mut client = gateway.connect();
     for _ in 0..2 {
-        client.ask("/", &[]);
-        let mut answer = client.answer();
-        while answer.status < 200 {
-            answer = client.answer();
+        client.send_get("/", &[]);
+        let mut response = client.read_response();
+        while response.status < 200 {
+            response = client.read_response();
         }
-        assert_eq!((answer.status, answer.text()), (200, "last".into()));
+        assert_eq!((response.status, response.text()), (200, "last".into()));
     }
 }
 
 #[test]
-fn a_kept_connection_that_died_is_replaced_for_get_and_not_for_post() {
+fn closed_idle_connection_is_replaced_for_get_and_not_for_post() {
     let origin = Origin::start(|request| match (request.number, request.connection) {
         (0, _) => Script::ok(&[], "first"),
         (_, 0) => Script::new().close(),
@@ -308,13 +312,13 @@ fn a_kept_connection_that_died_is_replaced_for_get_and_not_for_post() {
     });
     let gateway = plain(&origin);
     assert_eq!(gateway.request("POST", "/", &[], b"x").text(), "first");
-    assert_eq!(gateway.request("POST", "/", &[], b"x").status, 503, "it may have been done already");
+    assert_eq!(gateway.request("POST", "/", &[], b"x").status, 503, "a POST may have been processed already");
     assert_eq!((origin.count(), origin.connections()), (2, 1));
     assert_eq!(gateway.request("POST", "/", &[], b"x").text(), "second");
 }
 
 #[test]
-fn an_origin_that_restarts_between_requests_costs_none() {
+fn origin_restart_between_requests_fails_no_request() {
     let first = Origin::start(echo);
     let gateway = plain(&first);
     assert_eq!(gateway.request("POST", "/a", &[], b"x").text(), "POST /a");
@@ -325,7 +329,7 @@ fn an_origin_that_restarts_between_requests_costs_none() {
 }
 
 #[test]
-fn a_client_that_leaves_takes_the_upstream_connection_along() {
+fn client_disconnect_closes_the_upstream_connection() {
     let origin = Origin::start(|request| match request.target.as_str() {
         "/body" => {
             Script::new().head(200, &[("Content-Length", "10"), ("Cache-Control", "max-age=60")]).send("part").hang()
@@ -338,28 +342,28 @@ fn a_client_that_leaves_takes_the_upstream_connection_along() {
         for (method, target, body) in
             [("GET", "/head", ""), ("GET", "/body", ""), ("POST", "/head", "abc"), ("POST", "/body", "abc")]
         {
-            let (asked, ended) = (origin.count(), origin.ends().len());
+            let (forwarded_before, ended) = (origin.count(), origin.ends().len());
             let mut client = gateway.connect();
             client.send(support::client::request(method, target, &[], body.as_bytes()));
-            origin.wait_for_requests(asked + 1);
+            origin.wait_for_requests(forwarded_before + 1);
             if target == "/body" {
-                client.head();
-                client.some(4);
+                client.read_head();
+                client.read_bytes(4);
             }
             assert_eq!(origin.ends().len(), ended);
-            let left = Instant::now();
+            let disconnected_at = Instant::now();
             drop(client);
-            wait_for(|| origin.ends().len() > ended, PATIENCE);
-            let waited = origin.ends()[ended] - left;
+            wait_for(|| origin.ends().len() > ended, STEP_TIMEOUT);
+            let waited = origin.ends()[ended] - disconnected_at;
             assert!(waited < Duration::from_millis(300), "{name} {method} {target}: {waited:?}");
         }
     }
 }
 
-// What crosses the gateway.
+// Forwarded fields and bodies.
 
 #[test]
-fn connection_fields_and_claims_of_clients_do_not_reach_the_origin() {
+fn hop_by_hop_and_spoofable_client_fields_are_not_forwarded() {
     let origin = Origin::start(echo);
     let rest =
         "[identity]\ntrusted_proxies = [\"10.0.0.0/8\"]\nuser = \"header:x-user-id\"\ntier = \"header:x-user-tier\"\n";
@@ -392,7 +396,7 @@ fn connection_fields_and_claims_of_clients_do_not_reach_the_origin() {
         ("Accept", "x/2"),
     ];
     assert_eq!(gateway.get("/a?b=c", &fields).text(), "GET /a?b=c");
-    let got = origin.last();
+    let forwarded = origin.last();
     for name in [
         "X-Secret",
         "X-Other",
@@ -410,20 +414,24 @@ fn connection_fields_and_claims_of_clients_do_not_reach_the_origin() {
         "X-User-Id",
         "X-User-Tier",
     ] {
-        assert_eq!(got.all(name), Vec::<&str>::new(), "{name}");
+        assert_eq!(forwarded.all(name), Vec::<&str>::new(), "{name}");
     }
-    assert!(got.all("connection").iter().all(|value| value.eq_ignore_ascii_case("keep-alive")), "{:?}", got.fields);
-    assert_eq!(got.all("host"), ["shop.test:81"]);
-    assert_eq!(got.all("x-forwarded-for"), ["127.0.0.1"]);
-    assert_eq!(got.all("x-forwarded-host"), ["shop.test:81"]);
-    assert_eq!(got.all("x-forwarded-proto"), ["http"]);
-    assert_eq!(got.all("via").join(", "), "1.0 before, 1.1 tidegate");
-    assert_eq!((got.all("cookie"), got.all("accept")), (vec!["a=b"], vec!["x/1", "x/2"]));
-    assert!(got.field("traceparent").is_some());
+    assert!(
+        forwarded.all("connection").iter().all(|value| value.eq_ignore_ascii_case("keep-alive")),
+        "{:?}",
+        forwarded.fields
+    );
+    assert_eq!(forwarded.all("host"), ["shop.test:81"]);
+    assert_eq!(forwarded.all("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(forwarded.all("x-forwarded-host"), ["shop.test:81"]);
+    assert_eq!(forwarded.all("x-forwarded-proto"), ["http"]);
+    assert_eq!(forwarded.all("via").join(", "), "1.0 before, 1.1 tidegate");
+    assert_eq!((forwarded.all("cookie"), forwarded.all("accept")), (vec!["a=b"], vec!["x/1", "x/2"]));
+    assert!(forwarded.field("traceparent").is_some());
 }
 
 #[test]
-fn a_trusted_proxy_is_believed() {
+fn fields_of_a_trusted_proxy_are_forwarded() {
     let origin = Origin::start(echo);
     let rest = "[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\nuser = \"header:x-user-id\"\n";
     let gateway = Gateway::start(&one_route(origin.address, "", rest));
@@ -436,16 +444,19 @@ fn a_trusted_proxy_is_believed() {
         ("traceparent", trace),
     ];
     gateway.get("/", &fields);
-    let got = origin.last();
-    assert_eq!(got.all("x-forwarded-for"), ["6.6.6.6, 7.7.7.7, 127.0.0.1"]);
-    assert_eq!((got.all("x-forwarded-proto"), got.all("x-forwarded-host")), (vec!["https"], vec!["shop.test"]));
-    assert_eq!(got.all("x-user-id"), ["ann"]);
-    // Without a span of its own the gateway is no station of the trace.
-    assert_eq!(got.all("traceparent"), [trace]);
+    let forwarded = origin.last();
+    assert_eq!(forwarded.all("x-forwarded-for"), ["6.6.6.6, 7.7.7.7, 127.0.0.1"]);
+    assert_eq!(
+        (forwarded.all("x-forwarded-proto"), forwarded.all("x-forwarded-host")),
+        (vec!["https"], vec!["shop.test"])
+    );
+    assert_eq!(forwarded.all("x-user-id"), ["ann"]);
+    // The gateway records no span, so it does not change the trace context.
+    assert_eq!(forwarded.all("traceparent"), [trace]);
 }
 
 #[test]
-fn connection_fields_of_the_origin_do_not_reach_the_client() {
+fn hop_by_hop_response_fields_are_not_forwarded() {
     let fields = [
         ("Connection", "X-Internal"),
         ("X-Internal", "1"),
@@ -460,18 +471,18 @@ fn connection_fields_of_the_origin_do_not_reach_the_client() {
     ];
     let origin = Origin::start(move |_| Script::ok(&fields, "body"));
     let gateway = plain(&origin);
-    let answer = gateway.get("/", &[]);
+    let response = gateway.get("/", &[]);
     for name in ["X-Internal", "Keep-Alive", "Proxy-Authenticate", "Upgrade", "Trailer"] {
-        assert_eq!(answer.all(name), Vec::<&str>::new(), "{name}");
+        assert_eq!(response.all(name), Vec::<&str>::new(), "{name}");
     }
     assert!(
-        answer.all("connection").iter().all(|value| value.eq_ignore_ascii_case("keep-alive")),
+        response.all("connection").iter().all(|value| value.eq_ignore_ascii_case("keep-alive")),
         "{:?}",
-        answer.fields
+        response.fields
     );
-    assert_eq!(answer.all("set-cookie"), ["a=b", "c=d"]);
-    assert_eq!(answer.all("via").join(", "), "1.0 behind, 1.1 tidegate");
-    assert!(answer.field("date").is_some() && answer.field("server") == Some("origin"));
+    assert_eq!(response.all("set-cookie"), ["a=b", "c=d"]);
+    assert_eq!(response.all("via").join(", "), "1.0 behind, 1.1 tidegate");
+    assert!(response.field("date").is_some() && response.field("server") == Some("origin"));
 }
 
 fn pattern(length: usize) -> Vec<u8> {
@@ -479,7 +490,7 @@ fn pattern(length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn request_bodies_arrive_intact_with_a_length_and_in_chunks() {
+fn request_bodies_are_forwarded_unchanged_with_length_and_chunked() {
     let origin = Origin::start(|request| Script::ok(&[], request.body.len().to_string()));
     let gateway = plain(&origin);
     let mut client = gateway.connect();
@@ -495,11 +506,11 @@ fn request_bodies_arrive_intact_with_a_length_and_in_chunks() {
         assert!(origin.last().body == body, "{length} in chunks");
     }
     assert_eq!(client.request("POST", "/", &[("Content-Length", "0")], b"").text(), "0");
-    assert_eq!(origin.last().field("content-length"), Some("0"), "an empty body is said to be empty");
+    assert_eq!(origin.last().field("content-length"), Some("0"), "an empty body has a length");
 }
 
 #[test]
-fn large_answers_arrive_intact_with_a_length_and_in_chunks() {
+fn large_responses_are_forwarded_unchanged_with_length_and_chunked() {
     let body = pattern(8 << 20);
     let sent = body.clone();
     let origin = Origin::start(move |request| match request.target.as_str() {
@@ -509,40 +520,40 @@ fn large_answers_arrive_intact_with_a_length_and_in_chunks() {
     let gateway = plain(&origin);
     let mut client = gateway.connect();
     for target in ["/length", "/chunks"] {
-        let answer = client.get(target, &[]);
-        assert!(answer.end == End::Whole && answer.body == body, "{target}: {} bytes", answer.body.len());
+        let response = client.get(target, &[]);
+        assert!(response.end == BodyEnd::Complete && response.body == body, "{target}: {} bytes", response.body.len());
     }
 }
 
 #[test]
-fn a_client_that_reads_slowly_holds_the_origin_back() {
+fn slow_client_throttles_the_origin() {
     const LENGTH: usize = 64 << 20;
     let origin =
         Origin::start(|_| Script::new().head(200, &[("Content-Length", &LENGTH.to_string())]).send(vec![b'x'; LENGTH]));
     let gateway = plain(&origin);
     let mut client = gateway.connect();
-    client.ask("/", &[]);
-    client.head();
-    let before = memory(&gateway);
-    client.some(1 << 20);
+    client.send_get("/", &[]);
+    client.read_head();
+    let before = resident_bytes(&gateway);
+    client.read_bytes(1 << 20);
     std::thread::sleep(Duration::from_millis(300));
-    let grown = memory(&gateway).saturating_sub(before);
+    let grown = resident_bytes(&gateway).saturating_sub(before);
     assert!(grown < 16 << 20, "{grown} bytes more for one client that does not read");
 }
 
 /// Resident bytes of the gateway.
-fn memory(gateway: &Gateway) -> usize {
+fn resident_bytes(gateway: &Gateway) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process.id())).expect("a live process");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a resident size");
     line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1_024
 }
 
-// Breaker and page.
+// Circuit breaker and error pages.
 
 const BREAKER: &str =
     "[upstreams.origin.breaker]\nerror_ratio = 0.5\nminimum = 4\nwindow = \"10s\"\nopen = \"400ms\"\n";
 
-fn breakable() -> (Origin, Arc<AtomicBool>) {
+fn breakable_origin() -> (Origin, Arc<AtomicBool>) {
     let is_broken = Arc::new(AtomicBool::new(true));
     let broken = Arc::clone(&is_broken);
     let origin = Origin::start(move |_| match broken.load(Ordering::SeqCst) {
@@ -553,46 +564,46 @@ fn breakable() -> (Origin, Arc<AtomicBool>) {
 }
 
 #[test]
-fn the_breaker_opens_probes_and_closes() {
-    let (origin, is_broken) = breakable();
+fn breaker_opens_probes_and_closes() {
+    let (origin, is_broken) = breakable_origin();
     let gateway = Gateway::start(&one_route(origin.address, "", BREAKER));
-    let seen: Vec<u16> = (0..8).map(|_| gateway.get("/", &[]).status).collect();
-    assert_eq!(seen, [500, 500, 500, 500, 503, 503, 503, 503]);
-    assert_eq!(origin.count(), 4, "an open breaker asks nobody");
-    // A probe that fails opens it again.
-    wait_for(|| gateway.get("/", &[]).status == 500, PATIENCE);
+    let statuses: Vec<u16> = (0..8).map(|_| gateway.get("/", &[]).status).collect();
+    assert_eq!(statuses, [500, 500, 500, 500, 503, 503, 503, 503]);
+    assert_eq!(origin.count(), 4, "an open breaker forwards nothing");
+    // A failed probe opens the breaker again.
+    wait_for(|| gateway.get("/", &[]).status == 500, STEP_TIMEOUT);
     assert_eq!((gateway.get("/", &[]).status, origin.count()), (503, 5));
     is_broken.store(false, Ordering::SeqCst);
-    wait_for(|| gateway.get("/", &[]).status == 200, PATIENCE);
+    wait_for(|| gateway.get("/", &[]).status == 200, STEP_TIMEOUT);
     (0..10).for_each(|_| assert_eq!(gateway.get("/", &[]).text(), "works"));
     let lines = &gateway.process.stderr;
-    wait_for(|| !lines.events("breaker_closed").is_empty(), PATIENCE);
+    wait_for(|| !lines.events("breaker_closed").is_empty(), STEP_TIMEOUT);
     assert!(lines.events("breaker_opened").len() >= 2 && lines.events("breaker_half_open").len() >= 2);
 }
 
 #[test]
-fn answers_that_break_off_open_the_breaker() {
+fn truncated_responses_open_the_breaker() {
     let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", "10")]).send("half").close());
     let gateway = Gateway::start(&one_route(origin.address, "", BREAKER));
     for _ in 0..8 {
         let mut client = gateway.connect();
-        client.ask("/", &[("Connection", "close")]);
+        client.send_get("/", &[("Connection", "close")]);
         client.read_to_end();
     }
     assert!(origin.count() < 8, "{}", origin.count());
-    wait_for(|| !gateway.process.stderr.events("breaker_opened").is_empty(), PATIENCE);
-    assert!(gateway.process.stderr.events("upstream_failed").iter().any(|event| event["kind"] == "cut"));
+    wait_for(|| !gateway.process.stderr.events("breaker_opened").is_empty(), STEP_TIMEOUT);
+    assert!(gateway.process.stderr.events("upstream_failed").iter().any(|event| event["kind"] == "truncated"));
 }
 
 #[test]
-fn answers_below_500_leave_the_breaker_closed() {
+fn statuses_below_500_leave_the_breaker_closed() {
     let origin = Origin::start(|_| Script::reply(404, &[], "no"));
     let gateway = Gateway::start(&one_route(origin.address, "", BREAKER));
     assert!((0..20).all(|_| gateway.get("/", &[]).status == 404));
 }
 
 #[test]
-fn each_route_has_a_breaker_of_its_own() {
+fn each_route_has_its_own_breaker() {
     let origin = Origin::start(|request| Script::reply(if request.target == "/bad" { 500 } else { 200 }, &[], ""));
     let bad = "[[routes]]\nname = \"bad\"\nmatch = { path = \"/bad\" }\nupstream = \"origin\"\n";
     let gateway = Gateway::start(&one_route(origin.address, "", &format!("{BREAKER}{bad}")));
@@ -601,8 +612,8 @@ fn each_route_has_a_breaker_of_its_own() {
 }
 
 #[test]
-fn the_page_comes_as_html_or_json_by_accept() {
-    let (origin, _) = breakable();
+fn error_page_is_html_or_json_by_accept() {
+    let (origin, _) = breakable_origin();
     let gateway =
         Gateway::start(&one_route(origin.address, "degrade = { status = 503, retry_after = \"4s\" }", BREAKER));
     (0..4).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 500));
@@ -613,16 +624,16 @@ fn the_page_comes_as_html_or_json_by_accept() {
         ("text/html;q=0.1, application/json", "application/problem+json"),
     ];
     for (accept, expected) in accepts {
-        let answer = gateway.get("/", &[("Accept", accept)]);
-        assert_eq!((answer.status, answer.field("content-type")), (503, Some(expected)), "{accept}");
-        assert_eq!(answer.field("cache-control"), Some("no-store"));
-        let wait: u64 = answer.field("retry-after").and_then(|wait| wait.parse().ok()).expect("seconds");
+        let response = gateway.get("/", &[("Accept", accept)]);
+        assert_eq!((response.status, response.field("content-type")), (503, Some(expected)), "{accept}");
+        assert_eq!(response.field("cache-control"), Some("no-store"));
+        let wait: u64 = response.field("retry-after").and_then(|wait| wait.parse().ok()).expect("seconds");
         assert!((2..=6).contains(&wait), "{wait}: around the configured 4 s");
         if expected.ends_with("json") {
-            let problem: serde_json::Value = serde_json::from_slice(&answer.body).expect("problem JSON");
+            let problem: serde_json::Value = serde_json::from_slice(&response.body).expect("problem JSON");
             assert_eq!((problem["status"].as_u64(), problem["reason"].as_str()), (Some(503), Some("breaker_open")));
         } else {
-            assert!(answer.text().starts_with("<!doctype html>"));
+            assert!(response.text().starts_with("<!doctype html>"));
         }
     }
     let head = gateway.request("HEAD", "/", &[], b"");
@@ -630,8 +641,8 @@ fn the_page_comes_as_html_or_json_by_accept() {
 }
 
 #[test]
-fn a_route_brings_its_own_pages() {
-    let dir = support::Dir::new();
+fn route_can_configure_its_error_pages() {
+    let dir = support::TempDir::new();
     dir.write("busy.html", "<p>later</p>");
     dir.write("busy.json", "{\"later\":true}");
     let route = "degrade = { status = 504, html = \"busy.html\", json = \"busy.json\" }";
@@ -642,35 +653,37 @@ fn a_route_brings_its_own_pages() {
 }
 
 #[test]
-fn an_origin_that_hangs_opens_the_breaker_while_calls_still_run() {
+fn hanging_calls_open_the_breaker_while_running() {
     let origin = Origin::start(|request| match request.number {
         0..3 => Script::new().hang(),
         _ => Script::ok(&[], "works"),
     });
     let breaker = "[upstreams.origin.breaker]\nslow = \"150ms\"\nslow_ratio = 0.5\nminimum = 3\nopen = \"10s\"\n";
-    // Without a cache, so that each is a call of its own.
+    // Without a cache, so that every request is a call.
     let gateway = Gateway::start(&one_route(origin.address, "cache = { mode = \"off\" }", breaker));
     let mut hanging: Vec<Client> = (0..3).map(|_| gateway.connect()).collect();
-    hanging.iter_mut().for_each(|client| client.ask("/", &[]));
+    hanging.iter_mut().for_each(|client| client.send_get("/", &[]));
     origin.wait_for_requests(3);
     let start = Instant::now();
-    // Past the threshold of 150 ms, with all three still running; quick calls before that would thin them out.
+    // Past the threshold of 150 ms, while all three calls are running. Quick calls before would
+    // lower the ratio.
     wait_for(|| start.elapsed() > Duration::from_millis(300), Duration::from_secs(3));
     assert_eq!(gateway.get("/", &[]).status, 503);
-    assert!(start.elapsed() < Duration::from_secs(5), "long before the deadline of 10 s: {:?}", start.elapsed());
-    let asked = origin.count();
-    assert_eq!((gateway.get("/", &[]).status, origin.count()), (503, asked));
+    assert!(start.elapsed() < Duration::from_secs(5), "well before the deadline of 10 s: {:?}", start.elapsed());
+    let forwarded_before = origin.count();
+    assert_eq!((gateway.get("/", &[]).status, origin.count()), (503, forwarded_before));
 }
 
 // Upgrades.
 
-/// An origin that switches to a protocol in which every line comes back doubled, and ends with its client.
-fn doubling() -> (SocketAddr, std::thread::JoinHandle<usize>) {
+/// An origin that switches to a protocol in which every line is echoed twice. It ends with its
+/// client.
+fn start_doubling_origin() -> (SocketAddr, std::thread::JoinHandle<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("bound");
     let serve = move || {
         let (stream, _) = listener.accept().expect("a connection");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a live socket");
+        stream.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
         let mut lines = BufReader::new(stream.try_clone().expect("a second handle"));
         let mut line = String::new();
         while lines.read_line(&mut line).expect("a head") > 2 {
@@ -691,18 +704,18 @@ fn doubling() -> (SocketAddr, std::thread::JoinHandle<usize>) {
 }
 
 #[test]
-fn an_upgrade_relays_both_ways_until_both_sides_end() {
-    let (address, origin) = doubling();
+fn upgrade_relays_in_both_directions_until_both_sides_end() {
+    let (address, origin) = start_doubling_origin();
     let gateway = Gateway::start(&one_route(address, "", ""));
     let mut client = gateway.connect();
     client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: doubling\r\n\r\nearly\n");
-    assert_eq!(client.head().status, 101);
-    assert_eq!(client.some(12), b"early\nearly\n");
-    // More than any buffer holds.
+    assert_eq!(client.read_head().status, 101);
+    assert_eq!(client.read_bytes(12), b"early\nearly\n");
+    // Larger than any buffer.
     let line = format!("{}\n", "x".repeat(300_000));
     for _ in 0..3 {
         client.send(&line);
-        assert!(client.some(2 * line.len()) == line.repeat(2).as_bytes());
+        assert!(client.read_bytes(2 * line.len()) == line.repeat(2).as_bytes());
     }
     client.finish();
     assert_eq!(client.read_to_end(), b"");
@@ -712,30 +725,30 @@ fn an_upgrade_relays_both_ways_until_both_sides_end() {
 }
 
 #[test]
-fn an_upgrade_that_is_quiet_for_too_long_ends() {
-    let (address, origin) = doubling();
+fn idle_upgrade_is_closed() {
+    let (address, origin) = start_doubling_origin();
     let gateway = Gateway::start(&one_route(address, "", "[limits_http]\nidle_timeout = \"300ms\"\n"));
     let mut client = gateway.connect();
     client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: doubling\r\n\r\n");
-    assert_eq!(client.head().status, 101);
+    assert_eq!(client.read_head().status, 101);
     let start = Instant::now();
     client.read_to_end();
-    assert!((Duration::from_millis(250)..PATIENCE).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert!((Duration::from_millis(250)..STEP_TIMEOUT).contains(&start.elapsed()), "{:?}", start.elapsed());
     assert_eq!(origin.join().expect("no panic"), 0);
 }
 
 #[test]
-fn an_early_hint_comes_before_its_answer() {
+fn early_hints_are_forwarded_before_the_response() {
     let gate = Gate::default();
-    let opens = gate.clone();
+    let opened = gate.clone();
     let hint = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\nConnection: x\r\n\r\n";
     let origin =
-        Origin::start(move |_| Script::new().send(hint).wait(&opens).head(200, &[("Content-Length", "2")]).send("ok"));
+        Origin::start(move |_| Script::new().send(hint).wait(&opened).head(200, &[("Content-Length", "2")]).send("ok"));
     let gateway = plain(&origin);
     let mut client = gateway.connect();
-    client.ask("/", &[]);
-    let early = client.head();
+    client.send_get("/", &[]);
+    let early = client.read_head();
     assert_eq!((early.status, early.field("link"), early.field("connection")), (103, Some("</a.css>"), None));
     gate.open();
-    assert_eq!(client.answer().text(), "ok");
+    assert_eq!(client.read_response().text(), "ok");
 }

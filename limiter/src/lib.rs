@@ -1,23 +1,26 @@
-//! Who may pass: limits by device, user, node and cluster, decided together in the process.
+//! Rate limits by device, user, key, node and cluster, decided together in the process.
 //!
-//! It refuses HTTP, I/O and the system's clock: callers hash their subjects, pass the time, and
-//! carry what [`lease`] asks of its treasury. The invariant of the whole: a limit is never
-//! exceeded because something is slow, down, flooded or reloaded, and a request that is denied
-//! anywhere is charged nowhere.
+//! It contains no HTTP and no I/O and does not read the system's clock: callers hash their
+//! subjects, pass the time, and send the requests of [`lease`] to a backend. Invariants: no limit
+//! is exceeded because something is slow, down, flooded or reloaded; a request that any rule denies
+//! is charged nowhere.
 //!
-//! Each module imports only from those before it: `sync`, `clock`, `quota`, `bucket`, `lease`, `tiers`.
+//! Each module imports only from those before it: `sync`, `clock`, `quota`, `bucket`, `lease`,
+//! `rules`.
 
 mod sync;
 pub mod clock;
 pub mod quota;
 pub mod bucket;
 pub mod lease;
-pub mod tiers;
+pub mod rules;
 
-pub use clock::{Clock, Moment};
-pub use lease::{Ask, Backing, Grant, Lease, LeaseSettings, SCRIPT, Treasury, TreasuryError};
-pub use quota::{Cost, Fraction, KeyHash, Mode, Percent, Quota, QuotaError, Rate, Weight};
-pub use tiers::{
-    Class, Denial, Explanation, KeyIndex, LastDenial, Limiter, LimiterSettings, Report, Rule, RuleError, RuleSet,
-    Running, Standing, Subject, Tier, Trial, Verdict, Votes,
+pub use clock::{MonotonicClock, MonotonicTime};
+pub use lease::{
+    LEASE_SCRIPT, Lease, LeaseBackend, LeaseBackendError, LeaseConfig, LeaseGrant, LeaseRequest, LeaseSource,
+};
+pub use quota::{Cost, Fraction, KeyHash, Mode, Percent, Quota, QuotaError, Rate, WEIGHT_MAX, Weight};
+pub use rules::{
+    ActiveOverride, Admission, Denial, Evaluations, Explanation, KEYS_PER_RULE_MAX, KeyIndex, LastDenial, LimitStatus,
+    Limiter, LimiterConfig, Override, Rule, RuleError, RuleSet, Scope, Subject, UserClass, Verdict,
 };

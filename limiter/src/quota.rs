@@ -1,8 +1,8 @@
-//! Owns the numbers of a rule: how much ([`Rate`], [`Quota`]), for whom ([`Weight`], [`Fraction`], [`Percent`]), at
-//! what price ([`Cost`]) and whether it is enforced ([`Mode`]).
+//! The numbers of a rule: how much ([`Rate`], [`Quota`]), for which subjects ([`Weight`],
+//! [`Fraction`], [`Percent`]), at what cost ([`Cost`]) and whether it is enforced ([`Mode`]).
 //!
-//! Refuses zero, negative and absurd values where they are parsed. Invariant: rates are exact fractions;
-//! whatever has to be rounded is rounded so that less is admitted, never more.
+//! Zero, negative and implausible values are rejected where they are parsed. Invariant: rates are
+//! exact fractions; every rounding admits less, never more.
 
 mod fraction;
 #[cfg(test)]
@@ -17,19 +17,21 @@ use serde::{Deserialize, Serialize};
 
 pub use fraction::Fraction;
 
-/// Above this the interval between tokens, in whole nanoseconds, would be off by more than 1 %.
+/// Above this, the interval between tokens in whole nanoseconds would be off by more than 1 %.
 const TOKENS_PER_SECOND_MAX: u64 = 10_000_000;
-/// Keeps `count * microseconds` of half a minute exact in a double, which is all that the lease's script has.
+/// Keeps `count * microseconds` of half a minute exact in a double, the only number type of the
+/// lease's script.
 const COUNT_MAX: u64 = 100_000_000;
-/// A burst that needs longer to come back is a typing error, and the arithmetic in nanoseconds stays far from
-/// its end.
+/// A burst that takes longer to refill is a typing error. The limit also keeps the arithmetic in
+/// nanoseconds far from overflow.
 const REFILL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 const NANOS: u128 = 1_000_000_000;
-/// A weight is kept in millionths, so that 3.2 is exact.
+/// Weights are stored in millionths, so that 3.2 is exact.
 const WEIGHT_UNIT: u64 = 1_000_000;
-const WEIGHT_MAX: f64 = 10_000.0;
+/// The largest weight.
+pub const WEIGHT_MAX: f64 = 10_000.0;
 
-/// Why a number of a rule was refused.
+/// Why a number of a rule was rejected.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum QuotaError {
     #[error("rate `{0}` is not of the form `100/s`: a count, a slash and one of s, m, h, d")]
@@ -38,7 +40,7 @@ pub enum QuotaError {
     Count(String),
     #[error("rate `{0}` is above {TOKENS_PER_SECOND_MAX} a second, the finest this limiter can measure")]
     TooFast(String),
-    #[error("a burst of {burst} at {rate} takes over a year to come back")]
+    #[error("a burst of {burst} at {rate} takes over a year to refill")]
     TooSlow { rate: String, burst: u32 },
     #[error("weight {0} is not a number from 0.000001 to {WEIGHT_MAX}")]
     Weight(f64),
@@ -59,15 +61,15 @@ pub struct Rate {
 impl Rate {
     /// `count` tokens every `seconds` seconds.
     pub fn new(count: u64, seconds: u32) -> Result<Rate, QuotaError> {
-        let shown = || format!("{count}/{seconds}s");
+        let text = || format!("{count}/{seconds}s");
         if count == 0 || seconds == 0 {
-            return Err(QuotaError::Count(shown()));
+            return Err(QuotaError::Count(text()));
         }
         let rate = Rate::reduced(count, u64::from(seconds));
         if rate.count > COUNT_MAX {
-            return Err(QuotaError::Count(shown()));
+            return Err(QuotaError::Count(text()));
         }
-        rate.measurable().ok_or_else(|| QuotaError::TooFast(shown()))
+        rate.within_resolution().ok_or_else(|| QuotaError::TooFast(text()))
     }
 
     fn reduced(count: u64, seconds: u64) -> Rate {
@@ -75,7 +77,7 @@ impl Rate {
         Rate { count: count / divisor, seconds: seconds / divisor }
     }
 
-    fn measurable(self) -> Option<Rate> {
+    fn within_resolution(self) -> Option<Rate> {
         (u128::from(self.count) <= u128::from(TOKENS_PER_SECOND_MAX) * u128::from(self.seconds)).then_some(self)
     }
 
@@ -145,7 +147,7 @@ impl fmt::Display for Rate {
     }
 }
 
-/// A rate and how many tokens may be spent at once.
+/// A rate, and how many tokens may be spent at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     rate: Rate,
@@ -170,17 +172,17 @@ impl Quota {
         self.burst
     }
 
-    /// The time in which a spent burst comes back: the window of `RateLimit-Policy`.
+    /// The time in which a spent burst refills: the window of `RateLimit-Policy`.
     pub fn window(self) -> Duration {
         Duration::from_nanos(self.rate.interval_nanos() * u64::from(self.burst.get()))
     }
 
-    /// The quota of a subject of this weight: rate and burst are multiplied, the burst rounded down to no less
-    /// than one token.
+    /// The quota of a subject with this weight: rate and burst are multiplied; the burst is rounded
+    /// down, to at least one token.
     pub fn weighted(self, weight: Weight) -> Result<Quota, QuotaError> {
-        // What was weighted before may have a large count already.
+        // A quota that was weighted before may have a large count already.
         let (count, seconds) = (self.rate.count.checked_mul(weight.0), self.rate.seconds.checked_mul(WEIGHT_UNIT));
-        let rate = count.zip(seconds).and_then(|(count, seconds)| Rate::reduced(count, seconds).measurable());
+        let rate = count.zip(seconds).and_then(|(count, seconds)| Rate::reduced(count, seconds).within_resolution());
         let rate = rate.ok_or_else(|| QuotaError::TooFast(format!("{} x {weight}", self.rate)))?;
         let burst = u128::from(self.burst.get()) * u128::from(weight.0) / u128::from(WEIGHT_UNIT);
         let burst = u32::try_from(burst).unwrap_or(u32::MAX);
@@ -188,7 +190,7 @@ impl Quota {
     }
 }
 
-/// What a user tier multiplies rate and burst by: finite, above zero, kept in millionths.
+/// The factor of a user class on rate and burst: finite, above zero, stored in millionths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "f64")]
 pub struct Weight(u64);
@@ -215,7 +217,7 @@ impl fmt::Display for Weight {
     }
 }
 
-/// The tokens one request spends in every rule that applies to it.
+/// The tokens that one request spends in every rule that applies to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost(NonZeroU32);
 
@@ -241,13 +243,13 @@ pub enum Mode {
     Off,
 }
 
-/// The stable hash of a subject. Stable, because [`Percent`] has to choose the same subjects on every node and
-/// after a restart; tables hash it again with a key of their own process, so that nobody can aim at one of their
-/// sets.
+/// The stable hash of a subject. It is stable because [`Percent`] must select the same subjects on
+/// every node and after a restart. Tables hash it again with a secret of their own process, so that
+/// clients cannot target one of their sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KeyHash(pub u64);
 
-/// The share of subjects a rule applies to.
+/// The percentage of subjects that a rule applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "u8")]
 pub struct Percent(u8);
@@ -260,8 +262,8 @@ impl Percent {
         self.0
     }
 
-    /// Whether the subject is among the chosen. `salt` names the experiment, so that two rules do not choose the
-    /// same subjects; raising the percentage only ever adds subjects.
+    /// Whether the percentage includes the subject. `salt` identifies the rule, so that two rules
+    /// select different subjects. Raising the percentage only adds subjects.
     pub fn includes(self, subject: KeyHash, salt: u64) -> bool {
         if self == Percent::ALL {
             return true;
@@ -279,7 +281,8 @@ impl TryFrom<u8> for Percent {
     }
 }
 
-/// The finaliser of SplitMix64: every input bit reaches every output bit, whatever hash the caller used.
+/// The finaliser of SplitMix64: every input bit affects every output bit, whatever hash the caller
+/// used.
 fn mix(value: u64) -> u64 {
     let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

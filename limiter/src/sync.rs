@@ -1,12 +1,13 @@
-//! Owns where the limiter's atomics come from: the standard library, or loom, which explores every order in which threads
-//! can meet. `--cfg loom` chooses loom (some 30 s, once; then 3 s):
+//! The atomics of the limiter: from the standard library, or from loom, which explores every
+//! interleaving of threads. `--cfg loom` selects loom (about 30 s to build, then 3 s):
 //!
 //! ```sh
 //! RUSTFLAGS="--cfg loom" cargo test --package limiter --test orders --target-dir target/loom \
 //!     --config 'profile.dev.package."*".opt-level=0'
 //! ```
 //!
-//! Refuses operations that nobody here uses. Invariant: both mean the same.
+//! Only the operations in use are provided. Invariant: both implementations have the same
+//! semantics.
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::AtomicU64;
@@ -19,7 +20,7 @@ pub(crate) use explored::AtomicU64;
 mod explored {
     use std::sync::atomic::Ordering;
 
-    /// The methods of the standard library's atomic over loom's, which lacks the newer ones.
+    /// The methods of the standard library's atomic on loom's, which lacks the newer ones.
     #[derive(Debug, Default)]
     pub(crate) struct AtomicU64(loom::sync::atomic::AtomicU64);
 
@@ -52,6 +53,7 @@ mod explored {
             self.0.fetch_min(value, order)
         }
 
+        #[expect(clippy::too_many_arguments, reason = "the signature of the standard library's `compare_exchange`")]
         pub(crate) fn compare_exchange(
             &self,
             current: u64,
@@ -62,6 +64,10 @@ mod explored {
             self.0.compare_exchange(current, new, success, failure)
         }
 
+        #[expect(
+            clippy::too_many_arguments,
+            reason = "the signature of the standard library's `compare_exchange_weak`"
+        )]
         pub(crate) fn compare_exchange_weak(
             &self,
             current: u64,

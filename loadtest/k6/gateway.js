@@ -1,5 +1,6 @@
-// What a user of the gateway relies on, against `tidegate demo`: hits come from the cache, one device stays within its limit, and a broken
-// upstream becomes a page. Any threshold that fails makes k6 exit with 99. Base URL: TARGET, default http://127.0.0.1:8080. Takes 25 s at most.
+// Checks the main features against `tidegate demo`: hits come from the cache, a device is limited,
+// and a failing upstream is replaced by a fallback page. A failed threshold makes k6 exit with 99.
+// Base URL: TARGET, default http://127.0.0.1:8080. Takes at most 25 s.
 
 import http from 'k6/http';
 import { check, sleep } from 'k6';
@@ -7,9 +8,9 @@ import { Rate } from 'k6/metrics';
 
 const TARGET = (__ENV.TARGET || 'http://127.0.0.1:8080').replace(/\/+$/, '');
 
-// The route of /flaky rests its upstream for 3 s once its breaker opens; what comes after is a ramp.
+// The breaker of /flaky stays open for 3 s and then ramps up.
 const BROKEN_SECONDS = 4;
-const MENDED_SECONDS = 9;
+const RECOVERY_SECONDS = 9;
 
 const cacheHits = new Rate('cache_hits');
 const limited = new Rate('limited');
@@ -23,18 +24,18 @@ export const options = {
   discardResponseBodies: true,
   scenarios: {
     hit: { executor: 'constant-vus', exec: 'hit', vus: 16, duration: '6s', gracefulStop: '1s' },
-    // Four times what the limit of 5/s lets through.
+    // Four times the limit of 5/s.
     limit: {
       executor: 'constant-arrival-rate', exec: 'limit', startTime: '6s', rate: 20, duration: '5s',
       preAllocatedVUs: 4, gracefulStop: '1s',
     },
     degrade: {
       executor: 'per-vu-iterations', exec: 'degrade', startTime: '11s', vus: 1, iterations: 1,
-      maxDuration: `${BROKEN_SECONDS + MENDED_SECONDS + 1}s`, gracefulStop: '1s',
+      maxDuration: `${BROKEN_SECONDS + RECOVERY_SECONDS + 1}s`, gracefulStop: '1s',
     },
   },
   thresholds: {
-    // A count beside each rate: a scenario that sent nothing has not passed.
+    // Each rate has a minimum count, so that a scenario without requests fails.
     'http_reqs{scenario:hit}': ['count>100'],
     'http_req_failed{scenario:hit}': ['rate==0'],
     cache_hits: ['rate>0.95'],
@@ -55,16 +56,16 @@ export const options = {
 const expect = (...statuses) => ({ responseCallback: http.expectedStatuses(...statuses) });
 
 function post(path) {
-  const answer = http.post(`${TARGET}${path}`);
-  if (answer.status < 200 || answer.status > 299) {
-    throw new Error(`POST ${path} at ${TARGET}: ${answer.status} ${answer.error}`);
+  const response = http.post(`${TARGET}${path}`);
+  if (response.status < 200 || response.status > 299) {
+    throw new Error(`POST ${path} at ${TARGET}: ${response.status} ${response.error}`);
   }
 }
 
 export function setup() {
-  const answer = http.get(`${TARGET}/fast`);
-  if (answer.status !== 200) {
-    throw new Error(`GET /fast at ${TARGET}: ${answer.status} ${answer.error}`);
+  const response = http.get(`${TARGET}/fast`);
+  if (response.status !== 200) {
+    throw new Error(`GET /fast at ${TARGET}: ${response.status} ${response.error}`);
   }
   post('/demo/mend');
 }
@@ -74,43 +75,44 @@ export function teardown() {
 }
 
 export function hit() {
-  const answer = http.get(`${TARGET}/fast`, expect(200));
-  cacheHits.add(isHit(answer.headers['Cache-Status']));
+  const response = http.get(`${TARGET}/fast`, expect(200));
+  cacheHits.add(isHit(response.headers['Cache-Status']));
 }
 
-// RFC 9211: a list of caches, the nearest to the origin first; `hit` is a parameter of the one that answered.
+// RFC 9211: a list of caches, the nearest to the origin first; `hit` is a parameter of the cache
+// that responded.
 function isHit(status) {
   const nearest = (status || '').split(',').pop();
   return nearest.split(';').slice(1).some((parameter) => /^\s*hit\s*(=\s*\?1\s*)?$/.test(parameter));
 }
 
 export function limit() {
-  const answer = http.get(`${TARGET}/limited`, {
+  const response = http.get(`${TARGET}/limited`, {
     headers: { 'x-device-id': 'k6' },
     ...expect(200, 429),
   });
-  limited.add(answer.status === 429);
-  if (answer.status === 429) {
-    limitedHeaders.add(/^[0-9]+$/.test(answer.headers['Retry-After'] || '') && has(answer, 'RateLimit'));
+  limited.add(response.status === 429);
+  if (response.status === 429) {
+    limitedHeaders.add(/^[0-9]+$/.test(response.headers['Retry-After'] || '') && has(response, 'RateLimit'));
   }
 }
 
-// k6 gives header names in Go's canonical form, in which `RateLimit` is `Ratelimit`.
-function has(answer, name) {
-  return Object.keys(answer.headers).some((key) => key.toLowerCase() === name.toLowerCase());
+// k6 returns header names in Go's canonical form, in which `RateLimit` is `Ratelimit`.
+function has(response, name) {
+  return Object.keys(response.headers).some((key) => key.toLowerCase() === name.toLowerCase());
 }
 
 export function degrade() {
   post('/demo/break');
-  // Until the breaker has seen its minimum of calls, the origin's own 500 may pass.
-  for (const end = Date.now() + BROKEN_SECONDS * 1000, forms = ['text/html', 'application/json']; Date.now() < end; forms.reverse()) {
-    const answer = flaky(forms[0], 200, 500, 503);
-    degraded.add(answer.status === 503);
-    if (answer.status === 503) {
-      degradedHeaders.add(has(answer, 'Retry-After') && /\bno-store\b/.test(answer.headers['Cache-Control'] || ''));
-      const type = answer.headers['Content-Type'] || '';
-      check(answer, {
-        'the page is in the form asked for': () => type.startsWith(forms[0] === 'text/html' ? 'text/html' : 'application/problem+json'),
+  // Until the breaker has counted its minimum of calls, the origin's 500 is forwarded.
+  for (const end = Date.now() + BROKEN_SECONDS * 1000, types = ['text/html', 'application/json']; Date.now() < end; types.reverse()) {
+    const response = flaky(types[0], 200, 500, 503);
+    degraded.add(response.status === 503);
+    if (response.status === 503) {
+      degradedHeaders.add(has(response, 'Retry-After') && /\bno-store\b/.test(response.headers['Cache-Control'] || ''));
+      const contentType = response.headers['Content-Type'] || '';
+      check(response, {
+        'the page has the requested content type': () => contentType.startsWith(types[0] === 'text/html' ? 'text/html' : 'application/problem+json'),
       });
     }
     sleep(0.05);
@@ -118,14 +120,14 @@ export function degrade() {
 
   post('/demo/mend');
   let status = 0;
-  for (const end = Date.now() + MENDED_SECONDS * 1000; status !== 200 && Date.now() < end; sleep(0.2)) {
+  for (const end = Date.now() + RECOVERY_SECONDS * 1000; status !== 200 && Date.now() < end; sleep(0.2)) {
     status = flaky('text/html', 200, 500, 503).status;
   }
   recovered.add(status === 200);
 }
 
 function flaky(accept, ...statuses) {
-  const answer = http.get(`${TARGET}/flaky`, { headers: { accept }, ...expect(...statuses) });
-  badGateway.add(answer.status === 502);
-  return answer;
+  const response = http.get(`${TARGET}/flaky`, { headers: { accept }, ...expect(...statuses) });
+  badGateway.add(response.status === 502);
+  return response;
 }

@@ -1,5 +1,5 @@
 # Varnish as a peer of `loadtest bench` in the workload `denied`, which needs the vmod vsthrottle (Debian: varnish-modules).
-# @NAME@ is filled in when the peer starts.
+# @NAME@ is replaced when the peer starts.
 vcl 4.1;
 
 import vsthrottle;

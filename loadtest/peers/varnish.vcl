@@ -1,5 +1,5 @@
-# Varnish as a peer of `loadtest bench`: its built-in rules, and passing on by path. @NAME@ is filled in when the peer starts.
-# Its parameters are command line arguments: see launch.rs.
+# Varnish as a peer of `loadtest bench`: the built-in VCL, and pass by path. @NAME@ is replaced when the peer starts.
+# Its parameters are command line arguments: see launcher.rs.
 vcl 4.1;
 
 backend origin {

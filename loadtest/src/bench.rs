@@ -1,28 +1,30 @@
-//! The comparison: each workload in rounds, and in each round every peer once, so that a noisy minute hits all of them.
+//! The comparison: each round of a workload measures every peer once, so that noise on the machine
+//! affects all peers alike.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
-use crate::check::{Check, Counter, Probes};
-use crate::failure::{Failure, Result};
-use crate::launch::{Setting, Started, free_addresses, this_program};
-use crate::load::{Load, Report};
+use crate::cpu_time::{self, CpuTime};
+use crate::error::{LoadtestError, Result};
+use crate::launcher::{PeerLauncher, RunningPeer, free_addresses, this_program};
 use crate::peer::Peer;
-use crate::process::{Running, Scratch};
-use crate::progress::Progress;
+use crate::probe_counts::ProbeCounts;
+use crate::process::{ChildProcess, ScratchDirectory};
+use crate::progress::BenchProgress;
+use crate::response_check::{OriginCounter, ResponseCheck};
 use crate::tools::{LOAD_CORE, SERVER_CORE, Tools};
-use crate::usage::{self, Cpu};
 use crate::workload::Workload;
+use crate::wrk::{LoadReport, WrkRun};
 
-const START_PATIENCE: Duration = Duration::from_secs(10);
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 const WARM_UP_SECONDS: u64 = 1;
-/// Kept for longer than any bench lasts.
+/// Longer than any bench takes.
 const CACHE_CONTROL: &str = "max-age=86400";
 
-/// What is to be measured.
-pub(crate) struct Plan {
+/// Workloads, peers and duration of a bench.
+pub(crate) struct BenchPlan {
     pub(crate) workloads: Vec<Workload>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) rounds: usize,
@@ -33,98 +35,105 @@ pub(crate) struct Plan {
 /// One peer in one round.
 #[derive(Clone, Copy)]
 pub(crate) struct Sample {
-    pub(crate) report: Report,
+    pub(crate) report: LoadReport,
     pub(crate) errors: u64,
     /// CPU time of the server.
-    pub(crate) cpu: Cpu,
-    /// CPU time of everything else on the server's core: what disturbed it, and network work the kernel charges to nobody.
+    pub(crate) cpu: CpuTime,
+    /// CPU time of everything else on the server's core: other processes, and network processing
+    /// that the kernel charges to no process.
     pub(crate) others: Duration,
     pub(crate) elapsed: Duration,
 }
 
 /// All rounds of one peer.
-pub(crate) struct Measured {
+pub(crate) struct PeerSamples {
     pub(crate) peer: Peer,
     pub(crate) samples: Vec<Sample>,
 }
 
 /// All peers under one workload.
-pub(crate) struct Comparison {
+pub(crate) struct WorkloadComparison {
     pub(crate) workload: Workload,
-    pub(crate) peers: Vec<Measured>,
-    /// Peers that cannot do this, each with the reason.
-    pub(crate) left_out: Vec<(Peer, String)>,
+    pub(crate) peers: Vec<PeerSamples>,
+    /// Peers that cannot run this workload, with reasons.
+    pub(crate) skipped_peers: Vec<(Peer, String)>,
 }
 
-/// What comparisons share.
+/// Runs the comparisons of a plan.
 pub(crate) struct Bench<'a> {
-    plan: &'a Plan,
+    plan: &'a BenchPlan,
     tools: &'a Tools,
-    progress: Progress,
+    progress: BenchProgress,
 }
 
 impl<'a> Bench<'a> {
-    pub(crate) fn new(plan: &'a Plan, tools: &'a Tools) -> Result<Self> {
-        if available_parallelism().map_err(Failure::io("cannot count the cores"))?.get() < 2 {
-            return Err(Failure::OneCore);
+    pub(crate) fn new(plan: &'a BenchPlan, tools: &'a Tools) -> Result<Self> {
+        if available_parallelism().map_err(LoadtestError::io("cannot count the cores"))?.get() < 2 {
+            return Err(LoadtestError::OneCore);
         }
         if !plan.tidegate.is_file() {
-            return Err(Failure::NoTidegate { path: plan.tidegate.display().to_string() });
+            return Err(LoadtestError::NoTidegate { path: plan.tidegate.display().to_string() });
         }
         let samples =
-            |workload: &Workload| plan.rounds * plan.peers.iter().filter(|peer| peer.takes_part_in(*workload)).count();
-        let progress = Progress::of(plan.workloads.iter().map(samples).sum());
+            |workload: &Workload| plan.rounds * plan.peers.iter().filter(|peer| peer.supports(*workload)).count();
+        let progress = BenchProgress::new(plan.workloads.iter().map(samples).sum());
         Ok(Bench { plan, tools, progress })
     }
 
-    /// Measures one workload with a fresh origin and fresh peers, so that none inherits another's cache.
-    pub(crate) fn compare(&mut self, workload: Workload) -> Result<Comparison> {
-        let scratch = Scratch::new()?;
+    /// Measures one workload. Origin and peers are started anew, so that no cache content carries
+    /// over.
+    pub(crate) fn compare(&mut self, workload: Workload) -> Result<WorkloadComparison> {
+        let scratch = ScratchDirectory::new()?;
         let (_origin, address) = start_origin(workload, self.tools, &scratch)?;
         let (tools, tidegate) = (self.tools, self.plan.tidegate.as_path());
-        let setting = Setting { tools, scratch: &scratch, tidegate, origin: address, workload };
-        let (mut started, mut left_out) = (Vec::new(), Vec::new());
-        for peer in self.plan.peers.iter().copied().filter(|peer| peer.takes_part_in(workload)) {
-            if let Some(why) = setting.obstacle(peer)? {
-                eprintln!("{}: without {}: {why}", workload.name(), peer.name());
+        let launcher = PeerLauncher { tools, scratch: &scratch, tidegate, origin: address, workload };
+        let (mut started, mut skipped_peers) = (Vec::new(), Vec::new());
+        for peer in self.plan.peers.iter().copied().filter(|peer| peer.supports(workload)) {
+            if let Some(reason) = launcher.obstacle(peer)? {
+                eprintln!("{}: without {}: {reason}", workload.name(), peer.name());
                 self.progress.skip(self.plan.rounds);
-                left_out.push((peer, why));
+                skipped_peers.push((peer, reason));
             } else {
-                started.push(setting.start(peer)?);
+                started.push(launcher.start(peer)?);
             }
         }
-        let load = Load { tools, scratch: &scratch, aim: workload.aim() };
-        let mut arena = Arena { workload, load, seconds: self.plan.seconds, counter: Counter::open(address)? };
-        let peers = self.rounds(workload, &started, &mut arena)?;
-        Ok(Comparison { workload, peers, left_out })
+        let wrk = WrkRun { tools, scratch: &scratch, profile: workload.profile(), seconds: self.plan.seconds };
+        let mut run = PeerSampler { workload, wrk, counter: OriginCounter::open(address)? };
+        let peers = self.run_rounds(workload, &started, &mut run)?;
+        Ok(WorkloadComparison { workload, peers, skipped_peers })
     }
 
-    fn rounds(&mut self, workload: Workload, started: &[Started], arena: &mut Arena<'_>) -> Result<Vec<Measured>> {
-        let mut checks: Vec<Check> =
-            started.iter().map(|server| Check::new(server.peer, server.address, workload)).collect();
+    fn run_rounds(
+        &mut self,
+        workload: Workload,
+        started: &[RunningPeer],
+        run: &mut PeerSampler<'_>,
+    ) -> Result<Vec<PeerSamples>> {
+        let mut checks: Vec<ResponseCheck> =
+            started.iter().map(|server| ResponseCheck::new(server.peer, server.address, workload)).collect();
         eprintln!("{}: checking and warming up", workload.name());
         for (server, check) in started.iter().zip(&checks) {
-            check.before(&mut arena.counter)?;
-            arena.load.run(server.address, WARM_UP_SECONDS, || ())?;
+            check.before(&mut run.counter)?;
+            WrkRun { seconds: WARM_UP_SECONDS, ..run.wrk }.run(server.address, || ())?;
         }
-        let mut peers: Vec<Measured> =
-            started.iter().map(|server| Measured { peer: server.peer, samples: Vec::new() }).collect();
+        let mut peers: Vec<PeerSamples> =
+            started.iter().map(|server| PeerSamples { peer: server.peer, samples: Vec::new() }).collect();
         for round in 0..self.plan.rounds {
-            for place in 0..started.len() {
-                // Each round begins with another peer, so that none always follows the same one.
-                let turn = (place + round) % started.len();
-                peers[turn].samples.push(arena.sample(&started[turn], &mut checks[turn])?);
+            for position in 0..started.len() {
+                // Rotates the order, so that no peer always follows the same one.
+                let index = (position + round) % started.len();
+                peers[index].samples.push(run.sample(&started[index], &mut checks[index])?);
                 self.progress.step();
             }
-            self.show(workload, round, &peers);
+            self.report_round(workload, round, &peers);
         }
         for check in &checks {
-            check.after(&mut arena.counter)?;
+            check.after(&mut run.counter)?;
         }
         Ok(peers)
     }
 
-    fn show(&self, workload: Workload, round: usize, peers: &[Measured]) {
+    fn report_round(&self, workload: Workload, round: usize, peers: &[PeerSamples]) {
         let figures = peers.iter().filter_map(|measured| {
             let sample = measured.samples.last()?;
             let errors = if sample.errors > 0 { format!(" ({} ERRORS)", sample.errors) } else { String::new() };
@@ -135,81 +144,82 @@ impl<'a> Bench<'a> {
             workload.name(),
             round + 1,
             self.plan.rounds,
-            self.progress.left(),
+            self.progress.time_left(),
             figures.collect::<Vec<_>>().join(", "),
         );
     }
 }
 
-/// The load and the origin of one workload.
-struct Arena<'a> {
+/// Measures one peer for one round: runs wrk and reads the origin's request counter.
+struct PeerSampler<'a> {
     workload: Workload,
-    load: Load<'a>,
-    seconds: u64,
-    counter: Counter,
+    wrk: WrkRun<'a>,
+    counter: OriginCounter,
 }
 
-impl Arena<'_> {
-    fn sample(&mut self, server: &Started, check: &mut Check) -> Result<Sample> {
-        let mut probes = Probes::default();
+impl PeerSampler<'_> {
+    fn sample(&mut self, server: &RunningPeer, check: &mut ResponseCheck) -> Result<Sample> {
+        let mut probes = ProbeCounts::default();
         let pid = server.process.pid();
-        let asked = self.counter.settled()?;
-        let (cpu, core, began) = (usage::of_tree(pid)?, usage::of_core(SERVER_CORE)?, Instant::now());
-        let report = self.load.run(server.address, self.seconds, || check.probe(&mut probes))?;
-        let (cpu, elapsed) = (usage::of_tree(pid)?.since(cpu), began.elapsed());
-        let others = usage::of_core(SERVER_CORE)?.saturating_sub(core).saturating_sub(cpu.total());
-        let asked = self.counter.settled()? - asked;
-        let errors = self.workload.errors(&report, &probes, asked);
+        let origin_before = self.counter.settled()?;
+        let (cpu, core, began) = (cpu_time::of_tree(pid)?, cpu_time::of_core(SERVER_CORE)?, Instant::now());
+        let report = self.wrk.run(server.address, || check.probe(&mut probes))?;
+        let (cpu, elapsed) = (cpu_time::of_tree(pid)?.since(cpu), began.elapsed());
+        let others = cpu_time::of_core(SERVER_CORE)?.saturating_sub(core).saturating_sub(cpu.total());
+        let origin_requests = self.counter.settled()? - origin_before;
+        let errors = self.workload.errors(&report, &probes, origin_requests);
         if errors > 0 {
             let (workload, peer) = (self.workload.name(), server.peer.name());
-            eprintln!("{workload}: {peer}: {errors} errors: {asked} reached the origin; {report:?}, {probes:?}");
+            eprintln!(
+                "{workload}: {peer}: {errors} errors: {origin_requests} reached the origin; {report:?}, {probes:?}"
+            );
         }
         Ok(Sample { report, errors, cpu, others, elapsed })
     }
 }
 
-fn start_origin(workload: Workload, tools: &Tools, scratch: &Scratch) -> Result<(Running, SocketAddr)> {
+fn start_origin(workload: Workload, tools: &Tools, scratch: &ScratchDirectory) -> Result<(ChildProcess, SocketAddr)> {
     let [address] = free_addresses()?;
     let mut command = tools.pinned(LOAD_CORE, &this_program()?);
     command.args(["origin", "--listen", &address.to_string()]);
     command.args(["--body-bytes", &workload.body_bytes().to_string(), "--cache-control", CACHE_CONTROL]);
-    let mut origin = Running::start("origin", command, scratch)?;
-    origin.await_ready(START_PATIENCE, || Counter::open(address).is_ok())?;
+    let mut origin = ChildProcess::start("origin", command, scratch)?;
+    origin.await_ready(START_TIMEOUT, || OriginCounter::open(address).is_ok())?;
     Ok((origin, address))
 }
 
 impl Sample {
     /// Requests per second.
     pub(crate) fn rate(&self) -> f64 {
-        count(self.report.requests) / self.report.duration.as_secs_f64()
+        as_f64(self.report.requests) / self.report.duration.as_secs_f64()
     }
 
-    /// Microseconds of the server's CPU time.
+    /// CPU time of the server per request, in microseconds.
     pub(crate) fn cpu_per_request(&self) -> f64 {
         self.user_per_request() + self.system_per_request()
     }
 
     pub(crate) fn user_per_request(&self) -> f64 {
-        self.cpu.user.as_secs_f64() * 1e6 / count(self.report.requests)
+        self.cpu.user.as_secs_f64() * 1e6 / as_f64(self.report.requests)
     }
 
     pub(crate) fn system_per_request(&self) -> f64 {
-        self.cpu.system.as_secs_f64() * 1e6 / count(self.report.requests)
+        self.cpu.system.as_secs_f64() * 1e6 / as_f64(self.report.requests)
     }
 
-    /// Share of the time in which the server ran.
-    pub(crate) fn busy(&self) -> f64 {
+    /// CPU time of the server as a share of elapsed time.
+    pub(crate) fn server_share(&self) -> f64 {
         self.cpu.total().as_secs_f64() / self.elapsed.as_secs_f64()
     }
 
-    /// Share of the time in which something else ran on the server's core.
-    pub(crate) fn disturbed(&self) -> f64 {
+    /// CPU time of everything else on the server's core as a share of elapsed time.
+    pub(crate) fn others_share(&self) -> f64 {
         self.others.as_secs_f64() / self.elapsed.as_secs_f64()
     }
 }
 
 /// Exact below 2^53, which no bench reaches.
 #[expect(clippy::cast_precision_loss)]
-fn count(number: u64) -> f64 {
+fn as_f64(number: u64) -> f64 {
     number as f64
 }

@@ -1,19 +1,20 @@
-//! The record as a bar chart, in SVG written by hand. It brings its own background, light or dark as the reader's system is.
+//! Renders the record as an SVG bar chart. The background is light or dark according to the
+//! reader's system.
 
 use std::fmt::Write;
 
 use crate::goal::goals;
 use crate::peer::Peer;
-use crate::record::{Entry, Figures, Record};
+use crate::record::{BenchRecord, PeerFigures, WorkloadRecord};
 use crate::spread::Spread;
 
 const WIDTH: f64 = 840.0;
 const LEFT: f64 = 150.0;
-/// Room for the figures beside the longest bar.
+/// Space for the figures next to the longest bar.
 const RIGHT: f64 = 130.0;
 const TOP: f64 = 84.0;
 const BAR: f64 = 13.0;
-/// Width of a figure beside a bar.
+/// Width of a figure next to a bar.
 const FIGURE: f64 = 44.0;
 const STEP: f64 = 18.0;
 const TITLE: f64 = 24.0;
@@ -24,97 +25,135 @@ const STYLE: &str = "\
   .page { fill: #ffffff } text { font: 12px system-ui, sans-serif; fill: #24292f; paint-order: stroke; stroke: #ffffff; stroke-width: 3px }
   .title { font-size: 16px; font-weight: 600 }
   .group { font-weight: 600 } .quiet { fill: #57606a } .grid { stroke: #d8dee4 } .one { stroke: #57606a; stroke-dasharray: 4 3 }
-  .other { fill: #8c959f } .tidegate { fill: #0a7ea4 } .limit { fill: #d0d7de; stroke: #8c959f } .goal { stroke: #bc4c00; stroke-width: 2.5 }
+  .other { fill: #8c959f } .tidegate { fill: #0a7ea4 } .bound { fill: #d0d7de; stroke: #8c959f } .goal { stroke: #bc4c00; stroke-width: 2.5 }
   .spread { stroke: #24292f; stroke-width: 1.2 }
   @media (prefers-color-scheme: dark) {
     .page { fill: #0d1117 } text { fill: #e6edf3; stroke: #0d1117 } .quiet { fill: #9198a1 } .grid { stroke: #2a313c } .one { stroke: #9198a1 }
-    .other { fill: #6e7681 } .tidegate { fill: #39b6d8 } .limit { fill: #2a313c; stroke: #6e7681 } .goal { stroke: #f0883e }
+    .other { fill: #6e7681 } .tidegate { fill: #39b6d8 } .bound { fill: #2a313c; stroke: #6e7681 } .goal { stroke: #f0883e }
     .spread { stroke: #e6edf3 }
   }
 ";
 
 /// CPU time per request of every peer as ratios to nginx.
-pub(crate) fn svg(record: &Record) -> String {
-    let groups: Vec<(&Entry, Vec<(&Figures, Spread)>)> =
+pub(crate) fn svg(record: &BenchRecord) -> String {
+    let groups: Vec<(&WorkloadRecord, Vec<(&PeerFigures, Spread)>)> =
         record.workloads.iter().map(|entry| (entry, bars(entry))).filter(|(_, bars)| !bars.is_empty()).collect();
     let scale = Scale::of(groups.iter().flat_map(|(_, bars)| bars).map(|(_, ratio)| *ratio));
-    let heights = groups.iter().map(|(_, bars)| TITLE + STEP * count(bars.len()) + GAP);
+    let heights = groups.iter().map(|(_, bars)| TITLE + STEP * as_f64(bars.len()) + GAP);
     let height = TOP + heights.sum::<f64>() + FOOT;
-    let mut text = String::new();
-    frame(&mut text, &scale, height);
+    let mut chart = ChartWriter { text: String::new(), scale };
+    chart.frame(height);
     let mut y = TOP;
     for (entry, bars) in &groups {
-        let about = entry.workload().map_or("", |workload| workload.about());
-        let (x, at, name) = (LEFT, y + 16.0, escaped(&entry.name));
-        line(&mut text, format_args!("<text class=\"group\" x=\"16\" y=\"{at}\">{name}</text>"));
-        line(&mut text, format_args!("<text class=\"quiet\" x=\"{x}\" y=\"{at}\">{about}</text>"));
+        let description = entry.workload().map_or("", |workload| workload.description());
+        let (x, baseline, name) = (LEFT, y + 16.0, escape(&entry.name));
+        chart.line(format_args!("<text class=\"group\" x=\"16\" y=\"{baseline}\">{name}</text>"));
+        chart.line(format_args!("<text class=\"quiet\" x=\"{x}\" y=\"{baseline}\">{description}</text>"));
         y += TITLE;
         for (figures, ratio) in bars {
-            let goal = wanted(entry, figures).map(|ratio| goal(&mut text, &scale, y, ratio));
-            bar(&mut text, &scale, y, (figures, *ratio), goal);
+            let goal_x = goal_to_nginx(entry, figures).map(|ratio| chart.goal(y, ratio));
+            chart.bar(y, (figures, *ratio), goal_x);
             y += STEP;
         }
         y += GAP;
     }
-    line(&mut text, format_args!("</svg>"));
-    text
+    chart.line(format_args!("</svg>"));
+    chart.text
 }
 
-/// Who is shown: nginx is the line at 1, and without it there is nothing to compare with.
-fn bars(entry: &Entry) -> Vec<(&Figures, Spread)> {
-    let ratio = |figures: &Figures| figures.ratio_to.get(Peer::Nginx.name()).map(|ratio| ratio.cpu);
+/// Peers with a bar: all but nginx, which is the line at 1. Empty if nginx was not measured.
+fn bars(entry: &WorkloadRecord) -> Vec<(&PeerFigures, Spread)> {
+    let ratio = |figures: &PeerFigures| figures.ratio_to.get(Peer::Nginx.name()).map(|ratio| ratio.cpu);
     let others = entry.peers.iter().filter(|figures| figures.name != Peer::Nginx.name());
     others.filter_map(|figures| Some((figures, ratio(figures)?))).collect()
 }
 
-/// From ratios to places.
+/// Maps ratios to x coordinates.
 struct Scale {
-    /// The ratio at the right end, a multiple of one half.
+    /// The ratio at the right end, a multiple of 0.5.
     end: f64,
 }
 
 impl Scale {
-    /// Every bar fits; a spread may be cut off.
+    /// Every bar fits; a spread may be clipped.
     fn of(ratios: impl Iterator<Item = Spread>) -> Self {
         let longest = ratios.map(|ratio| ratio.median).fold(1.5, f64::max);
         Scale { end: (longest * 2.0).ceil() / 2.0 }
     }
 
-    fn place(&self, ratio: f64) -> f64 {
+    fn x(&self, ratio: f64) -> f64 {
         LEFT + (WIDTH - LEFT - RIGHT) * (ratio / self.end).clamp(0.0, 1.0)
     }
 }
 
-fn frame(text: &mut String, scale: &Scale, height: f64) {
-    line(
-        text,
-        format_args!(
+/// Writes the elements of the chart.
+struct ChartWriter {
+    text: String,
+    scale: Scale,
+}
+
+impl ChartWriter {
+    fn frame(&mut self, height: f64) {
+        self.line(format_args!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" width=\"{WIDTH}\" height=\"{height}\" role=\"img\">"
-        ),
-    );
-    line(text, format_args!("<title>CPU time per request as ratios to nginx</title>\n<style>\n{STYLE}</style>"));
-    line(text, format_args!("<rect class=\"page\" width=\"{WIDTH}\" height=\"{height}\" rx=\"8\"/>"));
-    line(text, format_args!("<text class=\"title\" x=\"16\" y=\"28\">Requests per CPU second, nginx = 1</text>"));
-    line(
-        text,
-        format_args!(
-            "<text class=\"quiet\" x=\"16\" y=\"48\">One core; longer is better. Thin lines: smallest to largest of the rounds. Orange: \
-             Tidegate's goal. Limits do no work at all.</text>"
-        ),
-    );
-    let bottom = height - FOOT;
-    let mut ratio = 0.0;
-    while ratio <= scale.end {
-        let (x, class) = (scale.place(ratio), if is_one(ratio) { "one" } else { "grid" });
-        line(text, format_args!("<line class=\"{class}\" x1=\"{x:.1}\" y1=\"72\" x2=\"{x:.1}\" y2=\"{bottom}\"/>"));
-        for y in [68.0, bottom + 16.0] {
-            let label = if is_one(ratio) { "nginx".to_owned() } else { format!("{ratio}") };
-            line(
-                text,
-                format_args!("<text class=\"quiet\" x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{label}</text>"),
-            );
+        ));
+        self.line(format_args!("<title>CPU time per request as ratios to nginx</title>\n<style>\n{STYLE}</style>"));
+        self.line(format_args!("<rect class=\"page\" width=\"{WIDTH}\" height=\"{height}\" rx=\"8\"/>"));
+        self.line(format_args!("<text class=\"title\" x=\"16\" y=\"28\">Requests per CPU second, nginx = 1</text>"));
+        self.line(format_args!(
+            "<text class=\"quiet\" x=\"16\" y=\"48\">One core; longer is better. Thin lines: minimum to maximum of the rounds. Orange: \
+             Tidegate's goal. Upper bounds are programs that do no work.</text>"
+        ));
+        let bottom = height - FOOT;
+        let mut ratio = 0.0;
+        while ratio <= self.scale.end {
+            let (x, class) = (self.scale.x(ratio), if is_one(ratio) { "one" } else { "grid" });
+            self.line(format_args!("<line class=\"{class}\" x1=\"{x:.1}\" y1=\"72\" x2=\"{x:.1}\" y2=\"{bottom}\"/>"));
+            for y in [68.0, bottom + 16.0] {
+                let label = if is_one(ratio) { "nginx".to_owned() } else { format!("{ratio}") };
+                self.line(format_args!(
+                    "<text class=\"quiet\" x=\"{x:.1}\" y=\"{y}\" text-anchor=\"middle\">{label}</text>"
+                ));
+            }
+            ratio += 0.5;
         }
-        ratio += 0.5;
+    }
+
+    fn bar(&mut self, y: f64, (figures, ratio): (&PeerFigures, Spread), goal_x: Option<f64>) {
+        let class = match figures.name.as_str() {
+            "tidegate" => "tidegate",
+            "constant-response" | "byte-relay" => "bound",
+            _ => "other",
+        };
+        let (start, end, low, high) =
+            (self.scale.x(0.0), self.scale.x(ratio.median), self.scale.x(ratio.min), self.scale.x(ratio.max));
+        let (middle, base, name) = (y + BAR / 2.0, y + BAR - 2.5, escape(&figures.name));
+        let errors = if figures.errors > 0 { format!(", {} errors", figures.errors) } else { String::new() };
+        self.line(format_args!("<text x=\"{:.1}\" y=\"{base:.1}\" text-anchor=\"end\">{name}</text>", start - 8.0));
+        self.line(format_args!(
+            "<rect class=\"{class}\" x=\"{start:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\"/>",
+            end - start
+        ));
+        self.line(format_args!(
+            "<line class=\"spread\" x1=\"{low:.1}\" y1=\"{middle:.1}\" x2=\"{high:.1}\" y2=\"{middle:.1}\"/>"
+        ));
+        // The figure is next to the bar, or next to the goal if they would overlap.
+        let edge = high.max(end);
+        let x = goal_x.filter(|goal_x| (edge..edge + FIGURE).contains(goal_x)).unwrap_or(edge) + 8.0;
+        self.line(format_args!("<text x=\"{x:.1}\" y=\"{base:.1}\">{:.2}{errors}</text>", ratio.median));
+    }
+
+    /// Draws the mark of a goal and returns its x coordinate.
+    fn goal(&mut self, y: f64, ratio: f64) -> f64 {
+        let (x, top, bottom) = (self.scale.x(ratio), y - 2.0, y + BAR + 2.0);
+        self.line(format_args!(
+            "<line class=\"goal\" x1=\"{x:.1}\" y1=\"{top:.1}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\"><title>goal {ratio}</title></line>"
+        ));
+        x
+    }
+
+    fn line(&mut self, arguments: std::fmt::Arguments<'_>) {
+        writeln!(self.text, "{arguments}").expect("writing to a string does not fail");
     }
 }
 
@@ -122,63 +161,19 @@ fn is_one(ratio: f64) -> bool {
     (ratio - 1.0).abs() < f64::EPSILON
 }
 
-fn bar(text: &mut String, scale: &Scale, y: f64, (figures, ratio): (&Figures, Spread), goal: Option<f64>) {
-    let class = match figures.name.as_str() {
-        "tidegate" => "tidegate",
-        name if name.starts_with("limit") => "limit",
-        _ => "other",
-    };
-    let (start, end, low, high) =
-        (scale.place(0.0), scale.place(ratio.median), scale.place(ratio.min), scale.place(ratio.max));
-    let (middle, base, name) = (y + BAR / 2.0, y + BAR - 2.5, escaped(&figures.name));
-    let errors = if figures.errors > 0 { format!(", {} errors", figures.errors) } else { String::new() };
-    line(text, format_args!("<text x=\"{:.1}\" y=\"{base:.1}\" text-anchor=\"end\">{name}</text>", start - 8.0));
-    line(
-        text,
-        format_args!(
-            "<rect class=\"{class}\" x=\"{start:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\"/>",
-            end - start
-        ),
-    );
-    line(
-        text,
-        format_args!("<line class=\"spread\" x1=\"{low:.1}\" y1=\"{middle:.1}\" x2=\"{high:.1}\" y2=\"{middle:.1}\"/>"),
-    );
-    // The figure stands beside the bar, or beside the goal where that would be under it.
-    let edge = high.max(end);
-    let x = goal.filter(|goal| (edge..edge + FIGURE).contains(goal)).unwrap_or(edge) + 8.0;
-    line(text, format_args!("<text x=\"{x:.1}\" y=\"{base:.1}\">{:.2}{errors}</text>", ratio.median));
-}
-
-/// The goal to nginx, where figures and workload have one.
-fn wanted(entry: &Entry, figures: &Figures) -> Option<f64> {
+/// Goal of the workload relative to nginx, for the figures of Tidegate.
+fn goal_to_nginx(entry: &WorkloadRecord, figures: &PeerFigures) -> Option<f64> {
     let workload = entry.workload().filter(|_| figures.name == Peer::Tidegate.name())?;
-    goals(workload).iter().find(|goal| goal.yardstick == Peer::Nginx).map(|goal| goal.ratio)
+    goals(workload).iter().find(|goal| goal.baseline == Peer::Nginx).map(|goal| goal.ratio)
 }
 
-/// Marks a goal, and tells where.
-fn goal(text: &mut String, scale: &Scale, y: f64, ratio: f64) -> f64 {
-    let (x, top, bottom) = (scale.place(ratio), y - 2.0, y + BAR + 2.0);
-    line(
-        text,
-        format_args!(
-            "<line class=\"goal\" x1=\"{x:.1}\" y1=\"{top:.1}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\"><title>goal {ratio}</title></line>"
-        ),
-    );
-    x
-}
-
-fn escaped(text: &str) -> String {
+fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// Exact: nobody has that many peers.
-fn count(number: usize) -> f64 {
+/// Exact up to 2^32.
+fn as_f64(number: usize) -> f64 {
     f64::from(u32::try_from(number).unwrap_or(u32::MAX))
-}
-
-fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
-    writeln!(text, "{arguments}").expect("a String takes everything");
 }
 
 #[cfg(test)]
@@ -188,17 +183,17 @@ mod tests {
     use crate::workload::Workload;
 
     #[test]
-    fn without_figures_there_is_an_empty_chart() {
-        let text = svg(&Record::default());
+    fn empty_record_gives_an_empty_chart() {
+        let text = svg(&BenchRecord::default());
         assert!(text.starts_with("<svg ") && text.ends_with("</svg>\n"), "{text}");
         assert_eq!(text.matches("<rect").count(), 1);
     }
 
     #[test]
     fn each_peer_but_nginx_has_a_bar_and_tidegate_a_goal() {
-        let mut record = Record::default();
+        let mut record = BenchRecord::default();
         record.put(entry(Workload::Hit1k, "a"));
-        // Its only goal is to another yardstick.
+        // Its only goal is relative to another baseline.
         record.put(entry(Workload::Hit1k512c, "a"));
         let text = svg(&record);
         assert_eq!(text.matches("<rect class=\"tidegate\"").count(), 2, "{text}");
@@ -207,16 +202,16 @@ mod tests {
     }
 
     #[test]
-    fn every_bar_fits_and_a_spread_is_cut_off() {
+    fn every_bar_fits_and_a_spread_is_clipped() {
         let ratio = |median| Spread { median, min: 0.0, max: 99.0 };
         let scale = Scale::of([ratio(1.2), ratio(2.1)].into_iter());
         assert!(is_one(scale.end - 1.5));
-        assert!(scale.place(99.0) <= WIDTH - RIGHT);
+        assert!(scale.x(99.0) <= WIDTH - RIGHT);
         assert!(is_one(Scale::of(std::iter::empty()).end - 0.5));
     }
 
     #[test]
-    fn names_from_a_file_are_no_markup() {
-        assert_eq!(escaped("<a>&"), "&lt;a&gt;&amp;");
+    fn names_from_a_file_are_escaped() {
+        assert_eq!(escape("<a>&"), "&lt;a&gt;&amp;");
     }
 }

@@ -1,20 +1,21 @@
-//! What Tidegate is meant to reach, and whether it does.
+//! Performance goals of Tidegate per workload.
 
 use crate::peer::Peer;
 use crate::workload::Workload;
 
-/// How many times less CPU time per request than a yardstick.
+/// Goal for the ratio of the baseline's CPU time per request to Tidegate's.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Goal {
-    pub(crate) yardstick: Peer,
+pub(crate) struct PerformanceGoal {
+    pub(crate) baseline: Peer,
     pub(crate) ratio: f64,
 }
 
-/// The peers that ratios are drawn to: nginx as Debian sets it, and at its best setting for small objects.
-pub(crate) const YARDSTICKS: [Peer; 2] = [Peer::Nginx, Peer::NginxNosendfile];
+/// Peers that ratios refer to: nginx with Debian's settings, and with its best setting for small
+/// objects.
+pub(crate) const BASELINES: [Peer; 2] = [Peer::Nginx, Peer::NginxNosendfile];
 
-/// One core, all that a route has by default switched on.
-pub(crate) fn goals(workload: Workload) -> Vec<Goal> {
+/// Goals for one core, with all defaults of a route enabled.
+pub(crate) fn goals(workload: Workload) -> Vec<PerformanceGoal> {
     let ratios = match workload {
         Workload::Hit1k => [Some(1.8), Some(1.45)],
         Workload::Hit1k512c => [None, Some(1.4)],
@@ -25,8 +26,8 @@ pub(crate) fn goals(workload: Workload) -> Vec<Goal> {
         Workload::Pass1k512c => [Some(1.3), None],
         Workload::Denied => [Some(1.1), None],
     };
-    let goals = YARDSTICKS.into_iter().zip(ratios);
-    goals.filter_map(|(yardstick, ratio)| Some(Goal { yardstick, ratio: ratio? })).collect()
+    let goals = BASELINES.into_iter().zip(ratios);
+    goals.filter_map(|(baseline, ratio)| Some(PerformanceGoal { baseline, ratio: ratio? })).collect()
 }
 
 #[cfg(test)]
@@ -36,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_workload_has_a_goal_above_its_yardstick() {
+    fn every_workload_has_a_goal_above_its_baseline() {
         for workload in Workload::value_variants() {
             let goals = goals(*workload);
             assert!(!goals.is_empty());

@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGHUP become a flag, so that everything ends by going out of scope.
+//! Converts Ctrl-C, SIGTERM and SIGHUP into a flag, so that destructors stop all child processes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::failure::{Failure, Result};
+use crate::error::{LoadtestError, Result};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-/// How often a wait looks at the flag, and at what it waits for.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Polling interval of waits.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Starts to listen. Until then signals end the process at once.
+/// Installs the signal handlers. Until then, a signal ends the process at once.
 pub(crate) fn watch() -> Result<()> {
-    let failed = || Failure::io("cannot listen to signals");
+    let failed = || LoadtestError::io("cannot install signal handlers");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed())?;
-    // Registered here, so that none is lost until the thread runs.
+    // Registered before the thread starts, so that no signal is lost.
     let (mut interrupt, mut terminate, mut hangup) = {
         let _inside = runtime.enter();
         let listen = |kind| signal(kind).map_err(failed());
@@ -36,20 +36,20 @@ pub(crate) fn watch() -> Result<()> {
     Ok(())
 }
 
-/// Waits until `done` has an answer, at most `patience`; `None` after that.
-pub(crate) fn wait_for<T>(patience: Duration, mut done: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
-    let deadline = Instant::now() + patience;
+/// Polls `poll` until it returns a value; `None` after `timeout`.
+pub(crate) fn wait_for<T>(timeout: Duration, mut poll: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
+    let deadline = Instant::now() + timeout;
     loop {
         if INTERRUPTED.load(Ordering::Relaxed) {
-            return Err(Failure::Interrupted);
+            return Err(LoadtestError::Interrupted);
         }
-        if let Some(answer) = done()? {
-            return Ok(Some(answer));
+        if let Some(value) = poll()? {
+            return Ok(Some(value));
         }
         if Instant::now() >= deadline {
             return Ok(None);
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_ends_with_its_answer_or_its_patience() {
+    fn wait_ends_with_a_value_or_its_timeout() {
         assert_eq!(wait_for(Duration::ZERO, || Ok(None::<u8>)).expect("no signal"), None);
         let mut left = 2;
         let counted = wait_for(Duration::from_secs(60), || {

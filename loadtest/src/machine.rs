@@ -1,4 +1,4 @@
-//! Where, when and with what a bench ran.
+//! Date, commit, machine and versions of a bench run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,15 +9,15 @@ use std::{env, fs};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bench::Plan;
+use crate::bench::BenchPlan;
 use crate::tools::{Tool, Tools};
 
-/// One run of the bench, which may measure several workloads.
+/// One run of the bench; it may measure several workloads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Run {
+pub(crate) struct BenchRun {
     pub(crate) date: String,
     pub(crate) commit: String,
-    /// Whether the checkout differed from the commit, figures of earlier runs apart.
+    /// Whether the checkout differed from the commit, apart from stored figures.
     pub(crate) has_changes: bool,
     pub(crate) command: String,
     pub(crate) rounds: usize,
@@ -26,8 +26,8 @@ pub(crate) struct Run {
     pub(crate) versions: BTreeMap<String, String>,
 }
 
-impl Run {
-    pub(crate) fn read(plan: &Plan, tools: &Tools) -> Self {
+impl BenchRun {
+    pub(crate) fn read(plan: &BenchPlan, tools: &Tools) -> Self {
         let mut versions = BTreeMap::from([
             ("wrk".to_owned(), version(tools.path(Tool::Wrk), "-v")),
             ("tidegate".to_owned(), version(&plan.tidegate, "--version")),
@@ -37,7 +37,7 @@ impl Run {
             versions.entry(tool.name().to_owned()).or_insert_with(|| version(tools.path(tool), argument));
         }
         let changes = git(&["status", "--porcelain", "--", ":/", ":(top,exclude)docs/performance"]);
-        Run {
+        BenchRun {
             date: httpdate::fmt_http_date(SystemTime::now()),
             commit: git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(unknown),
             has_changes: changes.is_none_or(|changes| !changes.is_empty()),
@@ -71,7 +71,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(file).map_or_else(|_| unknown(), |text| text.trim().to_owned())
 }
 
-/// The first value of `name` in a file of lines such as `name : value`.
+/// First value of `name` in a file with lines such as `name : value`.
 fn value_of(file: &str, name: &str, separator: char) -> String {
     let text = read(file);
     let value = text.lines().find_map(|line| {
@@ -81,7 +81,7 @@ fn value_of(file: &str, name: &str, separator: char) -> String {
     value.unwrap_or_else(unknown)
 }
 
-/// The first line a program prints about itself, on whichever stream.
+/// First line of a program's version output, on either stream.
 fn version(program: &Path, argument: &str) -> String {
     let output = Command::new(program).arg(argument).output();
     let text = output.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
@@ -94,7 +94,7 @@ fn git(arguments: &[&str]) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Without the directories of the program, which say nothing to anyone else.
+/// The command line without the directory of the program, which differs between machines.
 fn command_line(mut arguments: impl Iterator<Item = String>) -> String {
     let program = arguments.next().unwrap_or_default();
     let name = program.rsplit('/').next().unwrap_or_default().to_owned();
@@ -106,14 +106,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_told_is_unknown() {
+    fn unavailable_facts_are_unknown() {
         assert_eq!(version(Path::new("/nonexistent"), "-v"), "unknown");
         assert_eq!(value_of("/nonexistent", "a", ':'), "unknown");
         assert_eq!(git(&["no-such-command"]), None);
     }
 
     #[test]
-    fn a_command_line_begins_with_a_name() {
+    fn command_line_starts_with_the_program_name() {
         let arguments = ["/a/b/loadtest", "bench", "--write", "docs/performance"].map(str::to_owned);
         assert_eq!(command_line(arguments.into_iter()), "loadtest bench --write docs/performance");
     }

@@ -1,7 +1,9 @@
-//! The origin behind the peers: one thread, one body, keep-alive and pipelining, as little work per request as possible.
+//! The origin behind the peers: one thread, one body, keep-alive and pipelining, with minimal work
+//! per request.
 //!
-//! It answers GET and HEAD for any target and refuses requests with a body. `/count` tells how many requests were answered, itself
-//! not counted, so that a cache can be caught asking. Each target has an ETag of its own: a mixed-up key shows.
+//! It responds to GET and HEAD for any target and rejects requests with a body. `/count` returns
+//! the number of requests so far, without itself, which reveals cache misses. Each target has its
+//! own ETag, which reveals mixed-up cache keys.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, Write};
@@ -17,49 +19,49 @@ use crate::listen::listen;
 
 /// Target of the counter.
 pub(crate) const COUNT: &str = "/count";
-/// What has not become a request after this many bytes never will.
+/// Largest request head.
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// Larger bodies are written from where they are instead of being copied behind the head.
+/// Larger bodies are written directly instead of being copied behind the head.
 const COPY_BYTES_MAX: usize = 64 << 10;
 
-/// What an origin answers with.
-pub(crate) struct Settings {
+/// Configuration of an origin.
+pub(crate) struct OriginConfig {
     pub(crate) listen: SocketAddr,
     pub(crate) body_bytes: usize,
     pub(crate) cache_control: String,
 }
 
-struct Origin {
+struct OriginServer {
     body: Vec<u8>,
-    /// The fields that are the same in each answer.
+    /// Fields that are the same in each response.
     fields: String,
-    answered: Cell<u64>,
+    requests: Cell<u64>,
     date: RefCell<(Instant, String)>,
 }
 
-/// What the head of one request asks for.
+/// Parsed request head.
 #[derive(Debug, PartialEq)]
-struct Asked<'a> {
+struct RequestHead<'a> {
     target: &'a [u8],
     is_head: bool,
     closes: bool,
 }
 
 /// Runs until the process ends.
-pub(crate) fn run(settings: &Settings) -> io::Result<()> {
+pub(crate) fn run(config: &OriginConfig) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(Default::default())?;
     runtime.block_on(async {
-        let listener = TcpListener::from_std(listen(settings.listen)?)?;
-        let origin = Rc::new(Origin::new(settings));
+        let listener = TcpListener::from_std(listen(config.listen)?)?;
+        let origin = Rc::new(OriginServer::new(config));
         loop {
             let Ok((stream, _)) = listener.accept().await else {
-                // Out of descriptors, most likely: connections that end make room.
+                // Probably out of descriptors: closed connections free some.
                 tokio::task::yield_now().await;
                 continue;
             };
             let origin = Rc::clone(&origin);
             tokio::task::spawn_local(async move {
-                // A client that goes away in the middle is no concern of the origin.
+                // A client that disconnects is not an error of the origin.
                 drop(origin.serve(stream).await);
             });
         }
@@ -71,29 +73,29 @@ pub(crate) fn body(bytes: usize) -> Vec<u8> {
     (b'a'..=b'z').cycle().zip(0..bytes).map(|(letter, at)| if at % 27 == 26 { b'\n' } else { letter }).collect()
 }
 
-/// The entity tag of a target, in its quotes.
+/// The entity tag of a target, with quotes.
 pub(crate) fn etag(target: &[u8]) -> String {
-    // FNV-1a: short, and the same in the origin and in whoever checks its answers.
+    // FNV-1a: short, and used by the origin and by the response check.
     let hash = target
         .iter()
         .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3));
     format!("\"{hash:016x}\"")
 }
 
-impl Origin {
-    fn new(settings: &Settings) -> Self {
-        Origin {
-            body: body(settings.body_bytes),
+impl OriginServer {
+    fn new(config: &OriginConfig) -> Self {
+        OriginServer {
+            body: body(config.body_bytes),
             fields: format!(
                 "Content-Type: text/plain\r\nContent-Length: {}\r\nCache-Control: {}\r\n",
-                settings.body_bytes, settings.cache_control
+                config.body_bytes, config.cache_control
             ),
-            answered: Cell::new(0),
+            requests: Cell::new(0),
             date: RefCell::new((Instant::now(), httpdate::fmt_http_date(SystemTime::now()))),
         }
     }
 
-    /// Serves one connection until either side ends it.
+    /// Serves one connection until either side closes it.
     async fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let mut inbox = Vec::with_capacity(16 << 10);
@@ -103,14 +105,14 @@ impl Origin {
             while let Some(length) = memmem::find(&inbox[used..], b"\r\n\r\n") {
                 let head = &inbox[used..used + length];
                 used += length + 4;
-                let Some(asked) = parse(head) else {
+                let Some(request) = parse(head) else {
                     outbox.extend_from_slice(
                         b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
                     );
                     return stream.write_all(&outbox).await;
                 };
-                self.answer(&asked, &mut stream, &mut outbox).await?;
-                if asked.closes {
+                self.respond(&request, &mut stream, &mut outbox).await?;
+                if request.closes {
                     return stream.write_all(&outbox).await;
                 }
             }
@@ -125,19 +127,19 @@ impl Origin {
         }
     }
 
-    /// Puts the answer into `outbox`; a large body goes out at once.
-    async fn answer(&self, asked: &Asked<'_>, stream: &mut TcpStream, outbox: &mut Vec<u8>) -> io::Result<()> {
-        if asked.target == COUNT.as_bytes() {
-            let count = self.answered.get().to_string();
+    /// Appends the response to `outbox`; writes a large body at once.
+    async fn respond(&self, request: &RequestHead<'_>, stream: &mut TcpStream, outbox: &mut Vec<u8>) -> io::Result<()> {
+        if request.target == COUNT.as_bytes() {
+            let count = self.requests.get().to_string();
             let length = count.len();
             let head = format!("HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: {length}\r\n\r\n");
             outbox.extend_from_slice(head.as_bytes());
             outbox.extend_from_slice(count.as_bytes());
             return Ok(());
         }
-        self.answered.set(self.answered.get() + 1);
-        self.head(asked.target, outbox)?;
-        match (asked.is_head, self.body.len() > COPY_BYTES_MAX) {
+        self.requests.set(self.requests.get() + 1);
+        self.head(request.target, outbox)?;
+        match (request.is_head, self.body.len() > COPY_BYTES_MAX) {
             (true, _) => {}
             (false, false) => outbox.extend_from_slice(&self.body),
             (false, true) => {
@@ -158,27 +160,28 @@ impl Origin {
     }
 }
 
-/// Reads a request's head, without its last two line ends. `None`: not a request this origin answers.
-fn parse(head: &[u8]) -> Option<Asked<'_>> {
+/// Parses a request head without its final two line ends. `None`: the origin does not support the
+/// request.
+fn parse(head: &[u8]) -> Option<RequestHead<'_>> {
     let mut lines = head.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
     let mut words = lines.next()?.split(|byte| *byte == b' ');
     let (method, target, version) = (words.next()?, words.next()?, words.next()?);
     if !matches!(method, b"GET" | b"HEAD") || version != b"HTTP/1.1" || words.next().is_some() {
         return None;
     }
-    let mut asked = Asked { target, is_head: method == b"HEAD", closes: false };
+    let mut request = RequestHead { target, is_head: method == b"HEAD", closes: false };
     for line in lines {
         let colon = memchr::memchr(b':', line)?;
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"connection") {
-            asked.closes |= value.eq_ignore_ascii_case(b"close");
+            request.closes |= value.eq_ignore_ascii_case(b"close");
         } else if name.eq_ignore_ascii_case(b"transfer-encoding")
             || (name.eq_ignore_ascii_case(b"content-length") && value != b"0")
         {
             return None;
         }
     }
-    Some(asked)
+    Some(request)
 }
 
 #[cfg(test)]
@@ -186,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_bodyless_get_is_refused() {
+    fn requests_other_than_get_and_head_without_body_are_rejected() {
         for head in [
             "",
             "GET /",
@@ -202,29 +205,29 @@ mod tests {
     }
 
     #[test]
-    fn a_head_tells_target_method_and_close() {
-        let asked = |target, is_head, closes| Some(Asked { target, is_head, closes });
-        assert_eq!(parse(b"GET /a?b HTTP/1.1\r\nHost: x"), asked(b"/a?b".as_slice(), false, false));
-        assert_eq!(parse(b"HEAD / HTTP/1.1\r\nconnection:  Close"), asked(b"/".as_slice(), true, true));
-        assert_eq!(parse(b"GET / HTTP/1.1\r\nContent-Length: 0"), asked(b"/".as_slice(), false, false));
+    fn head_is_parsed_into_target_method_and_close() {
+        let request = |target, is_head, closes| Some(RequestHead { target, is_head, closes });
+        assert_eq!(parse(b"GET /a?b HTTP/1.1\r\nHost: x"), request(b"/a?b".as_slice(), false, false));
+        assert_eq!(parse(b"HEAD / HTTP/1.1\r\nconnection:  Close"), request(b"/".as_slice(), true, true));
+        assert_eq!(parse(b"GET / HTTP/1.1\r\nContent-Length: 0"), request(b"/".as_slice(), false, false));
     }
 
     #[test]
-    fn bodies_have_their_length_and_targets_their_tag() {
+    fn bodies_have_their_length_and_targets_their_etag() {
         assert_eq!((body(0).len(), body(1_024).len()), (0, 1_024));
         assert_eq!(body(29), b"abcdefghijklmnopqrstuvwxyz\nbc");
         assert_ne!(etag(b"/hit/1"), etag(b"/hit/2"));
     }
 
     #[tokio::test]
-    async fn pipelined_requests_are_answered_in_order_and_counted() {
-        let settings = Settings {
+    async fn pipelined_requests_get_responses_in_order_and_are_counted() {
+        let config = OriginConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             body_bytes: 3,
             cache_control: "max-age=1".to_owned(),
         };
-        let origin = Origin::new(&settings);
-        let listener = TcpListener::bind(settings.listen).await.expect("a free port");
+        let origin = OriginServer::new(&config);
+        let listener = TcpListener::bind(config.listen).await.expect("a free port");
         let mut client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
         let (stream, _) = listener.accept().await.expect("a connection");
         client
@@ -234,12 +237,12 @@ mod tests {
             .await
             .expect("room");
         origin.serve(stream).await.expect("a clean end");
-        let mut answers = String::new();
-        client.read_to_string(&mut answers).await.expect("text");
-        let parts: Vec<&str> = answers.split("\r\n\r\n").collect();
-        assert_eq!(parts.len(), 4, "{answers}");
-        assert!(parts[0].contains(&etag(b"/a")) && parts[0].contains("Cache-Control: max-age=1"), "{answers}");
-        assert!(parts[1].starts_with("abcHTTP/1.1 200 OK") && parts[1].contains(&etag(b"/b")), "{answers}");
+        let mut responses = String::new();
+        client.read_to_string(&mut responses).await.expect("text");
+        let parts: Vec<&str> = responses.split("\r\n\r\n").collect();
+        assert_eq!(parts.len(), 4, "{responses}");
+        assert!(parts[0].contains(&etag(b"/a")) && parts[0].contains("Cache-Control: max-age=1"), "{responses}");
+        assert!(parts[1].starts_with("abcHTTP/1.1 200 OK") && parts[1].contains(&etag(b"/b")), "{responses}");
         assert_eq!(parts[3], "2");
     }
 }

@@ -3,9 +3,9 @@
 use clap::ValueEnum;
 
 use crate::tools::Tool;
-use crate::workload::{Source, Workload};
+use crate::workload::{ResponseSource, Workload};
 
-/// A server that is measured. The order is that of every report.
+/// A server to measure. Reports use this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Peer {
     /// Debian's settings and `keepalive_requests`
@@ -20,10 +20,10 @@ pub(crate) enum Peer {
     Varnish,
     /// The defaults with one worker; always measured
     Tidegate,
-    /// A constant answer: the limit for hits and denials
-    LimitAnswer,
-    /// A relay of bytes: the limit for passing on
-    LimitRelay,
+    /// A constant response: the upper bound for hits and denials
+    ConstantResponse,
+    /// A relay of bytes: the upper bound for pass-through
+    ByteRelay,
 }
 
 impl Peer {
@@ -35,61 +35,61 @@ impl Peer {
             Peer::Haproxy => "haproxy",
             Peer::Varnish => "varnish",
             Peer::Tidegate => "tidegate",
-            Peer::LimitAnswer => "limit-answer",
-            Peer::LimitRelay => "limit-relay",
+            Peer::ConstantResponse => "constant-response",
+            Peer::ByteRelay => "byte-relay",
         }
     }
 
-    /// How it is set up, for a reader of reports.
-    pub(crate) fn about(self) -> &'static str {
+    /// Description of the setup, for reports.
+    pub(crate) fn description(self) -> &'static str {
         match self {
             Peer::Nginx => {
                 "Debian's settings, one worker process without master, no access log, cache on tmpfs, `keepalive_requests` and \
-                 timeouts raised so that no reconnection is measured, 64 kept upstream connections (512 where the load has as many)"
+                 timeouts raised so that no reconnection is measured, 64 idle upstream connections (512 if the load has as many)"
             }
             Peer::NginxNosendfile => "the same with `sendfile off`, its best setting here for small objects",
             Peer::NginxOpenfiles => {
                 "the same with `sendfile off` and `open_file_cache` for all keys; measured on request"
             }
             Peer::Haproxy => {
-                "`nbthread 1`, a `cache` of 256 MiB whose `max-age` outlives the bench, `http-reuse always` towards the origin, no log; a \
+                "`nbthread 1`, a `cache` of 256 MiB whose `max-age` exceeds the duration of the bench, `http-reuse always` towards the origin, no log; a \
                  stick table denies"
             }
             Peer::Varnish => {
-                "all its threads on the one core, one thread pool with a thread for every connection made beforehand, `malloc` storage, \
-                 its built-in rules, no log: the shared memory log is masked; vmod vsthrottle denies"
+                "all threads on one core, one thread pool with a thread for every connection created in advance, `malloc` storage, \
+                 the built-in VCL, no log: the shared memory log is masked; vmod vsthrottle denies"
             }
             Peer::Tidegate => "its defaults with one worker, no access log",
-            Peer::LimitAnswer => {
-                "no server: an epoll loop that looks for the end of a request's head and writes one prepared answer, whatever was asked for"
+            Peer::ConstantResponse => {
+                "no server: an epoll loop that finds the end of each request head and writes one prepared response, whatever the request"
             }
-            Peer::LimitRelay => {
-                "no server: an epoll loop that copies bytes between each client and an upstream connection of its own"
+            Peer::ByteRelay => {
+                "no server: an epoll loop that copies bytes between each client and its own upstream connection"
             }
         }
     }
 
-    /// The program to install; `None` where it is part of this repository.
+    /// The program to install; `None` if it is part of this repository.
     pub(crate) fn tool(self) -> Option<Tool> {
         match self {
             Peer::Nginx | Peer::NginxNosendfile | Peer::NginxOpenfiles => Some(Tool::Nginx),
             Peer::Haproxy => Some(Tool::Haproxy),
             Peer::Varnish => Some(Tool::Varnishd),
-            Peer::Tidegate | Peer::LimitAnswer | Peer::LimitRelay => None,
+            Peer::Tidegate | Peer::ConstantResponse | Peer::ByteRelay => None,
         }
     }
 
-    /// Whether the workload says anything about it: each limit limits one kind of work.
-    pub(crate) fn takes_part_in(self, workload: Workload) -> bool {
+    /// Whether the peer can run the workload: each upper bound applies to one kind of work.
+    pub(crate) fn supports(self, workload: Workload) -> bool {
         match self {
-            Peer::LimitAnswer => workload.source() != Source::Origin,
-            Peer::LimitRelay => workload.source() == Source::Origin,
+            Peer::ConstantResponse => workload.source() != ResponseSource::Origin,
+            Peer::ByteRelay => workload.source() == ResponseSource::Origin,
             _ => true,
         }
     }
 
-    /// What is measured where nobody names peers: all but the one setting that nobody runs by default.
-    pub(crate) fn usual() -> Vec<Peer> {
+    /// Default peers: all but the nginx setting that is measured on request only.
+    pub(crate) fn defaults() -> Vec<Peer> {
         Peer::value_variants().iter().copied().filter(|peer| *peer != Peer::NginxOpenfiles).collect()
     }
 }
@@ -99,17 +99,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_the_command_line() {
+    fn names_match_the_command_line() {
         for peer in Peer::value_variants() {
             assert_eq!(peer.to_possible_value().expect("no variant is hidden").get_name(), peer.name());
         }
     }
 
     #[test]
-    fn every_workload_has_one_limit() {
+    fn every_workload_has_one_upper_bound() {
         for workload in Workload::value_variants() {
-            let limits = [Peer::LimitAnswer, Peer::LimitRelay];
-            assert_eq!(limits.iter().filter(|limit| limit.takes_part_in(*workload)).count(), 1);
+            let bounds = [Peer::ConstantResponse, Peer::ByteRelay];
+            assert_eq!(bounds.iter().filter(|bound| bound.supports(*workload)).count(), 1);
         }
     }
 }

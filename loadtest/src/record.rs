@@ -1,4 +1,4 @@
-//! The figures that are kept: one entry for each workload, replaced only when that workload is measured again.
+//! The stored figures: one record per workload, replaced when that workload is measured again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,34 +6,34 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-use crate::bench::{Comparison, Measured, Sample};
-use crate::goal::YARDSTICKS;
-use crate::machine::Run;
+use crate::bench::{PeerSamples, Sample, WorkloadComparison};
+use crate::goal::BASELINES;
+use crate::machine::BenchRun;
 use crate::spread::Spread;
 use crate::workload::Workload;
 
-/// Changes when an older file can no longer be read.
+/// Version of the file format; increases if older files can no longer be parsed.
 const FORMAT: u32 = 1;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Record {
+pub(crate) struct BenchRecord {
     format: u32,
-    pub(crate) workloads: Vec<Entry>,
+    pub(crate) workloads: Vec<WorkloadRecord>,
 }
 
-/// One workload.
+/// Figures of one workload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Entry {
+pub(crate) struct WorkloadRecord {
     pub(crate) name: String,
-    pub(crate) run: Run,
-    pub(crate) peers: Vec<Figures>,
-    /// Peers that cannot do this, each with the reason.
-    pub(crate) left_out: BTreeMap<String, String>,
+    pub(crate) run: BenchRun,
+    pub(crate) peers: Vec<PeerFigures>,
+    /// Peers that cannot run this workload, with reasons.
+    pub(crate) skipped_peers: BTreeMap<String, String>,
 }
 
-/// One peer under one workload: spreads over the rounds.
+/// Figures of one peer under one workload: spreads over the rounds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Figures {
+pub(crate) struct PeerFigures {
     pub(crate) name: String,
     pub(crate) requests_per_second: Spread,
     pub(crate) cpu_us_per_request: Spread,
@@ -44,20 +44,20 @@ pub(crate) struct Figures {
     pub(crate) server_share_of_core: Spread,
     pub(crate) others_share_of_core: Spread,
     pub(crate) errors: u64,
-    pub(crate) ratio_to: BTreeMap<String, Ratio>,
-    pub(crate) rounds: Vec<Round>,
+    pub(crate) ratio_to: BTreeMap<String, BaselineRatio>,
+    pub(crate) rounds: Vec<SampleFigures>,
 }
 
-/// Above 1 is better than the yardstick.
+/// Ratio of the baseline to this peer; above 1 is better than the baseline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Ratio {
+pub(crate) struct BaselineRatio {
     pub(crate) cpu: Spread,
     pub(crate) requests_per_second: Spread,
 }
 
-/// One round as it was counted.
+/// Figures of one peer in one round: requests, bytes, CPU time, latencies and errors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Round {
+pub(crate) struct SampleFigures {
     requests: u64,
     bytes: u64,
     duration_us: u64,
@@ -69,16 +69,16 @@ pub(crate) struct Round {
     errors: u64,
 }
 
-impl Default for Record {
+impl Default for BenchRecord {
     fn default() -> Self {
-        Record { format: FORMAT, workloads: Vec::new() }
+        BenchRecord { format: FORMAT, workloads: Vec::new() }
     }
 }
 
-impl Record {
-    /// Reads an earlier record. Workloads that are no longer measured are dropped.
+impl BenchRecord {
+    /// Parses a stored record. Workloads that no longer exist are dropped.
     pub(crate) fn parse(text: &str) -> serde_json::Result<Self> {
-        let mut record: Record = serde_json::from_str(text)?;
+        let mut record: BenchRecord = serde_json::from_str(text)?;
         if record.format != FORMAT {
             let format = record.format;
             return Err(serde::de::Error::custom(format_args!("format {format} is not {FORMAT}")));
@@ -87,22 +87,23 @@ impl Record {
         Ok(record)
     }
 
-    /// Takes the place of the same workload's earlier figures.
-    pub(crate) fn put(&mut self, entry: Entry) {
+    /// Stores the figures of a workload in place of its earlier ones.
+    pub(crate) fn put(&mut self, entry: WorkloadRecord) {
         self.workloads.retain(|earlier| earlier.name != entry.name);
         self.workloads.push(entry);
-        self.workloads.sort_by_key(Entry::workload);
+        self.workloads.sort_by_key(WorkloadRecord::workload);
     }
 }
 
-impl Entry {
-    pub(crate) fn new(comparison: &Comparison, run: &Run) -> Self {
-        let left_out = comparison.left_out.iter().map(|(peer, why)| (peer.name().to_owned(), why.clone()));
-        Entry {
+impl WorkloadRecord {
+    pub(crate) fn new(comparison: &WorkloadComparison, run: &BenchRun) -> Self {
+        let skipped_peers =
+            comparison.skipped_peers.iter().map(|(peer, reason)| (peer.name().to_owned(), reason.clone()));
+        WorkloadRecord {
             name: comparison.workload.name().to_owned(),
             run: run.clone(),
-            peers: comparison.peers.iter().map(|measured| Figures::new(measured, comparison)).collect(),
-            left_out: left_out.collect(),
+            peers: comparison.peers.iter().map(|measured| PeerFigures::new(measured, comparison)).collect(),
+            skipped_peers: skipped_peers.collect(),
         }
     }
 
@@ -110,7 +111,7 @@ impl Entry {
         Workload::value_variants().iter().copied().find(|workload| workload.name() == self.name)
     }
 
-    pub(crate) fn peer(&self, name: &str) -> Option<&Figures> {
+    pub(crate) fn peer(&self, name: &str) -> Option<&PeerFigures> {
         self.peers.iter().find(|figures| figures.name == name)
     }
 
@@ -119,11 +120,11 @@ impl Entry {
     }
 }
 
-impl Figures {
-    fn new(measured: &Measured, comparison: &Comparison) -> Self {
+impl PeerFigures {
+    fn new(measured: &PeerSamples, comparison: &WorkloadComparison) -> Self {
         let of = |figure: fn(&Sample) -> f64| spread(measured.samples.iter().map(figure));
-        let yardsticks = comparison.peers.iter().filter(|other| YARDSTICKS.contains(&other.peer));
-        Figures {
+        let baselines = comparison.peers.iter().filter(|other| BASELINES.contains(&other.peer));
+        PeerFigures {
             name: measured.peer.name().to_owned(),
             requests_per_second: of(Sample::rate),
             cpu_us_per_request: of(Sample::cpu_per_request),
@@ -131,30 +132,32 @@ impl Figures {
             system_us_per_request: of(Sample::system_per_request),
             p50_us: of(|sample| sample.report.p50.as_secs_f64() * 1e6),
             p99_us: of(|sample| sample.report.p99.as_secs_f64() * 1e6),
-            server_share_of_core: of(Sample::busy),
-            others_share_of_core: of(Sample::disturbed),
+            server_share_of_core: of(Sample::server_share),
+            others_share_of_core: of(Sample::others_share),
             errors: measured.samples.iter().map(|sample| sample.errors).sum(),
-            ratio_to: yardsticks.map(|other| (other.peer.name().to_owned(), Ratio::new(measured, other))).collect(),
-            rounds: measured.samples.iter().map(Round::new).collect(),
+            ratio_to: baselines
+                .map(|other| (other.peer.name().to_owned(), BaselineRatio::new(measured, other)))
+                .collect(),
+            rounds: measured.samples.iter().map(SampleFigures::new).collect(),
         }
     }
 }
 
-impl Ratio {
-    /// Ratios are drawn within rounds, since a round's noise hits all peers.
-    fn new(measured: &Measured, yardstick: &Measured) -> Self {
-        let rounds = || measured.samples.iter().zip(&yardstick.samples);
-        Ratio {
-            cpu: spread(rounds().map(|(sample, yardstick)| yardstick.cpu_per_request() / sample.cpu_per_request())),
-            requests_per_second: spread(rounds().map(|(sample, yardstick)| sample.rate() / yardstick.rate())),
+impl BaselineRatio {
+    /// Ratios are calculated within each round, because noise in a round affects all peers.
+    fn new(measured: &PeerSamples, baseline: &PeerSamples) -> Self {
+        let rounds = || measured.samples.iter().zip(&baseline.samples);
+        BaselineRatio {
+            cpu: spread(rounds().map(|(sample, baseline)| baseline.cpu_per_request() / sample.cpu_per_request())),
+            requests_per_second: spread(rounds().map(|(sample, baseline)| sample.rate() / baseline.rate())),
         }
     }
 }
 
-impl Round {
+impl SampleFigures {
     fn new(sample: &Sample) -> Self {
         let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        Round {
+        SampleFigures {
             requests: sample.report.requests,
             bytes: sample.report.bytes,
             duration_us: us(sample.report.duration),
@@ -168,7 +171,7 @@ impl Round {
     }
 }
 
-/// There is at least one round, in which something was answered; otherwise the figure is 0.
+/// 0 if no round has a finite value, which happens if no request got a response.
 fn spread(values: impl Iterator<Item = f64>) -> Spread {
     Spread::of(values.filter(|value| value.is_finite())).unwrap_or_default().rounded()
 }
@@ -176,21 +179,29 @@ fn spread(values: impl Iterator<Item = f64>) -> Spread {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::load::Report;
+    use crate::cpu_time::CpuTime;
     use crate::peer::Peer;
-    use crate::usage::Cpu;
+    use crate::wrk::LoadReport;
 
-    /// A round of one second and 1,000 requests; `cpu` in milliseconds is then also microseconds per request.
+    /// A round of 1 s with 1,000 requests, so that `cpu` in milliseconds equals microseconds per
+    /// request.
     fn round(cpu: u64) -> Sample {
         let second = Duration::from_secs(1);
-        let report =
-            Report { requests: 1_000, bytes: 0, duration: second, p50: second, p99: second, refused: 0, broken: 0 };
-        let cpu = Cpu { user: Duration::from_millis(cpu), system: Duration::ZERO };
+        let report = LoadReport {
+            requests: 1_000,
+            bytes: 0,
+            duration: second,
+            p50: second,
+            p99: second,
+            error_statuses: 0,
+            socket_errors: 0,
+        };
+        let cpu = CpuTime { user: Duration::from_millis(cpu), system: Duration::ZERO };
         Sample { report, errors: 0, cpu, others: Duration::ZERO, elapsed: second }
     }
 
-    fn run(commit: &str) -> Run {
-        Run {
+    fn run(commit: &str) -> BenchRun {
+        BenchRun {
             date: "Tue, 24 Nov 2026 02:00:00 GMT".to_owned(),
             commit: commit.to_owned(),
             has_changes: false,
@@ -202,25 +213,25 @@ pub(crate) mod tests {
         }
     }
 
-    /// Tidegate at twice nginx, with a spread from 1.5 to 4.
-    pub(crate) fn entry(workload: Workload, commit: &str) -> Entry {
-        let measured = |peer, cpus: [u64; 3]| Measured { peer, samples: cpus.map(round).to_vec() };
+    /// Tidegate at a ratio of 2 to nginx, with a spread from 1.5 to 4.
+    pub(crate) fn entry(workload: Workload, commit: &str) -> WorkloadRecord {
+        let measured = |peer, cpus: [u64; 3]| PeerSamples { peer, samples: cpus.map(round).to_vec() };
         let peers = vec![measured(Peer::Nginx, [10, 20, 12]), measured(Peer::Tidegate, [5, 5, 8])];
-        let left_out = vec![(Peer::Varnish, "it cannot".to_owned())];
-        Entry::new(&Comparison { workload, peers, left_out }, &run(commit))
+        let skipped_peers = vec![(Peer::Varnish, "it cannot".to_owned())];
+        WorkloadRecord::new(&WorkloadComparison { workload, peers, skipped_peers }, &run(commit))
     }
 
     #[test]
-    fn a_record_of_another_format_or_none_is_refused() {
+    fn other_formats_and_malformed_records_are_rejected() {
         for text in ["", "[]", "{\"format\": 1}", "{\"format\": 2, \"workloads\": []}"] {
-            assert!(Record::parse(text).is_err(), "{text}");
+            assert!(BenchRecord::parse(text).is_err(), "{text}");
         }
     }
 
     #[test]
-    fn ratios_are_drawn_within_rounds() {
+    fn ratios_are_calculated_within_rounds() {
         let entry = entry(Workload::Hit1k, "a");
-        let ratio = &entry.peer("tidegate").expect("it was measured").ratio_to["nginx"];
+        let ratio = &entry.peer("tidegate").expect("tidegate was measured").ratio_to["nginx"];
         assert_eq!(ratio.cpu, Spread { median: 2.0, min: 1.5, max: 4.0 });
         assert_eq!(ratio.requests_per_second, Spread { median: 1.0, min: 1.0, max: 1.0 });
         assert_eq!(entry.peers[0].cpu_us_per_request, Spread { median: 12.0, min: 10.0, max: 20.0 });
@@ -228,8 +239,8 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_measurement_replaces_its_own_workload_and_no_other() {
-        let mut record = Record::default();
+    fn measurement_replaces_the_figures_of_its_workload_only() {
+        let mut record = BenchRecord::default();
         record.put(entry(Workload::Denied, "a"));
         record.put(entry(Workload::Hit1k, "a"));
         record.put(entry(Workload::Denied, "b"));
@@ -239,12 +250,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read_again_but_for_workloads_nobody_knows() {
-        let mut record = Record::default();
+    fn written_record_parses_back_without_unknown_workloads() {
+        let mut record = BenchRecord::default();
         record.put(entry(Workload::Hit1k, "a"));
         let text = serde_json::to_string(&record).expect("a record is JSON");
-        assert_eq!(Record::parse(&text).expect("its own text"), record);
+        assert_eq!(BenchRecord::parse(&text).expect("its own text"), record);
         let renamed = text.replace("hit-1k", "hit-2k");
-        assert_eq!(Record::parse(&renamed).expect("the same form"), Record::default());
+        assert_eq!(BenchRecord::parse(&renamed).expect("the same form"), BenchRecord::default());
     }
 }

@@ -1,8 +1,8 @@
-//! Medians, and how far measurements lie apart.
+//! Median and range of measurements.
 
 use serde::{Deserialize, Serialize};
 
-/// Median, smallest and largest of some measurements.
+/// Median, minimum and maximum of measurements.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) median: f64,
@@ -20,7 +20,7 @@ impl Spread {
         Some(Spread { median: f64::midpoint(lower, upper), min, max })
     }
 
-    /// To three places, which is more than any measurement here is worth.
+    /// Rounded to three decimal places, which exceeds the precision of any measurement here.
     pub(crate) fn rounded(self) -> Self {
         let round = |value: f64| (value * 1e3).round() / 1e3;
         Spread { median: round(self.median), min: round(self.min), max: round(self.max) }
@@ -32,12 +32,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_has_no_median() {
+    fn empty_input_has_no_median() {
         assert_eq!(Spread::of([]), None);
     }
 
     #[test]
-    fn the_median_is_the_middle_or_the_mean_of_two() {
+    fn median_is_the_middle_or_the_mean_of_two() {
         for (values, median, min, max) in [
             (vec![4.0], 4.0, 4.0, 4.0),
             (vec![3.0, 1.0], 2.0, 1.0, 3.0),
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn three_places_are_kept() {
+    fn rounding_keeps_three_decimal_places() {
         let spread = Spread { median: 1.0 / 3.0, min: -0.000_4, max: 12.345_6 };
         assert_eq!(spread.rounded(), Spread { median: 0.333, min: -0.0, max: 12.346 });
     }

@@ -1,19 +1,20 @@
-//! The programs that a bench needs, and on which core they run.
+//! External programs of a bench, and the cores that processes run on.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
-use crate::failure::{Failure, Result};
+use crate::error::{LoadtestError, Result};
 
 /// Core of the server that is measured.
 pub(crate) const SERVER_CORE: usize = 0;
 /// Core of the load and of the origin.
 pub(crate) const LOAD_CORE: usize = 1;
 
-/// Descriptors for the most connections, both sides of them, and for the files that nginx keeps open.
+/// Open files: both sides of the largest number of connections, and the files that nginx keeps
+/// open.
 const DESCRIPTORS: u64 = 65_536;
-/// A program that has to be installed.
+/// A program that must be installed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tool {
     Taskset,
@@ -26,7 +27,7 @@ pub(crate) enum Tool {
     Redis,
 }
 
-/// Where programs are.
+/// Paths of the programs.
 pub(crate) struct Tools {
     found: Vec<(Tool, PathBuf)>,
 }
@@ -45,7 +46,7 @@ impl Tool {
         }
     }
 
-    /// Debian's package.
+    /// The Debian package.
     fn package(self) -> &'static str {
         match self {
             Tool::Taskset | Tool::Setpriv | Tool::Prlimit => "util-linux",
@@ -56,7 +57,7 @@ impl Tool {
 }
 
 impl Tools {
-    /// Finds what every bench needs, and `others`.
+    /// Finds the programs that every bench needs, and `others`.
     pub(crate) fn find(others: impl IntoIterator<Item = Tool>) -> Result<Self> {
         let (mut found, mut tools, mut packages) = (Vec::new(), Vec::new(), Vec::new());
         for tool in [Tool::Taskset, Tool::Setpriv, Tool::Prlimit, Tool::Wrk].into_iter().chain(others) {
@@ -72,15 +73,16 @@ impl Tools {
         if tools.is_empty() {
             return Ok(Tools { found });
         }
-        Err(Failure::Missing { tools: tools.join(", "), packages: packages.join(" ") })
+        Err(LoadtestError::Missing { tools: tools.join(", "), packages: packages.join(" ") })
     }
 
-    /// The path of a tool that was found; the name of any other.
+    /// Path of a tool that was found; name of any other tool.
     pub(crate) fn path(&self, tool: Tool) -> &Path {
         self.found.iter().find(|(found, _)| *found == tool).map_or(Path::new(tool.name()), |(_, path)| path)
     }
 
-    /// `program` on one core; it is killed when the thread that starts it ends, even by SIGKILL.
+    /// Runs `program` on one core. It is killed when the thread that starts it ends, even by
+    /// SIGKILL.
     pub(crate) fn pinned(&self, core: usize, program: &Path) -> Command {
         let mut command = Command::new(self.path(Tool::Setpriv));
         command.args(["--pdeathsig", "KILL"]);
@@ -89,38 +91,40 @@ impl Tools {
         command
     }
 
-    /// Moves this process off the server's core, and lets it and all that it starts open as many files as it may.
-    pub(crate) fn settle(&self) -> Result<()> {
+    /// Moves this process to the load's core, and raises the limit of open files for it and its
+    /// children.
+    pub(crate) fn restrict_to_load_core(&self) -> Result<()> {
         let pid = std::process::id().to_string();
-        let mut move_away = Command::new(self.path(Tool::Taskset));
-        complete(move_away.args(["-a", "-c", "-p", &LOAD_CORE.to_string(), &pid]))?;
-        let limits = fs::read_to_string("/proc/self/limits").map_err(Failure::io("cannot read /proc/self/limits"))?;
+        let mut taskset = Command::new(self.path(Tool::Taskset));
+        run_to_completion(taskset.args(["-a", "-c", "-p", &LOAD_CORE.to_string(), &pid]))?;
+        let limits =
+            fs::read_to_string("/proc/self/limits").map_err(LoadtestError::io("cannot read /proc/self/limits"))?;
         let soft = hard_limit(&limits).map_or(DESCRIPTORS, |hard| hard.min(DESCRIPTORS));
-        complete(Command::new(self.path(Tool::Prlimit)).args(["--pid", &pid, &format!("--nofile={soft}:")]))
+        run_to_completion(Command::new(self.path(Tool::Prlimit)).args(["--pid", &pid, &format!("--nofile={soft}:")]))
     }
 }
 
-/// The hard limit of open files in /proc/PID/limits; `None` where there is no limit.
+/// Hard limit of open files in /proc/PID/limits; `None` if unlimited.
 fn hard_limit(limits: &str) -> Option<u64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-fn complete(command: &mut Command) -> Result<()> {
+fn run_to_completion(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().map_err(Failure::io(format!("cannot start {name}")))?;
+    let output = command.output().map_err(LoadtestError::io(format!("cannot start {name}")))?;
     if output.status.success() {
         return Ok(());
     }
     let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(Failure::Unexpected { file: format!("the output of {name}"), text })
+    Err(LoadtestError::Unexpected { file: format!("the output of {name}"), text })
 }
 
 fn on_path(tool: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    // Servers live where only root's PATH looks.
-    let places = env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
-    places.map(|place| place.join(tool)).find(|file| file.is_file())
+    // Debian installs servers in directories that only root's PATH contains.
+    let directories = env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
+    directories.map(|directory| directory.join(tool)).find(|file| file.is_file())
 }
 
 #[cfg(test)]
@@ -128,14 +132,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tool_that_was_not_found_is_known_by_its_name() {
+    fn missing_tool_falls_back_to_its_name() {
         let tools = Tools { found: vec![(Tool::Wrk, PathBuf::from("/usr/bin/wrk"))] };
         assert_eq!(tools.path(Tool::Nginx), Path::new("nginx"));
         assert_eq!(tools.path(Tool::Wrk), Path::new("/usr/bin/wrk"));
     }
 
     #[test]
-    fn the_hard_limit_is_the_second_figure() {
+    fn hard_limit_is_the_second_column() {
         let limits = "Limit  Soft Limit  Hard Limit  Units\nMax open files            1024   524288   files\n";
         assert_eq!(hard_limit(limits), Some(524_288));
         for text in ["", "Max open files 1024", "Max open files 1024 unlimited files"] {

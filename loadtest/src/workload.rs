@@ -1,11 +1,11 @@
-//! What is asked for, how, and when what came back counts as an error.
+//! Workloads: targets, connections, and which results count as errors.
 
 use std::time::Duration;
 
 use clap::ValueEnum;
 
-use crate::check::Probes;
-use crate::load::{Aim, Report};
+use crate::probe_counts::ProbeCounts;
+use crate::wrk::{LoadProfile, LoadReport};
 
 /// A kind of load. The order is that of every report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -35,9 +35,9 @@ pub(crate) enum Workload {
     Denied,
 }
 
-/// Where an answer has to come from.
+/// The required source of the responses: the cache, the origin, or a limit (429).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum ResponseSource {
     Cache,
     Origin,
     Limit,
@@ -57,8 +57,8 @@ impl Workload {
         }
     }
 
-    /// One line for a reader of reports.
-    pub(crate) fn about(self) -> &'static str {
+    /// Description in reports.
+    pub(crate) fn description(self) -> &'static str {
         match self {
             Workload::Hit1k => "one key of 1 KiB from the cache, 64 connections",
             Workload::Hit1k512c => "one key of 1 KiB from the cache, 512 connections",
@@ -67,17 +67,17 @@ impl Workload {
             Workload::Hit1m => "one key of 1 MiB from the cache, 64 connections",
             Workload::Pass1k => "1 KiB, always from the origin, 64 connections",
             Workload::Pass1k512c => "1 KiB, always from the origin, 512 connections",
-            Workload::Denied => "429 from a limit on the client's address, 64 connections",
+            Workload::Denied => "429 from a limit on the client address, 64 connections",
         }
     }
 
-    pub(crate) fn source(self) -> Source {
+    pub(crate) fn source(self) -> ResponseSource {
         match self {
             Workload::Hit1k | Workload::Hit1k512c | Workload::Hit10kKeys | Workload::Hit16k | Workload::Hit1m => {
-                Source::Cache
+                ResponseSource::Cache
             }
-            Workload::Pass1k | Workload::Pass1k512c => Source::Origin,
-            Workload::Denied => Source::Limit,
+            Workload::Pass1k | Workload::Pass1k512c => ResponseSource::Origin,
+            Workload::Denied => ResponseSource::Limit,
         }
     }
 
@@ -100,38 +100,40 @@ impl Workload {
         if self == Workload::Hit10kKeys { 10_000 } else { 1 }
     }
 
-    /// The target, or what all targets begin with where there are several.
+    /// The target, or the prefix of all targets if there are several.
     pub(crate) fn base(self) -> &'static str {
         match self.source() {
-            Source::Cache => "/hit/key",
-            Source::Origin => "/pass/key",
-            Source::Limit => "/denied/key",
+            ResponseSource::Cache => "/hit/key",
+            ResponseSource::Origin => "/pass/key",
+            ResponseSource::Limit => "/denied/key",
         }
     }
 
-    pub(crate) fn aim(self) -> Aim {
-        Aim { connections: self.connections(), base: self.base(), keys: self.keys(), mostly: 0 }
+    pub(crate) fn profile(self) -> LoadProfile {
+        LoadProfile { connections: self.connections(), base: self.base(), keys: self.keys(), hot_percent: 0 }
     }
 
     pub(crate) fn targets(self) -> Vec<String> {
-        self.aim().targets()
+        self.profile().targets()
     }
 
-    /// Answers of a run that were not right: by what wrk counts, by the `probes` sent meanwhile, and by how often the
-    /// origin was `asked`.
-    pub(crate) fn errors(self, report: &Report, probes: &Probes, asked: u64) -> u64 {
+    /// Errors of a run, from the counts of wrk, the `probes` sent during the run, and the number of
+    /// requests at the origin.
+    pub(crate) fn errors(self, report: &LoadReport, probes: &ProbeCounts, origin_requests: u64) -> u64 {
         let body_bytes = u64::try_from(self.body_bytes()).unwrap_or(u64::MAX);
-        let cut = u64::from(report.bytes < report.requests * body_bytes);
+        let truncated = u64::from(report.bytes < report.requests * body_bytes);
         let wrong = match self.source() {
-            Source::Cache => report.refused + asked + cut,
-            Source::Origin => report.refused + (report.requests + probes.asked).saturating_sub(asked) + cut,
-            // The slowest limit that nginx knows lets one request through each minute.
-            Source::Limit => {
-                let let_through = report.requests - report.refused + probes.let_through;
-                let_through.saturating_sub(1 + report.duration.as_secs() / Duration::from_mins(1).as_secs())
+            ResponseSource::Cache => report.error_statuses + origin_requests + truncated,
+            ResponseSource::Origin => {
+                report.error_statuses + (report.requests + probes.sent).saturating_sub(origin_requests) + truncated
+            }
+            // The lowest rate of an nginx limit admits one request per minute.
+            ResponseSource::Limit => {
+                let admitted = report.requests - report.error_statuses + probes.admitted;
+                admitted.saturating_sub(1 + report.duration.as_secs() / Duration::from_mins(1).as_secs())
             }
         };
-        wrong + report.broken + probes.wrong
+        wrong + report.socket_errors + probes.wrong
     }
 }
 
@@ -139,37 +141,37 @@ impl Workload {
 mod tests {
     use super::*;
 
-    fn report(refused: u64, broken: u64) -> Report {
+    fn report(error_statuses: u64, socket_errors: u64) -> LoadReport {
         let (second, ms) = (Duration::from_secs(1), Duration::from_millis(1));
-        Report { requests: 100, bytes: 130_000, duration: second, p50: ms, p99: ms, refused, broken }
+        LoadReport { requests: 100, bytes: 130_000, duration: second, p50: ms, p99: ms, error_statuses, socket_errors }
     }
 
-    fn probes(asked: u64, wrong: u64, let_through: u64) -> Probes {
-        Probes { asked, wrong, let_through }
+    fn probes(sent: u64, wrong: u64, admitted: u64) -> ProbeCounts {
+        ProbeCounts { sent, wrong, admitted }
     }
 
     #[test]
-    fn a_hit_that_asks_the_origin_is_an_error() {
+    fn hit_that_reaches_the_origin_is_an_error() {
         assert_eq!(Workload::Hit1k.errors(&report(0, 0), &probes(4, 0, 0), 0), 0);
         assert_eq!(Workload::Hit1k.errors(&report(2, 3), &probes(4, 1, 0), 4), 10);
-        assert_eq!(Workload::Hit16k.errors(&report(0, 0), &probes(0, 0, 0), 0), 1, "bodies are cut");
+        assert_eq!(Workload::Hit16k.errors(&report(0, 0), &probes(0, 0, 0), 0), 1, "bodies are truncated");
     }
 
     #[test]
-    fn a_pass_that_does_not_ask_the_origin_is_an_error() {
+    fn pass_that_does_not_reach_the_origin_is_an_error() {
         assert_eq!(Workload::Pass1k.errors(&report(0, 0), &probes(3, 0, 0), 103), 0);
         assert_eq!(Workload::Pass1k.errors(&report(1, 0), &probes(3, 0, 0), 93), 11);
     }
 
     #[test]
-    fn a_denied_request_that_is_let_through_is_an_error() {
+    fn admitted_request_of_the_denied_workload_is_an_error() {
         assert_eq!(Workload::Denied.errors(&report(99, 0), &probes(4, 0, 0), 1), 0);
         assert_eq!(Workload::Denied.errors(&report(100, 0), &probes(4, 0, 1), 1), 0);
         assert_eq!(Workload::Denied.errors(&report(90, 1), &probes(4, 0, 2), 10), 12);
     }
 
     #[test]
-    fn names_are_those_of_the_command_line() {
+    fn names_match_the_command_line() {
         for workload in Workload::value_variants() {
             let value = workload.to_possible_value().expect("no variant is hidden");
             assert_eq!(value.get_name(), workload.name());

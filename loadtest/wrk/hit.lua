@@ -1,4 +1,5 @@
--- Reports status classes and latency percentiles; prints FAILED, and exits with 1, when any answer was not 2xx or any connection failed.
+-- Reports status classes and latency percentiles. Prints FAILED and exits with 1 if a response was not 2xx or a
+-- connection failed.
 -- wrk -t2 -c64 -d5s -s loadtest/wrk/hit.lua http://127.0.0.1:8080/fast
 
 local threads = {}
@@ -7,7 +8,7 @@ function setup(thread)
   table.insert(threads, thread)
 end
 
--- Plain globals: the main thread reads them at the end, one environment per thread.
+-- Globals: each thread has its own environment, which the main thread reads at the end.
 function init()
   status_1xx, status_2xx, status_3xx, status_4xx, status_5xx = 0, 0, 0, 0, 0
 end
@@ -52,7 +53,7 @@ function done(summary, latency)
   local errors = summary.errors
   local broken = errors.connect + errors.read + errors.write + errors.timeout
   if total == 0 or good < total or broken > 0 then
-    print(string.format("FAILED   %d of %d answers were not 2xx; errors: connect %d, read %d, write %d, timeout %d",
+    print(string.format("FAILED   %d of %d responses were not 2xx; errors: connect %d, read %d, write %d, timeout %d",
       total - good, total, errors.connect, errors.read, errors.write, errors.timeout))
     io.stdout:flush()
     os.exit(1)

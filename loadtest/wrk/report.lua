@@ -1,4 +1,4 @@
--- One line for a program to read, at the end of wrk's own report. Nothing runs per request: the load is not slowed.
+-- Prints one machine-readable line after wrk's own report. No code runs per request, so that the load is not slowed.
 
 function done(summary, latency)
   local errors = summary.errors

@@ -1,4 +1,4 @@
-//! What a look into the local tier costs: the thread's table, the cache that threads share, and what is stored in both.
+//! Cost of a lookup in the local cache: an L1 hit, an L2 hit, a miss, and an insertion.
 //! `cargo bench --package shard --bench local`
 
 use std::hint::black_box;
@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use divan::Bencher;
 use serde::{Deserialize, Serialize};
-use shard::{Entry, KeyBuilder, LocalSettings, Meta, Reach, Region, Store, Tag, View};
+use shard::{Entry, EntryMeta, InsertTarget, KeyBuilder, LocalConfig, Region, Store, StoreView, Tag};
 
-/// More than a table holds, and all of them in memory.
+/// More than an L1 cache holds, all of them in memory.
 const MANY: u32 = 100_000;
 
 fn main() {
@@ -18,7 +18,7 @@ fn main() {
 #[derive(Serialize, Deserialize)]
 struct Note;
 
-impl Meta for Note {
+impl EntryMeta for Note {
     const SCHEMA: u16 = 1;
 
     fn heap_bytes(&self) -> usize {
@@ -34,8 +34,8 @@ impl Meta for Note {
     }
 }
 
-fn view() -> View<Note> {
-    Store::new(LocalSettings { memory_bytes: 1 << 30, hot_rate: 1_000 }, None).expect("a local store").view()
+fn view() -> StoreView<Note> {
+    Store::new(LocalConfig { memory_bytes: 1 << 30, hot_rate: 1_000 }, None).expect("a local store").view()
 }
 
 fn key(n: u32) -> KeyBuilder {
@@ -44,48 +44,48 @@ fn key(n: u32) -> KeyBuilder {
     key
 }
 
-fn put(view: &View<Note>, n: u32) {
+fn put(view: &StoreView<Note>, n: u32) {
     let entry = Entry::new(Note, vec![0; 1_000].into(), Duration::from_secs(3_600), Instant::now());
-    view.insert(&Region::DEFAULT, &key(n).key(), entry, Reach::Local);
+    view.insert(&Region::DEFAULT, &key(n).key(), entry, InsertTarget::Local);
 }
 
-/// One key, which the thread's table has.
+/// One key, in the L1 cache.
 #[divan::bench]
-fn near(bencher: Bencher<'_, '_>) {
+fn l1_hit(bencher: Bencher<'_, '_>) {
     let view = view();
     put(&view, 0);
     let (key, now) = (key(0), Instant::now());
-    bencher.bench_local(|| black_box(view.local_at(&key.key(), now)).is_some());
+    bencher.bench_local(|| black_box(view.lookup_local_at(&key.key(), now)).is_some());
 }
 
-/// The same with the key's hash computed before.
+/// The same with a precomputed hash of the key.
 #[divan::bench]
-fn near_hashed(bencher: Bencher<'_, '_>) {
+fn l1_hit_prehashed(bencher: Bencher<'_, '_>) {
     let view = view();
     put(&view, 0);
     let (key, now) = (key(0).key().to_owned(), Instant::now());
-    bencher.bench_local(|| black_box(view.local_at(&key.as_key(), now)).is_some());
+    bencher.bench_local(|| black_box(view.lookup_local_at(&key.as_key(), now)).is_some());
 }
 
-/// Ever another key of many: mostly from the cache that threads share, out of the processor's caches.
+/// A different key of many each time: mostly an L2 hit that misses the CPU caches.
 #[divan::bench(sample_size = 1000)]
-fn memory(bencher: Bencher<'_, '_>) {
+fn l2_hit(bencher: Bencher<'_, '_>) {
     let view = view();
     (0..MANY).for_each(|n| put(&view, n));
     let keys: Vec<_> = (0..MANY).map(|n| key(n.wrapping_mul(2_654_435_761) % MANY).key().to_owned()).collect();
     let (mut next, now) = (0, Instant::now());
     bencher.bench_local(|| {
         next = (next + 1) % keys.len();
-        black_box(view.local_at(&keys[next].as_key(), now)).is_some()
+        black_box(view.lookup_local_at(&keys[next].as_key(), now)).is_some()
     });
 }
 
-/// A key that nobody has.
+/// A key that is not cached.
 #[divan::bench(sample_size = 1000)]
-fn absent(bencher: Bencher<'_, '_>) {
+fn miss(bencher: Bencher<'_, '_>) {
     let view = view();
     let (key, now) = (key(0).key().to_owned(), Instant::now());
-    bencher.bench_local(|| black_box(view.local_at(&key.as_key(), now)).is_none());
+    bencher.bench_local(|| black_box(view.lookup_local_at(&key.as_key(), now)).is_none());
 }
 
 #[divan::bench(sample_size = 1000)]

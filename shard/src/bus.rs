@@ -1,398 +1,442 @@
-//! Owns what nodes of a fleet tell each other: purges and notices, over every server of every region, and what servers tell of changes.
+//! Owns the fleet bus: purges and overrides between the nodes of a fleet, and key invalidations
+//! from Redis servers. It runs over every server of every region.
 //!
-//! A purge holds here at once. It is then numbered by the first server that answers, told to all of them under that number, and
-//! waited for: each node writes down how far it has read. A server that is away is told when it is back, and a purge that no
-//! server could be told waits for the first. A node that was cut off reads on from its place in the stream, or asks for the last
-//! purges of all tags where the stream is cut; so does one that has just started. What one node tells another reads at its own
-//! pace: nobody waits for the slow.
+//! A purge applies on this node at once. The first server that responds assigns its number; the
+//! purge is then published to all servers under that number. Each node records its stream position
+//! on each server, and the publisher waits for these acknowledgements. A server that is unreachable
+//! receives the purge when it is back; a purge that no server accepted waits in the outbox. A node
+//! that was disconnected continues from its stream position, or reads the last purges of all tags
+//! where the stream was trimmed; so does a node that has just started. Each node consumes the
+//! stream at its own rate; a slow node delays no other node.
 //!
-//! A notice (see `notice`) holds here at once too, and is told to every server that can be reached; a node that starts hears those that
-//! hold.
+//! An override (see `overrides`) also applies on this node at once and is published to every
+//! reachable server. A node that starts reads the active overrides.
 //!
-//! Entries that servers say were changed are compared with what is held: what this node wrote itself is left alone.
+//! Entries that a server reports as changed are compared with the local cache. Writes of this node
+//! do not invalidate its own copies.
 //!
-//! Refuses more purges than wait for a server already (see `purges`).
-//! Invariant: a shard is read only while its server's purges are known here and its changes are being told.
+//! Refuses more purges than the outbox holds (see `purge_outbox`).
+//! Invariant: a shard is read only while the purges of its server are known here and its
+//! invalidations are received.
 
 mod event;
-mod line;
-mod notice;
-mod purges;
-mod say;
+mod overrides;
 mod script;
+mod subscription;
+mod purge_outbox;
+mod publish_purge;
+mod announce;
 
-pub use notice::{NoRoom, Notice};
-pub use purges::TooMany;
+pub use announce::OverrideRequest;
+pub use overrides::{NamedOverride, OverrideRegistryFull};
+pub use purge_outbox::PurgeOutboxFull;
 
-use crate::entry::{EDITION_BYTES, Meta, Seal};
+use crate::entry::{EntryMeta, EnvelopeCodec, Purge, REVISION_BYTES};
 use crate::key::CacheKey;
-use crate::remote::Fault;
+use crate::remote::ShardFault;
 use crate::store::Store;
-use event::{Event, Position, What};
-use line::{BEAT_EVERY, Change, Connected, Line, News, Sign, Way};
-use notice::Board;
-use purges::{HERE, Talk};
+use event::{BusEvent, EventPayload, StreamPosition};
+use overrides::OverrideRegistry;
+use purge_outbox::{LOCAL_ONLY, PurgeOutbox};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Mutex as Turn, Notify};
+use subscription::{
+    CommandHandle, FleetUpdate, HEARTBEAT_INTERVAL, Invalidation, NodeHeartbeat, PurgeMessage, Subscription,
+    TrackedConnection,
+};
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-/// Everybody, as an event's addressee.
-const ALL: &str = "*";
+/// Recipient of an event that is for all nodes.
+const ALL_NODES: &str = "*";
 
-/// Between attempts to connect; half of it is jitter.
-const REST: Duration = Duration::from_millis(200);
+/// Delay between connection attempts; half of it is jitter.
+const RECONNECT_DELAY: Duration = Duration::from_millis(200);
 
-/// Beats in a row that a server may leave unanswered.
-const MISSED_MAX: u32 = 2;
+/// Consecutive heartbeats that a server may leave unanswered.
+const UNANSWERED_MAX: u32 = 2;
 
-/// Microseconds by which a purge may come after later ones: there are several servers, and none waits for the others.
-const LATE: u64 = 2_000_000;
+/// Microseconds by which a purge may arrive after later ones. Servers are independent, so their
+/// streams are not ordered relative to each other.
+const LATE_PURGE_MICROS: u64 = 2_000_000;
 
-/// A node that has been silent for longer is not waited for.
-const SILENT_MS: u64 = 3_000;
+/// A node without a heartbeat for longer is not awaited.
+const SILENT_AFTER_MS: u64 = 3_000;
 
-/// How often it is looked whether all have confirmed, beside being told that some have.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Interval between checks for acknowledgements, in addition to notifications.
+const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Changes looked at in one go.
-const PIECE: usize = 256;
+/// Invalidations processed in one batch.
+const INVALIDATION_BATCH: usize = 256;
 
-/// The bus of a store.
+/// The fleet bus of a store.
 pub struct Bus<M> {
     store: Arc<Store<M>>,
     node: String,
-    /// Node and process: two processes may have been given the same name.
+    /// Node name and process seed: two processes may be configured with the same name.
     member: String,
-    lines: Vec<Line>,
+    subscriptions: Vec<Subscription>,
     seed: u64,
-    talk: Mutex<Talk>,
-    /// One announces at a time, in the order of the purges.
-    turn: Turn<()>,
-    /// Some node has written down how far it has read.
-    read_on: Notify,
-    board: Board,
-    counts: Counts,
+    outbox: Mutex<PurgeOutbox>,
+    /// Serialises publication, in the order of the purges.
+    publish_lock: AsyncMutex<()>,
+    /// Notified when another node may have recorded a new stream position.
+    positions_changed: Notify,
+    overrides: OverrideRegistry,
+    counts: BusCounters,
 }
 
 #[derive(Default)]
-struct Counts {
-    heard: AtomicU64,
-    notices: AtomicU64,
-    changes: AtomicU64,
-    losses: AtomicU64,
+struct BusCounters {
+    purges_received: AtomicU64,
+    overrides_received: AtomicU64,
+    invalidations: AtomicU64,
+    subscription_gaps: AtomicU64,
 }
 
-/// Figures of a bus since it was made.
+/// Counters of a bus since it was created.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BusReport {
-    /// Purges heard from other nodes.
-    pub heard: u64,
-    /// Notices likewise.
-    pub notices: u64,
-    /// Entries that servers said were changed.
-    pub changes: u64,
-    /// Times that a server was lost sight of.
-    pub losses: u64,
-    /// Purges that no server could be told yet.
-    pub pending: usize,
+    /// Purges received from other nodes.
+    pub purges_received: u64,
+    /// Overrides received from other nodes.
+    pub overrides_received: u64,
+    /// Entries that servers reported as changed.
+    pub invalidations: u64,
+    /// Subscriptions that were lost.
+    pub subscription_gaps: u64,
+    /// Purges that no server has accepted yet.
+    pub pending_purges: usize,
 }
 
-/// What became of purges. They hold on this node in any case.
+/// Delivery of purges or of an override to the fleet. Both apply on this node in any case, unless
+/// they are addressed to another one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Confirmation {
-    /// Nodes that have confirmed them, this one included.
-    pub nodes: BTreeSet<String>,
-    /// Nodes that have not: they will as soon as they are reached.
-    pub missing: BTreeSet<String>,
-    /// Servers that could not be told: they will be as soon as they answer.
-    pub untold: BTreeSet<String>,
+pub struct DeliveryReport {
+    /// Nodes that acknowledged, this one included.
+    pub acknowledged_nodes: BTreeSet<String>,
+    /// Nodes that have not acknowledged yet; they will once they are reachable.
+    pub unacknowledged_nodes: BTreeSet<String>,
+    /// Servers that did not accept the message; they receive it once they respond.
+    pub unreachable_servers: BTreeSet<String>,
 }
 
-impl<M: Meta> Bus<M> {
-    /// The bus for a store's shards, as `node`. From now on they are not read until `run` has heard of their purges.
+impl<M: EntryMeta> Bus<M> {
+    /// Creates the bus of a store's shards for the node `node`. From now on the shards are not read
+    /// until `run` has received their purges.
     pub fn new(store: &Arc<Store<M>>, node: &str) -> Arc<Self> {
         let seed = RandomState::new().hash_one(node);
-        store.copies().are_told();
+        store.hot_copies().enable();
         let mut servers: BTreeMap<String, Vec<usize>> = BTreeMap::new();
-        let mut places = Vec::new();
-        for (index, shard) in store.shards_here().iter().enumerate() {
-            shard.lose_sight();
+        let mut cluster_slots = Vec::new();
+        for (index, shard) in store.remote_shards().iter().enumerate() {
+            shard.mark_unsubscribed();
             match store.cluster_of(index) {
-                Some((cluster, place)) => places.push(Line::to_place(index, cluster.clone(), place)),
+                Some((cluster, slot)) => {
+                    cluster_slots.push(Subscription::for_cluster_slot(index, cluster.clone(), slot))
+                }
                 None => servers.entry(shard.label().unwrap_or_default()).or_default().push(index),
             }
         }
-        let line = |(label, shards): (String, Vec<usize>)| {
-            let site = store.shards_here()[shards[0]].site().clone();
-            Line::to_server(label, shards, site)
+        let for_server = |(label, shards): (String, Vec<usize>)| {
+            let address = store.remote_shards()[shards[0]].address().clone();
+            Subscription::for_server(label, shards, address)
         };
         Arc::new(Self {
             store: store.clone(),
             node: node.to_owned(),
             member: format!("{node}/{seed:016x}"),
-            lines: servers.into_iter().map(line).chain(places).collect(),
+            subscriptions: servers.into_iter().map(for_server).chain(cluster_slots).collect(),
             seed,
-            talk: Mutex::default(),
-            turn: Turn::new(()),
-            read_on: Notify::new(),
-            board: Board::new(seed),
-            counts: Counts::default(),
+            outbox: Mutex::default(),
+            publish_lock: AsyncMutex::new(()),
+            positions_changed: Notify::new(),
+            overrides: OverrideRegistry::new(seed),
+            counts: BusCounters::default(),
         })
     }
 
-    /// Keeps in step with the fleet. The tasks belong to the runtime that this is called in, and end with the set.
+    /// Starts the subscriptions. The tasks belong to the current runtime and end when the returned
+    /// set is dropped.
     pub fn run(self: &Arc<Self>) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
-        for index in 0..self.lines.len() {
+        for index in 0..self.subscriptions.len() {
             let bus = self.clone();
-            tasks.spawn(async move { bus.attend(index).await });
+            tasks.spawn(async move { bus.maintain_subscription(index).await });
         }
-        for scout in self.store.scouts() {
-            let scout = scout.clone();
-            tasks.spawn(async move { scout.run().await });
+        for discovery in self.store.topology_discoveries() {
+            let discovery = discovery.clone();
+            tasks.spawn(async move { discovery.run().await });
         }
         tasks
     }
 
-    /// Says that this node leaves: nobody is to wait for it.
+    /// Removes this node from the fleet, so that other nodes do not await its acknowledgements.
     pub async fn leave(&self) {
         let members = [self.member.clone()];
-        for way in self.lines.iter().filter_map(Line::way) {
-            let _gone_by_itself_later = way.leave(&members).await;
+        for commands in self.subscriptions.iter().filter_map(Subscription::command_handle) {
+            let _expires_by_itself = commands.remove_members(&members).await;
         }
     }
 
     pub fn report(&self) -> BusReport {
-        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         BusReport {
-            heard: count(&self.counts.heard),
-            notices: count(&self.counts.notices),
-            changes: count(&self.counts.changes),
-            losses: count(&self.counts.losses),
-            pending: self.talk().pending.len(),
+            purges_received: load(&self.counts.purges_received),
+            overrides_received: load(&self.counts.overrides_received),
+            invalidations: load(&self.counts.invalidations),
+            subscription_gaps: load(&self.counts.subscription_gaps),
+            pending_purges: self.outbox().pending.len(),
         }
     }
 
-    /// Waits until every node has read on to one of the places, or is known not to.
-    async fn confirm(
+    /// Waits until every node has acknowledged on some server, or is silent on all of them.
+    async fn await_acknowledgements(
         &self,
-        places: &BTreeMap<usize, Position>,
-        to: Option<&str>,
-        deadline: Instant,
-        confirmation: &mut Confirmation,
+        AwaitedAcks { positions, node, deadline }: AwaitedAcks<'_>,
+        report: &mut DeliveryReport,
     ) {
         loop {
-            let heard = self.read_on.notified();
+            let notified = self.positions_changed.notified();
             let mut silent: HashMap<String, bool> = HashMap::new();
-            let mut confirmed = BTreeSet::new();
-            for (&line, &at) in places {
-                let Some(way) = self.lines[line].way() else { continue };
-                let Ok(signs) = way.signs().await else { continue };
-                let newest = signs.values().map(|sign| sign.seen_ms).max().unwrap_or_default();
-                for (member, Sign { position, seen_ms }) in signs {
-                    if member == self.member || to.is_some_and(|to| to != node_of(&member)) {
+            let mut acknowledged = BTreeSet::new();
+            for (&subscription, &published) in positions {
+                let Some(commands) = self.subscriptions[subscription].command_handle() else { continue };
+                let Ok(heartbeats) = commands.heartbeats().await else { continue };
+                let newest = heartbeats.values().map(|heartbeat| heartbeat.seen_ms).max().unwrap_or_default();
+                for (member, NodeHeartbeat { position, seen_ms }) in heartbeats {
+                    if member == self.member || node.is_some_and(|node| node != node_of(&member)) {
                         continue;
                     }
-                    let is_silent = newest - seen_ms > SILENT_MS;
+                    let is_silent = newest - seen_ms > SILENT_AFTER_MS;
                     silent.entry(member.clone()).and_modify(|silent| *silent &= is_silent).or_insert(is_silent);
-                    if position >= at {
-                        confirmed.insert(member);
+                    if position >= published {
+                        acknowledged.insert(member);
                     }
                 }
             }
-            let is_open = |(member, is_silent): (&String, &bool)| !confirmed.contains(member) && !is_silent;
-            let is_settled = !silent.iter().any(is_open);
-            if is_settled || Instant::now() >= deadline {
+            let is_awaited = |(member, is_silent): (&String, &bool)| !acknowledged.contains(member) && !is_silent;
+            let is_complete = !silent.iter().any(is_awaited);
+            if is_complete || Instant::now() >= deadline {
                 for member in silent.into_keys() {
+                    let is_acknowledged = acknowledged.contains(&member);
                     let nodes =
-                        if confirmed.contains(&member) { &mut confirmation.nodes } else { &mut confirmation.missing };
+                        if is_acknowledged { &mut report.acknowledged_nodes } else { &mut report.unacknowledged_nodes };
                     nodes.insert(node_of(&member).to_owned());
                 }
-                if let Some(to) = to
-                    && !confirmation.nodes.contains(to)
+                if let Some(node) = node
+                    && !report.acknowledged_nodes.contains(node)
                 {
-                    confirmation.missing.insert(to.to_owned());
+                    report.unacknowledged_nodes.insert(node.to_owned());
                 }
                 return;
             }
             tokio::select! {
-                () = heard => {}
-                () = sleep(LOOK_EVERY) => {}
+                () = notified => {}
+                () = sleep(ACK_POLL_INTERVAL) => {}
             }
         }
     }
 
-    /// Keeps one line up.
-    async fn attend(self: &Arc<Self>, index: usize) {
-        let line = &self.lines[index];
-        // What the fleet has purged since the line went down, by its place among all.
-        let mut missed = 0;
-        let mut was_up = false;
+    /// Connects one subscription, follows it, and reconnects after a failure.
+    async fn maintain_subscription(self: &Arc<Self>, index: usize) {
+        let subscription = &self.subscriptions[index];
+        // Number of fleet purges when the subscription was lost; later ones are resent.
+        let mut purges_before = 0;
+        let mut was_connected = false;
         loop {
-            let spot = line.site.appears().await;
-            let carries = line.carries();
-            let fault = match line.connect(&spot).await {
-                Ok(connected) => match self.comes_up(line, &connected.way, carries, was_up).await {
+            let server = subscription.address.wait_resolved().await;
+            let fault = match subscription.connect(&server).await {
+                Ok(connected) => match self.bring_up(subscription, &connected, was_connected).await {
                     Ok(()) => {
-                        was_up = true;
-                        let (bus, since) = (self.clone(), missed);
-                        let mut helpers = JoinSet::new();
-                        helpers.spawn(async move {
-                            bus.repeat_notices(index).await;
-                            bus.compensate(index, since).await;
-                            bus.tell_what_waits().await;
+                        was_connected = true;
+                        let (bus, since) = (self.clone(), purges_before);
+                        let mut resending = JoinSet::new();
+                        resending.spawn(async move {
+                            bus.republish_overrides(index).await;
+                            bus.resend_missed_purges(index, since).await;
+                            bus.retry_pending().await;
                         });
                         tokio::select! {
-                            fault = self.follow(line, connected, carries) => fault,
-                            () = line.site.left(&spot) => Fault::Moved,
+                            fault = self.follow(subscription, connected) => fault,
+                            () = subscription.address.wait_changed(&server) => ShardFault::Moved,
                         }
                     }
                     Err(fault) => fault,
                 },
                 Err(fault) => fault,
             };
-            line.goes_down();
-            line.site.doubt();
-            if was_up {
-                missed = self.talk().count();
-                self.counts.losses.fetch_add(1, Ordering::Relaxed);
+            subscription.set_disconnected();
+            subscription.address.request_rediscovery();
+            if was_connected {
+                purges_before = self.outbox().count();
+                self.counts.subscription_gaps.fetch_add(1, Ordering::Relaxed);
             }
-            for &shard in &line.shards {
-                self.store.shards_here()[shard].lost_sight(fault);
+            for &shard in &subscription.shards {
+                self.store.remote_shards()[shard].subscription_lost(fault);
             }
-            // After that: who reads until then might learn anew what nobody will tell the end of.
-            self.store.copies().forget_all();
+            // Only after the shards are marked: a read that is still permitted could otherwise
+            // record a copy's revision whose change no server reports.
+            self.store.hot_copies().invalidate_all();
             let jitter = RandomState::new().hash_one(self.seed) % 1_000;
-            sleep(REST / 2 + REST.mul_f64(jitter as f64 / 2_000.0)).await;
+            sleep(RECONNECT_DELAY / 2 + RECONNECT_DELAY.mul_f64(jitter as f64 / 2_000.0)).await;
         }
     }
 
-    /// The clock of its server counts for what is stored there.
-    async fn ask_the_time(&self, line: &Line, way: &Way) -> Result<(), Fault> {
+    /// Reads the server's clock, which dates the entries that are stored there.
+    async fn sync_clock(&self, subscription: &Subscription, commands: &CommandHandle) -> Result<(), ShardFault> {
         let sent = Instant::now();
-        let unix_ms = way.time().await?;
-        let heard = Instant::now();
-        line.shards.iter().for_each(|&shard| self.store.shards_here()[shard].clock().learn(unix_ms, sent, heard));
+        let unix_ms = commands.server_time_ms().await?;
+        let received = Instant::now();
+        for &shard in &subscription.shards {
+            self.store.remote_shards()[shard].clock().record_server_time(unix_ms, sent, received);
+        }
         Ok(())
     }
 
-    async fn comes_up(&self, line: &Line, way: &Way, carries: bool, was_up: bool) -> Result<(), Fault> {
-        self.ask_the_time(line, way).await?;
-        if carries {
-            line.catch_up(way, |news| self.hear(line, news)).await?;
-            self.beat(line, way).await?;
-            line.is_heard();
-        } else if line.is_in_the_dark() {
-            return Err(Fault::Unwatched);
+    /// Brings the state of this node up to date with the server, then permits reads of its shards.
+    async fn bring_up(
+        &self,
+        subscription: &Subscription,
+        connected: &TrackedConnection,
+        was_connected: bool,
+    ) -> Result<(), ShardFault> {
+        let commands = &connected.commands;
+        self.sync_clock(subscription, commands).await?;
+        if connected.carries_bus {
+            subscription.catch_up(commands, |message| self.on_message(subscription, message)).await?;
+            self.write_heartbeat(subscription, commands).await?;
+            subscription.mark_cluster_synced();
+        } else if subscription.is_cluster_unsynced() {
+            return Err(ShardFault::Unsubscribed);
         }
-        line.goes_up(way.clone());
-        self.store.copies().forget_all();
-        for &shard in &line.shards {
-            if was_up {
-                self.store.epochs().lost_sight(shard);
+        subscription.set_connected(commands.clone());
+        self.store.hot_copies().invalidate_all();
+        for &shard in &subscription.shards {
+            if was_connected {
+                self.store.epochs().record_subscription_gap(shard);
             }
-            self.store.shards_here()[shard].echoes().clear();
-            self.store.shards_here()[shard].in_sight();
+            self.store.remote_shards()[shard].self_invalidations().clear();
+            self.store.remote_shards()[shard].mark_subscribed();
         }
         Ok(())
     }
 
-    /// Follows a line until it is lost; says why.
-    async fn follow(self: &Arc<Self>, line: &Line, mut connected: Connected, carries: bool) -> Fault {
-        let way = connected.way.clone();
-        let mut beat = tokio::time::interval(BEAT_EVERY);
+    /// Processes a subscription until it is lost; returns the fault.
+    async fn follow(self: &Arc<Self>, subscription: &Subscription, mut connected: TrackedConnection) -> ShardFault {
+        let (commands, carries_bus) = (connected.commands.clone(), connected.carries_bus);
+        let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         let mut unanswered = 0;
-        let mut changes = Vec::new();
+        let mut invalidations = Vec::new();
         loop {
             if connected.overflowed.load(Ordering::Acquire) {
-                return Fault::Protocol;
+                return ShardFault::Protocol;
             }
-            let done = tokio::select! {
-                count = connected.changes.recv_many(&mut changes, PIECE) => {
+            let result = tokio::select! {
+                count = connected.invalidations.recv_many(&mut invalidations, INVALIDATION_BATCH) => {
                     if count == 0 {
-                        return Fault::Io;
+                        return ShardFault::Io;
                     }
-                    self.look_at(line, &way, std::mem::take(&mut changes)).await
+                    self.apply_invalidations(subscription, &commands, std::mem::take(&mut invalidations)).await
                 }
-                _ = beat.tick() => match line.carries() {
-                    // It begins anew with what it was not told, or needs no longer be.
-                    now if now != carries => Err(Fault::Moved),
-                    carries => {
-                        let told = self.ask_the_time(line, &way).await;
-                        if carries && told.is_ok() { self.read_on(line, &way, true).await } else { told }
+                _ = heartbeat.tick() => match subscription.carries_bus() {
+                    // The cluster slot of the bus moved to or from this server: resubscribe.
+                    now if now != carries_bus => Err(ShardFault::Moved),
+                    carries_bus => {
+                        let synced = self.sync_clock(subscription, &commands).await;
+                        if carries_bus && synced.is_ok() {
+                            self.read_events(subscription, &commands, true).await
+                        } else {
+                            synced
+                        }
                     }
                 },
             };
-            match done {
+            match result {
                 Ok(()) => unanswered = 0,
-                Err(Fault::Timeout) if unanswered + 1 < MISSED_MAX => unanswered += 1,
+                Err(ShardFault::Timeout) if unanswered + 1 < UNANSWERED_MAX => unanswered += 1,
                 Err(fault) => return fault,
             }
         }
     }
 
-    /// Writes down how far the stream was read. A server that is full or a replica takes no word from anybody, and still tells of
-    /// changes: others then take this node for missing, which it is to them.
-    async fn beat(&self, line: &Line, way: &Way) -> Result<(), Fault> {
-        let written = way.beat(&self.member, line.position().unwrap_or_default(), line.number()).await;
-        match written {
-            Err(fault @ (Fault::OutOfMemory | Fault::ReadOnly)) => {
-                line.shards.iter().for_each(|&shard| self.store.shards_here()[shard].note(fault));
+    /// Records this node's stream position on the server. A full or read-only server rejects the
+    /// write but still sends invalidations; other nodes then report this one as unacknowledged on
+    /// it.
+    async fn write_heartbeat(&self, subscription: &Subscription, commands: &CommandHandle) -> Result<(), ShardFault> {
+        let position = subscription.position().unwrap_or_default();
+        match commands.write_heartbeat(&self.member, position, subscription.last_purge_number()).await {
+            Err(fault @ (ShardFault::OutOfMemory | ShardFault::ReadOnly)) => {
+                subscription.shards.iter().for_each(|&shard| self.store.remote_shards()[shard].record_bus_fault(fault));
                 Ok(())
             }
             other => other,
         }
     }
 
-    /// Reads what is new in the stream and writes down how far.
-    async fn read_on(&self, line: &Line, way: &Way, is_due: bool) -> Result<(), Fault> {
-        let before = line.position();
-        line.read(way, &mut |news| self.hear(line, news)).await?;
-        if is_due || line.position() != before {
-            self.beat(line, way).await?;
+    /// Reads new events and records the stream position.
+    async fn read_events(
+        &self,
+        subscription: &Subscription,
+        commands: &CommandHandle,
+        is_due: bool,
+    ) -> Result<(), ShardFault> {
+        let before = subscription.position();
+        subscription.read_stream(commands, &mut |message| self.on_message(subscription, message)).await?;
+        if is_due || subscription.position() != before {
+            self.write_heartbeat(subscription, commands).await?;
         }
-        let late = std::mem::take(&mut self.talk().late);
+        let late = std::mem::take(&mut self.outbox().late);
         for (number, purge) in late {
-            for way in self.lines.iter().filter_map(Line::way) {
-                let _missed_by_who_is_away = way.tell(purge, Some(number), 0, ALL, &self.member).await;
+            for commands in self.subscriptions.iter().filter_map(Subscription::command_handle) {
+                let _unreachable_servers_get_it_later =
+                    commands.publish_purge(&self.numbered_message(purge, number)).await;
             }
         }
         Ok(())
     }
 
-    async fn look_at(&self, line: &Line, way: &Way, changes: Vec<Change>) -> Result<(), Fault> {
-        let mut held: Vec<(CacheKey, u64)> = Vec::new();
+    /// Deletes changed entries from the local cache, except those whose revision is the one that
+    /// the server has now.
+    async fn apply_invalidations(
+        &self,
+        subscription: &Subscription,
+        commands: &CommandHandle,
+        invalidations: Vec<Invalidation>,
+    ) -> Result<(), ShardFault> {
+        let mut cached: Vec<(CacheKey, u64)> = Vec::new();
         let mut keys = Vec::new();
-        let mut is_said = false;
-        for change in changes {
-            match change {
-                Change::Lost => return Err(Fault::Io),
-                Change::Bus => is_said = true,
-                Change::Entry(name, key) => {
-                    self.counts.changes.fetch_add(1, Ordering::Relaxed);
-                    self.store.copies().forget(name);
-                    if line.shards.iter().any(|&shard| self.store.shards_here()[shard].echoes().take(name)) {
+        let mut has_bus_events = false;
+        for invalidation in invalidations {
+            match invalidation {
+                Invalidation::Everything => return Err(ShardFault::Io),
+                Invalidation::BusState => has_bus_events = true,
+                Invalidation::Entry(digest_prefix, key) => {
+                    self.counts.invalidations.fetch_add(1, Ordering::Relaxed);
+                    self.store.hot_copies().invalidate(digest_prefix);
+                    let is_own =
+                        |&shard: &usize| self.store.remote_shards()[shard].self_invalidations().take(digest_prefix);
+                    if subscription.shards.iter().any(is_own) {
                         continue;
                     }
-                    // Whatever is held: an older one may be on its way here.
-                    self.store.epochs().changed(name);
-                    if let Some((cache_key, entry)) = self.store.local().named(name) {
-                        held.push((cache_key, entry.edition()));
+                    // Recorded whatever revision is cached: an older one may be in flight.
+                    self.store.epochs().record_change(digest_prefix);
+                    if let Some((cache_key, entry)) = self.store.local().find_by_digest_prefix(digest_prefix) {
+                        cached.push((cache_key, entry.revision()));
                         keys.push(key);
                     }
                 }
             }
         }
         if !keys.is_empty() {
-            let heads = way.heads(&keys, EDITION_BYTES).await?;
-            for ((key, edition), head) in held.into_iter().zip(heads) {
+            let heads = commands.read_heads(&keys, REVISION_BYTES).await?;
+            for ((key, revision), head) in cached.into_iter().zip(heads) {
                 let is_same = match &head {
-                    redis::Value::BulkString(head) => Seal::edition(head) == Some(edition),
+                    redis::Value::BulkString(head) => EnvelopeCodec::revision(head) == Some(revision),
                     _ => false,
                 };
                 if !is_same {
@@ -400,62 +444,78 @@ impl<M: Meta> Bus<M> {
                 }
             }
         }
-        if is_said && line.carries() {
-            self.read_on(line, way, false).await?;
-            self.read_on.notify_waiters();
+        if has_bus_events && subscription.carries_bus() {
+            self.read_events(subscription, commands, false).await?;
+            self.positions_changed.notify_waiters();
         }
         Ok(())
     }
 
-    fn hear(&self, line: &Line, news: News) {
+    fn on_message(&self, subscription: &Subscription, message: FleetUpdate) {
         let epochs = self.store.epochs();
-        match news {
-            News::Said(said) => _ = self.heed(line, &said, true),
-            News::Floor(number) => epochs.forget_before(number),
-            News::Purged(purge, number) => {
-                if !epochs.knows(purge, number) {
+        match message {
+            FleetUpdate::Override(stored) => _ = self.apply_override(subscription, &stored, true),
+            FleetUpdate::PurgeFloor(number) => epochs.raise_floor(number),
+            FleetUpdate::PastPurge(purge, number) => {
+                if !epochs.has_applied(purge, number) {
                     epochs.purge(purge, number);
                 }
             }
-            News::Event(Event { to, what, from }) if from == self.member || (to != ALL && to != self.node) => {
-                if let What::Notice(said) = what {
-                    self.board.note(said.version, self.store.wall_time());
+            FleetUpdate::Event(BusEvent { to, payload, from })
+                if from == self.member || (to != ALL_NODES && to != self.node) =>
+            {
+                if let EventPayload::Override(stored) = payload {
+                    self.overrides.observe_version(stored.version, self.store.wall_time());
                 }
             }
-            News::Event(Event { to, what: What::Notice(said), .. }) => {
-                if self.heed(line, &said, to == ALL) {
-                    self.counts.notices.fetch_add(1, Ordering::Relaxed);
+            FleetUpdate::Event(BusEvent { to, payload: EventPayload::Override(stored), .. }) => {
+                if self.apply_override(subscription, &stored, to == ALL_NODES) {
+                    self.counts.overrides_received.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            News::Event(Event { to, what: What::Purge { purge, number }, .. }) => {
-                if to == ALL && epochs.knows(purge, number) {
+            FleetUpdate::Event(BusEvent { to, payload: EventPayload::Purge { purge, number }, .. }) => {
+                if to == ALL_NODES && epochs.has_applied(purge, number) {
                     return;
                 }
-                self.counts.heard.fetch_add(1, Ordering::Relaxed);
-                if to != ALL {
-                    return epochs.purge(purge, HERE);
+                self.counts.purges_received.fetch_add(1, Ordering::Relaxed);
+                if to != ALL_NODES {
+                    return epochs.purge(purge, LOCAL_ONLY);
                 }
-                // One that comes late ends what was stored by those who knew later ones, too; and all are to know.
-                let known = epochs.number();
-                let is_late = number + LATE < known;
-                let number = if is_late { known } else { number };
+                // Entries stored by nodes that already knew later purges are purged too, and all
+                // nodes learn the higher number.
+                let latest = epochs.latest_purge_number();
+                let is_late = number + LATE_PURGE_MICROS < latest;
+                let number = if is_late { latest } else { number };
                 epochs.purge(purge, number);
-                self.remember(number, purge);
+                self.outbox().record_recent(number, purge);
                 if is_late {
-                    self.talk().late.push((number, purge));
+                    self.outbox().late.push((number, purge));
                 }
             }
         }
     }
 
-    /// Lines that the bus runs over.
-    fn carriers(&self) -> impl Iterator<Item = &Line> {
-        self.lines.iter().filter(|line| line.carries())
+    fn numbered_message(&self, purge: Purge, number: u64) -> PurgeMessage<'_> {
+        PurgeMessage { purge, number: Some(number), latest_number: 0, to: ALL_NODES, from: &self.member }
     }
 
-    fn talk(&self) -> MutexGuard<'_, Talk> {
-        self.talk.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Subscriptions whose server stores the bus.
+    fn bus_subscriptions(&self) -> impl Iterator<Item = &Subscription> {
+        self.subscriptions.iter().filter(|subscription| subscription.carries_bus())
     }
+
+    fn outbox(&self) -> MutexGuard<'_, PurgeOutbox> {
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Stream positions that nodes have to reach.
+struct AwaitedAcks<'a> {
+    /// By subscription.
+    positions: &'a BTreeMap<usize, StreamPosition>,
+    /// The only node that is awaited; `None` for all.
+    node: Option<&'a str>,
+    deadline: Instant,
 }
 
 fn node_of(member: &str) -> &str {

@@ -1,142 +1,153 @@
-//! Owns what time it is: for entries that a server holds, its own clock, so that all nodes reckon by one; else this machine's.
+//! Owns the current time: for entries that a server holds, that server's clock, so that all nodes
+//! use the same one; otherwise this machine's clock.
 //!
-//! A server tells its time about once a second; in between, the monotonic clock goes on from there. Without any, the machine's wall
-//! clock counts. A jump of either does not count at once: it is more often a fault than a mend, and what was believed until then is
-//! believed for `DOUBT` more.
+//! Each server's time is queried about once a second and extrapolated with the monotonic clock in
+//! between. Without a server's time, the machine's wall clock is used. A jump of either clock is
+//! not applied at once: it is more often a fault than a correction, and the previous time is kept
+//! for `HOLD_DOWN`.
 //!
-//! Refuses to say how long anything took: that is `Instant`'s.
-//! Invariant: the wall clock of one node, however wrong, neither ages nor rejuvenates what another node reads from a server.
+//! Refuses to measure durations: that is the task of `Instant`.
+//! Invariant: the wall clock of one node, however wrong, changes neither the age nor the expiry of
+//! entries that another node reads from a server.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The clocks of two nodes may differ by this much (lesson `clock-drift`).
+/// Tolerated difference between the clocks of two nodes (lesson `clock-drift`).
 pub(crate) const CLOCK_TOLERANCE: Duration = Duration::from_millis(1_500);
 
-/// How long a wall clock that has jumped is not believed. What is mended by then was a fault; what is not may have been the mending.
-const DOUBT: Duration = Duration::from_secs(300);
+/// How long a clock that has jumped is ignored. A jump reversed within this time was a fault; a
+/// jump that persists may have been the correction.
+const HOLD_DOWN: Duration = Duration::from_secs(300);
 
-/// A server whose answer took longer than this has not told its time.
-const TELLING_MAX: Duration = Duration::from_millis(500);
+/// A server's time is ignored if its reply took longer than this.
+const ROUND_TRIP_MAX: Duration = Duration::from_millis(500);
 
-/// A server that has not told its time for so long is not there; it is asked every second.
-const LATELY: Duration = Duration::from_secs(10);
+/// A server's time is used for this long after its last reply; it is queried every second.
+const SERVER_TIME_MAX_AGE: Duration = Duration::from_secs(10);
 
-/// What no server has told.
-const UNTOLD: i64 = i64::MIN;
+/// Value of `base_ms` while the server's time is unknown.
+const UNKNOWN: i64 = i64::MIN;
 
-/// One moment on both clocks.
+/// One point in time on the wall clock and on the monotonic clock.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Now {
+pub(crate) struct ClockReading {
     pub(crate) unix_ms: u64,
     pub(crate) instant: Instant,
 }
 
 #[cfg(test)]
-impl Now {
-    pub(crate) fn read() -> Self {
+impl ClockReading {
+    pub(crate) fn from_system() -> Self {
         Self { unix_ms: system_ms() as u64, instant: Instant::now() }
     }
 }
 
-/// This machine's wall clock, held steady by its monotonic one.
+/// This machine's wall clock, filtered against jumps with the monotonic clock.
 #[derive(Debug)]
-pub(crate) struct Wall {
-    began: Instant,
-    held: Mutex<Held>,
+pub(crate) struct WallClock {
+    created: Instant,
+    filter: Mutex<JumpFilter>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Held {
-    /// Milliseconds since 1970 when the process began.
-    base: i64,
-    /// Since when the wall clock says otherwise.
-    doubted: Option<i64>,
+struct JumpFilter {
+    /// Unix time in milliseconds at which the process started.
+    base_ms: i64,
+    /// Monotonic time at which the clock jumped; `None` while it agrees.
+    jumped_at: Option<i64>,
 }
 
-impl Held {
-    /// `mono`: milliseconds since the process began. What time it is, by a wall clock that says `wall`.
-    fn read(&mut self, wall: i64, mono: i64) -> i64 {
-        let believed = self.base.saturating_add(mono);
-        if wall.abs_diff(believed) <= CLOCK_TOLERANCE.as_millis() as u64 {
-            (self.base, self.doubted) = (wall - mono, None);
-            return wall;
+impl JumpFilter {
+    /// Returns the filtered time for a clock that reads `wall_ms`, `monotonic_ms` after the process
+    /// started.
+    fn apply(&mut self, wall_ms: i64, monotonic_ms: i64) -> i64 {
+        let expected_ms = self.base_ms.saturating_add(monotonic_ms);
+        if wall_ms.abs_diff(expected_ms) <= CLOCK_TOLERANCE.as_millis() as u64 {
+            (self.base_ms, self.jumped_at) = (wall_ms - monotonic_ms, None);
+            return wall_ms;
         }
-        let since = *self.doubted.get_or_insert(mono);
-        if mono - since < DOUBT.as_millis() as i64 {
-            return believed;
+        let since = *self.jumped_at.get_or_insert(monotonic_ms);
+        if monotonic_ms - since < HOLD_DOWN.as_millis() as i64 {
+            return expected_ms;
         }
-        (self.base, self.doubted) = (wall - mono, None);
-        wall
+        (self.base_ms, self.jumped_at) = (wall_ms - monotonic_ms, None);
+        wall_ms
     }
 }
 
-impl Wall {
+impl WallClock {
     pub(crate) fn new() -> Arc<Self> {
-        let held = Held { base: system_ms(), doubted: None };
-        Arc::new(Self { began: Instant::now(), held: Mutex::new(held) })
+        let filter = JumpFilter { base_ms: system_ms(), jumped_at: None };
+        Arc::new(Self { created: Instant::now(), filter: Mutex::new(filter) })
     }
 
     fn unix_ms(&self, now: Instant) -> i64 {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.read(system_ms(), self.mono(now))
+        let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        filter.apply(system_ms(), self.monotonic_ms(now))
     }
 
-    fn mono(&self, now: Instant) -> i64 {
-        now.saturating_duration_since(self.began).as_millis() as i64
+    fn monotonic_ms(&self, now: Instant) -> i64 {
+        now.saturating_duration_since(self.created).as_millis() as i64
     }
 }
 
-/// The time at one server.
+/// The clock of one server.
 #[derive(Debug)]
-pub(crate) struct Clock {
-    wall: Arc<Wall>,
-    /// As with the wall clock, a jump is not believed at once.
-    held: Mutex<Option<Held>>,
-    /// Milliseconds since 1970 by the server's clock when this process began, and when it last told them since then.
-    base: AtomicI64,
-    heard: AtomicI64,
+pub(crate) struct ServerClock {
+    wall: Arc<WallClock>,
+    /// Jumps are filtered as for the wall clock.
+    filter: Mutex<Option<JumpFilter>>,
+    /// The server's Unix time in milliseconds when this process started.
+    base_ms: AtomicI64,
+    /// Time of the last reading, in milliseconds since this process started.
+    updated_at: AtomicI64,
 }
 
-impl Clock {
-    pub(crate) fn new(wall: Arc<Wall>) -> Self {
-        Self { wall, held: Mutex::new(None), base: AtomicI64::new(UNTOLD), heard: AtomicI64::new(0) }
+impl ServerClock {
+    pub(crate) fn new(wall: Arc<WallClock>) -> Self {
+        Self { wall, filter: Mutex::new(None), base_ms: AtomicI64::new(UNKNOWN), updated_at: AtomicI64::new(0) }
     }
 
-    /// What a server said when it was asked at `sent`; it said so somewhere in between.
-    pub(crate) fn learn(&self, unix_ms: u64, sent: Instant, heard: Instant) {
-        let took = heard.saturating_duration_since(sent);
-        if took > TELLING_MAX {
+    /// Records the time in a reply of the server to a query sent at `sent`; the reading is dated to
+    /// the middle of the round trip.
+    pub(crate) fn record_server_time(&self, unix_ms: u64, sent: Instant, received: Instant) {
+        let round_trip = received.saturating_duration_since(sent);
+        if round_trip > ROUND_TRIP_MAX {
             return;
         }
-        let (unix_ms, mono) = (i64::try_from(unix_ms).unwrap_or(i64::MAX), self.wall.mono(sent + took / 2));
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let held = held.get_or_insert(Held { base: unix_ms.saturating_sub(mono), doubted: None });
-        let believed = held.read(unix_ms, mono);
-        self.base.store(believed.saturating_sub(mono), Ordering::Relaxed);
-        self.heard.store(mono, Ordering::Relaxed);
+        let (unix_ms, monotonic_ms) =
+            (i64::try_from(unix_ms).unwrap_or(i64::MAX), self.wall.monotonic_ms(sent + round_trip / 2));
+        let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        let filter =
+            filter.get_or_insert(JumpFilter { base_ms: unix_ms.saturating_sub(monotonic_ms), jumped_at: None });
+        let expected_ms = filter.apply(unix_ms, monotonic_ms);
+        self.base_ms.store(expected_ms.saturating_sub(monotonic_ms), Ordering::Relaxed);
+        self.updated_at.store(monotonic_ms, Ordering::Relaxed);
     }
 
-    pub(crate) fn now(&self) -> Now {
+    pub(crate) fn now(&self) -> ClockReading {
         let instant = Instant::now();
-        let unix_ms = self.told(instant).unwrap_or_else(|| self.wall.unix_ms(instant));
-        Now { unix_ms: u64::try_from(unix_ms).unwrap_or_default(), instant }
+        let unix_ms = self.server_time_ms(instant).unwrap_or_else(|| self.wall.unix_ms(instant));
+        ClockReading { unix_ms: u64::try_from(unix_ms).unwrap_or_default(), instant }
     }
 
-    /// By the server, if it has said so lately.
-    pub(crate) fn told(&self, now: Instant) -> Option<i64> {
-        let (base, mono) = (self.base.load(Ordering::Relaxed), self.wall.mono(now));
-        let is_told = base != UNTOLD && mono - self.heard.load(Ordering::Relaxed) < LATELY.as_millis() as i64;
-        is_told.then(|| base.saturating_add(mono))
+    /// The server's time, if it is recent enough.
+    pub(crate) fn server_time_ms(&self, now: Instant) -> Option<i64> {
+        let (base_ms, monotonic_ms) = (self.base_ms.load(Ordering::Relaxed), self.wall.monotonic_ms(now));
+        let is_recent = base_ms != UNKNOWN
+            && monotonic_ms - self.updated_at.load(Ordering::Relaxed) < SERVER_TIME_MAX_AGE.as_millis() as i64;
+        is_recent.then(|| base_ms.saturating_add(monotonic_ms))
     }
 }
 
-/// What time it is, by the first of `clocks` whose server has said, else by the machine.
-pub(crate) fn wall_time<'a>(wall: &Wall, clocks: impl IntoIterator<Item = &'a Clock>) -> SystemTime {
+/// The current time by the first of `clocks` that has a recent reading, otherwise by this machine.
+pub(crate) fn wall_time<'a>(wall: &WallClock, clocks: impl IntoIterator<Item = &'a ServerClock>) -> SystemTime {
     let now = Instant::now();
-    let told = clocks.into_iter().find_map(|clock| clock.told(now));
-    UNIX_EPOCH + Duration::from_millis(u64::try_from(told.unwrap_or_else(|| wall.unix_ms(now))).unwrap_or_default())
+    let server_time_ms = clocks.into_iter().find_map(|clock| clock.server_time_ms(now));
+    UNIX_EPOCH
+        + Duration::from_millis(u64::try_from(server_time_ms.unwrap_or_else(|| wall.unix_ms(now))).unwrap_or_default())
 }
 
 fn system_ms() -> i64 {
@@ -151,45 +162,45 @@ mod tests {
     const HOUR: i64 = 3_600_000;
 
     #[test]
-    fn a_wall_clock_that_jumps_is_believed_after_a_while_or_when_it_is_back() {
+    fn jump_is_applied_after_the_hold_down_and_forgotten_if_reversed() {
         for jump in [HOUR, -HOUR, 2_000] {
-            let mut held = Held { base: 1_000_000, doubted: None };
-            assert_eq!(held.read(1_000_100, 100), 1_000_100);
-            assert_eq!(held.read(1_000_200 + jump, 200), 1_000_200, "not at once");
-            assert_eq!(held.read(1_100_000 + jump, 100_000), 1_100_000);
-            assert_eq!(held.read(1_100_100, 100_100), 1_100_100, "it is back");
-            assert_eq!(held.read(1_200_000 + jump, 200_000), 1_200_000, "and is doubted anew");
-            assert_eq!(held.read(1_499_999 + jump, 499_999), 1_499_999);
-            assert_eq!(held.read(1_500_000 + jump, 500_000), 1_500_000 + jump, "it stays");
-            assert_eq!(held.read(1_500_001 + jump, 500_001), 1_500_001 + jump);
+            let mut filter = JumpFilter { base_ms: 1_000_000, jumped_at: None };
+            assert_eq!(filter.apply(1_000_100, 100), 1_000_100);
+            assert_eq!(filter.apply(1_000_200 + jump, 200), 1_000_200, "during the hold-down");
+            assert_eq!(filter.apply(1_100_000 + jump, 100_000), 1_100_000);
+            assert_eq!(filter.apply(1_100_100, 100_100), 1_100_100, "the jump is reversed");
+            assert_eq!(filter.apply(1_200_000 + jump, 200_000), 1_200_000, "a new jump restarts the hold-down");
+            assert_eq!(filter.apply(1_499_999 + jump, 499_999), 1_499_999);
+            assert_eq!(filter.apply(1_500_000 + jump, 500_000), 1_500_000 + jump, "the jump persists");
+            assert_eq!(filter.apply(1_500_001 + jump, 500_001), 1_500_001 + jump);
         }
     }
 
     #[test]
-    fn a_clock_that_is_a_little_off_is_followed() {
-        let mut held = Held { base: 0, doubted: None };
+    fn drift_within_the_tolerance_is_followed() {
+        let mut filter = JumpFilter { base_ms: 0, jumped_at: None };
         for second in 1..100 {
             let wall = second * 2_000;
-            assert_eq!(held.read(wall, second * 1_000), wall);
+            assert_eq!(filter.apply(wall, second * 1_000), wall);
         }
     }
 
     #[test]
-    fn a_server_that_has_said_so_is_believed_and_one_that_took_long_is_not() {
-        let wall = Wall::new();
-        let clock = Clock::new(wall.clone());
+    fn server_time_is_used_unless_the_reply_was_slow_or_is_old() {
+        let wall = WallClock::new();
+        let clock = ServerClock::new(wall.clone());
         let (sent, ms) = (Instant::now(), Duration::from_millis);
-        clock.learn(1_000, sent, sent + ms(600));
-        assert_eq!(clock.told(sent), None);
+        clock.record_server_time(1_000, sent, sent + ms(600));
+        assert_eq!(clock.server_time_ms(sent), None);
         assert!(clock.now().unix_ms.abs_diff(system_ms() as u64) < 1_000);
-        clock.learn(1_000_000, sent, sent + ms(20));
-        assert_eq!(clock.told(sent + ms(1_010)), Some(1_001_000));
-        assert_eq!(clock.told(sent + ms(11_000)), None, "it has been silent for long");
-        // An hour ahead from one second to the next.
-        clock.learn(4_601_000, sent + ms(1_000), sent + ms(1_020));
-        assert_eq!(clock.told(sent + ms(2_010)), Some(1_002_000));
-        let other = Clock::new(wall.clone());
-        let told = wall_time(&wall, [&other, &clock]).duration_since(UNIX_EPOCH).unwrap();
-        assert!(told < Duration::from_secs(1_100), "{told:?}");
+        clock.record_server_time(1_000_000, sent, sent + ms(20));
+        assert_eq!(clock.server_time_ms(sent + ms(1_010)), Some(1_001_000));
+        assert_eq!(clock.server_time_ms(sent + ms(11_000)), None, "the last reply is too old");
+        // The server's clock jumps ahead by an hour.
+        clock.record_server_time(4_601_000, sent + ms(1_000), sent + ms(1_020));
+        assert_eq!(clock.server_time_ms(sent + ms(2_010)), Some(1_002_000));
+        let other = ServerClock::new(wall.clone());
+        let server_time_ms = wall_time(&wall, [&other, &clock]).duration_since(UNIX_EPOCH).unwrap();
+        assert!(server_time_ms < Duration::from_secs(1_100), "{server_time_ms:?}");
     }
 }

@@ -1,21 +1,22 @@
-//! Owns a stored response: what the gateway knows about it, its body, how long it is worth keeping, and whether it still counts.
+//! Owns a stored response: its metadata, its body, its time to live, and whether it is still valid.
 //!
-//! Ages are measured on the monotonic clock of this process. An entry is dated for other nodes, and one that came from them is aged, by
-//! the clock of the server that holds it (see `clock`), with 1.5 s of tolerance.
+//! Ages are measured with the monotonic clock of this process. Entries written for other nodes are
+//! dated, and entries read from them are aged, by the clock of the server that holds them (see
+//! `clock`), with a tolerance of 1.5 s.
 //!
-//! Refuses to judge freshness: that is the gateway's, from `meta`.
-//! Invariant: an entry that was retired never counts again.
+//! Refuses to judge freshness: the gateway does that from `meta`.
+//! Invariant: a retired entry never becomes valid again.
 
 mod compression;
-mod envelope;
 mod epochs;
+mod envelope;
 
 pub use compression::Compression;
-pub(crate) use envelope::{Corrupt, EDITION_BYTES, Packing, Seal};
-pub(crate) use epochs::{Epochs, Judgement, TAGS_MAX, UNNUMBERED};
-pub use epochs::{Purge, Scope, Since};
+pub(crate) use envelope::{CompressionConfig, EnvelopeCodec, EnvelopeError, REVISION_BYTES};
+pub use epochs::{EpochSnapshot, Purge, PurgeScope};
+pub(crate) use epochs::{InvalidationEpochs, PurgeStatus, TAGS_MAX, UNNUMBERED};
 
-use crate::clock::{CLOCK_TOLERANCE, Now};
+use crate::clock::{CLOCK_TOLERANCE, ClockReading};
 use crate::key::Tag;
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
@@ -23,22 +24,23 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Longer is cut: what nobody has asked to validate for a year may be fetched again, and instants cannot overflow.
-pub(crate) const KEEP_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+/// Upper bound of `ttl`: an entry that was not validated for a year may be fetched again, and
+/// `Instant` arithmetic cannot overflow.
+pub(crate) const TTL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
-/// What the gateway stores beside a body.
-pub trait Meta: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// The version of the serialised form, to be raised with every change of it: entries of another version are misses, so that
-    /// a fleet may run two releases at once.
+/// Metadata that the gateway stores with a body.
+pub trait EntryMeta: Serialize + DeserializeOwned + Send + Sync + 'static {
+    /// Version of the serialised form, to be increased with every change of it. Entries of another
+    /// version are misses, so that a fleet may run two releases at once.
     const SCHEMA: u16;
 
-    /// Bytes held on the heap, approximately: they are charged to the local tier beside the body.
+    /// Approximate size on the heap; charged to the local cache besides the body.
     fn heap_bytes(&self) -> usize;
 
-    /// What it can be purged by.
+    /// Tags that the entry can be purged by.
     fn tags(&self) -> &[Tag];
 
-    /// Whether compressing its body is likely to save anything.
+    /// Whether compression is likely to shrink the body.
     fn is_compressible(&self) -> bool;
 }
 
@@ -47,180 +49,191 @@ pub trait Meta: Serialize + DeserializeOwned + Send + Sync + 'static {
 pub struct Entry<M> {
     pub meta: M,
     pub body: Bytes,
-    /// From storing until it is useless, stale windows included. Whole milliseconds.
-    pub keep: Duration,
-    /// Bytes charged to the local tier.
+    /// Time to live from storing until removal, stale windows included. Whole milliseconds.
+    pub ttl: Duration,
+    /// Bytes charged to the local cache.
     pub weight: u32,
-    arrived: Instant,
-    age_on_arrival: Duration,
-    until: Instant,
-    since: Option<Since>,
-    home: Option<Home>,
-    live: AtomicBool,
-    /// The generation in which it was last found to count.
-    checked: AtomicU64,
-    softened: OnceLock<Instant>,
-    is_suspect: AtomicBool,
-    /// Of what the shard holds, as its seal says; 0 while it is not known.
-    edition: AtomicU64,
+    stored_here_at: Instant,
+    age_when_stored_here: Duration,
+    expires_at: Instant,
+    fill_epoch: Option<EpochSnapshot>,
+    location: Option<EntryLocation>,
+    is_live: AtomicBool,
+    /// The last generation in which the entry was found valid.
+    valid_in_generation: AtomicU64,
+    soft_purged_at: OnceLock<Instant>,
+    had_subscription_gap: AtomicBool,
+    /// Revision of the entry at its shard, taken from the envelope's MAC; 0 if unknown.
+    revision: AtomicU64,
 }
 
-/// Where an entry is stored beside this process.
+/// The content of an entry to be created.
+pub(crate) struct EntryParts<M> {
+    pub(crate) meta: M,
+    pub(crate) body: Bytes,
+    pub(crate) ttl: Duration,
+}
+
+/// The location of an entry outside this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Home {
+pub(crate) struct EntryLocation {
     pub(crate) shard: usize,
-    /// The beginning of its digest.
-    pub(crate) name: u64,
+    /// The first 8 bytes of its digest.
+    pub(crate) digest_prefix: u64,
 }
 
-/// Why an entry may not be what its shard, or the origin, would answer now.
+/// Why an entry must be validated before use: it was soft-purged, or invalidations of its shard may
+/// have been missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Doubt {
-    /// Purged softly so long ago: stale, but good enough while it is validated and for a failing origin.
-    Purged(Duration),
-    /// Its shard was lost sight of and may have been told otherwise: to be validated first, good enough for a failing origin.
-    Unwatched,
+pub enum StaleReason {
+    /// Soft-purged this long ago: stale, usable while it is validated and for a failing origin.
+    SoftPurged(Duration),
+    /// Invalidations of its shard may have been missed: it must be validated first, and is usable
+    /// for a failing origin.
+    SubscriptionGap,
 }
 
-impl<M: Meta> Entry<M> {
-    /// A response that was complete at `now`.
-    pub fn new(meta: M, body: Bytes, keep: Duration, now: Instant) -> Self {
-        Self::aged(meta, body, keep, Duration::ZERO, now)
+impl<M: EntryMeta> Entry<M> {
+    /// Creates an entry for a response that was complete at `now`.
+    pub fn new(meta: M, body: Bytes, ttl: Duration, now: Instant) -> Self {
+        Self::with_age(EntryParts { meta, body, ttl }, Duration::ZERO, now)
     }
 
-    /// An entry that another node stored, if its time is not over by the clock of its server. One dated further in the future than
-    /// clocks may differ has no age that could be trusted, and counts as over.
-    pub(crate) fn received(meta: M, body: Bytes, keep: Duration, stored_unix_ms: u64, now: Now) -> Option<Self> {
-        let keep = keep.min(KEEP_MAX);
+    /// Creates an entry that another node stored, unless it has expired by the clock of its server.
+    /// An entry dated further in the future than clocks may differ has no reliable age and counts
+    /// as expired.
+    pub(crate) fn from_remote(parts: EntryParts<M>, stored_unix_ms: u64, now: ClockReading) -> Option<Self> {
+        let ttl = parts.ttl.min(TTL_MAX);
         let ahead = Duration::from_millis(stored_unix_ms.saturating_sub(now.unix_ms));
         let age = Duration::from_millis(now.unix_ms.saturating_sub(stored_unix_ms));
-        let over = age >= keep + CLOCK_TOLERANCE || ahead > CLOCK_TOLERANCE;
-        (!over).then(|| Self::aged(meta, body, keep, age, now.instant))
+        let is_expired = age >= ttl + CLOCK_TOLERANCE || ahead > CLOCK_TOLERANCE;
+        (!is_expired).then(|| Self::with_age(parts, age, now.instant))
     }
 
-    fn aged(meta: M, body: Bytes, keep: Duration, age: Duration, now: Instant) -> Self {
-        let keep = Duration::from_millis(keep.min(KEEP_MAX).as_millis() as u64);
+    fn with_age(EntryParts { meta, body, ttl }: EntryParts<M>, age: Duration, now: Instant) -> Self {
+        let ttl = Duration::from_millis(ttl.min(TTL_MAX).as_millis() as u64);
         let weight = allocated(body.len()) + allocated(meta.heap_bytes()) + size_of::<Self>();
-        // An age within the tolerance may be nothing but the difference of two clocks.
-        let remaining = keep.saturating_sub(age.saturating_sub(CLOCK_TOLERANCE));
+        // An age within the tolerance may be nothing but clock difference.
+        let remaining = ttl.saturating_sub(age.saturating_sub(CLOCK_TOLERANCE));
         Self {
             meta,
             body,
-            keep,
+            ttl,
             weight: u32::try_from(weight).unwrap_or(u32::MAX),
-            arrived: now,
-            age_on_arrival: age,
-            until: now + remaining,
-            since: None,
-            home: None,
-            live: AtomicBool::new(true),
-            checked: AtomicU64::new(0),
-            softened: OnceLock::new(),
-            is_suspect: AtomicBool::new(false),
-            edition: AtomicU64::new(0),
+            stored_here_at: now,
+            age_when_stored_here: age,
+            expires_at: now + remaining,
+            fill_epoch: None,
+            location: None,
+            is_live: AtomicBool::new(true),
+            valid_in_generation: AtomicU64::new(0),
+            soft_purged_at: OnceLock::new(),
+            had_subscription_gap: AtomicBool::new(false),
+            revision: AtomicU64::new(0),
         }
     }
 
-    /// Says when the fill of this entry began: it is not stored if its key was removed, or one of its tags purged, after that.
+    /// Sets when the fill of this entry began: the entry is not stored if its key was deleted or
+    /// one of its tags purged since then.
     #[must_use]
-    pub fn begun(self, since: Since) -> Self {
-        Self { since: Some(since), checked: AtomicU64::new(since.generation()), ..self }
+    pub fn with_fill_epoch(self, fill_epoch: EpochSnapshot) -> Self {
+        Self { fill_epoch: Some(fill_epoch), valid_in_generation: AtomicU64::new(fill_epoch.generation()), ..self }
     }
 
-    pub(crate) fn at_home(self, home: Option<Home>) -> Self {
-        Self { home, ..self }
+    pub(crate) fn with_location(self, location: Option<EntryLocation>) -> Self {
+        Self { location, ..self }
     }
 
-    /// Whether it still counts in `generation`; what purges made of it is noted, so that the next to ask in this generation is
-    /// told at once.
-    pub(crate) fn counts(&self, epochs: &Epochs, generation: u64) -> bool {
+    /// Whether the entry is still valid in `generation`. The result of checking the purges is
+    /// recorded for later calls in the same generation.
+    pub(crate) fn is_valid(&self, epochs: &InvalidationEpochs, generation: u64) -> bool {
         if !self.is_live() {
             return false;
         }
-        let checked = self.checked.load(Ordering::Acquire);
-        checked >= generation || self.is_still(epochs, generation)
+        let valid_in_generation = self.valid_in_generation.load(Ordering::Acquire);
+        valid_in_generation >= generation || self.check_purges(epochs, generation)
     }
 
     #[cold]
-    fn is_still(&self, epochs: &Epochs, generation: u64) -> bool {
-        let began = self.since.map_or(0, Since::generation);
-        match epochs.judge(self.meta.tags(), began) {
-            Judgement::Dead => {
+    fn check_purges(&self, epochs: &InvalidationEpochs, generation: u64) -> bool {
+        let began = self.fill_epoch.map_or(0, EpochSnapshot::generation);
+        match epochs.purge_status(self.meta.tags(), began) {
+            PurgeStatus::Purged => {
                 self.retire();
                 return false;
             }
-            Judgement::Soft(at) => _ = self.softened.get_or_init(|| at),
-            Judgement::Sound => {}
+            PurgeStatus::SoftPurged(at) => _ = self.soft_purged_at.get_or_init(|| at),
+            PurgeStatus::Unaffected => {}
         }
-        if self.home.is_some_and(|home| epochs.was_lost(home.shard, began)) {
-            self.is_suspect.store(true, Ordering::Relaxed);
+        if self.location.is_some_and(|location| epochs.had_subscription_gap(location.shard, began)) {
+            self.had_subscription_gap.store(true, Ordering::Relaxed);
         }
-        self.checked.fetch_max(generation, Ordering::AcqRel);
+        self.valid_in_generation.fetch_max(generation, Ordering::AcqRel);
         true
     }
 }
 
-/// What an allocator takes for so many bytes: four sizes for each doubling, as in jemalloc's size classes.
+/// Size of an allocation for this many bytes: four size classes for each doubling, as in jemalloc.
 fn allocated(bytes: usize) -> usize {
     let step = (bytes.next_power_of_two() / 8).max(16);
     bytes.next_multiple_of(step)
 }
 
 impl<M> Entry<M> {
-    /// Time since it was stored, whichever node stored it.
+    /// Time since the entry was stored by any node.
     pub fn age(&self, now: Instant) -> Duration {
-        self.age_on_arrival + now.saturating_duration_since(self.arrived)
+        self.age_when_stored_here + now.saturating_duration_since(self.stored_here_at)
     }
 
-    /// Time until it is useless.
+    /// Time until the entry expires.
     pub fn remaining(&self, now: Instant) -> Duration {
-        self.until.saturating_duration_since(now)
+        self.expires_at.saturating_duration_since(now)
     }
 
-    /// False once the local tier has let go of it: replaced, removed, evicted or expired.
+    /// False once the local cache has released the entry: replaced, deleted, evicted or expired.
     pub fn is_live(&self) -> bool {
-        self.live.load(Ordering::Relaxed)
+        self.is_live.load(Ordering::Relaxed)
     }
 
-    /// Takes it out of every thread's table: each finds the mark at its next look.
+    /// Invalidates the entry in all threads' tables: each finds the flag at its next lookup.
     pub fn retire(&self) {
-        self.live.store(false, Ordering::Relaxed);
+        self.is_live.store(false, Ordering::Relaxed);
     }
 
-    /// Why it may not be used as if it were fresh.
-    pub fn doubt(&self, now: Instant) -> Option<Doubt> {
-        if self.is_suspect.load(Ordering::Relaxed) {
-            return Some(Doubt::Unwatched);
+    /// Why the entry may not be used as if it were fresh.
+    pub fn stale_reason(&self, now: Instant) -> Option<StaleReason> {
+        if self.had_subscription_gap.load(Ordering::Relaxed) {
+            return Some(StaleReason::SubscriptionGap);
         }
-        self.softened.get().map(|at| Doubt::Purged(now.saturating_duration_since(*at)))
+        self.soft_purged_at.get().map(|at| StaleReason::SoftPurged(now.saturating_duration_since(*at)))
     }
 
-    pub(crate) fn soften(&self, at: Instant) {
-        self.softened.get_or_init(|| at);
+    pub(crate) fn mark_soft_purged(&self, at: Instant) {
+        self.soft_purged_at.get_or_init(|| at);
     }
 
-    pub(crate) fn home(&self) -> Option<Home> {
-        self.home
+    pub(crate) fn location(&self) -> Option<EntryLocation> {
+        self.location
     }
 
-    pub(crate) fn edition(&self) -> u64 {
-        self.edition.load(Ordering::Relaxed)
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_edition(&self, edition: u64) {
-        self.edition.store(edition, Ordering::Relaxed);
+    pub(crate) fn set_revision(&self, revision: u64) {
+        self.revision.store(revision, Ordering::Relaxed);
     }
 
-    pub(crate) fn until(&self) -> Instant {
-        self.until
+    pub(crate) fn expires_at(&self) -> Instant {
+        self.expires_at
     }
 
-    pub(crate) fn since(&self) -> Option<Since> {
-        self.since
+    pub(crate) fn fill_epoch(&self) -> Option<EpochSnapshot> {
+        self.fill_epoch
     }
 
-    pub(crate) fn expire_at(&mut self, until: Instant) {
-        self.until = until;
+    pub(crate) fn set_expires_at(&mut self, expires_at: Instant) {
+        self.expires_at = expires_at;
     }
 }
 
@@ -230,9 +243,9 @@ pub(crate) mod tests {
     use serde::Deserialize;
 
     #[derive(Serialize, Deserialize, PartialEq, Clone, Debug)]
-    pub(crate) struct Note(pub(crate) String);
+    pub(crate) struct TestMeta(pub(crate) String);
 
-    impl Meta for Note {
+    impl EntryMeta for TestMeta {
         const SCHEMA: u16 = 1;
 
         fn heap_bytes(&self) -> usize {
@@ -250,51 +263,51 @@ pub(crate) mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn received(keep: Duration, stored: u64, now: Now) -> Option<Entry<Note>> {
-        Entry::received(Note(String::new()), Bytes::new(), keep, stored, now)
+    fn from_remote(ttl: Duration, stored: u64, now: ClockReading) -> Option<Entry<TestMeta>> {
+        Entry::from_remote(EntryParts { meta: TestMeta(String::new()), body: Bytes::new(), ttl }, stored, now)
     }
 
     #[test]
-    fn a_time_that_is_over_is_over() {
-        let now = Now::read();
-        assert!(received(10 * SECOND, now.unix_ms - 11_500, now).is_none());
-        assert!(received(Duration::MAX, 0, Now { unix_ms: u64::MAX, ..now }).is_none());
+    fn entry_past_its_ttl_and_tolerance_is_rejected() {
+        let now = ClockReading::from_system();
+        assert!(from_remote(10 * SECOND, now.unix_ms - 11_500, now).is_none());
+        assert!(from_remote(Duration::MAX, 0, ClockReading { unix_ms: u64::MAX, ..now }).is_none());
     }
 
     #[test]
-    fn a_date_in_the_future_is_believed_within_the_tolerance() {
-        let now = Now::read();
-        let entry = received(10 * SECOND, now.unix_ms + 1_500, now).unwrap();
+    fn future_date_is_accepted_within_the_tolerance() {
+        let now = ClockReading::from_system();
+        let entry = from_remote(10 * SECOND, now.unix_ms + 1_500, now).unwrap();
         assert_eq!((entry.age(now.instant), entry.remaining(now.instant)), (Duration::ZERO, 10 * SECOND));
-        assert!(received(10 * SECOND, now.unix_ms + 1_501, now).is_none());
+        assert!(from_remote(10 * SECOND, now.unix_ms + 1_501, now).is_none());
     }
 
     #[test]
-    fn two_clocks_1200_ms_apart_agree_on_a_short_lived_entry() {
-        let now = Now::read();
-        let entry = received(SECOND, now.unix_ms - 1_200, now).unwrap();
+    fn short_lived_entry_survives_clocks_that_differ_by_1200_ms() {
+        let now = ClockReading::from_system();
+        let entry = from_remote(SECOND, now.unix_ms - 1_200, now).unwrap();
         assert_eq!(entry.remaining(now.instant), SECOND);
     }
 
     #[test]
-    fn age_goes_on_from_where_the_other_node_left_it() {
-        let now = Now::read();
-        let entry = received(60 * SECOND, now.unix_ms - 10_000, now).unwrap();
+    fn age_continues_across_nodes() {
+        let now = ClockReading::from_system();
+        let entry = from_remote(60 * SECOND, now.unix_ms - 10_000, now).unwrap();
         assert_eq!(entry.age(now.instant + 5 * SECOND), 15 * SECOND);
         assert_eq!(entry.remaining(now.instant + 5 * SECOND), Duration::from_millis(46_500));
     }
 
     #[test]
-    fn a_retired_entry_stays_retired() {
-        let entry = Entry::new(Note("x".into()), Bytes::new(), SECOND, Instant::now());
+    fn retired_entry_stays_retired() {
+        let entry = Entry::new(TestMeta("x".into()), Bytes::new(), SECOND, Instant::now());
         assert!(entry.is_live());
         entry.retire();
         assert!(!entry.is_live());
     }
 
     #[test]
-    fn keeping_is_cut_at_a_year() {
+    fn ttl_is_capped_at_one_year() {
         let now = Instant::now();
-        assert_eq!(Entry::new(Note(String::new()), Bytes::new(), Duration::MAX, now).remaining(now), KEEP_MAX);
+        assert_eq!(Entry::new(TestMeta(String::new()), Bytes::new(), Duration::MAX, now).remaining(now), TTL_MAX);
     }
 }

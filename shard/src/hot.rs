@@ -1,14 +1,16 @@
-//! Owns which keys this process is asked for most: counted by each thread, merged when a thread reports, about once a second.
+//! Owns the hot keys of this process: lookups are counted per thread and merged when a thread
+//! reports, about once a second.
 //!
-//! A key is hot from a rate of lookups on, all threads together, and stays hot down to half of it, so that one at the border does
-//! not come and go. Counting is sampled (see `tally`): a lookup of most keys costs one decrement.
+//! A key becomes hot at a rate of lookups over all threads, and stays hot until the rate falls
+//! below half of it, so that a key at the threshold does not flap. Counting is sampled (see
+//! `top_k`): most lookups cost one decrement.
 //!
-//! Refuses to keep more than `HOT_MAX` keys, whatever clients ask for.
-//! Invariant: whether a key is hot is answered without a lock while no key is.
+//! Refuses to keep more than `HOT_MAX` keys, whatever clients request.
+//! Invariant: `is_hot` takes no lock while there is no hot key.
 
-mod tally;
+mod top_k;
 
-pub(crate) use tally::Tally;
+pub(crate) use top_k::TopKSketch;
 
 use crate::key::{CacheKey, Prehashed};
 use std::collections::HashMap;
@@ -16,42 +18,43 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
-/// Enough for what can be hot at a time: 64 keys at the default rate are 64,000 lookups a second.
+/// More than can be hot at a time: 64 keys at the default rate are 64,000 lookups a second.
 const HOT_MAX: usize = 64;
 
-/// A rate is told from chance by about so many samples a second.
-const SAMPLES: u32 = 32;
+/// Samples per second at the hot rate: enough to distinguish the rate from chance.
+const SAMPLES_PER_SECOND: u32 = 32;
 
-/// Sampling more rarely than this saves nothing any more.
-const EVERY_MAX: u32 = 32;
+/// A longer sampling interval saves no measurable work.
+const SAMPLE_INTERVAL_MAX: u32 = 32;
 
 /// A key that is hot.
 #[derive(Clone, Debug)]
 pub struct HotKey {
     pub key: CacheKey,
-    /// Lookups, over all threads of this process.
+    /// Lookups per second, over all threads of this process.
     pub per_second: f64,
 }
 
-pub(crate) struct Hot {
+pub(crate) struct HotKeys {
     /// Lookups per second from which a key is hot.
     rate: u32,
     count: AtomicUsize,
-    keys: RwLock<Arc<Keys>>,
-    board: Mutex<HashMap<u64, Vec<HotKey>>>,
-    members: AtomicU64,
+    keys: RwLock<Arc<HotKeysByHash>>,
+    reports: Mutex<HashMap<u64, Vec<HotKey>>>,
+    next_thread: AtomicU64,
 }
 
-type Keys = HashMap<u64, HotKey, Prehashed>;
+/// Hot keys with their rates, by key hash.
+type HotKeysByHash = HashMap<u64, HotKey, Prehashed>;
 
-impl Hot {
+impl HotKeys {
     pub(crate) fn new(rate: u32) -> Self {
         Self {
             rate: rate.max(1),
             count: AtomicUsize::new(0),
             keys: RwLock::default(),
-            board: Mutex::default(),
-            members: AtomicU64::new(0),
+            reports: Mutex::default(),
+            next_thread: AtomicU64::new(0),
         }
     }
 
@@ -59,72 +62,72 @@ impl Hot {
         self.rate
     }
 
-    /// What a thread counts with.
-    pub(crate) fn tally(&self) -> Tally {
-        let every = (self.rate / SAMPLES).clamp(1, EVERY_MAX);
-        Tally::new(self.members.fetch_add(1, Ordering::Relaxed), every)
+    /// Creates the sketch of one thread.
+    pub(crate) fn new_sketch(&self) -> TopKSketch {
+        let interval = (self.rate / SAMPLES_PER_SECOND).clamp(1, SAMPLE_INTERVAL_MAX);
+        TopKSketch::new(self.next_thread.fetch_add(1, Ordering::Relaxed), interval)
     }
 
-    pub(crate) fn has(&self, hash: u64) -> bool {
+    pub(crate) fn is_hot(&self, hash: u64) -> bool {
         self.count.load(Ordering::Acquire) > 0 && self.keys().contains_key(&hash)
     }
 
-    /// The hottest first.
-    pub(crate) fn list(&self) -> Vec<HotKey> {
-        let mut list: Vec<_> = self.keys().values().cloned().collect();
-        list.sort_by(|one, other| other.per_second.total_cmp(&one.per_second));
-        list
+    /// The hot keys, hottest first.
+    pub(crate) fn hottest(&self) -> Vec<HotKey> {
+        let mut keys: Vec<_> = self.keys().values().cloned().collect();
+        keys.sort_by(|one, other| other.per_second.total_cmp(&one.per_second));
+        keys
     }
 
-    /// Takes what a thread has counted until now, and finds anew what is hot.
-    pub(crate) fn report(&self, tally: &mut Tally, now: Instant) {
-        let Some(seen) = tally.turn(now) else { return };
-        let mut board = self.board();
-        if seen.is_empty() {
-            if board.remove(&tally.member()).is_none() {
+    /// Merges a thread's counts and recomputes the hot keys.
+    pub(crate) fn report_rates(&self, sketch: &mut TopKSketch, now: Instant) {
+        let Some(keys) = sketch.decay_and_report(now) else { return };
+        let mut reports = self.reports();
+        if keys.is_empty() {
+            if reports.remove(&sketch.thread()).is_none() {
                 return;
             }
         } else {
-            board.insert(tally.member(), seen);
+            reports.insert(sketch.thread(), keys);
         }
-        self.merge(&board);
+        self.merge(&reports);
     }
 
-    /// A thread has ended.
-    pub(crate) fn left(&self, tally: &Tally) {
-        let mut board = self.board();
-        if board.remove(&tally.member()).is_some() {
-            self.merge(&board);
+    /// Removes the counts of a thread that ended.
+    pub(crate) fn remove_thread(&self, sketch: &TopKSketch) {
+        let mut reports = self.reports();
+        if reports.remove(&sketch.thread()).is_some() {
+            self.merge(&reports);
         }
     }
 
-    fn merge(&self, board: &HashMap<u64, Vec<HotKey>>) {
-        let mut sums: Keys = HashMap::default();
-        for seen in board.values().flatten() {
-            let sum = sums.entry(seen.key.as_key().hash());
-            sum.and_modify(|sum| sum.per_second += seen.per_second).or_insert_with(|| seen.clone());
+    fn merge(&self, reports: &HashMap<u64, Vec<HotKey>>) {
+        let mut sums: HotKeysByHash = HashMap::default();
+        for hot_key in reports.values().flatten() {
+            let sum = sums.entry(hot_key.key.as_key().hash());
+            sum.and_modify(|sum| sum.per_second += hot_key.per_second).or_insert_with(|| hot_key.clone());
         }
         let before = self.keys();
-        sums.retain(|hash, seen| {
-            let least = if before.contains_key(hash) { self.rate / 2 } else { self.rate };
-            seen.per_second >= f64::from(least)
+        sums.retain(|hash, sum| {
+            let threshold = if before.contains_key(hash) { self.rate / 2 } else { self.rate };
+            sum.per_second >= f64::from(threshold)
         });
         if sums.len() > HOT_MAX {
-            let mut rates: Vec<_> = sums.values().map(|seen| seen.per_second).collect();
+            let mut rates: Vec<_> = sums.values().map(|sum| sum.per_second).collect();
             rates.sort_by(|one, other| other.total_cmp(one));
-            sums.retain(|_, seen| seen.per_second > rates[HOT_MAX]);
+            sums.retain(|_, sum| sum.per_second > rates[HOT_MAX]);
         }
         let count = sums.len();
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(sums);
         self.count.store(count, Ordering::Release);
     }
 
-    fn keys(&self) -> Arc<Keys> {
+    fn keys(&self) -> Arc<HotKeysByHash> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn board(&self) -> MutexGuard<'_, HashMap<u64, Vec<HotKey>>> {
-        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    fn reports(&self) -> MutexGuard<'_, HashMap<u64, Vec<HotKey>>> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -138,77 +141,77 @@ mod tests {
         KeyBuilder::new().part(&n.to_le_bytes()).key().to_owned()
     }
 
-    fn ask(tally: &mut Tally, key: &CacheKey, times: u32) {
-        (0..times).for_each(|_| tally.see(&key.as_key()));
+    fn record(sketch: &mut TopKSketch, key: &CacheKey, times: u32) {
+        (0..times).for_each(|_| sketch.record(&key.as_key()));
     }
 
     #[test]
-    fn a_key_is_hot_by_what_all_threads_see_and_cools_below_half_the_rate() {
-        let hot = Hot::new(1_000);
-        let (mut one, mut two) = (hot.tally(), hot.tally());
+    fn a_key_is_hot_by_its_total_rate_and_cools_below_half_of_it() {
+        let hot = HotKeys::new(1_000);
+        let (mut one, mut two) = (hot.new_sketch(), hot.new_sketch());
         let (key, mut now) = (key(1), Instant::now());
-        let mut second = |per_thread: u32, hot: &Hot| {
+        let mut second = |per_thread: u32, hot: &HotKeys| {
             now += Duration::from_secs(1);
-            for tally in [&mut one, &mut two] {
-                ask(tally, &key, per_thread);
-                hot.report(tally, now);
+            for sketch in [&mut one, &mut two] {
+                record(sketch, &key, per_thread);
+                hot.report_rates(sketch, now);
             }
-            hot.has(key.as_key().hash())
+            hot.is_hot(key.as_key().hash())
         };
         assert!(!second(300, &hot) && !second(300, &hot) && !second(300, &hot), "600 a second are not hot");
         assert!((0..5).any(|_| second(800, &hot)), "1,600 a second are");
-        let told = hot.list()[0].per_second;
-        assert!((1_000.0..2_500.0).contains(&told), "{told}");
+        let rate = hot.hottest()[0].per_second;
+        assert!((1_000.0..2_500.0).contains(&rate), "{rate}");
         (0..5).for_each(|_| assert!(second(350, &hot), "and stay so at 700"));
         assert!((0..8).any(|_| !second(100, &hot)), "not at 200");
-        assert!(hot.list().is_empty());
+        assert!(hot.hottest().is_empty());
     }
 
     #[test]
-    fn many_keys_that_are_asked_for_alike_are_none_of_them_hot() {
-        let hot = Hot::new(1_000);
-        let mut tally = hot.tally();
+    fn uniform_lookups_of_many_keys_make_none_hot() {
+        let hot = HotKeys::new(1_000);
+        let mut sketch = hot.new_sketch();
         let keys: Vec<_> = (0..5_000).map(key).collect();
         let mut now = Instant::now();
         for _ in 0..5 {
             now += Duration::from_secs(1);
             for key in &keys {
-                ask(&mut tally, key, 40);
+                record(&mut sketch, key, 40);
             }
-            hot.report(&mut tally, now);
-            assert!(hot.list().is_empty(), "{:?}", hot.list());
+            hot.report_rates(&mut sketch, now);
+            assert!(hot.hottest().is_empty(), "{:?}", hot.hottest());
         }
     }
 
     #[test]
     fn a_hot_key_is_found_among_many_others() {
-        let hot = Hot::new(1_000);
-        let mut tally = hot.tally();
+        let hot = HotKeys::new(1_000);
+        let mut sketch = hot.new_sketch();
         let keys: Vec<_> = (0..5_000).map(key).collect();
         let mut now = Instant::now();
         for _ in 0..4 {
             now += Duration::from_secs(1);
             for (n, cold) in keys.iter().enumerate() {
-                ask(&mut tally, cold, 20);
-                ask(&mut tally, &keys[7], if n % 2 == 0 { 2 } else { 0 });
+                record(&mut sketch, cold, 20);
+                record(&mut sketch, &keys[7], if n % 2 == 0 { 2 } else { 0 });
             }
-            hot.report(&mut tally, now);
+            hot.report_rates(&mut sketch, now);
         }
-        let list: Vec<_> = hot.list().into_iter().map(|seen| seen.key).collect();
+        let list: Vec<_> = hot.hottest().into_iter().map(|hot_key| hot_key.key).collect();
         assert_eq!(list, [keys[7].clone()]);
     }
 
     #[test]
-    fn no_more_than_the_hottest_few_are_kept_and_those_of_a_thread_that_ended_go() {
-        let hot = Hot::new(32);
-        let (mut one, mut now) = (hot.tally(), Instant::now());
+    fn hot_keys_are_bounded_and_removed_with_their_thread() {
+        let hot = HotKeys::new(32);
+        let (mut one, mut now) = (hot.new_sketch(), Instant::now());
         for _ in 0..3 {
             now += Duration::from_secs(1);
-            (0..HOT_MAX as u64 * 2).for_each(|n| ask(&mut one, &key(n), 100));
-            hot.report(&mut one, now);
+            (0..HOT_MAX as u64 * 2).for_each(|n| record(&mut one, &key(n), 100));
+            hot.report_rates(&mut one, now);
         }
-        assert!(hot.list().len() <= HOT_MAX);
-        hot.left(&one);
-        assert!(hot.list().is_empty() && !hot.has(key(0).as_key().hash()));
+        assert!(hot.hottest().len() <= HOT_MAX);
+        hot.remove_thread(&one);
+        assert!(hot.hottest().is_empty() && !hot.is_hot(key(0).as_key().hash()));
     }
 }

@@ -1,12 +1,14 @@
-//! Owns names: of regions, and of stored responses.
+//! Owns the names of regions and the keys of stored responses.
 //!
-//! A key is an injective byte string: its caller appends parts, each with its length before it, so that no two lists of parts
-//! give the same bytes. Its 64-bit hash is computed once, with a seed of this process, and travels with it; the digest that
-//! names it outside the process is computed only there. A region is not part of a key: where answers differ by region, the
+//! A key is an injective byte string: its caller appends parts, each preceded by its length, so
+//! that different lists of parts give different bytes. Its 64-bit hash is computed once, with a
+//! seed of this process, and stored with it. The digest that names it outside the process is
+//! computed only when needed. A region is not part of a key: where responses differ by region, the
 //! caller appends the region's name as a part.
 //!
 //! Refuses region names that are not `[a-z0-9_-]{1,32}`.
-//! Invariant: equal bytes have equal hashes on every thread of the process, and a lookup allocates nothing.
+//! Invariant: equal bytes have equal hashes on every thread of the process, and a lookup does not
+//! allocate.
 
 use foldhash::quality::RandomState;
 use moka::Equivalent;
@@ -18,37 +20,40 @@ use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// One seed for the whole process: tables on different threads share hashes, and a client cannot compute them.
+/// One seed for the whole process: tables of different threads share hashes, and a client cannot
+/// compute them.
 static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::default);
 
 const REGION_BYTES_MAX: usize = 32;
 
-/// The name of a region. Held inline and `Copy`, so that passing it around touches no counter shared between cores.
+/// The name of a region. Stored inline and `Copy`, so that passing it around touches no counter
+/// shared between cores.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Region {
     name: [u8; REGION_BYTES_MAX],
     len: u8,
 }
 
-/// The given name is not 1 to 32 of `a-z`, `0-9`, `_` and `-`.
+/// The name is not 1 to 32 of `a-z`, `0-9`, `_` and `-`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a region's name is 1 to 32 of a-z, 0-9, '_' and '-'")]
-pub struct BadRegion;
+pub struct InvalidRegion;
 
 impl Region {
-    /// The region used where a request names none, and whose store serves regions without one of their own.
+    /// The region of requests that name none; its shards also serve regions without a
+    /// configuration.
     pub const DEFAULT: Region = Region::ascii(b"default");
 
-    pub fn new(name: &str) -> Result<Self, BadRegion> {
+    pub fn new(name: &str) -> Result<Self, InvalidRegion> {
         let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-';
         if name.is_empty() || name.len() > REGION_BYTES_MAX || !name.bytes().all(allowed) {
-            return Err(BadRegion);
+            return Err(InvalidRegion);
         }
         Ok(Self::ascii(name.as_bytes()))
     }
 
     pub fn as_str(&self) -> &str {
-        str::from_utf8(self.as_bytes()).expect("only ASCII is let in")
+        str::from_utf8(self.as_bytes()).expect("only ASCII is accepted")
     }
 
     const fn ascii(bytes: &[u8]) -> Self {
@@ -75,9 +80,9 @@ impl Borrow<str> for Region {
 }
 
 impl FromStr for Region {
-    type Err = BadRegion;
+    type Err = InvalidRegion;
 
-    fn from_str(name: &str) -> Result<Self, BadRegion> {
+    fn from_str(name: &str) -> Result<Self, InvalidRegion> {
         Self::new(name)
     }
 }
@@ -94,7 +99,7 @@ impl fmt::Debug for Region {
     }
 }
 
-/// Composes keys in a buffer that is used again for the next one.
+/// Composes keys in a buffer that is reused for the next key.
 #[derive(Debug, Default)]
 pub struct KeyBuilder {
     bytes: Vec<u8>,
@@ -105,7 +110,7 @@ impl KeyBuilder {
         Self::default()
     }
 
-    /// Forgets all parts and keeps the buffer.
+    /// Removes all parts and keeps the buffer.
     pub fn clear(&mut self) -> &mut Self {
         self.bytes.clear();
         self
@@ -116,7 +121,7 @@ impl KeyBuilder {
         self.part_of(&[part])
     }
 
-    /// Appends one part that consists of `pieces`.
+    /// Appends one part that is the concatenation of `pieces`.
     pub fn part_of(&mut self, pieces: &[&[u8]]) -> &mut Self {
         let mut len = pieces.iter().map(|piece| piece.len()).sum::<usize>();
         while len >= 0x80 {
@@ -151,7 +156,7 @@ impl<'a> KeyRef<'a> {
         self.bytes
     }
 
-    /// The parts that the key was composed of.
+    /// The parts that the key is composed of.
     pub fn parts(&self) -> impl Iterator<Item = &'a [u8]> {
         let mut rest = self.bytes;
         std::iter::from_fn(move || {
@@ -171,7 +176,7 @@ impl<'a> KeyRef<'a> {
         })
     }
 
-    /// The process's hash: different in every process, equal on all its threads.
+    /// The hash of the key: different in every process, equal on all threads of one.
     pub fn hash(&self) -> u64 {
         self.hash
     }
@@ -180,8 +185,8 @@ impl<'a> KeyRef<'a> {
         CacheKey { hash: self.hash, bytes: Arc::from(self.bytes) }
     }
 
-    /// What names this key outside the process. The region is bound to it, so that an answer of one region is never taken for
-    /// another's.
+    /// The digest that names this key outside the process. It covers the region, so that an entry
+    /// of one region is never taken for one of another.
     pub(crate) fn digest(&self, region: &Region) -> Digest {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&[region.len]);
@@ -234,23 +239,24 @@ impl fmt::Debug for CacheKey {
     }
 }
 
-/// What stored responses have in common and are purged by: a surrogate key, or the address they answer for. Held as a hash that
-/// is the same on every node; two tags that share one (1 in 2^64) are purged together.
+/// A property by which stored responses are purged together: a surrogate key or a URL. Represented
+/// by a hash that is equal on every node; two tags with the same hash (probability 2^-64) are
+/// purged together.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Tag(u64);
 
 impl Tag {
-    const NAMES: u64 = 1;
-    const ADDRESSES: u64 = 2;
+    const SURROGATE_KEY_SEED: u64 = 1;
+    const URL_SEED: u64 = 2;
 
-    /// A surrogate key; exact, letter case included.
-    pub fn named(name: &[u8]) -> Self {
-        Self(xxh3_64_with_seed(name, Self::NAMES))
+    /// The tag of a surrogate key; letter case matters.
+    pub fn surrogate_key(name: &[u8]) -> Self {
+        Self(xxh3_64_with_seed(name, Self::SURROGATE_KEY_SEED))
     }
 
-    /// The address that the parts of `key` make: what is common to all keys of a URL.
-    pub fn address(key: &KeyRef<'_>) -> Self {
-        Self(xxh3_64_with_seed(key.bytes, Self::ADDRESSES))
+    /// The tag of the URL that the parts of `key` compose; it covers all variants of the URL.
+    pub fn url(key: &KeyRef<'_>) -> Self {
+        Self(xxh3_64_with_seed(key.bytes, Self::URL_SEED))
     }
 
     pub(crate) fn hash(self) -> u64 {
@@ -262,7 +268,7 @@ impl Tag {
     }
 }
 
-/// The 32-byte name of a region's key outside the process.
+/// The 32-byte digest of a region and a key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Digest([u8; 32]);
 
@@ -271,13 +277,13 @@ impl Digest {
         &self.0
     }
 
-    /// Enough of it to tell the entries of one process apart.
-    pub(crate) fn beginning(&self) -> u64 {
+    /// The first 8 bytes: enough to distinguish the entries of one process.
+    pub(crate) fn prefix(&self) -> u64 {
         u64::from_be_bytes(self.0[..8].try_into().expect("the range is 8 bytes long"))
     }
 }
 
-/// Passes a hash that is already one through a table's hasher.
+/// A hasher for keys that already contain their hash.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Prehashed(u64);
 
@@ -291,7 +297,7 @@ impl BuildHasher for Prehashed {
 
 impl Hasher for Prehashed {
     fn write(&mut self, _: &[u8]) {
-        unreachable!("keys hash themselves by write_u64 alone");
+        unreachable!("keys are hashed with write_u64 only");
     }
 
     fn write_u64(&mut self, hash: u64) {
@@ -317,23 +323,23 @@ mod tests {
     }
 
     #[test]
-    fn a_region_outside_the_alphabet_is_refused() {
+    fn region_name_outside_the_alphabet_is_rejected() {
         for name in ["", "Paris", "a b", "a:b", "a{b}", "é", &"x".repeat(33)] {
-            assert_eq!(Region::new(name), Err(BadRegion), "{name:?}");
+            assert_eq!(Region::new(name), Err(InvalidRegion), "{name:?}");
         }
         assert_eq!(Region::new("default").unwrap(), Region::DEFAULT);
         assert_eq!(Region::new(&"x".repeat(32)).unwrap().as_str(), "x".repeat(32));
     }
 
     #[test]
-    fn a_digest_depends_on_the_region() {
+    fn digest_depends_on_the_region() {
         let key = built(&[b"/a".to_vec()]);
         let (key, other) = (key.key(), Region::new("eu").unwrap());
         assert_ne!(key.digest(&Region::DEFAULT), key.digest(&other));
     }
 
     #[test]
-    fn a_key_knows_its_parts() {
+    fn parts_of_a_key_are_recovered() {
         let parts = [b"a".to_vec(), Vec::new(), vec![b'x'; 300]];
         assert!(built(&parts).key().parts().eq(parts.iter().map(Vec::as_slice)));
         let mut builder = KeyBuilder::new();
@@ -341,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cleared_builder_starts_over() {
+    fn cleared_builder_starts_with_an_empty_key() {
         let mut builder = built(&[b"old".to_vec()]);
         builder.clear().part(b"new");
         assert_eq!(builder.key(), built(&[b"new".to_vec()]).key());
@@ -349,7 +355,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn keys_are_equal_only_where_parts_are(
+        fn keys_are_equal_only_if_their_parts_are(
             a in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..4),
             b in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3), 0..4),
         ) {

@@ -1,10 +1,12 @@
-//! Where a response lives: region, slot, Redis, local copy. No HTTP.
+//! Stores responses: region, slot, Redis, local cache. No HTTP.
 //!
-//! A `Store` belongs to a process, a `View` to each of its threads. A response is named by a key; a view finds it in the
-//! thread's own table, in the cache that threads share, or at the shard of its region, and stores it there.
+//! A `Store` belongs to a process, a `StoreView` to each of its threads. A response is identified
+//! by a key. A view looks it up, and stores it, in the thread's own L1 table, in the cache that
+//! threads share, and at the shard of its region.
 //!
-//! Refuses to know what a response means: freshness, variants and who may see it are the gateway's.
-//! Invariant: whatever Redis does, a lookup ends within its deadline, and what it then says is true or "not found".
+//! Refuses to interpret a response: freshness, variants and access rights are the gateway's.
+//! Invariant: whatever Redis does, a lookup ends within its deadline and returns a valid entry or
+//! none.
 
 mod clock;
 mod key;
@@ -15,16 +17,17 @@ mod hot;
 mod local;
 mod store;
 mod bus;
-mod treasury;
+mod lease_backend;
 
-pub use bus::{Bus, BusReport, Confirmation, NoRoom, Notice, TooMany};
-pub use entry::{Compression, Doubt, Entry, Meta, Purge, Scope, Since};
+pub use bus::{Bus, BusReport, DeliveryReport, NamedOverride, OverrideRegistryFull, OverrideRequest, PurgeOutboxFull};
+pub use entry::{Compression, Entry, EntryMeta, EpochSnapshot, Purge, PurgeScope, StaleReason};
 pub use hot::HotKey;
-pub use key::{BadRegion, CacheKey, KeyBuilder, KeyRef, Region, Tag};
-pub use local::LocalReport;
-pub use placement::{SLOTS, Slot};
-pub use remote::{BreakerState, Fault, FaultCounts, ShardCounts, ShardReport, TlsSettings};
+pub use key::{CacheKey, InvalidRegion, KeyBuilder, KeyRef, Region, Tag};
+pub use lease_backend::RedisLeaseBackend;
+pub use local::LocalCacheReport;
+pub use placement::{DEFAULT_SLOTS, SLOTS_MAX, Slot};
+pub use remote::{RedisTlsConfig, ShardBreakerState, ShardCounts, ShardFault, ShardFaultCounts, ShardReport};
 pub use store::{
-    Hit, LocalSettings, Placement, Reach, RegionSettings, Remote, RemoteSettings, Store, StoreError, Tier, View,
+    CacheHit, CacheLayer, InsertTarget, LocalConfig, Placement, RegionConfig, RemoteConfig, RemoteLookup, Store,
+    StoreConfigError, StoreView,
 };
-pub use treasury::RedisTreasury;

@@ -1,377 +1,353 @@
-//! Owns the local tier: one cache shared by all threads (moka), and a table of each thread in front of it.
+//! Owns the local cache: an L2 cache shared by all threads of the process (moka), and an L1 cache
+//! per thread in front of it.
 //!
-//! Refuses entries that were removed or purged while they were fetched, and never empties the shared cache at once: a purge
-//! raises a generation, older entries no longer count and leave when they are met, replaced, swept or pushed out. What is over
-//! is swept likewise, a bounded piece at a time.
+//! Refuses entries whose key was deleted or whose tags were purged while they were fetched. Never
+//! empties the L2 cache at once: a purge raises the generation, and older entries become invalid
+//! and are removed when they are looked up, replaced, swept or evicted. Expired entries are removed
+//! the same way, in bounded batches.
 //!
-//! Memory: both together keep to `memory_bytes` of weight. Threads' tables hold entries of the shared cache, and may keep
-//! ones it let go of for a while: a sixteenth is theirs, all tables together. moka lets go of entries some insertions later, which
-//! is done at once where these are large. What it pushes out of hot keys stays beside it (see `pins`), in half a sixteenth.
-//! Invariant: an entry that left the shared cache is retired, and with that it is gone from every table.
+//! Memory: both layers together keep to `memory_bytes` of weight. The L1 caches hold entries of the
+//! L2 cache and may keep removed ones for a while; they share a sixteenth of the memory. moka
+//! evicts with a delay of some insertions; it is made to evict at once when the pending bytes are
+//! large. Hot entries that moka evicts stay pinned (see `pins`), in half a sixteenth.
+//! Invariant: an entry that left the L2 cache is retired, which invalidates it in every L1 cache.
 
-mod near;
+mod handle;
+mod l1;
+mod index;
+mod l2_entry;
 mod pins;
-mod roll;
 
-pub(crate) use near::{Moment, Near, NearCopy};
+pub(crate) use l1::{L1Cache, L1Entry, ValidityCheck};
 
-use crate::entry::{Entry, Epochs, Home, Judgement, Meta, Since};
-use crate::hot::Hot;
+use crate::entry::{Entry, EntryLocation, EntryMeta, EpochSnapshot, InvalidationEpochs, PurgeStatus};
+use crate::hot::HotKeys;
 use crate::key::{CacheKey, KeyRef, Prehashed};
+use index::EntryIndex;
+use l2_entry::L2Entry;
 use moka::notification::RemovalCause;
 use moka::sync::Cache;
-use pins::Pins;
-use roll::{Place, Roll};
+use pins::PinnedEntries;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// What the shared cache itself spends on an entry, approximately.
-const OVERHEAD: usize = 400;
+/// Approximate overhead of the L2 cache per entry.
+const ENTRY_OVERHEAD_BYTES: usize = 400;
 
-/// What the shared cache gets of the memory: the allocator and what moka has not yet let go of need the rest, as seen under
-/// churn by four threads (tests/memory.rs).
-const SHARED_SIXTEENTHS: usize = 13;
+/// Share of the memory for the L2 cache. The allocator and moka's pending evictions need the rest,
+/// as measured under churn by four threads (tests/memory.rs).
+const L2_SIXTEENTHS: usize = 13;
 
-/// The part of the memory that threads' tables may hold, all together.
-const NEAR_PART: usize = 16;
+/// Fraction of the memory for all L1 caches together.
+const L1_PART: usize = 16;
 
-/// The part of the memory that entries of hot keys may hold beside the shared cache.
+/// Fraction of the memory for pinned hot entries, in addition to the L2 cache.
 const PINS_PART: usize = 32;
 
-/// How many entries a sweep looks at, and how many that are over it lets go of: less than a millisecond of work at
-/// leisure, and a little with each insertion.
-const SWEEP: usize = 8_192;
-const OVER: usize = 32;
-const SWEEP_ON_INSERT: usize = 16;
-const OVER_ON_INSERT: usize = 2;
+/// Slots that a sweep checks, and entries that it may remove: less than a millisecond of work in
+/// maintenance, and little with each insertion.
+const MAINTENANCE_SWEEP_SLOTS: usize = 8_192;
+const MAINTENANCE_REMOVED_MAX: usize = 32;
+const INSERT_SWEEP_SLOTS: usize = 16;
+const INSERT_SWEEP_REMOVED_MAX: usize = 2;
 
-/// The part of the memory by which the shared cache may be exceeded for a moment.
-const UNSETTLED_PART: usize = 32;
+/// Fraction of the memory by which the L2 cache may be exceeded temporarily.
+const PENDING_PART: usize = 32;
 
-/// Entries stored together do not expire together: up to this part of their time is cut off.
+/// Entries that are stored together must not expire together: their TTL is shortened by up to this
+/// fraction.
 const JITTER: f64 = 0.05;
 
-pub(crate) struct Local<M> {
-    shared: Cache<CacheKey, Stored<M>, Prehashed>,
-    pins: Arc<Pins<M>>,
-    hot: Arc<Hot>,
-    epochs: Arc<Epochs>,
+pub(crate) struct LocalCache<M> {
+    l2: Cache<CacheKey, L2Entry<M>, Prehashed>,
+    pins: Arc<PinnedEntries<M>>,
+    hot: Arc<HotKeys>,
+    epochs: Arc<InvalidationEpochs>,
     memory_bytes: usize,
-    roll: Arc<Roll<M>>,
-    views: AtomicUsize,
-    /// Bytes inserted since the shared cache last let go of what is too much.
-    unsettled: AtomicUsize,
+    index: Arc<EntryIndex<M>>,
+    threads: AtomicUsize,
+    /// Bytes inserted since moka last ran its pending evictions.
+    pending_bytes: AtomicUsize,
 }
 
-/// A thread by which an entry hangs.
-type Handle<M> = Arc<Mutex<Option<Arc<Entry<M>>>>>;
-
-/// What the shared cache holds. moka keeps a value for some time after it let go of it, in each thread that wrote; so the entry
-/// hangs by a thread that is cut then.
-struct Stored<M> {
-    entry: Handle<M>,
-    weight: u32,
-    /// Its place on the roll.
-    place: Place,
+/// Handles entries that moka removes: pins hot ones and releases the others.
+struct EvictionListener<M> {
+    hot: Arc<HotKeys>,
+    pins: Arc<PinnedEntries<M>>,
+    index: Arc<EntryIndex<M>>,
 }
 
-impl<M: Meta> Stored<M> {
-    fn entry(&self) -> Option<Arc<Entry<M>>> {
-        lock(&self.entry).clone()
-    }
-
-    fn let_go(&self, roll: &Roll<M>) {
-        let entry = lock(&self.entry).take();
-        if let Some(entry) = entry {
-            entry.retire();
-            roll.leave(self.place);
-        }
-    }
-}
-
-/// What becomes of entries that the shared cache lets go of.
-struct PushedOut<M> {
-    hot: Arc<Hot>,
-    pins: Arc<Pins<M>>,
-    roll: Arc<Roll<M>>,
-}
-
-impl<M: Meta> PushedOut<M> {
-    fn take(&self, key: &CacheKey, stored: Stored<M>, cause: RemovalCause) {
+impl<M: EntryMeta> EvictionListener<M> {
+    fn on_removal(&self, key: &CacheKey, stored: L2Entry<M>, cause: RemovalCause) {
         let hash = key.as_key().hash();
-        if cause != RemovalCause::Size || !self.hot.has(hash) {
-            return stored.let_go(&self.roll);
+        if cause != RemovalCause::Size || !self.hot.is_hot(hash) {
+            return stored.release(&self.index);
         }
-        self.pins.keep(key, stored).iter().for_each(|stored| stored.let_go(&self.roll));
+        self.pins.pin(key, stored).iter().for_each(|stored| stored.release(&self.index));
     }
 }
 
-/// Figures of the local tier; moka brings them up to date a little later.
+/// Statistics of the local cache; moka updates them with a delay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LocalReport {
+pub struct LocalCacheReport {
     pub entries: u64,
     pub weight_bytes: u64,
-    /// Entries of hot keys that are kept although the memory is needed; not among the others.
+    /// Hot entries pinned in addition to the entries of the L2 cache; not included in the other
+    /// figures.
     pub pinned: usize,
 }
 
-impl<M> Clone for Stored<M> {
-    fn clone(&self) -> Self {
-        Self { entry: self.entry.clone(), ..*self }
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl<M: Meta> Local<M> {
-    pub(crate) fn new(memory_bytes: usize, hot: Arc<Hot>, epochs: Arc<Epochs>) -> Self {
-        let roll = Arc::new(Roll::new());
-        let pins = Arc::new(Pins::new(memory_bytes / PINS_PART));
-        let pushed_out = PushedOut { hot: hot.clone(), pins: pins.clone(), roll: roll.clone() };
-        let shared = Cache::builder()
-            .max_capacity((memory_bytes / 16 * SHARED_SIXTEENTHS) as u64)
-            .weigher(|_, stored: &Stored<M>| stored.weight)
-            .eviction_listener(move |key, stored, cause| pushed_out.take(&key, stored, cause))
+impl<M: EntryMeta> LocalCache<M> {
+    pub(crate) fn new(memory_bytes: usize, hot: Arc<HotKeys>, epochs: Arc<InvalidationEpochs>) -> Self {
+        let index = Arc::new(EntryIndex::new());
+        let pins = Arc::new(PinnedEntries::new(memory_bytes / PINS_PART));
+        let listener = EvictionListener { hot: hot.clone(), pins: pins.clone(), index: index.clone() };
+        let l2 = Cache::builder()
+            .max_capacity((memory_bytes / 16 * L2_SIXTEENTHS) as u64)
+            .weigher(|_, stored: &L2Entry<M>| stored.weight)
+            .eviction_listener(move |key, stored, cause| listener.on_removal(&key, stored, cause))
             .build_with_hasher(Prehashed::default());
-        let [views, unsettled] = [0; 2].map(AtomicUsize::new);
-        Self { shared, pins, hot, epochs, memory_bytes, roll, views, unsettled }
+        let [threads, pending_bytes] = [0; 2].map(AtomicUsize::new);
+        Self { l2, pins, hot, epochs, memory_bytes, index, threads, pending_bytes }
     }
 
-    pub(crate) fn get(&self, key: &KeyRef<'_>, moment: Moment<'_>) -> Option<Arc<NearCopy<M>>> {
-        let entry = self.shared.get(key).and_then(|stored| stored.entry()).or_else(|| self.pinned(key))?;
-        if !moment.counts(&entry) {
-            self.let_go(&[key.to_owned()], moment);
+    pub(crate) fn get(&self, key: &KeyRef<'_>, validity: ValidityCheck<'_>) -> Option<Arc<L1Entry<M>>> {
+        let entry = self.l2.get(key).and_then(|stored| stored.entry()).or_else(|| self.pinned(key))?;
+        if !validity.is_valid(&entry) {
+            self.remove_invalid(&[key.to_owned()], validity);
             return None;
         }
-        Some(NearCopy::new(key, entry))
+        Some(L1Entry::new(key, entry))
     }
 
     fn pinned(&self, key: &KeyRef<'_>) -> Option<Arc<Entry<M>>> {
-        if self.pins.is_empty() || !self.hot.has(key.hash()) { None } else { self.pins.get(key) }
+        if self.pins.is_empty() || !self.hot.is_hot(key.hash()) { None } else { self.pins.get(key) }
     }
 
-    /// What is held of the entry that has this name at its shard.
-    pub(crate) fn named(&self, name: u64) -> Option<(CacheKey, Arc<Entry<M>>)> {
-        self.roll.named(name)
+    /// The cached entry with this digest prefix.
+    pub(crate) fn find_by_digest_prefix(&self, prefix: u64) -> Option<(CacheKey, Arc<Entry<M>>)> {
+        self.index.find_by_digest_prefix(prefix)
     }
 
-    /// Lets the shared cache count a use that a thread's table has answered.
+    /// Records a use in the L2 cache for a hit in an L1 cache.
     pub(crate) fn touch(&self, key: &KeyRef<'_>) {
-        let _counted_by_looking = self.shared.get(key);
+        let _lookup_counts_the_use = self.l2.get(key);
     }
 
-    /// Stores the entry, unless its key was removed or everything purged since its fill began; it can be served either way.
-    pub(crate) fn insert(&self, key: &KeyRef<'_>, entry: Entry<M>, now: Instant) -> Inserted<M> {
-        let since = entry.since().unwrap_or_else(|| self.epochs.since());
-        let mut entry = entry.begun(since);
+    /// Stores the entry unless its key was deleted or one of its tags purged since its fill began.
+    /// The returned entry can be served either way.
+    pub(crate) fn insert(&self, key: &KeyRef<'_>, entry: Entry<M>, now: Instant) -> InsertResult<M> {
+        let since = entry.fill_epoch().unwrap_or_else(|| self.epochs.snapshot());
+        let mut entry = entry.with_fill_epoch(since);
         let remaining = entry.remaining(now);
-        entry.expire_at(now + remaining.mul_f64(1.0 - JITTER * unit(key.hash())));
+        entry.set_expires_at(now + remaining.mul_f64(1.0 - JITTER * unit_interval(key.hash())));
         let entry = Arc::new(entry);
-        let is_purged = self.epochs.judge(entry.meta.tags(), since.generation()) == Judgement::Dead;
-        let is_kept = || self.epochs.is_kept(key.hash(), since) && self.is_unchanged(entry.home(), since);
-        let stored = is_kept() && !is_purged && !remaining.is_zero();
-        if stored {
-            let bytes = entry.weight as usize + key.as_bytes().len() + OVERHEAD;
+        let is_purged = self.epochs.purge_status(entry.meta.tags(), since.generation()) == PurgeStatus::Purged;
+        let is_unchanged =
+            || self.epochs.is_undeleted_since(key.hash(), since) && self.is_remote_unchanged(entry.location(), since);
+        let is_stored = is_unchanged() && !is_purged && !remaining.is_zero();
+        if is_stored {
+            let bytes = entry.weight as usize + key.as_bytes().len() + ENTRY_OVERHEAD_BYTES;
             let owned = key.to_owned();
-            let held = Arc::new(Mutex::new(Some(entry.clone())));
-            let place = self.roll.enter(owned.clone(), &entry, held.clone());
+            let handle = Arc::new(Mutex::new(Some(entry.clone())));
+            let position = self.index.insert(owned.clone(), &entry, handle.clone());
             let weight = u32::try_from(bytes).unwrap_or(u32::MAX);
-            self.shared.insert(owned, Stored { entry: held.clone(), weight, place });
-            // One that was pushed out meanwhile is older, unless it is this one.
-            self.pins.take_other(key, &held).iter().for_each(|older| older.let_go(&self.roll));
-            // A removal that came in between did not find it.
-            if !is_kept() {
+            self.l2.insert(owned, L2Entry { entry: handle.clone(), weight, position });
+            // An entry evicted and pinned meanwhile is older, unless it is this one.
+            self.pins.take_other(key, &handle).iter().for_each(|older| older.release(&self.index));
+            // A concurrent deletion may not have found the entry.
+            if !is_unchanged() {
                 self.invalidate(key);
             }
-            if self.unsettled.fetch_add(bytes, Ordering::Relaxed) > self.memory_bytes / UNSETTLED_PART {
-                self.catch_up();
+            if self.pending_bytes.fetch_add(bytes, Ordering::Relaxed) > self.memory_bytes / PENDING_PART {
+                self.run_pending_evictions();
             }
-            let moment = self.moment(now);
-            self.let_go(&self.roll.sweep(SWEEP_ON_INSERT, OVER_ON_INSERT, moment), moment);
+            let validity = self.validity(now);
+            self.remove_invalid(&self.index.sweep(INSERT_SWEEP_SLOTS, INSERT_SWEEP_REMOVED_MAX, validity), validity);
         }
-        Inserted { copy: NearCopy::new(key, entry), stored }
+        InsertResult { entry: L1Entry::new(key, entry), is_stored }
     }
 
-    /// Whether the shard did not tell of a change since then.
-    fn is_unchanged(&self, home: Option<Home>, since: Since) -> bool {
-        home.is_none_or(|home| self.epochs.is_unchanged(home.name, since))
+    /// Whether the shard reported no change of the entry since then.
+    fn is_remote_unchanged(&self, location: Option<EntryLocation>, since: EpochSnapshot) -> bool {
+        location.is_none_or(|location| self.epochs.is_unchanged_since(location.digest_prefix, since))
     }
 
     pub(crate) fn remove(&self, key: &KeyRef<'_>) {
-        self.epochs.removed(key.hash());
+        self.epochs.record_delete(key.hash());
         self.invalidate(key);
     }
 
     fn invalidate(&self, key: &KeyRef<'_>) {
-        self.shared.invalidate(key);
-        if self.hot.has(key.hash()) || !self.pins.is_empty() {
-            self.pins.end(key, self.epochs.since()).iter().for_each(|pinned| pinned.let_go(&self.roll));
+        self.l2.invalidate(key);
+        if self.hot.is_hot(key.hash()) || !self.pins.is_empty() {
+            self.pins.invalidate(key, self.epochs.snapshot()).iter().for_each(|pinned| pinned.release(&self.index));
         }
     }
 
-    pub(crate) fn moment(&self, now: Instant) -> Moment<'_> {
-        Moment::new(now, &self.epochs)
+    pub(crate) fn validity(&self, now: Instant) -> ValidityCheck<'_> {
+        ValidityCheck::new(now, &self.epochs)
     }
 
-    /// Does what moka puts off until it is used, and a piece of what is put off here: true while there is more of that.
-    pub(crate) fn settle(&self, moment: Moment<'_>) -> bool {
-        let (over, is_untidy) = self.roll.sweep_at_leisure(SWEEP, OVER, moment);
-        self.let_go(&over, moment);
-        let cold = self.pins.sweep(moment, |hash| self.hot.has(hash));
-        cold.iter().for_each(|stored| stored.let_go(&self.roll));
-        self.catch_up();
-        is_untidy
+    /// Runs moka's pending evictions, and sweeps a bounded batch of invalid entries; true if there
+    /// may be more.
+    pub(crate) fn run_maintenance(&self, validity: ValidityCheck<'_>) -> bool {
+        let (invalid, has_more) =
+            self.index.sweep_maintenance(MAINTENANCE_SWEEP_SLOTS, MAINTENANCE_REMOVED_MAX, validity);
+        self.remove_invalid(&invalid, validity);
+        let cold = self.pins.sweep(validity, |hash| self.hot.is_hot(hash));
+        cold.iter().for_each(|stored| stored.release(&self.index));
+        self.run_pending_evictions();
+        has_more
     }
 
-    fn catch_up(&self) {
-        self.unsettled.store(0, Ordering::Relaxed);
-        self.shared.run_pending_tasks();
+    fn run_pending_evictions(&self) {
+        self.pending_bytes.store(0, Ordering::Relaxed);
+        self.l2.run_pending_tasks();
     }
 
-    /// Lets go of what a sweep has found.
-    fn let_go(&self, over: &[CacheKey], moment: Moment<'_>) {
-        for key in over {
+    /// Removes entries that a sweep found invalid.
+    fn remove_invalid(&self, keys: &[CacheKey], validity: ValidityCheck<'_>) {
+        for key in keys {
             let key = key.as_key();
-            // It may have been replaced by one that counts.
-            let is_over = |stored: &Stored<M>| stored.entry().is_none_or(|entry| !moment.counts(&entry));
-            if self.shared.get(&key).as_ref().is_some_and(is_over) {
-                self.shared.invalidate(&key);
+            // A valid entry may have replaced it.
+            let is_invalid = |stored: &L2Entry<M>| stored.entry().is_none_or(|entry| !validity.is_valid(&entry));
+            if self.l2.get(&key).as_ref().is_some_and(is_invalid) {
+                self.l2.invalidate(&key);
             }
-            if self.pins.get(&key).is_some_and(|entry| !moment.counts(&entry)) {
-                self.pins.take(&key).iter().for_each(|stored| stored.let_go(&self.roll));
+            if self.pins.get(&key).is_some_and(|entry| !validity.is_valid(&entry)) {
+                self.pins.take(&key).iter().for_each(|stored| stored.release(&self.index));
             }
         }
     }
 
-    pub(crate) fn report(&self) -> LocalReport {
-        let (entries, weight_bytes) = (self.shared.entry_count(), self.shared.weighted_size());
-        LocalReport { entries, weight_bytes, pinned: self.pins.len() }
+    pub(crate) fn report(&self) -> LocalCacheReport {
+        let (entries, weight_bytes) = (self.l2.entry_count(), self.l2.weighted_size());
+        LocalCacheReport { entries, weight_bytes, pinned: self.pins.len() }
     }
 }
 
-impl<M> Local<M> {
-    pub(crate) fn joined(&self) {
-        self.views.fetch_add(1, Ordering::Relaxed);
+impl<M> LocalCache<M> {
+    pub(crate) fn add_thread(&self) {
+        self.threads.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn left(&self) {
-        self.views.fetch_sub(1, Ordering::Relaxed);
+    pub(crate) fn remove_thread(&self) {
+        self.threads.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// What one thread's table may hold.
-    pub(crate) fn near_bytes(&self) -> usize {
-        self.memory_bytes / NEAR_PART / self.views.load(Ordering::Relaxed).max(1)
+    /// Bytes that one thread's L1 cache may hold.
+    pub(crate) fn l1_budget(&self) -> usize {
+        self.memory_bytes / L1_PART / self.threads.load(Ordering::Relaxed).max(1)
     }
 }
 
-/// What became of an insertion.
-pub(crate) struct Inserted<M> {
-    pub(crate) copy: Arc<NearCopy<M>>,
-    pub(crate) stored: bool,
+/// The inserted entry, and whether it was stored.
+pub(crate) struct InsertResult<M> {
+    pub(crate) entry: Arc<L1Entry<M>>,
+    pub(crate) is_stored: bool,
 }
 
-/// The hash as a number from 0 to 1: its seed is the process's, so that nodes cut differently.
-fn unit(hash: u64) -> f64 {
+/// Maps the hash to 0..1. Its seed is per process, so that nodes shorten TTLs differently.
+fn unit_interval(hash: u64) -> f64 {
     (hash >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::tests::Note;
-    use crate::entry::{Purge, Scope, UNNUMBERED};
+    use crate::entry::tests::TestMeta;
+    use crate::entry::{Purge, PurgeScope, UNNUMBERED};
     use crate::key::KeyBuilder;
     use bytes::Bytes;
     use std::time::Duration;
 
-    const KEEP: Duration = Duration::from_secs(100);
+    const TTL: Duration = Duration::from_secs(100);
 
     fn key(n: u64) -> CacheKey {
         KeyBuilder::new().part(&n.to_le_bytes()).key().to_owned()
     }
 
-    fn entry(body_bytes: usize) -> Entry<Note> {
-        Entry::new(Note("n".into()), Bytes::from(vec![0; body_bytes]), KEEP, Instant::now())
+    fn entry(body_bytes: usize) -> Entry<TestMeta> {
+        Entry::new(TestMeta("n".into()), Bytes::from(vec![0; body_bytes]), TTL, Instant::now())
     }
 
-    fn local(memory_bytes: usize) -> (Local<Note>, Arc<Epochs>) {
-        let epochs = Arc::new(Epochs::new(0));
-        (Local::new(memory_bytes, Arc::new(Hot::new(1_000)), epochs.clone()), epochs)
+    fn local(memory_bytes: usize) -> (LocalCache<TestMeta>, Arc<InvalidationEpochs>) {
+        let epochs = Arc::new(InvalidationEpochs::new(0));
+        (LocalCache::new(memory_bytes, Arc::new(HotKeys::new(1_000)), epochs.clone()), epochs)
     }
 
-    fn found(local: &Local<Note>, key: &CacheKey, now: Instant) -> bool {
-        local.get(&key.as_key(), local.moment(now)).is_some()
+    fn is_cached(local: &LocalCache<TestMeta>, key: &CacheKey, now: Instant) -> bool {
+        local.get(&key.as_key(), local.validity(now)).is_some()
     }
 
     #[test]
-    fn removing_replacing_and_evicting_retire() {
+    fn deletion_replacement_and_eviction_retire_entries() {
         let (local, _) = local(100_000);
         let (a, now) = (key(1), Instant::now());
-        let first = local.insert(&a.as_key(), entry(10), now).copy;
-        let second = local.insert(&a.as_key(), entry(10), now).copy;
+        let first = local.insert(&a.as_key(), entry(10), now).entry;
+        let second = local.insert(&a.as_key(), entry(10), now).entry;
         assert!(!first.entry().is_live() && second.entry().is_live());
         local.remove(&a.as_key());
-        assert!(!second.entry().is_live() && !found(&local, &a, now));
+        assert!(!second.entry().is_live() && !is_cached(&local, &a, now));
 
-        let copies: Vec<_> = (0..1_000).map(|n| local.insert(&key(n).as_key(), entry(1_000), now).copy).collect();
-        local.settle(local.moment(Instant::now()));
-        let live = copies.iter().filter(|copy| copy.entry().is_live()).count();
+        let entries: Vec<_> = (0..1_000).map(|n| local.insert(&key(n).as_key(), entry(1_000), now).entry).collect();
+        local.run_maintenance(local.validity(Instant::now()));
+        let live = entries.iter().filter(|entry| entry.entry().is_live()).count();
         assert!(live <= 70 && local.report().weight_bytes <= 100_000, "{live} live");
     }
 
     #[test]
-    fn a_fill_overtaken_by_a_removal_or_a_purge_is_not_stored() {
+    fn a_fill_is_not_stored_after_a_deletion_or_purge() {
         let (local, epochs) = local(1 << 20);
         let (a, now) = (key(1), Instant::now());
-        let since = epochs.since();
+        let since = epochs.snapshot();
         local.remove(&a.as_key());
-        assert!(!local.insert(&a.as_key(), entry(1).begun(since), now).stored);
-        let since = epochs.since();
-        epochs.purge(Purge { scope: Scope::Everything, is_soft: false }, UNNUMBERED);
-        assert!(!local.insert(&a.as_key(), entry(1).begun(since), now).stored);
-        assert!(!found(&local, &a, now));
+        assert!(!local.insert(&a.as_key(), entry(1).with_fill_epoch(since), now).is_stored);
+        let since = epochs.snapshot();
+        epochs.purge(Purge { scope: PurgeScope::Everything, is_soft: false }, UNNUMBERED);
+        assert!(!local.insert(&a.as_key(), entry(1).with_fill_epoch(since), now).is_stored);
+        assert!(!is_cached(&local, &a, now));
     }
 
     #[test]
-    fn a_purge_hides_what_came_before_and_nothing_after() {
+    fn a_purge_invalidates_only_earlier_entries() {
         let (local, epochs) = local(1 << 20);
         let (a, b, now) = (key(1), key(2), Instant::now());
         local.insert(&a.as_key(), entry(1), now);
-        epochs.purge(Purge { scope: Scope::Everything, is_soft: false }, UNNUMBERED);
+        epochs.purge(Purge { scope: PurgeScope::Everything, is_soft: false }, UNNUMBERED);
         local.insert(&b.as_key(), entry(1), now);
-        assert!(!found(&local, &a, now) && found(&local, &b, now));
+        assert!(!is_cached(&local, &a, now) && is_cached(&local, &b, now));
     }
 
     #[test]
-    fn times_are_cut_by_up_to_a_twentieth_and_differently() {
+    fn ttls_are_shortened_by_up_to_five_percent_with_jitter() {
         let (local, _) = local(1 << 20);
         let now = Instant::now();
-        let mut cuts: Vec<_> = (0..100)
-            .map(|n| KEEP - local.insert(&key(n).as_key(), entry(1), now).copy.entry().remaining(now))
+        let mut reductions: Vec<_> = (0..100)
+            .map(|n| TTL - local.insert(&key(n).as_key(), entry(1), now).entry.entry().remaining(now))
             .collect();
-        assert!(cuts.iter().all(|&cut| cut <= KEEP / 20 + Duration::from_millis(10)));
-        cuts.sort_unstable();
-        cuts.dedup();
-        assert!(cuts.len() > 90);
+        assert!(reductions.iter().all(|&reduction| reduction <= TTL / 20 + Duration::from_millis(10)));
+        reductions.sort_unstable();
+        reductions.dedup();
+        assert!(reductions.len() > 90);
     }
 
     #[test]
-    fn an_entry_is_gone_when_its_time_is_over() {
+    fn an_expired_entry_is_not_found() {
         let (local, _) = local(1 << 20);
         let (a, now) = (key(1), Instant::now());
         local.insert(&a.as_key(), entry(1), now);
-        assert!(found(&local, &a, now + KEEP.mul_f64(0.94)) && !found(&local, &a, now + KEEP));
+        assert!(is_cached(&local, &a, now + TTL.mul_f64(0.94)) && !is_cached(&local, &a, now + TTL));
     }
 
     #[test]
-    fn tables_share_a_sixteenth_of_the_memory() {
+    fn l1_caches_share_a_sixteenth_of_the_memory() {
         let (local, _) = local(1 << 20);
-        (0..4).for_each(|_| local.joined());
-        assert_eq!(local.near_bytes(), 1 << 14);
-        local.left();
-        assert!(local.near_bytes() > 1 << 14);
+        (0..4).for_each(|_| local.add_thread());
+        assert_eq!(local.l1_budget(), 1 << 14);
+        local.remove_thread();
+        assert!(local.l1_budget() > 1 << 14);
     }
 }

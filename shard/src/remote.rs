@@ -1,388 +1,414 @@
-//! Owns a shard: one Redis server that holds some slots of a region, as all threads see it (`Shard`) and as one of them uses it
-//! (`Wire`).
+//! Owns a shard: one Redis server that holds some slots of a region, as shared by all threads
+//! (`Shard`) and as used by one thread (`ShardClient`).
 //!
-//! A value is read with `GETRANGE`, which serves a string like `GET` and lets the server cut it. The first `FIRST` bytes are asked
-//! for over the connection that all small reads share; where they are the beginning of a longer envelope that would be accepted,
-//! the whole is asked for over another, so that no small read stands behind a large body. An oversized value is never pulled in
-//! whole. (A server that lies about the protocol itself can still send more: the client reads what is announced.)
+//! Values are read with `GETRANGE`, which works on strings like `GET` and lets the server limit the
+//! length. The first `FIRST_READ_BYTES` are read over the connection that all small reads share. If
+//! they begin a longer envelope that would be accepted, the whole value is read over a second
+//! connection, so that no small read queues behind a large body. An oversized value is never read
+//! whole. (A server that violates the protocol can still send more: the client reads the announced
+//! length.)
 //!
 //! Refuses to retry, and to wait longer than the deadline for anything.
-//! Invariant: a shard that is slow, gone or wrong is a miss, at once after its breaker has opened.
+//! Invariant: a shard that is slow, unreachable or faulty is a cache miss, and an immediate one
+//! while its breaker is open.
 
 mod breaker;
+mod address;
 mod cluster;
 mod counts;
-mod echoes;
+mod self_invalidations;
 mod fault;
-mod lane;
-mod link;
-mod missed;
+mod operation;
+mod connection;
+mod write_queue;
+mod retry_queue;
+mod pending_deletes;
+mod redirected_deletes;
 mod outbox;
-mod queue;
-mod removals;
-mod scout;
+mod topology;
 mod sentinel;
-mod site;
-mod strays;
 
-pub use breaker::BreakerState;
-pub(crate) use cluster::{Cluster, PLACES};
+pub use address::RedisTlsConfig;
+pub(crate) use address::{Dialer, InvalidAddress, ResolvedServer, ServerAddress};
+pub use breaker::ShardBreakerState;
+pub(crate) use cluster::{CLUSTER_MASTERS_MAX, RedisCluster};
+pub(crate) use connection::ShardConnection;
 pub use counts::ShardCounts;
-pub use fault::Fault;
-pub use lane::FaultCounts;
-pub(crate) use lane::Lane;
-pub(crate) use link::Link;
-pub(crate) use queue::Job;
-pub(crate) use removals::Removals;
-pub(crate) use scout::Scout;
-pub(crate) use sentinel::Sentinels;
-pub use site::TlsSettings;
-pub(crate) use site::{BadAddress, Dialer, Site, Spot};
+pub use fault::ShardFault;
+pub(crate) use operation::OperationClass;
+pub use operation::ShardFaultCounts;
+pub(crate) use pending_deletes::PendingDeletes;
+pub(crate) use sentinel::SentinelEndpoint;
+pub(crate) use topology::TopologyDiscovery;
+pub(crate) use write_queue::{StoreJob, WriteJob};
 
-use crate::clock::{Clock, Wall};
-use crate::entry::{Corrupt, Entry, Epochs, Judgement, Meta, Seal};
+use crate::clock::{ServerClock, WallClock};
+use crate::entry::{Entry, EntryMeta, EnvelopeCodec, EnvelopeError, InvalidationEpochs, PurgeStatus};
 use crate::key::{Digest, Region};
 use bytes::Bytes;
-use counts::{Count, Counts};
-use echoes::Echoes;
-use missed::Missed;
-use outbox::{Outbox, Writer};
+use counts::{ShardCounter, ShardCounters};
+use outbox::{ShardWriter, WriteOutbox};
+use redirected_deletes::{RedirectedDelete, RedirectedDeletes};
 use redis::{Pipeline, Value};
+use retry_queue::RetryQueue;
+use self_invalidations::SelfInvalidations;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use strays::{Stray, Strays};
 use tokio::task::spawn_blocking;
 
-/// Writing is off every request's path: it may take this many deadlines per batch.
-const WRITE_DEADLINES: u32 = 10;
+/// Writes are not on a request's path: one batch may take this many deadlines.
+const WRITE_DEADLINE_FACTOR: u32 = 10;
 
-/// What is asked for first. Most bodies are no larger, and one takes some 50 us of a connection.
-const FIRST: usize = 128 << 10;
+/// Length of the first read. Most bodies are smaller, and this much occupies a connection for about
+/// 50 us.
+const FIRST_READ_BYTES: usize = 128 << 10;
 
-/// Checking so much takes some 0.1 ms; more is done beside the thread.
-const WORK: usize = 256 << 10;
+/// Envelopes from this size are decoded on the blocking pool: checking this much takes about 0.1
+/// ms.
+const BLOCKING_DECODE_BYTES: usize = 256 << 10;
 
-/// A shard as all threads see it.
+/// State of a shard that all threads share.
 pub(crate) struct Shard {
-    region: Region,
-    index: usize,
-    /// Of an endpoint, what tells it from others; of a place in a cluster, nothing.
-    label: Option<String>,
-    site: Arc<Site>,
-    reads: Arc<Lane>,
+    id: ShardId,
+    address: Arc<ServerAddress>,
+    reads: Arc<OperationClass>,
     /// Reads of large bodies: a network that is too slow for these is not too slow for small ones.
-    large: Arc<Lane>,
-    writes: Arc<Lane>,
-    counts: Arc<Counts>,
-    echoes: Arc<Echoes>,
-    clock: Arc<Clock>,
-    /// Whether it may be read: what was purged there is known, and its changes are being told.
-    is_watched: Arc<AtomicBool>,
-    bus: Lane,
+    large_reads: Arc<OperationClass>,
+    writes: Arc<OperationClass>,
+    counts: Arc<ShardCounters>,
+    self_invalidations: Arc<SelfInvalidations>,
+    clock: Arc<ServerClock>,
+    /// Whether the shard may be read: its purges are known and its invalidations are received.
+    is_subscribed: Arc<AtomicBool>,
+    bus: OperationClass,
 }
 
-/// A shard's state and figures.
+/// Identifies a shard within a store.
+pub(crate) struct ShardId {
+    pub(crate) region: Region,
+    /// Index among the region's endpoints, or among the masters of its cluster.
+    pub(crate) index: usize,
+    /// Identifies a configured endpoint; `None` for a master of a cluster, whose address changes.
+    pub(crate) label: Option<String>,
+}
+
+/// State and counters of a shard.
 #[derive(Clone, Debug)]
 pub struct ShardReport {
-    /// Whose settings name it; regions without settings of their own use those of `default`.
+    /// The region that configures the shard; regions without a configuration use the shards of
+    /// `default`.
     pub region: Region,
-    /// Its place among the region's endpoints.
+    /// Index among the region's endpoints, or among the masters of its cluster.
     pub index: usize,
     /// Host, port and database; no credentials.
     pub endpoint: String,
-    pub reads: BreakerState,
+    pub reads: ShardBreakerState,
     /// Reads of large bodies.
-    pub large: BreakerState,
-    pub writes: BreakerState,
-    /// Whether what was purged there is known and its changes are being told; it is not read while they are not.
-    pub is_watched: bool,
-    pub bus_faults: FaultCounts,
-    pub read_faults: FaultCounts,
-    pub large_faults: FaultCounts,
-    pub write_faults: FaultCounts,
+    pub large_reads: ShardBreakerState,
+    pub writes: ShardBreakerState,
+    /// Whether its purges are known and its invalidations are received; the shard is not read
+    /// otherwise.
+    pub is_subscribed: bool,
+    pub bus_faults: ShardFaultCounts,
+    pub read_faults: ShardFaultCounts,
+    pub large_read_faults: ShardFaultCounts,
+    pub write_faults: ShardFaultCounts,
     pub counts: ShardCounts,
 }
 
 impl Shard {
-    pub(crate) fn new(region: Region, index: usize, site: Arc<Site>, label: Option<String>, wall: Arc<Wall>) -> Self {
-        let name = label.clone().unwrap_or_else(|| format!("place {index}"));
+    pub(crate) fn new(id: ShardId, address: Arc<ServerAddress>, wall: Arc<WallClock>) -> Self {
+        let ShardId { region, index, label } = &id;
+        let name = label.clone().unwrap_or_else(|| format!("master {index}"));
         Self {
-            region,
-            index,
-            reads: Arc::new(Lane::new(format!("{region} {name} reads"))),
-            large: Arc::new(Lane::new(format!("{region} {name} large reads"))),
-            writes: Arc::new(Lane::new(format!("{region} {name} writes"))),
+            reads: Arc::new(OperationClass::new(format!("{region} {name} reads"))),
+            large_reads: Arc::new(OperationClass::new(format!("{region} {name} large reads"))),
+            writes: Arc::new(OperationClass::new(format!("{region} {name} writes"))),
             counts: Arc::default(),
-            echoes: Arc::default(),
-            clock: Arc::new(Clock::new(wall)),
-            is_watched: Arc::new(AtomicBool::new(true)),
-            bus: Lane::new(format!("{region} {name} bus")),
-            site,
-            label,
+            self_invalidations: Arc::default(),
+            clock: Arc::new(ServerClock::new(wall)),
+            is_subscribed: Arc::new(AtomicBool::new(true)),
+            bus: OperationClass::new(format!("{region} {name} bus")),
+            address,
+            id,
         }
     }
 
-    /// Host, port and database, or the name of a master; of a place in a cluster, who holds it now. `None` while nobody does.
+    /// Host, port and database, or the name of a Sentinel master. For a master of a cluster, its
+    /// current address; `None` while no server has that role.
     pub(crate) fn label(&self) -> Option<String> {
-        self.label.clone().or_else(|| Some(self.site.now()?.label.clone()))
+        self.id.label.clone().or_else(|| Some(self.address.current()?.label.clone()))
     }
 
-    pub(crate) fn site(&self) -> &Arc<Site> {
-        &self.site
+    pub(crate) fn address(&self) -> &Arc<ServerAddress> {
+        &self.address
     }
 
-    pub(crate) fn echoes(&self) -> &Echoes {
-        &self.echoes
+    pub(crate) fn self_invalidations(&self) -> &SelfInvalidations {
+        &self.self_invalidations
     }
 
-    /// The time at its server.
-    pub(crate) fn clock(&self) -> &Clock {
+    /// The clock of the shard's server.
+    pub(crate) fn clock(&self) -> &ServerClock {
         &self.clock
     }
 
-    /// From now on it is not read, until it is in sight.
-    pub(crate) fn lose_sight(&self) {
-        self.is_watched.store(false, Ordering::Release);
+    /// Stops reads until `mark_subscribed`.
+    pub(crate) fn mark_unsubscribed(&self) {
+        self.is_subscribed.store(false, Ordering::Release);
     }
 
-    pub(crate) fn lost_sight(&self, fault: Fault) {
-        self.lose_sight();
-        self.bus.failed(fault);
+    pub(crate) fn subscription_lost(&self, fault: ShardFault) {
+        self.mark_unsubscribed();
+        self.bus.record_failure(fault);
     }
 
-    /// Counts a fault of the bus that changes nothing.
-    pub(crate) fn note(&self, fault: Fault) {
-        self.bus.count(fault);
+    /// Counts a fault of the bus without stopping reads.
+    pub(crate) fn record_bus_fault(&self, fault: ShardFault) {
+        self.bus.record_fault(fault);
     }
 
-    pub(crate) fn in_sight(&self) {
-        self.is_watched.store(true, Ordering::Release);
+    pub(crate) fn mark_subscribed(&self) {
+        self.is_subscribed.store(true, Ordering::Release);
     }
 
-    /// A connection of one's own, with the breaker of `lane`.
-    pub(crate) fn link(&self, lane: Arc<Lane>) -> Link {
-        Link::new(self.site.clone(), lane)
+    /// A connection of its own that uses the breaker of `operation`.
+    pub(crate) fn connection(&self, operation: Arc<OperationClass>) -> ShardConnection {
+        ShardConnection::new(self.address.clone(), operation)
     }
 
-    /// `None` for a place in a cluster that nobody holds.
+    /// `None` for an unused master index of a cluster.
     pub(crate) fn report(&self) -> Option<ShardReport> {
         Some(ShardReport {
-            region: self.region,
-            index: self.index,
+            region: self.id.region,
+            index: self.id.index,
             endpoint: self.label()?,
             reads: self.reads.state(),
-            large: self.large.state(),
+            large_reads: self.large_reads.state(),
             writes: self.writes.state(),
-            is_watched: self.is_watched.load(Ordering::Acquire),
+            is_subscribed: self.is_subscribed.load(Ordering::Acquire),
             bus_faults: self.bus.faults(),
             read_faults: self.reads.faults(),
-            large_faults: self.large.faults(),
+            large_read_faults: self.large_reads.faults(),
             write_faults: self.writes.faults(),
-            counts: self.counts.read(),
+            counts: self.counts.snapshot(),
         })
     }
 }
 
-/// A shard as one thread uses it: three connections, each made on its first use.
-pub(crate) struct Wire<M> {
+/// The shard's client in one thread: three connections, each opened on first use.
+pub(crate) struct ShardClient<M> {
     shard: Arc<Shard>,
-    reads: Link,
-    large: Link,
-    outbox: Outbox<M>,
-    common: Common,
+    reads: ShardConnection,
+    large_reads: ShardConnection,
+    outbox: WriteOutbox<M>,
+    context: ShardContext,
 }
 
-/// What all shards of a store have in common.
+/// State that all shards of a store share.
 #[derive(Clone)]
-pub(crate) struct Common {
-    pub(crate) seal: Arc<Seal>,
-    pub(crate) epochs: Arc<Epochs>,
-    pub(crate) removals: Arc<Removals>,
+pub(crate) struct ShardContext {
+    pub(crate) codec: Arc<EnvelopeCodec>,
+    pub(crate) epochs: Arc<InvalidationEpochs>,
+    pub(crate) pending_deletes: Arc<PendingDeletes>,
     pub(crate) deadline: Duration,
 }
 
-/// What is asked for.
+/// The object of a read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Wanted {
-    /// What is in an entry's own slot.
+pub(crate) enum ReadTarget {
+    /// The entry in its own slot.
     Entry,
-    /// A copy, which is of no use where it is missing or of another edition.
-    Copy { edition: u64 },
+    /// A copy in another slot, used only if it has this revision.
+    Copy { revision: u64 },
 }
 
-/// What a shard had.
-pub(crate) struct Found<M> {
+/// One read of an entry or a copy.
+#[derive(Clone, Copy)]
+pub(crate) struct ReadRequest<'a> {
+    /// The key in Redis.
+    pub(crate) name: &'a str,
+    pub(crate) digest: &'a Digest,
+    pub(crate) target: ReadTarget,
+    pub(crate) deadline: Duration,
+}
+
+/// An entry read from a shard, with its envelope, from which a copy can be written.
+pub(crate) struct FetchedEntry<M> {
     pub(crate) entry: Entry<M>,
-    /// As it was read; the entry's body is a part of it, unless it was compressed.
+    /// The envelope as read; the entry's body is a slice of it unless it was compressed.
     pub(crate) envelope: Bytes,
 }
 
-impl<M: Meta> Wire<M> {
-    pub(crate) fn new(shard: Arc<Shard>, common: Common) -> Self {
-        let writer = Writer {
-            link: shard.link(shard.writes.clone()),
-            is_place: shard.label.is_none(),
-            deadline: common.deadline * WRITE_DEADLINES,
-            seal: common.seal.clone(),
-            epochs: common.epochs.clone(),
+impl<M: EntryMeta> ShardClient<M> {
+    pub(crate) fn new(shard: Arc<Shard>, context: ShardContext) -> Self {
+        let writer = ShardWriter {
+            connection: shard.connection(shard.writes.clone()),
+            is_cluster_master: shard.id.label.is_none(),
+            deadline: context.deadline * WRITE_DEADLINE_FACTOR,
+            codec: context.codec.clone(),
+            epochs: context.epochs.clone(),
             counts: shard.counts.clone(),
-            echoes: shard.echoes.clone(),
+            self_invalidations: shard.self_invalidations.clone(),
             clock: shard.clock.clone(),
-            missed: Missed::new(),
-            strays: Strays::default(),
-            removals: common.removals.clone(),
-            is_watched: shard.is_watched.clone(),
+            retry_queue: RetryQueue::new(),
+            redirected_deletes: RedirectedDeletes::default(),
+            pending_deletes: context.pending_deletes.clone(),
+            is_subscribed: shard.is_subscribed.clone(),
         };
-        let (reads, large) = (shard.link(shard.reads.clone()), shard.link(shard.large.clone()));
-        Self { shard, reads, large, outbox: Outbox::new(writer), common }
+        let (reads, large_reads) = (shard.connection(shard.reads.clone()), shard.connection(shard.large_reads.clone()));
+        Self { shard, reads, large_reads, outbox: WriteOutbox::new(writer), context }
     }
 
-    /// The entry called `name`, if it is there, sound and in time, within the deadline. Cancel safe.
-    pub(crate) async fn fetch(
-        &self,
-        name: &str,
-        digest: &Digest,
-        wanted: Wanted,
-        deadline: Duration,
-    ) -> Result<Option<Found<M>>, Fault> {
-        if !self.shard.is_watched.load(Ordering::Acquire) {
-            self.shard.reads.count(Fault::Unwatched);
-            return Err(Fault::Unwatched);
+    /// Reads and validates an entry within the deadline. `None` if it is absent, expired, purged or
+    /// invalid. Cancel safe.
+    pub(crate) async fn fetch(&self, request: ReadRequest<'_>) -> Result<Option<FetchedEntry<M>>, ShardFault> {
+        let ReadRequest { name, digest, target, deadline } = request;
+        if !self.shard.is_subscribed.load(Ordering::Acquire) {
+            self.shard.reads.record_fault(ShardFault::Unsubscribed);
+            return Err(ShardFault::Unsubscribed);
         }
-        // What this process has removed is gone, even where the server has not heard of it yet.
-        if self.common.removals.has(digest.beginning()) {
-            self.missed(wanted);
+        // Entries that this process has deleted count as absent before the server has confirmed it.
+        if self.context.pending_deletes.contains(digest.prefix()) {
+            self.count_miss(target);
             return Ok(None);
         }
         let began = Instant::now();
-        let Some(first) = self.read(&self.reads, name, FIRST, deadline).await? else {
-            self.missed(wanted);
+        let Some(first) = read(&self.reads, name, FIRST_READ_BYTES, deadline).await? else {
+            self.count_miss(target);
             return Ok(None);
         };
-        // What would be refused is not read whole.
-        if first.len() < FIRST || !self.common.seal.is_cut::<M>(digest, &first) {
-            return Ok(self.open(&self.reads, name, digest, wanted, first).await);
+        // A value that would be rejected is not read whole.
+        if first.len() < FIRST_READ_BYTES || !self.context.codec.is_incomplete::<M>(digest, &first) {
+            return Ok(self.open(&self.reads, &request, first).await);
         }
-        let (most, left) = (self.common.seal.envelope_bytes_max(), deadline.saturating_sub(began.elapsed()));
+        let (bytes_max, left) = (self.context.codec.envelope_bytes_max(), deadline.saturating_sub(began.elapsed()));
         if left < deadline / 2 {
-            // What is left would say nothing about large bodies.
-            self.shard.large.count(Fault::Timeout);
-            return Err(Fault::Timeout);
+            // A timeout after so little time would say nothing about reads of large bodies.
+            self.shard.large_reads.record_fault(ShardFault::Timeout);
+            return Err(ShardFault::Timeout);
         }
-        match self.read(&self.large, name, most, left).await? {
-            Some(whole) => Ok(self.open(&self.large, name, digest, wanted, whole).await),
+        match read(&self.large_reads, name, bytes_max, left).await? {
+            Some(whole) => Ok(self.open(&self.large_reads, &request, whole).await),
             None => {
-                self.missed(wanted);
+                self.count_miss(target);
                 Ok(None)
             }
         }
     }
 
-    /// The first bytes of a value, at most so many; `None` where there is none.
-    async fn read(&self, link: &Link, name: &str, most: usize, deadline: Duration) -> Result<Option<Bytes>, Fault> {
-        let mut read = Pipeline::with_capacity(1);
-        read.cmd("GETRANGE").arg(name).arg(0).arg(most - 1);
-        match link.ask(&read, deadline).await?.pop() {
-            // An absent key is an empty string.
-            Some(Value::BulkString(value)) if value.is_empty() => Ok(None),
-            Some(Value::BulkString(value)) => Ok(Some(Bytes::from(value))),
-            reply => {
-                if let Some(fault) = reply.as_ref().and_then(Fault::in_reply) {
-                    return Err(fault);
-                }
-                link.distrust();
-                Err(Fault::Protocol)
-            }
+    fn count_miss(&self, target: ReadTarget) {
+        self.count(target, &self.shard.counts.misses);
+    }
+
+    /// Counts a result. Results for copies are not counted, because the entry's own slot is read
+    /// next.
+    fn count(&self, target: ReadTarget, count: &ShardCounter) {
+        if target == ReadTarget::Entry {
+            count.increment();
         }
     }
 
-    fn missed(&self, wanted: Wanted) {
-        self.count(wanted, &self.shard.counts.misses);
-    }
-
-    /// Counts what was found, but of a copy that is of no use: the entry's own slot is asked next.
-    fn count(&self, wanted: Wanted, count: &Count) {
-        if wanted == Wanted::Entry {
-            count.one();
-        }
-    }
-
-    pub(crate) fn send(&self, job: Job<M>) {
-        if let Job::Store { entry, .. } = &job
-            && entry.body.len() > self.common.seal.body_bytes_max()
+    pub(crate) fn enqueue(&self, job: WriteJob<M>) {
+        if let WriteJob::Store(store) = &job
+            && store.entry.body.len() > self.context.codec.body_bytes_max()
         {
-            self.shard.counts.oversize.one();
+            self.shard.counts.oversize.increment();
             return;
         }
         self.outbox.push(job);
     }
 
-    /// Waits until everything sent has been carried out or dropped. Cancel safe.
-    pub(crate) async fn drained(&self) {
-        self.outbox.drained().await;
+    /// Waits until everything enqueued has been written or dropped. Cancel safe.
+    pub(crate) async fn wait_drained(&self) {
+        self.outbox.wait_drained().await;
     }
 
-    /// Removals that the server said belong elsewhere, in order: `send` each to where it belongs now, and then tell `resent`; or put it
-    /// back.
-    pub(crate) fn take_strays(&self) -> VecDeque<Stray> {
-        self.outbox.take_strays()
+    /// Takes the deletes that the server redirected, in order. The caller enqueues each at its new
+    /// shard and calls `finish_redirected_delete`, or returns it with `defer_delete`.
+    pub(crate) fn take_redirected_deletes(&self) -> VecDeque<RedirectedDelete> {
+        self.outbox.take_redirected_deletes()
     }
 
-    pub(crate) fn put_back(&self, stray: Stray) {
-        self.outbox.put_back(stray);
+    pub(crate) fn defer_delete(&self, delete: RedirectedDelete) {
+        self.outbox.defer_delete(delete);
     }
 
-    /// `is_sent` is false where a stray has nowhere to go.
-    pub(crate) fn resent(&self, name: &str, is_sent: bool) {
-        self.outbox.resent(name, is_sent);
+    /// `is_sent` is false if no shard holds the key.
+    pub(crate) fn finish_redirected_delete(&self, name: &str, is_sent: bool) {
+        self.outbox.finish_redirected_delete(name, is_sent);
     }
 
     async fn open(
         &self,
-        link: &Link,
-        name: &str,
-        digest: &Digest,
-        wanted: Wanted,
+        connection: &ShardConnection,
+        request: &ReadRequest<'_>,
         envelope: Bytes,
-    ) -> Option<Found<M>> {
+    ) -> Option<FetchedEntry<M>> {
+        let &ReadRequest { name, digest, target, .. } = request;
         let counts = &self.shard.counts;
         match self.decode(digest, &envelope).await {
-            Ok(Some((entry, _))) if matches!(wanted, Wanted::Copy { edition } if edition != entry.edition()) => {}
+            Ok(Some((entry, _))) if matches!(target, ReadTarget::Copy { revision } if revision != entry.revision()) => {
+            }
             Ok(Some((entry, number))) => {
-                match self.common.epochs.judge_foreign(entry.meta.tags(), number) {
-                    Judgement::Dead => {
-                        self.count(wanted, &counts.purged);
+                match self.context.epochs.remote_purge_status(entry.meta.tags(), number) {
+                    PurgeStatus::Purged => {
+                        self.count(target, &counts.purged);
                         return None;
                     }
-                    Judgement::Soft(at) => entry.soften(at),
-                    Judgement::Sound => {}
+                    PurgeStatus::SoftPurged(at) => entry.mark_soft_purged(at),
+                    PurgeStatus::Unaffected => {}
                 }
-                counts.hits.one();
-                return Some(Found { entry, envelope });
+                counts.hits.increment();
+                return Some(FetchedEntry { entry, envelope });
             }
-            Ok(None) => self.count(wanted, &counts.expired),
-            Err(reason) if reason.is_foreign() => self.count(wanted, &counts.foreign),
+            Ok(None) => self.count(target, &counts.expired),
+            Err(reason) if reason.is_incompatible() => self.count(target, &counts.incompatible),
             Err(reason) => {
-                // Either the value is damaged, or the connection answers the wrong questions: both are ended.
-                counts.corrupt.one();
+                // Either the value is damaged, or the connection returns replies of other requests:
+                // delete the entry and replace the connection.
+                counts.corrupt.increment();
                 tracing::debug!(endpoint = self.shard.label(), %reason, "corrupt entry");
-                link.distrust();
-                self.outbox.push(Job::Remove { name: name.to_owned(), astray: None });
+                connection.discard();
+                self.outbox.push(WriteJob::Delete { name: name.to_owned(), redirected_since: None });
             }
         }
         None
     }
 
-    async fn decode(&self, digest: &Digest, envelope: &Bytes) -> Result<Option<(Entry<M>, u64)>, Corrupt> {
-        if self.common.seal.opened_bytes(envelope) < WORK {
-            return self.common.seal.decode(digest, envelope, self.shard.clock.now());
+    async fn decode(&self, digest: &Digest, envelope: &Bytes) -> Result<Option<(Entry<M>, u64)>, EnvelopeError> {
+        if self.context.codec.decoded_bytes(envelope) < BLOCKING_DECODE_BYTES {
+            return self.context.codec.decode(digest, envelope, self.shard.clock.now());
         }
-        let (seal, clock, digest, envelope) =
-            (self.common.seal.clone(), self.shard.clock.clone(), *digest, envelope.clone());
-        let decoding = spawn_blocking(move || seal.decode(&digest, &envelope, clock.now()));
-        // Decoding does not panic; were it to, what it was about is worth nothing.
+        let (codec, clock, digest, envelope) =
+            (self.context.codec.clone(), self.shard.clock.clone(), *digest, envelope.clone());
+        let decoding = spawn_blocking(move || codec.decode(&digest, &envelope, clock.now()));
+        // Decoding does not panic; if it did, the entry would count as absent.
         decoding.await.unwrap_or(Ok(None))
+    }
+}
+
+/// Reads at most `bytes_max` bytes from the start of a value; `None` if the key is absent.
+async fn read(
+    connection: &ShardConnection,
+    name: &str,
+    bytes_max: usize,
+    deadline: Duration,
+) -> Result<Option<Bytes>, ShardFault> {
+    let mut read = Pipeline::with_capacity(1);
+    read.cmd("GETRANGE").arg(name).arg(0).arg(bytes_max - 1);
+    match connection.execute(&read, deadline).await?.pop() {
+        // `GETRANGE` returns an empty string for an absent key.
+        Some(Value::BulkString(value)) if value.is_empty() => Ok(None),
+        Some(Value::BulkString(value)) => Ok(Some(Bytes::from(value))),
+        reply => {
+            if let Some(fault) = reply.as_ref().and_then(ShardFault::from_reply) {
+                return Err(fault);
+            }
+            connection.discard();
+            Err(ShardFault::Protocol)
+        }
     }
 }

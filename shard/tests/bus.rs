@@ -1,4 +1,4 @@
-//! What the nodes of a fleet hear of each other over real servers: purges, changes, and what was said while one was away.
+//! The fleet bus over real Redis servers: purges, invalidations and overrides, also across outages.
 
 mod server;
 
@@ -6,8 +6,11 @@ mod server;
 mod proxy;
 
 use proxy::Proxy;
-use server::{Page, Server, free_port, settings};
-use shard::{Bus, Doubt, Entry, KeyBuilder, LocalSettings, Purge, Reach, Region, Remote, Scope, Store, Tag, View};
+use server::{Page, Server, free_port, remote_config};
+use shard::{
+    Bus, DeliveryReport, Entry, InsertTarget, KeyBuilder, LocalConfig, OverrideRequest, Purge, PurgeScope, Region,
+    RemoteLookup, StaleReason, Store, StoreView, Tag,
+};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -16,84 +19,85 @@ use tokio::time::sleep;
 const SECOND: Duration = Duration::from_secs(1);
 const REGION: Region = Region::DEFAULT;
 
-/// A gateway's worth of store.
+/// One node: a store with its bus.
 struct Node {
     bus: Arc<Bus<Page>>,
     store: Arc<Store<Page>>,
-    view: View<Page>,
+    view: StoreView<Page>,
     _tasks: JoinSet<()>,
 }
 
 impl Node {
     fn start(name: &str, endpoints: &[String]) -> Self {
-        let remote = settings(&[("default", endpoints)]);
-        let store = Store::new(LocalSettings { memory_bytes: 1 << 20, hot_rate: 1_000 }, Some(remote)).unwrap();
+        let remote = remote_config(&[("default", endpoints)]);
+        let store = Store::new(LocalConfig { memory_bytes: 1 << 20, hot_rate: 1_000 }, Some(remote)).unwrap();
         let bus = Bus::new(&store, name);
         Self { _tasks: bus.run(), view: store.view(), bus, store }
     }
 
-    async fn ready(name: &str, endpoints: &[String]) -> Self {
+    async fn start_subscribed(name: &str, endpoints: &[String]) -> Self {
         let node = Self::start(name, endpoints);
-        until("it is in sight of all servers", || node.is_watching()).await;
+        wait_until("subscribed to all servers", || node.is_subscribed()).await;
         node
     }
 
-    fn is_watching(&self) -> bool {
-        self.store.shards().all(|shard| shard.is_watched)
+    fn is_subscribed(&self) -> bool {
+        self.store.shard_reports().all(|shard| shard.is_subscribed)
     }
 
-    /// Stores a page that bears its own name as a tag.
+    /// Stores a page whose tag is its own name.
     async fn put(&self, name: &str) {
         let mut key = KeyBuilder::new();
-        let page = Page { text: name.into(), tags: vec![Tag::named(name.as_bytes())] };
-        let entry =
-            Entry::new(page, name.as_bytes().to_vec().into(), 60 * SECOND, Instant::now()).begun(self.view.since());
-        self.view.insert(&REGION, &key.part(name.as_bytes()).key(), entry, Reach::Shared);
+        let page = Page { text: name.into(), tags: vec![Tag::surrogate_key(name.as_bytes())] };
+        let entry = Entry::new(page, name.as_bytes().to_vec().into(), 60 * SECOND, Instant::now())
+            .with_fill_epoch(self.view.epoch_snapshot());
+        self.view.insert(&REGION, &key.part(name.as_bytes()).key(), entry, InsertTarget::LocalAndRemote);
         assert!(self.view.flush(SECOND).await);
     }
 
-    fn holds(&self, name: &str) -> bool {
+    fn has_cached(&self, name: &str) -> bool {
         let mut key = KeyBuilder::new();
-        let hit = self.view.local(&key.part(name.as_bytes()).key());
-        hit.is_some_and(|hit| hit.doubt(Instant::now()) != Some(Doubt::Unwatched))
+        let hit = self.view.lookup_local(&key.part(name.as_bytes()).key());
+        hit.is_some_and(|hit| hit.stale_reason(Instant::now()) != Some(StaleReason::SubscriptionGap))
     }
 
-    /// Whether the shard has it. A connection that was cut has to be made anew first.
-    async fn finds(&self, name: &str) -> bool {
+    /// Whether the server has it. A connection that was cut has to be re-established first.
+    async fn is_on_server(&self, name: &str) -> bool {
         let began = Instant::now();
         loop {
             let mut key = KeyBuilder::new();
-            match self.view.remote(&REGION, &key.part(name.as_bytes()).key()).await {
-                Remote::Found(_) => return true,
-                Remote::Absent => return false,
+            match self.view.lookup_remote(&REGION, &key.part(name.as_bytes()).key()).await {
+                RemoteLookup::Found(_) => return true,
+                RemoteLookup::Absent => return false,
                 other => assert!(began.elapsed() < 2 * SECOND, "{other:?}"),
             }
             sleep(Duration::from_millis(5)).await;
         }
     }
 
-    /// Finds it and holds it: not yet while the news of its being stored are still on their way.
-    async fn fetches(&self, name: &str) {
+    /// Fetches it until it stays cached: the invalidation of its own storing may still be in
+    /// flight.
+    async fn fetch_until_cached(&self, name: &str) {
         let began = Instant::now();
-        while !(self.finds(name).await && self.holds(name)) {
-            assert!(began.elapsed() < 2 * SECOND, "{name} is not held");
+        while !(self.is_on_server(name).await && self.has_cached(name)) {
+            assert!(began.elapsed() < 2 * SECOND, "{name} is not cached");
             sleep(Duration::from_millis(5)).await;
         }
     }
 
-    async fn purge(&self, name: &str) -> shard::Confirmation {
+    async fn purge(&self, name: &str) -> DeliveryReport {
         self.bus.purge(&[hard(name)], None, 3 * SECOND).await.unwrap()
     }
 }
 
 fn hard(name: &str) -> Purge {
-    Purge { scope: Scope::Tag(Tag::named(name.as_bytes())), is_soft: false }
+    Purge { scope: PurgeScope::Tag(Tag::surrogate_key(name.as_bytes())), is_soft: false }
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+async fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < 10 * SECOND, "in vain: {what}");
+    while !condition() {
+        assert!(began.elapsed() < 10 * SECOND, "timed out: {what}");
         sleep(Duration::from_millis(5)).await;
     }
 }
@@ -103,323 +107,372 @@ fn names(count: usize) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn of_twenty_nodes_with_one_cut_off_each_confirms_or_is_missing_and_hears_it_later() {
+async fn a_disconnected_node_is_unacknowledged_and_catches_up_on_purges() {
     let server = Server::start();
     let proxy = Proxy::to(server.port()).await;
     let mut nodes = Vec::new();
     for (n, name) in names(20).iter().enumerate() {
         let url = if n == 19 { proxy.url() } else { server.url() };
-        nodes.push(Node::ready(name, &[url]).await);
+        nodes.push(Node::start_subscribed(name, &[url]).await);
     }
     let all: Vec<String> = (0..10).map(|n| format!("page{n}")).collect();
     for page in &all {
         nodes[0].put(page).await;
         for node in &nodes[1..] {
-            node.fetches(page).await;
+            node.fetch_until_cached(page).await;
         }
     }
     let began = Instant::now();
-    let whole = nodes[3].purge("page0").await;
-    println!("20 nodes confirmed after {:?}", began.elapsed());
-    assert_eq!((whole.nodes.len(), whole.missing.len(), whole.untold.len()), (20, 0, 0), "{whole:?}");
-    assert!(nodes.iter().all(|node| !node.holds("page0")));
-    assert!(!nodes[5].finds("page0").await, "what was stored before is not found again");
+    let complete = nodes[3].purge("page0").await;
+    println!("20 nodes acknowledged after {:?}", began.elapsed());
+    assert_eq!(
+        (complete.acknowledged_nodes.len(), complete.unacknowledged_nodes.len(), complete.unreachable_servers.len()),
+        (20, 0, 0),
+        "{complete:?}"
+    );
+    assert!(nodes.iter().all(|node| !node.has_cached("page0")));
+    assert!(!nodes[5].is_on_server("page0").await, "entries stored before the purge are not found");
 
-    proxy.cut();
-    let cut = Instant::now();
+    proxy.disconnect();
+    let disconnected = Instant::now();
     for (n, page) in all.iter().enumerate().skip(1) {
-        let part = nodes[n].purge(page).await;
-        assert_eq!(part.nodes.len() + part.missing.len(), 20, "{part:?}");
-        assert_eq!(part.missing.iter().map(String::as_str).collect::<Vec<_>>(), ["n19"]);
-        assert!(nodes[..19].iter().all(|node| !node.holds(page)) && nodes[19].holds(page));
+        let partial = nodes[n].purge(page).await;
+        assert_eq!(partial.acknowledged_nodes.len() + partial.unacknowledged_nodes.len(), 20, "{partial:?}");
+        assert_eq!(partial.unacknowledged_nodes.iter().map(String::as_str).collect::<Vec<_>>(), ["n19"]);
+        assert!(nodes[..19].iter().all(|node| !node.has_cached(page)) && nodes[19].has_cached(page));
     }
-    sleep((5 * SECOND).saturating_sub(cut.elapsed())).await;
-    proxy.mend();
-    let mended = Instant::now();
-    until("the one that was cut off hears it", || !all.iter().any(|page| nodes[19].holds(page))).await;
-    println!("what was missed for {:?} was heard {:?} after the cut was mended", mended - cut, mended.elapsed());
-    until("it is in sight again", || nodes[19].is_watching()).await;
-    assert!(!nodes[19].finds("page7").await);
+    sleep((5 * SECOND).saturating_sub(disconnected.elapsed())).await;
+    proxy.restore();
+    let reconnected = Instant::now();
+    wait_until("the disconnected node applies the purges", || !all.iter().any(|page| nodes[19].has_cached(page))).await;
+    println!(
+        "purges missed for {:?} were applied {:?} after the reconnection",
+        reconnected - disconnected,
+        reconnected.elapsed()
+    );
+    wait_until("subscribed again", || nodes[19].is_subscribed()).await;
+    assert!(!nodes[19].is_on_server("page7").await);
     let again = nodes[19].purge("page1").await;
-    assert_eq!((again.nodes.len(), again.missing.len()), (20, 0), "{again:?}");
+    assert_eq!((again.acknowledged_nodes.len(), again.unacknowledged_nodes.len()), (20, 0), "{again:?}");
 }
 
 #[tokio::test]
-async fn a_node_that_starts_does_not_find_what_was_purged_before() {
+async fn a_new_node_does_not_find_purged_entries() {
     let server = Server::start();
-    let one = Node::ready("one", &[server.url()]).await;
+    let one = Node::start_subscribed("one", &[server.url()]).await;
     for page in ["a", "b"] {
         one.put(page).await;
     }
     one.purge("a").await;
-    let two = Node::ready("two", &[server.url()]).await;
-    assert!(!two.finds("a").await && two.finds("b").await);
-    // What is stored after the purge is found.
+    let two = Node::start_subscribed("two", &[server.url()]).await;
+    assert!(!two.is_on_server("a").await && two.is_on_server("b").await);
+    // An entry stored after the purge is found.
     one.put("a").await;
-    let three = Node::ready("three", &[server.url()]).await;
-    assert!(three.finds("a").await && two.finds("a").await);
+    let three = Node::start_subscribed("three", &[server.url()]).await;
+    assert!(three.is_on_server("a").await && two.is_on_server("a").await);
 }
 
 #[tokio::test]
-async fn a_stream_that_was_cut_meanwhile_is_made_up_for() {
+async fn a_node_recovers_purges_from_a_trimmed_stream() {
     let server = Server::start();
     let proxy = Proxy::to(server.port()).await;
-    let (one, two) = (Node::ready("one", &[server.url()]).await, Node::ready("two", &[proxy.url()]).await);
+    let (one, two) =
+        (Node::start_subscribed("one", &[server.url()]).await, Node::start_subscribed("two", &[proxy.url()]).await);
     one.put("a").await;
-    two.fetches("a").await;
-    proxy.cut();
+    two.fetch_until_cached("a").await;
+    proxy.disconnect();
     one.purge("a").await;
     let _trimmed: () =
-        redis::cmd("XTRIM").arg("tg:{bus}:events").arg("MAXLEN").arg(0).query(&mut server.spy()).unwrap();
-    proxy.mend();
-    until("it is in sight again", || two.is_watching()).await;
-    assert!(!two.holds("a") && !two.finds("a").await);
+        redis::cmd("XTRIM").arg("tg:{bus}:events").arg("MAXLEN").arg(0).query(&mut server.connect()).unwrap();
+    proxy.restore();
+    wait_until("subscribed again", || two.is_subscribed()).await;
+    assert!(!two.has_cached("a") && !two.is_on_server("a").await);
 }
 
 #[tokio::test]
-async fn a_server_that_was_away_is_told_what_it_missed() {
+async fn an_unreachable_server_receives_missed_purges_later() {
     let (first, second) = (Server::start(), Server::start());
     let endpoints = [first.url(), second.url()];
-    let one = Node::ready("one", &endpoints).await;
+    let one = Node::start_subscribed("one", &endpoints).await;
     for n in 0..8 {
         one.put(&format!("page{n}")).await;
     }
     second.signal("STOP");
-    let mut untold = Vec::new();
+    let mut unreachable = Vec::new();
     for n in 0..8 {
-        untold.extend(one.purge(&format!("page{n}")).await.untold);
+        unreachable.extend(one.purge(&format!("page{n}")).await.unreachable_servers);
     }
-    assert!(untold.iter().all(|label| second.url().ends_with(label.as_str())) && !untold.is_empty(), "{untold:?}");
+    assert!(
+        unreachable.iter().all(|label| second.url().ends_with(label.as_str())) && !unreachable.is_empty(),
+        "{unreachable:?}"
+    );
     second.signal("CONT");
     let scores =
-        |server: &Server| -> usize { redis::cmd("ZCARD").arg("tg:{bus}:tags").query(&mut server.spy()).unwrap() };
-    until("the second server is told", || scores(&second) == 8).await;
-    // Without the first server, the second alone says what was purged.
+        |server: &Server| -> usize { redis::cmd("ZCARD").arg("tg:{bus}:tags").query(&mut server.connect()).unwrap() };
+    wait_until("the second server has all purges", || scores(&second) == 8).await;
+    // Without the first server, only the second has the purges.
     let port = first.stop();
     let two = Node::start("two", &endpoints);
-    until("the second server is in sight", || two.store.shards().any(|shard| shard.is_watched)).await;
-    let mut answered = 0;
+    wait_until("subscribed to the second server", || two.store.shard_reports().any(|shard| shard.is_subscribed)).await;
+    let mut absent = 0;
     for n in 0..8 {
         let mut key = KeyBuilder::new();
-        match two.view.remote(&REGION, &key.part(format!("page{n}").as_bytes()).key()).await {
-            Remote::Absent => answered += 1,
-            Remote::Unavailable(_) => {}
+        match two.view.lookup_remote(&REGION, &key.part(format!("page{n}").as_bytes()).key()).await {
+            RemoteLookup::Absent => absent += 1,
+            RemoteLookup::Unavailable(_) => {}
             other => panic!("{other:?}"),
         }
     }
-    assert!(answered > 0);
+    assert!(absent > 0);
     drop(Server::start_on(port, &[]));
 }
 
 #[tokio::test]
-async fn without_any_server_a_purge_holds_here_and_is_told_when_one_comes() {
+async fn a_purge_without_servers_applies_locally_and_is_published_later() {
     let port = free_port();
     let url = [format!("redis://127.0.0.1:{port}")];
     let one = Node::start("one", &url);
     one.put("a").await;
-    let alone = one.bus.purge(&[hard("a")], None, SECOND).await.unwrap();
-    assert_eq!((alone.nodes.len(), alone.untold.len(), one.holds("a")), (1, 1, false), "{alone:?}");
-    assert_eq!(one.bus.report().pending, 1);
+    let report = one.bus.purge(&[hard("a")], None, SECOND).await.unwrap();
+    assert_eq!(
+        (report.acknowledged_nodes.len(), report.unreachable_servers.len(), one.has_cached("a")),
+        (1, 1, false),
+        "{report:?}"
+    );
+    assert_eq!(one.bus.report().pending_purges, 1);
     let server = Server::start_on(port, &[]);
-    until("it was told", || one.bus.report().pending == 0).await;
-    let told: usize = redis::cmd("XLEN").arg("tg:{bus}:events").query(&mut server.spy()).unwrap();
-    assert_eq!(told, 1);
-    // What was purged twice while nobody answered is not purged for ever.
+    wait_until("the purge was published", || one.bus.report().pending_purges == 0).await;
+    let published: usize = redis::cmd("XLEN").arg("tg:{bus}:events").query(&mut server.connect()).unwrap();
+    assert_eq!(published, 1);
+    // The purges made while no server responded do not affect later entries.
     one.put("a").await;
-    let two = Node::ready("two", &url).await;
-    assert!(two.finds("a").await);
+    let two = Node::start_subscribed("two", &url).await;
+    assert!(two.is_on_server("a").await);
 }
 
 #[tokio::test]
-async fn a_change_by_another_node_ends_what_is_held_and_ones_own_does_not() {
+async fn changes_by_other_nodes_invalidate_cached_entries_own_ones_do_not() {
     let server = Server::start();
-    let (one, two) = (Node::ready("one", &[server.url()]).await, Node::ready("two", &[server.url()]).await);
+    let (one, two) =
+        (Node::start_subscribed("one", &[server.url()]).await, Node::start_subscribed("two", &[server.url()]).await);
     one.put("a").await;
-    two.fetches("a").await;
+    two.fetch_until_cached("a").await;
     sleep(Duration::from_millis(100)).await;
-    assert!(one.holds("a") && two.holds("a"), "nobody else has changed it");
-    // Stored anew by the other.
+    assert!(one.has_cached("a") && two.has_cached("a"), "no other node has changed it");
+    // Stored again by the other node.
     two.put("a").await;
-    until("the change is told", || !one.holds("a")).await;
-    assert!(two.holds("a") && one.finds("a").await);
-    // Removed by the other.
+    wait_until("the change is reported", || !one.has_cached("a")).await;
+    assert!(two.has_cached("a") && one.is_on_server("a").await);
+    // Deleted by the other node.
     let mut key = KeyBuilder::new();
     let key = key.part(b"a").key();
     one.view.remove(&REGION, &key);
-    until("the removal is told", || !two.holds("a")).await;
-    // Its own removal does not spoil what is fetched after it.
+    wait_until("the deletion is reported", || !two.has_cached("a")).await;
+    // A node's own deletion does not prevent storing what it fetches afterwards.
     for n in 0..20 {
         one.view.remove(&REGION, &key);
         one.put("a").await;
         sleep(Duration::from_millis(5)).await;
-        assert!(one.holds("a"), "round {n}");
+        assert!(one.has_cached("a"), "round {n}");
     }
 }
 
 #[tokio::test]
-async fn a_fill_whose_entry_another_node_changes_meanwhile_is_not_stored() {
+async fn a_fill_is_not_stored_if_another_node_changed_its_entry() {
     let server = Server::start();
-    let (one, two) = (Node::ready("one", &[server.url()]).await, Node::ready("two", &[server.url()]).await);
-    let since = one.view.since();
+    let (one, two) =
+        (Node::start_subscribed("one", &[server.url()]).await, Node::start_subscribed("two", &[server.url()]).await);
+    let since = one.view.epoch_snapshot();
     two.put("a").await;
-    until("the change is told", || one.bus.report().changes > 0).await;
+    wait_until("the change is reported", || one.bus.report().invalidations > 0).await;
     let mut key = KeyBuilder::new();
     let key = key.part(b"a").key();
     let page = Page { text: "old".into(), tags: Vec::new() };
-    let entry = Entry::new(page, "old".into(), 60 * SECOND, Instant::now()).begun(since);
-    let served = one.view.insert(&REGION, &key, entry, Reach::Shared);
+    let entry = Entry::new(page, "old".into(), 60 * SECOND, Instant::now()).with_fill_epoch(since);
+    let served = one.view.insert(&REGION, &key, entry, InsertTarget::LocalAndRemote);
     assert_eq!(served.meta.text, "old");
-    assert!(one.view.local(&key).is_none());
-    let Remote::Found(hit) = one.view.remote(&REGION, &key).await else { panic!("nothing") };
+    assert!(one.view.lookup_local(&key).is_none());
+    let RemoteLookup::Found(hit) = one.view.lookup_remote(&REGION, &key).await else { panic!("nothing") };
     assert_eq!(hit.meta.text, "a");
 }
 
 #[tokio::test]
-async fn what_is_held_of_a_server_that_was_lost_is_in_doubt_once_it_is_back() {
+async fn cached_entries_are_suspect_after_a_subscription_gap() {
     let server = Server::start();
     let proxy = Proxy::to(server.port()).await;
-    let (one, two) = (Node::ready("one", &[server.url()]).await, Node::ready("two", &[proxy.url()]).await);
+    let (one, two) =
+        (Node::start_subscribed("one", &[server.url()]).await, Node::start_subscribed("two", &[proxy.url()]).await);
     for page in ["kept", "changed"] {
         one.put(page).await;
-        two.fetches(page).await;
+        two.fetch_until_cached(page).await;
     }
-    proxy.cut();
+    proxy.disconnect();
     one.put("changed").await;
-    assert!(two.holds("kept") && two.holds("changed"), "while nobody can say, what is held answers");
-    proxy.mend();
-    until("it is in sight again", || two.is_watching()).await;
-    assert!(!two.holds("kept") && !two.holds("changed"));
-    // What is found again is beyond doubt.
-    two.fetches("kept").await;
+    assert!(two.has_cached("kept") && two.has_cached("changed"), "cached entries are used while disconnected");
+    proxy.restore();
+    wait_until("subscribed again", || two.is_subscribed()).await;
+    assert!(!two.has_cached("kept") && !two.has_cached("changed"));
+    // An entry that is fetched again is trusted.
+    two.fetch_until_cached("kept").await;
 }
 
 #[tokio::test]
-async fn a_word_to_one_node_is_for_that_node() {
+async fn a_purge_for_one_node_applies_on_that_node_only() {
     let server = Server::start();
-    let (one, two) = (Node::ready("one", &[server.url()]).await, Node::ready("two", &[server.url()]).await);
+    let (one, two) =
+        (Node::start_subscribed("one", &[server.url()]).await, Node::start_subscribed("two", &[server.url()]).await);
     one.put("a").await;
-    two.fetches("a").await;
-    let said = one.bus.purge(&[hard("a")], Some("two"), 3 * SECOND).await.unwrap();
+    two.fetch_until_cached("a").await;
+    let report = one.bus.purge(&[hard("a")], Some("two"), 3 * SECOND).await.unwrap();
     assert_eq!(
-        (said.nodes.iter().map(String::as_str).collect::<Vec<_>>(), said.missing.len()),
+        (report.acknowledged_nodes.iter().map(String::as_str).collect::<Vec<_>>(), report.unacknowledged_nodes.len()),
         (vec!["two"], 0),
-        "{said:?}"
+        "{report:?}"
     );
-    assert!(one.holds("a") && !two.holds("a"));
-    assert!(two.finds("a").await, "the server still has it");
-    let nobody = one.bus.purge(&[hard("a")], Some("three"), SECOND).await.unwrap();
-    assert_eq!(nobody.missing.iter().collect::<Vec<_>>(), ["three"]);
+    assert!(one.has_cached("a") && !two.has_cached("a"));
+    assert!(two.is_on_server("a").await, "the server still has it");
+    let unknown = one.bus.purge(&[hard("a")], Some("three"), SECOND).await.unwrap();
+    assert_eq!(unknown.unacknowledged_nodes.iter().collect::<Vec<_>>(), ["three"]);
 }
 
-/// What one node stored while the server was away, another may have removed meanwhile: neither has heard of the other.
+/// An entry that one node stored while the server was unreachable may have been deleted by another
+/// node meanwhile; neither knows of the other.
 #[tokio::test]
-async fn what_was_stored_during_an_outage_does_not_come_back_over_a_removal() {
+async fn an_entry_stored_during_an_outage_does_not_undo_a_deletion() {
     let server = Server::start();
-    let (one, other) = (Node::ready("a", &[server.url()]).await, Node::ready("b", &[server.url()]).await);
+    let (one, other) =
+        (Node::start_subscribed("a", &[server.url()]).await, Node::start_subscribed("b", &[server.url()]).await);
     let port = server.stop();
-    until("both have lost it", || !one.is_watching() && !other.is_watching()).await;
+    wait_until("both are disconnected", || !one.is_subscribed() && !other.is_subscribed()).await;
     one.put("x").await;
     let mut key = KeyBuilder::new();
     other.view.remove(&REGION, &key.part(b"x").key());
     let _server = Server::start_on(port, &[]);
-    until("both see it again", || one.is_watching() && other.is_watching()).await;
+    wait_until("both are subscribed again", || one.is_subscribed() && other.is_subscribed()).await;
     sleep(SECOND).await;
-    assert!(!other.finds("x").await, "it was removed");
-    // What is begun now is told as ever.
+    assert!(!other.is_on_server("x").await, "it was deleted");
+    // Fills that begin now are stored as usual.
     one.put("y").await;
-    assert!(other.finds("y").await);
+    assert!(other.is_on_server("y").await);
 }
 
-// What is said beside purges.
+// Overrides.
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
+fn request<'a>(name: &'a str, text: &'a str, duration: Duration, node: Option<&'a str>) -> OverrideRequest<'a> {
+    OverrideRequest { name, text, duration, node }
+}
+
 impl Node {
-    async fn say(&self, name: &str, text: &str, lasting: Duration, to: Option<&str>) -> shard::Confirmation {
-        self.bus.say(name, text, lasting, to, 3 * SECOND).await.unwrap()
+    async fn publish(&self, request: OverrideRequest<'_>) -> DeliveryReport {
+        self.bus.publish_override(request, 3 * SECOND).await.unwrap()
     }
 
-    /// What holds, as `name=text`.
-    fn notices(&self) -> Vec<String> {
-        self.bus.notices().into_iter().map(|notice| format!("{}={}", notice.name, notice.text)).collect()
+    /// The active overrides, as `name=text`.
+    fn overrides(&self) -> Vec<String> {
+        self.bus.overrides().into_iter().map(|active| format!("{}={}", active.name, active.text)).collect()
     }
 }
 
 #[tokio::test]
-async fn a_notice_holds_on_all_nodes_or_on_one_until_its_time_is_over_or_another_follows() {
+async fn an_override_applies_until_it_expires_or_is_replaced() {
     let servers = [Server::start(), Server::start()];
     let urls = servers.each_ref().map(Server::url);
-    let (a, b) = (Node::ready("a", &urls).await, Node::ready("b", &urls).await);
-    let told = a.say("x", "one", HOUR, None).await;
-    assert_eq!((told.nodes.len(), told.missing.len(), told.untold.len()), (2, 0, 0), "{told:?}");
-    assert_eq!((a.notices(), b.notices()), (vec!["x=one".to_owned()], vec!["x=one".to_owned()]));
-    let told = b.say("x", "two of b", HOUR, Some("b")).await;
-    assert_eq!((told.nodes.len(), told.missing.len()), (1, 0), "{told:?}");
-    let told = b.say("y", "for a", SECOND, Some("a")).await;
-    assert_eq!((told.nodes.into_iter().collect::<Vec<_>>(), told.missing.len()), (vec!["a".to_owned()], 0));
-    assert_eq!((a.notices(), b.notices()), (vec!["x=one".into(), "y=for a".into()], vec!["x=two of b".to_owned()]));
-    // Who starts later hears what is up for all, and what is over is over for him as well.
-    let late = Node::ready("late", &urls).await;
-    assert_eq!(late.notices(), ["x=one"]);
-    until("its time is over", || a.notices() == ["x=one"]).await;
-    let told = late.say("x", "three", HOUR, None).await;
-    assert_eq!((told.nodes.len(), told.missing.len()), (3, 0), "{told:?}");
+    let (a, b) = (Node::start_subscribed("a", &urls).await, Node::start_subscribed("b", &urls).await);
+    let report = a.publish(request("x", "one", HOUR, None)).await;
+    assert_eq!(
+        (report.acknowledged_nodes.len(), report.unacknowledged_nodes.len(), report.unreachable_servers.len()),
+        (2, 0, 0),
+        "{report:?}"
+    );
+    assert_eq!((a.overrides(), b.overrides()), (vec!["x=one".to_owned()], vec!["x=one".to_owned()]));
+    let report = b.publish(request("x", "two of b", HOUR, Some("b"))).await;
+    assert_eq!((report.acknowledged_nodes.len(), report.unacknowledged_nodes.len()), (1, 0), "{report:?}");
+    let report = b.publish(request("y", "for a", SECOND, Some("a"))).await;
+    assert_eq!(
+        (report.acknowledged_nodes.into_iter().collect::<Vec<_>>(), report.unacknowledged_nodes.len()),
+        (vec!["a".to_owned()], 0)
+    );
+    assert_eq!((a.overrides(), b.overrides()), (vec!["x=one".into(), "y=for a".into()], vec!["x=two of b".to_owned()]));
+    // A node that starts later reads the fleet-wide overrides that have not expired.
+    let late = Node::start_subscribed("late", &urls).await;
+    assert_eq!(late.overrides(), ["x=one"]);
+    wait_until("it has expired", || a.overrides() == ["x=one"]).await;
+    let report = late.publish(request("x", "three", HOUR, None)).await;
+    assert_eq!((report.acknowledged_nodes.len(), report.unacknowledged_nodes.len()), (3, 0), "{report:?}");
     for node in [&a, &b, &late] {
-        assert_eq!(node.notices(), ["x=three"]);
+        assert_eq!(node.overrides(), ["x=three"]);
     }
-    let left: Vec<String> = redis::cmd("HKEYS").arg("tg:{bus}:notices").query(&mut servers[0].spy()).unwrap();
-    assert_eq!(left, ["x"], "what was said to one is not kept");
+    let names: Vec<String> = redis::cmd("HKEYS").arg("tg:{bus}:notices").query(&mut servers[0].connect()).unwrap();
+    assert_eq!(names, ["x"], "overrides for one node are not stored");
 }
 
 #[tokio::test]
-async fn a_notice_reaches_a_node_that_was_cut_off_and_needs_no_more_than_one_server() {
+async fn an_override_needs_one_server_and_reaches_a_reconnected_node() {
     let (server, other) = (Server::start(), Server::start());
     let proxy = Proxy::to(server.port()).await;
     let urls = [server.url(), other.url()];
-    let near = Node::ready("near", &urls).await;
-    let far = Node::ready("far", &[proxy.url()]).await;
-    proxy.cut();
+    let near = Node::start_subscribed("near", &urls).await;
+    let far = Node::start_subscribed("far", &[proxy.url()]).await;
+    proxy.disconnect();
     other.stop();
-    until("a server is out of sight", || !near.is_watching()).await;
-    let told = near.bus.say("x", "meanwhile", HOUR, None, SECOND).await.unwrap();
+    wait_until("one server is disconnected", || !near.is_subscribed()).await;
+    let request = request("x", "during the outage", HOUR, None);
+    let report = near.bus.publish_override(request, SECOND).await.unwrap();
     let list = |names: std::collections::BTreeSet<String>| names.into_iter().collect::<Vec<_>>();
-    assert_eq!((list(told.nodes), list(told.missing)), (vec!["near".to_owned()], vec!["far".to_owned()]));
-    assert_eq!(told.untold.len(), 1);
-    assert!(far.notices().is_empty());
-    proxy.mend();
-    until("it has heard it", || far.notices() == ["x=meanwhile"]).await;
+    assert_eq!(
+        (list(report.acknowledged_nodes), list(report.unacknowledged_nodes)),
+        (vec!["near".to_owned()], vec!["far".to_owned()])
+    );
+    assert_eq!(report.unreachable_servers.len(), 1);
+    assert!(far.overrides().is_empty());
+    proxy.restore();
+    wait_until("the override is applied", || far.overrides() == ["x=during the outage"]).await;
 }
 
 #[tokio::test]
-async fn without_servers_a_notice_holds_here() {
-    let store = Store::<Page>::new(LocalSettings { memory_bytes: 1 << 20, hot_rate: 1_000 }, None).unwrap();
+async fn an_override_without_servers_applies_locally() {
+    let store = Store::<Page>::new(LocalConfig { memory_bytes: 1 << 20, hot_rate: 1_000 }, None).unwrap();
     let bus = Bus::new(&store, "alone");
-    let told = bus.say("x", "one", HOUR, None, SECOND).await.unwrap();
-    assert_eq!((told.nodes.len(), told.missing.len(), told.untold.len()), (1, 0, 0));
-    assert_eq!(bus.notices()[0].text, "one");
-    bus.notices_changed().await;
-    let told = bus.say("x", "two", HOUR, Some("elsewhere"), SECOND).await.unwrap();
-    assert_eq!((told.nodes.len(), told.missing.len()), (0, 1));
-    assert_eq!(bus.notices()[0].text, "one");
-    assert!(bus.say("x", &"x".repeat(1_000), HOUR, None, SECOND).await.is_err());
+    let request = request("x", "one", HOUR, None);
+    let report = bus.publish_override(request, SECOND).await.unwrap();
+    assert_eq!(
+        (report.acknowledged_nodes.len(), report.unacknowledged_nodes.len(), report.unreachable_servers.len()),
+        (1, 0, 0)
+    );
+    assert_eq!(bus.overrides()[0].text, "one");
+    bus.overrides_changed().await;
+    let report = bus
+        .publish_override(OverrideRequest { text: "two", node: Some("elsewhere"), ..request }, SECOND)
+        .await
+        .unwrap();
+    assert_eq!((report.acknowledged_nodes.len(), report.unacknowledged_nodes.len()), (0, 1));
+    assert_eq!(bus.overrides()[0].text, "one");
+    assert!(bus.publish_override(OverrideRequest { text: &"x".repeat(1_000), ..request }, SECOND).await.is_err());
 }
 
 #[tokio::test]
-async fn a_notice_that_no_server_could_be_told_is_told_when_one_is_back_and_again_where_it_was_lost() {
+async fn overrides_are_republished_after_an_outage_and_after_data_loss() {
     let server = Server::start();
     let url = [server.url()];
-    let (a, b) = (Node::ready("a", &url).await, Node::ready("b", &url).await);
+    let (a, b) = (Node::start_subscribed("a", &url).await, Node::start_subscribed("b", &url).await);
     let port = server.stop();
-    until("it is out of sight", || !a.is_watching() && !b.is_watching()).await;
-    let told = a.say("x", "meanwhile", HOUR, None).await;
-    assert_eq!((told.nodes.len(), told.missing.len(), told.untold.len()), (1, 0, 1), "{told:?}");
+    wait_until("both are disconnected", || !a.is_subscribed() && !b.is_subscribed()).await;
+    let report = a.publish(request("x", "during the outage", HOUR, None)).await;
+    assert_eq!(
+        (report.acknowledged_nodes.len(), report.unacknowledged_nodes.len(), report.unreachable_servers.len()),
+        (1, 0, 1),
+        "{report:?}"
+    );
     let server = Server::start_on(port, &[]);
-    until("the other hears it", || b.notices() == ["x=meanwhile"]).await;
-    // What was over is the last word too: an older one does not come back.
-    b.say("x", "for a moment", Duration::from_millis(1), None).await;
-    until("it is over", || a.notices().is_empty() && b.notices().is_empty()).await;
-    let _emptied: () = redis::cmd("FLUSHALL").query(&mut server.spy()).unwrap();
-    let kept = || -> Vec<String> { redis::cmd("HVALS").arg("tg:{bus}:notices").query(&mut server.spy()).unwrap() };
-    until("it is told again", || kept().iter().any(|kept| kept.ends_with("for a moment"))).await;
-    assert!(Node::ready("late", &url).await.notices().is_empty());
+    wait_until("the other node applies it", || b.overrides() == ["x=during the outage"]).await;
+    // An expired override is still the latest version: an older one does not become active again.
+    b.publish(request("x", "for a moment", Duration::from_millis(1), None)).await;
+    wait_until("it has expired", || a.overrides().is_empty() && b.overrides().is_empty()).await;
+    let _flushed: () = redis::cmd("FLUSHALL").query(&mut server.connect()).unwrap();
+    let stored =
+        || -> Vec<String> { redis::cmd("HVALS").arg("tg:{bus}:notices").query(&mut server.connect()).unwrap() };
+    wait_until("it is republished", || stored().iter().any(|value| value.ends_with("for a moment"))).await;
+    assert!(Node::start_subscribed("late", &url).await.overrides().is_empty());
 }

@@ -1,9 +1,12 @@
-//! What a request sees while Redis is gone, hangs, refuses or comes back: never an error, never a wait beyond the deadline.
+//! Lookups while Redis is down, hangs, rejects commands or recovers: never an error, never a wait
+//! beyond the deadline.
 
 mod server;
 
-use server::{DEADLINE, Page, SLACK, Server, free_port, page, region, settings, store, store_on};
-use shard::{BreakerState, Fault, KeyBuilder, Reach, Region, Remote, RemoteSettings, Store, View};
+use server::{DEADLINE, Page, SLACK, Server, free_port, page, region, remote_config, store, store_on};
+use shard::{
+    InsertTarget, KeyBuilder, Region, RemoteConfig, RemoteLookup, ShardBreakerState, ShardFault, Store, StoreView,
+};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
@@ -11,52 +14,53 @@ use tokio::time::sleep;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// A store with the default deadline.
-fn prompt(regions: &[(&str, &[String])]) -> Arc<Store<Page>> {
-    store(RemoteSettings { deadline: DEADLINE, ..settings(regions) })
+fn store_with_default_deadline(regions: &[(&str, &[String])]) -> Arc<Store<Page>> {
+    store(RemoteConfig { deadline: DEADLINE, ..remote_config(regions) })
 }
 
-async fn ask(view: &View<Page>, region: &Region) -> (Remote<Page>, Duration) {
+async fn lookup(view: &StoreView<Page>, region: &Region) -> (RemoteLookup<Page>, Duration) {
     let mut key = KeyBuilder::new();
     let (key, began) = (key.part(b"/a").key(), Instant::now());
-    (view.remote(region, &key).await, began.elapsed())
+    (view.lookup_remote(region, &key).await, began.elapsed())
 }
 
-fn put(view: &View<Page>, region: &Region) {
+fn put(view: &StoreView<Page>, region: &Region) {
     let mut key = KeyBuilder::new();
-    view.insert(region, &key.part(b"/a").key(), page("meta", "body"), Reach::Shared);
+    view.insert(region, &key.part(b"/a").key(), page("meta", "body"), InsertTarget::LocalAndRemote);
 }
 
-/// Asks as requests would, 200 a second, until the shard answers; how long that took. Every answer on the way comes in time.
-async fn recovery(view: &View<Page>, within: Duration) -> Duration {
+/// Looks up 200 times a second until the shard responds, and returns the time that took. Every
+/// lookup ends in time.
+async fn wait_recovered(view: &StoreView<Page>, within: Duration) -> Duration {
     let began = Instant::now();
     loop {
-        let (answer, took) = ask(view, &Region::DEFAULT).await;
-        assert!(took < DEADLINE + SLACK, "{answer:?} after {took:?}");
-        if !matches!(answer, Remote::Unavailable(_)) {
+        let (result, took) = lookup(view, &Region::DEFAULT).await;
+        assert!(took < DEADLINE + SLACK, "{result:?} after {took:?}");
+        if !matches!(result, RemoteLookup::Unavailable(_)) {
             return began.elapsed();
         }
-        assert!(began.elapsed() < within, "still {answer:?}");
+        assert!(began.elapsed() < within, "still {result:?}");
         sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// Asks until the breaker has opened; every answer comes in time.
-async fn until_open(view: &View<Page>) {
+/// Looks up until the breaker has opened; every lookup ends in time.
+async fn wait_open(view: &StoreView<Page>) {
     let began = Instant::now();
-    while view.store().shards().next().unwrap().reads == BreakerState::Closed {
-        let (answer, took) = ask(view, &Region::DEFAULT).await;
-        assert!(matches!(answer, Remote::Unavailable(_)) && took < DEADLINE + SLACK, "{answer:?} after {took:?}");
+    while view.store().shard_reports().next().unwrap().reads == ShardBreakerState::Closed {
+        let (result, took) = lookup(view, &Region::DEFAULT).await;
+        assert!(matches!(result, RemoteLookup::Unavailable(_)) && took < DEADLINE + SLACK, "{result:?} after {took:?}");
         assert!(began.elapsed() < 3 * SECOND, "the breaker does not open");
         sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// The median of 20 answers while the breaker is open.
-async fn at_once(view: &View<Page>) -> Duration {
+/// The median time of 20 lookups while the breaker is open.
+async fn median_while_open(view: &StoreView<Page>) -> Duration {
     let mut all = Vec::new();
     for _ in 0..20 {
-        let (answer, took) = ask(view, &Region::DEFAULT).await;
-        assert!(matches!(answer, Remote::Unavailable(_)), "{answer:?}");
+        let (result, took) = lookup(view, &Region::DEFAULT).await;
+        assert!(matches!(result, RemoteLookup::Unavailable(_)), "{result:?}");
         all.push(took);
     }
     all.sort_unstable();
@@ -64,88 +68,88 @@ async fn at_once(view: &View<Page>) -> Duration {
 }
 
 #[tokio::test]
-async fn a_server_that_is_killed_is_a_miss_at_once_and_back_within_a_second() {
+async fn killed_server_is_an_immediate_miss_and_recovers_within_a_second() {
     let server = Server::start();
-    let view = prompt(&[("default", &[server.url()])]).view();
-    recovery(&view, 5 * SECOND).await;
+    let view = store_with_default_deadline(&[("default", &[server.url()])]).view();
+    wait_recovered(&view, 5 * SECOND).await;
     let port = server.stop();
-    let (answer, took) = ask(&view, &Region::DEFAULT).await;
-    assert!(matches!(answer, Remote::Unavailable(_)) && took < DEADLINE + SLACK, "{answer:?} after {took:?}");
-    until_open(&view).await;
-    let open = at_once(&view).await;
+    let (result, took) = lookup(&view, &Region::DEFAULT).await;
+    assert!(matches!(result, RemoteLookup::Unavailable(_)) && took < DEADLINE + SLACK, "{result:?} after {took:?}");
+    wait_open(&view).await;
+    let open = median_while_open(&view).await;
     assert!(open < Duration::from_millis(1), "{open:?}");
     let _server = Server::start_on(port, &[]);
-    let back = recovery(&view, SECOND).await;
+    let back = wait_recovered(&view, SECOND).await;
     println!("killed: {took:?} at first, {open:?} while open, back after {back:?}");
-    // Writing has a breaker and a connection of its own.
+    // Writes have their own breaker and connection.
     put(&view, &Region::DEFAULT);
     assert!(view.flush(SECOND).await);
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_costs_one_deadline_and_nothing_elsewhere() {
-    let (hung, sound) = (Server::start(), Server::start());
-    let view = prompt(&[("default", &[hung.url()]), ("eu", &[sound.url()])]).view();
+async fn hung_server_costs_one_deadline_and_does_not_affect_other_regions() {
+    let (hung, healthy) = (Server::start(), Server::start());
+    let view = store_with_default_deadline(&[("default", &[hung.url()]), ("eu", &[healthy.url()])]).view();
     let eu = region("eu");
     for region in [&Region::DEFAULT, &eu] {
         put(&view, region);
     }
     assert!(view.flush(SECOND).await);
-    recovery(&view, 5 * SECOND).await;
+    wait_recovered(&view, 5 * SECOND).await;
 
     hung.signal("STOP");
-    let (answer, first) = ask(&view, &Region::DEFAULT).await;
+    let (result, first) = lookup(&view, &Region::DEFAULT).await;
     assert!(
-        matches!(answer, Remote::Unavailable(Fault::Timeout)) && first < DEADLINE + SLACK,
-        "{answer:?} after {first:?}"
+        matches!(result, RemoteLookup::Unavailable(ShardFault::Timeout)) && first < DEADLINE + SLACK,
+        "{result:?} after {first:?}"
     );
-    until_open(&view).await;
-    let open = at_once(&view).await;
+    wait_open(&view).await;
+    let open = median_while_open(&view).await;
     assert!(open < Duration::from_millis(1), "{open:?}");
     let (mut found, mut worst) = (0, Duration::ZERO);
     for _ in 0..200 {
-        let (answer, took) = ask(&view, &eu).await;
-        found += u32::from(matches!(answer, Remote::Found(_)));
+        let (result, took) = lookup(&view, &eu).await;
+        found += u32::from(matches!(result, RemoteLookup::Found(_)));
         worst = worst.max(took);
     }
-    // All of them, unless the machine itself is late.
+    // All lookups succeed unless the machine itself is slow.
     assert!(found >= 150, "{found}");
 
-    // Long enough for a connection that is being made to give up.
+    // Long enough for a connection attempt to time out.
     sleep(Duration::from_millis(1_500)).await;
     hung.signal("CONT");
-    let back = recovery(&view, 5 * SECOND).await;
+    let back = wait_recovered(&view, 5 * SECOND).await;
     println!(
         "hung: {first:?} at first, {open:?} while open, other region {found} of 200, at worst {worst:?}, back after {back:?}"
     );
 }
 
 #[tokio::test]
-async fn without_redis_at_the_start_everything_works_and_redis_is_found_when_it_comes() {
+async fn starts_without_redis_and_uses_it_once_available() {
     let port = free_port();
-    let view = prompt(&[("default", &[format!("redis://127.0.0.1:{port}")])]).view();
+    let view = store_with_default_deadline(&[("default", &[format!("redis://127.0.0.1:{port}")])]).view();
     put(&view, &Region::DEFAULT);
     let mut key = KeyBuilder::new();
-    assert!(view.local(&key.part(b"/a").key()).is_some());
-    until_open(&view).await;
+    assert!(view.lookup_local(&key.part(b"/a").key()).is_some());
+    wait_open(&view).await;
     assert!(view.flush(SECOND).await);
-    let counts = || view.store().shards().next().unwrap().counts;
+    let counts = || view.store().shard_reports().next().unwrap().counts;
     assert_eq!((counts().stored, counts().dropped_stores), (0, 0));
     let server = Server::start_on(port, &[]);
-    recovery(&view, SECOND).await;
-    // What was stored meanwhile, and is still held here, the others now find.
+    wait_recovered(&view, SECOND).await;
+    // Entries stored meanwhile and still held here are written, and other nodes find them.
     let other = store_on(&server).view();
     let began = Instant::now();
-    while !matches!(ask(&other, &Region::DEFAULT).await.0, Remote::Found(_)) {
-        assert!(began.elapsed() < 2 * SECOND, "it is not made up for: {:?}", counts());
+    while !matches!(lookup(&other, &Region::DEFAULT).await.0, RemoteLookup::Found(_)) {
+        assert!(began.elapsed() < 2 * SECOND, "the store is not retried: {:?}", counts());
         sleep(Duration::from_millis(20)).await;
     }
 }
 
 #[tokio::test]
-async fn a_removal_survives_an_outage() {
+async fn delete_survives_an_outage() {
     let server = Server::start();
-    let (view, other) = (prompt(&[("default", &[server.url()])]).view(), store_on(&server).view());
+    let (view, other) = (store_with_default_deadline(&[("default", &[server.url()])]).view(), store_on(&server).view());
     put(&view, &Region::DEFAULT);
     assert!(view.flush(SECOND).await);
     server.signal("STOP");
@@ -154,41 +158,46 @@ async fn a_removal_survives_an_outage() {
     assert!(!view.flush(Duration::from_millis(500)).await);
     server.signal("CONT");
     assert!(view.flush(5 * SECOND).await);
-    let (answer, _) = ask(&other, &Region::DEFAULT).await;
-    assert!(matches!(answer, Remote::Absent), "{answer:?}");
+    let (result, _) = lookup(&other, &Region::DEFAULT).await;
+    assert!(matches!(result, RemoteLookup::Absent), "{result:?}");
 }
 
 #[tokio::test]
-async fn a_full_server_refuses_writes_and_still_serves_reads() {
+async fn full_server_rejects_writes_and_serves_reads() {
     let server = Server::start_on(free_port(), &["--maxmemory", "3mb", "--maxmemory-policy", "noeviction"]);
     let view = store_on(&server).view();
     put(&view, &Region::DEFAULT);
     assert!(view.flush(SECOND).await);
     for n in 0..20u8 {
         let mut key = KeyBuilder::new();
-        view.insert(&Region::DEFAULT, &key.part(&[n]).key(), page("large", vec![0; 500_000]), Reach::Shared);
+        view.insert(
+            &Region::DEFAULT,
+            &key.part(&[n]).key(),
+            page("large", vec![0; 500_000]),
+            InsertTarget::LocalAndRemote,
+        );
         assert!(view.flush(SECOND).await);
     }
-    let report = view.store().shards().next().unwrap();
-    assert!(report.write_faults.of(Fault::OutOfMemory) > 0, "{report:?}");
-    assert_eq!((report.reads, report.writes), (BreakerState::Closed, BreakerState::Open));
-    assert!(matches!(ask(&view, &Region::DEFAULT).await.0, Remote::Found(_)));
+    let report = view.store().shard_reports().next().unwrap();
+    assert!(report.write_faults.get(ShardFault::OutOfMemory) > 0, "{report:?}");
+    assert_eq!((report.reads, report.writes), (ShardBreakerState::Closed, ShardBreakerState::Open));
+    assert!(matches!(lookup(&view, &Region::DEFAULT).await.0, RemoteLookup::Found(_)));
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_told_apart_and_never_shown() {
+async fn wrong_password_is_classified_and_never_shown() {
     let server = Server::start_on(free_port(), &["--requirepass", "right"]);
     let url = |password: &str| format!("redis://:{password}@127.0.0.1:{}", server.port());
-    let view = store(settings(&[("default", &[url("right")])])).view();
-    assert!(matches!(ask(&view, &Region::DEFAULT).await.0, Remote::Absent));
-    let view = store(settings(&[("default", &[url("wrong")])])).view();
-    assert!(matches!(ask(&view, &Region::DEFAULT).await.0, Remote::Unavailable(_)));
-    let report = view.store().shards().next().unwrap();
-    assert!(report.read_faults.of(Fault::Denied) > 0 && !format!("{report:?}").contains("wrong"), "{report:?}");
+    let view = store(remote_config(&[("default", &[url("right")])])).view();
+    assert!(matches!(lookup(&view, &Region::DEFAULT).await.0, RemoteLookup::Absent));
+    let view = store(remote_config(&[("default", &[url("wrong")])])).view();
+    assert!(matches!(lookup(&view, &Region::DEFAULT).await.0, RemoteLookup::Unavailable(_)));
+    let report = view.store().shard_reports().next().unwrap();
+    assert!(report.read_faults.get(ShardFault::Denied) > 0 && !format!("{report:?}").contains("wrong"), "{report:?}");
 }
 
 #[tokio::test]
-async fn dropping_a_question_leaves_nothing_behind() {
+async fn cancelled_lookup_leaves_no_state() {
     let server = Server::start();
     let view = store_on(&server).view();
     put(&view, &Region::DEFAULT);
@@ -196,19 +205,20 @@ async fn dropping_a_question_leaves_nothing_behind() {
     for _ in 0..50 {
         tokio::select! {
             biased;
-            _ = ask(&view, &Region::DEFAULT) => {}
+            _ = lookup(&view, &Region::DEFAULT) => {}
             () = tokio::task::yield_now() => {}
         }
     }
-    assert!(matches!(ask(&view, &Region::DEFAULT).await.0, Remote::Found(_)));
-    assert_eq!(view.store().shards().next().unwrap().read_faults.iter().map(|(_, n)| n).sum::<u64>(), 0);
+    assert!(matches!(lookup(&view, &Region::DEFAULT).await.0, RemoteLookup::Found(_)));
+    assert_eq!(view.store().shard_reports().next().unwrap().read_faults.iter().map(|(_, n)| n).sum::<u64>(), 0);
 }
 
-/// Every thread has its own connections and shares the breaker: one that is back must not be shut again by the others.
+/// Each thread has its own connections and shares the breaker: failures of other threads must not
+/// reopen it after a thread has recovered.
 #[test]
-fn threads_with_runtimes_of_their_own_come_back_together() {
+fn threads_with_separate_runtimes_recover_together() {
     let server = Server::start();
-    let store = prompt(&[("default", &[server.url()])]);
+    let store = store_with_default_deadline(&[("default", &[server.url()])]);
     let port = server.port();
     let (stop, restarted) = (std::sync::Barrier::new(4), std::sync::Barrier::new(4));
     let server = std::sync::Mutex::new(Some(server));
@@ -218,52 +228,53 @@ fn threads_with_runtimes_of_their_own_come_back_together() {
                 let view = store.view();
                 let runtime = tokio::runtime::LocalRuntime::new().unwrap();
                 runtime.block_on(async {
-                    recovery(&view, 5 * SECOND).await;
+                    wait_recovered(&view, 5 * SECOND).await;
                     if stop.wait().is_leader() {
                         server.lock().unwrap().take().unwrap().stop();
                     }
                     let down = Instant::now();
                     while down.elapsed() < SECOND {
-                        let (answer, took) = ask(&view, &Region::DEFAULT).await;
-                        assert!(took < DEADLINE + SLACK, "{answer:?} after {took:?}");
+                        let (result, took) = lookup(&view, &Region::DEFAULT).await;
+                        assert!(took < DEADLINE + SLACK, "{result:?} after {took:?}");
                         sleep(Duration::from_millis(1)).await;
                     }
                     if restarted.wait().is_leader() {
                         *server.lock().unwrap() = Some(Server::start_on(port, &[]));
                     }
-                    recovery(&view, SECOND + SECOND / 2).await;
-                    // The others may still be on their way; none of their failures may shut this one out for long.
+                    wait_recovered(&view, SECOND + SECOND / 2).await;
+                    // Other threads may still be recovering; their failures must not keep this one
+                    // out for long.
                     sleep(SECOND / 2).await;
-                    let mut answered = 0;
+                    let mut responses = 0;
                     for _ in 0..50 {
-                        answered += u32::from(matches!(ask(&view, &Region::DEFAULT).await.0, Remote::Absent));
+                        responses += u32::from(matches!(lookup(&view, &Region::DEFAULT).await.0, RemoteLookup::Absent));
                         sleep(Duration::from_millis(2)).await;
                     }
-                    assert!(answered >= 45, "{answered}");
+                    assert!(responses >= 45, "{responses}");
                 });
             });
         }
     });
-    assert_eq!(store.shards().next().unwrap().reads, BreakerState::Closed);
+    assert_eq!(store.shard_reports().next().unwrap().reads, ShardBreakerState::Closed);
 }
 
-/// Writes wait at the server, reads do not.
+/// The server delays writes but not reads.
 #[tokio::test]
-async fn what_was_removed_is_not_found_while_its_server_has_not_heard_of_it() {
+async fn deleted_entry_is_absent_before_the_server_confirms_the_delete() {
     let server = Server::start();
     let store = store_on(&server);
     let (one, other) = (store.view(), store.view());
     put(&one, &Region::DEFAULT);
     assert!(one.flush(SECOND).await);
-    assert!(matches!(ask(&other, &Region::DEFAULT).await.0, Remote::Found(_)));
-    redis::cmd("CLIENT").arg("PAUSE").arg(400).arg("WRITE").exec(&mut server.spy()).unwrap();
+    assert!(matches!(lookup(&other, &Region::DEFAULT).await.0, RemoteLookup::Found(_)));
+    redis::cmd("CLIENT").arg("PAUSE").arg(400).arg("WRITE").exec(&mut server.connect()).unwrap();
     let mut key = KeyBuilder::new();
     one.remove(&Region::DEFAULT, &key.part(b"/a").key());
-    let (answer, took) = ask(&other, &Region::DEFAULT).await;
-    assert!(matches!(answer, Remote::Absent) && took < Duration::from_millis(200), "{answer:?} after {took:?}");
+    let (result, took) = lookup(&other, &Region::DEFAULT).await;
+    assert!(matches!(result, RemoteLookup::Absent) && took < Duration::from_millis(200), "{result:?} after {took:?}");
     assert!(one.flush(5 * SECOND).await);
-    assert!(matches!(ask(&other, &Region::DEFAULT).await.0, Remote::Absent));
+    assert!(matches!(lookup(&other, &Region::DEFAULT).await.0, RemoteLookup::Absent));
     put(&one, &Region::DEFAULT);
     assert!(one.flush(SECOND).await);
-    assert!(matches!(ask(&other, &Region::DEFAULT).await.0, Remote::Found(_)), "it may be stored again");
+    assert!(matches!(lookup(&other, &Region::DEFAULT).await.0, RemoteLookup::Found(_)), "it may be stored again");
 }

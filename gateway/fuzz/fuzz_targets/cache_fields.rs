@@ -1,6 +1,6 @@
 #![no_main]
 
-#[path = "../cached.rs"]
-mod cached;
+#[path = "../cache_oracle.rs"]
+mod cache_oracle;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| cached::cache_fields(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| cache_oracle::cache_fields(data));

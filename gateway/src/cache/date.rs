@@ -1,34 +1,36 @@
-//! Dates in fields, in any of the three forms of RFC 9110 section 5.6.7, in any letter case.
+//! Parses dates in the three formats of RFC 9110 section 5.6.7, in any letter case.
 
 use std::time::SystemTime;
 
-/// Longer is no date.
+/// Longest value that can be a date.
 const BYTES_MAX: usize = 40;
 
-/// `None` where it is no date. A date before 1970 is none either: nothing it could mean here differs from "long ago".
+/// Returns `None` for an invalid date and for a date before 1970. The caller treats both as being
+/// in the distant past.
 pub(super) fn parse(value: &[u8]) -> Option<SystemTime> {
     let text = std::str::from_utf8(value).ok()?;
     if let Ok(date) = httpdate::parse_http_date(text) {
         return Some(date);
     }
-    // Day and month capitalised, the zone in capitals: as the grammar wants them, whatever the sender thought.
-    let mut fixed = [0; BYTES_MAX];
-    let fixed = fixed.get_mut(..value.len())?;
-    fixed.copy_from_slice(value);
+    // Normalise to the letter case of the grammar: day and month capitalised, the zone in capitals.
+    // Some senders use another case.
+    let mut buffer = [0; BYTES_MAX];
+    let normalized = buffer.get_mut(..value.len())?;
+    normalized.copy_from_slice(value);
     let mut in_word = 0;
-    for byte in fixed.iter_mut() {
+    for byte in normalized.iter_mut() {
         in_word = if byte.is_ascii_alphabetic() { in_word + 1 } else { 0 };
         *byte = if in_word > 1 { byte.to_ascii_lowercase() } else { byte.to_ascii_uppercase() };
     }
-    if let Some(zone) = fixed.len().checked_sub(3).and_then(|at| fixed.get_mut(at..))
+    if let Some(zone) = normalized.len().checked_sub(3).and_then(|at| normalized.get_mut(at..))
         && zone.eq_ignore_ascii_case(b"gmt")
     {
         zone.make_ascii_uppercase();
     }
-    httpdate::parse_http_date(std::str::from_utf8(fixed).ok()?).ok().or_else(|| asctime(fixed))
+    httpdate::parse_http_date(std::str::from_utf8(normalized).ok()?).ok().or_else(|| asctime(normalized))
 }
 
-/// `Thu Aug  8 02:01:18 2050`: the day may have one digit. Its name decides nothing, so a wrong one is let pass.
+/// `Thu Aug  8 02:01:18 2050`. The day may have one digit. The name of the day is not checked.
 fn asctime(value: &[u8]) -> Option<SystemTime> {
     let mut parts = std::str::from_utf8(value).ok()?.split(' ').filter(|part| !part.is_empty());
     let [_, month, day, time, year] = [parts.next()?, parts.next()?, parts.next()?, parts.next()?, parts.next()?];
@@ -44,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_forms_and_cases_are_read() {
+    fn all_formats_are_parsed_in_any_letter_case() {
         let expected = parse(b"Thu, 18 Aug 2050 02:01:18 GMT");
         assert!(expected.is_some());
         for form in [
@@ -60,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_date_is_none() {
+    fn invalid_dates_are_rejected() {
         let long = "1".repeat(1_000);
         for form in [
             "",

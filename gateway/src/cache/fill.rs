@@ -1,8 +1,13 @@
-//! Makes many requests for one missing answer into one: a leader fetches, joiners wait for its head and stream the same bytes.
+//! Collapses concurrent misses of one key into one fetch. The leader fetches; joiners wait for the
+//! response head and stream the same body.
 //!
-//! A leader that is dropped before it had a head hands over to one joiner, and so does the first that fails. A reader may begin in the middle; while nothing is
-//! stored (the body outgrew the limit), what every reader has taken is freed and the slowest reader holds the fetch back.
-//! Bounds: joiners per fill, bytes that all fills hold together, bytes held by an overflowing fill; the map holds only fills that a request is leading.
+//! A leader that is dropped before it has a head is replaced by one joiner. A leader whose fetch
+//! fails is replaced once. A reader can start in the middle of a fetch. When the body outgrows the
+//! size limit, it will not be stored: chunks that every reader has consumed are freed, and the
+//! slowest reader throttles the fetch.
+//!
+//! Bounds: joiners per fill, total bytes reserved by all fills, and bytes buffered by an overflowed
+//! fill. The table contains only fills with a leader.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
@@ -13,85 +18,89 @@ use std::task::{Context, Poll, Waker};
 use bytes::{Buf, Bytes, BytesMut};
 use shard::{CacheKey, KeyRef};
 
-use crate::error::Kind;
-use crate::http::body::{BodyError, Source};
+use crate::error::ErrorKind;
+use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::Fields;
 use crate::http::message::Response;
 
-/// Requests that may wait for one fill; more go to the origin by themselves, because their answer is late already.
+/// Requests that may wait for one fill. Further requests go to the origin on their own, because
+/// their response is already late.
 const JOINERS_MAX: u32 = 20_000;
-/// Bytes between the fetch and the slowest reader once a body is too large to store.
-const WINDOW: u64 = 1 << 20;
-/// Failures after which all who wait fail alike: an origin that is dead is not asked once for each of them.
+/// Bytes between the producer and the slowest reader of a body that is too large to store.
+const READER_WINDOW_BYTES: u64 = 1 << 20;
+/// Failures after which all waiting requests fail. A dead origin then does not receive one request
+/// for each of them.
 const FAILURES_MAX: u8 = 2;
-/// Locks of the map.
-const PARTS: usize = 64;
+/// Number of locks of the table.
+const PARTITIONS: usize = 64;
 
-enum Phase {
-    /// No head yet; without a leader, the next joiner that looks becomes it.
+/// Progress of a fill: waiting for the head, open with a head, or ended.
+enum FillPhase {
+    /// No response head yet. Without a leader, the next joiner that is polled becomes the leader.
     Waiting {
-        is_led: bool,
+        has_leader: bool,
     },
-    Open(Arc<Response>),
-    /// Nothing to share: look again, or go alone.
-    Over,
-    Failed(Kind),
+    Streaming(Arc<Response>),
+    /// Nothing is shared. Joiners look up again or fetch on their own.
+    Closed,
+    Failed(ErrorKind),
 }
 
-struct State {
-    phase: Phase,
-    pieces: VecDeque<Bytes>,
-    /// Offset of the first piece held.
-    begin: u64,
+struct FillState {
+    phase: FillPhase,
+    chunks: VecDeque<Bytes>,
+    /// Offset of the first buffered chunk.
+    start: u64,
     end: u64,
     is_complete: bool,
     trailers: Option<Arc<Fields>>,
-    is_cut: bool,
+    is_aborted: bool,
     failures: u8,
-    overflows: bool,
-    /// Offset of each reader by its number; `None` where the number is free.
+    is_overflowed: bool,
+    /// Offset of each reader by index. `None`: the index is unused.
     readers: Vec<Option<u64>>,
     waiting: u32,
     wakers: Vec<Waker>,
-    feeder: Option<Waker>,
+    producer_waker: Option<Waker>,
 }
 
+/// One fetch that several requests share: its head, the bytes that arrived, and its readers.
 struct Fill {
-    state: Mutex<State>,
+    state: Mutex<FillState>,
 }
 
 impl Fill {
     fn new() -> Self {
         Fill {
-            state: Mutex::new(State {
-                phase: Phase::Waiting { is_led: true },
-                pieces: VecDeque::new(),
-                begin: 0,
+            state: Mutex::new(FillState {
+                phase: FillPhase::Waiting { has_leader: true },
+                chunks: VecDeque::new(),
+                start: 0,
                 end: 0,
                 is_complete: false,
                 trailers: None,
-                is_cut: false,
+                is_aborted: false,
                 failures: 0,
-                overflows: false,
+                is_overflowed: false,
                 readers: Vec::new(),
                 waiting: 0,
                 wakers: Vec::new(),
-                feeder: None,
+                producer_waker: None,
             }),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FillState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn wake(&mut self) {
+impl FillState {
+    fn wake_all(&mut self) {
         self.wakers.drain(..).for_each(Waker::wake);
     }
 
-    fn sleep(&mut self, cx: &Context<'_>) {
+    fn register_waker(&mut self, cx: &Context<'_>) {
         if !self.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
             self.wakers.push(cx.waker().clone());
         }
@@ -101,403 +110,424 @@ impl State {
         self.readers.iter().any(Option::is_some)
     }
 
-    /// Frees what no reader needs, once nothing is stored.
-    fn free(&mut self) {
-        if !self.overflows {
+    /// Frees the chunks that every reader has consumed, if the body will not be stored.
+    fn discard_consumed(&mut self) {
+        if !self.is_overflowed {
             return;
         }
         let slowest = self.readers.iter().flatten().copied().min().unwrap_or(self.end);
-        while let Some(piece) = self.pieces.front()
-            && self.begin + piece.len() as u64 <= slowest
+        while let Some(chunk) = self.chunks.front()
+            && self.start + chunk.len() as u64 <= slowest
         {
-            self.begin += piece.len() as u64;
-            self.pieces.pop_front();
+            self.start += chunk.len() as u64;
+            self.chunks.pop_front();
         }
-        if let Some(feeder) = self.feeder.take() {
-            feeder.wake();
+        if let Some(producer_waker) = self.producer_waker.take() {
+            producer_waker.wake();
         }
     }
 }
 
-type Part = HashMap<CacheKey, Arc<Fill>, foldhash::fast::RandomState>;
+/// One lock stripe of the fill table.
+type FillPartition = HashMap<CacheKey, Arc<Fill>, foldhash::fast::RandomState>;
 
-/// The fills under way in this process.
-pub struct Fills {
-    parts: Box<[Mutex<Part>]>,
-    /// Bytes of bodies on their way into the cache.
-    held: Arc<AtomicU64>,
+/// The fills in progress in this process.
+pub(crate) struct FillTable {
+    partitions: Box<[Mutex<FillPartition>]>,
+    /// Bytes reserved by all bodies that are being fetched into the cache.
+    reserved: Arc<AtomicU64>,
 }
 
-/// What one body takes of the bytes that all fills may hold; given back when it is dropped.
-pub struct Held {
-    all: Arc<AtomicU64>,
+/// The bytes that one body reserves of the limit for all fills. They are released on drop.
+pub(crate) struct InflightReservation {
+    total: Arc<AtomicU64>,
     own: u64,
 }
 
-impl Held {
-    /// Takes more, unless all together would hold more than `most`.
-    pub fn grow(&mut self, bytes: u64, most: u64) -> bool {
+impl InflightReservation {
+    /// Reserves more bytes. Returns false if all fills together then exceed `limit`.
+    pub(crate) fn grow(&mut self, bytes: u64, limit: u64) -> bool {
         self.own += bytes;
-        self.all.fetch_add(bytes, Ordering::Relaxed) + bytes <= most
+        self.total.fetch_add(bytes, Ordering::Relaxed) + bytes <= limit
     }
 
-    pub fn give_back(&mut self) {
-        self.all.fetch_sub(std::mem::take(&mut self.own), Ordering::Relaxed);
+    pub(crate) fn release(&mut self) {
+        self.total.fetch_sub(std::mem::take(&mut self.own), Ordering::Relaxed);
     }
 }
 
-impl Drop for Held {
+impl Drop for InflightReservation {
     fn drop(&mut self) {
-        self.give_back();
+        self.release();
     }
 }
 
-impl Default for Fills {
+impl Default for FillTable {
     fn default() -> Self {
-        Fills { parts: (0..PARTS).map(|_| Mutex::default()).collect(), held: Arc::default() }
+        FillTable { partitions: (0..PARTITIONS).map(|_| Mutex::default()).collect(), reserved: Arc::default() }
     }
 }
 
-/// What a request that missed does next.
-pub enum Turn {
-    Lead(Lead),
-    Join(Joiner),
-    /// Too many wait already.
-    Alone,
+/// The role of a request that missed.
+pub(crate) enum JoinResult {
+    Lead(FillLeader),
+    Join(FillJoiner),
+    /// Too many requests wait already. The request fetches on its own.
+    Bypass,
 }
 
-impl Fills {
+impl FillTable {
     /// Joins the fill of `key`, or leads a new one.
-    pub fn enter(self: &Arc<Self>, key: &KeyRef<'_>) -> Turn {
-        let mut part = self.part(key.hash());
+    pub(crate) fn join_or_lead(self: &Arc<Self>, key: &KeyRef<'_>) -> JoinResult {
+        let mut partition = self.partition(key.hash());
         let owned = key.to_owned();
-        if let Some(fill) = part.get(&owned) {
+        if let Some(fill) = partition.get(&owned) {
             let mut state = fill.lock();
             if state.waiting >= JOINERS_MAX {
-                return Turn::Alone;
+                return JoinResult::Bypass;
             }
             state.waiting += 1;
             drop(state);
-            return Turn::Join(Joiner { fill: Arc::clone(fill), place: Some((Arc::clone(self), owned)) });
+            return JoinResult::Join(FillJoiner {
+                fill: Arc::clone(fill),
+                registration: Some((Arc::clone(self), owned)),
+            });
         }
         let fill = Arc::new(Fill::new());
-        part.insert(owned.clone(), Arc::clone(&fill));
-        Turn::Lead(Lead { fill, place: Some((Arc::clone(self), owned)), is_settled: false })
+        partition.insert(owned.clone(), Arc::clone(&fill));
+        JoinResult::Lead(FillLeader { fill, registration: Some((Arc::clone(self), owned)), is_finished: false })
     }
 
-    /// For a body that is about to be kept.
-    pub fn hold(&self) -> Held {
-        Held { all: Arc::clone(&self.held), own: 0 }
+    /// Starts an empty reservation for a body.
+    pub(crate) fn reserve(&self) -> InflightReservation {
+        InflightReservation { total: Arc::clone(&self.reserved), own: 0 }
     }
 
-    /// Leads, unless somebody does already: for work that nobody waits for.
-    pub fn lead_if_free(self: &Arc<Self>, key: &KeyRef<'_>) -> Option<Lead> {
-        match self.enter(key) {
-            Turn::Lead(lead) => Some(lead),
-            Turn::Join(_) | Turn::Alone => None,
+    /// Leads a fill of `key`, unless there is one already. For background work.
+    pub(crate) fn try_lead(self: &Arc<Self>, key: &KeyRef<'_>) -> Option<FillLeader> {
+        match self.join_or_lead(key) {
+            JoinResult::Lead(leader) => Some(leader),
+            JoinResult::Join(_) | JoinResult::Bypass => None,
         }
     }
 
-    fn part(&self, hash: u64) -> MutexGuard<'_, Part> {
-        let index = usize::try_from(hash >> 32).unwrap_or(0) % PARTS;
-        self.parts[index].lock().unwrap_or_else(PoisonError::into_inner)
+    fn partition(&self, hash: u64) -> MutexGuard<'_, FillPartition> {
+        let index = usize::try_from(hash >> 32).unwrap_or(0) % PARTITIONS;
+        self.partitions[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn leave(&self, key: &CacheKey, fill: &Arc<Fill>) {
-        let mut part = self.part(key.as_key().hash());
-        if part.get(key).is_some_and(|held| Arc::ptr_eq(held, fill)) {
-            part.remove(key);
+    fn remove(&self, key: &CacheKey, fill: &Arc<Fill>) {
+        let mut partition = self.partition(key.as_key().hash());
+        if partition.get(key).is_some_and(|current| Arc::ptr_eq(current, fill)) {
+            partition.remove(key);
         }
     }
 }
 
-/// The right and the duty to fetch. Dropping it before `open`, `release` or `fail` hands the duty to a joiner.
-pub struct Lead {
+/// The obligation to fetch. A joiner takes it over if it is dropped before `publish_head`,
+/// `release` or `fail`.
+pub(crate) struct FillLeader {
     fill: Arc<Fill>,
-    place: Option<(Arc<Fills>, CacheKey)>,
-    is_settled: bool,
+    registration: Option<(Arc<FillTable>, CacheKey)>,
+    is_finished: bool,
 }
 
-impl Lead {
-    /// A fetch that nobody else joins.
-    pub fn solo() -> Self {
-        Lead { fill: Arc::new(Fill::new()), place: None, is_settled: false }
+impl FillLeader {
+    /// A fetch that no other request joins.
+    pub(crate) fn solo() -> Self {
+        FillLeader { fill: Arc::new(Fill::new()), registration: None, is_finished: false }
     }
 
-    /// Whether others may be waiting.
-    pub fn is_solo(&self) -> bool {
-        self.place.is_none()
+    /// Whether no other request can join.
+    pub(crate) fn is_solo(&self) -> bool {
+        self.registration.is_none()
     }
 
-    /// Nothing to share: joiners look again for themselves.
-    pub fn release(mut self) {
-        self.settle(Phase::Over);
+    /// Ends the fill without a shared response. Joiners look up again.
+    pub(crate) fn release(mut self) {
+        self.finish(FillPhase::Closed);
     }
 
-    /// The fetch failed: one joiner tries once more; when that fails too, all who wait fail alike.
-    pub fn fail(mut self, kind: Kind) {
+    /// Reports a failed fetch. One joiner retries once. A second failure fails all waiting
+    /// requests.
+    pub(crate) fn fail(mut self, kind: ErrorKind) {
         let mut state = self.fill.lock();
         state.failures += 1;
         if state.waiting > 0 && state.failures < FAILURES_MAX {
-            state.phase = Phase::Waiting { is_led: false };
-            state.wake();
+            state.phase = FillPhase::Waiting { has_leader: false };
+            state.wake_all();
             drop(state);
-            self.is_settled = true;
+            self.is_finished = true;
             return;
         }
         drop(state);
         self.fail_all(kind);
     }
 
-    /// The fetch failed, and another would too.
-    pub fn fail_all(mut self, kind: Kind) {
-        self.settle(Phase::Failed(kind));
+    /// Reports a failed fetch that a retry would not change. All waiting requests fail.
+    pub(crate) fn fail_all(mut self, kind: ErrorKind) {
+        self.finish(FillPhase::Failed(kind));
     }
 
-    /// Shares the head, and makes the leader's own reader. The feed must be completed or dropped.
-    pub fn open(mut self, response: Response) -> (Feed, Reader) {
-        self.is_settled = true;
+    /// Publishes the response head to the joiners and returns the reader of the leader. The
+    /// producer must be completed or dropped.
+    pub(crate) fn publish_head(mut self, response: Response) -> (Producer, FillReader) {
+        self.is_finished = true;
         let mut state = self.fill.lock();
-        state.phase = Phase::Open(Arc::new(response));
-        let reader = Reader::new(&self.fill, &mut state);
-        state.wake();
+        state.phase = FillPhase::Streaming(Arc::new(response));
+        let reader = FillReader::new(&self.fill, &mut state);
+        state.wake_all();
         drop(state);
-        let feed = Feed { fill: Arc::clone(&self.fill), place: self.place.take() };
-        (feed, reader)
+        let producer = Producer { fill: Arc::clone(&self.fill), registration: self.registration.take() };
+        (producer, reader)
     }
 
-    fn settle(&mut self, phase: Phase) {
-        self.is_settled = true;
-        if let Some((fills, key)) = self.place.take() {
-            fills.leave(&key, &self.fill);
+    fn finish(&mut self, phase: FillPhase) {
+        self.is_finished = true;
+        if let Some((fills, key)) = self.registration.take() {
+            fills.remove(&key, &self.fill);
         }
         let mut state = self.fill.lock();
         state.phase = phase;
-        state.wake();
+        state.wake_all();
     }
 }
 
-impl Drop for Lead {
+impl Drop for FillLeader {
     fn drop(&mut self) {
-        if self.is_settled {
+        if self.is_finished {
             return;
         }
         let mut state = self.fill.lock();
         if state.waiting > 0 {
-            state.phase = Phase::Waiting { is_led: false };
-            state.wake();
+            state.phase = FillPhase::Waiting { has_leader: false };
+            state.wake_all();
             return;
         }
-        state.phase = Phase::Over;
+        state.phase = FillPhase::Closed;
         drop(state);
-        if let Some((fills, key)) = self.place.take() {
-            fills.leave(&key, &self.fill);
+        if let Some((fills, key)) = self.registration.take() {
+            fills.remove(&key, &self.fill);
         }
     }
 }
 
-/// A request that waits for another's fetch.
-pub struct Joiner {
+/// A request that waits for the fetch of another request.
+pub(crate) struct FillJoiner {
     fill: Arc<Fill>,
-    place: Option<(Arc<Fills>, CacheKey)>,
+    registration: Option<(Arc<FillTable>, CacheKey)>,
 }
 
-/// What waiting came to.
-pub enum Joined {
-    Stream(Arc<Response>, Reader),
-    /// Look again; nothing is shared.
-    Again,
-    Failed(Kind),
-    /// The leader left: this request leads now.
-    Lead(Lead),
+/// The next step of a joiner after its wait: stream the body, look up again, fail, or lead the
+/// fetch.
+pub(crate) enum JoinOutcome {
+    Stream(Arc<Response>, FillReader),
+    /// Nothing is shared. The request looks up again.
+    Retry,
+    Failed(ErrorKind),
+    /// The leader was dropped or failed. This request leads now.
+    Lead(FillLeader),
 }
 
-impl Joiner {
-    /// Waits for the leader's head. Cancel safe.
-    pub async fn wait(&mut self) -> Joined {
+impl FillJoiner {
+    /// Waits for the head of the leader's response. Cancel safe.
+    pub(crate) async fn wait(&mut self) -> JoinOutcome {
         poll_fn(|cx| self.poll_wait(cx)).await
     }
 
-    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<Joined> {
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<JoinOutcome> {
         let mut state = self.fill.lock();
         match &state.phase {
-            Phase::Waiting { is_led: true } => {
-                state.sleep(cx);
+            FillPhase::Waiting { has_leader: true } => {
+                state.register_waker(cx);
                 Poll::Pending
             }
-            Phase::Waiting { is_led: false } => {
-                state.phase = Phase::Waiting { is_led: true };
+            FillPhase::Waiting { has_leader: false } => {
+                state.phase = FillPhase::Waiting { has_leader: true };
                 drop(state);
-                let place = self.place.clone();
-                Poll::Ready(Joined::Lead(Lead { fill: Arc::clone(&self.fill), place, is_settled: false }))
+                let registration = self.registration.clone();
+                Poll::Ready(JoinOutcome::Lead(FillLeader {
+                    fill: Arc::clone(&self.fill),
+                    registration,
+                    is_finished: false,
+                }))
             }
-            Phase::Open(response) => {
+            FillPhase::Streaming(response) => {
                 let response = Arc::clone(response);
-                if state.begin > 0 || state.is_cut {
-                    return Poll::Ready(Joined::Again);
+                if state.start > 0 || state.is_aborted {
+                    return Poll::Ready(JoinOutcome::Retry);
                 }
-                let reader = Reader::new(&self.fill, &mut state);
-                Poll::Ready(Joined::Stream(response, reader))
+                let reader = FillReader::new(&self.fill, &mut state);
+                Poll::Ready(JoinOutcome::Stream(response, reader))
             }
-            Phase::Over => Poll::Ready(Joined::Again),
-            Phase::Failed(kind) => Poll::Ready(Joined::Failed(*kind)),
+            FillPhase::Closed => Poll::Ready(JoinOutcome::Retry),
+            FillPhase::Failed(kind) => Poll::Ready(JoinOutcome::Failed(*kind)),
         }
     }
 }
 
-impl Drop for Joiner {
+impl Drop for FillJoiner {
     fn drop(&mut self) {
         let mut state = self.fill.lock();
         state.waiting = state.waiting.saturating_sub(1);
-        // It may have been woken to lead and left instead.
-        if matches!(state.phase, Phase::Waiting { is_led: false }) {
+        // This joiner may have been woken to become the leader. Wake another one.
+        if matches!(state.phase, FillPhase::Waiting { has_leader: false }) {
             let is_last = state.waiting == 0;
             if is_last {
-                state.phase = Phase::Over;
+                state.phase = FillPhase::Closed;
             }
-            state.wake();
+            state.wake_all();
             drop(state);
-            if is_last && let Some((fills, key)) = &self.place {
-                fills.leave(key, &self.fill);
+            if is_last && let Some((fills, key)) = &self.registration {
+                fills.remove(key, &self.fill);
             }
         }
     }
 }
 
-/// The fetching side of an open fill. Dropping it before `complete` cuts every reader's answer.
-pub struct Feed {
+/// The fetching side of a fill. Dropping it before `complete` aborts the body for every reader.
+pub(crate) struct Producer {
     fill: Arc<Fill>,
-    place: Option<(Arc<Fills>, CacheKey)>,
+    registration: Option<(Arc<FillTable>, CacheKey)>,
 }
 
-impl Feed {
-    /// Adds bytes for all readers.
-    pub fn push(&self, data: &[u8]) {
+impl Producer {
+    /// Appends bytes to the body.
+    pub(crate) fn push(&self, data: &[u8]) {
         let mut state = self.fill.lock();
         state.end += data.len() as u64;
-        state.pieces.push_back(Bytes::copy_from_slice(data));
-        state.wake();
+        state.chunks.push_back(Bytes::copy_from_slice(data));
+        state.wake_all();
     }
 
-    /// Bytes so far.
-    pub fn bytes(&self) -> u64 {
+    /// Length of the body so far.
+    pub(crate) fn bytes(&self) -> u64 {
         self.fill.lock().end
     }
 
-    /// Stops keeping the body: it is too large to store. Nobody can join any more.
-    pub fn overflow(&mut self) {
-        if let Some((fills, key)) = self.place.take() {
-            fills.leave(&key, &self.fill);
+    /// Stops buffering the complete body, because it is too large to store. No further request can
+    /// join.
+    pub(crate) fn overflow(&mut self) {
+        if let Some((fills, key)) = self.registration.take() {
+            fills.remove(&key, &self.fill);
         }
         let mut state = self.fill.lock();
-        state.overflows = true;
-        state.free();
+        state.is_overflowed = true;
+        state.discard_consumed();
     }
 
-    /// Ready with `true` when more bytes are wanted, with `false` when nobody reads any longer.
-    pub fn poll_wanted(&self, cx: &mut Context<'_>) -> Poll<bool> {
+    /// Resolves to `true` when more bytes can be pushed, and to `false` when no reader is left.
+    pub(crate) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut state = self.fill.lock();
-        // Also woken when the last reader leaves while the upstream is silent.
-        state.feeder = Some(cx.waker().clone());
+        // Also wakes the producer when the last reader is dropped while the upstream is silent.
+        state.producer_waker = Some(cx.waker().clone());
         if !state.has_readers() && state.waiting == 0 {
             return Poll::Ready(false);
         }
-        if state.overflows && state.end - state.begin > WINDOW {
+        if state.is_overflowed && state.end - state.start > READER_WINDOW_BYTES {
             return Poll::Pending;
         }
         Poll::Ready(true)
     }
 
-    /// The whole body in one piece, unless it overflowed.
-    pub fn body(&self) -> Option<Bytes> {
+    /// The complete body in one buffer. `None` if it overflowed.
+    pub(crate) fn body(&self) -> Option<Bytes> {
         let mut state = self.fill.lock();
-        if state.overflows {
+        if state.is_overflowed {
             return None;
         }
-        if let (Some(only), 1) = (state.pieces.front(), state.pieces.len()) {
+        if let (Some(only), 1) = (state.chunks.front(), state.chunks.len()) {
             return Some(only.clone());
         }
-        let mut whole = BytesMut::with_capacity(usize::try_from(state.end).ok()?);
-        state.pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
-        let whole = whole.freeze();
-        // Who still reads shares what is stored.
-        state.pieces = VecDeque::from([whole.clone()]);
-        Some(whole)
+        let mut body = BytesMut::with_capacity(usize::try_from(state.end).ok()?);
+        state.chunks.iter().for_each(|chunk| body.extend_from_slice(chunk));
+        let body = body.freeze();
+        // The remaining readers share the buffer that is stored.
+        state.chunks = VecDeque::from([body.clone()]);
+        Some(body)
     }
 
-    /// The body is whole, and these came after it. Call it after the entry was stored, so that who comes next finds it. Trailers
-    /// reach those who read now and are not stored (RFC 9111 section 3.1).
-    pub fn complete(mut self, trailers: Option<&Fields>) {
-        if let Some((fills, key)) = self.place.take() {
-            fills.leave(&key, &self.fill);
+    /// Ends the body, with its trailers. Call it after the entry is stored, so that the next lookup
+    /// finds the entry. Trailers go to the current readers and are not stored (RFC 9111 section
+    /// 3.1).
+    pub(crate) fn complete(mut self, trailers: Option<&Fields>) {
+        if let Some((fills, key)) = self.registration.take() {
+            fills.remove(&key, &self.fill);
         }
         let mut state = self.fill.lock();
         state.is_complete = true;
         state.trailers = trailers.map(|trailers| Arc::new(trailers.clone()));
-        state.wake();
+        state.wake_all();
     }
 }
 
-impl Drop for Feed {
+impl Drop for Producer {
     fn drop(&mut self) {
-        if let Some((fills, key)) = self.place.take() {
-            fills.leave(&key, &self.fill);
+        if let Some((fills, key)) = self.registration.take() {
+            fills.remove(&key, &self.fill);
         }
         let mut state = self.fill.lock();
-        state.is_cut = !state.is_complete;
-        state.wake();
+        state.is_aborted = !state.is_complete;
+        state.wake_all();
     }
 }
 
-/// One reader of a fill's body.
-pub struct Reader {
+/// One reader of the body of a fill.
+pub(crate) struct FillReader {
     fill: Arc<Fill>,
-    number: usize,
+    index: usize,
     offset: u64,
-    piece: Bytes,
-    takes_trailers: bool,
+    chunk: Bytes,
+    accepts_trailers: bool,
     trailers: Option<Arc<Fields>>,
 }
 
-impl Reader {
-    fn new(fill: &Arc<Fill>, state: &mut State) -> Self {
-        let number = state.readers.iter().position(Option::is_none).unwrap_or_else(|| {
+impl FillReader {
+    fn new(fill: &Arc<Fill>, state: &mut FillState) -> Self {
+        let index = state.readers.iter().position(Option::is_none).unwrap_or_else(|| {
             state.readers.push(None);
             state.readers.len() - 1
         });
-        state.readers[number] = Some(0);
-        Reader { fill: Arc::clone(fill), number, offset: 0, piece: Bytes::new(), takes_trailers: false, trailers: None }
+        state.readers[index] = Some(0);
+        FillReader {
+            fill: Arc::clone(fill),
+            index,
+            offset: 0,
+            chunk: Bytes::new(),
+            accepts_trailers: false,
+            trailers: None,
+        }
     }
 
-    /// Says whether the client reads trailers; it gets none before.
-    pub fn take_trailers(&mut self, takes_trailers: bool) {
-        self.takes_trailers = takes_trailers;
+    /// Sets whether the client accepts trailers. Default: it does not.
+    pub(crate) fn accept_trailers(&mut self, accepts_trailers: bool) {
+        self.accepts_trailers = accepts_trailers;
     }
 }
 
-impl Source for Reader {
+impl BodySource for FillReader {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        if !self.piece.is_empty() {
+        if !self.chunk.is_empty() {
             return Poll::Ready(Ok(()));
         }
         let mut state = self.fill.lock();
         if self.offset < state.end {
-            self.piece = piece_at(&state, self.offset);
+            self.chunk = chunk_at(&state, self.offset);
             return Poll::Ready(Ok(()));
         }
         if state.is_complete {
-            self.trailers = state.trailers.clone().filter(|_| self.takes_trailers);
+            self.trailers = state.trailers.clone().filter(|_| self.accepts_trailers);
             return Poll::Ready(Ok(()));
         }
-        if state.is_cut {
+        if state.is_aborted {
             return Poll::Ready(Err(BodyError::Truncated));
         }
-        state.sleep(cx);
+        state.register_waker(cx);
         Poll::Pending
     }
 
     fn data(&self) -> &[u8] {
-        &self.piece
+        &self.chunk
     }
 
     fn trailers(&self) -> Option<&Fields> {
@@ -505,36 +535,36 @@ impl Source for Reader {
     }
 
     fn consume(&mut self, count: usize) {
-        self.piece.advance(count);
+        self.chunk.advance(count);
         self.offset += count as u64;
-        if self.piece.is_empty() {
+        if self.chunk.is_empty() {
             let mut state = self.fill.lock();
-            state.readers[self.number] = Some(self.offset);
-            state.free();
+            state.readers[self.index] = Some(self.offset);
+            state.discard_consumed();
         }
     }
 }
 
-/// The bytes from `offset` to the end of the piece they are in.
-fn piece_at(state: &State, offset: u64) -> Bytes {
-    let mut at = state.begin;
-    for piece in &state.pieces {
-        let end = at + piece.len() as u64;
+/// The bytes from `offset` to the end of their chunk.
+fn chunk_at(state: &FillState, offset: u64) -> Bytes {
+    let mut at = state.start;
+    for chunk in &state.chunks {
+        let end = at + chunk.len() as u64;
         if offset < end {
-            return piece.slice(usize::try_from(offset - at).unwrap_or(0)..);
+            return chunk.slice(usize::try_from(offset - at).unwrap_or(0)..);
         }
         at = end;
     }
     Bytes::new()
 }
 
-impl Drop for Reader {
+impl Drop for FillReader {
     fn drop(&mut self) {
         let mut state = self.fill.lock();
-        state.readers[self.number] = None;
-        state.free();
-        if let Some(feeder) = state.feeder.take() {
-            feeder.wake();
+        state.readers[self.index] = None;
+        state.discard_consumed();
+        if let Some(producer_waker) = state.producer_waker.take() {
+            producer_waker.wake();
         }
     }
 }
@@ -545,108 +575,109 @@ mod tests {
     use crate::http::message::StatusCode;
     use shard::KeyBuilder;
 
-    fn lead_and_joiner() -> (Arc<Fills>, Lead, Joiner) {
-        let fills = Arc::new(Fills::default());
+    fn lead_and_joiner() -> (Arc<FillTable>, FillLeader, FillJoiner) {
+        let fills = Arc::new(FillTable::default());
         let mut builder = KeyBuilder::new();
         let key = builder.part(b"k").key();
-        let (Turn::Lead(lead), Turn::Join(joiner)) = (fills.enter(&key), fills.enter(&key)) else {
+        let (JoinResult::Lead(leader), JoinResult::Join(joiner)) = (fills.join_or_lead(&key), fills.join_or_lead(&key))
+        else {
             panic!("the first leads, the second joins")
         };
-        (fills, lead, joiner)
+        (fills, leader, joiner)
     }
 
-    async fn read(reader: &mut Reader) -> Result<Vec<u8>, BodyError> {
-        let mut whole = Vec::new();
+    async fn read(reader: &mut FillReader) -> Result<Vec<u8>, BodyError> {
+        let mut body = Vec::new();
         loop {
             poll_fn(|cx| reader.poll_fill(cx)).await?;
             if reader.data().is_empty() {
-                return Ok(whole);
+                return Ok(body);
             }
-            whole.push(reader.data()[0]);
+            body.push(reader.data()[0]);
             reader.consume(1);
         }
     }
 
     #[tokio::test]
-    async fn a_leader_that_leaves_hands_over_to_one() {
-        let (fills, lead, mut joiner) = lead_and_joiner();
-        drop(lead);
-        let Joined::Lead(lead) = joiner.wait().await else { panic!("the joiner leads") };
+    async fn dropped_leader_hands_over_to_one_joiner() {
+        let (fills, leader, mut joiner) = lead_and_joiner();
+        drop(leader);
+        let JoinOutcome::Lead(leader) = joiner.wait().await else { panic!("the joiner becomes the leader") };
         drop(joiner);
-        lead.release();
-        assert!(fills.parts.iter().all(|part| part.lock().unwrap().is_empty()));
+        leader.release();
+        assert!(fills.partitions.iter().all(|partition| partition.lock().unwrap().is_empty()));
     }
 
     #[tokio::test]
-    async fn a_failure_is_tried_again_by_one_and_then_shared_by_all() {
-        let (fills, lead, mut joiner) = lead_and_joiner();
+    async fn one_joiner_retries_a_failure_and_the_second_failure_reaches_all() {
+        let (fills, leader, mut joiner) = lead_and_joiner();
         let mut builder = KeyBuilder::new();
-        let Turn::Join(mut other) = fills.enter(&builder.part(b"k").key()) else { panic!("it joins") };
-        lead.fail(Kind::Timeout);
-        let Joined::Lead(lead) = joiner.wait().await else { panic!("one tries again") };
-        assert!(poll_fn(|cx| Poll::Ready(other.poll_wait(cx).is_pending())).await, "the other goes on waiting");
-        lead.fail(Kind::Timeout);
-        assert!(matches!(other.wait().await, Joined::Failed(Kind::Timeout)));
+        let JoinResult::Join(mut other) = fills.join_or_lead(&builder.part(b"k").key()) else { panic!("a joiner") };
+        leader.fail(ErrorKind::Timeout);
+        let JoinOutcome::Lead(leader) = joiner.wait().await else { panic!("one joiner retries") };
+        assert!(poll_fn(|cx| Poll::Ready(other.poll_wait(cx).is_pending())).await, "the other joiner still waits");
+        leader.fail(ErrorKind::Timeout);
+        assert!(matches!(other.wait().await, JoinOutcome::Failed(ErrorKind::Timeout)));
         drop((joiner, other));
-        assert!(fills.parts.iter().all(|part| part.lock().unwrap().is_empty()));
+        assert!(fills.partitions.iter().all(|partition| partition.lock().unwrap().is_empty()));
     }
 
     #[test]
-    fn all_fills_together_are_bounded() {
-        let fills = Fills::default();
-        let (mut one, mut two) = (fills.hold(), fills.hold());
-        assert!(one.grow(6, 10) && !two.grow(5, 10));
-        two.give_back();
-        assert!(two.grow(4, 10));
-        drop((one, two));
-        assert_eq!(fills.held.load(Ordering::Relaxed), 0);
+    fn total_bytes_of_all_fills_are_bounded() {
+        let fills = FillTable::default();
+        let (mut first, mut second) = (fills.reserve(), fills.reserve());
+        assert!(first.grow(6, 10) && !second.grow(5, 10));
+        second.release();
+        assert!(second.grow(4, 10));
+        drop((first, second));
+        assert_eq!(fills.reserved.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
-    async fn a_cut_fill_cuts_every_reader() {
-        let (_, lead, mut joiner) = lead_and_joiner();
-        let (feed, mut own) = lead.open(Response::new(StatusCode::OK));
-        feed.push(b"ab");
-        let Joined::Stream(_, mut reader) = joiner.wait().await else { panic!("a stream") };
-        drop(feed);
+    async fn aborted_fill_fails_every_reader() {
+        let (_, leader, mut joiner) = lead_and_joiner();
+        let (producer, mut own) = leader.publish_head(Response::new(StatusCode::OK));
+        producer.push(b"ab");
+        let JoinOutcome::Stream(_, mut reader) = joiner.wait().await else { panic!("a stream") };
+        drop(producer);
         assert!(matches!(read(&mut own).await, Err(BodyError::Truncated)));
         assert!(matches!(read(&mut reader).await, Err(BodyError::Truncated)));
     }
 
     #[tokio::test]
-    async fn joiners_in_the_middle_get_every_byte() {
-        let (_, lead, mut joiner) = lead_and_joiner();
-        let (feed, mut own) = lead.open(Response::new(StatusCode::OK));
-        feed.push(b"ab");
-        let Joined::Stream(_, mut reader) = joiner.wait().await else { panic!("a stream") };
-        feed.push(b"cd");
-        assert_eq!(feed.body().as_deref(), Some(&b"abcd"[..]));
-        feed.complete(None);
-        assert_eq!(read(&mut reader).await.expect("whole"), b"abcd");
-        assert_eq!(read(&mut own).await.expect("whole"), b"abcd");
+    async fn joiner_during_the_fetch_reads_every_byte() {
+        let (_, leader, mut joiner) = lead_and_joiner();
+        let (producer, mut own) = leader.publish_head(Response::new(StatusCode::OK));
+        producer.push(b"ab");
+        let JoinOutcome::Stream(_, mut reader) = joiner.wait().await else { panic!("a stream") };
+        producer.push(b"cd");
+        assert_eq!(producer.body().as_deref(), Some(&b"abcd"[..]));
+        producer.complete(None);
+        assert_eq!(read(&mut reader).await.expect("a complete body"), b"abcd");
+        assert_eq!(read(&mut own).await.expect("a complete body"), b"abcd");
     }
 
     #[tokio::test]
-    async fn an_overflowing_fill_waits_for_its_slowest_reader_and_forgets() {
-        let (_, lead, _joiner) = lead_and_joiner();
-        let (mut feed, mut own) = lead.open(Response::new(StatusCode::OK));
-        feed.overflow();
-        feed.push(&vec![b'x'; WINDOW as usize + 1]);
-        assert!(poll_fn(|cx| Poll::Ready(feed.poll_wanted(cx))).await.is_pending());
+    async fn overflowed_fill_waits_for_its_slowest_reader_and_frees_consumed_chunks() {
+        let (_, leader, _joiner) = lead_and_joiner();
+        let (mut producer, mut own) = leader.publish_head(Response::new(StatusCode::OK));
+        producer.overflow();
+        producer.push(&vec![b'x'; READER_WINDOW_BYTES as usize + 1]);
+        assert!(poll_fn(|cx| Poll::Ready(producer.poll_ready(cx))).await.is_pending());
         poll_fn(|cx| own.poll_fill(cx)).await.expect("data");
         let count = own.data().len();
         own.consume(count);
-        assert_eq!(poll_fn(|cx| Poll::Ready(feed.poll_wanted(cx))).await, Poll::Ready(true));
-        assert_eq!(feed.fill.lock().pieces.len(), 0);
-        assert_eq!(feed.body(), None);
+        assert_eq!(poll_fn(|cx| Poll::Ready(producer.poll_ready(cx))).await, Poll::Ready(true));
+        assert_eq!(producer.fill.lock().chunks.len(), 0);
+        assert_eq!(producer.body(), None);
     }
 
     #[tokio::test]
-    async fn nobody_left_stops_the_feed() {
-        let (_, lead, joiner) = lead_and_joiner();
+    async fn producer_stops_without_readers() {
+        let (_, leader, joiner) = lead_and_joiner();
         drop(joiner);
-        let (feed, own) = lead.open(Response::new(StatusCode::OK));
+        let (producer, own) = leader.publish_head(Response::new(StatusCode::OK));
         drop(own);
-        assert_eq!(poll_fn(|cx| Poll::Ready(feed.poll_wanted(cx))).await, Poll::Ready(false));
+        assert_eq!(poll_fn(|cx| Poll::Ready(producer.poll_ready(cx))).await, Poll::Ready(false));
     }
 }

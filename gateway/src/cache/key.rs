@@ -1,34 +1,38 @@
-//! Names of stored responses: injective over scheme, authority, path, query, region, and the request fields a response varies by.
+//! Cache keys of stored responses. A key is injective over scheme, authority, path, query, region,
+//! and the request fields that a response varies by.
 
 use std::time::Duration;
 
 use shard::{KeyBuilder, KeyRef, Region};
 use url::Url;
 
-use super::Settings;
-use crate::http::fields::{Fields, Known, is_token, members};
+use super::config::CacheConfig;
+use crate::http::fields::{Fields, KnownField, is_token, members};
 use crate::http::message::{Request, Scheme};
 
-/// Most names in a `Vary` that is honoured; a response with more is not stored.
+/// Maximum number of names in `Vary`. A response with more names is not stored.
 pub const VARY_MAX: usize = 16;
 
-/// How long a key is known to vary after a response said so; each response that is stored says it anew.
-pub const VARIES_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Lifetime of a `Vary` marker. Each stored response renews it.
+pub(crate) const VARY_MARKER_TTL: Duration = Duration::from_secs(24 * 3600);
 
-/// How long a URI that has as many variants as are stored waits before it forgets them all and stores new ones.
-pub const TURNOVER: Duration = Duration::from_secs(60);
+/// Minimum age of a `Vary` marker that has the maximum number of variants before it is replaced, so
+/// that new variants can be stored.
+pub(crate) const VARIANTS_RESET_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Writes the primary key of a request. HEAD is answered from GET's response, so methods are not part of it.
-pub fn primary(builder: &mut KeyBuilder, settings: &Settings, request: &Request, region: &Region) {
+/// Writes the primary key of a request. The method is not part of it, because HEAD is answered from
+/// a stored GET response.
+pub fn write_primary(builder: &mut KeyBuilder, config: &CacheConfig, request: &Request, region: &Region) {
     builder.clear();
     builder.part(request.scheme.as_str().as_bytes());
-    builder.part(address(request).as_bytes());
+    builder.part(authority(request).as_bytes());
     builder.part(request.path().as_bytes());
     builder.part(region.as_str().as_bytes());
-    Query::of(settings, request.query()).write(builder);
-    // Nodes may be configured differently, so names and their count are told.
-    builder.part(&[u8::try_from(settings.key_fields.len()).unwrap_or(u8::MAX)]);
-    for name in &settings.key_fields {
+    KeyedQuery::of(config, request.query()).write(builder);
+    // Nodes may have different configurations. The key therefore contains the names and their
+    // count.
+    builder.part(&[u8::try_from(config.key_fields.len()).unwrap_or(u8::MAX)]);
+    for name in &config.key_fields {
         let lines = request.fields.named(name.as_bytes());
         builder.part(name.as_bytes()).part(&[u8::try_from(lines.count()).unwrap_or(u8::MAX)]);
         request.fields.named(name.as_bytes()).for_each(|line| {
@@ -37,40 +41,42 @@ pub fn primary(builder: &mut KeyBuilder, settings: &Settings, request: &Request,
     }
 }
 
-/// What of a query counts.
-pub(super) enum Query<'a> {
+/// The query of one request as it enters the cache key: absent, unchanged, or sorted and without
+/// ignored parameters.
+pub(super) enum KeyedQuery<'a> {
     Absent,
-    Whole(&'a str),
-    Some(String),
+    Unchanged(&'a str),
+    Normalized(String),
 }
 
-impl<'a> Query<'a> {
-    pub(super) fn of(settings: &Settings, query: Option<&'a str>) -> Query<'a> {
-        let Some(query) = query else { return Query::Absent };
-        if settings.key_ignore_query.is_empty() && !settings.key_sort_query {
-            return Query::Whole(query);
+impl<'a> KeyedQuery<'a> {
+    pub(super) fn of(config: &CacheConfig, query: Option<&'a str>) -> KeyedQuery<'a> {
+        let Some(query) = query else { return KeyedQuery::Absent };
+        if config.key_ignore_query.is_empty() && !config.key_sort_query {
+            return KeyedQuery::Unchanged(query);
         }
-        let kept = query.split('&').filter(|pair| !is_ignored(&settings.key_ignore_query, pair));
-        let mut kept: Vec<&str> = kept.collect();
-        if settings.key_sort_query {
-            // Stable: the values of one parameter keep their order, which often means something.
-            kept.sort_by_key(|pair| pair.split('=').next());
+        let pairs = query.split('&').filter(|pair| !is_ignored(&config.key_ignore_query, pair));
+        let mut pairs: Vec<&str> = pairs.collect();
+        if config.key_sort_query {
+            // The sort is stable: the values of one parameter keep their order, which is often
+            // significant.
+            pairs.sort_by_key(|pair| pair.split('=').next());
         }
-        Query::Some(kept.join("&"))
+        KeyedQuery::Normalized(pairs.join("&"))
     }
 
     pub(super) fn write(&self, builder: &mut KeyBuilder) {
         match self {
-            Query::Absent => builder.part(b""),
-            Query::Whole(query) => builder.part_of(&[b"?", query.as_bytes()]),
-            Query::Some(query) => builder.part_of(&[b"?", query.as_bytes()]),
+            KeyedQuery::Absent => builder.part(b""),
+            KeyedQuery::Unchanged(query) => builder.part_of(&[b"?", query.as_bytes()]),
+            KeyedQuery::Normalized(query) => builder.part_of(&[b"?", query.as_bytes()]),
         };
     }
 }
 
-/// A key as `Cache-Status` tells it (RFC 9211 section 2.7): its parts between bars; what is not printable, quotes and
-/// backslashes in hexadecimal.
-pub fn told(key: &KeyRef<'_>) -> String {
+/// Formats a key for `Cache-Status` (RFC 9211 section 2.7): its parts separated by `|`. Unprintable
+/// parts, quotes and backslashes are written in hexadecimal.
+pub fn display(key: &KeyRef<'_>) -> String {
     let mut text = String::new();
     for part in key.parts() {
         let is_text = part.iter().all(|byte| matches!(byte, b' '..=b'~'));
@@ -92,12 +98,12 @@ fn is_ignored(patterns: &[String], pair: &str) -> bool {
     })
 }
 
-/// The authority without the port that the scheme has anyway (RFC 9110 section 4.2.3).
-pub(super) fn address(request: &Request) -> &str {
-    without_port(request.scheme, &request.authority)
+/// The authority without the default port of the scheme (RFC 9110 section 4.2.3).
+pub(super) fn authority(request: &Request) -> &str {
+    strip_default_port(request.scheme, &request.authority)
 }
 
-pub(super) fn without_port(scheme: Scheme, authority: &str) -> &str {
+pub(super) fn strip_default_port(scheme: Scheme, authority: &str) -> &str {
     let port = match scheme {
         Scheme::Http => ":80",
         Scheme::Https => ":443",
@@ -105,46 +111,49 @@ pub(super) fn without_port(scheme: Scheme, authority: &str) -> &str {
     authority.strip_suffix(port).unwrap_or(authority)
 }
 
-/// Path and query of what `reference` names, where that is on the same origin as `request` (RFC 9110 section 4.3.1); a
-/// relative one is resolved against the request's own URI (RFC 3986 section 5).
-pub fn same_origin(reference: &str, request: &Request) -> Option<String> {
+/// Resolves `reference` against the URI of `request` (RFC 3986 section 5) and returns its path and
+/// query. `None` if it has another origin (RFC 9110 section 4.3.1).
+pub(crate) fn resolve_same_origin(reference: &str, request: &Request) -> Option<String> {
     let own = format!("{}://{}{}", request.scheme.as_str(), request.authority, request.target);
     let own = Url::parse(&own).ok()?;
-    let named = own.join(reference).ok()?;
-    (named.origin() == own.origin()).then(|| named[url::Position::BeforePath..url::Position::AfterQuery].to_owned())
+    let resolved = own.join(reference).ok()?;
+    (resolved.origin() == own.origin())
+        .then(|| resolved[url::Position::BeforePath..url::Position::AfterQuery].to_owned())
 }
 
-/// Appends what makes a variant: each named request field with its members, white space and empty members aside. Where the
-/// grammar says that order and letter case mean nothing, they make no difference.
-pub fn variant<'a>(builder: &'a mut KeyBuilder, names: &[String], stamp: u64, request: &Fields) -> KeyRef<'a> {
-    builder.part(&stamp.to_le_bytes());
+/// Appends the variant: the members of each named request field, without white space and empty
+/// members. Order and letter case are ignored where the grammar of the field gives them no meaning.
+pub fn write_variant<'a>(builder: &'a mut KeyBuilder, names: &[String], nonce: u64, request: &Fields) -> KeyRef<'a> {
+    builder.part(&nonce.to_le_bytes());
     for name in names {
         builder.part(name.as_bytes());
-        let is_there = request.named(name.as_bytes()).next().is_some();
+        let is_present = request.named(name.as_bytes()).next().is_some();
         let values: Vec<&[u8]> = request.named(name.as_bytes()).flat_map(members).collect();
         let text = match name.as_str() {
-            "accept-encoding" => codings(preferences(&values)).join(&b","[..]),
-            "accept-language" => preferences(&values).join(&b","[..]),
+            "accept-encoding" => without_refused_codings(normalized_preferences(&values)).join(&b","[..]),
+            "accept-language" => normalized_preferences(&values).join(&b","[..]),
             _ => values.join(&b","[..]),
         };
-        // An empty field is not the absence of one.
-        builder.part_of(&[if is_there { b"=" } else { b"" }, &text]);
+        // An empty field differs from an absent one.
+        builder.part_of(&[if is_present { b"=" } else { b"" }, &text]);
     }
     builder.key()
 }
 
-/// Codings or languages in a form that is the same for the same preferences: small letters, no white space, weights only where
-/// they are not 1, in order of their names (RFC 9110 sections 12.4.2, 12.5.3 and 12.5.4).
-fn preferences(values: &[&[u8]]) -> Vec<Vec<u8>> {
+/// Normalises a list of codings or languages, so that equal preferences have the same form: lower
+/// case, no white space, no weight of 1, sorted by name (RFC 9110 sections 12.4.2, 12.5.3 and
+/// 12.5.4).
+fn normalized_preferences(values: &[&[u8]]) -> Vec<Vec<u8>> {
     let mut preferences: Vec<Vec<u8>> = values
         .iter()
         .map(|value| {
             let mut text: Vec<u8> = value.iter().filter(|byte| !byte.is_ascii_whitespace()).copied().collect();
             text.make_ascii_lowercase();
             if let Some(at) = memchr::memmem::find(&text, b";q=") {
-                let zeroless = text.trim_ascii_end().iter().rposition(|byte| *byte != b'0').map_or(at, |last| last + 1);
+                let significant_end =
+                    text.trim_ascii_end().iter().rposition(|byte| *byte != b'0').map_or(at, |last| last + 1);
                 let is_fraction = text[at..].contains(&b'.');
-                text.truncate(if is_fraction { zeroless } else { text.len() });
+                text.truncate(if is_fraction { significant_end } else { text.len() });
                 if text.ends_with(b".") {
                     text.pop();
                 }
@@ -160,20 +169,20 @@ fn preferences(values: &[&[u8]]) -> Vec<Vec<u8>> {
     preferences
 }
 
-/// Without the codings that are refused by name, for what is not listed is refused as well, unless `*` lists it; `identity` is
-/// accepted without being listed (RFC 9110 section 12.5.3).
-fn codings(mut preferences: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+/// Removes the codings that are refused by name. Unless `*` is present, a coding that is not listed
+/// is refused as well. `identity` is acceptable without being listed (RFC 9110 section 12.5.3).
+fn without_refused_codings(mut preferences: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     if !preferences.iter().any(|coding| coding.starts_with(b"*")) {
         preferences.retain(|coding| !coding.ends_with(b";q=0") || coding.starts_with(b"identity;"));
     }
     preferences
 }
 
-/// The names in a response's `Vary`, lower case, sorted, without repetition (RFC 9111 section 4.1).
-/// `None` where no request can ever match: `*`, what is no name, or more names than are honoured.
-pub fn vary(response: &Fields) -> Option<Vec<String>> {
+/// The names in `Vary`: lower case, sorted, without duplicates (RFC 9111 section 4.1). `None` if no
+/// request can match: `*`, an invalid name, or more names than `VARY_MAX`.
+pub fn vary_names(response: &Fields) -> Option<Vec<String>> {
     let mut names = Vec::new();
-    for member in response.members(Known::Vary) {
+    for member in response.members(KnownField::Vary) {
         if member == b"*" || !is_token(member) || names.len() == VARY_MAX {
             return None;
         }
@@ -190,14 +199,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn key(target: &str, region: &str, ignore: &[&str]) -> Vec<u8> {
-        let settings = Settings {
+        let config = CacheConfig {
             key_ignore_query: ignore.iter().map(|name| (*name).to_owned()).collect(),
-            ..Settings::default()
+            ..CacheConfig::default()
         };
         let mut request = Request { authority: "a".into(), ..Request::default() };
         request.set_target(target);
         let mut builder = KeyBuilder::new();
-        primary(&mut builder, &settings, &request, &Region::new(region).expect("valid"));
+        write_primary(&mut builder, &config, &request, &Region::new(region).expect("valid"));
         builder.key().as_bytes().to_vec()
     }
 
@@ -211,15 +220,15 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_the_key_keep_tenants_apart() {
-        let settings = Settings { key_fields: vec!["x-tenant".to_owned()], ..Settings::default() };
+    fn key_fields_separate_tenants() {
+        let config = CacheConfig { key_fields: vec!["x-tenant".to_owned()], ..CacheConfig::default() };
         let of = |lines: &[&str]| {
             let mut request = Request { authority: "a".into(), ..Request::default() };
             request.set_target("/?q");
             lines.iter().for_each(|line| request.fields.push(b"X-Tenant", line.as_bytes()));
             let mut builder = KeyBuilder::new();
-            primary(&mut builder, &settings, &request, &Region::DEFAULT);
-            told(&builder.key())
+            write_primary(&mut builder, &config, &request, &Region::DEFAULT);
+            display(&builder.key())
         };
         assert_eq!(of(&["one"]), "http|a|/|default|?q|%01|x-tenant|%01|one");
         let all = [of(&[]), of(&[""]), of(&["a"]), of(&["a", "b"]), of(&["a, b"]), of(&["a|b"])];
@@ -228,8 +237,8 @@ mod tests {
         }
     }
 
-    /// What a key is made of, from letters so few that pieces run into each other.
-    fn made_of() -> impl Strategy<Value = (bool, String, String, String, Vec<String>, Vec<Vec<String>>)> {
+    /// Parts of a key from a small alphabet, so that the parts could be confused with each other.
+    fn key_parts() -> impl Strategy<Value = (bool, String, String, String, Vec<String>, Vec<Vec<String>>)> {
         let text = || "[a/?|=&]{0,3}";
         let lines = prop::collection::vec("[ab=|]{0,2}", 0..3);
         (
@@ -244,8 +253,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn keys_are_the_same_only_where_everything_is(one in made_of(), two in made_of(), same in any::<u8>()) {
-            // Often all but a piece is the same.
+        fn keys_are_equal_only_if_all_parts_are_equal(one in key_parts(), two in key_parts(), same in any::<u8>()) {
+            // Often all parts but one are equal.
             let mut two = two;
             if same & 1 > 0 { two.0 = one.0; }
             if same & 2 > 0 { two.1.clone_from(&one.1); }
@@ -253,7 +262,7 @@ mod tests {
             if same & 8 > 0 { two.3.clone_from(&one.3); }
             if same & 16 > 0 { two.4.clone_from(&one.4); }
             if same & 32 > 0 { two.5.clone_from(&one.5); }
-            let settings = Settings { key_fields: vec!["x-tenant".to_owned()], ..Settings::default() };
+            let config = CacheConfig { key_fields: vec!["x-tenant".to_owned()], ..CacheConfig::default() };
             let key = |(is_tls, authority, target, region, names, lines): &(bool, String, String, String, Vec<String>, Vec<Vec<String>>)| {
                 let scheme = if *is_tls { Scheme::Https } else { Scheme::Http };
                 let mut request = Request { scheme, authority: authority.clone(), ..Request::default() };
@@ -261,16 +270,17 @@ mod tests {
                 lines[0].iter().for_each(|line| request.fields.push(b"X-Tenant", line.as_bytes()));
                 lines[1].iter().for_each(|line| request.fields.push(b"a", line.as_bytes()));
                 let mut builder = KeyBuilder::new();
-                primary(&mut builder, &settings, &request, &Region::new(region).expect("valid"));
-                if names.is_empty() { builder.key().to_owned() } else { variant(&mut builder, names, 7, &request.fields).to_owned() }
+                write_primary(&mut builder, &config, &request, &Region::new(region).expect("valid"));
+                if names.is_empty() { builder.key().to_owned() } else { write_variant(&mut builder, names, 7, &request.fields).to_owned() }
             };
-            // A variant's members count, not on which line they are; nor does a field that it does not vary by.
+            // A variant depends on the members of a field, not on their lines, and not on a field
+            // that is not in `Vary`.
             let normal = |made: &(bool, String, String, String, Vec<String>, Vec<Vec<String>>)| {
                 let mut made = made.clone();
                 let varies = made.4.iter().any(|name| name == "a");
-                let is_there = !made.5[1].is_empty();
+                let is_present = !made.5[1].is_empty();
                 let members: Vec<String> = made.5[1].iter().filter(|line| !line.is_empty()).cloned().collect();
-                made.5[1] = if varies { [vec![is_there.to_string()], members].concat() } else { Vec::new() };
+                made.5[1] = if varies { [vec![is_present.to_string()], members].concat() } else { Vec::new() };
                 made
             };
             prop_assert_eq!(key(&one) == key(&two), normal(&one) == normal(&two));
@@ -278,13 +288,13 @@ mod tests {
     }
 
     #[test]
-    fn ignored_parameters_do_not_count() {
+    fn ignored_parameters_are_not_part_of_the_key() {
         assert_eq!(key("/?utm_a=1&x=2&utm_b", "eu", &["utm_*"]), key("/?x=2", "eu", &["utm_*"]));
         assert_ne!(key("/?utmost=1", "eu", &["utm_*"]), key("/?", "eu", &["utm_*"]));
     }
 
     #[test]
-    fn variants_compare_members_not_spelling_of_lists() {
+    fn variants_compare_list_members_not_line_layout() {
         let names = vec!["accept-language".to_owned()];
         let of = |lines: &[&str]| {
             let mut fields = Fields::default();
@@ -292,7 +302,7 @@ mod tests {
                 fields.push(b"Accept-Language", line.as_bytes());
             }
             let mut builder = KeyBuilder::new();
-            variant(&mut builder, &names, 7, &fields).as_bytes().to_vec()
+            write_variant(&mut builder, &names, 7, &fields).as_bytes().to_vec()
         };
         assert_eq!(of(&["de,  en"]), of(&["de", "en"]));
         assert_ne!(of(&["de"]), of(&[]));
@@ -300,27 +310,27 @@ mod tests {
     }
 
     #[test]
-    fn the_same_preferences_are_one_variant() {
-        let of = |value: &str| preferences(&members(value.as_bytes()).collect::<Vec<_>>());
-        assert_eq!(of("gzip, br"), of("BR,GZIP;q=1.000"));
-        assert_eq!(of("de;q=0.50, en"), of("en, DE ; q=0.5"));
-        let codings = |value: &str| codings(of(value));
+    fn equivalent_preferences_share_a_variant() {
+        let normalized = |value: &str| normalized_preferences(&members(value.as_bytes()).collect::<Vec<_>>());
+        assert_eq!(normalized("gzip, br"), normalized("BR,GZIP;q=1.000"));
+        assert_eq!(normalized("de;q=0.50, en"), normalized("en, DE ; q=0.5"));
+        let codings = |value: &str| without_refused_codings(normalized(value));
         assert_eq!(codings("gzip, br;q=0, deflate;q=0.0"), codings("gzip"));
         assert_ne!(codings("gzip, br;q=0, *"), codings("gzip, *"));
         assert_ne!(codings("gzip, identity;q=0"), codings("gzip"));
-        assert_ne!(of("gzip;q=0"), of("gzip"));
-        assert_ne!(of("gzip;q=0.1"), of("gzip;q=0.01"));
-        assert_ne!(of("en;q=0.5"), of("en;q=0.6"));
+        assert_ne!(normalized("gzip;q=0"), normalized("gzip"));
+        assert_ne!(normalized("gzip;q=0.1"), normalized("gzip;q=0.01"));
+        assert_ne!(normalized("en;q=0.5"), normalized("en;q=0.6"));
     }
 
     #[test]
-    fn the_order_of_a_query_counts_unless_told_otherwise() {
+    fn query_order_is_significant_unless_sorted() {
         let sorted = |target: &str| {
-            let settings = Settings { key_sort_query: true, ..Settings::default() };
+            let config = CacheConfig { key_sort_query: true, ..CacheConfig::default() };
             let mut request = Request::default();
             request.set_target(target);
             let mut builder = KeyBuilder::new();
-            primary(&mut builder, &settings, &request, &Region::DEFAULT);
+            write_primary(&mut builder, &config, &request, &Region::DEFAULT);
             builder.key().as_bytes().to_vec()
         };
         assert_eq!(sorted("/?b=1&a=2"), sorted("/?a=2&b=1"));
@@ -329,10 +339,10 @@ mod tests {
     }
 
     #[test]
-    fn only_uris_of_the_same_origin_are_ours() {
+    fn only_same_origin_references_are_resolved() {
         let mut request = Request { authority: "a:8080".into(), ..Request::default() };
         request.set_target("/");
-        let of = |uri: &str| same_origin(uri, &request);
+        let of = |uri: &str| resolve_same_origin(uri, &request);
         for (uri, target) in [
             ("/x?y#z", "/x?y"),
             ("HTTP://A:8080/x", "/x"),
@@ -349,11 +359,11 @@ mod tests {
     }
 
     #[test]
-    fn a_star_matches_nothing() {
+    fn vary_star_has_no_names() {
         let mut fields = Fields::default();
         fields.push(b"Vary", b"B, a, b");
-        assert_eq!(vary(&fields), Some(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(vary_names(&fields), Some(vec!["a".to_owned(), "b".to_owned()]));
         fields.push(b"vary", b"*");
-        assert_eq!(vary(&fields), None);
+        assert_eq!(vary_names(&fields), None);
     }
 }

@@ -1,153 +1,160 @@
-//! What is kept beside a body: the head to answer with, and the few times and names a decision needs, worked out when stored.
+//! Metadata of a cache entry: the response head, and the times and names that decisions need,
+//! computed when the response is stored.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use shard::{Doubt, Hit, Tag};
+use shard::{CacheHit, StaleReason, Tag};
 
-use super::part::Extent;
-use crate::http::fields::{Fields, Known};
+use super::extent::Extent;
+use crate::http::fields::{Fields, KnownField};
 
-/// A stored response's metadata, or a mark that stands in its place.
+/// The metadata of a stored response, or a marker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Meta {
-    Object(Object),
-    /// Responses of this key differ by these request fields; each variant has a key of its own, made with the stamp, so
-    /// that variants of a mark that was invalidated are never found again.
+pub enum CacheMeta {
+    Object(CachedObject),
+    /// `Vary` marker: responses of this key vary by these request fields. Each variant has its own
+    /// key, which contains the nonce. Variants of an invalidated marker are therefore never found
+    /// again.
     Varies {
         names: Vec<String>,
-        stamp: u64,
+        nonce: u64,
         tags: Vec<Tag>,
-        /// Which variants this node has stored.
+        /// The variants that this node has stored.
         #[serde(skip)]
-        variants: Variants,
+        variants: VariantSet,
     },
-    /// Responses of this key are not stored (hit-for-miss): nobody waits for another's answer.
-    Pass,
-    /// A part of a response to GET, with the head of the whole.
-    Part(Object, Extent),
+    /// Hit-for-miss marker: responses of this key are not stored, and requests do not wait for each
+    /// other.
+    HitForMiss,
+    /// A partial response to GET, with the head of the complete response.
+    Partial(CachedObject, Extent),
 }
 
-/// The variants of one URI, by the hashes of their keys.
+/// Hashes of the variant keys that this node has stored for one URI, to bound their number.
 #[derive(Clone, Debug, Default)]
-pub struct Variants(Arc<Mutex<Vec<u64>>>);
+pub struct VariantSet(Arc<Mutex<Vec<u64>>>);
 
-impl Variants {
-    /// Whether a variant is among the `most` that are stored, or becomes one of them.
-    pub fn admit(&self, hash: u64, most: usize) -> bool {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(&hash) {
+impl VariantSet {
+    /// Adds a variant, unless there are `max` others already. Returns whether the variant is in the
+    /// set.
+    pub(crate) fn admit(&self, hash: u64, max: usize) -> bool {
+        let mut hashes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if hashes.contains(&hash) {
             return true;
         }
-        if known.len() >= most {
+        if hashes.len() >= max {
             return false;
         }
-        known.push(hash);
+        hashes.push(hash);
         true
     }
 }
 
-/// A response that may answer again.
+/// The head of a stored response.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Object {
+pub struct CachedObject {
     pub status: u16,
     #[serde(with = "fields")]
     pub fields: Fields,
-    /// Its age when it was stored (RFC 9111 section 4.2.3).
+    /// Age when the response was stored (RFC 9111 section 4.2.3).
     pub initial_age: Duration,
-    /// How old it may become and still be fresh.
+    /// Age at which the response becomes stale.
     pub lifetime: Duration,
     pub stale_while_revalidate: Duration,
     pub stale_if_error: Duration,
-    /// `no-cache`: never used without validation.
+    /// `no-cache`: the response is never used without validation.
     pub must_validate: bool,
-    /// Not even a request that accepts stale answers gets it stale (RFC 9111 section 4.2.4).
+    /// The response is not served stale, not even to a request with `max-stale` (RFC 9111 section
+    /// 4.2.4).
     pub forbids_stale: bool,
-    /// What it can be purged by.
+    /// The tags that the response can be purged by.
     pub tags: Vec<Tag>,
 }
 
-/// Where an object stands in its life.
+/// The age and lifetime of an object at one point in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    pub age: Duration,
-    pub lifetime: Duration,
+pub struct Freshness {
+    pub(crate) age: Duration,
+    pub(crate) lifetime: Duration,
 }
 
-impl Standing {
+impl Freshness {
     pub fn is_fresh(self) -> bool {
         self.age < self.lifetime
     }
 
-    /// Seconds of freshness left; negative when stale. The `ttl` of RFC 9211 section 2.5.
+    /// Remaining freshness in seconds, negative if stale. The `ttl` of RFC 9211 section 2.5.
     pub fn ttl(self) -> i64 {
         let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
         seconds(self.lifetime) - seconds(self.age)
     }
 
-    /// How long it has been stale.
+    /// How long the object has been stale.
     pub fn staleness(self) -> Duration {
         self.age.saturating_sub(self.lifetime)
     }
 }
 
-impl Object {
-    /// Its standing now, as what `hit` holds: one that was purged softly is stale since then, one in doubt from now on.
-    pub fn standing_of(&self, hit: &Hit<Meta>, now: Instant) -> Standing {
-        let Standing { age, lifetime } = self.standing(hit.age(now));
-        let doubted = match hit.doubt(now) {
-            None => return Standing { age, lifetime },
-            Some(Doubt::Purged(ago)) => age.saturating_sub(ago),
-            Some(Doubt::Unwatched) => age,
+impl CachedObject {
+    /// The freshness of the object in `hit` at `now`. After a soft purge the object is stale since
+    /// the purge. During a subscription gap it is stale from now on.
+    pub(crate) fn freshness_at(&self, hit: &CacheHit<CacheMeta>, now: Instant) -> Freshness {
+        let Freshness { age, lifetime } = self.freshness_after(hit.age(now));
+        let age_when_stale = match hit.stale_reason(now) {
+            None => return Freshness { age, lifetime },
+            Some(StaleReason::SoftPurged(ago)) => age.saturating_sub(ago),
+            Some(StaleReason::SubscriptionGap) => age,
         };
-        Standing { age, lifetime: lifetime.min(doubted) }
+        Freshness { age, lifetime: lifetime.min(age_when_stale) }
     }
 
-    /// Its standing when it has been stored for `held`.
-    pub fn standing(&self, held: Duration) -> Standing {
-        Standing { age: self.initial_age.saturating_add(held), lifetime: self.lifetime }
+    /// The freshness of the object `stored_for` after it was stored.
+    pub fn freshness_after(&self, stored_for: Duration) -> Freshness {
+        Freshness { age: self.initial_age.saturating_add(stored_for), lifetime: self.lifetime }
     }
 
     pub fn has_validator(&self) -> bool {
-        self.fields.has(Known::ETag) || self.fields.has(Known::LastModified)
+        self.fields.has(KnownField::ETag) || self.fields.has(KnownField::LastModified)
     }
 }
 
-impl shard::Meta for Meta {
+impl shard::EntryMeta for CacheMeta {
     const SCHEMA: u16 = 3;
 
     fn heap_bytes(&self) -> usize {
         match self {
-            Meta::Object(object) | Meta::Part(object, _) => {
+            CacheMeta::Object(object) | CacheMeta::Partial(object, _) => {
                 object.fields.heap_bytes() + object.tags.capacity() * size_of::<Tag>()
             }
-            Meta::Varies { names, .. } => names.iter().map(|name| name.capacity() + size_of::<String>()).sum(),
-            Meta::Pass => 0,
+            CacheMeta::Varies { names, .. } => names.iter().map(|name| name.capacity() + size_of::<String>()).sum(),
+            CacheMeta::HitForMiss => 0,
         }
     }
 
     fn tags(&self) -> &[Tag] {
         match self {
-            Meta::Object(object) | Meta::Part(object, _) => &object.tags,
-            Meta::Varies { tags, .. } => tags,
-            Meta::Pass => &[],
+            CacheMeta::Object(object) | CacheMeta::Partial(object, _) => &object.tags,
+            CacheMeta::Varies { tags, .. } => tags,
+            CacheMeta::HitForMiss => &[],
         }
     }
 
     fn is_compressible(&self) -> bool {
-        let Meta::Object(object) = self else { return false };
-        let content = object.fields.get(Known::ContentType).unwrap_or_default();
-        let content = content.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-        let is_text = content.get(..5).is_some_and(|kind| kind.eq_ignore_ascii_case(b"text/"));
-        let content = content.to_ascii_lowercase();
-        let is_like_text = [&b"json"[..], b"xml", b"javascript", b"wasm", b"x-www-form-urlencoded"];
-        !object.fields.has(Known::ContentEncoding)
-            && (is_text || is_like_text.iter().any(|kind| content.ends_with(kind)))
+        let CacheMeta::Object(object) = self else { return false };
+        let content_type = object.fields.get(KnownField::ContentType).unwrap_or_default();
+        let media_type = content_type.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        let is_text = media_type.get(..5).is_some_and(|prefix| prefix.eq_ignore_ascii_case(b"text/"));
+        let media_type = media_type.to_ascii_lowercase();
+        let textual_suffixes = [&b"json"[..], b"xml", b"javascript", b"wasm", b"x-www-form-urlencoded"];
+        !object.fields.has(KnownField::ContentEncoding)
+            && (is_text || textual_suffixes.iter().any(|suffix| media_type.ends_with(suffix)))
     }
 }
 
-/// Fields travel as pairs; which names are known is this release's own affair.
+/// Serialises fields as pairs of name and value. The indexes of known names differ between
+/// releases.
 mod fields {
     use super::{Deserialize, Deserializer, Fields, Serializer};
 

@@ -1,263 +1,280 @@
-//! What only shows when several keys are looked at together: names that refer, things that may exist once, surprises.
+//! Constraints between several keys: references, uniqueness, and settings with surprising
+//! consequences.
 
 use std::collections::{HashMap, HashSet};
 use std::num::{NonZeroU32, NonZeroUsize};
 
-use limiter::{Backing, Cost, LeaseSettings, Limiter, LimiterSettings, Moment, RuleError, Weight};
+use limiter::{Cost, LeaseConfig, LeaseSource, Limiter, LimiterConfig, MonotonicTime, RuleError, Weight};
 
-use super::Config;
-use super::fault::{At, Code, Problem};
-use super::nearest::nearest;
-use super::reading::Reading;
-use super::section::Draft;
-use crate::limit::RuleSettings;
+use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
+use super::model::Config;
+use super::read_context::ReadContext;
+use super::section::ConfigDraft;
+use super::suggestion::suggest;
+use crate::limit::RuleConfig;
 use crate::route;
 
-/// Resolves the names of a draft and reports everything in it that does not fit together.
-pub(super) fn resolve(mut draft: Draft, reading: &Reading<'_>) -> Config {
-    addresses(&draft, reading);
-    identity(&draft, reading);
-    regions(&draft, reading);
-    let limiters = limiters(&draft, reading);
-    sizes(&draft, reading);
-    let mut used = Used::default();
-    for index in 0..draft.routes.len() {
-        resolve_upstream(&mut draft, index, &mut used, reading);
-        resolve_limits(&mut draft, index, &limiters, &mut used, reading);
+/// Resolves the references of a draft and reports violated constraints.
+pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Config {
+    check_addresses(&draft, context);
+    check_identity(&draft, context);
+    check_regions(&draft, context);
+    let limiters = build_limiters(&draft, context);
+    check_sizes(&draft, context);
+    let mut resolver = RouteResolver { draft: &mut draft, limiters, context, references: UsedDefinitions::default() };
+    for index in 0..resolver.draft.routes.len() {
+        resolver.resolve_upstream(index);
+        resolver.resolve_limits(index);
     }
-    route_names(&draft, reading);
-    route_matches(&draft, reading);
-    unused(&draft, &used, reading);
+    let references = resolver.references;
+    check_route_names(&draft, context);
+    check_route_matches(&draft, context);
+    check_unused(&draft, &references, context);
     draft.config
 }
 
-/// Indexes of what some route refers to.
+/// The upstreams and rules that at least one route uses; `check_unused` reports the others.
 #[derive(Default)]
-struct Used {
+struct UsedDefinitions {
     upstreams: HashSet<usize>,
     rules: HashSet<usize>,
-    /// Some name refers to nothing, and may have been meant for what then looks unused.
-    is_unclear: bool,
+    /// Whether a reference could not be resolved. It may have been intended for a definition that
+    /// would then be reported as unused.
+    has_unresolved: bool,
 }
 
-fn addresses(draft: &Draft, reading: &Reading<'_>) {
+/// Resolves the references of routes to upstreams and limits.
+struct RouteResolver<'a> {
+    draft: &'a mut ConfigDraft,
+    limiters: Vec<Option<Limiter>>,
+    context: &'a ReadContext<'a>,
+    references: UsedDefinitions,
+}
+
+fn check_addresses(draft: &ConfigDraft, context: &ReadContext<'_>) {
     let mut seen = HashSet::new();
     let listeners = draft.config.listen.iter().map(|listen| listen.address).zip(&draft.listen);
     let admin = (draft.config.admin.address, &draft.admin);
     for (address, at) in listeners.chain([admin]) {
-        // Port 0 is another port each time.
+        // The kernel assigns a different port for each port 0.
         if address.port() != 0 && !seen.insert(address) {
-            reading.error(at, Problem::new(Code::Duplicate, format!("{address} is listened on twice")));
+            context.error(at, ConfigProblem::new(FaultCode::Duplicate, format!("duplicate listen address {address}")));
         }
     }
     let admin = &draft.config.admin;
     if admin.token.is_none() && !admin.address.ip().is_loopback() {
-        let problem = Problem::new(Code::Risk, "without a token, /api is disabled on an address that is not loopback");
-        reading.warning(&draft.admin, problem.hint("set `admin.token`; /live, /ready and /metrics stay open"));
+        let problem =
+            ConfigProblem::new(FaultCode::Risk, "without a token, /api is disabled on a non-loopback address");
+        context.warning(&draft.admin, problem.hint("set `admin.token`; /live, /ready and /metrics need no token"));
     }
 }
 
-fn identity(draft: &Draft, reading: &Reading<'_>) {
+fn check_identity(draft: &ConfigDraft, context: &ReadContext<'_>) {
     if draft.config.identify.trusted_proxies.is_empty() {
-        for at in &draft.trusting {
-            let problem = Problem::new(Code::Risk, "this field is never believed: there are no trusted proxies");
-            reading.warning(at, problem.hint("set `identity.trusted_proxies` to the networks that set it"));
+        for at in &draft.proxy_dependent {
+            let problem = ConfigProblem::new(FaultCode::Risk, "this key has no effect: there are no trusted proxies");
+            context.warning(at, problem.hint("set `identity.trusted_proxies` to the networks of the proxies"));
         }
     }
 }
 
-fn regions(draft: &Draft, reading: &Reading<'_>) {
+fn check_regions(draft: &ConfigDraft, context: &ReadContext<'_>) {
     let Some(regions) = &draft.regions else { return };
     if !regions.iter().any(|region| region.value == shard::Region::DEFAULT) {
-        let problem = Problem::new(
-            Code::Missing,
-            "there is no region `default`, which serves all regions without one of their own",
+        let problem = ConfigProblem::new(
+            FaultCode::Missing,
+            "the region `default` is missing; it serves all regions that are not configured",
         );
-        reading.error(&draft.regions_at, problem.hint("write `[redis.regions.default]`"));
+        context.error(&draft.regions_at, problem.hint("write `[redis.regions.default]`"));
     }
     let stores = draft.config.remote.iter().flat_map(|remote| &remote.regions);
-    for (region, settings) in stores {
+    for (region, config) in stores {
         let at = regions.iter().find(|named| named.value == *region).map_or(&draft.regions_at, |named| &named.at);
-        for neighbour in &settings.fallback {
-            if neighbour == region {
-                reading.error(at, Problem::bad("`fallback` names the region itself"));
-            } else if !regions.iter().any(|region| region.value == *neighbour) {
-                let message = format!("`fallback` names the region `{neighbour}`, which has no store");
-                reading.error(at, Problem::new(Code::Missing, message));
+        for fallback in &config.fallback {
+            if fallback == region {
+                context.error(at, ConfigProblem::bad_value("`fallback` names the region itself"));
+            } else if !regions.iter().any(|region| region.value == *fallback) {
+                let message = format!("`fallback` names the region `{fallback}`, which is not configured");
+                context.error(at, ConfigProblem::new(FaultCode::Missing, message));
             }
         }
     }
-    // Whatever is left that a start would stumble over.
-    if reading.has_error_under("redis") {
+    // Remaining faults that would fail the start.
+    if context.has_fault_under("redis") {
         return;
     }
-    if let Some(Err(error)) = draft.config.remote.as_ref().map(shard::RemoteSettings::check) {
-        let hint =
-            "in user and password, percent-encode what is no letter or digit; certificates are those of `redis.tls`";
-        reading.error(&draft.regions_at, Problem::bad(error.to_string()).hint(hint));
+    if let Some(Err(error)) = draft.config.remote.as_ref().map(shard::RemoteConfig::check) {
+        let hint = "in user and password, percent-encode all characters but letters and digits; certificates are set in `redis.tls`";
+        context.error(&draft.regions_at, ConfigProblem::bad_value(error.to_string()).hint(hint));
     }
 }
 
-/// Each rule as a limiter of its own, so that a fault has the place of its rule: what the limiter refuses is refused here.
-fn limiters(draft: &Draft, reading: &Reading<'_>) -> Vec<Option<Limiter>> {
+/// Builds a separate limiter for each rule, so that an error of the limiter is reported at its
+/// rule.
+fn build_limiters(draft: &ConfigDraft, context: &ReadContext<'_>) -> Vec<Option<Limiter>> {
     let limit = &draft.config.limit;
-    // Faulty weights have been reported where they stand.
+    // Invalid weights have already been reported.
     let weights: Vec<Weight> = limit.weights.iter().filter_map(|(_, weight)| Weight::try_from(*weight).ok()).collect();
-    let backing = if draft.regions.is_some() { Backing::Treasury } else { Backing::Alone };
+    let lease_source = if draft.regions.is_some() { LeaseSource::Backend } else { LeaseSource::LocalFallback };
     let nodes = NonZeroU32::new(limit.nodes).unwrap_or(NonZeroU32::MIN);
-    // Nothing is counted: one key is enough.
-    let settings = LimiterSettings { keys: NonZeroUsize::MIN, lease: LeaseSettings::new(0, nodes, backing) };
-    let build = |rules| Limiter::new(rules, &weights, settings, Moment::default());
-    // What may be too much for an address was looked at where it stands.
-    let rules = |settings: &RuleSettings| settings.built().map_or_else(|_| Vec::new(), Iterator::collect);
-    let each = limit.rules.iter().zip(&draft.rules).map(|(settings, at)| {
-        build(rules(settings)).map_err(|error| reading.error(at, refused(&error, &limit.weights))).ok()
+    // These limiters decide no requests: one key is enough.
+    let config = LimiterConfig { keys: NonZeroUsize::MIN, lease: LeaseConfig::new(0, nodes, lease_source) };
+    let build = |rules| Limiter::new(rules, &weights, config, MonotonicTime::default());
+    // An invalid `per_address` has already been reported.
+    let rules = |config: &RuleConfig| config.limiter_rules().map_or_else(|_| Vec::new(), Iterator::collect);
+    let limiters = limit.rules.iter().zip(&draft.rules).map(|(config, at)| {
+        build(rules(config)).map_err(|error| context.error(at, rule_problem(&error, &limit.weights))).ok()
     });
-    let each: Vec<_> = each.collect();
-    if each.iter().all(Option::is_some)
+    let limiters: Vec<_> = limiters.collect();
+    if limiters.iter().all(Option::is_some)
         && let Err(error) = build(limit.rules.iter().flat_map(rules).collect())
     {
-        reading.error(&draft.limits, refused(&error, &limit.weights));
+        context.error(&draft.limits, rule_problem(&error, &limit.weights));
     }
-    each
+    limiters
 }
 
-/// What the limiter says, and why. It knows user tiers by their places.
-fn refused(error: &RuleError, weights: &[(String, f64)]) -> Problem {
-    let tier = |class: usize| weights.get(class).map_or("", |(name, _)| name);
+/// The error of the limiter with its source. The limiter identifies user classes by index.
+fn rule_problem(error: &RuleError, weights: &[(String, f64)]) -> ConfigProblem {
+    let class_name = |class: usize| weights.get(class).map_or("", |(name, _)| name);
     match error {
         RuleError::CostAboveBurst { rule, class, cost, most } => {
-            let who = tier(*class);
-            return Problem::bad(format!(
-                "a cost of {cost} never passes limit `{rule}`, which lets {who} users have at most {most} at once"
+            let users = class_name(*class);
+            return ConfigProblem::bad_value(format!(
+                "cost {cost} always exceeds limit `{rule}`, whose burst for {users} users is {most}"
             ));
         }
         RuleError::ReserveOfAll { rule, class } => {
-            return Problem::bad(format!("the reserve of limit `{rule}` leaves nothing to {} users", tier(*class)));
+            return ConfigProblem::bad_value(format!(
+                "the reserve of limit `{rule}` leaves no tokens for {} users",
+                class_name(*class)
+            ));
         }
         _ => {}
     }
     let error: &dyn std::error::Error = error;
     let reason = error.source().map_or(String::new(), |source| format!(": {source}"));
-    Problem::bad(format!("{error}{reason}"))
+    ConfigProblem::bad_value(format!("{error}{reason}"))
 }
 
-fn sizes(draft: &Draft, reading: &Reading<'_>) {
+fn check_sizes(draft: &ConfigDraft, context: &ReadContext<'_>) {
     let (http, cache) = (&draft.config.http, &draft.config.cache);
     if http.uri_bytes > http.header_bytes {
-        let message = "a target may be longer than a head that holds it: `uri_bytes` has no effect";
-        reading.warning(&draft.uri_bytes, Problem::new(Code::Risk, message));
+        let message = "`uri_bytes` is larger than `header_bytes` and has no effect";
+        context.warning(&draft.uri_bytes, ConfigProblem::new(FaultCode::Risk, message));
     }
     if cache.object_bytes > cache.memory_bytes {
-        let problem = Problem::bad("`cache.object_bytes` is larger than `cache.memory`, which has to hold it");
-        reading.error(&draft.object_bytes, problem);
+        let problem = ConfigProblem::bad_value("`cache.object_bytes` is larger than `cache.memory`");
+        context.error(&draft.object_bytes, problem);
     }
 }
 
-fn resolve_upstream(draft: &mut Draft, index: usize, used: &mut Used, reading: &Reading<'_>) {
-    let Some(upstream) = &draft.routes[index].upstream else {
-        used.is_unclear = true;
-        return;
-    };
-    let known: Vec<&str> = draft.config.upstreams.iter().map(|upstream| &*upstream.name).collect();
-    match known.iter().position(|name| *name == upstream.value) {
-        Some(found) => {
-            draft.config.routes[index].upstream = found;
-            used.upstreams.insert(found);
-        }
-        None => {
-            used.is_unclear = true;
-            let problem = Problem::new(Code::UnknownName, format!("there is no upstream `{}`", upstream.value));
-            reading.error(&upstream.at, problem.hint(nearest(&upstream.value, &known)));
-        }
-    }
-}
-
-fn resolve_limits(
-    draft: &mut Draft,
-    index: usize,
-    limiters: &[Option<Limiter>],
-    used: &mut Used,
-    reading: &Reading<'_>,
-) {
-    let names = &draft.routes[index];
-    let route = &mut draft.config.routes[index];
-    let known: Vec<&str> = draft.config.limit.rules.iter().map(|own| &*own.rule.name).collect();
-    for limit in &names.limits {
-        let Some(found) = known.iter().position(|name| *name == limit.value) else {
-            used.is_unclear = true;
-            if reading.has_error_under(&format!("limits.{}", limit.value)) {
-                continue; // it is there, and has been complained about
-            }
-            let problem = Problem::new(Code::UnknownName, format!("there is no limit `{}`", limit.value));
-            reading.error(&limit.at, problem.hint(nearest(&limit.value, &known)));
-            continue;
+impl RouteResolver<'_> {
+    fn resolve_upstream(&mut self, index: usize) {
+        let Some(upstream) = &self.draft.routes[index].upstream else {
+            self.references.has_unresolved = true;
+            return;
         };
-        used.rules.insert(found);
-        if route.limits.contains(&found) {
-            reading.error(
-                &limit.at,
-                Problem::new(Code::Duplicate, format!("the limit `{}` is attached twice", limit.value)),
-            );
-            continue;
+        let known: Vec<&str> = self.draft.config.upstreams.iter().map(|upstream| &*upstream.name).collect();
+        match known.iter().position(|name| *name == upstream.value) {
+            Some(position) => {
+                self.draft.config.routes[index].upstream = position;
+                self.references.upstreams.insert(position);
+            }
+            None => {
+                self.references.has_unresolved = true;
+                let message = format!("unknown upstream `{}`", upstream.value);
+                let problem = ConfigProblem::new(FaultCode::UnknownName, message);
+                self.context.error(&upstream.at, problem.hint(suggest(&upstream.value, &known)));
+            }
         }
-        route.limits.push(found);
-        let rules = limiters[found].as_ref().and_then(|limiter| limiter.rule_set([known[found]]).ok());
-        if let Some(Err(error)) = rules.map(|rules| rules.check_cost(Cost::new(route.cost))) {
-            reading.error(&names.cost, refused(&error, &draft.config.limit.weights));
+    }
+
+    fn resolve_limits(&mut self, index: usize) {
+        let names = &self.draft.routes[index];
+        let route = &mut self.draft.config.routes[index];
+        let known: Vec<&str> = self.draft.config.limit.rules.iter().map(|own| &*own.rule.name).collect();
+        for limit in &names.limits {
+            let Some(position) = known.iter().position(|name| *name == limit.value) else {
+                self.references.has_unresolved = true;
+                if self.context.has_fault_under(&format!("limits.{}", limit.value)) {
+                    continue; // The limit exists and its fault has already been reported.
+                }
+                let problem = ConfigProblem::new(FaultCode::UnknownName, format!("unknown limit `{}`", limit.value));
+                self.context.error(&limit.at, problem.hint(suggest(&limit.value, &known)));
+                continue;
+            };
+            self.references.rules.insert(position);
+            if route.limits.contains(&position) {
+                let problem = ConfigProblem::new(FaultCode::Duplicate, format!("duplicate limit `{}`", limit.value));
+                self.context.error(&limit.at, problem);
+                continue;
+            }
+            route.limits.push(position);
+            let limiter = self.limiters[position].as_ref();
+            let rules = limiter.and_then(|limiter| limiter.rule_set([known[position]]).ok());
+            if let Some(Err(error)) = rules.map(|rules| rules.check_cost(Cost::new(route.cost))) {
+                self.context.error(&names.cost, rule_problem(&error, &self.draft.config.limit.weights));
+            }
         }
     }
 }
 
-fn route_names(draft: &Draft, reading: &Reading<'_>) {
+fn check_route_names(draft: &ConfigDraft, context: &ReadContext<'_>) {
     if draft.routes.is_empty() {
-        let problem = Problem::new(Code::Risk, "there are no routes: nothing is served");
-        reading.warning(&At::default(), problem.hint("write `[[routes]]`"));
+        let problem = ConfigProblem::new(FaultCode::Risk, "there are no routes: no request is served");
+        context.warning(&DocumentLocation::default(), problem.hint("write `[[routes]]`"));
     }
     let mut seen = HashSet::new();
     for (route, names) in draft.config.routes.iter().zip(&draft.routes) {
         if !route.name.is_empty() && !seen.insert(&route.name) {
-            reading.error(&names.name, Problem::new(Code::Duplicate, format!("there are two routes `{}`", route.name)));
+            context.error(
+                &names.name,
+                ConfigProblem::new(FaultCode::Duplicate, format!("duplicate route name `{}`", route.name)),
+            );
         }
     }
 }
 
-/// Two routes for the same host and path are told apart by methods alone, so they must not share one.
-fn route_matches(draft: &Draft, reading: &Reading<'_>) {
-    let mut seen: HashMap<_, Vec<&route::Settings>> = HashMap::new();
+/// Routes for the same host and path differ only in their methods, which must not overlap.
+fn check_route_matches(draft: &ConfigDraft, context: &ReadContext<'_>) {
+    let mut seen: HashMap<_, Vec<&route::RouteConfig>> = HashMap::new();
     for (route, names) in draft.config.routes.iter().zip(&draft.routes) {
-        if reading.has_error_under(&names.matched.path) {
+        if context.has_fault_under(&names.matched.path) {
             continue;
         }
         let same = seen.entry((&route.host, &route.path)).or_default();
-        if let Some(other) = same.iter().find(|other| overlap(route, other)) {
+        if let Some(other) = same.iter().find(|other| methods_overlap(route, other)) {
             let message = format!("route `{}` matches the same host, path and methods", other.name);
-            reading.error(&names.matched, Problem::new(Code::Duplicate, message));
+            context.error(&names.matched, ConfigProblem::new(FaultCode::Duplicate, message));
         }
         same.push(route);
     }
 }
 
-/// Whether neither route is more specific about methods: both take all, or both name one that the other names.
-fn overlap(one: &route::Settings, other: &route::Settings) -> bool {
-    let both_all = one.methods.is_empty() && other.methods.is_empty();
-    both_all || one.methods.iter().any(|method| other.methods.contains(method))
+/// Whether the methods of two routes overlap and neither is more specific: both accept all methods,
+/// or both name a common one.
+fn methods_overlap(one: &route::RouteConfig, other: &route::RouteConfig) -> bool {
+    let both_accept_all = one.methods.is_empty() && other.methods.is_empty();
+    both_accept_all || one.methods.iter().any(|method| other.methods.contains(method))
 }
 
-fn unused(draft: &Draft, used: &Used, reading: &Reading<'_>) {
-    if used.is_unclear {
+fn check_unused(draft: &ConfigDraft, references: &UsedDefinitions, context: &ReadContext<'_>) {
+    if references.has_unresolved {
         return;
     }
     for (index, (upstream, at)) in draft.config.upstreams.iter().zip(&draft.upstreams).enumerate() {
-        if !used.upstreams.contains(&index) {
-            let problem = Problem::new(Code::Unused, format!("no route uses the upstream `{}`", upstream.name));
-            reading.warning(at, problem);
+        if !references.upstreams.contains(&index) {
+            let problem =
+                ConfigProblem::new(FaultCode::Unused, format!("no route uses the upstream `{}`", upstream.name));
+            context.warning(at, problem);
         }
     }
     for (index, (rule, at)) in draft.config.limit.rules.iter().zip(&draft.rules).enumerate() {
-        if !used.rules.contains(&index) {
-            let problem = Problem::new(Code::Unused, format!("no route attaches the limit `{}`", rule.rule.name));
-            reading.warning(at, problem.hint("name it in the `limits` of a route"));
+        if !references.rules.contains(&index) {
+            let problem =
+                ConfigProblem::new(FaultCode::Unused, format!("no route uses the limit `{}`", rule.rule.name));
+            context.warning(at, problem.hint("add it to the `limits` of a route"));
         }
     }
 }

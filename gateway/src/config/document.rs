@@ -1,107 +1,92 @@
-//! The document as a tree that knows where each of its values stands, the same for TOML and JSON.
+//! Parses the source text of a configuration, TOML or JSON, into a tree of [`DocumentNode`]s.
 
 use std::ops::Range;
+use std::path::Path;
 
 use toml::de::{DeTable, DeValue};
 
-use super::fault::{At, Code, Fault, Problem};
-use super::{Format, json};
+use super::fault::{ConfigFault, ConfigProblem, DocumentLocation, FaultCode};
+use super::json;
+use super::node::{DocumentEntry, DocumentNode, DocumentValue};
 
-/// A value and the bytes of the source it was written in.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Node {
-    pub(super) span: Range<usize>,
-    pub(super) value: Value,
+/// Syntax of a configuration document.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum DocumentFormat {
+    /// TOML 1.0.
+    Toml,
+    /// JSON (RFC 8259).
+    Json,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Value {
-    Text(String),
-    Whole(i64),
-    Real(f64),
-    Truth(bool),
-    List(Vec<Node>),
-    /// In the order of the text.
-    Table(Vec<Entry>),
-    /// What no key takes, by its name: a date, `null`, a number out of range.
-    Other(&'static str),
+/// The input of a configuration read: text, format, base directory and environment.
+pub struct ConfigDocument<'a> {
+    /// Name of the document in messages.
+    pub name: &'a str,
+    /// Source text.
+    pub text: &'a str,
+    /// Syntax of the text.
+    pub format: DocumentFormat,
+    /// Directory that relative paths in the document are resolved against.
+    pub base: &'a Path,
+    /// Looks up an environment variable for `${NAME}`.
+    pub env: &'a dyn Fn(&str) -> Option<String>,
 }
 
-/// One key of a table.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Entry {
-    pub(super) key: String,
-    pub(super) key_span: Range<usize>,
-    pub(super) node: Node,
-}
-
-impl Node {
-    /// What stands here, as messages name it.
-    pub(super) fn found(&self) -> &'static str {
-        match &self.value {
-            Value::Text(_) => "text",
-            Value::Whole(_) => "a whole number",
-            Value::Real(_) => "a number",
-            Value::Truth(_) => "true or false",
-            Value::List(_) => "a list",
-            Value::Table(_) => "a table",
-            Value::Other(name) => name,
-        }
-    }
-}
-
-/// Reads `source` into a tree whose root is a table.
-pub(super) fn read(source: &str, format: Format) -> Result<Node, Vec<Fault>> {
+/// Parses `source` into a tree whose root is a table.
+pub(super) fn parse(source: &str, format: DocumentFormat) -> Result<DocumentNode, Vec<ConfigFault>> {
     match format {
-        Format::Json => json::read(source).map_err(|fault| vec![fault]),
-        Format::Toml => match DeTable::parse(source) {
-            Ok(table) => Ok(Node { span: 0..0, value: from_table(table.into_inner()) }),
+        DocumentFormat::Json => json::parse(source).map_err(|fault| vec![fault]),
+        DocumentFormat::Toml => match DeTable::parse(source) {
+            Ok(table) => Ok(DocumentNode { span: 0..0, value: from_table(table.into_inner()) }),
             Err(_) => Err(toml_faults(source)),
         },
     }
 }
 
-/// All syntax faults of a TOML text. Recovery can report one mistake several times: one fault a line is kept.
-fn toml_faults(source: &str) -> Vec<Fault> {
-    let mut faults: Vec<Fault> = Vec::new();
+/// All syntax faults of a TOML text. The recovering parser can report one mistake several times, so
+/// only the first fault of each line is kept.
+fn toml_faults(source: &str) -> Vec<ConfigFault> {
+    let mut faults: Vec<ConfigFault> = Vec::new();
     let mut last_line = None;
     for error in DeTable::parse_recoverable(source).1 {
         let span = error.span().unwrap_or(0..0);
         let line = source.as_bytes()[..span.start.min(source.len())].iter().filter(|b| **b == b'\n').count();
         if last_line != Some(line) {
-            let at = At { path: String::new(), span };
-            faults.push(at.error(Problem::new(Code::Syntax, error.message())));
+            let at = DocumentLocation { path: String::new(), span };
+            faults.push(at.error(ConfigProblem::new(FaultCode::Syntax, error.message())));
         }
         last_line = Some(line);
     }
     faults
 }
 
-fn from_table(table: DeTable<'_>) -> Value {
-    let mut entries: Vec<Entry> = table
+fn from_table(table: DeTable<'_>) -> DocumentValue {
+    let mut entries: Vec<DocumentEntry> = table
         .into_iter()
-        .map(|(key, value)| Entry {
+        .map(|(key, value)| DocumentEntry {
             key_span: key.span(),
             key: key.into_inner().into_owned(),
             node: from_value(value.span(), value.into_inner()),
         })
         .collect();
     entries.sort_by_key(|entry| entry.key_span.start);
-    Value::Table(entries)
+    DocumentValue::Table(entries)
 }
 
-fn from_value(span: Range<usize>, value: DeValue<'_>) -> Node {
+fn from_value(span: Range<usize>, value: DeValue<'_>) -> DocumentNode {
+    const OUT_OF_RANGE: DocumentValue = DocumentValue::Unsupported("a number out of range");
     let value = match value {
-        DeValue::String(text) => Value::Text(text.into_owned()),
-        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
-            .map_or(Value::Other("a number out of range"), Value::Whole),
-        DeValue::Float(number) => number.as_str().parse().map_or(Value::Other("a number out of range"), Value::Real),
-        DeValue::Boolean(truth) => Value::Truth(truth),
-        DeValue::Datetime(_) => Value::Other("a date"),
+        DeValue::String(text) => DocumentValue::String(text.into_owned()),
+        DeValue::Integer(number) => {
+            i64::from_str_radix(number.as_str(), number.radix()).map_or(OUT_OF_RANGE, DocumentValue::Integer)
+        }
+        DeValue::Float(number) => number.as_str().parse().map_or(OUT_OF_RANGE, DocumentValue::Float),
+        DeValue::Boolean(boolean) => DocumentValue::Boolean(boolean),
+        DeValue::Datetime(_) => DocumentValue::Unsupported("a date"),
         DeValue::Array(items) => {
-            Value::List(items.into_iter().map(|item| from_value(item.span(), item.into_inner())).collect())
+            DocumentValue::Array(items.into_iter().map(|item| from_value(item.span(), item.into_inner())).collect())
         }
         DeValue::Table(table) => from_table(table),
     };
-    Node { span, value }
+    DocumentNode { span, value }
 }

@@ -1,39 +1,40 @@
-//! Replaces `${NAME}`, `${NAME:-default}` and `${file:PATH}` inside strings, once: what comes in is never looked at again.
+//! Expands `${NAME}`, `${NAME:-default}` and `${file:PATH}` inside strings. Expansion is not
+//! recursive.
 //!
-//! `$$` stands for one `$`; a `$` before anything but `{` or `$` is itself.
+//! `$$` stands for one `$`; a `$` before any character but `{` or `$` is literal.
 
 use std::cell::RefCell;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::fault::{Code, Problem};
+use super::fault::{ConfigProblem, FaultCode};
 
-/// Bytes of a file that a value or a page may come from; more is a mistake, such as a device.
+/// Largest file that a value or a page may come from; a larger one is a mistake, such as a device.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Where values come from.
-pub(super) struct Values<'a> {
-    /// Relative paths start here.
+/// Sources of expanded values: the environment and files.
+pub(super) struct ExpansionEnvironment<'a> {
+    /// Directory that relative paths are resolved against.
     pub(super) base: &'a Path,
-    /// Looks a name up in the environment.
-    pub(super) env: &'a dyn Fn(&str) -> Option<String>,
-    /// The files that were read, so that a change of them can be noticed.
-    read: RefCell<Vec<PathBuf>>,
+    /// Looks up an environment variable.
+    pub(super) variable: &'a dyn Fn(&str) -> Option<String>,
+    /// Files read so far; a change of one of them triggers a reload.
+    files_read: RefCell<Vec<PathBuf>>,
 }
 
-impl<'a> Values<'a> {
-    pub(super) fn new(base: &'a Path, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Values { base, env, read: RefCell::default() }
+impl<'a> ExpansionEnvironment<'a> {
+    pub(super) fn new(base: &'a Path, variable: &'a dyn Fn(&str) -> Option<String>) -> Self {
+        ExpansionEnvironment { base, variable, files_read: RefCell::default() }
     }
 
     pub(super) fn files_read(&self) -> Vec<PathBuf> {
-        self.read.borrow().clone()
+        self.files_read.borrow().clone()
     }
 }
 
-/// `text` with its placeholders replaced.
-pub(super) fn expand(text: &str, values: &Values<'_>) -> Result<String, Problem> {
+/// Returns `text` with its placeholders expanded.
+pub(super) fn expand(text: &str, environment: &ExpansionEnvironment<'_>) -> Result<String, ConfigProblem> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(dollar) = rest.find('$') {
@@ -41,11 +42,11 @@ pub(super) fn expand(text: &str, values: &Values<'_>) -> Result<String, Problem>
         let from = &rest[dollar..];
         rest = if let Some(after) = from.strip_prefix("${") {
             let Some(end) = after.find('}') else {
-                let problem = Problem::new(Code::Expansion, "`${` has no `}`").hint("write `$$` for a literal `$`");
-                return Err(problem.within(from));
+                let problem = ConfigProblem::new(FaultCode::Expansion, "`${` without a closing `}`");
+                return Err(problem.hint("write `$$` for a literal `$`").excerpt(from));
             };
             let placeholder = &from[..end + 3];
-            let value = value(&after[..end], values).map_err(|problem| problem.within(placeholder))?;
+            let value = resolve(&after[..end], environment).map_err(|problem| problem.excerpt(placeholder))?;
             expanded.push_str(&value);
             &after[end + 1..]
         } else {
@@ -57,41 +58,43 @@ pub(super) fn expand(text: &str, values: &Values<'_>) -> Result<String, Problem>
     Ok(expanded)
 }
 
-/// The value of what stands between the braces.
-fn value(inner: &str, values: &Values<'_>) -> Result<String, Problem> {
-    if let Some(path) = inner.strip_prefix("file:") {
-        let mut text = read_file(values, path)?;
-        // Editors and `kubectl create secret` disagree about the newline at the end; nobody means it.
+/// Resolves a placeholder, given without its braces.
+fn resolve(placeholder: &str, environment: &ExpansionEnvironment<'_>) -> Result<String, ConfigProblem> {
+    if let Some(path) = placeholder.strip_prefix("file:") {
+        let mut text = read_file(environment, path)?;
+        // Editors append a newline at the end and `kubectl create secret` does not; it is never
+        // part of the value.
         text.truncate(text.trim_end_matches(['\r', '\n']).len());
         return Ok(text);
     }
-    let (name, default) = match inner.split_once(":-") {
+    let (name, default) = match placeholder.split_once(":-") {
         Some((name, default)) => (name, Some(default)),
-        None => (inner, None),
+        None => (placeholder, None),
     };
-    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    if name.is_empty() || !name.chars().all(plain) || name.starts_with(|c: char| c.is_ascii_digit()) {
-        return Err(Problem::new(Code::Expansion, format!("`{name}` is not a variable's name"))
+    let is_name_char = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if name.is_empty() || !name.chars().all(is_name_char) || name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(ConfigProblem::new(FaultCode::Expansion, format!("`{name}` is not a variable name"))
             .hint("write `${NAME}`, `${NAME:-default}` or `${file:PATH}`; `$$` is a literal `$`"));
     }
-    // As in a shell, `:-` also stands in for a variable that is set and empty.
-    let set = (values.env)(name);
+    // As in a shell, the default of `:-` also replaces a variable that is set and empty.
+    let variable = (environment.variable)(name);
     match default {
-        Some(default) => Ok(set.filter(|value| !value.is_empty()).unwrap_or_else(|| default.to_owned())),
-        None => set.ok_or_else(|| {
-            Problem::new(Code::Expansion, format!("the environment has no `{name}`"))
+        Some(default) => Ok(variable.filter(|value| !value.is_empty()).unwrap_or_else(|| default.to_owned())),
+        None => variable.ok_or_else(|| {
+            ConfigProblem::new(FaultCode::Expansion, format!("environment variable `{name}` is not set"))
                 .hint(format!("set it, or write a default: `${{{name}:-value}}`"))
         }),
     }
 }
 
-/// The text of a regular file of at most a mebibyte, `path` being relative to the base.
-pub(super) fn read_file(values: &Values<'_>, path: &str) -> Result<String, Problem> {
-    let path = values.base.join(path);
-    values.read.borrow_mut().push(path.clone());
-    let problem =
-        |reason: &dyn std::fmt::Display| Problem::new(Code::File, format!("cannot read {}: {reason}", path.display()));
-    // Asked before opening: a pipe would block until somebody writes to it.
+/// Text of a regular file of at most 1 MiB; `path` is relative to the base directory.
+pub(super) fn read_file(environment: &ExpansionEnvironment<'_>, path: &str) -> Result<String, ConfigProblem> {
+    let path = environment.base.join(path);
+    environment.files_read.borrow_mut().push(path.clone());
+    let problem = |reason: &dyn std::fmt::Display| {
+        ConfigProblem::new(FaultCode::File, format!("cannot read {}: {reason}", path.display()))
+    };
+    // Checked before opening: opening a pipe blocks until another process writes to it.
     let metadata = fs::metadata(&path).map_err(|error| problem(&error))?;
     if !metadata.is_file() {
         return Err(problem(&"it is not a regular file"));
@@ -121,25 +124,26 @@ mod tests {
     });
 
     fn expanded(text: &str) -> Result<String, String> {
-        let env = |name: &str| match name {
+        let variable = |name: &str| match name {
             "HOST" => Some("edge-7".to_owned()),
             "EMPTY" => Some(String::new()),
             "NESTED" => Some("${HOST} $$".to_owned()),
             _ => None,
         };
-        let values = Values::new(&DIRECTORY, &env);
-        expand(text, &values).map_err(|problem| format!("{}: {}", problem.within.unwrap_or_default(), problem.message))
+        let environment = ExpansionEnvironment::new(&DIRECTORY, &variable);
+        expand(text, &environment)
+            .map_err(|problem| format!("{}: {}", problem.excerpt.unwrap_or_default(), problem.message))
     }
 
     #[test]
-    fn what_cannot_be_replaced_is_named() {
+    fn failed_expansion_names_the_placeholder_and_reason() {
         for (text, want) in [
-            ("a ${MISSING}", "${MISSING}: the environment has no `MISSING`"),
-            ("${}", "${}: `` is not a variable's name"),
-            ("${A B}", "${A B}: `A B` is not a variable's name"),
-            ("${1A}", "${1A}: `1A` is not a variable's name"),
-            ("x${HOST", "${HOST: `${` has no `}`"),
-            ("${HOST-x}", "${HOST-x}: `HOST-x` is not a variable's name"),
+            ("a ${MISSING}", "${MISSING}: environment variable `MISSING` is not set"),
+            ("${}", "${}: `` is not a variable name"),
+            ("${A B}", "${A B}: `A B` is not a variable name"),
+            ("${1A}", "${1A}: `1A` is not a variable name"),
+            ("x${HOST", "${HOST: `${` without a closing `}`"),
+            ("${HOST-x}", "${HOST-x}: `HOST-x` is not a variable name"),
         ] {
             assert_eq!(expanded(text), Err(want.to_owned()), "{text}");
         }
@@ -152,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn placeholders_are_replaced_once() {
+    fn placeholders_are_expanded_once() {
         for (text, want) in [
             ("", ""),
             ("plain", "plain"),

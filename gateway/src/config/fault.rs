@@ -1,4 +1,4 @@
-//! What is wrong with a configuration: every fault with its place, for people and for programs.
+//! Faults of a configuration: each has a location, and is rendered for people or as JSON.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,88 +6,91 @@ use std::ops::Range;
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::Serialize;
 
-/// Whether a fault refuses the configuration.
+/// Whether a fault rejects the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// The configuration is not used.
+pub enum FaultSeverity {
+    /// The configuration is rejected.
     Error,
-    /// The configuration is used, and probably does not do what was meant.
+    /// The configuration is accepted, but probably does not do what was intended.
     Warning,
 }
 
-/// The kind of a fault, stable across wordings of its message.
+/// Category of a fault. Stable, unlike the wording of its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Code {
-    /// The text is not TOML or JSON.
+pub enum FaultCode {
+    /// The text is neither TOML nor JSON.
     Syntax,
     /// A key that does not exist.
     UnknownKey,
+    /// A key that was renamed and is removed in the next version.
+    Deprecated,
     /// A value of the wrong type.
     WrongType,
     /// A value of the right type that is malformed or out of range.
     BadValue,
-    /// A key that has to be there is not.
+    /// A required key is absent.
     Missing,
-    /// Two things that may exist only once.
+    /// Something that may exist only once exists twice.
     Duplicate,
     /// A feature that this version does not have.
     Unavailable,
-    /// A name that refers to nothing.
+    /// A name that is not defined.
     UnknownName,
     /// A file that cannot be read.
     File,
-    /// A `${}` that cannot be replaced.
+    /// A `${}` that cannot be expanded.
     Expansion,
-    /// Something defined and never used.
+    /// A definition that is never used.
     Unused,
-    /// Something that is allowed and has a surprising consequence.
+    /// A valid setting with a surprising consequence.
     Risk,
 }
 
-impl Code {
-    /// The code as it is shown, such as `unknown-key`.
-    pub fn as_str(self) -> &'static str {
+impl FaultCode {
+    /// The code in messages, such as `unknown-key`.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Code::Syntax => "syntax",
-            Code::UnknownKey => "unknown-key",
-            Code::WrongType => "wrong-type",
-            Code::BadValue => "bad-value",
-            Code::Missing => "missing",
-            Code::Duplicate => "duplicate",
-            Code::Unavailable => "unavailable",
-            Code::UnknownName => "unknown-name",
-            Code::File => "file",
-            Code::Expansion => "expansion",
-            Code::Unused => "unused",
-            Code::Risk => "risk",
+            FaultCode::Syntax => "syntax",
+            FaultCode::UnknownKey => "unknown-key",
+            FaultCode::Deprecated => "deprecated",
+            FaultCode::WrongType => "wrong-type",
+            FaultCode::BadValue => "bad-value",
+            FaultCode::Missing => "missing",
+            FaultCode::Duplicate => "duplicate",
+            FaultCode::Unavailable => "unavailable",
+            FaultCode::UnknownName => "unknown-name",
+            FaultCode::File => "file",
+            FaultCode::Expansion => "expansion",
+            FaultCode::Unused => "unused",
+            FaultCode::Risk => "risk",
         }
     }
 }
 
-/// What is wrong with one value, before it is known where the value stands.
+/// A problem with one value, not yet connected to its location.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Problem {
-    pub(super) code: Code,
+pub(super) struct ConfigProblem {
+    pub(super) code: FaultCode,
     pub(super) message: String,
     pub(super) hint: Option<String>,
-    /// A part of the value, as the source has it, that is to blame.
-    pub(super) within: Option<String>,
+    /// The part of the value, as written in the source, that causes the problem.
+    pub(super) excerpt: Option<String>,
 }
 
-impl Problem {
-    pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
-        Problem { code, message: message.into(), hint: None, within: None }
+impl ConfigProblem {
+    pub(super) fn new(code: FaultCode, message: impl Into<String>) -> Self {
+        ConfigProblem { code, message: message.into(), hint: None, excerpt: None }
     }
 
-    pub(super) fn bad(message: impl Into<String>) -> Self {
-        Problem::new(Code::BadValue, message)
+    pub(super) fn bad_value(message: impl Into<String>) -> Self {
+        ConfigProblem::new(FaultCode::BadValue, message)
     }
 
-    /// A feature of a later version; `what` is the subject of the sentence.
-    pub(super) fn unavailable(what: &str) -> Self {
-        Problem::new(Code::Unavailable, format!("{what} is not available yet"))
+    /// A feature of a later version; `feature` is the subject of the sentence.
+    pub(super) fn unavailable(feature: &str) -> Self {
+        ConfigProblem::new(FaultCode::Unavailable, format!("{feature} is not available yet"))
     }
 
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -95,32 +98,32 @@ impl Problem {
         self
     }
 
-    pub(super) fn within(mut self, part: &str) -> Self {
-        self.within = Some(part.to_owned());
+    pub(super) fn excerpt(mut self, part: &str) -> Self {
+        self.excerpt = Some(part.to_owned());
         self
     }
 }
 
-/// A place in the document.
+/// A location in the document.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct At {
+pub(super) struct DocumentLocation {
     /// The key, such as `routes[2].upstream`; empty for the document.
     pub(super) path: String,
-    /// Bytes of the source.
+    /// Byte range in the source.
     pub(super) span: Range<usize>,
 }
 
-impl At {
-    pub(super) fn error(&self, problem: Problem) -> Fault {
-        self.fault(Severity::Error, problem)
+impl DocumentLocation {
+    pub(super) fn error(&self, problem: ConfigProblem) -> ConfigFault {
+        self.fault(FaultSeverity::Error, problem)
     }
 
-    pub(super) fn warning(&self, problem: Problem) -> Fault {
-        self.fault(Severity::Warning, problem)
+    pub(super) fn warning(&self, problem: ConfigProblem) -> ConfigFault {
+        self.fault(FaultSeverity::Warning, problem)
     }
 
-    fn fault(&self, severity: Severity, problem: Problem) -> Fault {
-        Fault {
+    fn fault(&self, severity: FaultSeverity, problem: ConfigProblem) -> ConfigFault {
+        ConfigFault {
             severity,
             code: problem.code,
             message: problem.message,
@@ -131,36 +134,36 @@ impl At {
     }
 }
 
-/// One thing that is wrong, and where.
+/// A problem and its location.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Fault {
-    /// Whether it refuses the configuration.
-    pub severity: Severity,
-    /// Its kind.
-    pub code: Code,
-    /// A sentence in lower case, without its place.
-    pub message: String,
-    /// The key, such as `routes[2].upstream`; empty where the document as a whole is meant.
-    pub path: String,
-    /// Bytes of the source; empty at 0 where no place can be named.
-    pub span: Range<usize>,
-    /// What to do about it.
-    pub hint: Option<String>,
+pub struct ConfigFault {
+    /// Whether the fault rejects the configuration.
+    pub(crate) severity: FaultSeverity,
+    /// Category of the fault.
+    pub(crate) code: FaultCode,
+    /// A sentence in lower case, without the location.
+    pub(crate) message: String,
+    /// The key, such as `routes[2].upstream`; empty if the fault concerns the whole document.
+    pub(crate) path: String,
+    /// Byte range in the source; empty at 0 if the fault has no location.
+    pub(crate) span: Range<usize>,
+    /// How to fix the fault.
+    pub(crate) hint: Option<String>,
 }
 
-/// The faults of one document, in the order of the text.
+/// The faults of one document, in source order.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Report {
+pub struct ConfigReport {
     name: String,
     source: String,
-    faults: Vec<Fault>,
+    faults: Vec<ConfigFault>,
 }
 
-/// One fault as `check --json` shows it.
+/// A fault in the output of `check --json`.
 #[derive(Serialize)]
-struct Line<'a> {
-    severity: Severity,
-    code: Code,
+struct FaultJson<'a> {
+    severity: FaultSeverity,
+    code: FaultCode,
     path: &'a str,
     line: usize,
     column: usize,
@@ -168,31 +171,31 @@ struct Line<'a> {
     hint: Option<&'a str>,
 }
 
-impl Report {
-    /// `name` is what messages call the document: the path of the file as it was given.
-    pub(super) fn new(name: &str, source: &str, mut faults: Vec<Fault>) -> Self {
+impl ConfigReport {
+    /// `name` is the document's name in messages: the path of the file as given by the user.
+    pub(super) fn new(name: &str, source: &str, mut faults: Vec<ConfigFault>) -> Self {
         faults.sort_by_key(|fault| fault.span.start);
-        Report { name: name.to_owned(), source: source.to_owned(), faults }
+        ConfigReport { name: name.to_owned(), source: source.to_owned(), faults }
     }
 
-    /// The faults, in the order of the text.
-    pub fn faults(&self) -> &[Fault] {
+    /// The faults, in source order.
+    pub(crate) fn faults(&self) -> &[ConfigFault] {
         &self.faults
     }
 
-    /// Whether there is nothing to say.
+    /// Whether the report has neither errors nor warnings.
     pub fn is_empty(&self) -> bool {
         self.faults.is_empty()
     }
 
-    /// Whether one of the faults refuses the configuration.
-    pub fn has_errors(&self) -> bool {
-        self.faults.iter().any(|fault| fault.severity == Severity::Error)
+    /// Whether one of the faults rejects the configuration.
+    pub(crate) fn has_errors(&self) -> bool {
+        self.faults.iter().any(|fault| fault.severity == FaultSeverity::Error)
     }
 
-    /// Line and column of a fault, both from 1, the column in characters.
-    pub fn position(&self, fault: &Fault) -> (usize, usize) {
-        let before = &self.source[..self.boundary(fault.span.start)];
+    /// Line and column of a fault, both from 1; columns count characters.
+    pub(crate) fn position(&self, fault: &ConfigFault) -> (usize, usize) {
+        let before = &self.source[..self.char_boundary(fault.span.start)];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let line = before.matches('\n').count() + 1;
         (line, before[line_start..].chars().count() + 1)
@@ -200,9 +203,9 @@ impl Report {
 
     /// The faults as a JSON array of `{severity, code, path, line, column, message, hint}`.
     pub fn to_json(&self) -> serde_json::Value {
-        let lines = self.faults.iter().map(|fault| {
+        let faults = self.faults.iter().map(|fault| {
             let (line, column) = self.position(fault);
-            Line {
+            FaultJson {
                 severity: fault.severity,
                 code: fault.code,
                 path: &fault.path,
@@ -212,30 +215,30 @@ impl Report {
                 hint: fault.hint.as_deref(),
             }
         });
-        serde_json::to_value(lines.collect::<Vec<_>>()).expect("strings and numbers always serialize")
+        serde_json::to_value(faults.collect::<Vec<_>>()).expect("strings and numbers always serialize")
     }
 
-    /// The faults for a person, with the lines they stand in; the renderer decides on colours.
+    /// The faults as text with excerpts of the source; the renderer decides on colours.
     pub fn render(&self, renderer: &Renderer) -> String {
-        let shown = self.faults.iter().map(|fault| self.render_one(fault, renderer));
-        shown.collect::<Vec<_>>().join("\n\n")
+        let rendered = self.faults.iter().map(|fault| self.render_fault(fault, renderer));
+        rendered.collect::<Vec<_>>().join("\n\n")
     }
 
-    fn render_one(&self, fault: &Fault, renderer: &Renderer) -> String {
+    fn render_fault(&self, fault: &ConfigFault, renderer: &Renderer) -> String {
         let level = match fault.severity {
-            Severity::Error => Level::ERROR,
-            Severity::Warning => Level::WARNING,
+            FaultSeverity::Error => Level::ERROR,
+            FaultSeverity::Warning => Level::WARNING,
         };
         let title = level.primary_title(&fault.message).id(fault.code.as_str());
-        let start = self.boundary(fault.span.start);
-        let end = self.boundary(fault.span.end).max(start);
-        // The caret is enough for a table: its whole body would bury the message.
+        let start = self.char_boundary(fault.span.start);
+        let end = self.char_boundary(fault.span.end).max(start);
+        // Only the first line of a table is marked: its whole body would hide the message.
         let end = self.source[start..end].find('\n').map_or(end, |newline| start + newline);
-        let mut mark = AnnotationKind::Primary.span(start..end);
+        let mut annotation = AnnotationKind::Primary.span(start..end);
         if !fault.path.is_empty() {
-            mark = mark.label(&fault.path);
+            annotation = annotation.label(&fault.path);
         }
-        let snippet = Snippet::source(&self.source).path(&self.name).annotation(mark);
+        let snippet = Snippet::source(&self.source).path(&self.name).annotation(annotation);
         let mut group = title.element(snippet);
         if let Some(hint) = &fault.hint {
             group = group.element(Level::HELP.message(hint));
@@ -243,16 +246,16 @@ impl Report {
         renderer.render(&[group])
     }
 
-    /// The largest character boundary of the source that is not above `index`.
-    fn boundary(&self, index: usize) -> usize {
+    /// The largest character boundary of the source at or below `index`.
+    fn char_boundary(&self, index: usize) -> usize {
         self.source.floor_char_boundary(index)
     }
 }
 
-impl fmt::Display for Report {
+impl fmt::Display for ConfigReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.render(&Renderer::plain()))
     }
 }
 
-impl std::error::Error for Report {}
+impl std::error::Error for ConfigReport {}

@@ -1,36 +1,38 @@
-//! A strict JSON reader (RFC 8259) that keeps the place of every value, which `serde_json` does not.
+//! A strict JSON parser (RFC 8259) that records the byte span of each value, which `serde_json`
+//! does not.
 //!
-//! It also refuses what RFC 8259 section 4 leaves open: a name twice in one object.
+//! It also rejects duplicate names in an object, which RFC 8259 section 4 leaves to
+//! implementations.
 
 use std::ops::Range;
 
-use super::document::{Entry, Node, Value};
-use super::fault::{At, Code, Fault, Problem};
+use super::fault::{ConfigFault, ConfigProblem, DocumentLocation, FaultCode};
+use super::node::{DocumentEntry, DocumentNode, DocumentValue};
 
-/// Values within values, far above what a configuration needs and far below what the stack holds.
+/// Nesting depth, far above the need of a configuration and far below the limit of the stack.
 const DEPTH_MAX: usize = 64;
 
-/// Reads `source`, whose root must be an object.
-pub(super) fn read(source: &str) -> Result<Node, Fault> {
-    let mut reader = Reader { source, position: 0 };
-    reader.blank();
-    let root = reader.value(0)?;
-    reader.blank();
-    if reader.position < source.len() {
-        return Err(reader.fault("expected nothing after the document"));
+/// Parses `source`, whose root must be an object.
+pub(super) fn parse(source: &str) -> Result<DocumentNode, ConfigFault> {
+    let mut parser = JsonParser { source, position: 0 };
+    parser.skip_whitespace();
+    let root = parser.value(0)?;
+    parser.skip_whitespace();
+    if parser.position < source.len() {
+        return Err(parser.fault("unexpected text after the document"));
     }
     match root.value {
-        Value::Table(_) => Ok(Node { span: 0..0, ..root }),
+        DocumentValue::Table(_) => Ok(DocumentNode { span: 0..0, ..root }),
         _ => Err(fault(root.span, "expected an object")),
     }
 }
 
-struct Reader<'a> {
+struct JsonParser<'a> {
     source: &'a str,
     position: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> JsonParser<'a> {
     fn rest(&self) -> &'a str {
         &self.source[self.position..]
     }
@@ -39,26 +41,26 @@ impl<'a> Reader<'a> {
         self.source.as_bytes().get(self.position).copied()
     }
 
-    /// Passes `token` where it comes next.
+    /// Consumes `token` if it is next.
     fn take(&mut self, token: &str) -> bool {
-        let found = self.rest().starts_with(token);
-        if found {
+        let is_next = self.rest().starts_with(token);
+        if is_next {
             self.position += token.len();
         }
-        found
+        is_next
     }
 
-    fn blank(&mut self) {
+    fn skip_whitespace(&mut self) {
         let rest = self.rest();
         self.position += rest.len() - rest.trim_start_matches([' ', '\t', '\r', '\n']).len();
     }
 
-    fn fault(&self, message: &str) -> Fault {
+    fn fault(&self, message: &str) -> ConfigFault {
         let width = self.rest().chars().next().map_or(0, char::len_utf8);
         fault(self.position..self.position + width, message)
     }
 
-    fn value(&mut self, depth: usize) -> Result<Node, Fault> {
+    fn value(&mut self, depth: usize) -> Result<DocumentNode, ConfigFault> {
         if depth > DEPTH_MAX {
             return Err(self.fault("values are nested too deeply"));
         }
@@ -66,44 +68,44 @@ impl<'a> Reader<'a> {
         let value = match self.peek() {
             Some(b'{') => self.object(depth)?,
             Some(b'[') => self.array(depth)?,
-            Some(b'"') => Value::Text(self.text()?),
+            Some(b'"') => DocumentValue::String(self.string()?),
             Some(b'-' | b'0'..=b'9') => self.number()?,
-            _ if self.take("true") => Value::Truth(true),
-            _ if self.take("false") => Value::Truth(false),
-            _ if self.take("null") => Value::Other("null"),
+            _ if self.take("true") => DocumentValue::Boolean(true),
+            _ if self.take("false") => DocumentValue::Boolean(false),
+            _ if self.take("null") => DocumentValue::Unsupported("null"),
             _ => return Err(self.fault("expected a value")),
         };
-        Ok(Node { span: start..self.position, value })
+        Ok(DocumentNode { span: start..self.position, value })
     }
 
-    fn object(&mut self, depth: usize) -> Result<Value, Fault> {
-        let mut entries: Vec<Entry> = Vec::new();
+    fn object(&mut self, depth: usize) -> Result<DocumentValue, ConfigFault> {
+        let mut entries: Vec<DocumentEntry> = Vec::new();
         self.take("{");
-        self.blank();
+        self.skip_whitespace();
         if self.take("}") {
-            return Ok(Value::Table(entries));
+            return Ok(DocumentValue::Table(entries));
         }
         loop {
-            self.blank();
+            self.skip_whitespace();
             let start = self.position;
             if self.peek() != Some(b'"') {
                 return Err(self.fault("expected a name in double quotes"));
             }
-            let key = self.text()?;
+            let key = self.string()?;
             let key_span = start..self.position;
             if entries.iter().any(|entry| entry.key == key) {
                 return Err(fault(key_span, "duplicate key"));
             }
-            self.blank();
+            self.skip_whitespace();
             if !self.take(":") {
                 return Err(self.fault("expected `:`"));
             }
-            self.blank();
+            self.skip_whitespace();
             let node = self.value(depth + 1)?;
-            entries.push(Entry { key, key_span, node });
-            self.blank();
+            entries.push(DocumentEntry { key, key_span, node });
+            self.skip_whitespace();
             if self.take("}") {
-                return Ok(Value::Table(entries));
+                return Ok(DocumentValue::Table(entries));
             }
             if !self.take(",") {
                 return Err(self.fault("expected `,` or `}`"));
@@ -111,19 +113,19 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn array(&mut self, depth: usize) -> Result<Value, Fault> {
+    fn array(&mut self, depth: usize) -> Result<DocumentValue, ConfigFault> {
         let mut items = Vec::new();
         self.take("[");
-        self.blank();
+        self.skip_whitespace();
         if self.take("]") {
-            return Ok(Value::List(items));
+            return Ok(DocumentValue::Array(items));
         }
         loop {
-            self.blank();
+            self.skip_whitespace();
             items.push(self.value(depth + 1)?);
-            self.blank();
+            self.skip_whitespace();
             if self.take("]") {
-                return Ok(Value::List(items));
+                return Ok(DocumentValue::Array(items));
             }
             if !self.take(",") {
                 return Err(self.fault("expected `,` or `]`"));
@@ -131,8 +133,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A string. Its end is found here, its escapes are left to `serde_json`.
-    fn text(&mut self) -> Result<String, Fault> {
+    /// A string: finds its end; `serde_json` decodes its escapes.
+    fn string(&mut self) -> Result<String, ConfigFault> {
         let start = self.position;
         let mut escaped = true; // the opening quote does not end the string
         for (offset, byte) in self.rest().bytes().enumerate() {
@@ -143,15 +145,15 @@ impl<'a> Reader<'a> {
                     self.position += offset + 1;
                     let span = start..self.position;
                     return serde_json::from_str(&self.source[span.clone()])
-                        .map_err(|_| fault(span, "malformed string: an unknown escape or a control character"));
+                        .map_err(|_| fault(span, "malformed string: unknown escape or control character"));
                 }
                 _ => {}
             }
         }
-        Err(fault(start..self.source.len(), "the string has no end"))
+        Err(fault(start..self.source.len(), "unterminated string"))
     }
 
-    fn number(&mut self) -> Result<Value, Fault> {
+    fn number(&mut self) -> Result<DocumentValue, ConfigFault> {
         let start = self.position;
         let digits = |c: char| c.is_ascii_digit() || matches!(c, '-' | '+' | '.' | 'e' | 'E');
         self.position += self.rest().find(|c| !digits(c)).unwrap_or(self.rest().len());
@@ -159,13 +161,13 @@ impl<'a> Reader<'a> {
         let number: serde_json::Number =
             serde_json::from_str(&self.source[span.clone()]).map_err(|_| fault(span, "malformed number"))?;
         Ok(match (number.as_i64(), number.as_f64()) {
-            (Some(whole), _) => Value::Whole(whole),
-            (None, Some(real)) if number.is_f64() => Value::Real(real),
-            _ => Value::Other("a number out of range"),
+            (Some(integer), _) => DocumentValue::Integer(integer),
+            (None, Some(float)) if number.is_f64() => DocumentValue::Float(float),
+            _ => DocumentValue::Unsupported("a number out of range"),
         })
     }
 }
 
-fn fault(span: Range<usize>, message: &str) -> Fault {
-    At { path: String::new(), span }.error(Problem::new(Code::Syntax, message))
+fn fault(span: Range<usize>, message: &str) -> ConfigFault {
+    DocumentLocation { path: String::new(), span }.error(ConfigProblem::new(FaultCode::Syntax, message))
 }

@@ -1,297 +1,308 @@
-//! The documentation of keys. Types, ranges and defaults are those that the readers ask with; only meanings are written here.
+//! Generates the reference of configuration keys. Types, ranges and defaults come from the readers;
+//! only the descriptions are written here.
 
 use std::fmt::Write;
 use std::path::Path;
 
-use super::expand::Values;
-use super::reading::{Absent, Asked, Reading};
-use super::{Format, document, section};
+use super::document::{self, DocumentFormat};
+use super::expand::ExpansionEnvironment;
+use super::read_context::{KeyDefault, KeySpec, ReadContext};
+use super::{section, table_reader};
 
-/// A document with one table of each kind, so that every reader asks for its keys.
+/// A document with one table of each kind, so that every reader declares its keys.
 const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[[routes]]\n";
 
-/// What each key means, in the order of the documentation. A test proves that no key is missing and none is left over.
-const MEANINGS: &[(&str, &str)] = &[
-    ("version", "Version of this format."),
-    ("server.workers", "Event loops, each on a thread of its own. 0: one per core available to the process."),
-    ("server.node", "This gateway's name in a fleet, in its first log line, `/api/v1/status` and `tidegate_info`."),
-    ("server.drain_timeout", "After SIGTERM: how long running requests may take to end before they are cut off."),
-    ("listen[].address", "Address to serve. `[[listen]]` may be repeated; without any, one loopback port is served."),
-    ("listen[].proxy_protocol", "Whether connections begin with a PROXY header."),
+/// Descriptions in the order of the documentation. A test proves that each key has exactly one.
+const DESCRIPTIONS: &[(&str, &str)] = &[
+    ("version", "Version of the configuration format."),
+    ("server.workers", "Event loops, one thread each. 0: one per core available to the process."),
+    (
+        "server.node",
+        "Name of this gateway in the fleet; appears in its first log line, `/api/v1/status` and `tidegate_info`.",
+    ),
+    ("server.drain_timeout", "After SIGTERM: longest time for requests in flight to complete before they are aborted."),
+    (
+        "listen[].address",
+        "Listen address. `[[listen]]` may be repeated; without any, the gateway listens on one loopback port.",
+    ),
+    ("listen[].proxy_protocol", "Whether connections start with a PROXY protocol header."),
     (
         "listen[].tls.certificates[].cert",
-        "PEM file with the certificate chain, leaf first. Chosen by SNI; read again when it changes.",
+        "PEM file with the certificate chain, leaf first. Selected by SNI; reloaded when the file changes.",
     ),
-    ("listen[].tls.certificates[].key", "PEM file with the private key of the leaf."),
-    ("listen[].tls.min_version", "Lowest TLS version that is spoken."),
-    ("admin.address", "Address of `/live`, `/ready`, `/metrics`, `/api/v1` and the dashboard."),
-    ("admin.token", "Bearer token that `/api` asks for. Empty: `/api` answers on a loopback address only."),
-    ("limits_http.header_bytes", "Bytes of a request head; more is answered 431."),
-    ("limits_http.header_fields", "Fields of a request head; more is answered 431."),
-    ("limits_http.uri_bytes", "Bytes of a request target; more is answered 414."),
-    ("limits_http.body_bytes", "Bytes of a request body; more is answered 413."),
+    ("listen[].tls.certificates[].key", "PEM file with the private key of the leaf certificate."),
+    ("listen[].tls.min_version", "Lowest accepted TLS version."),
+    ("admin.address", "Listen address of `/live`, `/ready`, `/metrics`, `/api/v1` and the dashboard."),
+    ("admin.token", "Bearer token that `/api` requires. Empty: `/api` is enabled on a loopback address only."),
+    ("limits_http.header_bytes", "Largest request head; a larger one gets 431."),
+    ("limits_http.header_fields", "Most fields of a request head; more get 431."),
+    ("limits_http.uri_bytes", "Longest request target; a longer one gets 414."),
+    ("limits_http.body_bytes", "Largest request body; a larger one gets 413."),
     (
         "limits_http.header_timeout",
-        "From the first byte of a head, or the accepted connection, to its last; later is answered 408.",
+        "Longest time from the accepted connection, or the first byte of a request head, to the end of the head; after it the client gets 408.",
     ),
     (
         "limits_http.idle_timeout",
-        "Silence between two requests on a connection, or while a body or an answer should move.",
+        "Longest idle time between two requests on a connection, and longest stall of a body or a response.",
     ),
     (
         "limits_http.body_rate",
-        "Bytes per second that a client must send of a body, or take of an answer, on average, after 10 s (or `idle_timeout` if that is shorter); slower is answered 408 or cut. `\"0B\"`: any rate. HTTP/1.1 only.",
+        "Lowest average rate per second at which a client must send a request body or read a response, measured after 10 s (or `idle_timeout` if that is shorter); a slower client gets 408 or an aborted response. `\"0B\"`: no lower bound. HTTP/1.1 only.",
     ),
-    ("limits_http.get_body", "What becomes of a body of GET or HEAD: passed on, or answered 400."),
-    ("limits_http.connections", "Connections the process holds at once; more are closed as they arrive."),
-    ("limits_http.connections_per_ip", "Connections one address (IPv6: one /64) holds at once."),
+    ("limits_http.get_body", "Handling of a body of GET or HEAD: `forward` it, or `refuse` it with 400."),
+    ("limits_http.connections", "Most concurrent connections of the process; further ones are closed on arrival."),
+    ("limits_http.connections_per_ip", "Most concurrent connections of one address (IPv6: one /64)."),
     (
         "identity.trusted_proxies",
-        "Networks whose `Forwarded`, `X-Forwarded-For` (with `X-Forwarded-Proto` and `-Host`) and identity headers are believed.",
+        "Networks of trusted proxies: `Forwarded`, `X-Forwarded-For` (with `X-Forwarded-Proto` and `-Host`) and identity headers are accepted from them only.",
     ),
     (
         "identity.forwarded_field",
-        "Which field trusted proxies write whom a request came from in; the other is not believed. `either`: `Forwarded` only where there is no `X-Forwarded-For`. A proxy that writes one passes a client's own line of the other on: name it where that is `forwarded`.",
+        "Field in which trusted proxies record the client address; the other one is ignored. `either`: `Forwarded` is used only if `X-Forwarded-For` is absent. A proxy that writes one of the fields forwards the other one unchanged from the client: set this key to `forwarded` if the proxy writes `Forwarded`.",
     ),
     (
         "identity.device",
-        "Sources of the device, tried in order, bound to the address (IPv6: its /64). None present: that alone.",
+        "Sources of the device, tried in order, combined with the address (IPv6: its /64). If none is present, the device is the address alone.",
     ),
     (
         "identity.user",
-        "What names the user: a header, believed from `trusted_proxies` only, or a claim of a signed token.",
+        "Source of the user: a header, accepted from `trusted_proxies` only, or a claim of a signed token.",
     ),
     (
         "identity.user.jwt.keys",
-        "File with the JWK set (RFC 7517) that tokens are verified with; read again when it changes. Keys for other uses or algorithms are left out.",
+        "File with the JWK set (RFC 7517) that verifies tokens; reloaded when it changes. Keys with another use or algorithm are ignored.",
     ),
     (
         "identity.user.jwt.algorithms",
-        "Algorithms that a token may be signed with, whatever it says itself. `HS` algorithms take `oct` keys, and neither goes together with others.",
+        "Accepted signature algorithms; the token's own choice is not trusted. `HS` algorithms need `oct` keys and cannot be combined with others.",
     ),
-    ("identity.user.jwt.claim", "Claim at the top level of the token that names the user: text or a number."),
-    ("identity.user.jwt.issuer", "What `iss` must be. Absent: it may be anything."),
+    ("identity.user.jwt.claim", "Top-level claim that names the user: a string or a number."),
+    ("identity.user.jwt.issuer", "Required value of `iss`. Absent: any issuer is accepted."),
     (
         "identity.user.jwt.audience",
-        "Values of which `aud` must have one. None: it is not looked at, and tokens that the issuer made for others are believed.",
+        "Accepted values of `aud`, of which a token needs one. Empty: `aud` is not checked, and tokens that the issuer made for other services are accepted.",
     ),
     (
         "identity.user.jwt.leeway",
-        "By how much the clocks of issuer and gateway may differ, for `exp` (which a token must have) and `nbf`.",
+        "Tolerated clock difference between issuer and gateway, for `exp` (required in a token) and `nbf`.",
     ),
     (
         "identity.user.jwt.token",
-        "Where the token is: `Authorization: Bearer`, a header (after `Bearer ` or alone) or a cookie. It goes on to the upstream as it came.",
+        "Location of the token: `Authorization: Bearer`, a header (with or without `Bearer `) or a cookie. It is forwarded to the upstream unchanged.",
     ),
     (
         "identity.tier",
-        "What names the user's tier, likewise. A name that `[tiers]` does not have, or none, is `standard`; who has no user is `anonymous`.",
+        "Source of the user class: a header, accepted from `trusted_proxies` only, or a claim of the token of `identity.user`. A user without a class, or with one that `[tiers]` does not define, is `standard`; a caller without a user is `anonymous`.",
     ),
-    ("identity.tier.jwt_claim", "Claim of the token of `identity.user` that names the tier."),
+    ("identity.tier.jwt_claim", "Claim of the token of `identity.user` that names the user class."),
     (
         "identity.region",
-        "Sources of the region, tried in order. Responses are stored for the first 1,024 regions that a process meets. `geoip:` is not available yet.",
+        "Sources of the region, tried in order. Responses are cached for the first 1,024 regions of a process. `geoip:` is not available yet.",
     ),
-    ("identity.region_default", "Region of callers that name none."),
+    ("identity.region_default", "Region of callers without a region."),
     (
         "tiers.NAME",
-        "Weight of a user tier on rate and burst of device, user and key limits. `anonymous` and `standard` always exist, with weight 1.",
+        "Weight of a user class: a factor on rate and burst of limits with tier `device`, `user` and `key`. `anonymous` and `standard` always exist, with weight 1.",
     ),
-    ("redis.deadline", "Longest time any cache operation takes, whatever Redis does."),
+    ("redis.deadline", "Longest time of any cache operation, whatever the state of Redis."),
     (
         "redis.nodes",
-        "Expected size of the fleet: a node's share of cluster limits before Redis has told it one, or without any Redis (`nodes` is then the only key).",
+        "Expected number of nodes in the fleet: sets a node's share of cluster limits until Redis has assigned one, or without Redis (`nodes` is then the only key).",
     ),
-    ("redis.secret", "Authenticates stored entries. Empty: they are checked for damage only."),
+    ("redis.secret", "Key of the MAC on stored entries. Empty: entries have a checksum against damage only."),
     (
         "redis.regions.NAME.slots",
-        "Parts that the region's keys are split into, spread over its endpoints and at least as many. The region `default` must exist.",
+        "Slots of the region's key space, spread over its endpoints; at least one per endpoint. The region `default` must exist.",
     ),
     (
         "redis.compression",
-        "How texts are compressed on their way to Redis: `zstd` takes a third less of its memory and three times as long to decompress. Gateways read what others stored, whatever they are set to.",
+        "Compression of text bodies stored in Redis: `zstd` needs a third less memory in Redis and three times as long to decompress. Every gateway reads all three forms, whatever this key is set to.",
     ),
     (
         "redis.compress_from",
-        "Bodies of text that are as large are compressed on their way to Redis; those with a `Content-Encoding` never.",
+        "Smallest text body that is compressed for Redis; a body with `Content-Encoding` is never compressed.",
     ),
     (
         "redis.hot_copies",
-        "Servers of a region that hold what is hot (`cache.hot_rate`), the key's own included; readers choose one at random.",
+        "Servers of a region that hold a hot key (`cache.hot_rate`), including the server of its own slot; readers choose one at random.",
     ),
-    (
-        "redis.tls.ca",
-        "File with the certificates that may sign those of `rediss://` servers; without it, the system's.",
-    ),
-    ("redis.tls.cert", "File with a certificate of this node for `rediss://` servers that ask for one."),
-    ("redis.tls.key", "File with its key."),
+    ("redis.tls.ca", "File with the CA certificates for `rediss://` servers; absent: those of the system."),
+    ("redis.tls.cert", "File with the client certificate for `rediss://` servers that require one."),
+    ("redis.tls.key", "File with the private key of the client certificate."),
     (
         "redis.regions.NAME.endpoints",
-        "Redis servers of the region: `redis://`, `rediss://` for TLS, or `redis+sentinel://HOST:PORT,HOST:PORT/MASTER` for a master that Sentinels name (which are asked in plain text, without a login). Not with `cluster`.",
+        "Redis servers of the region: `redis://`, `rediss://` for TLS, or `redis+sentinel://HOST:PORT,HOST:PORT/MASTER` for a master that Sentinels monitor (the connections to Sentinels use neither TLS nor a login). Excludes `cluster`.",
     ),
     (
         "redis.regions.NAME.fallback",
-        "Regions that are asked, in this order, for what this one does not have or cannot say. What they have was meant for their own clients.",
+        "Regions that are read, in this order, on a miss or an error in this region. Their entries were stored for their own clients.",
     ),
     (
         "redis.regions.NAME.cluster",
-        "Some nodes of the Redis Cluster that holds the region, instead of `endpoints`; the others are found by themselves.",
+        "Some nodes of the Redis Cluster that holds the region, instead of `endpoints`; the other nodes are discovered.",
     ),
-    ("cache.memory", "Bytes of the local tier."),
+    ("cache.memory", "Size of the local cache layer."),
     (
         "cache.hot_rate",
-        "Lookups of one key, over all threads of the process, from which it is hot: it is not pushed out of memory, and its entry is read from several servers.",
+        "Rate of lookups of one key, over all threads of the process, at which the key becomes hot: it is pinned in memory, and its entry is read from several servers.",
     ),
     ("cache.object_bytes", "Largest response that is stored; larger ones pass through."),
-    ("cache.remote_object_bytes", "Largest response that is stored remotely; larger ones stay local."),
-    ("cache.fill_bytes", "Bytes of all responses on their way into the cache; more pass through and are not stored."),
+    ("cache.remote_object_bytes", "Largest response that is stored in Redis; larger ones are stored locally only."),
+    (
+        "cache.inflight_fetch_bytes",
+        "Bytes of all responses being fetched into the cache; further ones pass through and are not stored. Its former name `fill_bytes` is accepted in this version, with a warning.",
+    ),
     (
         "cache.key_ignore_query",
-        "Query parameters that are left out of the cache key; a `*` at the end stands for any rest.",
+        "Query parameters that are not part of the cache key; a trailing `*` matches any suffix.",
     ),
     (
         "cache.key_query_order",
-        "Whether two queries that differ in the order of their parameters are two keys (`kept`) or one (`sorted`).",
+        "Whether the order of query parameters is part of the cache key (`kept`) or not (`sorted`).",
     ),
     (
         "cache.key_fields",
-        "Request fields that are part of every key, such as the one that names a tenant. Their answers are never shared between values.",
+        "Request fields that are part of every cache key, such as a tenant header. Responses are never shared between different values.",
     ),
+    ("cache.status_key", "Whether `Cache-Status` contains the cache key: for debugging, not for public responses."),
     (
-        "cache.status_key",
-        "Whether `Cache-Status` tells the key that was looked up: for finding out, not for the public.",
+        "cache.variants",
+        "Most variants (`Vary`) of one URI that are stored at a time; after that, further ones pass through for a minute.",
     ),
-    ("cache.variants", "Most variants (`Vary`) of one URI that are stored at a time; more pass through for a minute."),
     (
         "cache.targeted",
-        "Fields by which the origin speaks to this cache alone, before `Cache-Control` and `Expires`; the first that is valid counts (RFC 9213).",
+        "Targeted cache-control fields (RFC 9213), which take precedence over `Cache-Control` and `Expires`; the first valid one is used.",
     ),
-    ("cache.targeted_to_clients", "Whether clients see these fields."),
-    ("access.exempt", "Who is never limited: networks, `device:ID`, `user:ID`."),
-    ("access.denied", "Who is answered 403, likewise; before `exempt`."),
+    ("cache.targeted_to_clients", "Whether clients receive the targeted fields."),
+    ("access.exempt", "Allow list, exempt from limits: networks, `device:ID`, `user:ID`."),
+    (
+        "access.denied",
+        "Deny list, rejected with 403: networks, `device:ID`, `user:ID`. Takes precedence over `exempt`.",
+    ),
     (
         "limits.NAME.tier",
-        "What the limit counts by: each device, each user, each value of a `key`, this node, or the whole fleet.",
+        "Scope of the limit: each device, each user, each value of a `key`, this node, or the whole fleet (`cluster`).",
     ),
-    ("limits.NAME.rate", "Requests that are let through in the long run: a whole number per `s`, `m`, `h` or `d`."),
-    ("limits.NAME.burst", "Requests that are let through at once."),
-    ("limits.NAME.mode", "`enforce` denies, `shadow` only counts what it would deny, `off` does nothing."),
-    ("limits.NAME.percent", "Share of subjects the limit applies to; which ones is stable."),
+    ("limits.NAME.rate", "Long-term rate of admitted requests: an integer per `s`, `m`, `h` or `d`."),
+    ("limits.NAME.burst", "Requests admitted at once."),
+    ("limits.NAME.mode", "`enforce` denies, `shadow` only counts what it would deny, `off` disables the limit."),
+    ("limits.NAME.percent", "Percentage of subjects that the limit applies to; the choice is stable per subject."),
     (
         "limits.NAME.key",
-        "What a limit of tier `key` counts by, such as a tenant, an API key, a part of the path or a claim of a verified token. A request without it is not counted. At most 8 different ones.",
+        "Key of a limit with tier `key`, such as a tenant, an API key, a path segment or a claim of a verified token. A request without the key is not counted. At most 8 different keys in all limits.",
     ),
     (
         "limits.NAME.keys",
-        "Devices, users or keys that the limit holds at a time, 63 bytes each; 65,536 where nothing is said. Under a flood of new ones those that asked for most stay.",
+        "Most devices, users or keys that the limit tracks at a time, 63 bytes each; 65,536 if absent. Under a flood of new keys, those with the highest demand stay.",
     ),
     (
         "limits.NAME.per_address",
-        "Of a limit of tier `device`: how many devices' worth one address (IPv6: one /64) may use in all, whatever ids it shows. 0: any.",
+        "With tier `device`: budget of one address (IPv6: one /64) as a multiple of one device's quota, whatever device IDs it sends. 0: no bound.",
     ),
     (
         "limits.NAME.reserve.NAME",
-        "Of a limit that all share: the part of what can be had at once that this tier of users leaves to the others, so that ordinary traffic stops before heavier users do; below 1.",
+        "With tier `node` or `cluster`: fraction of the available burst that this user class leaves to the others, so that ordinary traffic is denied before users of higher classes; below 1.",
     ),
     (
         "limits.NAME.headers",
-        "What clients are told: `all`, the `policy` without what is left, or `none`. A denial always says when to come back.",
+        "`RateLimit` headers sent to clients: `all`, the `policy` without the remaining quota, or `none`. A denial always has `Retry-After`.",
     ),
     ("upstreams.NAME.dns", "URL whose host is resolved to endpoints."),
-    ("upstreams.NAME.retries", "Further attempts of safe methods."),
+    ("upstreams.NAME.retries", "Retries of safe methods."),
     ("upstreams.NAME.health", "Active health checks: `{ path, interval }`."),
-    ("upstreams.NAME.concurrency", "Adaptive limit on concurrent requests: `{ min, max }`."),
+    ("upstreams.NAME.concurrency", "Adaptive limit of concurrent requests: `{ min, max }`."),
     ("upstreams.NAME.endpoints", "Servers. `https://` is not available yet."),
-    ("upstreams.NAME.balance", "How a request chooses an endpoint."),
-    ("upstreams.NAME.connect_timeout", "From the first packet to an open connection."),
-    ("upstreams.NAME.timeout", "The whole exchange; the deadline that travels with the request."),
-    ("upstreams.NAME.breaker.error_ratio", "Share of failed calls in the window at which the breaker opens."),
-    ("upstreams.NAME.breaker.slow", "A call that takes longer is slow, from that moment on."),
-    ("upstreams.NAME.breaker.slow_ratio", "Share of slow calls in the window at which the breaker opens."),
-    ("upstreams.NAME.breaker.minimum", "Calls in the window before it may open."),
-    ("upstreams.NAME.breaker.window", "How far back calls count."),
-    ("upstreams.NAME.breaker.open", "How long calls are rejected before probes are let through."),
+    ("upstreams.NAME.balance", "Load balancing over the endpoints."),
+    ("upstreams.NAME.connect_timeout", "Longest time to establish a connection."),
+    ("upstreams.NAME.timeout", "Deadline of the whole exchange; it travels with the request."),
+    ("upstreams.NAME.breaker.error_ratio", "Ratio of failed calls in the window at which the breaker opens."),
+    ("upstreams.NAME.breaker.slow", "Duration above which a call counts as slow, even while it is in flight."),
+    ("upstreams.NAME.breaker.slow_ratio", "Ratio of slow calls in the window at which the breaker opens."),
+    ("upstreams.NAME.breaker.minimum", "Calls in the window before the breaker may open."),
+    ("upstreams.NAME.breaker.window", "Length of the window in which calls are counted."),
+    ("upstreams.NAME.breaker.open", "How long the breaker stays open before it is half-open and admits probes."),
     ("routes[].name", "Name in logs and metrics; unique."),
-    ("routes[].match.host", "Host that matches: any, this one, or those below a domain."),
-    ("routes[].match.path", "Path that matches; the most specific route wins."),
-    ("routes[].match.methods", "Methods that match; none: all."),
-    ("routes[].upstream", "Name of the upstream that answers."),
-    ("routes[].limits", "Names of the limits that apply, all of which have to agree."),
-    ("routes[].cost", "What one request costs in each limit; at most the burst of each."),
+    ("routes[].match.host", "Matching host: any, an exact one, or all subdomains of a domain."),
+    ("routes[].match.path", "Matching path; the most specific route wins."),
+    ("routes[].match.methods", "Matching methods; empty: all."),
+    ("routes[].upstream", "Name of the upstream."),
+    ("routes[].limits", "Names of the limits that apply; all of them must admit the request."),
+    ("routes[].cost", "Cost of one request in each limit; at most the burst of each."),
     (
         "routes[].cost_by_status.NAME",
-        "What an answer costs beside that, by its status or class (`401`, `5xx`): failed logins, for instance.",
+        "Additional cost of a response by its status or class (`401`, `5xx`), for failed logins for instance.",
     ),
     ("routes[].journal", "Accepts writes with 202 and replays them."),
     (
         "routes[].cache.tags",
-        "Response field that holds surrogate keys, separated by white space or commas; `\"\"`: none. What it names can be purged: see [purging](purging.md).",
+        "Response field with the surrogate keys, separated by white space or commas; `\"\"`: none. They can be purged: see [purging](purging.md).",
     ),
     ("routes[].cache.mode", "`standard` is RFC 9111 as a shared cache; `off` neither looks up nor stores."),
-    ("routes[].cache.default_ttl", "Freshness of responses that carry none."),
+    ("routes[].cache.default_ttl", "Freshness lifetime of responses without explicit freshness information."),
     (
         "routes[].cache.ttl.NAME",
-        "Freshness of responses with a status (`404`) or of a class (`5xx`), over what the origin says; `\"0s\"`: not stored.",
+        "Freshness lifetime of responses with a status (`404`) or of a class (`5xx`), which overrides the origin's; `\"0s\"`: not stored.",
     ),
     (
         "routes[].cache.ttl_jitter_percent",
-        "Up to this many percent of its freshness are taken from each response at random: what was stored together does not expire together.",
+        "Up to this percentage of the freshness lifetime is subtracted at random from each response, so that responses stored together do not expire together.",
     ),
     (
         "routes[].cache.heuristic_max",
-        "At most this long counts as fresh what has `Last-Modified` and nothing else: a tenth of its time without a change. `\"0s\"`: never.",
+        "Upper bound of heuristic freshness: a tenth of the time since `Last-Modified`, for responses without other freshness information. `\"0s\"`: no heuristic freshness.",
     ),
     (
         "routes[].cache.set_cookie",
-        "Whether responses with `Set-Cookie` are stored: `private` not, `shared` like others, cookie and all.",
+        "Handling of responses with `Set-Cookie`: `private` does not store them, `shared` stores them like others, including the cookie.",
     ),
-    (
-        "routes[].cache.stale_if_error",
-        "How long past its freshness a response answers for a failing upstream (RFC 5861).",
-    ),
+    ("routes[].cache.stale_if_error", "How long a stale response may be served if the upstream fails (RFC 5861)."),
     (
         "routes[].cache.stale_while_revalidate",
-        "How long past its freshness a response answers while it is validated (RFC 5861).",
+        "How long a stale response may be served while it is revalidated (RFC 5861).",
     ),
-    ("routes[].degrade.status", "Status of the last answer; 503 is 502 where the upstream's answer is malformed."),
-    ("routes[].degrade.html", "File with the page for clients that accept HTML. Absent: the built-in one."),
-    ("routes[].degrade.json", "File with the page for clients that accept JSON. Absent: the built-in one."),
-    ("routes[].degrade.retry_after", "Middle of the jittered `Retry-After`."),
-    ("log.access", "Where the access log goes, as JSON lines."),
-    ("log.level", "Least severe event that is logged."),
+    (
+        "routes[].degrade.status",
+        "Status of the fallback response; 503 becomes 502 if the response of the upstream is malformed.",
+    ),
+    ("routes[].degrade.html", "File with the page for clients that accept HTML. Absent: the built-in page."),
+    ("routes[].degrade.json", "File with the document for clients that accept JSON. Absent: the built-in document."),
+    ("routes[].degrade.retry_after", "Center of the range of the jittered `Retry-After`."),
+    ("log.access", "Destination of the access log (JSON lines)."),
+    ("log.level", "Least severe event in the log."),
     ("journal", "Store of accepted writes."),
     ("tracing.otlp", "Endpoint that spans are sent to."),
 ];
 
-/// The table of keys in Markdown, as it stands in `docs/configuration.md`.
-pub fn markdown() -> String {
-    let asked = asked();
-    let mut text = String::from("| key | takes | default | meaning |\n|---|---|---|---|\n");
-    for (key, meaning) in MEANINGS {
-        let found = asked.iter().find(|asked| asked.key == *key);
-        let (kind, default) = found.map_or_else(Default::default, described);
-        writeln!(text, "| `{key}` | {kind} | {default} | {meaning} |").expect("writing to a string does not fail");
+/// The table of keys in Markdown, as in `docs/configuration.md`.
+pub(crate) fn markdown() -> String {
+    let keys = declared_keys();
+    let mut text = String::from("| key | type | default | description |\n|---|---|---|---|\n");
+    for (key, description) in DESCRIPTIONS {
+        let spec = keys.iter().find(|spec| spec.key == *key);
+        let (kind, default) = spec.map_or_else(Default::default, kind_and_default);
+        writeln!(text, "| `{key}` | {kind} | {default} | {description} |").expect("writing to a string does not fail");
     }
     text
 }
 
-fn described(asked: &Asked) -> (String, String) {
-    let default = match &asked.absent {
-        Absent::Required => "required".to_owned(),
-        Absent::Nothing => "none".to_owned(),
-        Absent::Value(value) => format!("`{value}`"),
-        Absent::Later => "not available yet".to_owned(),
+fn kind_and_default(spec: &KeySpec) -> (String, String) {
+    let default = match &spec.default {
+        KeyDefault::Required => "required".to_owned(),
+        KeyDefault::None => "none".to_owned(),
+        KeyDefault::Value(value) => format!("`{value}`"),
+        KeyDefault::Unavailable => "not available yet".to_owned(),
     };
-    (asked.kind.clone(), default)
+    (spec.kind.clone(), default)
 }
 
-/// Every key that some reader asks for.
-fn asked() -> Vec<Asked> {
-    let root = document::read(SKELETON, Format::Toml).expect("the skeleton is well-formed");
-    let values = Values::new(Path::new(""), &|_| None);
-    let reading = Reading::new(SKELETON, values);
-    reading.document(&root, section::read);
-    reading.asked()
+/// Every key that a reader declares.
+fn declared_keys() -> Vec<KeySpec> {
+    let root = document::parse(SKELETON, DocumentFormat::Toml).expect("the skeleton is well-formed");
+    let environment = ExpansionEnvironment::new(Path::new(""), &|_| None);
+    let context = ReadContext::new(SKELETON, environment);
+    table_reader::read_document(&context, &root, section::read);
+    context.keys()
 }
 
 #[cfg(test)]
@@ -302,25 +313,25 @@ mod tests {
     const END: &str = "<!-- end of keys -->\n";
 
     #[test]
-    fn exactly_the_keys_that_are_read_are_documented() {
-        let mut read: Vec<String> = asked().into_iter().map(|asked| asked.key).collect();
-        let mut documented: Vec<&str> = MEANINGS.iter().map(|(key, _)| *key).collect();
-        read.sort();
+    fn every_declared_key_is_documented_and_no_other() {
+        let mut declared: Vec<String> = declared_keys().into_iter().map(|spec| spec.key).collect();
+        let mut documented: Vec<&str> = DESCRIPTIONS.iter().map(|(key, _)| *key).collect();
+        declared.sort();
         documented.sort_unstable();
-        assert_eq!(read, documented);
+        assert_eq!(declared, documented);
     }
 
     #[test]
-    fn the_page_shows_the_keys() {
+    fn configuration_page_is_up_to_date() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/configuration.md");
         let page = std::fs::read_to_string(path).expect("docs/configuration.md exists");
         let (before, rest) = page.split_once(BEGIN).expect("the page marks where the keys begin");
         let (_, after) = rest.split_once(END).expect("the page marks where the keys end");
-        let wanted = format!("{before}{BEGIN}{}{END}{after}", markdown());
+        let expected = format!("{before}{BEGIN}{}{END}{after}", markdown());
         if std::env::var_os("UPDATE_DOCS").is_some() {
-            std::fs::write(path, wanted).expect("docs/configuration.md is writable");
+            std::fs::write(path, expected).expect("docs/configuration.md is writable");
         } else {
-            assert!(page == wanted, "docs/configuration.md is out of date: run the tests with UPDATE_DOCS=1");
+            assert!(page == expected, "docs/configuration.md is out of date: run the tests with UPDATE_DOCS=1");
         }
     }
 }

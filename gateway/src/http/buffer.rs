@@ -1,91 +1,94 @@
-//! Buffers from a per-thread pool: a connection holds one only while it has bytes to read or to write.
+//! Read and write buffers from a per-thread pool. A connection holds one only while it has bytes to
+//! read or to write.
 //!
-//! The one given back last is taken first, so that thousands of connections read into the few that the caches hold.
-//! Invariant: `start <= end <= space.len()`, and the bytes between are received and not consumed.
+//! The pool is last in, first out, so that thousands of connections share the few buffers that are
+//! in the CPU cache. Invariant: `start <= end <= space.len()`, and the bytes between are received
+//! and not consumed.
 
 use std::cell::RefCell;
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use super::io::Io;
+use super::transport::TransportStream;
 
-/// A first buffer; holds an ordinary head.
+/// Bytes of a small read buffer, the initial size: fits a typical message head.
 const SMALL: usize = 16 << 10;
-/// What a buffer grows to when a read fills it: fewer system calls for large bodies.
+/// Bytes of a large read buffer. A small one is replaced by it when a read fills it, which saves
+/// system calls for large bodies.
 const LARGE: usize = 64 << 10;
-/// Buffers of each size kept by a thread: 8 MiB of small and 2 MiB of large ones at most.
-const POOLED: [usize; 2] = [512, 32];
+/// Pooled read buffers per thread, small and large: at most 8 MiB and 2 MiB.
+const POOL_MAX: [usize; 2] = [512, 32];
 
 thread_local! {
     static POOL: RefCell<[Vec<Vec<u8>>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
-fn take(large: bool) -> Vec<u8> {
+fn take_from_pool(large: bool) -> Vec<u8> {
     POOL.with_borrow_mut(|pool| pool[usize::from(large)].pop())
         .unwrap_or_else(|| vec![0; if large { LARGE } else { SMALL }])
 }
 
-fn give(space: Vec<u8>) {
+fn return_to_pool(space: Vec<u8>) {
     let large = match space.len() {
         SMALL => false,
         LARGE => true,
         _ => return,
     };
-    POOL.with_borrow_mut(|pool| {
-        let shelf = &mut pool[usize::from(large)];
-        if shelf.len() < POOLED[usize::from(large)] {
-            shelf.push(space);
+    POOL.with_borrow_mut(|pools| {
+        let pool = &mut pools[usize::from(large)];
+        if pool.len() < POOL_MAX[usize::from(large)] {
+            pool.push(space);
         }
     });
 }
 
-/// What is kept of an output buffer: room for an ordinary head and a small body.
-const OUT: usize = 8 << 10;
-/// Output buffers kept by a thread: 2 MiB at most.
-const OUT_POOLED: usize = 256;
+/// Bytes of a pooled write buffer: fits a typical message head and a small body.
+const WRITE_BYTES: usize = 8 << 10;
+/// Pooled write buffers per thread: at most 2 MiB.
+const WRITE_POOL_MAX: usize = 256;
 
 thread_local! {
-    static OUT_POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static WRITE_POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Makes `out` an empty buffer to write a message into.
-pub fn take_out(out: &mut Vec<u8>) {
-    OUT_POOL.with_borrow_mut(|pool| match pool.pop() {
+/// Replaces `out` by an empty write buffer.
+pub(crate) fn take_write_buffer(out: &mut Vec<u8>) {
+    WRITE_POOL.with_borrow_mut(|pool| match pool.pop() {
         Some(pooled) => *out = pooled,
-        None => *out = Vec::with_capacity(OUT),
+        None => *out = Vec::with_capacity(WRITE_BYTES),
     });
 }
 
-/// Takes it back; one that has grown is not kept.
-pub fn give_out(mut out: Vec<u8>) {
-    if out.capacity() == OUT {
+/// Returns a write buffer to the pool. One that has grown is freed instead.
+pub(crate) fn return_write_buffer(mut out: Vec<u8>) {
+    if out.capacity() == WRITE_BYTES {
         out.clear();
-        OUT_POOL.with_borrow_mut(|pool| {
-            if pool.len() < OUT_POOLED {
+        WRITE_POOL.with_borrow_mut(|pool| {
+            if pool.len() < WRITE_POOL_MAX {
                 pool.push(out);
             }
         });
     }
 }
 
-/// Received bytes that wait to be parsed.
+/// Received bytes that are not parsed yet.
 #[derive(Default)]
-pub struct Buffer {
+pub(crate) struct ReadBuffer {
     space: Vec<u8>,
     start: usize,
     end: usize,
 }
 
-impl Buffer {
-    pub fn data(&self) -> &[u8] {
+impl ReadBuffer {
+    pub(crate) fn data(&self) -> &[u8] {
         &self.space[self.start..self.end]
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    pub fn consume(&mut self, count: usize) {
+    pub(crate) fn consume(&mut self, count: usize) {
         self.start = (self.start + count).min(self.end);
         if self.start == self.end {
             self.start = 0;
@@ -93,21 +96,26 @@ impl Buffer {
         }
     }
 
-    /// Gives the memory back while nothing waits in it.
-    pub fn release(&mut self) {
+    /// Returns the memory to the pool if the buffer is empty.
+    pub(crate) fn release(&mut self) {
         if self.is_empty() && !self.space.is_empty() {
-            give(std::mem::take(&mut self.space));
+            return_to_pool(std::mem::take(&mut self.space));
         }
     }
 
-    /// Reads once. `want` is how many unconsumed bytes must fit in all (a head's limit, or 1 for a body).
-    /// Returns 0 at the end of the stream. Cancel safe.
-    pub fn poll_fill(&mut self, io: &Io, cx: &mut Context<'_>, want: usize) -> Poll<io::Result<usize>> {
+    /// Reads once. `capacity` is how many unconsumed bytes must fit in total (the limit of a head,
+    /// or 1 for a body). Returns 0 at the end of the stream. Cancel safe.
+    pub(crate) fn poll_fill(
+        &mut self,
+        io: &TransportStream,
+        cx: &mut Context<'_>,
+        capacity: usize,
+    ) -> Poll<io::Result<usize>> {
         if self.space.is_empty() {
-            // Nothing is held while nothing has arrived.
+            // No memory is held before bytes have arrived.
             ready!(io.poll_readable(cx))?;
         }
-        self.make_room(want);
+        self.make_room(capacity);
         let room = self.space.len() - self.end;
         let Poll::Ready(read) = io.poll_read(cx, &mut self.space[self.end..]) else {
             self.release();
@@ -121,9 +129,9 @@ impl Buffer {
         Poll::Ready(Ok(count))
     }
 
-    fn make_room(&mut self, want: usize) {
+    fn make_room(&mut self, capacity: usize) {
         if self.space.is_empty() {
-            self.space = take(false);
+            self.space = take_from_pool(false);
         }
         if self.end < self.space.len() {
             return;
@@ -133,24 +141,24 @@ impl Buffer {
             self.end -= self.start;
             self.start = 0;
         } else {
-            self.grow(LARGE.max(want.next_power_of_two()).max(self.space.len() * 2));
+            self.grow(LARGE.max(capacity.next_power_of_two()).max(self.space.len() * 2));
         }
     }
 
     fn grow(&mut self, size: usize) {
-        let mut space = if size == LARGE { take(true) } else { vec![0; size] };
-        let held = self.end - self.start;
-        space[..held].copy_from_slice(&self.space[self.start..self.end]);
-        give(std::mem::replace(&mut self.space, space));
+        let mut space = if size == LARGE { take_from_pool(true) } else { vec![0; size] };
+        let unconsumed = self.end - self.start;
+        space[..unconsumed].copy_from_slice(&self.space[self.start..self.end]);
+        return_to_pool(std::mem::replace(&mut self.space, space));
         self.start = 0;
-        self.end = held;
+        self.end = unconsumed;
     }
 }
 
-impl Drop for Buffer {
+impl Drop for ReadBuffer {
     fn drop(&mut self) {
         if !self.space.is_empty() {
-            give(std::mem::take(&mut self.space));
+            return_to_pool(std::mem::take(&mut self.space));
         }
     }
 }

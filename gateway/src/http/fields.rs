@@ -1,32 +1,34 @@
-//! Header fields in arrival order, repeated lines and original spelling included (RFC 9110 section 5).
+//! Header fields in arrival order, with repeated lines and original spelling (RFC 9110 section 5).
 //!
-//! All lines of one message lie in one growing buffer as HTTP/1.1 writes them, so that a head is written by copying it, and
-//! the buffer is reused from message to message, so that a keep-alive connection parses without allocating. What was read stays at its
-//! front, to be gone back to where the next message repeats it. This file does not judge syntax: what is pushed here has been
-//! checked by the engine that read it, or is written by the gateway itself.
+//! All lines of a message are in one growing buffer, in HTTP/1.1 wire format: a head is written by
+//! copying the buffer. The buffer is reused by the next message, so a keep-alive connection parses
+//! without allocating. The received field section stays at the front of the buffer and is restored
+//! when the next message repeats it. This file does not validate syntax: the engine that parsed the
+//! fields has done so, or the gateway wrote them itself.
 
 mod known;
 
 use std::fmt;
 
-pub use known::{Known, KnownSet};
+pub use known::KnownField;
+pub(crate) use known::KnownFieldSet;
 
 #[derive(Clone, Copy)]
-struct Entry {
-    known: Option<Known>,
+struct FieldLine {
+    known: Option<KnownField>,
     name_len: u16,
-    /// Where the name starts; colon, space, value and CRLF follow.
+    /// Offset of the name in the text; colon, space, value and CRLF follow it.
     at: u32,
     value_len: u32,
 }
 
-/// One field line, borrowed from its message.
+/// A field line, borrowed from its message.
 #[derive(Clone, Copy)]
 pub struct Field<'a> {
-    pub known: Option<Known>,
-    /// As it was spelled.
+    pub known: Option<KnownField>,
+    /// With its original spelling.
     pub name: &'a [u8],
-    /// Without surrounding white space.
+    /// Without leading and trailing white space.
     pub value: &'a [u8],
 }
 
@@ -34,179 +36,184 @@ pub struct Field<'a> {
 #[derive(Clone, Default)]
 pub struct Fields {
     text: Vec<u8>,
-    entries: Vec<Entry>,
-    /// The known names among the lines, so that the many questions for absent ones cost nothing.
-    present: KnownSet,
-    /// Whether the text holds anything but the lines, in their order.
+    lines: Vec<FieldLine>,
+    /// The known names among the lines: a lookup of an absent field is one bit test.
+    present: KnownFieldSet,
+    /// Whether the text holds other bytes than the lines in their order.
     has_gaps: bool,
-    read: Read,
+    received: RestorePoint,
 }
 
-/// What stood here when a message had been read: all that comes later is appended, so that it can be gone back to. Nothing is to be
-/// gone back to where `section` is empty.
+/// Lengths and known names right after parsing, to which `Fields` is truncated when the next
+/// message repeats the same section. Later changes only append, so that truncation suffices; an
+/// empty `section` means that there is nothing to restore.
 #[derive(Clone, Copy, Default)]
-struct Read {
-    /// Bytes at the front of the text that are the section as it came.
+struct RestorePoint {
+    /// Bytes at the front of the text that are the section as received.
     section: u32,
-    /// Bytes of the text: lines of unusual white space follow the section.
+    /// Bytes of the text: rewritten lines (those with other white space) follow the section.
     text: u32,
     lines: u32,
-    present: KnownSet,
+    present: KnownFieldSet,
 }
 
 impl Fields {
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.text.clear();
-        self.entries.clear();
-        self.present = KnownSet::default();
+        self.lines.clear();
+        self.present = KnownFieldSet::default();
         self.has_gaps = false;
-        self.read = Read::default();
+        self.received = RestorePoint::default();
     }
 
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.lines.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
     }
 
-    /// Bytes held on the heap.
-    pub fn heap_bytes(&self) -> usize {
-        self.text.capacity() + self.entries.capacity() * size_of::<Entry>()
+    /// Allocated bytes on the heap.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.text.capacity() + self.lines.capacity() * size_of::<FieldLine>()
     }
 
-    /// Appends every line of `other`: those that are the same in many messages are made once.
-    pub fn append_all(&mut self, other: &Fields) {
+    /// Appends every line of `other`. Used for prebuilt lines that many messages share.
+    pub(crate) fn append_all(&mut self, other: &Fields) {
         let base = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
         self.text.extend_from_slice(&other.text);
-        self.entries.extend(other.entries.iter().map(|entry| Entry { at: base.saturating_add(entry.at), ..*entry }));
-        self.present = self.present.or(other.present);
+        self.lines.extend(other.lines.iter().map(|entry| FieldLine { at: base.saturating_add(entry.at), ..*entry }));
+        self.present = self.present.union(other.present);
         self.has_gaps |= other.has_gaps;
     }
 
-    /// Becomes a copy of `other`, keeping its own buffers.
-    pub fn copy_from(&mut self, other: &Fields) {
+    /// Copies `other` into this value and keeps the allocated buffers.
+    pub(crate) fn copy_from(&mut self, other: &Fields) {
         self.text.clone_from(&other.text);
-        self.entries.clone_from(&other.entries);
+        self.lines.clone_from(&other.lines);
         self.present = other.present;
         self.has_gaps = other.has_gaps;
-        self.read = other.read;
+        self.received = other.received;
     }
 
-    /// Appends a line. Names above 64 KiB cannot exist: heads are bounded far below.
+    /// Appends a line. A name above 64 KiB cannot occur: the limit of a head is far lower.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
-        self.append(Known::of(name), name, value);
+        self.append(KnownField::of(name), name, value);
     }
 
-    /// Becomes the lines of `section`, the end of a head, which a parser has found in it as names and values. It is copied at once,
-    /// not line by line.
-    pub fn adopt<'a>(&mut self, section: &[u8], lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
+    /// Replaces all lines by those of `section`, the field section at the end of a head; `lines`
+    /// are its names and values, found by a parser. Copies the section at once instead of line by
+    /// line.
+    pub(crate) fn load_section<'a>(&mut self, section: &[u8], lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
         self.clear();
         self.text.extend_from_slice(section);
         self.has_gaps = true;
         let base = section.as_ptr().addr();
         for (name, value) in lines {
-            let (known, at) = (Known::of(name), name.as_ptr().addr().wrapping_sub(base));
+            let (known, at) = (KnownField::of(name), name.as_ptr().addr().wrapping_sub(base));
             let name_len = u16::try_from(name.len()).unwrap_or(u16::MAX);
             let value_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
-            let entry = Entry { known, name_len, at: u32::try_from(at).unwrap_or(u32::MAX), value_len };
+            let entry = FieldLine { known, name_len, at: u32::try_from(at).unwrap_or(u32::MAX), value_len };
             if !is_written_as(&entry, section, value) {
-                // Other white space than ours, or a slice that is no part of the section.
+                // The line has other white space than `Fields` writes, or is not part of the
+                // section.
                 self.append(known, name, value);
                 continue;
             }
-            self.entries.push(entry);
+            self.lines.push(entry);
             if let Some(known) = known {
-                self.present = self.present.and(known);
+                self.present = self.present.with(known);
             }
         }
-        let [section, text, lines] = [section.len(), self.text.len(), self.entries.len()].map(u32::try_from);
+        let [section, text, lines] = [section.len(), self.text.len(), self.lines.len()].map(u32::try_from);
         if let (Ok(section), Ok(text), Ok(lines)) = (section, text, lines) {
-            self.read = Read { section, text, lines, present: self.present };
+            self.received = RestorePoint { section, text, lines, present: self.present };
         }
     }
 
-    /// Where `head` goes on with the very section that was read into this place last: becomes its lines once more, and says how long
-    /// it is. Otherwise nothing changes. No proper beginning of a whole section is one, so that it is all of the head's.
-    pub fn repeat(&mut self, head: &[u8]) -> Option<usize> {
-        let Read { section, text, lines, present } = self.read;
+    /// If `head` starts with the section that was loaded last, restores the lines of that section
+    /// and returns its length. Otherwise changes nothing. A complete section is never a proper
+    /// prefix of another, so the match is the whole section of `head`.
+    pub(crate) fn restore_section(&mut self, head: &[u8]) -> Option<usize> {
+        let RestorePoint { section, text, lines, present } = self.received;
         let section = self.text.get(..section as usize).filter(|section| !section.is_empty())?;
         if !head.starts_with(section) {
             return None;
         }
         let length = section.len();
         self.text.truncate(text as usize);
-        self.entries.truncate(lines as usize);
+        self.lines.truncate(lines as usize);
         self.present = present;
         Some(length)
     }
 
-    /// A copy that holds nothing but its lines.
-    pub fn compact(&self) -> Fields {
+    /// A copy without unused capacity and bytes.
+    pub(crate) fn compact(&self) -> Fields {
         let mut compact = Fields::default();
-        compact.text.reserve_exact(self.entries.iter().map(|entry| line(entry).len()).sum());
-        compact.entries.reserve_exact(self.entries.len());
+        compact.text.reserve_exact(self.lines.iter().map(|entry| line(entry).len()).sum());
+        compact.lines.reserve_exact(self.lines.len());
         self.iter().for_each(|field| compact.append(field.known, field.name, field.value));
         compact
     }
 
-    /// Appends a line with a known name, spelled in lower case.
-    pub fn add(&mut self, known: Known, value: impl AsRef<[u8]>) {
+    /// Appends a line with a known name in lower case.
+    pub fn add(&mut self, known: KnownField, value: impl AsRef<[u8]>) {
         self.append(Some(known), known.as_str().as_bytes(), value.as_ref());
     }
 
-    /// Appends a line with a known name and a value that `write` appends to the bytes it is given. It must be a field value.
-    pub fn add_with(&mut self, known: Known, write: impl FnOnce(&mut Vec<u8>)) {
-        self.begin(Some(known), known.as_str().as_bytes());
-        let begin = self.text.len();
+    /// Appends a line with a known name and the value that `write` appends to the buffer. The value
+    /// must be a valid field value.
+    pub(crate) fn add_with(&mut self, known: KnownField, write: impl FnOnce(&mut Vec<u8>)) {
+        self.begin_line(Some(known), known.as_str().as_bytes());
+        let value_start = self.text.len();
         write(&mut self.text);
-        self.end(begin);
+        self.end_line(value_start);
     }
 
-    /// Replaces every line of that name by one.
-    pub fn set(&mut self, known: Known, value: impl AsRef<[u8]>) {
+    /// Replaces every line with that name by one line.
+    pub(crate) fn set(&mut self, known: KnownField, value: impl AsRef<[u8]>) {
         self.remove(known);
         self.add(known, value);
     }
 
-    fn append(&mut self, known: Option<Known>, name: &[u8], value: &[u8]) {
-        // One check of the room for the whole line.
+    fn append(&mut self, known: Option<KnownField>, name: &[u8], value: &[u8]) {
+        // One capacity check for the whole line.
         self.text.reserve(name.len() + value.len() + 4);
-        self.begin(known, name);
-        let begin = self.text.len();
+        self.begin_line(known, name);
+        let value_start = self.text.len();
         self.text.extend_from_slice(value);
-        self.end(begin);
+        self.end_line(value_start);
     }
 
-    /// Begins a line: its value is to follow.
-    fn begin(&mut self, known: Option<Known>, name: &[u8]) {
+    /// Begins a line; the caller appends the value and calls `end_line`.
+    fn begin_line(&mut self, known: Option<KnownField>, name: &[u8]) {
         let at = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
         self.text.extend_from_slice(name);
         self.text.extend_from_slice(b": ");
         let name_len = u16::try_from(name.len()).unwrap_or(u16::MAX);
-        self.entries.push(Entry { known, name_len, at, value_len: 0 });
+        self.lines.push(FieldLine { known, name_len, at, value_len: 0 });
         if let Some(known) = known {
-            self.present = self.present.and(known);
+            self.present = self.present.with(known);
         }
     }
 
-    /// Ends the last line, whose value began at `begin`.
-    fn end(&mut self, begin: usize) {
-        if let Some(entry) = self.entries.last_mut() {
-            entry.value_len = u32::try_from(self.text.len() - begin).unwrap_or(u32::MAX);
+    /// Ends the last line; its value starts at `value_start`.
+    fn end_line(&mut self, value_start: usize) {
+        if let Some(entry) = self.lines.last_mut() {
+            entry.value_len = u32::try_from(self.text.len() - value_start).unwrap_or(u32::MAX);
         }
         self.text.extend_from_slice(b"\r\n");
     }
 
-    /// Appends every line but those of `except` to `out`, as HTTP/1.1 writes them.
-    pub fn write_lines(&self, out: &mut Vec<u8>, except: KnownSet) {
-        if !self.has_gaps && !self.present.meets(except) {
+    /// Appends the lines to `out` in HTTP/1.1 wire format, without those named in `except`.
+    pub(crate) fn write_lines(&self, out: &mut Vec<u8>, except: KnownFieldSet) {
+        if !self.has_gaps && !self.present.intersects(except) {
             return out.extend_from_slice(&self.text);
         }
-        // Neighbouring lines are copied together: most often, that is all of them.
+        // Adjacent lines are copied together, usually all lines at once.
         let mut run = 0..0;
-        for entry in self.entries.iter().filter(|entry| !entry.known.is_some_and(|known| except.has(known))) {
+        for entry in self.lines.iter().filter(|entry| !entry.known.is_some_and(|known| except.contains(known))) {
             let line = line(entry);
             if line.start != run.end {
                 out.extend_from_slice(&self.text[run]);
@@ -217,81 +224,82 @@ impl Fields {
         out.extend_from_slice(&self.text[run]);
     }
 
-    pub fn remove(&mut self, known: Known) {
+    pub(crate) fn remove(&mut self, known: KnownField) {
         if self.has(known) {
             self.retain(|field| field.known != Some(known));
         }
     }
 
-    /// Keeps the lines for which `keep` says true.
-    pub fn retain(&mut self, mut keep: impl FnMut(Field<'_>) -> bool) {
+    /// Keeps the lines for which `keep` returns true.
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(Field<'_>) -> bool) {
         let text = &self.text;
-        let mut present = KnownSet::default();
-        let count = self.entries.len();
-        self.entries.retain(|entry| {
-            let is_kept = keep(field(text, entry));
-            if let Some(known) = entry.known.filter(|_| is_kept) {
-                present = present.and(known);
+        let mut present = KnownFieldSet::default();
+        let count = self.lines.len();
+        self.lines.retain(|entry| {
+            let is_retained = keep(field(text, entry));
+            if let Some(known) = entry.known.filter(|_| is_retained) {
+                present = present.with(known);
             }
-            is_kept
+            is_retained
         });
         self.present = present;
-        if self.entries.len() < count {
+        if self.lines.len() < count {
             self.has_gaps = true;
-            self.read = Read::default();
+            self.received = RestorePoint::default();
         }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Field<'_>> {
-        self.entries.iter().map(|entry| field(&self.text, entry))
+        self.lines.iter().map(|entry| field(&self.text, entry))
     }
 
-    pub fn has(&self, known: Known) -> bool {
-        self.present.has(known)
+    pub fn has(&self, known: KnownField) -> bool {
+        self.present.contains(known)
     }
 
-    /// Whether any of these names is among the lines.
-    pub fn has_any(&self, names: KnownSet) -> bool {
-        self.present.meets(names)
+    /// Whether any line has one of these names.
+    pub(crate) fn has_any(&self, names: KnownFieldSet) -> bool {
+        self.present.intersects(names)
     }
 
-    /// The first line's value.
-    pub fn get(&self, known: Known) -> Option<&[u8]> {
+    /// The value of the first line.
+    pub fn get(&self, known: KnownField) -> Option<&[u8]> {
         self.all(known).next()
     }
 
-    /// Every line's value, in order.
-    pub fn all(&self, known: Known) -> impl Iterator<Item = &[u8]> {
-        let entries = if self.has(known) { &*self.entries } else { &[] };
-        entries.iter().filter(move |entry| entry.known == Some(known)).map(|entry| field(&self.text, entry).value)
+    /// The values of all lines, in order.
+    pub fn all(&self, known: KnownField) -> impl Iterator<Item = &[u8]> {
+        let lines = if self.has(known) { &*self.lines } else { &[] };
+        lines.iter().filter(move |entry| entry.known == Some(known)).map(|entry| field(&self.text, entry).value)
     }
 
-    /// Every line's value for a name given as text, in any letter case.
+    /// The values of all lines with a name given as text, case-insensitive.
     pub fn named<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         self.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
     }
 
-    /// The members of a comma-separated field over all its lines (RFC 9110 section 5.6.1); empty members are skipped.
-    pub fn members(&self, known: Known) -> impl Iterator<Item = &[u8]> {
+    /// The members of a comma-separated field across all its lines (RFC 9110 section 5.6.1). Empty
+    /// members are skipped.
+    pub fn members(&self, known: KnownField) -> impl Iterator<Item = &[u8]> {
         self.all(known).flat_map(members)
     }
 }
 
-/// Whether the line stands in `head` just as `Fields` writes it.
-fn is_written_as(entry: &Entry, head: &[u8], value: &[u8]) -> bool {
+/// Whether the line is in `head` exactly as `Fields` writes it.
+fn is_written_as(entry: &FieldLine, head: &[u8], value: &[u8]) -> bool {
     let range = line(entry);
     let Some(text) = head.get(range) else { return false };
     let (name_len, end) = (usize::from(entry.name_len), text.len() - 2);
     text[name_len..].starts_with(b": ") && text[name_len + 2..end] == *value && text[end..] == *b"\r\n"
 }
 
-/// Where a whole line lies, CRLF included.
-fn line(entry: &Entry) -> std::ops::Range<usize> {
+/// The byte range of a line, CRLF included.
+fn line(entry: &FieldLine) -> std::ops::Range<usize> {
     let at = entry.at as usize;
     at..at + usize::from(entry.name_len) + entry.value_len as usize + 4
 }
 
-fn field<'a>(text: &'a [u8], entry: &Entry) -> Field<'a> {
+fn field<'a>(text: &'a [u8], entry: &FieldLine) -> Field<'a> {
     let at = entry.at as usize;
     let name_end = at + usize::from(entry.name_len);
     let value_at = name_end + 2;
@@ -308,8 +316,8 @@ impl fmt::Debug for Fields {
     }
 }
 
-/// Splits one value at commas outside quoted strings; members are trimmed and never empty.
-pub fn members(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// Splits a value at commas outside quoted strings. Members are trimmed and never empty.
+pub(crate) fn members(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = value;
     std::iter::from_fn(move || {
         while !rest.is_empty() {
@@ -347,7 +355,7 @@ pub fn is_token(text: &[u8]) -> bool {
 pub(crate) mod tests {
     use super::*;
 
-    /// Lines by name and value.
+    /// `Fields` from names and values.
     pub(crate) fn fields(lines: &[(&str, &str)]) -> Fields {
         let mut fields = Fields::default();
         for (name, value) in lines {
@@ -362,15 +370,15 @@ pub(crate) mod tests {
         fields.push(b"X-A", b"1");
         fields.push(b"sEt-cOOkie", b"a");
         fields.push(b"Set-Cookie", b"b");
-        assert_eq!(fields.all(Known::SetCookie).collect::<Vec<_>>(), [b"a", b"b"]);
+        assert_eq!(fields.all(KnownField::SetCookie).collect::<Vec<_>>(), [b"a", b"b"]);
         assert_eq!(fields.iter().nth(1).map(|f| f.name), Some(&b"sEt-cOOkie"[..]));
-        fields.remove(Known::SetCookie);
+        fields.remove(KnownField::SetCookie);
         assert_eq!(fields.len(), 1);
         assert_eq!(fields.named(b"x-a").next(), Some(&b"1"[..]));
     }
 
     #[test]
-    fn a_head_is_adopted_whatever_its_white_space() {
+    fn load_section_normalises_white_space() {
         let head = b"GET / HTTP/1.1\r\nHost: a\r\nAge:7\r\nX-A:  b \r\nX-B: \r\nX-C:\r\nVia: c\r\n\r\n";
         let mut lines = [httparse::EMPTY_HEADER; 8];
         let mut request = httparse::Request::new(&mut lines);
@@ -378,61 +386,62 @@ pub(crate) mod tests {
         let mut fields = Fields::default();
         fields.push(b"old", b"line");
         let lines = request.headers.iter().map(|line| (line.name.as_bytes(), line.value.trim_ascii()));
-        fields.adopt(head, lines.chain([(&b"X-D"[..], &b"from elsewhere"[..])]));
-        fields.remove(Known::Via);
+        fields.load_section(head, lines.chain([(&b"X-D"[..], &b"from elsewhere"[..])]));
+        fields.remove(KnownField::Via);
         for fields in [&fields, &fields.compact()] {
             let mut out = Vec::new();
-            fields.write_lines(&mut out, KnownSet::default());
+            fields.write_lines(&mut out, KnownFieldSet::default());
             let written = "Host: a\r\nage: 7\r\nX-A: b\r\nX-B: \r\nX-C: \r\nX-D: from elsewhere\r\n";
             assert_eq!(String::from_utf8_lossy(&out).replace("Age", "age"), written);
-            assert_eq!((fields.get(Known::Age), fields.has(Known::Via)), (Some(&b"7"[..]), false));
+            assert_eq!((fields.get(KnownField::Age), fields.has(KnownField::Via)), (Some(&b"7"[..]), false));
         }
         assert!(fields.compact().heap_bytes() < fields.heap_bytes());
     }
 
     #[test]
-    fn a_section_that_repeats_is_gone_back_to() {
+    fn repeated_section_is_restored() {
         let section = b"Host: a\r\nAge:7\r\nX-A: b\r\n\r\n";
         let mut fields = Fields::default();
-        assert_eq!(fields.repeat(b""), None);
-        fields.adopt(section, [(&section[..4], &section[6..7]), (&section[9..12], &section[13..14])].into_iter());
+        assert_eq!(fields.restore_section(b""), None);
+        fields
+            .load_section(section, [(&section[..4], &section[6..7]), (&section[9..12], &section[13..14])].into_iter());
         let written = |fields: &Fields| {
             let mut out = Vec::new();
-            fields.write_lines(&mut out, KnownSet::default());
+            fields.write_lines(&mut out, KnownFieldSet::default());
             String::from_utf8(out).expect("ASCII")
         };
         assert_eq!(written(&fields), "Host: a\r\nAge: 7\r\n");
-        fields.add(Known::Via, "1.1 tidegate");
-        assert_eq!(fields.repeat(&section[..section.len() - 1]), None);
-        assert!(fields.has(Known::Via));
-        assert_eq!(fields.repeat(&[section, &b"GET"[..]].concat()), Some(section.len()));
+        fields.add(KnownField::Via, "1.1 tidegate");
+        assert_eq!(fields.restore_section(&section[..section.len() - 1]), None);
+        assert!(fields.has(KnownField::Via));
+        assert_eq!(fields.restore_section(&[section, &b"GET"[..]].concat()), Some(section.len()));
         assert_eq!((written(&fields).as_str(), fields.len()), ("Host: a\r\nAge: 7\r\n", 2));
-        assert!(fields.has(Known::Age) && !fields.has(Known::Via));
+        assert!(fields.has(KnownField::Age) && !fields.has(KnownField::Via));
 
-        fields.remove(Known::Via);
-        assert!(fields.repeat(section).is_some(), "nothing was removed");
-        fields.remove(Known::Age);
-        assert_eq!(fields.repeat(section), None, "a line is gone");
+        fields.remove(KnownField::Via);
+        assert!(fields.restore_section(section).is_some(), "removing an absent field changes nothing");
+        fields.remove(KnownField::Age);
+        assert_eq!(fields.restore_section(section), None, "a line was removed");
         fields.clear();
-        assert_eq!(fields.repeat(section), None);
+        assert_eq!(fields.restore_section(section), None);
     }
 
     #[test]
-    fn lines_are_written_as_they_stand() {
+    fn lines_are_written_unchanged_and_in_order() {
         let mut fields = Fields::default();
         fields.push(b"X-A", b"1");
         fields.push(b"Content-Length", b"5");
-        fields.add_with(Known::Age, |text| text.extend_from_slice(b"7"));
+        fields.add_with(KnownField::Age, |text| text.extend_from_slice(b"7"));
         fields.push(b"Host", b"");
         fields.push(b"X-B", b"2");
-        fields.remove(Known::Host);
+        fields.remove(KnownField::Host);
         let mut out = b"> ".to_vec();
-        fields.write_lines(&mut out, KnownSet::of(&[Known::ContentLength]));
+        fields.write_lines(&mut out, KnownFieldSet::of(&[KnownField::ContentLength]));
         assert_eq!(String::from_utf8_lossy(&out), "> X-A: 1\r\nage: 7\r\nX-B: 2\r\n");
     }
 
     #[test]
-    fn members_respect_quotes_and_skip_blanks() {
+    fn members_respect_quotes_and_skip_empty_ones() {
         let list: Vec<_> = members(b"a, ,\"b,\\\"c\" ,d=\"x,y\",").collect();
         assert_eq!(list, [&b"a"[..], b"\"b,\\\"c\"", b"d=\"x,y\""]);
     }

@@ -1,9 +1,10 @@
-//! The heads of requests and answers as the rest of the gateway sees them, whatever engine read them.
+//! Request and response heads, independent of the protocol engine that parsed them.
 //!
-//! A `Request` is filled in place and reused, so its parts are plain buffers. A head in here is well-formed:
-//! `http::h1` and `http::h2` refuse anything else before it gets this type.
+//! A `Request` is filled in place and reused, so its parts are plain buffers. A head of these types
+//! is well-formed: `http::h1` and `http::h2` refuse anything else.
 
-pub use http::{Method, StatusCode};
+pub(crate) use http::Method;
+pub use http::StatusCode;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -11,19 +12,19 @@ use std::rc::Rc;
 use super::fields::Fields;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version {
+pub enum HttpVersion {
     Http10,
     Http11,
     Http2,
 }
 
-impl Version {
-    /// As written in `Via` (RFC 9110 section 7.6.3).
-    pub fn via(self) -> &'static str {
+impl HttpVersion {
+    /// The version as written in `Via` (RFC 9110 section 7.6.3).
+    pub(crate) fn via(self) -> &'static str {
         match self {
-            Version::Http10 => "1.0",
-            Version::Http11 => "1.1",
-            Version::Http2 => "2.0",
+            HttpVersion::Http10 => "1.0",
+            HttpVersion::Http11 => "1.1",
+            HttpVersion::Http2 => "2.0",
         }
     }
 }
@@ -35,7 +36,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Scheme::Http => "http",
             Scheme::Https => "https",
@@ -45,52 +46,55 @@ impl Scheme {
 
 /// How many body bytes follow a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Length {
+pub enum BodyLength {
     /// None at all.
     Empty,
     /// Exactly this many.
     Known(u64),
     /// Unknown until the end: chunked, or HTTP/2 data frames.
     Streamed,
-    /// An answer that ends with its connection (HTTP/1.0 style).
+    /// A response body that ends when its connection closes (HTTP/1.0 style).
     UntilClose,
 }
 
-/// What a request asks of its connection (RFC 9112 section 9.3, RFC 9110 section 10.1.1).
+/// Connection-level options of a request (RFC 9112 section 9.3, RFC 9110 section 10.1.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wishes {
-    pub keep_alive: bool,
-    pub expects_continue: bool,
+pub struct ConnectionOptions {
+    pub(crate) keep_alive: bool,
+    pub(crate) expects_continue: bool,
 }
 
-/// A request head. What was read into it stays as it is but for its fields, until the next one is read.
+/// A request head. After parsing, only its fields are modified, until the next head is parsed into
+/// it.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub method: Method,
     pub scheme: Scheme,
-    /// Host and port in lower case, from `Host`, `:authority` or the absolute target; empty only for HTTP/1.0.
+    /// Host and port in lower case, from `Host`, `:authority` or the absolute target; empty only
+    /// for HTTP/1.0.
     pub authority: String,
     /// Path and query as sent; `*` for `OPTIONS *`.
     pub target: String,
     /// Length of the path inside `target`.
     pub path_len: usize,
-    pub version: Version,
+    pub version: HttpVersion,
     pub fields: Fields,
-    pub length: Length,
-    /// Nothing where its connection carries more than one at a time.
-    pub wishes: Wishes,
-    /// Whether it was sent in the same words as the last one that was read into this place.
-    pub repeats: bool,
-    /// Where interim answers to it go while it is under way; every clone of the request has the same place.
-    pub interim: Interim,
+    pub length: BodyLength,
+    /// Default on a connection that multiplexes requests (HTTP/2).
+    pub connection: ConnectionOptions,
+    /// Whether the head is byte-identical to the previous one that was parsed into this value.
+    pub repeats_previous: bool,
+    /// Interim responses received while the request is in progress. Clones of the request share
+    /// this queue.
+    pub interim: InterimResponses,
 }
 
-/// Interim (1xx) answers of an upstream on their way to the client (RFC 9110 section 15.2).
+/// Queue of interim (1xx) responses from the upstream to the client (RFC 9110 section 15.2).
 #[derive(Clone, Debug, Default)]
-pub struct Interim(Rc<RefCell<Vec<Response>>>);
+pub struct InterimResponses(Rc<RefCell<Vec<Response>>>);
 
-impl Interim {
-    pub fn push(&self, response: Response) {
+impl InterimResponses {
+    pub(crate) fn push(&self, response: Response) {
         self.0.borrow_mut().push(response);
     }
 
@@ -98,10 +102,10 @@ impl Interim {
         self.0.borrow_mut().clear();
     }
 
-    /// The oldest that nobody has taken.
-    pub fn take(&self) -> Option<Response> {
-        let mut waiting = self.0.borrow_mut();
-        if waiting.is_empty() { None } else { Some(waiting.remove(0)) }
+    /// Removes and returns the oldest queued response.
+    pub(crate) fn take(&self) -> Option<Response> {
+        let mut queue = self.0.borrow_mut();
+        if queue.is_empty() { None } else { Some(queue.remove(0)) }
     }
 }
 
@@ -113,26 +117,26 @@ impl Default for Request {
             authority: String::new(),
             target: String::new(),
             path_len: 0,
-            version: Version::Http11,
+            version: HttpVersion::Http11,
             fields: Fields::default(),
-            length: Length::Empty,
-            wishes: Wishes::default(),
-            repeats: false,
-            interim: Interim::default(),
+            length: BodyLength::Empty,
+            connection: ConnectionOptions::default(),
+            repeats_previous: false,
+            interim: InterimResponses::default(),
         }
     }
 }
 
 impl Request {
-    /// Empties the head and keeps its buffers.
-    pub fn clear(&mut self) {
+    /// Clears the head and keeps its buffers.
+    pub(crate) fn clear(&mut self) {
         self.authority.clear();
         self.target.clear();
         self.path_len = 0;
         self.fields.clear();
-        self.length = Length::Empty;
-        self.wishes = Wishes::default();
-        self.repeats = false;
+        self.length = BodyLength::Empty;
+        self.connection = ConnectionOptions::default();
+        self.repeats_previous = false;
         self.interim.clear();
     }
 
@@ -140,20 +144,20 @@ impl Request {
         &self.target[..self.path_len]
     }
 
-    /// Without the question mark; `None` where there is no question mark.
-    pub fn query(&self) -> Option<&str> {
+    /// The query without its question mark; `None` without one.
+    pub(crate) fn query(&self) -> Option<&str> {
         self.target.get(self.path_len + 1..)
     }
 
     /// The authority without its port.
-    pub fn host(&self) -> &str {
+    pub(crate) fn host(&self) -> &str {
         match memchr::memrchr(b':', self.authority.as_bytes()) {
             Some(colon) if !self.authority[colon..].contains(']') => &self.authority[..colon],
             _ => &self.authority,
         }
     }
 
-    /// Sets path and query and finds the path's end.
+    /// Sets path and query, and the length of the path.
     pub fn set_target(&mut self, target: &str) {
         self.target.clear();
         self.target.push_str(target);
@@ -161,12 +165,12 @@ impl Request {
     }
 }
 
-/// An answer's head.
+/// A response head.
 #[derive(Clone, Debug)]
 pub struct Response {
     pub status: StatusCode,
     pub fields: Fields,
-    pub length: Length,
+    pub length: BodyLength,
 }
 
 impl Default for Response {
@@ -177,12 +181,13 @@ impl Default for Response {
 
 impl Response {
     pub fn new(status: StatusCode) -> Self {
-        Response { status, fields: Fields::default(), length: Length::Empty }
+        Response { status, fields: Fields::default(), length: BodyLength::Empty }
     }
 }
 
-/// Whether an answer to `method` with `status` has no body whatever its fields say (RFC 9112 section 6.3).
-pub fn is_bodiless(method: &Method, status: StatusCode) -> bool {
+/// Whether a response to `method` with `status` has no body regardless of its fields (RFC 9112
+/// section 6.3).
+pub(crate) fn is_bodiless(method: &Method, status: StatusCode) -> bool {
     *method == Method::HEAD
         || status.is_informational()
         || status == StatusCode::NO_CONTENT

@@ -1,17 +1,20 @@
-//! HTTP's syntax and nothing of the gateway's meaning: heads, bodies, connections, the HTTP/1.1 engine, HTTP/2 by hyper.
+//! HTTP syntax without gateway policy: message heads, bodies, connections, the HTTP/1.1 engine, and
+//! HTTP/2 through hyper.
 //!
-//! Everything else in the gateway sees `Request`, `Response`, `Fields` and `Source`; no other file knows how they are written on a wire.
+//! The rest of the gateway uses `Request`, `Response`, `Fields` and `BodySource`. No file outside
+//! this module knows the wire format.
 
-pub mod alarm;
-pub mod body;
-pub mod buffer;
-pub mod fields;
-pub mod h1;
-pub mod h2;
-pub mod io;
-pub mod limits;
-pub mod message;
-pub mod pace;
-pub mod text;
+pub(crate) mod text;
+pub(crate) mod deadline;
+pub(crate) mod min_rate;
+pub(crate) mod transport;
+pub(crate) mod buffer;
+pub(crate) mod fields;
+pub(crate) mod message;
+pub(crate) mod limits;
+pub(crate) mod body;
+pub(crate) mod h1;
+pub(crate) mod h2;
+pub(crate) mod request_body;
 
-pub use limits::Limits;
+pub use limits::HttpLimits;

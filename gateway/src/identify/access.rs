@@ -1,7 +1,8 @@
-//! Who is let pass without a limit, and who is turned away before anything else is asked (`[access]`).
+//! The allow list (exempt from limits) and the deny list (rejected before any other step) of
+//! `[access]`.
 //!
-//! Networks are found by one look for each length of prefix that is listed, devices and users by their hash: the cost does not grow
-//! with the lists. Refuses to guess: who is in both lists is turned away.
+//! A lookup probes a hash set once per distinct prefix length, and once each for device and user:
+//! the cost does not grow with the number of entries. A caller in both lists is denied.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -11,140 +12,142 @@ use ipnet::IpNet;
 use crate::label;
 
 label! {
-    /// What the lists say of a caller.
-    Access, "access", {
+    /// Access of a caller.
+    pub(crate) AccessDecision, "access", {
         /// In neither list.
-        Ordinary = "ordinary",
+        Unlisted = "unlisted",
         /// No limit applies.
         Exempt = "exempt",
-        /// Answered 403.
+        /// Rejected with 403.
         Denied = "denied",
-        /// Answered 429: who it is was not looked at, because too many bad tokens came before.
-        Unknown = "unknown",
+        /// Rejected with 429: its token was not verified, because the budget of invalid signatures
+        /// is exhausted.
+        Unverified = "unverified",
     }
 }
 
-impl Access {
-    /// What two words come to: denial wins, then doubt.
-    pub(super) fn and(self, other: Access) -> Access {
+impl AccessDecision {
+    /// Combines two decisions. `Denied` takes precedence, then `Unverified`, then `Exempt`.
+    pub(super) fn and(self, other: AccessDecision) -> AccessDecision {
         match (self, other) {
-            (Access::Denied, _) | (_, Access::Denied) => Access::Denied,
-            (Access::Unknown, _) | (_, Access::Unknown) => Access::Unknown,
-            (Access::Exempt, _) | (_, Access::Exempt) => Access::Exempt,
-            _ => Access::Ordinary,
+            (AccessDecision::Denied, _) | (_, AccessDecision::Denied) => AccessDecision::Denied,
+            (AccessDecision::Unverified, _) | (_, AccessDecision::Unverified) => AccessDecision::Unverified,
+            (AccessDecision::Exempt, _) | (_, AccessDecision::Exempt) => AccessDecision::Exempt,
+            _ => AccessDecision::Unlisted,
         }
     }
 }
 
 /// One entry of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Entry {
+pub(crate) enum AccessEntry {
     Network(IpNet),
-    /// What a client says its device is, wherever it comes from.
+    /// The device id that a client sends, from any address.
     Device(String),
-    /// What identifies a user.
+    /// The user id.
     User(String),
 }
 
-/// The two lists.
+/// Entries of the two lists (`[access]`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Settings {
-    pub exempt: Vec<Entry>,
-    pub denied: Vec<Entry>,
+pub struct AccessConfig {
+    pub(crate) exempt: Vec<AccessEntry>,
+    pub(crate) denied: Vec<AccessEntry>,
 }
 
-/// Both lists, ready to be asked.
-pub(super) struct Lists {
-    exempt: List,
-    denied: List,
+/// Both lists, indexed for lookup.
+pub(super) struct AccessLists {
+    exempt: AccessList,
+    denied: AccessList,
 }
 
 #[derive(Default)]
-struct List {
-    /// The lengths of prefixes that there are, and the networks by their length and first address, as 128 bits.
-    v4: Networks,
-    v6: Networks,
+struct AccessList {
+    v4: PrefixSet,
+    v6: PrefixSet,
     devices: HashSet<Box<[u8]>>,
     users: HashSet<Box<[u8]>>,
 }
 
+/// Networks by prefix length and first address, which is stored as 128 bits.
 #[derive(Default)]
-struct Networks {
+struct PrefixSet {
     lengths: BTreeSet<u8>,
-    firsts: HashSet<(u8, u128)>,
+    prefixes: HashSet<(u8, u128)>,
 }
 
-impl Networks {
-    fn insert(&mut self, length: u8, first: u128) {
+impl PrefixSet {
+    fn insert(&mut self, length: u8, prefix: u128) {
         self.lengths.insert(length);
-        self.firsts.insert((length, first));
+        self.prefixes.insert((length, prefix));
     }
 
-    /// `bits` is how long an address is.
+    /// `bits` is the length of an address.
     fn contains(&self, address: u128, bits: u8) -> bool {
-        let masked = |length: u8| if length == 0 { 0 } else { address & (u128::MAX << (bits - length)) };
-        self.lengths.iter().any(|&length| self.firsts.contains(&(length, masked(length))))
+        let network_prefix = |length: u8| if length == 0 { 0 } else { address & (u128::MAX << (bits - length)) };
+        self.lengths.iter().any(|&length| self.prefixes.contains(&(length, network_prefix(length))))
     }
 }
 
-impl List {
-    fn of(entries: &[Entry]) -> Self {
-        let mut list = List::default();
+impl AccessList {
+    fn new(entries: &[AccessEntry]) -> Self {
+        let mut list = AccessList::default();
         for entry in entries {
             match entry {
-                Entry::Network(IpNet::V4(network)) => {
+                AccessEntry::Network(IpNet::V4(network)) => {
                     list.v4.insert(network.prefix_len(), u32::from(network.network()).into());
                 }
-                Entry::Network(IpNet::V6(network)) => {
+                AccessEntry::Network(IpNet::V6(network)) => {
                     list.v6.insert(network.prefix_len(), network.network().into());
                 }
-                Entry::Device(id) => _ = list.devices.insert(id.as_bytes().into()),
-                Entry::User(id) => _ = list.users.insert(id.as_bytes().into()),
+                AccessEntry::Device(id) => _ = list.devices.insert(id.as_bytes().into()),
+                AccessEntry::User(id) => _ = list.users.insert(id.as_bytes().into()),
             }
         }
         list
     }
 
-    fn has(&self, ip: IpAddr, device: Option<&[u8]>, user: Option<&[u8]>) -> bool {
+    fn contains(&self, ip: IpAddr, device: Option<&[u8]>, user: Option<&[u8]>) -> bool {
         let is_listed = |set: &HashSet<Box<[u8]>>, id: Option<&[u8]>| id.is_some_and(|id| set.contains(id));
-        let is_near = match ip {
+        let is_in_network = match ip {
             IpAddr::V4(ip) => self.v4.contains(u32::from(ip).into(), 32),
             IpAddr::V6(ip) => self.v6.contains(ip.into(), 128),
         };
-        is_near || is_listed(&self.devices, device) || is_listed(&self.users, user)
+        is_in_network || is_listed(&self.devices, device) || is_listed(&self.users, user)
     }
 }
 
-impl Lists {
-    /// `None` where both are empty.
-    pub(super) fn of(settings: &Settings) -> Option<Self> {
-        let is_empty = settings.exempt.is_empty() && settings.denied.is_empty();
-        (!is_empty).then(|| Lists { exempt: List::of(&settings.exempt), denied: List::of(&settings.denied) })
+impl AccessLists {
+    /// `None` if both lists are empty.
+    pub(super) fn new(config: &AccessConfig) -> Option<Self> {
+        let is_empty = config.exempt.is_empty() && config.denied.is_empty();
+        (!is_empty)
+            .then(|| AccessLists { exempt: AccessList::new(&config.exempt), denied: AccessList::new(&config.denied) })
     }
 
-    /// Whether users are among those who get nothing.
+    /// Whether the deny list contains a user.
     pub(super) fn denies_users(&self) -> bool {
         !self.denied.users.is_empty()
     }
 
-    /// A user alone.
-    pub(super) fn judge_user(&self, user: &[u8]) -> Access {
+    /// Classifies a user without address and device.
+    pub(super) fn classify_user(&self, user: &[u8]) -> AccessDecision {
         if self.denied.users.contains(user) {
-            Access::Denied
+            AccessDecision::Denied
         } else if self.exempt.users.contains(user) {
-            Access::Exempt
+            AccessDecision::Exempt
         } else {
-            Access::Ordinary
+            AccessDecision::Unlisted
         }
     }
 
-    pub(super) fn judge(&self, ip: IpAddr, device: Option<&[u8]>, user: Option<&[u8]>) -> Access {
-        if self.denied.has(ip, device, user) {
-            Access::Denied
-        } else if self.exempt.has(ip, device, user) {
-            Access::Exempt
+    pub(super) fn classify(&self, ip: IpAddr, device: Option<&[u8]>, user: Option<&[u8]>) -> AccessDecision {
+        if self.denied.contains(ip, device, user) {
+            AccessDecision::Denied
+        } else if self.exempt.contains(ip, device, user) {
+            AccessDecision::Exempt
         } else {
-            Access::Ordinary
+            AccessDecision::Unlisted
         }
     }
 }
@@ -153,42 +156,42 @@ impl Lists {
 mod tests {
     use super::*;
 
-    fn network(text: &str) -> Entry {
-        Entry::Network(text.parse().expect("a network"))
+    fn network(text: &str) -> AccessEntry {
+        AccessEntry::Network(text.parse().expect("a network"))
     }
 
     #[test]
-    fn who_is_listed_is_found_by_address_device_and_user_and_denial_wins() {
-        let settings = Settings {
-            exempt: vec![network("10.0.0.0/8"), network("::1/128"), Entry::User("ops".into())],
-            denied: vec![network("10.6.6.0/24"), network("2001:db8::/32"), Entry::Device("bot".into())],
+    fn callers_match_by_address_device_and_user_and_denial_wins() {
+        let config = AccessConfig {
+            exempt: vec![network("10.0.0.0/8"), network("::1/128"), AccessEntry::User("ops".into())],
+            denied: vec![network("10.6.6.0/24"), network("2001:db8::/32"), AccessEntry::Device("bot".into())],
         };
-        let lists = Lists::of(&settings).expect("there are lists");
-        let judge = |ip: &str, device: Option<&str>, user: Option<&str>| {
-            lists.judge(ip.parse().expect("an address"), device.map(str::as_bytes), user.map(str::as_bytes))
+        let lists = AccessLists::new(&config).expect("there are lists");
+        let classify = |ip: &str, device: Option<&str>, user: Option<&str>| {
+            lists.classify(ip.parse().expect("an address"), device.map(str::as_bytes), user.map(str::as_bytes))
         };
         for (ip, device, user, expected) in [
-            ("10.6.6.7", None, None, Access::Denied),
-            ("10.6.7.7", None, None, Access::Exempt),
-            ("10.6.7.7", Some("bot"), Some("ops"), Access::Denied),
-            ("11.0.0.1", None, None, Access::Ordinary),
-            ("11.0.0.1", Some("bots"), Some("ops"), Access::Exempt),
-            ("11.0.0.1", Some("ops"), Some("bot"), Access::Ordinary),
-            ("2001:db8:1::1", None, None, Access::Denied),
-            ("2001:db9::1", None, None, Access::Ordinary),
-            ("::1", None, None, Access::Exempt),
+            ("10.6.6.7", None, None, AccessDecision::Denied),
+            ("10.6.7.7", None, None, AccessDecision::Exempt),
+            ("10.6.7.7", Some("bot"), Some("ops"), AccessDecision::Denied),
+            ("11.0.0.1", None, None, AccessDecision::Unlisted),
+            ("11.0.0.1", Some("bots"), Some("ops"), AccessDecision::Exempt),
+            ("11.0.0.1", Some("ops"), Some("bot"), AccessDecision::Unlisted),
+            ("2001:db8:1::1", None, None, AccessDecision::Denied),
+            ("2001:db9::1", None, None, AccessDecision::Unlisted),
+            ("::1", None, None, AccessDecision::Exempt),
         ] {
-            assert_eq!(judge(ip, device, user), expected, "{ip} {device:?} {user:?}");
+            assert_eq!(classify(ip, device, user), expected, "{ip} {device:?} {user:?}");
         }
-        assert!(Lists::of(&Settings::default()).is_none());
+        assert!(AccessLists::new(&AccessConfig::default()).is_none());
     }
 
     #[test]
-    fn a_network_of_everything_has_everybody() {
-        let all = Settings { exempt: vec![network("0.0.0.0/0"), network("::/0")], ..Settings::default() };
-        let lists = Lists::of(&all).expect("there are lists");
+    fn zero_length_prefix_matches_all_addresses() {
+        let all = AccessConfig { exempt: vec![network("0.0.0.0/0"), network("::/0")], ..AccessConfig::default() };
+        let lists = AccessLists::new(&all).expect("there are lists");
         for ip in ["1.2.3.4", "255.255.255.255", "::", "ffff::1"] {
-            assert_eq!(lists.judge(ip.parse().expect("an address"), None, None), Access::Exempt);
+            assert_eq!(lists.classify(ip.parse().expect("an address"), None, None), AccessDecision::Exempt);
         }
     }
 }

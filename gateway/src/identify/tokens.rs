@@ -1,153 +1,181 @@
-//! JSON Web Tokens (RFC 7519): where a request carries one, whether it is believed, and what is kept of it.
+//! Verifies JSON Web Tokens (RFC 7519) and extracts the caller's identity from them.
 //!
-//! A token is believed from anybody, for its signature; the algorithms are pinned by the configuration, and one that is not
-//! believed is counted and otherwise as good as none. Invariants: nothing of a token is read as a claim before a key of the
-//! configuration has verified it; no token is ever logged; what is kept is bounded, whoever sends how many (`seen`).
+//! A token is accepted from any sender, because of its signature. The configuration pins the
+//! algorithms. A rejected token is counted and otherwise treated as no token. Invariants: no claim
+//! is read before a configured key has verified the token; no token is logged; the cache of results
+//! is bounded, whatever clients send (`token_cache`).
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-pub use jsonwebtoken::{Algorithm, AlgorithmFamily};
+pub use jsonwebtoken::Algorithm;
+pub(crate) use jsonwebtoken::AlgorithmFamily;
 use jsonwebtoken::{TokenData, Validation, errors::ErrorKind};
-use limiter::{Clock, KeyHash, Moment};
+use limiter::{KeyHash, MonotonicClock, MonotonicTime};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
-use super::Facts;
-use super::keys::Keys;
-use super::seen::{Budget, Seen, Spent};
-use crate::http::fields::{Fields, Known as Field};
+use super::access::AccessDecision;
+use super::cookie;
+use super::jwk_set::JwkSet;
+use super::token_cache::{ExhaustedBudget, VerificationBudget, VerifiedTokenCache};
+use crate::http::fields::{Fields, KnownField as Field};
 use crate::http::message::Request;
 use crate::label;
 use crate::metrics::{self, Counter, Counters};
 
-/// Bytes of a token that is looked at: what browsers and servers take as one header line.
+/// Longest token that is verified: the usual limit of browsers and servers for one header line.
 const TOKEN_BYTES_MAX: usize = 8 << 10;
 
-/// How long a token that was not believed is not looked at again: less than the usual leeway, so that one that was early by the
-/// gateway's clock is believed in time.
-const BAD_FOR: Duration = Duration::from_secs(10);
+/// Time for which a rejection is cached: less than the usual leeway, so that a token that arrived
+/// early by the gateway's clock is accepted in time.
+const REJECTION_TTL: Duration = Duration::from_secs(10);
 
-/// Where a request carries its token.
+/// Part of the request that carries the token.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub enum Place {
+pub enum TokenLocation {
     /// `Authorization: Bearer TOKEN` (RFC 6750 section 2.1).
     #[default]
     Bearer,
-    /// A field with the token, after `Bearer ` or alone; the name is in lower case.
+    /// A field with the token, with or without the prefix `Bearer `; the name is in lower case.
     Header(String),
     Cookie(String),
 }
 
-/// Which tokens are believed (`identity.user.jwt`).
+/// Configuration of token verification (`identity.user.jwt`).
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    pub keys: Keys,
-    pub place: Place,
-    /// The value that `iss` must have; `None`: any.
+pub struct TokenConfig {
+    pub keys: JwkSet,
+    pub location: TokenLocation,
+    /// Required value of `iss`; `None`: any.
     pub issuer: Option<String>,
-    /// The values of which `aud` must have one; none: `aud` is not looked at.
+    /// `aud` must contain one of these values; if empty, `aud` is ignored.
     pub audience: Vec<String>,
-    /// By how much the clocks of issuer and gateway may differ.
+    /// Tolerated difference between the clocks of issuer and gateway.
     pub leeway: Duration,
 }
 
-impl Settings {
-    /// 30 s: clocks that are kept by NTP differ by less than one, and more only prolongs what was to end.
+impl TokenConfig {
+    /// 30 s: clocks synchronised by NTP differ by less than 1 s, and a larger value only extends
+    /// expired tokens.
     pub const LEEWAY: Duration = Duration::from_secs(30);
 
-    /// The field that carries the token, where it is not a cookie.
-    pub fn field(&self) -> Option<&str> {
-        match &self.place {
-            Place::Bearer => Some(Field::Authorization.as_str()),
-            Place::Header(name) => Some(name),
-            Place::Cookie(_) => None,
+    /// The field that carries the token, unless it is a cookie.
+    pub(crate) fn field(&self) -> Option<&str> {
+        match &self.location {
+            TokenLocation::Bearer => Some(Field::Authorization.as_str()),
+            TokenLocation::Header(name) => Some(name),
+            TokenLocation::Cookie(_) => None,
         }
     }
 }
 
 label! {
-    /// What became of a token.
-    Outcome, "result", {
+    /// Result of the verification of a token.
+    pub(crate) TokenOutcome, "result", {
         Valid = "valid",
-        /// Valid, and without the claim that names the user.
+        /// Valid, but without the claim that names the user.
         NoUser = "no_user",
-        /// Not three parts of base64url and JSON.
+        /// Not three base64url parts with JSON.
         Malformed = "malformed",
-        /// More than one token: none of them goes on.
-        Several = "several",
+        /// More than one token; all are removed from the request.
+        Multiple = "multiple",
         /// Longer than 8 KiB.
         Oversize = "oversize",
-        /// Its header has `crit`: something that must be understood, and is not.
-        Critical = "critical",
-        /// Not one of the pinned algorithms; `none` among them.
+        /// The header has `crit`, an extension that must be understood (RFC 7515 section 4.1.11).
+        UnsupportedCritical = "unsupported_crit",
+        /// Not a pinned algorithm, `none` included.
         Algorithm = "algorithm",
-        /// No key of its name, or none of its algorithm.
+        /// No configured key with its key id, or none for its algorithm.
         Key = "key",
         Signature = "signature",
-        /// It never ends: there is no `exp`.
-        Undated = "undated",
+        /// No `exp`: the token would never expire.
+        MissingExpiry = "missing_exp",
         Expired = "expired",
         /// Not valid yet (`nbf`).
-        Early = "early",
+        NotYetValid = "not_yet_valid",
         Issuer = "issuer",
         Audience = "audience",
-        /// Not looked at: too many bad signatures came from its address.
-        Unchecked = "unchecked",
-        /// Not looked at: too many bad signatures came from everywhere.
-        Flooded = "flooded",
+        /// Not verified: its address exceeded the budget of invalid signatures.
+        ClientThrottled = "client_throttled",
+        /// Not verified: all addresses of this thread exceeded the budget of invalid signatures.
+        VerificationThrottled = "verification_throttled",
     }
 }
 
-static OUTCOMES: LazyLock<Counters<Outcome>> = LazyLock::new(Counters::default);
+static OUTCOMES: LazyLock<Counters<TokenOutcome>> = LazyLock::new(Counters::default);
 static SIGNATURES: LazyLock<Counter> = LazyLock::new(Counter::default);
-static CLOCK: LazyLock<Clock> = LazyLock::new(Clock::start);
+static CLOCK: LazyLock<MonotonicClock> = LazyLock::new(MonotonicClock::start);
 
 /// Registers the metrics of this module.
 pub(super) fn expose() {
-    metrics::expose_counters("tidegate_tokens", "Tokens that requests carried, by what became of them.", &OUTCOMES);
-    metrics::expose_counter_with("tidegate_token_signatures", "Signatures of tokens that were verified.", |emit| {
+    metrics::expose_counters("tidegate_tokens", "Tokens of requests, by result of the verification.", &OUTCOMES);
+    metrics::expose_counter_with("tidegate_token_signatures", "Signature verifications of tokens.", |emit| {
         emit(&[], SIGNATURES.get());
     });
 }
 
+/// The token cache of one thread: identities of accepted tokens, outcomes of rejected ones.
+type ThreadTokenCache = VerifiedTokenCache<VerifiedIdentity, TokenOutcome>;
+
 thread_local! {
-    static SEEN: RefCell<Option<Box<Seen<Facts, Outcome>>>> = const { RefCell::new(None) };
+    static TOKEN_CACHE: RefCell<Option<Box<ThreadTokenCache>>> = const { RefCell::new(None) };
 }
 
-/// When a token is looked at.
+/// Time of a verification.
 #[derive(Clone, Copy, Debug)]
-struct Now {
-    /// Seconds since 1970, as tokens are dated.
-    wall: u64,
-    moment: Moment,
+struct VerificationTime {
+    /// Seconds since the Unix epoch, the unit of the claims.
+    unix_seconds: u64,
+    monotonic: MonotonicTime,
 }
 
-impl Now {
-    fn read() -> Now {
-        // Before 1970 everything is early.
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Now { wall, moment: CLOCK.now() }
+impl VerificationTime {
+    fn read() -> VerificationTime {
+        // A clock before the epoch reads as 0, so that tokens with `nbf` are not yet valid.
+        let unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        VerificationTime { unix_seconds, monotonic: CLOCK.now() }
     }
 }
 
-/// Claims of a verified token.
-pub(super) struct Claims {
-    all: Map<String, Value>,
-    /// The second from which it is no longer believed.
-    until: u64,
+/// A token as received, before its verification.
+#[derive(Clone, Copy)]
+struct PresentedToken<'a> {
+    text: &'a [u8],
+    /// Hash of the address to which an invalid signature is charged.
+    address: KeyHash,
+    now: VerificationTime,
 }
 
-impl Claims {
-    /// A claim that is text or a number, as text; nothing where it is empty or anything else.
+/// Attributes of a verified token that requests need.
+#[derive(Clone, Debug)]
+pub(super) struct VerifiedIdentity {
+    pub(super) user: Option<KeyHash>,
+    /// Index into the configured user classes.
+    pub(super) user_class: Option<usize>,
+    /// Access of the user by the allow and deny lists.
+    pub(super) access: AccessDecision,
+    /// By index into [`super::IdentityConfig::claims`].
+    pub(super) claims: Option<Arc<[Option<KeyHash>]>>,
+}
+
+/// All claims of a verified token as JSON, and its expiry.
+pub(super) struct VerifiedClaims {
+    claims: Map<String, Value>,
+    /// Unix time in seconds at which the token expires, leeway included.
+    expires_at: u64,
+}
+
+impl VerifiedClaims {
+    /// A claim that is a non-empty string or a number, as text; `None` for any other.
     pub(super) fn text(&self, name: &str) -> Option<Cow<'_, str>> {
-        match self.all.get(name)? {
+        match self.claims.get(name)? {
             Value::String(text) if !text.is_empty() => Some(Cow::Borrowed(text)),
             Value::Number(number) => Some(Cow::Owned(number.to_string())),
             _ => None,
@@ -155,97 +183,102 @@ impl Claims {
     }
 }
 
-/// What a token's header says, before it is known whether it may be believed.
+/// Header of a token that is not yet verified.
 #[derive(Deserialize)]
-struct Head<'a> {
+struct TokenHeader<'a> {
     #[serde(borrow)]
     alg: Cow<'a, str>,
     #[serde(borrow, default)]
     kid: Option<Cow<'a, str>>,
-    #[serde(default, deserialize_with = "is_there")]
+    #[serde(default, deserialize_with = "is_present")]
     crit: bool,
 }
 
-fn is_there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+fn is_present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
-/// Believes tokens by the configured rules.
-pub(super) struct Tokens {
-    settings: Settings,
-    /// One for each pinned algorithm, and for that one alone.
+/// Verifies tokens according to the configuration.
+pub(super) struct TokenVerifier {
+    config: TokenConfig,
+    /// One per pinned algorithm, which accepts that algorithm only.
     validations: Vec<Validation>,
-    /// Another for each configuration, so that no thread takes what it has seen from one to the next.
+    /// Unique per configuration, so that no thread reuses results of another configuration.
     generation: u64,
 }
 
-impl Tokens {
-    pub(super) fn new(settings: Settings) -> Self {
+impl TokenVerifier {
+    pub(super) fn new(config: TokenConfig) -> Self {
         static GENERATIONS: AtomicU64 = AtomicU64::new(1);
         let validation = |algorithm: &Algorithm| {
             let mut validation = Validation::new(*algorithm);
-            // When it ends is judged here, by the same clock when it is new and when it is seen again.
+            // `check_validity_period` checks the times, with the same clock for new and for cached
+            // tokens.
             (validation.validate_exp, validation.validate_nbf) = (false, false);
-            validation.validate_aud = !settings.audience.is_empty();
+            validation.validate_aud = !config.audience.is_empty();
             if validation.validate_aud {
-                validation.set_audience(&settings.audience);
+                validation.set_audience(&config.audience);
                 validation.required_spec_claims.insert("aud".to_owned());
             }
-            if let Some(issuer) = &settings.issuer {
+            if let Some(issuer) = &config.issuer {
                 validation.set_issuer(&[issuer]);
                 validation.required_spec_claims.insert("iss".to_owned());
             }
             validation
         };
-        let validations = settings.keys.algorithms().iter().map(validation).collect();
-        Tokens { settings, validations, generation: GENERATIONS.fetch_add(1, Relaxed) }
+        let validations = config.keys.algorithms().iter().map(validation).collect();
+        TokenVerifier { config, validations, generation: GENERATIONS.fetch_add(1, Relaxed) }
     }
 
-    /// What is known of the token that `request` carries; `Ok(None)` where it carries none, and why where it is not believed. `keep`
-    /// takes from its claims what is worth keeping, once; bad signatures are counted against `address`.
-    pub(super) fn look(
+    /// Verifies the token of `request`, or returns the cached result. `Ok(None)` without a token.
+    /// `extract` runs once per verified token. Invalid signatures are charged to `address`.
+    pub(super) fn verify_request(
         &self,
         request: &mut Request,
         address: KeyHash,
-        keep: impl FnOnce(&Claims) -> Facts,
-    ) -> Result<Option<Facts>, Outcome> {
-        if self.are_several(&request.fields) {
-            self.drop_all(&mut request.fields);
-            OUTCOMES.inc(Outcome::Several);
-            return Err(Outcome::Several);
+        extract: impl FnOnce(&VerifiedClaims) -> VerifiedIdentity,
+    ) -> Result<Option<VerifiedIdentity>, TokenOutcome> {
+        if self.has_multiple_tokens(&request.fields) {
+            self.remove_tokens(&mut request.fields);
+            OUTCOMES.inc(TokenOutcome::Multiple);
+            return Err(TokenOutcome::Multiple);
         }
-        let outcome = match self.carried(&request.fields) {
+        let outcome = match self.extract_token(&request.fields) {
             Ok(None) => return Ok(None),
-            Ok(Some(token)) => self.judge(token, address, Now::read(), keep),
+            Ok(Some(token)) => {
+                let token = PresentedToken { text: token, address, now: VerificationTime::read() };
+                self.lookup_or_verify(token, extract)
+            }
             Err(outcome) => Err(outcome),
         };
         OUTCOMES.inc(match &outcome {
-            Ok(facts) if facts.user.is_some() => Outcome::Valid,
-            Ok(_) => Outcome::NoUser,
+            Ok(identity) if identity.user.is_some() => TokenOutcome::Valid,
+            Ok(_) => TokenOutcome::NoUser,
             Err(outcome) => *outcome,
         });
         outcome.map(Some)
     }
 
-    /// Whether there is more than one token, or the field that holds it is repeated: the origin might read another one.
-    fn are_several(&self, fields: &Fields) -> bool {
-        match &self.settings.place {
-            Place::Bearer => fields.all(Field::Authorization).nth(1).is_some(),
-            Place::Header(name) => fields.named(name.as_bytes()).nth(1).is_some(),
-            Place::Cookie(name) => {
-                let tokens = super::cookie_pairs(fields).filter_map(|pair| super::cookie_value(pair, name.as_bytes()));
+    /// Whether there is more than one token, or the field that carries it is repeated. The origin
+    /// might read another one.
+    fn has_multiple_tokens(&self, fields: &Fields) -> bool {
+        match &self.config.location {
+            TokenLocation::Bearer => fields.all(Field::Authorization).nth(1).is_some(),
+            TokenLocation::Header(name) => fields.named(name.as_bytes()).nth(1).is_some(),
+            TokenLocation::Cookie(name) => {
+                let tokens = cookie::pairs(fields).filter_map(|pair| cookie::value(pair, name.as_bytes()));
                 tokens.take(2).count() > 1
             }
         }
     }
 
-    fn drop_all(&self, fields: &mut Fields) {
-        match &self.settings.place {
-            Place::Bearer => fields.remove(Field::Authorization),
-            Place::Header(name) => fields.retain(|field| !field.name.eq_ignore_ascii_case(name.as_bytes())),
-            Place::Cookie(name) => {
-                let others = super::cookie_pairs(fields)
-                    .filter(|pair| !pair.is_empty() && super::cookie_value(pair, name.as_bytes()).is_none());
+    fn remove_tokens(&self, fields: &mut Fields) {
+        match &self.config.location {
+            TokenLocation::Bearer => fields.remove(Field::Authorization),
+            TokenLocation::Header(name) => fields.retain(|field| !field.name.eq_ignore_ascii_case(name.as_bytes())),
+            TokenLocation::Cookie(name) => {
+                let others = cookie::pairs(fields)
+                    .filter(|pair| !pair.is_empty() && cookie::value(pair, name.as_bytes()).is_none());
                 let others = others.collect::<Vec<_>>().join(&b"; "[..]);
                 fields.remove(Field::Cookie);
                 if !others.is_empty() {
@@ -255,45 +288,46 @@ impl Tokens {
         }
     }
 
-    /// The token of a request, of which there is one at most.
-    fn carried<'a>(&'a self, fields: &'a Fields) -> Result<Option<&'a [u8]>, Outcome> {
-        let token = match &self.settings.place {
-            Place::Bearer => fields.get(Field::Authorization).and_then(bearer),
-            Place::Header(name) => fields.named(name.as_bytes()).next().map(|line| bearer(line).unwrap_or(line)),
-            Place::Cookie(name) => super::cookie(fields, name.as_bytes()),
+    /// The token of a request that carries at most one.
+    fn extract_token<'a>(&'a self, fields: &'a Fields) -> Result<Option<&'a [u8]>, TokenOutcome> {
+        let token = match &self.config.location {
+            TokenLocation::Bearer => fields.get(Field::Authorization).and_then(bearer),
+            TokenLocation::Header(name) => {
+                fields.named(name.as_bytes()).next().map(|line| bearer(line).unwrap_or(line))
+            }
+            TokenLocation::Cookie(name) => cookie::find(fields, name.as_bytes()),
         };
         let token = token.filter(|token| !token.is_empty());
-        if token.is_some_and(|token| token.len() > TOKEN_BYTES_MAX) { Err(Outcome::Oversize) } else { Ok(token) }
+        if token.is_some_and(|token| token.len() > TOKEN_BYTES_MAX) { Err(TokenOutcome::Oversize) } else { Ok(token) }
     }
 
-    /// Looks a token up among those that were seen, and verifies it where it is new.
-    fn judge(
+    /// Looks up the token in the cache of this thread, and verifies it on a miss.
+    fn lookup_or_verify(
         &self,
-        token: &[u8],
-        address: KeyHash,
-        now: Now,
-        keep: impl FnOnce(&Claims) -> Facts,
-    ) -> Result<Facts, Outcome> {
-        SEEN.with_borrow_mut(|seen| {
-            let seen = seen.get_or_insert_default().under(self.generation);
-            let digest = seen.digest(token);
-            if let Some((facts, until)) = seen.good.get(digest) {
-                return if now.wall < until { Ok(facts.clone()) } else { Err(Outcome::Expired) };
+        token: PresentedToken<'_>,
+        extract: impl FnOnce(&VerifiedClaims) -> VerifiedIdentity,
+    ) -> Result<VerifiedIdentity, TokenOutcome> {
+        TOKEN_CACHE.with_borrow_mut(|cache| {
+            let cache = cache.get_or_insert_default().for_generation(self.generation);
+            let digest = cache.digest(token.text);
+            let now = token.now;
+            if let Some((identity, expires_at)) = cache.accepted.get(digest) {
+                return if now.unix_seconds < expires_at { Ok(identity.clone()) } else { Err(TokenOutcome::Expired) };
             }
-            if let Some((outcome, until)) = seen.bad.get(digest)
-                && now.moment.nanos() < until
+            if let Some((outcome, expires_at)) = cache.rejected.get(digest)
+                && now.monotonic.nanos() < expires_at
             {
                 return Err(*outcome);
             }
-            match self.verify(token, address, now, &seen.budget) {
+            match self.verify(token, &cache.budget) {
                 Ok(claims) => {
-                    let facts = keep(&claims);
-                    seen.good.put(digest, claims.until, facts.clone());
-                    Ok(facts)
+                    let identity = extract(&claims);
+                    cache.accepted.put(digest, claims.expires_at, identity.clone());
+                    Ok(identity)
                 }
                 Err(outcome) => {
-                    if outcome.is_dear() {
-                        seen.bad.put(digest, (now.moment + BAD_FOR).nanos(), outcome);
+                    if outcome.is_expensive() {
+                        cache.rejected.put(digest, (now.monotonic + REJECTION_TTL).nanos(), outcome);
                     }
                     Err(outcome)
                 }
@@ -301,63 +335,69 @@ impl Tokens {
         })
     }
 
-    fn verify(&self, token: &[u8], address: KeyHash, now: Now, budget: &Budget) -> Result<Claims, Outcome> {
-        let head = token.split(|byte| *byte == b'.').next().unwrap_or_default();
-        let head = URL_SAFE_NO_PAD.decode(head).map_err(|_| Outcome::Malformed)?;
-        let head: Head<'_> = serde_json::from_slice(&head).map_err(|_| Outcome::Malformed)?;
+    fn verify(&self, token: PresentedToken<'_>, budget: &VerificationBudget) -> Result<VerifiedClaims, TokenOutcome> {
+        let PresentedToken { text, address, now } = token;
+        let head = text.split(|byte| *byte == b'.').next().unwrap_or_default();
+        let head = URL_SAFE_NO_PAD.decode(head).map_err(|_| TokenOutcome::Malformed)?;
+        let head: TokenHeader<'_> = serde_json::from_slice(&head).map_err(|_| TokenOutcome::Malformed)?;
         if head.crit {
-            return Err(Outcome::Critical);
+            return Err(TokenOutcome::UnsupportedCritical);
         }
-        let algorithm: Algorithm = head.alg.parse().map_err(|_| Outcome::Algorithm)?;
+        let algorithm: Algorithm = head.alg.parse().map_err(|_| TokenOutcome::Algorithm)?;
         let pinned = self.validations.iter().find(|validation| validation.algorithms == [algorithm]);
-        let validation = pinned.ok_or(Outcome::Algorithm)?;
-        let mut keys = self.settings.keys.candidates(algorithm, head.kid.as_deref()).peekable();
-        keys.peek().ok_or(Outcome::Key)?;
-        budget.allows(address, now.moment).map_err(|spent| match spent {
-            Spent::ByAddress => Outcome::Unchecked,
-            Spent::ByAll => Outcome::Flooded,
+        let validation = pinned.ok_or(TokenOutcome::Algorithm)?;
+        let mut keys = self.config.keys.candidates(algorithm, head.kid.as_deref()).peekable();
+        keys.peek().ok_or(TokenOutcome::Key)?;
+        budget.check(address, now.monotonic).map_err(|exhausted| match exhausted {
+            ExhaustedBudget::Address => TokenOutcome::ClientThrottled,
+            ExhaustedBudget::Thread => TokenOutcome::VerificationThrottled,
         })?;
         for key in keys {
             SIGNATURES.inc();
-            match jsonwebtoken::decode(token, key, validation) {
-                Ok(TokenData { claims, .. }) => return self.dated(claims, now),
-                Err(error) => match refusal(error.kind()) {
-                    Outcome::Signature => budget.charge(address, now.moment),
+            match jsonwebtoken::decode(text, key, validation) {
+                Ok(TokenData { claims, .. }) => return self.check_validity_period(claims, now),
+                Err(error) => match rejection(error.kind()) {
+                    TokenOutcome::Signature => budget.charge(address, now.monotonic),
                     other => return Err(other),
                 },
             }
         }
-        Err(Outcome::Signature)
+        Err(TokenOutcome::Signature)
     }
 
-    /// The claims, where the token is valid now (RFC 7519 sections 4.1.4 and 4.1.5).
-    fn dated(&self, all: Map<String, Value>, now: Now) -> Result<Claims, Outcome> {
-        let leeway = self.settings.leeway.as_secs();
-        let end = all.get("exp").and_then(seconds).ok_or(Outcome::Undated)?;
-        let begin = match all.get("nbf") {
-            Some(begin) => seconds(begin).ok_or(Outcome::Malformed)?,
+    /// Checks `exp` and `nbf` (RFC 7519 sections 4.1.4 and 4.1.5).
+    fn check_validity_period(
+        &self,
+        claims: Map<String, Value>,
+        now: VerificationTime,
+    ) -> Result<VerifiedClaims, TokenOutcome> {
+        let leeway = self.config.leeway.as_secs();
+        let expiry = claims.get("exp").and_then(seconds).ok_or(TokenOutcome::MissingExpiry)?;
+        let not_before = match claims.get("nbf") {
+            Some(value) => seconds(value).ok_or(TokenOutcome::Malformed)?,
             None => 0,
         };
-        let until = end.saturating_add(leeway);
-        if now.wall >= until {
-            return Err(Outcome::Expired);
+        let expires_at = expiry.saturating_add(leeway);
+        if now.unix_seconds >= expires_at {
+            return Err(TokenOutcome::Expired);
         }
-        if now.wall.saturating_add(leeway) < begin {
-            return Err(Outcome::Early);
+        if now.unix_seconds.saturating_add(leeway) < not_before {
+            return Err(TokenOutcome::NotYetValid);
         }
-        Ok(Claims { all, until })
+        Ok(VerifiedClaims { claims, expires_at })
     }
 }
 
-impl Outcome {
-    /// Whether it took a signature to find out; the others are found out again as quickly as they are looked up.
-    fn is_dear(self) -> bool {
-        use Outcome::*;
-        matches!(self, Signature | Undated | Expired | Early | Issuer | Audience)
+impl TokenOutcome {
+    /// Whether the result required a signature verification. Other rejections are as cheap to
+    /// repeat as to look up.
+    fn is_expensive(self) -> bool {
+        use TokenOutcome::*;
+        matches!(self, Signature | MissingExpiry | Expired | NotYetValid | Issuer | Audience)
     }
 }
 
-/// What follows the scheme, in any letter case (RFC 9110 section 11.1).
+/// Credentials after the scheme `Bearer`, which is case-insensitive (RFC 9110 section 11.1).
 fn bearer(value: &[u8]) -> Option<&[u8]> {
     let (scheme, token) = value.split_at_checked("Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then(|| token.trim_ascii())
@@ -368,18 +408,18 @@ fn seconds(value: &Value) -> Option<u64> {
     value.as_u64().or_else(|| value.as_f64().map(|seconds| seconds as u64))
 }
 
-fn refusal(kind: &ErrorKind) -> Outcome {
+fn rejection(kind: &ErrorKind) -> TokenOutcome {
     match kind {
-        ErrorKind::InvalidSignature => Outcome::Signature,
-        ErrorKind::InvalidAlgorithm => Outcome::Algorithm,
-        ErrorKind::InvalidIssuer => Outcome::Issuer,
-        ErrorKind::InvalidAudience => Outcome::Audience,
+        ErrorKind::InvalidSignature => TokenOutcome::Signature,
+        ErrorKind::InvalidAlgorithm => TokenOutcome::Algorithm,
+        ErrorKind::InvalidIssuer => TokenOutcome::Issuer,
+        ErrorKind::InvalidAudience => TokenOutcome::Audience,
         ErrorKind::MissingRequiredClaim(name) => match name.as_str() {
-            "iss" => Outcome::Issuer,
-            "aud" => Outcome::Audience,
-            _ => Outcome::Undated,
+            "iss" => TokenOutcome::Issuer,
+            "aud" => TokenOutcome::Audience,
+            _ => TokenOutcome::MissingExpiry,
         },
-        _ => Outcome::Malformed,
+        _ => TokenOutcome::Malformed,
     }
 }
 

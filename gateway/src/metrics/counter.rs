@@ -1,98 +1,107 @@
-//! Counters that every thread writes in a place of its own.
+//! Counters with one cell per thread.
 //!
-//! What a thread counts lies close together, whatever counts it, so that a request touches few cache lines for it. Adding allocates
-//! nothing and takes no lock. Invariant: a place belongs to one counter at a time, and is zero when it gets it.
+//! The cells of one thread are contiguous across all counters, so that the counters of a request
+//! touch few cache lines. Adding allocates nothing (after the first use of a block) and takes no
+//! lock. Invariant: a cell index belongs to one counter at a time, and its cells are zero when the
+//! counter gets it.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// Threads that count for themselves; those beyond share, which costs speed and not correctness.
-const LINES: usize = 16;
-/// Places that are made at once, 4 KiB for each thread.
-const BLOCK: usize = 512;
-/// Half a million places: more than a configuration of tens of thousands of routes needs, before and after a reload.
+/// Stripes for threads. Threads beyond that number share stripes, which costs speed but not
+/// correctness.
+const STRIPES: usize = 16;
+/// Cells that are allocated at once, 4 KiB for each thread.
+const BLOCK_CELLS: usize = 512;
+/// Blocks of a stripe. Half a million cells: more than a configuration with tens of thousands of
+/// routes needs, before and after a reload together.
 const BLOCKS: usize = 1_024;
-/// The last block is for all counters that find no place of their own.
-const CROWD: usize = (BLOCKS - 1) * BLOCK;
+/// First cell of the last block, which all counters beyond the bound share.
+const OVERFLOW: usize = (BLOCKS - 1) * BLOCK_CELLS;
 
+/// A cache line of counters of one thread.
 #[repr(align(64))]
-struct Block([AtomicU64; BLOCK]);
+struct CounterBlock([AtomicU64; BLOCK_CELLS]);
 
-/// By place; made when the thread first counts there.
-type Line = [OnceLock<Box<Block>>; BLOCKS];
+/// The cells of one thread, in blocks that are allocated on first use.
+type Stripe = [OnceLock<Box<CounterBlock>>; BLOCKS];
 
-/// By thread.
-static LINED: [Line; LINES] = [const { [const { OnceLock::new() }; BLOCKS] }; LINES];
+/// The stripes, by thread.
+static CELLS: [Stripe; STRIPES] = [const { [const { OnceLock::new() }; BLOCKS] }; STRIPES];
 
-/// Who counts where.
-static PLACES: Mutex<Places> = Mutex::new(Places { next: 0, free: BTreeMap::new() });
+/// Allocates cell indexes to counters.
+static ALLOCATOR: Mutex<CellAllocator> = Mutex::new(CellAllocator { next: 0, free: BTreeMap::new() });
 
-struct Places {
+struct CellAllocator {
     next: usize,
-    /// Those that were given back, by how many lie together.
+    /// First indexes of released groups, by size of the group.
     free: BTreeMap<usize, Vec<usize>>,
 }
 
-/// The line that a thread adds to, and whether no other does.
+/// The stripe that a thread adds to, and whether it shares it.
 #[derive(Clone, Copy)]
-struct Use {
-    line: &'static Line,
-    is_own: bool,
+struct ThreadStripe {
+    stripe: &'static Stripe,
+    /// No other thread writes to the stripe.
+    is_exclusive: bool,
 }
 
 thread_local! {
-    static USE: Cell<Use> = const { Cell::new(Use { line: &LINED[0], is_own: false }) };
+    static THREAD_STRIPE: Cell<ThreadStripe> = const { Cell::new(ThreadStripe { stripe: &CELLS[0], is_exclusive: false }) };
 }
 
-/// Gives the calling thread the line of worker `index`, one of so many. No two workers that live have the same index.
-pub fn use_line(index: usize, workers: usize) {
-    // The first is for all that are no workers.
-    let is_own = workers < LINES;
-    USE.set(Use { line: &LINED[if is_own { index + 1 } else { index % LINES }], is_own });
+/// Assigns the stripe of worker `index` to the calling thread. No two running workers have the same
+/// index.
+pub(crate) fn use_stripe(index: usize, workers: usize) {
+    // Threads that are not workers use the first stripe.
+    let is_exclusive = workers < STRIPES;
+    let stripe = &CELLS[if is_exclusive { index + 1 } else { index % STRIPES }];
+    THREAD_STRIPE.set(ThreadStripe { stripe, is_exclusive });
 }
 
-/// Counters that lie together, `count` of them.
-struct Group {
+/// `count` counters with contiguous cells.
+struct CounterGroup {
     first: usize,
     count: usize,
 }
 
-impl Group {
+impl CounterGroup {
     fn new(count: usize) -> Self {
-        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(first) = places.free.get_mut(&count).and_then(Vec::pop) {
-            return Group { first, count };
+        let mut allocator = ALLOCATOR.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(first) = allocator.free.get_mut(&count).and_then(Vec::pop) {
+            return CounterGroup { first, count };
         }
-        // All in one block.
-        let room = BLOCK - places.next % BLOCK;
-        let first = if room < count { places.next + room } else { places.next };
-        if first + count > CROWD {
-            tracing::error!("there are more than half a million counters: those beyond count each other's");
-            return Group { first: CROWD, count: count.min(BLOCK) };
+        // A group does not cross a block.
+        let room = BLOCK_CELLS - allocator.next % BLOCK_CELLS;
+        let first = if room < count { allocator.next + room } else { allocator.next };
+        if first + count > OVERFLOW {
+            tracing::error!("more than half a million counters: the rest share cells and show wrong values");
+            return CounterGroup { first: OVERFLOW, count: count.min(BLOCK_CELLS) };
         }
-        places.next = first + count;
-        Group { first, count }
+        allocator.next = first + count;
+        CounterGroup { first, count }
     }
 
     fn add(&self, at: usize, count: u64) {
-        let Use { line, is_own } = USE.get();
-        let place = self.first + at;
-        let block = line[place / BLOCK].get_or_init(|| Box::new(Block([const { AtomicU64::new(0) }; BLOCK])));
-        let cell = &block.0[place % BLOCK];
-        if is_own {
-            // Nobody else writes it: adding at once would cost five times as much.
+        let ThreadStripe { stripe, is_exclusive } = THREAD_STRIPE.get();
+        let index = self.first + at;
+        let block = stripe[index / BLOCK_CELLS]
+            .get_or_init(|| Box::new(CounterBlock([const { AtomicU64::new(0) }; BLOCK_CELLS])));
+        let cell = &block.0[index % BLOCK_CELLS];
+        if is_exclusive {
+            // No other thread writes the cell. An atomic addition would cost five times as much.
             cell.store(cell.load(Relaxed).wrapping_add(count), Relaxed);
         } else {
             cell.fetch_add(count, Relaxed);
         }
     }
 
-    /// The place in every line that has it.
+    /// The cells of the counter, one in each stripe where its block is allocated.
     fn cells(&self, at: usize) -> impl Iterator<Item = &'static AtomicU64> {
-        let place = self.first + at;
-        LINED.iter().filter_map(move |line| Some(&line[place / BLOCK].get()?.0[place % BLOCK]))
+        let index = self.first + at;
+        CELLS.iter().filter_map(move |stripe| Some(&stripe[index / BLOCK_CELLS].get()?.0[index % BLOCK_CELLS]))
     }
 
     fn get(&self, at: usize) -> u64 {
@@ -100,44 +109,44 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for CounterGroup {
     fn drop(&mut self) {
-        if self.first == CROWD {
+        if self.first == OVERFLOW {
             return;
         }
         for at in 0..self.count {
             self.cells(at).for_each(|cell| cell.store(0, Relaxed));
         }
-        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
-        places.free.entry(self.count).or_default().push(self.first);
+        let mut allocator = ALLOCATOR.lock().unwrap_or_else(PoisonError::into_inner);
+        allocator.free.entry(self.count).or_default().push(self.first);
     }
 }
 
-/// A counter; adding to it never waits for another thread.
-pub struct Counter(Group);
+/// A counter. Adding to it never waits for another thread.
+pub(crate) struct Counter(CounterGroup);
 
 impl Default for Counter {
     fn default() -> Self {
-        Counter(Group::new(1))
+        Counter(CounterGroup::new(1))
     }
 }
 
 impl Counter {
-    pub fn inc(&self) {
+    pub(crate) fn inc(&self) {
         self.add(1);
     }
 
-    pub fn add(&self, count: u64) {
+    pub(crate) fn add(&self, count: u64) {
         self.0.add(0, count);
     }
 
-    pub fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.get(0)
     }
 }
 
-/// A closed set of label values.
-pub trait Label: Copy + Send + Sync + 'static {
+/// The closed set of values of one label.
+pub(crate) trait Label: Copy + Send + Sync + 'static {
     /// The label's name.
     const NAME: &'static str;
     /// Every value, in the order of `index`.
@@ -147,23 +156,23 @@ pub trait Label: Copy + Send + Sync + 'static {
 }
 
 /// One counter per value of a label.
-pub struct Counters<L> {
-    group: Group,
+pub(crate) struct Counters<L> {
+    group: CounterGroup,
     label: std::marker::PhantomData<L>,
 }
 
 impl<L: Label> Default for Counters<L> {
     fn default() -> Self {
-        Counters { group: Group::new(L::ALL.len()), label: std::marker::PhantomData }
+        Counters { group: CounterGroup::new(L::ALL.len()), label: std::marker::PhantomData }
     }
 }
 
 impl<L: Label> Counters<L> {
-    pub fn inc(&self, label: L) {
+    pub(crate) fn inc(&self, label: L) {
         self.group.add(label.index(), 1);
     }
 
-    pub fn get(&self, label: L) -> u64 {
+    pub(crate) fn get(&self, label: L) -> u64 {
         self.group.get(label.index())
     }
 }
@@ -175,15 +184,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_thread_counts_for_all() {
+    fn additions_of_all_threads_are_summed() {
         let counters = [(); 3].map(|()| Counter::default());
         thread::scope(|scope| {
             for worker in 0..4 {
                 let counters = &counters;
                 scope.spawn(move || {
                     if worker > 1 {
-                        // As two workers of two hundred, which share.
-                        use_line(worker, 200);
+                        // Two of 200 workers: they share stripes with others.
+                        use_stripe(worker, 200);
                     }
                     for (at, counter) in counters.iter().enumerate() {
                         (0..10_000).for_each(|_| counter.add(at as u64));
@@ -195,15 +204,15 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_given_back_counts_anew() {
-        // Of a size that nothing else here has.
-        let group = Group::new(321);
+    fn released_cells_are_reused_from_zero() {
+        // A size that no other group of this process has.
+        let group = CounterGroup::new(321);
         let first = group.first;
         group.add(320, 7);
         assert_eq!((group.get(320), group.get(319)), (7, 0));
         drop(group);
-        let group = Group::new(321);
+        let group = CounterGroup::new(321);
         assert_eq!((group.first, group.get(320)), (first, 0));
-        assert_eq!(group.first / BLOCK, (group.first + 320) / BLOCK);
+        assert_eq!(group.first / BLOCK_CELLS, (group.first + 320) / BLOCK_CELLS);
     }
 }

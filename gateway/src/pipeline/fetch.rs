@@ -1,166 +1,326 @@
-//! The upstream step: breaker, endpoint, exchange; then the answer as the gateway may pass it on.
+//! The fetch phase: one request to the origin on behalf of every waiting request.
+//!
+//! The response is stored, refreshes what is stored, or marks the key as uncacheable.
 
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Instant;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::Passage;
-use crate::breaker::{Breaker, Change, State};
-use crate::error::{Error, Kind};
-use crate::event::{Event, UpstreamFault};
-use crate::hop;
-use crate::http::body::{BodyError, RequestBody, Source};
-use crate::http::fields::{Fields, Known};
-use crate::http::h1::LinkError;
-use crate::http::message::{Request, Response};
-use crate::identify::{self, Caller};
-use crate::route::Route;
-use crate::upstream::{Exchange, Failure, Tunnel};
+use bytes::Bytes;
+use shard::{CacheHit, CacheKey, Entry, EpochSnapshot, InsertTarget, KeyBuilder, Region};
 
-impl Passage<'_> {
-    /// Forwards `request` as it stands and reads the answer's head.
-    pub(super) async fn forward<'a>(
-        &mut self,
-        route: &Route,
-        caller: &Caller,
-        request: &mut Request,
-        body: RequestBody<'a>,
-        response: &mut Response,
-    ) -> Result<Answer<'a>, Error> {
-        let heard = self.site.identity.heard(caller, request);
-        let takes_trailers = takes_trailers(request);
-        hop::forward(request, *self.peer, heard);
-        identify::write_trace(caller.trace, self.site.identity.fresh(), &mut request.fields);
-        let mut answer = self.call(route, request, body, response).await?;
-        answer.takes_trailers = takes_trailers;
-        self.story.forwarded_status = Some(response.status.as_u16());
-        self.story.upstream = Some(answer.exchange.endpoint());
-        Ok(answer)
+use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
+use super::fill_task::{FillTask, PendingEntry};
+use super::forward::UpstreamBody;
+use super::response_body::ResponseBody;
+use crate::cache::control::CacheControl;
+use crate::cache::extent::Extent;
+use crate::cache::fill::FillLeader;
+use crate::cache::policy::{self, HIT_FOR_MISS_TTL, NoStoreReason};
+use crate::cache::stored::{CacheMeta, CachedObject, VariantSet};
+use crate::cache::{CachePolicy, key, tags};
+use crate::error::{Error, ErrorKind};
+use crate::http::fields::KnownField;
+use crate::http::message::{BodyLength, Response, StatusCode};
+use crate::http::request_body::RequestBody;
+use crate::record::{CacheDetail, CacheResult};
+
+/// How long a key counts as uncacheable after a server error: long enough to let the waiting
+/// requests pass, short enough to recover quickly.
+const PASS_AFTER_ERROR: Duration = Duration::from_secs(1);
+
+/// The purpose and the start of one fetch.
+pub(super) struct Fetch<'c> {
+    policy: &'c CachePolicy,
+    pub(super) key: CacheKey,
+    directives: CacheControl,
+    pub(super) since: EpochSnapshot,
+    sent: Instant,
+    /// Wall time at `sent`.
+    sent_at: SystemTime,
+    random: u64,
+}
+
+impl<'c> Fetch<'c> {
+    pub(super) fn begin(context: &RequestContext<'_>, policy: &'c CachePolicy, key: CacheKey) -> Self {
+        let view = &context.worker.view;
+        Fetch {
+            policy,
+            key,
+            directives: context.request_directives(),
+            since: view.epoch_snapshot(),
+            sent: Instant::now(),
+            sent_at: view.store().wall_time(),
+            random: context.snapshot.identity.random_u64(),
+        }
     }
 
-    /// One call through the route's breaker. The verdict falls with the answer's head.
-    async fn call<'a>(
-        &mut self,
-        route: &Route,
-        request: &Request,
-        body: RequestBody<'a>,
-        response: &mut Response,
-    ) -> Result<Answer<'a>, Error> {
-        let call = match route.breaker.admit(Instant::now()) {
-            Ok((call, change)) => {
-                announce(&route.settings.name, change);
-                call
-            }
-            Err((_, change)) => {
-                announce(&route.settings.name, change);
-                return Err(Error::BreakerOpen);
+    /// The entry that a body of this fetch becomes.
+    pub(super) fn pending_entry(self, region: Region, plan: StorePlan, extent: Option<Extent>) -> PendingEntry {
+        let StorePlan { object, keep, variant_key } = plan;
+        PendingEntry { object, extent, keep, since: self.since, key: variant_key.unwrap_or(self.key), region }
+    }
+}
+
+/// How a response is stored.
+pub(super) struct StorePlan {
+    object: CachedObject,
+    keep: Duration,
+    /// The key of the variant, where it is not the key of the fetch.
+    variant_key: Option<CacheKey>,
+}
+
+impl<'c> RequestContext<'c> {
+    /// Fetches from the origin on behalf of every waiting request.
+    pub(super) async fn lead(&mut self, fetch: Fetch<'c>, lead: FillLeader) -> Result<ResponseBody<'static>, Error> {
+        let has_validator =
+            |hit: &CacheHit<CacheMeta>| policy::object(&hit.meta).is_some_and(CachedObject::has_validator);
+        let mut validated = self.stale.clone().filter(has_validator);
+        let source = match self.fetch_whole(&mut validated).await {
+            Ok(source) => source,
+            Err(error) => {
+                if !matches!(error.kind(), ErrorKind::ClientGone) {
+                    // With an open breaker, a second attempt would fail at once too.
+                    let is_final = error.kind() == ErrorKind::BreakerOpen;
+                    if is_final { lead.fail_all(error.kind()) } else { lead.fail(error.kind()) }
+                }
+                return Err(error);
             }
         };
-        let generation = call.generation();
-        let result = route.upstream.send(request, body, response).await;
-        match &result {
-            // A client that left or failed says nothing about the upstream.
-            Err(Failure { error: LinkError::ClientGone | LinkError::Client(_), .. }) => drop(call),
-            Ok(_) => {
-                announce(&route.settings.name, call.judge(!response.status.is_server_error(), Instant::now()));
+        if self.response.status == StatusCode::NOT_MODIFIED
+            && let Some(hit) = &validated
+            && let Some(object) = policy::object(&hit.meta)
+        {
+            *self.response = policy::freshen(object, self.response);
+            self.record.cache = CacheResult::Revalidated;
+            let body = hit.body().clone();
+            self.response.length = BodyLength::Known(body.len() as u64);
+            if let Ok(judged) = self.judge(&fetch, self.response) {
+                self.store_again(&fetch, judged, &body);
+                self.record.stored = true;
             }
-            Err(_) => announce(&route.settings.name, call.judge(false, Instant::now())),
+            lead.release();
+            return Ok(match self.apply_conditions(ResponseBody::Bytes(body)) {
+                ResponseBody::Bytes(body) => {
+                    ResponseBody::Bytes(policy::apply_range(self.request, body, self.response))
+                }
+                other => other,
+            });
         }
-        let exchange = result.map_err(|Failure { endpoint, error }| {
-            let error = Error::from(error);
-            self.story.upstream = endpoint;
-            if let Some(kind) = fault(error.kind()) {
-                let endpoint = self.story.upstream.as_ref().unwrap_or(&route.upstream.settings().name);
-                Event::UpstreamFailed { route: &route.settings.name, endpoint, kind }.emit();
+        if self.response.status.is_server_error()
+            && let Some(body) = self.stale_response()
+        {
+            lead.fail_all(ErrorKind::Upstream);
+            self.record.degraded = "stale";
+            self.record.detail = CacheDetail::Reason("origin_error");
+            return Ok(body);
+        }
+        if self.record.cache != CacheResult::Pass {
+            self.record.cache = CacheResult::Miss;
+        }
+        if self.request.method == http::Method::HEAD {
+            if let Some(hit) = self.stale.clone() {
+                self.update_from_head(&fetch, &hit);
             }
-            error
-        })?;
-        hop::strip_answer(response);
-        if !response.fields.has(Known::Date) {
-            // A recipient with a clock adds what is missing (RFC 9110 section 6.6.1).
-            response.fields.add(Known::Date, httpdate::fmt_http_date(self.worker.view.store().wall_time()));
+            lead.release();
+            self.record.detail = CacheDetail::Reason(NoStoreReason::Method.as_str());
+            return Ok(self.apply_conditions(ResponseBody::Upstream(source)));
         }
-        let (route, breaker) = (Arc::clone(&route.settings.name), Arc::clone(&route.breaker));
-        Ok(Answer { exchange, route, breaker, generation, takes_trailers: false })
-    }
-}
-
-/// Whether a client has said that it reads trailers (RFC 9110 section 6.5.1).
-pub(super) fn takes_trailers(request: &Request) -> bool {
-    request.fields.members(Known::Te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
-}
-
-/// An answer whose body is under way: where it breaks off, breaker and log hear of it.
-pub struct Answer<'a> {
-    exchange: Exchange<'a>,
-    route: Arc<str>,
-    breaker: Arc<Breaker>,
-    generation: u64,
-    takes_trailers: bool,
-}
-
-impl Answer<'_> {
-    /// The connection that has switched protocols.
-    pub fn into_tunnel(self) -> Option<Tunnel> {
-        self.exchange.into_tunnel()
+        Ok(self.store_or_pass(fetch, lead, source))
     }
 
-    /// The trailers of a body that has ended, whether this client reads them or not.
-    pub fn all_trailers(&self) -> Option<&Fields> {
-        self.exchange.trailers()
-    }
-
-    fn tell(&self, error: &BodyError) {
-        let kind = match error {
-            BodyError::ClientGone => return,
-            BodyError::Timeout => UpstreamFault::Timeout,
-            BodyError::Malformed(_) => UpstreamFault::Malformed,
-            BodyError::Truncated | BodyError::TooLarge | BodyError::Io(_) => UpstreamFault::Cut,
+    /// Stores a whole response while it is sent, or records why not.
+    pub(super) fn store_or_pass(
+        &mut self,
+        fetch: Fetch<'c>,
+        lead: FillLeader,
+        source: UpstreamBody<'static>,
+    ) -> ResponseBody<'static> {
+        let plan = match self.store_plan(&fetch) {
+            Ok(plan) => plan,
+            Err(reason) => {
+                self.mark_uncacheable(&lead, &fetch);
+                lead.release();
+                self.record.detail = CacheDetail::Reason(reason.as_str());
+                return self.apply_conditions(ResponseBody::Upstream(source));
+            }
         };
-        Event::UpstreamFailed { route: &self.route, endpoint: &self.exchange.endpoint(), kind }.emit();
-        announce(&self.route, self.breaker.fail_late(self.generation, Instant::now()));
+        self.record.stored = true;
+        let lead = if plan.variant_key.is_some() {
+            // The key turns out to vary: the waiting requests look up again, each for its own
+            // variant.
+            lead.release();
+            FillLeader::solo()
+        } else {
+            lead
+        };
+        self.fill(fetch.pending_entry(self.caller.region, plan, None), lead, source)
     }
-}
 
-impl Source for Answer<'_> {
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        let filled = self.exchange.poll_fill(cx);
-        if let Poll::Ready(Err(error)) = &filled {
-            self.tell(error);
+    /// Whether and how the response may be stored.
+    pub(super) fn store_plan(&self, fetch: &Fetch<'_>) -> Result<StorePlan, NoStoreReason> {
+        self.store_plan_for(fetch, self.response)
+    }
+
+    /// As `store_plan`, for a response that differs from the one that is sent.
+    pub(super) fn store_plan_for(&self, fetch: &Fetch<'_>, response: &Response) -> Result<StorePlan, NoStoreReason> {
+        let (object, keep) = self.judge(fetch, response)?;
+        if matches!(response.length, BodyLength::Known(length) if length > self.snapshot.cache.object_bytes) {
+            return Err(NoStoreReason::TooLarge);
         }
-        filled
+        Ok(StorePlan { object, keep, variant_key: self.variant_key(fetch, response)? })
     }
 
-    fn data(&self) -> &[u8] {
-        self.exchange.data()
+    /// The object that a response becomes and how long it is kept. UpstreamCall it when the head has just
+    /// arrived.
+    fn judge(&self, fetch: &Fetch<'_>, response: &Response) -> Result<(CachedObject, Duration), NoStoreReason> {
+        let delay = fetch.sent.elapsed();
+        let exchange = policy::StoreCandidate {
+            request: self.request,
+            directives: &fetch.directives,
+            response,
+            received_at: fetch.sent_at + delay,
+            delay,
+        };
+        let (mut object, keep) = exchange.evaluate(fetch.policy, &self.snapshot.cache)?;
+        object.lifetime = policy::with_jitter(object.lifetime, fetch.policy.ttl_jitter_percent, fetch.random);
+        Ok((object, keep))
     }
 
-    fn consume(&mut self, count: usize) {
-        self.exchange.consume(count);
+    /// Requests the whole object, conditionally where `validated` has a validator. A 304 that does
+    /// not select the stored response is useless: the request is sent once more without conditions.
+    async fn fetch_whole(
+        &mut self,
+        validated: &mut Option<CacheHit<CacheMeta>>,
+    ) -> Result<UpstreamBody<'static>, Error> {
+        loop {
+            let mut copy = self.request.clone();
+            CONDITIONS.into_iter().chain(RANGE_FIELDS).for_each(|known| copy.fields.remove(known));
+            let object = validated.as_ref().and_then(|hit| policy::object(&hit.meta));
+            if let Some(object) = object {
+                policy::make_conditional(object, &mut copy.fields);
+            }
+            let source = self.forward(Some(&mut copy), RequestBody::Empty).await?;
+            let is_other = object.is_some_and(|object| !policy::is_selected(object, self.response));
+            if self.response.status != StatusCode::NOT_MODIFIED || !is_other {
+                return Ok(source);
+            }
+            *validated = None;
+        }
     }
 
-    fn trailers(&self) -> Option<&Fields> {
-        self.exchange.trailers().filter(|_| self.takes_trailers)
+    /// Updates the stored response to GET from a response to HEAD, or removes it as outdated
+    /// (RFC 9111 section 4.3.5).
+    fn update_from_head(&self, fetch: &Fetch<'_>, hit: &CacheHit<CacheMeta>) {
+        let Some(object) = policy::object(&hit.meta) else { return };
+        if self.response.status != StatusCode::OK || self.request.fields.has(KnownField::Authorization) {
+            return;
+        }
+        let body = hit.body();
+        match policy::matches_head(object, body.len() as u64, self.response) {
+            None => {}
+            Some(false) => self.worker.view.remove(&self.caller.region, &fetch.key.as_key()),
+            Some(true) => {
+                if let Ok(judged) = self.judge(fetch, &policy::freshen(object, self.response)) {
+                    self.store_again(fetch, judged, body);
+                }
+            }
+        }
     }
-}
 
-fn fault(kind: Kind) -> Option<UpstreamFault> {
-    match kind {
-        Kind::Connect => Some(UpstreamFault::Connect),
-        Kind::ConnectTimeout => Some(UpstreamFault::ConnectTimeout),
-        Kind::NoAnswer => Some(UpstreamFault::NoAnswer),
-        Kind::Upstream => Some(UpstreamFault::Cut),
-        Kind::Malformed => Some(UpstreamFault::Malformed),
-        Kind::Timeout => Some(UpstreamFault::Timeout),
-        _ => None,
+    /// Stores a stored body again under a new head.
+    fn store_again(&self, fetch: &Fetch<'_>, (object, keep): (CachedObject, Duration), body: &Bytes) {
+        let is_shared = body.len() as u64 <= self.snapshot.cache.remote_object_bytes;
+        let reach = if is_shared { InsertTarget::LocalAndRemote } else { InsertTarget::Local };
+        let entry =
+            Entry::new(CacheMeta::Object(object), body.clone(), keep, Instant::now()).with_fill_epoch(fetch.since);
+        self.worker.view.insert(&self.caller.region, &fetch.key.as_key(), entry, reach);
     }
-}
 
-fn announce(route: &str, change: Change) {
-    match change {
-        None => {}
-        Some(State::Open) => Event::BreakerOpened { route }.emit(),
-        Some(State::HalfOpen) => Event::BreakerHalfOpen { route }.emit(),
-        Some(State::Closed) => Event::BreakerClosed { route }.emit(),
+    /// Stores the body while it is sent: at once if it has arrived already, else in a task that
+    /// also serves every joining request.
+    pub(super) fn fill(
+        &mut self,
+        entry: PendingEntry,
+        lead: FillLeader,
+        source: UpstreamBody<'static>,
+    ) -> ResponseBody<'static> {
+        // Joining requests get the stored head, without the fields that belong to this client
+        // alone.
+        let shared = Response { fields: entry.object.fields.clone(), ..*self.response };
+        let (producer, mut reader) = lead.publish_head(shared);
+        reader.accept_trailers(self.accepts_trailers());
+        let (worker, snapshot) = (Rc::clone(self.worker), Arc::clone(self.snapshot));
+        let mut running = Box::pin(FillTask { entry, producer, source, worker, snapshot }.run());
+        // Most small bodies arrive with their head: this one poll then ends the task, and none is
+        // spawned.
+        let waker = Waker::noop();
+        if running.as_mut().poll(&mut Context::from_waker(waker)).is_pending() {
+            tokio::task::spawn_local(running);
+        }
+        self.apply_conditions(ResponseBody::Fill(reader))
+    }
+
+    /// Marks the key as uncacheable, so that requests neither queue for responses that cannot be
+    /// shared nor get what was stored before. A lead that no request can join marks nothing: its
+    /// own request may be the reason. An error does not replace a stored response, which may stand
+    /// in for it.
+    fn mark_uncacheable(&self, lead: &FillLeader, fetch: &Fetch<'_>) {
+        let is_error = self.response.status.is_server_error();
+        if lead.is_solo() || (self.stale.is_some() && is_error) {
+            return;
+        }
+        let keep = if is_error { PASS_AFTER_ERROR } else { HIT_FOR_MISS_TTL };
+        let entry = Entry::new(CacheMeta::HitForMiss, Bytes::new(), keep, Instant::now()).with_fill_epoch(fetch.since);
+        self.worker.view.insert(&self.caller.region, &fetch.key.as_key(), entry, InsertTarget::Local);
+    }
+
+    /// The key of the variant that the response belongs to; `None` where it is the key of the
+    /// fetch. The response may name fields in `Vary` that were unknown at the time of the lookup
+    /// (RFC 9111 section 4.1).
+    ///
+    /// # Errors
+    /// The response varies by too many fields, or the URI has too many variants.
+    fn variant_key(&self, fetch: &Fetch<'_>, response: &Response) -> Result<Option<CacheKey>, NoStoreReason> {
+        let (config, region) = (&self.snapshot.cache, &self.caller.region);
+        let (view, key) = (&self.worker.view, fetch.key.as_key());
+        let mut names = key::vary_names(&response.fields).ok_or(NoStoreReason::Vary)?;
+        let mut builder = KeyBuilder::new();
+        key::write_primary(&mut builder, config, self.request, region);
+        let mark = view.lookup_local(&builder.key());
+        if let Some(hit) = &mark
+            && let CacheMeta::Varies { names: known, nonce, variants, .. } = &hit.meta
+        {
+            if names.iter().all(|name| known.contains(name)) {
+                let variant = key::write_variant(&mut builder, known, *nonce, &self.request.fields);
+                if variants.admit(variant.hash(), config.variants) {
+                    return Ok((variant != key).then(|| variant.to_owned()));
+                }
+                if hit.age(Instant::now()) < key::VARIANTS_RESET_INTERVAL {
+                    return Err(NoStoreReason::Variants);
+                }
+            }
+            // One set of names for all responses of the URI, so that the mark stops changing.
+            names.extend(known.iter().cloned());
+            names.sort_unstable();
+            names.dedup();
+            if names.len() > key::VARY_MAX {
+                return Err(NoStoreReason::Vary);
+            }
+        }
+        if names.is_empty() {
+            return Ok((builder.key() != key).then(|| builder.key().to_owned()));
+        }
+        key::write_primary(&mut builder, config, self.request, region);
+        let nonce = self.snapshot.identity.random_u64();
+        let variants = VariantSet::default();
+        let tags = vec![tags::url_tag(config, self.request)];
+        let meta = CacheMeta::Varies { names: names.clone(), nonce, tags, variants: variants.clone() };
+        let entry = Entry::new(meta, Bytes::new(), key::VARY_MARKER_TTL, Instant::now()).with_fill_epoch(fetch.since);
+        view.insert(region, &builder.key(), entry, InsertTarget::LocalAndRemote);
+        let variant = key::write_variant(&mut builder, &names, nonce, &self.request.fields);
+        variants.admit(variant.hash(), config.variants);
+        Ok(Some(variant.to_owned()))
     }
 }

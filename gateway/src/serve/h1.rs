@@ -1,4 +1,4 @@
-//! One HTTP/1.1 connection, from its first request to its last answer.
+//! One HTTP/1.1 connection, from its first request to its last response.
 
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -10,259 +10,271 @@ use std::time::{Duration, Instant};
 
 use arc_swap::Cache;
 
-use super::{CUTS, Cut, Enrolment, Exchanged, Hall, InFlight, UPGRADES, caught, poll_caught, tell};
-use crate::http::Limits;
-use crate::http::body::RequestBody;
-use crate::http::h1::{self, Answer, ReadError, Refusal, SendError, Server, Waited};
-use crate::http::io::Io;
-use crate::http::message::{Request, Response, Scheme, StatusCode};
-use crate::pipeline::{self, Arrival, Body, Passage, Site, Visitor};
-use crate::respond::Story;
+use super::accounting::{
+    AbortReason, CompletedExchange, InFlightRequest, count_abort, count_upgrade, refused, report_client_closed,
+};
+use super::panics::{catch, poll_catch};
+use super::worker_context::{DrainGuard, WorkerContext};
+use crate::http::HttpLimits;
+use crate::http::body::BodySource;
+use crate::http::h1::{
+    self, DownstreamConnection, Http1RequestBody, RequestReadError, RequestRefusal, ResponseWriter, SendError,
+    WaitOutcome,
+};
+use crate::http::message::{Response, Scheme, StatusCode};
+use crate::http::request_body::RequestBody;
+use crate::http::transport::TransportStream;
+use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
 use crate::{degrade, hop};
 
-/// What becomes of the connection after an exchange.
-enum Next {
-    /// The exchange ended then.
-    Another(Instant),
+/// Whether the connection continues, is closed or is aborted after an exchange.
+enum AfterExchange {
+    /// The exchange ended at this time.
+    Continue(Instant),
     Close,
     Abort,
 }
 
-/// How long a connection may be quiet before it gives up all it holds for requests.
+/// How long a connection may be silent before it releases everything that requests need.
 const QUIET: Duration = Duration::from_millis(250);
 
-/// How a run of requests ended.
-enum Run {
-    /// Nothing came for a while.
+/// Why a series of back-to-back requests ended: no further request for `QUIET`, close, or abort.
+enum RequestSeriesEnd {
+    /// No request began for `QUIET`.
     Quiet,
     Close,
     Abort,
 }
 
-/// Serves the connection of a peer, known by its canonical address, until it ends.
-pub async fn serve(hall: Rc<Hall>, io: Io, ip: IpAddr, scheme: Scheme) {
-    // A reload changes limits for new connections.
-    let limits = Rc::new(hall.site.load().http.clone());
-    let mut server = Server::new(io, &limits);
-    let mut enrolment = hall.enrol();
-    let mut patience = limits.header_timeout;
-    loop {
-        match wait(&mut server, &mut enrolment, Instant::now(), patience).await {
-            Some(Waited::Bytes) => {}
-            Some(Waited::Silent | Waited::Closed) | None => return server.close().await,
-        }
-        // What requests need is large: it lies apart, and only while there are some.
-        let run = Box::pin(run(&hall, &mut server, &limits, ip, scheme, &mut enrolment));
-        match run.await {
-            Run::Quiet => {}
-            Run::Close => return server.close().await,
-            Run::Abort => return server.abort(),
-        }
-        server.rest();
-        patience = limits.idle_timeout.saturating_sub(QUIET);
-    }
-}
-
-/// Waits for bytes of the next request, from `now` on; `None` when draining begins.
-async fn wait(server: &mut Server, enrolment: &mut Enrolment, now: Instant, patience: Duration) -> Option<Waited> {
-    server.expect(now, patience);
-    poll_fn(|cx| {
-        // A request that has arrived is answered, draining or not.
-        if let Poll::Ready(waited) = server.poll_wait(cx) {
-            return Poll::Ready(Some(waited));
-        }
-        enrolment.poll_drain(cx).map(|()| None)
-    })
-    .await
-}
-
-/// What the requests of a connection are read into and answered from, one after the other.
-struct Papers {
-    request: Request,
-    response: Response,
-    story: Story,
-    visitor: Visitor,
-}
-
-/// Serves requests until none has come for `QUIET`.
-async fn run(
-    hall: &Hall,
-    server: &mut Server,
-    limits: &Limits,
-    ip: IpAddr,
+/// Serves a connection until it ends. `peer` is the client's canonical address.
+// Not an async fn: its future would hold the arguments beside the connection that they become.
+pub(crate) fn serve(
+    context: Rc<WorkerContext>,
+    io: TransportStream,
+    peer: IpAddr,
     scheme: Scheme,
-    enrolment: &mut Enrolment,
-) -> Run {
-    let mut site = Cache::new(Arc::clone(&hall.site));
-    let mut papers = Papers {
-        request: Request::default(),
-        response: Response::new(StatusCode::OK),
-        story: Story::default(),
-        visitor: Visitor::default(),
-    };
-    loop {
-        let read = if let Some(read) = server.read_at_once(limits, &mut papers.request) {
-            Some(read)
-        } else {
-            let mut reading = pin!(server.read_request(limits, &mut papers.request));
-            poll_fn(|cx| {
-                if let Poll::Ready(read) = reading.as_mut().poll(cx) {
-                    return Poll::Ready(Some(read));
+) -> impl Future<Output = ()> {
+    // A reload changes limits for new connections.
+    let limits = Rc::new(context.snapshot.load().http.clone());
+    let (stream, drain) = (DownstreamConnection::new(io, &limits), context.drain_guard());
+    Connection { context, stream, drain, limits, peer, scheme }.serve()
+}
+
+struct Connection {
+    context: Rc<WorkerContext>,
+    stream: DownstreamConnection,
+    drain: DrainGuard,
+    limits: Rc<HttpLimits>,
+    peer: IpAddr,
+    scheme: Scheme,
+}
+
+impl Connection {
+    async fn serve(mut self) {
+        let mut timeout = self.limits.header_timeout;
+        loop {
+            match self.wait(Instant::now(), timeout).await {
+                Some(WaitOutcome::Readable) => {}
+                Some(WaitOutcome::TimedOut | WaitOutcome::Closed) | None => return self.stream.close().await,
+            }
+            // What requests need is large: it is allocated apart, and only while there are
+            // requests.
+            match Box::pin(self.run()).await {
+                RequestSeriesEnd::Quiet => {}
+                RequestSeriesEnd::Close => return self.stream.close().await,
+                RequestSeriesEnd::Abort => return self.stream.abort(),
+            }
+            self.stream.release_buffers();
+            timeout = self.limits.idle_timeout.saturating_sub(QUIET);
+        }
+    }
+
+    /// Waits from `now` on for bytes of the next request; `None` when draining begins.
+    async fn wait(&mut self, now: Instant, timeout: Duration) -> Option<WaitOutcome> {
+        self.stream.start_wait(now, timeout);
+        poll_fn(|cx| {
+            // A request that has arrived is answered even while draining.
+            if let Poll::Ready(outcome) = self.stream.poll_wait_for_request(cx) {
+                return Poll::Ready(Some(outcome));
+            }
+            self.drain.poll_drain(cx).map(|()| None)
+        })
+        .await
+    }
+
+    /// Serves requests until none has begun for `QUIET`.
+    async fn run(&mut self) -> RequestSeriesEnd {
+        let mut snapshot = Cache::new(Arc::clone(&self.context.snapshot));
+        let mut buffers = ExchangeBuffers::default();
+        loop {
+            let ended = match self.read(&mut buffers).await {
+                Some(Ok(())) => {
+                    buffers.request.scheme = self.scheme;
+                    match self.exchange(snapshot.load(), &mut buffers).await {
+                        AfterExchange::Continue(ended) if self.stream.drain_for_reuse().await => ended,
+                        AfterExchange::Continue(_) | AfterExchange::Close => return RequestSeriesEnd::Close,
+                        AfterExchange::Abort => return RequestSeriesEnd::Abort,
+                    }
                 }
-                enrolment.poll_drain(cx).map(|()| None)
-            })
-            .await
+                None | Some(Err(RequestReadError::Io(_))) => return RequestSeriesEnd::Close,
+                Some(Err(RequestReadError::Refused(refusal))) => {
+                    self.refuse(refusal, &mut buffers).await;
+                    return RequestSeriesEnd::Close;
+                }
+            };
+            if self.stream.is_read_buffer_empty() {
+                match self.wait(ended, QUIET.min(self.limits.idle_timeout)).await {
+                    Some(WaitOutcome::Readable) => {}
+                    Some(WaitOutcome::TimedOut) => return RequestSeriesEnd::Quiet,
+                    Some(WaitOutcome::Closed) | None => return RequestSeriesEnd::Close,
+                }
+            }
+        }
+    }
+
+    /// Reads the next request's head; `None` when draining begins first.
+    async fn read(&mut self, buffers: &mut ExchangeBuffers) -> Option<Result<(), RequestReadError>> {
+        let Connection { stream, limits, drain, .. } = self;
+        if let Some(read) = stream.read_repeated_head(limits, &mut buffers.request) {
+            return Some(read);
+        }
+        let mut reading = pin!(stream.read_request(limits, &mut buffers.request));
+        poll_fn(|cx| {
+            if let Poll::Ready(read) = reading.as_mut().poll(cx) {
+                return Poll::Ready(Some(read));
+            }
+            drain.poll_drain(cx).map(|()| None)
+        })
+        .await
+    }
+
+    async fn refuse(&mut self, refusal: RequestRefusal, buffers: &mut ExchangeBuffers) {
+        buffers.record = refused(refusal, &mut buffers.request);
+        let page = degrade::write_refusal(refusal.status(), refusal.reason(), &mut buffers.response);
+        let (_, mut writer) = self.stream.exchange();
+        writer.close_connection_after();
+        if writer.send(&buffers.response, &mut ResponseBody::Bytes(page)).await.is_err() {
+            count_abort(AbortReason::WriteFailed);
+        }
+        let (snapshot, bytes) = (&self.context.snapshot.load(), writer.body_sent());
+        CompletedExchange { snapshot, peer: self.peer, buffers, bytes, duration: Duration::ZERO }.report(&self.context);
+    }
+
+    /// Handles one request and writes its response.
+    async fn exchange(&mut self, snapshot: &Arc<Snapshot>, buffers: &mut ExchangeBuffers) -> AfterExchange {
+        let Connection { context, stream, peer, .. } = self;
+        let (context, peer) = (&**context, *peer);
+        let arrival = Arrival { peer, at: Instant::now() };
+        let in_flight = InFlightRequest::begin(arrival.at);
+        let (mut incoming, mut writer) = stream.exchange();
+        let has_body = !incoming.is_complete();
+        let admitted = catch(|| {
+            let mut context = RequestContext::new(&context.worker, snapshot, &arrival, buffers);
+            let ended = context.admit();
+            (context, ended)
+        });
+        // Without a request body, nothing else reads the connection: it is watched, so that a
+        // client that closes it cancels everything at once.
+        let (body, mut watch) =
+            if has_body { (RequestBody::H1(incoming), None) } else { (RequestBody::Empty, Some(&mut incoming)) };
+        let handled = match admitted {
+            Err(panic) => Some(Err(panic)),
+            Ok((_, Some(ended))) => Some(Ok(ended)),
+            Ok((mut request_context, None)) => {
+                let interim = request_context.request.interim.clone();
+                let mut handling = pin!(request_context.handle(body));
+                poll_fn(|cx| {
+                    let polled = poll_catch(handling.as_mut(), cx);
+                    while let Some(mut early) = interim.take() {
+                        hop::strip(&mut early.fields);
+                        // If the client fails now, sending the final response fails too.
+                        let _sent_or_failed = writer.poll_interim(cx, &early);
+                    }
+                    if let Poll::Ready(handled) = polled {
+                        return Poll::Ready(Some(handled));
+                    }
+                    watch.as_mut().map_or(Poll::Pending, |incoming| incoming.poll_client_closed(cx).map(|()| None))
+                })
+                .await
+            }
         };
-        let ended = match read {
-            Some(Ok(())) => {
-                papers.request.scheme = scheme;
-                match exchange(hall, site.load(), server, ip, &mut papers).await {
-                    Next::Another(ended) if server.is_reusable().await => ended,
-                    Next::Another(_) | Next::Close => return Run::Close,
-                    Next::Abort => return Run::Abort,
-                }
+        let mut out = match handled {
+            Some(Ok(body)) => body,
+            Some(Err(_panic)) => {
+                count_abort(AbortReason::Panic);
+                pipeline::panicked(snapshot, buffers)
             }
-            None | Some(Err(ReadError::Io(_))) => return Run::Close,
-            Some(Err(ReadError::Refused(refusal))) => {
-                refuse(hall, server, ip, refusal, &mut papers).await;
-                return Run::Close;
+            None => {
+                report_client_closed(context, snapshot, (peer, buffers), in_flight.end());
+                return AfterExchange::Abort;
             }
         };
-        if server.is_idle() {
-            let quiet = QUIET.min(limits.idle_timeout);
-            match wait(server, enrolment, ended, quiet).await {
-                Some(Waited::Bytes) => {}
-                Some(Waited::Silent) => return Run::Quiet,
-                Some(Waited::Closed) | None => return Run::Close,
+        // Draining may have begun while the request was handled.
+        if buffers.record.must_close || context.is_draining() {
+            writer.close_connection_after();
+        }
+        let mut sent = send(&mut writer, &mut buffers.response, &mut out, watch.as_deref_mut()).await;
+        if let Some(Err(SendError::Source(error))) = &sent
+            && writer.discard_if_unsent()
+        {
+            out = pipeline::body_failed(snapshot, buffers, error);
+            sent = send(&mut writer, &mut buffers.response, &mut out, watch).await;
+        }
+        if let Some(Ok(())) = sent
+            && buffers.response.status == StatusCode::SWITCHING_PROTOCOLS
+        {
+            count_upgrade();
+            let began = Instant::now();
+            let handled_in = in_flight.end();
+            if let Some(mut tunnel) = out.into_tunnel() {
+                let bytes = h1::relay(stream, &mut tunnel.connection, snapshot.http.idle_timeout).await;
+                let duration = handled_in + began.elapsed();
+                CompletedExchange { snapshot, peer, buffers, bytes, duration }.report(context);
+            }
+            return AfterExchange::Close;
+        }
+        let duration = in_flight.end();
+        CompletedExchange { snapshot, peer, buffers, bytes: writer.body_sent(), duration }.report(context);
+        match abort_reason(sent) {
+            None if buffers.record.must_close => AfterExchange::Close,
+            None => AfterExchange::Continue(arrival.at + duration),
+            Some(reason) => {
+                count_abort(reason);
+                AfterExchange::Abort
             }
         }
     }
 }
 
-async fn refuse(hall: &Hall, server: &mut Server, ip: IpAddr, refusal: Refusal, papers: &mut Papers) {
-    let Papers { request, response, .. } = papers;
-    let story = super::refused(refusal, request);
-    let mut body = Body::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), response));
-    let (_, mut answer) = server.exchange();
-    answer.close_after();
-    if answer.send(response, &mut body).await.is_err() {
-        CUTS.inc(Cut::WriteFailed);
-    }
-    let exchanged = Exchanged { site: &hall.site.load(), request, response, story: &story };
-    tell(hall, ip, &exchanged, answer.body_sent(), Duration::ZERO);
-}
-
-/// One request and its answer.
-async fn exchange(hall: &Hall, site: &Arc<Site>, server: &mut Server, ip: IpAddr, papers: &mut Papers) -> Next {
-    let Papers { request, response, story, visitor } = papers;
-    let arrival = Arrival { peer: ip, at: Instant::now() };
-    let in_flight = InFlight::begin(arrival.at);
-    let (mut incoming, mut answer) = server.exchange();
-    let has_body = !incoming.is_done();
-    let mut passage = Passage::new(&hall.worker, site, &arrival, story);
-    let mut out = Body::EMPTY;
-    let admitted = caught(|| passage.admit(request, response, visitor, &mut out));
-    // A request without a body leaves its connection free to be watched: the client's leaving ends everything at once.
-    let (body, watch) =
-        if has_body { (RequestBody::H1(incoming), None) } else { (RequestBody::Empty, Some(&mut incoming)) };
-    let mut watch = watch;
-    let handled = match admitted {
-        Err(panic) => Some(Err(panic)),
-        Ok(false) => Some(Ok(())),
-        Ok(true) => {
-            let interim = request.interim.clone();
-            let mut handling = pin!(passage.pass(visitor, request, body, response));
-            let handled = poll_fn(|cx| {
-                let polled = poll_caught(handling.as_mut(), cx);
-                while let Some(mut early) = interim.take() {
-                    hop::strip(&mut early.fields);
-                    // A client that fails now fails again when its answer is sent.
-                    let _sent_or_failed = answer.poll_interim(cx, &early);
-                }
-                if let Poll::Ready(handled) = polled {
-                    return Poll::Ready(Some(handled));
-                }
-                watch.as_mut().map_or(Poll::Pending, |incoming| incoming.poll_gone(cx).map(|()| None))
-            })
-            .await;
-            handled.map(|handled| handled.map(|body| out = body))
-        }
-    };
-    match handled {
-        Some(Ok(())) => {}
-        Some(Err(_panic)) => {
-            CUTS.inc(Cut::Panic);
-            out = pipeline::panicked(site, request, response, story);
-        }
-        None => {
-            super::tell_left(hall, site, ip, request, in_flight.end());
-            return Next::Abort;
-        }
-    }
-    // Draining may have begun while the request was answered.
-    if story.must_close || hall.is_draining() {
-        answer.close_after();
-    }
-    let mut sent = send(&mut answer, response, &mut out, watch.as_deref_mut()).await;
-    if let Some(Err(SendError::Source(error))) = &sent
-        && answer.take_back()
-    {
-        out = pipeline::broken(site, request, response, story, error);
-        sent = send(&mut answer, response, &mut out, watch).await;
-    }
-    if let Some(Ok(())) = sent
-        && response.status == StatusCode::SWITCHING_PROTOCOLS
-    {
-        UPGRADES.inc();
-        let began = Instant::now();
-        let took = in_flight.end();
-        if let Some(mut tunnel) = out.into_tunnel() {
-            let bytes = h1::relay(server, &mut tunnel.link, site.http.idle_timeout).await;
-            tell(hall, ip, &Exchanged { site, request, response, story }, bytes, took + began.elapsed());
-        }
-        return Next::Close;
-    }
-    let took = in_flight.end();
-    tell(hall, ip, &Exchanged { site, request, response, story }, answer.body_sent(), took);
-    match after(sent) {
-        Ok(()) if story.must_close => Next::Close,
-        Ok(()) => Next::Another(arrival.at + took),
-        Err(cut) => {
-            CUTS.inc(cut);
-            Next::Abort
-        }
-    }
-}
-
-/// Why an answer was not sent whole, if it was not.
-fn after(sent: Option<Result<(), SendError>>) -> Result<(), Cut> {
+/// Why a response was not sent to its end, if it was not.
+fn abort_reason(sent: Option<Result<(), SendError>>) -> Option<AbortReason> {
     match sent {
-        Some(Ok(())) => Ok(()),
-        None => Err(Cut::ClientLeft),
-        Some(Err(SendError::Peer(_))) => Err(Cut::WriteFailed),
+        Some(Ok(())) => None,
+        None => Some(AbortReason::ClientClosed),
+        Some(Err(SendError::Peer(_))) => Some(AbortReason::WriteFailed),
         Some(Err(SendError::Source(error))) => {
-            tracing::debug!(%error, "an answer was cut");
-            Err(Cut::BodyFailed)
+            tracing::debug!(%error, "response body failed");
+            Some(AbortReason::BodyFailed)
         }
     }
 }
 
-/// Sends an answer; `None` when the client leaves meanwhile.
+/// Sends a response; `None` when the client closes the connection first.
 async fn send(
-    answer: &mut Answer<'_>,
+    writer: &mut ResponseWriter<'_>,
     response: &mut Response,
-    body: &mut Body<'_>,
-    mut watch: Option<&mut h1::RequestBody<'_>>,
+    body: &mut ResponseBody<'_>,
+    mut watch: Option<&mut Http1RequestBody<'_>>,
 ) -> Option<Result<(), SendError>> {
-    if !body.written().is_some_and(|written| answer.begin_written(written)) {
-        body.settle(response);
-        answer.begin(response, body);
+    if !body.serialized().is_some_and(|serialized| writer.begin_serialized(serialized)) {
+        body.unpack_head(response);
+        writer.begin(response, body);
     }
     poll_fn(|cx| {
-        if let Poll::Ready(sent) = answer.poll_send(cx, body) {
+        if let Poll::Ready(sent) = writer.poll_send(cx, body) {
             return Poll::Ready(Some(sent));
         }
-        watch.as_mut().map_or(Poll::Pending, |incoming| incoming.poll_gone(cx).map(|()| None))
+        watch.as_mut().map_or(Poll::Pending, |incoming| incoming.poll_client_closed(cx).map(|()| None))
     })
     .await
 }
@@ -271,14 +283,15 @@ async fn send(
 mod tests {
     use super::*;
 
-    fn future<F: Future>(_: fn(Rc<Hall>, Io, IpAddr, Scheme) -> F) -> usize {
+    fn size_of_future<F: Future>(_: fn(Rc<WorkerContext>, TransportStream, IpAddr, Scheme) -> F) -> usize {
         size_of::<F>()
     }
 
     #[test]
-    fn an_idle_connection_is_small() {
-        // Its task; beside it there are a timer and a place in the runtime (430 bytes), and no buffer.
-        let bytes = future(serve);
+    fn idle_connection_is_small() {
+        // Its task. In addition there are a timer and an entry in the runtime (430 bytes), and no
+        // buffer.
+        let bytes = size_of_future(serve);
         assert!(bytes <= 1_250, "{bytes}");
     }
 }

@@ -1,4 +1,5 @@
-//! One HTTP/2 connection: hyper frames, the pipeline answers. Streams of a connection run as tasks of the same thread.
+//! One HTTP/2 connection: hyper does the framing, the pipeline answers. The streams of a connection
+//! run as tasks of the same thread.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -16,27 +17,29 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::{CUTS, Cut, Exchanged, Hall, InFlight, poll_caught, tell};
+use super::accounting::{AbortReason, CompletedExchange, InFlightRequest, count_abort, refused, report_client_closed};
+use super::panics::poll_catch;
+use super::worker_context::WorkerContext;
 use crate::degrade;
-use crate::http::alarm::Alarm;
-use crate::http::body::{BodyError, RequestBody, Source};
-use crate::http::h2::{self, Outgoing};
-use crate::http::message::{Length, Request, Response, Scheme, StatusCode};
-use crate::pipeline::{self, Arrival, Body, Passage, Site, Visitor};
-use crate::respond::Story;
+use crate::http::body::{BodyError, BodySource};
+use crate::http::deadline::ResettableDeadline;
+use crate::http::h2::{self, Http2ResponseBody};
+use crate::http::message::{BodyLength, Scheme, StatusCode};
+use crate::http::request_body::RequestBody;
+use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
 
-/// Streams at once on one connection; the usual choice of servers.
+/// Concurrent streams of one connection; the common default of servers.
 const STREAMS_MAX: u32 = 250;
-/// Resets a client may provoke before its connection ends (CVE-2023-44487).
+/// Resets that a client may provoke before its connection ends (CVE-2023-44487).
 const RESETS_MAX: usize = 50;
-/// A silent peer is asked for a sign of life this often, and given this long.
-const PING_EVERY: Duration = Duration::from_secs(20);
-const PING_PATIENCE: Duration = Duration::from_secs(10);
+/// A silent peer gets a PING this often, and this long to acknowledge it.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy)]
-struct Local;
+struct LocalExecutor;
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for Local
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor
 where
     F::Output: 'static,
 {
@@ -45,221 +48,227 @@ where
     }
 }
 
-/// Streams under way on a connection, and when the last one ended.
-struct Activity {
+/// The open streams of a connection, and when the last one ended.
+struct StreamActivity {
     streams: Cell<usize>,
-    quiet_since: Cell<Instant>,
+    idle_since: Cell<Instant>,
 }
 
-struct Stream(Rc<Activity>);
+/// Counts one stream as open until it is dropped.
+struct StreamGuard(Rc<StreamActivity>);
 
-impl Stream {
-    fn begin(activity: &Rc<Activity>) -> Self {
+impl StreamGuard {
+    fn new(activity: &Rc<StreamActivity>) -> Self {
         activity.streams.set(activity.streams.get() + 1);
-        Stream(Rc::clone(activity))
+        StreamGuard(Rc::clone(activity))
     }
 }
 
-impl Drop for Stream {
+impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.0.streams.set(self.0.streams.get() - 1);
-        self.0.quiet_since.set(Instant::now());
+        self.0.idle_since.set(Instant::now());
     }
 }
 
-/// Serves the connection of a peer, known by its canonical address, until it ends.
-pub async fn serve<T>(hall: Rc<Hall>, io: T, ip: IpAddr, scheme: Scheme)
+/// Serves a connection until it ends. `peer` is the client's canonical address.
+pub(crate) async fn serve<T>(context: Rc<WorkerContext>, io: T, peer: IpAddr, scheme: Scheme)
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let limits = hall.site.load().http.clone();
-    let activity = Rc::new(Activity { streams: Cell::new(0), quiet_since: Cell::new(Instant::now()) });
-    let (service_hall, service_activity) = (Rc::clone(&hall), Rc::clone(&activity));
-    let service = service_fn(move |request| {
-        let stream = Stream::begin(&service_activity);
-        let hall = Rc::clone(&service_hall);
-        async move { Ok::<_, Infallible>(answer(hall, ip, scheme, request, stream).await) }
+    let limits = context.snapshot.load().http.clone();
+    let activity = Rc::new(StreamActivity { streams: Cell::new(0), idle_since: Cell::new(Instant::now()) });
+    let (service_context, service_activity) = (Rc::clone(&context), Rc::clone(&activity));
+    let service = service_fn(move |incoming| {
+        let stream = StreamGuard::new(&service_activity);
+        let exchange = StreamExchange::begin(Rc::clone(&service_context), peer, stream);
+        async move { Ok::<_, Infallible>(respond(exchange, scheme, incoming).await) }
     });
-    let connection = hyper::server::conn::http2::Builder::new(Local)
+    let connection = hyper::server::conn::http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_pending_accept_reset_streams(RESETS_MAX)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_PATIENCE)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
         .serve_connection(TokioIo::new(io), service);
     let mut connection = pin!(connection);
-    let mut enrolment = hall.enrol();
-    let mut alarm = Alarm::after(limits.idle_timeout);
+    let mut drain = context.drain_guard();
+    let mut deadline = ResettableDeadline::after(limits.idle_timeout);
     let mut is_ending = false;
     let ended = poll_fn(|cx| {
         if !is_ending
-            && (enrolment.poll_drain(cx).is_ready() || poll_quiet(&activity, &mut alarm, limits.idle_timeout, cx))
+            && (drain.poll_drain(cx).is_ready() || poll_idle(&activity, &mut deadline, limits.idle_timeout, cx))
         {
             is_ending = true;
             connection.as_mut().graceful_shutdown();
-            alarm.set(Instant::now() + limits.idle_timeout);
+            deadline.set(Instant::now() + limits.idle_timeout);
         }
-        if is_ending && activity.streams.get() == 0 && alarm.poll(cx).is_ready() {
-            // The client was told to go and did not.
+        if is_ending && activity.streams.get() == 0 && deadline.poll(cx).is_ready() {
+            // The client got GOAWAY and did not close the connection.
             return Poll::Ready(Ok(()));
         }
         connection.as_mut().poll(cx)
     })
     .await;
     if let Err(error) = ended {
-        tracing::debug!(%error, "an HTTP/2 connection failed");
+        tracing::debug!(%error, "HTTP/2 connection failed");
     }
 }
 
 /// Whether the connection has had no stream for the idle timeout.
-fn poll_quiet(activity: &Activity, alarm: &mut Alarm, idle: Duration, cx: &mut Context<'_>) -> bool {
-    let base = if activity.streams.get() > 0 { Instant::now() } else { activity.quiet_since.get() };
-    alarm.set(base + idle);
-    alarm.poll(cx).is_ready()
+fn poll_idle(
+    activity: &StreamActivity,
+    deadline: &mut ResettableDeadline,
+    idle_timeout: Duration,
+    cx: &mut Context<'_>,
+) -> bool {
+    let base = if activity.streams.get() > 0 { Instant::now() } else { activity.idle_since.get() };
+    deadline.set(base + idle_timeout);
+    deadline.poll(cx).is_ready()
 }
 
-async fn answer(
-    hall: Rc<Hall>,
-    ip: IpAddr,
+async fn respond(
+    mut exchange: StreamExchange,
     scheme: Scheme,
     incoming: http::Request<Incoming>,
-    stream: Stream,
-) -> http::Response<Outgoing<Told>> {
-    let site: Arc<Site> = hall.site.load_full();
-    let arrival = Arrival { peer: ip, at: Instant::now().into_std() };
-    let in_flight = Some(InFlight::begin(arrival.at));
-    let mut asked = Asked { hall, site, arrival, request: Request::default(), in_flight, _stream: stream };
-    let mut response = Response::new(StatusCode::OK);
+) -> http::Response<Http2ResponseBody<ReportingBody>> {
     let (parts, body) = incoming.into_parts();
-    let (out, story) = match h2::read_head(&parts, &body, &asked.site.http, &mut asked.request) {
+    let limits = &exchange.snapshot.http;
+    let source = match h2::read_head(&parts, &body, limits, &mut exchange.buffers.request) {
         Err(refusal) => {
-            let story = super::refused(refusal, &mut asked.request);
-            (Body::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), &mut response)), story)
+            let ExchangeBuffers { request, response, record, .. } = &mut exchange.buffers;
+            *record = refused(refusal, request);
+            ResponseBody::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), response))
         }
         Ok(()) => {
-            asked.request.scheme = scheme;
-            let body = match asked.request.length {
-                Length::Empty => RequestBody::Empty,
-                _ => RequestBody::H2(Box::new(h2::RequestBody::new(body, &asked.site.http))),
+            exchange.buffers.request.scheme = scheme;
+            let body = match exchange.buffers.request.length {
+                BodyLength::Empty => RequestBody::Empty,
+                _ => RequestBody::H2(Box::new(h2::Http2RequestBody::new(body, limits))),
             };
-            let mut story = Story::default();
-            (asked.run(body, &mut response, &mut story).await, story)
+            exchange.run(body).await
         }
     };
-    let length = if asked.request.method == http::Method::HEAD || response.status == StatusCode::NOT_MODIFIED {
-        Length::Empty
+    let ExchangeBuffers { request, response, .. } = &exchange.buffers;
+    let length = if request.method == http::Method::HEAD || response.status == StatusCode::NOT_MODIFIED {
+        BodyLength::Empty
     } else {
         response.length
     };
     let expected = match length {
-        Length::Empty => Some(0),
-        Length::Known(length) => Some(length),
-        Length::Streamed | Length::UntilClose => None,
+        BodyLength::Empty => Some(0),
+        BodyLength::Known(length) => Some(length),
+        BodyLength::Streamed | BodyLength::UntilClose => None,
     };
-    let told = Told { asked, response: response.clone(), story, bytes: 0, expected, end: End::Open, out };
-    let body = Outgoing::new(told, length);
-    h2::write_head(&response, body).unwrap_or_else(|error| {
-        tracing::warn!(%error, "an answer's head does not fit HTTP/2");
-        let mut plain = http::Response::new(Outgoing::nothing());
+    let head = response.clone();
+    let body = ReportingBody { exchange, bytes: 0, expected, end: BodyState::Open, source };
+    h2::write_head(&head, Http2ResponseBody::new(body, length)).unwrap_or_else(|error| {
+        tracing::warn!(%error, "response head is not valid in HTTP/2");
+        let mut plain = http::Response::new(Http2ResponseBody::empty());
         *plain.status_mut() = StatusCode::BAD_GATEWAY;
         plain
     })
 }
 
-/// A request under way. Where it is dropped before its answer began, its client has left.
-struct Asked {
-    hall: Rc<Hall>,
-    site: Arc<Site>,
+/// A request in flight. If it is dropped before its response begins, its client has reset the
+/// stream.
+struct StreamExchange {
+    context: Rc<WorkerContext>,
+    snapshot: Arc<Snapshot>,
     arrival: Arrival,
-    request: Request,
-    /// Taken when the answer begins.
-    in_flight: Option<InFlight>,
-    _stream: Stream,
+    buffers: ExchangeBuffers,
+    /// Taken when the response ends.
+    in_flight: Option<InFlightRequest>,
+    _stream: StreamGuard,
 }
 
-impl Asked {
-    async fn run(&mut self, body: RequestBody<'static>, response: &mut Response, story: &mut Story) -> Body<'static> {
+impl StreamExchange {
+    fn begin(context: Rc<WorkerContext>, peer: IpAddr, stream: StreamGuard) -> Self {
+        let snapshot = context.snapshot.load_full();
+        let arrival = Arrival { peer, at: Instant::now().into_std() };
+        let in_flight = Some(InFlightRequest::begin(arrival.at));
+        StreamExchange { context, snapshot, arrival, buffers: ExchangeBuffers::default(), in_flight, _stream: stream }
+    }
+
+    async fn run(&mut self, body: RequestBody<'static>) -> ResponseBody<'static> {
+        let StreamExchange { context, snapshot, arrival, buffers, .. } = self;
         let handled = {
-            let Asked { hall, site, arrival, request, .. } = self;
-            let mut passage = Passage::new(&hall.worker, site, arrival, story);
             let mut handling = pin!(async {
-                let (mut visitor, mut out) = (Visitor::default(), Body::EMPTY);
-                if passage.admit(request, response, &mut visitor, &mut out) {
-                    out = passage.pass(&visitor, request, body, response).await;
+                let mut request_context = RequestContext::new(&context.worker, snapshot, arrival, buffers);
+                match request_context.admit() {
+                    Some(ended) => ended,
+                    None => request_context.handle(body).await,
                 }
-                out
             });
-            poll_fn(|cx| poll_caught(handling.as_mut(), cx)).await
+            poll_fn(|cx| poll_catch(handling.as_mut(), cx)).await
         };
         let mut body = handled.unwrap_or_else(|_panic| {
-            CUTS.inc(Cut::Panic);
-            pipeline::panicked(&self.site, &self.request, response, story)
+            count_abort(AbortReason::Panic);
+            pipeline::panicked(snapshot, buffers)
         });
-        body.settle(response);
+        body.unpack_head(&mut buffers.response);
         body
     }
 }
 
-impl Drop for Asked {
+impl Drop for StreamExchange {
     fn drop(&mut self) {
         if let Some(in_flight) = self.in_flight.take() {
-            super::tell_left(&self.hall, &self.site, self.arrival.peer, &self.request, in_flight.end());
+            let exchange = (self.arrival.peer, &mut self.buffers);
+            report_client_closed(&self.context, &self.snapshot, exchange, in_flight.end());
         }
     }
 }
 
-/// How far an answer has come.
-enum End {
+/// Whether a response body is open, complete or failed.
+enum BodyState {
     Open,
-    Whole,
-    /// Its body failed.
+    Complete,
     Failed,
 }
 
-/// An answer's body that tells its story when it is over, however it ends.
-struct Told {
-    asked: Asked,
-    response: Response,
-    story: Story,
+/// A response body that reports its exchange when it ends, in whichever way.
+struct ReportingBody {
+    exchange: StreamExchange,
     bytes: u64,
-    /// Bytes of the whole body, where that is known.
+    /// Length of the whole body, where it is known.
     expected: Option<u64>,
-    end: End,
-    out: Body<'static>,
+    end: BodyState,
+    source: ResponseBody<'static>,
 }
 
-impl Source for Told {
+impl BodySource for ReportingBody {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        let filled = self.out.poll_fill(cx);
+        let filled = self.source.poll_fill(cx);
         match &filled {
-            Poll::Ready(Ok(())) if self.out.data().is_empty() => self.end = End::Whole,
-            Poll::Ready(Err(_)) => self.end = End::Failed,
+            Poll::Ready(Ok(())) if self.source.data().is_empty() => self.end = BodyState::Complete,
+            Poll::Ready(Err(_)) => self.end = BodyState::Failed,
             _ => {}
         }
         filled
     }
 
     fn data(&self) -> &[u8] {
-        self.out.data()
+        self.source.data()
     }
 
     fn consume(&mut self, count: usize) {
         self.bytes += count as u64;
-        self.out.consume(count);
+        self.source.consume(count);
     }
 }
 
-impl Drop for Told {
+impl Drop for ReportingBody {
     fn drop(&mut self) {
-        let Some(in_flight) = self.asked.in_flight.take() else { return };
+        let Some(in_flight) = self.exchange.in_flight.take() else { return };
         match self.end {
-            End::Failed => CUTS.inc(Cut::BodyFailed),
-            End::Open if self.expected != Some(self.bytes) => CUTS.inc(Cut::ClientLeft),
-            End::Open | End::Whole => {}
+            BodyState::Failed => count_abort(AbortReason::BodyFailed),
+            BodyState::Open if self.expected != Some(self.bytes) => count_abort(AbortReason::ClientClosed),
+            BodyState::Open | BodyState::Complete => {}
         }
-        let Asked { hall, site, arrival, request, .. } = &self.asked;
-        let exchanged = Exchanged { site, request, response: &self.response, story: &self.story };
-        tell(hall, arrival.peer, &exchanged, self.bytes, in_flight.end());
+        let StreamExchange { context, snapshot, arrival, buffers, .. } = &self.exchange;
+        let duration = in_flight.end();
+        CompletedExchange { snapshot, peer: arrival.peer, buffers, bytes: self.bytes, duration }.report(context);
     }
 }

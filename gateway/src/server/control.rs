@@ -1,141 +1,143 @@
-//! The control thread: admin address, signals, reloads, leases of cluster limits, news of shards, and the drain.
+//! The control thread: admin address, signals, reloads, leases of cluster limits, state changes of
+//! shards, and the drain.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{io, net};
 
 use arc_swap::ArcSwap;
 use limiter::Lease;
 use serde_json::json;
-use shard::{BreakerState, Fault, FaultCounts, RedisTreasury, ShardReport};
+use shard::{RedisLeaseBackend, ShardBreakerState, ShardFault, ShardFaultCounts, ShardReport};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
-use super::trials::Trials;
-use super::watch::Watch;
-use super::{AdminSettings, Origin, Shared, Stage, StartError, assemble};
-use crate::admin::{self, Readiness, Views};
-use crate::breaker;
+use super::assemble;
+use super::config_watcher::ConfigWatcher;
+use super::override_publisher::OverridePublisher;
+use super::state::{
+    ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, DRAIN_POLL_INTERVAL, LifecycleStage, SharedAdminConfig, SharedState,
+};
+use crate::admin::{self, AdminViews, ReadinessReport};
+use crate::breaker::BreakerState;
 use crate::cache::key;
 use crate::config::Config;
 use crate::event::{self, Event};
 use crate::limit;
-use crate::purge::{BadOrder, Order, Outcome};
+use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
 use crate::serve;
 
-/// Between two looks at the connections that are left.
-const DRAIN_GLANCE: Duration = Duration::from_millis(10);
-/// How often shards are looked at for news.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How long after the start a cluster limit may be without its first grant.
-const FIRST_GRANTS: Duration = Duration::from_secs(1);
-/// How long the other nodes of a fleet have to confirm what they are told.
-pub(super) const CONFIRM_WITHIN: Duration = Duration::from_secs(3);
-/// What saying goodbye to a fleet may take.
-const LEAVE_WITHIN: Duration = Duration::from_millis(200);
-/// How long after the start a server's purges may be unknown.
-const FIRST_SIGHT: Duration = Duration::from_secs(1);
+/// Interval at which the states of shards and limits are checked for changes.
+const STATE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
+/// Grace period after the start for the first grant of a cluster limit.
+const FIRST_GRANT_GRACE: Duration = Duration::from_secs(1);
+/// Grace period after the start for the subscription to a shard's purges.
+const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(1);
+/// Timeout for leaving the fleet.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Seconds by which the clocks of two nodes may differ.
 const CLOCK_TOLERANCE: f64 = 1.5;
-/// What one asking of a treasury may take; nobody waits for it.
-const TREASURY_DEADLINE: Duration = Duration::from_millis(100);
+/// Timeout of one lease request. No client request waits for it.
+const LEASE_REQUEST_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Runs until a signal says stop; tells the workers by `stage`, waits for the drain, and gives leases back.
-pub(super) fn run(
-    shared: &Arc<Shared>,
-    origin: Origin,
-    admin_socket: std::net::TcpListener,
-    stage: watch::Sender<Stage>,
-    on_ready: impl FnOnce(),
-) -> Result<(), StartError> {
-    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
-    runtime.block_on(control(shared, origin, admin_socket, stage, on_ready))
+/// The resources of the control thread.
+pub(super) struct ControlThread {
+    pub(super) shared: Arc<SharedState>,
+    pub(super) source: ConfigSource,
+    pub(super) admin_socket: net::TcpListener,
+    /// Sends the stages of the shutdown to the workers.
+    pub(super) stage: watch::Sender<LifecycleStage>,
 }
 
-async fn control(
-    shared: &Arc<Shared>,
-    origin: Origin,
-    admin_socket: std::net::TcpListener,
-    stage: watch::Sender<Stage>,
-    on_ready: impl FnOnce(),
-) -> Result<(), StartError> {
-    let admin_settings: AdminSettings = Arc::new(ArcSwap::from_pointee(shared.config.load().admin.clone()));
-    let listener = tokio::net::TcpListener::from_std(admin_socket)?;
-    let (is_draining, trials) = (Rc::new(Cell::new(false)), Rc::new(Trials::new(shared)));
-    let (admin_stop, admin_stopped) = watch::channel(false);
-    let admin = spawn_local(admin::serve(
-        listener,
-        Arc::clone(&admin_settings),
-        views(shared, &is_draining, &trials),
-        admin_stopped,
-    ));
-    let mut endings = Endings::new()?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut watch = Watch::new();
-    if let Origin::File(file) = &origin {
-        watch.renew(files(file, &shared.config.load()));
+impl ControlThread {
+    /// Runs until a signal stops the process. Then drains the workers and returns unused lease
+    /// tokens.
+    pub(super) fn run(self, on_ready: impl FnOnce()) -> io::Result<()> {
+        let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+        runtime.block_on(self.control(on_ready))
     }
-    let bus = shared.bus.run();
-    let news = spawn_local(tell_news(Arc::clone(shared)));
-    let suppliers = Suppliers::default();
-    suppliers.renew(shared);
-    Event::Ready.emit();
-    on_ready();
-    loop {
-        let source = tokio::select! {
-            () = endings.next() => break,
-            _ = hangup.recv() => {
-                shared.log.reopen();
-                watch.look();
-                "signal"
-            }
-            () = shared.bus.notices_changed() => {
-                trials.heed();
-                suppliers.renew(shared);
-                continue;
-            }
-            () = watch.changed() => "file",
-        };
-        if let Origin::File(file) = &origin {
-            reload(shared, file, source, &admin_settings);
-            watch.renew(files(file, &shared.config.load()));
-            trials.heed();
-            suppliers.renew(shared);
+
+    async fn control(self, on_ready: impl FnOnce()) -> io::Result<()> {
+        let ControlThread { shared, source, admin_socket, stage } = self;
+        let admin_config: SharedAdminConfig = Arc::new(ArcSwap::from_pointee(shared.config.load().admin.clone()));
+        let listener = tokio::net::TcpListener::from_std(admin_socket)?;
+        let (is_draining, overrides) = (Rc::new(Cell::new(false)), Rc::new(OverridePublisher::new(&shared)));
+        let (admin_stop, admin_stopped) = watch::channel(false);
+        let admin = spawn_local(admin::serve(
+            listener,
+            Arc::clone(&admin_config),
+            admin_views(&shared, &is_draining, &overrides),
+            admin_stopped,
+        ));
+        let mut shutdown_signals = ShutdownSignals::new()?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut watcher = ConfigWatcher::new();
+        if let ConfigSource::File(file) = &source {
+            watcher.watch_files(watched_files(file, &shared.config.load()));
         }
+        let bus = shared.bus.run();
+        let state_changes = spawn_local(report_state_changes(Arc::clone(&shared)));
+        let leases = LeaseRefresher::default();
+        leases.refresh_leases_of(&shared);
+        Event::Ready.emit();
+        on_ready();
+        loop {
+            let trigger = tokio::select! {
+                () = shutdown_signals.recv() => break,
+                _ = hangup.recv() => {
+                    shared.log.reopen();
+                    watcher.compare_contents();
+                    "signal"
+                }
+                () = shared.bus.overrides_changed() => {
+                    overrides.apply_overrides();
+                    leases.refresh_leases_of(&shared);
+                    continue;
+                }
+                () = watcher.changed() => "file",
+            };
+            if let ConfigSource::File(file) = &source {
+                reload(&shared, file, trigger, &admin_config);
+                watcher.watch_files(watched_files(file, &shared.config.load()));
+                overrides.apply_overrides();
+                leases.refresh_leases_of(&shared);
+            }
+        }
+        is_draining.set(true);
+        drain(&shared, &stage, &mut shutdown_signals).await;
+        state_changes.abort();
+        leases.shut_down().await;
+        drop(bus);
+        if timeout(LEAVE_TIMEOUT, shared.bus.leave()).await.is_err() {
+            tracing::debug!("could not announce to the fleet that this node leaves");
+        }
+        // The receiver is dropped if the admin task has ended.
+        let _receiver_may_be_gone = admin_stop.send(true);
+        admin.abort();
+        Ok(())
     }
-    is_draining.set(true);
-    drain(shared, &stage, &mut endings).await;
-    news.abort();
-    suppliers.end().await;
-    drop(bus);
-    if timeout(LEAVE_WITHIN, shared.bus.leave()).await.is_err() {
-        tracing::debug!("the fleet could not be told that this node leaves");
-    }
-    // The receiver may be gone already if the admin task ended.
-    let _gone = admin_stop.send(true);
-    admin.abort();
-    Ok(())
 }
 
-/// The signals that end the process.
-struct Endings {
+/// The signals that shut the process down.
+struct ShutdownSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl Endings {
-    fn new() -> std::io::Result<Self> {
-        Ok(Endings { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+impl ShutdownSignals {
+    fn new() -> io::Result<Self> {
+        Ok(ShutdownSignals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
     /// Waits for one of them. Cancel safe.
-    async fn next(&mut self) {
+    async fn recv(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -143,32 +145,34 @@ impl Endings {
     }
 }
 
-/// Every file whose change reloads.
-fn files(document: &Path, config: &Config) -> Vec<PathBuf> {
+/// The files whose changes trigger a reload.
+fn watched_files(document: &Path, config: &Config) -> Vec<PathBuf> {
     std::iter::once(document.to_owned()).chain(config.files.iter().cloned()).collect()
 }
 
-/// Lets connections end, at most for the drain timeout or until another signal says to leave at once.
-async fn drain(shared: &Shared, stage: &watch::Sender<Stage>, endings: &mut Endings) {
-    let connections = shared.floor.connections();
+/// Waits for the connections to end. Ends early at the drain timeout and at a second shutdown
+/// signal.
+async fn drain(shared: &SharedState, stage: &watch::Sender<LifecycleStage>, shutdown_signals: &mut ShutdownSignals) {
+    let connections = shared.connections.count();
     Event::Draining { connections }.emit();
-    stage.send_replace(Stage::Draining);
+    stage.send_replace(LifecycleStage::Draining);
     let finished = async {
-        while shared.floor.connections() > 0 {
-            sleep(DRAIN_GLANCE).await;
+        while shared.connections.count() > 0 {
+            sleep(DRAIN_POLL_INTERVAL).await;
         }
     };
     let timeout = shared.config.load().server.drain_timeout;
     tokio::select! {
         () = finished => {}
-        () = sleep(timeout) => Event::DrainTimedOut { connections: shared.floor.connections() }.emit(),
-        () = endings.next() => Event::DrainInterrupted { connections: shared.floor.connections() }.emit(),
+        () = sleep(timeout) => Event::DrainTimedOut { connections: shared.connections.count() }.emit(),
+        () = shutdown_signals.recv() => Event::DrainInterrupted { connections: shared.connections.count() }.emit(),
     }
-    stage.send_replace(Stage::Ending);
+    stage.send_replace(LifecycleStage::Terminating);
 }
 
-/// Reads the file again and swaps the site, or keeps the old one and says why.
-fn reload(shared: &Arc<Shared>, file: &Path, source: &str, admin: &AdminSettings) {
+/// Reads the file again and swaps the snapshot. If the file has faults, reports them and keeps the
+/// old snapshot.
+fn reload(shared: &Arc<SharedState>, file: &Path, trigger: &str, admin: &SharedAdminConfig) {
     let (config, warnings) = match Config::load(file) {
         Ok(loaded) => loaded,
         Err(report) => {
@@ -181,24 +185,25 @@ fn reload(shared: &Arc<Shared>, file: &Path, source: &str, admin: &AdminSettings
         eprintln!("{warnings}");
     }
     let old = shared.config.load_full();
-    let site = match assemble::site(&config, &shared.store, shared.identity, Some(&shared.site.load())) {
-        Ok(site) => site,
+    let snapshot = match assemble::snapshot(&config, &shared.store, shared.lease_node, Some(&shared.snapshot.load())) {
+        Ok(snapshot) => snapshot,
         Err(error) => {
             tracing::error!(%error, "the limits of the new configuration cannot be used");
             return Event::ReloadRefused { faults: 1 }.emit();
         }
     };
-    tell_what_needs_a_restart(&old, &config);
-    shared.floor.set(config.accept.clone());
-    shared.acceptors.iter().flatten().for_each(|acceptor| acceptor.reload());
+    report_restart_settings(&old, &config);
+    shared.connections.set_limits(config.accept.clone());
+    shared.tls_terminators.iter().flatten().for_each(|terminator| terminator.reload());
     admin.store(Arc::new(config.admin.clone()));
     event::set_level(config.log.level);
-    shared.site.store(Arc::new(site));
+    shared.snapshot.store(Arc::new(snapshot));
     shared.config.store(Arc::new(config));
-    Event::Reloaded { source }.emit();
+    Event::Reloaded { source: trigger }.emit();
 }
 
-fn tell_what_needs_a_restart(old: &Config, new: &Config) {
+/// Reports the changed settings that take effect only after a restart.
+fn report_restart_settings(old: &Config, new: &Config) {
     let remote = |config: &Config| {
         config.remote.as_ref().map(|remote| {
             let regions = remote.regions.iter().map(|(region, shards)| {
@@ -224,203 +229,215 @@ fn tell_what_needs_a_restart(old: &Config, new: &Config) {
         (remote(old) != remote(new), "redis"),
         (old.log.access != new.log.access, "log.access"),
     ];
-    changes.iter().filter(|(changed, _)| *changed).for_each(|(_, what)| Event::ReloadNeedsRestart { what }.emit());
+    for (_, setting) in changes.iter().filter(|(is_changed, _)| *is_changed) {
+        Event::ReloadNeedsRestart { setting }.emit();
+    }
 }
 
-/// The loops that keep cluster limits supplied, one per rule.
+/// The tasks that refresh the leases of cluster limits, one for each rule.
 #[derive(Default)]
-struct Suppliers {
-    running: RefCell<HashMap<Arc<str>, Supplier>>,
+struct LeaseRefresher {
+    tasks: RefCell<HashMap<Arc<str>, LeaseTask>>,
 }
 
-struct Supplier {
+struct LeaseTask {
     lease: Arc<Lease>,
-    treasury: Arc<RedisTreasury>,
+    backend: Arc<RedisLeaseBackend>,
     task: JoinHandle<()>,
 }
 
-impl Suppliers {
-    /// Starts loops for leases that are new and ends those of leases that are gone.
-    fn renew(&self, shared: &Shared) {
-        let site = shared.site.load();
-        let mut running = self.running.borrow_mut();
-        running.retain(|name, supplier| {
-            let is_kept =
-                site.limiter.leases().any(|(rule, lease)| rule == name && Arc::ptr_eq(lease, &supplier.lease));
-            if !is_kept {
-                supplier.task.abort();
+impl LeaseRefresher {
+    /// Starts tasks for the new leases of the current snapshot and stops those of leases that are
+    /// not in it.
+    fn refresh_leases_of(&self, shared: &SharedState) {
+        let snapshot = shared.snapshot.load();
+        let mut tasks = self.tasks.borrow_mut();
+        tasks.retain(|name, running| {
+            let is_current =
+                snapshot.limiter.leases().any(|(rule, lease)| rule == name && Arc::ptr_eq(lease, &running.lease));
+            if !is_current {
+                running.task.abort();
             }
-            is_kept
+            is_current
         });
-        for (rule, lease) in site.limiter.leases() {
-            if running.contains_key(rule) {
+        for (rule, lease) in snapshot.limiter.leases() {
+            if tasks.contains_key(rule) {
                 continue;
             }
-            let Some(treasury) = RedisTreasury::new(&shared.store, rule, TREASURY_DEADLINE).map(Arc::new) else {
+            let Some(backend) = RedisLeaseBackend::new(&shared.store, rule, LEASE_REQUEST_TIMEOUT).map(Arc::new) else {
                 continue;
             };
-            let task = spawn_local(limit::supply(Arc::clone(lease), Arc::clone(&treasury)));
-            running.insert(Arc::clone(rule), Supplier { lease: Arc::clone(lease), treasury, task });
+            let task = spawn_local(limit::refresh_lease(Arc::clone(lease), Arc::clone(&backend)));
+            tasks.insert(Arc::clone(rule), LeaseTask { lease: Arc::clone(lease), backend, task });
         }
     }
 
-    /// Ends every loop and gives unused tokens back.
-    async fn end(self) {
-        for (_, supplier) in self.running.take() {
-            supplier.task.abort();
-            let returned = timeout(2 * TREASURY_DEADLINE, limit::give_back(&supplier.lease, &*supplier.treasury)).await;
+    /// Stops every task and returns unused tokens.
+    async fn shut_down(self) {
+        for (_, running) in self.tasks.take() {
+            running.task.abort();
+            let returned =
+                timeout(2 * LEASE_REQUEST_TIMEOUT, limit::return_tokens(&running.lease, &*running.backend)).await;
             if returned.is_err() {
-                tracing::debug!("unused tokens could not be given back in time");
+                tracing::debug!("unused tokens could not be returned in time");
             }
         }
     }
 }
 
-/// A lane of a shard as it was at the last look.
+/// State of one operation class of a shard at the last check.
 #[derive(Default)]
-struct LaneSeen {
+struct OperationState {
     is_down: bool,
-    faults: FaultCounts,
-    latest: Option<Fault>,
+    faults: ShardFaultCounts,
+    latest_fault: Option<ShardFault>,
 }
 
-/// Says when a lane of a shard goes down or comes back.
-async fn tell_news(shared: Arc<Shared>) {
-    let mut lanes_seen: HashMap<(String, String, &str), LaneSeen> = HashMap::new();
-    let mut on_share = HashSet::new();
-    let mut is_off = false;
+/// Emits events when an operation class of a shard goes down or recovers, and when a limit or the
+/// clock changes its state.
+async fn report_state_changes(shared: Arc<SharedState>) {
+    let mut states: HashMap<(String, String, &str), OperationState> = HashMap::new();
+    let mut local_fallback = HashSet::new();
+    let mut is_clock_skewed = false;
     loop {
-        for shard in shared.store.shards() {
-            // At the start a server is seen only after a moment.
-            let is_seen = shard.is_watched || shared.began.elapsed() < FIRST_SIGHT;
-            let sight = if is_seen { BreakerState::Closed } else { BreakerState::Open };
-            let lanes = [
+        for shard in shared.store.shard_reports() {
+            // After the start, the subscription takes a moment.
+            let is_subscribed = shard.is_subscribed || shared.started_at.elapsed() < SUBSCRIPTION_GRACE;
+            let bus = if is_subscribed { ShardBreakerState::Closed } else { ShardBreakerState::Open };
+            let operations = [
                 ("read", shard.reads, &shard.read_faults),
-                ("read_large", shard.large, &shard.large_faults),
+                ("read_large", shard.large_reads, &shard.large_read_faults),
                 ("write", shard.writes, &shard.write_faults),
-                ("bus", sight, &shard.bus_faults),
+                ("bus", bus, &shard.bus_faults),
             ];
-            for (lane, state, faults) in lanes {
+            for (operation, breaker, faults) in operations {
                 let (region, endpoint) = (shard.region.as_str(), shard.endpoint.as_str());
-                let seen = lanes_seen.entry((region.to_owned(), endpoint.to_owned(), lane)).or_default();
-                seen.latest = faults.latest(&seen.faults).or(seen.latest);
-                seen.faults = *faults;
-                if state == BreakerState::Open && !seen.is_down {
-                    seen.is_down = true;
-                    let fault = seen.latest.map_or("unknown", Fault::name);
-                    Event::ShardDown { region, endpoint, lane, fault: &fault }.emit();
+                let state = states.entry((region.to_owned(), endpoint.to_owned(), operation)).or_default();
+                state.latest_fault = faults.most_frequent_since(&state.faults).or(state.latest_fault);
+                state.faults = *faults;
+                if breaker == ShardBreakerState::Open && !state.is_down {
+                    state.is_down = true;
+                    let fault = state.latest_fault.map_or("unknown", ShardFault::name);
+                    Event::ShardDown { region, endpoint, operation, fault: &fault }.emit();
                 }
-                // Half-open is neither: it has failed and has not yet succeeded.
-                if state == BreakerState::Closed && seen.is_down {
-                    seen.is_down = false;
-                    Event::ShardUp { region, endpoint, lane }.emit();
+                // Half-open changes nothing: the operations have failed and have not yet succeeded.
+                if breaker == ShardBreakerState::Closed && state.is_down {
+                    state.is_down = false;
+                    Event::ShardUp { region, endpoint, operation }.emit();
                 }
             }
         }
-        tell_of_limits(&shared, &mut on_share);
-        is_off = tell_of_the_clock(&shared, is_off);
-        sleep(LOOK_EVERY).await;
+        report_local_fallback(&shared, &mut local_fallback);
+        is_clock_skewed = report_clock_skew(&shared, is_clock_skewed);
+        sleep(STATE_CHECK_INTERVAL).await;
     }
 }
 
-/// Says when this machine's wall clock goes wrong, and when it is right again.
-fn tell_of_the_clock(shared: &Shared, was_off: bool) -> bool {
+/// Emits an event when this machine's wall clock becomes wrong or right again. Returns whether it
+/// is wrong.
+fn report_clock_skew(shared: &SharedState, was_skewed: bool) -> bool {
     let seconds = shared.store.clock_offset();
-    let is_off = seconds.abs() > CLOCK_TOLERANCE;
-    match (was_off, is_off) {
-        (false, true) => Event::ClockOff { seconds }.emit(),
-        (true, false) => Event::ClockBack.emit(),
+    let is_skewed = seconds.abs() > CLOCK_TOLERANCE;
+    match (was_skewed, is_skewed) {
+        (false, true) => Event::ClockSkewed { seconds }.emit(),
+        (true, false) => Event::ClockRecovered.emit(),
         _ => {}
     }
-    is_off
+    is_skewed
 }
 
-/// Says when a cluster limit leaves its common bucket, or comes back to it.
-fn tell_of_limits(shared: &Shared, on_share: &mut HashSet<Arc<str>>) {
-    // Without Redis a share is all there ever is; at the start the first grant is still under way.
-    if !shared.store.has_default_region() || shared.began.elapsed() < FIRST_GRANTS {
+/// Emits an event when a cluster limit switches to its local fallback or back to the shared bucket.
+fn report_local_fallback(shared: &SharedState, local_fallback: &mut HashSet<Arc<str>>) {
+    // Without Redis the local share is the normal state; after the start the first grant takes a
+    // moment.
+    if !shared.store.has_default_region() || shared.started_at.elapsed() < FIRST_GRANT_GRACE {
         return;
     }
-    for (rule, lease) in shared.site.load().limiter.leases() {
-        if !limit::is_on_share(lease) {
-            if on_share.remove(rule) {
-                Event::LimitSupplied { rule }.emit();
+    for (rule, lease) in shared.snapshot.load().limiter.leases() {
+        if !limit::is_local_fallback(lease) {
+            if local_fallback.remove(rule) {
+                Event::LimitLeaseRestored { rule }.emit();
             }
-        } else if on_share.insert(Arc::clone(rule)) {
-            Event::LimitOnShare { rule }.emit();
+        } else if local_fallback.insert(Arc::clone(rule)) {
+            Event::LimitLocalFallback { rule }.emit();
         }
     }
 }
 
-fn views(shared: &Arc<Shared>, is_draining: &Rc<Cell<bool>>, trials: &Rc<Trials>) -> Views {
+fn admin_views(
+    shared: &Arc<SharedState>,
+    is_draining: &Rc<Cell<bool>>,
+    overrides: &Rc<OverridePublisher>,
+) -> AdminViews {
     let (ready_shared, ready_draining) = (Arc::clone(shared), Rc::clone(is_draining));
     let (status_shared, status_draining) = (Arc::clone(shared), Rc::clone(is_draining));
-    let (purge_shared, hot_shared, trials) = (Arc::clone(shared), Arc::clone(shared), Rc::clone(trials));
-    Views {
+    let (purge_shared, hot_shared, overrides) = (Arc::clone(shared), Arc::clone(shared), Rc::clone(overrides));
+    AdminViews {
         ready: Box::new(move || {
             let draining = ready_draining.get();
-            Readiness { ready: !draining, draining, degraded: degraded(&ready_shared) }
+            ReadinessReport { ready: !draining, draining, degraded: degraded_components(&ready_shared) }
         }),
         status: Box::new(move || status(&status_shared, status_draining.get())),
-        hot: Box::new(move || hot(&hot_shared)),
-        limits: Box::new(move |inquiry| Box::pin(Rc::clone(&trials).inquire(inquiry))),
-        purge: Box::new(move |order| Box::pin(follow(Arc::clone(&purge_shared), order))),
+        hot: Box::new(move || hot_keys(&hot_shared)),
+        limits: Box::new(move |query| Box::pin(Rc::clone(&overrides).query(query))),
+        purge: Box::new(move |order| Box::pin(purge(Arc::clone(&purge_shared), order))),
     }
 }
 
 /// Purges here and on the other nodes of the fleet.
-async fn follow(shared: Arc<Shared>, order: Order) -> Result<Outcome, BadOrder> {
-    let purges = order.purges(&shared.site.load().cache)?;
-    let confirmed = shared.bus.purge(&purges, order.node.as_deref(), CONFIRM_WITHIN).await?;
-    let list = |names: std::collections::BTreeSet<String>| names.into_iter().collect();
-    let outcome = Outcome {
-        acknowledged: list(confirmed.nodes),
-        missing: list(confirmed.missing),
-        untold: list(confirmed.untold),
+async fn purge(shared: Arc<SharedState>, order: PurgeOrder) -> Result<PurgeOutcome, PurgeOrderError> {
+    let purges = order.purges(&shared.snapshot.load().cache)?;
+    let report = shared.bus.purge(&purges, order.node.as_deref(), ACKNOWLEDGEMENT_TIMEOUT).await?;
+    let list = |names: BTreeSet<String>| names.into_iter().collect();
+    let outcome = PurgeOutcome {
+        acknowledged_nodes: list(report.acknowledged_nodes),
+        unacknowledged_nodes: list(report.unacknowledged_nodes),
+        unreachable_servers: list(report.unreachable_servers),
     };
-    Event::Purged { what: &order.told(), soft: order.is_soft, missing: outcome.missing.len() }.emit();
+    let unacknowledged_nodes = outcome.unacknowledged_nodes.len();
+    Event::Purged { targets: &order.description(), soft: order.is_soft, unacknowledged_nodes }.emit();
     Ok(outcome)
 }
 
-/// What works less well than it should.
-fn degraded(shared: &Shared) -> Vec<String> {
-    let site = shared.site.load();
-    let breakers = site.routes.iter().filter(|route| route.breaker.state() != breaker::State::Closed);
-    let breakers = breakers.map(|route| format!("breaker {}", route.settings.name));
+/// Names the routes and shards whose breakers are not closed.
+fn degraded_components(shared: &SharedState) -> Vec<String> {
+    let snapshot = shared.snapshot.load();
+    let routes = snapshot.routes.iter().filter(|route| route.breaker.state() != BreakerState::Closed);
+    let breakers = routes.map(|route| format!("breaker {}", route.config.name));
     let is_degraded = |shard: &ShardReport| {
-        let lanes = [shard.reads, shard.large, shard.writes];
-        lanes.iter().any(|lane| *lane != BreakerState::Closed) || !shard.is_watched
+        let breakers = [shard.reads, shard.large_reads, shard.writes];
+        breakers.iter().any(|state| *state != ShardBreakerState::Closed) || !shard.is_subscribed
     };
-    let shards = shared.store.shards().filter(is_degraded);
+    let shards = shared.store.shard_reports().filter(is_degraded);
     breakers.chain(shards.map(|shard| format!("shard {} {}", shard.region, shard.endpoint))).collect()
 }
 
-/// What is asked for most, the hottest first.
-fn hot(shared: &Shared) -> serde_json::Value {
+/// The hot keys, the hottest first.
+fn hot_keys(shared: &SharedState) -> serde_json::Value {
     let keys: Vec<_> = shared
         .store
         .hot_keys()
         .iter()
-        .map(|hot| json!({ "key": key::told(&hot.key.as_key()), "per_second": hot.per_second.round() }))
+        .map(|hot| json!({ "key": key::display(&hot.key.as_key()), "per_second": hot.per_second.round() }))
         .collect();
-    json!({ "from_per_second": shared.store.hot_rate(), "keys": keys })
+    json!({ "threshold_per_second": shared.store.hot_rate(), "keys": keys })
 }
 
-fn status(shared: &Shared, draining: bool) -> serde_json::Value {
-    let site = shared.site.load();
-    let routes: Vec<_> = site
+fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
+    let snapshot = shared.snapshot.load();
+    let routes: Vec<_> = snapshot
         .routes
         .iter()
-        .map(|route| json!({ "name": &*route.settings.name, "breaker": route.breaker.state().as_str() }))
+        .map(|route| json!({ "name": &*route.config.name, "breaker": route.breaker.state().as_str() }))
         .collect();
     let shards: Vec<_> = shared
         .store
-        .shards()
+        .shard_reports()
         .map(|shard| {
             json!({
                 "region": shard.region.as_str(),
                 "endpoint": shard.endpoint.to_string(),
-                "available": shard.reads == BreakerState::Closed && shard.is_watched,
+                "available": shard.reads == ShardBreakerState::Closed && shard.is_subscribed,
                 "hits": shard.counts.hits,
                 "misses": shard.counts.misses,
             })
@@ -430,9 +447,9 @@ fn status(shared: &Shared, draining: bool) -> serde_json::Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "node": shared.config.load().server.node,
-        "uptime_seconds": shared.began.elapsed().as_secs(),
+        "uptime_seconds": shared.started_at.elapsed().as_secs(),
         "draining": draining,
-        "connections": shared.floor.connections(),
+        "connections": shared.connections.count(),
         "requests_in_flight": serve::requests_in_flight(),
         "cache": { "entries": local.entries, "bytes": local.weight_bytes, "pinned": local.pinned },
         "routes": routes,

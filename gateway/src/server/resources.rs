@@ -1,4 +1,5 @@
-//! What the process takes from the machine: descriptors, memory, CPU time; raised where it may be, exposed as metrics.
+//! Resources of the process: raises the limit of file descriptors, and exposes descriptors and
+//! memory as metrics.
 
 use std::fs;
 
@@ -7,11 +8,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::event::Event;
 use crate::metrics;
 
-/// Descriptors beside those of clients: listeners, logs, Redis, idle upstream connections.
-const OTHERS: u64 = 1_024;
+/// Descriptors that are not client connections: listeners, logs, Redis, idle upstream connections.
+const RESERVED_DESCRIPTORS: u64 = 1_024;
 
-/// Raises the descriptor limit as far as this user may, and says so where `connections` and as many towards origins
-/// would not fit: accepting then pauses before the configured limit is reached.
+/// Raises the soft descriptor limit to the hard limit. Emits an event if the limit is too low for
+/// `connections` clients and as many upstream connections: accepting then pauses before the
+/// configured number is reached.
 pub(super) fn raise_descriptors(connections: usize) {
     let limit = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
@@ -19,13 +21,14 @@ pub(super) fn raise_descriptors(connections: usize) {
         Ok(()) => limit.maximum,
         Err(_not_allowed) => limit.current,
     };
-    let wanted = (connections as u64).saturating_mul(2).saturating_add(OTHERS);
-    if let Some(effective) = effective.filter(|effective| *effective < wanted) {
-        Event::DescriptorsCapped { wanted, effective }.emit();
+    let required = (connections as u64).saturating_mul(2).saturating_add(RESERVED_DESCRIPTORS);
+    if let Some(effective) = effective.filter(|effective| *effective < required) {
+        Event::DescriptorsCapped { required, effective }.emit();
     }
 }
 
-/// Exposes what Prometheus calls the standard process metrics; a figure that the system does not give is left out.
+/// Exposes the standard process metrics of Prometheus. Omits values that the system does not
+/// provide.
 pub(super) fn expose() {
     metrics::expose_gauge_with("process_resident_memory_bytes", "Memory held by the process.", |emit| {
         if let Some(bytes) = resident_bytes(&fs::read_to_string("/proc/self/status").unwrap_or_default()) {
@@ -34,7 +37,7 @@ pub(super) fn expose() {
     });
     metrics::expose_gauge_with("process_open_fds", "Open file descriptors.", |emit| {
         if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
-            // The directory itself is one of them.
+            // One of them is the descriptor of the directory that is read here.
             emit(&[], descriptors.count().saturating_sub(1) as f64);
         }
     });
@@ -57,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn resident_memory_is_read_in_bytes() {
+    fn resident_memory_is_parsed_in_bytes() {
         assert_eq!(resident_bytes("Name:\ttidegate\nVmRSS:\t    2048 kB\nThreads:\t3\n"), Some(2 << 20));
         assert_eq!((resident_bytes(""), resident_bytes("VmRSS: many kB")), (None, None));
     }

@@ -1,4 +1,4 @@
-//! One worker thread: its runtime, its doors, its connections.
+//! One worker thread: its runtime, its listeners and its connections.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -10,125 +10,134 @@ use tokio::sync::watch;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{FLUSH_EVERY, Shared, Stage, TIDY_EVERY, UNTIDY_EVERY};
-use crate::accept::{Accepted, Door};
-use crate::http::io::Io;
+use super::state::{DRAIN_POLL_INTERVAL, LifecycleStage, SharedState};
+use crate::accept::{AcceptedConnection, ListenerTask};
 use crate::http::message::Scheme;
-use crate::pipeline::{Denials, Worker};
-use crate::serve::{self, Hall};
+use crate::http::transport::TransportStream;
+use crate::pipeline::{Prebuilt429Cache, WorkerResources};
+use crate::serve::{self, WorkerContext};
 use crate::tls::Alpn;
 use crate::{degrade, metrics, upstream};
 
-/// Between two looks at the connections that are left.
-const DRAIN_GLANCE: Duration = Duration::from_millis(10);
-/// How long queued writes to shards may take at the end.
-const FLUSH_PATIENCE: Duration = Duration::from_millis(500);
+/// Interval at which a worker continues maintenance that was too much for one run.
+const MAINTENANCE_CONTINUE_INTERVAL: Duration = Duration::from_millis(10);
+/// Interval at which a worker sweeps its tables and its idle upstream connections.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval at which a worker submits its access log lines.
+const LOG_FLUSH_INTERVAL: Duration = Duration::from_millis(100);
+/// Timeout for the writes to shards that are queued when the worker ends.
+const WRITE_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Runs until `stage` says so: at `Draining` until every connection has ended, at `Ending` at once.
+/// Runs until `stage` ends it: at `Draining` after the last connection has ended, at `Terminating`
+/// at once.
 pub(super) fn run(
     index: usize,
     sockets: Vec<std::net::TcpListener>,
-    shared: &Arc<Shared>,
-    stage: watch::Receiver<Stage>,
+    shared: &Arc<SharedState>,
+    stage: watch::Receiver<LifecycleStage>,
 ) {
-    metrics::use_line(index, shared.floor.workers());
+    metrics::use_stripe(index, shared.connections.workers());
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "a worker has no runtime"),
     };
-    runtime.block_on(work(index, sockets, Arc::clone(shared), stage));
+    runtime.block_on(serve_connections(index, sockets, Arc::clone(shared), stage));
 }
 
-async fn work(
+async fn serve_connections(
     index: usize,
     sockets: Vec<std::net::TcpListener>,
-    shared: Arc<Shared>,
-    mut stage: watch::Receiver<Stage>,
+    shared: Arc<SharedState>,
+    mut stage: watch::Receiver<LifecycleStage>,
 ) {
-    let worker = Worker {
-        builder: Cell::default(),
+    let worker = WorkerResources {
+        key_builder: Cell::default(),
         view: shared.store.view(),
         fills: Arc::clone(&shared.fills),
-        denials: Denials::default(),
+        prebuilt_429: Prebuilt429Cache::default(),
         log: Arc::clone(&shared.log),
     };
-    let hall = Hall::new(worker, Arc::clone(&shared.site));
+    let context = WorkerContext::new(worker, Arc::clone(&shared.snapshot));
     for (listener, socket) in sockets.into_iter().enumerate() {
-        let door = Door { socket, listener, worker: index, floor: Arc::clone(&shared.floor) };
-        let (hall, shared, mut stage) = (Rc::clone(&hall), Arc::clone(&shared), stage.clone());
+        let listener_task = ListenerTask { socket, listener, worker: index, table: Arc::clone(&shared.connections) };
+        let (context, shared, mut stage) = (Rc::clone(&context), Arc::clone(&shared), stage.clone());
         spawn_local(async move {
-            let receive = |accepted| receive(&hall, &shared, accepted);
-            let stopped = async move { reached(&mut stage, Stage::Draining).await };
-            if let Err(error) = door.run(stopped, receive).await {
+            let serve = |accepted| spawn_connection(&context, &shared, accepted);
+            let stopped = async move { wait_for_stage(&mut stage, LifecycleStage::Draining).await };
+            if let Err(error) = listener_task.run(stopped, serve).await {
                 tracing::error!(%error, "a listener failed");
             }
         });
     }
-    let (incoming_hall, incoming_shared) = (Rc::clone(&hall), Arc::clone(&shared));
+    let (incoming_context, incoming_shared) = (Rc::clone(&context), Arc::clone(&shared));
     spawn_local(async move {
-        let mut incoming = incoming_shared.floor.incoming(index);
+        let mut incoming = incoming_shared.connections.take_incoming(index);
         while let Some(accepted) = incoming.next().await {
-            receive(&incoming_hall, &incoming_shared, accepted);
+            spawn_connection(&incoming_context, &incoming_shared, accepted);
         }
     });
-    let chores_hall = Rc::clone(&hall);
-    let chores = spawn_local(async move {
-        let (mut tidied, mut is_untidy) = (Instant::now(), false);
-        loop {
-            degrade::set_date(chores_hall.worker.view.store().wall_time());
-            sleep(if is_untidy { UNTIDY_EVERY } else { FLUSH_EVERY }).await;
-            chores_hall.worker.log.flush();
-            let is_due = tidied.elapsed() >= TIDY_EVERY;
-            if is_due || is_untidy {
-                is_untidy = chores_hall.worker.view.tidy();
-            }
-            if is_due {
-                tidied = Instant::now();
-                upstream::sweep();
-            }
-        }
-    });
-    reached(&mut stage, Stage::Draining).await;
-    hall.drain();
+    let maintenance = spawn_local(run_maintenance(Rc::clone(&context)));
+    wait_for_stage(&mut stage, LifecycleStage::Draining).await;
+    context.drain();
     let finished = async {
-        while shared.floor.connections_of(index) > 0 {
-            sleep(DRAIN_GLANCE).await;
+        while shared.connections.worker_connections(index) > 0 {
+            sleep(DRAIN_POLL_INTERVAL).await;
         }
     };
     tokio::select! {
         () = finished => {}
-        () = reached(&mut stage, Stage::Ending) => {}
+        () = wait_for_stage(&mut stage, LifecycleStage::Terminating) => {}
     }
-    chores.abort();
-    if timeout(FLUSH_PATIENCE, hall.worker.view.flush(FLUSH_PATIENCE)).await.is_err() {
-        tracing::debug!("writes to shards were left undone");
+    maintenance.abort();
+    if timeout(WRITE_FLUSH_TIMEOUT, context.worker.view.flush(WRITE_FLUSH_TIMEOUT)).await.is_err() {
+        tracing::debug!("writes to shards were not finished");
     }
-    hall.worker.log.flush();
+    context.worker.log.flush();
 }
 
-/// Waits for a stage. The sender lives as long as the control thread; its end is the last stage. Cancel safe.
-async fn reached(stage: &mut watch::Receiver<Stage>, aim: Stage) {
-    let _reached_or_gone = stage.wait_for(|stage| *stage >= aim).await;
+/// Updates `Date`, submits access log lines, and sweeps the thread's tables and idle upstream
+/// connections. Never returns.
+async fn run_maintenance(context: Rc<WorkerContext>) {
+    let (mut last_run, mut is_unfinished) = (Instant::now(), false);
+    loop {
+        degrade::update_date(context.worker.view.store().wall_time());
+        sleep(if is_unfinished { MAINTENANCE_CONTINUE_INTERVAL } else { LOG_FLUSH_INTERVAL }).await;
+        context.worker.log.flush();
+        let is_due = last_run.elapsed() >= MAINTENANCE_INTERVAL;
+        if is_due || is_unfinished {
+            is_unfinished = context.worker.view.run_maintenance();
+        }
+        if is_due {
+            last_run = Instant::now();
+            upstream::sweep();
+        }
+    }
 }
 
-/// Gives a connection its task. The permit goes with it and ends with it.
-fn receive(hall: &Rc<Hall>, shared: &Arc<Shared>, accepted: Accepted) {
-    let Accepted { stream, listener, peer, permit, .. } = accepted;
+/// Waits for a stage. The sender lives as long as the control thread; a dropped sender counts as
+/// the last stage. Cancel safe.
+async fn wait_for_stage(stage: &mut watch::Receiver<LifecycleStage>, awaited: LifecycleStage) {
+    let _reached_or_sender_dropped = stage.wait_for(|stage| *stage >= awaited).await;
+}
+
+/// Spawns the task of a connection. The task owns the permit and drops it when the connection ends.
+fn spawn_connection(context: &Rc<WorkerContext>, shared: &Arc<SharedState>, accepted: AcceptedConnection) {
+    let AcceptedConnection { stream, listener, peer, permit, .. } = accepted;
     let ip = peer.ip().to_canonical();
-    let hall = Rc::clone(hall);
-    let Some(acceptor) = shared.acceptors.get(listener).cloned().flatten() else {
+    let context = Rc::clone(context);
+    let Some(terminator) = shared.tls_terminators.get(listener).cloned().flatten() else {
         spawn_local(async move {
-            serve::serve_h1(hall, Io::plain(stream), ip, Scheme::Http).await;
+            serve::serve_h1(context, TransportStream::plain(stream), ip, Scheme::Http).await;
             drop(permit);
         });
         return;
     };
     spawn_local(async move {
-        let patience = hall.site.load().http.header_timeout;
-        match acceptor.accept(stream, patience).await {
-            Ok((stream, Alpn::H2)) => serve::serve_h2(hall, stream, ip, Scheme::Https).await,
-            Ok((stream, Alpn::H1)) => serve::serve_h1(hall, Io::tls(stream), ip, Scheme::Https).await,
-            // Counted and logged where it happened.
+        let handshake_timeout = context.snapshot.load().http.header_timeout;
+        match terminator.accept(stream, handshake_timeout).await {
+            Ok((stream, Alpn::H2)) => serve::serve_h2(context, stream, ip, Scheme::Https).await,
+            Ok((stream, Alpn::H1)) => serve::serve_h1(context, TransportStream::tls(stream), ip, Scheme::Https).await,
+            // Counted and logged by the terminator.
             Err(_failed_handshake) => {}
         }
         drop(permit);

@@ -1,78 +1,80 @@
-//! An answer under way: its body as a source, and the connection it comes over, kept for the next request if it ends well.
+//! A response in progress: its body, and its connection, which is returned to the idle pool if the
+//! exchange ends cleanly.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::pool;
-use crate::endpoint::Visit;
-use crate::http::body::{BodyError, RequestBody, Source};
+use crate::endpoint::InFlightGuard;
+use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::Fields;
-use crate::http::h1::Link;
+use crate::http::h1::UpstreamConnection;
+use crate::http::request_body::RequestBody;
 
-/// The body of an upstream's answer. While it is read, what is left of the request's body is sent.
-pub struct Exchange<'a> {
-    link: Option<Box<Link>>,
+/// The body of an upstream response. Reading it also sends the remainder of the request body.
+pub(crate) struct UpstreamExchange<'a> {
+    connection: Option<Box<UpstreamConnection>>,
     trailers: Option<Box<Fields>>,
     body: RequestBody<'a>,
-    visit: Visit,
+    in_flight: InFlightGuard,
 }
 
-/// A connection that speaks no HTTP any more; its endpoint counts it as in flight.
-pub struct Tunnel {
-    pub link: Box<Link>,
-    _visit: Visit,
+/// A connection after a protocol switch. Its endpoint still counts it as in flight.
+pub(crate) struct Tunnel {
+    pub(crate) connection: Box<UpstreamConnection>,
+    _in_flight: InFlightGuard,
 }
 
-impl<'a> Exchange<'a> {
-    pub(super) fn new(link: Box<Link>, body: RequestBody<'a>, visit: Visit) -> Self {
-        let mut exchange = Exchange { link: Some(link), trailers: None, body, visit };
+impl<'a> UpstreamExchange<'a> {
+    pub(super) fn new(connection: Box<UpstreamConnection>, body: RequestBody<'a>, in_flight: InFlightGuard) -> Self {
+        let mut exchange = UpstreamExchange { connection: Some(connection), trailers: None, body, in_flight };
         exchange.finish_if_idle();
         exchange
     }
 
-    /// The endpoint that answered.
-    pub fn endpoint(&self) -> Arc<str> {
-        Arc::clone(&self.visit.endpoint().name)
+    /// The name of the endpoint that responded.
+    pub(crate) fn endpoint(&self) -> Arc<str> {
+        Arc::clone(&self.in_flight.endpoint().name)
     }
 
-    /// The connection itself, after it has switched protocols.
-    pub fn into_tunnel(self) -> Option<Tunnel> {
-        self.link.map(|link| Tunnel { link, _visit: self.visit })
+    /// The connection, after the protocol was switched.
+    pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
+        self.connection.map(|connection| Tunnel { connection, _in_flight: self.in_flight })
     }
 
     fn finish_if_idle(&mut self) {
-        if let Some(mut link) = self.link.take_if(|link| link.is_idle()) {
-            self.trailers = link.take_trailers();
-            pool::give(link.address(), link);
+        if let Some(mut connection) = self.connection.take_if(|connection| connection.is_reusable()) {
+            self.trailers = connection.take_trailers();
+            pool::put(connection.address(), connection);
         }
     }
 }
 
-impl Source for Exchange<'_> {
+impl BodySource for UpstreamExchange<'_> {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        let Some(link) = &mut self.link else { return Poll::Ready(Ok(())) };
-        let filled = link.poll_body(cx, &mut self.body);
-        if matches!(filled, Poll::Ready(Ok(()))) && link.data().is_empty() {
+        let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(())) };
+        let filled = connection.poll_body(cx, &mut self.body);
+        if matches!(filled, Poll::Ready(Ok(()))) && connection.data().is_empty() {
             self.finish_if_idle();
         }
-        if filled.is_pending() && self.body.poll_gone(cx).is_ready() {
+        if filled.is_pending() && self.body.poll_client_closed(cx).is_ready() {
             return Poll::Ready(Err(BodyError::ClientGone));
         }
         filled
     }
 
     fn data(&self) -> &[u8] {
-        self.link.as_ref().map_or(&[], |link| link.data())
+        self.connection.as_ref().map_or(&[], |connection| connection.data())
     }
 
     fn consume(&mut self, count: usize) {
-        if let Some(link) = &mut self.link {
-            link.consume(count);
+        if let Some(connection) = &mut self.connection {
+            connection.consume(count);
             self.finish_if_idle();
         }
     }
 
     fn trailers(&self) -> Option<&Fields> {
-        self.trailers.as_deref().or_else(|| self.link.as_ref()?.trailers())
+        self.trailers.as_deref().or_else(|| self.connection.as_ref()?.trailers())
     }
 }

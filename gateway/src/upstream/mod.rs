@@ -1,106 +1,118 @@
-//! What stands behind the gateway: endpoints under one name, with one deadline for a whole exchange.
+//! An upstream: a named set of endpoints, with one deadline for a complete exchange.
 //!
-//! A request that was never sent may go to another endpoint; one that was sent is not sent again, except on a kept
-//! connection that its server had closed before reading it (RFC 9112 section 9.3.1), and only when repeating is safe.
+//! A request that was not sent may go to another endpoint. A request that was sent is not sent
+//! again, with one exception: the server closed a reused connection before it read the request (RFC
+//! 9112 section 9.3.1), and repeating the request is safe.
 
-mod exchange;
 mod pool;
+mod exchange;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-pub use exchange::{Exchange, Tunnel};
-pub use pool::sweep;
+pub(crate) use exchange::{Tunnel, UpstreamExchange};
+pub(crate) use pool::sweep;
 
-use crate::endpoint::{Endpoints, Visit};
-use crate::http::body::RequestBody;
-use crate::http::h1::{Link, LinkError};
+use crate::endpoint::{EndpointSet, InFlightGuard};
+use crate::http::h1::{UpstreamConnection, UpstreamConnectionError};
 use crate::http::message::{Request, Response};
+use crate::http::request_body::RequestBody;
 use crate::{breaker, endpoint};
 
 /// One `[upstreams.X]`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub(crate) struct UpstreamConfig {
     /// The name that routes refer to.
-    pub name: Arc<str>,
-    /// The servers, at least one.
-    pub endpoints: Vec<endpoint::Address>,
-    /// How one of them is chosen.
-    pub balance: endpoint::Balance,
-    /// From the first packet to an open connection.
-    pub connect_timeout: Duration,
-    /// The whole exchange, from the choice of an endpoint to the last byte of the answer.
-    pub timeout: Duration,
-    /// When calls are cut off.
-    pub breaker: breaker::Settings,
+    pub(crate) name: Arc<str>,
+    /// The endpoints, at least one.
+    pub(crate) endpoints: Vec<endpoint::EndpointAddress>,
+    /// How an endpoint is selected.
+    pub(crate) balance: endpoint::BalancePolicy,
+    /// Limit for opening a connection.
+    pub(crate) connect_timeout: Duration,
+    /// Limit for the complete exchange, from the selection of an endpoint to the last byte of the
+    /// response.
+    pub(crate) timeout: Duration,
+    /// When the circuit breaker opens.
+    pub(crate) breaker: breaker::BreakerConfig,
 }
 
-impl Settings {
-    /// An upstream with the defaults of every key but its endpoints.
-    pub fn new(name: Arc<str>, endpoints: Vec<endpoint::Address>) -> Self {
-        Settings {
+impl UpstreamConfig {
+    /// An upstream with the defaults of every key except its endpoints.
+    pub(crate) fn new(name: Arc<str>, endpoints: Vec<endpoint::EndpointAddress>) -> Self {
+        UpstreamConfig {
             name,
             endpoints,
-            balance: endpoint::Balance::default(),
+            balance: endpoint::BalancePolicy::default(),
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
-            breaker: breaker::Settings::default(),
+            breaker: breaker::BreakerConfig::default(),
         }
     }
 }
 
-/// A call without an answer.
+/// A call without a response.
 #[derive(Debug)]
-pub struct Failure {
+pub(crate) struct UpstreamFailure {
     /// The endpoint that was tried last.
-    pub endpoint: Option<Arc<str>>,
-    pub error: LinkError,
+    pub(crate) endpoint: Option<Arc<str>>,
+    pub(crate) error: UpstreamConnectionError,
+}
+
+/// Request, body, deadline and response buffer of one exchange with an endpoint.
+struct Attempt<'r, 'b> {
+    request: &'r Request,
+    body: &'r mut RequestBody<'b>,
+    response: &'r mut Response,
+    deadline: Instant,
 }
 
 /// A named set of endpoints, shared by all threads.
-pub struct Upstream {
-    settings: Settings,
-    endpoints: Arc<Endpoints>,
+pub(crate) struct Upstream {
+    config: UpstreamConfig,
+    endpoints: Arc<EndpointSet>,
 }
 
 impl Upstream {
-    pub fn new(settings: Settings) -> Self {
-        let endpoints = Arc::new(Endpoints::new(&settings.endpoints, settings.balance));
-        Upstream { settings, endpoints }
+    pub(crate) fn new(config: UpstreamConfig) -> Self {
+        let endpoints = Arc::new(EndpointSet::new(&config.endpoints, config.balance));
+        Upstream { config, endpoints }
     }
 
-    pub fn settings(&self) -> &Settings {
-        &self.settings
+    pub(crate) fn config(&self) -> &UpstreamConfig {
+        &self.config
     }
 
-    /// Sends `request` to an endpoint and reads the head of its answer into `response`; the body follows from the exchange.
-    /// Dropping the future or the exchange closes the connection: the upstream sees at once that nobody waits.
+    /// Sends `request` to an endpoint and reads the response head into `response`. The body follows
+    /// from the exchange. Dropping the future or the exchange closes the connection, so that the
+    /// upstream can stop early.
     ///
     /// # Errors
     /// The failure of the last endpoint that was tried.
-    pub async fn send<'a>(
+    pub(crate) async fn send<'a>(
         &self,
         request: &Request,
         mut body: RequestBody<'a>,
         response: &mut Response,
-    ) -> Result<Exchange<'a>, Failure> {
+    ) -> Result<UpstreamExchange<'a>, UpstreamFailure> {
         let now = Instant::now();
-        let deadline = now + self.settings.timeout;
+        let deadline = now + self.config.timeout;
         let mut tried = 0u64;
-        let mut failure = Failure { endpoint: None, error: LinkError::Timeout };
-        while let Some(index) = self.endpoints.choose(tried, now.into_std()) {
+        let mut failure = UpstreamFailure { endpoint: None, error: UpstreamConnectionError::Timeout };
+        while let Some(index) = self.endpoints.select(tried, now.into_std()) {
             tried |= if index < 64 { 1 << index } else { u64::MAX };
-            let visit = Visit::new(Arc::clone(&self.endpoints), index);
-            let failed = |error| Failure { endpoint: Some(Arc::clone(&self.endpoints.get(index).name)), error };
+            let in_flight = InFlightGuard::new(Arc::clone(&self.endpoints), index);
+            let failed = |error| UpstreamFailure { endpoint: Some(Arc::clone(&self.endpoints.get(index).name)), error };
             match self.connect(index, deadline, true).await {
-                Ok(link) => {
-                    let link = self.run(index, link, request, &mut body, deadline, response).await.map_err(failed)?;
-                    return Ok(Exchange::new(link, body, visit));
+                Ok(connection) => {
+                    let attempt = Attempt { request, body: &mut body, response, deadline };
+                    let connection = self.run(index, connection, attempt).await.map_err(failed)?;
+                    return Ok(UpstreamExchange::new(connection, body, in_flight));
                 }
                 Err(error) => {
-                    self.endpoints.rest(index, std::time::Instant::now());
+                    self.endpoints.eject(index, std::time::Instant::now());
                     failure = failed(error);
                 }
             }
@@ -111,41 +123,47 @@ impl Upstream {
         Err(failure)
     }
 
-    /// The exchange on `link`, and once more on a new connection where a kept one turns out to be dead.
+    /// Runs the exchange on `connection`. Repeats it on a new connection if a reused one turns out
+    /// to be closed.
     async fn run(
         &self,
         index: usize,
-        mut link: Box<Link>,
-        request: &Request,
-        body: &mut RequestBody<'_>,
-        deadline: Instant,
-        response: &mut Response,
-    ) -> Result<Box<Link>, LinkError> {
-        let was_used = link.is_used();
-        match link.exchange(request, body, deadline, response).await {
-            Ok(()) => Ok(link),
-            Err(LinkError::NoAnswer(_)) if was_used && request.method.is_idempotent() && body.is_untouched() => {
-                let mut link = self.connect(index, deadline, false).await?;
-                link.exchange(request, body, deadline, response).await?;
-                Ok(link)
+        mut connection: Box<UpstreamConnection>,
+        attempt: Attempt<'_, '_>,
+    ) -> Result<Box<UpstreamConnection>, UpstreamConnectionError> {
+        let Attempt { request, body, response, deadline } = attempt;
+        let is_reused = connection.is_reused();
+        match connection.exchange(request, body, deadline, response).await {
+            Ok(()) => Ok(connection),
+            Err(UpstreamConnectionError::NoResponse(_))
+                if is_reused && request.method.is_idempotent() && body.is_replayable() =>
+            {
+                let mut connection = self.connect(index, deadline, false).await?;
+                connection.exchange(request, body, deadline, response).await?;
+                Ok(connection)
             }
             Err(error) => Err(error),
         }
     }
 
-    async fn connect(&self, index: usize, deadline: Instant, may_reuse: bool) -> Result<Box<Link>, LinkError> {
+    async fn connect(
+        &self,
+        index: usize,
+        deadline: Instant,
+        may_reuse: bool,
+    ) -> Result<Box<UpstreamConnection>, UpstreamConnectionError> {
         let endpoint = self.endpoints.get(index);
-        let patience = || self.settings.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
+        let time_left = || self.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
         let resolved = match endpoint.numeric {
             Some(resolved) => resolved,
-            None => timeout(patience(), endpoint::resolve(&endpoint.address))
+            None => timeout(time_left(), endpoint::resolve(&endpoint.address))
                 .await
-                .map_err(|_| LinkError::ConnectTimeout)?
-                .map_err(LinkError::Connect)?,
+                .map_err(|_| UpstreamConnectionError::ConnectTimeout)?
+                .map_err(UpstreamConnectionError::Connect)?,
         };
-        if may_reuse && let Some(link) = pool::take(resolved) {
-            return Ok(link);
+        if may_reuse && let Some(connection) = pool::take(resolved) {
+            return Ok(connection);
         }
-        Link::connect(resolved, patience()).await.map(Box::new)
+        UpstreamConnection::connect(resolved, time_left()).await.map(Box::new)
     }
 }

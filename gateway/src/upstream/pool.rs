@@ -1,6 +1,7 @@
-//! Idle connections to upstreams, kept by the thread that opened them.
+//! Idle upstream connections, one pool per endpoint and thread.
 //!
-//! Bounded per endpoint and in time: a server closes idle connections too, and whoever closes first avoids the race.
+//! Bounded in number and in time. The timeout is shorter than that of common servers, so that a
+//! server rarely closes a connection while it is being reused.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -8,62 +9,65 @@ use std::net::SocketAddr;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use crate::http::h1::Link;
+use crate::http::h1::UpstreamConnection;
 
-/// Idle connections per endpoint and thread; more than that in flight at once is rare, and closing them is cheap.
+/// Maximum idle connections per endpoint and thread. More concurrent requests are rare, and closing
+/// connections is cheap.
 const IDLE_MAX: usize = 256;
-/// How long a connection may idle; common servers close at 5 s (Node) to 75 s (nginx).
-const IDLE_FOR: Duration = Duration::from_secs(4);
+/// Maximum idle time of a connection. Common servers close after 5 s (Node) to 75 s (nginx).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 #[derive(Default)]
-struct Shelf {
-    links: Vec<(Instant, Box<Link>)>,
+struct IdlePool {
+    connections: Vec<(Instant, Box<UpstreamConnection>)>,
 }
 
 thread_local! {
-    static SHELVES: RefCell<HashMap<SocketAddr, Shelf, foldhash::fast::RandomState>> = RefCell::default();
+    static POOLS: RefCell<HashMap<SocketAddr, IdlePool, foldhash::fast::RandomState>> = RefCell::default();
 }
 
-/// The most recently used connection that still stands.
-pub(super) fn take(address: SocketAddr) -> Option<Box<Link>> {
-    SHELVES.with_borrow_mut(|shelves| {
-        let shelf = shelves.get_mut(&address)?;
-        while let Some((since, mut link)) = shelf.links.pop() {
-            if since.elapsed() >= IDLE_FOR {
-                // Those below are older still.
-                shelf.links.clear();
+/// Takes the most recently used connection that is still open.
+pub(super) fn take(address: SocketAddr) -> Option<Box<UpstreamConnection>> {
+    POOLS.with_borrow_mut(|pools| {
+        let pool = pools.get_mut(&address)?;
+        while let Some((since, mut connection)) = pool.connections.pop() {
+            if since.elapsed() >= IDLE_TIMEOUT {
+                // The remaining connections are older.
+                pool.connections.clear();
                 return None;
             }
-            // Polled without a task: the answer counts now, nobody waits for a change.
-            if link.poll_dead(&mut Context::from_waker(Waker::noop())).is_pending() {
-                return Some(link);
+            // Polled without a task: only the current state matters, no wake-up is needed.
+            if connection.poll_closed(&mut Context::from_waker(Waker::noop())).is_pending() {
+                return Some(connection);
             }
         }
         None
     })
 }
 
-/// Keeps a connection whose exchange ended cleanly.
-pub(super) fn give(address: SocketAddr, mut link: Box<Link>) {
-    link.rest();
-    SHELVES.with_borrow_mut(|shelves| {
-        let shelf = shelves.entry(address).or_default();
+/// Returns a connection whose exchange ended cleanly.
+pub(super) fn put(address: SocketAddr, mut connection: Box<UpstreamConnection>) {
+    connection.release_buffers();
+    POOLS.with_borrow_mut(|pools| {
+        let pool = pools.entry(address).or_default();
         let now = Instant::now();
-        // The oldest are at the front; two looks a call keep pace with one addition.
-        let stale = shelf.links.iter().take(2).take_while(|(since, _)| now.duration_since(*since) >= IDLE_FOR).count();
-        shelf.links.drain(..stale);
-        if shelf.links.len() < IDLE_MAX {
-            shelf.links.push((now, link));
+        // The oldest connections are at the front. Two checks per call keep pace with one addition.
+        let stale =
+            pool.connections.iter().take(2).take_while(|(since, _)| now.duration_since(*since) >= IDLE_TIMEOUT).count();
+        pool.connections.drain(..stale);
+        if pool.connections.len() < IDLE_MAX {
+            pool.connections.push((now, connection));
         }
     });
 }
 
-/// Closes what has idled too long on this thread; a worker calls it now and then.
-pub fn sweep() {
-    SHELVES.with_borrow_mut(|shelves| {
-        shelves.retain(|_, shelf| {
-            shelf.links.retain(|(since, _)| since.elapsed() < IDLE_FOR);
-            !shelf.links.is_empty()
+/// Closes the connections of this thread that exceeded the idle timeout. Called periodically by the
+/// worker.
+pub(crate) fn sweep() {
+    POOLS.with_borrow_mut(|pools| {
+        pools.retain(|_, pool| {
+            pool.connections.retain(|(since, _)| since.elapsed() < IDLE_TIMEOUT);
+            !pool.connections.is_empty()
         });
     });
 }

@@ -1,133 +1,138 @@
-//! Compares an answer, and what the origin got, with what a row expects.
+//! Compares a response, and the requests at the origin, with the expectations of a rule.
 
 use crate::rule::{Exchange, Expect, Outcome};
 use crate::runner::last;
-use crate::support::{Answer, End, Received};
-use crate::text::Moment;
+use crate::support::{BodyEnd, ClientResponse, ReceivedRequest};
+use crate::template::TemplateContext;
 
-/// What an exchange came to.
-pub(crate) struct Seen<'a> {
+/// The result of an exchange.
+pub(crate) struct Observed<'a> {
     pub(crate) interim: &'a [u16],
-    pub(crate) answer: &'a Answer,
-    /// The requests that the origin got meanwhile.
-    pub(crate) received: &'a [Received],
-    /// Bodies that may answer.
+    pub(crate) response: &'a ClientResponse,
+    /// The requests that the origin received during the exchange.
+    pub(crate) received: &'a [ReceivedRequest],
+    /// The bodies that the response may have.
     pub(crate) bodies: &'a [Vec<u8>],
 }
 
-pub(crate) fn check(exchange: &Exchange, seen: &Seen<'_>, moment: &Moment) -> Result<(), String> {
-    check_outcome(exchange.outcome, seen)?;
-    check_whole(exchange, seen)?;
-    exchange.expects.iter().try_for_each(|expect| check_one(expect, seen, moment))
+pub(crate) fn check(exchange: &Exchange, observed: &Observed<'_>, context: &TemplateContext) -> Result<(), String> {
+    check_outcome(exchange.outcome, observed)?;
+    check_complete(exchange, observed)?;
+    exchange.expects.iter().try_for_each(|expect| check_one(expect, observed, context))
 }
 
-fn check_outcome(outcome: Outcome, seen: &Seen<'_>) -> Result<(), String> {
-    let asked = seen.received.len();
-    let is_hit = member(seen.answer).iter().any(|parameter| parameter == "hit");
+fn check_outcome(outcome: Outcome, observed: &Observed<'_>) -> Result<(), String> {
+    let request_count = observed.received.len();
+    let is_hit = cache_status_parameters(observed.response).iter().any(|parameter| parameter == "hit");
     let is_conditional =
-        |request: &Received| request.field("if-none-match").or(request.field("if-modified-since")).is_some();
-    let is_so = match outcome {
-        Outcome::Hit => asked == 0 && is_hit,
-        Outcome::Miss => asked == 1 && !is_hit,
-        Outcome::Valid => asked == 1 && !is_hit && is_conditional(&seen.received[0]),
-        Outcome::Aside => asked == 1 && is_hit,
-        Outcome::Failed => asked > 0,
-        Outcome::Refused => asked == 0 && !is_hit,
+        |request: &ReceivedRequest| request.field("if-none-match").or(request.field("if-modified-since")).is_some();
+    let holds = match outcome {
+        Outcome::Hit => request_count == 0 && is_hit,
+        Outcome::Miss => request_count == 1 && !is_hit,
+        Outcome::Validated => request_count == 1 && !is_hit && is_conditional(&observed.received[0]),
+        Outcome::Background => request_count == 1 && is_hit,
+        Outcome::Fallback => request_count > 0,
+        Outcome::Local => request_count == 0 && !is_hit,
         Outcome::Any => true,
     };
     let what = match outcome {
-        Outcome::Hit => "a hit, with the origin left alone",
-        Outcome::Miss => "the origin to be asked once, and no hit",
-        Outcome::Valid => "a conditional request to the origin, and no hit",
-        Outcome::Aside => "a hit, and one request to the origin beside",
-        Outcome::Failed => "the origin to be asked",
-        Outcome::Refused => "an answer of the gateway, with the origin left alone",
+        Outcome::Hit => "a hit, and no request to the origin",
+        Outcome::Miss => "one request to the origin, and no hit",
+        Outcome::Validated => "a conditional request to the origin, and no hit",
+        Outcome::Background => "a hit, and one background request to the origin",
+        Outcome::Fallback => "a request to the origin",
+        Outcome::Local => "a response of the gateway, and no request to the origin",
         Outcome::Any => "anything",
     };
-    let status = seen.answer.all("cache-status").join(", ");
-    verify(is_so, || format!("expected {what}; it was asked {asked} times, Cache-Status: {status}"))
+    let status = observed.response.all("cache-status").join(", ");
+    verify(holds, || format!("expected {what}; the origin received {request_count} requests, Cache-Status: {status}"))
 }
 
-/// What holds unless a row says otherwise: a whole answer, and with 200 a body that the origin sent.
-fn check_whole(exchange: &Exchange, seen: &Seen<'_>) -> Result<(), String> {
+/// Default expectations: the response is complete, and a 200 has a body that the origin sent.
+fn check_complete(exchange: &Exchange, observed: &Observed<'_>) -> Result<(), String> {
     let expects = |which: fn(&Expect) -> bool| exchange.expects.iter().any(which);
-    let is_cut = expects(|expect| matches!(expect, Expect::Cut));
-    if is_cut {
-        let looks_whole = seen.answer.end == End::Whole && seen.answer.status < 500;
-        return verify(!looks_whole, || "a cut answer looks whole".to_owned());
+    let is_truncated = expects(|expect| matches!(expect, Expect::Truncated));
+    if is_truncated {
+        let appears_complete = observed.response.end == BodyEnd::Complete && observed.response.status < 500;
+        return verify(!appears_complete, || "a truncated response appears complete".to_owned());
     }
-    verify(seen.answer.end == End::Whole, || "the answer is cut".to_owned())?;
+    verify(observed.response.end == BodyEnd::Complete, || "the response is truncated".to_owned())?;
     let has_own = expects(|expect| matches!(expect, Expect::Body(_) | Expect::BodyContains(_)));
-    if has_own || seen.answer.status != 200 || exchange.method != "GET" || exchange.outcome == Outcome::Refused {
+    if has_own || observed.response.status != 200 || exchange.method != "GET" || exchange.outcome == Outcome::Local {
         return Ok(());
     }
-    verify(seen.bodies.contains(&seen.answer.body), || format!("a body from elsewhere: {:?}", seen.answer.text()))
+    verify(observed.bodies.contains(&observed.response.body), || {
+        format!("a body that the origin did not send: {:?}", observed.response.text())
+    })
 }
 
-fn check_one(expect: &Expect, seen: &Seen<'_>, moment: &Moment) -> Result<(), String> {
-    let answer = seen.answer;
+fn check_one(expect: &Expect, observed: &Observed<'_>, context: &TemplateContext) -> Result<(), String> {
+    let response = observed.response;
     match expect {
-        Expect::Status(status) => same("the status", &answer.status, status),
-        Expect::Field(name, value) => line(name, &answer.all(name), &moment.text(value)),
+        Expect::Status(status) => same("the status", &response.status, status),
+        Expect::Field(name, value) => line(name, &response.all(name), &context.text(value)),
         Expect::Lines(name, values) => {
-            let values: Vec<String> = values.iter().map(|value| moment.text(value)).collect();
-            same(name, &answer.all(name), &values.iter().map(String::as_str).collect())
+            let values: Vec<String> = values.iter().map(|value| context.text(value)).collect();
+            same(name, &response.all(name), &values.iter().map(String::as_str).collect())
         }
-        Expect::Contains(name, part) => contains(name, &answer.all(name), &moment.text(part)),
-        Expect::Has(name) => verify(answer.field(name).is_some(), || format!("no {name}")),
-        Expect::Absent(name) => absent(name, &answer.all(name)),
-        Expect::Body(body) => same("the body", &answer.text(), &moment.text(body)),
-        Expect::BodyContains(part) => contains("the body", &[&answer.text()], &moment.text(part)),
-        Expect::Tells(parameter, is_wanted) => {
-            let told = member(answer);
-            let is_told = told.iter().any(|one| is_parameter(one, parameter));
-            let not = if *is_wanted { "" } else { "no " };
-            verify(is_told == *is_wanted, || format!("Cache-Status should tell {not}{parameter}, tells {told:?}"))
+        Expect::Contains(name, part) => contains(name, &response.all(name), &context.text(part)),
+        Expect::Has(name) => verify(response.field(name).is_some(), || format!("no {name}")),
+        Expect::Absent(name) => absent(name, &response.all(name)),
+        Expect::Body(body) => same("the body", &response.text(), &context.text(body)),
+        Expect::BodyContains(part) => contains("the body", &[&response.text()], &context.text(part)),
+        Expect::CacheStatus(parameter, should_be_present) => {
+            let parameters = cache_status_parameters(response);
+            let is_present = parameters.iter().any(|actual| is_parameter(actual, parameter));
+            let not = if *should_be_present { "" } else { "no " };
+            verify(is_present == *should_be_present, || {
+                format!("Cache-Status should have {not}{parameter}, has {parameters:?}")
+            })
         }
         Expect::Interim(status) => {
-            verify(seen.interim.contains(status), || format!("no {status} before it, but {:?}", seen.interim))
+            verify(observed.interim.contains(status), || format!("no {status} before it, but {:?}", observed.interim))
         }
         Expect::Trailer(name, value) => {
-            let lines: Vec<&str> = answer
+            let lines: Vec<&str> = response
                 .trailers
                 .iter()
                 .filter(|(key, _)| key.eq_ignore_ascii_case(name))
                 .map(|(_, value)| value.as_str())
                 .collect();
-            line(name, &lines, &moment.text(value))
+            line(name, &lines, &context.text(value))
         }
         Expect::NoTrailers => {
-            verify(answer.trailers.is_empty(), || format!("trailers that nobody asked for: {:?}", answer.trailers))
+            verify(response.trailers.is_empty(), || format!("unexpected trailers: {:?}", response.trailers))
         }
-        Expect::Cut => Ok(()),
-        sent => check_sent(sent, last(seen.received)?, moment),
+        Expect::Truncated => Ok(()),
+        sent => check_sent(sent, last(observed.received)?, context),
     }
 }
 
-fn check_sent(expect: &Expect, got: &Received, moment: &Moment) -> Result<(), String> {
+fn check_sent(expect: &Expect, received: &ReceivedRequest, context: &TemplateContext) -> Result<(), String> {
     let wrong = |error| format!("the request at the origin: {error}");
     match expect {
-        Expect::SentMethod(method) => same("its method", &got.method, method),
+        Expect::SentMethod(method) => same("its method", &received.method, method),
         Expect::SentTarget(suffix) => {
-            same("its target", &got.target, &format!("{}{}", moment.path, moment.text(suffix)))
+            same("its target", &received.target, &format!("{}{}", context.path, context.text(suffix)))
         }
-        Expect::SentField(name, value) => line(name, &got.all(name), &moment.text(value)),
-        Expect::SentContains(name, part) => contains(name, &got.all(name), &moment.text(part)),
-        Expect::SentHas(name) => verify(got.field(name).is_some(), || format!("no {name}")),
-        Expect::SentAbsent(name) => absent(name, &got.all(name)),
+        Expect::SentField(name, value) => line(name, &received.all(name), &context.text(value)),
+        Expect::SentContains(name, part) => contains(name, &received.all(name), &context.text(part)),
+        Expect::SentHas(name) => verify(received.field(name).is_some(), || format!("no {name}")),
+        Expect::SentAbsent(name) => absent(name, &received.all(name)),
         Expect::SentBody(body) => {
-            same("its body", &String::from_utf8_lossy(&got.body).into_owned(), &moment.text(body))
+            same("its body", &String::from_utf8_lossy(&received.body).into_owned(), &context.text(body))
         }
         _ => Ok(()),
     }
     .map_err(wrong)
 }
 
-/// The parameters of the gateway's member of `Cache-Status`, which is the last.
-fn member(answer: &Answer) -> Vec<String> {
-    let lines = answer.all("cache-status");
+/// The parameters of the `Cache-Status` cache_status_parameters of the gateway, which is the last
+/// one.
+fn cache_status_parameters(response: &ClientResponse) -> Vec<String> {
+    let lines = response.all("cache-status");
     let last = lines.last().copied().unwrap_or_default();
-    // A key may have commas and semicolons in it.
+    // A key may contain commas and semicolons.
     let (before, after) = match last.split_once("; key=\"") {
         Some((before, rest)) => (before, rest.split_once('"').map_or("", |(_, after)| after)),
         None => (last, ""),
@@ -135,16 +140,18 @@ fn member(answer: &Answer) -> Vec<String> {
     before.split("; ").skip(1).chain(after.split("; ").skip(1)).map(str::to_owned).collect()
 }
 
-/// `name`, or `name=value`, of which the value may be a range.
-fn is_parameter(told: &str, wanted: &str) -> bool {
-    match (told.split_once('='), wanted.split_once('=')) {
-        (Some((name, value)), Some((wanted, range))) => name == wanted && (value == range || is_within(value, range)),
-        (Some((name, _)), None) => name == wanted,
-        _ => told == wanted,
+/// Whether `actual` is `name` or `name=value`, where the expected value may be a range.
+fn is_parameter(actual: &str, expected: &str) -> bool {
+    match (actual.split_once('='), expected.split_once('=')) {
+        (Some((name, value)), Some((expected, range))) => {
+            name == expected && (value == range || is_within(value, range))
+        }
+        (Some((name, _)), None) => name == expected,
+        _ => actual == expected,
     }
 }
 
-/// Whether `value` is a number of a range such as `10..12`, both ends included.
+/// Whether `value` is in a range of numbers such as `10..12`, both ends inclusive.
 fn is_within(value: &str, range: &str) -> bool {
     let number = |text: &str| text.parse::<i64>().ok();
     let bounds = range.split_once("..").map(|(low, high)| (number(low), number(high)));
@@ -152,8 +159,8 @@ fn is_within(value: &str, range: &str) -> bool {
 }
 
 fn line(name: &str, lines: &[&str], value: &str) -> Result<(), String> {
-    let is_there = lines.iter().any(|line| *line == value || is_within(line, value));
-    verify(is_there, || format!("{name} should be {value:?}, is {lines:?}"))
+    let is_present = lines.iter().any(|line| *line == value || is_within(line, value));
+    verify(is_present, || format!("{name} should be {value:?}, is {lines:?}"))
 }
 
 fn contains(what: &str, lines: &[&str], part: &str) -> Result<(), String> {

@@ -1,64 +1,66 @@
-//! The origin of all cases: it finds the case by the request's path and says what the case tells it to say.
+//! The origin of all cases. It finds the case by the request path and sends the responses that the
+//! case scripts.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
-use crate::rule::{Framing, Reply, Step};
-use crate::support::{Origin, Received, Script, lock};
-use crate::text::Moment;
+use crate::rule::{Framing, Reply, ResponseSpec, Step};
+use crate::support::{Origin, ReceivedRequest, Script, lock};
+use crate::template::TemplateContext;
 
-/// What the origin knows of a case.
-pub(crate) struct Part {
-    moment: Moment,
-    state: Mutex<State>,
+/// The origin state of a case.
+pub(crate) struct CaseOrigin {
+    context: TemplateContext,
+    state: Mutex<OriginState>,
 }
 
 #[derive(Default)]
-struct State {
-    standing: Option<Reply>,
-    queue: VecDeque<Reply>,
-    last: Option<Reply>,
-    received: Vec<Received>,
-    /// Bodies of the answers so far.
+struct OriginState {
+    default_reply: Option<Reply>,
+    scripted: VecDeque<Reply>,
+    previous: Option<Reply>,
+    received: Vec<ReceivedRequest>,
+    /// Bodies of the responses so far.
     bodies: Vec<Vec<u8>>,
-    spoken: Vec<String>,
+    sent: Vec<String>,
 }
 
-impl Part {
-    /// What the origin says from now on.
-    pub(crate) fn expect(&self, replies: &[Reply]) {
-        lock(&self.state).queue = replies.iter().cloned().collect();
+impl CaseOrigin {
+    /// Replaces the scripted replies.
+    pub(crate) fn script_replies(&self, replies: &[Reply]) {
+        lock(&self.state).scripted = replies.iter().cloned().collect();
     }
 
-    pub(crate) fn asked(&self) -> usize {
+    pub(crate) fn request_count(&self) -> usize {
         lock(&self.state).received.len()
     }
 
-    pub(crate) fn received(&self, from: usize) -> Vec<Received> {
+    pub(crate) fn received(&self, from: usize) -> Vec<ReceivedRequest> {
         lock(&self.state).received[from..].to_vec()
     }
 
-    /// What it said, for the transcript.
-    pub(crate) fn spoken(&self, from: usize) -> Vec<String> {
-        lock(&self.state).spoken[from..].to_vec()
+    /// The bytes that the origin sent, for the transcript.
+    pub(crate) fn sent(&self, from: usize) -> Vec<String> {
+        lock(&self.state).sent[from..].to_vec()
     }
 
     pub(crate) fn bodies(&self) -> Vec<Vec<u8>> {
         lock(&self.state).bodies.clone()
     }
 
-    fn reply(&self, request: &Received) -> Script {
+    fn reply(&self, request: &ReceivedRequest) -> Script {
         let mut state = lock(&self.state);
         state.received.push(request.clone());
-        let reply = state.queue.pop_front().or_else(|| state.standing.clone()).or_else(|| state.last.clone());
-        state.last.clone_from(&reply);
+        let reply =
+            state.scripted.pop_front().or_else(|| state.default_reply.clone()).or_else(|| state.previous.clone());
+        state.previous.clone_from(&reply);
         let number = state.received.len();
         let Some(reply) = reply else {
-            state.spoken.push("500: the case has no answer for this request".to_owned());
+            state.sent.push("500: the case has no reply to this request".to_owned());
             return Script::reply(500, &[("X-Unscripted", "1")], "");
         };
         let mut script = Script::new();
-        let mut spoken = String::new();
+        let mut sent = String::new();
         for step in &reply.0 {
             script = match step {
                 Step::Pause(time) => script.pause(*time),
@@ -66,55 +68,49 @@ impl Part {
                 Step::Reset => script.reset(),
                 Step::Hang => script.hang(),
                 Step::Raw(text) => {
-                    let bytes = self.moment.bytes(text);
-                    spoken.push_str(&String::from_utf8_lossy(&bytes));
+                    let bytes = self.context.bytes(text);
+                    sent.push_str(&String::from_utf8_lossy(&bytes));
                     script.send(bytes)
                 }
-                Step::Head { status, framing, body, fields } => {
-                    let (head, body) = self.head(*status, *framing, body.as_deref(), fields, number);
-                    spoken.push_str(&String::from_utf8_lossy(&head));
+                Step::Head(spec) => {
+                    let (head, body) = self.head(spec, number);
+                    sent.push_str(&String::from_utf8_lossy(&head));
                     state.bodies.push(body.clone());
-                    let body = framed(body, *framing, fields);
+                    let body = framed(body, spec);
                     if request.method == "HEAD" {
                         script.send(head)
                     } else {
-                        spoken.push_str(&String::from_utf8_lossy(&body));
+                        sent.push_str(&String::from_utf8_lossy(&body));
                         script.send([head, body].concat())
                     }
                 }
             };
-            if !matches!(step, Step::Raw(_) | Step::Head { .. }) {
-                spoken.push_str(&format!("[{step:?}]"));
+            if !matches!(step, Step::Raw(_) | Step::Head(_)) {
+                sent.push_str(&format!("[{step:?}]"));
             }
         }
-        state.spoken.push(spoken);
+        state.sent.push(sent);
         script
     }
 
-    /// A head, and the body that belongs to it.
-    fn head(
-        &self,
-        status: u16,
-        framing: Framing,
-        body: Option<&str>,
-        fields: &[String],
-        number: usize,
-    ) -> (Vec<u8>, Vec<u8>) {
-        let is_bare = matches!(status, 100..=199 | 204 | 205 | 304);
+    /// Builds a response head and its body.
+    fn head(&self, spec: &ResponseSpec, number: usize) -> (Vec<u8>, Vec<u8>) {
+        let ResponseSpec { status, framing, body, fields } = spec;
+        let is_bare = matches!(*status, 100..=199 | 204 | 205 | 304);
         let body = match body {
-            Some(body) => self.moment.bytes(body),
+            Some(body) => self.context.bytes(body),
             None if is_bare => Vec::new(),
-            None => format!("answer {number}").into_bytes(),
+            None => format!("response {number}").into_bytes(),
         };
         let mut head = format!("HTTP/1.1 {status} Scripted\r\n").into_bytes();
         for field in fields {
-            head.extend(self.moment.bytes(field));
+            head.extend(self.context.bytes(field));
             head.extend(b"\r\n");
         }
         if !has_framing(fields) {
             match framing {
                 Framing::Chunked => head.extend(b"Transfer-Encoding: chunked\r\n"),
-                Framing::Length if !is_bare || status == 205 => {
+                Framing::Length if !is_bare || *status == 205 => {
                     head.extend(format!("Content-Length: {}\r\n", body.len()).into_bytes());
                 }
                 Framing::Length | Framing::None => {}
@@ -130,26 +126,34 @@ fn has_framing(fields: &[String]) -> bool {
     fields.iter().any(|field| matches!(name(field).as_str(), "content-length" | "transfer-encoding"))
 }
 
-/// The body as it goes over the wire; where the fields frame it themselves, it is sent as written.
-fn framed(body: Vec<u8>, framing: Framing, fields: &[String]) -> Vec<u8> {
-    if framing != Framing::Chunked || has_framing(fields) {
+/// Encodes the body for the wire. If the fields contain the framing, the body is sent unchanged.
+fn framed(body: Vec<u8>, spec: &ResponseSpec) -> Vec<u8> {
+    if spec.framing != Framing::Chunked || has_framing(&spec.fields) {
         return body;
     }
     crate::support::client::chunked(&body, (body.len() / 2).max(1))
 }
 
-/// The cases under way, by their keys.
+/// The active cases by key.
 #[derive(Default)]
-pub(crate) struct Book(Mutex<HashMap<String, Arc<Part>>>);
+pub(crate) struct CaseRegistry(Mutex<HashMap<String, Arc<CaseOrigin>>>);
 
-impl Book {
-    pub(crate) fn enter(&self, key: &str, moment: Moment, standing: Option<Reply>) -> Arc<Part> {
-        let part = Arc::new(Part { moment, state: Mutex::new(State { standing, ..State::default() }) });
-        lock(&self.0).insert(key.to_owned(), Arc::clone(&part));
-        part
+impl CaseRegistry {
+    pub(crate) fn register(
+        &self,
+        key: &str,
+        context: TemplateContext,
+        default_reply: Option<Reply>,
+    ) -> Arc<CaseOrigin> {
+        let case = Arc::new(CaseOrigin {
+            context,
+            state: Mutex::new(OriginState { default_reply, ..OriginState::default() }),
+        });
+        lock(&self.0).insert(key.to_owned(), Arc::clone(&case));
+        case
     }
 
-    fn find(&self, target: &str) -> Option<Arc<Part>> {
+    fn find(&self, target: &str) -> Option<Arc<CaseOrigin>> {
         let mut segments = target.split('/').skip(2);
         let segment = segments.next()?;
         let is_key = |byte: char| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == '-';
@@ -158,10 +162,10 @@ impl Book {
     }
 }
 
-pub(crate) fn start(book: &Arc<Book>) -> Origin {
-    let book = Arc::clone(book);
-    Origin::start(move |request| match book.find(&request.target) {
-        Some(part) => part.reply(request),
+pub(crate) fn start(registry: &Arc<CaseRegistry>) -> Origin {
+    let registry = Arc::clone(registry);
+    Origin::start(move |request| match registry.find(&request.target) {
+        Some(case) => case.reply(request),
         None => Script::reply(500, &[("X-Unscripted", "no case has this path")], ""),
     })
 }

@@ -1,28 +1,28 @@
-//! Writes the rules as docs/caching.md.
+//! Generates docs/caching.md from the rules.
 
 use crate::rule::{Rule, Topic};
 
 const HEAD: &str = "\
-# What the cache does
+# Caching
 
-Tidegate is a shared HTTP cache: RFC 9111, with stale answers (RFC 5861), `Cache-Status` (RFC 9211) and targeted fields (RFC 9213). Each line
-below is a rule that a test shows against the binary, with an origin that says what no library would let it say: the exchange stands under
-the rule's name in `gateway/tests/conformance/`. Where an RFC leaves a choice, the rule is the choice.
+Tidegate is a shared HTTP cache (RFC 9111) with stale responses (RFC 5861), `Cache-Status` (RFC 9211) and targeted fields (RFC 9213). Each line
+below is a rule. A test runs its exchange against the binary and a scripted origin; the exchange is in `gateway/tests/conformance/` under the
+name of the rule. Where an RFC leaves a choice to the cache, the rule documents the choice.
 
 <!-- Generated from gateway/tests/conformance/*.table by `UPDATE_DOCS=1 cargo test --package gateway --test conformance page`. -->
 ";
 
-pub(crate) fn compare(topics: &[Topic]) {
+pub(crate) fn check_page(topics: &[Topic]) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/caching.md");
-    let wanted = markdown(topics);
+    let expected = markdown(topics);
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(path, wanted).expect("docs/caching.md is writable");
+        std::fs::write(path, expected).expect("docs/caching.md is writable");
         return;
     }
     let page = std::fs::read_to_string(path).unwrap_or_default();
     assert!(
-        page == wanted,
-        "docs/caching.md is out of date; write it anew: UPDATE_DOCS=1 cargo test --package gateway --test conformance page"
+        page == expected,
+        "docs/caching.md is out of date; regenerate it with UPDATE_DOCS=1 cargo test --package gateway --test conformance page"
     );
 }
 
@@ -44,7 +44,7 @@ fn row(rule: &Rule) -> String {
     format!("| {} | {} | `{}` |\n", rule.sentence.replace('|', "\\|"), sections.join(", "), rule.id)
 }
 
-/// A section such as `RFC 9111 4.2.1`, with where to read it.
+/// A section such as `RFC 9111 4.2.1`, as a link.
 fn link(section: &str) -> String {
     let mut words = section.split(' ').skip(1);
     let (number, part) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());

@@ -1,10 +1,10 @@
-//! Reads the tables. A malformed row is a failed test that names its line.
+//! Parses the tables. A malformed line fails the test with its file and line number.
 
 use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::rule::{Act, Case, Exchange, Expect, Framing, Outcome, Reply, Rule, Step, Topic};
+use crate::rule::{Action, Case, Exchange, Expect, Framing, Outcome, Reply, ResponseSpec, Rule, Step, Topic};
 
 /// The topics in the order of the page.
 const TOPICS: [&str; 15] = [
@@ -25,7 +25,7 @@ const TOPICS: [&str; 15] = [
     "configuration",
 ];
 
-/// A line with its place.
+/// A line and its position.
 struct Line {
     at: String,
     text: String,
@@ -36,12 +36,12 @@ pub(crate) fn topics() -> Vec<Topic> {
     let topics: Vec<Topic> = TOPICS.iter().map(|name| topic(&directory, name)).collect();
     let mut seen = HashSet::new();
     for rule in topics.iter().flat_map(|topic| &topic.rules) {
-        assert!(seen.insert(&rule.id), "two rules are called {}", rule.id);
+        assert!(seen.insert(&rule.id), "two rules are named {}", rule.id);
     }
     let tables = std::fs::read_dir(&directory).expect("the tables").filter(|entry| {
         entry.as_ref().is_ok_and(|entry| entry.path().extension().is_some_and(|extension| extension == "table"))
     });
-    assert_eq!(tables.count(), TOPICS.len(), "a table that no topic names");
+    assert_eq!(tables.count(), TOPICS.len(), "a table without a topic");
     topics
 }
 
@@ -103,7 +103,7 @@ fn rule(block: &[Line]) -> Rule {
     Rule { id, sections, sentence, cases }
 }
 
-/// `RFC`, a number, a section.
+/// Whether the text is `RFC`, a number and a section.
 fn is_section(text: &str) -> bool {
     let words: Vec<&str> = text.split(' ').collect();
     matches!(words[..], ["RFC", number, section]
@@ -124,68 +124,68 @@ fn case(at: &str, key: String, value: &str, lines: &[Line]) -> Case {
         at: at.to_owned(),
         key,
         value: value.to_owned(),
-        profile: "plain".to_owned(),
-        standing: None,
-        acts: Vec::new(),
+        route: "plain".to_owned(),
+        default_reply: None,
+        actions: Vec::new(),
     };
-    let mut is_of_request = false;
+    let mut is_after_request = false;
     for Line { at, text } in lines {
         if let Some(field) = text.strip_prefix("    ") {
             let exchange = last(&mut case);
-            let place = match exchange {
-                Some(exchange) if is_of_request => &mut exchange.fields,
+            let fields = match exchange {
+                Some(exchange) if is_after_request => &mut exchange.fields,
                 Some(Exchange { replies, .. }) if !replies.is_empty() => fields_of(replies.last_mut(), at),
-                _ => fields_of(case.standing.as_mut(), at),
+                _ => fields_of(case.default_reply.as_mut(), at),
             };
-            place.push(field.to_owned());
+            fields.push(field.to_owned());
             continue;
         }
         let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
         match word {
-            "on" => case.profile = rest.to_owned(),
-            "wait" => case.acts.push(Act::Wait(duration(at, rest))),
-            ">" => case.acts.push(Act::Ask(exchange(at, rest))),
+            "on" => case.route = rest.to_owned(),
+            "wait" => case.actions.push(Action::Wait(duration(at, rest))),
+            ">" => case.actions.push(Action::Send(exchange(at, rest))),
             "<" => match last(&mut case) {
                 Some(exchange) => exchange.replies.push(Reply(vec![step(at, rest)])),
-                None => case.standing = Some(Reply(vec![step(at, rest)])),
+                None => case.default_reply = Some(Reply(vec![step(at, rest)])),
             },
             "<+" => {
                 let step = step(at, rest);
                 let reply = match last(&mut case) {
                     Some(exchange) => exchange.replies.last_mut(),
-                    None => case.standing.as_mut(),
+                    None => case.default_reply.as_mut(),
                 };
                 reply.unwrap_or_else(|| panic!("{at}: nothing to continue")).0.push(step);
             }
-            "=" => asked(&mut case, at).expects.push(expect(at, rest)),
-            "@" => asked(&mut case, at).expects.push(expect_sent(at, rest)),
+            "=" => last_request(&mut case, at).expects.push(expect(at, rest)),
+            "@" => last_request(&mut case, at).expects.push(expect_sent(at, rest)),
             _ => panic!("{at}: unknown statement {text:?}"),
         }
-        is_of_request = word == ">";
+        is_after_request = word == ">";
     }
-    assert!(case.acts.iter().any(|act| matches!(act, Act::Ask(_))), "{at}: nothing is asked");
+    assert!(case.actions.iter().any(|action| matches!(action, Action::Send(_))), "{at}: no request");
     case
 }
 
 fn last(case: &mut Case) -> Option<&mut Exchange> {
-    case.acts.iter_mut().rev().find_map(|act| match act {
-        Act::Ask(exchange) => Some(exchange),
-        Act::Wait(_) => None,
+    case.actions.iter_mut().rev().find_map(|action| match action {
+        Action::Send(exchange) => Some(exchange),
+        Action::Wait(_) => None,
     })
 }
 
-fn asked<'a>(case: &'a mut Case, at: &str) -> &'a mut Exchange {
-    last(case).unwrap_or_else(|| panic!("{at}: nothing was asked"))
+fn last_request<'a>(case: &'a mut Case, at: &str) -> &'a mut Exchange {
+    last(case).unwrap_or_else(|| panic!("{at}: no request"))
 }
 
 fn fields_of<'a>(reply: Option<&'a mut Reply>, at: &str) -> &'a mut Vec<String> {
     match reply.and_then(|reply| reply.0.last_mut()) {
-        Some(Step::Head { fields, .. }) => fields,
-        _ => panic!("{at}: a field of nothing"),
+        Some(Step::Head(spec)) => &mut spec.fields,
+        _ => panic!("{at}: a field without a message"),
     }
 }
 
-/// Words, of which one in double quotes may contain blanks.
+/// Splits the text into words. One word in double quotes may contain spaces.
 fn words(at: &str, text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut rest = text.trim_start();
@@ -224,10 +224,10 @@ fn exchange(at: &str, text: &str) -> Exchange {
         match word.as_str() {
             "hit" => outcome = Some(Outcome::Hit),
             "miss" => outcome = Some(Outcome::Miss),
-            "valid" => outcome = Some(Outcome::Valid),
-            "aside" => outcome = Some(Outcome::Aside),
-            "failed" => outcome = Some(Outcome::Failed),
-            "refused" => outcome = Some(Outcome::Refused),
+            "validated" => outcome = Some(Outcome::Validated),
+            "background" => outcome = Some(Outcome::Background),
+            "fallback" => outcome = Some(Outcome::Fallback),
+            "local" => outcome = Some(Outcome::Local),
             "any" => outcome = Some(Outcome::Any),
             "eventually" => exchange.is_eventual = true,
             word if word.starts_with(['/', '?', '#', '%', ';', '*']) || word.contains("://") => {
@@ -265,9 +265,9 @@ fn step(at: &str, text: &str) -> Step {
                     word => body = Some(quoted(word).unwrap_or_else(|| panic!("{at}: unknown word {word:?}"))),
                 }
             }
-            Step::Head { status, framing, body, fields: Vec::new() }
+            Step::Head(ResponseSpec { status, framing, body, fields: Vec::new() })
         }
-        [] => panic!("{at}: an empty answer"),
+        [] => panic!("{at}: an empty reply"),
     }
 }
 
@@ -278,14 +278,14 @@ fn expect(at: &str, text: &str) -> Expect {
         "no" if rest == "trailers" => Expect::NoTrailers,
         "no" => Expect::Absent(rest.to_owned()),
         "has" => Expect::Has(rest.to_owned()),
-        "cut" => Expect::Cut,
+        "truncated" => Expect::Truncated,
         "body" => match rest.strip_prefix("~ ") {
             Some(part) => Expect::BodyContains(part.to_owned()),
             None => Expect::Body(quoted(rest).unwrap_or_else(|| panic!("{at}: a body in quotes"))),
         },
-        "tells" => match rest.strip_prefix("no ") {
-            Some(parameter) => Expect::Tells(parameter.to_owned(), false),
-            None => Expect::Tells(rest.to_owned(), true),
+        "cache-status" => match rest.strip_prefix("no ") {
+            Some(parameter) => Expect::CacheStatus(parameter.to_owned(), false),
+            None => Expect::CacheStatus(rest.to_owned(), true),
         },
         "interim" => Expect::Interim(rest.parse().unwrap_or_else(|_| panic!("{at}: a status"))),
         "trailer" => {

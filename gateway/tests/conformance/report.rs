@@ -1,37 +1,34 @@
-//! Tells how the rules fared: a line for each topic, and the exchanges of those that failed.
+//! Prints the results: one line per topic, and the transcripts of failed cases.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
 
 use crate::rule::Topic;
-use crate::runner::Verdict;
+use crate::runner::CaseResult;
 
-/// Shown whether the test passes or not.
-pub(crate) fn say(topics: &[Topic], verdicts: &[Verdict]) {
+/// Printed whether the test passes or not.
+pub(crate) fn print_summary(topics: &[Topic], results: &[CaseResult]) {
     let mut table = format!("\n{:<14} {:>5} {:>5} {:>6}\n", "conformance", "rules", "cases", "failed");
-    let mut together = [0; 3];
+    let mut totals = [0; 3];
     for (number, topic) in topics.iter().enumerate() {
-        let of_topic: Vec<&Verdict> = verdicts.iter().filter(|verdict| verdict.topic == number).collect();
-        let rules: BTreeSet<usize> = of_topic.iter().map(|verdict| verdict.rule).collect();
-        let failed = of_topic.iter().filter(|verdict| verdict.failure.is_some()).count();
+        let of_topic: Vec<&CaseResult> = results.iter().filter(|result| result.topic == number).collect();
+        let rules: BTreeSet<usize> = of_topic.iter().map(|result| result.rule).collect();
+        let failed = of_topic.iter().filter(|result| result.failure.is_some()).count();
         let counts = [rules.len(), of_topic.len(), failed];
         table.push_str(&format!("{:<14} {:>5} {:>5} {:>6}\n", topic.name, counts[0], counts[1], counts[2]));
-        together.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        totals.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
     }
-    table.push_str(&format!("{:<14} {:>5} {:>5} {:>6}\n", "together", together[0], together[1], together[2]));
+    table.push_str(&format!("{:<14} {:>5} {:>5} {:>6}\n", "total", totals[0], totals[1], totals[2]));
     std::io::stdout().write_all(table.as_bytes()).expect("standard output");
 }
 
 #[track_caller]
-pub(crate) fn assert_kept(verdicts: &[Verdict]) {
+pub(crate) fn assert_passed(results: &[CaseResult]) {
     let mut text = String::new();
-    for verdict in verdicts {
-        let Some(failure) = &verdict.failure else { continue };
-        let value = if verdict.case.value.is_empty() { String::new() } else { format!(" ({})", verdict.case.value) };
-        text.push_str(&format!(
-            "\n{} {}{value}\n  {failure}\n{}",
-            verdict.case.at, verdict.case.key, verdict.transcript
-        ));
+    for result in results {
+        let Some(failure) = &result.failure else { continue };
+        let value = if result.case.value.is_empty() { String::new() } else { format!(" ({})", result.case.value) };
+        text.push_str(&format!("\n{} {}{value}\n  {failure}\n{}", result.case.at, result.case.key, result.transcript));
     }
-    assert!(text.is_empty(), "rules that do not hold:\n{text}");
+    assert!(text.is_empty(), "failed rules:\n{text}");
 }

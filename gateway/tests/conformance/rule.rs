@@ -1,15 +1,15 @@
-//! What a table says: topics, their rules, and the exchanges by which a rule is shown. Text is kept as written; what
-//! stands in braces is filled in when an exchange is played.
+//! The content of a table: topics, rules, and the exchanges that demonstrate a rule. Text is stored
+//! as written; placeholders in braces are expanded when an exchange is run.
 
 use std::time::Duration;
 
 /// A file of rules.
 #[derive(Debug)]
 pub(crate) struct Topic {
-    /// The file's name without its ending.
+    /// The file name without its extension.
     pub(crate) name: String,
     pub(crate) title: String,
-    /// Paragraphs that stand before the rules on the page.
+    /// Paragraphs before the rules on the page.
     pub(crate) about: Vec<String>,
     pub(crate) rules: Vec<Rule>,
 }
@@ -21,76 +21,76 @@ pub(crate) struct Rule {
     /// Such as `RFC 9111 4.2.1`.
     pub(crate) sections: Vec<String>,
     pub(crate) sentence: String,
-    /// One where the rule has no `each`, else one for each value.
+    /// One case for each value of `each`, or a single case.
     pub(crate) cases: Vec<Case>,
 }
 
-/// A rule with its values filled in, as it is played.
+/// A rule with one value of `each`, as it is run.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     /// File and line, for messages.
     pub(crate) at: String,
-    /// The last segment of its path, unique over all files.
+    /// The last segment of the path, unique over all files.
     pub(crate) key: String,
-    /// The value of `each`, empty where there is none.
+    /// The value of `each`, empty without `each`.
     pub(crate) value: String,
-    /// The first segment of its path, by which the gateway chooses a route.
-    pub(crate) profile: String,
-    /// The origin's answer to what no exchange answers itself.
-    pub(crate) standing: Option<Reply>,
-    pub(crate) acts: Vec<Act>,
+    /// The first segment of the path, which selects the route.
+    pub(crate) route: String,
+    /// The reply of the origin to requests for which no exchange scripts one.
+    pub(crate) default_reply: Option<Reply>,
+    pub(crate) actions: Vec<Action>,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) enum Act {
+pub(crate) enum Action {
     Wait(Duration),
-    Ask(Exchange),
+    Send(Exchange),
 }
 
-/// A request, what the origin says when it is asked, and what must come of it.
+/// A request, the replies of the origin, and the expectations.
 #[derive(Clone, Debug)]
 pub(crate) struct Exchange {
     pub(crate) at: String,
     pub(crate) method: String,
-    /// Appended to the path of the case; one with a scheme, and `*`, stand for themselves.
+    /// Appended to the path of the case. An absolute target and `*` are sent unchanged.
     pub(crate) target: String,
     pub(crate) fields: Vec<String>,
     pub(crate) body: String,
     pub(crate) outcome: Outcome,
-    /// Requests sent at the same time.
+    /// Number of concurrent requests.
     pub(crate) times: usize,
-    /// Asked again until it holds: what is stored in the background comes when it comes.
+    /// Repeats the exchange until it passes, for results of background work.
     pub(crate) is_eventual: bool,
     pub(crate) replies: Vec<Reply>,
     pub(crate) expects: Vec<Expect>,
 }
 
-/// Where an answer has to come from.
+/// The required source of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// From the cache; the origin is not asked.
+    /// The cache. The origin receives no request.
     Hit,
-    /// From the origin, asked once.
+    /// The origin, which receives one request.
     Miss,
-    /// The origin is asked once, on condition that its answer is not the stored one.
-    Valid,
-    /// From the cache; the origin is asked once beside.
-    Aside,
-    /// The origin is asked, and something else answers.
-    Failed,
-    /// From the gateway itself; the origin is not asked.
-    Refused,
-    /// Either is right.
+    /// The cache, after the origin received one conditional request.
+    Validated,
+    /// The cache, while the origin receives one background request.
+    Background,
+    /// A fallback, after the origin received a request.
+    Fallback,
+    /// The gateway itself. The origin receives no request.
+    Local,
+    /// Any of these.
     Any,
 }
 
-/// What the origin does for one request.
+/// The actions of the origin for one request.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reply(pub(crate) Vec<Step>);
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    Head { status: u16, framing: Framing, body: Option<String>, fields: Vec<String> },
+    Head(ResponseSpec),
     Raw(String),
     Pause(Duration),
     Close,
@@ -98,7 +98,16 @@ pub(crate) enum Step {
     Hang,
 }
 
-/// How the origin delimits a body whose fields do not say.
+/// A response of the origin.
+#[derive(Clone, Debug)]
+pub(crate) struct ResponseSpec {
+    pub(crate) status: u16,
+    pub(crate) framing: Framing,
+    pub(crate) body: Option<String>,
+    pub(crate) fields: Vec<String>,
+}
+
+/// How the origin delimits a body, unless the fields do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Framing {
     Length,
@@ -107,26 +116,26 @@ pub(crate) enum Framing {
     None,
 }
 
-/// What must hold of an answer, or of the request that the origin got.
+/// An expectation of a response, or of a request at the origin.
 #[derive(Clone, Debug)]
 pub(crate) enum Expect {
     Status(u16),
-    /// A line of the answer; the value may be a range of numbers, `10..12`.
+    /// A line of the response. The value may be a range of numbers, `10..12`.
     Field(String, String),
-    /// All lines of a field in order.
+    /// All lines of a field, in order.
     Lines(String, Vec<String>),
     Contains(String, String),
     Has(String),
     Absent(String),
     Body(String),
     BodyContains(String),
-    /// A parameter of the gateway's member of `Cache-Status`, or (false) its absence.
-    Tells(String, bool),
+    /// A parameter of the `Cache-Status` member of the gateway, or (false) its absence.
+    CacheStatus(String, bool),
     Interim(u16),
     Trailer(String, String),
     NoTrailers,
-    /// The answer must not look whole.
-    Cut,
+    /// The response must not appear complete.
+    Truncated,
     SentMethod(String),
     SentTarget(String),
     SentField(String, String),

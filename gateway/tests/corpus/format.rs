@@ -1,34 +1,37 @@
-//! Reads the corpus: cases as lines of text, bytes with escapes (see `corpus/README.md`). A malformed file is a failed test.
+//! Parses the corpus files: cases as lines of text, bytes with escapes (see `corpus/README.md`). A
+//! malformed file fails the test.
 
 use std::path::{Path, PathBuf};
 
-/// One step of a client.
+/// A step of the client in a request case.
 #[derive(Clone, Debug)]
-pub(crate) enum Act {
+pub(crate) enum ClientStep {
     Send(Vec<u8>),
     AwaitInterim,
-    Finish,
+    /// Shuts down the sending side.
+    Shutdown,
 }
 
-/// An answer that the client of a request case must get.
+/// A response that the client of a request case must receive.
 #[derive(Clone, Debug)]
-pub(crate) struct Get {
+pub(crate) struct ExpectedResponse {
     pub(crate) status: u16,
-    /// The metric's label, where the gateway refuses.
+    /// The metric label, if the gateway refuses the request.
     pub(crate) reason: Option<String>,
     pub(crate) is_head: bool,
 }
 
+/// The state of the connection after the responses of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Then {
+pub(crate) enum ConnectionAfter {
     Open,
     Close,
     Any,
 }
 
-/// A request as the origin must get it.
+/// A request that the origin must receive.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Sees {
+pub(crate) struct ExpectedRequest {
     pub(crate) line: String,
     pub(crate) fields: Vec<String>,
     pub(crate) body: Vec<u8>,
@@ -38,42 +41,43 @@ pub(crate) struct Sees {
 #[derive(Clone, Debug)]
 pub(crate) struct RequestCase {
     pub(crate) name: String,
-    pub(crate) acts: Vec<Act>,
-    pub(crate) gets: Vec<Get>,
-    pub(crate) then: Then,
-    pub(crate) sees: Vec<Sees>,
-    pub(crate) may_begin: bool,
-    /// What is known to be missing, so that the case fails.
-    pub(crate) gap: Option<String>,
+    pub(crate) steps: Vec<ClientStep>,
+    pub(crate) responses: Vec<ExpectedResponse>,
+    pub(crate) connection_after: ConnectionAfter,
+    pub(crate) origin_requests: Vec<ExpectedRequest>,
+    pub(crate) partial_allowed: bool,
+    /// Why the case is known to fail.
+    pub(crate) known_failure: Option<String>,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct AnswerCase {
+pub(crate) struct ResponseCase {
     pub(crate) name: String,
     pub(crate) method: String,
     pub(crate) is_http10: bool,
-    /// Further field lines of the client's request.
-    pub(crate) asks_with: Vec<u8>,
+    /// Additional field lines of the client's request.
+    pub(crate) request_fields: Vec<u8>,
     pub(crate) origin: Vec<u8>,
-    pub(crate) ends: bool,
+    /// Whether the origin closes the connection after its response.
+    pub(crate) origin_closes: bool,
     pub(crate) status: u16,
-    /// Interim answers that the client must get before.
+    /// Interim responses that the client must receive before.
     pub(crate) interim: Vec<u16>,
-    /// Bytes behind a 101, as they are.
+    /// Raw bytes after a 101 response.
     pub(crate) tunnel: Vec<u8>,
-    /// `error` of `Proxy-Status`, where the gateway answers for the origin.
+    /// `error` of `Proxy-Status`, if the gateway responds instead of the origin.
     pub(crate) error: Option<String>,
     pub(crate) fields: Vec<String>,
-    pub(crate) absent: Vec<String>,
+    pub(crate) absent_fields: Vec<String>,
     pub(crate) body: Option<Vec<u8>>,
     pub(crate) trailers: Vec<String>,
-    pub(crate) is_cut: bool,
+    pub(crate) is_truncated: bool,
     pub(crate) reuse: Option<bool>,
-    /// What is known to be missing, so that the case fails.
-    pub(crate) gap: Option<String>,
+    /// Why the case is known to fail.
+    pub(crate) known_failure: Option<String>,
 }
 
-/// The files of one kind, by name.
+/// The corpus files of a kind, sorted by name.
 pub(crate) fn files(kind: &str) -> Vec<PathBuf> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(kind);
     let mut files: Vec<PathBuf> =
@@ -83,10 +87,10 @@ pub(crate) fn files(kind: &str) -> Vec<PathBuf> {
     files
 }
 
-/// A statement: its place, its word, its rest.
+/// A statement: its location, keyword and argument.
 type Statement = (String, String, String);
 
-/// The cases of a file as lists of statements, the first of which names the case.
+/// The cases of a file as lists of statements. The first statement is the name of the case.
 fn cases(path: &Path) -> Vec<Vec<Statement>> {
     let text = std::fs::read_to_string(path).expect("a text file");
     let mut cases: Vec<Vec<Statement>> = Vec::new();
@@ -113,115 +117,119 @@ pub(crate) fn requests(path: &Path) -> Vec<RequestCase> {
 fn request(statements: &[Statement]) -> RequestCase {
     let mut case = RequestCase {
         name: statements[0].2.clone(),
-        acts: Vec::new(),
-        gets: Vec::new(),
-        then: Then::Open,
-        sees: Vec::new(),
-        may_begin: false,
-        gap: None,
+        steps: Vec::new(),
+        responses: Vec::new(),
+        connection_after: ConnectionAfter::Open,
+        origin_requests: Vec::new(),
+        partial_allowed: false,
+        known_failure: None,
     };
     for (at, word, rest) in &statements[1..] {
-        let seen = |case: &mut RequestCase| case.sees.len().checked_sub(1).unwrap_or_else(|| panic!("{at}: no `sees`"));
+        let last_index = |case: &mut RequestCase| {
+            case.origin_requests.len().checked_sub(1).unwrap_or_else(|| panic!("{at}: no `origin-request`"))
+        };
         match word.as_str() {
-            "send" => match case.acts.last_mut() {
-                Some(Act::Send(bytes)) => bytes.extend(unescape(at, rest)),
-                _ => case.acts.push(Act::Send(unescape(at, rest))),
+            "send" => match case.steps.last_mut() {
+                Some(ClientStep::Send(bytes)) => bytes.extend(unescape(at, rest)),
+                _ => case.steps.push(ClientStep::Send(unescape(at, rest))),
             },
-            "await" => case.acts.push(Act::AwaitInterim),
-            "finish" => case.acts.push(Act::Finish),
-            "gets" => {
+            "await" => case.steps.push(ClientStep::AwaitInterim),
+            "shutdown" => case.steps.push(ClientStep::Shutdown),
+            "response" => {
                 let (status, word) = status_and_word(at, rest);
                 let is_head = word.as_deref() == Some("head");
-                case.gets.push(Get { status, reason: word.filter(|_| !is_head), is_head });
+                case.responses.push(ExpectedResponse { status, reason: word.filter(|_| !is_head), is_head });
             }
-            "then" if rest == "close" => case.then = Then::Close,
-            "then" if rest == "any" => case.then = Then::Any,
-            "sees" => case.sees.push(Sees { line: text(at, rest), ..Sees::default() }),
-            "with" => {
-                let index = seen(&mut case);
-                case.sees[index].fields.push(text(at, rest));
+            "connection" if rest == "close" => case.connection_after = ConnectionAfter::Close,
+            "connection" if rest == "any" => case.connection_after = ConnectionAfter::Any,
+            "origin-request" => {
+                case.origin_requests.push(ExpectedRequest { line: text(at, rest), ..ExpectedRequest::default() })
+            }
+            "field" => {
+                let index = last_index(&mut case);
+                case.origin_requests[index].fields.push(text(at, rest));
             }
             "body" => {
-                let index = seen(&mut case);
-                case.sees[index].body.extend(unescape(at, rest));
+                let index = last_index(&mut case);
+                case.origin_requests[index].body.extend(unescape(at, rest));
             }
             "trailer" => {
-                let index = seen(&mut case);
-                case.sees[index].trailers.push(text(at, rest));
+                let index = last_index(&mut case);
+                case.origin_requests[index].trailers.push(text(at, rest));
             }
-            "begins" => case.may_begin = true,
-            "gap" => case.gap = Some(rest.clone()),
+            "partial-allowed" => case.partial_allowed = true,
+            "known-failure" => case.known_failure = Some(rest.clone()),
             _ => panic!("{at}: unknown statement {word:?} {rest:?}"),
         }
     }
-    if case.gets.iter().any(|get| get.reason.is_some()) {
-        case.then = Then::Close;
+    if case.responses.iter().any(|get| get.reason.is_some()) {
+        case.connection_after = ConnectionAfter::Close;
     }
-    assert!(!case.acts.is_empty(), "{}: nothing is sent", statements[0].0);
+    assert!(!case.steps.is_empty(), "{}: no `send`", statements[0].0);
     case
 }
 
-pub(crate) fn answers(path: &Path) -> Vec<AnswerCase> {
-    cases(path).iter().map(|statements| answer(statements)).collect()
+pub(crate) fn responses(path: &Path) -> Vec<ResponseCase> {
+    cases(path).iter().map(|statements| response(statements)).collect()
 }
 
-fn answer(statements: &[Statement]) -> AnswerCase {
-    let mut case = AnswerCase {
+fn response(statements: &[Statement]) -> ResponseCase {
+    let mut case = ResponseCase {
         name: statements[0].2.clone(),
         method: "GET".into(),
         is_http10: false,
-        asks_with: Vec::new(),
+        request_fields: Vec::new(),
         origin: Vec::new(),
-        ends: false,
+        origin_closes: false,
         status: 0,
         interim: Vec::new(),
         tunnel: Vec::new(),
         error: None,
         fields: Vec::new(),
-        absent: Vec::new(),
+        absent_fields: Vec::new(),
         body: None,
         trailers: Vec::new(),
-        is_cut: false,
+        is_truncated: false,
         reuse: None,
-        gap: None,
+        known_failure: None,
     };
     for (at, word, rest) in &statements[1..] {
         match word.as_str() {
-            "asks" => {
+            "method" => {
                 case.is_http10 = rest.ends_with(" 1.0");
                 case.method = rest.trim_end_matches(" 1.0").to_owned();
             }
-            "asking" => {
-                case.asks_with.extend(unescape(at, rest));
-                case.asks_with.extend(b"\r\n");
+            "request-field" => {
+                case.request_fields.extend(unescape(at, rest));
+                case.request_fields.extend(b"\r\n");
             }
             "interim" => case.interim.push(rest.parse().unwrap_or_else(|_| panic!("{at}: a status"))),
             "tunnel" => case.tunnel.extend(unescape(at, rest)),
-            "gap" => case.gap = Some(rest.clone()),
+            "known-failure" => case.known_failure = Some(rest.clone()),
             "origin" => case.origin.extend(unescape(at, rest)),
-            "ends" => case.ends = true,
-            "gets" => (case.status, case.error) = status_and_word(at, rest),
-            "with" => case.fields.push(text(at, rest)),
-            "without" => case.absent.push(rest.clone()),
+            "origin-closes" => case.origin_closes = true,
+            "response" => (case.status, case.error) = status_and_word(at, rest),
+            "field" => case.fields.push(text(at, rest)),
+            "no-field" => case.absent_fields.push(rest.clone()),
             "body" => case.body.get_or_insert_default().extend(unescape(at, rest)),
             "trailer" => case.trailers.push(text(at, rest)),
-            "cut" => case.is_cut = true,
+            "truncated" => case.is_truncated = true,
             "reuse" => case.reuse = Some(rest == "yes"),
             _ => panic!("{at}: unknown statement {word:?} {rest:?}"),
         }
     }
-    assert!(case.status != 0 || case.is_cut, "{}: nothing is expected", statements[0].0);
-    assert!(case.reuse.is_some(), "{}: `reuse` is missing", statements[0].0);
+    assert!(case.status != 0 || case.is_truncated, "{}: no expectation", statements[0].0);
+    assert!(case.reuse.is_some(), "{}: no `reuse`", statements[0].0);
     case
 }
 
-/// Counts the cases that say of themselves that they fail, and names those that no longer do.
-pub(crate) fn gaps<'a>(cases: impl Iterator<Item = (&'a str, bool)>) -> Result<usize, Vec<String>> {
+/// Counts the known failures; returns the names of those that no longer fail as errors.
+pub(crate) fn known_failures<'a>(cases: impl Iterator<Item = (&'a str, bool)>) -> Result<usize, Vec<String>> {
     let (failing, passing): (Vec<_>, Vec<_>) = cases.partition(|(_, fails)| *fails);
     if passing.is_empty() {
         return Ok(failing.len());
     }
-    Err(passing.iter().map(|(name, _)| format!("{name}: the gap is closed, its line can go")).collect())
+    Err(passing.iter().map(|(name, _)| format!("{name}: passes now, remove its `known-failure`")).collect())
 }
 
 fn status_and_word(at: &str, rest: &str) -> (u16, Option<String>) {
@@ -230,7 +238,7 @@ fn status_and_word(at: &str, rest: &str) -> (u16, Option<String>) {
     (status, word.map(|word| word.trim().to_owned()))
 }
 
-/// Bytes of a head as text: one character per byte, so that nothing is lost.
+/// Bytes as text, one character per byte, without loss.
 pub(crate) fn latin1(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| char::from(*byte)).collect()
 }
@@ -239,7 +247,7 @@ fn text(at: &str, escaped: &str) -> String {
     latin1(&unescape(at, escaped))
 }
 
-/// The bytes that an escaped text stands for.
+/// The bytes of an escaped text.
 pub(crate) fn unescape(at: &str, text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
@@ -267,7 +275,7 @@ pub(crate) fn unescape(at: &str, text: &str) -> Vec<u8> {
     bytes
 }
 
-/// One escape after its backslash: the byte, and how long the escape is.
+/// Decodes an escape after its backslash: the byte and the length of the escape.
 fn escape(at: &str, text: &[u8]) -> (u8, usize) {
     match text.first() {
         Some(b'r') => (b'\r', 1),

@@ -1,11 +1,12 @@
-//! Makes requests for property tests: mostly well-formed, made of parts that parsers disagree about, then damaged a little.
+//! Generates requests for property tests: mostly well-formed, built from parts that parsers
+//! disagree on, then mutated slightly.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-/// Bytes at which parsers part ways.
-const ODD: &[u8] = b"\r\n\0 \t:;,\"\\=/?#*@[]<>{}`|^%+-_.0aA\x01\x0b\x0c\x1f\x7f\x80\x85\xa0\xc3\xff";
+/// Bytes on which parsers disagree.
+const SPECIAL_BYTES: &[u8] = b"\r\n\0 \t:;,\"\\=/?#*@[]<>{}`|^%+-_.0aA\x01\x0b\x0c\x1f\x7f\x80\x85\xa0\xc3\xff";
 
 const LINES: &[&str] = &[
     "X-A: b",
@@ -73,7 +74,7 @@ fn request_line() -> impl Strategy<Value = Vec<u8>> {
         .prop_map(|(method, target, version)| [method.as_bytes(), b" ", &target, b" ", version.as_bytes()].concat())
 }
 
-/// A chunked body: sizes that are right, extensions and trailers that are mostly so.
+/// A chunked body with correct sizes and mostly valid extensions and trailers.
 pub(crate) fn chunked_body() -> impl Strategy<Value = Vec<u8>> {
     let extension = prop_oneof![
         8 => Just(String::new()),
@@ -83,7 +84,7 @@ pub(crate) fn chunked_body() -> impl Strategy<Value = Vec<u8>> {
     let size = |length: usize| {
         select(vec![format!("{length:x}"), format!("{length:X}"), format!("0{length:x}"), format!("000{length:x}")])
     };
-    let data = prop_oneof![6 => vec(any::<u8>(), 1..20), 1 => vec(select(ODD.to_vec()), 1..40)];
+    let data = prop_oneof![6 => vec(any::<u8>(), 1..20), 1 => vec(select(SPECIAL_BYTES.to_vec()), 1..40)];
     let chunk = data.prop_flat_map(move |data| (size(data.len()), Just(data)));
     let trailer = prop_oneof![
         4 => "X-[A-Z]{1,3}: [a-z]{0,4}",
@@ -103,8 +104,8 @@ pub(crate) fn chunked_body() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// One request, not yet damaged.
-fn sound_request() -> impl Strategy<Value = Vec<u8>> {
+/// A request before mutation.
+fn valid_request() -> impl Strategy<Value = Vec<u8>> {
     let host = prop_oneof![
         16 => Just("Host: a"),
         2 => select(vec!["host:a", "HOST: \ta ", "Host: A", "Host: a:80", "Host: [::1]", "Host: a.b.", "Host: a_b"]),
@@ -135,9 +136,9 @@ fn sound_request() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// A small damage at some place.
+/// A mutation of one byte.
 #[derive(Clone, Debug)]
-enum Damage {
+enum Mutation {
     Insert(u8),
     Replace(u8),
     Delete,
@@ -145,47 +146,47 @@ enum Damage {
     Swap,
 }
 
-fn apply(bytes: &mut Vec<u8>, (at, damage): (proptest::sample::Index, Damage)) {
+fn apply(bytes: &mut Vec<u8>, (at, mutation): (proptest::sample::Index, Mutation)) {
     if bytes.is_empty() {
         return;
     }
     let at = at.index(bytes.len());
-    match damage {
-        Damage::Insert(byte) => bytes.insert(at, byte),
-        Damage::Replace(byte) => bytes[at] = byte,
-        Damage::Delete => drop(bytes.remove(at)),
-        Damage::Double => bytes.insert(at, bytes[at]),
-        Damage::Swap => {
+    match mutation {
+        Mutation::Insert(byte) => bytes.insert(at, byte),
+        Mutation::Replace(byte) => bytes[at] = byte,
+        Mutation::Delete => drop(bytes.remove(at)),
+        Mutation::Double => bytes.insert(at, bytes[at]),
+        Mutation::Swap => {
             let other = (at + 1) % bytes.len();
             bytes.swap(at, other);
         }
     }
 }
 
-/// `sound` with up to two damages, half of the time with none.
-fn damaged(sound: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
-    let byte = || select(ODD.to_vec());
-    let damage = prop_oneof![
-        byte().prop_map(Damage::Insert),
-        byte().prop_map(Damage::Replace),
-        Just(Damage::Delete),
-        Just(Damage::Double),
-        Just(Damage::Swap),
+/// `valid` with up to two mutations, half of the time with none.
+fn mutated(valid: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+    let byte = || select(SPECIAL_BYTES.to_vec());
+    let mutation = prop_oneof![
+        byte().prop_map(Mutation::Insert),
+        byte().prop_map(Mutation::Replace),
+        Just(Mutation::Delete),
+        Just(Mutation::Double),
+        Just(Mutation::Swap),
     ];
-    let damages = prop_oneof![
-        vec((any::<proptest::sample::Index>(), damage.clone()), 0..1),
-        vec((any::<proptest::sample::Index>(), damage), 1..3)
+    let mutations = prop_oneof![
+        vec((any::<proptest::sample::Index>(), mutation.clone()), 0..1),
+        vec((any::<proptest::sample::Index>(), mutation), 1..3)
     ];
-    (sound, damages).prop_map(|(mut bytes, damages)| {
-        damages.into_iter().for_each(|damage| apply(&mut bytes, damage));
+    (valid, mutations).prop_map(|(mut bytes, mutations)| {
+        mutations.into_iter().for_each(|mutation| apply(&mut bytes, mutation));
         bytes
     })
 }
 
 pub(crate) fn request() -> impl Strategy<Value = Vec<u8>> {
-    damaged(sound_request())
+    mutated(valid_request())
 }
 
-pub(crate) fn damaged_chunks() -> impl Strategy<Value = Vec<u8>> {
-    damaged(chunked_body())
+pub(crate) fn mutated_chunks() -> impl Strategy<Value = Vec<u8>> {
+    mutated(chunked_body())
 }

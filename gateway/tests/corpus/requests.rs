@@ -1,5 +1,6 @@
-//! Plays the request cases: each one whole, in halves, byte by byte and with another request behind it, from an address
-//! of its own. Whatever the origin is sent must belong to one of these runs.
+//! Runs the request cases: each one in one write, in halves, byte by byte, and followed by another
+//! request, from its own address. Every byte that the origin receives must belong to one of these
+//! runs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -8,50 +9,51 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::format::{self, Act, RequestCase, Sees, Then, latin1};
-use super::origin::{Play, RawOrigin};
+use super::format::{self, ClientStep, ConnectionAfter, ExpectedRequest, RequestCase, latin1};
+use super::raw_client::{RawClient, Split};
+use super::raw_origin::{RawOrigin, ScriptedResponse};
+use super::reference_parser::{Line, Message, ParseResult};
 use super::support::{Gateway, lock};
-use super::talk::{Cutting, Talk};
-use super::wire::{Line, Message, Read};
 
-/// Clients at a time.
+/// Concurrent clients.
 const THREADS: usize = 4;
 
-/// The line that the table shows for one file.
+/// The results of one corpus file, a row of the printed table.
 #[derive(Default)]
-pub(crate) struct Row {
+pub(crate) struct FileReport {
     pub(crate) name: String,
     pub(crate) cases: usize,
     pub(crate) runs: usize,
     pub(crate) accepted: usize,
     /// Refused cases by reason.
     pub(crate) refused: BTreeMap<String, usize>,
-    /// Cases that fail, as they say they do.
-    pub(crate) gaps: usize,
+    /// Cases that fail and are marked as known failures.
+    pub(crate) known_failures: usize,
     pub(crate) failures: Vec<String>,
-    /// How many requests the origin may have got from each address.
-    shares: HashMap<String, usize>,
+    /// The maximum number of requests at the origin by client address.
+    request_limits: HashMap<String, usize>,
 }
 
-/// Bounds so small that a line of text can cross them.
+/// Limits so small that a line of a corpus file can exceed them.
 pub(crate) const LIMITS: &str =
     "[limits_http]\nheader_bytes = \"4KiB\"\nheader_fields = 20\nuri_bytes = \"1KiB\"\nbody_bytes = \"64KiB\"\n";
 
-/// An origin that answers everything, and `/early` before it has read the body.
+/// An origin that responds to every request, and to `/early` before it has read the body.
 pub(crate) fn origin() -> RawOrigin {
-    RawOrigin::start(|request, _, is_whole| {
+    RawOrigin::start(|request, _, is_complete| {
         let is_early = request.start.contains(" /early");
         let body = if request.start.starts_with("HEAD ") { "" } else { "ok" };
-        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{body}");
-        (is_whole || is_early).then(|| Play::whole(answer))
+        let response = format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{body}");
+        (is_complete || is_early).then(|| ScriptedResponse::one_piece(response))
     })
 }
 
-/// One client's part in one case.
+/// A run of a case by one client.
 struct Run<'a> {
     case: &'a RequestCase,
-    cutting: Cutting,
-    /// A good request comes in the same piece, and must not be read where the connection is to end.
+    split: Split,
+    /// Whether a valid request follows in the same write. The gateway must not read it if the
+    /// connection must end.
     is_followed: bool,
     ip: IpAddr,
 }
@@ -59,38 +61,41 @@ struct Run<'a> {
 impl Run<'_> {
     fn name(&self) -> String {
         let followed = if self.is_followed { ", followed" } else { "" };
-        format!("{} ({:?}{followed})", self.case.name, self.cutting)
+        format!("{} ({:?}{followed})", self.case.name, self.split)
     }
 
-    /// Requests of this run that may reach the origin, the one after the case and one that only begins included.
-    fn share(&self) -> usize {
-        self.case.sees.len() + usize::from(self.case.then != Then::Close) + usize::from(self.case.may_begin)
+    /// The maximum number of requests of this run at the origin, including the one after the case
+    /// and a partial one.
+    fn request_limit(&self) -> usize {
+        self.case.origin_requests.len()
+            + usize::from(self.case.connection_after != ConnectionAfter::Close)
+            + usize::from(self.case.partial_allowed)
     }
 }
 
-/// A loopback address that no other run has.
+/// A loopback address that no other run uses.
 fn address(number: usize) -> IpAddr {
     let number = u32::try_from(number).expect("few runs");
     IpAddr::V4(Ipv4Addr::from(0x7f01_0000 + number * 2 + 1))
 }
 
-pub(crate) fn play(path: &Path, gateway: &Gateway, origin: &RawOrigin) -> Row {
+pub(crate) fn run_file(path: &Path, gateway: &Gateway, origin: &RawOrigin) -> FileReport {
     static NEXT: AtomicUsize = AtomicUsize::new(1);
     let cases = format::requests(path);
     let length = |case: &RequestCase| {
-        let bytes = |act: &Act| if let Act::Send(bytes) = act { bytes.len() } else { 0 };
-        case.acts.iter().map(bytes).sum()
+        let bytes = |act: &ClientStep| if let ClientStep::Send(bytes) = act { bytes.len() } else { 0 };
+        case.steps.iter().map(bytes).sum()
     };
     let mut runs = Vec::new();
     for case in &cases {
-        let mut add = |cutting, is_followed| {
-            runs.push(Run { case, cutting, is_followed, ip: address(NEXT.fetch_add(1, Ordering::Relaxed)) });
+        let mut add = |split, is_followed| {
+            runs.push(Run { case, split, is_followed, ip: address(NEXT.fetch_add(1, Ordering::Relaxed)) });
         };
-        for cutting in Cutting::of(length(case)) {
-            add(*cutting, false);
+        for split in Split::for_length(length(case)) {
+            add(*split, false);
         }
-        if case.then == Then::Close && matches!(case.acts.last(), Some(Act::Send(_))) {
-            add(Cutting::Whole, true);
+        if case.connection_after == ConnectionAfter::Close && matches!(case.steps.last(), Some(ClientStep::Send(_))) {
+            add(Split::Whole, true);
         }
     }
     let before = refusals(gateway);
@@ -102,7 +107,7 @@ pub(crate) fn play(path: &Path, gateway: &Gateway, origin: &RawOrigin) -> Row {
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let Some(run) = runs.get(number) else { return };
-                    if let Err(error) = converse(run, gateway.address) {
+                    if let Err(error) = run_case(run, gateway.address) {
                         lock(&failed).push((number, error));
                     }
                 }
@@ -110,30 +115,30 @@ pub(crate) fn play(path: &Path, gateway: &Gateway, origin: &RawOrigin) -> Row {
         }
     });
     let mut failed = failed.into_inner().unwrap_or_default();
-    // What the gateway gave up is on its way to the origin as an end of a connection.
+    // Lets the closes of aborted upstream connections arrive at the origin.
     std::thread::sleep(Duration::from_millis(60));
     failed.extend(check_origin(&runs, origin));
-    let gaps = format::gaps(cases.iter().filter_map(|case| {
+    let known_failures = format::known_failures(cases.iter().filter_map(|case| {
         let fails = failed.iter().any(|(number, _)| runs[*number].case.name == case.name);
-        case.gap.as_ref().map(|_| (case.name.as_str(), fails))
+        case.known_failure.as_ref().map(|_| (case.name.as_str(), fails))
     }));
-    failed.retain(|(number, _)| runs[*number].case.gap.is_none());
+    failed.retain(|(number, _)| runs[*number].case.known_failure.is_none());
     let mut failures: Vec<String> =
         failed.into_iter().map(|(number, error)| format!("{}: {error}", runs[number].name())).collect();
-    let gap_count = gaps.as_ref().map_or(0, |count| *count);
-    failures.extend(gaps.err().into_iter().flatten());
+    let known_failure_count = known_failures.as_ref().map_or(0, |count| *count);
+    failures.extend(known_failures.err().into_iter().flatten());
     failures.extend(check_metric(&runs, &before, &refusals(gateway)));
-    let mut row = Row {
+    let mut row = FileReport {
         name: path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         cases: cases.len(),
         runs: runs.len(),
-        gaps: gap_count,
+        known_failures: known_failure_count,
         failures,
-        shares: runs.iter().map(|run| (run.ip.to_string(), run.share())).collect(),
-        ..Row::default()
+        request_limits: runs.iter().map(|run| (run.ip.to_string(), run.request_limit())).collect(),
+        ..FileReport::default()
     };
     for case in &cases {
-        match case.gets.iter().find_map(|get| get.reason.clone()) {
+        match case.responses.iter().find_map(|get| get.reason.clone()) {
             Some(reason) => *row.refused.entry(reason).or_default() += 1,
             None => row.accepted += 1,
         }
@@ -143,113 +148,117 @@ pub(crate) fn play(path: &Path, gateway: &Gateway, origin: &RawOrigin) -> Row {
 
 const AFTER: &[u8] = b"GET /after HTTP/1.1\r\nHost: after.test\r\nConnection: close\r\n\r\n";
 
-/// The client's side of a case.
-fn converse(run: &Run<'_>, gateway: SocketAddr) -> Result<(), String> {
+/// The client side of a case.
+fn run_case(run: &Run<'_>, gateway: SocketAddr) -> Result<(), String> {
     let case = run.case;
-    let mut talk = Talk::connect(run.ip, gateway);
-    for (number, act) in case.acts.iter().enumerate() {
+    let mut client = RawClient::connect(run.ip, gateway);
+    for (number, act) in case.steps.iter().enumerate() {
         match act {
-            Act::Send(bytes) => {
+            ClientStep::Send(bytes) => {
                 let mut bytes = bytes.clone();
-                if run.is_followed && number + 1 == case.acts.len() {
+                if run.is_followed && number + 1 == case.steps.len() {
                     bytes.extend_from_slice(AFTER);
                 }
-                // Where the gateway has refused already it need not read on.
-                talk.send(&run.cutting.cut(&bytes, number + case.name.len()));
+                // The gateway stops reading after a refusal, so a failed write is not an error.
+                client.send(&run.split.apply(&bytes, number + case.name.len()));
             }
-            Act::Finish => talk.finish(),
-            Act::AwaitInterim => match talk.answer(false)? {
-                Read::Whole(message) if message.status() == 100 => {}
-                other => return Err(format!("instead of an interim answer: {other:?}")),
+            ClientStep::Shutdown => client.shutdown_write(),
+            ClientStep::AwaitInterim => match client.next_response(false)? {
+                ParseResult::Complete(message) if message.status() == 100 => {}
+                other => return Err(format!("expected an interim response, got {other:?}")),
             },
         }
     }
-    for get in &case.gets {
-        let answer = talk.last_answer_after(get.is_head, interim_max(case))?;
-        if answer.status() != get.status {
-            return Err(format!("expected {}, got {:?} {:?}", get.status, answer.start, latin1(&answer.body)));
+    for expected in &case.responses {
+        let response = client.final_response_after(expected.is_head, interim_max(case))?;
+        if response.status() != expected.status {
+            return Err(format!("expected {}, got {:?} {:?}", expected.status, response.start, latin1(&response.body)));
         }
-        let says_close = answer.all("connection").any(|value| value.eq_ignore_ascii_case("close"));
-        if get.reason.is_some() && !says_close {
+        let says_close = response.all("connection").any(|value| value.eq_ignore_ascii_case("close"));
+        if expected.reason.is_some() && !says_close {
             return Err("a refusal without `Connection: close`".into());
         }
-        let detail = answer.get("cache-status").and_then(|value| value.split_once("; detail="));
-        if let (Some(reason), Some((_, detail))) = (&get.reason, detail)
+        let detail = response.get("cache-status").and_then(|value| value.split_once("; detail="));
+        if let (Some(reason), Some((_, detail))) = (&expected.reason, detail)
             && reason != detail
         {
-            return Err(format!("expected to be refused for {reason}, was for {detail}"));
+            return Err(format!("expected the refusal {reason}, got {detail}"));
         }
     }
-    match case.then {
-        Then::Close => close(&mut talk),
-        Then::Open => {
-            talk.send(&[AFTER.to_vec()]);
-            let answer = talk.last_answer(false).map_err(|error| format!("the next request: {error}"))?;
-            if (answer.status(), answer.body.as_slice()) != (200, b"ok") {
-                return Err(format!("the next request got {:?} {:?}", answer.start, latin1(&answer.body)));
+    match case.connection_after {
+        ConnectionAfter::Close => expect_close(&mut client),
+        ConnectionAfter::Open => {
+            client.send(&[AFTER.to_vec()]);
+            let response = client.final_response(false).map_err(|error| format!("the next request: {error}"))?;
+            if (response.status(), response.body.as_slice()) != (200, b"ok") {
+                return Err(format!("the next request got {:?} {:?}", response.start, latin1(&response.body)));
             }
-            close(&mut talk)
+            expect_close(&mut client)
         }
-        Then::Any => {
-            talk.send(&[AFTER.to_vec()]);
-            // Either it serves another request whole or it says nothing more.
-            match talk.answer(false)? {
-                Read::Whole(answer) if answer.status() == 200 => close(&mut talk),
-                Read::Part(None) if talk.rest().is_empty() => Ok(()),
+        ConnectionAfter::Any => {
+            client.send(&[AFTER.to_vec()]);
+            // Either the gateway serves the next request completely or it sends nothing more.
+            match client.next_response(false)? {
+                ParseResult::Complete(response) if response.status() == 200 => expect_close(&mut client),
+                ParseResult::Partial(None) if client.unparsed().is_empty() => Ok(()),
                 other => Err(format!("the next request got {other:?}")),
             }
         }
     }
 }
 
-/// A client that expects nothing gets no `100 Continue`, nor does one of HTTP/1.0 (RFC 9110 section 10.1.1).
+/// A client without an expectation gets no `100 Continue`, nor does an HTTP/1.0 client (RFC 9110
+/// section 10.1.1).
 fn interim_max(case: &RequestCase) -> usize {
-    let is_asked = case.acts.iter().any(|act| match act {
-        Act::Send(bytes) => {
+    let expects_continue = case.steps.iter().any(|act| match act {
+        ClientStep::Send(bytes) => {
             let text = latin1(bytes).to_ascii_lowercase();
             text.contains("expect:") && !text.contains(" http/1.0\r\n")
         }
-        Act::AwaitInterim | Act::Finish => false,
+        ClientStep::AwaitInterim | ClientStep::Shutdown => false,
     });
-    usize::from(is_asked)
+    usize::from(expects_continue)
 }
 
-fn close(talk: &mut Talk) -> Result<(), String> {
-    let in_order = talk.end()?;
-    match talk.rest() {
-        [] if in_order => Ok(()),
+fn expect_close(client: &mut RawClient) -> Result<(), String> {
+    let is_orderly = client.read_until_closed()?;
+    match client.unparsed() {
+        [] if is_orderly => Ok(()),
         [] => Err("the connection was reset".into()),
-        rest => Err(format!("bytes after the last answer: {:?}", latin1(rest))),
+        rest => Err(format!("bytes after the last response: {:?}", latin1(rest))),
     }
 }
 
-/// The origin's side of a file's cases: nothing unexpected, nothing missing. Failures by number of their run.
+/// The origin side of the cases of a file: no unexpected and no missing request. Failures by run
+/// number.
 fn check_origin(runs: &[Run<'_>], origin: &RawOrigin) -> Vec<(usize, String)> {
-    let (mut failures, mut whole, mut begun) = (Vec::new(), HashMap::<String, Vec<Message>>::new(), Vec::new());
+    let (mut failures, mut complete, mut partial) = (Vec::new(), HashMap::<String, Vec<Message>>::new(), Vec::new());
     for record in origin.records() {
         for request in record.requests {
-            whole.entry(sender(&request)).or_default().push(request);
+            complete.entry(sender(&request)).or_default().push(request);
         }
-        begun.extend(record.unfinished.as_ref().map(sender));
+        partial.extend(record.unfinished.as_ref().map(sender));
     }
     for (number, run) in runs.iter().enumerate() {
         let ip = run.ip.to_string();
-        let got = whole.remove(&ip).unwrap_or_default();
-        if begun.contains(&ip) && !run.case.may_begin {
-            failures.push((number, "the origin got the beginning of a request".into()));
+        let got = complete.remove(&ip).unwrap_or_default();
+        if partial.contains(&ip) && !run.case.partial_allowed {
+            failures.push((number, "the origin received a partial request".into()));
         }
-        let mut got: Vec<Message> =
-            got.into_iter().filter(|request| run.case.then == Then::Close || !is_after(request)).collect();
-        // They may have come on several connections.
+        let mut got: Vec<Message> = got
+            .into_iter()
+            .filter(|request| run.case.connection_after == ConnectionAfter::Close || !is_after(request))
+            .collect();
+        // The requests may have arrived on several connections.
         got.sort_by_key(|request| request.number);
-        let may_lack = run.case.may_begin && got.len() < run.case.sees.len();
-        if got.len() != run.case.sees.len() && !may_lack {
+        let may_be_missing = run.case.partial_allowed && got.len() < run.case.origin_requests.len();
+        if got.len() != run.case.origin_requests.len() && !may_be_missing {
             let lines: Vec<&str> = got.iter().map(|request| request.start.as_str()).collect();
-            failures.push((number, format!("the origin got {} requests: {lines:?}", got.len())));
+            failures.push((number, format!("the origin received {} requests: {lines:?}", got.len())));
             continue;
         }
-        for (sees, request) in run.case.sees.iter().zip(&got) {
-            if let Err(error) = compare(sees, request, &ip) {
+        for (expected, request) in run.case.origin_requests.iter().zip(&got) {
+            if let Err(error) = compare(expected, request, &ip) {
                 failures.push((number, format!("at the origin: {error}")));
             }
         }
@@ -257,19 +266,24 @@ fn check_origin(runs: &[Run<'_>], origin: &RawOrigin) -> Vec<(usize, String)> {
     failures
 }
 
-/// Every byte that the origin got, when all files are played: it belongs to a well-formed request of a known run.
-pub(crate) fn audit(rows: &[Row], origin: &RawOrigin) -> Vec<String> {
-    let mut shares: HashMap<&str, usize> = HashMap::new();
-    shares.extend(rows.iter().flat_map(|row| row.shares.iter().map(|(ip, share)| (ip.as_str(), *share))));
+/// After all files: checks that every byte at the origin belongs to a well-formed request of a
+/// known run.
+pub(crate) fn audit(rows: &[FileReport], origin: &RawOrigin) -> Vec<String> {
+    let mut request_limits: HashMap<&str, usize> = HashMap::new();
+    request_limits
+        .extend(rows.iter().flat_map(|row| row.request_limits.iter().map(|(ip, share)| (ip.as_str(), *share))));
     let mut failures = Vec::new();
     for record in origin.records() {
-        failures.extend(record.malformed.map(|error| format!("the origin got malformed bytes: {error}")));
+        failures.extend(record.malformed.map(|error| format!("the origin received malformed bytes: {error}")));
         for request in record.requests.iter().chain(&record.unfinished) {
             let from = sender(request);
-            match shares.get_mut(from.as_str()) {
+            match request_limits.get_mut(from.as_str()) {
                 Some(left) if *left > 0 => *left -= 1,
-                Some(_) => failures.push(format!("the origin got too many requests of {from}: {:?}", request.start)),
-                None => failures.push(format!("the origin got a request of nobody: {:?} {from:?}", request.start)),
+                Some(_) => {
+                    failures.push(format!("the origin received too many requests of {from}: {:?}", request.start))
+                }
+                None => failures
+                    .push(format!("the origin received a request of an unknown client: {:?} {from:?}", request.start)),
             }
         }
     }
@@ -284,16 +298,17 @@ fn sender(request: &Message) -> String {
     request.get("x-forwarded-for").unwrap_or_default().to_owned()
 }
 
-/// Whether `request` is what the case wants, apart from what the gateway may add.
-fn compare(sees: &Sees, request: &Message, ip: &str) -> Result<(), String> {
-    let wanted: Vec<String> = sees.fields.clone();
-    let brought = |name: &str| wanted.iter().any(|line| line.to_ascii_lowercase().starts_with(&format!("{name}:")));
+/// Compares `request` with the expected one, without the fields that the gateway adds.
+fn compare(expected: &ExpectedRequest, request: &Message, ip: &str) -> Result<(), String> {
+    let expected_fields: Vec<String> = expected.fields.clone();
+    let was_sent =
+        |name: &str| expected_fields.iter().any(|line| line.to_ascii_lowercase().starts_with(&format!("{name}:")));
     let mut fields = request.fields.clone();
     let host = request.get("host").unwrap_or_default().to_owned();
-    let mut take = |name: &str, is_right: &dyn Fn(&str) -> bool| {
-        // The gateway adds behind what the client sent.
-        let at = fields.iter().rposition(|(key, value)| key.eq_ignore_ascii_case(name) && is_right(value));
-        at.map(|at| fields.remove(at)).ok_or_else(|| format!("no right {name} among {:?}", request.fields))
+    let mut take = |name: &str, is_correct: &dyn Fn(&str) -> bool| {
+        // The gateway adds its fields after those of the client.
+        let at = fields.iter().rposition(|(key, value)| key.eq_ignore_ascii_case(name) && is_correct(value));
+        at.map(|at| fields.remove(at)).ok_or_else(|| format!("no correct {name} among {:?}", request.fields))
     };
     take("x-forwarded-for", &|value| value == ip)?;
     take("x-forwarded-proto", &|value| value == "http")?;
@@ -301,29 +316,32 @@ fn compare(sees: &Sees, request: &Message, ip: &str) -> Result<(), String> {
     if !host.is_empty() {
         take("x-forwarded-host", &|value| value == host)?;
     }
-    if !brought("traceparent") {
+    if !was_sent("traceparent") {
         take("traceparent", &|value| value.len() == 55 && value.starts_with("00-"))?;
     }
     let got: Vec<String> =
         sorted(&fields).iter().map(|(name, value)| format!("{name}: {value}").trim_end().to_owned()).collect();
     let trailers: Vec<String> = request.trailers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
-    let as_wanted =
-        request.start == sees.line && got == wanted && request.body == sees.body && trailers == sees.trailers;
-    if as_wanted {
+    let matches = request.start == expected.line
+        && got == expected_fields
+        && request.body == expected.body
+        && trailers == expected.trailers;
+    if matches {
         return Ok(());
     }
     let body = |bytes: &[u8]| if bytes.len() > 200 { format!("{} bytes", bytes.len()) } else { latin1(bytes) };
     Err(format!(
-        "wanted {:?} {wanted:?} {:?} {:?}, got {:?} {got:?} {:?} {trailers:?}",
-        sees.line,
-        body(&sees.body),
-        sees.trailers,
+        "expected {:?} {expected_fields:?} {:?} {:?}, got {:?} {got:?} {:?} {trailers:?}",
+        expected.line,
+        body(&expected.body),
+        expected.trailers,
         request.start,
         body(&request.body)
     ))
 }
 
-/// `Host` first, framing last, all else in its order: where the engine writes these three is its own affair.
+/// `Host` first, framing last, all other fields in order: the position of these three is not part
+/// of the contract.
 fn sorted(fields: &[Line]) -> Vec<Line> {
     let mut fields = fields.to_vec();
     fields.sort_by_key(|(name, _)| match name.to_ascii_lowercase().as_str() {
@@ -334,7 +352,7 @@ fn sorted(fields: &[Line]) -> Vec<Line> {
     fields
 }
 
-/// Refusals by reason, as the metric has them.
+/// Refusals by reason, from the metric.
 fn refusals(gateway: &Gateway) -> BTreeMap<String, u64> {
     let text = gateway.admin("/metrics").text();
     let series = |line: &str| {
@@ -346,17 +364,17 @@ fn refusals(gateway: &Gateway) -> BTreeMap<String, u64> {
 }
 
 fn check_metric(runs: &[Run<'_>], before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Vec<String> {
-    let mut wanted: BTreeMap<String, u64> = BTreeMap::new();
-    for reason in runs.iter().flat_map(|run| run.case.gets.iter().filter_map(|get| get.reason.clone())) {
-        *wanted.entry(reason).or_default() += 1;
+    let mut expected: BTreeMap<String, u64> = BTreeMap::new();
+    for reason in runs.iter().flat_map(|run| run.case.responses.iter().filter_map(|get| get.reason.clone())) {
+        *expected.entry(reason).or_default() += 1;
     }
     let mut failures = Vec::new();
-    let reasons: BTreeSet<&String> = wanted.keys().chain(after.keys()).collect();
+    let reasons: BTreeSet<&String> = expected.keys().chain(after.keys()).collect();
     for reason in reasons {
         let of = |map: &BTreeMap<String, u64>| map.get(reason).copied().unwrap_or(0);
         let grown = of(after) - of(before);
-        if grown != of(&wanted) {
-            failures.push(format!("the metric counts {grown} refusals as {reason}, expected {}", of(&wanted)));
+        if grown != of(&expected) {
+            failures.push(format!("the metric counts {grown} refusals with {reason}, expected {}", of(&expected)));
         }
     }
     failures

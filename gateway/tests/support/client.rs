@@ -1,35 +1,35 @@
-//! A client that sends what it is told and reads HTTP/1.1 answers strictly: fields in order, repeated ones kept,
-//! and a difference between a body that ended and one that was cut.
+//! A client that sends raw bytes and parses HTTP/1.1 responses strictly: fields in order, repeated
+//! fields kept, and complete bodies distinguished from truncated ones.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use super::PATIENCE;
+use super::STEP_TIMEOUT;
 
-/// How a body ended.
+/// End of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// By its length, its last chunk, or the end of a connection that was to end it.
-    Whole,
-    /// The connection ended inside it.
-    Cut,
+pub enum BodyEnd {
+    /// By its length, its last chunk, or a connection close that delimits it.
+    Complete,
+    /// The connection closed before the end of the body.
+    Truncated,
 }
 
-/// An answer as it arrived.
+/// A response as received.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct ClientResponse {
     pub status: u16,
     pub fields: Vec<(String, String)>,
     pub body: Vec<u8>,
     pub trailers: Vec<(String, String)>,
-    pub end: End,
+    pub end: BodyEnd,
     /// From the last byte sent to the first byte read.
     pub first_byte: Duration,
 }
 
-impl Answer {
-    /// The only or first value of a field.
+impl ClientResponse {
+    /// The first value of a field.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.all(name).first().copied()
     }
@@ -57,7 +57,7 @@ impl Answer {
     }
 }
 
-/// One connection. The stream is a socket, or TLS over one.
+/// One connection over a socket or TLS.
 pub struct Client<S = TcpStream> {
     stream: S,
     buffer: Vec<u8>,
@@ -66,45 +66,46 @@ pub struct Client<S = TcpStream> {
 
 impl Client {
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("a connection");
-        Client::over_socket(stream)
+        let stream = TcpStream::connect_timeout(&address, STEP_TIMEOUT).expect("a connection");
+        Client::from_socket(stream)
     }
 
-    /// From another loopback address, such as 127.0.0.2: another device to the gateway.
+    /// Connects from another loopback address, such as 127.0.0.2, which the gateway treats as
+    /// another device.
     pub fn connect_from(source: IpAddr, address: SocketAddr) -> Self {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
         socket.bind(&SocketAddr::new(source, 0).into()).expect("a loopback address");
-        socket.connect_timeout(&address.into(), PATIENCE).expect("a connection");
-        Client::over_socket(socket.into())
+        socket.connect_timeout(&address.into(), STEP_TIMEOUT).expect("a connection");
+        Client::from_socket(socket.into())
     }
 
-    fn over_socket(stream: TcpStream) -> Self {
+    fn from_socket(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("a live socket");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a live socket");
-        stream.set_write_timeout(Some(PATIENCE)).expect("a live socket");
-        Client::over(stream)
+        stream.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
+        stream.set_write_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
+        Client::from_stream(stream)
     }
 
-    pub fn set_patience(&self, patience: Duration) {
-        self.stream.set_read_timeout(Some(patience)).expect("a live socket");
+    pub fn set_read_timeout(&self, timeout: Duration) {
+        self.stream.set_read_timeout(Some(timeout)).expect("a live socket");
     }
 
-    /// Says that nothing more will be sent.
+    /// Shuts down the sending direction.
     pub fn finish(&self) {
         drop(self.stream.shutdown(std::net::Shutdown::Write));
     }
 
-    /// Ends the connection with a reset instead of in order.
+    /// Closes the connection with a reset (RST).
     pub fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("a live socket");
     }
 
-    /// Whether the gateway ends the connection within `deadline`, without another byte.
+    /// Whether the gateway closes the connection within `deadline` without sending another byte.
     pub fn is_closed_within(&mut self, deadline: Duration) -> bool {
-        self.set_patience(deadline);
+        self.set_read_timeout(deadline);
         let mut byte = [0];
         let read = self.stream.read(&mut byte);
-        self.set_patience(PATIENCE);
+        self.set_read_timeout(STEP_TIMEOUT);
         self.buffer.is_empty()
             && match read {
                 Ok(count) => count == 0,
@@ -114,12 +115,12 @@ impl Client {
 }
 
 impl<S: Read + Write> Client<S> {
-    pub fn over(stream: S) -> Self {
+    pub fn from_stream(stream: S) -> Self {
         Client { stream, buffer: Vec::new(), sent: Instant::now() }
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.try_send(bytes.as_ref()).expect("a gateway that reads");
+        self.try_send(bytes.as_ref()).expect("the gateway reads");
     }
 
     pub fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
@@ -128,44 +129,45 @@ impl<S: Read + Write> Client<S> {
         sent
     }
 
-    /// Sends a GET and leaves its answer to be read.
-    pub fn ask(&mut self, target: &str, fields: &[(&str, &str)]) {
+    /// Sends a GET without reading the response.
+    pub fn send_get(&mut self, target: &str, fields: &[(&str, &str)]) {
         self.send(request("GET", target, fields, b""));
     }
 
     #[track_caller]
-    pub fn get(&mut self, target: &str, fields: &[(&str, &str)]) -> Answer {
+    pub fn get(&mut self, target: &str, fields: &[(&str, &str)]) -> ClientResponse {
         self.request("GET", target, fields, b"")
     }
 
     #[track_caller]
-    pub fn request(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Answer {
+    #[expect(clippy::too_many_arguments, reason = "the parts of an HTTP request, passed by many tests")]
+    pub fn request(&mut self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> ClientResponse {
         self.send(request(method, target, fields, body));
-        self.answer_to(method)
+        self.read_response_to(method)
     }
 
-    /// The next answer, to a request with a body in its answer.
+    /// Reads the next response, as for a GET.
     #[track_caller]
-    pub fn answer(&mut self) -> Answer {
-        self.answer_to("GET")
+    pub fn read_response(&mut self) -> ClientResponse {
+        self.read_response_to("GET")
     }
 
     #[track_caller]
-    pub fn answer_to(&mut self, method: &str) -> Answer {
-        let answer = self.head();
-        self.rest(answer, method)
+    pub fn read_response_to(&mut self, method: &str) -> ClientResponse {
+        let response = self.read_head();
+        self.read_body(response, method)
     }
 
-    /// The head of the next answer; its body is left to be read.
+    /// Reads the head of the next response, but not its body.
     #[track_caller]
-    pub fn head(&mut self) -> Answer {
-        match self.try_head() {
-            Ok(answer) => answer,
-            Err(error) => panic!("no answer: {error}; received {:?}", String::from_utf8_lossy(&self.buffer)),
+    pub fn read_head(&mut self) -> ClientResponse {
+        match self.try_read_head() {
+            Ok(response) => response,
+            Err(error) => panic!("no response: {error}; received {:?}", String::from_utf8_lossy(&self.buffer)),
         }
     }
 
-    pub fn try_head(&mut self) -> std::io::Result<Answer> {
+    pub fn try_read_head(&mut self) -> std::io::Result<ClientResponse> {
         let mut first_byte = None;
         let end = loop {
             if !self.buffer.is_empty() {
@@ -174,7 +176,7 @@ impl<S: Read + Write> Client<S> {
             if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
                 break at;
             }
-            if self.more()? == 0 {
+            if self.read_more()? == 0 {
                 return Err(ErrorKind::UnexpectedEof.into());
             }
         };
@@ -185,68 +187,79 @@ impl<S: Read + Write> Client<S> {
         let code = status.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
         let status =
             code.ok_or_else(|| std::io::Error::new(ErrorKind::InvalidData, format!("status line {status:?}")))?;
-        let fields = lines.filter_map(field_of).collect();
+        let fields = lines.filter_map(parse_field).collect();
         let first_byte = first_byte.unwrap_or_default();
-        Ok(Answer { status, fields, body: Vec::new(), trailers: Vec::new(), end: End::Whole, first_byte })
+        Ok(ClientResponse {
+            status,
+            fields,
+            body: Vec::new(),
+            trailers: Vec::new(),
+            end: BodyEnd::Complete,
+            first_byte,
+        })
     }
 
-    /// Reads the body that belongs to a head; interim answers and those to HEAD have none.
+    /// Reads the body after a head. Interim responses and responses to HEAD have none.
     #[track_caller]
-    pub fn rest(&mut self, mut answer: Answer, method: &str) -> Answer {
-        if method == "HEAD" || matches!(answer.status, 100..=199 | 204 | 304) {
-            return answer;
+    pub fn read_body(&mut self, mut response: ClientResponse, method: &str) -> ClientResponse {
+        if method == "HEAD" || matches!(response.status, 100..=199 | 204 | 304) {
+            return response;
         }
-        let is_whole = if answer.field("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
-        {
-            self.chunks(&mut answer.body, &mut answer.trailers)
-        } else if let Some(length) = answer.field("content-length") {
-            let length = length.parse().expect("a content length");
-            let is_whole = self.fill(length);
-            answer.body.extend(self.buffer.drain(..length.min(self.buffer.len())));
-            is_whole
-        } else {
-            let ends_in_order = loop {
-                match self.more() {
-                    Ok(0) => break true,
-                    Ok(_) => {}
-                    Err(_) => break false,
-                }
+        let is_complete =
+            if response.field("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+                self.read_chunks(&mut response.body, &mut response.trailers)
+            } else if let Some(length) = response.field("content-length") {
+                let length = length.parse().expect("a content length");
+                let is_complete = self.buffer_at_least(length);
+                response.body.extend(self.buffer.drain(..length.min(self.buffer.len())));
+                is_complete
+            } else {
+                let is_orderly_close = loop {
+                    match self.read_more() {
+                        Ok(0) => break true,
+                        Ok(_) => {}
+                        Err(_) => break false,
+                    }
+                };
+                response.body.append(&mut self.buffer);
+                is_orderly_close
             };
-            answer.body.append(&mut self.buffer);
-            ends_in_order
-        };
-        answer.end = if is_whole { End::Whole } else { End::Cut };
-        answer
+        response.end = if is_complete { BodyEnd::Complete } else { BodyEnd::Truncated };
+        response
     }
 
-    /// Reads `count` bytes of a body that is still under way, as the wire has them.
+    /// Reads `count` raw bytes of a body.
     #[track_caller]
-    pub fn some(&mut self, count: usize) -> Vec<u8> {
-        assert!(self.fill(count), "the connection ended early: {:?}", String::from_utf8_lossy(&self.buffer));
+    pub fn read_bytes(&mut self, count: usize) -> Vec<u8> {
+        assert!(
+            self.buffer_at_least(count),
+            "the connection closed early: {:?}",
+            String::from_utf8_lossy(&self.buffer)
+        );
         self.buffer.drain(..count).collect()
     }
 
-    /// Everything until the other side ends the connection, in order or not, or patience ends.
+    /// Reads until the peer closes or resets the connection, or the read timeout expires.
     pub fn read_to_end(&mut self) -> Vec<u8> {
-        while self.more().is_ok_and(|count| count > 0) {}
+        while self.read_more().is_ok_and(|count| count > 0) {}
         std::mem::take(&mut self.buffer)
     }
 
-    fn chunks(&mut self, body: &mut Vec<u8>, trailers: &mut Vec<(String, String)>) -> bool {
+    fn read_chunks(&mut self, body: &mut Vec<u8>, trailers: &mut Vec<(String, String)>) -> bool {
         loop {
-            let Some(line) = self.line() else { return false };
+            let Some(line) = self.read_line() else { return false };
             let size = line.split(';').next().unwrap_or_default().trim();
             let size = usize::from_str_radix(size, 16).unwrap_or_else(|_| panic!("chunk size {size:?}"));
             if size == 0 {
                 // Trailer fields, then an empty line.
-                return std::iter::from_fn(|| self.line()).any(|line| {
-                    trailers.extend(field_of(&line));
+                return std::iter::from_fn(|| self.read_line()).any(|line| {
+                    trailers.extend(parse_field(&line));
                     line.is_empty()
                 });
             }
-            let is_whole = self.fill(size + 2);
+            let is_complete = self.buffer_at_least(size + 2);
             body.extend(self.buffer.drain(..size.min(self.buffer.len())));
-            if !is_whole {
+            if !is_complete {
                 return false;
             }
             let end: Vec<u8> = self.buffer.drain(..2).collect();
@@ -254,14 +267,14 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
-    fn line(&mut self) -> Option<String> {
-        let mut seen = 0;
+    fn read_line(&mut self) -> Option<String> {
+        let mut scanned = 0;
         let end = loop {
-            if let Some(at) = self.buffer[seen..].windows(2).position(|window| window == b"\r\n") {
-                break seen + at;
+            if let Some(at) = self.buffer[scanned..].windows(2).position(|window| window == b"\r\n") {
+                break scanned + at;
             }
-            seen = self.buffer.len().saturating_sub(1);
-            if self.more().unwrap_or(0) == 0 {
+            scanned = self.buffer.len().saturating_sub(1);
+            if self.read_more().unwrap_or(0) == 0 {
                 return None;
             }
         };
@@ -270,16 +283,16 @@ impl<S: Read + Write> Client<S> {
         Some(line)
     }
 
-    fn fill(&mut self, count: usize) -> bool {
+    fn buffer_at_least(&mut self, count: usize) -> bool {
         while self.buffer.len() < count {
-            if self.more().unwrap_or(0) == 0 {
+            if self.read_more().unwrap_or(0) == 0 {
                 return false;
             }
         }
         true
     }
 
-    fn more(&mut self) -> std::io::Result<usize> {
+    fn read_more(&mut self) -> std::io::Result<usize> {
         let mut chunk = [0; 16 * 1024];
         let count = self.stream.read(&mut chunk)?;
         self.buffer.extend_from_slice(&chunk[..count]);
@@ -287,7 +300,7 @@ impl<S: Read + Write> Client<S> {
     }
 }
 
-fn field_of(line: &str) -> Option<(String, String)> {
+fn parse_field(line: &str) -> Option<(String, String)> {
     line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
 }
 
@@ -295,7 +308,7 @@ pub fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-/// The bytes of a request; `Host` is added unless given, and `Content-Length` where there is a body.
+/// Serialises a request. Adds `Host` unless given, and `Content-Length` if there is a body.
 pub fn request(method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let has = |name: &str| fields.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));
     let mut head = format!("{method} {target} HTTP/1.1\r\n");
@@ -314,7 +327,7 @@ pub fn request(method: &str, target: &str, fields: &[(&str, &str)], body: &[u8])
     bytes
 }
 
-/// `body` in chunks of at most `size` bytes.
+/// Encodes `body` in chunks of at most `size` bytes.
 pub fn chunked(body: &[u8], size: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(body.len() + body.len() / size * 12 + 16);
     for chunk in body.chunks(size) {

@@ -1,11 +1,13 @@
-//! The stage of the scenario tests: a real gateway process, a client and an origin that speak raw bytes.
+//! Harness of the scenario tests: a gateway process, and a client and an origin that exchange raw
+//! bytes.
 //!
-//! Every port is chosen by the system, every wait has a deadline, and what was started ends with the test, failed or not.
+//! The system chooses every port, every wait has a timeout, and all processes end with the test,
+//! even if it fails.
 #![allow(
     dead_code,
     unused_imports,
     unreachable_pub,
-    reason = "each test binary compiles this anew and uses its own part of it"
+    reason = "each test binary compiles this module and uses a part of it"
 )]
 
 pub mod client;
@@ -19,45 +21,45 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-pub use client::{Answer, Client, End};
-pub use origin::{Gate, Origin, Received, Script};
+pub use client::{BodyEnd, Client, ClientResponse};
+pub use origin::{Gate, Origin, ReceivedRequest, Script};
 
-/// The longest that any step of a test may take: far above what is expected, on a busy machine too.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Timeout of any step of a test: far above the expected duration, even on a busy machine.
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Between two looks at a condition.
-const GLANCE: Duration = Duration::from_millis(3);
+/// Interval between two checks of a condition.
+const POLL_INTERVAL: Duration = Duration::from_millis(3);
 
-/// Waits until `condition` holds; panics when it does not within `deadline`.
+/// Waits until `condition` holds. Panics if it does not hold within `deadline`.
 #[track_caller]
 pub fn wait_for(mut condition: impl FnMut() -> bool, deadline: Duration) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < deadline, "the condition did not hold within {deadline:?}");
-        std::thread::sleep(GLANCE);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// A mutex that a failed test may have poisoned serves the others all the same.
+/// Locks a mutex even if a failed test has poisoned it.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A free port of the loopback address, for addresses that must be known before they are bound.
+/// A free port of the loopback address, for addresses that must be known before the bind.
 pub fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port")
 }
 
-/// A directory of one test, removed with it.
-pub struct Dir(PathBuf);
+/// Temporary directory of one test, removed on drop.
+pub struct TempDir(PathBuf);
 
-impl Dir {
+impl TempDir {
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("tidegate-test-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a temporary directory");
-        Dir(path)
+        TempDir(path)
     }
 
     pub fn path(&self) -> &Path {
@@ -72,19 +74,19 @@ impl Dir {
     }
 }
 
-impl Drop for Dir {
+impl Drop for TempDir {
     fn drop(&mut self) {
         drop(std::fs::remove_dir_all(&self.0));
     }
 }
 
-/// The lines of a stream, gathered by a thread of its own.
+/// The lines of a stream, collected by a separate thread.
 #[derive(Clone, Default)]
-pub struct Lines(Arc<(Mutex<Vec<String>>, Condvar)>);
+pub struct OutputLines(Arc<(Mutex<Vec<String>>, Condvar)>);
 
-impl Lines {
+impl OutputLines {
     fn of(stream: impl Read + Send + 'static) -> Self {
-        let lines = Lines::default();
+        let lines = OutputLines::default();
         let writer = lines.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(stream).split(b'\n').map_while(Result::ok) {
@@ -99,7 +101,7 @@ impl Lines {
         lock(&self.0.0).clone()
     }
 
-    /// The first line that matches, as soon as there is one; `None` when the deadline passes.
+    /// Waits for the first line that matches; `None` if the deadline passes.
     pub fn find(&self, deadline: Duration, matches: impl Fn(&str) -> bool) -> Option<String> {
         let start = Instant::now();
         let mut lines = lock(&self.0.0);
@@ -107,34 +109,34 @@ impl Lines {
             if let Some(line) = lines.iter().find(|line| matches(line)) {
                 return Some(line.clone());
             }
-            let left = deadline.checked_sub(start.elapsed())?;
-            lines = self.0.1.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+            let remaining = deadline.checked_sub(start.elapsed())?;
+            lines = self.0.1.wait_timeout(lines, remaining).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     /// The lines that are JSON objects with this `event`.
     pub fn events(&self, event: &str) -> Vec<serde_json::Value> {
-        self.all().iter().filter_map(|line| event_of(line)).filter(|line| line["event"] == event).collect()
+        self.all().iter().filter_map(|line| parse_event(line)).filter(|line| line["event"] == event).collect()
     }
 }
 
-fn event_of(line: &str) -> Option<serde_json::Value> {
+fn parse_event(line: &str) -> Option<serde_json::Value> {
     serde_json::from_str(line).ok()
 }
 
-/// A command under way: its output is gathered, and it is killed when dropped.
+/// A running command. Its output is collected, and it is killed on drop.
 pub struct Process {
     child: Child,
-    pub stdout: Lines,
-    pub stderr: Lines,
+    pub stdout: OutputLines,
+    pub stderr: OutputLines,
 }
 
 impl Process {
     pub fn start(command: &mut Command) -> Self {
         let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = piped.spawn().expect("a started process");
-        let stdout = Lines::of(child.stdout.take().expect("its output is piped"));
-        let stderr = Lines::of(child.stderr.take().expect("its errors are piped"));
+        let stdout = OutputLines::of(child.stdout.take().expect("stdout is piped"));
+        let stderr = OutputLines::of(child.stderr.take().expect("stderr is piped"));
         Process { child, stdout, stderr }
     }
 
@@ -142,7 +144,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Bytes of its own memory that it holds.
+    /// Anonymous resident memory in bytes.
     pub fn memory(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).expect("a live process");
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
@@ -155,17 +157,17 @@ impl Process {
         assert!(status.expect("`kill` runs").success(), "signal {name}");
     }
 
-    /// Its exit, where that comes within the deadline.
+    /// Waits for the exit; `None` if the deadline passes.
     pub fn wait(&mut self, deadline: Duration) -> Option<ExitStatus> {
         let start = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait().expect("a process of ours") {
+            if let Some(status) = self.child.try_wait().expect("a child process") {
                 return Some(status);
             }
             if start.elapsed() > deadline {
                 return None;
             }
-            std::thread::sleep(GLANCE);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -186,7 +188,7 @@ pub fn tidegate() -> Command {
     Command::new(env!("CARGO_BIN_EXE_tidegate"))
 }
 
-/// A gateway process in front of the origins that its configuration names.
+/// A gateway process in front of the origins of its configuration.
 pub struct Gateway {
     pub process: Process,
     /// The first listener.
@@ -194,29 +196,30 @@ pub struct Gateway {
     /// All listeners, in the order of the file.
     pub addresses: Vec<SocketAddr>,
     pub admin: SocketAddr,
-    pub dir: Dir,
+    pub dir: TempDir,
 }
 
 impl Gateway {
-    /// Starts a gateway on `config`. What a test does not care about is added: `version`, `[[listen]]` on a free port,
-    /// `[admin]` on another.
+    /// Starts a gateway with `config`. Adds `version`, `[[listen]]` on a free port and `[admin]` on
+    /// another one if the configuration lacks them.
     pub fn start(config: &str) -> Self {
-        Self::start_in(Dir::new(), config)
+        Self::start_in(TempDir::new(), config)
     }
 
-    /// Likewise, beside files that are in `dir` already.
-    pub fn start_in(dir: Dir, config: &str) -> Self {
+    /// Starts a gateway whose configuration file is written to `dir`.
+    pub fn start_in(dir: TempDir, config: &str) -> Self {
         Self::start_with(dir, config, |_| {})
     }
 
-    /// Likewise, by a command that `prepare` has seen.
-    pub fn start_with(mut dir: Dir, config: &str, prepare: impl Fn(&mut Command)) -> Self {
+    /// Starts a gateway in `dir` with a command that `prepare` modifies.
+    pub fn start_with(mut dir: TempDir, config: &str, prepare: impl Fn(&mut Command)) -> Self {
         let mut failure = String::new();
-        // Another process may take the admin port between its choice and its use; then it is chosen again.
+        // Another process may bind the admin port between its choice and its use; then another port
+        // is chosen.
         for _ in 0..5 {
             match Self::attempt(dir, config, &prepare) {
                 Ok(gateway) => return gateway,
-                Err((given_back, output)) => (dir, failure) = (given_back, output),
+                Err((returned_dir, output)) => (dir, failure) = (returned_dir, output),
             }
             if !failure.contains("in use") {
                 break;
@@ -225,7 +228,7 @@ impl Gateway {
         panic!("the gateway did not start:\n{failure}");
     }
 
-    fn attempt(dir: Dir, config: &str, prepare: &impl Fn(&mut Command)) -> Result<Self, (Dir, String)> {
+    fn attempt(dir: TempDir, config: &str, prepare: &impl Fn(&mut Command)) -> Result<Self, (TempDir, String)> {
         let admin = free_address();
         let file = dir.write("tidegate.toml", &complete(config, admin));
         let mut command = tidegate();
@@ -235,13 +238,13 @@ impl Gateway {
         let lines = process.stderr.clone();
         let start = Instant::now();
         while lines.events("ready").is_empty() {
-            if process.wait(Duration::ZERO).is_some() || start.elapsed() > PATIENCE {
+            if process.wait(Duration::ZERO).is_some() || start.elapsed() > STEP_TIMEOUT {
                 process.kill();
-                // Its last words may still be on their way from the pipe.
+                // The error message may not have been read from the pipe yet.
                 lines.find(Duration::from_millis(500), |line| line.starts_with("tidegate:"));
                 return Err((dir, lines.all().join("\n")));
             }
-            std::thread::sleep(GLANCE);
+            std::thread::sleep(POLL_INTERVAL);
         }
         let address = |line: &serde_json::Value| line["address"].as_str().and_then(|text| text.parse().ok());
         let mut addresses: Vec<SocketAddr> = lines.events("listening").iter().filter_map(address).collect();
@@ -250,10 +253,10 @@ impl Gateway {
         Ok(Gateway { process, address, addresses, admin, dir })
     }
 
-    /// Replaces the configuration file, as an editor that writes beside it and renames.
+    /// Replaces the configuration file atomically: writes a new file and renames it.
     pub fn rewrite(&self, config: &str) {
-        let beside = self.dir.write("tidegate.toml.new", &complete(config, self.admin));
-        std::fs::rename(beside, self.dir.path().join("tidegate.toml")).expect("a renamed file");
+        let new_file = self.dir.write("tidegate.toml.new", &complete(config, self.admin));
+        std::fs::rename(new_file, self.dir.path().join("tidegate.toml")).expect("a renamed file");
     }
 
     /// A connection to the first listener.
@@ -261,29 +264,31 @@ impl Gateway {
         Client::connect(self.address)
     }
 
-    /// One GET on a connection of its own.
-    pub fn get(&self, target: &str, fields: &[(&str, &str)]) -> Answer {
+    /// One GET on a new connection.
+    pub fn get(&self, target: &str, fields: &[(&str, &str)]) -> ClientResponse {
         self.connect().get(target, fields)
     }
 
-    /// One request on a connection of its own.
-    pub fn request(&self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> Answer {
+    /// One request on a new connection.
+    #[expect(clippy::too_many_arguments, reason = "the parts of an HTTP request, passed by many tests")]
+    pub fn request(&self, method: &str, target: &str, fields: &[(&str, &str)], body: &[u8]) -> ClientResponse {
         self.connect().request(method, target, fields, body)
     }
 
-    /// Sends `bytes` as they are and reads until the gateway ends the connection (or patience does).
+    /// Sends `bytes` on a new connection and reads until the gateway closes it or the timeout
+    /// expires.
     pub fn raw(&self, bytes: &[u8]) -> Vec<u8> {
         let mut client = self.connect();
         client.send(bytes);
         client.read_to_end()
     }
 
-    /// A path of the admin address, asked for as a program on this machine does.
-    pub fn admin(&self, target: &str) -> Answer {
+    /// GET of a path of the admin listener, as a local program sends it.
+    pub fn admin(&self, target: &str) -> ClientResponse {
         Client::connect(self.admin).get(target, &[("host", "localhost")])
     }
 
-    /// The value of a series such as `name_total{label="x"}`: 0 where the metric has no such series (yet).
+    /// Value of a series such as `name_total{label="x"}`; 0 if the metric has no such series (yet).
     #[track_caller]
     pub fn metric(&self, series: &str) -> f64 {
         let exposition = self.admin("/metrics").text();
@@ -293,10 +298,10 @@ impl Gateway {
         values.next().and_then(|value| value.trim().parse().ok()).unwrap_or(0.0)
     }
 
-    /// The lines of the access log so far (`access = "stdout"`), as soon as there are `count` of them.
+    /// Waits for `count` lines of the access log (`access = "stdout"`) and returns all lines.
     #[track_caller]
     pub fn access_log(&self, count: usize) -> Vec<serde_json::Value> {
-        wait_for(|| self.process.stdout.all().len() >= count, PATIENCE);
+        wait_for(|| self.process.stdout.all().len() >= count, STEP_TIMEOUT);
         let lines = self.process.stdout.all();
         lines.iter().map(|line| serde_json::from_str(line).expect("a line of JSON")).collect()
     }
@@ -317,7 +322,8 @@ fn complete(config: &str, admin: SocketAddr) -> String {
     text
 }
 
-/// A configuration with one route `/*` to `origin`. `route` adds keys to the route, `rest` whole tables.
+/// Configuration with one route `/*` to `origin`. `route` adds keys to the route, `rest` adds
+/// tables.
 pub fn one_route(origin: SocketAddr, route: &str, rest: &str) -> String {
     format!(
         "[upstreams.origin]\nendpoints = [\"http://{origin}\"]\n\n\

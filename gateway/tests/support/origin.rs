@@ -1,4 +1,4 @@
-//! An origin that plays a script for each request, and remembers every byte that it was sent.
+//! A scripted origin: runs a script for each request and records all received bytes.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -9,28 +9,28 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Socket, Type};
 
 use super::client::is_timeout;
-use super::{PATIENCE, lock, wait_for};
+use super::{STEP_TIMEOUT, lock, wait_for};
 
-/// How often a waiting connection looks whether the test is over.
-const TURN: Duration = Duration::from_millis(20);
+/// Interval at which a waiting connection checks whether the test has ended.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A request as the origin got it.
+/// A request as received by the origin.
 #[derive(Clone, Debug)]
-pub struct Received {
-    /// The connection it came on, counted from 0.
+pub struct ReceivedRequest {
+    /// Index of its connection, from 0.
     pub connection: usize,
-    /// Requests of this origin before it.
+    /// Number of earlier requests to this origin.
     pub number: usize,
     pub method: String,
     pub target: String,
     pub fields: Vec<(String, String)>,
     /// The body without its framing.
     pub body: Vec<u8>,
-    /// Head and body as they were on the wire.
+    /// Head and body as sent on the wire.
     pub raw: Vec<u8>,
 }
 
-impl Received {
+impl ReceivedRequest {
     pub fn field(&self, name: &str) -> Option<&str> {
         self.all(name).first().copied()
     }
@@ -41,7 +41,7 @@ impl Received {
     }
 }
 
-/// Something that a test opens when the time has come.
+/// A gate that blocks a script until the test opens it.
 #[derive(Clone, Default)]
 pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
 
@@ -51,10 +51,15 @@ impl Gate {
         self.0.1.notify_all();
     }
 
-    /// Waits at most as long as a test is patient.
-    pub fn pass(&self) {
+    /// Waits until the gate is open, at most for `STEP_TIMEOUT`.
+    pub fn wait(&self) {
         let guard = lock(&self.0.0);
-        drop(self.0.1.wait_timeout_while(guard, PATIENCE, |is_open| !*is_open).unwrap_or_else(PoisonError::into_inner));
+        drop(
+            self.0
+                .1
+                .wait_timeout_while(guard, STEP_TIMEOUT, |is_open| !*is_open)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 }
 
@@ -67,7 +72,8 @@ enum Step {
     Hang,
 }
 
-/// What the origin does for one request: the connection then waits for the next one, unless the script ended it.
+/// Steps of the origin for one request. The connection then waits for the next request, unless the
+/// script closed it.
 #[derive(Default)]
 pub struct Script(Vec<Step>);
 
@@ -76,12 +82,12 @@ impl Script {
         Script::default()
     }
 
-    /// 200 with a length and these fields.
+    /// A 200 response with `Content-Length` and these fields.
     pub fn ok(fields: &[(&str, &str)], body: impl AsRef<[u8]>) -> Self {
         Script::reply(200, fields, body)
     }
 
-    /// An answer with a length.
+    /// A response with `Content-Length`.
     pub fn reply(status: u16, fields: &[(&str, &str)], body: impl AsRef<[u8]>) -> Self {
         let body = body.as_ref();
         let length = body.len().to_string();
@@ -89,11 +95,11 @@ impl Script {
         if status != 304 && status != 204 {
             all.push(("Content-Length", &length));
         }
-        // In one write, as servers do: what a gateway reads is counted.
+        // One write, as real servers do, because some tests count the reads of the gateway.
         Script::new().send([head(status, &all).as_bytes(), body].concat())
     }
 
-    /// Sends the head of an answer.
+    /// Sends the head of a response.
     pub fn head(self, status: u16, fields: &[(&str, &str)]) -> Self {
         self.send(head(status, fields))
     }
@@ -106,22 +112,22 @@ impl Script {
         self.then(Step::Pause(time))
     }
 
-    /// Goes on when the test opens the gate.
+    /// Waits until the test opens the gate.
     pub fn wait(self, gate: &Gate) -> Self {
         self.then(Step::Wait(gate.clone()))
     }
 
-    /// Ends the connection in order.
+    /// Closes the connection.
     pub fn close(self) -> Self {
         self.then(Step::Close)
     }
 
-    /// Ends the connection with a reset.
+    /// Closes the connection with a reset (RST).
     pub fn reset(self) -> Self {
         self.then(Step::Reset)
     }
 
-    /// Says nothing until the other side leaves.
+    /// Sends nothing until the peer closes the connection.
     pub fn hang(self) -> Self {
         self.then(Step::Hang)
     }
@@ -132,20 +138,20 @@ impl Script {
     }
 }
 
-type Play = dyn Fn(&Received) -> Script + Send + Sync;
+type ScriptFn = dyn Fn(&ReceivedRequest) -> Script + Send + Sync;
 
 struct Shared {
-    play: Box<Play>,
-    requests: Mutex<Vec<Received>>,
+    script: Box<ScriptFn>,
+    requests: Mutex<Vec<ReceivedRequest>>,
     connections: AtomicUsize,
     bytes: AtomicUsize,
-    /// When the other side ended a connection, in the order of the ends.
+    /// Times at which the peer closed a connection, in order.
     ends: Mutex<Vec<Instant>>,
     streams: Mutex<Vec<TcpStream>>,
-    is_over: AtomicBool,
+    is_stopped: AtomicBool,
 }
 
-/// An origin on a port of its own, with a thread per connection.
+/// An origin on its own port, with one thread per connection.
 pub struct Origin {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -159,7 +165,7 @@ fn head(status: u16, fields: &[(&str, &str)]) -> String {
     head + "\r\n"
 }
 
-/// Keeps a crowd of connections waiting rather than dropping some.
+/// Listens with a large backlog, so that simultaneous connections are not dropped.
 fn listen(address: SocketAddr) -> TcpListener {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
     socket.set_reuse_address(true).expect("an option of every socket");
@@ -169,27 +175,27 @@ fn listen(address: SocketAddr) -> TcpListener {
 }
 
 impl Origin {
-    pub fn start(play: impl Fn(&Received) -> Script + Send + Sync + 'static) -> Self {
-        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), play)
+    pub fn start(script: impl Fn(&ReceivedRequest) -> Script + Send + Sync + 'static) -> Self {
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), script)
     }
 
-    /// On a given address, for an origin that comes (back) later.
-    pub fn start_at(address: SocketAddr, play: impl Fn(&Received) -> Script + Send + Sync + 'static) -> Self {
+    /// Starts on a given address, for an origin that starts or restarts later.
+    pub fn start_at(address: SocketAddr, script: impl Fn(&ReceivedRequest) -> Script + Send + Sync + 'static) -> Self {
         let listener = listen(address);
         let address = listener.local_addr().expect("a bound port");
         let shared = Arc::new(Shared {
-            play: Box::new(play),
+            script: Box::new(script),
             requests: Mutex::default(),
             connections: AtomicUsize::new(0),
             bytes: AtomicUsize::new(0),
             ends: Mutex::default(),
             streams: Mutex::default(),
-            is_over: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
         });
         let accepting = Arc::clone(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                if accepting.is_over.load(Ordering::SeqCst) {
+                if accepting.is_stopped.load(Ordering::SeqCst) {
                     return;
                 }
                 let connection = accepting.connections.fetch_add(1, Ordering::SeqCst);
@@ -203,17 +209,17 @@ impl Origin {
         Origin { address, shared }
     }
 
-    /// Every request so far.
-    pub fn requests(&self) -> Vec<Received> {
+    /// All requests so far.
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
         lock(&self.shared.requests).clone()
     }
 
-    /// How many requests arrived whole.
+    /// Number of completely received requests.
     pub fn count(&self) -> usize {
         lock(&self.shared.requests).len()
     }
 
-    pub fn last(&self) -> Received {
+    pub fn last(&self) -> ReceivedRequest {
         self.requests().pop().expect("a request")
     }
 
@@ -226,29 +232,29 @@ impl Origin {
         self.shared.bytes.load(Ordering::SeqCst)
     }
 
-    /// When the other side ended connections.
+    /// Times at which the peer closed connections.
     pub fn ends(&self) -> Vec<Instant> {
         lock(&self.shared.ends).clone()
     }
 
     #[track_caller]
     pub fn wait_for_requests(&self, count: usize) {
-        wait_for(|| self.count() >= count, PATIENCE);
+        wait_for(|| self.count() >= count, STEP_TIMEOUT);
     }
 
-    /// Dies: connections end, and new ones are refused.
+    /// Closes all connections and refuses new ones.
     pub fn stop(&self) {
-        if self.shared.is_over.swap(true, Ordering::SeqCst) {
+        if self.shared.is_stopped.swap(true, Ordering::SeqCst) {
             return;
         }
         for stream in lock(&self.shared.streams).drain(..) {
             drop(stream.shutdown(Shutdown::Both));
         }
-        // Wakes the accepting thread, which then lets go of the port.
-        drop(TcpStream::connect_timeout(&self.address, PATIENCE));
-        let is_refused = || TcpStream::connect_timeout(&self.address, PATIENCE).is_err();
+        // Wakes the accepting thread, which then closes the listener.
+        drop(TcpStream::connect_timeout(&self.address, STEP_TIMEOUT));
+        let is_refused = || TcpStream::connect_timeout(&self.address, STEP_TIMEOUT).is_err();
         let start = Instant::now();
-        while !is_refused() && start.elapsed() < PATIENCE {
+        while !is_refused() && start.elapsed() < STEP_TIMEOUT {
             std::thread::yield_now();
         }
     }
@@ -262,8 +268,8 @@ impl Drop for Origin {
 
 fn serve(shared: &Shared, mut stream: TcpStream, connection: usize) {
     drop(stream.set_nodelay(true));
-    drop(stream.set_read_timeout(Some(TURN)));
-    drop(stream.set_write_timeout(Some(PATIENCE)));
+    drop(stream.set_read_timeout(Some(POLL_INTERVAL)));
+    drop(stream.set_write_timeout(Some(STEP_TIMEOUT)));
     let mut buffer = Vec::new();
     while let Some(mut request) = read_request(shared, &mut stream, &mut buffer) {
         request.connection = connection;
@@ -272,7 +278,7 @@ fn serve(shared: &Shared, mut stream: TcpStream, connection: usize) {
             request.number = requests.len();
             requests.push(request.clone());
         }
-        for step in (shared.play)(&request).0 {
+        for step in (shared.script)(&request).0 {
             match step {
                 Step::Send(bytes) => {
                     if stream.write_all(&bytes).is_err() {
@@ -280,17 +286,17 @@ fn serve(shared: &Shared, mut stream: TcpStream, connection: usize) {
                     }
                 }
                 Step::Pause(time) => std::thread::sleep(time),
-                Step::Wait(gate) => gate.pass(),
+                Step::Wait(gate) => gate.wait(),
                 Step::Close => return drop(stream.shutdown(Shutdown::Both)),
                 Step::Reset => {
                     drop(socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)));
-                    // The copy that `stop` would use must go too, or the socket stays.
+                    // Drop the clone kept for `stop` too; otherwise the socket stays open.
                     let address = stream.peer_addr().ok();
                     lock(&shared.streams).retain(|copy| copy.peer_addr().ok() != address);
                     return;
                 }
                 Step::Hang => {
-                    while more(shared, &mut stream, &mut buffer) {}
+                    while read_more(shared, &mut stream, &mut buffer) {}
                     return;
                 }
             }
@@ -298,13 +304,13 @@ fn serve(shared: &Shared, mut stream: TcpStream, connection: usize) {
     }
 }
 
-/// The next whole request, or `None` at the end of the connection.
-fn read_request(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Received> {
+/// Reads the next complete request; `None` at the end of the connection.
+fn read_request(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<ReceivedRequest> {
     let end = loop {
         if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
             break at + 4;
         }
-        if !more(shared, stream, buffer) {
+        if !read_more(shared, stream, buffer) {
             return None;
         }
     };
@@ -314,7 +320,8 @@ fn read_request(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>) -
     let (method, target) = (start.next().unwrap_or_default(), start.next().unwrap_or_default());
     let field = |line: &str| line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
     let fields: Vec<(String, String)> = lines.filter_map(field).collect();
-    let mut request = Received { connection: 0, number: 0, method, target, fields, body: Vec::new(), raw: Vec::new() };
+    let mut request =
+        ReceivedRequest { connection: 0, number: 0, method, target, fields, body: Vec::new(), raw: Vec::new() };
     let length: usize = request.field("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
     let mut at = end;
     if request.field("transfer-encoding").is_some() {
@@ -326,7 +333,7 @@ fn read_request(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>) -
             if size == 0 {
                 break;
             }
-            reach(shared, stream, buffer, at + size + 2)?;
+            buffer_at_least(shared, stream, buffer, at + size + 2)?;
             request.body.extend_from_slice(&buffer[at..at + size]);
             at += size + 2;
         }
@@ -339,7 +346,7 @@ fn read_request(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>) -
             }
         }
     } else {
-        reach(shared, stream, buffer, end + length)?;
+        buffer_at_least(shared, stream, buffer, end + length)?;
         request.body.extend_from_slice(&buffer[end..end + length]);
         at += length;
     }
@@ -352,23 +359,23 @@ fn find_line(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>, from
         if let Some(at) = buffer[from..].windows(2).position(|window| window == b"\r\n") {
             return Some(from + at);
         }
-        if !more(shared, stream, buffer) {
+        if !read_more(shared, stream, buffer) {
             return None;
         }
     }
 }
 
-fn reach(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>, length: usize) -> Option<()> {
+fn buffer_at_least(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>, length: usize) -> Option<()> {
     while buffer.len() < length {
-        if !more(shared, stream, buffer) {
+        if !read_more(shared, stream, buffer) {
             return None;
         }
     }
     Some(())
 }
 
-/// Reads more of the connection into `buffer`; false at its end or at the end of the test.
-fn more(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool {
+/// Reads from the connection into `buffer`; false at the end of the connection or of the test.
+fn read_more(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool {
     let mut chunk = [0; 64 * 1024];
     loop {
         match stream.read(&mut chunk) {
@@ -378,7 +385,7 @@ fn more(shared: &Shared, stream: &mut TcpStream, buffer: &mut Vec<u8>) -> bool {
                 buffer.extend_from_slice(&chunk[..count]);
                 return true;
             }
-            Err(error) if is_timeout(&error) && !shared.is_over.load(Ordering::SeqCst) => {}
+            Err(error) if is_timeout(&error) && !shared.is_stopped.load(Ordering::SeqCst) => {}
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(_) => break,
         }

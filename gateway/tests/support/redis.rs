@@ -1,7 +1,7 @@
-//! Owns a real Redis server for the length of a test, and looks into it over the bare protocol (RESP 2).
+//! Runs a real Redis server for a test and accesses it over RESP 2.
 //!
-//! Refuses to run without the program `redis-server`.
-//! Invariant: no server outlives its test, however the test ends; every process is ended by its own id.
+//! Requires the program `redis-server`. Invariant: no server outlives its test, however the test
+//! ends; each process is killed by its own id.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::io::{self, BufRead, BufReader, Write};
@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// A healthy server starts in some 50 ms; a busy machine of two cores takes longer.
+/// Timeout of the start: a server starts in about 50 ms, and later on a busy machine with two
+/// cores.
 const START_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) struct Redis {
@@ -20,17 +21,17 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    /// A server on a port of its own; another one is tried where somebody took the port in between.
+    /// Starts a server on a free port. Retries with another port if the port was taken meanwhile.
     pub(crate) fn start() -> Redis {
         (0..5).find_map(|_| Redis::try_start(free_port(), &[])).expect("redis-server starts on one of five free ports")
     }
 
-    /// A server on the port of one that was killed.
+    /// Starts a server on the port of a killed one.
     pub(crate) fn start_on(port: u16) -> Redis {
         Redis::start_with(port, &[])
     }
 
-    /// With more options; it may still be loading what a file of its has.
+    /// Starts a server with additional options. It may still be loading its data file.
     pub(crate) fn start_with(port: u16, options: &[&str]) -> Redis {
         Redis::try_start(port, options).unwrap_or_else(|| panic!("redis-server does not start on {port}"))
     }
@@ -44,7 +45,7 @@ impl Redis {
         let mut redis = Redis { child, port };
         let began = Instant::now();
         while began.elapsed() < START_WITHIN {
-            if redis.child.try_wait().expect("a child can be asked for its end").is_some() {
+            if redis.child.try_wait().expect("a child process").is_some() {
                 return None;
             }
             let is_up = |reply| match reply {
@@ -52,7 +53,7 @@ impl Redis {
                 Reply::Error(error) => error.starts_with("LOADING"),
                 _ => false,
             };
-            if redis.ask(&[b"PING"]).is_ok_and(is_up) {
+            if redis.try_command(&[b"PING"]).is_ok_and(is_up) {
                 return Some(redis);
             }
             sleep(Duration::from_millis(5));
@@ -64,7 +65,7 @@ impl Redis {
         url(self.port)
     }
 
-    /// Stops the process from running (SIGSTOP): it keeps its connections and answers nobody.
+    /// Suspends the process (SIGSTOP): it keeps its connections and sends no replies.
     pub(crate) fn freeze(&self) {
         self.signal("STOP");
     }
@@ -73,21 +74,21 @@ impl Redis {
         self.signal("CONT");
     }
 
-    /// SIGKILL. The port is for a successor.
+    /// Kills the server (SIGKILL) and returns its port for a successor.
     pub(crate) fn kill(mut self) -> u16 {
         self.end();
         self.port
     }
 
-    /// Every key of the server, in order.
+    /// All keys of the server, sorted.
     pub(crate) fn keys(&self) -> Vec<String> {
-        let Reply::List(keys) = self.command(&[b"KEYS", b"*"]) else { panic!("KEYS answers with a list") };
+        let Reply::List(keys) = self.command(&[b"KEYS", b"*"]) else { panic!("KEYS returns a list") };
         let mut keys: Vec<_> = keys.into_iter().map(Reply::into_text).collect();
         keys.sort();
         keys
     }
 
-    /// Keys of cached responses, without the buckets of limits.
+    /// Keys of cached responses, without those of leases and of the bus.
     pub(crate) fn entries(&self) -> Vec<String> {
         let others = ["tg:lease:", "tg:{bus}:"];
         self.keys().into_iter().filter(|key| !others.iter().any(|other| key.starts_with(other))).collect()
@@ -100,16 +101,16 @@ impl Redis {
         }
     }
 
-    /// Sends one command on a connection of its own.
+    /// Sends one command on a new connection.
     pub(crate) fn command(&self, parts: &[&[u8]]) -> Reply {
-        match self.ask(parts) {
-            Ok(Reply::Error(error)) => panic!("redis-server refuses: {error}"),
+        match self.try_command(parts) {
+            Ok(Reply::Error(error)) => panic!("redis-server returned an error: {error}"),
             Ok(reply) => reply,
             Err(error) => panic!("redis-server on {}: {error}", self.port),
         }
     }
 
-    fn ask(&self, parts: &[&[u8]]) -> io::Result<Reply> {
+    fn try_command(&self, parts: &[&[u8]]) -> io::Result<Reply> {
         let stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(START_WITHIN))?;
         let mut request = format!("*{}\r\n", parts.len()).into_bytes();
@@ -128,7 +129,7 @@ impl Redis {
     }
 
     fn end(&mut self) {
-        // SIGKILL ends a stopped process too.
+        // SIGKILL also ends a suspended process.
         let _already_gone = self.child.kill();
         let _reaped = self.child.wait();
     }
@@ -140,13 +141,14 @@ impl Drop for Redis {
     }
 }
 
-/// The endpoint of a server on `port`, whether it runs or not.
+/// Endpoint URL of a server on `port`, running or not.
 pub(crate) fn url(port: u16) -> String {
     format!("redis://127.0.0.1:{port}")
 }
 
-/// A port where nobody listens, below those that the system gives to outgoing connections: there, one that is made to a port
-/// where nobody listens can take that very port and meet itself, and a killed server could not have its port back.
+/// A free port below the ephemeral range. In that range, a connection attempt to a port without
+/// listener can use the same port as its source and connect to itself, and a killed server could
+/// not rebind its port.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = u16::try_from(std::process::id() % 1_000).expect("below 1,000") * 10;
@@ -156,7 +158,7 @@ pub(crate) fn free_port() -> u16 {
         .expect("one of 10,000 ports is free")
 }
 
-/// What Redis answers.
+/// A reply of Redis.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Reply {
     Text(String),

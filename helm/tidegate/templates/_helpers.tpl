@@ -35,8 +35,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
 {{/*
-How many replicas the Deployment asks for. Under autoscaling: exactly what the cluster holds. Any other number would undo the autoscaler's work,
-and no number at all falls back to 1 in the upgrade that removes it.
+Number of replicas of the Deployment. With autoscaling, the current number in the cluster: another number would override the autoscaler, and
+without a number the upgrade that removes the field resets it to 1.
 */}}
 {{- define "tidegate.replicas" -}}
 {{- if .Values.autoscaling.enabled }}
@@ -52,7 +52,7 @@ and no number at all falls back to 1 in the upgrade that removes it.
 {{- end }}
 
 {{/*
-tidegate.toml. Text is written by toJson: a JSON string is a TOML basic string.
+tidegate.toml. Strings are written by toJson: a JSON string is a TOML basic string.
 */}}
 {{- define "tidegate.toml" -}}
 {{- $c := .Values.config }}
@@ -60,7 +60,7 @@ tidegate.toml. Text is written by toJson: a JSON string is a TOML basic string.
 {{- trim $c.raw }}
 {{- else }}
 {{- if not $c.upstream.endpoints }}
-{{- fail "config.upstream.endpoints is empty: set it to what the gateway stands before, for example --set 'config.upstream.endpoints={http://shop.default.svc:80}' (or set config.raw)" }}
+{{- fail "config.upstream.endpoints is empty: set it to the servers behind the gateway, for example --set 'config.upstream.endpoints={http://shop.default.svc:80}' (or set config.raw)" }}
 {{- end }}
 {{- include "tidegate.identity.check" . }}
 {{- include "tidegate.redis.check" . }}

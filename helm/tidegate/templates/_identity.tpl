@@ -1,46 +1,46 @@
-{{/* Whether the values have the keys that tokens are verified with: text or nothing. */}}
+{{/* Non-empty if the values have verification keys of tokens. */}}
 {{- define "tidegate.jwt" -}}
 {{- with .Values.config.identity.jwt }}
 {{- .secretName | default .configMapName }}
 {{- end }}
 {{- end }}
 
-{{/* Whether a request can have a user: text or nothing. */}}
+{{/* Non-empty if a request can have a user. */}}
 {{- define "tidegate.user" -}}
 {{- .Values.config.identity.user | default (include "tidegate.jwt" .) }}
 {{- end }}
 
-{{/* What the schema cannot see: what would never be believed, or never match. */}}
+{{/* Constraints that the schema cannot express: sources without effect, and contradictions. */}}
 {{- define "tidegate.identity.check" -}}
 {{- $id := .Values.config.identity }}
 {{- if and (or $id.user $id.tier) (not .Values.config.trusted_proxies) }}
-{{- fail "config.identity.user and tier are headers that only config.trusted_proxies are believed: name those networks" }}
+{{- fail "config.identity.user and tier are headers that are accepted from trusted proxies only: set config.trusted_proxies" }}
 {{- end }}
 {{- if and $id.tier (not (include "tidegate.user" .)) }}
-{{- fail "config.identity.tier is the tier of a user: set config.identity.user, too" }}
+{{- fail "config.identity.tier needs config.identity.user: a user class applies to users only" }}
 {{- end }}
 {{- if include "tidegate.jwt" . }}
 {{- if and $id.jwt.secretName $id.jwt.configMapName }}
-{{- fail "config.identity.jwt has its keys from secretName or from configMapName, not from both" }}
+{{- fail "config.identity.jwt: secretName and configMapName exclude each other" }}
 {{- end }}
 {{- if not $id.jwt.algorithms }}
-{{- fail "config.identity.jwt.algorithms is empty: name what tokens may be signed with, such as ES256" }}
+{{- fail "config.identity.jwt.algorithms is empty: list the accepted signature algorithms, such as ES256" }}
 {{- end }}
 {{- $secrets := regexMatch "HS" (toJson $id.jwt.algorithms) }}
 {{- if and $secrets (regexMatch "RS|PS|ES|Ed" (toJson $id.jwt.algorithms)) }}
-{{- fail "config.identity.jwt.algorithms: those with a secret (HS) and those with public keys do not go together" }}
+{{- fail "config.identity.jwt.algorithms: HS algorithms (shared secret) and public-key algorithms cannot be combined" }}
 {{- end }}
 {{- if and $id.jwt.configMapName $secrets }}
-{{- fail "config.identity.jwt: HS algorithms verify with what they sign with: put it into a Secret (secretName)" }}
+{{- fail "config.identity.jwt: the key of HS algorithms is secret: store it in a Secret (secretName)" }}
 {{- end }}
 {{- if $id.user }}
 {{- fail "config.identity.user and config.identity.jwt both name the user: set one of them" }}
 {{- end }}
 {{- if and $id.tier $id.jwt.tierClaim }}
-{{- fail "config.identity.tier and config.identity.jwt.tierClaim both name the tier: set one of them" }}
+{{- fail "config.identity.tier and config.identity.jwt.tierClaim both name the user class: set one of them" }}
 {{- end }}
 {{- else if or $id.jwt.algorithms $id.jwt.tierClaim $id.jwt.audience $id.jwt.issuer $id.jwt.extra }}
-{{- fail "config.identity.jwt needs the keys that tokens are verified with: set its secretName or configMapName" }}
+{{- fail "config.identity.jwt needs verification keys: set its secretName or configMapName" }}
 {{- end }}
 {{- end }}
 

@@ -1,4 +1,4 @@
-{{/* The most gateways this release runs: what each one's share of a cluster limit is computed from while Redis is away. */}}
+{{/* Largest number of gateways of this release; determines each one's share of a cluster limit while Redis is unavailable. */}}
 {{- define "tidegate.fleet" -}}
 {{- if .Values.config.redis.nodes }}
 {{- .Values.config.redis.nodes | int }}
@@ -9,7 +9,7 @@
 {{- end }}
 {{- end }}
 
-{{/* All addresses in config.redis.regions, one a line. */}}
+{{/* All addresses in config.redis.regions, one per line. */}}
 {{- define "tidegate.redis.addresses" -}}
 {{- range .Values.config.redis.regions }}
 {{- range concat (.endpoints | default list) (.cluster | default list) }}
@@ -18,12 +18,12 @@
 {{- end }}
 {{- end }}
 
-{{/* What the schema cannot see: values that refer to each other. */}}
+{{/* Constraints that the schema cannot express: references between values. */}}
 {{- define "tidegate.redis.check" -}}
 {{- $redis := .Values.config.redis }}
 {{- $addresses := include "tidegate.redis.addresses" . }}
 {{- if and $redis.regions (not (hasKey $redis.regions "default")) }}
-{{- fail "config.redis.regions needs a region named default: it serves requests of regions without one of their own" }}
+{{- fail "config.redis.regions needs a region named default: it serves all regions that are not listed" }}
 {{- end }}
 {{- if and (not $redis.regions) (or $redis.auth.secretName $redis.tls.secretName $redis.extra) }}
 {{- fail "config.redis.auth, config.redis.tls and config.redis.extra need config.redis.regions" }}
@@ -31,14 +31,14 @@
 {{- range $name, $region := $redis.regions }}
 {{- $endpoints := $region.endpoints | default list }}
 {{- if gt (len $endpoints) (int ($region.slots | default 16)) }}
-{{- fail (printf "config.redis.regions.%s: %d endpoints need at least as many slots (16 where slots is left out)" $name (len $endpoints)) }}
+{{- fail (printf "config.redis.regions.%s: %d endpoints need at least as many slots (default: 16)" $name (len $endpoints)) }}
 {{- end }}
 {{- range $region.fallback }}
 {{- if eq . $name }}
 {{- fail (printf "config.redis.regions.%s.fallback names the region itself" $name) }}
 {{- end }}
 {{- if not (hasKey $redis.regions .) }}
-{{- fail (printf "config.redis.regions.%s.fallback: there is no region %s in config.redis.regions" $name .) }}
+{{- fail (printf "config.redis.regions.%s.fallback: unknown region %s: add it to config.redis.regions" $name .) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -53,7 +53,7 @@
 {{- end }}
 {{- range $name := $given }}
 {{- if not (contains (printf "${%s}" $name) $addresses) }}
-{{- fail (printf "config.redis.auth gives ${%s}, which no address in config.redis.regions has: write redis://USER:${REDIS_PASSWORD}@HOST:PORT" $name) }}
+{{- fail (printf "config.redis.auth sets ${%s}, which no address in config.redis.regions uses: write redis://USER:${REDIS_PASSWORD}@HOST:PORT" $name) }}
 {{- end }}
 {{- end }}
 {{- range .Values.extraEnv }}
@@ -66,7 +66,7 @@
 {{- end }}
 {{- with $redis.tls }}
 {{- if and .secretName (not .caKey) (not .certKey) }}
-{{- fail "config.redis.tls.secretName is set, but neither caKey nor certKey says what is taken from it" }}
+{{- fail "config.redis.tls.secretName is set, but neither caKey nor certKey" }}
 {{- end }}
 {{- if and .secretName (not (regexMatch "(?m)^(rediss|\\$)" $addresses)) }}
 {{- fail "config.redis.tls is set, but no address in config.redis.regions begins with rediss" }}

@@ -1,4 +1,4 @@
-{{/* A key in TOML, quoted where it has to be. */}}
+{{/* A key in TOML, quoted if necessary. */}}
 {{- define "tidegate.key" -}}
 {{- if regexMatch "^[A-Za-z0-9_-]+$" . }}
 {{- . }}
@@ -7,7 +7,7 @@
 {{- end }}
 {{- end }}
 
-{{/* A value in TOML. A text, a number, true and false are written as in JSON; a map is an inline table. */}}
+{{/* A value in TOML. Strings, numbers and booleans have the syntax of JSON; a map is an inline table. */}}
 {{- define "tidegate.value" -}}
 {{- if kindIs "map" . }}
 {{- $pairs := list }}
@@ -26,7 +26,7 @@
 {{- end }}
 {{- end }}
 
-{{/* A map as the keys of a section, each on a line of its own. They belong before the tables of that section. */}}
+{{/* A map as the keys of a section, one per line. They must precede the tables of that section. */}}
 {{- define "tidegate.keys" -}}
 {{- range $key, $value := . }}
 {{ include "tidegate.key" $key }} = {{ include "tidegate.value" $value }}

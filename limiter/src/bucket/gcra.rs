@@ -1,7 +1,8 @@
-//! Owns the decision about one subject: a quota made ready ([`Gcra`]) and the one number it works on ([`Cell`]).
+//! The decision about one subject: a quota prepared for GCRA ([`Gcra`]) and the one number that it
+//! works on ([`GcraCell`]).
 //!
-//! Refuses a clock and a lock. Invariant: a cell changes by one compare-and-swap per decision, and owes at most a
-//! whole burst.
+//! It uses neither a clock nor a lock. Invariant: a cell changes by one compare-and-swap per
+//! decision, and its backlog is at most a whole burst.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -12,21 +13,21 @@ use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{NotKeyed, StateStore};
 
-use super::{Room, Wait};
-use crate::clock::Moment;
+use super::{Headroom, Throttled};
+use crate::clock::MonotonicTime;
 use crate::quota::{Cost, Fraction, Quota};
 use crate::sync::{AtomicU64, Ordering};
 
-/// A quota made ready for decisions: one per rule and class, derived when the rule is built.
+/// A quota prepared for decisions: one per rule and user class, derived when the rule is built.
 #[derive(Clone, Copy, Debug)]
 pub struct Gcra {
     quota: Quota,
-    /// Governor's quota has a burst of `spendable`: a reserve is a part of the burst out of reach.
+    /// Governor's quota, whose burst is `spendable`: a reserve is a part of the burst out of reach.
     inner: governor::Quota,
     spendable: NonZeroU32,
     interval_nanos: u64,
     spendable_nanos: u64,
-    full_nanos: u64,
+    burst_nanos: u64,
 }
 
 impl Gcra {
@@ -34,9 +35,9 @@ impl Gcra {
         Gcra::with_spendable(quota, quota.burst())
     }
 
-    /// For a class that leaves `reserve` of a shared burst to others; `None` where nothing would be left to it.
-    /// Classes with different reserves may share a cell.
-    pub fn reserving(quota: Quota, reserve: Fraction) -> Option<Gcra> {
+    /// For a user class that must leave `reserve` of a shared burst to others; `None` if it could
+    /// then spend nothing. Classes with different reserves may share a cell.
+    pub fn with_reserve(quota: Quota, reserve: Fraction) -> Option<Gcra> {
         let burst = quota.burst().get();
         let spendable = NonZeroU32::new(burst - reserve.of(burst))?;
         Some(Gcra::with_spendable(quota, spendable))
@@ -48,8 +49,8 @@ impl Gcra {
             .expect("a rate is finite, so its interval is above zero")
             .allow_burst(spendable);
         let spendable_nanos = interval_nanos * u64::from(spendable.get());
-        let full_nanos = interval_nanos * u64::from(quota.burst().get());
-        Gcra { quota, inner, spendable, interval_nanos, spendable_nanos, full_nanos }
+        let burst_nanos = interval_nanos * u64::from(quota.burst().get());
+        Gcra { quota, inner, spendable, interval_nanos, spendable_nanos, burst_nanos }
     }
 
     pub fn quota(&self) -> Quota {
@@ -61,43 +62,52 @@ impl Gcra {
         self.spendable
     }
 
-    fn remaining(&self, debt_nanos: u64) -> u64 {
-        self.spendable_nanos.saturating_sub(debt_nanos) / self.interval_nanos
+    fn remaining(&self, backlog_nanos: u64) -> u64 {
+        self.spendable_nanos.saturating_sub(backlog_nanos) / self.interval_nanos
     }
 
-    pub(super) fn price_nanos(&self, cost: Cost) -> u64 {
+    pub(super) fn cost_nanos(&self, cost: Cost) -> u64 {
         self.interval_nanos.saturating_mul(u64::from(cost.tokens().get()))
     }
 
-    /// Governor multiplies cost and interval unchecked, so a cost above the burst is answered here.
-    fn measure(&self, cell: &Cell, cost: Cost, now: Moment, purpose: Purpose) -> Result<Room, Wait> {
-        let debt_nanos = std::cell::Cell::new(cell.debt_nanos(self, now));
-        let wait = |after| Wait {
-            after,
-            // One that lacks a token has none, and needs no division.
-            remaining: if cost == Cost::ONE { 0 } else { self.remaining(debt_nanos.get()) },
-            reset: Duration::from_nanos(debt_nanos.get()),
+    /// Governor multiplies cost and interval unchecked, so a cost above the burst is denied here.
+    #[expect(clippy::too_many_arguments, reason = "hot path: five words in registers, which a struct would spill")]
+    fn decide(
+        &self,
+        cell: &GcraCell,
+        cost: Cost,
+        now: MonotonicTime,
+        operation: GcraOperation,
+    ) -> Result<Headroom, Throttled> {
+        let backlog_nanos = std::cell::Cell::new(cell.backlog_nanos(self, now));
+        let throttled = |retry_after| Throttled {
+            retry_after,
+            // A cell without one token has none left: no division is needed.
+            remaining: if cost == Cost::ONE { 0 } else { self.remaining(backlog_nanos.get()) },
+            reset: Duration::from_nanos(backlog_nanos.get()),
         };
         if cost.tokens() > self.spendable {
-            return Err(wait(Duration::MAX));
+            return Err(throttled(Duration::MAX));
         }
-        let store = Measured { cell, gcra: self, now, purpose, debt_nanos: &debt_nanos };
-        let limiter = RateLimiter::<_, _, _, NoOpMiddleware<Nanos>>::new(self.inner, store, Still);
+        let store = CapturingStore { cell, gcra: self, now, operation, backlog_nanos: &backlog_nanos };
+        let limiter = RateLimiter::<_, _, _, NoOpMiddleware<Nanos>>::new(self.inner, store, FixedClock);
         match limiter.check_n(cost.tokens()) {
-            Ok(Ok(())) => {
-                Ok(Room { remaining: self.remaining(debt_nanos.get()), reset: Duration::from_nanos(debt_nanos.get()) })
-            }
-            Ok(Err(denied)) => Err(wait(denied.wait_time_from(Still.now()))),
-            Err(_) => Err(wait(Duration::MAX)),
+            Ok(Ok(())) => Ok(Headroom {
+                remaining: self.remaining(backlog_nanos.get()),
+                reset: Duration::from_nanos(backlog_nanos.get()),
+            }),
+            Ok(Err(denied)) => Err(throttled(denied.wait_time_from(FixedClock.now()))),
+            Err(_) => Err(throttled(Duration::MAX)),
         }
     }
 }
 
-/// Time does not pass within a decision; arrival times are given relative to it.
+/// A clock that stands at zero: time does not pass within a decision, and arrival times are
+/// relative to it.
 #[derive(Debug)]
-struct Still;
+struct FixedClock;
 
-impl Clock for Still {
+impl Clock for FixedClock {
     type Instant = Nanos;
 
     fn now(&self) -> Nanos {
@@ -105,104 +115,107 @@ impl Clock for Still {
     }
 }
 
+/// Whether a decision charges the cell or only peeks.
 #[derive(Clone, Copy, Debug)]
-enum Purpose {
+enum GcraOperation {
     Peek,
     Charge,
 }
 
-/// One cell as governor sees it during one decision. `debt_nanos` carries out what governor keeps to itself: the
-/// new arrival time.
-struct Measured<'a> {
-    cell: &'a Cell,
+/// One cell as governor's state store during one decision. `backlog_nanos` captures the new arrival
+/// time, which governor does not return.
+struct CapturingStore<'a> {
+    cell: &'a GcraCell,
     gcra: &'a Gcra,
-    now: Moment,
-    purpose: Purpose,
-    debt_nanos: &'a std::cell::Cell<u64>,
+    now: MonotonicTime,
+    operation: GcraOperation,
+    backlog_nanos: &'a std::cell::Cell<u64>,
 }
 
-impl StateStore for Measured<'_> {
+impl StateStore for CapturingStore<'_> {
     type Key = NotKeyed;
 
     fn measure_and_replace<T, F, E>(&self, _key: &NotKeyed, decide: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let mut seen = self.cell.0.load(Ordering::Acquire);
+        let mut tat = self.cell.0.load(Ordering::Acquire);
         loop {
-            let debt_nanos = Cell::debt_of(seen, self.gcra, self.now);
-            self.debt_nanos.set(debt_nanos);
-            let (outcome, next) = decide(Some(Nanos::new(debt_nanos)))?;
-            self.debt_nanos.set(next.as_u64());
-            if matches!(self.purpose, Purpose::Peek) {
+            let backlog_nanos = GcraCell::backlog_at(tat, self.gcra, self.now);
+            self.backlog_nanos.set(backlog_nanos);
+            let (outcome, next) = decide(Some(Nanos::new(backlog_nanos)))?;
+            self.backlog_nanos.set(next.as_u64());
+            if matches!(self.operation, GcraOperation::Peek) {
                 return Ok(outcome);
             }
-            let tat = self.now.nanos().saturating_add(next.duration_since(Still.now()).as_u64());
-            match self.cell.0.compare_exchange_weak(seen, tat, Ordering::AcqRel, Ordering::Acquire) {
+            let next_tat = self.now.nanos().saturating_add(next.duration_since(FixedClock.now()).as_u64());
+            match self.cell.0.compare_exchange_weak(tat, next_tat, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Ok(outcome),
-                Err(changed) => seen = changed,
+                Err(changed) => tat = changed,
             }
         }
     }
 }
 
-/// The state of one limited subject: its theoretical arrival time. A new cell has all of its burst.
+/// The state of one limited subject: its theoretical arrival time. A new cell has its whole burst.
 #[derive(Debug, Default)]
-pub struct Cell(AtomicU64);
+pub struct GcraCell(AtomicU64);
 
-impl Cell {
-    /// One with this theoretical arrival time, in nanoseconds since the origin.
-    pub(super) fn owing(tat_nanos: u64) -> Cell {
-        Cell(AtomicU64::new(tat_nanos))
+impl GcraCell {
+    /// A cell with this theoretical arrival time, in nanoseconds since the clock's origin.
+    pub(super) fn with_tat(tat_nanos: u64) -> GcraCell {
+        GcraCell(AtomicU64::new(tat_nanos))
     }
 
-    /// Owes this now, whatever it owed: another subject's.
-    pub(super) fn become_owing(&self, tat_nanos: u64) {
+    /// Replaces the arrival time, whatever it was: the cell now belongs to another subject.
+    pub(super) fn set_tat(&self, tat_nanos: u64) {
         self.0.store(tat_nanos, Ordering::Release);
     }
 
-    /// Whether [`Cell::peek`] is likely to allow it, at a glance.
-    pub(super) fn may_pass(&self, gcra: &Gcra, cost: Cost, now: Moment) -> bool {
-        self.debt_nanos(gcra, now).saturating_add(gcra.price_nanos(cost)) <= gcra.spendable_nanos
+    /// Whether [`GcraCell::peek`] is likely to allow the cost; a cheap estimate.
+    pub(super) fn is_likely_to_allow(&self, gcra: &Gcra, cost: Cost, now: MonotonicTime) -> bool {
+        self.backlog_nanos(gcra, now).saturating_add(gcra.cost_nanos(cost)) <= gcra.spendable_nanos
     }
 
-    /// What [`Cell::commit`] would answer; writes nothing.
-    pub fn peek(&self, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
-        gcra.measure(self, cost, now, Purpose::Peek)
+    /// The result that [`GcraCell::commit`] would return; writes nothing.
+    pub fn peek(&self, gcra: &Gcra, cost: Cost, now: MonotonicTime) -> Result<Headroom, Throttled> {
+        gcra.decide(self, cost, now, GcraOperation::Peek)
     }
 
-    /// Charges `cost`, or charges nothing and says how long to wait. It may deny what a peek allowed: another
-    /// thread came between.
-    pub fn commit(&self, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
-        gcra.measure(self, cost, now, Purpose::Charge)
+    /// Charges `cost`, or charges nothing and returns how long to wait. It may deny what a peek
+    /// allowed, if another thread charged the cell in between.
+    pub fn commit(&self, gcra: &Gcra, cost: Cost, now: MonotonicTime) -> Result<Headroom, Throttled> {
+        gcra.decide(self, cost, now, GcraOperation::Charge)
     }
 
-    /// Gives back a charge that was committed a moment ago.
+    /// Refunds a charge that was committed just before.
     pub fn refund(&self, gcra: &Gcra, cost: Cost) {
-        self.0.update(Ordering::AcqRel, Ordering::Acquire, |tat| tat.saturating_sub(gcra.price_nanos(cost)));
+        self.0.update(Ordering::AcqRel, Ordering::Acquire, |tat| tat.saturating_sub(gcra.cost_nanos(cost)));
     }
 
-    /// Charges `cost` whatever is left: it may use up the burst, with the reserve, and owes no more than that.
-    pub fn charge(&self, gcra: &Gcra, cost: Cost, now: Moment) {
+    /// Charges `cost` whatever is left: the charge may use up the burst including the reserve, and
+    /// the backlog is capped at the burst.
+    pub fn charge(&self, gcra: &Gcra, cost: Cost, now: MonotonicTime) {
         let charged = |tat| {
-            let debt_nanos = Cell::debt_of(tat, gcra, now).saturating_add(gcra.price_nanos(cost));
-            now.nanos().saturating_add(debt_nanos.min(gcra.full_nanos))
+            let backlog_nanos = GcraCell::backlog_at(tat, gcra, now).saturating_add(gcra.cost_nanos(cost));
+            now.nanos().saturating_add(backlog_nanos.min(gcra.burst_nanos))
         };
         self.0.update(Ordering::AcqRel, Ordering::Acquire, charged);
     }
 
-    /// The theoretical arrival time, in nanoseconds since the origin.
+    /// The theoretical arrival time, in nanoseconds since the clock's origin.
     pub(super) fn tat(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
 
-    fn debt_nanos(&self, gcra: &Gcra, now: Moment) -> u64 {
-        Cell::debt_of(self.0.load(Ordering::Acquire), gcra, now)
+    fn backlog_nanos(&self, gcra: &Gcra, now: MonotonicTime) -> u64 {
+        GcraCell::backlog_at(self.0.load(Ordering::Acquire), gcra, now)
     }
 
-    /// No more than a whole burst is ever owed: after a reload that shrinks the burst, or a subject's change of
-    /// tier, the old arrival time must not punish it for longer than the new quota takes to come back.
-    fn debt_of(tat: u64, gcra: &Gcra, now: Moment) -> u64 {
-        tat.saturating_sub(now.nanos()).min(gcra.full_nanos)
+    /// TAT minus now, at most a whole burst: after a reload that shrinks the burst, or a change of
+    /// the subject's class, the old arrival time must not deny the subject for longer than the new
+    /// quota takes to refill.
+    fn backlog_at(tat: u64, gcra: &Gcra, now: MonotonicTime) -> u64 {
+        tat.saturating_sub(now.nanos()).min(gcra.burst_nanos)
     }
 }

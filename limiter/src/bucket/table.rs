@@ -1,11 +1,14 @@
-//! Owns the [`Table`] of a keyed rule: sets of cells and ghosts, found by key.
+//! The [`GcraTable`] of a keyed rule: sets of cells, found by key, and the sketches of evicted
+//! keys.
 //!
-//! Refuses to grow and to call out under a lock. Invariant: of the keys of one set, those that asked for most have a
-//! cell, and those that asked for next to most are remembered as ghosts, and with them the newest.
+//! It neither grows nor calls out under a lock. Invariant: of the keys of one set, those with the
+//! highest demand have a cell; those with the next highest, and the newest, are in the sketch.
 //!
-//! A key that has a cell is looked at without the lock, so that many threads may deny it at once. A cell that gets another key in the
-//! meantime has none while it changes: who finds the same key before and after has seen what was that key's, unless it lost its cell to
-//! another and won it back within those nanoseconds; then one decision is made by what the other owes.
+//! A key that has a cell is read without the lock, so that many threads may deny it at once. While
+//! a cell changes its key, its fingerprint is [`EMPTY_KEY`]. A reader that finds the same
+//! fingerprint before and after has read the state of that key, unless the key lost the cell to
+//! another and regained it within those nanoseconds; then one decision is made with the other key's
+//! backlog.
 
 use std::hash::BuildHasher;
 use std::num::NonZeroUsize;
@@ -13,318 +16,337 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use foldhash::quality::RandomState;
 
-use super::ghosts::{Debt, Ghosts, Pace};
-use super::{Cell, Gcra, Room, Wait};
-use crate::clock::Moment;
+use super::evicted::{EvictedSketch, KeyBacklog, TimeBase};
+use super::{Gcra, GcraCell, Headroom, Throttled};
+use crate::clock::MonotonicTime;
 use crate::quota::{Cost, KeyHash};
 use crate::sync::{AtomicU64, Ordering};
 
-/// Seven cells, their lock and what is known of their ghosts fill two cache lines.
+/// Associativity: seven cells, their lock and the metadata of a set fill two cache lines.
 const WAYS: usize = 7;
-/// Of a set's `denials`, for each cell.
+/// Bits of a set's `denials` per cell.
 const DENIAL_BITS: usize = 4;
-/// A set knows to 2^30 nanoseconds, about a second, until when its ghosts matter.
-const HAUNTED_BITS: u32 = 30;
+/// A set stores until when its sketch matters in units of 2^30 nanoseconds, about a second.
+const SKETCH_UNIT_BITS: u32 = 30;
 
 /// A fixed number of cells, shared by threads, found by key.
 #[derive(Debug)]
-pub struct Table {
-    sets: Box<[Set]>,
-    /// Of each set; apart, because without a flood nobody looks at them. Locked only by who holds the set's lock.
-    ghosts: Box<[Mutex<Ghosts>]>,
-    keyed: RandomState,
+pub struct GcraTable {
+    sets: Box<[CellSet]>,
+    /// One per set. Stored apart, because they are unused without a flood of keys. Locked only by
+    /// a thread that holds the set's lock.
+    evicted: Box<[Mutex<EvictedSketch>]>,
+    hasher: RandomState,
 }
 
-/// Keys come and go, and are charged, under one lock, held for one decision (tens of nanoseconds, no allocation, no call out).
+/// Keys enter, leave and are charged under one lock, held for one decision (tens of nanoseconds, no
+/// allocation, no call out).
 #[derive(Debug, Default)]
 #[repr(align(64))]
-struct Set {
-    marks: Mutex<Marks>,
-    ways: [Way; WAYS],
+struct CellSet {
+    metadata: Mutex<SetEvictions>,
+    slots: [CellSlot; WAYS],
 }
 
-/// A set that is locked.
-struct Held<'a> {
-    marks: MutexGuard<'a, Marks>,
-    ways: &'a [Way; WAYS],
+/// A set whose lock is held.
+struct LockedSet<'a> {
+    metadata: MutexGuard<'a, SetEvictions>,
+    slots: &'a [CellSlot; WAYS],
 }
 
+/// State of a set about evicted keys: until when its sketch has an effect, and how often each
+/// cell's key was denied while it was evicted.
 #[derive(Debug, Default)]
-struct Marks {
-    /// When nobody looks for a ghost any more, in 2^30 nanoseconds since the origin.
-    haunted_until: u32,
-    /// How often the key of each cell was denied when it was a ghost.
+struct SetEvictions {
+    /// When the set's sketch has no effect any more, in 2^30 nanoseconds since the clock's origin.
+    evicted_until: u32,
+    /// How often the key of each cell was denied while it was evicted.
     denials: u32,
 }
 
 #[derive(Debug, Default)]
-struct Way {
-    /// [`NOBODY`] while the cell changes its key.
+struct CellSlot {
+    /// [`EMPTY_KEY`] while the cell changes its key.
     fingerprint: AtomicU64,
-    cell: Cell,
+    cell: GcraCell,
 }
 
 /// No key has this fingerprint.
-const NOBODY: u64 = 0;
+const EMPTY_KEY: u64 = 0;
 
-/// Where a key belongs.
+/// The set that a key belongs to, and its fingerprint there.
 #[derive(Clone, Copy)]
-struct Place {
+struct KeyLocation {
     fingerprint: u64,
-    /// Of its set.
-    index: usize,
+    set_index: usize,
 }
 
-impl Table {
-    /// Room for at least `keys` keys; allocated here, once.
-    pub fn new(keys: NonZeroUsize) -> Table {
-        Table::keyed_by(keys, RandomState::default())
+impl GcraTable {
+    /// A table for at least `keys` keys. Allocates all its memory here.
+    pub fn new(keys: NonZeroUsize) -> GcraTable {
+        GcraTable::with_hasher(keys, RandomState::default())
     }
 
-    fn keyed_by(keys: NonZeroUsize, keyed: RandomState) -> Table {
+    fn with_hasher(keys: NonZeroUsize, hasher: RandomState) -> GcraTable {
         let sets = keys.get().div_ceil(WAYS);
-        Table {
-            sets: std::iter::repeat_with(Set::default).take(sets).collect(),
-            ghosts: std::iter::repeat_with(Mutex::default).take(sets).collect(),
-            keyed,
+        GcraTable {
+            sets: std::iter::repeat_with(CellSet::default).take(sets).collect(),
+            evicted: std::iter::repeat_with(Mutex::default).take(sets).collect(),
+            hasher,
         }
     }
 
-    /// A table of another size that goes on with what the keys of this one owe. What is charged to this one from now
-    /// on, by decisions on their way, is not carried over; nor are ghosts, whose place in the new table is not known, and
-    /// denials, which count again from the next on.
-    pub(crate) fn resized(&self, keys: NonZeroUsize, now: Moment) -> Table {
-        let resized = Table::keyed_by(keys, self.keyed.clone());
+    /// A table of another size with the backlogs of this one. Not carried over: charges made to
+    /// this table from now on by concurrent decisions, evicted keys (their location in the new
+    /// table is not known), and denials, which count again from the next one.
+    pub(crate) fn resized(&self, keys: NonZeroUsize, now: MonotonicTime) -> GcraTable {
+        let resized = GcraTable::with_hasher(keys, self.hasher.clone());
         for set in &self.sets {
-            for way in set.hold().ways.iter().filter(|way| way.cell.tat() > now.nanos()) {
-                let place = resized.place(way.fingerprint());
-                let debt = Debt { tat_nanos: way.cell.tat(), denials: 0 };
-                let pace = Pace { now_nanos: now.nanos(), token_nanos: 1 };
-                resized.put(&mut resized.sets[place.index].hold(), place, debt, pace);
+            for slot in set.lock().slots.iter().filter(|slot| slot.cell.tat() > now.nanos()) {
+                let location = resized.location_of(slot.fingerprint());
+                let backlog = KeyBacklog { tat_nanos: slot.cell.tat(), denials: 0 };
+                let time = TimeBase { now_nanos: now.nanos(), token_nanos: 1 };
+                resized.insert(&mut resized.sets[location.set_index].lock(), location, backlog, time);
             }
         }
         resized
     }
 
-    /// How many keys have a cell at most.
+    /// The number of cells.
     pub fn capacity(&self) -> usize {
         self.sets.len() * WAYS
     }
 
-    /// Whether a table for `keys` keys would be of this size.
-    pub(crate) fn fits(&self, keys: NonZeroUsize) -> bool {
+    /// Whether a table for `keys` keys would have this size.
+    pub(crate) fn is_sized_for(&self, keys: NonZeroUsize) -> bool {
         keys.get().div_ceil(WAYS) == self.sets.len()
     }
 
-    /// Memory held, which never changes.
+    /// Memory used, which never changes.
     pub fn bytes(&self) -> usize {
-        self.sets.len() * (size_of::<Set>() + size_of::<Mutex<Ghosts>>())
+        self.sets.len() * (size_of::<CellSet>() + size_of::<Mutex<EvictedSketch>>())
     }
 
-    /// What [`Table::commit`] would answer; charges nothing, but remembers a denial as that does. A key that is not held
-    /// has all of its burst.
-    pub fn peek(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
-        let (place, set) = self.locate(key);
-        if let Some(way) = set.way(place) {
-            let said = way.cell.peek(gcra, cost, now);
-            if way.is_still(place) {
-                return said;
+    /// The result that [`GcraTable::commit`] would return. Charges nothing, but counts a denial as
+    /// a commit does. An unknown key has its whole burst.
+    #[expect(clippy::too_many_arguments, reason = "hot path: five words in registers, which a struct would spill")]
+    pub fn peek(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: MonotonicTime) -> Result<Headroom, Throttled> {
+        let (location, set) = self.locate(key);
+        if let Some(slot) = set.find(location) {
+            let result = slot.cell.peek(gcra, cost, now);
+            if slot.still_holds(location) {
+                return result;
             }
         }
-        let set = set.hold();
-        match set.cell(place) {
+        let set = set.lock();
+        match set.cell(location) {
             Some(cell) => cell.peek(gcra, cost, now),
             None => {
-                let (cell, _) = self.returning(&set, place, pace(gcra, now));
-                cell.peek(gcra, cost, now).inspect_err(|_| self.deny(place))
+                let (cell, _) = self.evicted_cell(&set, location, time_base(gcra, now));
+                cell.peek(gcra, cost, now).inspect_err(|_| self.record_denial(location))
             }
         }
     }
 
-    /// Charges `cost` to `key`, displacing who asked for least if the set is full; or charges nothing and says how long
-    /// to wait.
-    pub fn commit(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) -> Result<Room, Wait> {
-        let (place, set) = self.locate(key);
-        if let Some(way) = set.way(place).filter(|way| !way.cell.may_pass(gcra, cost, now)) {
-            let said = way.cell.peek(gcra, cost, now);
-            if said.is_err() && way.is_still(place) {
-                return said;
+    /// Charges `cost` to `key`, or charges nothing and returns how long to wait. In a full set, the
+    /// key with the lowest demand is evicted.
+    #[expect(clippy::too_many_arguments, reason = "hot path: five words in registers, which a struct would spill")]
+    pub fn commit(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: MonotonicTime) -> Result<Headroom, Throttled> {
+        let (location, set) = self.locate(key);
+        if let Some(slot) = set.find(location).filter(|slot| !slot.cell.is_likely_to_allow(gcra, cost, now)) {
+            let result = slot.cell.peek(gcra, cost, now);
+            if result.is_err() && slot.still_holds(location) {
+                return result;
             }
         }
-        let mut set = set.hold();
-        if let Some(cell) = set.cell(place) {
+        let mut set = set.lock();
+        if let Some(cell) = set.cell(location) {
             return cell.commit(gcra, cost, now);
         }
-        let (cell, denials) = self.returning(&set, place, pace(gcra, now));
-        let room = cell.commit(gcra, cost, now).inspect_err(|_| self.deny(place))?;
-        self.put(&mut set, place, Debt { tat_nanos: cell.tat(), denials }, pace(gcra, now));
-        Ok(room)
+        let (cell, denials) = self.evicted_cell(&set, location, time_base(gcra, now));
+        let headroom = cell.commit(gcra, cost, now).inspect_err(|_| self.record_denial(location))?;
+        let backlog = KeyBacklog { tat_nanos: cell.tat(), denials };
+        self.insert(&mut set, location, backlog, time_base(gcra, now));
+        Ok(headroom)
     }
 
-    /// Charges `cost` whatever is left, up to a whole burst, displacing who asked for least if the set is full.
-    pub fn charge(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: Moment) {
-        let (place, set) = self.locate(key);
-        let mut set = set.hold();
-        if let Some(cell) = set.cell(place) {
+    /// Charges `cost` whatever is left, up to a whole burst. In a full set, the key with the lowest
+    /// demand is evicted.
+    #[expect(clippy::too_many_arguments, reason = "the parameters of `peek` and `commit`")]
+    pub fn charge(&self, key: KeyHash, gcra: &Gcra, cost: Cost, now: MonotonicTime) {
+        let (location, set) = self.locate(key);
+        let mut set = set.lock();
+        if let Some(cell) = set.cell(location) {
             return cell.charge(gcra, cost, now);
         }
-        let (cell, denials) = self.returning(&set, place, pace(gcra, now));
+        let (cell, denials) = self.evicted_cell(&set, location, time_base(gcra, now));
         cell.charge(gcra, cost, now);
-        self.put(&mut set, place, Debt { tat_nanos: cell.tat(), denials }, pace(gcra, now));
+        let backlog = KeyBacklog { tat_nanos: cell.tat(), denials };
+        self.insert(&mut set, location, backlog, time_base(gcra, now));
     }
 
-    /// Gives back a charge; a key that is not even a ghost any more has nothing to be given back.
+    /// Refunds a charge. Has no effect on a key that is in neither cells nor sketch any more.
     pub fn refund(&self, key: KeyHash, gcra: &Gcra, cost: Cost) {
-        let (place, set) = self.locate(key);
-        let set = set.hold();
-        match set.cell(place) {
+        let (location, set) = self.locate(key);
+        let set = set.lock();
+        match set.cell(location) {
             Some(cell) => cell.refund(gcra, cost),
-            None => lock(&self.ghosts[place.index]).forgive(place.tag(), gcra.price_nanos(cost)),
+            None => lock(&self.evicted[location.set_index]).refund(location.tag(), gcra.cost_nanos(cost)),
         }
     }
 
-    fn locate(&self, key: KeyHash) -> (Place, &Set) {
-        let place = self.place(self.keyed.hash_one(key.0).max(NOBODY + 1));
-        (place, &self.sets[place.index])
+    fn locate(&self, key: KeyHash) -> (KeyLocation, &CellSet) {
+        let location = self.location_of(self.hasher.hash_one(key.0).max(EMPTY_KEY + 1));
+        (location, &self.sets[location.set_index])
     }
 
-    fn place(&self, fingerprint: u64) -> Place {
+    fn location_of(&self, fingerprint: u64) -> KeyLocation {
         // The high half of the product: an index below the number of sets, without a division.
-        let index = (u128::from(fingerprint) * self.sets.len() as u128) >> 64;
-        Place { fingerprint, index: index as usize }
+        let set_index = (u128::from(fingerprint) * self.sets.len() as u128) >> 64;
+        KeyLocation { fingerprint, set_index: set_index as usize }
     }
 
-    /// A cell for a key that has none, and its denials: with what its ghost owes, else with all of its burst.
+    /// A cell for a key that has none, and its denials: with the backlog that the sketch holds,
+    /// else with the whole burst.
     #[cold]
-    fn returning(&self, set: &Held<'_>, place: Place, pace: Pace) -> (Cell, u8) {
-        let ghost = if set.is_haunted(pace) { lock(&self.ghosts[place.index]).find(place.tag(), pace) } else { None };
-        let debt = ghost.unwrap_or_default();
-        (Cell::owing(debt.tat_nanos), debt.denials)
-    }
-
-    /// Only ghosts are counted: a key that has a cell is denied as fast as it is allowed, and leaves it to be a ghost.
-    #[cold]
-    fn deny(&self, place: Place) {
-        lock(&self.ghosts[place.index]).deny(place.tag());
-    }
-
-    /// Gives a key that has no cell the place of the one that asked for least, which goes on as a ghost; or, if it asked
-    /// for no more than that itself, lets it be the ghost.
-    #[cold]
-    fn put(&self, set: &mut Held<'_>, place: Place, debt: Debt, pace: Pace) {
-        let (least, held) = set.least(pace);
-        let matters = held.asked_nanos(pace) > pace.now_nanos;
-        if !matters && !set.is_haunted(pace) {
-            return set.replace(least, place, debt);
-        }
-        let mut ghosts = lock(&self.ghosts[place.index]);
-        ghosts.forget(place.tag());
-        if held.asked_nanos(pace) >= debt.asked_nanos(pace) {
-            ghosts.keep_newest(place.tag(), debt, pace);
-            set.haunt(debt.asked_nanos(pace));
+    fn evicted_cell(&self, set: &LockedSet<'_>, location: KeyLocation, time: TimeBase) -> (GcraCell, u8) {
+        let evicted = if set.has_evicted(time) {
+            lock(&self.evicted[location.set_index]).find(location.tag(), time)
         } else {
-            let tag = tag(set.ways[least].fingerprint());
-            set.replace(least, place, debt);
-            if matters {
-                ghosts.keep(tag, held, pace);
-                set.haunt(held.asked_nanos(pace));
+            None
+        };
+        let backlog = evicted.unwrap_or_default();
+        (GcraCell::with_tat(backlog.tat_nanos), backlog.denials)
+    }
+
+    /// Only denials of evicted keys are counted. A key with a cell is charged as fast as its quota
+    /// allows, so it loses the cell and is then counted in the sketch.
+    #[cold]
+    fn record_denial(&self, location: KeyLocation) {
+        lock(&self.evicted[location.set_index]).record_denial(location.tag());
+    }
+
+    /// Inserts a key that has no cell. The cell of the key with the lowest demand is reused and
+    /// that key moves to the sketch; if the new key's demand is not higher, the new key goes to the
+    /// sketch.
+    #[cold]
+    #[expect(clippy::too_many_arguments, reason = "cold; each caller holds the set's lock and has the other values")]
+    fn insert(&self, set: &mut LockedSet<'_>, location: KeyLocation, backlog: KeyBacklog, time: TimeBase) {
+        let (index, lowest) = set.lowest_demand(time);
+        let has_demand = lowest.demand_nanos(time) > time.now_nanos;
+        if !has_demand && !set.has_evicted(time) {
+            return set.replace(index, location, backlog);
+        }
+        let mut evicted = lock(&self.evicted[location.set_index]);
+        evicted.remove(location.tag());
+        if lowest.demand_nanos(time) >= backlog.demand_nanos(time) {
+            evicted.insert_newest(location.tag(), backlog, time);
+            set.extend_evicted_until(backlog.demand_nanos(time));
+        } else {
+            let tag = tag(set.slots[index].fingerprint());
+            set.replace(index, location, backlog);
+            if has_demand {
+                evicted.insert(tag, lowest, time);
+                set.extend_evicted_until(lowest.demand_nanos(time));
             }
         }
     }
 }
 
-impl Set {
-    fn hold(&self) -> Held<'_> {
-        Held { marks: lock(&self.marks), ways: &self.ways }
+impl CellSet {
+    fn lock(&self) -> LockedSet<'_> {
+        LockedSet { metadata: lock(&self.metadata), slots: &self.slots }
     }
 
-    /// Where a key has its cell, if it has one. What is read there without the lock holds if the place `is_still` the key's afterwards.
-    fn way(&self, place: Place) -> Option<&Way> {
-        self.ways.iter().find(|way| way.fingerprint.load(Ordering::Acquire) == place.fingerprint)
+    /// The slot of a key, if it has one. What is read from it without the lock is valid if the slot
+    /// [still holds](CellSlot::still_holds) the key afterwards.
+    fn find(&self, location: KeyLocation) -> Option<&CellSlot> {
+        self.slots.iter().find(|slot| slot.fingerprint.load(Ordering::Acquire) == location.fingerprint)
     }
 }
 
-impl Way {
-    fn is_still(&self, place: Place) -> bool {
-        // The cell was read before, for that acquires.
-        self.fingerprint.load(Ordering::Relaxed) == place.fingerprint
+impl CellSlot {
+    fn still_holds(&self, location: KeyLocation) -> bool {
+        // Relaxed suffices: the read of the cell before this one acquires.
+        self.fingerprint.load(Ordering::Relaxed) == location.fingerprint
     }
 
-    /// Of one whose set is held.
+    /// The fingerprint, while the set is locked.
     fn fingerprint(&self) -> u64 {
         self.fingerprint.load(Ordering::Relaxed)
     }
 }
 
-impl Held<'_> {
-    fn cell(&self, place: Place) -> Option<&Cell> {
-        self.ways.iter().find(|way| way.fingerprint() == place.fingerprint).map(|way| &way.cell)
+impl LockedSet<'_> {
+    fn cell(&self, location: KeyLocation) -> Option<&GcraCell> {
+        self.slots.iter().find(|slot| slot.fingerprint() == location.fingerprint).map(|slot| &slot.cell)
     }
 
-    /// The cell whose key asked for least.
-    fn least(&self, pace: Pace) -> (usize, Debt) {
-        // Without denials, as in nearly every set, what was asked for is what is owed.
-        let index = if self.marks.denials == 0 {
-            self.least_by(|index| self.ways[index].cell.tat())
+    /// The cell whose key has the lowest demand.
+    fn lowest_demand(&self, time: TimeBase) -> (usize, KeyBacklog) {
+        // Without denials, as in nearly every set, demand equals the arrival time.
+        let index = if self.metadata.denials == 0 {
+            self.lowest_by(|index| self.slots[index].cell.tat())
         } else {
-            self.least_by(|index| self.debt(index).asked_nanos(pace))
+            self.lowest_by(|index| self.backlog(index).demand_nanos(time))
         };
-        (index, self.debt(index))
+        (index, self.backlog(index))
     }
 
-    fn least_by(&self, asked_nanos: impl Fn(usize) -> u64) -> usize {
-        let (mut least, mut least_nanos) = (0, asked_nanos(0));
+    fn lowest_by(&self, demand_nanos: impl Fn(usize) -> u64) -> usize {
+        let (mut lowest, mut lowest_nanos) = (0, demand_nanos(0));
         for index in 1..WAYS {
-            let nanos = asked_nanos(index);
-            if nanos < least_nanos {
-                (least, least_nanos) = (index, nanos);
+            let nanos = demand_nanos(index);
+            if nanos < lowest_nanos {
+                (lowest, lowest_nanos) = (index, nanos);
             }
         }
-        least
+        lowest
     }
 
-    fn debt(&self, index: usize) -> Debt {
-        let denials = (self.marks.denials >> (DENIAL_BITS * index)) as u8 & Debt::DENIALS_MAX;
-        Debt { tat_nanos: self.ways[index].cell.tat(), denials }
+    fn backlog(&self, index: usize) -> KeyBacklog {
+        let denials = (self.metadata.denials >> (DENIAL_BITS * index)) as u8 & KeyBacklog::DENIALS_MAX;
+        KeyBacklog { tat_nanos: self.slots[index].cell.tat(), denials }
     }
 
-    fn replace(&mut self, index: usize, place: Place, debt: Debt) {
-        let way = &self.ways[index];
-        way.fingerprint.store(NOBODY, Ordering::Relaxed);
-        way.cell.become_owing(debt.tat_nanos);
-        way.fingerprint.store(place.fingerprint, Ordering::Release);
+    fn replace(&mut self, index: usize, location: KeyLocation, backlog: KeyBacklog) {
+        let slot = &self.slots[index];
+        slot.fingerprint.store(EMPTY_KEY, Ordering::Relaxed);
+        slot.cell.set_tat(backlog.tat_nanos);
+        slot.fingerprint.store(location.fingerprint, Ordering::Release);
         let shift = DENIAL_BITS * index;
-        self.marks.denials &= !(u32::from(Debt::DENIALS_MAX) << shift);
-        self.marks.denials |= u32::from(debt.denials) << shift;
+        self.metadata.denials &= !(u32::from(KeyBacklog::DENIALS_MAX) << shift);
+        self.metadata.denials |= u32::from(backlog.denials) << shift;
     }
 
-    fn is_haunted(&self, pace: Pace) -> bool {
-        u64::from(self.marks.haunted_until) > pace.now_nanos >> HAUNTED_BITS
+    /// Whether the sketch may hold a key with a backlog or recent denials.
+    fn has_evicted(&self, time: TimeBase) -> bool {
+        u64::from(self.metadata.evicted_until) > time.now_nanos >> SKETCH_UNIT_BITS
     }
 
-    fn haunt(&mut self, until_nanos: u64) {
-        // Up, for the ghost rounds up, too; the end of the range is 146 years away.
-        let until = u32::try_from((until_nanos >> HAUNTED_BITS) + 2).unwrap_or(u32::MAX);
-        self.marks.haunted_until = self.marks.haunted_until.max(until);
+    fn extend_evicted_until(&mut self, until_nanos: u64) {
+        // Rounded up, because the sketch rounds up too; the range ends after 146 years.
+        let until = u32::try_from((until_nanos >> SKETCH_UNIT_BITS) + 2).unwrap_or(u32::MAX);
+        self.metadata.evicted_until = self.metadata.evicted_until.max(until);
     }
 }
 
-impl Place {
+impl KeyLocation {
     fn tag(self) -> u16 {
         tag(self.fingerprint)
     }
 }
 
-fn pace(gcra: &Gcra, now: Moment) -> Pace {
-    Pace { now_nanos: now.nanos(), token_nanos: gcra.price_nanos(Cost::ONE) }
+fn time_base(gcra: &Gcra, now: MonotonicTime) -> TimeBase {
+    TimeBase { now_nanos: now.nanos(), token_nanos: gcra.cost_nanos(Cost::ONE) }
 }
 
-/// A panic under these locks would leave numbers, not broken structure.
+/// A panic under these locks leaves changed numbers, not a broken structure.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The low bits; the high ones choose the set.
+/// The low bits; the high bits choose the set.
 fn tag(fingerprint: u64) -> u16 {
     fingerprint as u16
 }
@@ -336,26 +358,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_sees_what_another_owes_in_a_cell_that_changes_its_key() {
+    fn readers_never_see_another_keys_backlog_while_a_cell_changes_its_key() {
         const KEYS: u64 = 200_000;
-        let (set, newest) = (Set::default(), AtomicU64::new(NOBODY));
-        let place = |key| Place { fingerprint: key, index: 0 };
+        let (set, newest) = (CellSet::default(), AtomicU64::new(EMPTY_KEY));
+        let location = |key| KeyLocation { fingerprint: key, set_index: 0 };
         thread::scope(|scope| {
             scope.spawn(|| {
                 for key in 1..=KEYS {
                     newest.store(key, Ordering::Relaxed);
-                    set.hold().replace(0, place(key), Debt { tat_nanos: key, denials: 0 });
+                    set.lock().replace(0, location(key), KeyBacklog { tat_nanos: key, denials: 0 });
                 }
             });
-            let mut key = NOBODY;
+            let mut key = EMPTY_KEY;
             while key < KEYS {
                 key = newest.load(Ordering::Relaxed);
-                if let Some(way) = set.way(place(key)).filter(|_| key != NOBODY) {
-                    let owed = way.cell.tat();
-                    assert!(owed == key || !way.is_still(place(key)), "{owed:?} of {key}");
+                if let Some(slot) = set.find(location(key)).filter(|_| key != EMPTY_KEY) {
+                    let tat = slot.cell.tat();
+                    assert!(tat == key || !slot.still_holds(location(key)), "{tat:?} of {key}");
                 }
             }
         });
-        assert_eq!(set.way(place(KEYS)).map(|way| way.cell.tat()), Some(KEYS));
+        assert_eq!(set.find(location(KEYS)).map(|slot| slot.cell.tat()), Some(KEYS));
     }
 }

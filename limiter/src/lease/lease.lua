@@ -1,148 +1,160 @@
--- The treasury's half of the lease. Its semantics are written in lease.rs; bank.rs is its twin.
--- Numbers are doubles: every result is floored, every integer stays below 2^53.
+-- The backend's side of the lease. docs/cluster-limits.md specifies it; server_model.rs is the
+-- reference implementation. Numbers are doubles: every result is floored, every integer stays below
+-- 2^53.
 local key, name = KEYS[1], 'n' .. ARGV[1]
 local function number(index) return tonumber(ARGV[index]) end
-local count, period, burst, expected = number(2), number(3), number(4), number(5)
-local wanted, returned, held, demand = number(6), number(7), number(8), number(9)
-local borrowed, told, uptime, leaving = number(10), number(11), number(12), ARGV[13] == '1'
+local count, period, burst, expected_nodes = number(2), number(3), number(4), number(5)
+local requested, returned, held, demand = number(6), number(7), number(8), number(9)
+local borrowed, reported_share, uptime, leaving = number(10), number(11), number(12), ARGV[13] == '1'
 local ordinary = math.min(number(14), demand)
 
-local MICRO, STEP, SLACK, SWEEP = 1000000, 1000000, 20000, 50000
-local YOUNG, KEEP, QUIET, REPLACED, FORGET, VALID_MS = 200000, 50000, 150000, 400000, 30000000, 1000
-local FIRST_OF_DEMAND, FIRST_MIN, FIRST_MAX = 1250, 1000, 1000000
+local MICRO, STEP_MAX, DELAY_SLACK, SWEEP_INTERVAL, WARM_UP = 1000000, 1000000, 20000, 50000, 200000
+local RETENTION_MAX, SILENT_AFTER, REPLACED_AFTER, FORGOTTEN_AFTER = 50000, 150000, 400000, 30000000
+local VALID_MS, PRIORITY_HEADROOM, PRIORITY_WEIGHT_MIN, PRIORITY_WEIGHT_MAX = 1000, 1250, 1000, 1000000
 local BUCKET, RECORD = '>dddddddddddddd', '>dddddddd'
-local floor, min, max, unpack, each = math.floor, math.min, math.max, struct.unpack, unpack
+local floor, min, max, unpack, unpack_table = math.floor, math.min, math.max, struct.unpack, unpack
 local pool = max(1, floor(burst / 2))
-local afield = max(1, burst - pool)
+local outstanding_max = max(1, burst - pool)
 local capacity = pool * MICRO
 local rate = floor(count * MICRO / period)
-local keep = min(KEEP, floor(capacity * period / (8 * count)))
-local function part(of, micros) return floor(of * micros / MICRO) end
+local retention = min(RETENTION_MAX, floor(capacity * period / (8 * count)))
+local function earned_at(of, micros) return floor(of * micros / MICRO) end
 
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * MICRO + tonumber(time[2])
 local stored = redis.call('HMGET', key, 'bucket', name)
-local at, clock, swept, level, rest = now, 0, 0, 0, 0
-local nodes, weights, ordinaries, shares, out, claims, quiet, most, joined = 0, 0, 0, 0, 0, 0, 0, 0, 0
+local last_request, clock, last_sweep, level, remainder = now, 0, 0, 0, 0
+local nodes, weights, ordinaries, shares, outstanding = 0, 0, 0, 0, 0
+local claims, silent_shares, peak_nodes, last_join = 0, 0, 0, 0
 if stored[1] and #stored[1] == 112 then
-  at, clock, swept, level, rest, nodes, weights, ordinaries, shares, out, claims, quiet, most, joined =
-    unpack(BUCKET, stored[1])
+  last_request, clock, last_sweep, level, remainder, nodes, weights, ordinaries, shares, outstanding, claims,
+    silent_shares, peak_nodes, last_join = unpack(BUCKET, stored[1])
 end
-local is_new = at == now and clock == 0 and swept == 0
-local mine = stored[2] and #stored[2] == 64 and stored[2]
+local is_new = last_request == now and clock == 0 and last_sweep == 0
+local record = stored[2] and #stored[2] == 64 and stored[2]
 
--- Time passes.
-local step = min(max(0, now - at), STEP)
-if mine then
-  local asked, _, _, _, _, _, _, was_up = unpack(RECORD, mine)
-  step = min(step, max(0, asked + uptime - was_up + SLACK - clock))
+-- Step 2: advance the clock and refill the level.
+local step = min(max(0, now - last_request), STEP_MAX)
+if record then
+  local node_request, _, _, _, _, _, _, node_uptime = unpack(RECORD, record)
+  step = min(step, max(0, node_request + uptime - node_uptime + DELAY_SLACK - clock))
 end
 clock = clock + step
-local parts = step * count + rest
+local parts = step * count + remainder
 local gained = floor(parts / period)
-rest = parts - gained * period
-level = level + max(0, gained - part(quiet, step))
-claims = claims + part(shares - quiet, step)
+remainder = parts - gained * period
+level = level + max(0, gained - earned_at(silent_shares, step))
+claims = claims + earned_at(shares - silent_shares, step)
 
--- The silent are told from the others, and the replaced from the silent.
-if clock - swept >= SWEEP then
-  local before, together, excess, silent = swept, 0, 0, {}
-  swept, nodes, weights, ordinaries, shares, out, claims, quiet = clock, 0, 0, 0, 0, 0, 0, 0
-  local function add(weight, common, share, keeps)
-    nodes, weights, ordinaries = nodes + 1, weights + weight, ordinaries + common
-    shares, out = shares + share, out + keeps
+-- Step 3: partition nodes into active, silent, and silent and replaced.
+if clock - last_sweep >= SWEEP_INTERVAL then
+  local before, active, excess, silent = last_sweep, 0, 0, {}
+  last_sweep, nodes, weights, ordinaries, shares, outstanding, claims, silent_shares = clock, 0, 0, 0, 0, 0, 0, 0
+  local function add(node_weight, node_ordinary, node_share, node_held)
+    nodes, weights, ordinaries = nodes + 1, weights + node_weight, ordinaries + node_ordinary
+    shares, outstanding = shares + node_share, outstanding + node_held
   end
   local fields = redis.call('HGETALL', key)
   for i = 1, #fields, 2 do
     local field, value = fields[i], fields[i + 1]
     if field ~= 'bucket' then
-      local asked, weight, common, share, credit, keeps, reported, was_up
-      if #value == 64 then asked, weight, common, share, credit, keeps, reported, was_up = unpack(RECORD, value) end
-      if not asked or clock - asked > FORGET then
+      local node_request, node_weight, node_ordinary, node_share, node_credit, node_held, node_borrowed, node_uptime
+      if #value == 64 then
+        node_request, node_weight, node_ordinary, node_share, node_credit, node_held, node_borrowed, node_uptime =
+          unpack(RECORD, value)
+      end
+      if not node_request or clock - node_request > FORGOTTEN_AFTER then
         redis.call('HDEL', key, field)
-        if field == name then mine = false end
-      elseif clock - asked <= QUIET then
-        add(weight, common, share, keeps)
-        claims = claims + part(share, clock - asked)
-        together = together + (asked > joined + SLACK and 1 or 0)
-      elseif weight > 0 then
-        silent[#silent + 1] = { field, asked, weight, common, share, keeps, credit, reported, was_up }
+        if field == name then record = false end
+      elseif clock - node_request <= SILENT_AFTER then
+        add(node_weight, node_ordinary, node_share, node_held)
+        claims = claims + earned_at(node_share, clock - node_request)
+        active = active + (node_request > last_join + DELAY_SLACK and 1 or 0)
+      elseif node_weight > 0 then
+        silent[#silent + 1] = { field, node_request, node_weight, node_ordinary, node_share, node_held, node_credit,
+          node_borrowed, node_uptime }
       end
     end
   end
-  local is_whole, before_most = together >= max(expected, most), most
-  most = clock - joined <= QUIET and max(most, together) or together
+  local is_complete, peak_before = active >= max(expected_nodes, peak_nodes), peak_nodes
+  peak_nodes = clock - last_join <= SILENT_AFTER and max(peak_nodes, active) or active
   for _, node in ipairs(silent) do
-    local field, asked, weight, common, share, keeps, credit, reported, was_up = each(node)
-    local kept_free = part(share, clock - asked - keep)
-    if before - asked <= QUIET then excess = excess + kept_free end
-    if is_whole and asked < joined and clock - asked > REPLACED then
-      local value = struct.pack(RECORD, asked, 0, 0, 0, credit, 0, reported + floor(kept_free / MICRO), was_up)
+    local field, node_request, node_weight, node_ordinary, node_share, node_held, node_credit, node_borrowed,
+      node_uptime = unpack_table(node)
+    local withheld = earned_at(node_share, clock - node_request - retention)
+    if before - node_request <= SILENT_AFTER then excess = excess + withheld end
+    if is_complete and node_request < last_join and clock - node_request > REPLACED_AFTER then
+      local value = struct.pack(RECORD, node_request, 0, 0, 0, node_credit, 0,
+        node_borrowed + floor(withheld / MICRO), node_uptime)
       redis.call('HSET', key, field, value)
-      if field == name then mine = value end
+      if field == name then record = value end
     else
-      add(weight, common, share, keeps)
-      claims, quiet = claims + part(share, keep), quiet + share
-      most = max(most, before_most)
+      add(node_weight, node_ordinary, node_share, node_held)
+      claims, silent_shares = claims + earned_at(node_share, retention), silent_shares + node_share
+      peak_nodes = max(peak_nodes, peak_before)
     end
   end
   level = max(level - excess, min(level, claims))
   redis.call('PEXPIRE', key, 60000)
 end
 
--- The caller's account.
-if not mine and not leaving and clock >= YOUNG then joined = clock end
-local charge, credit = min(borrowed * MICRO, part(told, min(uptime, clock))), 0
-if mine then
-  local asked, weight, common, share, old, keeps, reported, was_up = unpack(RECORD, mine)
-  local is_quiet = swept - asked > QUIET
-  local earned = part(share, is_quiet and keep or clock - asked)
-  local covered = is_quiet and part(share, max(0, uptime - was_up - keep)) or 0
-  charge = max(0, max(0, borrowed - reported) * MICRO - covered)
-  credit = old + earned + returned * MICRO - charge
-  if weight > 0 then nodes = nodes - 1 end
-  weights, ordinaries, shares, out = weights - weight, ordinaries - common, shares - share, out - keeps
-  claims, quiet = max(0, claims - earned), quiet - (is_quiet and share or 0)
+-- Step 4: settle the caller's account.
+if not record and not leaving and clock >= WARM_UP then last_join = clock end
+local charge, credit = min(borrowed * MICRO, earned_at(reported_share, min(uptime, clock))), 0
+if record then
+  local node_request, node_weight, node_ordinary, node_share, node_credit, node_held, node_borrowed, node_uptime =
+    unpack(RECORD, record)
+  local is_silent = last_sweep - node_request > SILENT_AFTER
+  local earned = earned_at(node_share, is_silent and retention or clock - node_request)
+  local withheld = is_silent and earned_at(node_share, max(0, uptime - node_uptime - retention)) or 0
+  charge = max(0, max(0, borrowed - node_borrowed) * MICRO - withheld)
+  credit = node_credit + earned + returned * MICRO - charge
+  if node_weight > 0 then nodes = nodes - 1 end
+  weights, ordinaries = weights - node_weight, ordinaries - node_ordinary
+  shares, outstanding = shares - node_share, outstanding - node_held
+  claims, silent_shares = max(0, claims - earned), silent_shares - (is_silent and node_share or 0)
 end
 level = max(min(capacity, level + returned * MICRO) - charge, -capacity)
 
--- Its share and its grant.
-local fleet = max(nodes + 1, expected)
-local cap = max(1, floor(afield / fleet))
+-- Step 5: its share.
+local fleet = max(nodes + 1, expected_nodes)
+local cap = max(1, floor(outstanding_max / fleet))
 local weight = max(demand, floor(count * 1000 / period / (32 * fleet)), 1)
-local unseen = clock < FORGET and max(0, expected - nodes - 1) or 0
+local unseen = clock < FORGOTTEN_AFTER and max(0, expected_nodes - nodes - 1) or 0
 local free = max(0, rate - shares)
-local all, all_ordinary, first = weights + weight, ordinaries + ordinary, FIRST_MIN
+local all, all_ordinary, priority = weights + weight, ordinaries + ordinary, PRIORITY_WEIGHT_MIN
 if all_ordinary > 0 then
-  local left = rate - FIRST_OF_DEMAND * (all - all_ordinary)
-  first = left > 0 and floor(1000 * FIRST_OF_DEMAND * all_ordinary / left) or FIRST_MAX
-  first = max(FIRST_MIN, min(first, FIRST_MAX))
+  local left = rate - PRIORITY_HEADROOM * (all - all_ordinary)
+  priority = left > 0 and floor(1000 * PRIORITY_HEADROOM * all_ordinary / left) or PRIORITY_WEIGHT_MAX
+  priority = max(PRIORITY_WEIGHT_MIN, min(priority, PRIORITY_WEIGHT_MAX))
 end
-local function weigh(of, common) return first * (of - common) + FIRST_MIN * common end
+local function weigh(of, ordinary_part) return priority * (of - ordinary_part) + PRIORITY_WEIGHT_MIN * ordinary_part end
 local by_demand = floor(rate * weigh(weight, ordinary) / weigh(all, all_ordinary))
-by_demand = min(by_demand, free - floor(rate * unseen / expected))
-local share = max(0, min(clock < YOUNG and told or by_demand, free))
-local kept = max(share, min(told, free))
+by_demand = min(by_demand, free - floor(rate * unseen / expected_nodes))
+local share = max(0, min(clock < WARM_UP and reported_share or by_demand, free))
+local share_kept = max(share, min(reported_share, free))
+
+-- Step 6: its grant.
 credit = max(min(cap * MICRO, credit), -cap * MICRO)
 local available = min(max(credit, level - floor(capacity / 2)), level - claims)
-local tokens = floor(min(wanted * MICRO, available) / MICRO)
-tokens = max(0, min(tokens, cap - held, afield - out - held))
+local tokens = floor(min(requested * MICRO, available) / MICRO)
+tokens = max(0, min(tokens, cap - held, outstanding_max - outstanding - held))
 level = level - tokens * MICRO
 credit = max(credit - tokens * MICRO, min(credit, 0))
 
--- What is remembered.
-local seen = nodes + 1
+-- Step 7: store the record and the bucket.
+local nodes_seen = nodes + 1
 if leaving then
   redis.call('HDEL', key, name)
 else
   nodes, weights, ordinaries = nodes + 1, all, all_ordinary
-  shares, out = shares + kept, out + held + tokens
+  shares, outstanding = shares + share_kept, outstanding + held + tokens
   redis.call('HSET', key, name,
-    struct.pack(RECORD, clock, weight, ordinary, kept, credit, held + tokens, borrowed, uptime))
+    struct.pack(RECORD, clock, weight, ordinary, share_kept, credit, held + tokens, borrowed, uptime))
 end
 redis.call('HSET', key, 'bucket',
-  struct.pack(BUCKET, now, clock, swept, level, rest, nodes, weights, ordinaries, shares, out, claims, quiet, most,
-    joined))
--- Until the first sweep.
+  struct.pack(BUCKET, now, clock, last_sweep, level, remainder, nodes, weights, ordinaries, shares, outstanding, claims,
+    silent_shares, peak_nodes, last_join))
+-- Expires the hash until the first sweep does.
 if is_new then redis.call('PEXPIRE', key, 60000) end
-return { tokens, VALID_MS, seen, share }
+return { tokens, VALID_MS, nodes_seen, share }

@@ -1,6 +1,7 @@
-//! Owns [`Fraction`]: a part of a burst that is kept for others.
+//! [`Fraction`]: a part of a burst that is reserved for others.
 //!
-//! Refuses what is outside 0 to 1. Invariant: a part is rounded up, so that no less is kept than was asked for.
+//! Values outside 0 to 1 are rejected. Invariant: a part is rounded up, so that the reserve is
+//! never smaller than configured.
 
 use std::fmt;
 
@@ -10,7 +11,7 @@ use super::QuotaError;
 
 const UNIT: u64 = 1_000_000;
 
-/// A number from 0 to 1, kept in millionths.
+/// A number from 0 to 1, stored in millionths.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "f64")]
 pub struct Fraction(u64);
@@ -34,7 +35,7 @@ impl TryFrom<f64> for Fraction {
     type Error = QuotaError;
 
     fn try_from(value: f64) -> Result<Fraction, QuotaError> {
-        // Not a number is in no range.
+        // NaN is in no range.
         if !(0.0..=1.0).contains(&value) {
             return Err(QuotaError::Fraction(value));
         }
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refuses_what_is_no_fraction_and_rounds_up() {
+    fn rejects_values_outside_0_to_1_and_rounds_up() {
         for value in [-0.1, 1.1, f64::NAN, f64::INFINITY] {
             assert!(Fraction::try_from(value).is_err(), "{value}");
         }

@@ -1,4 +1,4 @@
-//! The numbers of a rule: refused before accepted, and rounded so that less is admitted.
+//! The numbers of a rule: rejected first, then accepted, and rounded so that less is admitted.
 
 use proptest::prelude::*;
 
@@ -9,7 +9,7 @@ fn quota(rate: &str, burst: u32) -> Quota {
 }
 
 #[test]
-fn refuses_what_is_no_rate() {
+fn rejects_malformed_rates() {
     for text in
         ["", "100", "100/", "/s", "100/x", "100/ms", "100/s/s", " 100/s", "1e3/s", "+5/s", "-5/s", "0/s", "1.5/s"]
     {
@@ -21,13 +21,13 @@ fn refuses_what_is_no_rate() {
 }
 
 #[test]
-fn refuses_a_burst_of_years() {
+fn rejects_a_burst_that_takes_years_to_refill() {
     let error = Quota::new("5/h".parse().unwrap(), NonZeroU32::new(100_000).unwrap()).unwrap_err();
-    assert_eq!(error.to_string(), "a burst of 100000 at 1/720s takes over a year to come back");
+    assert_eq!(error.to_string(), "a burst of 100000 at 1/720s takes over a year to refill");
 }
 
 #[test]
-fn refuses_weights_and_percentages_out_of_range() {
+fn rejects_weights_and_percentages_out_of_range() {
     for value in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-9, 10_001.0] {
         assert!(Weight::try_from(value).is_err(), "{value}");
     }
@@ -54,7 +54,7 @@ fn weight_multiplies_rate_and_burst() {
 }
 
 #[test]
-fn percent_chooses_about_that_many_and_independently_per_rule() {
+fn percent_selects_that_many_subjects_and_independently_per_rule() {
     let ten = Percent::try_from(10).unwrap();
     let chosen = |salt| (0..100_000).filter(|&key| ten.includes(KeyHash(key), salt)).count();
     assert!((9_500..10_500).contains(&chosen(1)), "{}", chosen(1));
@@ -80,7 +80,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_parsed_or_refused(text in "\\PC{0,12}") {
+    fn any_text_is_parsed_or_rejected(text in "\\PC{0,12}") {
         if let Ok(rate) = text.parse::<Rate>() {
             prop_assert_eq!(rate.to_string().parse::<Rate>().unwrap_or(rate), rate);
         }

@@ -1,5 +1,6 @@
-//! The cluster limit as a whole fleet in virtual time: the leases of production and the twin of the script, beside
-//! the ideal bucket that every request would ask. `--nocapture` shows the table.
+//! The cluster limit of a whole fleet in virtual time: production leases and the reference
+//! implementation of the script, compared with an ideal bucket that every request reaches without
+//! delay. `--nocapture` prints the table.
 
 mod catalogue;
 mod chart;
@@ -7,13 +8,13 @@ mod fleet;
 mod random;
 mod reference;
 mod scenario;
-mod storm;
-mod wire;
+mod chaos;
+mod network;
 
 use std::sync::LazyLock;
 
+use chaos::ChaosRun;
 use scenario::{Outcome, Scenario};
-use storm::Storm;
 
 /// In microseconds.
 const MS: u64 = 1_000;
@@ -23,38 +24,38 @@ static OUTCOMES: LazyLock<Vec<Outcome>> =
     LazyLock::new(|| catalogue::all().iter().map(|scenario| scenario.run(SEED)).collect());
 
 #[test]
-fn every_scenario_keeps_what_is_promised() {
+fn every_scenario_meets_its_guarantees() {
     print(&OUTCOMES);
-    let broken: Vec<String> = OUTCOMES.iter().flat_map(Outcome::broken).collect();
-    assert!(broken.is_empty(), "{broken:#?}");
+    let violations: Vec<String> = OUTCOMES.iter().flat_map(Outcome::violations).collect();
+    assert!(violations.is_empty(), "{violations:#?}");
 }
 
-/// `UPDATE_DOCS=1` draws it anew.
+/// `UPDATE_DOCS=1` regenerates the picture.
 #[test]
-fn the_picture_shows_what_the_simulation_says() {
+fn the_picture_in_the_docs_matches_the_simulation() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/pictures/lease.svg");
-    let drawn = chart::draw(&OUTCOMES);
+    let expected = chart::draw(&OUTCOMES);
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(path, &drawn).expect("docs/pictures is there");
+        std::fs::write(path, &expected).expect("docs/pictures exists");
     }
-    let kept = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(kept == drawn, "docs/pictures/lease.svg is not what the simulation says: `make docs` draws it anew");
+    let committed = std::fs::read_to_string(path).unwrap_or_default();
+    assert!(committed == expected, "docs/pictures/lease.svg differs from the simulation: `make docs` regenerates it");
 }
 
-/// `STORMS=3000` looks longer.
+/// `CHAOS_RUNS=3000` runs more of them.
 #[test]
-fn no_storm_breaks_the_bound() {
-    let storms = std::env::var("STORMS").ok().and_then(|count| count.parse().ok()).unwrap_or(60);
-    for seed in 0..storms {
-        let Storm { excess, excess_max, log, .. } = Storm::blow(seed);
-        assert!(excess <= excess_max, "storm {seed}: {excess} above rate * t, at most {excess_max}: {log:#?}");
+fn random_faults_never_break_the_bound() {
+    let runs = std::env::var("CHAOS_RUNS").ok().and_then(|count| count.parse().ok()).unwrap_or(60);
+    for seed in 0..runs {
+        let ChaosRun { excess, excess_max, log, .. } = ChaosRun::run(seed);
+        assert!(excess <= excess_max, "run {seed}: {excess} above rate * t, at most {excess_max}: {log:#?}");
     }
 }
 
 fn print(outcomes: &[Outcome]) {
     println!(
         "{:38} {:>5} {:>9} {:>8} {:>6} {:>9} {:>7} {:>8}",
-        "", "nodes", "of ideal", "denied", "excess", "asks/node", "asks", "recovery"
+        "", "nodes", "of ideal", "denied", "excess", "req/node", "req", "recovery"
     );
     for outcome in outcomes {
         let Scenario { name, nodes, burst, .. } = outcome.scenario;
@@ -63,8 +64,8 @@ fn print(outcomes: &[Outcome]) {
             outcome.of_ideal() * 100.0,
             outcome.denied() * 100.0,
             outcome.excess / f64::from(burst) * 100.0,
-            outcome.asks_per_node,
-            outcome.asks,
+            outcome.requests_per_node,
+            outcome.requests,
             outcome.recovery.map_or(String::new(), |millis| format!("{millis} ms")),
         );
     }

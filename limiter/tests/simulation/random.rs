@@ -1,4 +1,5 @@
-//! Owns chance: SplitMix64 from a seed, integers and products only, so that every machine draws the same.
+//! Pseudo-random numbers: SplitMix64 from a seed, with integers and products only, so that every
+//! machine gets the same sequence.
 
 pub(crate) struct Random(u64);
 
@@ -19,12 +20,12 @@ impl Random {
         ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
     }
 
-    /// True so many times of a million.
+    /// True with a probability of this many in a million.
     pub(crate) fn chance(&mut self, of_million: u64) -> bool {
         self.below(1_000_000) < of_million
     }
 
-    /// How many arrive when `mean` are expected: binomial, nearly as rough as Poisson.
+    /// The number of arrivals when `mean` are expected: binomial, nearly as variable as Poisson.
     pub(crate) fn arrivals(&mut self, mean: f64) -> u64 {
         if mean <= 0.0 {
             return 0;

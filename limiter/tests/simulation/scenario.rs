@@ -1,4 +1,4 @@
-//! Owns the scenarios: who asks for how much, what happens meanwhile, and what came of it.
+//! The scenarios: demand, events and outcome.
 
 use std::num::NonZeroU32;
 
@@ -8,26 +8,26 @@ use crate::MS;
 use crate::fleet::{Fleet, Tick};
 
 pub(crate) const RATE: u64 = 10_000;
-/// What is looked at to tell whether the fleet has its rate again, in milliseconds: a node alone fetches its tokens four
-/// or five times in 100 ms.
+/// The window in which the fleet must reach its rate again, in milliseconds: a single node fetches
+/// its tokens four or five times in 100 ms.
 const WINDOW: usize = 100;
 const WINDOW_ALONE: usize = 200;
 
-/// How the demand is spread over nodes.
+/// The distribution of the demand over nodes.
 #[derive(Clone, Copy)]
 pub(crate) enum Spread {
     Even,
-    /// The k-th node has 1/k of what the first has.
+    /// The k-th node has 1/k of the first node's demand.
     Zipf,
 }
 
-/// How the demand goes on in time, in parts of the rate.
+/// The demand over time, in multiples of the rate.
 #[derive(Clone, Copy)]
 pub(crate) enum Demand {
     Steady(f64),
-    /// So much, and for 200 ms of every second so much.
+    /// The first value, and the second for 200 ms of every second.
     Bursts(f64, f64),
-    /// So much, and from the second second on so much.
+    /// The first value, and the second from the second second on.
     Rises(f64, f64),
 }
 
@@ -46,46 +46,47 @@ impl Demand {
 pub(crate) enum Event {
     /// Redis refuses connections.
     Down,
-    Back,
-    BackEmpty,
+    Up,
+    UpEmpty,
     /// A replica that is a second behind takes over.
-    BackOneSecondOlder,
-    /// So many nodes cannot reach Redis; messages vanish.
+    FailedOver,
+    /// This many nodes cannot reach Redis; messages are lost.
     CutOff(usize),
     Healed,
-    /// So many processes are killed; others take their place.
+    /// This many processes are killed; others start in their place.
     Killed(usize),
     Started(usize),
-    /// The treasury's clock jumps by so many seconds.
-    Jump(i64),
+    /// The backend's clock jumps by this many seconds.
+    ClockJump(i64),
 }
 
 #[derive(Clone, Copy)]
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) nodes: u32,
-    /// As configured.
+    /// The configured number of nodes.
     pub(crate) expected: u32,
     pub(crate) burst: u32,
     pub(crate) demand: Demand,
     pub(crate) spread: Spread,
-    /// Messages of a million that vanish.
+    /// Lost messages per million.
     pub(crate) lost: u64,
-    /// When, in milliseconds, and what.
+    /// Time in milliseconds, and event.
     pub(crate) events: &'static [(u64, Event)],
     /// In milliseconds; the first `warm_up` are not counted.
     pub(crate) warm_up: u64,
-    pub(crate) lasts: u64,
-    /// What is promised of it, as parts of one: the least that is admitted of what the ideal bucket admits, and the
-    /// most that is denied of all requests beyond what it denies.
+    pub(crate) duration: u64,
+    /// Guarantees, as fractions: the least that is admitted relative to the ideal bucket, and the
+    /// most that is denied of all requests beyond what the ideal bucket denies.
     pub(crate) of_ideal_min: f64,
     pub(crate) denied_max: f64,
-    /// And the time after the last event until the fleet has 0.9 of its rate, in milliseconds.
-    pub(crate) back_within: usize,
+    /// Guarantee: the longest time after the last event until the fleet has 0.9 of its rate, in
+    /// milliseconds.
+    pub(crate) recovery_max: usize,
 }
 
 impl Scenario {
-    /// A second's warm-up, then three in which nothing happens.
+    /// One second of warm-up, then three seconds without events.
     pub(crate) const fn new(name: &'static str, nodes: u32, demand: Demand) -> Scenario {
         Scenario {
             name,
@@ -97,10 +98,10 @@ impl Scenario {
             lost: 0,
             events: &[],
             warm_up: 1_000,
-            lasts: 4_000,
+            duration: 4_000,
             of_ideal_min: 0.99,
             denied_max: 0.01,
-            back_within: 200,
+            recovery_max: 200,
         }
     }
 
@@ -111,9 +112,9 @@ impl Scenario {
 
     pub(crate) fn run(&self, seed: u64) -> Outcome {
         let mut fleet = Fleet::new(self.quota(), self.nodes, self.expected, seed);
-        fleet.wire.lost = self.lost;
-        if self.events.iter().any(|(_, event)| matches!(event, Event::BackOneSecondOlder)) {
-            fleet.keep_copies();
+        fleet.network.lost = self.lost;
+        if self.events.iter().any(|(_, event)| matches!(event, Event::FailedOver)) {
+            fleet.keep_history();
         }
         let parts: Vec<f64> = (1..=self.nodes)
             .map(|rank| match self.spread {
@@ -121,12 +122,12 @@ impl Scenario {
                 Spread::Zipf => 1.0 / f64::from(rank),
             })
             .collect();
-        let whole: f64 = parts.iter().sum();
-        for millis in 0..self.lasts {
+        let total: f64 = parts.iter().sum();
+        for millis in 0..self.duration {
             for (_, event) in self.events.iter().filter(|(at, _)| *at == millis) {
                 apply(*event, &mut fleet);
             }
-            let demand = RATE as f64 * self.demand.at(millis) / whole;
+            let demand = RATE as f64 * self.demand.at(millis) / total;
             fleet.tick(|index| demand * parts[index]);
         }
         self.outcome(&fleet)
@@ -139,16 +140,16 @@ impl Scenario {
             sum.admitted += tick.admitted;
             sum.ideal += tick.ideal;
         }
-        let asks = || fleet.nodes.iter().map(|node| node.asks);
-        let back = self.events.iter().rev().find(|(_, event)| event.is_return()).map(|(at, _)| *at as usize);
-        let failovers = self.events.iter().filter(|(_, event)| matches!(event, Event::BackOneSecondOlder)).count();
+        let requests = || fleet.nodes.iter().map(|node| node.requests);
+        let back = self.events.iter().rev().find(|(_, event)| event.is_recovery()).map(|(at, _)| *at as usize);
+        let failovers = self.events.iter().filter(|(_, event)| matches!(event, Event::FailedOver)).count();
         Outcome {
             scenario: *self,
             sum,
             excess: fleet.audit.worst,
             excess_max: f64::from(self.burst) + failovers as f64 * f64::from(self.burst / 2),
-            asks_per_node: asks().max().unwrap_or(0) * 1_000_000 / (self.lasts * MS),
-            asks: asks().sum::<u64>() * 1_000_000 / (self.lasts * MS),
+            requests_per_node: requests().max().unwrap_or(0) * 1_000_000 / (self.duration * MS),
+            requests: requests().sum::<u64>() * 1_000_000 / (self.duration * MS),
             recovery: back
                 .map(|back| recovery(&fleet.ticks, back, if self.nodes == 1 { WINDOW_ALONE } else { WINDOW })),
             ticks: fleet.ticks.clone(),
@@ -157,80 +158,80 @@ impl Scenario {
 }
 
 impl Event {
-    fn is_return(self) -> bool {
-        !matches!(self, Event::Down | Event::CutOff(_) | Event::Killed(_) | Event::Jump(_))
+    fn is_recovery(self) -> bool {
+        !matches!(self, Event::Down | Event::CutOff(_) | Event::Killed(_) | Event::ClockJump(_))
     }
 }
 
 fn apply(event: Event, fleet: &mut Fleet) {
     match event {
-        Event::Down => fleet.wire.is_down = true,
-        Event::Back => fleet.wire.is_down = false,
-        Event::BackEmpty => {
-            fleet.wire.is_down = false;
-            fleet.lose_all();
+        Event::Down => fleet.network.is_down = true,
+        Event::Up => fleet.network.is_down = false,
+        Event::UpEmpty => {
+            fleet.network.is_down = false;
+            fleet.reset_bucket();
         }
-        Event::BackOneSecondOlder => {
-            fleet.wire.is_down = false;
-            fleet.lose_a_second();
+        Event::FailedOver => {
+            fleet.network.is_down = false;
+            fleet.fail_over();
         }
-        Event::CutOff(nodes) => fleet.wire.cut_off[..nodes].fill(true),
-        Event::Healed => fleet.wire.cut_off.fill(false),
+        Event::CutOff(nodes) => fleet.network.cut_off[..nodes].fill(true),
+        Event::Healed => fleet.network.cut_off.fill(false),
         Event::Killed(nodes) => (0..nodes).for_each(|node| fleet.kill(node)),
         Event::Started(nodes) => (0..nodes).for_each(|node| fleet.start(node)),
-        Event::Jump(seconds) => fleet.redis_ahead += seconds * 1_000_000,
+        Event::ClockJump(seconds) => fleet.redis_ahead += seconds * 1_000_000,
     }
 }
 
-/// Milliseconds from `back` to the end of the last window that is poorer than 0.9 of the ideal.
+/// Milliseconds from `back` to the end of the last window that is below 0.9 of the ideal.
 fn recovery(ticks: &[Tick], back: usize, width: usize) -> usize {
-    let is_poor = |window: &[Tick]| {
+    let is_below = |window: &[Tick]| {
         let sum = |of: fn(&Tick) -> u64| window.iter().map(of).sum::<u64>() as f64;
         sum(|tick| tick.admitted) < 0.9 * sum(|tick| tick.offered).min(RATE as f64 * width as f64 / 1_000.0)
     };
-    let poor = ticks[back..].windows(width).rposition(is_poor);
-    // The window that begins a millisecond later is rich enough.
-    poor.map_or(0, |start| start + 1)
+    let below = ticks[back..].windows(width).rposition(is_below);
+    // The window that begins a millisecond later is above.
+    below.map_or(0, |start| start + 1)
 }
 
 pub(crate) struct Outcome {
     pub(crate) scenario: Scenario,
-    /// What came after the warm-up.
+    /// Sums after the warm-up.
     pub(crate) sum: Tick,
-    /// The largest excess of any window over `rate * t`, in tokens, and what is allowed: the burst, and what the bucket
-    /// holds of it for each failover.
+    /// The largest excess of any window over `rate * t`, in tokens, and the largest allowed: the
+    /// burst, plus the bucket's part of it for each failover.
     pub(crate) excess: f64,
     pub(crate) excess_max: f64,
-    /// Asks a second of the node that asks most, and of all.
-    pub(crate) asks_per_node: u64,
-    pub(crate) asks: u64,
-    /// In milliseconds, where Redis or nodes came back.
+    /// Lease requests per second: of the node that sends most, and of all nodes.
+    pub(crate) requests_per_node: u64,
+    pub(crate) requests: u64,
+    /// In milliseconds, if Redis or nodes came back.
     pub(crate) recovery: Option<usize>,
     pub(crate) ticks: Vec<Tick>,
 }
 
 impl Outcome {
-    /// What was admitted, of what the ideal bucket admits.
+    /// The admitted requests, relative to those that the ideal bucket admits.
     pub(crate) fn of_ideal(&self) -> f64 {
         self.sum.admitted as f64 / self.sum.ideal as f64
     }
 
-    /// What was denied beyond what the ideal bucket denies, of all requests.
+    /// The requests denied beyond those that the ideal bucket denies, relative to all requests.
     pub(crate) fn denied(&self) -> f64 {
         self.sum.ideal.saturating_sub(self.sum.admitted) as f64 / self.sum.offered as f64
     }
 
-    /// The promises that were not kept.
-    pub(crate) fn broken(&self) -> Vec<String> {
-        let Scenario { name, nodes, of_ideal_min, denied_max, back_within, .. } = self.scenario;
-        let promises = [
+    /// The guarantees that were not met.
+    pub(crate) fn violations(&self) -> Vec<String> {
+        let Scenario { name, nodes, of_ideal_min, denied_max, recovery_max, .. } = self.scenario;
+        let guarantees = [
             (self.excess <= self.excess_max, format!("{} above rate * t", self.excess)),
             (self.of_ideal() >= of_ideal_min, format!("{:.4} of the ideal", self.of_ideal())),
             (self.denied() <= denied_max, format!("{:.4} denied falsely", self.denied())),
-            (self.asks_per_node <= 100, format!("{} asks a second", self.asks_per_node)),
-            (self.recovery.is_none_or(|millis| millis <= back_within), format!("back after {:?} ms", self.recovery)),
+            (self.requests_per_node <= 100, format!("{} lease requests a second", self.requests_per_node)),
+            (self.recovery.is_none_or(|millis| millis <= recovery_max), format!("back after {:?} ms", self.recovery)),
         ];
-        let broken = promises.into_iter().filter(|(is_kept, _)| !is_kept);
-        broken.map(|(_, what)| format!("{name} on {nodes} nodes: {what}")).collect()
+        let violations = guarantees.into_iter().filter(|(is_met, _)| !is_met);
+        violations.map(|(_, what)| format!("{name} on {nodes} nodes: {what}")).collect()
     }
 }

@@ -1,27 +1,27 @@
-//! Owns what is said on the bus: an event's text form, and its place in a stream.
+//! Owns the text format of bus events, and positions in a stream.
 //!
-//! Refuses what it does not understand: a later release may say more.
+//! Refuses events that it cannot parse: a later release may have more kinds.
 
-use crate::entry::{Purge, Scope};
+use crate::entry::{Purge, PurgeScope};
 use crate::key::Tag;
 use redis::{Value, from_redis_value_ref};
 use std::fmt;
 use std::str::FromStr;
 
-/// A place in a stream; places are in order.
+/// A position in a Redis stream, ordered like stream IDs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Position {
+pub(super) struct StreamPosition {
     ms: u64,
     sequence: u64,
 }
 
-impl fmt::Display for Position {
+impl fmt::Display for StreamPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.ms, self.sequence)
     }
 }
 
-impl FromStr for Position {
+impl FromStr for StreamPosition {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
@@ -30,68 +30,69 @@ impl FromStr for Position {
     }
 }
 
-/// What is told on the bus.
+/// An event on the bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Event {
+pub(super) struct BusEvent {
     /// `*` or a node.
     pub(super) to: String,
-    pub(super) what: What,
-    /// The member that told it.
+    pub(super) payload: EventPayload,
+    /// The member that published it.
     pub(super) from: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum What {
+pub(super) enum EventPayload {
     Purge { purge: Purge, number: u64 },
-    Notice(Said),
+    Override(StoredOverride),
 }
 
-/// A notice as a server keeps it.
+/// An override as a server stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Said {
+pub(super) struct StoredOverride {
     pub(super) name: String,
     pub(super) text: String,
     pub(super) version: u64,
-    /// By the server's clock, in milliseconds since 1970.
+    /// Expiry by the server's clock, in Unix milliseconds.
     pub(super) until_ms: u64,
 }
 
-/// `version until text`, as a server keeps a notice by its name.
-pub(super) fn said(name: String, kept: &str) -> Option<Said> {
-    let mut parts = kept.splitn(3, ' ');
+/// Parses `version until text`, the value of an override's field on a server.
+pub(super) fn parse_override(name: String, value: &str) -> Option<StoredOverride> {
+    let mut parts = value.splitn(3, ' ');
     let (version, until_ms) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    Some(Said { name, text: parts.next()?.to_owned(), version, until_ms })
+    Some(StoredOverride { name, text: parts.next()?.to_owned(), version, until_ms })
 }
 
-/// What a notice's `what` is, which no purge's is.
-pub(super) const NOTICE: &str = "notice";
+/// The field `what` of an override's event; no purge has this value. Part of the wire format.
+pub(super) const OVERRIDE_KIND: &str = "notice";
 
-/// `*`, or a tag's hash in hexadecimal; `:s` after it where it is purged softly.
-pub(super) fn told(purge: Purge) -> String {
+/// The field `what` of a purge's event: `*`, or a tag's hash in hexadecimal; `:s` is appended to a
+/// soft purge.
+pub(super) fn encode_purge(purge: Purge) -> String {
     let soft = if purge.is_soft { ":s" } else { "" };
     match purge.scope {
-        Scope::Everything => format!("*{soft}"),
-        Scope::Tag(tag) => format!("{:016x}{soft}", tag.hash()),
+        PurgeScope::Everything => format!("*{soft}"),
+        PurgeScope::Tag(tag) => format!("{:016x}{soft}", tag.hash()),
     }
 }
 
-pub(super) fn understood(what: &str) -> Option<Purge> {
-    let (scope, is_soft) = what.strip_suffix(":s").map_or((what, false), |scope| (scope, true));
+pub(super) fn parse_purge(text: &str) -> Option<Purge> {
+    let (scope, is_soft) = text.strip_suffix(":s").map_or((text, false), |scope| (scope, true));
     let scope = match scope {
-        "*" => Scope::Everything,
-        hash if hash.len() == 16 => Scope::Tag(Tag::from_hash(u64::from_str_radix(hash, 16).ok()?)),
+        "*" => PurgeScope::Everything,
+        hash if hash.len() == 16 => PurgeScope::Tag(Tag::from_hash(u64::from_str_radix(hash, 16).ok()?)),
         _ => return None,
     };
     Some(Purge { scope, is_soft })
 }
 
-/// The entries of a stream as `XRANGE` gives them; what is not understood has a place and no event.
-pub(super) fn entries(reply: &Value) -> Option<Vec<(Position, Option<Event>)>> {
+/// The reply to `XRANGE`. An event that cannot be parsed yields its position and `None`.
+pub(super) fn parse_stream(reply: &Value) -> Option<Vec<(StreamPosition, Option<BusEvent>)>> {
     let Value::Array(entries) = reply else { return matches!(reply, Value::Nil).then(Vec::new) };
-    entries.iter().map(entry).collect()
+    entries.iter().map(parse_stream_entry).collect()
 }
 
-fn entry(value: &Value) -> Option<(Position, Option<Event>)> {
+fn parse_stream_entry(value: &Value) -> Option<(StreamPosition, Option<BusEvent>)> {
     let Value::Array(parts) = value else { return None };
     let [id, fields] = parts.as_slice() else { return None };
     let position = from_redis_value_ref::<String>(id).ok()?.parse().ok()?;
@@ -101,11 +102,11 @@ fn entry(value: &Value) -> Option<(Position, Option<Event>)> {
         pairs.next().map(|pair| pair[1].clone())
     };
     let event = || {
-        let what = match &*field("what")? {
-            NOTICE => What::Notice(said(field("name")?, &field("said")?)?),
-            purge => What::Purge { purge: understood(purge)?, number: field("n")?.parse().ok()? },
+        let payload = match &*field("what")? {
+            OVERRIDE_KIND => EventPayload::Override(parse_override(field("name")?, &field("said")?)?),
+            purge => EventPayload::Purge { purge: parse_purge(purge)?, number: field("n")?.parse().ok()? },
         };
-        Some(Event { to: field("to")?, what, from: field("from")? })
+        Some(BusEvent { to: field("to")?, payload, from: field("from")? })
     };
     Some((position, event()))
 }
@@ -115,45 +116,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn purges_come_back_as_they_were_told() {
-        for scope in [Scope::Everything, Scope::Tag(Tag::named(b"a"))] {
+    fn encoded_purges_parse_to_themselves() {
+        for scope in [PurgeScope::Everything, PurgeScope::Tag(Tag::surrogate_key(b"a"))] {
             for is_soft in [false, true] {
                 let purge = Purge { scope, is_soft };
-                assert_eq!(understood(&told(purge)), Some(purge));
+                assert_eq!(parse_purge(&encode_purge(purge)), Some(purge));
             }
         }
-        for what in [NOTICE, "", ":s", "x", "0123456789abcdeg", "0123456789abcdef0"] {
-            assert_eq!(understood(what), None, "{what}");
+        for text in [OVERRIDE_KIND, "", ":s", "x", "0123456789abcdeg", "0123456789abcdef0"] {
+            assert_eq!(parse_purge(text), None, "{text}");
         }
     }
 
     #[test]
-    fn places_are_in_order_of_time_and_sequence() {
-        let places = ["0-0", "9-1", "10-0", "10-9", "10-10"].map(|text| text.parse::<Position>().unwrap());
-        assert!(places.is_sorted());
-        assert_eq!(places[4].to_string(), "10-10");
-        assert!("10".parse::<Position>().is_err() && "a-1".parse::<Position>().is_err());
+    fn positions_are_ordered_by_time_and_sequence() {
+        let positions = ["0-0", "9-1", "10-0", "10-9", "10-10"].map(|text| text.parse::<StreamPosition>().unwrap());
+        assert!(positions.is_sorted());
+        assert_eq!(positions[4].to_string(), "10-10");
+        assert!("10".parse::<StreamPosition>().is_err() && "a-1".parse::<StreamPosition>().is_err());
     }
 
     #[test]
-    fn an_entry_that_is_not_understood_has_its_place() {
+    fn an_unknown_event_yields_only_its_position() {
         let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         let fields = ["n", "7", "to", "*", "what", "*:s", "from", "a/1"].map(text).to_vec();
-        let said = ["n", "0", "to", "b", "what", NOTICE, "from", "a/1", "name", "x", "said", "5 60 a text"];
-        let bad = ["n", "0", "to", "b", "what", NOTICE, "from", "a/1", "name", "x", "said", "5 a text"].map(text);
+        let stored = ["n", "0", "to", "b", "what", OVERRIDE_KIND, "from", "a/1", "name", "x", "said", "5 60 a text"];
+        let bad =
+            ["n", "0", "to", "b", "what", OVERRIDE_KIND, "from", "a/1", "name", "x", "said", "5 a text"].map(text);
         let reply = Value::Array(vec![
             Value::Array(vec![text("1-0"), Value::Array(fields)]),
             Value::Array(vec![text("1-1"), Value::Array(vec![text("what"), text("later")])]),
-            Value::Array(vec![text("1-2"), Value::Array(said.map(text).to_vec())]),
+            Value::Array(vec![text("1-2"), Value::Array(stored.map(text).to_vec())]),
             Value::Array(vec![text("1-3"), Value::Array(bad.to_vec())]),
         ]);
-        let entries = entries(&reply).unwrap();
-        let event = |to: &str, what| Some(Event { to: to.into(), what, from: "a/1".into() });
-        let purge = Purge { scope: Scope::Everything, is_soft: true };
-        assert_eq!(entries[0].1, event("*", What::Purge { purge, number: 7 }));
+        let entries = parse_stream(&reply).unwrap();
+        let event = |to: &str, payload| Some(BusEvent { to: to.into(), payload, from: "a/1".into() });
+        let purge = Purge { scope: PurgeScope::Everything, is_soft: true };
+        assert_eq!(entries[0].1, event("*", EventPayload::Purge { purge, number: 7 }));
         assert_eq!(entries[1], ("1-1".parse().unwrap(), None));
-        let said = Said { name: "x".into(), text: "a text".into(), version: 5, until_ms: 60 };
-        assert_eq!(entries[2].1, event("b", What::Notice(said)));
+        let stored = StoredOverride { name: "x".into(), text: "a text".into(), version: 5, until_ms: 60 };
+        assert_eq!(entries[2].1, event("b", EventPayload::Override(stored)));
         assert_eq!(entries[3].1, None);
     }
 }

@@ -1,42 +1,47 @@
-//! Owns what the bus keeps on a server and the scripts that change it: each is one command, so that nothing is half done.
+//! Owns the bus's keys on a server and the scripts that change them. Each change is one command, so
+//! that it is atomic.
 //!
 //! ```text
-//! tg:{bus}:events   stream: n (number), to (`*` or a node), what (see `Purge::told`), from (member)
-//! tg:{bus}:tags     sorted set: what was purged last, with the number of that purge
-//! tg:{bus}:state    hash: last (the highest number), floor (of the purges that were forgotten, the last)
-//! tg:{bus}:nodes    hash: member -> position in the stream, milliseconds of its last sign of life
-//! tg:{bus}:notices  hash: name -> version, until (milliseconds of the server's clock), text
+//! tg:{bus}:events   stream: n (number), to (`*` or node), what (see `encode_purge`), from (member)
+//! tg:{bus}:tags     sorted set: the last purges, scored by their numbers
+//! tg:{bus}:state    hash: last (highest number), floor (highest number of a discarded purge)
+//! tg:{bus}:nodes    hash: member -> stream position, milliseconds of its last heartbeat
+//! tg:{bus}:notices  hash: override name -> version, until (server clock, milliseconds), text
 //! ```
-//! Numbers are microseconds of the server's clock and never go back; a purge has the same number on all servers.
+//! Numbers are microseconds of the server's clock and never decrease; a purge has the same number
+//! on all servers. The names of keys and fields are a wire format: two releases may run in one
+//! fleet.
 //!
-//! Refuses to keep more than the bounds below; what is forgotten is taken for purged.
+//! Refuses to keep more than the bounds below; entries older than a discarded purge count as
+//! purged.
 
 use crate::entry::TAGS_MAX;
 
-pub(super) const EVENTS: &str = "tg:{bus}:events";
-pub(super) const TAGS: &str = "tg:{bus}:tags";
-pub(super) const STATE: &str = "tg:{bus}:state";
-pub(super) const NODES: &str = "tg:{bus}:nodes";
-pub(super) const NOTICES: &str = "tg:{bus}:notices";
+pub(super) const EVENTS_KEY: &str = "tg:{bus}:events";
+pub(super) const TAGS_KEY: &str = "tg:{bus}:tags";
+pub(super) const STATE_KEY: &str = "tg:{bus}:state";
+pub(super) const NODES_KEY: &str = "tg:{bus}:nodes";
+pub(super) const OVERRIDES_KEY: &str = "tg:{bus}:notices";
 
-pub(super) const BUS: &str = "tg:{bus}:";
-pub(super) const BUS_TAG: &str = "bus";
+pub(super) const BUS_KEY_PREFIX: &str = "tg:{bus}:";
+pub(super) const BUS_HASH_TAG: &str = "bus";
 
-/// Events that are kept, about: whoever was away for more asks for the tags.
+/// Approximate number of events that are kept: a node that missed more reads the tags.
 pub(super) const EVENTS_MAX: usize = 10_000;
-pub(super) const TAGS_KEPT: usize = TAGS_MAX;
+pub(super) const TAGS_KEPT_MAX: usize = TAGS_MAX;
 
-/// A node without a sign of life for so long no longer belongs to the fleet.
-pub(super) const FORGET_MS: u64 = 600_000;
+/// A node without a heartbeat for so long is removed from the fleet.
+pub(super) const NODE_EXPIRY_MS: u64 = 600_000;
 
-/// KEYS events, state, tags; ARGV number or 0, the highest number known, what, to, from, most events, most tags.
-/// Returns the number and the event's id, which is empty where the server knew.
-pub(super) const TELL: &str = r"
-local clock = redis.call('TIME')
+/// KEYS: events, state, tags. ARGV: number or 0, the publisher's highest number, purge, to, from,
+/// most events, most tags.
+/// Returns the number and the event ID; the ID is empty if the server already had the purge.
+pub(super) const PUBLISH_PURGE: &str = r"
+local time = redis.call('TIME')
 local last = tonumber(redis.call('HGET', KEYS[2], 'last') or '0')
 local n = tonumber(ARGV[1])
 if n == 0 then
-  n = math.max(clock[1] * 1000000 + clock[2], last + 1, tonumber(ARGV[2]) + 1)
+  n = math.max(time[1] * 1000000 + time[2], last + 1, tonumber(ARGV[2]) + 1)
 elseif ARGV[4] == '*' then
   local known = redis.call('ZSCORE', KEYS[3], ARGV[3])
   if known and tonumber(known) >= n then return {string.format('%.0f', n), ''} end
@@ -46,8 +51,8 @@ if n > last then redis.call('HSET', KEYS[2], 'last', number) end
 if ARGV[4] == '*' then
   redis.call('ZADD', KEYS[3], number, ARGV[3])
   while redis.call('ZCARD', KEYS[3]) > tonumber(ARGV[7]) do
-    local forgotten = redis.call('ZPOPMIN', KEYS[3])
-    redis.call('HSET', KEYS[2], 'floor', string.format('%.0f', tonumber(forgotten[2])))
+    local discarded = redis.call('ZPOPMIN', KEYS[3])
+    redis.call('HSET', KEYS[2], 'floor', string.format('%.0f', tonumber(discarded[2])))
   end
 end
 local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[6], '*',
@@ -55,12 +60,13 @@ local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[6], '*',
 return {number, id}
 ";
 
-/// KEYS nodes, state, tags, events; ARGV member, position, milliseconds after which a member is forgotten, the highest number that
-/// this server was known to have. Returns `last`.
-/// Where the server has lost its memory, all that bears a tag and is older than what was known is taken for purged.
-pub(super) const BEAT: &str = r"
-local clock = redis.call('TIME')
-local ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
+/// KEYS: nodes, state, tags, events. ARGV: member, position, milliseconds after which a member is
+/// removed, the highest number that this server is known to have had.
+/// Returns `last`. If the server lost its data, every tagged entry older than the known number
+/// counts as purged.
+pub(super) const HEARTBEAT: &str = r"
+local time = redis.call('TIME')
+local ms = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. string.format('%.0f', ms))
 redis.call('TOUCH', KEYS[2], KEYS[3], KEYS[4])
 if ms % 60 == 0 then
@@ -77,14 +83,16 @@ end
 return last
 ";
 
-/// KEYS events, notices; ARGV name, version, text, for how many milliseconds it holds, to, from, `what`, most events, most notices.
-/// Returns the event's id, which is empty where the server knew this one or a later one. What is said to one node is not kept. What is
-/// over is kept for as long as anything lasts: as the last word, it keeps an older one from being said again.
-pub(super) const SAY: &str = r"
-local clock = redis.call('TIME')
-local ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local function ends(kept) return tonumber(string.match(kept, '^%d+ (%d+) ') or '0') end
-local said = ARGV[2] .. ' ' .. string.format('%.0f', ms + ARGV[4]) .. ' ' .. ARGV[3]
+/// KEYS: events, overrides. ARGV: name, version, text, duration in milliseconds, to, from, `what`,
+/// most events, most overrides.
+/// Returns the event ID, which is empty if the server already had this version or a later one. An
+/// override for one node is not stored. An expired override is kept for the longest possible
+/// duration: as the latest version, it prevents an older one from being republished.
+pub(super) const PUBLISH_OVERRIDE: &str = r"
+local time = redis.call('TIME')
+local ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local function until_ms(value) return tonumber(string.match(value, '^%d+ (%d+) ') or '0') end
+local stored = ARGV[2] .. ' ' .. string.format('%.0f', ms + ARGV[4]) .. ' ' .. ARGV[3]
 if ARGV[5] == '*' then
   local known = redis.call('HGET', KEYS[2], ARGV[1])
   if known and tonumber(string.match(known, '^%d+') or '0') >= tonumber(ARGV[2]) then return '' end
@@ -92,15 +100,15 @@ if ARGV[5] == '*' then
   local count = #all / 2
   local is_full = count >= tonumber(ARGV[9])
   for i = 1, #all, 2 do
-    local over = ms - ends(all[i + 1])
-    if over > 691200000 or (is_full and over >= 0) then
+    local expired_ms = ms - until_ms(all[i + 1])
+    if expired_ms > 691200000 or (is_full and expired_ms >= 0) then
       redis.call('HDEL', KEYS[2], all[i])
       count = count - 1
     end
   end
-  if count >= tonumber(ARGV[9]) and not known then return redis.error_reply('ERR too many notices') end
-  redis.call('HSET', KEYS[2], ARGV[1], said)
+  if count >= tonumber(ARGV[9]) and not known then return redis.error_reply('ERR too many overrides') end
+  redis.call('HSET', KEYS[2], ARGV[1], stored)
 end
 return redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[8], '*',
-  'n', '0', 'to', ARGV[5], 'what', ARGV[7], 'from', ARGV[6], 'name', ARGV[1], 'said', said)
+  'n', '0', 'to', ARGV[5], 'what', ARGV[7], 'from', ARGV[6], 'name', ARGV[1], 'said', stored)
 ";

@@ -1,14 +1,19 @@
-//! Owns the question whether what was fetched earlier still counts: it may have been purged, or its key removed, since then.
+//! Owns the invalidation state: whether an entry fetched earlier was purged, or its key deleted,
+//! since then.
 //!
-//! Two ways to end. A removal names one key: removals are numbered, and each key's stripe, shared with others by hash, knows the
-//! last of its own; a fill that began before that is spoilt, whatever key it was begun for. Memory is fixed, and the price is that
-//! a removal now and then spoils the storing (not the serving) of a fill of an unrelated key. A purge names a tag, or everything:
-//! it raises the generation, and whoever holds an entry that was looked at in another generation has it judged anew. The last
-//! purge of each tag is kept; of the tags that are too many the oldest are forgotten, and everything with a tag that is older
-//! than what was forgotten is then taken for purged.
+//! A delete concerns one key. Deletes are numbered, and each key maps by hash to a stripe that
+//! holds the number of the last delete in it. A fill that began before that number is not stored,
+//! whatever key of the stripe was deleted. Memory is fixed; the price is that a delete occasionally
+//! prevents an unrelated fill from being stored (it is still served).
 //!
-//! Refuses to say which key was removed.
-//! Invariant: what was begun before a removal of its key, or a purge of one of its tags, is never taken for sound after it.
+//! A purge concerns a tag, or everything. It raises the generation, and each entry last checked in
+//! an earlier generation is checked again. The last purge of each tag is kept. Beyond `TAGS_MAX`
+//! tags the oldest purges are forgotten, and every tagged entry older than a forgotten purge counts
+//! as purged.
+//!
+//! Refuses to say which key was deleted.
+//! Invariant: a fill that began before a delete of its key, or a purge of one of its tags, never
+//! counts as valid after it.
 
 use crate::key::{Prehashed, Tag};
 use std::collections::{HashMap, VecDeque};
@@ -16,118 +21,123 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{PoisonError, RwLock};
 use std::time::Instant;
 
-/// 512 KiB. A fill is spoilt with the share of these that are removed from while it runs: with 1,000 removals, 1.5 %.
+/// 512 KiB. The probability that an unrelated delete prevents a fill from being stored is the share
+/// of stripes with a delete while it runs: 1.5 % for 1,000 deletes.
 const STRIPES: usize = 65_536;
 
-/// Tags whose last purge is known: about 10 MiB when all are used.
+/// Tags whose last purge is kept: about 10 MiB when all are used.
 pub(crate) const TAGS_MAX: usize = 131_072;
 
-/// The number of a purge that the fleet has not numbered yet: it counts as later than anything another node has stored.
+/// Number of a purge that the fleet has not numbered yet: it counts as later than every entry that
+/// another node has stored.
 pub(crate) const UNNUMBERED: u64 = u64::MAX;
 
-/// When a fill began, reckoned in purges and removals; see `View::since`.
+/// A point in the sequence of purges and deletes, taken when a fill begins; see
+/// `StoreView::epoch_snapshot`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Since {
+pub struct EpochSnapshot {
     generation: u64,
-    removals: u64,
+    deletes: u64,
     number: u64,
 }
 
-impl Since {
+impl EpochSnapshot {
     pub(crate) fn generation(self) -> u64 {
         self.generation
     }
 
-    /// Whether anything was removed between this and the later one.
-    pub(crate) fn is_before(self, later: Self) -> bool {
-        self.removals < later.removals
+    /// Whether any key was deleted between this snapshot and a later one.
+    pub(crate) fn is_older_than(self, later: Self) -> bool {
+        self.deletes < later.deletes
     }
 
-    /// The last purge of the fleet that was known then.
-    pub(crate) fn number(self) -> u64 {
+    /// Number of the last known purge of the fleet.
+    pub(crate) fn purge_number(self) -> u64 {
         self.number
     }
 }
 
-/// What is purged.
+/// The entries that a purge covers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Scope {
+pub enum PurgeScope {
     Everything,
     Tag(Tag),
 }
 
-/// An order to purge.
+/// A purge of a tag or of everything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Purge {
-    pub scope: Scope,
-    /// What is purged softly becomes stale: it may answer while it is validated, or for a failing origin.
+    pub scope: PurgeScope,
+    /// A soft purge makes entries stale: they may be served while they are validated, or for a
+    /// failing origin.
     pub is_soft: bool,
 }
 
-/// What has become of an entry.
+/// The effect of purges on an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Judgement {
-    Sound,
-    /// Stale since then.
-    Soft(Instant),
-    Dead,
+pub(crate) enum PurgeStatus {
+    Unaffected,
+    /// Stale since this time.
+    SoftPurged(Instant),
+    Purged,
 }
 
 #[derive(Debug)]
-pub(crate) struct Epochs {
+pub(crate) struct InvalidationEpochs {
     generation: AtomicU64,
-    /// The highest number of a purge that the fleet has given and this process has heard of.
+    /// The highest purge number that this process has observed.
     number: AtomicU64,
-    /// Removals so far, of any key.
-    removals: AtomicU64,
-    /// By stripe, the number of its last removal.
-    removed: Box<[AtomicU64]>,
-    /// The same for what shards say was changed there, by the entries' names.
-    changed: Box<[AtomicU64]>,
-    purges: RwLock<Purges>,
-    /// By shard, the generation in which it was last lost sight of.
-    unwatched: Box<[AtomicU64]>,
+    /// Number of deletes and changes so far, of any key.
+    deletes: AtomicU64,
+    /// Number of the last delete in each stripe, by key hash.
+    delete_stripes: Box<[AtomicU64]>,
+    /// Number of the last invalidation in each stripe, by digest prefix.
+    change_stripes: Box<[AtomicU64]>,
+    purges: RwLock<PurgeHistory>,
+    /// Per shard, the generation of its last subscription gap.
+    subscription_gaps: Box<[AtomicU64]>,
 }
 
 #[derive(Debug, Default)]
-struct Purges {
-    tags: HashMap<u64, Last, Prehashed>,
-    /// Tags in the order of their purges; some stand in it more than once.
+struct PurgeHistory {
+    tags: HashMap<u64, TagPurges, Prehashed>,
+    /// Purged tags in order, with the generation of the purge; a tag may occur more than once.
     order: VecDeque<(u64, u64)>,
-    everything: Last,
-    /// Of everything with a tag: the last purge that was forgotten.
-    floor: Mark,
+    everything: TagPurges,
+    /// The latest forgotten purge; it applies to every tagged entry.
+    floor: PurgeEpoch,
 }
 
-/// The last purges of a tag, hard and soft.
+/// The last hard and soft purge of a tag.
 #[derive(Clone, Copy, Debug, Default)]
-struct Last {
-    hard: Mark,
-    soft: Mark,
-    softened: Option<Instant>,
+struct TagPurges {
+    hard: PurgeEpoch,
+    soft: PurgeEpoch,
+    soft_purged_at: Option<Instant>,
 }
 
-/// A purge, in this process's generations and in the fleet's numbers.
+/// The position of a purge: its generation in this process and its number in the fleet.
 #[derive(Clone, Copy, Debug, Default)]
-struct Mark {
+struct PurgeEpoch {
     generation: u64,
     number: u64,
 }
 
-/// What an entry's fill knew of purges.
+/// The purges that an entry already takes into account: a generation if this process filled it, a
+/// purge number if another node did.
 #[derive(Clone, Copy)]
-enum Stamp {
-    /// This process began it in that generation.
-    Own(u64),
-    /// Another node began it knowing that number.
-    Foreign(u64),
+enum KnownPurges {
+    /// Filled by this process, in this generation.
+    Local(u64),
+    /// Filled by another node, which knew purges up to this number.
+    Remote(u64),
 }
 
-impl Mark {
-    fn is_after(self, stamp: Stamp) -> bool {
-        match stamp {
-            Stamp::Own(generation) => self.generation > generation,
-            Stamp::Foreign(number) => self.number > number,
+impl PurgeEpoch {
+    fn is_after(self, fill_epoch: KnownPurges) -> bool {
+        match fill_epoch {
+            KnownPurges::Local(generation) => self.generation > generation,
+            KnownPurges::Remote(number) => self.number > number,
         }
     }
 
@@ -136,161 +146,163 @@ impl Mark {
     }
 }
 
-impl Last {
-    fn judge(&self, stamp: Stamp) -> Judgement {
-        if self.hard.is_after(stamp) {
-            return Judgement::Dead;
+impl TagPurges {
+    fn status(&self, fill_epoch: KnownPurges) -> PurgeStatus {
+        if self.hard.is_after(fill_epoch) {
+            return PurgeStatus::Purged;
         }
-        match self.softened {
-            Some(at) if self.soft.is_after(stamp) => Judgement::Soft(at),
-            _ => Judgement::Sound,
+        match self.soft_purged_at {
+            Some(at) if self.soft.is_after(fill_epoch) => PurgeStatus::SoftPurged(at),
+            _ => PurgeStatus::Unaffected,
         }
     }
 }
 
-impl Judgement {
-    fn worse(self, other: Self) -> Self {
+impl PurgeStatus {
+    fn worst(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Dead, _) | (_, Self::Dead) => Self::Dead,
-            (Self::Soft(one), Self::Soft(two)) => Self::Soft(one.min(two)),
-            (Self::Soft(at), Self::Sound) | (Self::Sound, Self::Soft(at)) => Self::Soft(at),
-            (Self::Sound, Self::Sound) => Self::Sound,
+            (Self::Purged, _) | (_, Self::Purged) => Self::Purged,
+            (Self::SoftPurged(one), Self::SoftPurged(two)) => Self::SoftPurged(one.min(two)),
+            (Self::SoftPurged(at), Self::Unaffected) | (Self::Unaffected, Self::SoftPurged(at)) => Self::SoftPurged(at),
+            (Self::Unaffected, Self::Unaffected) => Self::Unaffected,
         }
     }
 }
 
-impl Epochs {
+impl InvalidationEpochs {
     pub(crate) fn new(shards: usize) -> Self {
         let zeros = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
-        let [generation, number, removals] = [0; 3].map(AtomicU64::new);
+        let [generation, number, deletes] = [0; 3].map(AtomicU64::new);
         Self {
             generation,
             number,
-            removals,
-            removed: zeros(STRIPES),
-            changed: zeros(if shards == 0 { 0 } else { STRIPES }),
+            deletes,
+            delete_stripes: zeros(STRIPES),
+            change_stripes: zeros(if shards == 0 { 0 } else { STRIPES }),
             purges: RwLock::default(),
-            unwatched: zeros(shards),
+            subscription_gaps: zeros(shards),
         }
     }
 
-    /// The moment now.
-    pub(crate) fn since(&self) -> Since {
-        // The number is read first: a purge raises it after the generation, so that no number is known without its purge.
+    /// The current position in the sequence of purges and deletes.
+    pub(crate) fn snapshot(&self) -> EpochSnapshot {
+        // The number is read first: a purge raises it after the generation, so no number is
+        // observed without its purge.
         let number = self.number.load(Ordering::Acquire);
-        Since { generation: self.generation(), removals: self.removals.load(Ordering::Acquire), number }
+        EpochSnapshot { generation: self.generation(), deletes: self.deletes.load(Ordering::Acquire), number }
     }
 
-    /// Whether the key with `hash` was not removed since then.
-    pub(crate) fn is_kept(&self, hash: u64, since: Since) -> bool {
-        is_before(&self.removed, hash, since)
+    /// Whether the key with `hash` was not deleted since the snapshot.
+    pub(crate) fn is_undeleted_since(&self, hash: u64, snapshot: EpochSnapshot) -> bool {
+        is_unchanged_in_stripe(&self.delete_stripes, hash, snapshot)
     }
 
-    /// Whether the entry with this name at its shard was not changed there since then.
-    pub(crate) fn is_unchanged(&self, name: u64, since: Since) -> bool {
-        is_before(&self.changed, name, since)
+    /// Whether the entry with this digest prefix was not changed at its shard since the snapshot.
+    pub(crate) fn is_unchanged_since(&self, digest_prefix: u64, snapshot: EpochSnapshot) -> bool {
+        is_unchanged_in_stripe(&self.change_stripes, digest_prefix, snapshot)
     }
 
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// What purges made of an entry with `tags` whose fill this process began in `generation`.
-    pub(crate) fn judge(&self, tags: &[Tag], generation: u64) -> Judgement {
-        self.judge_by(tags, Stamp::Own(generation))
+    /// The effect of purges on an entry with `tags` whose fill this process began in `generation`.
+    pub(crate) fn purge_status(&self, tags: &[Tag], generation: u64) -> PurgeStatus {
+        self.status_for(tags, KnownPurges::Local(generation))
     }
 
-    /// The same for an entry that another node stored, knowing the purge `number`.
-    pub(crate) fn judge_foreign(&self, tags: &[Tag], number: u64) -> Judgement {
-        self.judge_by(tags, Stamp::Foreign(number))
+    /// The same for an entry that another node stored while it knew purges up to `number`.
+    pub(crate) fn remote_purge_status(&self, tags: &[Tag], number: u64) -> PurgeStatus {
+        self.status_for(tags, KnownPurges::Remote(number))
     }
 
-    fn judge_by(&self, tags: &[Tag], stamp: Stamp) -> Judgement {
+    fn status_for(&self, tags: &[Tag], fill_epoch: KnownPurges) -> PurgeStatus {
         let purges = self.purges.read().unwrap_or_else(PoisonError::into_inner);
-        if !tags.is_empty() && purges.floor.is_after(stamp) {
-            return Judgement::Dead;
+        if !tags.is_empty() && purges.floor.is_after(fill_epoch) {
+            return PurgeStatus::Purged;
         }
-        let lasts = tags.iter().filter_map(|tag| purges.tags.get(&tag.hash()));
-        lasts.fold(purges.everything.judge(stamp), |worst, last| worst.worse(last.judge(stamp)))
+        let recorded = tags.iter().filter_map(|tag| purges.tags.get(&tag.hash()));
+        recorded.fold(purges.everything.status(fill_epoch), |worst, recorded| worst.worst(recorded.status(fill_epoch)))
     }
 
-    pub(crate) fn removed(&self, hash: u64) {
-        self.count(&self.removed, hash);
+    pub(crate) fn record_delete(&self, hash: u64) {
+        self.count(&self.delete_stripes, hash);
     }
 
-    pub(crate) fn changed(&self, name: u64) {
-        self.count(&self.changed, name);
+    pub(crate) fn record_change(&self, digest_prefix: u64) {
+        self.count(&self.change_stripes, digest_prefix);
     }
 
     fn count(&self, stripes: &[AtomicU64], hash: u64) {
-        let number = self.removals.fetch_add(1, Ordering::AcqRel) + 1;
+        let number = self.deletes.fetch_add(1, Ordering::AcqRel) + 1;
         stripe(stripes, hash).fetch_max(number, Ordering::AcqRel);
         fence(Ordering::SeqCst);
     }
 
-    /// Purges, under the fleet's `number`, or `UNNUMBERED`.
+    /// Applies a purge with the fleet's `number`, or `UNNUMBERED`.
     pub(crate) fn purge(&self, purge: Purge, number: u64) {
         let mut purges = self.purges.write().unwrap_or_else(PoisonError::into_inner);
         let generation = self.generation() + 1;
-        purges.note(purge, Mark { generation, number }, Instant::now());
+        purges.record(purge, PurgeEpoch { generation, number }, Instant::now());
         self.generation.store(generation, Ordering::Release);
         drop(purges);
-        self.know(number);
+        self.observe_number(number);
     }
 
-    /// Whether a purge under this number has been heard of. One that has no number yet has not.
-    pub(crate) fn knows(&self, purge: Purge, number: u64) -> bool {
+    /// Whether a purge with this number has been applied; false while it has no number.
+    pub(crate) fn has_applied(&self, purge: Purge, number: u64) -> bool {
         let purges = self.purges.read().unwrap_or_else(PoisonError::into_inner);
-        let last = match purge.scope {
-            Scope::Everything => Some(&purges.everything),
-            Scope::Tag(tag) => purges.tags.get(&tag.hash()),
+        let recorded = match purge.scope {
+            PurgeScope::Everything => Some(&purges.everything),
+            PurgeScope::Tag(tag) => purges.tags.get(&tag.hash()),
         };
-        let mark = last.map_or(purges.floor, |last| if purge.is_soft { last.soft } else { last.hard });
-        mark.number >= number && mark.number != UNNUMBERED
+        let epoch = recorded.map_or(purges.floor, |recorded| if purge.is_soft { recorded.soft } else { recorded.hard });
+        epoch.number >= number && epoch.number != UNNUMBERED
     }
 
-    /// A shard was lost sight of and is seen again: what is held of it may have been changed there meanwhile.
-    pub(crate) fn lost_sight(&self, shard: usize) {
+    /// Records that the subscription to a shard was interrupted: its entries may have been changed
+    /// there meanwhile.
+    pub(crate) fn record_subscription_gap(&self, shard: usize) {
         let purges = self.purges.write().unwrap_or_else(PoisonError::into_inner);
         let generation = self.generation() + 1;
-        self.unwatched[shard].store(generation, Ordering::Release);
+        self.subscription_gaps[shard].store(generation, Ordering::Release);
         self.generation.store(generation, Ordering::Release);
         drop(purges);
     }
 
-    /// Whether a shard was lost sight of after `generation`.
-    pub(crate) fn was_lost(&self, shard: usize, generation: u64) -> bool {
-        self.unwatched[shard].load(Ordering::Acquire) > generation
+    /// Whether the subscription to a shard was interrupted after `generation`.
+    pub(crate) fn had_subscription_gap(&self, shard: usize, generation: u64) -> bool {
+        self.subscription_gaps[shard].load(Ordering::Acquire) > generation
     }
 
-    /// Gives the fleet's number to a purge that had none.
-    pub(crate) fn numbered(&self, purge: Purge, number: u64) {
+    /// Assigns the fleet's number to a purge that had none.
+    pub(crate) fn assign_number(&self, purge: Purge, number: u64) {
         let mut purges = self.purges.write().unwrap_or_else(PoisonError::into_inner);
-        let last = match purge.scope {
-            Scope::Everything => Some(&mut purges.everything),
-            Scope::Tag(tag) => purges.tags.get_mut(&tag.hash()),
+        let recorded = match purge.scope {
+            PurgeScope::Everything => Some(&mut purges.everything),
+            PurgeScope::Tag(tag) => purges.tags.get_mut(&tag.hash()),
         };
-        if let Some(last) = last {
-            let mark = if purge.is_soft { &mut last.soft } else { &mut last.hard };
-            let known = if mark.number == UNNUMBERED { 0 } else { mark.number };
-            mark.number = known.max(number);
+        if let Some(recorded) = recorded {
+            let epoch = if purge.is_soft { &mut recorded.soft } else { &mut recorded.hard };
+            let previous = if epoch.number == UNNUMBERED { 0 } else { epoch.number };
+            epoch.number = previous.max(number);
         }
         drop(purges);
-        self.know(number);
+        self.observe_number(number);
     }
 
-    /// Everything with a tag that was stored by a node that knew no purge from `number` on is taken for purged.
-    pub(crate) fn forget_before(&self, number: u64) {
+    /// Treats tagged entries as purged if their node knew no purge with this number or a later one.
+    pub(crate) fn raise_floor(&self, number: u64) {
         let mut purges = self.purges.write().unwrap_or_else(PoisonError::into_inner);
         purges.floor.number = purges.floor.number.max(number);
     }
 
-    /// The highest number of a purge that was heard of.
-    pub(crate) fn number(&self) -> u64 {
+    /// The highest purge number observed.
+    pub(crate) fn latest_purge_number(&self) -> u64 {
         self.number.load(Ordering::Acquire)
     }
 
-    fn know(&self, number: u64) {
+    fn observe_number(&self, number: u64) {
         if number != UNNUMBERED {
             self.number.fetch_max(number, Ordering::AcqRel);
         }
@@ -301,42 +313,42 @@ fn stripe(stripes: &[AtomicU64], hash: u64) -> &AtomicU64 {
     &stripes[(hash >> 32) as usize % STRIPES]
 }
 
-fn is_before(stripes: &[AtomicU64], hash: u64, since: Since) -> bool {
-    // An insertion stores and then looks here; a removal counts here and then looks for what is stored. The fences make sure
-    // that at least one of them sees the other.
+fn is_unchanged_in_stripe(stripes: &[AtomicU64], hash: u64, snapshot: EpochSnapshot) -> bool {
+    // An insertion stores and then checks the stripe; a delete counts in the stripe and then looks
+    // for stored entries. The fences ensure that at least one of them sees the other.
     fence(Ordering::SeqCst);
-    stripe(stripes, hash).load(Ordering::Acquire) <= since.removals
+    stripe(stripes, hash).load(Ordering::Acquire) <= snapshot.deletes
 }
 
-impl Purges {
-    fn note(&mut self, purge: Purge, mark: Mark, now: Instant) {
-        let last = match purge.scope {
-            Scope::Everything => &mut self.everything,
-            Scope::Tag(tag) => {
-                self.order.push_back((tag.hash(), mark.generation));
+impl PurgeHistory {
+    fn record(&mut self, purge: Purge, epoch: PurgeEpoch, now: Instant) {
+        let recorded = match purge.scope {
+            PurgeScope::Everything => &mut self.everything,
+            PurgeScope::Tag(tag) => {
+                self.order.push_back((tag.hash(), epoch.generation));
                 self.tags.entry(tag.hash()).or_default()
             }
         };
         if purge.is_soft {
-            last.soft = last.soft.later(mark);
-            last.softened = Some(now);
+            recorded.soft = recorded.soft.later(epoch);
+            recorded.soft_purged_at = Some(now);
         } else {
-            last.hard = last.hard.later(mark);
+            recorded.hard = recorded.hard.later(epoch);
         }
         while self.order.len() > TAGS_MAX {
             self.forget();
         }
     }
 
-    /// Forgets the purge that is longest ago, unless its tag was purged again.
+    /// Forgets the oldest purge, unless its tag was purged again.
     fn forget(&mut self) {
         let Some((tag, generation)) = self.order.pop_front() else { return };
-        let Some(last) = self.tags.get(&tag) else { return };
-        let latest = last.hard.later(last.soft);
+        let Some(recorded) = self.tags.get(&tag) else { return };
+        let latest = recorded.hard.later(recorded.soft);
         if latest.generation == generation {
-            // Those without a number are few and recent (see `bus`), or there is no fleet that gives numbers.
+            // Unnumbered purges are few and recent (see `bus`), or no fleet assigns numbers.
             let number = if latest.number == UNNUMBERED { 0 } else { latest.number };
-            self.floor = self.floor.later(Mark { number, ..latest });
+            self.floor = self.floor.later(PurgeEpoch { number, ..latest });
             self.tags.remove(&tag);
         }
     }
@@ -347,74 +359,82 @@ mod tests {
     use super::*;
 
     fn tag(name: &str) -> Tag {
-        Tag::named(name.as_bytes())
+        Tag::surrogate_key(name.as_bytes())
     }
 
     fn hard(name: &str) -> Purge {
-        Purge { scope: Scope::Tag(tag(name)), is_soft: false }
+        Purge { scope: PurgeScope::Tag(tag(name)), is_soft: false }
     }
 
     #[test]
-    fn a_removal_ends_what_began_before() {
-        let epochs = Epochs::new(0);
-        let (before, elsewhere) = (epochs.since(), 7 + (1 << 32));
-        epochs.removed(elsewhere);
-        assert!(epochs.is_kept(7, before));
-        epochs.removed(7);
-        assert!(!epochs.is_kept(7, before));
-        assert!(epochs.is_kept(7, epochs.since()), "it began after the removal");
+    fn delete_invalidates_fills_that_began_before_it() {
+        let epochs = InvalidationEpochs::new(0);
+        let (before, elsewhere) = (epochs.snapshot(), 7 + (1 << 32));
+        epochs.record_delete(elsewhere);
+        assert!(epochs.is_undeleted_since(7, before));
+        epochs.record_delete(7);
+        assert!(!epochs.is_undeleted_since(7, before));
+        assert!(epochs.is_undeleted_since(7, epochs.snapshot()), "it began after the delete");
     }
 
     #[test]
-    fn a_purge_ends_what_bears_its_tag_and_began_before() {
-        let epochs = Epochs::new(0);
-        let judge = |names: &[&str], since: Since| {
+    fn purge_invalidates_tagged_fills_that_began_before_it() {
+        let epochs = InvalidationEpochs::new(0);
+        let status = |names: &[&str], snapshot: EpochSnapshot| {
             let tags: Vec<_> = names.iter().map(|name| tag(name)).collect();
-            epochs.judge(&tags, since.generation())
+            epochs.purge_status(&tags, snapshot.generation())
         };
-        let before = epochs.since();
+        let before = epochs.snapshot();
         epochs.purge(hard("a"), UNNUMBERED);
-        assert_eq!(judge(&["b", "a"], before), Judgement::Dead);
+        assert_eq!(status(&["b", "a"], before), PurgeStatus::Purged);
         assert_eq!(
-            judge(&["ab", "A", ""], before),
-            Judgement::Sound,
-            "a longer tag, and other letters, are other tags"
+            status(&["ab", "A", ""], before),
+            PurgeStatus::Unaffected,
+            "tags match exactly, letter case included"
         );
-        assert_eq!(judge(&["a"], epochs.since()), Judgement::Sound);
-        epochs.purge(Purge { scope: Scope::Everything, is_soft: true }, UNNUMBERED);
-        assert!(matches!(judge(&[], before), Judgement::Soft(_)));
-        assert_eq!(judge(&["a"], before), Judgement::Dead, "dead remains dead");
-        epochs.purge(Purge { scope: Scope::Everything, is_soft: false }, UNNUMBERED);
-        assert_eq!(judge(&[], before), Judgement::Dead);
-        assert_eq!(judge(&["a"], epochs.since()), Judgement::Sound);
+        assert_eq!(status(&["a"], epochs.snapshot()), PurgeStatus::Unaffected);
+        epochs.purge(Purge { scope: PurgeScope::Everything, is_soft: true }, UNNUMBERED);
+        assert!(matches!(status(&[], before), PurgeStatus::SoftPurged(_)));
+        assert_eq!(status(&["a"], before), PurgeStatus::Purged, "a soft purge does not undo a hard one");
+        epochs.purge(Purge { scope: PurgeScope::Everything, is_soft: false }, UNNUMBERED);
+        assert_eq!(status(&[], before), PurgeStatus::Purged);
+        assert_eq!(status(&["a"], epochs.snapshot()), PurgeStatus::Unaffected);
     }
 
     #[test]
-    fn another_nodes_entry_is_judged_by_what_that_node_knew() {
-        let epochs = Epochs::new(0);
+    fn remote_entry_is_checked_against_the_purges_its_node_knew() {
+        let epochs = InvalidationEpochs::new(0);
         epochs.purge(hard("a"), 500);
         epochs.purge(hard("b"), UNNUMBERED);
-        assert_eq!(epochs.judge_foreign(&[tag("a")], 499), Judgement::Dead);
-        assert_eq!(epochs.judge_foreign(&[tag("a")], 500), Judgement::Sound);
-        assert_eq!(epochs.judge_foreign(&[tag("b")], 900), Judgement::Dead, "nobody else knows of it yet");
-        epochs.numbered(hard("b"), 800);
-        assert_eq!(epochs.judge_foreign(&[tag("b")], 900), Judgement::Sound);
-        assert_eq!((epochs.since().number(), epochs.number()), (800, 800));
+        assert_eq!(epochs.remote_purge_status(&[tag("a")], 499), PurgeStatus::Purged);
+        assert_eq!(epochs.remote_purge_status(&[tag("a")], 500), PurgeStatus::Unaffected);
+        assert_eq!(
+            epochs.remote_purge_status(&[tag("b")], 900),
+            PurgeStatus::Purged,
+            "an unnumbered purge is later than every remote entry"
+        );
+        epochs.assign_number(hard("b"), 800);
+        assert_eq!(epochs.remote_purge_status(&[tag("b")], 900), PurgeStatus::Unaffected);
+        assert_eq!((epochs.snapshot().purge_number(), epochs.latest_purge_number()), (800, 800));
     }
 
     #[test]
-    fn what_is_forgotten_counts_as_purged() {
-        let epochs = Epochs::new(0);
+    fn forgotten_purges_apply_to_every_tagged_entry() {
+        let epochs = InvalidationEpochs::new(0);
         epochs.purge(hard("first"), 1);
-        let after_first = epochs.since();
+        let after_first = epochs.snapshot();
         for n in 0..TAGS_MAX {
             epochs.purge(hard(&n.to_string()), 2 + n as u64);
         }
         let untouched = tag("untouched");
-        assert_eq!(epochs.judge(&[untouched], 0), Judgement::Dead, "it might have been the one that was forgotten");
-        assert_eq!(epochs.judge(&[untouched], after_first.generation()), Judgement::Sound);
-        assert_eq!(epochs.judge(&[], 0), Judgement::Sound, "it bears no tag");
-        assert_eq!(epochs.judge_foreign(&[untouched], 0), Judgement::Dead);
+        assert_eq!(
+            epochs.purge_status(&[untouched], 0),
+            PurgeStatus::Purged,
+            "the forgotten purge may have been one of this tag"
+        );
+        assert_eq!(epochs.purge_status(&[untouched], after_first.generation()), PurgeStatus::Unaffected);
+        assert_eq!(epochs.purge_status(&[], 0), PurgeStatus::Unaffected, "it has no tag");
+        assert_eq!(epochs.remote_purge_status(&[untouched], 0), PurgeStatus::Purged);
         assert!(epochs.purges.read().unwrap().tags.len() <= TAGS_MAX);
     }
 }

@@ -1,16 +1,16 @@
-//! Owns the figures of one shard: counted here by all threads, reported to the gateway's metrics.
+//! Owns the counters of one shard: incremented by all threads, reported to the gateway's metrics.
 //!
-//! Refuses rates and time: whoever scrapes computes them.
+//! Refuses rates and time: the consumer of the metrics computes them.
 //! Invariant: counters only grow.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A counter that threads share.
 #[derive(Debug, Default)]
-pub(crate) struct Count(AtomicU64);
+pub(crate) struct ShardCounter(AtomicU64);
 
-impl Count {
-    pub(crate) fn one(&self) {
+impl ShardCounter {
+    pub(crate) fn increment(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -20,59 +20,61 @@ impl Count {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) hits: Count,
-    pub(crate) misses: Count,
-    pub(crate) expired: Count,
-    pub(crate) purged: Count,
-    pub(crate) foreign: Count,
-    pub(crate) corrupt: Count,
-    pub(crate) oversize: Count,
-    pub(crate) stored: Count,
-    pub(crate) removed: Count,
-    pub(crate) dropped_stores: Count,
-    pub(crate) dropped_removals: Count,
+pub(crate) struct ShardCounters {
+    pub(crate) hits: ShardCounter,
+    pub(crate) misses: ShardCounter,
+    pub(crate) expired: ShardCounter,
+    pub(crate) purged: ShardCounter,
+    pub(crate) incompatible: ShardCounter,
+    pub(crate) corrupt: ShardCounter,
+    pub(crate) oversize: ShardCounter,
+    pub(crate) stored: ShardCounter,
+    pub(crate) deleted: ShardCounter,
+    pub(crate) dropped_stores: ShardCounter,
+    pub(crate) dropped_deletes: ShardCounter,
 }
 
-/// What happened at a shard since the store was made. Faults are counted apart.
+/// Operations of a shard since the store was created. Faults are counted separately.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardCounts {
     pub hits: u64,
     pub misses: u64,
-    /// Sound entries whose time was over, or that come from a clock too far ahead; not among the misses, as the next four.
+    /// Valid entries that had expired, or whose date is too far in the future; not counted as
+    /// misses, like the next four.
     pub expired: u64,
-    /// Sound entries that were stored by a node that did not know of a purge of theirs.
+    /// Valid entries stored by a node that did not know of a purge of one of their tags.
     pub purged: u64,
-    /// Entries of another release, secret or size limit.
-    pub foreign: u64,
-    /// Entries that were damaged, or another key's.
+    /// Entries written with another release, secret or size limit.
+    pub incompatible: u64,
+    /// Entries that were damaged, or stored under another key.
     pub corrupt: u64,
-    /// Entries kept local because of their size.
+    /// Entries kept in the local cache only because of their size.
     pub oversize: u64,
     /// Entries written.
     pub stored: u64,
-    /// Removals the server confirmed, whether or not there was an entry.
-    pub removed: u64,
-    /// Entries not written: no room in the queue, or the shard failed until they were over. Nothing but a later miss.
+    /// Deletes that the server confirmed, whether or not the entry existed.
+    pub deleted: u64,
+    /// Entries not written because the queue was full or the shard failed until they expired. The
+    /// only effect is a later miss.
     pub dropped_stores: u64,
-    /// Removals that never reached the server: an old entry may be found there until its time is over.
-    pub dropped_removals: u64,
+    /// Deletes that never reached the server: the old entry may be read until it expires.
+    pub dropped_deletes: u64,
 }
 
-impl Counts {
-    pub(crate) fn read(&self) -> ShardCounts {
+impl ShardCounters {
+    pub(crate) fn snapshot(&self) -> ShardCounts {
         ShardCounts {
             hits: self.hits.get(),
             misses: self.misses.get(),
             expired: self.expired.get(),
             purged: self.purged.get(),
-            foreign: self.foreign.get(),
+            incompatible: self.incompatible.get(),
             corrupt: self.corrupt.get(),
             oversize: self.oversize.get(),
             stored: self.stored.get(),
-            removed: self.removed.get(),
+            deleted: self.deleted.get(),
             dropped_stores: self.dropped_stores.get(),
-            dropped_removals: self.dropped_removals.get(),
+            dropped_deletes: self.dropped_deletes.get(),
         }
     }
 }

@@ -1,32 +1,32 @@
-//! Owns the ways a shard can fail to serve, classified once.
+//! Owns the classification of the ways in which a shard can fail.
 //!
-//! Refuses to keep a message: what a server says may quote keys or passwords.
-//! Invariant: every error of the client, and every error reply, is exactly one of these.
+//! Refuses to keep a message: a server's message may quote keys or passwords.
+//! Invariant: every client error and every error reply maps to exactly one fault.
 
 use redis::{ErrorKind, RedisError, ServerError, ServerErrorKind, Value};
 
-/// Why a shard did not serve.
+/// Why a shard did not serve a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Fault {
+pub enum ShardFault {
     #[error("the shard's breaker is open")]
     Open,
-    #[error("what was purged at the shard is not known at the moment")]
-    Unwatched,
-    #[error("this thread's last attempt to connect failed a moment ago")]
-    Resting,
+    #[error("the shard's invalidations are not received at the moment")]
+    Unsubscribed,
+    #[error("this thread's connection is in backoff after a failed attempt to connect")]
+    ConnectBackoff,
     #[error("the shard cannot be connected to")]
     Connect,
-    #[error("no answer within the deadline")]
+    #[error("no reply within the deadline")]
     Timeout,
     #[error("the connection broke")]
     Io,
-    #[error("the answer is not the protocol")]
+    #[error("the reply violates the protocol")]
     Protocol,
     #[error("the server is loading its data, or busy")]
     Loading,
     #[error("the server has lost its master or its cluster")]
     MasterDown,
-    #[error("another node of the cluster holds it now")]
+    #[error("another node of the cluster holds the key now")]
     Moved,
     #[error("the server is a read-only replica")]
     ReadOnly,
@@ -34,113 +34,116 @@ pub enum Fault {
     OutOfMemory,
     #[error("credentials are missing, wrong or insufficient")]
     Denied,
-    #[error("the server refused the command")]
+    #[error("the server rejected the command")]
     Refused,
 }
 
-impl Fault {
-    pub const ALL: [Fault; 14] = [
-        Fault::Open,
-        Fault::Unwatched,
-        Fault::Resting,
-        Fault::Connect,
-        Fault::Timeout,
-        Fault::Io,
-        Fault::Protocol,
-        Fault::Loading,
-        Fault::MasterDown,
-        Fault::Moved,
-        Fault::ReadOnly,
-        Fault::OutOfMemory,
-        Fault::Denied,
-        Fault::Refused,
+impl ShardFault {
+    pub const ALL: [ShardFault; 14] = [
+        ShardFault::Open,
+        ShardFault::Unsubscribed,
+        ShardFault::ConnectBackoff,
+        ShardFault::Connect,
+        ShardFault::Timeout,
+        ShardFault::Io,
+        ShardFault::Protocol,
+        ShardFault::Loading,
+        ShardFault::MasterDown,
+        ShardFault::Moved,
+        ShardFault::ReadOnly,
+        ShardFault::OutOfMemory,
+        ShardFault::Denied,
+        ShardFault::Refused,
     ];
 
-    /// The value of a metric's label.
+    /// Value of the metrics' `result` label.
     pub fn name(self) -> &'static str {
         match self {
-            Fault::Open => "open",
-            Fault::Unwatched => "unwatched",
-            Fault::Resting => "resting",
-            Fault::Connect => "connect",
-            Fault::Timeout => "timeout",
-            Fault::Io => "io",
-            Fault::Protocol => "protocol",
-            Fault::Loading => "loading",
-            Fault::MasterDown => "master_down",
-            Fault::Moved => "moved",
-            Fault::ReadOnly => "read_only",
-            Fault::OutOfMemory => "out_of_memory",
-            Fault::Denied => "denied",
-            Fault::Refused => "refused",
+            ShardFault::Open => "open",
+            ShardFault::Unsubscribed => "unsubscribed",
+            ShardFault::ConnectBackoff => "connect_backoff",
+            ShardFault::Connect => "connect",
+            ShardFault::Timeout => "timeout",
+            ShardFault::Io => "io",
+            ShardFault::Protocol => "protocol",
+            ShardFault::Loading => "loading",
+            ShardFault::MasterDown => "master_down",
+            ShardFault::Moved => "moved",
+            ShardFault::ReadOnly => "read_only",
+            ShardFault::OutOfMemory => "out_of_memory",
+            ShardFault::Denied => "denied",
+            ShardFault::Refused => "refused",
         }
     }
 
-    /// Whether it says something about the shard. Where nothing was tried it does not, and a refused command is an answer.
-    pub(crate) fn is_evidence(self) -> bool {
-        self.was_tried() && !matches!(self, Fault::Moved | Fault::Refused)
+    /// Whether the breaker counts it. Faults without an attempt do not count, and a rejected
+    /// command is a reply.
+    pub(crate) fn is_breaker_failure(self) -> bool {
+        self.was_attempted() && !matches!(self, ShardFault::Moved | ShardFault::Refused)
     }
 
-    /// Whether the shard was asked at all.
-    pub(crate) fn was_tried(self) -> bool {
-        !matches!(self, Fault::Open | Fault::Unwatched | Fault::Resting)
+    /// Whether a command was sent, or a connection attempted.
+    pub(crate) fn was_attempted(self) -> bool {
+        !matches!(self, ShardFault::Open | ShardFault::Unsubscribed | ShardFault::ConnectBackoff)
     }
 
-    /// Whether the connection is of no more use. A replica that refuses writes was the master when its name was resolved.
-    pub(crate) fn ends_connection(self) -> bool {
-        matches!(self, Fault::Io | Fault::Protocol | Fault::ReadOnly | Fault::Denied)
+    /// Whether the connection must be replaced. A replica that rejects writes was the master when
+    /// its name was resolved.
+    pub(crate) fn closes_connection(self) -> bool {
+        matches!(self, ShardFault::Io | ShardFault::Protocol | ShardFault::ReadOnly | ShardFault::Denied)
     }
 
-    /// Whether what was asked for is probably at another address now.
-    pub(crate) fn is_elsewhere(self) -> bool {
-        matches!(self, Fault::Moved | Fault::ReadOnly | Fault::MasterDown | Fault::Timeout)
+    /// Whether the key or the master is probably at another address now.
+    pub(crate) fn needs_rediscovery(self) -> bool {
+        matches!(self, ShardFault::Moved | ShardFault::ReadOnly | ShardFault::MasterDown | ShardFault::Timeout)
     }
 
-    pub(crate) fn of(error: &RedisError) -> Self {
+    pub(crate) fn from_error(error: &RedisError) -> Self {
         match error.kind() {
-            ErrorKind::Io => Fault::Io,
-            ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Fault::Protocol,
-            ErrorKind::AuthenticationFailed => Fault::Denied,
-            ErrorKind::Server(kind) => Self::of_kind(kind),
-            _ => Self::of_code(error.code().unwrap_or_default()),
+            ErrorKind::Io => ShardFault::Io,
+            ErrorKind::Parse | ErrorKind::UnexpectedReturnType => ShardFault::Protocol,
+            ErrorKind::AuthenticationFailed => ShardFault::Denied,
+            ErrorKind::Server(kind) => Self::from_kind(kind),
+            _ => Self::from_code(error.code().unwrap_or_default()),
         }
     }
 
-    /// What connecting failed with: whatever the network says there means that nobody answers.
-    pub(crate) fn of_connecting(error: &RedisError) -> Self {
-        match Self::of(error) {
-            Fault::Io | Fault::Refused => Fault::Connect,
+    /// Classifies an error of a connection attempt: every network error means that the server is
+    /// unreachable.
+    pub(crate) fn from_connect_error(error: &RedisError) -> Self {
+        match Self::from_error(error) {
+            ShardFault::Io | ShardFault::Refused => ShardFault::Connect,
             fault => fault,
         }
     }
 
-    /// The fault in a reply, if it is an error.
-    pub(crate) fn in_reply(reply: &Value) -> Option<Self> {
+    /// The fault of an error reply; `None` for other replies.
+    pub(crate) fn from_reply(reply: &Value) -> Option<Self> {
         let Value::ServerError(error) = reply else { return None };
-        Some(Self::of_reply(error))
+        Some(Self::from_server_error(error))
     }
 
-    fn of_reply(error: &ServerError) -> Self {
-        error.kind().map_or_else(|| Self::of_code(error.code()), Self::of_kind)
+    fn from_server_error(error: &ServerError) -> Self {
+        error.kind().map_or_else(|| Self::from_code(error.code()), Self::from_kind)
     }
 
-    fn of_kind(kind: ServerErrorKind) -> Self {
+    fn from_kind(kind: ServerErrorKind) -> Self {
         match kind {
-            ServerErrorKind::BusyLoading => Fault::Loading,
-            ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown => Fault::MasterDown,
-            ServerErrorKind::ReadOnly => Fault::ReadOnly,
-            ServerErrorKind::Moved | ServerErrorKind::Ask => Fault::Moved,
-            ServerErrorKind::NoPerm => Fault::Denied,
-            _ => Fault::Refused,
+            ServerErrorKind::BusyLoading => ShardFault::Loading,
+            ServerErrorKind::MasterDown | ServerErrorKind::ClusterDown => ShardFault::MasterDown,
+            ServerErrorKind::ReadOnly => ShardFault::ReadOnly,
+            ServerErrorKind::Moved | ServerErrorKind::Ask => ShardFault::Moved,
+            ServerErrorKind::NoPerm => ShardFault::Denied,
+            _ => ShardFault::Refused,
         }
     }
 
-    fn of_code(code: &str) -> Self {
+    fn from_code(code: &str) -> Self {
         match code {
-            "OOM" => Fault::OutOfMemory,
-            "NOAUTH" | "WRONGPASS" => Fault::Denied,
-            "BUSY" => Fault::Loading,
-            _ => Fault::Refused,
+            "OOM" => ShardFault::OutOfMemory,
+            "NOAUTH" | "WRONGPASS" => ShardFault::Denied,
+            "BUSY" => ShardFault::Loading,
+            _ => ShardFault::Refused,
         }
     }
 }
@@ -150,31 +153,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_servers_answer_is_told_apart() {
+    fn error_replies_map_to_faults() {
         for (reply, fault) in [
-            ("LOADING Redis is loading the dataset in memory", Fault::Loading),
-            ("BUSY Redis is busy running a script", Fault::Loading),
-            ("MASTERDOWN Link with MASTER is down", Fault::MasterDown),
-            ("CLUSTERDOWN The cluster is down", Fault::MasterDown),
-            ("READONLY You can't write against a read only replica.", Fault::ReadOnly),
-            ("OOM command not allowed when used memory > 'maxmemory'.", Fault::OutOfMemory),
-            ("NOAUTH Authentication required.", Fault::Denied),
-            ("NOPERM this user has no permissions", Fault::Denied),
-            ("WRONGTYPE Operation against a key", Fault::Refused),
-            ("MOVED 1 10.0.0.1:6379", Fault::Moved),
-            ("ASK 1 10.0.0.1:6379", Fault::Moved),
+            ("LOADING Redis is loading the dataset in memory", ShardFault::Loading),
+            ("BUSY Redis is busy running a script", ShardFault::Loading),
+            ("MASTERDOWN Link with MASTER is down", ShardFault::MasterDown),
+            ("CLUSTERDOWN The cluster is down", ShardFault::MasterDown),
+            ("READONLY You can't write against a read only replica.", ShardFault::ReadOnly),
+            ("OOM command not allowed when used memory > 'maxmemory'.", ShardFault::OutOfMemory),
+            ("NOAUTH Authentication required.", ShardFault::Denied),
+            ("NOPERM this user has no permissions", ShardFault::Denied),
+            ("WRONGTYPE Operation against a key", ShardFault::Refused),
+            ("MOVED 1 10.0.0.1:6379", ShardFault::Moved),
+            ("ASK 1 10.0.0.1:6379", ShardFault::Moved),
         ] {
             let value = redis::parse_redis_value(format!("-{reply}\r\n").as_bytes()).unwrap();
-            assert_eq!(Fault::in_reply(&value), Some(fault), "{reply}");
-            assert_eq!(Fault::of(&value.extract_error().unwrap_err()), fault, "{reply}");
+            assert_eq!(ShardFault::from_reply(&value), Some(fault), "{reply}");
+            assert_eq!(ShardFault::from_error(&value.extract_error().unwrap_err()), fault, "{reply}");
         }
     }
 
     #[test]
     fn names_are_distinct() {
-        let mut names: Vec<_> = Fault::ALL.iter().map(|fault| fault.name()).collect();
+        let mut names: Vec<_> = ShardFault::ALL.iter().map(|fault| fault.name()).collect();
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), Fault::ALL.len());
+        assert_eq!(names.len(), ShardFault::ALL.len());
     }
 }

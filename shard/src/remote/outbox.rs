@@ -1,29 +1,32 @@
-//! Owns the telling: what one thread has to say to a shard goes out from here, in order.
+//! Owns the write path from one thread to a shard, in order.
 //!
-//! Storing and removing never wait on a request's path: they are queued, and one task per thread and shard sends them in
-//! batches over a connection of its own, so that no read queues behind a large body. Entries are encoded only when sent.
+//! Stores and deletes never wait on a request's path: they are queued, and one task per thread and
+//! shard sends them in batches over a connection of its own, so that no read queues behind a large
+//! body. Entries are encoded when they are sent.
 //!
-//! Entries that newer ones push out are dropped: a later miss. Those that find a failing shard are told again when it is back, if they are
-//! still held (see `missed`). Removals are kept in order until the shard answers, because a lost one would let an old entry come back;
-//! where it answers that it is the wrong one, they are put aside (see `strays`).
+//! Entries evicted from the queue are dropped, which costs a later miss. Entries that meet a
+//! failing shard are retried when it has recovered, if they are still held in memory (see
+//! `retry_queue`). Deletes are kept in order until the shard replies, because a lost delete would
+//! let an old entry reappear; a delete that the server redirects is set aside (see
+//! `redirected_deletes`).
 //!
-//! Refuses to grow: see `queue`.
-//! Invariant: of one thread's jobs for a key, an earlier one never takes effect after a later one that was confirmed, except for
-//! what a hung server still has in its receive buffer when its connection is given up, and for a removal put aside: a newer entry
-//! that goes with the old one is a later miss.
+//! Refuses to grow: see `write_queue`.
+//! Invariant: of one thread's jobs for a key, an earlier one never takes effect after a later one
+//! that was confirmed, with two exceptions: commands in the receive buffer of a hung server when
+//! its connection is abandoned, and a redirected delete, which may delete a newer entry too (a
+//! later miss).
 
-use super::counts::Counts;
-use super::echoes::Echoes;
-use super::fault::Fault;
-use super::link::Link;
-use super::missed::Missed;
-use super::queue::{Job, Queue};
-use super::removals::Removals;
-use super::strays::{Aside, Stray, Strays};
-use crate::clock::Clock;
-use crate::entry::{Entry, Epochs, Judgement, Meta, Seal};
-use crate::key::Digest;
-use crate::placement::{PREFIX, named};
+use super::connection::ShardConnection;
+use super::counts::ShardCounters;
+use super::fault::ShardFault;
+use super::pending_deletes::PendingDeletes;
+use super::redirected_deletes::{RedirectOutcome, RedirectedDelete, RedirectedDeletes};
+use super::retry_queue::RetryQueue;
+use super::self_invalidations::SelfInvalidations;
+use super::write_queue::{StoreJob, WriteJob, WriteQueue};
+use crate::clock::ServerClock;
+use crate::entry::{Entry, EntryMeta, EnvelopeCodec, InvalidationEpochs, PurgeStatus};
+use crate::placement::{ENTRY_KEY_PREFIX, digest_prefix};
 use redis::{Pipeline, Value};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,80 +36,82 @@ use tokio::runtime::Handle;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
-/// Between attempts to hand over removals.
-const AGAIN: Duration = Duration::from_millis(250);
+/// Pause between attempts to send deletes or retries to a failing shard.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-pub(crate) struct Outbox<M> {
-    queue: Arc<Queue<M>>,
-    writer: Arc<Writer<M>>,
+pub(crate) struct WriteOutbox<M> {
+    queue: Arc<WriteQueue<M>>,
+    writer: Arc<ShardWriter<M>>,
     task: Mutex<Option<AbortHandle>>,
 }
 
-/// What it takes to carry jobs out.
-pub(crate) struct Writer<M> {
-    pub(crate) link: Link,
-    /// Whether it is a place in a cluster, which may be nobody's.
-    pub(crate) is_place: bool,
+/// Everything needed to write jobs to a shard.
+pub(crate) struct ShardWriter<M> {
+    pub(crate) connection: ShardConnection,
+    /// Whether it is a master index of a cluster, which may be unassigned.
+    pub(crate) is_cluster_master: bool,
     pub(crate) deadline: Duration,
-    pub(crate) seal: Arc<Seal>,
-    pub(crate) epochs: Arc<Epochs>,
-    pub(crate) counts: Arc<Counts>,
-    pub(crate) echoes: Arc<Echoes>,
-    pub(crate) clock: Arc<Clock>,
-    pub(crate) missed: Missed<M>,
-    pub(crate) strays: Strays,
-    pub(crate) removals: Arc<Removals>,
-    pub(crate) is_watched: Arc<AtomicBool>,
+    pub(crate) codec: Arc<EnvelopeCodec>,
+    pub(crate) epochs: Arc<InvalidationEpochs>,
+    pub(crate) counts: Arc<ShardCounters>,
+    pub(crate) self_invalidations: Arc<SelfInvalidations>,
+    pub(crate) clock: Arc<ServerClock>,
+    pub(crate) retry_queue: RetryQueue<M>,
+    pub(crate) redirected_deletes: RedirectedDeletes,
+    pub(crate) pending_deletes: Arc<PendingDeletes>,
+    pub(crate) is_subscribed: Arc<AtomicBool>,
 }
 
-impl<M: Meta> Outbox<M> {
-    pub(crate) fn new(writer: Writer<M>) -> Self {
-        Self { queue: Arc::new(Queue::new()), writer: Arc::new(writer), task: Mutex::new(None) }
+impl<M: EntryMeta> WriteOutbox<M> {
+    pub(crate) fn new(writer: ShardWriter<M>) -> Self {
+        Self { queue: Arc::new(WriteQueue::new()), writer: Arc::new(writer), task: Mutex::new(None) }
     }
 
-    pub(crate) fn push(&self, job: Job<M>) {
-        if let Job::Remove { name, .. } = &job {
-            self.writer.removal(name, Removals::begin);
+    pub(crate) fn push(&self, job: WriteJob<M>) {
+        if let WriteJob::Delete { name, .. } = &job {
+            self.writer.with_entry_id(name, PendingDeletes::begin);
         }
-        self.queue.push(job).iter().for_each(|job| self.writer.dropped(job));
-        self.keep_writing();
+        self.queue.push(job).iter().for_each(|job| self.writer.record_dropped_job(job));
+        self.ensure_writer_task();
     }
 
-    /// Waits until nothing is left to send. Cancel safe.
-    pub(crate) async fn drained(&self) {
-        self.queue.drained().await;
+    /// Waits until no job is left. Cancel safe.
+    pub(crate) async fn wait_drained(&self) {
+        self.queue.wait_drained().await;
     }
 
-    pub(crate) fn take_strays(&self) -> VecDeque<Stray> {
-        self.writer.strays.take()
+    pub(crate) fn take_redirected_deletes(&self) -> VecDeque<RedirectedDelete> {
+        self.writer.redirected_deletes.take()
     }
 
-    /// Puts a stray that has no place yet aside again.
-    pub(crate) fn put_back(&self, stray: Stray) {
-        self.writer.put_aside(stray);
+    /// Sets a delete aside again whose new shard is not known yet.
+    pub(crate) fn defer_delete(&self, delete: RedirectedDelete) {
+        self.writer.set_aside(delete);
     }
 
-    /// Ends a removal that was put aside here: by now it waits elsewhere, or there is nowhere to send it.
-    pub(crate) fn resent(&self, name: &str, is_sent: bool) {
-        self.writer.removal(name, Removals::end);
+    /// Ends a delete that was set aside here: it is queued at another shard, or no shard holds its
+    /// key.
+    pub(crate) fn finish_redirected_delete(&self, name: &str, is_sent: bool) {
+        self.writer.with_entry_id(name, PendingDeletes::end);
         if !is_sent {
-            self.writer.counts.dropped_removals.one();
+            self.writer.counts.dropped_deletes.increment();
         }
     }
 
-    /// Starts the task that writes, where it is not running. Outside a runtime jobs wait for the next push inside one.
-    fn keep_writing(&self) {
+    /// Starts the writer task unless it is running. Outside a runtime jobs wait for the next push
+    /// inside one.
+    fn ensure_writer_task(&self) {
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
         if task.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
         if let Ok(runtime) = Handle::try_current() {
-            *task = Some(runtime.spawn(write(self.queue.clone(), self.writer.clone())).abort_handle());
+            *task = Some(runtime.spawn(run_writer(self.queue.clone(), self.writer.clone())).abort_handle());
         }
     }
 }
 
-impl<M> Drop for Outbox<M> {
+impl<M> Drop for WriteOutbox<M> {
     fn drop(&mut self) {
         if let Some(task) = self.task.get_mut().unwrap_or_else(PoisonError::into_inner) {
             task.abort();
@@ -114,209 +119,216 @@ impl<M> Drop for Outbox<M> {
     }
 }
 
-async fn write<M: Meta>(queue: Arc<Queue<M>>, writer: Arc<Writer<M>>) {
+async fn run_writer<M: EntryMeta>(queue: Arc<WriteQueue<M>>, writer: Arc<ShardWriter<M>>) {
     loop {
-        let batch = if writer.missed.is_empty() {
-            queue.next().await
+        let batch = if writer.retry_queue.is_empty() {
+            queue.next_batch().await
         } else {
-            match timeout(AGAIN, queue.next()).await {
+            match timeout(RETRY_INTERVAL, queue.next_batch()).await {
                 Ok(batch) => batch,
-                // Nobody has anything new to say: also what finds out that the shard is back.
+                // No new jobs: retry failed stores, which also detects that the shard has
+                // recovered.
                 Err(_) => {
-                    writer.make_up().await;
+                    writer.retry_failed_stores().await;
                     continue;
                 }
             }
         };
-        let (left, is_told) = writer.carry_out(batch).await;
-        let rest = !left.is_empty();
-        queue.done(left);
-        if rest {
-            sleep(AGAIN).await;
-        } else if is_told {
-            // A piece after each batch: what was missed is told, and nothing new waits long behind it.
-            writer.make_up().await;
+        let (left, was_accepted) = writer.send_batch(batch).await;
+        let has_left = !left.is_empty();
+        queue.finish_batch(left);
+        if has_left {
+            sleep(RETRY_INTERVAL).await;
+        } else if was_accepted {
+            // One piece after each batch, so that new jobs do not wait long behind retries.
+            writer.retry_failed_stores().await;
         }
     }
 }
 
-impl<M: Meta> Writer<M> {
-    /// Tells the shard a piece of what it has missed, while its changes are being told.
-    async fn make_up(&self) {
-        if self.link.refuses() || self.missed.is_empty() || !self.is_watched.load(Ordering::Acquire) {
+impl<M: EntryMeta> ShardWriter<M> {
+    /// Retries a piece of the failed stores while the shard's invalidations are received.
+    async fn retry_failed_stores(&self) {
+        if self.connection.is_rejecting() || self.retry_queue.is_empty() || !self.is_subscribed.load(Ordering::Acquire)
+        {
             return;
         }
-        let (jobs, gone) = self.missed.take();
-        self.lost(gone);
-        let _stores_leave_nothing = self.carry_out(jobs).await;
+        let (jobs, obsolete) = self.retry_queue.take();
+        self.record_dropped_stores(obsolete);
+        let _no_deletes_left = self.send_batch(jobs).await;
     }
 
-    /// Sends a batch; gives back the removals that are still to be done, and says whether the shard took something.
-    async fn carry_out(&self, batch: Vec<Job<M>>) -> (Vec<Job<M>>, bool) {
-        if self.link.refuses() {
-            return (self.given_up(batch), false);
+    /// Sends a batch. Returns the deletes that remain to be done, and whether the shard accepted
+    /// any job.
+    async fn send_batch(&self, batch: Vec<WriteJob<M>>) -> (Vec<WriteJob<M>>, bool) {
+        if self.connection.is_rejecting() {
+            return (self.handle_failed_batch(batch), false);
         }
-        let (pipeline, sent) = self.compose(batch).await;
+        let (pipeline, sent) = self.build_pipeline(batch).await;
         if sent.is_empty() {
             return (Vec::new(), false);
         }
-        match self.link.ask(&pipeline, self.deadline).await {
-            Ok(replies) => self.settle(sent, &replies),
-            Err(_) => (self.given_up(sent), false),
+        match self.connection.execute(&pipeline, self.deadline).await {
+            Ok(replies) => self.apply_replies(sent, &replies),
+            Err(_) => (self.handle_failed_batch(sent), false),
         }
     }
 
-    async fn compose(&self, batch: Vec<Job<M>>) -> (Pipeline, Vec<Job<M>>) {
+    async fn build_pipeline(&self, batch: Vec<WriteJob<M>>) -> (Pipeline, Vec<WriteJob<M>>) {
         let mut pipeline = Pipeline::with_capacity(batch.len());
         let mut sent = Vec::with_capacity(batch.len());
         for job in batch {
-            let composed = match &job {
-                // The server was lost sight of, or told of a change: who knows what was removed there meanwhile.
-                Job::Store { entry, is_late: true, .. } if self.is_doubted(entry) => false,
-                Job::Store { name, digest, hash, entry, is_late } => {
-                    let composed = self.compose_store(&mut pipeline, name, digest, *hash, entry).await;
-                    if composed && *is_late {
+            let was_added = match &job {
+                // After a subscription gap or an invalidation, the entry may have been deleted at
+                // the server meanwhile.
+                WriteJob::Store(store) if store.is_retry && self.may_be_outdated(&store.entry) => false,
+                WriteJob::Store(store) => {
+                    let was_added = self.add_store(&mut pipeline, store).await;
+                    if was_added && store.is_retry {
                         pipeline.arg("NX");
                     }
-                    composed
+                    was_added
                 }
-                Job::Copy { name, envelope, until } => {
+                WriteJob::Copy { name, envelope, until } => {
                     let ttl = until.saturating_duration_since(Instant::now()).as_millis() as u64;
                     if ttl > 0 {
                         pipeline.cmd("SET").arg(name).arg(&envelope[..]).arg("PX").arg(ttl);
                     }
                     ttl > 0
                 }
-                Job::Remove { name, astray } => {
-                    // What was astray may take a newer entry with it, and that is news.
-                    if astray.is_none() {
-                        self.removal(name, |_, name| self.echoes.expect(name));
+                WriteJob::Delete { name, redirected_since } => {
+                    // A redirected delete may delete a newer entry, and that change must be
+                    // processed.
+                    if redirected_since.is_none() {
+                        self.with_entry_id(name, |_, id| self.self_invalidations.expect(id));
                     }
                     pipeline.cmd("UNLINK").arg(name);
                     true
                 }
             };
-            if composed {
+            if was_added {
                 sent.push(job);
             } else {
-                self.dropped(&job);
+                self.record_dropped_job(&job);
             }
         }
         (pipeline, sent)
     }
 
-    /// False where the entry has become useless while it waited, or cannot be encoded.
-    async fn compose_store(
-        &self,
-        pipeline: &mut Pipeline,
-        name: &str,
-        digest: &Digest,
-        hash: u64,
-        entry: &Arc<Entry<M>>,
-    ) -> bool {
-        let ttl = entry.keep.saturating_sub(entry.age(Instant::now()));
-        let ended = entry.since().is_some_and(|since| {
-            let is_purged = self.epochs.judge(entry.meta.tags(), since.generation()) == Judgement::Dead;
-            is_purged || !self.epochs.is_kept(hash, since)
+    /// Returns false if the entry was purged or deleted, has expired, or cannot be encoded.
+    async fn add_store(&self, pipeline: &mut Pipeline, store: &StoreJob<M>) -> bool {
+        let StoreJob { name, digest, hash, entry, .. } = store;
+        let ttl = entry.ttl.saturating_sub(entry.age(Instant::now()));
+        let is_invalidated = entry.fill_epoch().is_some_and(|snapshot| {
+            let is_purged = self.epochs.purge_status(entry.meta.tags(), snapshot.generation()) == PurgeStatus::Purged;
+            is_purged || !self.epochs.is_undeleted_since(*hash, snapshot)
         });
-        if ended || ttl < Duration::from_millis(1) {
+        if is_invalidated || ttl < Duration::from_millis(1) {
             return false;
         }
-        let envelope = if self.seal.is_work(entry) {
-            let (seal, clock, digest, entry) = (self.seal.clone(), self.clock.clone(), *digest, entry.clone());
-            spawn_blocking(move || seal.encode(&digest, &entry, clock.now())).await.ok()
+        let envelope = if self.codec.needs_blocking_encode(entry) {
+            let (codec, clock, digest, entry) = (self.codec.clone(), self.clock.clone(), *digest, entry.clone());
+            spawn_blocking(move || codec.encode(&digest, &entry, clock.now())).await.ok()
         } else {
-            Some(self.seal.encode(digest, entry, self.clock.now()))
+            Some(self.codec.encode(digest, entry, self.clock.now()))
         };
         let Some(Ok(envelope)) = envelope else { return false };
         pipeline.cmd("SET").arg(name).arg(envelope).arg("PX").arg(ttl.as_millis() as u64);
         true
     }
 
-    fn is_doubted(&self, entry: &Entry<M>) -> bool {
-        entry.since().zip(entry.home()).is_none_or(|(since, home)| {
-            self.epochs.was_lost(home.shard, since.generation()) || !self.epochs.is_unchanged(home.name, since)
+    fn may_be_outdated(&self, entry: &Entry<M>) -> bool {
+        entry.fill_epoch().zip(entry.location()).is_none_or(|(snapshot, location)| {
+            self.epochs.had_subscription_gap(location.shard, snapshot.generation())
+                || !self.epochs.is_unchanged_since(location.digest_prefix, snapshot)
         })
     }
 
-    /// Of an entry's own slot: a copy is nobody's only one, and servers tell nothing of it.
-    fn removal(&self, name: &str, then: impl FnOnce(&Removals, u64)) {
-        if let Some(name) = name.strip_prefix(PREFIX).and_then(|name| named(name.as_bytes())) {
-            then(&self.removals, name);
+    /// Calls `then` with the id of an entry in its own slot. Copies are skipped: an entry exists
+    /// besides them, and servers do not report their changes.
+    fn with_entry_id(&self, name: &str, then: impl FnOnce(&PendingDeletes, u64)) {
+        if let Some(id) = name.strip_prefix(ENTRY_KEY_PREFIX).and_then(|name| digest_prefix(name.as_bytes())) {
+            then(&self.pending_deletes, id);
         }
     }
 
-    fn settle(&self, sent: Vec<Job<M>>, replies: &[Value]) -> (Vec<Job<M>>, bool) {
-        let (mut left, mut is_told) = (Vec::new(), false);
+    fn apply_replies(&self, sent: Vec<WriteJob<M>>, replies: &[Value]) -> (Vec<WriteJob<M>>, bool) {
+        let (mut left, mut was_accepted) = (Vec::new(), false);
         for (job, reply) in sent.into_iter().zip(replies) {
-            let fault = Fault::in_reply(reply);
-            is_told |= fault.is_none();
-            if let (Some(_), Job::Remove { name, .. }) = (fault, &job) {
-                // Nothing was removed, and nothing will be told of it.
-                self.removal(name, |_, name| _ = self.echoes.take(name));
+            let fault = ShardFault::from_reply(reply);
+            was_accepted |= fault.is_none();
+            if let (Some(_), WriteJob::Delete { name, .. }) = (fault, &job) {
+                // Nothing was deleted, so no invalidation follows.
+                self.with_entry_id(name, |_, id| _ = self.self_invalidations.take(id));
             }
             match (fault, &job) {
-                // Somebody stored a newer one meanwhile.
-                (None, Job::Store { is_late: true, .. }) if *reply == Value::Nil => self.dropped(&job),
-                (None, Job::Store { .. } | Job::Copy { .. }) => self.counts.stored.one(),
-                (None, Job::Remove { name, .. }) => {
-                    self.removal(name, |removals, name| {
-                        removals.end(name);
-                        // It was not there, and nothing will be told of it.
+                // Another node has stored a newer entry meanwhile.
+                (None, WriteJob::Store(store)) if store.is_retry && *reply == Value::Nil => {
+                    self.record_dropped_job(&job)
+                }
+                (None, WriteJob::Store(_) | WriteJob::Copy { .. }) => self.counts.stored.increment(),
+                (None, WriteJob::Delete { name, .. }) => {
+                    self.with_entry_id(name, |pending_deletes, id| {
+                        pending_deletes.end(id);
+                        // The entry did not exist, so no invalidation follows.
                         if *reply == Value::Int(0) {
-                            self.echoes.take(name);
+                            self.self_invalidations.take(id);
                         }
                     });
-                    self.counts.removed.one();
+                    self.counts.deleted.increment();
                 }
-                (Some(fault), Job::Remove { .. }) if fault.is_evidence() => left.push(job),
-                (Some(Fault::Moved), Job::Remove { .. }) => self.is_elsewhere(job),
-                (Some(fault), Job::Store { .. }) if fault.is_evidence() => self.lost(self.missed.note(job)),
-                (Some(_), _) => self.dropped(&job),
+                (Some(fault), WriteJob::Delete { .. }) if fault.is_breaker_failure() => left.push(job),
+                (Some(ShardFault::Moved), WriteJob::Delete { .. }) => self.redirect_delete(job),
+                (Some(fault), WriteJob::Store(_)) if fault.is_breaker_failure() => self.retry_later(job),
+                (Some(_), _) => self.record_dropped_job(&job),
             }
         }
-        (left, is_told)
+        (left, was_accepted)
     }
 
-    /// Notes entries and keeps removals.
-    fn given_up(&self, batch: Vec<Job<M>>) -> Vec<Job<M>> {
-        let (removals, stores): (Vec<_>, Vec<_>) = batch.into_iter().partition(Job::is_removal);
-        stores.into_iter().for_each(|job| self.lost(self.missed.note(job)));
-        if self.is_place && self.link.is_nowhere() {
-            // Nobody holds this place of the cluster, and others may never.
-            removals.into_iter().for_each(|job| self.is_elsewhere(job));
+    /// Queues entries for a retry and returns the deletes.
+    fn handle_failed_batch(&self, batch: Vec<WriteJob<M>>) -> Vec<WriteJob<M>> {
+        let (deletes, stores): (Vec<_>, Vec<_>) = batch.into_iter().partition(WriteJob::is_delete);
+        stores.into_iter().for_each(|job| self.retry_later(job));
+        if self.is_cluster_master && self.connection.has_no_server() {
+            // No server has this master index, and possibly none ever will.
+            deletes.into_iter().for_each(|job| self.redirect_delete(job));
             return Vec::new();
         }
-        removals
+        deletes
     }
 
-    fn is_elsewhere(&self, job: Job<M>) {
-        if let Job::Remove { name, astray } = job {
-            self.put_aside(Stray { name, since: astray.unwrap_or_else(Instant::now) });
+    fn retry_later(&self, job: WriteJob<M>) {
+        self.record_dropped_stores(self.retry_queue.add(job));
+    }
+
+    fn redirect_delete(&self, job: WriteJob<M>) {
+        if let WriteJob::Delete { name, redirected_since } = job {
+            self.set_aside(RedirectedDelete { name, redirected_since: redirected_since.unwrap_or_else(Instant::now) });
         }
     }
 
-    fn put_aside(&self, stray: Stray) {
-        let name = stray.name.clone();
-        match self.strays.add(stray) {
-            Aside::Waits => {}
-            Aside::Twice => self.removal(&name, Removals::end),
-            Aside::GivenUp => self.dropped(&Job::Remove { name, astray: None }),
+    fn set_aside(&self, delete: RedirectedDelete) {
+        let name = delete.name.clone();
+        match self.redirected_deletes.add(delete) {
+            RedirectOutcome::Deferred => {}
+            RedirectOutcome::Duplicate => self.with_entry_id(&name, PendingDeletes::end),
+            RedirectOutcome::Rejected => self.record_dropped_job(&WriteJob::Delete { name, redirected_since: None }),
         }
     }
 
-    fn dropped(&self, job: &Job<M>) {
+    fn record_dropped_job(&self, job: &WriteJob<M>) {
         match job {
-            Job::Store { .. } | Job::Copy { .. } => self.counts.dropped_stores.one(),
-            Job::Remove { name, .. } => {
-                self.removal(name, Removals::end);
-                self.counts.dropped_removals.one();
+            WriteJob::Store(_) | WriteJob::Copy { .. } => self.counts.dropped_stores.increment(),
+            WriteJob::Delete { name, .. } => {
+                self.with_entry_id(name, PendingDeletes::end);
+                self.counts.dropped_deletes.increment();
             }
         }
     }
 
-    /// So many entries will not be told.
-    fn lost(&self, entries: usize) {
-        (0..entries).for_each(|_| self.counts.dropped_stores.one());
+    /// Counts stores that will not be written.
+    fn record_dropped_stores(&self, entries: usize) {
+        (0..entries).for_each(|_| self.counts.dropped_stores.increment());
     }
 }

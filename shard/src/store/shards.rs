@@ -1,151 +1,170 @@
-//! Owns the shards of a store, built from its settings: each region's endpoints, or the places of its cluster.
+//! Owns the shards of a store, built from its configuration: the endpoints of each region, or the
+//! masters of its cluster.
 //!
-//! Refuses settings that cannot work, and never asks whether Redis is there.
-//! Invariant: what is said about an endpoint contains no credentials.
+//! Refuses invalid configuration. Never checks whether Redis is reachable.
+//! Invariant: endpoints in errors and reports contain no credentials.
 
-use super::{RegionSettings, RemoteSettings};
-use crate::clock::Wall;
-use crate::entry::{Packing, Seal};
+use super::config::{RegionConfig, RemoteConfig};
+use crate::clock::WallClock;
+use crate::entry::{CompressionConfig, EnvelopeCodec};
 use crate::key::Region;
-use crate::placement::{SLOTS_MAX, Slot, Slots};
-use crate::remote::{BadAddress, Cluster, Dialer, PLACES, Removals, Scout, Sentinels, Shard, Site, TlsSettings};
+use crate::placement::{SLOTS_MAX, Slot, SlotTable};
+use crate::remote::{
+    CLUSTER_MASTERS_MAX, Dialer, InvalidAddress, PendingDeletes, RedisCluster, RedisTlsConfig, SentinelEndpoint,
+    ServerAddress, Shard, ShardId, TopologyDiscovery,
+};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What is wrong with settings.
+/// Invalid configuration of the remote cache.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
+pub enum StoreConfigError {
     #[error("region {region}: neither endpoints nor a cluster, or both")]
-    NoEndpoints { region: Region },
-    #[error("region {region}: endpoint {index} (from 0) is no address, or its certificates are none")]
-    Address { region: Region, index: usize },
+    EndpointsOrCluster { region: Region },
+    #[error("region {region}: endpoint {index} (from 0) has an invalid address or invalid certificates")]
+    InvalidAddress { region: Region, index: usize },
     #[error("region {region}: {endpoint} is listed twice")]
-    Twice { region: Region, endpoint: String },
+    DuplicateEndpoint { region: Region, endpoint: String },
     #[error("region {region}: slots must be between the number of endpoints and {SLOTS_MAX}")]
-    Slots { region: Region },
+    InvalidSlots { region: Region },
     #[error("the deadline must be between 1 ms and 10 s")]
-    Deadline,
+    InvalidDeadline,
+}
+
+impl RemoteConfig {
+    /// Validates the configuration; connects to nothing.
+    pub fn check(&self) -> Result<(), StoreConfigError> {
+        Shards::new(self, WallClock::new()).map(drop)
+    }
 }
 
 pub(super) struct Shards {
     pub(super) deadline: Duration,
     pub(super) hot_copies: u16,
-    pub(super) wall: Arc<Wall>,
-    pub(super) seal: Arc<Seal>,
-    pub(super) removals: Arc<Removals>,
+    pub(super) wall: Arc<WallClock>,
+    pub(super) codec: Arc<EnvelopeCodec>,
+    pub(super) pending_deletes: Arc<PendingDeletes>,
     pub(super) shards: Vec<Arc<Shard>>,
     pub(super) regions: HashMap<Region, RegionShards>,
-    pub(super) scouts: Vec<Arc<Scout>>,
+    pub(super) topology_discoveries: Vec<Arc<TopologyDiscovery>>,
 }
 
 pub(super) struct RegionShards {
     pub(super) fallback: Vec<Region>,
-    /// Index of its first shard among all.
+    /// Index of its first shard among all shards.
     pub(super) first: usize,
-    pub(super) kind: Kind,
+    pub(super) backend: RegionBackend,
 }
 
-pub(super) enum Kind {
+pub(super) enum RegionBackend {
     Endpoints {
-        slots: Slots,
+        slots: SlotTable,
         labels: Vec<String>,
     },
-    /// One shard for each of its places.
+    /// One shard for each possible master.
     Cluster {
         slots: u16,
-        cluster: Arc<Cluster>,
+        cluster: Arc<RedisCluster>,
     },
 }
 
 impl Shards {
-    pub(super) fn new(settings: &RemoteSettings, wall: Arc<Wall>) -> Result<Self, StoreError> {
-        if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&settings.deadline) {
-            return Err(StoreError::Deadline);
+    pub(super) fn new(config: &RemoteConfig, wall: Arc<WallClock>) -> Result<Self, StoreConfigError> {
+        if !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&config.deadline) {
+            return Err(StoreConfigError::InvalidDeadline);
         }
-        let packing = Packing { compression: settings.compression, from: settings.compress_from };
-        let mut all = Self {
-            deadline: settings.deadline,
-            hot_copies: settings.hot_copies,
+        let compression = CompressionConfig { algorithm: config.compression, min_bytes: config.compress_from };
+        let mut shards = Self {
+            deadline: config.deadline,
+            hot_copies: config.hot_copies,
             wall,
-            seal: Arc::new(Seal::new(&settings.secret, settings.object_bytes, packing)),
-            removals: Arc::default(),
+            codec: Arc::new(EnvelopeCodec::new(&config.secret, config.object_bytes, compression)),
+            pending_deletes: Arc::default(),
             shards: Vec::new(),
             regions: HashMap::new(),
-            scouts: Vec::new(),
+            topology_discoveries: Vec::new(),
         };
-        for (&region, its) in &settings.regions {
-            all.add(region, its, &settings.tls)?;
+        for (&region, region_config) in &config.regions {
+            shards.add(region, region_config, &config.tls)?;
         }
-        Ok(all)
+        Ok(shards)
     }
 
-    fn add(&mut self, region: Region, settings: &RegionSettings, tls: &TlsSettings) -> Result<(), StoreError> {
-        if settings.endpoints.is_empty() == settings.cluster.is_empty() {
-            return Err(StoreError::NoEndpoints { region });
+    fn add(&mut self, region: Region, config: &RegionConfig, tls: &RedisTlsConfig) -> Result<(), StoreConfigError> {
+        if config.endpoints.is_empty() == config.cluster.is_empty() {
+            return Err(StoreConfigError::EndpointsOrCluster { region });
         }
-        let count = settings.endpoints.len().max(1);
-        if settings.slots > SLOTS_MAX || usize::from(settings.slots) < count {
-            return Err(StoreError::Slots { region });
+        let count = config.endpoints.len().max(1);
+        if config.slots > SLOTS_MAX || usize::from(config.slots) < count {
+            return Err(StoreConfigError::InvalidSlots { region });
         }
-        let kind = if settings.cluster.is_empty() {
-            self.add_endpoints(region, settings, tls)?
+        let backend = if config.cluster.is_empty() {
+            self.add_endpoints(region, config, tls)?
         } else {
-            self.add_cluster(region, settings, tls)?
+            self.add_cluster(region, config, tls)?
         };
-        let first = self.shards.len() - kind.shards();
-        self.regions.insert(region, RegionShards { fallback: settings.fallback.clone(), first, kind });
+        let first = self.shards.len() - backend.shard_count();
+        self.regions.insert(region, RegionShards { fallback: config.fallback.clone(), first, backend });
         Ok(())
     }
 
     fn add_endpoints(
         &mut self,
         region: Region,
-        settings: &RegionSettings,
-        tls: &TlsSettings,
-    ) -> Result<Kind, StoreError> {
-        let mut labels = Vec::with_capacity(settings.endpoints.len());
-        for (index, url) in settings.endpoints.iter().enumerate() {
-            // What is wrong with an address may quote it, password included.
-            let address = |_: BadAddress| StoreError::Address { region, index };
-            let (site, label) = match Sentinels::of(url) {
-                Some(named) => {
-                    let named = named.map_err(address)?;
-                    let (scout, site) = named.scout(tls).map_err(address)?;
-                    self.scouts.push(Arc::new(scout));
-                    (site, named.master)
+        config: &RegionConfig,
+        tls: &RedisTlsConfig,
+    ) -> Result<RegionBackend, StoreConfigError> {
+        let mut labels = Vec::with_capacity(config.endpoints.len());
+        for (index, url) in config.endpoints.iter().enumerate() {
+            // The parser's error may quote the address, password included.
+            let invalid = |_: InvalidAddress| StoreConfigError::InvalidAddress { region, index };
+            let (address, label) = match SentinelEndpoint::parse(url) {
+                Some(sentinels) => {
+                    let sentinels = sentinels.map_err(invalid)?;
+                    let (discovery, address) = sentinels.discovery(tls).map_err(invalid)?;
+                    self.topology_discoveries.push(Arc::new(discovery));
+                    (address, sentinels.master)
                 }
                 None => {
-                    let spot = Dialer::new(url, tls).and_then(|dialer| dialer.spot()).map_err(address)?;
-                    let label = spot.label.clone();
-                    (Site::fixed(spot), label)
+                    let server = Dialer::new(url, tls).and_then(|dialer| dialer.server()).map_err(invalid)?;
+                    let label = server.label.clone();
+                    (ServerAddress::fixed(server), label)
                 }
             };
             if labels.contains(&label) {
-                return Err(StoreError::Twice { region, endpoint: label });
+                return Err(StoreConfigError::DuplicateEndpoint { region, endpoint: label });
             }
-            self.shards.push(Arc::new(Shard::new(region, index, site, Some(label.clone()), self.wall.clone())));
+            self.shards.push(Arc::new(Shard::new(
+                ShardId { region, index, label: Some(label.clone()) },
+                address,
+                self.wall.clone(),
+            )));
             labels.push(label);
         }
-        Ok(Kind::Endpoints { slots: Slots::spread(settings.slots, &labels), labels })
+        Ok(RegionBackend::Endpoints { slots: SlotTable::assign(config.slots, &labels), labels })
     }
 
     fn add_cluster(
         &mut self,
         region: Region,
-        settings: &RegionSettings,
-        tls: &TlsSettings,
-    ) -> Result<Kind, StoreError> {
-        let seeds = settings.cluster.iter().enumerate().map(|(index, url)| {
-            let dialer = Dialer::new(url, tls).ok().filter(Dialer::is_on_a_network);
-            dialer.ok_or(StoreError::Address { region, index })
+        config: &RegionConfig,
+        tls: &RedisTlsConfig,
+    ) -> Result<RegionBackend, StoreConfigError> {
+        let seeds = config.cluster.iter().enumerate().map(|(index, url)| {
+            let dialer = Dialer::new(url, tls).ok().filter(Dialer::is_tcp);
+            dialer.ok_or(StoreConfigError::InvalidAddress { region, index })
         });
-        let cluster = Arc::new(Cluster::new(seeds.collect::<Result<_, _>>()?));
-        for (index, site) in cluster.sites.iter().enumerate() {
-            self.shards.push(Arc::new(Shard::new(region, index, site.clone(), None, self.wall.clone())));
+        let cluster = Arc::new(RedisCluster::new(seeds.collect::<Result<_, _>>()?));
+        for (index, address) in cluster.addresses.iter().enumerate() {
+            self.shards.push(Arc::new(Shard::new(
+                ShardId { region, index, label: None },
+                address.clone(),
+                self.wall.clone(),
+            )));
         }
-        self.scouts.push(Arc::new(Scout::Cluster(cluster.clone())));
-        Ok(Kind::Cluster { slots: settings.slots, cluster })
+        self.topology_discoveries.push(Arc::new(TopologyDiscovery::Cluster(cluster.clone())));
+        Ok(RegionBackend::Cluster { slots: config.slots, cluster })
     }
 
     pub(super) fn of(&self, region: &Region) -> Option<&RegionShards> {
@@ -155,26 +174,26 @@ impl Shards {
 
 impl RegionShards {
     pub(super) fn slots(&self) -> u16 {
-        match &self.kind {
-            Kind::Endpoints { slots, .. } => slots.len(),
-            Kind::Cluster { slots, .. } => *slots,
+        match &self.backend {
+            RegionBackend::Endpoints { slots, .. } => slots.len(),
+            RegionBackend::Cluster { slots, .. } => *slots,
         }
     }
 
-    /// The shard of a region's slot; `None` where a cluster has not said who holds it.
+    /// The shard of a region's slot; `None` while the cluster topology is unknown.
     pub(super) fn shard(&self, region: &Region, slot: Slot) -> Option<usize> {
-        match &self.kind {
-            Kind::Endpoints { slots, .. } => Some(self.first + slots.owner(slot)),
-            Kind::Cluster { cluster, .. } => Some(self.first + cluster.place_of(region, slot)?),
+        match &self.backend {
+            RegionBackend::Endpoints { slots, .. } => Some(self.first + slots.owner(slot)),
+            RegionBackend::Cluster { cluster, .. } => Some(self.first + cluster.master_of(region, slot)?),
         }
     }
 }
 
-impl Kind {
-    fn shards(&self) -> usize {
+impl RegionBackend {
+    fn shard_count(&self) -> usize {
         match self {
-            Kind::Endpoints { labels, .. } => labels.len(),
-            Kind::Cluster { .. } => PLACES,
+            RegionBackend::Endpoints { labels, .. } => labels.len(),
+            RegionBackend::Cluster { .. } => CLUSTER_MASTERS_MAX,
         }
     }
 }

@@ -1,206 +1,234 @@
-//! Owns one thread's way to the store: its table, its connections, and the order in which tiers are asked and told.
+//! Owns one thread's view of the store: its L1 cache, its shard clients, and the order in which
+//! cache layers are read and written.
 //!
-//! Refuses to wait: only `remote` does, at most for the deadline, and `flush`, which no request calls.
-//! Invariant: what is removed here is gone locally, on every thread, when `remove` returns.
+//! Only `lookup_remote` waits, at most for the deadline, and `flush`, which is not called by
+//! requests.
+//! Invariant: a removed entry is gone from the local cache, on every thread, when `remove` returns.
 
-use super::{Place, Store, Whither};
-use crate::entry::{Entry, Judgement, Meta, Since};
-use crate::hot::Tally;
+use super::hot_copies::RevisionRead;
+use super::{Redirect, RemoteKey, Store};
+use crate::entry::{Entry, EntryMeta, EpochSnapshot, PurgeStatus};
+use crate::hot::TopKSketch;
 use crate::key::{KeyRef, Region, Tag};
-use crate::local::{Moment, Near, NearCopy};
-use crate::remote::{Common, Fault, Found, Job, Wanted, Wire};
+use crate::local::{L1Cache, L1Entry, ValidityCheck};
+use crate::remote::{FetchedEntry, ReadRequest, ReadTarget, ShardClient, ShardContext, ShardFault, StoreJob, WriteJob};
 use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-/// Slots that one `tidy` looks at: the whole table in 16 of them.
-const TIDY: usize = 1024;
+/// Slots of the L1 cache swept per maintenance run: the whole table in 16 runs.
+const L1_SWEEP_SLOTS: usize = 1024;
 
-/// Between two attempts to have removed what a cluster moves: each refusal makes it be asked who holds what.
-const STRAYS_EVERY: Duration = Duration::from_secs(1);
+/// Interval of resending redirected deletes: each further redirect triggers a topology refresh.
+const REDIRECT_RESEND_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The same at the end, when little time is left.
-const STRAYS_AGAIN: Duration = Duration::from_millis(100);
+/// The same interval in `flush`, which has little time.
+const FLUSH_RESEND_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A thread's way to the store. `Send`, so that it can be made before its thread runs; not `Sync`. Its connections belong to the
-/// runtime that first uses them.
-pub struct View<M> {
+/// A thread's view of the store. `Send`, so that it can be created before its thread runs; not
+/// `Sync`. Its connections belong to the runtime that first uses them.
+pub struct StoreView<M> {
     store: Arc<Store<M>>,
-    near: RefCell<Near<M>>,
-    tally: RefCell<Tally>,
-    /// One for each of the store's shards.
-    wires: Box<[Wire<M>]>,
-    strays_sent: Cell<Instant>,
-    /// The region of the last insertion, which is nearly always that of the next.
+    l1: RefCell<L1Cache<M>>,
+    sketch: RefCell<TopKSketch>,
+    /// One per shard of the store.
+    clients: Box<[ShardClient<M>]>,
+    deletes_resent_at: Cell<Instant>,
+    /// The region of the last insertion; it is nearly always that of the next one.
     region: Cell<Option<Region>>,
 }
 
-/// Which tier answered.
+/// The cache layer that served a hit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Tier {
-    /// This thread's table.
-    Near,
-    /// The cache that all threads share; also what was just inserted.
-    Memory,
+pub enum CacheLayer {
+    /// The L1 cache of this thread.
+    L1,
+    /// The L2 cache, shared by all threads; also for an entry that was just inserted.
+    L2,
     /// Redis.
     Remote,
 }
 
-/// How far an insertion goes.
+/// The layers that an insertion writes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reach {
+pub enum InsertTarget {
     Local,
-    /// Local at once, and in the background to the region's shard.
-    Shared,
+    /// The local cache at once, and the region's shard in the background.
+    LocalAndRemote,
 }
 
-/// What the remote tier knows.
+/// Result of a lookup in the remote cache.
 #[derive(Debug)]
-pub enum Remote<M> {
-    /// It is now in the local tier too.
-    Found(Hit<M>),
+pub enum RemoteLookup<M> {
+    /// Found; it is now in the local cache too.
+    Found(CacheHit<M>),
     Absent,
-    Unavailable(Fault),
-    /// The region has no remote tier.
-    Off,
+    Unavailable(ShardFault),
+    /// The region has no remote cache.
+    NotConfigured,
 }
 
-/// An entry held by this thread. Cheap to clone and to hold for as long as a response takes.
+/// An entry held by this thread. Cheap to clone; may be held for as long as a response takes.
 #[derive(Debug)]
-pub struct Hit<M> {
-    copy: Arc<NearCopy<M>>,
-    tier: Tier,
+pub struct CacheHit<M> {
+    entry: Arc<L1Entry<M>>,
+    layer: CacheLayer,
 }
 
-impl<M> Hit<M> {
-    pub fn tier(&self) -> Tier {
-        self.tier
+impl<M> CacheHit<M> {
+    pub fn layer(&self) -> CacheLayer {
+        self.layer
     }
 
-    /// The body by this thread's own handle: cloning it touches no counter that other cores write. It keeps the entry.
-    /// (The field `body` of the entry is the same bytes by the handle that all threads share.)
+    /// The body, with a reference count of this thread: cloning it writes no counter that other
+    /// cores write. It keeps the entry alive. (The entry's field `body` has the same bytes with the
+    /// reference count that all threads share.)
     pub fn body(&self) -> &Bytes {
-        self.copy.body()
+        self.entry.body()
     }
 
-    /// The entry itself, for another thread.
+    /// The entry, for another thread.
     pub fn share(&self) -> Arc<Entry<M>> {
-        self.copy.share()
+        self.entry.share()
     }
 }
 
-impl<M> Clone for Hit<M> {
+impl<M> Clone for CacheHit<M> {
     fn clone(&self) -> Self {
-        Self { copy: self.copy.clone(), tier: self.tier }
+        Self { entry: self.entry.clone(), layer: self.layer }
     }
 }
 
-impl<M> Deref for Hit<M> {
+impl<M> Deref for CacheHit<M> {
     type Target = Entry<M>;
 
     fn deref(&self) -> &Entry<M> {
-        self.copy.entry()
+        self.entry.entry()
     }
 }
 
-impl<M: Meta> View<M> {
+impl<M: EntryMeta> StoreView<M> {
     pub(super) fn new(store: Arc<Store<M>>) -> Self {
-        store.local.joined();
-        let wires = store.remote.iter().flat_map(|remote| {
-            let common = Common {
-                seal: remote.seal.clone(),
+        store.local.add_thread();
+        let clients = store.remote.iter().flat_map(|remote| {
+            let context = ShardContext {
+                codec: remote.codec.clone(),
                 epochs: store.epochs.clone(),
-                removals: remote.removals.clone(),
+                pending_deletes: remote.pending_deletes.clone(),
                 deadline: remote.deadline,
             };
-            remote.shards.iter().map(move |shard| Wire::new(shard.clone(), common.clone()))
+            remote.shards.iter().map(move |shard| ShardClient::new(shard.clone(), context.clone()))
         });
-        let tally = RefCell::new(store.hot.tally());
+        let sketch = RefCell::new(store.hot.new_sketch());
         Self {
-            wires: wires.collect(),
-            near: RefCell::new(Near::new()),
-            tally,
+            clients: clients.collect(),
+            l1: RefCell::new(L1Cache::new()),
+            sketch,
             store,
-            strays_sent: Cell::new(Instant::now()),
+            deletes_resent_at: Cell::new(Instant::now()),
             region: Cell::new(None),
         }
     }
 
-    /// The entry, if this process has it and its time is not over. Whether it is fresh is for the caller to see.
-    pub fn local(&self, key: &KeyRef<'_>) -> Option<Hit<M>> {
-        self.local_at(key, Instant::now())
+    /// Looks up an unexpired entry in the local cache. The caller judges its freshness.
+    pub fn lookup_local(&self, key: &KeyRef<'_>) -> Option<CacheHit<M>> {
+        self.lookup_local_at(key, Instant::now())
     }
 
-    /// `local` for a caller that has read the clock.
-    pub fn local_at(&self, key: &KeyRef<'_>, now: Instant) -> Option<Hit<M>> {
-        self.tally.borrow_mut().see(key);
-        let moment = self.store.local.moment(now);
-        let found = self.near.borrow_mut().get(key, moment);
-        if let Some(found) = found {
-            if found.touch {
+    /// `lookup_local` for a caller that has already read the clock.
+    pub fn lookup_local_at(&self, key: &KeyRef<'_>, now: Instant) -> Option<CacheHit<M>> {
+        self.sketch.borrow_mut().record(key);
+        let validity = self.store.local.validity(now);
+        let hit = self.l1.borrow_mut().get(key, validity);
+        if let Some(hit) = hit {
+            if hit.touch_l2 {
                 self.store.local.touch(key);
             }
-            return Some(Hit { copy: found.copy, tier: Tier::Near });
+            return Some(CacheHit { entry: hit.entry, layer: CacheLayer::L1 });
         }
-        let copy = self.store.local.get(key, moment)?;
-        self.keep_near(key, &copy, moment);
-        Some(Hit { copy, tier: Tier::Memory })
+        let entry = self.store.local.get(key, validity)?;
+        self.store_in_l1(key, &entry, validity);
+        Some(CacheHit { entry, layer: CacheLayer::L2 })
     }
 
-    /// Asks the region's shard, or for what is hot one that has a copy, within the deadline. Cancel safe: an answer that comes
-    /// later is dropped.
-    pub async fn remote(&self, region: &Region, key: &KeyRef<'_>) -> Remote<M> {
-        let Some(place) = self.store.place(region, key) else { return Remote::Off };
-        let since = self.since();
-        let found = if self.store.hot.has(key.hash()) {
-            self.fetch_hot(region, &place).await
+    /// Looks up an entry on the region's shard, or a hot entry at one of its copies, within the
+    /// deadline. Cancel safe: a late reply is dropped.
+    pub async fn lookup_remote(&self, region: &Region, key: &KeyRef<'_>) -> RemoteLookup<M> {
+        let Some(remote) = self.store.remote_key(region, key) else { return RemoteLookup::NotConfigured };
+        let since = self.epoch_snapshot();
+        let found = if self.store.hot.is_hot(key.hash()) {
+            self.fetch_hot(region, &remote).await
         } else {
-            let wire = &self.wires[place.shard];
-            let fetched = wire.fetch(&place.name, &place.digest, Wanted::Entry, self.deadline()).await;
+            let client = &self.clients[remote.shard];
+            let fetched = client
+                .fetch(ReadRequest {
+                    name: &remote.redis_key,
+                    digest: &remote.digest,
+                    target: ReadTarget::Entry,
+                    deadline: self.deadline(),
+                })
+                .await;
             fetched.map(|found| found.map(|found| found.entry))
         };
         match found {
             Ok(Some(entry)) => {
-                let (copy, _) = self.hold(key, entry.begun(since).at_home(Some(place.home())));
-                Remote::Found(Hit { copy, tier: Tier::Remote })
+                let (entry, _) =
+                    self.store_locally(key, entry.with_fill_epoch(since).with_location(Some(remote.location())));
+                RemoteLookup::Found(CacheHit { entry, layer: CacheLayer::Remote })
             }
-            Ok(None) => Remote::Absent,
-            Err(fault) => Remote::Unavailable(fault),
+            Ok(None) => RemoteLookup::Absent,
+            Err(fault) => RemoteLookup::Unavailable(fault),
         }
     }
 
-    /// One of the copies where they are known, else the entry itself; a copy that is missing or of another edition is replaced.
-    async fn fetch_hot(&self, region: &Region, place: &Place) -> Result<Option<Entry<M>>, Fault> {
-        let (copies, began) = (&self.store.copies, Instant::now());
-        let choice = copies.choose(&place.digest, self.tally.borrow_mut().random());
+    /// Reads one of the copies if their locations are recorded, else the entry's own slot. A copy
+    /// that is missing or of another revision is replaced.
+    async fn fetch_hot(&self, region: &Region, remote: &RemoteKey) -> Result<Option<Entry<M>>, ShardFault> {
+        let (copies, started) = (&self.store.hot_copies, Instant::now());
+        let choice = copies.choose(&remote.digest, self.sketch.borrow_mut().random());
         if let Some(choice) = &choice {
-            let spot = choice.spot();
-            // A server that is late leaves time for the other.
-            let wanted = Wanted::Copy { edition: choice.edition };
-            let found = self.wires[spot.shard].fetch(&spot.name, &place.digest, wanted, self.deadline() / 2).await;
+            let location = choice.location();
+            // Half of the deadline, so that a slow server leaves time for the other.
+            let target = ReadTarget::Copy { revision: choice.revision };
+            let found = self.clients[location.shard]
+                .fetch(ReadRequest {
+                    name: &location.redis_key,
+                    digest: &remote.digest,
+                    target,
+                    deadline: self.deadline() / 2,
+                })
+                .await;
             match found {
-                // It may have been changed, and that told, while this copy was on its way.
-                Ok(Some(found)) if copies.is_known(choice) => {
+                // A change may have been reported while this copy was being read.
+                Ok(Some(found)) if copies.is_current(choice) => {
                     return Ok(Some(found.entry));
                 }
-                // Slots of a cluster have moved, and copies are to follow.
-                Err(Fault::Moved) => copies.forget(place.digest.beginning()),
+                // Cluster slots have moved: compute the copies' locations again.
+                Err(ShardFault::Moved) => copies.invalidate(remote.digest.prefix()),
                 Ok(_) | Err(_) => {}
             }
         }
-        let (changes, left) = (copies.changes(&place.digest), self.deadline().saturating_sub(began.elapsed()));
-        let fetched = self.wires[place.shard].fetch(&place.name, &place.digest, Wanted::Entry, left);
+        let (change_count, remaining) =
+            (copies.change_count(&remote.digest), self.deadline().saturating_sub(started.elapsed()));
+        let fetched = self.clients[remote.shard].fetch(ReadRequest {
+            name: &remote.redis_key,
+            digest: &remote.digest,
+            target: ReadTarget::Entry,
+            deadline: remaining,
+        });
         let Some(found) = fetched.await? else {
             return Ok(None);
         };
-        let Found { entry, envelope } = found;
-        copies.learn(&place.digest, entry.edition(), changes, || self.store.spots(region, place));
-        if let Some(choice) = choice.filter(|choice| choice.edition == entry.edition() && copies.claim(choice)) {
-            let (spot, until) = (choice.spot(), entry.until());
-            self.wires[spot.shard].send(Job::Copy { name: spot.name.clone(), envelope, until });
+        let FetchedEntry { entry, envelope } = found;
+        let read = RevisionRead { revision: entry.revision(), change_count };
+        copies.record_revision(&remote.digest, read, || self.store.copy_locations(region, remote));
+        if let Some(choice) = choice.filter(|choice| choice.revision == entry.revision() && copies.claim_write(choice))
+        {
+            let (location, until) = (choice.location(), entry.expires_at());
+            self.clients[location.shard].enqueue(WriteJob::Copy { name: location.redis_key.clone(), envelope, until });
         }
         Ok(Some(entry))
     }
@@ -209,211 +237,230 @@ impl<M: Meta> View<M> {
         self.store.remote.as_ref().map_or(Duration::ZERO, |remote| remote.deadline)
     }
 
-    /// To be taken before a fill's request goes out, and given to its entry (`Entry::begun`): the entry is then not stored if
-    /// its key, whichever it turns out to be, is removed, or one of its tags purged, while the fill runs.
-    pub fn since(&self) -> Since {
-        self.store.epochs.since()
+    /// The current epochs. Read them before a fill's request is sent and pass them to its entry
+    /// (`Entry::with_fill_epoch`): the entry is then not stored if any key that it turns out to
+    /// have is deleted, or one of its tags purged, while the fill runs.
+    pub fn epoch_snapshot(&self) -> EpochSnapshot {
+        self.store.epochs.snapshot()
     }
 
-    /// Whether neither the key was removed nor one of `tags` purged since then.
-    pub fn still(&self, key: &KeyRef<'_>, tags: &[Tag], since: Since) -> bool {
+    /// Whether neither the key was deleted nor one of `tags` purged since then.
+    pub fn is_unchanged_since(&self, key: &KeyRef<'_>, tags: &[Tag], since: EpochSnapshot) -> bool {
         let epochs = &self.store.epochs;
-        epochs.is_kept(key.hash(), since) && epochs.judge(tags, since.generation()) == Judgement::Sound
+        epochs.is_undeleted_since(key.hash(), since)
+            && epochs.purge_status(tags, since.generation()) == PurgeStatus::Unaffected
     }
 
-    /// Stores an entry. The hit serves the response at hand even where nothing could be stored.
-    pub fn insert(&self, region: &Region, key: &KeyRef<'_>, entry: Entry<M>, reach: Reach) -> Hit<M> {
-        // What is stored for a region that nobody remembers could not be removed again.
+    /// Stores an entry. The returned hit serves the response even if nothing could be stored.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "region and key name the entry; a struct would only repeat them at every call"
+    )]
+    pub fn insert(&self, region: &Region, key: &KeyRef<'_>, entry: Entry<M>, target: InsertTarget) -> CacheHit<M> {
+        // An entry of an unregistered region could not be removed again: removal visits the
+        // registered regions.
         if self.region.get() != Some(*region) {
-            if !self.store.name(region) {
-                let copy = NearCopy::new(key, Arc::new(entry));
-                return Hit { copy, tier: Tier::Memory };
+            if !self.store.register_region(region) {
+                let entry = L1Entry::new(key, Arc::new(entry));
+                return CacheHit { entry, layer: CacheLayer::L2 };
             }
             self.region.set(Some(*region));
         }
-        let place = if reach == Reach::Shared { self.store.place(region, key) } else { None };
-        let (copy, stored) = self.hold(key, entry.at_home(place.as_ref().map(Place::home)));
-        if stored && let Some(place) = place {
-            let (name, digest, hash) = (place.name, place.digest, key.hash());
-            self.wires[place.shard].send(Job::Store { name, digest, hash, entry: copy.share(), is_late: false });
+        let remote = if target == InsertTarget::LocalAndRemote { self.store.remote_key(region, key) } else { None };
+        let (entry, is_stored) = self.store_locally(key, entry.with_location(remote.as_ref().map(RemoteKey::location)));
+        if is_stored && let Some(remote) = remote {
+            let (name, digest, hash) = (remote.redis_key, remote.digest, key.hash());
+            self.clients[remote.shard].enqueue(WriteJob::Store(StoreJob {
+                name,
+                digest,
+                hash,
+                entry: entry.share(),
+                is_retry: false,
+            }));
         }
-        Hit { copy, tier: Tier::Memory }
+        CacheHit { entry, layer: CacheLayer::L2 }
     }
 
-    /// Removes an entry from the local tier now, and from the region's shard in the background.
+    /// Removes an entry from the local cache now, and from the region's shard in the background.
     pub fn remove(&self, region: &Region, key: &KeyRef<'_>) {
-        // The shard first: a read that began before is not kept once the local tier has counted the removal, and a later one
-        // finds that a removal waits.
-        if let Some(place) = self.store.place(region, key) {
-            let beginning = place.digest.beginning();
-            self.wires[place.shard].send(Job::Remove { name: place.name, astray: None });
-            self.store.copies.forget(beginning);
+        // The shard first: a read that started before is not stored once the local cache has
+        // recorded the deletion, and a later read finds the pending delete.
+        if let Some(remote) = self.store.remote_key(region, key) {
+            let prefix = remote.digest.prefix();
+            self.clients[remote.shard].enqueue(WriteJob::Delete { name: remote.redis_key, redirected_since: None });
+            self.store.hot_copies.invalidate(prefix);
         }
         self.store.local.remove(key);
     }
 
-    /// Lets go of a bounded piece of what no longer counts, and sends on what was to be removed from a place that has moved. To be called about once a second by the thread's own clock, and again
-    /// soon while it says that there is more.
-    pub fn tidy(&self) -> bool {
-        let moment = self.store.local.moment(Instant::now());
-        self.near.borrow_mut().sweep(TIDY, moment);
-        self.store.hot.report(&mut self.tally.borrow_mut(), moment.now);
-        if moment.now.duration_since(self.strays_sent.get()) >= STRAYS_EVERY {
-            self.send_strays();
+    /// Incremental maintenance: sweeps a bounded batch of invalid entries, reports hot keys, and
+    /// resends redirected deletes. Call about once a second, and again soon if it returns true:
+    /// there may be more.
+    pub fn run_maintenance(&self) -> bool {
+        let validity = self.store.local.validity(Instant::now());
+        self.l1.borrow_mut().sweep(L1_SWEEP_SLOTS, validity);
+        self.store.hot.report_rates(&mut self.sketch.borrow_mut(), validity.now);
+        if validity.now.duration_since(self.deletes_resent_at.get()) >= REDIRECT_RESEND_INTERVAL {
+            self.resend_redirected_deletes();
         }
-        self.store.local.settle(moment)
+        self.store.local.run_maintenance(validity)
     }
 
-    /// Waits until everything queued for shards is carried out or dropped; false if that took longer than `within`. For the end
-    /// of a process. Cancel safe.
-    pub async fn flush(&self, within: Duration) -> bool {
-        let all = async {
+    /// Waits until all queued writes are carried out or dropped; false if that took longer than
+    /// `timeout`. For shutdown. Cancel safe.
+    pub async fn flush(&self, timeout: Duration) -> bool {
+        let drained = async {
             loop {
-                for wire in &self.wires {
-                    wire.drained().await;
+                for client in &self.clients {
+                    client.wait_drained().await;
                 }
-                if !self.send_strays() {
+                if !self.resend_redirected_deletes() {
                     return;
                 }
-                sleep(STRAYS_AGAIN).await;
+                sleep(FLUSH_RESEND_INTERVAL).await;
             }
         };
-        timeout(within, all).await.is_ok()
+        tokio::time::timeout(timeout, drained).await.is_ok()
     }
 
-    /// Sends removals that a server of a cluster has sent elsewhere to where they belong; says whether there were any.
-    fn send_strays(&self) -> bool {
-        self.strays_sent.set(Instant::now());
-        let mut had_some = false;
-        for (shard, wire) in self.wires.iter().enumerate() {
-            for stray in wire.take_strays() {
-                had_some = true;
-                match self.store.follow(shard, &stray.name) {
-                    Whither::To(home) => {
-                        let (name, astray) = (stray.name.clone(), Some(stray.since));
-                        // Begun there before it is ended here, so that nobody reads the entry between the two.
-                        self.wires[home].send(Job::Remove { name, astray });
-                        wire.resent(&stray.name, true);
+    /// Resends deletes that a cluster server redirected, to their current owner; returns whether
+    /// there were any.
+    fn resend_redirected_deletes(&self) -> bool {
+        self.deletes_resent_at.set(Instant::now());
+        let mut has_any = false;
+        for (shard, client) in self.clients.iter().enumerate() {
+            for delete in client.take_redirected_deletes() {
+                has_any = true;
+                match self.store.redirect(shard, &delete.name) {
+                    Redirect::To(owner) => {
+                        let (name, redirected_since) = (delete.name.clone(), Some(delete.redirected_since));
+                        // Queued on the new shard before it is finished on the old one, so that no
+                        // read finds the entry in between.
+                        self.clients[owner].enqueue(WriteJob::Delete { name, redirected_since });
+                        client.finish_redirected_delete(&delete.name, true);
                     }
-                    Whither::Unknown => wire.put_back(stray),
-                    Whither::Nowhere => wire.resent(&stray.name, false),
+                    Redirect::Unknown => client.defer_delete(delete),
+                    Redirect::NoCluster => client.finish_redirected_delete(&delete.name, false),
                 }
             }
         }
-        had_some
+        has_any
     }
 
     pub fn store(&self) -> &Arc<Store<M>> {
         &self.store
     }
 
-    fn hold(&self, key: &KeyRef<'_>, entry: Entry<M>) -> (Arc<NearCopy<M>>, bool) {
+    fn store_locally(&self, key: &KeyRef<'_>, entry: Entry<M>) -> (Arc<L1Entry<M>>, bool) {
         let now = Instant::now();
         let inserted = self.store.local.insert(key, entry, now);
-        if inserted.stored {
-            self.keep_near(key, &inserted.copy, self.store.local.moment(now));
+        if inserted.is_stored {
+            self.store_in_l1(key, &inserted.entry, self.store.local.validity(now));
         }
-        (inserted.copy, inserted.stored)
+        (inserted.entry, inserted.is_stored)
     }
 
-    fn keep_near(&self, key: &KeyRef<'_>, copy: &Arc<NearCopy<M>>, moment: Moment<'_>) {
-        self.near.borrow_mut().put(key, copy.clone(), moment, self.store.local.near_bytes());
+    fn store_in_l1(&self, key: &KeyRef<'_>, entry: &Arc<L1Entry<M>>, validity: ValidityCheck<'_>) {
+        let mut l1 = self.l1.borrow_mut();
+        l1.set_budget(self.store.local.l1_budget());
+        l1.insert(key, entry.clone(), validity);
     }
 }
 
-impl<M> Drop for View<M> {
+impl<M> Drop for StoreView<M> {
     fn drop(&mut self) {
-        self.store.hot.left(self.tally.get_mut());
-        self.store.local.left();
+        self.store.hot.remove_thread(self.sketch.get_mut());
+        self.store.local.remove_thread();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::tests::Note;
-    use crate::entry::{Purge, Scope};
+    use crate::entry::tests::TestMeta;
+    use crate::entry::{Purge, PurgeScope};
     use crate::key::KeyBuilder;
-    use crate::store::LocalSettings;
+    use crate::store::LocalConfig;
 
-    const EVERYTHING: Purge = Purge { scope: Scope::Everything, is_soft: false };
+    const EVERYTHING: Purge = Purge { scope: PurgeScope::Everything, is_soft: false };
 
-    fn store() -> Arc<Store<Note>> {
-        Store::new(LocalSettings { memory_bytes: 1 << 20, hot_rate: 1_000 }, None).unwrap()
+    fn store() -> Arc<Store<TestMeta>> {
+        Store::new(LocalConfig { memory_bytes: 1 << 20, hot_rate: 1_000 }, None).unwrap()
     }
 
-    fn entry(text: &str) -> Entry<Note> {
-        Entry::new(Note(text.into()), Bytes::from_static(b"body"), Duration::from_secs(60), Instant::now())
+    fn entry(text: &str) -> Entry<TestMeta> {
+        Entry::new(TestMeta(text.into()), Bytes::from_static(b"body"), Duration::from_secs(60), Instant::now())
     }
 
-    fn large(text: &str) -> Entry<Note> {
-        Entry::new(Note(text.into()), vec![0; 10_000].into(), Duration::from_secs(60), Instant::now())
+    fn large(text: &str) -> Entry<TestMeta> {
+        Entry::new(TestMeta(text.into()), vec![0; 10_000].into(), Duration::from_secs(60), Instant::now())
     }
 
     #[test]
-    fn a_removal_on_one_thread_is_seen_by_all() {
+    fn a_removal_applies_to_all_threads() {
         let (mut builder, store) = (KeyBuilder::new(), store());
         let key = builder.part(b"/").key();
         let (one, two) = (store.view(), store.view());
-        one.insert(&Region::DEFAULT, &key, entry("a"), Reach::Shared);
-        assert_eq!(two.local(&key).map(|hit| hit.tier()), Some(Tier::Memory));
-        assert_eq!(two.local(&key).map(|hit| hit.tier()), Some(Tier::Near));
+        one.insert(&Region::DEFAULT, &key, entry("a"), InsertTarget::LocalAndRemote);
+        assert_eq!(two.lookup_local(&key).map(|hit| hit.layer()), Some(CacheLayer::L2));
+        assert_eq!(two.lookup_local(&key).map(|hit| hit.layer()), Some(CacheLayer::L1));
         one.remove(&Region::DEFAULT, &key);
-        assert!(one.local(&key).is_none() && two.local(&key).is_none());
+        assert!(one.lookup_local(&key).is_none() && two.lookup_local(&key).is_none());
     }
 
     #[test]
-    fn a_replaced_entry_is_not_served_by_another_threads_table() {
+    fn a_replaced_entry_is_not_served_from_another_l1_cache() {
         let (mut builder, store) = (KeyBuilder::new(), store());
         let key = builder.part(b"/").key();
         let (one, two) = (store.view(), store.view());
-        one.insert(&Region::DEFAULT, &key, entry("old"), Reach::Local);
-        let held = two.local(&key).unwrap();
-        one.insert(&Region::DEFAULT, &key, entry("new"), Reach::Local);
-        assert_eq!(two.local(&key).unwrap().meta.0, "new");
-        assert_eq!((held.meta.0.as_str(), held.body().as_ref()), ("old", &b"body"[..]));
+        one.insert(&Region::DEFAULT, &key, entry("old"), InsertTarget::Local);
+        let old_hit = two.lookup_local(&key).unwrap();
+        one.insert(&Region::DEFAULT, &key, entry("new"), InsertTarget::Local);
+        assert_eq!(two.lookup_local(&key).unwrap().meta.0, "new");
+        assert_eq!((old_hit.meta.0.as_str(), old_hit.body().as_ref()), ("old", &b"body"[..]));
     }
 
     #[test]
-    fn a_purge_reaches_every_table_and_fills_under_way() {
+    fn a_purge_applies_to_all_l1_caches_and_running_fills() {
         let (mut builder, store) = (KeyBuilder::new(), store());
         let key = builder.part(b"/").key();
         let (one, two) = (store.view(), store.view());
-        one.insert(&Region::DEFAULT, &key, entry("a"), Reach::Local);
-        two.local(&key).unwrap();
-        let since = two.since();
-        store.purge_here(EVERYTHING);
-        assert!(one.local(&key).is_none() && two.local(&key).is_none());
-        let served = two.insert(&Region::DEFAULT, &key, entry("late").begun(since), Reach::Local);
+        one.insert(&Region::DEFAULT, &key, entry("a"), InsertTarget::Local);
+        two.lookup_local(&key).unwrap();
+        let since = two.epoch_snapshot();
+        store.purge_locally(EVERYTHING);
+        assert!(one.lookup_local(&key).is_none() && two.lookup_local(&key).is_none());
+        let served = two.insert(&Region::DEFAULT, &key, entry("late").with_fill_epoch(since), InsertTarget::Local);
         assert_eq!(served.meta.0, "late");
-        assert!(one.local(&key).is_none() && two.local(&key).is_none());
+        assert!(one.lookup_local(&key).is_none() && two.lookup_local(&key).is_none());
     }
 
-    /// The shared cache pushes out what is rarely asked for, and hears of a part of the hits in threads' tables.
+    /// The L2 cache evicts entries with little use, and only a part of the L1 hits is reported to
+    /// it.
     #[test]
-    fn an_entry_in_use_on_one_thread_is_not_pushed_out_by_colder_ones() {
+    fn an_entry_with_l1_hits_is_not_evicted_by_colder_ones() {
         let (store, now) = (store(), Instant::now());
         let (one, two) = (store.view(), store.view());
         let mut hot = KeyBuilder::new();
         let hot = hot.part(b"hot").key();
-        one.insert(&Region::DEFAULT, &hot, large("hot"), Reach::Local);
+        one.insert(&Region::DEFAULT, &hot, large("hot"), InsertTarget::Local);
         for n in 0..40u32 {
             for _ in 0..20 {
-                assert!(one.local_at(&hot, now + n * Duration::from_secs(1)).is_some(), "pushed out after {n} s");
+                assert!(one.lookup_local_at(&hot, now + n * Duration::from_secs(1)).is_some(), "evicted after {n} s");
             }
             for m in 0..50 {
                 let mut cold = KeyBuilder::new();
                 let cold = cold.part(&(n * 50 + m).to_le_bytes()).key();
-                two.insert(&Region::DEFAULT, &cold, large("cold"), Reach::Local);
+                two.insert(&Region::DEFAULT, &cold, large("cold"), InsertTarget::Local);
                 store.local.touch(&cold);
             }
-            store.local.settle(store.local.moment(Instant::now()));
+            store.local.run_maintenance(store.local.validity(Instant::now()));
         }
     }
 
     #[test]
-    fn a_view_may_move_to_its_thread() {
+    fn a_view_can_be_sent_to_its_thread() {
         let view = store().view();
-        std::thread::spawn(move || view.tidy()).join().unwrap();
+        std::thread::spawn(move || view.run_maintenance()).join().unwrap();
     }
 }

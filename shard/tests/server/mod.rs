@@ -1,4 +1,5 @@
-//! Owns a real Redis server for the length of a test: started on a free port, ended by its process id.
+//! Owns a real Redis server for the duration of a test: started on a free port, terminated by its
+//! process id.
 //!
 //! Refuses to run without the program `redis-server`.
 //! Invariant: no server outlives its test.
@@ -15,17 +16,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use shard::{
-    Compression, Entry, KeyBuilder, KeyRef, LocalSettings, Meta, Region, RegionSettings, RemoteSettings, Store, Tag,
-    TlsSettings,
+    Compression, Entry, EntryMeta, KeyBuilder, KeyRef, LocalConfig, RedisTlsConfig, Region, RegionConfig, RemoteConfig,
+    Store, Tag,
 };
 
-/// The default deadline, where time is what a test is about.
+/// The default deadline, for tests of timing.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(20);
 
-/// For tests about anything else: a busy machine may keep an answer back for longer than the default.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// For all other tests: a busy machine may delay a reply beyond the default deadline.
+pub(crate) const LONG_DEADLINE: Duration = Duration::from_secs(1);
 
-/// What a deadline may be exceeded by on a busy machine of two cores.
+/// By how much a deadline may be exceeded on a busy machine with two cores.
 pub(crate) const SLACK: Duration = Duration::from_millis(80);
 
 pub(crate) struct Server {
@@ -42,8 +43,8 @@ impl Server {
         let port_text = port.to_string();
         let mut command = Command::new("redis-server");
         command.args(["--port", &port_text, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]).args(options);
-        // A replica writes what it was sent to a file, which the next server would read.
-        command.args(["--dbfilename", &file_of(port)]);
+        // A replica writes the received data to a file, which the next server would load.
+        command.args(["--dbfilename", &dump_file(port)]);
         Self::run(command, port)
     }
 
@@ -52,7 +53,7 @@ impl Server {
         let child = command.spawn().unwrap_or_else(|error| panic!("install redis-server: {error}"));
         let mut server = Self { child, port };
         let until = Instant::now() + Duration::from_secs(10);
-        while !answers(port) {
+        while !is_ready(port) {
             let exited = server.child.try_wait().unwrap();
             assert!(exited.is_none() && Instant::now() < until, "redis-server does not start: {exited:?}");
             std::thread::sleep(Duration::from_millis(5));
@@ -60,7 +61,7 @@ impl Server {
         server
     }
 
-    /// A Sentinel with a configuration file, which it writes to.
+    /// Starts a Sentinel with a configuration file, which it rewrites.
     pub(crate) fn sentinel(port: u16, file: &str) -> Self {
         let mut command = Command::new("redis-server");
         command.args([file, "--sentinel", "--port", &port.to_string(), "--bind", "127.0.0.1"]);
@@ -75,8 +76,8 @@ impl Server {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// A plain client's connection, to look behind the store's back.
-    pub(crate) fn spy(&self) -> redis::Connection {
+    /// A direct connection to the server that bypasses the store.
+    pub(crate) fn connect(&self) -> redis::Connection {
         redis::Client::open(self.url()).unwrap().get_connection().unwrap()
     }
 
@@ -86,31 +87,31 @@ impl Server {
     }
 
     pub(crate) fn stop(mut self) -> u16 {
-        self.end();
+        self.kill();
         self.port
     }
 
-    fn end(&mut self) {
-        // SIGKILL ends a stopped process too.
+    fn kill(&mut self) {
+        // SIGKILL also terminates a stopped process.
         let _already_gone = self.child.kill();
         let _reaped = self.child.wait();
-        let _never_written = std::fs::remove_file(std::env::temp_dir().join(file_of(self.port)));
+        let _never_written = std::fs::remove_file(std::env::temp_dir().join(dump_file(self.port)));
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.end();
+        self.kill();
     }
 }
 
-fn file_of(port: u16) -> String {
+fn dump_file(port: u16) -> String {
     format!("tidegate-test-{port}.rdb")
 }
 
-/// Whether somebody who speaks the protocol listens; a password may be asked for.
-fn answers(port: u16) -> bool {
-    let ask = || {
+/// Whether a Redis server listens on the port; it may require a password.
+fn is_ready(port: u16) -> bool {
+    let ping = || {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(Duration::from_secs(1)))?;
         stream.write_all(b"PING\r\n")?;
@@ -118,11 +119,11 @@ fn answers(port: u16) -> bool {
         stream.read_exact(&mut first)?;
         std::io::Result::Ok(first[0] == b'+' || first[0] == b'-')
     };
-    ask().unwrap_or(false)
+    ping().unwrap_or(false)
 }
 
-/// Below the ports that the system gives to outgoing connections: there, one that is made to a port where nobody listens can
-/// take that very port and meet itself.
+/// A free port below the ephemeral range: within it, a connection to a port without a listener
+/// could be assigned that very port and connect to itself.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let first = std::process::id() as u16 % 1_000 * 10;
@@ -138,7 +139,7 @@ pub(crate) struct Page {
     pub(crate) tags: Vec<Tag>,
 }
 
-impl Meta for Page {
+impl EntryMeta for Page {
     const SCHEMA: u16 = 1;
 
     fn heap_bytes(&self) -> usize {
@@ -162,43 +163,43 @@ pub(crate) fn region(name: &str) -> Region {
     Region::new(name).unwrap()
 }
 
-pub(crate) fn with_key<T>(path: &str, then: impl FnOnce(&KeyRef<'_>) -> T) -> T {
-    then(&KeyBuilder::new().part(path.as_bytes()).key())
+pub(crate) fn with_key<T>(path: &str, use_key: impl FnOnce(&KeyRef<'_>) -> T) -> T {
+    use_key(&KeyBuilder::new().part(path.as_bytes()).key())
 }
 
-pub(crate) fn settings(regions: &[(&str, &[String])]) -> RemoteSettings {
+pub(crate) fn remote_config(regions: &[(&str, &[String])]) -> RemoteConfig {
     let region = |&(name, endpoints): &(&str, &[String])| {
         (
             region(name),
-            RegionSettings { slots: 16, endpoints: endpoints.to_vec(), cluster: Vec::new(), fallback: Vec::new() },
+            RegionConfig { slots: 16, endpoints: endpoints.to_vec(), cluster: Vec::new(), fallback: Vec::new() },
         )
     };
     let regions: BTreeMap<_, _> = regions.iter().map(region).collect();
-    RemoteSettings {
-        deadline: PATIENCE,
+    RemoteConfig {
+        deadline: LONG_DEADLINE,
         secret: "secret".into(),
         object_bytes: 1 << 20,
         compression: Compression::Lz4,
         compress_from: 1 << 10,
         hot_copies: 8,
-        tls: TlsSettings::default(),
+        tls: RedisTlsConfig::default(),
         regions,
     }
 }
 
-pub(crate) fn store(remote: RemoteSettings) -> Arc<Store<Page>> {
-    Store::new(LocalSettings { memory_bytes: 16 << 20, hot_rate: 1_000 }, Some(remote)).unwrap()
+pub(crate) fn store(remote: RemoteConfig) -> Arc<Store<Page>> {
+    Store::new(LocalConfig { memory_bytes: 16 << 20, hot_rate: 1_000 }, Some(remote)).unwrap()
 }
 
-/// A store of one region, `default`, on one server.
+/// A store with one region, `default`, on one server.
 pub(crate) fn store_on(server: &Server) -> Arc<Store<Page>> {
-    store(settings(&[("default", &[server.url()])]))
+    store(remote_config(&[("default", &[server.url()])]))
 }
 
-/// How many values have been read from each server so far.
+/// Number of values read from each server so far.
 pub(crate) fn reads_by_server(servers: &[Server]) -> Vec<u64> {
     let reads = |server: &Server| {
-        let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut server.spy()).unwrap();
+        let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut server.connect()).unwrap();
         let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_getrange:calls="));
         line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
     };

@@ -1,5 +1,6 @@
-//! Owns a way to a server that can be cut: connections through it end at once, and new ones are refused until it is mended. It can
-//! also be slow: each connection then brings so many bytes a second.
+//! Owns a TCP proxy in front of a server. It can be disconnected: open connections end at once, and
+//! new ones are closed until it is restored. It can also be slow: each new connection then
+//! transfers a limited number of bytes per second.
 //!
 //! Refuses to outlive its test.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
@@ -15,8 +16,8 @@ use tokio::task::JoinHandle;
 
 pub(crate) struct Proxy {
     address: SocketAddr,
-    is_cut: Arc<watch::Sender<bool>>,
-    pace: Arc<AtomicU64>,
+    is_disconnected: Arc<watch::Sender<bool>>,
+    bytes_per_second: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -24,65 +25,66 @@ impl Proxy {
     pub(crate) async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let is_cut = Arc::new(watch::Sender::new(false));
-        let cut = is_cut.clone();
-        let pace = Arc::new(AtomicU64::new(0));
-        let paced = pace.clone();
+        let is_disconnected = Arc::new(watch::Sender::new(false));
+        let disconnected = is_disconnected.clone();
+        let bytes_per_second = Arc::new(AtomicU64::new(0));
+        let limit = bytes_per_second.clone();
         let task = tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let mut cut = cut.subscribe();
-                if *cut.borrow_and_update() {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut disconnected = disconnected.subscribe();
+                if *disconnected.borrow_and_update() {
                     continue;
                 }
-                let pace = paced.load(Ordering::Relaxed);
+                let bytes_per_second = limit.load(Ordering::Relaxed);
                 tokio::spawn(async move {
-                    let Ok(mut far) = TcpStream::connect(("127.0.0.1", port)).await else { return };
-                    let _set = (near.set_nodelay(true), far.set_nodelay(true));
-                    let carry = async {
-                        if pace == 0 {
-                            _ = copy_bidirectional(&mut near, &mut far).await;
+                    let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+                    let _set = (client.set_nodelay(true), server.set_nodelay(true));
+                    let relay = async {
+                        if bytes_per_second == 0 {
+                            _ = copy_bidirectional(&mut client, &mut server).await;
                         } else {
-                            slowly(near, far, pace).await;
+                            relay_slowly(client, server, bytes_per_second).await;
                         }
                     };
                     tokio::select! {
-                        () = carry => {}
-                        _ = cut.wait_for(|cut| *cut) => {}
+                        () = relay => {}
+                        _ = disconnected.wait_for(|disconnected| *disconnected) => {}
                     }
                 });
             }
         });
-        Self { address, is_cut, pace, task }
+        Self { address, is_disconnected, bytes_per_second, task }
     }
 
-    /// From now on new connections bring so many bytes a second.
-    pub(crate) fn pace(&self, bytes_per_second: u64) {
-        self.pace.store(bytes_per_second, Ordering::Relaxed);
+    /// Limits the bandwidth of new connections.
+    pub(crate) fn limit_bandwidth(&self, bytes_per_second: u64) {
+        self.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
     }
 
     pub(crate) fn url(&self) -> String {
         format!("redis://{}", self.address)
     }
 
-    pub(crate) fn cut(&self) {
-        self.is_cut.send_replace(true);
+    pub(crate) fn disconnect(&self) {
+        self.is_disconnected.send_replace(true);
     }
 
-    pub(crate) fn mend(&self) {
-        self.is_cut.send_replace(false);
+    pub(crate) fn restore(&self) {
+        self.is_disconnected.send_replace(false);
     }
 }
 
-async fn slowly(near: TcpStream, far: TcpStream, pace: u64) {
-    let ((mut from_near, mut to_near), (mut from_far, mut to_far)) = (near.into_split(), far.into_split());
-    let up = copy(&mut from_near, &mut to_far);
+async fn relay_slowly(client: TcpStream, server: TcpStream, bytes_per_second: u64) {
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.into_split(), server.into_split());
+    let up = copy(&mut from_client, &mut to_server);
     let down = async {
-        let mut piece = vec![0; 64 << 10];
-        while let Ok(bytes @ 1..) = from_far.read(&mut piece).await {
-            if to_near.write_all(&piece[..bytes]).await.is_err() {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(bytes @ 1..) = from_server.read(&mut buffer).await {
+            if to_client.write_all(&buffer[..bytes]).await.is_err() {
                 return;
             }
-            tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / pace as f64)).await;
+            tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64)).await;
         }
     };
     tokio::select! {

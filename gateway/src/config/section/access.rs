@@ -1,52 +1,58 @@
-//! `[access]`: whom no limit holds, and whom nothing is answered.
+//! `[access]`: allow list (exempt from limits) and deny list (rejected).
 
-use super::super::fault::Problem;
-use super::super::kind::{ListOf, Parsed};
-use super::super::table::Table;
-use super::forms;
-use crate::identify::{self, AccessSettings, Entry};
+use super::super::fault::ConfigProblem;
+use super::super::table_reader::TableReader;
+use super::super::value_kind::{ArrayOf, ParsedString};
+use super::formats;
+use crate::identify::{self, AccessConfig, AccessEntry};
 
-const ENTRY: Parsed<Entry> =
-    Parsed { name: "a network such as \"10.0.0.0/8\", \"device:ID\" or \"user:ID\"", parse: entry, show };
+const ENTRY: ParsedString<AccessEntry> = ParsedString {
+    name: "a network such as \"10.0.0.0/8\", \"device:ID\" or \"user:ID\"",
+    parse: parse_entry,
+    format: format_entry,
+};
 
-pub(super) fn read(root: &Table<'_>, identify: &identify::Settings) -> AccessSettings {
-    root.table("access", |table| AccessSettings {
+pub(super) fn read(root: &TableReader<'_>, identify: &identify::IdentityConfig) -> AccessConfig {
+    root.table("access", |table| AccessConfig {
         exempt: list(table, "exempt", identify),
         denied: list(table, "denied", identify),
     })
 }
 
-/// An entry that nobody could ever be is a fault: who is meant to be denied would not be.
-fn list(table: &Table<'_>, key: &'static str, identify: &identify::Settings) -> Vec<Entry> {
-    let entries = table.or(key, &ListOf { item: ENTRY, least: 0 }, Vec::new());
+/// An entry that can never match is a fault: a caller on the deny list would be let through.
+fn list(table: &TableReader<'_>, key: &'static str, identify: &identify::IdentityConfig) -> Vec<AccessEntry> {
+    let entries = table.value_or(key, &ArrayOf { item: ENTRY, min_items: 0 }, Vec::new());
     for entry in &entries {
         let missing = match &entry.value {
-            Entry::Device(_) if identify.device.is_empty() => "device",
-            Entry::User(_) if identify.user.is_none() => "user",
+            AccessEntry::Device(_) if identify.device.is_empty() => "device",
+            AccessEntry::User(_) if identify.user.is_none() => "user",
             _ => continue,
         };
-        let problem = Problem::bad(format!("`{}` is nobody: there is no `identity.{missing}`", show(&entry.value)));
-        table.reading.error(&entry.at, problem.hint(format!("set `identity.{missing}`")));
+        let problem = ConfigProblem::bad_value(format!(
+            "`{}` never matches: `identity.{missing}` is not set",
+            format_entry(&entry.value)
+        ));
+        table.context.error(&entry.at, problem.hint(format!("set `identity.{missing}`")));
     }
     entries.into_iter().map(|entry| entry.value).collect()
 }
 
-fn entry(text: &str) -> Result<Entry, Problem> {
+fn parse_entry(text: &str) -> Result<AccessEntry, ConfigProblem> {
     let id = |id: &str| match id {
-        "" => Err(Problem::bad(format!("`{text}` names nobody")).hint(format!("write {}", ENTRY.name))),
+        "" => Err(ConfigProblem::bad_value(format!("`{text}` has an empty ID")).hint(format!("write {}", ENTRY.name))),
         id => Ok(id.to_owned()),
     };
     match text.split_once(':') {
-        Some(("device", device)) => id(device).map(Entry::Device),
-        Some(("user", user)) => id(user).map(Entry::User),
-        _ => (forms::NETWORK.parse)(text).map(Entry::Network),
+        Some(("device", device)) => id(device).map(AccessEntry::Device),
+        Some(("user", user)) => id(user).map(AccessEntry::User),
+        _ => (formats::NETWORK.parse)(text).map(AccessEntry::Network),
     }
 }
 
-fn show(entry: &Entry) -> String {
+fn format_entry(entry: &AccessEntry) -> String {
     match entry {
-        Entry::Network(network) => network.to_string(),
-        Entry::Device(id) => format!("device:{id}"),
-        Entry::User(id) => format!("user:{id}"),
+        AccessEntry::Network(network) => network.to_string(),
+        AccessEntry::Device(id) => format!("device:{id}"),
+        AccessEntry::User(id) => format!("user:{id}"),
     }
 }

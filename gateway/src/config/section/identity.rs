@@ -1,132 +1,138 @@
-//! `[identity]`: whose word is taken for device, user, tier and region.
+//! `[identity]`: trusted proxies, and the sources of device, user, user class and region.
 
-use super::super::document::Value;
-use super::super::fault::{At, Code, Problem};
-use super::super::kind::{Choice, Given, Kind, Parsed};
-use super::super::reading::Placed;
-use super::super::table::{Either, Table};
-use super::{forms, tokens};
-use crate::identify::{AccessSettings, Settings, Source, Written};
+use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
+use super::super::node::DocumentValue;
+use super::super::read_context::Located;
+use super::super::table_reader::{TableReader, ValueOrTable};
+use super::super::value_kind::{InputValue, OneOf, ParsedString, ValueKind};
+use super::{formats, tokens};
+use crate::identify::{AccessConfig, ForwardedField, IdentityConfig, IdentitySource};
 
-/// Sources that a client may set itself.
-pub(super) const SOURCE: Parsed<Source> =
-    Parsed { name: "\"header:NAME\", \"cookie:NAME\", \"host:\" or \"path:N\"", parse: source, show };
-
-const REGION: Parsed<shard::Region> = Parsed {
-    name: "a region's name: 1 to 32 of a-z, 0-9, `-` and `_`",
-    parse: region,
-    show: |region| region.to_string(),
+/// Sources that a client controls.
+pub(super) const SOURCE: ParsedString<IdentitySource> = ParsedString {
+    name: "\"header:NAME\", \"cookie:NAME\", \"host:\" or \"path:N\"",
+    parse: parse_source,
+    format: format_source,
 };
 
-const WRITTEN: Choice<Written> = Choice(&[
-    ("either", Some(Written::Either)),
-    ("x-forwarded-for", Some(Written::XForwardedFor)),
-    ("forwarded", Some(Written::Forwarded)),
+const REGION: ParsedString<shard::Region> = ParsedString {
+    name: "a region name: 1 to 32 of a-z, 0-9, `-` and `_`",
+    parse: parse_region,
+    format: |region| region.to_string(),
+};
+
+const FORWARDED_FIELD: OneOf<ForwardedField> = OneOf(&[
+    ("either", Some(ForwardedField::Either)),
+    ("x-forwarded-for", Some(ForwardedField::XForwardedFor)),
+    ("forwarded", Some(ForwardedField::Forwarded)),
 ]);
 
-/// The section, and the places of what believes trusted proxies alone.
-pub(super) fn read(root: &Table<'_>) -> (Settings, Vec<At>) {
-    let default = Settings::default();
+/// Reads the section; also returns the locations of keys that have effect only with trusted
+/// proxies.
+pub(super) fn read(root: &TableReader<'_>) -> (IdentityConfig, Vec<DocumentLocation>) {
+    let default = IdentityConfig::default();
     root.table("identity", |table| {
-        let mut trusting = Vec::new();
-        let mut header = |source: Placed<Source>| {
-            trusting.push(source.at);
+        let mut proxy_dependent = Vec::new();
+        let mut header = |source: Located<IdentitySource>| {
+            proxy_dependent.push(source.at);
             source.value
         };
-        let (user, tokens) = match table.either("user", &Header { or: "{ jwt = { ... } }" }, tokens::read) {
-            Some(Either::Value(source)) => (Some(header(source)), None),
-            Some(Either::Table(read)) => read.unzip(),
-            None => (None, None),
-        };
-        let tier = table.either("tier", &Header { or: "{ jwt_claim = \"NAME\" }" }, |tier| {
-            tier.required("jwt_claim", &tokens::CLAIM)
-        });
-        let tier = match tier {
-            Some(Either::Value(source)) => Some(header(source)),
-            Some(Either::Table(claim)) => claim.map(|claim| tier_claim(table, claim)),
+        let (user, tokens) =
+            match table.value_or_table("user", &TrustedHeaderSource { alternative: "{ jwt = { ... } }" }, tokens::read)
+            {
+                Some(ValueOrTable::Value(source)) => (Some(header(source)), None),
+                Some(ValueOrTable::Table(read)) => read.unzip(),
+                None => (None, None),
+            };
+        let class =
+            table.value_or_table("tier", &TrustedHeaderSource { alternative: "{ jwt_claim = \"NAME\" }" }, |table| {
+                table.required("jwt_claim", &tokens::CLAIM)
+            });
+        let user_class = match class {
+            Some(ValueOrTable::Value(source)) => Some(header(source)),
+            Some(ValueOrTable::Table(claim)) => claim.map(|claim| user_class_claim(table, claim)),
             None => None,
         };
-        let (forwarded_field, at) = table.placed_or("forwarded_field", &WRITTEN, default.forwarded_field);
-        trusting.extend(at);
-        let settings = Settings {
-            trusted_proxies: forms::list(table, "trusted_proxies", forms::NETWORK, default.trusted_proxies),
+        let (forwarded_field, at) = table.located_or("forwarded_field", &FORWARDED_FIELD, default.forwarded_field);
+        proxy_dependent.extend(at);
+        let config = IdentityConfig {
+            trusted_proxies: formats::list(table, "trusted_proxies", formats::NETWORK, default.trusted_proxies),
             forwarded_field,
-            device: forms::list(table, "device", SOURCE, default.device),
+            device: formats::list(table, "device", SOURCE, default.device),
             user,
-            tier,
+            user_class,
             tokens,
             claims: default.claims,
-            region: forms::list(table, "region", SOURCE, default.region),
-            region_default: table.or("region_default", &REGION, default.region_default),
-            // What limits count by is read with them.
+            region: formats::list(table, "region", SOURCE, default.region),
+            region_default: table.value_or("region_default", &REGION, default.region_default),
+            // Set by the section `[limits]`.
             keys: Vec::new(),
-            access: AccessSettings::default(),
+            access: AccessConfig::default(),
         };
-        (settings, trusting)
+        (config, proxy_dependent)
     })
 }
 
-fn tier_claim(identity: &Table<'_>, claim: Placed<String>) -> Source {
+fn user_class_claim(identity: &TableReader<'_>, claim: Located<String>) -> IdentitySource {
     if !identity.has_table("user") {
-        let problem = Problem::new(Code::Missing, "there is no token to read it from");
-        identity
-            .reading
-            .error(&claim.at, problem.hint("a tier from a token needs `identity.user = { jwt = { ... } }`"));
+        let problem = ConfigProblem::new(FaultCode::Missing, "there is no token to read the claim from");
+        identity.context.error(&claim.at, problem.hint("set `identity.user = { jwt = { ... } }`"));
     }
-    Source::Claim(claim.value)
+    IdentitySource::Claim(claim.value)
 }
 
-/// A source that only a trusted proxy can set: a header. A table may stand in its place.
-struct Header {
-    or: &'static str,
+/// The kind of value of `identity.user` and `identity.tier`: only `header:NAME`, because a client
+/// could set any other source itself.
+struct TrustedHeaderSource {
+    alternative: &'static str,
 }
 
-impl Kind for Header {
-    type Value = Source;
+impl ValueKind for TrustedHeaderSource {
+    type Value = IdentitySource;
 
     fn describe(&self) -> String {
-        format!("\"header:NAME\" or {}", self.or)
+        format!("\"header:NAME\" or {}", self.alternative)
     }
 
-    fn show(&self, value: &Source) -> String {
-        SOURCE.show(value)
+    fn format(&self, value: &IdentitySource) -> String {
+        SOURCE.format(value)
     }
 
-    fn read(&self, given: &Given<'_>) -> Result<Source, Problem> {
-        let Value::Text(_) = given.node.value else { return Err(given.wrong_type(self)) };
-        match SOURCE.read(given)? {
-            header @ Source::Header(_) => Ok(header),
-            _ => Err(Problem::bad("a client could set this itself")
-                .hint("write \"header:NAME\": a field that trusted_proxies set")),
+    fn read(&self, input: &InputValue<'_>) -> Result<IdentitySource, ConfigProblem> {
+        let DocumentValue::String(_) = input.node.value else { return Err(input.wrong_type(self)) };
+        match SOURCE.read(input)? {
+            header @ IdentitySource::Header(_) => Ok(header),
+            _ => Err(ConfigProblem::bad_value("a client could set this source itself")
+                .hint("write \"header:NAME\" with a field that the trusted proxies set")),
         }
     }
 }
 
-fn source(text: &str) -> Result<Source, Problem> {
-    let problem = |reason: String| Problem::bad(reason).hint(format!("write {}", SOURCE.name));
+fn parse_source(text: &str) -> Result<IdentitySource, ConfigProblem> {
+    let problem = |reason: String| ConfigProblem::bad_value(reason).hint(format!("write {}", SOURCE.name));
     match text.split_once(':') {
-        Some(("header", name)) => Ok(Source::Header(forms::field(name)?)),
-        Some(("cookie", name)) => Ok(Source::Cookie(forms::cookie(name)?)),
-        Some(("host", "")) => Ok(Source::Host),
+        Some(("header", name)) => Ok(IdentitySource::Header(formats::parse_field_name(name)?)),
+        Some(("cookie", name)) => Ok(IdentitySource::Cookie(formats::parse_cookie_name(name)?)),
+        Some(("host", "")) => Ok(IdentitySource::Host),
         Some(("path", number)) => match number.parse() {
-            Ok(number @ 1..=32) => Ok(Source::Path(number)),
-            _ => Err(problem(format!("`{number}` is not the number of a segment, 1 to 32"))),
+            Ok(number @ 1..=32) => Ok(IdentitySource::Path(number)),
+            _ => Err(problem(format!("`{number}` is not a segment number, 1 to 32"))),
         },
-        Some(("geoip", _)) => Err(Problem::unavailable("a region from GeoIP")),
+        Some(("geoip", _)) => Err(ConfigProblem::unavailable("a region from GeoIP")),
         _ => Err(problem(format!("`{text}` is not a source"))),
     }
 }
 
-fn show(source: &Source) -> String {
+fn format_source(source: &IdentitySource) -> String {
     match source {
-        Source::Header(name) => format!("header:{name}"),
-        Source::Cookie(name) => format!("cookie:{name}"),
-        Source::Host => "host:".to_owned(),
-        Source::Path(number) => format!("path:{number}"),
-        Source::Claim(name) => format!("claim:{name}"),
+        IdentitySource::Header(name) => format!("header:{name}"),
+        IdentitySource::Cookie(name) => format!("cookie:{name}"),
+        IdentitySource::Host => "host:".to_owned(),
+        IdentitySource::Path(number) => format!("path:{number}"),
+        IdentitySource::Claim(name) => format!("claim:{name}"),
     }
 }
 
-fn region(text: &str) -> Result<shard::Region, Problem> {
-    text.parse().map_err(|error: shard::BadRegion| Problem::bad(format!("`{text}`: {error}")))
+fn parse_region(text: &str) -> Result<shard::Region, ConfigProblem> {
+    text.parse().map_err(|error: shard::InvalidRegion| ConfigProblem::bad_value(format!("`{text}`: {error}")))
 }

@@ -1,82 +1,86 @@
 //! `[[listen]]`, `[admin]` and `[limits_http]`.
 
-use super::super::fault::At;
-use super::super::kind::{Choice, Size, Span, Text, Whole};
-use super::super::table::Table;
-use super::{DAY, GIB, HOUR, MIB, MS, check_file, forms, index, index_of, path};
-use crate::accept::{self, Listen};
-use crate::http::Limits;
-use crate::http::limits::GetBody;
+use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
+use super::super::table_reader::TableReader;
+use super::super::value_kind::{AnyString, DurationRange, IntegerRange, OneOf, SizeRange};
+use super::bounds::{DAY, GIB, HOUR, MIB, MS, index, index_of};
+use super::files::{check_file, path};
+use super::formats;
+use crate::accept::{self, ListenConfig};
+use crate::http::HttpLimits;
+use crate::http::limits::GetBodyPolicy;
 use crate::{admin, tls};
 
-/// Every `[[listen]]` and the place of its address.
-pub(super) fn listeners(root: &Table<'_>) -> Vec<(Listen, At)> {
-    const PROXY: Choice<()> = Choice(&[("off", Some(())), ("optional", None), ("required", None)]);
+/// Every `[[listen]]` with the location of its address.
+pub(super) fn listeners(root: &TableReader<'_>) -> Vec<(ListenConfig, DocumentLocation)> {
+    const PROXY: OneOf<()> = OneOf(&[("off", Some(())), ("optional", None), ("required", None)]);
     root.tables("listen", |listen| {
-        let default = Listen::default();
-        let address = listen.required("address", &forms::SOCKET);
-        listen.or("proxy_protocol", &PROXY, ());
-        let tls = listen.some_table("tls", tls);
+        let default = ListenConfig::default();
+        let address = listen.required("address", &formats::SOCKET_ADDRESS);
+        listen.value_or("proxy_protocol", &PROXY, ());
+        let tls = listen.optional_table("tls", tls);
         match address {
-            Some(address) => (Listen { address: address.value, tls }, address.at),
-            None => (Listen { tls, ..default }, listen.at.clone()),
+            Some(address) => (ListenConfig { address: address.value, tls }, address.at),
+            None => (ListenConfig { tls, ..default }, listen.at.clone()),
         }
     })
 }
 
-fn tls(table: &Table<'_>) -> tls::Settings {
-    const VERSIONS: Choice<tls::MinVersion> =
-        Choice(&[("1.2", Some(tls::MinVersion::V12)), ("1.3", Some(tls::MinVersion::V13))]);
-    let certificates: Vec<Option<tls::Files>> = table.tables("certificates", |files| {
+fn tls(table: &TableReader<'_>) -> tls::TlsConfig {
+    const VERSIONS: OneOf<tls::MinTlsVersion> =
+        OneOf(&[("1.2", Some(tls::MinTlsVersion::V12)), ("1.3", Some(tls::MinTlsVersion::V13))]);
+    let certificates: Vec<Option<tls::CertificateFiles>> = table.tables("certificates", |files| {
         let (cert, key) = (path(files, "cert"), path(files, "key"));
         for file in [&cert, &key].into_iter().flatten() {
             check_file(files, file);
         }
-        Some(tls::Files { cert: cert?.value, key: key?.value })
+        Some(tls::CertificateFiles { cert: cert?.value, key: key?.value })
     });
     if certificates.is_empty() {
-        let problem = super::Problem::new(super::Code::Missing, "TLS needs at least one certificate");
+        let problem = ConfigProblem::new(FaultCode::Missing, "TLS needs at least one certificate");
         let hint = "write `certificates = [{ cert = \"tls.crt\", key = \"tls.key\" }]`";
-        table.reading.error(&table.at, problem.hint(hint));
+        table.context.error(&table.at, problem.hint(hint));
     }
-    tls::Settings {
+    tls::TlsConfig {
         certificates: certificates.into_iter().flatten().collect(),
-        min_version: table.or("min_version", &VERSIONS, tls::MinVersion::default()),
+        min_version: table.value_or("min_version", &VERSIONS, tls::MinTlsVersion::default()),
     }
 }
 
-/// `[admin]` and the place of its address.
-pub(super) fn admin(root: &Table<'_>) -> (admin::Settings, At) {
-    let default = admin::Settings::default();
+/// `[admin]` and the location of its address.
+pub(super) fn admin(root: &TableReader<'_>) -> (admin::AdminConfig, DocumentLocation) {
+    let default = admin::AdminConfig::default();
     root.table("admin", |table| {
-        let address = table.or("address", &forms::SOCKET, default.address);
-        let token = table.or("token", &Text, String::new());
-        let settings = admin::Settings { address, token: Some(token).filter(|token| !token.is_empty()) };
-        (settings, table.place_of(&["address"]))
+        let address = table.value_or("address", &formats::SOCKET_ADDRESS, default.address);
+        let token = table.value_or("token", &AnyString, String::new());
+        let config = admin::AdminConfig { address, token: Some(token).filter(|token| !token.is_empty()) };
+        (config, table.location_of(&["address"]))
     })
 }
 
-const GET_BODY: Choice<GetBody> = Choice(&[("forward", Some(GetBody::Forward)), ("refuse", Some(GetBody::Refuse))]);
+const GET_BODY: OneOf<GetBodyPolicy> =
+    OneOf(&[("forward", Some(GetBodyPolicy::Forward)), ("refuse", Some(GetBodyPolicy::Refuse))]);
 
-/// `[limits_http]`: what one message may hold, and how many connections may stand.
-pub(super) fn limits_http(root: &Table<'_>) -> (Limits, accept::Settings) {
-    let (http, accept) = (Limits::default(), accept::Settings::default());
+/// `[limits_http]`: bounds of one message, and of the number of connections.
+pub(super) fn limits_http(root: &TableReader<'_>) -> (HttpLimits, accept::ConnectionLimits) {
+    let (http, accept) = (HttpLimits::default(), accept::ConnectionLimits::default());
     root.table("limits_http", |table| {
-        let limits = Limits {
+        let limits = HttpLimits {
             header_bytes: bytes(table, "header_bytes", http.header_bytes),
-            header_fields: index(table.or("header_fields", &Whole(8..=256), index_of(http.header_fields))),
+            header_fields: index(table.value_or("header_fields", &IntegerRange(8..=256), index_of(http.header_fields))),
             uri_bytes: bytes(table, "uri_bytes", http.uri_bytes),
-            body_bytes: table.or("body_bytes", &Size(0..=1_024 * GIB), http.body_bytes),
-            header_timeout: table.or("header_timeout", &Span(MS..=HOUR), http.header_timeout),
-            idle_timeout: table.or("idle_timeout", &Span(MS..=DAY), http.idle_timeout),
-            body_rate: u32::try_from(table.or("body_rate", &Size(0..=GIB), http.body_rate.into())).unwrap_or(u32::MAX),
-            get_body: table.or("get_body", &GET_BODY, http.get_body),
+            body_bytes: table.value_or("body_bytes", &SizeRange(0..=1_024 * GIB), http.body_bytes),
+            header_timeout: table.value_or("header_timeout", &DurationRange(MS..=HOUR), http.header_timeout),
+            idle_timeout: table.value_or("idle_timeout", &DurationRange(MS..=DAY), http.idle_timeout),
+            body_rate: u32::try_from(table.value_or("body_rate", &SizeRange(0..=GIB), http.body_rate.into()))
+                .unwrap_or(u32::MAX),
+            get_body: table.value_or("get_body", &GET_BODY, http.get_body),
             ..http
         };
-        let connections = Whole(1..=10_000_000);
-        let accept = accept::Settings {
-            connections: index(table.or("connections", &connections, index_of(accept.connections))),
-            connections_per_ip: index(table.or(
+        let connections = IntegerRange(1..=10_000_000);
+        let accept = accept::ConnectionLimits {
+            connections: index(table.value_or("connections", &connections, index_of(accept.connections))),
+            connections_per_ip: index(table.value_or(
                 "connections_per_ip",
                 &connections,
                 index_of(accept.connections_per_ip),
@@ -86,7 +90,7 @@ pub(super) fn limits_http(root: &Table<'_>) -> (Limits, accept::Settings) {
     })
 }
 
-fn bytes(table: &Table<'_>, key: &'static str, default: usize) -> usize {
+fn bytes(table: &TableReader<'_>, key: &'static str, default: usize) -> usize {
     let default = u64::try_from(default).unwrap_or(u64::MAX);
-    usize::try_from(table.or(key, &Size(256..=MIB), default)).unwrap_or(usize::MAX)
+    usize::try_from(table.value_or(key, &SizeRange(256..=MIB), default)).unwrap_or(usize::MAX)
 }

@@ -1,4 +1,4 @@
-//! `[[routes]]`: what a request has to match, and the policies it then gets.
+//! `[[routes]]`: match conditions, and the policies of matching requests.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -6,41 +6,43 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::super::expand::read_file;
-use super::super::fault::Problem;
-use super::super::kind::{Choice, Kind, ListOf, Span, Text, Whole};
-use super::super::table::Table;
-use super::{DAY, RouteNames, SECOND, forms};
-use crate::route::{HostPattern, PathPattern, Settings};
+use super::super::fault::ConfigProblem;
+use super::super::table_reader::TableReader;
+use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, ValueKind};
+use super::bounds::{DAY, SECOND};
+use super::draft::RouteReferences;
+use super::formats;
+use crate::route::{HostPattern, PathPattern, RouteConfig};
 use crate::{cache, degrade};
 
 const COST_MAX: u32 = 1_000_000;
-/// Longer than this nothing is worth keeping, and sums of ages stay far from overflow.
+/// Longest lifetime of a cached response; keeps sums of ages far from overflow.
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
-/// Every route, its names not resolved yet.
-pub(super) fn read(root: &Table<'_>) -> Vec<(Settings, RouteNames)> {
+/// Every route; its references are not resolved yet.
+pub(super) fn read(root: &TableReader<'_>) -> Vec<(RouteConfig, RouteReferences)> {
     root.tables("routes", route)
 }
 
-fn route(table: &Table<'_>) -> (Settings, RouteNames) {
-    let name = table.required("name", &forms::NAME);
+fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
+    let name = table.required("name", &formats::NAME);
     let (matched, host, path, methods) = table.table("match", |matched| {
-        let host = matched.or("host", &forms::HOST, HostPattern::Any);
-        let path = matched.required("path", &forms::PATH);
+        let host = matched.value_or("host", &formats::HOST, HostPattern::Any);
+        let path = matched.required("path", &formats::PATH);
         let path = path.map_or(PathPattern::Prefix("/".to_owned()), |path| path.value);
-        (matched.at.clone(), host, path, forms::list(matched, "methods", forms::METHOD, Vec::new()))
+        (matched.at.clone(), host, path, formats::list(matched, "methods", formats::METHOD, Vec::new()))
     });
-    let upstream = table.required("upstream", &Text);
-    let limits = table.or("limits", &ListOf { item: Text, least: 0 }, Vec::new());
-    let text = name.as_ref().map_or("", |name| name.value.as_str());
-    let default = Settings::new(text.into(), path, 0);
-    let cost = table.or("cost", &Whole(1..=COST_MAX), default.cost.get());
-    table.later("journal", None);
-    let settings = Settings {
+    let upstream = table.required("upstream", &AnyString);
+    let limits = table.value_or("limits", &ArrayOf { item: AnyString, min_items: 0 }, Vec::new());
+    let name_text = name.as_ref().map_or("", |name| name.value.as_str());
+    let default = RouteConfig::new(name_text.into(), path, 0);
+    let cost = table.value_or("cost", &IntegerRange(1..=COST_MAX), default.cost.get());
+    table.unavailable("journal", None);
+    let config = RouteConfig {
         host,
         methods,
         cost: NonZeroU32::new(cost).unwrap_or(default.cost),
-        cost_by_status: by_status(table, "cost_by_status", &Whole(1..=COST_MAX))
+        cost_by_status: by_status(table, "cost_by_status", &IntegerRange(1..=COST_MAX))
             .into_iter()
             .filter_map(|(statuses, cost)| Some((statuses, NonZeroU32::new(cost)?)))
             .collect(),
@@ -48,75 +50,79 @@ fn route(table: &Table<'_>) -> (Settings, RouteNames) {
         degrade: table.table("degrade", |degrade| degrade_page(degrade, default.degrade.clone())),
         ..default
     };
-    let names = RouteNames {
+    let names = RouteReferences {
         name: name.map_or_else(|| table.at.clone(), |name| name.at),
         matched,
-        cost: table.place_of(&["cost"]),
+        cost: table.location_of(&["cost"]),
         upstream,
         limits,
     };
-    (settings, names)
+    (config, names)
 }
 
-fn cache_policy(table: &Table<'_>, default: cache::RoutePolicy) -> Option<cache::RoutePolicy> {
-    const SET_COOKIE: Choice<cache::SetCookie> =
-        Choice(&[("private", Some(cache::SetCookie::Private)), ("shared", Some(cache::SetCookie::Shared))]);
-    const MODES: Choice<bool> = Choice(&[("standard", Some(true)), ("off", Some(false))]);
-    let lifetime = Span(Duration::ZERO..=YEAR);
-    let caches = table.or("mode", &MODES, true);
-    let policy = cache::RoutePolicy {
-        default_ttl: table.or("default_ttl", &lifetime, default.default_ttl),
+fn cache_policy(table: &TableReader<'_>, default: cache::CachePolicy) -> Option<cache::CachePolicy> {
+    const SET_COOKIE: OneOf<cache::SetCookiePolicy> =
+        OneOf(&[("private", Some(cache::SetCookiePolicy::Private)), ("shared", Some(cache::SetCookiePolicy::Shared))]);
+    const MODES: OneOf<bool> = OneOf(&[("standard", Some(true)), ("off", Some(false))]);
+    let lifetime = DurationRange(Duration::ZERO..=YEAR);
+    let is_enabled = table.value_or("mode", &MODES, true);
+    let policy = cache::CachePolicy {
+        default_ttl: table.value_or("default_ttl", &lifetime, default.default_ttl),
         ttl: by_status(table, "ttl", &lifetime),
-        ttl_jitter_percent: table.or("ttl_jitter_percent", &Whole(0..=50), default.ttl_jitter_percent),
-        heuristic_max: table.or("heuristic_max", &lifetime, default.heuristic_max),
-        tags: Some(table.or("tags", &forms::FIELD_OR_NONE, default.tags.unwrap_or_default()))
+        ttl_jitter_percent: table.value_or("ttl_jitter_percent", &IntegerRange(0..=50), default.ttl_jitter_percent),
+        heuristic_max: table.value_or("heuristic_max", &lifetime, default.heuristic_max),
+        tags: Some(table.value_or("tags", &formats::FIELD_NAME_OR_EMPTY, default.tags.unwrap_or_default()))
             .filter(|field| !field.is_empty()),
-        set_cookie: table.or("set_cookie", &SET_COOKIE, default.set_cookie),
-        stale_if_error: table.or("stale_if_error", &lifetime, default.stale_if_error),
-        stale_while_revalidate: table.or("stale_while_revalidate", &lifetime, default.stale_while_revalidate),
+        set_cookie: table.value_or("set_cookie", &SET_COOKIE, default.set_cookie),
+        stale_if_error: table.value_or("stale_if_error", &lifetime, default.stale_if_error),
+        stale_while_revalidate: table.value_or("stale_while_revalidate", &lifetime, default.stale_while_revalidate),
     };
-    caches.then_some(policy)
+    is_enabled.then_some(policy)
 }
 
-/// `{ 404 = VALUE, 5xx = VALUE }`, single statuses first.
-fn by_status<K: Kind<Value: Ord>>(table: &Table<'_>, key: &'static str, kind: &K) -> Vec<(cache::Statuses, K::Value)> {
-    let mut all: Vec<_> = table
-        .pairs(key, kind)
+/// Values by status, `{ 404 = VALUE, 5xx = VALUE }`; single statuses come first.
+fn by_status<K: ValueKind<Value: Ord>>(
+    table: &TableReader<'_>,
+    key: &'static str,
+    kind: &K,
+) -> Vec<(cache::StatusPattern, K::Value)> {
+    let mut values: Vec<_> = table
+        .named_values(key, kind)
         .into_iter()
         .filter_map(|(name, value)| match statuses(&name.value) {
             Some(statuses) => Some((statuses, value)),
             None => {
-                let problem = Problem::bad(format!("`{}` is no status", name.value));
-                table.reading.error(&name.at, problem.hint("write a status such as 404, or a class such as \"5xx\""));
+                let problem = ConfigProblem::bad_value(format!("`{}` is not a status", name.value));
+                table.context.error(&name.at, problem.hint("write a status such as 404, or a class such as \"5xx\""));
                 None
             }
         })
         .collect();
-    all.sort_unstable();
-    all
+    values.sort_unstable();
+    values
 }
 
-fn statuses(text: &str) -> Option<cache::Statuses> {
+fn statuses(text: &str) -> Option<cache::StatusPattern> {
     if let Some(class) = text.strip_suffix("xx") {
-        return matches!(class, "2" | "3" | "4" | "5").then(|| class.parse().ok().map(cache::Statuses::Class))?;
+        return matches!(class, "2" | "3" | "4" | "5").then(|| class.parse().ok().map(cache::StatusPattern::Class))?;
     }
-    text.parse().ok().filter(|status| (200..=599).contains(status)).map(cache::Statuses::One)
+    text.parse().ok().filter(|status| (200..=599).contains(status)).map(cache::StatusPattern::One)
 }
 
-fn degrade_page(table: &Table<'_>, default: degrade::Settings) -> degrade::Settings {
-    let status = table.or("status", &Whole(400..=599), u32::from(default.status.as_u16()));
+fn degrade_page(table: &TableReader<'_>, default: degrade::DegradeConfig) -> degrade::DegradeConfig {
+    let status = table.value_or("status", &IntegerRange(400..=599), u32::from(default.status.as_u16()));
     let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
-    degrade::Settings {
+    degrade::DegradeConfig {
         status: status.unwrap_or(default.status),
         html: page(table, "html"),
         json: page(table, "json"),
-        retry_after: table.or("retry_after", &Span(SECOND..=DAY), default.retry_after),
+        retry_after: table.value_or("retry_after", &DurationRange(SECOND..=DAY), default.retry_after),
     }
 }
 
-/// The contents of the file that `key` names.
-fn page(table: &Table<'_>, key: &'static str) -> Option<String> {
-    let path = table.optional(key, &Text)?;
-    let text = read_file(&table.reading.values, &path.value);
-    text.map_err(|problem| table.reading.error(&path.at, problem)).ok()
+/// Content of the file named by `key`.
+fn page(table: &TableReader<'_>, key: &'static str) -> Option<String> {
+    let path = table.optional(key, &AnyString)?;
+    let text = read_file(&table.context.environment, &path.value);
+    text.map_err(|problem| table.context.error(&path.at, problem)).ok()
 }

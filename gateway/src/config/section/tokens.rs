@@ -1,23 +1,23 @@
-//! `identity.user.jwt`: which tokens are believed, and the file with the keys they are verified with.
+//! `identity.user.jwt`: accepted tokens, and the file with their verification keys.
 
 use std::time::Duration;
 
 use super::super::expand::read_file;
-use super::super::fault::{Code, Problem};
-use super::super::kind::{Choice, ListOf, Parsed, Span, Text};
-use super::super::table::Table;
-use super::forms;
-use crate::identify::Source;
-use crate::identify::keys::Keys;
-use crate::identify::tokens::{Algorithm, AlgorithmFamily, Place, Settings};
+use super::super::fault::{ConfigProblem, FaultCode};
+use super::super::table_reader::TableReader;
+use super::super::value_kind::{AnyString, ArrayOf, DurationRange, OneOf, ParsedString};
+use super::formats;
+use crate::identify::IdentitySource;
+use crate::identify::jwk_set::JwkSet;
+use crate::identify::tokens::{Algorithm, AlgorithmFamily, TokenConfig, TokenLocation};
 
-/// Clocks that are further apart are to be set, not tolerated.
+/// A larger clock difference is a misconfigured clock and must be corrected.
 const LEEWAY_MAX: Duration = Duration::from_secs(300);
 
-/// Without an issuer's name for it, a subject is who a token is about (RFC 7519 section 4.1.2).
-const USER: &str = "sub";
+/// Default of `claim`: the subject of the token (RFC 7519 section 4.1.2).
+const DEFAULT_USER_CLAIM: &str = "sub";
 
-const ALGORITHM: Choice<Algorithm> = Choice(&[
+const ALGORITHM: OneOf<Algorithm> = OneOf(&[
     ("RS256", Some(Algorithm::RS256)),
     ("RS384", Some(Algorithm::RS384)),
     ("RS512", Some(Algorithm::RS512)),
@@ -32,76 +32,86 @@ const ALGORITHM: Choice<Algorithm> = Choice(&[
     ("HS512", Some(Algorithm::HS512)),
 ]);
 
-pub(super) const CLAIM: Parsed<String> = Parsed { name: "the name of a claim", parse: claim, show: String::clone };
+pub(super) const CLAIM: ParsedString<String> =
+    ParsedString { name: "a claim name", parse: parse_claim, format: String::clone };
 
-const AUDIENCE: Parsed<String> = Parsed { name: "a value of `aud`", parse: claim, show: String::clone };
+const AUDIENCE: ParsedString<String> =
+    ParsedString { name: "a value of `aud`", parse: parse_claim, format: String::clone };
 
-const PLACE: Parsed<Place> =
-    Parsed { name: "\"bearer\", \"header:NAME\" or \"cookie:NAME\"", parse: place, show: show_place };
+const LOCATION: ParsedString<TokenLocation> = ParsedString {
+    name: "\"bearer\", \"header:NAME\" or \"cookie:NAME\"",
+    parse: parse_location,
+    format: format_location,
+};
 
-/// The table in the place of a user's header: the claim that names the user, and the tokens that may have it.
-pub(super) fn read(user: &Table<'_>) -> Option<(Source, Settings)> {
-    let read = user.some_table("jwt", jwt);
+/// Reads `identity.user` in its table form: the claim that names the user, and the token
+/// verification.
+pub(super) fn read(user: &TableReader<'_>) -> Option<(IdentitySource, TokenConfig)> {
+    let read = user.optional_table("jwt", token_config);
     if read.is_none() {
-        let problem = Problem::new(Code::Missing, "`jwt` is missing");
+        let problem = ConfigProblem::new(FaultCode::Missing, "`jwt` is missing");
         let hint = "write { jwt = { keys = \"jwks.json\", algorithms = [\"ES256\"], claim = \"sub\" } }";
-        user.reading.error(&user.at, problem.hint(hint));
+        user.context.error(&user.at, problem.hint(hint));
     }
     read.flatten()
 }
 
-fn jwt(table: &Table<'_>) -> Option<(Source, Settings)> {
-    let path = table.required("keys", &Text);
-    let algorithms = table.required("algorithms", &ListOf { item: ALGORITHM, least: 1 });
-    let user = table.or("claim", &CLAIM, USER.to_owned());
-    let issuer = table.optional("issuer", &Text).map(|issuer| issuer.value);
-    let audience = forms::list(table, "audience", AUDIENCE, Vec::new());
-    let leeway = table.or("leeway", &Span(Duration::ZERO..=LEEWAY_MAX), Settings::LEEWAY);
-    let place = table.or("token", &PLACE, Place::default());
+fn token_config(table: &TableReader<'_>) -> Option<(IdentitySource, TokenConfig)> {
+    let path = table.required("keys", &AnyString);
+    let algorithms = table.required("algorithms", &ArrayOf { item: ALGORITHM, min_items: 1 });
+    let user = table.value_or("claim", &CLAIM, DEFAULT_USER_CLAIM.to_owned());
+    let issuer = table.optional("issuer", &AnyString).map(|issuer| issuer.value);
+    let audience = formats::list(table, "audience", AUDIENCE, Vec::new());
+    let leeway = table.value_or("leeway", &DurationRange(Duration::ZERO..=LEEWAY_MAX), TokenConfig::LEEWAY);
+    let location = table.value_or("token", &LOCATION, TokenLocation::default());
     let (path, algorithms) = (path?, algorithms?);
     let (values, at) = (algorithms.value, algorithms.at);
     let algorithms: Vec<Algorithm> = values.into_iter().map(|algorithm| algorithm.value).collect();
     let is_secret = |algorithm: &Algorithm| algorithm.family() == AlgorithmFamily::Hmac;
     if algorithms.iter().any(is_secret) && !algorithms.iter().all(is_secret) {
-        let problem = Problem::bad("algorithms with a secret (HS) and with public keys do not go together");
-        let hint = "who can read a public key could sign with it, if it were ever taken for a secret";
-        table.reading.error(&at, problem.hint(hint));
+        let problem =
+            ConfigProblem::bad_value("HS algorithms (shared secret) and public-key algorithms cannot be combined");
+        let hint = "if a public key were used as an HS secret, anyone who knows the public key could sign tokens";
+        table.context.error(&at, problem.hint(hint));
         return None;
     }
-    // Each item has been complained about.
+    // Each item has already been reported.
     if algorithms.is_empty() {
         return None;
     }
-    let text = read_file(&table.reading.values, &path.value).map_err(|problem| table.reading.error(&path.at, problem));
-    let keys = Keys::read(&text.ok()?, &algorithms).map_err(|error| {
-        let problem = Problem::new(Code::File, format!("cannot use {}: {error}", path.value));
-        table.reading.error(&path.at, problem.hint("it is a JWK set (RFC 7517): { \"keys\": [{ \"kty\": ... }] }"));
+    let text =
+        read_file(&table.context.environment, &path.value).map_err(|problem| table.context.error(&path.at, problem));
+    let keys = JwkSet::parse(&text.ok()?, &algorithms).map_err(|error| {
+        let problem = ConfigProblem::new(FaultCode::File, format!("cannot use {}: {error}", path.value));
+        table.context.error(&path.at, problem.hint("expected a JWK set (RFC 7517): { \"keys\": [{ \"kty\": ... }] }"));
     });
     let keys = keys.ok()?;
     if keys.has_private() {
-        let problem = Problem::new(Code::Risk, "the file has a private key, which only the issuer should have");
-        table.reading.warning(&path.at, problem.hint("leave out the members `d`, `p`, `q`, `dp`, `dq` and `qi`"));
+        let problem =
+            ConfigProblem::new(FaultCode::Risk, "the file contains a private key, which only the issuer should have");
+        table.context.warning(&path.at, problem.hint("remove the members `d`, `p`, `q`, `dp`, `dq` and `qi`"));
     }
-    Some((Source::Claim(user), Settings { keys, place, issuer, audience, leeway }))
+    Some((IdentitySource::Claim(user), TokenConfig { keys, location, issuer, audience, leeway }))
 }
 
-fn claim(text: &str) -> Result<String, Problem> {
-    if text.is_empty() { Err(Problem::bad("the text is empty")) } else { Ok(text.to_owned()) }
+fn parse_claim(text: &str) -> Result<String, ConfigProblem> {
+    if text.is_empty() { Err(ConfigProblem::bad_value("the string is empty")) } else { Ok(text.to_owned()) }
 }
 
-fn place(text: &str) -> Result<Place, Problem> {
+fn parse_location(text: &str) -> Result<TokenLocation, ConfigProblem> {
     match text.split_once(':') {
-        None if text == "bearer" => Ok(Place::Bearer),
-        Some(("header", name)) => Ok(Place::Header(forms::field(name)?)),
-        Some(("cookie", name)) => Ok(Place::Cookie(forms::cookie(name)?)),
-        _ => Err(Problem::bad(format!("`{text}` is no place of a token")).hint(format!("write {}", PLACE.name))),
+        None if text == "bearer" => Ok(TokenLocation::Bearer),
+        Some(("header", name)) => Ok(TokenLocation::Header(formats::parse_field_name(name)?)),
+        Some(("cookie", name)) => Ok(TokenLocation::Cookie(formats::parse_cookie_name(name)?)),
+        _ => Err(ConfigProblem::bad_value(format!("`{text}` is not a token location"))
+            .hint(format!("write {}", LOCATION.name))),
     }
 }
 
-fn show_place(place: &Place) -> String {
-    match place {
-        Place::Bearer => "bearer".to_owned(),
-        Place::Header(name) => format!("header:{name}"),
-        Place::Cookie(name) => format!("cookie:{name}"),
+fn format_location(location: &TokenLocation) -> String {
+    match location {
+        TokenLocation::Bearer => "bearer".to_owned(),
+        TokenLocation::Header(name) => format!("header:{name}"),
+        TokenLocation::Cookie(name) => format!("cookie:{name}"),
     }
 }

@@ -1,36 +1,37 @@
-//! `[upstreams.*]`: endpoints, deadlines and the breaker in front of them.
+//! `[upstreams.*]`: endpoints, timeouts and circuit breaker.
 
-use super::super::document::Value;
-use super::super::fault::{At, Code, Problem};
-use super::super::kind::{Choice, ListOf, Positive, Span, Whole};
-use super::super::table::Table;
-use super::{HOUR, MS, SECOND, forms};
+use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
+use super::super::node::DocumentValue;
+use super::super::table_reader::TableReader;
+use super::super::value_kind::{ArrayOf, DurationRange, IntegerRange, OneOf, PositiveNumber};
+use super::bounds::{HOUR, MS, SECOND};
+use super::formats;
 use crate::breaker;
-use crate::endpoint::Balance;
-use crate::upstream::Settings;
+use crate::endpoint::BalancePolicy;
+use crate::upstream::UpstreamConfig;
 
-/// Every upstream, and the place of its name.
-pub(super) fn read(root: &Table<'_>) -> Vec<(Settings, At)> {
-    root.named("upstreams", |name, table| {
-        if let Err(problem) = forms::name(name.value) {
-            table.reading.error(&name.at, problem);
+/// Every upstream with the location of its name.
+pub(super) fn read(root: &TableReader<'_>) -> Vec<(UpstreamConfig, DocumentLocation)> {
+    root.named_tables("upstreams", |name, table| {
+        if let Err(problem) = formats::parse_name(name.value) {
+            table.context.error(&name.at, problem);
         }
         (upstream(name.value, table), name.at)
     })
 }
 
-fn upstream(name: &str, table: &Table<'_>) -> Settings {
-    const BALANCE: Choice<Balance> = Choice(&[
-        ("round-robin", Some(Balance::RoundRobin)),
-        ("least-request", Some(Balance::LeastRequest)),
+fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
+    const BALANCE: OneOf<BalancePolicy> = OneOf(&[
+        ("round-robin", Some(BalancePolicy::RoundRobin)),
+        ("least-request", Some(BalancePolicy::LeastRequest)),
         ("ewma", None),
         ("consistent-hash", None),
     ]);
-    table.later("dns", None);
-    table.later("retries", Some(&Value::Whole(0)));
-    table.later("health", None);
-    table.later("concurrency", None);
-    let endpoints = ListOf { item: forms::ENDPOINT, least: 1 };
+    table.unavailable("dns", None);
+    table.unavailable("retries", Some(&DocumentValue::Integer(0)));
+    table.unavailable("health", None);
+    table.unavailable("concurrency", None);
+    let endpoints = ArrayOf { item: formats::ENDPOINT, min_items: 1 };
     let endpoints = if table.has("dns") {
         table.optional("endpoints", &endpoints)
     } else {
@@ -39,27 +40,27 @@ fn upstream(name: &str, table: &Table<'_>) -> Settings {
     let endpoints = endpoints.map_or_else(Vec::new, |endpoints| endpoints.value);
     for (index, endpoint) in endpoints.iter().enumerate() {
         if endpoints[..index].iter().any(|earlier| earlier.value == endpoint.value) {
-            table.reading.error(&endpoint.at, Problem::new(Code::Duplicate, "this endpoint is listed twice"));
+            table.context.error(&endpoint.at, ConfigProblem::new(FaultCode::Duplicate, "duplicate endpoint"));
         }
     }
-    let default = Settings::new(name.into(), endpoints.into_iter().map(|endpoint| endpoint.value).collect());
-    Settings {
-        balance: table.or("balance", &BALANCE, default.balance),
-        connect_timeout: table.or("connect_timeout", &Span(MS..=60 * SECOND), default.connect_timeout),
-        timeout: table.or("timeout", &Span(MS..=HOUR), default.timeout),
+    let default = UpstreamConfig::new(name.into(), endpoints.into_iter().map(|endpoint| endpoint.value).collect());
+    UpstreamConfig {
+        balance: table.value_or("balance", &BALANCE, default.balance),
+        connect_timeout: table.value_or("connect_timeout", &DurationRange(MS..=60 * SECOND), default.connect_timeout),
+        timeout: table.value_or("timeout", &DurationRange(MS..=HOUR), default.timeout),
         breaker: table.table("breaker", breaker),
         ..default
     }
 }
 
-fn breaker(table: &Table<'_>) -> breaker::Settings {
-    let default = breaker::Settings::default();
-    breaker::Settings {
-        error_ratio: table.or("error_ratio", &Positive(1.0), default.error_ratio),
-        slow: table.or("slow", &Span(MS..=HOUR), default.slow),
-        slow_ratio: table.or("slow_ratio", &Positive(1.0), default.slow_ratio),
-        minimum: table.or("minimum", &Whole(1..=1_000_000), default.minimum),
-        window: table.or("window", &Span(SECOND..=60 * SECOND), default.window),
-        open: table.or("open", &Span(100 * MS..=HOUR), default.open),
+fn breaker(table: &TableReader<'_>) -> breaker::BreakerConfig {
+    let default = breaker::BreakerConfig::default();
+    breaker::BreakerConfig {
+        error_ratio: table.value_or("error_ratio", &PositiveNumber(1.0), default.error_ratio),
+        slow: table.value_or("slow", &DurationRange(MS..=HOUR), default.slow),
+        slow_ratio: table.value_or("slow_ratio", &PositiveNumber(1.0), default.slow_ratio),
+        minimum: table.value_or("minimum", &IntegerRange(1..=1_000_000), default.minimum),
+        window: table.value_or("window", &DurationRange(SECOND..=60 * SECOND), default.window),
+        open: table.value_or("open", &DurationRange(100 * MS..=HOUR), default.open),
     }
 }

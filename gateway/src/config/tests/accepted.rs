@@ -1,43 +1,45 @@
-//! Documents that are accepted, and the settings that come out of them.
+//! Accepted documents and the resulting configurations.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::super::document::{self, Entry, Node, Value};
-use super::super::{Access, Config, Format, Log, Server};
-use super::{LEAST, read, shown, toml};
-use crate::endpoint::{Address, Balance};
-use crate::http::limits::GetBody;
-use crate::identify::{Source, Written};
+use super::super::document;
+use super::super::node::{DocumentEntry, DocumentNode, DocumentValue};
+use super::super::{Config, DocumentFormat, LogConfig, ServerConfig};
+use super::{MINIMAL, debug_text, parse, parse_toml};
+use crate::endpoint::{BalancePolicy, EndpointAddress};
+use crate::http::limits::GetBodyPolicy;
+use crate::identify::{ForwardedField, IdentitySource};
+use crate::log::AccessLogTarget;
 use crate::route::{HostPattern, PathPattern};
 use crate::{accept, admin, cache, degrade, identify, limit, upstream};
 
 #[test]
-fn what_is_left_out_has_its_default() {
-    let (config, warnings) = toml(LEAST).expect("the least is enough");
+fn absent_keys_have_their_defaults() {
+    let (config, warnings) = parse_toml(MINIMAL).expect("the minimal document is valid");
     assert!(warnings.is_empty());
-    let endpoint = Address { host: "127.0.0.1".to_owned(), port: 3000 };
-    assert_eq!(config.server, Server::default());
-    assert_eq!(config.listen, [accept::Listen::default()]);
-    assert_eq!(config.admin, admin::Settings::default());
-    assert_eq!(config.http, crate::http::Limits::default());
-    assert_eq!(config.accept, accept::Settings::default());
-    assert_eq!(config.identify, identify::Settings::default());
-    assert_eq!(config.limit, limit::Settings::default());
+    let endpoint = EndpointAddress { host: "127.0.0.1".to_owned(), port: 3000 };
+    assert_eq!(config.server, ServerConfig::default());
+    assert_eq!(config.listen, [accept::ListenConfig::default()]);
+    assert_eq!(config.admin, admin::AdminConfig::default());
+    assert_eq!(config.http, crate::http::HttpLimits::default());
+    assert_eq!(config.accept, accept::ConnectionLimits::default());
+    assert_eq!(config.identify, identify::IdentityConfig::default());
+    assert_eq!(config.limit, limit::LimitConfig::default());
     assert!(config.remote.is_none());
-    assert_eq!(config.cache, cache::Settings::default());
-    assert_eq!(config.upstreams, [upstream::Settings::new("shop".into(), vec![endpoint])]);
-    assert_eq!(config.routes[0].cache, Some(cache::RoutePolicy::default()));
-    assert_eq!(config.routes[0].degrade, degrade::Settings::default());
-    assert_eq!(config.log, Log::default());
+    assert_eq!(config.cache, cache::CacheConfig::default());
+    assert_eq!(config.upstreams, [upstream::UpstreamConfig::new("shop".into(), vec![endpoint])]);
+    assert_eq!(config.routes[0].cache, Some(cache::CachePolicy::default()));
+    assert_eq!(config.routes[0].degrade, degrade::DegradeConfig::default());
+    assert_eq!(config.log, LogConfig::default());
 }
 
 #[test]
-fn a_file_for_one_upstream_equals_none_at_all() {
-    let (mut config, _) = toml(LEAST).expect("the least is enough");
+fn minimal_file_equals_upstream_argument() {
+    let (mut config, _) = parse_toml(MINIMAL).expect("the minimal document is valid");
     config.upstreams[0].name = "upstream".into();
-    let without = Config::for_upstream("http://127.0.0.1:3000", None).expect("a URL");
-    assert_eq!(shown(&without), shown(&config));
+    let from_arguments = Config::for_upstream("http://127.0.0.1:3000", None).expect("a URL");
+    assert_eq!(debug_text(&from_arguments), debug_text(&config));
     let listen = "127.0.0.1:1".parse().expect("an address");
     let config = Config::for_upstream("http://[::1]", Some(listen)).expect("a URL");
     assert_eq!(
@@ -46,14 +48,14 @@ fn a_file_for_one_upstream_equals_none_at_all() {
     );
     assert!(
         Config::for_upstream("https://127.0.0.1", None)
-            .expect_err("no TLS yet")
+            .expect_err("https is not available yet")
             .to_string()
             .contains("not available yet")
     );
 }
 
 #[test]
-fn values_have_effect() {
+fn every_key_has_effect() {
     let text = r#"
 version = 1
 server = { workers = 3, node = "edge-${PORT}", drain_timeout = "5m" }
@@ -63,7 +65,7 @@ limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", b
 identity = { trusted_proxies = ["10.1.2.3/8", "::1"], forwarded_field = "forwarded", device = ["header:X-Device", "cookie:Dev"], user = "header:x-u", tier = "header:x-t", region = ["path:2", "host:"], region_default = "eu" }
 tiers = { anonymous = 0.5, gold = 2 }
 redis = { deadline = "5ms", nodes = 3, secret = "s", compression = "zstd", compress_from = "1KiB", hot_copies = 3, regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
-cache = { memory = "1GiB", hot_rate = "90000/m", object_bytes = "2MiB", fill_bytes = "3MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"], key_query_order = "sorted", key_fields = ["X-Tenant"], status_key = "tell", variants = 9, targeted = ["Mine"], targeted_to_clients = "strip" }
+cache = { memory = "1GiB", hot_rate = "90000/m", object_bytes = "2MiB", inflight_fetch_bytes = "3MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"], key_query_order = "sorted", key_fields = ["X-Tenant"], status_key = "tell", variants = 9, targeted = ["Mine"], targeted_to_clients = "strip" }
 access = { exempt = ["10.0.0.0/8", "user:ops"], denied = ["device:bot"] }
 [limits]
 hosts = { tier = "node", rate = "60/m", burst = 9, mode = "shadow", percent = 0, reserve = { standard = 0.5 }, headers = "policy" }
@@ -96,10 +98,10 @@ match = { host = "Shop.example", path = "/a" }
 upstream = "shop"
 cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_max = "4s", ttl_jitter_percent = 7, set_cookie = "shared", tags = "Cache-Tag", stale_if_error = "2s", stale_while_revalidate = "3s" }
 "#;
-    let (config, warnings) = toml(text).unwrap_or_else(|report| panic!("{report}"));
+    let (config, warnings) = parse_toml(text).unwrap_or_else(|report| panic!("{report}"));
     assert!(warnings.is_empty(), "{warnings}");
     let second = Duration::from_secs(1);
-    assert_eq!(config.server, Server { workers: 3, node: "edge-9000".to_owned(), drain_timeout: 300 * second });
+    assert_eq!(config.server, ServerConfig { workers: 3, node: "edge-9000".to_owned(), drain_timeout: 300 * second });
     assert_eq!(config.listen[0].address.to_string(), "[::]:9000");
     assert_eq!(config.admin.token.as_deref(), Some("a$b"));
     assert_eq!((config.http.header_bytes, config.http.header_fields, config.http.uri_bytes), (1_024, 10, 512));
@@ -107,34 +109,40 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         (config.http.body_bytes, config.http.header_timeout, config.http.idle_timeout),
         (0, second / 4, 3_600 * second)
     );
-    assert_eq!((config.http.body_rate, config.http.get_body), (1_024, GetBody::Refuse));
-    assert_eq!(config.accept, accept::Settings { connections: 5, connections_per_ip: 4 });
+    assert_eq!((config.http.body_rate, config.http.get_body), (1_024, GetBodyPolicy::Refuse));
+    assert_eq!(config.accept, accept::ConnectionLimits { connections: 5, connections_per_ip: 4 });
     let identify = &config.identify;
     assert_eq!(identify.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.0/8", "::1/128"]);
-    assert_eq!(identify.device, [Source::Header("x-device".to_owned()), Source::Cookie("Dev".to_owned())]);
-    assert_eq!(identify.region, [Source::Path(2), Source::Host]);
+    assert_eq!(
+        identify.device,
+        [IdentitySource::Header("x-device".to_owned()), IdentitySource::Cookie("Dev".to_owned())]
+    );
+    assert_eq!(identify.region, [IdentitySource::Path(2), IdentitySource::Host]);
     assert_eq!(identify.region_default.as_str(), "eu");
-    assert_eq!(identify.forwarded_field, Written::Forwarded);
-    assert_eq!(identify.user, Some(Source::Header("x-u".to_owned())));
-    assert_eq!(identify.tier, Some(Source::Header("x-t".to_owned())));
+    assert_eq!(identify.forwarded_field, ForwardedField::Forwarded);
+    assert_eq!(identify.user, Some(IdentitySource::Header("x-u".to_owned())));
+    assert_eq!(identify.user_class, Some(IdentitySource::Header("x-t".to_owned())));
     let weights =
         [("anonymous", 0.5), ("standard", 1.0), ("gold", 2.0)].map(|(name, weight)| (name.to_owned(), weight));
     assert_eq!(config.limit.weights, weights);
     assert_eq!(config.limit.nodes, 3);
     let [hosts, tenants, devices] = &config.limit.rules[..] else { panic!("three rules") };
-    assert_eq!((hosts.rule.quota.rate().to_string().as_str(), hosts.tells), ("1/s", limit::Tells::Policy));
+    assert_eq!(
+        (hosts.rule.quota.rate().to_string().as_str(), hosts.exposure),
+        ("1/s", limit::HeaderExposure::PolicyOnly)
+    );
     assert_eq!(hosts.rule.reserve.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0", "0.5", "0"]);
     assert_eq!((tenants.rule.key, tenants.rule.keys.map(usize::from)), (Some(limiter::KeyIndex(0)), Some(9)));
     assert_eq!(
-        (identify.keys.as_slice(), tenants.tells),
-        (&[Source::Header("x-tenant".to_owned())][..], limit::Tells::Nothing)
+        (identify.keys.as_slice(), tenants.exposure),
+        (&[IdentitySource::Header("x-tenant".to_owned())][..], limit::HeaderExposure::Hidden)
     );
     assert_eq!((devices.per_address.map(u32::from), hosts.per_address), (Some(7), None));
-    assert_eq!(devices.built().expect("it is measurable").count(), 2);
-    let network = identify::Entry::Network("10.0.0.0/8".parse().expect("a network"));
-    assert_eq!(identify.access.exempt, [network, identify::Entry::User("ops".to_owned())]);
-    assert_eq!(identify.access.denied, [identify::Entry::Device("bot".to_owned())]);
-    let remote = config.remote.expect("there is Redis");
+    assert_eq!(devices.limiter_rules().expect("the quota is representable").count(), 2);
+    let network = identify::AccessEntry::Network("10.0.0.0/8".parse().expect("a network"));
+    assert_eq!(identify.access.exempt, [network, identify::AccessEntry::User("ops".to_owned())]);
+    assert_eq!(identify.access.denied, [identify::AccessEntry::Device("bot".to_owned())]);
+    let remote = config.remote.expect("there is RedisSection");
     assert_eq!((remote.deadline, remote.secret.as_str(), remote.object_bytes), (second / 200, "s", 1 << 10));
     let region = &remote.regions[&shard::Region::DEFAULT];
     assert_eq!((region.slots, &region.endpoints[..]), (4, &["redis://a:1".to_owned()][..]));
@@ -142,17 +150,20 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     assert_eq!((remote.compression, remote.compress_from), (shard::Compression::Zstd, 1 << 10));
     assert_eq!((config.cache.object_bytes, config.cache.remote_object_bytes), (2 << 20, 1 << 10));
     assert_eq!(config.cache.key_ignore_query, ["utm_*", "q"]);
-    assert_eq!(config.cache.fill_bytes, 3 << 20);
+    assert_eq!(config.cache.inflight_fetch_bytes, 3 << 20);
     assert_eq!(config.cache.targeted, ["mine"]);
-    assert!(config.cache.key_sort_query && config.cache.strip_targeted && config.cache.tells_key);
+    assert!(config.cache.key_sort_query && config.cache.strip_targeted && config.cache.exposes_key);
     assert_eq!((&config.cache.key_fields[..], config.cache.variants), (&["x-tenant".to_owned()][..], 9));
     assert_eq!(
         config.log,
-        Log { access: Access::File(PathBuf::from("/nonexistent/logs/access")), level: tracing::Level::DEBUG }
+        LogConfig {
+            access: AccessLogTarget::File(PathBuf::from("/nonexistent/logs/access")),
+            level: tracing::Level::DEBUG
+        }
     );
     let shop = &config.upstreams[0];
     assert_eq!(shop.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a.example:80", "[::1]:81"]);
-    assert_eq!((shop.balance, shop.connect_timeout, shop.timeout), (Balance::RoundRobin, 2 * second, 3 * second));
+    assert_eq!((shop.balance, shop.connect_timeout, shop.timeout), (BalancePolicy::RoundRobin, 2 * second, 3 * second));
     assert_eq!((shop.breaker.error_ratio, shop.breaker.slow_ratio, shop.breaker.minimum), (1.0, 0.25, 5));
     assert_eq!((shop.breaker.slow, shop.breaker.window, shop.breaker.open), (second, 20 * second, 60 * second));
     let [one, two] = &config.routes[..] else { panic!("two routes") };
@@ -165,17 +176,17 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         (&[http::Method::GET][..], &[0, 1, 2][..], 2, &None)
     );
     let costs: Vec<_> = one.cost_by_status.iter().map(|(statuses, cost)| (*statuses, cost.get())).collect();
-    assert_eq!(costs, [(cache::Statuses::One(401), 9), (cache::Statuses::Class(5), 3)]);
+    assert_eq!(costs, [(cache::StatusPattern::One(401), 9), (cache::StatusPattern::Class(5), 3)]);
     assert_eq!((one.degrade.status.as_u16(), one.degrade.retry_after), (429, 9 * second));
     assert_eq!(
         (&two.host, &two.path),
         (&HostPattern::Exact("shop.example".to_owned()), &PathPattern::Exact("/a".to_owned()))
     );
-    let policy = cache::RoutePolicy {
+    let policy = cache::CachePolicy {
         default_ttl: second,
-        ttl: vec![(cache::Statuses::One(404), 5 * second), (cache::Statuses::Class(5), 6 * second)],
+        ttl: vec![(cache::StatusPattern::One(404), 5 * second), (cache::StatusPattern::Class(5), 6 * second)],
         heuristic_max: 4 * second,
-        set_cookie: cache::SetCookie::Shared,
+        set_cookie: cache::SetCookiePolicy::Shared,
         tags: Some("cache-tag".to_owned()),
         stale_if_error: 2 * second,
         stale_while_revalidate: 3 * second,
@@ -185,40 +196,40 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
 }
 
 #[test]
-fn json_says_the_same_as_toml() {
+fn json_and_toml_are_equivalent() {
     let example = include_str!("../../../../docs/tidegate.example.toml");
-    let json = as_json(&document::read(example, Format::Toml).expect("the example is TOML"));
-    let from_json = read(&json, Format::Json).unwrap_or_else(|report| panic!("{report}"));
-    let from_toml = toml(example).unwrap_or_else(|report| panic!("{report}"));
-    assert_eq!(shown(&from_json.0), shown(&from_toml.0));
+    let json = as_json(&document::parse(example, DocumentFormat::Toml).expect("the example is TOML"));
+    let from_json = parse(&json, DocumentFormat::Json).unwrap_or_else(|report| panic!("{report}"));
+    let from_toml = parse_toml(example).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(debug_text(&from_json.0), debug_text(&from_toml.0));
 }
 
-fn as_json(node: &Node) -> String {
+fn as_json(node: &DocumentNode) -> String {
     match &node.value {
-        Value::Text(text) => serde_json::to_string(text).expect("text serializes"),
-        Value::Whole(number) => number.to_string(),
-        Value::Real(number) => format!("{number:?}"),
-        Value::Truth(truth) => truth.to_string(),
-        Value::List(items) => format!("[{}]", items.iter().map(as_json).collect::<Vec<_>>().join(", ")),
-        Value::Table(entries) => {
-            let entry = |entry: &Entry| format!("{:?}: {}", entry.key, as_json(&entry.node));
+        DocumentValue::String(text) => serde_json::to_string(text).expect("text serializes"),
+        DocumentValue::Integer(number) => number.to_string(),
+        DocumentValue::Float(number) => format!("{number:?}"),
+        DocumentValue::Boolean(truth) => truth.to_string(),
+        DocumentValue::Array(items) => format!("[{}]", items.iter().map(as_json).collect::<Vec<_>>().join(", ")),
+        DocumentValue::Table(entries) => {
+            let entry = |entry: &DocumentEntry| format!("{:?}: {}", entry.key, as_json(&entry.node));
             format!("{{ {} }}", entries.iter().map(entry).collect::<Vec<_>>().join(",\n"))
         }
-        Value::Other(_) => "null".to_owned(),
+        DocumentValue::Unsupported(_) => "null".to_owned(),
     }
 }
 
 #[test]
-fn pages_are_read_at_once() {
+fn pages_are_read_at_load() {
     let directory = std::env::temp_dir().join(format!("tidegate-pages-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("the temporary directory is writable");
     std::fs::write(directory.join("busy.html"), "<p>${busy}</p>\n").expect("the temporary directory is writable");
     let file = directory.join("tidegate.toml");
-    std::fs::write(&file, format!("{LEAST}degrade = {{ html = \"busy.html\" }}"))
+    std::fs::write(&file, format!("{MINIMAL}degrade = {{ html = \"busy.html\" }}"))
         .expect("the temporary directory is writable");
     let loaded = Config::load(&file);
-    std::fs::remove_dir_all(&directory).expect("it was made above");
+    std::fs::remove_dir_all(&directory).expect("the directory was created above");
     let (config, _) = loaded.unwrap_or_else(|report| panic!("{report}"));
     assert_eq!(config.routes[0].degrade.html.as_deref(), Some("<p>${busy}</p>\n"));
-    assert!(Config::load(&file).expect_err("it is gone").to_string().contains("cannot read"));
+    assert!(Config::load(&file).expect_err("the file was removed").to_string().contains("cannot read"));
 }

@@ -1,11 +1,11 @@
-//! What is refused, or warned of, because it does not fit together.
+//! Errors and warnings about constraints between keys.
 
-use super::{LEAST, faults, toml};
+use super::{MINIMAL, faults, parse_toml};
 
 #[test]
-fn names_that_refer_to_nothing_get_a_suggestion() {
+fn unresolved_references_get_a_suggestion() {
     let text = format!(
-        "{LEAST}limits = [\"device\", \"divice\"]
+        "{MINIMAL}limits = [\"device\", \"divice\"]
 [limits.device]
 tier = \"device\"
 rate = \"100/s\"
@@ -19,16 +19,16 @@ upstream = \"shp\"
     assert_eq!(
         faults(&text),
         [
-            "9:21 routes[0].limits[1]: there is no limit `divice` (did you mean `device`?)",
-            "17:12 routes[1].upstream: there is no upstream `shp` (did you mean `shop`?)",
+            "9:21 routes[0].limits[1]: unknown limit `divice` (did you mean `device`?)",
+            "17:12 routes[1].upstream: unknown upstream `shp` (did you mean `shop`?)",
         ]
     );
 }
 
 #[test]
-fn what_may_exist_once_exists_once() {
+fn duplicates_are_errors() {
     let text = format!(
-        "{LEAST}
+        "{MINIMAL}
 [[routes]]
 name = \"everything\"
 match = {{ path = \"/*\", methods = [\"GET\"] }}
@@ -48,18 +48,18 @@ address = \"127.0.0.1:8080\"
     assert_eq!(
         faults(&text),
         [
-            "11:8 routes[1].name: there are two routes `everything`",
+            "11:8 routes[1].name: duplicate route name `everything`",
             "16:9 routes[2].match: route `everything` matches the same host, path and methods",
-            "21:11 listen[1].address: 127.0.0.1:8080 is listened on twice",
-            "23:11 admin.address: 127.0.0.1:8080 is listened on twice",
+            "21:11 listen[1].address: duplicate listen address 127.0.0.1:8080",
+            "23:11 admin.address: duplicate listen address 127.0.0.1:8080",
         ]
     );
 }
 
 #[test]
-fn limits_fit_their_routes_and_weights() {
+fn limits_are_checked_against_costs_and_weights() {
     let text = format!(
-        "{LEAST}limits = [\"small\", \"fast\", \"broken\"]
+        "{MINIMAL}limits = [\"small\", \"fast\", \"broken\"]
 cost = 10
 [limits.small]
 tier = \"node\"
@@ -81,18 +81,18 @@ gold = 2
     assert_eq!(
         faults(&text),
         [
-            "10:8 routes[0].cost: a cost of 10 never passes limit `small`, which lets anonymous users have at most 5 at once",
+            "10:8 routes[0].cost: cost 10 always exceeds limit `small`, whose burst for anonymous users is 5",
             "15:9 limits.fast: rule `fast` cannot be weighted by 2: rate `9000000/s x 2` is above 10000000 a second, the finest this \
              limiter can measure",
-            "21:8 limits.broken.rate: rate `many` is not of the form `100/s`: a count, a slash and one of s, m, h, d (a whole \
-             number of requests per s, m, h or d, such as \"100/s\")",
-            "23:11 limits.broken.percent: out of range: expected a whole number, 0 to 100",
+            "21:8 limits.broken.rate: rate `many` is not of the form `100/s`: a count, a slash and one of s, m, h, d (write an \
+             integer number of requests per s, m, h or d, such as \"100/s\")",
+            "23:11 limits.broken.percent: out of range: expected an integer, 0 to 100",
         ]
     );
 }
 
 #[test]
-fn routes_say_what_they_match() {
+fn malformed_match_conditions_are_errors() {
     for (matched, want) in [
         ("path = \"orders\"", "routes[1].match.path: `orders` does not start with `/` (write \"/orders\")"),
         ("path = \"/a*\"", "routes[1].match.path: `/a*` has a `*` that does not follow a `/` (write \"/a/*\")"),
@@ -100,7 +100,7 @@ fn routes_say_what_they_match() {
         ("path = \"/a/../b\"", "routes[1].match.path: `/a/../b` has a dot segment"),
         (
             "path = \"/a?b\"",
-            "routes[1].match.path: `/a?b` has a character that no path holds (a path has no query and is percent-encoded)",
+            "routes[1].match.path: `/a?b` has a character that is not allowed in a path (percent-encode the path, without a query)",
         ),
         (
             "path = \"/a\", methods = [\"get\"]",
@@ -113,17 +113,17 @@ fn routes_say_what_they_match() {
         ),
         (
             "host = \"*\"",
-            "routes[1].match.path: `path` is missing (it takes a path such as \"/orders\", or \"/orders/*\" for all below it)",
+            "routes[1].match.path: `path` is missing (expected a path such as \"/orders\", or \"/orders/*\" as a prefix)",
         ),
     ] {
-        let text = format!("{LEAST}[[routes]]\nname = \"b\"\nupstream = \"shop\"\nmatch = {{ {matched} }}\n");
+        let text = format!("{MINIMAL}[[routes]]\nname = \"b\"\nupstream = \"shop\"\nmatch = {{ {matched} }}\n");
         let found = faults(&text);
         assert!(found.len() == 1 && found[0].ends_with(want), "{found:#?}\n{want}");
     }
 }
 
 #[test]
-fn endpoints_are_a_host_and_a_port() {
+fn malformed_endpoints_are_errors() {
     for (endpoint, want) in [
         ("127.0.0.1:3000", "it does not start with http://"),
         ("localhost:3000", "it does not start with http://"),
@@ -135,19 +135,19 @@ fn endpoints_are_a_host_and_a_port() {
         ("http://a?b", "it has a path"),
         ("ftp://a", "its scheme is not http"),
     ] {
-        let found = faults(&LEAST.replace("http://127.0.0.1:3000", endpoint));
-        let shown = "(write \"http://HOST:PORT\")";
+        let found = faults(&MINIMAL.replace("http://127.0.0.1:3000", endpoint));
+        let hint = "(write \"http://HOST:PORT\")";
         assert!(
-            found.len() == 1 && found[0].ends_with(&format!("not an endpoint: {want} {shown}")),
+            found.len() == 1 && found[0].ends_with(&format!("not an endpoint: {want} {hint}")),
             "{endpoint}: {found:?}"
         );
     }
 }
 
 #[test]
-fn redis_needs_a_default_region_and_hides_passwords() {
+fn redis_needs_a_default_region_and_faults_hide_passwords() {
     let text = format!(
-        "{LEAST}[redis]
+        "{MINIMAL}[redis]
 [redis.regions.eu]
 endpoints = [\"redis://u:hunter2@a:0\", \"redis://a:1/x\", \"redis://[::1]:6379/1\", \"tcp://a\"]
 [redis.regions.EU]
@@ -159,14 +159,14 @@ endpoints = [\"redis://a\", \"redis://u:hunter2@a:6379/0\", \"redis+unix:///run/
     );
     let found = faults(&text);
     assert_eq!(found.len(), 8, "{found:#?}");
-    assert!(found[0].starts_with("9:1 redis: there is no region `default`"), "{found:#?}");
+    assert!(found[0].starts_with("9:1 redis: the region `default` is missing"), "{found:#?}");
     assert!(found.iter().all(|fault| !fault.contains("hunter2")), "{found:#?}");
 }
 
 #[test]
-fn what_a_start_would_stumble_over_is_found_before() {
+fn redis_urls_that_would_fail_the_start_are_errors() {
     let with = |endpoint: &str| {
-        let text = format!("{LEAST}[redis.regions.default]\nendpoints = [\"{endpoint}\"]\n");
+        let text = format!("{MINIMAL}[redis.regions.default]\nendpoints = [\"{endpoint}\"]\n");
         faults(&text)
     };
     for endpoint in ["rediss://u:p#hunter2@h", "rediss://u:hunter?2@h", "rediss://h#insecure", "redis://u:hunter/2@h"] {
@@ -178,9 +178,9 @@ fn what_a_start_would_stumble_over_is_found_before() {
 }
 
 #[test]
-fn what_could_never_apply_is_a_fault() {
+fn entries_that_never_apply_are_errors() {
     let text = format!(
-        "{LEAST}[access]
+        "{MINIMAL}[access]
 exempt = [\"user:ops\"]
 denied = [\"device:bot\", \"::ffff:192.0.2.0/120\", \"user:\", \"nobody\"]
 [limits.node]
@@ -196,23 +196,23 @@ burst = 5
 [limits.explain]
 tier = \"device\"
 key = \"claim:org\"
-reserve = {{ unheard = 0.5 }}
+reserve = {{ unknown = 0.5 }}
 rate = \"1/s\"
 burst = 5
 "
     );
     let found = faults(&text);
     for (n, part) in [
-        "access.exempt[0]: `user:ops` is nobody: there is no `identity.user`",
-        "access.denied[0]: `device:bot` is nobody",
-        "access.denied[2]: `user:` names nobody",
+        "access.exempt[0]: `user:ops` never matches: `identity.user` is not set",
+        "access.denied[0]: `device:bot` never matches",
+        "access.denied[2]: `user:` has an empty ID",
         "access.denied[3]: `nobody` is not a network",
-        "limits.node.per_address: only a limit of tier `device`",
-        "limits.node.keys: a limit that all share holds no keys",
-        "limits.tenant: a limit of tier `key` says what it counts by",
-        "limits.explain: `explain` is what the admin address calls",
-        "limits.explain.key: only a limit of tier `key` counts by a key",
-        "limits.explain.reserve.unheard: there is no user tier `unheard`",
+        "limits.node.per_address: `per_address` applies to limits with `tier = \"device\"` only",
+        "limits.node.keys: `keys` does not apply to limits with `tier = \"node\"` or `\"cluster\"`",
+        "limits.tenant: a limit with `tier = \"key\"` needs a `key`",
+        "limits.explain: the name `explain` is reserved for the admin API",
+        "limits.explain.key: `key` applies to limits with `tier = \"key\"` only",
+        "limits.explain.reserve.unknown: unknown user class `unknown`",
     ]
     .into_iter()
     .enumerate()
@@ -223,9 +223,9 @@ burst = 5
 }
 
 #[test]
-fn surprises_are_warnings() {
+fn risky_settings_are_warnings() {
     let text = format!(
-        "{LEAST}[admin]
+        "{MINIMAL}[admin]
 address = \"0.0.0.0:9900\"
 [identity]
 user = \"header:x-user\"
@@ -238,24 +238,24 @@ rate = \"1/s\"
 burst = 5
 "
     );
-    let (_, warnings) = toml(&text).expect("warnings do not refuse");
+    let (_, warnings) = parse_toml(&text).expect("warnings do not reject the document");
     assert_eq!(
         super::lines(&warnings),
         [
-            "10:11 admin.address: without a token, /api is disabled on an address that is not loopback (set `admin.token`; /live, /ready and /metrics stay open)",
-            "12:8 identity.user: this field is never believed: there are no trusted proxies (set `identity.trusted_proxies` to the networks that set it)",
-            "13:19 identity.forwarded_field: this field is never believed: there are no trusted proxies (set `identity.trusted_proxies` to the networks that set it)",
+            "10:11 admin.address: without a token, /api is disabled on a non-loopback address (set `admin.token`; /live, /ready and /metrics need no token)",
+            "12:8 identity.user: this key has no effect: there are no trusted proxies (set `identity.trusted_proxies` to the networks of the proxies)",
+            "13:19 identity.forwarded_field: this key has no effect: there are no trusted proxies (set `identity.trusted_proxies` to the networks of the proxies)",
             "14:12 upstreams.spare: no route uses the upstream `spare`",
-            "16:9 limits.spare: no route attaches the limit `spare` (name it in the `limits` of a route)",
+            "16:9 limits.spare: no route uses the limit `spare` (add it to the `limits` of a route)",
         ]
     );
 }
 
 #[test]
-fn an_address_of_many_fast_devices_is_not_limited_and_no_fault() {
+fn default_per_address_above_the_resolution_is_dropped_and_a_configured_one_is_an_error() {
     let text = |per_address: &str| {
         format!(
-            "{LEAST}[identity]
+            "{MINIMAL}[identity]
 device = [\"header:x-device\"]
 trusted_proxies = [\"::ffff:10.0.0.0/104\"]
 [tiers]
@@ -268,9 +268,42 @@ burst = 5
 "
         )
     };
-    let (config, _) = toml(&text("")).unwrap_or_else(|report| panic!("{report}"));
-    assert_eq!(config.limit.rules[0].per_address, None, "a hundred devices of a gold user are too much to be measured");
+    let (config, _) = parse_toml(&text("")).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(
+        config.limit.rules[0].per_address, None,
+        "the quota of 100 devices of a gold user is above the resolution"
+    );
     assert_eq!(config.identify.trusted_proxies[0].to_string(), "10.0.0.0/8");
-    let told = faults(&text("per_address = 100"));
-    assert!(told.iter().any(|fault| fault.contains("limits.device.per_address: rate `5000000/s x 3`")), "{told:?}");
+    let found = faults(&text("per_address = 100"));
+    assert!(found.iter().any(|fault| fault.contains("limits.device.per_address: rate `5000000/s x 3`")), "{found:?}");
+}
+
+#[test]
+fn former_key_name_is_accepted_with_a_warning() {
+    let (config, warnings) =
+        parse_toml(&format!("{MINIMAL}[cache]\nfill_bytes = \"3MiB\"\n")).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(config.cache.inflight_fetch_bytes, 3 << 20);
+    assert_eq!(
+        super::lines(&warnings),
+        ["10:1 cache.fill_bytes: `fill_bytes` is deprecated (rename it to `inflight_fetch_bytes`)"]
+    );
+    assert_eq!(warnings.faults()[0].code, super::super::FaultCode::Deprecated);
+    let found = faults(&format!("{MINIMAL}[cache]\nfill_bytes = 3\n"));
+    assert!(found.iter().any(|fault| fault.starts_with("10:14 cache.fill_bytes: expected a size,")), "{found:?}");
+}
+
+#[test]
+fn new_key_name_has_no_warning_and_both_names_are_an_error() {
+    let (config, warnings) = parse_toml(&format!("{MINIMAL}[cache]\ninflight_fetch_bytes = \"3MiB\"\n"))
+        .unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!((config.cache.inflight_fetch_bytes, warnings.is_empty()), (3 << 20, true));
+    let both = format!("{MINIMAL}[cache]\nfill_bytes = \"3MiB\"\ninflight_fetch_bytes = \"3MiB\"\n");
+    assert!(parse_toml(&both).is_err());
+    assert_eq!(
+        faults(&both),
+        ["10:1 cache.fill_bytes: `fill_bytes` is the former name of `inflight_fetch_bytes`, which is also set \
+             (remove `fill_bytes`)"]
+    );
+    let misspelt = faults(&format!("{MINIMAL}[cache]\nfill_byte = \"3MiB\"\n"));
+    assert!(!misspelt[0].contains("fill_bytes`?") && !misspelt[0].contains("`fill_bytes`"), "{misspelt:?}");
 }

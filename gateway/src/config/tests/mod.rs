@@ -1,17 +1,18 @@
-//! Whole documents: what is refused, with which words and where, and what comes out of those that are not.
+//! Whole documents: rejected ones with their faults, accepted ones with the resulting
+//! configuration.
 
 mod accepted;
 mod checks;
 mod contract;
-mod refused;
+mod rejected;
 mod tokens;
 
 use std::path::Path;
 
-use super::{Config, Format, Report, Source};
+use super::{Config, ConfigDocument, ConfigReport, DocumentFormat};
 
-/// The least a document holds.
-const LEAST: &str = r#"
+/// The smallest valid document.
+const MINIMAL: &str = r#"
 version = 1
 [upstreams.shop]
 endpoints = ["http://127.0.0.1:3000"]
@@ -21,29 +22,29 @@ match = { path = "/*" }
 upstream = "shop"
 "#;
 
-fn read(text: &str, format: Format) -> Result<(Config, Report), Report> {
-    read_in(Path::new("/nonexistent"), text, format)
+fn parse(text: &str, format: DocumentFormat) -> Result<(Config, ConfigReport), ConfigReport> {
+    parse_in(Path::new("/nonexistent"), text, format)
 }
 
-fn read_in(base: &Path, text: &str, format: Format) -> Result<(Config, Report), Report> {
+fn parse_in(base: &Path, text: &str, format: DocumentFormat) -> Result<(Config, ConfigReport), ConfigReport> {
     let env = |name: &str| (name == "PORT").then(|| "9000".to_owned());
-    Config::parse(&Source { name: "test.toml", text, format, base, env: &env })
+    Config::parse(&ConfigDocument { name: "test.toml", text, format, base, env: &env })
 }
 
-fn toml(text: &str) -> Result<(Config, Report), Report> {
-    read(text, Format::Toml)
+fn parse_toml(text: &str) -> Result<(Config, ConfigReport), ConfigReport> {
+    parse(text, DocumentFormat::Toml)
 }
 
-/// The faults of a document as `line:column path: message (hint)`, warnings included.
+/// Faults of a document, warnings included, as `line:column path: message (hint)`.
 fn faults(text: &str) -> Vec<String> {
-    lines(&match toml(text) {
+    lines(&match parse_toml(text) {
         Ok((_, warnings)) => warnings,
         Err(report) => report,
     })
 }
 
-fn lines(report: &Report) -> Vec<String> {
-    let line = |fault: &super::Fault| {
+fn lines(report: &ConfigReport) -> Vec<String> {
+    let line = |fault: &super::ConfigFault| {
         let (line, column) = report.position(fault);
         let hint = fault.hint.as_ref().map_or(String::new(), |hint| format!(" ({hint})"));
         format!("{line}:{column} {}: {}{hint}", fault.path, fault.message)
@@ -51,8 +52,9 @@ fn lines(report: &Report) -> Vec<String> {
     report.faults().iter().map(line).collect()
 }
 
-/// All of a configuration as text, to be compared; the store's settings show themselves to nobody else.
-fn shown(config: &Config) -> String {
+/// The whole configuration as text for comparisons, including the store's, whose `Debug` hides
+/// secrets.
+fn debug_text(config: &Config) -> String {
     let remote = config.remote.as_ref().map(|remote| {
         let regions = remote.regions.iter().map(|(name, region)| (name, region.slots, &region.endpoints));
         (remote.deadline, &remote.secret, remote.object_bytes, regions.collect::<Vec<_>>())

@@ -1,16 +1,17 @@
-//! `identity.user` and `identity.tier` as tables: tokens, and the file with their keys.
+//! `identity.user` and `identity.tier` as tables: token verification and its key file.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use super::super::{Config, Format, Report};
-use super::{LEAST, lines, read_in};
-use crate::identify::Source;
+use super::super::{Config, ConfigReport, DocumentFormat};
+use super::{MINIMAL, lines, parse_in};
+use crate::identify::IdentitySource;
 use crate::identify::issuer::{Issuer, set};
-use crate::identify::tokens::{Algorithm, Place, Settings};
+use crate::identify::tokens::{Algorithm, TokenConfig, TokenLocation};
 
-/// A directory with sets of keys: `ec.json`, `secret.json`, `both.json`, `private.json` and what is no set.
+/// A directory with JWK sets `ec.json`, `secret.json`, `both.json` and `private.json`, and with
+/// invalid files.
 static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
     let directory = std::env::temp_dir().join(format!("tidegate-keys-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("the temporary directory is writable");
@@ -30,21 +31,21 @@ static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
     directory
 });
 
-fn read(identity: &str) -> Result<(Config, Report), Report> {
-    read_in(&DIRECTORY, &format!("{LEAST}[identity]\n{identity}\n"), Format::Toml)
+fn parse(identity: &str) -> Result<(Config, ConfigReport), ConfigReport> {
+    parse_in(&DIRECTORY, &format!("{MINIMAL}[identity]\n{identity}\n"), DocumentFormat::Toml)
 }
 
-/// Everything that is said of `[identity]` with these lines, the first of which is the tenth of the document.
-fn said(identity: &str) -> Vec<String> {
-    lines(&match read(identity) {
+/// Faults and warnings of `[identity]` with these lines; the first is line 10 of the document.
+fn faults(identity: &str) -> Vec<String> {
+    lines(&match parse(identity) {
         Ok((_, warnings)) => warnings,
         Err(report) => report,
     })
 }
 
 #[test]
-fn what_no_token_could_be_believed_by_is_refused() {
-    let form = "it is a JWK set (RFC 7517): { \"keys\": [{ \"kty\": ... }] }";
+fn unusable_token_configurations_are_errors() {
+    let form = "expected a JWK set (RFC 7517): { \"keys\": [{ \"kty\": ... }] }";
     for (identity, want) in [
         (
             "user = {}",
@@ -52,11 +53,11 @@ fn what_no_token_could_be_believed_by_is_refused() {
         ),
         (
             "user = { jwt = { keys = \"ec.json\" } }",
-            "10:16 identity.user.jwt.algorithms: `algorithms` is missing (it takes a list, at least one; each item: one of",
+            "10:16 identity.user.jwt.algorithms: `algorithms` is missing (expected a non-empty array; each item: one of",
         ),
         (
             "user = { jwt = { algorithms = [\"ES256\"] } }",
-            "10:16 identity.user.jwt.keys: `keys` is missing (it takes text)",
+            "10:16 identity.user.jwt.keys: `keys` is missing (expected a string)",
         ),
         (
             "user = { jwt = { keys = \"ec.json\", algorithms = [\"ES256\"], algorithm = \"none\" } }",
@@ -68,38 +69,38 @@ fn what_no_token_could_be_believed_by_is_refused() {
         ),
         (
             "user = { jwt = { keys = \"ec.json\", algorithms = [\"none\"] } }",
-            "10:50 identity.user.jwt.algorithms[0]: \"none\" is not a choice here",
+            "10:50 identity.user.jwt.algorithms[0]: unknown value \"none\"",
         ),
         (
             "user = { jwt = { keys = \"ec.json\", algorithms = [] } }",
-            "10:49 identity.user.jwt.algorithms: the list needs at least one item",
+            "10:49 identity.user.jwt.algorithms: the array needs at least one item",
         ),
         (
             "user = { jwt = { keys = \"both.json\", algorithms = [\"HS256\", \"ES256\"] } }",
-            "10:51 identity.user.jwt.algorithms: algorithms with a secret (HS) and with public keys do not go together (who can \
-             read a public key could sign with it, if it were ever taken for a secret)",
+            "10:51 identity.user.jwt.algorithms: HS algorithms (shared secret) and public-key algorithms cannot be combined (if a \
+             public key were used as an HS secret, anyone who knows the public key could sign tokens)",
         ),
         (
             "user = { jwt = { keys = \"both.json\", algorithms = [\"ES256\"] } }",
-            "10:25 identity.user.jwt.keys: cannot use both.json: key `sec` is a secret (`oct`), and the algorithms are for public keys",
+            "10:25 identity.user.jwt.keys: cannot use both.json: key `sec` is a secret (`oct`), but the algorithms are for public keys",
         ),
         (
             "user = { jwt = { keys = \"both.json\", algorithms = [\"HS256\"] } }",
-            "10:25 identity.user.jwt.keys: cannot use both.json: key `pub` is a public key, and the algorithms are for secrets (`oct`)",
+            "10:25 identity.user.jwt.keys: cannot use both.json: key `pub` is a public key, but the algorithms are for secrets (`oct`)",
         ),
         (
             "user = { jwt = { keys = \"ec.json\", algorithms = [\"RS256\"] } }",
             &format!(
-                "10:25 identity.user.jwt.keys: cannot use ec.json: no key in it is for the algorithms that are allowed ({form})"
+                "10:25 identity.user.jwt.keys: cannot use ec.json: the set has no key for the allowed algorithms ({form})"
             ),
         ),
         (
             "user = { jwt = { keys = \"empty.json\", algorithms = [\"RS256\"] } }",
-            "10:25 identity.user.jwt.keys: cannot use empty.json: no key in it is for the algorithms that are allowed",
+            "10:25 identity.user.jwt.keys: cannot use empty.json: the set has no key for the allowed algorithms",
         ),
         (
             "user = { jwt = { keys = \"ec.pem\", algorithms = [\"ES256\"] } }",
-            "10:25 identity.user.jwt.keys: cannot use ec.pem: it is no JWK set: ",
+            "10:25 identity.user.jwt.keys: cannot use ec.pem: not a JWK set: ",
         ),
         (
             "user = { jwt = { keys = \"absent.json\", algorithms = [\"ES256\"] } }",
@@ -107,7 +108,7 @@ fn what_no_token_could_be_believed_by_is_refused() {
         ),
         (
             "user = { jwt = { keys = \"ec.json\", algorithms = [\"ES256\"], claim = \"\" } }",
-            "10:68 identity.user.jwt.claim: the text is empty",
+            "10:68 identity.user.jwt.claim: the string is empty",
         ),
         (
             "user = { jwt = { keys = \"ec.json\", algorithms = [\"ES256\"], leeway = \"1h\" } }",
@@ -115,67 +116,67 @@ fn what_no_token_could_be_believed_by_is_refused() {
         ),
         (
             "user = { jwt = { keys = \"ec.json\", algorithms = [\"ES256\"], token = \"query:t\" } }",
-            "10:68 identity.user.jwt.token: `query:t` is no place of a token (write \"bearer\", \"header:NAME\" or \"cookie:NAME\")",
+            "10:68 identity.user.jwt.token: `query:t` is not a token location (write \"bearer\", \"header:NAME\" or \"cookie:NAME\")",
         ),
         (
             "user = { jwt = { keys = \"ec.json\", algorithms = [\"ES256\"], token = \"cookie:a b\" } }",
-            "10:68 identity.user.jwt.token: `a b` is not a cookie's name",
+            "10:68 identity.user.jwt.token: `a b` is not a cookie name",
         ),
         (
             "tier = { jwt_claim = \"tier\" }",
-            "10:22 identity.tier.jwt_claim: there is no token to read it from (a tier from a token needs `identity.user = { jwt = { ... } }`)",
+            "10:22 identity.tier.jwt_claim: there is no token to read the claim from (set `identity.user = { jwt = { ... } }`)",
         ),
         (
             "trusted_proxies = [\"::1\"]\nuser = \"header:x-u\"\ntier = { jwt_claim = \"tier\" }",
-            "12:22 identity.tier.jwt_claim: there is no token to read it from",
+            "12:22 identity.tier.jwt_claim: there is no token to read the claim from",
         ),
-        (
-            "tier = { claim = \"tier\" }",
-            "10:8 identity.tier.jwt_claim: `jwt_claim` is missing (it takes the name of a claim)",
-        ),
+        ("tier = { claim = \"tier\" }", "10:8 identity.tier.jwt_claim: `jwt_claim` is missing (expected a claim name)"),
     ] {
-        let said = said(identity);
-        assert!(said.iter().any(|said| said.starts_with(want)), "{said:#?}\n{want}");
-        assert!(read(identity).is_err(), "{identity}");
+        let found = faults(identity);
+        assert!(found.iter().any(|fault| fault.starts_with(want)), "{found:#?}\n{want}");
+        assert!(parse(identity).is_err(), "{identity}");
     }
 }
 
 #[test]
-fn a_private_key_is_a_surprise() {
-    let said = said("user = { jwt = { keys = \"private.json\", algorithms = [\"ES256\"] } }");
+fn private_key_in_the_key_file_is_a_warning() {
+    let found = faults("user = { jwt = { keys = \"private.json\", algorithms = [\"ES256\"] } }");
     assert_eq!(
-        said,
+        found,
         [
-            "10:25 identity.user.jwt.keys: the file has a private key, which only the issuer should have (leave out the members \
+            "10:25 identity.user.jwt.keys: the file contains a private key, which only the issuer should have (remove the members \
              `d`, `p`, `q`, `dp`, `dq` and `qi`)"
         ]
     );
 }
 
 #[test]
-fn tokens_have_defaults_and_every_key_its_effect() {
-    let (config, warnings) = read(
+fn token_keys_have_defaults_and_effect() {
+    let (config, warnings) = parse(
         "user = { jwt = { keys = \"ec.json\", algorithms = [\"ES256\", \"EdDSA\"] } }\ntier = { jwt_claim = \"https://id.test/tier\" }",
     )
     .unwrap_or_else(|report| panic!("{report}"));
-    // Tokens are believed from anybody: no trusted proxies are asked for.
+    // Tokens are accepted from any peer, so that no trusted proxies are needed.
     assert!(warnings.is_empty(), "{warnings}");
-    assert_eq!(config.identify.user, Some(Source::Claim("sub".to_owned())));
-    assert_eq!(config.identify.tier, Some(Source::Claim("https://id.test/tier".to_owned())));
-    assert!(config.files.contains(&DIRECTORY.join("ec.json")), "a change of the keys reloads");
+    assert_eq!(config.identify.user, Some(IdentitySource::Claim("sub".to_owned())));
+    assert_eq!(config.identify.user_class, Some(IdentitySource::Claim("https://id.test/tier".to_owned())));
+    assert!(config.files.contains(&DIRECTORY.join("ec.json")), "a change of the key file triggers a reload");
     assert_eq!(&*config.http.dropped_trailers, ["authorization"]);
-    let tokens = config.identify.tokens.expect("tokens are believed");
+    let tokens = config.identify.tokens.expect("tokens are configured");
     assert_eq!(tokens.keys.algorithms(), [Algorithm::ES256, Algorithm::EdDSA]);
-    let Settings { place, issuer, audience, leeway, .. } = tokens;
-    assert_eq!((place, issuer, audience, leeway), (Place::Bearer, None, Vec::new(), Duration::from_secs(30)));
-    let (config, _) = read(
+    let TokenConfig { location, issuer, audience, leeway, .. } = tokens;
+    assert_eq!(
+        (location, issuer, audience, leeway),
+        (TokenLocation::Bearer, None, Vec::new(), Duration::from_secs(30))
+    );
+    let (config, _) = parse(
         "[identity.user.jwt]\nkeys = \"secret.json\"\nalgorithms = [\"HS256\"]\nclaim = \"uid\"\nissuer = \"https://id.test\"\n\
          audience = [\"shop\"]\nleeway = \"0s\"\ntoken = \"header:X-Token\"",
     )
     .unwrap_or_else(|report| panic!("{report}"));
-    assert_eq!(config.identify.user, Some(Source::Claim("uid".to_owned())));
+    assert_eq!(config.identify.user, Some(IdentitySource::Claim("uid".to_owned())));
     assert_eq!(&*config.http.dropped_trailers, ["x-token"]);
-    let Settings { place, issuer, audience, leeway, .. } = config.identify.tokens.expect("tokens are believed");
-    assert_eq!((place, issuer.as_deref()), (Place::Header("x-token".to_owned()), Some("https://id.test")));
+    let TokenConfig { location, issuer, audience, leeway, .. } = config.identify.tokens.expect("tokens are configured");
+    assert_eq!((location, issuer.as_deref()), (TokenLocation::Header("x-token".to_owned()), Some("https://id.test")));
     assert_eq!((audience, leeway), (vec!["shop".to_owned()], Duration::ZERO));
 }

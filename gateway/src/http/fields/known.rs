@@ -1,20 +1,21 @@
-//! Field names that the gateway acts on, found in any letter case by one multiplication, and sets of them in one word.
+//! The field names that the gateway acts on, looked up case-insensitively by a perfect hash, and
+//! sets of them as bits of one word.
 
 use std::fmt;
 
 macro_rules! known {
     ($($variant:ident = $text:literal),+ $(,)?) => {
-        /// A field name the gateway acts on; any other name is kept as text.
+        /// A field name that the gateway acts on. Any other name is kept as text.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
-        pub enum Known { $($variant),+ }
+        pub enum KnownField { $($variant),+ }
 
-        const ALL: &[Known] = &[$(Known::$variant),+];
+        const ALL: &[KnownField] = &[$(KnownField::$variant),+];
 
-        impl Known {
+        impl KnownField {
             /// The name in lower case, as HTTP/2 sends it.
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Known::$variant => $text),+ }
+            pub(crate) const fn as_str(self) -> &'static str {
+                match self { $(KnownField::$variant => $text),+ }
             }
         }
     };
@@ -84,25 +85,25 @@ known! {
     XRewriteUrl = "x-rewrite-url",
 }
 
-/// Slots of the table of names: so many that some seed puts each name into a slot of its own.
+/// Slots of the hash table: enough that a seed without collisions exists.
 const SLOTS: usize = 1024;
-/// No name has this number.
-const NOBODY: u8 = u8::MAX;
+/// Marks an empty slot: no name has this number.
+const EMPTY_SLOT: u8 = u8::MAX;
 
-/// A slot for a name that is not empty, from its length and three of its letters, in any case.
+/// The slot of a non-empty name, from its length and three of its letters in any case.
 const fn slot(name: &[u8], seed: u32) -> usize {
     let (first, third, last) = (name[0] | 0x20, name[name.len() * 3 / 4] | 0x20, name[name.len() - 1] | 0x20);
     let key = name.len() as u32 ^ (first as u32) << 8 ^ (third as u32) << 16 ^ (last as u32) << 24;
     (key.wrapping_mul(seed) >> 22) as usize % SLOTS
 }
 
-/// Numbers of names by slot, or nothing where two names share one.
+/// Numbers of names by slot; `None` if two names collide.
 const fn table(seed: u32) -> Option<[u8; SLOTS]> {
-    let mut table = [NOBODY; SLOTS];
+    let mut table = [EMPTY_SLOT; SLOTS];
     let mut number = 0;
     while number < ALL.len() {
         let slot = slot(ALL[number].as_str().as_bytes(), seed);
-        if table[slot] != NOBODY {
+        if table[slot] != EMPTY_SLOT {
             return None;
         }
         table[slot] = number as u8;
@@ -111,7 +112,7 @@ const fn table(seed: u32) -> Option<[u8; SLOTS]> {
     Some(table)
 }
 
-/// The first seed that keeps all names apart, and its table; found when this is compiled.
+/// The first seed without collisions and its table, computed at compile time.
 static NAMES: (u32, [u8; SLOTS]) = {
     let mut seed = 0x9e37_79b1;
     loop {
@@ -122,70 +123,73 @@ static NAMES: (u32, [u8; SLOTS]) = {
     }
 };
 
-impl Known {
-    /// Finds a name in any letter case.
-    pub fn of(name: &[u8]) -> Option<Known> {
+impl KnownField {
+    /// Looks up a name, case-insensitively.
+    pub(crate) fn of(name: &[u8]) -> Option<KnownField> {
         if name.is_empty() {
             return None;
         }
         let number = NAMES.1[slot(name, NAMES.0)];
         let known = *ALL.get(usize::from(number))?;
-        is_same(name, known.as_str().as_bytes()).then_some(known)
+        matches_name(name, known.as_str().as_bytes()).then_some(known)
     }
 }
 
-/// Whether `name` is `known`, which has small letters and hyphens alone, in any letter case; eight bytes at a time.
-fn is_same(name: &[u8], known: &[u8]) -> bool {
-    const SMALL: u64 = 0x2020_2020_2020_2020;
+/// Whether `name` equals `known`, case-insensitively. `known` has only lower-case letters and
+/// hyphens. Compares eight bytes at a time.
+fn matches_name(name: &[u8], known: &[u8]) -> bool {
+    const LOWER_CASE_BITS: u64 = 0x2020_2020_2020_2020;
     if name.len() != known.len() {
         return false;
     }
-    let (Some((first, _)), Some((own, _))) = (name.split_first_chunk::<8>(), known.split_first_chunk::<8>()) else {
+    let (Some((first, _)), Some((known_first, _))) = (name.split_first_chunk::<8>(), known.split_first_chunk::<8>())
+    else {
         return name.eq_ignore_ascii_case(known);
     };
-    let is_equal = |a: &[u8; 8], b: &[u8; 8]| u64::from_le_bytes(*a) | SMALL == u64::from_le_bytes(*b);
-    // The pieces overlap where the length is no multiple of eight. Setting the bit makes a hyphen of CR too, which is in no name.
-    is_equal(first, own)
+    let is_equal = |a: &[u8; 8], b: &[u8; 8]| u64::from_le_bytes(*a) | LOWER_CASE_BITS == u64::from_le_bytes(*b);
+    // The pieces overlap if the length is not a multiple of eight. Setting the bit also maps CR to
+    // a hyphen, but no name contains CR.
+    is_equal(first, known_first)
         && name.rchunks_exact(8).zip(known.rchunks_exact(8)).all(|(a, b)| match (a.try_into(), b.try_into()) {
             (Ok(a), Ok(b)) => is_equal(a, b),
             _ => false,
         })
 }
 
-/// A set of known names.
+/// A set of known field names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KnownSet(u64);
+pub(crate) struct KnownFieldSet(u64);
 
 const _: () = assert!(ALL.len() <= 64, "a set is one word");
 
-impl KnownSet {
-    pub const fn of(names: &[Known]) -> Self {
+impl KnownFieldSet {
+    pub(crate) const fn of(names: &[KnownField]) -> Self {
         let (mut set, mut at) = (0, 0);
         while at < names.len() {
             set |= 1 << names[at] as u8;
             at += 1;
         }
-        KnownSet(set)
+        KnownFieldSet(set)
     }
 
-    pub const fn has(self, known: Known) -> bool {
+    pub(crate) const fn contains(self, known: KnownField) -> bool {
         self.0 & 1 << known as u8 != 0
     }
 
-    pub const fn and(self, known: Known) -> Self {
-        KnownSet(self.0 | 1 << known as u8)
+    pub(crate) const fn with(self, known: KnownField) -> Self {
+        KnownFieldSet(self.0 | 1 << known as u8)
     }
 
-    pub const fn or(self, other: KnownSet) -> Self {
-        KnownSet(self.0 | other.0)
+    pub(crate) const fn union(self, other: KnownFieldSet) -> Self {
+        KnownFieldSet(self.0 | other.0)
     }
 
-    pub const fn meets(self, other: KnownSet) -> bool {
+    pub(crate) const fn intersects(self, other: KnownFieldSet) -> bool {
         self.0 & other.0 != 0
     }
 }
 
-impl fmt::Display for Known {
+impl fmt::Display for KnownField {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -196,14 +200,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_known_name_is_found_in_any_case() {
+    fn known_names_are_found_case_insensitively() {
         for known in ALL {
-            assert_eq!(Known::of(known.as_str().to_uppercase().as_bytes()), Some(*known));
+            assert_eq!(KnownField::of(known.as_str().to_uppercase().as_bytes()), Some(*known));
         }
-        for unlike in ["hosts", "hose", "content-lengthy", "content-lengtg", "xontent-length", "transfer_encoding"] {
-            assert_eq!(Known::of(unlike.as_bytes()), None, "{unlike}");
+        for other in ["hosts", "hose", "content-lengthy", "content-lengtg", "xontent-length", "transfer_encoding"] {
+            assert_eq!(KnownField::of(other.as_bytes()), None, "{other}");
         }
-        assert_eq!(Known::of(b"x-unknown"), None);
-        assert_eq!(Known::of(b""), None);
+        assert_eq!(KnownField::of(b"x-unknown"), None);
+        assert_eq!(KnownField::of(b""), None);
     }
 }

@@ -1,155 +1,168 @@
-//! Strict decoder of the chunked coding (RFC 9112 section 7.1), fed piece by piece.
+//! Strict incremental decoder of the chunked coding (RFC 9112 section 7.1).
 //!
-//! Stricter than the grammar: no quoted extensions, extensions at most 256 bytes a chunk, no white space, no bare LF,
-//! sizes at most 2^52, trailers at most 8 KiB. Extensions are checked and dropped, as a recipient may (section 7.1.1).
-//! Trailers are checked like fields; those that anyone acts on before the end are dropped (RFC 9110 section 6.5.1), for a
-//! next hop that merges them with the head would act on them.
+//! Stricter than the grammar: no quoted extension values, at most 256 bytes of extensions per
+//! chunk, no white space, no bare LF, sizes up to 2^52, trailers up to 8 KiB. Extensions are
+//! validated and dropped, as section 7.1.1 allows. Trailers are validated like fields. Those that a
+//! recipient acts on before the end are dropped (RFC 9110 section 6.5.1): a next hop that merges
+//! them into the head would act on them.
 
-use super::scan::{Found, Scan};
-use crate::http::fields::{Fields, Known, is_token};
+use super::scan::{HeadScanner, ScanResult};
+use crate::http::fields::{Fields, KnownField, is_token};
 
-/// Bytes of extensions in one chunk's size line.
+/// Maximum bytes of extensions in a chunk size line.
 const EXTENSION_MAX: usize = 256;
-/// Hexadecimal digits of a size: 2^52 bytes.
+/// Maximum hexadecimal digits of a size: 2^52 bytes.
 const DIGITS_MAX: usize = 13;
-/// Bytes of a whole trailer section.
+/// Maximum bytes of a trailer section.
 const TRAILERS_MAX: usize = 8 << 10;
 
 #[derive(Debug)]
-enum State {
+enum DecoderState {
     Size { size: u64, digits: usize },
-    Extension { size: u64, length: usize, part: Part },
+    Extension { size: u64, length: usize, part: ExtensionPart },
     SizeLf { size: u64 },
     Data { left: u64 },
     DataCr,
     DataLf,
-    Trailers(Scan),
+    Trailers(HeadScanner),
     Done,
 }
 
-/// Where in `;name=value` an extension stands.
+/// The position inside an extension, `;name=value`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+enum ExtensionPart {
     NameStart,
     Name,
     ValueStart,
     Value,
 }
 
-impl Part {
-    /// The part after `byte`; `None` where the grammar has no such byte.
-    fn next(self, byte: u8) -> Option<Part> {
+impl ExtensionPart {
+    /// The part after `byte`; `None` if the grammar does not allow `byte` here.
+    fn next(self, byte: u8) -> Option<ExtensionPart> {
         match (self, byte) {
-            (Part::Name | Part::Value, b';') => Some(Part::NameStart),
-            (Part::Name, b'=') => Some(Part::ValueStart),
-            (Part::NameStart | Part::Name, _) if is_token(&[byte]) => Some(Part::Name),
-            (Part::ValueStart | Part::Value, _) if is_token(&[byte]) => Some(Part::Value),
+            (ExtensionPart::Name | ExtensionPart::Value, b';') => Some(ExtensionPart::NameStart),
+            (ExtensionPart::Name, b'=') => Some(ExtensionPart::ValueStart),
+            (ExtensionPart::NameStart | ExtensionPart::Name, _) if is_token(&[byte]) => Some(ExtensionPart::Name),
+            (ExtensionPart::ValueStart | ExtensionPart::Value, _) if is_token(&[byte]) => Some(ExtensionPart::Value),
             _ => None,
         }
     }
 
     fn may_end(self) -> bool {
-        matches!(self, Part::Name | Part::Value)
+        matches!(self, ExtensionPart::Name | ExtensionPart::Value)
     }
 }
 
 #[derive(Debug)]
-pub(super) struct Decoder {
-    state: State,
+pub(super) struct ChunkDecoder {
+    state: DecoderState,
     trailers: Option<Box<Fields>>,
 }
 
-/// What the decoder made of the bytes it saw.
+/// Result of decoding the available bytes.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(super) enum DecodeStep {
     /// `skip` bytes of framing, then `data` bytes of body.
     Data { skip: usize, data: usize },
     /// `skip` bytes of framing, then more bytes are needed.
     More { skip: usize },
-    /// `skip` bytes of framing, and the body has ended.
+    /// `skip` bytes of framing, then the end of the body.
     End { skip: usize },
 }
 
-impl Decoder {
+impl ChunkDecoder {
     pub(super) fn new() -> Self {
-        Decoder { state: State::Size { size: 0, digits: 0 }, trailers: None }
+        ChunkDecoder { state: DecoderState::Size { size: 0, digits: 0 }, trailers: None }
     }
 
-    /// Reads framing from the front of `input` until body bytes, the end, or the input's end.
-    /// The caller drops `skip` bytes, then takes what it wants of `data` and says so with `taken`.
-    pub(super) fn step(&mut self, input: &[u8]) -> Result<Step, &'static str> {
+    /// Reads framing from the front of `input` up to body bytes, the end of the body, or the end of
+    /// the input. The caller drops `skip` bytes, then consumes any part of `data` and reports it
+    /// with `data_consumed`.
+    pub(super) fn step(&mut self, input: &[u8]) -> Result<DecodeStep, &'static str> {
         let mut at = 0;
         loop {
-            if let State::Data { left } = self.state {
-                let here = usize::try_from(left).unwrap_or(usize::MAX).min(input.len() - at);
-                return Ok(if here == 0 { Step::More { skip: at } } else { Step::Data { skip: at, data: here } });
+            if let DecoderState::Data { left } = self.state {
+                let available = usize::try_from(left).unwrap_or(usize::MAX).min(input.len() - at);
+                return Ok(if available == 0 {
+                    DecodeStep::More { skip: at }
+                } else {
+                    DecodeStep::Data { skip: at, data: available }
+                });
             }
-            if let State::Trailers(scan) = &mut self.state {
-                // The section is left in the caller's buffer until it is whole, so the scan goes on where it stopped.
+            if let DecoderState::Trailers(scan) = &mut self.state {
+                // The section stays in the caller's buffer until it is complete, so the scan
+                // continues where it stopped.
                 return match scan.advance(&input[at..]) {
-                    Found::BareLf => Err("bad trailer line end"),
-                    Found::Partial { .. } if input.len() - at > TRAILERS_MAX => Err("trailers too large"),
-                    Found::Partial { .. } => Ok(Step::More { skip: at }),
-                    Found::Whole(length) => {
+                    ScanResult::BareLf => Err("bad trailer line end"),
+                    ScanResult::Partial { .. } if input.len() - at > TRAILERS_MAX => Err("trailers too large"),
+                    ScanResult::Partial { .. } => Ok(DecodeStep::More { skip: at }),
+                    ScanResult::Complete(length) => {
                         self.trailers = parse_trailers(&input[at..at + length])?;
-                        self.state = State::Done;
-                        Ok(Step::End { skip: at + length })
+                        self.state = DecoderState::Done;
+                        Ok(DecodeStep::End { skip: at + length })
                     }
                 };
             }
-            if matches!(self.state, State::Done) {
-                return Ok(Step::End { skip: at });
+            if matches!(self.state, DecoderState::Done) {
+                return Ok(DecodeStep::End { skip: at });
             }
-            let Some(&byte) = input.get(at) else { return Ok(Step::More { skip: at }) };
-            self.framing(byte)?;
+            let Some(&byte) = input.get(at) else { return Ok(DecodeStep::More { skip: at }) };
+            self.advance_framing(byte)?;
             at += 1;
         }
     }
 
-    /// The trailers of a body that has ended, once.
+    /// Removes and returns the trailers of a body that has ended.
     pub(super) fn take_trailers(&mut self) -> Option<Box<Fields>> {
         self.trailers.take()
     }
 
-    /// Records that `count` body bytes were taken.
-    pub(super) fn taken(&mut self, count: usize) {
-        if let State::Data { left } = &mut self.state {
+    /// Records that `count` body bytes were consumed.
+    pub(super) fn data_consumed(&mut self, count: usize) {
+        if let DecoderState::Data { left } = &mut self.state {
             *left -= count as u64;
             if *left == 0 {
-                self.state = State::DataCr;
+                self.state = DecoderState::DataCr;
             }
         }
     }
 
-    fn framing(&mut self, byte: u8) -> Result<(), &'static str> {
+    fn advance_framing(&mut self, byte: u8) -> Result<(), &'static str> {
         self.state = match (&self.state, byte) {
-            (State::Size { size, digits }, _) if byte.is_ascii_hexdigit() => {
+            (DecoderState::Size { size, digits }, _) if byte.is_ascii_hexdigit() => {
                 if *digits == DIGITS_MAX {
                     return Err("chunk size too large");
                 }
                 let digit = (byte as char).to_digit(16).map_or(0, u64::from);
-                State::Size { size: size << 4 | digit, digits: digits + 1 }
+                DecoderState::Size { size: size << 4 | digit, digits: digits + 1 }
             }
-            (State::Size { digits: 0, .. }, _) => return Err("chunk without a size"),
-            (State::Size { size, .. }, b';') => State::Extension { size: *size, length: 0, part: Part::NameStart },
-            (State::Size { size, .. }, b'\r') => State::SizeLf { size: *size },
-            (State::Extension { size, part, .. }, b'\r') if part.may_end() => State::SizeLf { size: *size },
-            (State::Extension { size, length, part }, _) => match part.next(byte) {
-                Some(part) if *length < EXTENSION_MAX => State::Extension { size: *size, length: length + 1, part },
+            (DecoderState::Size { digits: 0, .. }, _) => return Err("chunk without a size"),
+            (DecoderState::Size { size, .. }, b';') => {
+                DecoderState::Extension { size: *size, length: 0, part: ExtensionPart::NameStart }
+            }
+            (DecoderState::Size { size, .. }, b'\r') => DecoderState::SizeLf { size: *size },
+            (DecoderState::Extension { size, part, .. }, b'\r') if part.may_end() => {
+                DecoderState::SizeLf { size: *size }
+            }
+            (DecoderState::Extension { size, length, part }, _) => match part.next(byte) {
+                Some(part) if *length < EXTENSION_MAX => {
+                    DecoderState::Extension { size: *size, length: length + 1, part }
+                }
                 _ => return Err("bad chunk extension"),
             },
-            (State::SizeLf { size: 0 }, b'\n') => State::Trailers(Scan::default()),
-            (State::SizeLf { size }, b'\n') => State::Data { left: *size },
-            (State::DataCr, b'\r') => State::DataLf,
-            (State::DataLf, b'\n') => State::Size { size: 0, digits: 0 },
-            (State::Size { .. }, _) => return Err("bad chunk size"),
+            (DecoderState::SizeLf { size: 0 }, b'\n') => DecoderState::Trailers(HeadScanner::default()),
+            (DecoderState::SizeLf { size }, b'\n') => DecoderState::Data { left: *size },
+            (DecoderState::DataCr, b'\r') => DecoderState::DataLf,
+            (DecoderState::DataLf, b'\n') => DecoderState::Size { size: 0, digits: 0 },
+            (DecoderState::Size { .. }, _) => return Err("bad chunk size"),
             _ => return Err("bad chunk line end"),
         };
         Ok(())
     }
 }
 
-/// What may go on of a trailer section.
+/// The fields of a trailer section that may be forwarded.
 fn parse_trailers(section: &[u8]) -> Result<Option<Box<Fields>>, &'static str> {
     if section.len() > TRAILERS_MAX {
         return Err("trailers too large");
@@ -159,45 +172,46 @@ fn parse_trailers(section: &[u8]) -> Result<Option<Box<Fields>>, &'static str> {
         return Err("bad trailers");
     };
     let mut trailers = Fields::default();
-    for line in lines.iter().filter(|line| may_follow(line.name)) {
+    for line in lines.iter().filter(|line| is_allowed_trailer(line.name)) {
         trailers.push(line.name.as_bytes(), line.value.trim_ascii());
     }
     Ok((!trailers.is_empty()).then(|| Box::new(trailers)))
 }
 
-/// Whether a field may stand behind the body: not where the gateway knows the name, since it acts on it in heads, nor
-/// where the name says that it frames, routes, authenticates, describes the content or speaks for the client.
-fn may_follow(name: &str) -> bool {
-    const NEVER: [&str; 2] = ["www-authenticate", "authentication-info"];
-    const FAMILIES: [&str; 7] = ["content-", "x-forwarded-", "x-real-", "x-user-", "proxy-", "sec-", "if-"];
-    let starts = |family: &&str| name.get(..family.len()).is_some_and(|start| start.eq_ignore_ascii_case(family));
-    Known::of(name.as_bytes()).is_none()
-        && !NEVER.iter().any(|never| name.eq_ignore_ascii_case(never))
-        && !FAMILIES.iter().any(starts)
+/// Whether a field is allowed as a trailer. Excluded are names that the gateway acts on in heads,
+/// and names of framing, routing, authentication, content metadata and client identity.
+fn is_allowed_trailer(name: &str) -> bool {
+    const FORBIDDEN: [&str; 2] = ["www-authenticate", "authentication-info"];
+    const FORBIDDEN_PREFIXES: [&str; 7] = ["content-", "x-forwarded-", "x-real-", "x-user-", "proxy-", "sec-", "if-"];
+    let has_prefix = |prefix: &&str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+    KnownField::of(name.as_bytes()).is_none()
+        && !FORBIDDEN.iter().any(|other| name.eq_ignore_ascii_case(other))
+        && !FORBIDDEN_PREFIXES.iter().any(has_prefix)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Decodes `input` arriving in pieces of `piece` bytes; returns the body and how many bytes were left over.
+    /// Decodes `input` in pieces of `piece` bytes; returns the body and the number of bytes left
+    /// over.
     fn decode(input: &[u8], piece: usize) -> Result<(Vec<u8>, usize), &'static str> {
-        let (mut decoder, mut body, mut held, mut fed) = (Decoder::new(), Vec::new(), Vec::new(), 0);
+        let (mut decoder, mut body, mut buffered, mut fed) = (ChunkDecoder::new(), Vec::new(), Vec::new(), 0);
         loop {
-            match decoder.step(&held)? {
-                Step::Data { skip, data } => {
-                    body.extend_from_slice(&held[skip..skip + data]);
-                    held.drain(..skip + data);
-                    decoder.taken(data);
+            match decoder.step(&buffered)? {
+                DecodeStep::Data { skip, data } => {
+                    body.extend_from_slice(&buffered[skip..skip + data]);
+                    buffered.drain(..skip + data);
+                    decoder.data_consumed(data);
                 }
-                Step::End { skip } => return Ok((body, held.len() - skip + input.len() - fed)),
-                Step::More { skip } => {
-                    held.drain(..skip);
+                DecodeStep::End { skip } => return Ok((body, buffered.len() - skip + input.len() - fed)),
+                DecodeStep::More { skip } => {
+                    buffered.drain(..skip);
                     if fed == input.len() {
                         return Err("incomplete");
                     }
                     let end = (fed + piece).min(input.len());
-                    held.extend_from_slice(&input[fed..end]);
+                    buffered.extend_from_slice(&input[fed..end]);
                     fed = end;
                 }
             }
@@ -205,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_bodies_are_refused_however_they_are_split() {
+    fn malformed_bodies_are_refused_at_every_split() {
         let bad: [&[u8]; 23] = [
             b"\r\n",
             b"g\r\n",
@@ -241,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn trailers_that_anyone_acts_on_are_dropped() {
+    fn trailers_that_recipients_act_on_are_dropped() {
         let section =
             b"X-Sum: 1\r\nContent-Length: 3\r\nHOST: b\r\nx-user-id: eve\r\nContent-MD5: x\r\nX-Sum: 2\r\n\r\n";
         let trailers = parse_trailers(section).expect("well-formed").expect("some are left");
@@ -250,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn good_bodies_leave_what_follows() {
+    fn bytes_after_the_body_are_left() {
         let input = b"3\r\nabc\r\n0a;ext=1\r\n0123456789\r\n0\r\nX-T: 1\r\n\r\nGET /";
         for piece in 1..input.len() {
             assert_eq!(decode(input, piece), Ok((b"abc0123456789".to_vec(), 5)), "pieces of {piece}");

@@ -1,11 +1,12 @@
-//! Where a message's body ends (RFC 9112 section 6), decided from its fields or refused.
+//! Determines the body length of a message from its fields (RFC 9112 section 6), or refuses the
+//! message.
 
-use crate::http::fields::{Fields, Known, KnownSet};
-use crate::http::message::Length;
+use crate::http::fields::{Fields, KnownField, KnownFieldSet};
+use crate::http::message::BodyLength;
 
-/// What makes the framing of a message unacceptable.
+/// Why the framing of a message is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BadFraming {
+pub(super) enum FramingError {
     BadLength,
     RepeatedLength,
     LengthAndCoding,
@@ -14,42 +15,43 @@ pub(super) enum BadFraming {
     UnknownCoding,
 }
 
-/// Fields that say where a body ends.
-pub(super) const FRAMING: KnownSet = KnownSet::of(&[Known::ContentLength, Known::TransferEncoding]);
+/// The fields that determine the end of a body.
+pub(super) const FRAMING_FIELDS: KnownFieldSet =
+    KnownFieldSet::of(&[KnownField::ContentLength, KnownField::TransferEncoding]);
 
-/// The body length that the fields announce; `None` when they announce nothing.
-pub(super) fn announced(fields: &Fields, is_http10: bool) -> Result<Option<Length>, BadFraming> {
-    if !fields.has_any(FRAMING) {
+/// The body length that the fields announce; `None` without framing fields.
+pub(super) fn announced_length(fields: &Fields, is_http10: bool) -> Result<Option<BodyLength>, FramingError> {
+    if !fields.has_any(FRAMING_FIELDS) {
         return Ok(None);
     }
-    let mut lengths = fields.all(Known::ContentLength);
-    let mut codings = fields.all(Known::TransferEncoding);
+    let mut lengths = fields.all(KnownField::ContentLength);
+    let mut codings = fields.all(KnownField::TransferEncoding);
     match (lengths.next(), codings.next()) {
         (None, None) => Ok(None),
-        (Some(_), Some(_)) => Err(BadFraming::LengthAndCoding),
+        (Some(_), Some(_)) => Err(FramingError::LengthAndCoding),
         (Some(value), None) => {
             if lengths.next().is_some() {
-                return Err(BadFraming::RepeatedLength);
+                return Err(FramingError::RepeatedLength);
             }
-            parse_length(value).map(|length| Some(Length::Known(length))).ok_or(BadFraming::BadLength)
+            parse_length(value).map(|length| Some(BodyLength::Known(length))).ok_or(FramingError::BadLength)
         }
         (None, Some(value)) => {
             if codings.next().is_some() {
-                return Err(BadFraming::RepeatedCoding);
+                return Err(FramingError::RepeatedCoding);
             }
             if is_http10 {
-                return Err(BadFraming::CodingInHttp10);
+                return Err(FramingError::CodingInHttp10);
             }
             if value.eq_ignore_ascii_case(b"chunked") {
-                Ok(Some(Length::Streamed))
+                Ok(Some(BodyLength::Streamed))
             } else {
-                Err(BadFraming::UnknownCoding)
+                Err(FramingError::UnknownCoding)
             }
         }
     }
 }
 
-/// Digits only, below 2^63: no sign, no list, no white space, not empty.
+/// Digits only, below 2^63. Refuses signs, lists, white space and the empty value.
 fn parse_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
         return None;
@@ -62,30 +64,33 @@ fn parse_length(value: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn of(lines: &[(&str, &str)], is_http10: bool) -> Result<Option<Length>, BadFraming> {
+    fn of(lines: &[(&str, &str)], is_http10: bool) -> Result<Option<BodyLength>, FramingError> {
         let mut fields = Fields::default();
         for (name, value) in lines {
             fields.push(name.as_bytes(), value.as_bytes());
         }
-        announced(&fields, is_http10)
+        announced_length(&fields, is_http10)
     }
 
     #[test]
-    fn doubtful_lengths_are_refused() {
+    fn ambiguous_lengths_are_refused() {
         for value in ["", "+1", "-1", "1,1", "1, 1", "0x1", "1 ", "9223372036854775808", "99999999999999999999"] {
-            assert_eq!(of(&[("content-length", value)], false), Err(BadFraming::BadLength), "{value:?}");
+            assert_eq!(of(&[("content-length", value)], false), Err(FramingError::BadLength), "{value:?}");
         }
-        assert_eq!(of(&[("content-length", "1"), ("Content-Length", "1")], false), Err(BadFraming::RepeatedLength));
-        assert_eq!(of(&[("content-length", "9223372036854775807")], false), Ok(Some(Length::Known(i64::MAX as u64))));
+        assert_eq!(of(&[("content-length", "1"), ("Content-Length", "1")], false), Err(FramingError::RepeatedLength));
+        assert_eq!(
+            of(&[("content-length", "9223372036854775807")], false),
+            Ok(Some(BodyLength::Known(i64::MAX as u64)))
+        );
     }
 
     #[test]
-    fn only_a_single_chunked_is_a_coding() {
+    fn only_a_single_chunked_coding_is_accepted() {
         let te = "transfer-encoding";
-        assert_eq!(of(&[(te, "chunked"), ("content-length", "1")], false), Err(BadFraming::LengthAndCoding));
-        assert_eq!(of(&[(te, "chunked"), (te, "chunked")], false), Err(BadFraming::RepeatedCoding));
-        assert_eq!(of(&[(te, "gzip, chunked")], false), Err(BadFraming::UnknownCoding));
-        assert_eq!(of(&[(te, "chunked")], true), Err(BadFraming::CodingInHttp10));
-        assert_eq!(of(&[(te, "Chunked")], false), Ok(Some(Length::Streamed)));
+        assert_eq!(of(&[(te, "chunked"), ("content-length", "1")], false), Err(FramingError::LengthAndCoding));
+        assert_eq!(of(&[(te, "chunked"), (te, "chunked")], false), Err(FramingError::RepeatedCoding));
+        assert_eq!(of(&[(te, "gzip, chunked")], false), Err(FramingError::UnknownCoding));
+        assert_eq!(of(&[(te, "chunked")], true), Err(FramingError::CodingInHttp10));
+        assert_eq!(of(&[(te, "Chunked")], false), Ok(Some(BodyLength::Streamed)));
     }
 }

@@ -1,25 +1,28 @@
-//! The HTTP/1.1 engine (RFC 9112), strict on both sides: the only place that knows HTTP/1 syntax.
+//! The HTTP/1.1 engine (RFC 9112), strict towards clients and upstreams. The only place that knows
+//! HTTP/1 syntax.
 //!
-//! `scan` finds the end of a head; `request` and `response` turn heads into messages or a reason to refuse them; `framing`
-//! decides where a body ends; `chunk` decodes; `send` writes, and `written` keeps what was; `server` and `client` are the two ends of a
-//! connection. A message that this engine accepts is framed in exactly one way, and is written anew rather than copied.
+//! `scan` finds the end of a head. `request` and `response` parse heads or refuse them. `framing`
+//! determines the body length. `chunk` decodes chunked bodies. `send` writes messages, `serialized`
+//! holds prebuilt responses. `downstream` is a client connection, `upstream` an upstream
+//! connection, and `relay` connects the two after a protocol switch. A message that the engine
+//! accepts has exactly one framing. It is serialized from its parsed form, never copied through.
 
-mod chunk;
-pub mod client;
+mod scan;
 mod framing;
-pub mod probe;
-mod relay;
+mod chunk;
 mod request;
 mod response;
-mod scan;
 mod send;
-pub mod server;
-mod written;
+mod serialized;
+pub(crate) mod downstream;
+pub(crate) mod upstream;
+mod relay;
+pub mod fuzzing;
 
-pub use client::{Link, LinkError};
-pub use relay::relay;
-pub use request::Refusal;
+pub(crate) use downstream::{DownstreamConnection, Http1RequestBody, RequestReadError, ResponseWriter, WaitOutcome};
+pub(crate) use relay::relay;
+pub(crate) use request::RequestRefusal;
 pub(crate) use request::is_authority;
-pub use send::SendError;
-pub use server::{Answer, ReadError, RequestBody, Server, Waited};
-pub use written::Written;
+pub(crate) use send::SendError;
+pub(crate) use serialized::SerializedResponse;
+pub(crate) use upstream::{UpstreamConnection, UpstreamConnectionError};

@@ -1,33 +1,34 @@
-//! Turns the bytes of a request head into a `Request`, or into the reason why it is refused.
+//! Parses the bytes of a request head into a `Request`, or returns the reason why it is refused.
 
 use http::Method;
 
-use super::framing::{self, BadFraming};
-use crate::http::fields::{Known, is_token};
-use crate::http::limits::Limits;
-use crate::http::message::{Length, Request, StatusCode, Version, Wishes};
+use super::framing::{self, FramingError};
+use crate::http::fields::{KnownField, is_token};
+use crate::http::limits::HttpLimits;
+use crate::http::message::{BodyLength, ConnectionOptions, HttpVersion, Request, StatusCode};
 
-/// Most fields that any configuration may allow; the parser's table lives on the stack.
+/// Upper bound of `header_fields` in any configuration: the parser's table is on the stack.
 const FIELDS_MAX: usize = 256;
 
 macro_rules! refusals {
     ($($variant:ident = $status:literal $reason:literal),+ $(,)?) => {
-        /// Why a request is refused before it is looked at. After every refusal the connection closes.
+        /// Why a request is refused while its head or body is read. The connection closes after
+        /// every refusal.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Refusal { $($variant),+ }
+        pub enum RequestRefusal { $($variant),+ }
 
-        impl Refusal {
-            pub const ALL: &[Refusal] = &[$(Refusal::$variant),+];
+        impl RequestRefusal {
+            pub(crate) const ALL: &[RequestRefusal] = &[$(RequestRefusal::$variant),+];
 
-            /// The status that the client gets.
+            /// The status of the response to the client.
             pub fn status(self) -> StatusCode {
-                let code: u16 = match self { $(Refusal::$variant => $status),+ };
+                let code: u16 = match self { $(RequestRefusal::$variant => $status),+ };
                 StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST)
             }
 
-            /// A short fixed reason, also the metric's label.
-            pub fn reason(self) -> &'static str {
-                match self { $(Refusal::$variant => $reason),+ }
+            /// A fixed reason, also the metric label.
+            pub(crate) fn reason(self) -> &'static str {
+                match self { $(RequestRefusal::$variant => $reason),+ }
             }
         }
     };
@@ -62,41 +63,49 @@ refusals! {
     Version = 505 "version",
 }
 
-/// Letters of a method; the longest registered one has 17 (RFC 9110 section 16.1).
+/// Maximum letters of a method; the longest registered method has 17 (RFC 9110 section 16.1).
 pub(super) const METHOD_MAX: usize = 32;
 
-/// Letters before the first space of a request line, or of what has arrived of it where that may be a method.
+/// The number of letters before the first space of a request line, of which a part may be missing;
+/// 0 without a space.
 pub(super) fn method_length(line: &[u8]) -> usize {
     line.iter().position(|byte| *byte == b' ').unwrap_or(0)
 }
 
-/// Parses a whole head (its empty line included) into `request`, which is cleared first. What is refused may leave the last one's
-/// authority there.
-pub(super) fn parse(head: &[u8], limits: &Limits, request: &mut Request) -> Result<(), Refusal> {
-    // Of the last request on this connection; most often this one's is the same, and need not be looked at again.
+/// Parses a complete head (empty line included) into `request`, which is cleared first. After a
+/// refusal, `request` may still hold the previous authority.
+pub(super) fn parse(head: &[u8], limits: &HttpLimits, request: &mut Request) -> Result<(), RequestRefusal> {
+    // The authority of the previous request on this connection. It is usually the same and is then
+    // not validated again.
     let authority = std::mem::take(&mut request.authority);
     request.clear();
     request.authority = authority;
     let parsed = parse_lines(head, limits, request).and_then(|(version, target)| {
         request.version = version;
         let authority = parse_target(target, request)?;
-        judge(authority, limits, request)
+        validate(authority, limits, request)
     });
-    // Nothing that was refused can be repeated.
+    // A refused head must not match as a repetition.
     parsed.inspect_err(|_| request.fields.clear())
 }
 
-/// Parses a head at the front of `bytes` that differs from the last one of `request` in its target alone, if at all, as those of a
-/// program do that asks a server for one thing after the other: its lines were found and judged by themselves. Returns its length;
-/// `None` where it is no such head, or not all here. Then it is for [`parse`], and at most the fields are again as they were read.
-pub(super) fn parse_repeated(bytes: &[u8], limits: &Limits, request: &mut Request) -> Option<Result<usize, Refusal>> {
+/// Fast path for a head at the front of `bytes` that equals the previous head of `request`, except
+/// perhaps in its target: its field lines are already parsed and validated. Clients that send one
+/// request after the other usually repeat their fields. Returns the length of the head. `None` if
+/// the head is different or incomplete: use [`parse`] then. At most the fields have been restored
+/// in that case.
+pub(super) fn parse_repeated(
+    bytes: &[u8],
+    limits: &HttpLimits,
+    request: &mut Request,
+) -> Option<Result<usize, RequestRefusal>> {
     const VERSION: &[u8] = b" HTTP/1.1\r\n";
     let line = bytes.strip_prefix(request.method.as_str().as_bytes())?.strip_prefix(b" ")?;
-    let same = line.strip_prefix(request.target.as_bytes()).and_then(|rest| rest.strip_prefix(VERSION));
-    let (target, rest) = match same {
+    let same_target = line.strip_prefix(request.target.as_bytes()).and_then(|rest| rest.strip_prefix(VERSION));
+    let (target, rest) = match same_target {
         Some(rest) => (None, rest),
         None => {
-            let (target, rest) = line.split_at(line.iter().position(|byte| !IN_TARGET[usize::from(*byte)])?);
+            let (target, rest) = line.split_at(line.iter().position(|byte| !IS_TARGET_BYTE[usize::from(*byte)])?);
             (Some(std::str::from_utf8(target).ok()?), rest.strip_prefix(VERSION)?)
         }
     };
@@ -104,92 +113,99 @@ pub(super) fn parse_repeated(bytes: &[u8], limits: &Limits, request: &mut Reques
     if !path.starts_with('/') || path.len() > limits.uri_bytes {
         return None;
     }
-    let length = bytes.len() - rest.len() + request.fields.repeat(rest)?;
+    let length = bytes.len() - rest.len() + request.fields.restore_section(rest)?;
     if length > limits.header_bytes || request.fields.len() > limits.header_fields {
         return None;
     }
     request.interim.clear();
-    request.repeats = target.is_none() && request.version == Version::Http11;
-    if request.repeats {
-        // And was judged already.
+    request.repeats_previous = target.is_none() && request.version == HttpVersion::Http11;
+    if request.repeats_previous {
+        // The previous head was validated.
         return Some(Ok(length));
     }
     if let Some(target) = target {
         request.set_target(target);
     }
-    request.version = Version::Http11;
-    let judged = judge(None, limits, request).inspect_err(|_| request.fields.clear());
-    Some(judged.map(|()| length))
+    request.version = HttpVersion::Http11;
+    let validated = validate(None, limits, request).inspect_err(|_| request.fields.clear());
+    Some(validated.map(|()| length))
 }
 
-/// What target and lines mean together: host, body and connection. `authority` is that of the target.
-fn judge(authority: Option<&str>, limits: &Limits, request: &mut Request) -> Result<(), Refusal> {
-    let is_http10 = request.version == Version::Http10;
+/// Validates what depends on both target and fields: host, body length and connection options.
+/// `authority` is the authority of the target.
+fn validate(authority: Option<&str>, limits: &HttpLimits, request: &mut Request) -> Result<(), RequestRefusal> {
+    let is_http10 = request.version == HttpVersion::Http10;
     set_authority(authority, request)?;
     set_length(limits, request)?;
-    request.wishes = Wishes {
+    request.connection = ConnectionOptions {
         keep_alive: keeps_alive(request, is_http10),
-        expects_continue: expects_continue(request)? && !is_http10 && request.length != Length::Empty,
+        expects_continue: expects_continue(request)? && !is_http10 && request.length != BodyLength::Empty,
     };
     Ok(())
 }
 
-/// Tokenises the head; returns version and target.
-fn parse_lines<'a>(head: &'a [u8], limits: &Limits, request: &mut Request) -> Result<(Version, &'a str), Refusal> {
-    let line_end = memchr::memchr(b'\r', head).ok_or(Refusal::RequestLine)?;
+/// Splits the head into its lines; returns version and target.
+fn parse_lines<'a>(
+    head: &'a [u8],
+    limits: &HttpLimits,
+    request: &mut Request,
+) -> Result<(HttpVersion, &'a str), RequestRefusal> {
+    let line_end = memchr::memchr(b'\r', head).ok_or(RequestRefusal::RequestLine)?;
     check_request_line(&head[..line_end], limits)?;
     let mut lines = [const { std::mem::MaybeUninit::uninit() }; FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
     match httparse::ParserConfig::default().parse_request_with_uninit_headers(&mut parsed, head, &mut lines) {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
-        Ok(_) => return Err(Refusal::FieldSyntax),
-        Err(httparse::Error::TooManyHeaders) => return Err(Refusal::TooManyFields),
-        Err(httparse::Error::Token | httparse::Error::NewLine) => return Err(Refusal::RequestLine),
-        Err(httparse::Error::Version) => return Err(Refusal::Version),
-        Err(_) => return Err(Refusal::FieldSyntax),
+        Ok(_) => return Err(RequestRefusal::FieldSyntax),
+        Err(httparse::Error::TooManyHeaders) => return Err(RequestRefusal::TooManyFields),
+        Err(httparse::Error::Token | httparse::Error::NewLine) => return Err(RequestRefusal::RequestLine),
+        Err(httparse::Error::Version) => return Err(RequestRefusal::Version),
+        Err(_) => return Err(RequestRefusal::FieldSyntax),
     }
     if parsed.headers.len() > limits.header_fields {
-        return Err(Refusal::TooManyFields);
+        return Err(RequestRefusal::TooManyFields);
     }
     let lines = parsed.headers.iter().map(|line| (line.name.as_bytes(), line.value.trim_ascii()));
-    request.fields.adopt(&head[line_end + 2..], lines);
+    request.fields.load_section(&head[line_end + 2..], lines);
     let method = parsed.method.unwrap_or_default();
-    request.method = Method::from_bytes(method.as_bytes()).map_err(|_| Refusal::RequestLine)?;
+    request.method = Method::from_bytes(method.as_bytes()).map_err(|_| RequestRefusal::RequestLine)?;
     if request.method == Method::CONNECT || request.method == Method::TRACE {
-        return Err(Refusal::Method);
+        return Err(RequestRefusal::Method);
     }
-    let version = if parsed.version == Some(0) { Version::Http10 } else { Version::Http11 };
+    let version = if parsed.version == Some(0) { HttpVersion::Http10 } else { HttpVersion::Http11 };
     Ok((version, parsed.path.unwrap_or_default()))
 }
 
-/// `method SP target SP version`, one space each; a well-formed version that we do not speak is 505.
-fn check_request_line(line: &[u8], limits: &Limits) -> Result<(), Refusal> {
+/// Checks `method SP target SP version` with single spaces. A well-formed but unsupported version
+/// is 505.
+fn check_request_line(line: &[u8], limits: &HttpLimits) -> Result<(), RequestRefusal> {
     let mut parts = line.split(|byte| *byte == b' ');
     let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next())
     else {
-        return Err(Refusal::RequestLine);
+        return Err(RequestRefusal::RequestLine);
     };
     if !is_token(method) || target.is_empty() {
-        return Err(Refusal::RequestLine);
+        return Err(RequestRefusal::RequestLine);
     }
     if method.len() > METHOD_MAX {
-        return Err(Refusal::MethodTooLong);
+        return Err(RequestRefusal::MethodTooLong);
     }
     if target.len() > limits.uri_bytes {
-        return Err(Refusal::TargetTooLong);
+        return Err(RequestRefusal::TargetTooLong);
     }
     match version {
         b"HTTP/1.1" | b"HTTP/1.0" => Ok(()),
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
-            Err(Refusal::Version)
+            Err(RequestRefusal::Version)
         }
-        _ => Err(Refusal::RequestLine),
+        _ => Err(RequestRefusal::RequestLine),
     }
 }
 
-/// What a target may hold. Fragments are never sent, and four more are in no URI (RFC 3986 appendix A); other doubtful ones are too
-/// common to refuse.
-const IN_TARGET: [bool; 256] = {
+/// The bytes allowed in a target. `#` would start a fragment, which clients never send; the other
+/// four excluded bytes are not allowed in a URI (RFC 3986 appendix A). Further bytes outside the
+/// grammar are too common in practice to refuse.
+const IS_TARGET_BYTE: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = b'!';
     while byte <= b'~' {
@@ -200,9 +216,9 @@ const IN_TARGET: [bool; 256] = {
 };
 
 /// Sets scheme and target; returns the authority of an absolute-form target (RFC 9112 section 3.2).
-fn parse_target<'a>(target: &'a str, request: &mut Request) -> Result<Option<&'a str>, Refusal> {
-    if !target.bytes().all(|byte| IN_TARGET[usize::from(byte)]) {
-        return Err(Refusal::Target);
+fn parse_target<'a>(target: &'a str, request: &mut Request) -> Result<Option<&'a str>, RequestRefusal> {
+    if !target.bytes().all(|byte| IS_TARGET_BYTE[usize::from(byte)]) {
+        return Err(RequestRefusal::Target);
     }
     if target.starts_with('/') {
         request.set_target(target);
@@ -210,14 +226,14 @@ fn parse_target<'a>(target: &'a str, request: &mut Request) -> Result<Option<&'a
     }
     if target == "*" {
         request.set_target("*");
-        return if request.method == Method::OPTIONS { Ok(None) } else { Err(Refusal::Target) };
+        return if request.method == Method::OPTIONS { Ok(None) } else { Err(RequestRefusal::Target) };
     }
     let Some((scheme, rest)) = target.split_once("://") else {
-        // authority-form belongs to CONNECT, which is refused already.
-        return Err(Refusal::Target);
+        // The authority form is for CONNECT only, which is already refused.
+        return Err(RequestRefusal::Target);
     };
     if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
-        return Err(Refusal::Target);
+        return Err(RequestRefusal::Target);
     }
     let path_at = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(path_at);
@@ -234,34 +250,35 @@ fn parse_target<'a>(target: &'a str, request: &mut Request) -> Result<Option<&'a
     Ok(Some(authority))
 }
 
-/// Exactly one valid `Host`, which an absolute target must agree with (RFC 9112 section 3.2).
-fn set_authority(from_target: Option<&str>, request: &mut Request) -> Result<(), Refusal> {
-    let mut hosts = request.fields.all(Known::Host);
+/// Requires exactly one valid `Host` that equals the authority of an absolute target (RFC 9112
+/// section 3.2).
+fn set_authority(from_target: Option<&str>, request: &mut Request) -> Result<(), RequestRefusal> {
+    let mut hosts = request.fields.all(KnownField::Host);
     let host = hosts.next();
     if hosts.next().is_some() {
-        return Err(Refusal::RepeatedHost);
+        return Err(RequestRefusal::RepeatedHost);
     }
     let host = match host {
-        // An authority is valid, or empty.
+        // Unchanged since the previous request. A stored authority is valid or empty.
         Some(host) if from_target.is_none() && host == request.authority.as_bytes() && !host.is_empty() => {
             return Ok(());
         }
         Some(host) => {
-            let host = std::str::from_utf8(host).map_err(|_| Refusal::BadHost)?;
+            let host = std::str::from_utf8(host).map_err(|_| RequestRefusal::BadHost)?;
             if !is_authority(host) {
-                return Err(Refusal::BadHost);
+                return Err(RequestRefusal::BadHost);
             }
             host
         }
-        None if request.version == Version::Http10 => from_target.unwrap_or_default(),
-        None => return Err(Refusal::NoHost),
+        None if request.version == HttpVersion::Http10 => from_target.unwrap_or_default(),
+        None => return Err(RequestRefusal::NoHost),
     };
     if let Some(authority) = from_target {
         if !is_authority(authority) {
-            return Err(Refusal::Target);
+            return Err(RequestRefusal::Target);
         }
         if !authority.eq_ignore_ascii_case(host) {
-            return Err(Refusal::HostMismatch);
+            return Err(RequestRefusal::HostMismatch);
         }
     }
     let mut authority = std::mem::take(&mut request.authority);
@@ -272,7 +289,8 @@ fn set_authority(from_target: Option<&str>, request: &mut Request) -> Result<(),
     Ok(())
 }
 
-/// A `uri-host [":" port]` without userinfo (RFC 3986 section 3.2); percent-encoding is refused, names have no need of it.
+/// Whether `text` is `uri-host [":" port]` without userinfo (RFC 3986 section 3.2).
+/// Percent-encoding is refused: host names do not need it.
 pub(crate) fn is_authority(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
@@ -291,64 +309,66 @@ pub(crate) fn is_authority(text: &str) -> bool {
             None => (text, None),
         },
     };
-    let host_is_valid = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || is_mark(b));
+    let host_is_valid = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || is_host_mark(b));
     let port_is_valid = port
         .is_none_or(|port| port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
     host_is_valid && port_is_valid
 }
 
-/// The unreserved and sub-delimiters that are no letters or digits (RFC 3986 section 2).
-fn is_mark(byte: u8) -> bool {
+/// The unreserved characters and sub-delimiters other than letters and digits (RFC 3986 section 2).
+fn is_host_mark(byte: u8) -> bool {
     matches!(
         byte,
         b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'='
     )
 }
 
-fn set_length(limits: &Limits, request: &mut Request) -> Result<(), Refusal> {
-    let announced =
-        framing::announced(&request.fields, request.version == Version::Http10).map_err(|bad| match bad {
-            BadFraming::BadLength => Refusal::BadLength,
-            BadFraming::RepeatedLength => Refusal::RepeatedLength,
-            BadFraming::LengthAndCoding => Refusal::LengthAndCoding,
-            BadFraming::RepeatedCoding => Refusal::RepeatedCoding,
-            BadFraming::CodingInHttp10 => Refusal::CodingInHttp10,
-            BadFraming::UnknownCoding => Refusal::UnknownCoding,
-        })?;
+fn set_length(limits: &HttpLimits, request: &mut Request) -> Result<(), RequestRefusal> {
+    let announced = framing::announced_length(&request.fields, request.version == HttpVersion::Http10).map_err(
+        |bad| match bad {
+            FramingError::BadLength => RequestRefusal::BadLength,
+            FramingError::RepeatedLength => RequestRefusal::RepeatedLength,
+            FramingError::LengthAndCoding => RequestRefusal::LengthAndCoding,
+            FramingError::RepeatedCoding => RequestRefusal::RepeatedCoding,
+            FramingError::CodingInHttp10 => RequestRefusal::CodingInHttp10,
+            FramingError::UnknownCoding => RequestRefusal::UnknownCoding,
+        },
+    )?;
     request.length = match announced {
-        Some(Length::Known(length)) if length > limits.body_bytes => return Err(Refusal::BodyTooLarge),
-        Some(Length::Known(0)) if !matches!(request.method, Method::POST | Method::PUT | Method::PATCH) => {
-            Length::Empty
+        Some(BodyLength::Known(length)) if length > limits.body_bytes => return Err(RequestRefusal::BodyTooLarge),
+        Some(BodyLength::Known(0)) if !matches!(request.method, Method::POST | Method::PUT | Method::PATCH) => {
+            BodyLength::Empty
         }
         Some(length) => length,
-        None => Length::Empty,
+        None => BodyLength::Empty,
     };
     if limits.refuses_body(&request.method, request.length) {
-        return Err(Refusal::BodyOfGet);
+        return Err(RequestRefusal::BodyOfGet);
     }
     Ok(())
 }
 
-/// Persistence by version and `Connection` (RFC 9112 section 9.3).
+/// Whether the connection persists, by version and `Connection` (RFC 9112 section 9.3).
 fn keeps_alive(request: &Request, is_http10: bool) -> bool {
-    if !request.fields.has(Known::Connection) {
+    if !request.fields.has(KnownField::Connection) {
         return !is_http10;
     }
-    let says =
-        |option: &[u8]| request.fields.members(Known::Connection).any(|member| member.eq_ignore_ascii_case(option));
-    if is_http10 { says(b"keep-alive") && !says(b"close") } else { !says(b"close") }
+    let has_option = |option: &[u8]| {
+        request.fields.members(KnownField::Connection).any(|member| member.eq_ignore_ascii_case(option))
+    };
+    if is_http10 { has_option(b"keep-alive") && !has_option(b"close") } else { !has_option(b"close") }
 }
 
-/// Only `100-continue` is an expectation that anyone can meet (RFC 9110 section 10.1.1).
-fn expects_continue(request: &Request) -> Result<bool, Refusal> {
-    if !request.fields.has(Known::Expect) {
+/// `100-continue` is the only supported expectation (RFC 9110 section 10.1.1).
+fn expects_continue(request: &Request) -> Result<bool, RequestRefusal> {
+    if !request.fields.has(KnownField::Expect) {
         return Ok(false);
     }
-    let mut expectations = request.fields.all(Known::Expect);
+    let mut expectations = request.fields.all(KnownField::Expect);
     match (expectations.next(), expectations.next()) {
         (None, _) => Ok(false),
         (Some(value), None) if value.eq_ignore_ascii_case(b"100-continue") => Ok(true),
-        _ => Err(Refusal::Expectation),
+        _ => Err(RequestRefusal::Expectation),
     }
 }
 
@@ -356,18 +376,18 @@ fn expects_continue(request: &Request) -> Result<bool, Refusal> {
 mod tests {
     use super::*;
 
-    fn parse_text(text: &str) -> Result<Request, Refusal> {
+    fn parse_text(text: &str) -> Result<Request, RequestRefusal> {
         let mut request = Request::default();
-        parse(text.as_bytes(), &Limits::default(), &mut request).map(|_| request)
+        parse(text.as_bytes(), &HttpLimits::default(), &mut request).map(|_| request)
     }
 
     #[test]
-    fn what_was_read_before_changes_nothing() {
-        let read = |head: &str, request: &mut Request| {
-            let repeated = parse_repeated(head.as_bytes(), &Limits::default(), request);
+    fn previous_head_does_not_change_the_result() {
+        let parse_next = |head: &str, request: &mut Request| {
+            let repeated = parse_repeated(head.as_bytes(), &HttpLimits::default(), request);
             repeated
-                .map(|read| read.map(|length| assert_eq!(length, head.len())))
-                .unwrap_or_else(|| parse(head.as_bytes(), &Limits::default(), request))
+                .map(|parsed| parsed.map(|length| assert_eq!(length, head.len())))
+                .unwrap_or_else(|| parse(head.as_bytes(), &HttpLimits::default(), request))
         };
         let mut heads = vec![
             "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
@@ -394,73 +414,73 @@ mod tests {
                 }
             }
         }
-        let seen = |read: &Result<(), Refusal>, request: &Request| {
-            read.map(|()| {
-                let Request { method, authority, target, path_len, version, length, wishes, fields, .. } =
+        let summary = |result: &Result<(), RequestRefusal>, request: &Request| {
+            result.map(|()| {
+                let Request { method, authority, target, path_len, version, length, connection, fields, .. } =
                     request.clone();
-                (method, authority, target, path_len, version, length, wishes, format!("{fields:?}"))
+                (method, authority, target, path_len, version, length, connection, format!("{fields:?}"))
             })
         };
         for before in &heads {
             for head in &heads {
                 let (mut used, mut new) = (Request::default(), Request::default());
-                let _whatever_it_was = read(before, &mut used);
-                used.fields.add(Known::Via, "1.1 tidegate");
-                let [again, first] = [&mut used, &mut new].map(|request| read(head, request));
-                assert_eq!(seen(&again, &used), seen(&first, &new), "{before:?}, then {head:?}");
+                let _any_result = parse_next(before, &mut used);
+                used.fields.add(KnownField::Via, "1.1 tidegate");
+                let [again, first] = [&mut used, &mut new].map(|request| parse_next(head, request));
+                assert_eq!(summary(&again, &used), summary(&first, &new), "{before:?}, then {head:?}");
                 let may_repeat = first.is_ok() && head.contains(" /") && head.contains("HTTP/1.1");
-                assert!(may_repeat || first.is_err() || !used.repeats, "{before:?}, then {head:?}");
-                assert!(used.repeats || !may_repeat || before != head, "{head:?} twice");
+                assert!(may_repeat || first.is_err() || !used.repeats_previous, "{before:?}, then {head:?}");
+                assert!(used.repeats_previous || !may_repeat || before != head, "{head:?} twice");
             }
         }
     }
 
     #[test]
-    fn malformed_heads_are_refused_with_their_reason() {
+    fn malformed_heads_are_refused_with_a_reason() {
         let cases = [
-            ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::RequestLine),
-            ("GET /\r\nHost: a\r\n\r\n", Refusal::RequestLine),
-            ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n", Refusal::RequestLine),
-            ("GET / http/1.1\r\nHost: a\r\n\r\n", Refusal::RequestLine),
-            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Refusal::Version),
-            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", Refusal::Version),
-            ("GET /#f HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("GET /<a> HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("VERY-LONG-METHOD-THAT-NOBODY-KNOWS / HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::MethodTooLong),
-            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::HostMismatch),
-            ("GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Method),
-            ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Method),
-            ("GET / HTTP/1.1\r\n\r\n", Refusal::NoHost),
-            ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", Refusal::RepeatedHost),
-            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", Refusal::BadHost),
-            ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", Refusal::BadHost),
-            ("GET / HTTP/1.1\r\nHost:\r\n\r\n", Refusal::BadHost),
-            ("GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n", Refusal::BadHost),
-            ("GET / HTTP/1.1\r\nHost: a\r\nA : b\r\n\r\n", Refusal::FieldSyntax),
-            ("GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n", Refusal::FieldSyntax),
-            ("GET / HTTP/1.1\r\n A: b\r\nHost: a\r\n\r\n", Refusal::FieldSyntax),
-            ("GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n", Refusal::FieldSyntax),
-            ("GET / HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n", Refusal::FieldSyntax),
-            ("GET / HTTP/1.1\r\nHost: a\r\nA: b\0c\r\n\r\n", Refusal::FieldSyntax),
-            ("GET / HTTP/1.1\r\nHost: a\r\nA: b\rc\r\n\r\n", Refusal::FieldSyntax),
-            ("GET / HTTP/1.1\r\nHost: a\r\nExpect: magic\r\n\r\n", Refusal::Expectation),
-            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 17000000\r\n\r\n", Refusal::BodyTooLarge),
+            ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::RequestLine),
+            ("GET /\r\nHost: a\r\n\r\n", RequestRefusal::RequestLine),
+            ("GET / HTTP/1.1 \r\nHost: a\r\n\r\n", RequestRefusal::RequestLine),
+            ("GET / http/1.1\r\nHost: a\r\n\r\n", RequestRefusal::RequestLine),
+            ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", RequestRefusal::Version),
+            ("GET / HTTP/1.2\r\nHost: a\r\n\r\n", RequestRefusal::Version),
+            ("GET /#f HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Target),
+            ("GET /<a> HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Target),
+            ("VERY-LONG-METHOD-THAT-NOBODY-KNOWS / HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::MethodTooLong),
+            ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Target),
+            ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Target),
+            ("GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Target),
+            ("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::HostMismatch),
+            ("GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Target),
+            ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Method),
+            ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Method),
+            ("GET / HTTP/1.1\r\n\r\n", RequestRefusal::NoHost),
+            ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", RequestRefusal::RepeatedHost),
+            ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", RequestRefusal::BadHost),
+            ("GET / HTTP/1.1\r\nHost: a@b\r\n\r\n", RequestRefusal::BadHost),
+            ("GET / HTTP/1.1\r\nHost:\r\n\r\n", RequestRefusal::BadHost),
+            ("GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n", RequestRefusal::BadHost),
+            ("GET / HTTP/1.1\r\nHost: a\r\nA : b\r\n\r\n", RequestRefusal::FieldSyntax),
+            ("GET / HTTP/1.1\r\nHost: a\r\nA: b\r\n c\r\n\r\n", RequestRefusal::FieldSyntax),
+            ("GET / HTTP/1.1\r\n A: b\r\nHost: a\r\n\r\n", RequestRefusal::FieldSyntax),
+            ("GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n", RequestRefusal::FieldSyntax),
+            ("GET / HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n", RequestRefusal::FieldSyntax),
+            ("GET / HTTP/1.1\r\nHost: a\r\nA: b\0c\r\n\r\n", RequestRefusal::FieldSyntax),
+            ("GET / HTTP/1.1\r\nHost: a\r\nA: b\rc\r\n\r\n", RequestRefusal::FieldSyntax),
+            ("GET / HTTP/1.1\r\nHost: a\r\nExpect: magic\r\n\r\n", RequestRefusal::Expectation),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 17000000\r\n\r\n", RequestRefusal::BodyTooLarge),
         ];
         for (text, refusal) in cases {
             assert_eq!(parse_text(text).map(|r| r.target), Err(refusal), "{text:?}");
         }
         let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(9000));
-        assert_eq!(parse_text(&long).map(|r| r.target), Err(Refusal::TargetTooLong));
+        assert_eq!(parse_text(&long).map(|r| r.target), Err(RequestRefusal::TargetTooLong));
         let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: b\r\n".repeat(100));
-        assert_eq!(parse_text(&many).map(|r| r.target), Err(Refusal::TooManyFields));
+        assert_eq!(parse_text(&many).map(|r| r.target), Err(RequestRefusal::TooManyFields));
     }
 
     #[test]
-    fn targets_of_both_forms_agree() {
+    fn origin_form_and_absolute_form_parse_alike() {
         let request = parse_text("GET HTTP://A.example:80?x=1 HTTP/1.1\r\nHost: a.EXAMPLE:80\r\n\r\n").expect("valid");
         assert_eq!((request.path(), request.query(), request.host()), ("/", Some("x=1"), "a.example"));
         let request = parse_text("GET /a/b?c=d?e HTTP/1.1\r\nHost: [::1]:8080\r\n\r\n").expect("valid");

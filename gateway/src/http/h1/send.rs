@@ -1,98 +1,105 @@
-//! Writes one message: a head prepared in a buffer, then a body taken from a `Source`, in as few writes as possible.
+//! Writes one message with as few writes as possible: a head prepared in a buffer, then a body from
+//! a `BodySource`.
 //!
-//! Head and first piece leave in one write. Invariant: a body of known length is never overrun, and one that ends
-//! early is an error, so the peer never sees a short message as whole.
+//! Head and first piece of the body are sent in one write. Invariant: a body of known length is
+//! never exceeded, and one that ends early is an error, so the peer never takes a truncated message
+//! for a complete one.
 
 use std::task::{Context, Poll, ready};
 
-use super::framing::FRAMING;
-use crate::http::body::{BodyError, Source};
+use super::framing::FRAMING_FIELDS;
+use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer;
 use crate::http::fields::Fields;
-use crate::http::io::Io;
-use crate::http::message::{Length, Response, StatusCode};
+use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::http::text;
+use crate::http::transport::TransportStream;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Framing {
+enum BodyFraming {
     Raw { left: Option<u64> },
     Chunked,
 }
 
 /// The state of one outgoing message.
-pub(super) struct Sender {
+pub(super) struct MessageWriter {
     out: Vec<u8>,
     sent: usize,
-    framing: Framing,
-    /// Bytes of the source's current piece that were announced and not yet written.
+    framing: BodyFraming,
+    /// Bytes of the current piece of the source that are framed and not yet written.
     piece: usize,
     in_chunk: bool,
     ended: bool,
-    /// The source's failure, while what came before it is still to be written.
-    failed: Option<BodyError>,
-    /// Whether any byte of the message has left.
-    has_left: bool,
-    /// Bytes of the body written or about to be, framing aside.
+    /// The error of the source, kept until the bytes before it are written.
+    source_error: Option<BodyError>,
+    /// Whether any byte of the message was written to the peer.
+    any_sent: bool,
+    /// Whether bytes were written since `take_progress` was called or the message was started.
+    progressed: bool,
+    /// Body bytes written or prepared, without framing.
     body_sent: u64,
 }
 
-/// Head and body up to this size in all are copied together: one plain write costs less than a gathering one.
-const COPY: usize = 4 << 10;
+/// Head and body up to this total size are copied into one buffer: a plain write costs less than a
+/// gathering write.
+const COPY_MAX: usize = 4 << 10;
 
-impl Sender {
+impl MessageWriter {
     pub(super) fn new() -> Self {
-        Sender {
+        MessageWriter {
             out: Vec::new(),
             sent: 0,
-            framing: Framing::Raw { left: Some(0) },
+            framing: BodyFraming::Raw { left: Some(0) },
             piece: 0,
             in_chunk: false,
             ended: true,
-            failed: None,
-            has_left: false,
+            source_error: None,
+            any_sent: false,
+            progressed: false,
             body_sent: 0,
         }
     }
 
-    /// The buffer for the head of the next message.
-    pub(super) fn head(&mut self) -> &mut Vec<u8> {
+    /// The buffer into which the head of the next message is written.
+    pub(super) fn head_buffer(&mut self) -> &mut Vec<u8> {
         if self.out.capacity() == 0 {
-            buffer::take_out(&mut self.out);
+            buffer::take_write_buffer(&mut self.out);
         }
         &mut self.out
     }
 
-    /// Says how the body of the head just written is framed.
-    pub(super) fn begin(&mut self, length: Length) {
+    /// Starts a message whose head was just written; `length` determines the framing of its body.
+    pub(super) fn begin(&mut self, length: BodyLength) {
         self.framing = match length {
-            Length::Empty => Framing::Raw { left: Some(0) },
-            Length::Known(length) => Framing::Raw { left: Some(length) },
-            Length::Streamed => Framing::Chunked,
-            Length::UntilClose => Framing::Raw { left: None },
+            BodyLength::Empty => BodyFraming::Raw { left: Some(0) },
+            BodyLength::Known(length) => BodyFraming::Raw { left: Some(length) },
+            BodyLength::Streamed => BodyFraming::Chunked,
+            BodyLength::UntilClose => BodyFraming::Raw { left: None },
         };
         self.piece = 0;
         self.in_chunk = false;
         self.body_sent = 0;
-        self.failed = None;
-        // Part of an interim head may have left: then what is left of it is no longer to be taken back.
-        self.has_left = self.sent > 0;
-        self.ended = self.framing == Framing::Raw { left: Some(0) };
+        self.source_error = None;
+        // Part of an interim head may have been sent. The rest of it must not be discarded then.
+        self.any_sent = self.sent > 0;
+        self.progressed = false;
+        self.ended = self.framing == BodyFraming::Raw { left: Some(0) };
     }
 
-    /// Says that a body of so many bytes stands behind the head already.
-    pub(super) fn begin_written(&mut self, body_bytes: u64) {
-        self.begin(Length::Empty);
+    /// Starts a message whose body of `body_bytes` is already in the head buffer.
+    pub(super) fn begin_serialized(&mut self, body_bytes: u64) {
+        self.begin(BodyLength::Empty);
         self.body_sent = body_bytes;
     }
 
-    /// Puts a body that is small and at hand behind its head at once.
-    pub(super) fn begin_whole(&mut self, source: &mut dyn Source) {
-        if let Framing::Raw { left: Some(left) } = self.framing
-            && let Some(whole) = source.whole()
-            && whole.len() as u64 == left
+    /// Appends a complete small body to its head.
+    pub(super) fn append_complete_body(&mut self, source: &mut dyn BodySource) {
+        if let BodyFraming::Raw { left: Some(left) } = self.framing
+            && let Some(body) = source.complete_body()
+            && body.len() as u64 == left
         {
-            self.piece = whole.len();
-            self.copies_piece(source);
+            self.piece = body.len();
+            self.copy_small_piece(source);
         }
     }
 
@@ -100,39 +107,38 @@ impl Sender {
         self.body_sent
     }
 
-    /// Whether the peer has yet to take something that is ready for it.
+    /// Whether prepared bytes wait for the peer to accept them.
     pub(super) fn is_blocked(&self) -> bool {
         self.sent < self.out.len() || self.piece > 0
     }
 
-    /// Gives the memory back until the next message.
+    /// Returns the write buffer to the pool.
     pub(super) fn release(&mut self) {
         self.sent = 0;
-        buffer::give_out(std::mem::take(&mut self.out));
+        buffer::return_write_buffer(std::mem::take(&mut self.out));
     }
 
-    /// Moves bytes until the message is written, or the source or the peer makes it wait.
-    /// `progress` is set when anything was written. Cancel safe.
+    /// Writes until the message is complete, or the source or the peer is pending.
+    /// Cancel safe.
     pub(super) fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
-        io: &Io,
-        source: &mut dyn Source,
-        progress: &mut bool,
+        io: &TransportStream,
+        source: &mut dyn BodySource,
     ) -> Poll<Result<(), SendError>> {
-        while self.is_all_prepared() {
+        while self.is_fully_prepared() {
             self.sent += ready!(io.poll_write(cx, &self.out[self.sent..], &[])).map_err(SendError::Peer)?;
-            *progress = true;
-            self.has_left = true;
+            self.progressed = true;
+            self.any_sent = true;
         }
         loop {
-            let wants_more = self.piece == 0 && !self.ended && self.failed.is_none();
-            let starved = wants_more && self.poll_piece(cx, source)?.is_pending();
-            if self.copies_piece(source) && !self.ended {
+            let wants_more = self.piece == 0 && !self.ended && self.source_error.is_none();
+            let source_pending = wants_more && self.poll_piece(cx, source)?.is_pending();
+            if self.copy_small_piece(source) && !self.ended {
                 continue;
             }
             if self.sent == self.out.len() && self.piece == 0 {
-                if let Some(error) = self.failed.take() {
+                if let Some(error) = self.source_error.take() {
                     return Poll::Ready(Err(SendError::Source(error)));
                 }
                 if !self.ended {
@@ -144,23 +150,32 @@ impl Sender {
             }
             let data = &source.data()[..self.piece];
             let written = ready!(io.poll_write(cx, &self.out[self.sent..], data)).map_err(SendError::Peer)?;
-            *progress = true;
-            self.has_left = true;
-            self.account(written, source);
-            if starved && self.sent == self.out.len() {
+            self.progressed = true;
+            self.any_sent = true;
+            self.record_written(written, source);
+            if source_pending && self.sent == self.out.len() {
                 ready!(io.poll_flush(cx)).map_err(SendError::Peer)?;
                 return Poll::Pending;
             }
         }
     }
 
-    /// Whether nothing but what is prepared is left to be written.
-    fn is_all_prepared(&self) -> bool {
-        self.ended && self.piece == 0 && self.failed.is_none() && self.sent < self.out.len()
+    /// Returns whether bytes were written since the last call, and resets it.
+    pub(super) fn take_progress(&mut self) -> bool {
+        std::mem::take(&mut self.progressed)
     }
 
-    /// Writes what has been prepared so far, as far as the peer takes it.
-    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>, io: &Io) -> Poll<Result<(), SendError>> {
+    /// Whether only prepared bytes remain to be written.
+    fn is_fully_prepared(&self) -> bool {
+        self.ended && self.piece == 0 && self.source_error.is_none() && self.sent < self.out.len()
+    }
+
+    /// Writes and flushes the prepared bytes.
+    pub(super) fn poll_write_prepared(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &TransportStream,
+    ) -> Poll<Result<(), SendError>> {
         while self.sent < self.out.len() {
             self.sent += ready!(io.poll_write(cx, &self.out[self.sent..], &[])).map_err(SendError::Peer)?;
         }
@@ -169,47 +184,48 @@ impl Sender {
         io.poll_flush(cx).map_err(SendError::Peer)
     }
 
-    /// Asks the source for its next piece. A failure is told at once where only the head waits, so that another answer may
-    /// take its place; behind bytes of the body it is told when these are written.
-    fn poll_piece(&mut self, cx: &mut Context<'_>, source: &mut dyn Source) -> Result<Poll<()>, SendError> {
+    /// Requests the next piece of the source. An error before any body byte is returned at once, so
+    /// that another response can replace the prepared head. A later error is returned after the
+    /// bytes before it are written.
+    fn poll_piece(&mut self, cx: &mut Context<'_>, source: &mut dyn BodySource) -> Result<Poll<()>, SendError> {
         match self.next_piece(cx, source) {
             Err(SendError::Source(error)) if self.body_sent > 0 => {
-                self.failed = Some(error);
+                self.source_error = Some(error);
                 Ok(Poll::Ready(()))
             }
             result => result,
         }
     }
 
-    /// Whether nothing of the message has left yet.
-    pub(super) fn is_untouched(&self) -> bool {
-        !self.has_left
+    /// Whether no byte of the message was sent.
+    pub(super) fn is_unsent(&self) -> bool {
+        !self.any_sent
     }
 
-    /// Drops what was prepared.
+    /// Discards the prepared bytes.
     pub(super) fn discard(&mut self) {
         self.out.clear();
         self.sent = 0;
     }
 
-    /// Asks the source for its next piece and frames it.
-    fn next_piece(&mut self, cx: &mut Context<'_>, source: &mut dyn Source) -> Result<Poll<()>, SendError> {
+    /// Requests the next piece of the source and frames it.
+    fn next_piece(&mut self, cx: &mut Context<'_>, source: &mut dyn BodySource) -> Result<Poll<()>, SendError> {
         if source.poll_fill(cx).map_err(SendError::Source)?.is_pending() {
             return Ok(Poll::Pending);
         }
         let available = source.data().len();
         match &mut self.framing {
-            Framing::Raw { left: Some(left) } => {
+            BodyFraming::Raw { left: Some(left) } => {
                 if available == 0 {
                     return Err(SendError::Source(BodyError::Truncated));
                 }
                 self.piece = usize::try_from(*left).unwrap_or(usize::MAX).min(available);
             }
-            Framing::Raw { left: None } => {
+            BodyFraming::Raw { left: None } => {
                 self.piece = available;
                 self.ended = available == 0;
             }
-            Framing::Chunked => {
+            BodyFraming::Chunked => {
                 if self.in_chunk {
                     self.out.extend_from_slice(b"\r\n");
                 }
@@ -219,7 +235,7 @@ impl Sender {
                     self.out.extend_from_slice(b"\r\n");
                     self.ended = true;
                 } else {
-                    text::push_size(&mut self.out, available);
+                    text::push_chunk_size(&mut self.out, available);
                     self.out.extend_from_slice(b"\r\n");
                     self.piece = available;
                     self.in_chunk = true;
@@ -229,45 +245,45 @@ impl Sender {
         Ok(Poll::Ready(()))
     }
 
-    /// Moves a small piece behind the head that still waits; says whether it did.
-    fn copies_piece(&mut self, source: &mut dyn Source) -> bool {
-        let fits = self.piece > 0 && !self.out.is_empty() && self.out.len() + self.piece <= COPY;
+    /// Copies a small piece behind unsent prepared bytes; returns whether it did.
+    fn copy_small_piece(&mut self, source: &mut dyn BodySource) -> bool {
+        let fits = self.piece > 0 && !self.out.is_empty() && self.out.len() + self.piece <= COPY_MAX;
         if fits {
             self.out.extend_from_slice(&source.data()[..self.piece]);
-            self.take_from_piece(self.piece, source);
+            self.consume_piece(self.piece, source);
         }
         fits
     }
 
-    fn account(&mut self, written: usize, source: &mut dyn Source) {
-        let of_out = written.min(self.out.len() - self.sent);
-        self.sent += of_out;
+    fn record_written(&mut self, written: usize, source: &mut dyn BodySource) {
+        let from_out = written.min(self.out.len() - self.sent);
+        self.sent += from_out;
         if self.sent == self.out.len() {
             self.out.clear();
             self.sent = 0;
         }
-        if written > of_out {
-            self.take_from_piece(written - of_out, source);
+        if written > from_out {
+            self.consume_piece(written - from_out, source);
         }
     }
 
-    fn take_from_piece(&mut self, count: usize, source: &mut dyn Source) {
+    fn consume_piece(&mut self, count: usize, source: &mut dyn BodySource) {
         source.consume(count);
         self.piece -= count;
         self.body_sent += count as u64;
-        if let Framing::Raw { left: Some(left) } = &mut self.framing {
+        if let BodyFraming::Raw { left: Some(left) } = &mut self.framing {
             *left -= count as u64;
             self.ended = *left == 0;
         }
     }
 }
 
-/// Which side failed while a message was being written.
+/// Which side failed while a message was written.
 #[derive(Debug)]
-pub enum SendError {
-    /// The peer that is written to.
+pub(crate) enum SendError {
+    /// The peer that receives the message.
     Peer(std::io::Error),
-    /// The body that is read from.
+    /// The source of the body.
     Source(BodyError),
 }
 
@@ -277,10 +293,10 @@ impl From<BodyError> for SendError {
     }
 }
 
-/// Writes status line and fields of an answer.
-pub(super) fn push_start(out: &mut Vec<u8>, response: &Response) {
+/// Writes the status line and fields of a response.
+pub(super) fn push_status_and_fields(out: &mut Vec<u8>, response: &Response) {
     match response.status {
-        // The most frequent ones are written at once.
+        // The most frequent statuses are constants.
         StatusCode::OK => out.extend_from_slice(b"HTTP/1.1 200 OK\r\n"),
         StatusCode::NOT_MODIFIED => out.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n"),
         StatusCode::TOO_MANY_REQUESTS => out.extend_from_slice(b"HTTP/1.1 429 Too Many Requests\r\n"),
@@ -295,9 +311,9 @@ pub(super) fn push_start(out: &mut Vec<u8>, response: &Response) {
     push_fields(out, &response.fields);
 }
 
-/// Writes every field line but those of framing, which are written from `Length`, whatever the message holds.
+/// Writes all field lines except the framing fields, which are always written from `BodyLength`.
 pub(super) fn push_fields(out: &mut Vec<u8>, fields: &Fields) {
-    fields.write_lines(out, FRAMING);
+    fields.write_lines(out, FRAMING_FIELDS);
 }
 
 pub(super) fn push_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
@@ -307,14 +323,14 @@ pub(super) fn push_line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
-pub(super) fn push_length(out: &mut Vec<u8>, length: Length) {
+pub(super) fn push_length(out: &mut Vec<u8>, length: BodyLength) {
     match length {
-        Length::Empty | Length::UntilClose => {}
-        Length::Known(length) => {
+        BodyLength::Empty | BodyLength::UntilClose => {}
+        BodyLength::Known(length) => {
             out.extend_from_slice(b"Content-Length: ");
             text::push_number(out, length);
             out.extend_from_slice(b"\r\n");
         }
-        Length::Streamed => push_line(out, b"Transfer-Encoding", b"chunked"),
+        BodyLength::Streamed => push_line(out, b"Transfer-Encoding", b"chunked"),
     }
 }

@@ -1,6 +1,0 @@
-#![no_main]
-
-#[path = "../oracle.rs"]
-mod oracle;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| oracle::answer_head(data));

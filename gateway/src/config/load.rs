@@ -1,0 +1,75 @@
+//! Reads a configuration: from a file, from text, or from the arguments of `tidegate run
+//! --upstream`.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use super::document::{self, ConfigDocument, DocumentFormat};
+use super::expand::ExpansionEnvironment;
+use super::fault::{ConfigProblem, ConfigReport, DocumentLocation, FaultCode};
+use super::model::{Config, LogConfig, ServerConfig};
+use super::read_context::ReadContext;
+use super::{check, section, table_reader};
+use crate::{accept, admin, cache, identify, limit, route, upstream};
+
+impl Config {
+    /// Reads the file at `path`, as JSON if its name ends in `.json`. Warnings are returned with
+    /// the configuration, errors instead of it.
+    pub fn load(path: &Path) -> Result<(Config, ConfigReport), ConfigReport> {
+        let name = path.display().to_string();
+        let text = fs::read_to_string(path).map_err(|error| {
+            let problem = ConfigProblem::new(FaultCode::File, format!("cannot read {name}: {error}"));
+            ConfigReport::new(&name, "", vec![DocumentLocation::default().error(problem)])
+        })?;
+        let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        Config::parse(&ConfigDocument {
+            name: &name,
+            text: &text,
+            format: if is_json { DocumentFormat::Json } else { DocumentFormat::Toml },
+            base: path.parent().unwrap_or(Path::new("")),
+            env: &|name| std::env::var(name).ok(),
+        })
+    }
+
+    /// Reads and checks a document.
+    pub fn parse(document: &ConfigDocument<'_>) -> Result<(Config, ConfigReport), ConfigReport> {
+        let report = |faults| ConfigReport::new(document.name, document.text, faults);
+        let root = document::parse(document.text, document.format).map_err(report)?;
+        let context = ReadContext::new(document.text, ExpansionEnvironment::new(document.base, document.env));
+        let draft = table_reader::read_document(&context, &root, section::read);
+        let mut config = check::resolve(draft, &context);
+        config.files = context.environment.files_read();
+        config.http.dropped_trailers = config.identify.fields().map(str::to_owned).collect();
+        let pairs = config.listen.iter().filter_map(|listen| listen.tls.as_ref()).flat_map(|tls| &tls.certificates);
+        config.files.extend(pairs.flat_map(|files| [files.cert.clone(), files.key.clone()]));
+        let report = report(context.into_faults());
+        if report.has_errors() { Err(report) } else { Ok((config, report)) }
+    }
+
+    /// Configuration of `tidegate run --upstream URL`: one listener, one upstream, one route for
+    /// all requests that caches what the origin allows, and no limits.
+    pub fn for_upstream(url: &str, listen: Option<SocketAddr>) -> Result<Config, ConfigReport> {
+        let endpoint = section::parse_endpoint(url).map_err(|problem| {
+            let at = DocumentLocation { path: String::new(), span: 0..url.len() };
+            ConfigReport::new("--upstream", url, vec![at.error(problem)])
+        })?;
+        let all_paths = route::PathPattern::Prefix("/".to_owned());
+        let default = accept::ListenConfig::default();
+        Ok(Config {
+            server: ServerConfig::default(),
+            listen: vec![accept::ListenConfig { address: listen.unwrap_or(default.address), ..default }],
+            admin: admin::AdminConfig::default(),
+            http: crate::http::HttpLimits::default(),
+            accept: accept::ConnectionLimits::default(),
+            identify: identify::IdentityConfig::default(),
+            limit: limit::LimitConfig::default(),
+            remote: None,
+            cache: cache::CacheConfig::default(),
+            upstreams: vec![upstream::UpstreamConfig::new("upstream".into(), vec![endpoint])],
+            routes: vec![route::RouteConfig::new("everything".into(), all_paths, 0)],
+            log: LogConfig::default(),
+            files: Vec::new(),
+        })
+    }
+}

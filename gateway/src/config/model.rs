@@ -1,0 +1,83 @@
+//! The checked configuration: every name resolved, every number within its range.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::log::AccessLogTarget;
+use crate::{accept, admin, cache, identify, limit, route, upstream};
+
+/// A checked configuration.
+#[derive(Clone)]
+pub struct Config {
+    /// Process-wide settings (`[server]`).
+    pub(crate) server: ServerConfig,
+    /// Listeners, at least one.
+    pub(crate) listen: Vec<accept::ListenConfig>,
+    /// The admin listener.
+    pub admin: admin::AdminConfig,
+    /// Bounds of what a client may send.
+    pub(crate) http: crate::http::HttpLimits,
+    /// Bounds of the number of connections.
+    pub(crate) accept: accept::ConnectionLimits,
+    /// Identification of callers.
+    pub(crate) identify: identify::IdentityConfig,
+    /// Weights and limit rules.
+    pub(crate) limit: limit::LimitConfig,
+    /// The remote cache layer; `None` without Redis.
+    pub(crate) remote: Option<shard::RemoteConfig>,
+    /// The local cache layer and the cache key.
+    pub(crate) cache: cache::CacheConfig,
+    /// Upstreams; routes refer to them by index.
+    pub(crate) upstreams: Vec<upstream::UpstreamConfig>,
+    /// Routes, in source order.
+    pub(crate) routes: Vec<route::RouteConfig>,
+    /// Logs (`[log]`).
+    pub log: LogConfig,
+    /// All other files that the configuration refers to: values, pages, certificates and keys.
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// Shows the shape only: tokens, secrets and Redis addresses must not appear in logs.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("node", &self.server.node)
+            .field("listen", &self.listen)
+            .field("upstreams", &self.upstreams.len())
+            .field("routes", &self.routes.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Process-wide settings (`[server]`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServerConfig {
+    /// Event loops; 0: one per core available to the process.
+    pub(crate) workers: usize,
+    /// Name of this node in the fleet.
+    pub(crate) node: String,
+    /// Longest time for requests in flight to complete after SIGTERM.
+    pub(crate) drain_timeout: Duration,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        ServerConfig { workers: 0, node: "node-1".to_owned(), drain_timeout: Duration::from_secs(30) }
+    }
+}
+
+/// Logs (`[log]`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogConfig {
+    /// Destination of the access log.
+    pub(crate) access: AccessLogTarget,
+    /// Least severe event in the log.
+    pub level: tracing::Level,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        LogConfig { access: AccessLogTarget::Stdout, level: tracing::Level::INFO }
+    }
+}

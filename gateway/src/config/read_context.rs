@@ -1,0 +1,96 @@
+//! State shared while one document is read: faults found so far and keys declared so far.
+//!
+//! A fault never stops the read: it is recorded and a default value is used instead, so that one
+//! run reports all faults. Each key is recorded with its type and default; the reference
+//! documentation is generated from this record.
+
+use std::cell::RefCell;
+
+use super::expand::ExpansionEnvironment;
+use super::fault::{ConfigFault, ConfigProblem, DocumentLocation};
+
+/// Shared state of one read of a document.
+pub(super) struct ReadContext<'a> {
+    pub(super) source: &'a str,
+    pub(super) environment: ExpansionEnvironment<'a>,
+    faults: RefCell<Vec<ConfigFault>>,
+    keys: RefCell<Vec<KeySpec>>,
+}
+
+/// A key as its reader declares it.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct KeySpec {
+    /// Such as `upstreams.NAME.timeout` or `routes[].cost`.
+    pub(super) key: String,
+    pub(super) kind: String,
+    pub(super) default: KeyDefault,
+}
+
+/// Meaning of an absent key.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum KeyDefault {
+    /// A fault.
+    Required,
+    /// The key is optional and has no default value.
+    None,
+    Value(String),
+    /// The key belongs to a feature that is not available yet.
+    Unavailable,
+}
+
+/// A value and its location, for checks that compare several values.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Located<T> {
+    pub(super) value: T,
+    pub(super) at: DocumentLocation,
+}
+
+impl<'a> ReadContext<'a> {
+    pub(super) fn new(source: &'a str, environment: ExpansionEnvironment<'a>) -> Self {
+        ReadContext { source, environment, faults: RefCell::default(), keys: RefCell::default() }
+    }
+
+    pub(super) fn error(&self, at: &DocumentLocation, problem: ConfigProblem) {
+        self.faults.borrow_mut().push(self.narrow(at, &problem).error(problem));
+    }
+
+    /// The part of `at` that holds the problem's excerpt, or all of `at` if the source there does
+    /// not contain the excerpt literally.
+    fn narrow(&self, at: &DocumentLocation, problem: &ConfigProblem) -> DocumentLocation {
+        let excerpt = problem.excerpt.as_deref().zip(self.source.get(at.span.clone()));
+        match excerpt.and_then(|(excerpt, value)| Some((excerpt, value.find(excerpt)?))) {
+            Some((excerpt, offset)) => {
+                let start = at.span.start + offset;
+                DocumentLocation { path: at.path.clone(), span: start..start + excerpt.len() }
+            }
+            None => at.clone(),
+        }
+    }
+
+    pub(super) fn warning(&self, at: &DocumentLocation, problem: ConfigProblem) {
+        self.faults.borrow_mut().push(at.warning(problem));
+    }
+
+    /// Whether a fault was found at `path` or below it.
+    pub(super) fn has_fault_under(&self, path: &str) -> bool {
+        let is_under = |fault: &ConfigFault| {
+            fault.path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        self.faults.borrow().iter().any(is_under)
+    }
+
+    /// Records a key as its reader declares it.
+    pub(super) fn record_key(&self, spec: KeySpec) {
+        self.keys.borrow_mut().push(spec);
+    }
+
+    pub(super) fn into_faults(self) -> Vec<ConfigFault> {
+        self.faults.into_inner()
+    }
+
+    /// All declared keys, in the order of declaration.
+    #[cfg(test)]
+    pub(super) fn keys(&self) -> Vec<KeySpec> {
+        self.keys.borrow().clone()
+    }
+}

@@ -1,0 +1,32 @@
+//! The configuration before `check`: names are not resolved, and locations are kept for faults.
+
+use super::super::fault::DocumentLocation;
+use super::super::model::Config;
+use super::super::read_context::Located;
+
+/// A configuration with unresolved references, and the locations of values that `check` may report.
+pub(in crate::config) struct ConfigDraft {
+    /// Routes have upstream 0 and no limits until `check` has resolved their references.
+    pub(in crate::config) config: Config,
+    pub(in crate::config) listen: Vec<DocumentLocation>,
+    pub(in crate::config) admin: DocumentLocation,
+    /// Identity keys that have effect only with trusted proxies.
+    pub(in crate::config) proxy_dependent: Vec<DocumentLocation>,
+    pub(in crate::config) regions: Option<Vec<Located<shard::Region>>>,
+    pub(in crate::config) regions_at: DocumentLocation,
+    pub(in crate::config) uri_bytes: DocumentLocation,
+    pub(in crate::config) object_bytes: DocumentLocation,
+    pub(in crate::config) limits: DocumentLocation,
+    pub(in crate::config) rules: Vec<DocumentLocation>,
+    pub(in crate::config) upstreams: Vec<DocumentLocation>,
+    pub(in crate::config) routes: Vec<RouteReferences>,
+}
+
+/// UsedDefinitions of a route to other sections, with their locations.
+pub(in crate::config) struct RouteReferences {
+    pub(in crate::config) name: DocumentLocation,
+    pub(in crate::config) matched: DocumentLocation,
+    pub(in crate::config) cost: DocumentLocation,
+    pub(in crate::config) upstream: Option<Located<String>>,
+    pub(in crate::config) limits: Vec<Located<String>>,
+}

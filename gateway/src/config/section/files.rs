@@ -1,0 +1,26 @@
+//! Paths of files that the configuration names.
+
+use std::path::PathBuf;
+
+use super::super::fault::{ConfigProblem, FaultCode};
+use super::super::read_context::Located;
+use super::super::table_reader::TableReader;
+use super::super::value_kind::AnyString;
+
+/// Opens a file that is read at start, so that `tidegate check` reports an unreadable file.
+pub(super) fn check_file(table: &TableReader<'_>, file: &Located<PathBuf>) {
+    let opened = std::fs::metadata(&file.value).and_then(|metadata| match metadata.is_file() {
+        true => std::fs::File::open(&file.value).map(drop),
+        false => Err(std::io::Error::other("it is not a regular file")),
+    });
+    if let Err(error) = opened {
+        let problem = ConfigProblem::new(FaultCode::File, format!("cannot read {}: {error}", file.value.display()));
+        table.context.error(&file.at, problem.hint("paths are relative to the directory of the configuration file"));
+    }
+}
+
+/// Reads a required path, relative to the directory of the configuration file.
+pub(super) fn path(table: &TableReader<'_>, key: &'static str) -> Option<Located<PathBuf>> {
+    let path = table.required(key, &AnyString)?;
+    Some(Located { value: table.context.environment.base.join(path.value), at: path.at })
+}

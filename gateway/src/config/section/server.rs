@@ -1,0 +1,69 @@
+//! `version`, `[server]`, `[log]` and `[tracing]`.
+
+use std::time::Duration;
+
+use super::super::fault::ConfigProblem;
+use super::super::model::{LogConfig, ServerConfig};
+use super::super::node::DocumentValue;
+use super::super::table_reader::TableReader;
+use super::super::value_kind::{DurationRange, IntegerRange, OneOf, ParsedString};
+use super::bounds::{HOUR, index, index_of};
+use super::formats;
+use crate::log::AccessLogTarget;
+
+/// Version of the configuration format; a later version may change it.
+pub(super) fn version(root: &TableReader<'_>) {
+    root.required("version", &IntegerRange(1..=1));
+}
+
+pub(super) fn server(root: &TableReader<'_>) -> ServerConfig {
+    let default = ServerConfig::default();
+    root.table("server", |table| ServerConfig {
+        workers: index(table.value_or("workers", &IntegerRange(0..=1_024), index_of(default.workers))),
+        node: table.value_or("node", &formats::NAME, default.node),
+        drain_timeout: table.value_or("drain_timeout", &DurationRange(Duration::ZERO..=HOUR), default.drain_timeout),
+    })
+}
+
+pub(super) fn log(root: &TableReader<'_>) -> LogConfig {
+    const LEVELS: OneOf<tracing::Level> = OneOf(&[
+        ("error", Some(tracing::Level::ERROR)),
+        ("warn", Some(tracing::Level::WARN)),
+        ("info", Some(tracing::Level::INFO)),
+        ("debug", Some(tracing::Level::DEBUG)),
+        ("trace", Some(tracing::Level::TRACE)),
+    ]);
+    const ACCESS: ParsedString<AccessLogTarget> =
+        ParsedString { name: "\"stdout\", \"off\" or a file path", parse: parse_access_log, format: format_access_log };
+    let default = LogConfig::default();
+    root.table("log", |table| LogConfig {
+        access: match table.value_or("access", &ACCESS, default.access) {
+            AccessLogTarget::File(path) => AccessLogTarget::File(table.context.environment.base.join(path)),
+            target => target,
+        },
+        level: table.value_or("level", &LEVELS, default.level),
+    })
+}
+
+fn parse_access_log(text: &str) -> Result<AccessLogTarget, ConfigProblem> {
+    match text {
+        "stdout" => Ok(AccessLogTarget::Stdout),
+        "off" => Ok(AccessLogTarget::Off),
+        "" => Err(ConfigProblem::bad_value("the path is empty").hint("write \"off\" to disable the access log")),
+        path => Ok(AccessLogTarget::File(path.into())),
+    }
+}
+
+fn format_access_log(target: &AccessLogTarget) -> String {
+    match target {
+        AccessLogTarget::Stdout => "stdout".to_owned(),
+        AccessLogTarget::Off => "off".to_owned(),
+        AccessLogTarget::File(path) => path.display().to_string(),
+    }
+}
+
+/// Sections whose feature is not available yet.
+pub(super) fn unavailable(root: &TableReader<'_>) {
+    root.unavailable("journal", None);
+    root.table("tracing", |tracing| tracing.unavailable("otlp", Some(&DocumentValue::String(String::new()))));
+}

@@ -1,0 +1,268 @@
+//! Kinds of values: how each is parsed, described in messages and formatted as a default.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use super::expand::expand;
+use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
+use super::node::{DocumentNode, DocumentValue};
+use super::read_context::{Located, ReadContext};
+use super::suggestion::suggest;
+use super::units;
+
+/// A node with its location and the read context: what a `ValueKind` reads and expands.
+pub(super) struct InputValue<'g> {
+    pub(super) node: &'g DocumentNode,
+    pub(super) at: &'g DocumentLocation,
+    pub(super) context: &'g ReadContext<'g>,
+}
+
+impl InputValue<'_> {
+    /// The string with its placeholders expanded.
+    fn expanded_string(&self, kind: &impl ValueKind) -> Result<String, ConfigProblem> {
+        match &self.node.value {
+            DocumentValue::String(text) => expand(text, &self.context.environment),
+            _ => Err(self.wrong_type(kind)),
+        }
+    }
+
+    pub(super) fn wrong_type(&self, kind: &impl ValueKind) -> ConfigProblem {
+        let message = format!("expected {}, found {}", kind.describe(), self.node.type_name());
+        ConfigProblem::new(FaultCode::WrongType, message)
+    }
+}
+
+/// A kind of value.
+pub(super) trait ValueKind {
+    type Value;
+
+    /// The accepted values with unit and range: "a duration, 1ms to 1h".
+    fn describe(&self) -> String;
+
+    /// A value in the syntax of the document.
+    fn format(&self, value: &Self::Value) -> String;
+
+    fn read(&self, input: &InputValue<'_>) -> Result<Self::Value, ConfigProblem>;
+}
+
+/// Any string.
+pub(super) struct AnyString;
+
+impl ValueKind for AnyString {
+    type Value = String;
+
+    fn describe(&self) -> String {
+        "a string".to_owned()
+    }
+
+    fn format(&self, value: &String) -> String {
+        format!("{value:?}")
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<String, ConfigProblem> {
+        input.expanded_string(self)
+    }
+}
+
+/// A string with a syntax of its own.
+pub(super) struct ParsedString<T> {
+    /// With its article: "an address such as 127.0.0.1:8080".
+    pub(super) name: &'static str,
+    pub(super) parse: fn(&str) -> Result<T, ConfigProblem>,
+    pub(super) format: fn(&T) -> String,
+}
+
+impl<T> ValueKind for ParsedString<T> {
+    type Value = T;
+
+    fn describe(&self) -> String {
+        self.name.to_owned()
+    }
+
+    fn format(&self, value: &T) -> String {
+        format!("{:?}", (self.format)(value))
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<T, ConfigProblem> {
+        (self.parse)(&input.expanded_string(self)?)
+    }
+}
+
+/// A duration within a range.
+pub(super) struct DurationRange(pub(super) RangeInclusive<Duration>);
+
+impl ValueKind for DurationRange {
+    type Value = Duration;
+
+    fn describe(&self) -> String {
+        let (min, max) = (units::format_duration(*self.0.start()), units::format_duration(*self.0.end()));
+        format!("a duration, {min} to {max}")
+    }
+
+    fn format(&self, value: &Duration) -> String {
+        format!("{:?}", units::format_duration(*value))
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<Duration, ConfigProblem> {
+        if let DocumentValue::Integer(number) = input.node.value {
+            return Err(input.wrong_type(self).hint(format!("write \"{number}s\" for seconds")));
+        }
+        check_range(&self.0, units::parse_duration(&input.expanded_string(self)?)?, self)
+    }
+}
+
+/// A size in bytes within a range.
+pub(super) struct SizeRange(pub(super) RangeInclusive<u64>);
+
+impl ValueKind for SizeRange {
+    type Value = u64;
+
+    fn describe(&self) -> String {
+        format!("a size, {} to {}", units::format_size(*self.0.start()), units::format_size(*self.0.end()))
+    }
+
+    fn format(&self, value: &u64) -> String {
+        format!("{:?}", units::format_size(*value))
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<u64, ConfigProblem> {
+        if let DocumentValue::Integer(number) = input.node.value {
+            return Err(input.wrong_type(self).hint(format!("write \"{number}B\" for bytes")));
+        }
+        check_range(&self.0, units::parse_size(&input.expanded_string(self)?)?, self)
+    }
+}
+
+/// An integer within a range.
+pub(super) struct IntegerRange(pub(super) RangeInclusive<u32>);
+
+impl ValueKind for IntegerRange {
+    type Value = u32;
+
+    fn describe(&self) -> String {
+        match (self.0.start(), self.0.end()) {
+            (min, max) if min == max => format!("the integer {min}"),
+            (min, max) => format!("an integer, {min} to {max}"),
+        }
+    }
+
+    fn format(&self, value: &u32) -> String {
+        value.to_string()
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<u32, ConfigProblem> {
+        let DocumentValue::Integer(number) = input.node.value else {
+            return Err(input.wrong_type(self));
+        };
+        let number = u32::try_from(number).ok().filter(|number| self.0.contains(number));
+        number.ok_or_else(|| out_of_range(self))
+    }
+}
+
+/// A number above 0, up to an inclusive bound.
+pub(super) struct PositiveNumber(pub(super) f64);
+
+impl ValueKind for PositiveNumber {
+    type Value = f64;
+
+    fn describe(&self) -> String {
+        format!("a number above 0, at most {}", self.0)
+    }
+
+    fn format(&self, value: &f64) -> String {
+        format!("{value:?}")
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<f64, ConfigProblem> {
+        let number = match input.node.value {
+            DocumentValue::Float(number) => number,
+            // The conversion loses precision only above 2^53, which is outside every range.
+            DocumentValue::Integer(number) => number as f64,
+            _ => return Err(input.wrong_type(self)),
+        };
+        // NaN fails both comparisons and is therefore out of range.
+        if number > 0.0 && number <= self.0 { Ok(number) } else { Err(out_of_range(self)) }
+    }
+}
+
+/// One of a fixed set of words. A word without a value belongs to a feature that is not available
+/// yet.
+pub(super) struct OneOf<T: 'static>(pub(super) &'static [(&'static str, Option<T>)]);
+
+impl<T: Clone + PartialEq> ValueKind for OneOf<T> {
+    type Value = T;
+
+    fn describe(&self) -> String {
+        let words = |is_available: bool| {
+            let words = self.0.iter().filter(move |(_, value)| value.is_some() == is_available);
+            words.map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(", ")
+        };
+        let unavailable = words(false);
+        let unavailable =
+            if unavailable.is_empty() { unavailable } else { format!(" (not available yet: {unavailable})") };
+        format!("one of {}{unavailable}", words(true))
+    }
+
+    fn format(&self, value: &T) -> String {
+        let word = self.0.iter().find(|(_, known)| known.as_ref() == Some(value));
+        format!("{:?}", word.map_or("", |(word, _)| word))
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<T, ConfigProblem> {
+        let text = input.expanded_string(self)?;
+        match self.0.iter().find(|(word, _)| *word == text) {
+            Some((_, Some(value))) => Ok(value.clone()),
+            Some((word, None)) => Err(ConfigProblem::unavailable(&format!("\"{word}\"")).hint(self.describe())),
+            None => {
+                let words: Vec<&str> = self.0.iter().map(|(word, _)| *word).collect();
+                Err(ConfigProblem::bad_value(format!("unknown value \"{text}\"")).hint(suggest(&text, &words)))
+            }
+        }
+    }
+}
+
+/// An array whose items keep their locations. A fault in one item does not hide faults in others.
+pub(super) struct ArrayOf<K> {
+    pub(super) item: K,
+    pub(super) min_items: usize,
+}
+
+impl<K: ValueKind> ValueKind for ArrayOf<K> {
+    type Value = Vec<Located<K::Value>>;
+
+    fn describe(&self) -> String {
+        let array = if self.min_items == 0 { "an array" } else { "a non-empty array" };
+        format!("{array}; each item: {}", self.item.describe())
+    }
+
+    fn format(&self, value: &Self::Value) -> String {
+        let items: Vec<String> = value.iter().map(|item| self.item.format(&item.value)).collect();
+        format!("[{}]", items.join(", "))
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<Self::Value, ConfigProblem> {
+        let DocumentValue::Array(items) = &input.node.value else {
+            return Err(input.wrong_type(self).hint("enclose it in `[` and `]`"));
+        };
+        if items.len() < self.min_items {
+            return Err(ConfigProblem::bad_value("the array needs at least one item"));
+        }
+        let mut values = Vec::with_capacity(items.len());
+        for (index, node) in items.iter().enumerate() {
+            let at = DocumentLocation { path: format!("{}[{index}]", input.at.path), span: node.span.clone() };
+            match self.item.read(&InputValue { node, at: &at, context: input.context }) {
+                Ok(value) => values.push(Located { value, at }),
+                Err(problem) => input.context.error(&at, problem),
+            }
+        }
+        Ok(values)
+    }
+}
+
+fn check_range<T: PartialOrd>(range: &RangeInclusive<T>, value: T, kind: &impl ValueKind) -> Result<T, ConfigProblem> {
+    if range.contains(&value) { Ok(value) } else { Err(out_of_range(kind)) }
+}
+
+fn out_of_range(kind: &impl ValueKind) -> ConfigProblem {
+    ConfigProblem::bad_value(format!("out of range: expected {}", kind.describe()))
+}

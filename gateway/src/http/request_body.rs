@@ -1,0 +1,69 @@
+//! The body of the current request, whichever protocol engine delivers it.
+
+use std::task::{Context, Poll};
+
+use super::body::{BodyError, BodySource};
+use super::fields::Fields;
+use super::h1::Http1RequestBody;
+use super::h2::Http2RequestBody;
+
+/// A request body from the HTTP/1.1 engine, from HTTP/2, or none.
+pub(crate) enum RequestBody<'a> {
+    Empty,
+    H1(Http1RequestBody<'a>),
+    H2(Box<Http2RequestBody>),
+}
+
+impl RequestBody<'_> {
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self, RequestBody::Empty)
+    }
+
+    /// Whether the request can be sent again whole because no byte of its body was consumed.
+    pub(crate) fn is_replayable(&self) -> bool {
+        // The first attempt may have sent part of a body that exists. Only the absence of a body is
+        // certain.
+        self.is_empty()
+    }
+}
+
+impl BodySource for RequestBody<'_> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        match self {
+            RequestBody::Empty => Poll::Ready(Ok(())),
+            RequestBody::H1(body) => body.poll_fill(cx),
+            RequestBody::H2(body) => body.poll_fill(cx),
+        }
+    }
+
+    fn data(&self) -> &[u8] {
+        match self {
+            RequestBody::Empty => &[],
+            RequestBody::H1(body) => body.data(),
+            RequestBody::H2(body) => body.data(),
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        match self {
+            RequestBody::Empty => {}
+            RequestBody::H1(body) => body.consume(count),
+            RequestBody::H2(body) => body.consume(count),
+        }
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        match self {
+            RequestBody::Empty | RequestBody::H2(_) => None,
+            RequestBody::H1(body) => body.trailers(),
+        }
+    }
+
+    /// Never ready for an empty body: the loop that owns the connection watches it.
+    fn poll_client_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            RequestBody::Empty | RequestBody::H2(_) => Poll::Pending,
+            RequestBody::H1(body) => body.poll_client_closed(cx),
+        }
+    }
+}

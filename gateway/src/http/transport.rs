@@ -1,0 +1,155 @@
+//! The byte stream to a peer, plain TCP or TLS, polled by a reader and a writer of the same task.
+//!
+//! The `RefCell` is borrowed only during a poll, so the two never borrow it at the same time.
+
+use std::cell::RefCell;
+use std::io::{self, BufRead as _, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task::coop;
+use tokio_rustls::server::TlsStream;
+
+/// Makes the system call `call` when the socket is ready for `interest`, and retries it if the
+/// readiness was spurious. `call` transfers up to `capacity` bytes.
+///
+/// `call` uses direct system calls: the C library's wrappers also check for thread cancellation,
+/// which costs two locked instructions.
+#[expect(clippy::too_many_arguments, reason = "hot path: runs for every read and write, and is inlined")]
+fn poll_system_call(
+    stream: &TcpStream,
+    cx: &mut Context<'_>,
+    interest: Interest,
+    capacity: usize,
+    mut call: impl FnMut() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    // A peer that is always ready must not monopolise the thread.
+    let budget = ready!(coop::poll_proceed(cx));
+    loop {
+        let mut transferred = None;
+        let outcome = stream.try_io(interest, || {
+            let count = call()?;
+            transferred = Some(count);
+            // A short transfer: the socket is drained and the next call would block (epoll(7)). 0
+            // is the end of the stream, where the next call would not block.
+            if count > 0 && count < capacity { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        match (transferred, outcome) {
+            (Some(count), _) => {
+                budget.made_progress();
+                return Poll::Ready(Ok(count));
+            }
+            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
+            (None, _) if interest.is_readable() => ready!(stream.poll_read_ready(cx))?,
+            (None, _) => ready!(stream.poll_write_ready(cx))?,
+        }
+    }
+}
+
+/// A connection, bound to the thread that polls it.
+pub(crate) struct TransportStream(RefCell<Transport>);
+
+enum Transport {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl TransportStream {
+    pub(crate) fn plain(stream: TcpStream) -> Self {
+        TransportStream(RefCell::new(Transport::Plain(stream)))
+    }
+
+    pub(crate) fn tls(stream: TlsStream<TcpStream>) -> Self {
+        TransportStream(RefCell::new(Transport::Tls(Box::new(stream))))
+    }
+
+    /// Reads available bytes into `space`; 0 is the end of the stream. Cancel safe.
+    pub(crate) fn poll_read(&self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
+        match &mut *self.0.borrow_mut() {
+            Transport::Plain(stream) => poll_system_call(stream, cx, Interest::READABLE, space.len(), || {
+                let (_, count) = rustix::net::recv(&*stream, &mut *space, RecvFlags::empty())?;
+                Ok(count)
+            }),
+            Transport::Tls(stream) => {
+                let mut buf = ReadBuf::new(space);
+                ready!(Pin::new(stream.as_mut()).poll_read(cx, &mut buf))?;
+                Poll::Ready(Ok(buf.filled().len()))
+            }
+        }
+    }
+
+    /// Ready when a read may succeed. The readiness can be spurious: the read may still be pending.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self.0.borrow_mut() {
+            Transport::Plain(stream) => match stream.try_io(Interest::READABLE, || Ok(())) {
+                Ok(()) => Poll::Ready(Ok(())),
+                Err(_) => stream.poll_read_ready(cx),
+            },
+            Transport::Tls(stream) => {
+                let (tcp, session) = stream.get_mut();
+                // Complete records are decrypted as they arrive, so all remaining plaintext is in
+                // this reader.
+                match session.reader().fill_buf() {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => tcp.poll_read_ready(cx),
+                    _ => Poll::Ready(Ok(())),
+                }
+            }
+        }
+    }
+
+    /// Writes from two slices, the second only after all of the first. With TLS, also flushes.
+    pub(crate) fn poll_write(&self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
+        let slices = [IoSlice::new(first), IoSlice::new(second)];
+        let slices = if first.is_empty() { &slices[1..] } else { &slices[..] };
+        let capacity = first.len() + second.len();
+        let written = match &mut *self.0.borrow_mut() {
+            Transport::Plain(stream) => ready!(poll_system_call(stream, cx, Interest::WRITABLE, capacity, || {
+                Ok(match slices {
+                    [only] => rustix::net::send(&*stream, only, SendFlags::NOSIGNAL)?,
+                    _ if second.is_empty() => rustix::net::send(&*stream, first, SendFlags::NOSIGNAL)?,
+                    _ => rustix::io::writev(&*stream, slices)?,
+                })
+            }))?,
+            Transport::Tls(stream) => ready!(Pin::new(stream.as_mut()).poll_write_vectored(cx, slices))?,
+        };
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    /// Flushes the TLS buffer; does nothing for plain TCP.
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self.0.borrow_mut() {
+            Transport::Plain(_) => Poll::Ready(Ok(())),
+            Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+        }
+    }
+
+    /// Shuts down the sending side.
+    pub(crate) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self.0.borrow_mut() {
+            Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+        }
+    }
+
+    /// Makes the next close a TCP reset, so that a client cannot mistake a truncated response for a
+    /// complete one.
+    pub(crate) fn reset_on_close(&self) {
+        let cell = self.0.borrow();
+        let tcp = match &*cell {
+            Transport::Plain(stream) => stream,
+            Transport::Tls(stream) => stream.get_ref().0,
+        };
+        // If setting the option fails, the close is an ordinary one. The framing then still shows
+        // the client that bytes are missing.
+        if let Err(error) = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO)) {
+            tracing::debug!(%error, "failed to set SO_LINGER");
+        }
+    }
+}

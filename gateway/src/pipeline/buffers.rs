@@ -1,0 +1,34 @@
+//! The memory that consecutive requests of one connection reuse.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use super::caller_cache::CallerCache;
+use crate::http::message::{Request, Response, StatusCode};
+use crate::record::RequestRecord;
+
+/// Peer address and arrival time of a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) peer: IpAddr,
+    pub(crate) at: Instant,
+}
+
+/// One request with its response and record.
+pub(crate) struct ExchangeBuffers {
+    pub(crate) request: Request,
+    pub(crate) response: Response,
+    pub(crate) record: RequestRecord,
+    pub(super) caller_cache: CallerCache,
+}
+
+impl Default for ExchangeBuffers {
+    fn default() -> Self {
+        ExchangeBuffers {
+            request: Request::default(),
+            response: Response::new(StatusCode::OK),
+            record: RequestRecord::default(),
+            caller_cache: CallerCache::default(),
+        }
+    }
+}

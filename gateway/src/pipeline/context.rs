@@ -1,0 +1,83 @@
+//! The state of one request in the pipeline: every phase is a method of [`RequestContext`].
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::buffers::{Arrival, ExchangeBuffers};
+use super::snapshot::Snapshot;
+use super::worker::WorkerResources;
+use crate::cache::control::CacheControl;
+use crate::cache::policy;
+use crate::cache::stored::CacheMeta;
+use crate::http::fields::KnownField;
+use crate::http::message::{Request, Response};
+use crate::identify::Caller;
+use crate::record::RequestRecord;
+use crate::route::Route;
+
+/// Fields by which a client asks for a part of an object. A shared fetch is for the whole object.
+pub(super) const RANGE_FIELDS: [KnownField; 2] = [KnownField::Range, KnownField::IfRange];
+/// Fields whose meaning depends on the copy that the client holds. A shared fetch removes them.
+pub(super) const CONDITIONS: [KnownField; 2] = [KnownField::IfNoneMatch, KnownField::IfModifiedSince];
+
+/// One request in the pipeline.
+pub(crate) struct RequestContext<'c> {
+    pub(super) worker: &'c Rc<WorkerResources>,
+    pub(super) snapshot: &'c Arc<Snapshot>,
+    pub(super) peer: IpAddr,
+    /// The time of arrival, or of the end of the last wait: the clock is not read in every phase.
+    pub(super) now: Instant,
+    pub(super) caller: &'c Caller,
+    /// `None` where no route matches; `admit` then ends the request.
+    pub(super) route: Option<&'c Route>,
+    pub(crate) request: &'c mut Request,
+    pub(super) response: &'c mut Response,
+    pub(super) record: &'c mut RequestRecord,
+    /// A stored object past its freshness, used when the origin fails.
+    pub(super) stale: Option<shard::CacheHit<CacheMeta>>,
+}
+
+impl<'c> RequestContext<'c> {
+    /// Identifies the caller of the request in `buffers` and finds its route.
+    pub(crate) fn new(
+        worker: &'c Rc<WorkerResources>,
+        snapshot: &'c Arc<Snapshot>,
+        arrival: &Arrival,
+        buffers: &'c mut ExchangeBuffers,
+    ) -> Self {
+        let ExchangeBuffers { request, response, record, caller_cache } = buffers;
+        let (caller, route) = caller_cache.lookup(snapshot, &arrival.peer, request);
+        *record = RequestRecord {
+            trace: Some(caller.trace),
+            client_ip: Some(caller.ip),
+            route: route.map(|route| route.index),
+            ..RequestRecord::default()
+        };
+        let Arrival { peer, at: now } = *arrival;
+        RequestContext { worker, snapshot, peer, now, caller, route, request, response, record, stale: None }
+    }
+
+    /// The route, in the phases after `admit`.
+    pub(super) fn route(&self) -> &'c Route {
+        self.route.expect("`admit` answers requests without a route")
+    }
+
+    /// Reads the clock again after a wait.
+    pub(super) fn update_now(&mut self) {
+        self.now = Instant::now();
+    }
+
+    /// The request's own cache directives, `Pragma` included.
+    pub(super) fn request_directives(&self) -> CacheControl {
+        let mut directives = CacheControl::parse(&self.request.fields);
+        directives.no_cache = policy::demands_validation(&self.request.fields, &directives);
+        directives
+    }
+
+    /// Whether the client has declared that it accepts trailers (RFC 9110 section 6.5.1).
+    pub(super) fn accepts_trailers(&self) -> bool {
+        self.request.fields.members(KnownField::Te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
+    }
+}

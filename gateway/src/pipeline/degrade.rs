@@ -1,0 +1,115 @@
+//! The degrade ladder below a failure: stale response, the route's page, a plain problem document.
+//!
+//! Also the records of requests whose handling did not end: a panic, a failed body, a client that
+//! closed its connection.
+
+use std::sync::LazyLock;
+
+use super::buffers::ExchangeBuffers;
+use super::context::RequestContext;
+use super::respond::{count_response, count_result};
+use super::response_body::ResponseBody;
+use super::snapshot::Snapshot;
+use crate::cache::policy;
+use crate::degrade::ErrorResponder;
+use crate::error::{Error, ErrorKind};
+use crate::event::Event;
+use crate::http::body::BodyError;
+use crate::http::message::Request;
+use crate::metrics::{self, Counters, Label as _};
+use crate::record::{CacheDetail, CacheResult, RequestRecord};
+use crate::{degrade, respond};
+
+static FAILURES: LazyLock<Counters<ErrorKind>> = LazyLock::new(Counters::default);
+
+pub(super) fn expose() {
+    let help = "Requests that neither origin nor cache answered, stale responses included.";
+    metrics::expose_counters("tidegate_failures", help, &FAILURES);
+}
+
+pub(super) fn count_failure(kind: ErrorKind) {
+    FAILURES.inc(kind);
+}
+
+impl RequestContext<'_> {
+    /// Answers a failed request from the ladder.
+    pub(super) fn degrade(&mut self, error: Error) -> ResponseBody<'static> {
+        FAILURES.inc(error.kind());
+        self.record.must_close = matches!(error.kind(), ErrorKind::ClientBody | ErrorKind::Panic);
+        if error.is_degradable()
+            && let Some(body) = self.stale_response()
+        {
+            self.record.degraded = "stale";
+            self.record.detail = CacheDetail::Reason(error.kind().as_str());
+            degrade::write_proxy_status(error.kind(), self.response);
+            return body;
+        }
+        if error.is_degradable() {
+            self.record.degraded = "page";
+        }
+        self.record.cache = CacheResult::Error;
+        self.record.detail = CacheDetail::Reason(error.reason());
+        self.record.refusal = error.refusal();
+        let page = self.route.map(|route| &route.config.degrade);
+        let random = self.snapshot.identity.random_u64();
+        ResponseBody::Bytes(
+            ErrorResponder { config: page, request: &self.request.fields, random }.write(&error, self.response),
+        )
+    }
+
+    /// The stored response, where it may answer for a failing origin (RFC 5861 section 4).
+    pub(super) fn stale_response(&mut self) -> Option<ResponseBody<'static>> {
+        let hit = self.stale.take()?;
+        self.update_now();
+        let object = policy::object(&hit.meta)?;
+        let freshness = object.freshness_at(&hit, self.now);
+        if object.must_validate || freshness.staleness() > object.stale_if_error {
+            return None;
+        }
+        self.record.cache = CacheResult::Stale;
+        self.record.forwarded_status = None;
+        Some(self.response_from(&hit))
+    }
+}
+
+/// Answers a request whose handling panicked.
+pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> ResponseBody<'static> {
+    let ExchangeBuffers { request, response, record, .. } = buffers;
+    *record = RequestRecord { cache: CacheResult::Error, must_close: true, ..client_closed(snapshot, request) };
+    Event::RequestPanicked { route: snapshot.routes.name(record.route) }.emit();
+    FAILURES.inc(ErrorKind::Panic);
+    count_result(record.cache);
+    let random = snapshot.identity.random_u64();
+    ResponseBody::Bytes(
+        ErrorResponder { config: None, request: &request.fields, random }.write(&Error::Panic, response),
+    )
+}
+
+/// Answers a request whose response body failed before a byte of the response was sent.
+pub(crate) fn body_failed(
+    snapshot: &Snapshot,
+    buffers: &mut ExchangeBuffers,
+    error: &BodyError,
+) -> ResponseBody<'static> {
+    let ExchangeBuffers { request, response, record, .. } = buffers;
+    let error = Error::from(error);
+    FAILURES.inc(error.kind());
+    count_result(CacheResult::Error);
+    record.cache = CacheResult::Error;
+    record.detail = CacheDetail::Reason(error.reason());
+    record.degraded = "page";
+    (record.stored, record.freshness, record.forwarded_status) = (false, None, None);
+    let route = snapshot.routes.find(request);
+    let page = route.map(|route| &route.config.degrade);
+    let random = snapshot.identity.random_u64();
+    let body = ErrorResponder { config: page, request: &request.fields, random }.write(&error, response);
+    respond::write_cache_status(record, &mut response.fields);
+    count_response(route, record, response.status);
+    ResponseBody::Bytes(body)
+}
+
+/// The record of a request whose client closed the connection before its response began.
+pub(crate) fn client_closed(snapshot: &Snapshot, request: &Request) -> RequestRecord {
+    let route = snapshot.routes.find(request).map(|route| route.index);
+    RequestRecord { route, ..RequestRecord::default() }
+}

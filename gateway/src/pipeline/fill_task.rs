@@ -1,0 +1,109 @@
+//! The task that moves a body from the upstream to the readers of a shared fetch, and into the
+//! store.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use shard::{CacheKey, Entry, EpochSnapshot, InsertTarget, Region};
+
+use super::forward::UpstreamBody;
+use super::snapshot::Snapshot;
+use super::worker::WorkerResources;
+use crate::cache::extent::Extent;
+use crate::cache::fill::Producer;
+use crate::cache::partial;
+use crate::cache::stored::{CacheMeta, CachedObject};
+use crate::http::body::BodySource;
+
+/// A cache entry whose body is still arriving: its head, key, region and lifetime.
+pub(super) struct PendingEntry {
+    pub(super) object: CachedObject,
+    /// The position of the body in the whole object, if it is a part.
+    pub(super) extent: Option<Extent>,
+    pub(super) keep: Duration,
+    pub(super) since: EpochSnapshot,
+    pub(super) key: CacheKey,
+    pub(super) region: Region,
+}
+
+/// Moves the body of a shared fetch from the upstream to its readers and into the store.
+pub(super) struct FillTask {
+    pub(super) entry: PendingEntry,
+    pub(super) producer: Producer,
+    pub(super) source: UpstreamBody<'static>,
+    pub(super) worker: Rc<WorkerResources>,
+    pub(super) snapshot: Arc<Snapshot>,
+}
+
+impl FillTask {
+    /// Stores the body once it is complete. Ends early when no reader is left.
+    pub(super) async fn run(self) {
+        let FillTask { entry, mut producer, mut source, worker, snapshot } = self;
+        let mut is_kept = true;
+        let mut held = worker.fills.reserve();
+        loop {
+            let wanted = poll_fn(|cx| match producer.poll_ready(cx) {
+                Poll::Ready(true) => source.poll_fill(cx).map(Some),
+                Poll::Ready(false) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
+            match wanted.await {
+                None => return,
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "the body of a shared fetch failed");
+                    return;
+                }
+                Some(Ok(())) => {}
+            }
+            let data = source.data();
+            if data.is_empty() {
+                break;
+            }
+            let fits = || producer.bytes() + data.len() as u64 <= snapshot.cache.object_bytes;
+            if is_kept && !(fits() && held.grow(data.len() as u64, snapshot.cache.inflight_fetch_bytes)) {
+                is_kept = false;
+                held.release();
+                producer.overflow();
+            }
+            let count = data.len();
+            producer.push(data);
+            source.consume(count);
+        }
+        if let Some(body) = producer.body()
+            && entry.extent.is_none_or(|extent| extent.length == body.len() as u64)
+        {
+            entry.store(&worker, &snapshot, body);
+        }
+        producer.complete(source.all_trailers());
+    }
+}
+
+impl PendingEntry {
+    /// Stores `body`, combined with a part that is stored already.
+    pub(super) fn store(self, worker: &WorkerResources, snapshot: &Snapshot, body: Bytes) {
+        let key = self.key.as_key();
+        let (meta, body) = match self.extent {
+            None => (CacheMeta::Object(self.object), body),
+            Some(extent) => {
+                let stored = worker.view.lookup_local(&key);
+                if stored.as_ref().is_some_and(|hit| matches!(hit.meta, CacheMeta::Object(_))) {
+                    // The whole object was stored in the meantime.
+                    return;
+                }
+                let stored = stored.as_ref().and_then(|hit| match &hit.meta {
+                    CacheMeta::Partial(object, extent) => Some((object, *extent, hit.body())),
+                    _ => None,
+                });
+                partial::combine(stored, (self.object, extent, body), snapshot.cache.object_bytes)
+            }
+        };
+        let is_shared = matches!(meta, CacheMeta::Object(_)) && body.len() as u64 <= snapshot.cache.remote_object_bytes;
+        let reach = if is_shared { InsertTarget::LocalAndRemote } else { InsertTarget::Local };
+        let entry = Entry::new(meta, body, self.keep, Instant::now()).with_fill_epoch(self.since);
+        worker.view.insert(&self.region, &key, entry, reach);
+    }
+}

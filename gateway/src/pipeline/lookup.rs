@@ -1,0 +1,363 @@
+//! The lookup phase: local cache, join or lead a shared fetch, remote cache.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use shard::{CacheHit, CacheLayer, KeyBuilder, KeyRef, Region, RemoteLookup, StaleReason};
+
+use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
+use super::fetch::Fetch;
+use super::response_body::ResponseBody;
+use crate::cache::control::CacheControl;
+use crate::cache::fill::{FillLeader, JoinOutcome, JoinResult};
+use crate::cache::policy;
+use crate::cache::stored::{CacheMeta, CachedObject, Freshness};
+use crate::cache::{CachePolicy, key};
+use crate::error::Error;
+use crate::http::body::BodySource;
+use crate::http::fields::KnownField;
+use crate::http::message::{BodyLength, Request, Response, StatusCode};
+use crate::record::{CacheDetail, CacheResult, ForwardReason, RequestRecord};
+use crate::respond;
+
+/// How often a request looks up again after a shared fetch had no response for it. After that it
+/// goes to the origin by itself.
+const ROUNDS: usize = 3;
+
+/// The content of one cache layer for the request: a usable object, a stale one, a part, nothing, or the
+/// mark that the key is uncacheable.
+enum LayerLookup {
+    Usable(CacheHit<CacheMeta>),
+    /// Past its freshness, or the request demands validation.
+    Stale(CacheHit<CacheMeta>, Freshness),
+    /// The reason says whether the URI is stored for other request fields.
+    Miss(ForwardReason),
+    /// A part of the object.
+    Part(CacheHit<CacheMeta>),
+    /// The key is marked as uncacheable.
+    Pass,
+}
+
+impl<'c> RequestContext<'c> {
+    /// Answers a request whose method and route allow a cached response.
+    pub(super) async fn look_up(&mut self, policy: &'c CachePolicy) -> Result<ResponseBody<'static>, Error> {
+        let directives = self.request_directives();
+        let mut builder = self.worker.key_builder.take();
+        let mut round = 0;
+        let lead = loop {
+            let found = self.look_up_local(&mut builder, &directives);
+            if self.snapshot.cache.exposes_key {
+                self.record.key = Some(key::display(&builder.key()));
+            }
+            match found {
+                LayerLookup::Usable(hit) => {
+                    self.record.cache = CacheResult::Hit;
+                    self.record_location(&hit, self.caller.region, &builder.key());
+                    self.worker.key_builder.set(builder);
+                    return Ok(self.response_from(&hit));
+                }
+                LayerLookup::Stale(hit, freshness) => {
+                    if may_revalidate_in_background(&hit, freshness, &directives) {
+                        self.revalidate_in_background(policy, &hit, &builder.key());
+                        self.record.cache = CacheResult::Stale;
+                        return Ok(self.response_from(&hit));
+                    }
+                    let is_fresh = freshness.is_fresh();
+                    self.record.forward = if is_fresh { ForwardReason::Request } else { ForwardReason::Stale };
+                    self.stale = Some(hit);
+                }
+                LayerLookup::Pass => {
+                    self.record.cache = CacheResult::Pass;
+                    self.record.forward = ForwardReason::Miss;
+                    break FillLeader::solo();
+                }
+                LayerLookup::Part(hit) => {
+                    if let Some(body) = self.response_from_part(&hit) {
+                        self.record.cache = CacheResult::Hit;
+                        self.record_location(&hit, self.caller.region, &builder.key());
+                        self.worker.key_builder.set(builder);
+                        return Ok(body);
+                    }
+                    self.record.forward = ForwardReason::Partial;
+                }
+                LayerLookup::Miss(reason) => self.record.forward = reason,
+            }
+            if directives.only_if_cached {
+                return Err(Error::OnlyIfCached);
+            }
+            // A range request of a stored object validates the whole object, then answers the range
+            // from it.
+            if policy::wants_range(self.request) && self.stale.is_none() {
+                break FillLeader::solo();
+            }
+            round += 1;
+            if round > ROUNDS || is_unshareable(self.request, &directives) {
+                break FillLeader::solo();
+            }
+            let mut joiner = match self.worker.fills.join_or_lead(&builder.key()) {
+                JoinResult::Lead(lead) => break lead,
+                JoinResult::Bypass => break FillLeader::solo(),
+                JoinResult::Join(joiner) => joiner,
+            };
+            let wait_timeout = self.route().upstream.config().timeout;
+            match tokio::time::timeout(wait_timeout, joiner.wait()).await {
+                Err(_) => break FillLeader::solo(),
+                Ok(JoinOutcome::Lead(lead)) => break lead,
+                Ok(JoinOutcome::Retry) => self.update_now(),
+                Ok(JoinOutcome::Failed(kind)) => return Err(Error::SharedFetch(kind)),
+                Ok(JoinOutcome::Stream(shared, mut reader)) => {
+                    reader.accept_trailers(self.accepts_trailers());
+                    self.response.clone_from(&shared);
+                    self.record.cache = CacheResult::Collapsed;
+                    return Ok(self.apply_conditions(ResponseBody::Fill(reader)));
+                }
+            }
+        };
+        let lead = match self.look_up_remote(lead, &mut builder, &directives).await {
+            Ok(lead) => lead,
+            Err((hit, region)) => {
+                self.record.cache = CacheResult::Remote;
+                self.record_location(&hit, region, &builder.key());
+                return Ok(self.response_from(&hit));
+            }
+        };
+        let fetch = Fetch::begin(self, policy, builder.key().to_owned());
+        if policy::wants_range(self.request) && self.stale.is_none() {
+            // The range is forwarded as requested: waiting for the whole object could take long.
+            return self.fetch_part(fetch).await;
+        }
+        self.lead(fetch, lead).await
+    }
+
+    /// Looks up the local cache. Leaves in `builder` the key that was found, or that will be
+    /// filled.
+    fn look_up_local(&self, builder: &mut KeyBuilder, directives: &CacheControl) -> LayerLookup {
+        key::write_primary(builder, &self.snapshot.cache, self.request, &self.caller.region);
+        let mut hit = self.worker.view.lookup_local_at(&builder.key(), self.now);
+        let mut reason = ForwardReason::UriMiss;
+        if let Some(CacheMeta::Varies { names, nonce, .. }) = hit.as_ref().map(|hit| &hit.meta) {
+            let key = key::write_variant(builder, names, *nonce, &self.request.fields);
+            hit = self.worker.view.lookup_local_at(&key, self.now);
+            reason = ForwardReason::VaryMiss;
+        }
+        hit.map_or(LayerLookup::Miss(reason), |hit| judge(hit, directives, self.now))
+    }
+
+    /// Looks up the shard of the caller's region, then the fallback regions. `Err` carries a hit
+    /// and its region, after the lead was released.
+    async fn look_up_remote(
+        &mut self,
+        lead: FillLeader,
+        builder: &mut KeyBuilder,
+        directives: &CacheControl,
+    ) -> Result<FillLeader, (CacheHit<CacheMeta>, Region)> {
+        // For a stale local entry, too: another node may have validated the object.
+        if directives.no_cache || self.record.cache == CacheResult::Pass {
+            return Ok(lead);
+        }
+        let region = &self.caller.region;
+        for _ in 0..2 {
+            let found = self.worker.view.lookup_remote(region, &builder.key()).await;
+            self.update_now();
+            let RemoteLookup::Found(hit) = found else { break };
+            if let CacheMeta::Varies { names, nonce, .. } = &hit.meta {
+                key::write_primary(builder, &self.snapshot.cache, self.request, region);
+                key::write_variant(builder, names, *nonce, &self.request.fields);
+                continue;
+            }
+            match judge(hit, directives, self.now) {
+                LayerLookup::Usable(hit) => {
+                    lead.release();
+                    return Err((hit, *region));
+                }
+                LayerLookup::Stale(hit, _) => {
+                    let is_newer = |own: &CacheHit<CacheMeta>| hit.age(self.now) < own.age(self.now);
+                    if self.stale.as_ref().is_none_or(is_newer) {
+                        self.stale = Some(hit);
+                    }
+                }
+                LayerLookup::Miss(_) | LayerLookup::Part(_) | LayerLookup::Pass => {}
+            }
+            break;
+        }
+        for region in self.worker.view.store().fallback_regions(region) {
+            let found = self.look_up_fallback(region, directives).await;
+            self.update_now();
+            if let Some(hit) = found {
+                lead.release();
+                return Err((hit, *region));
+            }
+        }
+        Ok(lead)
+    }
+
+    /// A fresh response to the request that another region has stored.
+    async fn look_up_fallback(&self, region: &Region, directives: &CacheControl) -> Option<CacheHit<CacheMeta>> {
+        let (view, mut builder) = (&self.worker.view, KeyBuilder::new());
+        key::write_primary(&mut builder, &self.snapshot.cache, self.request, region);
+        for _ in 0..2 {
+            let hit = match view.lookup_local(&builder.key()) {
+                Some(hit) => hit,
+                None => match view.lookup_remote(region, &builder.key()).await {
+                    RemoteLookup::Found(hit) => hit,
+                    RemoteLookup::Absent | RemoteLookup::Unavailable(_) | RemoteLookup::NotConfigured => return None,
+                },
+            };
+            if let CacheMeta::Varies { names, nonce, .. } = &hit.meta {
+                key::write_variant(&mut builder, names, *nonce, &self.request.fields);
+                continue;
+            }
+            return match judge(hit, directives, Instant::now()) {
+                LayerLookup::Usable(hit) => Some(hit),
+                LayerLookup::Stale(..) | LayerLookup::Miss(_) | LayerLookup::Part(_) | LayerLookup::Pass => None,
+            };
+        }
+        None
+    }
+
+    /// The response from a stored object.
+    pub(super) fn response_from(&mut self, hit: &CacheHit<CacheMeta>) -> ResponseBody<'static> {
+        let Some(object) = policy::object(&hit.meta) else { return ResponseBody::EMPTY };
+        let freshness = object.freshness_at(hit, self.now);
+        self.record.freshness = Some(freshness);
+        self.response.status = StatusCode::from_u16(object.status).unwrap_or(StatusCode::OK);
+        self.response.fields.copy_from(&object.fields);
+        self.response.length = BodyLength::Known(hit.body().len() as u64);
+        respond::write_age(freshness.age, &mut self.response.fields);
+        if policy::is_not_modified(&self.request.fields, object) && self.response.status == StatusCode::OK {
+            not_modified(self.response);
+            return ResponseBody::EMPTY;
+        }
+        ResponseBody::Bytes(policy::apply_range(self.request, hit.body().clone(), self.response))
+    }
+
+    /// Turns a full response into 304 where the client's own conditions demand it.
+    pub(super) fn apply_conditions(&mut self, body: ResponseBody<'static>) -> ResponseBody<'static> {
+        let has_condition = CONDITIONS.iter().any(|condition| self.request.fields.has(*condition));
+        if !has_condition || self.response.status != StatusCode::OK {
+            return body;
+        }
+        let object = CachedObject { fields: self.response.fields.clone(), status: 200, ..CachedObject::default() };
+        if !policy::is_not_modified(&self.request.fields, &object) {
+            return body;
+        }
+        not_modified(self.response);
+        if let ResponseBody::Fill(_) = &body {
+            // The condition was this client's, the object is for all: a fill continues only while
+            // it has a reader.
+            let mut body = body;
+            tokio::task::spawn_local(async move { drain(&mut body).await });
+        }
+        ResponseBody::EMPTY
+    }
+
+    fn record_location(&mut self, hit: &CacheHit<CacheMeta>, region: Region, key: &KeyRef<'_>) {
+        let layer = match hit.layer() {
+            CacheLayer::L1 => "l1",
+            CacheLayer::L2 => "l2",
+            CacheLayer::Remote => "remote",
+        };
+        let slot = self.worker.view.store().slot(&region, key);
+        self.record.detail = CacheDetail::Location(layer, region, slot);
+    }
+
+    /// Validates a stale object in a task of its own, unless a fetch is under way (RFC 5861 section
+    /// 3).
+    fn revalidate_in_background(&self, policy: &'c CachePolicy, hit: &CacheHit<CacheMeta>, key: &KeyRef<'_>) {
+        let Some(lead) = self.worker.fills.try_lead(key) else { return };
+        // A validation that ended between our lookup and this point may have stored its response.
+        let now = Instant::now();
+        if self.worker.view.lookup_local_at(key, now).is_some_and(|stored| stored.age(now) < hit.age(now)) {
+            return lead.release();
+        }
+        let (worker, snapshot, caller) = (Rc::clone(self.worker), Arc::clone(self.snapshot), self.caller.clone());
+        let (name, policy) = (Arc::clone(&self.route().config.name), policy.clone());
+        let (mut request, stale, peer, key) = (self.request.clone(), hit.clone(), self.peer, key.to_owned());
+        // The client's own demands do not apply to the shared copy.
+        request.fields.remove(KnownField::CacheControl);
+        request.fields.remove(KnownField::Pragma);
+        RANGE_FIELDS.into_iter().for_each(|known| request.fields.remove(known));
+        request.method = http::Method::GET;
+        tokio::task::spawn_local(async move {
+            let route = snapshot.routes.iter().find(|route| route.config.name == name);
+            let (mut response, mut record) = (Response::new(StatusCode::OK), RequestRecord::default());
+            let mut context = RequestContext {
+                worker: &worker,
+                snapshot: &snapshot,
+                peer,
+                now: Instant::now(),
+                caller: &caller,
+                route,
+                request: &mut request,
+                response: &mut response,
+                record: &mut record,
+                stale: Some(stale),
+            };
+            let fetch = Fetch::begin(&context, &policy, key);
+            match context.lead(fetch, lead).await {
+                Ok(mut body) => drain(&mut body).await,
+                Err(error) => tracing::debug!(%error, "background validation failed"),
+            }
+        });
+    }
+}
+
+/// Reads a body that no client reads, so that its fill completes.
+async fn drain(body: &mut ResponseBody<'static>) {
+    while let Ok(()) = poll_fn(|cx| body.poll_fill(cx)).await {
+        let count = body.data().len();
+        if count == 0 {
+            return;
+        }
+        body.consume(count);
+    }
+}
+
+fn judge(hit: CacheHit<CacheMeta>, directives: &CacheControl, now: Instant) -> LayerLookup {
+    let object = match &hit.meta {
+        CacheMeta::Object(object) | CacheMeta::Partial(object, _) => object,
+        CacheMeta::HitForMiss => return LayerLookup::Pass,
+        CacheMeta::Varies { .. } => return LayerLookup::Miss(ForwardReason::UriMiss),
+    };
+    let freshness = object.freshness_at(&hit, now);
+    let is_stale_enough = directives.max_stale.is_some_and(|limit| freshness.staleness() <= limit);
+    let accepts_stale = is_stale_enough && !object.forbids_stale && !is_unsubscribed(&hit);
+    let is_usable = policy::is_usable(object, freshness, directives) || (accepts_stale && !object.must_validate);
+    let is_part = matches!(hit.meta, CacheMeta::Partial(..));
+    match (is_usable && !directives.no_cache, is_part) {
+        (true, false) => LayerLookup::Usable(hit),
+        (false, false) => LayerLookup::Stale(hit, freshness),
+        (true, true) => LayerLookup::Part(hit),
+        (false, true) => LayerLookup::Miss(ForwardReason::Stale),
+    }
+}
+
+fn may_revalidate_in_background(hit: &CacheHit<CacheMeta>, freshness: Freshness, directives: &CacheControl) -> bool {
+    let Some(object) = policy::object(&hit.meta) else { return false };
+    let has_demands = directives.no_cache || directives.max_age.is_some() || directives.min_fresh.is_some();
+    let is_within_window = freshness.staleness() < object.stale_while_revalidate;
+    !has_demands && !object.must_validate && !is_unsubscribed(hit) && is_within_window
+}
+
+/// Whether this node has no subscription to the entry's shard and may have missed its invalidation.
+fn is_unsubscribed(hit: &CacheHit<CacheMeta>) -> bool {
+    hit.stale_reason(Instant::now()) == Some(StaleReason::SubscriptionGap)
+}
+
+/// Requests whose own fields forbid sharing their response: they neither lead nor wait.
+fn is_unshareable(request: &Request, directives: &CacheControl) -> bool {
+    directives.no_store || request.fields.has(KnownField::Authorization) || request.method != http::Method::GET
+}
+
+/// Makes a full response a 304, without the fields of its content (RFC 9110 section 15.4.5).
+fn not_modified(response: &mut Response) {
+    response.status = StatusCode::NOT_MODIFIED;
+    response.length = BodyLength::Empty;
+    for content in
+        [KnownField::ContentType, KnownField::ContentEncoding, KnownField::ContentLanguage, KnownField::ContentRange]
+    {
+        response.fields.remove(content);
+    }
+}

@@ -1,0 +1,50 @@
+//! The respond phase: fields and counters of every response.
+
+use std::sync::LazyLock;
+
+use http::StatusCode;
+
+use super::context::RequestContext;
+use crate::metrics::{self, Counters};
+use crate::record::{CacheResult, RequestRecord};
+use crate::route::{Route, StatusClass};
+use crate::{hop, respond};
+
+static CACHE_RESULTS: LazyLock<Counters<CacheResult>> = LazyLock::new(Counters::default);
+
+pub(super) fn expose() {
+    metrics::expose_counters("tidegate_cache_results", "How the cache took part in requests.", &CACHE_RESULTS);
+}
+
+pub(super) fn count_result(result: CacheResult) {
+    CACHE_RESULTS.inc(result);
+}
+
+/// Counts a response of `status`, by route where one matched.
+pub(super) fn count_response(route: Option<&Route>, record: &RequestRecord, status: StatusCode) {
+    let Some(route) = route else { return };
+    route.counters.responses.inc(StatusClass::of(status));
+    if !record.degraded.is_empty() {
+        route.counters.degraded.inc();
+    }
+}
+
+impl RequestContext<'_> {
+    /// Adds the gateway's own fields to the response and counts it. Every response passes here
+    /// once.
+    pub(super) fn respond(&mut self) {
+        let (record, fields) = (&*self.record, &mut self.response.fields);
+        count_result(record.cache);
+        respond::write_cache_status(record, fields);
+        self.snapshot.limits.write(&record.verdict, fields);
+        if self.snapshot.cache.strip_targeted {
+            for name in &self.snapshot.cache.targeted {
+                fields.retain(|field| !field.name.eq_ignore_ascii_case(name.as_bytes()));
+            }
+        }
+        if record.cache != CacheResult::Error {
+            hop::add_via(fields, self.request.version);
+        }
+        count_response(self.route, record, self.response.status);
+    }
+}

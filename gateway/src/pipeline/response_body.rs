@@ -1,0 +1,107 @@
+//! The body of a response to a client, whatever its source.
+
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+
+use super::forward::UpstreamBody;
+use super::prebuilt_429::Prebuilt429;
+use super::store_post::StorePostResponse;
+use crate::cache::fill::FillReader;
+use crate::http::body::{BodyError, BodySource};
+use crate::http::fields::Fields;
+use crate::http::h1::SerializedResponse;
+use crate::http::message::Response;
+use crate::upstream::Tunnel;
+
+/// The source of a response's bytes.
+pub(crate) enum ResponseBody<'b> {
+    Bytes(Bytes),
+    Upstream(UpstreamBody<'b>),
+    Fill(FillReader),
+    StorePost(Box<StorePostResponse<'b>>),
+    /// A whole response, head included.
+    Prebuilt(Rc<Prebuilt429>),
+}
+
+impl ResponseBody<'_> {
+    pub(crate) const EMPTY: ResponseBody<'static> = ResponseBody::Bytes(Bytes::new());
+
+    /// The upstream's connection, after the upstream has switched protocols.
+    pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
+        match self {
+            ResponseBody::Upstream(body) => body.into_tunnel(),
+            ResponseBody::Bytes(_) | ResponseBody::Fill(_) | ResponseBody::StorePost(_) | ResponseBody::Prebuilt(_) => {
+                None
+            }
+        }
+    }
+
+    /// Copies the head of a prebuilt response into `response`.
+    pub(crate) fn unpack_head(&mut self, response: &mut Response) {
+        if let ResponseBody::Prebuilt(prebuilt) = self {
+            let Prebuilt429 { response: own, page, .. } = &**prebuilt;
+            response.status = own.status;
+            response.fields.copy_from(&own.fields);
+            response.length = own.length;
+            *self = ResponseBody::Bytes(page.clone());
+        }
+    }
+
+    /// Head and body as HTTP/1.1 bytes, where they are prebuilt.
+    pub(crate) fn serialized(&self) -> Option<&SerializedResponse> {
+        match self {
+            ResponseBody::Prebuilt(prebuilt) => Some(&prebuilt.serialized),
+            _ => None,
+        }
+    }
+}
+
+impl BodySource for ResponseBody<'_> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        match self {
+            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(_) => Poll::Ready(Ok(())),
+            ResponseBody::Upstream(body) => body.poll_fill(cx),
+            ResponseBody::Fill(reader) => reader.poll_fill(cx),
+            ResponseBody::StorePost(body) => body.poll_fill(cx),
+        }
+    }
+
+    fn data(&self) -> &[u8] {
+        match self {
+            ResponseBody::Bytes(bytes) => bytes,
+            // `unpack_head` turns it into `Bytes` before its body is read.
+            ResponseBody::Prebuilt(_) => &[],
+            ResponseBody::Upstream(body) => body.data(),
+            ResponseBody::Fill(reader) => reader.data(),
+            ResponseBody::StorePost(body) => body.data(),
+        }
+    }
+
+    fn complete_body(&self) -> Option<&[u8]> {
+        match self {
+            ResponseBody::Bytes(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        match self {
+            ResponseBody::Bytes(bytes) => bytes.advance(count),
+            ResponseBody::Prebuilt(_) => {}
+            ResponseBody::Upstream(body) => body.consume(count),
+            ResponseBody::Fill(reader) => reader.consume(count),
+            ResponseBody::StorePost(body) => body.consume(count),
+        }
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        match self {
+            ResponseBody::Upstream(body) => body.trailers(),
+            ResponseBody::Fill(reader) => reader.trailers(),
+            ResponseBody::StorePost(body) => body.trailers(),
+            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(_) => None,
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! The runtime built from one configuration: shared by all threads, replaced as a whole by a
+//! reload.
+//!
+//! A request uses one snapshot from its head to its end. State that outlives a reload (breakers,
+//! limits, stores, counters) is carried over into the next snapshot.
+
+use limiter::Limiter;
+
+use crate::cache::CacheConfig;
+use crate::http::limits::HttpLimits;
+use crate::identify::CallerIdentifier;
+use crate::limit::LimitHeaders;
+use crate::route::Routes;
+
+/// The built configuration.
+pub(crate) struct Snapshot {
+    pub(crate) identity: CallerIdentifier,
+    pub(crate) routes: Routes,
+    pub(crate) limiter: Limiter,
+    pub(crate) limits: LimitHeaders,
+    pub(crate) cache: CacheConfig,
+    pub(crate) http: HttpLimits,
+}

@@ -1,0 +1,99 @@
+//! Requests with unsafe methods: forward, invalidate what they change (RFC 9111 section 4.4), store
+//! the response to POST where it is that of GET.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use shard::KeyBuilder;
+
+use super::context::RequestContext;
+use super::fetch::Fetch;
+use super::forward::UpstreamBody;
+use super::response_body::ResponseBody;
+use super::store_post::StorePostResponse;
+use crate::cache::{key, policy, tags};
+use crate::error::Error;
+use crate::http::fields::KnownField;
+use crate::http::message::{BodyLength, Request};
+use crate::http::request_body::RequestBody;
+
+impl<'c> RequestContext<'c> {
+    /// Forwards the request and invalidates. A route for other methods may have stored the target,
+    /// so this applies to routes that do not cache, too.
+    pub(super) async fn unsafe_method<'b>(&mut self, body: RequestBody<'b>) -> Result<ResponseBody<'b>, Error> {
+        let fetch = self.fetch_for_post();
+        let body = self.forward(None, body).await?;
+        Ok(self.after_unsafe_method(fetch, body))
+    }
+
+    /// The fetch under which the response to POST may be stored. UpstreamCall it before the request is
+    /// forwarded.
+    fn fetch_for_post(&self) -> Option<Fetch<'c>> {
+        let policy = self.route().config.cache.as_ref().filter(|_| self.request.method == Method::POST)?;
+        let mut builder = KeyBuilder::new();
+        key::write_primary(&mut builder, &self.snapshot.cache, self.request, &self.caller.region);
+        Some(Fetch::begin(self, policy, builder.key().to_owned()))
+    }
+
+    /// Invalidates, then stores the response where it is the new state of the target. If the target
+    /// was invalidated during the request, the order of the two changes is unknown and nothing is
+    /// stored.
+    fn after_unsafe_method<'b>(&mut self, fetch: Option<Fetch<'c>>, body: UpstreamBody<'b>) -> ResponseBody<'b> {
+        let view = &self.worker.view;
+        let tags = [tags::url_tag(&self.snapshot.cache, self.request)];
+        let fetch = fetch.filter(|fetch| view.is_unchanged_since(&fetch.key.as_key(), &tags, fetch.since));
+        self.invalidate();
+        let Some(mut fetch) = fetch.filter(|_| policy::is_storable_post_response(self.request, self.response)) else {
+            return ResponseBody::Upstream(body);
+        };
+        // The request's own invalidation does not apply to its response.
+        fetch.since = view.epoch_snapshot();
+        let Ok(plan) = self.store_plan(&fetch) else { return ResponseBody::Upstream(body) };
+        self.record.stored = true;
+        let entry = fetch.pending_entry(self.caller.region, plan, None);
+        if matches!(self.response.length, BodyLength::Empty | BodyLength::Known(0)) {
+            entry.store(self.worker, self.snapshot, Bytes::new());
+            return ResponseBody::Upstream(body);
+        }
+        ResponseBody::StorePost(Box::new(StorePostResponse {
+            source: body,
+            length: self.response.length,
+            body: BytesMut::new(),
+            held: self.worker.fills.reserve(),
+            entry: Some(entry),
+            worker: Rc::clone(self.worker),
+            snapshot: Arc::clone(self.snapshot),
+        }))
+    }
+
+    /// After a successful response: invalidates the target, and the URIs of the same origin that
+    /// `Location` and `Content-Location` name (RFC 9111 section 4.4), in every region that is
+    /// configured or that something is stored for.
+    fn invalidate(&self) {
+        if !(self.response.status.is_success() || self.response.status.is_redirection()) {
+            return;
+        }
+        let mut changed = self.request.clone();
+        self.remove(&changed);
+        for name in [KnownField::Location, KnownField::ContentLocation] {
+            let uri = self.response.fields.get(name).and_then(|uri| std::str::from_utf8(uri).ok());
+            if let Some(target) = uri.and_then(|uri| key::resolve_same_origin(uri, self.request)) {
+                changed.set_target(&target);
+                self.remove(&changed);
+            }
+        }
+    }
+
+    fn remove(&self, request: &Request) {
+        let mut builder = KeyBuilder::new();
+        let view = &self.worker.view;
+        let mut regions = view.store().regions();
+        regions.insert(self.caller.region);
+        for region in regions {
+            key::write_primary(&mut builder, &self.snapshot.cache, request, &region);
+            view.remove(&region, &builder.key());
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The facts of one request, from which its access log line, metrics and `Cache-Status` are written.
+//!
+//! Each phase of the pipeline fills in its own fields. Nothing here is read by a decision.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use limiter::{Admission, Verdict};
+use shard::{Region, Slot};
+
+use crate::cache::stored::Freshness;
+use crate::http::h1::RequestRefusal;
+use crate::identify::Trace;
+use crate::label;
+
+label! {
+    /// How the cache took part in a request.
+    pub(crate) CacheResult, "cache", {
+        Bypass = "bypass",
+        Hit = "hit",
+        Miss = "miss",
+        Stale = "stale",
+        Revalidated = "revalidated",
+        Collapsed = "collapsed",
+        Remote = "remote",
+        Pass = "pass",
+        Error = "error",
+    }
+}
+
+/// Why a request was forwarded to the origin (RFC 9211 section 2.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum ForwardReason {
+    /// The route does not cache.
+    #[default]
+    Bypass,
+    /// The cache does not answer this method.
+    Method,
+    UriMiss,
+    /// A response is stored for the URI, but not for these request fields.
+    VaryMiss,
+    /// The key is marked as uncacheable.
+    Miss,
+    /// The stored response is fresh, but the request demands validation or a newer response.
+    Request,
+    Stale,
+    /// A part is stored, but not the requested one.
+    Partial,
+}
+
+impl ForwardReason {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            ForwardReason::Bypass => "bypass",
+            ForwardReason::Method => "method",
+            ForwardReason::UriMiss => "uri-miss",
+            ForwardReason::VaryMiss => "vary-miss",
+            ForwardReason::Miss => "miss",
+            ForwardReason::Request => "request",
+            ForwardReason::Stale => "stale",
+            ForwardReason::Partial => "partial",
+        }
+    }
+}
+
+/// The `detail` parameter of `Cache-Status` (RFC 9211 section 2.8).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum CacheDetail {
+    #[default]
+    None,
+    Reason(&'static str),
+    /// Cache layer, region and slot of a stored response.
+    Location(&'static str, Region, Slot),
+}
+
+/// The facts of one request that log, metrics and `Cache-Status` report.
+#[derive(Debug)]
+pub(crate) struct RequestRecord {
+    /// Index of the route in the snapshot.
+    pub(crate) route: Option<usize>,
+    pub(crate) cache: CacheResult,
+    pub(crate) forward: ForwardReason,
+    /// The location of a stored response, or the reason why a response was not stored.
+    pub(crate) detail: CacheDetail,
+    /// The cache key, where `cache.status_key` exposes it.
+    pub(crate) key: Option<String>,
+    pub(crate) freshness: Option<Freshness>,
+    /// Status of the origin's response.
+    pub(crate) forwarded_status: Option<u16>,
+    pub(crate) stored: bool,
+    /// The decision of the route's limits.
+    pub(crate) verdict: Verdict,
+    /// Why the request was refused as malformed or oversize.
+    pub(crate) refusal: Option<RequestRefusal>,
+    /// The rung of the degrade ladder that answered; empty where none did.
+    pub(crate) degraded: &'static str,
+    /// The endpoint that was called.
+    pub(crate) upstream: Option<Arc<str>>,
+    pub(crate) trace: Option<Trace>,
+    pub(crate) client_ip: Option<IpAddr>,
+    /// The request body failed, so the bytes that follow it on the connection are unusable.
+    pub(crate) must_close: bool,
+}
+
+impl Default for RequestRecord {
+    fn default() -> Self {
+        RequestRecord {
+            route: None,
+            cache: CacheResult::Bypass,
+            forward: ForwardReason::Bypass,
+            detail: CacheDetail::None,
+            key: None,
+            freshness: None,
+            forwarded_status: None,
+            stored: false,
+            verdict: Verdict::Allowed(Admission::default()),
+            refusal: None,
+            degraded: "",
+            upstream: None,
+            trace: None,
+            client_ip: None,
+            must_close: false,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Metrics and access log of requests: what is in flight, what was aborted, one line per request.
+
+use std::net::IpAddr;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use limiter::Verdict;
+
+use super::worker_context::WorkerContext;
+use crate::http::h1::RequestRefusal;
+use crate::http::message::{Method, Request, Response, StatusCode};
+use crate::label;
+use crate::log::AccessLogEntry;
+use crate::metrics::{self, Counter, Counters, Histogram, Label};
+use crate::pipeline::{self, ExchangeBuffers, Snapshot};
+use crate::record::{CacheResult, RequestRecord};
+
+impl Label for RequestRefusal {
+    const NAME: &'static str = "reason";
+    const ALL: &'static [Self] = RequestRefusal::ALL;
+    fn index(self) -> usize {
+        self as usize
+    }
+    fn as_str(self) -> &'static str {
+        self.reason()
+    }
+}
+
+label! {
+    /// Why a response was not completed.
+    pub(super) AbortReason, "reason", {
+        ClientClosed = "client_closed",
+        WriteFailed = "write_failed",
+        BodyFailed = "body_failed",
+        Panic = "panic",
+    }
+}
+
+static REFUSALS: LazyLock<Counters<RequestRefusal>> = LazyLock::new(Counters::default);
+static ABORTS: LazyLock<Counters<AbortReason>> = LazyLock::new(Counters::default);
+static UPGRADES: LazyLock<Counter> = LazyLock::new(Counter::default);
+static BEGUN: LazyLock<Counter> = LazyLock::new(Counter::default);
+static DURATION: LazyLock<Arc<Histogram>> = LazyLock::new(Arc::default);
+
+/// Registers the metrics of this module.
+pub(crate) fn expose() {
+    metrics::expose_counters("tidegate_requests_refused", "Malformed or oversize requests.", &REFUSALS);
+    metrics::expose_counters("tidegate_responses_aborted", "Responses that were not completed.", &ABORTS);
+    metrics::expose_counter_with("tidegate_requests", "Requests whose head was read.", |emit| emit(&[], BEGUN.get()));
+    metrics::expose_counter_with("tidegate_upgrades", "Connections that switched protocols.", |emit| {
+        emit(&[], UPGRADES.get());
+    });
+    metrics::expose_gauge_with("tidegate_requests_in_flight", "Requests being answered.", |emit| {
+        emit(&[], requests_in_flight() as f64);
+    });
+    let help = "From a request's head to the last byte of its response.";
+    metrics::expose_histogram("http_server_request_duration_seconds", help, Arc::clone(&DURATION));
+}
+
+/// Requests being answered by this process.
+pub(crate) fn requests_in_flight() -> u64 {
+    // The two counters are not read at one moment; a request that ends in between must not show as
+    // an overflow.
+    let ended = DURATION.count();
+    BEGUN.get().saturating_sub(ended)
+}
+
+pub(super) fn count_abort(reason: AbortReason) {
+    ABORTS.inc(reason);
+}
+
+pub(super) fn count_upgrade() {
+    UPGRADES.inc();
+}
+
+/// Counts one request as in flight until it ends.
+pub(super) struct InFlightRequest {
+    began: Instant,
+    is_ended: bool,
+}
+
+impl InFlightRequest {
+    pub(super) fn begin(began: Instant) -> Self {
+        BEGUN.inc();
+        InFlightRequest { began, is_ended: false }
+    }
+
+    /// Ends the request and returns its duration.
+    pub(super) fn end(mut self) -> Duration {
+        self.observe()
+    }
+
+    fn observe(&mut self) -> Duration {
+        if std::mem::replace(&mut self.is_ended, true) {
+            return Duration::ZERO;
+        }
+        let duration = self.began.elapsed();
+        DURATION.observe(duration);
+        duration
+    }
+}
+
+impl Drop for InFlightRequest {
+    fn drop(&mut self) {
+        self.observe();
+    }
+}
+
+/// A request that has ended, with its response.
+pub(super) struct CompletedExchange<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) peer: IpAddr,
+    pub(super) buffers: &'a ExchangeBuffers,
+    /// Bytes of the response body that were sent.
+    pub(super) bytes: u64,
+    pub(super) duration: Duration,
+}
+
+impl CompletedExchange<'_> {
+    /// Counts a refusal and writes the request's access log line.
+    pub(super) fn report(&self, context: &WorkerContext) {
+        let ExchangeBuffers { request, response, record, .. } = self.buffers;
+        if let Some(refusal) = record.refusal {
+            REFUSALS.inc(refusal);
+            tracing::debug!(reason = refusal.reason(), "request refused");
+        }
+        if !context.worker.log.is_open() {
+            return;
+        }
+        let trace = record.trace.map(|trace| trace.to_string()).unwrap_or_default();
+        context.worker.log.record(&AccessLogEntry {
+            method: &request.method,
+            scheme: request.scheme,
+            authority: &request.authority,
+            path_and_query: &request.target,
+            version: request.version,
+            status: response.status,
+            bytes: self.bytes,
+            duration: self.duration,
+            client: record.client_ip.unwrap_or(self.peer),
+            route: self.snapshot.routes.name(record.route),
+            cache: record.cache.as_str(),
+            degraded: record.degraded,
+            limit: match &record.verdict {
+                Verdict::Allowed(_) => "",
+                Verdict::Denied(denial) => self.snapshot.limits.name(denial.limit_status.rule),
+            },
+            refused: record.refusal.map(RequestRefusal::reason).unwrap_or_default(),
+            upstream: record.upstream.as_deref().unwrap_or_default(),
+            trace_id: &trace,
+        });
+    }
+}
+
+/// Makes `request` and the record those of a refused request. None of its fields are trustworthy,
+/// so the log shows dashes, as is customary.
+pub(super) fn refused(refusal: RequestRefusal, request: &mut Request) -> RequestRecord {
+    request.clear();
+    request.method = Method::from_bytes(b"-").unwrap_or_default();
+    request.set_target("-");
+    RequestRecord { refusal: Some(refusal), cache: CacheResult::Error, must_close: true, ..RequestRecord::default() }
+}
+
+/// Reports a request whose client closed the connection before its response began.
+pub(super) fn report_client_closed(
+    context: &WorkerContext,
+    snapshot: &Snapshot,
+    (peer, buffers): (IpAddr, &mut ExchangeBuffers),
+    duration: Duration,
+) {
+    ABORTS.inc(AbortReason::ClientClosed);
+    // nginx's status for this case, 499, has no registered name.
+    buffers.response = Response::new(StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST));
+    buffers.record = pipeline::client_closed(snapshot, &buffers.request);
+    CompletedExchange { snapshot, peer, buffers, bytes: 0, duration }.report(context);
+}

@@ -1,0 +1,59 @@
+//! State that the control thread and the workers share, and the stages of a shutdown.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use shard::{Bus, Store};
+
+use crate::accept::ConnectionTable;
+use crate::admin::AdminConfig;
+use crate::cache::fill::FillTable;
+use crate::cache::stored::CacheMeta;
+use crate::config::Config;
+use crate::log::AccessLog;
+use crate::pipeline::Snapshot;
+use crate::tls::TlsTerminator;
+
+/// Timeout for the acknowledgements of the other nodes of a fleet.
+pub(super) const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interval at which a draining thread checks its remaining connections.
+pub(super) const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Stages of a shutdown, sent from the control thread to the workers. They only move forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum LifecycleStage {
+    Serving,
+    /// Accept no more connections and finish the current requests.
+    Draining,
+    /// Close the remaining connections.
+    Terminating,
+}
+
+/// State shared by all threads.
+pub(super) struct SharedState {
+    pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
+    pub(super) config: ArcSwap<Config>,
+    pub(super) store: Arc<Store<CacheMeta>>,
+    pub(super) bus: Arc<Bus<CacheMeta>>,
+    pub(super) fills: Arc<FillTable>,
+    pub(super) connections: Arc<ConnectionTable>,
+    pub(super) log: Arc<AccessLog>,
+    /// By listener; `None` without TLS.
+    pub(super) tls_terminators: Vec<Option<Arc<TlsTerminator>>>,
+    pub(super) started_at: Instant,
+    /// Identifies this process among the gateways of a fleet, for the shares of cluster limits.
+    pub(super) lease_node: u64,
+}
+
+/// The admin configuration, which a reload may change.
+pub(super) type SharedAdminConfig = Arc<ArcSwap<AdminConfig>>;
+
+/// The source of the configuration, for reloads.
+#[derive(Clone, Debug)]
+pub enum ConfigSource {
+    File(PathBuf),
+    /// Built from command-line arguments: reloads do not apply.
+    Arguments,
+}

@@ -1,0 +1,127 @@
+//! The log of recent denials: a fixed number of slots, read by explanations of a caller's limits.
+//!
+//! It neither grows nor locks, and it is not exact: a later denial of another subject may take the
+//! slot. Invariant: the words read from a slot belong together. A slot is four words written
+//! without a lock. The first word is the subject's key mixed with the other three, so a slot that
+//! two threads wrote at once matches no subject.
+
+use std::time::Duration;
+
+use super::subject::Subject;
+use crate::clock::{self, MonotonicTime};
+use crate::sync::{AtomicU64, Ordering};
+
+/// In 128 KB. Explanations are requested within minutes of a denial.
+const SLOTS: usize = 4_096;
+/// Distinguishes a user from a device with the same hash.
+const USER_TAG: u64 = 0x7573_6572_7573_6572;
+
+/// A denial as the client received it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastDenial {
+    pub at: MonotonicTime,
+    /// The wait that the response gave.
+    pub retry_after: Duration,
+}
+
+#[derive(Debug)]
+pub(super) struct DenialLog(Box<[DenialSlot; SLOTS]>);
+
+#[derive(Debug, Default)]
+struct DenialSlot {
+    checksum: AtomicU64,
+    salt: AtomicU64,
+    at: AtomicU64,
+    wait: AtomicU64,
+}
+
+impl Default for DenialLog {
+    fn default() -> DenialLog {
+        let slots: Vec<DenialSlot> = std::iter::repeat_with(DenialSlot::default).take(SLOTS).collect();
+        DenialLog(slots.try_into().expect("as many as were taken"))
+    }
+}
+
+impl DenialLog {
+    /// Records a denial by the rule with this salt, for the device and for the user if there is
+    /// one.
+    pub(super) fn record(&self, subject: &Subject<'_>, salt: u64, denial: LastDenial) {
+        let words = [salt, denial.at.nanos(), clock::nanos(denial.retry_after)];
+        self.write(device_key(subject), words);
+        if let Some(user) = user_key(subject) {
+            self.write(user, words);
+        }
+    }
+
+    fn write(&self, key: u64, words: [u64; 3]) {
+        let slot = self.slot(key);
+        let [salt, at, wait] = words;
+        slot.checksum.store(checksum_of(key, words), Ordering::Relaxed);
+        slot.salt.store(salt, Ordering::Relaxed);
+        slot.at.store(at, Ordering::Relaxed);
+        slot.wait.store(wait, Ordering::Relaxed);
+    }
+
+    /// The later of the last denials of this device and this user, if it was by the rule with this
+    /// salt.
+    pub(super) fn last(&self, subject: &Subject<'_>, salt: u64) -> Option<LastDenial> {
+        let read = |key| {
+            let slot = self.slot(key);
+            let [by, at, wait] = [&slot.salt, &slot.at, &slot.wait].map(|word| word.load(Ordering::Relaxed));
+            let is_whole = slot.checksum.load(Ordering::Relaxed) == checksum_of(key, [by, at, wait]);
+            (by != 0 && is_whole).then_some((at, by, wait))
+        };
+        let keys = [Some(device_key(subject)), user_key(subject)];
+        let (at, by, wait) = keys.into_iter().flatten().filter_map(read).max()?;
+        let denial = LastDenial { at: MonotonicTime::from_nanos(at), retry_after: Duration::from_nanos(wait) };
+        (by == salt).then_some(denial)
+    }
+
+    fn slot(&self, key: u64) -> &DenialSlot {
+        // The caller chose the hash, so its bits are mixed once more.
+        let spread = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        &self.0[(spread >> (u64::BITS - SLOTS.ilog2())) as usize]
+    }
+}
+
+fn device_key(subject: &Subject<'_>) -> u64 {
+    subject.device.0
+}
+
+fn user_key(subject: &Subject<'_>) -> Option<u64> {
+    subject.user.map(|user| user.0 ^ USER_TAG)
+}
+
+fn checksum_of(key: u64, [salt, at, wait]: [u64; 3]) -> u64 {
+    key ^ salt ^ at.rotate_left(21) ^ wait.rotate_left(42)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quota::KeyHash;
+    use crate::rules::UserClass;
+
+    fn subject(device: u64, user: Option<u64>) -> Subject<'static> {
+        Subject { device: KeyHash(device), user: user.map(KeyHash), class: UserClass(0), keys: &[] }
+    }
+
+    fn denial(nanos: u64, retry_after: Duration) -> LastDenial {
+        LastDenial { at: MonotonicTime::from_nanos(nanos), retry_after }
+    }
+
+    #[test]
+    fn records_the_last_denial_of_device_and_user() {
+        let denial_log = DenialLog::default();
+        assert_eq!(denial_log.last(&subject(0, None), 0), None, "an empty slot matches no subject");
+        let first = denial(5, Duration::from_secs(1));
+        denial_log.record(&subject(1, Some(2)), 7, first);
+        assert_eq!(denial_log.last(&subject(1, None), 7), Some(first));
+        assert_eq!(denial_log.last(&subject(9, Some(2)), 7), Some(first), "the user, from another device");
+        assert_eq!(denial_log.last(&subject(1, None), 8), None, "another rule");
+        assert_eq!(denial_log.last(&subject(2, None), 7), None, "a device whose hash equals the user's");
+        denial_log.record(&subject(1, None), 8, denial(6, Duration::MAX));
+        assert_eq!(denial_log.last(&subject(1, None), 7), None, "a later denial replaced it");
+        assert!(denial_log.last(&subject(1, None), 8).is_some());
+    }
+}

@@ -1,0 +1,232 @@
+//! Starts each peer: its command line, and its configuration from a template in peers/.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{env, fs};
+
+use crate::client::CheckConnection;
+use crate::error::{LoadtestError, Result};
+use crate::peer::Peer;
+use crate::process::{ChildProcess, ScratchDirectory};
+use crate::tools::{SERVER_CORE, Tool, Tools};
+use crate::workload::{ResponseSource, Workload};
+
+const NGINX: &str = include_str!("../peers/nginx.conf");
+const HAPROXY: &str = include_str!("../peers/haproxy.cfg");
+const VARNISH: &str = include_str!("../peers/varnish.vcl");
+const VARNISH_DENIED: &str = include_str!("../peers/varnish-denied.vcl");
+const TIDEGATE: &str = include_str!("../peers/tidegate.toml");
+
+/// Records of the shared memory log that Varnish would write for a request of these workloads. They
+/// are masked because the other peers run without access log; they take a quarter of Varnish's CPU
+/// time on a hit.
+const VARNISH_LOG: &str = "-ReqStart,-ReqMethod,-ReqURL,-ReqProtocol,-ReqHeader,-ReqUnset,-RespProtocol,-RespStatus,\
+    -RespReason,-RespHeader,-RespUnset,-BereqMethod,-BereqURL,-BereqProtocol,-BereqHeader,-BereqUnset,-BerespProtocol,\
+    -BerespStatus,-BerespReason,-BerespHeader,-BerespUnset,-Timestamp,-VCL_call,-VCL_return,-VCL_use,-Begin,-End,-Link,-Hit,\
+    -HitMiss,-HitPass,-ReqAcct,-BereqAcct,-TTL,-Storage,-Fetch_Body,-Length,-Filters,-BackendOpen,-BackendClose";
+/// Varnish threads in addition to those that connections need.
+const VARNISH_SPARE_THREADS: usize = 100;
+
+/// Idle upstream connections of nginx; raised to the number of connections of the load.
+const KEEPALIVE_MIN: usize = 64;
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// A target that no peer caches, limits or rejects.
+const READY_TARGET: &str = "/pass/ready";
+
+/// Starts the peers of one workload.
+pub(crate) struct PeerLauncher<'a> {
+    pub(crate) tools: &'a Tools,
+    pub(crate) scratch: &'a ScratchDirectory,
+    pub(crate) tidegate: &'a Path,
+    pub(crate) origin: SocketAddr,
+    pub(crate) workload: Workload,
+}
+
+/// A peer that is ready for requests.
+pub(crate) struct RunningPeer {
+    pub(crate) peer: Peer,
+    pub(crate) address: SocketAddr,
+    pub(crate) process: ChildProcess,
+}
+
+impl PeerLauncher<'_> {
+    /// Starts a peer and waits until it responds.
+    pub(crate) fn start(&self, peer: Peer) -> Result<RunningPeer> {
+        let [address, admin] = free_addresses()?;
+        let command = match peer {
+            Peer::Nginx | Peer::NginxNosendfile | Peer::NginxOpenfiles => self.nginx(peer, address),
+            Peer::Haproxy => self.haproxy(address),
+            Peer::Varnish => self.varnish(address),
+            Peer::Tidegate => self.tidegate(address, admin),
+            Peer::ConstantResponse => self.constant_response(address),
+            Peer::ByteRelay => self.byte_relay(address),
+        }?;
+        let mut process = ChildProcess::start(peer.name(), command, self.scratch)?;
+        process.await_ready(START_TIMEOUT, || {
+            let response = CheckConnection::open(address).and_then(|mut connection| connection.get(READY_TARGET));
+            // A constant response may be a denial; the response check comes later.
+            response.is_ok_and(|response| response.status < 500)
+        })?;
+        Ok(RunningPeer { peer, address, process })
+    }
+
+    /// Reason why a peer cannot run the workload, if any.
+    pub(crate) fn obstacle(&self, peer: Peer) -> Result<Option<String>> {
+        if peer != Peer::Varnish || self.workload.source() != ResponseSource::Limit {
+            return Ok(None);
+        }
+        let mut compile = Command::new(self.tools.path(Tool::Varnishd));
+        compile.arg("-C").arg("-n").arg(self.scratch.path().join("compile.d")).arg("-f").arg(self.vcl()?);
+        let status = compile.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let compiles = status.map_err(LoadtestError::io("cannot start varnishd"))?.success();
+        Ok((!compiles).then(|| "it needs the vmod vsthrottle for limits (Debian: varnish-modules)".to_owned()))
+    }
+
+    fn nginx(&self, peer: Peer, address: SocketAddr) -> Result<Command> {
+        let directory = self.directory(peer)?;
+        let open_files = match peer {
+            // All keys of any workload stay cached for the whole run: the best case of this cache.
+            Peer::NginxOpenfiles => "open_file_cache max=20000 inactive=1h; open_file_cache_valid 1h;",
+            _ => "",
+        };
+        let text = fill_template(
+            NGINX,
+            &[
+                ("DIRECTORY", &directory.display().to_string()),
+                ("SENDFILE", if peer == Peer::Nginx { "on" } else { "off" }),
+                ("OPEN_FILES", open_files),
+                ("ORIGIN", &self.origin.to_string()),
+                ("CONNECTIONS", &self.workload.connections().max(KEEPALIVE_MIN).to_string()),
+                ("LISTEN", &address.to_string()),
+            ],
+        );
+        let file = self.scratch.write(&format!("{}.conf", peer.name()), &text)?;
+        let mut command = self.tools.pinned(SERVER_CORE, self.tools.path(Tool::Nginx));
+        // With -e: before nginx has read its configuration, it writes to a log that only root may
+        // open.
+        command.arg("-p").arg(&directory).arg("-e").arg(directory.join("nginx.log")).arg("-c").arg(file);
+        Ok(command)
+    }
+
+    fn haproxy(&self, address: SocketAddr) -> Result<Command> {
+        let text = fill_template(HAPROXY, &[("LISTEN", &address.to_string()), ("ORIGIN", &self.origin.to_string())]);
+        let file = self.scratch.write("haproxy.cfg", &text)?;
+        let mut command = self.tools.pinned(SERVER_CORE, self.tools.path(Tool::Haproxy));
+        command.arg("-db").arg("-f").arg(file);
+        Ok(command)
+    }
+
+    fn varnish(&self, address: SocketAddr) -> Result<Command> {
+        // A busy connection occupies one thread, and a second one for a connection to the origin.
+        let threads = 2 * self.workload.connections() + VARNISH_SPARE_THREADS;
+        let mut command = self.tools.pinned(SERVER_CORE, self.tools.path(Tool::Varnishd));
+        command.args(["-F", "-j", "none", "-T", "none", "-s", "malloc,256m", "-a", &address.to_string()]);
+        command.arg("-n").arg(self.directory(Peer::Varnish)?).arg("-f").arg(self.vcl()?);
+        for parameter in [
+            "thread_pools=1",
+            &format!("thread_pool_min={threads}"),
+            "timeout_idle=3600",
+            // Longer than any response takes: the thread stays with its connection, which is the
+            // cheapest mode.
+            "timeout_linger=1",
+            "backend_idle_timeout=3600",
+            &format!("vsl_mask={VARNISH_LOG}"),
+        ] {
+            command.arg("-p").arg(parameter);
+        }
+        Ok(command)
+    }
+
+    fn vcl(&self) -> Result<PathBuf> {
+        let template = if self.workload.source() == ResponseSource::Limit { VARNISH_DENIED } else { VARNISH };
+        let (host, port) = (self.origin.ip().to_string(), self.origin.port().to_string());
+        self.scratch.write("varnish.vcl", &fill_template(template, &[("HOST", &host), ("PORT", &port)]))
+    }
+
+    fn tidegate(&self, address: SocketAddr, admin: SocketAddr) -> Result<Command> {
+        let values =
+            [("LISTEN", address.to_string()), ("ADMIN", admin.to_string()), ("ORIGIN", self.origin.to_string())];
+        let text = fill_template(TIDEGATE, &values.each_ref().map(|(name, value)| (*name, value.as_str())));
+        let file = self.scratch.write("tidegate.toml", &text)?;
+        let mut command = self.tools.pinned(SERVER_CORE, self.tidegate);
+        command.arg("run").arg("--config").arg(file);
+        Ok(command)
+    }
+
+    fn constant_response(&self, address: SocketAddr) -> Result<Command> {
+        let (status, body_bytes) = match self.workload.source() {
+            // The shortest possible denial.
+            ResponseSource::Limit => (429, 0),
+            ResponseSource::Cache | ResponseSource::Origin => (200, self.workload.body_bytes()),
+        };
+        let mut command = self.tools.pinned(SERVER_CORE, &this_program()?);
+        command.args(["constant-response", "--listen", &address.to_string(), "--target", self.workload.base()]);
+        command.args(["--status", &status.to_string(), "--body-bytes", &body_bytes.to_string()]);
+        Ok(command)
+    }
+
+    fn byte_relay(&self, address: SocketAddr) -> Result<Command> {
+        let mut command = self.tools.pinned(SERVER_CORE, &this_program()?);
+        command.args(["byte-relay", "--listen", &address.to_string(), "--upstream", &self.origin.to_string()]);
+        Ok(command)
+    }
+
+    fn directory(&self, peer: Peer) -> Result<PathBuf> {
+        let directory = self.scratch.path().join(format!("{}.d", peer.name()));
+        fs::create_dir(&directory).map_err(LoadtestError::io(format!("cannot create {}", directory.display())))?;
+        Ok(directory)
+    }
+}
+
+pub(crate) fn this_program() -> Result<PathBuf> {
+    env::current_exe().map_err(LoadtestError::io("cannot find this program"))
+}
+
+/// Replaces each `@NAME@` of `template`.
+pub(crate) fn fill_template(template: &str, values: &[(&str, &str)]) -> String {
+    values.iter().fold(template.to_owned(), |text, (name, value)| text.replace(&format!("@{name}@"), value))
+}
+
+/// Free loopback addresses. All ports are bound at the same time, so that they differ.
+pub(crate) fn free_addresses<const N: usize>() -> Result<[SocketAddr; N]> {
+    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(LoadtestError::io("no free port"));
+    let listeners: Vec<TcpListener> = (0..N).map(|_| bind()).collect::<Result<_>>()?;
+    let mut addresses = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); N];
+    for (address, listener) in addresses.iter_mut().zip(&listeners) {
+        *address = listener.local_addr().map_err(LoadtestError::io("a listener without address"))?;
+    }
+    Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Number of unfilled placeholders, without the template's own mention of `@NAME@`.
+    fn unfilled(text: &str) -> usize {
+        text.replace("@NAME@", "").matches('@').count()
+    }
+
+    #[test]
+    fn templates_have_no_unfilled_placeholder() {
+        for (template, names) in [
+            (NGINX, ["DIRECTORY", "SENDFILE", "OPEN_FILES", "ORIGIN", "CONNECTIONS", "LISTEN"].as_slice()),
+            (HAPROXY, &["LISTEN", "ORIGIN"]),
+            (VARNISH, &["HOST", "PORT"]),
+            (VARNISH_DENIED, &["HOST", "PORT"]),
+            (TIDEGATE, &["LISTEN", "ADMIN", "ORIGIN"]),
+        ] {
+            let values: Vec<(&str, &str)> = names.iter().map(|name| (*name, "x")).collect();
+            assert!(unfilled(template) > 0, "{template}");
+            assert_eq!(unfilled(&fill_template(template, &values)), 0, "{template}");
+        }
+    }
+
+    #[test]
+    fn free_addresses_differ() {
+        let [one, other] = free_addresses().expect("two ports");
+        assert_ne!(one, other);
+    }
+}

@@ -1,0 +1,64 @@
+//! Redis servers on the load's core, and their read counters.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use crate::error::{LoadtestError, Result};
+use crate::launcher::free_addresses;
+use crate::process::{ChildProcess, ScratchDirectory};
+use crate::tools::{LOAD_CORE, Tool, Tools};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(crate) struct RedisServer {
+    address: SocketAddr,
+    _process: ChildProcess,
+}
+
+impl RedisServer {
+    pub(crate) fn start(name: &str, tools: &Tools, scratch: &ScratchDirectory) -> Result<Self> {
+        let [address] = free_addresses()?;
+        let mut command = tools.pinned(LOAD_CORE, tools.path(Tool::Redis));
+        command.args([
+            "--port",
+            &address.port().to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]);
+        command.current_dir(scratch.path());
+        let mut process = ChildProcess::start(name, command, scratch)?;
+        process.await_ready(TIMEOUT, || query(address, "PING").is_ok())?;
+        Ok(RedisServer { address, _process: process })
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    /// Values read from the server so far.
+    pub(crate) fn reads(&self) -> Result<u64> {
+        let text = query(self.address, "INFO commandstats")
+            .map_err(LoadtestError::io("cannot read the statistics of a Redis server"))?;
+        let calls = text.lines().find_map(|line| line.strip_prefix("cmdstat_getrange:calls="));
+        Ok(calls.and_then(|calls| calls.split(',').next()?.parse().ok()).unwrap_or(0))
+    }
+}
+
+/// Sends one command on a new connection; the reply is a simple or a bulk string.
+fn query(address: SocketAddr, command: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.write_all(format!("{command}\r\n").as_bytes())?;
+    let (mut reader, mut line) = (BufReader::new(stream), String::new());
+    reader.read_line(&mut line)?;
+    let Some(length) = line.strip_prefix('$') else { return Ok(line) };
+    let length = length.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not RESP"))?;
+    let mut text = String::new();
+    reader.take(length).read_to_string(&mut text)?;
+    Ok(text)
+}
