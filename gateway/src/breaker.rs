@@ -47,6 +47,8 @@ const BUCKETS: usize = 64;
 /// Slots of running calls: twice the slow threshold, at an eighth of it each.
 const SLOTS: usize = 16;
 
+/// State of a circuit breaker: closed admits calls, open rejects them, half-open admits at most
+/// `PROBES` probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BreakerState {
     Closed,
@@ -64,6 +66,8 @@ impl BreakerState {
     }
 }
 
+/// Calls recorded within one second of the window: all, failed and slow ones; reset when its slot
+/// is reused for a later second.
 #[derive(Clone, Copy, Default)]
 struct WindowBucket {
     second: u64,
@@ -105,6 +109,8 @@ fn index(number: u64, length: usize) -> usize {
     usize::try_from(number % length as u64).unwrap_or(0)
 }
 
+/// Mutable part of a breaker, behind its lock: state, probes, running calls, and a ring of
+/// `BUCKETS` one-second buckets.
 struct BreakerCore {
     state: BreakerState,
     /// Incremented at every change of state. A call that started before a change is not counted
@@ -123,7 +129,7 @@ struct BreakerCore {
     running: RunningCalls,
 }
 
-/// The breaker of one route.
+/// The circuit breaker of one route: its thresholds, and its state behind a lock.
 pub(crate) struct Breaker {
     config: BreakerConfig,
     epoch: Instant,

@@ -32,6 +32,7 @@ The demo's origin. Through the gateway:
   /limited    limited to 5 requests per second per device
   /flaky      fails while the origin is broken: POST /demo/break, POST /demo/mend";
 
+/// State of the demo origin, used by one thread: the request count, and whether `/flaky` fails.
 #[derive(Default)]
 struct DemoOrigin {
     /// Requests that reached the origin.

@@ -59,7 +59,7 @@ pub(crate) struct Endpoint {
     ejected_until: AtomicU64,
 }
 
-/// All endpoints of one upstream.
+/// All endpoints of one upstream, with the policy and the state of load balancing.
 pub(crate) struct EndpointSet {
     list: Vec<Endpoint>,
     balance: BalancePolicy,

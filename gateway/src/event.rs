@@ -243,7 +243,7 @@ fn since_start() -> Duration {
     START.elapsed()
 }
 
-/// Format of log lines.
+/// Output format of the process log on standard error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// One JSON object per line.

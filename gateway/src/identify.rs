@@ -124,7 +124,8 @@ pub(crate) fn expose() {
     tokens::expose();
 }
 
-/// Sender of a request.
+/// Identified sender of a request: address, hashes of device, user and limit keys, user class,
+/// region, trace and access.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub(crate) ip: IpAddr,

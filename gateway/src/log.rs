@@ -84,12 +84,14 @@ struct LineBatch {
     lines: u64,
 }
 
+/// Message to the writer thread of the access log: a batch of lines, or the request to stop.
 enum WriterMessage {
     Lines(LineBatch),
     Close,
 }
 
-/// An open access log. `record` may be called from any thread.
+/// Access log: the channel to its writer thread, or `None` if it is disabled. `record` may be
+/// called from any thread.
 pub(crate) struct AccessLog(Option<AccessLogInner>);
 
 /// The channel to the writer thread, and what identifies this log among the thread buffers.
@@ -181,7 +183,7 @@ thread_local! {
     static BUFFER: RefCell<ThreadBuffer> = const { RefCell::new(ThreadBuffer::new()) };
 }
 
-/// A thread's buffer.
+/// Formatted lines of one thread, submitted to the writer at `BATCH_BYTES` or `BATCH_AGE_MAX`.
 struct ThreadBuffer {
     /// Id and channel of the log that the lines belong to.
     log: Option<(u64, SyncSender<WriterMessage>)>,
@@ -250,11 +252,14 @@ impl Drop for ThreadBuffer {
     }
 }
 
+/// Open destination of the access log: standard output, or a file with the path for reopening.
 enum LogSink {
     Stdout,
     File { file: File, path: PathBuf },
 }
 
+/// State of the writer thread: the destination, the bounded channel of batches, and the flag that
+/// requests a reopened file.
 struct LogWriter {
     sink: LogSink,
     receiver: Receiver<WriterMessage>,

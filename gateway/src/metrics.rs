@@ -30,7 +30,8 @@ const BOUNDS_NANOS: [u64; BOUNDS.len()] = {
     nanos
 };
 
-/// A histogram of durations.
+/// A histogram of durations: a counter for each bucket of `BOUNDS` and one for the sum in
+/// nanoseconds.
 #[derive(Default)]
 pub(crate) struct Histogram {
     buckets: [Counter; BOUNDS.len() + 1],
@@ -68,6 +69,7 @@ macro_rules! label {
 
 /// Names and values of the labels of one sample.
 pub(crate) type Labels<'a> = &'a [(&'a str, &'a str)];
+/// Callback that emits the labels and value of each sample at scrape time.
 type ReadSamples<T> = Box<dyn Fn(&mut dyn FnMut(Labels<'_>, T)) + Send + Sync>;
 
 /// Source of the samples of a metric, one for each set of labels.
@@ -77,6 +79,7 @@ enum MetricSource {
     Histogram(Arc<Histogram>),
 }
 
+/// Entry of the process-wide registry of metrics: name, help text and source of samples.
 struct RegisteredMetric {
     name: &'static str,
     help: &'static str,

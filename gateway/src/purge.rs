@@ -20,7 +20,7 @@ pub struct PurgeOrder {
     pub node: Option<String>,
 }
 
-/// Target of a purge.
+/// Target of a purge: every entry, those with a surrogate key, or those of a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PurgeTarget {
     Everything,

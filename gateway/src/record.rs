@@ -1,4 +1,5 @@
-//! The facts of one request, from which its access log line, metrics and `Cache-Status` are written.
+//! The facts of one request, from which its access log line, metrics and `Cache-Status` are
+//! written.
 //!
 //! Each phase of the pipeline fills in its own fields. Nothing here is read by a decision.
 

@@ -21,7 +21,7 @@ use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::http::transport::TransportStream;
 
-/// Limits of the server.
+/// Limits of a simple server: those of each HTTP message, and the number of connections.
 pub(crate) struct SimpleServerLimits {
     pub(crate) http: HttpLimits,
     /// Maximum concurrent connections; more wait in the kernel's backlog.

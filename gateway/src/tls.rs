@@ -245,6 +245,8 @@ impl CertificateStore {
     }
 }
 
+/// Selects the certificate of a handshake by SNI and signature scheme; a reload swaps the store
+/// atomically, without a lock.
 struct CertificateResolver {
     certificates: ArcSwap<CertificateStore>,
 }

@@ -34,14 +34,14 @@ use crate::quota::Weight;
 use denial_log::DenialLog;
 use rule_state::{RuleCounter, RuleState};
 
-/// All rules of a configuration with their state.
+/// All rules of a configuration with their counters and overrides, and the log of recent denials.
 #[derive(Debug)]
 pub struct Limiter {
     rules: Box<[Arc<RuleState>]>,
     denial_log: Arc<DenialLog>,
 }
 
-/// An override that has not ended.
+/// An override that has not ended, with the name of its rule and its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ActiveOverride {
     pub rule: Arc<str>,

@@ -19,11 +19,14 @@ const EVENTS_MAX: usize = 1_024;
 /// Holds a response of the pass workloads, so that one read returns all available bytes.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// Client and upstream. The token of a side is twice the pair's index, plus one for the upstream.
+/// The two sockets of one relayed connection, client and upstream. The token of a side is twice the
+/// pair's index, plus one for the upstream.
 struct RelayPair {
     sides: [RelaySide; 2],
 }
 
+/// One socket of a pair, the bytes that it has not accepted yet, and whether its peer has closed
+/// its sending direction.
 struct RelaySide {
     stream: TcpStream,
     /// Bytes that the socket buffer had no room for. At most one buffer: reading pauses until they

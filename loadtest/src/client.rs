@@ -12,11 +12,14 @@ const BODY_BYTES_MAX: u64 = 64 << 20;
 const LINE_BYTES_MAX: u64 = 16 << 10;
 const FIELDS_MAX: usize = 100;
 
+/// A keep-alive connection to a peer with a timeout of `TIMEOUT` for each step, and the address for
+/// the `Host` field.
 pub(crate) struct CheckConnection {
     address: SocketAddr,
     stream: BufReader<TcpStream>,
 }
 
+/// Status, entity tag and complete body (at most `BODY_BYTES_MAX`) of one response.
 #[derive(Debug)]
 pub(crate) struct CheckedResponse {
     pub(crate) status: u16,

@@ -22,7 +22,8 @@ const EVENTS_MAX: usize = 1_024;
 const INBOX_BYTES: usize = 16 << 10;
 const HEAD_END: &[u8; 4] = b"\r\n\r\n";
 
-/// The constant response.
+/// Configuration of the constant response: listening address, status, length of the body, and
+/// entity tag.
 pub(crate) struct ConstantResponseConfig {
     pub(crate) listen: SocketAddr,
     pub(crate) status: u16,
@@ -31,6 +32,8 @@ pub(crate) struct ConstantResponseConfig {
     pub(crate) target: String,
 }
 
+/// A client's socket with the scanner of its request heads and the number of responses that are
+/// still to be written.
 struct ClientConnection {
     stream: TcpStream,
     ends: HeadEndScanner,

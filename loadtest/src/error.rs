@@ -2,8 +2,10 @@
 
 use std::io;
 
+/// Result of a step whose failure ends the command.
 pub(crate) type Result<T> = std::result::Result<T, LoadtestError>;
 
+/// Failure that ends a command; its text is the message that is printed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LoadtestError {
     #[error("missing: {tools}; on Debian: apt-get install {packages}")]

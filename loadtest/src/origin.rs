@@ -24,13 +24,15 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Larger bodies are written directly instead of being copied behind the head.
 const COPY_BYTES_MAX: usize = 64 << 10;
 
-/// Configuration of an origin.
+/// Configuration of an origin: listening address, length of all bodies, and `Cache-Control` value.
 pub(crate) struct OriginConfig {
     pub(crate) listen: SocketAddr,
     pub(crate) body_bytes: usize,
     pub(crate) cache_control: String,
 }
 
+/// State of the origin, used by one thread: the prepared body and fields, the request count, and
+/// the `Date` value with the time when it was formatted.
 struct OriginServer {
     body: Vec<u8>,
     /// Fields that are the same in each response.

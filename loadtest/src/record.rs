@@ -15,13 +15,14 @@ use crate::workload::Workload;
 /// Version of the file format; increases if older files can no longer be parsed.
 const FORMAT: u32 = 1;
 
+/// Content of latest.json: the version of the file format, and one record per workload.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct BenchRecord {
     format: u32,
     pub(crate) workloads: Vec<WorkloadRecord>,
 }
 
-/// Figures of one workload.
+/// Figures of one workload in its latest run, by peer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct WorkloadRecord {
     pub(crate) name: String,

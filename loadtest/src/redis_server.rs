@@ -11,6 +11,7 @@ use crate::tools::{LOAD_CORE, Tool, Tools};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A Redis process on the load's core, without persistence and stopped on drop, with its address.
 pub(crate) struct RedisServer {
     address: SocketAddr,
     _process: ChildProcess,

@@ -28,7 +28,7 @@ pub(crate) enum Scenario {
     LargeBodies,
 }
 
-/// Runs scenarios.
+/// Runs scenarios with the same programs, number of rounds, and seconds of load per round.
 pub(crate) struct ScenarioRunner<'a> {
     pub(crate) tools: &'a Tools,
     pub(crate) tidegate: &'a Path,

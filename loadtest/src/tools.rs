@@ -27,7 +27,7 @@ pub(crate) enum Tool {
     Redis,
 }
 
-/// Paths of the programs.
+/// Paths of the external programs that were found.
 pub(crate) struct Tools {
     found: Vec<(Tool, PathBuf)>,
 }

@@ -13,7 +13,7 @@ const KEYS: &str = include_str!("../wrk/keys.lua");
 /// Time for wrk to connect, prepare its requests and exit, in addition to its duration.
 const EXTRA_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// One run of wrk.
+/// One run of wrk: its load profile and its duration.
 #[derive(Clone, Copy)]
 pub(crate) struct WrkRun<'a> {
     pub(crate) tools: &'a Tools,

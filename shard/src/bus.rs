@@ -73,7 +73,8 @@ const ACK_POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Invalidations processed in one batch.
 const INVALIDATION_BATCH: usize = 256;
 
-/// The fleet bus of a store.
+/// The fleet bus of a store: a subscription to each of its servers, the outbox of purges, and the
+/// registry of overrides.
 pub struct Bus<M> {
     store: Arc<Store<M>>,
     node: String,
@@ -90,6 +91,7 @@ pub struct Bus<M> {
     counts: BusCounters,
 }
 
+/// Event counters of the bus, incremented with relaxed atomics; [`BusReport`] is their snapshot.
 #[derive(Default)]
 struct BusCounters {
     purges_received: AtomicU64,

@@ -51,6 +51,8 @@ pub(crate) struct WallClock {
     filter: Mutex<JumpFilter>,
 }
 
+/// State of the jump filter of one clock: the accepted offset from the monotonic clock, and the
+/// start of a jump that is held down for `HOLD_DOWN`.
 #[derive(Clone, Copy, Debug)]
 struct JumpFilter {
     /// Unix time in milliseconds at which the process started.
@@ -93,7 +95,7 @@ impl WallClock {
     }
 }
 
-/// The clock of one server.
+/// The clock of one server: its last reported time, extrapolated with the monotonic clock.
 #[derive(Debug)]
 pub(crate) struct ServerClock {
     wall: Arc<WallClock>,

@@ -44,7 +44,8 @@ pub trait EntryMeta: Serialize + DeserializeOwned + Send + Sync + 'static {
     fn is_compressible(&self) -> bool;
 }
 
-/// A stored response.
+/// A stored response: metadata, body and lifetime, and the validity state that threads share
+/// through atomics.
 #[derive(Debug)]
 pub struct Entry<M> {
     pub meta: M,

@@ -27,7 +27,7 @@ const SAMPLES_PER_SECOND: u32 = 32;
 /// A longer sampling interval saves no measurable work.
 const SAMPLE_INTERVAL_MAX: u32 = 32;
 
-/// A key that is hot.
+/// A frequently requested key and its lookup rate; it is hot from the configured rate on.
 #[derive(Clone, Debug)]
 pub struct HotKey {
     pub key: CacheKey,
@@ -35,6 +35,8 @@ pub struct HotKey {
     pub per_second: f64,
 }
 
+/// The hot keys of the process, at most `HOT_MAX`, as a shared map that each merge replaces, with
+/// the latest report of each thread behind a lock.
 pub(crate) struct HotKeys {
     /// Lookups per second from which a key is hot.
     rate: u32,

@@ -19,8 +19,8 @@ use redis::{Pipeline, ServerErrorKind, Value};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The lease backend of one rule. Its connections belong to the runtime that makes the first
-/// request.
+/// The lease backend of one rule: the key of its bucket, and connections to the server that holds
+/// it. Its connections belong to the runtime that makes the first request.
 pub struct RedisLeaseBackend {
     connection: BucketConnection,
     bucket: String,

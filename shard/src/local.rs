@@ -59,6 +59,8 @@ const PENDING_PART: usize = 32;
 /// fraction.
 const JITTER: f64 = 0.05;
 
+/// The L2 cache of the process with its index and its pinned entries, shared by all threads; weight
+/// is bounded by fractions of `memory_bytes`.
 pub(crate) struct LocalCache<M> {
     l2: Cache<CacheKey, L2Entry<M>, Prehashed>,
     pins: Arc<PinnedEntries<M>>,

@@ -18,7 +18,7 @@ pub const DEFAULT_SLOTS: u16 = 16;
 /// Upper bound of slots: more have no benefit and make the table of owners slow to compute.
 pub const SLOTS_MAX: u16 = 1024;
 
-/// A part of a region's key space.
+/// Number of a slot, a part of a region's key space, from 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Slot(u16);
 
@@ -44,7 +44,7 @@ impl fmt::Display for Slot {
     }
 }
 
-/// The endpoint of each slot of a region.
+/// The endpoint of each slot of a region, as an index into the region's endpoints.
 #[derive(Debug)]
 pub(crate) struct SlotTable {
     owners: Vec<u16>,

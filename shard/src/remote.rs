@@ -207,7 +207,8 @@ pub(crate) struct ShardClient<M> {
     context: ShardContext,
 }
 
-/// State that all shards of a store share.
+/// State that all shards of a store share: codec, invalidation state, pending deletes, and the
+/// deadline of an operation.
 #[derive(Clone)]
 pub(crate) struct ShardContext {
     pub(crate) codec: Arc<EnvelopeCodec>,

@@ -41,7 +41,8 @@ pub struct Placement {
     pub endpoint: Option<String>,
 }
 
-/// The store of a process. Each thread uses it through a `StoreView`.
+/// The store of a process: the local cache, the shards of all regions, the hot keys and the
+/// invalidation state. Each thread uses it through a `StoreView`.
 pub struct Store<M> {
     local: LocalCache<M>,
     hot: Arc<HotKeys>,

@@ -46,6 +46,8 @@ enum FillPhase {
     Failed(ErrorKind),
 }
 
+/// Mutable state of a fill, behind its lock: the phase, the buffered chunks with their offsets, the
+/// position of each reader, and the wakers of waiting tasks.
 struct FillState {
     phase: FillPhase,
     chunks: VecDeque<Bytes>,
@@ -472,7 +474,7 @@ impl Drop for Producer {
     }
 }
 
-/// One reader of the body of a fill.
+/// One reader of the body of a fill, with its offset and its current chunk.
 pub(crate) struct FillReader {
     fill: Arc<Fill>,
     index: usize,

@@ -52,7 +52,7 @@ impl VariantSet {
     }
 }
 
-/// The head of a stored response.
+/// The head of a stored response, with its age, lifetimes and purge tags.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct CachedObject {
     pub status: u16,

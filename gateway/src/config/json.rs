@@ -27,6 +27,8 @@ pub(super) fn parse(source: &str) -> Result<DocumentNode, ConfigFault> {
     }
 }
 
+/// Recursive-descent parser over one document: the source and the byte offset of the next
+/// character.
 struct JsonParser<'a> {
     source: &'a str,
     position: usize,

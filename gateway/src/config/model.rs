@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::log::AccessLogTarget;
 use crate::{accept, admin, cache, identify, limit, route, upstream};
 
-/// A checked configuration.
+/// A checked configuration: every name is resolved, and every number is within its range.
 #[derive(Clone)]
 pub struct Config {
     /// Process-wide settings (`[server]`).

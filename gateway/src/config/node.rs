@@ -9,7 +9,7 @@ pub(super) struct DocumentNode {
     pub(super) value: DocumentValue,
 }
 
-/// A value of either format.
+/// A parsed value of a TOML or JSON document; arrays and tables contain nodes with spans.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum DocumentValue {
     String(String),
@@ -23,7 +23,7 @@ pub(super) enum DocumentValue {
     Unsupported(&'static str),
 }
 
-/// One key of a table.
+/// One key of a table with its span and its value.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct DocumentEntry {
     pub(super) key: String,

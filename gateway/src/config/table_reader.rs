@@ -21,7 +21,8 @@ pub(super) struct TableReader<'a> {
     deprecated: RefCell<Vec<&'static str>>,
 }
 
-/// A renamed key. The former name is accepted for one version, with a warning.
+/// Current and former name of a renamed configuration key. The former name is accepted for one
+/// version, with a warning.
 pub(super) struct RenamedKey {
     pub(super) name: &'static str,
     pub(super) former: &'static str,

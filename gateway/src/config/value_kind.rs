@@ -32,7 +32,7 @@ impl InputValue<'_> {
     }
 }
 
-/// A kind of value.
+/// A kind of value: parses it, describes the accepted values, and formats a default.
 pub(super) trait ValueKind {
     type Value;
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
+/// A timeout with its expiry time and a timer that is allocated by the first poll and reused by
+/// later ones.
 pub(crate) struct ResettableDeadline {
     timeout: Duration,
     /// When the deadline expires. `None`: `timeout` after the first poll, which then reads the

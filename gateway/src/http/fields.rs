@@ -13,6 +13,8 @@ use std::fmt;
 pub use known::KnownField;
 pub(crate) use known::KnownFieldSet;
 
+/// Position of one field line in the text of `Fields`: offset, lengths of name and value, and the
+/// known name if there is one.
 #[derive(Clone, Copy)]
 struct FieldLine {
     known: Option<KnownField>,
@@ -70,7 +72,7 @@ impl Fields {
         self.lines.len()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.lines.is_empty()
     }
 

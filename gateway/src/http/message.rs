@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use super::fields::Fields;
 
+/// Protocol version of a received request; determines framing, persistence and the value in `Via`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpVersion {
     Http10,
@@ -29,6 +30,7 @@ impl HttpVersion {
     }
 }
 
+/// URI scheme of a request; part of the cache key, and determines the default port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {
     Http,
@@ -64,8 +66,8 @@ pub struct ConnectionOptions {
     pub(crate) expects_continue: bool,
 }
 
-/// A request head. After parsing, only its fields are modified, until the next head is parsed into
-/// it.
+/// A request head: method, target, fields, and the length of the body. After parsing, only its
+/// fields are modified, until the next head is parsed into it.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub method: Method,
@@ -165,7 +167,7 @@ impl Request {
     }
 }
 
-/// A response head.
+/// A response head: status, fields, and the length of the body.
 #[derive(Clone, Debug)]
 pub struct Response {
     pub status: StatusCode,

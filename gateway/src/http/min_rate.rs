@@ -11,6 +11,8 @@ use tokio::time::Instant;
 /// Waiting time allowed before any byte was transferred, enough for a slow network.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// State of the minimum rate of one body: bytes transferred, accumulated waiting time, and the
+/// grace period.
 #[derive(Debug)]
 pub(crate) struct MinRateTimer {
     /// Bytes per second; 0 disables the timer.

@@ -53,6 +53,7 @@ fn poll_system_call(
 /// A connection, bound to the thread that polls it.
 pub(crate) struct TransportStream(RefCell<Transport>);
 
+/// Socket of a connection: plain TCP, or TLS over TCP after its handshake.
 enum Transport {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),

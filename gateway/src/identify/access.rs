@@ -38,7 +38,7 @@ impl AccessDecision {
     }
 }
 
-/// One entry of a list.
+/// One entry of an access list: a network, a device id or a user id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum AccessEntry {
     Network(IpNet),
@@ -61,6 +61,7 @@ pub(super) struct AccessLists {
     denied: AccessList,
 }
 
+/// One list indexed for lookup: networks by address family, and hash sets of device and user ids.
 #[derive(Default)]
 struct AccessList {
     v4: PrefixSet,

@@ -54,6 +54,8 @@ pub struct JwkSet {
     digest: blake3::Hash,
 }
 
+/// One key of a set: its key id, the pinned algorithms of its type, and the key in the form of the
+/// verification library.
 #[derive(Clone)]
 struct VerificationKey {
     id: Option<String>,
@@ -61,6 +63,8 @@ struct VerificationKey {
     decoding: DecodingKey,
 }
 
+/// JSON form of a key set (RFC 7517 section 5), whose keys are left unparsed so that unsupported
+/// ones can be ignored.
 #[derive(Deserialize)]
 struct RawJwkSet {
     keys: Vec<serde_json::Value>,

@@ -84,6 +84,8 @@ fn random_key() -> [u8; 32] {
     blake3::derive_key("tidegate identify 1: tokens seen", &words)
 }
 
+/// One cached value with the digest of its token, its expiry in the time unit of its table, and its
+/// last use for LRU eviction.
 struct TokenSlot<V> {
     digest: TokenDigest,
     expires_at: u64,

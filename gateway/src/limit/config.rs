@@ -20,7 +20,8 @@ pub(crate) struct LimitConfig {
     pub(crate) nodes: u32,
 }
 
-/// One `[limits.NAME]`.
+/// Configuration of one limit (`[limits.NAME]`): the rule, its header exposure, and the quota per
+/// address.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct RuleConfig {
     pub(crate) rule: Rule,

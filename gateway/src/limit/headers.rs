@@ -95,6 +95,8 @@ impl DenialResponseKey {
     }
 }
 
+/// Output state of one rule: its name, its header exposure, and the counters and policy line of
+/// each user class.
 struct RuleHeaders {
     name: Arc<str>,
     exposure: HeaderExposure,

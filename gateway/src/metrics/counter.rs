@@ -21,7 +21,7 @@ const BLOCKS: usize = 1_024;
 /// First cell of the last block, which all counters beyond the bound share.
 const OVERFLOW: usize = (BLOCKS - 1) * BLOCK_CELLS;
 
-/// A cache line of counters of one thread.
+/// A block of `BLOCK_CELLS` cells of one stripe, aligned to a cache line.
 #[repr(align(64))]
 struct CounterBlock([AtomicU64; BLOCK_CELLS]);
 
@@ -34,6 +34,7 @@ static CELLS: [Stripe; STRIPES] = [const { [const { OnceLock::new() }; BLOCKS] }
 /// Allocates cell indexes to counters.
 static ALLOCATOR: Mutex<CellAllocator> = Mutex::new(CellAllocator { next: 0, free: BTreeMap::new() });
 
+/// Allocator of cell indexes: the next unused index, and a free list of released groups by size.
 struct CellAllocator {
     next: usize,
     /// First indexes of released groups, by size of the group.
@@ -122,7 +123,8 @@ impl Drop for CounterGroup {
     }
 }
 
-/// A counter. Adding to it never waits for another thread.
+/// A counter with one cell per stripe; its value is the sum of the cells. Adding to it never waits
+/// for another thread.
 pub(crate) struct Counter(CounterGroup);
 
 impl Default for Counter {

@@ -22,7 +22,8 @@ pub(super) const RANGE_FIELDS: [KnownField; 2] = [KnownField::Range, KnownField:
 /// Fields whose meaning depends on the copy that the client holds. A shared fetch removes them.
 pub(super) const CONDITIONS: [KnownField; 2] = [KnownField::IfNoneMatch, KnownField::IfModifiedSince];
 
-/// One request in the pipeline.
+/// One request in the pipeline: the exchange, and the worker, snapshot, caller and route that serve
+/// it.
 pub(crate) struct RequestContext<'c> {
     pub(super) worker: &'c Rc<WorkerResources>,
     pub(super) snapshot: &'c Arc<Snapshot>,

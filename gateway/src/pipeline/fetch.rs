@@ -172,8 +172,8 @@ impl<'c> RequestContext<'c> {
         Ok(StorePlan { object, keep, variant_key: self.variant_key(fetch, response)? })
     }
 
-    /// The object that a response becomes and how long it is kept. UpstreamCall it when the head has just
-    /// arrived.
+    /// The object that a response becomes and how long it is kept. UpstreamCall it when the head
+    /// has just arrived.
     fn judge(&self, fetch: &Fetch<'_>, response: &Response) -> Result<(CachedObject, Duration), NoStoreReason> {
         let delay = fetch.sent.elapsed();
         let exchange = policy::StoreCandidate {

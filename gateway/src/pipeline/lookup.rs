@@ -26,8 +26,8 @@ use crate::respond;
 /// goes to the origin by itself.
 const ROUNDS: usize = 3;
 
-/// The content of one cache layer for the request: a usable object, a stale one, a part, nothing, or the
-/// mark that the key is uncacheable.
+/// The content of one cache layer for the request: a usable object, a stale one, a part, nothing,
+/// or the mark that the key is uncacheable.
 enum LayerLookup {
     Usable(CacheHit<CacheMeta>),
     /// Past its freshness, or the request demands validation.

@@ -34,7 +34,7 @@ struct Prebuilt429Slot {
     response: Rc<Prebuilt429>,
 }
 
-/// The response to a denial.
+/// The response to a denial: its head, its page, and both in wire format.
 #[derive(Clone, Default)]
 pub(crate) struct Prebuilt429 {
     pub(super) response: Response,

@@ -12,7 +12,8 @@ use crate::identify::CallerIdentifier;
 use crate::limit::LimitHeaders;
 use crate::route::Routes;
 
-/// The built configuration.
+/// The runtime built from one configuration: identification, routes, limiter, and the settings of
+/// cache and HTTP.
 pub(crate) struct Snapshot {
     pub(crate) identity: CallerIdentifier,
     pub(crate) routes: Routes,

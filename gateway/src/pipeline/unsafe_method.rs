@@ -28,8 +28,8 @@ impl<'c> RequestContext<'c> {
         Ok(self.after_unsafe_method(fetch, body))
     }
 
-    /// The fetch under which the response to POST may be stored. UpstreamCall it before the request is
-    /// forwarded.
+    /// The fetch under which the response to POST may be stored. UpstreamCall it before the request
+    /// is forwarded.
     fn fetch_for_post(&self) -> Option<Fetch<'c>> {
         let policy = self.route().config.cache.as_ref().filter(|_| self.request.method == Method::POST)?;
         let mut builder = KeyBuilder::new();

@@ -60,6 +60,8 @@ pub(crate) fn serve(
     Connection { context, stream, drain, limits, peer, scheme }.serve()
 }
 
+/// State of one HTTP/1.1 client connection: its stream, its drain guard, its peer, and the limits
+/// of the snapshot at accept time.
 struct Connection {
     context: Rc<WorkerContext>,
     stream: DownstreamConnection,
@@ -77,7 +79,7 @@ impl Connection {
                 Some(WaitOutcome::Readable) => {}
                 Some(WaitOutcome::TimedOut | WaitOutcome::Closed) | None => return self.stream.close().await,
             }
-            // What requests need is large: it is allocated apart, and only while there are
+            // The state of requests is large: it is allocated apart, and only while there are
             // requests.
             match Box::pin(self.run()).await {
                 RequestSeriesEnd::Quiet => {}

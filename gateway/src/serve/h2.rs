@@ -36,6 +36,8 @@ const RESETS_MAX: usize = 50;
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// hyper executor that spawns each future as a task of the current thread, so that futures need not
+/// be `Send`.
 #[derive(Clone, Copy)]
 struct LocalExecutor;
 

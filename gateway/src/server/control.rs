@@ -240,6 +240,7 @@ struct LeaseRefresher {
     tasks: RefCell<HashMap<Arc<str>, LeaseTask>>,
 }
 
+/// A running task that refreshes one lease, with the lease and its Redis backend.
 struct LeaseTask {
     lease: Arc<Lease>,
     backend: Arc<RedisLeaseBackend>,

@@ -18,6 +18,8 @@ use crate::limit::{AdminQuery, AdminQueryError, AdminReply, OverrideCommand};
 /// Prefix of the names of overrides on the bus; the rule's name follows.
 const NAME_PREFIX: &str = "limit:";
 
+/// Publishes and applies limit overrides on the control thread, and holds the version of each
+/// applied override by name.
 pub(super) struct OverridePublisher {
     shared: Arc<SharedState>,
     /// Versions of the overrides that took effect, by name: each is logged once.

@@ -31,7 +31,7 @@ pub(super) enum LifecycleStage {
     Terminating,
 }
 
-/// State shared by all threads.
+/// State that all threads share: snapshot, configuration, store, bus, fills and connections.
 pub(super) struct SharedState {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) config: ArcSwap<Config>,

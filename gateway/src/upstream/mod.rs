@@ -21,7 +21,8 @@ use crate::http::message::{Request, Response};
 use crate::http::request_body::RequestBody;
 use crate::{breaker, endpoint};
 
-/// One `[upstreams.X]`.
+/// Configuration of one upstream (`[upstreams.X]`): endpoints, load balancing, timeouts and
+/// breaker.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct UpstreamConfig {
     /// The name that routes refer to.

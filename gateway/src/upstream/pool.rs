@@ -17,6 +17,8 @@ const IDLE_MAX: usize = 256;
 /// Maximum idle time of a connection. Common servers close after 5 s (Node) to 75 s (nginx).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
+/// Idle connections of one thread to one endpoint address, at most `IDLE_MAX`, oldest first, each
+/// with the time of its return.
 #[derive(Default)]
 struct IdlePool {
     connections: Vec<(Instant, Box<UpstreamConnection>)>,

@@ -7,7 +7,7 @@ const HEAD: &str = "\
 
 Tidegate is a shared HTTP cache (RFC 9111) with stale responses (RFC 5861), `Cache-Status` (RFC 9211) and targeted fields (RFC 9213). Each line
 below is a rule. A test runs its exchange against the binary and a scripted origin; the exchange is in `gateway/tests/conformance/` under the
-name of the rule. Where an RFC leaves a choice to the cache, the rule documents the choice.
+name of the rule. If an RFC leaves a choice to the cache, the rule documents the choice.
 
 <!-- Generated from gateway/tests/conformance/*.table by `UPDATE_DOCS=1 cargo test --package gateway --test conformance page`. -->
 ";

@@ -227,3 +227,32 @@ fn comments_and_documents_state_facts() {
     let files = files.filter(|file| !file.path.ends_with("tidy/words.rs"));
     assert_none(files.flat_map(|file| story_words(&file)).collect());
 }
+
+/// Sentences that begin with a noun clause and have no subject before it.
+const CLAUSES: [&str; 6] = ["Who ", "Whom ", "Whoever ", "What ", "Whatever ", "Where "];
+
+fn noun_clauses(file: &SourceFile) -> Vec<String> {
+    let mut offences = Vec::new();
+    let mut at = 0;
+    for line in file.text.split_inclusive('\n') {
+        if is_comment(line) {
+            let text = line.trim_start().trim_start_matches(['/', '!']).trim_start();
+            let begins = text.as_ptr().addr() - line.as_ptr().addr();
+            let sentences = line.match_indices(". ").map(|(end, stop)| end + stop.len());
+            for sentence in sentences.chain([begins]) {
+                if CLAUSES.iter().any(|clause| line[sentence..].starts_with(clause)) {
+                    offences.push(file.offence(at + sentence, "a sentence without a subject", "name the thing first"));
+                }
+            }
+        }
+        at += line.len();
+    }
+    offences
+}
+
+#[test]
+fn sentences_in_comments_have_a_subject() {
+    let text = "//! What waits.\n/// A lock. Where it waits.\nlet a = \"What \";\n// The place where it waits.\n";
+    assert_eq!(noun_clauses(&SourceFile::new("a.rs", text)).len(), 2);
+    assert_none(SOURCES.iter().flat_map(|path| sources(path)).flat_map(|file| noun_clauses(&file)).collect());
+}

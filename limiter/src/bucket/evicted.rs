@@ -45,7 +45,8 @@ impl KeyBacklog {
     }
 }
 
-/// A few backlogs, found by tag. An empty entry has no backlog and no denials.
+/// Fixed-size table of `ENTRIES` evicted keys: the end of the backlog, a 16-bit tag and the denials
+/// of each. An empty entry has no backlog and no denials.
 #[derive(Debug)]
 pub(super) struct EvictedSketch {
     /// In units since the clock's origin.

@@ -64,6 +64,8 @@ struct SetEvictions {
     denials: u32,
 }
 
+/// One way of a set: a GCRA cell and the fingerprint of its key, both readable without the set's
+/// lock.
 #[derive(Debug, Default)]
 struct CellSlot {
     /// [`EMPTY_KEY`] while the cell changes its key.
@@ -258,7 +260,7 @@ impl CellSet {
         LockedSet { metadata: lock(&self.metadata), slots: &self.slots }
     }
 
-    /// The slot of a key, if it has one. What is read from it without the lock is valid if the slot
+    /// The slot of a key, if it has one. Values read from it without the lock are valid if the slot
     /// [still holds](CellSlot::still_holds) the key afterwards.
     fn find(&self, location: KeyLocation) -> Option<&CellSlot> {
         self.slots.iter().find(|slot| slot.fingerprint.load(Ordering::Acquire) == location.fingerprint)

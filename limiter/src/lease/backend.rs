@@ -19,7 +19,8 @@ const VALID_MS_MAX: u64 = 10_000;
 /// No rate is above ten million tokens a second.
 const SHARE_MICROS_MAX: u64 = 10_000_000_000_000;
 
-/// One request of a node to the backend.
+/// One request of a node to the backend: tokens requested and returned, and the values from which
+/// the backend computes the node's share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseRequest {
     /// This process, among all that share the bucket.
@@ -77,7 +78,7 @@ impl LeaseRequest {
     }
 }
 
-/// The backend's reply.
+/// The backend's reply to one request: tokens, their validity, and the node's share of the rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseGrant {
     /// Tokens to spend.

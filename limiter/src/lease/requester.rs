@@ -27,6 +27,7 @@ pub(super) struct LeaseRequester {
     pub(super) peak_at: MonotonicTime,
 }
 
+/// A request without a reply yet: the time when it was sent, and the number of tokens requested.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PendingRequest {
     pub(super) since: MonotonicTime,

@@ -46,6 +46,8 @@ pub struct LeaseServerModel {
     records: BTreeMap<u64, NodeRecord>,
 }
 
+/// State of the token bucket: times in microseconds, amounts in millionths of a token, and the sums
+/// over the nodes' records.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bucket {
     last_request: f64,
@@ -70,6 +72,9 @@ struct RecordSums {
     outstanding: f64,
 }
 
+/// Account of one node: times in microseconds, `weight` and `ordinary` (demand) in thousandths and
+/// `share` in millionths of a token per second, `credit` in millionths of a token, `held` and
+/// `borrowed` in tokens.
 #[derive(Clone, Copy, Debug)]
 struct NodeRecord {
     last_request: f64,
@@ -93,7 +98,7 @@ impl NodeRecord {
     }
 }
 
-/// Values derived from the quota.
+/// Values derived from the quota and the expected number of nodes of one request.
 struct Parameters {
     count: f64,
     period: f64,

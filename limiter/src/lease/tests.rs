@@ -36,7 +36,8 @@ struct Node {
     admitted: u64,
 }
 
-/// A fleet. A reply takes 1 ms; a failure takes the 20 ms of the deadline.
+/// A simulated fleet in virtual time: nodes with their leases, one reference server, and the time
+/// in milliseconds. A reply takes 1 ms; a failure takes the 20 ms of the deadline.
 struct Fleet {
     quota: Quota,
     server: LeaseServerModel,

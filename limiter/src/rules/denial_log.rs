@@ -24,9 +24,12 @@ pub struct LastDenial {
     pub retry_after: Duration,
 }
 
+/// Fixed table of `SLOTS` recent denials, indexed by the hash of device or user, without a lock.
 #[derive(Debug)]
 pub(super) struct DenialLog(Box<[DenialSlot; SLOTS]>);
 
+/// One denial in four words: the rule's salt, time and wait in nanoseconds, and a checksum that
+/// also contains the subject's key.
 #[derive(Debug, Default)]
 struct DenialSlot {
     checksum: AtomicU64,

@@ -17,9 +17,9 @@ use crate::quota::{Fraction, Mode, Percent, Quota, QuotaError, Weight};
 /// Most keys of one rule, in 1.05 GB: the whole table is allocated when the rule is built.
 pub const KEYS_PER_RULE_MAX: u32 = 1 << 24;
 
-/// The subject that a rule counts by, from narrow to wide. `Key` is a key that the configuration defines, such
-/// as a tenant, an API key or a path: usually several users share it, and it covers less than all
-/// traffic of a node. The configuration's key for it is `tier`.
+/// The subject that a rule counts by, from narrow to wide. `Key` is a key that the configuration
+/// defines, such as a tenant, an API key or a path: usually several users share it, and it covers
+/// less than all traffic of a node. The configuration's key for it is `tier`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
@@ -49,7 +49,7 @@ pub struct KeyIndex(pub u8);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UserClass(pub u8);
 
-/// One limit as configured.
+/// Configuration of one limit: scope, quota, mode, percentage and reserves, without counters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub name: Arc<str>,

@@ -15,7 +15,7 @@ use crate::clock::MonotonicTime;
 use crate::lease::Lease;
 use crate::quota::{Cost, Fraction, KeyHash, Mode, Quota};
 
-/// A rule with its state.
+/// A rule with its counters, its override, and the values derived from the rule when it is built.
 #[derive(Debug)]
 pub(super) struct RuleState {
     pub(super) index: usize,
@@ -28,6 +28,8 @@ pub(super) struct RuleState {
     pub(super) counter: RuleCounter,
 }
 
+/// Counters of a rule by its scope: a table of keys, one cell for the node, or a lease of a cluster
+/// limit; each with its values per user class, in the order of the weights.
 #[derive(Clone, Debug)]
 pub(super) enum RuleCounter {
     Keyed { table: Arc<GcraTable>, classes: Box<[Gcra]> },
@@ -137,8 +139,8 @@ impl RuleState {
         }
     }
 
-    /// The tokens that the subject may spend, if there is at least one; else the result of a peek for one
-    /// token.
+    /// The tokens that the subject may spend, if there is at least one; else the result of a peek
+    /// for one token.
     pub(super) fn headroom(&self, key: KeyHash, request: &LimitRequest<'_>) -> Result<Headroom, Throttled> {
         let Headroom { remaining, reset } = self.peek(key, &LimitRequest { cost: Cost::ONE, ..*request })?;
         let class = request.subject.class;

@@ -4,7 +4,8 @@ use super::rule::UserClass;
 use crate::clock::MonotonicTime;
 use crate::quota::{Cost, KeyHash};
 
-/// The caller of a request.
+/// The caller of a request as rules count it: hashes of device, user and configured keys, and the
+/// user class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subject<'a> {
     pub device: KeyHash,
@@ -16,7 +17,7 @@ pub struct Subject<'a> {
     pub keys: &'a [Option<KeyHash>],
 }
 
-/// One request as rules evaluate it.
+/// One request as rules evaluate it: its subject, its cost in tokens, and the time of the decision.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LimitRequest<'a> {
     pub(super) subject: &'a Subject<'a>,

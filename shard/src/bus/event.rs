@@ -30,7 +30,7 @@ impl FromStr for StreamPosition {
     }
 }
 
-/// An event on the bus.
+/// One event of a server's stream: its content, its recipient, and the member that published it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BusEvent {
     /// `*` or a node.
@@ -40,13 +40,15 @@ pub(super) struct BusEvent {
     pub(super) from: String,
 }
 
+/// Content of a bus event: a purge with its fleet-wide number, or an override with its version and
+/// expiry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum EventPayload {
     Purge { purge: Purge, number: u64 },
     Override(StoredOverride),
 }
 
-/// An override as a server stores it.
+/// An override as a server stores it: name, text, version and expiry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct StoredOverride {
     pub(super) name: String,

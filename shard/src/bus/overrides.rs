@@ -43,7 +43,7 @@ pub struct NamedOverride {
 #[error("there are {OVERRIDES_MAX} overrides already, or this one is longer than {TEXT_MAX} bytes")]
 pub struct OverrideRegistryFull;
 
-/// The overrides that this node has.
+/// The latest override of each name on this node, behind a lock, with a notification of changes.
 pub(super) struct OverrideRegistry {
     state: Mutex<RegistryState>,
     changed: Notify,
@@ -51,6 +51,8 @@ pub(super) struct OverrideRegistry {
     tie_breaker: u64,
 }
 
+/// Registered overrides by name, at most `OVERRIDES_MAX`, and the highest known version; behind the
+/// registry's lock.
 #[derive(Default)]
 struct RegistryState {
     overrides: BTreeMap<String, RegisteredOverride>,

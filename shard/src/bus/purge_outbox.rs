@@ -17,6 +17,8 @@ const RECENT_MAX: usize = 4_096;
 /// The number of a purge that applies to the local cache of one node and not to entries on servers.
 pub(super) const LOCAL_ONLY: u64 = 0;
 
+/// Queue of at most `PENDING_MAX` purges without a number, and the last `RECENT_MAX` numbered
+/// purges; behind the lock of the bus.
 #[derive(Default)]
 pub(super) struct PurgeOutbox {
     pub(super) pending: VecDeque<PendingPurge>,
@@ -28,6 +30,8 @@ pub(super) struct PurgeOutbox {
     pub(super) late: Vec<(u64, Purge)>,
 }
 
+/// A purge without a number: its scope, its recipient (`*` or a node), and the channel for the
+/// result of its publication.
 pub(super) struct PendingPurge {
     pub(super) purge: Purge,
     pub(super) to: String,

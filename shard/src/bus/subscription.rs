@@ -79,14 +79,16 @@ pub(super) struct PublishedPurge {
     pub(super) position: Option<StreamPosition>,
 }
 
-/// The last heartbeat of a node on a server.
+/// The last heartbeat of a node on a server: the node's position in the stream, and the time in
+/// milliseconds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NodeHeartbeat {
     pub(super) position: StreamPosition,
     pub(super) seen_ms: u64,
 }
 
-/// The subscription to one server.
+/// The subscription to one server: the shards on it, its address, and the progress of reading its
+/// stream.
 pub(super) struct Subscription {
     /// Indexes of the shards on this server.
     pub(super) shards: Vec<usize>,

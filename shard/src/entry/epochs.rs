@@ -82,6 +82,8 @@ pub(crate) enum PurgeStatus {
     Purged,
 }
 
+/// Invalidation state of the process: the current generation and purge number, the last delete of
+/// each stripe in fixed arrays of atomics, and the purge history behind a read-write lock.
 #[derive(Debug)]
 pub(crate) struct InvalidationEpochs {
     generation: AtomicU64,
@@ -98,6 +100,8 @@ pub(crate) struct InvalidationEpochs {
     subscription_gaps: Box<[AtomicU64]>,
 }
 
+/// The last purges of at most `TAGS_MAX` tags, by tag hash, and of everything; forgotten purges are
+/// merged into a floor.
 #[derive(Debug, Default)]
 struct PurgeHistory {
     tags: HashMap<u64, TagPurges, Prehashed>,

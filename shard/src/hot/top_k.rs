@@ -20,6 +20,8 @@ const KEY_COPIED_FROM: f64 = 4.0;
 /// Approximate interval of reports.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Space-Saving sketch of one thread: at most `COUNTERS_MAX` counters over sampled lookups, used
+/// without a lock.
 pub(crate) struct TopKSketch {
     thread: u64,
     /// One lookup in so many is counted, on average; randomised, so that sampling does not alias
@@ -31,6 +33,8 @@ pub(crate) struct TopKSketch {
     reported: Option<Instant>,
 }
 
+/// Decayed sample count of one key; the key's bytes are copied only after `KEY_COPIED_FROM` own
+/// samples.
 struct TopKCounter {
     hash: u64,
     /// Decayed number of samples, of which `inherited` belong to replaced keys.

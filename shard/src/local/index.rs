@@ -34,6 +34,8 @@ struct IndexPartition<M> {
     by_digest_prefix: HashMap<u64, usize, Prehashed>,
 }
 
+/// Index record of one entry: its key, its expiry, its digest prefix if it has a remote location,
+/// and the handle that it shares with the L2 cache.
 struct IndexedEntry<M> {
     key: CacheKey,
     expires_at: Instant,

@@ -32,7 +32,7 @@ const L2_TOUCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Slots swept with every insertion.
 const INSERT_SWEEP_SLOTS: usize = 8;
 
-/// An entry held by one thread.
+/// A shared entry with its key, and a body whose reference count belongs to one thread.
 #[derive(Debug)]
 pub(crate) struct L1Entry<M> {
     entry: Arc<Entry<M>>,
@@ -100,6 +100,8 @@ impl<'a> ValidityCheck<'a> {
     }
 }
 
+/// Set-associative table of one thread with `TABLE_SLOTS` slots in sets of `WAYS`; total bytes are
+/// bounded by a budget.
 #[derive(Debug)]
 pub(crate) struct L1Cache<M> {
     slots: Box<[L1Slot<M>]>,
@@ -109,6 +111,8 @@ pub(crate) struct L1Cache<M> {
     next: usize,
 }
 
+/// One way of a set: the key's hash, the entry if there is one, and its hits since the last report
+/// to the L2 cache.
 #[derive(Debug)]
 struct L1Slot<M> {
     hash: u64,

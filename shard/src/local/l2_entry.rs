@@ -5,8 +5,9 @@ use super::index::{EntryIndex, IndexPosition};
 use crate::entry::{Entry, EntryMeta};
 use std::sync::Arc;
 
-/// A value of the L2 cache. Each thread's write buffer in moka may keep a removed value for some
-/// time, so the entry is behind a handle that is emptied on removal.
+/// A value of the L2 cache: the handle of an entry, the bytes charged for it, and its position in
+/// the index. Each thread's write buffer in moka may keep a removed value for some time, so the
+/// entry is behind a handle that is emptied on removal.
 pub(super) struct L2Entry<M> {
     pub(super) entry: EntryHandle<M>,
     pub(super) weight: u32,

@@ -17,6 +17,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+/// Pinned entries of hot keys behind one lock, at most `bytes_max` bytes in total, shared by all
+/// threads.
 pub(super) struct PinnedEntries<M> {
     bytes_max: usize,
     /// Number of pinned entries, so that the lock is not taken if there are none.
@@ -24,6 +26,8 @@ pub(super) struct PinnedEntries<M> {
     state: Mutex<PinnedState<M>>,
 }
 
+/// Pinned entries by key with their total weight in bytes, and the last deletion of each hot key by
+/// hash.
 struct PinnedState<M> {
     bytes: usize,
     pins: HashMap<CacheKey, L2Entry<M>, Prehashed>,

@@ -38,6 +38,8 @@ pub(crate) enum ShardBreakerTransition {
     Closed,
 }
 
+/// Circuit breaker of one operation class: atomic state and time of the next probe, and a window of
+/// calls behind a lock, which a success takes only after a failure.
 #[derive(Debug)]
 pub(crate) struct ShardBreaker {
     created: Instant,
@@ -50,6 +52,8 @@ pub(crate) struct ShardBreaker {
     window: Mutex<CallWindow>,
 }
 
+/// Counts of calls and failures since the window's first failure; consecutive failures continue
+/// across windows.
 #[derive(Debug)]
 struct CallWindow {
     since: Instant,

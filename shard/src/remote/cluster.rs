@@ -29,6 +29,8 @@ const UNASSIGNED: u8 = u8::MAX;
 /// Addresses of the masters with the ranges of hash slots that each holds.
 pub(crate) type MasterRanges = Vec<((String, u16), Vec<(u16, u16)>)>;
 
+/// Topology of one Redis Cluster, shared by all threads: its seed nodes, an updatable address for
+/// each of the `CLUSTER_MASTERS_MAX` master indexes, and the owners of the hash slots.
 pub(crate) struct RedisCluster {
     pub(crate) seeds: Vec<Dialer>,
     pub(crate) addresses: Vec<Arc<ServerAddress>>,
@@ -39,6 +41,8 @@ pub(crate) struct RedisCluster {
     topology: RwLock<ClusterTopology>,
 }
 
+/// The master index of each hash slot (`UNASSIGNED` for none), and the host and port of each master
+/// index; behind a read-write lock.
 struct ClusterTopology {
     owners: Box<[u8]>,
     addresses: Vec<Option<(String, u16)>>,

@@ -37,11 +37,14 @@ const CONNECT_BACKOFF: Duration = Duration::from_millis(100);
 /// time.
 const RECONNECT_SPREAD: Duration = Duration::from_millis(20);
 
+/// A connection of one thread to one shard, with the abort handle of its last connection attempt.
 pub(crate) struct ShardConnection {
     state: Arc<ConnectionState>,
     attempt: Mutex<Option<AbortHandle>>,
 }
 
+/// State that a connection shares with its connection attempt: the server address, the operation
+/// class, the current phase and the consecutive timeouts.
 struct ConnectionState {
     address: Arc<ServerAddress>,
     operation: Arc<OperationClass>,
@@ -52,6 +55,8 @@ struct ConnectionState {
     connection_count: AtomicU64,
 }
 
+/// Phase of a connection: not started, connecting, connected to a resolved address, or paused after
+/// a failure.
 enum ConnectionPhase {
     Idle,
     Connecting,

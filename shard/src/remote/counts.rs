@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A counter that threads share.
+/// A counter that threads increment with relaxed atomics; it never decreases.
 #[derive(Debug, Default)]
 pub(crate) struct ShardCounter(AtomicU64);
 
@@ -19,6 +19,8 @@ impl ShardCounter {
     }
 }
 
+/// Counters of the operations of one shard, shared by all threads; [`ShardCounts`] is their
+/// snapshot.
 #[derive(Debug, Default)]
 pub(crate) struct ShardCounters {
     pub(crate) hits: ShardCounter,

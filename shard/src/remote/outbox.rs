@@ -39,6 +39,8 @@ use tokio::time::{sleep, timeout};
 /// Pause between attempts to send deletes or retries to a failing shard.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
+/// The write path of one thread to one shard: a bounded queue, and the task that sends its jobs in
+/// batches and is aborted on drop.
 pub(crate) struct WriteOutbox<M> {
     queue: Arc<WriteQueue<M>>,
     writer: Arc<ShardWriter<M>>,

@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+/// Number of unconfirmed deletes by digest prefix, for all shards of the store; behind a lock that
+/// readers skip while there are none.
 #[derive(Debug, Default)]
 pub(crate) struct PendingDeletes {
     /// Lets readers skip the lock while there are none.

@@ -18,7 +18,7 @@ const REDIRECTED_MAX: usize = 4_096;
 
 const REDIRECTED_FOR_MAX: Duration = Duration::from_secs(600);
 
-/// A delete whose shard is not known.
+/// A delete whose shard is not known: its key in Redis, and the time of its first redirect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RedirectedDelete {
     pub(crate) name: String,
@@ -35,6 +35,7 @@ pub(crate) enum RedirectOutcome {
     Rejected,
 }
 
+/// Queue of at most `REDIRECTED_MAX` redirected deletes with distinct keys, behind a lock.
 #[derive(Debug, Default)]
 pub(crate) struct RedirectedDeletes {
     /// Lets readers skip the lock while there are none.

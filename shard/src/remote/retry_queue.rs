@@ -20,8 +20,11 @@ const RETRIES_MAX: usize = 4_096;
 /// Retried at a time, so that new jobs do not wait long behind retries.
 const RETRY_BATCH: usize = 32;
 
+/// Queue of at most `RETRIES_MAX` failed stores of one thread and shard, behind a lock; the oldest
+/// are dropped first.
 pub(crate) struct RetryQueue<M>(Mutex<VecDeque<FailedStore<M>>>);
 
+/// A store to be retried: the parts of its `StoreJob`, with a weak reference to the entry.
 struct FailedStore<M> {
     name: String,
     digest: Digest,

@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 const DELETES_MAX: usize = 8_192;
 
+/// Digest prefixes of at most `DELETES_MAX` deletes that were sent and not yet reported by the
+/// server, behind a lock.
 #[derive(Debug, Default)]
 pub(crate) struct SelfInvalidations(Mutex<HashSet<u64>>);
 

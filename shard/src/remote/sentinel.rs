@@ -12,6 +12,8 @@ use tokio::sync::Notify;
 
 const SENTINEL_PORT: &str = "26379";
 
+/// A parsed Sentinel URL: the Sentinels, the name of the master, and the URL parts for connections
+/// to the master.
 pub(crate) struct SentinelEndpoint {
     /// URL of the master with the first Sentinel's host and port.
     template: String,

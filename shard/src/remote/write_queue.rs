@@ -26,6 +26,8 @@ const JOBS_MAX: usize = 4096;
 const BATCH_JOBS: usize = 32;
 pub(super) const BATCH_BYTES: usize = 256 << 10;
 
+/// A queued write to one shard: an entry to encode and store, an encoded envelope to copy, or a key
+/// to delete.
 pub(crate) enum WriteJob<M> {
     Store(StoreJob<M>),
     /// Stores an envelope unchanged until it expires.
@@ -41,6 +43,7 @@ pub(crate) enum WriteJob<M> {
     },
 }
 
+/// A store of one entry, which is held by reference and encoded only when its batch is sent.
 pub(crate) struct StoreJob<M> {
     /// The key in Redis.
     pub(crate) name: String,
@@ -67,12 +70,16 @@ impl<M> WriteJob<M> {
     }
 }
 
+/// Bounded queue of write jobs in order, behind a lock, with notifications for an added job and for
+/// a queue without jobs.
 pub(crate) struct WriteQueue<M> {
     jobs: Mutex<QueueState<M>>,
     added: Notify,
     drained: Notify,
 }
 
+/// Queued jobs, the number and the bytes of those that carry an entry or an envelope, and whether a
+/// batch is being sent.
 struct QueueState<M> {
     queued: VecDeque<WriteJob<M>>,
     stores: usize,

@@ -37,6 +37,8 @@ pub(crate) struct HotCopies {
     entries: Mutex<HashMap<u64, CopiedEntry, Prehashed>>,
 }
 
+/// Revision of one hot entry in its own slot, the locations of its copies, and a bitmap of copies
+/// written within `REWRITE_AFTER`.
 struct CopiedEntry {
     revision: u64,
     locations: Arc<[CopyLocation]>,
@@ -45,13 +47,13 @@ struct CopiedEntry {
     written_since: Instant,
 }
 
-/// The location of a copy.
+/// The location of a copy: the index of its shard, and its key in Redis.
 pub(super) struct CopyLocation {
     pub(super) shard: usize,
     pub(super) redis_key: String,
 }
 
-/// A copy chosen for a read.
+/// A copy chosen for a read: its location, and the revision that makes it valid.
 pub(super) struct ChosenCopy {
     pub(super) revision: u64,
     locations: Arc<[CopyLocation]>,

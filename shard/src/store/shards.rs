@@ -39,6 +39,8 @@ impl RemoteConfig {
     }
 }
 
+/// The shards of all regions in one list, the regions that refer to them by index, and the state
+/// that all shards share.
 pub(super) struct Shards {
     pub(super) deadline: Duration,
     pub(super) hot_copies: u16,
@@ -50,6 +52,8 @@ pub(super) struct Shards {
     pub(super) topology_discoveries: Vec<Arc<TopologyDiscovery>>,
 }
 
+/// Shards of one region: their position in the list of all shards, the mapping of slots to them,
+/// and the regions in which misses are looked up, in order.
 pub(super) struct RegionShards {
     pub(super) fallback: Vec<Region>,
     /// Index of its first shard among all shards.
@@ -57,6 +61,8 @@ pub(super) struct RegionShards {
     pub(super) backend: RegionBackend,
 }
 
+/// Mapping of a region's slots to shards: a fixed table over labelled endpoints, or the topology of
+/// a Redis Cluster.
 pub(super) enum RegionBackend {
     Endpoints {
         slots: SlotTable,

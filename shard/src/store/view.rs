@@ -28,8 +28,9 @@ const REDIRECT_RESEND_INTERVAL: Duration = Duration::from_secs(1);
 /// The same interval in `flush`, which has little time.
 const FLUSH_RESEND_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A thread's view of the store. `Send`, so that it can be created before its thread runs; not
-/// `Sync`. Its connections belong to the runtime that first uses them.
+/// One thread's access to the store: its L1 cache, its top-k sketch, and a client for each shard.
+/// `Send`, so that it can be created before its thread runs; not `Sync`. Its connections belong to
+/// the runtime that first uses them.
 pub struct StoreView<M> {
     store: Arc<Store<M>>,
     l1: RefCell<L1Cache<M>>,
@@ -71,7 +72,8 @@ pub enum RemoteLookup<M> {
     NotConfigured,
 }
 
-/// An entry held by this thread. Cheap to clone; may be held for as long as a response takes.
+/// An entry that this thread found, and the cache layer that served it. Cheap to clone; may be held
+/// for as long as a response takes.
 #[derive(Debug)]
 pub struct CacheHit<M> {
     entry: Arc<L1Entry<M>>,

@@ -16,6 +16,8 @@ const DIGITS_MAX: usize = 13;
 /// Maximum bytes of a trailer section.
 const TRAILERS_MAX: usize = 8 << 10;
 
+/// Position in the chunked grammar, with the size read so far or the data bytes left in the current
+/// chunk.
 #[derive(Debug)]
 enum DecoderState {
     Size { size: u64, digits: usize },
@@ -54,6 +56,8 @@ impl ExtensionPart {
     }
 }
 
+/// Incremental decoder of one chunked body: its position in the grammar and, at the end, the
+/// validated trailers.
 #[derive(Debug)]
 pub(super) struct ChunkDecoder {
     state: DecoderState,

@@ -54,6 +54,8 @@ pub(crate) enum RequestReadError {
     Io(#[from] io::Error),
 }
 
+/// Framing and progress of the current request body: bytes left, or the chunk decoder with the
+/// total decoded bytes and those `ready` in the buffer.
 enum RequestBodyState {
     Done,
     Length { remaining: u64 },
@@ -80,7 +82,8 @@ struct RequestReader {
     body_rate: u32,
 }
 
-/// A connection from a client.
+/// A connection from a client: its stream, the state of the reading half, and the current outgoing
+/// message.
 pub(crate) struct DownstreamConnection {
     io: TransportStream,
     reader: RequestReader,

@@ -10,6 +10,7 @@ pub(super) struct HeadScanner {
     at: usize,
 }
 
+/// Result of scanning the bytes received so far for the end of a head.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ScanResult {
     /// The head's length, its empty line included.

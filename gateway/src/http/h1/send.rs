@@ -15,6 +15,8 @@ use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::http::text;
 use crate::http::transport::TransportStream;
 
+/// Framing of an outgoing body: raw with the bytes `left` (`None` until the connection closes), or
+/// chunked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BodyFraming {
     Raw { left: Option<u64> },

@@ -59,6 +59,8 @@ pub(crate) enum UpstreamConnectionError {
     ClientGone,
 }
 
+/// Framing and progress of the current response body: bytes left, the chunk decoder with the bytes
+/// `ready` in the buffer, or the end of the connection.
 #[derive(Debug)]
 enum ResponseBodyState {
     Length { remaining: u64 },

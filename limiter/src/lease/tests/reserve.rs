@@ -3,6 +3,8 @@
 
 use super::*;
 
+/// A node with two classes of traffic, ordinary and platinum: requests due (in thousandths), sent
+/// and admitted of each, and the grant in transit with the millisecond of its arrival.
 struct Node {
     lease: Lease,
     reply: Option<(u64, LeaseGrant)>,

@@ -14,6 +14,8 @@ struct PartialDecision<'a> {
     next: Step,
 }
 
+/// The next step of a decision: a peek or a charge of the rule at this position, a refund, or none
+/// because the decision has ended.
 #[derive(Clone, Copy)]
 enum Step {
     Peek(usize),
