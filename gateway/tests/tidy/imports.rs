@@ -184,7 +184,7 @@ fn uses(code: &str, is_export: bool) -> Vec<(usize, Vec<String>)> {
     for (at, _) in code.match_indices("use ") {
         let line = code[..at].rsplit('\n').next().unwrap_or_default().trim_start();
         let is_public = line.starts_with("pub");
-        if !(line.is_empty() || is_public) || is_export && !is_public {
+        if !(is_public || line.is_empty() && !is_export) {
             continue;
         }
         let end = code[at..].find(';').map_or(code.len(), |end| at + end);
@@ -218,7 +218,8 @@ fn expand(tree: &str, at: usize, prefix: &mut Vec<String>, found: &mut Vec<(usiz
     }
 }
 
-/// Paths in expressions and types: `crate::a::b`, `super::a`, and `a::b` with a module `a` in scope.
+/// Paths in expressions and types: `crate::a::b`, `super::a`, and `a::b` with a module `a` in
+/// scope.
 fn paths(code: &str) -> Vec<(usize, Vec<String>)> {
     let mut found = Vec::new();
     let bytes = code.as_bytes();
