@@ -48,7 +48,8 @@ const NAME_TTL: Duration = Duration::from_secs(5);
 /// Maximum number of cached names per thread. The configuration has no more names than that.
 const NAMES_MAX: usize = 1024;
 
-/// One endpoint, shared by all threads.
+/// One endpoint of an upstream, shared by all threads: address, requests in flight, end of its
+/// ejection.
 pub(crate) struct Endpoint {
     pub(crate) address: EndpointAddress,
     /// The address, if the host is numeric and needs no resolution.

@@ -243,9 +243,10 @@ pub enum Mode {
     Off,
 }
 
-/// The stable hash of a subject. It is stable because [`Percent`] must select the same subjects on
-/// every node and after a restart. Tables hash it again with a secret of their own process, so that
-/// clients cannot target one of their sets.
+/// The stable hash of a subject: selects its cell in a table, and whether a percentage applies to
+/// it. It is stable because [`Percent`] must select the same subjects on every node and after a
+/// restart. Tables hash it again with a secret of their own process, so that clients cannot target
+/// one of their sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KeyHash(pub u64);
 

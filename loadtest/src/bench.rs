@@ -32,7 +32,7 @@ pub(crate) struct BenchPlan {
     pub(crate) tidegate: PathBuf,
 }
 
-/// One peer in one round.
+/// Figures of one peer in one round: load report, CPU time and origin requests.
 #[derive(Clone, Copy)]
 pub(crate) struct Sample {
     pub(crate) report: LoadReport,

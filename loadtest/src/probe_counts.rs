@@ -1,6 +1,8 @@
-//! Counts of the probes sent during one round.
+//! Counts of check requests: a client sends them beside the load of one round and verifies the
+//! responses.
 
-/// Probes sent during the load of one round.
+/// Counts of check requests that a client sends beside the load, and of the wrong responses among
+/// them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct ProbeCounts {
     pub(crate) sent: u64,

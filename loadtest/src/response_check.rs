@@ -165,7 +165,7 @@ impl ResponseCheck {
     }
 }
 
-/// Client of the origin's request counter.
+/// Client that reads the origin's counter of requests.
 pub(crate) struct OriginCounter {
     client: CheckConnection,
 }

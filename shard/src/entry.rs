@@ -75,7 +75,8 @@ pub(crate) struct EntryParts<M> {
     pub(crate) ttl: Duration,
 }
 
-/// The location of an entry outside this process.
+/// Shard index and digest prefix of an entry, by which an invalidation from its server finds the
+/// local copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EntryLocation {
     pub(crate) shard: usize,

@@ -217,7 +217,7 @@ pub(crate) struct ShardContext {
     pub(crate) deadline: Duration,
 }
 
-/// The object of a read.
+/// Object of a read: the entry in its own slot, or a hot copy with its revision.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ReadTarget {
     /// The entry in its own slot.

@@ -33,7 +33,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-/// The slot of a response, and the endpoint that holds it.
+/// Slot of a response and the endpoint that holds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
     pub slot: Slot,
@@ -68,7 +68,7 @@ const COPIES_MAX: usize = 64;
 /// Most regions that a process stores entries for; clients may send arbitrary names.
 const REGIONS_MAX: usize = 1_024;
 
-/// The location of an entry in the remote cache.
+/// Shard, slot, Redis key and digest of one cache key: everything that a read or write of it needs.
 struct RemoteKey {
     shard: usize,
     slot: Slot,

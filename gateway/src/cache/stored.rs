@@ -10,7 +10,8 @@ use shard::{CacheHit, StaleReason, Tag};
 use super::extent::Extent;
 use crate::http::fields::{Fields, KnownField};
 
-/// The metadata of a stored response, or a marker.
+/// The metadata of a stored response, or a marker in its place: hit-for-miss, or the `Vary` names
+/// of its variants.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum CacheMeta {
     Object(CachedObject),

@@ -21,15 +21,15 @@ pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Conf
     check_regions(&draft, context);
     let limiters = build_limiters(&draft, context);
     check_sizes(&draft, context);
-    let mut resolver = RouteResolver { draft: &mut draft, limiters, context, references: UsedDefinitions::default() };
+    let mut resolver = RouteResolver { draft: &mut draft, limiters, context, used: UsedDefinitions::default() };
     for index in 0..resolver.draft.routes.len() {
         resolver.resolve_upstream(index);
         resolver.resolve_limits(index);
     }
-    let references = resolver.references;
+    let used = resolver.used;
     check_route_names(&draft, context);
     check_route_matches(&draft, context);
-    check_unused(&draft, &references, context);
+    check_unused(&draft, &used, context);
     draft.config
 }
 
@@ -48,7 +48,7 @@ struct RouteResolver<'a> {
     draft: &'a mut ConfigDraft,
     limiters: Vec<Option<Limiter>>,
     context: &'a ReadContext<'a>,
-    references: UsedDefinitions,
+    used: UsedDefinitions,
 }
 
 fn check_addresses(draft: &ConfigDraft, context: &ReadContext<'_>) {
@@ -172,17 +172,17 @@ fn check_sizes(draft: &ConfigDraft, context: &ReadContext<'_>) {
 impl RouteResolver<'_> {
     fn resolve_upstream(&mut self, index: usize) {
         let Some(upstream) = &self.draft.routes[index].upstream else {
-            self.references.has_unresolved = true;
+            self.used.has_unresolved = true;
             return;
         };
         let known: Vec<&str> = self.draft.config.upstreams.iter().map(|upstream| &*upstream.name).collect();
         match known.iter().position(|name| *name == upstream.value) {
             Some(position) => {
                 self.draft.config.routes[index].upstream = position;
-                self.references.upstreams.insert(position);
+                self.used.upstreams.insert(position);
             }
             None => {
-                self.references.has_unresolved = true;
+                self.used.has_unresolved = true;
                 let message = format!("unknown upstream `{}`", upstream.value);
                 let problem = ConfigProblem::new(FaultCode::UnknownName, message);
                 self.context.error(&upstream.at, problem.hint(suggest(&upstream.value, &known)));
@@ -196,7 +196,7 @@ impl RouteResolver<'_> {
         let known: Vec<&str> = self.draft.config.limit.rules.iter().map(|own| &*own.rule.name).collect();
         for limit in &names.limits {
             let Some(position) = known.iter().position(|name| *name == limit.value) else {
-                self.references.has_unresolved = true;
+                self.used.has_unresolved = true;
                 if self.context.has_fault_under(&format!("limits.{}", limit.value)) {
                     continue; // The limit exists and its fault has already been reported.
                 }
@@ -204,7 +204,7 @@ impl RouteResolver<'_> {
                 self.context.error(&limit.at, problem.hint(suggest(&limit.value, &known)));
                 continue;
             };
-            self.references.rules.insert(position);
+            self.used.rules.insert(position);
             if route.limits.contains(&position) {
                 let problem = ConfigProblem::new(FaultCode::Duplicate, format!("duplicate limit `{}`", limit.value));
                 self.context.error(&limit.at, problem);
@@ -259,19 +259,19 @@ fn methods_overlap(one: &route::RouteConfig, other: &route::RouteConfig) -> bool
     both_accept_all || one.methods.iter().any(|method| other.methods.contains(method))
 }
 
-fn check_unused(draft: &ConfigDraft, references: &UsedDefinitions, context: &ReadContext<'_>) {
-    if references.has_unresolved {
+fn check_unused(draft: &ConfigDraft, used: &UsedDefinitions, context: &ReadContext<'_>) {
+    if used.has_unresolved {
         return;
     }
     for (index, (upstream, at)) in draft.config.upstreams.iter().zip(&draft.upstreams).enumerate() {
-        if !references.upstreams.contains(&index) {
+        if !used.upstreams.contains(&index) {
             let problem =
                 ConfigProblem::new(FaultCode::Unused, format!("no route uses the upstream `{}`", upstream.name));
             context.warning(at, problem);
         }
     }
     for (index, (rule, at)) in draft.config.limit.rules.iter().zip(&draft.rules).enumerate() {
-        if !references.rules.contains(&index) {
+        if !used.rules.contains(&index) {
             let problem =
                 ConfigProblem::new(FaultCode::Unused, format!("no route uses the limit `{}`", rule.rule.name));
             context.warning(at, problem.hint("add it to the `limits` of a route"));

@@ -128,7 +128,8 @@ thread_local! {
     static TOKEN_CACHE: RefCell<Option<Box<ThreadTokenCache>>> = const { RefCell::new(None) };
 }
 
-/// Time of a verification.
+/// Monotonic and wall-clock time of one verification: caching uses the first, `exp` and `nbf` the
+/// second.
 #[derive(Clone, Copy, Debug)]
 struct VerificationTime {
     /// Seconds since the Unix epoch, the unit of the claims.

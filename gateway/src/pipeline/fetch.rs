@@ -30,7 +30,8 @@ use crate::record::{CacheDetail, CacheResult};
 /// requests pass, short enough to recover quickly.
 const PASS_AFTER_ERROR: Duration = Duration::from_secs(1);
 
-/// The purpose and the start of one fetch.
+/// One fetch of a cache key: its policy and request directives, and the times and epoch at which it
+/// began.
 pub(super) struct Fetch<'c> {
     policy: &'c CachePolicy,
     pub(super) key: CacheKey,
@@ -63,7 +64,7 @@ impl<'c> Fetch<'c> {
     }
 }
 
-/// How a response is stored.
+/// The object that a response becomes, how long it is kept, and the key of its variant.
 pub(super) struct StorePlan {
     object: CachedObject,
     keep: Duration,

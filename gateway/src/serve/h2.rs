@@ -173,8 +173,7 @@ async fn respond(
     })
 }
 
-/// A request in flight. If it is dropped before its response begins, its client has reset the
-/// stream.
+/// One HTTP/2 stream from its request to the end of its response.
 struct StreamExchange {
     context: Rc<WorkerContext>,
     snapshot: Arc<Snapshot>,

@@ -54,7 +54,7 @@ impl UpstreamConfig {
     }
 }
 
-/// A call without a response.
+/// The endpoint that was called last and its error, where no endpoint gave a response.
 #[derive(Debug)]
 pub(crate) struct UpstreamFailure {
     /// The endpoint that was tried last.

@@ -13,7 +13,8 @@ const END_MAX: u64 = u32::MAX as u64;
 /// At this age the epoch is moved to the present. A backlog of more than 39 hours is truncated.
 const EPOCH_AGE_MAX: u64 = END_MAX / 2;
 
-/// The state of a key: of an evicted one, or of one with a cell.
+/// The GCRA backlog of one key, which decides what an eviction keeps: of an evicted key, from the
+/// sketch, or of a key with a cell.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct KeyBacklog {
     /// The theoretical arrival time, in nanoseconds since the clock's origin.
@@ -22,7 +23,8 @@ pub(super) struct KeyBacklog {
     pub(super) denials: u8,
 }
 
-/// The present and the time of one token, in which backlogs are compared.
+/// The present time and the time that one token takes to refill: the units in which backlogs of one
+/// rule are compared.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TimeBase {
     pub(super) now_nanos: u64,

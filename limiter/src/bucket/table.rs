@@ -39,8 +39,8 @@ pub struct GcraTable {
     hasher: RandomState,
 }
 
-/// Keys enter, leave and are charged under one lock, held for one decision (tens of nanoseconds, no
-/// allocation, no call out).
+/// One set of the table: keys enter, leave and are charged under one lock, held for one decision
+/// (tens of nanoseconds, no allocation, no call out).
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct CellSet {
@@ -54,8 +54,8 @@ struct LockedSet<'a> {
     slots: &'a [CellSlot; WAYS],
 }
 
-/// State of a set about evicted keys: until when its sketch has an effect, and how often each
-/// cell's key was denied while it was evicted.
+/// State of one set of the table about evicted keys: until when its sketch has an effect, and for
+/// each cell the denials that its key had while it was evicted.
 #[derive(Debug, Default)]
 struct SetEvictions {
     /// When the set's sketch has no effect any more, in 2^30 nanoseconds since the clock's origin.

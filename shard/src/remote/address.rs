@@ -27,7 +27,7 @@ pub(crate) struct ServerAddress {
     rediscover: Arc<Notify>,
 }
 
-/// Clients for one resolved address.
+/// One resolved address of a server and the Redis clients of each purpose for it.
 pub(crate) struct ResolvedServer {
     pub(crate) client: Client,
     /// Client for the subscription to invalidations, which requires RESP3.

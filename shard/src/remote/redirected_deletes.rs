@@ -26,7 +26,8 @@ pub(crate) struct RedirectedDelete {
     pub(crate) redirected_since: Instant,
 }
 
-/// Result of setting a delete aside.
+/// Whether a redirected delete was queued for its new server, was queued already, or found the
+/// queue full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RedirectOutcome {
     Deferred,

@@ -1,4 +1,4 @@
-//! Units and conversions for the ranges of keys.
+//! Bounds of configuration values, and conversions between their units.
 
 use std::time::Duration;
 

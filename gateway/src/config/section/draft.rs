@@ -22,7 +22,8 @@ pub(in crate::config) struct ConfigDraft {
     pub(in crate::config) routes: Vec<RouteReferences>,
 }
 
-/// UsedDefinitions of a route to other sections, with their locations.
+/// Names of upstream and limits in one route, with their locations, before they are resolved to
+/// indexes.
 pub(in crate::config) struct RouteReferences {
     pub(in crate::config) name: DocumentLocation,
     pub(in crate::config) matched: DocumentLocation,

@@ -1,4 +1,5 @@
-//! The published contract, and the example of the documentation.
+//! Two complete documents, the one of tests/data/contract.toml and the example of docs/, have only
+//! the expected faults.
 
 use std::path::Path;
 
