@@ -137,7 +137,8 @@ pub(crate) struct Breaker {
     core: Mutex<BreakerCore>,
 }
 
-/// Permission for one call. Dropping it without `record` counts neither as success nor as failure.
+/// Permission for one call, whose result the caller records with `record`; a drop without it counts
+/// as neither success nor failure.
 pub(crate) struct BreakerPermit<'a> {
     breaker: &'a Breaker,
     started_at: Instant,

@@ -36,7 +36,8 @@ use crate::http::message::Request;
 use tokens::{TokenOutcome, TokenVerifier, VerifiedClaims, VerifiedIdentity};
 pub(crate) use trace::{Trace, write_trace};
 
-/// Part of the request from which one identity attribute is read.
+/// The part of the request from which one identity attribute is read: a header, a cookie, the first
+/// host label, a path segment or a token claim.
 #[derive(Clone, Debug, PartialEq)]
 pub enum IdentitySource {
     /// `header:NAME`; the name is a valid field name in lower case.

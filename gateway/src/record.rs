@@ -1,7 +1,8 @@
 //! The facts of one request, from which its access log line, metrics and `Cache-Status` are
 //! written.
 //!
-//! Each phase of the pipeline fills in its own fields. Nothing here is read by a decision.
+//! Each phase of the pipeline fills in its own fields. Decisions read only `must_close`, `verdict` and
+//! `cache`.
 
 use std::net::IpAddr;
 use std::sync::Arc;

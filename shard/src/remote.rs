@@ -71,7 +71,7 @@ const BLOCKING_DECODE_BYTES: usize = 256 << 10;
 
 /// State of a shard that all threads share.
 pub(crate) struct Shard {
-    id: ShardId,
+    id: ConfiguredShard,
     address: Arc<ServerAddress>,
     reads: Arc<OperationClass>,
     /// Reads of large bodies: a network that is too slow for these is not too slow for small ones.
@@ -85,8 +85,10 @@ pub(crate) struct Shard {
     bus: OperationClass,
 }
 
-/// Identifies a shard within a store.
-pub(crate) struct ShardId {
+/// The place of a shard in the configuration: its region, its index among the region's endpoints or
+/// its cluster's masters, and the label of a configured endpoint. Other code refers to a shard by
+/// its index in the store's list.
+pub(crate) struct ConfiguredShard {
     pub(crate) region: Region,
     /// Index among the region's endpoints, or among the masters of its cluster.
     pub(crate) index: usize,
@@ -119,8 +121,8 @@ pub struct ShardReport {
 }
 
 impl Shard {
-    pub(crate) fn new(id: ShardId, address: Arc<ServerAddress>, wall: Arc<WallClock>) -> Self {
-        let ShardId { region, index, label } = &id;
+    pub(crate) fn new(id: ConfiguredShard, address: Arc<ServerAddress>, wall: Arc<WallClock>) -> Self {
+        let ConfiguredShard { region, index, label } = &id;
         let name = label.clone().unwrap_or_else(|| format!("master {index}"));
         Self {
             reads: Arc::new(OperationClass::new(format!("{region} {name} reads"))),

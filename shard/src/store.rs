@@ -123,7 +123,8 @@ impl<M: EntryMeta> Store<M> {
         regions
     }
 
-    /// Records a region before an entry is stored for it; false if there are too many.
+    /// Records a region before an entry is stored for it; false at the bound, because requests can
+    /// invent region names.
     fn register_region(&self, region: &Region) -> bool {
         let mut stored = self.stored_regions.lock().unwrap_or_else(PoisonError::into_inner);
         stored.contains(region) || (stored.len() < REGIONS_MAX && stored.insert(*region))

@@ -105,7 +105,8 @@ impl StatusPattern {
     }
 }
 
-/// Whether a response with `Set-Cookie` is stored, with its cookie, or not at all.
+/// Whether a response with `Set-Cookie` is stored including its cookie, or is not stored (RFC 9111
+/// section 7.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum SetCookiePolicy {
     /// The response is not stored, because a cookie nearly always belongs to one user.

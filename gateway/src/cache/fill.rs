@@ -130,7 +130,7 @@ impl FillState {
     }
 }
 
-/// One lock stripe of the fill table.
+/// Map of one lock stripe of the fill table.
 type FillPartition = HashMap<CacheKey, Arc<Fill>, foldhash::fast::RandomState>;
 
 /// The fills in progress in this process.

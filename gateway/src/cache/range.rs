@@ -14,7 +14,7 @@ use crate::http::message::{BodyLength, Response, StatusCode};
 /// More ranges get the complete object. RFC 9110 section 14.2 lets a server ignore requests that
 /// look like an attack.
 const RANGES_MAX: usize = 16;
-/// Longer `Range` lines are ignored.
+/// Longer `Range` lines are ignored: they are not worth parsing.
 const LINE_BYTES_MAX: usize = 1_024;
 
 /// First and last position of a range, both inclusive.

@@ -67,7 +67,7 @@ impl Default for ServerConfig {
     }
 }
 
-/// Logs (`[log]`).
+/// Destination of the access log and level of the log (`[log]`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct LogConfig {
     /// Destination of the access log.

@@ -32,8 +32,8 @@ pub struct HttpLimits {
     pub dropped_trailers: Arc<[String]>,
 }
 
-/// Handling of a body on a GET or HEAD request, where it has no defined meaning (RFC 9110 sections
-/// 9.3.1 and 9.3.2).
+/// Whether a body on a GET or HEAD request is forwarded, or the request is refused with 400 (RFC
+/// 9110 sections 9.3.1 and 9.3.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GetBodyPolicy {
     /// Forwarded with its framing.

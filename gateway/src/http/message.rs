@@ -59,7 +59,8 @@ pub enum BodyLength {
     UntilClose,
 }
 
-/// Connection-level options of a request (RFC 9112 section 9.3, RFC 9110 section 10.1.1).
+/// Whether a request keeps its connection open and expects `100 Continue` (RFC 9112 section 9.3,
+/// RFC 9110 section 10.1.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ConnectionOptions {
     pub(crate) keep_alive: bool,

@@ -87,7 +87,7 @@ pub(crate) struct DenialResponseKey {
 }
 
 impl DenialResponseKey {
-    /// Hash that spreads the wordings in use at one time over the slots of a cache.
+    /// Hash that distributes the keys in use over the slots at one time over the slots of a cache.
     pub(crate) fn slot_hash(&self) -> u64 {
         let DenialResponseKey { headers_id: _, rule, class, remaining, reset_seconds, retry_after_seconds } = *self;
         let rule_and_class = (rule as u64) << 3 ^ u64::from(class.0) << 1;
@@ -169,7 +169,7 @@ impl LimitHeaders {
     }
 
     /// Inputs of the response to `denial`.
-    pub(crate) fn denial_wording(&self, denial: &Denial) -> DenialResponseKey {
+    pub(crate) fn denial_response_key(&self, denial: &Denial) -> DenialResponseKey {
         let Denial { limit_status, class, .. } = denial;
         DenialResponseKey {
             headers_id: self.id,

@@ -23,7 +23,7 @@ use crate::{degrade, respond};
 static FAILURES: LazyLock<Counters<ErrorKind>> = LazyLock::new(Counters::default);
 
 pub(super) fn expose() {
-    let help = "Requests that neither origin nor cache answered, stale responses included.";
+    let help = "Failed requests by kind, including those answered with a stale response.";
     metrics::expose_counters("tidegate_failures", help, &FAILURES);
 }
 

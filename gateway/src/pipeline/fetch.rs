@@ -28,7 +28,7 @@ use crate::record::{CacheDetail, CacheResult};
 
 /// How long a key counts as uncacheable after a server error: long enough to let the waiting
 /// requests pass, short enough to recover quickly.
-const PASS_AFTER_ERROR: Duration = Duration::from_secs(1);
+const HIT_FOR_MISS_TTL_AFTER_ERROR: Duration = Duration::from_secs(1);
 
 /// One fetch of a cache key: its policy and request directives, and the times and epoch at which it
 /// began.
@@ -36,7 +36,7 @@ pub(super) struct Fetch<'c> {
     policy: &'c CachePolicy,
     pub(super) key: CacheKey,
     directives: CacheControl,
-    pub(super) since: EpochSnapshot,
+    pub(super) fill_epoch: EpochSnapshot,
     sent: Instant,
     /// Wall time at `sent`.
     sent_at: SystemTime,
@@ -50,7 +50,7 @@ impl<'c> Fetch<'c> {
             policy,
             key,
             directives: context.request_directives(),
-            since: view.epoch_snapshot(),
+            fill_epoch: view.epoch_snapshot(),
             sent: Instant::now(),
             sent_at: view.store().wall_time(),
             random: context.snapshot.identity.random_u64(),
@@ -59,22 +59,26 @@ impl<'c> Fetch<'c> {
 
     /// The entry that a body of this fetch becomes.
     pub(super) fn pending_entry(self, region: Region, plan: StorePlan, extent: Option<Extent>) -> PendingEntry {
-        let StorePlan { object, keep, variant_key } = plan;
-        PendingEntry { object, extent, keep, since: self.since, key: variant_key.unwrap_or(self.key), region }
+        let StorePlan { object, ttl, variant_key } = plan;
+        PendingEntry { object, extent, ttl, fill_epoch: self.fill_epoch, key: variant_key.unwrap_or(self.key), region }
     }
 }
 
 /// The object that a response becomes, how long it is kept, and the key of its variant.
 pub(super) struct StorePlan {
     object: CachedObject,
-    keep: Duration,
+    ttl: Duration,
     /// The key of the variant, where it is not the key of the fetch.
     variant_key: Option<CacheKey>,
 }
 
 impl<'c> RequestContext<'c> {
     /// Fetches from the origin on behalf of every waiting request.
-    pub(super) async fn lead(&mut self, fetch: Fetch<'c>, lead: FillLeader) -> Result<ResponseBody<'static>, Error> {
+    pub(super) async fn lead_fetch(
+        &mut self,
+        fetch: Fetch<'c>,
+        leader: FillLeader,
+    ) -> Result<ResponseBody<'static>, Error> {
         let has_validator =
             |hit: &CacheHit<CacheMeta>| policy::object(&hit.meta).is_some_and(CachedObject::has_validator);
         let mut validated = self.stale.clone().filter(has_validator);
@@ -84,7 +88,7 @@ impl<'c> RequestContext<'c> {
                 if !matches!(error.kind(), ErrorKind::ClientGone) {
                     // With an open breaker, a second attempt would fail at once too.
                     let is_final = error.kind() == ErrorKind::BreakerOpen;
-                    if is_final { lead.fail_all(error.kind()) } else { lead.fail(error.kind()) }
+                    if is_final { leader.fail_all(error.kind()) } else { leader.fail(error.kind()) }
                 }
                 return Err(error);
             }
@@ -97,11 +101,11 @@ impl<'c> RequestContext<'c> {
             self.record.cache = CacheResult::Revalidated;
             let body = hit.body().clone();
             self.response.length = BodyLength::Known(body.len() as u64);
-            if let Ok(judged) = self.judge(&fetch, self.response) {
-                self.store_again(&fetch, judged, &body);
+            if let Ok(evaluated) = self.evaluate_response(&fetch, self.response) {
+                self.store_again(&fetch, evaluated, &body);
                 self.record.stored = true;
             }
-            lead.release();
+            leader.release();
             return Ok(match self.apply_conditions(ResponseBody::Bytes(body)) {
                 ResponseBody::Bytes(body) => {
                     ResponseBody::Bytes(policy::apply_range(self.request, body, self.response))
@@ -112,7 +116,7 @@ impl<'c> RequestContext<'c> {
         if self.response.status.is_server_error()
             && let Some(body) = self.stale_response()
         {
-            lead.fail_all(ErrorKind::Upstream);
+            leader.fail_all(ErrorKind::Upstream);
             self.record.degraded = "stale";
             self.record.detail = CacheDetail::Reason("origin_error");
             return Ok(body);
@@ -124,39 +128,39 @@ impl<'c> RequestContext<'c> {
             if let Some(hit) = self.stale.clone() {
                 self.update_from_head(&fetch, &hit);
             }
-            lead.release();
+            leader.release();
             self.record.detail = CacheDetail::Reason(NoStoreReason::Method.as_str());
             return Ok(self.apply_conditions(ResponseBody::Upstream(source)));
         }
-        Ok(self.store_or_pass(fetch, lead, source))
+        Ok(self.store_or_pass(fetch, leader, source))
     }
 
     /// Stores a whole response while it is sent, or records why not.
     pub(super) fn store_or_pass(
         &mut self,
         fetch: Fetch<'c>,
-        lead: FillLeader,
+        leader: FillLeader,
         source: UpstreamBody<'static>,
     ) -> ResponseBody<'static> {
         let plan = match self.store_plan(&fetch) {
             Ok(plan) => plan,
             Err(reason) => {
-                self.mark_uncacheable(&lead, &fetch);
-                lead.release();
+                self.mark_uncacheable(&leader, &fetch);
+                leader.release();
                 self.record.detail = CacheDetail::Reason(reason.as_str());
                 return self.apply_conditions(ResponseBody::Upstream(source));
             }
         };
         self.record.stored = true;
-        let lead = if plan.variant_key.is_some() {
+        let leader = if plan.variant_key.is_some() {
             // The key turns out to vary: the waiting requests look up again, each for its own
             // variant.
-            lead.release();
+            leader.release();
             FillLeader::solo()
         } else {
-            lead
+            leader
         };
-        self.fill(fetch.pending_entry(self.caller.region, plan, None), lead, source)
+        self.fill(fetch.pending_entry(self.caller.region, plan, None), leader, source)
     }
 
     /// Whether and how the response may be stored.
@@ -166,27 +170,31 @@ impl<'c> RequestContext<'c> {
 
     /// As `store_plan`, for a response that differs from the one that is sent.
     pub(super) fn store_plan_for(&self, fetch: &Fetch<'_>, response: &Response) -> Result<StorePlan, NoStoreReason> {
-        let (object, keep) = self.judge(fetch, response)?;
+        let (object, ttl) = self.evaluate_response(fetch, response)?;
         if matches!(response.length, BodyLength::Known(length) if length > self.snapshot.cache.object_bytes) {
             return Err(NoStoreReason::TooLarge);
         }
-        Ok(StorePlan { object, keep, variant_key: self.variant_key(fetch, response)? })
+        Ok(StorePlan { object, ttl, variant_key: self.variant_key(fetch, response)? })
     }
 
-    /// The object that a response becomes and how long it is kept. UpstreamCall it when the head
+    /// The object that a response becomes and how long it is kept. Call it when the head
     /// has just arrived.
-    fn judge(&self, fetch: &Fetch<'_>, response: &Response) -> Result<(CachedObject, Duration), NoStoreReason> {
+    fn evaluate_response(
+        &self,
+        fetch: &Fetch<'_>,
+        response: &Response,
+    ) -> Result<(CachedObject, Duration), NoStoreReason> {
         let delay = fetch.sent.elapsed();
-        let exchange = policy::StoreCandidate {
+        let candidate = policy::StoreCandidate {
             request: self.request,
             directives: &fetch.directives,
             response,
             received_at: fetch.sent_at + delay,
             delay,
         };
-        let (mut object, keep) = exchange.evaluate(fetch.policy, &self.snapshot.cache)?;
+        let (mut object, ttl) = candidate.evaluate(fetch.policy, &self.snapshot.cache)?;
         object.lifetime = policy::with_jitter(object.lifetime, fetch.policy.ttl_jitter_percent, fetch.random);
-        Ok((object, keep))
+        Ok((object, ttl))
     }
 
     /// Requests the whole object, conditionally where `validated` has a validator. A 304 that does
@@ -223,20 +231,20 @@ impl<'c> RequestContext<'c> {
             None => {}
             Some(false) => self.worker.view.remove(&self.caller.region, &fetch.key.as_key()),
             Some(true) => {
-                if let Ok(judged) = self.judge(fetch, &policy::freshen(object, self.response)) {
-                    self.store_again(fetch, judged, body);
+                if let Ok(evaluated) = self.evaluate_response(fetch, &policy::freshen(object, self.response)) {
+                    self.store_again(fetch, evaluated, body);
                 }
             }
         }
     }
 
     /// Stores a stored body again under a new head.
-    fn store_again(&self, fetch: &Fetch<'_>, (object, keep): (CachedObject, Duration), body: &Bytes) {
+    fn store_again(&self, fetch: &Fetch<'_>, (object, ttl): (CachedObject, Duration), body: &Bytes) {
         let is_shared = body.len() as u64 <= self.snapshot.cache.remote_object_bytes;
-        let reach = if is_shared { InsertTarget::LocalAndRemote } else { InsertTarget::Local };
+        let target = if is_shared { InsertTarget::LocalAndRemote } else { InsertTarget::Local };
         let entry =
-            Entry::new(CacheMeta::Object(object), body.clone(), keep, Instant::now()).with_fill_epoch(fetch.since);
-        self.worker.view.insert(&self.caller.region, &fetch.key.as_key(), entry, reach);
+            Entry::new(CacheMeta::Object(object), body.clone(), ttl, Instant::now()).with_fill_epoch(fetch.fill_epoch);
+        self.worker.view.insert(&self.caller.region, &fetch.key.as_key(), entry, target);
     }
 
     /// Stores the body while it is sent: at once if it has arrived already, else in a task that
@@ -244,13 +252,13 @@ impl<'c> RequestContext<'c> {
     pub(super) fn fill(
         &mut self,
         entry: PendingEntry,
-        lead: FillLeader,
+        leader: FillLeader,
         source: UpstreamBody<'static>,
     ) -> ResponseBody<'static> {
         // Joining requests get the stored head, without the fields that belong to this client
         // alone.
         let shared = Response { fields: entry.object.fields.clone(), ..*self.response };
-        let (producer, mut reader) = lead.publish_head(shared);
+        let (producer, mut reader) = leader.publish_head(shared);
         reader.accept_trailers(self.accepts_trailers());
         let (worker, snapshot) = (Rc::clone(self.worker), Arc::clone(self.snapshot));
         let mut running = Box::pin(FillTask { entry, producer, source, worker, snapshot }.run());
@@ -267,13 +275,14 @@ impl<'c> RequestContext<'c> {
     /// shared nor get what was stored before. A lead that no request can join marks nothing: its
     /// own request may be the reason. An error does not replace a stored response, which may stand
     /// in for it.
-    fn mark_uncacheable(&self, lead: &FillLeader, fetch: &Fetch<'_>) {
+    fn mark_uncacheable(&self, leader: &FillLeader, fetch: &Fetch<'_>) {
         let is_error = self.response.status.is_server_error();
-        if lead.is_solo() || (self.stale.is_some() && is_error) {
+        if leader.is_solo() || (self.stale.is_some() && is_error) {
             return;
         }
-        let keep = if is_error { PASS_AFTER_ERROR } else { HIT_FOR_MISS_TTL };
-        let entry = Entry::new(CacheMeta::HitForMiss, Bytes::new(), keep, Instant::now()).with_fill_epoch(fetch.since);
+        let ttl = if is_error { HIT_FOR_MISS_TTL_AFTER_ERROR } else { HIT_FOR_MISS_TTL };
+        let entry =
+            Entry::new(CacheMeta::HitForMiss, Bytes::new(), ttl, Instant::now()).with_fill_epoch(fetch.fill_epoch);
         self.worker.view.insert(&self.caller.region, &fetch.key.as_key(), entry, InsertTarget::Local);
     }
 
@@ -289,8 +298,8 @@ impl<'c> RequestContext<'c> {
         let mut names = key::vary_names(&response.fields).ok_or(NoStoreReason::Vary)?;
         let mut builder = KeyBuilder::new();
         key::write_primary(&mut builder, config, self.request, region);
-        let mark = view.lookup_local(&builder.key());
-        if let Some(hit) = &mark
+        let vary_marker = view.lookup_local(&builder.key());
+        if let Some(hit) = &vary_marker
             && let CacheMeta::Varies { names: known, nonce, variants, .. } = &hit.meta
         {
             if names.iter().all(|name| known.contains(name)) {
@@ -302,7 +311,7 @@ impl<'c> RequestContext<'c> {
                     return Err(NoStoreReason::Variants);
                 }
             }
-            // One set of names for all responses of the URI, so that the mark stops changing.
+            // One set of names for all responses of the URI, so that the marker stops changing.
             names.extend(known.iter().cloned());
             names.sort_unstable();
             names.dedup();
@@ -318,7 +327,8 @@ impl<'c> RequestContext<'c> {
         let variants = VariantSet::default();
         let tags = vec![tags::url_tag(config, self.request)];
         let meta = CacheMeta::Varies { names: names.clone(), nonce, tags, variants: variants.clone() };
-        let entry = Entry::new(meta, Bytes::new(), key::VARY_MARKER_TTL, Instant::now()).with_fill_epoch(fetch.since);
+        let entry =
+            Entry::new(meta, Bytes::new(), key::VARY_MARKER_TTL, Instant::now()).with_fill_epoch(fetch.fill_epoch);
         view.insert(region, &builder.key(), entry, InsertTarget::LocalAndRemote);
         let variant = key::write_variant(&mut builder, &names, nonce, &self.request.fields);
         variants.admit(variant.hash(), config.variants);

@@ -24,8 +24,8 @@ pub(super) struct PendingEntry {
     pub(super) object: CachedObject,
     /// The position of the body in the whole object, if it is a part.
     pub(super) extent: Option<Extent>,
-    pub(super) keep: Duration,
-    pub(super) since: EpochSnapshot,
+    pub(super) ttl: Duration,
+    pub(super) fill_epoch: EpochSnapshot,
     pub(super) key: CacheKey,
     pub(super) region: Region,
 }
@@ -43,15 +43,15 @@ impl FillTask {
     /// Stores the body once it is complete. Ends early when no reader is left.
     pub(super) async fn run(self) {
         let FillTask { entry, mut producer, mut source, worker, snapshot } = self;
-        let mut is_kept = true;
-        let mut held = worker.fills.reserve();
+        let mut is_storable = true;
+        let mut reservation = worker.fills.reserve();
         loop {
-            let wanted = poll_fn(|cx| match producer.poll_ready(cx) {
+            let filled = poll_fn(|cx| match producer.poll_ready(cx) {
                 Poll::Ready(true) => source.poll_fill(cx).map(Some),
                 Poll::Ready(false) => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,
             });
-            match wanted.await {
+            match filled.await {
                 None => return,
                 Some(Err(error)) => {
                     tracing::debug!(%error, "the body of a shared fetch failed");
@@ -64,9 +64,9 @@ impl FillTask {
                 break;
             }
             let fits = || producer.bytes() + data.len() as u64 <= snapshot.cache.object_bytes;
-            if is_kept && !(fits() && held.grow(data.len() as u64, snapshot.cache.inflight_fetch_bytes)) {
-                is_kept = false;
-                held.release();
+            if is_storable && !(fits() && reservation.grow(data.len() as u64, snapshot.cache.inflight_fetch_bytes)) {
+                is_storable = false;
+                reservation.release();
                 producer.overflow();
             }
             let count = data.len();
@@ -102,8 +102,8 @@ impl PendingEntry {
             }
         };
         let is_shared = matches!(meta, CacheMeta::Object(_)) && body.len() as u64 <= snapshot.cache.remote_object_bytes;
-        let reach = if is_shared { InsertTarget::LocalAndRemote } else { InsertTarget::Local };
-        let entry = Entry::new(meta, body, self.keep, Instant::now()).with_fill_epoch(self.since);
-        worker.view.insert(&self.region, &key, entry, reach);
+        let target = if is_shared { InsertTarget::LocalAndRemote } else { InsertTarget::Local };
+        let entry = Entry::new(meta, body, self.ttl, Instant::now()).with_fill_epoch(self.fill_epoch);
+        worker.view.insert(&self.region, &key, entry, target);
     }
 }

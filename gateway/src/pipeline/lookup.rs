@@ -24,7 +24,7 @@ use crate::respond;
 
 /// How often a request looks up again after a shared fetch had no response for it. After that it
 /// goes to the origin by itself.
-const ROUNDS: usize = 3;
+const LOOKUP_ROUNDS_MAX: usize = 3;
 
 /// The content of one cache layer for the request: a usable object, a stale one, a part, nothing,
 /// or the mark that the key is uncacheable.
@@ -37,7 +37,7 @@ enum LayerLookup {
     /// A part of the object.
     Part(CacheHit<CacheMeta>),
     /// The key is marked as uncacheable.
-    Pass,
+    HitForMiss,
 }
 
 impl<'c> RequestContext<'c> {
@@ -68,7 +68,7 @@ impl<'c> RequestContext<'c> {
                     self.record.forward = if is_fresh { ForwardReason::Request } else { ForwardReason::Stale };
                     self.stale = Some(hit);
                 }
-                LayerLookup::Pass => {
+                LayerLookup::HitForMiss => {
                     self.record.cache = CacheResult::Pass;
                     self.record.forward = ForwardReason::Miss;
                     break FillLeader::solo();
@@ -93,7 +93,7 @@ impl<'c> RequestContext<'c> {
                 break FillLeader::solo();
             }
             round += 1;
-            if round > ROUNDS || is_unshareable(self.request, &directives) {
+            if round > LOOKUP_ROUNDS_MAX || is_unshareable(self.request, &directives) {
                 break FillLeader::solo();
             }
             let mut joiner = match self.worker.fills.join_or_lead(&builder.key()) {
@@ -128,7 +128,7 @@ impl<'c> RequestContext<'c> {
             // The range is forwarded as requested: waiting for the whole object could take long.
             return self.fetch_part(fetch).await;
         }
-        self.lead(fetch, lead).await
+        self.lead_fetch(fetch, lead).await
     }
 
     /// Looks up the local cache. Leaves in `builder` the key that was found, or that will be
@@ -142,7 +142,7 @@ impl<'c> RequestContext<'c> {
             hit = self.worker.view.lookup_local_at(&key, self.now);
             reason = ForwardReason::VaryMiss;
         }
-        hit.map_or(LayerLookup::Miss(reason), |hit| judge(hit, directives, self.now))
+        hit.map_or(LayerLookup::Miss(reason), |hit| classify_hit(hit, directives, self.now))
     }
 
     /// Looks up the shard of the caller's region, then the fallback regions. `Err` carries a hit
@@ -167,7 +167,7 @@ impl<'c> RequestContext<'c> {
                 key::write_variant(builder, names, *nonce, &self.request.fields);
                 continue;
             }
-            match judge(hit, directives, self.now) {
+            match classify_hit(hit, directives, self.now) {
                 LayerLookup::Usable(hit) => {
                     lead.release();
                     return Err((hit, *region));
@@ -178,7 +178,7 @@ impl<'c> RequestContext<'c> {
                         self.stale = Some(hit);
                     }
                 }
-                LayerLookup::Miss(_) | LayerLookup::Part(_) | LayerLookup::Pass => {}
+                LayerLookup::Miss(_) | LayerLookup::Part(_) | LayerLookup::HitForMiss => {}
             }
             break;
         }
@@ -209,9 +209,9 @@ impl<'c> RequestContext<'c> {
                 key::write_variant(&mut builder, names, *nonce, &self.request.fields);
                 continue;
             }
-            return match judge(hit, directives, Instant::now()) {
+            return match classify_hit(hit, directives, Instant::now()) {
                 LayerLookup::Usable(hit) => Some(hit),
-                LayerLookup::Stale(..) | LayerLookup::Miss(_) | LayerLookup::Part(_) | LayerLookup::Pass => None,
+                LayerLookup::Stale(..) | LayerLookup::Miss(_) | LayerLookup::Part(_) | LayerLookup::HitForMiss => None,
             };
         }
         None
@@ -281,7 +281,7 @@ impl<'c> RequestContext<'c> {
         RANGE_FIELDS.into_iter().for_each(|known| request.fields.remove(known));
         request.method = http::Method::GET;
         tokio::task::spawn_local(async move {
-            let route = snapshot.routes.iter().find(|route| route.config.name == name);
+            let Some(route) = snapshot.routes.iter().find(|route| route.config.name == name) else { return };
             let (mut response, mut record) = (Response::new(StatusCode::OK), RequestRecord::default());
             let mut context = RequestContext {
                 worker: &worker,
@@ -289,14 +289,14 @@ impl<'c> RequestContext<'c> {
                 peer,
                 now: Instant::now(),
                 caller: &caller,
-                route,
+                route: Some(route),
                 request: &mut request,
                 response: &mut response,
                 record: &mut record,
                 stale: Some(stale),
             };
             let fetch = Fetch::begin(&context, &policy, key);
-            match context.lead(fetch, lead).await {
+            match context.lead_fetch(fetch, lead).await {
                 Ok(mut body) => drain(&mut body).await,
                 Err(error) => tracing::debug!(%error, "background validation failed"),
             }
@@ -315,10 +315,10 @@ async fn drain(body: &mut ResponseBody<'static>) {
     }
 }
 
-fn judge(hit: CacheHit<CacheMeta>, directives: &CacheControl, now: Instant) -> LayerLookup {
+fn classify_hit(hit: CacheHit<CacheMeta>, directives: &CacheControl, now: Instant) -> LayerLookup {
     let object = match &hit.meta {
         CacheMeta::Object(object) | CacheMeta::Partial(object, _) => object,
-        CacheMeta::HitForMiss => return LayerLookup::Pass,
+        CacheMeta::HitForMiss => return LayerLookup::HitForMiss,
         CacheMeta::Varies { .. } => return LayerLookup::Miss(ForwardReason::UriMiss),
     };
     let freshness = object.freshness_at(&hit, now);

@@ -1,8 +1,8 @@
 //! Prebuilt responses to requests that a limit denied.
 //!
 //! Denials of one rule with equal waits get the same response, so a flood is answered by copying.
-//! Invariant: a prebuilt response is composed from its wording alone and holds nothing of one
-//! client.
+//! Invariant: a prebuilt response is composed from its key and page format alone, and holds nothing
+//! of one client.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -57,10 +57,10 @@ impl Prebuilt429Cache {
         format: PageFormat,
         (record, headers): (&RequestRecord, &LimitHeaders),
     ) -> Rc<Prebuilt429> {
-        let wording = headers.denial_wording(denial);
+        let response_key = headers.denial_response_key(denial);
         let mut slots = self.0.borrow_mut();
-        let slot = &mut slots[wording.slot_hash() as usize % SLOTS];
-        let (key, date_version) = (Some((wording, format)), degrade::date_version());
+        let slot = &mut slots[response_key.slot_hash() as usize % SLOTS];
+        let (key, date_version) = (Some((response_key, format)), degrade::date_version());
         if slot.key != key || slot.date_version != date_version || date_version.is_none() {
             // Reuses the memory, unless a connection still sends the old response.
             Rc::make_mut(&mut slot.response).compose(format, record, headers);

@@ -21,7 +21,7 @@ pub(crate) struct StorePostResponse<'b> {
     pub(super) source: UpstreamBody<'b>,
     pub(super) length: BodyLength,
     pub(super) body: BytesMut,
-    pub(super) held: InflightReservation,
+    pub(super) reservation: InflightReservation,
     /// `None` once stored, or once the body is too large to store.
     pub(super) entry: Option<PendingEntry>,
     pub(super) worker: Rc<WorkerResources>,
@@ -50,11 +50,11 @@ impl BodySource for StorePostResponse<'_> {
         if self.entry.is_some() {
             let config = &self.snapshot.cache;
             let fits = (self.body.len() + count) as u64 <= config.object_bytes;
-            if fits && self.held.grow(count as u64, config.inflight_fetch_bytes) {
+            if fits && self.reservation.grow(count as u64, config.inflight_fetch_bytes) {
                 self.body.extend_from_slice(&self.source.data()[..count]);
             } else {
                 self.entry = None;
-                self.held.release();
+                self.reservation.release();
                 self.body = BytesMut::new();
             }
         }

@@ -28,7 +28,7 @@ impl<'c> RequestContext<'c> {
         Ok(self.after_unsafe_method(fetch, body))
     }
 
-    /// The fetch under which the response to POST may be stored. UpstreamCall it before the request
+    /// The fetch under which the response to POST may be stored. Call it before the request
     /// is forwarded.
     fn fetch_for_post(&self) -> Option<Fetch<'c>> {
         let policy = self.route().config.cache.as_ref().filter(|_| self.request.method == Method::POST)?;
@@ -43,13 +43,13 @@ impl<'c> RequestContext<'c> {
     fn after_unsafe_method<'b>(&mut self, fetch: Option<Fetch<'c>>, body: UpstreamBody<'b>) -> ResponseBody<'b> {
         let view = &self.worker.view;
         let tags = [tags::url_tag(&self.snapshot.cache, self.request)];
-        let fetch = fetch.filter(|fetch| view.is_unchanged_since(&fetch.key.as_key(), &tags, fetch.since));
+        let fetch = fetch.filter(|fetch| view.is_unchanged_since(&fetch.key.as_key(), &tags, fetch.fill_epoch));
         self.invalidate();
         let Some(mut fetch) = fetch.filter(|_| policy::is_storable_post_response(self.request, self.response)) else {
             return ResponseBody::Upstream(body);
         };
         // The request's own invalidation does not apply to its response.
-        fetch.since = view.epoch_snapshot();
+        fetch.fill_epoch = view.epoch_snapshot();
         let Ok(plan) = self.store_plan(&fetch) else { return ResponseBody::Upstream(body) };
         self.record.stored = true;
         let entry = fetch.pending_entry(self.caller.region, plan, None);
@@ -61,7 +61,7 @@ impl<'c> RequestContext<'c> {
             source: body,
             length: self.response.length,
             body: BytesMut::new(),
-            held: self.worker.fills.reserve(),
+            reservation: self.worker.fills.reserve(),
             entry: Some(entry),
             worker: Rc::clone(self.worker),
             snapshot: Arc::clone(self.snapshot),

@@ -36,12 +36,12 @@ enum AfterExchange {
 }
 
 /// How long a connection may be silent before it releases everything that requests need.
-const QUIET: Duration = Duration::from_millis(250);
+const BACK_TO_BACK_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Why a series of back-to-back requests ended: no further request for `QUIET`, close, or abort.
+/// Why a series of back-to-back requests ended: no further request for `BACK_TO_BACK_TIMEOUT`, close, or abort.
 enum RequestSeriesEnd {
-    /// No request began for `QUIET`.
-    Quiet,
+    /// No request began for `BACK_TO_BACK_TIMEOUT`.
+    Idle,
     Close,
     Abort,
 }
@@ -82,12 +82,12 @@ impl Connection {
             // The state of requests is large: it is allocated apart, and only while there are
             // requests.
             match Box::pin(self.run()).await {
-                RequestSeriesEnd::Quiet => {}
+                RequestSeriesEnd::Idle => {}
                 RequestSeriesEnd::Close => return self.stream.close().await,
                 RequestSeriesEnd::Abort => return self.stream.abort(),
             }
             self.stream.release_buffers();
-            timeout = self.limits.idle_timeout.saturating_sub(QUIET);
+            timeout = self.limits.idle_timeout.saturating_sub(BACK_TO_BACK_TIMEOUT);
         }
     }
 
@@ -104,7 +104,7 @@ impl Connection {
         .await
     }
 
-    /// Serves requests until none has begun for `QUIET`.
+    /// Serves requests until none has begun for `BACK_TO_BACK_TIMEOUT`.
     async fn run(&mut self) -> RequestSeriesEnd {
         let mut snapshot = Cache::new(Arc::clone(&self.context.snapshot));
         let mut buffers = ExchangeBuffers::default();
@@ -125,9 +125,9 @@ impl Connection {
                 }
             };
             if self.stream.is_read_buffer_empty() {
-                match self.wait(ended, QUIET.min(self.limits.idle_timeout)).await {
+                match self.wait(ended, BACK_TO_BACK_TIMEOUT.min(self.limits.idle_timeout)).await {
                     Some(WaitOutcome::Readable) => {}
-                    Some(WaitOutcome::TimedOut) => return RequestSeriesEnd::Quiet,
+                    Some(WaitOutcome::TimedOut) => return RequestSeriesEnd::Idle,
                     Some(WaitOutcome::Closed) | None => return RequestSeriesEnd::Close,
                 }
             }
@@ -170,27 +170,28 @@ impl Connection {
         let in_flight = InFlightRequest::begin(arrival.at);
         let (mut incoming, mut writer) = stream.exchange();
         let has_body = !incoming.is_complete();
+        let mut request_context = None;
         let admitted = catch(|| {
-            let mut context = RequestContext::new(&context.worker, snapshot, &arrival, buffers);
-            let ended = context.admit();
-            (context, ended)
+            let new = RequestContext::new(&context.worker, snapshot, &arrival, buffers);
+            request_context.insert(new).admit()
         });
         // Without a request body, nothing else reads the connection: it is watched, so that a
         // client that closes it cancels everything at once.
         let (body, mut watch) =
             if has_body { (RequestBody::H1(incoming), None) } else { (RequestBody::Empty, Some(&mut incoming)) };
-        let handled = match admitted {
-            Err(panic) => Some(Err(panic)),
-            Ok((_, Some(ended))) => Some(Ok(ended)),
-            Ok((mut request_context, None)) => {
+        let handled = match (admitted, &mut request_context) {
+            (Err(panic), _) => Some(Err(panic)),
+            (Ok(Some(ended)), _) => Some(Ok(ended)),
+            (Ok(None), None) => None,
+            (Ok(None), Some(request_context)) => {
                 let interim = request_context.request.interim.clone();
                 let mut handling = pin!(request_context.handle(body));
                 poll_fn(|cx| {
                     let polled = poll_catch(handling.as_mut(), cx);
-                    while let Some(mut early) = interim.take() {
-                        hop::strip(&mut early.fields);
+                    while let Some(mut interim_response) = interim.take() {
+                        hop::strip(&mut interim_response.fields);
                         // If the client fails now, sending the final response fails too.
-                        let _sent_or_failed = writer.poll_interim(cx, &early);
+                        let _sent_or_failed = writer.poll_interim(cx, &interim_response);
                     }
                     if let Poll::Ready(handled) = polled {
                         return Poll::Ready(Some(handled));

@@ -83,8 +83,11 @@ where
     let (service_context, service_activity) = (Rc::clone(&context), Rc::clone(&activity));
     let service = service_fn(move |incoming| {
         let stream = StreamGuard::new(&service_activity);
-        let exchange = StreamExchange::begin(Rc::clone(&service_context), peer, stream);
-        async move { Ok::<_, Infallible>(respond(exchange, scheme, incoming).await) }
+        let context = Rc::clone(&service_context);
+        async move {
+            let exchange = StreamExchange::begin(context, peer, stream);
+            Ok::<_, Infallible>(respond(exchange, scheme, incoming).await)
+        }
     });
     let connection = hyper::server::conn::http2::Builder::new(LocalExecutor)
         .timer(TokioTimer::new())
@@ -164,7 +167,7 @@ async fn respond(
         BodyLength::Streamed | BodyLength::UntilClose => None,
     };
     let head = response.clone();
-    let body = ReportingBody { exchange, bytes: 0, expected, end: BodyState::Open, source };
+    let body = ReportingBody { exchange, bytes: 0, expected, state: BodyState::Open, source };
     h2::write_head(&head, Http2ResponseBody::new(body, length)).unwrap_or_else(|error| {
         tracing::warn!(%error, "response head is not valid in HTTP/2");
         let mut plain = http::Response::new(Http2ResponseBody::empty());
@@ -235,7 +238,7 @@ struct ReportingBody {
     bytes: u64,
     /// Length of the whole body, where it is known.
     expected: Option<u64>,
-    end: BodyState,
+    state: BodyState,
     source: ResponseBody<'static>,
 }
 
@@ -243,8 +246,8 @@ impl BodySource for ReportingBody {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         let filled = self.source.poll_fill(cx);
         match &filled {
-            Poll::Ready(Ok(())) if self.source.data().is_empty() => self.end = BodyState::Complete,
-            Poll::Ready(Err(_)) => self.end = BodyState::Failed,
+            Poll::Ready(Ok(())) if self.source.data().is_empty() => self.state = BodyState::Complete,
+            Poll::Ready(Err(_)) => self.state = BodyState::Failed,
             _ => {}
         }
         filled
@@ -263,7 +266,7 @@ impl BodySource for ReportingBody {
 impl Drop for ReportingBody {
     fn drop(&mut self) {
         let Some(in_flight) = self.exchange.in_flight.take() else { return };
-        match self.end {
+        match self.state {
             BodyState::Failed => count_abort(AbortReason::BodyFailed),
             BodyState::Open if self.expected != Some(self.bytes) => count_abort(AbortReason::ClientClosed),
             BodyState::Open | BodyState::Complete => {}

@@ -44,15 +44,15 @@ pub(super) fn snapshot(
         .upstreams
         .iter()
         .map(|upstream| {
-            let old = old.and_then(|old| old.routes.iter().find(|route| route.upstream.config() == upstream));
-            old.map_or_else(|| Arc::new(Upstream::new(upstream.clone())), |route| Arc::clone(&route.upstream))
+            let unchanged = old.and_then(|old| old.routes.iter().find(|route| route.upstream.config() == upstream));
+            unchanged.map_or_else(|| Arc::new(Upstream::new(upstream.clone())), |route| Arc::clone(&route.upstream))
         })
         .collect();
     let mut routes = Vec::new();
     for route in &config.routes {
         let upstream = Arc::clone(&upstreams[route.upstream]);
-        let old = old.and_then(|old| old.routes.iter().find(|old| old.config.name == route.name));
-        let breaker = old.filter(|old| {
+        let previous_route = old.and_then(|old| old.routes.iter().find(|old| old.config.name == route.name));
+        let breaker = previous_route.filter(|old| {
             *old.breaker.config() == upstream.config().breaker
                 && old.upstream.config().endpoints == upstream.config().endpoints
         });
@@ -64,7 +64,7 @@ pub(super) fn snapshot(
         let rules = limiter.rule_set(names.iter().map(|name| &**name))?;
         let cost = Cost::new(route.cost);
         rules.check_cost(cost)?;
-        let counters = old.map(|old| Arc::clone(&old.counters)).unwrap_or_default();
+        let counters = previous_route.map(|old| Arc::clone(&old.counters)).unwrap_or_default();
         routes.push(Route { config: route.clone(), index: routes.len(), upstream, breaker, rules, cost, counters });
     }
     let user_classes = config.limit.weights.iter().map(|(name, _)| name.clone()).collect();

@@ -102,7 +102,7 @@ impl Gcra {
     }
 }
 
-/// A clock that stands at zero: time does not pass within a decision, and arrival times are
+/// A clock that is fixed at zero: time does not pass within a decision, and arrival times are
 /// relative to it.
 #[derive(Debug)]
 struct FixedClock;

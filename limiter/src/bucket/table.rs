@@ -221,8 +221,8 @@ impl GcraTable {
         (GcraCell::with_tat(backlog.tat_nanos), backlog.denials)
     }
 
-    /// Only denials of evicted keys are counted. A key with a cell is charged as fast as its quota
-    /// allows, so it loses the cell and is then counted in the sketch.
+    /// Counts a denial of an evicted key. Denials of a key that has a cell are not counted; counting
+    /// starts when the key is evicted.
     #[cold]
     fn record_denial(&self, location: KeyLocation) {
         lock(&self.evicted[location.set_index]).record_denial(location.tag());

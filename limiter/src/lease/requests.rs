@@ -25,8 +25,8 @@ const INTERVAL_MAX: Duration = Duration::from_millis(100);
 /// The interval is this many times longer for a node that has no demand and holds what its largest
 /// request takes, and for a node whose requests fail.
 const IDLE_FACTOR: u32 = 5;
-/// A client that was told when to retry may come this much later; no need is kept for longer than
-/// a minute.
+/// A client that was told when to retry may come this much later; `peak` is kept for at most
+/// one minute.
 const RETRY_SLACK: Duration = Duration::from_secs(3);
 const PEAK_KEPT_MAX: Duration = Duration::from_secs(60);
 /// No grant delays the local rate for longer than this.
@@ -38,7 +38,7 @@ impl Lease {
     /// next one.
     pub fn next_request(&self, now: MonotonicTime) -> Option<LeaseRequest> {
         let mut requester = self.requester();
-        if requester.config.source == LeaseSource::LocalFallback || requester.has_left {
+        if requester.config.source == LeaseSource::LocalFallback || requester.has_sent_final_request {
             return None;
         }
         if let Some(pending) = requester.pending {
@@ -74,14 +74,14 @@ impl Lease {
     /// that the node's share is free at once instead of after half a minute. The reply is ignored.
     pub fn final_request(&self, now: MonotonicTime) -> Option<LeaseRequest> {
         let mut requester = self.requester();
-        if requester.config.source == LeaseSource::LocalFallback || requester.has_left {
+        if requester.config.source == LeaseSource::LocalFallback || requester.has_sent_final_request {
             return None;
         }
         self.accrue(now);
         self.local_nanos.store(0, Ordering::Release);
         let returned = self.take_surplus(0, 0);
         let request = LeaseRequest { returned, leaving: true, ..self.build_request(&mut requester, 0, now) };
-        (requester.has_left, requester.pending) = (true, None);
+        (requester.has_sent_final_request, requester.pending) = (true, None);
         Some(request)
     }
 

@@ -35,7 +35,7 @@ const IDLE_DIVISOR: f64 = 32.0;
 /// The share of priority demand, which leaves no reserve, in thousandths of that demand: measured
 /// demand is rough, and a share of the same size would often be used up.
 const PRIORITY_HEADROOM: f64 = 1_250.0;
-/// The weight of priority demand relative to ordinary demand, in thousandths.
+/// The least weight of priority demand relative to ordinary demand, in thousandths.
 const PRIORITY_WEIGHT_MIN: f64 = 1_000.0;
 const PRIORITY_WEIGHT_MAX: f64 = 1_000_000.0;
 

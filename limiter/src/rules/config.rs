@@ -9,7 +9,8 @@ pub const RULES_MAX: usize = 64;
 /// [`UserClass`](super::UserClass) is a byte.
 pub(super) const WEIGHTS_MAX: usize = 256;
 
-/// Configuration that all rules of a limiter share.
+/// Configuration that all rules of a limiter share: the default number of keys per rule, and the
+/// lease configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimiterConfig {
     /// Keys per device, user or key rule that does not set its own number.

@@ -62,7 +62,7 @@ impl RuleSet {
         let mut evaluations = Evaluations::default();
         // A charge to a single rule is atomic by itself and needs no peek.
         if let [only] = &*self.rules {
-            evaluations.record(only.bit, only.arm(subject, now));
+            evaluations.record(only.bit, only.treatment(subject, now));
         } else if let Some(denying) = self.peek(&request, &mut evaluations) {
             return self.deny(denying, &request, evaluations);
         }
@@ -76,7 +76,7 @@ impl RuleSet {
     pub fn charge(&self, subject: &Subject<'_>, cost: Cost, now: MonotonicTime) {
         let request = LimitRequest { subject, cost, now };
         for state in &self.rules {
-            if let RuleTreatment::Enforced(key) | RuleTreatment::Shadow(key) = state.arm(subject, now) {
+            if let RuleTreatment::Enforced(key) | RuleTreatment::Shadow(key) = state.treatment(subject, now) {
                 state.charge(key, &request);
             }
         }
@@ -87,9 +87,9 @@ impl RuleSet {
     fn peek(&self, request: &LimitRequest<'_>, evaluations: &mut Evaluations) -> Option<DenyingRule<'_>> {
         let mut longest: Option<DenyingRule<'_>> = None;
         for state in &self.rules {
-            let arm = state.arm(request.subject, request.now);
-            evaluations.record(state.bit, arm);
-            let (RuleTreatment::Enforced(key) | RuleTreatment::Shadow(key)) = arm else { continue };
+            let treatment = state.treatment(request.subject, request.now);
+            evaluations.record(state.bit, treatment);
+            let (RuleTreatment::Enforced(key) | RuleTreatment::Shadow(key)) = treatment else { continue };
             let Err(throttled) = state.peek(key, request) else { continue };
             evaluations.mark_denied(state.bit);
             // Demand on the cluster is what the narrower scopes would have let through.
@@ -98,7 +98,7 @@ impl RuleSet {
             }
             let is_longest =
                 longest.as_ref().is_none_or(|longest| longest.throttled.retry_after < throttled.retry_after);
-            if matches!(arm, RuleTreatment::Enforced(_)) && is_longest {
+            if matches!(treatment, RuleTreatment::Enforced(_)) && is_longest {
                 longest = Some(DenyingRule { state, throttled });
             }
         }

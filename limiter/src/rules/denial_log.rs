@@ -16,7 +16,7 @@ const SLOTS: usize = 4_096;
 /// Distinguishes a user from a device with the same hash.
 const USER_TAG: u64 = 0x7573_6572_7573_6572;
 
-/// A denial as the client received it.
+/// Time and wait of a denial as the client received it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastDenial {
     pub at: MonotonicTime,

@@ -117,7 +117,7 @@ impl RuleState {
 
     /// Inlined into both loops of a decision: a call cost 13 instructions per rule.
     #[inline(always)]
-    pub(super) fn arm(&self, subject: &Subject<'_>, now: MonotonicTime) -> RuleTreatment {
+    pub(super) fn treatment(&self, subject: &Subject<'_>, now: MonotonicTime) -> RuleTreatment {
         let Override { mode, percent } = self.effective_mode(now);
         if mode == Mode::Off {
             return RuleTreatment::NotApplicable;

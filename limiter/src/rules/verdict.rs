@@ -51,10 +51,10 @@ impl Evaluations {
         (self.passed | self.shadow_passed) & bit != 0
     }
 
-    /// Records a rule's arm. A rule that applies counts as passed until
+    /// Records a rule's treatment. A rule that applies counts as passed until
     /// [`Evaluations::mark_denied`].
-    pub(super) fn record(&mut self, bit: u64, arm: RuleTreatment) {
-        match arm {
+    pub(super) fn record(&mut self, bit: u64, treatment: RuleTreatment) {
+        match treatment {
             RuleTreatment::Enforced(_) => self.passed |= bit,
             RuleTreatment::Shadow(_) => self.shadow_passed |= bit,
             RuleTreatment::Holdout => self.holdout |= bit,

@@ -27,8 +27,8 @@ const DURATION_MAX: Duration = Duration::from_secs(8 * 86_400);
 /// version further ahead could not be replaced.
 const VERSION_AHEAD_MAX: u64 = 86_400_000_000;
 
-/// A text with a name that applies for a limited time, on all nodes or on one; the limiter
-/// interprets it.
+/// A named text with its version and the time at which it ends; whether it applies fleet-wide is in
+/// [`RegisteredOverride`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedOverride {
     pub name: String,

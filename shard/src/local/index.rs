@@ -14,16 +14,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// Each page grows on its own, so that no reallocation takes long.
-const PAGES: usize = 256;
+/// Each partition grows on its own, so that no reallocation takes long.
+const PARTITIONS: usize = 256;
 
 /// Index of the L2 cache, for sweeps and to find the entry that a server reports as changed.
 pub(super) struct EntryIndex<M> {
-    pages: Box<[Mutex<IndexPartition<M>>]>,
-    /// The page to sweep next.
+    partitions: Box<[Mutex<IndexPartition<M>>]>,
+    /// The partition to sweep next.
     next: AtomicUsize,
     /// Pages swept since a maintenance sweep found more invalid entries than it may return.
-    pages_since_full_batch: AtomicUsize,
+    partitions_since_full_batch: AtomicUsize,
 }
 
 /// One of 256 parts of the index, each with its own lock.
@@ -65,20 +65,20 @@ impl<M: EntryMeta> IndexedEntry<M> {
 }
 
 fn page_of(hash: u64) -> usize {
-    (hash >> 16) as usize % PAGES
+    (hash >> 16) as usize % PARTITIONS
 }
 
 /// The position of an entry in the index.
 #[derive(Clone, Copy)]
 pub(super) struct IndexPosition {
-    page: usize,
+    partition: usize,
     at: usize,
 }
 
 impl<M: EntryMeta> EntryIndex<M> {
     pub(super) fn new() -> Self {
-        let pages = (0..PAGES).map(|_| Mutex::default()).collect();
-        Self { pages, next: AtomicUsize::new(0), pages_since_full_batch: AtomicUsize::new(0) }
+        let partitions = (0..PARTITIONS).map(|_| Mutex::default()).collect();
+        Self { partitions, next: AtomicUsize::new(0), partitions_since_full_batch: AtomicUsize::new(0) }
     }
 
     /// Adds an entry; returns its position, for `remove`.
@@ -86,32 +86,32 @@ impl<M: EntryMeta> EntryIndex<M> {
         let digest_prefix = entry.location().map(|location| location.digest_prefix);
         let number = page_of(digest_prefix.unwrap_or_else(|| key.as_key().hash()));
         let generation = entry.fill_epoch().map_or(0, EpochSnapshot::generation);
-        let mut page = lock(&self.pages[number]);
+        let mut partition = lock(&self.partitions[number]);
         let expires_at = entry.expires_at();
-        let at = page.slots.insert(IndexedEntry { key, expires_at, generation, handle, digest_prefix });
+        let at = partition.slots.insert(IndexedEntry { key, expires_at, generation, handle, digest_prefix });
         if let Some(prefix) = digest_prefix {
-            page.by_digest_prefix.insert(prefix, at);
+            partition.by_digest_prefix.insert(prefix, at);
         }
-        IndexPosition { page: number, at }
+        IndexPosition { partition: number, at }
     }
 
     pub(super) fn remove(&self, position: IndexPosition) {
-        let mut page = lock(&self.pages[position.page]);
-        let removed = page.slots.try_remove(position.at);
+        let mut partition = lock(&self.partitions[position.partition]);
+        let removed = partition.slots.try_remove(position.at);
         if let Some(prefix) = removed.and_then(|removed| removed.digest_prefix)
-            && page.by_digest_prefix.get(&prefix) == Some(&position.at)
+            && partition.by_digest_prefix.get(&prefix) == Some(&position.at)
         {
-            page.by_digest_prefix.remove(&prefix);
+            partition.by_digest_prefix.remove(&prefix);
         }
-        if page.slots.is_empty() {
-            *page = IndexPartition::default();
+        if partition.slots.is_empty() {
+            *partition = IndexPartition::default();
         }
     }
 
     /// The entry with this digest prefix.
     pub(super) fn find_by_digest_prefix(&self, prefix: u64) -> Option<(CacheKey, Arc<Entry<M>>)> {
-        let page = lock(&self.pages[page_of(prefix)]);
-        let indexed = page.slots.get(*page.by_digest_prefix.get(&prefix)?)?;
+        let partition = lock(&self.partitions[page_of(prefix)]);
+        let indexed = partition.slots.get(*partition.by_digest_prefix.get(&prefix)?)?;
         Some((indexed.key.clone(), lock(&indexed.handle).clone()?))
     }
 
@@ -119,21 +119,21 @@ impl<M: EntryMeta> EntryIndex<M> {
     pub(super) fn sweep(&self, slots: usize, most: usize, validity: ValidityCheck<'_>) -> Vec<CacheKey> {
         let (mut invalid, mut checked) = (Vec::new(), 0);
         while checked < slots && invalid.len() < most {
-            let number = self.next.load(Ordering::Relaxed) % PAGES;
-            let mut page = lock(&self.pages[number]);
-            while invalid.len() < most && checked < slots && page.next < page.slots.capacity() {
-                let at = page.next;
+            let number = self.next.load(Ordering::Relaxed) % PARTITIONS;
+            let mut partition = lock(&self.partitions[number]);
+            while invalid.len() < most && checked < slots && partition.next < partition.slots.capacity() {
+                let at = partition.next;
                 let invalid_key =
                     |indexed: &mut IndexedEntry<M>| indexed.is_invalid(validity).then(|| indexed.key.clone());
-                invalid.extend(page.slots.get_mut(at).and_then(invalid_key));
-                page.next += 1;
+                invalid.extend(partition.slots.get_mut(at).and_then(invalid_key));
+                partition.next += 1;
                 checked += 1;
             }
-            if page.next >= page.slots.capacity() {
-                page.next = 0;
+            if partition.next >= partition.slots.capacity() {
+                partition.next = 0;
                 checked += 1;
                 self.next.store(number + 1, Ordering::Relaxed);
-                self.pages_since_full_batch.fetch_add(1, Ordering::Relaxed);
+                self.partitions_since_full_batch.fetch_add(1, Ordering::Relaxed);
             }
         }
         invalid
@@ -149,9 +149,9 @@ impl<M: EntryMeta> EntryIndex<M> {
     ) -> (Vec<CacheKey>, bool) {
         let invalid = self.sweep(slots, most, validity);
         if invalid.len() == most {
-            self.pages_since_full_batch.store(0, Ordering::Relaxed);
+            self.partitions_since_full_batch.store(0, Ordering::Relaxed);
         }
-        (invalid, self.pages_since_full_batch.load(Ordering::Relaxed) <= PAGES)
+        (invalid, self.partitions_since_full_batch.load(Ordering::Relaxed) <= PARTITIONS)
     }
 }
 

@@ -23,7 +23,8 @@ const WINDOW: Duration = Duration::from_secs(1);
 const RATIO_CALLS_MIN: u32 = 20;
 pub(crate) const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// State of a shard's breaker.
+/// State of a shard's breaker: closed, or open with one probe admitted at intervals; there is no
+/// half-open state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ShardBreakerState {
     Closed,

@@ -4,8 +4,8 @@
 //! shard sends them in batches over a connection of its own, so that no read queues behind a large
 //! body. Entries are encoded when they are sent.
 //!
-//! Entries evicted from the queue are dropped, which costs a later miss. Entries that meet a
-//! failing shard are retried when it has recovered, if they are still held in memory (see
+//! Entries evicted from the queue are dropped, which costs a later miss. Stores that fail because
+//! the shard is failing are retried when it has recovered, if they are still held in memory (see
 //! `retry_queue`). Deletes are kept in order until the shard replies, because a lost delete would
 //! let an old entry reappear; a delete that the server redirects is set aside (see
 //! `redirected_deletes`).

@@ -1,4 +1,4 @@
-//! Owns the stores of one thread that met a failing shard. They are retried when the shard has
+//! Owns the stores of one thread that failed because the shard was failing. They are retried when the shard has
 //! recovered, if memory still holds the entries.
 //!
 //! An entry is referenced weakly: once memory has evicted it, or it was replaced, deleted or has
@@ -51,7 +51,7 @@ impl<M> RetryQueue<M> {
         dropped
     }
 
-    /// Takes a piece of the stores, and the number of those whose entries are gone.
+    /// Takes a batch of failed stores, and the number of those whose entries are gone.
     pub(crate) fn take(&self) -> (Vec<WriteJob<M>>, usize) {
         let (mut jobs, mut bytes, mut obsolete, mut queue) = (Vec::new(), 0, 0, self.lock());
         while jobs.len() < RETRY_BATCH && bytes < BATCH_BYTES {

@@ -6,7 +6,7 @@ use crate::remote::RedisTlsConfig;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Configuration of the local cache.
+/// Configuration of the local cache: its memory, and the rate from which a key is hot.
 #[derive(Clone, Copy, Debug)]
 pub struct LocalConfig {
     /// Maximum weight of all entries, in bytes, L1 caches and pinned entries included.

@@ -10,8 +10,8 @@ use crate::entry::{CompressionConfig, EnvelopeCodec};
 use crate::key::Region;
 use crate::placement::{SLOTS_MAX, Slot, SlotTable};
 use crate::remote::{
-    CLUSTER_MASTERS_MAX, Dialer, InvalidAddress, PendingDeletes, RedisCluster, RedisTlsConfig, SentinelEndpoint,
-    ServerAddress, Shard, ShardId, TopologyDiscovery,
+    CLUSTER_MASTERS_MAX, ConfiguredShard, Dialer, InvalidAddress, PendingDeletes, RedisCluster, RedisTlsConfig,
+    SentinelEndpoint, ServerAddress, Shard, TopologyDiscovery,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -142,7 +142,7 @@ impl Shards {
                 return Err(StoreConfigError::DuplicateEndpoint { region, endpoint: label });
             }
             self.shards.push(Arc::new(Shard::new(
-                ShardId { region, index, label: Some(label.clone()) },
+                ConfiguredShard { region, index, label: Some(label.clone()) },
                 address,
                 self.wall.clone(),
             )));
@@ -164,7 +164,7 @@ impl Shards {
         let cluster = Arc::new(RedisCluster::new(seeds.collect::<Result<_, _>>()?));
         for (index, address) in cluster.addresses.iter().enumerate() {
             self.shards.push(Arc::new(Shard::new(
-                ShardId { region, index, label: None },
+                ConfiguredShard { region, index, label: None },
                 address.clone(),
                 self.wall.clone(),
             )));

@@ -53,7 +53,7 @@ pub enum CacheLayer {
     Remote,
 }
 
-/// The layers that an insertion writes to.
+/// The layers that an insertion writes to: the local cache, alone or with the remote one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InsertTarget {
     Local,

@@ -1,4 +1,5 @@
-//! Bounds of configuration values, and conversions between their units.
+//! Units for the bounds of keys (milliseconds to days, KiB to GiB), and conversions between `u32`
+//! and `usize`.
 
 use std::time::Duration;
 

@@ -153,7 +153,7 @@ fn server_identity(endpoint: &str) -> (&str, &str, &str) {
 /// The text never appears in a message: it may contain a password.
 fn parse_endpoint(text: &str) -> Result<String, ConfigProblem> {
     let problem = |reason: &str| {
-        ConfigProblem::bad_value(format!("not a RedisSection endpoint: {reason}"))
+        ConfigProblem::bad_value(format!("not a Redis endpoint: {reason}"))
             .hint("write \"redis://[USER:PASSWORD@]HOST:PORT[/DATABASE]\", rediss:// for TLS, or \"redis+sentinel://HOST:PORT,HOST:PORT/MASTER\"; in user and password, percent-encode all characters but letters and digits: %23 for #")
     };
     if text.contains(['#', '?']) {

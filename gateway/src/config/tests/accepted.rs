@@ -142,7 +142,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     let network = identify::AccessEntry::Network("10.0.0.0/8".parse().expect("a network"));
     assert_eq!(identify.access.exempt, [network, identify::AccessEntry::User("ops".to_owned())]);
     assert_eq!(identify.access.denied, [identify::AccessEntry::Device("bot".to_owned())]);
-    let remote = config.remote.expect("there is RedisSection");
+    let remote = config.remote.expect("there is a `[redis]` section");
     assert_eq!((remote.deadline, remote.secret.as_str(), remote.object_bytes), (second / 200, "s", 1 << 10));
     let region = &remote.regions[&shard::Region::DEFAULT];
     assert_eq!((region.slots, &region.endpoints[..]), (4, &["redis://a:1".to_owned()][..]));

@@ -3,7 +3,7 @@
 
 mod accepted;
 mod checks;
-mod contract;
+mod complete_documents;
 mod rejected;
 mod tokens;
 

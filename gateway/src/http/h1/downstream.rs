@@ -33,7 +33,7 @@ const LINE_EXTRA: usize = 64;
 /// How long a closing connection waits for the client to read the last response.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Result of waiting for a request.
+/// Result of waiting for a request: bytes arrived, timed out, or closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitOutcome {
     /// Bytes have arrived.

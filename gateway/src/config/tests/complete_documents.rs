@@ -39,6 +39,6 @@ fn example_of_the_documentation_is_valid() {
     assert_eq!(config.limit.weights[3], ("platinum".to_owned(), 3.2));
     assert_eq!(config.server.node, "node-1");
     assert_eq!(config.admin.token, None);
-    let remote = config.remote.expect("the example has RedisSection");
+    let remote = config.remote.expect("the example has `[redis]`");
     assert_eq!(remote.regions.len(), 1);
 }
