@@ -45,8 +45,8 @@ impl fmt::Display for EndpointAddress {
 const EJECTION_TIME: Duration = Duration::from_secs(1);
 /// How long a resolved name is cached.
 const NAME_TTL: Duration = Duration::from_secs(5);
-/// Maximum number of cached names per thread. Only configured names are cached; the cache is cleared
-/// at this bound.
+/// Maximum number of cached names per thread. Only configured names are cached; the cache is
+/// cleared at this bound.
 const NAMES_MAX: usize = 1024;
 
 /// One endpoint of an upstream, shared by all threads: address, requests in flight, end of its

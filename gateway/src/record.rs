@@ -1,8 +1,8 @@
 //! The facts of one request, from which its access log line, metrics and `Cache-Status` are
 //! written.
 //!
-//! Each phase of the pipeline fills in its own fields. Decisions read only `must_close`, `verdict` and
-//! `cache`.
+//! Each phase of the pipeline fills in its own fields. Decisions read only `must_close`, `verdict`
+//! and `cache`.
 
 use std::net::IpAddr;
 use std::sync::Arc;

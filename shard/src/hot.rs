@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
-/// Maximum number of hot keys: 64 keys at the default rate are 64,000 lookups a second. Of more, those
-/// with the lowest rates are dropped.
+/// Maximum number of hot keys: 64 keys at the default rate are 64,000 lookups a second. Of more,
+/// those with the lowest rates are dropped.
 const HOT_MAX: usize = 64;
 
 /// Samples per second at the hot rate: enough to distinguish the rate from chance.

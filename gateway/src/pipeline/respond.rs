@@ -30,8 +30,8 @@ pub(super) fn count_response(route: Option<&Route>, record: &RequestRecord, stat
 }
 
 impl RequestContext<'_> {
-    /// Adds the gateway's own fields to the response and counts it. Every response passes here once,
-    /// except prebuilt denials, refusals, panics and failed bodies.
+    /// Adds the gateway's own fields to the response and counts it. Every response passes here
+    /// once, except prebuilt denials, refusals, panics and failed bodies.
     pub(super) fn respond(&mut self) {
         let (record, fields) = (&*self.record, &mut self.response.fields);
         count_result(record.cache);

@@ -38,7 +38,8 @@ enum AfterExchange {
 /// How long a connection may be silent before it releases everything that requests need.
 const BACK_TO_BACK_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// Why a series of back-to-back requests ended: no further request for `BACK_TO_BACK_TIMEOUT`, close, or abort.
+/// Why a series of back-to-back requests ended: no further request for `BACK_TO_BACK_TIMEOUT`,
+/// close, or abort.
 enum RequestSeriesEnd {
     /// No request began for `BACK_TO_BACK_TIMEOUT`.
     Idle,

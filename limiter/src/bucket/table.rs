@@ -221,8 +221,8 @@ impl GcraTable {
         (GcraCell::with_tat(backlog.tat_nanos), backlog.denials)
     }
 
-    /// Counts a denial of an evicted key. Denials of a key that has a cell are not counted; counting
-    /// starts when the key is evicted.
+    /// Counts a denial of an evicted key. Denials of a key that has a cell are not counted;
+    /// counting starts when the key is evicted.
     #[cold]
     fn record_denial(&self, location: KeyLocation) {
         lock(&self.evicted[location.set_index]).record_denial(location.tag());

@@ -2,8 +2,8 @@
 //! change of Tidegate's keys, and that also carries the bus's commands.
 //!
 //! A subscription comes up in this order: it enables client tracking, reads the events that it
-//! missed, publishes what the server missed, marks the cached entries of the server as stale (subscription gap) if
-//! it was connected before, and only then permits reads of its shards.
+//! missed, publishes what the server missed, marks the cached entries of the server as stale
+//! (subscription gap) if it was connected before, and only then permits reads of its shards.
 //!
 //! Refuses to stay up when invalidations may have been lost: a full queue ends the subscription.
 //! Invariant: while a subscription is up, a change on its server reaches this process within

@@ -1,5 +1,5 @@
-//! Owns the stores of one thread that failed because the shard was failing. They are retried when the shard has
-//! recovered, if memory still holds the entries.
+//! Owns the stores of one thread that failed because the shard was failing. They are retried when
+//! the shard has recovered, if memory still holds the entries.
 //!
 //! An entry is referenced weakly: once memory has evicted it, or it was replaced, deleted or has
 //! expired, there is nothing to retry.
