@@ -126,9 +126,11 @@ impl Error {
         Some(match body {
             BodyError::TooLarge => RequestRefusal::BodyTooLarge,
             BodyError::Timeout => RequestRefusal::BodyTimeout,
-            BodyError::Malformed(_) | BodyError::Truncated | BodyError::ClientGone | BodyError::Io(_) => {
-                RequestRefusal::BodySyntax
-            }
+            BodyError::Malformed(_)
+            | BodyError::Truncated
+            | BodyError::ClientGone
+            | BodyError::Detached
+            | BodyError::Io(_) => RequestRefusal::BodySyntax,
         })
     }
 
@@ -144,7 +146,7 @@ impl From<&BodyError> for Error {
             BodyError::Malformed(_) => ErrorKind::Malformed,
             BodyError::Timeout => ErrorKind::Timeout,
             BodyError::ClientGone => ErrorKind::ClientGone,
-            BodyError::Truncated | BodyError::TooLarge | BodyError::Io(_) => ErrorKind::Upstream,
+            BodyError::Truncated | BodyError::TooLarge | BodyError::Detached | BodyError::Io(_) => ErrorKind::Upstream,
         })
     }
 }

@@ -170,3 +170,163 @@ fn slow_readers_share_one_body() {
         assert_eq!(reader.read_bytes(6 << 20).len(), 6 << 20);
     }
 }
+
+/// Sends a request for `/` on each of `count` connections and waits until all are in flight.
+fn wait_together(gateway: &Gateway, count: usize) -> Vec<Client> {
+    let mut clients: Vec<Client> = (0..count).map(|_| gateway.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send_get("/", &[]));
+    wait_for(|| gateway.metric("tidegate_requests_in_flight") == count as f64, STEP_TIMEOUT);
+    clients
+}
+
+#[test]
+fn hung_origin_gets_at_most_two_requests_of_sixty_waiting_clients() {
+    let origin = Origin::start(|_| Script::new().hang());
+    let config =
+        one_route(origin.address, CACHED, "").replace("[upstreams.origin]", "[upstreams.origin]\ntimeout = \"1s\"");
+    let gateway = Gateway::start(&config);
+    let begun = Instant::now();
+    for mut client in wait_together(&gateway, 60) {
+        assert_eq!(client.read_response().status, 503);
+    }
+    assert!(origin.count() <= 2, "{} requests", origin.count());
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn origin_that_closes_late_gets_at_most_two_requests_of_sixty_waiting_clients() {
+    let origin = Origin::start(|_| Script::new().pause(Duration::from_secs(1)).close());
+    let config =
+        one_route(origin.address, CACHED, "").replace("[upstreams.origin]", "[upstreams.origin]\ntimeout = \"1s\"");
+    let gateway = Gateway::start(&config);
+    for mut client in wait_together(&gateway, 60) {
+        assert_eq!(client.read_response().status, 503);
+    }
+    assert!(origin.count() <= 2, "{} requests", origin.count());
+}
+
+#[test]
+fn server_error_is_shared_and_the_next_requests_are_collapsed_again() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| {
+        Script::new().wait(&opened).pause(Duration::from_millis(200)).head(500, &[("Content-Length", "4")]).send("oops")
+    });
+    let gateway = cached(&origin);
+    let waiting = wait_together(&gateway, 30);
+    gate.open();
+    for mut client in waiting {
+        let response = client.read_response();
+        assert_eq!((response.status, response.text()), (500, "oops".to_owned()));
+    }
+    assert_eq!(origin.count(), 1);
+    // No marker is left: while the origin is in trouble, requests are still collapsed.
+    for mut client in wait_together(&gateway, 30) {
+        assert_eq!(client.read_response().status, 500);
+    }
+    assert_eq!(origin.count(), 2);
+}
+
+#[test]
+fn server_error_for_one_client_is_not_shared_and_not_multiplied() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| {
+        let head = [("Set-Cookie", "a=1"), ("Content-Length", "4")];
+        Script::new().wait(&opened).head(500, &head).send("mine")
+    });
+    let gateway = cached(&origin);
+    let waiting = wait_together(&gateway, 10);
+    gate.open();
+    let responses: Vec<_> = waiting.into_iter().map(|mut client| client.read_response()).collect();
+    let own = responses.iter().filter(|response| response.text() == "mine").count();
+    let pages = responses.iter().filter(|response| response.status == 503).count();
+    assert_eq!((own, pages, origin.count()), (1, 9, 1));
+}
+
+#[test]
+fn validation_that_may_not_be_stored_takes_one_round() {
+    let (first, others) = (Gate::default(), Gate::default());
+    let (first_opened, others_opened) = (first.clone(), others.clone());
+    let origin = Origin::start(move |request| match (request.field("if-none-match"), request.number) {
+        (None, 0) => Script::ok(&[("Cache-Control", "max-age=0"), ("ETag", "\"a\"")], "body"),
+        (_, 1) => {
+            let head = [("Cache-Control", "no-store"), ("ETag", "\"a\"")];
+            Script::new().wait(&first_opened).head(304, &head)
+        }
+        _ => Script::new().wait(&others_opened).head(200, &[("Content-Length", "4")]).send("body"),
+    });
+    let gateway = cached(&origin);
+    gateway.get("/", &[]);
+    let waiting = wait_together(&gateway, 10);
+    first.open();
+    // The other nine fetch at once, each for itself, and do not wait for each other again.
+    origin.wait_for_requests(2 + 9);
+    others.open();
+    for mut client in waiting {
+        assert_eq!(client.read_response().text(), "body");
+    }
+    assert_eq!(origin.count(), 2 + 9);
+}
+
+/// An origin with a chunked body of 12 MB, above `cache.object_bytes`.
+fn large_chunked() -> Origin {
+    Origin::start(|_| {
+        let head = [("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")];
+        let piece = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
+        (0..192).fold(Script::new().head(200, &head), |script, _| script.send(&piece)).send("0\r\n\r\n")
+    })
+}
+
+#[test]
+fn stalled_reader_does_not_hold_back_another_one() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| {
+        let head = [("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")];
+        let piece = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
+        let start = Script::new().head(200, &head).send(&piece).wait(&opened);
+        (1..192).fold(start, |script, _| script.send(&piece)).send("0\r\n\r\n")
+    });
+    let gateway = cached(&origin);
+    let mut stalled = gateway.connect();
+    stalled.send_get("/", &[]);
+    assert_eq!(stalled.read_head().status, 200);
+    let mut fast = gateway.connect();
+    fast.send_get("/", &[]);
+    wait_for(|| gateway.metric("tidegate_requests_in_flight") == 2.0, STEP_TIMEOUT);
+    let begun = Instant::now();
+    gate.open();
+    let response = fast.read_response();
+    assert_eq!((response.end, response.body.len()), (BodyEnd::Complete, 192 << 16));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(origin.count(), 1, "both read one fetch");
+    // The slow client gets what was sent to it, then a reset.
+    assert!(stalled.read_to_end().len() < 192 << 16);
+    wait_for(|| gateway.metric("tidegate_responses_aborted_total{reason=\"slow_reader\"}") == 1.0, STEP_TIMEOUT);
+}
+
+#[test]
+fn stalled_readers_of_growing_bodies_stay_within_the_budget() {
+    const READERS: usize = 60;
+    const BUDGET_MIB: usize = 16;
+    let origin = large_chunked();
+    let rest = format!("[cache]\ninflight_fetch_bytes = \"{BUDGET_MIB}MiB\"\n");
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, &rest));
+    let before = gateway.process.memory();
+    let mut readers: Vec<Client> = (0..READERS).map(|_| gateway.connect()).collect();
+    for (number, reader) in readers.iter_mut().enumerate() {
+        reader.send_get(&format!("/{number}"), &[]);
+        assert_eq!(reader.read_head().status, 200);
+    }
+    let mut largest = 0;
+    for _ in 0..10 {
+        std::thread::sleep(Duration::from_millis(100));
+        largest = largest.max(gateway.process.memory().saturating_sub(before));
+    }
+    // In addition to the budget: a chunk and read and write buffers for each fetch (256 KiB), and
+    // what the allocator keeps.
+    let bound = (BUDGET_MIB << 20) + READERS * (256 << 10) + (8 << 20);
+    assert!(largest < bound, "{} MiB, at most {} MiB", largest >> 20, bound >> 20);
+    drop(readers);
+}

@@ -74,6 +74,15 @@ pub(crate) fn is_storable_post_response(request: &Request, response: &Response) 
     is_explicit && key::resolve_same_origin(location, request).as_deref() == Some(&*request.target)
 }
 
+/// Whether an error response may be given to every request that waited for it. One that names a
+/// client (`Set-Cookie`, `private`, `no-store`) or varies by fields of the request may not.
+pub(crate) fn is_shareable_error(response: &Response) -> bool {
+    let control = CacheControl::parse(&response.fields);
+    let is_personal = control.private || control.no_store || control.no_cache;
+    let varies = response.fields.has(KnownField::SetCookie) || response.fields.has(KnownField::Vary);
+    response.status.is_server_error() && !is_personal && !varies
+}
+
 /// Whether the request has a range. RFC 9110 section 14.2 defines ranges only for GET.
 pub fn wants_range(request: &Request) -> bool {
     request.method == Method::GET && request.fields.has(KnownField::Range)

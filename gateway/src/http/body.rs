@@ -27,6 +27,9 @@ pub(crate) enum BodyError {
     /// The client for which the body was fetched has disconnected.
     #[error("client went away")]
     ClientGone,
+    /// The reader of a shared fetch fell too far behind the other readers.
+    #[error("reader fell behind the shared fetch")]
+    Detached,
     #[error("body connection failed")]
     Io(#[from] io::Error),
 }

@@ -26,10 +26,6 @@ use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::http::request_body::RequestBody;
 use crate::record::{CacheDetail, CacheResult};
 
-/// How long a key counts as uncacheable after a server error: long enough to let the waiting
-/// requests pass, short enough to recover quickly.
-const HIT_FOR_MISS_TTL_AFTER_ERROR: Duration = Duration::from_secs(1);
-
 /// One fetch of a cache key: its policy and request directives, and the times and epoch at which it
 /// began.
 pub(super) struct Fetch<'c> {
@@ -64,6 +60,16 @@ impl<'c> Fetch<'c> {
     }
 }
 
+/// The parts of a fill whose head has arrived.
+struct FillStart {
+    /// `None`: the body is shared and not stored.
+    entry: Option<PendingEntry>,
+    /// The head for joining requests.
+    shared: Response,
+    leader: FillLeader,
+    source: UpstreamBody<'static>,
+}
+
 /// The object that a response becomes, how long it is kept, and the key of its variant.
 pub(super) struct StorePlan {
     object: CachedObject,
@@ -85,10 +91,15 @@ impl<'c> RequestContext<'c> {
         let source = match self.fetch_whole(&mut validated).await {
             Ok(source) => source,
             Err(error) => {
-                if !matches!(error.kind(), ErrorKind::ClientGone) {
-                    // With an open breaker, a second attempt would fail at once too.
-                    let is_final = error.kind() == ErrorKind::BreakerOpen;
-                    if is_final { leader.fail_all(error.kind()) } else { leader.fail(error.kind()) }
+                match error.kind() {
+                    // The dropped leader hands over: nothing was learned about the origin.
+                    ErrorKind::ClientGone => drop(leader),
+                    // A second attempt would fail at once too, or make every waiting request wait
+                    // for as long again.
+                    kind @ (ErrorKind::BreakerOpen | ErrorKind::Timeout | ErrorKind::ConnectTimeout) => {
+                        leader.fail_all(kind);
+                    }
+                    kind => leader.fail(kind),
                 }
                 return Err(error);
             }
@@ -101,11 +112,18 @@ impl<'c> RequestContext<'c> {
             self.record.cache = CacheResult::Revalidated;
             let body = hit.body().clone();
             self.response.length = BodyLength::Known(body.len() as u64);
-            if let Ok(evaluated) = self.evaluate_response(&fetch, self.response) {
-                self.store_again(&fetch, evaluated, &body);
-                self.record.stored = true;
+            match self.evaluate_response(&fetch, self.response) {
+                Ok((object, ttl)) => {
+                    let shared = Response { fields: object.fields.clone(), ..*self.response };
+                    self.store_again(&fetch, (object, ttl), &body);
+                    self.record.stored = true;
+                    leader.publish_complete(shared, body.clone());
+                }
+                Err(reason) => {
+                    leader.release_unshared();
+                    self.record.detail = CacheDetail::Reason(reason.as_str());
+                }
             }
-            leader.release();
             return Ok(match self.apply_conditions(ResponseBody::Bytes(body)) {
                 ResponseBody::Bytes(body) => {
                     ResponseBody::Bytes(policy::apply_range(self.request, body, self.response))
@@ -145,9 +163,12 @@ impl<'c> RequestContext<'c> {
         let plan = match self.store_plan(&fetch) {
             Ok(plan) => plan,
             Err(reason) => {
+                self.record.detail = CacheDetail::Reason(reason.as_str());
+                if self.response.status.is_server_error() {
+                    return self.share_error(leader, source);
+                }
                 self.mark_uncacheable(&leader, &fetch);
                 leader.release();
-                self.record.detail = CacheDetail::Reason(reason.as_str());
                 return self.apply_conditions(ResponseBody::Upstream(source));
             }
         };
@@ -161,6 +182,18 @@ impl<'c> RequestContext<'c> {
             leader
         };
         self.fill(fetch.pending_entry(self.caller.region, plan, None), leader, source)
+    }
+
+    /// Gives an error response that is not stored to the requests that wait for it, so that a
+    /// failing origin does not receive one request for each of them. An error that may be meant for
+    /// this client alone fails them instead.
+    fn share_error(&mut self, leader: FillLeader, source: UpstreamBody<'static>) -> ResponseBody<'static> {
+        if leader.has_waiting() && policy::is_shareable_error(self.response) {
+            let shared = self.response.clone();
+            return self.start_fill(FillStart { entry: None, shared, leader, source });
+        }
+        leader.fail_all(ErrorKind::Upstream);
+        self.apply_conditions(ResponseBody::Upstream(source))
     }
 
     /// Whether and how the response may be stored.
@@ -258,7 +291,13 @@ impl<'c> RequestContext<'c> {
         // Joining requests get the stored head, without the fields that belong to this client
         // alone.
         let shared = Response { fields: entry.object.fields.clone(), ..*self.response };
-        let (producer, mut reader) = leader.publish_head(shared);
+        self.start_fill(FillStart { entry: Some(entry), shared, leader, source })
+    }
+
+    fn start_fill(&mut self, start: FillStart) -> ResponseBody<'static> {
+        let FillStart { entry, shared, leader, source } = start;
+        let budget_bytes = self.snapshot.cache.inflight_fetch_bytes;
+        let (producer, mut reader) = leader.publish_head(shared, self.worker.fills.budget(), budget_bytes);
         reader.accept_trailers(self.accepts_trailers());
         let (worker, snapshot) = (Rc::clone(self.worker), Arc::clone(self.snapshot));
         let mut running = Box::pin(FillTask { entry, producer, source, worker, snapshot }.run());
@@ -273,16 +312,13 @@ impl<'c> RequestContext<'c> {
 
     /// Marks the key as uncacheable, so that requests neither queue for responses that cannot be
     /// shared nor get what was stored before. A lead that no request can join marks nothing: its
-    /// own request may be the reason. An error does not replace a stored response, which may stand
-    /// in for it.
+    /// own request may be the reason. Not for errors, which pass.
     fn mark_uncacheable(&self, leader: &FillLeader, fetch: &Fetch<'_>) {
-        let is_error = self.response.status.is_server_error();
-        if leader.is_solo() || (self.stale.is_some() && is_error) {
+        if leader.is_solo() {
             return;
         }
-        let ttl = if is_error { HIT_FOR_MISS_TTL_AFTER_ERROR } else { HIT_FOR_MISS_TTL };
-        let entry =
-            Entry::new(CacheMeta::HitForMiss, Bytes::new(), ttl, Instant::now()).with_fill_epoch(fetch.fill_epoch);
+        let entry = Entry::new(CacheMeta::HitForMiss, Bytes::new(), HIT_FOR_MISS_TTL, Instant::now())
+            .with_fill_epoch(fetch.fill_epoch);
         self.worker.view.insert(&self.caller.region, &fetch.key.as_key(), entry, InsertTarget::Local);
     }
 

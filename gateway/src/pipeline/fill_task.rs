@@ -32,7 +32,8 @@ pub(super) struct PendingEntry {
 
 /// Moves the body of a shared fetch from the upstream to its readers and into the store.
 pub(super) struct FillTask {
-    pub(super) entry: PendingEntry,
+    /// `None`: the body is shared and not stored.
+    pub(super) entry: Option<PendingEntry>,
     pub(super) producer: Producer,
     pub(super) source: UpstreamBody<'static>,
     pub(super) worker: Rc<WorkerResources>,
@@ -43,8 +44,10 @@ impl FillTask {
     /// Stores the body once it is complete. Ends early when no reader is left.
     pub(super) async fn run(self) {
         let FillTask { entry, mut producer, mut source, worker, snapshot } = self;
-        let mut is_storable = true;
-        let mut reservation = worker.fills.reserve();
+        let mut is_kept = entry.is_some();
+        if !is_kept {
+            producer.stop_keeping();
+        }
         loop {
             let filled = poll_fn(|cx| match producer.poll_ready(cx) {
                 Poll::Ready(true) => source.poll_fill(cx).map(Some),
@@ -63,17 +66,15 @@ impl FillTask {
             if data.is_empty() {
                 break;
             }
-            let fits = || producer.bytes() + data.len() as u64 <= snapshot.cache.object_bytes;
-            if is_storable && !(fits() && reservation.grow(data.len() as u64, snapshot.cache.inflight_fetch_bytes)) {
-                is_storable = false;
-                reservation.release();
-                producer.overflow();
-            }
             let count = data.len();
+            if is_kept && !producer.can_keep(count as u64, snapshot.cache.object_bytes) {
+                is_kept = false;
+                producer.stop_keeping();
+            }
             producer.push(data);
             source.consume(count);
         }
-        if let Some(body) = producer.body()
+        if let (Some(entry), Some(body)) = (entry, producer.body())
             && entry.extent.is_none_or(|extent| extent.length == body.len() as u64)
         {
             entry.store(&worker, &snapshot, body);

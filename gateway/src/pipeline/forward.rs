@@ -126,7 +126,7 @@ impl UpstreamBody<'_> {
 
     fn report(&self, error: &BodyError) {
         let kind = match error {
-            BodyError::ClientGone => return,
+            BodyError::ClientGone | BodyError::Detached => return,
             BodyError::Timeout => UpstreamFault::Timeout,
             BodyError::Malformed(_) => UpstreamFault::Malformed,
             BodyError::Truncated | BodyError::TooLarge | BodyError::Io(_) => UpstreamFault::Truncated,

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use shard::{CacheHit, CacheLayer, KeyBuilder, KeyRef, Region, RemoteLookup, StaleReason};
 
@@ -25,6 +25,9 @@ use crate::respond;
 /// How often a request looks up again after a shared fetch had no response for it. After that it
 /// goes to the origin by itself.
 const LOOKUP_ROUNDS_MAX: usize = 3;
+
+/// Time for remote lookups and scheduling, in addition to the deadlines of a fetch.
+const JOIN_SLACK: Duration = Duration::from_secs(1);
 
 /// The content of one cache layer for the request: a usable object, a stale one, a part, nothing,
 /// or the mark that the key is uncacheable.
@@ -96,18 +99,17 @@ impl<'c> RequestContext<'c> {
             if round > LOOKUP_ROUNDS_MAX || is_unshareable(self.request, &directives) {
                 break FillLeader::solo();
             }
-            let mut joiner = match self.worker.fills.join_or_lead(&builder.key()) {
+            let joiner = match self.worker.fills.join_or_lead(&builder.key()) {
                 JoinResult::Lead(lead) => break lead,
                 JoinResult::Bypass => break FillLeader::solo(),
                 JoinResult::Join(joiner) => joiner,
             };
-            let wait_timeout = self.route().upstream.config().timeout;
-            match tokio::time::timeout(wait_timeout, joiner.wait()).await {
-                Err(_) => break FillLeader::solo(),
-                Ok(JoinOutcome::Lead(lead)) => break lead,
-                Ok(JoinOutcome::Retry) => self.update_now(),
-                Ok(JoinOutcome::Failed(kind)) => return Err(Error::SharedFetch(kind)),
-                Ok(JoinOutcome::Stream(shared, mut reader)) => {
+            match joiner.wait(self.join_timeout()).await {
+                JoinOutcome::Lead(lead) => break lead,
+                JoinOutcome::Bypass => break FillLeader::solo(),
+                JoinOutcome::Retry => self.update_now(),
+                JoinOutcome::Failed(kind) => return Err(Error::SharedFetch(kind)),
+                JoinOutcome::Stream(shared, mut reader) => {
                     reader.accept_trailers(self.accepts_trailers());
                     self.response.clone_from(&shared);
                     self.record.cache = CacheResult::Collapsed;
@@ -129,6 +131,14 @@ impl<'c> RequestContext<'c> {
             return self.fetch_part(fetch).await;
         }
         self.lead_fetch(fetch, lead).await
+    }
+
+    /// How long this request waits for the fetch of another one: for two attempts, each with its
+    /// deadlines to connect and to the head of the response, and for the remote lookup before them.
+    /// A shorter wait would give up when the fetch does, and send one request for each that waits.
+    fn join_timeout(&self) -> Duration {
+        let upstream = self.route().upstream.config();
+        (upstream.connect_timeout + upstream.timeout) * 2 + JOIN_SLACK
     }
 
     /// Looks up the local cache. Leaves in `builder` the key that was found, or that will be

@@ -11,7 +11,7 @@ use super::fill_task::PendingEntry;
 use super::forward::UpstreamBody;
 use super::snapshot::Snapshot;
 use super::worker::WorkerResources;
-use crate::cache::fill::InflightReservation;
+use crate::cache::fill::FetchReservation;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::Fields;
 use crate::http::message::BodyLength;
@@ -21,7 +21,7 @@ pub(crate) struct StorePostResponse<'b> {
     pub(super) source: UpstreamBody<'b>,
     pub(super) length: BodyLength,
     pub(super) body: BytesMut,
-    pub(super) reservation: InflightReservation,
+    pub(super) reservation: FetchReservation,
     /// `None` once stored, or once the body is too large to store.
     pub(super) entry: Option<PendingEntry>,
     pub(super) worker: Rc<WorkerResources>,

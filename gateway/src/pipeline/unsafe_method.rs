@@ -61,7 +61,7 @@ impl<'c> RequestContext<'c> {
             source: body,
             length: self.response.length,
             body: BytesMut::new(),
-            reservation: self.worker.fills.reserve(),
+            reservation: self.worker.fills.budget().reserve(),
             entry: Some(entry),
             worker: Rc::clone(self.worker),
             snapshot: Arc::clone(self.snapshot),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use limiter::Verdict;
 
 use super::worker_context::WorkerContext;
+use crate::http::body::BodyError;
 use crate::http::h1::RequestRefusal;
 use crate::http::message::{Method, Request, Response, StatusCode};
 use crate::label;
@@ -32,7 +33,19 @@ label! {
         ClientClosed = "client_closed",
         WriteFailed = "write_failed",
         BodyFailed = "body_failed",
+        /// The client fell a window behind the other readers of a shared fetch.
+        SlowReader = "slow_reader",
         Panic = "panic",
+    }
+}
+
+impl AbortReason {
+    /// The reason of a response whose body failed with `error`.
+    pub(super) fn of(error: &BodyError) -> Self {
+        match error {
+            BodyError::Detached => AbortReason::SlowReader,
+            _ => AbortReason::BodyFailed,
+        }
     }
 }
 

@@ -258,7 +258,7 @@ fn abort_reason(sent: Option<Result<(), SendError>>) -> Option<AbortReason> {
         Some(Err(SendError::Peer(_))) => Some(AbortReason::WriteFailed),
         Some(Err(SendError::Source(error))) => {
             tracing::debug!(%error, "response body failed");
-            Some(AbortReason::BodyFailed)
+            Some(AbortReason::of(&error))
         }
     }
 }

@@ -229,7 +229,7 @@ impl Drop for StreamExchange {
 enum BodyState {
     Open,
     Complete,
-    Failed,
+    Failed(AbortReason),
 }
 
 /// A response body that reports its exchange when it ends, in whichever way.
@@ -247,7 +247,7 @@ impl BodySource for ReportingBody {
         let filled = self.source.poll_fill(cx);
         match &filled {
             Poll::Ready(Ok(())) if self.source.data().is_empty() => self.state = BodyState::Complete,
-            Poll::Ready(Err(_)) => self.state = BodyState::Failed,
+            Poll::Ready(Err(error)) => self.state = BodyState::Failed(AbortReason::of(error)),
             _ => {}
         }
         filled
@@ -267,7 +267,7 @@ impl Drop for ReportingBody {
     fn drop(&mut self) {
         let Some(in_flight) = self.exchange.in_flight.take() else { return };
         match self.state {
-            BodyState::Failed => count_abort(AbortReason::BodyFailed),
+            BodyState::Failed(reason) => count_abort(reason),
             BodyState::Open if self.expected != Some(self.bytes) => count_abort(AbortReason::ClientClosed),
             BodyState::Open | BodyState::Complete => {}
         }

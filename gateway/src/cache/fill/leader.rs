@@ -1,0 +1,245 @@
+//! The request that fetches, and the requests that wait for it.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use shard::KeyRef;
+
+use super::budget::FetchBudget;
+use super::producer::Producer;
+use super::reader::FillReader;
+use super::state::{BodyEnd, Fill, FillPhase};
+use super::table::{Entered, FillTable, Registration};
+use crate::error::ErrorKind;
+use crate::http::message::Response;
+
+/// Failed fetches after which all waiting requests fail. A dead origin then does not receive one
+/// request for each of them.
+const FAILURES_MAX: u8 = 2;
+
+/// The role of a request that missed.
+pub(crate) enum JoinResult {
+    Lead(FillLeader),
+    Join(FillJoiner),
+    /// Too many requests wait already. The request fetches on its own.
+    Bypass,
+}
+
+impl FillTable {
+    /// Joins the fill of `key`, or leads a new one.
+    pub(crate) fn join_or_lead(self: &Arc<Self>, key: &KeyRef<'_>) -> JoinResult {
+        match self.enter(key) {
+            Entered::New(fill, registration) => JoinResult::Lead(FillLeader::new(fill, Some(registration))),
+            Entered::Existing(fill, registration, slot) => {
+                JoinResult::Join(FillJoiner { fill, registration, slot: Some(slot) })
+            }
+            Entered::Full => JoinResult::Bypass,
+        }
+    }
+
+    /// Leads a fill of `key`, unless there is one already. For background work.
+    pub(crate) fn try_lead(self: &Arc<Self>, key: &KeyRef<'_>) -> Option<FillLeader> {
+        match self.join_or_lead(key) {
+            JoinResult::Lead(leader) => Some(leader),
+            JoinResult::Join(_) | JoinResult::Bypass => None,
+        }
+    }
+}
+
+/// The obligation to fetch. A joiner takes it over if it is dropped before its fetch has a result.
+pub(crate) struct FillLeader {
+    fill: Arc<Fill>,
+    /// `None`: no other request can join.
+    registration: Option<Registration>,
+    is_finished: bool,
+}
+
+impl FillLeader {
+    fn new(fill: Arc<Fill>, registration: Option<Registration>) -> Self {
+        FillLeader { fill, registration, is_finished: false }
+    }
+
+    /// A fetch that no other request joins.
+    pub(crate) fn solo() -> Self {
+        FillLeader::new(Arc::new(Fill::new()), None)
+    }
+
+    /// Whether no other request can join.
+    pub(crate) fn is_solo(&self) -> bool {
+        self.registration.is_none()
+    }
+
+    /// Whether requests wait for the result.
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.fill.lock().has_waiting()
+    }
+
+    /// Ends the fill without a shared response. Waiting requests look up again.
+    pub(crate) fn release(mut self) {
+        self.finish(FillPhase::Closed);
+    }
+
+    /// Ends the fill with a response that is for this client alone, although the stored response
+    /// stays. Waiting requests fetch on their own, at once.
+    pub(crate) fn release_unshared(mut self) {
+        self.finish(FillPhase::Unshared);
+    }
+
+    /// Reports a failed fetch that may succeed when it is tried again. One waiting request does; a
+    /// second failure fails all of them.
+    pub(crate) fn fail(mut self, kind: ErrorKind) {
+        let mut state = self.fill.lock();
+        state.failures += 1;
+        if state.failures < FAILURES_MAX && state.hand_over() {
+            drop(state);
+            self.is_finished = true;
+            return;
+        }
+        drop(state);
+        self.finish(FillPhase::Failed(kind));
+    }
+
+    /// Reports a failed fetch that would fail again. All waiting requests fail.
+    pub(crate) fn fail_all(mut self, kind: ErrorKind) {
+        self.finish(FillPhase::Failed(kind));
+    }
+
+    /// Publishes the response head and returns the reader of the leader. The producer must be
+    /// completed or dropped. All fetches in flight may hold `budget_bytes` of `budget`.
+    pub(crate) fn publish_head(
+        mut self,
+        response: Response,
+        budget: &Arc<FetchBudget>,
+        budget_bytes: u64,
+    ) -> (Producer, FillReader) {
+        self.is_finished = true;
+        let mut state = self.fill.lock();
+        let slot = state.add_slot(Some(0));
+        state.start_readers(response);
+        drop(state);
+        let (fill, registration) = (Arc::clone(&self.fill), self.registration.take());
+        (Producer { fill, registration, budget: Arc::clone(budget), budget_bytes }, FillReader::new(&self.fill, slot))
+    }
+
+    /// Gives the waiting requests a response whose body is complete.
+    pub(crate) fn publish_complete(mut self, response: Response, body: Bytes) {
+        self.is_finished = true;
+        if let Some(registration) = self.registration.take() {
+            registration.remove(&self.fill);
+        }
+        let mut state = self.fill.lock();
+        state.end = body.len() as u64;
+        state.chunks = VecDeque::from([body]);
+        state.body_end = BodyEnd::Complete;
+        state.start_readers(response);
+    }
+
+    fn finish(&mut self, phase: FillPhase) {
+        self.is_finished = true;
+        if let Some(registration) = self.registration.take() {
+            registration.remove(&self.fill);
+        }
+        let mut state = self.fill.lock();
+        state.phase = phase;
+        state.wake_all();
+    }
+}
+
+impl Drop for FillLeader {
+    fn drop(&mut self) {
+        if !self.is_finished && !self.fill.lock().hand_over() {
+            self.finish(FillPhase::Closed);
+        }
+    }
+}
+
+/// A request that waits for the fetch of another request.
+pub(crate) struct FillJoiner {
+    fill: Arc<Fill>,
+    registration: Registration,
+    /// Taken over by the reader or the leader that this request becomes.
+    slot: Option<usize>,
+}
+
+/// The next step of a joiner after its wait: stream the body, look up again, fail, or lead the
+/// fetch.
+pub(crate) enum JoinOutcome {
+    Stream(Arc<Response>, FillReader),
+    /// Nothing is shared. The request looks up again.
+    Retry,
+    /// The response is for the leader alone. The request fetches on its own.
+    Bypass,
+    Failed(ErrorKind),
+    /// The leader was dropped or failed. This request leads now.
+    Lead(FillLeader),
+}
+
+impl FillJoiner {
+    /// Waits for the result of the fetch, at most for `timeout`: then the request fails, and does
+    /// not add a fetch of its own to a slow origin. Cancel safe.
+    pub(crate) async fn wait(mut self, timeout: Duration) -> JoinOutcome {
+        let result = tokio::time::timeout(timeout, poll_fn(|cx| self.poll_wait(cx))).await;
+        result.unwrap_or(JoinOutcome::Failed(ErrorKind::Timeout))
+    }
+
+    pub(super) fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<JoinOutcome> {
+        let Some(slot) = self.slot else { return Poll::Ready(JoinOutcome::Retry) };
+        let mut state = self.fill.lock();
+        match &state.phase {
+            FillPhase::Waiting { has_leader: true } => {
+                state.register(slot, cx);
+                Poll::Pending
+            }
+            FillPhase::Waiting { has_leader: false } => {
+                state.phase = FillPhase::Waiting { has_leader: true };
+                state.slots.remove(slot);
+                drop(state);
+                self.slot = None;
+                let leader = FillLeader::new(Arc::clone(&self.fill), Some(self.registration.clone()));
+                Poll::Ready(JoinOutcome::Lead(leader))
+            }
+            // The body failed before this request has read a byte: another fetch may succeed.
+            FillPhase::Streaming(_) if state.body_end == BodyEnd::Aborted => Poll::Ready(JoinOutcome::Retry),
+            FillPhase::Streaming(response) => {
+                let response = Arc::clone(response);
+                drop(state);
+                self.slot = None;
+                Poll::Ready(JoinOutcome::Stream(response, FillReader::new(&self.fill, slot)))
+            }
+            FillPhase::Closed => Poll::Ready(JoinOutcome::Retry),
+            FillPhase::Unshared => Poll::Ready(JoinOutcome::Bypass),
+            FillPhase::Failed(kind) => Poll::Ready(JoinOutcome::Failed(*kind)),
+        }
+    }
+}
+
+impl Drop for FillJoiner {
+    fn drop(&mut self) {
+        let Some(slot) = self.slot.take() else { return };
+        let mut state = self.fill.lock();
+        state.slots.remove(slot);
+        match state.phase {
+            // This request may have been woken to lead. Wake another one.
+            FillPhase::Waiting { has_leader: false } => {
+                if !state.hand_over() {
+                    state.phase = FillPhase::Closed;
+                    drop(state);
+                    self.registration.remove(&self.fill);
+                }
+            }
+            // It counted as a reader that has read nothing.
+            FillPhase::Streaming(_) => {
+                state.discard_consumed();
+                state.wake_producer();
+            }
+            FillPhase::Waiting { has_leader: true }
+            | FillPhase::Closed
+            | FillPhase::Unshared
+            | FillPhase::Failed(_) => {}
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The fetching side of a fill whose head is published.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+
+use super::budget::FetchBudget;
+use super::state::{BodyEnd, Fill, WINDOW_BYTES, WINDOW_BYTES_MIN};
+use super::table::Registration;
+use crate::http::fields::Fields;
+
+/// Appends the body of a fill. Dropping it before `complete` aborts the body for every reader.
+pub(crate) struct Producer {
+    pub(super) fill: Arc<Fill>,
+    pub(super) registration: Option<Registration>,
+    pub(super) budget: Arc<FetchBudget>,
+    /// Bytes that all fetches in flight may hold together.
+    pub(super) budget_bytes: u64,
+}
+
+impl Producer {
+    /// Appends bytes to the body.
+    pub(crate) fn push(&self, data: &[u8]) {
+        let chunk = self.budget.charged_chunk(data);
+        let mut state = self.fill.lock();
+        state.end += data.len() as u64;
+        state.chunks.push_back(chunk);
+        state.wake_all();
+    }
+
+    /// Whether a body that grows by `bytes` can still be kept whole: it stays within
+    /// `object_bytes`, and all fetches together within the budget.
+    pub(crate) fn can_keep(&self, bytes: u64, object_bytes: u64) -> bool {
+        let state = self.fill.lock();
+        state.keeps_body && state.end + bytes <= object_bytes && self.budget.has_room(bytes, self.budget_bytes)
+    }
+
+    /// Stops keeping the body, because it is too large to store. No further request can join.
+    pub(crate) fn stop_keeping(&mut self) {
+        if let Some(registration) = self.registration.take() {
+            registration.remove(&self.fill);
+        }
+        let mut state = self.fill.lock();
+        state.keeps_body = false;
+        state.discard_consumed();
+    }
+
+    /// Resolves to `true` when more bytes can be pushed, and to `false` when no reader is left.
+    ///
+    /// A body that is not kept is buffered up to a window. When the window is full, the readers
+    /// that are a window behind are detached if another reader waits for bytes; else the readers
+    /// that are left set the pace.
+    pub(crate) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut state = self.fill.lock();
+        // Also wakes the producer when the last reader is dropped while the upstream is silent.
+        match &mut state.producer_waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            empty => *empty = Some(cx.waker().clone()),
+        }
+        loop {
+            if !state.has_readers() {
+                return Poll::Ready(false);
+            }
+            let buffered = state.end - state.start;
+            let has_room = self.budget.has_room(WINDOW_BYTES_MIN, self.budget_bytes);
+            let window = if has_room { WINDOW_BYTES } else { WINDOW_BYTES_MIN };
+            if state.keeps_body || buffered < window {
+                return Poll::Ready(true);
+            }
+            let waker = state.producer_waker.clone();
+            if !state.detach_slow_readers(window) {
+                return Poll::Pending;
+            }
+            // `discard_consumed` has taken the waker of this very task.
+            state.producer_waker = waker;
+        }
+    }
+
+    /// The complete body in one buffer that is not charged to the budget: the cache accounts for
+    /// it. `None` if the body was not kept.
+    pub(crate) fn body(&self) -> Option<Bytes> {
+        let mut state = self.fill.lock();
+        if !state.keeps_body {
+            return None;
+        }
+        let mut body = BytesMut::with_capacity(usize::try_from(state.end).ok()?);
+        state.chunks.iter().for_each(|chunk| body.extend_from_slice(chunk));
+        let body = body.freeze();
+        // The remaining readers share the buffer that is stored.
+        state.chunks = VecDeque::from([body.clone()]);
+        Some(body)
+    }
+
+    /// Ends the body, with its trailers. Call it after the entry is stored, so that the next lookup
+    /// finds the entry. Trailers go to the current readers and are not stored (RFC 9111 section
+    /// 3.1).
+    pub(crate) fn complete(mut self, trailers: Option<&Fields>) {
+        if let Some(registration) = self.registration.take() {
+            registration.remove(&self.fill);
+        }
+        let mut state = self.fill.lock();
+        state.body_end = BodyEnd::Complete;
+        state.trailers = trailers.map(|trailers| Arc::new(trailers.clone()));
+        state.wake_all();
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        if let Some(registration) = self.registration.take() {
+            registration.remove(&self.fill);
+        }
+        let mut state = self.fill.lock();
+        if state.body_end == BodyEnd::Open {
+            state.body_end = BodyEnd::Aborted;
+        }
+        state.wake_all();
+    }
+}

@@ -1,0 +1,90 @@
+//! The fills in progress, by cache key.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use shard::{CacheKey, KeyRef};
+
+use super::budget::FetchBudget;
+use super::state::Fill;
+
+/// Requests at one fill. Further requests go to the origin on their own, because their response is
+/// already late.
+const SLOTS_MAX: usize = 20_000;
+/// Number of locks of the table.
+const PARTITIONS: usize = 64;
+
+/// Map of one lock stripe of the fill table.
+type FillPartition = HashMap<CacheKey, Arc<Fill>, foldhash::fast::RandomState>;
+
+/// The fills in progress in this process, and the memory that their bodies hold.
+pub(crate) struct FillTable {
+    partitions: Box<[Mutex<FillPartition>]>,
+    budget: Arc<FetchBudget>,
+}
+
+impl Default for FillTable {
+    fn default() -> Self {
+        FillTable { partitions: (0..PARTITIONS).map(|_| Mutex::default()).collect(), budget: Arc::default() }
+    }
+}
+
+/// The entry of a fill in the table, by which it can be removed.
+#[derive(Clone)]
+pub(super) struct Registration {
+    table: Arc<FillTable>,
+    key: CacheKey,
+}
+
+impl Registration {
+    /// Removes the fill, unless its key has a newer one: no further request joins it.
+    pub(super) fn remove(&self, fill: &Arc<Fill>) {
+        let mut partition = self.table.partition(self.key.as_key().hash());
+        if partition.get(&self.key).is_some_and(|current| Arc::ptr_eq(current, fill)) {
+            partition.remove(&self.key);
+        }
+    }
+}
+
+/// A fill and the place of the request that entered.
+pub(super) enum Entered {
+    New(Arc<Fill>, Registration),
+    Existing(Arc<Fill>, Registration, usize),
+    Full,
+}
+
+impl FillTable {
+    pub(crate) fn budget(&self) -> &Arc<FetchBudget> {
+        &self.budget
+    }
+
+    pub(super) fn enter(self: &Arc<Self>, key: &KeyRef<'_>) -> Entered {
+        let mut partition = self.partition(key.hash());
+        let registration = Registration { table: Arc::clone(self), key: key.to_owned() };
+        if let Some(fill) = partition.get(&registration.key) {
+            let mut state = fill.lock();
+            if state.slots.len() >= SLOTS_MAX {
+                return Entered::Full;
+            }
+            let slot = state.add_slot(None);
+            if let super::state::FillPhase::Streaming(_) = state.phase {
+                // The body is buffered from its first byte while the fill is in the table.
+                state.slots[slot].offset = Some(0);
+            }
+            return Entered::Existing(Arc::clone(fill), registration, slot);
+        }
+        let fill = Arc::new(Fill::new());
+        partition.insert(registration.key.clone(), Arc::clone(&fill));
+        Entered::New(fill, registration)
+    }
+
+    fn partition(&self, hash: u64) -> MutexGuard<'_, FillPartition> {
+        let index = usize::try_from(hash >> 32).unwrap_or(0) % PARTITIONS;
+        self.partitions[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.partitions.iter().all(|partition| partition.lock().is_ok_and(|partition| partition.is_empty()))
+    }
+}

@@ -1,0 +1,497 @@
+//! Fills: leaders, joiners and readers that are dropped, fail, fall behind or are interleaved.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use shard::{KeyBuilder, KeyRef};
+
+use super::leader::FillJoiner;
+use super::state::{WINDOW_BYTES, WINDOW_BYTES_MIN};
+use super::*;
+use crate::error::ErrorKind;
+use crate::http::body::{BodyError, BodySource};
+use crate::http::message::{Response, StatusCode};
+
+/// More than any test buffers.
+const BUDGET: u64 = 1 << 40;
+
+fn with_key<T>(act: impl FnOnce(&KeyRef<'_>) -> T) -> T {
+    let mut builder = KeyBuilder::new();
+    act(&builder.part(b"k").key())
+}
+
+fn enter(table: &Arc<FillTable>) -> JoinResult {
+    with_key(|key| table.join_or_lead(key))
+}
+
+fn lead(table: &Arc<FillTable>) -> FillLeader {
+    let JoinResult::Lead(leader) = enter(table) else { panic!("the first request leads") };
+    leader
+}
+
+fn join(table: &Arc<FillTable>) -> FillJoiner {
+    let JoinResult::Join(joiner) = enter(table) else { panic!("later requests join") };
+    joiner
+}
+
+fn head() -> Response {
+    Response::new(StatusCode::OK)
+}
+
+fn publish(leader: FillLeader, table: &FillTable) -> (Producer, FillReader) {
+    leader.publish_head(head(), table.budget(), BUDGET)
+}
+
+fn stream(outcome: JoinOutcome) -> FillReader {
+    let JoinOutcome::Stream(_, reader) = outcome else { panic!("the body is shared") };
+    reader
+}
+
+async fn read(reader: &mut FillReader) -> Result<Vec<u8>, BodyError> {
+    let mut body = Vec::new();
+    loop {
+        poll_fn(|cx| reader.poll_fill(cx)).await?;
+        let count = reader.data().len();
+        if count == 0 {
+            return Ok(body);
+        }
+        body.extend_from_slice(reader.data());
+        reader.consume(count);
+    }
+}
+
+/// One poll with a waker that records whether it was woken.
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn dropped_leader_is_replaced_by_one_joiner() {
+    let table = Arc::new(FillTable::default());
+    let (leader, joiner) = (lead(&table), join(&table));
+    drop(leader);
+    let JoinOutcome::Lead(leader) = joiner.wait(Duration::from_secs(1)).await else { panic!("the joiner leads") };
+    leader.release();
+    assert!(table.is_empty());
+}
+
+#[tokio::test]
+async fn failure_is_retried_once_and_then_shared() {
+    let table = Arc::new(FillTable::default());
+    let (leader, first, mut other) = (lead(&table), join(&table), join(&table));
+    leader.fail(ErrorKind::NoResponse);
+    let JoinOutcome::Lead(leader) = first.wait(Duration::from_secs(1)).await else { panic!("one joiner retries") };
+    assert!(poll_fn(|cx| Poll::Ready(other.poll_wait(cx).is_pending())).await, "the other one waits");
+    leader.fail(ErrorKind::NoResponse);
+    let outcome = other.wait(Duration::from_secs(1)).await;
+    assert!(matches!(outcome, JoinOutcome::Failed(ErrorKind::NoResponse)));
+    assert!(table.is_empty());
+}
+
+#[tokio::test]
+async fn final_failure_reaches_every_joiner_at_once() {
+    let table = Arc::new(FillTable::default());
+    let (leader, first, second) = (lead(&table), join(&table), join(&table));
+    leader.fail_all(ErrorKind::Timeout);
+    for joiner in [first, second] {
+        let outcome = joiner.wait(Duration::from_secs(1)).await;
+        assert!(matches!(outcome, JoinOutcome::Failed(ErrorKind::Timeout)));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn joiner_whose_budget_runs_out_fails_and_does_not_fetch() {
+    let table = Arc::new(FillTable::default());
+    let (_leader, joiner) = (lead(&table), join(&table));
+    let begun = tokio::time::Instant::now();
+    assert!(matches!(joiner.wait(Duration::from_secs(3)).await, JoinOutcome::Failed(ErrorKind::Timeout)));
+    assert_eq!(begun.elapsed(), Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn failed_producer_aborts_every_reader() {
+    let table = Arc::new(FillTable::default());
+    let (leader, joiner) = (lead(&table), join(&table));
+    let (producer, mut own) = publish(leader, &table);
+    producer.push(b"ab");
+    let mut reader = stream(joiner.wait(Duration::from_secs(1)).await);
+    drop(producer);
+    assert!(matches!(read(&mut own).await, Err(BodyError::Truncated)));
+    assert!(matches!(read(&mut reader).await, Err(BodyError::Truncated)));
+}
+
+#[tokio::test]
+async fn request_that_joins_in_the_middle_reads_every_byte() {
+    let table = Arc::new(FillTable::default());
+    let leader = lead(&table);
+    let (producer, mut own) = publish(leader, &table);
+    producer.push(b"ab");
+    let mut reader = stream(join(&table).wait(Duration::from_secs(1)).await);
+    producer.push(b"cd");
+    assert_eq!(producer.body().as_deref(), Some(&b"abcd"[..]));
+    producer.complete(None);
+    assert_eq!(read(&mut reader).await.expect("complete"), b"abcd");
+    assert_eq!(read(&mut own).await.expect("complete"), b"abcd");
+    assert!(table.is_empty());
+}
+
+#[tokio::test]
+async fn complete_response_is_given_to_waiting_requests() {
+    let table = Arc::new(FillTable::default());
+    let (leader, first, second) = (lead(&table), join(&table), join(&table));
+    leader.publish_complete(head(), bytes::Bytes::from_static(b"abc"));
+    for joiner in [first, second] {
+        let mut reader = stream(joiner.wait(Duration::from_secs(1)).await);
+        assert_eq!(read(&mut reader).await.expect("complete"), b"abc");
+    }
+    assert!(table.is_empty());
+}
+
+#[tokio::test]
+async fn slow_reader_is_detached_when_another_one_waits() {
+    let table = Arc::new(FillTable::default());
+    let (leader, joiner) = (lead(&table), join(&table));
+    let (mut producer, mut fast) = publish(leader, &table);
+    let mut slow = stream(joiner.wait(Duration::from_secs(1)).await);
+    producer.stop_keeping();
+    producer.push(&vec![b'x'; WINDOW_BYTES as usize]);
+    let ready = async |producer: &Producer| poll_fn(|cx| Poll::Ready(producer.poll_ready(cx))).await;
+    assert!(ready(&producer).await.is_pending(), "both readers have bytes to read");
+    poll_fn(|cx| fast.poll_fill(cx)).await.expect("bytes");
+    let count = fast.data().len();
+    fast.consume(count);
+    assert_eq!(ready(&producer).await, Poll::Ready(true));
+    assert_eq!(table.budget().charged(), 0, "the bytes that only the slow reader lacks are freed");
+    assert!(matches!(poll_fn(|cx| slow.poll_fill(cx)).await, Err(BodyError::Detached)));
+    producer.push(b"end");
+    producer.complete(None);
+    assert_eq!(read(&mut fast).await.expect("complete"), b"end");
+}
+
+#[tokio::test]
+async fn only_reader_sets_the_pace() {
+    let table = Arc::new(FillTable::default());
+    let (mut producer, mut own) = publish(lead(&table), &table);
+    producer.stop_keeping();
+    producer.push(&vec![b'x'; WINDOW_BYTES as usize]);
+    let flag = Arc::new(Flag::default());
+    let waker = Waker::from(Arc::clone(&flag));
+    assert!(producer.poll_ready(&mut Context::from_waker(&waker)).is_pending());
+    poll_fn(|cx| own.poll_fill(cx)).await.expect("bytes");
+    own.consume(own.data().len());
+    assert!(flag.0.load(Ordering::Relaxed), "the reader wakes the producer");
+    assert_eq!(producer.poll_ready(&mut Context::from_waker(&waker)), Poll::Ready(true));
+}
+
+#[tokio::test]
+async fn used_up_budget_narrows_the_window() {
+    let table = Arc::new(FillTable::default());
+    let (mut producer, _own) = lead(&table).publish_head(head(), table.budget(), WINDOW_BYTES_MIN);
+    assert!(!producer.can_keep(WINDOW_BYTES_MIN + 1, BUDGET));
+    producer.stop_keeping();
+    producer.push(&vec![b'x'; WINDOW_BYTES_MIN as usize]);
+    assert!(poll_fn(|cx| Poll::Ready(producer.poll_ready(cx))).await.is_pending());
+}
+
+#[tokio::test]
+async fn last_waiting_request_that_leaves_wakes_the_producer() {
+    let table = Arc::new(FillTable::default());
+    let (leader, joiner) = (lead(&table), join(&table));
+    let (producer, own) = publish(leader, &table);
+    drop(own);
+    let flag = Arc::new(Flag::default());
+    let waker = Waker::from(Arc::clone(&flag));
+    assert_eq!(producer.poll_ready(&mut Context::from_waker(&waker)), Poll::Ready(true));
+    drop(joiner);
+    assert!(flag.0.load(Ordering::Relaxed));
+    assert_eq!(producer.poll_ready(&mut Context::from_waker(&waker)), Poll::Ready(false));
+}
+
+/// Wakeups at a change: constant work for each of 10,000 requests. With a scan of all wakers for
+/// each, this takes minutes.
+#[tokio::test]
+async fn ten_thousand_joiners_share_one_fetch() {
+    let table = Arc::new(FillTable::default());
+    let leader = lead(&table);
+    let joiners: Vec<_> = (0..10_000).map(|_| Box::pin(join(&table).wait(Duration::from_secs(60)))).collect();
+    let all = tokio::spawn(async move {
+        let mut read_bytes = 0;
+        let mut readers = Vec::new();
+        let mut joiners = joiners;
+        for joiner in &mut joiners {
+            assert!(poll_fn(|cx| Poll::Ready(joiner.as_mut().poll(cx).is_pending())).await);
+        }
+        for joiner in joiners {
+            readers.push(stream(joiner.await));
+        }
+        for mut reader in readers {
+            read_bytes += read(&mut reader).await.expect("complete").len();
+        }
+        read_bytes
+    });
+    tokio::task::yield_now().await;
+    let (producer, _own) = publish(leader, &table);
+    producer.push(b"abcd");
+    producer.complete(None);
+    assert_eq!(all.await.expect("no panic"), 40_000);
+    assert!(table.is_empty());
+}
+
+/// One step of an interleaving; numbers choose among the requests in that state.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Enter,
+    PollJoiner(usize),
+    DropJoiner(usize),
+    FailLeader(usize),
+    FailAll(usize),
+    DropLeader(usize),
+    ReleaseLeader(usize),
+    PublishHead(usize),
+    PublishComplete(usize),
+    Push(usize, u16),
+    StopKeeping(usize),
+    Complete(usize),
+    DropProducer(usize),
+    Read(usize),
+    DropReader(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let n = 0..8usize;
+    prop_oneof![
+        4 => Just(Step::Enter),
+        4 => n.clone().prop_map(Step::PollJoiner),
+        1 => n.clone().prop_map(Step::DropJoiner),
+        1 => n.clone().prop_map(Step::FailLeader),
+        1 => n.clone().prop_map(Step::FailAll),
+        1 => n.clone().prop_map(Step::DropLeader),
+        1 => n.clone().prop_map(Step::ReleaseLeader),
+        2 => n.clone().prop_map(Step::PublishHead),
+        1 => n.clone().prop_map(Step::PublishComplete),
+        4 => (n.clone(), 1..2_000u16).prop_map(|(at, bytes)| Step::Push(at, bytes)),
+        1 => n.clone().prop_map(Step::StopKeeping),
+        2 => n.clone().prop_map(Step::Complete),
+        1 => n.clone().prop_map(Step::DropProducer),
+        4 => n.clone().prop_map(Step::Read),
+        1 => n.prop_map(Step::DropReader),
+    ]
+}
+
+struct WaitingRequest {
+    joiner: FillJoiner,
+    flag: Arc<Flag>,
+    is_polled: bool,
+}
+
+/// A body that was read, and whether it follows the pattern without a gap.
+struct ReadingRequest {
+    reader: FillReader,
+    next: u64,
+}
+
+/// The requests of one key, by state.
+struct Interleaving {
+    table: Arc<FillTable>,
+    waiting: Vec<WaitingRequest>,
+    leaders: Vec<FillLeader>,
+    producers: Vec<(Producer, u64)>,
+    readers: Vec<ReadingRequest>,
+    /// Exchanges since no fill existed, and leaders that were dropped meanwhile.
+    exchanges: usize,
+    dropped: usize,
+}
+
+/// The byte of every body at `offset`.
+fn pattern(offset: u64) -> u8 {
+    (offset % 251) as u8
+}
+
+fn take<T>(list: &mut Vec<T>, at: usize) -> Option<T> {
+    if list.is_empty() { None } else { Some(list.swap_remove(at % list.len())) }
+}
+
+impl Interleaving {
+    fn new() -> Self {
+        Interleaving {
+            table: Arc::default(),
+            waiting: Vec::new(),
+            leaders: Vec::new(),
+            producers: Vec::new(),
+            readers: Vec::new(),
+            exchanges: 0,
+            dropped: 0,
+        }
+    }
+
+    fn becomes_leader(&mut self, leader: FillLeader) {
+        self.exchanges += 1;
+        assert!(self.exchanges <= 2 + self.dropped, "{} exchanges, {} dropped", self.exchanges, self.dropped);
+        self.leaders.push(leader);
+    }
+
+    fn poll(&mut self, at: usize) {
+        let request = &mut self.waiting[at];
+        request.is_polled = true;
+        request.flag.0.store(false, Ordering::Relaxed);
+        let waker = Waker::from(Arc::clone(&request.flag));
+        let Poll::Ready(outcome) = request.joiner.poll_wait(&mut Context::from_waker(&waker)) else { return };
+        drop(self.waiting.swap_remove(at));
+        match outcome {
+            JoinOutcome::Stream(_, reader) => self.readers.push(ReadingRequest { reader, next: 0 }),
+            JoinOutcome::Lead(leader) => self.becomes_leader(leader),
+            JoinOutcome::Retry | JoinOutcome::Bypass | JoinOutcome::Failed(_) => {}
+        }
+    }
+
+    /// Reads one chunk; returns whether the reader has come to an end.
+    fn read(&mut self, at: usize) -> bool {
+        let request = &mut self.readers[at];
+        match request.reader.poll_fill(&mut Context::from_waker(Waker::noop())) {
+            Poll::Pending => false,
+            Poll::Ready(Err(_)) => true,
+            Poll::Ready(Ok(())) => {
+                let count = request.reader.data().len();
+                for (index, byte) in request.reader.data().iter().enumerate() {
+                    assert_eq!(*byte, pattern(request.next + index as u64), "a byte is lost or repeated");
+                }
+                request.next += count as u64;
+                request.reader.consume(count);
+                count == 0
+            }
+        }
+    }
+
+    fn apply(&mut self, step: Step) {
+        if self.table.is_empty() && self.leaders.is_empty() {
+            (self.exchanges, self.dropped) = (0, 0);
+        }
+        match step {
+            Step::Enter => match enter(&self.table) {
+                JoinResult::Lead(leader) => {
+                    (self.exchanges, self.dropped) = (0, 0);
+                    self.becomes_leader(leader);
+                }
+                JoinResult::Join(joiner) => {
+                    self.waiting.push(WaitingRequest { joiner, flag: Arc::default(), is_polled: false });
+                }
+                JoinResult::Bypass => {}
+            },
+            Step::PollJoiner(at) if !self.waiting.is_empty() => self.poll(at % self.waiting.len()),
+            Step::DropJoiner(at) => drop(take(&mut self.waiting, at)),
+            Step::FailLeader(at) => {
+                if let Some(leader) = take(&mut self.leaders, at) {
+                    leader.fail(ErrorKind::NoResponse);
+                }
+            }
+            Step::FailAll(at) => {
+                if let Some(leader) = take(&mut self.leaders, at) {
+                    leader.fail_all(ErrorKind::Timeout);
+                }
+            }
+            Step::DropLeader(at) => {
+                if take(&mut self.leaders, at).is_some() {
+                    self.dropped += 1;
+                }
+            }
+            Step::ReleaseLeader(at) => {
+                if let Some(leader) = take(&mut self.leaders, at) {
+                    leader.release();
+                }
+            }
+            Step::PublishHead(at) => {
+                if let Some(leader) = take(&mut self.leaders, at) {
+                    let (producer, reader) = publish(leader, &self.table);
+                    self.producers.push((producer, 0));
+                    self.readers.push(ReadingRequest { reader, next: 0 });
+                }
+            }
+            Step::PublishComplete(at) => {
+                if let Some(leader) = take(&mut self.leaders, at) {
+                    leader.publish_complete(head(), (0..9).map(pattern).collect());
+                }
+            }
+            Step::Push(at, bytes) if !self.producers.is_empty() => {
+                let index = at % self.producers.len();
+                let (producer, offset) = &mut self.producers[index];
+                let data: Vec<u8> = (*offset..*offset + u64::from(bytes)).map(pattern).collect();
+                producer.push(&data);
+                *offset += u64::from(bytes);
+            }
+            Step::StopKeeping(at) if !self.producers.is_empty() => {
+                let index = at % self.producers.len();
+                self.producers[index].0.stop_keeping();
+            }
+            Step::Complete(at) => {
+                if let Some((producer, _)) = take(&mut self.producers, at) {
+                    producer.complete(None);
+                }
+            }
+            Step::DropProducer(at) => drop(take(&mut self.producers, at)),
+            Step::Read(at) if !self.readers.is_empty() => {
+                let index = at % self.readers.len();
+                if self.read(index) {
+                    drop(self.readers.swap_remove(index));
+                }
+            }
+            Step::DropReader(at) => drop(take(&mut self.readers, at)),
+            Step::PollJoiner(_) | Step::Push(..) | Step::StopKeeping(_) | Step::Read(_) => {}
+        }
+    }
+
+    /// Ends every fetch, then polls only the requests that were woken or never polled.
+    fn finish(mut self) {
+        loop {
+            while let Some(leader) = self.leaders.pop() {
+                leader.fail_all(ErrorKind::Timeout);
+            }
+            while let Some((producer, _)) = self.producers.pop() {
+                producer.complete(None);
+            }
+            let is_due = |request: &WaitingRequest| !request.is_polled || request.flag.0.load(Ordering::Relaxed);
+            let Some(at) = self.waiting.iter().position(is_due) else { break };
+            self.poll(at);
+        }
+        assert_eq!(self.waiting.len(), 0, "a waiting request has no end");
+        while !self.readers.is_empty() {
+            if self.read(0) {
+                drop(self.readers.swap_remove(0));
+            }
+        }
+        assert_eq!(self.table.budget().charged(), 0, "bytes are charged and not held");
+        assert!(self.table.is_empty(), "a fill is left in the table");
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_interleaving_ends_every_request(steps in prop::collection::vec(step(), 1..200)) {
+        let mut interleaving = Interleaving::new();
+        for step in steps {
+            interleaving.apply(step);
+        }
+        interleaving.finish();
+    }
+}
+
+#[tokio::test]
+async fn budget_is_free_after_a_cancelled_wait() {
+    let table = Arc::new(FillTable::default());
+    let (leader, joiner) = (lead(&table), join(&table));
+    {
+        let mut wait = pin!(joiner.wait(Duration::from_secs(60)));
+        assert!(poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx).is_pending())).await);
+    }
+    leader.fail(ErrorKind::NoResponse);
+    assert!(table.is_empty(), "no request is left to retry");
+}
