@@ -64,6 +64,23 @@ const REBALANCE_QUEUE_MAX: usize = 1_024;
 /// it is accepted and when it ends.
 const ADDRESS_SHARDS: usize = 16;
 
+/// Fails if a socket already listens on the address. Without this check, a second process of the
+/// same user would share the address (`SO_REUSEPORT`) and take a part of its connections. Call it
+/// for all addresses before the first `bind`: addresses of one process may overlap, such as
+/// `0.0.0.0:80` and `[::]:80`.
+///
+/// # Errors
+/// The error of the system: the address is in use, not local, or privileged.
+pub(crate) fn check_unused(address: SocketAddr) -> io::Result<()> {
+    if address.port() == 0 {
+        return Ok(());
+    }
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Tolerates connections of a process that has ended, but no listening socket.
+    socket.set_reuse_address(true)?;
+    socket.bind(&SockAddr::from(address))
+}
+
 /// Opens one listening socket per worker on the address and logs it.
 ///
 /// # Errors
@@ -318,20 +335,21 @@ pub(crate) struct ListenerTask {
 }
 
 impl ListenerTask {
-    /// Accepts until `stop` completes, then drains the accept queue of the kernel and closes.
-    /// `handle` gets the connections that this worker serves; it must not block. Cancel safe.
+    /// Accepts until `stop` completes, then drains the accept queue of the kernel. The socket is
+    /// closed when the task is dropped: a new run can go on with it. `handle` gets the connections
+    /// that this worker serves; it must not block. Cancel safe.
     ///
     /// # Errors
     /// The runtime cannot register the socket.
     pub(crate) async fn run(
-        self,
+        &self,
         stop: impl Future<Output = ()>,
         handle: impl Fn(AcceptedConnection),
     ) -> io::Result<()> {
         let mut stop = std::pin::pin!(stop);
         let ListenerTask { socket, listener, worker, table } = self;
-        let socket = TcpListener::from_std(socket)?;
-        let admission = ConnectionAdmission { listener, worker, table };
+        let socket = TcpListener::from_std(socket.try_clone()?)?;
+        let admission = ConnectionAdmission { listener: *listener, worker: *worker, table: Arc::clone(table) };
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -522,6 +540,24 @@ mod tests {
         let address = sockets[0].local_addr().expect("bound");
         assert!(address.port() != 0 && sockets.len() == 3);
         assert!(sockets.iter().all(|socket| socket.local_addr().ok() == Some(address)));
+    }
+
+    #[test]
+    fn address_in_use_is_detected() {
+        let sockets = bind(&ListenConfig { address: ANYWHERE, tls: None }, 2).expect("a free port");
+        let address = sockets[0].local_addr().expect("bound");
+        let in_use = Err(io::ErrorKind::AddrInUse);
+        assert_eq!(check_unused(address).map_err(|error| error.kind()), in_use);
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+        assert_eq!(check_unused(any).map_err(|error| error.kind()), in_use, "an overlapping address");
+        // The address stays usable while a connection of the ended listener is open.
+        let _client = std::net::TcpStream::connect(address).expect("listening");
+        let accepted = std::iter::repeat(()).find_map(|()| sockets.iter().find_map(|socket| socket.accept().ok()));
+        drop(sockets);
+        assert!(check_unused(address).is_ok());
+        assert!(bind(&ListenConfig { address, tls: None }, 2).is_ok());
+        drop(accepted);
+        assert!(check_unused(ANYWHERE).is_ok());
     }
 
     /// Long connections that all arrive at one worker are distributed evenly.

@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::limit::{AdminQuery, AdminQueryError, AdminReply};
 use crate::metrics;
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
 use crate::simple_server::{self, SimpleResponse, SimpleServerLimits};
+use crate::tasks::TaskList;
 
 /// Configuration of the admin listener (`[admin]`).
 #[derive(Clone, Debug, PartialEq)]
@@ -83,9 +85,9 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
 /// that `/ready` reports the drain. The configuration may be replaced meanwhile, except for the
 /// address. Needs a `LocalSet`. Cancel safe.
 pub(crate) async fn serve(
-    listener: TcpListener,
+    listener: &TcpListener,
     config: Arc<ArcSwap<AdminConfig>>,
-    views: AdminViews,
+    views: Rc<AdminViews>,
     stop: watch::Receiver<bool>,
 ) {
     let http = HttpLimits {
@@ -129,6 +131,7 @@ async fn respond(views: &AdminViews, token: Option<&str>, request: &Request, pee
         "/ready" => |views| ready(&(views.ready)()),
         "/metrics" => |_| SimpleResponse::new(StatusCode::OK, OPENMETRICS, metrics::exposition()),
         "/api/v1/hot" => |views| SimpleResponse::new(StatusCode::OK, JSON, (views.hot)().to_string()),
+        "/api/v1/tasks" => |_| SimpleResponse::new(StatusCode::OK, JSON, TaskList::read().to_json().to_string()),
         "/api/v1/status" => |views| SimpleResponse::new(StatusCode::OK, JSON, (views.status)().to_string()),
         _ => return SimpleResponse::text(StatusCode::NOT_FOUND, "not found"),
     };
@@ -259,7 +262,6 @@ fn is_direct(request: &Request) -> bool {
 mod tests {
     use super::*;
     use std::cell::Cell;
-    use std::rc::Rc;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
     use tokio::task::LocalSet;
@@ -402,6 +404,8 @@ mod tests {
             assert!(exchange(address, "GET / HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
             stop.send_replace(true);
         };
-        LocalSet::new().run_until(async { tokio::join!(serve(listener, config, views, stopped), client) }).await;
+        LocalSet::new()
+            .run_until(async { tokio::join!(serve(&listener, config, Rc::new(views), stopped), client) })
+            .await;
     }
 }

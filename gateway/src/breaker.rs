@@ -1,10 +1,16 @@
 //! The circuit breaker of a route: closed (calls are admitted), open (calls are rejected),
 //! half-open (a few calls probe).
 //!
-//! The breaker opens at a ratio of failed or slow calls over a window of one-second buckets. A
-//! running call counts as slow as soon as it passes the threshold, so a hanging upstream opens the
-//! breaker too. Half-open admits `PROBES` calls: all must succeed to close the breaker, and one
-//! failure opens it again. A dropped probe frees its slot.
+//! The breaker opens at a ratio of failed or slow calls over a window of one-second buckets. The
+//! time of a call starts when the origin has the whole request: the time that a client takes to
+//! send it is not the origin's. A running call counts as slow as soon as it passes the threshold,
+//! so a hanging upstream opens the breaker too. A permit that is dropped without a result counts as
+//! neither success nor failure; calls that fail by the client's fault or by a limit of the gateway
+//! end like this, so that no client can open the breaker of a healthy origin.
+//!
+//! Half-open admits `PROBES` calls: all must succeed to close the breaker, and one failure opens it
+//! again. A dropped probe frees its slot, and a probe whose client does not send its request within
+//! `PROBE_REQUEST_TIMEOUT` loses it to the next call.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,11 +47,23 @@ impl Default for BreakerConfig {
 }
 
 /// Calls that a half-open breaker admits.
-const PROBES: u32 = 3;
+const PROBES: usize = 3;
+/// How long a probe may wait for the rest of its client's request before another call may take its
+/// slot. Long enough for a common upload; short, because the route rejects calls meanwhile.
+const PROBE_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum number of one-second buckets of a window.
 const BUCKETS: usize = 64;
 /// Slots of running calls: twice the slow threshold, at an eighth of it each.
 const SLOTS: usize = 16;
+
+/// When the time of a call starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CallStart {
+    /// With its admission: the request is complete and is sent at once.
+    OnAdmission,
+    /// When `BreakerPermit::start` reports that the origin has the whole request.
+    OnRequestSent,
+}
 
 /// State of a circuit breaker: closed admits calls, open rejects them, half-open admits at most
 /// `PROBES` probes.
@@ -109,6 +127,15 @@ fn index(number: u64, length: usize) -> usize {
     usize::try_from(number % length as u64).unwrap_or(0)
 }
 
+/// A probe of a half-open breaker.
+#[derive(Clone, Copy)]
+struct RunningProbe {
+    id: u64,
+    /// When it was admitted, or when the origin got its whole request.
+    since: Instant,
+    has_request: bool,
+}
+
 /// Mutable part of a breaker, behind its lock: state, probes, running calls, and a ring of
 /// `BUCKETS` one-second buckets.
 struct BreakerCore {
@@ -117,8 +144,10 @@ struct BreakerCore {
     /// after it.
     generation: u64,
     opened_at: Instant,
-    running_probes: u32,
-    successful_probes: u32,
+    probes: [Option<RunningProbe>; PROBES],
+    /// The id of the next probe.
+    next_probe: u64,
+    successful_probes: usize,
     buckets: [WindowBucket; BUCKETS],
     /// The last second with a failed or slow call, 0 for none. While it is outside the window, the
     /// buckets need not be summed.
@@ -141,10 +170,19 @@ pub(crate) struct Breaker {
 /// as neither success nor failure.
 pub(crate) struct BreakerPermit<'a> {
     breaker: &'a Breaker,
-    started_at: Instant,
+    /// When the origin had the whole request; `None` before.
+    started_at: Option<Instant>,
     generation: u64,
-    is_probe: bool,
+    /// The id of the probe, if the call is one.
+    probe: Option<u64>,
     is_recorded: bool,
+}
+
+/// A call whose result was recorded, for a failure later on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecordedCall {
+    generation: u64,
+    second: u64,
 }
 
 /// The state that the breaker changed to during a call, if it changed; for the caller to report.
@@ -156,7 +194,8 @@ impl Breaker {
             state: BreakerState::Closed,
             generation: 0,
             opened_at: now,
-            running_probes: 0,
+            probes: [None; PROBES],
+            next_probe: 0,
             successful_probes: 0,
             buckets: [WindowBucket::default(); BUCKETS],
             last_bad_second: 0,
@@ -175,12 +214,13 @@ impl Breaker {
         self.lock().state
     }
 
-    /// Admits a call.
+    /// Admits a call whose time starts at `start`.
     ///
     /// # Errors
     /// The time until a retry is useful.
     pub(crate) fn admit(
         &self,
+        start: CallStart,
         now: Instant,
     ) -> Result<(BreakerPermit<'_>, BreakerTransition), (Duration, BreakerTransition)> {
         let mut core = self.lock();
@@ -198,30 +238,44 @@ impl Breaker {
             core.transition_to(BreakerState::HalfOpen, now);
             change = Some(BreakerState::HalfOpen);
         }
-        let is_probe = core.state == BreakerState::HalfOpen;
-        if is_probe {
-            if core.running_probes + core.successful_probes >= PROBES {
+        let has_request = start == CallStart::OnAdmission;
+        let mut probe = None;
+        if core.state == BreakerState::HalfOpen {
+            if core.has_slow_probe(now, self.config.slow) {
+                core.transition_to(BreakerState::Open, now);
+                return Err((self.config.open, Some(BreakerState::Open)));
+            }
+            probe = core.start_probe(now, has_request);
+            if probe.is_none() {
                 return Err((self.config.open, change));
             }
-            core.running_probes += 1;
-        } else {
+        } else if has_request {
             core.running.start(self.slot(now));
         }
-        let permit =
-            BreakerPermit { breaker: self, started_at: now, generation: core.generation, is_probe, is_recorded: false };
+        let permit = BreakerPermit {
+            breaker: self,
+            started_at: has_request.then_some(now),
+            generation: core.generation,
+            probe,
+            is_recorded: false,
+        };
         Ok((permit, change))
     }
 
     /// Counts a call as failed after `record`: the response started well and was aborted.
-    /// `generation` is that of its admission.
-    pub(crate) fn fail_late(&self, generation: u64, now: Instant) -> BreakerTransition {
+    pub(crate) fn fail_late(&self, call: RecordedCall, now: Instant) -> BreakerTransition {
         let mut core = self.lock();
-        if core.generation != generation || core.state == BreakerState::Open {
+        if core.generation != call.generation || core.state == BreakerState::Open {
             return None;
         }
-        core.last_bad_second = self.second(now);
-        core.bucket(self.second(now)).failed += 1;
-        // The call itself is in its bucket since the start of its response.
+        let second = self.second(now);
+        core.last_bad_second = second;
+        let is_in_window = call.second >= self.oldest_second(now);
+        let bucket = core.bucket(second);
+        bucket.failed += 1;
+        // A call is in the bucket of its response. Outside the window it counts again, so that
+        // there are no more failures than calls.
+        bucket.calls += u32::from(!is_in_window);
         (core.state == BreakerState::HalfOpen || self.should_open(&mut core, now)).then(|| {
             core.transition_to(BreakerState::Open, now);
             BreakerState::Open
@@ -230,7 +284,7 @@ impl Breaker {
 
     fn should_open(&self, core: &mut BreakerCore, now: Instant) -> bool {
         let current = self.second(now);
-        let oldest = current.saturating_sub(self.config.window.as_secs().clamp(1, BUCKETS as u64 - 1) - 1);
+        let oldest = self.oldest_second(now);
         // A call may run for longer than the window. It is still counted.
         let overdue = now.checked_sub(self.config.slow).map_or(0, |at| core.overdue(self.slot(at)));
         if overdue == 0 && (core.last_bad_second == 0 || core.last_bad_second < oldest) {
@@ -247,6 +301,11 @@ impl Breaker {
         let reaches = |count: u32, ratio: f64| count > 0 && f64::from(count) >= f64::from(calls) * ratio;
         calls >= self.config.minimum
             && (reaches(failed, self.config.error_ratio) || reaches(slow, self.config.slow_ratio))
+    }
+
+    /// The first second of the window.
+    fn oldest_second(&self, now: Instant) -> u64 {
+        self.second(now).saturating_sub(self.config.window.as_secs().clamp(1, BUCKETS as u64 - 1) - 1)
     }
 
     fn second(&self, now: Instant) -> u64 {
@@ -270,7 +329,7 @@ impl BreakerCore {
         self.state = state;
         self.generation += 1;
         self.opened_at = now;
-        self.running_probes = 0;
+        self.probes = [None; PROBES];
         self.successful_probes = 0;
         if state == BreakerState::Closed {
             self.buckets = [WindowBucket::default(); BUCKETS];
@@ -278,6 +337,35 @@ impl BreakerCore {
             // either.
             self.running = RunningCalls { slots: [(0, 0); SLOTS], older: 0 };
         }
+    }
+
+    /// Whether the origin has had the request of a probe for longer than `slow`.
+    fn has_slow_probe(&self, now: Instant, slow: Duration) -> bool {
+        self.probes
+            .iter()
+            .flatten()
+            .any(|probe| probe.has_request && now.saturating_duration_since(probe.since) >= slow)
+    }
+
+    /// Takes the slots of probes whose clients did not send their requests in time, and gives a
+    /// free one to a new probe. Returns its id; `None` if no slot is left.
+    fn start_probe(&mut self, now: Instant, has_request: bool) -> Option<u64> {
+        for slot in &mut self.probes {
+            slot.take_if(|probe| {
+                !probe.has_request && now.saturating_duration_since(probe.since) >= PROBE_REQUEST_TIMEOUT
+            });
+        }
+        if self.probes.iter().flatten().count() + self.successful_probes >= PROBES {
+            return None;
+        }
+        let id = self.next_probe;
+        self.next_probe += 1;
+        *self.probes.iter_mut().find(|slot| slot.is_none())? = Some(RunningProbe { id, since: now, has_request });
+        Some(id)
+    }
+
+    fn probe_slot(&mut self, id: u64) -> Option<&mut Option<RunningProbe>> {
+        self.probes.iter_mut().find(|slot| slot.is_some_and(|probe| probe.id == id))
     }
 
     /// The number of running calls that started before `slot`.
@@ -302,23 +390,43 @@ impl BreakerCore {
 }
 
 impl BreakerPermit<'_> {
-    /// The generation that `Breaker::fail_late` expects.
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation
+    /// The origin has the whole request: its time starts. Starts anew if the request is sent again.
+    pub(crate) fn start(&mut self, now: Instant) {
+        let mut core = self.breaker.lock();
+        let before = self.started_at.replace(now);
+        if core.generation != self.generation {
+            return;
+        }
+        if let Some(id) = self.probe {
+            if let Some(slot) = core.probe_slot(id) {
+                *slot = Some(RunningProbe { id, since: now, has_request: true });
+            }
+            return;
+        }
+        if let Some(before) = before {
+            core.running.finish(self.breaker.slot(before));
+        }
+        core.running.start(self.breaker.slot(now));
     }
 
     /// Ends the call with its result.
-    pub(crate) fn record(mut self, succeeded: bool, now: Instant) -> BreakerTransition {
+    pub(crate) fn record(mut self, succeeded: bool, now: Instant) -> (RecordedCall, BreakerTransition) {
         self.is_recorded = true;
+        let call = RecordedCall { generation: self.generation, second: self.breaker.second(now) };
+        (call, self.end(succeeded, now))
+    }
+
+    fn end(&self, succeeded: bool, now: Instant) -> BreakerTransition {
         let mut core = self.breaker.lock();
         if core.generation != self.generation {
             return None;
         }
-        let took = now.saturating_duration_since(self.started_at);
+        let took = self.started_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
         let is_slow = took >= self.breaker.config.slow;
-        if self.is_probe {
-            core.running_probes -= 1;
-            core.successful_probes += u32::from(succeeded && !is_slow);
+        if let Some(id) = self.probe {
+            // A probe that lost its slot to another call is no probe any more.
+            *core.probe_slot(id)? = None;
+            core.successful_probes += usize::from(succeeded && !is_slow);
             let next = if !succeeded || is_slow {
                 BreakerState::Open
             } else if core.successful_probes >= PROBES {
@@ -346,7 +454,9 @@ impl BreakerPermit<'_> {
     }
 
     fn finish(&self, core: &mut BreakerCore) {
-        core.running.finish(self.breaker.slot(self.started_at));
+        if let Some(started_at) = self.started_at {
+            core.running.finish(self.breaker.slot(started_at));
+        }
     }
 }
 
@@ -359,10 +469,13 @@ impl Drop for BreakerPermit<'_> {
         if core.generation != self.generation {
             return;
         }
-        if self.is_probe {
-            core.running_probes -= 1;
-        } else {
-            self.finish(&mut core);
+        match self.probe {
+            Some(id) => {
+                if let Some(slot) = core.probe_slot(id) {
+                    *slot = None;
+                }
+            }
+            None => self.finish(&mut core),
         }
     }
 }
@@ -378,7 +491,7 @@ mod tests {
     }
 
     fn call(breaker: &Breaker, succeeded: bool, now: Instant) -> BreakerTransition {
-        breaker.admit(now).map_or(None, |(call, _)| call.record(succeeded, now))
+        breaker.admit(CallStart::OnAdmission, now).map_or(None, |(call, _)| call.record(succeeded, now).1)
     }
 
     fn trip(breaker: &Breaker, now: Instant) {
@@ -388,24 +501,121 @@ mod tests {
     }
 
     fn admitted(breaker: &Breaker, now: Instant) -> BreakerPermit<'_> {
-        match breaker.admit(now) {
+        admitted_at(breaker, CallStart::OnAdmission, now)
+    }
+
+    fn admitted_at(breaker: &Breaker, start: CallStart, now: Instant) -> BreakerPermit<'_> {
+        match breaker.admit(start, now) {
             Ok((call, _)) => call,
             Err((wait, _)) => panic!("rejected for {wait:?}"),
         }
+    }
+
+    fn is_rejected(breaker: &Breaker, now: Instant) -> bool {
+        breaker.admit(CallStart::OnAdmission, now).is_err()
     }
 
     #[test]
     fn late_failures_open_the_breaker() {
         let now = Instant::now();
         let breaker = breaker(now);
-        let generation = admitted(&breaker, now).generation();
-        for _ in 0..4 {
+        let (recorded, _) = admitted(&breaker, now).record(true, now);
+        for _ in 0..3 {
             call(&breaker, true, now);
         }
-        assert_eq!(breaker.fail_late(generation, now), None);
-        assert_eq!(breaker.fail_late(generation + 1, now), None, "of an earlier generation");
-        assert_eq!(breaker.fail_late(generation, now), Some(BreakerState::Open));
-        assert_eq!(breaker.fail_late(generation, now), None);
+        let earlier = RecordedCall { generation: recorded.generation + 1, ..recorded };
+        assert_eq!(breaker.fail_late(recorded, now), None);
+        assert_eq!(breaker.fail_late(earlier, now), None, "of another generation");
+        assert_eq!(breaker.fail_late(recorded, now), Some(BreakerState::Open));
+        assert_eq!(breaker.fail_late(recorded, now), None);
+    }
+
+    #[test]
+    fn late_failure_of_a_call_outside_the_window_counts_as_one_call() {
+        let now = Instant::now();
+        let breaker = breaker(now);
+        let (recorded, _) = admitted(&breaker, now).record(true, now);
+        let later = now + 60 * SECOND;
+        (0..3).for_each(|_| assert_eq!(breaker.fail_late(recorded, later), None, "below the minimum of calls"));
+        assert_eq!(breaker.fail_late(recorded, later), Some(BreakerState::Open));
+    }
+
+    #[test]
+    fn time_of_the_client_is_not_the_time_of_the_origin() {
+        let epoch = Instant::now();
+        let breaker = breaker(epoch);
+        let (sent, answered) = (epoch + 60 * SECOND, epoch + 61 * SECOND);
+        let mut uploads: Vec<_> = (0..20).map(|_| admitted_at(&breaker, CallStart::OnRequestSent, epoch)).collect();
+        assert!(!is_rejected(&breaker, epoch + 59 * SECOND), "no call of the origin is running");
+        uploads.iter_mut().for_each(|upload| upload.start(sent));
+        assert!(uploads.into_iter().all(|upload| upload.record(true, answered).1.is_none()));
+        assert_eq!(breaker.state(), BreakerState::Closed);
+    }
+
+    #[test]
+    fn origin_that_answers_complete_uploads_slowly_opens_the_breaker() {
+        let epoch = Instant::now();
+        let breaker = breaker(epoch);
+        let mut uploads: Vec<_> = (0..4).map(|_| admitted_at(&breaker, CallStart::OnRequestSent, epoch)).collect();
+        let sent = epoch + 60 * SECOND;
+        uploads.iter_mut().for_each(|upload| upload.start(sent));
+        assert!(!is_rejected(&breaker, sent + 2 * SECOND));
+        assert!(is_rejected(&breaker, sent + 4 * SECOND), "they count as slow while they run");
+    }
+
+    #[test]
+    fn calls_without_a_result_count_as_nothing() {
+        let epoch = Instant::now();
+        let breaker = breaker(epoch);
+        for _ in 0..100 {
+            drop(admitted_at(&breaker, CallStart::OnRequestSent, epoch));
+            drop(admitted(&breaker, epoch));
+        }
+        (0..3).for_each(|_| assert_eq!(call(&breaker, false, epoch), None, "below the minimum of calls"));
+        assert!(!is_rejected(&breaker, epoch + 60 * SECOND), "none of them is running");
+    }
+
+    #[test]
+    fn probe_whose_client_stalls_loses_its_slot_to_the_next_call() {
+        let epoch = Instant::now();
+        let breaker = breaker(epoch);
+        trip(&breaker, epoch);
+        let later = epoch + 6 * SECOND;
+        let mut stalled: Vec<_> = (0..3).map(|_| admitted_at(&breaker, CallStart::OnRequestSent, later)).collect();
+        assert!(is_rejected(&breaker, later + SECOND / 2));
+        let due = later + PROBE_REQUEST_TIMEOUT;
+        assert_eq!((call(&breaker, true, due), call(&breaker, true, due)), (None, None));
+        let third = admitted(&breaker, due);
+        // The results of the stalled calls are no results of probes now.
+        stalled[0].start(due);
+        assert!(stalled.into_iter().all(|probe| probe.record(false, due).1.is_none()));
+        assert_eq!(third.record(true, due).1, Some(BreakerState::Closed));
+    }
+
+    #[test]
+    fn probe_whose_request_arrives_in_time_is_judged_by_the_time_of_the_origin() {
+        let epoch = Instant::now();
+        let breaker = breaker(epoch);
+        trip(&breaker, epoch);
+        let later = epoch + 6 * SECOND;
+        for expected in [None, None, Some(BreakerState::Closed)] {
+            let mut probe = admitted_at(&breaker, CallStart::OnRequestSent, later);
+            let sent = later + 60 * SECOND;
+            probe.start(sent);
+            assert_eq!(probe.record(true, sent + SECOND).1, expected);
+        }
+    }
+
+    #[test]
+    fn probe_that_hangs_opens_the_breaker_again() {
+        let epoch = Instant::now();
+        let breaker = breaker(epoch);
+        trip(&breaker, epoch);
+        let later = epoch + 6 * SECOND;
+        let hanging = admitted(&breaker, later);
+        let (_, change) = breaker.admit(CallStart::OnAdmission, later + 3 * SECOND).err().expect("open");
+        assert_eq!(change, Some(BreakerState::Open));
+        assert_eq!(hanging.record(true, later + 3 * SECOND).1, None);
     }
 
     #[test]
@@ -416,7 +626,7 @@ mod tests {
             (0..4).map(|_| call(&breaker, false, epoch)).collect::<Vec<_>>(),
             [None, None, None, Some(BreakerState::Open)]
         );
-        let (wait, _) = breaker.admit(epoch + 2 * SECOND).err().expect("open");
+        let (wait, _) = breaker.admit(CallStart::OnAdmission, epoch + 2 * SECOND).err().expect("open");
         assert_eq!(wait, 3 * SECOND);
     }
 
@@ -442,9 +652,9 @@ mod tests {
         trip(&breaker, epoch);
         let later = epoch + 6 * SECOND;
         let probes: Vec<_> = (0..3).map(|_| admitted(&breaker, later)).collect();
-        assert!(breaker.admit(later).is_err());
+        assert!(breaker.admit(CallStart::OnAdmission, later).is_err());
         drop(probes);
-        assert!(breaker.admit(later).is_ok());
+        assert!(breaker.admit(CallStart::OnAdmission, later).is_ok());
     }
 
     #[test]
@@ -452,8 +662,8 @@ mod tests {
         let epoch = Instant::now();
         let breaker = breaker(epoch);
         let running: Vec<_> = (0..4).map(|_| admitted(&breaker, epoch)).collect();
-        assert!(breaker.admit(epoch + 2 * SECOND).is_ok());
-        let (_, change) = breaker.admit(epoch + 5 * SECOND).err().expect("open");
+        assert!(breaker.admit(CallStart::OnAdmission, epoch + 2 * SECOND).is_ok());
+        let (_, change) = breaker.admit(CallStart::OnAdmission, epoch + 5 * SECOND).err().expect("open");
         assert_eq!(change, Some(BreakerState::Open));
         drop(running);
     }

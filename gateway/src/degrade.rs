@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, Response};
 
-/// The fallback page of a route (`routes.degrade`).
+/// The degrade page of a route (`routes.degrade`).
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct DegradeConfig {
     /// Status of the page, 400 to 599.
@@ -262,7 +262,7 @@ fn proxy_status_value(kind: ErrorKind) -> String {
         ErrorKind::ConnectTimeout => "connection_timeout",
         ErrorKind::NoResponse => "connection_terminated",
         ErrorKind::Malformed => "http_protocol_error",
-        ErrorKind::Timeout => "http_response_timeout",
+        ErrorKind::Timeout | ErrorKind::TotalTimeout => "http_response_timeout",
         ErrorKind::Upstream => "http_response_incomplete",
         _ => "proxy_internal_error",
     };

@@ -45,7 +45,7 @@ struct DemoOrigin {
 pub(crate) async fn origin(listener: TcpListener, stop: watch::Receiver<bool>) {
     let bounds = SimpleServerLimits { http: HttpLimits::default(), connections: CONNECTIONS_MAX };
     let origin = Rc::new(DemoOrigin::default());
-    simple_server::serve(listener, bounds, stop, async move |request: &Request, _: IpAddr| {
+    simple_server::serve(&listener, bounds, stop, async move |request: &Request, _: IpAddr| {
         origin.respond(request).await
     })
     .await;
@@ -124,7 +124,7 @@ impl DemoOrigin {
 
     fn set_broken(&self, broken: bool) -> SimpleResponse {
         self.broken.set(broken);
-        uncached(if broken { "broken: /flaky fails from now on" } else { "mended: /flaky works again" })
+        uncached(if broken { "broken: /flaky fails from now on" } else { "repaired: /flaky works again" })
     }
 }
 
@@ -136,18 +136,18 @@ fn cacheable(text: &str, cache_control: &str) -> SimpleResponse {
     SimpleResponse::text(StatusCode::OK, text).with(KnownField::CacheControl, cache_control)
 }
 
-/// Commands to try, as text for a terminal.
-pub fn tour(listen: SocketAddr, admin: SocketAddr) -> String {
+/// Commands to try, as text for a terminal. The README shows the same commands with their output.
+pub fn instructions(listen: SocketAddr, admin: SocketAddr) -> String {
     let gateway = format!("http://{listen}");
     format!(
         "\
 Tidegate is running in front of a built-in origin. Five things to try in another terminal:
 
-1. Cache hit. The second response comes from memory: Cache-Status changes from fwd=miss to hit, and the request number stays.
+1. Cache hit. The second response comes from memory: Cache-Status changes from fwd=uri-miss to hit; the request number stays.
      curl -i {gateway}/fast
      curl -i {gateway}/fast
 
-2. Limit. Five requests are admitted; the last ones get 429 with Retry-After.
+2. Rate limit. Five requests are admitted; the last ones get 429 with Retry-After.
      for i in 1 2 3 4 5 6 7 8; do curl -si {gateway}/limited | grep -iE '^(HTTP|retry-after)'; done
 
 3. Regions. Each region has its own cached copy: in the second round, `detail` names its region and slot.
@@ -157,8 +157,8 @@ Tidegate is running in front of a built-in origin. Five things to try in another
      curl -X POST {gateway}/demo/break
      for i in 1 2 3 4 5 6 7 8; do curl -si {gateway}/flaky | grep -iE '^(HTTP|retry-after)'; done
 
-5. The fallback page for a browser; then the origin is repaired, and after 3 s /flaky returns 200 again.
-     for i in 1 2 3 4 5 6; do curl -s -H 'accept: text/html' {gateway}/flaky; done
+5. Degrade page and recovery. A browser gets the degrade page; the origin is repaired, and after 3 s /flaky returns 200 again.
+     curl -si -H 'accept: text/html' {gateway}/flaky
      curl -X POST {gateway}/demo/mend; sleep 4; curl -i {gateway}/flaky
 
 Dashboard: http://{admin}/     Metrics: http://{admin}/metrics     Stop with Ctrl-C.
@@ -216,9 +216,9 @@ mod tests {
     }
 
     #[test]
-    fn tour_contains_both_addresses() {
-        let tour = tour(SocketAddr::from(([127, 0, 0, 1], 8080)), SocketAddr::from(([127, 0, 0, 1], 9900)));
-        assert!(tour.contains("http://127.0.0.1:8080/fast") && tour.contains("http://127.0.0.1:9900/metrics"));
-        assert_eq!((1..=5).filter(|step| tour.contains(&format!("\n{step}. "))).count(), 5);
+    fn instructions_contain_both_addresses() {
+        let text = instructions(SocketAddr::from(([127, 0, 0, 1], 8080)), SocketAddr::from(([127, 0, 0, 1], 9900)));
+        assert!(text.contains("http://127.0.0.1:8080/fast") && text.contains("http://127.0.0.1:9900/metrics"));
+        assert_eq!((1..=5).filter(|step| text.contains(&format!("\n{step}. "))).count(), 5);
     }
 }

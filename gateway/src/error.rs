@@ -2,6 +2,7 @@
 //! the response, the log and the metric.
 
 use crate::http::body::BodyError;
+use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::h1::{RequestRefusal, UpstreamConnectionError};
 use crate::http::message::StatusCode;
 use crate::label;
@@ -20,6 +21,7 @@ label! {
         NoResponse = "no_response",
         Malformed = "malformed",
         Timeout = "timeout",
+        TotalTimeout = "total_timeout",
         Upstream = "upstream",
         OnlyIfCached = "only_if_cached",
         ClientBody = "client_body",
@@ -60,6 +62,28 @@ pub(crate) enum Error {
     Panic,
 }
 
+impl ErrorKind {
+    /// The side that is responsible for the failure.
+    pub(crate) fn blame(self) -> Blame {
+        match self {
+            ErrorKind::NoRoute
+            | ErrorKind::Forbidden
+            | ErrorKind::Limited
+            | ErrorKind::VerificationThrottled
+            | ErrorKind::OnlyIfCached
+            | ErrorKind::ClientBody
+            | ErrorKind::ClientGone => Blame::Client,
+            ErrorKind::BreakerOpen | ErrorKind::TotalTimeout | ErrorKind::Panic => Blame::Gateway,
+            ErrorKind::Connect
+            | ErrorKind::ConnectTimeout
+            | ErrorKind::NoResponse
+            | ErrorKind::Malformed
+            | ErrorKind::Timeout
+            | ErrorKind::Upstream => Blame::Upstream,
+        }
+    }
+}
+
 impl Error {
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
@@ -73,11 +97,10 @@ impl Error {
             Error::SharedFetch(kind) | Error::ResponseBody(kind) => *kind,
             Error::UpstreamConnection(error) => match error {
                 UpstreamConnectionError::Connect(_) => ErrorKind::Connect,
-                UpstreamConnectionError::ConnectTimeout => ErrorKind::ConnectTimeout,
                 UpstreamConnectionError::NoResponse(_) => ErrorKind::NoResponse,
                 UpstreamConnectionError::Io(_) => ErrorKind::Upstream,
                 UpstreamConnectionError::Malformed(_) => ErrorKind::Malformed,
-                UpstreamConnectionError::Timeout => ErrorKind::Timeout,
+                UpstreamConnectionError::Timeout(timeout) => timeout_kind(*timeout),
                 UpstreamConnectionError::Client(_) => ErrorKind::ClientBody,
                 UpstreamConnectionError::ClientGone => ErrorKind::ClientGone,
             },
@@ -95,6 +118,7 @@ impl Error {
                 | ErrorKind::NoResponse
                 | ErrorKind::Malformed
                 | ErrorKind::Timeout
+                | ErrorKind::TotalTimeout
                 | ErrorKind::Upstream
         )
     }
@@ -109,7 +133,9 @@ impl Error {
             ErrorKind::Forbidden => StatusCode::FORBIDDEN,
             ErrorKind::Limited | ErrorKind::VerificationThrottled => StatusCode::TOO_MANY_REQUESTS,
             ErrorKind::BreakerOpen => StatusCode::SERVICE_UNAVAILABLE,
-            ErrorKind::Timeout | ErrorKind::ConnectTimeout | ErrorKind::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::Timeout | ErrorKind::TotalTimeout | ErrorKind::ConnectTimeout | ErrorKind::OnlyIfCached => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
             ErrorKind::Panic => StatusCode::INTERNAL_SERVER_ERROR,
             // nginx's 499, for the log only: the client has closed the connection.
             ErrorKind::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
@@ -125,7 +151,7 @@ impl Error {
         let Error::UpstreamConnection(UpstreamConnectionError::Client(body)) = self else { return None };
         Some(match body {
             BodyError::TooLarge => RequestRefusal::BodyTooLarge,
-            BodyError::Timeout => RequestRefusal::BodyTimeout,
+            BodyError::Timeout(_) => RequestRefusal::BodyTimeout,
             BodyError::Malformed(_)
             | BodyError::Truncated
             | BodyError::ClientGone
@@ -140,11 +166,24 @@ impl Error {
     }
 }
 
+/// The class of a timeout of an exchange with an upstream.
+fn timeout_kind(timeout: ExchangeTimeout) -> ErrorKind {
+    match timeout {
+        ExchangeTimeout::ClientBody => ErrorKind::ClientBody,
+        ExchangeTimeout::UpstreamConnect => ErrorKind::ConnectTimeout,
+        ExchangeTimeout::UpstreamSend
+        | ExchangeTimeout::UpstreamHead
+        | ExchangeTimeout::UpstreamBody
+        | ExchangeTimeout::EventStream => ErrorKind::Timeout,
+        ExchangeTimeout::Total => ErrorKind::TotalTimeout,
+    }
+}
+
 impl From<&BodyError> for Error {
     fn from(error: &BodyError) -> Self {
         Error::ResponseBody(match error {
             BodyError::Malformed(_) => ErrorKind::Malformed,
-            BodyError::Timeout => ErrorKind::Timeout,
+            BodyError::Timeout(timeout) => timeout_kind(*timeout),
             BodyError::ClientGone => ErrorKind::ClientGone,
             BodyError::Truncated | BodyError::TooLarge | BodyError::Detached | BodyError::Io(_) => ErrorKind::Upstream,
         })

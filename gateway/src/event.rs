@@ -126,8 +126,8 @@ events! {
         => warn "a second signal arrived; remaining connections are closed";
     Stopped = "stopped" => info "stopped";
     Reloaded = "reloaded" { source: &'a str } => info "configuration reloaded";
-    ReloadRefused = "reload_refused" { faults: usize }
-        => error "the new configuration has faults; the old one stays in force";
+    ReloadRefused = "reload_refused" { errors: usize, warnings: usize }
+        => error "the new configuration has errors; the old one remains active";
     /// `setting` is the key that a reload cannot change.
     ReloadNeedsRestart = "reload_needs_restart" { setting: &'a str } => warn "this change takes effect after a restart";
     /// Changes below `path` will not be detected.
@@ -144,8 +144,11 @@ events! {
         fault: &'a dyn Display = display(fault)
     } => warn "shard down";
     ShardUp = "shard_up" { region: &'a str, endpoint: &'a str, operation: &'a str } => info "shard up";
-    /// An operator overrides a limit for a time, or ends that.
-    LimitOverridden = "limit_overridden" { rule: &'a str, change: &'a str } => info "a limit override was changed";
+    /// An operator overrides a limit for a time, on this node or on another one of the fleet.
+    LimitOverridden = "limit_overridden" { rule: &'a str, change: &'a str } => info "a limit is overridden";
+    /// `reason` is `expired` or `cleared`.
+    LimitOverrideEnded = "limit_override_ended" { rule: &'a str, reason: &'static str }
+        => info "a limit override ended; the limit applies as configured";
     /// This machine's wall clock differs from the reference clock by `seconds`.
     ClockSkewed = "clock_skewed" { seconds: f64 } => warn "this machine's wall clock is wrong and is not used";
     ClockRecovered = "clock_recovered" => info "this machine's wall clock is right again";
@@ -154,9 +157,10 @@ events! {
         => warn "a cluster limit runs on this node's local fallback share";
     LimitLeaseRestored = "limit_lease_restored" { rule: &'a str }
         => info "a cluster limit gets leases from its shared bucket again";
-    /// An operator purged, on this node or on another one of the fleet. `unacknowledged_nodes` have
-    /// not confirmed it yet.
-    Purged = "purged" { targets: &'a str, soft: bool, unacknowledged_nodes: usize } => info "purged";
+    /// An operator purged through this node. The last two fields are counts: nodes that have not
+    /// acknowledged the purge, and Redis servers that have not received it.
+    Purged = "purged" { targets: &'a str, soft: bool, unacknowledged_nodes: usize, unreachable_servers: usize }
+        => info "purged";
     AcceptPaused = "accept_paused" { error: &'a dyn Display = display(error) }
         => error [throttled!()] "accepting paused";
     ConnectionRefused = "connection_refused" { reason: &'static str, client: IpAddr = display(client) }
@@ -169,6 +173,10 @@ events! {
         path: &'a Path = display(path.display()),
         error: &'a dyn Display = display(error)
     } => error "certificate refused";
+    /// A task panicked. A service is restarted; any other task ends.
+    TaskPanicked = "task_panicked" { kind: &'a str, message: &'a str } => error [throttled!()] "task panicked";
+    /// A service ended although its owner still runs; it is restarted.
+    ServiceEnded = "service_ended" { kind: &'a str } => error [throttled!()] "a service ended and is restarted";
     RequestPanicked = "request_panicked" { route: &'a str } => error [throttled!()] "request panicked";
     UpstreamFailed = "upstream_failed" {
         route: &'a str,

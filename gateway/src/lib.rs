@@ -7,6 +7,8 @@
 
 mod metrics;
 pub mod event;
+mod panics;
+mod tasks;
 mod http;
 mod error;
 mod hop;

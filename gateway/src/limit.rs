@@ -131,7 +131,7 @@ pub(crate) fn is_local_fallback(lease: &Lease) -> bool {
 
 /// Refreshes the lease of one cluster rule until the task is dropped. Each request covers the
 /// demand of the next interval.
-pub(crate) async fn refresh_lease(lease: Arc<Lease>, backend: Arc<impl LeaseBackend>) {
+pub(crate) async fn refresh_lease(lease: &Lease, backend: &impl LeaseBackend) {
     loop {
         if let Some(request) = lease.next_request(CLOCK.now()) {
             match backend.acquire(request).await {

@@ -68,6 +68,8 @@ pub(crate) struct AccessLogEntry<'a> {
     pub(crate) cache: &'a str,
     /// The degrade step that produced the response.
     pub(crate) degraded: &'a str,
+    /// The side that is responsible for a failure.
+    pub(crate) blame: &'a str,
     /// The limit rule that denied the request.
     pub(crate) limit: &'a str,
     /// Why the request was refused while it was parsed.
@@ -339,6 +341,7 @@ fn write_line(out: &mut Vec<u8>, timestamps: &mut TimestampFormatter, now: Syste
         ("route", line.route),
         ("cache", line.cache),
         ("degraded", line.degraded),
+        ("blame", line.blame),
         ("limit", line.limit),
         ("refused", line.refused),
         ("upstream", line.upstream),
@@ -469,6 +472,7 @@ mod tests {
             route,
             cache: "hit",
             degraded: "",
+            blame: "",
             limit: "",
             refused: "",
             upstream: "",

@@ -15,7 +15,7 @@ use gateway::{admin_client, demo, event};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// A high-concurrency caching gateway.
+/// Caching reverse proxy and rate limiter
 #[derive(Parser)]
 #[command(name = "tidegate", version, about, max_term_width = 100)]
 struct Arguments {
@@ -25,9 +25,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// A self-contained tour: built-in origin, local cache, limits, breaker; prints what to try
+    /// Run a demonstration with a built-in origin
     Demo(DemoArguments),
-    /// Run the gateway, from a configuration file or in front of one upstream
+    /// Run the gateway
     Run(RunArguments),
     /// Check a configuration file without opening a socket or a log
     Check(CheckArguments),
@@ -54,7 +54,7 @@ struct RunArguments {
     /// Configuration file, TOML or JSON (by file extension)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Proxy to this upstream with sound defaults and no file
+    /// Proxy to this upstream with default settings, without a configuration file
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
     /// Listen address, with --upstream [default: 127.0.0.1:8080]
@@ -87,8 +87,8 @@ struct PurgeArguments {
     /// A surrogate key set by the origin; may be repeated
     #[arg(long, value_name = "TAG")]
     tag: Vec<String>,
-    /// Everything
-    #[arg(long)]
+    /// Every stored response
+    #[arg(long, conflicts_with_all = ["url", "tag"])]
     all: bool,
     /// Soft purge: mark responses stale; they may be served during revalidation or if the origin
     /// fails
@@ -183,8 +183,11 @@ fn purge(arguments: PurgeArguments) -> ExitCode {
         let names = outcome[key].as_array().into_iter().flatten().filter_map(|name| name.as_str());
         names.collect::<Vec<_>>().join(", ")
     };
-    let action = if order.is_soft { "made stale" } else { "purged" };
-    print(&format!("{action}: {} (on {})\n", order.description(), names("acknowledged_nodes")));
+    let action = if order.is_soft { "marked stale" } else { "purged" };
+    let acknowledged = names("acknowledged_nodes");
+    if !acknowledged.is_empty() {
+        print(&format!("{action}: {} (on {acknowledged})\n", order.description()));
+    }
     let (nodes, servers) = (names("unacknowledged_nodes"), names("unreachable_servers"));
     if !nodes.is_empty() {
         eprintln!("tidegate: not acknowledged by nodes {nodes}: they apply it when they are reachable again");
@@ -219,7 +222,7 @@ fn run_demo(arguments: &DemoArguments) -> ExitCode {
     match Config::parse(&document) {
         Ok((config, _)) => start(config, ConfigSource::Arguments, |bound| {
             if let Some(listen) = bound.listen.first() {
-                print(&demo::tour(*listen, bound.admin));
+                print(&demo::instructions(*listen, bound.admin));
             }
         }),
         Err(report) => {

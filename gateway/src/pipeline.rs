@@ -44,5 +44,6 @@ pub(crate) use worker::WorkerResources;
 /// Registers the metrics of this module.
 pub(crate) fn expose() {
     degrade::expose();
+    forward::expose();
     respond::expose();
 }

@@ -11,6 +11,7 @@ use limiter::{Admission, Verdict};
 use shard::{Region, Slot};
 
 use crate::cache::stored::Freshness;
+use crate::http::exchange_clock::Blame;
 use crate::http::h1::RequestRefusal;
 use crate::identify::Trace;
 use crate::label;
@@ -96,6 +97,8 @@ pub(crate) struct RequestRecord {
     pub(crate) refusal: Option<RequestRefusal>,
     /// The rung of the degrade ladder that answered; empty where none did.
     pub(crate) degraded: &'static str,
+    /// The side that is responsible for a failure.
+    pub(crate) blame: Option<Blame>,
     /// The endpoint that was called.
     pub(crate) upstream: Option<Arc<str>>,
     pub(crate) trace: Option<Trace>,
@@ -118,6 +121,7 @@ impl Default for RequestRecord {
             verdict: Verdict::Allowed(Admission::default()),
             refusal: None,
             degraded: "",
+            blame: None,
             upstream: None,
             trace: None,
             client_ip: None,

@@ -2,11 +2,13 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Method;
 use limiter::{Cost, RuleSet};
 
 use crate::breaker::{Breaker, BreakerState};
+use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::message::{Request, StatusCode};
 use crate::metrics::{self, Counter, Counters, Label as _};
 use crate::upstream::Upstream;
@@ -33,8 +35,10 @@ pub(crate) struct RouteConfig {
     pub(crate) cost_by_status: Vec<(cache::StatusPattern, NonZeroU32)>,
     /// Cache policy; `None` disables the cache for the route.
     pub(crate) cache: Option<cache::CachePolicy>,
-    /// The last fallback response.
+    /// The degrade page.
     pub(crate) degrade: degrade::DegradeConfig,
+    /// Timeouts that replace those of the upstream.
+    pub(crate) timeouts: TimeoutOverrides,
 }
 
 impl RouteConfig {
@@ -51,8 +55,18 @@ impl RouteConfig {
             cost_by_status: Vec::new(),
             cache: Some(cache::CachePolicy::default()),
             degrade: degrade::DegradeConfig::default(),
+            timeouts: TimeoutOverrides::default(),
         }
     }
+}
+
+/// Timeouts of a route that replace those of its upstream; `None`: the upstream's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TimeoutOverrides {
+    pub(crate) head: Option<Duration>,
+    pub(crate) idle: Option<Duration>,
+    /// Zero: the exchange has no limit.
+    pub(crate) total: Option<Duration>,
 }
 
 /// The hosts that a route matches.
@@ -90,6 +104,17 @@ pub(crate) struct Route {
 }
 
 impl Route {
+    /// The timeouts of an exchange of this route with its upstream.
+    pub(crate) fn timeouts(&self) -> ExchangeTimeouts {
+        let ExchangeTimeouts { head, idle, total } = self.upstream.config().timeouts();
+        let own = &self.config.timeouts;
+        ExchangeTimeouts {
+            head: own.head.unwrap_or(head),
+            idle: own.idle.unwrap_or(idle),
+            total: own.total.or(total).filter(|total| !total.is_zero()),
+        }
+    }
+
     /// The additional cost for a response with `status`.
     pub(crate) fn response_cost(&self, status: StatusCode) -> Option<Cost> {
         let matches = |(statuses, _): &&(cache::StatusPattern, NonZeroU32)| statuses.matches(status.as_u16());
@@ -141,7 +166,7 @@ pub(crate) fn expose(for_each_route: impl Fn(&mut dyn FnMut(&Route)) + Clone + S
     let for_each = for_each_route.clone();
     metrics::expose_counter_with(
         "tidegate_route_degraded",
-        "Degraded responses: stale, or the route's page.",
+        "Degraded responses: stale, or the degrade page.",
         move |emit| {
             for_each(&mut |route| emit(&[("route", &route.config.name)], route.counters.degraded.get()));
         },

@@ -6,7 +6,6 @@
 
 mod worker_context;
 mod accounting;
-mod panics;
 mod h1;
 mod h2;
 

@@ -22,13 +22,13 @@ use std::{io, num};
 use arc_swap::ArcSwap;
 use tokio::sync::watch as stage_channel;
 
-use crate::accept::{self, ConnectionTable};
+use crate::accept::{self, ConnectionTable, ListenConfig};
 use crate::cache::store_metrics;
 use crate::config::Config;
 use crate::event::{self, Event};
 use crate::log::{self, AccessLog};
 use crate::tls::{self, TlsTerminator};
-use crate::{identify, limit, metrics, pipeline, purge, route, serve};
+use crate::{identify, limit, metrics, pipeline, purge, route, serve, tasks};
 use control::ControlThread;
 use state::{LifecycleStage, SharedState};
 
@@ -74,6 +74,9 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
     let bus = shard::Bus::new(&store, &config.server.node);
     let lease_node = assemble::random_lease_node();
     let snapshot = assemble::snapshot(&config, &store, lease_node, None)?;
+    for ListenConfig { address, .. } in &config.listen {
+        accept::check_unused(*address).map_err(|source| StartError::Listen { address: *address, source })?;
+    }
     let mut listener_sockets = Vec::new();
     let mut tls_terminators = Vec::new();
     let mut bound = Vec::new();
@@ -139,6 +142,7 @@ fn expose_metrics(shared: &Arc<SharedState>) {
     pipeline::expose();
     serve::expose();
     resources::expose();
+    tasks::expose();
     accept::expose(&shared.connections);
     store_metrics::expose(&shared.store);
     purge::expose(&shared.bus);

@@ -20,6 +20,7 @@ use crate::http::h1::{DownstreamConnection, RequestReadError, WaitOutcome};
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::http::transport::TransportStream;
+use crate::tasks::{self, TaskKind};
 
 /// Limits of a simple server: those of each HTTP message, and the number of connections.
 pub(crate) struct SimpleServerLimits {
@@ -75,7 +76,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves `listener` with `respond` until `stop` becomes true or its sender is dropped. Connections
 /// that are open then are aborted. Needs a `LocalSet`. Cancel safe.
 pub(crate) async fn serve<F>(
-    listener: TcpListener,
+    listener: &TcpListener,
     limits: SimpleServerLimits,
     mut stop: watch::Receiver<bool>,
     respond: F,
@@ -92,7 +93,8 @@ pub(crate) async fn serve<F>(
             accepted = listener.accept(), if connections.len() < connections_max => match accepted {
                 Ok((stream, peer)) => {
                     let (limits, respond) = (Rc::clone(&limits), Rc::clone(&respond));
-                    connections.spawn_local(async move { serve_connection(stream, peer, &limits, &*respond).await });
+                    let serve = async move { serve_connection(stream, peer, &limits, &*respond).await };
+                    connections.spawn_local(tasks::track(TaskKind::SimpleConnection, serve));
                 }
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             }

@@ -1,4 +1,4 @@
-//! The tour that `tidegate demo` prints: each of its five steps has the described result.
+//! The steps that `tidegate demo` prints: each of the five has the described result.
 
 mod support;
 
@@ -14,11 +14,11 @@ struct Demo {
 }
 
 impl Demo {
-    /// Starts the demo and reads the addresses from the printed tour.
+    /// Starts the demo and reads the addresses from the printed steps.
     fn start() -> Self {
         let process = Process::start(tidegate().args(["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]));
         let last = process.stdout.find(STEP_TIMEOUT, |line| line.contains("/metrics"));
-        let admin = address(&last.unwrap_or_else(|| panic!("no tour; errors: {:?}", process.stderr.all())));
+        let admin = address(&last.unwrap_or_else(|| panic!("no steps; errors: {:?}", process.stderr.all())));
         let step = process.stdout.find(STEP_TIMEOUT, |line| line.contains("/fast")).expect("the first step");
         Demo { gateway: address(&step), admin, process }
     }
@@ -48,7 +48,7 @@ fn statuses(output: &str) -> Vec<u16> {
     lines.map(|rest| rest[..3].parse().expect("a status")).collect()
 }
 
-/// The first address in a line of the tour.
+/// The first address in a printed line.
 fn address(line: &str) -> SocketAddr {
     let after = line.split("http://").nth(1).unwrap_or_default();
     let text = after.split('/').next().unwrap_or_default();
@@ -56,7 +56,24 @@ fn address(line: &str) -> SocketAddr {
 }
 
 #[test]
-fn tour_has_five_numbered_steps() {
+fn readme_shows_the_printed_commands() {
+    let demo = Demo::start();
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md")).expect("a readable file");
+    let lines = demo.process.stdout.all();
+    let commands: Vec<String> = lines
+        .iter()
+        .filter_map(|line| line.strip_prefix("     "))
+        .map(|command| command.replace(&demo.gateway.to_string(), "127.0.0.1:8080"))
+        .collect();
+    assert!(commands.len() > 5, "{lines:#?}");
+    for command in commands {
+        assert!(readme.contains(&format!("$ {command}\n")), "{command}");
+    }
+}
+
+#[test]
+fn demo_prints_five_numbered_steps() {
     let demo = Demo::start();
     let lines = demo.process.stdout.all();
     for step in 1..=5 {
@@ -94,7 +111,7 @@ fn step_3_uses_the_shard_of_each_region() {
 }
 
 #[test]
-fn steps_4_and_5_open_the_breaker_and_serve_the_page() {
+fn steps_4_and_5_open_the_breaker_and_serve_the_degrade_page() {
     let demo = Demo::start();
     let output = demo.run_step(4);
     // The first status is the response of the request that switches the origin to failing.
@@ -103,6 +120,7 @@ fn steps_4_and_5_open_the_breaker_and_serve_the_page() {
     assert!(statuses.is_sorted(), "the origin's 500s, then 503: {statuses:?}");
     let output = demo.run_step(5);
     assert!(output.contains("<!doctype html>") && output.contains("HTTP/1.1 200"), "{output}");
+    assert!(output.contains("repaired: /flaky works again"), "{output}");
     assert!(output.trim_end().ends_with("flaky: works"), "{output}");
 }
 

@@ -5,11 +5,13 @@ mod support;
 #[path = "support/redis.rs"]
 mod server;
 
+use std::collections::HashSet;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use server::Redis;
 use support::client::ClientResponse;
-use support::{Gateway, Origin, ReceivedRequest, Script, one_route, tidegate, wait_for};
+use support::{Gate, Gateway, Origin, ReceivedRequest, Script, lock, one_route, tidegate, wait_for};
 
 const CACHED: &str = "cache = { mode = \"standard\" }";
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -93,6 +95,48 @@ fn unsafe_request_invalidates_on_all_nodes() {
     assert_eq!(one.request("POST", "/c", &fields, b"").status, 200);
     wait_for(|| !is_hit(&other), STEP_TIMEOUT);
     assert!(is_local_hit(&other.get("/a", &[])), "other objects are unaffected");
+}
+
+/// The origin holds the old response until the unsafe request has been answered on the other node.
+#[test]
+fn unsafe_request_reaches_a_fetch_that_runs_on_another_node() {
+    const ROUNDS: usize = 10;
+    let gates: Vec<Gate> = (0..ROUNDS).map(|_| Gate::default()).collect();
+    let (held, changed) = (gates.clone(), Mutex::new(HashSet::new()));
+    let origin = Origin::start(move |request| {
+        let number: usize = request.target.trim_start_matches('/').parse().expect("a number");
+        let cacheable = [("Cache-Control", "max-age=60")];
+        if request.method == "POST" {
+            lock(&changed).insert(number);
+            return Script::ok(&[], "changed");
+        }
+        if lock(&changed).contains(&number) {
+            return Script::ok(&cacheable, "new");
+        }
+        Script::new().wait(&held[number]).head(200, &[cacheable[0], ("Content-Length", "3")]).send("old")
+    });
+    let redis = Redis::start();
+    let (one, other) = (gateway(&origin, &redis, "one"), gateway(&origin, &redis, "other"));
+    let fields = [("host", "shop.test")];
+    for (number, gate) in gates.iter().enumerate() {
+        let (target, requests) = (format!("/{number}"), origin.count());
+        std::thread::scope(|scope| {
+            let old = scope.spawn(|| one.get(&target, &fields).text());
+            wait_for(|| origin.count() > requests, STEP_TIMEOUT);
+            assert_eq!(other.request("POST", &target, &fields, b"").status, 200);
+            gate.open();
+            assert_eq!(old.join().expect("a response"), "old");
+        });
+        assert_eq!(other.get(&target, &fields).text(), "new", "round {number}");
+        // The removal is queued, so that no request waits for Redis. Without it, the old response
+        // would be served for its lifetime.
+        wait_for(|| one.get(&target, &fields).text() == "new", STEP_TIMEOUT);
+    }
+    // Nor does Redis have an old response.
+    let late = gateway(&origin, &redis, "late");
+    for (number, node) in (0..ROUNDS).flat_map(|number| [&one, &other, &late].map(|node| (number, node))) {
+        assert_eq!(node.get(&format!("/{number}"), &fields).text(), "new", "{number}");
+    }
 }
 
 #[test]

@@ -79,6 +79,25 @@ fn run_reports_the_error_and_fails() {
     }
 }
 
+/// Sockets of several workers share an address; a second process must not join them.
+#[test]
+fn second_process_on_the_same_address_fails() {
+    let config = one_route(free_address(), "", "");
+    let gateway = Gateway::start(&config);
+    let dir = TempDir::new();
+    let listen = format!("[admin]\naddress = \"127.0.0.1:0\"\n[[listen]]\naddress = \"{}\"\n", gateway.address);
+    let file = dir.write("second.toml", &format!("version = 1\n{config}{listen}"));
+    let mut second = Process::start(tidegate().args(["run", "--config"]).arg(&file));
+    assert_eq!(second.wait(STEP_TIMEOUT).and_then(|status| status.code()), Some(1));
+    let expected = format!("tidegate: cannot listen on {}", gateway.address);
+    let error = second.stderr.find(STEP_TIMEOUT, |line| line.starts_with(&expected));
+    assert!(error.is_some_and(|line| line.contains("in use")), "{:?}", second.stderr.all());
+    assert!(second.stderr.events("listening").is_empty());
+    drop(gateway);
+    let third = Process::start(tidegate().args(["run", "--config"]).arg(&file));
+    wait_for(|| !third.stderr.events("ready").is_empty(), STEP_TIMEOUT);
+}
+
 #[test]
 fn check_accepts_the_example_and_binds_no_address() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tidegate.example.toml");
@@ -207,7 +226,7 @@ fn invalid_file_keeps_the_old_configuration_and_is_reported() {
     client.get("/", &[]);
     gateway.rewrite(&format!("{config}[cach]\n"));
     let refused = gateway.process.stderr.find(STEP_TIMEOUT, |line| line.contains("\"reload_refused\""));
-    assert!(refused.is_some_and(|line| line.contains("\"faults\":1")));
+    assert!(refused.is_some_and(|line| line.contains("\"errors\":1,\"warnings\":0")));
     assert!(gateway.process.stderr.find(STEP_TIMEOUT, |line| line.contains("did you mean `cache`?")).is_some());
     assert_eq!(client.get("/", &[]).text(), "old");
     assert!(gateway.process.stderr.events("reloaded").is_empty());

@@ -84,7 +84,13 @@ fn soft_purged_object_is_served_stale_while_revalidated() {
     let origin = Origin::start(tagged);
     let gateway = Gateway::start(&one_route(origin.address, ROUTE, ""));
     hits(&gateway, &["/a", "/b"]);
-    purged(&gateway, &["--tag", "a", "--soft"]);
+    let soft = purge(&gateway, &["--tag", "a", "--soft"]);
+    assert!(soft.stdout.starts_with(b"marked stale: tag \"a\" (on "), "{soft:?}");
+    wait_for(|| !gateway.process.stderr.events("purged").is_empty(), Duration::from_secs(5));
+    let events = gateway.process.stderr.events("purged");
+    let counts =
+        |event: &serde_json::Value| ["unacknowledged_nodes", "unreachable_servers"].map(|key| event[key].as_u64());
+    assert_eq!(events.iter().map(counts).collect::<Vec<_>>(), [[Some(0), Some(0)]], "{events:?}");
     let stale = gateway.get("/a", &[]);
     assert_eq!((stale.status, stale.text()), (200, "/a -".to_owned()));
     assert!(ttl(&stale) <= 0, "{}", stale.cache_status());
@@ -125,12 +131,22 @@ fn invalid_orders_and_unreachable_gateways_are_reported() {
     let origin = Origin::start(tagged);
     let gateway = Gateway::start(&one_route(origin.address, ROUTE, ""));
     hits(&gateway, &["/a"]);
-    let rejected = purge(&gateway, &["--url", "/a", "--all"]);
+    let rejected = purge(&gateway, &["--url", "/a", "--tag", "a"]);
     assert!(!rejected.status.success());
     assert!(String::from_utf8_lossy(&rejected.stderr).contains("write the whole URL"), "{rejected:?}");
     assert_eq!(hits(&gateway, &["/a"]), [true], "a rejected order purges nothing");
     let no_target = purge(&gateway, &["--soft"]);
     assert_eq!(no_target.status.code(), Some(2), "{no_target:?}");
+    for other_target in [["--url", "http://a/"], ["--tag", "a"]] {
+        let output = purge(&gateway, &[&["--all"][..], &other_target].concat());
+        assert_eq!(output.status.code(), Some(2), "--all excludes other targets: {output:?}");
+    }
+    let unknown_node = purge(&gateway, &["--all", "--node", "absent"]);
+    assert_eq!((unknown_node.status.code(), &unknown_node.stdout[..]), (Some(1), &b""[..]), "{unknown_node:?}");
+    assert!(
+        String::from_utf8_lossy(&unknown_node.stderr).contains("not acknowledged by nodes absent"),
+        "{unknown_node:?}"
+    );
     let unreachable = tidegate().args(["purge", "--all", "--admin", "127.0.0.1:1"]).output().expect("the command runs");
     assert_eq!(unreachable.status.code(), Some(1));
     assert!(

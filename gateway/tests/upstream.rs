@@ -91,9 +91,9 @@ fn timeout_limits_a_hanging_origin() {
 }
 
 #[test]
-fn stalled_body_is_aborted_at_the_timeout() {
+fn stalled_body_is_aborted_at_the_idle_timeout() {
     let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", "10")]).send("part").hang());
-    let gateway = Gateway::start(&upstream(&[origin.address], "timeout = \"300ms\""));
+    let gateway = Gateway::start(&upstream(&[origin.address], "idle_timeout = \"300ms\""));
     let start = Instant::now();
     let response = gateway.get("/", &[]);
     assert_eq!((response.status, response.text(), response.end), (200, "part".into(), BodyEnd::Truncated));

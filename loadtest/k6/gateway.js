@@ -1,5 +1,5 @@
 // Checks the main features against `tidegate demo`: hits come from the cache, a device is limited,
-// and a failing upstream is replaced by a fallback page. A failed threshold makes k6 exit with 99.
+// and a failing upstream is replaced by a degrade page. A failed threshold makes k6 exit with 99.
 // Base URL: TARGET, default http://127.0.0.1:8080. Takes at most 25 s.
 
 import http from 'k6/http';

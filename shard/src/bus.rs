@@ -12,8 +12,8 @@
 //! An override (see `overrides`) also applies on this node at once and is published to every
 //! reachable server. A node that starts reads the active overrides.
 //!
-//! Entries that a server reports as changed are compared with the local cache. Writes of this node
-//! do not invalidate its own copies.
+//! Entries that a server reports as changed or removed are compared with the local cache (see
+//! `invalidate`). Writes of this node do not invalidate its own copies.
 //!
 //! Refuses more purges than the outbox holds (see `purge_outbox`).
 //! Invariant: a shard is read only while the purges of its server are known here and its
@@ -26,26 +26,26 @@ mod subscription;
 mod purge_outbox;
 mod publish_purge;
 mod announce;
+mod invalidate;
 
 pub use announce::OverrideRequest;
 pub use overrides::{NamedOverride, OverrideRegistryFull};
 pub use purge_outbox::PurgeOutboxFull;
 
-use crate::entry::{EntryMeta, EnvelopeCodec, Purge, REVISION_BYTES};
-use crate::key::CacheKey;
-use crate::remote::ShardFault;
+use crate::entry::{EntryMeta, Purge};
+use crate::remote::{ShardFault, TopologyDiscovery};
 use crate::store::Store;
 use event::{BusEvent, EventPayload, StreamPosition};
 use overrides::OverrideRegistry;
 use purge_outbox::{LOCAL_ONLY, PurgeOutbox};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use subscription::{
-    CommandHandle, FleetUpdate, HEARTBEAT_INTERVAL, Invalidation, NodeHeartbeat, PurgeMessage, Subscription,
-    TrackedConnection,
+    CommandHandle, FleetUpdate, HEARTBEAT_INTERVAL, NodeHeartbeat, PurgeMessage, Subscription, TrackedConnection,
 };
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::JoinSet;
@@ -83,6 +83,8 @@ pub struct Bus<M> {
     subscriptions: Vec<Subscription>,
     seed: u64,
     outbox: Mutex<PurgeOutbox>,
+    /// Notified when a purge is pending.
+    publication_requested: Notify,
     /// Serialises publication, in the order of the purges.
     publish_lock: AsyncMutex<()>,
     /// Notified when another node may have recorded a new stream position.
@@ -127,6 +129,50 @@ pub struct DeliveryReport {
     pub unreachable_servers: BTreeSet<String>,
 }
 
+/// One loop of the bus, which its owner runs as long as the process.
+pub struct BusLoop<M> {
+    bus: Arc<Bus<M>>,
+    role: LoopRole,
+    has_run: AtomicBool,
+}
+
+/// The work of a loop.
+enum LoopRole {
+    /// Follows the subscription with this index.
+    Subscription(usize),
+    Discovery(Arc<TopologyDiscovery>),
+    /// Publishes pending purges.
+    Publication,
+}
+
+impl<M: EntryMeta> BusLoop<M> {
+    /// Never returns. After a panic it may be called again; not cancel safe otherwise.
+    pub async fn run(&self) {
+        let BusLoop { bus, role, has_run } = self;
+        let is_restart = has_run.swap(true, Ordering::Relaxed);
+        match role {
+            LoopRole::Subscription(index) => bus.maintain_subscription(*index, is_restart).await,
+            LoopRole::Discovery(discovery) => discovery.run().await,
+            LoopRole::Publication => bus.publish_on_request().await,
+        }
+    }
+}
+
+/// Records the loss of a subscription whose loop panics: its shards must not be read until the
+/// loop runs again.
+struct LossOnPanic<'b, M: EntryMeta> {
+    bus: &'b Bus<M>,
+    subscription: &'b Subscription,
+}
+
+impl<M: EntryMeta> Drop for LossOnPanic<'_, M> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.bus.record_loss(self.subscription, ShardFault::Io);
+        }
+    }
+}
+
 impl<M: EntryMeta> Bus<M> {
     /// Creates the bus of a store's shards for the node `node`. From now on the shards are not read
     /// until `run` has received their purges.
@@ -155,6 +201,7 @@ impl<M: EntryMeta> Bus<M> {
             subscriptions: servers.into_iter().map(for_server).chain(cluster_slots).collect(),
             seed,
             outbox: Mutex::default(),
+            publication_requested: Notify::new(),
             publish_lock: AsyncMutex::new(()),
             positions_changed: Notify::new(),
             overrides: OverrideRegistry::new(seed),
@@ -162,19 +209,21 @@ impl<M: EntryMeta> Bus<M> {
         })
     }
 
-    /// Starts the subscriptions. The tasks belong to the current runtime and end when the returned
-    /// set is dropped.
+    /// The loops of the bus: its subscriptions, the discovery of cluster servers, and the
+    /// publication of purges. The caller runs all of them, and runs one again that has panicked.
+    pub fn loops(self: &Arc<Self>) -> Vec<BusLoop<M>> {
+        let subscriptions = (0..self.subscriptions.len()).map(LoopRole::Subscription);
+        let discoveries = self.store.topology_discoveries().iter().cloned().map(LoopRole::Discovery);
+        let roles = subscriptions.chain(discoveries).chain([LoopRole::Publication]);
+        let with_bus = |role| BusLoop { bus: self.clone(), role, has_run: AtomicBool::new(false) };
+        roles.map(with_bus).collect()
+    }
+
+    /// Starts the loops as tasks of the current runtime. They end when the returned set is dropped,
+    /// and with a panic.
     pub fn run(self: &Arc<Self>) -> JoinSet<()> {
-        let mut tasks = JoinSet::new();
-        for index in 0..self.subscriptions.len() {
-            let bus = self.clone();
-            tasks.spawn(async move { bus.maintain_subscription(index).await });
-        }
-        for discovery in self.store.topology_discoveries() {
-            let discovery = discovery.clone();
-            tasks.spawn(async move { discovery.run().await });
-        }
-        tasks
+        let loops = self.loops().into_iter();
+        loops.map(|bus_loop| async move { bus_loop.run().await }).collect()
     }
 
     /// Removes this node from the fleet, so that other nodes do not await its acknowledgements.
@@ -244,12 +293,13 @@ impl<M: EntryMeta> Bus<M> {
         }
     }
 
-    /// Connects one subscription, follows it, and reconnects after a failure.
-    async fn maintain_subscription(self: &Arc<Self>, index: usize) {
+    /// Connects one subscription, follows it, and reconnects after a failure. Never returns.
+    /// `was_connected` is true for a new call after a panic.
+    async fn maintain_subscription(self: &Arc<Self>, index: usize, mut was_connected: bool) {
         let subscription = &self.subscriptions[index];
+        let _loss = LossOnPanic { bus: self, subscription };
         // Number of fleet purges when the subscription was lost; later ones are resent.
         let mut purges_before = 0;
-        let mut was_connected = false;
         loop {
             let server = subscription.address.wait_resolved().await;
             let fault = match subscription.connect(&server).await {
@@ -266,27 +316,33 @@ impl<M: EntryMeta> Bus<M> {
                         tokio::select! {
                             fault = self.follow(subscription, connected) => fault,
                             () = subscription.address.wait_changed(&server) => ShardFault::Moved,
+                            Some(Err(error)) = resending.join_next() => resume_unwind(error.into_panic()),
                         }
                     }
                     Err(fault) => fault,
                 },
                 Err(fault) => fault,
             };
-            subscription.set_disconnected();
-            subscription.address.request_rediscovery();
             if was_connected {
                 purges_before = self.outbox().count();
                 self.counts.subscription_gaps.fetch_add(1, Ordering::Relaxed);
             }
-            for &shard in &subscription.shards {
-                self.store.remote_shards()[shard].subscription_lost(fault);
-            }
-            // Only after the shards are marked: a read that is still permitted could otherwise
-            // record a copy's revision whose change no server reports.
-            self.store.hot_copies().invalidate_all();
+            self.record_loss(subscription, fault);
             let jitter = RandomState::new().hash_one(self.seed) % 1_000;
             sleep(RECONNECT_DELAY / 2 + RECONNECT_DELAY.mul_f64(jitter as f64 / 2_000.0)).await;
         }
+    }
+
+    /// Marks the shards of a subscription as not readable.
+    fn record_loss(&self, subscription: &Subscription, fault: ShardFault) {
+        subscription.set_disconnected();
+        subscription.address.request_rediscovery();
+        for &shard in &subscription.shards {
+            self.store.remote_shards()[shard].subscription_lost(fault);
+        }
+        // Only after the shards are marked: a read that is still permitted could otherwise record a
+        // copy's revision whose change no server reports.
+        self.store.hot_copies().invalidate_all();
     }
 
     /// Reads the server's clock, which dates the entries that are stored there.
@@ -398,57 +454,6 @@ impl<M: EntryMeta> Bus<M> {
                 let _unreachable_servers_get_it_later =
                     commands.publish_purge(&self.numbered_message(purge, number)).await;
             }
-        }
-        Ok(())
-    }
-
-    /// Deletes changed entries from the local cache, except those whose revision is the one that
-    /// the server has now.
-    async fn apply_invalidations(
-        &self,
-        subscription: &Subscription,
-        commands: &CommandHandle,
-        invalidations: Vec<Invalidation>,
-    ) -> Result<(), ShardFault> {
-        let mut cached: Vec<(CacheKey, u64)> = Vec::new();
-        let mut keys = Vec::new();
-        let mut has_bus_events = false;
-        for invalidation in invalidations {
-            match invalidation {
-                Invalidation::Everything => return Err(ShardFault::Io),
-                Invalidation::BusState => has_bus_events = true,
-                Invalidation::Entry(digest_prefix, key) => {
-                    self.counts.invalidations.fetch_add(1, Ordering::Relaxed);
-                    self.store.hot_copies().invalidate(digest_prefix);
-                    let is_own =
-                        |&shard: &usize| self.store.remote_shards()[shard].self_invalidations().take(digest_prefix);
-                    if subscription.shards.iter().any(is_own) {
-                        continue;
-                    }
-                    // Recorded whatever revision is cached: an older one may be in flight.
-                    self.store.epochs().record_change(digest_prefix);
-                    if let Some((cache_key, entry)) = self.store.local().find_by_digest_prefix(digest_prefix) {
-                        cached.push((cache_key, entry.revision()));
-                        keys.push(key);
-                    }
-                }
-            }
-        }
-        if !keys.is_empty() {
-            let heads = commands.read_heads(&keys, REVISION_BYTES).await?;
-            for ((key, revision), head) in cached.into_iter().zip(heads) {
-                let is_same = match &head {
-                    redis::Value::BulkString(head) => EnvelopeCodec::revision(head) == Some(revision),
-                    _ => false,
-                };
-                if !is_same {
-                    self.store.local().remove(&key.as_key());
-                }
-            }
-        }
-        if has_bus_events && subscription.carries_bus() {
-            self.read_events(subscription, commands, false).await?;
-            self.positions_changed.notify_waiters();
         }
         Ok(())
     }

@@ -105,22 +105,33 @@ pub(crate) struct ServerClock {
     base_ms: AtomicI64,
     /// Time of the last reading, in milliseconds since this process started.
     updated_at: AtomicI64,
+    /// As `base_ms`, but never too late, and jumps are followed at once.
+    earliest_base_ms: AtomicI64,
+    /// Time of the last reading of `earliest_base_ms`, in milliseconds since this process started.
+    earliest_updated_at: AtomicI64,
 }
 
 impl ServerClock {
     pub(crate) fn new(wall: Arc<WallClock>) -> Self {
-        Self { wall, filter: Mutex::new(None), base_ms: AtomicI64::new(UNKNOWN), updated_at: AtomicI64::new(0) }
+        let [base_ms, earliest_base_ms] = [UNKNOWN; 2].map(AtomicI64::new);
+        let [updated_at, earliest_updated_at] = [0; 2].map(AtomicI64::new);
+        Self { wall, filter: Mutex::new(None), base_ms, updated_at, earliest_base_ms, earliest_updated_at }
     }
 
     /// Records the time in a reply of the server to a query sent at `sent`; the reading is dated to
     /// the middle of the round trip.
     pub(crate) fn record_server_time(&self, unix_ms: u64, sent: Instant, received: Instant) {
         let round_trip = received.saturating_duration_since(sent);
+        let unix_ms = i64::try_from(unix_ms).unwrap_or(i64::MAX);
+        // The server read its clock at the latest when the reply arrived. One more millisecond,
+        // because both times are rounded.
+        let received_ms = self.wall.monotonic_ms(received) + 1;
+        self.earliest_base_ms.store(unix_ms.saturating_sub(received_ms), Ordering::Relaxed);
+        self.earliest_updated_at.store(received_ms, Ordering::Relaxed);
         if round_trip > ROUND_TRIP_MAX {
             return;
         }
-        let (unix_ms, monotonic_ms) =
-            (i64::try_from(unix_ms).unwrap_or(i64::MAX), self.wall.monotonic_ms(sent + round_trip / 2));
+        let monotonic_ms = self.wall.monotonic_ms(sent + round_trip / 2);
         let mut filter = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
         let filter =
             filter.get_or_insert(JumpFilter { base_ms: unix_ms.saturating_sub(monotonic_ms), jumped_at: None });
@@ -133,6 +144,16 @@ impl ServerClock {
         let instant = Instant::now();
         let unix_ms = self.server_time_ms(instant).unwrap_or_else(|| self.wall.unix_ms(instant));
         ClockReading { unix_ms: u64::try_from(unix_ms).unwrap_or_default(), instant }
+    }
+
+    /// A time that the server's clock had reached at `instant`, later by at most the round trip of
+    /// the last reading; `None` if that is too old. Unlike `now`, it follows a jump of the clock at
+    /// once: it is compared with times that the server itself recorded.
+    pub(crate) fn earliest_ms(&self, instant: Instant) -> Option<u64> {
+        let base_ms = self.earliest_base_ms.load(Ordering::Relaxed);
+        let age_ms = self.wall.monotonic_ms(Instant::now()) - self.earliest_updated_at.load(Ordering::Relaxed);
+        let is_recent = base_ms != UNKNOWN && age_ms < SERVER_TIME_MAX_AGE.as_millis() as i64;
+        is_recent.then(|| u64::try_from(base_ms.saturating_add(self.wall.monotonic_ms(instant))).unwrap_or_default())
     }
 
     /// The server's time, if it is recent enough.
@@ -162,6 +183,21 @@ mod tests {
     use super::*;
 
     const HOUR: i64 = 3_600_000;
+
+    #[test]
+    fn earliest_time_is_never_later_than_the_servers_and_follows_jumps() {
+        let clock = ServerClock::new(WallClock::new());
+        let (start, ms) = (Instant::now(), Duration::from_millis);
+        assert_eq!(clock.earliest_ms(start), None);
+        // The server may have read its clock when the request was sent or when the reply arrived.
+        clock.record_server_time(1_000_000, start, start + ms(600));
+        let earliest = clock.earliest_ms(start + ms(700)).unwrap();
+        assert!((1_000_098..=1_000_100).contains(&earliest), "{earliest}");
+        let before = clock.earliest_ms(start).unwrap();
+        assert!((999_398..=999_400).contains(&before), "{before}");
+        clock.record_server_time(9_000_000, start, start + ms(10));
+        assert!(clock.earliest_ms(start).unwrap() > 8_999_000);
+    }
 
     #[test]
     fn jump_is_applied_after_the_hold_down_and_forgotten_if_reversed() {

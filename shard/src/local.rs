@@ -176,9 +176,11 @@ impl<M: EntryMeta> LocalCache<M> {
         location.is_none_or(|location| self.epochs.is_unchanged_since(location.digest_prefix, since))
     }
 
-    pub(crate) fn remove(&self, key: &KeyRef<'_>) {
-        self.epochs.record_delete(key.hash());
+    /// Removes an entry, also one that is being filled; returns the number of the delete.
+    pub(crate) fn remove(&self, key: &KeyRef<'_>) -> u64 {
+        let number = self.epochs.record_delete(key.hash());
         self.invalidate(key);
+        number
     }
 
     fn invalidate(&self, key: &KeyRef<'_>) {

@@ -110,6 +110,23 @@ pub(crate) fn redis_key(region: &Region, slot: Slot, digest: &Digest) -> String 
     format_key("tg:", region, slot, digest)
 }
 
+/// Prefix of the Redis key of a tombstone, before the digest.
+const TOMBSTONE_PART: &str = "tombstone:";
+
+/// The Redis key of the tombstone of the entry with this Redis key, in the same slot; `None` for
+/// other keys. It ends with the entry's digest, so that releases without tombstones take its
+/// changes for changes of the entry.
+pub(crate) fn tombstone_key(entry_key: &str) -> Option<String> {
+    let after_tag = ENTRY_KEY_PREFIX.len() + entry_key.strip_prefix(ENTRY_KEY_PREFIX)?.find("}:")? + "}:".len();
+    let (slot, digest) = entry_key.split_at(after_tag);
+    Some(format!("{slot}{TOMBSTONE_PART}{digest}"))
+}
+
+pub(crate) fn is_tombstone_key(key: &[u8]) -> bool {
+    let name = key.windows(2).position(|pair| pair == b"}:").and_then(|at| key.get(at + 2..));
+    name.is_some_and(|name| name.starts_with(TOMBSTONE_PART.as_bytes()))
+}
+
 /// The Redis key of a copy of a hot entry in the given slot: `tg:hot:{region:slot}:` and the same
 /// digest. Servers do not report changes of these keys.
 pub(crate) fn copy_key(region: &Region, slot: Slot, digest: &Digest) -> String {
@@ -158,6 +175,12 @@ mod tests {
         let name = redis_key(&Region::DEFAULT, slot, &key.digest(&Region::DEFAULT));
         assert_eq!(name, "tg:{default:11}:42965117f2d78962591e89f6a67d10af");
         assert_eq!(hash_tag(&name), Some("default:11"));
+        let tombstone = tombstone_key(&name).unwrap();
+        assert_eq!(tombstone, "tg:{default:11}:tombstone:42965117f2d78962591e89f6a67d10af");
+        assert_eq!(digest_prefix(tombstone.as_bytes()), digest_prefix(name.as_bytes()));
+        assert!(is_tombstone_key(tombstone.as_bytes()) && !is_tombstone_key(name.as_bytes()));
+        let copy = copy_key(&Region::DEFAULT, slot, &key.digest(&Region::DEFAULT));
+        assert_eq!(tombstone_key(&copy), None, "only entries in their own slot are removed");
         assert_eq!(
             SlotTable::assign(DEFAULT_SLOTS, &labels(3)).owners,
             [0, 1, 0, 1, 2, 2, 1, 1, 1, 0, 2, 0, 0, 0, 2, 2]

@@ -24,6 +24,7 @@ mod write_queue;
 mod retry_queue;
 mod pending_deletes;
 mod redirected_deletes;
+mod tombstone;
 mod outbox;
 mod topology;
 mod sentinel;
@@ -38,7 +39,9 @@ pub use fault::ShardFault;
 pub(crate) use operation::OperationClass;
 pub use operation::ShardFaultCounts;
 pub(crate) use pending_deletes::PendingDeletes;
+pub(crate) use self_invalidations::ChangedKey;
 pub(crate) use sentinel::SentinelEndpoint;
+pub(crate) use tombstone::{FillBeginning, TOMBSTONE_BYTES_MAX, Tombstone};
 pub(crate) use topology::TopologyDiscovery;
 pub(crate) use write_queue::{StoreJob, WriteJob};
 
@@ -324,6 +327,11 @@ impl<M: EntryMeta> ShardClient<M> {
         self.outbox.push(job);
     }
 
+    /// From now on the entry counts as deleted in this process; enqueue its delete next.
+    pub(crate) fn begin_delete(&self, name: &str) {
+        self.outbox.begin_delete(name);
+    }
+
     /// Waits until everything enqueued has been written or dropped. Cancel safe.
     pub(crate) async fn wait_drained(&self) {
         self.outbox.wait_drained().await;
@@ -375,7 +383,8 @@ impl<M: EntryMeta> ShardClient<M> {
                 counts.corrupt.increment();
                 tracing::debug!(endpoint = self.shard.label(), %reason, "corrupt entry");
                 connection.discard();
-                self.outbox.push(WriteJob::Delete { name: name.to_owned(), redirected_since: None });
+                self.outbox.begin_delete(name);
+                self.outbox.push(WriteJob::Delete { name: name.to_owned(), removal: None, redirected_since: None });
             }
         }
         None

@@ -156,7 +156,10 @@ async fn entry_overtaken_by_a_delete_is_not_written() {
     view.insert(&Region::DEFAULT, &key, page("queued", "x"), InsertTarget::LocalAndRemote);
     view.remove(&Region::DEFAULT, &key);
     assert!(view.flush(FLUSH_TIMEOUT).await);
-    assert_eq!(redis::cmd("DBSIZE").query::<u64>(&mut server.connect()).unwrap(), 0);
+    let keys: Vec<String> = server.connect().keys("*").unwrap();
+    assert!(keys.len() == 1 && keys[0].contains(":tombstone:"), "{keys:?}");
+    let expiry: i64 = server.connect().pttl(&keys[0]).unwrap();
+    assert!((1..=30_000).contains(&expiry), "{expiry}");
 }
 
 #[tokio::test]

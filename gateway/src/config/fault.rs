@@ -179,8 +179,14 @@ impl ConfigReport {
     }
 
     /// The faults, in source order.
+    #[cfg(test)]
     pub(crate) fn faults(&self) -> &[ConfigFault] {
         &self.faults
+    }
+
+    /// The number of faults of one severity.
+    pub(crate) fn count(&self, severity: FaultSeverity) -> usize {
+        self.faults.iter().filter(|fault| fault.severity == severity).count()
     }
 
     /// Whether the report has neither errors nor warnings.

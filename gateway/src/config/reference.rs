@@ -44,11 +44,11 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "limits_http.idle_timeout",
-        "Longest idle time between two requests on a connection, and longest stall of a body or a response.",
+        "Longest time between two requests on a connection, without a byte of a request body that the gateway waits for, or (HTTP/1.1) without the client accepting bytes of a response that wait for it. A pause of the upstream does not count.",
     ),
     (
         "limits_http.body_rate",
-        "Lowest average rate per second at which a client must send a request body or read a response, measured after 10 s (or `idle_timeout` if that is shorter); a slower client gets 408 or an aborted response. `\"0B\"`: no lower bound. HTTP/1.1 only.",
+        "Lowest average rate per second at which a client must send a request body or read a response, measured after 10 s (or `idle_timeout` if that is shorter); only time spent waiting for the client counts. A slower client gets 408 or an aborted response. `\"0B\"`: no lower bound. HTTP/1.1 only.",
     ),
     ("limits_http.get_body", "Handling of a body of GET or HEAD: `forward` it, or `refuse` it with 400."),
     ("limits_http.connections", "Most concurrent connections of the process; further ones are closed on arrival."),
@@ -215,7 +215,18 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("upstreams.NAME.endpoints", "Servers. `https://` is not available yet."),
     ("upstreams.NAME.balance", "Load balancing over the endpoints."),
     ("upstreams.NAME.connect_timeout", "Longest time to establish a connection."),
-    ("upstreams.NAME.timeout", "Deadline of the whole exchange; it travels with the request."),
+    (
+        "upstreams.NAME.timeout",
+        "Longest time from the complete request sent to the head of the response. The time that a client takes to send its request does not count.",
+    ),
+    (
+        "upstreams.NAME.idle_timeout",
+        "Longest time in which the upstream accepts no byte of a request body, or sends no byte of a response body, while the gateway waits for it.",
+    ),
+    (
+        "upstreams.NAME.total_timeout",
+        "Longest time of the whole exchange, both bodies included. `\"0s\"`: no limit. A call that it ends is no failure for the breaker.",
+    ),
     ("upstreams.NAME.breaker.error_ratio", "Ratio of failed calls in the window at which the breaker opens."),
     ("upstreams.NAME.breaker.slow", "Duration above which a call counts as slow, even while it is in flight."),
     ("upstreams.NAME.breaker.slow_ratio", "Ratio of slow calls in the window at which the breaker opens."),
@@ -261,9 +272,12 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "routes[].cache.stale_while_revalidate",
         "How long a stale response may be served while it is revalidated (RFC 5861).",
     ),
+    ("routes[].timeout", "Replaces `timeout` of the upstream for this route."),
+    ("routes[].idle_timeout", "Replaces `idle_timeout` of the upstream for this route."),
+    ("routes[].total_timeout", "Replaces `total_timeout` of the upstream for this route. `\"0s\"`: no limit."),
     (
         "routes[].degrade.status",
-        "Status of the fallback response; 503 becomes 502 if the response of the upstream is malformed.",
+        "Status of the degrade page; 503 becomes 502 if the response of the upstream is malformed.",
     ),
     ("routes[].degrade.html", "File with the page for clients that accept HTML. Absent: the built-in page."),
     ("routes[].degrade.json", "File with the document for clients that accept JSON. Absent: the built-in document."),

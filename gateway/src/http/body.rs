@@ -7,7 +7,9 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use super::exchange_clock::{Blame, ExchangeTimeout};
 use super::fields::Fields;
+use crate::metrics::Label as _;
 
 /// Why a body could not be read to its end.
 #[derive(Debug, thiserror::Error)]
@@ -21,9 +23,9 @@ pub(crate) enum BodyError {
     /// The stream ended before the body was complete.
     #[error("body truncated")]
     Truncated,
-    /// No byte was transferred for too long, or the exchange exceeded its deadline.
-    #[error("body timed out")]
-    Timeout,
+    /// A clock of the exchange ran out.
+    #[error("body timed out: {}", .0.as_str())]
+    Timeout(ExchangeTimeout),
     /// The client for which the body was fetched has disconnected.
     #[error("client went away")]
     ClientGone,
@@ -32,6 +34,18 @@ pub(crate) enum BodyError {
     Detached,
     #[error("body connection failed")]
     Io(#[from] io::Error),
+}
+
+impl BodyError {
+    /// The side to blame for the body of a response.
+    pub(crate) fn blame(&self) -> Blame {
+        match self {
+            BodyError::Timeout(timeout) => timeout.blame(),
+            BodyError::ClientGone | BodyError::Detached => Blame::Client,
+            BodyError::TooLarge => Blame::Gateway,
+            BodyError::Malformed(_) | BodyError::Truncated | BodyError::Io(_) => Blame::Upstream,
+        }
+    }
 }
 
 /// Delivers a body in pieces.

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use tokio::task::coop;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 /// A timeout with its expiry time and a timer that is allocated by the first poll and reused by
@@ -64,7 +65,9 @@ impl ResettableDeadline {
         if !timer.is_elapsed() && self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             return Poll::Pending;
         }
-        while timer.as_mut().poll(cx).is_ready() {
+        // Outside the task's budget: once it is used up, the timer would be pending without being
+        // registered, and the deadline would be lost.
+        while Pin::new(&mut coop::unconstrained(timer.as_mut())).poll(cx).is_ready() {
             if Instant::now() >= at {
                 self.waker = None;
                 return Poll::Ready(());
@@ -80,6 +83,23 @@ impl ResettableDeadline {
 mod tests {
     use super::*;
     use std::future::poll_fn;
+
+    #[tokio::test(start_paused = true)]
+    async fn deadline_polled_without_budget_still_fires() {
+        let mut deadline = ResettableDeadline::after(Duration::from_secs(1));
+        let is_over = tokio::time::timeout(
+            Duration::from_secs(60),
+            poll_fn(|cx| {
+                while coop::has_budget_remaining() {
+                    if let Poll::Ready(budget) = coop::poll_proceed(cx) {
+                        budget.made_progress();
+                    }
+                }
+                deadline.poll(cx)
+            }),
+        );
+        assert_eq!(is_over.await, Ok(()));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_reset_deadline_fires_at_its_latest_time() {

@@ -3,12 +3,15 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::body::{BodyError, BodySource};
+use super::deadline::ResettableDeadline;
+use super::exchange_clock::ExchangeTimeout;
 use super::fields::{Fields, KnownField};
 use super::h1::RequestRefusal;
 use super::limits::HttpLimits;
@@ -20,22 +23,32 @@ pub(crate) struct Http2RequestBody {
     frame_data: Bytes,
     received_bytes: u64,
     body_max: u64,
+    /// Runs only while the gateway waits for the client.
+    deadline: ResettableDeadline,
+    idle_timeout: Duration,
 }
 
 impl Http2RequestBody {
     pub(crate) fn new(incoming: Incoming, limits: &HttpLimits) -> Self {
-        Http2RequestBody { incoming, frame_data: Bytes::new(), received_bytes: 0, body_max: limits.body_bytes }
+        let (body_max, idle_timeout) = (limits.body_bytes, limits.idle_timeout);
+        let deadline = ResettableDeadline::after(idle_timeout);
+        Http2RequestBody { incoming, frame_data: Bytes::new(), received_bytes: 0, body_max, deadline, idle_timeout }
     }
 }
 
 impl BodySource for Http2RequestBody {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         while self.frame_data.is_empty() {
-            match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
-                None => break,
-                Some(Err(_)) => return Poll::Ready(Err(BodyError::Truncated)),
-                Some(Ok(frame)) => self.frame_data = frame.into_data().unwrap_or_default(),
+            match Pin::new(&mut self.incoming).poll_frame(cx) {
+                Poll::Pending => {
+                    ready!(self.deadline.poll(cx));
+                    return Poll::Ready(Err(BodyError::Timeout(ExchangeTimeout::ClientBody)));
+                }
+                Poll::Ready(None) => break,
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(BodyError::Truncated)),
+                Poll::Ready(Some(Ok(frame))) => self.frame_data = frame.into_data().unwrap_or_default(),
             }
+            self.deadline.restart(self.idle_timeout);
             self.received_bytes += self.frame_data.len() as u64;
             if self.received_bytes > self.body_max {
                 return Poll::Ready(Err(BodyError::TooLarge));
@@ -49,6 +62,8 @@ impl BodySource for Http2RequestBody {
     }
 
     fn consume(&mut self, count: usize) {
+        // The client is not late while the gateway does not consume its bytes.
+        self.deadline.restart(self.idle_timeout);
         self.frame_data.advance(count);
     }
 }

@@ -87,27 +87,56 @@ pub struct Request {
     pub connection: ConnectionOptions,
     /// Whether the head is byte-identical to the previous one that was parsed into this value.
     pub repeats_previous: bool,
-    /// Interim responses received while the request is in progress. Clones of the request share
-    /// this queue.
+    /// Interim responses received while the request is in progress. They belong to the exchange: a
+    /// clone of the request discards its own.
     pub interim: InterimResponses,
 }
 
-/// Queue of interim (1xx) responses from the upstream to the client (RFC 9110 section 15.2).
-#[derive(Clone, Debug, Default)]
-pub struct InterimResponses(Rc<RefCell<Vec<Response>>>);
+/// Queue of interim (1xx) responses of one exchange, from the upstream to the client (RFC 9110
+/// section 15.2).
+///
+/// A clone has no queue and discards what is pushed: requests are cloned for fetches that other
+/// clients share or no client awaits. A fetch of the same exchange gets the queue by `share`. The
+/// upstream connection bounds the number of interim responses of one exchange.
+#[derive(Debug)]
+pub struct InterimResponses(Option<Rc<RefCell<Vec<Response>>>>);
+
+impl Default for InterimResponses {
+    fn default() -> Self {
+        InterimResponses(Some(Rc::default()))
+    }
+}
+
+impl Clone for InterimResponses {
+    fn clone(&self) -> Self {
+        InterimResponses(None)
+    }
+}
 
 impl InterimResponses {
-    pub(crate) fn push(&self, response: Response) {
-        self.0.borrow_mut().push(response);
+    /// The queue itself, for a part of the same exchange.
+    pub(crate) fn share(&self) -> Self {
+        InterimResponses(self.0.clone())
     }
 
-    pub(super) fn clear(&self) {
-        self.0.borrow_mut().clear();
+    pub(crate) fn push(&self, response: Response) {
+        if let Some(queue) = &self.0 {
+            queue.borrow_mut().push(response);
+        }
+    }
+
+    /// Empties the queue for the next exchange. A part of the previous one that still holds the
+    /// queue keeps it.
+    pub(super) fn clear(&mut self) {
+        match &self.0 {
+            Some(queue) if Rc::strong_count(queue) == 1 => queue.borrow_mut().clear(),
+            _ => *self = InterimResponses::default(),
+        }
     }
 
     /// Removes and returns the oldest queued response.
     pub(crate) fn take(&self) -> Option<Response> {
-        let mut queue = self.0.borrow_mut();
+        let mut queue = self.0.as_ref()?.borrow_mut();
         if queue.is_empty() { None } else { Some(queue.remove(0)) }
     }
 }
@@ -195,4 +224,32 @@ pub(crate) fn is_bodiless(method: &Method, status: StatusCode) -> bool {
         || status.is_informational()
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn early_hints() -> Response {
+        Response::new(StatusCode::EARLY_HINTS)
+    }
+
+    #[test]
+    fn interim_responses_of_a_clone_are_discarded() {
+        let request = Request::default();
+        let clone = request.clone();
+        clone.interim.push(early_hints());
+        assert!(request.interim.take().is_none() && clone.interim.take().is_none());
+    }
+
+    #[test]
+    fn next_request_gets_no_interim_responses_of_the_previous_one() {
+        let mut request = Request::default();
+        let shared = request.interim.share();
+        shared.push(early_hints());
+        assert!(request.interim.take().is_some());
+        request.clear();
+        shared.push(early_hints());
+        assert!(request.interim.take().is_none());
+    }
 }

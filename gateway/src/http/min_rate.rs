@@ -1,8 +1,9 @@
 //! Minimum average transfer rate of a body, after a grace period (like `MinRate` of Apache httpd's
 //! `mod_reqtimeout`).
 //!
-//! Only time spent waiting for the peer counts, so that a slow origin does not make a client miss
-//! its rate. The clock is read only where a wait starts or ends.
+//! Only time spent waiting for the peer counts, not time in which the gateway has nothing to write
+//! to it or does not read from it. A slow origin thus never makes a client miss its rate. The clock
+//! is read only where a wait starts or ends.
 
 use std::time::Duration;
 
@@ -30,14 +31,10 @@ impl MinRateTimer {
         MinRateTimer { rate, grace: GRACE.min(idle_timeout), bytes: 0, waited: Duration::ZERO, wait_start: None }
     }
 
-    /// Records that `bytes` were transferred, which ends a wait.
+    /// Records that `bytes` were transferred, or that the gateway no longer waits for the peer (0).
+    /// Ends a wait.
     pub(crate) fn record_progress(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_add(bytes);
-        self.pause();
-    }
-
-    /// Ends a wait: the gateway no longer waits for the peer.
-    pub(crate) fn pause(&mut self) {
         if let Some(wait_start) = self.wait_start.take() {
             self.waited += wait_start.elapsed();
         }

@@ -131,7 +131,16 @@ impl TransportStream {
         }
     }
 
-    /// Shuts down the sending side.
+    /// Shuts down the sending side unless `is_shut`, which it then sets.
+    pub(crate) fn poll_shutdown_once(&self, cx: &mut Context<'_>, is_shut: &mut bool) -> Poll<io::Result<()>> {
+        if !*is_shut {
+            ready!(self.poll_shutdown(cx))?;
+            *is_shut = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Shuts down the sending side. With TLS, `close_notify` is sent first.
     pub(crate) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self.0.borrow_mut() {
             Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),

@@ -35,6 +35,7 @@ impl RequestContext<'_> {
     /// Answers a failed request from the ladder.
     pub(super) fn degrade(&mut self, error: Error) -> ResponseBody<'static> {
         FAILURES.inc(error.kind());
+        self.record.blame.get_or_insert(error.kind().blame());
         self.record.must_close = matches!(error.kind(), ErrorKind::ClientBody | ErrorKind::Panic);
         if error.is_degradable()
             && let Some(body) = self.stale_response()
@@ -75,7 +76,12 @@ impl RequestContext<'_> {
 /// Answers a request whose handling panicked.
 pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> ResponseBody<'static> {
     let ExchangeBuffers { request, response, record, .. } = buffers;
-    *record = RequestRecord { cache: CacheResult::Error, must_close: true, ..client_closed(snapshot, request) };
+    *record = RequestRecord {
+        cache: CacheResult::Error,
+        blame: Some(ErrorKind::Panic.blame()),
+        must_close: true,
+        ..client_closed(snapshot, request)
+    };
     Event::RequestPanicked { route: snapshot.routes.name(record.route) }.emit();
     FAILURES.inc(ErrorKind::Panic);
     count_result(record.cache);
@@ -94,6 +100,7 @@ pub(crate) fn body_failed(
     let ExchangeBuffers { request, response, record, .. } = buffers;
     let error = Error::from(error);
     FAILURES.inc(error.kind());
+    record.blame = Some(error.kind().blame());
     count_result(CacheResult::Error);
     record.cache = CacheResult::Error;
     record.detail = CacheDetail::Reason(error.reason());

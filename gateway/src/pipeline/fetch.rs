@@ -25,6 +25,7 @@ use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::http::request_body::RequestBody;
 use crate::record::{CacheDetail, CacheResult};
+use crate::tasks::{self, TaskKind};
 
 /// One fetch of a cache key: its policy and request directives, and the times and epoch at which it
 /// began.
@@ -96,9 +97,10 @@ impl<'c> RequestContext<'c> {
                     ErrorKind::ClientGone => drop(leader),
                     // A second attempt would fail at once too, or make every waiting request wait
                     // for as long again.
-                    kind @ (ErrorKind::BreakerOpen | ErrorKind::Timeout | ErrorKind::ConnectTimeout) => {
-                        leader.fail_all(kind);
-                    }
+                    kind @ (ErrorKind::BreakerOpen
+                    | ErrorKind::Timeout
+                    | ErrorKind::TotalTimeout
+                    | ErrorKind::ConnectTimeout) => leader.fail_all(kind),
                     kind => leader.fail(kind),
                 }
                 return Err(error);
@@ -305,7 +307,7 @@ impl<'c> RequestContext<'c> {
         // spawned.
         let waker = Waker::noop();
         if running.as_mut().poll(&mut Context::from_waker(waker)).is_pending() {
-            tokio::task::spawn_local(running);
+            tasks::spawn(TaskKind::Fill, running);
         }
         self.apply_conditions(ResponseBody::Fill(reader))
     }

@@ -18,6 +18,7 @@ use crate::cache::fill::Producer;
 use crate::cache::partial;
 use crate::cache::stored::{CacheMeta, CachedObject};
 use crate::http::body::BodySource;
+use crate::tasks::{self, TaskWait};
 
 /// A cache entry whose body is still arriving: its head, key, region and lifetime.
 pub(super) struct PendingEntry {
@@ -52,7 +53,10 @@ impl FillTask {
             let filled = poll_fn(|cx| match producer.poll_ready(cx) {
                 Poll::Ready(true) => source.poll_fill(cx).map(Some),
                 Poll::Ready(false) => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
+                Poll::Pending => {
+                    tasks::set_waiting_for(TaskWait::Readers);
+                    Poll::Pending
+                }
             });
             match filled.await {
                 None => return,

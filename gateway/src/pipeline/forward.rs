@@ -1,24 +1,35 @@
 //! The forward phase: breaker, endpoint, exchange with the upstream; then the response as the
 //! gateway may pass it on.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::context::RequestContext;
 use super::worker::WorkerResources;
-use crate::breaker::{Breaker, BreakerState, BreakerTransition};
+use crate::breaker::{Breaker, BreakerState, BreakerTransition, CallStart, RecordedCall};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, UpstreamFault};
 use crate::http::body::{BodyError, BodySource};
+use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::fields::{Fields, KnownField};
 use crate::http::h1::UpstreamConnectionError;
 use crate::http::message::{Request, Response};
 use crate::http::request_body::RequestBody;
+use crate::metrics::{self, Counters};
 use crate::record::RequestRecord;
 use crate::route::Route;
-use crate::upstream::{Tunnel, UpstreamExchange, UpstreamFailure};
+use crate::upstream::{OutgoingRequest, Tunnel, UpstreamExchange, UpstreamFailure};
 use crate::{hop, identify};
+
+static TIMEOUTS: LazyLock<Counters<ExchangeTimeout>> = LazyLock::new(Counters::default);
+
+/// Exposes `tidegate_timeouts_total`.
+pub(super) fn expose() {
+    let help = "Exchanges with an upstream that a clock ended, by the clock.";
+    metrics::expose_counters("tidegate_timeouts", help, &TIMEOUTS);
+}
 
 impl RequestContext<'_> {
     /// Forwards a request, reads the head of the upstream's response into the context and returns
@@ -31,7 +42,13 @@ impl RequestContext<'_> {
     ) -> Result<UpstreamBody<'b>, Error> {
         let (route, accepts_trailers) = (self.route(), self.accepts_trailers());
         let identity = &self.snapshot.identity;
-        let request = copy.unwrap_or(self.request);
+        let request = match copy {
+            Some(copy) => {
+                copy.interim = self.request.interim.share();
+                copy
+            }
+            None => &mut *self.request,
+        };
         let forwarding = identity.trusted_forwarding(self.caller, request);
         hop::prepare_for_upstream(request, self.peer, forwarding);
         identify::write_trace(self.caller.trace, identity.random_u64(), &mut request.fields);
@@ -54,39 +71,48 @@ struct UpstreamCall<'c> {
 }
 
 impl UpstreamCall<'_> {
-    /// Calls through the route's breaker, which judges the call by the head of the response.
+    /// Calls through the route's breaker, which judges the call by the head of the response: by its
+    /// status, and by the time since the upstream had the whole request.
     async fn run<'b>(self, request: &Request, body: RequestBody<'b>) -> Result<UpstreamBody<'b>, Error> {
         let UpstreamCall { route, worker, response, record } = self;
-        let permit = match route.breaker.admit(Instant::now()) {
-            Ok((permit, change)) => {
-                announce(&route.config.name, change);
-                permit
-            }
-            Err((_, change)) => {
-                announce(&route.config.name, change);
-                return Err(Error::BreakerOpen);
+        let now = Instant::now();
+        let start = if body.is_empty() { CallStart::OnAdmission } else { CallStart::OnRequestSent };
+        let (mut permit, change) = route.breaker.admit(start, now.into_std()).map_err(|(_, change)| {
+            announce(&route.config.name, change);
+            Error::BreakerOpen
+        })?;
+        announce(&route.config.name, change);
+        let mut on_sent = || {
+            // The time of a request without a body began with its admission.
+            if start == CallStart::OnRequestSent {
+                permit.start(Instant::now().into_std());
             }
         };
-        let generation = permit.generation();
-        let result = route.upstream.send(request, body, response).await;
-        match &result {
-            // A client that closed or failed is no evidence about the upstream.
-            Err(UpstreamFailure {
-                error: UpstreamConnectionError::ClientGone | UpstreamConnectionError::Client(_),
-                ..
-            }) => {
+        let timeouts = route.timeouts();
+        let outgoing = OutgoingRequest { request, response, timeouts, now, on_sent: &mut on_sent };
+        let result = route.upstream.send(outgoing, body).await;
+        // A call that says nothing about the upstream has no verdict: its permit is dropped.
+        let succeeded = match &result {
+            Ok(exchange) => (!exchange.is_request_incomplete()).then(|| !response.status.is_server_error()),
+            Err(failure) => (failure.blame == Blame::Upstream).then_some(false),
+        };
+        let recorded = match succeeded {
+            None => {
                 drop(permit);
+                None
             }
-            Ok(_) => {
-                let succeeded = !response.status.is_server_error();
-                announce(&route.config.name, permit.record(succeeded, Instant::now()));
+            Some(succeeded) => {
+                let (call, change) = permit.record(succeeded, std::time::Instant::now());
+                announce(&route.config.name, change);
+                Some(call)
             }
-            Err(_) => announce(&route.config.name, permit.record(false, Instant::now())),
-        }
-        let exchange = result.map_err(|UpstreamFailure { endpoint, error }| {
+        };
+        let exchange = result.map_err(|UpstreamFailure { endpoint, error, blame }| {
+            count_timeout(&error);
             let error = Error::from(error);
             record.upstream = endpoint;
-            if let Some(kind) = fault(error.kind()) {
+            record.blame = Some(blame);
+            if let Some(kind) = fault(error.kind()).filter(|_| blame == Blame::Upstream) {
                 let endpoint = record.upstream.as_ref().unwrap_or(&route.upstream.config().name);
                 Event::UpstreamFailed { route: &route.config.name, endpoint, kind }.emit();
             }
@@ -98,7 +124,7 @@ impl UpstreamCall<'_> {
             response.fields.add(KnownField::Date, httpdate::fmt_http_date(worker.view.store().wall_time()));
         }
         let (route, breaker) = (Arc::clone(&route.config.name), Arc::clone(&route.breaker));
-        Ok(UpstreamBody { exchange, route, breaker, generation, accepts_trailers: false })
+        Ok(UpstreamBody { exchange, route, breaker, recorded, accepts_trailers: false })
     }
 }
 
@@ -108,7 +134,8 @@ pub(crate) struct UpstreamBody<'b> {
     exchange: UpstreamExchange<'b>,
     route: Arc<str>,
     breaker: Arc<Breaker>,
-    generation: u64,
+    /// The call at the breaker; `None` if it had no verdict, and its body has none either.
+    recorded: Option<RecordedCall>,
     /// Whether the client accepts trailers.
     accepts_trailers: bool,
 }
@@ -124,15 +151,22 @@ impl UpstreamBody<'_> {
         self.exchange.trailers()
     }
 
+    /// Counts a failure of the body. The breaker and the log learn of it if the upstream is to
+    /// blame and had the whole request.
     fn report(&self, error: &BodyError) {
+        if let BodyError::Timeout(timeout) = error {
+            TIMEOUTS.inc(*timeout);
+        }
         let kind = match error {
-            BodyError::ClientGone | BodyError::Detached => return,
-            BodyError::Timeout => UpstreamFault::Timeout,
+            _ if error.blame() != Blame::Upstream || self.exchange.is_request_incomplete() => return,
+            BodyError::Timeout(_) => UpstreamFault::Timeout,
             BodyError::Malformed(_) => UpstreamFault::Malformed,
-            BodyError::Truncated | BodyError::TooLarge | BodyError::Io(_) => UpstreamFault::Truncated,
+            _ => UpstreamFault::Truncated,
         };
         Event::UpstreamFailed { route: &self.route, endpoint: &self.exchange.endpoint(), kind }.emit();
-        announce(&self.route, self.breaker.fail_late(self.generation, Instant::now()));
+        if let Some(call) = self.recorded {
+            announce(&self.route, self.breaker.fail_late(call, std::time::Instant::now()));
+        }
     }
 }
 
@@ -155,6 +189,16 @@ impl BodySource for UpstreamBody<'_> {
 
     fn trailers(&self) -> Option<&Fields> {
         self.exchange.trailers().filter(|_| self.accepts_trailers)
+    }
+}
+
+/// Counts the clock that ended a call, if one did: of the upstream, of the whole exchange, or of
+/// the client's request body.
+fn count_timeout(error: &UpstreamConnectionError) {
+    if let UpstreamConnectionError::Timeout(timeout) | UpstreamConnectionError::Client(BodyError::Timeout(timeout)) =
+        error
+    {
+        TIMEOUTS.inc(*timeout);
     }
 }
 

@@ -21,6 +21,7 @@ use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::record::{CacheDetail, CacheResult, ForwardReason, RequestRecord};
 use crate::respond;
+use crate::tasks::{self, TaskKind, TaskWait};
 
 /// How often a request looks up again after a shared fetch had no response for it. After that it
 /// goes to the origin by itself.
@@ -104,6 +105,7 @@ impl<'c> RequestContext<'c> {
                 JoinResult::Bypass => break FillLeader::solo(),
                 JoinResult::Join(joiner) => joiner,
             };
+            tasks::set_waiting_for(TaskWait::SharedFetch);
             match joiner.wait(self.join_timeout()).await {
                 JoinOutcome::Lead(lead) => break lead,
                 JoinOutcome::Bypass => break FillLeader::solo(),
@@ -137,8 +139,8 @@ impl<'c> RequestContext<'c> {
     /// deadlines to connect and to the head of the response, and for the remote lookup before them.
     /// A shorter wait would give up when the fetch does, and send one request for each that waits.
     fn join_timeout(&self) -> Duration {
-        let upstream = self.route().upstream.config();
-        (upstream.connect_timeout + upstream.timeout) * 2 + JOIN_SLACK
+        let route = self.route();
+        (route.upstream.config().connect_timeout + route.timeouts().head) * 2 + JOIN_SLACK
     }
 
     /// Looks up the local cache. Leaves in `builder` the key that was found, or that will be
@@ -169,6 +171,7 @@ impl<'c> RequestContext<'c> {
         }
         let region = &self.caller.region;
         for _ in 0..2 {
+            tasks::set_waiting_for(TaskWait::Shard);
             let found = self.worker.view.lookup_remote(region, &builder.key()).await;
             self.update_now();
             let RemoteLookup::Found(hit) = found else { break };
@@ -258,7 +261,7 @@ impl<'c> RequestContext<'c> {
             // The condition was this client's, the object is for all: a fill continues only while
             // it has a reader.
             let mut body = body;
-            tokio::task::spawn_local(async move { drain(&mut body).await });
+            tasks::spawn(TaskKind::DrainBody, async move { drain(&mut body).await });
         }
         ResponseBody::EMPTY
     }
@@ -290,7 +293,7 @@ impl<'c> RequestContext<'c> {
         request.fields.remove(KnownField::Pragma);
         RANGE_FIELDS.into_iter().for_each(|known| request.fields.remove(known));
         request.method = http::Method::GET;
-        tokio::task::spawn_local(async move {
+        tasks::spawn(TaskKind::BackgroundValidation, async move {
             let Some(route) = snapshot.routes.iter().find(|route| route.config.name == name) else { return };
             let (mut response, mut record) = (Response::new(StatusCode::OK), RequestRecord::default());
             let mut context = RequestContext {

@@ -43,13 +43,15 @@ impl<'c> RequestContext<'c> {
     fn after_unsafe_method<'b>(&mut self, fetch: Option<Fetch<'c>>, body: UpstreamBody<'b>) -> ResponseBody<'b> {
         let view = &self.worker.view;
         let tags = [tags::url_tag(&self.snapshot.cache, self.request)];
-        let fetch = fetch.filter(|fetch| view.is_unchanged_since(&fetch.key.as_key(), &tags, fetch.fill_epoch));
+        let fetch = fetch
+            .filter(|fetch| view.is_unchanged_since(&self.caller.region, &fetch.key.as_key(), &tags, fetch.fill_epoch));
         self.invalidate();
         let Some(mut fetch) = fetch.filter(|_| policy::is_storable_post_response(self.request, self.response)) else {
             return ResponseBody::Upstream(body);
         };
-        // The request's own invalidation does not apply to its response.
-        fetch.fill_epoch = view.epoch_snapshot();
+        // The request's own invalidation does not apply to its response. One by another node since
+        // the request was sent does, even if it is reported later.
+        fetch.fill_epoch = view.epoch_snapshot().with_beginning_of(fetch.fill_epoch);
         let Ok(plan) = self.store_plan(&fetch) else { return ResponseBody::Upstream(body) };
         self.record.stored = true;
         let entry = fetch.pending_entry(self.caller.region, plan, None);

@@ -8,6 +8,7 @@ use limiter::Verdict;
 
 use super::worker_context::WorkerContext;
 use crate::http::body::BodyError;
+use crate::http::exchange_clock::Blame;
 use crate::http::h1::RequestRefusal;
 use crate::http::message::{Method, Request, Response, StatusCode};
 use crate::label;
@@ -154,6 +155,7 @@ impl CompletedExchange<'_> {
             route: self.snapshot.routes.name(record.route),
             cache: record.cache.as_str(),
             degraded: record.degraded,
+            blame: record.blame.map(Blame::as_str).unwrap_or_default(),
             limit: match &record.verdict {
                 Verdict::Allowed(_) => "",
                 Verdict::Denied(denial) => self.snapshot.limits.name(denial.limit_status.rule),
@@ -171,7 +173,13 @@ pub(super) fn refused(refusal: RequestRefusal, request: &mut Request) -> Request
     request.clear();
     request.method = Method::from_bytes(b"-").unwrap_or_default();
     request.set_target("-");
-    RequestRecord { refusal: Some(refusal), cache: CacheResult::Error, must_close: true, ..RequestRecord::default() }
+    RequestRecord {
+        refusal: Some(refusal),
+        blame: Some(Blame::Client),
+        cache: CacheResult::Error,
+        must_close: true,
+        ..RequestRecord::default()
+    }
 }
 
 /// Reports a request whose client closed the connection before its response began.
@@ -184,6 +192,7 @@ pub(super) fn report_client_closed(
     ABORTS.inc(AbortReason::ClientClosed);
     // nginx's status for this case, 499, has no registered name.
     buffers.response = Response::new(StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST));
-    buffers.record = pipeline::client_closed(snapshot, &buffers.request);
+    buffers.record =
+        RequestRecord { blame: Some(Blame::Client), ..pipeline::client_closed(snapshot, &buffers.request) };
     CompletedExchange { snapshot, peer, buffers, bytes: 0, duration }.report(context);
 }

@@ -13,10 +13,10 @@ use arc_swap::Cache;
 use super::accounting::{
     AbortReason, CompletedExchange, InFlightRequest, count_abort, count_upgrade, refused, report_client_closed,
 };
-use super::panics::{catch, poll_catch};
 use super::worker_context::{DrainGuard, WorkerContext};
 use crate::http::HttpLimits;
 use crate::http::body::BodySource;
+use crate::http::exchange_clock::Blame;
 use crate::http::h1::{
     self, DownstreamConnection, Http1RequestBody, RequestReadError, RequestRefusal, ResponseWriter, SendError,
     WaitOutcome,
@@ -24,7 +24,9 @@ use crate::http::h1::{
 use crate::http::message::{Response, Scheme, StatusCode};
 use crate::http::request_body::RequestBody;
 use crate::http::transport::TransportStream;
+use crate::panics::{catch, poll_catch};
 use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
+use crate::tasks::{self, TaskWait};
 use crate::{degrade, hop};
 
 /// Whether the connection continues, is closed or is aborted after an exchange.
@@ -100,6 +102,7 @@ impl Connection {
             if let Poll::Ready(outcome) = self.stream.poll_wait_for_request(cx) {
                 return Poll::Ready(Some(outcome));
             }
+            tasks::set_waiting_for(TaskWait::ClientHead);
             self.drain.poll_drain(cx).map(|()| None)
         })
         .await
@@ -180,12 +183,18 @@ impl Connection {
         // client that closes it cancels everything at once.
         let (body, mut watch) =
             if has_body { (RequestBody::H1(incoming), None) } else { (RequestBody::Empty, Some(&mut incoming)) };
+        if let (Ok(Some(_)), RequestBody::H1(unread)) = (&admitted, &body)
+            && !unread.may_be_drained()
+        {
+            // A denied upload. Its response says that the connection will not be reused.
+            writer.close_connection_after();
+        }
         let handled = match (admitted, &mut request_context) {
             (Err(panic), _) => Some(Err(panic)),
             (Ok(Some(ended)), _) => Some(Ok(ended)),
             (Ok(None), None) => None,
             (Ok(None), Some(request_context)) => {
-                let interim = request_context.request.interim.clone();
+                let interim = request_context.request.interim.share();
                 let mut handling = pin!(request_context.handle(body));
                 poll_fn(|cx| {
                     let polled = poll_catch(handling.as_mut(), cx);
@@ -237,6 +246,9 @@ impl Connection {
             }
             return AfterExchange::Close;
         }
+        if let Some(blame) = blame(sent.as_ref()) {
+            buffers.record.blame = Some(blame);
+        }
         let duration = in_flight.end();
         CompletedExchange { snapshot, peer, buffers, bytes: writer.body_sent(), duration }.report(context);
         match abort_reason(sent) {
@@ -260,6 +272,15 @@ fn abort_reason(sent: Option<Result<(), SendError>>) -> Option<AbortReason> {
             tracing::debug!(%error, "response body failed");
             Some(AbortReason::of(&error))
         }
+    }
+}
+
+/// The side that is responsible for a response that was not sent to its end.
+fn blame(sent: Option<&Result<(), SendError>>) -> Option<Blame> {
+    match sent {
+        Some(Ok(())) => None,
+        None | Some(Err(SendError::Peer(_))) => Some(Blame::Client),
+        Some(Err(SendError::Source(error))) => Some(error.blame()),
     }
 }
 

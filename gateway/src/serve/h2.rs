@@ -18,15 +18,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::accounting::{AbortReason, CompletedExchange, InFlightRequest, count_abort, refused, report_client_closed};
-use super::panics::poll_catch;
 use super::worker_context::WorkerContext;
 use crate::degrade;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::deadline::ResettableDeadline;
+use crate::http::exchange_clock::Blame;
 use crate::http::h2::{self, Http2ResponseBody};
 use crate::http::message::{BodyLength, Scheme, StatusCode};
 use crate::http::request_body::RequestBody;
+use crate::panics::poll_catch;
 use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
+use crate::tasks::{self, TaskKind};
 
 /// Concurrent streams of one connection; the common default of servers.
 const STREAMS_MAX: u32 = 250;
@@ -46,7 +48,7 @@ where
     F::Output: 'static,
 {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        tasks::spawn(TaskKind::Stream, future);
     }
 }
 
@@ -247,7 +249,10 @@ impl BodySource for ReportingBody {
         let filled = self.source.poll_fill(cx);
         match &filled {
             Poll::Ready(Ok(())) if self.source.data().is_empty() => self.state = BodyState::Complete,
-            Poll::Ready(Err(error)) => self.state = BodyState::Failed(AbortReason::of(error)),
+            Poll::Ready(Err(error)) => {
+                self.state = BodyState::Failed(AbortReason::of(error));
+                self.exchange.buffers.record.blame = Some(error.blame());
+            }
             _ => {}
         }
         filled
@@ -268,7 +273,10 @@ impl Drop for ReportingBody {
         let Some(in_flight) = self.exchange.in_flight.take() else { return };
         match self.state {
             BodyState::Failed(reason) => count_abort(reason),
-            BodyState::Open if self.expected != Some(self.bytes) => count_abort(AbortReason::ClientClosed),
+            BodyState::Open if self.expected != Some(self.bytes) => {
+                count_abort(AbortReason::ClientClosed);
+                self.exchange.buffers.record.blame = Some(Blame::Client);
+            }
             BodyState::Open | BodyState::Complete => {}
         }
         let StreamExchange { context, snapshot, arrival, buffers, .. } = &self.exchange;

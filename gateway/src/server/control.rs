@@ -12,11 +12,12 @@ use std::{io, net};
 use arc_swap::ArcSwap;
 use limiter::Lease;
 use serde_json::json;
-use shard::{RedisLeaseBackend, ShardBreakerState, ShardFault, ShardFaultCounts, ShardReport};
+use shard::{
+    BusLoop, RedisLeaseBackend, ShardBreakerState, ShardFault, ShardFaultCounts, ShardReport, ShardTaskPanics,
+};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::assemble;
@@ -28,11 +29,13 @@ use super::state::{
 use crate::admin::{self, AdminViews, ReadinessReport};
 use crate::breaker::BreakerState;
 use crate::cache::key;
-use crate::config::Config;
+use crate::cache::stored::CacheMeta;
+use crate::config::{Config, FaultSeverity};
 use crate::event::{self, Event};
 use crate::limit;
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
 use crate::serve;
+use crate::tasks::{self, ServiceEnd, ServiceTask, TaskKind, TaskWait};
 
 /// Interval at which the states of shards and limits are checked for changes.
 const STATE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
@@ -70,49 +73,39 @@ impl ControlThread {
         let listener = tokio::net::TcpListener::from_std(admin_socket)?;
         let (is_draining, overrides) = (Rc::new(Cell::new(false)), Rc::new(OverridePublisher::new(&shared)));
         let (admin_stop, admin_stopped) = watch::channel(false);
-        let admin = spawn_local(admin::serve(
-            listener,
-            Arc::clone(&admin_config),
-            admin_views(&shared, &is_draining, &overrides),
-            admin_stopped,
-        ));
+        let (views, served_config) = (admin_views(&shared, &is_draining, &overrides), Arc::clone(&admin_config));
+        let views = Rc::new(views);
+        let admin = tasks::supervise(TaskKind::Admin, async move || {
+            tasks::set_waiting_for(TaskWait::NewConnection);
+            admin::serve(&listener, Arc::clone(&served_config), Rc::clone(&views), admin_stopped.clone()).await;
+            ServiceEnd::Finished
+        });
         let mut shutdown_signals = ShutdownSignals::new()?;
-        let mut hangup = signal(SignalKind::hangup())?;
-        let mut watcher = ConfigWatcher::new();
-        if let ConfigSource::File(file) = &source {
-            watcher.watch_files(watched_files(file, &shared.config.load()));
-        }
-        let bus = shared.bus.run();
-        let state_changes = spawn_local(report_state_changes(Arc::clone(&shared)));
-        let leases = LeaseRefresher::default();
+        let bus = follow_bus(&shared);
+        let reported = Arc::clone(&shared);
+        let state_changes = tasks::supervise(TaskKind::StateReport, async move || {
+            tasks::set_waiting_for(TaskWait::Timer);
+            report_state_changes(&reported).await
+        });
+        let leases = Rc::new(LeaseRefresher::default());
         leases.refresh_leases_of(&shared);
+        let reloads = Reloader::new(source, &shared, admin_config)?.watch((Rc::clone(&overrides), Rc::clone(&leases)));
+        let (changed_leases, changed_shared) = (Rc::clone(&leases), Arc::clone(&shared));
+        let override_changes = tasks::supervise(TaskKind::Overrides, async move || {
+            tasks::set_waiting_for(TaskWait::Change);
+            loop {
+                overrides.changed().await;
+                overrides.apply_overrides();
+                changed_leases.refresh_leases_of(&changed_shared);
+            }
+        });
         Event::Ready.emit();
         on_ready();
-        loop {
-            let trigger = tokio::select! {
-                () = shutdown_signals.recv() => break,
-                _ = hangup.recv() => {
-                    shared.log.reopen();
-                    watcher.compare_contents();
-                    "signal"
-                }
-                () = shared.bus.overrides_changed() => {
-                    overrides.apply_overrides();
-                    leases.refresh_leases_of(&shared);
-                    continue;
-                }
-                () = watcher.changed() => "file",
-            };
-            if let ConfigSource::File(file) = &source {
-                reload(&shared, file, trigger, &admin_config);
-                watcher.watch_files(watched_files(file, &shared.config.load()));
-                overrides.apply_overrides();
-                leases.refresh_leases_of(&shared);
-            }
-        }
+        shutdown_signals.recv().await;
+        drop((reloads, override_changes));
         is_draining.set(true);
         drain(&shared, &stage, &mut shutdown_signals).await;
-        state_changes.abort();
+        drop(state_changes);
         leases.shut_down().await;
         drop(bus);
         if timeout(LEAVE_TIMEOUT, shared.bus.leave()).await.is_err() {
@@ -120,8 +113,66 @@ impl ControlThread {
         }
         // The receiver is dropped if the admin task has ended.
         let _receiver_may_be_gone = admin_stop.send(true);
-        admin.abort();
+        drop(admin);
         Ok(())
+    }
+}
+
+/// Runs the loops of the bus.
+fn follow_bus(shared: &SharedState) -> Vec<ServiceTask> {
+    let follow = |bus_loop: BusLoop<CacheMeta>| {
+        tasks::supervise(TaskKind::Bus, async move || {
+            tasks::set_waiting_for(TaskWait::Shard);
+            bus_loop.run().await;
+            ServiceEnd::Failed
+        })
+    };
+    shared.bus.loops().into_iter().map(follow).collect()
+}
+
+/// Reloads the configuration at SIGHUP and when one of its files changes.
+struct Reloader {
+    source: ConfigSource,
+    shared: Arc<SharedState>,
+    admin_config: SharedAdminConfig,
+    hangup: Signal,
+    watcher: ConfigWatcher,
+}
+
+impl Reloader {
+    fn new(source: ConfigSource, shared: &Arc<SharedState>, admin_config: SharedAdminConfig) -> io::Result<Self> {
+        let (hangup, mut watcher) = (signal(SignalKind::hangup())?, ConfigWatcher::new());
+        if let ConfigSource::File(file) = &source {
+            watcher.watch_files(watched_files(file, &shared.config.load()));
+        }
+        Ok(Reloader { source, shared: Arc::clone(shared), admin_config, hangup, watcher })
+    }
+
+    /// Starts the service. A reload applies the overrides and the leases to the new limits.
+    fn watch(mut self, (overrides, leases): (Rc<OverridePublisher>, Rc<LeaseRefresher>)) -> ServiceTask {
+        tasks::supervise(TaskKind::Reload, async move || {
+            tasks::set_waiting_for(TaskWait::Change);
+            loop {
+                let trigger = self.triggered().await;
+                let ConfigSource::File(file) = &self.source else { continue };
+                reload(&self.shared, file, trigger, &self.admin_config);
+                self.watcher.watch_files(watched_files(file, &self.shared.config.load()));
+                overrides.apply_overrides();
+                leases.refresh_leases_of(&self.shared);
+            }
+        })
+    }
+
+    /// Waits for a signal or a changed file. A signal also reopens the access log. Cancel safe.
+    async fn triggered(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.hangup.recv() => {
+                self.shared.log.reopen();
+                self.watcher.compare_contents();
+                "signal"
+            }
+            () = self.watcher.changed() => "file",
+        }
     }
 }
 
@@ -176,7 +227,8 @@ fn reload(shared: &Arc<SharedState>, file: &Path, trigger: &str, admin: &SharedA
     let (config, warnings) = match Config::load(file) {
         Ok(loaded) => loaded,
         Err(report) => {
-            Event::ReloadRefused { faults: report.faults().len() }.emit();
+            let (errors, warnings) = (report.count(FaultSeverity::Error), report.count(FaultSeverity::Warning));
+            Event::ReloadRefused { errors, warnings }.emit();
             eprintln!("{report}");
             return;
         }
@@ -189,7 +241,7 @@ fn reload(shared: &Arc<SharedState>, file: &Path, trigger: &str, admin: &SharedA
         Ok(snapshot) => snapshot,
         Err(error) => {
             tracing::error!(%error, "the limits of the new configuration cannot be used");
-            return Event::ReloadRefused { faults: 1 }.emit();
+            return Event::ReloadRefused { errors: 1, warnings: warnings.count(FaultSeverity::Warning) }.emit();
         }
     };
     report_restart_settings(&old, &config);
@@ -244,7 +296,7 @@ struct LeaseRefresher {
 struct LeaseTask {
     lease: Arc<Lease>,
     backend: Arc<RedisLeaseBackend>,
-    task: JoinHandle<()>,
+    task: ServiceTask,
 }
 
 impl LeaseRefresher {
@@ -252,33 +304,32 @@ impl LeaseRefresher {
     /// not in it.
     fn refresh_leases_of(&self, shared: &SharedState) {
         let snapshot = shared.snapshot.load();
-        let mut tasks = self.tasks.borrow_mut();
-        tasks.retain(|name, running| {
-            let is_current =
-                snapshot.limiter.leases().any(|(rule, lease)| rule == name && Arc::ptr_eq(lease, &running.lease));
-            if !is_current {
-                running.task.abort();
-            }
-            is_current
+        let mut running = self.tasks.borrow_mut();
+        running.retain(|name, running| {
+            snapshot.limiter.leases().any(|(rule, lease)| rule == name && Arc::ptr_eq(lease, &running.lease))
         });
         for (rule, lease) in snapshot.limiter.leases() {
-            if tasks.contains_key(rule) {
+            if running.contains_key(rule) {
                 continue;
             }
             let Some(backend) = RedisLeaseBackend::new(&shared.store, rule, LEASE_REQUEST_TIMEOUT).map(Arc::new) else {
                 continue;
             };
-            let task = spawn_local(limit::refresh_lease(Arc::clone(lease), Arc::clone(&backend)));
-            tasks.insert(Arc::clone(rule), LeaseTask { lease: Arc::clone(lease), backend, task });
+            let (refreshed, used) = (Arc::clone(lease), Arc::clone(&backend));
+            let task = tasks::supervise(TaskKind::Lease, async move || {
+                tasks::set_waiting_for(TaskWait::Timer);
+                limit::refresh_lease(&refreshed, &*used).await;
+                ServiceEnd::Failed
+            });
+            running.insert(Arc::clone(rule), LeaseTask { lease: Arc::clone(lease), backend, task });
         }
     }
 
     /// Stops every task and returns unused tokens.
-    async fn shut_down(self) {
-        for (_, running) in self.tasks.take() {
-            running.task.abort();
-            let returned =
-                timeout(2 * LEASE_REQUEST_TIMEOUT, limit::return_tokens(&running.lease, &*running.backend)).await;
+    async fn shut_down(&self) {
+        for (_, LeaseTask { lease, backend, task }) in self.tasks.take() {
+            drop(task);
+            let returned = timeout(2 * LEASE_REQUEST_TIMEOUT, limit::return_tokens(&lease, &*backend)).await;
             if returned.is_err() {
                 tracing::debug!("unused tokens could not be returned in time");
             }
@@ -296,11 +347,13 @@ struct OperationState {
 
 /// Emits events when an operation class of a shard goes down or recovers, and when a limit or the
 /// clock changes its state.
-async fn report_state_changes(shared: Arc<SharedState>) {
+async fn report_state_changes(shared: &SharedState) -> ServiceEnd {
     let mut states: HashMap<(String, String, &str), OperationState> = HashMap::new();
     let mut local_fallback = HashSet::new();
     let mut is_clock_skewed = false;
+    let mut panics = ShardTaskPanics::read();
     loop {
+        panics = report_shard_panics(panics);
         for shard in shared.store.shard_reports() {
             // After the start, the subscription takes a moment.
             let is_subscribed = shard.is_subscribed || shared.started_at.elapsed() < SUBSCRIPTION_GRACE;
@@ -328,10 +381,23 @@ async fn report_state_changes(shared: Arc<SharedState>) {
                 }
             }
         }
-        report_local_fallback(&shared, &mut local_fallback);
-        is_clock_skewed = report_clock_skew(&shared, is_clock_skewed);
+        report_local_fallback(shared, &mut local_fallback);
+        is_clock_skewed = report_clock_skew(shared, is_clock_skewed);
         sleep(STATE_CHECK_INTERVAL).await;
     }
+}
+
+/// Emits an event if tasks of shards have panicked since `before`. Returns the current counts.
+fn report_shard_panics(before: ShardTaskPanics) -> ShardTaskPanics {
+    let now = ShardTaskPanics::read();
+    let message = "the panic itself is on standard error";
+    if now.connections > before.connections {
+        Event::TaskPanicked { kind: "shard_connection", message }.emit();
+    }
+    if now.writers > before.writers {
+        Event::TaskPanicked { kind: "shard_writer", message }.emit();
+    }
+    now
 }
 
 /// Emits an event when this machine's wall clock becomes wrong or right again. Returns whether it
@@ -395,8 +461,13 @@ async fn purge(shared: Arc<SharedState>, order: PurgeOrder) -> Result<PurgeOutco
         unacknowledged_nodes: list(report.unacknowledged_nodes),
         unreachable_servers: list(report.unreachable_servers),
     };
-    let unacknowledged_nodes = outcome.unacknowledged_nodes.len();
-    Event::Purged { targets: &order.description(), soft: order.is_soft, unacknowledged_nodes }.emit();
+    Event::Purged {
+        targets: &order.description(),
+        soft: order.is_soft,
+        unacknowledged_nodes: outcome.unacknowledged_nodes.len(),
+        unreachable_servers: outcome.unreachable_servers.len(),
+    }
+    .emit();
     Ok(outcome)
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use shard::OverrideRequest;
+use tokio::time::sleep_until;
 
 use super::state::{ACKNOWLEDGEMENT_TIMEOUT, SharedState};
 use crate::event::Event;
@@ -18,12 +19,18 @@ use crate::limit::{AdminQuery, AdminQueryError, AdminReply, OverrideCommand};
 /// Prefix of the names of overrides on the bus; the rule's name follows.
 const NAME_PREFIX: &str = "limit:";
 
-/// Publishes and applies limit overrides on the control thread, and holds the version of each
-/// applied override by name.
+/// Publishes and applies limit overrides on the control thread, and holds the overrides in effect.
 pub(super) struct OverridePublisher {
     shared: Arc<SharedState>,
-    /// Versions of the overrides that took effect, by name: each is logged once.
-    applied: RefCell<HashMap<String, u64>>,
+    /// The overrides that took effect, by name: begin and end of each are logged once.
+    applied: RefCell<HashMap<String, AppliedOverride>>,
+}
+
+/// An override that took effect, or the clearing of one.
+struct AppliedOverride {
+    version: u64,
+    /// False if the command cleared an override.
+    is_set: bool,
 }
 
 impl OverridePublisher {
@@ -36,11 +43,14 @@ impl OverridePublisher {
     pub(super) fn apply_overrides(&self) {
         let (snapshot, config) = (self.shared.snapshot.load(), self.shared.config.load());
         let (overrides, mut applied) = (self.shared.bus.overrides(), self.applied.borrow_mut());
-        applied.retain(|name, _| {
+        applied.retain(|name, ended| {
             let is_active = overrides.iter().any(|active| active.name == *name);
             if !is_active && let Some(rule) = name.strip_prefix(NAME_PREFIX) {
                 // It has expired, or its replacement had expired before it arrived here.
-                let _rule_may_be_gone = OverrideCommand::Clear.apply(&snapshot.limiter, &config.limit, rule);
+                let cleared = OverrideCommand::Clear.apply(&snapshot.limiter, &config.limit, rule);
+                if cleared.is_ok() && ended.is_set {
+                    Event::LimitOverrideEnded { rule, reason: "expired" }.emit();
+                }
             }
             is_active
         });
@@ -51,11 +61,33 @@ impl OverridePublisher {
                 tracing::debug!(rule, text = active.text, "an override cannot be parsed");
                 continue;
             };
-            let is_new = applied.get(&active.name) != Some(&active.version);
+            let previous = applied.get(&active.name);
+            let is_new = previous.is_none_or(|previous| previous.version != active.version);
+            let was_set = previous.is_some_and(|previous| previous.is_set);
             if command.apply(&snapshot.limiter, &config.limit, rule).is_ok() && is_new {
-                Event::LimitOverridden { rule, change: &command.description() }.emit();
-                applied.insert(active.name, active.version);
+                let is_set = command != OverrideCommand::Clear;
+                if is_set {
+                    Event::LimitOverridden { rule, change: &command.description() }.emit();
+                } else if was_set {
+                    Event::LimitOverrideEnded { rule, reason: "cleared" }.emit();
+                }
+                applied.insert(active.name, AppliedOverride { version: active.version, is_set });
             }
+        }
+    }
+
+    /// Waits until an override was registered on the bus, or one expires. Cancel safe.
+    pub(super) async fn changed(&self) {
+        let next_expiry = self.shared.bus.overrides().iter().map(|active| active.until).min();
+        let expiry = async {
+            match next_expiry {
+                Some(until) => sleep_until(until.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.shared.bus.overrides_changed() => {}
+            () = expiry => {}
         }
     }
 

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
-use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::state::{DRAIN_POLL_INTERVAL, LifecycleStage, SharedState};
@@ -16,6 +15,7 @@ use crate::http::message::Scheme;
 use crate::http::transport::TransportStream;
 use crate::pipeline::{Prebuilt429Cache, WorkerResources};
 use crate::serve::{self, WorkerContext};
+use crate::tasks::{self, ServiceEnd, TaskKind, TaskWait};
 use crate::tls::Alpn;
 use crate::{degrade, metrics, upstream};
 
@@ -58,25 +58,36 @@ async fn serve_connections(
         log: Arc::clone(&shared.log),
     };
     let context = WorkerContext::new(worker, Arc::clone(&shared.snapshot));
+    let mut services = Vec::new();
     for (listener, socket) in sockets.into_iter().enumerate() {
         let listener_task = ListenerTask { socket, listener, worker: index, table: Arc::clone(&shared.connections) };
         let (context, shared, mut stage) = (Rc::clone(&context), Arc::clone(&shared), stage.clone());
-        spawn_local(async move {
+        services.push(tasks::supervise(TaskKind::Listener, async move || {
+            tasks::set_waiting_for(TaskWait::NewConnection);
             let serve = |accepted| spawn_connection(&context, &shared, accepted);
-            let stopped = async move { wait_for_stage(&mut stage, LifecycleStage::Draining).await };
-            if let Err(error) = listener_task.run(stopped, serve).await {
-                tracing::error!(%error, "a listener failed");
+            match listener_task.run(wait_for_stage(&mut stage, LifecycleStage::Draining), serve).await {
+                Ok(()) => ServiceEnd::Finished,
+                Err(error) => {
+                    tracing::error!(%error, "a listener failed");
+                    ServiceEnd::Failed
+                }
             }
-        });
+        }));
     }
     let (incoming_context, incoming_shared) = (Rc::clone(&context), Arc::clone(&shared));
-    spawn_local(async move {
-        let mut incoming = incoming_shared.connections.take_incoming(index);
+    let mut incoming = shared.connections.take_incoming(index);
+    services.push(tasks::supervise(TaskKind::Incoming, async move || {
+        tasks::set_waiting_for(TaskWait::NewConnection);
         while let Some(accepted) = incoming.next().await {
             spawn_connection(&incoming_context, &incoming_shared, accepted);
         }
+        ServiceEnd::Finished
+    }));
+    let maintained = Rc::clone(&context);
+    let maintenance = tasks::supervise(TaskKind::Maintenance, async move || {
+        tasks::set_waiting_for(TaskWait::Timer);
+        run_maintenance(&maintained).await
     });
-    let maintenance = spawn_local(run_maintenance(Rc::clone(&context)));
     wait_for_stage(&mut stage, LifecycleStage::Draining).await;
     context.drain();
     let finished = async {
@@ -88,7 +99,7 @@ async fn serve_connections(
         () = finished => {}
         () = wait_for_stage(&mut stage, LifecycleStage::Terminating) => {}
     }
-    maintenance.abort();
+    drop(maintenance);
     if timeout(WRITE_FLUSH_TIMEOUT, context.worker.view.flush(WRITE_FLUSH_TIMEOUT)).await.is_err() {
         tracing::debug!("writes to shards were not finished");
     }
@@ -97,7 +108,7 @@ async fn serve_connections(
 
 /// Updates `Date`, submits access log lines, and sweeps the thread's tables and idle upstream
 /// connections. Never returns.
-async fn run_maintenance(context: Rc<WorkerContext>) {
+async fn run_maintenance(context: &WorkerContext) -> ServiceEnd {
     let (mut last_run, mut is_unfinished) = (Instant::now(), false);
     loop {
         degrade::update_date(context.worker.view.store().wall_time());
@@ -126,15 +137,19 @@ fn spawn_connection(context: &Rc<WorkerContext>, shared: &Arc<SharedState>, acce
     let ip = peer.ip().to_canonical();
     let context = Rc::clone(context);
     let Some(terminator) = shared.tls_terminators.get(listener).cloned().flatten() else {
-        spawn_local(async move {
+        tasks::spawn(TaskKind::Connection, async move {
+            tasks::set_waiting_for(TaskWait::ClientHead);
             serve::serve_h1(context, TransportStream::plain(stream), ip, Scheme::Http).await;
             drop(permit);
         });
         return;
     };
-    spawn_local(async move {
+    tasks::spawn(TaskKind::Connection, async move {
+        tasks::set_waiting_for(TaskWait::TlsHandshake);
         let handshake_timeout = context.snapshot.load().http.header_timeout;
-        match terminator.accept(stream, handshake_timeout).await {
+        let accepted = terminator.accept(stream, handshake_timeout).await;
+        tasks::set_waiting_for(TaskWait::ClientHead);
+        match accepted {
             Ok((stream, Alpn::H2)) => serve::serve_h2(context, stream, ip, Scheme::Https).await,
             Ok((stream, Alpn::H1)) => serve::serve_h1(context, TransportStream::tls(stream), ip, Scheme::Https).await,
             // Counted and logged by the terminator.

@@ -37,6 +37,12 @@ impl<'a> UpstreamExchange<'a> {
         Arc::clone(&self.in_flight.endpoint().name)
     }
 
+    /// Whether the client has not delivered its whole request. A failure of the upstream until then
+    /// may be the client's fault.
+    pub(crate) fn is_request_incomplete(&self) -> bool {
+        self.connection.as_ref().is_some_and(|connection| connection.is_request_incomplete())
+    }
+
     /// The connection, after the protocol was switched.
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
         self.connection.map(|connection| Tunnel { connection, _in_flight: self.in_flight })

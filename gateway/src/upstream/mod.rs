@@ -1,4 +1,4 @@
-//! An upstream: a named set of endpoints, with one deadline for a complete exchange.
+//! An upstream: a named set of endpoints, with the timeouts of its exchanges.
 //!
 //! A request that was not sent may go to another endpoint. A request that was sent is not sent
 //! again, with one exception: the server closed a reused connection before it read the request (RFC
@@ -15,10 +15,12 @@ use tokio::time::{Instant, timeout};
 pub(crate) use exchange::{Tunnel, UpstreamExchange};
 pub(crate) use pool::sweep;
 
-use crate::endpoint::{EndpointSet, InFlightGuard};
-use crate::http::h1::{UpstreamConnection, UpstreamConnectionError};
+use crate::endpoint::{Endpoint, EndpointSet, InFlightGuard};
+use crate::http::exchange_clock::{Blame, ExchangeTimeout, ExchangeTimeouts};
+use crate::http::h1::{UpstreamAttempt, UpstreamConnection, UpstreamConnectionError};
 use crate::http::message::{Request, Response};
 use crate::http::request_body::RequestBody;
+use crate::tasks::{self, TaskWait};
 use crate::{breaker, endpoint};
 
 /// Configuration of one upstream (`[upstreams.X]`): endpoints, load balancing, timeouts and
@@ -33,9 +35,13 @@ pub(crate) struct UpstreamConfig {
     pub(crate) balance: endpoint::BalancePolicy,
     /// Limit for opening a connection.
     pub(crate) connect_timeout: Duration,
-    /// Limit for the complete exchange, from the selection of an endpoint to the last byte of the
-    /// response.
+    /// From the complete request sent to the head of the response.
     pub(crate) timeout: Duration,
+    /// Between two moves of a body, of request or response.
+    pub(crate) idle_timeout: Duration,
+    /// The whole exchange, from the selection of an endpoint to the last byte of the response;
+    /// `None`: no limit.
+    pub(crate) total_timeout: Option<Duration>,
     /// When the circuit breaker opens.
     pub(crate) breaker: breaker::BreakerConfig,
 }
@@ -49,8 +55,15 @@ impl UpstreamConfig {
             balance: endpoint::BalancePolicy::default(),
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            total_timeout: None,
             breaker: breaker::BreakerConfig::default(),
         }
+    }
+
+    /// The timeouts of an exchange once its connection is open.
+    pub(crate) fn timeouts(&self) -> ExchangeTimeouts {
+        ExchangeTimeouts { head: self.timeout, idle: self.idle_timeout, total: self.total_timeout }
     }
 }
 
@@ -60,14 +73,27 @@ pub(crate) struct UpstreamFailure {
     /// The endpoint that was tried last.
     pub(crate) endpoint: Option<Arc<str>>,
     pub(crate) error: UpstreamConnectionError,
+    /// The side that is responsible. An upstream that fails before the client has delivered
+    /// its whole request is not: it may have waited for the client for as long as it does.
+    pub(crate) blame: Blame,
 }
 
-/// Request, body, deadline and response buffer of one exchange with an endpoint.
-struct Attempt<'r, 'b> {
-    request: &'r Request,
-    body: &'r mut RequestBody<'b>,
-    response: &'r mut Response,
-    deadline: Instant,
+impl UpstreamFailure {
+    fn new(endpoint: &Endpoint, error: UpstreamConnectionError) -> Self {
+        UpstreamFailure { endpoint: Some(Arc::clone(&endpoint.name)), blame: error.blame(), error }
+    }
+}
+
+/// A request for an upstream: its head and timeouts, the response head that is filled, and the
+/// caller that learns when the upstream has the whole request.
+pub(crate) struct OutgoingRequest<'r> {
+    pub(crate) request: &'r Request,
+    pub(crate) response: &'r mut Response,
+    pub(crate) timeouts: ExchangeTimeouts,
+    /// The current time.
+    pub(crate) now: Instant,
+    /// Called when the upstream has the whole request; again if the request is sent again.
+    pub(crate) on_sent: &'r mut dyn FnMut(),
 }
 
 /// A named set of endpoints, shared by all threads.
@@ -86,42 +112,53 @@ impl Upstream {
         &self.config
     }
 
-    /// Sends `request` to an endpoint and reads the response head into `response`. The body follows
-    /// from the exchange. Dropping the future or the exchange closes the connection, so that the
-    /// upstream can stop early.
+    /// Sends a request to an endpoint and reads the head of the response. The body follows from the
+    /// exchange. Dropping the future or the exchange closes the connection, so that the upstream
+    /// can stop early.
     ///
     /// # Errors
     /// The failure of the last endpoint that was tried.
     pub(crate) async fn send<'a>(
         &self,
-        request: &Request,
+        outgoing: OutgoingRequest<'_>,
         mut body: RequestBody<'a>,
-        response: &mut Response,
     ) -> Result<UpstreamExchange<'a>, UpstreamFailure> {
-        let now = Instant::now();
-        let deadline = now + self.config.timeout;
+        let OutgoingRequest { request, response, timeouts, now, on_sent } = outgoing;
+        let is_repeatable = request.method.is_idempotent() && body.is_replayable();
+        let total_at = timeouts.total.map(|total| now + total);
+        let mut attempt = UpstreamAttempt {
+            request,
+            body: &mut body,
+            is_repeatable,
+            response,
+            timeouts,
+            total_at,
+            on_request_sent: on_sent,
+        };
         let mut tried = 0u64;
-        let mut failure = UpstreamFailure { endpoint: None, error: UpstreamConnectionError::Timeout };
+        let mut failure = None;
         while let Some(index) = self.endpoints.select(tried, now.into_std()) {
             tried |= if index < 64 { 1 << index } else { u64::MAX };
             let in_flight = InFlightGuard::new(Arc::clone(&self.endpoints), index);
-            let failed = |error| UpstreamFailure { endpoint: Some(Arc::clone(&self.endpoints.get(index).name)), error };
-            match self.connect(index, deadline, true).await {
+            match self.connect(index, total_at, true).await {
                 Ok(connection) => {
-                    let attempt = Attempt { request, body: &mut body, response, deadline };
-                    let connection = self.run(index, connection, attempt).await.map_err(failed)?;
+                    let connection = self.run(index, connection, &mut attempt).await?;
                     return Ok(UpstreamExchange::new(connection, body, in_flight));
                 }
                 Err(error) => {
-                    self.endpoints.eject(index, std::time::Instant::now());
-                    failure = failed(error);
+                    if error.blame() == Blame::Upstream {
+                        self.endpoints.eject(index, std::time::Instant::now());
+                    }
+                    failure = Some(UpstreamFailure::new(self.endpoints.get(index), error));
                 }
             }
-            if Instant::now() >= deadline {
+            // No further endpoint is tried after the time in which a response would be due: a
+            // client does not wait for the connect timeouts of a long list.
+            if now.elapsed() >= timeouts.head || total_at.is_some_and(|at| Instant::now() >= at) {
                 break;
             }
         }
-        Err(failure)
+        Err(failure.expect("an upstream has at least one endpoint, and none was tried before"))
     }
 
     /// Runs the exchange on `connection`. Repeats it on a new connection if a reused one turns out
@@ -130,41 +167,54 @@ impl Upstream {
         &self,
         index: usize,
         mut connection: Box<UpstreamConnection>,
-        attempt: Attempt<'_, '_>,
-    ) -> Result<Box<UpstreamConnection>, UpstreamConnectionError> {
-        let Attempt { request, body, response, deadline } = attempt;
+        attempt: &mut UpstreamAttempt<'_>,
+    ) -> Result<Box<UpstreamConnection>, UpstreamFailure> {
         let is_reused = connection.is_reused();
-        match connection.exchange(request, body, deadline, response).await {
-            Ok(()) => Ok(connection),
-            Err(UpstreamConnectionError::NoResponse(_))
-                if is_reused && request.method.is_idempotent() && body.is_replayable() =>
-            {
-                let mut connection = self.connect(index, deadline, false).await?;
-                connection.exchange(request, body, deadline, response).await?;
-                Ok(connection)
-            }
-            Err(error) => Err(error),
+        let mut result = connection.exchange(attempt).await;
+        if attempt.is_repeatable && is_reused && matches!(result, Err(UpstreamConnectionError::NoResponse(_))) {
+            connection = self
+                .connect(index, attempt.total_at, false)
+                .await
+                .map_err(|error| UpstreamFailure::new(self.endpoints.get(index), error))?;
+            result = connection.exchange(attempt).await;
         }
+        result.map_err(|error| {
+            let failure = UpstreamFailure::new(self.endpoints.get(index), error);
+            let is_timeout = matches!(failure.error, UpstreamConnectionError::Timeout(_));
+            if failure.blame == Blame::Upstream && !is_timeout && connection.is_request_incomplete() {
+                return UpstreamFailure { blame: Blame::Client, ..failure };
+            }
+            failure
+        })?;
+        Ok(connection)
     }
 
     async fn connect(
         &self,
         index: usize,
-        deadline: Instant,
+        total_at: Option<Instant>,
         may_reuse: bool,
     ) -> Result<Box<UpstreamConnection>, UpstreamConnectionError> {
         let endpoint = self.endpoints.get(index);
-        let time_left = || self.config.connect_timeout.min(deadline.saturating_duration_since(Instant::now()));
+        let connect_timeout = self.config.connect_timeout;
+        let (time_left, timed_out) = match total_at.map(|at| at.saturating_duration_since(Instant::now())) {
+            Some(left) if left < connect_timeout => (left, ExchangeTimeout::Total),
+            _ => (connect_timeout, ExchangeTimeout::UpstreamConnect),
+        };
         let resolved = match endpoint.numeric {
             Some(resolved) => resolved,
-            None => timeout(time_left(), endpoint::resolve(&endpoint.address))
+            None => timeout(time_left, endpoint::resolve(&endpoint.address))
                 .await
-                .map_err(|_| UpstreamConnectionError::ConnectTimeout)?
+                .map_err(|_| UpstreamConnectionError::Timeout(timed_out))?
                 .map_err(UpstreamConnectionError::Connect)?,
         };
         if may_reuse && let Some(connection) = pool::take(resolved) {
             return Ok(connection);
         }
-        UpstreamConnection::connect(resolved, time_left()).await.map(Box::new)
+        tasks::set_waiting_for(TaskWait::UpstreamConnect);
+        match timeout(time_left, UpstreamConnection::connect(resolved)).await {
+            Ok(connected) => connected.map(Box::new),
+            Err(_) => Err(UpstreamConnectionError::Timeout(timed_out)),
+        }
     }
 }

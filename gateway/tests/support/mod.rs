@@ -12,6 +12,7 @@
 
 pub mod client;
 pub mod origin;
+pub mod tls;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};

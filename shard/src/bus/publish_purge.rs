@@ -55,10 +55,9 @@ impl<M: EntryMeta> Bus<M> {
         if to.is_none_or(|to| to == self.node) {
             report.acknowledged_nodes.insert(self.node.clone());
         }
-        // Published in a separate task, so that a caller that is cancelled does not leave it half
+        // Published by a loop of the bus, so that a caller that is cancelled does not leave it half
         // done.
-        let bus = self.clone();
-        let publishing = tokio::spawn(async move { bus.publish_pending().await });
+        self.publication_requested.notify_one();
         let mut published = Vec::new();
         for result in results {
             match timeout_at(deadline.into(), result).await {
@@ -70,7 +69,6 @@ impl<M: EntryMeta> Bus<M> {
                 _ => report.unreachable_servers.extend(self.bus_subscriptions().map(Subscription::label)),
             }
         }
-        drop(publishing);
         // Only the last position of each subscription is awaited: a node that reached it has read
         // all earlier events.
         let mut positions: BTreeMap<usize, StreamPosition> = BTreeMap::new();
@@ -79,6 +77,14 @@ impl<M: EntryMeta> Bus<M> {
         }
         self.await_acknowledgements(AwaitedAcks { positions: &positions, node: to, deadline }, &mut report).await;
         Ok(report)
+    }
+
+    /// Publishes pending purges whenever `purge` has added some. Never returns.
+    pub(super) async fn publish_on_request(self: &Arc<Self>) {
+        loop {
+            self.publication_requested.notified().await;
+            self.publish_pending().await;
+        }
     }
 
     /// Numbers pending purges and publishes them to every server, until a purge gets no number

@@ -16,7 +16,7 @@ use super::script::{
     PUBLISH_OVERRIDE, PUBLISH_PURGE, STATE_KEY, TAGS_KEPT_MAX, TAGS_KEY,
 };
 use crate::entry::Purge;
-use crate::placement::{ENTRY_KEY_PREFIX, digest_prefix};
+use crate::placement::{ENTRY_KEY_PREFIX, digest_prefix, is_tombstone_key};
 use crate::remote::{RedisCluster, ResolvedServer, ServerAddress, ShardFault};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline, PushInfo, PushKind, Value, from_redis_value_ref};
@@ -53,6 +53,8 @@ pub(super) enum Invalidation {
     BusState,
     /// An entry changed: the prefix of its digest, and its Redis key.
     Entry(u64, Vec<u8>),
+    /// The tombstone of an entry was set or has expired: the same prefix, and the tombstone's key.
+    Tombstone(u64, Vec<u8>),
     /// Any key may have changed, or the connection ended.
     Everything,
 }
@@ -433,7 +435,8 @@ impl CommandHandle {
         self.execute(&raise).await.map(drop)
     }
 
-    /// Reads the first `bytes` bytes of entries, which contain their revisions.
+    /// Reads the first `bytes` bytes of values: of entries, which contain their revisions, or whole
+    /// tombstones.
     pub(super) async fn read_heads(&self, keys: &[Vec<u8>], bytes: usize) -> Result<Vec<Value>, ShardFault> {
         let mut query = Pipeline::with_capacity(keys.len());
         for key in keys {
@@ -509,7 +512,8 @@ fn parse_invalidated_key(key: Value) -> Option<Invalidation> {
     if key.starts_with(BUS_KEY_PREFIX.as_bytes()) {
         return Some(Invalidation::BusState);
     }
-    digest_prefix(&key).map(|prefix| Invalidation::Entry(prefix, key))
+    let prefix = digest_prefix(&key)?;
+    Some(if is_tombstone_key(&key) { Invalidation::Tombstone(prefix, key) } else { Invalidation::Entry(prefix, key) })
 }
 
 #[cfg(test)]

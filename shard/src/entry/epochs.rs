@@ -11,12 +11,17 @@
 //! tags the oldest purges are forgotten, and every tagged entry older than a forgotten purge counts
 //! as purged.
 //!
+//! A delete by another node is a change that a server reports (see `bus`); changes are recorded by
+//! the digest of the entry, in stripes of their own. A fill also knows when it began and how many
+//! deletes it had seen, for the comparison with a tombstone (see `remote::tombstone`).
+//!
 //! Refuses to say which key was deleted.
 //! Invariant: a fill that began before a delete of its key, or a purge of one of its tags, never
 //! counts as valid after it.
 
 use crate::key::{Prehashed, Tag};
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::sync::{PoisonError, RwLock};
 use std::time::Instant;
@@ -39,9 +44,27 @@ pub struct EpochSnapshot {
     generation: u64,
     deletes: u64,
     number: u64,
+    began: Instant,
 }
 
 impl EpochSnapshot {
+    /// This snapshot for a fill that began with an earlier one. Deletes and purges of this process
+    /// up to this snapshot do not count for it; those of other nodes, which may be reported later,
+    /// count from the beginning of the fill.
+    #[must_use]
+    pub fn with_beginning_of(self, earlier: Self) -> Self {
+        Self { began: earlier.began, ..self }
+    }
+
+    /// Number of deletes and changes that preceded it.
+    pub(crate) fn deletes(self) -> u64 {
+        self.deletes
+    }
+
+    pub(crate) fn began(self) -> Instant {
+        self.began
+    }
+
     pub(crate) fn generation(self) -> u64 {
         self.generation
     }
@@ -86,6 +109,8 @@ pub(crate) enum PurgeStatus {
 /// each stripe in fixed arrays of atomics, and the purge history behind a read-write lock.
 #[derive(Debug)]
 pub(crate) struct InvalidationEpochs {
+    /// Random identity of the process whose deletes are numbered here.
+    process: u64,
     generation: AtomicU64,
     /// The highest purge number that this process has observed.
     number: AtomicU64,
@@ -178,6 +203,7 @@ impl InvalidationEpochs {
         let zeros = |count| (0..count).map(|_| AtomicU64::new(0)).collect();
         let [generation, number, deletes] = [0; 3].map(AtomicU64::new);
         Self {
+            process: RandomState::new().hash_one(shards),
             generation,
             number,
             deletes,
@@ -188,12 +214,18 @@ impl InvalidationEpochs {
         }
     }
 
+    /// Random identity of this process, under which other nodes know its deletes.
+    pub(crate) fn process(&self) -> u64 {
+        self.process
+    }
+
     /// The current position in the sequence of purges and deletes.
     pub(crate) fn snapshot(&self) -> EpochSnapshot {
+        let began = Instant::now();
         // The number is read first: a purge raises it after the generation, so no number is
         // observed without its purge.
         let number = self.number.load(Ordering::Acquire);
-        EpochSnapshot { generation: self.generation(), deletes: self.deletes.load(Ordering::Acquire), number }
+        EpochSnapshot { generation: self.generation(), deletes: self.deletes.load(Ordering::Acquire), number, began }
     }
 
     /// Whether the key with `hash` was not deleted since the snapshot.
@@ -229,18 +261,21 @@ impl InvalidationEpochs {
         recorded.fold(purges.everything.status(fill_epoch), |worst, recorded| worst.worst(recorded.status(fill_epoch)))
     }
 
-    pub(crate) fn record_delete(&self, hash: u64) {
-        self.count(&self.delete_stripes, hash);
+    /// Records a delete and returns its number: fills that began before it have a smaller
+    /// `EpochSnapshot::deletes`.
+    pub(crate) fn record_delete(&self, hash: u64) -> u64 {
+        self.count(&self.delete_stripes, hash)
     }
 
     pub(crate) fn record_change(&self, digest_prefix: u64) {
         self.count(&self.change_stripes, digest_prefix);
     }
 
-    fn count(&self, stripes: &[AtomicU64], hash: u64) {
+    fn count(&self, stripes: &[AtomicU64], hash: u64) -> u64 {
         let number = self.deletes.fetch_add(1, Ordering::AcqRel) + 1;
         stripe(stripes, hash).fetch_max(number, Ordering::AcqRel);
         fence(Ordering::SeqCst);
+        number
     }
 
     /// Applies a purge with the fleet's `number`, or `UNNUMBERED`.

@@ -12,6 +12,7 @@
 use super::address::{ResolvedServer, ServerAddress};
 use super::fault::ShardFault;
 use super::operation::OperationClass;
+use crate::panics::PanicGuard;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline, Value};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -214,6 +215,11 @@ impl ShardConnection {
         let state = self.state.clone();
         let task = Handle::try_current().map(|runtime| {
             runtime.spawn(async move {
+                // Without an end of the attempt, none would follow it.
+                let panicked = state.clone();
+                let _guard = PanicGuard::for_connection(|| {
+                    panicked.phase.send_replace(ConnectionPhase::Backoff { until: Instant::now() + CONNECT_BACKOFF });
+                });
                 sleep(delay).await;
                 state.connect().await;
             })

@@ -56,8 +56,8 @@ pub struct ShardCounts {
     pub stored: u64,
     /// Deletes that the server confirmed, whether or not the entry existed.
     pub deleted: u64,
-    /// Entries not written because the queue was full or the shard failed until they expired. The
-    /// only effect is a later miss.
+    /// Entries not written because the queue was full, the shard failed until they expired, or they
+    /// were removed after their fill began. The only effect is a later miss.
     pub dropped_stores: u64,
     /// Deletes that never reached the server: the old entry may be read until it expires.
     pub dropped_deletes: u64,

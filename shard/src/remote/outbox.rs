@@ -10,6 +10,10 @@
 //! let an old entry reappear; a delete that the server redirects is set aside (see
 //! `redirected_deletes`).
 //!
+//! A removal sets a tombstone before it deletes the entry, and a store is compared with it by the
+//! server (see `tombstone`): the entry of a fill that began before the removal is not stored,
+//! whichever node sends it.
+//!
 //! Refuses to grow: see `write_queue`.
 //! Invariant: of one thread's jobs for a key, an earlier one never takes effect after a later one
 //! that was confirmed, with two exceptions: commands in the receive buffer of a hung server when
@@ -22,11 +26,13 @@ use super::fault::ShardFault;
 use super::pending_deletes::PendingDeletes;
 use super::redirected_deletes::{RedirectOutcome, RedirectedDelete, RedirectedDeletes};
 use super::retry_queue::RetryQueue;
-use super::self_invalidations::SelfInvalidations;
+use super::self_invalidations::{ChangedKey, SelfInvalidations};
+use super::tombstone::{FillBeginning, GuardedStore, StoreOutcome, add_guarded_store, add_tombstone, store_outcome};
 use super::write_queue::{StoreJob, WriteJob, WriteQueue};
 use crate::clock::ServerClock;
 use crate::entry::{Entry, EntryMeta, EnvelopeCodec, InvalidationEpochs, PurgeStatus};
-use crate::placement::{ENTRY_KEY_PREFIX, digest_prefix};
+use crate::panics::PanicGuard;
+use crate::placement::{ENTRY_KEY_PREFIX, digest_prefix, tombstone_key};
 use redis::{Pipeline, Value};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,6 +51,12 @@ pub(crate) struct WriteOutbox<M> {
     queue: Arc<WriteQueue<M>>,
     writer: Arc<ShardWriter<M>>,
     task: Mutex<Option<AbortHandle>>,
+}
+
+/// A job in a pipeline, and the number of its commands.
+struct SentJob<M> {
+    job: WriteJob<M>,
+    commands: usize,
 }
 
 /// Everything needed to write jobs to a shard.
@@ -69,10 +81,12 @@ impl<M: EntryMeta> WriteOutbox<M> {
         Self { queue: Arc::new(WriteQueue::new()), writer: Arc::new(writer), task: Mutex::new(None) }
     }
 
+    /// Marks an entry as deleted until its delete, which is pushed next, ends.
+    pub(crate) fn begin_delete(&self, name: &str) {
+        self.writer.with_entry_id(name, PendingDeletes::begin);
+    }
+
     pub(crate) fn push(&self, job: WriteJob<M>) {
-        if let WriteJob::Delete { name, .. } = &job {
-            self.writer.with_entry_id(name, PendingDeletes::begin);
-        }
         self.queue.push(job).iter().for_each(|job| self.writer.record_dropped_job(job));
         self.ensure_writer_task();
     }
@@ -122,6 +136,8 @@ impl<M> Drop for WriteOutbox<M> {
 }
 
 async fn run_writer<M: EntryMeta>(queue: Arc<WriteQueue<M>>, writer: Arc<ShardWriter<M>>) {
+    // The next job starts the task again.
+    let _guard = PanicGuard::for_writer(|| {});
     loop {
         let batch = if writer.retry_queue.is_empty() {
             queue.next_batch().await
@@ -172,44 +188,52 @@ impl<M: EntryMeta> ShardWriter<M> {
         }
         match self.connection.execute(&pipeline, self.deadline).await {
             Ok(replies) => self.apply_replies(sent, &replies),
-            Err(_) => (self.handle_failed_batch(sent), false),
+            Err(_) => (self.handle_failed_batch(sent.into_iter().map(|sent| sent.job).collect()), false),
         }
     }
 
-    async fn build_pipeline(&self, batch: Vec<WriteJob<M>>) -> (Pipeline, Vec<WriteJob<M>>) {
+    async fn build_pipeline(&self, batch: Vec<WriteJob<M>>) -> (Pipeline, Vec<SentJob<M>>) {
         let mut pipeline = Pipeline::with_capacity(batch.len());
         let mut sent = Vec::with_capacity(batch.len());
         for job in batch {
-            let was_added = match &job {
+            let commands = match &job {
+                // The server may have lost its tombstones, and its removals are not reported.
+                WriteJob::Store(store) if !store.is_retry && !self.is_subscribed.load(Ordering::Acquire) => {
+                    self.retry_later(job);
+                    continue;
+                }
                 // After a subscription gap or an invalidation, the entry may have been deleted at
                 // the server meanwhile.
-                WriteJob::Store(store) if store.is_retry && self.may_be_outdated(&store.entry) => false,
-                WriteJob::Store(store) => {
-                    let was_added = self.add_store(&mut pipeline, store).await;
-                    if was_added && store.is_retry {
-                        pipeline.arg("NX");
-                    }
-                    was_added
-                }
+                WriteJob::Store(store) if store.is_retry && self.may_be_outdated(&store.entry) => 0,
+                WriteJob::Store(store) => self.add_store(&mut pipeline, store).await,
                 WriteJob::Copy { name, envelope, until } => {
                     let ttl = until.saturating_duration_since(Instant::now()).as_millis() as u64;
                     if ttl > 0 {
                         pipeline.cmd("SET").arg(name).arg(&envelope[..]).arg("PX").arg(ttl);
                     }
-                    ttl > 0
+                    usize::from(ttl > 0)
                 }
-                WriteJob::Delete { name, redirected_since } => {
+                WriteJob::Delete { name, removal, redirected_since } => {
                     // A redirected delete may delete a newer entry, and that change must be
                     // processed.
-                    if redirected_since.is_none() {
-                        self.with_entry_id(name, |_, id| self.self_invalidations.expect(id));
+                    let is_own = redirected_since.is_none();
+                    // The tombstone first: no outdated entry is stored after the delete.
+                    let tombstone = removal.zip(tombstone_key(name));
+                    if let Some((sequence, tombstone)) = &tombstone {
+                        if is_own {
+                            self.with_entry_id(name, |_, id| self.self_invalidations.expect(ChangedKey::Tombstone(id)));
+                        }
+                        add_tombstone(&mut pipeline, tombstone, (self.epochs.process(), *sequence));
+                    }
+                    if is_own {
+                        self.with_entry_id(name, |_, id| self.self_invalidations.expect(ChangedKey::Entry(id)));
                     }
                     pipeline.cmd("UNLINK").arg(name);
-                    true
+                    1 + usize::from(tombstone.is_some())
                 }
             };
-            if was_added {
-                sent.push(job);
+            if commands > 0 {
+                sent.push(SentJob { job, commands });
             } else {
                 self.record_dropped_job(&job);
             }
@@ -217,16 +241,18 @@ impl<M: EntryMeta> ShardWriter<M> {
         (pipeline, sent)
     }
 
-    /// Returns false if the entry was purged or deleted, has expired, or cannot be encoded.
-    async fn add_store(&self, pipeline: &mut Pipeline, store: &StoreJob<M>) -> bool {
-        let StoreJob { name, digest, hash, entry, .. } = store;
+    /// Returns the number of commands: 0 if the entry was purged or deleted, may have been deleted
+    /// during a subscription gap, has expired, or cannot be encoded.
+    async fn add_store(&self, pipeline: &mut Pipeline, store: &StoreJob<M>) -> usize {
+        let StoreJob { name, digest, hash, entry, is_retry } = store;
         let ttl = entry.ttl.saturating_sub(entry.age(Instant::now()));
-        let is_invalidated = entry.fill_epoch().is_some_and(|snapshot| {
-            let is_purged = self.epochs.purge_status(entry.meta.tags(), snapshot.generation()) == PurgeStatus::Purged;
-            is_purged || !self.epochs.is_undeleted_since(*hash, snapshot)
-        });
+        let (Some(snapshot), Some(tombstone_key)) = (entry.fill_epoch(), tombstone_key(name)) else { return 0 };
+        let is_purged = self.epochs.purge_status(entry.meta.tags(), snapshot.generation()) == PurgeStatus::Purged;
+        let had_gap =
+            entry.location().is_some_and(|at| self.epochs.had_subscription_gap(at.shard, snapshot.generation()));
+        let is_invalidated = is_purged || had_gap || !self.epochs.is_undeleted_since(*hash, snapshot);
         if is_invalidated || ttl < Duration::from_millis(1) {
-            return false;
+            return 0;
         }
         let envelope = if self.codec.needs_blocking_encode(entry) {
             let (codec, clock, digest, entry) = (self.codec.clone(), self.clock.clone(), *digest, entry.clone());
@@ -234,9 +260,16 @@ impl<M: EntryMeta> ShardWriter<M> {
         } else {
             Some(self.codec.encode(digest, entry, self.clock.now()))
         };
-        let Some(Ok(envelope)) = envelope else { return false };
-        pipeline.cmd("SET").arg(name).arg(envelope).arg("PX").arg(ttl.as_millis() as u64);
-        true
+        let Some(Ok(envelope)) = envelope else { return 0 };
+        let store = GuardedStore {
+            key: name,
+            tombstone_key: &tombstone_key,
+            envelope,
+            ttl_ms: ttl.as_millis() as u64,
+            fill: FillBeginning::new(&self.epochs, snapshot, &self.clock),
+            is_retry: *is_retry,
+        };
+        add_guarded_store(pipeline, &store)
     }
 
     fn may_be_outdated(&self, entry: &Entry<M>) -> bool {
@@ -254,29 +287,27 @@ impl<M: EntryMeta> ShardWriter<M> {
         }
     }
 
-    fn apply_replies(&self, sent: Vec<WriteJob<M>>, replies: &[Value]) -> (Vec<WriteJob<M>>, bool) {
-        let (mut left, mut was_accepted) = (Vec::new(), false);
-        for (job, reply) in sent.into_iter().zip(replies) {
-            let fault = ShardFault::from_reply(reply);
+    fn apply_replies(&self, sent: Vec<SentJob<M>>, replies: &[Value]) -> (Vec<WriteJob<M>>, bool) {
+        let (mut left, mut was_accepted, mut replies) = (Vec::new(), false, replies.iter());
+        for SentJob { job, commands } in sent {
+            let replies: Vec<&Value> = replies.by_ref().take(commands).collect();
+            let fault = match &job {
+                WriteJob::Delete { name, .. } => self.fault_of_delete(name, &replies),
+                WriteJob::Copy { .. } => replies.iter().find_map(|reply| ShardFault::from_reply(reply)),
+                WriteJob::Store(store) => match store_outcome(&replies) {
+                    StoreOutcome::Failed(fault) => Some(fault),
+                    outcome => {
+                        self.record_outcome(store, outcome);
+                        None
+                    }
+                },
+            };
             was_accepted |= fault.is_none();
-            if let (Some(_), WriteJob::Delete { name, .. }) = (fault, &job) {
-                // Nothing was deleted, so no invalidation follows.
-                self.with_entry_id(name, |_, id| _ = self.self_invalidations.take(id));
-            }
             match (fault, &job) {
-                // Another node has stored a newer entry meanwhile.
-                (None, WriteJob::Store(store)) if store.is_retry && *reply == Value::Nil => {
-                    self.record_dropped_job(&job)
-                }
-                (None, WriteJob::Store(_) | WriteJob::Copy { .. }) => self.counts.stored.increment(),
+                (None, WriteJob::Store(_)) => {}
+                (None, WriteJob::Copy { .. }) => self.counts.stored.increment(),
                 (None, WriteJob::Delete { name, .. }) => {
-                    self.with_entry_id(name, |pending_deletes, id| {
-                        pending_deletes.end(id);
-                        // The entry did not exist, so no invalidation follows.
-                        if *reply == Value::Int(0) {
-                            self.self_invalidations.take(id);
-                        }
-                    });
+                    self.with_entry_id(name, PendingDeletes::end);
                     self.counts.deleted.increment();
                 }
                 (Some(fault), WriteJob::Delete { .. }) if fault.is_breaker_failure() => left.push(job),
@@ -286,6 +317,36 @@ impl<M: EntryMeta> ShardWriter<M> {
             }
         }
         (left, was_accepted)
+    }
+
+    fn record_outcome(&self, store: &StoreJob<M>, outcome: StoreOutcome) {
+        match outcome {
+            StoreOutcome::Stored => self.counts.stored.increment(),
+            // The entry was removed after its fill began; the report of that may still be on its
+            // way, or the subscription lost.
+            StoreOutcome::Refused => {
+                store.entry.retire();
+                self.record_dropped_stores(1);
+            }
+            StoreOutcome::Kept | StoreOutcome::Failed(_) => self.record_dropped_stores(1),
+        }
+    }
+
+    /// The fault of a delete, and the changes that it will not be reported for. A tombstone that
+    /// the server refuses, because its memory is full for instance, does not hold up the delete.
+    fn fault_of_delete(&self, name: &str, replies: &[&Value]) -> Option<ShardFault> {
+        let (deleted, tombstones) = replies.split_last()?;
+        let (fault, tombstone_fault) =
+            (ShardFault::from_reply(deleted), tombstones.iter().find_map(|reply| ShardFault::from_reply(reply)));
+        self.with_entry_id(name, |_, id| {
+            if fault.is_some() || **deleted == Value::Int(0) {
+                self.self_invalidations.take(ChangedKey::Entry(id));
+            }
+            if tombstone_fault.is_some() {
+                self.self_invalidations.take(ChangedKey::Tombstone(id));
+            }
+        });
+        fault.or(tombstone_fault.filter(|fault| *fault == ShardFault::Moved))
     }
 
     /// Queues entries for a retry and returns the deletes.
@@ -305,17 +366,20 @@ impl<M: EntryMeta> ShardWriter<M> {
     }
 
     fn redirect_delete(&self, job: WriteJob<M>) {
-        if let WriteJob::Delete { name, redirected_since } = job {
-            self.set_aside(RedirectedDelete { name, redirected_since: redirected_since.unwrap_or_else(Instant::now) });
+        if let WriteJob::Delete { name, removal, redirected_since } = job {
+            let redirected_since = redirected_since.unwrap_or_else(Instant::now);
+            self.set_aside(RedirectedDelete { name, removal, redirected_since });
         }
     }
 
     fn set_aside(&self, delete: RedirectedDelete) {
-        let name = delete.name.clone();
+        let (name, removal) = (delete.name.clone(), delete.removal);
         match self.redirected_deletes.add(delete) {
             RedirectOutcome::Deferred => {}
             RedirectOutcome::Duplicate => self.with_entry_id(&name, PendingDeletes::end),
-            RedirectOutcome::Rejected => self.record_dropped_job(&WriteJob::Delete { name, redirected_since: None }),
+            RedirectOutcome::Rejected => {
+                self.record_dropped_job(&WriteJob::Delete { name, removal, redirected_since: None })
+            }
         }
     }
 

@@ -22,6 +22,8 @@ const REDIRECTED_FOR_MAX: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RedirectedDelete {
     pub(crate) name: String,
+    /// Number of the removal, as in `WriteJob::Delete`.
+    pub(crate) removal: Option<u64>,
     /// When a server first redirected it.
     pub(crate) redirected_since: Instant,
 }
@@ -89,7 +91,7 @@ mod tests {
     #[test]
     fn deletes_are_taken_in_order_and_excess_and_outdated_ones_are_rejected() {
         let (deletes, since) = (RedirectedDeletes::default(), Instant::now());
-        let delete = |n: usize| RedirectedDelete { name: n.to_string(), redirected_since: since };
+        let delete = |n: usize| RedirectedDelete { name: n.to_string(), removal: Some(1), redirected_since: since };
         assert!(deletes.take().is_empty());
         for n in 0..REDIRECTED_MAX {
             assert_eq!(deletes.add(delete(n)), RedirectOutcome::Deferred);
@@ -104,7 +106,7 @@ mod tests {
         assert_eq!(deletes.add(delete(0)), RedirectOutcome::Deferred);
         if let Some(since) = since.checked_sub(2 * REDIRECTED_FOR_MAX) {
             assert_eq!(
-                deletes.add(RedirectedDelete { name: "old".into(), redirected_since: since }),
+                deletes.add(RedirectedDelete { name: "old".into(), removal: None, redirected_since: since }),
                 RedirectOutcome::Rejected
             );
         }

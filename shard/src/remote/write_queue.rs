@@ -38,6 +38,9 @@ pub(crate) enum WriteJob<M> {
     },
     Delete {
         name: String,
+        /// Number of the removal in this process, for the tombstone; `None` if the key is deleted
+        /// because its value is damaged.
+        removal: Option<u64>,
         /// When a server first redirected it.
         redirected_since: Option<Instant>,
     },
@@ -208,7 +211,7 @@ mod tests {
     }
 
     fn delete(n: usize) -> WriteJob<TestMeta> {
-        WriteJob::Delete { name: n.to_string(), redirected_since: None }
+        WriteJob::Delete { name: n.to_string(), removal: Some(1), redirected_since: None }
     }
 
     fn names(batch: &[WriteJob<TestMeta>]) -> Vec<&str> {

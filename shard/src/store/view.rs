@@ -246,11 +246,18 @@ impl<M: EntryMeta> StoreView<M> {
         self.store.epochs.snapshot()
     }
 
-    /// Whether neither the key was deleted nor one of `tags` purged since then.
-    pub fn is_unchanged_since(&self, key: &KeyRef<'_>, tags: &[Tag], since: EpochSnapshot) -> bool {
+    /// Whether neither the key was deleted by any node, nor one of `tags` purged, since then, as
+    /// far as it was reported.
+    #[expect(clippy::too_many_arguments, reason = "region and key name the entry, as in `insert`")]
+    pub fn is_unchanged_since(&self, region: &Region, key: &KeyRef<'_>, tags: &[Tag], since: EpochSnapshot) -> bool {
         let epochs = &self.store.epochs;
+        let is_unchanged_remotely = || {
+            let remote = self.store.remote_key(region, key);
+            remote.is_none_or(|remote| epochs.is_unchanged_since(remote.digest.prefix(), since))
+        };
         epochs.is_undeleted_since(key.hash(), since)
             && epochs.purge_status(tags, since.generation()) == PurgeStatus::Unaffected
+            && is_unchanged_remotely()
     }
 
     /// Stores an entry. The returned hit serves the response even if nothing could be stored.
@@ -268,9 +275,14 @@ impl<M: EntryMeta> StoreView<M> {
             }
             self.region.set(Some(*region));
         }
-        let remote = if target == InsertTarget::LocalAndRemote { self.store.remote_key(region, key) } else { None };
+        // A removal by another node is found by the location, so an entry that is stored locally
+        // only has one, too.
+        let remote = self.store.remote_key(region, key);
         let (entry, is_stored) = self.store_locally(key, entry.with_location(remote.as_ref().map(RemoteKey::location)));
-        if is_stored && let Some(remote) = remote {
+        if is_stored
+            && target == InsertTarget::LocalAndRemote
+            && let Some(remote) = remote
+        {
             let (name, digest, hash) = (remote.redis_key, remote.digest, key.hash());
             self.clients[remote.shard].enqueue(WriteJob::Store(StoreJob {
                 name,
@@ -283,16 +295,21 @@ impl<M: EntryMeta> StoreView<M> {
         CacheHit { entry, layer: CacheLayer::L2 }
     }
 
-    /// Removes an entry from the local cache now, and from the region's shard in the background.
+    /// Removes an entry from the local cache now, and from the region's shard and the other nodes
+    /// in the background. Fills of the key that began before are stored nowhere, whichever node
+    /// they run on.
     pub fn remove(&self, region: &Region, key: &KeyRef<'_>) {
-        // The shard first: a read that started before is not stored once the local cache has
-        // recorded the deletion, and a later read finds the pending delete.
-        if let Some(remote) = self.store.remote_key(region, key) {
-            let prefix = remote.digest.prefix();
-            self.clients[remote.shard].enqueue(WriteJob::Delete { name: remote.redis_key, redirected_since: None });
-            self.store.hot_copies.invalidate(prefix);
-        }
-        self.store.local.remove(key);
+        let Some(remote) = self.store.remote_key(region, key) else {
+            self.store.local.remove(key);
+            return;
+        };
+        // The pending delete first: a read that started before is not stored once the local cache
+        // has recorded the deletion, and a later read finds the pending delete.
+        let client = &self.clients[remote.shard];
+        client.begin_delete(&remote.redis_key);
+        self.store.hot_copies.invalidate(remote.digest.prefix());
+        let removal = Some(self.store.local.remove(key));
+        client.enqueue(WriteJob::Delete { name: remote.redis_key, removal, redirected_since: None });
     }
 
     /// Incremental maintenance: sweeps a bounded batch of invalid entries, reports hot keys, and
@@ -335,10 +352,12 @@ impl<M: EntryMeta> StoreView<M> {
                 has_any = true;
                 match self.store.redirect(shard, &delete.name) {
                     Redirect::To(owner) => {
-                        let (name, redirected_since) = (delete.name.clone(), Some(delete.redirected_since));
+                        let (name, removal) = (delete.name.clone(), delete.removal);
+                        let redirected_since = Some(delete.redirected_since);
                         // Queued on the new shard before it is finished on the old one, so that no
                         // read finds the entry in between.
-                        self.clients[owner].enqueue(WriteJob::Delete { name, redirected_since });
+                        self.clients[owner].begin_delete(&name);
+                        self.clients[owner].enqueue(WriteJob::Delete { name, removal, redirected_since });
                         client.finish_redirected_delete(&delete.name, true);
                     }
                     Redirect::Unknown => client.defer_delete(delete),

@@ -1,6 +1,7 @@
 //! `[[routes]]`: match conditions, and the policies of matching requests.
 
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -9,10 +10,10 @@ use super::super::expand::read_file;
 use super::super::fault::ConfigProblem;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, ValueKind};
-use super::bounds::{DAY, SECOND};
+use super::bounds::{DAY, HOUR, MS, SECOND};
 use super::draft::RouteReferences;
 use super::formats;
-use crate::route::{HostPattern, PathPattern, RouteConfig};
+use crate::route::{HostPattern, PathPattern, RouteConfig, TimeoutOverrides};
 use crate::{cache, degrade};
 
 const COST_MAX: u32 = 1_000_000;
@@ -48,6 +49,11 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
             .collect(),
         cache: table.table("cache", |cache| cache_policy(cache, default.cache.clone().unwrap_or_default())),
         degrade: table.table("degrade", |degrade| degrade_page(degrade, default.degrade.clone())),
+        timeouts: TimeoutOverrides {
+            head: optional(table, "timeout", MS..=HOUR),
+            idle: optional(table, "idle_timeout", MS..=HOUR),
+            total: optional(table, "total_timeout", Duration::ZERO..=DAY),
+        },
         ..default
     };
     let names = RouteReferences {
@@ -58,6 +64,10 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         limits,
     };
     (config, names)
+}
+
+fn optional(table: &TableReader<'_>, key: &'static str, range: RangeInclusive<Duration>) -> Option<Duration> {
+    table.optional(key, &DurationRange(range)).map(|duration| duration.value)
 }
 
 fn cache_policy(table: &TableReader<'_>, default: cache::CachePolicy) -> Option<cache::CachePolicy> {

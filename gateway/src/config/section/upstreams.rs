@@ -1,10 +1,12 @@
 //! `[upstreams.*]`: endpoints, timeouts and circuit breaker.
 
+use std::time::Duration;
+
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::node::DocumentValue;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{ArrayOf, DurationRange, IntegerRange, OneOf, PositiveNumber};
-use super::bounds::{HOUR, MS, SECOND};
+use super::bounds::{DAY, HOUR, MS, SECOND};
 use super::formats;
 use crate::breaker;
 use crate::endpoint::BalancePolicy;
@@ -48,6 +50,13 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         balance: table.value_or("balance", &BALANCE, default.balance),
         connect_timeout: table.value_or("connect_timeout", &DurationRange(MS..=60 * SECOND), default.connect_timeout),
         timeout: table.value_or("timeout", &DurationRange(MS..=HOUR), default.timeout),
+        idle_timeout: table.value_or("idle_timeout", &DurationRange(MS..=HOUR), default.idle_timeout),
+        total_timeout: Some(table.value_or(
+            "total_timeout",
+            &DurationRange(Duration::ZERO..=DAY),
+            default.total_timeout.unwrap_or_default(),
+        ))
+        .filter(|total| !total.is_zero()),
         breaker: table.table("breaker", breaker),
         ..default
     }

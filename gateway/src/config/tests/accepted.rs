@@ -11,7 +11,7 @@ use crate::endpoint::{BalancePolicy, EndpointAddress};
 use crate::http::limits::GetBodyPolicy;
 use crate::identify::{ForwardedField, IdentitySource};
 use crate::log::AccessLogTarget;
-use crate::route::{HostPattern, PathPattern};
+use crate::route::{HostPattern, PathPattern, TimeoutOverrides};
 use crate::{accept, admin, cache, degrade, identify, limit, upstream};
 
 #[test]
@@ -80,6 +80,8 @@ endpoints = ["http://A.example", "http://[::1]:81"]
 balance = "round-robin"
 connect_timeout = "2s"
 timeout = "3s"
+idle_timeout = "4s"
+total_timeout = "5s"
 breaker = { error_ratio = 1, slow = "1s", slow_ratio = 0.25, minimum = 5, window = "20s", open = "1m" }
 
 [[routes]]
@@ -91,6 +93,9 @@ cost = 2
 cost_by_status = { "401" = 9, "5xx" = 3 }
 cache = { mode = "off" }
 degrade = { status = 429, retry_after = "9s" }
+timeout = "6s"
+idle_timeout = "7s"
+total_timeout = "0s"
 
 [[routes]]
 name = "two"
@@ -164,6 +169,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     let shop = &config.upstreams[0];
     assert_eq!(shop.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a.example:80", "[::1]:81"]);
     assert_eq!((shop.balance, shop.connect_timeout, shop.timeout), (BalancePolicy::RoundRobin, 2 * second, 3 * second));
+    assert_eq!((shop.idle_timeout, shop.total_timeout), (4 * second, Some(5 * second)));
     assert_eq!((shop.breaker.error_ratio, shop.breaker.slow_ratio, shop.breaker.minimum), (1.0, 0.25, 5));
     assert_eq!((shop.breaker.slow, shop.breaker.window, shop.breaker.open), (second, 20 * second, 60 * second));
     let [one, two] = &config.routes[..] else { panic!("two routes") };
@@ -178,6 +184,9 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     let costs: Vec<_> = one.cost_by_status.iter().map(|(statuses, cost)| (*statuses, cost.get())).collect();
     assert_eq!(costs, [(cache::StatusPattern::One(401), 9), (cache::StatusPattern::Class(5), 3)]);
     assert_eq!((one.degrade.status.as_u16(), one.degrade.retry_after), (429, 9 * second));
+    let timeouts =
+        TimeoutOverrides { head: Some(6 * second), idle: Some(7 * second), total: Some(std::time::Duration::ZERO) };
+    assert_eq!((one.timeouts, two.timeouts), (timeouts, TimeoutOverrides::default()));
     assert_eq!(
         (&two.host, &two.path),
         (&HostPattern::Exact("shop.example".to_owned()), &PathPattern::Exact("/a".to_owned()))

@@ -4,12 +4,19 @@
 //! States: waiting (no byte of a request, no buffer) -> reading the head -> responding (the request
 //! body may still arrive) -> waiting, or closed. After a refusal, a request body that is too long
 //! to drain, or an aborted response, the connection is not reused.
+//!
+//! A timeout runs only while the gateway waits for the client: for bytes of a head or body, or for
+//! the client to accept bytes that the gateway has to write. A closing connection
+//! discards what the client still sends for a short time: closed with unread bytes, TCP would reset
+//! it and the client could lose the response.
 
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
+
+use tokio::time::timeout;
 
 use super::chunk::{ChunkDecoder, DecodeStep};
 use super::request::{self, RequestRefusal};
@@ -19,19 +26,31 @@ use super::serialized::SerializedResponse;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::ReadBuffer;
 use crate::http::deadline::ResettableDeadline;
+use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::fields::Fields;
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
 use crate::http::min_rate::MinRateTimer;
 use crate::http::transport::TransportStream;
+use crate::tasks::{self, TaskWait};
 
-/// Maximum bytes of an unread request body that are discarded to keep the connection.
+/// Maximum bytes of an unread request body that are discarded to keep the connection. A new
+/// connection costs less than reading more.
 const DRAIN_MAX: u64 = 64 << 10;
+/// Maximum time for that.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes of a request line beside its target: the longest accepted method, two spaces and a
 /// version.
 const LINE_EXTRA: usize = 64;
-/// How long a closing connection waits for the client to read the last response.
-const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a closing connection stays open while the client sends nothing: enough for the client
+/// to read the last response and to close.
+const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a closing connection discards what the client sends. Shorter than the default header
+/// timeout, so that a client holds a connection no longer by its body than by silence; long enough
+/// for most uploads of tens of megabytes to end.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Reads of a closing connection before other tasks of the thread run: at most 512 KiB.
+const LINGER_READS: usize = 8;
 
 /// Result of waiting for a request: bytes arrived, timed out, or closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +95,8 @@ struct RequestReader {
     client_closed: bool,
     deadline: ResettableDeadline,
     idle_timeout: Duration,
+    /// Bytes of the current body received so far, with its framing.
+    body_received: u64,
     /// Created by the first wait for body bytes.
     min_rate: Option<Box<MinRateTimer>>,
     /// Minimum rate of request and response body, in bytes per second.
@@ -108,11 +129,12 @@ pub(crate) struct ResponseWriter<'a> {
     is_head: bool,
     idle_timeout: Duration,
     body_rate: u32,
-    /// Created by the first wait for the client.
+    /// Created by the first wait for the client to accept bytes.
     timeouts: Option<Box<WriteTimeouts>>,
 }
 
-/// Timeouts for a client that does not read its response.
+/// Timeouts for a client that does not read its response. They run only while bytes wait for the
+/// client to accept them, not while the source of the body is pending.
 struct WriteTimeouts {
     deadline: ResettableDeadline,
     min_rate: MinRateTimer,
@@ -131,6 +153,7 @@ impl DownstreamConnection {
             client_closed: false,
             deadline: ResettableDeadline::after(limits.header_timeout),
             idle_timeout: limits.idle_timeout,
+            body_received: 0,
             min_rate: None,
             body_rate: limits.body_rate,
         };
@@ -260,15 +283,16 @@ impl DownstreamConnection {
     }
 
     /// After a response: discards the rest of the request body. Returns whether the connection can
-    /// be reused.
+    /// be reused; `close` discards a body that is too long for that.
     pub(crate) async fn drain_for_reuse(&mut self) -> bool {
-        if !self.keep_alive {
-            return false;
+        if !self.keep_alive || matches!(self.reader.body, RequestBodyState::Done) {
+            return self.keep_alive;
         }
-        if self.reader.must_send_continue && !matches!(self.reader.body, RequestBodyState::Done) {
-            // The client got no `100 Continue`, so it is undefined whether it will send its body.
-            return false;
-        }
+        self.reader.may_be_drained() && timeout(DRAIN_TIMEOUT, self.drain()).await.unwrap_or(false)
+    }
+
+    /// Discards the rest of the request body; returns whether it ended within `DRAIN_MAX`.
+    async fn drain(&mut self) -> bool {
         let mut drained = 0;
         while !matches!(self.reader.body, RequestBodyState::Done) {
             let (mut body, _) = self.exchange();
@@ -290,25 +314,36 @@ impl DownstreamConnection {
         (&self.io, &mut self.reader.buffer)
     }
 
-    /// Shuts the connection down without losing the last response: ends the sending side, then
-    /// reads for a short time. The connection is to be dropped afterwards.
+    /// Shuts the connection down without losing the last response: ends the sending side (with TLS,
+    /// by a `close_notify` first), then discards what the client sends until the client closes,
+    /// sends nothing for `LINGER_IDLE_TIMEOUT`, or `LINGER_TIMEOUT` has passed. The connection is
+    /// to be dropped afterwards.
     pub(crate) async fn close(&mut self) {
         let io = &self.io;
-        self.reader.deadline.restart(LINGER_TIMEOUT);
-        let mut drained = 0;
-        let deadline = &mut self.reader.deadline;
+        let RequestReader { buffer, deadline, .. } = &mut self.reader;
+        let end = tokio::time::Instant::now() + LINGER_TIMEOUT;
+        deadline.restart(LINGER_IDLE_TIMEOUT);
+        let mut is_shut = false;
+        tasks::set_waiting_for(TaskWait::ClientClose);
         poll_fn(|cx| {
-            if deadline.poll(cx).is_ready() || ready!(io.poll_shutdown(cx)).is_err() {
-                return Poll::Ready(());
+            // While the client does not accept the end of the sending side, its bytes are read: it
+            // may read only after it has sent them.
+            match io.poll_shutdown_once(cx, &mut is_shut) {
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(())) | Poll::Pending => {}
             }
-            // On the stack: kept across the wait, it would enlarge the task of every connection.
-            let mut scratch = [0; 4096];
-            loop {
-                match ready!(io.poll_read(cx, &mut scratch)) {
-                    Ok(count) if count > 0 && drained < DRAIN_MAX => drained += count as u64,
-                    _ => return Poll::Ready(()),
+            for _ in 0..LINGER_READS {
+                let unread = buffer.data().len();
+                buffer.consume(unread);
+                match buffer.poll_fill(io, cx, 1) {
+                    Poll::Ready(Ok(count)) if count > 0 => {
+                        deadline.set(end.min(tokio::time::Instant::now() + LINGER_IDLE_TIMEOUT));
+                    }
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return deadline.poll(cx),
                 }
             }
+            ready_or_yield(deadline.poll(cx), cx)
         })
         .await;
     }
@@ -350,6 +385,14 @@ impl DownstreamConnection {
     }
 }
 
+/// Returns a pending `poll` with a wake-up, so that the task continues after the other ready tasks.
+fn ready_or_yield(poll: Poll<()>, cx: &Context<'_>) -> Poll<()> {
+    if poll.is_pending() {
+        cx.waker().wake_by_ref();
+    }
+    poll
+}
+
 fn refuse(refusal: RequestRefusal) -> RequestReadError {
     RequestReadError::Refused(refusal)
 }
@@ -364,8 +407,38 @@ impl RequestReader {
         self.trailers = None;
         self.must_send_continue = expects_continue && self.buffer.is_empty();
         self.deadline.restart(self.idle_timeout);
+        self.body_received = self.buffer.data().len() as u64;
         self.min_rate = None;
         self.continue_sent = 0;
+    }
+
+    /// Whether the rest of the body may be short enough to be discarded for the next request.
+    fn may_be_drained(&self) -> bool {
+        match self.body {
+            RequestBodyState::Done => true,
+            RequestBodyState::Failed => false,
+            // The client got no `100 Continue`, so it is undefined whether it will send its body.
+            RequestBodyState::Length { .. } | RequestBodyState::Chunked { .. } if self.must_send_continue => false,
+            RequestBodyState::Length { remaining } => remaining <= DRAIN_MAX,
+            RequestBodyState::Chunked { .. } => true,
+        }
+    }
+
+    /// Polled while the gateway waits for the client: fails when the client has been idle for too
+    /// long, or its body is below the minimum rate.
+    fn poll_client_timeout(&mut self, cx: &mut Context<'_>) -> Poll<BodyError> {
+        let min_rate = self.min_rate.get_or_insert_with(|| {
+            let mut min_rate = Box::new(MinRateTimer::new(self.body_rate, self.idle_timeout));
+            min_rate.record_progress(self.body_received);
+            min_rate
+        });
+        if let Some(at) = min_rate.wait_deadline() {
+            self.deadline.no_later_than(at);
+        }
+        tasks::set_waiting_for(TaskWait::ClientBody);
+        ready!(self.deadline.poll(cx));
+        self.body = RequestBodyState::Failed;
+        Poll::Ready(BodyError::Timeout(ExchangeTimeout::ClientBody))
     }
 
     /// Consumes framing; `Some` when body bytes or the end are available.
@@ -410,6 +483,11 @@ impl Http1RequestBody<'_> {
         matches!(self.reader.body, RequestBodyState::Done)
     }
 
+    /// Whether the rest of the body may be short enough for the connection to be reused.
+    pub(crate) fn may_be_drained(&self) -> bool {
+        self.reader.may_be_drained()
+    }
+
     fn poll_continue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
         while self.reader.continue_sent < CONTINUE.len() {
@@ -432,11 +510,15 @@ impl BodySource for Http1RequestBody<'_> {
                 return Poll::Ready(result);
             }
             if self.reader.must_send_continue {
-                ready!(self.poll_continue(cx))?;
+                let Poll::Ready(sent) = self.poll_continue(cx) else {
+                    return self.reader.poll_client_timeout(cx).map(Err);
+                };
+                sent?;
             }
             let reader = &mut *self.reader;
             match reader.buffer.poll_fill(self.io, cx, 1) {
                 Poll::Ready(Ok(count)) if count > 0 => {
+                    reader.body_received = reader.body_received.saturating_add(count as u64);
                     reader.min_rate.iter_mut().for_each(|min_rate| min_rate.record_progress(count as u64));
                     reader.deadline.restart(reader.idle_timeout);
                 }
@@ -444,17 +526,7 @@ impl BodySource for Http1RequestBody<'_> {
                     reader.body = RequestBodyState::Failed;
                     return Poll::Ready(Err(result.err().map_or(BodyError::Truncated, BodyError::Io)));
                 }
-                Poll::Pending => {
-                    let min_rate = reader
-                        .min_rate
-                        .get_or_insert_with(|| Box::new(MinRateTimer::new(reader.body_rate, reader.idle_timeout)));
-                    if let Some(at) = min_rate.wait_deadline() {
-                        reader.deadline.no_later_than(at);
-                    }
-                    ready!(reader.deadline.poll(cx));
-                    reader.body = RequestBodyState::Failed;
-                    return Poll::Ready(Err(BodyError::Timeout));
-                }
+                Poll::Pending => return reader.poll_client_timeout(cx).map(Err),
             }
         }
     }
@@ -562,21 +634,25 @@ impl ResponseWriter<'_> {
         if let Poll::Ready(result) = self.writer.poll_send(cx, self.io, body) {
             return Poll::Ready(result);
         }
-        let (idle_timeout, body_rate) = (self.idle_timeout, self.body_rate);
-        let new = || {
-            Box::new(WriteTimeouts {
-                deadline: ResettableDeadline::after(idle_timeout),
-                min_rate: MinRateTimer::new(body_rate, idle_timeout),
-            })
-        };
-        let WriteTimeouts { deadline, min_rate } = &mut **self.timeouts.get_or_insert_with(new);
-        if self.writer.take_progress() {
-            deadline.restart(idle_timeout);
-            min_rate.record_progress(self.writer.body_sent() - before);
+        let (sent, is_blocked) = (self.writer.body_sent(), self.writer.is_blocked());
+        let has_progressed = self.writer.take_progress();
+        if let Some(timeouts) = &mut self.timeouts
+            && (has_progressed || !is_blocked)
+        {
+            timeouts.deadline.restart(self.idle_timeout);
+            timeouts.min_rate.record_progress(sent - before);
         }
-        if !self.writer.is_blocked() {
-            min_rate.pause();
-        } else if let Some(at) = min_rate.wait_deadline() {
+        if !is_blocked {
+            // Only the source is pending: no clock of the client runs.
+            return Poll::Pending;
+        }
+        tasks::set_waiting_for(TaskWait::ClientRead);
+        let WriteTimeouts { deadline, min_rate } = &mut **self.timeouts.get_or_insert_with(|| {
+            let mut min_rate = MinRateTimer::new(self.body_rate, self.idle_timeout);
+            min_rate.record_progress(sent);
+            Box::new(WriteTimeouts { deadline: ResettableDeadline::after(self.idle_timeout), min_rate })
+        });
+        if let Some(at) = min_rate.wait_deadline() {
             deadline.no_later_than(at);
         }
         deadline.poll(cx).map(|()| Err(SendError::Peer(io::ErrorKind::TimedOut.into())))
@@ -627,3 +703,6 @@ impl ResponseWriter<'_> {
         length
     }
 }
+
+#[cfg(test)]
+mod tests;

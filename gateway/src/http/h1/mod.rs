@@ -25,4 +25,4 @@ pub(crate) use request::RequestRefusal;
 pub(crate) use request::is_authority;
 pub(crate) use send::SendError;
 pub(crate) use serialized::SerializedResponse;
-pub(crate) use upstream::{UpstreamConnection, UpstreamConnectionError};
+pub(crate) use upstream::{UpstreamAttempt, UpstreamConnection, UpstreamConnectionError};

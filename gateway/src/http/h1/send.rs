@@ -38,6 +38,8 @@ pub(super) struct MessageWriter {
     any_sent: bool,
     /// Whether bytes were written since `take_progress` was called or the message was started.
     progressed: bool,
+    /// Whether written bytes wait in the TLS buffer because the socket does not accept them.
+    is_flush_pending: bool,
     /// Body bytes written or prepared, without framing.
     body_sent: u64,
 }
@@ -58,6 +60,7 @@ impl MessageWriter {
             source_error: None,
             any_sent: false,
             progressed: false,
+            is_flush_pending: false,
             body_sent: 0,
         }
     }
@@ -85,6 +88,7 @@ impl MessageWriter {
         // Part of an interim head may have been sent. The rest of it must not be discarded then.
         self.any_sent = self.sent > 0;
         self.progressed = false;
+        self.is_flush_pending = false;
         self.ended = self.framing == BodyFraming::Raw { left: Some(0) };
     }
 
@@ -109,9 +113,15 @@ impl MessageWriter {
         self.body_sent
     }
 
-    /// Whether prepared bytes wait for the peer to accept them.
+    /// Whether prepared bytes wait for the peer to accept them. False while only the source is
+    /// pending.
     pub(super) fn is_blocked(&self) -> bool {
-        self.sent < self.out.len() || self.piece > 0
+        self.sent < self.out.len() || self.piece > 0 || self.is_flush_pending
+    }
+
+    /// Whether the source has delivered its whole body, sent or not.
+    pub(super) fn has_whole_body(&self) -> bool {
+        self.ended || matches!(self.framing, BodyFraming::Raw { left: Some(left) } if left == self.piece as u64)
     }
 
     /// Returns the write buffer to the pool.
@@ -144,11 +154,11 @@ impl MessageWriter {
                     return Poll::Ready(Err(SendError::Source(error)));
                 }
                 if !self.ended {
-                    ready!(io.poll_flush(cx)).map_err(SendError::Peer)?;
+                    ready!(self.poll_flush(cx, io))?;
                     return Poll::Pending;
                 }
                 self.release();
-                return io.poll_flush(cx).map_err(SendError::Peer);
+                return self.poll_flush(cx, io);
             }
             let data = &source.data()[..self.piece];
             let written = ready!(io.poll_write(cx, &self.out[self.sent..], data)).map_err(SendError::Peer)?;
@@ -156,10 +166,16 @@ impl MessageWriter {
             self.any_sent = true;
             self.record_written(written, source);
             if source_pending && self.sent == self.out.len() {
-                ready!(io.poll_flush(cx)).map_err(SendError::Peer)?;
+                ready!(self.poll_flush(cx, io))?;
                 return Poll::Pending;
             }
         }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>, io: &TransportStream) -> Poll<Result<(), SendError>> {
+        let flushed = io.poll_flush(cx);
+        self.is_flush_pending = flushed.is_pending();
+        flushed.map_err(SendError::Peer)
     }
 
     /// Returns whether bytes were written since the last call, and resets it.

@@ -2,18 +2,18 @@
 //! when both ended cleanly.
 //!
 //! The request body is sent while the response is read, so neither side can block the other (full
-//! duplex). A connection with an incomplete message, with unsolicited bytes or with a framing error
-//! is never reused.
+//! duplex). Every wait is for one step of one side, and only its clock runs (`ExchangeClock`). A
+//! connection with an incomplete message, with unsolicited bytes or with a framing error is never
+//! reused.
 
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::task::{Context, Poll};
 
 use http::Method;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::chunk::{ChunkDecoder, DecodeStep};
 use super::response;
@@ -21,10 +21,11 @@ use super::scan::{HeadScanner, ScanResult};
 use super::send::{self, MessageWriter, SendError};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::ReadBuffer;
-use crate::http::deadline::ResettableDeadline;
+use crate::http::exchange_clock::{AwaitedStep, Blame, ExchangeClock, ExchangeTimeout, ExchangeTimeouts};
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode, is_bodiless};
 use crate::http::transport::TransportStream;
+use crate::metrics::Label as _;
 
 /// Maximum bytes of a response head; a larger one is refused.
 const HEAD_MAX: usize = 64 << 10;
@@ -40,8 +41,6 @@ const REWRITTEN: KnownFieldSet =
 pub(crate) enum UpstreamConnectionError {
     #[error("connection refused or unreachable")]
     Connect(#[source] io::Error),
-    #[error("connect timed out")]
-    ConnectTimeout,
     /// The connection ended before the first byte of a response. The server may have closed an idle
     /// connection.
     #[error("closed before a response")]
@@ -50,13 +49,42 @@ pub(crate) enum UpstreamConnectionError {
     Io(#[source] io::Error),
     #[error("malformed response: {0}")]
     Malformed(&'static str),
-    #[error("no response within the deadline")]
-    Timeout,
+    #[error("no response in time: {}", .0.as_str())]
+    Timeout(ExchangeTimeout),
     /// Reading the client's request body failed.
     #[error("client failed")]
     Client(#[source] BodyError),
     #[error("client went away")]
     ClientGone,
+}
+
+impl UpstreamConnectionError {
+    /// The side to blame, if the client had delivered its whole request.
+    pub(crate) fn blame(&self) -> Blame {
+        match self {
+            UpstreamConnectionError::Connect(_)
+            | UpstreamConnectionError::NoResponse(_)
+            | UpstreamConnectionError::Io(_)
+            | UpstreamConnectionError::Malformed(_) => Blame::Upstream,
+            UpstreamConnectionError::Timeout(timeout) => timeout.blame(),
+            UpstreamConnectionError::Client(_) | UpstreamConnectionError::ClientGone => Blame::Client,
+        }
+    }
+}
+
+/// One exchange as its caller sees it: what is sent and within which time, and the response head
+/// that it fills.
+pub(crate) struct UpstreamAttempt<'r> {
+    pub(crate) request: &'r Request,
+    pub(crate) body: &'r mut dyn BodySource,
+    /// Whether the request may be sent again on another connection.
+    pub(crate) is_repeatable: bool,
+    pub(crate) response: &'r mut Response,
+    pub(crate) timeouts: ExchangeTimeouts,
+    /// The end of the whole exchange, all attempts included; `None` without a limit.
+    pub(crate) total_at: Option<Instant>,
+    /// Called when the upstream has the whole request.
+    pub(crate) on_request_sent: &'r mut dyn FnMut(),
 }
 
 /// Framing and progress of the current response body: bytes left, the chunk decoder with the bytes
@@ -69,10 +97,24 @@ enum ResponseBodyState {
     Done,
 }
 
+/// Progress of sending the current request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RequestState {
+    Sending,
+    /// The upstream has the whole request.
+    Sent,
+    /// The upstream accepts no more of it. A response may still arrive.
+    Refused,
+    /// The client failed.
+    ClientFailed,
+}
+
 /// Progress of reading the head of the final response.
 #[derive(Default)]
 struct HeadProgress {
     scanner: HeadScanner,
+    /// Whether the caller knows that the request was sent.
+    is_sent_reported: bool,
     /// Interim responses read before it.
     interim_count: usize,
 }
@@ -82,41 +124,38 @@ pub(crate) struct UpstreamConnection {
     io: TransportStream,
     buffer: ReadBuffer,
     writer: MessageWriter,
-    deadline: ResettableDeadline,
+    clock: ExchangeClock,
     body: ResponseBodyState,
     trailers: Option<Box<Fields>>,
     reusable: bool,
     /// Whether the connection served an exchange before. Its server may then have closed it in the
     /// meantime.
     is_reused: bool,
-    request_sent: bool,
+    /// Whether the response is a stream of events, which may be silent.
+    is_event_stream: bool,
+    request_state: RequestState,
     address: SocketAddr,
 }
 
 impl UpstreamConnection {
-    /// Opens a connection.
+    /// Opens a connection. Cancel safe; the caller bounds the time.
     ///
     /// # Errors
-    /// `Connect` or `ConnectTimeout`. Cancel safe.
-    pub(crate) async fn connect(
-        address: SocketAddr,
-        connect_timeout: Duration,
-    ) -> Result<UpstreamConnection, UpstreamConnectionError> {
-        let stream = timeout(connect_timeout, TcpStream::connect(address))
-            .await
-            .map_err(|_| UpstreamConnectionError::ConnectTimeout)?
-            .map_err(UpstreamConnectionError::Connect)?;
+    /// `Connect`.
+    pub(crate) async fn connect(address: SocketAddr) -> Result<UpstreamConnection, UpstreamConnectionError> {
+        let stream = TcpStream::connect(address).await.map_err(UpstreamConnectionError::Connect)?;
         stream.set_nodelay(true).map_err(UpstreamConnectionError::Connect)?;
         Ok(UpstreamConnection {
             io: TransportStream::plain(stream),
             buffer: ReadBuffer::default(),
             writer: MessageWriter::new(),
-            deadline: ResettableDeadline::after(connect_timeout),
+            clock: ExchangeClock::new(),
             body: ResponseBodyState::Done,
             trailers: None,
             reusable: true,
             is_reused: false,
-            request_sent: true,
+            is_event_stream: false,
+            request_state: RequestState::Sent,
             address,
         })
     }
@@ -129,30 +168,29 @@ impl UpstreamConnection {
         self.is_reused
     }
 
-    /// Sends `request` with `body` and reads the response head. The deadline covers the whole
-    /// exchange, including the response body. Not cancel safe: a connection whose exchange was
-    /// dropped is not reusable.
+    /// Sends the request of `attempt` and reads the response head. Its timeouts cover the response
+    /// body too. Not cancel safe: a connection whose exchange was dropped is not reusable.
     ///
     /// # Errors
     /// After `NoResponse` a request that is safe to repeat may be sent again on another connection.
     /// All other errors are final.
-    #[expect(clippy::too_many_arguments, reason = "caller-owned buffers of one exchange, reused for every attempt")]
-    pub(crate) async fn exchange(
-        &mut self,
-        request: &Request,
-        body: &mut dyn BodySource,
-        deadline: Instant,
-        response: &mut Response,
-    ) -> Result<(), UpstreamConnectionError> {
-        self.deadline.set(deadline);
+    pub(crate) async fn exchange(&mut self, attempt: &mut UpstreamAttempt<'_>) -> Result<(), UpstreamConnectionError> {
+        let UpstreamAttempt { request, body, response, timeouts, total_at, on_request_sent, .. } = attempt;
+        self.clock.begin(*timeouts, *total_at);
         self.reusable = false;
-        self.request_sent = false;
+        self.is_event_stream = false;
+        self.request_state = RequestState::Sending;
         self.write_head(request);
         let mut progress = HeadProgress::default();
         poll_fn(|cx| {
             loop {
-                match self.poll_head(cx, body, &mut progress) {
-                    Poll::Pending => return self.poll_timeout_or_client_closed(cx, body),
+                let polled = self.poll_head(cx, &mut **body, &mut progress);
+                if self.request_state == RequestState::Sent && !progress.is_sent_reported {
+                    progress.is_sent_reported = true;
+                    on_request_sent();
+                }
+                match polled {
+                    Poll::Pending => return self.poll_timeout_or_client_closed(cx, &mut **body),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Ready(Ok(length)) => {
                         let head = &self.buffer.data()[..length];
@@ -194,17 +232,18 @@ impl UpstreamConnection {
         (&self.io, &mut self.buffer)
     }
 
-    /// Polled when no byte can be transferred: fails when the deadline has passed or the client has
-    /// disconnected.
+    /// Polled when no byte can be transferred: fails when the time of the awaited step has passed
+    /// or the client has disconnected.
     fn poll_timeout_or_client_closed(
         &mut self,
         cx: &mut Context<'_>,
         body: &mut dyn BodySource,
     ) -> Poll<Result<(), UpstreamConnectionError>> {
-        if self.deadline.poll(cx).is_ready() {
-            return Poll::Ready(Err(UpstreamConnectionError::Timeout));
+        let step = self.awaited_step(AwaitedStep::UpstreamHead);
+        if let Poll::Ready(timeout) = self.clock.poll(cx, step) {
+            return Poll::Ready(Err(UpstreamConnectionError::Timeout(timeout)));
         }
-        if self.request_sent {
+        if self.request_state == RequestState::Sent {
             body.poll_client_closed(cx).map(|()| Err(UpstreamConnectionError::ClientGone))
         } else {
             Poll::Pending
@@ -240,28 +279,56 @@ impl UpstreamConnection {
                     };
                     return Poll::Ready(Err(failed));
                 }
-                // An early response is read even if the request could not be sent completely. The
-                // send error counts only if no response arrives.
+                // An early response is read even if the request could not be sent completely. After
+                // a failed send, the bytes that the upstream sent before it closed, or the end, are
+                // about to be readable: the socket may not be known as readable yet.
                 Poll::Pending => match sent {
                     Poll::Ready(Err(SendError::Source(error))) => {
                         return Poll::Ready(Err(UpstreamConnectionError::Client(error)));
                     }
-                    Poll::Ready(Err(SendError::Peer(error))) => {
-                        return Poll::Ready(Err(UpstreamConnectionError::NoResponse(error)));
-                    }
-                    Poll::Ready(Ok(())) | Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Err(SendError::Peer(_)) | Ok(())) | Poll::Pending => return Poll::Pending,
                 },
             }
         }
     }
 
+    /// The step that is awaited when no byte can be transferred. `response_step` is that of the
+    /// response: it is awaited only once the request was sent, because an upstream may wait for the
+    /// whole request before it continues.
+    fn awaited_step(&self, response_step: AwaitedStep) -> AwaitedStep {
+        match self.request_state {
+            RequestState::Sending if self.writer.is_blocked() => AwaitedStep::UpstreamSend,
+            RequestState::Sending => AwaitedStep::ClientBody,
+            RequestState::Sent | RequestState::Refused | RequestState::ClientFailed => response_step,
+        }
+    }
+
+    /// Whether the client has not delivered the whole request of the current exchange. A failure of
+    /// the upstream until then may be the client's fault, and proves nothing about the upstream.
+    pub(crate) fn is_request_incomplete(&self) -> bool {
+        !self.writer.has_whole_body()
+    }
+
     /// Sends the request body as far as the client has delivered it.
     fn poll_send_request(&mut self, cx: &mut Context<'_>, body: &mut dyn BodySource) -> Poll<Result<(), SendError>> {
-        if self.request_sent {
-            return Poll::Ready(Ok(()));
+        match self.request_state {
+            RequestState::Sent => return Poll::Ready(Ok(())),
+            RequestState::Refused => return Poll::Pending,
+            RequestState::Sending | RequestState::ClientFailed => {}
         }
         let sent = self.writer.poll_send(cx, &self.io, body);
-        self.request_sent = matches!(sent, Poll::Ready(Ok(())));
+        if self.writer.take_progress() {
+            self.clock.record_progress();
+        }
+        match &sent {
+            Poll::Ready(Ok(())) => self.request_state = RequestState::Sent,
+            Poll::Ready(Err(SendError::Peer(error))) => {
+                tracing::debug!(%error, "an upstream accepts no more of a request");
+                self.request_state = RequestState::Refused;
+            }
+            Poll::Ready(Err(SendError::Source(_))) => self.request_state = RequestState::ClientFailed,
+            Poll::Pending => {}
+        }
         sent
     }
 
@@ -281,6 +348,9 @@ impl UpstreamConnection {
     fn begin_body(&mut self, method: &Method, response: &Response, persistent: bool) {
         self.reusable = persistent;
         self.is_reused = true;
+        // Only a body without a length can be a stream of events.
+        self.is_event_stream = matches!(response.length, BodyLength::Streamed | BodyLength::UntilClose)
+            && response.fields.get(KnownField::ContentType).is_some_and(is_event_stream);
         self.body = match response.length {
             _ if is_bodiless(method, response.status) => ResponseBodyState::Done,
             BodyLength::Empty | BodyLength::Known(0) => ResponseBodyState::Done,
@@ -292,7 +362,10 @@ impl UpstreamConnection {
 
     /// Whether the exchange ended cleanly, so that the connection can be reused.
     pub(crate) fn is_reusable(&self) -> bool {
-        self.reusable && self.request_sent && self.buffer.is_empty() && matches!(self.body, ResponseBodyState::Done)
+        self.reusable
+            && self.request_state == RequestState::Sent
+            && self.buffer.is_empty()
+            && matches!(self.body, ResponseBodyState::Done)
     }
 
     /// Returns the buffers to their pool, for an idle connection.
@@ -314,13 +387,18 @@ impl UpstreamConnection {
     ) -> Poll<Result<(), BodyError>> {
         // The origin has already responded, so an error of the request body does not fail the
         // response.
-        let _sent_or_failed = self.poll_send_request(cx, request_body);
+        if self.request_state == RequestState::Sending {
+            let _sent_or_failed = self.poll_send_request(cx, request_body);
+        }
+        if self.clock.is_total_over() && !matches!(self.body, ResponseBodyState::Done) {
+            return Poll::Ready(Err(BodyError::Timeout(ExchangeTimeout::Total)));
+        }
         loop {
             if let Some(result) = self.advance_framing() {
                 return Poll::Ready(result);
             }
             match self.buffer.poll_fill(&self.io, cx, 1) {
-                Poll::Ready(Ok(count)) if count > 0 => {}
+                Poll::Ready(Ok(count)) if count > 0 => self.clock.record_progress(),
                 Poll::Ready(Ok(_)) if matches!(self.body, ResponseBodyState::UntilClose) => {
                     self.body = ResponseBodyState::Done;
                     return Poll::Ready(Ok(()));
@@ -328,8 +406,9 @@ impl UpstreamConnection {
                 Poll::Ready(Ok(_)) => return Poll::Ready(Err(BodyError::Truncated)),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(BodyError::Io(error))),
                 Poll::Pending => {
-                    ready!(self.deadline.poll(cx));
-                    return Poll::Ready(Err(BodyError::Timeout));
+                    let step = if self.is_event_stream { AwaitedStep::EventStream } else { AwaitedStep::UpstreamBody };
+                    let step = self.awaited_step(step);
+                    return self.clock.poll(cx, step).map(|timeout| Err(BodyError::Timeout(timeout)));
                 }
             }
         }
@@ -386,6 +465,8 @@ impl UpstreamConnection {
     }
 
     pub(crate) fn consume(&mut self, count: usize) {
+        // The upstream is not late while its bytes are not taken.
+        self.clock.record_progress();
         self.buffer.consume(count);
         match &mut self.body {
             ResponseBodyState::Done | ResponseBodyState::UntilClose => {}
@@ -401,6 +482,13 @@ impl UpstreamConnection {
             }
         }
     }
+}
+
+/// Whether a `Content-Type` is that of server-sent events.
+fn is_event_stream(content_type: &[u8]) -> bool {
+    const TYPE: &[u8] = b"text/event-stream";
+    let end = content_type.iter().position(|byte| *byte == b';').unwrap_or(content_type.len());
+    content_type[..end].trim_ascii().eq_ignore_ascii_case(TYPE)
 }
 
 /// Whether the response switches to a protocol that the request offered (RFC 9110 section 7.8).

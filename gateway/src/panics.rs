@@ -1,4 +1,4 @@
-//! Turns a panic in request handling into an error.
+//! Turns a panic of a function or a future into an error.
 
 use std::any::Any;
 use std::future::Future;
@@ -7,20 +7,25 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 /// The payload of a panic.
-pub(super) type Panic = Box<dyn Any + Send>;
+pub(crate) type Panic = Box<dyn Any + Send>;
 
 /// Calls `act` and turns its panic into `Err`.
-pub(super) fn catch<T>(act: impl FnOnce() -> T) -> Result<T, Panic> {
+pub(crate) fn catch<T>(act: impl FnOnce() -> T) -> Result<T, Panic> {
     catch_unwind(AssertUnwindSafe(act))
 }
 
 /// Polls a future and turns its panic into `Err`.
-pub(super) fn poll_catch<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Result<F::Output, Panic>> {
+pub(crate) fn poll_catch<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Result<F::Output, Panic>> {
     match catch(|| future.poll(cx)) {
         Ok(Poll::Ready(output)) => Poll::Ready(Ok(output)),
         Ok(Poll::Pending) => Poll::Pending,
         Err(panic) => Poll::Ready(Err(panic)),
     }
+}
+
+/// The message of a panic, as far as it is text.
+pub(crate) fn message(panic: &Panic) -> &str {
+    panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("")
 }
 
 #[cfg(test)]

@@ -1,0 +1,502 @@
+//! The clocks of an exchange: each runs only while its side is awaited, and no client opens the
+//! circuit breaker of a healthy origin.
+//!
+//! Times are a fraction of those in use. A test that nothing happens waits for several times the
+//! time in which it would.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use support::{BodyEnd, Client, ClientResponse, Gateway, Origin, STEP_TIMEOUT, Script, TempDir, one_route, wait_for};
+
+const MS: Duration = Duration::from_millis(1);
+
+/// A breaker that opens at five calls slower than 300 ms, or at five failures.
+const BREAKER: &str = "[upstreams.origin.breaker]\nslow = \"300ms\"\nslow_ratio = 0.5\nerror_ratio = 0.5\nminimum = 5\nopen = \"400ms\"\n";
+
+/// Configuration with a route that does not cache. `upstream` adds keys to the upstream.
+fn uncached(origin: SocketAddr, upstream: &str, rest: &str) -> String {
+    one_route(origin, "cache = { mode = \"off\" }", rest).replacen("\n\n", &format!("\n{upstream}\n\n"), 1)
+}
+
+fn breakable(origin: SocketAddr, upstream: &str, rest: &str) -> Gateway {
+    Gateway::start(&uncached(origin, upstream, &format!("{BREAKER}{rest}")))
+}
+
+fn received(request: &support::ReceivedRequest) -> Script {
+    Script::ok(&[], format!("{} bytes", request.body.len()))
+}
+
+/// A response of `pieces` chunks, with `pause` before each.
+fn paced(content_type: &str, pieces: usize, pause: Duration) -> Script {
+    let head = Script::new().head(200, &[("Content-Type", content_type), ("Transfer-Encoding", "chunked")]);
+    (0..pieces).fold(head, |script, _| script.pause(pause).send("6\r\npiece\n\r\n")).send("0\r\n\r\n")
+}
+
+/// Sends the head of a POST whose body has `length` bytes.
+fn begin_upload(gateway: &Gateway, length: usize, fields: &[(&str, &str)]) -> Client {
+    let length = length.to_string();
+    let fields: Vec<_> = [("Content-Length", length.as_str())].into_iter().chain(fields.iter().copied()).collect();
+    let mut client = gateway.connect();
+    client.send(support::client::request("POST", "/upload", &fields, b""));
+    client
+}
+
+/// Uploads `pieces` pieces of `bytes` bytes with `pause` before each.
+fn upload(gateway: &Gateway, (pieces, bytes): (usize, usize), pause: Duration) -> ClientResponse {
+    let mut client = begin_upload(gateway, pieces * bytes, &[]);
+    for _ in 0..pieces {
+        thread::sleep(pause);
+        client.send(vec![b'x'; bytes]);
+    }
+    client.read_response_to("POST")
+}
+
+/// Runs `count` clients at once and returns their results.
+fn at_once<T: Send>(count: usize, client: impl Fn() -> T + Sync) -> Vec<T> {
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..count).map(|_| scope.spawn(&client)).collect();
+        clients.into_iter().map(|client| client.join().expect("no panic")).collect()
+    })
+}
+
+/// Asserts that others are served, and that the breaker was closed all the time.
+#[track_caller]
+fn assert_closed(gateway: &Gateway) {
+    let response = gateway.get("/", &[]);
+    assert_eq!(response.status, 200, "{:?}", response.fields);
+    assert_eq!(gateway.metric("tidegate_breaker_state{route=\"all\"}"), 0.0);
+    assert!(gateway.process.stderr.events("breaker_opened").is_empty());
+}
+
+fn timeouts(gateway: &Gateway, clock: &str) -> f64 {
+    gateway.metric(&format!("tidegate_timeouts_total{{clock=\"{clock}\"}}"))
+}
+
+// Each clock.
+
+#[test]
+fn download_may_take_longer_than_the_timeout_while_its_bytes_move() {
+    let origin = Origin::start(|_| paced("text/plain", 15, 100 * MS));
+    let limits = "timeout = \"300ms\"";
+    for route in ["", "cache = { mode = \"off\" }"] {
+        let config = one_route(origin.address, route, "").replacen("\n\n", &format!("\n{limits}\n\n"), 1);
+        let response = Gateway::start(&config).get("/", &[]);
+        assert_eq!((response.status, response.body.len(), response.end), (200, 15 * 6, BodyEnd::Complete), "{route}");
+    }
+}
+
+#[test]
+fn upload_may_take_longer_than_the_timeout_and_gets_the_response_of_the_origin() {
+    let origin = Origin::start(received);
+    let gateway = Gateway::start(&uncached(origin.address, "timeout = \"300ms\"", ""));
+    let response = upload(&gateway, (15, 1_000), 100 * MS);
+    assert_eq!((response.status, response.text()), (200, "15000 bytes".to_owned()));
+}
+
+#[test]
+fn timeout_begins_when_the_request_is_complete() {
+    let origin =
+        Origin::start(|request| if request.method == "POST" { Script::new().hang() } else { Script::ok(&[], "") });
+    let gateway = Gateway::start(&uncached(origin.address, "timeout = \"400ms\"", ""));
+    let mut client = begin_upload(&gateway, 2, &[]);
+    client.send("a");
+    thread::sleep(800 * MS);
+    let sent = Instant::now();
+    client.send("b");
+    let response = client.read_response_to("POST");
+    assert_eq!((response.status, response.field("proxy-status")), (503, Some("tidegate; error=http_response_timeout")));
+    assert!((350 * MS..2_000 * MS).contains(&sent.elapsed()), "{:?}", sent.elapsed());
+    assert_eq!(timeouts(&gateway, "upstream_head"), 1.0);
+}
+
+#[test]
+fn silent_body_is_aborted_after_the_idle_timeout() {
+    let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", "10")]).send("part").hang());
+    let gateway = Gateway::start(&uncached(
+        origin.address,
+        "timeout = \"5s\"\nidle_timeout = \"300ms\"",
+        "[log]\naccess = \"stdout\"\n",
+    ));
+    let start = Instant::now();
+    let response = gateway.get("/", &[]);
+    assert_eq!((response.status, response.text(), response.end), (200, "part".into(), BodyEnd::Truncated));
+    assert!((250 * MS..2_000 * MS).contains(&start.elapsed()), "{:?}", start.elapsed());
+    assert_eq!(timeouts(&gateway, "upstream_body"), 1.0);
+    assert_eq!(gateway.access_log(1)[0]["blame"], "upstream");
+}
+
+#[test]
+fn upstream_that_accepts_no_request_bytes_fails_after_the_idle_timeout() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let limits = "[limits_http]\nbody_bytes = \"64MiB\"\n";
+    let gateway = Gateway::start(&uncached(address, "timeout = \"5s\"\nidle_timeout = \"300ms\"", limits));
+    let socket = TcpStream::connect_timeout(&gateway.address, STEP_TIMEOUT).expect("a connection");
+    socket.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
+    let mut sending = socket.try_clone().expect("a second handle");
+    let mut client = Client::from_stream(socket);
+    let start = Instant::now();
+    thread::scope(|scope| {
+        // More than the buffers of all sockets hold.
+        scope.spawn(move || {
+            let body = vec![b'x'; 64 << 20];
+            drop(sending.write_all(&support::client::request("POST", "/", &[], &body)));
+        });
+        let (_unread, _) = listener.accept().expect("the connection of the gateway");
+        assert_eq!(client.read_head().status, 503);
+        assert!((250 * MS..4_000 * MS).contains(&start.elapsed()), "{:?}", start.elapsed());
+        drop(client);
+    });
+    assert_eq!(timeouts(&gateway, "upstream_send"), 1.0);
+}
+
+#[test]
+fn client_that_stops_in_its_body_gets_408_and_the_clock_of_the_upstream_does_not_run() {
+    let origin = Origin::start(received);
+    let limits = "[limits_http]\nidle_timeout = \"600ms\"\n[log]\naccess = \"stdout\"\n";
+    let gateway = Gateway::start(&uncached(origin.address, "timeout = \"100ms\"\nidle_timeout = \"100ms\"", limits));
+    let start = Instant::now();
+    let mut client = begin_upload(&gateway, 10, &[]);
+    client.send("half");
+    assert_eq!(client.read_response_to("POST").status, 408);
+    assert!(start.elapsed() >= 550 * MS, "{:?}", start.elapsed());
+    assert_eq!((timeouts(&gateway, "client_body"), timeouts(&gateway, "upstream_head")), (1.0, 0.0));
+    assert_eq!(gateway.metric("tidegate_requests_refused_total{reason=\"body_timeout\"}"), 1.0);
+    assert_eq!(gateway.access_log(1)[0]["blame"], "client");
+}
+
+#[test]
+fn client_that_does_not_read_spends_no_time_of_the_upstream() {
+    const LENGTH: usize = 32 << 20;
+    let origin =
+        Origin::start(|_| Script::new().head(200, &[("Content-Length", &LENGTH.to_string())]).send(vec![b'x'; LENGTH]));
+    let gateway = Gateway::start(&uncached(origin.address, "timeout = \"300ms\"\nidle_timeout = \"300ms\"", ""));
+    let mut client = gateway.connect();
+    client.send_get("/", &[]);
+    let head = client.read_head();
+    thread::sleep(1_200 * MS);
+    let response = client.read_body(head, "GET");
+    assert_eq!((response.body.len(), response.end), (LENGTH, BodyEnd::Complete));
+}
+
+#[test]
+fn total_timeout_ends_a_flowing_exchange_without_blame_of_the_upstream() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/" => Script::ok(&[], "fine"),
+        "/hang" => Script::new().hang(),
+        _ => paced("text/plain", 100, 50 * MS),
+    });
+    let gateway = breakable(origin.address, "total_timeout = \"500ms\"", "[log]\naccess = \"stdout\"\n");
+    let start = Instant::now();
+    let response = gateway.get("/flow", &[]);
+    assert_eq!((response.status, response.end), (200, BodyEnd::Truncated));
+    assert!((450 * MS..3_000 * MS).contains(&start.elapsed()), "{:?}", start.elapsed());
+    let response = gateway.get("/hang", &[]);
+    assert_eq!((response.status, response.field("proxy-status")), (503, Some("tidegate; error=http_response_timeout")));
+    assert_eq!(timeouts(&gateway, "total"), 2.0);
+    assert_eq!(gateway.metric("tidegate_failures_total{kind=\"total_timeout\"}"), 1.0);
+    assert!(gateway.access_log(2).iter().all(|line| line["blame"] == "gateway"));
+    assert!(gateway.process.stderr.events("upstream_failed").is_empty());
+    assert_closed(&gateway);
+}
+
+#[test]
+fn total_timeout_ends_a_body_that_never_has_to_be_waited_for() {
+    const LENGTH: usize = 64 << 20;
+    let origin =
+        Origin::start(|_| Script::new().head(200, &[("Content-Length", &LENGTH.to_string())]).send(vec![b'x'; LENGTH]));
+    let gateway = Gateway::start(&uncached(origin.address, "total_timeout = \"500ms\"", ""));
+    let mut client = gateway.connect();
+    client.send_get("/", &[]);
+    let head = client.read_head();
+    thread::sleep(1_000 * MS);
+    assert_eq!(client.read_body(head, "GET").end, BodyEnd::Truncated);
+    wait_for(|| timeouts(&gateway, "total") == 1.0, STEP_TIMEOUT);
+}
+
+#[test]
+fn route_replaces_the_timeouts_of_its_upstream() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/head" => Script::new().hang(),
+        "/body" => Script::new().head(200, &[("Content-Length", "10")]).send("part").hang(),
+        _ => paced("text/plain", 50, 50 * MS),
+    });
+    let route = |name: &str, own: &str| {
+        format!("[[routes]]\nname = \"{name}\"\nmatch = {{ path = \"/{name}\" }}\nupstream = \"origin\"\n{own}\n")
+    };
+    let routes = [
+        route("head", "timeout = \"200ms\""),
+        route("body", "idle_timeout = \"200ms\""),
+        route("total", "total_timeout = \"200ms\""),
+        route("unlimited", "total_timeout = \"0s\""),
+    ];
+    let upstream = "timeout = \"20s\"\nidle_timeout = \"20s\"\ntotal_timeout = \"2s\"";
+    let gateway = Gateway::start(&uncached(origin.address, upstream, &routes.concat()));
+    let start = Instant::now();
+    assert_eq!(gateway.get("/head", &[]).status, 503);
+    assert_eq!(gateway.get("/body", &[]).end, BodyEnd::Truncated);
+    assert_eq!(gateway.get("/total", &[]).end, BodyEnd::Truncated);
+    assert!(start.elapsed() < 1_900 * MS, "{:?}", start.elapsed());
+    let clocks = ["upstream_head", "upstream_body", "total"];
+    assert_eq!(clocks.map(|clock| timeouts(&gateway, clock)), [1.0; 3]);
+    assert_eq!(gateway.get("/unlimited", &[]).end, BodyEnd::Complete);
+}
+
+#[test]
+fn silent_event_stream_is_ended_after_the_idle_timeout_without_blame_of_the_upstream() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/events" => Script::new()
+            .head(200, &[("Content-Type", "text/event-stream; charset=utf-8"), ("Transfer-Encoding", "chunked")])
+            .hang(),
+        _ => Script::ok(&[], "fine"),
+    });
+    let gateway = breakable(origin.address, "idle_timeout = \"300ms\"", "");
+    let ends = at_once(12, || gateway.get("/events", &[]).end);
+    assert_eq!(ends, [BodyEnd::Truncated; 12]);
+    assert_eq!(timeouts(&gateway, "event_stream"), 12.0);
+    assert_closed(&gateway);
+}
+
+// No client opens the breaker of a healthy origin.
+
+#[test]
+fn slow_uploads_that_the_origin_answers_leave_the_breaker_closed() {
+    let origin = Origin::start(received);
+    let gateway = breakable(origin.address, "", "");
+    let statuses = at_once(20, || upload(&gateway, (12, 1_000), 100 * MS).status);
+    assert_eq!(statuses, [200; 20]);
+    assert_closed(&gateway);
+}
+
+#[test]
+fn uploads_at_the_pace_of_a_slow_network_leave_the_breaker_closed() {
+    let origin = Origin::start(received);
+    let gateway = breakable(origin.address, "timeout = \"1s\"", "[limits_http]\nbody_rate = \"0B\"\n");
+    // 100 KB/s for 2 s, which is longer than the timeout.
+    let responses = at_once(25, || upload(&gateway, (40, 5_000), 50 * MS));
+    assert!(responses.iter().all(|response| response.text() == "200000 bytes"), "{:?}", responses[0]);
+    assert_closed(&gateway);
+}
+
+#[test]
+fn event_streams_that_a_limit_of_the_gateway_ends_leave_the_breaker_closed() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/events" => paced("text/event-stream", 100, 50 * MS),
+        _ => Script::ok(&[], "fine"),
+    });
+    let gateway = breakable(origin.address, "timeout = \"300ms\"\ntotal_timeout = \"700ms\"", "");
+    let responses = at_once(12, || gateway.get("/events", &[]));
+    assert!(responses.iter().all(|response| response.status == 200 && response.end == BodyEnd::Truncated));
+    assert_closed(&gateway);
+}
+
+/// An origin that waits 400 ms for the rest of a request and then closes, after `response`.
+/// Requests without a body get 200. Counts the requests that it has given up.
+fn start_impatient_origin(response: &'static str) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let abandoned = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&abandoned);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let counter = Arc::clone(&counter);
+            thread::spawn(move || {
+                drop(stream.set_read_timeout(Some(400 * MS)));
+                let (mut received, mut chunk) = (Vec::new(), [0; 1 << 12]);
+                while let Ok(count @ 1..) = stream.read(&mut chunk) {
+                    received.extend_from_slice(&chunk[..count]);
+                    if received.starts_with(b"GET") && received.ends_with(b"\r\n\r\n") {
+                        received.clear();
+                        drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"));
+                    }
+                }
+                if received.starts_with(b"POST") {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    drop(stream.write_all(response.as_bytes()));
+                }
+            });
+        }
+    });
+    (address, abandoned)
+}
+
+#[test]
+fn clients_that_stop_in_their_body_until_the_origin_gives_up_leave_the_breaker_closed() {
+    let unavailable = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    for response in ["", unavailable] {
+        let (address, abandoned) = start_impatient_origin(response);
+        let gateway = breakable(address, "", "");
+        let statuses = at_once(20, || {
+            let mut client = begin_upload(&gateway, 10, &[]);
+            client.send("half");
+            client.read_response_to("POST").status
+        });
+        assert_eq!((statuses, abandoned.load(Ordering::SeqCst)), (vec![503; 20], 20));
+        assert!(gateway.process.stderr.events("upstream_failed").is_empty());
+        assert_closed(&gateway);
+    }
+}
+
+#[test]
+fn clients_that_expect_100_continue_and_send_nothing_leave_the_breaker_closed() {
+    let origin = Origin::start(received);
+    let gateway = breakable(origin.address, "timeout = \"200ms\"", "[limits_http]\nidle_timeout = \"900ms\"\n");
+    let statuses = at_once(20, || {
+        let mut client = begin_upload(&gateway, 10, &[("Expect", "100-continue")]);
+        [client.read_head().status, client.read_response_to("POST").status]
+    });
+    assert_eq!(statuses, [[100, 408]; 20]);
+    assert_closed(&gateway);
+}
+
+#[test]
+fn clients_that_send_one_byte_and_hold_their_sockets_leave_the_breaker_closed() {
+    let origin = Origin::start(received);
+    let gateway = breakable(origin.address, "timeout = \"200ms\"", "");
+    let clients: Vec<Client> = (0..40)
+        .map(|_| {
+            let mut client = begin_upload(&gateway, 1_000, &[]);
+            client.send("x");
+            client
+        })
+        .collect();
+    wait_for(|| origin.connections() >= 40, STEP_TIMEOUT);
+    for _ in 0..10 {
+        thread::sleep(100 * MS);
+        assert_closed(&gateway);
+    }
+    drop(clients);
+    wait_for(|| gateway.metric("tidegate_requests_in_flight") == 0.0, STEP_TIMEOUT);
+    assert_closed(&gateway);
+}
+
+/// A TLS connection that has agreed on HTTP/2.
+fn connect_h2(gateway: &Gateway, trusted: CertificateDer<'static>) -> StreamOwned<ClientConnection, TcpStream> {
+    let mut roots = RootCertStore::empty();
+    roots.add(trusted).expect("a usable certificate");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let mut config = builder.expect("TLS 1.2 and 1.3").with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let name = ServerName::try_from("gate.test").expect("a name");
+    let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
+    let socket = TcpStream::connect_timeout(&gateway.address, STEP_TIMEOUT).expect("a connection");
+    socket.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
+    StreamOwned::new(connection, socket)
+}
+
+/// An HTTP/2 frame (RFC 9113 section 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("a small payload").to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+#[test]
+fn stalled_uploads_over_one_http_2_connection_leave_the_breaker_closed() {
+    let origin = Origin::start(received);
+    let certificate = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
+    let dir = TempDir::new();
+    dir.write("tls.crt", &certificate.cert.pem());
+    dir.write("tls.key", &certificate.signing_key.serialize_pem());
+    let rest = format!(
+        "{BREAKER}[limits_http]\nidle_timeout = \"900ms\"\n[[listen]]\naddress = \"127.0.0.1:0\"\n\
+         [listen.tls]\ncertificates = [{{ cert = \"tls.crt\", key = \"tls.key\" }}]\n\
+         [[listen]]\naddress = \"127.0.0.1:0\"\n"
+    );
+    let mut gateway = Gateway::start_in(dir, &uncached(origin.address, "timeout = \"200ms\"", &rest));
+    let mut client = connect_h2(&gateway, certificate.cert.der().clone());
+    client.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("a live connection");
+    client.write_all(&frame(4, 0, 0, b"")).expect("a live connection");
+    // Static entries for POST, https and /, then the authority as a literal (RFC 7541).
+    let head = [&b"\x83\x87\x84\x41\x09"[..], b"gate.test"].concat();
+    for stream in (1..40).step_by(2) {
+        client.write_all(&frame(1, 4, stream, &head)).expect("a live connection");
+        client.write_all(&frame(0, 0, stream, b"x")).expect("a live connection");
+    }
+    client.flush().expect("a live connection");
+    wait_for(|| origin.connections() >= 20, STEP_TIMEOUT);
+    // The second listener is plain.
+    gateway.address = gateway.addresses[1];
+    for _ in 0..5 {
+        thread::sleep(100 * MS);
+        assert_closed(&gateway);
+    }
+    wait_for(|| gateway.metric("tidegate_requests_refused_total{reason=\"body_timeout\"}") == 20.0, STEP_TIMEOUT);
+    assert_closed(&gateway);
+}
+
+#[test]
+fn half_open_breaker_takes_its_probes_back_from_clients_that_stall() {
+    let is_broken = Arc::new(AtomicBool::new(true));
+    let broken = Arc::clone(&is_broken);
+    let origin = Origin::start(move |_| Script::reply(if broken.load(Ordering::SeqCst) { 500 } else { 200 }, &[], ""));
+    let gateway = breakable(origin.address, "", "");
+    wait_for(|| gateway.get("/", &[]).status == 503, STEP_TIMEOUT);
+    is_broken.store(false, Ordering::SeqCst);
+    thread::sleep(500 * MS);
+    let mut stalled: Vec<Client> = (0..3).map(|_| begin_upload(&gateway, 10, &[])).collect();
+    wait_for(|| gateway.metric("tidegate_requests_in_flight") == 3.0, STEP_TIMEOUT);
+    assert_eq!(gateway.get("/", &[]).status, 503, "the stalled clients hold the probes");
+    let start = Instant::now();
+    wait_for(|| gateway.get("/", &[]).status == 200, STEP_TIMEOUT);
+    assert!(start.elapsed() < 3_000 * MS, "{:?}", start.elapsed());
+    let closes = || gateway.get("/", &[]).status == 200 && !gateway.process.stderr.events("breaker_closed").is_empty();
+    wait_for(closes, STEP_TIMEOUT);
+    assert_eq!(gateway.metric("tidegate_breaker_state{route=\"all\"}"), 0.0);
+    // The calls continue without a slot.
+    stalled[0].send("0123456789");
+    assert_eq!(stalled[0].read_response_to("POST").status, 200);
+}
+
+// An origin that is slow, hangs or fails still opens it.
+
+#[test]
+fn slow_responses_to_complete_requests_open_the_breaker() {
+    for method in ["GET", "POST"] {
+        let origin = Origin::start(|_| Script::new().pause(400 * MS).head(200, &[("Content-Length", "0")]));
+        let gateway = breakable(origin.address, "", "");
+        let body = if method == "POST" { "body" } else { "" };
+        let statuses = at_once(5, || gateway.request(method, "/", &[], body.as_bytes()).status);
+        assert_eq!(statuses, [200; 5], "{method}");
+        assert_eq!(gateway.get("/", &[]).status, 503, "{method}");
+    }
+}
+
+#[test]
+fn origin_that_hangs_after_complete_uploads_opens_the_breaker_while_they_run() {
+    let origin =
+        Origin::start(|request| if request.method == "POST" { Script::new().hang() } else { Script::ok(&[], "") });
+    let gateway = breakable(origin.address, "", "");
+    let mut clients: Vec<Client> = (0..5).map(|_| begin_upload(&gateway, 4, &[])).collect();
+    clients.iter_mut().for_each(|client| client.send("body"));
+    origin.wait_for_requests(5);
+    let start = Instant::now();
+    wait_for(|| start.elapsed() > 600 * MS, STEP_TIMEOUT);
+    assert_eq!(gateway.get("/", &[]).status, 503);
+}
+
+#[test]
+fn origin_that_stalls_in_its_bodies_opens_the_breaker() {
+    let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", "10")]).send("part").hang());
+    let gateway = breakable(origin.address, "idle_timeout = \"200ms\"", "");
+    let ends = at_once(5, || gateway.get("/", &[]).end);
+    assert_eq!(ends, [BodyEnd::Truncated; 5]);
+    assert_eq!(gateway.get("/", &[]).status, 503);
+}
+
+#[test]
+fn failing_responses_to_uploads_open_the_breaker() {
+    let origin = Origin::start(|_| Script::reply(500, &[], ""));
+    let gateway = breakable(origin.address, "", "");
+    let statuses: Vec<u16> = (0..7).map(|_| upload(&gateway, (1, 10), Duration::ZERO).status).collect();
+    assert_eq!(statuses, [500, 500, 500, 500, 500, 503, 503]);
+}
