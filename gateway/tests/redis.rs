@@ -381,7 +381,11 @@ fn loading_server_fails_no_request() {
         both.iter().map(|gateway| gateway.metric(&series)).sum::<f64>()
     };
     assert!(is_reported, "/ready does not report the shard");
-    assert!(count("reads") + count("writes") > 0.0, "loading is not counted");
+    // Nothing is read or written without a subscription, so the subscription meets the error.
+    let series =
+        format!("tidegate_shard_bus_faults_total{{region=\"default\",endpoint=\"{endpoint}\",fault=\"loading\"}}");
+    let bus_faults = both.iter().map(|gateway| gateway.metric(&series)).sum::<f64>();
+    assert!(count("reads") + count("writes") + bus_faults > 0.0, "loading is not counted");
     assert!(back.is_some(), "no remote hit within four seconds");
 }
 

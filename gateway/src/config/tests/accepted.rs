@@ -184,8 +184,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     let costs: Vec<_> = one.cost_by_status.iter().map(|(statuses, cost)| (*statuses, cost.get())).collect();
     assert_eq!(costs, [(cache::StatusPattern::One(401), 9), (cache::StatusPattern::Class(5), 3)]);
     assert_eq!((one.degrade.status.as_u16(), one.degrade.retry_after), (429, 9 * second));
-    let timeouts =
-        TimeoutOverrides { head: Some(6 * second), idle: Some(7 * second), total: Some(Duration::ZERO) };
+    let timeouts = TimeoutOverrides { head: Some(6 * second), idle: Some(7 * second), total: Some(Duration::ZERO) };
     assert_eq!((one.timeouts, two.timeouts), (timeouts, TimeoutOverrides::default()));
     assert_eq!(
         (&two.host, &two.path),
