@@ -4,8 +4,8 @@
 //! `X-Forwarded-For` or `Forwarded` (`forwarded`). User and user class come from header fields that
 //! only trusted proxies may send, or from a signed token of any sender (`tokens`). Identity fields
 //! of untrusted senders are removed. `[access]` is the allow list (exempt from limits) and the deny
-//! list (rejected). Invariant: memory does not grow with client input; identifiers become 64-bit
-//! hashes.
+//! list (rejected). Invariant: memory does not grow with client input; identifiers become keyed
+//! 128-bit hashes (`subject_hasher`).
 
 mod access;
 mod cookie;
@@ -14,6 +14,7 @@ mod forwarded;
 #[path = "../tests/support/issuer.rs"]
 pub(crate) mod issuer;
 pub(crate) mod jwk_set;
+mod subject_hasher;
 mod token_cache;
 #[cfg(test)]
 mod tests;
@@ -23,8 +24,7 @@ mod trace;
 pub(crate) use access::{AccessConfig, AccessDecision, AccessEntry};
 pub(crate) use forwarded::ForwardedField;
 
-use std::hash::{BuildHasher, Hasher};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use limiter::KeyHash;
@@ -33,6 +33,7 @@ use shard::Region;
 use crate::hop::TrustedForwarding;
 use crate::http::fields::{Field, Fields};
 use crate::http::message::Request;
+use subject_hasher::SubjectHasher;
 use tokens::{TokenOutcome, TokenVerifier, VerifiedClaims, VerifiedIdentity};
 pub(crate) use trace::{Trace, write_trace};
 
@@ -79,6 +80,9 @@ pub struct IdentityConfig {
     /// Keys of limits with scope `key`, at most `LIMIT_KEYS_MAX`.
     pub keys: Vec<IdentitySource>,
     pub access: AccessConfig,
+    /// Keys the hashes of subjects (`identity.secret`), the same on all gateways of a fleet. Empty:
+    /// a random key of the process.
+    pub secret: String,
 }
 
 /// Most distinct keys that limits count by. The bound exists because each is looked up in every
@@ -101,6 +105,7 @@ impl Default for IdentityConfig {
             region_default: Region::DEFAULT,
             keys: Vec::new(),
             access: AccessConfig::default(),
+            secret: String::new(),
         }
     }
 }
@@ -168,9 +173,7 @@ pub struct CallerIdentifier {
     config: IdentityConfig,
     user_classes: Vec<String>,
     tokens: Option<TokenVerifier>,
-    /// Seeded identically on every node of a fleet, so that the percentage of a rule selects the
-    /// same subjects everywhere. The tables of the limiter hash again with a secret key.
-    hasher: foldhash::quality::FixedState,
+    hasher: SubjectHasher,
     lists: Option<access::AccessLists>,
     random: foldhash::fast::RandomState,
 }
@@ -179,7 +182,7 @@ impl CallerIdentifier {
     /// `Caller::user_class` is an index into `user_classes`, which contains `anonymous` and
     /// `standard`.
     pub fn new(config: IdentityConfig, user_classes: Vec<String>) -> Self {
-        let hasher = foldhash::quality::FixedState::with_seed(0x7469_6465_6761_7465);
+        let hasher = SubjectHasher::new(&config.secret);
         let lists = access::AccessLists::new(&config.access);
         let tokens = config.tokens.clone().map(TokenVerifier::new);
         CallerIdentifier { config, user_classes, tokens, hasher, lists, random: foldhash::fast::RandomState::default() }
@@ -196,7 +199,7 @@ impl CallerIdentifier {
         let token_result = self.tokens.as_ref().map_or(Ok(None), |tokens| {
             // Invalid tokens are charged to the address alone, because the client chooses its
             // device id.
-            let address = self.hash(Some(ip), b"");
+            let address = self.hasher.address(ip);
             tokens.verify_request(request, address, |claims| self.extract_identity(claims))
         });
         let rejection = token_result.as_ref().err().copied();
@@ -207,7 +210,7 @@ impl CallerIdentifier {
         };
         let user = match &self.config.user {
             Some(IdentitySource::Claim(_)) => verified.and_then(|verified| verified.user),
-            _ => header_user.map(|user| self.hash(None, user)),
+            _ => header_user.map(|user| self.hasher.value(user)),
         };
         let device = self.config.device.iter().find_map(|source| read(source, request));
         let user_access = verified.map_or(AccessDecision::Unlisted, |verified| verified.access);
@@ -220,9 +223,9 @@ impl CallerIdentifier {
             IdentitySource::Claim(name) => {
                 verified.and_then(|verified| self.claim_hash(verified.claims.as_deref(), name))
             }
-            _ => Some(self.hash(None, read(source, request)?)),
+            _ => Some(self.hasher.value(read(source, request)?)),
         });
-        let device = self.hash(Some(ip), device.unwrap_or_default());
+        let device = self.hasher.device(ip, device.as_slice());
         Caller {
             ip,
             device,
@@ -274,8 +277,8 @@ impl CallerIdentifier {
     ) -> Option<Caller> {
         let issuer = || description.issuer.as_deref().or_else(|| self.config.tokens.as_ref()?.issuer.as_deref());
         let user = description.user.as_deref().map(|user| match &self.config.user {
-            Some(IdentitySource::Claim(name)) => self.hash_claim(issuer().unwrap_or_default(), name, user),
-            _ => self.hash(None, user.as_bytes()),
+            Some(IdentitySource::Claim(name)) => self.hasher.claim(issuer().unwrap_or_default(), name, user),
+            _ => self.hasher.value(user.as_bytes()),
         });
         let default = if user.is_some() { "standard" } else { "anonymous" };
         let user_class = description.user_class.as_deref().unwrap_or(default);
@@ -285,13 +288,13 @@ impl CallerIdentifier {
         let keys = self.keys(ip, |at, source| {
             let (_, value) = keys.iter().find(|(index, _)| usize::from(*index) == at)?;
             match source {
-                IdentitySource::Claim(name) => Some(self.hash_claim(issuer().unwrap_or_default(), name, value)),
-                _ => Some(self.hash(None, value.as_bytes())),
+                IdentitySource::Claim(name) => Some(self.hasher.claim(issuer().unwrap_or_default(), name, value)),
+                _ => Some(self.hasher.value(value.as_bytes())),
             }
         });
         Some(Caller {
             ip,
-            device: self.hash(Some(ip), device.unwrap_or_default()),
+            device: self.hasher.device(ip, device.as_slice()),
             user,
             user_class: self.class_index(user_class.as_bytes())?,
             region: self.config.region_default,
@@ -311,7 +314,7 @@ impl CallerIdentifier {
         for ((at, source), key) in self.config.keys.iter().enumerate().zip(&mut keys) {
             *key = find(at, source);
         }
-        keys[usize::from(ADDRESS_KEY_INDEX)] = Some(self.hash(Some(ip), b""));
+        keys[usize::from(ADDRESS_KEY_INDEX)] = Some(self.hasher.address(ip));
         keys
     }
 
@@ -321,22 +324,10 @@ impl CallerIdentifier {
         *claims?.get(at)?
     }
 
-    /// Hashes a claim together with its issuer and name. A subject is unique only within its issuer
-    /// (RFC 7519 section 4.1.2), and distinct from the same name in a header: user `ann` of a token
-    /// and user `ann` of a trusted proxy may be two users.
-    fn hash_claim(&self, issuer: &str, name: &str, value: &str) -> KeyHash {
-        let mut hasher = self.hasher.build_hasher();
-        for part in ["claim", issuer, name, value] {
-            hasher.write_u64(part.len() as u64);
-            hasher.write(part.as_bytes());
-        }
-        KeyHash(hasher.finish())
-    }
-
     /// Extracts the configured attributes of a verified token.
     fn extract_identity(&self, claims: &VerifiedClaims) -> VerifiedIdentity {
         let issuer = claims.text("iss").unwrap_or_default();
-        let hash = |name: &str| Some(self.hash_claim(&issuer, name, &claims.text(name)?));
+        let hash = |name: &str| Some(self.hasher.claim(&issuer, name, &claims.text(name)?));
         let user_id = match &self.config.user {
             Some(IdentitySource::Claim(name)) => claims.text(name),
             _ => None,
@@ -404,23 +395,6 @@ impl CallerIdentifier {
         let region = name.and_then(|name| std::str::from_utf8(name).ok()).and_then(|name| Region::new(name).ok());
         region.unwrap_or(self.config.region_default)
     }
-
-    fn hash(&self, ip: Option<IpAddr>, id: &[u8]) -> KeyHash {
-        let mut hasher = self.hasher.build_hasher();
-        match ip {
-            Some(IpAddr::V4(ip)) => hasher.write(&ip.octets()),
-            Some(IpAddr::V6(ip)) => hasher.write(&network_of(ip)),
-            None => hasher.write(b"user"),
-        }
-        hasher.write(id);
-        KeyHash(hasher.finish())
-    }
-}
-
-/// The /64 prefix of an address: a customer usually receives a /64, so it counts as one client.
-fn network_of(ip: Ipv6Addr) -> [u8; 8] {
-    let octets = ip.octets();
-    std::array::from_fn(|at| octets[at])
 }
 
 fn read<'a>(source: &'a IdentitySource, request: &'a Request) -> Option<&'a [u8]> {

@@ -43,7 +43,7 @@ fn run(bencher: Bencher, rules: RuleSet, keys: u64) {
     bencher.bench_local(|| {
         turn.set(turn.get() + 1);
         // An odd multiplier visits every key before any comes twice.
-        let key = KeyHash(turn.get() * 0x9e37_79b9 % keys);
+        let key = KeyHash(u128::from(turn.get() * 0x9e37_79b9 % keys));
         let subject = Subject { device: key, user: Some(key), class: UserClass(0), keys: &[] };
         let now = MonotonicTime::ORIGIN + Duration::from_micros(turn.get());
         black_box(rules.decide(black_box(&subject), Cost::ONE, now))
@@ -59,7 +59,7 @@ fn one_rule_allowed(bencher: Bencher, keys: u64) {
 fn one_rule_denied(bencher: Bencher, keys: u64) {
     let rules = rules(&SCOPES[..1], EXHAUSTED, 1_000_000);
     for key in 0..keys {
-        let subject = Subject { device: KeyHash(key), user: None, class: UserClass(0), keys: &[] };
+        let subject = Subject { device: KeyHash(u128::from(key)), user: None, class: UserClass(0), keys: &[] };
         // A few find an evicted key with the same tag and are denied already.
         black_box(rules.decide(&subject, Cost::ONE, MonotonicTime::ORIGIN).is_allowed());
     }

@@ -62,7 +62,7 @@ fn run(unseen_per_heavy: u64, millions: u64, burst: u32, keys: usize) {
         for _ in 0..unseen_per_heavy {
             turn += 1;
             let now = MonotonicTime::from_nanos(turn * gap_nanos);
-            let key = KeyHash((turn + HEAVY as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let key = KeyHash(u128::from((turn + HEAVY as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
             let room = if turn % TIMED == 0 {
                 let start = Instant::now();
                 let room = decide(&table, key, &gcra, now);
@@ -78,7 +78,7 @@ fn run(unseen_per_heavy: u64, millions: u64, burst: u32, keys: usize) {
         let now = MonotonicTime::from_nanos(turn * gap_nanos);
         let heavy = zipf.partition_point(|&below| below < uniform(&mut random));
         let count = &mut counts[heavy][usize::from(round > rounds / 2)];
-        let key = KeyHash((heavy as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let key = KeyHash(u128::from((heavy as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         count.granted += u64::from(decide(&table, key, &gcra, now).is_some());
         count.expected += u64::from(references[heavy].commit(&gcra, Cost::ONE, now).is_ok());
     }

@@ -243,12 +243,19 @@ pub enum Mode {
     Off,
 }
 
-/// The stable hash of a subject: selects its cell in a table, and whether a percentage applies to
-/// it. It is stable because [`Percent`] must select the same subjects on every node and after a
-/// restart. Tables hash it again with a secret of their own process, so that clients cannot target
-/// one of their sets.
+/// The keyed hash of a subject: selects its cell in a table, and whether a percentage applies to
+/// it. Its key is a secret, so that clients cannot find an id that shares the cell of another
+/// client. [`Percent`] selects the same subjects on every node, and after a restart, where that
+/// secret is the same. Tables hash it again with a secret of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct KeyHash(pub u64);
+pub struct KeyHash(pub u128);
+
+impl KeyHash {
+    /// The hash in 64 bits, for uses in which a rare collision does no harm.
+    pub(crate) const fn low_bits(self) -> u64 {
+        self.0 as u64
+    }
+}
 
 /// The percentage of subjects that a rule applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -269,7 +276,7 @@ impl Percent {
         if self == Percent::ALL {
             return true;
         }
-        let position = (u128::from(mix(subject.0 ^ salt)) * 100) >> 64;
+        let position = (u128::from(mix(subject.low_bits() ^ salt)) * 100) >> 64;
         position < u128::from(self.0)
     }
 }

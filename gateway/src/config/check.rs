@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::num::{NonZeroU32, NonZeroUsize};
 
-use limiter::{Cost, LeaseConfig, LeaseSource, Limiter, LimiterConfig, MonotonicTime, RuleError, Weight};
+use limiter::{Cost, LeaseConfig, LeaseSource, Limiter, LimiterConfig, MonotonicTime, Percent, RuleError, Weight};
 
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::model::Config;
@@ -18,6 +18,7 @@ use crate::route;
 pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Config {
     check_addresses(&draft, context);
     check_identity(&draft, context);
+    check_identity_secret(&draft, context);
     check_regions(&draft, context);
     let limiters = build_limiters(&draft, context);
     check_sizes(&draft, context);
@@ -74,6 +75,25 @@ fn check_identity(draft: &ConfigDraft, context: &ReadContext<'_>) {
         for at in &draft.proxy_dependent {
             let problem = ConfigProblem::new(FaultCode::Risk, "this key has no effect: there are no trusted proxies");
             context.warning(at, problem.hint("set `identity.trusted_proxies` to the networks of the proxies"));
+        }
+    }
+}
+
+/// Below this length, a secret could be found by trying.
+const SECRET_BYTES_MIN: usize = 16;
+
+fn check_identity_secret(draft: &ConfigDraft, context: &ReadContext<'_>) {
+    let secret = &draft.config.identify.secret;
+    if !secret.is_empty() && secret.len() < SECRET_BYTES_MIN {
+        let problem = ConfigProblem::new(FaultCode::Risk, "the secret is short enough to be found by trying");
+        let hint = "write at least 16 random characters, such as `openssl rand -hex 16` prints";
+        context.warning(&draft.identity_secret, problem.hint(hint));
+    }
+    for (rule, at) in draft.config.limit.rules.iter().zip(&draft.rules) {
+        if secret.is_empty() && rule.rule.percent != Percent::ALL && rule.rule.percent.get() > 0 {
+            let message =
+                "without `identity.secret`, `percent` selects other subjects on each gateway and after each restart";
+            context.warning(at, ConfigProblem::new(FaultCode::Risk, message).hint("set `identity.secret`"));
         }
     }
 }

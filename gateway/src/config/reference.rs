@@ -102,6 +102,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("identity.region_default", "Region of callers without a region."),
     (
+        "identity.secret",
+        "Key of the hashes by which limits count subjects, at least 16 characters; the same on all gateways of a fleet. Empty: a random key of the process, and `percent` of a limit selects other subjects on each gateway.",
+    ),
+    (
         "tiers.NAME",
         "Weight of a user class: a factor on rate and burst of limits with tier `device`, `user` and `key`. `anonymous` and `standard` always exist, with weight 1.",
     ),
@@ -187,7 +191,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("limits.NAME.rate", "Long-term rate of admitted requests: an integer per `s`, `m`, `h` or `d`."),
     ("limits.NAME.burst", "Requests admitted at once."),
     ("limits.NAME.mode", "`enforce` denies, `shadow` only counts what it would deny, `off` disables the limit."),
-    ("limits.NAME.percent", "Percentage of subjects that the limit applies to; the choice is stable per subject."),
+    ("limits.NAME.percent", "Percentage of subjects that the limit applies to; the choice is stable per subject while `identity.secret` is the same."),
     (
         "limits.NAME.key",
         "Key of a limit with tier `key`, such as a tenant, an API key, a path segment or a claim of a verified token. A request without the key is not counted. At most 8 different keys in all limits.",

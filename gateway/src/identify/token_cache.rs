@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn budget_of_one_address_does_not_affect_others() {
         let budget = VerificationBudget::default();
-        let spend = |address: u64, now: MonotonicTime| {
+        let spend = |address: u128, now: MonotonicTime| {
             let mut spent = 0;
             while budget.check(KeyHash(address), now).is_ok() {
                 budget.charge(KeyHash(address), now);

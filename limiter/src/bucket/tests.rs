@@ -114,7 +114,7 @@ fn a_flood_of_keys_neither_grows_the_table_nor_exempts_the_heavy_key() {
     let mut granted = 0;
     for turn in 0..1_000_000_u64 {
         let now = MonotonicTime::from_nanos(turn * 10_000);
-        let unseen = KeyHash(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let unseen = KeyHash(u128::from(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
         table.commit(unseen, &gcra, cost(1), now).unwrap();
         if turn % 100 == 0 && table.commit(KeyHash(0), &gcra, cost(1), now).is_ok() {
             granted += 1;
@@ -134,11 +134,11 @@ fn heavy_keys_stay_within_five_percent_of_their_quota_in_a_flood() {
     for turn in 0..1_000_000_u64 {
         // A thousand requests of heavy keys a second.
         let now = MonotonicTime::from_nanos(turn * 10_000);
-        let unseen = KeyHash(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let unseen = KeyHash(u128::from(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
         inherited += usize::from(table.commit(unseen, &gcra, cost(1), now).unwrap().remaining < 4);
         if turn % 100 == 0 {
             let heavy = turn / 100 % 100;
-            granted += f64::from(u8::from(table.commit(KeyHash(heavy * 2), &gcra, cost(1), now).is_ok()));
+            granted += f64::from(u8::from(table.commit(KeyHash(u128::from(heavy * 2)), &gcra, cost(1), now).is_ok()));
             expected += f64::from(u8::from(references[heavy as usize].commit(&gcra, cost(1), now).is_ok()));
         }
     }
@@ -155,11 +155,11 @@ fn a_burst_of_one_suffices_to_distinguish_heavy_keys_from_unseen_keys() {
     let (mut granted, mut expected, mut denied) = (0.0, 0.0, 0);
     for turn in 0..1_000_000_u64 {
         let now = MonotonicTime::from_nanos(turn * 10_000);
-        let unseen = KeyHash(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let unseen = KeyHash(u128::from(turn.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1));
         denied += usize::from(table.commit(unseen, &gcra, cost(1), now).is_err());
         if turn % 100 == 0 {
             let heavy = turn / 100 % 100;
-            granted += f64::from(u8::from(table.commit(KeyHash(heavy * 2), &gcra, cost(1), now).is_ok()));
+            granted += f64::from(u8::from(table.commit(KeyHash(u128::from(heavy * 2)), &gcra, cost(1), now).is_ok()));
             expected += f64::from(u8::from(references[heavy as usize].commit(&gcra, cost(1), now).is_ok()));
         }
     }
@@ -252,7 +252,7 @@ proptest! {
     /// Keys with smaller backlogs cannot evict a key with a larger one, however many they are.
     #[test]
     fn smaller_backlogs_evict_no_larger_one(
-        heavy in 2u32..10, unseen_keys in prop::collection::vec((1u64.., 1u32..10), 0..400),
+        heavy in 2u32..10, unseen_keys in prop::collection::vec((1u128.., 1u32..10), 0..400),
     ) {
         let (table, gcra) = (table(7), gcra("1/h", 10));
         table.commit(KeyHash(0), &gcra, cost(heavy), at(0)).unwrap();
@@ -268,7 +268,7 @@ proptest! {
     /// as the denied key would have a backlog if its denials were charged.
     #[test]
     fn keys_used_once_do_not_evict_a_denied_key(
-        denials in 1usize..20, unseen_keys in prop::collection::vec(8u64.., 0..400),
+        denials in 1usize..20, unseen_keys in prop::collection::vec(8u128.., 0..400),
     ) {
         let (table, gcra) = (table(7), gcra("1/h", 1));
         table.commit(KeyHash(0), &gcra, cost(1), at(0)).unwrap();

@@ -66,7 +66,7 @@ proptest! {
     #[test]
     fn raising_a_percentage_only_adds_subjects(key: u64, salt: u64, low in 0u8..=100, high in 0u8..=100) {
         let (low, high) = (low.min(high), low.max(high));
-        let includes = |percent| Percent::try_from(percent).unwrap().includes(KeyHash(key), salt);
+        let includes = |percent| Percent::try_from(percent).unwrap().includes(KeyHash(u128::from(key)), salt);
         prop_assert!(!includes(low) || includes(high));
         prop_assert!(includes(100) && !includes(0));
     }

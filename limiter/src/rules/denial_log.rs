@@ -88,11 +88,11 @@ impl DenialLog {
 }
 
 fn device_key(subject: &Subject<'_>) -> u64 {
-    subject.device.0
+    subject.device.low_bits()
 }
 
 fn user_key(subject: &Subject<'_>) -> Option<u64> {
-    subject.user.map(|user| user.0 ^ USER_TAG)
+    subject.user.map(|user| user.low_bits() ^ USER_TAG)
 }
 
 fn checksum_of(key: u64, [salt, at, wait]: [u64; 3]) -> u64 {
@@ -105,7 +105,7 @@ mod tests {
     use crate::quota::KeyHash;
     use crate::rules::UserClass;
 
-    fn subject(device: u64, user: Option<u64>) -> Subject<'static> {
+    fn subject(device: u128, user: Option<u128>) -> Subject<'static> {
         Subject { device: KeyHash(device), user: user.map(KeyHash), class: UserClass(0), keys: &[] }
     }
 

@@ -12,6 +12,7 @@ pub(in crate::config) struct ConfigDraft {
     pub(in crate::config) admin: DocumentLocation,
     /// Identity keys that have effect only with trusted proxies.
     pub(in crate::config) proxy_dependent: Vec<DocumentLocation>,
+    pub(in crate::config) identity_secret: DocumentLocation,
     pub(in crate::config) regions: Option<Vec<Located<shard::Region>>>,
     pub(in crate::config) regions_at: DocumentLocation,
     pub(in crate::config) uri_bytes: DocumentLocation,

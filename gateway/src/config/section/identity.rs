@@ -4,7 +4,7 @@ use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::node::DocumentValue;
 use super::super::read_context::Located;
 use super::super::table_reader::{TableReader, ValueOrTable};
-use super::super::value_kind::{InputValue, OneOf, ParsedString, ValueKind};
+use super::super::value_kind::{AnyString, InputValue, OneOf, ParsedString, ValueKind};
 use super::{formats, tokens};
 use crate::identify::{AccessConfig, ForwardedField, IdentityConfig, IdentitySource};
 
@@ -68,6 +68,7 @@ pub(super) fn read(root: &TableReader<'_>) -> (IdentityConfig, Vec<DocumentLocat
             // Set by the section `[limits]`.
             keys: Vec::new(),
             access: AccessConfig::default(),
+            secret: table.value_or("secret", &AnyString, default.secret),
         };
         (config, proxy_dependent)
     })

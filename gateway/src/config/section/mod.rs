@@ -60,6 +60,7 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
         listen: listen_at,
         admin: admin_at,
         proxy_dependent,
+        identity_secret: root.location_of(&["identity", "secret"]),
         regions: redis.regions,
         regions_at: redis.at,
         uri_bytes: root.location_of(&["limits_http", "uri_bytes"]),

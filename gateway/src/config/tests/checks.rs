@@ -26,6 +26,23 @@ upstream = \"shp\"
 }
 
 #[test]
+fn weak_or_missing_secrets_of_subject_hashes_are_warned_of() {
+    let limit = |percent: u8| {
+        format!(
+            "{MINIMAL}limits = [\"device\"]\n[limits.device]\ntier = \"device\"\nrate = \"1/s\"\nburst = 2\npercent = {percent}\n"
+        )
+    };
+    let hint = "without `identity.secret`, `percent` selects other subjects on each gateway and after each restart (set `identity.secret`)";
+    assert_eq!(faults(&limit(10)), [format!("10:9 limits.device: {hint}")]);
+    assert_eq!(faults(&limit(100)), [""; 0]);
+    assert_eq!(faults(&limit(0)), [""; 0]);
+    assert_eq!(faults(&format!("{}[identity]\nsecret = \"0123456789abcdef\"\n", limit(10))), [""; 0]);
+    let short = faults(&format!("{}[identity]\nsecret = \"guess\"\n", limit(10)));
+    assert!(short.len() == 1 && short[0].contains("identity.secret: the secret is short"), "{short:?}");
+    assert!(!short[0].contains("guess"), "a secret is not repeated: {short:?}");
+}
+
+#[test]
 fn duplicates_are_errors() {
     let text = format!(
         "{MINIMAL}

@@ -37,7 +37,7 @@ fn extract(claims: &VerifiedClaims) -> VerifiedIdentity {
 }
 
 /// The user of a token, or the reason for its rejection.
-fn verify(tokens: &TokenVerifier, token: &str) -> Result<u64, TokenOutcome> {
+fn verify(tokens: &TokenVerifier, token: &str) -> Result<u128, TokenOutcome> {
     verify_at(tokens, token, ADDRESS, VerificationTime::read())
 }
 
@@ -46,7 +46,7 @@ fn verify_at(
     token: &str,
     address: KeyHash,
     now: VerificationTime,
-) -> Result<u64, TokenOutcome> {
+) -> Result<u128, TokenOutcome> {
     tokens
         .lookup_or_verify(PresentedToken { text: token.as_bytes(), address, now }, extract)
         .map(|identity| identity.user.map_or(0, |user| user.0))
@@ -293,7 +293,7 @@ fn invalid_signatures_are_limited_per_address_and_cached_ones_are_free() {
     assert_eq!(verify_at(&verifier, &known, ADDRESS, at(0)), Ok(1));
     let same = forger.token(json!({ "sub": "same" }));
     assert!((0..500).all(|_| verify_at(&verifier, &same, ADDRESS, at(0)) == Err(TokenOutcome::Signature)));
-    let flood = |address: u64, seconds: u64| {
+    let flood = |address: u128, seconds: u64| {
         let forged = (0..60).map(|n| forger.token(json!({ "sub": n, "from": address, "at": seconds })));
         let outcomes: Vec<_> =
             forged.map(|token| verify_at(&verifier, &token, KeyHash(address), at(seconds))).collect();
