@@ -76,7 +76,7 @@ pub(crate) fn cache_fields(data: &[u8]) {
             let mut builder = KeyBuilder::new();
             key::write_primary(&mut builder, &CacheConfig::default(), &request, &Region::DEFAULT);
             let primary = builder.key().to_owned();
-            let variant = key::write_variant(&mut builder, &names, 7, &request.fields);
+            let variant = key::write_variant(&mut builder, &names, 7, &request, std::net::Ipv4Addr::LOCALHOST.into());
             assert!(variant.as_bytes().starts_with(primary.as_key().as_bytes()));
             let _ = key::display(&variant);
             variant.to_owned()

@@ -20,6 +20,7 @@ use tokio::sync::mpsc;
 
 use crate::event::Event;
 use crate::metrics::{self, Counter, Counters, Label as _};
+use crate::proxy_protocol::ProxyProtocolMode;
 use crate::{label, tls};
 
 /// Limits on open connections (`connections` and `connections_per_ip` of `[limits_http]`).
@@ -42,13 +43,19 @@ impl Default for ConnectionLimits {
 pub(crate) struct ListenConfig {
     /// Address and port to bind; port 0 lets the system choose a port.
     pub(crate) address: SocketAddr,
+    /// Whether connections begin with a PROXY protocol header.
+    pub(crate) proxy_protocol: ProxyProtocolMode,
     /// TLS of this listener; `None` for plaintext HTTP.
     pub(crate) tls: Option<tls::TlsConfig>,
 }
 
 impl Default for ListenConfig {
     fn default() -> Self {
-        ListenConfig { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)), tls: None }
+        ListenConfig {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            proxy_protocol: ProxyProtocolMode::Off,
+            tls: None,
+        }
     }
 }
 
@@ -178,6 +185,7 @@ struct WorkerSlot {
 struct RebalancedConnection {
     stream: std::net::TcpStream,
     listener: usize,
+    proxy_protocol: ProxyProtocolMode,
     peer: SocketAddr,
     local: SocketAddr,
     permit: ConnectionPermit,
@@ -189,6 +197,8 @@ pub(crate) struct AcceptedConnection {
     pub(crate) stream: TcpStream,
     /// Index of the listener that accepted it (`ListenerTask::listener`).
     pub(crate) listener: usize,
+    /// Unless it is off, the permit does not count the peer's address yet.
+    pub(crate) proxy_protocol: ProxyProtocolMode,
     /// Canonical: never an IPv4-mapped IPv6 address.
     pub(crate) peer: SocketAddr,
     pub(crate) local: SocketAddr,
@@ -200,7 +210,8 @@ pub(crate) struct AcceptedConnection {
 pub(crate) struct ConnectionPermit {
     table: Arc<ConnectionTable>,
     worker: usize,
-    network: ClientNetwork,
+    /// `None`: the connection counts for no address.
+    network: Option<ClientNetwork>,
 }
 
 impl ConnectionTable {
@@ -248,22 +259,20 @@ impl ConnectionTable {
         IncomingConnections(receiver.expect("each worker takes its queue once"))
     }
 
-    fn admit(self: &Arc<Self>, worker: usize, ip: IpAddr) -> Result<ConnectionPermit, ConnectionRefusal> {
-        let limits = self.limits.load();
-        if self.total.fetch_add(1, Relaxed) >= limits.connections {
+    /// `ip`: `None` for a connection whose address is counted later.
+    fn admit(self: &Arc<Self>, worker: usize, ip: Option<IpAddr>) -> Result<ConnectionPermit, ConnectionRefusal> {
+        if self.total.fetch_add(1, Relaxed) >= self.limits.load().connections {
             self.total.fetch_sub(1, Relaxed);
             return Err(ConnectionRefusal::Total);
         }
-        let network = ClientNetwork::of(ip);
-        let mut addresses = self.addresses(network);
-        if addresses.get(&network).copied().unwrap_or_default() >= limits.connections_per_ip {
-            self.total.fetch_sub(1, Relaxed);
-            return Err(ConnectionRefusal::PerAddress);
-        }
-        *addresses.entry(network).or_default() += 1;
-        drop(addresses);
         self.workers[worker].connections.fetch_add(1, Relaxed);
-        Ok(ConnectionPermit { table: Arc::clone(self), worker, network })
+        let mut permit = ConnectionPermit { table: Arc::clone(self), worker, network: None };
+        ip.map_or(Ok(()), |ip| permit.try_count_address(ip)).map(|()| permit)
+    }
+
+    fn refuse(&self, reason: ConnectionRefusal, client: IpAddr) {
+        self.refused.inc(reason);
+        Event::ConnectionRefused { reason: reason.as_str(), client }.emit();
     }
 
     fn addresses(
@@ -286,6 +295,23 @@ impl ConnectionTable {
 }
 
 impl ConnectionPermit {
+    /// Counts the connection for an address, once its client is known. An error is counted and
+    /// logged: the address has too many connections.
+    pub(crate) fn count_address(&mut self, ip: IpAddr) -> Result<(), ConnectionRefusal> {
+        self.try_count_address(ip).inspect_err(|reason| self.table.refuse(*reason, ip))
+    }
+
+    fn try_count_address(&mut self, ip: IpAddr) -> Result<(), ConnectionRefusal> {
+        let network = ClientNetwork::of(ip);
+        let mut addresses = self.table.addresses(network);
+        if addresses.get(&network).copied().unwrap_or_default() >= self.table.limits.load().connections_per_ip {
+            return Err(ConnectionRefusal::PerAddress);
+        }
+        *addresses.entry(network).or_default() += 1;
+        self.network = Some(network);
+        Ok(())
+    }
+
     fn migrate_to(&mut self, worker: usize) {
         self.table.workers[self.worker].connections.fetch_sub(1, Relaxed);
         self.table.workers[worker].connections.fetch_add(1, Relaxed);
@@ -297,7 +323,8 @@ impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.table.total.fetch_sub(1, Relaxed);
         self.table.workers[self.worker].connections.fetch_sub(1, Relaxed);
-        if let Entry::Occupied(mut count) = self.table.addresses(self.network).entry(self.network) {
+        let Some(network) = self.network else { return };
+        if let Entry::Occupied(mut count) = self.table.addresses(network).entry(network) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();
@@ -314,9 +341,11 @@ impl IncomingConnections {
     /// the table is dropped. Cancel safe.
     pub(crate) async fn next(&mut self) -> Option<AcceptedConnection> {
         loop {
-            let RebalancedConnection { stream, listener, peer, local, permit } = self.0.recv().await?;
+            let RebalancedConnection { stream, listener, proxy_protocol, peer, local, permit } = self.0.recv().await?;
             match TcpStream::from_std(stream) {
-                Ok(stream) => return Some(AcceptedConnection { stream, listener, peer, local, permit }),
+                Ok(stream) => {
+                    return Some(AcceptedConnection { stream, listener, proxy_protocol, peer, local, permit });
+                }
                 // The runtime cannot register the socket (out of memory); the client sees a closed
                 // connection.
                 Err(error) => tracing::debug!(%error, "failed to move a connection to another worker"),
@@ -330,6 +359,7 @@ pub(crate) struct ListenerTask {
     pub(crate) socket: std::net::TcpListener,
     /// Index of the listener, reported in `AcceptedConnection` also after a move to another worker.
     pub(crate) listener: usize,
+    pub(crate) proxy_protocol: ProxyProtocolMode,
     pub(crate) worker: usize,
     pub(crate) table: Arc<ConnectionTable>,
 }
@@ -347,9 +377,7 @@ impl ListenerTask {
         handle: impl Fn(AcceptedConnection),
     ) -> io::Result<()> {
         let mut stop = std::pin::pin!(stop);
-        let ListenerTask { socket, listener, worker, table } = self;
-        let socket = TcpListener::from_std(socket.try_clone()?)?;
-        let admission = ConnectionAdmission { listener: *listener, worker: *worker, table: Arc::clone(table) };
+        let socket = TcpListener::from_std(self.socket.try_clone()?)?;
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -357,7 +385,7 @@ impl ListenerTask {
                 accepted = socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => admission.admit_and_handle(stream, peer, &handle),
+                Ok((stream, peer)) => self.admit_and_handle(stream, peer, &handle),
                 Err(error) if is_connection_error(&error) => {}
                 Err(error) => {
                     Event::AcceptPaused { error: &error }.emit();
@@ -368,33 +396,23 @@ impl ListenerTask {
                 }
             }
         }
-        admission.drain_accept_queue(&socket.into_std()?, &handle)
+        self.drain_accept_queue(&socket.into_std()?, &handle)
     }
-}
 
-/// Admits accepted connections and assigns them to a worker.
-struct ConnectionAdmission {
-    listener: usize,
-    worker: usize,
-    table: Arc<ConnectionTable>,
-}
-
-impl ConnectionAdmission {
+    /// Admits an accepted connection and assigns it to a worker.
     fn admit_and_handle(&self, stream: TcpStream, peer: SocketAddr, handle: &impl Fn(AcceptedConnection)) {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-        let permit = match self.table.admit(self.worker, peer.ip()) {
+        let counted = (self.proxy_protocol == ProxyProtocolMode::Off).then_some(peer.ip());
+        let permit = match self.table.admit(self.worker, counted) {
             Ok(permit) => permit,
-            Err(reason) => {
-                self.table.refused.inc(reason);
-                Event::ConnectionRefused { reason: reason.as_str(), client: peer.ip() }.emit();
-                return;
-            }
+            Err(reason) => return self.table.refuse(reason, peer.ip()),
         };
         self.table.accepted.inc();
         // Either call fails only if the client has already disconnected.
         let Ok(local) = stream.set_nodelay(true).and_then(|()| stream.local_addr()) else { return };
         let local = SocketAddr::new(local.ip().to_canonical(), local.port());
-        let accepted = AcceptedConnection { stream, listener: self.listener, peer, local, permit };
+        let ListenerTask { listener, proxy_protocol, .. } = *self;
+        let accepted = AcceptedConnection { stream, listener, proxy_protocol, peer, local, permit };
         if let Some(accepted) = self.rebalance(accepted) {
             handle(accepted);
         }
@@ -420,12 +438,12 @@ impl ConnectionAdmission {
     fn rebalance(&self, accepted: AcceptedConnection) -> Option<AcceptedConnection> {
         let Some(target) = self.table.rebalance_target(self.worker) else { return Some(accepted) };
         let Ok(slot) = self.table.workers[target].queue.try_reserve() else { return Some(accepted) };
-        let AcceptedConnection { stream, listener, peer, local, mut permit } = accepted;
+        let AcceptedConnection { stream, listener, proxy_protocol, peer, local, mut permit } = accepted;
         // A stream that cannot be deregistered from its runtime is broken; its permit is dropped
         // with it.
         let stream = stream.into_std().ok()?;
         permit.migrate_to(target);
-        slot.send(RebalancedConnection { stream, listener, peer, local, permit });
+        slot.send(RebalancedConnection { stream, listener, proxy_protocol, peer, local, permit });
         self.table.rebalanced.inc();
         None
     }
@@ -480,6 +498,10 @@ mod tests {
         ConnectionTable::new(workers, ConnectionLimits { connections, connections_per_ip })
     }
 
+    fn listener_task(socket: std::net::TcpListener, listener: usize, table: &Arc<ConnectionTable>) -> ListenerTask {
+        ListenerTask { socket, listener, proxy_protocol: ProxyProtocolMode::Off, worker: 0, table: Arc::clone(table) }
+    }
+
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")
     }
@@ -487,26 +509,40 @@ mod tests {
     #[test]
     fn connections_over_a_limit_are_refused_and_drops_release_permits() {
         let table = table(1, 3, 2);
-        let first = table.admit(0, ip("192.0.2.1")).ok();
-        let second = table.admit(0, ip("192.0.2.1")).ok();
-        assert_eq!(table.admit(0, ip("192.0.2.1")).err(), Some(ConnectionRefusal::PerAddress));
-        let third = table.admit(0, ip("192.0.2.2")).ok();
-        assert_eq!(table.admit(0, ip("192.0.2.3")).err(), Some(ConnectionRefusal::Total));
+        let first = table.admit(0, Some(ip("192.0.2.1"))).ok();
+        let second = table.admit(0, Some(ip("192.0.2.1"))).ok();
+        assert_eq!(table.admit(0, Some(ip("192.0.2.1"))).err(), Some(ConnectionRefusal::PerAddress));
+        let third = table.admit(0, Some(ip("192.0.2.2"))).ok();
+        assert_eq!(table.admit(0, Some(ip("192.0.2.3"))).err(), Some(ConnectionRefusal::Total));
         assert_eq!((table.count(), table.worker_connections(0)), (3, 3));
         drop((first, second, third));
         assert_eq!((table.count(), table.worker_connections(0)), (0, 0));
         assert!(table.addresses.iter().all(|shard| shard.lock().expect("not poisoned").is_empty()));
         table.set_limits(ConnectionLimits { connections: 1, connections_per_ip: 1 });
-        let _permit = table.admit(0, ip("192.0.2.1")).ok();
-        assert_eq!(table.admit(0, ip("192.0.2.2")).err(), Some(ConnectionRefusal::Total));
+        let _permit = table.admit(0, Some(ip("192.0.2.1"))).ok();
+        assert_eq!(table.admit(0, Some(ip("192.0.2.2"))).err(), Some(ConnectionRefusal::Total));
+    }
+
+    #[test]
+    fn address_is_counted_once_it_is_known() {
+        let table = table(1, 3, 1);
+        let mut first = table.admit(0, None).expect("below the limits");
+        let mut second = table.admit(0, None).expect("counts for no address");
+        assert!(table.admit(0, Some(ip("192.0.2.1"))).is_ok(), "released at once");
+        assert_eq!(first.count_address(ip("192.0.2.1")), Ok(()));
+        assert_eq!(second.count_address(ip("192.0.2.1")), Err(ConnectionRefusal::PerAddress));
+        assert_eq!(table.refused.get(ConnectionRefusal::PerAddress), 1);
+        drop((first, second));
+        assert_eq!((table.count(), table.worker_connections(0)), (0, 0));
+        assert!(table.addresses.iter().all(|shard| shard.lock().expect("not poisoned").is_empty()));
     }
 
     #[test]
     fn ipv6_64_prefix_counts_as_one_address() {
         let table = table(1, 10, 1);
-        let _permit = table.admit(0, ip("2001:db8:0:1::1")).ok();
-        assert_eq!(table.admit(0, ip("2001:db8:0:1:ffff::2")).err(), Some(ConnectionRefusal::PerAddress));
-        assert!(table.admit(0, ip("2001:db8:0:2::1")).is_ok());
+        let _permit = table.admit(0, Some(ip("2001:db8:0:1::1"))).ok();
+        assert_eq!(table.admit(0, Some(ip("2001:db8:0:1:ffff::2"))).err(), Some(ConnectionRefusal::PerAddress));
+        assert!(table.admit(0, Some(ip("2001:db8:0:2::1"))).is_ok());
     }
 
     #[test]
@@ -514,7 +550,7 @@ mod tests {
         let table = table(2, 10_000, 10_000);
         let mut permits = Vec::new();
         let mut add = |worker, count: usize| {
-            permits.extend((0..count).map(|_| table.admit(worker, ip("192.0.2.1")).ok()));
+            permits.extend((0..count).map(|_| table.admit(worker, Some(ip("192.0.2.1"))).ok()));
             table.rebalance_target(worker)
         };
         // The new connection is already counted.
@@ -536,7 +572,7 @@ mod tests {
 
     #[test]
     fn all_workers_listen_on_the_chosen_port() {
-        let sockets = bind(&ListenConfig { address: ANYWHERE, tls: None }, 3).expect("a free port");
+        let sockets = bind(&ListenConfig { address: ANYWHERE, ..ListenConfig::default() }, 3).expect("a free port");
         let address = sockets[0].local_addr().expect("bound");
         assert!(address.port() != 0 && sockets.len() == 3);
         assert!(sockets.iter().all(|socket| socket.local_addr().ok() == Some(address)));
@@ -544,7 +580,7 @@ mod tests {
 
     #[test]
     fn address_in_use_is_detected() {
-        let sockets = bind(&ListenConfig { address: ANYWHERE, tls: None }, 2).expect("a free port");
+        let sockets = bind(&ListenConfig { address: ANYWHERE, ..ListenConfig::default() }, 2).expect("a free port");
         let address = sockets[0].local_addr().expect("bound");
         let in_use = Err(io::ErrorKind::AddrInUse);
         assert_eq!(check_unused(address).map_err(|error| error.kind()), in_use);
@@ -555,7 +591,7 @@ mod tests {
         let accepted = std::iter::repeat(()).find_map(|()| sockets.iter().find_map(|socket| socket.accept().ok()));
         drop(sockets);
         assert!(check_unused(address).is_ok());
-        assert!(bind(&ListenConfig { address, tls: None }, 2).is_ok());
+        assert!(bind(&ListenConfig { address, ..ListenConfig::default() }, 2).is_ok());
         drop(accepted);
         assert!(check_unused(ANYWHERE).is_ok());
     }
@@ -564,9 +600,10 @@ mod tests {
     #[tokio::test]
     async fn connections_are_distributed_over_workers() {
         let table = table(3, 100, 100);
-        let socket = bind(&ListenConfig { address: ANYWHERE, tls: None }, 1).expect("a free port").remove(0);
+        let socket =
+            bind(&ListenConfig { address: ANYWHERE, ..ListenConfig::default() }, 1).expect("a free port").remove(0);
         let address = socket.local_addr().expect("bound");
-        let task = ListenerTask { socket, listener: 7, worker: 0, table: Arc::clone(&table) };
+        let task = listener_task(socket, 7, &table);
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let stopped = async { stopped.await.expect("sent") };
         let served = RefCell::new(Vec::new());
@@ -595,12 +632,13 @@ mod tests {
     #[tokio::test]
     async fn kernel_accept_queue_is_served_after_stop() {
         let table = table(1, 1, 1);
-        let socket = bind(&ListenConfig { address: ANYWHERE, tls: None }, 1).expect("a free port").remove(0);
+        let socket =
+            bind(&ListenConfig { address: ANYWHERE, ..ListenConfig::default() }, 1).expect("a free port").remove(0);
         let address = socket.local_addr().expect("bound");
         let _client = TcpStream::connect(address).await.expect("listening");
         let _refused = TcpStream::connect(address).await.expect("listening");
         let served = RefCell::new(Vec::new());
-        let task = ListenerTask { socket, listener: 0, worker: 0, table: Arc::clone(&table) };
+        let task = listener_task(socket, 0, &table);
         task.run(std::future::ready(()), |accepted| served.borrow_mut().push(accepted)).await.expect("registered");
         assert_eq!((served.borrow().len(), table.refused.get(ConnectionRefusal::Total)), (1, 1));
     }

@@ -2,7 +2,11 @@
 //!
 //! `/live`, `/ready`, `/metrics` and the dashboard page need no authentication. `/api` requires the
 //! token. Without a configured token, `/api` accepts only direct requests of programs on this
-//! machine, and none from foreign web pages.
+//! machine, and none from foreign web pages (see `access`). Silent, slow and idle connections keep
+//! nobody out (see `simple_server`).
+
+mod token_throttle;
+mod access;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -22,6 +26,7 @@ use crate::metrics;
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
 use crate::simple_server::{self, SimpleResponse, SimpleServerLimits};
 use crate::tasks::TaskList;
+use access::AdminAccess;
 
 /// Configuration of the admin listener (`[admin]`).
 #[derive(Clone, Debug, PartialEq)]
@@ -68,10 +73,14 @@ pub(crate) struct AdminViews {
 pub(crate) type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
 
 /// Enough for probes, one or two scrapers and a few people, with one connection each.
-const CONNECTIONS_MAX: usize = 64;
+pub(crate) const CONNECTIONS_MAX: usize = 64;
+/// Further connections for `/live` and `/ready`, while all others are being answered. A probe takes
+/// microseconds.
+pub(crate) const PROBE_CONNECTIONS_MAX: usize = 16;
 /// Idle timeout of a connection: longer than the usual interval of probes.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Timeout for a request head, so that slow clients do not occupy the few connections.
+/// Timeout for a request head and for the silence before it, so that slow clients do not occupy the
+/// few connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 const PAGE: &str = include_str!("admin.html");
@@ -96,10 +105,15 @@ pub(crate) async fn serve(
         idle_timeout: IDLE_TIMEOUT,
         ..HttpLimits::default()
     };
-    let limits = SimpleServerLimits { http, connections: CONNECTIONS_MAX };
+    let limits = SimpleServerLimits {
+        http,
+        connections: CONNECTIONS_MAX,
+        probe_connections: PROBE_CONNECTIONS_MAX,
+        is_probe: |request| matches!(request.path(), "/live" | "/ready"),
+    };
+    let state = AdminState { views, config, access: AdminAccess::default() };
     simple_server::serve(listener, limits, stop, async move |request: &Request, peer: IpAddr| {
-        let config = config.load();
-        respond(&views, config.token.as_deref(), request, peer)
+        respond(&state, request, peer)
             .await
             .with(KnownField::CacheControl, "no-store")
             .with_named("x-content-type-options", "nosniff")
@@ -107,10 +121,23 @@ pub(crate) async fn serve(
     .await;
 }
 
-async fn respond(views: &AdminViews, token: Option<&str>, request: &Request, peer: IpAddr) -> SimpleResponse {
-    let path = request.path();
-    let is_api = path == "/api" || path.starts_with("/api/");
-    if is_api && let Err(rejection) = authorize(token, request, peer) {
+/// What the responses are made of.
+struct AdminState {
+    views: Rc<AdminViews>,
+    config: Arc<ArcSwap<AdminConfig>>,
+    access: AdminAccess,
+}
+
+async fn respond(state: &AdminState, request: &Request, peer: IpAddr) -> SimpleResponse {
+    let (path, views) = (request.path(), &*state.views);
+    // Loaded once: a reload during the wait for a check does not change what the check compares.
+    let config = state.config.load_full();
+    let permitted = match path {
+        "/live" | "/ready" => Ok(()),
+        _ if path == "/api" || path.starts_with("/api/") => state.access.check_api(&config, request, peer).await,
+        _ => access::check_page(&config, request),
+    };
+    if let Err(rejection) = permitted {
         return rejection;
     }
     if path == "/api/v1/purge" {
@@ -179,6 +206,12 @@ async fn limits(views: &AdminViews, method: &Method, rest: &str, query: &str) ->
     }
 }
 
+/// Registers the metrics of the admin listener.
+pub(crate) fn expose() {
+    access::expose();
+    simple_server::expose();
+}
+
 async fn purge(views: &AdminViews, query: &str) -> SimpleResponse {
     let result = async {
         let order = PurgeOrder::parse(query)?;
@@ -203,59 +236,6 @@ fn ready(readiness: &ReadinessReport) -> SimpleResponse {
     let status = if *ready && !*draining { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = serde_json::json!({ "ready": ready, "draining": draining, "degraded": degraded });
     SimpleResponse::new(status, JSON, body.to_string())
-}
-
-/// Requires the token if one is configured, and otherwise a direct request of a program on this
-/// machine.
-fn authorize(token: Option<&str>, request: &Request, peer: IpAddr) -> Result<(), SimpleResponse> {
-    if let Some(token) = token {
-        return if has_bearer_token(token, request) {
-            Ok(())
-        } else {
-            Err(SimpleResponse::text(StatusCode::UNAUTHORIZED, "token required")
-                .with_named("www-authenticate", "Bearer"))
-        };
-    }
-    if !peer.is_loopback() {
-        return Err(SimpleResponse::text(
-            StatusCode::FORBIDDEN,
-            "without admin.token, only loopback peers are accepted",
-        ));
-    }
-    if !is_direct(request) {
-        return Err(SimpleResponse::text(
-            StatusCode::FORBIDDEN,
-            "without admin.token, only direct requests are accepted",
-        ));
-    }
-    Ok(())
-}
-
-/// Whether the request carries exactly one bearer token and it is `token` (RFC 6750 section 2.1).
-fn has_bearer_token(token: &str, request: &Request) -> bool {
-    let mut values = request.fields.all(KnownField::Authorization);
-    let (Some(value), None) = (values.next(), values.next()) else { return false };
-    let (scheme, given) = value.split_at(value.len().min(7));
-    scheme.eq_ignore_ascii_case(b"Bearer ") && constant_time_eq(given.trim_ascii(), token.as_bytes())
-}
-
-/// Compares in a time that depends only on the lengths.
-fn constant_time_eq(left: &[u8], right: &[u8]) -> bool {
-    let differing = left.iter().zip(right).fold(0, |sum, (left, right)| std::hint::black_box(sum | (left ^ right)));
-    left.len() == right.len() && differing == 0
-}
-
-/// Whether a loopback request is direct. Any host name may resolve to loopback (DNS rebinding), a
-/// page of any site can send requests to loopback, and a proxy on this machine forwards requests of
-/// others. The host must therefore be a loopback name, the sender no foreign page, and no proxy in
-/// between.
-fn is_direct(request: &Request) -> bool {
-    let host = request.host();
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    let is_local = address.map_or(host == "localhost" || host.ends_with(".localhost"), |address| address.is_loopback());
-    let is_proxied = request.fields.has(KnownField::Forwarded) || request.fields.has(KnownField::XForwardedFor);
-    let mut sites = request.fields.named(b"sec-fetch-site");
-    is_local && !is_proxied && sites.all(|site| site == b"same-origin" || site == b"none")
 }
 
 #[cfg(test)]
@@ -301,7 +281,13 @@ mod tests {
 
     fn status(token: Option<&str>, request: &Request, peer: IpAddr) -> u16 {
         let runtime = tokio::runtime::LocalRuntime::new().expect("a runtime");
-        runtime.block_on(respond(&views(true), token, request, peer)).status().as_u16()
+        let config = AdminConfig { token: token.map(str::to_owned), ..AdminConfig::default() };
+        let state = AdminState {
+            views: Rc::new(views(true)),
+            config: Arc::new(ArcSwap::from_pointee(config)),
+            access: AdminAccess::default(),
+        };
+        runtime.block_on(respond(&state, request, peer)).status().as_u16()
     }
 
     #[test]

@@ -43,7 +43,12 @@ struct DemoOrigin {
 /// Serves the origin until `stop` becomes true or its sender is dropped. Needs a `LocalSet`. Cancel
 /// safe.
 pub(crate) async fn origin(listener: TcpListener, stop: watch::Receiver<bool>) {
-    let bounds = SimpleServerLimits { http: HttpLimits::default(), connections: CONNECTIONS_MAX };
+    let bounds = SimpleServerLimits {
+        http: HttpLimits::default(),
+        connections: CONNECTIONS_MAX,
+        probe_connections: 0,
+        is_probe: |_| false,
+    };
     let origin = Rc::new(DemoOrigin::default());
     simple_server::serve(&listener, bounds, stop, async move |request: &Request, _: IpAddr| {
         origin.respond(request).await

@@ -101,7 +101,7 @@ impl Error {
                 UpstreamConnectionError::Io(_) => ErrorKind::Upstream,
                 UpstreamConnectionError::Malformed(_) => ErrorKind::Malformed,
                 UpstreamConnectionError::Timeout(timeout) => timeout_kind(*timeout),
-                UpstreamConnectionError::Client(_) => ErrorKind::ClientBody,
+                UpstreamConnectionError::ClientStopped(_) | UpstreamConnectionError::Client(_) => ErrorKind::ClientBody,
                 UpstreamConnectionError::ClientGone => ErrorKind::ClientGone,
             },
         }
@@ -148,7 +148,13 @@ impl Error {
 
     /// The refusal for a failed request body.
     pub(crate) fn refusal(&self) -> Option<RequestRefusal> {
-        let Error::UpstreamConnection(UpstreamConnectionError::Client(body)) = self else { return None };
+        let body = match self {
+            Error::UpstreamConnection(UpstreamConnectionError::Client(body)) => body,
+            Error::UpstreamConnection(UpstreamConnectionError::ClientStopped(_)) => {
+                return Some(RequestRefusal::BodyTimeout);
+            }
+            _ => return None,
+        };
         Some(match body {
             BodyError::TooLarge => RequestRefusal::BodyTooLarge,
             BodyError::Timeout(_) => RequestRefusal::BodyTimeout,
@@ -169,7 +175,7 @@ impl Error {
 /// The class of a timeout of an exchange with an upstream.
 fn timeout_kind(timeout: ExchangeTimeout) -> ErrorKind {
     match timeout {
-        ExchangeTimeout::ClientBody => ErrorKind::ClientBody,
+        ExchangeTimeout::ClientBody | ExchangeTimeout::ClientRead => ErrorKind::ClientBody,
         ExchangeTimeout::UpstreamConnect => ErrorKind::ConnectTimeout,
         ExchangeTimeout::UpstreamSend
         | ExchangeTimeout::UpstreamHead

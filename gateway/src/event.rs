@@ -165,7 +165,21 @@ events! {
         => error [throttled!()] "accepting paused";
     ConnectionRefused = "connection_refused" { reason: &'static str, client: IpAddr = display(client) }
         => warn [throttled!()] "connection refused";
+    /// A connection to a listener with `proxy_protocol` was closed because of its header.
+    ProxyHeaderRefused = "proxy_header_refused" {
+        reason: &'static str,
+        peer: IpAddr = display(peer)
+    } => warn [throttled!()] "PROXY protocol header refused";
     TlsFailed = "tls_failed" { error: &'a dyn Display = display(error) } => debug "TLS handshake failed";
+    /// A handshake failed because of the client's certificate.
+    ClientCertificateRefused = "client_certificate_refused" {
+        reason: &'static str,
+        client: IpAddr = display(client),
+        error: &'a dyn Display = display(error)
+    } => warn [throttled!()] "client certificate refused";
+    /// The authorities of client certificates, at the start and when their files have changed.
+    ClientCaLoaded = "client_ca_loaded" { path: &'a Path = display(path.display()), authorities: usize }
+        => info "authorities of client certificates loaded";
     CertificateLoaded = "certificate_loaded" { path: &'a Path = display(path.display()), names: usize }
         => info "certificate loaded";
     /// The file is unusable; a certificate that was loaded earlier stays in use.
@@ -174,7 +188,7 @@ events! {
         error: &'a dyn Display = display(error)
     } => error "certificate refused";
     /// A task panicked. A service is restarted; any other task ends.
-    TaskPanicked = "task_panicked" { kind: &'a str, message: &'a str } => error [throttled!()] "task panicked";
+    TaskPanicked = "task_panicked" { kind: &'a str, panic: &'a str } => error [throttled!()] "task panicked";
     /// A service ended although its owner still runs; it is restarted.
     ServiceEnded = "service_ended" { kind: &'a str } => error [throttled!()] "a service ended and is restarted";
     RequestPanicked = "request_panicked" { route: &'a str } => error [throttled!()] "request panicked";
@@ -183,6 +197,10 @@ events! {
         endpoint: &'a dyn Display = display(endpoint),
         kind: UpstreamFault = kind.as_str()
     } => warn [throttled!(kind.index(), UpstreamFault::ALL.len())] "upstream failed";
+    /// A request to the admin address had a wrong token. `count`: those of the address without a
+    /// right one in between.
+    AdminTokenRejected = "admin_token_rejected" { address: IpAddr = display(address), count: u32 }
+        => warn [throttled!()] "a wrong admin token was rejected";
     AccessLogFailed = "access_log_failed" { error: &'a dyn Display = display(error) }
         => error [throttled!()] "access log failed";
 }

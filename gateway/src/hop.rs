@@ -1,12 +1,15 @@
 //! Hop-by-hop fields and forwarding fields, for requests and responses.
 //!
 //! The only place that strips connection fields (RFC 9110 section 7.6.1) or writes `Via` and
-//! `X-Forwarded-*`.
+//! `X-Forwarded-*`. The fields of a request are removed before anything reads them, so that
+//! identity, limits, route and cache key see what the origin sees: docs/request-fields.md.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use crate::http::fields::{Fields, KnownField, KnownFieldSet};
-use crate::http::message::{BodyLength, HttpVersion, Method, Request, Response, StatusCode};
+use crate::http::fields::{Field, Fields, KnownField, KnownFieldSet};
+use crate::http::limits::UnderscorePolicy;
+use crate::http::message::{BodyLength, HttpVersion, Method, Request, Response, Scheme, StatusCode, TrustedForwarding};
 use crate::http::text;
 
 /// Hop-by-hop fields, removed whether or not `Connection` names them.
@@ -33,20 +36,33 @@ const PROTECTED: KnownFieldSet = KnownFieldSet::of(&[
     KnownField::Cookie,
 ]);
 
-/// Request fields that are not forwarded. With most of them a client can spoof its identity, or
-/// request another resource than the one in the cache key.
-const SPOOFABLE: KnownFieldSet = KnownFieldSet::of(&[
+/// Fields that the gateway writes itself, or has handled; what the client sent is not forwarded.
+const REPLACED: KnownFieldSet = KnownFieldSet::of(&[
     KnownField::Forwarded,
     KnownField::XForwardedFor,
     KnownField::XForwardedHost,
-    KnownField::XForwardedPort,
     KnownField::XForwardedProto,
-    KnownField::XOriginalUrl,
-    KnownField::XRealIp,
-    KnownField::XRewriteUrl,
-    // The gateway itself has handled or refused the expectation.
     KnownField::Expect,
+    // `h1::upstream` writes the time that is left when it sends the head.
+    KnownField::XEnvoyExpectedRqTimeoutMs,
 ]);
+
+/// Prepares the fields of a request that has just been parsed: keeps what they say about the
+/// connection, then removes connection fields, the fields that `Connection` names, and names with
+/// `_`. A repetition of the head is restored without connection fields.
+pub(crate) fn receive(request: &mut Request, underscores: UnderscorePolicy) {
+    if request.fields.has_underscore() && underscores == UnderscorePolicy::Drop {
+        request.fields.retain(|field| !field.name.contains(&b'_'));
+    }
+    if !request.fields.has_any(HOP_BY_HOP) {
+        return;
+    }
+    request.accepts_trailers =
+        request.fields.members(KnownField::Te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
+    request.upgrade = offered_protocols(request);
+    let nominated = nominated(&request.fields);
+    request.fields.retain_received(|field| !is_hop_by_hop(field, &nominated));
+}
 
 /// Removes hop-by-hop fields in place. Call it before adding the gateway's own fields: a hostile
 /// `Connection` may name them.
@@ -54,18 +70,25 @@ pub(crate) fn strip(fields: &mut Fields) {
     if !fields.has_any(HOP_BY_HOP) {
         return;
     }
+    let nominated = nominated(fields);
+    fields.retain(|field| !is_hop_by_hop(field, &nominated));
+}
+
+/// The field names in `Connection`.
+fn nominated(fields: &Fields) -> Vec<Vec<u8>> {
     // Most messages name only connection options, which are not field names.
     let is_option = |member: &[u8]| member.eq_ignore_ascii_case(b"keep-alive") || member.eq_ignore_ascii_case(b"close");
-    let mut nominated: Vec<Vec<u8>> = Vec::new();
-    if !fields.all(KnownField::Connection).all(is_option) {
-        nominated = fields.members(KnownField::Connection).map(<[u8]>::to_vec).collect();
+    if fields.all(KnownField::Connection).all(is_option) {
+        return Vec::new();
     }
-    fields.retain(|field| {
-        let is_connection = field.known.is_some_and(|known| HOP_BY_HOP.contains(known));
-        let is_protected = field.known.is_some_and(|known| PROTECTED.contains(known));
-        let is_nominated = || nominated.iter().any(|name| field.name.eq_ignore_ascii_case(name));
-        !is_connection && (is_protected || !is_nominated())
-    });
+    fields.members(KnownField::Connection).map(<[u8]>::to_vec).collect()
+}
+
+fn is_hop_by_hop(field: Field<'_>, nominated: &[Vec<u8>]) -> bool {
+    let is_connection = field.known.is_some_and(|known| HOP_BY_HOP.contains(known));
+    let is_protected = field.known.is_some_and(|known| PROTECTED.contains(known));
+    let is_nominated = || nominated.iter().any(|name| field.name.eq_ignore_ascii_case(name));
+    is_connection || (!is_protected && is_nominated())
 }
 
 /// Decrements `Max-Forwards` of an OPTIONS request, the only supported method for which it has a
@@ -87,19 +110,38 @@ pub(crate) fn decrement_max_forwards(request: &mut Request) -> bool {
     }
 }
 
-/// Whether the request offers a protocol switch that can be forwarded. HTTP/2 and TLS apply to one
-/// connection, so an offer of them is dropped.
+/// The time in which the sender expects the whole response. To be read from trusted proxies only.
+/// As in Envoy, 0 is no limit; a value that is not a number of milliseconds, or one of more than 49
+/// days, is ignored.
+pub(crate) fn expected_within(fields: &Fields) -> Option<Duration> {
+    if !fields.has(KnownField::XEnvoyExpectedRqTimeoutMs) {
+        return None;
+    }
+    let parse = |value: &[u8]| str::from_utf8(value).ok()?.parse::<u32>().ok().filter(|milliseconds| *milliseconds > 0);
+    let shortest = fields.all(KnownField::XEnvoyExpectedRqTimeoutMs).filter_map(parse).min()?;
+    Some(Duration::from_millis(shortest.into()))
+}
+
+/// Whether the request offers a protocol switch that can be forwarded.
 pub(crate) fn offers_upgrade(request: &Request) -> bool {
-    let is_per_connection = |protocol: &[u8]| {
+    request.upgrade.is_some() && request.length == BodyLength::Empty
+}
+
+/// The protocols of an offer to switch. HTTP/2 and TLS apply to one connection, so an offer of them
+/// is dropped.
+fn offered_protocols(request: &Request) -> Option<Box<[u8]>> {
+    let is_per_connection = |protocol: &&[u8]| {
         let starts = |name: &[u8]| protocol.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
         starts(b"h2c") || starts(b"tls/") || starts(b"http/")
     };
-    let mut offered = request.fields.members(KnownField::Upgrade).peekable();
-    request.version == HttpVersion::Http11
-        && request.length == BodyLength::Empty
-        && offered.peek().is_some()
-        && request.fields.members(KnownField::Connection).any(|option| option.eq_ignore_ascii_case(b"upgrade"))
-        && !offered.any(is_per_connection)
+    let names_upgrade =
+        || request.fields.members(KnownField::Connection).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
+    if request.version != HttpVersion::Http11 || !request.fields.has(KnownField::Upgrade) || !names_upgrade() {
+        return None;
+    }
+    let protocols: Vec<&[u8]> = request.fields.members(KnownField::Upgrade).collect();
+    let is_forwardable = !protocols.is_empty() && !protocols.iter().any(is_per_connection);
+    is_forwardable.then(|| protocols.join(&b", "[..]).into())
 }
 
 /// Removes hop-by-hop fields of a response. Keeps the protocol switch of a 101 response.
@@ -119,42 +161,56 @@ fn add_upgrade(protocol: Option<&[u8]>, fields: &mut Fields) {
     }
 }
 
-/// Forwarding information from a trusted peer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct TrustedForwarding {
-    /// The addresses before the peer, client first, in the format of `X-Forwarded-For`. Can be
-    /// empty.
-    pub(crate) forwarded_for: String,
-    pub(crate) proto: Option<Vec<u8>>,
-    pub(crate) host: Option<Vec<u8>>,
-}
-
-/// Rewrites the fields of a client request for the origin. `forwarding` is `None` for an untrusted
-/// peer.
-pub(crate) fn prepare_for_upstream(request: &mut Request, peer: IpAddr, forwarding: Option<TrustedForwarding>) {
-    let TrustedForwarding { forwarded_for, proto, host } = forwarding.unwrap_or_default();
-    let upgrade = offers_upgrade(request).then(|| {
-        let protocols: Vec<&[u8]> = request.fields.members(KnownField::Upgrade).collect();
-        protocols.join(&b", "[..])
-    });
-    strip(&mut request.fields);
+/// Rewrites the fields of a client request for the origin.
+pub(crate) fn prepare_for_upstream(request: &mut Request, peer: IpAddr) {
+    let upgrade = request.upgrade.take().filter(|_| request.length == BodyLength::Empty);
     add_upgrade(upgrade.as_deref(), &mut request.fields);
-    if request.fields.has_any(SPOOFABLE) {
-        request.fields.retain(|field| !field.known.is_some_and(|known| SPOOFABLE.contains(known)));
+    if request.fields.has_any(REPLACED) {
+        request.fields.retain(|field| !field.known.is_some_and(|known| REPLACED.contains(known)));
     }
-    request.fields.add_with(KnownField::XForwardedFor, |text| {
-        if !forwarded_for.is_empty() {
-            text.extend_from_slice(forwarded_for.as_bytes());
-            text.extend_from_slice(b", ");
-        }
-        text::push_ip(text, peer);
-    });
-    request.fields.add(KnownField::XForwardedProto, proto.as_deref().unwrap_or(request.scheme.as_str().as_bytes()));
-    let host = host.as_deref().unwrap_or(request.authority.as_bytes());
+    let (forwarded, scheme) = (request.forwarded.as_deref(), request.scheme);
+    request.fields.add_with(KnownField::XForwardedFor, |text| push_forwarded_for(text, forwarded, peer));
+    request.fields.add(KnownField::XForwardedProto, forwarded_proto(forwarded, scheme));
+    let host = forwarded_host(forwarded, &request.authority);
     if !host.is_empty() {
         request.fields.add(KnownField::XForwardedHost, host);
     }
     add_via(&mut request.fields, request.version);
+}
+
+/// The value with which the origin receives a field that the gateway replaces; `None`: the field is
+/// forwarded as received. Empty: the origin does not receive it.
+pub(crate) fn replaced_value(request: &Request, peer: IpAddr, name: &str) -> Option<Vec<u8>> {
+    let forwarded = request.forwarded.as_deref();
+    match KnownField::of(name.as_bytes())? {
+        KnownField::XForwardedFor => {
+            let mut text = Vec::new();
+            push_forwarded_for(&mut text, forwarded, peer);
+            Some(text)
+        }
+        KnownField::XForwardedProto => Some(forwarded_proto(forwarded, request.scheme).to_vec()),
+        KnownField::XForwardedHost => Some(forwarded_host(forwarded, &request.authority).to_vec()),
+        KnownField::Host => Some(request.authority.clone().into_bytes()),
+        known if REPLACED.contains(known) || HOP_BY_HOP.contains(known) => Some(Vec::new()),
+        _ => None,
+    }
+}
+
+fn push_forwarded_for(text: &mut Vec<u8>, forwarded: Option<&TrustedForwarding>, peer: IpAddr) {
+    if let Some(forwarded) = forwarded.filter(|forwarded| !forwarded.forwarded_for.is_empty()) {
+        text.extend_from_slice(forwarded.forwarded_for.as_bytes());
+        text.extend_from_slice(b", ");
+    }
+    text::push_ip(text, peer);
+}
+
+fn forwarded_proto(forwarded: Option<&TrustedForwarding>, scheme: Scheme) -> &[u8] {
+    let proto = forwarded.and_then(|forwarded| forwarded.proto.as_deref());
+    proto.unwrap_or(scheme.as_str().as_bytes())
+}
+
+fn forwarded_host<'a>(forwarded: Option<&'a TrustedForwarding>, authority: &'a str) -> &'a [u8] {
+    forwarded.and_then(|forwarded| forwarded.host.as_deref()).unwrap_or(authority.as_bytes())
 }
 
 /// Appends the gateway to `Via` (RFC 9110 section 7.6.3).
@@ -201,24 +257,73 @@ mod tests {
     }
 
     #[test]
-    fn spoofed_fields_are_replaced() {
+    fn connection_fields_are_removed_on_receipt_and_the_offer_is_kept() {
+        let mut request = Request {
+            fields: fields(&[
+                ("Connection", "upgrade, x-tenant, Origin"),
+                ("Upgrade", "websocket"),
+                ("TE", "trailers"),
+                ("X-Tenant", "victim"),
+                ("Origin", "https://evil.example"),
+                ("Cookie", "a=b"),
+                ("X_Forwarded_For", "6.6.6.6"),
+                ("Transfer_Encoding", "chunked"),
+            ]),
+            ..Request::default()
+        };
+        receive(&mut request, UnderscorePolicy::Drop);
+        let names: Vec<_> =
+            request.fields.iter().map(|field| String::from_utf8_lossy(field.name).into_owned()).collect();
+        assert_eq!(names, ["Cookie"]);
+        assert!(request.accepts_trailers && offers_upgrade(&request));
+        prepare_for_upstream(&mut request, IpAddr::from([10, 0, 0, 1]));
+        assert_eq!(request.fields.get(KnownField::Upgrade), Some(&b"websocket"[..]));
+        assert_eq!(request.fields.get(KnownField::Connection), Some(&b"upgrade"[..]));
+    }
+
+    #[test]
+    fn forwarding_fields_are_replaced() {
         let mut request = Request { authority: "shop".into(), ..Request::default() };
-        request.fields =
-            fields(&[("X-Forwarded-For", "6.6.6.6"), ("X-Original-URL", "/admin"), ("x-real-ip", "6.6.6.6")]);
-        prepare_for_upstream(&mut request, IpAddr::from([10, 0, 0, 1]), None);
+        request.fields = fields(&[("X-Forwarded-For", "6.6.6.6"), ("Forwarded", "for=6.6.6.6"), ("Expect", "x")]);
+        prepare_for_upstream(&mut request, IpAddr::from([10, 0, 0, 1]));
         assert_eq!(request.fields.get(KnownField::XForwardedFor), Some(&b"10.0.0.1"[..]));
-        assert!(!request.fields.has(KnownField::XOriginalUrl) && !request.fields.has(KnownField::XRealIp));
+        assert!(!request.fields.has(KnownField::Forwarded) && !request.fields.has(KnownField::Expect));
         assert_eq!(request.fields.get(KnownField::XForwardedHost), Some(&b"shop"[..]));
     }
 
     #[test]
+    fn expected_time_is_a_positive_number_of_milliseconds() {
+        let within = |values: &[&str]| {
+            let lines: Vec<_> = values.iter().map(|value| ("X-Envoy-Expected-Rq-Timeout-Ms", *value)).collect();
+            expected_within(&fields(&lines)).map(|time| time.as_millis())
+        };
+        assert_eq!(within(&["1500"]), Some(1_500));
+        assert_eq!(within(&["900", "300", "x"]), Some(300));
+        assert_eq!(within(&["4294967295"]), Some(4_294_967_295));
+        for ignored in ["0", "", "-1", "1s", "1.5", "4294967296", "99999999999999999999", "\u{e9}"] {
+            assert_eq!(within(&[ignored]), None, "{ignored}");
+        }
+        assert_eq!(within(&[]), None);
+    }
+
+    #[test]
     fn trusted_proxy_sets_the_original_scheme() {
-        let mut request = Request { authority: "shop".into(), ..Request::default() };
-        request.fields = fields(&[("X-Forwarded-Proto", "ftp"), ("X-Forwarded-For", "7.7.7.7")]);
-        let forwarding =
+        let forwarded =
             TrustedForwarding { forwarded_for: "6.6.6.6".into(), proto: Some(b"https".to_vec()), host: None };
-        prepare_for_upstream(&mut request, IpAddr::from([10, 0, 0, 1]), Some(forwarding));
-        assert_eq!(request.fields.get(KnownField::XForwardedProto), Some(&b"https"[..]));
-        assert_eq!(request.fields.get(KnownField::XForwardedFor), Some(&b"6.6.6.6, 10.0.0.1"[..]));
+        let mut request = Request { authority: "shop".into(), forwarded: Some(forwarded.into()), ..Request::default() };
+        request.fields = fields(&[("X-Forwarded-Proto", "ftp"), ("X-Forwarded-For", "7.7.7.7")]);
+        let peer = IpAddr::from([10, 0, 0, 1]);
+        let replaced = |request: &Request, name| {
+            replaced_value(request, peer, name).map(|value| String::from_utf8(value).expect("ASCII"))
+        };
+        let before = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "forwarded", "te", "accept"]
+            .map(|name| replaced(&request, name));
+        let expected = [Some("6.6.6.6, 10.0.0.1"), Some("https"), Some("shop"), Some(""), Some(""), None];
+        assert_eq!(before.each_ref().map(Option::as_deref), expected);
+        prepare_for_upstream(&mut request, peer);
+        for (name, expected) in [("x-forwarded-for", before[0].as_deref()), ("x-forwarded-proto", Some("https"))] {
+            let sent = request.fields.named(name.as_bytes()).next().map(String::from_utf8_lossy);
+            assert_eq!(sent.as_deref(), expected, "the origin receives what variants compare");
+        }
     }
 }

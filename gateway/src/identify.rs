@@ -1,9 +1,10 @@
 //! Identifies the caller of a request: address, device, user, user class, region and trace.
 //!
-//! The address is the peer's or, behind trusted proxies, the rightmost untrusted address of
+//! A device is bound to its address and, on a TLS connection of the client itself, to the
+//! fingerprint of its TLS stack. The address is the peer's or, behind trusted proxies, the rightmost untrusted address of
 //! `X-Forwarded-For` or `Forwarded` (`forwarded`). User and user class come from header fields that
-//! only trusted proxies may send, or from a signed token of any sender (`tokens`). Identity fields
-//! of untrusted senders are removed. `[access]` is the allow list (exempt from limits) and the deny
+//! only trusted proxies may send, from a verified client certificate, or from a signed token of any
+//! sender (`tokens`). Identity fields of untrusted senders are removed. `[access]` is the allow list (exempt from limits) and the deny
 //! list (rejected). Invariant: memory does not grow with client input; identifiers become keyed
 //! 128-bit hashes (`subject_hasher`).
 
@@ -20,6 +21,7 @@ mod token_cache;
 mod tests;
 pub mod tokens;
 mod trace;
+mod untrusted_fields;
 
 pub(crate) use access::{AccessConfig, AccessDecision, AccessEntry};
 pub(crate) use forwarded::ForwardedField;
@@ -30,15 +32,15 @@ use ipnet::IpNet;
 use limiter::KeyHash;
 use shard::Region;
 
-use crate::hop::TrustedForwarding;
-use crate::http::fields::{Field, Fields};
+use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::Request;
+use crate::peer::Peer;
 use subject_hasher::SubjectHasher;
 use tokens::{TokenOutcome, TokenVerifier, VerifiedClaims, VerifiedIdentity};
 pub(crate) use trace::{Trace, write_trace};
+use untrusted_fields::UntrustedFields;
 
-/// The part of the request from which one identity attribute is read: a header, a cookie, the first
-/// host label, a path segment or a token claim.
+/// The part of the request or of its connection from which one identity attribute is read.
 #[derive(Clone, Debug, PartialEq)]
 pub enum IdentitySource {
     /// `header:NAME`; the name is a valid field name in lower case.
@@ -51,6 +53,18 @@ pub enum IdentitySource {
     Path(usize),
     /// Name of a top-level claim of the token that `IdentityConfig::tokens` verifies.
     Claim(String),
+    /// `certificate:subject` or `certificate:san`, a name in the verified client certificate.
+    Certificate(CertificateField),
+    /// `ja4:`, the fingerprint of the client's TLS stack.
+    Ja4,
+}
+
+/// The name in a client certificate that identifies its holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CertificateField {
+    Subject,
+    /// The subject alternative name.
+    San,
 }
 
 /// Configuration of caller identification (`[identity]`).
@@ -63,8 +77,8 @@ pub struct IdentityConfig {
     pub forwarded_field: ForwardedField,
     /// Tried in order. If none is present, the device is the address alone.
     pub device: Vec<IdentitySource>,
-    /// The user: a header that is accepted from `trusted_proxies` only, or a claim. `None`: every
-    /// caller is anonymous.
+    /// The user: a header that is accepted from `trusted_proxies` only, a name in the client's
+    /// certificate, or a claim. `None`: every caller is anonymous.
     pub user: Option<IdentitySource>,
     /// The user class (`identity.tier`): a header or a claim, as for `user`. `None`: users are
     /// `standard`.
@@ -80,10 +94,22 @@ pub struct IdentityConfig {
     /// Keys of limits with scope `key`, at most `LIMIT_KEYS_MAX`.
     pub keys: Vec<IdentitySource>,
     pub access: AccessConfig,
+    /// Names of request fields that are removed unless a trusted proxy sends them, in lower case.
+    pub untrusted_fields: Vec<String>,
+    /// Whether a listener terminates TLS: the devices of an address then also differ by TLS stack.
+    pub has_fingerprints: bool,
     /// Keys the hashes of subjects (`identity.secret`), the same on all gateways of a fleet. Empty:
     /// a random key of the process.
     pub secret: String,
 }
+
+/// Fields in which a proxy reports the request that it received.
+const FORWARDING: KnownFieldSet = KnownFieldSet::of(&[
+    KnownField::Forwarded,
+    KnownField::XForwardedFor,
+    KnownField::XForwardedHost,
+    KnownField::XForwardedProto,
+]);
 
 /// Most distinct keys that limits count by. The bound exists because each is looked up in every
 /// request.
@@ -105,6 +131,8 @@ impl Default for IdentityConfig {
             region_default: Region::DEFAULT,
             keys: Vec::new(),
             access: AccessConfig::default(),
+            untrusted_fields: untrusted_fields::DEFAULT.iter().map(|known| known.as_str().to_owned()).collect(),
+            has_fingerprints: false,
             secret: String::new(),
         }
     }
@@ -117,9 +145,12 @@ impl IdentityConfig {
             self.device.iter().chain(&self.user).chain(&self.user_class).chain(&self.region).chain(&self.keys);
         let fields = sources.filter_map(|source| match source {
             IdentitySource::Header(name) => Some(&**name),
-            IdentitySource::Cookie(_) | IdentitySource::Host | IdentitySource::Path(_) | IdentitySource::Claim(_) => {
-                None
-            }
+            IdentitySource::Cookie(_)
+            | IdentitySource::Host
+            | IdentitySource::Path(_)
+            | IdentitySource::Claim(_)
+            | IdentitySource::Certificate(_)
+            | IdentitySource::Ja4 => None,
         });
         fields.chain(self.tokens.as_ref().and_then(tokens::TokenConfig::field))
     }
@@ -153,6 +184,8 @@ pub struct Caller {
 pub(crate) struct CallerDescription {
     pub(crate) ip: IpAddr,
     pub(crate) device: Option<String>,
+    /// Fingerprint of the TLS stack, as in the access log; `None`: a connection in plaintext.
+    pub(crate) fingerprint: Option<String>,
     pub(crate) user: Option<String>,
     /// Issuer of the user's token; `None`: the configured issuer.
     pub(crate) issuer: Option<String>,
@@ -164,7 +197,8 @@ pub(crate) struct CallerDescription {
 impl Default for CallerDescription {
     fn default() -> Self {
         let ip = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
-        CallerDescription { ip, device: None, user: None, issuer: None, user_class: None, keys: Vec::new() }
+        let (device, fingerprint, user, issuer, user_class) = (None, None, None, None, None);
+        CallerDescription { ip, device, fingerprint, user, issuer, user_class, keys: Vec::new() }
     }
 }
 
@@ -174,6 +208,7 @@ pub struct CallerIdentifier {
     user_classes: Vec<String>,
     tokens: Option<TokenVerifier>,
     hasher: SubjectHasher,
+    untrusted: UntrustedFields,
     lists: Option<access::AccessLists>,
     random: foldhash::fast::RandomState,
 }
@@ -183,18 +218,41 @@ impl CallerIdentifier {
     /// `standard`.
     pub fn new(config: IdentityConfig, user_classes: Vec<String>) -> Self {
         let hasher = SubjectHasher::new(&config.secret);
+        let identity = config.user.iter().chain(&config.user_class).filter_map(|source| match source {
+            IdentitySource::Header(name) => Some(name),
+            _ => None,
+        });
+        let untrusted = UntrustedFields::new(config.untrusted_fields.iter().chain(identity).map(|name| &**name));
         let lists = access::AccessLists::new(&config.access);
         let tokens = config.tokens.clone().map(TokenVerifier::new);
-        CallerIdentifier { config, user_classes, tokens, hasher, lists, random: foldhash::fast::RandomState::default() }
+        CallerIdentifier {
+            config,
+            user_classes,
+            tokens,
+            hasher,
+            untrusted,
+            lists,
+            random: foldhash::fast::RandomState::default(),
+        }
     }
 
-    /// Identifies the sender of `request`. `peer` is the canonical address of the connection.
-    /// Removes identity fields that an untrusted peer sent.
-    pub fn identify(&self, peer: IpAddr, request: &mut Request) -> Caller {
-        let is_trusted = self.is_trusted_proxy(peer);
-        let ip = if is_trusted { self.client_address(&request.fields).unwrap_or(peer) } else { peer };
-        if !is_trusted {
-            self.strip_identity_fields(&mut request.fields);
+    /// As [`Self::identify_peer`], for a connection of which only the canonical address is known.
+    pub fn identify(&self, ip: IpAddr, request: &mut Request) -> Caller {
+        self.identify_peer(&Peer::from(ip), request)
+    }
+
+    /// Identifies the sender of `request`. Removes identity fields that an untrusted peer sent.
+    pub(crate) fn identify_peer(&self, peer: &Peer, request: &mut Request) -> Caller {
+        let is_trusted = peer.is_known() && self.is_trusted_proxy(peer.ip);
+        let ip = if is_trusted { self.client_address(&request.fields).unwrap_or(peer.ip) } else { peer.ip };
+        if is_trusted {
+            request.forwarded = request
+                .fields
+                .has_any(FORWARDING)
+                .then(|| Box::new(self.config.forwarded_field.forwarding(&request.fields)));
+        } else {
+            request.forwarded = None;
+            self.untrusted.remove(&mut request.fields);
         }
         let token_result = self.tokens.as_ref().map_or(Ok(None), |tokens| {
             // Invalid tokens are charged to the address alone, because the client chooses its
@@ -204,9 +262,11 @@ impl CallerIdentifier {
         });
         let rejection = token_result.as_ref().err().copied();
         let verified = token_result.as_ref().ok().and_then(Option::as_ref);
+        // What the connection of a proxy shows belongs to the proxy.
+        let client = (!is_trusted).then_some(peer);
         let header_user = match &self.config.user {
             Some(IdentitySource::Claim(_)) | None => None,
-            Some(source) => read(source, request),
+            Some(source) => read_with_peer(source, request, client),
         };
         let user = match &self.config.user {
             Some(IdentitySource::Claim(_)) => verified.and_then(|verified| verified.user),
@@ -223,9 +283,10 @@ impl CallerIdentifier {
             IdentitySource::Claim(name) => {
                 verified.and_then(|verified| self.claim_hash(verified.claims.as_deref(), name))
             }
-            _ => Some(self.hasher.value(read(source, request)?)),
+            _ => Some(self.hasher.value(read_with_peer(source, request, client)?)),
         });
-        let device = self.hasher.device(ip, device.as_slice());
+        let fingerprint = client.and_then(Peer::fingerprint).map(|fingerprint| &fingerprint.stable.0[..]);
+        let device = self.device(ip, device, fingerprint);
         Caller {
             ip,
             device,
@@ -294,7 +355,7 @@ impl CallerIdentifier {
         });
         Some(Caller {
             ip,
-            device: self.hasher.device(ip, device.as_slice()),
+            device: self.device(ip, device, description.fingerprint.as_deref().map(str::as_bytes)),
             user,
             user_class: self.class_index(user_class.as_bytes())?,
             region: self.config.region_default,
@@ -303,6 +364,15 @@ impl CallerIdentifier {
             access: self.lists.as_ref().map_or(AccessDecision::Unlisted, |lists| lists.classify(ip, device, user_id)),
             is_trusted: false,
         })
+    }
+
+    /// The hash of a device: its id, if there is one, bound to address and TLS stack.
+    fn device(&self, ip: IpAddr, id: Option<&[u8]>, fingerprint: Option<&[u8]>) -> KeyHash {
+        match fingerprint {
+            None => self.hasher.device(ip, id.as_slice()),
+            // An id is never empty.
+            Some(fingerprint) => self.hasher.device(ip, &[id.unwrap_or_default(), fingerprint]),
+        }
     }
 
     fn keys(
@@ -355,26 +425,13 @@ impl CallerIdentifier {
         trace::random_u64(&self.random, 0)
     }
 
-    fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
+    /// Whether an address is in `identity.trusted_proxies`.
+    pub(crate) fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
         self.config.trusted_proxies.iter().any(|network| network.contains(&ip))
     }
 
     fn client_address(&self, fields: &Fields) -> Option<IpAddr> {
         self.config.forwarded_field.client_address(fields, |ip| self.is_trusted_proxy(ip))
-    }
-
-    /// Forwarding information of a trusted proxy; `None` for other peers.
-    pub(crate) fn trusted_forwarding(&self, caller: &Caller, request: &Request) -> Option<TrustedForwarding> {
-        caller.is_trusted.then(|| self.config.forwarded_field.forwarding(&request.fields))
-    }
-
-    fn strip_identity_fields(&self, fields: &mut Fields) {
-        let sources = [&self.config.user, &self.config.user_class].into_iter().flatten();
-        for source in sources {
-            if let IdentitySource::Header(name) = source {
-                fields.retain(|field: Field<'_>| !field.name.eq_ignore_ascii_case(name.as_bytes()));
-            }
-        }
     }
 
     fn user_class(&self, is_user: bool, verified: Option<&VerifiedIdentity>, request: &Request) -> usize {
@@ -404,7 +461,18 @@ fn read<'a>(source: &'a IdentitySource, request: &'a Request) -> Option<&'a [u8]
         IdentitySource::Host => request.host().split('.').next().map(str::as_bytes),
         IdentitySource::Path(segment) => request.path().split('/').nth(*segment).map(str::as_bytes),
         // Claims are read from the verified token; see `VerifiedIdentity`.
-        IdentitySource::Claim(_) => None,
+        IdentitySource::Claim(_) | IdentitySource::Certificate(_) | IdentitySource::Ja4 => None,
     };
     value.filter(|value| !value.is_empty())
+}
+
+/// As `read`, also from the connection of `peer`; `None`: the connection is not the client's own.
+fn read_with_peer<'a>(source: &'a IdentitySource, request: &'a Request, peer: Option<&'a Peer>) -> Option<&'a [u8]> {
+    let text = match source {
+        IdentitySource::Ja4 => peer?.fingerprint()?.ja4.as_str(),
+        IdentitySource::Certificate(CertificateField::Subject) => &peer?.certificate()?.subject,
+        IdentitySource::Certificate(CertificateField::San) => &peer?.certificate()?.san,
+        _ => return read(source, request),
+    };
+    (!text.is_empty()).then_some(text.as_bytes())
 }

@@ -12,6 +12,7 @@ mod tasks;
 mod http;
 mod error;
 mod hop;
+mod peer;
 mod identify;
 mod limit;
 mod cache;
@@ -26,6 +27,7 @@ mod route;
 mod pipeline;
 mod serve;
 mod tls;
+mod proxy_protocol;
 mod accept;
 mod simple_server;
 pub mod purge;
@@ -48,5 +50,5 @@ pub mod testing {
     pub use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
     pub use crate::identify::jwk_set::JwkSet;
     pub use crate::identify::tokens;
-    pub use crate::identify::{CallerIdentifier, IdentityConfig, IdentitySource};
+    pub use crate::identify::{CallerIdentifier, CertificateField, IdentityConfig, IdentitySource};
 }

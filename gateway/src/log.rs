@@ -63,6 +63,8 @@ pub(crate) struct AccessLogEntry<'a> {
     pub(crate) bytes: u64,
     pub(crate) duration: Duration,
     pub(crate) client: IpAddr,
+    /// The proxy that reported the client in a PROXY protocol header.
+    pub(crate) proxy: Option<IpAddr>,
     pub(crate) route: &'a str,
     /// The cache result. Omitted from the line if empty, as are the texts below.
     pub(crate) cache: &'a str,
@@ -70,12 +72,22 @@ pub(crate) struct AccessLogEntry<'a> {
     pub(crate) degraded: &'a str,
     /// The side that is responsible for a failure.
     pub(crate) blame: &'a str,
+    /// The class of the failure.
+    pub(crate) failure: &'a str,
+    /// Why the response was not completed.
+    pub(crate) aborted: &'a str,
     /// The limit rule that denied the request.
     pub(crate) limit: &'a str,
+    /// The limit rules in shadow mode that would have denied the request.
+    pub(crate) shadow_limit: &'a str,
     /// Why the request was refused while it was parsed.
     pub(crate) refused: &'a str,
     /// The endpoint that received the request.
     pub(crate) upstream: &'a str,
+    /// The JA4 fingerprint of the TLS connection.
+    pub(crate) ja4: &'a str,
+    /// The part of it to which devices are bound.
+    pub(crate) fingerprint: &'a str,
     pub(crate) trace_id: &'a str,
 }
 
@@ -321,6 +333,10 @@ fn write_line(out: &mut Vec<u8>, timestamps: &mut TimestampFormatter, now: Syste
     timestamps.push(out, now);
     out.extend_from_slice(b"\",\"client\":\"");
     push_display(out, line.client);
+    if let Some(proxy) = line.proxy {
+        out.extend_from_slice(b"\",\"proxy\":\"");
+        push_display(out, proxy);
+    }
     out.extend_from_slice(b"\",\"method\":\"");
     push_escaped(out, line.method.as_str());
     out.extend_from_slice(b"\",\"scheme\":\"");
@@ -342,9 +358,14 @@ fn write_line(out: &mut Vec<u8>, timestamps: &mut TimestampFormatter, now: Syste
         ("cache", line.cache),
         ("degraded", line.degraded),
         ("blame", line.blame),
+        ("failure", line.failure),
+        ("aborted", line.aborted),
         ("limit", line.limit),
+        ("shadow_limit", line.shadow_limit),
         ("refused", line.refused),
         ("upstream", line.upstream),
+        ("ja4", line.ja4),
+        ("fingerprint", line.fingerprint),
         ("trace_id", line.trace_id),
     ];
     for (key, value) in texts.into_iter().filter(|(_, value)| !value.is_empty()) {
@@ -469,13 +490,19 @@ mod tests {
             bytes: 1_234,
             duration: Duration::from_micros(1_002_003),
             client: Ipv4Addr::LOCALHOST.into(),
+            proxy: None,
             route,
             cache: "hit",
             degraded: "",
             blame: "",
+            failure: "",
+            aborted: "",
             limit: "",
+            shadow_limit: "",
             refused: "",
             upstream: "",
+            ja4: "",
+            fingerprint: "",
             trace_id: "",
         }
     }

@@ -5,7 +5,8 @@
 //!           admit          lists and limits; answers what they deny
 //!           handle         the phases that may wait, in order:
 //!             lookup         local cache, join a shared fetch, remote cache
-//!             fetch          lead a shared fetch: forward, judge, store
+//!             lead           lead a shared fetch, also after its client has closed
+//!             fetch          judge, store
 //!             forward        breaker, endpoint, exchange with the upstream
 //!             unsafe_method  forward, invalidate, store the response to POST
 //!             degrade        only after a failure: stale response or page
@@ -24,10 +25,12 @@ mod respond;
 mod forward;
 mod fill_task;
 mod store_post;
+mod shared_body;
 mod response_body;
 mod degrade;
 mod admit;
 mod fetch;
+mod lead;
 mod handle;
 mod lookup;
 mod partial;
@@ -36,6 +39,7 @@ mod unsafe_method;
 pub(crate) use buffers::{Arrival, ExchangeBuffers};
 pub(crate) use context::RequestContext;
 pub(crate) use degrade::{body_failed, client_closed, panicked};
+pub(crate) use forward::count_timeout;
 pub(crate) use prebuilt_429::Prebuilt429Cache;
 pub(crate) use response_body::ResponseBody;
 pub(crate) use snapshot::Snapshot;
@@ -46,4 +50,5 @@ pub(crate) fn expose() {
     degrade::expose();
     forward::expose();
     respond::expose();
+    shared_body::expose();
 }

@@ -39,6 +39,8 @@ pub(crate) enum PurgeOrderError {
     NotBool(&'static str),
     #[error("`{0}` is not the name of a node; omit `node` for all nodes")]
     InvalidNode(String),
+    #[error("the fleet has no node `{node}`; its nodes: {nodes}")]
+    UnknownNode { node: String, nodes: String },
     #[error("a tag must not be empty")]
     EmptyTag,
     #[error("{url:?}: {reason}")]

@@ -11,6 +11,7 @@ use limiter::{Admission, Verdict};
 use shard::{Region, Slot};
 
 use crate::cache::stored::Freshness;
+use crate::error::ErrorKind;
 use crate::http::exchange_clock::Blame;
 use crate::http::h1::RequestRefusal;
 use crate::identify::Trace;
@@ -99,6 +100,10 @@ pub(crate) struct RequestRecord {
     pub(crate) degraded: &'static str,
     /// The side that is responsible for a failure.
     pub(crate) blame: Option<Blame>,
+    /// The failure that the response, or the degrade page, reports.
+    pub(crate) failure: Option<ErrorKind>,
+    /// Why the response was not completed; empty if it was.
+    pub(crate) aborted: &'static str,
     /// The endpoint that was called.
     pub(crate) upstream: Option<Arc<str>>,
     pub(crate) trace: Option<Trace>,
@@ -122,6 +127,8 @@ impl Default for RequestRecord {
             refusal: None,
             degraded: "",
             blame: None,
+            failure: None,
+            aborted: "",
             upstream: None,
             trace: None,
             client_ip: None,

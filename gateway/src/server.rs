@@ -11,6 +11,7 @@ mod assemble;
 mod config_watcher;
 mod override_publisher;
 mod control;
+mod connection;
 mod worker;
 
 use std::net::{SocketAddr, TcpListener};
@@ -28,7 +29,7 @@ use crate::config::Config;
 use crate::event::{self, Event};
 use crate::log::{self, AccessLog};
 use crate::tls::{self, TlsTerminator};
-use crate::{identify, limit, metrics, pipeline, purge, route, serve, tasks};
+use crate::{admin, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, tasks};
 use control::ControlThread;
 use state::{LifecycleStage, SharedState};
 
@@ -100,6 +101,7 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
         fills: Arc::default(),
         connections: ConnectionTable::new(workers, config.accept.clone()),
         log: Arc::new(AccessLog::open(&config.log.access).map_err(StartError::AccessLog)?),
+        proxy_protocol: config.listen.iter().map(|listen| listen.proxy_protocol).collect(),
         tls_terminators,
         started_at: Instant::now(),
         lease_node,
@@ -143,7 +145,10 @@ fn expose_metrics(shared: &Arc<SharedState>) {
     serve::expose();
     resources::expose();
     tasks::expose();
+    admin::expose();
     accept::expose(&shared.connections);
+    proxy_protocol::expose();
+    tls::expose();
     store_metrics::expose(&shared.store);
     purge::expose(&shared.bus);
     let snapshot = Arc::clone(&shared.snapshot);

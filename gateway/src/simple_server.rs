@@ -1,18 +1,28 @@
 //! A small HTTP/1.1 server for responses that are complete in memory: the connection loop of
 //! the admin listener and the demo origin.
 //!
-//! Nothing is streamed. The number of connections is bounded; `HttpLimits` bounds heads and idle
-//! time. Request bodies are ignored.
+//! Nothing is streamed. Request bodies are ignored. `HttpLimits` bounds heads and idle time: the
+//! first request of a connection has to begin within the header timeout, and later ones within the
+//! idle timeout.
+//!
+//! The number of connections is bounded. A new connection to a full server replaces the one that
+//! the server has waited for the longest: a silent one, an idle one, one with a slow head, or one
+//! whose client does not read. If all are being answered, a few more are accepted for probes only.
+//! Invariant: a connection that is accepted and sends a probe gets its response, whatever the other
+//! connections do.
 
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, Id, JoinSet, yield_now};
 
 use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::{Fields, KnownField};
@@ -20,13 +30,29 @@ use crate::http::h1::{DownstreamConnection, RequestReadError, WaitOutcome};
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::http::transport::TransportStream;
-use crate::tasks::{self, TaskKind};
+use crate::metrics::{self, Counter};
+use crate::tasks::{self, TaskKind, TaskWait};
 
 /// Limits of a simple server: those of each HTTP message, and the number of connections.
 pub(crate) struct SimpleServerLimits {
     pub(crate) http: HttpLimits,
-    /// Maximum concurrent connections; more wait in the kernel's backlog.
+    /// Maximum concurrent connections for all requests.
     pub(crate) connections: usize,
+    /// Maximum further connections, for probes only.
+    pub(crate) probe_connections: usize,
+    /// Whether a request is a probe.
+    pub(crate) is_probe: fn(&Request) -> bool,
+}
+
+static REPLACED: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+/// Exposes `tidegate_admin_connections_replaced_total`.
+pub(crate) fn expose() {
+    metrics::expose_counter_with(
+        "tidegate_admin_connections_replaced",
+        "Connections of the admin address that were closed in favour of a new one, because there were too many.",
+        |emit| emit(&[], REPLACED.get()),
+    );
 }
 
 /// A response with its complete body.
@@ -72,6 +98,8 @@ impl SimpleResponse {
 
 /// How long accepting pauses after an error that would recur at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A client that has not read its response for this long may be replaced.
+const UNREAD_AFTER: Duration = Duration::from_secs(2);
 
 /// Serves `listener` with `respond` until `stop` becomes true or its sender is dropped. Connections
 /// that are open then are aborted. Needs a `LocalSet`. Cancel safe.
@@ -83,18 +111,22 @@ pub(crate) async fn serve<F>(
 ) where
     F: AsyncFn(&Request, IpAddr) -> SimpleResponse + 'static,
 {
-    let connections_max = limits.connections;
-    let (limits, respond) = (Rc::new(limits.http), Rc::new(respond));
-    let mut connections = JoinSet::new();
+    let (limits, respond) = (Rc::new(limits), Rc::new(respond));
+    let mut open = OpenConnections::default();
     loop {
         tokio::select! {
             _ = stop.wait_for(|stop| *stop) => return,
-            Some(_ended) = connections.join_next() => {}
-            accepted = listener.accept(), if connections.len() < connections_max => match accepted {
+            Some(ended) = open.tasks.join_next_with_id() => {
+                open.remove(ended.map_or_else(|error| error.id(), |(id, _)| id));
+            }
+            accepted = listener.accept(), if open.has_place(&limits) => match accepted {
                 Ok((stream, peer)) => {
-                    let (limits, respond) = (Rc::clone(&limits), Rc::clone(&respond));
-                    let serve = async move { serve_connection(stream, peer, &limits, &*respond).await };
-                    connections.spawn_local(tasks::track(TaskKind::SimpleConnection, serve));
+                    let progress = open.make_place(&limits);
+                    let (limits, respond, shared) = (Rc::clone(&limits), Rc::clone(&respond), Rc::clone(&progress));
+                    let serve = async move { serve_connection((stream, peer), &limits, &shared, &*respond).await };
+                    open.spawn(progress, serve);
+                    // A flood of connections must not replace one before it was polled.
+                    yield_now().await;
                 }
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             }
@@ -102,22 +134,131 @@ pub(crate) async fn serve<F>(
     }
 }
 
+/// What a connection does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ConnectionPhase {
+    /// The server waits for a request, or for the client to close.
+    Waiting,
+    /// The response is computed.
+    Responding,
+    /// The response is written.
+    Sending,
+}
+
+/// What a connection does, and since when; for probes only, or for all requests.
+struct ConnectionProgress {
+    phase: Cell<ConnectionPhase>,
+    since: Cell<Instant>,
+    is_for_probes: bool,
+}
+
+impl ConnectionProgress {
+    fn new(is_for_probes: bool) -> Rc<Self> {
+        let since = Cell::new(Instant::now());
+        Rc::new(ConnectionProgress { phase: Cell::new(ConnectionPhase::Waiting), since, is_for_probes })
+    }
+
+    fn enter(&self, phase: ConnectionPhase) {
+        self.phase.set(phase);
+        self.since.set(Instant::now());
+    }
+
+    /// Whether a new connection may replace this one. The room for probes never waits for a client.
+    fn is_replaceable(&self, now: Instant) -> bool {
+        match self.phase.get() {
+            ConnectionPhase::Waiting => true,
+            ConnectionPhase::Responding => self.is_for_probes,
+            ConnectionPhase::Sending => self.is_for_probes || now.duration_since(self.since.get()) >= UNREAD_AFTER,
+        }
+    }
+}
+
+/// The open connections and their tasks.
+#[derive(Default)]
+struct OpenConnections {
+    tasks: JoinSet<Option<()>>,
+    /// Without the connections that were replaced; their tasks end at once.
+    by_task: HashMap<Id, (Rc<ConnectionProgress>, AbortHandle)>,
+}
+
+impl OpenConnections {
+    fn count(&self, is_for_probes: bool) -> usize {
+        self.by_task.values().filter(|(open, _)| open.is_for_probes == is_for_probes).count()
+    }
+
+    /// The connection that a new one replaces: the one that has waited for the longest.
+    fn replaceable(&self, is_for_probes: bool) -> Option<Id> {
+        let now = Instant::now();
+        let candidates = self.by_task.iter().filter(|(_, (open, _))| open.is_for_probes == is_for_probes);
+        let candidates = candidates.filter(|(_, (open, _))| open.is_replaceable(now));
+        candidates.min_by_key(|(_, (open, _))| open.since.get()).map(|(id, _)| *id)
+    }
+
+    /// Whether a connection may be accepted. More wait in the kernel's backlog.
+    fn has_place(&self, limits: &SimpleServerLimits) -> bool {
+        self.count(false) < limits.connections || limits.probe_connections > 0 || self.replaceable(false).is_some()
+    }
+
+    /// Makes a place for a new connection.
+    fn make_place(&mut self, limits: &SimpleServerLimits) -> Rc<ConnectionProgress> {
+        if self.count(false) < limits.connections {
+            return ConnectionProgress::new(false);
+        }
+        let replaced = self.replaceable(false);
+        let is_for_probes = replaced.is_none() && limits.probe_connections > 0;
+        let is_full = is_for_probes && self.count(true) >= limits.probe_connections;
+        if let Some(id) = if is_full { self.replaceable(true) } else { replaced } {
+            REPLACED.inc();
+            if let Some((_, task)) = self.by_task.remove(&id) {
+                task.abort();
+            }
+        }
+        ConnectionProgress::new(is_for_probes)
+    }
+
+    fn spawn(&mut self, progress: Rc<ConnectionProgress>, serve: impl Future<Output = ()> + 'static) {
+        let task = self.tasks.spawn_local(tasks::track(TaskKind::SimpleConnection, serve));
+        self.by_task.insert(task.id(), (progress, task));
+    }
+
+    fn remove(&mut self, id: Id) {
+        // A replaced connection is not listed any more.
+        self.by_task.remove(&id);
+    }
+}
+
 /// Serves one connection until it ends.
-async fn serve_connection<F>(stream: TcpStream, peer: SocketAddr, limits: &HttpLimits, respond: &F)
-where
+async fn serve_connection<F>(
+    (stream, peer): (TcpStream, SocketAddr),
+    limits: &SimpleServerLimits,
+    progress: &ConnectionProgress,
+    respond: &F,
+) where
     F: AsyncFn(&Request, IpAddr) -> SimpleResponse,
 {
     let peer = peer.ip().to_canonical();
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let mut connection = DownstreamConnection::new(TransportStream::plain(stream), limits);
+    let http = &limits.http;
+    let mut connection = DownstreamConnection::new(TransportStream::plain(stream), http);
     let mut request = Request::default();
+    // Silence before the first request is bounded as a slow head is.
+    let mut silence = http.header_timeout;
     loop {
-        if connection.wait_for_request(Instant::now(), limits.idle_timeout).await != WaitOutcome::Readable {
+        tasks::set_waiting_for(TaskWait::ClientHead);
+        if connection.wait_for_request(Instant::now(), silence).await != WaitOutcome::Readable {
             return;
         }
-        let response = match connection.read_request(limits, &mut request).await {
+        silence = http.idle_timeout;
+        let read = connection.read_request(http, &mut request).await;
+        progress.enter(ConnectionPhase::Responding);
+        tasks::set_waiting_for(TaskWait::Unnamed);
+        let response = match read {
+            Ok(()) if progress.is_for_probes && !(limits.is_probe)(&request) => {
+                connection.exchange().1.close_connection_after();
+                SimpleResponse::text(StatusCode::SERVICE_UNAVAILABLE, "too many connections")
+            }
             Ok(()) => respond(&request, peer).await,
             Err(RequestReadError::Refused(refusal)) => {
                 connection.exchange().1.close_connection_after();
@@ -125,9 +266,14 @@ where
             }
             Err(RequestReadError::Io(_)) => return,
         };
+        if progress.is_for_probes {
+            connection.exchange().1.close_connection_after();
+        }
+        progress.enter(ConnectionPhase::Sending);
         if send(&mut connection, response).await.is_err() {
             return connection.abort();
         }
+        progress.enter(ConnectionPhase::Waiting);
         if !connection.drain_for_reuse().await {
             return connection.close().await;
         }
@@ -157,5 +303,112 @@ impl BodySource for SliceBody<'_> {
 
     fn consume(&mut self, count: usize) {
         self.0 = &self.0[count..];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::task::LocalSet;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+
+    /// Runs `client` against a server with room for two connections and two probes, which answers
+    /// `/probe` and `/fast`, and never answers others.
+    fn run(header_timeout: Duration, client: impl AsyncFnOnce(SocketAddr)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        LocalSet::new().block_on(&runtime, async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let address = listener.local_addr().expect("bound");
+            let limits = SimpleServerLimits {
+                http: HttpLimits { header_timeout, ..HttpLimits::default() },
+                connections: 2,
+                probe_connections: 2,
+                is_probe: |request| request.path() == "/probe",
+            };
+            let (_stop, stopped) = watch::channel(false);
+            let serve = serve(&listener, limits, stopped, async |request: &Request, _: IpAddr| match request.path() {
+                "/probe" | "/fast" => SimpleResponse::text(StatusCode::OK, "here"),
+                _ => pending().await,
+            });
+            tokio::select! {
+                () = serve => unreachable!("it is not stopped"),
+                () = client(address) => {}
+            }
+        });
+    }
+
+    async fn send(address: SocketAddr, bytes: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.expect("listening");
+        stream.write_all(bytes.as_bytes()).await.expect("open");
+        stream
+    }
+
+    /// What the server sends until it closes the connection.
+    async fn read_to_end(mut stream: TcpStream) -> String {
+        let mut text = Vec::new();
+        let read = timeout(STEP_TIMEOUT, stream.read_to_end(&mut text)).await.expect("an end in time");
+        // A replaced connection may be reset.
+        let _reset = read;
+        String::from_utf8(text).expect("text")
+    }
+
+    fn get(path: &str) -> String {
+        format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")
+    }
+
+    #[test]
+    fn probes_have_room_while_all_connections_are_busy() {
+        run(STEP_TIMEOUT, async |address| {
+            let busy = [send(address, &get("/slow")).await, send(address, &get("/slow")).await];
+            for _ in 0..5 {
+                let text = read_to_end(send(address, &get("/probe")).await).await;
+                assert!(text.starts_with("HTTP/1.1 200 ") && text.contains("Connection: close"), "{text}");
+                let text = read_to_end(send(address, &get("/fast")).await).await;
+                assert!(text.starts_with("HTTP/1.1 503 ") && text.contains("Connection: close"), "{text}");
+            }
+            // Silent connections in the room for probes give way, too.
+            let silent = [send(address, "").await, send(address, "G").await, send(address, "").await];
+            let text = read_to_end(send(address, &get("/probe")).await).await;
+            assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+            drop((silent, busy));
+        });
+    }
+
+    #[test]
+    fn waiting_connection_is_replaced_before_a_busy_one() {
+        run(STEP_TIMEOUT, async |address| {
+            let mut busy = send(address, &get("/slow")).await;
+            let idle = send(address, "").await;
+            let text =
+                read_to_end(send(address, &get("/fast").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).await);
+            assert!(text.await.starts_with("HTTP/1.1 200 "));
+            assert_eq!(read_to_end(idle).await, "");
+            let mut byte = [0];
+            let read = timeout(Duration::from_millis(50), busy.read(&mut byte)).await;
+            assert!(read.is_err(), "the busy connection is open: {read:?}");
+        });
+    }
+
+    #[test]
+    fn silence_ends_at_the_header_timeout() {
+        run(Duration::from_millis(100), async |address| {
+            assert_eq!(read_to_end(send(address, "").await).await, "");
+            let text = read_to_end(send(address, "GET").await).await;
+            assert!(text.starts_with("HTTP/1.1 408 "), "{text}");
+            // Later requests have the idle timeout.
+            let mut stream = send(address, &get("/fast")).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            stream
+                .write_all(get("/fast").replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n").as_bytes())
+                .await
+                .expect("open");
+            assert_eq!(read_to_end(stream).await.matches("200 OK").count(), 2);
+        });
     }
 }

@@ -20,7 +20,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pin_project_lite::pin_project;
-use shard::ShardTaskPanics;
+use shard::{ListedShardTask, ShardTaskKind};
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::sleep;
 
@@ -44,6 +44,8 @@ label! {
         Stream = "stream",
         /// Moves the body of a shared fetch to its readers and into the store.
         Fill = "fill",
+        /// Leads a shared fetch whose client has closed, for the requests that wait.
+        DetachedFetch = "detached_fetch",
         /// Validates a stale object.
         BackgroundValidation = "background_validation",
         /// Reads a body that no client reads, so that it can be stored.
@@ -72,6 +74,7 @@ label! {
         Unnamed = "",
         /// The next connection.
         NewConnection = "new_connection",
+        ProxyHeader = "proxy_header",
         TlsHandshake = "tls_handshake",
         /// The next request.
         ClientHead = "client_head",
@@ -275,7 +278,7 @@ pub(crate) fn spawn<F: Future + 'static>(kind: TaskKind, future: F) {
 
 fn report_panic(kind: TaskKind, panic: &Panic) {
     PANICS.inc(kind);
-    Event::TaskPanicked { kind: kind.as_str(), message: panics::message(panic) }.emit();
+    Event::TaskPanicked { kind: kind.as_str(), panic: panics::message(panic) }.emit();
 }
 
 /// Notes what the current task waits for, until it waits for something else. Call it where the task
@@ -356,6 +359,9 @@ pub(crate) struct TaskList {
     counts: [u64; TaskKind::ALL.len()],
     /// At most `LISTED_MAX`, the oldest first.
     pub(crate) oldest: Vec<ListedTask>,
+    /// The tasks of connections and write queues to shards, the oldest first. A few for each worker
+    /// and shard.
+    pub(crate) shard_tasks: Vec<ListedShardTask>,
 }
 
 impl TaskList {
@@ -378,7 +384,7 @@ impl TaskList {
             let age = Duration::from_millis(now.saturating_sub(started_ms));
             Some(ListedTask { kind, thread, age, waiting_for: wait })
         });
-        TaskList { counts, oldest: listed.collect() }
+        TaskList { counts, oldest: listed.collect(), shard_tasks: ListedShardTask::all() }
     }
 
     pub(crate) fn count(&self, kind: TaskKind) -> u64 {
@@ -395,12 +401,22 @@ impl TaskList {
                 "waiting_for": task.waiting_for.as_str(),
             })
         });
-        let counts: serde_json::Map<_, _> =
-            TaskKind::ALL.iter().map(|kind| (kind.as_str().to_owned(), self.count(*kind).into())).collect();
+        let shard_tasks = self.shard_tasks.iter().take(LISTED_MAX).map(|task| {
+            serde_json::json!({
+                "kind": task.kind.name(),
+                "name": &*task.name,
+                "thread": &*task.thread,
+                "age_seconds": seconds(task.age),
+                "waiting_for": task.waiting_for,
+            })
+        });
+        let counts = TaskKind::ALL.iter().map(|kind| (kind.as_str().to_owned(), self.count(*kind).into()));
+        let of_kind = |kind| self.shard_tasks.iter().filter(|task| task.kind == kind).count() as u64;
+        let shard_counts = ShardTaskKind::ALL.iter().map(|kind| (kind.name().to_owned(), of_kind(*kind).into()));
         serde_json::json!({
-            "count": self.counts.iter().sum::<u64>(),
-            "kinds": counts,
-            "tasks": tasks.collect::<Vec<_>>(),
+            "count": self.counts.iter().sum::<u64>() + self.shard_tasks.len() as u64,
+            "kinds": counts.chain(shard_counts).collect::<serde_json::Map<_, _>>(),
+            "tasks": tasks.chain(shard_tasks).collect::<Vec<_>>(),
         })
     }
 }
@@ -423,15 +439,19 @@ pub(crate) fn expose() {
         for kind in TaskKind::ALL {
             emit(&[(TaskKind::NAME, kind.as_str())], counts[kind.index()] as f64);
         }
+        let shard_tasks = ListedShardTask::all();
+        for kind in ShardTaskKind::ALL {
+            let running = shard_tasks.iter().filter(|task| task.kind == kind).count();
+            emit(&[(TaskKind::NAME, kind.name())], running as f64);
+        }
     });
     metrics::expose_counter_with("tidegate_task_panics", "Tasks that panicked, by kind.", |emit| {
         for kind in TaskKind::ALL {
             emit(&[(TaskKind::NAME, kind.as_str())], PANICS.get(*kind));
         }
-        // The tasks of shards are theirs: they are counted, but not listed.
-        let ShardTaskPanics { connections, writers } = ShardTaskPanics::read();
-        emit(&[(TaskKind::NAME, "shard_connection")], connections);
-        emit(&[(TaskKind::NAME, "shard_writer")], writers);
+        for kind in ShardTaskKind::ALL {
+            emit(&[(TaskKind::NAME, kind.name())], kind.panics());
+        }
     });
     metrics::expose_counters(
         "tidegate_task_restarts",

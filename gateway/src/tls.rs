@@ -1,30 +1,45 @@
-//! TLS termination for clients: certificate selection by SNI, minimum version, and the handshake
-//! with its timeout.
+//! TLS termination for clients: certificate selection by SNI, minimum version, client certificates,
+//! and the handshake with its timeout and its fingerprint.
 //!
-//! Certificates are swapped in place: open connections are unaffected, new handshakes use the
-//! new ones. A file that becomes invalid while the process runs does not replace the certificate in
-//! use.
+//! Certificates and authorities are swapped in place: open connections are unaffected, new
+//! handshakes use the new ones. A file that becomes invalid while the process runs does not replace
+//! what is in use. Invariant: a listener with client certificates resumes no session, so that every
+//! connection is verified by the authorities and the clock of its own start.
+
+mod client_hello;
+mod ja4;
+mod certificate_names;
+mod client_auth;
+mod failure;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io;
+use std::io::{self, Read};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{
+    Accepted, Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, VerifierBuilderError,
+};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
 use rustls_pki_types::pem::{self, PemObject as _};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
 use crate::event::Event;
+use crate::peer::{CertificateNames, TlsFingerprint};
+use client_auth::LoadedClientAuth;
+
+pub(crate) use client_auth::{ClientAuthConfig, ClientAuthMode};
 
 /// TLS of one listener (`[listen.tls]`).
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +49,18 @@ pub(crate) struct TlsConfig {
     pub(crate) certificates: Vec<CertificateFiles>,
     /// The minimum version.
     pub(crate) min_version: MinTlsVersion,
+    /// `None`: clients are not asked for a certificate.
+    pub(crate) client_auth: Option<ClientAuthConfig>,
+}
+
+impl TlsConfig {
+    /// All files that the configuration names.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &Path> {
+        let certificates = self.certificates.iter().flat_map(|files| [&*files.cert, &*files.key]);
+        let client_auth =
+            self.client_auth.iter().flat_map(|auth| std::iter::once(&*auth.ca).chain(auth.crl.as_deref()));
+        certificates.chain(client_auth)
+    }
 }
 
 /// Paths of a certificate chain and its private key, both PEM, resolved against the directory of
@@ -67,6 +94,10 @@ pub enum TlsError {
     Certificate { path: PathBuf, source: webpki::Error },
     #[error("{}: private key does not match the certificate", path.display())]
     Key { path: PathBuf, source: rustls::Error },
+    #[error("{}: unusable certificate of an authority", path.display())]
+    Authority { path: PathBuf, source: rustls::Error },
+    #[error("{}: client certificates cannot be verified", path.display())]
+    Verifier { path: PathBuf, source: VerifierBuilderError },
     #[error("failed to set up TLS")]
     Setup(#[from] rustls::Error),
     #[error("handshake failed")]
@@ -95,8 +126,25 @@ pub(crate) fn install_crypto_provider() {
 /// TLS termination of a listener. Shared by all workers, so that every worker accepts the session
 /// tickets of the others.
 pub(crate) struct TlsTerminator {
-    acceptor: TlsAcceptor,
+    /// Replaced when the authorities of clients change.
+    server_config: ArcSwap<ServerConfig>,
     resolver: Arc<CertificateResolver>,
+    config: TlsConfig,
+    client_auth: ArcSwapOption<LoadedClientAuth>,
+}
+
+/// A connection after its handshake.
+pub(crate) struct TlsConnection {
+    pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) alpn: Alpn,
+    pub(crate) fingerprint: Option<TlsFingerprint>,
+    /// Of the client's certificate, which has been verified.
+    pub(crate) certificate: Option<CertificateNames>,
+}
+
+/// Registers the metrics of this module.
+pub(crate) fn expose() {
+    failure::expose();
 }
 
 impl TlsTerminator {
@@ -114,36 +162,44 @@ impl TlsTerminator {
         certificates.iter().for_each(LoadedCertificate::log_loaded);
         let certificates = CertificateStore::new(certificates).ok_or(TlsError::NoCertificate)?;
         let resolver = Arc::new(CertificateResolver { certificates: ArcSwap::from_pointee(certificates) });
-        let versions: &[_] = match config.min_version {
-            MinTlsVersion::V12 => &[&version::TLS13, &version::TLS12],
-            MinTlsVersion::V13 => &[&version::TLS13],
-        };
-        let mut server_config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(versions)?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(&resolver) as Arc<dyn ResolvesServerCert>);
-        server_config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_H1.to_vec()];
-        server_config.ticketer = aws_lc_rs::Ticketer::new()?;
-        Ok(TlsTerminator { acceptor: TlsAcceptor::from(Arc::new(server_config)), resolver })
+        let client_auth = config.client_auth.as_ref().map(LoadedClientAuth::load).transpose()?;
+        client_auth.iter().for_each(|loaded| log_authorities(config, loaded));
+        let server_config = server_config(config.min_version, &resolver, client_auth.as_ref())?;
+        Ok(TlsTerminator {
+            server_config: ArcSwap::from_pointee(server_config),
+            resolver,
+            config: config.clone(),
+            client_auth: ArcSwapOption::from_pointee(client_auth),
+        })
     }
 
     /// Performs the handshake within `handshake_timeout`. Cancel safe: a dropped handshake closes
     /// the connection.
     ///
     /// # Errors
-    /// `Handshake` and `HandshakeTimeout`. Both are counted and logged (at debug level) here.
+    /// `Handshake` and `HandshakeTimeout`. Both are counted and logged here.
     pub(crate) async fn accept(
         &self,
         stream: TcpStream,
         handshake_timeout: Duration,
-    ) -> Result<(TlsStream<TcpStream>, Alpn), TlsError> {
-        let handshake = match timeout(handshake_timeout, self.acceptor.accept(stream)).await {
+        client: IpAddr,
+    ) -> Result<TlsConnection, TlsError> {
+        let handshake = match timeout(handshake_timeout, self.handshake(stream)).await {
             Ok(handshake) => handshake.map_err(TlsError::Handshake),
             Err(_elapsed) => Err(TlsError::HandshakeTimeout),
         };
-        let stream = handshake.inspect_err(|error| Event::TlsFailed { error: &ErrorWithSource(error) }.emit())?;
-        let alpn = if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
-        Ok((stream, alpn))
+        handshake.inspect_err(|error| failure::report(error, client))
+    }
+
+    async fn handshake(&self, mut stream: TcpStream) -> io::Result<TlsConnection> {
+        let (accepted, fingerprint) = read_hello(&mut stream).await?;
+        let server_config = self.server_config.load_full();
+        let stream = StartHandshake::from_parts(accepted, stream).into_stream(server_config).await?;
+        let connection = stream.get_ref().1;
+        let alpn = if connection.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
+        let leaf = connection.peer_certificates().and_then(<[_]>::first);
+        let certificate = leaf.map(|leaf| certificate_names::names(leaf));
+        Ok(TlsConnection { stream, alpn, fingerprint, certificate })
     }
 
     /// Reloads all files and replaces the certificates that have changed. If a file is unusable,
@@ -169,6 +225,102 @@ impl TlsTerminator {
         }
         // Logged after the swap: a certificate that is logged as loaded is in use.
         renewed.iter().for_each(LoadedCertificate::log_loaded);
+        self.reload_client_auth();
+    }
+
+    /// Replaces the authorities and revocation lists if one of their files has changed.
+    fn reload_client_auth(&self) {
+        let (Some(config), Some(old)) = (&self.config.client_auth, self.client_auth.load_full()) else { return };
+        let new = match LoadedClientAuth::load(config) {
+            Ok(new) if new.is_same(&old) => return,
+            new => new,
+        };
+        let new = new.and_then(|new| {
+            let server_config = server_config(self.config.min_version, &self.resolver, Some(&new))?;
+            Ok((new, server_config))
+        });
+        match new {
+            Ok((new, server_config)) => {
+                self.server_config.store(Arc::new(server_config));
+                log_authorities(&self.config, &new);
+                self.client_auth.store(Some(Arc::new(new)));
+            }
+            Err(error) => Event::CertificateRefused { path: &config.ca, error: &ErrorWithSource(&error) }.emit(),
+        }
+    }
+}
+
+fn server_config(
+    min_version: MinTlsVersion,
+    resolver: &Arc<CertificateResolver>,
+    client_auth: Option<&LoadedClientAuth>,
+) -> Result<ServerConfig, rustls::Error> {
+    let versions: &[_] = match min_version {
+        MinTlsVersion::V12 => &[&version::TLS13, &version::TLS12],
+        MinTlsVersion::V13 => &[&version::TLS13],
+    };
+    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    let builder = builder.with_protocol_versions(versions)?;
+    let builder = match client_auth {
+        Some(loaded) => builder.with_client_cert_verifier(Arc::clone(&loaded.verifier)),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(Arc::clone(resolver) as Arc<dyn ResolvesServerCert>);
+    config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_H1.to_vec()];
+    if client_auth.is_some() {
+        // A resumed session has the certificate of its first handshake, which may have expired or
+        // been revoked since.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    } else {
+        config.ticketer = aws_lc_rs::Ticketer::new()?;
+    }
+    Ok(config)
+}
+
+fn log_authorities(config: &TlsConfig, loaded: &LoadedClientAuth) {
+    if let Some(auth) = &config.client_auth {
+        Event::ClientCaLoaded { path: &auth.ca, authorities: loaded.authorities }.emit();
+    }
+}
+
+/// Reads the ClientHello, and answers a bad one with an alert. rustls bounds its length to 64 KiB.
+async fn read_hello(stream: &mut TcpStream) -> io::Result<(Accepted, Option<TlsFingerprint>)> {
+    let mut acceptor = Acceptor::default();
+    let mut received = Vec::new();
+    loop {
+        stream.readable().await?;
+        match acceptor.read_tls(&mut RecordingReader { stream, received: &mut received }) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => continue,
+            Err(error) => return Err(error),
+        }
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(accepted)) => return Ok((accepted, ja4::fingerprint(&received))),
+            Err((error, mut alert)) => {
+                let mut bytes = Vec::new();
+                alert.write_all(&mut bytes)?;
+                // The client may have closed the connection; the handshake has failed in any case.
+                let _sent_or_failed = stream.write_all(&bytes).await;
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        }
+    }
+}
+
+/// Reads from a socket without waiting, and keeps a copy for the fingerprint.
+struct RecordingReader<'a> {
+    stream: &'a TcpStream,
+    received: &'a mut Vec<u8>,
+}
+
+impl Read for RecordingReader<'_> {
+    fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.try_read(space)?;
+        self.received.extend_from_slice(&space[..count]);
+        Ok(count)
     }
 }
 
@@ -281,6 +433,8 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio_rustls::TlsConnector;
 
+    const LOCALHOST: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     /// A temporary directory of certificates, removed on drop.
     struct CertificateDirectory(PathBuf);
 
@@ -311,7 +465,7 @@ mod tests {
 
     fn config(certificates: &[&CertificateFiles]) -> TlsConfig {
         let certificates = certificates.iter().map(|files| (*files).clone()).collect();
-        TlsConfig { certificates, min_version: MinTlsVersion::V12 }
+        TlsConfig { certificates, min_version: MinTlsVersion::V12, client_auth: None }
     }
 
     struct TestClient {
@@ -345,7 +499,7 @@ mod tests {
             };
             let server = async {
                 let (stream, _) = listener.accept().await.expect("connected");
-                acceptor.accept(stream, Duration::from_secs(10)).await.map(|(_, alpn)| alpn)
+                acceptor.accept(stream, Duration::from_secs(10), LOCALHOST).await.map(|connection| connection.alpn)
             };
             tokio::join!(server, client)
         }
@@ -427,7 +581,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let _silent = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("listening");
         let (stream, _) = listener.accept().await.expect("connected");
-        let handshake = acceptor.accept(stream, Duration::from_secs(3)).await;
+        let handshake = acceptor.accept(stream, Duration::from_secs(3), LOCALHOST).await;
         assert!(matches!(handshake, Err(TlsError::HandshakeTimeout)));
     }
 }

@@ -409,10 +409,11 @@ fn uncacheable_requests_do_not_queue() {
 }
 
 #[test]
-fn disconnected_leader_is_replaced() {
-    let origin = Origin::start(|request| match request.number {
-        0 => Script::new().hang(),
-        _ => Script::ok(&[("Cache-Control", "max-age=60")], "second"),
+fn fetch_of_a_disconnected_leader_continues_for_the_others() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| {
+        Script::new().wait(&opened).head(200, &[("Cache-Control", "max-age=60"), ("Content-Length", "4")]).send("body")
     });
     let gateway = cached(&origin);
     let mut leader = gateway.connect();
@@ -423,10 +424,12 @@ fn disconnected_leader_is_replaced() {
     wait_for(|| gateway.metric("tidegate_requests_in_flight") == 6.0, STEP_TIMEOUT);
     assert_eq!(origin.count(), 1);
     drop(leader);
+    wait_for(|| gateway.metric("tidegate_requests_in_flight") == 5.0, STEP_TIMEOUT);
+    gate.open();
     for joiner in &mut joiners {
-        assert_eq!(joiner.read_response().text(), "second");
+        assert_eq!(joiner.read_response().text(), "body");
     }
-    assert_eq!(origin.count(), 2);
+    assert_eq!(origin.count(), 1);
 }
 
 #[test]
@@ -742,4 +745,61 @@ fn write_invalidates_the_object_in_all_regions() {
     for region in regions {
         assert!(!gateway.get("/", region).is_hit(), "{region:?}");
     }
+}
+
+/// A route with `policy`, and a gateway that is reloaded with another one.
+fn reloaded(gateway: &Gateway, origin: &Origin, policy: &str) {
+    let count = gateway.process.stderr.events("reloaded").len();
+    gateway.rewrite(&one_route(origin.address, &format!("cache = {{ {policy} }}"), ""));
+    wait_for(|| gateway.process.stderr.events("reloaded").len() > count, STEP_TIMEOUT);
+}
+
+#[test]
+fn a_stored_response_is_used_only_as_the_policy_of_now_allows() {
+    /// Policy that stores, policy after the reload, response fields.
+    type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+    const CASES: [Case; 4] = [
+        (
+            "set_cookie = \"shared\"",
+            "set_cookie = \"private\"",
+            &[("Cache-Control", "max-age=60"), ("Set-Cookie", "a=b")],
+        ),
+        ("default_ttl = \"1h\"", "default_ttl = \"0s\"", &[]),
+        ("ttl = { \"2xx\" = \"1h\" }", "", &[]),
+        ("heuristic_max = \"1h\"", "heuristic_max = \"0s\"", &[("Last-Modified", "Tue, 01 Jan 2019 00:00:00 GMT")]),
+    ];
+    for (before, after, fields) in CASES {
+        let origin = Origin::start(move |request| Script::ok(fields, request.number.to_string()));
+        let gateway = Gateway::start(&one_route(origin.address, &format!("cache = {{ {before} }}"), ""));
+        gateway.get("/a", &[]);
+        assert!(gateway.get("/a", &[]).is_hit(), "{before}");
+        reloaded(&gateway, &origin, after);
+        let response = gateway.get("/a", &[]);
+        assert!(!response.is_hit() && origin.count() == 2, "{after}: {}", response.cache_status());
+        reloaded(&gateway, &origin, before);
+    }
+}
+
+#[test]
+fn what_a_client_demands_is_honoured_as_configured() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], ""));
+    let demands = [("Cache-Control", "no-cache"), ("Cache-Control", "max-age=0"), ("Pragma", "no-cache")];
+    for (setting, hits) in [("full", false), ("limited", true), ("off", true)] {
+        let rest = format!("[cache]\nhonour_client = \"{setting}\"");
+        let gateway = Gateway::start(&one_route(origin.address, CACHED, &rest));
+        for demand in demands {
+            gateway.get("/a", &[]);
+            assert_eq!(gateway.get("/a", &[demand]).is_hit(), hits, "{setting}: {demand:?}");
+        }
+        // `only-if-cached` costs the origin nothing.
+        assert_eq!(gateway.get("/other", &[("Cache-Control", "only-if-cached")]).status, 504, "{setting}");
+        gateway.get("/b", &[("Cache-Control", "no-store")]);
+        assert_eq!(gateway.get("/b", &[]).is_hit(), setting == "off", "{setting}: no-store of a request");
+    }
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, "[cache]\nhonour_client = \"limited\""));
+    gateway.get("/a", &[]);
+    // A second later, one demand is honoured; those that follow within a second are not.
+    let demanded = || gateway.get("/a", &[("Cache-Control", "no-cache")]).is_hit();
+    wait_for(|| !demanded(), STEP_TIMEOUT);
+    assert!(demanded());
 }

@@ -5,7 +5,11 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{BodyEnd, Client, Gate, Gateway, Origin, STEP_TIMEOUT, Script, one_route, wait_for};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::client::chunked;
+use support::{
+    BodyEnd, Client, ClientResponse, Gate, Gateway, Origin, ReceivedRequest, STEP_TIMEOUT, Script, one_route, wait_for,
+};
 
 const CACHED: &str = "cache = { mode = \"standard\" }";
 
@@ -138,10 +142,12 @@ fn stalled_readers_throttle_the_origin_and_do_not_grow_memory() {
     });
     let gateway = cached(&origin);
     let before = gateway.process.memory();
-    let mut readers: Vec<Client> = (0..READERS).map(|_| gateway.connect()).collect();
-    for (number, reader) in readers.iter_mut().enumerate() {
+    let mut readers = Vec::new();
+    for number in 0..READERS {
+        let mut reader = gateway.connect();
         reader.send_get(&format!("/{number}"), &[]);
         assert_eq!(reader.read_head().status, 200);
+        readers.push(reader);
     }
     std::thread::sleep(Duration::from_millis(500));
     let grown = gateway.process.memory().saturating_sub(before);
@@ -306,6 +312,362 @@ fn stalled_reader_does_not_hold_back_another_one() {
     wait_for(|| gateway.metric("tidegate_responses_aborted_total{reason=\"slow_reader\"}") == 1.0, STEP_TIMEOUT);
 }
 
+/// Size of the object that a slow reader continues: above `cache.object_bytes`.
+const LARGE: usize = 12 << 20;
+
+/// Bytes that differ at every offset within reach of a mistake.
+fn large_body() -> Vec<u8> {
+    (0..LARGE as u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+/// An origin with the object in its first response, chunked, after a gate; and with `rest` for
+/// requests with a range, which gets the requested offset and the object.
+fn resumable(
+    gate: &Gate,
+    fields: &'static [(&str, &str)],
+    rest: impl Fn(&ReceivedRequest, usize, &[u8]) -> Script + Send + Sync + 'static,
+) -> Origin {
+    let (opened, body) = (gate.clone(), large_body());
+    Origin::start(move |request| {
+        if let Some(range) = request.field("range") {
+            let first = range.strip_prefix("bytes=").and_then(|range| range.strip_suffix('-'));
+            return rest(request, first.expect("one open range").parse().expect("an offset"), &body);
+        }
+        let head = [&[("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")], fields].concat();
+        let (start, later) = body.split_at(0x10000);
+        let first = [b"10000\r\n", start, b"\r\n"].concat();
+        Script::new().head(200, &head).send(first).wait(&opened).send(chunked(later, 0x10000))
+    })
+}
+
+const TAGGED: &[(&str, &str)] = &[("Accept-Ranges", "bytes"), ("ETag", "\"a\"")];
+
+fn part(status: u16, fields: &[(&str, &str)], (first, body): (usize, &[u8])) -> Script {
+    let range = format!("bytes {first}-{}/{}", body.len() - 1, body.len());
+    let fields = [&[("Content-Range", &*range)], fields].concat();
+    Script::reply(status, &fields, &body[first..])
+}
+
+/// Lets a client fall behind a fast one, and returns what it then reads.
+fn read_slowly(gateway: &Gateway, gate: &Gate) -> ClientResponse {
+    let mut slow = gateway.connect();
+    slow.send_get("/", &[("If-None-Match", "\"other\""), ("X-Client", "slow")]);
+    let head = slow.read_head();
+    assert_eq!(head.status, 200);
+    let mut fast = gateway.connect();
+    fast.send_get("/", &[]);
+    wait_for(|| gateway.metric("tidegate_requests_in_flight") == 2.0, STEP_TIMEOUT);
+    gate.open();
+    let response = fast.read_response();
+    assert_eq!((response.end, response.body == large_body()), (BodyEnd::Complete, true));
+    slow.read_body(head, "GET")
+}
+
+fn continuations(gateway: &Gateway, result: &str) -> f64 {
+    gateway.metric(&format!("tidegate_fill_continuations_total{{result=\"{result}\"}}"))
+}
+
+fn slow_readers(gateway: &Gateway) -> f64 {
+    gateway.metric("tidegate_responses_aborted_total{reason=\"slow_reader\"}")
+}
+
+#[test]
+fn slow_reader_continues_with_a_range_request() {
+    let date: &[(&str, &str)] = &[
+        ("Accept-Ranges", "bytes"),
+        ("Last-Modified", "Sun, 06 Nov 1994 08:00:00 GMT"),
+        ("Date", "Sun, 06 Nov 1994 08:49:37 GMT"),
+    ];
+    for (fields, validator) in [(TAGGED, "\"a\""), (date, "Sun, 06 Nov 1994 08:00:00 GMT")] {
+        let gate = Gate::default();
+        let origin = resumable(&gate, fields, move |_, first, body| part(206, fields, (first, body)));
+        let gateway = cached(&origin);
+        let response = read_slowly(&gateway, &gate);
+        assert_eq!((response.end, response.body.len()), (BodyEnd::Complete, LARGE));
+        assert!(response.body == large_body(), "every byte is right");
+        let requests = origin.requests();
+        assert_eq!(requests.len(), 2, "one shared fetch, one range request");
+        assert_eq!(requests[1].field("if-range"), Some(validator));
+        assert_eq!((requests[1].field("if-none-match"), requests[1].field("x-client")), (None, Some("slow")));
+        assert!(requests[1].field("x-forwarded-for").is_some() && requests[1].field("via").is_some());
+        assert_eq!((continuations(&gateway, "continued"), slow_readers(&gateway)), (1.0, 0.0));
+    }
+}
+
+#[test]
+fn slow_reader_continues_with_a_chunked_part() {
+    let gate = Gate::default();
+    let origin = resumable(&gate, TAGGED, |_, first, body| {
+        let range = format!("bytes {first}-{}/{LARGE}", LARGE - 1);
+        let head = [("Content-Range", &*range), ("ETag", "\"a\""), ("Transfer-Encoding", "chunked")];
+        Script::new().head(206, &head).send(chunked(&body[first..], 10_000))
+    });
+    let gateway = cached(&origin);
+    let response = read_slowly(&gateway, &gate);
+    assert!((response.end, response.body) == (BodyEnd::Complete, large_body()));
+    assert_eq!((continuations(&gateway, "continued"), slow_readers(&gateway)), (1.0, 0.0));
+}
+
+#[test]
+fn slow_reader_of_a_known_length_continues_while_the_budget_is_used_up() {
+    let (gate, body) = (Gate::default(), large_body());
+    let opened = gate.clone();
+    let origin = Origin::start(move |request| match request.field("range") {
+        Some(range) => {
+            let first = range.trim_start_matches("bytes=").trim_end_matches('-').parse().expect("an offset");
+            part(206, TAGGED, (first, &body))
+        }
+        None => {
+            let length = LARGE.to_string();
+            let head = [&[("Cache-Control", "max-age=60"), ("Content-Length", &*length)], TAGGED].concat();
+            Script::new().head(200, &head).send(&body[..0x10000]).wait(&opened).send(&body[0x10000..])
+        }
+    });
+    let rest = "[cache]\nobject_bytes = \"16MiB\"\ninflight_fetch_bytes = \"1MiB\"\n";
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, rest));
+    let response = read_slowly(&gateway, &gate);
+    assert!((response.end, response.body) == (BodyEnd::Complete, large_body()));
+    assert_eq!((continuations(&gateway, "continued"), slow_readers(&gateway)), (1.0, 0.0));
+}
+
+#[test]
+fn slow_reader_is_aborted_where_the_rest_does_not_fit() {
+    type Rest = fn(usize, &[u8]) -> Script;
+    let cases: [(&str, &str, Rest); 6] = [
+        ("another version", "mismatch", |first, body| part(206, &[("ETag", "\"b\"")], (first, body))),
+        ("no validator", "mismatch", |first, body| part(206, &[], (first, body))),
+        ("ignored range", "mismatch", |_, body| Script::ok(TAGGED, body)),
+        ("another range", "mismatch", |first, body| part(206, TAGGED, (first - 1, body))),
+        ("error", "mismatch", |_, _| Script::reply(503, &[], "")),
+        ("no response", "failed", |_, _| Script::new().close()),
+    ];
+    for (name, result, rest) in cases {
+        let gate = Gate::default();
+        let origin = resumable(&gate, TAGGED, move |_, first, body| rest(first, body));
+        let gateway = cached(&origin);
+        let response = read_slowly(&gateway, &gate);
+        assert_eq!(response.end, BodyEnd::Truncated, "{name}");
+        assert!(response.body.len() < LARGE && large_body().starts_with(&response.body), "{name}");
+        wait_for(|| slow_readers(&gateway) == 1.0, STEP_TIMEOUT);
+        assert_eq!(continuations(&gateway, result), 1.0, "{name}");
+    }
+}
+
+#[test]
+fn part_that_ends_early_is_an_aborted_response() {
+    let gate = Gate::default();
+    let origin = resumable(&gate, TAGGED, |_, first, body| {
+        let range = format!("bytes {first}-{}/{LARGE}", LARGE - 1);
+        let head = [("Content-Range", &*range), ("ETag", "\"a\""), ("Transfer-Encoding", "chunked")];
+        Script::new().head(206, &head).send(chunked(&body[first..LARGE - 1], 10_000))
+    });
+    let gateway = cached(&origin);
+    let response = read_slowly(&gateway, &gate);
+    assert_eq!(response.end, BodyEnd::Truncated);
+    assert!(large_body().starts_with(&response.body));
+    wait_for(|| gateway.metric("tidegate_responses_aborted_total{reason=\"body_failed\"}") == 1.0, STEP_TIMEOUT);
+}
+
+#[test]
+fn no_range_is_requested_without_a_strong_validator() {
+    for fields in [
+        &[("Accept-Ranges", "bytes"), ("ETag", "W/\"a\"")][..],
+        &[("Accept-Ranges", "none"), ("ETag", "\"a\"")],
+        &[("ETag", "\"a\"")],
+        // The gateway adds `Date`, which says nothing about the origin's clock.
+        &[("Accept-Ranges", "bytes")],
+    ] {
+        let gate = Gate::default();
+        let origin = resumable(&gate, fields, move |_, first, body| part(206, fields, (first, body)));
+        let gateway = cached(&origin);
+        assert_eq!(read_slowly(&gateway, &gate).end, BodyEnd::Truncated, "{fields:?}");
+        wait_for(|| slow_readers(&gateway) == 1.0, STEP_TIMEOUT);
+        assert_eq!(origin.count(), 1, "{fields:?}");
+    }
+}
+
+fn in_flight(gateway: &Gateway) -> f64 {
+    gateway.metric("tidegate_requests_in_flight")
+}
+
+/// A response that may be stored, once the gate is open.
+fn answer_after(gate: &Gate) -> Script {
+    Script::new().wait(gate).head(200, &[("Cache-Control", "max-age=60"), ("Content-Length", "4")]).send("body")
+}
+
+fn detached_fetches(gateway: &Gateway) -> f64 {
+    gateway.metric("tidegate_tasks{kind=\"detached_fetch\"}")
+}
+
+/// Lets `count` clients join one key, one after the other, and all but the last leave, the leaders
+/// first. Returns the last.
+fn leave_one_after_the_other(gateway: &Gateway, count: usize, leader: &[(&str, &str)]) -> Client {
+    let mut clients = Vec::new();
+    for number in 0..count {
+        let mut client = gateway.connect();
+        client.send_get("/", if number == 0 { leader } else { &[] });
+        wait_for(|| in_flight(gateway) == (number + 1) as f64, STEP_TIMEOUT);
+        clients.push(client);
+    }
+    for left in (1..count).rev() {
+        drop(clients.remove(0));
+        wait_for(|| in_flight(gateway) == left as f64, STEP_TIMEOUT);
+    }
+    clients.remove(0)
+}
+
+#[test]
+fn leaders_that_leave_one_after_the_other_cost_one_exchange() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| answer_after(&opened));
+    let gateway = cached(&origin);
+    // The condition of the client that leaves is its own.
+    let mut last = leave_one_after_the_other(&gateway, 10, &[("If-None-Match", "*")]);
+    assert_eq!(detached_fetches(&gateway), 1.0);
+    gate.open();
+    let response = last.read_response();
+    assert_eq!((response.status, response.text()), (200, "body".to_owned()));
+    assert_eq!(origin.count(), 1);
+    assert!(gateway.get("/", &[]).is_hit());
+    wait_for(|| detached_fetches(&gateway) == 0.0, STEP_TIMEOUT);
+}
+
+#[test]
+fn fetch_without_its_client_ends_with_the_last_waiting_request() {
+    let origin = Origin::start(|_| Script::new().hang());
+    let gateway = cached(&origin);
+    let last = leave_one_after_the_other(&gateway, 3, &[]);
+    assert_eq!((detached_fetches(&gateway), origin.ends().len()), (1.0, 0));
+    drop(last);
+    wait_for(|| detached_fetches(&gateway) == 0.0 && origin.ends().len() == 1, STEP_TIMEOUT);
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn fetch_without_its_client_keeps_its_deadline() {
+    let origin = Origin::start(|_| Script::new().hang());
+    let config =
+        one_route(origin.address, CACHED, "").replace("[upstreams.origin]", "[upstreams.origin]\ntimeout = \"1s\"");
+    let gateway = Gateway::start(&config);
+    let begun = Instant::now();
+    assert_eq!(leave_one_after_the_other(&gateway, 3, &[]).read_response().status, 503);
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_eq!(origin.count(), 1);
+    wait_for(|| detached_fetches(&gateway) == 0.0, STEP_TIMEOUT);
+}
+
+#[test]
+fn deadline_of_the_leader_does_not_end_the_fetch_for_others() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| answer_after(&opened));
+    let rest = "[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\n";
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, rest));
+    let (mut leader, mut other) = (gateway.connect(), gateway.connect());
+    leader.send_get("/", &[("X-Envoy-Expected-Rq-Timeout-Ms", "500")]);
+    origin.wait_for_requests(1);
+    other.send_get("/", &[]);
+    wait_for(|| in_flight(&gateway) == 2.0, STEP_TIMEOUT);
+    assert_eq!(leader.read_response().status, 503);
+    assert_eq!(detached_fetches(&gateway), 1.0);
+    gate.open();
+    assert_eq!((other.read_response().text(), origin.count()), ("body".to_owned(), 1));
+}
+
+#[test]
+fn shared_fetches_end_with_the_process() {
+    let origin = Origin::start(|_| Script::new().hang());
+    let rest = "[server]\nworkers = 2\ndrain_timeout = \"200ms\"\n";
+    let mut gateway = Gateway::start(&one_route(origin.address, CACHED, rest));
+    // One led by its client, one without, both with requests of both workers that wait.
+    let left = leave_one_after_the_other(&gateway, 3, &[]);
+    let others: Vec<Client> = (0..16).map(|_| gateway.connect()).collect();
+    let others: Vec<Client> = others
+        .into_iter()
+        .map(|mut client| {
+            client.send_get("/other", &[]);
+            client
+        })
+        .collect();
+    wait_for(|| in_flight(&gateway) == 17.0, STEP_TIMEOUT);
+    gateway.process.signal("TERM");
+    assert!(gateway.process.wait(STEP_TIMEOUT).is_some(), "it ends at the drain timeout");
+    let lines = gateway.process.stderr.all();
+    assert!(!lines.iter().any(|line| line.contains("panic")), "{lines:#?}");
+    drop((left, others));
+}
+
+#[test]
+fn fetch_without_its_client_may_validate_or_be_uncacheable() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |request| match (request.number, request.field("if-none-match")) {
+        (0, _) => Script::ok(&[("Cache-Control", "max-age=0"), ("ETag", "\"a\"")], "body"),
+        (1, Some(_)) => Script::new().wait(&opened).head(304, &[("Cache-Control", "max-age=0"), ("ETag", "\"a\"")]),
+        (2, Some(_)) => Script::new()
+            .pause(Duration::from_millis(500))
+            .head(304, &[("Cache-Control", "no-store"), ("ETag", "\"a\"")]),
+        _ => Script::reply(200, &[("Cache-Control", "no-store")], "mine"),
+    });
+    let gateway = cached(&origin);
+    gateway.get("/", &[]);
+    let mut last = leave_one_after_the_other(&gateway, 3, &[]);
+    gate.open();
+    assert_eq!((last.read_response().text(), origin.count()), ("body".to_owned(), 2));
+    // Not to be shared: the client that is left fetches on its own.
+    let mut last = leave_one_after_the_other(&gateway, 2, &[]);
+    let response = last.read_response();
+    assert_eq!((response.status, origin.count()), (200, 4));
+}
+
+/// CPU time of the gateway so far, in seconds.
+fn cpu_seconds(gateway: &Gateway) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", gateway.process.id())).expect("a live process");
+    let after_name = stat.rsplit(')').next().expect("fields");
+    let ticks = after_name.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<f64>().expect("a number"));
+    // USER_HZ is 100 on every Linux.
+    ticks.sum::<f64>() / 100.0
+}
+
+#[test]
+fn ten_thousand_waiting_clients_share_one_exchange() {
+    const CLIENTS: usize = 10_000;
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).expect("up to the maximum");
+    let allowed = limit.maximum.map_or(CLIENTS, |maximum| usize::try_from(maximum).unwrap_or(CLIENTS));
+    let count = CLIENTS.min(allowed.saturating_sub(2_000));
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| answer_after(&opened));
+    let rest = "[limits_http]\nconnections_per_ip = 100000\n";
+    let config =
+        one_route(origin.address, CACHED, rest).replace("[upstreams.origin]", "[upstreams.origin]\ntimeout = \"60s\"");
+    let gateway = Gateway::start(&config);
+    let begun = Instant::now();
+    let mut clients: Vec<Client> = (0..count)
+        .map(|_| {
+            let mut client = gateway.connect();
+            client.send_get("/", &[]);
+            client
+        })
+        .collect();
+    wait_for(|| in_flight(&gateway) == count as f64, 3 * STEP_TIMEOUT);
+    let (joined, joining) = (begun.elapsed(), cpu_seconds(&gateway));
+    gate.open();
+    for client in &mut clients {
+        let response = client.read_response();
+        assert_eq!((response.status, response.text()), (200, "body".to_owned()));
+    }
+    let (all, cpu) = (begun.elapsed(), cpu_seconds(&gateway));
+    println!(
+        "{count} clients: joined in {joined:?}, {joining} s of CPU; answered in {:?}, {} s of CPU",
+        all - joined,
+        cpu - joining
+    );
+    assert_eq!(origin.count(), 1);
+}
+
 #[test]
 fn stalled_readers_of_growing_bodies_stay_within_the_budget() {
     const READERS: usize = 60;
@@ -314,10 +676,12 @@ fn stalled_readers_of_growing_bodies_stay_within_the_budget() {
     let rest = format!("[cache]\ninflight_fetch_bytes = \"{BUDGET_MIB}MiB\"\n");
     let gateway = Gateway::start(&one_route(origin.address, CACHED, &rest));
     let before = gateway.process.memory();
-    let mut readers: Vec<Client> = (0..READERS).map(|_| gateway.connect()).collect();
-    for (number, reader) in readers.iter_mut().enumerate() {
+    let mut readers = Vec::new();
+    for number in 0..READERS {
+        let mut reader = gateway.connect();
         reader.send_get(&format!("/{number}"), &[]);
         assert_eq!(reader.read_head().status, 200);
+        readers.push(reader);
     }
     let mut largest = 0;
     for _ in 0..10 {

@@ -57,6 +57,33 @@ fn fill(one: &Gateway, other: &Gateway, target: &str) {
     wait_for(|| is_local_hit(&other.get(target, &[])), STEP_TIMEOUT);
 }
 
+/// A purge or an override for a node that does not exist is an error with the names that exist.
+/// Without Redis, the nodes that a purge does not reach are reported.
+#[test]
+fn purge_names_the_nodes_that_exist_and_those_that_it_does_not_reach() {
+    let (redis, origin) = (Redis::start(), Origin::start(tagged));
+    let (one, other) = (gateway(&origin, &redis, "one"), gateway(&origin, &redis, "other"));
+    let (is_complete, stdout, stderr) = purge(&one, &["--tag", "a", "--node", "othr"]);
+    assert!(!is_complete && stdout.is_empty(), "{stdout}");
+    assert!(stderr.contains("the fleet has no node `othr`; its nodes: one, other"), "{stderr}");
+    let (is_complete, stdout, _) = purge(&one, &["--tag", "a", "--node", "other"]);
+    assert!(is_complete && stdout.contains("(on other)"), "{stdout}");
+    // Both know each other by now: `purge` read the members on one; `other` reads them by itself.
+    let (is_complete, _, stderr) = purge(&other, &["--tag", "a"]);
+    assert!(is_complete, "{stderr}");
+    redis.kill();
+    wait_for(|| !degraded(&one).is_empty() && !degraded(&other).is_empty(), STEP_TIMEOUT);
+    for (gateway, unreached) in [(&one, "other"), (&other, "one")] {
+        let (is_complete, _, stderr) = purge(gateway, &["--tag", "a"]);
+        let expected = format!("not acknowledged by nodes {unreached}: they apply it");
+        assert!(!is_complete && stderr.contains(&expected), "{stderr}");
+        assert!(stderr.contains("unreachable servers"), "{stderr}");
+    }
+    // It cannot be known that a node does not exist.
+    let (_, _, stderr) = purge(&one, &["--tag", "a", "--node", "othr"]);
+    assert!(stderr.contains("not acknowledged by nodes othr"), "{stderr}");
+}
+
 #[test]
 fn purge_reaches_all_nodes_and_reports_hung_ones() {
     let (redis, origin) = (Redis::start(), Origin::start(tagged));

@@ -257,12 +257,14 @@ fn explain_reports_status_and_reason_per_rule() {
     let fields = [("x-device", "a"), ("x-tenant", "acme"), ("x-forwarded-for", "192.0.2.7")];
     assert_eq!(passed(&mut client, "/", &fields, 3), 2);
     let (status, reply) = json(&gateway, "GET", "/api/v1/limits/explain?ip=192.0.2.7&device=a&key=tenants:acme");
-    assert_eq!((status, reply["tier"].as_str()), (200, Some("anonymous")), "{reply}");
+    assert_eq!((status, reply["user_class"].as_str()), (200, Some("anonymous")), "{reply}");
     let rule = |name: &str| {
         let rules = reply["rules"].as_array().expect("a list");
         rules.iter().find(|rule| rule["name"] == name).unwrap_or_else(|| panic!("{reply}"))
     };
     let (device, tenants, user) = (rule("device"), rule("tenants"), rule("user"));
+    assert_eq!((device["scope"].as_str(), tenants["scope"].as_str()), (Some("device"), Some("key")), "{reply}");
+    assert!(reply.get("tier").is_none() && device.get("tier").is_none(), "{reply}");
     assert_eq!((device["remaining"].as_u64(), tenants["remaining"].as_u64()), (Some(0), Some(3)), "{reply}");
     assert!(device["wait_seconds"].as_f64().is_some_and(|wait| (1_000.0..3_600.0).contains(&wait)), "{reply}");
     assert!(device["reason"].as_str().is_some_and(|reason| reason.starts_with("denies for another")), "{reply}");
@@ -275,7 +277,9 @@ fn explain_reports_status_and_reason_per_rule() {
     assert!(user["reason"].as_str().is_some_and(|reason| reason.starts_with("does not apply")), "{reply}");
     // The explanation charged no rule.
     assert_eq!(passed(&mut client, "/", &[("x-device", "b"), ("x-tenant", "acme")], 9), 2);
-    for query in ["", "?device=a", "?ip=x", "?ip=192.0.2.7&tier=none", "?ip=192.0.2.7&key=device:a", "?ip=::1&x=y"] {
+    for query in
+        ["", "?device=a", "?ip=x", "?ip=192.0.2.7&user_class=none", "?ip=192.0.2.7&key=device:a", "?ip=::1&x=y"]
+    {
         assert!([400, 404].contains(&json(&gateway, "GET", &format!("/api/v1/limits/explain{query}")).0), "{query}");
     }
 }

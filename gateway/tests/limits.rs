@@ -487,7 +487,8 @@ fn disabled_rule_has_no_effect() {
 fn percentage_selects_the_same_devices_on_every_node() {
     let origin = origin();
     let start = |percent: u32| {
-        let rules = format!("{DEVICE}{}percent = {percent}\n", rule("some", "device", 1));
+        let secret = "secret = \"the same on every node\"\n";
+        let rules = format!("{DEVICE}{secret}{}percent = {percent}\n", rule("some", "device", 1));
         limited(&origin, "\"some\"", &rules)
     };
     let limited_on = |gateway: &Gateway| -> Vec<bool> {
@@ -500,6 +501,19 @@ fn percentage_selects_the_same_devices_on_every_node() {
     let count = some.iter().filter(|limited| **limited).count();
     assert!((20..=60).contains(&count), "{count} of 100");
     assert_eq!(some, again);
+}
+
+/// The hash of a device is not the same in every process: a device id that shares the bucket of
+/// another client cannot be computed from the program.
+#[test]
+fn without_a_secret_each_process_hashes_devices_differently() {
+    let origin = origin();
+    let limited_on = || -> Vec<bool> {
+        let gateway = limited(&origin, "\"some\"", &format!("{DEVICE}{}percent = 50\n", rule("some", "device", 1)));
+        let mut client = gateway.connect();
+        (0..100).map(|number: u32| passed(&mut client, "/", &[("X-Device", &number.to_string())], 2) == 1).collect()
+    };
+    assert_ne!(limited_on(), limited_on());
 }
 
 // Cluster rules without Redis.

@@ -102,12 +102,19 @@ fn second_process_on_the_same_address_fails() {
 fn check_accepts_the_example_and_binds_no_address() {
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/tidegate.example.toml");
     let example = example.to_str().expect("a readable path");
-    let output = run(&["check", example]);
+    let check = |arguments: &[&str], secret: &str| {
+        tidegate().args(arguments).env("REDIS_SECRET", secret).output().expect("it runs")
+    };
+    let output = check(&["check", example], "0123456789abcdef");
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
     assert!(text(&output.stdout).contains("valid"));
-    let json = run(&["check", "--json", "--deny-warnings", example]);
+    let json = check(&["check", "--json", "--deny-warnings", example], "0123456789abcdef");
     let faults: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
     assert_eq!((json.status.code(), faults), (Some(0), serde_json::json!([])));
+    // Without its secret, the example has one warning.
+    let output = check(&["check", example], "");
+    assert!(output.status.success() && text(&output.stderr).contains("tidegate.example.toml:58:10"), "{output:?}");
+    assert_eq!(check(&["check", "--deny-warnings", example], "").status.code(), Some(1));
     // An address that is in use is not a fault of the file.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let dir = TempDir::new();
@@ -235,6 +242,75 @@ fn invalid_file_keeps_the_old_configuration_and_is_reported() {
     assert_eq!((client.get("/", &[]).text(), gateway.get("/", &[]).text()), ("old".into(), "old".into()));
 }
 
+/// The warning compares with what the process runs: it is repeated by every reload, and ends when
+/// the setting is changed back.
+#[test]
+fn every_reload_warns_of_settings_that_need_a_restart() {
+    let config = one_route(free_address(), "", "[server]\nworkers = 1\n[log]\naccess = \"off\"\n");
+    let gateway = Gateway::start(&config);
+    let settings = || {
+        let events = gateway.process.stderr.events("reload_needs_restart");
+        events.iter().map(|event| event["setting"].as_str().expect("text").to_owned()).collect::<Vec<_>>()
+    };
+    let reload = |config: &str, count: usize| {
+        gateway.rewrite(config);
+        wait_for(|| gateway.process.stderr.events("reloaded").len() == count, STEP_TIMEOUT);
+    };
+    let changed = config.replace("workers = 1", "workers = 2");
+    reload(&changed, 1);
+    assert_eq!(settings(), ["server.workers"]);
+    reload(&format!("{changed}# a comment\n"), 2);
+    assert_eq!(settings(), ["server.workers"; 2], "the second reload changes nothing else");
+    let both = changed.replace("access = \"off\"", "access = \"stdout\"");
+    reload(&both, 3);
+    assert_eq!(settings()[2..], ["server.workers", "log.access"]);
+    reload(&config, 4);
+    assert_eq!(settings().len(), 4, "what runs is what the file says");
+}
+
+/// A log that cannot be written ends no task.
+#[test]
+fn reload_works_with_a_full_standard_error() {
+    let (old, new) = (Origin::start(|_| Script::ok(&[], "old")), Origin::start(|_| Script::ok(&[], "new")));
+    let (dir, listen, admin) = (TempDir::new(), free_address(), free_address());
+    let config = |origin: &Origin| {
+        let addresses = format!("[admin]\naddress = \"{admin}\"\n[[listen]]\naddress = \"{listen}\"\n");
+        format!("version = 1\n{}{addresses}", one_route(origin.address, "cache = { mode = \"off\" }", ""))
+    };
+    let file = dir.write("tidegate.toml", &config(&old));
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a full device");
+    let mut command = tidegate();
+    command.args(["run", "--config"]).arg(&file).stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    let child = command.stderr(full).spawn().expect("a started process");
+    let mut child = KilledOnDrop(child);
+    let get = |address| {
+        TcpStream::connect(address).map(|_| Client::connect(address).get("/metrics", &[("host", "localhost")]).text())
+    };
+    wait_for(|| get(listen).is_ok_and(|text| text == "old"), STEP_TIMEOUT);
+    let count = |series: &str| {
+        let exposition = get(admin).expect("the admin address");
+        let value =
+            exposition.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse::<u64>().ok());
+        value.unwrap_or_else(|| panic!("no {series}"))
+    };
+    dir.write("tidegate.toml", "nonsense = true");
+    wait_for(|| count("tidegate_events_total{event=\"reload_refused\"}") == 1, STEP_TIMEOUT);
+    dir.write("tidegate.toml", &config(&new));
+    wait_for(|| get(listen).is_ok_and(|text| text == "new"), STEP_TIMEOUT);
+    assert_eq!(count("tidegate_task_panics_total{kind=\"reload\"}"), 0);
+    assert!(child.0.try_wait().expect("a child").is_none());
+}
+
+/// A process that ends with its test.
+struct KilledOnDrop(std::process::Child);
+
+impl Drop for KilledOnDrop {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 #[test]
 fn reload_keeps_limit_state_and_cache() {
     let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "kept"));
@@ -356,6 +432,36 @@ fn access_log_includes_refused_and_abandoned_requests() {
     drop(client);
     let line = gateway.access_log(2).remove(1);
     assert_eq!((line["status"].as_u64(), line["route"].as_str()), (Some(499), Some("all")), "{line}");
+}
+
+/// The class of a failure, the limits that would have denied a request, and why a response was not
+/// completed.
+#[test]
+fn access_log_names_failures_shadow_denials_and_aborts() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/cut" => Script::new().head(200, &[("Content-Length", "10")]).send("half").close(),
+        "/malformed" => Script::new().send("no HTTP\r\n\r\n").close(),
+        _ => Script::ok(&[], "body"),
+    });
+    let limit = |name: &str, mode: &str| {
+        format!("[limits.{name}]\ntier = \"device\"\nrate = \"1/h\"\nburst = 1\nmode = \"{mode}\"\n")
+    };
+    let rest =
+        limit("first", "shadow") + &limit("second", "shadow") + "[log]\naccess = \"stdout\"\n[server]\nworkers = 1\n";
+    let gateway = Gateway::start(&one_route(origin.address, "limits = [\"first\", \"second\"]", &rest));
+    let line = |target: &str, number: usize| {
+        let mut client = gateway.connect();
+        client.send_get(target, &[("connection", "close")]);
+        client.read_to_end();
+        gateway.access_log(number).remove(number - 1)
+    };
+    let fields = |line: &serde_json::Value| {
+        ["failure", "blame", "aborted", "shadow_limit"].map(|field| line[field].as_str().unwrap_or("-").to_owned())
+    };
+    assert_eq!(fields(&line("/", 1)), ["-", "-", "-", "-"]);
+    assert_eq!(fields(&line("/", 2)), ["-", "-", "-", "first,second"]);
+    assert_eq!(fields(&line("/malformed", 3)), ["malformed", "upstream", "-", "first,second"]);
+    assert_eq!(fields(&line("/cut", 4)), ["-", "upstream", "body_failed", "first,second"]);
 }
 
 #[test]

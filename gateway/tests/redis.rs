@@ -788,3 +788,25 @@ fn summary(windows: &[(&str, &[&Sample])]) -> String {
     };
     windows.iter().map(describe).collect::<Vec<_>>().join("; ")
 }
+
+/// Another gateway stores a response with its cookie; one that is configured to keep cookies private
+/// does not serve it.
+#[test]
+fn a_cookie_that_another_gateway_shares_is_not_served_by_a_private_one() {
+    let redis = Redis::start();
+    let fields = [("Cache-Control", "max-age=60"), ("Set-Cookie", "session=1")];
+    let origin = Origin::start(move |_| Script::ok(&fields, ""));
+    let start = |set_cookie: &str| {
+        let remote = format!(
+            "[redis]\ndeadline = \"{LONG_DEADLINE}\"\n[redis.regions.default]\nendpoints = [\"{}\"]\n",
+            redis.url()
+        );
+        Gateway::start(&one_route(origin.address, &format!("cache = {{ set_cookie = \"{set_cookie}\" }}"), &remote))
+    };
+    let (sharing, private) = (start("shared"), start("private"));
+    sharing.get("/a", &[]);
+    wait_for(|| redis.entries().len() == 1, 5 * SECOND);
+    let response = private.get("/a", &[]);
+    assert!(!response.is_hit() && origin.count() == 2, "{}", response.cache_status());
+    assert!(sharing.get("/a", &[]).is_hit());
+}

@@ -32,7 +32,7 @@ fn start_tls(origin: SocketAddr) -> (Gateway, CertificateDer<'static>) {
 
 #[track_caller]
 fn nobody_was_blamed(gateway: &Gateway) {
-    for reason in ["write_failed", "client_closed", "body_failed"] {
+    for reason in ["write_failed", "client_timeout", "client_closed", "body_failed"] {
         assert_eq!(
             gateway.metric(&format!("tidegate_responses_aborted_total{{reason=\"{reason}\"}}")),
             0.0,
@@ -103,7 +103,7 @@ fn client_that_does_not_read_after_a_pause_is_reset() {
         let length = (1 + part.len()).to_string();
         Script::new().head(200, &[("Content-Length", &length)]).send("x").pause(PAUSE).send(&part)
     });
-    let aborted = |gateway: &Gateway| gateway.metric("tidegate_responses_aborted_total{reason=\"write_failed\"}");
+    let aborted = |gateway: &Gateway| gateway.metric("tidegate_responses_aborted_total{reason=\"client_timeout\"}");
     let start = Instant::now();
     let gateway = start_gateway(origin.address);
     let mut client = gateway.connect();
@@ -173,4 +173,217 @@ fn clock_of_the_body_stands_while_the_client_waits_for_100_continue() {
     }
     assert!(waited > Duration::from_millis(800), "no request waited for the unreachable endpoint: {waited:?}");
     nobody_was_blamed(&gateway);
+}
+
+// A client or an origin that reads slowly, through a send buffer that holds more than it reads in
+// the idle time.
+
+/// `idle_timeout` of client and upstream, and no minimum rate.
+const IDLE: Duration = Duration::from_millis(800);
+const LARGE: usize = 20 << 20;
+
+fn reading_slowly(origin: SocketAddr, rest: &str) -> String {
+    let limits = "[limits_http]\nidle_timeout = \"800ms\"\nbody_rate = \"0B\"\nbody_bytes = \"1GiB\"\n";
+    let config = one_route(origin, UNCACHED, &format!("{limits}{rest}"));
+    config.replacen("\n\n", "\nidle_timeout = \"800ms\"\n\n", 1)
+}
+
+fn large_origin() -> Origin {
+    Origin::start(|_| Script::ok(&[], vec![b'x'; LARGE]))
+}
+
+/// Sets a small receive buffer, so that what the reader takes is soon known to the sender.
+fn with_small_buffer(socket: &Socket) {
+    socket.set_recv_buffer_size(64 << 10).expect("an option of every socket");
+}
+
+fn connect_slow_reader(address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    with_small_buffer(&socket);
+    socket.connect_timeout(&address.into(), STEP_TIMEOUT).expect("a connection");
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
+    stream
+}
+
+/// Reads about 400 KB/s for `time`. Returns the number of bytes.
+fn read_slowly(stream: &mut impl Read, time: Duration) -> usize {
+    let (start, mut taken, mut buffer) = (Instant::now(), 0, vec![0; 20_000]);
+    while start.elapsed() < time {
+        taken += stream.read(&mut buffer).expect("no reset");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    taken
+}
+
+/// Reads to the end of the stream or its failure. Returns the number of bytes.
+fn read_rest(stream: &mut impl Read) -> usize {
+    let (mut taken, mut buffer) = (0, vec![0; 1 << 16]);
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        taken += count;
+    }
+    taken
+}
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: gate.test\r\nConnection: close\r\n\r\n";
+
+/// Reads a response slowly for several times the idle time, then to its end.
+#[track_caller]
+fn reads_whole_response(gateway: &Gateway, mut stream: impl Read + Write) {
+    stream.write_all(GET).expect("a live connection");
+    let slowly = read_slowly(&mut stream, 3 * IDLE);
+    assert!(slowly < LARGE / 4, "{slowly}");
+    assert!(slowly + read_rest(&mut stream) > LARGE);
+    nobody_was_blamed(gateway);
+}
+
+/// Reads a response slowly, then no more, and asserts that the connection is reset after the idle
+/// time from there.
+#[track_caller]
+fn is_reset_after_it_stops(gateway: &Gateway, mut stream: impl Read + Write) {
+    stream.write_all(GET).expect("a live connection");
+    let slowly = read_slowly(&mut stream, 3 * IDLE);
+    nobody_was_blamed(gateway);
+    let stopped = Instant::now();
+    let aborted = "tidegate_responses_aborted_total{reason=\"client_timeout\"}";
+    wait_for(|| gateway.metric(aborted) == 1.0, STEP_TIMEOUT);
+    assert!((IDLE / 2..IDLE * 3 / 2).contains(&stopped.elapsed()), "{:?}", stopped.elapsed());
+    assert_eq!(gateway.metric("tidegate_timeouts_total{clock=\"client_read\"}"), 1.0);
+    assert_eq!(gateway.metric("tidegate_responses_aborted_total{reason=\"write_failed\"}"), 0.0);
+    assert!(slowly + read_rest(&mut stream) < LARGE);
+}
+
+#[test]
+fn client_that_reads_slowly_gets_the_whole_response() {
+    let origin = large_origin();
+    let gateway = Gateway::start(&reading_slowly(origin.address, ""));
+    reads_whole_response(&gateway, connect_slow_reader(gateway.address));
+}
+
+#[test]
+fn client_that_reads_slowly_over_tls_gets_the_whole_response() {
+    let origin = large_origin();
+    let dir = TempDir::new();
+    let trusted = tls::write_certificate(&dir);
+    let gateway = Gateway::start_in(dir, &reading_slowly(origin.address, LISTEN_TLS));
+    reads_whole_response(&gateway, tls::over(connect_slow_reader(gateway.address), &trusted));
+}
+
+/// From memory, in one piece.
+#[test]
+fn client_that_reads_a_stored_response_slowly_gets_all_of_it() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], vec![b'x'; LARGE]));
+    let cache = "[cache]\nmemory = \"256MiB\"\nobject_bytes = \"64MiB\"\n";
+    let gateway = Gateway::start(&reading_slowly(origin.address, cache).replacen(UNCACHED, "", 1));
+    assert_eq!(gateway.get("/", &[]).body.len(), LARGE);
+    wait_for(|| gateway.get("/", &[]).is_hit(), STEP_TIMEOUT);
+    let fetched = origin.count();
+    reads_whole_response(&gateway, connect_slow_reader(gateway.address));
+    assert_eq!(origin.count(), fetched);
+}
+
+#[test]
+fn client_that_stops_after_reading_slowly_is_reset_after_the_idle_timeout() {
+    let origin = large_origin();
+    let gateway = Gateway::start(&reading_slowly(origin.address, "[log]\naccess = \"stdout\"\n"));
+    is_reset_after_it_stops(&gateway, connect_slow_reader(gateway.address));
+    assert_eq!(gateway.access_log(1)[0]["blame"], "client");
+}
+
+#[test]
+fn client_that_stops_after_reading_slowly_over_tls_is_reset_after_the_idle_timeout() {
+    let origin = large_origin();
+    let dir = TempDir::new();
+    let trusted = tls::write_certificate(&dir);
+    let gateway = Gateway::start_in(dir, &reading_slowly(origin.address, LISTEN_TLS));
+    is_reset_after_it_stops(&gateway, tls::over(connect_slow_reader(gateway.address), &trusted));
+}
+
+/// A client that resets its connection has not been too slow.
+#[test]
+fn client_that_resets_is_not_counted_as_too_slow() {
+    let origin = large_origin();
+    let gateway = Gateway::start(&reading_slowly(origin.address, ""));
+    let mut client = gateway.connect();
+    client.send_get("/", &[]);
+    client.read_bytes(1_000);
+    client.reset();
+    let count = |reason| gateway.metric(&format!("tidegate_responses_aborted_total{{reason=\"{reason}\"}}"));
+    wait_for(|| count("write_failed") + count("client_closed") == 1.0, STEP_TIMEOUT);
+    assert_eq!((count("client_timeout"), gateway.metric("tidegate_timeouts_total{clock=\"client_read\"}")), (0.0, 0.0));
+}
+
+/// Listens with a small receive buffer, and runs `serve` with the first connection.
+fn serve_one<T: Send + 'static>(
+    serve: impl FnOnce(TcpStream) -> T + Send + 'static,
+) -> (SocketAddr, std::thread::JoinHandle<T>) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    with_small_buffer(&socket);
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+    socket.listen(16).expect("a listening socket");
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr().expect("bound");
+    let serving = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("a connection");
+        stream.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
+        serve(stream)
+    });
+    (address, serving)
+}
+
+#[test]
+fn origin_that_reads_slowly_gets_the_whole_upload() {
+    let (address, received) = serve_one(|mut stream| {
+        let mut received = read_slowly(&mut stream, 3 * IDLE);
+        let mut buffer = vec![0; 1 << 16];
+        while received < LARGE {
+            received += stream.read(&mut buffer).expect("the body");
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").expect("it reads");
+    });
+    let gateway = Gateway::start(&reading_slowly(address, ""));
+    assert_eq!(gateway.request("POST", "/", &[], &vec![b'x'; LARGE]).status, 200);
+    received.join().expect("no panic");
+    assert_eq!(gateway.metric("tidegate_timeouts_total{clock=\"upstream_send\"}"), 0.0);
+    nobody_was_blamed(&gateway);
+}
+
+#[test]
+fn origin_that_stops_after_reading_slowly_times_out() {
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let (address, received) = serve_one(move |mut stream| {
+        read_slowly(&mut stream, 3 * IDLE);
+        let stopped = Instant::now();
+        // Closed only after the client has its response.
+        let _ended = ended.recv_timeout(STEP_TIMEOUT);
+        (stopped, stream)
+    });
+    let gateway = Gateway::start(&reading_slowly(address, ""));
+    let response = gateway.request("POST", "/", &[], &vec![b'x'; LARGE]);
+    let answered = Instant::now();
+    end.send(()).expect("the origin waits");
+    let (stopped, _stream) = received.join().expect("no panic");
+    assert_eq!(response.status, 503);
+    assert!((IDLE / 2..IDLE * 3 / 2).contains(&(answered - stopped)), "{:?}", answered - stopped);
+    assert_eq!(gateway.metric("tidegate_timeouts_total{clock=\"upstream_send\"}"), 1.0);
+}
+
+#[test]
+fn tunnel_whose_client_reads_slowly_stays_open() {
+    let (address, served) = serve_one(|mut stream| {
+        let mut head = [0; 1_000];
+        assert!(stream.read(&mut head).expect("a head") > 0);
+        stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")?;
+        stream.write_all(&vec![b'x'; LARGE])
+    });
+    let gateway = Gateway::start(&reading_slowly(address, ""));
+    let mut stream = connect_slow_reader(gateway.address);
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n")
+        .expect("a live connection");
+    let slowly = read_slowly(&mut stream, 3 * IDLE);
+    assert!(slowly < LARGE / 4, "{slowly}");
+    // The client keeps its side open: the tunnel ends after the idle time without a byte.
+    assert!(slowly + read_rest(&mut stream) > LARGE);
+    served.join().expect("no panic").expect("all sent");
 }

@@ -331,13 +331,17 @@ fn response_to_a_client_below_the_minimum_rate_is_aborted() {
     client.send_get("/", &[]);
     let start = Instant::now();
     let mut taken = 0;
-    while gateway.metric("tidegate_responses_aborted_total{reason=\"write_failed\"}") < 1.0
+    while gateway.metric("tidegate_responses_aborted_total{reason=\"client_timeout\"}") < 1.0
         && start.elapsed() < STEP_TIMEOUT
     {
         taken += client.read_bytes(20_000).len();
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(gateway.metric("tidegate_responses_aborted_total{reason=\"write_failed\"}"), 1.0, "after {taken} bytes");
+    assert_eq!(
+        gateway.metric("tidegate_responses_aborted_total{reason=\"client_timeout\"}"),
+        1.0,
+        "after {taken} bytes"
+    );
 }
 
 #[test]

@@ -299,7 +299,7 @@ fn event_streams_that_a_limit_of_the_gateway_ends_leave_the_breaker_closed() {
     assert_closed(&gateway);
 }
 
-/// An origin that waits 400 ms for the rest of a request and then closes, after `response`.
+/// An origin that waits 800 ms for the rest of a request and then closes, after `response`.
 /// Requests without a body get 200. Counts the requests that it has given up.
 fn start_impatient_origin(response: &'static str) -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -310,7 +310,7 @@ fn start_impatient_origin(response: &'static str) -> (SocketAddr, Arc<AtomicUsiz
         for mut stream in listener.incoming().map_while(Result::ok) {
             let counter = Arc::clone(&counter);
             thread::spawn(move || {
-                drop(stream.set_read_timeout(Some(400 * MS)));
+                drop(stream.set_read_timeout(Some(800 * MS)));
                 let (mut received, mut chunk) = (Vec::new(), [0; 1 << 12]);
                 while let Ok(count @ 1..) = stream.read(&mut chunk) {
                     received.extend_from_slice(&chunk[..count]);
@@ -332,18 +332,102 @@ fn start_impatient_origin(response: &'static str) -> (SocketAddr, Arc<AtomicUsiz
 #[test]
 fn clients_that_stop_in_their_body_until_the_origin_gives_up_leave_the_breaker_closed() {
     let unavailable = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    for response in ["", unavailable] {
+    for (response, status) in [("", 408), (unavailable, 503)] {
         let (address, abandoned) = start_impatient_origin(response);
-        let gateway = breakable(address, "", "");
+        let gateway = breakable(address, "", "[log]\naccess = \"stdout\"\n");
         let statuses = at_once(20, || {
             let mut client = begin_upload(&gateway, 10, &[]);
             client.send("half");
             client.read_response_to("POST").status
         });
-        assert_eq!((statuses, abandoned.load(Ordering::SeqCst)), (vec![503; 20], 20));
+        assert_eq!((statuses, abandoned.load(Ordering::SeqCst)), (vec![status; 20], 20));
         assert!(gateway.process.stderr.events("upstream_failed").is_empty());
+        let refused = gateway.metric("tidegate_requests_refused_total{reason=\"body_timeout\"}");
+        let (blame, expected) = if status == 408 { ("client", 20.0) } else { ("", 0.0) };
+        assert_eq!(refused, expected);
+        assert!(gateway.access_log(20).iter().all(|line| line["blame"].as_str().unwrap_or_default() == blame));
         assert_closed(&gateway);
     }
+}
+
+/// An upload of 10 bytes up to the first of them.
+const SIZED: &str = "POST / HTTP/1.1\r\nHost: gate.test\r\nContent-Length: 10\r\n\r\nh";
+/// As `SIZED`, in chunks.
+const CHUNKED: &str = "POST / HTTP/1.1\r\nHost: gate.test\r\nTransfer-Encoding: chunked\r\n\r\na\r\nh";
+
+/// Begins an upload, and returns the client and the origin's end of the exchange, which has
+/// received what the client sent.
+fn half_an_upload(gateway: &Gateway, listener: &TcpListener, upload: &str) -> (Client, TcpStream) {
+    let mut client = gateway.connect();
+    client.send(upload);
+    let (mut stream, _) = listener.accept().expect("a connection");
+    stream.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
+    let (mut received, mut chunk) = (Vec::new(), [0; 1 << 12]);
+    while !received.ends_with(b"\nh") {
+        let count = stream.read(&mut chunk).expect("the request");
+        assert!(count > 0, "closed");
+        received.extend_from_slice(&chunk[..count]);
+    }
+    (client, stream)
+}
+
+fn close_with_reset(stream: TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("an option of every socket");
+    drop(stream);
+}
+
+/// The status that the client gets, and the blame in the log.
+fn outcome(gateway: &Gateway, mut client: Client, exchanges: usize) -> (u16, String) {
+    let status = client.read_response_to("POST").status;
+    (status, gateway.access_log(exchanges)[exchanges - 1]["blame"].as_str().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn origin_that_gives_a_stopped_client_up_is_not_to_blame_and_one_that_fails_a_flowing_one_is() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let gateway = breakable(address, "", "[log]\naccess = \"stdout\"\n");
+    let close: fn(TcpStream) = drop;
+    let mut exchanges = 0;
+    for (end, upload) in [(close, SIZED), (close, CHUNKED), (close_with_reset, SIZED), (close_with_reset, CHUNKED)] {
+        let (client, stream) = half_an_upload(&gateway, &listener, upload);
+        thread::sleep(800 * MS);
+        end(stream);
+        exchanges += 1;
+        assert_eq!(outcome(&gateway, client, exchanges), (408, "client".to_owned()));
+
+        let (mut client, stream) = half_an_upload(&gateway, &listener, upload);
+        // Longer than a stopped client is waited for, in steps that are shorter.
+        for _ in 0..8 {
+            thread::sleep(100 * MS);
+            client.send("x");
+        }
+        end(stream);
+        exchanges += 1;
+        assert_eq!(outcome(&gateway, client, exchanges), (503, "upstream".to_owned()));
+    }
+    assert_eq!(gateway.metric("tidegate_failures_total{kind=\"no_response\"}"), 4.0);
+    assert_eq!(gateway.metric("tidegate_failures_total{kind=\"client_body\"}"), 4.0);
+    // No verdict: the clients owed bytes.
+    assert_eq!(gateway.metric("tidegate_events_total{event=\"upstream_failed\"}"), 0.0);
+    assert_eq!(gateway.metric("tidegate_breaker_state{route=\"all\"}"), 0.0);
+
+    // A complete request is a verdict, however long the client took before.
+    for end in [close, close_with_reset] {
+        let (mut client, stream) = half_an_upload(&gateway, &listener, SIZED);
+        thread::sleep(800 * MS);
+        client.send("123456789");
+        wait_for(|| is_readable(&stream), STEP_TIMEOUT);
+        end(stream);
+        exchanges += 1;
+        assert_eq!(outcome(&gateway, client, exchanges), (503, "upstream".to_owned()));
+    }
+    assert_eq!(gateway.metric("tidegate_events_total{event=\"upstream_failed\"}"), 2.0);
+}
+
+/// Whether bytes have arrived.
+fn is_readable(stream: &TcpStream) -> bool {
+    stream.peek(&mut [0]).is_ok_and(|count| count > 0)
 }
 
 #[test]
@@ -499,4 +583,158 @@ fn failing_responses_to_uploads_open_the_breaker() {
     let gateway = breakable(origin.address, "", "");
     let statuses: Vec<u16> = (0..7).map(|_| upload(&gateway, (1, 10), Duration::ZERO).status).collect();
     assert_eq!(statuses, [500, 500, 500, 500, 500, 503, 503]);
+}
+
+// The deadline that travels.
+
+const DEADLINE: &str = "X-Envoy-Expected-Rq-Timeout-Ms";
+
+/// Configuration that trusts the peers of the tests. `upstream` adds keys to the upstream.
+fn trusting(origin: SocketAddr, upstream: &str) -> String {
+    uncached(origin, upstream, "[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\n")
+}
+
+/// The time left that the last request to `origin` stated, in milliseconds.
+fn time_left(origin: &Origin) -> Option<u64> {
+    let request = origin.last();
+    let lines = request.all(DEADLINE);
+    assert!(lines.len() <= 1, "{lines:?}");
+    lines.first().map(|value| value.parse().expect("a number"))
+}
+
+#[test]
+fn origin_receives_the_time_that_is_left_of_the_total() {
+    let origin = Origin::start(|_| Script::ok(&[], ""));
+    for (upstream, sent, expected) in [
+        ("", None, None),
+        ("", Some("5000"), Some(4_000..=5_000)),
+        ("total_timeout = \"9s\"", None, Some(8_000..=9_000)),
+        ("total_timeout = \"9s\"", Some("5000"), Some(4_000..=5_000)),
+        ("total_timeout = \"5s\"", Some("9000"), Some(4_000..=5_000)),
+        // No limit, and no number: as if the field were absent.
+        ("total_timeout = \"5s\"", Some("0"), Some(4_000..=5_000)),
+        ("", Some("0"), None),
+        ("", Some("soon"), None),
+    ] {
+        let gateway = Gateway::start(&trusting(origin.address, upstream));
+        let fields: Vec<_> = sent.iter().map(|value| (DEADLINE, *value)).collect();
+        for (method, body) in [("GET", ""), ("POST", "body"), ("POST", "")] {
+            assert_eq!(gateway.request(method, "/", &fields, body.as_bytes()).status, 200);
+            let left = time_left(&origin);
+            let is_expected =
+                expected.as_ref().map_or(left.is_none(), |range| left.is_some_and(|l| range.contains(&l)));
+            assert!(is_expected, "{upstream} {sent:?} {method}: {left:?}");
+        }
+    }
+}
+
+#[test]
+fn time_for_connecting_is_subtracted_from_what_the_origin_receives() {
+    let origin = Origin::start(|_| Script::ok(&[], ""));
+    // A listener whose queue is full: connection attempts to it time out.
+    let full = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    full.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+    full.listen(0).expect("a listening socket");
+    let address = full.local_addr().expect("bound").as_socket().expect("an address");
+    let _queued: Vec<_> = std::iter::from_fn(|| TcpStream::connect_timeout(&address, 100 * MS).ok()).take(16).collect();
+    let config = uncached(origin.address, "total_timeout = \"5s\"", "").replace(
+        "endpoints = [",
+        &format!("balance = \"round-robin\"\nconnect_timeout = \"1s\"\nendpoints = [\"http://{address}\", "),
+    );
+    let gateway = Gateway::start(&config);
+    // Round robin: the first endpoint of one of two requests is the unreachable one.
+    let mut left = Vec::new();
+    for _ in 0..2 {
+        assert_eq!(gateway.get("/", &[]).status, 200);
+        left.extend(time_left(&origin));
+    }
+    left.sort_unstable();
+    assert!((3_000..=4_000).contains(&left[0]) && (4_001..=5_000).contains(&left[1]), "{left:?}");
+}
+
+#[test]
+fn deadline_of_an_untrusted_client_is_neither_believed_nor_forwarded() {
+    let origin = Origin::start(|_| Script::new().pause(300 * MS).head(200, &[("Content-Length", "0")]));
+    for (upstream, route) in [
+        ("", "cache = { mode = \"off\" }"),
+        ("total_timeout = \"5s\"", "cache = { mode = \"off\" }"),
+        // Through a shared fetch.
+        ("", ""),
+        ("total_timeout = \"5s\"", ""),
+    ] {
+        // A list of untrusted fields without this one makes no difference.
+        let identity = "[identity]\nuntrusted_fields = []\n";
+        let config = one_route(origin.address, route, identity).replacen("\n\n", &format!("\n{upstream}\n\n"), 1);
+        let gateway = Gateway::start(&config);
+        assert_eq!(gateway.get("/", &[(DEADLINE, "50")]).status, 200, "{upstream} {route}");
+        let left = time_left(&origin);
+        assert_eq!(left.is_some(), !upstream.is_empty(), "{left:?}");
+        assert!(left.is_none_or(|left| left > 4_000), "{left:?}");
+        assert_eq!(gateway.request("POST", "/", &[(DEADLINE, "50")], b"body").status, 200);
+        assert_eq!(timeouts(&gateway, "total"), 0.0);
+    }
+}
+
+#[test]
+fn deadline_of_a_trusted_proxy_ends_the_exchange_without_blame_of_the_upstream() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/" => Script::ok(&[], "fine"),
+        "/hang" => Script::new().hang(),
+        _ => paced("text/plain", 100, 50 * MS),
+    });
+    let config = trusting(origin.address, "total_timeout = \"5s\"") + BREAKER + "[log]\naccess = \"stdout\"\n";
+    let gateway = Gateway::start(&config);
+    for _ in 0..5 {
+        let start = Instant::now();
+        assert_eq!(gateway.get("/hang", &[(DEADLINE, "200")]).status, 503);
+        assert!((150 * MS..2_000 * MS).contains(&start.elapsed()), "{:?}", start.elapsed());
+    }
+    assert_eq!(gateway.get("/flow", &[(DEADLINE, "300")]).end, BodyEnd::Truncated);
+    assert_eq!(timeouts(&gateway, "total"), 6.0);
+    assert_eq!(gateway.metric("tidegate_failures_total{kind=\"total_timeout\"}"), 5.0);
+    assert!(gateway.access_log(6).iter().all(|line| line["blame"] == "gateway"));
+    assert!(gateway.process.stderr.events("upstream_failed").is_empty());
+    assert_closed(&gateway);
+}
+
+#[test]
+fn deadline_of_one_request_does_not_end_a_fetch_that_others_wait_for() {
+    let gate = support::Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| {
+        Script::new()
+            .wait(&opened)
+            .send("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 4\r\n\r\nbody")
+    });
+    let gateway = Gateway::start(&trusting(origin.address, "").replacen("cache = { mode = \"off\" }", "", 1));
+    thread::scope(|scope| {
+        let leader = scope.spawn(|| gateway.get("/", &[(DEADLINE, "500")]));
+        origin.wait_for_requests(1);
+        let joined = scope.spawn(|| gateway.get("/", &[]));
+        let joined_in_vain = scope.spawn(|| gateway.get("/", &[(DEADLINE, "400")]));
+        assert_eq!(leader.join().expect("no panic").status, 503);
+        assert_eq!(joined_in_vain.join().expect("no panic").status, 503);
+        gate.open();
+        let response = joined.join().expect("no panic");
+        assert_eq!((response.status, response.text()), (200, "body".to_owned()));
+    });
+    assert_eq!(origin.count(), 1);
+    assert_eq!(origin.last().field(DEADLINE), None, "the fetch is for all");
+    assert_eq!(timeouts(&gateway, "total"), 2.0);
+}
+
+#[test]
+fn deadline_travels_through_a_chain_of_gateways() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/hang" => Script::new().hang(),
+        _ => Script::ok(&[], ""),
+    });
+    let inner = Gateway::start(&trusting(origin.address, ""));
+    let outer = Gateway::start(&uncached(inner.address, "total_timeout = \"800ms\"", ""));
+    assert_eq!(outer.get("/", &[]).status, 200);
+    assert!(time_left(&origin).is_some_and(|left| (300..=800).contains(&left)), "{:?}", time_left(&origin));
+    let start = Instant::now();
+    assert_eq!(outer.get("/hang", &[]).status, 503);
+    wait_for(|| !origin.ends().is_empty(), STEP_TIMEOUT);
+    assert!(start.elapsed() < 3_000 * MS, "{:?}", start.elapsed());
 }

@@ -24,11 +24,13 @@ mod overrides;
 mod script;
 mod subscription;
 mod purge_outbox;
+mod members;
 mod publish_purge;
 mod announce;
 mod invalidate;
 
 pub use announce::OverrideRequest;
+pub use members::FleetNodes;
 pub use overrides::{NamedOverride, OverrideRegistryFull};
 pub use purge_outbox::PurgeOutboxFull;
 
@@ -36,6 +38,7 @@ use crate::entry::{EntryMeta, Purge};
 use crate::remote::{ShardFault, TopologyDiscovery};
 use crate::store::Store;
 use event::{BusEvent, EventPayload, StreamPosition};
+use members::KnownMembers;
 use overrides::OverrideRegistry;
 use purge_outbox::{LOCAL_ONLY, PurgeOutbox};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -90,6 +93,7 @@ pub struct Bus<M> {
     /// Notified when another node may have recorded a new stream position.
     positions_changed: Notify,
     overrides: OverrideRegistry,
+    members: KnownMembers,
     counts: BusCounters,
 }
 
@@ -205,6 +209,7 @@ impl<M: EntryMeta> Bus<M> {
             publish_lock: AsyncMutex::new(()),
             positions_changed: Notify::new(),
             overrides: OverrideRegistry::new(seed),
+            members: KnownMembers::default(),
             counts: BusCounters::default(),
         })
     }
@@ -255,9 +260,11 @@ impl<M: EntryMeta> Bus<M> {
             let notified = self.positions_changed.notified();
             let mut silent: HashMap<String, bool> = HashMap::new();
             let mut acknowledged = BTreeSet::new();
+            let mut has_read = self.subscriptions.is_empty();
             for (&subscription, &published) in positions {
                 let Some(commands) = self.subscriptions[subscription].command_handle() else { continue };
-                let Ok(heartbeats) = commands.heartbeats().await else { continue };
+                let Ok(heartbeats) = self.read_heartbeats(&commands).await else { continue };
+                has_read = true;
                 let newest = heartbeats.values().map(|heartbeat| heartbeat.seen_ms).max().unwrap_or_default();
                 for (member, NodeHeartbeat { position, seen_ms }) in heartbeats {
                     if member == self.member || node.is_some_and(|node| node != node_of(&member)) {
@@ -278,6 +285,11 @@ impl<M: EntryMeta> Bus<M> {
                     let nodes =
                         if is_acknowledged { &mut report.acknowledged_nodes } else { &mut report.unacknowledged_nodes };
                     nodes.insert(node_of(&member).to_owned());
+                }
+                if !has_read && node.is_none() {
+                    // No server responds: the nodes of the fleet are those that were last read.
+                    let known = self.members.nodes();
+                    report.unacknowledged_nodes.extend(known.into_iter().filter(|known| *known != self.node));
                 }
                 if let Some(node) = node
                     && !report.acknowledged_nodes.contains(node)
@@ -303,7 +315,7 @@ impl<M: EntryMeta> Bus<M> {
         loop {
             let server = subscription.address.wait_resolved().await;
             let fault = match subscription.connect(&server).await {
-                Ok(connected) => match self.bring_up(subscription, &connected, was_connected).await {
+                Ok(connected) => match self.bring_up(subscription, &connected).await {
                     Ok(()) => {
                         was_connected = true;
                         let (bus, since) = (self.clone(), purges_before);
@@ -361,13 +373,14 @@ impl<M: EntryMeta> Bus<M> {
         &self,
         subscription: &Subscription,
         connected: &TrackedConnection,
-        was_connected: bool,
     ) -> Result<(), ShardFault> {
         let commands = &connected.commands;
         self.sync_clock(subscription, commands).await?;
         if connected.carries_bus {
             subscription.catch_up(commands, |message| self.on_message(subscription, message)).await?;
             self.write_heartbeat(subscription, commands).await?;
+            // Read again later; the commands before show that the server responds.
+            let _unread = self.read_heartbeats(commands).await;
             subscription.mark_cluster_synced();
         } else if subscription.is_cluster_unsynced() {
             return Err(ShardFault::Unsubscribed);
@@ -375,9 +388,9 @@ impl<M: EntryMeta> Bus<M> {
         subscription.set_connected(commands.clone());
         self.store.hot_copies().invalidate_all();
         for &shard in &subscription.shards {
-            if was_connected {
-                self.store.epochs().record_subscription_gap(shard);
-            }
+            // Also before the first connection: removals by other nodes since this process started
+            // were not reported.
+            self.store.epochs().record_subscription_gap(shard);
             self.store.remote_shards()[shard].self_invalidations().clear();
             self.store.remote_shards()[shard].mark_subscribed();
         }
@@ -389,6 +402,7 @@ impl<M: EntryMeta> Bus<M> {
         let (commands, carries_bus) = (connected.commands.clone(), connected.carries_bus);
         let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         let mut unanswered = 0;
+        let mut until_members_are_read = 1;
         let mut invalidations = Vec::new();
         loop {
             if connected.overflowed.load(Ordering::Acquire) {
@@ -407,6 +421,12 @@ impl<M: EntryMeta> Bus<M> {
                     carries_bus => {
                         let synced = self.sync_clock(subscription, &commands).await;
                         if carries_bus && synced.is_ok() {
+                            until_members_are_read -= 1;
+                            if until_members_are_read == 0 {
+                                until_members_are_read = self.members.heartbeats_until_read();
+                                // Read again later; the events show whether the server responds.
+                                let _unread = self.read_heartbeats(&commands).await;
+                            }
                             self.read_events(subscription, &commands, true).await
                         } else {
                             synced

@@ -27,6 +27,9 @@ const ROUND_TRIP_MAX: Duration = Duration::from_millis(500);
 /// A server's time is used for this long after its last reply; it is queried every second.
 const SERVER_TIME_MAX_AGE: Duration = Duration::from_secs(10);
 
+/// Two clocks differ in speed by at most 1 in so many: NTP slews a clock by up to 1 in 2,000.
+const SPEED_TOLERANCE: i64 = 1_000;
+
 /// Value of `base_ms` while the server's time is unknown.
 const UNKNOWN: i64 = i64::MIN;
 
@@ -146,14 +149,18 @@ impl ServerClock {
         ClockReading { unix_ms: u64::try_from(unix_ms).unwrap_or_default(), instant }
     }
 
-    /// A time that the server's clock had reached at `instant`, later by at most the round trip of
-    /// the last reading; `None` if that is too old. Unlike `now`, it follows a jump of the clock at
+    /// A time that the server's clock had reached at `instant`, earlier than its time by at most the
+    /// round trip of the last reading and a thousandth of the time since or until then, by which
+    /// the two clocks may differ in speed; `None` if that reading is too old. Unlike `now`, it follows a jump of the clock at
     /// once: it is compared with times that the server itself recorded.
     pub(crate) fn earliest_ms(&self, instant: Instant) -> Option<u64> {
         let base_ms = self.earliest_base_ms.load(Ordering::Relaxed);
-        let age_ms = self.wall.monotonic_ms(Instant::now()) - self.earliest_updated_at.load(Ordering::Relaxed);
+        let updated_at = self.earliest_updated_at.load(Ordering::Relaxed);
+        let age_ms = self.wall.monotonic_ms(Instant::now()) - updated_at;
         let is_recent = base_ms != UNKNOWN && age_ms < SERVER_TIME_MAX_AGE.as_millis() as i64;
-        is_recent.then(|| u64::try_from(base_ms.saturating_add(self.wall.monotonic_ms(instant))).unwrap_or_default())
+        let instant_ms = self.wall.monotonic_ms(instant);
+        let drift_ms = (instant_ms - updated_at).abs() / SPEED_TOLERANCE;
+        is_recent.then(|| u64::try_from(base_ms.saturating_add(instant_ms) - drift_ms).unwrap_or_default())
     }
 
     /// The server's time, if it is recent enough.
@@ -197,6 +204,10 @@ mod tests {
         assert!((999_398..=999_400).contains(&before), "{before}");
         clock.record_server_time(9_000_000, start, start + ms(10));
         assert!(clock.earliest_ms(start).unwrap() > 8_999_000);
+        // A fetch of 100 s began before, while the server's clock was slower or faster.
+        clock.record_server_time(9_100_050, start + ms(100_000), start + ms(100_000));
+        let long_ago = clock.earliest_ms(start).unwrap();
+        assert!((8_999_900..=9_000_000).contains(&long_ago), "{long_ago}");
     }
 
     #[test]

@@ -56,9 +56,9 @@ impl RedisLeaseBackend {
         };
         let operation = Arc::new(OperationClass::new(format!("lease {rule} {endpoint}")));
         let connection = match owner {
-            BucketOwner::Shard(shard) => BucketConnection::Server(shard.connection(operation)),
+            BucketOwner::Shard(shard) => BucketConnection::Server(shard.connection(operation, 0)),
             BucketOwner::Cluster(cluster, masters) => {
-                let connections = masters.iter().map(|master| master.connection(operation.clone())).collect();
+                let connections = masters.iter().map(|master| master.connection(operation.clone(), 0)).collect();
                 BucketConnection::Cluster { cluster: cluster.clone(), tag: rule.to_owned(), connections }
             }
         };

@@ -12,7 +12,7 @@ mod clock;
 mod key;
 mod placement;
 mod entry;
-mod panics;
+mod tasks;
 mod remote;
 mod hot;
 mod local;
@@ -21,17 +21,18 @@ mod bus;
 mod lease_backend;
 
 pub use bus::{
-    Bus, BusLoop, BusReport, DeliveryReport, NamedOverride, OverrideRegistryFull, OverrideRequest, PurgeOutboxFull,
+    Bus, BusLoop, BusReport, DeliveryReport, FleetNodes, NamedOverride, OverrideRegistryFull, OverrideRequest,
+    PurgeOutboxFull,
 };
 pub use entry::{Compression, Entry, EntryMeta, EpochSnapshot, Purge, PurgeScope, StaleReason};
 pub use hot::HotKey;
 pub use key::{CacheKey, InvalidRegion, KeyBuilder, KeyRef, Region, Tag};
 pub use lease_backend::RedisLeaseBackend;
 pub use local::LocalCacheReport;
-pub use panics::ShardTaskPanics;
 pub use placement::{DEFAULT_SLOTS, SLOTS_MAX, Slot};
 pub use remote::{RedisTlsConfig, ShardBreakerState, ShardCounts, ShardFault, ShardFaultCounts, ShardReport};
 pub use store::{
     CacheHit, CacheLayer, InsertTarget, LocalConfig, Placement, RegionConfig, RemoteConfig, RemoteLookup, Store,
     StoreConfigError, StoreView,
 };
+pub use tasks::{ListedShardTask, ShardTaskKind};

@@ -5,8 +5,8 @@
 //! length. The first `FIRST_READ_BYTES` are read over the connection that all small reads share. If
 //! they begin a longer envelope that would be accepted, the whole value is read over a second
 //! connection, so that no small read queues behind a large body. An oversized value is never read
-//! whole. (A server that violates the protocol can still send more: the client reads the announced
-//! length.)
+//! whole. A server that violates the protocol and sends more than was asked for, in any reply, loses
+//! its connection (see `reply_limit`).
 //!
 //! Refuses to retry, and to wait longer than the deadline for anything.
 //! Invariant: a shard that is slow, unreachable or faulty is a cache miss, and an immediate one
@@ -18,6 +18,8 @@ mod cluster;
 mod counts;
 mod self_invalidations;
 mod fault;
+mod reply_limit;
+mod dial;
 mod operation;
 mod connection;
 mod write_queue;
@@ -28,6 +30,8 @@ mod tombstone;
 mod outbox;
 mod topology;
 mod sentinel;
+#[cfg(test)]
+mod test_server;
 
 pub use address::RedisTlsConfig;
 pub(crate) use address::{Dialer, InvalidAddress, ResolvedServer, ServerAddress};
@@ -35,10 +39,12 @@ pub use breaker::ShardBreakerState;
 pub(crate) use cluster::{CLUSTER_MASTERS_MAX, RedisCluster};
 pub(crate) use connection::ShardConnection;
 pub use counts::ShardCounts;
+pub(crate) use dial::{ConnectionOptions, RedisConnection};
 pub use fault::ShardFault;
 pub(crate) use operation::OperationClass;
 pub use operation::ShardFaultCounts;
 pub(crate) use pending_deletes::PendingDeletes;
+pub(crate) use reply_limit::ReplyLimits;
 pub(crate) use self_invalidations::ChangedKey;
 pub(crate) use sentinel::SentinelEndpoint;
 pub(crate) use tombstone::{FillBeginning, TOMBSTONE_BYTES_MAX, Tombstone};
@@ -48,6 +54,7 @@ pub(crate) use write_queue::{StoreJob, WriteJob};
 use crate::clock::{ServerClock, WallClock};
 use crate::entry::{Entry, EntryMeta, EnvelopeCodec, EnvelopeError, InvalidationEpochs, PurgeStatus};
 use crate::key::{Digest, Region};
+use crate::tasks::{ShardTaskKind, ShardTaskWait, TaskGuard};
 use bytes::Bytes;
 use counts::{ShardCounter, ShardCounters};
 use outbox::{ShardWriter, WriteOutbox};
@@ -67,6 +74,9 @@ const WRITE_DEADLINE_FACTOR: u32 = 10;
 /// Length of the first read. Most bodies are smaller, and this much occupies a connection for about
 /// 50 us.
 const FIRST_READ_BYTES: usize = 128 << 10;
+
+/// Limit of a reply besides the value that was asked for: its framing, or the text of an error.
+const REPLY_BYTES: usize = 4 << 10;
 
 /// Envelopes from this size are decoded on the blocking pool: checking this much takes about 0.1
 /// ms.
@@ -179,9 +189,11 @@ impl Shard {
         self.is_subscribed.store(true, Ordering::Release);
     }
 
-    /// A connection of its own that uses the breaker of `operation`.
-    pub(crate) fn connection(&self, operation: Arc<OperationClass>) -> ShardConnection {
-        ShardConnection::new(self.address.clone(), operation)
+    /// A connection of its own that uses the breaker of `operation`, for replies with values of up
+    /// to `value_bytes_max`.
+    pub(crate) fn connection(&self, operation: Arc<OperationClass>, value_bytes_max: usize) -> ShardConnection {
+        let limits = ReplyLimits::per_reply(REPLY_BYTES.saturating_add(value_bytes_max));
+        ShardConnection::new(self.address.clone(), operation, limits)
     }
 
     /// `None` for an unused master index of a cluster.
@@ -251,7 +263,7 @@ pub(crate) struct FetchedEntry<M> {
 impl<M: EntryMeta> ShardClient<M> {
     pub(crate) fn new(shard: Arc<Shard>, context: ShardContext) -> Self {
         let writer = ShardWriter {
-            connection: shard.connection(shard.writes.clone()),
+            connection: shard.connection(shard.writes.clone(), 0),
             is_cluster_master: shard.id.label.is_none(),
             deadline: context.deadline * WRITE_DEADLINE_FACTOR,
             codec: context.codec.clone(),
@@ -264,7 +276,9 @@ impl<M: EntryMeta> ShardClient<M> {
             pending_deletes: context.pending_deletes.clone(),
             is_subscribed: shard.is_subscribed.clone(),
         };
-        let (reads, large_reads) = (shard.connection(shard.reads.clone()), shard.connection(shard.large_reads.clone()));
+        let envelope_bytes_max = context.codec.envelope_bytes_max();
+        let reads = shard.connection(shard.reads.clone(), FIRST_READ_BYTES);
+        let large_reads = shard.connection(shard.large_reads.clone(), envelope_bytes_max);
         Self { shard, reads, large_reads, outbox: WriteOutbox::new(writer), context }
     }
 
@@ -396,8 +410,12 @@ impl<M: EntryMeta> ShardClient<M> {
         }
         let (codec, clock, digest, envelope) =
             (self.context.codec.clone(), self.shard.clock.clone(), *digest, envelope.clone());
-        let decoding = spawn_blocking(move || codec.decode(&digest, &envelope, clock.now()));
-        // Decoding does not panic; if it did, the entry would count as absent.
+        let name = self.shard.reads.name().clone();
+        let decoding = spawn_blocking(move || {
+            let _task = TaskGuard::new(ShardTaskKind::Codec, &name, ShardTaskWait::Nothing);
+            codec.decode(&digest, &envelope, clock.now())
+        });
+        // Decoding does not panic; if it did, the panic would be counted, and the entry be absent.
         decoding.await.unwrap_or(Ok(None))
     }
 }

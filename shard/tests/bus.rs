@@ -8,8 +8,8 @@ mod proxy;
 use proxy::Proxy;
 use server::{Page, Server, free_port, remote_config};
 use shard::{
-    Bus, DeliveryReport, Entry, InsertTarget, KeyBuilder, LocalConfig, OverrideRequest, Purge, PurgeScope, Region,
-    RemoteLookup, StaleReason, Store, StoreView, Tag,
+    Bus, DeliveryReport, Entry, FleetNodes, InsertTarget, KeyBuilder, LocalConfig, OverrideRequest, Purge, PurgeScope,
+    Region, RemoteLookup, StaleReason, Store, StoreView, Tag,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -335,6 +335,27 @@ async fn a_purge_for_one_node_applies_on_that_node_only() {
     assert_eq!(unknown.unacknowledged_nodes.iter().collect::<Vec<_>>(), ["three"]);
 }
 
+/// Without a server, the nodes that were members before are reported as unacknowledged.
+#[tokio::test]
+async fn a_purge_during_an_outage_reports_the_nodes_that_it_does_not_reach() {
+    let server = Server::start();
+    let url = [server.url()];
+    let one = Node::start_subscribed("one", &url).await;
+    let two = Node::start_subscribed("two", &url).await;
+    let both = FleetNodes { names: ["one", "two"].map(str::to_owned).into(), is_complete: true };
+    assert_eq!((one.bus.nodes().await, two.bus.nodes().await), (both.clone(), both.clone()));
+    server.stop();
+    wait_until("both are disconnected", || !one.is_subscribed() && !two.is_subscribed()).await;
+    assert_eq!(one.bus.nodes().await, FleetNodes { is_complete: false, ..both });
+    let report = one.bus.purge(&[hard("a")], None, SECOND).await.unwrap();
+    let list = |names: &std::collections::BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>();
+    assert_eq!(
+        (list(&report.acknowledged_nodes), list(&report.unacknowledged_nodes)),
+        (vec!["one".into()], vec!["two".into()])
+    );
+    assert_eq!(report.unreachable_servers.len(), 1, "{report:?}");
+}
+
 /// An entry that one node stored while the server was unreachable may have been deleted by another
 /// node meanwhile; neither knows of the other.
 #[tokio::test]
@@ -457,12 +478,13 @@ async fn overrides_are_republished_after_an_outage_and_after_data_loss() {
     let server = Server::start();
     let url = [server.url()];
     let (a, b) = (Node::start_subscribed("a", &url).await, Node::start_subscribed("b", &url).await);
+    assert_eq!(a.bus.nodes().await, FleetNodes { names: ["a", "b"].map(str::to_owned).into(), is_complete: true });
     let port = server.stop();
     wait_until("both are disconnected", || !a.is_subscribed() && !b.is_subscribed()).await;
     let report = a.publish(request("x", "during the outage", HOUR, None)).await;
     assert_eq!(
         (report.acknowledged_nodes.len(), report.unacknowledged_nodes.len(), report.unreachable_servers.len()),
-        (1, 0, 1),
+        (1, 1, 1),
         "{report:?}"
     );
     let server = Server::start_on(port, &[]);

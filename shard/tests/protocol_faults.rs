@@ -141,9 +141,9 @@ async fn serve(stream: TcpStream, server: Arc<FaultyServer>) -> Option<()> {
         let name = parts.first()?.to_ascii_uppercase();
         let (mut reply, mut fault) = (b"+OK\r\n".to_vec(), "");
         match name.as_slice() {
-            // The script of a store: script, number of keys, entry, tombstone, three arguments,
+            // The script of a store: script, number of keys, entry, tombstone, four arguments,
             // envelope.
-            b"EVAL" => _ = server.values.lock().unwrap().insert(parts.get(3)?.clone(), parts.get(8)?.clone()),
+            b"EVAL" => _ = server.values.lock().unwrap().insert(parts.get(3)?.clone(), parts.get(9)?.clone()),
             // The gateway deletes damaged entries; this server keeps them for further reads.
             b"UNLINK" => reply = b":1\r\n".to_vec(),
             b"GETRANGE" => {

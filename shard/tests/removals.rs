@@ -266,3 +266,117 @@ async fn a_full_server_still_deletes() {
     let counts = b.view.store().shard_reports().next().unwrap().counts;
     assert_eq!((counts.deleted, counts.dropped_deletes, tombstones(&server).len()), (1, 0, 0));
 }
+
+/// A gateway starts without Redis and caches meanwhile; no server reports what is removed.
+#[tokio::test]
+async fn an_entry_from_before_the_first_subscription_must_be_validated() {
+    let server = Server::start();
+    let (b, proxy) = (Node::on("b", server.url()).await, Proxy::to(server.port()).await);
+    proxy.disconnect();
+    let store = server::store(remote_config(&[("default", &[proxy.url()])]));
+    let bus = Bus::new(&store, "a");
+    let a = Node { _tasks: bus.run(), view: store.view(), bus };
+    a.store("x", "old", a.view.epoch_snapshot());
+    assert_eq!(a.cached("x").as_deref(), Some("old"));
+    b.remove("x").await;
+    // The tombstone has expired.
+    assert_eq!(server.connect().del::<_, usize>(tombstones(&server)).unwrap(), 1);
+    proxy.restore();
+    wait_until("subscribed", || a.is_subscribed()).await;
+    assert_eq!(a.cached("x"), None);
+    assert!(a.view.flush(5 * SECOND).await);
+    assert_eq!(b.remote("x").await, None);
+}
+
+/// A full server evicts keys with the shortest lifetime first, so the tombstone may be gone before
+/// a node reads it.
+#[tokio::test]
+async fn a_tombstone_that_is_evicted_at_once_still_removes() {
+    let server = Server::start();
+    let (a, b) = (Node::on("a", server.url()).await, Node::on("b", server.url()).await);
+    b.remove("x").await;
+    let tombstone = &tombstones(&server)[0];
+    assert_eq!(server.connect().del::<_, usize>(tombstone).unwrap(), 1);
+    sleep(Duration::from_millis(50)).await;
+    // Too large for the server, so that no change of the entry itself is reported.
+    a.store_body("x", ("old", vec![0; (1 << 20) + 1]), a.view.epoch_snapshot());
+    assert_eq!(a.cached("x").as_deref(), Some("old"));
+    let mut evicted = redis::pipe();
+    evicted.atomic().set(tombstone, "00000000000000bb 1 1 0").ignore().del(tombstone).ignore();
+    let () = evicted.query(&mut server.connect()).unwrap();
+    wait_until("the removal is reported", || a.cached("x").is_none()).await;
+}
+
+/// One unanswered command does not end the subscription; the reports that it was for are not
+/// repeated.
+#[tokio::test]
+async fn a_removal_whose_tombstone_cannot_be_read_still_removes() {
+    let server = Server::start();
+    let (a, b) = (Node::on("a", server.url()).await, Node::on("b", server.url()).await);
+    b.remove("x").await;
+    let tombstone = &tombstones(&server)[0];
+    sleep(Duration::from_millis(50)).await;
+    a.store_body("x", ("old", vec![0; (1 << 20) + 1]), a.view.epoch_snapshot());
+    let (seconds, _): (u64, u64) = redis::cmd("TIME").query(&mut server.connect()).unwrap();
+    // The server reports the change, and executes no command for 1.2 s.
+    let value = format!("00000000000000bb 9 {} 0", (seconds + 1) * 1_000);
+    let mut pause = redis::pipe();
+    pause.set(tombstone, value).ignore().cmd("CLIENT").arg("PAUSE").arg(1_200).arg("ALL").ignore();
+    let () = pause.query(&mut server.connect()).unwrap();
+    wait_until("the removal is applied", || a.cached("x").is_none()).await;
+    sleep(Duration::from_millis(1_500)).await;
+    assert!(a.is_subscribed() && a.bus.report().subscription_gaps == 0, "{:?}", a.bus.report());
+    assert_eq!(a.cached("x"), None);
+}
+
+/// Calls of a command since the server started, by any client and by scripts.
+fn calls(server: &Server, command: &str) -> u64 {
+    let stats: String = redis::cmd("INFO").arg("commandstats").query(&mut server.connect()).unwrap();
+    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
+}
+
+/// The figures of docs/purging.md.
+#[tokio::test]
+async fn commands_per_removal_are_those_of_the_documentation() {
+    const REMOVALS: u64 = 200;
+    const COMMANDS: [&str; 5] = ["unlink", "set", "getrange", "eval", "time"];
+    let server = Server::start();
+    let nodes = [Node::on("a", server.url()).await, Node::on("b", server.url()).await];
+    let [a, b] = &nodes;
+    for (is_cached_elsewhere, expected) in [(false, [1, 1, 2]), (true, [1, 1, 4])] {
+        let name = |n: u64| format!("{is_cached_elsewhere} {n}");
+        if is_cached_elsewhere {
+            for n in 0..REMOVALS {
+                a.store(&name(n), "x", a.view.epoch_snapshot());
+            }
+            assert!(a.view.flush(5 * SECOND).await);
+            for n in 0..REMOVALS {
+                // The report of its own store may come later than the first read.
+                let began = Instant::now();
+                while a.cached(&name(n)).is_none() {
+                    assert!(a.remote(&name(n)).await.is_some() && began.elapsed() < 5 * SECOND);
+                }
+            }
+            sleep(Duration::from_millis(100)).await;
+            assert!((0..REMOVALS).all(|n| a.cached(&name(n)).is_some()));
+        }
+        let before = COMMANDS.map(|command| calls(&server, command));
+        for n in 0..REMOVALS {
+            let mut key = KeyBuilder::new();
+            b.view.remove(&REGION, &key.part(name(n).as_bytes()).key());
+        }
+        assert!(b.view.flush(5 * SECOND).await);
+        wait_until("removed", || (0..REMOVALS).all(|n| a.cached(&name(n)).is_none())).await;
+        sleep(Duration::from_millis(200)).await;
+        let mut counts = COMMANDS.map(|command| calls(&server, command));
+        counts.iter_mut().zip(before).for_each(|(count, before)| *count -= before);
+        println!("{REMOVALS} removals, cached elsewhere: {is_cached_elsewhere}: {COMMANDS:?} {counts:?}");
+        assert_eq!(counts[..2], expected.map(|each| each * REMOVALS)[..2]);
+        // The heartbeats of both nodes add a few scripts. Reports of both changes of a key may
+        // arrive at once, and the entry is then gone before its tombstone is read.
+        assert!((REMOVALS..REMOVALS + 20).contains(&counts[3]), "{counts:?}");
+        assert!((REMOVALS..REMOVALS + 20).contains(&counts[4]), "{counts:?}");
+        assert!((2 * REMOVALS..=expected[2] * REMOVALS).contains(&counts[2]), "{counts:?}");
+    }
+}

@@ -33,6 +33,21 @@ pub struct CacheConfig {
     pub(crate) targeted: Vec<String>,
     /// Removes the targeted fields from responses to clients.
     pub(crate) strip_targeted: bool,
+    pub(crate) honour_client: HonourClient,
+}
+
+/// How far the demands of a request (`no-cache`, `max-age`, `min-fresh` and `Pragma: no-cache`)
+/// force the validation of a stored response (RFC 9111 section 5.2.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum HonourClient {
+    /// Always, as RFC 9111 says.
+    #[default]
+    Full,
+    /// Not if the response was stored or validated within the last second: clients cannot send more
+    /// than one request a second for each object to the origin.
+    Limited,
+    /// Never. Nor does `no-store` of a request prevent storing.
+    Off,
 }
 
 impl Default for CacheConfig {
@@ -51,6 +66,7 @@ impl Default for CacheConfig {
             variants: 128,
             targeted: vec!["cdn-cache-control".to_owned()],
             strip_targeted: false,
+            honour_client: HonourClient::Full,
         }
     }
 }

@@ -35,6 +35,11 @@ pub struct CacheControl {
 }
 
 impl CacheControl {
+    /// The directives of a request without its demands for validation.
+    pub(crate) fn without_demands(self) -> CacheControl {
+        CacheControl { no_cache: false, max_age: None, min_fresh: None, ..self }
+    }
+
     pub fn parse(fields: &Fields) -> CacheControl {
         let mut control = CacheControl::default();
         for member in fields.members(KnownField::CacheControl) {

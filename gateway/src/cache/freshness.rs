@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::config::CachePolicy;
 use super::control::SECONDS_MAX;
 use super::date;
+use super::stored::LifetimeSource;
 use super::targeted::ResponseDirectives;
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{Response, StatusCode};
@@ -18,7 +19,7 @@ pub(super) enum FreshnessLifetime {
     /// Given by the origin, which includes a lifetime of zero.
     Explicit(Duration),
     /// Given by the cache policy, or the heuristic tenth of the time since the last modification.
-    Assumed(Duration),
+    Assumed(Duration, LifetimeSource),
     Unknown,
 }
 
@@ -43,16 +44,24 @@ impl FreshnessLifetime {
             return FreshnessLifetime::Unknown;
         }
         if !policy.default_ttl.is_zero() {
-            return FreshnessLifetime::Assumed(policy.default_ttl);
+            return FreshnessLifetime::Assumed(policy.default_ttl, LifetimeSource::DefaultTtl);
         }
-        heuristic(&response.fields, policy.heuristic_max, now)
-            .map_or(FreshnessLifetime::Unknown, FreshnessLifetime::Assumed)
+        heuristic(&response.fields, policy.heuristic_max, now).map_or(FreshnessLifetime::Unknown, |lifetime| {
+            FreshnessLifetime::Assumed(lifetime, LifetimeSource::Heuristic)
+        })
     }
 
     pub(super) fn duration(self) -> Duration {
         match self {
-            FreshnessLifetime::Explicit(duration) | FreshnessLifetime::Assumed(duration) => duration,
+            FreshnessLifetime::Explicit(duration) | FreshnessLifetime::Assumed(duration, _) => duration,
             FreshnessLifetime::Unknown => Duration::ZERO,
+        }
+    }
+
+    pub(super) fn source(self) -> LifetimeSource {
+        match self {
+            FreshnessLifetime::Assumed(_, source) => source,
+            FreshnessLifetime::Explicit(_) | FreshnessLifetime::Unknown => LifetimeSource::Origin,
         }
     }
 }

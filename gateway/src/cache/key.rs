@@ -1,13 +1,16 @@
 //! Cache keys of stored responses. A key is injective over scheme, authority, path, query, region,
 //! and the request fields that a response varies by.
 
+use std::borrow::Cow;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use shard::{KeyBuilder, KeyRef, Region};
 use url::Url;
 
 use super::config::CacheConfig;
-use crate::http::fields::{Fields, KnownField, is_token, members};
+use crate::hop;
+use crate::http::fields::{Fields, KnownField, KnownFieldSet, is_token, members};
 use crate::http::message::{Request, Scheme};
 
 /// Maximum number of names in `Vary`. A response with more names is not stored.
@@ -24,7 +27,7 @@ pub(crate) const VARIANTS_RESET_INTERVAL: Duration = Duration::from_secs(60);
 /// a stored GET response.
 pub fn write_primary(builder: &mut KeyBuilder, config: &CacheConfig, request: &Request, region: &Region) {
     builder.clear();
-    builder.part(request.scheme.as_str().as_bytes());
+    builder.part(scheme(request).as_str().as_bytes());
     builder.part(authority(request).as_bytes());
     builder.part(request.path().as_bytes());
     builder.part(region.as_str().as_bytes());
@@ -38,6 +41,78 @@ pub fn write_primary(builder: &mut KeyBuilder, config: &CacheConfig, request: &R
         request.fields.named(name.as_bytes()).for_each(|line| {
             builder.part(line);
         });
+    }
+    if request.forwarded.is_some() || request.fields.has_any(ALTERNATIVES) {
+        write_alternatives(builder, request);
+    }
+}
+
+/// Request fields from which an origin may take another scheme, host, path or method than the
+/// request line says. They arrive from trusted proxies, or from peers that the configuration allows
+/// to send them (`identity.untrusted_fields`).
+const ALTERNATIVES: KnownFieldSet = KnownFieldSet::of(&[
+    KnownField::FrontEndHttps,
+    KnownField::XForwarded,
+    KnownField::XForwardedBy,
+    KnownField::XForwardedMethod,
+    KnownField::XForwardedPath,
+    KnownField::XForwardedPort,
+    KnownField::XForwardedPrefix,
+    KnownField::XForwardedProtocol,
+    KnownField::XForwardedScheme,
+    KnownField::XForwardedServer,
+    KnownField::XForwardedSsl,
+    KnownField::XForwardedUri,
+    KnownField::XHost,
+    KnownField::XHttpHostOverride,
+    KnownField::XHttpMethod,
+    KnownField::XHttpMethodOverride,
+    KnownField::XMethodOverride,
+    KnownField::XOriginalHost,
+    KnownField::XOriginalUri,
+    KnownField::XOriginalUrl,
+    KnownField::XProxyUser,
+    KnownField::XRewriteUrl,
+    KnownField::XScriptName,
+    KnownField::XUrlScheme,
+]);
+
+/// Writes the alternatives that the origin is told, where there are any; else nothing.
+#[cold]
+fn write_alternatives(builder: &mut KeyBuilder, request: &Request) {
+    if let Some(forwarded) = &request.forwarded {
+        let proto = forwarded.proto.as_deref().filter(|proto| scheme_of(proto).is_none());
+        let host = forwarded.host.as_deref().filter(|host| !host.eq_ignore_ascii_case(request.authority.as_bytes()));
+        for (name, value) in [(KnownField::XForwardedProto, proto), (KnownField::XForwardedHost, host)] {
+            if let Some(value) = value {
+                builder.part(name.as_str().as_bytes()).part(value);
+            }
+        }
+    }
+    for field in request.fields.iter() {
+        if let Some(known) = field.known.filter(|known| ALTERNATIVES.contains(*known)) {
+            builder.part(known.as_str().as_bytes()).part(field.value);
+        }
+    }
+}
+
+/// The scheme that the client used, according to a trusted proxy or else to its connection.
+pub(crate) fn scheme(request: &Request) -> Scheme {
+    let forwarded = request.forwarded.as_ref().and_then(|forwarded| forwarded.proto.as_deref());
+    forwarded.and_then(scheme_of).unwrap_or(request.scheme)
+}
+
+fn scheme_of(proto: &[u8]) -> Option<Scheme> {
+    [Scheme::Http, Scheme::Https].into_iter().find(|scheme| proto.eq_ignore_ascii_case(scheme.as_str().as_bytes()))
+}
+
+/// The authority of the URL that the client used, in lower case, without the default port: that
+/// which a trusted proxy reports, or else the request's.
+pub(super) fn public_authority(request: &Request) -> Cow<'_, str> {
+    let forwarded = request.forwarded.as_ref().and_then(|forwarded| forwarded.host.as_deref());
+    match forwarded.and_then(|host| std::str::from_utf8(host).ok()) {
+        Some(host) => Cow::Owned(strip_default_port(scheme(request), &host.to_ascii_lowercase()).to_owned()),
+        None => Cow::Borrowed(authority(request)),
     }
 }
 
@@ -57,6 +132,9 @@ impl<'a> KeyedQuery<'a> {
         }
         let pairs = query.split('&').filter(|pair| !is_ignored(&config.key_ignore_query, pair));
         let mut pairs: Vec<&str> = pairs.collect();
+        if pairs.is_empty() {
+            return KeyedQuery::Absent;
+        }
         if config.key_sort_query {
             // The sort is stable: the values of one parameter keep their order, which is often
             // significant.
@@ -72,6 +150,18 @@ impl<'a> KeyedQuery<'a> {
             KeyedQuery::Normalized(query) => builder.part_of(&[b"?", query.as_bytes()]),
         };
     }
+}
+
+/// Reduces the target of a request to what its key contains: the origin of a shared response must
+/// not see parameters that other clients of the response did not send.
+pub(crate) fn reduce_target(config: &CacheConfig, request: &mut Request) {
+    let target = match KeyedQuery::of(config, request.query()) {
+        KeyedQuery::Unchanged(_) => return,
+        KeyedQuery::Absent if request.query().is_none() => return,
+        KeyedQuery::Absent => request.path().to_owned(),
+        KeyedQuery::Normalized(query) => format!("{}?{query}", request.path()),
+    };
+    request.set_target(&target);
 }
 
 /// Formats a key for `Cache-Status` (RFC 9211 section 2.7): its parts separated by `|`. Unprintable
@@ -100,7 +190,7 @@ fn is_ignored(patterns: &[String], pair: &str) -> bool {
 
 /// The authority without the default port of the scheme (RFC 9110 section 4.2.3).
 pub(super) fn authority(request: &Request) -> &str {
-    strip_default_port(request.scheme, &request.authority)
+    strip_default_port(scheme(request), &request.authority)
 }
 
 pub(super) fn strip_default_port(scheme: Scheme, authority: &str) -> &str {
@@ -114,7 +204,7 @@ pub(super) fn strip_default_port(scheme: Scheme, authority: &str) -> &str {
 /// Resolves `reference` against the URI of `request` (RFC 3986 section 5) and returns its path and
 /// query. `None` if it has another origin (RFC 9110 section 4.3.1).
 pub(crate) fn resolve_same_origin(reference: &str, request: &Request) -> Option<String> {
-    let own = format!("{}://{}{}", request.scheme.as_str(), request.authority, request.target);
+    let own = format!("{}://{}{}", scheme(request).as_str(), public_authority(request), request.target);
     let own = Url::parse(&own).ok()?;
     let resolved = own.join(reference).ok()?;
     (resolved.origin() == own.origin())
@@ -122,13 +212,26 @@ pub(crate) fn resolve_same_origin(reference: &str, request: &Request) -> Option<
 }
 
 /// Appends the variant: the members of each named request field, without white space and empty
-/// members. Order and letter case are ignored where the grammar of the field gives them no meaning.
-pub fn write_variant<'a>(builder: &'a mut KeyBuilder, names: &[String], nonce: u64, request: &Fields) -> KeyRef<'a> {
+/// members, as the origin receives them from the gateway at `peer`'s request. Order and letter case
+/// are ignored where the grammar of the field gives them no meaning.
+#[expect(clippy::too_many_arguments, reason = "the request and its peer are what a fetch forwards")]
+pub fn write_variant<'a>(
+    builder: &'a mut KeyBuilder,
+    names: &[String],
+    nonce: u64,
+    request: &Request,
+    peer: IpAddr,
+) -> KeyRef<'a> {
     builder.part(&nonce.to_le_bytes());
     for name in names {
         builder.part(name.as_bytes());
-        let is_present = request.named(name.as_bytes()).next().is_some();
-        let values: Vec<&[u8]> = request.named(name.as_bytes()).flat_map(members).collect();
+        let replaced = hop::replaced_value(request, peer, name);
+        let lines = || request.fields.named(name.as_bytes());
+        let is_present = replaced.as_ref().map_or_else(|| lines().next().is_some(), |value| !value.is_empty());
+        let values: Vec<&[u8]> = match &replaced {
+            Some(value) => members(value).collect(),
+            None => lines().flat_map(members).collect(),
+        };
         let text = match name.as_str() {
             "accept-encoding" => without_refused_codings(normalized_preferences(&values)).join(&b","[..]),
             "accept-language" => normalized_preferences(&values).join(&b","[..]),
@@ -179,11 +282,16 @@ fn without_refused_codings(mut preferences: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
 }
 
 /// The names in `Vary`: lower case, sorted, without duplicates (RFC 9111 section 4.1). `None` if no
-/// request can match: `*`, an invalid name, or more names than `VARY_MAX`.
+/// request can match: `*`, a field that the gateway sends with a new value each time, an invalid
+/// name, or more names than `VARY_MAX`.
 pub fn vary_names(response: &Fields) -> Option<Vec<String>> {
     let mut names = Vec::new();
     for member in response.members(KnownField::Vary) {
-        if member == b"*" || !is_token(member) || names.len() == VARY_MAX {
+        let is_unique = matches!(
+            KnownField::of(member),
+            Some(KnownField::Traceparent | KnownField::Tracestate | KnownField::XEnvoyExpectedRqTimeoutMs)
+        );
+        if member == b"*" || is_unique || !is_token(member) || names.len() == VARY_MAX {
             return None;
         }
         names.push(String::from_utf8_lossy(member).to_ascii_lowercase());
@@ -196,7 +304,10 @@ pub fn vary_names(response: &Fields) -> Option<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::message::TrustedForwarding;
     use proptest::prelude::*;
+
+    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     fn key(target: &str, region: &str, ignore: &[&str]) -> Vec<u8> {
         let config = CacheConfig {
@@ -271,7 +382,7 @@ mod tests {
                 lines[1].iter().for_each(|line| request.fields.push(b"a", line.as_bytes()));
                 let mut builder = KeyBuilder::new();
                 write_primary(&mut builder, &config, &request, &Region::new(region).expect("valid"));
-                if names.is_empty() { builder.key().to_owned() } else { write_variant(&mut builder, names, 7, &request.fields).to_owned() }
+                if names.is_empty() { builder.key().to_owned() } else { write_variant(&mut builder, names, 7, &request, PEER).to_owned() }
             };
             // A variant depends on the members of a field, not on their lines, and not on a field
             // that is not in `Vary`.
@@ -287,22 +398,99 @@ mod tests {
         }
     }
 
+    /// A key of a request with fields, and with what a trusted proxy reports about it.
+    fn key_of(lines: &[(&str, &str)], proto: Option<&str>, host: Option<&str>) -> String {
+        let bytes = |text: &str| text.as_bytes().to_vec();
+        let forwarded =
+            TrustedForwarding { proto: proto.map(bytes), host: host.map(bytes), ..TrustedForwarding::default() };
+        let mut request = Request { authority: "a".into(), forwarded: Some(forwarded.into()), ..Request::default() };
+        request.set_target("/");
+        lines.iter().for_each(|(name, value)| request.fields.push(name.as_bytes(), value.as_bytes()));
+        let mut builder = KeyBuilder::new();
+        write_primary(&mut builder, &CacheConfig::default(), &request, &Region::DEFAULT);
+        display(&builder.key())
+    }
+
+    #[test]
+    fn key_contains_what_the_origin_is_told() {
+        assert_eq!(key_of(&[], None, None), "http|a|/|default||%00");
+        assert_eq!(key_of(&[("Accept", "text/html")], Some("HTTP"), Some("A")), "http|a|/|default||%00");
+        assert_eq!(key_of(&[], Some("https"), None), "https|a|/|default||%00");
+        let all = [
+            key_of(&[], None, None),
+            key_of(&[], Some("https"), None),
+            key_of(&[], Some("ftp"), None),
+            key_of(&[], None, Some("b")),
+            key_of(&[], None, Some("a:80")),
+            key_of(&[("X-Forwarded-Prefix", "/b")], None, None),
+            key_of(&[("X-Forwarded-Prefix", "/c")], None, None),
+            key_of(&[("X-Rewrite-URL", "/b")], None, None),
+            key_of(&[("X-HTTP-Method-Override", "DELETE")], None, None),
+        ];
+        for (at, one) in all.iter().enumerate() {
+            assert!(!all[at + 1..].contains(one), "{one}");
+        }
+    }
+
+    #[test]
+    fn variants_compare_what_the_origin_receives() {
+        let variant = |name: &str, peer: [u8; 4], lines: &[(&str, &str)]| {
+            let mut request = Request { authority: "a".into(), ..Request::default() };
+            lines.iter().for_each(|(name, value)| request.fields.push(name.as_bytes(), value.as_bytes()));
+            let mut builder = KeyBuilder::new();
+            write_variant(&mut builder, &[name.to_owned()], 7, &request, peer.into()).as_bytes().to_vec()
+        };
+        let (one, two) = ([127, 0, 0, 1], [127, 0, 0, 2]);
+        assert_ne!(variant("x-forwarded-for", one, &[]), variant("x-forwarded-for", two, &[]));
+        let claim = [("X-Forwarded-For", "127.0.0.1")];
+        assert_eq!(variant("x-forwarded-for", two, &claim), variant("x-forwarded-for", two, &[]));
+        assert_eq!(variant("accept", one, &[]), variant("accept", two, &[]));
+        assert_eq!(variant("te", one, &[("TE", "trailers")]), variant("te", two, &[]), "the origin never receives it");
+    }
+
     #[test]
     fn ignored_parameters_are_not_part_of_the_key() {
         assert_eq!(key("/?utm_a=1&x=2&utm_b", "eu", &["utm_*"]), key("/?x=2", "eu", &["utm_*"]));
         assert_ne!(key("/?utmost=1", "eu", &["utm_*"]), key("/?", "eu", &["utm_*"]));
+        assert_eq!(key("/?utm_a=1", "eu", &["utm_*"]), key("/", "eu", &["utm_*"]));
+        assert_ne!(key("/?", "eu", &["utm_*"]), key("/", "eu", &["utm_*"]));
+    }
+
+    #[test]
+    fn origin_sees_the_parameters_of_the_key_only() {
+        let config = CacheConfig { key_ignore_query: vec!["utm_*".into(), "q".into()], ..CacheConfig::default() };
+        for (received, sent) in [
+            ("/a", "/a"),
+            ("/a?", "/a?"),
+            ("/a?x=1&utm_b=<script>&y", "/a?x=1&y"),
+            ("/a?q=1&utm_b", "/a"),
+            ("/a?q=1;x=2", "/a"),
+            ("/a?x=2;q=1", "/a?x=2;q=1"),
+        ] {
+            let mut request = Request::default();
+            request.set_target(received);
+            let key = |request: &Request| {
+                let mut builder = KeyBuilder::new();
+                write_primary(&mut builder, &config, request, &Region::DEFAULT);
+                builder.key().to_owned()
+            };
+            let before = key(&request);
+            reduce_target(&config, &mut request);
+            assert_eq!(request.target, sent, "{received}");
+            assert!(before == key(&request), "{received}: the key stays");
+        }
     }
 
     #[test]
     fn variants_compare_list_members_not_line_layout() {
         let names = vec!["accept-language".to_owned()];
         let of = |lines: &[&str]| {
-            let mut fields = Fields::default();
+            let mut request = Request::default();
             for line in lines {
-                fields.push(b"Accept-Language", line.as_bytes());
+                request.fields.push(b"Accept-Language", line.as_bytes());
             }
             let mut builder = KeyBuilder::new();
-            write_variant(&mut builder, &names, 7, &fields).as_bytes().to_vec()
+            write_variant(&mut builder, &names, 7, &request, PEER).as_bytes().to_vec()
         };
         assert_eq!(of(&["de,  en"]), of(&["de", "en"]));
         assert_ne!(of(&["de"]), of(&[]));
@@ -363,6 +551,9 @@ mod tests {
         let mut fields = Fields::default();
         fields.push(b"Vary", b"B, a, b");
         assert_eq!(vary_names(&fields), Some(vec!["a".to_owned(), "b".to_owned()]));
+        let mut traced = Fields::default();
+        traced.push(b"Vary", b"Accept, Traceparent");
+        assert_eq!(vary_names(&traced), None, "each fetch has its own");
         fields.push(b"vary", b"*");
         assert_eq!(vary_names(&fields), None);
     }

@@ -2,8 +2,8 @@
 //! response is served.
 //!
 //! `config` has the configuration. `date`, `control` and `targeted` parse fields. `freshness`
-//! computes ages and lifetimes. `extent` and `range` handle byte ranges, and `partial` combines
-//! stored partial responses. `policy` makes the decisions. `stored` is the metadata of an entry,
+//! computes ages and lifetimes. `extent` and `range` handle byte ranges, `resume` continues
+//! an interrupted response by one, and `partial` combines stored partial responses. `policy` makes the decisions. `stored` is the metadata of an entry,
 //! `key` its cache key, and `tags` its surrogate keys. `fill` collapses concurrent misses into one
 //! fetch. `store_metrics` has the metrics of the cache store.
 
@@ -13,14 +13,15 @@ mod date;
 pub(crate) mod extent;
 pub(crate) mod fill;
 mod targeted;
+pub(crate) mod stored;
 mod freshness;
 pub mod key;
 mod range;
-pub(crate) mod stored;
+pub(crate) mod resume;
 pub(crate) mod tags;
 pub mod policy;
 pub(crate) mod partial;
 pub(crate) mod store_metrics;
 
 pub use config::{CacheConfig, CachePolicy};
-pub(crate) use config::{SetCookiePolicy, StatusPattern};
+pub(crate) use config::{HonourClient, SetCookiePolicy, StatusPattern};

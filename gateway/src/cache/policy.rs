@@ -11,7 +11,7 @@ use super::control::{self, CacheControl};
 use super::extent::Extent;
 use super::freshness::{self, FreshnessLifetime};
 use super::range::{self, RangeSelection};
-use super::stored::{CacheMeta, CachedObject, Freshness};
+use super::stored::{CacheMeta, CachedObject, Freshness, LifetimeSource};
 use super::targeted::ResponseDirectives;
 use super::{date, key, tags};
 use crate::http::fields::{Fields, KnownField};
@@ -165,7 +165,7 @@ impl StoreCandidate<'_> {
         self.check_storable(&fields, &control, policy.set_cookie)?;
         let freshness_lifetime = policy.ttl_for_status(response.status.as_u16()).map_or_else(
             || FreshnessLifetime::of(&directives, response, policy, self.received_at),
-            FreshnessLifetime::Assumed,
+            |lifetime| FreshnessLifetime::Assumed(lifetime, LifetimeSource::StatusTtl),
         );
         let lifetime = freshness_lifetime.duration();
         let forbids_stale = control.forbids_stale();
@@ -181,6 +181,9 @@ impl StoreCandidate<'_> {
             stale_if_error: stale_window(control.stale_if_error, policy.stale_if_error),
             must_validate: control.no_cache,
             forbids_stale,
+            lifetime_source: freshness_lifetime.source(),
+            assumes_stale_while_revalidate: control.stale_while_revalidate.is_none(),
+            assumes_stale_if_error: control.stale_if_error.is_none(),
             tags: tags::response_tags(config, policy.tags.as_deref(), self.request, &response.fields),
         };
         let fresh_for = lifetime.saturating_sub(object.initial_age);
@@ -223,6 +226,12 @@ impl StoreCandidate<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether the policy allows a stored object to be used at all. It may have been stored under
+/// another policy: before a reload, or by another gateway.
+pub(crate) fn is_allowed(object: &CachedObject, policy: &CachePolicy) -> bool {
+    policy.set_cookie == SetCookiePolicy::Shared || !object.fields.has(KnownField::SetCookie)
 }
 
 /// Shortens a lifetime randomly by up to `percent`.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use shard::{CacheHit, StaleReason, Tag};
 
+use super::config::CachePolicy;
 use super::extent::Extent;
 use crate::http::fields::{Fields, KnownField};
 
@@ -72,6 +73,25 @@ pub struct CachedObject {
     pub forbids_stale: bool,
     /// The tags that the response can be purged by.
     pub tags: Vec<Tag>,
+    pub lifetime_source: LifetimeSource,
+    /// Whether `stale_while_revalidate` was given by the cache policy.
+    pub assumes_stale_while_revalidate: bool,
+    /// Whether `stale_if_error` was given by the cache policy.
+    pub assumes_stale_if_error: bool,
+}
+
+/// Source of a stored lifetime. A lifetime that is not the origin's is also bounded by the policy
+/// at the time of use, which may be another one: after a reload, or on another gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LifetimeSource {
+    #[default]
+    Origin,
+    /// `default_ttl` of the policy.
+    DefaultTtl,
+    /// `ttl` of the policy, by status.
+    StatusTtl,
+    /// The time since the last modification, at most `heuristic_max`.
+    Heuristic,
 }
 
 /// The age and lifetime of an object at one point in time.
@@ -101,8 +121,9 @@ impl Freshness {
 impl CachedObject {
     /// The freshness of the object in `hit` at `now`. After a soft purge the object is stale since
     /// the purge. During a subscription gap it is stale from now on.
-    pub(crate) fn freshness_at(&self, hit: &CacheHit<CacheMeta>, now: Instant) -> Freshness {
-        let Freshness { age, lifetime } = self.freshness_after(hit.age(now));
+    pub(crate) fn freshness_at(&self, hit: &CacheHit<CacheMeta>, now: Instant, policy: &CachePolicy) -> Freshness {
+        let Freshness { age, .. } = self.freshness_after(hit.age(now));
+        let lifetime = self.lifetime_under(policy);
         let age_when_stale = match hit.stale_reason(now) {
             None => return Freshness { age, lifetime },
             Some(StaleReason::SoftPurged(ago)) => age.saturating_sub(ago),
@@ -116,13 +137,42 @@ impl CachedObject {
         Freshness { age: self.initial_age.saturating_add(stored_for), lifetime: self.lifetime }
     }
 
+    /// The lifetime, as far as `policy` allows it.
+    fn lifetime_under(&self, policy: &CachePolicy) -> Duration {
+        if self.lifetime_source == LifetimeSource::Origin && policy.ttl.is_empty() {
+            return self.lifetime;
+        }
+        let by_status = policy.ttl_for_status(self.status);
+        let bound = match self.lifetime_source {
+            LifetimeSource::Origin => by_status.unwrap_or(Duration::MAX),
+            LifetimeSource::StatusTtl => by_status.unwrap_or(Duration::ZERO),
+            LifetimeSource::DefaultTtl => by_status.unwrap_or(policy.default_ttl),
+            LifetimeSource::Heuristic => by_status.unwrap_or(policy.heuristic_max),
+        };
+        self.lifetime.min(bound)
+    }
+
+    /// How long past its lifetime the object is served while it is revalidated, as far as `policy`
+    /// allows it.
+    pub(crate) fn stale_while_revalidate_under(&self, policy: &CachePolicy) -> Duration {
+        let bound = if self.assumes_stale_while_revalidate { policy.stale_while_revalidate } else { Duration::MAX };
+        self.stale_while_revalidate.min(bound)
+    }
+
+    /// How long past its lifetime the object is served if the origin fails, as far as `policy`
+    /// allows it.
+    pub(crate) fn stale_if_error_under(&self, policy: &CachePolicy) -> Duration {
+        let bound = if self.assumes_stale_if_error { policy.stale_if_error } else { Duration::MAX };
+        self.stale_if_error.min(bound)
+    }
+
     pub fn has_validator(&self) -> bool {
         self.fields.has(KnownField::ETag) || self.fields.has(KnownField::LastModified)
     }
 }
 
 impl shard::EntryMeta for CacheMeta {
-    const SCHEMA: u16 = 3;
+    const SCHEMA: u16 = 4;
 
     fn heap_bytes(&self) -> usize {
         match self {
@@ -170,5 +220,55 @@ mod fields {
             fields.push(&name, &value);
         }
         Ok(fields)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::config::StatusPattern;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn lifetimes_of_a_policy_are_bounded_by_the_policy_at_the_time_of_use() {
+        let policy = |change: fn(&mut CachePolicy)| {
+            let mut policy = CachePolicy { default_ttl: HOUR, heuristic_max: HOUR, ..CachePolicy::default() };
+            change(&mut policy);
+            policy
+        };
+        let same = policy(|_| {});
+        let shorter = policy(|policy| (policy.default_ttl, policy.heuristic_max) = (MINUTE, Duration::ZERO));
+        let by_status = policy(|policy| policy.ttl = vec![(StatusPattern::Class(2), MINUTE)]);
+        for (source, expected) in [
+            (LifetimeSource::Origin, [HOUR, HOUR, MINUTE]),
+            (LifetimeSource::DefaultTtl, [HOUR, MINUTE, MINUTE]),
+            (LifetimeSource::Heuristic, [HOUR, Duration::ZERO, MINUTE]),
+            (LifetimeSource::StatusTtl, [Duration::ZERO, Duration::ZERO, MINUTE]),
+        ] {
+            let object =
+                CachedObject { status: 200, lifetime: HOUR, lifetime_source: source, ..CachedObject::default() };
+            let lifetimes = [&same, &shorter, &by_status].map(|policy| object.lifetime_under(policy));
+            assert_eq!(lifetimes, expected, "{source:?}");
+        }
+    }
+
+    #[test]
+    fn stale_windows_of_a_policy_are_bounded_by_the_policy_at_the_time_of_use() {
+        let policy =
+            CachePolicy { stale_if_error: MINUTE, stale_while_revalidate: Duration::ZERO, ..CachePolicy::default() };
+        let object = |assumes| CachedObject {
+            stale_if_error: HOUR,
+            stale_while_revalidate: HOUR,
+            assumes_stale_if_error: assumes,
+            assumes_stale_while_revalidate: assumes,
+            ..CachedObject::default()
+        };
+        let windows = |object: &CachedObject| {
+            (object.stale_if_error_under(&policy), object.stale_while_revalidate_under(&policy))
+        };
+        assert_eq!(windows(&object(true)), (MINUTE, Duration::ZERO));
+        assert_eq!(windows(&object(false)), (HOUR, HOUR), "the origin's own");
     }
 }

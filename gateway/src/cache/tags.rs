@@ -9,7 +9,7 @@ use crate::http::message::{Request, Scheme};
 
 /// The tag of the URL of `request`. It is the same for all schemes, regions and variants.
 pub(crate) fn url_tag(config: &CacheConfig, request: &Request) -> Tag {
-    tag(config, key::authority(request), request.path(), request.query())
+    tag(config, &key::public_authority(request), request.path(), request.query())
 }
 
 /// The tags of a response to `request`: first its URL, then the members of the response fields

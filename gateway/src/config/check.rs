@@ -11,7 +11,10 @@ use super::model::Config;
 use super::read_context::ReadContext;
 use super::section::ConfigDraft;
 use super::suggestion::suggest;
+use crate::accept::ListenConfig;
+use crate::identify::IdentitySource;
 use crate::limit::RuleConfig;
+use crate::proxy_protocol::ProxyProtocolMode;
 use crate::route;
 
 /// Resolves the references of a draft and reports violated constraints.
@@ -20,6 +23,8 @@ pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Conf
     check_identity(&draft, context);
     check_identity_secret(&draft, context);
     check_regions(&draft, context);
+    check_redis_secret(&draft, context);
+    check_cookies(&draft, context);
     let limiters = build_limiters(&draft, context);
     check_sizes(&draft, context);
     let mut resolver = RouteResolver { draft: &mut draft, limiters, context, used: UsedDefinitions::default() };
@@ -77,6 +82,30 @@ fn check_identity(draft: &ConfigDraft, context: &ReadContext<'_>) {
             context.warning(at, problem.hint("set `identity.trusted_proxies` to the networks of the proxies"));
         }
     }
+    check_connections(draft, context);
+}
+
+/// Reports settings of identity and listeners that have no effect without each other.
+fn check_connections(draft: &ConfigDraft, context: &ReadContext<'_>) {
+    let identify = &draft.config.identify;
+    let has_client_auth = |listen: &ListenConfig| listen.tls.as_ref().is_some_and(|tls| tls.client_auth.is_some());
+    if matches!(identify.user, Some(IdentitySource::Certificate(_))) && !draft.config.listen.iter().any(has_client_auth)
+    {
+        let message = "no request has a user: no listener asks for client certificates";
+        let problem = ConfigProblem::new(FaultCode::Risk, message).hint("set `client_ca` in `[listen.tls]`");
+        context.warning(&draft.identity_user, problem);
+    }
+    for (listen, at) in draft.config.listen.iter().zip(&draft.listen) {
+        let message = match listen.proxy_protocol {
+            ProxyProtocolMode::Off => continue,
+            ProxyProtocolMode::Optional => "`proxy_protocol` has no effect: there are no trusted proxies",
+            ProxyProtocolMode::Required => "this listener refuses every connection: there are no trusted proxies",
+        };
+        if identify.trusted_proxies.is_empty() {
+            let problem = ConfigProblem::new(FaultCode::Risk, message);
+            context.warning(at, problem.hint("set `identity.trusted_proxies` to the networks of the proxies"));
+        }
+    }
 }
 
 /// Below this length, a secret could be found by trying.
@@ -94,6 +123,41 @@ fn check_identity_secret(draft: &ConfigDraft, context: &ReadContext<'_>) {
             let message =
                 "without `identity.secret`, `percent` selects other subjects on each gateway and after each restart";
             context.warning(at, ConfigProblem::new(FaultCode::Risk, message).hint("set `identity.secret`"));
+        }
+    }
+}
+
+/// Without a secret, whoever can write to Redis decides what clients get.
+fn check_redis_secret(draft: &ConfigDraft, context: &ReadContext<'_>) {
+    let secret = draft.config.remote.as_ref().map(|remote| &*remote.secret);
+    let message = match secret {
+        Some("") => "without a secret, an entry that another program writes to Redis is served to clients",
+        Some(secret) if secret.len() < SECRET_BYTES_MIN => "the secret is short enough to be found by trying",
+        _ => return,
+    };
+    let hint = "write at least 16 random characters, the same on all gateways, such as `openssl rand -hex 16` prints";
+    context.warning(&draft.redis_secret, ConfigProblem::new(FaultCode::Risk, message).hint(hint));
+}
+
+/// A configured lifetime applies to pages that an origin made for the cookie of one user and sent
+/// without `Cache-Control`. Cookies are not part of the key.
+fn check_cookies(draft: &ConfigDraft, context: &ReadContext<'_>) {
+    const OK: u16 = 200;
+    if draft.config.cache.key_fields.iter().any(|field| field.eq_ignore_ascii_case("cookie")) {
+        return;
+    }
+    for (route, names) in draft.config.routes.iter().zip(&draft.routes) {
+        let Some(policy) = &route.cache else { continue };
+        // A lifetime by status overrides the default.
+        let (at, lifetime) = match policy.ttl_for_status(OK) {
+            Some(lifetime) => (&names.ttl, lifetime),
+            None => (&names.default_ttl, policy.default_ttl),
+        };
+        if !lifetime.is_zero() {
+            let message =
+                "a response to a request with `Cookie` is stored for all clients, unless the origin forbids it";
+            let hint = "let the origin send `Cache-Control` or `Vary: Cookie`, or add \"cookie\" to `cache.key_fields`";
+            context.warning(at, ConfigProblem::new(FaultCode::Risk, message).hint(hint));
         }
     }
 }

@@ -11,7 +11,7 @@ use super::fault::{ConfigProblem, ConfigReport, DocumentLocation, FaultCode};
 use super::model::{Config, LogConfig, ServerConfig};
 use super::read_context::ReadContext;
 use super::{check, section, table_reader};
-use crate::{accept, admin, cache, identify, limit, route, upstream};
+use crate::{accept, admin, cache, identify, limit, route, tls, upstream};
 
 impl Config {
     /// Reads the file at `path`, as JSON if its name ends in `.json`. Warnings are returned with
@@ -41,8 +41,8 @@ impl Config {
         let mut config = check::resolve(draft, &context);
         config.files = context.environment.files_read();
         config.http.dropped_trailers = config.identify.fields().map(str::to_owned).collect();
-        let pairs = config.listen.iter().filter_map(|listen| listen.tls.as_ref()).flat_map(|tls| &tls.certificates);
-        config.files.extend(pairs.flat_map(|files| [files.cert.clone(), files.key.clone()]));
+        let tls = config.listen.iter().filter_map(|listen| listen.tls.as_ref());
+        config.files.extend(tls.flat_map(tls::TlsConfig::files).map(Path::to_owned));
         let report = report(context.into_faults());
         if report.has_errors() { Err(report) } else { Ok((config, report)) }
     }

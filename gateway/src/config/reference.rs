@@ -25,13 +25,28 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "listen[].address",
         "Listen address. `[[listen]]` may be repeated; without any, the gateway listens on one loopback port.",
     ),
-    ("listen[].proxy_protocol", "Whether connections start with a PROXY protocol header."),
+    (
+        "listen[].proxy_protocol",
+        "PROXY protocol header (version 1 or 2) at the start of each connection, believed only from `identity.trusted_proxies`: `required` closes connections of other peers and those without a header; `optional` treats the bytes of other peers as an ordinary request.",
+    ),
     (
         "listen[].tls.certificates[].cert",
         "PEM file with the certificate chain, leaf first. Selected by SNI; reloaded when the file changes.",
     ),
     ("listen[].tls.certificates[].key", "PEM file with the private key of the leaf certificate."),
     ("listen[].tls.min_version", "Lowest accepted TLS version."),
+    (
+        "listen[].tls.client_ca",
+        "PEM file with the authorities of client certificates; reloaded when the file changes. Absent: clients are not asked for a certificate.",
+    ),
+    (
+        "listen[].tls.client_auth",
+        "With `client_ca`: whether a client must have a certificate. An invalid certificate is refused in both cases.",
+    ),
+    (
+        "listen[].tls.client_crl",
+        "PEM file with current revocation lists of all authorities in the chain of a client certificate; reloaded when the file changes. Absent: no certificate counts as revoked.",
+    ),
     ("admin.address", "Listen address of `/live`, `/ready`, `/metrics`, `/api/v1` and the dashboard."),
     ("admin.token", "Bearer token that `/api` requires. Empty: `/api` is enabled on a loopback address only."),
     ("limits_http.header_bytes", "Largest request head; a larger one gets 431."),
@@ -51,6 +66,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Lowest average rate per second at which a client must send a request body or read a response, measured after 10 s (or `idle_timeout` if that is shorter); only time spent waiting for the client counts. A slower client gets 408 or an aborted response. `\"0B\"`: no lower bound. HTTP/1.1 only.",
     ),
     ("limits_http.get_body", "Handling of a body of GET or HEAD: `forward` it, or `refuse` it with 400."),
+    (
+        "limits_http.underscores",
+        "Handling of request fields with `_` in their name: `drop` them, because many applications take `_` for `-` (`X_User_Id` for `X-User-Id`), or `forward` them.",
+    ),
     ("limits_http.connections", "Most concurrent connections of the process; further ones are closed on arrival."),
     ("limits_http.connections_per_ip", "Most concurrent connections of one address (IPv6: one /64)."),
     (
@@ -67,7 +86,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "identity.user",
-        "Source of the user: a header, accepted from `trusted_proxies` only, or a claim of a signed token.",
+        "Source of the user: a header, accepted from `trusted_proxies` only, a name in the client's certificate (`subject` as RFC 4514 writes it, or `san`: the first URI, DNS name or mail address), or a claim of a signed token. docs/identity.md",
     ),
     (
         "identity.user.jwt.keys",
@@ -101,6 +120,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Sources of the region, tried in order. Responses are cached for the first 1,024 regions of a process. `geoip:` is not available yet.",
     ),
     ("identity.region_default", "Region of callers without a region."),
+    (
+        "identity.untrusted_fields",
+        "Request fields that are removed unless a peer in `trusted_proxies` sends them: other names of the client's address, and of the scheme, host, path and method of the request (request-fields.md). Setting the key replaces the list. Always removed from others: the fields of `user` and `tier`. Always replaced: `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.",
+    ),
     (
         "identity.secret",
         "Key of the hashes by which limits count subjects, at least 16 characters; the same on all gateways of a fleet. Empty: a random key of the process, and `percent` of a limit selects other subjects on each gateway.",
@@ -166,6 +189,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Whether the order of query parameters is part of the cache key (`kept`) or not (`sorted`).",
     ),
     (
+        "cache.honour_client",
+        "Effect of a client's `no-cache`, `max-age`, `min-fresh` and `Pragma: no-cache`: `full` forces a validation as RFC 9111 says; `limited` does so only for a response that was stored or validated more than a second ago; `off` ignores them and `no-store`.",
+    ),
+    (
         "cache.key_fields",
         "Request fields that are part of every cache key, such as a tenant header. Responses are never shared between different values.",
     ),
@@ -191,10 +218,13 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("limits.NAME.rate", "Long-term rate of admitted requests: an integer per `s`, `m`, `h` or `d`."),
     ("limits.NAME.burst", "Requests admitted at once."),
     ("limits.NAME.mode", "`enforce` denies, `shadow` only counts what it would deny, `off` disables the limit."),
-    ("limits.NAME.percent", "Percentage of subjects that the limit applies to; the choice is stable per subject while `identity.secret` is the same."),
+    (
+        "limits.NAME.percent",
+        "Percentage of subjects that the limit applies to; the choice is stable per subject while `identity.secret` is the same.",
+    ),
     (
         "limits.NAME.key",
-        "Key of a limit with tier `key`, such as a tenant, an API key, a path segment or a claim of a verified token. A request without the key is not counted. At most 8 different keys in all limits.",
+        "Key of a limit with tier `key`, such as a tenant, an API key, a path segment, a claim of a verified token, a name in the client certificate or a JA4 fingerprint. A request without the key is not counted. At most 8 different keys in all limits.",
     ),
     (
         "limits.NAME.keys",
@@ -202,7 +232,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "limits.NAME.per_address",
-        "With tier `device`: budget of one address (IPv6: one /64) as a multiple of one device's quota, whatever device IDs it sends. 0: no bound.",
+        "With tier `device`: budget of one address (IPv6: one /64) as a multiple of one device's quota, whatever device IDs and TLS fingerprints it has. 0: no bound.",
     ),
     (
         "limits.NAME.reserve.NAME",

@@ -12,17 +12,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::deadline::ResettableDeadline;
+use super::write_timer::WriteTimer;
 use crate::label;
 use crate::tasks::{self, TaskWait};
 
 label! {
     /// The side that is responsible for a failure. Status, log, metrics and circuit breaker read
-    /// it.
+    /// it. A store is never one: a request whose store fails or is late continues as a miss.
     pub(crate) Blame, "blame", {
         Client = "client",
         Gateway = "gateway",
         Upstream = "upstream",
-        Store = "store",
     }
 }
 
@@ -31,6 +31,8 @@ label! {
     pub(crate) ExchangeTimeout, "clock", {
         /// The client sent no byte of its request body, or too few.
         ClientBody = "client_body",
+        /// The client accepted no byte of the response, or too few.
+        ClientRead = "client_read",
         /// No connection to an endpoint.
         UpstreamConnect = "upstream_connect",
         /// The upstream accepted no byte of the request.
@@ -49,7 +51,7 @@ label! {
 impl ExchangeTimeout {
     pub(crate) fn blame(self) -> Blame {
         match self {
-            ExchangeTimeout::ClientBody => Blame::Client,
+            ExchangeTimeout::ClientBody | ExchangeTimeout::ClientRead => Blame::Client,
             ExchangeTimeout::UpstreamConnect
             | ExchangeTimeout::UpstreamSend
             | ExchangeTimeout::UpstreamHead
@@ -98,6 +100,15 @@ impl AwaitedStep {
     }
 }
 
+/// The event that `ExchangeClock::poll` waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClockEvent {
+    /// The caller is to try a write to the upstream, then to call `record_accepted` or
+    /// `record_blocked`.
+    CheckWrite,
+    TimedOut(ExchangeTimeout),
+}
+
 /// The clock of the current exchange of one connection: the step that is waited for, and the
 /// deadline of the whole exchange.
 pub(crate) struct ExchangeClock {
@@ -106,7 +117,11 @@ pub(crate) struct ExchangeClock {
     total_at: Option<Instant>,
     /// The step whose time is running; `None` until the first wait after a step.
     awaited: Option<AwaitedStep>,
+    /// When the wait for the client's body began that is the current one.
+    client_awaited_since: Option<Instant>,
     deadline: ResettableDeadline,
+    /// The time of `AwaitedStep::UpstreamSend`.
+    send: WriteTimer,
 }
 
 impl ExchangeClock {
@@ -114,7 +129,8 @@ impl ExchangeClock {
     pub(crate) fn new() -> Self {
         let timeouts = ExchangeTimeouts { head: Duration::ZERO, idle: Duration::ZERO, total: None };
         let deadline = ResettableDeadline::after(Duration::ZERO);
-        ExchangeClock { timeouts, total_at: None, awaited: None, deadline }
+        let send = WriteTimer::new(Duration::ZERO);
+        ExchangeClock { timeouts, total_at: None, awaited: None, client_awaited_since: None, deadline, send }
     }
 
     /// Begins an exchange whose whole time ends at `total_at`. No step is waited for yet.
@@ -122,24 +138,50 @@ impl ExchangeClock {
         self.timeouts = timeouts;
         self.total_at = total_at;
         self.awaited = None;
+        self.client_awaited_since = None;
     }
 
     /// Bytes of a body moved, in either direction, or were taken from the gateway: the next wait
     /// has its full time. The time of the head does not restart: bytes of a body do not replace it.
     pub(crate) fn record_progress(&mut self) {
+        self.client_awaited_since = None;
         if self.awaited != Some(AwaitedStep::UpstreamHead) {
             self.awaited = None;
         }
     }
 
-    /// Polled when no byte can move and `step` is waited for. Ready with the clock that ran out.
+    /// For how long the exchange has waited for the next bytes of the client's body, and for
+    /// nothing else.
+    pub(crate) fn client_silence(&self) -> Duration {
+        self.client_awaited_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Records that the upstream accepted bytes when `ClockEvent::CheckWrite` asked for a write.
+    pub(crate) fn record_accepted(&mut self) {
+        self.send.record_accepted();
+    }
+
+    /// Records that the upstream accepted no byte when `ClockEvent::CheckWrite` asked for a write.
+    /// Returns the clock that ran out, if one did.
+    pub(crate) fn record_blocked(&mut self) -> Option<ExchangeTimeout> {
+        self.send.record_blocked().then_some(ExchangeTimeout::UpstreamSend)
+    }
+
+    /// Polled when no byte can move and `step` is waited for. Ready with the clock that ran out, or
+    /// when a write to the upstream is to be tried.
     /// The time of a step starts with the first poll that waits for it. Registers the task to be
     /// woken.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, step: AwaitedStep) -> Poll<ExchangeTimeout> {
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, step: AwaitedStep) -> Poll<ClockEvent> {
         tasks::set_waiting_for(step.task_wait());
+        if step != AwaitedStep::ClientBody {
+            self.client_awaited_since = None;
+        }
         let (timeout, clock) = match step {
-            AwaitedStep::ClientBody => (None, ExchangeTimeout::Total),
-            AwaitedStep::UpstreamSend => (Some(self.timeouts.idle), ExchangeTimeout::UpstreamSend),
+            AwaitedStep::ClientBody => {
+                self.client_awaited_since.get_or_insert_with(Instant::now);
+                (None, ExchangeTimeout::Total)
+            }
+            AwaitedStep::UpstreamSend => return self.poll_send(cx),
             AwaitedStep::UpstreamHead => (Some(self.timeouts.head), ExchangeTimeout::UpstreamHead),
             AwaitedStep::UpstreamBody => (Some(self.timeouts.idle), ExchangeTimeout::UpstreamBody),
             AwaitedStep::EventStream => (Some(self.timeouts.idle), ExchangeTimeout::EventStream),
@@ -156,7 +198,28 @@ impl ExchangeClock {
             (Some(total_at), Some(_)) => self.deadline.no_later_than(total_at),
             (None, Some(_)) => {}
         }
-        self.deadline.poll(cx).map(|()| if self.is_total_over() { ExchangeTimeout::Total } else { clock })
+        self.deadline
+            .poll(cx)
+            .map(|()| ClockEvent::TimedOut(if self.is_total_over() { ExchangeTimeout::Total } else { clock }))
+    }
+
+    /// `poll` for the step `UpstreamSend`.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<ClockEvent> {
+        if self.awaited.replace(AwaitedStep::UpstreamSend) != Some(AwaitedStep::UpstreamSend) {
+            self.send.restart_with(self.timeouts.idle);
+        }
+        if let Some(total_at) = self.total_at {
+            self.send.check_no_later_than(total_at);
+        }
+        self.send.poll_check(cx).map(|()| match self.is_total_over() {
+            true => ClockEvent::TimedOut(ExchangeTimeout::Total),
+            false => ClockEvent::CheckWrite,
+        })
+    }
+
+    /// The time that is left for the whole exchange; `None` without a limit.
+    pub(crate) fn total_left(&self) -> Option<Duration> {
+        self.total_at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     /// Whether the time of the whole exchange is over. A body whose bytes never have to be waited
@@ -182,7 +245,18 @@ mod tests {
 
     /// Waits for `step` for at most `time`.
     async fn wait(clock: &mut ExchangeClock, step: AwaitedStep, time: Duration) -> Option<ExchangeTimeout> {
-        tokio::time::timeout(time, poll_fn(|cx| clock.poll(cx, step))).await.ok()
+        let ended = async {
+            loop {
+                let timeout = match poll_fn(|cx| clock.poll(cx, step)).await {
+                    ClockEvent::TimedOut(timeout) => Some(timeout),
+                    ClockEvent::CheckWrite => clock.record_blocked(),
+                };
+                if let Some(timeout) = timeout {
+                    return timeout;
+                }
+            }
+        };
+        tokio::time::timeout(time, ended).await.ok()
     }
 
     #[tokio::test(start_paused = true)]

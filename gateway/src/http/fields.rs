@@ -43,6 +43,8 @@ pub struct Fields {
     present: KnownFieldSet,
     /// Whether the text holds other bytes than the lines in their order.
     has_gaps: bool,
+    /// Whether a name contains `_`.
+    has_underscore: bool,
     received: RestorePoint,
 }
 
@@ -65,6 +67,7 @@ impl Fields {
         self.lines.clear();
         self.present = KnownFieldSet::default();
         self.has_gaps = false;
+        self.has_underscore = false;
         self.received = RestorePoint::default();
     }
 
@@ -88,6 +91,7 @@ impl Fields {
         self.lines.extend(other.lines.iter().map(|entry| FieldLine { at: base.saturating_add(entry.at), ..*entry }));
         self.present = self.present.union(other.present);
         self.has_gaps |= other.has_gaps;
+        self.has_underscore |= other.has_underscore;
     }
 
     /// Copies `other` into this value and keeps the allocated buffers.
@@ -96,6 +100,7 @@ impl Fields {
         self.lines.clone_from(&other.lines);
         self.present = other.present;
         self.has_gaps = other.has_gaps;
+        self.has_underscore = other.has_underscore;
         self.received = other.received;
     }
 
@@ -124,9 +129,7 @@ impl Fields {
                 continue;
             }
             self.lines.push(entry);
-            if let Some(known) = known {
-                self.present = self.present.with(known);
-            }
+            self.note_name(known, name);
         }
         let [section, text, lines] = [section.len(), self.text.len(), self.lines.len()].map(u32::try_from);
         if let (Ok(section), Ok(text), Ok(lines)) = (section, text, lines) {
@@ -195,8 +198,14 @@ impl Fields {
         self.text.extend_from_slice(b": ");
         let name_len = u16::try_from(name.len()).unwrap_or(u16::MAX);
         self.lines.push(FieldLine { known, name_len, at, value_len: 0 });
-        if let Some(known) = known {
-            self.present = self.present.with(known);
+        self.note_name(known, name);
+    }
+
+    fn note_name(&mut self, known: Option<KnownField>, name: &[u8]) {
+        match known {
+            Some(known) => self.present = self.present.with(known),
+            // No known name contains one.
+            None => self.has_underscore |= name.contains(&b'_'),
         }
     }
 
@@ -230,6 +239,24 @@ impl Fields {
         if self.has(known) {
             self.retain(|field| field.known != Some(known));
         }
+    }
+
+    /// As [`Fields::retain`], right after parsing, for removals that every repetition of the
+    /// section needs too: a restored section does not contain the removed lines.
+    pub(crate) fn retain_received(&mut self, keep: impl FnMut(Field<'_>) -> bool) {
+        let received = self.received;
+        let is_unchanged = usize::try_from(received.lines).is_ok_and(|lines| lines == self.lines.len());
+        self.retain(keep);
+        if is_unchanged && received.section > 0 {
+            let lines = u32::try_from(self.lines.len()).unwrap_or(0);
+            self.received = RestorePoint { lines, present: self.present, ..received };
+        }
+    }
+
+    /// Whether a name contains `_`. Applications that receive fields as variables (CGI, RFC 3875
+    /// section 4.1.18) take it for `-`.
+    pub(crate) fn has_underscore(&self) -> bool {
+        self.has_underscore
     }
 
     /// Keeps the lines for which `keep` returns true.
@@ -422,6 +449,11 @@ pub(crate) mod tests {
 
         fields.remove(KnownField::Via);
         assert!(fields.restore_section(section).is_some(), "removing an absent field changes nothing");
+        fields.retain_received(|field| field.known != Some(KnownField::Host));
+        fields.add(KnownField::Via, "1.1 tidegate");
+        assert_eq!(fields.restore_section(section), Some(section.len()));
+        assert_eq!(written(&fields), "Age: 7\r\n", "a removal of every repetition stays");
+        assert!(!fields.has(KnownField::Host) && !fields.has(KnownField::Via));
         fields.remove(KnownField::Age);
         assert_eq!(fields.restore_section(section), None, "a line was removed");
         fields.clear();

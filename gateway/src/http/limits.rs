@@ -26,6 +26,7 @@ pub struct HttpLimits {
     /// after a grace period; 0 disables it.
     pub body_rate: u32,
     pub get_body: GetBodyPolicy,
+    pub underscores: UnderscorePolicy,
     /// Fields dropped from trailers, in addition to those that are never allowed there: a recipient
     /// that merges trailers into the head would trust them. The gateway sets the fields that
     /// identify callers.
@@ -41,6 +42,16 @@ pub enum GetBodyPolicy {
     Forward,
     /// Rejected with 400.
     Refuse,
+}
+
+/// Whether request fields with `_` in their name are dropped. CGI and interfaces like it (WSGI,
+/// Rack, PHP) pass fields as variables whose names have `_` for `-`, so that `X_User_Id` would be
+/// taken for `X-User-Id` (RFC 3875 section 4.1.18).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnderscorePolicy {
+    #[default]
+    Drop,
+    Forward,
 }
 
 impl HttpLimits {
@@ -63,6 +74,7 @@ impl Default for HttpLimits {
             idle_timeout: Duration::from_secs(60),
             body_rate: 500,
             get_body: GetBodyPolicy::Forward,
+            underscores: UnderscorePolicy::Drop,
             dropped_trailers: Arc::default(),
         }
     }

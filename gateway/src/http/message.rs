@@ -87,9 +87,27 @@ pub struct Request {
     pub connection: ConnectionOptions,
     /// Whether the head is byte-identical to the previous one that was parsed into this value.
     pub repeats_previous: bool,
+    /// The protocols to which the client offers to switch (`Upgrade`), joined by commas; `None`
+    /// without an offer that can be forwarded.
+    pub upgrade: Option<Box<[u8]>>,
+    /// Whether the client has declared that it accepts trailers (RFC 9110 section 6.5.1).
+    pub accepts_trailers: bool,
+    /// The request as a trusted proxy received it. `None` from other peers, and without such
+    /// fields.
+    pub forwarded: Option<Box<TrustedForwarding>>,
     /// Interim responses received while the request is in progress. They belong to the exchange: a
     /// clone of the request discards its own.
     pub interim: InterimResponses,
+}
+
+/// The request as a trusted proxy received it, according to its forwarding fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrustedForwarding {
+    /// The addresses before the peer, client first, in the format of `X-Forwarded-For`. Can be
+    /// empty.
+    pub forwarded_for: String,
+    pub proto: Option<Vec<u8>>,
+    pub host: Option<Vec<u8>>,
 }
 
 /// Queue of interim (1xx) responses of one exchange, from the upstream to the client (RFC 9110
@@ -154,6 +172,9 @@ impl Default for Request {
             length: BodyLength::Empty,
             connection: ConnectionOptions::default(),
             repeats_previous: false,
+            upgrade: None,
+            accepts_trailers: false,
+            forwarded: None,
             interim: InterimResponses::default(),
         }
     }
@@ -169,6 +190,9 @@ impl Request {
         self.length = BodyLength::Empty;
         self.connection = ConnectionOptions::default();
         self.repeats_previous = false;
+        self.upgrade = None;
+        self.accepts_trailers = false;
+        self.forwarded = None;
         self.interim.clear();
     }
 

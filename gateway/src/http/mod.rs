@@ -6,6 +6,7 @@
 
 pub(crate) mod text;
 pub(crate) mod deadline;
+pub(crate) mod write_timer;
 pub(crate) mod exchange_clock;
 pub(crate) mod min_rate;
 pub(crate) mod transport;

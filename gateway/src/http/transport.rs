@@ -50,6 +50,27 @@ fn poll_system_call(
     }
 }
 
+/// Writes from two slices, not both empty, the second only after all of the first.
+fn send_slices(stream: &TcpStream, first: &[u8], second: &[u8]) -> io::Result<usize> {
+    Ok(match (first, second) {
+        (only, []) | ([], only) => rustix::net::send(stream, only, SendFlags::NOSIGNAL)?,
+        _ => rustix::io::writev(stream, &[IoSlice::new(first), IoSlice::new(second)])?,
+    })
+}
+
+/// A socket that is written to whether or not it is reported as writable.
+struct UnreadySocket<'a>(&'a TcpStream);
+
+impl io::Write for UnreadySocket<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        send_slices(self.0, bytes, &[])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A connection, bound to the thread that polls it.
 pub(crate) struct TransportStream(RefCell<Transport>);
 
@@ -104,23 +125,44 @@ impl TransportStream {
 
     /// Writes from two slices, the second only after all of the first. With TLS, also flushes.
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
-        let slices = [IoSlice::new(first), IoSlice::new(second)];
-        let slices = if first.is_empty() { &slices[1..] } else { &slices[..] };
         let capacity = first.len() + second.len();
         let written = match &mut *self.0.borrow_mut() {
             Transport::Plain(stream) => ready!(poll_system_call(stream, cx, Interest::WRITABLE, capacity, || {
-                Ok(match slices {
-                    [only] => rustix::net::send(&*stream, only, SendFlags::NOSIGNAL)?,
-                    _ if second.is_empty() => rustix::net::send(&*stream, first, SendFlags::NOSIGNAL)?,
-                    _ => rustix::io::writev(&*stream, slices)?,
-                })
+                send_slices(stream, first, second)
             }))?,
-            Transport::Tls(stream) => ready!(Pin::new(stream.as_mut()).poll_write_vectored(cx, slices))?,
+            Transport::Tls(stream) => {
+                let slices = [IoSlice::new(first), IoSlice::new(second)];
+                let slices = if first.is_empty() { &slices[1..] } else { &slices[..] };
+                ready!(Pin::new(stream.as_mut()).poll_write_vectored(cx, slices))?
+            }
         };
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         Poll::Ready(Ok(written))
+    }
+
+    /// Writes from two slices although the socket is not reported as writable: the system reports
+    /// it only once a third of the send buffer is free. Returns the bytes that were taken from the
+    /// slices; with TLS 0, because the records that were already prepared are written. `None`: the
+    /// socket accepts no byte, or there is none.
+    pub(crate) fn write_unready(&self, first: &[u8], second: &[u8]) -> io::Result<Option<usize>> {
+        let written = match &mut *self.0.borrow_mut() {
+            Transport::Plain(_) if first.is_empty() && second.is_empty() => return Ok(None),
+            Transport::Plain(stream) => send_slices(stream, first, second),
+            Transport::Tls(stream) => {
+                let (tcp, session) = stream.get_mut();
+                if !session.wants_write() {
+                    return Ok(None);
+                }
+                session.write_tls(&mut UnreadySocket(tcp)).map(|_| 0)
+            }
+        };
+        match written {
+            Ok(count) => Ok(Some(count)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Flushes the TLS buffer; does nothing for plain TCP.

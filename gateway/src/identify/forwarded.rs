@@ -8,9 +8,9 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::hop::TrustedForwarding;
 use crate::http::fields::{Fields, KnownField};
 use crate::http::h1::is_authority;
+use crate::http::message::TrustedForwarding;
 
 /// Field that trusted proxies write.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

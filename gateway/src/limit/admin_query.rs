@@ -39,7 +39,7 @@ pub(crate) struct AdminReply {
     pub(crate) is_complete: bool,
 }
 
-const EXPLAIN_PARAMETERS: &str = "ip, device, user, issuer, tier and key";
+const EXPLAIN_PARAMETERS: &str = "ip, device, fingerprint, user, issuer, user_class and key";
 
 impl AdminQuery {
     /// Parses a command that sets an override: `mode=shadow&percent=10&for=15m`.
@@ -55,7 +55,7 @@ impl AdminQuery {
     }
 
     /// Parses the caller to explain:
-    /// `ip=192.0.2.1&device=abc&user=alice&tier=gold&key=tenants:acme`.
+    /// `ip=192.0.2.1&device=abc&user=alice&user_class=gold&key=tenants:acme`.
     pub(crate) fn explain(query: &str) -> Result<AdminQuery, AdminQueryError> {
         let mut description = CallerDescription::default();
         let mut ip = None;
@@ -66,9 +66,11 @@ impl AdminQuery {
                     ip = Some(address.map_err(|_| AdminQueryError::InvalidValue(value.into_owned(), "an IP address"))?);
                 }
                 "device" => description.device = Some(value.into_owned()),
+                "fingerprint" => description.fingerprint = Some(value.into_owned()),
                 "user" => description.user = Some(value.into_owned()),
                 "issuer" => description.issuer = Some(value.into_owned()),
-                "tier" => description.user_class = Some(value.into_owned()),
+                // `tier`: the former name.
+                "user_class" | "tier" => description.user_class = Some(value.into_owned()),
                 "key" => {
                     let pair = value.split_once(':').map(|(rule, value)| (rule.to_owned(), value.to_owned()));
                     description
@@ -108,7 +110,7 @@ fn list(limiter: &Limiter, config: &LimitConfig) -> Value {
         let active = overrides.iter().find(|active| active.rule == rule.name);
         json!({
             "name": &*rule.name,
-            "tier": scope_name(rule.scope),
+            "scope": scope_name(rule.scope),
             "rate": rule.quota.rate().to_string(),
             "burst": rule.quota.burst(),
             "mode": mode_name(rule.mode),
@@ -136,7 +138,7 @@ fn explain(
     });
     let keys = keys.collect::<Result<Vec<_>, _>>()?;
     let caller = identifier.caller_from_description(description, &keys).ok_or_else(|| {
-        AdminQueryError::InvalidValue(description.user_class.clone().unwrap_or_default(), "a configured tier")
+        AdminQueryError::InvalidValue(description.user_class.clone().unwrap_or_default(), "a configured user class")
     })?;
     let now = CLOCK.now();
     let rules: Vec<_> = limiter
@@ -151,7 +153,7 @@ fn explain(
             });
             json!({
                 "name": &*explanation.name,
-                "tier": scope_name(explanation.scope),
+                "scope": scope_name(explanation.scope),
                 "mode": mode_name(explanation.mode),
                 "percent": explanation.percent.get(),
                 "is_override": explanation.override_ends_at.is_some(),
@@ -167,7 +169,7 @@ fn explain(
         })
         .collect();
     let user_class = config.weights.get(caller.user_class).map(|(name, _)| name.as_str());
-    Ok(json!({ "tier": user_class, "access": caller.access.as_str(), "rules": rules }))
+    Ok(json!({ "user_class": user_class, "access": caller.access.as_str(), "rules": rules }))
 }
 
 /// One sentence for the operator.
@@ -197,7 +199,7 @@ fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64()
 }
 
-/// Value of `tier` in the configuration and in the admin API.
+/// Value of `tier` in the configuration, and of `scope` in the admin API.
 fn scope_name(scope: Scope) -> &'static str {
     match scope {
         Scope::Device => "device",

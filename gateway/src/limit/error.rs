@@ -11,12 +11,14 @@ pub(crate) enum AdminQueryError {
     MissingOverride,
     #[error("`{0}` is not {1}")]
     InvalidValue(String, &'static str),
-    #[error("give the caller's address, ip=ADDRESS; optional: device=, user=, issuer=, tier=, key=RULE:VALUE")]
+    #[error("give the caller's address, ip=ADDRESS; optional: device=, user=, issuer=, user_class=, key=RULE:VALUE")]
     MissingAddress,
     #[error(transparent)]
     RegistryFull(#[from] shard::OverrideRegistryFull),
     #[error("there is no rule `{0}`")]
     UnknownRule(String),
+    #[error("the fleet has no node `{node}`; its nodes: {nodes}")]
+    UnknownNode { node: String, nodes: String },
     #[error("rule `{0}` does not count by a key")]
     NotKeyed(String),
 }

@@ -128,6 +128,12 @@ impl LimitHeaders {
         self.rules.get(rule).map_or("", |rule| &rule.name)
     }
 
+    /// The names of the rules in a bitmask, separated by commas.
+    pub(crate) fn names(&self, rules: u64) -> String {
+        let names = (0..64).filter(|rule| rules >> rule & 1 != 0).map(|rule| self.name(rule));
+        if rules == 0 { String::new() } else { names.collect::<Vec<_>>().join(",") }
+    }
+
     /// Counts the outcome of each rule.
     pub(super) fn count(&self, evaluations: &Evaluations, class: UserClass) {
         let masks = [

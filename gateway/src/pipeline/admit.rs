@@ -51,6 +51,7 @@ impl RequestContext<'_> {
         count_failure(ErrorKind::Limited);
         count_result(CacheResult::Error);
         self.record.cache = CacheResult::Error;
+        self.record.failure = Some(ErrorKind::Limited);
         self.record.detail = CacheDetail::Reason(ErrorKind::Limited.as_str());
         let format = degrade::page_format(&self.request.fields);
         let composed_from = (&*self.record, &self.snapshot.limits);

@@ -1,16 +1,16 @@
 //! The memory that consecutive requests of one connection reuse.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use super::caller_cache::CallerCache;
 use crate::http::message::{Request, Response, StatusCode};
+use crate::peer::Peer;
 use crate::record::RequestRecord;
 
-/// Peer address and arrival time of a request.
-#[derive(Clone, Copy, Debug)]
+/// Peer and arrival time of a request.
+#[derive(Clone, Debug)]
 pub(crate) struct Arrival {
-    pub(crate) peer: IpAddr,
+    pub(crate) peer: Peer,
     pub(crate) at: Instant,
 }
 

@@ -4,12 +4,13 @@
 //! Invariant: a cached caller was identified by the snapshot that the current request uses, so a
 //! reload invalidates it.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::snapshot::Snapshot;
+use crate::hop;
 use crate::http::message::Request;
 use crate::identify::Caller;
+use crate::peer::Peer;
 use crate::route::Route;
 
 /// The caller and the route of a connection's last request.
@@ -26,9 +27,10 @@ impl CallerCache {
     pub(super) fn lookup<'s>(
         &mut self,
         snapshot: &'s Arc<Snapshot>,
-        peer: &IpAddr,
+        peer: &Peer,
         request: &mut Request,
     ) -> (&Caller, Option<&'s Route>) {
+        hop::receive(request, snapshot.http.underscores);
         let CallerCache { snapshot: cached, caller, route } = self;
         let is_same_snapshot = cached.as_ref().is_some_and(|cached| Arc::ptr_eq(cached, snapshot));
         let is_hit = request.repeats_previous && is_same_snapshot && snapshot.identity.is_cacheable();
@@ -42,7 +44,7 @@ impl CallerCache {
         if let Some(caller) = caller {
             caller.trace = snapshot.identity.trace(request);
         }
-        let caller = caller.get_or_insert_with(|| snapshot.identity.identify(*peer, request));
+        let caller = caller.get_or_insert_with(|| snapshot.identity.identify_peer(peer, request));
         (caller, route.and_then(|route| snapshot.routes.at(route)))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use super::buffers::{Arrival, ExchangeBuffers};
@@ -11,6 +11,8 @@ use super::worker::WorkerResources;
 use crate::cache::control::CacheControl;
 use crate::cache::policy;
 use crate::cache::stored::CacheMeta;
+use crate::cache::{CachePolicy, HonourClient};
+use crate::hop;
 use crate::http::fields::KnownField;
 use crate::http::message::{Request, Response};
 use crate::identify::Caller;
@@ -36,6 +38,8 @@ pub(crate) struct RequestContext<'c> {
     pub(crate) request: &'c mut Request,
     pub(super) response: &'c mut Response,
     pub(super) record: &'c mut RequestRecord,
+    /// When the trusted proxy that sent the request gives it up; `None`: it has not said so.
+    pub(super) deadline: Option<Instant>,
     /// A stored object past its freshness, used when the origin fails.
     pub(super) stale: Option<shard::CacheHit<CacheMeta>>,
 }
@@ -56,8 +60,10 @@ impl<'c> RequestContext<'c> {
             route: route.map(|route| route.index),
             ..RequestRecord::default()
         };
-        let Arrival { peer, at: now } = *arrival;
-        RequestContext { worker, snapshot, peer, now, caller, route, request, response, record, stale: None }
+        let (peer, now) = (arrival.peer.ip, arrival.at);
+        let deadline = hop::expected_within(&request.fields).filter(|_| caller.is_trusted).map(|time| now + time);
+        let stale = None;
+        RequestContext { worker, snapshot, peer, now, caller, route, request, response, record, deadline, stale }
     }
 
     /// The route, in the phases after `admit`.
@@ -70,15 +76,25 @@ impl<'c> RequestContext<'c> {
         self.now = Instant::now();
     }
 
-    /// The request's own cache directives, `Pragma` included.
+    /// The request's own cache directives, `Pragma` included, as far as the configuration honours
+    /// them.
     pub(super) fn request_directives(&self) -> CacheControl {
         let mut directives = CacheControl::parse(&self.request.fields);
         directives.no_cache = policy::demands_validation(&self.request.fields, &directives);
+        if self.snapshot.cache.honour_client == HonourClient::Off {
+            directives = CacheControl { no_store: false, ..directives.without_demands() };
+        }
         directives
+    }
+
+    /// The cache policy of the route; that of `mode = "standard"` where the route has none.
+    pub(super) fn cache_policy(&self) -> &'c CachePolicy {
+        static DEFAULT: LazyLock<CachePolicy> = LazyLock::new(CachePolicy::default);
+        self.route().config.cache.as_ref().unwrap_or_else(|| &DEFAULT)
     }
 
     /// Whether the client has declared that it accepts trailers (RFC 9110 section 6.5.1).
     pub(super) fn accepts_trailers(&self) -> bool {
-        self.request.fields.members(KnownField::Te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"))
+        self.request.accepts_trailers
     }
 }

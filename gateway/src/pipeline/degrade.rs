@@ -36,6 +36,7 @@ impl RequestContext<'_> {
     pub(super) fn degrade(&mut self, error: Error) -> ResponseBody<'static> {
         FAILURES.inc(error.kind());
         self.record.blame.get_or_insert(error.kind().blame());
+        self.record.failure = Some(error.kind());
         self.record.must_close = matches!(error.kind(), ErrorKind::ClientBody | ErrorKind::Panic);
         if error.is_degradable()
             && let Some(body) = self.stale_response()
@@ -63,8 +64,8 @@ impl RequestContext<'_> {
         let hit = self.stale.take()?;
         self.update_now();
         let object = policy::object(&hit.meta)?;
-        let freshness = object.freshness_at(&hit, self.now);
-        if object.must_validate || freshness.staleness() > object.stale_if_error {
+        let freshness = object.freshness_at(&hit, self.now, self.cache_policy());
+        if object.must_validate || freshness.staleness() > object.stale_if_error_under(self.cache_policy()) {
             return None;
         }
         self.record.cache = CacheResult::Stale;
@@ -79,6 +80,7 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
     *record = RequestRecord {
         cache: CacheResult::Error,
         blame: Some(ErrorKind::Panic.blame()),
+        failure: Some(ErrorKind::Panic),
         must_close: true,
         ..client_closed(snapshot, request)
     };
@@ -101,6 +103,7 @@ pub(crate) fn body_failed(
     let error = Error::from(error);
     FAILURES.inc(error.kind());
     record.blame = Some(error.kind().blame());
+    record.failure = Some(error.kind());
     count_result(CacheResult::Error);
     record.cache = CacheResult::Error;
     record.detail = CacheDetail::Reason(error.reason());

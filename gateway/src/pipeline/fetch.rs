@@ -1,7 +1,8 @@
-//! The fetch phase: one request to the origin on behalf of every waiting request.
+//! The result of a fetch on behalf of every waiting request.
 //!
 //! The response is stored, refreshes what is stored, or marks the key as uncacheable.
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use shard::{CacheHit, CacheKey, Entry, EpochSnapshot, InsertTarget, KeyBuilder, Region};
 
-use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
+use super::context::RequestContext;
 use super::fill_task::{FillTask, PendingEntry};
 use super::forward::UpstreamBody;
 use super::response_body::ResponseBody;
@@ -19,18 +20,15 @@ use crate::cache::extent::Extent;
 use crate::cache::fill::FillLeader;
 use crate::cache::policy::{self, HIT_FOR_MISS_TTL, NoStoreReason};
 use crate::cache::stored::{CacheMeta, CachedObject, VariantSet};
-use crate::cache::{CachePolicy, key, tags};
+use crate::cache::{key, tags};
 use crate::error::{Error, ErrorKind};
 use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Response, StatusCode};
-use crate::http::request_body::RequestBody;
 use crate::record::{CacheDetail, CacheResult};
 use crate::tasks::{self, TaskKind};
 
-/// One fetch of a cache key: its policy and request directives, and the times and epoch at which it
-/// began.
-pub(super) struct Fetch<'c> {
-    policy: &'c CachePolicy,
+/// One fetch of a cache key: its request directives, and the times and epoch at which it began.
+pub(super) struct Fetch {
     pub(super) key: CacheKey,
     directives: CacheControl,
     pub(super) fill_epoch: EpochSnapshot,
@@ -40,11 +38,10 @@ pub(super) struct Fetch<'c> {
     random: u64,
 }
 
-impl<'c> Fetch<'c> {
-    pub(super) fn begin(context: &RequestContext<'_>, policy: &'c CachePolicy, key: CacheKey) -> Self {
+impl Fetch {
+    pub(super) fn begin(context: &RequestContext<'_>, key: CacheKey) -> Self {
         let view = &context.worker.view;
         Fetch {
-            policy,
             key,
             directives: context.request_directives(),
             fill_epoch: view.epoch_snapshot(),
@@ -58,6 +55,19 @@ impl<'c> Fetch<'c> {
     pub(super) fn pending_entry(self, region: Region, plan: StorePlan, extent: Option<Extent>) -> PendingEntry {
         let StorePlan { object, ttl, variant_key } = plan;
         PendingEntry { object, extent, ttl, fill_epoch: self.fill_epoch, key: variant_key.unwrap_or(self.key), region }
+    }
+}
+
+/// A fetch with the requests that wait for it, and the stored object that it validates.
+pub(super) struct LedFetch {
+    pub(super) fetch: Fetch,
+    pub(super) leader: FillLeader,
+    pub(super) validated: Option<CacheHit<CacheMeta>>,
+}
+
+impl LedFetch {
+    pub(super) fn validated_object(&self) -> Option<&CachedObject> {
+        self.validated.as_ref().and_then(|hit| policy::object(&hit.meta))
     }
 }
 
@@ -79,17 +89,31 @@ pub(super) struct StorePlan {
     variant_key: Option<CacheKey>,
 }
 
-impl<'c> RequestContext<'c> {
-    /// Fetches from the origin on behalf of every waiting request.
-    pub(super) async fn lead_fetch(
+impl RequestContext<'_> {
+    /// Ends a fetch with the head of its response, which is in the context, or with its failure.
+    /// Continues with a fetch that is to be sent once more without conditions: a 304 that does not
+    /// select the stored response is useless.
+    pub(super) fn conclude(
         &mut self,
-        fetch: Fetch<'c>,
-        leader: FillLeader,
+        led: LedFetch,
+        source: Result<UpstreamBody<'static>, Error>,
+    ) -> ControlFlow<Result<ResponseBody<'static>, Error>, LedFetch> {
+        if source.is_ok()
+            && self.response.status == StatusCode::NOT_MODIFIED
+            && led.validated_object().is_some_and(|object| !policy::is_selected(object, self.response))
+        {
+            return ControlFlow::Continue(LedFetch { validated: None, ..led });
+        }
+        ControlFlow::Break(self.end_fetch(led, source))
+    }
+
+    fn end_fetch(
+        &mut self,
+        led: LedFetch,
+        source: Result<UpstreamBody<'static>, Error>,
     ) -> Result<ResponseBody<'static>, Error> {
-        let has_validator =
-            |hit: &CacheHit<CacheMeta>| policy::object(&hit.meta).is_some_and(CachedObject::has_validator);
-        let mut validated = self.stale.clone().filter(has_validator);
-        let source = match self.fetch_whole(&mut validated).await {
+        let LedFetch { fetch, leader, validated } = led;
+        let source = match source {
             Ok(source) => source,
             Err(error) => {
                 match error.kind() {
@@ -158,7 +182,7 @@ impl<'c> RequestContext<'c> {
     /// Stores a whole response while it is sent, or records why not.
     pub(super) fn store_or_pass(
         &mut self,
-        fetch: Fetch<'c>,
+        fetch: Fetch,
         leader: FillLeader,
         source: UpstreamBody<'static>,
     ) -> ResponseBody<'static> {
@@ -199,12 +223,12 @@ impl<'c> RequestContext<'c> {
     }
 
     /// Whether and how the response may be stored.
-    pub(super) fn store_plan(&self, fetch: &Fetch<'_>) -> Result<StorePlan, NoStoreReason> {
+    pub(super) fn store_plan(&self, fetch: &Fetch) -> Result<StorePlan, NoStoreReason> {
         self.store_plan_for(fetch, self.response)
     }
 
     /// As `store_plan`, for a response that differs from the one that is sent.
-    pub(super) fn store_plan_for(&self, fetch: &Fetch<'_>, response: &Response) -> Result<StorePlan, NoStoreReason> {
+    pub(super) fn store_plan_for(&self, fetch: &Fetch, response: &Response) -> Result<StorePlan, NoStoreReason> {
         let (object, ttl) = self.evaluate_response(fetch, response)?;
         if matches!(response.length, BodyLength::Known(length) if length > self.snapshot.cache.object_bytes) {
             return Err(NoStoreReason::TooLarge);
@@ -214,11 +238,8 @@ impl<'c> RequestContext<'c> {
 
     /// The object that a response becomes and how long it is kept. Call it when the head
     /// has just arrived.
-    fn evaluate_response(
-        &self,
-        fetch: &Fetch<'_>,
-        response: &Response,
-    ) -> Result<(CachedObject, Duration), NoStoreReason> {
+    fn evaluate_response(&self, fetch: &Fetch, response: &Response) -> Result<(CachedObject, Duration), NoStoreReason> {
+        let policy = self.cache_policy();
         let delay = fetch.sent.elapsed();
         let candidate = policy::StoreCandidate {
             request: self.request,
@@ -227,36 +248,14 @@ impl<'c> RequestContext<'c> {
             received_at: fetch.sent_at + delay,
             delay,
         };
-        let (mut object, ttl) = candidate.evaluate(fetch.policy, &self.snapshot.cache)?;
-        object.lifetime = policy::with_jitter(object.lifetime, fetch.policy.ttl_jitter_percent, fetch.random);
+        let (mut object, ttl) = candidate.evaluate(policy, &self.snapshot.cache)?;
+        object.lifetime = policy::with_jitter(object.lifetime, policy.ttl_jitter_percent, fetch.random);
         Ok((object, ttl))
-    }
-
-    /// Requests the whole object, conditionally where `validated` has a validator. A 304 that does
-    /// not select the stored response is useless: the request is sent once more without conditions.
-    async fn fetch_whole(
-        &mut self,
-        validated: &mut Option<CacheHit<CacheMeta>>,
-    ) -> Result<UpstreamBody<'static>, Error> {
-        loop {
-            let mut copy = self.request.clone();
-            CONDITIONS.into_iter().chain(RANGE_FIELDS).for_each(|known| copy.fields.remove(known));
-            let object = validated.as_ref().and_then(|hit| policy::object(&hit.meta));
-            if let Some(object) = object {
-                policy::make_conditional(object, &mut copy.fields);
-            }
-            let source = self.forward(Some(&mut copy), RequestBody::Empty).await?;
-            let is_other = object.is_some_and(|object| !policy::is_selected(object, self.response));
-            if self.response.status != StatusCode::NOT_MODIFIED || !is_other {
-                return Ok(source);
-            }
-            *validated = None;
-        }
     }
 
     /// Updates the stored response to GET from a response to HEAD, or removes it as outdated
     /// (RFC 9111 section 4.3.5).
-    fn update_from_head(&self, fetch: &Fetch<'_>, hit: &CacheHit<CacheMeta>) {
+    fn update_from_head(&self, fetch: &Fetch, hit: &CacheHit<CacheMeta>) {
         let Some(object) = policy::object(&hit.meta) else { return };
         if self.response.status != StatusCode::OK || self.request.fields.has(KnownField::Authorization) {
             return;
@@ -274,7 +273,7 @@ impl<'c> RequestContext<'c> {
     }
 
     /// Stores a stored body again under a new head.
-    fn store_again(&self, fetch: &Fetch<'_>, (object, ttl): (CachedObject, Duration), body: &Bytes) {
+    fn store_again(&self, fetch: &Fetch, (object, ttl): (CachedObject, Duration), body: &Bytes) {
         let is_shared = body.len() as u64 <= self.snapshot.cache.remote_object_bytes;
         let target = if is_shared { InsertTarget::LocalAndRemote } else { InsertTarget::Local };
         let entry =
@@ -298,9 +297,9 @@ impl<'c> RequestContext<'c> {
 
     fn start_fill(&mut self, start: FillStart) -> ResponseBody<'static> {
         let FillStart { entry, shared, leader, source } = start;
+        let is_solo = leader.is_solo();
         let budget_bytes = self.snapshot.cache.inflight_fetch_bytes;
-        let (producer, mut reader) = leader.publish_head(shared, self.worker.fills.budget(), budget_bytes);
-        reader.accept_trailers(self.accepts_trailers());
+        let (producer, reader) = leader.publish_head(shared, self.worker.fills.budget(), budget_bytes);
         let (worker, snapshot) = (Rc::clone(self.worker), Arc::clone(self.snapshot));
         let mut running = Box::pin(FillTask { entry, producer, source, worker, snapshot }.run());
         // Most small bodies arrive with their head: this one poll then ends the task, and none is
@@ -309,13 +308,18 @@ impl<'c> RequestContext<'c> {
         if running.as_mut().poll(&mut Context::from_waker(waker)).is_pending() {
             tasks::spawn(TaskKind::Fill, running);
         }
-        self.apply_conditions(ResponseBody::Fill(reader))
+        let mut body = self.body_from_fill(reader);
+        // The only reader is never behind another one.
+        if !is_solo {
+            body.allow_continuation(self);
+        }
+        body
     }
 
     /// Marks the key as uncacheable, so that requests neither queue for responses that cannot be
     /// shared nor get what was stored before. A lead that no request can join marks nothing: its
     /// own request may be the reason. Not for errors, which pass.
-    fn mark_uncacheable(&self, leader: &FillLeader, fetch: &Fetch<'_>) {
+    fn mark_uncacheable(&self, leader: &FillLeader, fetch: &Fetch) {
         if leader.is_solo() {
             return;
         }
@@ -330,7 +334,7 @@ impl<'c> RequestContext<'c> {
     ///
     /// # Errors
     /// The response varies by too many fields, or the URI has too many variants.
-    fn variant_key(&self, fetch: &Fetch<'_>, response: &Response) -> Result<Option<CacheKey>, NoStoreReason> {
+    fn variant_key(&self, fetch: &Fetch, response: &Response) -> Result<Option<CacheKey>, NoStoreReason> {
         let (config, region) = (&self.snapshot.cache, &self.caller.region);
         let (view, key) = (&self.worker.view, fetch.key.as_key());
         let mut names = key::vary_names(&response.fields).ok_or(NoStoreReason::Vary)?;
@@ -341,7 +345,7 @@ impl<'c> RequestContext<'c> {
             && let CacheMeta::Varies { names: known, nonce, variants, .. } = &hit.meta
         {
             if names.iter().all(|name| known.contains(name)) {
-                let variant = key::write_variant(&mut builder, known, *nonce, &self.request.fields);
+                let variant = key::write_variant(&mut builder, known, *nonce, self.request, self.peer);
                 if variants.admit(variant.hash(), config.variants) {
                     return Ok((variant != key).then(|| variant.to_owned()));
                 }
@@ -368,7 +372,7 @@ impl<'c> RequestContext<'c> {
         let entry =
             Entry::new(meta, Bytes::new(), key::VARY_MARKER_TTL, Instant::now()).with_fill_epoch(fetch.fill_epoch);
         view.insert(region, &builder.key(), entry, InsertTarget::LocalAndRemote);
-        let variant = key::write_variant(&mut builder, &names, nonce, &self.request.fields);
+        let variant = key::write_variant(&mut builder, &names, nonce, self.request, self.peer);
         variants.admit(variant.hash(), config.variants);
         Ok(Some(variant.to_owned()))
     }

@@ -1,12 +1,15 @@
 //! The forward phase: breaker, endpoint, exchange with the upstream; then the response as the
 //! gateway may pass it on.
 
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 
 use super::context::RequestContext;
+use super::snapshot::Snapshot;
 use super::worker::WorkerResources;
 use crate::breaker::{Breaker, BreakerState, BreakerTransition, CallStart, RecordedCall};
 use crate::error::{Error, ErrorKind};
@@ -27,8 +30,13 @@ static TIMEOUTS: LazyLock<Counters<ExchangeTimeout>> = LazyLock::new(Counters::d
 
 /// Exposes `tidegate_timeouts_total`.
 pub(super) fn expose() {
-    let help = "Exchanges with an upstream that a clock ended, by the clock.";
+    let help = "Exchanges that a clock ended, by the clock.";
     metrics::expose_counters("tidegate_timeouts", help, &TIMEOUTS);
+}
+
+/// Counts a clock that ended an exchange.
+pub(crate) fn count_timeout(timeout: ExchangeTimeout) {
+    TIMEOUTS.inc(timeout);
 }
 
 impl RequestContext<'_> {
@@ -49,16 +57,82 @@ impl RequestContext<'_> {
             }
             None => &mut *self.request,
         };
-        let forwarding = identity.trusted_forwarding(self.caller, request);
-        hop::prepare_for_upstream(request, self.peer, forwarding);
+        hop::prepare_for_upstream(request, self.peer);
         identify::write_trace(self.caller.trace, identity.random_u64(), &mut request.fields);
-        let call = UpstreamCall { route, worker: self.worker, response: self.response, record: self.record };
+        let call = UpstreamCall {
+            route,
+            worker: self.worker,
+            deadline: self.deadline.map(Instant::from_std),
+            response: self.response,
+            record: self.record,
+        };
         let mut body = call.run(request, body).await?;
         body.accepts_trailers = accepts_trailers;
         self.record.forwarded_status = Some(self.response.status.as_u16());
         self.record.upstream = Some(body.exchange.endpoint());
         Ok(body)
     }
+
+    /// Forwards `copy`, a request without a body, by a call that can outlive this request. The
+    /// head of the response is in the context after `end_call`.
+    pub(super) fn begin_call(&mut self, mut copy: Request) -> DetachableCall {
+        copy.interim = self.request.interim.share();
+        hop::prepare_for_upstream(&mut copy, self.peer);
+        identify::write_trace(self.caller.trace, self.snapshot.identity.random_u64(), &mut copy.fields);
+        let resources = (Rc::clone(self.worker), Arc::clone(self.snapshot));
+        begin_detachable(resources, self.route().index, (copy, std::mem::take(self.response)))
+    }
+
+    /// Takes over the response of a call, or its failure.
+    pub(super) fn end_call(&mut self, ended: CallEnd) -> Result<UpstreamBody<'static>, Error> {
+        let CallEnd { response, result, upstream, blame } = ended;
+        *self.response = response;
+        (self.record.upstream, self.record.blame) = (upstream, blame);
+        let mut body = result?;
+        body.accepts_trailers = self.accepts_trailers();
+        self.record.forwarded_status = Some(self.response.status.as_u16());
+        self.record.upstream = Some(body.exchange.endpoint());
+        Ok(body)
+    }
+}
+
+/// A call of a request without a body that owns everything it uses, so that it can move from a
+/// request to a task.
+pub(super) type DetachableCall = Pin<Box<dyn Future<Output = CallEnd>>>;
+
+/// The head of the response and its body, or the failure with its endpoint and blame.
+pub(super) struct CallEnd {
+    pub(super) response: Response,
+    pub(super) result: Result<UpstreamBody<'static>, Error>,
+    upstream: Option<Arc<str>>,
+    blame: Option<Blame>,
+}
+
+/// Begins a call of `request`, which is prepared for the upstream, by the route at an index of the
+/// snapshot. `response` is the head that is filled.
+pub(super) fn begin_detachable(
+    (worker, snapshot): (Rc<WorkerResources>, Arc<Snapshot>),
+    route: usize,
+    (request, mut response): (Request, Response),
+) -> DetachableCall {
+    Box::pin(async move {
+        let mut record = RequestRecord::default();
+        let result = match snapshot.routes.at(route) {
+            Some(route) => {
+                let call = UpstreamCall {
+                    route,
+                    worker: &worker,
+                    // That of one request does not end what others wait for.
+                    deadline: None,
+                    response: &mut response,
+                    record: &mut record,
+                };
+                call.run(&request, RequestBody::Empty).await
+            }
+            None => Err(Error::NoRoute),
+        };
+        CallEnd { response, result, upstream: record.upstream, blame: record.blame }
+    })
 }
 
 /// One call through the route's breaker: the route, and the response head and record that the call
@@ -66,6 +140,8 @@ impl RequestContext<'_> {
 struct UpstreamCall<'c> {
     route: &'c Route,
     worker: &'c WorkerResources,
+    /// When the request that the call is for is given up.
+    deadline: Option<Instant>,
     response: &'c mut Response,
     record: &'c mut RequestRecord,
 }
@@ -74,7 +150,7 @@ impl UpstreamCall<'_> {
     /// Calls through the route's breaker, which judges the call by the head of the response: by its
     /// status, and by the time since the upstream had the whole request.
     async fn run<'b>(self, request: &Request, body: RequestBody<'b>) -> Result<UpstreamBody<'b>, Error> {
-        let UpstreamCall { route, worker, response, record } = self;
+        let UpstreamCall { route, worker, deadline, response, record } = self;
         let now = Instant::now();
         let start = if body.is_empty() { CallStart::OnAdmission } else { CallStart::OnRequestSent };
         let (mut permit, change) = route.breaker.admit(start, now.into_std()).map_err(|(_, change)| {
@@ -89,12 +165,13 @@ impl UpstreamCall<'_> {
             }
         };
         let timeouts = route.timeouts();
-        let outgoing = OutgoingRequest { request, response, timeouts, now, on_sent: &mut on_sent };
+        let total_at = timeouts.total.map(|total| now + total).into_iter().chain(deadline).min();
+        let outgoing = OutgoingRequest { request, response, timeouts, now, total_at, on_sent: &mut on_sent };
         let result = route.upstream.send(outgoing, body).await;
         // A call that says nothing about the upstream has no verdict: its permit is dropped.
         let succeeded = match &result {
             Ok(exchange) => (!exchange.is_request_incomplete()).then(|| !response.status.is_server_error()),
-            Err(failure) => (failure.blame == Blame::Upstream).then_some(false),
+            Err(failure) => failure.is_verdict.then_some(false),
         };
         let recorded = match succeeded {
             None => {
@@ -107,12 +184,12 @@ impl UpstreamCall<'_> {
                 Some(call)
             }
         };
-        let exchange = result.map_err(|UpstreamFailure { endpoint, error, blame }| {
-            count_timeout(&error);
-            let error = Error::from(error);
+        let exchange = result.map_err(|UpstreamFailure { endpoint, error, is_verdict }| {
+            count_timeout_of(&error);
             record.upstream = endpoint;
-            record.blame = Some(blame);
-            if let Some(kind) = fault(error.kind()).filter(|_| blame == Blame::Upstream) {
+            record.blame = Some(error.blame());
+            let error = Error::from(error);
+            if let Some(kind) = fault(error.kind()).filter(|_| is_verdict) {
                 let endpoint = record.upstream.as_ref().unwrap_or(&route.upstream.config().name);
                 Event::UpstreamFailed { route: &route.config.name, endpoint, kind }.emit();
             }
@@ -194,7 +271,7 @@ impl BodySource for UpstreamBody<'_> {
 
 /// Counts the clock that ended a call, if one did: of the upstream, of the whole exchange, or of
 /// the client's request body.
-fn count_timeout(error: &UpstreamConnectionError) {
+fn count_timeout_of(error: &UpstreamConnectionError) {
     if let UpstreamConnectionError::Timeout(timeout) | UpstreamConnectionError::Client(BodyError::Timeout(timeout)) =
         error
     {

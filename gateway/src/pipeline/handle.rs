@@ -1,9 +1,14 @@
 //! The phases after `admit`, in order: cache or upstream, degrade after a failure, respond.
 
+use tokio::time::timeout_at;
+
 use super::context::RequestContext;
+use super::forward::count_timeout;
 use super::response_body::ResponseBody;
 use crate::cache::policy;
 use crate::error::Error;
+use crate::http::exchange_clock::ExchangeTimeout;
+use crate::http::h1::UpstreamConnectionError;
 use crate::http::request_body::RequestBody;
 use crate::record::ForwardReason;
 use crate::{degrade, hop};
@@ -12,9 +17,20 @@ impl RequestContext<'_> {
     /// Answers a request that was admitted: fills the response head and returns the body.
     ///
     /// Dropping the future cancels the request and closes its upstream connection, unless other
-    /// requests wait for the same response.
+    /// requests wait for the same response. So does the deadline of a trusted proxy.
     pub(crate) async fn handle<'b>(&mut self, body: RequestBody<'b>) -> ResponseBody<'b> {
-        let body = match self.run(body).await {
+        let result = match self.deadline {
+            None => self.run(body).await,
+            Some(deadline) => {
+                // Boxed: few requests have a deadline, and the future of all would be larger.
+                let in_time = Box::pin(timeout_at(deadline.into(), self.run(body))).await;
+                in_time.unwrap_or_else(|_| {
+                    count_timeout(ExchangeTimeout::Total);
+                    Err(UpstreamConnectionError::Timeout(ExchangeTimeout::Total).into())
+                })
+            }
+        };
+        let body = match result {
             Ok(body) => body,
             Err(error) => self.degrade(error),
         };
@@ -28,8 +44,8 @@ impl RequestContext<'_> {
             return Ok(ResponseBody::Bytes(degrade::write_options(self.response)));
         }
         match &self.route().config.cache {
-            Some(cache) if policy::is_cacheable_request(self.request) && !hop::offers_upgrade(self.request) => {
-                self.look_up(cache).await
+            Some(_) if policy::is_cacheable_request(self.request) && !hop::offers_upgrade(self.request) => {
+                self.look_up().await
             }
             _ if !self.request.method.is_safe() => {
                 self.record.forward = ForwardReason::Method;

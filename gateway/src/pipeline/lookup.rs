@@ -10,11 +10,12 @@ use shard::{CacheHit, CacheLayer, KeyBuilder, KeyRef, Region, RemoteLookup, Stal
 use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
 use super::fetch::Fetch;
 use super::response_body::ResponseBody;
+use super::shared_body::SharedBody;
 use crate::cache::control::CacheControl;
-use crate::cache::fill::{FillLeader, JoinOutcome, JoinResult};
+use crate::cache::fill::{FillLeader, FillReader, JoinOutcome, JoinResult};
 use crate::cache::policy;
 use crate::cache::stored::{CacheMeta, CachedObject, Freshness};
-use crate::cache::{CachePolicy, key};
+use crate::cache::{HonourClient, key};
 use crate::error::Error;
 use crate::http::body::BodySource;
 use crate::http::fields::KnownField;
@@ -26,6 +27,10 @@ use crate::tasks::{self, TaskKind, TaskWait};
 /// How often a request looks up again after a shared fetch had no response for it. After that it
 /// goes to the origin by itself.
 const LOOKUP_ROUNDS_MAX: usize = 3;
+
+/// Least time between two validations of an object that clients demand, with
+/// `honour_client = "limited"`.
+const CLIENT_DEMAND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Time for remote lookups and scheduling, in addition to the deadlines of a fetch.
 const JOIN_SLACK: Duration = Duration::from_secs(1);
@@ -44,9 +49,9 @@ enum LayerLookup {
     HitForMiss,
 }
 
-impl<'c> RequestContext<'c> {
+impl RequestContext<'_> {
     /// Answers a request whose method and route allow a cached response.
-    pub(super) async fn look_up(&mut self, policy: &'c CachePolicy) -> Result<ResponseBody<'static>, Error> {
+    pub(super) async fn look_up(&mut self) -> Result<ResponseBody<'static>, Error> {
         let directives = self.request_directives();
         let mut builder = self.worker.key_builder.take();
         let mut round = 0;
@@ -63,8 +68,8 @@ impl<'c> RequestContext<'c> {
                     return Ok(self.response_from(&hit));
                 }
                 LayerLookup::Stale(hit, freshness) => {
-                    if may_revalidate_in_background(&hit, freshness, &directives) {
-                        self.revalidate_in_background(policy, &hit, &builder.key());
+                    if self.may_revalidate_in_background(&hit, freshness, &directives) {
+                        self.revalidate_in_background(&hit, &builder.key());
                         self.record.cache = CacheResult::Stale;
                         return Ok(self.response_from(&hit));
                     }
@@ -111,11 +116,12 @@ impl<'c> RequestContext<'c> {
                 JoinOutcome::Bypass => break FillLeader::solo(),
                 JoinOutcome::Retry => self.update_now(),
                 JoinOutcome::Failed(kind) => return Err(Error::SharedFetch(kind)),
-                JoinOutcome::Stream(shared, mut reader) => {
-                    reader.accept_trailers(self.accepts_trailers());
+                JoinOutcome::Stream(shared, reader) => {
                     self.response.clone_from(&shared);
                     self.record.cache = CacheResult::Collapsed;
-                    return Ok(self.apply_conditions(ResponseBody::Fill(reader)));
+                    let mut body = self.body_from_fill(reader);
+                    body.allow_continuation(self);
+                    return Ok(body);
                 }
             }
         };
@@ -127,7 +133,7 @@ impl<'c> RequestContext<'c> {
                 return Ok(self.response_from(&hit));
             }
         };
-        let fetch = Fetch::begin(self, policy, builder.key().to_owned());
+        let fetch = Fetch::begin(self, builder.key().to_owned());
         if policy::wants_range(self.request) && self.stale.is_none() {
             // The range is forwarded as requested: waiting for the whole object could take long.
             return self.fetch_part(fetch).await;
@@ -150,11 +156,11 @@ impl<'c> RequestContext<'c> {
         let mut hit = self.worker.view.lookup_local_at(&builder.key(), self.now);
         let mut reason = ForwardReason::UriMiss;
         if let Some(CacheMeta::Varies { names, nonce, .. }) = hit.as_ref().map(|hit| &hit.meta) {
-            let key = key::write_variant(builder, names, *nonce, &self.request.fields);
+            let key = key::write_variant(builder, names, *nonce, self.request, self.peer);
             hit = self.worker.view.lookup_local_at(&key, self.now);
             reason = ForwardReason::VaryMiss;
         }
-        hit.map_or(LayerLookup::Miss(reason), |hit| classify_hit(hit, directives, self.now))
+        hit.map_or(LayerLookup::Miss(reason), |hit| self.classify_hit(hit, directives, self.now))
     }
 
     /// Looks up the shard of the caller's region, then the fallback regions. `Err` carries a hit
@@ -177,10 +183,10 @@ impl<'c> RequestContext<'c> {
             let RemoteLookup::Found(hit) = found else { break };
             if let CacheMeta::Varies { names, nonce, .. } = &hit.meta {
                 key::write_primary(builder, &self.snapshot.cache, self.request, region);
-                key::write_variant(builder, names, *nonce, &self.request.fields);
+                key::write_variant(builder, names, *nonce, self.request, self.peer);
                 continue;
             }
-            match classify_hit(hit, directives, self.now) {
+            match self.classify_hit(hit, directives, self.now) {
                 LayerLookup::Usable(hit) => {
                     lead.release();
                     return Err((hit, *region));
@@ -219,10 +225,10 @@ impl<'c> RequestContext<'c> {
                 },
             };
             if let CacheMeta::Varies { names, nonce, .. } = &hit.meta {
-                key::write_variant(&mut builder, names, *nonce, &self.request.fields);
+                key::write_variant(&mut builder, names, *nonce, self.request, self.peer);
                 continue;
             }
-            return match classify_hit(hit, directives, Instant::now()) {
+            return match self.classify_hit(hit, directives, Instant::now()) {
                 LayerLookup::Usable(hit) => Some(hit),
                 LayerLookup::Stale(..) | LayerLookup::Miss(_) | LayerLookup::Part(_) | LayerLookup::HitForMiss => None,
             };
@@ -233,7 +239,7 @@ impl<'c> RequestContext<'c> {
     /// The response from a stored object.
     pub(super) fn response_from(&mut self, hit: &CacheHit<CacheMeta>) -> ResponseBody<'static> {
         let Some(object) = policy::object(&hit.meta) else { return ResponseBody::EMPTY };
-        let freshness = object.freshness_at(hit, self.now);
+        let freshness = object.freshness_at(hit, self.now, self.cache_policy());
         self.record.freshness = Some(freshness);
         self.response.status = StatusCode::from_u16(object.status).unwrap_or(StatusCode::OK);
         self.response.fields.copy_from(&object.fields);
@@ -244,6 +250,12 @@ impl<'c> RequestContext<'c> {
             return ResponseBody::EMPTY;
         }
         ResponseBody::Bytes(policy::apply_range(self.request, hit.body().clone(), self.response))
+    }
+
+    /// The body of a shared fetch for this client.
+    pub(super) fn body_from_fill(&mut self, mut reader: FillReader) -> ResponseBody<'static> {
+        reader.accept_trailers(self.accepts_trailers());
+        self.apply_conditions(ResponseBody::Fill(SharedBody::new(reader)))
     }
 
     /// Turns a full response into 304 where the client's own conditions demand it.
@@ -266,6 +278,48 @@ impl<'c> RequestContext<'c> {
         ResponseBody::EMPTY
     }
 
+    /// The use that the request and the policy of its route allow of a stored object at `now`.
+    fn classify_hit(&self, hit: CacheHit<CacheMeta>, directives: &CacheControl, now: Instant) -> LayerLookup {
+        let policy = self.cache_policy();
+        let object = match &hit.meta {
+            CacheMeta::Object(object) | CacheMeta::Partial(object, _) => object,
+            CacheMeta::HitForMiss => return LayerLookup::HitForMiss,
+            CacheMeta::Varies { .. } => return LayerLookup::Miss(ForwardReason::UriMiss),
+        };
+        if !policy::is_allowed(object, policy) {
+            return LayerLookup::Miss(ForwardReason::UriMiss);
+        }
+        let is_limited = self.snapshot.cache.honour_client == HonourClient::Limited;
+        let directives = &match is_limited && hit.age(now) < CLIENT_DEMAND_INTERVAL {
+            true => directives.without_demands(),
+            false => *directives,
+        };
+        let freshness = object.freshness_at(&hit, now, policy);
+        let is_stale_enough = directives.max_stale.is_some_and(|limit| freshness.staleness() <= limit);
+        let accepts_stale = is_stale_enough && !object.forbids_stale && !is_unsubscribed(&hit);
+        let is_usable = policy::is_usable(object, freshness, directives) || (accepts_stale && !object.must_validate);
+        let is_part = matches!(hit.meta, CacheMeta::Partial(..));
+        match (is_usable && !directives.no_cache, is_part) {
+            (true, false) => LayerLookup::Usable(hit),
+            (false, false) => LayerLookup::Stale(hit, freshness),
+            (true, true) => LayerLookup::Part(hit),
+            (false, true) => LayerLookup::Miss(ForwardReason::Stale),
+        }
+    }
+
+    /// Whether a stale response may be served while it is validated in the background.
+    fn may_revalidate_in_background(
+        &self,
+        hit: &CacheHit<CacheMeta>,
+        freshness: Freshness,
+        directives: &CacheControl,
+    ) -> bool {
+        let Some(object) = policy::object(&hit.meta) else { return false };
+        let has_demands = directives.no_cache || directives.max_age.is_some() || directives.min_fresh.is_some();
+        let is_within_window = freshness.staleness() < object.stale_while_revalidate_under(self.cache_policy());
+        !has_demands && !object.must_validate && !is_unsubscribed(hit) && is_within_window
+    }
+
     fn record_location(&mut self, hit: &CacheHit<CacheMeta>, region: Region, key: &KeyRef<'_>) {
         let layer = match hit.layer() {
             CacheLayer::L1 => "l1",
@@ -278,7 +332,7 @@ impl<'c> RequestContext<'c> {
 
     /// Validates a stale object in a task of its own, unless a fetch is under way (RFC 5861 section
     /// 3).
-    fn revalidate_in_background(&self, policy: &'c CachePolicy, hit: &CacheHit<CacheMeta>, key: &KeyRef<'_>) {
+    fn revalidate_in_background(&self, hit: &CacheHit<CacheMeta>, key: &KeyRef<'_>) {
         let Some(lead) = self.worker.fills.try_lead(key) else { return };
         // A validation that ended between our lookup and this point may have stored its response.
         let now = Instant::now();
@@ -286,7 +340,7 @@ impl<'c> RequestContext<'c> {
             return lead.release();
         }
         let (worker, snapshot, caller) = (Rc::clone(self.worker), Arc::clone(self.snapshot), self.caller.clone());
-        let (name, policy) = (Arc::clone(&self.route().config.name), policy.clone());
+        let route = self.route().index;
         let (mut request, stale, peer, key) = (self.request.clone(), hit.clone(), self.peer, key.to_owned());
         // The client's own demands do not apply to the shared copy.
         request.fields.remove(KnownField::CacheControl);
@@ -294,7 +348,7 @@ impl<'c> RequestContext<'c> {
         RANGE_FIELDS.into_iter().for_each(|known| request.fields.remove(known));
         request.method = http::Method::GET;
         tasks::spawn(TaskKind::BackgroundValidation, async move {
-            let Some(route) = snapshot.routes.iter().find(|route| route.config.name == name) else { return };
+            let Some(route) = snapshot.routes.at(route) else { return };
             let (mut response, mut record) = (Response::new(StatusCode::OK), RequestRecord::default());
             let mut context = RequestContext {
                 worker: &worker,
@@ -306,9 +360,10 @@ impl<'c> RequestContext<'c> {
                 request: &mut request,
                 response: &mut response,
                 record: &mut record,
+                deadline: None,
                 stale: Some(stale),
             };
-            let fetch = Fetch::begin(&context, &policy, key);
+            let fetch = Fetch::begin(&context, key);
             match context.lead_fetch(fetch, lead).await {
                 Ok(mut body) => drain(&mut body).await,
                 Err(error) => tracing::debug!(%error, "background validation failed"),
@@ -319,6 +374,9 @@ impl<'c> RequestContext<'c> {
 
 /// Reads a body that no client reads, so that its fill completes.
 async fn drain(body: &mut ResponseBody<'static>) {
+    if let ResponseBody::Fill(body) = body {
+        body.forbid_continuation();
+    }
     while let Ok(()) = poll_fn(|cx| body.poll_fill(cx)).await {
         let count = body.data().len();
         if count == 0 {
@@ -326,32 +384,6 @@ async fn drain(body: &mut ResponseBody<'static>) {
         }
         body.consume(count);
     }
-}
-
-fn classify_hit(hit: CacheHit<CacheMeta>, directives: &CacheControl, now: Instant) -> LayerLookup {
-    let object = match &hit.meta {
-        CacheMeta::Object(object) | CacheMeta::Partial(object, _) => object,
-        CacheMeta::HitForMiss => return LayerLookup::HitForMiss,
-        CacheMeta::Varies { .. } => return LayerLookup::Miss(ForwardReason::UriMiss),
-    };
-    let freshness = object.freshness_at(&hit, now);
-    let is_stale_enough = directives.max_stale.is_some_and(|limit| freshness.staleness() <= limit);
-    let accepts_stale = is_stale_enough && !object.forbids_stale && !is_unsubscribed(&hit);
-    let is_usable = policy::is_usable(object, freshness, directives) || (accepts_stale && !object.must_validate);
-    let is_part = matches!(hit.meta, CacheMeta::Partial(..));
-    match (is_usable && !directives.no_cache, is_part) {
-        (true, false) => LayerLookup::Usable(hit),
-        (false, false) => LayerLookup::Stale(hit, freshness),
-        (true, true) => LayerLookup::Part(hit),
-        (false, true) => LayerLookup::Miss(ForwardReason::Stale),
-    }
-}
-
-fn may_revalidate_in_background(hit: &CacheHit<CacheMeta>, freshness: Freshness, directives: &CacheControl) -> bool {
-    let Some(object) = policy::object(&hit.meta) else { return false };
-    let has_demands = directives.no_cache || directives.max_age.is_some() || directives.min_fresh.is_some();
-    let is_within_window = freshness.staleness() < object.stale_while_revalidate;
-    !has_demands && !object.must_validate && !is_unsubscribed(hit) && is_within_window
 }
 
 /// Whether this node has no subscription to the entry's shard and may have missed its invalidation.

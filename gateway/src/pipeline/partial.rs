@@ -8,6 +8,7 @@ use super::fetch::Fetch;
 use super::response_body::ResponseBody;
 use crate::cache::extent::Extent;
 use crate::cache::fill::FillLeader;
+use crate::cache::key;
 use crate::cache::policy::{self, NoStoreReason};
 use crate::cache::stored::CacheMeta;
 use crate::error::Error;
@@ -17,7 +18,7 @@ use crate::http::request_body::RequestBody;
 use crate::record::{CacheDetail, CacheResult};
 use crate::respond;
 
-impl<'c> RequestContext<'c> {
+impl RequestContext<'_> {
     /// The requested ranges, where a stored part holds all of them.
     pub(super) fn response_from_part(&mut self, hit: &CacheHit<CacheMeta>) -> Option<ResponseBody<'static>> {
         let CacheMeta::Partial(object, extent) = &hit.meta else { return None };
@@ -27,7 +28,7 @@ impl<'c> RequestContext<'c> {
         }
         self.response.fields.copy_from(&object.fields);
         let body = policy::apply_range_to_partial(self.request, *extent, hit.body(), self.response)?;
-        let freshness = object.freshness_at(hit, self.now);
+        let freshness = object.freshness_at(hit, self.now, self.cache_policy());
         self.record.freshness = Some(freshness);
         respond::write_age(freshness.age, &mut self.response.fields);
         Some(ResponseBody::Bytes(body))
@@ -35,11 +36,12 @@ impl<'c> RequestContext<'c> {
 
     /// Forwards a range request and stores the response: a 206 as a part, a 200 as the whole
     /// object.
-    pub(super) async fn fetch_part(&mut self, fetch: Fetch<'c>) -> Result<ResponseBody<'static>, Error> {
+    pub(super) async fn fetch_part(&mut self, fetch: Fetch) -> Result<ResponseBody<'static>, Error> {
         if self.record.cache != CacheResult::Pass {
             self.record.cache = CacheResult::Miss;
         }
         let mut copy = self.request.clone();
+        key::reduce_target(&self.snapshot.cache, &mut copy);
         let source = self.forward(Some(&mut copy), RequestBody::Empty).await?;
         if self.response.status == StatusCode::OK {
             return Ok(self.store_or_pass(fetch, FillLeader::solo(), source));

@@ -5,10 +5,11 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 
+use super::context::RequestContext;
 use super::forward::UpstreamBody;
 use super::prebuilt_429::Prebuilt429;
+use super::shared_body::SharedBody;
 use super::store_post::StorePostResponse;
-use crate::cache::fill::FillReader;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::Fields;
 use crate::http::h1::SerializedResponse;
@@ -19,7 +20,7 @@ use crate::upstream::Tunnel;
 pub(crate) enum ResponseBody<'b> {
     Bytes(Bytes),
     Upstream(UpstreamBody<'b>),
-    Fill(FillReader),
+    Fill(SharedBody),
     StorePost(Box<StorePostResponse<'b>>),
     /// A whole response, head included.
     Prebuilt(Rc<Prebuilt429>),
@@ -35,6 +36,14 @@ impl ResponseBody<'_> {
             ResponseBody::Bytes(_) | ResponseBody::Fill(_) | ResponseBody::StorePost(_) | ResponseBody::Prebuilt(_) => {
                 None
             }
+        }
+    }
+
+    /// Lets the client of `context` continue alone if it falls behind the other readers of a shared
+    /// fetch.
+    pub(super) fn allow_continuation(&mut self, context: &RequestContext<'_>) {
+        if let ResponseBody::Fill(body) = self {
+            body.allow_continuation(context);
         }
     }
 
@@ -63,7 +72,7 @@ impl BodySource for ResponseBody<'_> {
         match self {
             ResponseBody::Bytes(_) | ResponseBody::Prebuilt(_) => Poll::Ready(Ok(())),
             ResponseBody::Upstream(body) => body.poll_fill(cx),
-            ResponseBody::Fill(reader) => reader.poll_fill(cx),
+            ResponseBody::Fill(body) => body.poll_fill(cx),
             ResponseBody::StorePost(body) => body.poll_fill(cx),
         }
     }
@@ -74,7 +83,7 @@ impl BodySource for ResponseBody<'_> {
             // `unpack_head` turns it into `Bytes` before its body is read.
             ResponseBody::Prebuilt(_) => &[],
             ResponseBody::Upstream(body) => body.data(),
-            ResponseBody::Fill(reader) => reader.data(),
+            ResponseBody::Fill(body) => body.data(),
             ResponseBody::StorePost(body) => body.data(),
         }
     }
@@ -91,7 +100,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Bytes(bytes) => bytes.advance(count),
             ResponseBody::Prebuilt(_) => {}
             ResponseBody::Upstream(body) => body.consume(count),
-            ResponseBody::Fill(reader) => reader.consume(count),
+            ResponseBody::Fill(body) => body.consume(count),
             ResponseBody::StorePost(body) => body.consume(count),
         }
     }
@@ -99,7 +108,7 @@ impl BodySource for ResponseBody<'_> {
     fn trailers(&self) -> Option<&Fields> {
         match self {
             ResponseBody::Upstream(body) => body.trailers(),
-            ResponseBody::Fill(reader) => reader.trailers(),
+            ResponseBody::Fill(body) => body.trailers(),
             ResponseBody::StorePost(body) => body.trailers(),
             ResponseBody::Bytes(_) | ResponseBody::Prebuilt(_) => None,
         }

@@ -30,17 +30,17 @@ impl<'c> RequestContext<'c> {
 
     /// The fetch under which the response to POST may be stored. Call it before the request
     /// is forwarded.
-    fn fetch_for_post(&self) -> Option<Fetch<'c>> {
-        let policy = self.route().config.cache.as_ref().filter(|_| self.request.method == Method::POST)?;
+    fn fetch_for_post(&self) -> Option<Fetch> {
+        self.route().config.cache.as_ref().filter(|_| self.request.method == Method::POST)?;
         let mut builder = KeyBuilder::new();
         key::write_primary(&mut builder, &self.snapshot.cache, self.request, &self.caller.region);
-        Some(Fetch::begin(self, policy, builder.key().to_owned()))
+        Some(Fetch::begin(self, builder.key().to_owned()))
     }
 
     /// Invalidates, then stores the response where it is the new state of the target. If the target
     /// was invalidated during the request, the order of the two changes is unknown and nothing is
     /// stored.
-    fn after_unsafe_method<'b>(&mut self, fetch: Option<Fetch<'c>>, body: UpstreamBody<'b>) -> ResponseBody<'b> {
+    fn after_unsafe_method<'b>(&mut self, fetch: Option<Fetch>, body: UpstreamBody<'b>) -> ResponseBody<'b> {
         let view = &self.worker.view;
         let tags = [tags::url_tag(&self.snapshot.cache, self.request)];
         let fetch = fetch

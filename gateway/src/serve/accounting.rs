@@ -1,12 +1,12 @@
 //! Metrics and access log of requests: what is in flight, what was aborted, one line per request.
 
-use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use limiter::Verdict;
+use limiter::{Admission, Denial, Verdict};
 
 use super::worker_context::WorkerContext;
+use crate::error::ErrorKind;
 use crate::http::body::BodyError;
 use crate::http::exchange_clock::Blame;
 use crate::http::h1::RequestRefusal;
@@ -14,6 +14,7 @@ use crate::http::message::{Method, Request, Response, StatusCode};
 use crate::label;
 use crate::log::AccessLogEntry;
 use crate::metrics::{self, Counter, Counters, Histogram, Label};
+use crate::peer::Peer;
 use crate::pipeline::{self, ExchangeBuffers, Snapshot};
 use crate::record::{CacheResult, RequestRecord};
 
@@ -32,6 +33,9 @@ label! {
     /// Why a response was not completed.
     pub(super) AbortReason, "reason", {
         ClientClosed = "client_closed",
+        /// The client accepted no byte of the response in time, or too few.
+        ClientTimeout = "client_timeout",
+        /// Writing to the client failed.
         WriteFailed = "write_failed",
         BodyFailed = "body_failed",
         /// The client fell a window behind the other readers of a shared fetch.
@@ -123,7 +127,7 @@ impl Drop for InFlightRequest {
 /// A request that has ended, with its response.
 pub(super) struct CompletedExchange<'a> {
     pub(super) snapshot: &'a Snapshot,
-    pub(super) peer: IpAddr,
+    pub(super) peer: &'a Peer,
     pub(super) buffers: &'a ExchangeBuffers,
     /// Bytes of the response body that were sent.
     pub(super) bytes: u64,
@@ -142,6 +146,10 @@ impl CompletedExchange<'_> {
             return;
         }
         let trace = record.trace.map(|trace| trace.to_string()).unwrap_or_default();
+        let (Verdict::Allowed(Admission { evaluations, .. }) | Verdict::Denied(Denial { evaluations, .. })) =
+            &record.verdict;
+        let shadow_limit = self.snapshot.limits.names(evaluations.shadow_denied);
+        let fingerprint = self.peer.fingerprint();
         context.worker.log.record(&AccessLogEntry {
             method: &request.method,
             scheme: request.scheme,
@@ -151,17 +159,23 @@ impl CompletedExchange<'_> {
             status: response.status,
             bytes: self.bytes,
             duration: self.duration,
-            client: record.client_ip.unwrap_or(self.peer),
+            client: record.client_ip.unwrap_or(self.peer.ip),
+            proxy: self.peer.proxy(),
             route: self.snapshot.routes.name(record.route),
             cache: record.cache.as_str(),
             degraded: record.degraded,
             blame: record.blame.map(Blame::as_str).unwrap_or_default(),
+            failure: record.failure.map(ErrorKind::as_str).unwrap_or_default(),
+            aborted: record.aborted,
             limit: match &record.verdict {
                 Verdict::Allowed(_) => "",
                 Verdict::Denied(denial) => self.snapshot.limits.name(denial.limit_status.rule),
             },
+            shadow_limit: &shadow_limit,
             refused: record.refusal.map(RequestRefusal::reason).unwrap_or_default(),
             upstream: record.upstream.as_deref().unwrap_or_default(),
+            ja4: fingerprint.map(|fingerprint| fingerprint.ja4.as_str()).unwrap_or_default(),
+            fingerprint: fingerprint.map(|fingerprint| fingerprint.stable.as_str()).unwrap_or_default(),
             trace_id: &trace,
         });
     }
@@ -186,13 +200,16 @@ pub(super) fn refused(refusal: RequestRefusal, request: &mut Request) -> Request
 pub(super) fn report_client_closed(
     context: &WorkerContext,
     snapshot: &Snapshot,
-    (peer, buffers): (IpAddr, &mut ExchangeBuffers),
+    (peer, buffers): (&Peer, &mut ExchangeBuffers),
     duration: Duration,
 ) {
     ABORTS.inc(AbortReason::ClientClosed);
     // nginx's status for this case, 499, has no registered name.
     buffers.response = Response::new(StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST));
-    buffers.record =
-        RequestRecord { blame: Some(Blame::Client), ..pipeline::client_closed(snapshot, &buffers.request) };
+    buffers.record = RequestRecord {
+        blame: Some(Blame::Client),
+        aborted: AbortReason::ClientClosed.as_str(),
+        ..pipeline::client_closed(snapshot, &buffers.request)
+    };
     CompletedExchange { snapshot, peer, buffers, bytes: 0, duration }.report(context);
 }

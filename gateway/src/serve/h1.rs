@@ -1,7 +1,6 @@
 //! One HTTP/1.1 connection, from its first request to its last response.
 
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,7 +23,9 @@ use crate::http::h1::{
 use crate::http::message::{Response, Scheme, StatusCode};
 use crate::http::request_body::RequestBody;
 use crate::http::transport::TransportStream;
+use crate::metrics::Label as _;
 use crate::panics::{catch, poll_catch};
+use crate::peer::Peer;
 use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
 use crate::tasks::{self, TaskWait};
 use crate::{degrade, hop};
@@ -49,12 +50,12 @@ enum RequestSeriesEnd {
     Abort,
 }
 
-/// Serves a connection until it ends. `peer` is the client's canonical address.
+/// Serves a connection until it ends.
 // Not an async fn: its future would hold the arguments beside the connection that they become.
 pub(crate) fn serve(
     context: Rc<WorkerContext>,
     io: TransportStream,
-    peer: IpAddr,
+    peer: Peer,
     scheme: Scheme,
 ) -> impl Future<Output = ()> {
     // A reload changes limits for new connections.
@@ -70,7 +71,7 @@ struct Connection {
     stream: DownstreamConnection,
     drain: DrainGuard,
     limits: Rc<HttpLimits>,
-    peer: IpAddr,
+    peer: Peer,
     scheme: Scheme,
 }
 
@@ -159,18 +160,20 @@ impl Connection {
         let page = degrade::write_refusal(refusal.status(), refusal.reason(), &mut buffers.response);
         let (_, mut writer) = self.stream.exchange();
         writer.close_connection_after();
-        if writer.send(&buffers.response, &mut ResponseBody::Bytes(page)).await.is_err() {
-            count_abort(AbortReason::WriteFailed);
+        let sent = writer.send(&buffers.response, &mut ResponseBody::Bytes(page)).await;
+        if let Some(reason) = abort_reason(Some(sent)) {
+            count_abort(reason);
         }
         let (snapshot, bytes) = (&self.context.snapshot.load(), writer.body_sent());
-        CompletedExchange { snapshot, peer: self.peer, buffers, bytes, duration: Duration::ZERO }.report(&self.context);
+        CompletedExchange { snapshot, peer: &self.peer, buffers, bytes, duration: Duration::ZERO }
+            .report(&self.context);
     }
 
     /// Handles one request and writes its response.
     async fn exchange(&mut self, snapshot: &Arc<Snapshot>, buffers: &mut ExchangeBuffers) -> AfterExchange {
         let Connection { context, stream, peer, .. } = self;
-        let (context, peer) = (&**context, *peer);
-        let arrival = Arrival { peer, at: Instant::now() };
+        let (context, peer) = (&**context, &*peer);
+        let arrival = Arrival { peer: peer.clone(), at: Instant::now() };
         let in_flight = InFlightRequest::begin(arrival.at);
         let (mut incoming, mut writer) = stream.exchange();
         let has_body = !incoming.is_complete();
@@ -249,9 +252,11 @@ impl Connection {
         if let Some(blame) = blame(sent.as_ref()) {
             buffers.record.blame = Some(blame);
         }
+        let aborted = abort_reason(sent);
+        buffers.record.aborted = aborted.map_or("", AbortReason::as_str);
         let duration = in_flight.end();
         CompletedExchange { snapshot, peer, buffers, bytes: writer.body_sent(), duration }.report(context);
-        match abort_reason(sent) {
+        match aborted {
             None if buffers.record.must_close => AfterExchange::Close,
             None => AfterExchange::Continue(arrival.at + duration),
             Some(reason) => {
@@ -262,12 +267,19 @@ impl Connection {
     }
 }
 
-/// Why a response was not sent to its end, if it was not.
+/// Why a response was not sent to its end, if it was not. Counts the clock that ended it.
 fn abort_reason(sent: Option<Result<(), SendError>>) -> Option<AbortReason> {
     match sent {
         Some(Ok(())) => None,
         None => Some(AbortReason::ClientClosed),
-        Some(Err(SendError::Peer(_))) => Some(AbortReason::WriteFailed),
+        Some(Err(SendError::Peer(error))) => {
+            tracing::debug!(%error, "writing to a client failed");
+            Some(AbortReason::WriteFailed)
+        }
+        Some(Err(SendError::Timeout(timeout))) => {
+            pipeline::count_timeout(timeout);
+            Some(AbortReason::ClientTimeout)
+        }
         Some(Err(SendError::Source(error))) => {
             tracing::debug!(%error, "response body failed");
             Some(AbortReason::of(&error))
@@ -279,7 +291,7 @@ fn abort_reason(sent: Option<Result<(), SendError>>) -> Option<AbortReason> {
 fn blame(sent: Option<&Result<(), SendError>>) -> Option<Blame> {
     match sent {
         Some(Ok(())) => None,
-        None | Some(Err(SendError::Peer(_))) => Some(Blame::Client),
+        None | Some(Err(SendError::Peer(_) | SendError::Timeout(_))) => Some(Blame::Client),
         Some(Err(SendError::Source(error))) => Some(error.blame()),
     }
 }
@@ -308,7 +320,7 @@ async fn send(
 mod tests {
     use super::*;
 
-    fn size_of_future<F: Future>(_: fn(Rc<WorkerContext>, TransportStream, IpAddr, Scheme) -> F) -> usize {
+    fn size_of_future<F: Future>(_: fn(Rc<WorkerContext>, TransportStream, Peer, Scheme) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -4,7 +4,6 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,7 +25,9 @@ use crate::http::exchange_clock::Blame;
 use crate::http::h2::{self, Http2ResponseBody};
 use crate::http::message::{BodyLength, Scheme, StatusCode};
 use crate::http::request_body::RequestBody;
+use crate::metrics::Label as _;
 use crate::panics::poll_catch;
+use crate::peer::Peer;
 use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
 use crate::tasks::{self, TaskKind};
 
@@ -75,8 +76,8 @@ impl Drop for StreamGuard {
     }
 }
 
-/// Serves a connection until it ends. `peer` is the client's canonical address.
-pub(crate) async fn serve<T>(context: Rc<WorkerContext>, io: T, peer: IpAddr, scheme: Scheme)
+/// Serves a connection until it ends.
+pub(crate) async fn serve<T>(context: Rc<WorkerContext>, io: T, peer: Peer, scheme: Scheme)
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -85,7 +86,7 @@ where
     let (service_context, service_activity) = (Rc::clone(&context), Rc::clone(&activity));
     let service = service_fn(move |incoming| {
         let stream = StreamGuard::new(&service_activity);
-        let context = Rc::clone(&service_context);
+        let (context, peer) = (Rc::clone(&service_context), peer.clone());
         async move {
             let exchange = StreamExchange::begin(context, peer, stream);
             Ok::<_, Infallible>(respond(exchange, scheme, incoming).await)
@@ -190,7 +191,7 @@ struct StreamExchange {
 }
 
 impl StreamExchange {
-    fn begin(context: Rc<WorkerContext>, peer: IpAddr, stream: StreamGuard) -> Self {
+    fn begin(context: Rc<WorkerContext>, peer: Peer, stream: StreamGuard) -> Self {
         let snapshot = context.snapshot.load_full();
         let arrival = Arrival { peer, at: Instant::now().into_std() };
         let in_flight = Some(InFlightRequest::begin(arrival.at));
@@ -221,7 +222,7 @@ impl StreamExchange {
 impl Drop for StreamExchange {
     fn drop(&mut self) {
         if let Some(in_flight) = self.in_flight.take() {
-            let exchange = (self.arrival.peer, &mut self.buffers);
+            let exchange = (&self.arrival.peer, &mut self.buffers);
             report_client_closed(&self.context, &self.snapshot, exchange, in_flight.end());
         }
     }
@@ -272,15 +273,19 @@ impl Drop for ReportingBody {
     fn drop(&mut self) {
         let Some(in_flight) = self.exchange.in_flight.take() else { return };
         match self.state {
-            BodyState::Failed(reason) => count_abort(reason),
+            BodyState::Failed(reason) => {
+                count_abort(reason);
+                self.exchange.buffers.record.aborted = reason.as_str();
+            }
             BodyState::Open if self.expected != Some(self.bytes) => {
                 count_abort(AbortReason::ClientClosed);
                 self.exchange.buffers.record.blame = Some(Blame::Client);
+                self.exchange.buffers.record.aborted = AbortReason::ClientClosed.as_str();
             }
             BodyState::Open | BodyState::Complete => {}
         }
         let StreamExchange { context, snapshot, arrival, buffers, .. } = &self.exchange;
         let duration = in_flight.end();
-        CompletedExchange { snapshot, peer: arrival.peer, buffers, bytes: self.bytes, duration }.report(context);
+        CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes: self.bytes, duration }.report(context);
     }
 }

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,9 +13,7 @@ use std::{io, net};
 use arc_swap::ArcSwap;
 use limiter::Lease;
 use serde_json::json;
-use shard::{
-    BusLoop, RedisLeaseBackend, ShardBreakerState, ShardFault, ShardFaultCounts, ShardReport, ShardTaskPanics,
-};
+use shard::{BusLoop, RedisLeaseBackend, ShardBreakerState, ShardFault, ShardFaultCounts, ShardReport, ShardTaskKind};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -25,12 +24,13 @@ use super::config_watcher::ConfigWatcher;
 use super::override_publisher::OverridePublisher;
 use super::state::{
     ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, DRAIN_POLL_INTERVAL, LifecycleStage, SharedAdminConfig, SharedState,
+    check_node,
 };
 use crate::admin::{self, AdminViews, ReadinessReport};
 use crate::breaker::BreakerState;
 use crate::cache::key;
 use crate::cache::stored::CacheMeta;
-use crate::config::{Config, FaultSeverity};
+use crate::config::{Config, ConfigReport, FaultSeverity};
 use crate::event::{self, Event};
 use crate::limit;
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
@@ -134,6 +134,8 @@ fn follow_bus(shared: &SharedState) -> Vec<ServiceTask> {
 struct Reloader {
     source: ConfigSource,
     shared: Arc<SharedState>,
+    /// The configuration of the start: some of its settings stay until a restart.
+    started_with: Arc<Config>,
     admin_config: SharedAdminConfig,
     hangup: Signal,
     watcher: ConfigWatcher,
@@ -145,7 +147,8 @@ impl Reloader {
         if let ConfigSource::File(file) = &source {
             watcher.watch_files(watched_files(file, &shared.config.load()));
         }
-        Ok(Reloader { source, shared: Arc::clone(shared), admin_config, hangup, watcher })
+        let started_with = shared.config.load_full();
+        Ok(Reloader { source, shared: Arc::clone(shared), started_with, admin_config, hangup, watcher })
     }
 
     /// Starts the service. A reload applies the overrides and the leases to the new limits.
@@ -155,12 +158,45 @@ impl Reloader {
             loop {
                 let trigger = self.triggered().await;
                 let ConfigSource::File(file) = &self.source else { continue };
-                reload(&self.shared, file, trigger, &self.admin_config);
+                self.reload(file, trigger);
                 self.watcher.watch_files(watched_files(file, &self.shared.config.load()));
                 overrides.apply_overrides();
                 leases.refresh_leases_of(&self.shared);
             }
         })
+    }
+
+    /// Reads the file again and swaps the snapshot. If the file has faults, reports them and keeps
+    /// the old snapshot.
+    fn reload(&self, file: &Path, trigger: &str) {
+        let shared = &self.shared;
+        let (config, warnings) = match Config::load(file) {
+            Ok(loaded) => loaded,
+            Err(report) => {
+                let (errors, warnings) = (report.count(FaultSeverity::Error), report.count(FaultSeverity::Warning));
+                Event::ReloadRefused { errors, warnings }.emit();
+                return print_report(&report);
+            }
+        };
+        if !warnings.is_empty() {
+            print_report(&warnings);
+        }
+        let snapshot =
+            match assemble::snapshot(&config, &shared.store, shared.lease_node, Some(&shared.snapshot.load())) {
+                Ok(snapshot) => snapshot,
+                Err(error) => {
+                    tracing::error!(%error, "the limits of the new configuration cannot be used");
+                    return Event::ReloadRefused { errors: 1, warnings: warnings.count(FaultSeverity::Warning) }.emit();
+                }
+            };
+        report_restart_settings(&self.started_with, &config);
+        shared.connections.set_limits(config.accept.clone());
+        shared.tls_terminators.iter().flatten().for_each(|terminator| terminator.reload());
+        self.admin_config.store(Arc::new(config.admin.clone()));
+        event::set_level(config.log.level);
+        shared.snapshot.store(Arc::new(snapshot));
+        shared.config.store(Arc::new(config));
+        Event::Reloaded { source: trigger }.emit();
     }
 
     /// Waits for a signal or a changed file. A signal also reopens the access log. Cancel safe.
@@ -221,40 +257,13 @@ async fn drain(shared: &SharedState, stage: &watch::Sender<LifecycleStage>, shut
     stage.send_replace(LifecycleStage::Terminating);
 }
 
-/// Reads the file again and swaps the snapshot. If the file has faults, reports them and keeps the
-/// old snapshot.
-fn reload(shared: &Arc<SharedState>, file: &Path, trigger: &str, admin: &SharedAdminConfig) {
-    let (config, warnings) = match Config::load(file) {
-        Ok(loaded) => loaded,
-        Err(report) => {
-            let (errors, warnings) = (report.count(FaultSeverity::Error), report.count(FaultSeverity::Warning));
-            Event::ReloadRefused { errors, warnings }.emit();
-            eprintln!("{report}");
-            return;
-        }
-    };
-    if !warnings.is_empty() {
-        eprintln!("{warnings}");
-    }
-    let old = shared.config.load_full();
-    let snapshot = match assemble::snapshot(&config, &shared.store, shared.lease_node, Some(&shared.snapshot.load())) {
-        Ok(snapshot) => snapshot,
-        Err(error) => {
-            tracing::error!(%error, "the limits of the new configuration cannot be used");
-            return Event::ReloadRefused { errors: 1, warnings: warnings.count(FaultSeverity::Warning) }.emit();
-        }
-    };
-    report_restart_settings(&old, &config);
-    shared.connections.set_limits(config.accept.clone());
-    shared.tls_terminators.iter().flatten().for_each(|terminator| terminator.reload());
-    admin.store(Arc::new(config.admin.clone()));
-    event::set_level(config.log.level);
-    shared.snapshot.store(Arc::new(snapshot));
-    shared.config.store(Arc::new(config));
-    Event::Reloaded { source: trigger }.emit();
+/// Writes the faults of a file to standard error, which may be closed or full.
+fn print_report(report: &ConfigReport) {
+    let _cannot_be_reported = writeln!(io::stderr(), "{report}");
 }
 
-/// Reports the changed settings that take effect only after a restart.
+/// Reports the settings that differ from those of the running process and take effect only after a
+/// restart. At every reload, until they are in effect or changed back.
 fn report_restart_settings(old: &Config, new: &Config) {
     let remote = |config: &Config| {
         config.remote.as_ref().map(|remote| {
@@ -351,7 +360,7 @@ async fn report_state_changes(shared: &SharedState) -> ServiceEnd {
     let mut states: HashMap<(String, String, &str), OperationState> = HashMap::new();
     let mut local_fallback = HashSet::new();
     let mut is_clock_skewed = false;
-    let mut panics = ShardTaskPanics::read();
+    let mut panics = ShardTaskKind::ALL.map(ShardTaskKind::panics);
     loop {
         panics = report_shard_panics(panics);
         for shard in shared.store.shard_reports() {
@@ -388,14 +397,12 @@ async fn report_state_changes(shared: &SharedState) -> ServiceEnd {
 }
 
 /// Emits an event if tasks of shards have panicked since `before`. Returns the current counts.
-fn report_shard_panics(before: ShardTaskPanics) -> ShardTaskPanics {
-    let now = ShardTaskPanics::read();
-    let message = "the panic itself is on standard error";
-    if now.connections > before.connections {
-        Event::TaskPanicked { kind: "shard_connection", message }.emit();
-    }
-    if now.writers > before.writers {
-        Event::TaskPanicked { kind: "shard_writer", message }.emit();
+fn report_shard_panics(before: [u64; ShardTaskKind::ALL.len()]) -> [u64; ShardTaskKind::ALL.len()] {
+    let now = ShardTaskKind::ALL.map(ShardTaskKind::panics);
+    for (kind, (now, before)) in ShardTaskKind::ALL.into_iter().zip(now.into_iter().zip(before)) {
+        if now > before {
+            Event::TaskPanicked { kind: kind.name(), panic: "the panic itself is on standard error" }.emit();
+        }
     }
     now
 }
@@ -454,6 +461,11 @@ fn admin_views(
 /// Purges here and on the other nodes of the fleet.
 async fn purge(shared: Arc<SharedState>, order: PurgeOrder) -> Result<PurgeOutcome, PurgeOrderError> {
     let purges = order.purges(&shared.snapshot.load().cache)?;
+    if let Some(node) = &order.node
+        && let Err(nodes) = check_node(&shared, node).await
+    {
+        return Err(PurgeOrderError::UnknownNode { node: node.clone(), nodes });
+    }
     let report = shared.bus.purge(&purges, order.node.as_deref(), ACKNOWLEDGEMENT_TIMEOUT).await?;
     let list = |names: BTreeSet<String>| names.into_iter().collect();
     let outcome = PurgeOutcome {

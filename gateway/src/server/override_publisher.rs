@@ -12,7 +12,7 @@ use std::time::Instant;
 use shard::OverrideRequest;
 use tokio::time::sleep_until;
 
-use super::state::{ACKNOWLEDGEMENT_TIMEOUT, SharedState};
+use super::state::{ACKNOWLEDGEMENT_TIMEOUT, SharedState, check_node};
 use crate::event::Event;
 use crate::limit::{AdminQuery, AdminQueryError, AdminReply, OverrideCommand};
 
@@ -102,6 +102,11 @@ impl OverridePublisher {
         let AdminQuery::Override { rule, command, node } = &query else {
             return Ok(AdminReply { value, is_complete: true });
         };
+        if let Some(node) = node
+            && let Err(nodes) = check_node(&self.shared, node).await
+        {
+            return Err(AdminQueryError::UnknownNode { node: node.clone(), nodes });
+        }
         let (name, text) = (format!("{NAME_PREFIX}{rule}"), command.to_text());
         let (duration, node) = (command.duration(), node.as_deref());
         let request = OverrideRequest { name: &name, text: &text, duration, node };

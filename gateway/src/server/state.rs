@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use shard::{Bus, Store};
+use tokio::time::timeout;
 
 use crate::accept::ConnectionTable;
 use crate::admin::AdminConfig;
@@ -14,6 +15,7 @@ use crate::cache::stored::CacheMeta;
 use crate::config::Config;
 use crate::log::AccessLog;
 use crate::pipeline::Snapshot;
+use crate::proxy_protocol::ProxyProtocolMode;
 use crate::tls::TlsTerminator;
 
 /// Timeout for the acknowledgements of the other nodes of a fleet.
@@ -40,11 +42,28 @@ pub(super) struct SharedState {
     pub(super) fills: Arc<FillTable>,
     pub(super) connections: Arc<ConnectionTable>,
     pub(super) log: Arc<AccessLog>,
+    /// By listener.
+    pub(super) proxy_protocol: Vec<ProxyProtocolMode>,
     /// By listener; `None` without TLS.
     pub(super) tls_terminators: Vec<Option<Arc<TlsTerminator>>>,
     pub(super) started_at: Instant,
     /// Identifies this process among the gateways of a fleet, for the shares of cluster limits.
     pub(super) lease_node: u64,
+}
+
+/// Checks that a node belongs to the fleet, as far as its servers respond.
+///
+/// # Errors
+/// No node of that name; returns the names of the nodes that exist.
+pub(super) async fn check_node(shared: &SharedState, node: &str) -> Result<(), String> {
+    if node == shared.config.load().server.node {
+        return Ok(());
+    }
+    let Ok(nodes) = timeout(ACKNOWLEDGEMENT_TIMEOUT, shared.bus.nodes()).await else { return Ok(()) };
+    if nodes.is_complete && !nodes.names.contains(node) {
+        return Err(nodes.names.into_iter().collect::<Vec<_>>().join(", "));
+    }
+    Ok(())
 }
 
 /// The admin configuration, which a reload may change.

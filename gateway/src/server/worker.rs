@@ -9,14 +9,12 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::connection::spawn_connection;
 use super::state::{DRAIN_POLL_INTERVAL, LifecycleStage, SharedState};
-use crate::accept::{AcceptedConnection, ListenerTask};
-use crate::http::message::Scheme;
-use crate::http::transport::TransportStream;
+use crate::accept::ListenerTask;
 use crate::pipeline::{Prebuilt429Cache, WorkerResources};
-use crate::serve::{self, WorkerContext};
+use crate::serve::WorkerContext;
 use crate::tasks::{self, ServiceEnd, TaskKind, TaskWait};
-use crate::tls::Alpn;
 use crate::{degrade, metrics, upstream};
 
 /// Interval at which a worker continues maintenance that was too much for one run.
@@ -60,7 +58,13 @@ async fn serve_connections(
     let context = WorkerContext::new(worker, Arc::clone(&shared.snapshot));
     let mut services = Vec::new();
     for (listener, socket) in sockets.into_iter().enumerate() {
-        let listener_task = ListenerTask { socket, listener, worker: index, table: Arc::clone(&shared.connections) };
+        let listener_task = ListenerTask {
+            socket,
+            listener,
+            proxy_protocol: shared.proxy_protocol[listener],
+            worker: index,
+            table: Arc::clone(&shared.connections),
+        };
         let (context, shared, mut stage) = (Rc::clone(&context), Arc::clone(&shared), stage.clone());
         services.push(tasks::supervise(TaskKind::Listener, async move || {
             tasks::set_waiting_for(TaskWait::NewConnection);
@@ -129,32 +133,4 @@ async fn run_maintenance(context: &WorkerContext) -> ServiceEnd {
 /// the last stage. Cancel safe.
 async fn wait_for_stage(stage: &mut watch::Receiver<LifecycleStage>, awaited: LifecycleStage) {
     let _reached_or_sender_dropped = stage.wait_for(|stage| *stage >= awaited).await;
-}
-
-/// Spawns the task of a connection. The task owns the permit and drops it when the connection ends.
-fn spawn_connection(context: &Rc<WorkerContext>, shared: &Arc<SharedState>, accepted: AcceptedConnection) {
-    let AcceptedConnection { stream, listener, peer, permit, .. } = accepted;
-    let ip = peer.ip().to_canonical();
-    let context = Rc::clone(context);
-    let Some(terminator) = shared.tls_terminators.get(listener).cloned().flatten() else {
-        tasks::spawn(TaskKind::Connection, async move {
-            tasks::set_waiting_for(TaskWait::ClientHead);
-            serve::serve_h1(context, TransportStream::plain(stream), ip, Scheme::Http).await;
-            drop(permit);
-        });
-        return;
-    };
-    tasks::spawn(TaskKind::Connection, async move {
-        tasks::set_waiting_for(TaskWait::TlsHandshake);
-        let handshake_timeout = context.snapshot.load().http.header_timeout;
-        let accepted = terminator.accept(stream, handshake_timeout).await;
-        tasks::set_waiting_for(TaskWait::ClientHead);
-        match accepted {
-            Ok((stream, Alpn::H2)) => serve::serve_h2(context, stream, ip, Scheme::Https).await,
-            Ok((stream, Alpn::H1)) => serve::serve_h1(context, TransportStream::tls(stream), ip, Scheme::Https).await,
-            // Counted and logged by the terminator.
-            Err(_failed_handshake) => {}
-        }
-        drop(permit);
-    });
 }

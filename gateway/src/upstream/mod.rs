@@ -73,14 +73,18 @@ pub(crate) struct UpstreamFailure {
     /// The endpoint that was tried last.
     pub(crate) endpoint: Option<Arc<str>>,
     pub(crate) error: UpstreamConnectionError,
-    /// The side that is responsible. An upstream that fails before the client has delivered
-    /// its whole request is not: it may have waited for the client for as long as it does.
-    pub(crate) blame: Blame,
+    /// Whether the failure is proof of a fault of the upstream. One that fails before the client
+    /// has delivered its whole request may have waited for the client.
+    pub(crate) is_verdict: bool,
 }
 
 impl UpstreamFailure {
     fn new(endpoint: &Endpoint, error: UpstreamConnectionError) -> Self {
-        UpstreamFailure { endpoint: Some(Arc::clone(&endpoint.name)), blame: error.blame(), error }
+        UpstreamFailure {
+            endpoint: Some(Arc::clone(&endpoint.name)),
+            is_verdict: error.blame() == Blame::Upstream,
+            error,
+        }
     }
 }
 
@@ -92,6 +96,8 @@ pub(crate) struct OutgoingRequest<'r> {
     pub(crate) timeouts: ExchangeTimeouts,
     /// The current time.
     pub(crate) now: Instant,
+    /// The end of the whole exchange; `None` without a limit.
+    pub(crate) total_at: Option<Instant>,
     /// Called when the upstream has the whole request; again if the request is sent again.
     pub(crate) on_sent: &'r mut dyn FnMut(),
 }
@@ -123,9 +129,8 @@ impl Upstream {
         outgoing: OutgoingRequest<'_>,
         mut body: RequestBody<'a>,
     ) -> Result<UpstreamExchange<'a>, UpstreamFailure> {
-        let OutgoingRequest { request, response, timeouts, now, on_sent } = outgoing;
+        let OutgoingRequest { request, response, timeouts, now, total_at, on_sent } = outgoing;
         let is_repeatable = request.method.is_idempotent() && body.is_replayable();
-        let total_at = timeouts.total.map(|total| now + total);
         let mut attempt = UpstreamAttempt {
             request,
             body: &mut body,
@@ -181,10 +186,8 @@ impl Upstream {
         result.map_err(|error| {
             let failure = UpstreamFailure::new(self.endpoints.get(index), error);
             let is_timeout = matches!(failure.error, UpstreamConnectionError::Timeout(_));
-            if failure.blame == Blame::Upstream && !is_timeout && connection.is_request_incomplete() {
-                return UpstreamFailure { blame: Blame::Client, ..failure };
-            }
-            failure
+            let is_verdict = failure.is_verdict && (is_timeout || !connection.is_request_incomplete());
+            UpstreamFailure { is_verdict, ..failure }
         })?;
         Ok(connection)
     }
@@ -198,6 +201,7 @@ impl Upstream {
         let endpoint = self.endpoints.get(index);
         let connect_timeout = self.config.connect_timeout;
         let (time_left, timed_out) = match total_at.map(|at| at.saturating_duration_since(Instant::now())) {
+            Some(left) if left.is_zero() => return Err(UpstreamConnectionError::Timeout(ExchangeTimeout::Total)),
             Some(left) if left < connect_timeout => (left, ExchangeTimeout::Total),
             _ => (connect_timeout, ExchangeTimeout::UpstreamConnect),
         };

@@ -25,6 +25,11 @@ pub fn connect(
     address: SocketAddr,
     trusted: &CertificateDer<'static>,
 ) -> Client<StreamOwned<ClientConnection, TcpStream>> {
+    Client::from_stream(over(TcpStream::connect_timeout(&address, STEP_TIMEOUT).expect("a connection"), trusted))
+}
+
+/// As `connect`, over a connected socket.
+pub fn over(socket: TcpStream, trusted: &CertificateDer<'static>) -> StreamOwned<ClientConnection, TcpStream> {
     let mut roots = RootCertStore::empty();
     roots.add(trusted.clone()).expect("a usable certificate");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -33,8 +38,7 @@ pub fn connect(
     let config = builder.with_root_certificates(roots).with_no_client_auth();
     let name = ServerName::try_from("gate.test").expect("a name");
     let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
-    let socket = TcpStream::connect_timeout(&address, STEP_TIMEOUT).expect("a connection");
     socket.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
     socket.set_write_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
-    Client::from_stream(StreamOwned::new(connection, socket))
+    StreamOwned::new(connection, socket)
 }

@@ -59,7 +59,12 @@ fn cost(tokens: u32) -> Cost {
 }
 
 fn subject(device: u64, user: Option<u64>) -> Subject<'static> {
-    Subject { device: KeyHash(device.into()), user: user.map(|user| KeyHash(user.into())), class: UserClass(0), keys: &[] }
+    Subject {
+        device: KeyHash(device.into()),
+        user: user.map(|user| KeyHash(user.into())),
+        class: UserClass(0),
+        keys: &[],
+    }
 }
 
 /// Whole tokens left in one rule.

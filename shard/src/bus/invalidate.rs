@@ -5,7 +5,10 @@
 //! is removed unless its fill began after the removal. Fills in flight cannot be compared yet, so
 //! none that began before the report is stored, except after changes by this process alone.
 //!
-//! Refuses nothing: a report that cannot be checked ends the subscription.
+//! An entry that cannot be compared, because the server does not answer, is removed. So is one whose
+//! tombstone is gone when it is read: it has expired, or was evicted as soon as it was set.
+//!
+//! Refuses nothing.
 //! Invariant: after a batch of invalidations, neither a cached entry nor a fill in flight is older
 //! than a removal in the batch.
 
@@ -70,8 +73,15 @@ impl<M: EntryMeta> Bus<M> {
                 }
             }
         }
-        self.compare_revisions(commands, &reads).await?;
-        self.compare_tombstones(commands, &reads).await?;
+        let compared = async {
+            self.compare_revisions(commands, &reads).await?;
+            self.compare_tombstones((subscription, commands), &reads).await
+        };
+        if let Err(fault) = compared.await {
+            // A single unanswered command does not end the subscription, and no report is repeated.
+            self.remove_uncompared(&reads);
+            return Err(fault);
+        }
         if has_bus_events && subscription.carries_bus() {
             self.read_events(subscription, commands, false).await?;
             self.positions_changed.notify_waiters();
@@ -101,35 +111,57 @@ impl<M: EntryMeta> Bus<M> {
         Ok(())
     }
 
-    async fn compare_tombstones(&self, commands: &CommandHandle, reads: &PendingReads) -> Result<(), ShardFault> {
+    async fn compare_tombstones(
+        &self,
+        (subscription, commands): (&Subscription, &CommandHandle),
+        reads: &PendingReads,
+    ) -> Result<(), ShardFault> {
         if reads.tombstone_keys.is_empty() {
             return Ok(());
         }
         let values = commands.read_heads(&reads.tombstone_keys, TOMBSTONE_BYTES_MAX).await?;
         for (&(digest_prefix, is_own), value) in reads.tombstones.iter().zip(values) {
             match &value {
-                // It has expired, which the server reports as well.
-                Value::BulkString(value) if value.is_empty() => {}
-                Value::BulkString(value) => self.apply_tombstone(digest_prefix, is_own, Tombstone::parse(value)),
+                Value::BulkString(value) => {
+                    self.apply_tombstone(subscription, (digest_prefix, is_own), Tombstone::parse(value));
+                }
                 _ => return Err(ShardFault::Protocol),
             }
         }
         Ok(())
     }
 
-    /// Removes the cached entry if it is older than the removal. `None`: a later release set the
-    /// tombstone in another format, so any entry may be older.
-    fn apply_tombstone(&self, digest_prefix: u64, is_own: bool, tombstone: Option<Tombstone>) {
+    fn remove_uncompared(&self, reads: &PendingReads) {
+        reads.cached.iter().for_each(|(key, _)| _ = self.store.local().remove(&key.as_key()));
+        for &(digest_prefix, is_own) in &reads.tombstones {
+            if is_own {
+                self.store.epochs().record_change(digest_prefix);
+            }
+            if let Some((cache_key, _)) = self.store.local().find_by_digest_prefix(digest_prefix) {
+                self.store.local().remove(&cache_key.as_key());
+            }
+        }
+    }
+
+    /// Removes the cached entry if it is older than the removal. `None`: the tombstone is gone, or
+    /// a later release set it in another format, so any entry may be older.
+    fn apply_tombstone(
+        &self,
+        subscription: &Subscription,
+        (digest_prefix, is_own): (u64, bool),
+        tombstone: Option<Tombstone>,
+    ) {
         let epochs = self.store.epochs();
         if is_own && tombstone.is_none_or(|tombstone| tombstone.reports_other_process(epochs.process())) {
             epochs.record_change(digest_prefix);
         }
         let Some((cache_key, entry)) = self.store.local().find_by_digest_prefix(digest_prefix) else { return };
-        let is_newer =
-            tombstone.zip(entry.fill_epoch().zip(entry.location())).is_none_or(|(tombstone, (began, at))| {
-                let clock = self.store.remote_shards()[at.shard].clock();
-                tombstone.is_newer_than(FillBeginning::new(epochs, began, clock))
-            });
+        // The clock of the server that dated the removal. The entry may come from another one, if
+        // the slot has moved since.
+        let clock = subscription.shards.first().map(|&shard| self.store.remote_shards()[shard].clock());
+        let is_newer = tombstone.zip(entry.fill_epoch()).zip(clock).is_none_or(|((tombstone, began), clock)| {
+            tombstone.is_newer_than(FillBeginning::new(epochs, began, clock))
+        });
         if is_newer {
             self.store.local().remove(&cache_key.as_key());
         }

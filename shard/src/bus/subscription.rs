@@ -3,7 +3,7 @@
 //!
 //! A subscription comes up in this order: it enables client tracking, reads the events that it
 //! missed, publishes what the server missed, marks the cached entries of the server as stale
-//! (subscription gap) if it was connected before, and only then permits reads of its shards.
+//! (subscription gap), and only then permits reads of its shards.
 //!
 //! Refuses to stay up when invalidations may have been lost: a full queue ends the subscription.
 //! Invariant: while a subscription is up, a change on its server reaches this process within
@@ -17,14 +17,15 @@ use super::script::{
 };
 use crate::entry::Purge;
 use crate::placement::{ENTRY_KEY_PREFIX, digest_prefix, is_tombstone_key};
-use crate::remote::{RedisCluster, ResolvedServer, ServerAddress, ShardFault};
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Pipeline, PushInfo, PushKind, Value, from_redis_value_ref};
+use crate::remote::{
+    ConnectionOptions, RedisCluster, RedisConnection, ReplyLimits, ResolvedServer, ServerAddress, ShardFault,
+};
+use redis::{Pipeline, PushInfo, PushKind, Value, from_redis_value_ref};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex as AsyncMutex, mpsc};
 use tokio::time::timeout;
 
 /// Interval of heartbeats, which also detect a lost push message.
@@ -38,6 +39,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Queued invalidations: more than a server sends in a second.
 const INVALIDATION_QUEUE_MAX: usize = 65_536;
+
+/// Longer keys are not Tidegate's: a region has at most 32 bytes.
+const KEY_BYTES_MAX: usize = 192;
+
+/// Of all replies to one pipeline. The longest are the stored overrides and `READ_BATCH` stream
+/// events, 3 MiB with 512 bytes for each name and text.
+const REPLIES_BYTES_MAX: usize = 8 << 20;
+
+/// The server reports all keys that it changes within one round of its event loop in one message,
+/// and `INVALIDATION_QUEUE_MAX` of them fill the queue.
+const LIMITS: ReplyLimits =
+    ReplyLimits { reply_bytes: REPLIES_BYTES_MAX, push_bytes: INVALIDATION_QUEUE_MAX * 256, is_metered: true };
 
 /// Stream events, or tags, read per command.
 const READ_BATCH: usize = 1_000;
@@ -69,9 +82,10 @@ pub(super) struct TrackedConnection {
     pub(super) carries_bus: bool,
 }
 
-/// Executes commands on a connection; clones share it.
+/// Executes commands on a connection; clones share it and take turns, so that the replies to each
+/// are limited.
 #[derive(Clone)]
-pub(super) struct CommandHandle(MultiplexedConnection);
+pub(super) struct CommandHandle(Arc<AsyncMutex<RedisConnection>>);
 
 /// A server's reply to a purge.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,14 +201,12 @@ impl Subscription {
             });
             queued
         };
-        let config =
-            AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None).set_push_sender(push);
-        let attempt = server.resp3_client.get_multiplexed_async_connection_with_config(&config);
-        let connection = match timeout(CONNECT_TIMEOUT, attempt).await {
-            Ok(connected) => connected.map_err(|error| ShardFault::from_connect_error(&error))?,
+        let options = ConnectionOptions::new(format!("{} bus", self.label()).into(), LIMITS).with_push(push);
+        let connection = match timeout(CONNECT_TIMEOUT, RedisConnection::open(server, options)).await {
+            Ok(connected) => connected?,
             Err(_) => return Err(ShardFault::Timeout),
         };
-        let commands = CommandHandle(connection);
+        let commands = CommandHandle(Arc::new(AsyncMutex::new(connection)));
         let mut track = Pipeline::with_capacity(1);
         track.cmd("CLIENT").arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(ENTRY_KEY_PREFIX);
         commands.execute(&track).await?;
@@ -307,12 +319,8 @@ pub(super) enum FleetUpdate {
 impl CommandHandle {
     /// Executes a pipeline; an error among its replies is a fault.
     pub(super) async fn execute(&self, commands: &Pipeline) -> Result<Vec<Value>, ShardFault> {
-        let mut connection = self.0.clone();
-        let exchange = connection.send_packed_commands(commands, 0, commands.len());
-        let replies = match timeout(COMMAND_TIMEOUT, exchange).await {
-            Ok(replies) => replies.map_err(|error| ShardFault::from_error(&error))?,
-            Err(_) => return Err(ShardFault::Timeout),
-        };
+        let exchange = async { self.0.lock().await.send_metered(commands, REPLIES_BYTES_MAX).await };
+        let replies = timeout(COMMAND_TIMEOUT, exchange).await.unwrap_or(Err(ShardFault::Timeout))?;
         match replies.iter().find_map(ShardFault::from_reply) {
             Some(fault) => Err(fault),
             None => Ok(replies),
@@ -511,6 +519,9 @@ fn parse_invalidated_key(key: Value) -> Option<Invalidation> {
     let Value::BulkString(key) = key else { return None };
     if key.starts_with(BUS_KEY_PREFIX.as_bytes()) {
         return Some(Invalidation::BusState);
+    }
+    if key.len() > KEY_BYTES_MAX {
+        return None;
     }
     let prefix = digest_prefix(&key)?;
     Some(if is_tombstone_key(&key) { Invalidation::Tombstone(prefix, key) } else { Invalidation::Entry(prefix, key) })

@@ -1,13 +1,13 @@
 //! Owns the address of a server, which may change while the process runs: after a failover to a
 //! replica, or when a cluster is resharded.
 //!
-//! Refuses to discover addresses: see `topology`.
+//! Refuses to discover addresses: see `topology`; and to connect: see `dial`.
 //! Invariant: labels and messages about an address contain no credentials.
 
-use redis::io::tcp::TcpSettings;
-use redis::{
-    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, TlsCertificates,
-};
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 use std::sync::Arc;
 use tokio::sync::{Notify, watch};
 
@@ -27,11 +27,13 @@ pub(crate) struct ServerAddress {
     rediscover: Arc<Notify>,
 }
 
-/// One resolved address of a server and the Redis clients of each purpose for it.
+/// One resolved address of a server, with everything that a connection to it needs.
+#[derive(Clone)]
 pub(crate) struct ResolvedServer {
-    pub(crate) client: Client,
-    /// Client for the subscription to invalidations, which requires RESP3.
-    pub(crate) resp3_client: Client,
+    pub(crate) address: ConnectionAddr,
+    /// User, password and database.
+    pub(crate) login: RedisConnectionInfo,
+    pub(crate) tls: Option<Arc<ClientConfig>>,
     /// Host, port and database; no credentials.
     pub(crate) label: String,
 }
@@ -91,7 +93,7 @@ impl ServerAddress {
 #[derive(Clone)]
 pub(crate) struct Dialer {
     info: ConnectionInfo,
-    tls: Option<TlsCertificates>,
+    tls: Option<Arc<ClientConfig>>,
 }
 
 /// The address or the certificates do not parse.
@@ -100,14 +102,14 @@ pub(crate) struct InvalidAddress;
 
 impl Dialer {
     pub(crate) fn new(url: &str, tls: &RedisTlsConfig) -> Result<Self, InvalidAddress> {
-        // Reads share a connection: with Nagle's algorithm, each would wait for the acknowledgement
-        // of the previous one.
-        let tcp = TcpSettings::default().set_nodelay(true);
-        let info = url.into_connection_info().map_err(|_| InvalidAddress)?.set_tcp_settings(tcp);
-        let tls = matches!(info.addr(), ConnectionAddr::TcpTls { .. }).then(|| TlsCertificates {
-            client_tls: tls.client.clone().map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key }),
-            root_cert: tls.ca.clone(),
-        });
+        let info = url.into_connection_info().map_err(|_| InvalidAddress)?;
+        let tls = match info.addr() {
+            // Certificates are always verified.
+            ConnectionAddr::TcpTls { insecure: true, .. } => return Err(InvalidAddress),
+            ConnectionAddr::TcpTls { .. } => Some(Arc::new(tls.client_config()?)),
+            ConnectionAddr::Tcp(..) | ConnectionAddr::Unix(_) => None,
+            _ => return Err(InvalidAddress),
+        };
         Ok(Self { info, tls })
     }
 
@@ -116,37 +118,50 @@ impl Dialer {
     }
 
     /// The server of the configured address.
-    pub(crate) fn server(&self) -> Result<ResolvedServer, InvalidAddress> {
-        self.server_from(self.info.clone())
+    pub(crate) fn server(&self) -> ResolvedServer {
+        self.server_from(self.info.addr().clone())
     }
 
     /// The server at another address, with the same credentials, database and certificates.
-    pub(crate) fn server_at(&self, host: &str, port: u16) -> Result<ResolvedServer, InvalidAddress> {
+    pub(crate) fn server_at(&self, host: &str, port: u16) -> ResolvedServer {
         let host = host.to_owned();
-        let address = match self.info.addr() {
+        self.server_from(match self.info.addr() {
             ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
                 ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
             }
             _ => ConnectionAddr::Tcp(host, port),
-        };
-        self.server_from(self.info.clone().set_addr(address))
+        })
     }
 
-    fn server_from(&self, info: ConnectionInfo) -> Result<ResolvedServer, InvalidAddress> {
-        let label = match info.redis_settings().db() {
-            0 => info.addr().to_string(),
-            db => format!("{}/{db}", info.addr()),
+    fn server_from(&self, address: ConnectionAddr) -> ResolvedServer {
+        let login = self.info.redis_settings().clone();
+        let label = match login.db() {
+            0 => address.to_string(),
+            db => format!("{address}/{db}"),
         };
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let resp3_client = self.client(info.clone().set_redis_settings(settings))?;
-        Ok(ResolvedServer { client: self.client(info)?, resp3_client, label })
+        ResolvedServer { address, login, tls: self.tls.clone(), label }
     }
+}
 
-    fn client(&self, info: ConnectionInfo) -> Result<Client, InvalidAddress> {
-        match &self.tls {
-            Some(tls) => Client::build_with_tls(info, tls.clone()),
-            None => Client::open(info),
+impl RedisTlsConfig {
+    fn client_config(&self) -> Result<ClientConfig, InvalidAddress> {
+        let mut roots = RootCertStore::empty();
+        match &self.ca {
+            Some(ca) => {
+                for certificate in certificates(ca)? {
+                    roots.add(certificate).map_err(|_| InvalidAddress)?;
+                }
+            }
+            // Without the system's authorities no server is trusted, which the connection reports.
+            None => _ = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
         }
-        .map_err(|_| InvalidAddress)
+        let config = ClientConfig::builder().with_root_certificates(roots);
+        let Some((chain, key)) = &self.client else { return Ok(config.with_no_client_auth()) };
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| InvalidAddress)?;
+        config.with_client_auth_cert(certificates(chain)?, key).map_err(|_| InvalidAddress)
     }
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, InvalidAddress> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|_| InvalidAddress)
 }

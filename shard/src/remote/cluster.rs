@@ -105,7 +105,7 @@ impl RedisCluster {
             let Some(master) = master else { continue };
             assigned[master] = true;
             if topology.addresses[master].as_ref() != Some(address) {
-                let server = self.seeds.first().and_then(|seed| seed.server_at(&address.0, address.1).ok());
+                let server = self.seeds.first().map(|seed| seed.server_at(&address.0, address.1));
                 self.addresses[master].set(server);
                 topology.addresses[master] = Some(address.clone());
             }

@@ -3,18 +3,20 @@
 //!
 //! The Redis client has no timeouts of its own: a deadline around every call bounds it, whatever
 //! the client or the server does. A server that hangs leaves a client that waits forever, so
-//! `CONSECUTIVE_TIMEOUTS_MAX` unanswered calls in a row discard the connection.
+//! `CONSECUTIVE_TIMEOUTS_MAX` unanswered calls in a row discard the connection. A reply that is
+//! longer than any valid one discards it too.
 //!
 //! Refuses to retry, and to connect more often than once per `CONNECT_BACKOFF`.
 //! Invariant: at most one connection attempt is in progress, it ends within `CONNECT_TIMEOUT`, and
 //! it is aborted when the `ShardConnection` is dropped.
 
 use super::address::{ResolvedServer, ServerAddress};
+use super::dial::{ConnectionOptions, RedisConnection};
 use super::fault::ShardFault;
 use super::operation::OperationClass;
-use crate::panics::PanicGuard;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Pipeline, Value};
+use super::reply_limit::ReplyLimits;
+use crate::tasks::{OnPanic, ShardTaskKind, ShardTaskWait, TaskGuard};
+use redis::{Pipeline, Value};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -49,6 +51,7 @@ pub(crate) struct ShardConnection {
 struct ConnectionState {
     address: Arc<ServerAddress>,
     operation: Arc<OperationClass>,
+    limits: ReplyLimits,
     phase: watch::Sender<ConnectionPhase>,
     /// Consecutive calls on this connection that timed out.
     timeouts: AtomicU32,
@@ -61,16 +64,18 @@ struct ConnectionState {
 enum ConnectionPhase {
     Idle,
     Connecting,
-    Connected { connection: MultiplexedConnection, server: Arc<ResolvedServer>, connection_id: u64 },
+    Connected { connection: RedisConnection, server: Arc<ResolvedServer>, connection_id: u64 },
     Backoff { until: Instant },
 }
 
 impl ShardConnection {
-    pub(crate) fn new(address: Arc<ServerAddress>, operation: Arc<OperationClass>) -> Self {
+    /// `limits`: what the server may send.
+    pub(crate) fn new(address: Arc<ServerAddress>, operation: Arc<OperationClass>, limits: ReplyLimits) -> Self {
         let phase = watch::Sender::new(ConnectionPhase::Idle);
         let state = ConnectionState {
             address,
             operation,
+            limits,
             phase,
             timeouts: AtomicU32::new(0),
             connection_count: AtomicU64::new(0),
@@ -87,14 +92,16 @@ impl ShardConnection {
         let exchange = async {
             let (mut connection, id) = self.acquire().await?;
             connection_id = Some(id);
-            connection
-                .send_packed_commands(pipeline, 0, pipeline.len())
-                .await
-                .map_err(|error| ShardFault::from_error(&error))
+            connection.send(pipeline).await
         };
         let result = timeout(deadline, exchange).await.unwrap_or(Err(ShardFault::Timeout));
         self.record_result(&result, connection_id);
         result
+    }
+
+    /// Shard and operation.
+    pub(crate) fn name(&self) -> &Arc<str> {
+        self.state.operation.name()
     }
 
     /// Whether a call made now would be rejected without an attempt.
@@ -146,7 +153,7 @@ impl ShardConnection {
         }
     }
 
-    async fn acquire(&self) -> Result<(MultiplexedConnection, u64), ShardFault> {
+    async fn acquire(&self) -> Result<(RedisConnection, u64), ShardFault> {
         let mut phases = self.state.phase.subscribe();
         self.discard_if_moved();
         self.ensure_connecting();
@@ -215,12 +222,14 @@ impl ShardConnection {
         let state = self.state.clone();
         let task = Handle::try_current().map(|runtime| {
             runtime.spawn(async move {
+                let task = TaskGuard::new(ShardTaskKind::Connection, state.operation.name(), ShardTaskWait::Retry);
                 // Without an end of the attempt, none would follow it.
                 let panicked = state.clone();
-                let _guard = PanicGuard::for_connection(|| {
+                let _ended = OnPanic(|| {
                     panicked.phase.send_replace(ConnectionPhase::Backoff { until: Instant::now() + CONNECT_BACKOFF });
                 });
                 sleep(delay).await;
+                task.set_wait(ShardTaskWait::Connect);
                 state.connect().await;
             })
         });
@@ -239,14 +248,12 @@ impl ShardConnection {
 
 impl ConnectionState {
     async fn connect(&self) {
-        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         let result = match self.address.current() {
             None => Err(ShardFault::Connect),
             Some(server) => {
-                let attempt = server.client.get_multiplexed_async_connection_with_config(&config);
-                match timeout(CONNECT_TIMEOUT, attempt).await {
-                    Ok(Ok(connection)) => Ok((connection, server)),
-                    Ok(Err(error)) => Err(ShardFault::from_connect_error(&error)),
+                let options = ConnectionOptions::new(self.operation.name().clone(), self.limits);
+                match timeout(CONNECT_TIMEOUT, RedisConnection::open(&server, options)).await {
+                    Ok(connected) => connected.map(|connection| (connection, server)),
                     Err(_) => Err(ShardFault::Timeout),
                 }
             }

@@ -22,6 +22,8 @@ pub enum ShardFault {
     Io,
     #[error("the reply violates the protocol")]
     Protocol,
+    #[error("the reply is longer than any valid one")]
+    ReplyTooLong,
     #[error("the server is loading its data, or busy")]
     Loading,
     #[error("the server has lost its master or its cluster")]
@@ -39,7 +41,7 @@ pub enum ShardFault {
 }
 
 impl ShardFault {
-    pub const ALL: [ShardFault; 14] = [
+    pub const ALL: [ShardFault; 15] = [
         ShardFault::Open,
         ShardFault::Unsubscribed,
         ShardFault::ConnectBackoff,
@@ -47,6 +49,7 @@ impl ShardFault {
         ShardFault::Timeout,
         ShardFault::Io,
         ShardFault::Protocol,
+        ShardFault::ReplyTooLong,
         ShardFault::Loading,
         ShardFault::MasterDown,
         ShardFault::Moved,
@@ -66,6 +69,7 @@ impl ShardFault {
             ShardFault::Timeout => "timeout",
             ShardFault::Io => "io",
             ShardFault::Protocol => "protocol",
+            ShardFault::ReplyTooLong => "reply_too_long",
             ShardFault::Loading => "loading",
             ShardFault::MasterDown => "master_down",
             ShardFault::Moved => "moved",
@@ -90,7 +94,14 @@ impl ShardFault {
     /// Whether the connection must be replaced. A replica that rejects writes was the master when
     /// its name was resolved.
     pub(crate) fn closes_connection(self) -> bool {
-        matches!(self, ShardFault::Io | ShardFault::Protocol | ShardFault::ReadOnly | ShardFault::Denied)
+        matches!(
+            self,
+            ShardFault::Io
+                | ShardFault::Protocol
+                | ShardFault::ReplyTooLong
+                | ShardFault::ReadOnly
+                | ShardFault::Denied
+        )
     }
 
     /// Whether the key or the master is probably at another address now.

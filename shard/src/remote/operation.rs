@@ -10,6 +10,7 @@
 use super::breaker::{ShardBreaker, ShardBreakerState, ShardBreakerTransition};
 use super::fault::ShardFault;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -39,8 +40,8 @@ impl ShardFaultCounts {
 /// Breaker, fault counts and log name of one class of operations on a shard.
 #[derive(Debug)]
 pub(crate) struct OperationClass {
-    /// Shard and operation, for log messages.
-    name: String,
+    /// Shard and operation, for log messages and the list of tasks.
+    name: Arc<str>,
     seed: u64,
     breaker: ShardBreaker,
     faults: [AtomicU64; ShardFault::ALL.len()],
@@ -50,7 +51,11 @@ impl OperationClass {
     pub(crate) fn new(name: String) -> Self {
         // The seed is used for jitter only; code under test takes a seed as a parameter.
         let seed = RandomState::new().hash_one(&name);
-        Self { breaker: ShardBreaker::new(Instant::now(), seed), name, seed, faults: Default::default() }
+        Self { breaker: ShardBreaker::new(Instant::now(), seed), name: name.into(), seed, faults: Default::default() }
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
     }
 
     /// Consults the breaker; a rejection is counted.
@@ -76,21 +81,21 @@ impl OperationClass {
 
     pub(crate) fn record_success(&self) {
         if self.breaker.record_success(Instant::now()) == ShardBreakerTransition::Closed {
-            tracing::debug!(operation = self.name, "shard responds again, breaker closed");
+            tracing::debug!(operation = &*self.name, "shard responds again, breaker closed");
         }
     }
 
     pub(crate) fn record_failure(&self, fault: ShardFault) {
         self.record_fault(fault);
         if fault.is_breaker_failure() && self.breaker.record_failure(Instant::now()) == ShardBreakerTransition::Opened {
-            tracing::debug!(operation = self.name, fault = fault.name(), "shard fails, breaker opened");
+            tracing::debug!(operation = &*self.name, fault = fault.name(), "shard fails, breaker opened");
         }
     }
 
     /// Opens the breaker: a connection was abandoned because its server hangs.
     pub(crate) fn record_hang(&self) {
         if self.breaker.trip(Instant::now()) == ShardBreakerTransition::Opened {
-            tracing::debug!(operation = self.name, "shard hangs, breaker opened");
+            tracing::debug!(operation = &*self.name, "shard hangs, breaker opened");
         }
     }
 

@@ -52,14 +52,14 @@ impl<M> RetryQueue<M> {
     }
 
     /// Takes a batch of failed stores, and the number of those whose entries are gone.
-    pub(crate) fn take(&self) -> (Vec<WriteJob<M>>, usize) {
-        let (mut jobs, mut bytes, mut obsolete, mut queue) = (Vec::new(), 0, 0, self.lock());
+    pub(crate) fn take(&self) -> (VecDeque<WriteJob<M>>, usize) {
+        let (mut jobs, mut bytes, mut obsolete, mut queue) = (VecDeque::new(), 0, 0, self.lock());
         while jobs.len() < RETRY_BATCH && bytes < BATCH_BYTES {
             let Some(FailedStore { name, digest, hash, entry }) = queue.pop_front() else { break };
             match entry.upgrade().filter(|entry| entry.is_live()) {
                 Some(entry) => {
                     bytes += entry.weight as usize;
-                    jobs.push(WriteJob::Store(StoreJob { name, digest, hash, entry, is_retry: true }));
+                    jobs.push_back(WriteJob::Store(StoreJob { name, digest, hash, entry, is_retry: true }));
                 }
                 None => obsolete += 1,
             }

@@ -56,7 +56,7 @@ impl SentinelEndpoint {
     ) -> Result<(TopologyDiscovery, Arc<ServerAddress>), InvalidAddress> {
         let dialer = Dialer::new(&self.template, tls)?;
         let plain = RedisTlsConfig::default();
-        let sentinels = self.sentinels.iter().map(|url| Ok(Dialer::new(url, &plain)?.server()?.client));
+        let sentinels = self.sentinels.iter().map(|url| Ok(Dialer::new(url, &plain)?.server()));
         let sentinels = sentinels.collect::<Result<Vec<_>, InvalidAddress>>()?;
         let rediscover = Arc::new(Notify::new());
         let address = ServerAddress::unresolved(rediscover.clone());

@@ -18,19 +18,30 @@
 //! a removal by another process.
 //!
 //! Memory: about 200 bytes for each key that was removed within `TOMBSTONE_LIFETIME`, however
-//! often. Refuses stores where a tombstone has a format that it does not know. Invariant: while a
-//! tombstone exists, no fill that began before its removal is stored.
+//! often. Refuses stores where a tombstone has a format that it does not know. Invariant: no fill
+//! that began before a removal is stored after it, unless the server loses the tombstone.
 
 use super::fault::ShardFault;
 use crate::clock::ServerClock;
 use crate::entry::{EpochSnapshot, InvalidationEpochs};
 use redis::{Pipeline, Value};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Longer than a removal can be unknown to a node: its server reports it within a few seconds, or
-/// the node finds its subscription lost and drops what it fetched before (see `bus`). Stores that
-/// were sent before that are executed within their deadline, normally 200 ms.
+/// Longer than a removal can be unknown to a node, and a store that the node sent before that can
+/// be on its way. The server reports the removal within `REPORT_MAX`, or the node finds its
+/// subscription lost and drops what it fetched before (see `bus`); a store is refused
+/// `STORE_VALIDITY` after it was sent. The duration of a fetch is therefore not limited.
 pub(crate) const TOMBSTONE_LIFETIME: Duration = Duration::from_secs(30);
+
+/// Two unanswered heartbeats, each with its interval and its timeout, and a second to spare.
+const REPORT_MAX: Duration = Duration::from_secs(5);
+
+/// The network, or a server that stands still, can hold back a store for as long as it likes: the
+/// sender has given it up, and the kernel still delivers it.
+const STORE_VALIDITY: Duration = Duration::from_secs(15);
+
+/// The rest is left to the differences of clocks.
+const _: () = assert!(REPORT_MAX.as_secs() + STORE_VALIDITY.as_secs() + 10 <= TOMBSTONE_LIFETIME.as_secs());
 
 /// `MULTI`, `SET`, the check, `EXEC`.
 const TRANSACTION_COMMANDS: usize = 4;
@@ -63,12 +74,17 @@ end
 return redis.pcall('SET', KEYS[1], ARGV[1] .. ' ' .. sequence .. ' ' .. now .. ' ' .. other, 'PX', ARGV[3])
 ";
 
-/// Lua: whether the tombstone KEYS[2] is newer than a fill. ARGV: process, number of deletes that
-/// the fill has seen, time at which it began. The rule is that of [`Tombstone::is_newer_than`].
+/// Lua: whether the store is late, or the tombstone KEYS[2] newer than its fill. ARGV: process,
+/// number of deletes that the fill has seen, time at which it began, latest time of execution (0:
+/// unlimited). The rule is that of [`Tombstone::is_newer_than`].
 macro_rules! is_outdated {
     () => {
         r"
 local function is_outdated()
+  if ARGV[4] ~= '0' then
+    local time = redis.call('TIME')
+    if time[1] * 1000 + math.floor(time[2] / 1000) > tonumber(ARGV[4]) then return true end
+  end
   local tombstone = redis.call('GETRANGE', KEYS[2], 0, -1)
   if tombstone == '' then return false end
   local process, sequence, removed, other = string.match(tombstone, '^(%x+) (%d+) (%d+) (%d+)$')
@@ -90,8 +106,8 @@ const STORE_SCRIPT: &str = concat!(
     is_outdated!(),
     r"
 if is_outdated() then return 0 end
-if ARGV[6] == 'NX' then return redis.pcall('SET', KEYS[1], ARGV[4], 'PX', ARGV[5], 'NX') end
-return redis.pcall('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])
+if ARGV[7] == 'NX' then return redis.pcall('SET', KEYS[1], ARGV[5], 'PX', ARGV[6], 'NX') end
+return redis.pcall('SET', KEYS[1], ARGV[5], 'PX', ARGV[6])
 "
 );
 
@@ -164,6 +180,12 @@ pub(crate) fn add_tombstone(pipeline: &mut Pipeline, tombstone_key: &str, (proce
     pipeline.arg(format!("{process:016x}")).arg(sequence).arg(TOMBSTONE_LIFETIME.as_millis() as u64);
 }
 
+/// The latest time by the server's clock at which a store that is sent now may be executed; 0 if
+/// the clock is unknown. That of a subscribed shard is known.
+pub(crate) fn latest_execution_ms(clock: &ServerClock) -> u64 {
+    clock.earliest_ms(Instant::now()).map_or(0, |now| now.saturating_add(STORE_VALIDITY.as_millis() as u64))
+}
+
 /// An entry to store unless a tombstone is newer than its fill.
 pub(crate) struct GuardedStore<'a> {
     pub(crate) key: &'a str,
@@ -172,13 +194,15 @@ pub(crate) struct GuardedStore<'a> {
     /// When the entry expires, in milliseconds from now.
     pub(crate) ttl_ms: u64,
     pub(crate) fill: FillBeginning,
+    /// By the server's clock; see `latest_execution_ms`.
+    pub(crate) latest_ms: u64,
     /// Whether an entry that exists is kept.
     pub(crate) is_retry: bool,
 }
 
 /// Adds the commands of a guarded store, a script or a transaction, and returns their number.
 pub(crate) fn add_guarded_store(pipeline: &mut Pipeline, store: &GuardedStore<'_>) -> usize {
-    let GuardedStore { key, tombstone_key, envelope, ttl_ms, fill, is_retry } = store;
+    let GuardedStore { key, tombstone_key, envelope, ttl_ms, fill, latest_ms, is_retry } = store;
     let is_scripted = envelope.len() <= SCRIPTED_STORE_BYTES_MAX;
     if !is_scripted {
         pipeline.cmd("MULTI");
@@ -189,7 +213,7 @@ pub(crate) fn add_guarded_store(pipeline: &mut Pipeline, store: &GuardedStore<'_
     }
     pipeline.cmd("EVAL").arg(if is_scripted { STORE_SCRIPT } else { CHECK_SCRIPT });
     pipeline.arg(2).arg(*key).arg(*tombstone_key);
-    pipeline.arg(format!("{:016x}", fill.process)).arg(fill.deletes).arg(fill.began_ms);
+    pipeline.arg(format!("{:016x}", fill.process)).arg(fill.deletes).arg(fill.began_ms).arg(*latest_ms);
     if is_scripted {
         pipeline.arg(&envelope[..]).arg(*ttl_ms).arg(if *is_retry { "NX" } else { "" });
         return 1;
@@ -234,6 +258,7 @@ pub(crate) fn store_outcome(replies: &[&Value]) -> StoreOutcome {
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_server::TestServer;
     use super::*;
 
     fn tombstone(text: &str) -> Tombstone {
@@ -294,5 +319,44 @@ mod tests {
         assert!(!tombstone("1 1 5000 0").reports_other_process(1));
         assert!(tombstone("1 1 5000 4999").reports_other_process(1));
         assert!(!tombstone("1 1 20000 9000").reports_other_process(1), "it was reported long ago");
+    }
+
+    /// A partition of the network or a server that stands still delays the execution beyond the
+    /// tombstone's life.
+    #[test]
+    fn a_store_that_is_executed_late_is_refused() {
+        let server = TestServer::start();
+        let mut connection = server.connect();
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query(&mut connection).unwrap();
+        let now_ms = seconds * 1_000 + micros / 1_000;
+        let (key, tombstone_key) = ("tg:{default:1}:00", "tg:{default:1}:tombstone:00");
+        let fill = FillBeginning { process: 1, deletes: 0, began_ms: now_ms };
+        for (envelope_bytes, is_retry) in [(100, false), (100, true), (10_000, false), (10_000, true)] {
+            for (latest_ms, expected) in [
+                (now_ms - 1, StoreOutcome::Refused),
+                (now_ms + 60_000, StoreOutcome::Stored),
+                (0, StoreOutcome::Stored),
+            ] {
+                let () = redis::cmd("DEL").arg(key).query(&mut connection).unwrap();
+                let envelope = vec![b'x'; envelope_bytes];
+                let store = GuardedStore { key, tombstone_key, envelope, ttl_ms: 60_000, fill, latest_ms, is_retry };
+                let mut pipeline = Pipeline::new();
+                add_guarded_store(&mut pipeline, &store);
+                let replies: Vec<Value> = redis::ConnectionLike::req_packed_commands(
+                    &mut connection,
+                    &pipeline.get_packed_pipeline(),
+                    0,
+                    pipeline.len(),
+                )
+                .unwrap();
+                assert_eq!(
+                    store_outcome(&replies.iter().collect::<Vec<_>>()),
+                    expected,
+                    "{envelope_bytes} {latest_ms}"
+                );
+                let exists: bool = redis::cmd("EXISTS").arg(key).query(&mut connection).unwrap();
+                assert_eq!(exists, expected == StoreOutcome::Stored);
+            }
+        }
     }
 }

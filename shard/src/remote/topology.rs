@@ -6,10 +6,12 @@
 //!
 //! Refuses to wait longer than `QUERY_TIMEOUT` for a server.
 
-use super::address::{Dialer, ServerAddress};
+use super::address::{Dialer, ResolvedServer, ServerAddress};
 use super::cluster::{RedisCluster, parse_cluster_slots};
+use super::dial::{ConnectionOptions, RedisConnection};
 use super::fault::ShardFault;
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, Pipeline, Value, from_redis_value_ref};
+use super::reply_limit::ReplyLimits;
+use redis::{ConnectionAddr, Pipeline, Value, from_redis_value_ref};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -21,11 +23,14 @@ const QUERY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Lower bound between refreshes, however many servers trigger one.
 const REFRESH_INTERVAL_MIN: Duration = Duration::from_millis(50);
 
+/// Of one reply: a cluster has at most 16,384 ranges of hash slots, each with a few servers.
+const REPLY_BYTES_MAX: usize = 16 << 20;
+
 /// The source of addresses.
 pub(crate) enum TopologyDiscovery {
     Cluster(Arc<RedisCluster>),
     Sentinels {
-        sentinels: Vec<Client>,
+        sentinels: Vec<ResolvedServer>,
         master: String,
         dialer: Box<Dialer>,
         address: Arc<ServerAddress>,
@@ -50,18 +55,14 @@ impl TopologyDiscovery {
     async fn refresh(&self) {
         match self {
             Self::Cluster(cluster) => {
-                let current: Vec<_> = cluster.addresses.iter().filter_map(|address| address.current()).collect();
-                let seeds = cluster.seeds.iter().filter_map(|seed| seed.server().ok());
-                let clients =
-                    current.iter().map(|server| server.client.clone()).chain(seeds.map(|server| server.client));
-                for client in clients {
-                    let (ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }) =
-                        client.get_connection_info().addr().clone()
-                    else {
+                let current = cluster.addresses.iter().filter_map(|address| address.current());
+                let seeds = cluster.seeds.iter().map(|seed| Arc::new(seed.server()));
+                for server in current.chain(seeds) {
+                    let (ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }) = &server.address else {
                         continue;
                     };
-                    if let Ok(reply) = query(&client, &["CLUSTER", "SLOTS"]).await
-                        && let Some(masters) = parse_cluster_slots(&reply, &host)
+                    if let Ok(reply) = query(&server, &["CLUSTER", "SLOTS"]).await
+                        && let Some(masters) = parse_cluster_slots(&reply, host)
                     {
                         return cluster.update_topology(&masters);
                     }
@@ -73,7 +74,7 @@ impl TopologyDiscovery {
                     let reported =
                         reported.ok().and_then(|reply| from_redis_value_ref::<Option<(String, u16)>>(&reply).ok());
                     let Some(Some((host, port))) = reported else { continue };
-                    let Ok(server) = dialer.server_at(&host, port) else { continue };
+                    let server = dialer.server_at(&host, port);
                     if address.current().is_none_or(|now| now.label != server.label) {
                         tracing::debug!(master, endpoint = server.label, "sentinel master moved");
                         address.set(Some(server));
@@ -86,17 +87,19 @@ impl TopologyDiscovery {
 }
 
 /// Queries over a new connection: an existing one might belong to a node that hangs.
-async fn query(client: &Client, command_words: &[&str]) -> Result<Value, ShardFault> {
+async fn query(server: &ResolvedServer, command_words: &[&str]) -> Result<Value, ShardFault> {
     let exchange = async {
-        let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-        let connected = client.get_multiplexed_async_connection_with_config(&config).await;
-        let mut connection = connected.map_err(|error| ShardFault::from_connect_error(&error))?;
+        let name = format!("{} topology", server.label).into();
+        let options = ConnectionOptions::new(name, ReplyLimits::per_reply(REPLY_BYTES_MAX));
+        let mut connection = RedisConnection::open(server, options).await?;
         let mut command = Pipeline::with_capacity(1);
         command.cmd(command_words[0]).arg(&command_words[1..]);
-        let replies =
-            connection.send_packed_commands(&command, 0, 1).await.map_err(|error| ShardFault::from_error(&error))?;
-        let reply = replies.into_iter().next().ok_or(ShardFault::Protocol)?;
+        let reply = connection.send(&command).await?.into_iter().next().ok_or(ShardFault::Protocol)?;
         ShardFault::from_reply(&reply).map_or(Ok(reply), Err)
     };
-    timeout(QUERY_TIMEOUT, exchange).await.unwrap_or(Err(ShardFault::Timeout))
+    let result = timeout(QUERY_TIMEOUT, exchange).await.unwrap_or(Err(ShardFault::Timeout));
+    if let Err(fault) = &result {
+        tracing::debug!(endpoint = server.label, fault = fault.name(), "query of the topology failed");
+    }
+    result
 }

@@ -23,7 +23,7 @@ const JOBS_MAX: usize = 4096;
 
 /// Limits of one batch: large enough to keep up with fills, small enough to complete within a
 /// deadline.
-const BATCH_JOBS: usize = 32;
+pub(super) const BATCH_JOBS: usize = 32;
 pub(super) const BATCH_BYTES: usize = 256 << 10;
 
 /// A queued write to one shard: an entry to encode and store, an encoded envelope to copy, or a key
@@ -116,10 +116,10 @@ impl<M> WriteQueue<M> {
         dropped
     }
 
-    /// Waits for the next batch, in order.
-    pub(crate) async fn next_batch(&self) -> Vec<WriteJob<M>> {
+    /// Waits for the next batch, in order, of at most `jobs_max` jobs. Cancel safe.
+    pub(crate) async fn next_batch(&self, jobs_max: usize) -> VecDeque<WriteJob<M>> {
         loop {
-            if let Some(batch) = self.lock().take() {
+            if let Some(batch) = self.lock().take(jobs_max) {
                 return batch;
             }
             self.added.notified().await;
@@ -127,7 +127,7 @@ impl<M> WriteQueue<M> {
     }
 
     /// Ends a batch; the jobs in `left` are queued again at the front.
-    pub(crate) fn finish_batch(&self, left: Vec<WriteJob<M>>) {
+    pub(crate) fn finish_batch(&self, left: VecDeque<WriteJob<M>>) {
         let mut jobs = self.lock();
         jobs.is_batch_in_flight = false;
         for job in left.into_iter().rev() {
@@ -178,13 +178,13 @@ impl<M> QueueState<M> {
         self.bytes += job.bytes();
     }
 
-    fn take(&mut self) -> Option<Vec<WriteJob<M>>> {
-        let (mut batch, mut bytes) = (Vec::new(), 0);
-        while batch.len() < BATCH_JOBS && bytes < BATCH_BYTES {
+    fn take(&mut self, jobs_max: usize) -> Option<VecDeque<WriteJob<M>>> {
+        let (mut batch, mut bytes) = (VecDeque::new(), 0);
+        while batch.len() < jobs_max && bytes < BATCH_BYTES {
             let Some(job) = self.queued.pop_front() else { break };
             bytes += job.bytes();
             self.stores -= usize::from(!job.is_delete());
-            batch.push(job);
+            batch.push_back(job);
         }
         self.bytes -= bytes;
         self.is_batch_in_flight = !batch.is_empty();
@@ -214,9 +214,9 @@ mod tests {
         WriteJob::Delete { name: n.to_string(), removal: Some(1), redirected_since: None }
     }
 
-    fn names(batch: &[WriteJob<TestMeta>]) -> Vec<&str> {
+    fn names<'a>(batch: impl IntoIterator<Item = &'a WriteJob<TestMeta>>) -> Vec<&'a str> {
         batch
-            .iter()
+            .into_iter()
             .map(|job| match job {
                 WriteJob::Store(StoreJob { name, .. })
                 | WriteJob::Copy { name, .. }
@@ -233,9 +233,9 @@ mod tests {
         assert_eq!(dropped, 300 - STORES_MAX);
         assert!(queue.push(delete(1)).is_empty());
         assert_eq!(queue.push(store(BYTES_MAX - 1_000)).len(), STORES_MAX, "a large entry evicts all small ones");
-        let mut jobs = queue.lock();
+        let jobs = queue.lock();
         assert_eq!((jobs.stores, jobs.queued.len()), (1, 3));
-        assert_eq!(names(jobs.queued.make_contiguous()), ["0", "1", "store"]);
+        assert_eq!(names(&jobs.queued), ["0", "1", "store"]);
     }
 
     #[test]
@@ -262,10 +262,10 @@ mod tests {
     async fn jobs_left_of_a_batch_are_queued_at_the_front() {
         let queue = WriteQueue::new();
         (0..40).for_each(|n| assert!(queue.push(delete(n)).is_empty()));
-        let mut batch = queue.next_batch().await;
+        let mut batch = queue.next_batch(BATCH_JOBS).await;
         assert_eq!(batch.len(), BATCH_JOBS);
         queue.finish_batch(batch.drain(..2).collect());
-        assert_eq!(names(&queue.next_batch().await)[..3], ["0", "1", "32"]);
+        assert_eq!(names(&queue.next_batch(BATCH_JOBS).await)[..3], ["0", "1", "32"]);
     }
 
     #[tokio::test]
@@ -273,10 +273,10 @@ mod tests {
         let queue = WriteQueue::new();
         queue.wait_drained().await;
         assert!(queue.push(store(0)).is_empty());
-        let batch = queue.next_batch().await;
+        let batch = queue.next_batch(BATCH_JOBS).await;
         let waiting = tokio::time::timeout(Duration::from_millis(10), queue.wait_drained()).await;
         assert!(waiting.is_err() && batch.len() == 1);
-        queue.finish_batch(Vec::new());
+        queue.finish_batch(VecDeque::new());
         queue.wait_drained().await;
     }
 }

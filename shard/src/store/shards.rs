@@ -133,7 +133,7 @@ impl Shards {
                     (address, sentinels.master)
                 }
                 None => {
-                    let server = Dialer::new(url, tls).and_then(|dialer| dialer.server()).map_err(invalid)?;
+                    let server = Dialer::new(url, tls).map_err(invalid)?.server();
                     let label = server.label.clone();
                     (ServerAddress::fixed(server), label)
                 }

@@ -1,6 +1,5 @@
 //! The request that fetches, and the requests that wait for it.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -52,7 +51,7 @@ impl FillTable {
 
 /// The obligation to fetch. A joiner takes it over if it is dropped before its fetch has a result.
 pub(crate) struct FillLeader {
-    fill: Arc<Fill>,
+    pub(super) fill: Arc<Fill>,
     /// `None`: no other request can join.
     registration: Option<Registration>,
     is_finished: bool,
@@ -76,6 +75,14 @@ impl FillLeader {
     /// Whether requests wait for the result.
     pub(crate) fn has_waiting(&self) -> bool {
         self.fill.lock().has_waiting()
+    }
+
+    /// As `has_waiting`, for a leader without a client: registers the task to be woken when no
+    /// request waits any more.
+    pub(crate) fn is_awaited(&self, cx: &Context<'_>) -> bool {
+        let mut state = self.fill.lock();
+        state.register_fetch(cx);
+        state.has_waiting()
     }
 
     /// Ends the fill without a shared response. Waiting requests look up again.
@@ -118,7 +125,7 @@ impl FillLeader {
     ) -> (Producer, FillReader) {
         self.is_finished = true;
         let mut state = self.fill.lock();
-        let slot = state.add_slot(Some(0));
+        let slot = state.add_reader();
         state.start_readers(response);
         drop(state);
         let (fill, registration) = (Arc::clone(&self.fill), self.registration.take());
@@ -132,8 +139,7 @@ impl FillLeader {
             registration.remove(&self.fill);
         }
         let mut state = self.fill.lock();
-        state.end = body.len() as u64;
-        state.chunks = VecDeque::from([body]);
+        state.set_whole(body);
         state.body_end = BodyEnd::Complete;
         state.start_readers(response);
     }
@@ -145,7 +151,7 @@ impl FillLeader {
         }
         let mut state = self.fill.lock();
         state.phase = phase;
-        state.wake_all();
+        state.wake_waiting();
     }
 }
 
@@ -191,12 +197,12 @@ impl FillJoiner {
         let mut state = self.fill.lock();
         match &state.phase {
             FillPhase::Waiting { has_leader: true } => {
-                state.register(slot, cx);
+                state.slots.register(slot, cx);
                 Poll::Pending
             }
             FillPhase::Waiting { has_leader: false } => {
                 state.phase = FillPhase::Waiting { has_leader: true };
-                state.slots.remove(slot);
+                state.remove(slot);
                 drop(state);
                 self.slot = None;
                 let leader = FillLeader::new(Arc::clone(&self.fill), Some(self.registration.clone()));
@@ -221,25 +227,14 @@ impl Drop for FillJoiner {
     fn drop(&mut self) {
         let Some(slot) = self.slot.take() else { return };
         let mut state = self.fill.lock();
-        state.slots.remove(slot);
-        match state.phase {
-            // This request may have been woken to lead. Wake another one.
-            FillPhase::Waiting { has_leader: false } => {
-                if !state.hand_over() {
-                    state.phase = FillPhase::Closed;
-                    drop(state);
-                    self.registration.remove(&self.fill);
-                }
-            }
-            // It counted as a reader that has read nothing.
-            FillPhase::Streaming(_) => {
-                state.discard_consumed();
-                state.wake_producer();
-            }
-            FillPhase::Waiting { has_leader: true }
-            | FillPhase::Closed
-            | FillPhase::Unshared
-            | FillPhase::Failed(_) => {}
+        state.remove(slot);
+        // This request may have been woken to lead. Wake another one.
+        if let FillPhase::Waiting { has_leader: false } = state.phase
+            && !state.hand_over()
+        {
+            state.phase = FillPhase::Closed;
+            drop(state);
+            self.registration.remove(&self.fill);
         }
     }
 }

@@ -1,6 +1,5 @@
 //! The fetching side of a fill whose head is published.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -24,10 +23,7 @@ impl Producer {
     /// Appends bytes to the body.
     pub(crate) fn push(&self, data: &[u8]) {
         let chunk = self.budget.charged_chunk(data);
-        let mut state = self.fill.lock();
-        state.end += data.len() as u64;
-        state.chunks.push_back(chunk);
-        state.wake_all();
+        self.fill.lock().push(chunk);
     }
 
     /// Whether a body that grows by `bytes` can still be kept whole: it stays within
@@ -55,27 +51,17 @@ impl Producer {
     pub(crate) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut state = self.fill.lock();
         // Also wakes the producer when the last reader is dropped while the upstream is silent.
-        match &mut state.producer_waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            empty => *empty = Some(cx.waker().clone()),
+        state.register_fetch(cx);
+        if !state.slots.has_attached() {
+            return Poll::Ready(false);
         }
-        loop {
-            if !state.has_readers() {
-                return Poll::Ready(false);
-            }
-            let buffered = state.end - state.start;
-            let has_room = self.budget.has_room(WINDOW_BYTES_MIN, self.budget_bytes);
-            let window = if has_room { WINDOW_BYTES } else { WINDOW_BYTES_MIN };
-            if state.keeps_body || buffered < window {
-                return Poll::Ready(true);
-            }
-            let waker = state.producer_waker.clone();
-            if !state.detach_slow_readers(window) {
-                return Poll::Pending;
-            }
-            // `discard_consumed` has taken the waker of this very task.
-            state.producer_waker = waker;
+        let has_room = self.budget.has_room(WINDOW_BYTES_MIN, self.budget_bytes);
+        let window = if has_room { WINDOW_BYTES } else { WINDOW_BYTES_MIN };
+        let is_full = !state.keeps_body && state.end - state.start >= window;
+        if is_full && !state.detach_slow_readers(window) {
+            return Poll::Pending;
         }
+        Poll::Ready(true)
     }
 
     /// The complete body in one buffer that is not charged to the budget: the cache accounts for
@@ -86,10 +72,10 @@ impl Producer {
             return None;
         }
         let mut body = BytesMut::with_capacity(usize::try_from(state.end).ok()?);
-        state.chunks.iter().for_each(|chunk| body.extend_from_slice(chunk));
+        state.chunks().for_each(|chunk| body.extend_from_slice(chunk));
         let body = body.freeze();
         // The remaining readers share the buffer that is stored.
-        state.chunks = VecDeque::from([body.clone()]);
+        state.set_whole(body.clone());
         Some(body)
     }
 
@@ -103,7 +89,7 @@ impl Producer {
         let mut state = self.fill.lock();
         state.body_end = BodyEnd::Complete;
         state.trailers = trailers.map(|trailers| Arc::new(trailers.clone()));
-        state.wake_all();
+        state.wake_readers();
     }
 }
 
@@ -116,6 +102,6 @@ impl Drop for Producer {
         if state.body_end == BodyEnd::Open {
             state.body_end = BodyEnd::Aborted;
         }
-        state.wake_all();
+        state.wake_readers();
     }
 }

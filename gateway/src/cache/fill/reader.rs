@@ -5,9 +5,11 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 
-use super::state::{BodyEnd, Fill};
+use super::slots::SlotPosition;
+use super::state::{BodyEnd, Fill, FillPhase, WINDOW_BYTES_MIN};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::Fields;
+use crate::http::message::Response;
 
 /// A reader with its offset and its current chunk. Its slot is removed when it is dropped.
 pub(crate) struct FillReader {
@@ -36,6 +38,24 @@ impl FillReader {
     pub(crate) fn accept_trailers(&mut self, accepts_trailers: bool) {
         self.accepts_trailers = accepts_trailers;
     }
+
+    /// The offset of the next byte of `data`.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Whether the body is not complete yet. Only then can this reader be detached.
+    pub(crate) fn is_open(&self) -> bool {
+        self.fill.lock().body_end == BodyEnd::Open
+    }
+
+    /// The head that the fill has published.
+    pub(crate) fn head(&self) -> Option<Arc<Response>> {
+        match &self.fill.lock().phase {
+            FillPhase::Streaming(response) => Some(Arc::clone(response)),
+            _ => None,
+        }
+    }
 }
 
 impl BodySource for FillReader {
@@ -44,11 +64,11 @@ impl BodySource for FillReader {
             return Poll::Ready(Ok(()));
         }
         let mut state = self.fill.lock();
-        if state.slots[self.slot].is_detached {
+        if let SlotPosition::Detached(_) = state.slots.position(self.slot) {
             return Poll::Ready(Err(BodyError::Detached));
         }
-        if self.offset < state.end {
-            self.chunk = state.chunk_at(self.offset);
+        if let Some(chunk) = state.next_bytes(self.slot, self.offset) {
+            self.chunk = chunk;
             return Poll::Ready(Ok(()));
         }
         match state.body_end {
@@ -58,10 +78,11 @@ impl BodySource for FillReader {
             }
             BodyEnd::Aborted => Poll::Ready(Err(BodyError::Truncated)),
             BodyEnd::Open => {
-                state.register(self.slot, cx);
-                // A reader that has read everything may make the producer detach slower ones.
-                if !state.keeps_body {
-                    state.wake_producer();
+                state.slots.register(self.slot, cx);
+                // If the window is full, a reader that has read everything makes the producer
+                // detach slower ones.
+                if !state.keeps_body && state.end - state.start >= WINDOW_BYTES_MIN {
+                    state.wake_fetch();
                 }
                 Poll::Pending
             }
@@ -81,9 +102,7 @@ impl BodySource for FillReader {
         self.offset += count as u64;
         if self.chunk.is_empty() {
             self.chunk = Bytes::new();
-            let mut state = self.fill.lock();
-            state.slots[self.slot].offset = Some(self.offset);
-            state.discard_consumed();
+            self.fill.lock().advance(self.slot);
         }
     }
 }
@@ -91,9 +110,6 @@ impl BodySource for FillReader {
 impl Drop for FillReader {
     fn drop(&mut self) {
         self.chunk = Bytes::new();
-        let mut state = self.fill.lock();
-        state.slots.remove(self.slot);
-        state.discard_consumed();
-        state.wake_producer();
+        self.fill.lock().remove(self.slot);
     }
 }

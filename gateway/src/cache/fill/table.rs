@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use shard::{CacheKey, KeyRef};
 
 use super::budget::FetchBudget;
-use super::state::Fill;
+use super::state::{Fill, FillPhase};
 
 /// Requests at one fill. Further requests go to the origin on their own, because their response is
 /// already late.
@@ -66,11 +66,11 @@ impl FillTable {
             if state.slots.len() >= SLOTS_MAX {
                 return Entered::Full;
             }
-            let slot = state.add_slot(None);
-            if let super::state::FillPhase::Streaming(_) = state.phase {
+            let slot = match state.phase {
                 // The body is buffered from its first byte while the fill is in the table.
-                state.slots[slot].offset = Some(0);
-            }
+                FillPhase::Streaming(_) => state.add_reader(),
+                _ => state.add_waiting(),
+            };
             return Entered::Existing(Arc::clone(fill), registration, slot);
         }
         let fill = Arc::new(Fill::new());

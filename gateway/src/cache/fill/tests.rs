@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use shard::{KeyBuilder, KeyRef};
 
 use super::leader::FillJoiner;
-use super::state::{WINDOW_BYTES, WINDOW_BYTES_MIN};
+use super::state::{Fill, WINDOW_BYTES, WINDOW_BYTES_MIN};
 use super::*;
 use crate::error::ErrorKind;
 use crate::http::body::{BodyError, BodySource};
@@ -247,6 +247,111 @@ async fn ten_thousand_joiners_share_one_fetch() {
     assert!(table.is_empty());
 }
 
+/// Polls a joiner that must be pending.
+fn poll_pending(joiner: &mut FillJoiner) {
+    assert!(joiner.poll_wait(&mut Context::from_waker(Waker::noop())).is_pending());
+}
+
+/// Slots visited since the last call.
+fn take_visits(fill: &Fill) -> usize {
+    std::mem::take(&mut fill.lock().slots.visits)
+}
+
+/// Steps instead of time. With a scan of all slots in each step, 10,000 readers would make 10^8
+/// visits for each chunk.
+#[test]
+fn work_of_a_step_is_constant_at_ten_thousand_requests() {
+    const REQUESTS: usize = 10_000;
+    const CHUNKS: usize = 8;
+    /// Slots that a step visits at most: its own, its neighbours in two lists, one that is woken.
+    const STEP: usize = 12;
+    let table = Arc::new(FillTable::default());
+    let (leader, mut joiners) = (lead(&table), (0..REQUESTS).map(|_| join(&table)).collect::<Vec<_>>());
+    let fill = Arc::clone(&leader.fill);
+    joiners.iter_mut().for_each(poll_pending);
+    assert!(take_visits(&fill) <= REQUESTS * STEP, "join and wait");
+    // A chain of leaders that are dropped.
+    drop(leader);
+    for _ in 0..REQUESTS / 2 {
+        let mut first = joiners.remove(0);
+        let Poll::Ready(JoinOutcome::Lead(leader)) = first.poll_wait(&mut Context::from_waker(Waker::noop())) else {
+            panic!("the first waiting request leads")
+        };
+        drop(leader);
+    }
+    assert!(take_visits(&fill) <= REQUESTS / 2 * STEP, "hand over");
+    let Poll::Ready(JoinOutcome::Lead(leader)) = joiners[0].poll_wait(&mut Context::from_waker(Waker::noop())) else {
+        panic!("the first waiting request leads")
+    };
+    joiners.remove(0);
+    let (mut producer, own) = publish(leader, &table);
+    producer.stop_keeping();
+    let mut readers = vec![own];
+    for mut joiner in joiners {
+        let Poll::Ready(outcome) = joiner.poll_wait(&mut Context::from_waker(Waker::noop())) else { panic!("a head") };
+        readers.push(stream(outcome));
+    }
+    assert!(take_visits(&fill) <= readers.len() * STEP, "head");
+    for _ in 0..CHUNKS {
+        producer.push(b"chunk");
+        assert!(producer.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready());
+        for reader in &mut readers {
+            assert!(matches!(reader.poll_fill(&mut Context::from_waker(Waker::noop())), Poll::Ready(Ok(()))));
+            reader.consume(b"chunk".len());
+            assert!(reader.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        assert!(take_visits(&fill) <= readers.len() * STEP, "chunk");
+    }
+    assert_eq!(table.budget().charged(), 0, "chunks that all have read are freed");
+    let half = readers.split_off(readers.len() / 2);
+    let count = half.len();
+    drop(half);
+    assert!(take_visits(&fill) <= count * STEP, "leave");
+    producer.push(&vec![b'x'; WINDOW_BYTES as usize]);
+    assert!(producer.poll_ready(&mut Context::from_waker(Waker::noop())).is_pending());
+    assert!(take_visits(&fill) <= readers.len() * STEP, "wake");
+    assert!(readers[0].poll_fill(&mut Context::from_waker(Waker::noop())).is_ready());
+    readers[0].consume(WINDOW_BYTES as usize);
+    assert_eq!(producer.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(true));
+    assert!(take_visits(&fill) <= readers.len() * STEP, "detach");
+}
+
+#[tokio::test]
+async fn detached_reader_continues_where_its_next_chunk_is_still_buffered() {
+    let table = Arc::new(FillTable::default());
+    let (leader, joiner) = (lead(&table), join(&table));
+    let (mut producer, mut fast) = publish(leader, &table);
+    let mut slow = stream(joiner.wait(Duration::from_secs(1)).await);
+    producer.stop_keeping();
+    producer.push(&vec![b'x'; WINDOW_BYTES as usize]);
+    poll_fn(|cx| slow.poll_fill(cx)).await.expect("bytes");
+    slow.consume(1);
+    poll_fn(|cx| fast.poll_fill(cx)).await.expect("bytes");
+    fast.consume(WINDOW_BYTES as usize);
+    assert!(poll_fn(|cx| Poll::Ready(producer.poll_ready(cx))).await.is_ready());
+    slow.consume(WINDOW_BYTES as usize - 1);
+    producer.push(b"end");
+    producer.complete(None);
+    assert_eq!(read(&mut slow).await.expect("complete"), b"end");
+    assert_eq!(read(&mut fast).await.expect("complete"), b"end");
+}
+
+#[test]
+fn leader_without_a_client_is_woken_when_nobody_waits() {
+    let table = Arc::new(FillTable::default());
+    let (leader, first, second) = (lead(&table), join(&table), join(&table));
+    let flag = Arc::new(Flag::default());
+    let waker = Waker::from(Arc::clone(&flag));
+    assert!(leader.is_awaited(&Context::from_waker(&waker)));
+    drop(first);
+    assert!(!flag.0.load(Ordering::Relaxed) && leader.is_awaited(&Context::from_waker(&waker)));
+    drop(second);
+    assert!(flag.0.load(Ordering::Relaxed), "woken");
+    assert!(!leader.is_awaited(&Context::from_waker(&waker)));
+    drop(leader);
+    assert!(table.is_empty());
+}
+
 /// One step of an interleaving; numbers choose among the requests in that state.
 #[derive(Clone, Copy, Debug)]
 enum Step {
@@ -261,6 +366,10 @@ enum Step {
     PublishComplete(usize),
     Push(usize, u16),
     StopKeeping(usize),
+    /// Takes room for more bytes, which may detach readers.
+    PollProducer(usize),
+    /// With the whole body in one buffer, where it was kept.
+    CompleteWhole(usize),
     Complete(usize),
     DropProducer(usize),
     Read(usize),
@@ -279,9 +388,11 @@ fn step() -> impl Strategy<Value = Step> {
         1 => n.clone().prop_map(Step::ReleaseLeader),
         2 => n.clone().prop_map(Step::PublishHead),
         1 => n.clone().prop_map(Step::PublishComplete),
-        4 => (n.clone(), 1..2_000u16).prop_map(|(at, bytes)| Step::Push(at, bytes)),
+        4 => (n.clone(), 1..40_000u16).prop_map(|(at, bytes)| Step::Push(at, bytes)),
         1 => n.clone().prop_map(Step::StopKeeping),
-        2 => n.clone().prop_map(Step::Complete),
+        4 => n.clone().prop_map(Step::PollProducer),
+        1 => n.clone().prop_map(Step::CompleteWhole),
+        1 => n.clone().prop_map(Step::Complete),
         1 => n.clone().prop_map(Step::DropProducer),
         4 => n.clone().prop_map(Step::Read),
         1 => n.prop_map(Step::DropReader),
@@ -411,7 +522,8 @@ impl Interleaving {
             }
             Step::PublishHead(at) => {
                 if let Some(leader) = take(&mut self.leaders, at) {
-                    let (producer, reader) = publish(leader, &self.table);
+                    // The smallest window, so that readers are detached.
+                    let (producer, reader) = leader.publish_head(head(), self.table.budget(), 0);
                     self.producers.push((producer, 0));
                     self.readers.push(ReadingRequest { reader, next: 0 });
                 }
@@ -432,6 +544,18 @@ impl Interleaving {
                 let index = at % self.producers.len();
                 self.producers[index].0.stop_keeping();
             }
+            Step::PollProducer(at) if !self.producers.is_empty() => {
+                let index = at % self.producers.len();
+                let _has_room = self.producers[index].0.poll_ready(&mut Context::from_waker(Waker::noop()));
+            }
+            Step::CompleteWhole(at) => {
+                if let Some((producer, length)) = take(&mut self.producers, at) {
+                    if let Some(body) = producer.body() {
+                        assert_eq!(body.len() as u64, length);
+                    }
+                    producer.complete(None);
+                }
+            }
             Step::Complete(at) => {
                 if let Some((producer, _)) = take(&mut self.producers, at) {
                     producer.complete(None);
@@ -445,7 +569,7 @@ impl Interleaving {
                 }
             }
             Step::DropReader(at) => drop(take(&mut self.readers, at)),
-            Step::PollJoiner(_) | Step::Push(..) | Step::StopKeeping(_) | Step::Read(_) => {}
+            Step::PollJoiner(_) | Step::Push(..) | Step::StopKeeping(_) | Step::PollProducer(_) | Step::Read(_) => {}
         }
     }
 

@@ -9,6 +9,11 @@ use crate::cache;
 pub(super) fn read(root: &TableReader<'_>) -> cache::CacheConfig {
     const QUERY_ORDER: OneOf<bool> = OneOf(&[("kept", Some(false)), ("sorted", Some(true))]);
     const STATUS_KEY: OneOf<bool> = OneOf(&[("hide", Some(false)), ("tell", Some(true))]);
+    const HONOUR_CLIENT: OneOf<cache::HonourClient> = OneOf(&[
+        ("full", Some(cache::HonourClient::Full)),
+        ("limited", Some(cache::HonourClient::Limited)),
+        ("off", Some(cache::HonourClient::Off)),
+    ]);
     const TO_CLIENTS: OneOf<bool> = OneOf(&[("pass", Some(false)), ("strip", Some(true))]);
     const INFLIGHT_FETCH_BYTES: RenamedKey = RenamedKey { name: "inflight_fetch_bytes", former: "fill_bytes" };
     const PER_SECOND: ParsedString<u32> = ParsedString {
@@ -40,5 +45,6 @@ pub(super) fn read(root: &TableReader<'_>) -> cache::CacheConfig {
         variants: index(table.value_or("variants", &IntegerRange(1..=1_024), index_of(default.variants))),
         targeted: formats::list(table, "targeted", formats::FIELD_NAME, default.targeted),
         strip_targeted: table.value_or("targeted_to_clients", &TO_CLIENTS, default.strip_targeted),
+        honour_client: table.value_or("honour_client", &HONOUR_CLIENT, default.honour_client),
     })
 }

@@ -12,9 +12,11 @@ pub(in crate::config) struct ConfigDraft {
     pub(in crate::config) admin: DocumentLocation,
     /// Identity keys that have effect only with trusted proxies.
     pub(in crate::config) proxy_dependent: Vec<DocumentLocation>,
+    pub(in crate::config) identity_user: DocumentLocation,
     pub(in crate::config) identity_secret: DocumentLocation,
     pub(in crate::config) regions: Option<Vec<Located<shard::Region>>>,
     pub(in crate::config) regions_at: DocumentLocation,
+    pub(in crate::config) redis_secret: DocumentLocation,
     pub(in crate::config) uri_bytes: DocumentLocation,
     pub(in crate::config) object_bytes: DocumentLocation,
     pub(in crate::config) limits: DocumentLocation,
@@ -29,6 +31,8 @@ pub(in crate::config) struct RouteReferences {
     pub(in crate::config) name: DocumentLocation,
     pub(in crate::config) matched: DocumentLocation,
     pub(in crate::config) cost: DocumentLocation,
+    pub(in crate::config) default_ttl: DocumentLocation,
+    pub(in crate::config) ttl: DocumentLocation,
     pub(in crate::config) upstream: Option<Located<String>>,
     pub(in crate::config) limits: Vec<Located<String>>,
 }

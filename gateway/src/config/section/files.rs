@@ -19,6 +19,12 @@ pub(super) fn check_file(table: &TableReader<'_>, file: &Located<PathBuf>) {
     }
 }
 
+/// Reads an optional path, relative to the directory of the configuration file.
+pub(super) fn optional_path(table: &TableReader<'_>, key: &'static str) -> Option<Located<PathBuf>> {
+    let path = table.optional(key, &AnyString)?;
+    Some(Located { value: table.context.environment.base.join(path.value), at: path.at })
+}
+
 /// Reads a required path, relative to the directory of the configuration file.
 pub(super) fn path(table: &TableReader<'_>, key: &'static str) -> Option<Located<PathBuf>> {
     let path = table.required(key, &AnyString)?;

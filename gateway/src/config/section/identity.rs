@@ -6,7 +6,7 @@ use super::super::read_context::Located;
 use super::super::table_reader::{TableReader, ValueOrTable};
 use super::super::value_kind::{AnyString, InputValue, OneOf, ParsedString, ValueKind};
 use super::{formats, tokens};
-use crate::identify::{AccessConfig, ForwardedField, IdentityConfig, IdentitySource};
+use crate::identify::{AccessConfig, CertificateField, ForwardedField, IdentityConfig, IdentitySource};
 
 /// Sources that a client controls.
 pub(super) const SOURCE: ParsedString<IdentitySource> = ParsedString {
@@ -37,17 +37,15 @@ pub(super) fn read(root: &TableReader<'_>) -> (IdentityConfig, Vec<DocumentLocat
             proxy_dependent.push(source.at);
             source.value
         };
-        let (user, tokens) =
-            match table.value_or_table("user", &TrustedHeaderSource { alternative: "{ jwt = { ... } }" }, tokens::read)
-            {
-                Some(ValueOrTable::Value(source)) => (Some(header(source)), None),
-                Some(ValueOrTable::Table(read)) => read.unzip(),
-                None => (None, None),
-            };
-        let class =
-            table.value_or_table("tier", &TrustedHeaderSource { alternative: "{ jwt_claim = \"NAME\" }" }, |table| {
-                table.required("jwt_claim", &tokens::CLAIM)
-            });
+        let (user, tokens) = match table.value_or_table("user", &USER, tokens::read) {
+            Some(ValueOrTable::Value(Located { value: certificate @ IdentitySource::Certificate(_), .. })) => {
+                (Some(certificate), None)
+            }
+            Some(ValueOrTable::Value(source)) => (Some(header(source)), None),
+            Some(ValueOrTable::Table(read)) => read.unzip(),
+            None => (None, None),
+        };
+        let class = table.value_or_table("tier", &CLASS, |table| table.required("jwt_claim", &tokens::CLAIM));
         let user_class = match class {
             Some(ValueOrTable::Value(source)) => Some(header(source)),
             Some(ValueOrTable::Table(claim)) => claim.map(|claim| user_class_claim(table, claim)),
@@ -68,6 +66,8 @@ pub(super) fn read(root: &TableReader<'_>) -> (IdentityConfig, Vec<DocumentLocat
             // Set by the section `[limits]`.
             keys: Vec::new(),
             access: AccessConfig::default(),
+            untrusted_fields: formats::list(table, "untrusted_fields", formats::FIELD_NAME, default.untrusted_fields),
+            has_fingerprints: default.has_fingerprints,
             secret: table.value_or("secret", &AnyString, default.secret),
         };
         (config, proxy_dependent)
@@ -82,30 +82,59 @@ fn user_class_claim(identity: &TableReader<'_>, claim: Located<String>) -> Ident
     IdentitySource::Claim(claim.value)
 }
 
-/// The kind of value of `identity.user` and `identity.tier`: only `header:NAME`, because a client
-/// could set any other source itself.
-struct TrustedHeaderSource {
-    alternative: &'static str,
+const USER: TrustedSource = TrustedSource {
+    description: "\"header:NAME\", \"certificate:subject\", \"certificate:san\" or { jwt = { ... } }",
+    certificate: true,
+};
+
+const CLASS: TrustedSource =
+    TrustedSource { description: "\"header:NAME\" or { jwt_claim = \"NAME\" }", certificate: false };
+
+/// The kind of value of `identity.user` and `identity.tier`: sources that a client cannot set
+/// itself.
+struct TrustedSource {
+    description: &'static str,
+    /// Whether it may be a name in a client certificate.
+    certificate: bool,
 }
 
-impl ValueKind for TrustedHeaderSource {
+impl ValueKind for TrustedSource {
     type Value = IdentitySource;
 
     fn describe(&self) -> String {
-        format!("\"header:NAME\" or {}", self.alternative)
+        self.description.to_owned()
     }
 
     fn format(&self, value: &IdentitySource) -> String {
-        SOURCE.format(value)
+        format_source(value)
     }
 
     fn read(&self, input: &InputValue<'_>) -> Result<IdentitySource, ConfigProblem> {
         let DocumentValue::String(_) = input.node.value else { return Err(input.wrong_type(self)) };
-        match SOURCE.read(input)? {
+        match TRUSTED_SOURCE.read(input)? {
             header @ IdentitySource::Header(_) => Ok(header),
+            certificate @ IdentitySource::Certificate(_) if self.certificate => Ok(certificate),
+            IdentitySource::Certificate(_) => {
+                Err(ConfigProblem::bad_value("a certificate does not name a user class").hint(self.describe()))
+            }
             _ => Err(ConfigProblem::bad_value("a client could set this source itself")
                 .hint("write \"header:NAME\" with a field that the trusted proxies set")),
         }
+    }
+}
+
+const TRUSTED_SOURCE: ParsedString<IdentitySource> =
+    ParsedString { name: USER.description, parse: parse_connection_source, format: format_source };
+
+/// A source that clients control, or a property of their connection.
+pub(super) fn parse_connection_source(text: &str) -> Result<IdentitySource, ConfigProblem> {
+    match text.split_once(':') {
+        Some(("certificate", "subject")) => Ok(IdentitySource::Certificate(CertificateField::Subject)),
+        Some(("certificate", "san")) => Ok(IdentitySource::Certificate(CertificateField::San)),
+        Some(("certificate", name)) => Err(ConfigProblem::bad_value(format!("a certificate has no `{name}`"))
+            .hint("write \"certificate:subject\" or \"certificate:san\"")),
+        Some(("ja4", "")) => Ok(IdentitySource::Ja4),
+        _ => parse_source(text),
     }
 }
 
@@ -124,13 +153,16 @@ fn parse_source(text: &str) -> Result<IdentitySource, ConfigProblem> {
     }
 }
 
-fn format_source(source: &IdentitySource) -> String {
+pub(super) fn format_source(source: &IdentitySource) -> String {
     match source {
         IdentitySource::Header(name) => format!("header:{name}"),
         IdentitySource::Cookie(name) => format!("cookie:{name}"),
         IdentitySource::Host => "host:".to_owned(),
         IdentitySource::Path(number) => format!("path:{number}"),
         IdentitySource::Claim(name) => format!("claim:{name}"),
+        IdentitySource::Certificate(CertificateField::Subject) => "certificate:subject".to_owned(),
+        IdentitySource::Certificate(CertificateField::San) => "certificate:san".to_owned(),
+        IdentitySource::Ja4 => "ja4:".to_owned(),
     }
 }
 

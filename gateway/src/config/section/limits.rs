@@ -42,17 +42,15 @@ pub(super) fn weights(root: &TableReader<'_>) -> Vec<(String, f64)> {
     weights
 }
 
-/// Source of the key of a limit; unlike other sources it may be a claim of a verified token.
+/// Source of the key of a limit; unlike other sources it may be a claim of a verified token, a name
+/// in a client certificate, or a TLS fingerprint.
 const KEY: ParsedString<IdentitySource> = ParsedString {
-    name: "\"header:NAME\", \"cookie:NAME\", \"path:N\", \"host:\" or \"claim:NAME\"",
+    name: "\"header:NAME\", \"cookie:NAME\", \"path:N\", \"host:\", \"claim:NAME\", \"certificate:subject\", \"certificate:san\" or \"ja4:\"",
     parse: |text| match text.strip_prefix("claim:") {
-        Some("") | None => (identity::SOURCE.parse)(text),
+        Some("") | None => identity::parse_connection_source(text),
         Some(name) => Ok(IdentitySource::Claim(name.to_owned())),
     },
-    format: |source| match source {
-        IdentitySource::Claim(name) => format!("claim:{name}"),
-        source => (identity::SOURCE.format)(source),
-    },
+    format: identity::format_source,
 };
 
 /// Default budget of one address under a device rule, as a multiple of one device's quota. Large
@@ -121,10 +119,7 @@ fn rule(
     let key = match (scope.value, key) {
         (Scope::Key, None) => {
             let problem = ConfigProblem::new(FaultCode::Missing, "a limit with `tier = \"key\"` needs a `key`");
-            table.context.error(
-                &table.at,
-                problem.hint("write key = \"header:NAME\", \"cookie:NAME\", \"path:N\", \"host:\" or \"claim:NAME\""),
-            );
+            table.context.error(&table.at, problem.hint(format!("write key = {}", KEY.name)));
             return None;
         }
         (Scope::Key, Some(source)) if matches!(source.value, IdentitySource::Claim(_)) && identify.tokens.is_none() => {
@@ -145,8 +140,10 @@ fn rule(
         }
         (_, None) => None,
     };
-    if table.has("per_address") && (scope.value != Scope::Device || identify.device.is_empty()) {
-        let message = "`per_address` applies to limits with `tier = \"device\"` only, and needs `identity.device`";
+    // Otherwise each address has exactly one device.
+    let has_many_devices = scope.value == Scope::Device && (!identify.device.is_empty() || identify.has_fingerprints);
+    if table.has("per_address") && !has_many_devices {
+        let message = "`per_address` applies to limits with `tier = \"device\"` only, and needs `identity.device` or a listener with TLS";
         table.context.error(&table.location_of(&["per_address"]), ConfigProblem::bad_value(message));
     }
     if scope.value == Scope::User && identify.user.is_none() {
@@ -176,8 +173,6 @@ fn rule(
         ..Rule::new(name, scope.value, quota)
     };
     let mut config = RuleConfig { rule, exposure, per_address: None };
-    // Without `identity.device`, each address has exactly one device.
-    let has_many_devices = scope.value == Scope::Device && !identify.device.is_empty();
     config.per_address = NonZeroU32::new(per_address).filter(|_| has_many_devices);
     let representable = config.limiter_rules().and_then(|mut rules| {
         let Some(address) = rules.nth(1) else { return Ok(()) };

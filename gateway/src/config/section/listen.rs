@@ -4,24 +4,29 @@ use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{AnyString, DurationRange, IntegerRange, OneOf, SizeRange};
 use super::bounds::{DAY, GIB, HOUR, MIB, MS, index, index_of};
-use super::files::{check_file, path};
+use super::files::{check_file, optional_path, path};
 use super::formats;
 use crate::accept::{self, ListenConfig};
 use crate::http::HttpLimits;
-use crate::http::limits::GetBodyPolicy;
+use crate::http::limits::{GetBodyPolicy, UnderscorePolicy};
+use crate::proxy_protocol::ProxyProtocolMode;
 use crate::{admin, tls};
 
 /// Every `[[listen]]` with the location of its address.
 pub(super) fn listeners(root: &TableReader<'_>) -> Vec<(ListenConfig, DocumentLocation)> {
-    const PROXY: OneOf<()> = OneOf(&[("off", Some(())), ("optional", None), ("required", None)]);
+    const PROXY: OneOf<ProxyProtocolMode> = OneOf(&[
+        ("off", Some(ProxyProtocolMode::Off)),
+        ("optional", Some(ProxyProtocolMode::Optional)),
+        ("required", Some(ProxyProtocolMode::Required)),
+    ]);
     root.tables("listen", |listen| {
         let default = ListenConfig::default();
         let address = listen.required("address", &formats::SOCKET_ADDRESS);
-        listen.value_or("proxy_protocol", &PROXY, ());
+        let proxy_protocol = listen.value_or("proxy_protocol", &PROXY, default.proxy_protocol);
         let tls = listen.optional_table("tls", tls);
         match address {
-            Some(address) => (ListenConfig { address: address.value, tls }, address.at),
-            None => (ListenConfig { tls, ..default }, listen.at.clone()),
+            Some(address) => (ListenConfig { address: address.value, proxy_protocol, tls }, address.at),
+            None => (ListenConfig { proxy_protocol, tls, ..default }, listen.at.clone()),
         }
     })
 }
@@ -41,10 +46,30 @@ fn tls(table: &TableReader<'_>) -> tls::TlsConfig {
         let hint = "write `certificates = [{ cert = \"tls.crt\", key = \"tls.key\" }]`";
         table.context.error(&table.at, problem.hint(hint));
     }
+    let client_auth = client_auth(table);
     tls::TlsConfig {
+        client_auth,
         certificates: certificates.into_iter().flatten().collect(),
         min_version: table.value_or("min_version", &VERSIONS, tls::MinTlsVersion::default()),
     }
+}
+
+/// The keys of client certificates.
+fn client_auth(table: &TableReader<'_>) -> Option<tls::ClientAuthConfig> {
+    const MODES: OneOf<tls::ClientAuthMode> =
+        OneOf(&[("required", Some(tls::ClientAuthMode::Required)), ("optional", Some(tls::ClientAuthMode::Optional))]);
+    let (ca, crl) = (optional_path(table, "client_ca"), optional_path(table, "client_crl"));
+    for file in [&ca, &crl].into_iter().flatten() {
+        check_file(table, file);
+    }
+    let (mode, mode_at) = table.located_or("client_auth", &MODES, tls::ClientAuthMode::default());
+    if ca.is_none() {
+        for at in mode_at.iter().chain(crl.as_ref().map(|crl| &crl.at)) {
+            let problem = ConfigProblem::new(FaultCode::Missing, "there is no authority to verify certificates with");
+            table.context.error(at, problem.hint("set `client_ca`"));
+        }
+    }
+    Some(tls::ClientAuthConfig { ca: ca?.value, crl: crl.map(|crl| crl.value), mode })
 }
 
 /// `[admin]` and the location of its address.
@@ -61,6 +86,9 @@ pub(super) fn admin(root: &TableReader<'_>) -> (admin::AdminConfig, DocumentLoca
 const GET_BODY: OneOf<GetBodyPolicy> =
     OneOf(&[("forward", Some(GetBodyPolicy::Forward)), ("refuse", Some(GetBodyPolicy::Refuse))]);
 
+const UNDERSCORES: OneOf<UnderscorePolicy> =
+    OneOf(&[("drop", Some(UnderscorePolicy::Drop)), ("forward", Some(UnderscorePolicy::Forward))]);
+
 /// `[limits_http]`: bounds of one message, and of the number of connections.
 pub(super) fn limits_http(root: &TableReader<'_>) -> (HttpLimits, accept::ConnectionLimits) {
     let (http, accept) = (HttpLimits::default(), accept::ConnectionLimits::default());
@@ -75,6 +103,7 @@ pub(super) fn limits_http(root: &TableReader<'_>) -> (HttpLimits, accept::Connec
             body_rate: u32::try_from(table.value_or("body_rate", &SizeRange(0..=GIB), http.body_rate.into()))
                 .unwrap_or(u32::MAX),
             get_body: table.value_or("get_body", &GET_BODY, http.get_body),
+            underscores: table.value_or("underscores", &UNDERSCORES, http.underscores),
             ..http
         };
         let connections = IntegerRange(1..=10_000_000);

@@ -34,6 +34,7 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
     let (http, accept) = listen::limits_http(root);
     let (mut identify, proxy_dependent) = identity::read(root);
     identify.access = access::read(root, &identify);
+    identify.has_fingerprints = listen.iter().any(|listen| listen.tls.is_some());
     let weights = limits::weights(root);
     let cache = cache::read(root);
     let redis = redis::read(root, cache.remote_object_bytes);
@@ -60,9 +61,11 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
         listen: listen_at,
         admin: admin_at,
         proxy_dependent,
+        identity_user: root.location_of(&["identity", "user"]),
         identity_secret: root.location_of(&["identity", "secret"]),
         regions: redis.regions,
         regions_at: redis.at,
+        redis_secret: root.location_of(&["redis", "secret"]),
         uri_bytes: root.location_of(&["limits_http", "uri_bytes"]),
         object_bytes: root.location_of(&["cache", "object_bytes"]),
         limits: root.location_of(&["limits"]),

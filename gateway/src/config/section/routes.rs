@@ -60,6 +60,8 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         name: name.map_or_else(|| table.at.clone(), |name| name.at),
         matched,
         cost: table.location_of(&["cost"]),
+        default_ttl: table.location_of(&["cache", "default_ttl"]),
+        ttl: table.location_of(&["cache", "ttl"]),
         upstream,
         limits,
     };

@@ -11,6 +11,7 @@ use crate::endpoint::{BalancePolicy, EndpointAddress};
 use crate::http::limits::GetBodyPolicy;
 use crate::identify::{ForwardedField, IdentitySource};
 use crate::log::AccessLogTarget;
+use crate::proxy_protocol::ProxyProtocolMode;
 use crate::route::{HostPattern, PathPattern, TimeoutOverrides};
 use crate::{accept, admin, cache, degrade, identify, limit, upstream};
 
@@ -59,13 +60,13 @@ fn every_key_has_effect() {
     let text = r#"
 version = 1
 server = { workers = 3, node = "edge-${PORT}", drain_timeout = "5m" }
-listen = [{ address = "[::]:${PORT}", proxy_protocol = "off" }]
+listen = [{ address = "[::]:${PORT}", proxy_protocol = "optional" }]
 admin = { address = "127.0.0.1:1", token = "a$$b" }
 limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", body_bytes = "0B", header_timeout = "250ms", idle_timeout = "1h", body_rate = "1KiB", get_body = "refuse", connections = 5, connections_per_ip = 4 }
 identity = { trusted_proxies = ["10.1.2.3/8", "::1"], forwarded_field = "forwarded", device = ["header:X-Device", "cookie:Dev"], user = "header:x-u", tier = "header:x-t", region = ["path:2", "host:"], region_default = "eu" }
 tiers = { anonymous = 0.5, gold = 2 }
-redis = { deadline = "5ms", nodes = 3, secret = "s", compression = "zstd", compress_from = "1KiB", hot_copies = 3, regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
-cache = { memory = "1GiB", hot_rate = "90000/m", object_bytes = "2MiB", inflight_fetch_bytes = "3MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"], key_query_order = "sorted", key_fields = ["X-Tenant"], status_key = "tell", variants = 9, targeted = ["Mine"], targeted_to_clients = "strip" }
+redis = { deadline = "5ms", nodes = 3, secret = "0123456789abcdef", compression = "zstd", compress_from = "1KiB", hot_copies = 3, regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
+cache = { memory = "1GiB", hot_rate = "90000/m", object_bytes = "2MiB", inflight_fetch_bytes = "3MiB", remote_object_bytes = "1KiB", key_ignore_query = ["utm_*", "q"], key_query_order = "sorted", key_fields = ["X-Tenant", "cookie"], status_key = "tell", variants = 9, targeted = ["Mine"], targeted_to_clients = "strip" }
 access = { exempt = ["10.0.0.0/8", "user:ops"], denied = ["device:bot"] }
 [limits]
 hosts = { tier = "node", rate = "60/m", burst = 9, mode = "shadow", percent = 0, reserve = { standard = 0.5 }, headers = "policy" }
@@ -108,6 +109,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     let second = Duration::from_secs(1);
     assert_eq!(config.server, ServerConfig { workers: 3, node: "edge-9000".to_owned(), drain_timeout: 300 * second });
     assert_eq!(config.listen[0].address.to_string(), "[::]:9000");
+    assert_eq!(config.listen[0].proxy_protocol, ProxyProtocolMode::Optional);
     assert_eq!(config.admin.token.as_deref(), Some("a$b"));
     assert_eq!((config.http.header_bytes, config.http.header_fields, config.http.uri_bytes), (1_024, 10, 512));
     assert_eq!(
@@ -148,7 +150,10 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     assert_eq!(identify.access.exempt, [network, identify::AccessEntry::User("ops".to_owned())]);
     assert_eq!(identify.access.denied, [identify::AccessEntry::Device("bot".to_owned())]);
     let remote = config.remote.expect("there is a `[redis]` section");
-    assert_eq!((remote.deadline, remote.secret.as_str(), remote.object_bytes), (second / 200, "s", 1 << 10));
+    assert_eq!(
+        (remote.deadline, remote.secret.as_str(), remote.object_bytes),
+        (second / 200, "0123456789abcdef", 1 << 10)
+    );
     let region = &remote.regions[&shard::Region::DEFAULT];
     assert_eq!((region.slots, &region.endpoints[..]), (4, &["redis://a:1".to_owned()][..]));
     assert_eq!((config.cache.memory_bytes, config.cache.hot_rate, remote.hot_copies), (1 << 30, 1_500, 3));
@@ -158,7 +163,10 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     assert_eq!(config.cache.inflight_fetch_bytes, 3 << 20);
     assert_eq!(config.cache.targeted, ["mine"]);
     assert!(config.cache.key_sort_query && config.cache.strip_targeted && config.cache.exposes_key);
-    assert_eq!((&config.cache.key_fields[..], config.cache.variants), (&["x-tenant".to_owned()][..], 9));
+    assert_eq!(
+        (&config.cache.key_fields[..], config.cache.variants),
+        (&["x-tenant", "cookie"].map(str::to_owned)[..], 9)
+    );
     assert_eq!(
         config.log,
         LogConfig {

@@ -165,6 +165,7 @@ fn malformed_endpoints_are_errors() {
 fn redis_needs_a_default_region_and_faults_hide_passwords() {
     let text = format!(
         "{MINIMAL}[redis]
+secret = \"0123456789abcdef\"
 [redis.regions.eu]
 endpoints = [\"redis://u:hunter2@a:0\", \"redis://a:1/x\", \"redis://[::1]:6379/1\", \"tcp://a\"]
 [redis.regions.EU]
@@ -183,7 +184,9 @@ endpoints = [\"redis://a\", \"redis://u:hunter2@a:6379/0\", \"redis+unix:///run/
 #[test]
 fn redis_urls_that_would_fail_the_start_are_errors() {
     let with = |endpoint: &str| {
-        let text = format!("{MINIMAL}[redis.regions.default]\nendpoints = [\"{endpoint}\"]\n");
+        let text = format!(
+            "{MINIMAL}[redis]\nsecret = \"0123456789abcdef\"\n[redis.regions.default]\nendpoints = [\"{endpoint}\"]\n"
+        );
         faults(&text)
     };
     for endpoint in ["rediss://u:p#hunter2@h", "rediss://u:hunter?2@h", "rediss://h#insecure", "redis://u:hunter/2@h"] {
@@ -323,4 +326,98 @@ fn new_key_name_has_no_warning_and_both_names_are_an_error() {
     );
     let misspelt = faults(&format!("{MINIMAL}[cache]\nfill_byte = \"3MiB\"\n"));
     assert!(!misspelt[0].contains("fill_bytes`?") && !misspelt[0].contains("`fill_bytes`"), "{misspelt:?}");
+}
+
+#[test]
+fn properties_of_connections_without_a_listener_for_them_are_warnings() {
+    let text = format!(
+        "{MINIMAL}[[listen]]
+address = \"127.0.0.1:0\"
+proxy_protocol = \"required\"
+[[listen]]
+address = \"127.0.0.1:0\"
+proxy_protocol = \"optional\"
+[identity]
+user = \"certificate:san\"
+"
+    );
+    let (_, warnings) = parse_toml(&text).expect("warnings do not reject the document");
+    assert_eq!(
+        super::lines(&warnings),
+        [
+            "17:8 identity.user: no request has a user: no listener asks for client certificates (set `client_ca` in `[listen.tls]`)",
+            "11:11 listen[0].address: this listener refuses every connection: there are no trusted proxies (set `identity.trusted_proxies` to the networks of the proxies)",
+            "14:11 listen[1].address: `proxy_protocol` has no effect: there are no trusted proxies (set `identity.trusted_proxies` to the networks of the proxies)",
+        ]
+    );
+}
+
+#[test]
+fn sources_of_connections_are_refused_for_others() {
+    for (identity, fault) in [
+        ("user = \"certificate:cn\"", "a certificate has no `cn`"),
+        ("user = \"ja4:\"", "a client could set this source itself"),
+        ("tier = \"certificate:subject\"", "a certificate does not name a user class"),
+        ("device = [\"ja4:\"]", "`ja4:` is not a source"),
+        ("region = [\"certificate:san\"]", "`certificate:san` is not a source"),
+    ] {
+        let found = faults(&format!("{MINIMAL}[identity]\n{identity}\n"));
+        assert!(matches!(&found[..], [only] if only.contains(fault)), "{identity}: {found:?}");
+    }
+}
+
+#[test]
+fn client_certificates_need_an_authority_that_can_be_read() {
+    let listen = |keys: &str| {
+        faults(&format!("{MINIMAL}[[listen]]\naddress = \"127.0.0.1:0\"\n[listen.tls]\ncertificates = []\n{keys}\n"))
+    };
+    let found = listen("client_auth = \"optional\"\nclient_crl = \"absent.pem\"");
+    let of = |key: &str, text: &str| found.iter().any(|fault| fault.contains(key) && fault.contains(text));
+    assert!(of("client_auth", "there is no authority"), "{found:?}");
+    assert!(of("client_crl", "there is no authority") && of("client_crl", "cannot read"), "{found:?}");
+    let found = listen("client_ca = \"absent.pem\"");
+    assert!(found.iter().any(|fault| fault.contains("client_ca: cannot read")), "{found:?}");
+}
+
+#[test]
+fn redis_without_a_secret_is_warned_of() {
+    let redis = |rest: &str| {
+        faults(&format!(
+            "{MINIMAL}[redis]\n{rest}\n[redis.regions.default]\nendpoints = [\"redis://127.0.0.1:6379\"]\n"
+        ))
+    };
+    let missing = "without a secret, an entry that another program writes to Redis is served to clients";
+    let hint = "(write at least 16 random characters, the same on all gateways, such as `openssl rand -hex 16` prints)";
+    assert_eq!(redis(""), [format!("9:1 redis.secret: {missing} {hint}")]);
+    assert_eq!(redis("secret = \"\""), [format!("10:10 redis.secret: {missing} {hint}")]);
+    let short = redis("secret = \"guess\"");
+    assert!(short.len() == 1 && short[0].starts_with("10:10 redis.secret: the secret is short"), "{short:?}");
+    assert!(!short[0].contains("guess"), "a secret is not repeated: {short:?}");
+    assert_eq!(redis("secret = \"0123456789abcdef\""), [""; 0]);
+    assert_eq!(faults(&format!("{MINIMAL}[redis]\nnodes = 2\n")), [""; 0], "no Redis is used");
+}
+
+#[test]
+fn lifetimes_of_responses_to_cookies_are_warned_of() {
+    let cached = |cache: &str, rest: &str| faults(&format!("{MINIMAL}cache = {{ {cache} }}\n{rest}"));
+    for (cache, column) in [
+        ("default_ttl = \"1s\"", "9:25 routes[0].cache.default_ttl"),
+        ("mode = \"standard\", default_ttl = \"1h\", set_cookie = \"private\"", "9:44 routes[0].cache.default_ttl"),
+        ("ttl = { \"2xx\" = \"1s\" }", "9:17 routes[0].cache.ttl"),
+        ("default_ttl = \"0s\", ttl = { \"200\" = \"1s\" }", "9:37 routes[0].cache.ttl"),
+    ] {
+        let found = cached(cache, "");
+        let expected = format!("{column}: a response to a request with `Cookie` is stored for all clients");
+        assert!(found.len() == 1 && found[0].starts_with(&expected), "{cache}: {found:?}");
+    }
+    for cache in [
+        "",
+        "default_ttl = \"0s\"",
+        "mode = \"off\", default_ttl = \"1s\"",
+        "ttl = { \"404\" = \"1s\", \"5xx\" = \"1s\" }",
+        "default_ttl = \"1s\", ttl = { \"2xx\" = \"0s\" }",
+    ] {
+        assert_eq!(cached(cache, ""), [""; 0], "{cache}");
+    }
+    assert_eq!(cached("default_ttl = \"1s\"", "[cache]\nkey_fields = [\"cookie\"]\n"), [""; 0]);
 }

@@ -10,7 +10,8 @@ fn parse_file(file: &str) -> Result<(Config, super::ConfigReport), super::Config
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     let text = std::fs::read_to_string(&path).expect("the file belongs to the tree");
     let base = path.parent().expect("a file has a directory");
-    Config::parse(&ConfigDocument { name: file, text: &text, format: DocumentFormat::Toml, base, env: &|_| None })
+    let env = |name: &str| (name == "REDIS_SECRET").then(|| "0123456789abcdef".to_owned());
+    Config::parse(&ConfigDocument { name: file, text: &text, format: DocumentFormat::Toml, base, env: &env })
 }
 
 #[test]

@@ -67,7 +67,10 @@ fn wrong_types_are_errors() {
             "10:10 identity.device: expected an array; each item: \"header:NAME\", \"cookie:NAME\", \"host:\" or \"path:N\", \
              found a string (enclose it in `[` and `]`)",
         ),
-        ("[identity]\nuser = 3", "10:8 identity.user: expected \"header:NAME\" or { jwt = { ... } }, found an integer"),
+        (
+            "[identity]\nuser = 3",
+            "10:8 identity.user: expected \"header:NAME\", \"certificate:subject\", \"certificate:san\" or { jwt = { ... } }, found an integer",
+        ),
         (
             "[identity]\ntier = [\"header:x\"]",
             "10:8 identity.tier: expected \"header:NAME\" or { jwt_claim = \"NAME\" }, found an array",
@@ -147,11 +150,6 @@ fn malformed_or_out_of_range_values_are_explained() {
 fn unavailable_features_are_rejected_only_if_used() {
     let upstream = "[upstreams.b]\nendpoints = [\"http://b\"]\n";
     for (neutral, using, path) in [
-        (
-            "[[listen]]\naddress=\"[::1]:0\"\nproxy_protocol = \"off\"",
-            "[[listen]]\naddress=\"[::1]:0\"\nproxy_protocol = \"required\"",
-            "listen[0].proxy_protocol",
-        ),
         ("", "[journal]\nstore = \"x\"", "journal"),
         ("[identity]\nregion = [\"host:\"]", "[identity]\nregion = [\"geoip:x.mmdb\"]", "identity.region[0]"),
         ("[tracing]\notlp = \"${X:-}\"", "[tracing]\notlp = \"http://x\"", "tracing.otlp"),

@@ -1,5 +1,5 @@
 //! The field names that the gateway acts on, looked up case-insensitively by a perfect hash, and
-//! sets of them as bits of one word.
+//! sets of them as bits of two words.
 
 use std::fmt;
 
@@ -32,6 +32,9 @@ known! {
     CacheControl = "cache-control",
     CacheStatus = "cache-status",
     CdnCacheControl = "cdn-cache-control",
+    CfConnectingIp = "cf-connecting-ip",
+    ClientCert = "client-cert",
+    ClientCertChain = "client-cert-chain",
     Connection = "connection",
     ContentEncoding = "content-encoding",
     ContentLanguage = "content-language",
@@ -44,7 +47,9 @@ known! {
     ETag = "etag",
     Expect = "expect",
     Expires = "expires",
+    FastlyClientIp = "fastly-client-ip",
     Forwarded = "forwarded",
+    FrontEndHttps = "front-end-https",
     Host = "host",
     IfMatch = "if-match",
     IfModifiedSince = "if-modified-since",
@@ -67,34 +72,70 @@ known! {
     RetryAfter = "retry-after",
     Server = "server",
     SetCookie = "set-cookie",
+    SslClientCert = "ssl-client-cert",
+    SslClientSubjectDn = "ssl-client-subject-dn",
+    SslClientVerify = "ssl-client-verify",
     SurrogateControl = "surrogate-control",
     Te = "te",
     Traceparent = "traceparent",
+    Tracestate = "tracestate",
     Trailer = "trailer",
     TransferEncoding = "transfer-encoding",
+    TrueClientIp = "true-client-ip",
     Upgrade = "upgrade",
     UserAgent = "user-agent",
     Vary = "vary",
     Via = "via",
+    XClientIp = "x-client-ip",
+    XClusterClientIp = "x-cluster-client-ip",
+    XEnvoyExpectedRqTimeoutMs = "x-envoy-expected-rq-timeout-ms",
+    XForwarded = "x-forwarded",
+    XForwardedBy = "x-forwarded-by",
+    XForwardedClientCert = "x-forwarded-client-cert",
     XForwardedFor = "x-forwarded-for",
     XForwardedHost = "x-forwarded-host",
+    XForwardedMethod = "x-forwarded-method",
+    XForwardedPath = "x-forwarded-path",
     XForwardedPort = "x-forwarded-port",
+    XForwardedPrefix = "x-forwarded-prefix",
     XForwardedProto = "x-forwarded-proto",
+    XForwardedProtocol = "x-forwarded-protocol",
+    XForwardedScheme = "x-forwarded-scheme",
+    XForwardedServer = "x-forwarded-server",
+    XForwardedSsl = "x-forwarded-ssl",
+    XForwardedTlsClientCert = "x-forwarded-tls-client-cert",
+    XForwardedTlsClientCertInfo = "x-forwarded-tls-client-cert-info",
+    XForwardedUri = "x-forwarded-uri",
+    XHost = "x-host",
+    XHttpHostOverride = "x-http-host-override",
+    XHttpMethod = "x-http-method",
+    XHttpMethodOverride = "x-http-method-override",
+    XMethodOverride = "x-method-override",
+    XOriginalHost = "x-original-host",
+    XOriginalUri = "x-original-uri",
     XOriginalUrl = "x-original-url",
+    XOriginatingIp = "x-originating-ip",
+    XProxyUser = "x-proxy-user",
     XRealIp = "x-real-ip",
+    XRemoteAddr = "x-remote-addr",
+    XRemoteIp = "x-remote-ip",
     XRewriteUrl = "x-rewrite-url",
+    XScriptName = "x-script-name",
+    XUrlScheme = "x-url-scheme",
 }
 
-/// Slots of the hash table: enough that a seed without collisions exists.
-const SLOTS: usize = 1024;
+/// Slots of the hash table: enough that a seed without collisions is found soon.
+const SLOTS: usize = 2048;
 /// Marks an empty slot: no name has this number.
 const EMPTY_SLOT: u8 = u8::MAX;
 
-/// The slot of a non-empty name, from its length and three of its letters in any case.
+/// The slot of a non-empty name, from its length and four of its letters in any case.
 const fn slot(name: &[u8], seed: u32) -> usize {
-    let (first, third, last) = (name[0] | 0x20, name[name.len() * 3 / 4] | 0x20, name[name.len() - 1] | 0x20);
-    let key = name.len() as u32 ^ (first as u32) << 8 ^ (third as u32) << 16 ^ (last as u32) << 24;
-    (key.wrapping_mul(seed) >> 22) as usize % SLOTS
+    let (first, last) = (name[0] | 0x20, name[name.len() - 1] | 0x20);
+    let (second, third) = (name[name.len() / 4] | 0x20, name[name.len() * 3 / 4] | 0x20);
+    let letters = (first as u32) << 8 ^ (second as u32) << 12 ^ (third as u32) << 16 ^ (last as u32) << 24;
+    let key = name.len() as u32 ^ letters;
+    (key.wrapping_mul(seed) >> 21) as usize % SLOTS
 }
 
 /// Numbers of names by slot; `None` if two names collide.
@@ -158,9 +199,9 @@ fn matches_name(name: &[u8], known: &[u8]) -> bool {
 
 /// A set of known field names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct KnownFieldSet(u64);
+pub(crate) struct KnownFieldSet(u128);
 
-const _: () = assert!(ALL.len() <= 64, "a set is one word");
+const _: () = assert!(ALL.len() <= 128, "a set is two words");
 
 impl KnownFieldSet {
     pub(crate) const fn of(names: &[KnownField]) -> Self {

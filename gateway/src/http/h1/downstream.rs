@@ -32,6 +32,7 @@ use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
 use crate::http::min_rate::MinRateTimer;
 use crate::http::transport::TransportStream;
+use crate::http::write_timer::WriteTimer;
 use crate::tasks::{self, TaskWait};
 
 /// Maximum bytes of an unread request body that are discarded to keep the connection. A new
@@ -136,8 +137,10 @@ pub(crate) struct ResponseWriter<'a> {
 /// Timeouts for a client that does not read its response. They run only while bytes wait for the
 /// client to accept them, not while the source of the body is pending.
 struct WriteTimeouts {
-    deadline: ResettableDeadline,
+    timer: WriteTimer,
     min_rate: MinRateTimer,
+    /// Bytes of the body that the minimum rate counts.
+    counted: u64,
 }
 
 impl DownstreamConnection {
@@ -602,7 +605,8 @@ impl ResponseWriter<'_> {
     /// Writes head and body. Not cancel safe: a cancelled response leaves the connection unusable.
     ///
     /// # Errors
-    /// `Peer` when the client failed, did not read for the idle timeout, or read too slowly.
+    /// `Peer` when the connection failed. `Timeout` when the client did not read for the idle
+    /// timeout, or read too slowly.
     /// `Source` when the body failed.
     pub(crate) async fn send(&mut self, response: &Response, body: &mut dyn BodySource) -> Result<(), SendError> {
         self.begin(response, body);
@@ -630,32 +634,41 @@ impl ResponseWriter<'_> {
 
     /// Writes the prepared response, as `send` does.
     pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>, body: &mut dyn BodySource) -> Poll<Result<(), SendError>> {
-        let before = self.writer.body_sent();
-        if let Poll::Ready(result) = self.writer.poll_send(cx, self.io, body) {
-            return Poll::Ready(result);
+        loop {
+            if let Poll::Ready(result) = self.writer.poll_send(cx, self.io, body) {
+                return Poll::Ready(result);
+            }
+            let (sent, is_blocked) = (self.writer.body_sent(), self.writer.is_blocked());
+            let has_progressed = self.writer.take_progress();
+            if let Some(timeouts) = &mut self.timeouts
+                && (has_progressed || !is_blocked)
+            {
+                timeouts.timer.restart();
+                timeouts.min_rate.record_progress(sent - timeouts.counted);
+                timeouts.counted = sent;
+            }
+            if !is_blocked {
+                // Only the source is pending: no clock of the client runs.
+                return Poll::Pending;
+            }
+            tasks::set_waiting_for(TaskWait::ClientRead);
+            let WriteTimeouts { timer, min_rate, .. } = &mut **self.timeouts.get_or_insert_with(|| {
+                let mut min_rate = MinRateTimer::new(self.body_rate, self.idle_timeout);
+                min_rate.record_progress(sent);
+                Box::new(WriteTimeouts { timer: WriteTimer::new(self.idle_timeout), min_rate, counted: sent })
+            });
+            let rate_missed_at = min_rate.wait_deadline();
+            if let Some(at) = rate_missed_at {
+                timer.check_no_later_than(at);
+            }
+            ready!(timer.poll_check(cx));
+            let is_rate_missed = || rate_missed_at.is_some_and(|at| tokio::time::Instant::now() >= at);
+            if self.writer.write_unready(self.io, body).map_err(SendError::Peer)? {
+                timer.record_accepted();
+            } else if timer.record_blocked() || is_rate_missed() {
+                return Poll::Ready(Err(SendError::Timeout(ExchangeTimeout::ClientRead)));
+            }
         }
-        let (sent, is_blocked) = (self.writer.body_sent(), self.writer.is_blocked());
-        let has_progressed = self.writer.take_progress();
-        if let Some(timeouts) = &mut self.timeouts
-            && (has_progressed || !is_blocked)
-        {
-            timeouts.deadline.restart(self.idle_timeout);
-            timeouts.min_rate.record_progress(sent - before);
-        }
-        if !is_blocked {
-            // Only the source is pending: no clock of the client runs.
-            return Poll::Pending;
-        }
-        tasks::set_waiting_for(TaskWait::ClientRead);
-        let WriteTimeouts { deadline, min_rate } = &mut **self.timeouts.get_or_insert_with(|| {
-            let mut min_rate = MinRateTimer::new(self.body_rate, self.idle_timeout);
-            min_rate.record_progress(sent);
-            Box::new(WriteTimeouts { deadline: ResettableDeadline::after(self.idle_timeout), min_rate })
-        });
-        if let Some(at) = min_rate.wait_deadline() {
-            deadline.no_later_than(at);
-        }
-        deadline.poll(cx).map(|()| Err(SendError::Peer(io::ErrorKind::TimedOut.into())))
     }
 
     /// After a failed `send`: discards the response if no byte of it was sent, so that another one

@@ -14,6 +14,7 @@ use super::upstream::UpstreamConnection;
 use crate::http::buffer::ReadBuffer;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::transport::TransportStream;
+use crate::http::write_timer::WriteTimer;
 
 /// One direction of the relay.
 struct RelayDirection<'a> {
@@ -22,13 +23,15 @@ struct RelayDirection<'a> {
     buffer: &'a mut ReadBuffer,
     to: &'a TransportStream,
     bytes: u64,
+    /// Whether written bytes wait in the TLS buffer of `to`.
+    is_flush_pending: bool,
     has_ended: bool,
     is_shut: bool,
 }
 
 impl<'a> RelayDirection<'a> {
     fn new(from: &'a TransportStream, buffer: &'a mut ReadBuffer, to: &'a TransportStream) -> Self {
-        RelayDirection { from, buffer, to, bytes: 0, has_ended: false, is_shut: false }
+        RelayDirection { from, buffer, to, bytes: 0, is_flush_pending: false, has_ended: false, is_shut: false }
     }
 
     /// Relays available bytes; ready when `from` has ended and `to` is shut down.
@@ -40,7 +43,9 @@ impl<'a> RelayDirection<'a> {
                 self.bytes += count as u64;
             }
             self.buffer.release();
-            ready!(self.to.poll_flush(cx))?;
+            let flushed = self.to.poll_flush(cx);
+            self.is_flush_pending = flushed.is_pending();
+            ready!(flushed)?;
             if self.has_ended {
                 if !self.is_shut {
                     ready!(self.to.poll_shutdown(cx))?;
@@ -50,6 +55,20 @@ impl<'a> RelayDirection<'a> {
             }
             self.has_ended = ready!(self.buffer.poll_fill(self.from, cx, 1))? == 0;
         }
+    }
+
+    /// Whether bytes wait for `to` to accept them.
+    fn is_blocked(&self) -> bool {
+        !self.buffer.is_empty() || self.is_flush_pending
+    }
+
+    /// Writes what `to` accepts although it is not reported as writable. Returns whether it
+    /// accepted a byte.
+    fn write_unready(&mut self) -> io::Result<bool> {
+        let Some(count) = self.to.write_unready(self.buffer.data(), &[])? else { return Ok(false) };
+        self.buffer.consume(count);
+        self.bytes += count as u64;
+        Ok(true)
     }
 }
 
@@ -62,18 +81,38 @@ pub(crate) async fn relay(
     idle_timeout: Duration,
 ) -> u64 {
     let mut deadline = ResettableDeadline::after(idle_timeout);
+    // Runs instead while bytes wait: a silent tunnel is not woken for checks.
+    let mut write_timer = WriteTimer::new(idle_timeout);
     let (client, from_client) = downstream.stream_and_buffer();
     let (upstream, from_upstream) = upstream_connection.stream_and_buffer();
     let mut up = RelayDirection::new(client, from_client, upstream);
     let mut down = RelayDirection::new(upstream, from_upstream, client);
     poll_fn(|cx| {
-        let before = up.bytes + down.bytes;
-        let results = [up.poll(cx), down.poll(cx)];
-        if up.bytes + down.bytes > before {
-            deadline.restart(idle_timeout);
+        loop {
+            let before = up.bytes + down.bytes;
+            let results = [up.poll(cx), down.poll(cx)];
+            if up.bytes + down.bytes > before {
+                deadline.restart(idle_timeout);
+                write_timer.restart();
+            }
+            let has_failed = results.iter().any(|result| matches!(result, Poll::Ready(Err(_))));
+            if has_failed || results.iter().all(Poll::is_ready) {
+                return Poll::Ready(());
+            }
+            if !up.is_blocked() && !down.is_blocked() {
+                return deadline.poll(cx);
+            }
+            ready!(write_timer.poll_check(cx));
+            match [up.write_unready(), down.write_unready()] {
+                [Err(_), _] | [_, Err(_)] => return Poll::Ready(()),
+                [Ok(false), Ok(false)] if write_timer.record_blocked() => return Poll::Ready(()),
+                [Ok(false), Ok(false)] => {}
+                _ => {
+                    deadline.restart(idle_timeout);
+                    write_timer.record_accepted();
+                }
+            }
         }
-        let has_failed = results.iter().any(|result| matches!(result, Poll::Ready(Err(_))));
-        if has_failed || results.iter().all(Poll::is_ready) { Poll::Ready(()) } else { deadline.poll(cx) }
     })
     .await;
     down.bytes

@@ -5,11 +5,13 @@
 //! never exceeded, and one that ends early is an error, so the peer never takes a truncated message
 //! for a complete one.
 
+use std::io;
 use std::task::{Context, Poll, ready};
 
 use super::framing::FRAMING_FIELDS;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer;
+use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::fields::Fields;
 use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::http::text;
@@ -172,6 +174,18 @@ impl MessageWriter {
         }
     }
 
+    /// Writes what the socket accepts although it is not reported as writable. Call it after a
+    /// `poll_send` that left the message blocked, and `poll_send` again if it returns true: bytes
+    /// were accepted.
+    pub(super) fn write_unready(&mut self, io: &TransportStream, source: &mut dyn BodySource) -> io::Result<bool> {
+        let data = if self.piece == 0 { &[] } else { &source.data()[..self.piece] };
+        let Some(written) = io.write_unready(&self.out[self.sent..], data)? else { return Ok(false) };
+        self.progressed = true;
+        self.any_sent = true;
+        self.record_written(written, source);
+        Ok(true)
+    }
+
     fn poll_flush(&mut self, cx: &mut Context<'_>, io: &TransportStream) -> Poll<Result<(), SendError>> {
         let flushed = io.poll_flush(cx);
         self.is_flush_pending = flushed.is_pending();
@@ -299,8 +313,10 @@ impl MessageWriter {
 /// Which side failed while a message was written.
 #[derive(Debug)]
 pub(crate) enum SendError {
-    /// The peer that receives the message.
-    Peer(std::io::Error),
+    /// The connection to the peer that receives the message.
+    Peer(io::Error),
+    /// The peer accepted no byte in time, or too few.
+    Timeout(ExchangeTimeout),
     /// The source of the body.
     Source(BodyError),
 }

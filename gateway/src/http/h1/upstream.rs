@@ -9,7 +9,8 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use http::Method;
 use tokio::net::TcpStream;
@@ -21,9 +22,10 @@ use super::scan::{HeadScanner, ScanResult};
 use super::send::{self, MessageWriter, SendError};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::ReadBuffer;
-use crate::http::exchange_clock::{AwaitedStep, Blame, ExchangeClock, ExchangeTimeout, ExchangeTimeouts};
+use crate::http::exchange_clock::{AwaitedStep, Blame, ClockEvent, ExchangeClock, ExchangeTimeout, ExchangeTimeouts};
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode, is_bodiless};
+use crate::http::text;
 use crate::http::transport::TransportStream;
 use crate::metrics::Label as _;
 
@@ -31,6 +33,9 @@ use crate::metrics::Label as _;
 const HEAD_MAX: usize = 64 << 10;
 /// Maximum interim (1xx) responses before the final response.
 const INTERIM_MAX: usize = 8;
+/// A client that has sent nothing of its body for this long has stopped: more than a round trip
+/// with a retransmission takes on a slow network, less than servers wait for a body.
+const CLIENT_STOPPED: Duration = Duration::from_millis(500);
 
 /// Fields that are written from `Request` instead of its field lines.
 const REWRITTEN: KnownFieldSet =
@@ -51,6 +56,10 @@ pub(crate) enum UpstreamConnectionError {
     Malformed(&'static str),
     #[error("no response in time: {}", .0.as_str())]
     Timeout(ExchangeTimeout),
+    /// As `NoResponse`, while the client owed bytes of its request and had sent none for
+    /// `CLIENT_STOPPED`: the upstream has given up waiting for it.
+    #[error("closed before a response, because the client stopped in its request")]
+    ClientStopped(#[source] io::Error),
     /// Reading the client's request body failed.
     #[error("client failed")]
     Client(#[source] BodyError),
@@ -59,7 +68,7 @@ pub(crate) enum UpstreamConnectionError {
 }
 
 impl UpstreamConnectionError {
-    /// The side to blame, if the client had delivered its whole request.
+    /// The side to blame.
     pub(crate) fn blame(&self) -> Blame {
         match self {
             UpstreamConnectionError::Connect(_)
@@ -67,7 +76,9 @@ impl UpstreamConnectionError {
             | UpstreamConnectionError::Io(_)
             | UpstreamConnectionError::Malformed(_) => Blame::Upstream,
             UpstreamConnectionError::Timeout(timeout) => timeout.blame(),
-            UpstreamConnectionError::Client(_) | UpstreamConnectionError::ClientGone => Blame::Client,
+            UpstreamConnectionError::ClientStopped(_)
+            | UpstreamConnectionError::Client(_)
+            | UpstreamConnectionError::ClientGone => Blame::Client,
         }
     }
 }
@@ -190,7 +201,11 @@ impl UpstreamConnection {
                     on_request_sent();
                 }
                 match polled {
-                    Poll::Pending => return self.poll_timeout_or_client_closed(cx, &mut **body),
+                    Poll::Pending => {
+                        if let Err(error) = ready!(self.poll_timeout_or_client_closed(cx, &mut **body)) {
+                            return Poll::Ready(Err(error));
+                        }
+                    }
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                     Poll::Ready(Ok(length)) => {
                         let head = &self.buffer.data()[..length];
@@ -233,15 +248,14 @@ impl UpstreamConnection {
     }
 
     /// Polled when no byte can be transferred: fails when the time of the awaited step has passed
-    /// or the client has disconnected.
+    /// or the client has disconnected. `Ok` when bytes can be transferred again.
     fn poll_timeout_or_client_closed(
         &mut self,
         cx: &mut Context<'_>,
         body: &mut dyn BodySource,
     ) -> Poll<Result<(), UpstreamConnectionError>> {
-        let step = self.awaited_step(AwaitedStep::UpstreamHead);
-        if let Poll::Ready(timeout) = self.clock.poll(cx, step) {
-            return Poll::Ready(Err(UpstreamConnectionError::Timeout(timeout)));
+        if let Poll::Ready(timeout) = self.poll_clock(cx, AwaitedStep::UpstreamHead, body) {
+            return Poll::Ready(timeout.map_or(Ok(()), |timeout| Err(UpstreamConnectionError::Timeout(timeout))));
         }
         if self.request_state == RequestState::Sent {
             body.poll_client_closed(cx).map(|()| Err(UpstreamConnectionError::ClientGone))
@@ -272,10 +286,12 @@ impl UpstreamConnection {
                 Poll::Ready(result) => {
                     let error = result.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
                     let is_first = before == 0 && progress.interim_count == 0;
-                    let failed = if is_first {
-                        UpstreamConnectionError::NoResponse(error)
-                    } else {
+                    let failed = if !is_first {
                         UpstreamConnectionError::Io(error)
+                    } else if self.clock.client_silence() >= CLIENT_STOPPED {
+                        UpstreamConnectionError::ClientStopped(error)
+                    } else {
+                        UpstreamConnectionError::NoResponse(error)
                     };
                     return Poll::Ready(Err(failed));
                 }
@@ -286,10 +302,47 @@ impl UpstreamConnection {
                     Poll::Ready(Err(SendError::Source(error))) => {
                         return Poll::Ready(Err(UpstreamConnectionError::Client(error)));
                     }
-                    Poll::Ready(Err(SendError::Peer(_)) | Ok(())) | Poll::Pending => return Poll::Pending,
+                    Poll::Ready(_) | Poll::Pending => return Poll::Pending,
                 },
             }
         }
+    }
+
+    /// Polls the clock of the step that is awaited when no byte can be transferred. Ready with the
+    /// clock that ran out, or with `None` when the upstream has accepted bytes of the request, or
+    /// will accept no more.
+    fn poll_clock(
+        &mut self,
+        cx: &mut Context<'_>,
+        response_step: AwaitedStep,
+        body: &mut dyn BodySource,
+    ) -> Poll<Option<ExchangeTimeout>> {
+        let step = self.awaited_step(response_step);
+        loop {
+            match ready!(self.clock.poll(cx, step)) {
+                ClockEvent::TimedOut(timeout) => return Poll::Ready(Some(timeout)),
+                ClockEvent::CheckWrite => match self.writer.write_unready(&self.io, body) {
+                    Ok(true) => {
+                        self.clock.record_accepted();
+                        return Poll::Ready(None);
+                    }
+                    Ok(false) => {
+                        if let Some(timeout) = self.clock.record_blocked() {
+                            return Poll::Ready(Some(timeout));
+                        }
+                    }
+                    Err(error) => {
+                        self.refuse_request(&error);
+                        return Poll::Ready(None);
+                    }
+                },
+            }
+        }
+    }
+
+    fn refuse_request(&mut self, error: &io::Error) {
+        tracing::debug!(%error, "an upstream accepts no more of a request");
+        self.request_state = RequestState::Refused;
     }
 
     /// The step that is awaited when no byte can be transferred. `response_step` is that of the
@@ -322,10 +375,9 @@ impl UpstreamConnection {
         }
         match &sent {
             Poll::Ready(Ok(())) => self.request_state = RequestState::Sent,
-            Poll::Ready(Err(SendError::Peer(error))) => {
-                tracing::debug!(%error, "an upstream accepts no more of a request");
-                self.request_state = RequestState::Refused;
-            }
+            Poll::Ready(Err(SendError::Peer(error))) => self.refuse_request(error),
+            // The writer itself has no clock.
+            Poll::Ready(Err(SendError::Timeout(_))) => self.request_state = RequestState::Refused,
             Poll::Ready(Err(SendError::Source(_))) => self.request_state = RequestState::ClientFailed,
             Poll::Pending => {}
         }
@@ -340,6 +392,12 @@ impl UpstreamConnection {
         out.extend_from_slice(b" HTTP/1.1\r\n");
         send::push_line(out, b"Host", request.authority.as_bytes());
         request.fields.write_lines(out, REWRITTEN);
+        if let Some(left) = self.clock.total_left() {
+            // The origin can stop when the response would be too late. 0 would be no limit.
+            out.extend_from_slice(b"X-Envoy-Expected-Rq-Timeout-Ms: ");
+            text::push_number(out, u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1));
+            out.extend_from_slice(b"\r\n");
+        }
         send::push_length(out, request.length);
         out.extend_from_slice(b"\r\n");
         self.writer.begin(request.length);
@@ -385,14 +443,27 @@ impl UpstreamConnection {
         cx: &mut Context<'_>,
         request_body: &mut dyn BodySource,
     ) -> Poll<Result<(), BodyError>> {
-        // The origin has already responded, so an error of the request body does not fail the
-        // response.
-        if self.request_state == RequestState::Sending {
-            let _sent_or_failed = self.poll_send_request(cx, request_body);
+        loop {
+            // The origin has already responded, so an error of the request body does not fail the
+            // response.
+            if self.request_state == RequestState::Sending {
+                let _sent_or_failed = self.poll_send_request(cx, request_body);
+            }
+            if self.clock.is_total_over() && !matches!(self.body, ResponseBodyState::Done) {
+                return Poll::Ready(Err(BodyError::Timeout(ExchangeTimeout::Total)));
+            }
+            if let Poll::Ready(result) = self.poll_fill_body(cx) {
+                return Poll::Ready(result);
+            }
+            let step = if self.is_event_stream { AwaitedStep::EventStream } else { AwaitedStep::UpstreamBody };
+            if let Some(timeout) = ready!(self.poll_clock(cx, step, request_body)) {
+                return Poll::Ready(Err(BodyError::Timeout(timeout)));
+            }
         }
-        if self.clock.is_total_over() && !matches!(self.body, ResponseBodyState::Done) {
-            return Poll::Ready(Err(BodyError::Timeout(ExchangeTimeout::Total)));
-        }
+    }
+
+    /// Reads bytes of the response body, without a deadline.
+    fn poll_fill_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         loop {
             if let Some(result) = self.advance_framing() {
                 return Poll::Ready(result);
@@ -405,11 +476,7 @@ impl UpstreamConnection {
                 }
                 Poll::Ready(Ok(_)) => return Poll::Ready(Err(BodyError::Truncated)),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(BodyError::Io(error))),
-                Poll::Pending => {
-                    let step = if self.is_event_stream { AwaitedStep::EventStream } else { AwaitedStep::UpstreamBody };
-                    let step = self.awaited_step(step);
-                    return self.clock.poll(cx, step).map(|timeout| Err(BodyError::Timeout(timeout)));
-                }
+                Poll::Pending => return Poll::Pending,
             }
         }
     }

@@ -96,7 +96,7 @@ async fn client_that_does_not_read_is_timed_out_from_the_first_blocked_write() {
         let start = Instant::now();
         let mut body = PausingBody::new([(0, 10), (pause, LARGE)]);
         let sent = connection.exchange().1.send(&streamed(), &mut body).await;
-        assert!(matches!(&sent, Err(SendError::Peer(error)) if error.kind() == io::ErrorKind::TimedOut), "{sent:?}");
+        assert!(matches!(sent, Err(SendError::Timeout(ExchangeTimeout::ClientRead))), "{sent:?}");
         assert_eq!(start.elapsed().as_secs(), pause + IDLE_TIMEOUT.as_secs());
     }
 }

@@ -1,0 +1,146 @@
+//! Leads a shared fetch: sends its requests, and goes on without its client while others wait.
+
+use std::future::{Future, poll_fn};
+use std::ops::ControlFlow;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
+use super::fetch::{Fetch, LedFetch};
+use super::forward::{CallEnd, DetachableCall};
+use super::response_body::ResponseBody;
+use crate::cache::fill::FillLeader;
+use crate::cache::key;
+use crate::cache::policy;
+use crate::cache::stored::CachedObject;
+use crate::error::Error;
+use crate::http::message::{Request, Response, StatusCode};
+use crate::http::request_body::RequestBody;
+use crate::record::RequestRecord;
+use crate::tasks::{self, TaskKind};
+
+impl RequestContext<'_> {
+    /// Fetches from the origin on behalf of every waiting request.
+    ///
+    /// If this is dropped before the head of the response, the fetch ends, unless other requests
+    /// wait for it: then it continues in a task.
+    pub(super) async fn lead_fetch(
+        &mut self,
+        fetch: Fetch,
+        leader: FillLeader,
+    ) -> Result<ResponseBody<'static>, Error> {
+        let has_validator = |object: &CachedObject| object.has_validator();
+        let validated = self.stale.clone().filter(|hit| policy::object(&hit.meta).is_some_and(has_validator));
+        let mut led = LedFetch { fetch, leader, validated };
+        loop {
+            let mut copy = self.whole_request(&led);
+            let source = if led.leader.is_solo() {
+                self.forward(Some(&mut copy), RequestBody::Empty).await
+            } else {
+                let call = self.begin_call(copy);
+                let ended;
+                (led, ended) = ClientLed { context: self, led: Some((led, call)) }.await;
+                self.end_call(ended)
+            };
+            match self.conclude(led, source) {
+                ControlFlow::Break(result) => return result,
+                ControlFlow::Continue(again) => led = again,
+            }
+        }
+    }
+
+    /// Moves a fetch to a task, which owns what the fetch uses.
+    fn detach(&self, led: LedFetch, call: DetachableCall) {
+        let (worker, snapshot, caller) = (Rc::clone(self.worker), Arc::clone(self.snapshot), self.caller.clone());
+        let (route, peer, mut request, stale) =
+            (self.route().index, self.peer, self.request.clone(), self.stale.clone());
+        // The client's own demands do not apply to the shared copy.
+        CONDITIONS.into_iter().chain(RANGE_FIELDS).for_each(|known| request.fields.remove(known));
+        tasks::spawn(TaskKind::DetachedFetch, async move {
+            let Some(route) = snapshot.routes.at(route) else { return };
+            let (mut response, mut record) = (Response::new(StatusCode::OK), RequestRecord::default());
+            let mut context = RequestContext {
+                worker: &worker,
+                snapshot: &snapshot,
+                peer,
+                now: Instant::now(),
+                caller: &caller,
+                route: Some(route),
+                request: &mut request,
+                response: &mut response,
+                record: &mut record,
+                deadline: None,
+                stale,
+            };
+            context.lead_alone(led, call).await;
+        });
+    }
+
+    /// Leads a fetch to the head of its response, as long as a request waits for it. The body
+    /// belongs to its readers.
+    async fn lead_alone(&mut self, mut led: LedFetch, mut call: DetachableCall) {
+        loop {
+            let ended =
+                poll_fn(
+                    |cx| {
+                        if led.leader.is_awaited(cx) { call.as_mut().poll(cx).map(Some) } else { Poll::Ready(None) }
+                    },
+                );
+            let Some(ended) = ended.await else { return };
+            self.update_now();
+            let source = self.end_call(ended);
+            match self.conclude(led, source) {
+                ControlFlow::Break(_own_body_or_error) => return,
+                ControlFlow::Continue(again) => led = again,
+            }
+            call = self.begin_call(self.whole_request(&led));
+        }
+    }
+
+    /// The request for the whole object, conditional where a stored one is validated.
+    fn whole_request(&self, led: &LedFetch) -> Request {
+        let mut copy = self.request.clone();
+        CONDITIONS.into_iter().chain(RANGE_FIELDS).for_each(|known| copy.fields.remove(known));
+        key::reduce_target(&self.snapshot.cache, &mut copy);
+        if let Some(object) = led.validated_object() {
+            policy::make_conditional(object, &mut copy.fields);
+        }
+        copy
+    }
+}
+
+/// A fetch whose client waits for it. If it is dropped while other requests wait too, the call
+/// continues in a task: clients that leave one after the other cost one exchange.
+struct ClientLed<'f, 'c> {
+    context: &'f RequestContext<'c>,
+    /// `None` during a poll: a call that panics does not continue.
+    led: Option<(LedFetch, DetachableCall)>,
+}
+
+impl Future for ClientLed<'_, '_> {
+    type Output = (LedFetch, CallEnd);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let (led, mut call) = self.led.take().expect("not polled after its end");
+        match call.as_mut().poll(cx) {
+            Poll::Ready(ended) => Poll::Ready((led, ended)),
+            Poll::Pending => {
+                self.led = Some((led, call));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for ClientLed<'_, '_> {
+    fn drop(&mut self) {
+        if let Some((led, call)) = self.led.take()
+            && led.leader.has_waiting()
+        {
+            self.context.detach(led, call);
+        }
+    }
+}

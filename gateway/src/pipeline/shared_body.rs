@@ -1,0 +1,194 @@
+//! The body of a shared fetch as one client reads it.
+//!
+//! A client that falls a window behind the other readers gets no more bytes of the shared fetch.
+//! If the response allows it, the rest comes from a range request of its own, as a part of the same
+//! body. Else the body ends with `BodyError::Detached`.
+//!
+//! Invariant: every byte is of the representation that the head announced.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::{Arc, LazyLock};
+use std::task::{Context, Poll, ready};
+
+use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
+use super::forward::{CallEnd, DetachableCall, UpstreamBody, begin_detachable};
+use super::snapshot::Snapshot;
+use super::worker::WorkerResources;
+use crate::cache::fill::FillReader;
+use crate::cache::key;
+use crate::cache::resume::ResumePoint;
+use crate::http::body::{BodyError, BodySource};
+use crate::http::fields::Fields;
+use crate::http::message::{Request, Response};
+use crate::identify::Trace;
+use crate::metrics::{self, Counters};
+use crate::{hop, identify, label};
+
+label! {
+    /// The result of the range request for a reader that fell behind.
+    ContinuationResult, "result", {
+        /// The rest of the same representation.
+        Continued = "continued",
+        /// Another version, another range, or no range.
+        Mismatch = "mismatch",
+        /// No response.
+        Failed = "failed",
+    }
+}
+
+static CONTINUATIONS: LazyLock<Counters<ContinuationResult>> = LazyLock::new(Counters::default);
+
+/// Registers the metrics of this module.
+pub(super) fn expose() {
+    let help = "Range requests for readers that fell behind a shared fetch.";
+    metrics::expose_counters("tidegate_fill_continuations", help, &CONTINUATIONS);
+}
+
+/// The body of one reader of a shared fetch.
+pub(crate) struct SharedBody {
+    source: SharedBodySource,
+}
+
+enum SharedBodySource {
+    /// The shared fetch, and the request by which this reader can continue alone.
+    Fill(FillReader, Option<Box<ContinuationRequest>>),
+    /// The range request is sent.
+    Requested(DetachableCall, ResumePoint),
+    /// The response to it, and the bytes that are left.
+    Rest(Box<UpstreamBody<'static>>, u64),
+    Failed,
+}
+
+/// The request of a reader, kept while its shared fetch is open.
+struct ContinuationRequest {
+    /// Without conditions and ranges.
+    request: Request,
+    peer: IpAddr,
+    trace: Trace,
+    /// Index of the route in the snapshot.
+    route: usize,
+    worker: Rc<WorkerResources>,
+    snapshot: Arc<Snapshot>,
+}
+
+impl ContinuationRequest {
+    fn send(self, point: &ResumePoint) -> DetachableCall {
+        let ContinuationRequest { mut request, peer, trace, route, worker, snapshot } = self;
+        point.write_range(&mut request.fields);
+        hop::prepare_for_upstream(&mut request, peer);
+        identify::write_trace(trace, snapshot.identity.random_u64(), &mut request.fields);
+        begin_detachable((worker, snapshot), route, (request, Response::default()))
+    }
+}
+
+impl SharedBody {
+    pub(super) fn new(reader: FillReader) -> Self {
+        SharedBody { source: SharedBodySource::Fill(reader, None) }
+    }
+
+    /// Lets the client of `context` continue alone if it falls behind and its response allows it.
+    pub(super) fn allow_continuation(&mut self, context: &RequestContext<'_>) {
+        let SharedBodySource::Fill(reader, continuation) = &mut self.source else { return };
+        // A small body is complete already and costs nothing here.
+        if !ResumePoint::is_resumable(context.response) || !reader.is_open() {
+            return;
+        }
+        let mut request = context.request.clone();
+        CONDITIONS.into_iter().chain(RANGE_FIELDS).for_each(|known| request.fields.remove(known));
+        key::reduce_target(&context.snapshot.cache, &mut request);
+        *continuation = Some(Box::new(ContinuationRequest {
+            request,
+            peer: context.peer,
+            trace: context.caller.trace,
+            route: context.route().index,
+            worker: Rc::clone(context.worker),
+            snapshot: Arc::clone(context.snapshot),
+        }));
+    }
+
+    /// Ends with the shared fetch: no client reads the body.
+    pub(super) fn forbid_continuation(&mut self) {
+        if let SharedBodySource::Fill(_, continuation) = &mut self.source {
+            *continuation = None;
+        }
+    }
+}
+
+/// The rest of the body that a range request has given, if it did.
+fn rest_of(ended: CallEnd, point: &ResumePoint) -> SharedBodySource {
+    let (result, source) = match ended.result {
+        Ok(body) => match point.rest_in(&ended.response) {
+            Some(rest) => (ContinuationResult::Continued, SharedBodySource::Rest(Box::new(body), rest)),
+            None => (ContinuationResult::Mismatch, SharedBodySource::Failed),
+        },
+        Err(error) => {
+            tracing::debug!(%error, "a slow reader of a shared fetch could not continue");
+            (ContinuationResult::Failed, SharedBodySource::Failed)
+        }
+    };
+    CONTINUATIONS.inc(result);
+    source
+}
+
+impl BodySource for SharedBody {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        loop {
+            self.source = match &mut self.source {
+                SharedBodySource::Fill(reader, continuation) => match ready!(reader.poll_fill(cx)) {
+                    Err(BodyError::Detached) => {
+                        let continuation = continuation.take();
+                        let point = reader.head().and_then(|head| ResumePoint::new(head, reader.offset()));
+                        match (continuation, point) {
+                            (Some(own), Some(point)) => SharedBodySource::Requested(own.send(&point), point),
+                            _ => SharedBodySource::Failed,
+                        }
+                    }
+                    other => return Poll::Ready(other),
+                },
+                SharedBodySource::Requested(call, point) => rest_of(ready!(call.as_mut().poll(cx)), point),
+                SharedBodySource::Rest(body, 0) => {
+                    // The end of its framing, so that the connection can be used again.
+                    let _is_complete_without_it = body.poll_fill(cx);
+                    return Poll::Ready(Ok(()));
+                }
+                SharedBodySource::Rest(body, _) => {
+                    ready!(body.poll_fill(cx))?;
+                    let is_short = body.data().is_empty();
+                    return Poll::Ready(if is_short { Err(BodyError::Truncated) } else { Ok(()) });
+                }
+                SharedBodySource::Failed => return Poll::Ready(Err(BodyError::Detached)),
+            };
+        }
+    }
+
+    fn data(&self) -> &[u8] {
+        match &self.source {
+            SharedBodySource::Fill(reader, _) => reader.data(),
+            SharedBodySource::Rest(body, left) => {
+                let data = body.data();
+                &data[..data.len().min(usize::try_from(*left).unwrap_or(usize::MAX))]
+            }
+            SharedBodySource::Requested(..) | SharedBodySource::Failed => &[],
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        match &mut self.source {
+            SharedBodySource::Fill(reader, _) => reader.consume(count),
+            SharedBodySource::Rest(body, left) => {
+                body.consume(count);
+                *left -= count as u64;
+            }
+            SharedBodySource::Requested(..) | SharedBodySource::Failed => {}
+        }
+    }
+
+    /// Those of a range request describe a part and are not sent.
+    fn trailers(&self) -> Option<&Fields> {
+        match &self.source {
+            SharedBodySource::Fill(reader, _) => reader.trailers(),
+            _ => None,
+        }
+    }
+}

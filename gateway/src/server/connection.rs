@@ -1,0 +1,116 @@
+//! The start of a client connection: PROXY protocol header, TLS handshake, then HTTP.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use super::state::SharedState;
+use crate::accept::{AcceptedConnection, ConnectionPermit};
+use crate::http::message::Scheme;
+use crate::http::transport::TransportStream;
+use crate::peer::{Peer, PeerDetails};
+use crate::proxy_protocol::{self, ProxiedClient, ProxyHeaderRefusal, ProxyProtocolMode};
+use crate::serve::{self, WorkerContext};
+use crate::tasks::{self, TaskKind, TaskWait};
+use crate::tls::{Alpn, TlsConnection, TlsTerminator};
+
+/// Spawns the task of a connection. The task owns the permit and drops it when the connection ends.
+pub(super) fn spawn_connection(context: &Rc<WorkerContext>, shared: &Arc<SharedState>, accepted: AcceptedConnection) {
+    let AcceptedConnection { stream, listener, proxy_protocol, peer, mut permit, .. } = accepted;
+    let (context, ip) = (Rc::clone(context), peer.ip());
+    let terminator = shared.tls_terminators.get(listener).cloned().flatten();
+    if proxy_protocol == ProxyProtocolMode::Off && terminator.is_none() {
+        tasks::spawn(TaskKind::Connection, async move {
+            tasks::set_waiting_for(TaskWait::ClientHead);
+            serve::serve_h1(context, TransportStream::plain(stream), Peer::from(ip), Scheme::Http).await;
+            drop(permit);
+        });
+        return;
+    }
+    tasks::spawn(TaskKind::Connection, async move {
+        let start = ConnectionStart { context: &context, proxy_protocol, ip, permit: &mut permit };
+        // Boxed: its state is larger than that of an idle connection, and short-lived.
+        let Some(opened) = Box::pin(start.open(stream, terminator)).await else { return };
+        tasks::set_waiting_for(TaskWait::ClientHead);
+        match opened {
+            OpenedConnection::Plain(stream, peer) => serve::serve_h1(context, stream, peer, Scheme::Http).await,
+            OpenedConnection::Tls(TlsConnection { stream, alpn: Alpn::H2, .. }, peer) => {
+                serve::serve_h2(context, stream, peer, Scheme::Https).await;
+            }
+            OpenedConnection::Tls(TlsConnection { stream, alpn: Alpn::H1, .. }, peer) => {
+                serve::serve_h1(context, TransportStream::tls(stream), peer, Scheme::Https).await;
+            }
+        }
+        drop(permit);
+    });
+}
+
+/// A connection that is ready for its first request.
+enum OpenedConnection {
+    Plain(TransportStream, Peer),
+    Tls(TlsConnection, Peer),
+}
+
+/// A connection before its first byte of HTTP.
+struct ConnectionStart<'a> {
+    context: &'a WorkerContext,
+    proxy_protocol: ProxyProtocolMode,
+    /// Canonical address of the socket's peer.
+    ip: IpAddr,
+    permit: &'a mut ConnectionPermit,
+}
+
+impl ConnectionStart<'_> {
+    /// `None`: the connection is refused, which has been counted and logged.
+    async fn open(mut self, stream: TcpStream, terminator: Option<Arc<TlsTerminator>>) -> Option<OpenedConnection> {
+        let (ip, mut details) = match self.proxy_protocol {
+            ProxyProtocolMode::Off => (self.ip, PeerDetails::default()),
+            _ => self.proxied_client(&stream).await?,
+        };
+        let Some(terminator) = terminator else {
+            return Some(OpenedConnection::Plain(TransportStream::plain(stream), Peer::new(ip, details)));
+        };
+        tasks::set_waiting_for(TaskWait::TlsHandshake);
+        let handshake_timeout = self.context.snapshot.load().http.header_timeout;
+        // A failed handshake has been counted and logged by the terminator.
+        let connection = terminator.accept(stream, handshake_timeout, ip).await.ok()?;
+        details.fingerprint = connection.fingerprint;
+        details.certificate = connection.certificate.clone();
+        Some(OpenedConnection::Tls(connection, Peer::new(ip, details)))
+    }
+
+    /// The address of the client, from a PROXY protocol header if the peer may send one. Counts the
+    /// connection for that address.
+    async fn proxied_client(&mut self, stream: &TcpStream) -> Option<(IpAddr, PeerDetails)> {
+        tasks::set_waiting_for(TaskWait::ProxyHeader);
+        let (is_trusted, deadline) = {
+            let snapshot = self.context.snapshot.load();
+            (snapshot.identity.is_trusted_proxy(self.ip), snapshot.http.header_timeout)
+        };
+        let header = if is_trusted {
+            proxy_protocol::read_header(stream, deadline).await
+        } else {
+            match self.proxy_protocol {
+                ProxyProtocolMode::Required => Err(ProxyHeaderRefusal::Untrusted),
+                _ => Ok(None),
+            }
+        };
+        let header = match header {
+            Ok(None) if is_trusted && self.proxy_protocol == ProxyProtocolMode::Required => {
+                Err(ProxyHeaderRefusal::Missing)
+            }
+            header => header,
+        };
+        let (ip, proxy) = match header.inspect_err(|refusal| refusal.report(self.ip)).ok()? {
+            None | Some(ProxiedClient::Local) => (self.ip, None),
+            Some(ProxiedClient::Unknown) => (self.ip, Some(self.ip)),
+            Some(ProxiedClient::Address(client)) => (client.ip().to_canonical(), Some(self.ip)),
+        };
+        let is_unknown = header == Ok(Some(ProxiedClient::Unknown));
+        // Counted and logged by the permit.
+        self.permit.count_address(ip).ok()?;
+        Some((ip, PeerDetails { proxy, is_unknown, ..PeerDetails::default() }))
+    }
+}
