@@ -3,12 +3,15 @@
 //! `/live`, `/ready`, `/metrics` and the dashboard page need no authentication. `/api` requires the
 //! token. Without a configured token, `/api` accepts only direct requests of programs on this
 //! machine, and none from foreign web pages (see `access`). Silent, slow and idle connections keep
-//! nobody out (see `simple_server`).
+//! no other client out (see `simple_server`).
 
+mod config;
 mod token_throttle;
 mod access;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+pub(crate) use config::AdminConfig;
+
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,21 +30,6 @@ use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
 use crate::simple_server::{self, SimpleResponse, SimpleServerLimits};
 use crate::tasks::TaskList;
 use access::AdminAccess;
-
-/// Configuration of the admin listener (`[admin]`).
-#[derive(Clone, Debug, PartialEq)]
-pub struct AdminConfig {
-    /// Address and port of the admin listener.
-    pub address: SocketAddr,
-    /// Bearer token that `/api` requires. Without one, `/api` accepts loopback peers only.
-    pub(crate) token: Option<String>,
-}
-
-impl Default for AdminConfig {
-    fn default() -> Self {
-        AdminConfig { address: SocketAddr::from((Ipv4Addr::LOCALHOST, 9900)), token: None }
-    }
-}
 
 /// The content of `/ready`: whether the gateway accepts traffic, whether it drains, and which
 /// breakers and shards are degraded.
@@ -121,7 +109,7 @@ pub(crate) async fn serve(
     .await;
 }
 
-/// What the responses are made of.
+/// State of the responses: the views, the configuration, and the senders of wrong tokens.
 struct AdminState {
     views: Rc<AdminViews>,
     config: Arc<ArcSwap<AdminConfig>>,
@@ -135,7 +123,7 @@ async fn respond(state: &AdminState, request: &Request, peer: IpAddr) -> SimpleR
     let permitted = match path {
         "/live" | "/ready" => Ok(()),
         _ if path == "/api" || path.starts_with("/api/") => state.access.check_api(&config, request, peer).await,
-        _ => access::check_page(&config, request),
+        _ => access::check_page(&config, request).map_err(access::reject),
     };
     if let Err(rejection) = permitted {
         return rejection;
@@ -242,6 +230,7 @@ fn ready(readiness: &ReadinessReport) -> SimpleResponse {
 mod tests {
     use super::*;
     use std::cell::Cell;
+    use std::net::{Ipv4Addr, SocketAddr};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
     use tokio::task::LocalSet;

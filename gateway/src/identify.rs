@@ -1,12 +1,13 @@
 //! Identifies the caller of a request: address, device, user, user class, region and trace.
 //!
 //! A device is bound to its address and, on a TLS connection of the client itself, to the
-//! fingerprint of its TLS stack. The address is the peer's or, behind trusted proxies, the rightmost untrusted address of
-//! `X-Forwarded-For` or `Forwarded` (`forwarded`). User and user class come from header fields that
-//! only trusted proxies may send, from a verified client certificate, or from a signed token of any
-//! sender (`tokens`). Identity fields of untrusted senders are removed. `[access]` is the allow list (exempt from limits) and the deny
-//! list (rejected). Invariant: memory does not grow with client input; identifiers become keyed
-//! 128-bit hashes (`subject_hasher`).
+//! fingerprint of its TLS stack. The address is the peer's or, behind trusted proxies, the
+//! rightmost untrusted address of `X-Forwarded-For` or `Forwarded` (`forwarded`). User and user
+//! class come from header fields that only trusted proxies may send, from a verified client
+//! certificate, or from a signed token of any sender (`tokens`). Identity fields of untrusted
+//! senders are removed. `[access]` is the allow list (exempt from limits) and the deny list
+//! (rejected). Invariant: memory does not grow with client input; identifiers become keyed 128-bit
+//! hashes (`subject_hasher`).
 
 mod access;
 mod cookie;
@@ -34,7 +35,7 @@ use shard::Region;
 
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::Request;
-use crate::peer::Peer;
+use crate::peer::ConnectionPeer;
 use subject_hasher::SubjectHasher;
 use tokens::{TokenOutcome, TokenVerifier, VerifiedClaims, VerifiedIdentity};
 pub(crate) use trace::{Trace, write_trace};
@@ -89,8 +90,11 @@ pub struct IdentityConfig {
     pub claims: Vec<String>,
     /// Tried in order; if none is present, `region_default`.
     pub region: Vec<IdentitySource>,
-    /// Region of callers without a valid region; `default` by default.
+    /// Region of callers without a configured region; `default` by default.
     pub region_default: Region,
+    /// The regions that exist, sorted and without duplicates. Any other name counts as
+    /// `region_default`.
+    pub regions: Vec<Region>,
     /// Keys of limits with scope `key`, at most `LIMIT_KEYS_MAX`.
     pub keys: Vec<IdentitySource>,
     pub access: AccessConfig,
@@ -129,6 +133,7 @@ impl Default for IdentityConfig {
             claims: Vec::new(),
             region: Vec::new(),
             region_default: Region::DEFAULT,
+            regions: vec![Region::DEFAULT],
             keys: Vec::new(),
             access: AccessConfig::default(),
             untrusted_fields: untrusted_fields::DEFAULT.iter().map(|known| known.as_str().to_owned()).collect(),
@@ -238,11 +243,11 @@ impl CallerIdentifier {
 
     /// As [`Self::identify_peer`], for a connection of which only the canonical address is known.
     pub fn identify(&self, ip: IpAddr, request: &mut Request) -> Caller {
-        self.identify_peer(&Peer::from(ip), request)
+        self.identify_peer(&ConnectionPeer::from(ip), request)
     }
 
     /// Identifies the sender of `request`. Removes identity fields that an untrusted peer sent.
-    pub(crate) fn identify_peer(&self, peer: &Peer, request: &mut Request) -> Caller {
+    pub(crate) fn identify_peer(&self, peer: &ConnectionPeer, request: &mut Request) -> Caller {
         let is_trusted = peer.is_known() && self.is_trusted_proxy(peer.ip);
         let ip = if is_trusted { self.client_address(&request.fields).unwrap_or(peer.ip) } else { peer.ip };
         if is_trusted {
@@ -262,7 +267,7 @@ impl CallerIdentifier {
         });
         let rejection = token_result.as_ref().err().copied();
         let verified = token_result.as_ref().ok().and_then(Option::as_ref);
-        // What the connection of a proxy shows belongs to the proxy.
+        // TLS stack and certificate of a proxy's connection belong to the proxy.
         let client = (!is_trusted).then_some(peer);
         let header_user = match &self.config.user {
             Some(IdentitySource::Claim(_)) | None => None,
@@ -285,7 +290,7 @@ impl CallerIdentifier {
             }
             _ => Some(self.hasher.value(read_with_peer(source, request, client)?)),
         });
-        let fingerprint = client.and_then(Peer::fingerprint).map(|fingerprint| &fingerprint.stable.0[..]);
+        let fingerprint = client.and_then(ConnectionPeer::fingerprint).map(|fingerprint| &fingerprint.stable.0[..]);
         let device = self.device(ip, device, fingerprint);
         Caller {
             ip,
@@ -447,10 +452,15 @@ impl CallerIdentifier {
         self.user_classes.iter().position(|class| class.as_bytes() == name)
     }
 
+    /// The regions that exist, in order.
+    pub(crate) fn regions(&self) -> &[Region] {
+        &self.config.regions
+    }
+
     fn region(&self, request: &Request) -> Region {
         let name = self.config.region.iter().find_map(|source| read(source, request));
         let region = name.and_then(|name| std::str::from_utf8(name).ok()).and_then(|name| Region::new(name).ok());
-        region.unwrap_or(self.config.region_default)
+        region.filter(|region| self.regions().binary_search(region).is_ok()).unwrap_or(self.config.region_default)
     }
 }
 
@@ -467,7 +477,11 @@ fn read<'a>(source: &'a IdentitySource, request: &'a Request) -> Option<&'a [u8]
 }
 
 /// As `read`, also from the connection of `peer`; `None`: the connection is not the client's own.
-fn read_with_peer<'a>(source: &'a IdentitySource, request: &'a Request, peer: Option<&'a Peer>) -> Option<&'a [u8]> {
+fn read_with_peer<'a>(
+    source: &'a IdentitySource,
+    request: &'a Request,
+    peer: Option<&'a ConnectionPeer>,
+) -> Option<&'a [u8]> {
     let text = match source {
         IdentitySource::Ja4 => peer?.fingerprint()?.ja4.as_str(),
         IdentitySource::Certificate(CertificateField::Subject) => &peer?.certificate()?.subject,

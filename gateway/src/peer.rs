@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 /// The client of a connection. Cloning is cheap.
 #[derive(Clone, Debug)]
-pub(crate) struct Peer {
+pub(crate) struct ConnectionPeer {
     /// Canonical address: the socket's, or the one that a trusted proxy reports in a PROXY protocol
     /// header.
     pub(crate) ip: IpAddr,
@@ -37,10 +37,10 @@ impl PeerDetails {
     }
 }
 
-impl Peer {
+impl ConnectionPeer {
     /// `ip` is canonical.
     pub(crate) fn new(ip: IpAddr, details: PeerDetails) -> Self {
-        Peer { ip, details: (!details.is_empty()).then(|| Rc::new(details)) }
+        ConnectionPeer { ip, details: (!details.is_empty()).then(|| Rc::new(details)) }
     }
 
     /// Whether the address is the client's own, or that of the proxy itself.
@@ -61,9 +61,9 @@ impl Peer {
     }
 }
 
-impl From<IpAddr> for Peer {
+impl From<IpAddr> for ConnectionPeer {
     fn from(ip: IpAddr) -> Self {
-        Peer { ip, details: None }
+        ConnectionPeer { ip, details: None }
     }
 }
 

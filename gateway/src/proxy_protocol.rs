@@ -1,9 +1,9 @@
-//! The PROXY protocol, versions 1 and 2 (HAProxy's `proxy-protocol.txt`): a header at the start of a
-//! connection in which a proxy reports its client's address.
+//! The PROXY protocol, versions 1 and 2 (HAProxy's `proxy-protocol.txt`): a header at the start of
+//! a connection in which a proxy reports its client's address.
 //!
 //! The header is peeked at and consumed to its last byte, so the bytes that follow it stay in the
-//! socket, for TLS or HTTP. Invariants: nothing is consumed unless the header is complete and valid,
-//! and it is read only from peers that may send one, which is the caller's decision.
+//! socket, for TLS or HTTP. Invariants: nothing is consumed unless the header is complete and
+//! valid, and it is read only from peers that may send one, which is the caller's decision.
 
 mod parser;
 
@@ -70,12 +70,18 @@ impl ProxyHeaderRefusal {
     /// Counts and logs the refusal of a connection from `peer`.
     pub(crate) fn report(self, peer: IpAddr) {
         REFUSALS.inc(self);
-        Event::ProxyHeaderRefused { reason: self.as_str(), peer }.emit();
+        match self {
+            // Load balancers probe a port by a connection without a byte.
+            ProxyHeaderRefusal::Timeout | ProxyHeaderRefusal::Closed => {
+                tracing::debug!(reason = self.as_str(), %peer, "no PROXY protocol header");
+            }
+            _ => Event::ProxyHeaderRefused { reason: self.as_str(), peer }.emit(),
+        }
     }
 }
 
-/// Reads a header within `deadline`; `None` if the connection begins with other bytes, of which none
-/// is consumed. Cancel safe.
+/// Reads a header within `deadline`; `None` if the connection begins with other bytes, none of
+/// which is consumed. Cancel safe.
 pub(crate) async fn read_header(
     stream: &TcpStream,
     deadline: Duration,

@@ -10,6 +10,7 @@ use limiter::{Cost, RuleSet};
 use crate::breaker::{Breaker, BreakerState};
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::message::{Request, StatusCode};
+use crate::http::target;
 use crate::metrics::{self, Counter, Counters, Label as _};
 use crate::upstream::Upstream;
 use crate::{cache, degrade, label};
@@ -39,6 +40,7 @@ pub(crate) struct RouteConfig {
     pub(crate) degrade: degrade::DegradeConfig,
     /// Timeouts that replace those of the upstream.
     pub(crate) timeouts: TimeoutOverrides,
+    pub(crate) forward_path: ForwardPath,
 }
 
 impl RouteConfig {
@@ -56,6 +58,7 @@ impl RouteConfig {
             cache: Some(cache::CachePolicy::default()),
             degrade: degrade::DegradeConfig::default(),
             timeouts: TimeoutOverrides::default(),
+            forward_path: ForwardPath::Normal,
         }
     }
 }
@@ -69,6 +72,15 @@ pub(crate) struct TimeoutOverrides {
     pub(crate) total: Option<Duration>,
 }
 
+/// The path that the origin gets. Routes, limits and keys use the normal form in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum ForwardPath {
+    #[default]
+    Normal,
+    /// As the client sent it, for an origin that gives several forms of a path different meanings.
+    Received,
+}
+
 /// The hosts that a route matches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum HostPattern {
@@ -80,7 +92,7 @@ pub(crate) enum HostPattern {
     Suffix(String),
 }
 
-/// The paths that a route matches.
+/// The paths that a route matches, in the form of `target::matched_path`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum PathPattern {
     /// Exactly this path.
@@ -210,10 +222,10 @@ impl Routes {
 
     /// The first route that matches.
     pub(crate) fn find(&self, request: &Request) -> Option<&Route> {
-        let path = request.path();
+        let path = target::matched_path(request.path());
         self.0.iter().find(|route| {
             let config = &route.config;
-            matches_path(&config.path, path)
+            matches_path(&config.path, &path)
                 && matches_host(&config.host, || request.host())
                 && (config.methods.is_empty() || config.methods.contains(&request.method))
         })

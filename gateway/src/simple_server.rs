@@ -8,8 +8,7 @@
 //! The number of connections is bounded. A new connection to a full server replaces the one that
 //! the server has waited for the longest: a silent one, an idle one, one with a slow head, or one
 //! whose client does not read. If all are being answered, a few more are accepted for probes only.
-//! Invariant: a connection that is accepted and sends a probe gets its response, whatever the other
-//! connections do.
+//! Invariant: a probe is answered however many connections are silent, slow or busy.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -134,7 +133,7 @@ pub(crate) async fn serve<F>(
     }
 }
 
-/// What a connection does.
+/// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ConnectionPhase {
     /// The server waits for a request, or for the client to close.
@@ -145,7 +144,7 @@ enum ConnectionPhase {
     Sending,
 }
 
-/// What a connection does, and since when; for probes only, or for all requests.
+/// The phase of a connection with its begin, and whether the connection is for probes only.
 struct ConnectionProgress {
     phase: Cell<ConnectionPhase>,
     since: Cell<Instant>,
@@ -349,7 +348,7 @@ mod tests {
         stream
     }
 
-    /// What the server sends until it closes the connection.
+    /// Reads the responses until the server closes the connection.
     async fn read_to_end(mut stream: TcpStream) -> String {
         let mut text = Vec::new();
         let read = timeout(STEP_TIMEOUT, stream.read_to_end(&mut text)).await.expect("an end in time");

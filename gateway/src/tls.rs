@@ -9,6 +9,7 @@
 mod client_hello;
 mod ja4;
 mod certificate_names;
+mod error;
 mod client_auth;
 mod failure;
 
@@ -22,9 +23,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{
-    Accepted, Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, VerifierBuilderError,
-};
+use rustls::server::{Accepted, Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, version};
 use rustls_pki_types::pem::{self, PemObject as _};
@@ -38,8 +37,10 @@ use tokio_rustls::server::TlsStream;
 use crate::event::Event;
 use crate::peer::{CertificateNames, TlsFingerprint};
 use client_auth::LoadedClientAuth;
+use error::ErrorWithSource;
 
 pub(crate) use client_auth::{ClientAuthConfig, ClientAuthMode};
+pub(crate) use error::TlsError;
 
 /// TLS of one listener (`[listen.tls]`).
 #[derive(Clone, Debug, PartialEq)]
@@ -81,29 +82,6 @@ pub(crate) enum MinTlsVersion {
     V12,
     /// TLS 1.3 only.
     V13,
-}
-
-/// Why TLS could not be set up, or a handshake failed.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    #[error("no certificate is configured")]
-    NoCertificate,
-    #[error("{}: no usable PEM content", path.display())]
-    Pem { path: PathBuf, source: pem::Error },
-    #[error("{}: invalid certificate", path.display())]
-    Certificate { path: PathBuf, source: webpki::Error },
-    #[error("{}: private key does not match the certificate", path.display())]
-    Key { path: PathBuf, source: rustls::Error },
-    #[error("{}: unusable certificate of an authority", path.display())]
-    Authority { path: PathBuf, source: rustls::Error },
-    #[error("{}: client certificates cannot be verified", path.display())]
-    Verifier { path: PathBuf, source: VerifierBuilderError },
-    #[error("failed to set up TLS")]
-    Setup(#[from] rustls::Error),
-    #[error("handshake failed")]
-    Handshake(#[source] io::Error),
-    #[error("handshake timed out")]
-    HandshakeTimeout,
 }
 
 /// The application protocol negotiated by a handshake.
@@ -412,16 +390,6 @@ impl ResolvesServerCert for CertificateResolver {
 impl fmt::Debug for CertificateResolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.certificates.load().by_name.keys()).finish()
-    }
-}
-
-/// Displays an error and its source in one line.
-struct ErrorWithSource<'a>(&'a TlsError);
-
-impl fmt::Display for ErrorWithSource<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        std::error::Error::source(self.0).map_or(Ok(()), |source| write!(f, ": {source}"))
     }
 }
 

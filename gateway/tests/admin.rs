@@ -36,7 +36,7 @@ fn timed_get(address: SocketAddr, target: &str) -> (u16, Duration) {
     (response.status, start.elapsed())
 }
 
-/// What other connections do.
+/// The behaviour of the other connections.
 #[derive(Clone, Copy, Debug)]
 enum Occupation {
     Silent,

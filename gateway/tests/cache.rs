@@ -734,7 +734,11 @@ fn post_response_is_not_stored_after_a_concurrent_post() {
 #[test]
 fn write_invalidates_the_object_in_all_regions() {
     let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], ""));
-    let config = one_route(origin.address, CACHED, "[identity]\nregion = [\"header:x-region\"]\n");
+    let config = one_route(
+        origin.address,
+        CACHED,
+        "[identity]\nregion = [\"header:x-region\"]\nregions = [\"us\", \"asia\", \"eu\"]\n",
+    );
     let gateway = Gateway::start(&config);
     let regions: [&[(&str, &str)]; 3] = [&[], &[("X-Region", "us")], &[("X-Region", "asia")]];
     for region in regions {
@@ -802,4 +806,25 @@ fn what_a_client_demands_is_honoured_as_configured() {
     let demanded = || gateway.get("/a", &[("Cache-Control", "no-cache")]).is_hit();
     wait_for(|| !demanded(), STEP_TIMEOUT);
     assert!(demanded());
+}
+
+#[test]
+fn invented_regions_count_as_the_default_one() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], ""));
+    let identity = "[identity]\nregion = [\"header:x-region\"]\nregions = [\"south\"]\nregion_default = \"north\"\n";
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, identity));
+    let mut client = gateway.connect();
+    assert!(client.get("/", &[]).cache_status().contains("stored"));
+    // Far more names than regions were stored for.
+    for number in 0..1_500 {
+        let response = client.get("/", &[("X-Region", &format!("invented-{number}"))]);
+        assert!(response.is_hit(), "{number}: {}", response.cache_status());
+    }
+    for name in ["default", "North", "", "south/../north"] {
+        assert!(client.get("/", &[("X-Region", name)]).is_hit(), "{name}");
+    }
+    assert!(!client.get("/", &[("X-Region", "south")]).is_hit());
+    assert!(client.get("/", &[("X-Region", "south")]).is_hit());
+    assert!(client.get("/", &[("X-Region", "north")]).is_hit());
+    assert_eq!(origin.count(), 2);
 }

@@ -1,5 +1,5 @@
-//! Client certificates: verification, reload of authorities and revocation lists, and users from the
-//! names in a certificate.
+//! Client certificates: verification, reload of authorities and revocation lists, and users from
+//! the names in a certificate.
 
 mod support;
 
@@ -361,17 +361,16 @@ fn certificate_behind_links_is_reloaded() {
             .try_send(&support::client::request("GET", "/", &[], b""))
             .is_ok()
     };
-    link("..1", "..data");
     let gateway = Gateway::start_in(dir, &config);
     assert!(served(&gateway, &first) && !served(&gateway, &second));
+    // In place, in the directory of the first version.
+    let renewed = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
+    std::fs::write(path.join("..1/tls.key"), renewed.signing_key.serialize_pem()).expect("a written file");
+    std::fs::write(path.join("..1/tls.crt"), renewed.cert.pem()).expect("a written file");
+    wait_for(|| served(&gateway, renewed.cert.der()), STEP_TIMEOUT);
     std::os::unix::fs::symlink("..2", path.join("new")).expect("a link");
     std::fs::rename(path.join("new"), path.join("..data")).expect("a link");
     wait_for(|| served(&gateway, &second), STEP_TIMEOUT);
-    // In place, in the directory of the second version.
-    let third = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
-    std::fs::write(path.join("..2/tls.key"), third.signing_key.serialize_pem()).expect("a written file");
-    std::fs::write(path.join("..2/tls.crt"), third.cert.pem()).expect("a written file");
-    wait_for(|| served(&gateway, third.cert.der()), STEP_TIMEOUT);
 }
 
 fn is_installed(program: &str, argument: &str) -> bool {

@@ -7,6 +7,7 @@ mod server;
 
 use std::collections::HashSet;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use server::Redis;
@@ -164,6 +165,66 @@ fn unsafe_request_reaches_a_fetch_that_runs_on_another_node() {
     for (number, node) in (0..ROUNDS).flat_map(|number| [&one, &other, &late].map(|node| (number, node))) {
         assert_eq!(node.get(&format!("/{number}"), &fields).text(), "new", "{number}");
     }
+}
+
+/// The marker of the new responses is stored while an old variant is still being fetched.
+#[test]
+fn unsafe_request_reaches_a_fetch_of_another_variant() {
+    let (gate, changed) = (Gate::default(), AtomicBool::new(false));
+    let held = gate.clone();
+    let origin = Origin::start(move |request| {
+        let fields = [("Cache-Control", "max-age=60"), ("Vary", "Accept-Language"), ("Content-Length", "3")];
+        if request.method == "POST" {
+            changed.store(true, Ordering::Relaxed);
+            return Script::ok(&[], "changed");
+        }
+        if changed.load(Ordering::Relaxed) {
+            return Script::new().head(200, &fields).send("new");
+        }
+        let script = Script::new();
+        let script = if request.field("accept-language") == Some("de") { script.wait(&held) } else { script };
+        script.head(200, &fields).send("old")
+    });
+    let redis = Redis::start();
+    let (one, other) = (gateway(&origin, &redis, "one"), gateway(&origin, &redis, "other"));
+    let fields = |language| [("host", "shop.test"), ("accept-language", language)];
+    assert_eq!(one.get("/page", &fields("en")).text(), "old");
+    std::thread::scope(|scope| {
+        let old = scope.spawn(|| one.get("/page", &fields("de")).text());
+        wait_for(|| origin.count() == 2, STEP_TIMEOUT);
+        assert_eq!(other.request("POST", "/page", &fields("de"), b"").status, 200);
+        wait_for(|| one.get("/page", &fields("en")).text() == "new", STEP_TIMEOUT);
+        wait_for(|| one.get("/page", &fields("en")).is_hit(), STEP_TIMEOUT);
+        gate.open();
+        assert_eq!(old.join().expect("a response"), "old");
+    });
+    for node in [&one, &other] {
+        assert_eq!(node.get("/page", &fields("de")).text(), "new");
+    }
+}
+
+#[test]
+fn tasks_of_shards_are_listed_with_their_waits() {
+    let (redis, origin) = (Redis::start(), Origin::start(tagged));
+    let gateway = gateway(&origin, &redis, "one");
+    gateway.get("/a", &[]);
+    let is_listed = |kind: &str, name: &str, waiting_for: &str| {
+        let list: serde_json::Value = serde_json::from_str(&gateway.admin("/api/v1/tasks").text()).expect("JSON");
+        let tasks = list["tasks"].as_array().expect("a list");
+        assert_eq!(list["count"].as_u64(), Some(tasks.len() as u64));
+        tasks.iter().any(|task| {
+            task["kind"] == kind
+                && task["name"].as_str().is_some_and(|listed| listed.ends_with(name))
+                && task["waiting_for"] == waiting_for
+                && task["age_seconds"].as_f64().is_some_and(|age| (0.0..60.0).contains(&age))
+        })
+    };
+    wait_for(|| is_listed("shard_writer", " writes", "shard_job"), STEP_TIMEOUT);
+    for name in [" reads", " writes", " bus"] {
+        wait_for(|| is_listed("shard_connection", name, "shard_exchange"), STEP_TIMEOUT);
+    }
+    assert!(gateway.metric("tidegate_tasks{kind=\"shard_writer\"}") >= 1.0);
+    assert_eq!(gateway.metric("tidegate_task_panics_total{kind=\"shard_codec\"}"), 0.0);
 }
 
 #[test]

@@ -6,8 +6,7 @@
 
 mod support;
 
-use std::fmt::Debug;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -17,17 +16,11 @@ use gateway::config::Config;
 use gateway::server::{self, BoundAddresses, ConfigSource, StartError};
 use serde_json::Value;
 use support::{Client, STEP_TIMEOUT, TempDir, free_address, lock, one_route, wait_for};
-use tracing::field::{Field, Visit};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
-use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// The fields of an event, as text.
-type LoggedEvent = Vec<(&'static str, String)>;
-
-/// Keeps all events and panics at some.
+/// Keeps the lines of the process log and panics at some.
 #[derive(Clone, Default)]
 struct FaultyLog {
-    events: Arc<Mutex<Vec<(Instant, LoggedEvent)>>>,
+    lines: Arc<Mutex<Vec<(Instant, Value)>>>,
     /// The name of the event at which the log panics, and how often.
     fault: Arc<Mutex<(&'static str, usize)>>,
 }
@@ -38,45 +31,35 @@ impl FaultyLog {
     }
 
     /// The times and fields of the events of a name.
-    fn events(&self, name: &str) -> Vec<(Instant, LoggedEvent)> {
-        let is_named = |(_, event): &&(Instant, LoggedEvent)| text(event, "event") == name;
-        lock(&self.events).iter().filter(is_named).cloned().collect()
+    fn events(&self, name: &str) -> Vec<(Instant, Value)> {
+        lock(&self.lines).iter().filter(|(_, line)| line["event"] == name).cloned().collect()
     }
 
     /// The kinds of the tasks that were logged as panicked.
     fn panicked(&self) -> Vec<String> {
-        self.events("task_panicked").iter().map(|(_, event)| text(event, "kind").to_owned()).collect()
+        let events = self.events("task_panicked").into_iter();
+        events.map(|(_, event)| event["kind"].as_str().expect("text").to_owned()).collect()
     }
 }
 
-fn text<'a>(event: &'a LoggedEvent, name: &str) -> &'a str {
-    event.iter().find(|(key, _)| *key == name).map_or("", |(_, value)| value)
-}
-
-struct FieldTexts<'a>(&'a mut LoggedEvent);
-
-impl Visit for FieldTexts<'_> {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        self.0.push((field.name(), value.to_owned()));
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        self.0.push((field.name(), format!("{value:?}")));
-    }
-}
-
-impl<S: tracing::Subscriber> Layer<S> for FaultyLog {
-    fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
-        let mut fields = LoggedEvent::new();
-        event.record(&mut FieldTexts(&mut fields));
+impl Write for FaultyLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A line that caused a panic is still in the buffer of its thread, before the next one.
+        let text = String::from_utf8_lossy(bytes);
+        let line: Value = serde_json::from_str(text.lines().last().unwrap_or_default()).expect("a line of JSON");
         let is_faulty = {
             let mut fault = lock(&self.fault);
-            let is_faulty = fault.1 > 0 && text(&fields, "event") == fault.0;
+            let is_faulty = fault.1 > 0 && line["event"] == fault.0;
             fault.1 -= usize::from(is_faulty);
             is_faulty
         };
-        lock(&self.events).push((Instant::now(), fields));
+        lock(&self.lines).push((Instant::now(), line));
         assert!(!is_faulty, "a fault of the log");
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -91,7 +74,7 @@ impl InProcessGateway {
     fn start(config: &str) -> Self {
         let dir = TempDir::new();
         let file = dir.write("tidegate.toml", config);
-        let (config, _) = Config::load(&file).map_err(|report| report.to_string()).expect("a valid file");
+        let (config, _) = Config::load(&file).unwrap_or_else(|report| panic!("{report}"));
         let (ready, is_ready) = sync_channel(1);
         let run = move || server::run(config, ConfigSource::File(file), |bound| drop(ready.send(bound.clone())));
         let thread = std::thread::Builder::new().name("main".to_owned()).spawn(run).expect("a thread");
@@ -115,7 +98,7 @@ impl InProcessGateway {
         (count("panics"), count("restarts"))
     }
 
-    /// What the tasks of a kind wait for.
+    /// The waits of the tasks of a kind.
     fn waits(&self, kind: &str) -> Vec<String> {
         let list: Value = serde_json::from_str(&self.admin("/api/v1/tasks")).expect("JSON");
         let tasks = list["tasks"].as_array().expect("a list").iter().filter(|task| task["kind"] == kind);
@@ -138,7 +121,14 @@ fn wait_for_counts(gateway: &InProcessGateway, kind: &str, counts: (f64, f64)) {
 #[test]
 fn panic_ends_one_task_and_restarts_a_service() {
     let log = FaultyLog::default();
-    tracing_subscriber::registry().with(log.clone()).init();
+    let writer = log.clone();
+    let level = tracing::Level::DEBUG;
+    tracing_subscriber::fmt()
+        .json()
+        .with_max_level(level)
+        .flatten_event(true)
+        .with_writer(move || writer.clone())
+        .init();
     log.panic_at("shard_down", 3);
     let certificate = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
     let files = TempDir::new();
@@ -168,7 +158,7 @@ fn panic_ends_one_task_and_restarts_a_service() {
     // Lines are limited to one a second.
     assert!(log.panicked().iter().all(|kind| kind == "state_report"), "{:?}", log.panicked());
     let (_, event) = log.events("task_panicked").remove(0);
-    assert_eq!(text(&event, "panic"), "a fault of the log", "{event:?}");
+    assert_eq!(event["panic"], "a fault of the log", "{event:?}");
 
     // The reload that failed is repeated by the next change of the file.
     log.panic_at("reload_refused", 1);

@@ -63,7 +63,8 @@ fn tag_purge_removes_exactly_the_tagged_objects() {
 #[test]
 fn url_purge_removes_all_variants_in_all_regions() {
     let origin = Origin::start(tagged);
-    let rest = "[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\nregion = [\"header:x-region\"]";
+    let rest =
+        "[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\nregion = [\"header:x-region\"]\nregions = [\"eu\", \"us\"]";
     let gateway = Gateway::start(&one_route(origin.address, ROUTE, rest));
     let all =
         [("/a?x", "de", "eu"), ("/a?x", "fr", "eu"), ("/a?x", "de", "us"), ("/a", "de", "eu"), ("/a?xy", "de", "eu")];

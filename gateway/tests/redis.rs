@@ -810,3 +810,35 @@ fn a_cookie_that_another_gateway_shares_is_not_served_by_a_private_one() {
     assert!(!response.is_hit() && origin.count() == 2, "{}", response.cache_status());
     assert!(sharing.get("/a", &[]).is_hit());
 }
+
+/// Regions north and south, north the default one, and none named `default`.
+#[test]
+fn any_configured_region_can_be_the_default_one() {
+    let (north, south, origin) = (Redis::start(), Redis::start(), origin("max-age=60", Duration::ZERO));
+    let region = |name: &str, redis: &Redis| format!("[redis.regions.{name}]\nendpoints = [\"{}\"]\n", redis.url());
+    let rest = format!(
+        "[identity]\nregion = [\"header:x-region\"]\nregion_default = \"north\"\n\
+         [limits.cluster]\ntier = \"cluster\"\nrate = \"1000/s\"\nburst = 1000\n\
+         [redis]\ndeadline = \"{LONG_DEADLINE}\"\n{}{}",
+        region("north", &north),
+        region("south", &south),
+    );
+    let route = "limits = [\"cluster\"]\ncache = { mode = \"standard\" }";
+    let gateway = Gateway::start(&one_route(origin.address, route, &rest));
+    // The bucket of a cluster limit starts empty.
+    wait_for(|| gateway.get("/a", &[]).is_hit(), 5 * SECOND);
+    wait_for(|| gateway.get("/a", &[("X-Region", "south")]).is_hit(), 5 * SECOND);
+    let count = origin.count();
+    for name in ["north", "default", "unknown", ""] {
+        wait_for(|| gateway.get("/a", &[("X-Region", name)]).is_hit(), 5 * SECOND);
+    }
+    assert_eq!(origin.count(), count);
+    wait_for(|| north.entries().len() == 1 && south.entries().len() == 1, 5 * SECOND);
+    // The bucket of the cluster limit is on a server of the default region.
+    let has_bucket = |redis: &Redis| redis.keys().iter().any(|key| key.starts_with("tg:lease:"));
+    wait_for(|| has_bucket(&north), 5 * SECOND);
+    assert!(!has_bucket(&south));
+    // A write removes the response from every configured region.
+    gateway.request("POST", "/a", &[], b"");
+    assert!(["north", "south"].iter().all(|name| !gateway.get("/a", &[("X-Region", name)]).is_hit()));
+}

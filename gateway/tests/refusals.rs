@@ -97,7 +97,8 @@ fn oversize_upload_reads_its_413_after_sending_everything() {
 #[test]
 fn denied_upload_reads_its_429_after_sending_everything() {
     let origin = Origin::start(|_| Script::ok(&[], "admitted"));
-    let none = "[limits.few]\ntier = \"device\"\nrate = \"1/h\"\nburst = 1\n[limits_http]\nbody_bytes = \"1GiB\"\n";
+    // One budget for the address: without and with TLS, the client is two devices.
+    let none = "[limits.few]\ntier = \"device\"\nrate = \"1/h\"\nburst = 1\nper_address = 1\n[limits_http]\nbody_bytes = \"1GiB\"\n";
     let gateway = start_gateway(origin.address, "limits = [\"few\"]", none);
     assert_eq!(gateway.0.get("/", &[]).status, 200);
     upload(&gateway, "/", 429);

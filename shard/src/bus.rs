@@ -38,7 +38,7 @@ use crate::entry::{EntryMeta, Purge};
 use crate::remote::{ShardFault, TopologyDiscovery};
 use crate::store::Store;
 use event::{BusEvent, EventPayload, StreamPosition};
-use members::KnownMembers;
+use members::{KnownMembers, node_of};
 use overrides::OverrideRegistry;
 use purge_outbox::{LOCAL_ONLY, PurgeOutbox};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -250,6 +250,28 @@ impl<M: EntryMeta> Bus<M> {
         }
     }
 
+    /// The nodes of the fleet, this one included, and those that were members when a server last
+    /// responded. Takes at most one command timeout for each server. Cancel safe.
+    pub async fn nodes(&self) -> FleetNodes {
+        let mut nodes = FleetNodes { names: BTreeSet::from([self.node.clone()]), is_complete: true };
+        for subscription in self.subscriptions.iter().filter(|subscription| subscription.carries_bus()) {
+            let read = match subscription.command_handle() {
+                Some(commands) => self.read_heartbeats(&commands).await.ok(),
+                None => None,
+            };
+            nodes.is_complete &= read.is_some();
+        }
+        nodes.names.extend(self.members.nodes());
+        nodes
+    }
+
+    /// Reads the last heartbeats of all members and remembers the members.
+    async fn read_heartbeats(&self, commands: &CommandHandle) -> Result<HashMap<String, NodeHeartbeat>, ShardFault> {
+        let heartbeats = commands.heartbeats().await?;
+        self.members.record(heartbeats.keys());
+        Ok(heartbeats)
+    }
+
     /// Waits until every node has acknowledged on some server, or is silent on all of them.
     async fn await_acknowledgements(
         &self,
@@ -369,11 +391,7 @@ impl<M: EntryMeta> Bus<M> {
     }
 
     /// Brings the state of this node up to date with the server, then permits reads of its shards.
-    async fn bring_up(
-        &self,
-        subscription: &Subscription,
-        connected: &TrackedConnection,
-    ) -> Result<(), ShardFault> {
+    async fn bring_up(&self, subscription: &Subscription, connected: &TrackedConnection) -> Result<(), ShardFault> {
         let commands = &connected.commands;
         self.sync_clock(subscription, commands).await?;
         if connected.carries_bus {
@@ -543,8 +561,4 @@ struct AwaitedAcks<'a> {
     /// The only node that is awaited; `None` for all.
     node: Option<&'a str>,
     deadline: Instant,
-}
-
-fn node_of(member: &str) -> &str {
-    member.rsplit_once('/').map_or(member, |(node, _)| node)
 }

@@ -234,6 +234,11 @@ impl<M> Entry<M> {
         self.fill_epoch
     }
 
+    /// Whether the fill of this entry began after another one.
+    pub fn is_younger_than(&self, fill_epoch: EpochSnapshot) -> bool {
+        self.fill_epoch.is_some_and(|own| own.began() > fill_epoch.began())
+    }
+
     pub(crate) fn set_expires_at(&mut self, expires_at: Instant) {
         self.expires_at = expires_at;
     }

@@ -31,7 +31,7 @@ mod outbox;
 mod topology;
 mod sentinel;
 #[cfg(test)]
-mod test_server;
+mod tests;
 
 pub use address::RedisTlsConfig;
 pub(crate) use address::{Dialer, InvalidAddress, ResolvedServer, ServerAddress};
@@ -39,7 +39,7 @@ pub use breaker::ShardBreakerState;
 pub(crate) use cluster::{CLUSTER_MASTERS_MAX, RedisCluster};
 pub(crate) use connection::ShardConnection;
 pub use counts::ShardCounts;
-pub(crate) use dial::{ConnectionOptions, RedisConnection};
+pub(crate) use dial::{DialOptions, RedisConnection};
 pub use fault::ShardFault;
 pub(crate) use operation::OperationClass;
 pub use operation::ShardFaultCounts;

@@ -1,9 +1,9 @@
 //! Owns the store of a process: the local cache, the regions with their shards, and the validation
 //! of their configuration.
 //!
-//! A region without configuration uses the shards of `default` under its own name: its entries are
-//! separate from those of `default` and of every other region. If `default` is not configured
-//! either, the region has no remote cache. The local cache has no regions; see `key`.
+//! A region without configuration uses the shards of the default region under its own name: its
+//! entries are separate from those of every other region. If the default region has no shards, the
+//! region has no remote cache. The local cache has no regions; see `key`.
 //!
 //! Refuses invalid configuration (see `shards`). Never checks whether Redis is reachable: a gateway
 //! starts without it.
@@ -29,8 +29,7 @@ use crate::placement::{DEFAULT_SLOTS, Slot, copy_key, hash_tag, redis_key, rende
 use crate::remote::{CLUSTER_MASTERS_MAX, RedisCluster, Shard, ShardReport, TopologyDiscovery};
 use hot_copies::CopyLocation;
 use shards::{RegionBackend, RegionShards, Shards};
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Slot of a response and the endpoint that holds it.
@@ -50,8 +49,6 @@ pub struct Store<M> {
     hot_copies: HotCopies,
     epochs: Arc<InvalidationEpochs>,
     remote: Option<Shards>,
-    /// Regions that entries were stored for.
-    stored_regions: Mutex<BTreeSet<Region>>,
 }
 
 /// The holder of a cluster limit's bucket: one shard of the default region, or a Redis Cluster,
@@ -64,9 +61,6 @@ pub(crate) enum BucketOwner<'a> {
 
 /// One bit per copy.
 const COPIES_MAX: usize = 64;
-
-/// Most regions that a process stores entries for; clients may send arbitrary names.
-const REGIONS_MAX: usize = 1_024;
 
 /// Shard, slot, Redis key and digest of one cache key: everything that a read or write of it needs.
 struct RemoteKey {
@@ -99,35 +93,12 @@ impl<M: EntryMeta> Store<M> {
         let epochs = Arc::new(InvalidationEpochs::new(remote.as_ref().map_or(0, |remote| remote.shards.len())));
         let hot = Arc::new(HotKeys::new(local.hot_rate));
         let local = LocalCache::new(local.memory_bytes, hot.clone(), epochs.clone());
-        Ok(Arc::new(Self {
-            local,
-            hot,
-            wall,
-            hot_copies: HotCopies::default(),
-            epochs,
-            remote,
-            stored_regions: Mutex::default(),
-        }))
+        Ok(Arc::new(Self { local, hot, wall, hot_copies: HotCopies::default(), epochs, remote }))
     }
 
     /// A thread's view of the store; cheap to create, holds about 400 KiB.
     pub fn view(self: &Arc<Self>) -> StoreView<M> {
         StoreView::new(self.clone())
-    }
-
-    /// The configured regions, those that this process stored entries for, and the default one.
-    pub fn regions(&self) -> BTreeSet<Region> {
-        let mut regions = self.stored_regions.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        regions.extend(self.remote.iter().flat_map(|remote| remote.regions.keys()));
-        regions.insert(Region::DEFAULT);
-        regions
-    }
-
-    /// Records a region before an entry is stored for it; false at the bound, because requests can
-    /// invent region names.
-    fn register_region(&self, region: &Region) -> bool {
-        let mut stored = self.stored_regions.lock().unwrap_or_else(PoisonError::into_inner);
-        stored.contains(region) || (stored.len() < REGIONS_MAX && stored.insert(*region))
     }
 
     /// The placement of a response, whether it is stored or not.
@@ -275,7 +246,7 @@ impl<M> Store<M> {
     /// The owner of a key without a slot, in the default region, by its name.
     pub(crate) fn bucket_owner(&self, name: &str) -> Option<BucketOwner<'_>> {
         let remote = self.remote.as_ref()?;
-        let region = remote.of(&Region::DEFAULT)?;
+        let region = remote.of(&remote.default_region)?;
         Some(match &region.backend {
             RegionBackend::Endpoints { labels, .. } => {
                 BucketOwner::Shard(&remote.shards[region.first + rendezvous_owner(name, labels)?])
@@ -312,6 +283,7 @@ mod tests {
             hot_copies: 8,
             tls: RedisTlsConfig::default(),
             regions,
+            default_region: Region::DEFAULT,
         }
     }
 

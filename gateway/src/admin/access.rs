@@ -1,16 +1,17 @@
 //! Decides which requests may use the admin API and read its pages.
 //!
-//! With a token, `/api` requires it. Without one, `/api` accepts direct requests of programs on this
-//! machine. Web pages of other origins are refused in both cases: a browser sends their requests
-//! from inside the network of its user.
+//! With a token, `/api` requires it. Without one, `/api` accepts direct requests of programs on
+//! this machine. Web pages of other origins are refused in both cases: a browser sends their
+//! requests from inside the network of its user.
 //!
 //! Invariant: a token is compared in a time that does not depend on the configured one.
 
 use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use super::AdminConfig;
+use super::config::AdminConfig;
 use super::token_throttle::TokenThrottle;
 use crate::event::Event;
 use crate::http::fields::KnownField;
@@ -19,7 +20,6 @@ use crate::label;
 use crate::metrics::{self, Counters};
 use crate::simple_server::SimpleResponse;
 use crate::tasks::{self, TaskWait};
-use std::sync::LazyLock;
 
 label! {
     /// Why a request to the admin address was rejected.
@@ -88,17 +88,17 @@ impl AdminAccess {
         peer: IpAddr,
     ) -> Result<(), SimpleResponse> {
         if is_from_foreign_page(request) {
-            return Err(forbidden(AdminRejection::Origin, "requests of other web pages are not accepted"));
+            return Err(reject(AdminRejection::Origin));
         }
         match &config.token {
             Some(token) => self.check_token(token, request, peer).await,
-            None => check_direct(config, request, peer),
+            None => check_direct(config, request, peer).map_err(reject),
         }
     }
 
     async fn check_token(&self, token: &str, request: &Request, peer: IpAddr) -> Result<(), SimpleResponse> {
         let Some(given) = bearer_token(request) else {
-            return Err(unauthorized(AdminRejection::NoToken));
+            return Err(reject(AdminRejection::NoToken));
         };
         let reserved = self.throttle.borrow_mut().reserve_check(peer, Instant::now());
         match reserved {
@@ -116,36 +116,27 @@ impl AdminAccess {
         }
         let count = self.throttle.borrow_mut().record_wrong(peer, Instant::now());
         Event::AdminTokenRejected { address: peer, count }.emit();
-        Err(unauthorized(AdminRejection::WrongToken))
+        Err(reject(AdminRejection::WrongToken))
     }
 }
 
 /// Decides whether a request may read a page that needs no token. If the address is reachable from
 /// this machine only, a name of another host has been made to resolve to it (DNS rebinding).
-pub(super) fn check_page(config: &AdminConfig, request: &Request) -> Result<(), SimpleResponse> {
+pub(super) fn check_page(config: &AdminConfig, request: &Request) -> Result<(), AdminRejection> {
     let is_private = config.token.is_none() && config.address.ip().is_loopback();
-    if is_private && !is_local_host(request, config) {
-        return Err(forbidden(AdminRejection::Host, "the host must be a loopback name or address"));
-    }
-    Ok(())
+    if is_private && !is_local_host(request, config) { Err(AdminRejection::Host) } else { Ok(()) }
 }
 
 /// Accepts direct requests of programs on this machine. Any host name may resolve to loopback (DNS
 /// rebinding), and a proxy on this machine forwards requests of others.
-fn check_direct(config: &AdminConfig, request: &Request, peer: IpAddr) -> Result<(), SimpleResponse> {
+fn check_direct(config: &AdminConfig, request: &Request, peer: IpAddr) -> Result<(), AdminRejection> {
     if !peer.is_loopback() {
-        return Err(forbidden(AdminRejection::Peer, "without admin.token, only loopback peers are accepted"));
+        return Err(AdminRejection::Peer);
     }
     if request.fields.has(KnownField::Forwarded) || request.fields.has(KnownField::XForwardedFor) {
-        return Err(forbidden(AdminRejection::Proxied, "without admin.token, only direct requests are accepted"));
+        return Err(AdminRejection::Proxied);
     }
-    if !is_local_host(request, config) {
-        return Err(forbidden(
-            AdminRejection::Host,
-            "without admin.token, the host must be a loopback name or address",
-        ));
-    }
-    Ok(())
+    if is_local_host(request, config) { Ok(()) } else { Err(AdminRejection::Host) }
 }
 
 /// Whether the host is a loopback name or address, or the configured address.
@@ -170,7 +161,7 @@ fn is_from_foreign_page(request: &Request) -> bool {
     !sites.all(is_own_site) || !origins.all(|origin| is_own_origin(origin, &request.authority))
 }
 
-/// Whether `origin` has the host and port of `authority`. The origin `null` belongs to nobody.
+/// Whether `origin` has the host and port of `authority`. The origin `null` is no own one.
 fn is_own_origin(origin: &[u8], authority: &str) -> bool {
     let Some((scheme, host)) = std::str::from_utf8(origin).ok().and_then(|origin| origin.split_once("://")) else {
         return false;
@@ -192,28 +183,35 @@ fn bearer_token(request: &Request) -> Option<&[u8]> {
     (scheme.eq_ignore_ascii_case(b"Bearer ") && !token.trim_ascii().is_empty()).then_some(token.trim_ascii())
 }
 
-/// Compares digests, which takes the same time for all tokens of one length: neither a common prefix
-/// nor the length of the configured token shows.
+/// Compares digests, which takes the same time for all tokens of one length: neither a common
+/// prefix nor the length of the configured token shows.
 fn is_same_token(given: &[u8], token: &str) -> bool {
     // The comparison of two `blake3::Hash` takes constant time.
     blake3::hash(given) == blake3::hash(token.as_bytes())
 }
 
-fn forbidden(reason: AdminRejection, text: &str) -> SimpleResponse {
+/// Counts a rejection and composes its response.
+pub(super) fn reject(reason: AdminRejection) -> SimpleResponse {
     REJECTIONS.inc(reason);
-    SimpleResponse::text(StatusCode::FORBIDDEN, text)
-}
-
-fn unauthorized(reason: AdminRejection) -> SimpleResponse {
-    REJECTIONS.inc(reason);
-    SimpleResponse::text(StatusCode::UNAUTHORIZED, "token required").with_named("www-authenticate", "Bearer")
+    let (status, text) = match reason {
+        AdminRejection::NoToken | AdminRejection::WrongToken => (StatusCode::UNAUTHORIZED, "token required"),
+        AdminRejection::Throttled => {
+            (StatusCode::TOO_MANY_REQUESTS, "too many wrong tokens from this address; try again later")
+        }
+        AdminRejection::Peer => (StatusCode::FORBIDDEN, "without admin.token, only loopback peers are accepted"),
+        AdminRejection::Proxied => (StatusCode::FORBIDDEN, "without admin.token, only direct requests are accepted"),
+        AdminRejection::Host => {
+            (StatusCode::FORBIDDEN, "without admin.token, the host must be a loopback name or address")
+        }
+        AdminRejection::Origin => (StatusCode::FORBIDDEN, "requests of other web pages are not accepted"),
+    };
+    let response = SimpleResponse::text(status, text);
+    if status == StatusCode::UNAUTHORIZED { response.with_named("www-authenticate", "Bearer") } else { response }
 }
 
 fn throttled(wait: Duration) -> SimpleResponse {
-    REJECTIONS.inc(AdminRejection::Throttled);
     let seconds = wait.as_secs_f64().ceil().max(1.0).to_string();
-    SimpleResponse::text(StatusCode::TOO_MANY_REQUESTS, "too many wrong tokens from this address; try again later")
-        .with(KnownField::RetryAfter, &seconds)
+    reject(AdminRejection::Throttled).with(KnownField::RetryAfter, &seconds)
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::http::target::PathRules;
+
 /// Configuration that all routes share (`[cache]`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct CacheConfig {
@@ -34,6 +36,8 @@ pub struct CacheConfig {
     /// Removes the targeted fields from responses to clients.
     pub(crate) strip_targeted: bool,
     pub(crate) honour_client: HonourClient,
+    /// The normal form of paths in the URLs of purges and in `Location` (`server.paths`).
+    pub(crate) paths: PathRules,
 }
 
 /// How far the demands of a request (`no-cache`, `max-age`, `min-fresh` and `Pragma: no-cache`)
@@ -67,6 +71,7 @@ impl Default for CacheConfig {
             targeted: vec!["cdn-cache-control".to_owned()],
             strip_targeted: false,
             honour_client: HonourClient::Full,
+            paths: PathRules::default(),
         }
     }
 }

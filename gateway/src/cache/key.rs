@@ -12,6 +12,7 @@ use super::config::CacheConfig;
 use crate::hop;
 use crate::http::fields::{Fields, KnownField, KnownFieldSet, is_token, members};
 use crate::http::message::{Request, Scheme};
+use crate::http::target;
 
 /// Maximum number of names in `Vary`. A response with more names is not stored.
 pub const VARY_MAX: usize = 16;
@@ -201,14 +202,15 @@ pub(super) fn strip_default_port(scheme: Scheme, authority: &str) -> &str {
     authority.strip_suffix(port).unwrap_or(authority)
 }
 
-/// Resolves `reference` against the URI of `request` (RFC 3986 section 5) and returns its path and
-/// query. `None` if it has another origin (RFC 9110 section 4.3.1).
-pub(crate) fn resolve_same_origin(reference: &str, request: &Request) -> Option<String> {
+/// Resolves `reference` against the URI of `request` (RFC 3986 section 5) and returns path and query
+/// of the result in their normal form. `None` if it has another origin (RFC 9110 section 4.3.1), or
+/// if requests with this path are refused.
+pub(crate) fn resolve_same_origin(config: &CacheConfig, reference: &str, request: &Request) -> Option<String> {
     let own = format!("{}://{}{}", scheme(request).as_str(), public_authority(request), request.target);
     let own = Url::parse(&own).ok()?;
     let resolved = own.join(reference).ok()?;
-    (resolved.origin() == own.origin())
-        .then(|| resolved[url::Position::BeforePath..url::Position::AfterQuery].to_owned())
+    let target = &resolved[url::Position::BeforePath..url::Position::AfterQuery];
+    (resolved.origin() == own.origin()).then(|| target::normal(target, config.paths).ok())?
 }
 
 /// Appends the variant: the members of each named request field, without white space and empty
@@ -530,18 +532,21 @@ mod tests {
     fn only_same_origin_references_are_resolved() {
         let mut request = Request { authority: "a:8080".into(), ..Request::default() };
         request.set_target("/");
-        let of = |uri: &str| resolve_same_origin(uri, &request);
+        let of = |uri: &str| resolve_same_origin(&CacheConfig::default(), uri, &request);
         for (uri, target) in [
             ("/x?y#z", "/x?y"),
             ("HTTP://A:8080/x", "/x"),
             ("http://a:8080", "/"),
             ("http://a:8080?q", "/?q"),
             ("x/../y", "/y"),
+            ("x//%7ey", "/x/~y"),
             ("", "/"),
         ] {
             assert_eq!(of(uri).as_deref(), Some(target), "{uri}");
         }
-        for uri in ["//b/x", "https://a:8080/x", "http://a/x", "http://b:8080/x", "mailto:a", "http://[/"] {
+        for uri in
+            ["//b/x", "https://a:8080/x", "http://a/x", "http://b:8080/x", "mailto:a", "http://[/", "/a%2fb", "/%00"]
+        {
             assert_eq!(of(uri), None, "{uri}");
         }
     }

@@ -36,6 +36,7 @@ pub enum NoStoreReason {
     NotFresh,
     TooLarge,
     Range,
+    Invalidated,
 }
 
 impl NoStoreReason {
@@ -51,6 +52,7 @@ impl NoStoreReason {
             NoStoreReason::NotFresh => "not-fresh",
             NoStoreReason::TooLarge => "too-large",
             NoStoreReason::Range => "range",
+            NoStoreReason::Invalidated => "invalidated",
         }
     }
 }
@@ -65,13 +67,13 @@ pub fn is_cacheable_request(request: &Request) -> bool {
 
 /// Whether a response to POST may be stored for GET: it has an explicit lifetime, and its
 /// `Content-Location` is the target URI (RFC 9110 section 9.3.3).
-pub(crate) fn is_storable_post_response(request: &Request, response: &Response) -> bool {
+pub(crate) fn is_storable_post_response(config: &CacheConfig, request: &Request, response: &Response) -> bool {
     let location =
         response.fields.get(KnownField::ContentLocation).and_then(|location| std::str::from_utf8(location).ok());
     let (Some(location), StatusCode::OK) = (location, response.status) else { return false };
     let control = CacheControl::parse(&response.fields);
     let is_explicit = control.max_age.or(control.s_maxage).is_some() || response.fields.has(KnownField::Expires);
-    is_explicit && key::resolve_same_origin(location, request).as_deref() == Some(&*request.target)
+    is_explicit && key::resolve_same_origin(config, location, request).as_deref() == Some(&*request.target)
 }
 
 /// Whether an error response may be given to every request that waited for it. One that names a

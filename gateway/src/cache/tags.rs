@@ -1,11 +1,15 @@
 //! Purge tags of a stored response: its URL and the surrogate keys from the origin.
 
+use std::borrow::Cow;
+
 use shard::{KeyBuilder, Tag};
 
 use super::config::CacheConfig;
 use super::key::{self, KeyedQuery};
 use crate::http::fields::Fields;
 use crate::http::message::{Request, Scheme};
+use crate::http::refusal::RequestRefusal;
+use crate::http::{authority, target};
 
 /// The tag of the URL of `request`. It is the same for all schemes, regions and variants.
 pub(crate) fn url_tag(config: &CacheConfig, request: &Request) -> Tag {
@@ -36,6 +40,10 @@ pub(crate) enum PurgeUrlError {
     NotAbsolute,
     #[error("write the URL as clients send it: spaces and non-ASCII letters percent-encoded, such as %20")]
     NotAscii,
+    #[error("its host is not valid")]
+    BadHost,
+    #[error("requests with this path are refused ({})", .0.reason())]
+    RefusedPath(RequestRefusal),
 }
 
 /// The tag of an operator-supplied URL. The default port follows from the scheme. A fragment is
@@ -47,17 +55,18 @@ pub(crate) fn tag_of_url(config: &CacheConfig, url: &str) -> Result<Tag, PurgeUr
         "https" => Scheme::Https,
         _ => return Err(PurgeUrlError::NotAbsolute),
     };
-    if !rest.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(PurgeUrlError::NotAscii);
-    }
     let rest = rest.split('#').next().unwrap_or(rest);
     let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     if authority.is_empty() {
         return Err(PurgeUrlError::NotAbsolute);
     }
-    let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+    if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(PurgeUrlError::NotAscii);
+    }
+    let target = if target.starts_with('/') { Cow::Borrowed(target) } else { Cow::Owned(format!("/{target}")) };
+    let target = target::normal(&target, config.paths).map_err(PurgeUrlError::RefusedPath)?;
     let (path, query) = target.split_once('?').map_or((&*target, None), |(path, query)| (path, Some(query)));
-    let authority = authority.to_ascii_lowercase();
+    let authority = authority::normal_of_unicode(authority).ok_or(PurgeUrlError::BadHost)?;
     Ok(tag(config, key::strip_default_port(scheme, &authority), path, query))
 }
 
@@ -71,6 +80,7 @@ fn tag(config: &CacheConfig, authority: &str, path: &str, query: Option<&str>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::target::{EncodedSlashPolicy, PathRules};
 
     fn request(scheme: Scheme, authority: &str, target: &str) -> Request {
         let mut request = Request { scheme, authority: authority.to_owned(), ..Request::default() };
@@ -82,9 +92,13 @@ mod tests {
     fn url_has_the_tag_of_its_requests() {
         let config = CacheConfig { key_ignore_query: vec!["utm_*".to_owned()], ..CacheConfig::default() };
         let stored = url_tag(&config, &request(Scheme::Http, "shop.example", "/a?x=1&utm_id=3"));
-        for url in
-            ["http://shop.example/a?x=1", "HTTP://Shop.Example:80/a?utm_q&x=1#top", "https://shop.example:443/a?x=1"]
-        {
+        for url in [
+            "http://shop.example/a?x=1",
+            "HTTP://Shop.Example:80/a?utm_q&x=1#top",
+            "https://shop.example:443/a?x=1",
+            "http://shop.example.:/%61?x=1",
+            "http://shop.example//b/../a?x=1#\u{e4}",
+        ] {
             assert_eq!(tag_of_url(&config, url), Ok(stored), "{url}");
         }
         for url in [
@@ -101,6 +115,13 @@ mod tests {
             assert_eq!(tag_of_url(&config, url), Err(PurgeUrlError::NotAbsolute), "{url}");
         }
         assert_eq!(tag_of_url(&config, "http://shop.example/a b"), Err(PurgeUrlError::NotAscii));
+        assert_eq!(tag_of_url(&config, "http://u@shop.example/a"), Err(PurgeUrlError::BadHost));
+        let refused = PurgeUrlError::RefusedPath(RequestRefusal::EncodedSlash);
+        assert_eq!(tag_of_url(&config, "http://shop.example/a%2fb"), Err(refused));
+        let keep = PathRules { encoded_slash: EncodedSlashPolicy::Keep, ..PathRules::default() };
+        let stored = url_tag(&config, &request(Scheme::Http, "xn--bcher-kva.example", "/a%2Fb"));
+        let config = CacheConfig { paths: keep, ..config };
+        assert_eq!(tag_of_url(&config, "http://b\u{fc}cher.example/a%2fb"), Ok(stored));
     }
 
     #[test]

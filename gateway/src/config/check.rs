@@ -12,16 +12,18 @@ use super::read_context::ReadContext;
 use super::section::ConfigDraft;
 use super::suggestion::suggest;
 use crate::accept::ListenConfig;
+use crate::http::target;
 use crate::identify::IdentitySource;
 use crate::limit::RuleConfig;
 use crate::proxy_protocol::ProxyProtocolMode;
-use crate::route;
+use crate::route::{self, ForwardPath, PathPattern};
 
 /// Resolves the references of a draft and reports violated constraints.
 pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Config {
     check_addresses(&draft, context);
     check_identity(&draft, context);
     check_identity_secret(&draft, context);
+    resolve_regions(&mut draft, context);
     check_regions(&draft, context);
     check_redis_secret(&draft, context);
     check_cookies(&draft, context);
@@ -34,6 +36,7 @@ pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Conf
     }
     let used = resolver.used;
     check_route_names(&draft, context);
+    check_paths(&mut draft, context);
     check_route_matches(&draft, context);
     check_unused(&draft, &used, context);
     draft.config
@@ -95,6 +98,17 @@ fn check_connections(draft: &ConfigDraft, context: &ReadContext<'_>) {
         let problem = ConfigProblem::new(FaultCode::Risk, message).hint("set `client_ca` in `[listen.tls]`");
         context.warning(&draft.identity_user, problem);
     }
+    for (rule, at) in draft.config.limit.rules.iter().zip(&draft.rules) {
+        let (name, hint) = match rule.rule.key.and_then(|key| identify.keys.get(usize::from(key.0))) {
+            Some(IdentitySource::Ja4) if !identify.has_fingerprints => ("fingerprint", "[listen.tls]"),
+            Some(IdentitySource::Certificate(_)) if !draft.config.listen.iter().any(has_client_auth) => {
+                ("client certificate", "client_ca` in `[listen.tls]")
+            }
+            _ => continue,
+        };
+        let problem = ConfigProblem::new(FaultCode::Risk, format!("this limit never applies: no request has a {name}"));
+        context.warning(at, problem.hint(format!("set `{hint}`")));
+    }
     for (listen, at) in draft.config.listen.iter().zip(&draft.listen) {
         let message = match listen.proxy_protocol {
             ProxyProtocolMode::Off => continue,
@@ -127,7 +141,7 @@ fn check_identity_secret(draft: &ConfigDraft, context: &ReadContext<'_>) {
     }
 }
 
-/// Without a secret, whoever can write to Redis decides what clients get.
+/// Without a secret, every program that can write to Redis decides what clients get.
 fn check_redis_secret(draft: &ConfigDraft, context: &ReadContext<'_>) {
     let secret = draft.config.remote.as_ref().map(|remote| &*remote.secret);
     let message = match secret {
@@ -162,15 +176,29 @@ fn check_cookies(draft: &ConfigDraft, context: &ReadContext<'_>) {
     }
 }
 
+/// Completes the list of regions, and chooses the shards of regions without their own.
+fn resolve_regions(draft: &mut ConfigDraft, context: &ReadContext<'_>) {
+    let identify = &mut draft.config.identify;
+    let default = identify.region_default;
+    identify.regions.push(default);
+    identify.regions.extend(draft.regions.iter().flatten().map(|region| region.value));
+    identify.regions.sort_unstable();
+    identify.regions.dedup();
+    let Some(remote) = &mut draft.config.remote else { return };
+    let candidates = [default, shard::Region::DEFAULT];
+    match candidates.into_iter().find(|region| remote.regions.contains_key(region)) {
+        Some(region) => remote.default_region = region,
+        None => {
+            let message = format!("the region `{default}` is missing; its shards also serve regions without their own");
+            let problem = ConfigProblem::new(FaultCode::Missing, message);
+            let hint = format!("write `[redis.regions.{default}]`, or set `identity.region_default`");
+            context.error(&draft.regions_at, problem.hint(hint));
+        }
+    }
+}
+
 fn check_regions(draft: &ConfigDraft, context: &ReadContext<'_>) {
     let Some(regions) = &draft.regions else { return };
-    if !regions.iter().any(|region| region.value == shard::Region::DEFAULT) {
-        let problem = ConfigProblem::new(
-            FaultCode::Missing,
-            "the region `default` is missing; it serves all regions that are not configured",
-        );
-        context.error(&draft.regions_at, problem.hint("write `[redis.regions.default]`"));
-    }
     let stores = draft.config.remote.iter().flat_map(|remote| &remote.regions);
     for (region, config) in stores {
         let at = regions.iter().find(|named| named.value == *region).map_or(&draft.regions_at, |named| &named.at);
@@ -317,6 +345,46 @@ fn check_route_names(draft: &ConfigDraft, context: &ReadContext<'_>) {
                 ConfigProblem::new(FaultCode::Duplicate, format!("duplicate route name `{}`", route.name)),
             );
         }
+    }
+}
+
+/// Requests have paths in their normal form: another pattern would never match.
+fn check_paths(draft: &mut ConfigDraft, context: &ReadContext<'_>) {
+    let rules = draft.config.server.paths;
+    for (route, names) in draft.config.routes.iter_mut().zip(&draft.routes) {
+        if context.has_fault_under(&names.path.path) {
+            continue;
+        }
+        let (path, star) = match &mut route.path {
+            PathPattern::Exact(path) => (path, ""),
+            PathPattern::Prefix(prefix) => (prefix, "*"),
+        };
+        let problem = |reason: &str| ConfigProblem::bad_value(format!("`{path}{star}` matches no request: {reason}"));
+        match target::normal(path, rules) {
+            Err(refusal) => {
+                let reason = format!("requests with this path are refused ({})", refusal.reason());
+                context.error(&names.path, problem(&reason).hint("docs/paths.md lists which paths are refused"));
+            }
+            Ok(normal) if normal != *path => {
+                let hint = format!("write \"{normal}{star}\"");
+                context.error(&names.path, problem("it is not in its normal form").hint(hint));
+            }
+            Ok(_) if path.contains(';') || path.contains("%3B") => {
+                let problem = problem("parameters of segments are not compared");
+                context.error(&names.path, problem.hint("leave out what follows the `;` up to the next `/`"));
+            }
+            Ok(_) => *path = target::matched_path(path).into_owned(),
+        }
+        check_received_path(route, (&names.forward_path, context));
+    }
+}
+
+/// With the received path, an origin may give several responses to requests with one key.
+fn check_received_path(route: &route::RouteConfig, (at, context): (&DocumentLocation, &ReadContext<'_>)) {
+    if route.forward_path == ForwardPath::Received && route.cache.is_some() {
+        let message = "what the origin answers to one form of a path is served to clients that send another form of it";
+        let problem = ConfigProblem::new(FaultCode::Risk, message);
+        context.warning(at, problem.hint("set `cache = { mode = \"off\" }` on this route"));
     }
 }
 

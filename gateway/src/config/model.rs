@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::http::target::PathRules;
 use crate::log::AccessLogTarget;
 use crate::{accept, admin, cache, identify, limit, route, upstream};
 
@@ -59,11 +60,18 @@ pub struct ServerConfig {
     pub(crate) node: String,
     /// Longest time for requests in flight to complete after SIGTERM.
     pub(crate) drain_timeout: Duration,
+    /// The normal form of paths.
+    pub(crate) paths: PathRules,
 }
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        ServerConfig { workers: 0, node: "node-1".to_owned(), drain_timeout: Duration::from_secs(30) }
+        ServerConfig {
+            workers: 0,
+            node: "node-1".to_owned(),
+            drain_timeout: Duration::from_secs(30),
+            paths: PathRules::default(),
+        }
     }
 }
 

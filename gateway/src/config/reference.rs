@@ -22,12 +22,20 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("server.drain_timeout", "After SIGTERM: longest time for requests in flight to complete before they are aborted."),
     (
+        "server.paths.normalise",
+        "Whether each path is brought into one normal form before routes, limits, keys and purges: unreserved characters decoded, dot segments removed, duplicate slashes merged. `off`: paths stay as received. [Paths](paths.md)",
+    ),
+    (
+        "server.paths.encoded_slash",
+        "Handling of `%2F`, `%5C` and `\\` in a path: `refuse` with 400; `keep` them encoded, as a part of their segment; `decode` makes `%2F` a separator and refuses the others.",
+    ),
+    (
         "listen[].address",
         "Listen address. `[[listen]]` may be repeated; without any, the gateway listens on one loopback port.",
     ),
     (
         "listen[].proxy_protocol",
-        "PROXY protocol header (version 1 or 2) at the start of each connection, believed only from `identity.trusted_proxies`: `required` closes connections of other peers and those without a header; `optional` treats the bytes of other peers as an ordinary request.",
+        "PROXY protocol header (version 1 or 2) at the start of each connection, accepted from `identity.trusted_proxies` alone: `required` closes connections of other peers and those without a header; `optional` treats the bytes of other peers as an ordinary request.",
     ),
     (
         "listen[].tls.certificates[].cert",
@@ -115,11 +123,15 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Source of the user class: a header, accepted from `trusted_proxies` only, or a claim of the token of `identity.user`. A user without a class, or with one that `[tiers]` does not define, is `standard`; a caller without a user is `anonymous`.",
     ),
     ("identity.tier.jwt_claim", "Claim of the token of `identity.user` that names the user class."),
+    ("identity.region", "Sources of the region, tried in order. `geoip:` is not available yet."),
     (
-        "identity.region",
-        "Sources of the region, tried in order. Responses are cached for the first 1,024 regions of a process. `geoip:` is not available yet.",
+        "identity.region_default",
+        "Region of callers without a region, or with one that is not configured. Its shards also serve regions without their own, and hold the state that a fleet shares; if it has none, those of `default` do.",
     ),
-    ("identity.region_default", "Region of callers without a region."),
+    (
+        "identity.regions",
+        "Names of regions, in addition to those of `[redis.regions]` and `region_default`. Any other name counts as `region_default`.",
+    ),
     (
         "identity.untrusted_fields",
         "Request fields that are removed unless a peer in `trusted_proxies` sends them: other names of the client's address, and of the scheme, host, path and method of the request (request-fields.md). Setting the key replaces the list. Always removed from others: the fields of `user` and `tier`. Always replaced: `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.",
@@ -140,7 +152,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("redis.secret", "Key of the MAC on stored entries. Empty: entries have a checksum against damage only."),
     (
         "redis.regions.NAME.slots",
-        "Slots of the region's key space, spread over its endpoints; at least one per endpoint. The region `default` must exist.",
+        "Slots of the region's key space, spread over its endpoints; at least one per endpoint. The region `identity.region_default` or `default` must exist.",
     ),
     (
         "redis.compression",
@@ -305,6 +317,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     (
         "routes[].cache.stale_while_revalidate",
         "How long a stale response may be served while it is revalidated (RFC 5861).",
+    ),
+    (
+        "routes[].forward_path",
+        "Path that the origin gets: the `normal` form, or the path as `received`. Routes, limits and keys use the normal form in any case.",
     ),
     ("routes[].timeout", "Replaces `timeout` of the upstream for this route."),
     ("routes[].idle_timeout", "Replaces `idle_timeout` of the upstream for this route."),

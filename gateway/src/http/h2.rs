@@ -13,9 +13,10 @@ use super::body::{BodyError, BodySource};
 use super::deadline::ResettableDeadline;
 use super::exchange_clock::ExchangeTimeout;
 use super::fields::{Fields, KnownField};
-use super::h1::RequestRefusal;
+use super::head;
 use super::limits::HttpLimits;
 use super::message::{BodyLength, HttpVersion, Request, Response, Scheme};
+use super::refusal::RequestRefusal;
 
 /// The body of an HTTP/2 request.
 pub(crate) struct Http2RequestBody {
@@ -82,17 +83,8 @@ pub(crate) fn read_head(
     request.clear();
     request.version = HttpVersion::Http2;
     request.method = parts.method.clone();
-    if matches!(parts.method, http::Method::CONNECT | http::Method::TRACE) {
-        return Err(RequestRefusal::Method);
-    }
-    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-    if target.len() > limits.uri_bytes {
-        return Err(RequestRefusal::TargetTooLong);
-    }
-    if !(target.starts_with('/') || target == "*") || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(RequestRefusal::Target);
-    }
-    request.set_target(target);
+    head::check_method(&request.method)?;
+    head::set_target(parts.uri.path_and_query().map_or("/", |target| target.as_str()), limits, request)?;
     if parts.headers.len() > limits.header_fields {
         return Err(RequestRefusal::TooManyFields);
     }
@@ -101,6 +93,7 @@ pub(crate) fn read_head(
     }
     join_cookies(&mut request.fields);
     set_authority(parts.uri.authority().map(|authority| authority.as_str()), request)?;
+    head::expects_continue(request)?;
     request.scheme = if parts.uri.scheme_str() == Some("http") { Scheme::Http } else { Scheme::Https };
     request.length = match (body.is_end_stream(), body.size_hint().exact()) {
         (true, _) => BodyLength::Empty,
@@ -128,16 +121,16 @@ fn set_authority(pseudo: Option<&str>, request: &mut Request) -> Result<(), Requ
     if hosts.next().is_some() {
         return Err(RequestRefusal::RepeatedHost);
     }
-    let authority = match (pseudo, &host) {
-        (Some(pseudo), Some(host)) if !pseudo.eq_ignore_ascii_case(host) => return Err(RequestRefusal::HostMismatch),
-        (Some(pseudo), _) => pseudo,
-        (None, Some(host)) => host,
-        (None, None) => return Err(RequestRefusal::NoHost),
-    };
-    if !super::h1::is_authority(authority) {
-        return Err(RequestRefusal::BadHost);
+    let Some(authority) = pseudo.or(host.as_deref()) else { return Err(RequestRefusal::NoHost) };
+    if let Some(host) = &host {
+        head::set_authority(host, &mut request.authority)?;
     }
-    request.authority.extend(authority.chars().map(|c| c.to_ascii_lowercase()));
+    let from_host = std::mem::take(&mut request.authority);
+    head::set_authority(authority, &mut request.authority)?;
+    // RFC 9113 section 8.3.1.
+    if host.is_some() && from_host != request.authority {
+        return Err(RequestRefusal::HostMismatch);
+    }
     Ok(())
 }
 

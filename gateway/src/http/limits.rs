@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::message::{BodyLength, Method};
+use super::target::PathRules;
 
 /// Limits of one message and of one connection (`[limits_http]`).
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +28,8 @@ pub struct HttpLimits {
     pub body_rate: u32,
     pub get_body: GetBodyPolicy,
     pub underscores: UnderscorePolicy,
+    /// The normal form of paths (`server.paths`).
+    pub paths: PathRules,
     /// Fields dropped from trailers, in addition to those that are never allowed there: a recipient
     /// that merges trailers into the head would trust them. The gateway sets the fields that
     /// identify callers.
@@ -75,6 +78,7 @@ impl Default for HttpLimits {
             body_rate: 500,
             get_body: GetBodyPolicy::Forward,
             underscores: UnderscorePolicy::Drop,
+            paths: PathRules::default(),
             dropped_trailers: Arc::default(),
         }
     }

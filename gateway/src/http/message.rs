@@ -76,10 +76,15 @@ pub struct Request {
     /// Host and port in lower case, from `Host`, `:authority` or the absolute target; empty only
     /// for HTTP/1.0.
     pub authority: String,
-    /// Path and query as sent; `*` for `OPTIONS *`.
+    /// Path and query in their normal form (see `target`); `*` for `OPTIONS *`.
     pub target: String,
     /// Length of the path inside `target`.
     pub path_len: usize,
+    /// The path as received, where it differs from its normal form. Only an origin whose route asks
+    /// for it gets this path (`routes.forward_path`).
+    pub received_path: Option<Box<str>>,
+    /// Whether the authority is that of a target in absolute form, and `Host` named another one.
+    pub ignores_host: bool,
     pub version: HttpVersion,
     pub fields: Fields,
     pub length: BodyLength,
@@ -167,6 +172,8 @@ impl Default for Request {
             authority: String::new(),
             target: String::new(),
             path_len: 0,
+            received_path: None,
+            ignores_host: false,
             version: HttpVersion::Http11,
             fields: Fields::default(),
             length: BodyLength::Empty,
@@ -186,6 +193,8 @@ impl Request {
         self.authority.clear();
         self.target.clear();
         self.path_len = 0;
+        self.received_path = None;
+        self.ignores_host = false;
         self.fields.clear();
         self.length = BodyLength::Empty;
         self.connection = ConnectionOptions::default();

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use super::caller_cache::CallerCache;
 use crate::http::message::{Request, Response, StatusCode};
-use crate::peer::Peer;
+use crate::peer::ConnectionPeer;
 use crate::record::RequestRecord;
 
 /// Peer and arrival time of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrival {
-    pub(crate) peer: Peer,
+    pub(crate) peer: ConnectionPeer,
     pub(crate) at: Instant,
 }
 

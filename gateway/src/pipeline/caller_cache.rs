@@ -10,7 +10,7 @@ use super::snapshot::Snapshot;
 use crate::hop;
 use crate::http::message::Request;
 use crate::identify::Caller;
-use crate::peer::Peer;
+use crate::peer::ConnectionPeer;
 use crate::route::Route;
 
 /// The caller and the route of a connection's last request.
@@ -27,7 +27,7 @@ impl CallerCache {
     pub(super) fn lookup<'s>(
         &mut self,
         snapshot: &'s Arc<Snapshot>,
-        peer: &Peer,
+        peer: &ConnectionPeer,
         request: &mut Request,
     ) -> (&Caller, Option<&'s Route>) {
         hop::receive(request, snapshot.http.underscores);

@@ -17,7 +17,7 @@ use crate::http::fields::KnownField;
 use crate::http::message::{Request, Response};
 use crate::identify::Caller;
 use crate::record::RequestRecord;
-use crate::route::Route;
+use crate::route::{ForwardPath, Route};
 
 /// Fields by which a client asks for a part of an object. A shared fetch is for the whole object.
 pub(super) const RANGE_FIELDS: [KnownField; 2] = [KnownField::Range, KnownField::IfRange];
@@ -60,6 +60,9 @@ impl<'c> RequestContext<'c> {
             route: route.map(|route| route.index),
             ..RequestRecord::default()
         };
+        if route.is_none_or(|route| route.config.forward_path == ForwardPath::Normal) {
+            request.received_path = None;
+        }
         let (peer, now) = (arrival.peer.ip, arrival.at);
         let deadline = hop::expected_within(&request.fields).filter(|_| caller.is_trusted).map(|time| now + time);
         let stale = None;

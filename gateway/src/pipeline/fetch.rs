@@ -333,7 +333,8 @@ impl RequestContext<'_> {
     /// (RFC 9111 section 4.1).
     ///
     /// # Errors
-    /// The response varies by too many fields, or the URI has too many variants.
+    /// The response varies by too many fields, the URI has too many variants, or it was invalidated
+    /// during the fetch.
     fn variant_key(&self, fetch: &Fetch, response: &Response) -> Result<Option<CacheKey>, NoStoreReason> {
         let (config, region) = (&self.snapshot.cache, &self.caller.region);
         let (view, key) = (&self.worker.view, fetch.key.as_key());
@@ -344,6 +345,13 @@ impl RequestContext<'_> {
         if let Some(hit) = &vary_marker
             && let CacheMeta::Varies { names: known, nonce, variants, .. } = &hit.meta
         {
+            // A marker that another request has stored since, after an invalidation that this fetch
+            // began before: under it, the old response would count as a new one.
+            if hit.is_younger_than(fetch.fill_epoch)
+                && !view.is_unchanged_since(region, &builder.key(), &[], fetch.fill_epoch)
+            {
+                return Err(NoStoreReason::Invalidated);
+            }
             if names.iter().all(|name| known.contains(name)) {
                 let variant = key::write_variant(&mut builder, known, *nonce, self.request, self.peer);
                 if variants.admit(variant.hash(), config.variants) {

@@ -46,7 +46,9 @@ impl<'c> RequestContext<'c> {
         let fetch = fetch
             .filter(|fetch| view.is_unchanged_since(&self.caller.region, &fetch.key.as_key(), &tags, fetch.fill_epoch));
         self.invalidate();
-        let Some(mut fetch) = fetch.filter(|_| policy::is_storable_post_response(self.request, self.response)) else {
+        let config = &self.snapshot.cache;
+        let Some(mut fetch) = fetch.filter(|_| policy::is_storable_post_response(config, self.request, self.response))
+        else {
             return ResponseBody::Upstream(body);
         };
         // The request's own invalidation does not apply to its response. One by another node since
@@ -71,8 +73,7 @@ impl<'c> RequestContext<'c> {
     }
 
     /// After a successful response: invalidates the target, and the URIs of the same origin that
-    /// `Location` and `Content-Location` name (RFC 9111 section 4.4), in every region that is
-    /// configured or that something is stored for.
+    /// `Location` and `Content-Location` name (RFC 9111 section 4.4), in every configured region.
     fn invalidate(&self) {
         if !(self.response.status.is_success() || self.response.status.is_redirection()) {
             return;
@@ -81,7 +82,8 @@ impl<'c> RequestContext<'c> {
         self.remove(&changed);
         for name in [KnownField::Location, KnownField::ContentLocation] {
             let uri = self.response.fields.get(name).and_then(|uri| std::str::from_utf8(uri).ok());
-            if let Some(target) = uri.and_then(|uri| key::resolve_same_origin(uri, self.request)) {
+            if let Some(target) = uri.and_then(|uri| key::resolve_same_origin(&self.snapshot.cache, uri, self.request))
+            {
                 changed.set_target(&target);
                 self.remove(&changed);
             }
@@ -91,11 +93,9 @@ impl<'c> RequestContext<'c> {
     fn remove(&self, request: &Request) {
         let mut builder = KeyBuilder::new();
         let view = &self.worker.view;
-        let mut regions = view.store().regions();
-        regions.insert(self.caller.region);
-        for region in regions {
-            key::write_primary(&mut builder, &self.snapshot.cache, request, &region);
-            view.remove(&region, &builder.key());
+        for region in self.snapshot.identity.regions() {
+            key::write_primary(&mut builder, &self.snapshot.cache, request, region);
+            view.remove(region, &builder.key());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Parser of a PROXY protocol header at the start of some bytes. It copies and allocates nothing.
 //!
-//! It is stricter than most: one space between the fields of version 1, no signs or leading zeros in
-//! its ports, only TCP over IPv4 and IPv6, and type-length-values that fill the header exactly.
+//! It is stricter than most: one space between the fields of version 1, no signs or leading zeros
+//! in its ports, only TCP over IPv4 and IPv6, and type-length-values that fill the header exactly.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -27,7 +27,7 @@ pub(crate) enum ProxiedClient {
     Address(SocketAddr),
 }
 
-/// What the bytes received so far begin with.
+/// The start of the bytes received so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ParsedHeader {
     /// No header.

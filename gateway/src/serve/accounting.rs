@@ -14,7 +14,7 @@ use crate::http::message::{Method, Request, Response, StatusCode};
 use crate::label;
 use crate::log::AccessLogEntry;
 use crate::metrics::{self, Counter, Counters, Histogram, Label};
-use crate::peer::Peer;
+use crate::peer::ConnectionPeer;
 use crate::pipeline::{self, ExchangeBuffers, Snapshot};
 use crate::record::{CacheResult, RequestRecord};
 
@@ -127,7 +127,7 @@ impl Drop for InFlightRequest {
 /// A request that has ended, with its response.
 pub(super) struct CompletedExchange<'a> {
     pub(super) snapshot: &'a Snapshot,
-    pub(super) peer: &'a Peer,
+    pub(super) peer: &'a ConnectionPeer,
     pub(super) buffers: &'a ExchangeBuffers,
     /// Bytes of the response body that were sent.
     pub(super) bytes: u64,
@@ -200,7 +200,7 @@ pub(super) fn refused(refusal: RequestRefusal, request: &mut Request) -> Request
 pub(super) fn report_client_closed(
     context: &WorkerContext,
     snapshot: &Snapshot,
-    (peer, buffers): (&Peer, &mut ExchangeBuffers),
+    (peer, buffers): (&ConnectionPeer, &mut ExchangeBuffers),
     duration: Duration,
 ) {
     ABORTS.inc(AbortReason::ClientClosed);

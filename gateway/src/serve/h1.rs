@@ -25,7 +25,7 @@ use crate::http::request_body::RequestBody;
 use crate::http::transport::TransportStream;
 use crate::metrics::Label as _;
 use crate::panics::{catch, poll_catch};
-use crate::peer::Peer;
+use crate::peer::ConnectionPeer;
 use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
 use crate::tasks::{self, TaskWait};
 use crate::{degrade, hop};
@@ -55,7 +55,7 @@ enum RequestSeriesEnd {
 pub(crate) fn serve(
     context: Rc<WorkerContext>,
     io: TransportStream,
-    peer: Peer,
+    peer: ConnectionPeer,
     scheme: Scheme,
 ) -> impl Future<Output = ()> {
     // A reload changes limits for new connections.
@@ -71,7 +71,7 @@ struct Connection {
     stream: DownstreamConnection,
     drain: DrainGuard,
     limits: Rc<HttpLimits>,
-    peer: Peer,
+    peer: ConnectionPeer,
     scheme: Scheme,
 }
 
@@ -320,7 +320,7 @@ async fn send(
 mod tests {
     use super::*;
 
-    fn size_of_future<F: Future>(_: fn(Rc<WorkerContext>, TransportStream, Peer, Scheme) -> F) -> usize {
+    fn size_of_future<F: Future>(_: fn(Rc<WorkerContext>, TransportStream, ConnectionPeer, Scheme) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -27,7 +27,7 @@ use crate::http::message::{BodyLength, Scheme, StatusCode};
 use crate::http::request_body::RequestBody;
 use crate::metrics::Label as _;
 use crate::panics::poll_catch;
-use crate::peer::Peer;
+use crate::peer::ConnectionPeer;
 use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
 use crate::tasks::{self, TaskKind};
 
@@ -77,7 +77,7 @@ impl Drop for StreamGuard {
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve<T>(context: Rc<WorkerContext>, io: T, peer: Peer, scheme: Scheme)
+pub(crate) async fn serve<T>(context: Rc<WorkerContext>, io: T, peer: ConnectionPeer, scheme: Scheme)
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -191,7 +191,7 @@ struct StreamExchange {
 }
 
 impl StreamExchange {
-    fn begin(context: Rc<WorkerContext>, peer: Peer, stream: StreamGuard) -> Self {
+    fn begin(context: Rc<WorkerContext>, peer: ConnectionPeer, stream: StreamGuard) -> Self {
         let snapshot = context.snapshot.load_full();
         let arrival = Arrival { peer, at: Instant::now().into_std() };
         let in_flight = Some(InFlightRequest::begin(arrival.at));

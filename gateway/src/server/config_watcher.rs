@@ -1,10 +1,10 @@
 //! Detects changes of the files of a configuration: the document itself, its values and pages,
 //! certificates and keys.
 //!
-//! Directories are watched, not files: editors and Kubernetes replace files by renaming. They are the
-//! directories of the file and of every symbolic link on the way to it, as certbot and Kubernetes
-//! use them. File systems that report no events (NFS, some overlays) are polled slowly. A file counts
-//! as changed only if its contents differ.
+//! Directories are watched, not files: editors and Kubernetes replace files by renaming. They are
+//! the directories of the file and of every symbolic link on the way to it, as certbot and
+//! Kubernetes use them. File systems that report no events (NFS, some overlays) are polled slowly.
+//! A file counts as changed only if its contents differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;

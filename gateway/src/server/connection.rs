@@ -5,12 +5,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 use super::state::SharedState;
 use crate::accept::{AcceptedConnection, ConnectionPermit};
 use crate::http::message::Scheme;
 use crate::http::transport::TransportStream;
-use crate::peer::{Peer, PeerDetails};
+use crate::peer::{ConnectionPeer, PeerDetails};
 use crate::proxy_protocol::{self, ProxiedClient, ProxyHeaderRefusal, ProxyProtocolMode};
 use crate::serve::{self, WorkerContext};
 use crate::tasks::{self, TaskKind, TaskWait};
@@ -24,7 +25,7 @@ pub(super) fn spawn_connection(context: &Rc<WorkerContext>, shared: &Arc<SharedS
     if proxy_protocol == ProxyProtocolMode::Off && terminator.is_none() {
         tasks::spawn(TaskKind::Connection, async move {
             tasks::set_waiting_for(TaskWait::ClientHead);
-            serve::serve_h1(context, TransportStream::plain(stream), Peer::from(ip), Scheme::Http).await;
+            serve::serve_h1(context, TransportStream::plain(stream), ConnectionPeer::from(ip), Scheme::Http).await;
             drop(permit);
         });
         return;
@@ -32,16 +33,11 @@ pub(super) fn spawn_connection(context: &Rc<WorkerContext>, shared: &Arc<SharedS
     tasks::spawn(TaskKind::Connection, async move {
         let start = ConnectionStart { context: &context, proxy_protocol, ip, permit: &mut permit };
         // Boxed: its state is larger than that of an idle connection, and short-lived.
-        let Some(opened) = Box::pin(start.open(stream, terminator)).await else { return };
+        let Some((opened, peer)) = Box::pin(start.open(stream, terminator)).await else { return };
         tasks::set_waiting_for(TaskWait::ClientHead);
         match opened {
-            OpenedConnection::Plain(stream, peer) => serve::serve_h1(context, stream, peer, Scheme::Http).await,
-            OpenedConnection::Tls(TlsConnection { stream, alpn: Alpn::H2, .. }, peer) => {
-                serve::serve_h2(context, stream, peer, Scheme::Https).await;
-            }
-            OpenedConnection::Tls(TlsConnection { stream, alpn: Alpn::H1, .. }, peer) => {
-                serve::serve_h1(context, TransportStream::tls(stream), peer, Scheme::Https).await;
-            }
+            OpenedConnection::H1(stream, scheme) => serve::serve_h1(context, stream, peer, scheme).await,
+            OpenedConnection::H2(stream) => serve::serve_h2(context, stream, peer, Scheme::Https).await,
         }
         drop(permit);
     });
@@ -49,8 +45,8 @@ pub(super) fn spawn_connection(context: &Rc<WorkerContext>, shared: &Arc<SharedS
 
 /// A connection that is ready for its first request.
 enum OpenedConnection {
-    Plain(TransportStream, Peer),
-    Tls(TlsConnection, Peer),
+    H1(TransportStream, Scheme),
+    H2(Box<TlsStream<TcpStream>>),
 }
 
 /// A connection before its first byte of HTTP.
@@ -64,21 +60,31 @@ struct ConnectionStart<'a> {
 
 impl ConnectionStart<'_> {
     /// `None`: the connection is refused, which has been counted and logged.
-    async fn open(mut self, stream: TcpStream, terminator: Option<Arc<TlsTerminator>>) -> Option<OpenedConnection> {
+    async fn open(
+        mut self,
+        stream: TcpStream,
+        terminator: Option<Arc<TlsTerminator>>,
+    ) -> Option<(OpenedConnection, ConnectionPeer)> {
         let (ip, mut details) = match self.proxy_protocol {
             ProxyProtocolMode::Off => (self.ip, PeerDetails::default()),
             _ => self.proxied_client(&stream).await?,
         };
         let Some(terminator) = terminator else {
-            return Some(OpenedConnection::Plain(TransportStream::plain(stream), Peer::new(ip, details)));
+            let opened = OpenedConnection::H1(TransportStream::plain(stream), Scheme::Http);
+            return Some((opened, ConnectionPeer::new(ip, details)));
         };
         tasks::set_waiting_for(TaskWait::TlsHandshake);
         let handshake_timeout = self.context.snapshot.load().http.header_timeout;
         // A failed handshake has been counted and logged by the terminator.
-        let connection = terminator.accept(stream, handshake_timeout, ip).await.ok()?;
-        details.fingerprint = connection.fingerprint;
-        details.certificate = connection.certificate.clone();
-        Some(OpenedConnection::Tls(connection, Peer::new(ip, details)))
+        let TlsConnection { stream, alpn, fingerprint, certificate } =
+            terminator.accept(stream, handshake_timeout, ip).await.ok()?;
+        details.fingerprint = fingerprint;
+        details.certificate = certificate;
+        let opened = match alpn {
+            Alpn::H1 => OpenedConnection::H1(TransportStream::tls(stream), Scheme::Https),
+            Alpn::H2 => OpenedConnection::H2(Box::new(stream)),
+        };
+        Some((opened, ConnectionPeer::new(ip, details)))
     }
 
     /// The address of the client, from a PROXY protocol header if the peer may send one. Counts the

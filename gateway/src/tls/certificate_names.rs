@@ -1,8 +1,8 @@
 //! Subject and subject alternative names of a client certificate, as text.
 //!
 //! The certificate has been verified, which says nothing about the text in it: the reader of DER is
-//! bounded by the certificate, and what it does not understand has no name. Invariant: two different
-//! subjects have different texts.
+//! bounded by the certificate, and what it does not understand has no name. Invariant: two
+//! different subjects have different texts.
 
 use std::fmt::Write as _;
 

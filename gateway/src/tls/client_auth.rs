@@ -10,7 +10,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer};
 
-use super::TlsError;
+use super::error::TlsError;
 
 /// Client certificates of one listener (`client_ca`, `client_auth` and `client_crl` of
 /// `[listen.tls]`).

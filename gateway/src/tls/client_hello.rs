@@ -237,7 +237,7 @@ pub(super) mod tests {
             let _any = parse(&records(&body, 16_384));
         }
 
-        /// Whatever the records, the lists are read in their order; no prefix has a result.
+        /// The lists are read in their order from any records; no prefix has a result.
         #[test]
         fn lists_are_read_over_any_records(hello in lists(), size in 1..400_usize) {
             let sent = records(&encode(&hello, b"h2"), size);

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use rustls::CertificateError;
 
-use super::{ErrorWithSource, TlsError};
+use super::error::{ErrorWithSource, TlsError};
 use crate::event::Event;
 use crate::label;
 use crate::metrics::{self, Counters, Label as _};

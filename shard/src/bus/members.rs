@@ -4,10 +4,6 @@
 //! Invariant: at most `MEMBERS_MAX` names are remembered. A name is forgotten when servers respond
 //! without it.
 
-use super::subscription::{CommandHandle, NodeHeartbeat};
-use super::{Bus, node_of};
-use crate::entry::EntryMeta;
-use crate::remote::ShardFault;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,7 +33,7 @@ pub struct FleetNodes {
 pub(super) struct KnownMembers(Mutex<HashMap<String, Instant>>);
 
 impl KnownMembers {
-    fn record<'a>(&self, members: impl Iterator<Item = &'a String>) {
+    pub(super) fn record<'a>(&self, members: impl Iterator<Item = &'a String>) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         known.retain(|_, seen| now.duration_since(*seen) < LEFT_AFTER);
@@ -61,31 +57,9 @@ impl KnownMembers {
     }
 }
 
-impl<M: EntryMeta> Bus<M> {
-    /// The nodes of the fleet, this one included, and those that were members when a server last
-    /// responded. Takes at most one command timeout for each server. Cancel safe.
-    pub async fn nodes(&self) -> FleetNodes {
-        let mut nodes = FleetNodes { names: BTreeSet::from([self.node.clone()]), is_complete: true };
-        for subscription in self.subscriptions.iter().filter(|subscription| subscription.carries_bus()) {
-            let read = match subscription.command_handle() {
-                Some(commands) => self.read_heartbeats(&commands).await.ok(),
-                None => None,
-            };
-            nodes.is_complete &= read.is_some();
-        }
-        nodes.names.extend(self.members.nodes());
-        nodes
-    }
-
-    /// Reads the last heartbeats of all members and remembers the members.
-    pub(super) async fn read_heartbeats(
-        &self,
-        commands: &CommandHandle,
-    ) -> Result<HashMap<String, NodeHeartbeat>, ShardFault> {
-        let heartbeats = commands.heartbeats().await?;
-        self.members.record(heartbeats.keys());
-        Ok(heartbeats)
-    }
+/// The node of a member: a member is a node name and a process seed.
+pub(super) fn node_of(member: &str) -> &str {
+    member.rsplit_once('/').map_or(member, |(node, _)| node)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use super::script::{
 use crate::entry::Purge;
 use crate::placement::{ENTRY_KEY_PREFIX, digest_prefix, is_tombstone_key};
 use crate::remote::{
-    ConnectionOptions, RedisCluster, RedisConnection, ReplyLimits, ResolvedServer, ServerAddress, ShardFault,
+    DialOptions, RedisCluster, RedisConnection, ReplyLimits, ResolvedServer, ServerAddress, ShardFault,
 };
 use redis::{Pipeline, PushInfo, PushKind, Value, from_redis_value_ref};
 use std::collections::HashMap;
@@ -201,7 +201,7 @@ impl Subscription {
             });
             queued
         };
-        let options = ConnectionOptions::new(format!("{} bus", self.label()).into(), LIMITS).with_push(push);
+        let options = DialOptions::new(format!("{} bus", self.label()).into(), LIMITS).with_push(push);
         let connection = match timeout(CONNECT_TIMEOUT, RedisConnection::open(server, options)).await {
             Ok(connected) => connected?,
             Err(_) => return Err(ShardFault::Timeout),

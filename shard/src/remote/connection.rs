@@ -11,7 +11,7 @@
 //! it is aborted when the `ShardConnection` is dropped.
 
 use super::address::{ResolvedServer, ServerAddress};
-use super::dial::{ConnectionOptions, RedisConnection};
+use super::dial::{DialOptions, RedisConnection};
 use super::fault::ShardFault;
 use super::operation::OperationClass;
 use super::reply_limit::ReplyLimits;
@@ -251,7 +251,7 @@ impl ConnectionState {
         let result = match self.address.current() {
             None => Err(ShardFault::Connect),
             Some(server) => {
-                let options = ConnectionOptions::new(self.operation.name().clone(), self.limits);
+                let options = DialOptions::new(self.operation.name().clone(), self.limits);
                 match timeout(CONNECT_TIMEOUT, RedisConnection::open(&server, options)).await {
                     Ok(connected) => connected.map(|connection| (connection, server)),
                     Err(_) => Err(ShardFault::Timeout),

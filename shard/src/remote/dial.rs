@@ -44,7 +44,7 @@ impl Drop for ConnectionDriver {
 }
 
 /// Parameters of a new connection.
-pub(crate) struct ConnectionOptions {
+pub(crate) struct DialOptions {
     /// Name of its task.
     pub(crate) name: Arc<str>,
     pub(crate) limits: ReplyLimits,
@@ -52,7 +52,7 @@ pub(crate) struct ConnectionOptions {
     pub(crate) protocol: ProtocolVersion,
 }
 
-impl ConnectionOptions {
+impl DialOptions {
     pub(crate) fn new(name: Arc<str>, limits: ReplyLimits) -> Self {
         let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
         Self { name, limits, config, protocol: ProtocolVersion::RESP2 }
@@ -69,7 +69,7 @@ impl ConnectionOptions {
 
 impl RedisConnection {
     /// Connects and logs in. The caller limits the time. Cancel safe.
-    pub(crate) async fn open(server: &ResolvedServer, options: ConnectionOptions) -> Result<Self, ShardFault> {
+    pub(crate) async fn open(server: &ResolvedServer, options: DialOptions) -> Result<Self, ShardFault> {
         match &server.address {
             ConnectionAddr::Tcp(host, port) => Self::log_in(connect_tcp(host, *port).await?, server, options).await,
             ConnectionAddr::TcpTls { host, port, .. } => {
@@ -87,11 +87,11 @@ impl RedisConnection {
         }
     }
 
-    async fn log_in<S>(stream: S, server: &ResolvedServer, options: ConnectionOptions) -> Result<Self, ShardFault>
+    async fn log_in<S>(stream: S, server: &ResolvedServer, options: DialOptions) -> Result<Self, ShardFault>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let ConnectionOptions { name, limits, config, protocol } = options;
+        let DialOptions { name, limits, config, protocol } = options;
         let allowance = Arc::new(ReplyAllowance::default());
         // The replies to the login.
         allowance.allow(limits.reply_bytes);

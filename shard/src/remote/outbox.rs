@@ -529,7 +529,7 @@ impl<M: EntryMeta> ShardWriter<M> {
 mod tests {
     use super::super::operation::OperationClass;
     use super::super::reply_limit::ReplyLimits;
-    use super::super::test_server::TestServer;
+    use super::super::tests::TestServer;
     use super::*;
     use crate::clock::WallClock;
     use crate::entry::tests::TestMeta;

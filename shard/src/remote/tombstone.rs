@@ -258,7 +258,7 @@ pub(crate) fn store_outcome(replies: &[&Value]) -> StoreOutcome {
 
 #[cfg(test)]
 mod tests {
-    use super::super::test_server::TestServer;
+    use super::super::tests::TestServer;
     use super::*;
 
     fn tombstone(text: &str) -> Tombstone {

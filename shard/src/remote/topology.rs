@@ -8,7 +8,7 @@
 
 use super::address::{Dialer, ResolvedServer, ServerAddress};
 use super::cluster::{RedisCluster, parse_cluster_slots};
-use super::dial::{ConnectionOptions, RedisConnection};
+use super::dial::{DialOptions, RedisConnection};
 use super::fault::ShardFault;
 use super::reply_limit::ReplyLimits;
 use redis::{ConnectionAddr, Pipeline, Value, from_redis_value_ref};
@@ -90,7 +90,7 @@ impl TopologyDiscovery {
 async fn query(server: &ResolvedServer, command_words: &[&str]) -> Result<Value, ShardFault> {
     let exchange = async {
         let name = format!("{} topology", server.label).into();
-        let options = ConnectionOptions::new(name, ReplyLimits::per_reply(REPLY_BYTES_MAX));
+        let options = DialOptions::new(name, ReplyLimits::per_reply(REPLY_BYTES_MAX));
         let mut connection = RedisConnection::open(server, options).await?;
         let mut command = Pipeline::with_capacity(1);
         command.cmd(command_words[0]).arg(&command_words[1..]);

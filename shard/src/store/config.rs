@@ -33,6 +33,9 @@ pub struct RemoteConfig {
     /// TLS for `rediss://` endpoints.
     pub tls: RedisTlsConfig,
     pub regions: BTreeMap<Region, RegionConfig>,
+    /// The region whose shards also serve regions without a configuration, and hold the state that
+    /// the nodes of a fleet share.
+    pub default_region: Region,
 }
 
 /// Configuration of one region.

@@ -49,6 +49,7 @@ pub(super) struct Shards {
     pub(super) pending_deletes: Arc<PendingDeletes>,
     pub(super) shards: Vec<Arc<Shard>>,
     pub(super) regions: HashMap<Region, RegionShards>,
+    pub(super) default_region: Region,
     pub(super) topology_discoveries: Vec<Arc<TopologyDiscovery>>,
 }
 
@@ -89,6 +90,7 @@ impl Shards {
             pending_deletes: Arc::default(),
             shards: Vec::new(),
             regions: HashMap::new(),
+            default_region: config.default_region,
             topology_discoveries: Vec::new(),
         };
         for (&region, region_config) in &config.regions {
@@ -174,7 +176,7 @@ impl Shards {
     }
 
     pub(super) fn of(&self, region: &Region) -> Option<&RegionShards> {
-        self.regions.get(region).or_else(|| self.regions.get(&Region::DEFAULT))
+        self.regions.get(region).or_else(|| self.regions.get(&self.default_region))
     }
 }
 

@@ -38,8 +38,6 @@ pub struct StoreView<M> {
     /// One per shard of the store.
     clients: Box<[ShardClient<M>]>,
     deletes_resent_at: Cell<Instant>,
-    /// The region of the last insertion; it is nearly always that of the next one.
-    region: Cell<Option<Region>>,
 }
 
 /// The cache layer that served a hit.
@@ -131,7 +129,6 @@ impl<M: EntryMeta> StoreView<M> {
             sketch,
             store,
             deletes_resent_at: Cell::new(Instant::now()),
-            region: Cell::new(None),
         }
     }
 
@@ -266,15 +263,6 @@ impl<M: EntryMeta> StoreView<M> {
         reason = "region and key name the entry; a struct would only repeat them at every call"
     )]
     pub fn insert(&self, region: &Region, key: &KeyRef<'_>, entry: Entry<M>, target: InsertTarget) -> CacheHit<M> {
-        // An entry of an unregistered region could not be removed again: removal visits the
-        // registered regions.
-        if self.region.get() != Some(*region) {
-            if !self.store.register_region(region) {
-                let entry = L1Entry::new(key, Arc::new(entry));
-                return CacheHit { entry, layer: CacheLayer::L2 };
-            }
-            self.region.set(Some(*region));
-        }
         // A removal by another node is found by the location, so an entry that is stored locally
         // only has one, too.
         let remote = self.store.remote_key(region, key);

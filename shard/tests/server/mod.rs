@@ -184,6 +184,7 @@ pub(crate) fn remote_config(regions: &[(&str, &[String])]) -> RemoteConfig {
         hot_copies: 8,
         tls: RedisTlsConfig::default(),
         regions,
+        default_region: Region::DEFAULT,
     }
 }
 

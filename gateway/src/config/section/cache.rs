@@ -46,5 +46,6 @@ pub(super) fn read(root: &TableReader<'_>) -> cache::CacheConfig {
         targeted: formats::list(table, "targeted", formats::FIELD_NAME, default.targeted),
         strip_targeted: table.value_or("targeted_to_clients", &TO_CLIENTS, default.strip_targeted),
         honour_client: table.value_or("honour_client", &HONOUR_CLIENT, default.honour_client),
+        paths: default.paths,
     })
 }

@@ -10,6 +10,7 @@ use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{ArrayOf, ParsedString};
 use crate::endpoint;
+use crate::http::authority;
 use crate::route::{HostPattern, PathPattern};
 
 /// Names appear in logs, metrics and header fields: they are short and need no quoting.
@@ -175,11 +176,13 @@ fn parse_host(text: &str) -> Result<HostPattern, ConfigProblem> {
     if text == "*" {
         return Ok(HostPattern::Any);
     }
-    let lower = text.to_ascii_lowercase();
-    let (suffix, name) = match lower.strip_prefix('*') {
+    let (suffix, name) = match text.strip_prefix('*') {
         Some(rest) => (true, rest.strip_prefix('.').unwrap_or_default()),
-        None => (false, lower.as_str()),
+        None => (false, text),
     };
+    // Requests have the host in its normal form, without a port.
+    let normal = authority::normal_of_unicode(name).filter(|_| !name.contains(':') || name.ends_with(']'));
+    let name = normal.as_deref().unwrap_or_default();
     let label =
         |label: &str| !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'));
     let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
@@ -188,7 +191,7 @@ fn parse_host(text: &str) -> Result<HostPattern, ConfigProblem> {
         let hint = "write \"*\", \"shop.example\" or \"*.shop.example\", without scheme and port";
         return Err(ConfigProblem::bad_value(format!("`{text}` is not a host")).hint(hint));
     }
-    Ok(if suffix { HostPattern::Suffix(format!(".{name}")) } else { HostPattern::Exact(lower) })
+    Ok(if suffix { HostPattern::Suffix(format!(".{name}")) } else { HostPattern::Exact(name.to_owned()) })
 }
 
 fn format_host(host: &HostPattern) -> String {
@@ -215,9 +218,6 @@ fn parse_path(text: &str) -> Result<PathPattern, ConfigProblem> {
         return Err(
             problem("has a character that is not allowed in a path").hint("percent-encode the path, without a query")
         );
-    }
-    if literal.split('/').any(|segment| matches!(segment, "." | "..")) {
-        return Err(problem("has a dot segment"));
     }
     let literal = literal.to_owned();
     Ok(if text.ends_with('*') { PathPattern::Prefix(literal) } else { PathPattern::Exact(literal) })

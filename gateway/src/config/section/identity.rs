@@ -63,6 +63,7 @@ pub(super) fn read(root: &TableReader<'_>) -> (IdentityConfig, Vec<DocumentLocat
             claims: default.claims,
             region: formats::list(table, "region", SOURCE, default.region),
             region_default: table.value_or("region_default", &REGION, default.region_default),
+            regions: formats::list(table, "regions", REGION, Vec::new()),
             // Set by the section `[limits]`.
             keys: Vec::new(),
             access: AccessConfig::default(),

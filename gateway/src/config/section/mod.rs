@@ -31,12 +31,15 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
     server::version(root);
     let (listen, listen_at): (Vec<_>, Vec<_>) = listen::listeners(root).into_iter().unzip();
     let (admin, admin_at) = listen::admin(root);
-    let (http, accept) = listen::limits_http(root);
+    let server = server::server(root);
+    let (mut http, accept) = listen::limits_http(root);
+    http.paths = server.paths;
     let (mut identify, proxy_dependent) = identity::read(root);
     identify.access = access::read(root, &identify);
     identify.has_fingerprints = listen.iter().any(|listen| listen.tls.is_some());
     let weights = limits::weights(root);
-    let cache = cache::read(root);
+    let mut cache = cache::read(root);
+    cache.paths = server.paths;
     let redis = redis::read(root, cache.remote_object_bytes);
     let (rules, rules_at) = limits::rules(root, &weights, &mut identify).into_iter().unzip();
     let (upstreams, upstreams_at) = upstreams::read(root).into_iter().unzip();
@@ -44,7 +47,7 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
     server::unavailable(root);
     ConfigDraft {
         config: Config {
-            server: server::server(root),
+            server,
             listen: if listen.is_empty() { vec![ListenConfig::default()] } else { listen },
             admin,
             http,

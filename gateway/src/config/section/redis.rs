@@ -73,6 +73,8 @@ pub(super) fn read(root: &TableReader<'_>, object_bytes: u64) -> RedisSection {
             tls,
             object_bytes: usize::try_from(object_bytes).unwrap_or(usize::MAX),
             regions: regions.into_iter().map(|(region, config)| (region.value, config)).collect(),
+            // Set by `check`, from `identity.region_default`.
+            default_region: shard::Region::DEFAULT,
         };
         let at = table.at.clone();
         // `nodes` alone sets each node's share of the cluster limits without Redis.

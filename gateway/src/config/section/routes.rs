@@ -13,7 +13,7 @@ use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, 
 use super::bounds::{DAY, HOUR, MS, SECOND};
 use super::draft::RouteReferences;
 use super::formats;
-use crate::route::{HostPattern, PathPattern, RouteConfig, TimeoutOverrides};
+use crate::route::{ForwardPath, HostPattern, PathPattern, RouteConfig, TimeoutOverrides};
 use crate::{cache, degrade};
 
 const COST_MAX: u32 = 1_000_000;
@@ -24,6 +24,9 @@ const YEAR: Duration = Duration::from_secs(365 * 86_400);
 pub(super) fn read(root: &TableReader<'_>) -> Vec<(RouteConfig, RouteReferences)> {
     root.tables("routes", route)
 }
+
+const FORWARD_PATH: OneOf<ForwardPath> =
+    OneOf(&[("normal", Some(ForwardPath::Normal)), ("received", Some(ForwardPath::Received))]);
 
 fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
     let name = table.required("name", &formats::NAME);
@@ -54,11 +57,14 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
             idle: optional(table, "idle_timeout", MS..=HOUR),
             total: optional(table, "total_timeout", Duration::ZERO..=DAY),
         },
+        forward_path: table.value_or("forward_path", &FORWARD_PATH, default.forward_path),
         ..default
     };
     let names = RouteReferences {
         name: name.map_or_else(|| table.at.clone(), |name| name.at),
         matched,
+        path: table.location_of(&["match", "path"]),
+        forward_path: table.location_of(&["forward_path"]),
         cost: table.location_of(&["cost"]),
         default_ttl: table.location_of(&["cache", "default_ttl"]),
         ttl: table.location_of(&["cache", "ttl"]),

@@ -9,6 +9,7 @@ use super::super::table_reader::TableReader;
 use super::super::value_kind::{DurationRange, IntegerRange, OneOf, ParsedString};
 use super::bounds::{HOUR, index, index_of};
 use super::formats;
+use crate::http::target::{EncodedSlashPolicy, PathNormalisation, PathRules};
 use crate::log::AccessLogTarget;
 
 /// Version of the configuration format; a later version may change it.
@@ -22,7 +23,28 @@ pub(super) fn server(root: &TableReader<'_>) -> ServerConfig {
         workers: index(table.value_or("workers", &IntegerRange(0..=1_024), index_of(default.workers))),
         node: table.value_or("node", &formats::NAME, default.node),
         drain_timeout: table.value_or("drain_timeout", &DurationRange(Duration::ZERO..=HOUR), default.drain_timeout),
+        paths: table.table("paths", |paths| path_rules(paths, default.paths)),
     })
+}
+
+fn path_rules(table: &TableReader<'_>, default: PathRules) -> PathRules {
+    const NORMALISE: OneOf<PathNormalisation> =
+        OneOf(&[("on", Some(PathNormalisation::On)), ("off", Some(PathNormalisation::Off))]);
+    const ENCODED_SLASH: OneOf<EncodedSlashPolicy> = OneOf(&[
+        ("refuse", Some(EncodedSlashPolicy::Refuse)),
+        ("keep", Some(EncodedSlashPolicy::Keep)),
+        ("decode", Some(EncodedSlashPolicy::Decode)),
+    ]);
+    let rules = PathRules {
+        normalise: table.value_or("normalise", &NORMALISE, default.normalise),
+        encoded_slash: table.value_or("encoded_slash", &ENCODED_SLASH, default.encoded_slash),
+    };
+    if rules.normalise == PathNormalisation::Off && table.has("encoded_slash") {
+        let problem = ConfigProblem::bad_value("`encoded_slash` has no effect with `normalise = \"off\"`");
+        let hint = "remove it: paths then stay as received, encoded slashes included";
+        table.context.error(&table.location_of(&["encoded_slash"]), problem.hint(hint));
+    }
+    rules
 }
 
 pub(super) fn log(root: &TableReader<'_>) -> LogConfig {

@@ -9,10 +9,11 @@ use super::super::{Config, DocumentFormat, LogConfig, ServerConfig};
 use super::{MINIMAL, debug_text, parse, parse_toml};
 use crate::endpoint::{BalancePolicy, EndpointAddress};
 use crate::http::limits::GetBodyPolicy;
+use crate::http::target::{EncodedSlashPolicy, PathNormalisation, PathRules};
 use crate::identify::{ForwardedField, IdentitySource};
 use crate::log::AccessLogTarget;
 use crate::proxy_protocol::ProxyProtocolMode;
-use crate::route::{HostPattern, PathPattern, TimeoutOverrides};
+use crate::route::{ForwardPath, HostPattern, PathPattern, TimeoutOverrides};
 use crate::{accept, admin, cache, degrade, identify, limit, upstream};
 
 #[test]
@@ -59,7 +60,7 @@ fn minimal_file_equals_upstream_argument() {
 fn every_key_has_effect() {
     let text = r#"
 version = 1
-server = { workers = 3, node = "edge-${PORT}", drain_timeout = "5m" }
+server = { workers = 3, node = "edge-${PORT}", drain_timeout = "5m", paths = { normalise = "on", encoded_slash = "keep" } }
 listen = [{ address = "[::]:${PORT}", proxy_protocol = "optional" }]
 admin = { address = "127.0.0.1:1", token = "a$$b" }
 limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", body_bytes = "0B", header_timeout = "250ms", idle_timeout = "1h", body_rate = "1KiB", get_body = "refuse", connections = 5, connections_per_ip = 4 }
@@ -93,6 +94,7 @@ limits = ["hosts", "tenants", "devices"]
 cost = 2
 cost_by_status = { "401" = 9, "5xx" = 3 }
 cache = { mode = "off" }
+forward_path = "received"
 degrade = { status = 429, retry_after = "9s" }
 timeout = "6s"
 idle_timeout = "7s"
@@ -102,12 +104,18 @@ total_timeout = "0s"
 name = "two"
 match = { host = "Shop.example", path = "/a" }
 upstream = "shop"
+forward_path = "normal"
 cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_max = "4s", ttl_jitter_percent = 7, set_cookie = "shared", tags = "Cache-Tag", stale_if_error = "2s", stale_while_revalidate = "3s" }
 "#;
     let (config, warnings) = parse_toml(text).unwrap_or_else(|report| panic!("{report}"));
     assert!(warnings.is_empty(), "{warnings}");
     let second = Duration::from_secs(1);
-    assert_eq!(config.server, ServerConfig { workers: 3, node: "edge-9000".to_owned(), drain_timeout: 300 * second });
+    let paths = PathRules { normalise: PathNormalisation::On, encoded_slash: EncodedSlashPolicy::Keep };
+    assert_eq!(
+        config.server,
+        ServerConfig { workers: 3, node: "edge-9000".to_owned(), drain_timeout: 300 * second, paths }
+    );
+    assert_eq!((config.http.paths, config.cache.paths), (paths, paths));
     assert_eq!(config.listen[0].address.to_string(), "[::]:9000");
     assert_eq!(config.listen[0].proxy_protocol, ProxyProtocolMode::Optional);
     assert_eq!(config.admin.token.as_deref(), Some("a$b"));
@@ -198,6 +206,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         (&two.host, &two.path),
         (&HostPattern::Exact("shop.example".to_owned()), &PathPattern::Exact("/a".to_owned()))
     );
+    assert_eq!((one.forward_path, two.forward_path), (ForwardPath::Received, ForwardPath::Normal));
     let policy = cache::CachePolicy {
         default_ttl: second,
         ttl: vec![(cache::StatusPattern::One(404), 5 * second), (cache::StatusPattern::Class(5), 6 * second)],

@@ -1,6 +1,7 @@
 //! Errors and warnings about constraints between keys.
 
 use super::{MINIMAL, faults, parse_toml};
+use crate::route::{HostPattern, PathPattern};
 
 #[test]
 fn unresolved_references_get_a_suggestion() {
@@ -111,10 +112,33 @@ gold = 2
 #[test]
 fn malformed_match_conditions_are_errors() {
     for (matched, want) in [
+        (
+            "path = \"//a/%7e/./b/*\"",
+            "routes[1].match.path: `//a/%7e/./b/*` matches no request: it is not in its normal form (write \"/a/~/b/*\")",
+        ),
+        (
+            "path = \"/a[b]\"",
+            "routes[1].match.path: `/a[b]` matches no request: it is not in its normal form (write \"/a%5Bb%5D\")",
+        ),
+        (
+            "path = \"/a%2Fb\"",
+            "routes[1].match.path: `/a%2Fb` matches no request: requests with this path are refused (encoded_slash) (docs/paths.md lists which paths are refused)",
+        ),
+        (
+            "path = \"/a;v=1/b\"",
+            "routes[1].match.path: `/a;v=1/b` matches no request: parameters of segments are not compared (leave out what follows the `;` up to the next `/`)",
+        ),
+        (
+            "path = \"/a\", host = \"b\u{fc}cher example\"",
+            "routes[1].match.host: `b\u{fc}cher example` is not a host (write \"*\", \"shop.example\" or \"*.shop.example\", without scheme and port)",
+        ),
         ("path = \"orders\"", "routes[1].match.path: `orders` does not start with `/` (write \"/orders\")"),
         ("path = \"/a*\"", "routes[1].match.path: `/a*` has a `*` that does not follow a `/` (write \"/a/*\")"),
         ("path = \"/*/b\"", "routes[1].match.path: `/*/b` has a `*` that is not at its end"),
-        ("path = \"/a/../b\"", "routes[1].match.path: `/a/../b` has a dot segment"),
+        (
+            "path = \"/a/../b\"",
+            "routes[1].match.path: `/a/../b` matches no request: it is not in its normal form (write \"/b\")",
+        ),
         (
             "path = \"/a?b\"",
             "routes[1].match.path: `/a?b` has a character that is not allowed in a path (percent-encode the path, without a query)",
@@ -137,6 +161,36 @@ fn malformed_match_conditions_are_errors() {
         let found = faults(&text);
         assert!(found.len() == 1 && found[0].ends_with(want), "{found:#?}\n{want}");
     }
+}
+
+#[test]
+fn patterns_of_routes_are_compared_in_the_form_of_requests() {
+    let config = |server: &str, matched: &str| {
+        let document = MINIMAL.replace("path = \"/*\"", matched);
+        parse_toml(&format!("{document}{server}\n")).unwrap_or_else(|report| panic!("{report}")).0
+    };
+    let pattern = |server: &str, path: &str| match &config(server, &format!("path = \"{path}\"")).routes[0].path {
+        PathPattern::Exact(path) | PathPattern::Prefix(path) => path.clone(),
+    };
+    assert_eq!(pattern("", "/a%40b/%C3%A4/*"), "/a@b/%C3%A4/");
+    assert_eq!(pattern("[server]\npaths = { encoded_slash = \"keep\" }", "/a%2Fb"), "/a%2Fb");
+    assert_eq!(pattern("[server]\npaths = { normalise = \"off\" }", "//a/../b"), "/a/../b");
+    let host = |host: &str| config("", &format!("path = \"/*\", host = \"{host}\"")).routes[0].host.clone();
+    assert_eq!(host("B\u{fc}cher.example."), HostPattern::Exact("xn--bcher-kva.example".to_owned()));
+    assert_eq!(host("*.b\u{fc}cher.example"), HostPattern::Suffix(".xn--bcher-kva.example".to_owned()));
+    assert_eq!(host("[0::1]"), HostPattern::Exact("[::1]".to_owned()));
+}
+
+#[test]
+fn settings_of_paths_without_effect_or_with_a_risk_are_reported() {
+    let text = format!("{MINIMAL}[server]\npaths = {{ normalise = \"off\", encoded_slash = \"keep\" }}\n");
+    let want = "server.paths.encoded_slash: `encoded_slash` has no effect with `normalise = \"off\"` (remove it: paths then stay as received, encoded slashes included)";
+    assert!(matches!(&faults(&text)[..], [fault] if fault.ends_with(want)), "{:?}", faults(&text));
+    let received = |more: &str| faults(&format!("{MINIMAL}forward_path = \"received\"\n{more}"));
+    assert!(
+        matches!(&received("")[..], [fault] if fault.contains("is served to clients that send another form of it"))
+    );
+    assert_eq!(received("cache = { mode = \"off\" }\n"), [""; 0]);
 }
 
 #[test]
@@ -345,10 +399,26 @@ user = \"certificate:san\"
     assert_eq!(
         super::lines(&warnings),
         [
-            "17:8 identity.user: no request has a user: no listener asks for client certificates (set `client_ca` in `[listen.tls]`)",
-            "11:11 listen[0].address: this listener refuses every connection: there are no trusted proxies (set `identity.trusted_proxies` to the networks of the proxies)",
-            "14:11 listen[1].address: `proxy_protocol` has no effect: there are no trusted proxies (set `identity.trusted_proxies` to the networks of the proxies)",
+            "10:11 listen[0].address: this listener refuses every connection: there are no trusted proxies (set `identity.trusted_proxies` to the networks of the proxies)",
+            "13:11 listen[1].address: `proxy_protocol` has no effect: there are no trusted proxies (set `identity.trusted_proxies` to the networks of the proxies)",
+            "16:8 identity.user: no request has a user: no listener asks for client certificates (set `client_ca` in `[listen.tls]`)",
         ]
+    );
+}
+
+#[test]
+fn limits_by_connections_without_a_listener_for_them_are_warnings() {
+    let limit = |name: &str, key: &str| {
+        format!("[limits.{name}]\ntier = \"key\"\nkey = \"{key}\"\nrate = \"1/s\"\nburst = 1\n")
+    };
+    let text = format!("{MINIMAL}{}{}", limit("stack", "ja4:"), limit("holder", "certificate:san"));
+    let (_, warnings) = parse_toml(&text).expect("warnings do not reject the document");
+    let found = super::lines(&warnings);
+    let of = |rule: &str, text: &str| found.iter().any(|line| line.contains(rule) && line.contains(text));
+    assert!(of("limits.stack", "no request has a fingerprint (set `[listen.tls]`)"), "{found:?}");
+    assert!(
+        of("limits.holder", "no request has a client certificate (set `client_ca` in `[listen.tls]`)"),
+        "{found:?}"
     );
 }
 

@@ -1,8 +1,7 @@
 //! Strict incremental decoder of the chunked coding (RFC 9112 section 7.1).
 //!
-//! Stricter than the grammar: no quoted extension values, at most 256 bytes of extensions per
-//! chunk, no white space, no bare LF, sizes up to 2^52, trailers up to 8 KiB. Extensions are
-//! validated and dropped, as section 7.1.1 allows. Trailers are validated like fields. Those that a
+//! Stricter than the grammar: at most 256 bytes of extensions per chunk, no bare LF, sizes up to
+//! 2^52, trailers up to 8 KiB. Extensions are validated and dropped (section 7.1.1). Trailers are validated like fields. Those that a
 //! recipient acts on before the end are dropped (RFC 9110 section 6.5.1): a next hop that merges
 //! them into the head would act on them.
 
@@ -30,29 +29,48 @@ enum DecoderState {
     Done,
 }
 
-/// The position inside an extension, `;name=value`.
+/// The position inside an extension, `;name=value` or `;name="value"`, with optional white space
+/// around `;` and `=` (RFC 9112 section 7.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ExtensionPart {
+    AfterSize,
     NameStart,
     Name,
+    AfterName,
     ValueStart,
     Value,
+    Quoted,
+    /// After a backslash inside quotes.
+    Escaped,
+    QuoteEnd,
+    AfterValue,
 }
 
 impl ExtensionPart {
     /// The part after `byte`; `None` if the grammar does not allow `byte` here.
     fn next(self, byte: u8) -> Option<ExtensionPart> {
-        match (self, byte) {
-            (ExtensionPart::Name | ExtensionPart::Value, b';') => Some(ExtensionPart::NameStart),
-            (ExtensionPart::Name, b'=') => Some(ExtensionPart::ValueStart),
-            (ExtensionPart::NameStart | ExtensionPart::Name, _) if is_token(&[byte]) => Some(ExtensionPart::Name),
-            (ExtensionPart::ValueStart | ExtensionPart::Value, _) if is_token(&[byte]) => Some(ExtensionPart::Value),
-            _ => None,
-        }
+        use ExtensionPart::*;
+        Some(match (self, byte) {
+            (Quoted, b'"') => QuoteEnd,
+            (Quoted, b'\\') => Escaped,
+            // `qdtext` and `quoted-pair` (RFC 9110 section 5.6.4).
+            (Quoted | Escaped, b'\t' | b' '..=b'~' | 0x80..) => Quoted,
+            (Quoted | Escaped, _) => return None,
+            (AfterSize | NameStart | AfterName | ValueStart | AfterValue, b' ' | b'\t') => self,
+            (Name, b' ' | b'\t') => AfterName,
+            (Value | QuoteEnd, b' ' | b'\t') => AfterValue,
+            (NameStart | ValueStart, b';') => return None,
+            (_, b';') => NameStart,
+            (Name | AfterName, b'=') => ValueStart,
+            (ValueStart, b'"') => Quoted,
+            (NameStart | Name, _) if is_token(&[byte]) => Name,
+            (ValueStart | Value, _) if is_token(&[byte]) => Value,
+            _ => return None,
+        })
     }
 
     fn may_end(self) -> bool {
-        matches!(self, ExtensionPart::Name | ExtensionPart::Value)
+        matches!(self, ExtensionPart::Name | ExtensionPart::Value | ExtensionPart::QuoteEnd)
     }
 }
 
@@ -145,6 +163,9 @@ impl ChunkDecoder {
             (DecoderState::Size { size, .. }, b';') => {
                 DecoderState::Extension { size: *size, length: 0, part: ExtensionPart::NameStart }
             }
+            (DecoderState::Size { size, .. }, b' ' | b'\t') => {
+                DecoderState::Extension { size: *size, length: 0, part: ExtensionPart::AfterSize }
+            }
             (DecoderState::Size { size, .. }, b'\r') => DecoderState::SizeLf { size: *size },
             (DecoderState::Extension { size, part, .. }, b'\r') if part.may_end() => {
                 DecoderState::SizeLf { size: *size }
@@ -224,7 +245,7 @@ mod tests {
 
     #[test]
     fn malformed_bodies_are_refused_at_every_split() {
-        let bad: [&[u8]; 23] = [
+        let bad: [&[u8]; 37] = [
             b"\r\n",
             b"g\r\n",
             b" 1\r\na\r\n",
@@ -235,8 +256,22 @@ mod tests {
             b"1\r\nab\r\n",
             b"1\r\na\n",
             b"1\r\na\rX",
-            b"1;a=\"b\"\r\na\r\n",
-            b"1; a\r\na\r\n",
+            b"1;a=\"b\r\na\r\n",
+            b"1;a=\"\r\n\"\r\na\r\n",
+            b"1;a=\"\\\r\n\"\r\na\r\n",
+            b"1;a=\"b\nc\"\r\na\r\n",
+            b"1;a=\"\0\"\r\na\r\n",
+            b"1;a=\"b\"c\r\na\r\n",
+            b"1;a=b\"c\"\r\na\r\n",
+            b"1;\"a\"\r\na\r\n",
+            b"1;a \r\na\r\n",
+            b"1;a=b \r\na\r\n",
+            b"1;a=\"b\" \r\na\r\n",
+            b"1 a\r\na\r\n",
+            b"1 ;\r\na\r\n",
+            b"1; \r\na\r\n",
+            b"1;a b\r\na\r\n",
+            b"1;a= \r\na\r\n",
             b"1;\r\na\r\n",
             b"1;=b\r\na\r\n",
             b"1;;a\r\na\r\n",
@@ -255,7 +290,32 @@ mod tests {
                 assert_ne!(error, "incomplete", "{:?}", String::from_utf8_lossy(input));
             }
         }
-        assert!(decode(format!("1;{}\r\na\r\n", "x".repeat(257)).as_bytes(), 64).is_err());
+        for extension in ["x".repeat(257), format!("x=\"{}\"", "y".repeat(254)), format!("{}x", " ".repeat(256))] {
+            assert!(decode(format!("1;{extension}\r\na\r\n0\r\n\r\n").as_bytes(), 64).is_err());
+        }
+    }
+
+    #[test]
+    fn extensions_are_ignored_at_every_split() {
+        let long = format!(";x=\"{}\"", "y".repeat(252));
+        let extensions = [
+            ";a",
+            ";a=b",
+            ";a;b=c;d",
+            ";a=\"b\"",
+            ";a=\"\"",
+            ";a=\"b;c=d\\\"e\\\\\tf\u{e4}\"",
+            " ;a",
+            "\t; \ta \t= \tb",
+            "; a = \"b\" ; c",
+            &long,
+        ];
+        for extension in extensions {
+            let input = format!("1{extension}\r\na\r\n0{extension}\r\n\r\n");
+            for piece in [1, 2, 3, 64, 1_024] {
+                assert_eq!(decode(input.as_bytes(), piece), Ok((b"a".to_vec(), 0)), "{extension:?} by {piece}");
+            }
+        }
     }
 
     #[test]

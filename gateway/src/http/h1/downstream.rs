@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
 use super::chunk::{ChunkDecoder, DecodeStep};
-use super::request::{self, RequestRefusal};
+use super::request;
 use super::scan::{HeadScanner, ScanResult};
 use super::send::{self, MessageWriter, SendError};
 use super::serialized::SerializedResponse;
@@ -31,6 +31,7 @@ use crate::http::fields::Fields;
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
 use crate::http::min_rate::MinRateTimer;
+use crate::http::refusal::RequestRefusal;
 use crate::http::transport::TransportStream;
 use crate::http::write_timer::WriteTimer;
 use crate::tasks::{self, TaskWait};
@@ -238,10 +239,10 @@ impl DownstreamConnection {
             }
             match scanner.advance(data) {
                 ScanResult::Complete(length) if length > limits.header_bytes => {
-                    let first_line = memchr::memchr(b'\r', data).unwrap_or(length);
-                    let is_target = first_line > limits.uri_bytes + LINE_EXTRA;
-                    return Err(refuse(if is_target {
-                        RequestRefusal::TargetTooLong
+                    let first_line = &data[..memchr::memchr(b'\r', data).unwrap_or(length)];
+                    let is_long_line = first_line.len() > limits.uri_bytes + LINE_EXTRA;
+                    return Err(refuse(if is_long_line {
+                        request::refusal_of_long_line(first_line)
                     } else {
                         RequestRefusal::HeadTooLarge
                     }));
@@ -364,8 +365,7 @@ impl DownstreamConnection {
     fn check_partial_head(&self, limits: &HttpLimits, first_line_complete: bool) -> Result<(), RequestReadError> {
         let length = self.reader.buffer.data().len();
         if !first_line_complete && length > limits.uri_bytes + LINE_EXTRA {
-            let is_method = request::method_length(self.reader.buffer.data()) > request::METHOD_MAX;
-            return Err(refuse(if is_method { RequestRefusal::MethodTooLong } else { RequestRefusal::TargetTooLong }));
+            return Err(refuse(request::refusal_of_long_line(self.reader.buffer.data())));
         }
         if length >= limits.header_bytes {
             return Err(refuse(RequestRefusal::HeadTooLarge));

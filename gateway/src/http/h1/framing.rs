@@ -12,6 +12,7 @@ pub(super) enum FramingError {
     LengthAndCoding,
     RepeatedCoding,
     CodingInHttp10,
+    ChunkedNotLast,
     UnknownCoding,
 }
 
@@ -44,11 +45,21 @@ pub(super) fn announced_length(fields: &Fields, is_http10: bool) -> Result<Optio
             }
             if value.eq_ignore_ascii_case(b"chunked") {
                 Ok(Some(BodyLength::Streamed))
+            } else if is_chunked_not_last(value) {
+                Err(FramingError::ChunkedNotLast)
             } else {
                 Err(FramingError::UnknownCoding)
             }
         }
     }
+}
+
+/// Whether `chunked` is applied and another coding after it, so that the end of the body cannot be
+/// found (RFC 9112 section 6.3).
+fn is_chunked_not_last(value: &[u8]) -> bool {
+    let mut codings = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|coding| !coding.is_empty());
+    let last = codings.next_back().unwrap_or_default();
+    !last.eq_ignore_ascii_case(b"chunked") && codings.any(|coding| coding.eq_ignore_ascii_case(b"chunked"))
 }
 
 /// Digits only, below 2^63. Refuses signs, lists, white space and the empty value.
@@ -89,7 +100,12 @@ mod tests {
         let te = "transfer-encoding";
         assert_eq!(of(&[(te, "chunked"), ("content-length", "1")], false), Err(FramingError::LengthAndCoding));
         assert_eq!(of(&[(te, "chunked"), (te, "chunked")], false), Err(FramingError::RepeatedCoding));
-        assert_eq!(of(&[(te, "gzip, chunked")], false), Err(FramingError::UnknownCoding));
+        for value in ["gzip", "gzip, chunked", "chunked, chunked", "gzip, , Chunked ,", "xchunked", ""] {
+            assert_eq!(of(&[(te, value)], false), Err(FramingError::UnknownCoding), "{value}");
+        }
+        for value in ["chunked, gzip", "Chunked,x", "gzip, chunked ,, identity,"] {
+            assert_eq!(of(&[(te, value)], false), Err(FramingError::ChunkedNotLast), "{value}");
+        }
         assert_eq!(of(&[(te, "chunked")], true), Err(FramingError::CodingInHttp10));
         assert_eq!(of(&[(te, "Chunked")], false), Ok(Some(BodyLength::Streamed)));
     }

@@ -7,12 +7,13 @@
 use http::Method;
 
 use super::chunk::{ChunkDecoder, DecodeStep};
-use super::request::{self, RequestRefusal};
+use super::request;
 use super::response;
 use super::scan::{HeadScanner, ScanResult};
 use crate::http::fields::Fields;
 use crate::http::limits::HttpLimits;
 use crate::http::message::{Request, Response};
+use crate::http::refusal::RequestRefusal;
 
 /// Properties of a request head that are not part of `Request`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

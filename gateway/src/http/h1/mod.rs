@@ -19,10 +19,10 @@ pub(crate) mod upstream;
 mod relay;
 pub mod fuzzing;
 
+pub(crate) use crate::http::authority::is_authority;
+pub(crate) use crate::http::refusal::RequestRefusal;
 pub(crate) use downstream::{DownstreamConnection, Http1RequestBody, RequestReadError, ResponseWriter, WaitOutcome};
 pub(crate) use relay::relay;
-pub(crate) use request::RequestRefusal;
-pub(crate) use request::is_authority;
 pub(crate) use send::SendError;
 pub(crate) use serialized::SerializedResponse;
 pub(crate) use upstream::{UpstreamAttempt, UpstreamConnection, UpstreamConnectionError};

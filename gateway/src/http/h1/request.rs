@@ -3,73 +3,28 @@
 use http::Method;
 
 use super::framing::{self, FramingError};
-use crate::http::fields::{KnownField, is_token};
+use crate::http::authority;
+use crate::http::fields::{Fields, KnownField, is_token};
+use crate::http::head::{self, METHOD_MAX};
 use crate::http::limits::HttpLimits;
-use crate::http::message::{BodyLength, ConnectionOptions, HttpVersion, Request, StatusCode};
+use crate::http::message::{BodyLength, ConnectionOptions, HttpVersion, Request};
+use crate::http::refusal::RequestRefusal;
+use crate::http::target::{self, TargetScan};
 
 /// Upper bound of `header_fields` in any configuration: the parser's table is on the stack.
 const FIELDS_MAX: usize = 256;
 
-macro_rules! refusals {
-    ($($variant:ident = $status:literal $reason:literal),+ $(,)?) => {
-        /// Why a request is refused while its head or body is read. The connection closes after
-        /// every refusal.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum RequestRefusal { $($variant),+ }
-
-        impl RequestRefusal {
-            pub(crate) const ALL: &[RequestRefusal] = &[$(RequestRefusal::$variant),+];
-
-            /// The status of the response to the client.
-            pub fn status(self) -> StatusCode {
-                let code: u16 = match self { $(RequestRefusal::$variant => $status),+ };
-                StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST)
-            }
-
-            /// A fixed reason, also the metric label.
-            pub(crate) fn reason(self) -> &'static str {
-                match self { $(RequestRefusal::$variant => $reason),+ }
-            }
-        }
-    };
-}
-
-refusals! {
-    BareLf = 400 "bare_lf",
-    RequestLine = 400 "request_line",
-    Target = 400 "target",
-    FieldSyntax = 400 "field_syntax",
-    NoHost = 400 "no_host",
-    RepeatedHost = 400 "repeated_host",
-    BadHost = 400 "bad_host",
-    HostMismatch = 400 "host_mismatch",
-    BadLength = 400 "bad_length",
-    RepeatedLength = 400 "repeated_length",
-    LengthAndCoding = 400 "length_and_coding",
-    RepeatedCoding = 400 "repeated_coding",
-    CodingInHttp10 = 400 "coding_in_http10",
-    BodySyntax = 400 "body_syntax",
-    BodyOfGet = 400 "body_of_get",
-    Method = 405 "method",
-    HeadTimeout = 408 "head_timeout",
-    BodyTimeout = 408 "body_timeout",
-    BodyTooLarge = 413 "body_too_large",
-    TargetTooLong = 414 "target_too_long",
-    Expectation = 417 "expectation",
-    HeadTooLarge = 431 "head_too_large",
-    TooManyFields = 431 "too_many_fields",
-    UnknownCoding = 501 "unknown_coding",
-    MethodTooLong = 501 "method_too_long",
-    Version = 505 "version",
-}
-
-/// Maximum letters of a method; the longest registered method has 17 (RFC 9110 section 16.1).
-pub(super) const METHOD_MAX: usize = 32;
-
-/// The number of letters before the first space of a request line, of which a part may be missing;
-/// 0 without a space.
-pub(super) fn method_length(line: &[u8]) -> usize {
-    line.iter().position(|byte| *byte == b' ').unwrap_or(0)
+/// Why a request line that exceeds the limits is refused. A part of `line` may be missing, but no
+/// limit is larger than what is there.
+pub(super) fn refusal_of_long_line(line: &[u8]) -> RequestRefusal {
+    let method = line.split(|byte| *byte == b' ').next().unwrap_or_default();
+    if !is_token(method) {
+        RequestRefusal::RequestLine
+    } else if method.len() > METHOD_MAX {
+        RequestRefusal::MethodTooLong
+    } else {
+        RequestRefusal::TargetTooLong
+    }
 }
 
 /// Parses a complete head (empty line included) into `request`, which is cleared first. After a
@@ -82,7 +37,7 @@ pub(super) fn parse(head: &[u8], limits: &HttpLimits, request: &mut Request) -> 
     request.authority = authority;
     let parsed = parse_lines(head, limits, request).and_then(|(version, target)| {
         request.version = version;
-        let authority = parse_target(target, request)?;
+        let authority = parse_target(target, limits, request)?;
         validate(authority, limits, request)
     });
     // A refused head must not match as a repetition.
@@ -100,16 +55,20 @@ pub(super) fn parse_repeated(
     request: &mut Request,
 ) -> Option<Result<usize, RequestRefusal>> {
     const VERSION: &[u8] = b" HTTP/1.1\r\n";
+    if request.ignores_host {
+        return None;
+    }
     let line = bytes.strip_prefix(request.method.as_str().as_bytes())?.strip_prefix(b" ")?;
     let same_target = line.strip_prefix(request.target.as_bytes()).and_then(|rest| rest.strip_prefix(VERSION));
     let (target, rest) = match same_target {
         Some(rest) => (None, rest),
         None => {
-            let (target, rest) = line.split_at(line.iter().position(|byte| !IS_TARGET_BYTE[usize::from(*byte)])?);
-            (Some(std::str::from_utf8(target).ok()?), rest.strip_prefix(VERSION)?)
+            let scan = TargetScan::of(line);
+            let (target, rest) = line.split_at(scan.length);
+            (Some((std::str::from_utf8(target).ok()?, scan)), rest.strip_prefix(VERSION)?)
         }
     };
-    let path = target.unwrap_or(&request.target);
+    let path = target.map_or(&*request.target, |(target, _)| target);
     if !path.starts_with('/') || path.len() > limits.uri_bytes {
         return None;
     }
@@ -120,14 +79,20 @@ pub(super) fn parse_repeated(
     request.interim.clear();
     request.repeats_previous = target.is_none() && request.version == HttpVersion::Http11;
     if request.repeats_previous {
-        // The previous head was validated.
+        // The previous head was validated. If its path had another form than this one, both have
+        // the same normal form.
+        request.received_path = None;
         return Some(Ok(length));
     }
-    if let Some(target) = target {
-        request.set_target(target);
-    }
     request.version = HttpVersion::Http11;
-    let validated = validate(None, limits, request).inspect_err(|_| request.fields.clear());
+    let received = match target {
+        Some((target, scan)) => target::receive(target, scan, limits.paths, request),
+        None => {
+            request.received_path = None;
+            Ok(())
+        }
+    };
+    let validated = received.and_then(|()| validate(None, limits, request)).inspect_err(|_| request.fields.clear());
     Some(validated.map(|()| length))
 }
 
@@ -139,7 +104,7 @@ fn validate(authority: Option<&str>, limits: &HttpLimits, request: &mut Request)
     set_length(limits, request)?;
     request.connection = ConnectionOptions {
         keep_alive: keeps_alive(request, is_http10),
-        expects_continue: expects_continue(request)? && !is_http10 && request.length != BodyLength::Empty,
+        expects_continue: head::expects_continue(request)? && !is_http10 && request.length != BodyLength::Empty,
     };
     Ok(())
 }
@@ -169,9 +134,7 @@ fn parse_lines<'a>(
     request.fields.load_section(&head[line_end + 2..], lines);
     let method = parsed.method.unwrap_or_default();
     request.method = Method::from_bytes(method.as_bytes()).map_err(|_| RequestRefusal::RequestLine)?;
-    if request.method == Method::CONNECT || request.method == Method::TRACE {
-        return Err(RequestRefusal::Method);
-    }
+    head::check_method(&request.method)?;
     let version = if parsed.version == Some(0) { HttpVersion::Http10 } else { HttpVersion::Http11 };
     Ok((version, parsed.path.unwrap_or_default()))
 }
@@ -202,31 +165,14 @@ fn check_request_line(line: &[u8], limits: &HttpLimits) -> Result<(), RequestRef
     }
 }
 
-/// The bytes allowed in a target. `#` would start a fragment, which clients never send; the other
-/// four excluded bytes are not allowed in a URI (RFC 3986 appendix A). Further bytes outside the
-/// grammar are too common in practice to refuse.
-const IS_TARGET_BYTE: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = b'!';
-    while byte <= b'~' {
-        table[byte as usize] = !matches!(byte, b'#' | b'"' | b'<' | b'>' | b'`');
-        byte += 1;
-    }
-    table
-};
-
-/// Sets scheme and target; returns the authority of an absolute-form target (RFC 9112 section 3.2).
-fn parse_target<'a>(target: &'a str, request: &mut Request) -> Result<Option<&'a str>, RequestRefusal> {
-    if !target.bytes().all(|byte| IS_TARGET_BYTE[usize::from(byte)]) {
-        return Err(RequestRefusal::Target);
-    }
-    if target.starts_with('/') {
-        request.set_target(target);
-        return Ok(None);
-    }
-    if target == "*" {
-        request.set_target("*");
-        return if request.method == Method::OPTIONS { Ok(None) } else { Err(RequestRefusal::Target) };
+/// Sets the target; returns the authority of one in absolute form (RFC 9112 section 3.2).
+fn parse_target<'a>(
+    target: &'a str,
+    limits: &HttpLimits,
+    request: &mut Request,
+) -> Result<Option<&'a str>, RequestRefusal> {
+    if target.starts_with('/') || target == "*" {
+        return head::set_target(target, limits, request).map(|()| None);
     }
     let Some((scheme, rest)) = target.split_once("://") else {
         // The authority form is for CONNECT only, which is already refused.
@@ -237,90 +183,50 @@ fn parse_target<'a>(target: &'a str, request: &mut Request) -> Result<Option<&'a
     }
     let path_at = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(path_at);
-    if path.starts_with('/') {
-        request.set_target(path);
-    } else if path.is_empty() && request.method == Method::OPTIONS {
+    match path {
         // RFC 9112 section 3.2.4.
-        request.set_target("*");
-    } else {
-        request.target.push('/');
-        request.target.push_str(path);
-        request.path_len = 1;
+        "" if request.method == Method::OPTIONS => request.set_target("*"),
+        path if path.starts_with('/') => head::set_target(path, limits, request)?,
+        query => head::set_target(&format!("/{query}"), limits, request)?,
     }
     Ok(Some(authority))
 }
 
-/// Requires exactly one valid `Host` that equals the authority of an absolute target (RFC 9112
-/// section 3.2).
+/// Requires exactly one valid `Host` (RFC 9112 section 3.2). The authority of a target in absolute
+/// form replaces it (section 3.2.2).
 fn set_authority(from_target: Option<&str>, request: &mut Request) -> Result<(), RequestRefusal> {
-    let mut hosts = request.fields.all(KnownField::Host);
-    let host = hosts.next();
-    if hosts.next().is_some() {
+    let (host, second) = {
+        let mut hosts = request.fields.all(KnownField::Host);
+        (hosts.next(), hosts.next())
+    };
+    if second.is_some() {
         return Err(RequestRefusal::RepeatedHost);
     }
-    let host = match host {
+    let has_host = host.is_some();
+    let mut authority = std::mem::take(&mut request.authority);
+    match host {
         // Unchanged since the previous request. A stored authority is valid or empty.
-        Some(host) if from_target.is_none() && host == request.authority.as_bytes() && !host.is_empty() => {
-            return Ok(());
-        }
+        Some(host) if host == authority.as_bytes() && !host.is_empty() => {}
         Some(host) => {
-            let host = std::str::from_utf8(host).map_err(|_| RequestRefusal::BadHost)?;
-            if !is_authority(host) {
+            authority.clear();
+            if !std::str::from_utf8(host).is_ok_and(|host| authority::write_normal(host, &mut authority)) {
                 return Err(RequestRefusal::BadHost);
             }
-            host
         }
-        None if request.version == HttpVersion::Http10 => from_target.unwrap_or_default(),
+        None if request.version == HttpVersion::Http10 => authority.clear(),
         None => return Err(RequestRefusal::NoHost),
-    };
-    if let Some(authority) = from_target {
-        if !is_authority(authority) {
-            return Err(RequestRefusal::Target);
-        }
-        if !authority.eq_ignore_ascii_case(host) {
-            return Err(RequestRefusal::HostMismatch);
-        }
     }
-    let mut authority = std::mem::take(&mut request.authority);
-    authority.clear();
-    authority.push_str(host);
-    authority.make_ascii_lowercase();
     request.authority = authority;
+    let Some(from_target) = from_target else { return Ok(()) };
+    let from_host = std::mem::take(&mut request.authority);
+    if !authority::write_normal(from_target, &mut request.authority) {
+        return Err(RequestRefusal::Target);
+    }
+    if has_host && from_host != request.authority {
+        request.fields.set(KnownField::Host, &request.authority);
+        request.ignores_host = true;
+    }
     Ok(())
-}
-
-/// Whether `text` is `uri-host [":" port]` without userinfo (RFC 3986 section 3.2).
-/// Percent-encoding is refused: host names do not need it.
-pub(crate) fn is_authority(text: &str) -> bool {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let Some((address, after)) = rest.split_once(']') else { return false };
-            if address.parse::<std::net::Ipv6Addr>().is_err() {
-                return false;
-            }
-            match after.strip_prefix(':') {
-                Some(port) => ("v6", Some(port)),
-                None if after.is_empty() => ("v6", None),
-                None => return false,
-            }
-        }
-        None => match memchr::memchr(b':', text.as_bytes()) {
-            Some(colon) => (&text[..colon], Some(&text[colon + 1..])),
-            None => (text, None),
-        },
-    };
-    let host_is_valid = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || is_host_mark(b));
-    let port_is_valid = port
-        .is_none_or(|port| port.len() <= 5 && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok());
-    host_is_valid && port_is_valid
-}
-
-/// The unreserved characters and sub-delimiters other than letters and digits (RFC 3986 section 2).
-fn is_host_mark(byte: u8) -> bool {
-    matches!(
-        byte,
-        b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'='
-    )
 }
 
 fn set_length(limits: &HttpLimits, request: &mut Request) -> Result<(), RequestRefusal> {
@@ -330,10 +236,18 @@ fn set_length(limits: &HttpLimits, request: &mut Request) -> Result<(), RequestR
             FramingError::RepeatedLength => RequestRefusal::RepeatedLength,
             FramingError::LengthAndCoding => RequestRefusal::LengthAndCoding,
             FramingError::RepeatedCoding => RequestRefusal::RepeatedCoding,
+            FramingError::ChunkedNotLast => RequestRefusal::ChunkedNotLast,
             FramingError::CodingInHttp10 => RequestRefusal::CodingInHttp10,
             FramingError::UnknownCoding => RequestRefusal::UnknownCoding,
         },
     )?;
+    // Some recipients take a number with leading zeros for an octal one.
+    let has_leading_zero = |fields: &Fields| {
+        fields.get(KnownField::ContentLength).is_some_and(|value| value.len() > 1 && value[0] == b'0')
+    };
+    if matches!(announced, Some(BodyLength::Known(_))) && has_leading_zero(&request.fields) {
+        return Err(RequestRefusal::BadLength);
+    }
     request.length = match announced {
         Some(BodyLength::Known(length)) if length > limits.body_bytes => return Err(RequestRefusal::BodyTooLarge),
         Some(BodyLength::Known(0)) if !matches!(request.method, Method::POST | Method::PUT | Method::PATCH) => {
@@ -357,19 +271,6 @@ fn keeps_alive(request: &Request, is_http10: bool) -> bool {
         request.fields.members(KnownField::Connection).any(|member| member.eq_ignore_ascii_case(option))
     };
     if is_http10 { has_option(b"keep-alive") && !has_option(b"close") } else { !has_option(b"close") }
-}
-
-/// `100-continue` is the only supported expectation (RFC 9110 section 10.1.1).
-fn expects_continue(request: &Request) -> Result<bool, RequestRefusal> {
-    if !request.fields.has(KnownField::Expect) {
-        return Ok(false);
-    }
-    let mut expectations = request.fields.all(KnownField::Expect);
-    match (expectations.next(), expectations.next()) {
-        (None, _) => Ok(false),
-        (Some(value), None) if value.eq_ignore_ascii_case(b"100-continue") => Ok(true),
-        _ => Err(RequestRefusal::Expectation),
-    }
 }
 
 #[cfg(test)]
@@ -397,13 +298,13 @@ mod tests {
             "POST / HTTP/1.0\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n".to_owned(),
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 7\r\n\r\n".to_owned(),
         ];
-        for target in ["/", "/x", "*", "http://a/", "http://b:80/x", "http://?/"] {
+        for target in ["/", "/x", "//x", "/%78", "/%2f", "/?`", "*", "http://a/", "http://b:80/x", "http://?/"] {
             for version in ["HTTP/1.1", "HTTP/1.0"] {
                 for host in [
                     "Host: a\r\n",
                     "Host: a\r\nConnection: close\r\n",
                     "Host:  a\r\n",
-                    "Host: A\r\n",
+                    "Host: A.:\r\n",
                     "Host: b:80\r\n",
                     "Host: a b\r\n",
                     "Host:\r\n",
@@ -416,9 +317,10 @@ mod tests {
         }
         let summary = |result: &Result<(), RequestRefusal>, request: &Request| {
             result.map(|()| {
-                let Request { method, authority, target, path_len, version, length, connection, fields, .. } =
-                    request.clone();
-                (method, authority, target, path_len, version, length, connection, format!("{fields:?}"))
+                let Request { method, authority, target, path_len, received_path, version, .. } = request.clone();
+                let Request { length, connection, fields, .. } = request.clone();
+                let target = (authority, target, path_len, received_path);
+                (method, target, version, length, connection, format!("{fields:?}"))
             })
         };
         for before in &heads {
@@ -450,7 +352,14 @@ mod tests {
             ("GET * HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Target),
             ("GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Target),
             ("GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Target),
-            ("GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::HostMismatch),
+            ("GET http://b:x/ HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Target),
+            ("GET http://b/ HTTP/1.1\r\nHost: a b\r\n\r\n", RequestRefusal::BadHost),
+            ("GET /a%2fb HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::EncodedSlash),
+            ("GET http://a/a\\b HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::EncodedSlash),
+            ("GET /a%0d HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::PathEncoding),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 05\r\n\r\n", RequestRefusal::BadLength),
+            ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 00\r\n\r\n", RequestRefusal::BadLength),
+            ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n", RequestRefusal::ChunkedNotLast),
             ("GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Target),
             ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Method),
             ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Method),
@@ -477,6 +386,41 @@ mod tests {
         assert_eq!(parse_text(&long).map(|r| r.target), Err(RequestRefusal::TargetTooLong));
         let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "A: b\r\n".repeat(100));
         assert_eq!(parse_text(&many).map(|r| r.target), Err(RequestRefusal::TooManyFields));
+    }
+
+    #[test]
+    fn authority_of_an_absolute_target_replaces_host() {
+        for (target, host, expected) in [
+            ("http://b/x", "a", "b"),
+            ("http://a:80/x", "a", "a:80"),
+            ("http://A./x", "a", "a"),
+            ("http://b:/x", "a:81", "b"),
+        ] {
+            let head = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nX: y\r\n\r\n");
+            let mut request = parse_text(&head).expect("valid");
+            assert_eq!((request.path(), &*request.authority), ("/x", expected), "{head}");
+            assert_eq!(request.fields.get(KnownField::Host), Some(expected.as_bytes()));
+            // The next request of the connection has the host that its `Host` names.
+            let next = format!("GET /x HTTP/1.1\r\nHost: {host}\r\nX: y\r\n\r\n");
+            let limits = HttpLimits::default();
+            if parse_repeated(next.as_bytes(), &limits, &mut request).is_none() {
+                parse(next.as_bytes(), &limits, &mut request).expect("valid");
+            }
+            assert_eq!(request.authority, host, "{head}");
+        }
+    }
+
+    #[test]
+    fn long_lines_are_refused_for_their_longest_part() {
+        for (line, refusal) in [
+            ("A".repeat(9_000), RequestRefusal::MethodTooLong),
+            (format!("{} / HTTP/1.1", "A".repeat(9_000)), RequestRefusal::MethodTooLong),
+            (format!("GET /{}", "a".repeat(9_000)), RequestRefusal::TargetTooLong),
+            ("\u{16}\u{3}\u{1}".repeat(3_000), RequestRefusal::RequestLine),
+            (" /".to_owned(), RequestRefusal::RequestLine),
+        ] {
+            assert_eq!(refusal_of_long_line(line.as_bytes()), refusal, "{}", &line[..2]);
+        }
     }
 
     #[test]

@@ -388,7 +388,13 @@ impl UpstreamConnection {
         let out = self.writer.head_buffer();
         out.extend_from_slice(request.method.as_str().as_bytes());
         out.push(b' ');
-        out.extend_from_slice(request.target.as_bytes());
+        match &request.received_path {
+            None => out.extend_from_slice(request.target.as_bytes()),
+            Some(path) => {
+                out.extend_from_slice(path.as_bytes());
+                out.extend_from_slice(&request.target.as_bytes()[request.path_len..]);
+            }
+        }
         out.extend_from_slice(b" HTTP/1.1\r\n");
         send::push_line(out, b"Host", request.authority.as_bytes());
         request.fields.write_lines(out, REWRITTEN);
