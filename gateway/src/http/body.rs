@@ -37,6 +37,18 @@ pub(crate) enum BodyError {
 }
 
 impl BodyError {
+    /// The failure of a body as each of its readers gets it.
+    pub(crate) fn shared(&self) -> BodyError {
+        match self {
+            BodyError::Malformed(reason) => BodyError::Malformed(reason),
+            BodyError::Timeout(timeout) => BodyError::Timeout(*timeout),
+            BodyError::TooLarge => BodyError::TooLarge,
+            BodyError::Detached => BodyError::Detached,
+            // The connection of the reader itself has not failed.
+            BodyError::Truncated | BodyError::ClientGone | BodyError::Io(_) => BodyError::Truncated,
+        }
+    }
+
     /// The side to blame for the body of a response.
     pub(crate) fn blame(&self) -> Blame {
         match self {

@@ -19,7 +19,7 @@ macro_rules! refusals {
             }
 
             /// A fixed reason, also the metric label.
-            pub(crate) fn reason(self) -> &'static str {
+            pub fn reason(self) -> &'static str {
                 match self { $(RequestRefusal::$variant => $reason),+ }
             }
         }

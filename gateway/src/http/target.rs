@@ -15,13 +15,13 @@ use super::refusal::RequestRefusal;
 /// (`server.paths`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PathRules {
-    pub(crate) normalise: PathNormalisation,
-    pub(crate) encoded_slash: EncodedSlashPolicy,
+    pub normalise: PathNormalisation,
+    pub encoded_slash: EncodedSlashPolicy,
 }
 
 /// Whether paths are brought into their normal form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum PathNormalisation {
+pub enum PathNormalisation {
     #[default]
     On,
     /// Paths stay as received. Encoded control characters are refused all the same.
@@ -31,7 +31,7 @@ pub(crate) enum PathNormalisation {
 /// Handling of `%2F`, `%5C` and `\` in a path. Some origins take them for separators, others do
 /// not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum EncodedSlashPolicy {
+pub enum EncodedSlashPolicy {
     #[default]
     Refuse,
     /// They stay, encoded, and separate no segments.
@@ -243,7 +243,7 @@ fn push_triplet(out: &mut String, octet: u8) {
 /// parameters of segments (`;name=value`) left out, because many origins do so. `/a%40b` and
 /// `/a;x/b` get the route, and with it the limits, of the path that such an origin sees. Keys and
 /// origins get the normal form.
-pub(crate) fn matched_path(path: &str) -> Cow<'_, str> {
+pub fn matched_path(path: &str) -> Cow<'_, str> {
     if memchr::memchr2(b'%', b';', path.as_bytes()).is_none() {
         return Cow::Borrowed(path);
     }

@@ -16,6 +16,7 @@ use super::worker::WorkerResources;
 use crate::cache::extent::Extent;
 use crate::cache::fill::Producer;
 use crate::cache::partial;
+use crate::cache::policy::HIT_FOR_MISS_TTL;
 use crate::cache::stored::{CacheMeta, CachedObject};
 use crate::http::body::BodySource;
 use crate::tasks::{self, TaskWait};
@@ -62,7 +63,7 @@ impl FillTask {
                 None => return,
                 Some(Err(error)) => {
                     tracing::debug!(%error, "the body of a shared fetch failed");
-                    return;
+                    return producer.abort(error);
                 }
                 Some(Ok(())) => {}
             }
@@ -74,6 +75,9 @@ impl FillTask {
             if is_kept && !producer.can_keep(count as u64, snapshot.cache.object_bytes) {
                 is_kept = false;
                 producer.stop_keeping();
+                if producer.is_longer_than(snapshot.cache.object_bytes - count as u64) {
+                    mark_uncacheable(entry.as_ref(), &worker);
+                }
             }
             producer.push(data);
             source.consume(count);
@@ -84,6 +88,15 @@ impl FillTask {
             entry.store(&worker, &snapshot, body);
         }
         producer.complete(source.all_trailers());
+    }
+}
+
+/// Marks the key of an object that turned out too large to store: the next requests of it do not
+/// wait for each other.
+fn mark_uncacheable(entry: Option<&PendingEntry>, worker: &WorkerResources) {
+    if let Some(PendingEntry { extent: None, fill_epoch, key, region, .. }) = entry {
+        let marker = Entry::new(CacheMeta::HitForMiss, Bytes::new(), HIT_FOR_MISS_TTL, Instant::now());
+        worker.view.insert(region, &key.as_key(), marker.with_fill_epoch(*fill_epoch), InsertTarget::Local);
     }
 }
 

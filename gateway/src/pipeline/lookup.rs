@@ -1,6 +1,5 @@
 //! The lookup phase: local cache, join or lead a shared fetch, remote cache.
 
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +16,6 @@ use crate::cache::policy;
 use crate::cache::stored::{CacheMeta, CachedObject, Freshness};
 use crate::cache::{HonourClient, key};
 use crate::error::Error;
-use crate::http::body::BodySource;
 use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::record::{CacheDetail, CacheResult, ForwardReason, RequestRecord};
@@ -54,7 +52,8 @@ impl RequestContext<'_> {
     pub(super) async fn look_up(&mut self) -> Result<ResponseBody<'static>, Error> {
         let directives = self.request_directives();
         let mut builder = self.worker.key_builder.take();
-        let mut round = 0;
+        let (mut round, mut wait_until) = (0, None);
+        let epoch = self.worker.view.epoch_snapshot();
         let lead = loop {
             let found = self.look_up_local(&mut builder, &directives);
             if self.snapshot.cache.exposes_key {
@@ -105,13 +104,18 @@ impl RequestContext<'_> {
             if round > LOOKUP_ROUNDS_MAX || is_unshareable(self.request, &directives) {
                 break FillLeader::solo();
             }
-            let joiner = match self.worker.fills.join_or_lead(&builder.key()) {
+            let key = builder.key();
+            let (view, region) = (&self.worker.view, &self.caller.region);
+            let is_current = |began| view.is_untouched_since(region, &key, began);
+            let joiner = match self.worker.fills.join_or_lead(&key, epoch, is_current) {
                 JoinResult::Lead(lead) => break lead,
                 JoinResult::Bypass => break FillLeader::solo(),
                 JoinResult::Join(joiner) => joiner,
             };
             tasks::set_waiting_for(TaskWait::SharedFetch);
-            match joiner.wait(self.join_timeout()).await {
+            // One budget for all rounds.
+            let until = *wait_until.get_or_insert_with(|| Instant::now() + self.join_timeout());
+            match joiner.wait(until.saturating_duration_since(Instant::now())).await {
                 JoinOutcome::Lead(lead) => break lead,
                 JoinOutcome::Bypass => break FillLeader::solo(),
                 JoinOutcome::Retry => self.update_now(),
@@ -269,11 +273,9 @@ impl RequestContext<'_> {
             return body;
         }
         not_modified(self.response);
-        if let ResponseBody::Fill(_) = &body {
-            // The condition was this client's, the object is for all: a fill continues only while
-            // it has a reader.
-            let mut body = body;
-            tasks::spawn(TaskKind::DrainBody, async move { drain(&mut body).await });
+        if let ResponseBody::Fill(body) = body {
+            // The condition was this client's, the object is for all.
+            body.leave_to_store();
         }
         ResponseBody::EMPTY
     }
@@ -333,7 +335,7 @@ impl RequestContext<'_> {
     /// Validates a stale object in a task of its own, unless a fetch is under way (RFC 5861 section
     /// 3).
     fn revalidate_in_background(&self, hit: &CacheHit<CacheMeta>, key: &KeyRef<'_>) {
-        let Some(lead) = self.worker.fills.try_lead(key) else { return };
+        let Some(lead) = self.worker.fills.try_lead(key, self.worker.view.epoch_snapshot()) else { return };
         // A validation that ended between our lookup and this point may have stored its response.
         let now = Instant::now();
         if self.worker.view.lookup_local_at(key, now).is_some_and(|stored| stored.age(now) < hit.age(now)) {
@@ -365,24 +367,12 @@ impl RequestContext<'_> {
             };
             let fetch = Fetch::begin(&context, key);
             match context.lead_fetch(fetch, lead).await {
-                Ok(mut body) => drain(&mut body).await,
+                // A body that is not stored has no use.
+                Ok(ResponseBody::Fill(body)) => body.leave_to_store(),
+                Ok(_) => {}
                 Err(error) => tracing::debug!(%error, "background validation failed"),
             }
         });
-    }
-}
-
-/// Reads a body that no client reads, so that its fill completes.
-async fn drain(body: &mut ResponseBody<'static>) {
-    if let ResponseBody::Fill(body) = body {
-        body.forbid_continuation();
-    }
-    while let Ok(()) = poll_fn(|cx| body.poll_fill(cx)).await {
-        let count = body.data().len();
-        if count == 0 {
-            return;
-        }
-        body.consume(count);
     }
 }
 

@@ -107,10 +107,11 @@ impl SharedBody {
         }));
     }
 
-    /// Ends with the shared fetch: no client reads the body.
-    pub(super) fn forbid_continuation(&mut self) {
-        if let SharedBodySource::Fill(_, continuation) = &mut self.source {
-            *continuation = None;
+    /// Ends without reading: the client has the object already. A body that is kept is still
+    /// completed, for the store.
+    pub(super) fn leave_to_store(self) {
+        if let SharedBodySource::Fill(reader, _) = self.source {
+            reader.leave_to_store();
         }
     }
 }

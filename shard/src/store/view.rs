@@ -257,6 +257,11 @@ impl<M: EntryMeta> StoreView<M> {
             && is_unchanged_remotely()
     }
 
+    /// As `is_unchanged_since`, whatever tags the entry will have: false after any purge.
+    pub fn is_untouched_since(&self, region: &Region, key: &KeyRef<'_>, since: EpochSnapshot) -> bool {
+        self.epoch_snapshot().generation() == since.generation() && self.is_unchanged_since(region, key, &[], since)
+    }
+
     /// Stores an entry. The returned hit serves the response even if nothing could be stored.
     #[expect(
         clippy::too_many_arguments,

@@ -1,15 +1,19 @@
 //! The memory that bodies of fetches in flight hold: charged when it is allocated, credited when it
 //! is freed by its last owner.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+
+use super::state::{Fill, WINDOW_BYTES_MIN};
 
 /// Bytes that the bodies of all fetches in flight hold.
 #[derive(Default)]
 pub(crate) struct FetchBudget {
     charged: AtomicU64,
+    /// The fills whose bodies are not kept. At most one entry for each, while it lives.
+    backlogs: Mutex<Vec<Weak<Fill>>>,
 }
 
 impl FetchBudget {
@@ -22,6 +26,26 @@ impl FetchBudget {
     /// Whether `bytes` more stay within `limit`.
     pub(super) fn has_room(&self, bytes: u64, limit: u64) -> bool {
         self.charged.load(Ordering::Relaxed) + bytes <= limit
+    }
+
+    /// Registers a fill whose body is not kept any more.
+    pub(super) fn add_backlog(&self, fill: &Arc<Fill>) {
+        let mut backlogs = self.backlogs.lock().unwrap_or_else(PoisonError::into_inner);
+        backlogs.retain(|fill| fill.strong_count() > 0);
+        backlogs.push(Arc::downgrade(fill));
+    }
+
+    /// Frees what is buffered for slow readers of bodies that are not kept, except a small window:
+    /// these readers are detached.
+    pub(super) fn shed_backlogs(&self) {
+        // The list is copied: a fill that is dropped here may end requests.
+        let backlogs: Vec<Arc<Fill>> = {
+            let backlogs = self.backlogs.lock().unwrap_or_else(PoisonError::into_inner);
+            backlogs.iter().filter_map(Weak::upgrade).collect()
+        };
+        for fill in backlogs {
+            fill.lock().detach_readers_behind(WINDOW_BYTES_MIN);
+        }
     }
 
     /// An empty reservation, for a body that is collected outside a fill.

@@ -6,14 +6,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use shard::KeyRef;
+use shard::{EpochSnapshot, KeyRef};
 
 use super::budget::FetchBudget;
 use super::producer::Producer;
 use super::reader::FillReader;
 use super::state::{BodyEnd, Fill, FillPhase};
 use super::table::{Entered, FillTable, Registration};
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::http::message::Response;
 
 /// Failed fetches after which all waiting requests fail. A dead origin then does not receive one
@@ -29,9 +29,15 @@ pub(crate) enum JoinResult {
 }
 
 impl FillTable {
-    /// Joins the fill of `key`, or leads a new one.
-    pub(crate) fn join_or_lead(self: &Arc<Self>, key: &KeyRef<'_>) -> JoinResult {
-        match self.enter(key) {
+    /// Joins the fill of `key`, or leads a new one that begins at `epoch`. `is_current` says whether
+    /// a response requested at a time in the sequence of removals still answers this request.
+    pub(crate) fn join_or_lead(
+        self: &Arc<Self>,
+        key: &KeyRef<'_>,
+        epoch: EpochSnapshot,
+        is_current: impl FnOnce(EpochSnapshot) -> bool,
+    ) -> JoinResult {
+        match self.enter(key, epoch, is_current) {
             Entered::New(fill, registration) => JoinResult::Lead(FillLeader::new(fill, Some(registration))),
             Entered::Existing(fill, registration, slot) => {
                 JoinResult::Join(FillJoiner { fill, registration, slot: Some(slot) })
@@ -41,8 +47,8 @@ impl FillTable {
     }
 
     /// Leads a fill of `key`, unless there is one already. For background work.
-    pub(crate) fn try_lead(self: &Arc<Self>, key: &KeyRef<'_>) -> Option<FillLeader> {
-        match self.join_or_lead(key) {
+    pub(crate) fn try_lead(self: &Arc<Self>, key: &KeyRef<'_>, epoch: EpochSnapshot) -> Option<FillLeader> {
+        match self.join_or_lead(key, epoch, |_| true) {
             JoinResult::Lead(leader) => Some(leader),
             JoinResult::Join(_) | JoinResult::Bypass => None,
         }
@@ -64,7 +70,7 @@ impl FillLeader {
 
     /// A fetch that no other request joins.
     pub(crate) fn solo() -> Self {
-        FillLeader::new(Arc::new(Fill::new()), None)
+        FillLeader::new(Arc::new(Fill::new(None)), None)
     }
 
     /// Whether no other request can join.
@@ -177,7 +183,7 @@ pub(crate) enum JoinOutcome {
     Stream(Arc<Response>, FillReader),
     /// Nothing is shared. The request looks up again.
     Retry,
-    /// The response is for the leader alone. The request fetches on its own.
+    /// The response is for the leader alone, or too far ahead. The request fetches on its own.
     Bypass,
     Failed(ErrorKind),
     /// The leader was dropped or failed. This request leads now.
@@ -208,10 +214,16 @@ impl FillJoiner {
                 let leader = FillLeader::new(Arc::clone(&self.fill), Some(self.registration.clone()));
                 Poll::Ready(JoinOutcome::Lead(leader))
             }
-            // The body failed before this request has read a byte: another fetch may succeed.
-            FillPhase::Streaming(_) if state.body_end == BodyEnd::Aborted => Poll::Ready(JoinOutcome::Retry),
+            // The body failed before this request has read a byte. A fetch for each request that
+            // waited would be a stampede on an origin in trouble.
+            FillPhase::Streaming(_) if let BodyEnd::Aborted(error) = &state.body_end => {
+                Poll::Ready(JoinOutcome::Failed(Error::from(error).kind()))
+            }
             FillPhase::Streaming(response) => {
                 let response = Arc::clone(response);
+                if state.slots.is_detached(slot) {
+                    return Poll::Ready(JoinOutcome::Bypass);
+                }
                 drop(state);
                 self.slot = None;
                 Poll::Ready(JoinOutcome::Stream(response, FillReader::new(&self.fill, slot)))

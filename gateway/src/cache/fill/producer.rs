@@ -6,8 +6,9 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 
 use super::budget::FetchBudget;
-use super::state::{BodyEnd, Fill, WINDOW_BYTES, WINDOW_BYTES_MIN};
+use super::state::{BodyEnd, Fill, WINDOW_BYTES_MIN};
 use super::table::Registration;
+use crate::http::body::BodyError;
 use crate::http::fields::Fields;
 
 /// Appends the body of a fill. Dropping it before `complete` aborts the body for every reader.
@@ -30,7 +31,15 @@ impl Producer {
     /// `object_bytes`, and all fetches together within the budget.
     pub(crate) fn can_keep(&self, bytes: u64, object_bytes: u64) -> bool {
         let state = self.fill.lock();
-        state.keeps_body && state.end + bytes <= object_bytes && self.budget.has_room(bytes, self.budget_bytes)
+        if !state.keeps_body || state.end + bytes > object_bytes {
+            return false;
+        }
+        drop(state);
+        if !self.budget.has_room(bytes, self.budget_bytes) {
+            // Bodies that are not stored do not use up the room of those that may be.
+            self.budget.shed_backlogs();
+        }
+        self.budget.has_room(bytes, self.budget_bytes)
     }
 
     /// Stops keeping the body, because it is too large to store. No further request can join.
@@ -38,25 +47,29 @@ impl Producer {
         if let Some(registration) = self.registration.take() {
             registration.remove(&self.fill);
         }
-        let mut state = self.fill.lock();
-        state.keeps_body = false;
-        state.discard_consumed();
+        self.fill.lock().stop_keeping();
+        self.budget.add_backlog(&self.fill);
+    }
+
+    /// Whether the body has more than `bytes`.
+    pub(crate) fn is_longer_than(&self, bytes: u64) -> bool {
+        self.fill.lock().end > bytes
     }
 
     /// Resolves to `true` when more bytes can be pushed, and to `false` when no reader is left.
     ///
     /// A body that is not kept is buffered up to a window. When the window is full, the readers
     /// that are a window behind are detached if another reader waits for bytes; else the readers
-    /// that are left set the pace.
+    /// that are left set the pace. The window is smaller while the budget is used up.
     pub(crate) fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut state = self.fill.lock();
         // Also wakes the producer when the last reader is dropped while the upstream is silent.
         state.register_fetch(cx);
-        if !state.slots.has_attached() {
+        if !state.has_purpose() {
             return Poll::Ready(false);
         }
         let has_room = self.budget.has_room(WINDOW_BYTES_MIN, self.budget_bytes);
-        let window = if has_room { WINDOW_BYTES } else { WINDOW_BYTES_MIN };
+        let window = if has_room { state.window } else { WINDOW_BYTES_MIN };
         let is_full = !state.keeps_body && state.end - state.start >= window;
         if is_full && !state.detach_slow_readers(window) {
             return Poll::Pending;
@@ -65,18 +78,21 @@ impl Producer {
     }
 
     /// The complete body in one buffer that is not charged to the budget: the cache accounts for
-    /// it. `None` if the body was not kept.
+    /// it. The chunks stay charged until their last reader has read them. `None` if the body was
+    /// not kept.
     pub(crate) fn body(&self) -> Option<Bytes> {
-        let mut state = self.fill.lock();
+        let state = self.fill.lock();
         if !state.keeps_body {
             return None;
         }
         let mut body = BytesMut::with_capacity(usize::try_from(state.end).ok()?);
         state.chunks().for_each(|chunk| body.extend_from_slice(chunk));
-        let body = body.freeze();
-        // The remaining readers share the buffer that is stored.
-        state.set_whole(body.clone());
-        Some(body)
+        Some(body.freeze())
+    }
+
+    /// Ends the body with a failure, which every reader gets.
+    pub(crate) fn abort(self, error: BodyError) {
+        self.fill.lock().body_end = BodyEnd::Aborted(error);
     }
 
     /// Ends the body, with its trailers. Call it after the entry is stored, so that the next lookup
@@ -88,6 +104,9 @@ impl Producer {
         }
         let mut state = self.fill.lock();
         state.body_end = BodyEnd::Complete;
+        // No request joins any more: what every reader has read is freed.
+        state.keeps_body = false;
+        state.discard_consumed();
         state.trailers = trailers.map(|trailers| Arc::new(trailers.clone()));
         state.wake_readers();
     }
@@ -99,8 +118,8 @@ impl Drop for Producer {
             registration.remove(&self.fill);
         }
         let mut state = self.fill.lock();
-        if state.body_end == BodyEnd::Open {
-            state.body_end = BodyEnd::Aborted;
+        if let BodyEnd::Open = state.body_end {
+            state.body_end = BodyEnd::Aborted(BodyError::Truncated);
         }
         state.wake_readers();
     }

@@ -46,7 +46,13 @@ impl FillReader {
 
     /// Whether the body is not complete yet. Only then can this reader be detached.
     pub(crate) fn is_open(&self) -> bool {
-        self.fill.lock().body_end == BodyEnd::Open
+        matches!(self.fill.lock().body_end, BodyEnd::Open)
+    }
+
+    /// Ends without reading: the client has the object already. A body that is kept is still
+    /// completed, for the store and for other readers.
+    pub(crate) fn leave_to_store(self) {
+        self.fill.lock().is_wanted = true;
     }
 
     /// The head that the fill has published.
@@ -71,12 +77,12 @@ impl BodySource for FillReader {
             self.chunk = chunk;
             return Poll::Ready(Ok(()));
         }
-        match state.body_end {
+        match &state.body_end {
             BodyEnd::Complete => {
                 self.trailers = state.trailers.clone().filter(|_| self.accepts_trailers);
                 Poll::Ready(Ok(()))
             }
-            BodyEnd::Aborted => Poll::Ready(Err(BodyError::Truncated)),
+            BodyEnd::Aborted(error) => Poll::Ready(Err(error.shared())),
             BodyEnd::Open => {
                 state.slots.register(self.slot, cx);
                 // If the window is full, a reader that has read everything makes the producer

@@ -50,6 +50,11 @@ pub(super) struct FillSlots {
 }
 
 impl FillSlots {
+    /// Whether the request gets no more bytes of the shared fetch.
+    pub(super) fn is_detached(&mut self, slot: usize) -> bool {
+        matches!(self.position(slot), SlotPosition::Detached(_))
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }

@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 
 use bytes::Bytes;
+use shard::EpochSnapshot;
 
 use super::slots::{FillSlots, SlotList, SlotPosition};
 use crate::error::ErrorKind;
+use crate::http::body::BodyError;
 use crate::http::fields::Fields;
 use crate::http::message::Response;
 
@@ -37,11 +39,11 @@ pub(super) enum FillPhase {
 }
 
 /// Whether more of the body follows.
-#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum BodyEnd {
     Open,
     Complete,
-    Aborted,
+    /// The body failed, for this reason.
+    Aborted(BodyError),
 }
 
 /// Buffered bytes, with the readers that read them next.
@@ -67,6 +69,13 @@ pub(super) struct FillState {
     /// Whether the body is buffered from its first byte, to be stored and for requests that join
     /// later.
     pub(super) keeps_body: bool,
+    /// Whether a body that is kept is completed without a reader: a client had the object already,
+    /// the store does not.
+    pub(super) is_wanted: bool,
+    /// Bytes that a reader may be behind the end of a body that is not kept any more: at least the
+    /// bytes that were buffered for it when keeping ended, so that a request which came later, and
+    /// reads as fast as the others, is not cut.
+    pub(super) window: u64,
     pub(super) slots: FillSlots,
     /// The requests that wait for the head.
     waiting: SlotList,
@@ -78,12 +87,15 @@ pub(super) struct FillState {
 
 /// One fetch that several requests share: its head, the bytes that arrived, and its readers.
 pub(super) struct Fill {
+    /// The time in the sequence of removals at which the fetch began; `None` if no request joins.
+    pub(super) epoch: Option<EpochSnapshot>,
     state: Mutex<FillState>,
 }
 
 impl Fill {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(epoch: Option<EpochSnapshot>) -> Self {
         Fill {
+            epoch,
             state: Mutex::new(FillState {
                 phase: FillPhase::Waiting { has_leader: true },
                 chunks: VecDeque::new(),
@@ -95,6 +107,8 @@ impl Fill {
                 trailers: None,
                 failures: 0,
                 keeps_body: true,
+                is_wanted: false,
+                window: WINDOW_BYTES,
                 slots: FillSlots::default(),
                 waiting: SlotList::default(),
                 at_end: SlotList::default(),
@@ -243,10 +257,28 @@ impl FillState {
         }
     }
 
+    /// Stops keeping the body. Its backlog becomes the window.
+    pub(super) fn stop_keeping(&mut self) {
+        self.keeps_body = false;
+        self.discard_consumed();
+        self.window = self.window.max(self.end - self.start);
+    }
+
+    /// Whether the fetch goes on: for a reader, or for the store.
+    pub(super) fn has_purpose(&self) -> bool {
+        self.slots.has_attached() || (self.is_wanted && self.keeps_body)
+    }
+
     /// Detaches the readers that are `window` bytes behind, if another reader has read everything
     /// and waits: the slow ones must not hold it back. Returns whether one was detached.
     pub(super) fn detach_slow_readers(&mut self, window: u64) -> bool {
-        if self.at_end.is_empty() {
+        !self.at_end.is_empty() && self.detach_readers_behind(window)
+    }
+
+    /// Detaches the readers that are `window` bytes behind, of a body that is not kept. Returns
+    /// whether one was detached.
+    pub(super) fn detach_readers_behind(&mut self, window: u64) -> bool {
+        if self.keeps_body {
             return false;
         }
         let mut is_detached = false;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use shard::{CacheKey, KeyRef};
+use shard::{CacheKey, EpochSnapshot, KeyRef};
 
 use super::budget::FetchBudget;
 use super::state::{Fill, FillPhase};
@@ -58,10 +58,17 @@ impl FillTable {
         &self.budget
     }
 
-    pub(super) fn enter(self: &Arc<Self>, key: &KeyRef<'_>) -> Entered {
+    /// Enters the fill of `key`, or a new one that begins at `epoch`. A fill that began before the
+    /// key was removed is left to the requests that are at it already.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        key: &KeyRef<'_>,
+        epoch: EpochSnapshot,
+        is_current: impl FnOnce(EpochSnapshot) -> bool,
+    ) -> Entered {
         let mut partition = self.partition(key.hash());
         let registration = Registration { table: Arc::clone(self), key: key.to_owned() };
-        if let Some(fill) = partition.get(&registration.key) {
+        if let Some(fill) = partition.get(&registration.key).filter(|fill| fill.epoch.is_some_and(is_current)) {
             let mut state = fill.lock();
             if state.slots.len() >= SLOTS_MAX {
                 return Entered::Full;
@@ -73,7 +80,7 @@ impl FillTable {
             };
             return Entered::Existing(Arc::clone(fill), registration, slot);
         }
-        let fill = Arc::new(Fill::new());
+        let fill = Arc::new(Fill::new(Some(epoch)));
         partition.insert(registration.key.clone(), Arc::clone(&fill));
         Entered::New(fill, registration)
     }

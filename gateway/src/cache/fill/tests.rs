@@ -2,17 +2,18 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use shard::{KeyBuilder, KeyRef};
+use shard::{EpochSnapshot, KeyBuilder, KeyRef, LocalConfig, Store};
 
 use super::leader::FillJoiner;
 use super::state::{Fill, WINDOW_BYTES, WINDOW_BYTES_MIN};
 use super::*;
+use crate::cache::stored::CacheMeta;
 use crate::error::ErrorKind;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::message::{Response, StatusCode};
@@ -25,8 +26,18 @@ fn with_key<T>(act: impl FnOnce(&KeyRef<'_>) -> T) -> T {
     act(&builder.part(b"k").key())
 }
 
+/// A time in a sequence without removals.
+fn epoch() -> EpochSnapshot {
+    static EPOCH: LazyLock<EpochSnapshot> = LazyLock::new(|| {
+        let local = LocalConfig { memory_bytes: 1 << 20, hot_rate: 1_000 };
+        let store = Store::<CacheMeta>::new(local, None).expect("a store without shards");
+        store.view().epoch_snapshot()
+    });
+    *EPOCH
+}
+
 fn enter(table: &Arc<FillTable>) -> JoinResult {
-    with_key(|key| table.join_or_lead(key))
+    with_key(|key| table.join_or_lead(key, epoch(), |_| true))
 }
 
 fn lead(table: &Arc<FillTable>) -> FillLeader {
