@@ -133,7 +133,7 @@ fn background_validation_continues_without_readers() {
 }
 
 #[test]
-fn stalled_readers_throttle_the_origin_and_do_not_grow_memory() {
+fn stalled_clients_of_a_passed_body_throttle_the_origin() {
     const READERS: usize = 40;
     // 64 MiB, of which no reader consumes anything.
     let origin = Origin::start(|_| {
@@ -151,9 +151,8 @@ fn stalled_readers_throttle_the_origin_and_do_not_grow_memory() {
     }
     std::thread::sleep(Duration::from_millis(500));
     let grown = gateway.process.memory().saturating_sub(before);
-    // A body that is too large to store is buffered only for one window per fill: 1 MiB and a
-    // buffer.
-    assert!(grown < (READERS * 5 / 4) << 20, "{} MiB for {READERS} readers", grown >> 20);
+    // A body of a known length above `object_bytes` is passed through: one buffer for each client.
+    assert!(grown < READERS << 20, "{} MiB for {READERS} readers", grown >> 20);
     drop(readers);
 }
 
@@ -275,12 +274,12 @@ fn validation_that_may_not_be_stored_takes_one_round() {
     assert_eq!(origin.count(), 2 + 9);
 }
 
-/// An origin with a chunked body of 12 MB, above `cache.object_bytes`.
+/// An origin with a chunked body of 24 MiB, above `cache.object_bytes`.
 fn large_chunked() -> Origin {
     Origin::start(|_| {
         let head = [("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")];
         let piece = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
-        (0..192).fold(Script::new().head(200, &head), |script, _| script.send(&piece)).send("0\r\n\r\n")
+        (0..384).fold(Script::new().head(200, &head), |script, _| script.send(&piece)).send("0\r\n\r\n")
     })
 }
 
@@ -292,7 +291,7 @@ fn stalled_reader_does_not_hold_back_another_one() {
         let head = [("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")];
         let piece = [b"10000\r\n", &[b'x'; 0x10000][..], b"\r\n"].concat();
         let start = Script::new().head(200, &head).send(&piece).wait(&opened);
-        (1..192).fold(start, |script, _| script.send(&piece)).send("0\r\n\r\n")
+        (1..384).fold(start, |script, _| script.send(&piece)).send("0\r\n\r\n")
     });
     let gateway = cached(&origin);
     let mut stalled = gateway.connect();
@@ -304,16 +303,16 @@ fn stalled_reader_does_not_hold_back_another_one() {
     let begun = Instant::now();
     gate.open();
     let response = fast.read_response();
-    assert_eq!((response.end, response.body.len()), (BodyEnd::Complete, 192 << 16));
+    assert_eq!((response.end, response.body.len()), (BodyEnd::Complete, 384 << 16));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert_eq!(origin.count(), 1, "both read one fetch");
     // The slow client gets what was sent to it, then a reset.
-    assert!(stalled.read_to_end().len() < 192 << 16);
+    assert!(stalled.read_to_end().len() < 384 << 16);
     wait_for(|| gateway.metric("tidegate_responses_aborted_total{reason=\"slow_reader\"}") == 1.0, STEP_TIMEOUT);
 }
 
 /// Size of the object that a slow reader continues: above `cache.object_bytes`.
-const LARGE: usize = 12 << 20;
+const LARGE: usize = 24 << 20;
 
 /// Bytes that differ at every offset within reach of a mistake.
 fn large_body() -> Vec<u8> {
@@ -423,7 +422,7 @@ fn slow_reader_of_a_known_length_continues_while_the_budget_is_used_up() {
             Script::new().head(200, &head).send(&body[..0x10000]).wait(&opened).send(&body[0x10000..])
         }
     });
-    let rest = "[cache]\nobject_bytes = \"16MiB\"\ninflight_fetch_bytes = \"1MiB\"\n";
+    let rest = "[cache]\nobject_bytes = \"32MiB\"\ninflight_fetch_bytes = \"1MiB\"\n";
     let gateway = Gateway::start(&one_route(origin.address, CACHED, rest));
     let response = read_slowly(&gateway, &gate);
     assert!((response.end, response.body) == (BodyEnd::Complete, large_body()));
@@ -693,4 +692,173 @@ fn stalled_readers_of_growing_bodies_stay_within_the_budget() {
     let bound = (BUDGET_MIB << 20) + READERS * (256 << 10) + (8 << 20);
     assert!(largest < bound, "{} MiB, at most {} MiB", largest >> 20, bound >> 20);
     drop(readers);
+}
+
+/// A request that begins after a write or a purge does not get the response to a request that was
+/// sent before it.
+#[test]
+fn a_request_after_a_removal_does_not_join_the_fetch_before_it() {
+    for removal in ["write", "purge-url", "purge-all", "purge-tag"] {
+        let gate = Gate::default();
+        let opened = gate.clone();
+        let origin = Origin::start(move |request| match (request.method.as_str(), request.number) {
+            ("GET", 0) => Script::new()
+                .head(200, &[("Cache-Control", "max-age=60"), ("Surrogate-Key", "t"), ("Content-Length", "3")])
+                .wait(&opened)
+                .send("old"),
+            _ => Script::ok(&[("Cache-Control", "max-age=60")], "new"),
+        });
+        let gateway = cached(&origin);
+        let mut first = gateway.connect();
+        first.send_get("/x", &[]);
+        assert_eq!(first.read_head().status, 200);
+        match removal {
+            "write" => assert_eq!(gateway.request("POST", "/x", &[], b"").status, 200),
+            purge => {
+                let query = match purge {
+                    "purge-url" => "url=http://gate.test/x".to_owned(),
+                    "purge-all" => "all=true".to_owned(),
+                    _ => "tag=t".to_owned(),
+                };
+                let mut admin = Client::connect(gateway.admin);
+                let status =
+                    admin.request("POST", &format!("/api/v1/purge?{query}"), &[("host", "localhost")], b"").status;
+                assert_eq!(status, 200, "{purge}");
+            }
+        }
+        let second = gateway.get("/x", &[]);
+        assert_eq!((second.status, second.text()), (200, "new".to_owned()), "{removal}: {}", second.cache_status());
+        gate.open();
+        assert_eq!(first.read_bytes(3), b"old");
+        assert!(gateway.get("/x", &[]).text() == "new", "{removal}: the old response is not stored");
+    }
+}
+
+#[test]
+fn body_that_fails_with_its_head_is_not_fetched_once_for_each_waiting_request() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| {
+        let bytes = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\nnot a size\r\n";
+        Script::new().wait(&opened).send(bytes).close()
+    });
+    let gateway = cached(&origin);
+    let waiting = wait_together(&gateway, 60);
+    gate.open();
+    for mut client in waiting {
+        // The leader's response may have begun.
+        let response = client.read_response();
+        assert!(response.status == 502 || response.end != BodyEnd::Complete, "{}", response.status);
+    }
+    assert!(origin.count() <= 2, "{} requests", origin.count());
+}
+
+/// Conditional requests leave no reader behind: one connection cannot fill the places of a fetch.
+#[test]
+fn matching_conditions_neither_fill_a_fetch_nor_keep_it_alive() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| {
+        Script::new()
+            .head(200, &[("Cache-Control", "max-age=60"), ("ETag", "\"a\""), ("Content-Length", "8")])
+            .send("half")
+            .wait(&opened)
+            .send("rest")
+    });
+    let gateway = cached(&origin);
+    let mut first = gateway.connect();
+    first.send_get("/x", &[]);
+    assert_eq!(first.read_head().status, 200);
+    let mut conditional = gateway.connect();
+    for _ in 0..20_100 {
+        let response = conditional.get("/x", &[("If-None-Match", "*")]);
+        assert_eq!(response.status, 304);
+    }
+    // There is still a place for others.
+    let mut second = gateway.connect();
+    second.send_get("/x", &[]);
+    assert_eq!(second.read_head().status, 200);
+    drop(first);
+    drop(second);
+    // The object is completed for the store, because clients have asked for it.
+    gate.open();
+    wait_for(|| gateway.get("/x", &[]).is_hit(), STEP_TIMEOUT);
+    assert_eq!(origin.count(), 1);
+}
+
+/// The second client begins later and reads as fast as the first: it is not slow.
+#[test]
+fn a_request_that_joins_late_is_not_cut() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| {
+        let head = Script::new().head(200, &[("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")]);
+        let first = (0..6).fold(head, |script, _| script.send(piece()));
+        (0..6).fold(first.wait(&opened), |script, _| script.send(piece())).send("0\r\n\r\n")
+    });
+    let gateway = cached(&origin);
+    let mut early = gateway.connect();
+    early.send_get("/x", &[]);
+    let early_head = early.read_head();
+    // It has read half of the body when the other one begins.
+    let mut late = gateway.connect();
+    late.send_get("/x", &[]);
+    let late_head = late.read_head();
+    assert_eq!((early_head.status, late_head.status), (200, 200));
+    let reader = std::thread::spawn(move || early.read_body(early_head, "GET"));
+    gate.open();
+    let late = late.read_body(late_head, "GET");
+    let early = reader.join().expect("the early client reads");
+    assert_eq!((early.end, early.body.len()), (BodyEnd::Complete, 12 << 20));
+    assert_eq!((late.end, late.body.len()), (BodyEnd::Complete, 12 << 20));
+    assert_eq!(origin.count(), 1);
+    // The object is known to be too large: the next requests of it do not wait for each other.
+    assert!(gateway.get("/x", &[]).cache_status().contains("fwd=miss"));
+}
+
+/// A chunk of 1 MiB.
+fn piece() -> Vec<u8> {
+    [b"100000\r\n", &[b'x'; 1 << 20][..], b"\r\n"].concat()
+}
+
+/// Clients that do not read bodies which outgrow the object limit hold the budget of all fetches.
+/// The responses of others are stored all the same.
+#[test]
+fn stalled_readers_do_not_keep_other_responses_from_the_store() {
+    let origin = Origin::start(|request| {
+        if request.target.starts_with("/small") {
+            return Script::ok(&[("Cache-Control", "max-age=60")], vec![b'x'; 100 << 10]);
+        }
+        let head = Script::new().head(200, &[("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")]);
+        (0..12).fold(head, |script, _| script.send(piece())).send("0\r\n\r\n")
+    });
+    let rest = "[cache]\ninflight_fetch_bytes = \"24MiB\"\n";
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, rest));
+    let stalled: Vec<Client> = (0..8)
+        .map(|number| {
+            let mut client = gateway.connect();
+            client.send_get(&format!("/big/{number}"), &[]);
+            client
+        })
+        .collect();
+    wait_for(|| origin.count() == 8, STEP_TIMEOUT);
+    std::thread::sleep(Duration::from_millis(500));
+    for number in 0..5 {
+        let target = format!("/small/{number}");
+        assert_eq!(gateway.get(&target, &[]).status, 200);
+        wait_for(|| gateway.get(&target, &[]).is_hit(), STEP_TIMEOUT);
+    }
+    drop(stalled);
+}
+
+/// The clock that ended a shared fetch is in the log of each of its readers.
+#[test]
+fn a_fetch_that_ends_by_its_total_time_is_not_blamed_on_the_upstream() {
+    let origin = Origin::start(|_| {
+        Script::new().head(200, &[("Cache-Control", "max-age=60"), ("Content-Length", "8")]).send("half").hang()
+    });
+    let gateway = Gateway::start(&one_route(origin.address, &format!("{CACHED}\ntotal_timeout = \"300ms\""), ""));
+    assert_ne!(gateway.get("/x", &[]).end, BodyEnd::Complete);
+    let log = gateway.access_log(1);
+    assert_eq!(log[0]["blame"], "gateway", "{}", log[0]);
 }

@@ -300,8 +300,12 @@ impl RequestContext<'_> {
         let is_solo = leader.is_solo();
         let budget_bytes = self.snapshot.cache.inflight_fetch_bytes;
         let (producer, reader) = leader.publish_head(shared, self.worker.fills.budget(), budget_bytes);
+        let length = match self.response.length {
+            BodyLength::Known(length) => Some(length),
+            _ => None,
+        };
         let (worker, snapshot) = (Rc::clone(self.worker), Arc::clone(self.snapshot));
-        let mut running = Box::pin(FillTask { entry, producer, source, worker, snapshot }.run());
+        let mut running = Box::pin(FillTask { entry, producer, source, length, worker, snapshot }.run());
         // Most small bodies arrive with their head: this one poll then ends the task, and none is
         // spawned.
         let waker = Waker::noop();

@@ -38,6 +38,8 @@ pub(super) struct FillTask {
     pub(super) entry: Option<PendingEntry>,
     pub(super) producer: Producer,
     pub(super) source: UpstreamBody<'static>,
+    /// The length of the body, if the head announced it.
+    pub(super) length: Option<u64>,
     pub(super) worker: Rc<WorkerResources>,
     pub(super) snapshot: Arc<Snapshot>,
 }
@@ -45,7 +47,7 @@ pub(super) struct FillTask {
 impl FillTask {
     /// Stores the body once it is complete. Ends early when no reader is left.
     pub(super) async fn run(self) {
-        let FillTask { entry, mut producer, mut source, worker, snapshot } = self;
+        let FillTask { mut entry, mut producer, mut source, length, worker, snapshot } = self;
         let mut is_kept = entry.is_some();
         if !is_kept {
             producer.stop_keeping();
@@ -79,15 +81,27 @@ impl FillTask {
                     mark_uncacheable(entry.as_ref(), &worker);
                 }
             }
+            // Stored before the last bytes of a known length are sent: a client that has read them
+            // finds the entry.
+            if length.is_some_and(|length| producer.length() + count as u64 == length) {
+                store(entry.take(), producer.body_with(data), (&worker, &snapshot));
+            }
             producer.push(data);
             source.consume(count);
         }
-        if let (Some(entry), Some(body)) = (entry, producer.body())
-            && entry.extent.is_none_or(|extent| extent.length == body.len() as u64)
-        {
-            entry.store(&worker, &snapshot, body);
+        if entry.is_some() {
+            store(entry, producer.body_with(&[]), (&worker, &snapshot));
         }
         producer.complete(source.all_trailers());
+    }
+}
+
+/// Stores a body that was kept, unless it is not the part that its head announced.
+fn store(entry: Option<PendingEntry>, body: Option<Bytes>, (worker, snapshot): (&WorkerResources, &Snapshot)) {
+    if let (Some(entry), Some(body)) = (entry, body)
+        && entry.extent.is_none_or(|extent| extent.length == body.len() as u64)
+    {
+        entry.store(worker, snapshot, body);
     }
 }
 

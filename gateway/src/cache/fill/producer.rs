@@ -77,16 +77,22 @@ impl Producer {
         Poll::Ready(true)
     }
 
-    /// The complete body in one buffer that is not charged to the budget: the cache accounts for
-    /// it. The chunks stay charged until their last reader has read them. `None` if the body was
+    /// The bytes that were pushed so far.
+    pub(crate) fn length(&self) -> u64 {
+        self.fill.lock().end
+    }
+
+    /// The complete body, which ends with `last`, in one buffer that is not charged to the budget:
+    /// the cache accounts for it. The chunks stay charged until their last reader has read them. `None` if the body was
     /// not kept.
-    pub(crate) fn body(&self) -> Option<Bytes> {
+    pub(crate) fn body_with(&self, last: &[u8]) -> Option<Bytes> {
         let state = self.fill.lock();
         if !state.keeps_body {
             return None;
         }
-        let mut body = BytesMut::with_capacity(usize::try_from(state.end).ok()?);
+        let mut body = BytesMut::with_capacity(usize::try_from(state.end).ok()? + last.len());
         state.chunks().for_each(|chunk| body.extend_from_slice(chunk));
+        body.extend_from_slice(last);
         Some(body.freeze())
     }
 
