@@ -529,10 +529,8 @@ fn half_open_breaker_takes_its_probes_back_from_clients_that_stall() {
     thread::sleep(500 * MS);
     let mut stalled: Vec<Client> = (0..3).map(|_| begin_upload(&gateway, 10, &[])).collect();
     wait_for(|| gateway.metric("tidegate_requests_in_flight") == 3.0, STEP_TIMEOUT);
-    assert_eq!(gateway.get("/", &[]).status, 503, "the stalled clients hold the probes");
-    let start = Instant::now();
-    wait_for(|| gateway.get("/", &[]).status == 200, STEP_TIMEOUT);
-    assert!(start.elapsed() < 3_000 * MS, "{:?}", start.elapsed());
+    // A complete request takes the probe of a stalled client at once.
+    assert_eq!(gateway.get("/", &[]).status, 200);
     let closes = || gateway.get("/", &[]).status == 200 && !gateway.process.stderr.events("breaker_closed").is_empty();
     wait_for(closes, STEP_TIMEOUT);
     assert_eq!(gateway.metric("tidegate_breaker_state{route=\"all\"}"), 0.0);

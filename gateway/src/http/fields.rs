@@ -235,7 +235,7 @@ impl Fields {
         out.extend_from_slice(&self.text[run]);
     }
 
-    pub(crate) fn remove(&mut self, known: KnownField) {
+    pub fn remove(&mut self, known: KnownField) {
         if self.has(known) {
             self.retain(|field| field.known != Some(known));
         }

@@ -164,9 +164,21 @@ impl UpstreamCall<'_> {
                 permit.start(Instant::now().into_std());
             }
         };
+        let mut on_endpoint_failed = |failure: UpstreamFailure| {
+            count_timeout_of(&failure.error);
+            report_failure(route, failure);
+        };
         let timeouts = route.timeouts();
         let total_at = timeouts.total.map(|total| now + total).into_iter().chain(deadline).min();
-        let outgoing = OutgoingRequest { request, response, timeouts, now, total_at, on_sent: &mut on_sent };
+        let outgoing = OutgoingRequest {
+            request,
+            response,
+            timeouts,
+            now,
+            total_at,
+            on_sent: &mut on_sent,
+            on_endpoint_failed: &mut on_endpoint_failed,
+        };
         let result = route.upstream.send(outgoing, body).await;
         // A call that says nothing about the upstream has no verdict: its permit is dropped.
         let succeeded = match &result {
@@ -184,16 +196,11 @@ impl UpstreamCall<'_> {
                 Some(call)
             }
         };
-        let exchange = result.map_err(|UpstreamFailure { endpoint, error, is_verdict }| {
-            count_timeout_of(&error);
-            record.upstream = endpoint;
-            record.blame = Some(error.blame());
-            let error = Error::from(error);
-            if let Some(kind) = fault(error.kind()).filter(|_| is_verdict) {
-                let endpoint = record.upstream.as_ref().unwrap_or(&route.upstream.config().name);
-                Event::UpstreamFailed { route: &route.config.name, endpoint, kind }.emit();
-            }
-            error
+        let exchange = result.map_err(|failure| {
+            count_timeout_of(&failure.error);
+            record.upstream.clone_from(&failure.endpoint);
+            record.blame = Some(failure.error.blame());
+            report_failure(route, failure)
         })?;
         hop::strip_response(response);
         if !response.fields.has(KnownField::Date) {
@@ -277,6 +284,17 @@ fn count_timeout_of(error: &UpstreamConnectionError) {
     {
         TIMEOUTS.inc(*timeout);
     }
+}
+
+/// Logs the failure of an endpoint that is proof of a fault of the upstream, and converts it.
+fn report_failure(route: &Route, failure: UpstreamFailure) -> Error {
+    let UpstreamFailure { endpoint, error, is_verdict } = failure;
+    let error = Error::from(error);
+    if let Some(kind) = fault(error.kind()).filter(|_| is_verdict) {
+        let endpoint = endpoint.as_ref().unwrap_or(&route.upstream.config().name);
+        Event::UpstreamFailed { route: &route.config.name, endpoint, kind }.emit();
+    }
+    error
 }
 
 fn fault(kind: ErrorKind) -> Option<UpstreamFault> {

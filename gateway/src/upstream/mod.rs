@@ -10,7 +10,7 @@ mod exchange;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 pub(crate) use exchange::{Tunnel, UpstreamExchange};
 pub(crate) use pool::sweep;
@@ -100,6 +100,8 @@ pub(crate) struct OutgoingRequest<'r> {
     pub(crate) total_at: Option<Instant>,
     /// Called when the upstream has the whole request; again if the request is sent again.
     pub(crate) on_sent: &'r mut dyn FnMut(),
+    /// Called for each endpoint that could not be reached before another one was tried.
+    pub(crate) on_endpoint_failed: &'r mut dyn FnMut(UpstreamFailure),
 }
 
 /// A named set of endpoints, shared by all threads.
@@ -129,7 +131,7 @@ impl Upstream {
         outgoing: OutgoingRequest<'_>,
         mut body: RequestBody<'a>,
     ) -> Result<UpstreamExchange<'a>, UpstreamFailure> {
-        let OutgoingRequest { request, response, timeouts, now, total_at, on_sent } = outgoing;
+        let OutgoingRequest { request, response, timeouts, now, total_at, on_sent, on_endpoint_failed } = outgoing;
         let is_repeatable = request.method.is_idempotent() && body.is_replayable();
         let mut attempt = UpstreamAttempt {
             request,
@@ -143,6 +145,9 @@ impl Upstream {
         let mut tried = 0u64;
         let mut failure = None;
         while let Some(index) = self.endpoints.select(tried, now.into_std()) {
+            if let Some(failure) = failure.take() {
+                on_endpoint_failed(failure);
+            }
             tried |= if index < 64 { 1 << index } else { u64::MAX };
             let in_flight = InFlightGuard::new(Arc::clone(&self.endpoints), index);
             match self.connect(index, total_at, true).await {
@@ -200,14 +205,16 @@ impl Upstream {
     ) -> Result<Box<UpstreamConnection>, UpstreamConnectionError> {
         let endpoint = self.endpoints.get(index);
         let connect_timeout = self.config.connect_timeout;
-        let (time_left, timed_out) = match total_at.map(|at| at.saturating_duration_since(Instant::now())) {
-            Some(left) if left.is_zero() => return Err(UpstreamConnectionError::Timeout(ExchangeTimeout::Total)),
-            Some(left) if left < connect_timeout => (left, ExchangeTimeout::Total),
-            _ => (connect_timeout, ExchangeTimeout::UpstreamConnect),
+        let now = Instant::now();
+        // One clock for resolving and connecting.
+        let (due, timed_out) = match total_at {
+            Some(total) if total <= now => return Err(UpstreamConnectionError::Timeout(ExchangeTimeout::Total)),
+            Some(total) if total < now + connect_timeout => (total, ExchangeTimeout::Total),
+            _ => (now + connect_timeout, ExchangeTimeout::UpstreamConnect),
         };
         let resolved = match endpoint.numeric {
             Some(resolved) => resolved,
-            None => timeout(time_left, endpoint::resolve(&endpoint.address))
+            None => timeout_at(due, endpoint::resolve(&endpoint.address))
                 .await
                 .map_err(|_| UpstreamConnectionError::Timeout(timed_out))?
                 .map_err(UpstreamConnectionError::Connect)?,
@@ -216,7 +223,7 @@ impl Upstream {
             return Ok(connection);
         }
         tasks::set_waiting_for(TaskWait::UpstreamConnect);
-        match timeout(time_left, UpstreamConnection::connect(resolved)).await {
+        match timeout_at(due, UpstreamConnection::connect(resolved)).await {
             Ok(connected) => connected.map(Box::new),
             Err(_) => Err(UpstreamConnectionError::Timeout(timed_out)),
         }

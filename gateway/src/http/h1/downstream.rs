@@ -53,6 +53,8 @@ const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Reads of a closing connection before other tasks of the thread run: at most 512 KiB.
 const LINGER_READS: usize = 8;
+/// Most bytes that a closing connection discards.
+const LINGER_BYTES_MAX: usize = 64 << 20;
 
 /// Result of waiting for a request: bytes arrived, timed out, or closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,14 +322,14 @@ impl DownstreamConnection {
 
     /// Shuts the connection down without losing the last response: ends the sending side (with TLS,
     /// by a `close_notify` first), then discards what the client sends until the client closes,
-    /// sends nothing for `LINGER_IDLE_TIMEOUT`, or `LINGER_TIMEOUT` has passed. The connection is
-    /// to be dropped afterwards.
+    /// sends nothing for `LINGER_IDLE_TIMEOUT`, has sent `LINGER_BYTES_MAX`, or `LINGER_TIMEOUT`
+    /// has passed. The connection is to be dropped afterwards.
     pub(crate) async fn close(&mut self) {
         let io = &self.io;
         let RequestReader { buffer, deadline, .. } = &mut self.reader;
         let end = tokio::time::Instant::now() + LINGER_TIMEOUT;
         deadline.restart(LINGER_IDLE_TIMEOUT);
-        let mut is_shut = false;
+        let (mut is_shut, mut discarded) = (false, 0);
         tasks::set_waiting_for(TaskWait::ClientClose);
         poll_fn(|cx| {
             // While the client does not accept the end of the sending side, its bytes are read: it
@@ -340,7 +342,8 @@ impl DownstreamConnection {
                 let unread = buffer.data().len();
                 buffer.consume(unread);
                 match buffer.poll_fill(io, cx, 1) {
-                    Poll::Ready(Ok(count)) if count > 0 => {
+                    Poll::Ready(Ok(count)) if count > 0 && discarded < LINGER_BYTES_MAX => {
+                        discarded += count;
                         deadline.set(end.min(tokio::time::Instant::now() + LINGER_IDLE_TIMEOUT));
                     }
                     Poll::Ready(_) => return Poll::Ready(()),

@@ -461,7 +461,12 @@ impl UpstreamConnection {
             if let Poll::Ready(result) = self.poll_fill_body(cx) {
                 return Poll::Ready(result);
             }
-            let step = if self.is_event_stream { AwaitedStep::EventStream } else { AwaitedStep::UpstreamBody };
+            let step = match self.request_state {
+                // The upstream may wait for the rest of the request, which its client owes.
+                RequestState::ClientFailed => AwaitedStep::ClientBody,
+                _ if self.is_event_stream => AwaitedStep::EventStream,
+                _ => AwaitedStep::UpstreamBody,
+            };
             if let Some(timeout) = ready!(self.poll_clock(cx, step, request_body)) {
                 return Poll::Ready(Err(BodyError::Timeout(timeout)));
             }
