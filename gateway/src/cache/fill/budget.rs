@@ -1,8 +1,8 @@
 //! The memory that bodies of fetches in flight hold: charged when it is allocated, credited when it
 //! is freed by its last owner.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 

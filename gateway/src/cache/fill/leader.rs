@@ -29,8 +29,9 @@ pub(crate) enum JoinResult {
 }
 
 impl FillTable {
-    /// Joins the fill of `key`, or leads a new one that begins at `epoch`. `is_current` says whether
-    /// a response requested at a time in the sequence of removals still answers this request.
+    /// Joins the fill of `key`, or leads a new one that begins at `epoch`. `is_current` says
+    /// whether a response requested at a time in the sequence of removals still answers this
+    /// request.
     pub(crate) fn join_or_lead(
         self: &Arc<Self>,
         key: &KeyRef<'_>,

@@ -16,9 +16,9 @@
 //! Bounds: requests per fill, bytes of all fills, window of a body that is not kept. The table
 //! contains only fills with a leader or a producer.
 
-mod budget;
 mod slots;
 mod state;
+mod budget;
 mod table;
 mod producer;
 mod reader;

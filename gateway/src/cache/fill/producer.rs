@@ -83,8 +83,8 @@ impl Producer {
     }
 
     /// The complete body, which ends with `last`, in one buffer that is not charged to the budget:
-    /// the cache accounts for it. The chunks stay charged until their last reader has read them. `None` if the body was
-    /// not kept.
+    /// the cache accounts for it. The chunks stay charged until their last reader has read them.
+    /// `None` if the body was not kept.
     pub(crate) fn body_with(&self, last: &[u8]) -> Option<Bytes> {
         let state = self.fill.lock();
         if !state.keeps_body {

@@ -72,9 +72,9 @@ pub(super) struct FillState {
     /// Whether a body that is kept is completed without a reader: a client had the object already,
     /// the store does not.
     pub(super) is_wanted: bool,
-    /// Bytes that a reader may be behind the end of a body that is not kept any more, in addition to
-    /// those that were buffered when keeping ended: a request that came later, and reads as fast as
-    /// the others, is not cut.
+    /// Bytes that a reader may be behind the end of a body that is not kept any more, in addition
+    /// to those that were buffered when keeping ended: a request that came later, and reads as fast
+    /// as the others, is not cut.
     pub(super) window: u64,
     pub(super) slots: FillSlots,
     /// The requests that wait for the head.
