@@ -307,9 +307,12 @@ impl RequestContext<'_> {
             return LayerLookup::Miss(ForwardReason::UriMiss);
         }
         let is_limited = self.snapshot.cache.honour_client == HonourClient::Limited;
-        let directives = &match is_limited && hit.age(now) < CLIENT_DEMAND_INTERVAL {
-            true => directives.without_demands(),
-            false => *directives,
+        let without_demands;
+        let directives = if is_limited && hit.age(now) < CLIENT_DEMAND_INTERVAL {
+            without_demands = directives.without_demands();
+            &without_demands
+        } else {
+            directives
         };
         let freshness = object.freshness_at(&hit, now, policy);
         let is_stale_enough = directives.max_stale.is_some_and(|limit| freshness.staleness() <= limit);
