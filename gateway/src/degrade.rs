@@ -262,7 +262,7 @@ fn proxy_status_value(kind: ErrorKind) -> String {
         ErrorKind::ConnectTimeout => "connection_timeout",
         ErrorKind::NoResponse => "connection_terminated",
         ErrorKind::Malformed => "http_protocol_error",
-        ErrorKind::Timeout | ErrorKind::TotalTimeout => "http_response_timeout",
+        ErrorKind::Timeout | ErrorKind::TotalTimeout | ErrorKind::SharedFetchTimeout => "http_response_timeout",
         ErrorKind::Upstream => "http_response_incomplete",
         _ => "proxy_internal_error",
     };

@@ -23,6 +23,8 @@ label! {
         Timeout = "timeout",
         TotalTimeout = "total_timeout",
         Upstream = "upstream",
+        SharedFetchTimeout = "shared_fetch_timeout",
+        SlowReader = "slow_reader",
         OnlyIfCached = "only_if_cached",
         ClientBody = "client_body",
         ClientGone = "client_gone",
@@ -52,6 +54,10 @@ pub(crate) enum Error {
     /// The fetch of another request for the same key, which this request joined, failed.
     #[error("the shared fetch failed")]
     SharedFetch(ErrorKind),
+    /// The fetch of another request, which this request joined, has no result after two attempts'
+    /// time.
+    #[error("the shared fetch has no result in time")]
+    SharedFetchTimeout,
     /// The response body failed before any byte was sent to the client.
     #[error("the response body failed")]
     ResponseBody(ErrorKind),
@@ -71,9 +77,12 @@ impl ErrorKind {
             | ErrorKind::Limited
             | ErrorKind::VerificationThrottled
             | ErrorKind::OnlyIfCached
+            | ErrorKind::SlowReader
             | ErrorKind::ClientBody
             | ErrorKind::ClientGone => Blame::Client,
-            ErrorKind::BreakerOpen | ErrorKind::TotalTimeout | ErrorKind::Panic => Blame::Gateway,
+            ErrorKind::BreakerOpen | ErrorKind::TotalTimeout | ErrorKind::SharedFetchTimeout | ErrorKind::Panic => {
+                Blame::Gateway
+            }
             ErrorKind::Connect
             | ErrorKind::ConnectTimeout
             | ErrorKind::NoResponse
@@ -94,6 +103,7 @@ impl Error {
             Error::BreakerOpen => ErrorKind::BreakerOpen,
             Error::OnlyIfCached => ErrorKind::OnlyIfCached,
             Error::Panic => ErrorKind::Panic,
+            Error::SharedFetchTimeout => ErrorKind::SharedFetchTimeout,
             Error::SharedFetch(kind) | Error::ResponseBody(kind) => *kind,
             Error::UpstreamConnection(error) => match error {
                 UpstreamConnectionError::Connect(_) => ErrorKind::Connect,
@@ -120,6 +130,8 @@ impl Error {
                 | ErrorKind::Timeout
                 | ErrorKind::TotalTimeout
                 | ErrorKind::Upstream
+                | ErrorKind::SharedFetchTimeout
+                | ErrorKind::SlowReader
         )
     }
 
@@ -132,10 +144,12 @@ impl Error {
             ErrorKind::NoRoute => StatusCode::NOT_FOUND,
             ErrorKind::Forbidden => StatusCode::FORBIDDEN,
             ErrorKind::Limited | ErrorKind::VerificationThrottled => StatusCode::TOO_MANY_REQUESTS,
-            ErrorKind::BreakerOpen => StatusCode::SERVICE_UNAVAILABLE,
-            ErrorKind::Timeout | ErrorKind::TotalTimeout | ErrorKind::ConnectTimeout | ErrorKind::OnlyIfCached => {
-                StatusCode::GATEWAY_TIMEOUT
-            }
+            ErrorKind::BreakerOpen | ErrorKind::SlowReader => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Timeout
+            | ErrorKind::TotalTimeout
+            | ErrorKind::ConnectTimeout
+            | ErrorKind::SharedFetchTimeout
+            | ErrorKind::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::Panic => StatusCode::INTERNAL_SERVER_ERROR,
             // nginx's 499, for the log only: the client has closed the connection.
             ErrorKind::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
@@ -191,7 +205,21 @@ impl From<&BodyError> for Error {
             BodyError::Malformed(_) => ErrorKind::Malformed,
             BodyError::Timeout(timeout) => timeout_kind(*timeout),
             BodyError::ClientGone => ErrorKind::ClientGone,
-            BodyError::Truncated | BodyError::TooLarge | BodyError::Detached | BodyError::Io(_) => ErrorKind::Upstream,
+            BodyError::Detached => ErrorKind::SlowReader,
+            BodyError::Truncated | BodyError::TooLarge | BodyError::Io(_) => ErrorKind::Upstream,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_and_slow_readers_of_shared_fetches_are_not_blamed_on_the_upstream() {
+        let timeout = Error::SharedFetchTimeout.kind();
+        assert_eq!((timeout.as_str(), timeout.blame()), ("shared_fetch_timeout", Blame::Gateway));
+        let slow = Error::from(&BodyError::Detached).kind();
+        assert_eq!((slow.as_str(), slow.blame()), ("slow_reader", BodyError::Detached.blame()));
     }
 }

@@ -10,12 +10,16 @@
 //! hashes (`subject_hasher`).
 
 mod access;
+pub(crate) mod auth;
 mod cookie;
 mod forwarded;
+mod geoip;
 #[cfg(test)]
 #[path = "../tests/support/issuer.rs"]
 pub(crate) mod issuer;
 pub(crate) mod jwk_set;
+mod key_set_fetch;
+mod remote_key_set;
 mod subject_hasher;
 mod token_cache;
 #[cfg(test)]
@@ -26,8 +30,10 @@ mod untrusted_fields;
 
 pub(crate) use access::{AccessConfig, AccessDecision, AccessEntry};
 pub(crate) use forwarded::ForwardedField;
+pub(crate) use geoip::{CountryCode, GeoArea, GeoDatabase, GeoIpConfig};
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use limiter::KeyHash;
@@ -36,6 +42,9 @@ use shard::Region;
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::Request;
 use crate::peer::ConnectionPeer;
+use geoip::GeoPlace;
+pub use remote_key_set::KeySetUrl;
+pub(crate) use remote_key_set::{RemoteKeySet, forget_age};
 use subject_hasher::SubjectHasher;
 use tokens::{TokenOutcome, TokenVerifier, VerifiedClaims, VerifiedIdentity};
 pub(crate) use trace::{Trace, write_trace};
@@ -52,12 +61,17 @@ pub enum IdentitySource {
     Host,
     /// `path:N`, the N-th path segment, counted from 1.
     Path(usize),
-    /// Name of a top-level claim of the token that `IdentityConfig::tokens` verifies.
+    /// Name of a claim of the token that `IdentityConfig::tokens` verifies; with dots, a member of
+    /// a claim that is an object.
     Claim(String),
     /// `certificate:subject` or `certificate:san`, a name in the verified client certificate.
     Certificate(CertificateField),
     /// `ja4:`, the fingerprint of the client's TLS stack.
     Ja4,
+    /// `geoip:`, the region of the country of the address.
+    GeoIpRegion,
+    /// `geoip:country`, the country of the address.
+    GeoIpCountry,
 }
 
 /// The name in a client certificate that identifies its holder.
@@ -95,6 +109,8 @@ pub struct IdentityConfig {
     /// The regions that exist, sorted and without duplicates. Any other name counts as
     /// `region_default`.
     pub regions: Vec<Region>,
+    /// Countries of addresses; `None`: no database.
+    pub geoip: Option<GeoIpConfig>,
     /// Keys of limits with scope `key`, at most `LIMIT_KEYS_MAX`.
     pub keys: Vec<IdentitySource>,
     pub access: AccessConfig,
@@ -134,6 +150,7 @@ impl Default for IdentityConfig {
             region: Vec::new(),
             region_default: Region::DEFAULT,
             regions: vec![Region::DEFAULT],
+            geoip: None,
             keys: Vec::new(),
             access: AccessConfig::default(),
             untrusted_fields: untrusted_fields::DEFAULT.iter().map(|known| known.as_str().to_owned()).collect(),
@@ -155,7 +172,9 @@ impl IdentityConfig {
             | IdentitySource::Path(_)
             | IdentitySource::Claim(_)
             | IdentitySource::Certificate(_)
-            | IdentitySource::Ja4 => None,
+            | IdentitySource::Ja4
+            | IdentitySource::GeoIpRegion
+            | IdentitySource::GeoIpCountry => None,
         });
         fields.chain(self.tokens.as_ref().and_then(tokens::TokenConfig::field))
     }
@@ -163,6 +182,7 @@ impl IdentityConfig {
 
 /// Registers the metrics of this module.
 pub(crate) fn expose() {
+    remote_key_set::expose();
     tokens::expose();
 }
 
@@ -176,6 +196,7 @@ pub struct Caller {
     /// Index into the configured user classes.
     pub(crate) user_class: usize,
     pub(crate) region: Region,
+    pub(crate) country: Option<CountryCode>,
     pub(crate) trace: Trace,
     /// Keys of limits with scope `key`, in the order of the configuration; the last is the address.
     pub(crate) keys: [Option<KeyHash>; LIMIT_KEYS_MAX + 1],
@@ -222,6 +243,15 @@ impl CallerIdentifier {
     /// `Caller::user_class` is an index into `user_classes`, which contains `anonymous` and
     /// `standard`.
     pub fn new(config: IdentityConfig, user_classes: Vec<String>) -> Self {
+        CallerIdentifier::replacing(None, config, user_classes)
+    }
+
+    /// As [`Self::new`], for a reload: keeps the key set that `old` fetched.
+    pub(crate) fn replacing(
+        old: Option<&CallerIdentifier>,
+        config: IdentityConfig,
+        user_classes: Vec<String>,
+    ) -> Self {
         let hasher = SubjectHasher::new(&config.secret);
         let identity = config.user.iter().chain(&config.user_class).filter_map(|source| match source {
             IdentitySource::Header(name) => Some(name),
@@ -229,7 +259,12 @@ impl CallerIdentifier {
         });
         let untrusted = UntrustedFields::new(config.untrusted_fields.iter().chain(identity).map(|name| &**name));
         let lists = access::AccessLists::new(&config.access);
-        let tokens = config.tokens.clone().map(TokenVerifier::new);
+        let tokens = config.tokens.clone().map(|tokens| {
+            // Everything that `extract_identity` reads.
+            let extraction = (&config.user, &config.user_class, &config.claims, &user_classes);
+            let extraction = format!("{:?}", (extraction, config.access.users(), &config.secret));
+            TokenVerifier::new(tokens, &extraction, old.and_then(|old| old.tokens.as_ref()))
+        });
         CallerIdentifier {
             config,
             user_classes,
@@ -284,7 +319,9 @@ impl CallerIdentifier {
             .as_ref()
             .map_or(AccessDecision::Unlisted, |lists| lists.classify(ip, device, header_user).and(user_access));
         let access = access.and(self.unverified_access(rejection, access));
+        let place = self.config.geoip.as_ref().map(|geoip| geoip.place(ip)).unwrap_or_default();
         let keys = self.keys(ip, |_, source| match source {
+            IdentitySource::GeoIpCountry => Some(self.hasher.value(place.country?.as_str().as_bytes())),
             IdentitySource::Claim(name) => {
                 verified.and_then(|verified| self.claim_hash(verified.claims.as_deref(), name))
             }
@@ -297,7 +334,8 @@ impl CallerIdentifier {
             device,
             user,
             user_class: self.user_class(user.is_some(), verified, request),
-            region: self.region(request),
+            region: self.region(request, &place),
+            country: place.country,
             trace: self.trace(request),
             keys,
             access,
@@ -329,7 +367,9 @@ impl CallerIdentifier {
             Some(TokenOutcome::ClientThrottled) if access != AccessDecision::Exempt || denies_users() => {
                 AccessDecision::Unverified
             }
-            Some(TokenOutcome::VerificationThrottled) if denies_users() => AccessDecision::Unverified,
+            Some(TokenOutcome::VerificationThrottled | TokenOutcome::KeysUnavailable) if denies_users() => {
+                AccessDecision::Unverified
+            }
             _ => AccessDecision::Unlisted,
         }
     }
@@ -364,6 +404,7 @@ impl CallerIdentifier {
             user,
             user_class: self.class_index(user_class.as_bytes())?,
             region: self.config.region_default,
+            country: None,
             trace: Trace { id: 0, is_propagated: false },
             keys,
             access: self.lists.as_ref().map_or(AccessDecision::Unlisted, |lists| lists.classify(ip, device, user_id)),
@@ -411,11 +452,13 @@ impl CallerIdentifier {
             Some(IdentitySource::Claim(name)) => hash(name),
             _ => None,
         };
+        // Of several, the class that `[tiers]` defines last.
         let user_class = match &self.config.user_class {
-            Some(IdentitySource::Claim(name)) => claims.text(name),
+            Some(IdentitySource::Claim(name)) => {
+                claims.texts(name).filter_map(|name| self.class_index(name.as_bytes())).max()
+            }
             _ => None,
         };
-        let user_class = user_class.and_then(|name| self.class_index(name.as_bytes()));
         let access = match (&self.lists, &user_id) {
             (Some(lists), Some(user_id)) => lists.classify_user(user_id.as_bytes()),
             _ => AccessDecision::Unlisted,
@@ -452,15 +495,23 @@ impl CallerIdentifier {
         self.user_classes.iter().position(|class| class.as_bytes() == name)
     }
 
+    /// The key set that has to be fetched, if the keys of tokens have a URL.
+    pub(crate) fn remote_key_set(&self) -> Option<&Arc<RemoteKeySet>> {
+        self.tokens.as_ref()?.remote_keys()
+    }
+
     /// The regions that exist, in order.
     pub(crate) fn regions(&self) -> &[Region] {
         &self.config.regions
     }
 
-    fn region(&self, request: &Request) -> Region {
-        let name = self.config.region.iter().find_map(|source| read(source, request));
-        let region = name.and_then(|name| std::str::from_utf8(name).ok()).and_then(|name| Region::new(name).ok());
-        region.filter(|region| self.regions().binary_search(region).is_ok()).unwrap_or(self.config.region_default)
+    fn region(&self, request: &Request, place: &GeoPlace) -> Region {
+        let region = self.config.region.iter().find_map(|source| match source {
+            IdentitySource::GeoIpRegion => self.config.geoip.as_ref()?.region(place).map(Some),
+            // The first source with a value decides, even if the value names no region.
+            source => read(source, request).map(|name| Region::new(std::str::from_utf8(name).ok()?).ok()),
+        });
+        region.flatten().filter(|region| self.regions().binary_search(region).is_ok()).unwrap_or(self.config.region_default)
     }
 }
 
@@ -472,6 +523,8 @@ fn read<'a>(source: &'a IdentitySource, request: &'a Request) -> Option<&'a [u8]
         IdentitySource::Path(segment) => request.path().split('/').nth(*segment).map(str::as_bytes),
         // Claims are read from the verified token; see `VerifiedIdentity`.
         IdentitySource::Claim(_) | IdentitySource::Certificate(_) | IdentitySource::Ja4 => None,
+        // The country is looked up once for all sources; see `identify_peer`.
+        IdentitySource::GeoIpRegion | IdentitySource::GeoIpCountry => None,
     };
     value.filter(|value| !value.is_empty())
 }

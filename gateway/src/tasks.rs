@@ -48,8 +48,6 @@ label! {
         DetachedFetch = "detached_fetch",
         /// Validates a stale object.
         BackgroundValidation = "background_validation",
-        /// Reads a body that no client reads, so that it can be stored.
-        DrainBody = "drain_body",
         /// Accepts connections on the admin address.
         Admin = "admin",
         /// Serves one connection of the admin address, or of the origin of `tidegate demo`.
@@ -62,6 +60,8 @@ label! {
         StateReport = "state_report",
         /// Refreshes the lease of one cluster limit.
         Lease = "lease",
+        /// Fetches the key set of tokens.
+        KeySet = "key_set",
         /// Follows the bus of one Redis server, or discovers the servers of a cluster.
         Bus = "bus",
     }
@@ -533,15 +533,15 @@ mod tests {
     #[test]
     fn panic_is_counted_and_stays_in_its_task() {
         run_local(async {
-            let before = PANICS.get(TaskKind::DrainBody);
-            spawn(TaskKind::DrainBody, async { panic!("in a task") });
+            let before = PANICS.get(TaskKind::BackgroundValidation);
+            spawn(TaskKind::BackgroundValidation, async { panic!("in a task") });
             yield_now().await;
-            assert_eq!((PANICS.get(TaskKind::DrainBody), own_tasks()), (before + 1, Vec::new()));
+            assert_eq!((PANICS.get(TaskKind::BackgroundValidation), own_tasks()), (before + 1, Vec::new()));
         });
         expose();
         let exposition = metrics::exposition();
-        assert!(exposition.contains("tidegate_task_panics_total{kind=\"drain_body\"} 1"), "{exposition}");
-        assert!(exposition.contains("tidegate_tasks{kind=\"drain_body\"} 0"), "{exposition}");
+        assert!(exposition.contains("tidegate_task_panics_total{kind=\"background_validation\"} 1"), "{exposition}");
+        assert!(exposition.contains("tidegate_tasks{kind=\"background_validation\"} 0"), "{exposition}");
     }
 
     #[test]

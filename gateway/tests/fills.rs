@@ -862,3 +862,100 @@ fn a_fetch_that_ends_by_its_total_time_is_not_blamed_on_the_upstream() {
     let log = gateway.access_log(1);
     assert_eq!(log[0]["blame"], "gateway", "{}", log[0]);
 }
+
+/// The bodies are below the object limit: complete, in the store or evicted from it, and still held
+/// by clients that do not read.
+#[test]
+fn stalled_readers_of_stored_bodies_stay_within_the_budget() {
+    const READERS: usize = 40;
+    const BUDGET_MIB: usize = 16;
+    const CACHE_MIB: usize = 8;
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], vec![b'x'; 7 << 20]));
+    let rest = format!("[cache]\ninflight_fetch_bytes = \"{BUDGET_MIB}MiB\"\nmemory = \"{CACHE_MIB}MiB\"\n");
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, &rest));
+    let before = gateway.process.memory();
+    let mut readers = Vec::new();
+    let mut largest = 0;
+    for number in 0..READERS {
+        let mut reader = gateway.connect();
+        reader.send_get(&format!("/{number}"), &[]);
+        assert_eq!(reader.read_head().status, 200);
+        readers.push(reader);
+        largest = largest.max(gateway.process.memory().saturating_sub(before));
+    }
+    // Another client gets its response, and the store takes it.
+    assert_eq!(gateway.get("/last", &[]).body.len(), 7 << 20);
+    largest = largest.max(gateway.process.memory().saturating_sub(before));
+    // In addition to the budget and the cache: one body that is put together, read and write
+    // buffers for each client (256 KiB), and what the allocator keeps.
+    let bound = ((BUDGET_MIB + CACHE_MIB + 8 + 16) << 20) + READERS * (256 << 10);
+    assert!(largest < bound, "{} MiB, at most {} MiB", largest >> 20, bound >> 20);
+    drop(readers);
+}
+
+#[test]
+fn background_validation_ends_when_its_response_is_too_large_to_store() {
+    let origin = Origin::start(|request| match request.number {
+        0 => Script::ok(&[("Cache-Control", "max-age=0, stale-while-revalidate=60"), ("ETag", "\"a\"")], "old"),
+        _ => {
+            let head = Script::new().head(200, &[("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")]);
+            (0..9).fold(head, |script, _| script.send(piece())).hang()
+        }
+    });
+    let gateway = cached(&origin);
+    gateway.get("/", &[]);
+    let mut client = gateway.connect();
+    assert_eq!(client.get("/", &[]).text(), "old");
+    origin.wait_for_requests(2);
+    // No client waits for the body, and it will not be stored: the connection is closed.
+    wait_for(|| !origin.ends().is_empty() && fills(&gateway) == 0.0, STEP_TIMEOUT);
+    assert_eq!(gateway.metric("tidegate_tasks{kind=\"background_validation\"}"), 0.0);
+}
+
+fn fills(gateway: &Gateway) -> f64 {
+    gateway.metric("tidegate_tasks{kind=\"fill\"}")
+}
+
+#[test]
+fn body_that_outgrows_a_small_limit_at_once_is_passed_through() {
+    let origin = Origin::start(|_| {
+        let head = [("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")];
+        Script::new().head(200, &head).send(chunked(&[b'x'; 8_000], 8_000))
+    });
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, "[cache]\nobject_bytes = \"1KiB\"\n"));
+    for _ in 0..2 {
+        let response = gateway.get("/", &[]);
+        assert_eq!((response.status, response.end, response.body.len()), (200, BodyEnd::Complete, 8_000));
+    }
+    assert_eq!((origin.count(), gateway.metric("tidegate_failures_total{kind=\"panic\"}")), (2, 0.0));
+}
+
+/// A second fetch to wait for does not prolong the wait: twice the time to connect and to the head,
+/// and a second, are the time of all rounds together.
+#[test]
+fn time_of_a_waiting_request_does_not_begin_again_in_each_round() {
+    let origin = Origin::start(|request| {
+        let late = Script::new().pause(Duration::from_millis(2_700));
+        let head = [("Cache-Control", "max-age=60"), ("Vary", "A"), ("Content-Length", "4")];
+        match request.number {
+            1 => late.close(),
+            _ => late.head(200, &head).send("body"),
+        }
+    });
+    let config = one_route(origin.address, CACHED, "")
+        .replace("[upstreams.origin]", "[upstreams.origin]\ntimeout = \"3s\"\nconnect_timeout = \"50ms\"");
+    let gateway = Gateway::start(&config);
+    let mut first = gateway.connect();
+    first.send_get("/", &[("A", "1")]);
+    origin.wait_for_requests(1);
+    let mut others: Vec<Client> = (0..10).map(|_| gateway.connect()).collect();
+    others.iter_mut().for_each(|client| client.send_get("/", &[("A", "2")]));
+    assert_eq!(first.read_response().status, 200);
+    // The response is another variant. One of the others fetches in vain until 5.4 s, and one until
+    // 8.1 s; the time of the rest ends after 7.1 s.
+    let failed = others.iter_mut().map(Client::read_response).filter(|response| response.status != 200).count();
+    let timed_out = gateway.metric("tidegate_failures_total{kind=\"shared_fetch_timeout\"}");
+    assert_eq!((failed, timed_out, origin.count()), (9, 8.0, 3));
+    let log = gateway.access_log(11);
+    assert_eq!(log.iter().filter(|line| line["blame"] == "gateway").count(), 8, "{log:#?}");
+}

@@ -55,6 +55,19 @@ pub struct AccessConfig {
     pub(crate) denied: Vec<AccessEntry>,
 }
 
+impl AccessConfig {
+    /// The entries that are users, of both lists.
+    pub(super) fn users(&self) -> [Vec<&str>; 2] {
+        [&self.exempt, &self.denied].map(|list| {
+            let user = |entry| match entry {
+                &AccessEntry::User(ref id) => Some(&**id),
+                _ => None,
+            };
+            list.iter().filter_map(user).collect()
+        })
+    }
+}
+
 /// Both lists, indexed for lookup.
 pub(super) struct AccessLists {
     exempt: AccessList,

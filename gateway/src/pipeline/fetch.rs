@@ -17,7 +17,7 @@ use super::forward::UpstreamBody;
 use super::response_body::ResponseBody;
 use crate::cache::control::CacheControl;
 use crate::cache::extent::Extent;
-use crate::cache::fill::FillLeader;
+use crate::cache::fill::{FetchEnd, FillLeader};
 use crate::cache::policy::{self, HIT_FOR_MISS_TTL, NoStoreReason};
 use crate::cache::stored::{CacheMeta, CachedObject, VariantSet};
 use crate::cache::{key, tags};
@@ -116,17 +116,7 @@ impl RequestContext<'_> {
         let source = match source {
             Ok(source) => source,
             Err(error) => {
-                match error.kind() {
-                    // The dropped leader hands over: nothing was learned about the origin.
-                    ErrorKind::ClientGone => drop(leader),
-                    // A second attempt would fail at once too, or make every waiting request wait
-                    // for as long again.
-                    kind @ (ErrorKind::BreakerOpen
-                    | ErrorKind::Timeout
-                    | ErrorKind::TotalTimeout
-                    | ErrorKind::ConnectTimeout) => leader.fail_all(kind),
-                    kind => leader.fail(kind),
-                }
+                end_failed(leader, error.kind());
                 return Err(error);
             }
         };
@@ -135,32 +125,12 @@ impl RequestContext<'_> {
             && let Some(object) = policy::object(&hit.meta)
         {
             *self.response = policy::freshen(object, self.response);
-            self.record.cache = CacheResult::Revalidated;
-            let body = hit.body().clone();
-            self.response.length = BodyLength::Known(body.len() as u64);
-            match self.evaluate_response(&fetch, self.response) {
-                Ok((object, ttl)) => {
-                    let shared = Response { fields: object.fields.clone(), ..*self.response };
-                    self.store_again(&fetch, (object, ttl), &body);
-                    self.record.stored = true;
-                    leader.publish_complete(shared, body.clone());
-                }
-                Err(reason) => {
-                    leader.release_unshared();
-                    self.record.detail = CacheDetail::Reason(reason.as_str());
-                }
-            }
-            return Ok(match self.apply_conditions(ResponseBody::Bytes(body)) {
-                ResponseBody::Bytes(body) => {
-                    ResponseBody::Bytes(policy::apply_range(self.request, body, self.response))
-                }
-                other => other,
-            });
+            return Ok(self.validated_response((&fetch, leader), hit.body().clone()));
         }
         if self.response.status.is_server_error()
             && let Some(body) = self.stale_response()
         {
-            leader.fail_all(ErrorKind::Upstream);
+            leader.end(FetchEnd::Fail(ErrorKind::Upstream));
             self.record.degraded = "stale";
             self.record.detail = CacheDetail::Reason("origin_error");
             return Ok(body);
@@ -172,11 +142,34 @@ impl RequestContext<'_> {
             if let Some(hit) = self.stale.clone() {
                 self.update_from_head(&fetch, &hit);
             }
-            leader.release();
+            leader.end(FetchEnd::LookUpAgain);
             self.record.detail = CacheDetail::Reason(NoStoreReason::Method.as_str());
             return Ok(self.apply_conditions(ResponseBody::Upstream(source)));
         }
         Ok(self.store_or_pass(fetch, leader, source))
+    }
+
+    /// The stored body under the head that the origin has validated, which is in the context. It is
+    /// given to the waiting requests if it may be stored.
+    fn validated_response(&mut self, (fetch, leader): (&Fetch, FillLeader), body: Bytes) -> ResponseBody<'static> {
+        self.record.cache = CacheResult::Revalidated;
+        self.response.length = BodyLength::Known(body.len() as u64);
+        match self.evaluate_response(fetch, self.response) {
+            Ok((object, ttl)) => {
+                let shared = Response { fields: object.fields.clone(), ..*self.response };
+                self.store_again(fetch, (object, ttl), &body);
+                self.record.stored = true;
+                leader.publish_complete(shared, body.clone());
+            }
+            Err(reason) => {
+                leader.end(FetchEnd::FetchAlone);
+                self.record.detail = CacheDetail::Reason(reason.as_str());
+            }
+        }
+        match self.apply_conditions(ResponseBody::Bytes(body)) {
+            ResponseBody::Bytes(body) => ResponseBody::Bytes(policy::apply_range(self.request, body, self.response)),
+            other => other,
+        }
     }
 
     /// Stores a whole response while it is sent, or records why not.
@@ -194,7 +187,7 @@ impl RequestContext<'_> {
                     return self.share_error(leader, source);
                 }
                 self.mark_uncacheable(&leader, &fetch);
-                leader.release();
+                leader.end(FetchEnd::LookUpAgain);
                 return self.apply_conditions(ResponseBody::Upstream(source));
             }
         };
@@ -202,7 +195,7 @@ impl RequestContext<'_> {
         let leader = if plan.variant_key.is_some() {
             // The key turns out to vary: the waiting requests look up again, each for its own
             // variant.
-            leader.release();
+            leader.end(FetchEnd::LookUpAgain);
             FillLeader::solo()
         } else {
             leader
@@ -218,7 +211,7 @@ impl RequestContext<'_> {
             let shared = self.response.clone();
             return self.start_fill(FillStart { entry: None, shared, leader, source });
         }
-        leader.fail_all(ErrorKind::Upstream);
+        leader.end(FetchEnd::Fail(ErrorKind::Upstream));
         self.apply_conditions(ResponseBody::Upstream(source))
     }
 
@@ -387,5 +380,19 @@ impl RequestContext<'_> {
         let variant = key::write_variant(&mut builder, &names, nonce, self.request, self.peer);
         variants.admit(variant.hash(), config.variants);
         Ok(Some(variant.to_owned()))
+    }
+}
+
+/// Ends a fetch that has failed before the head of its response.
+fn end_failed(leader: FillLeader, kind: ErrorKind) {
+    match kind {
+        // The dropped leader hands over: nothing was learned about the origin.
+        ErrorKind::ClientGone => drop(leader),
+        // A second attempt would fail at once too, or make every waiting request wait for as long
+        // again.
+        ErrorKind::BreakerOpen | ErrorKind::Timeout | ErrorKind::TotalTimeout | ErrorKind::ConnectTimeout => {
+            leader.end(FetchEnd::Fail(kind));
+        }
+        kind => leader.end(FetchEnd::Retry(kind)),
     }
 }

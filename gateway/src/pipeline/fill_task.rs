@@ -77,7 +77,7 @@ impl FillTask {
             if is_kept && !producer.can_keep(count as u64, snapshot.cache.object_bytes) {
                 is_kept = false;
                 producer.stop_keeping();
-                if producer.is_longer_than(snapshot.cache.object_bytes - count as u64) {
+                if producer.length() + count as u64 > snapshot.cache.object_bytes {
                     mark_uncacheable(entry.as_ref(), &worker);
                 }
             }

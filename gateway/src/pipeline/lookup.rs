@@ -4,14 +4,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shard::{CacheHit, CacheLayer, KeyBuilder, KeyRef, Region, RemoteLookup, StaleReason};
+use shard::{CacheHit, CacheLayer, EpochSnapshot, KeyBuilder, KeyRef, Region, RemoteLookup, StaleReason};
 
 use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
 use super::fetch::Fetch;
 use super::response_body::ResponseBody;
 use super::shared_body::SharedBody;
 use crate::cache::control::CacheControl;
-use crate::cache::fill::{FillLeader, FillReader, JoinOutcome, JoinResult};
+use crate::cache::fill::{FetchEnd, FillLeader, FillReader, JoinOutcome, JoinResult};
 use crate::cache::policy;
 use crate::cache::stored::{CacheMeta, CachedObject, Freshness};
 use crate::cache::{HonourClient, key};
@@ -45,6 +45,14 @@ enum LayerLookup {
     Part(CacheHit<CacheMeta>),
     /// The key is marked as uncacheable.
     HitForMiss,
+}
+
+/// The result of a request's wait for the fetch of its key.
+enum SharedFetch {
+    /// This request fetches: for others too, or on its own.
+    Lead(FillLeader),
+    Response(ResponseBody<'static>),
+    LookUpAgain,
 }
 
 impl RequestContext<'_> {
@@ -104,29 +112,10 @@ impl RequestContext<'_> {
             if round > LOOKUP_ROUNDS_MAX || is_unshareable(self.request, &directives) {
                 break FillLeader::solo();
             }
-            let key = builder.key();
-            let (view, region) = (&self.worker.view, &self.caller.region);
-            let is_current = |began| view.is_untouched_since(region, &key, began);
-            let joiner = match self.worker.fills.join_or_lead(&key, epoch, is_current) {
-                JoinResult::Lead(lead) => break lead,
-                JoinResult::Bypass => break FillLeader::solo(),
-                JoinResult::Join(joiner) => joiner,
-            };
-            tasks::set_waiting_for(TaskWait::SharedFetch);
-            // One budget for all rounds.
-            let until = *wait_until.get_or_insert_with(|| Instant::now() + self.join_timeout());
-            match joiner.wait(until.saturating_duration_since(Instant::now())).await {
-                JoinOutcome::Lead(lead) => break lead,
-                JoinOutcome::Bypass => break FillLeader::solo(),
-                JoinOutcome::Retry => self.update_now(),
-                JoinOutcome::Failed(kind) => return Err(Error::SharedFetch(kind)),
-                JoinOutcome::Stream(shared, reader) => {
-                    self.response.clone_from(&shared);
-                    self.record.cache = CacheResult::Collapsed;
-                    let mut body = self.body_from_fill(reader);
-                    body.allow_continuation(self);
-                    return Ok(body);
-                }
+            match self.share_fetch(&builder.key(), epoch, &mut wait_until).await? {
+                SharedFetch::Lead(lead) => break lead,
+                SharedFetch::Response(body) => return Ok(body),
+                SharedFetch::LookUpAgain => self.update_now(),
             }
         };
         let lead = match self.look_up_remote(lead, &mut builder, &directives).await {
@@ -143,6 +132,40 @@ impl RequestContext<'_> {
             return self.fetch_part(fetch).await;
         }
         self.lead_fetch(fetch, lead).await
+    }
+
+    /// Joins the fetch of `key` and waits for its result, or leads a fetch. All rounds of a request
+    /// wait until the same time, which the first one sets.
+    async fn share_fetch(
+        &mut self,
+        key: &KeyRef<'_>,
+        epoch: EpochSnapshot,
+        wait_until: &mut Option<Instant>,
+    ) -> Result<SharedFetch, Error> {
+        let (view, region) = (&self.worker.view, &self.caller.region);
+        // A fetch from before a removal of the key is not joined.
+        let is_current = |began| view.is_untouched_since(region, key, began);
+        let joiner = match self.worker.fills.join_or_lead(key, epoch, is_current) {
+            JoinResult::Lead(lead) => return Ok(SharedFetch::Lead(lead)),
+            JoinResult::Bypass => return Ok(SharedFetch::Lead(FillLeader::solo())),
+            JoinResult::Join(joiner) => joiner,
+        };
+        tasks::set_waiting_for(TaskWait::SharedFetch);
+        let until = *wait_until.get_or_insert_with(|| Instant::now() + self.join_timeout());
+        Ok(match joiner.wait(until.saturating_duration_since(Instant::now())).await {
+            JoinOutcome::Lead(lead) => SharedFetch::Lead(lead),
+            JoinOutcome::Bypass => SharedFetch::Lead(FillLeader::solo()),
+            JoinOutcome::Retry => SharedFetch::LookUpAgain,
+            JoinOutcome::Failed(kind) => return Err(Error::SharedFetch(kind)),
+            JoinOutcome::TimedOut => return Err(Error::SharedFetchTimeout),
+            JoinOutcome::Stream(shared, reader) => {
+                self.response.clone_from(&shared);
+                self.record.cache = CacheResult::Collapsed;
+                let mut body = self.body_from_fill(reader);
+                body.allow_continuation(self);
+                SharedFetch::Response(body)
+            }
+        })
     }
 
     /// How long this request waits for the fetch of another one: for two attempts, each with its
@@ -192,7 +215,7 @@ impl RequestContext<'_> {
             }
             match self.classify_hit(hit, directives, self.now) {
                 LayerLookup::Usable(hit) => {
-                    lead.release();
+                    lead.end(FetchEnd::LookUpAgain);
                     return Err((hit, *region));
                 }
                 LayerLookup::Stale(hit, _) => {
@@ -209,7 +232,7 @@ impl RequestContext<'_> {
             let found = self.look_up_fallback(region, directives).await;
             self.update_now();
             if let Some(hit) = found {
-                lead.release();
+                lead.end(FetchEnd::LookUpAgain);
                 return Err((hit, *region));
             }
         }
@@ -339,7 +362,7 @@ impl RequestContext<'_> {
         // A validation that ended between our lookup and this point may have stored its response.
         let now = Instant::now();
         if self.worker.view.lookup_local_at(key, now).is_some_and(|stored| stored.age(now) < hit.age(now)) {
-            return lead.release();
+            return lead.end(FetchEnd::LookUpAgain);
         }
         let (worker, snapshot, caller) = (Rc::clone(self.worker), Arc::clone(self.snapshot), self.caller.clone());
         let route = self.route().index;

@@ -91,7 +91,7 @@ impl SharedBody {
     pub(super) fn allow_continuation(&mut self, context: &RequestContext<'_>) {
         let SharedBodySource::Fill(reader, continuation) = &mut self.source else { return };
         // A small body is complete already and costs nothing here.
-        if !ResumePoint::is_resumable(context.response) || !reader.is_open() {
+        if !ResumePoint::is_resumable(context.response) || !reader.may_be_detached() {
             return;
         }
         let mut request = context.request.clone();

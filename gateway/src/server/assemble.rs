@@ -69,7 +69,7 @@ pub(super) fn snapshot(
     }
     let user_classes = config.limit.weights.iter().map(|(name, _)| name.clone()).collect();
     Ok(Snapshot {
-        identity: CallerIdentifier::new(config.identify.clone(), user_classes),
+        identity: CallerIdentifier::replacing(old.map(|old| &old.identity), config.identify.clone(), user_classes),
         routes: Routes::new(routes),
         limits,
         limiter,

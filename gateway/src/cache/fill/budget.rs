@@ -1,19 +1,21 @@
 //! The memory that bodies of fetches in flight hold: charged when it is allocated, credited when it
 //! is freed by its last owner.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 
-use super::state::{Fill, WINDOW_BYTES_MIN};
+use super::state::Fill;
 
 /// Bytes that the bodies of all fetches in flight hold.
 #[derive(Default)]
 pub(crate) struct FetchBudget {
     charged: AtomicU64,
-    /// The fills whose bodies are not kept. At most one entry for each, while it lives.
-    backlogs: Mutex<Vec<Weak<Fill>>>,
+    /// The fills that buffer bytes for slow readers only, oldest first. At most two entries for
+    /// each, while it lives.
+    backlogs: Mutex<VecDeque<Weak<Fill>>>,
 }
 
 impl FetchBudget {
@@ -28,24 +30,43 @@ impl FetchBudget {
         self.charged.load(Ordering::Relaxed) + bytes <= limit
     }
 
-    /// Registers a fill whose body is not kept any more.
+    /// Registers a fill that buffers bytes for slow readers only: its body will not be stored, or
+    /// is complete.
     pub(super) fn add_backlog(&self, fill: &Arc<Fill>) {
-        let mut backlogs = self.backlogs.lock().unwrap_or_else(PoisonError::into_inner);
-        backlogs.retain(|fill| fill.strong_count() > 0);
-        backlogs.push(Arc::downgrade(fill));
+        let mut backlogs = self.lock_backlogs();
+        // Only when it would grow: each entry is looked at a constant number of times.
+        if backlogs.len() == backlogs.capacity() {
+            backlogs.retain(|fill| fill.strong_count() > 0);
+        }
+        backlogs.push_back(Arc::downgrade(fill));
     }
 
-    /// Frees what is buffered for slow readers of bodies that are not kept, except a small window:
-    /// these readers are detached.
-    pub(super) fn shed_backlogs(&self) {
-        // The list is copied: a fill that is dropped here may end requests.
-        let backlogs: Vec<Arc<Fill>> = {
-            let backlogs = self.backlogs.lock().unwrap_or_else(PoisonError::into_inner);
-            backlogs.iter().filter_map(Weak::upgrade).collect()
-        };
-        for fill in backlogs {
-            fill.lock().detach_readers_behind(WINDOW_BYTES_MIN);
+    /// Makes room for `bytes` more of a body that may be stored. For that, slow readers are
+    /// detached, those of the oldest fills first, until there is room. Returns whether there is.
+    pub(super) fn make_room(&self, bytes: u64, limit: u64) -> bool {
+        // Each fill at most once: those that still grow are queued again.
+        let count = self.lock_backlogs().len();
+        for _ in 0..count {
+            if self.has_room(bytes, limit) {
+                return true;
+            }
+            // No lock is held while a fill is shed or dropped: that may end requests.
+            let Some(fill) = self.lock_backlogs().pop_front() else { break };
+            if let Some(fill) = fill.upgrade() {
+                let mut state = fill.lock();
+                state.shed();
+                let may_grow = state.is_open();
+                drop(state);
+                if may_grow {
+                    self.lock_backlogs().push_back(Arc::downgrade(&fill));
+                }
+            }
         }
+        self.has_room(bytes, limit)
+    }
+
+    fn lock_backlogs(&self) -> MutexGuard<'_, VecDeque<Weak<Fill>>> {
+        self.backlogs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An empty reservation, for a body that is collected outside a fill.

@@ -11,7 +11,7 @@ use shard::{EpochSnapshot, KeyRef};
 use super::budget::FetchBudget;
 use super::producer::Producer;
 use super::reader::FillReader;
-use super::state::{BodyEnd, Fill, FillPhase};
+use super::state::{BodyProgress, Buffering, FetchEnd, Fill, FillPhase};
 use super::table::{Entered, FillTable, Registration};
 use crate::error::{Error, ErrorKind};
 use crate::http::message::Response;
@@ -92,34 +92,19 @@ impl FillLeader {
         state.has_waiting()
     }
 
-    /// Ends the fill without a shared response. Waiting requests look up again.
-    pub(crate) fn release(mut self) {
-        self.finish(FillPhase::Closed);
-    }
-
-    /// Ends the fill with a response that is for this client alone, although the stored response
-    /// stays. Waiting requests fetch on their own, at once.
-    pub(crate) fn release_unshared(mut self) {
-        self.finish(FillPhase::Unshared);
-    }
-
-    /// Reports a failed fetch that may succeed when it is tried again. One waiting request does; a
-    /// second failure fails all of them.
-    pub(crate) fn fail(mut self, kind: ErrorKind) {
+    /// Ends the fetch without a response for the requests that wait.
+    pub(crate) fn end(mut self, end: FetchEnd) {
+        self.is_finished = true;
         let mut state = self.fill.lock();
-        state.failures += 1;
-        if state.failures < FAILURES_MAX && state.hand_over() {
-            drop(state);
-            self.is_finished = true;
+        let may_retry = match (&state.phase, end) {
+            (FillPhase::Waiting { failures, .. }, FetchEnd::Retry(_)) => failures + 1 < FAILURES_MAX,
+            _ => false,
+        };
+        if may_retry && state.hand_over(1) {
             return;
         }
         drop(state);
-        self.finish(FillPhase::Failed(kind));
-    }
-
-    /// Reports a failed fetch that would fail again. All waiting requests fail.
-    pub(crate) fn fail_all(mut self, kind: ErrorKind) {
-        self.finish(FillPhase::Failed(kind));
+        self.close(end);
     }
 
     /// Publishes the response head and returns the reader of the leader. The producer must be
@@ -142,30 +127,36 @@ impl FillLeader {
     /// Gives the waiting requests a response whose body is complete.
     pub(crate) fn publish_complete(mut self, response: Response, body: Bytes) {
         self.is_finished = true;
-        if let Some(registration) = self.registration.take() {
-            registration.remove(&self.fill);
-        }
+        self.unregister();
         let mut state = self.fill.lock();
-        state.set_whole(body);
-        state.body_end = BodyEnd::Complete;
         state.start_readers(response);
+        if !body.is_empty() {
+            state.push(body);
+        }
+        state.end_body(BodyProgress::Complete(None));
+        state.keep_less(Buffering::Rest);
     }
 
-    fn finish(&mut self, phase: FillPhase) {
+    fn close(&mut self, end: FetchEnd) {
         self.is_finished = true;
+        self.unregister();
+        let mut state = self.fill.lock();
+        state.phase = FillPhase::Ended(end);
+        state.wake_waiting();
+    }
+
+    /// No further request joins.
+    fn unregister(&mut self) {
         if let Some(registration) = self.registration.take() {
             registration.remove(&self.fill);
         }
-        let mut state = self.fill.lock();
-        state.phase = phase;
-        state.wake_waiting();
     }
 }
 
 impl Drop for FillLeader {
     fn drop(&mut self) {
-        if !self.is_finished && !self.fill.lock().hand_over() {
-            self.finish(FillPhase::Closed);
+        if !self.is_finished && !self.fill.lock().hand_over(0) {
+            self.close(FetchEnd::LookUpAgain);
         }
     }
 }
@@ -187,28 +178,30 @@ pub(crate) enum JoinOutcome {
     /// The response is for the leader alone, or too far ahead. The request fetches on its own.
     Bypass,
     Failed(ErrorKind),
+    /// The fetch has no result within the time of this request.
+    TimedOut,
     /// The leader was dropped or failed. This request leads now.
     Lead(FillLeader),
 }
 
 impl FillJoiner {
-    /// Waits for the result of the fetch, at most for `timeout`: then the request fails, and does
-    /// not add a fetch of its own to a slow origin. Cancel safe.
+    /// Waits for the result of the fetch, at most for `timeout`: then the request is to fail, and
+    /// not to add a fetch of its own to a slow origin. Cancel safe.
     pub(crate) async fn wait(mut self, timeout: Duration) -> JoinOutcome {
         let result = tokio::time::timeout(timeout, poll_fn(|cx| self.poll_wait(cx))).await;
-        result.unwrap_or(JoinOutcome::Failed(ErrorKind::Timeout))
+        result.unwrap_or(JoinOutcome::TimedOut)
     }
 
     pub(super) fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<JoinOutcome> {
         let Some(slot) = self.slot else { return Poll::Ready(JoinOutcome::Retry) };
         let mut state = self.fill.lock();
         match &state.phase {
-            FillPhase::Waiting { has_leader: true } => {
+            FillPhase::Waiting { has_leader: true, .. } => {
                 state.slots.register(slot, cx);
                 Poll::Pending
             }
-            FillPhase::Waiting { has_leader: false } => {
-                state.phase = FillPhase::Waiting { has_leader: true };
+            FillPhase::Waiting { has_leader: false, failures } => {
+                state.phase = FillPhase::Waiting { has_leader: true, failures: *failures };
                 state.remove(slot);
                 drop(state);
                 self.slot = None;
@@ -217,10 +210,10 @@ impl FillJoiner {
             }
             // The body failed before this request has read a byte. A fetch for each request that
             // waited would be a stampede on an origin in trouble.
-            FillPhase::Streaming(_) if let BodyEnd::Aborted(error) = &state.body_end => {
+            FillPhase::Streaming(_, BodyProgress::Aborted(error)) => {
                 Poll::Ready(JoinOutcome::Failed(Error::from(error).kind()))
             }
-            FillPhase::Streaming(response) => {
+            FillPhase::Streaming(response, _) => {
                 let response = Arc::clone(response);
                 if state.slots.is_detached(slot) {
                     return Poll::Ready(JoinOutcome::Bypass);
@@ -229,9 +222,11 @@ impl FillJoiner {
                 self.slot = None;
                 Poll::Ready(JoinOutcome::Stream(response, FillReader::new(&self.fill, slot)))
             }
-            FillPhase::Closed => Poll::Ready(JoinOutcome::Retry),
-            FillPhase::Unshared => Poll::Ready(JoinOutcome::Bypass),
-            FillPhase::Failed(kind) => Poll::Ready(JoinOutcome::Failed(*kind)),
+            FillPhase::Ended(end) => Poll::Ready(match *end {
+                FetchEnd::LookUpAgain => JoinOutcome::Retry,
+                FetchEnd::FetchAlone => JoinOutcome::Bypass,
+                FetchEnd::Retry(kind) | FetchEnd::Fail(kind) => JoinOutcome::Failed(kind),
+            }),
         }
     }
 }
@@ -242,10 +237,10 @@ impl Drop for FillJoiner {
         let mut state = self.fill.lock();
         state.remove(slot);
         // This request may have been woken to lead. Wake another one.
-        if let FillPhase::Waiting { has_leader: false } = state.phase
-            && !state.hand_over()
+        if let FillPhase::Waiting { has_leader: false, .. } = state.phase
+            && !state.hand_over(0)
         {
-            state.phase = FillPhase::Closed;
+            state.phase = FillPhase::Ended(FetchEnd::LookUpAgain);
             drop(state);
             self.registration.remove(&self.fill);
         }

@@ -9,6 +9,8 @@
 //! - A body is kept from its first byte while it may be stored. A body that outgrows the size limit
 //!   or the budget is buffered up to a window; a reader that falls a window behind is detached when
 //!   another reader waits, so that it holds back no other.
+//! - A body that may be stored makes room in the budget: slow readers of complete bodies, and of
+//!   bodies that are not kept, are detached.
 //! - Work of one step does not depend on the number of requests; a wakeup visits those that it
 //!   wakes.
 //! - Memory is charged to one budget from its allocation until it is freed.
@@ -30,4 +32,5 @@ pub(crate) use budget::FetchReservation;
 pub(crate) use leader::{FillLeader, JoinOutcome, JoinResult};
 pub(crate) use producer::Producer;
 pub(crate) use reader::FillReader;
+pub(crate) use state::FetchEnd;
 pub(crate) use table::FillTable;

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use bytes::{Bytes, BytesMut};
 
 use super::budget::FetchBudget;
-use super::state::{BodyEnd, Fill, WINDOW_BYTES_MIN};
+use super::state::{BodyProgress, Buffering, Fill, WINDOW_BYTES_MIN};
 use super::table::Registration;
 use crate::http::body::BodyError;
 use crate::http::fields::Fields;
@@ -31,29 +31,19 @@ impl Producer {
     /// `object_bytes`, and all fetches together within the budget.
     pub(crate) fn can_keep(&self, bytes: u64, object_bytes: u64) -> bool {
         let state = self.fill.lock();
-        if !state.keeps_body || state.end + bytes > object_bytes {
+        if !state.keeps_whole() || state.end + bytes > object_bytes {
             return false;
         }
         drop(state);
-        if !self.budget.has_room(bytes, self.budget_bytes) {
-            // Bodies that are not stored do not use up the room of those that may be.
-            self.budget.shed_backlogs();
-        }
-        self.budget.has_room(bytes, self.budget_bytes)
+        // Slow readers do not use up the room of bodies that may be stored.
+        self.budget.make_room(bytes, self.budget_bytes)
     }
 
     /// Stops keeping the body, because it is too large to store. No further request can join.
     pub(crate) fn stop_keeping(&mut self) {
-        if let Some(registration) = self.registration.take() {
-            registration.remove(&self.fill);
-        }
-        self.fill.lock().stop_keeping();
+        self.unregister();
+        self.fill.lock().keep_window();
         self.budget.add_backlog(&self.fill);
-    }
-
-    /// Whether the body has more than `bytes`.
-    pub(crate) fn is_longer_than(&self, bytes: u64) -> bool {
-        self.fill.lock().end > bytes
     }
 
     /// Resolves to `true` when more bytes can be pushed, and to `false` when no reader is left.
@@ -68,10 +58,10 @@ impl Producer {
         if !state.has_purpose() {
             return Poll::Ready(false);
         }
+        let Buffering::Window(window) = state.buffering else { return Poll::Ready(true) };
         let has_room = self.budget.has_room(WINDOW_BYTES_MIN, self.budget_bytes);
-        let window = if has_room { state.window } else { WINDOW_BYTES_MIN };
-        let is_full = !state.keeps_body && state.end - state.start >= window;
-        if is_full && !state.detach_slow_readers(window) {
+        let window = if has_room { window } else { WINDOW_BYTES_MIN };
+        if state.buffered() >= window && !state.detach_slow_readers(window) {
             return Poll::Pending;
         }
         Poll::Ready(true)
@@ -87,7 +77,7 @@ impl Producer {
     /// `None` if the body was not kept.
     pub(crate) fn body_with(&self, last: &[u8]) -> Option<Bytes> {
         let state = self.fill.lock();
-        if !state.keeps_body {
+        if !state.keeps_whole() {
             return None;
         }
         let mut body = BytesMut::with_capacity(usize::try_from(state.end).ok()? + last.len());
@@ -97,36 +87,42 @@ impl Producer {
     }
 
     /// Ends the body with a failure, which every reader gets.
-    pub(crate) fn abort(self, error: BodyError) {
-        self.fill.lock().body_end = BodyEnd::Aborted(error);
+    pub(crate) fn abort(mut self, error: BodyError) {
+        self.end(BodyProgress::Aborted(error));
     }
 
     /// Ends the body, with its trailers. Call it after the entry is stored, so that the next lookup
     /// finds the entry. Trailers go to the current readers and are not stored (RFC 9111 section
     /// 3.1).
     pub(crate) fn complete(mut self, trailers: Option<&Fields>) {
+        self.end(BodyProgress::Complete(trailers.map(|trailers| Arc::new(trailers.clone()))));
+    }
+
+    fn end(&mut self, end: BodyProgress) {
+        self.unregister();
+        let mut state = self.fill.lock();
+        if !state.is_open() {
+            return;
+        }
+        state.end_body(end);
+        state.keep_less(Buffering::Rest);
+        let has_backlog = state.buffered() > WINDOW_BYTES_MIN;
+        drop(state);
+        if has_backlog {
+            self.budget.add_backlog(&self.fill);
+        }
+    }
+
+    /// No further request joins.
+    fn unregister(&mut self) {
         if let Some(registration) = self.registration.take() {
             registration.remove(&self.fill);
         }
-        let mut state = self.fill.lock();
-        state.body_end = BodyEnd::Complete;
-        // No request joins any more: what every reader has read is freed.
-        state.keeps_body = false;
-        state.discard_consumed();
-        state.trailers = trailers.map(|trailers| Arc::new(trailers.clone()));
-        state.wake_readers();
     }
 }
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        if let Some(registration) = self.registration.take() {
-            registration.remove(&self.fill);
-        }
-        let mut state = self.fill.lock();
-        if let BodyEnd::Open = state.body_end {
-            state.body_end = BodyEnd::Aborted(BodyError::Truncated);
-        }
-        state.wake_readers();
+        self.end(BodyProgress::Aborted(BodyError::Truncated));
     }
 }

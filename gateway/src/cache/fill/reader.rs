@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 
 use super::slots::SlotPosition;
-use super::state::{BodyEnd, Fill, FillPhase, WINDOW_BYTES_MIN};
+use super::state::{BodyProgress, Buffering, Fill, FillPhase, WINDOW_BYTES_MIN};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::Fields;
 use crate::http::message::Response;
@@ -44,22 +44,25 @@ impl FillReader {
         self.offset
     }
 
-    /// Whether the body is not complete yet. Only then can this reader be detached.
-    pub(crate) fn is_open(&self) -> bool {
-        matches!(self.fill.lock().body_end, BodyEnd::Open)
+    /// Whether this reader may be detached: the body is not complete yet, or has a long rest.
+    pub(crate) fn may_be_detached(&self) -> bool {
+        let state = self.fill.lock();
+        state.is_open() || state.buffered() > WINDOW_BYTES_MIN
     }
 
     /// Ends without reading: the client has the object already. A body that is kept is still
     /// completed, for the store and for other readers.
     pub(crate) fn leave_to_store(self) {
-        self.fill.lock().is_wanted = true;
+        if let Buffering::Whole { is_wanted } = &mut self.fill.lock().buffering {
+            *is_wanted = true;
+        }
     }
 
     /// The head that the fill has published.
     pub(crate) fn head(&self) -> Option<Arc<Response>> {
         match &self.fill.lock().phase {
-            FillPhase::Streaming(response) => Some(Arc::clone(response)),
-            _ => None,
+            FillPhase::Streaming(response, _) => Some(Arc::clone(response)),
+            FillPhase::Waiting { .. } | FillPhase::Ended(_) => None,
         }
     }
 }
@@ -73,21 +76,22 @@ impl BodySource for FillReader {
         if let SlotPosition::Detached(_) = state.slots.position(self.slot) {
             return Poll::Ready(Err(BodyError::Detached));
         }
-        if let Some(chunk) = state.next_bytes(self.slot, self.offset) {
+        if let Some(chunk) = state.next_bytes(self.slot) {
             self.chunk = chunk;
             return Poll::Ready(Ok(()));
         }
-        match &state.body_end {
-            BodyEnd::Complete => {
-                self.trailers = state.trailers.clone().filter(|_| self.accepts_trailers);
+        match &state.phase {
+            FillPhase::Streaming(_, BodyProgress::Complete(trailers)) => {
+                self.trailers = trailers.clone().filter(|_| self.accepts_trailers);
                 Poll::Ready(Ok(()))
             }
-            BodyEnd::Aborted(error) => Poll::Ready(Err(error.shared())),
-            BodyEnd::Open => {
+            FillPhase::Streaming(_, BodyProgress::Aborted(error)) => Poll::Ready(Err(error.shared())),
+            // A reader exists from the head on.
+            FillPhase::Streaming(_, BodyProgress::Open) | FillPhase::Waiting { .. } | FillPhase::Ended(_) => {
                 state.slots.register(self.slot, cx);
                 // If the window is full, a reader that has read everything makes the producer
                 // detach slower ones.
-                if !state.keeps_body && state.end - state.start >= WINDOW_BYTES_MIN {
+                if !state.keeps_whole() && state.buffered() >= WINDOW_BYTES_MIN {
                     state.wake_fetch();
                 }
                 Poll::Pending

@@ -22,28 +22,57 @@ pub(super) const WINDOW_BYTES: u64 = 1 << 20;
 /// The same while the budget of all fetches is used up: each fetch can still make progress.
 pub(super) const WINDOW_BYTES_MIN: u64 = 64 << 10;
 
+/// How a fetch ends without a response for the requests that wait for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FetchEnd {
+    /// Another lookup finds the response, or that the key is uncacheable.
+    LookUpAgain,
+    /// The response is for the client of the leader alone, and another lookup finds nothing new:
+    /// each request fetches on its own, at once.
+    FetchAlone,
+    /// A failure that another attempt may not meet: one request tries again. A second failure fails
+    /// all.
+    Retry(ErrorKind),
+    /// A failure that another attempt would meet too, or wait for as long: all requests fail.
+    Fail(ErrorKind),
+}
+
 /// Progress of a fill.
 pub(super) enum FillPhase {
     /// No response head yet. Without a leader, the next waiting request that is polled leads.
     Waiting {
         has_leader: bool,
+        failures: u8,
     },
     /// The head is published; the body follows.
-    Streaming(Arc<Response>),
-    /// Nothing is shared. Waiting requests look up again.
-    Closed,
-    /// Nothing is shared, and another lookup finds nothing new. Waiting requests fetch on their
-    /// own.
-    Unshared,
-    Failed(ErrorKind),
+    Streaming(Arc<Response>, BodyProgress),
+    Ended(FetchEnd),
 }
 
 /// Whether more of the body follows.
-pub(super) enum BodyEnd {
+pub(super) enum BodyProgress {
     Open,
-    Complete,
+    /// With trailers, if there were any.
+    Complete(Option<Arc<Fields>>),
     /// The body failed, for this reason.
     Aborted(BodyError),
+}
+
+/// The part of the body that is buffered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Buffering {
+    /// From the first byte: for the store, and for requests that join later. No reader is detached.
+    Whole {
+        /// Whether the body is completed without a reader: a client had the object already, the
+        /// store does not.
+        is_wanted: bool,
+    },
+    /// Up to this many bytes, until its readers have read them: the body will not be stored. It is
+    /// `WINDOW_BYTES`, in addition to what was buffered when this became known: a request that came
+    /// later, and reads as fast as the others, is not cut.
+    Window(u64),
+    /// The body is complete. It is freed as its last readers read it.
+    Rest,
 }
 
 /// Buffered bytes, with the readers that read them next.
@@ -60,22 +89,7 @@ pub(super) struct FillState {
     /// Offset of the first buffered chunk.
     pub(super) start: u64,
     pub(super) end: u64,
-    /// The body in one buffer, once it is complete and kept. It replaces the data of the chunks.
-    whole: Option<Bytes>,
-    pub(super) body_end: BodyEnd,
-    pub(super) trailers: Option<Arc<Fields>>,
-    /// Failed fetches.
-    pub(super) failures: u8,
-    /// Whether the body is buffered from its first byte, to be stored and for requests that join
-    /// later.
-    pub(super) keeps_body: bool,
-    /// Whether a body that is kept is completed without a reader: a client had the object already,
-    /// the store does not.
-    pub(super) is_wanted: bool,
-    /// Bytes that a reader may be behind the end of a body that is not kept any more, in addition
-    /// to those that were buffered when keeping ended: a request that came later, and reads as fast
-    /// as the others, is not cut.
-    pub(super) window: u64,
+    pub(super) buffering: Buffering,
     pub(super) slots: FillSlots,
     /// The requests that wait for the head.
     waiting: SlotList,
@@ -97,18 +111,12 @@ impl Fill {
         Fill {
             epoch,
             state: Mutex::new(FillState {
-                phase: FillPhase::Waiting { has_leader: true },
+                phase: FillPhase::Waiting { has_leader: true, failures: 0 },
                 chunks: VecDeque::new(),
                 first_chunk: 0,
                 start: 0,
                 end: 0,
-                whole: None,
-                body_end: BodyEnd::Open,
-                trailers: None,
-                failures: 0,
-                keeps_body: true,
-                is_wanted: false,
-                window: WINDOW_BYTES,
+                buffering: Buffering::Whole { is_wanted: false },
                 slots: FillSlots::default(),
                 waiting: SlotList::default(),
                 at_end: SlotList::default(),
@@ -128,7 +136,7 @@ impl FillState {
         self.slots.insert(SlotPosition::Waiting, &mut self.waiting)
     }
 
-    /// Adds a reader at the first byte. The body must be kept.
+    /// Adds a reader at the first byte. The body must be kept whole.
     pub(super) fn add_reader(&mut self) -> usize {
         let list = self.chunks.front_mut().map_or(&mut self.at_end, |chunk| &mut chunk.readers);
         self.slots.insert(SlotPosition::Chunk(self.first_chunk), list)
@@ -153,8 +161,6 @@ impl FillState {
     pub(super) fn advance(&mut self, slot: usize) {
         let next = match self.slots.position(slot) {
             SlotPosition::Waiting => return,
-            // Its chunk may have been a part of the whole body; then no chunk follows.
-            SlotPosition::Chunk(number) if number == self.chunks_end() => return,
             SlotPosition::Chunk(number) => {
                 self.unlink_reader(slot, number);
                 number + 1
@@ -170,14 +176,8 @@ impl FillState {
         self.discard_consumed();
     }
 
-    /// The next bytes of a reader that has read `offset` bytes; `None` if there are none (yet).
-    pub(super) fn next_bytes(&mut self, slot: usize, offset: u64) -> Option<Bytes> {
-        if offset >= self.end {
-            return None;
-        }
-        if let Some(whole) = &self.whole {
-            return Some(whole.slice(usize::try_from(offset).ok()?..));
-        }
+    /// The next bytes of a reader; `None` if there are none (yet).
+    pub(super) fn next_bytes(&mut self, slot: usize) -> Option<Bytes> {
         let SlotPosition::Chunk(number) = self.slots.position(slot) else { return None };
         let index = usize::try_from(number.checked_sub(self.first_chunk)?).ok()?;
         self.chunks.get(index).map(|chunk| chunk.data.clone())
@@ -192,26 +192,19 @@ impl FillState {
         self.discard_consumed();
     }
 
-    /// Replaces the chunks by the whole body. The readers that are left share its buffer.
-    pub(super) fn set_whole(&mut self, body: Bytes) {
-        self.end = body.len() as u64;
-        self.chunks.iter_mut().for_each(|chunk| chunk.data = Bytes::new());
-        self.whole = Some(body);
-    }
-
     /// The buffered chunks.
     pub(super) fn chunks(&self) -> impl Iterator<Item = &Bytes> {
         self.chunks.iter().map(|chunk| &chunk.data)
     }
 
+    /// Bytes that are buffered.
+    pub(super) fn buffered(&self) -> u64 {
+        self.end - self.start
+    }
+
     /// Wakes the requests that wait for the head.
     pub(super) fn wake_waiting(&mut self) {
         self.slots.wake(&self.waiting);
-    }
-
-    /// Wakes the readers that wait for more of the body.
-    pub(super) fn wake_readers(&mut self) {
-        self.slots.wake(&self.at_end);
     }
 
     /// Registers the task that fetches. It is woken when it can go on, and when no request is left.
@@ -233,13 +226,14 @@ impl FillState {
         !self.waiting.is_empty()
     }
 
-    /// Leaves the fill without a leader and wakes one waiting request, which leads next. Returns
-    /// false if no request waits.
-    pub(super) fn hand_over(&mut self) -> bool {
+    /// Leaves the fill without a leader, after `new_failures` of its fetches, and wakes one waiting
+    /// request, which leads next. Returns false if no request waits.
+    pub(super) fn hand_over(&mut self, new_failures: u8) -> bool {
+        let FillPhase::Waiting { failures, .. } = self.phase else { return false };
         if !self.has_waiting() {
             return false;
         }
-        self.phase = FillPhase::Waiting { has_leader: false };
+        self.phase = FillPhase::Waiting { has_leader: false, failures: failures + new_failures };
         // A waiting request without a waker was woken before or was not polled yet. It finds the
         // phase when it is polled.
         self.slots.wake_first(&self.waiting);
@@ -248,7 +242,7 @@ impl FillState {
 
     /// Makes every waiting request a reader of the whole body.
     pub(super) fn start_readers(&mut self, response: Response) {
-        self.phase = FillPhase::Streaming(Arc::new(response));
+        self.phase = FillPhase::Streaming(Arc::new(response), BodyProgress::Open);
         let position = SlotPosition::Chunk(self.first_chunk);
         while let Some(slot) = self.slots.pop(&mut self.waiting) {
             // No chunk was pushed before the head.
@@ -257,16 +251,39 @@ impl FillState {
         }
     }
 
-    /// Stops keeping the body. Its backlog becomes the window.
-    pub(super) fn stop_keeping(&mut self) {
-        self.keeps_body = false;
+    /// Ends the body and wakes the readers that wait for more of it.
+    pub(super) fn end_body(&mut self, end: BodyProgress) {
+        if let FillPhase::Streaming(_, body) = &mut self.phase {
+            *body = end;
+        }
+        self.slots.wake(&self.at_end);
+    }
+
+    /// Whether bytes may follow.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.phase, FillPhase::Streaming(_, BodyProgress::Open))
+    }
+
+    /// Whether the body is buffered from its first byte.
+    pub(super) fn keeps_whole(&self) -> bool {
+        matches!(self.buffering, Buffering::Whole { .. })
+    }
+
+    /// Changes what is buffered, from the whole body to less.
+    pub(super) fn keep_less(&mut self, buffering: Buffering) {
+        self.buffering = buffering;
         self.discard_consumed();
-        self.window = WINDOW_BYTES + self.end - self.start;
+    }
+
+    /// Keeps a window only. The backlog is added to it.
+    pub(super) fn keep_window(&mut self) {
+        self.keep_less(Buffering::Window(WINDOW_BYTES));
+        self.buffering = Buffering::Window(WINDOW_BYTES + self.buffered());
     }
 
     /// Whether the fetch goes on: for a reader, or for the store.
     pub(super) fn has_purpose(&self) -> bool {
-        self.slots.has_attached() || (self.is_wanted && self.keeps_body)
+        self.slots.has_attached() || self.buffering == Buffering::Whole { is_wanted: true }
     }
 
     /// Detaches the readers that are `window` bytes behind, if another reader has read everything
@@ -275,10 +292,19 @@ impl FillState {
         !self.at_end.is_empty() && self.detach_readers_behind(window)
     }
 
-    /// Detaches the readers that are `window` bytes behind, of a body that is not kept. Returns
-    /// whether one was detached.
-    pub(super) fn detach_readers_behind(&mut self, window: u64) -> bool {
-        if self.keeps_body {
+    /// Frees what is buffered beyond the smallest window, unless the body is kept whole.
+    pub(super) fn shed(&mut self) {
+        self.detach_readers_behind(WINDOW_BYTES_MIN);
+        if let Buffering::Window(window) = &mut self.buffering {
+            // The backlog that was a part of it is gone.
+            *window = WINDOW_BYTES;
+        }
+    }
+
+    /// Detaches the readers that are `window` bytes behind, of a body that is not kept whole.
+    /// Returns whether one was detached.
+    fn detach_readers_behind(&mut self, window: u64) -> bool {
+        if self.keeps_whole() {
             return false;
         }
         let mut is_detached = false;
@@ -295,9 +321,9 @@ impl FillState {
         is_detached
     }
 
-    /// Frees the first chunks that no reader has to read, if the body is not kept.
-    pub(super) fn discard_consumed(&mut self) {
-        if self.keeps_body {
+    /// Frees the first chunks that no reader has to read, unless the body is kept whole.
+    fn discard_consumed(&mut self) {
+        if self.keeps_whole() {
             return;
         }
         let mut is_freed = false;
@@ -312,11 +338,6 @@ impl FillState {
         if is_freed {
             self.wake_fetch();
         }
-    }
-
-    /// The number of the chunk that is pushed next.
-    fn chunks_end(&self) -> u64 {
-        self.first_chunk + self.chunks.len() as u64
     }
 
     fn unlink_reader(&mut self, slot: usize, number: u64) {

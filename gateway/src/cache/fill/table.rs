@@ -75,7 +75,7 @@ impl FillTable {
             }
             let slot = match state.phase {
                 // The body is buffered from its first byte while the fill is in the table.
-                FillPhase::Streaming(_) => state.add_reader(),
+                FillPhase::Streaming(..) => state.add_reader(),
                 _ => state.add_waiting(),
             };
             return Entered::Existing(Arc::clone(fill), registration, slot);

@@ -92,7 +92,7 @@ async fn dropped_leader_is_replaced_by_one_joiner() {
     let (leader, joiner) = (lead(&table), join(&table));
     drop(leader);
     let JoinOutcome::Lead(leader) = joiner.wait(Duration::from_secs(1)).await else { panic!("the joiner leads") };
-    leader.release();
+    leader.end(FetchEnd::LookUpAgain);
     assert!(table.is_empty());
 }
 
@@ -100,10 +100,10 @@ async fn dropped_leader_is_replaced_by_one_joiner() {
 async fn failure_is_retried_once_and_then_shared() {
     let table = Arc::new(FillTable::default());
     let (leader, first, mut other) = (lead(&table), join(&table), join(&table));
-    leader.fail(ErrorKind::NoResponse);
+    leader.end(FetchEnd::Retry(ErrorKind::NoResponse));
     let JoinOutcome::Lead(leader) = first.wait(Duration::from_secs(1)).await else { panic!("one joiner retries") };
     assert!(poll_fn(|cx| Poll::Ready(other.poll_wait(cx).is_pending())).await, "the other one waits");
-    leader.fail(ErrorKind::NoResponse);
+    leader.end(FetchEnd::Retry(ErrorKind::NoResponse));
     let outcome = other.wait(Duration::from_secs(1)).await;
     assert!(matches!(outcome, JoinOutcome::Failed(ErrorKind::NoResponse)));
     assert!(table.is_empty());
@@ -113,7 +113,7 @@ async fn failure_is_retried_once_and_then_shared() {
 async fn final_failure_reaches_every_joiner_at_once() {
     let table = Arc::new(FillTable::default());
     let (leader, first, second) = (lead(&table), join(&table), join(&table));
-    leader.fail_all(ErrorKind::Timeout);
+    leader.end(FetchEnd::Fail(ErrorKind::Timeout));
     for joiner in [first, second] {
         let outcome = joiner.wait(Duration::from_secs(1)).await;
         assert!(matches!(outcome, JoinOutcome::Failed(ErrorKind::Timeout)));
@@ -125,7 +125,7 @@ async fn joiner_whose_budget_runs_out_fails_and_does_not_fetch() {
     let table = Arc::new(FillTable::default());
     let (_leader, joiner) = (lead(&table), join(&table));
     let begun = tokio::time::Instant::now();
-    assert!(matches!(joiner.wait(Duration::from_secs(3)).await, JoinOutcome::Failed(ErrorKind::Timeout)));
+    assert!(matches!(joiner.wait(Duration::from_secs(3)).await, JoinOutcome::TimedOut));
     assert_eq!(begun.elapsed(), Duration::from_secs(3));
 }
 
@@ -367,6 +367,8 @@ fn leader_without_a_client_is_woken_when_nobody_waits() {
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Enter,
+    /// The key was removed: nothing that began before is joined.
+    EnterAfterRemoval,
     PollJoiner(usize),
     DropJoiner(usize),
     FailLeader(usize),
@@ -377,6 +379,8 @@ enum Step {
     PublishComplete(usize),
     Push(usize, u16),
     StopKeeping(usize),
+    /// Makes room in the budget, which detaches readers of every body that is not kept.
+    MakeRoom(usize),
     /// Takes room for more bytes, which may detach readers.
     PollProducer(usize),
     /// With the whole body in one buffer, where it was kept.
@@ -391,6 +395,7 @@ fn step() -> impl Strategy<Value = Step> {
     let n = 0..8usize;
     prop_oneof![
         4 => Just(Step::Enter),
+        1 => Just(Step::EnterAfterRemoval),
         4 => n.clone().prop_map(Step::PollJoiner),
         1 => n.clone().prop_map(Step::DropJoiner),
         1 => n.clone().prop_map(Step::FailLeader),
@@ -401,6 +406,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => n.clone().prop_map(Step::PublishComplete),
         4 => (n.clone(), 1..40_000u16).prop_map(|(at, bytes)| Step::Push(at, bytes)),
         1 => n.clone().prop_map(Step::StopKeeping),
+        1 => n.clone().prop_map(Step::MakeRoom),
         4 => n.clone().prop_map(Step::PollProducer),
         1 => n.clone().prop_map(Step::CompleteWhole),
         1 => n.clone().prop_map(Step::Complete),
@@ -429,7 +435,12 @@ struct Interleaving {
     leaders: Vec<FillLeader>,
     producers: Vec<(Producer, u64)>,
     readers: Vec<ReadingRequest>,
-    /// Exchanges since no fill existed, and leaders that were dropped meanwhile.
+    waves: Vec<Wave>,
+}
+
+/// The exchanges of one fill, and its leaders that were dropped.
+struct Wave {
+    fill: Arc<Fill>,
     exchanges: usize,
     dropped: usize,
 }
@@ -451,15 +462,36 @@ impl Interleaving {
             leaders: Vec::new(),
             producers: Vec::new(),
             readers: Vec::new(),
-            exchanges: 0,
-            dropped: 0,
+            waves: Vec::new(),
         }
     }
 
+    fn wave(&mut self, fill: &Arc<Fill>) -> &mut Wave {
+        let known = self.waves.iter().position(|wave| Arc::ptr_eq(&wave.fill, fill));
+        let at = known.unwrap_or_else(|| {
+            self.waves.push(Wave { fill: Arc::clone(fill), exchanges: 0, dropped: 0 });
+            self.waves.len() - 1
+        });
+        &mut self.waves[at]
+    }
+
     fn becomes_leader(&mut self, leader: FillLeader) {
-        self.exchanges += 1;
-        assert!(self.exchanges <= 2 + self.dropped, "{} exchanges, {} dropped", self.exchanges, self.dropped);
+        let Wave { exchanges, dropped, .. } = self.wave(&leader.fill);
+        *exchanges += 1;
+        assert!(*exchanges <= 2 + *dropped, "{exchanges} exchanges, {dropped} dropped");
         self.leaders.push(leader);
+    }
+
+    fn enter(&mut self, is_removed: bool) {
+        let entered = with_key(|key| self.table.join_or_lead(key, epoch(), |_| !is_removed));
+        match entered {
+            JoinResult::Lead(leader) => self.becomes_leader(leader),
+            JoinResult::Join(_) if is_removed => panic!("a fetch from before the removal is joined"),
+            JoinResult::Join(joiner) => {
+                self.waiting.push(WaitingRequest { joiner, flag: Arc::default(), is_polled: false });
+            }
+            JoinResult::Bypass => panic!("far fewer requests than a fill has places"),
+        }
     }
 
     fn poll(&mut self, at: usize) {
@@ -472,7 +504,9 @@ impl Interleaving {
         match outcome {
             JoinOutcome::Stream(_, reader) => self.readers.push(ReadingRequest { reader, next: 0 }),
             JoinOutcome::Lead(leader) => self.becomes_leader(leader),
-            JoinOutcome::Retry | JoinOutcome::Bypass | JoinOutcome::Failed(_) => {}
+            JoinOutcome::Retry => self.enter(false),
+            JoinOutcome::Bypass | JoinOutcome::Failed(_) => {}
+            JoinOutcome::TimedOut => panic!("no time passes"),
         }
     }
 
@@ -495,40 +529,29 @@ impl Interleaving {
     }
 
     fn apply(&mut self, step: Step) {
-        if self.table.is_empty() && self.leaders.is_empty() {
-            (self.exchanges, self.dropped) = (0, 0);
-        }
         match step {
-            Step::Enter => match enter(&self.table) {
-                JoinResult::Lead(leader) => {
-                    (self.exchanges, self.dropped) = (0, 0);
-                    self.becomes_leader(leader);
-                }
-                JoinResult::Join(joiner) => {
-                    self.waiting.push(WaitingRequest { joiner, flag: Arc::default(), is_polled: false });
-                }
-                JoinResult::Bypass => {}
-            },
+            Step::Enter => self.enter(false),
+            Step::EnterAfterRemoval => self.enter(true),
             Step::PollJoiner(at) if !self.waiting.is_empty() => self.poll(at % self.waiting.len()),
             Step::DropJoiner(at) => drop(take(&mut self.waiting, at)),
             Step::FailLeader(at) => {
                 if let Some(leader) = take(&mut self.leaders, at) {
-                    leader.fail(ErrorKind::NoResponse);
+                    leader.end(FetchEnd::Retry(ErrorKind::NoResponse));
                 }
             }
             Step::FailAll(at) => {
                 if let Some(leader) = take(&mut self.leaders, at) {
-                    leader.fail_all(ErrorKind::Timeout);
+                    leader.end(FetchEnd::Fail(ErrorKind::Timeout));
                 }
             }
             Step::DropLeader(at) => {
-                if take(&mut self.leaders, at).is_some() {
-                    self.dropped += 1;
+                if let Some(leader) = take(&mut self.leaders, at) {
+                    self.wave(&leader.fill).dropped += 1;
                 }
             }
             Step::ReleaseLeader(at) => {
                 if let Some(leader) = take(&mut self.leaders, at) {
-                    leader.release();
+                    leader.end(FetchEnd::LookUpAgain);
                 }
             }
             Step::PublishHead(at) => {
@@ -555,6 +578,10 @@ impl Interleaving {
                 let index = at % self.producers.len();
                 self.producers[index].0.stop_keeping();
             }
+            Step::MakeRoom(at) if !self.producers.is_empty() => {
+                let index = at % self.producers.len();
+                assert!(!self.producers[index].0.can_keep(1, u64::MAX), "the budget is 0");
+            }
             Step::PollProducer(at) if !self.producers.is_empty() => {
                 let index = at % self.producers.len();
                 let _has_room = self.producers[index].0.poll_ready(&mut Context::from_waker(Waker::noop()));
@@ -580,7 +607,12 @@ impl Interleaving {
                 }
             }
             Step::DropReader(at) => drop(take(&mut self.readers, at)),
-            Step::PollJoiner(_) | Step::Push(..) | Step::StopKeeping(_) | Step::PollProducer(_) | Step::Read(_) => {}
+            Step::PollJoiner(_)
+            | Step::Push(..)
+            | Step::StopKeeping(_)
+            | Step::MakeRoom(_)
+            | Step::PollProducer(_)
+            | Step::Read(_) => {}
         }
     }
 
@@ -588,7 +620,7 @@ impl Interleaving {
     fn finish(mut self) {
         loop {
             while let Some(leader) = self.leaders.pop() {
-                leader.fail_all(ErrorKind::Timeout);
+                leader.end(FetchEnd::Fail(ErrorKind::Timeout));
             }
             while let Some((producer, _)) = self.producers.pop() {
                 producer.complete(None);
@@ -605,6 +637,7 @@ impl Interleaving {
         }
         assert_eq!(self.table.budget().charged(), 0, "bytes are charged and not held");
         assert!(self.table.is_empty(), "a fill is left in the table");
+        assert!(self.waves.iter().all(|wave| wave.fill.lock().slots.len() == 0), "a place is left");
     }
 }
 
@@ -620,13 +653,70 @@ proptest! {
 }
 
 #[tokio::test]
-async fn budget_is_free_after_a_cancelled_wait() {
+async fn cancelled_wait_leaves_no_place_and_no_charge() {
     let table = Arc::new(FillTable::default());
-    let (leader, joiner) = (lead(&table), join(&table));
+    let (leader, waiting) = (lead(&table), join(&table));
+    let fill = Arc::clone(&leader.fill);
     {
-        let mut wait = pin!(joiner.wait(Duration::from_secs(60)));
+        let mut wait = pin!(waiting.wait(Duration::from_secs(60)));
         assert!(poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx).is_pending())).await);
     }
-    leader.fail(ErrorKind::NoResponse);
-    assert!(table.is_empty(), "no request is left to retry");
+    assert!(!leader.has_waiting());
+    let (producer, own) = publish(leader, &table);
+    producer.push(b"abcd");
+    // Joined after the head, and never polled.
+    let late = join(&table);
+    producer.complete(None);
+    drop(own);
+    assert_eq!(table.budget().charged(), 4, "the late request has to read the bytes");
+    drop(late);
+    assert_eq!((table.budget().charged(), fill.lock().slots.len()), (0, 0));
+    assert!(table.is_empty());
+}
+
+/// The body is in the store, in a buffer of its own. Its readers hold what the budget has charged.
+#[tokio::test]
+async fn complete_body_is_charged_until_its_readers_have_read_it() {
+    let table = Arc::new(FillTable::default());
+    let (producer, mut own) = publish(lead(&table), &table);
+    producer.push(b"ab");
+    producer.push(b"cd");
+    let body = producer.body_with(&[]);
+    producer.complete(None);
+    assert_eq!((body.as_deref(), table.budget().charged()), (Some(&b"abcd"[..]), 4));
+    poll_fn(|cx| own.poll_fill(cx)).await.expect("bytes");
+    own.consume(2);
+    assert_eq!(table.budget().charged(), 2, "what was read is freed");
+    drop(own);
+    assert_eq!((body.as_deref(), table.budget().charged()), (Some(&b"abcd"[..]), 0));
+}
+
+/// Clients that do not read hold the whole budget: one a body that is complete, one a body that is
+/// too large to store.
+#[tokio::test]
+async fn slow_readers_make_room_for_a_body_that_may_be_stored_the_oldest_first() {
+    const LENGTH: u64 = 4 * WINDOW_BYTES_MIN;
+    let table = Arc::new(FillTable::default());
+    let lead_with = |part: &[u8]| {
+        let mut builder = KeyBuilder::new();
+        match table.join_or_lead(&builder.part(part).key(), epoch(), |_| true) {
+            JoinResult::Lead(leader) => leader.publish_head(head(), table.budget(), 2 * LENGTH),
+            JoinResult::Join(_) | JoinResult::Bypass => panic!("the key is new"),
+        }
+    };
+    let fill = |producer: &Producer| (0..4).for_each(|_| producer.push(&[b'x'; WINDOW_BYTES_MIN as usize]));
+    let (complete, mut oldest) = lead_with(b"complete");
+    fill(&complete);
+    complete.complete(None);
+    let (mut large, mut newer) = lead_with(b"large");
+    fill(&large);
+    large.stop_keeping();
+    let (small, _own) = lead_with(b"small");
+    assert!(oldest.may_be_detached() && newer.may_be_detached());
+    assert!(small.can_keep(1_000, BUDGET), "there is room");
+    assert!(matches!(poll_fn(|cx| oldest.poll_fill(cx)).await, Err(BodyError::Detached)));
+    poll_fn(|cx| newer.poll_fill(cx)).await.expect("not needed yet");
+    assert!(small.can_keep(LENGTH + 1, BUDGET), "the other one makes room too");
+    assert!(!small.can_keep(2 * LENGTH, BUDGET), "one chunk is held by its reader");
+    drop(large);
 }

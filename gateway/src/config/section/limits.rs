@@ -45,7 +45,7 @@ pub(super) fn weights(root: &TableReader<'_>) -> Vec<(String, f64)> {
 /// Source of the key of a limit; unlike other sources it may be a claim of a verified token, a name
 /// in a client certificate, or a TLS fingerprint.
 const KEY: ParsedString<IdentitySource> = ParsedString {
-    name: "\"header:NAME\", \"cookie:NAME\", \"path:N\", \"host:\", \"claim:NAME\", \"certificate:subject\", \"certificate:san\" or \"ja4:\"",
+    name: "\"header:NAME\", \"cookie:NAME\", \"path:N\", \"host:\", \"claim:NAME\", \"certificate:subject\", \"certificate:san\", \"ja4:\" or \"geoip:country\"",
     parse: |text| match text.strip_prefix("claim:") {
         Some("") | None => identity::parse_connection_source(text),
         Some(name) => Ok(IdentitySource::Claim(name.to_owned())),
