@@ -36,7 +36,8 @@ build: ## build target/release/tidegate, optimised
 # .ci/run measures the time between lines that begin with `==`.
 test: ## all checks: format, clippy, unit and scenario tests, the chart
 	@echo '== packages'
-	@.ci/need redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace faketime:faketime
+	@.ci/need redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace faketime:faketime \
+	    haproxy:haproxy openssl:openssl python3:python3
 	@echo '== format'
 	$(CARGO) fmt --all --check
 	@echo '== clippy'

@@ -47,6 +47,58 @@ const REPLACED: KnownFieldSet = KnownFieldSet::of(&[
     KnownField::XEnvoyExpectedRqTimeoutMs,
 ]);
 
+/// Other names under which applications look for the address of the client. Only trusted proxies
+/// may send them.
+pub(crate) const CLIENT_ADDRESS_FIELDS: &[KnownField] = &[
+    KnownField::CfConnectingIp,
+    KnownField::FastlyClientIp,
+    KnownField::TrueClientIp,
+    KnownField::XClientIp,
+    KnownField::XClusterClientIp,
+    KnownField::XOriginatingIp,
+    KnownField::XRealIp,
+    KnownField::XRemoteAddr,
+    KnownField::XRemoteIp,
+];
+
+/// Fields from which applications may take another scheme, host, path, method or client certificate
+/// than those of the connection. Only trusted proxies may send them, and each is part of the cache
+/// key: the origin is told.
+pub(crate) const ALTERNATIVE_FIELDS: &[KnownField] = &[
+    KnownField::ClientCert,
+    KnownField::ClientCertChain,
+    KnownField::FrontEndHttps,
+    KnownField::SslClientCert,
+    KnownField::SslClientSubjectDn,
+    KnownField::SslClientVerify,
+    KnownField::XForwarded,
+    KnownField::XForwardedBy,
+    KnownField::XForwardedClientCert,
+    KnownField::XForwardedMethod,
+    KnownField::XForwardedPath,
+    KnownField::XForwardedPort,
+    KnownField::XForwardedPrefix,
+    KnownField::XForwardedProtocol,
+    KnownField::XForwardedScheme,
+    KnownField::XForwardedServer,
+    KnownField::XForwardedSsl,
+    KnownField::XForwardedTlsClientCert,
+    KnownField::XForwardedTlsClientCertInfo,
+    KnownField::XForwardedUri,
+    KnownField::XHost,
+    KnownField::XHttpHostOverride,
+    KnownField::XHttpMethod,
+    KnownField::XHttpMethodOverride,
+    KnownField::XMethodOverride,
+    KnownField::XOriginalHost,
+    KnownField::XOriginalUri,
+    KnownField::XOriginalUrl,
+    KnownField::XProxyUser,
+    KnownField::XRewriteUrl,
+    KnownField::XScriptName,
+    KnownField::XUrlScheme,
+];
+
 /// Prepares the fields of a request that has just been parsed: keeps what they say about the
 /// connection, then removes connection fields, the fields that `Connection` names, and names with
 /// `_`. A repetition of the head is restored without connection fields.

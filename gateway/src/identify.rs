@@ -153,7 +153,7 @@ impl Default for IdentityConfig {
             geoip: None,
             keys: Vec::new(),
             access: AccessConfig::default(),
-            untrusted_fields: untrusted_fields::DEFAULT.iter().map(|known| known.as_str().to_owned()).collect(),
+            untrusted_fields: untrusted_fields::default_list().map(str::to_owned).collect(),
             has_fingerprints: false,
             secret: String::new(),
         }

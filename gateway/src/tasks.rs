@@ -83,6 +83,8 @@ label! {
         ClientRead = "client_read",
         /// The client closes a connection after its last response.
         ClientClose = "client_close",
+        /// The verification of a password.
+        Password = "password",
         UpstreamConnect = "upstream_connect",
         /// The upstream accepts bytes of the request.
         UpstreamSend = "upstream_send",

@@ -34,10 +34,10 @@ fn tasks_are_listed_while_they_run() {
         Origin::start(move |_| Script::new().wait(&head_gate).head(200, fields).send("ha").wait(&body_gate).send("lf"));
     let gateway = Gateway::start(&one_route(origin.address, "cache = { }", "[server]\nworkers = 2"));
     for service in ["listener", "incoming", "maintenance"] {
-        assert_eq!(count(&gateway, service), 2, "{service}");
+        wait_for(|| count(&gateway, service) == 2, STEP_TIMEOUT);
     }
     for service in ["admin", "reload", "overrides", "state_report"] {
-        assert_eq!(count(&gateway, service), 1, "{service}");
+        wait_for(|| count(&gateway, service) == 1, STEP_TIMEOUT);
     }
     assert_eq!((count(&gateway, "connection"), count(&gateway, "fill")), (0, 0));
     let mut client = gateway.connect();

@@ -48,35 +48,9 @@ pub fn write_primary(builder: &mut KeyBuilder, config: &CacheConfig, request: &R
     }
 }
 
-/// Request fields from which an origin may take another scheme, host, path or method than the
-/// request line says. They arrive from trusted proxies, or from peers that the configuration allows
-/// to send them (`identity.untrusted_fields`).
-const ALTERNATIVES: KnownFieldSet = KnownFieldSet::of(&[
-    KnownField::FrontEndHttps,
-    KnownField::XForwarded,
-    KnownField::XForwardedBy,
-    KnownField::XForwardedMethod,
-    KnownField::XForwardedPath,
-    KnownField::XForwardedPort,
-    KnownField::XForwardedPrefix,
-    KnownField::XForwardedProtocol,
-    KnownField::XForwardedScheme,
-    KnownField::XForwardedServer,
-    KnownField::XForwardedSsl,
-    KnownField::XForwardedUri,
-    KnownField::XHost,
-    KnownField::XHttpHostOverride,
-    KnownField::XHttpMethod,
-    KnownField::XHttpMethodOverride,
-    KnownField::XMethodOverride,
-    KnownField::XOriginalHost,
-    KnownField::XOriginalUri,
-    KnownField::XOriginalUrl,
-    KnownField::XProxyUser,
-    KnownField::XRewriteUrl,
-    KnownField::XScriptName,
-    KnownField::XUrlScheme,
-]);
+/// Fields that tell the origin another scheme, host, path or method than the request line, or the
+/// client's certificate.
+const ALTERNATIVES: KnownFieldSet = KnownFieldSet::of(hop::ALTERNATIVE_FIELDS);
 
 /// Writes the alternatives that the origin is told, where there are any; else nothing.
 #[cold]
@@ -428,6 +402,7 @@ mod tests {
             key_of(&[("X-Forwarded-Prefix", "/c")], None, None),
             key_of(&[("X-Rewrite-URL", "/b")], None, None),
             key_of(&[("X-HTTP-Method-Override", "DELETE")], None, None),
+            key_of(&[("X-Forwarded-Client-Cert", "Hash=1")], None, None),
         ];
         for (at, one) in all.iter().enumerate() {
             assert!(!all[at + 1..].contains(one), "{one}");

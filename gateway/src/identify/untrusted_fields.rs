@@ -4,53 +4,14 @@
 //! method from them. Not in the cache key of an ordinary client, they would let it store its own
 //! response for others.
 
+use crate::hop;
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 
 /// The fields that are removed unless a trusted proxy sends them (`identity.untrusted_fields`).
 /// The gateway always replaces `Forwarded` and `X-Forwarded-For`, `-Host` and `-Proto`.
-pub(super) const DEFAULT: &[KnownField] = &[
-    KnownField::CfConnectingIp,
-    KnownField::ClientCert,
-    KnownField::ClientCertChain,
-    KnownField::FastlyClientIp,
-    KnownField::FrontEndHttps,
-    KnownField::SslClientCert,
-    KnownField::SslClientSubjectDn,
-    KnownField::SslClientVerify,
-    KnownField::TrueClientIp,
-    KnownField::XClientIp,
-    KnownField::XClusterClientIp,
-    KnownField::XForwarded,
-    KnownField::XForwardedBy,
-    KnownField::XForwardedClientCert,
-    KnownField::XForwardedMethod,
-    KnownField::XForwardedPath,
-    KnownField::XForwardedPort,
-    KnownField::XForwardedPrefix,
-    KnownField::XForwardedProtocol,
-    KnownField::XForwardedScheme,
-    KnownField::XForwardedServer,
-    KnownField::XForwardedSsl,
-    KnownField::XForwardedTlsClientCert,
-    KnownField::XForwardedTlsClientCertInfo,
-    KnownField::XForwardedUri,
-    KnownField::XHost,
-    KnownField::XHttpHostOverride,
-    KnownField::XHttpMethod,
-    KnownField::XHttpMethodOverride,
-    KnownField::XMethodOverride,
-    KnownField::XOriginalHost,
-    KnownField::XOriginalUri,
-    KnownField::XOriginalUrl,
-    KnownField::XOriginatingIp,
-    KnownField::XProxyUser,
-    KnownField::XRealIp,
-    KnownField::XRemoteAddr,
-    KnownField::XRemoteIp,
-    KnownField::XRewriteUrl,
-    KnownField::XScriptName,
-    KnownField::XUrlScheme,
-];
+pub(super) fn default_list() -> impl Iterator<Item = &'static str> {
+    hop::CLIENT_ADDRESS_FIELDS.iter().chain(hop::ALTERNATIVE_FIELDS).map(|known| known.as_str())
+}
 
 /// The names to remove, known ones as a set, so that a request without them costs one bit test.
 pub(super) struct UntrustedFields {
@@ -104,7 +65,7 @@ mod tests {
         ]);
         UntrustedFields::new(list.into_iter()).remove(&mut request);
         assert_eq!(request.iter().map(|field| field.value).collect::<Vec<_>>(), [b"5", b"6"]);
-        UntrustedFields::new(DEFAULT.iter().map(|known| known.as_str())).remove(&mut request);
+        UntrustedFields::new(default_list()).remove(&mut request);
         assert_eq!(request.iter().map(|field| field.value).collect::<Vec<_>>(), [b"6"]);
     }
 
@@ -119,7 +80,7 @@ mod tests {
             .flat_map(|line| line.split('`').skip(1).step_by(2))
             .collect();
         documented.sort_unstable();
-        let mut listed: Vec<&str> = DEFAULT.iter().map(|known| known.as_str()).collect();
+        let mut listed: Vec<&str> = default_list().collect();
         listed.sort_unstable();
         assert_eq!(documented, listed);
     }

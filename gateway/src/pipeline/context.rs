@@ -44,6 +44,40 @@ pub(crate) struct RequestContext<'c> {
     pub(super) stale: Option<shard::CacheHit<CacheMeta>>,
 }
 
+/// A request that goes on without its client, in a task of its own, with everything that it uses.
+pub(super) struct DetachedRequest {
+    worker: Rc<WorkerResources>,
+    snapshot: Arc<Snapshot>,
+    peer: IpAddr,
+    caller: Caller,
+    /// Index of the route in the snapshot.
+    route: usize,
+    pub(super) request: Request,
+    stale: Option<shard::CacheHit<CacheMeta>>,
+}
+
+impl DetachedRequest {
+    /// Runs `act` with a context of its own, whose response no client reads.
+    pub(super) async fn run(mut self, act: impl AsyncFnOnce(&mut RequestContext<'_>)) {
+        let Some(route) = self.snapshot.routes.at(self.route) else { return };
+        let (mut response, mut record) = (Response::default(), RequestRecord::default());
+        let mut context = RequestContext {
+            worker: &self.worker,
+            snapshot: &self.snapshot,
+            peer: self.peer,
+            now: Instant::now(),
+            caller: &self.caller,
+            route: Some(route),
+            request: &mut self.request,
+            response: &mut response,
+            record: &mut record,
+            deadline: None,
+            stale: self.stale,
+        };
+        act(&mut context).await;
+    }
+}
+
 impl<'c> RequestContext<'c> {
     /// Identifies the caller of the request in `buffers` and finds its route.
     pub(crate) fn new(
@@ -72,6 +106,19 @@ impl<'c> RequestContext<'c> {
     /// The route, in the phases after `admit`.
     pub(super) fn route(&self) -> &'c Route {
         self.route.expect("`admit` answers requests without a route")
+    }
+
+    /// A copy of the request that can go on without the client.
+    pub(super) fn detached(&self, stale: Option<shard::CacheHit<CacheMeta>>) -> DetachedRequest {
+        DetachedRequest {
+            worker: Rc::clone(self.worker),
+            snapshot: Arc::clone(self.snapshot),
+            peer: self.peer,
+            caller: self.caller.clone(),
+            route: self.route().index,
+            request: self.request.clone(),
+            stale,
+        }
     }
 
     /// Reads the clock again after a wait.

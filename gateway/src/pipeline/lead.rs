@@ -3,10 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::ops::ControlFlow;
 use std::pin::Pin;
-use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
 use super::fetch::{Fetch, LedFetch};
@@ -17,9 +14,8 @@ use crate::cache::key;
 use crate::cache::policy;
 use crate::cache::stored::CachedObject;
 use crate::error::Error;
-use crate::http::message::{Request, Response, StatusCode};
+use crate::http::message::Request;
 use crate::http::request_body::RequestBody;
-use crate::record::RequestRecord;
 use crate::tasks::{self, TaskKind};
 
 impl RequestContext<'_> {
@@ -54,28 +50,11 @@ impl RequestContext<'_> {
 
     /// Moves a fetch to a task, which owns what the fetch uses.
     fn detach(&self, led: LedFetch, call: DetachableCall) {
-        let (worker, snapshot, caller) = (Rc::clone(self.worker), Arc::clone(self.snapshot), self.caller.clone());
-        let (route, peer, mut request, stale) =
-            (self.route().index, self.peer, self.request.clone(), self.stale.clone());
+        let mut detached = self.detached(self.stale.clone());
         // The client's own demands do not apply to the shared copy.
-        CONDITIONS.into_iter().chain(RANGE_FIELDS).for_each(|known| request.fields.remove(known));
+        CONDITIONS.into_iter().chain(RANGE_FIELDS).for_each(|known| detached.request.fields.remove(known));
         tasks::spawn(TaskKind::DetachedFetch, async move {
-            let Some(route) = snapshot.routes.at(route) else { return };
-            let (mut response, mut record) = (Response::new(StatusCode::OK), RequestRecord::default());
-            let mut context = RequestContext {
-                worker: &worker,
-                snapshot: &snapshot,
-                peer,
-                now: Instant::now(),
-                caller: &caller,
-                route: Some(route),
-                request: &mut request,
-                response: &mut response,
-                record: &mut record,
-                deadline: None,
-                stale,
-            };
-            context.lead_alone(led, call).await;
+            detached.run(async |context: &mut RequestContext<'_>| context.lead_alone(led, call).await).await;
         });
     }
 

@@ -1,10 +1,8 @@
 //! The lookup phase: local cache, join or lead a shared fetch, remote cache.
 
-use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use shard::{CacheHit, CacheLayer, EpochSnapshot, KeyBuilder, KeyRef, Region, RemoteLookup, StaleReason};
+use shard::{CacheHit, CacheLayer, KeyBuilder, KeyRef, Region, RemoteLookup, StaleReason};
 
 use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
 use super::fetch::Fetch;
@@ -18,7 +16,7 @@ use crate::cache::{HonourClient, key};
 use crate::error::Error;
 use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
-use crate::record::{CacheDetail, CacheResult, ForwardReason, RequestRecord};
+use crate::record::{CacheDetail, CacheResult, ForwardReason};
 use crate::respond;
 use crate::tasks::{self, TaskKind, TaskWait};
 
@@ -61,7 +59,6 @@ impl RequestContext<'_> {
         let directives = self.request_directives();
         let mut builder = self.worker.key_builder.take();
         let (mut round, mut wait_until) = (0, None);
-        let epoch = self.worker.view.epoch_snapshot();
         let lead = loop {
             let found = self.look_up_local(&mut builder, &directives);
             if self.snapshot.cache.exposes_key {
@@ -112,7 +109,7 @@ impl RequestContext<'_> {
             if round > LOOKUP_ROUNDS_MAX || is_unshareable(self.request, &directives) {
                 break FillLeader::solo();
             }
-            match self.share_fetch(&builder.key(), epoch, &mut wait_until).await? {
+            match self.share_fetch(&builder.key(), &mut wait_until).await? {
                 SharedFetch::Lead(lead) => break lead,
                 SharedFetch::Response(body) => return Ok(body),
                 SharedFetch::LookUpAgain => self.update_now(),
@@ -136,16 +133,11 @@ impl RequestContext<'_> {
 
     /// Joins the fetch of `key` and waits for its result, or leads a fetch. All rounds of a request
     /// wait until the same time, which the first one sets.
-    async fn share_fetch(
-        &mut self,
-        key: &KeyRef<'_>,
-        epoch: EpochSnapshot,
-        wait_until: &mut Option<Instant>,
-    ) -> Result<SharedFetch, Error> {
+    async fn share_fetch(&mut self, key: &KeyRef<'_>, wait_until: &mut Option<Instant>) -> Result<SharedFetch, Error> {
         let (view, region) = (&self.worker.view, &self.caller.region);
         // A fetch from before a removal of the key is not joined.
         let is_current = |began| view.is_untouched_since(region, key, began);
-        let joiner = match self.worker.fills.join_or_lead(key, epoch, is_current) {
+        let joiner = match self.worker.fills.join_or_lead(key, view.epoch_snapshot(), is_current) {
             JoinResult::Lead(lead) => return Ok(SharedFetch::Lead(lead)),
             JoinResult::Bypass => return Ok(SharedFetch::Lead(FillLeader::solo())),
             JoinResult::Join(joiner) => joiner,
@@ -315,9 +307,12 @@ impl RequestContext<'_> {
             return LayerLookup::Miss(ForwardReason::UriMiss);
         }
         let is_limited = self.snapshot.cache.honour_client == HonourClient::Limited;
-        let directives = &match is_limited && hit.age(now) < CLIENT_DEMAND_INTERVAL {
-            true => directives.without_demands(),
-            false => *directives,
+        let without_demands;
+        let directives = if is_limited && hit.age(now) < CLIENT_DEMAND_INTERVAL {
+            without_demands = directives.without_demands();
+            &without_demands
+        } else {
+            directives
         };
         let freshness = object.freshness_at(&hit, now, policy);
         let is_stale_enough = directives.max_stale.is_some_and(|limit| freshness.staleness() <= limit);
@@ -364,37 +359,24 @@ impl RequestContext<'_> {
         if self.worker.view.lookup_local_at(key, now).is_some_and(|stored| stored.age(now) < hit.age(now)) {
             return lead.end(FetchEnd::LookUpAgain);
         }
-        let (worker, snapshot, caller) = (Rc::clone(self.worker), Arc::clone(self.snapshot), self.caller.clone());
-        let route = self.route().index;
-        let (mut request, stale, peer, key) = (self.request.clone(), hit.clone(), self.peer, key.to_owned());
+        let (mut detached, key) = (self.detached(Some(hit.clone())), key.to_owned());
+        let request = &mut detached.request;
         // The client's own demands do not apply to the shared copy.
         request.fields.remove(KnownField::CacheControl);
         request.fields.remove(KnownField::Pragma);
         RANGE_FIELDS.into_iter().for_each(|known| request.fields.remove(known));
         request.method = http::Method::GET;
         tasks::spawn(TaskKind::BackgroundValidation, async move {
-            let Some(route) = snapshot.routes.at(route) else { return };
-            let (mut response, mut record) = (Response::new(StatusCode::OK), RequestRecord::default());
-            let mut context = RequestContext {
-                worker: &worker,
-                snapshot: &snapshot,
-                peer,
-                now: Instant::now(),
-                caller: &caller,
-                route: Some(route),
-                request: &mut request,
-                response: &mut response,
-                record: &mut record,
-                deadline: None,
-                stale: Some(stale),
+            let validate = async |context: &mut RequestContext<'_>| {
+                let fetch = Fetch::begin(context, key);
+                match context.lead_fetch(fetch, lead).await {
+                    // A body that is not stored has no use.
+                    Ok(ResponseBody::Fill(body)) => body.leave_to_store(),
+                    Ok(_) => {}
+                    Err(error) => tracing::debug!(%error, "background validation failed"),
+                }
             };
-            let fetch = Fetch::begin(&context, key);
-            match context.lead_fetch(fetch, lead).await {
-                // A body that is not stored has no use.
-                Ok(ResponseBody::Fill(body)) => body.leave_to_store(),
-                Ok(_) => {}
-                Err(error) => tracing::debug!(%error, "background validation failed"),
-            }
+            detached.run(validate).await;
         });
     }
 }

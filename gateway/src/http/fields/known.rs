@@ -199,34 +199,35 @@ fn matches_name(name: &[u8], known: &[u8]) -> bool {
 
 /// A set of known field names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct KnownFieldSet(u128);
+pub(crate) struct KnownFieldSet([u64; 2]);
 
 const _: () = assert!(ALL.len() <= 128, "a set is two words");
 
 impl KnownFieldSet {
     pub(crate) const fn of(names: &[KnownField]) -> Self {
-        let (mut set, mut at) = (0, 0);
+        let (mut set, mut at) = (KnownFieldSet([0; 2]), 0);
         while at < names.len() {
-            set |= 1 << names[at] as u8;
+            set = set.with(names[at]);
             at += 1;
         }
-        KnownFieldSet(set)
+        set
     }
 
     pub(crate) const fn contains(self, known: KnownField) -> bool {
-        self.0 & 1 << known as u8 != 0
+        self.0[known as usize / 64] >> (known as u32 % 64) & 1 != 0
     }
 
-    pub(crate) const fn with(self, known: KnownField) -> Self {
-        KnownFieldSet(self.0 | 1 << known as u8)
+    pub(crate) const fn with(mut self, known: KnownField) -> Self {
+        self.0[known as usize / 64] |= 1 << (known as u32 % 64);
+        self
     }
 
     pub(crate) const fn union(self, other: KnownFieldSet) -> Self {
-        KnownFieldSet(self.0 | other.0)
+        KnownFieldSet([self.0[0] | other.0[0], self.0[1] | other.0[1]])
     }
 
     pub(crate) const fn intersects(self, other: KnownFieldSet) -> bool {
-        self.0 & other.0 != 0
+        self.0[0] & other.0[0] | self.0[1] & other.0[1] != 0
     }
 }
 
