@@ -210,6 +210,9 @@ events! {
     /// right one in between.
     AdminTokenRejected = "admin_token_rejected" { address: IpAddr = display(address), count: u32 }
         => warn [throttled!()] "a wrong admin token was rejected";
+    /// An address has sent so many wrong passwords that its next one is not verified.
+    PasswordsThrottled = "passwords_throttled" { client: IpAddr = display(client) }
+        => warn [throttled!()] "too many wrong passwords of an address";
     AccessLogFailed = "access_log_failed" { error: &'a dyn Display = display(error) }
         => error [throttled!()] "access log failed";
 }

@@ -43,8 +43,7 @@ use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::Request;
 use crate::peer::ConnectionPeer;
 use geoip::GeoPlace;
-pub use remote_key_set::KeySetUrl;
-pub(crate) use remote_key_set::{RemoteKeySet, forget_age};
+pub(crate) use remote_key_set::{KeySetUrl, RemoteKeySet, forget_age};
 use subject_hasher::SubjectHasher;
 use tokens::{TokenOutcome, TokenVerifier, VerifiedClaims, VerifiedIdentity};
 pub(crate) use trace::{Trace, write_trace};
@@ -182,6 +181,7 @@ impl IdentityConfig {
 
 /// Registers the metrics of this module.
 pub(crate) fn expose() {
+    auth::expose();
     remote_key_set::expose();
     tokens::expose();
 }
@@ -247,11 +247,7 @@ impl CallerIdentifier {
     }
 
     /// As [`Self::new`], for a reload: keeps the key set that `old` fetched.
-    pub(crate) fn replacing(
-        old: Option<&CallerIdentifier>,
-        config: IdentityConfig,
-        user_classes: Vec<String>,
-    ) -> Self {
+    pub(crate) fn replacing(old: Option<&CallerIdentifier>, config: IdentityConfig, user_classes: Vec<String>) -> Self {
         let hasher = SubjectHasher::new(&config.secret);
         let identity = config.user.iter().chain(&config.user_class).filter_map(|source| match source {
             IdentitySource::Header(name) => Some(name),
@@ -347,6 +343,23 @@ impl CallerIdentifier {
     /// tokens: they expire, and each use is counted.
     pub(crate) fn is_cacheable(&self) -> bool {
         self.tokens.is_none()
+    }
+
+    /// Makes the principal of a route's authentication the user of a caller, in place of any other
+    /// user: its name is one user, whichever route authenticated it. `None`: the class of users
+    /// without one.
+    pub(crate) fn set_principal(&self, caller: &mut Caller, name: &str, class: Option<&str>) {
+        caller.user = Some(self.hasher.value(name.as_bytes()));
+        let class = class.and_then(|class| self.class_index(class.as_bytes()));
+        caller.user_class = class.or_else(|| self.class_index(b"standard")).unwrap_or_default();
+        if let Some(lists) = &self.lists {
+            caller.access = caller.access.and(lists.classify_user(name.as_bytes()));
+        }
+    }
+
+    /// Keyed hash of an address (IPv6: of its /64).
+    pub(crate) fn address_hash(&self, ip: IpAddr) -> KeyHash {
+        self.hasher.address(ip)
     }
 
     /// The trace of a request: propagated by the client, or new.
@@ -511,7 +524,10 @@ impl CallerIdentifier {
             // The first source with a value decides, even if the value names no region.
             source => read(source, request).map(|name| Region::new(std::str::from_utf8(name).ok()?).ok()),
         });
-        region.flatten().filter(|region| self.regions().binary_search(region).is_ok()).unwrap_or(self.config.region_default)
+        region
+            .flatten()
+            .filter(|region| self.regions().binary_search(region).is_ok())
+            .unwrap_or(self.config.region_default)
     }
 }
 

@@ -37,6 +37,12 @@ pub mod config;
 pub mod demo;
 pub mod server;
 
+/// Lines for the files of `routes.auth`.
+pub mod credentials {
+    pub use crate::identify::auth::api_keys::{NewApiKey, NewApiKeyError};
+    pub use crate::identify::auth::htpasswd::password_line;
+}
+
 /// The items that tests, benches and fuzz targets of this crate use. Not a public interface.
 #[doc(hidden)]
 pub mod testing {

@@ -160,7 +160,8 @@ fn endless_upload_is_counted_and_closed_within_the_linger_time() {
     let sender = endless_upload(&gateway);
     assert_eq!(gateway.metric("tidegate_connections"), 1.0);
     let sent_for = sender.join().expect("no panic");
-    assert!((Duration::from_secs(2)..LINGER_MAX).contains(&sent_for), "{sent_for:?}");
+    // A fast sender is closed earlier, by the number of bytes.
+    assert!(sent_for < LINGER_MAX, "{sent_for:?}");
     wait_for(|| gateway.metric("tidegate_connections") == 0.0, STEP_TIMEOUT);
 }
 

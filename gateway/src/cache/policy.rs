@@ -220,7 +220,7 @@ impl StoreCandidate<'_> {
             return Err(NoStoreReason::Directive);
         }
         let allows_authorization = control.public || control.s_maxage.is_some() || control.must_revalidate;
-        if self.request.fields.has(KnownField::Authorization) && !allows_authorization {
+        if self.request.is_authorized() && !allows_authorization {
             return Err(NoStoreReason::Authorization);
         }
         if set_cookie == SetCookiePolicy::Private && fields.has(KnownField::SetCookie) {

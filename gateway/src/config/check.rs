@@ -39,6 +39,7 @@ pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Conf
     check_paths(&mut draft, context);
     check_route_matches(&draft, context);
     check_unused(&draft, &used, context);
+    check_key_classes(&draft, context);
     draft.config
 }
 
@@ -344,6 +345,18 @@ fn check_route_names(draft: &ConfigDraft, context: &ReadContext<'_>) {
                 &names.name,
                 ConfigProblem::new(FaultCode::Duplicate, format!("duplicate route name `{}`", route.name)),
             );
+        }
+    }
+}
+
+/// Keys name user classes, which have to exist.
+fn check_key_classes(draft: &ConfigDraft, context: &ReadContext<'_>) {
+    let known: Vec<&str> = draft.config.limit.weights.iter().map(|(name, _)| &**name).collect();
+    for named in draft.routes.iter().filter_map(|names| names.key_classes.as_ref()) {
+        for (class, line) in named.classes.iter().filter(|(class, _)| !known.contains(&&**class)) {
+            let message = format!("{} line {line}: `[tiers]` does not define `{class}`", named.file);
+            let problem = ConfigProblem::new(FaultCode::UnknownName, message);
+            context.error(&named.at, problem.hint(suggest(class, &known)));
         }
     }
 }

@@ -59,11 +59,11 @@ impl AccessConfig {
     /// The entries that are users, of both lists.
     pub(super) fn users(&self) -> [Vec<&str>; 2] {
         [&self.exempt, &self.denied].map(|list| {
-            let user = |entry| match entry {
-                &AccessEntry::User(ref id) => Some(&**id),
+            let users = list.iter().filter_map(|entry| match entry {
+                AccessEntry::User(id) => Some(id.as_str()),
                 _ => None,
-            };
-            list.iter().filter_map(user).collect()
+            });
+            users.collect()
         })
     }
 }

@@ -7,19 +7,22 @@
 pub(crate) mod api_keys;
 mod basic;
 mod credentials_cache;
-mod htpasswd;
+pub(crate) mod htpasswd;
 
 use std::fmt;
+use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use limiter::KeyHash;
 
 use self::api_keys::ApiKeys;
 use self::basic::PasswordVerifier;
+use crate::event::Event;
 use crate::http::fields::{Fields, KnownField};
 use crate::label;
+use crate::metrics::{self, Counters};
 
-pub(crate) use api_keys::ApiKeyFileError;
-pub(crate) use htpasswd::{PasswordFile, PasswordFileError};
+pub(crate) use htpasswd::PasswordFile;
 
 /// Authentication of a route (`routes.auth`).
 #[derive(Clone, Debug, PartialEq)]
@@ -31,11 +34,24 @@ pub(crate) struct AuthConfig {
     pub(crate) forwards_credentials: bool,
 }
 
+impl AuthConfig {
+    /// The field that carries the credentials, in lower case.
+    pub(crate) fn field(&self) -> &str {
+        match &self.method {
+            AuthMethod::ApiKey { field, .. } => field,
+            AuthMethod::Basic(_) => KnownField::Authorization.as_str(),
+        }
+    }
+}
+
 /// The credentials that a route accepts.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum AuthMethod {
     /// Keys, and the field that carries one, in lower case.
-    ApiKey { keys: ApiKeys, field: String },
+    ApiKey {
+        keys: ApiKeys,
+        field: String,
+    },
     Basic(PasswordFile),
 }
 
@@ -58,14 +74,28 @@ label! {
     }
 }
 
+static RESULTS: LazyLock<Counters<AuthResult>> = LazyLock::new(Counters::default);
+
+/// Registers the metrics of this module.
+pub(super) fn expose() {
+    let help = "Requests of routes that demand credentials, by result.";
+    metrics::expose_counters("tidegate_authentications", help, &RESULTS);
+}
+
+/// Counts the authentication of a request.
+pub(crate) fn count(result: AuthResult) {
+    RESULTS.inc(result);
+}
+
 /// Index of a key or of a user in the file of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PrincipalIndex(u32);
 
 /// What is known about the sender of a request after authentication.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Authentication {
     /// The route demands none.
+    #[default]
     NotRequired,
     Accepted(PrincipalIndex),
     Rejected(AuthResult),
@@ -81,6 +111,15 @@ impl Authentication {
             Authentication::Pending
                 | Authentication::Rejected(AuthResult::ClientThrottled | AuthResult::VerificationThrottled)
         )
+    }
+
+    /// The result to count; `None` where there is none, or none yet.
+    pub(crate) fn result(self) -> Option<AuthResult> {
+        match self {
+            Authentication::NotRequired | Authentication::Pending => None,
+            Authentication::Accepted(_) => Some(AuthResult::Valid),
+            Authentication::Rejected(result) => Some(result),
+        }
     }
 
     /// The principal; `None` without one.
@@ -145,13 +184,18 @@ impl Authenticator {
     }
 
     /// Verifies the password of a request whose authentication is pending. Wrong ones are charged
-    /// to `address`. Takes at most a few seconds. Cancel safe: a verification that runs is left to
-    /// end.
-    pub(crate) async fn verify(&self, fields: &Fields, address: KeyHash) -> Authentication {
+    /// to the address, given with its hash. Takes at most a few seconds. Cancel safe: a verification
+    /// that runs is left to end.
+    pub(crate) async fn verify(&self, fields: &Fields, (ip, address): (IpAddr, KeyHash)) -> Authentication {
         let Some(passwords) = &self.passwords else { return Authentication::Rejected(AuthResult::Unknown) };
         match passwords.verify(fields, address).await {
             Ok(principal) => Authentication::Accepted(principal),
-            Err(result) => Authentication::Rejected(result),
+            Err(result) => {
+                if result == AuthResult::ClientThrottled {
+                    Event::PasswordsThrottled { client: ip }.emit();
+                }
+                Authentication::Rejected(result)
+            }
         }
     }
 
@@ -176,12 +220,8 @@ impl Authenticator {
         if self.config.forwards_credentials {
             return;
         }
-        match &self.config.method {
-            AuthMethod::Basic(_) => fields.remove(KnownField::Authorization),
-            AuthMethod::ApiKey { field, .. } => {
-                fields.retain(|line| !line.name.eq_ignore_ascii_case(field.as_bytes()));
-            }
-        }
+        let field = self.config.field().as_bytes();
+        fields.retain(|line| !line.name.eq_ignore_ascii_case(field));
     }
 }
 

@@ -22,7 +22,7 @@ const DATABASE_BYTES_MAX: u64 = 256 << 20;
 
 /// A country code of two capital letters (ISO 3166-1 alpha-2).
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct CountryCode([u8; 2]);
+pub(crate) struct CountryCode([u8; 2]);
 
 impl CountryCode {
     /// `None` if the text is not two capital letters.

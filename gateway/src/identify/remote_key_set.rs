@@ -208,9 +208,7 @@ impl RemoteKeySet {
     }
 
     fn remaining_lifetime(&self) -> Duration {
-        self.lock().map_or(Duration::ZERO, |fetched| {
-            fetched.lifetime.saturating_sub(CLOCK.now().since(fetched.at))
-        })
+        self.lock().map_or(Duration::ZERO, |fetched| fetched.lifetime.saturating_sub(CLOCK.now().since(fetched.at)))
     }
 
     fn publish_age(&self) {

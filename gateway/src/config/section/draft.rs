@@ -3,6 +3,7 @@
 use super::super::fault::DocumentLocation;
 use super::super::model::Config;
 use super::super::read_context::Located;
+use super::auth::NamedClasses;
 
 /// A configuration with unresolved references, and the locations of values that `check` may report.
 pub(in crate::config) struct ConfigDraft {
@@ -37,4 +38,5 @@ pub(in crate::config) struct RouteReferences {
     pub(in crate::config) ttl: DocumentLocation,
     pub(in crate::config) upstream: Option<Located<String>>,
     pub(in crate::config) limits: Vec<Located<String>>,
+    pub(in crate::config) key_classes: Option<NamedClasses>,
 }

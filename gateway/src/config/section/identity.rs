@@ -144,8 +144,9 @@ pub(super) fn parse_connection_source(text: &str) -> Result<IdentitySource, Conf
             .hint("write \"certificate:subject\" or \"certificate:san\"")),
         Some(("ja4", "")) => Ok(IdentitySource::Ja4),
         Some(("geoip", "country")) => Ok(IdentitySource::GeoIpCountry),
-        Some(("geoip", _)) => Err(ConfigProblem::bad_value(format!("`{text}` is not a source"))
-            .hint("write \"geoip:country\"")),
+        Some(("geoip", _)) => {
+            Err(ConfigProblem::bad_value(format!("`{text}` is not a source")).hint("write \"geoip:country\""))
+        }
         _ => parse_source(text),
     }
 }

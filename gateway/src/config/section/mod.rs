@@ -5,6 +5,7 @@
 
 mod formats;
 mod access;
+mod auth;
 mod bounds;
 mod tokens;
 mod files;

@@ -12,7 +12,7 @@ use super::super::table_reader::TableReader;
 use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, ValueKind};
 use super::bounds::{DAY, HOUR, MS, SECOND};
 use super::draft::RouteReferences;
-use super::formats;
+use super::{auth, formats};
 use crate::route::{ForwardPath, HostPattern, PathPattern, RouteConfig, TimeoutOverrides};
 use crate::{cache, degrade};
 
@@ -42,6 +42,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
     let default = RouteConfig::new(name_text.into(), path, 0);
     let cost = table.value_or("cost", &IntegerRange(1..=COST_MAX), default.cost.get());
     table.unavailable("journal", None);
+    let (auth, key_classes) = auth::read(table).map_or((None, None), |(auth, classes)| (Some(auth), classes));
     let config = RouteConfig {
         host,
         methods,
@@ -58,6 +59,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
             total: optional(table, "total_timeout", Duration::ZERO..=DAY),
         },
         forward_path: table.value_or("forward_path", &FORWARD_PATH, default.forward_path),
+        auth,
         ..default
     };
     let names = RouteReferences {
@@ -70,6 +72,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         ttl: table.location_of(&["cache", "ttl"]),
         upstream,
         limits,
+        key_classes,
     };
     (config, names)
 }

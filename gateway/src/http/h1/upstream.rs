@@ -462,7 +462,7 @@ impl UpstreamConnection {
                 return Poll::Ready(result);
             }
             let step = match self.request_state {
-                // The upstream may wait for the rest of the request, which its client owes.
+                // The upstream may wait for the rest of the request, which its client has not sent.
                 RequestState::ClientFailed => AwaitedStep::ClientBody,
                 _ if self.is_event_stream => AwaitedStep::EventStream,
                 _ => AwaitedStep::UpstreamBody,

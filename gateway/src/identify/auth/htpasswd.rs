@@ -113,6 +113,23 @@ impl PasswordFile {
     }
 }
 
+/// Cost of new hashes: about 0.2 s of a processor.
+const BCRYPT_COST: u32 = 12;
+/// bcrypt ignores what follows.
+const BCRYPT_BYTES_MAX: usize = 72;
+
+/// A line with a new hash of a password, or why there is none.
+pub fn password_line(name: &str, password: &str) -> Result<String, String> {
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(':') || name.chars().any(char::is_control) {
+        return Err("a name is 1 to 256 characters without `:` and control characters".to_owned());
+    }
+    if password.is_empty() || password.len() > BCRYPT_BYTES_MAX || password.chars().any(char::is_control) {
+        return Err("a password is one line of 1 to 72 bytes without control characters".to_owned());
+    }
+    let hash = bcrypt::hash(password, BCRYPT_COST).map_err(|error| error.to_string())?;
+    Ok(format!("{name}:{hash}"))
+}
+
 impl StoredHash {
     fn parse(text: &str, line: usize) -> Result<StoredHash, PasswordFileError> {
         let malformed = PasswordFileError::Hash(line);
@@ -142,7 +159,11 @@ impl StoredHash {
             bounded(rounds <= SHA_ROUNDS_MAX)?;
             let length = if text.starts_with("$5$") { 43 } else { 86 };
             let is_hash = parts.last().is_some_and(|hash| hash.len() == length);
-            return if is_hash { Ok(StoredHash::ShaCrypt(text.to_owned())) } else { Err(PasswordFileError::Hash(line)) };
+            return if is_hash {
+                Ok(StoredHash::ShaCrypt(text.to_owned()))
+            } else {
+                Err(PasswordFileError::Hash(line))
+            };
         }
         Err(PasswordFileError::Kind(line))
     }
@@ -187,7 +208,10 @@ mod tests {
     fn argon2_of(password: &str, kib: u32) -> String {
         use argon2::password_hash::PasswordHasher as _;
         let params = argon2::Params::new(kib, 1, 1, None).expect("parameters");
-        argon2::Argon2::from(params).hash_password_with_salt(password.as_bytes(), b"saltsalt").expect("a hash").to_string()
+        argon2::Argon2::from(params)
+            .hash_password_with_salt(password.as_bytes(), b"saltsalt")
+            .expect("a hash")
+            .to_string()
     }
 
     #[test]

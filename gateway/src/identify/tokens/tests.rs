@@ -14,7 +14,7 @@ const ADDRESS: KeyHash = KeyHash(1);
 
 fn config(algorithms: &[Algorithm], issuers: &[&Issuer]) -> TokenConfig {
     TokenConfig {
-        keys: JwkSet::parse(&set(issuers), algorithms).expect("a usable set"),
+        keys: TokenKeys::Fixed(JwkSet::parse(&set(issuers), algorithms).expect("a usable set")),
         location: TokenLocation::Bearer,
         issuer: None,
         audience: Vec::new(),
@@ -23,7 +23,7 @@ fn config(algorithms: &[Algorithm], issuers: &[&Issuer]) -> TokenConfig {
 }
 
 fn verifier_for(algorithms: &[Algorithm], issuers: &[&Issuer]) -> TokenVerifier {
-    TokenVerifier::new(config(algorithms, issuers))
+    TokenVerifier::new(config(algorithms, issuers), "", None)
 }
 
 /// Extracts the user from `sub`, which is a number in these tests.
@@ -182,11 +182,12 @@ fn validity_period_is_checked_with_leeway() {
 #[test]
 fn configured_issuer_and_audience_are_required() {
     let issuer = Issuer::new(Algorithm::ES256, "a");
-    let strict = TokenVerifier::new(TokenConfig {
+    let strict = TokenConfig {
         issuer: Some("https://id.test".to_owned()),
         audience: vec!["shop".to_owned(), "stall".to_owned()],
         ..config(&[Algorithm::ES256], &[&issuer])
-    });
+    };
+    let strict = TokenVerifier::new(strict, "", None);
     let of = |claims: Value| verify(&strict, &issuer.token(claims));
     let (right, wrong) = ("https://id.test", "https://id.test/");
     assert_eq!(of(json!({ "sub": "1", "iss": right, "aud": "shop" })), Ok(1));
@@ -206,7 +207,7 @@ fn configured_issuer_and_audience_are_required() {
 fn only_a_single_token_is_extracted() {
     let issuer = Issuer::new(Algorithm::ES256, "a");
     let extracted = |location: TokenLocation, lines: &[(&str, &str)]| {
-        let tokens = TokenVerifier::new(TokenConfig { location, ..config(&[Algorithm::ES256], &[&issuer]) });
+        let tokens = TokenVerifier::new(TokenConfig { location, ..config(&[Algorithm::ES256], &[&issuer]) }, "", None);
         let mut fields = Fields::default();
         lines.iter().for_each(|(name, value)| fields.push(name.as_bytes(), value.as_bytes()));
         tokens.extract_token(&fields).map(|token| token.map(|token| String::from_utf8_lossy(token).into_owned()))
@@ -214,7 +215,7 @@ fn only_a_single_token_is_extracted() {
     let some = |token: &str| Ok(Some(token.to_owned()));
     // The fields that remain after multiple tokens are removed.
     let remaining = |location: TokenLocation, lines: &[(&str, &str)]| {
-        let tokens = TokenVerifier::new(TokenConfig { location, ..config(&[Algorithm::ES256], &[&issuer]) });
+        let tokens = TokenVerifier::new(TokenConfig { location, ..config(&[Algorithm::ES256], &[&issuer]) }, "", None);
         let mut fields = Fields::default();
         lines.iter().for_each(|(name, value)| fields.push(name.as_bytes(), value.as_bytes()));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
