@@ -19,6 +19,9 @@ mod geoip;
 pub(crate) mod issuer;
 pub(crate) mod jwk_set;
 mod key_set_fetch;
+#[cfg(test)]
+#[path = "../tests/support/mmdb.rs"]
+pub(crate) mod mmdb;
 mod remote_key_set;
 mod subject_hasher;
 mod token_cache;
@@ -69,8 +72,10 @@ pub enum IdentitySource {
     Ja4,
     /// `geoip:`, the region of the country of the address.
     GeoIpRegion,
-    /// `geoip:country`, the country of the address.
+    /// `geoip:country`, the country of the address; as a region, its code in lower case.
     GeoIpCountry,
+    /// `geoip:continent`, likewise.
+    GeoIpContinent,
 }
 
 /// The name in a client certificate that identifies its holder.
@@ -117,6 +122,8 @@ pub struct IdentityConfig {
     pub untrusted_fields: Vec<String>,
     /// Whether a listener terminates TLS: the devices of an address then also differ by TLS stack.
     pub has_fingerprints: bool,
+    /// Whether a route authenticates users itself.
+    pub has_principals: bool,
     /// Keys the hashes of subjects (`identity.secret`), the same on all gateways of a fleet. Empty:
     /// a random key of the process.
     pub secret: String,
@@ -154,12 +161,18 @@ impl Default for IdentityConfig {
             access: AccessConfig::default(),
             untrusted_fields: untrusted_fields::default_list().map(str::to_owned).collect(),
             has_fingerprints: false,
+            has_principals: false,
             secret: String::new(),
         }
     }
 }
 
 impl IdentityConfig {
+    /// Whether a request can have a user.
+    pub(crate) fn has_users(&self) -> bool {
+        self.user.is_some() || self.has_principals
+    }
+
     /// Header fields that identify callers.
     pub(crate) fn fields(&self) -> impl Iterator<Item = &str> {
         let sources =
@@ -173,7 +186,8 @@ impl IdentityConfig {
             | IdentitySource::Certificate(_)
             | IdentitySource::Ja4
             | IdentitySource::GeoIpRegion
-            | IdentitySource::GeoIpCountry => None,
+            | IdentitySource::GeoIpCountry
+            | IdentitySource::GeoIpContinent => None,
         });
         fields.chain(self.tokens.as_ref().and_then(tokens::TokenConfig::field))
     }
@@ -318,6 +332,7 @@ impl CallerIdentifier {
         let place = self.config.geoip.as_ref().map(|geoip| geoip.place(ip)).unwrap_or_default();
         let keys = self.keys(ip, |_, source| match source {
             IdentitySource::GeoIpCountry => Some(self.hasher.value(place.country?.as_str().as_bytes())),
+            IdentitySource::GeoIpContinent => Some(self.hasher.value(place.continent?.as_str().as_bytes())),
             IdentitySource::Claim(name) => {
                 verified.and_then(|verified| self.claim_hash(verified.claims.as_deref(), name))
             }
@@ -519,15 +534,17 @@ impl CallerIdentifier {
     }
 
     fn region(&self, request: &Request, place: &GeoPlace) -> Region {
+        let is_configured = |region: &Region| self.regions().binary_search(region).is_ok();
+        let of_area = |code: Option<CountryCode>| code?.region().filter(is_configured).map(Some);
         let region = self.config.region.iter().find_map(|source| match source {
+            // An area without a region leaves it to the next source.
             IdentitySource::GeoIpRegion => self.config.geoip.as_ref()?.region(place).map(Some),
+            IdentitySource::GeoIpCountry => of_area(place.country),
+            IdentitySource::GeoIpContinent => of_area(place.continent),
             // The first source with a value decides, even if the value names no region.
             source => read(source, request).map(|name| Region::new(std::str::from_utf8(name).ok()?).ok()),
         });
-        region
-            .flatten()
-            .filter(|region| self.regions().binary_search(region).is_ok())
-            .unwrap_or(self.config.region_default)
+        region.flatten().filter(is_configured).unwrap_or(self.config.region_default)
     }
 }
 
@@ -540,7 +557,7 @@ fn read<'a>(source: &'a IdentitySource, request: &'a Request) -> Option<&'a [u8]
         // Claims are read from the verified token; see `VerifiedIdentity`.
         IdentitySource::Claim(_) | IdentitySource::Certificate(_) | IdentitySource::Ja4 => None,
         // The country is looked up once for all sources; see `identify_peer`.
-        IdentitySource::GeoIpRegion | IdentitySource::GeoIpCountry => None,
+        IdentitySource::GeoIpRegion | IdentitySource::GeoIpCountry | IdentitySource::GeoIpContinent => None,
     };
     value.filter(|value| !value.is_empty())
 }

@@ -31,6 +31,11 @@ impl CountryCode {
         code.iter().all(u8::is_ascii_uppercase).then_some(CountryCode(code))
     }
 
+    /// The region with this name in lower case.
+    pub(super) fn region(self) -> Option<Region> {
+        Region::new(&self.as_str().to_ascii_lowercase()).ok()
+    }
+
     pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).expect("a code is ASCII")
     }
@@ -62,7 +67,7 @@ pub struct GeoIpConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct GeoPlace {
     pub(super) country: Option<CountryCode>,
-    continent: Option<CountryCode>,
+    pub(super) continent: Option<CountryCode>,
 }
 
 impl GeoIpConfig {
@@ -133,6 +138,9 @@ impl GeoDatabase {
         if !metadata.is_file() {
             return Err(GeoDatabaseError::Kind);
         }
+        if metadata.len() > DATABASE_BYTES_MAX {
+            return Err(GeoDatabaseError::Size);
+        }
         let version = version(&metadata);
         let same = |database: &Arc<GeoDatabase>| database.path == path && database.version == version;
         if let Some(database) = open.iter().filter_map(Weak::upgrade).find(same) {
@@ -144,6 +152,8 @@ impl GeoDatabase {
             return Err(GeoDatabaseError::Size);
         }
         let reader = Reader::from_source(bytes)?;
+        // Otherwise a damaged file would give no country for some addresses.
+        reader.verify()?;
         let database = Arc::new(GeoDatabase { path: path.to_owned(), version, reader });
         open.push(Arc::downgrade(&database));
         Ok(database)
@@ -185,5 +195,94 @@ impl PartialEq for GeoDatabase {
 impl fmt::Debug for GeoDatabase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.path.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mmdb::database;
+    use super::*;
+
+    const NETWORKS: [(&str, &str, &str); 6] = [
+        ("192.0.2.0/24", "DE", "EU"),
+        ("198.51.100.0/25", "US", "NA"),
+        ("203.0.113.7/32", "", "AS"),
+        ("203.0.113.8/32", "deutschland", "europe"),
+        ("2001:db8::/32", "FR", "EU"),
+        ("10.0.0.0/8", "", ""),
+    ];
+
+    fn write(name: &str, bytes: &[u8]) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("tidegate-geoip-{}-{name}", std::process::id()));
+        fs::write(&path, bytes).expect("the temporary directory is writable");
+        path
+    }
+
+    fn text(code: Option<CountryCode>) -> String {
+        code.map_or_else(String::new, |code| code.as_str().to_owned())
+    }
+
+    #[test]
+    fn countries_and_continents_are_found_by_address() {
+        let path = write("found", &database("GeoLite2-Country", &NETWORKS));
+        let database = GeoDatabase::open(&path).expect("a usable database");
+        assert!(database.has_countries());
+        for (address, country, continent) in [
+            ("192.0.2.255", "DE", "EU"),
+            ("192.0.3.0", "", ""),
+            ("198.51.100.127", "US", "NA"),
+            ("198.51.100.128", "", ""),
+            ("203.0.113.7", "", "AS"),
+            ("203.0.113.8", "", ""),
+            ("10.1.2.3", "", ""),
+            ("2001:db8:ffff::1", "FR", "EU"),
+            ("2001:db9::1", "", ""),
+        ] {
+            let place = database.place(address.parse().expect("an address"));
+            assert_eq!(
+                (text(place.country), text(place.continent)),
+                (country.to_owned(), continent.to_owned()),
+                "{address}"
+            );
+        }
+        // The same version of the file is read once.
+        assert!(Arc::ptr_eq(&database, &GeoDatabase::open(&path).expect("a usable database")));
+        let code = |code: &str| CountryCode::new(code).expect("a code");
+        let regions = [(GeoArea::Continent(code("EU")), "north"), (GeoArea::Country(code("FR")), "south")];
+        let regions = regions.map(|(area, name)| (area, Region::new(name).expect("a region"))).to_vec();
+        let config = GeoIpConfig { database, regions };
+        let region = |address: &str| config.region(&config.place(address.parse().expect("an address")));
+        assert_eq!(region("192.0.2.1").as_ref().map(Region::as_str), Some("north"));
+        assert_eq!(region("2001:db8::1").as_ref().map(Region::as_str), Some("south"), "its country comes first");
+        assert_eq!((region("198.51.100.1"), region("8.8.8.8")), (None, None));
+        fs::remove_file(path).expect("the file exists");
+    }
+
+    #[test]
+    fn damaged_and_oversize_files_are_refused() {
+        let whole = database("GeoLite2-Country", &NETWORKS);
+        let open = |name: &str, bytes: &[u8]| {
+            let path = write(name, bytes);
+            let opened = GeoDatabase::open(&path).map(drop);
+            fs::remove_file(path).expect("the file exists");
+            opened
+        };
+        assert!(open("whole", &whole).is_ok());
+        for length in 0..whole.len() {
+            assert!(open("short", &whole[..length]).is_err(), "the first {length} bytes");
+        }
+        // A record of the tree that points behind the data.
+        let mut damaged = whole;
+        damaged[..3].copy_from_slice(&[0xff; 3]);
+        assert!(open("damaged", &damaged).is_err());
+        assert!(matches!(GeoDatabase::open(&std::env::temp_dir()), Err(GeoDatabaseError::Kind)));
+        let large = write("large", b"");
+        fs::File::options()
+            .write(true)
+            .open(&large)
+            .and_then(|file| file.set_len(DATABASE_BYTES_MAX + 1))
+            .expect("a file");
+        assert!(matches!(GeoDatabase::open(&large), Err(GeoDatabaseError::Size)));
+        fs::remove_file(large).expect("the file exists");
     }
 }

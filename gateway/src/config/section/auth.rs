@@ -40,7 +40,8 @@ pub(in crate::config) struct NamedClasses {
 
 /// Reads the authentication of a route; `None` without it, or with a fault.
 pub(super) fn read(route: &TableReader<'_>) -> Option<(AuthConfig, Option<NamedClasses>)> {
-    route.optional_table("auth", |table| {
+    let is_set = route.has("auth");
+    route.table("auth", |table| {
         let basic = table.optional("basic", &AnyString);
         let keys = table.optional("api_keys", &AnyString);
         table.unavailable("forward", None);
@@ -67,7 +68,7 @@ pub(super) fn read(route: &TableReader<'_>) -> Option<(AuthConfig, Option<NamedC
                 return None;
             }
             (None, None) => {
-                if !table.has("basic") && !table.has("api_keys") && !table.has("forward") {
+                if is_set && !["basic", "api_keys", "forward"].iter().any(|key| table.has(key)) {
                     let problem = ConfigProblem::new(FaultCode::Missing, "`basic` or `api_keys` is missing");
                     let hint = "write { basic = \"users.htpasswd\" } or { api_keys = \"keys.txt\" }";
                     table.context.error(&table.at, problem.hint(hint));
@@ -76,7 +77,7 @@ pub(super) fn read(route: &TableReader<'_>) -> Option<(AuthConfig, Option<NamedC
             }
         };
         Some((AuthConfig { method, realm, forwards_credentials }, classes))
-    })?
+    })
 }
 
 fn users(table: &TableReader<'_>, file: &Located<String>) -> Option<PasswordFile> {

@@ -14,6 +14,8 @@ pub(in crate::config) struct ConfigDraft {
     /// Identity keys that have effect only with trusted proxies.
     pub(in crate::config) proxy_dependent: Vec<DocumentLocation>,
     pub(in crate::config) identity_user: DocumentLocation,
+    pub(in crate::config) identity_region: DocumentLocation,
+    pub(in crate::config) identity_geoip: DocumentLocation,
     pub(in crate::config) identity_secret: DocumentLocation,
     pub(in crate::config) regions: Option<Vec<Located<shard::Region>>>,
     pub(in crate::config) regions_at: DocumentLocation,

@@ -17,8 +17,12 @@ pub(super) const SOURCE: ParsedString<IdentitySource> = ParsedString {
 
 /// Sources of the region.
 const REGION_SOURCE: ParsedString<IdentitySource> = ParsedString {
-    name: "\"header:NAME\", \"cookie:NAME\", \"host:\", \"path:N\" or \"geoip:\"",
-    parse: |text| if text == "geoip:" { Ok(IdentitySource::GeoIpRegion) } else { parse_source(text) },
+    name: "\"header:NAME\", \"cookie:NAME\", \"host:\", \"path:N\", \"geoip:\", \"geoip:country\" or \"geoip:continent\"",
+    parse: |text| match text.strip_prefix("geoip:") {
+        Some("") => Ok(IdentitySource::GeoIpRegion),
+        Some(_) => parse_connection_source(text),
+        None => parse_source(text),
+    },
     format: format_source,
 };
 
@@ -77,6 +81,7 @@ pub(super) fn read(root: &TableReader<'_>) -> (IdentityConfig, Vec<DocumentLocat
             access: AccessConfig::default(),
             untrusted_fields: formats::list(table, "untrusted_fields", formats::FIELD_NAME, default.untrusted_fields),
             has_fingerprints: default.has_fingerprints,
+            has_principals: default.has_principals,
             secret: table.value_or("secret", &AnyString, default.secret),
         };
         (config, proxy_dependent)
@@ -144,9 +149,9 @@ pub(super) fn parse_connection_source(text: &str) -> Result<IdentitySource, Conf
             .hint("write \"certificate:subject\" or \"certificate:san\"")),
         Some(("ja4", "")) => Ok(IdentitySource::Ja4),
         Some(("geoip", "country")) => Ok(IdentitySource::GeoIpCountry),
-        Some(("geoip", _)) => {
-            Err(ConfigProblem::bad_value(format!("`{text}` is not a source")).hint("write \"geoip:country\""))
-        }
+        Some(("geoip", "continent")) => Ok(IdentitySource::GeoIpContinent),
+        Some(("geoip", _)) => Err(ConfigProblem::bad_value(format!("`{text}` is not a source"))
+            .hint("write \"geoip:country\" or \"geoip:continent\"")),
         _ => parse_source(text),
     }
 }
@@ -162,7 +167,7 @@ fn parse_source(text: &str) -> Result<IdentitySource, ConfigProblem> {
             _ => Err(problem(format!("`{number}` is not a segment number, 1 to 32"))),
         },
         Some(("geoip", _)) => Err(ConfigProblem::bad_value(format!("`{text}` is not a source here"))
-            .hint("\"geoip:\" is a source of the region, and \"geoip:country\" a key of limits")),
+            .hint("GeoIP is a source of the region, and \"geoip:country\" a key of limits")),
         _ => Err(problem(format!("`{text}` is not a source"))),
     }
 }
@@ -179,6 +184,7 @@ pub(super) fn format_source(source: &IdentitySource) -> String {
         IdentitySource::Ja4 => "ja4:".to_owned(),
         IdentitySource::GeoIpRegion => "geoip:".to_owned(),
         IdentitySource::GeoIpCountry => "geoip:country".to_owned(),
+        IdentitySource::GeoIpContinent => "geoip:continent".to_owned(),
     }
 }
 

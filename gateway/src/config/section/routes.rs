@@ -85,6 +85,8 @@ fn cache_policy(table: &TableReader<'_>, default: cache::CachePolicy) -> Option<
     const SET_COOKIE: OneOf<cache::SetCookiePolicy> =
         OneOf(&[("private", Some(cache::SetCookiePolicy::Private)), ("shared", Some(cache::SetCookiePolicy::Shared))]);
     const MODES: OneOf<bool> = OneOf(&[("standard", Some(true)), ("off", Some(false))]);
+    const COOKIES: OneOf<cache::CookiePolicy> =
+        OneOf(&[("ignored", Some(cache::CookiePolicy::Ignored)), ("explicit", Some(cache::CookiePolicy::Explicit))]);
     let lifetime = DurationRange(Duration::ZERO..=YEAR);
     let is_enabled = table.value_or("mode", &MODES, true);
     let policy = cache::CachePolicy {
@@ -95,6 +97,7 @@ fn cache_policy(table: &TableReader<'_>, default: cache::CachePolicy) -> Option<
         tags: Some(table.value_or("tags", &formats::FIELD_NAME_OR_EMPTY, default.tags.unwrap_or_default()))
             .filter(|field| !field.is_empty()),
         set_cookie: table.value_or("set_cookie", &SET_COOKIE, default.set_cookie),
+        cookies: table.optional("cookies", &COOKIES).map_or(default.cookies, |policy| policy.value),
         stale_if_error: table.value_or("stale_if_error", &lifetime, default.stale_if_error),
         stale_while_revalidate: table.value_or("stale_while_revalidate", &lifetime, default.stale_while_revalidate),
     };
