@@ -224,3 +224,56 @@ impl RemoteKeySet {
 pub(crate) fn forget_age() {
     FETCHED_AT.store(0, Relaxed);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::issuer::{Issuer, set};
+    use super::*;
+
+    const KEEP: Duration = Duration::from_secs(3_600);
+
+    fn fetched(issuer: &Issuer, lifetime: Option<u64>) -> FetchedKeySet {
+        let keys = JwkSet::parse(&set(&[issuer]), &[Algorithm::ES256]).expect("a usable set");
+        FetchedKeySet { keys, lifetime: lifetime.map(Duration::from_secs) }
+    }
+
+    fn remote(stale: Duration) -> RemoteKeySet {
+        let algorithms = vec![Algorithm::ES256];
+        RemoteKeySet::new(KeySetUrl { url: "https://id.test/".to_owned(), algorithms, authorities: Vec::new(), stale })
+    }
+
+    #[test]
+    fn lifetimes_are_bounded() {
+        let (keys, issuer) = (remote(KEEP), Issuer::new(Algorithm::ES256, "a"));
+        for (lifetime, want) in [(None, 300), (Some(0), 60), (Some(59), 60), (Some(600), 600), (Some(1 << 40), 86_400)]
+        {
+            assert_eq!(keys.replace(fetched(&issuer, lifetime)), Duration::from_secs(want));
+        }
+        assert!(keys.remaining_lifetime() > Duration::from_secs(86_000));
+    }
+
+    #[test]
+    fn stale_keys_are_removed_after_their_time() {
+        let issuer = Issuer::new(Algorithm::ES256, "a");
+        let error = KeySetFetchError::Status(503);
+        let without = remote(KEEP);
+        let retries: Vec<u64> = (1..=9).map(|failures| without.failed(&error, failures).as_secs()).collect();
+        assert_eq!(retries, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        let keys = remote(Duration::ZERO);
+        keys.replace(fetched(&issuer, Some(60)));
+        // An early fetch for an unknown key id fails: the set is fresh.
+        keys.failed(&error, 1);
+        assert!(keys.current().is_some());
+        *keys.lock() = Some(FetchedAt { at: MonotonicTime::ORIGIN, lifetime: Duration::ZERO });
+        while CLOCK.now() <= MonotonicTime::ORIGIN {}
+        keys.failed(&error, 2);
+        assert!(keys.current().is_none() && keys.lock().is_none(), "no stale use is configured");
+        keys.replace(fetched(&issuer, None));
+        assert!(keys.current().is_some(), "it recovers");
+        let long = remote(KEEP);
+        long.replace(fetched(&issuer, None));
+        *long.lock() = Some(FetchedAt { at: MonotonicTime::ORIGIN, lifetime: Duration::ZERO });
+        long.failed(&error, 20);
+        assert!(long.current().is_some(), "it is used for an hour");
+    }
+}
