@@ -58,4 +58,6 @@ pub mod testing {
     pub use crate::identify::jwk_set::JwkSet;
     pub use crate::identify::tokens;
     pub use crate::identify::{CallerIdentifier, CertificateField, IdentityConfig, IdentitySource};
+    pub use crate::proxy_protocol::header as proxy_header;
+    pub use crate::tls::{fingerprint_text, has_fingerprint};
 }
