@@ -14,6 +14,7 @@ use crate::http::body::{BodyError, BodySource as _};
 use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::h1::UpstreamConnectionError;
 use crate::http::request_body::RequestBody;
+use crate::identify::auth::Authentication;
 use crate::record::ForwardReason;
 use crate::{degrade, hop};
 
@@ -23,6 +24,13 @@ impl RequestContext<'_> {
     /// Dropping the future cancels the request and closes its upstream connection, unless other
     /// requests wait for the same response. So does the deadline of a trusted proxy.
     pub(crate) async fn handle<'b>(&mut self, body: RequestBody<'b>) -> ResponseBody<'b> {
+        if self.authentication == Authentication::Pending {
+            // Boxed: few requests have a password to verify.
+            let ended = Box::pin(self.authenticate()).await;
+            if let Some(ended) = ended {
+                return ended;
+            }
+        }
         let result = match self.deadline {
             None => self.run(body).await,
             Some(deadline) => {
