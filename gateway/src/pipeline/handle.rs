@@ -13,9 +13,11 @@ use crate::error::Error;
 use crate::http::body::{BodyError, BodySource as _};
 use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::h1::UpstreamConnectionError;
+use crate::http::message::Response;
 use crate::http::request_body::RequestBody;
 use crate::identify::auth::Authentication;
-use crate::record::ForwardReason;
+use crate::record::{CacheDetail, ForwardReason};
+use crate::route::RouteAction;
 use crate::{degrade, hop};
 
 impl RequestContext<'_> {
@@ -55,6 +57,9 @@ impl RequestContext<'_> {
     }
 
     async fn run<'b>(&mut self, body: RequestBody<'b>) -> Result<ResponseBody<'b>, Error> {
+        if self.route().config.action != RouteAction::Forward {
+            return Ok(self.answer());
+        }
         if hop::decrement_max_forwards(self.request) {
             return Ok(ResponseBody::Bytes(degrade::write_options(self.response)));
         }
@@ -68,6 +73,17 @@ impl RequestContext<'_> {
             }
             _ => self.forward(None, body).await.map(ResponseBody::Upstream),
         }
+    }
+
+    /// Answers by the route itself: a redirect, or a fixed response.
+    #[cold]
+    fn answer(&mut self) -> ResponseBody<'static> {
+        let mut response = Response::default();
+        let body = self.route().config.action.answer(&self.template_values(), &mut response);
+        degrade::add_date(&mut response.fields);
+        *self.response = response;
+        self.record.detail = CacheDetail::Reason("route");
+        ResponseBody::Bytes(body.unwrap_or_default())
     }
 }
 

@@ -16,12 +16,14 @@ mod cache;
 mod draft;
 mod listen;
 mod redis;
+mod route_actions;
 mod routes;
 mod server;
 mod upstreams;
 
 pub(super) use draft::ConfigDraft;
 pub(super) use formats::parse_endpoint;
+pub(super) use route_actions::unkeyed_variable;
 
 use super::model::Config;
 use super::table_reader::TableReader;
