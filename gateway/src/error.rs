@@ -196,11 +196,11 @@ impl Error {
         Some(match body {
             BodyError::TooLarge => RequestRefusal::BodyTooLarge,
             BodyError::Timeout(_) => RequestRefusal::BodyTimeout,
-            BodyError::Malformed(_)
-            | BodyError::Truncated
-            | BodyError::ClientGone
-            | BodyError::Detached
-            | BodyError::Io(_) => RequestRefusal::BodySyntax,
+            BodyError::Malformed(_) => RequestRefusal::BodySyntax,
+            // The client has closed its connection, or its sending side: it may still read.
+            BodyError::Truncated | BodyError::ClientGone | BodyError::Detached | BodyError::Io(_) => {
+                RequestRefusal::BodyTruncated
+            }
         })
     }
 

@@ -107,6 +107,8 @@ pub(crate) struct RequestRecord {
     pub(crate) aborted: &'static str,
     /// The endpoint that was called.
     pub(crate) upstream: Option<Arc<str>>,
+    /// How often an endpoint was sent the whole request, for a fetch that others can join.
+    pub(crate) requests_sent: u32,
     pub(crate) trace: Option<Trace>,
     pub(crate) client_ip: Option<IpAddr>,
     pub(crate) country: Option<CountryCode>,
@@ -134,6 +136,7 @@ impl Default for RequestRecord {
             failure: None,
             aborted: "",
             upstream: None,
+            requests_sent: 0,
             trace: None,
             client_ip: None,
             country: None,

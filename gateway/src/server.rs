@@ -126,6 +126,7 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
         }
     }
     shared.log.close();
+    event::report_all_suppressed();
     Event::Stopped.emit();
     Ok(())
 }

@@ -115,7 +115,7 @@ impl RequestContext<'_> {
         let source = match source {
             Ok(source) => source,
             Err(error) => {
-                end_failed(leader, error.kind());
+                end_failed(leader, error.kind(), self.record.requests_sent);
                 return Err(error);
             }
         };
@@ -382,8 +382,9 @@ impl RequestContext<'_> {
     }
 }
 
-/// Ends a fetch that has failed before the head of its response.
-fn end_failed(leader: FillLeader, kind: ErrorKind) {
+/// Ends a fetch that has failed before the head of its response. One of the waiting requests
+/// fetches again, unless the request was already sent twice, because a kept connection was closed.
+fn end_failed(leader: FillLeader, kind: ErrorKind, requests_sent: u32) {
     match kind {
         // The dropped leader hands over: nothing was learned about the origin.
         ErrorKind::ClientGone => drop(leader),
@@ -392,6 +393,7 @@ fn end_failed(leader: FillLeader, kind: ErrorKind) {
         ErrorKind::BreakerOpen | ErrorKind::Timeout | ErrorKind::TotalTimeout | ErrorKind::ConnectTimeout => {
             leader.end(FetchEnd::Fail(kind));
         }
+        kind if requests_sent > 1 => leader.end(FetchEnd::Fail(kind)),
         kind => leader.end(FetchEnd::Retry(kind)),
     }
 }

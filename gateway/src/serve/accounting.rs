@@ -184,13 +184,17 @@ impl CompletedExchange<'_> {
     }
 }
 
-/// Makes `request` and the record those of a refused request. None of its fields are trustworthy,
-/// so the log shows dashes, as is customary.
-pub(super) fn refused(refusal: RequestRefusal, request: &mut Request) -> RequestRecord {
-    request.clear();
-    request.method = Method::from_bytes(b"-").unwrap_or_default();
-    request.set_target("-");
+/// Makes `request` and the record those of a refused request. If its head is malformed, none of its
+/// fields are trustworthy, and the log shows dashes, as is customary.
+pub(super) fn refused(refusal: RequestRefusal, request: &mut Request, snapshot: &Snapshot) -> RequestRecord {
+    let route = if refusal.is_of_body() { snapshot.routes.find(request).map(|route| route.index) } else { None };
+    if !refusal.is_of_body() {
+        request.clear();
+        request.method = Method::from_bytes(b"-").unwrap_or_default();
+        request.set_target("-");
+    }
     RequestRecord {
+        route,
         refusal: Some(refusal),
         blame: Some(Blame::Client),
         cache: CacheResult::Error,

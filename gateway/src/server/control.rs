@@ -372,6 +372,7 @@ async fn report_state_changes(shared: &SharedState) -> ServiceEnd {
     let mut panics = ShardTaskKind::ALL.map(ShardTaskKind::panics);
     loop {
         panics = report_shard_panics(panics);
+        event::report_suppressed();
         for shard in shared.store.shard_reports() {
             // After the start, the subscription takes a moment.
             let is_subscribed = shard.is_subscribed || shared.started_at.elapsed() < SUBSCRIPTION_GRACE;
