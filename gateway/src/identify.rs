@@ -10,7 +10,6 @@
 //! hashes (`subject_hasher`).
 
 mod access;
-pub(crate) mod auth;
 mod cookie;
 mod forwarded;
 mod geoip;
@@ -25,6 +24,7 @@ pub(crate) mod mmdb;
 mod remote_key_set;
 mod subject_hasher;
 mod token_cache;
+pub(crate) mod auth;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
@@ -46,7 +46,8 @@ use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::Request;
 use crate::peer::ConnectionPeer;
 use geoip::GeoPlace;
-pub(crate) use remote_key_set::{KeySetUrl, RemoteKeySet, forget_age};
+pub(crate) use key_set_fetch::KeySetUrl;
+pub(crate) use remote_key_set::{RemoteKeySet, forget_age};
 use subject_hasher::SubjectHasher;
 use tokens::{TokenOutcome, TokenVerifier, VerifiedClaims, VerifiedIdentity};
 pub(crate) use trace::{Trace, write_trace};

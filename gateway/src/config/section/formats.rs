@@ -240,3 +240,13 @@ fn format_path(path: &PathPattern) -> String {
         PathPattern::Prefix(path) => format!("{path}*"),
     }
 }
+
+pub(super) const REGION: ParsedString<shard::Region> = ParsedString {
+    name: "a region name: 1 to 32 of a-z, 0-9, `-` and `_`",
+    parse: parse_region,
+    format: |region| region.to_string(),
+};
+
+fn parse_region(text: &str) -> Result<shard::Region, ConfigProblem> {
+    text.parse().map_err(|error: shard::InvalidRegion| ConfigProblem::bad_value(format!("`{text}`: {error}")))
+}
