@@ -105,29 +105,29 @@ pub struct Request {
     /// origin does not get them.
     pub is_authenticated: bool,
     /// The changes that the route makes for the origin; `None` without any.
-    pub(crate) origin_edits: Option<Rc<OriginEdits>>,
+    pub origin_edits: Option<Rc<OriginEdits>>,
     /// The route, where it depends on header fields: requests for one URL then have several routes,
     /// and responses of one are not for another. Part of the cache key.
-    pub(crate) key_route: Option<Arc<str>>,
+    pub key_route: Option<Arc<str>>,
     /// Interim responses received while the request is in progress. They belong to the exchange: a
     /// clone of the request discards its own.
     pub interim: InterimResponses,
 }
 
-/// The changes of a route in a request for the origin. Route, limits and cache key use the request as
-/// it was received.
+/// The changes of a route in a request for the origin. Route, limits and cache key use the request
+/// as it was received.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct OriginEdits {
+pub struct OriginEdits {
     /// The path in place of the public one.
-    pub(crate) path: Option<String>,
+    pub path: Option<String>,
     /// The value of `Host` in place of the public authority.
-    pub(crate) host: Option<String>,
+    pub host: Option<String>,
     /// Names in lower case.
-    pub(crate) removed: Vec<String>,
+    pub removed: Vec<String>,
     /// Fields that replace those of the request.
-    pub(crate) set: Vec<(String, Vec<u8>)>,
+    pub set: Vec<(String, Vec<u8>)>,
     /// Lines that are added.
-    pub(crate) added: Vec<(String, Vec<u8>)>,
+    pub added: Vec<(String, Vec<u8>)>,
 }
 
 /// The request as a trusted proxy received it, according to its forwarding fields.

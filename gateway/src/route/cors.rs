@@ -38,7 +38,7 @@ impl OriginPattern {
     }
 }
 
-/// What other origins may do with a route (`routes.cors`).
+/// The permissions of other origins on a route (`routes.cors`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CorsPolicy {
     pub(crate) origins: Vec<OriginPattern>,
