@@ -7,11 +7,13 @@ mod condition;
 mod cors;
 mod fixed_response;
 
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use ipnet::IpNet;
 use limiter::{Cost, RuleSet};
 
 use crate::breaker::{Breaker, BreakerState};
@@ -61,6 +63,10 @@ pub(crate) struct RouteConfig {
     /// Timeouts that replace those of the upstream.
     pub(crate) timeouts: TimeoutOverrides,
     pub(crate) forward_path: ForwardPath,
+    /// Bytes of a request body, in place of `limits_http.body_bytes`.
+    pub(crate) body_bytes: Option<u64>,
+    /// The clients that may use the route; `None`: all.
+    pub(crate) clients: Option<Box<ClientNetworks>>,
     /// The credentials that requests need; `None`: none.
     pub(crate) auth: Option<AuthConfig>,
 }
@@ -84,6 +90,8 @@ impl RouteConfig {
             degrade: degrade::DegradeConfig::default(),
             timeouts: TimeoutOverrides::default(),
             forward_path: ForwardPath::Normal,
+            body_bytes: None,
+            clients: None,
             auth: None,
         }
     }
@@ -119,6 +127,21 @@ impl RouteEdits {
     /// Whether requests for the origin change.
     pub(crate) fn changes_requests(&self) -> bool {
         !self.request.is_empty() || self.host.is_some() || self.path.is_some()
+    }
+}
+
+/// The addresses of clients that may use a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ClientNetworks {
+    /// Empty: all that are not denied.
+    pub(crate) allowed: Vec<IpNet>,
+    pub(crate) denied: Vec<IpNet>,
+}
+
+impl ClientNetworks {
+    pub(crate) fn permits(&self, client: IpAddr) -> bool {
+        let contains = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&client));
+        !contains(&self.denied) && (self.allowed.is_empty() || contains(&self.allowed))
     }
 }
 

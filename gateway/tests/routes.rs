@@ -260,6 +260,45 @@ fn cors_is_answered_by_the_gateway() {
     assert_eq!(origin.count(), count + 1);
 }
 
+#[test]
+fn routes_have_their_own_clients_and_body_sizes() {
+    let origin = Origin::start(|request| Script::ok(&[], format!("{}", request.body.len())));
+    let gateway = routes(
+        origin.address,
+        "[limits_http]\nbody_bytes = \"1KiB\"\n[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\n\
+         [[routes]]\nname = \"upload\"\nmatch = { path = \"/upload\" }\nupstream = \"origin\"\nbody_bytes = \"64KiB\"\n\
+         [[routes]]\nname = \"small\"\nmatch = { path = \"/small\" }\nupstream = \"origin\"\nbody_bytes = \"10B\"\n\
+         [[routes]]\nname = \"inside\"\nmatch = { path = \"/inside\" }\nupstream = \"origin\"\nallow = [\"10.0.0.0/8\", \"fd00::/8\"]\ndeny = [\"10.6.6.6\"]\n",
+    );
+    let chunks = |body: &[u8]| support::client::chunked(body, 1_000);
+    for (target, size, status) in [
+        ("/upload", 64 << 10, 200),
+        ("/upload", (64 << 10) + 1, 413),
+        ("/other", 1 << 10, 200),
+        ("/other", (1 << 10) + 1, 413),
+        ("/small", 10, 200),
+        ("/small", 11, 413),
+    ] {
+        let body = vec![b'x'; size];
+        let known = gateway.request("POST", target, &[], &body);
+        assert_eq!(known.status, status, "{target} {size}");
+        let chunked = gateway.request("POST", target, &[("Transfer-Encoding", "chunked")], &chunks(&body));
+        assert_eq!(chunked.status, status, "{target} {size} chunked");
+    }
+    // The limit of one request is not that of the next one on the connection.
+    let mut client = gateway.connect();
+    assert_eq!(client.request("POST", "/small", &[], &[b'x'; 10]).status, 200);
+    assert_eq!(
+        client.request("POST", "/upload", &[("Transfer-Encoding", "chunked")], &chunks(&[b'x'; 5_000])).text(),
+        "5000"
+    );
+    for (from, status) in [("10.1.2.3", 200), ("fd00::1", 200), ("10.6.6.6", 403), ("192.0.2.1", 403)] {
+        assert_eq!(gateway.get("/inside", &[("X-Forwarded-For", from)]).status, status, "{from}");
+    }
+    assert_eq!(gateway.get("/inside", &[]).status, 403);
+    assert_eq!(gateway.metric("tidegate_failures_total{kind=\"forbidden\"}"), 3.0);
+}
+
 /// A fault in what a route does names its place and what to write instead.
 #[test]
 fn faults_of_actions_are_explained() {

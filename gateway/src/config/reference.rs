@@ -341,6 +341,15 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "The path for the origin, with variables such as `{rest}`: what the `*` of `match.path` stands for. The query stays.",
     ),
     (
+        "routes[].body_bytes",
+        "Bytes of a request body on this route, in place of `limits_http.body_bytes`; more is answered 413.",
+    ),
+    (
+        "routes[].allow",
+        "Addresses of clients that may use the route; empty: all that are not in `deny`. Others get 403.",
+    ),
+    ("routes[].deny", "Addresses of clients that get 403."),
+    (
         "routes[].cors.origins",
         "Origins whose scripts may use the route. The gateway answers preflights and replaces the origin's fields.",
     ),

@@ -101,6 +101,10 @@ impl RequestContext<'_> {
 
     /// Decides by the lists alone, before a password is verified.
     fn check_lists(&self) -> Result<(), Error> {
+        let clients = self.route.and_then(|route| route.config.clients.as_ref());
+        if clients.is_some_and(|clients| !clients.permits(self.caller.ip)) {
+            return Err(Error::Forbidden);
+        }
         match self.caller.access {
             AccessDecision::Unlisted | AccessDecision::Exempt => Ok(()),
             AccessDecision::Denied => Err(Error::Forbidden),
@@ -110,6 +114,9 @@ impl RequestContext<'_> {
 
     fn check_access(&mut self) -> Result<(), Error> {
         let route = self.route.ok_or(Error::NoRoute)?;
+        if route.config.clients.is_some() {
+            self.check_lists()?;
+        }
         if self.caller.access != AccessDecision::Unlisted {
             return self.check_lists();
         }

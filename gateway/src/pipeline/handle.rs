@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::http::body::{BodyError, BodySource as _};
 use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::h1::UpstreamConnectionError;
-use crate::http::message::Response;
+use crate::http::message::{BodyLength, Response};
 use crate::http::request_body::RequestBody;
 use crate::identify::auth::Authentication;
 use crate::record::{CacheDetail, ForwardReason};
@@ -56,7 +56,16 @@ impl RequestContext<'_> {
         body
     }
 
-    async fn run<'b>(&mut self, body: RequestBody<'b>) -> Result<ResponseBody<'b>, Error> {
+    async fn run<'b>(&mut self, mut body: RequestBody<'b>) -> Result<ResponseBody<'b>, Error> {
+        let limits = &self.snapshot.http;
+        if limits.route_body_bytes > 0 {
+            // Connection and parser accept what the largest limit of a route allows.
+            let max = self.route().config.body_bytes.unwrap_or(limits.body_bytes);
+            if matches!(self.request.length, BodyLength::Known(length) if length > max) {
+                return Err(UpstreamConnectionError::Client(BodyError::TooLarge).into());
+            }
+            body.limit(max);
+        }
         if self.route().config.action != RouteAction::Forward {
             return Ok(self.answer());
         }

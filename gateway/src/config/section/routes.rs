@@ -9,11 +9,11 @@ use http::StatusCode;
 use super::super::expand::read_file;
 use super::super::fault::ConfigProblem;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, ValueKind};
-use super::bounds::{DAY, HOUR, MS, SECOND};
+use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, SizeRange, ValueKind};
+use super::bounds::{DAY, GIB, HOUR, MS, SECOND};
 use super::draft::RouteReferences;
 use super::{auth, formats, route_actions};
-use crate::route::{ForwardPath, HostPattern, PathPattern, RouteAction, RouteConfig, TimeoutOverrides};
+use crate::route::{ClientNetworks, ForwardPath, HostPattern, PathPattern, RouteAction, RouteConfig, TimeoutOverrides};
 use crate::{cache, degrade};
 
 const COST_MAX: u32 = 1_000_000;
@@ -69,6 +69,8 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
             total: optional(table, "total_timeout", Duration::ZERO..=DAY),
         },
         forward_path: table.value_or("forward_path", &FORWARD_PATH, default.forward_path),
+        body_bytes: table.optional("body_bytes", &SizeRange(0..=1_024 * GIB)).map(|bytes| bytes.value),
+        clients: clients(table),
         auth,
         ..default
     };
@@ -86,6 +88,14 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         key_classes,
     };
     (config, names)
+}
+
+fn clients(table: &TableReader<'_>) -> Option<Box<ClientNetworks>> {
+    let clients = ClientNetworks {
+        allowed: formats::list(table, "allow", formats::NETWORK, Vec::new()),
+        denied: formats::list(table, "deny", formats::NETWORK, Vec::new()),
+    };
+    (clients != ClientNetworks::default()).then(|| Box::new(clients))
 }
 
 fn optional(table: &TableReader<'_>, key: &'static str, range: RangeInclusive<Duration>) -> Option<Duration> {
