@@ -9,6 +9,7 @@ use super::document::{self, ConfigDocument, DocumentFormat};
 use super::expand::ExpansionEnvironment;
 use super::fault::{ConfigProblem, ConfigReport, DocumentLocation, FaultCode};
 use super::model::{Config, LogConfig, ServerConfig};
+use super::print::{self, PrintOptions};
 use super::read_context::ReadContext;
 use super::{check, section, table_reader};
 use crate::{accept, admin, cache, identify, limit, route, tls, upstream};
@@ -17,19 +18,13 @@ impl Config {
     /// Reads the file at `path`, as JSON if its name ends in `.json`. Warnings are returned with
     /// the configuration, errors instead of it.
     pub fn load(path: &Path) -> Result<(Config, ConfigReport), ConfigReport> {
-        let name = path.display().to_string();
-        let text = fs::read_to_string(path).map_err(|error| {
-            let problem = ConfigProblem::new(FaultCode::File, format!("cannot read {name}: {error}"));
-            ConfigReport::new(&name, "", vec![DocumentLocation::default().error(problem)])
-        })?;
-        let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
-        Config::parse(&ConfigDocument {
-            name: &name,
-            text: &text,
-            format: if is_json { DocumentFormat::Json } else { DocumentFormat::Toml },
-            base: path.parent().unwrap_or(Path::new("")),
-            env: &|name| std::env::var(name).ok(),
-        })
+        with_file(path, Config::parse)
+    }
+
+    /// The effective configuration of the file at `path` as text: a line for each key. Errors are
+    /// returned instead of it.
+    pub fn print(path: &Path, options: PrintOptions) -> Result<String, ConfigReport> {
+        with_file(path, |document| print::print(document, options))
     }
 
     /// Reads and checks a document.
@@ -73,4 +68,24 @@ impl Config {
             files: Vec::new(),
         })
     }
+}
+
+/// Reads the file at `path`, as JSON if its name ends in `.json`, and passes it to `read`.
+fn with_file<R>(
+    path: &Path,
+    read: impl FnOnce(&ConfigDocument<'_>) -> Result<R, ConfigReport>,
+) -> Result<R, ConfigReport> {
+    let name = path.display().to_string();
+    let text = fs::read_to_string(path).map_err(|error| {
+        let problem = ConfigProblem::new(FaultCode::File, format!("cannot read {name}: {error}"));
+        ConfigReport::new(&name, "", vec![DocumentLocation::default().error(problem)])
+    })?;
+    let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    read(&ConfigDocument {
+        name: &name,
+        text: &text,
+        format: if is_json { DocumentFormat::Json } else { DocumentFormat::Toml },
+        base: path.parent().unwrap_or(Path::new("")),
+        env: &|name| std::env::var(name).ok(),
+    })
 }

@@ -1,6 +1,7 @@
 //! Generates the reference of configuration keys. Types, ranges and defaults come from the readers;
 //! only the descriptions are written here.
 
+#[cfg(test)]
 use std::fmt::Write;
 use std::path::Path;
 
@@ -435,6 +436,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
 ];
 
 /// The table of keys in Markdown, as in `docs/configuration.md`.
+#[cfg(test)]
 pub(crate) fn markdown() -> String {
     let keys = declared_keys();
     let mut text = String::from("| key | type | default | description |\n|---|---|---|---|\n");
@@ -446,6 +448,7 @@ pub(crate) fn markdown() -> String {
     text
 }
 
+#[cfg(test)]
 fn kind_and_default(spec: &KeySpec) -> (String, String) {
     let default = match &spec.default {
         KeyDefault::Required => "required".to_owned(),
@@ -454,6 +457,15 @@ fn kind_and_default(spec: &KeySpec) -> (String, String) {
         KeyDefault::Unavailable => "not available yet".to_owned(),
     };
     (spec.kind.clone(), default)
+}
+
+/// Every available key with its description.
+pub(super) fn documented_keys() -> impl Iterator<Item = (KeySpec, &'static str)> {
+    let description = |key: &str| DESCRIPTIONS.iter().find(|(documented, _)| *documented == key);
+    declared_keys().into_iter().filter_map(move |spec| {
+        let (_, text) = description(&spec.key)?;
+        Some((spec, *text))
+    })
 }
 
 /// Every key that a reader declares.
