@@ -7,7 +7,9 @@ use std::path::Path;
 
 use super::document::{self, DocumentFormat};
 use super::expand::ExpansionEnvironment;
-use super::read_context::{KeyDefault, KeySpec, ReadContext};
+#[cfg(test)]
+use super::read_context::KeyDefault;
+use super::read_context::{KeySpec, ReadContext};
 use super::{section, table_reader};
 
 /// A document with one table of each kind, so that every reader declares its keys.
