@@ -524,6 +524,11 @@ impl CallerIdentifier {
         self.user_classes.iter().position(|class| class.as_bytes() == name)
     }
 
+    /// The name of the user class at `index`.
+    pub(crate) fn user_class_name(&self, index: usize) -> &str {
+        self.user_classes.get(index).map_or("", |name| name)
+    }
+
     /// The key set that has to be fetched, if the keys of tokens have a URL.
     pub(crate) fn remote_key_set(&self) -> Option<&Arc<RemoteKeySet>> {
         self.tokens.as_ref()?.remote_keys()

@@ -141,8 +141,18 @@ impl<'a> TableReader<'a> {
 
     /// Reads a required value.
     pub(super) fn required<K: ValueKind>(&self, key: &'static str, kind: &K) -> Option<Located<K::Value>> {
+        self.required_if(true, key, kind)
+    }
+
+    /// Reads a value that is required where the document has the table.
+    pub(super) fn required_if<K: ValueKind>(
+        &self,
+        is_required: bool,
+        key: &'static str,
+        kind: &K,
+    ) -> Option<Located<K::Value>> {
         self.declare(key, kind.describe(), KeyDefault::Required);
-        if self.entry(key).is_none() {
+        if is_required && self.entry(key).is_none() {
             let problem = ConfigProblem::new(FaultCode::Missing, format!("`{key}` is missing"));
             let at = DocumentLocation { path: self.path_of(key), span: self.at.span.clone() };
             self.context.error(&at, problem.hint(format!("expected {}", kind.describe())));

@@ -159,6 +159,28 @@ impl ValueKind for IntegerRange {
     }
 }
 
+/// `true` or `false`.
+pub(super) struct Boolean;
+
+impl ValueKind for Boolean {
+    type Value = bool;
+
+    fn describe(&self) -> String {
+        "true or false".to_owned()
+    }
+
+    fn format(&self, value: &bool) -> String {
+        value.to_string()
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<bool, ConfigProblem> {
+        match input.node.value {
+            DocumentValue::Boolean(value) => Ok(value),
+            _ => Err(input.wrong_type(self)),
+        }
+    }
+}
+
 /// A number above 0, up to an inclusive bound.
 pub(super) struct PositiveNumber(pub(super) f64);
 

@@ -93,6 +93,8 @@ struct RequestReader {
     trailers: Option<Box<Fields>>,
     dropped_trailers: Arc<[String]>,
     body_max: u64,
+    /// The limit of the current request's route.
+    route_body_max: u64,
     /// Whether `100 Continue` must be sent before the body is read.
     must_send_continue: bool,
     continue_sent: usize,
@@ -153,7 +155,8 @@ impl DownstreamConnection {
             body: RequestBodyState::Done,
             trailers: None,
             dropped_trailers: Arc::clone(&limits.dropped_trailers),
-            body_max: limits.body_bytes,
+            body_max: limits.body_bytes_max(),
+            route_body_max: u64::MAX,
             must_send_continue: false,
             continue_sent: 0,
             client_closed: false,
@@ -411,6 +414,7 @@ impl RequestReader {
             BodyLength::Streamed => RequestBodyState::Chunked { decoder: ChunkDecoder::new(), total: 0, ready: 0 },
         };
         self.trailers = None;
+        self.route_body_max = u64::MAX;
         self.must_send_continue = expects_continue && self.buffer.is_empty();
         self.deadline.restart(self.idle_timeout);
         self.body_received = self.buffer.data().len() as u64;
@@ -475,7 +479,7 @@ impl RequestReader {
                     self.buffer.consume(skip);
                     *ready = data;
                     *total += data as u64;
-                    let too_large = *total > self.body_max;
+                    let too_large = *total > self.body_max.min(self.route_body_max);
                     Some(if too_large { Err(BodyError::TooLarge) } else { Ok(()) })
                 }
             },
@@ -503,6 +507,13 @@ impl Http1RequestBody<'_> {
         ready!(self.io.poll_flush(cx))?;
         self.reader.must_send_continue = false;
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Http1RequestBody<'_> {
+    /// Lowers the limit of the body's size.
+    pub(crate) fn limit(&mut self, bytes: u64) {
+        self.reader.route_body_max = bytes;
     }
 }
 
