@@ -11,6 +11,7 @@ use super::fault::{ConfigProblem, ConfigReport, DocumentLocation, FaultCode};
 use super::model::{Config, LogConfig, ServerConfig};
 use super::read_context::ReadContext;
 use super::{check, section, table_reader};
+use crate::http::h1;
 use crate::{accept, admin, cache, identify, limit, route, tls, upstream};
 
 impl Config {
@@ -40,7 +41,9 @@ impl Config {
         let draft = table_reader::read_document(&context, &root, section::read);
         let mut config = check::resolve(draft, &context);
         config.files = context.environment.files_read();
-        config.http.dropped_trailers = config.identify.fields().map(str::to_owned).collect();
+        let untrusted = config.identify.untrusted_fields.iter().map(|name| &**name);
+        let untrusted = untrusted.filter(|name| h1::is_allowed_trailer(name));
+        config.http.dropped_trailers = config.identify.fields().chain(untrusted).map(str::to_owned).collect();
         let tls = config.listen.iter().filter_map(|listen| listen.tls.as_ref());
         config.files.extend(tls.flat_map(tls::TlsConfig::files).map(Path::to_owned));
         let report = report(context.into_faults());
