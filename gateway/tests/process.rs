@@ -672,7 +672,7 @@ fn effective_configuration_and_schema_are_printed() {
         [[routes]]\nname = \"all\"\nmatch = { path = \"/*\" }\nupstream = \"shop\"\ncost = 3\n";
     let file = dir.write("tidegate.toml", &format!("version = 1\n{text}"));
     let run = |arguments: &[&str]| {
-        let output = support::tidegate().arg("config").args(arguments).output().expect("tidegate runs");
+        let output = tidegate().arg("config").args(arguments).output().expect("tidegate runs");
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let path = file.display().to_string();

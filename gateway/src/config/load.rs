@@ -12,6 +12,7 @@ use super::model::{Config, LogConfig, ServerConfig};
 use super::print::{self, PrintOptions};
 use super::read_context::ReadContext;
 use super::{check, section, table_reader};
+use crate::http::h1;
 use crate::{accept, admin, cache, identify, limit, route, tls, upstream};
 
 impl Config {
@@ -36,7 +37,10 @@ impl Config {
         let mut config = check::resolve(draft, &context);
         config.files = context.environment.files_read();
         let credentials = config.routes.iter().filter_map(|route| Some(route.auth.as_ref()?.field()));
-        config.http.dropped_trailers = config.identify.fields().chain(credentials).map(str::to_owned).collect();
+        let untrusted = config.identify.untrusted_fields.iter().map(|name| &**name);
+        let untrusted = untrusted.filter(|name| h1::is_allowed_trailer(name));
+        let dropped = config.identify.fields().chain(credentials).chain(untrusted);
+        config.http.dropped_trailers = dropped.map(str::to_owned).collect();
         let tls = config.listen.iter().filter_map(|listen| listen.tls.as_ref());
         config.files.extend(tls.flat_map(tls::TlsConfig::files).map(Path::to_owned));
         let report = report(context.into_faults());

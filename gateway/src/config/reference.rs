@@ -162,7 +162,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "identity.untrusted_fields",
-        "Request fields that are removed unless a peer in `trusted_proxies` sends them: other names of the client's address, and of the scheme, host, path and method of the request (request-fields.md). Setting the key replaces the list. Always removed from others: the fields of `user` and `tier`. Always replaced: `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.",
+        "Request fields that are removed unless a peer in `trusted_proxies` sends them: other names of the client's address, and of the scheme, host, path, method and user of the request (request-fields.md). A name that ends with `*` stands for all names with this beginning. Setting the key replaces the list. Always removed from others: the fields of `user` and `tier`. Always replaced: `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.",
     ),
     (
         "identity.secret",
