@@ -259,6 +259,7 @@ fn proxy_status_value(kind: ErrorKind) -> String {
     let error = match kind {
         ErrorKind::BreakerOpen => "destination_unavailable",
         ErrorKind::Connect => "connection_refused",
+        ErrorKind::NoAddress => "dns_error",
         ErrorKind::ConnectTimeout => "connection_timeout",
         ErrorKind::NoResponse => "connection_terminated",
         ErrorKind::Malformed => "http_protocol_error",

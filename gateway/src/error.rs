@@ -17,6 +17,7 @@ label! {
         VerificationThrottled = "verification_throttled",
         BreakerOpen = "breaker_open",
         Connect = "connect",
+        NoAddress = "no_address",
         ConnectTimeout = "connect_timeout",
         NoResponse = "no_response",
         Malformed = "malformed",
@@ -84,6 +85,7 @@ impl ErrorKind {
                 Blame::Gateway
             }
             ErrorKind::Connect
+            | ErrorKind::NoAddress
             | ErrorKind::ConnectTimeout
             | ErrorKind::NoResponse
             | ErrorKind::Malformed
@@ -107,6 +109,7 @@ impl Error {
             Error::SharedFetch(kind) | Error::ResponseBody(kind) => *kind,
             Error::UpstreamConnection(error) => match error {
                 UpstreamConnectionError::Connect(_) => ErrorKind::Connect,
+                UpstreamConnectionError::NoAddress => ErrorKind::NoAddress,
                 UpstreamConnectionError::NoResponse(_) => ErrorKind::NoResponse,
                 UpstreamConnectionError::Io(_) => ErrorKind::Upstream,
                 UpstreamConnectionError::Malformed(_) => ErrorKind::Malformed,
@@ -124,6 +127,7 @@ impl Error {
             self.kind(),
             ErrorKind::BreakerOpen
                 | ErrorKind::Connect
+                | ErrorKind::NoAddress
                 | ErrorKind::ConnectTimeout
                 | ErrorKind::NoResponse
                 | ErrorKind::Malformed
@@ -154,9 +158,11 @@ impl Error {
             // nginx's 499, for the log only: the client has closed the connection.
             ErrorKind::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
             ErrorKind::ClientBody => StatusCode::BAD_REQUEST,
-            ErrorKind::Connect | ErrorKind::NoResponse | ErrorKind::Malformed | ErrorKind::Upstream => {
-                StatusCode::BAD_GATEWAY
-            }
+            ErrorKind::Connect
+            | ErrorKind::NoAddress
+            | ErrorKind::NoResponse
+            | ErrorKind::Malformed
+            | ErrorKind::Upstream => StatusCode::BAD_GATEWAY,
         }
     }
 

@@ -197,6 +197,23 @@ events! {
         endpoint: &'a dyn Display = display(endpoint),
         kind: UpstreamFault = kind.as_str()
     } => warn [throttled!(kind.index(), UpstreamFault::ALL.len())] "upstream failed";
+    /// The endpoints of an upstream have changed, because the addresses of a name have.
+    EndpointsChanged = "endpoints_changed" {
+        upstream: &'a str,
+        name: &'a str,
+        endpoints: usize,
+        added: usize,
+        removed: usize
+    } => info [throttled!()] "the endpoints of an upstream have changed";
+    /// The addresses of a name cannot be looked up. The last known ones stay in use.
+    LookupFailed = "lookup_failed" {
+        upstream: &'a str,
+        name: &'a str,
+        known: usize,
+        error: &'a dyn Display = display(error)
+    } => warn "the addresses of an upstream cannot be looked up";
+    LookupRecovered = "lookup_recovered" { upstream: &'a str, name: &'a str }
+        => info "the addresses of an upstream can be looked up again";
     /// A request to the admin address had a wrong token. `count`: those of the address without a
     /// right one in between.
     AdminTokenRejected = "admin_token_rejected" { address: IpAddr = display(address), count: u32 }
@@ -209,6 +226,8 @@ label! {
     /// How an upstream failed a request.
     pub UpstreamFault, "kind", {
         Connect = "connect",
+        /// No name of its endpoints is resolved.
+        NoAddress = "no_address",
         ConnectTimeout = "connect_timeout",
         /// The connection ended before the first byte of a response.
         NoResponse = "no_response",

@@ -18,6 +18,7 @@ mod limit;
 mod cache;
 mod breaker;
 mod endpoint;
+mod discovery;
 mod upstream;
 mod degrade;
 mod log;

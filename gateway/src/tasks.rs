@@ -62,6 +62,8 @@ label! {
         Lease = "lease",
         /// Follows the bus of one Redis server, or discovers the servers of a cluster.
         Bus = "bus",
+        /// Follows the addresses of one name of an upstream.
+        Discovery = "discovery",
     }
 }
 
@@ -96,6 +98,8 @@ label! {
         Readers = "readers",
         /// A lookup in a shard.
         Shard = "shard",
+        /// An answer of a name server.
+        NameServer = "name_server",
         /// The next run.
         Timer = "timer",
         /// A changed file, or a signal.

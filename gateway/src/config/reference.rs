@@ -254,11 +254,18 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "limits.NAME.headers",
         "`RateLimit` headers sent to clients: `all`, the `policy` without the remaining quota, or `none`. A denial always has `Retry-After`.",
     ),
-    ("upstreams.NAME.dns", "URL whose host is resolved to endpoints."),
+    (
+        "dns.servers",
+        "Name servers that resolve the names of endpoints; empty: those of `/etc/resolv.conf`, which is read again when it changes. `/etc/hosts` comes first in both cases.",
+    ),
+    ("dns.timeout", "Longest time of one lookup. A failed lookup keeps the last known addresses."),
     ("upstreams.NAME.retries", "Retries of safe methods."),
     ("upstreams.NAME.health", "Active health checks: `{ path, interval }`."),
     ("upstreams.NAME.concurrency", "Adaptive limit of concurrent requests: `{ min, max }`."),
-    ("upstreams.NAME.endpoints", "Servers. `https://` is not available yet."),
+    (
+        "upstreams.NAME.endpoints",
+        "Servers: `http://HOST:PORT`, or `srv://_SERVICE._tcp.DOMAIN` for those in SRV records. Every address of a name is an endpoint; it is looked up again when its TTL has passed. `https://` is not available yet.",
+    ),
     ("upstreams.NAME.balance", "Load balancing over the endpoints."),
     ("upstreams.NAME.connect_timeout", "Longest time to establish a connection."),
     (

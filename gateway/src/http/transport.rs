@@ -123,6 +123,20 @@ impl TransportStream {
         }
     }
 
+    /// Whether the peer has neither closed nor reset the connection, according to the system. Of a
+    /// plain connection, also whether no byte waits to be read.
+    pub(crate) fn is_open(&self) -> bool {
+        let cell = self.0.borrow();
+        let (tcp, may_have_bytes) = match &*cell {
+            Transport::Plain(stream) => (stream, false),
+            Transport::Tls(stream) => (stream.get_ref().0, true),
+        };
+        match rustix::net::recv(tcp, &mut [0_u8; 1], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Ok((_, count)) => count > 0 && may_have_bytes,
+            Err(error) => error == rustix::io::Errno::WOULDBLOCK,
+        }
+    }
+
     /// Writes from two slices, the second only after all of the first. With TLS, also flushes.
     pub(crate) fn poll_write(&self, cx: &mut Context<'_>, first: &[u8], second: &[u8]) -> Poll<io::Result<usize>> {
         let capacity = first.len() + second.len();

@@ -23,7 +23,7 @@ use crate::http::request_body::RequestBody;
 use crate::metrics::{self, Counters};
 use crate::record::RequestRecord;
 use crate::route::Route;
-use crate::upstream::{OutgoingRequest, Tunnel, UpstreamExchange, UpstreamFailure};
+use crate::upstream::{AttemptError, OutgoingRequest, Tunnel, UpstreamExchange};
 use crate::{hop, identify};
 
 static TIMEOUTS: LazyLock<Counters<ExchangeTimeout>> = LazyLock::new(Counters::default);
@@ -164,7 +164,7 @@ impl UpstreamCall<'_> {
                 permit.start(Instant::now().into_std());
             }
         };
-        let mut on_endpoint_failed = |failure: UpstreamFailure| {
+        let mut on_endpoint_failed = |failure: AttemptError| {
             count_timeout_of(&failure.error);
             report_failure(route, failure);
         };
@@ -287,8 +287,8 @@ fn count_timeout_of(error: &UpstreamConnectionError) {
 }
 
 /// Logs the failure of an endpoint that is proof of a fault of the upstream, and converts it.
-fn report_failure(route: &Route, failure: UpstreamFailure) -> Error {
-    let UpstreamFailure { endpoint, error, is_verdict } = failure;
+fn report_failure(route: &Route, failure: AttemptError) -> Error {
+    let AttemptError { endpoint, error, is_verdict, .. } = failure;
     let error = Error::from(error);
     if let Some(kind) = fault(error.kind()).filter(|_| is_verdict) {
         let endpoint = endpoint.as_ref().unwrap_or(&route.upstream.config().name);
@@ -300,6 +300,7 @@ fn report_failure(route: &Route, failure: UpstreamFailure) -> Error {
 fn fault(kind: ErrorKind) -> Option<UpstreamFault> {
     match kind {
         ErrorKind::Connect => Some(UpstreamFault::Connect),
+        ErrorKind::NoAddress => Some(UpstreamFault::NoAddress),
         ErrorKind::ConnectTimeout => Some(UpstreamFault::ConnectTimeout),
         ErrorKind::NoResponse => Some(UpstreamFault::NoResponse),
         ErrorKind::Upstream => Some(UpstreamFault::Truncated),

@@ -44,8 +44,11 @@ pub(super) fn snapshot(
         .upstreams
         .iter()
         .map(|upstream| {
-            let unchanged = old.and_then(|old| old.routes.iter().find(|route| route.upstream.config() == upstream));
-            unchanged.map_or_else(|| Arc::new(Upstream::new(upstream.clone())), |route| Arc::clone(&route.upstream))
+            let old = old.and_then(|old| old.upstreams.iter().find(|old| old.config().name == upstream.name));
+            match old {
+                Some(old) if old.config() == upstream => Arc::clone(old),
+                old => Arc::new(Upstream::new(upstream.clone(), old.map(|old| &**old))),
+            }
         })
         .collect();
     let mut routes = Vec::new();
@@ -71,6 +74,7 @@ pub(super) fn snapshot(
     Ok(Snapshot {
         identity: CallerIdentifier::new(config.identify.clone(), user_classes),
         routes: Routes::new(routes),
+        upstreams,
         limits,
         limiter,
         cache: config.cache.clone(),

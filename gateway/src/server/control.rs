@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use super::assemble;
 use super::config_watcher::ConfigWatcher;
+use super::followed_upstreams::FollowedUpstreams;
 use super::override_publisher::OverridePublisher;
 use super::state::{
     ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, DRAIN_POLL_INTERVAL, LifecycleStage, SharedAdminConfig, SharedState,
@@ -89,7 +90,10 @@ impl ControlThread {
         });
         let leases = Rc::new(LeaseRefresher::default());
         leases.refresh_leases_of(&shared);
-        let reloads = Reloader::new(source, &shared, admin_config)?.watch((Rc::clone(&overrides), Rc::clone(&leases)));
+        let mut followed = FollowedUpstreams::new(&shared);
+        followed.follow(&shared);
+        let reloader = Reloader::new(source, &shared, admin_config)?;
+        let reloads = reloader.watch((Rc::clone(&overrides), Rc::clone(&leases), followed));
         let (changed_leases, changed_shared) = (Rc::clone(&leases), Arc::clone(&shared));
         let override_changes = tasks::supervise(TaskKind::Overrides, async move || {
             tasks::set_waiting_for(TaskWait::Change);
@@ -152,13 +156,17 @@ impl Reloader {
     }
 
     /// Starts the service. A reload applies the overrides and the leases to the new limits.
-    fn watch(mut self, (overrides, leases): (Rc<OverridePublisher>, Rc<LeaseRefresher>)) -> ServiceTask {
+    fn watch(
+        mut self,
+        (overrides, leases, mut followed): (Rc<OverridePublisher>, Rc<LeaseRefresher>, FollowedUpstreams),
+    ) -> ServiceTask {
         tasks::supervise(TaskKind::Reload, async move || {
             tasks::set_waiting_for(TaskWait::Change);
             loop {
                 let trigger = self.triggered().await;
                 let ConfigSource::File(file) = &self.source else { continue };
                 self.reload(file, trigger);
+                followed.follow(&self.shared);
                 self.watcher.watch_files(watched_files(file, &self.shared.config.load()));
                 overrides.apply_overrides();
                 leases.refresh_leases_of(&self.shared);

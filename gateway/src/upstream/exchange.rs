@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::pool;
+use super::replay::ReplayBody;
 use crate::endpoint::InFlightGuard;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::Fields;
@@ -15,7 +16,7 @@ use crate::http::request_body::RequestBody;
 pub(crate) struct UpstreamExchange<'a> {
     connection: Option<Box<UpstreamConnection>>,
     trailers: Option<Box<Fields>>,
-    body: RequestBody<'a>,
+    body: ReplayBody<RequestBody<'a>>,
     in_flight: InFlightGuard,
 }
 
@@ -26,7 +27,11 @@ pub(crate) struct Tunnel {
 }
 
 impl<'a> UpstreamExchange<'a> {
-    pub(super) fn new(connection: Box<UpstreamConnection>, body: RequestBody<'a>, in_flight: InFlightGuard) -> Self {
+    pub(super) fn new(
+        connection: Box<UpstreamConnection>,
+        body: ReplayBody<RequestBody<'a>>,
+        in_flight: InFlightGuard,
+    ) -> Self {
         let mut exchange = UpstreamExchange { connection: Some(connection), trailers: None, body, in_flight };
         exchange.finish_if_idle();
         exchange

@@ -1,27 +1,35 @@
 //! An upstream: a named set of endpoints, with the timeouts of its exchanges.
 //!
-//! A request that was not sent may go to another endpoint. A request that was sent is not sent
-//! again, with one exception: the server closed a reused connection before it read the request (RFC
-//! 9112 section 9.3.1), and repeating the request is safe.
+//! A request of which nothing was sent may go to any endpoint. A request that was sent is sent
+//! again in one case: the server closed a reused connection before it responded (RFC 9112 section
+//! 9.3.1), repeating the request is safe, and the bytes of its body are still there.
 
+mod attempt_error;
 mod pool;
+mod replay;
 mod exchange;
+mod open;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+pub(crate) use attempt_error::AttemptError;
 pub(crate) use exchange::{Tunnel, UpstreamExchange};
 pub(crate) use pool::sweep;
 
-use crate::endpoint::{Endpoint, EndpointSet, InFlightGuard};
-use crate::http::exchange_clock::{Blame, ExchangeTimeout, ExchangeTimeouts};
-use crate::http::h1::{UpstreamAttempt, UpstreamConnection, UpstreamConnectionError};
+use crate::breaker;
+use crate::discovery::StaticSource;
+use crate::endpoint::{BalancePolicy, Endpoint, EndpointAddress, EndpointSet, EndpointTarget, InFlightGuard};
+use crate::http::exchange_clock::{Blame, ExchangeTimeouts};
+use crate::http::h1::{UpstreamAttempt, UpstreamConnectionError};
 use crate::http::message::{Request, Response};
 use crate::http::request_body::RequestBody;
-use crate::tasks::{self, TaskWait};
-use crate::{breaker, endpoint};
+use open::{AttemptPlan, OpenedConnection};
+use replay::ReplayBody;
 
 /// Configuration of one upstream (`[upstreams.X]`): endpoints, load balancing, timeouts and
 /// breaker.
@@ -30,9 +38,9 @@ pub(crate) struct UpstreamConfig {
     /// The name that routes refer to.
     pub(crate) name: Arc<str>,
     /// The endpoints, at least one.
-    pub(crate) endpoints: Vec<endpoint::EndpointAddress>,
+    pub(crate) endpoints: Vec<EndpointAddress>,
     /// How an endpoint is selected.
-    pub(crate) balance: endpoint::BalancePolicy,
+    pub(crate) balance: BalancePolicy,
     /// Limit for opening a connection.
     pub(crate) connect_timeout: Duration,
     /// From the complete request sent to the head of the response.
@@ -48,11 +56,11 @@ pub(crate) struct UpstreamConfig {
 
 impl UpstreamConfig {
     /// An upstream with the defaults of every key except its endpoints.
-    pub(crate) fn new(name: Arc<str>, endpoints: Vec<endpoint::EndpointAddress>) -> Self {
+    pub(crate) fn new(name: Arc<str>, endpoints: Vec<EndpointAddress>) -> Self {
         UpstreamConfig {
             name,
             endpoints,
-            balance: endpoint::BalancePolicy::default(),
+            balance: BalancePolicy::default(),
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
@@ -64,27 +72,6 @@ impl UpstreamConfig {
     /// The timeouts of an exchange once its connection is open.
     pub(crate) fn timeouts(&self) -> ExchangeTimeouts {
         ExchangeTimeouts { head: self.timeout, idle: self.idle_timeout, total: self.total_timeout }
-    }
-}
-
-/// The endpoint that was called last and its error, where no endpoint gave a response.
-#[derive(Debug)]
-pub(crate) struct UpstreamFailure {
-    /// The endpoint that was tried last.
-    pub(crate) endpoint: Option<Arc<str>>,
-    pub(crate) error: UpstreamConnectionError,
-    /// Whether the failure is proof of a fault of the upstream. One that fails before the client
-    /// has delivered its whole request may have waited for the client.
-    pub(crate) is_verdict: bool,
-}
-
-impl UpstreamFailure {
-    fn new(endpoint: &Endpoint, error: UpstreamConnectionError) -> Self {
-        UpstreamFailure {
-            endpoint: Some(Arc::clone(&endpoint.name)),
-            is_verdict: error.blame() == Blame::Upstream,
-            error,
-        }
     }
 }
 
@@ -101,23 +88,119 @@ pub(crate) struct OutgoingRequest<'r> {
     /// Called when the upstream has the whole request; again if the request is sent again.
     pub(crate) on_sent: &'r mut dyn FnMut(),
     /// Called for each endpoint that could not be reached before another one was tried.
-    pub(crate) on_endpoint_failed: &'r mut dyn FnMut(UpstreamFailure),
+    pub(crate) on_endpoint_failed: &'r mut dyn FnMut(AttemptError),
+}
+
+/// The addresses of one item of `endpoints`.
+#[derive(Clone)]
+enum KnownTargets {
+    /// No lookup has ended yet.
+    Awaited,
+    /// Every lookup has failed so far.
+    None,
+    /// The last good answer.
+    Some(Vec<EndpointTarget>),
+}
+
+/// The number of endpoints that a new answer has added and removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EndpointsChange {
+    pub(crate) endpoints: usize,
+    pub(crate) added: usize,
+    pub(crate) removed: usize,
 }
 
 /// A named set of endpoints, shared by all threads.
 pub(crate) struct Upstream {
     config: UpstreamConfig,
-    endpoints: Arc<EndpointSet>,
+    /// Replaced as a whole when an answer differs from the last one.
+    set: ArcSwap<EndpointSet>,
+    /// By index of `config.endpoints`.
+    known: Mutex<Vec<KnownTargets>>,
+    /// Notified of every answer and failure, for requests that wait for the first endpoint.
+    answered: watch::Sender<()>,
 }
 
 impl Upstream {
-    pub(crate) fn new(config: UpstreamConfig) -> Self {
-        let endpoints = Arc::new(EndpointSet::new(&config.endpoints, config.balance));
-        Upstream { config, endpoints }
+    /// An upstream with the endpoints whose addresses are numeric, and with those that `old`, the
+    /// upstream of the same name before a reload, knows for the same names. Endpoints of `old` keep
+    /// their state.
+    pub(crate) fn new(config: UpstreamConfig, old: Option<&Upstream>) -> Self {
+        let known_before = |origin: &EndpointAddress| {
+            let old = old?;
+            let index = old.config.endpoints.iter().position(|other| other == origin)?;
+            old.known.lock().unwrap_or_else(PoisonError::into_inner).get(index).cloned()
+        };
+        let known = config.endpoints.iter().map(|origin| match StaticSource::of(origin) {
+            Some(StaticSource(target)) => KnownTargets::Some(vec![target]),
+            None => known_before(origin).unwrap_or(KnownTargets::Awaited),
+        });
+        let known: Vec<_> = known.collect();
+        let before = old.map(|old| old.set.load_full());
+        let list = merge(&config.endpoints, &known, before.as_deref().map_or(&[], EndpointSet::list));
+        let set = ArcSwap::from_pointee(EndpointSet::new(list, config.balance));
+        Upstream { config, set, known: Mutex::new(known), answered: watch::Sender::new(()) }
     }
 
     pub(crate) fn config(&self) -> &UpstreamConfig {
         &self.config
+    }
+
+    /// The current endpoints.
+    pub(crate) fn endpoints(&self) -> Arc<EndpointSet> {
+        self.set.load_full()
+    }
+
+    /// The items of `endpoints` whose addresses have to be looked up, with their indexes.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (usize, &EndpointAddress)> {
+        self.config.endpoints.iter().enumerate().filter(|(_, origin)| origin.numeric().is_none())
+    }
+
+    /// Takes over all addresses of the item at `index`. Returns the change, if there is one.
+    pub(crate) fn set_targets(&self, index: usize, targets: Vec<EndpointTarget>) -> Option<EndpointsChange> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = known.get_mut(index)?;
+        let is_changed = !matches!(slot, KnownTargets::Some(before) if *before == targets);
+        if !is_changed {
+            return None;
+        }
+        *slot = KnownTargets::Some(targets);
+        let before = self.set.load_full();
+        let list = merge(&self.config.endpoints, &known, before.list());
+        let is_in = |list: &[Arc<Endpoint>], endpoint| list.iter().any(|other| Arc::ptr_eq(other, endpoint));
+        let change = EndpointsChange {
+            endpoints: list.len(),
+            added: list.iter().filter(|endpoint| !is_in(before.list(), endpoint)).count(),
+            removed: before.list().iter().filter(|endpoint| !is_in(&list, endpoint)).count(),
+        };
+        self.set.store(Arc::new(EndpointSet::new(list, self.config.balance)));
+        self.answered.send_replace(());
+        Some(change)
+    }
+
+    /// Notes that the item at `index` has no addresses if it never had any: requests do not wait
+    /// for them any more.
+    pub(crate) fn note_failed_lookup(&self, index: usize) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot @ KnownTargets::Awaited) = known.get_mut(index) {
+            *slot = KnownTargets::None;
+            self.answered.send_replace(());
+        }
+    }
+
+    /// Waits until there is an endpoint, or every lookup has ended once. Cancel safe.
+    async fn first_endpoint(&self, due: Instant) {
+        let mut answered = self.answered.subscribe();
+        let is_awaited = || {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.iter().any(|known| matches!(known, KnownTargets::Awaited))
+        };
+        while self.set.load().list().is_empty() && is_awaited() {
+            // The sender lives as long as this upstream.
+            if timeout_at(due, answered.changed()).await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Sends a request to an endpoint and reads the head of the response. The body follows from the
@@ -129,103 +212,97 @@ impl Upstream {
     pub(crate) async fn send<'a>(
         &self,
         outgoing: OutgoingRequest<'_>,
-        mut body: RequestBody<'a>,
-    ) -> Result<UpstreamExchange<'a>, UpstreamFailure> {
+        body: RequestBody<'a>,
+    ) -> Result<UpstreamExchange<'a>, AttemptError> {
         let OutgoingRequest { request, response, timeouts, now, total_at, on_sent, on_endpoint_failed } = outgoing;
-        let is_repeatable = request.method.is_idempotent() && body.is_replayable();
-        let mut attempt = UpstreamAttempt {
-            request,
-            body: &mut body,
-            is_repeatable,
-            response,
-            timeouts,
-            total_at,
-            on_request_sent: on_sent,
-        };
-        let mut tried = 0u64;
-        let mut failure = None;
-        while let Some(index) = self.endpoints.select(tried, now.into_std()) {
-            if let Some(failure) = failure.take() {
-                on_endpoint_failed(failure);
+        let is_repeatable = request.method.is_idempotent();
+        let mut body = ReplayBody::new(body);
+        let mut plan = AttemptPlan::new(self.config.connect_timeout, now + timeouts.head, total_at);
+        let mut opened = self.take_idle(&mut plan, is_repeatable);
+        loop {
+            let (in_flight, mut connection) = match opened.take() {
+                Some(opened) => opened,
+                // Rare, so that the requests on kept connections do not pay for its state.
+                None => Box::pin(self.open(&mut plan, on_endpoint_failed)).await?,
+            };
+            let is_reused = connection.is_reused();
+            if is_reused {
+                body.keep();
             }
-            tried |= if index < 64 { 1 << index } else { u64::MAX };
-            let in_flight = InFlightGuard::new(Arc::clone(&self.endpoints), index);
-            match self.connect(index, total_at, true).await {
-                Ok(connection) => {
-                    let connection = self.run(index, connection, &mut attempt).await?;
-                    return Ok(UpstreamExchange::new(connection, body, in_flight));
-                }
-                Err(error) => {
-                    if error.blame() == Blame::Upstream {
-                        self.endpoints.eject(index, std::time::Instant::now());
-                    }
-                    failure = Some(UpstreamFailure::new(self.endpoints.get(index), error));
-                }
+            let mut attempt = UpstreamAttempt {
+                request,
+                body: &mut body,
+                response: &mut *response,
+                timeouts,
+                total_at,
+                on_request_sent: &mut *on_sent,
+            };
+            let Err(error) = connection.exchange(&mut attempt).await else {
+                body.stop_keeping();
+                return Ok(UpstreamExchange::new(connection, body, in_flight));
+            };
+            let endpoint = in_flight.endpoint();
+            let is_timeout = matches!(error, UpstreamConnectionError::Timeout(_));
+            let request_sent = !connection.is_request_unsent();
+            let failure = AttemptError {
+                endpoint: Some(Arc::clone(&endpoint.name)),
+                is_verdict: error.blame() == Blame::Upstream && (is_timeout || !connection.is_request_incomplete()),
+                request_sent,
+                // A server closes an idle connection before it reads a request from it.
+                retryable: is_reused
+                    && matches!(error, UpstreamConnectionError::NoResponse(_))
+                    && (is_repeatable || !request_sent),
+                error,
+            };
+            if !failure.retryable || !body.rewind() {
+                return Err(failure);
             }
-            // No further endpoint is tried after the time in which a response would be due: a
-            // client does not wait for the connect timeouts of a long list.
-            if now.elapsed() >= timeouts.head || total_at.is_some_and(|at| Instant::now() >= at) {
-                break;
-            }
+            let AttemptError { request_sent, .. } = failure;
+            tracing::debug!(endpoint = &*endpoint.name, request_sent, "a kept connection was closed");
+            // Other kept connections may be dead too.
+            plan.reuses = false;
+            plan.set_next(Arc::clone(endpoint));
         }
-        Err(failure.expect("an upstream has at least one endpoint, and none was tried before"))
     }
 
-    /// Runs the exchange on `connection`. Repeats it on a new connection if a reused one turns out
-    /// to be closed.
-    async fn run(
-        &self,
-        index: usize,
-        mut connection: Box<UpstreamConnection>,
-        attempt: &mut UpstreamAttempt<'_>,
-    ) -> Result<Box<UpstreamConnection>, UpstreamFailure> {
-        let is_reused = connection.is_reused();
-        let mut result = connection.exchange(attempt).await;
-        if attempt.is_repeatable && is_reused && matches!(result, Err(UpstreamConnectionError::NoResponse(_))) {
-            connection = self
-                .connect(index, attempt.total_at, false)
-                .await
-                .map_err(|error| UpstreamFailure::new(self.endpoints.get(index), error))?;
-            result = connection.exchange(attempt).await;
+    /// Selects an endpoint and takes a kept connection to it, if there is one. A request that must
+    /// not be repeated gets one that is still open according to the system: the server may have
+    /// closed it since the last turn of the event loop.
+    fn take_idle(&self, plan: &mut AttemptPlan, is_repeatable: bool) -> Option<OpenedConnection> {
+        let set = self.set.load();
+        let endpoint = set.select(&[], std::time::Instant::now())?;
+        while let Some(connection) = pool::take(endpoint.address) {
+            if is_repeatable || connection.is_open() {
+                return Some((InFlightGuard::new(Arc::clone(endpoint)), connection));
+            }
         }
-        result.map_err(|error| {
-            let failure = UpstreamFailure::new(self.endpoints.get(index), error);
-            let is_timeout = matches!(failure.error, UpstreamConnectionError::Timeout(_));
-            let is_verdict = failure.is_verdict && (is_timeout || !connection.is_request_incomplete());
-            UpstreamFailure { is_verdict, ..failure }
-        })?;
-        Ok(connection)
+        plan.set_next(Arc::clone(endpoint));
+        None
     }
 
-    async fn connect(
+    async fn open(
         &self,
-        index: usize,
-        total_at: Option<Instant>,
-        may_reuse: bool,
-    ) -> Result<Box<UpstreamConnection>, UpstreamConnectionError> {
-        let endpoint = self.endpoints.get(index);
-        let connect_timeout = self.config.connect_timeout;
-        let now = Instant::now();
-        // One clock for resolving and connecting.
-        let (due, timed_out) = match total_at {
-            Some(total) if total <= now => return Err(UpstreamConnectionError::Timeout(ExchangeTimeout::Total)),
-            Some(total) if total < now + connect_timeout => (total, ExchangeTimeout::Total),
-            _ => (now + connect_timeout, ExchangeTimeout::UpstreamConnect),
-        };
-        let resolved = match endpoint.numeric {
-            Some(resolved) => resolved,
-            None => timeout_at(due, endpoint::resolve(&endpoint.address))
-                .await
-                .map_err(|_| UpstreamConnectionError::Timeout(timed_out))?
-                .map_err(UpstreamConnectionError::Connect)?,
-        };
-        if may_reuse && let Some(connection) = pool::take(resolved) {
-            return Ok(connection);
+        plan: &mut AttemptPlan,
+        on_endpoint_failed: &mut dyn FnMut(AttemptError),
+    ) -> Result<OpenedConnection, AttemptError> {
+        if self.set.load().list().is_empty() {
+            let due = Instant::now() + plan.connect_timeout;
+            self.first_endpoint(plan.total_at.map_or(due, |total| total.min(due))).await;
         }
-        tasks::set_waiting_for(TaskWait::UpstreamConnect);
-        match timeout_at(due, UpstreamConnection::connect(resolved)).await {
-            Ok(connected) => connected.map(Box::new),
-            Err(_) => Err(UpstreamConnectionError::Timeout(timed_out)),
+        let set = self.set.load_full();
+        open::open(&set, plan, on_endpoint_failed).await
+    }
+}
+
+/// The endpoints of all known targets: those of `before` where they are the same.
+fn merge(origins: &[EndpointAddress], known: &[KnownTargets], before: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
+    let mut list: Vec<Arc<Endpoint>> = Vec::new();
+    for (origin, known) in origins.iter().zip(known) {
+        let KnownTargets::Some(targets) = known else { continue };
+        for target in targets {
+            let kept = before.iter().find(|endpoint| endpoint.is(origin, *target)).map(Arc::clone);
+            list.push(kept.unwrap_or_else(|| Arc::new(Endpoint::new(origin, *target))));
         }
     }
+    list
 }

@@ -1,4 +1,4 @@
-//! `[upstreams.*]`: endpoints, timeouts and circuit breaker.
+//! `[dns]` and `[upstreams.*]`: endpoints, timeouts and circuit breaker.
 
 use std::time::Duration;
 
@@ -9,8 +9,17 @@ use super::super::value_kind::{ArrayOf, DurationRange, IntegerRange, OneOf, Posi
 use super::bounds::{DAY, HOUR, MS, SECOND};
 use super::formats;
 use crate::breaker;
+use crate::discovery::DnsConfig;
 use crate::endpoint::BalancePolicy;
 use crate::upstream::UpstreamConfig;
+
+pub(super) fn dns(root: &TableReader<'_>) -> DnsConfig {
+    let default = DnsConfig::default();
+    root.table("dns", |table| DnsConfig {
+        servers: formats::list(table, "servers", formats::NAME_SERVER, default.servers),
+        timeout: table.value_or("timeout", &DurationRange(100 * MS..=60 * SECOND), default.timeout),
+    })
+}
 
 /// Every upstream with the location of its name.
 pub(super) fn read(root: &TableReader<'_>) -> Vec<(UpstreamConfig, DocumentLocation)> {
@@ -29,16 +38,11 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         ("ewma", None),
         ("consistent-hash", None),
     ]);
-    table.unavailable("dns", None);
     table.unavailable("retries", Some(&DocumentValue::Integer(0)));
     table.unavailable("health", None);
     table.unavailable("concurrency", None);
     let endpoints = ArrayOf { item: formats::ENDPOINT, min_items: 1 };
-    let endpoints = if table.has("dns") {
-        table.optional("endpoints", &endpoints)
-    } else {
-        table.required("endpoints", &endpoints)
-    };
+    let endpoints = table.required("endpoints", &endpoints);
     let endpoints = endpoints.map_or_else(Vec::new, |endpoints| endpoints.value);
     for (index, endpoint) in endpoints.iter().enumerate() {
         if endpoints[..index].iter().any(|earlier| earlier.value == endpoint.value) {

@@ -20,7 +20,7 @@ use crate::{accept, admin, cache, degrade, identify, limit, upstream};
 fn absent_keys_have_their_defaults() {
     let (config, warnings) = parse_toml(MINIMAL).expect("the minimal document is valid");
     assert!(warnings.is_empty());
-    let endpoint = EndpointAddress { host: "127.0.0.1".to_owned(), port: 3000 };
+    let endpoint = EndpointAddress::http("127.0.0.1", 3000);
     assert_eq!(config.server, ServerConfig::default());
     assert_eq!(config.listen, [accept::ListenConfig::default()]);
     assert_eq!(config.admin, admin::AdminConfig::default());
@@ -46,7 +46,7 @@ fn minimal_file_equals_upstream_argument() {
     let config = Config::for_upstream("http://[::1]", Some(listen)).expect("a URL");
     assert_eq!(
         (config.listen[0].address, config.upstreams[0].endpoints[0].to_string()),
-        (listen, "[::1]:80".to_owned())
+        (listen, "http://[::1]:80".to_owned())
     );
     assert!(
         Config::for_upstream("https://127.0.0.1", None)
@@ -183,7 +183,10 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         }
     );
     let shop = &config.upstreams[0];
-    assert_eq!(shop.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a.example:80", "[::1]:81"]);
+    assert_eq!(
+        shop.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["http://a.example:80", "http://[::1]:81"]
+    );
     assert_eq!((shop.balance, shop.connect_timeout, shop.timeout), (BalancePolicy::RoundRobin, 2 * second, 3 * second));
     assert_eq!((shop.idle_timeout, shop.total_timeout), (4 * second, Some(5 * second)));
     assert_eq!((shop.breaker.error_ratio, shop.breaker.slow_ratio, shop.breaker.minimum), (1.0, 0.25, 5));

@@ -158,7 +158,6 @@ fn unavailable_features_are_rejected_only_if_used() {
         ("", "concurrency = {}", "upstreams.b.concurrency"),
         ("", "balance = \"ewma\"", "upstreams.b.balance"),
         ("", "balance = \"consistent-hash\"", "upstreams.b.balance"),
-        ("", "dns = \"http://b\"", "upstreams.b.dns"),
         ("", "[upstreams.c]\nendpoints = [\"https://c\"]", "upstreams.c.endpoints[0]"),
     ] {
         let document = |text: &str| {

@@ -46,6 +46,9 @@ const REWRITTEN: KnownFieldSet =
 pub(crate) enum UpstreamConnectionError {
     #[error("connection refused or unreachable")]
     Connect(#[source] io::Error),
+    /// No endpoint has an address: its name is not resolved.
+    #[error("no address is known")]
+    NoAddress,
     /// The connection ended before the first byte of a response. The server may have closed an idle
     /// connection.
     #[error("closed before a response")]
@@ -72,6 +75,7 @@ impl UpstreamConnectionError {
     pub(crate) fn blame(&self) -> Blame {
         match self {
             UpstreamConnectionError::Connect(_)
+            | UpstreamConnectionError::NoAddress
             | UpstreamConnectionError::NoResponse(_)
             | UpstreamConnectionError::Io(_)
             | UpstreamConnectionError::Malformed(_) => Blame::Upstream,
@@ -88,8 +92,6 @@ impl UpstreamConnectionError {
 pub(crate) struct UpstreamAttempt<'r> {
     pub(crate) request: &'r Request,
     pub(crate) body: &'r mut dyn BodySource,
-    /// Whether the request may be sent again on another connection.
-    pub(crate) is_repeatable: bool,
     pub(crate) response: &'r mut Response,
     pub(crate) timeouts: ExchangeTimeouts,
     /// The end of the whole exchange, all attempts included; `None` without a limit.
@@ -169,6 +171,17 @@ impl UpstreamConnection {
             request_state: RequestState::Sent,
             address,
         })
+    }
+
+    /// Whether no byte of the current request was given to the system.
+    pub(crate) fn is_request_unsent(&self) -> bool {
+        self.writer.is_unsent()
+    }
+
+    /// Whether an idle connection is open according to the system, which may know of its end before
+    /// the event loop does.
+    pub(crate) fn is_open(&self) -> bool {
+        self.io.is_open()
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
