@@ -197,6 +197,14 @@ events! {
         endpoint: &'a dyn Display = display(endpoint),
         kind: UpstreamFault = kind.as_str()
     } => warn [throttled!(kind.index(), UpstreamFault::ALL.len())] "upstream failed";
+    /// An endpoint is out of use, for `seconds` at least; `None`: until its health checks pass.
+    EndpointDown = "endpoint_down" {
+        upstream: &'a str,
+        endpoint: &'a str,
+        reason: &'static str,
+        seconds: Option<f64>
+    } => warn "endpoint down";
+    EndpointUp = "endpoint_up" { upstream: &'a str, endpoint: &'a str } => info "endpoint up";
     /// The endpoints of an upstream have changed, because the addresses of a name have.
     EndpointsChanged = "endpoints_changed" {
         upstream: &'a str,

@@ -64,6 +64,8 @@ label! {
         Bus = "bus",
         /// Follows the addresses of one name of an upstream.
         Discovery = "discovery",
+        /// Checks the health of an upstream's endpoints.
+        HealthCheck = "health_check",
     }
 }
 

@@ -10,7 +10,7 @@ use super::read_context::{KeyDefault, KeySpec, ReadContext};
 use super::{section, table_reader};
 
 /// A document with one table of each kind, so that every reader declares its keys.
-const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[[routes]]\n";
+const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[upstreams.NAME.health]\n[[routes]]\n";
 
 /// Descriptions in the order of the documentation. A test proves that each key has exactly one.
 const DESCRIPTIONS: &[(&str, &str)] = &[
@@ -260,7 +260,25 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("dns.timeout", "Longest time of one lookup. A failed lookup keeps the last known addresses."),
     ("upstreams.NAME.retries", "Retries of safe methods."),
-    ("upstreams.NAME.health", "Active health checks: `{ path, interval }`."),
+    (
+        "upstreams.NAME.eject.after",
+        "Failures of one endpoint in a row (status 5xx, broken connections, timeouts) after which it is ejected. An endpoint of which 80 % of the calls time out in three windows of 10 s in a row is ejected too. 0: no endpoint is ejected.",
+    ),
+    (
+        "upstreams.NAME.eject.base",
+        "Time of the first ejection; doubled with each further one, at most ten times as long.",
+    ),
+    (
+        "upstreams.NAME.eject.share",
+        "Largest share of endpoints that may be ejected at a time. If more are out, because health checks fail, all that are reachable are used (panic mode).",
+    ),
+    ("upstreams.NAME.health.path", "Path that each endpoint is asked for with GET, over a connection of its own."),
+    ("upstreams.NAME.health.host", "`Host` of the check; absent: the host of the endpoint."),
+    ("upstreams.NAME.health.interval", "Time between two checks of an endpoint."),
+    ("upstreams.NAME.health.timeout", "Longest time of a check, from connecting to the head of the response."),
+    ("upstreams.NAME.health.healthy", "Passed checks in a row after which an unhealthy endpoint is used again."),
+    ("upstreams.NAME.health.unhealthy", "Failed checks in a row after which an endpoint is not used."),
+    ("upstreams.NAME.health.expect", "Statuses that pass a check."),
     ("upstreams.NAME.concurrency", "Adaptive limit of concurrent requests: `{ min, max }`."),
     (
         "upstreams.NAME.endpoints",

@@ -52,6 +52,16 @@ impl EndpointAddress {
         self.host.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, self.port))
     }
 
+    /// The authority of a request to it (RFC 9110 section 7.2): host, and port unless it is the
+    /// default one.
+    pub(crate) fn authority(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        match self.scheme.default_port() {
+            Some(default) if default != self.port => format!("{host}:{}", self.port),
+            _ => host,
+        }
+    }
+
     /// The name of the endpoint at `address` in logs and metrics: the host as configured, and where
     /// it is a name, the address that it stands for.
     pub(crate) fn name_of(&self, address: SocketAddr) -> String {

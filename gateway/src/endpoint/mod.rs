@@ -1,20 +1,25 @@
 //! The endpoints of an upstream: identity, state and selection.
 //!
 //! An endpoint is one address. Its state is shared by all threads and outlives every change of the
-//! set that it belongs to. An endpoint that could not be reached is tried last for a while. If no
-//! endpoint can be reached, all of them are tried, because a failed attempt costs no more than a
-//! rejected request.
+//! set that it belongs to. An endpoint that is out of use is tried after all others: a failed
+//! attempt costs no more than a rejected request.
 
 mod address;
+mod state;
 mod set;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub(crate) use address::{EndpointAddress, EndpointScheme};
 pub(crate) use set::EndpointSet;
+pub(crate) use state::{EjectConfig, EndpointAvailability, OutReason};
+
+use crate::event::Event;
+use crate::metrics::{Counters, Label as _};
+use state::{EndpointState, StateChange};
 
 /// How a request selects an endpoint of its upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -26,12 +31,6 @@ pub(crate) enum BalancePolicy {
     LeastRequest,
 }
 
-/// How long an endpoint is tried last after its first failed connection. Doubled with each further
-/// failure.
-const UNREACHABLE_TIME_MIN: Duration = Duration::from_secs(1);
-/// The longest time that an endpoint is tried last before another attempt.
-const UNREACHABLE_TIME_MAX: Duration = Duration::from_secs(8);
-
 /// One address that a source has found, with its weight and priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct EndpointTarget {
@@ -40,16 +39,21 @@ pub(crate) struct EndpointTarget {
     pub(crate) priority: u16,
 }
 
-/// Whether an endpoint is to be tried, in order of preference.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum EndpointAvailability {
-    Available,
-    /// Its last connection failed a short time ago.
-    Unreachable,
+/// The result of a call as its endpoint is judged by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CallOutcome {
+    /// A response below 500.
+    Success,
+    /// A response from 500 on, or a broken connection.
+    Failure,
+    /// The endpoint let a clock run out.
+    Timeout,
 }
 
 /// One endpoint of an upstream, shared by all threads.
 pub(crate) struct Endpoint {
+    /// The name of the upstream.
+    upstream: Arc<str>,
     /// The item of the configuration that it comes from.
     origin: EndpointAddress,
     pub(crate) address: SocketAddr,
@@ -57,22 +61,26 @@ pub(crate) struct Endpoint {
     pub(crate) name: Arc<str>,
     pub(crate) priority: u16,
     in_flight: AtomicUsize,
-    /// Milliseconds since `EPOCH` until which connections to it are not expected to succeed.
-    unreachable_until: AtomicU64,
-    /// Failed connections since the last one that succeeded.
-    failed_connections: AtomicU32,
+    calls: AtomicU64,
+    failures: AtomicU64,
+    state: EndpointState,
 }
 
+/// Ejections in this process, by reason.
+static EJECTIONS: LazyLock<Counters<OutReason>> = LazyLock::new(Counters::default);
+
 impl Endpoint {
-    pub(crate) fn new(origin: &EndpointAddress, target: EndpointTarget) -> Self {
+    pub(crate) fn new(upstream: &Arc<str>, origin: &EndpointAddress, target: EndpointTarget) -> Self {
         Endpoint {
+            upstream: Arc::clone(upstream),
             origin: origin.clone(),
             address: target.address,
             name: origin.name_of(target.address).into(),
             priority: target.priority,
             in_flight: AtomicUsize::new(0),
-            unreachable_until: AtomicU64::new(0),
-            failed_connections: AtomicU32::new(0),
+            calls: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            state: EndpointState::default(),
         }
     }
 
@@ -81,34 +89,93 @@ impl Endpoint {
         self.address == target.address && self.priority == target.priority && self.origin == *origin
     }
 
+    /// The item of the configuration that it comes from.
+    pub(crate) fn origin(&self) -> &EndpointAddress {
+        &self.origin
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.load(Relaxed)
     }
 
+    /// Calls with a verdict, and those of them that failed.
+    pub(crate) fn calls(&self) -> (u64, u64) {
+        (self.calls.load(Relaxed), self.failures.load(Relaxed))
+    }
+
     pub(crate) fn availability(&self, now: Instant) -> EndpointAvailability {
-        let until = self.unreachable_until.load(Relaxed);
-        // Most endpoints never failed, and the clock is converted for none of these.
-        if until > 0 && until > millis(now) {
-            EndpointAvailability::Unreachable
-        } else {
-            EndpointAvailability::Available
-        }
+        self.state.availability(|| millis(now))
+    }
+
+    /// Whether the endpoint is ejected or unhealthy.
+    pub(crate) fn is_out(&self, now: Instant) -> bool {
+        self.state.is_out(millis(now))
+    }
+
+    /// Why the endpoint is out, and the seconds until it is used again, if that is known.
+    pub(crate) fn out(&self, now: Instant) -> Option<(OutReason, Option<f64>)> {
+        self.state.out(millis(now)).map(|(reason, left)| (reason, left.map(|left| left as f64 / 1_000.0)))
     }
 
     /// Records that no connection could be opened.
     pub(crate) fn record_unreachable(&self, now: Instant) {
-        let failed = self.failed_connections.fetch_add(1, Relaxed);
-        let time = (UNREACHABLE_TIME_MIN * 2_u32.pow(failed.min(8))).min(UNREACHABLE_TIME_MAX);
-        self.unreachable_until.store(millis(now + time), Relaxed);
+        self.report(self.state.record_unreachable(millis(now)));
     }
 
     /// Records that a connection was opened.
-    pub(crate) fn record_reachable(&self) {
-        if self.failed_connections.load(Relaxed) > 0 {
-            self.failed_connections.store(0, Relaxed);
-            self.unreachable_until.store(0, Relaxed);
+    pub(crate) fn record_reachable(&self, now: Instant) {
+        self.report(self.state.record_reachable(millis(now)));
+    }
+
+    /// Counts a call whose response, or failure before it, is known. Returns why the endpoint is to
+    /// be ejected, if it is. The end of a good response is recorded by `record_success`.
+    pub(crate) fn record(&self, outcome: CallOutcome, config: &EjectConfig) -> Option<OutReason> {
+        self.calls.fetch_add(1, Relaxed);
+        if outcome != CallOutcome::Success {
+            self.record_failure(outcome == CallOutcome::Timeout);
+        }
+        self.state.eject_reason(config, || millis(Instant::now()))
+    }
+
+    /// Records a response that has ended well.
+    pub(crate) fn record_success(&self) {
+        self.report(self.state.record_success(|| millis(Instant::now())));
+    }
+
+    /// Records the failure of a call that is counted already.
+    pub(crate) fn record_failure(&self, is_timeout: bool) {
+        self.failures.fetch_add(1, Relaxed);
+        self.state.record_failure(is_timeout, self.calls.load(Relaxed), millis(Instant::now()));
+    }
+
+    pub(crate) fn eject(&self, reason: OutReason, config: &EjectConfig, now: Instant) {
+        EJECTIONS.inc(reason);
+        self.report(self.state.eject(reason, (config, millis(now))));
+    }
+
+    /// Takes over the result of a health check; `needed` of the same result in a row change the
+    /// state.
+    pub(crate) fn record_check(&self, passed: bool, needed: u32) {
+        self.report(self.state.record_check(passed, needed, millis(Instant::now())));
+    }
+
+    fn report(&self, change: Option<StateChange>) {
+        let (upstream, endpoint) = (&*self.upstream, &*self.name);
+        match change {
+            None => {}
+            Some(StateChange::Down(reason)) => {
+                let seconds = self.out(Instant::now()).and_then(|(_, left)| left);
+                Event::EndpointDown { upstream, endpoint, reason: reason.as_str(), seconds }.emit();
+            }
+            Some(StateChange::Up) => Event::EndpointUp { upstream, endpoint }.emit(),
         }
     }
+}
+
+/// Exposes `tidegate_upstream_ejections_total`.
+pub(crate) fn expose() {
+    let help = "Endpoints ejected because of their responses, by reason.";
+    crate::metrics::expose_counters("tidegate_upstream_ejections", help, &EJECTIONS);
 }
 
 /// A request in flight at an endpoint. Dropping the guard ends the count.
@@ -145,9 +212,9 @@ mod tests {
         let endpoint = |port| {
             let origin = EndpointAddress::http("127.0.0.1", port);
             let address = origin.numeric().expect("a numeric host");
-            Arc::new(Endpoint::new(&origin, EndpointTarget { address, priority: 0 }))
+            Arc::new(Endpoint::new(&"shop".into(), &origin, EndpointTarget { address, priority: 0 }))
         };
-        EndpointSet::new((1..=count).map(endpoint).collect(), BalancePolicy::LeastRequest)
+        EndpointSet::new((1..=count).map(endpoint).collect(), BalancePolicy::LeastRequest, 0.5)
     }
 
     fn port(selected: Option<&Arc<Endpoint>>) -> Option<u16> {
@@ -163,7 +230,7 @@ mod tests {
         assert!((0..6).all(|_| port(set.select(&[], now)) != Some(1)));
         assert_eq!(port(set.select(&list[1..], now)), Some(1));
         assert_eq!(port(set.select(list, now)), None);
-        assert!((0..6).any(|_| port(set.select(&[], now + 2 * UNREACHABLE_TIME_MIN)) == Some(1)));
+        assert!((0..6).any(|_| port(set.select(&[], now + std::time::Duration::from_secs(2))) == Some(1)));
     }
 
     #[test]
@@ -181,17 +248,22 @@ mod tests {
     }
 
     #[test]
-    fn time_of_an_unreachable_endpoint_grows_to_a_bound_and_ends_with_a_connection() {
-        let set = endpoints(1);
-        let (endpoint, now) = (&set.list()[0], Instant::now());
-        let is_unreachable =
-            |after: u64| endpoint.availability(now + Duration::from_millis(after)) == EndpointAvailability::Unreachable;
-        for (failures, seconds) in [1, 2, 4, 8, 8, 8].into_iter().enumerate() {
-            endpoint.record_unreachable(now);
-            assert!(is_unreachable(seconds * 1_000 - 1) && !is_unreachable(seconds * 1_000 + 1), "{failures}");
+    fn endpoints_that_are_out_are_used_only_if_more_are_than_the_share_allows() {
+        let set = endpoints(4);
+        let (config, now) = (EjectConfig::default(), Instant::now());
+        let selected = || {
+            let mut ports: Vec<_> = (0..16).filter_map(|_| port(set.select(&[], now))).collect();
+            ports.sort_unstable();
+            ports.dedup();
+            ports
+        };
+        for (out, expected) in [(0, vec![2, 3, 4]), (1, vec![3, 4]), (2, vec![1, 2, 3, 4])] {
+            set.list()[out].eject(OutReason::Failures, &config, now);
+            assert_eq!(selected(), expected, "{} of 4 are out", out + 1);
         }
-        endpoint.record_reachable();
-        assert!(!is_unreachable(0));
+        // No connection to it succeeds, panic or not.
+        set.list()[3].record_unreachable(now);
+        assert_eq!(selected(), [1, 2, 3]);
     }
 
     #[test]

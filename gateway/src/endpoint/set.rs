@@ -7,18 +7,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
-use super::{BalancePolicy, Endpoint};
+use super::{BalancePolicy, Endpoint, EndpointAvailability};
 
 /// All endpoints of one upstream, in the order in which connections to them are tried.
 pub(crate) struct EndpointSet {
     list: Vec<Arc<Endpoint>>,
     balance: BalancePolicy,
+    /// The number of endpoints that may be out at a time.
+    out_max: usize,
     next: AtomicUsize,
 }
 
 impl EndpointSet {
-    pub(crate) fn new(list: Vec<Arc<Endpoint>>, balance: BalancePolicy) -> Self {
-        EndpointSet { list, balance, next: AtomicUsize::new(0) }
+    /// `share` is the largest share of endpoints that may be out at a time.
+    pub(crate) fn new(list: Vec<Arc<Endpoint>>, balance: BalancePolicy, share: f64) -> Self {
+        // Both are small: a set has some thousand endpoints at most.
+        let out_max = (list.len() as f64 * share) as usize;
+        EndpointSet { list, balance, out_max, next: AtomicUsize::new(0) }
+    }
+
+    /// Whether more endpoints are out than the share allows: then all that are reachable are used,
+    /// so that the others are not overloaded.
+    pub(crate) fn is_panicking(&self, now: Instant) -> bool {
+        self.list.iter().filter(|endpoint| endpoint.is_out(now)).count() > self.out_max
+    }
+
+    /// Whether one more endpoint may be ejected.
+    pub(crate) fn may_eject(&self, now: Instant) -> bool {
+        self.list.iter().filter(|endpoint| endpoint.is_out(now)).count() < self.out_max
     }
 
     pub(crate) fn list(&self) -> &[Arc<Endpoint>] {
@@ -34,8 +50,15 @@ impl EndpointSet {
             return Some(only).filter(|only| is_untried(only));
         }
         let last = tried.last().map(|endpoint| endpoint.address.is_ipv4());
-        let preference = |endpoint: &&Arc<Endpoint>| {
-            (endpoint.availability(now), endpoint.priority, last == Some(endpoint.address.is_ipv4()))
+        let mut is_panicking = None;
+        let mut availability = |endpoint: &Endpoint| match endpoint.availability(now) {
+            EndpointAvailability::Out if *is_panicking.get_or_insert_with(|| self.is_panicking(now)) => {
+                EndpointAvailability::Available
+            }
+            availability => availability,
+        };
+        let mut preference = |endpoint: &&Arc<Endpoint>| {
+            (availability(endpoint), endpoint.priority, last == Some(endpoint.address.is_ipv4()))
         };
         let untried = || self.list.iter().filter(|endpoint| is_untried(endpoint));
         let (mut best, mut count) = (None, 0);

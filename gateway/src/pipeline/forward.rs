@@ -182,8 +182,9 @@ impl UpstreamCall<'_> {
         let result = route.upstream.send(outgoing, body).await;
         // A call that says nothing about the upstream has no verdict: its permit is dropped.
         let succeeded = match &result {
+            Ok(exchange) if exchange.is_outlier() => None,
             Ok(exchange) => (!exchange.is_request_incomplete()).then(|| !response.status.is_server_error()),
-            Err(failure) => failure.is_verdict.then_some(false),
+            Err(failure) => (failure.is_verdict && !failure.is_outlier).then_some(false),
         };
         let recorded = match succeeded {
             None => {

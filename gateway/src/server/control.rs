@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{io, net};
 
 use arc_swap::ArcSwap;
@@ -491,7 +491,7 @@ async fn purge(shared: Arc<SharedState>, order: PurgeOrder) -> Result<PurgeOutco
     Ok(outcome)
 }
 
-/// Names the routes and shards whose breakers are not closed.
+/// Names the routes and shards whose breakers are not closed, and the endpoints that are out.
 fn degraded_components(shared: &SharedState) -> Vec<String> {
     let snapshot = shared.snapshot.load();
     let routes = snapshot.routes.iter().filter(|route| route.breaker.state() != BreakerState::Closed);
@@ -501,7 +501,13 @@ fn degraded_components(shared: &SharedState) -> Vec<String> {
         breakers.iter().any(|state| *state != ShardBreakerState::Closed) || !shard.is_subscribed
     };
     let shards = shared.store.shard_reports().filter(is_degraded);
-    breakers.chain(shards.map(|shard| format!("shard {} {}", shard.region, shard.endpoint))).collect()
+    let shards = shards.map(|shard| format!("shard {} {}", shard.region, shard.endpoint));
+    let endpoints = snapshot.upstreams.iter().flat_map(|upstream| {
+        let endpoints = upstream.endpoints();
+        let out = endpoints.list().iter().filter(|endpoint| endpoint.out(Instant::now()).is_some());
+        out.map(|endpoint| format!("endpoint {} {}", upstream.config().name, endpoint.name)).collect::<Vec<_>>()
+    });
+    breakers.chain(shards).chain(endpoints).collect()
 }
 
 /// The hot keys, the hottest first.
@@ -522,6 +528,7 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
         .iter()
         .map(|route| json!({ "name": &*route.config.name, "breaker": route.breaker.state().as_str() }))
         .collect();
+    let upstreams: Vec<_> = snapshot.upstreams.iter().map(|upstream| upstream.to_json()).collect();
     let shards: Vec<_> = shared
         .store
         .shard_reports()
@@ -544,6 +551,7 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
         "connections": shared.connections.count(),
         "requests_in_flight": serve::requests_in_flight(),
         "cache": { "entries": local.entries, "bytes": local.weight_bytes, "pinned": local.pinned },
+        "upstreams": upstreams,
         "routes": routes,
         "shards": shards,
     })

@@ -1,5 +1,5 @@
 //! Follows the names of all upstreams: one service for each name asks its source, and gives the
-//! upstream every answer.
+//! upstream every answer. Another service checks the health of the endpoints of each upstream.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use super::state::SharedState;
 use crate::discovery::{self, DnsSource, NameResolver};
 use crate::event::Event;
 use crate::tasks::{self, ServiceEnd, ServiceTask, TaskKind};
-use crate::upstream::Upstream;
+use crate::upstream::{self, Upstream};
 
 /// The services that follow the upstreams of the current snapshot.
 pub(super) struct FollowedUpstreams {
@@ -39,10 +39,19 @@ impl FollowedUpstreams {
                 continue;
             }
             let services = upstream.names().map(|(index, _)| follow_name(&self.resolver, upstream, index));
-            let services = services.collect();
+            let services = services.chain(upstream.config().health.is_some().then(|| check_health(upstream))).collect();
             self.running.push((Arc::clone(upstream), services));
         }
     }
+}
+
+/// Checks the health of the endpoints of `upstream`.
+fn check_health(upstream: &Arc<Upstream>) -> ServiceTask {
+    let upstream = Arc::clone(upstream);
+    tasks::supervise(TaskKind::HealthCheck, async move || {
+        upstream::check_health(&upstream).await;
+        ServiceEnd::Finished
+    })
 }
 
 /// Follows the name at `index` of the endpoints of `upstream`.

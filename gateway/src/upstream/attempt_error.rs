@@ -15,6 +15,9 @@ pub(crate) struct AttemptError {
     /// Whether the failure is proof of a fault of the upstream. One that fails before the client
     /// has delivered its whole request may have waited for the client.
     pub(crate) is_verdict: bool,
+    /// Whether the failure is that of one endpoint that is out of use while others are not: it is
+    /// no verdict about the upstream.
+    pub(crate) is_outlier: bool,
     /// Whether the endpoint may have got any byte of the request.
     pub(crate) request_sent: bool,
     /// Whether the same request may be sent to an endpoint again: none can have processed it, or
@@ -28,6 +31,7 @@ impl AttemptError {
         AttemptError {
             endpoint: endpoint.map(|endpoint| Arc::clone(&endpoint.name)),
             is_verdict: error.blame() == Blame::Upstream,
+            is_outlier: false,
             request_sent: false,
             retryable: error.blame() == Blame::Upstream,
             error,

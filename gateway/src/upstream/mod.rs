@@ -9,6 +9,7 @@ mod pool;
 mod replay;
 mod exchange;
 mod open;
+mod health;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -19,15 +20,21 @@ use tokio::time::{Instant, timeout_at};
 
 pub(crate) use attempt_error::AttemptError;
 pub(crate) use exchange::{Tunnel, UpstreamExchange};
+pub(crate) use health::{HealthConfig, check_health};
 pub(crate) use pool::sweep;
 
-use crate::breaker;
 use crate::discovery::StaticSource;
-use crate::endpoint::{BalancePolicy, Endpoint, EndpointAddress, EndpointSet, EndpointTarget, InFlightGuard};
+use crate::endpoint::{
+    BalancePolicy, CallOutcome, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet,
+    EndpointTarget, InFlightGuard,
+};
 use crate::http::exchange_clock::{Blame, ExchangeTimeouts};
 use crate::http::h1::{UpstreamAttempt, UpstreamConnectionError};
 use crate::http::message::{Request, Response};
 use crate::http::request_body::RequestBody;
+use crate::metrics::Label as _;
+use crate::{breaker, metrics};
+use exchange::HeadVerdict;
 use open::{AttemptPlan, OpenedConnection};
 use replay::ReplayBody;
 
@@ -50,6 +57,10 @@ pub(crate) struct UpstreamConfig {
     /// The whole exchange, from the selection of an endpoint to the last byte of the response;
     /// `None`: no limit.
     pub(crate) total_timeout: Option<Duration>,
+    /// When an endpoint is ejected.
+    pub(crate) eject: EjectConfig,
+    /// Active health checks; `None`: none.
+    pub(crate) health: Option<HealthConfig>,
     /// When the circuit breaker opens.
     pub(crate) breaker: breaker::BreakerConfig,
 }
@@ -65,6 +76,8 @@ impl UpstreamConfig {
             timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             total_timeout: None,
+            eject: EjectConfig::default(),
+            health: None,
             breaker: breaker::BreakerConfig::default(),
         }
     }
@@ -119,6 +132,8 @@ pub(crate) struct Upstream {
     known: Mutex<Vec<KnownTargets>>,
     /// Notified of every answer and failure, for requests that wait for the first endpoint.
     answered: watch::Sender<()>,
+    /// Held while an endpoint is ejected, so that threads together keep to the share.
+    ejecting: Mutex<()>,
 }
 
 impl Upstream {
@@ -137,9 +152,10 @@ impl Upstream {
         });
         let known: Vec<_> = known.collect();
         let before = old.map(|old| old.set.load_full());
-        let list = merge(&config.endpoints, &known, before.as_deref().map_or(&[], EndpointSet::list));
-        let set = ArcSwap::from_pointee(EndpointSet::new(list, config.balance));
-        Upstream { config, set, known: Mutex::new(known), answered: watch::Sender::new(()) }
+        let list = merge(&config, &known, before.as_deref().map_or(&[], EndpointSet::list));
+        let set = ArcSwap::from_pointee(EndpointSet::new(list, config.balance, config.eject.share));
+        let (known, answered, ejecting) = (Mutex::new(known), watch::Sender::new(()), Mutex::default());
+        Upstream { config, set, known, answered, ejecting }
     }
 
     pub(crate) fn config(&self) -> &UpstreamConfig {
@@ -166,14 +182,15 @@ impl Upstream {
         }
         *slot = KnownTargets::Some(targets);
         let before = self.set.load_full();
-        let list = merge(&self.config.endpoints, &known, before.list());
+        let list = merge(&self.config, &known, before.list());
         let is_in = |list: &[Arc<Endpoint>], endpoint| list.iter().any(|other| Arc::ptr_eq(other, endpoint));
         let change = EndpointsChange {
             endpoints: list.len(),
             added: list.iter().filter(|endpoint| !is_in(before.list(), endpoint)).count(),
             removed: before.list().iter().filter(|endpoint| !is_in(&list, endpoint)).count(),
         };
-        self.set.store(Arc::new(EndpointSet::new(list, self.config.balance)));
+        let set = EndpointSet::new(list, self.config.balance, self.config.eject.share);
+        self.set.store(Arc::new(set));
         self.answered.send_replace(());
         Some(change)
     }
@@ -201,6 +218,30 @@ impl Upstream {
                 return;
             }
         }
+    }
+
+    /// The state of the upstream and of each endpoint, for the admin address.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let now = std::time::Instant::now();
+        let set = self.set.load();
+        let endpoints = set.list().iter().map(|endpoint| {
+            let (calls, failures) = endpoint.calls();
+            let out = endpoint.out(now);
+            serde_json::json!({
+                "name": &*endpoint.name,
+                "state": endpoint.availability(now).as_str(),
+                "reason": out.map(|(reason, _)| reason.as_str()),
+                "seconds_left": out.and_then(|(_, left)| left),
+                "in_flight": endpoint.in_flight(),
+                "calls": calls,
+                "failures": failures,
+            })
+        });
+        serde_json::json!({
+            "name": &*self.config.name,
+            "panic": set.is_panicking(now),
+            "endpoints": endpoints.collect::<Vec<_>>(),
+        })
     }
 
     /// Sends a request to an endpoint and reads the head of the response. The body follows from the
@@ -239,14 +280,21 @@ impl Upstream {
             };
             let Err(error) = connection.exchange(&mut attempt).await else {
                 body.stop_keeping();
-                return Ok(UpstreamExchange::new(connection, body, in_flight));
+                let mut head = HeadVerdict::default();
+                if !connection.is_request_incomplete() {
+                    head.is_success = !response.status.is_server_error();
+                    let outcome = if head.is_success { CallOutcome::Success } else { CallOutcome::Failure };
+                    head.is_outlier = self.judge(in_flight.endpoint(), outcome);
+                }
+                return Ok(UpstreamExchange::new(connection, body, in_flight, head));
             };
             let endpoint = in_flight.endpoint();
             let is_timeout = matches!(error, UpstreamConnectionError::Timeout(_));
             let request_sent = !connection.is_request_unsent();
-            let failure = AttemptError {
+            let mut failure = AttemptError {
                 endpoint: Some(Arc::clone(&endpoint.name)),
                 is_verdict: error.blame() == Blame::Upstream && (is_timeout || !connection.is_request_incomplete()),
+                is_outlier: false,
                 request_sent,
                 // A server closes an idle connection before it reads a request from it.
                 retryable: is_reused
@@ -255,6 +303,10 @@ impl Upstream {
                 error,
             };
             if !failure.retryable || !body.rewind() {
+                if failure.is_verdict {
+                    let outcome = if is_timeout { CallOutcome::Timeout } else { CallOutcome::Failure };
+                    failure.is_outlier = self.judge(endpoint, outcome);
+                }
                 return Err(failure);
             }
             let AttemptError { request_sent, .. } = failure;
@@ -263,6 +315,25 @@ impl Upstream {
             plan.reuses = false;
             plan.set_next(Arc::clone(endpoint));
         }
+    }
+
+    /// Records the result of a call at its endpoint, which is ejected if it fails too often.
+    /// Returns whether the failure is that of an endpoint that is out while others are not: it says
+    /// nothing about the upstream.
+    fn judge(&self, endpoint: &Endpoint, outcome: CallOutcome) -> bool {
+        let reason = endpoint.record(outcome, &self.config.eject);
+        if outcome == CallOutcome::Success && reason.is_none() {
+            return false;
+        }
+        let now = std::time::Instant::now();
+        let set = self.set.load();
+        if let Some(reason) = reason {
+            let _ejecting = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+            if !endpoint.is_out(now) && set.may_eject(now) {
+                endpoint.eject(reason, &self.config.eject, now);
+            }
+        }
+        outcome != CallOutcome::Success && endpoint.is_out(now) && !set.is_panicking(now)
     }
 
     /// Selects an endpoint and takes a kept connection to it, if there is one. A request that must
@@ -295,14 +366,30 @@ impl Upstream {
 }
 
 /// The endpoints of all known targets: those of `before` where they are the same.
-fn merge(origins: &[EndpointAddress], known: &[KnownTargets], before: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
+fn merge(config: &UpstreamConfig, known: &[KnownTargets], before: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
     let mut list: Vec<Arc<Endpoint>> = Vec::new();
-    for (origin, known) in origins.iter().zip(known) {
+    for (origin, known) in config.endpoints.iter().zip(known) {
         let KnownTargets::Some(targets) = known else { continue };
         for target in targets {
             let kept = before.iter().find(|endpoint| endpoint.is(origin, *target)).map(Arc::clone);
-            list.push(kept.unwrap_or_else(|| Arc::new(Endpoint::new(origin, *target))));
+            list.push(kept.unwrap_or_else(|| Arc::new(Endpoint::new(&config.name, origin, *target))));
         }
     }
     list
+}
+
+/// Exposes the metrics of upstreams. `for_each` visits the current upstreams at scrape time.
+pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Send + Sync + 'static) {
+    let help = "Endpoints of each upstream by state.";
+    metrics::expose_gauge_with("tidegate_upstream_endpoints", help, move |emit| {
+        for_each(&mut |upstream| {
+            let mut counts = [0_u32; EndpointAvailability::ALL.len()];
+            let now = std::time::Instant::now();
+            upstream.set.load().list().iter().for_each(|endpoint| counts[endpoint.availability(now).index()] += 1);
+            for state in EndpointAvailability::ALL {
+                let labels = [("upstream", &*upstream.config.name), (EndpointAvailability::NAME, state.as_str())];
+                emit(&labels, counts[state.index()].into());
+            }
+        });
+    });
 }

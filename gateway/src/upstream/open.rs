@@ -166,7 +166,7 @@ pub(super) async fn open(
             OpeningEvent::Delayed => {}
             OpeningEvent::Ended(index, Ok(connection)) => {
                 let Opening { in_flight, started, .. } = running.swap_remove(index);
-                in_flight.endpoint().record_reachable();
+                in_flight.endpoint().record_reachable(Instant::now().into_std());
                 note_slow(&running, started);
                 failure.into_iter().for_each(on_endpoint_failed);
                 return Ok((in_flight, connection));

@@ -46,6 +46,19 @@ pub(super) const NAME_SERVER: ParsedString<SocketAddr> = ParsedString {
     format: ToString::to_string,
 };
 
+/// A single status, or a class of statuses as its first digit.
+pub(super) const STATUSES: ParsedString<u16> = ParsedString {
+    name: "a status or a class such as \"204\" or \"2xx\"",
+    parse: parse_statuses,
+    format: |status| if *status < 10 { format!("{status}xx") } else { status.to_string() },
+};
+
+pub(super) const TARGET: ParsedString<String> =
+    ParsedString { name: "a path such as \"/healthz\"", parse: parse_target, format: String::clone };
+
+pub(super) const AUTHORITY: ParsedString<String> =
+    ParsedString { name: "a host, with or without a port", parse: parse_authority, format: String::clone };
+
 pub(super) const QUERY_PATTERN: ParsedString<String> = ParsedString {
     name: "a parameter name or prefix such as \"utm_*\"",
     parse: parse_query_pattern,
@@ -182,6 +195,27 @@ pub(in crate::config) fn parse_endpoint(text: &str) -> Result<EndpointAddress, C
         return Err(problem("an address has no SRV records"));
     }
     Ok(EndpointAddress { scheme, host: host.to_ascii_lowercase(), port })
+}
+
+fn parse_statuses(text: &str) -> Result<u16, ConfigProblem> {
+    let class = text.strip_suffix("xx").and_then(|class| class.parse().ok()).filter(|class| (1..=5).contains(class));
+    let status = || text.parse().ok().filter(|status| (100..=599).contains(status));
+    class.or_else(status).ok_or_else(|| {
+        ConfigProblem::bad_value(format!("`{text}` is not a status")).hint("write \"200\", or \"2xx\" for a class")
+    })
+}
+
+/// Path and query of a request.
+fn parse_target(text: &str) -> Result<String, ConfigProblem> {
+    let is_valid = text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+    if is_valid { Ok(text.to_owned()) } else { Err(ConfigProblem::bad_value(format!("`{text}` is not a path"))) }
+}
+
+fn parse_authority(text: &str) -> Result<String, ConfigProblem> {
+    authority::normal_of_unicode(text)
+        .filter(|host| !host.is_empty())
+        .map(|host| host.to_string())
+        .ok_or_else(|| ConfigProblem::bad_value(format!("`{text}` is not a host")))
 }
 
 fn parse_query_pattern(text: &str) -> Result<String, ConfigProblem> {

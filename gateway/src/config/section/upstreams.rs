@@ -10,8 +10,8 @@ use super::bounds::{DAY, HOUR, MS, SECOND};
 use super::formats;
 use crate::breaker;
 use crate::discovery::DnsConfig;
-use crate::endpoint::BalancePolicy;
-use crate::upstream::UpstreamConfig;
+use crate::endpoint::{BalancePolicy, EjectConfig};
+use crate::upstream::{HealthConfig, UpstreamConfig};
 
 pub(super) fn dns(root: &TableReader<'_>) -> DnsConfig {
     let default = DnsConfig::default();
@@ -39,7 +39,6 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         ("consistent-hash", None),
     ]);
     table.unavailable("retries", Some(&DocumentValue::Integer(0)));
-    table.unavailable("health", None);
     table.unavailable("concurrency", None);
     let endpoints = ArrayOf { item: formats::ENDPOINT, min_items: 1 };
     let endpoints = table.required("endpoints", &endpoints);
@@ -61,8 +60,31 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
             default.total_timeout.unwrap_or_default(),
         ))
         .filter(|total| !total.is_zero()),
+        eject: table.table("eject", eject),
+        health: table.optional_table("health", health),
         breaker: table.table("breaker", breaker),
         ..default
+    }
+}
+
+fn eject(table: &TableReader<'_>) -> EjectConfig {
+    let default = EjectConfig::default();
+    EjectConfig {
+        after: table.value_or("after", &IntegerRange(0..=1_000_000), default.after),
+        base: table.value_or("base", &DurationRange(100 * MS..=HOUR), default.base),
+        share: table.value_or("share", &PositiveNumber(1.0), default.share),
+    }
+}
+
+fn health(table: &TableReader<'_>) -> HealthConfig {
+    HealthConfig {
+        path: table.required("path", &formats::TARGET).map_or_else(String::new, |path| path.value),
+        host: table.optional("host", &formats::AUTHORITY).map(|host| host.value),
+        interval: table.value_or("interval", &DurationRange(100 * MS..=HOUR), 5 * SECOND),
+        timeout: table.value_or("timeout", &DurationRange(10 * MS..=60 * SECOND), SECOND),
+        healthy: table.value_or("healthy", &IntegerRange(1..=1_000), 2),
+        unhealthy: table.value_or("unhealthy", &IntegerRange(1..=1_000), 3),
+        expect: formats::list(table, "expect", formats::STATUSES, vec![2, 3]),
     }
 }
 

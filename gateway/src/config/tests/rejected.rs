@@ -154,7 +154,6 @@ fn unavailable_features_are_rejected_only_if_used() {
         ("[identity]\nregion = [\"host:\"]", "[identity]\nregion = [\"geoip:x.mmdb\"]", "identity.region[0]"),
         ("[tracing]\notlp = \"${X:-}\"", "[tracing]\notlp = \"http://x\"", "tracing.otlp"),
         ("retries = 0", "retries = 1", "upstreams.b.retries"),
-        ("", "health = { path = \"/\" }", "upstreams.b.health"),
         ("", "concurrency = {}", "upstreams.b.concurrency"),
         ("", "balance = \"ewma\"", "upstreams.b.balance"),
         ("", "balance = \"consistent-hash\"", "upstreams.b.balance"),

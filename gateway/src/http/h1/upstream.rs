@@ -437,6 +437,11 @@ impl UpstreamConnection {
         };
     }
 
+    /// Whether the body of the response has ended.
+    pub(crate) fn is_body_done(&self) -> bool {
+        matches!(self.body, ResponseBodyState::Done)
+    }
+
     /// Whether the exchange ended cleanly, so that the connection can be reused.
     pub(crate) fn is_reusable(&self) -> bool {
         self.reusable
