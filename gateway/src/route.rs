@@ -11,6 +11,7 @@ use crate::breaker::{Breaker, BreakerState};
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::message::{Request, StatusCode};
 use crate::http::target;
+use crate::identify::auth::{AuthConfig, Authenticator, PrincipalIndex};
 use crate::metrics::{self, Counter, Counters, Label as _};
 use crate::upstream::Upstream;
 use crate::{cache, degrade, label};
@@ -41,6 +42,8 @@ pub(crate) struct RouteConfig {
     /// Timeouts that replace those of the upstream.
     pub(crate) timeouts: TimeoutOverrides,
     pub(crate) forward_path: ForwardPath,
+    /// The credentials that requests need; `None`: none.
+    pub(crate) auth: Option<AuthConfig>,
 }
 
 impl RouteConfig {
@@ -59,6 +62,7 @@ impl RouteConfig {
             degrade: degrade::DegradeConfig::default(),
             timeouts: TimeoutOverrides::default(),
             forward_path: ForwardPath::Normal,
+            auth: None,
         }
     }
 }
@@ -113,6 +117,8 @@ pub(crate) struct Route {
     pub(crate) rules: RuleSet,
     pub(crate) cost: Cost,
     pub(crate) counters: Arc<RouteCounters>,
+    /// Outlives a reload that does not change its file.
+    pub(crate) authenticator: Option<Arc<Authenticator>>,
 }
 
 impl Route {
@@ -214,6 +220,12 @@ impl Routes {
     /// The name of the route at `index`; empty if there is none.
     pub(crate) fn name(&self, index: Option<usize>) -> &str {
         index.and_then(|index| self.0.get(index)).map_or("", |route| &route.config.name)
+    }
+
+    /// The name of a principal of the route at `index`; empty without one.
+    pub(crate) fn principal_name(&self, index: Option<usize>, principal: Option<PrincipalIndex>) -> &str {
+        let authenticator = index.and_then(|index| self.0.get(index)?.authenticator.as_ref());
+        authenticator.zip(principal).map_or("", |(authenticator, principal)| authenticator.name(principal))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Route> {

@@ -11,6 +11,7 @@ mod assemble;
 mod config_watcher;
 mod override_publisher;
 mod followed_upstreams;
+mod key_set_refresher;
 mod control;
 mod connection;
 mod worker;
@@ -128,6 +129,7 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
         }
     }
     shared.log.close();
+    event::report_all_suppressed();
     Event::Stopped.emit();
     Ok(())
 }

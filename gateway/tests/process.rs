@@ -426,11 +426,17 @@ fn access_log_includes_refused_and_abandoned_requests() {
     let line = gateway.access_log(1).remove(0);
     assert_eq!((line["status"].as_u64(), line["refused"].as_str()), (Some(400), Some("repeated_host")), "{line}");
     assert_eq!((line["method"].as_str(), line["path"].as_str()), (Some("-"), Some("-")), "{line}");
+    // The head of an upload that is too large is valid: the line says which request it was.
+    gateway.raw(b"POST /up?x HTTP/1.1\r\nHost: gate.test\r\nContent-Length: 99999999999\r\n\r\n");
+    let line = gateway.access_log(2).remove(1);
+    assert_eq!((line["status"].as_u64(), line["refused"].as_str()), (Some(413), Some("body_too_large")), "{line}");
+    let facts = ["method", "authority", "path", "route"].map(|field| line[field].as_str().unwrap_or_default());
+    assert_eq!(facts, ["POST", "gate.test", "/up?x", "all"], "{line}");
     let mut client = gateway.connect();
     client.send_get("/abandoned", &[]);
     origin.wait_for_requests(1);
     drop(client);
-    let line = gateway.access_log(2).remove(1);
+    let line = gateway.access_log(3).remove(2);
     assert_eq!((line["status"].as_u64(), line["route"].as_str()), (Some(499), Some("all")), "{line}");
 }
 

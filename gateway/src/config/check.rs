@@ -12,6 +12,7 @@ use super::read_context::ReadContext;
 use super::section::ConfigDraft;
 use super::suggestion::suggest;
 use crate::accept::ListenConfig;
+use crate::cache::CookiePolicy;
 use crate::http::target;
 use crate::identify::IdentitySource;
 use crate::limit::RuleConfig;
@@ -39,6 +40,7 @@ pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Conf
     check_paths(&mut draft, context);
     check_route_matches(&draft, context);
     check_unused(&draft, &used, context);
+    check_key_classes(&draft, context);
     draft.config
 }
 
@@ -86,6 +88,45 @@ fn check_identity(draft: &ConfigDraft, context: &ReadContext<'_>) {
         }
     }
     check_connections(draft, context);
+    check_geoip(draft, context);
+}
+
+/// Sources that read a database need one, and its regions have to exist.
+fn check_geoip(draft: &ConfigDraft, context: &ReadContext<'_>) {
+    use IdentitySource::{GeoIpContinent, GeoIpCountry, GeoIpRegion};
+    let identify = &draft.config.identify;
+    let is_geoip = |source: &IdentitySource| matches!(source, GeoIpRegion | GeoIpCountry | GeoIpContinent);
+    if identify.geoip.is_none() && !context.has_fault_under("identity.geoip") {
+        let key_of = |rule: &RuleConfig| rule.rule.key.and_then(|key| identify.keys.get(usize::from(key.0)));
+        let limits = draft.config.limit.rules.iter().zip(&draft.rules);
+        let limits = limits.filter(|(rule, _)| key_of(rule).is_some_and(is_geoip)).map(|(_, at)| at);
+        let region = identify.region.iter().any(is_geoip).then_some(&draft.identity_region);
+        for at in limits.chain(region) {
+            let problem = ConfigProblem::new(FaultCode::Missing, "there is no database of countries");
+            context.error(at, problem.hint("write `identity.geoip = { database = \"GeoLite2-Country.mmdb\" }`"));
+        }
+    }
+    let configured = identify.regions.iter().chain(draft.regions.iter().flatten().map(|region| &region.value));
+    let configured: HashSet<_> = configured.chain([&identify.region_default]).collect();
+    let mut reported = HashSet::new();
+    for (_, region) in identify.geoip.iter().flat_map(|geoip| &geoip.regions) {
+        if !configured.contains(region) && reported.insert(region) {
+            let problem =
+                ConfigProblem::new(FaultCode::UnknownName, format!("the region `{region}` is not configured"));
+            context.error(&draft.identity_geoip, problem.hint("add it to `identity.regions` or `[redis.regions]`"));
+        }
+    }
+    let has_region_source = identify.region.contains(&GeoIpRegion);
+    let (message, hint) = match &identify.geoip {
+        Some(geoip) if geoip.regions.is_empty() && has_region_source => {
+            ("`geoip:` finds no region: no area has one", "set `identity.geoip.regions`")
+        }
+        Some(geoip) if !geoip.regions.is_empty() && !has_region_source => {
+            ("the regions of areas have no effect", "add \"geoip:\" to `identity.region`")
+        }
+        _ => return,
+    };
+    context.warning(&draft.identity_geoip, ConfigProblem::new(FaultCode::Risk, message).hint(hint));
 }
 
 /// Reports settings of identity and listeners that have no effect without each other.
@@ -161,7 +202,9 @@ fn check_cookies(draft: &ConfigDraft, context: &ReadContext<'_>) {
         return;
     }
     for (route, names) in draft.config.routes.iter().zip(&draft.routes) {
-        let Some(policy) = &route.cache else { continue };
+        let Some(policy) = route.cache.as_ref().filter(|policy| policy.cookies == CookiePolicy::Unstated) else {
+            continue;
+        };
         // A lifetime by status overrides the default.
         let (at, lifetime) = match policy.ttl_for_status(OK) {
             Some(lifetime) => (&names.ttl, lifetime),
@@ -170,7 +213,7 @@ fn check_cookies(draft: &ConfigDraft, context: &ReadContext<'_>) {
         if !lifetime.is_zero() {
             let message =
                 "a response to a request with `Cookie` is stored for all clients, unless the origin forbids it";
-            let hint = "let the origin send `Cache-Control` or `Vary: Cookie`, or add \"cookie\" to `cache.key_fields`";
+            let hint = "write cookies = \"explicit\" to leave the lifetime of such responses to the origin, or \"ignored\" if no page of this route depends on cookies";
             context.warning(at, ConfigProblem::new(FaultCode::Risk, message).hint(hint));
         }
     }
@@ -344,6 +387,18 @@ fn check_route_names(draft: &ConfigDraft, context: &ReadContext<'_>) {
                 &names.name,
                 ConfigProblem::new(FaultCode::Duplicate, format!("duplicate route name `{}`", route.name)),
             );
+        }
+    }
+}
+
+/// Keys name user classes, which have to exist.
+fn check_key_classes(draft: &ConfigDraft, context: &ReadContext<'_>) {
+    let known: Vec<&str> = draft.config.limit.weights.iter().map(|(name, _)| &**name).collect();
+    for named in draft.routes.iter().filter_map(|names| names.key_classes.as_ref()) {
+        for (class, line) in named.classes.iter().filter(|(class, _)| !known.contains(&&**class)) {
+            let message = format!("{} line {line}: `[tiers]` does not define `{class}`", named.file);
+            let problem = ConfigProblem::new(FaultCode::UnknownName, message);
+            context.error(&named.at, problem.hint(suggest(class, &known)));
         }
     }
 }

@@ -40,7 +40,8 @@ impl Config {
         let draft = table_reader::read_document(&context, &root, section::read);
         let mut config = check::resolve(draft, &context);
         config.files = context.environment.files_read();
-        config.http.dropped_trailers = config.identify.fields().map(str::to_owned).collect();
+        let credentials = config.routes.iter().filter_map(|route| Some(route.auth.as_ref()?.field()));
+        config.http.dropped_trailers = config.identify.fields().chain(credentials).map(str::to_owned).collect();
         let tls = config.listen.iter().filter_map(|listen| listen.tls.as_ref());
         config.files.extend(tls.flat_map(tls::TlsConfig::files).map(Path::to_owned));
         let report = report(context.into_faults());

@@ -98,13 +98,24 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "identity.user.jwt.keys",
-        "File with the JWK set (RFC 7517) that verifies tokens; reloaded when it changes. Keys with another use or algorithm are ignored.",
+        "File with the JWK set (RFC 7517) that verifies tokens, reloaded when it changes; or the `https://` URL where the issuer publishes it. Keys with another use or algorithm are ignored. docs/identity.md",
+    ),
+    (
+        "identity.user.jwt.keys_ca",
+        "With a URL: PEM file with the authorities that may certify the issuer's server. Absent: those of the system.",
+    ),
+    (
+        "identity.user.jwt.keys_stale",
+        "With a URL: how long a key set is used after its lifetime while it cannot be fetched. After that, tokens are not accepted.",
     ),
     (
         "identity.user.jwt.algorithms",
         "Accepted signature algorithms; the token's own choice is not trusted. `HS` algorithms need `oct` keys and cannot be combined with others.",
     ),
-    ("identity.user.jwt.claim", "Top-level claim that names the user: a string or a number."),
+    (
+        "identity.user.jwt.claim",
+        "Claim that names the user: a string or a number. With dots also a member of a claim that is an object, such as `realm_access.user`; a claim whose own name has the dots comes first.",
+    ),
     ("identity.user.jwt.issuer", "Required value of `iss`. Absent: any issuer is accepted."),
     (
         "identity.user.jwt.audience",
@@ -122,8 +133,22 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "identity.tier",
         "Source of the user class: a header, accepted from `trusted_proxies` only, or a claim of the token of `identity.user`. A user without a class, or with one that `[tiers]` does not define, is `standard`; a caller without a user is `anonymous`.",
     ),
-    ("identity.tier.jwt_claim", "Claim of the token of `identity.user` that names the user class."),
-    ("identity.region", "Sources of the region, tried in order. `geoip:` is not available yet."),
+    (
+        "identity.tier.jwt_claim",
+        "Claim of the token of `identity.user` that names the user class, likewise. Of an array of names, the class counts that `[tiers]` defines last.",
+    ),
+    (
+        "identity.region",
+        "Sources of the region, tried in order. `geoip:` is the region of the country or continent in `identity.geoip.regions`, `geoip:country` and `geoip:continent` the region with the code in lower case as its name; an area without a region leaves it to the next source.",
+    ),
+    (
+        "identity.geoip.database",
+        "Database of countries or cities in MaxMind's format, at most 256 MiB; reloaded when it changes. docs/identity.md",
+    ),
+    (
+        "identity.geoip.regions.NAME",
+        "Countries and continents whose addresses belong to the region, for the source `geoip:`. A country comes before its continent.",
+    ),
     (
         "identity.region_default",
         "Region of callers without a region, or with one that is not configured. Its shards also serve regions without their own, and hold the state that a fleet shares; if it has none, those of `default` do.",
@@ -236,7 +261,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "limits.NAME.key",
-        "Key of a limit with tier `key`, such as a tenant, an API key, a path segment, a claim of a verified token, a name in the client certificate or a JA4 fingerprint. A request without the key is not counted. At most 8 different keys in all limits.",
+        "Key of a limit with tier `key`, such as a tenant, an API key, a path segment, a claim of a verified token, a name in the client certificate, a JA4 fingerprint or the country of the address. A request without the key is not counted. At most 8 different keys in all limits.",
     ),
     (
         "limits.NAME.keys",
@@ -317,6 +342,24 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("routes[].journal", "Accepts writes with 202 and replays them."),
     (
+        "routes[].auth.basic",
+        "File of users and password hashes (bcrypt, argon2 or SHA-crypt) that HTTP Basic accepts; reloaded when it changes. docs/identity.md",
+    ),
+    (
+        "routes[].auth.api_keys",
+        "File of hashed API keys, as `tidegate key` prints them; reloaded when it changes. The name of the key is the user.",
+    ),
+    ("routes[].auth.forward", "URL of a service that decides about each request."),
+    (
+        "routes[].auth.header",
+        "Field that carries the API key. In `authorization`, the key follows the scheme `Bearer`.",
+    ),
+    ("routes[].auth.realm", "Name in the challenge to requests without valid credentials."),
+    (
+        "routes[].auth.credentials",
+        "Whether the field with the credentials is removed from requests to the origin, or forwarded.",
+    ),
+    (
         "routes[].cache.tags",
         "Response field with the surrogate keys, separated by white space or commas; `\"\"`: none. They can be purged: see [purging](purging.md).",
     ),
@@ -337,6 +380,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     (
         "routes[].cache.set_cookie",
         "Handling of responses with `Set-Cookie`: `private` does not store them, `shared` stores them like others, including the cookie.",
+    ),
+    (
+        "routes[].cache.cookies",
+        "Whether `default_ttl`, `ttl` and heuristic freshness apply to responses to requests with `Cookie`: `explicit` counts only a lifetime that the origin gives, `ignored` states that no page of the route depends on cookies. Absent: as `ignored`, with a warning of `tidegate check`.",
     ),
     ("routes[].cache.stale_if_error", "How long a stale response may be served if the upstream fails (RFC 5861)."),
     (

@@ -178,6 +178,14 @@ impl<'a> TableReader<'a> {
         self.entry(key).is_some()
     }
 
+    /// Whether a table of the array under `key` has `inner`.
+    pub(super) fn has_in_any(&self, key: &str, inner: &str) -> bool {
+        let Some(DocumentValue::Array(items)) = self.entry(key).map(|entry| &entry.node.value) else { return false };
+        items.iter().any(|item| {
+            matches!(&item.value, DocumentValue::Table(entries) if entries.iter().any(|entry| entry.key == inner))
+        })
+    }
+
     /// Whether the value of `key` is a table.
     pub(super) fn has_table(&self, key: &str) -> bool {
         self.entry(key).is_some_and(|entry| matches!(entry.node.value, DocumentValue::Table(_)))

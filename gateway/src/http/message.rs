@@ -9,7 +9,7 @@ pub use http::StatusCode;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::fields::Fields;
+use super::fields::{Fields, KnownField};
 
 /// Protocol version of a received request; determines framing, persistence and the value in `Via`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +100,9 @@ pub struct Request {
     /// The request as a trusted proxy received it. `None` from other peers, and without such
     /// fields.
     pub forwarded: Option<Box<TrustedForwarding>>,
+    /// Whether the credentials of the request were accepted by the gateway, and removed if the
+    /// origin does not get them.
+    pub is_authenticated: bool,
     /// Interim responses received while the request is in progress. They belong to the exchange: a
     /// clone of the request discards its own.
     pub interim: InterimResponses,
@@ -182,6 +185,7 @@ impl Default for Request {
             upgrade: None,
             accepts_trailers: false,
             forwarded: None,
+            is_authenticated: false,
             interim: InterimResponses::default(),
         }
     }
@@ -202,7 +206,14 @@ impl Request {
         self.upgrade = None;
         self.accepts_trailers = false;
         self.forwarded = None;
+        self.is_authenticated = false;
         self.interim.clear();
+    }
+
+    /// Whether the request has credentials: a shared cache stores a response to it only with the
+    /// origin's permission (RFC 9111 section 3.5).
+    pub(crate) fn is_authorized(&self) -> bool {
+        self.is_authenticated || self.fields.has(KnownField::Authorization)
     }
 
     pub fn path(&self) -> &str {

@@ -59,4 +59,11 @@ impl BodySource for RequestBody<'_> {
             RequestBody::H1(body) => body.poll_client_closed(cx),
         }
     }
+
+    fn is_client_closed(&self) -> bool {
+        match self {
+            RequestBody::Empty | RequestBody::H2(_) => false,
+            RequestBody::H1(body) => body.is_client_closed(),
+        }
+    }
 }

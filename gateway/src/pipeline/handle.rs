@@ -1,5 +1,8 @@
 //! The phases after `admit`, in order: cache or upstream, degrade after a failure, respond.
 
+use std::future::poll_fn;
+use std::task::Poll;
+
 use tokio::time::timeout_at;
 
 use super::context::RequestContext;
@@ -7,9 +10,11 @@ use super::forward::count_timeout;
 use super::response_body::ResponseBody;
 use crate::cache::policy;
 use crate::error::Error;
+use crate::http::body::{BodyError, BodySource as _};
 use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::h1::UpstreamConnectionError;
 use crate::http::request_body::RequestBody;
+use crate::identify::auth::Authentication;
 use crate::record::ForwardReason;
 use crate::{degrade, hop};
 
@@ -19,6 +24,13 @@ impl RequestContext<'_> {
     /// Dropping the future cancels the request and closes its upstream connection, unless other
     /// requests wait for the same response. So does the deadline of a trusted proxy.
     pub(crate) async fn handle<'b>(&mut self, body: RequestBody<'b>) -> ResponseBody<'b> {
+        if self.authentication == Authentication::Pending {
+            // Boxed: few requests have a password to verify.
+            let ended = Box::pin(self.authenticate()).await;
+            if let Some(ended) = ended {
+                return ended;
+            }
+        }
         let result = match self.deadline {
             None => self.run(body).await,
             Some(deadline) => {
@@ -31,7 +43,10 @@ impl RequestContext<'_> {
             }
         };
         let body = match result {
-            Ok(body) => body,
+            Ok(mut body) => match first_failure(&mut body).await {
+                None => body,
+                Some(error) => self.degrade_unsent(&error),
+            },
             Err(error) => self.degrade(error),
         };
         self.respond();
@@ -54,4 +69,19 @@ impl RequestContext<'_> {
             _ => self.forward(None, body).await.map(ResponseBody::Upstream),
         }
     }
+}
+
+/// The failure of a body that fails before the head of its response is sent. Does not wait: the
+/// head of a response whose body is late is sent without it.
+async fn first_failure(body: &mut ResponseBody<'_>) -> Option<BodyError> {
+    if body.complete_body().is_some() {
+        return None;
+    }
+    poll_fn(|cx| {
+        Poll::Ready(match body.poll_fill(cx) {
+            Poll::Ready(Err(error)) => Some(error),
+            Poll::Ready(Ok(())) | Poll::Pending => None,
+        })
+    })
+    .await
 }

@@ -194,7 +194,7 @@ impl RequestContext<'_> {
         if directives.no_cache || self.record.cache == CacheResult::Pass {
             return Ok(lead);
         }
-        let region = &self.caller.region;
+        let region = &self.caller.region.clone();
         for _ in 0..2 {
             tasks::set_waiting_for(TaskWait::Shard);
             let found = self.worker.view.lookup_remote(region, &builder.key()).await;
@@ -388,7 +388,7 @@ fn is_unsubscribed(hit: &CacheHit<CacheMeta>) -> bool {
 
 /// Requests whose own fields forbid sharing their response: they neither lead nor wait.
 fn is_unshareable(request: &Request, directives: &CacheControl) -> bool {
-    directives.no_store || request.fields.has(KnownField::Authorization) || request.method != http::Method::GET
+    directives.no_store || request.is_authorized() || request.method != http::Method::GET
 }
 
 /// Makes a full response a 304, without the fields of its content (RFC 9110 section 15.4.5).

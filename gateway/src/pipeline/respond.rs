@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use http::StatusCode;
 
 use super::context::RequestContext;
+use crate::error::ErrorKind;
 use crate::metrics::{self, Counters};
 use crate::record::{CacheResult, RequestRecord};
 use crate::route::{Route, StatusClass};
@@ -31,9 +32,13 @@ pub(super) fn count_response(route: Option<&Route>, record: &RequestRecord, stat
 
 impl RequestContext<'_> {
     /// Adds the gateway's own fields to the response and counts it. Every response passes here
-    /// once, except prebuilt denials, refusals, panics and failed bodies.
+    /// once, except prebuilt denials, refusals and panics.
     pub(super) fn respond(&mut self) {
         let (record, fields) = (&*self.record, &mut self.response.fields);
+        if record.failure == Some(ErrorKind::ClientGone) {
+            // Nothing is sent.
+            return;
+        }
         count_result(record.cache);
         respond::write_cache_status(record, fields);
         self.snapshot.limits.write(&record.verdict, fields);

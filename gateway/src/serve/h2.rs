@@ -146,7 +146,7 @@ async fn respond(
     let source = match h2::read_head(&parts, &body, limits, &mut exchange.buffers.request) {
         Err(refusal) => {
             let ExchangeBuffers { request, response, record, .. } = &mut exchange.buffers;
-            *record = refused(refusal, request);
+            *record = refused(refusal, request, &exchange.snapshot);
             ResponseBody::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), response))
         }
         Ok(()) => {

@@ -11,6 +11,7 @@ use crate::breaker::Breaker;
 use crate::cache::stored::CacheMeta;
 use crate::config::Config;
 use crate::identify::CallerIdentifier;
+use crate::identify::auth::Authenticator;
 use crate::limit;
 use crate::pipeline::Snapshot;
 use crate::route::{Route, Routes};
@@ -68,11 +69,16 @@ pub(super) fn snapshot(
         let cost = Cost::new(route.cost);
         rules.check_cost(cost)?;
         let counters = previous_route.map(|old| Arc::clone(&old.counters)).unwrap_or_default();
-        routes.push(Route { config: route.clone(), index: routes.len(), upstream, breaker, rules, cost, counters });
+        let authenticator = route.auth.as_ref().map(|config| {
+            let kept = previous_route.and_then(|old| old.authenticator.as_ref()).filter(|old| old.config() == config);
+            kept.map_or_else(|| Arc::new(Authenticator::new(config.clone())), Arc::clone)
+        });
+        let index = routes.len();
+        routes.push(Route { config: route.clone(), index, upstream, breaker, rules, cost, counters, authenticator });
     }
     let user_classes = config.limit.weights.iter().map(|(name, _)| name.clone()).collect();
     Ok(Snapshot {
-        identity: CallerIdentifier::new(config.identify.clone(), user_classes),
+        identity: CallerIdentifier::replacing(old.map(|old| &old.identity), config.identify.clone(), user_classes),
         routes: Routes::new(routes),
         upstreams,
         limits,

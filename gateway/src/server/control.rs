@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 use super::assemble;
 use super::config_watcher::ConfigWatcher;
 use super::followed_upstreams::FollowedUpstreams;
+use super::key_set_refresher::KeySetRefresher;
 use super::override_publisher::OverridePublisher;
 use super::state::{
     ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, DRAIN_POLL_INTERVAL, LifecycleStage, SharedAdminConfig, SharedState,
@@ -90,10 +91,13 @@ impl ControlThread {
         });
         let leases = Rc::new(LeaseRefresher::default());
         leases.refresh_leases_of(&shared);
+        let key_sets = Rc::new(KeySetRefresher::default());
+        key_sets.refresh_key_set_of(&shared);
         let mut followed = FollowedUpstreams::new(&shared);
         followed.follow(&shared);
-        let reloader = Reloader::new(source, &shared, admin_config)?;
-        let reloads = reloader.watch((Rc::clone(&overrides), Rc::clone(&leases), followed));
+        let services =
+            ReloadedServices { overrides: Rc::clone(&overrides), leases: Rc::clone(&leases), key_sets, followed };
+        let reloads = Reloader::new(source, &shared, admin_config)?.watch(services);
         let (changed_leases, changed_shared) = (Rc::clone(&leases), Arc::clone(&shared));
         let override_changes = tasks::supervise(TaskKind::Overrides, async move || {
             tasks::set_waiting_for(TaskWait::Change);
@@ -134,6 +138,14 @@ fn follow_bus(shared: &SharedState) -> Vec<ServiceTask> {
     shared.bus.loops().into_iter().map(follow).collect()
 }
 
+/// The services that a reload gives new work.
+struct ReloadedServices {
+    overrides: Rc<OverridePublisher>,
+    leases: Rc<LeaseRefresher>,
+    key_sets: Rc<KeySetRefresher>,
+    followed: FollowedUpstreams,
+}
+
 /// Reloads the configuration at SIGHUP and when one of its files changes.
 struct Reloader {
     source: ConfigSource,
@@ -155,11 +167,10 @@ impl Reloader {
         Ok(Reloader { source, shared: Arc::clone(shared), started_with, admin_config, hangup, watcher })
     }
 
-    /// Starts the service. A reload applies the overrides and the leases to the new limits.
-    fn watch(
-        mut self,
-        (overrides, leases, mut followed): (Rc<OverridePublisher>, Rc<LeaseRefresher>, FollowedUpstreams),
-    ) -> ServiceTask {
+    /// Starts the service. A reload applies the overrides and the leases to the new limits, fetches
+    /// the key set of the new tokens, and follows the new upstreams.
+    fn watch(mut self, services: ReloadedServices) -> ServiceTask {
+        let ReloadedServices { overrides, leases, key_sets, mut followed } = services;
         tasks::supervise(TaskKind::Reload, async move || {
             tasks::set_waiting_for(TaskWait::Change);
             loop {
@@ -170,6 +181,7 @@ impl Reloader {
                 self.watcher.watch_files(watched_files(file, &self.shared.config.load()));
                 overrides.apply_overrides();
                 leases.refresh_leases_of(&self.shared);
+                key_sets.refresh_key_set_of(&self.shared);
             }
         })
     }
@@ -371,6 +383,7 @@ async fn report_state_changes(shared: &SharedState) -> ServiceEnd {
     let mut panics = ShardTaskKind::ALL.map(ShardTaskKind::panics);
     loop {
         panics = report_shard_panics(panics);
+        event::report_suppressed();
         for shard in shared.store.shard_reports() {
             // After the start, the subscription takes a moment.
             let is_subscribed = shard.is_subscribed || shared.started_at.elapsed() < SUBSCRIPTION_GRACE;

@@ -143,6 +143,10 @@ impl<S: BodySource> BodySource for ReplayBody<S> {
         self.source.trailers()
     }
 
+    fn is_client_closed(&self) -> bool {
+        self.source.is_client_closed()
+    }
+
     fn poll_client_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.source.poll_client_closed(cx)
     }

@@ -5,13 +5,15 @@
 
 mod formats;
 mod access;
+mod auth;
 mod bounds;
 mod tokens;
+mod files;
+mod geoip;
 mod identity;
 mod limits;
 mod cache;
 mod draft;
-mod files;
 mod listen;
 mod redis;
 mod routes;
@@ -35,6 +37,7 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
     let (mut http, accept) = listen::limits_http(root);
     http.paths = server.paths;
     let (mut identify, proxy_dependent) = identity::read(root);
+    identify.has_principals = root.has_in_any("routes", "auth");
     identify.access = access::read(root, &identify);
     identify.has_fingerprints = listen.iter().any(|listen| listen.tls.is_some());
     let weights = limits::weights(root);
@@ -67,6 +70,8 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
         admin: admin_at,
         proxy_dependent,
         identity_user: root.location_of(&["identity", "user"]),
+        identity_region: root.location_of(&["identity", "region"]),
+        identity_geoip: root.location_of(&["identity", "geoip"]),
         identity_secret: root.location_of(&["identity", "secret"]),
         regions: redis.regions,
         regions_at: redis.at,

@@ -12,7 +12,7 @@ use super::super::table_reader::TableReader;
 use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, ValueKind};
 use super::bounds::{DAY, HOUR, MS, SECOND};
 use super::draft::RouteReferences;
-use super::formats;
+use super::{auth, formats};
 use crate::route::{ForwardPath, HostPattern, PathPattern, RouteConfig, TimeoutOverrides};
 use crate::{cache, degrade};
 
@@ -42,6 +42,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
     let default = RouteConfig::new(name_text.into(), path, 0);
     let cost = table.value_or("cost", &IntegerRange(1..=COST_MAX), default.cost.get());
     table.unavailable("journal", None);
+    let (auth, key_classes) = auth::read(table).map_or((None, None), |(auth, classes)| (Some(auth), classes));
     let config = RouteConfig {
         host,
         methods,
@@ -58,6 +59,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
             total: optional(table, "total_timeout", Duration::ZERO..=DAY),
         },
         forward_path: table.value_or("forward_path", &FORWARD_PATH, default.forward_path),
+        auth,
         ..default
     };
     let names = RouteReferences {
@@ -70,6 +72,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         ttl: table.location_of(&["cache", "ttl"]),
         upstream,
         limits,
+        key_classes,
     };
     (config, names)
 }
@@ -82,6 +85,8 @@ fn cache_policy(table: &TableReader<'_>, default: cache::CachePolicy) -> Option<
     const SET_COOKIE: OneOf<cache::SetCookiePolicy> =
         OneOf(&[("private", Some(cache::SetCookiePolicy::Private)), ("shared", Some(cache::SetCookiePolicy::Shared))]);
     const MODES: OneOf<bool> = OneOf(&[("standard", Some(true)), ("off", Some(false))]);
+    const COOKIES: OneOf<cache::CookiePolicy> =
+        OneOf(&[("ignored", Some(cache::CookiePolicy::Ignored)), ("explicit", Some(cache::CookiePolicy::Explicit))]);
     let lifetime = DurationRange(Duration::ZERO..=YEAR);
     let is_enabled = table.value_or("mode", &MODES, true);
     let policy = cache::CachePolicy {
@@ -92,6 +97,7 @@ fn cache_policy(table: &TableReader<'_>, default: cache::CachePolicy) -> Option<
         tags: Some(table.value_or("tags", &formats::FIELD_NAME_OR_EMPTY, default.tags.unwrap_or_default()))
             .filter(|field| !field.is_empty()),
         set_cookie: table.value_or("set_cookie", &SET_COOKIE, default.set_cookie),
+        cookies: table.optional("cookies", &COOKIES).map_or(default.cookies, |policy| policy.value),
         stale_if_error: table.value_or("stale_if_error", &lifetime, default.stale_if_error),
         stale_while_revalidate: table.value_or("stale_while_revalidate", &lifetime, default.stale_while_revalidate),
     };

@@ -151,7 +151,11 @@ fn unavailable_features_are_rejected_only_if_used() {
     let upstream = "[upstreams.b]\nendpoints = [\"http://b\"]\n";
     for (neutral, using, path) in [
         ("", "[journal]\nstore = \"x\"", "journal"),
-        ("[identity]\nregion = [\"host:\"]", "[identity]\nregion = [\"geoip:x.mmdb\"]", "identity.region[0]"),
+        (
+            "",
+            "[[routes]]\nname = \"b\"\nmatch = { path = \"/b\" }\nupstream = \"shop\"\nauth = { forward = \"http://b\" }",
+            "routes[1].auth.forward",
+        ),
         ("[tracing]\notlp = \"${X:-}\"", "[tracing]\notlp = \"http://x\"", "tracing.otlp"),
         ("retries = 0", "retries = 1", "upstreams.b.retries"),
         ("", "concurrency = {}", "upstreams.b.concurrency"),

@@ -589,6 +589,10 @@ impl BodySource for Http1RequestBody<'_> {
             }
         }
     }
+
+    fn is_client_closed(&self) -> bool {
+        self.reader.client_closed || self.io.is_closed_by_peer()
+    }
 }
 
 impl ResponseWriter<'_> {
@@ -616,11 +620,12 @@ impl ResponseWriter<'_> {
         poll_fn(|cx| self.poll_send(cx, body)).await
     }
 
-    /// Prepares a response for `poll_send`.
+    /// Prepares a response for `poll_send`. `body` was polled before, and has not failed.
     pub(crate) fn begin(&mut self, response: &Response, body: &mut dyn BodySource) {
         let length = self.write_head(response);
         self.writer.begin(if self.is_head { BodyLength::Empty } else { length });
         self.writer.append_complete_body(body);
+        self.writer.write_head_first(body);
         self.timeouts = None;
     }
 
@@ -672,16 +677,6 @@ impl ResponseWriter<'_> {
                 return Poll::Ready(Err(SendError::Timeout(ExchangeTimeout::ClientRead)));
             }
         }
-    }
-
-    /// After a failed `send`: discards the response if no byte of it was sent, so that another one
-    /// can be sent. Returns whether it did.
-    pub(crate) fn discard_if_unsent(&mut self) -> bool {
-        let is_unsent = self.writer.is_unsent();
-        if is_unsent {
-            self.writer.discard();
-        }
-        is_unsent
     }
 
     /// Bytes of the response body written so far.

@@ -122,6 +122,13 @@ enum RequestState {
     ClientFailed,
 }
 
+/// The end of an exchange in which no byte could move.
+enum ClockEnd {
+    TimedOut(ExchangeTimeout),
+    /// The client has closed its connection before its request was sent.
+    ClientGone,
+}
+
 /// Progress of reading the head of the final response.
 #[derive(Default)]
 struct HeadProgress {
@@ -147,6 +154,8 @@ pub(crate) struct UpstreamConnection {
     /// Whether the response is a stream of events, which may be silent.
     is_event_stream: bool,
     request_state: RequestState,
+    /// Whether a byte of the current request was given to the system.
+    has_sent: bool,
     address: SocketAddr,
 }
 
@@ -169,13 +178,14 @@ impl UpstreamConnection {
             is_reused: false,
             is_event_stream: false,
             request_state: RequestState::Sent,
+            has_sent: false,
             address,
         })
     }
 
     /// Whether no byte of the current request was given to the system.
     pub(crate) fn is_request_unsent(&self) -> bool {
-        self.writer.is_unsent()
+        !self.has_sent
     }
 
     /// Whether an idle connection is open according to the system, which may know of its end before
@@ -204,6 +214,7 @@ impl UpstreamConnection {
         self.reusable = false;
         self.is_event_stream = false;
         self.request_state = RequestState::Sending;
+        self.has_sent = false;
         self.write_head(request);
         let mut progress = HeadProgress::default();
         poll_fn(|cx| {
@@ -267,8 +278,12 @@ impl UpstreamConnection {
         cx: &mut Context<'_>,
         body: &mut dyn BodySource,
     ) -> Poll<Result<(), UpstreamConnectionError>> {
-        if let Poll::Ready(timeout) = self.poll_clock(cx, AwaitedStep::UpstreamHead, body) {
-            return Poll::Ready(timeout.map_or(Ok(()), |timeout| Err(UpstreamConnectionError::Timeout(timeout))));
+        if let Poll::Ready(ended) = self.poll_clock(cx, AwaitedStep::UpstreamHead, body) {
+            return Poll::Ready(match ended {
+                Ok(()) => Ok(()),
+                Err(ClockEnd::TimedOut(timeout)) => Err(UpstreamConnectionError::Timeout(timeout)),
+                Err(ClockEnd::ClientGone) => Err(UpstreamConnectionError::ClientGone),
+            });
         }
         if self.request_state == RequestState::Sent {
             body.poll_client_closed(cx).map(|()| Err(UpstreamConnectionError::ClientGone))
@@ -321,32 +336,34 @@ impl UpstreamConnection {
         }
     }
 
-    /// Polls the clock of the step that is awaited when no byte can be transferred. Ready with the
-    /// clock that ran out, or with `None` when the upstream has accepted bytes of the request, or
-    /// will accept no more.
+    /// Polls the clock of the step that is awaited when no byte can be transferred. `Ok` when the
+    /// upstream has accepted bytes of the request, or will accept no more.
     fn poll_clock(
         &mut self,
         cx: &mut Context<'_>,
         response_step: AwaitedStep,
         body: &mut dyn BodySource,
-    ) -> Poll<Option<ExchangeTimeout>> {
+    ) -> Poll<Result<(), ClockEnd>> {
         let step = self.awaited_step(response_step);
         loop {
             match ready!(self.clock.poll(cx, step)) {
-                ClockEvent::TimedOut(timeout) => return Poll::Ready(Some(timeout)),
+                ClockEvent::TimedOut(timeout) => return Poll::Ready(Err(ClockEnd::TimedOut(timeout))),
+                ClockEvent::CheckClient if body.is_client_closed() => return Poll::Ready(Err(ClockEnd::ClientGone)),
+                ClockEvent::CheckClient => {}
                 ClockEvent::CheckWrite => match self.writer.write_unready(&self.io, body) {
                     Ok(true) => {
+                        self.has_sent = true;
                         self.clock.record_accepted();
-                        return Poll::Ready(None);
+                        return Poll::Ready(Ok(()));
                     }
                     Ok(false) => {
                         if let Some(timeout) = self.clock.record_blocked() {
-                            return Poll::Ready(Some(timeout));
+                            return Poll::Ready(Err(ClockEnd::TimedOut(timeout)));
                         }
                     }
                     Err(error) => {
                         self.refuse_request(&error);
-                        return Poll::Ready(None);
+                        return Poll::Ready(Ok(()));
                     }
                 },
             }
@@ -384,6 +401,7 @@ impl UpstreamConnection {
         }
         let sent = self.writer.poll_send(cx, &self.io, body);
         if self.writer.take_progress() {
+            self.has_sent = true;
             self.clock.record_progress();
         }
         match &sent {
@@ -485,9 +503,10 @@ impl UpstreamConnection {
                 _ if self.is_event_stream => AwaitedStep::EventStream,
                 _ => AwaitedStep::UpstreamBody,
             };
-            if let Some(timeout) = ready!(self.poll_clock(cx, step, request_body)) {
-                return Poll::Ready(Err(BodyError::Timeout(timeout)));
-            }
+            ready!(self.poll_clock(cx, step, request_body)).map_err(|ended| match ended {
+                ClockEnd::TimedOut(timeout) => BodyError::Timeout(timeout),
+                ClockEnd::ClientGone => BodyError::ClientGone,
+            })?;
         }
     }
 
