@@ -21,6 +21,7 @@ label! {
         BreakerOpen = "breaker_open",
         Connect = "connect",
         NoAddress = "no_address",
+        UpstreamTls = "upstream_tls",
         ConnectTimeout = "connect_timeout",
         NoResponse = "no_response",
         Malformed = "malformed",
@@ -102,6 +103,7 @@ impl ErrorKind {
             | ErrorKind::Panic => Blame::Gateway,
             ErrorKind::Connect
             | ErrorKind::NoAddress
+            | ErrorKind::UpstreamTls
             | ErrorKind::ConnectTimeout
             | ErrorKind::NoResponse
             | ErrorKind::Malformed
@@ -129,6 +131,7 @@ impl Error {
             Error::UpstreamConnection(error) => match error {
                 UpstreamConnectionError::Connect(_) => ErrorKind::Connect,
                 UpstreamConnectionError::NoAddress => ErrorKind::NoAddress,
+                UpstreamConnectionError::Tls(..) => ErrorKind::UpstreamTls,
                 UpstreamConnectionError::NoResponse(_) => ErrorKind::NoResponse,
                 UpstreamConnectionError::Io(_) => ErrorKind::Upstream,
                 UpstreamConnectionError::Malformed(_) => ErrorKind::Malformed,
@@ -147,6 +150,7 @@ impl Error {
             ErrorKind::BreakerOpen
                 | ErrorKind::Connect
                 | ErrorKind::NoAddress
+                | ErrorKind::UpstreamTls
                 | ErrorKind::ConnectTimeout
                 | ErrorKind::NoResponse
                 | ErrorKind::Malformed
@@ -184,6 +188,7 @@ impl Error {
             ErrorKind::ClientBody => StatusCode::BAD_REQUEST,
             ErrorKind::Connect
             | ErrorKind::NoAddress
+            | ErrorKind::UpstreamTls
             | ErrorKind::NoResponse
             | ErrorKind::Malformed
             | ErrorKind::Upstream => StatusCode::BAD_GATEWAY,

@@ -217,6 +217,9 @@ events! {
         seconds: Option<f64>
     } => warn "endpoint down";
     EndpointUp = "endpoint_up" { upstream: &'a str, endpoint: &'a str } => info "endpoint up";
+    /// The certificates of an upstream are not verified (`upstreams.X.tls.verify`).
+    UpstreamUnverified = "upstream_unverified" { upstream: &'a str }
+        => warn "the certificates of an upstream are not verified; anyone on the way can read and change its traffic";
     /// The endpoints of an upstream have changed, because the addresses of a name have.
     EndpointsChanged = "endpoints_changed" {
         upstream: &'a str,
@@ -251,6 +254,15 @@ label! {
         Connect = "connect",
         /// No name of its endpoints is resolved.
         NoAddress = "no_address",
+        /// TLS: the certificate is for another name.
+        CertificateName = "certificate_name",
+        CertificateUnknownIssuer = "certificate_unknown_issuer",
+        CertificateExpired = "certificate_expired",
+        CertificateNotYetValid = "certificate_not_yet_valid",
+        CertificateInvalid = "certificate_invalid",
+        /// The gateway's own certificate is not accepted.
+        ClientCertificate = "client_certificate",
+        TlsProtocol = "tls_protocol",
         ConnectTimeout = "connect_timeout",
         /// The connection ended before the first byte of a response.
         NoResponse = "no_response",

@@ -17,6 +17,7 @@ mod identify;
 mod limit;
 mod cache;
 mod breaker;
+mod connect;
 mod endpoint;
 mod discovery;
 mod upstream;

@@ -286,6 +286,21 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("dns.timeout", "Longest time of one lookup. A failed lookup keeps the last known addresses."),
     ("upstreams.NAME.retries", "Retries of safe methods."),
     (
+        "upstreams.NAME.tls.ca",
+        "File with the certificates of the authorities that sign those of `https://` endpoints; absent: the system's (`SSL_CERT_FILE` and `SSL_CERT_DIR`, or the usual places). Reloaded when it changes, as are `cert` and `key`.",
+    ),
+    (
+        "upstreams.NAME.tls.server_name",
+        "Name that the certificate of every endpoint must have, and that SNI names; absent: the host of the endpoint.",
+    ),
+    ("upstreams.NAME.tls.cert", "File with the gateway's certificate, leaf first, for upstreams that ask for one."),
+    ("upstreams.NAME.tls.key", "File with the private key of `cert`."),
+    (
+        "upstreams.NAME.tls.verify",
+        "Whether certificates are verified. `false`: any certificate is accepted, which is logged at each start (`upstream_unverified`).",
+    ),
+    ("upstreams.NAME.tls.min_version", "Lowest TLS version."),
+    (
         "upstreams.NAME.eject.after",
         "Failures of one endpoint in a row (status 5xx, broken connections, timeouts) after which it is ejected. An endpoint of which 80 % of the calls time out in three windows of 10 s in a row is ejected too. 0: no endpoint is ejected.",
     ),
@@ -307,7 +322,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("upstreams.NAME.concurrency", "Adaptive limit of concurrent requests: `{ min, max }`."),
     (
         "upstreams.NAME.endpoints",
-        "Servers: `http://HOST:PORT`, or `srv://_SERVICE._tcp.DOMAIN` for those in SRV records. Every address of a name is an endpoint; it is looked up again when its TTL has passed. `https://` is not available yet.",
+        "Servers: `http://HOST:PORT`, or `srv://_SERVICE._tcp.DOMAIN` for those in SRV records. Every address of a name is an endpoint; it is looked up again when its TTL has passed. With `https://` certificates are verified.",
     ),
     ("upstreams.NAME.balance", "Load balancing over the endpoints."),
     ("upstreams.NAME.connect_timeout", "Longest time to establish a connection."),

@@ -8,16 +8,19 @@ use std::net::{IpAddr, SocketAddr};
 pub(crate) enum EndpointScheme {
     /// HTTP/1.1 in clear text.
     Http,
+    /// HTTP/1.1 over TLS.
+    Https,
     /// A service whose servers are in SRV records, reached as by `Http`.
     Srv,
 }
 
 impl EndpointScheme {
-    pub(crate) const ALL: [EndpointScheme; 2] = [EndpointScheme::Http, EndpointScheme::Srv];
+    pub(crate) const ALL: [EndpointScheme; 3] = [EndpointScheme::Http, EndpointScheme::Https, EndpointScheme::Srv];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             EndpointScheme::Http => "http",
+            EndpointScheme::Https => "https",
             EndpointScheme::Srv => "srv",
         }
     }
@@ -26,6 +29,7 @@ impl EndpointScheme {
     pub(crate) fn default_port(self) -> Option<u16> {
         match self {
             EndpointScheme::Http => Some(80),
+            EndpointScheme::Https => Some(443),
             EndpointScheme::Srv => None,
         }
     }

@@ -17,6 +17,7 @@ pub(crate) use address::{EndpointAddress, EndpointScheme};
 pub(crate) use set::EndpointSet;
 pub(crate) use state::{EjectConfig, EndpointAvailability, OutReason};
 
+use crate::connect::{Connector, UpstreamTls};
 use crate::event::Event;
 use crate::metrics::{Counters, Label as _};
 use state::{EndpointState, StateChange};
@@ -56,7 +57,7 @@ pub(crate) struct Endpoint {
     upstream: Arc<str>,
     /// The item of the configuration that it comes from.
     origin: EndpointAddress,
-    pub(crate) address: SocketAddr,
+    pub(crate) connector: Connector,
     /// Its name in logs and metrics.
     pub(crate) name: Arc<str>,
     pub(crate) priority: u16,
@@ -66,15 +67,29 @@ pub(crate) struct Endpoint {
     state: EndpointState,
 }
 
+fn connector(origin: &EndpointAddress, address: SocketAddr, tls: Option<&UpstreamTls>) -> Connector {
+    match tls.filter(|_| origin.scheme == EndpointScheme::Https) {
+        Some(tls) => Connector::tls(address, &origin.host, tls),
+        None => Connector::plain(address),
+    }
+}
+
 /// Ejections in this process, by reason.
 static EJECTIONS: LazyLock<Counters<OutReason>> = LazyLock::new(Counters::default);
 
 impl Endpoint {
-    pub(crate) fn new(upstream: &Arc<str>, origin: &EndpointAddress, target: EndpointTarget) -> Self {
+    /// `tls` is needed for the scheme `https`.
+    pub(crate) fn new(
+        upstream: &Arc<str>,
+        origin: &EndpointAddress,
+        target: EndpointTarget,
+        tls: Option<&UpstreamTls>,
+    ) -> Self {
+        let connector = connector(origin, target.address, tls);
         Endpoint {
             upstream: Arc::clone(upstream),
             origin: origin.clone(),
-            address: target.address,
+            connector,
             name: origin.name_of(target.address).into(),
             priority: target.priority,
             in_flight: AtomicUsize::new(0),
@@ -85,8 +100,15 @@ impl Endpoint {
     }
 
     /// Whether this is the endpoint that `target` of `origin` stands for.
-    pub(crate) fn is(&self, origin: &EndpointAddress, target: EndpointTarget) -> bool {
-        self.address == target.address && self.priority == target.priority && self.origin == *origin
+    pub(crate) fn is(&self, origin: &EndpointAddress, target: EndpointTarget, tls: Option<&UpstreamTls>) -> bool {
+        self.address() == target.address
+            && self.priority == target.priority
+            && self.origin == *origin
+            && self.connector.key() == connector(origin, target.address, tls).key()
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.connector.key().address
     }
 
     /// The item of the configuration that it comes from.
@@ -212,13 +234,13 @@ mod tests {
         let endpoint = |port| {
             let origin = EndpointAddress::http("127.0.0.1", port);
             let address = origin.numeric().expect("a numeric host");
-            Arc::new(Endpoint::new(&"shop".into(), &origin, EndpointTarget { address, priority: 0 }))
+            Arc::new(Endpoint::new(&"shop".into(), &origin, EndpointTarget { address, priority: 0 }, None))
         };
         EndpointSet::new((1..=count).map(endpoint).collect(), BalancePolicy::LeastRequest, 0.5)
     }
 
     fn port(selected: Option<&Arc<Endpoint>>) -> Option<u16> {
-        selected.map(|endpoint| endpoint.address.port())
+        selected.map(|endpoint| endpoint.address().port())
     }
 
     #[test]
@@ -242,7 +264,7 @@ mod tests {
             tried.push(Arc::clone(endpoint));
             assert!(tried.len() <= 200);
         }
-        let mut ports: Vec<u16> = tried.iter().map(|endpoint| endpoint.address.port()).collect();
+        let mut ports: Vec<u16> = tried.iter().map(|endpoint| endpoint.address().port()).collect();
         ports.sort_unstable();
         assert_eq!(ports, (1..=200).collect::<Vec<u16>>());
     }

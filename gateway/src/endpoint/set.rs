@@ -49,7 +49,7 @@ impl EndpointSet {
         if let [only] = &self.list[..] {
             return Some(only).filter(|only| is_untried(only));
         }
-        let last = tried.last().map(|endpoint| endpoint.address.is_ipv4());
+        let last = tried.last().map(|endpoint| endpoint.address().is_ipv4());
         let mut is_panicking = None;
         let mut availability = |endpoint: &Endpoint| match endpoint.availability(now) {
             EndpointAvailability::Out if *is_panicking.get_or_insert_with(|| self.is_panicking(now)) => {
@@ -58,7 +58,7 @@ impl EndpointSet {
             availability => availability,
         };
         let mut preference = |endpoint: &&Arc<Endpoint>| {
-            (availability(endpoint), endpoint.priority, last == Some(endpoint.address.is_ipv4()))
+            (availability(endpoint), endpoint.priority, last == Some(endpoint.address().is_ipv4()))
         };
         let untried = || self.list.iter().filter(|endpoint| is_untried(endpoint));
         let (mut best, mut count) = (None, 0);

@@ -20,6 +20,7 @@ use crate::http::fields::{Fields, KnownField};
 use crate::http::h1::UpstreamConnectionError;
 use crate::http::message::{Request, Response};
 use crate::http::request_body::RequestBody;
+use crate::http::tls_fault::TlsFault;
 use crate::metrics::{self, Counters};
 use crate::record::RequestRecord;
 use crate::route::Route;
@@ -28,8 +29,12 @@ use crate::{hop, identify};
 
 static TIMEOUTS: LazyLock<Counters<ExchangeTimeout>> = LazyLock::new(Counters::default);
 
-/// Exposes `tidegate_timeouts_total`.
+static TLS_FAULTS: LazyLock<Counters<TlsFault>> = LazyLock::new(Counters::default);
+
+/// Exposes `tidegate_timeouts_total` and `tidegate_upstream_tls_failures_total`.
 pub(super) fn expose() {
+    let help = "Attempts that failed because of TLS with the upstream, by reason.";
+    metrics::expose_counters("tidegate_upstream_tls_failures", help, &TLS_FAULTS);
     let help = "Exchanges that a clock ended, by the clock.";
     metrics::expose_counters("tidegate_timeouts", help, &TIMEOUTS);
 }
@@ -296,12 +301,26 @@ fn count_timeout_of(error: &UpstreamConnectionError) {
 /// Logs the failure of an endpoint that is proof of a fault of the upstream, and converts it.
 fn report_failure(route: &Route, failure: AttemptError) -> Error {
     let AttemptError { endpoint, error, is_verdict, .. } = failure;
+    let tls = if let UpstreamConnectionError::Tls(fault, _) = &error { Some(tls_fault(*fault)) } else { None };
     let error = Error::from(error);
-    if let Some(kind) = fault(error.kind()).filter(|_| is_verdict) {
+    if let Some(kind) = tls.or_else(|| fault(error.kind())).filter(|_| is_verdict) {
         let endpoint = endpoint.as_ref().unwrap_or(&route.upstream.config().name);
         Event::UpstreamFailed { route: &route.config.name, endpoint, kind }.emit();
     }
     error
+}
+
+fn tls_fault(fault: TlsFault) -> UpstreamFault {
+    TLS_FAULTS.inc(fault);
+    match fault {
+        TlsFault::CertificateName => UpstreamFault::CertificateName,
+        TlsFault::CertificateUnknownIssuer => UpstreamFault::CertificateUnknownIssuer,
+        TlsFault::CertificateExpired => UpstreamFault::CertificateExpired,
+        TlsFault::CertificateNotYetValid => UpstreamFault::CertificateNotYetValid,
+        TlsFault::CertificateInvalid => UpstreamFault::CertificateInvalid,
+        TlsFault::ClientCertificate => UpstreamFault::ClientCertificate,
+        TlsFault::Protocol => UpstreamFault::TlsProtocol,
+    }
 }
 
 fn fault(kind: ErrorKind) -> Option<UpstreamFault> {

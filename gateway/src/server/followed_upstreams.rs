@@ -38,6 +38,9 @@ impl FollowedUpstreams {
             if self.running.iter().any(|(followed, _)| Arc::ptr_eq(upstream, followed)) {
                 continue;
             }
+            if upstream.config().tls.as_ref().is_some_and(|tls| !tls.verifies()) {
+                Event::UpstreamUnverified { upstream: &upstream.config().name }.emit();
+            }
             let services = upstream.names().map(|(index, _)| follow_name(&self.resolver, upstream, index));
             let services = services.chain(upstream.config().health.is_some().then(|| check_health(upstream))).collect();
             self.running.push((Arc::clone(upstream), services));

@@ -78,7 +78,7 @@ impl<'a> UpstreamExchange<'a> {
         }
         if let Some(mut connection) = self.connection.take_if(|connection| connection.is_reusable()) {
             self.trailers = connection.take_trailers();
-            pool::put(connection.address(), connection);
+            pool::put(self.in_flight.endpoint().connector.key(), connection);
         }
     }
 }

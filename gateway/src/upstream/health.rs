@@ -13,7 +13,7 @@ use super::Upstream;
 use crate::endpoint::Endpoint;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::exchange_clock::ExchangeTimeouts;
-use crate::http::h1::{UpstreamAttempt, UpstreamConnection};
+use crate::http::h1::UpstreamAttempt;
 use crate::http::message::{Request, Response};
 use crate::tasks::{self, TaskWait};
 
@@ -85,7 +85,7 @@ async fn check(endpoint: &Arc<Endpoint>, config: &HealthConfig) {
 }
 
 async fn is_healthy(endpoint: &Endpoint, config: &HealthConfig) -> bool {
-    let Ok(mut connection) = UpstreamConnection::connect(endpoint.address).await else { return false };
+    let Ok(mut connection) = endpoint.connector.connect().await else { return false };
     let mut request = Request { authority: endpoint.origin().authority(), ..Request::default() };
     if let Some(host) = &config.host {
         request.authority.clone_from(host);

@@ -23,6 +23,7 @@ pub(crate) use exchange::{Tunnel, UpstreamExchange};
 pub(crate) use health::{HealthConfig, check_health};
 pub(crate) use pool::sweep;
 
+use crate::connect::UpstreamTls;
 use crate::discovery::StaticSource;
 use crate::endpoint::{
     BalancePolicy, CallOutcome, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet,
@@ -46,6 +47,8 @@ pub(crate) struct UpstreamConfig {
     pub(crate) name: Arc<str>,
     /// The endpoints, at least one.
     pub(crate) endpoints: Vec<EndpointAddress>,
+    /// TLS with the endpoints whose scheme is `https`; `None`: there is none.
+    pub(crate) tls: Option<UpstreamTls>,
     /// How an endpoint is selected.
     pub(crate) balance: BalancePolicy,
     /// Limit for opening a connection.
@@ -71,6 +74,7 @@ impl UpstreamConfig {
         UpstreamConfig {
             name,
             endpoints,
+            tls: None,
             balance: BalancePolicy::default(),
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
@@ -140,7 +144,11 @@ impl Upstream {
     /// An upstream with the endpoints whose addresses are numeric, and with those that `old`, the
     /// upstream of the same name before a reload, knows for the same names. Endpoints of `old` keep
     /// their state.
-    pub(crate) fn new(config: UpstreamConfig, old: Option<&Upstream>) -> Self {
+    pub(crate) fn new(mut config: UpstreamConfig, old: Option<&Upstream>) -> Self {
+        // Equal settings keep their connections, and their sessions for resumption.
+        if let Some(old) = old.filter(|old| old.config.tls == config.tls) {
+            config.tls.clone_from(&old.config.tls);
+        }
         let known_before = |origin: &EndpointAddress| {
             let old = old?;
             let index = old.config.endpoints.iter().position(|other| other == origin)?;
@@ -342,7 +350,7 @@ impl Upstream {
     fn take_idle(&self, plan: &mut AttemptPlan, is_repeatable: bool) -> Option<OpenedConnection> {
         let set = self.set.load();
         let endpoint = set.select(&[], std::time::Instant::now())?;
-        while let Some(connection) = pool::take(endpoint.address) {
+        while let Some(connection) = pool::take(endpoint.connector.key()) {
             if is_repeatable || connection.is_open() {
                 return Some((InFlightGuard::new(Arc::clone(endpoint)), connection));
             }
@@ -371,8 +379,9 @@ fn merge(config: &UpstreamConfig, known: &[KnownTargets], before: &[Arc<Endpoint
     for (origin, known) in config.endpoints.iter().zip(known) {
         let KnownTargets::Some(targets) = known else { continue };
         for target in targets {
-            let kept = before.iter().find(|endpoint| endpoint.is(origin, *target)).map(Arc::clone);
-            list.push(kept.unwrap_or_else(|| Arc::new(Endpoint::new(&config.name, origin, *target))));
+            let tls = config.tls.as_ref();
+            let kept = before.iter().find(|endpoint| endpoint.is(origin, *target, tls)).map(Arc::clone);
+            list.push(kept.unwrap_or_else(|| Arc::new(Endpoint::new(&config.name, origin, *target, tls))));
         }
     }
     list

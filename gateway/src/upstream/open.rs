@@ -109,9 +109,9 @@ impl AttemptPlan {
             Some(total) if total < now + self.connect_timeout => (total, ExchangeTimeout::Total),
             _ => (now + self.connect_timeout, ExchangeTimeout::UpstreamConnect),
         };
-        let address = endpoint.address;
+        let connector = endpoint.connector.clone();
         let connecting = Box::pin(async move {
-            match timeout_at(due, UpstreamConnection::connect(address)).await {
+            match timeout_at(due, connector.connect()).await {
                 Ok(connected) => connected.map(Box::new),
                 Err(_) => Err(UpstreamConnectionError::Timeout(timed_out)),
             }
@@ -139,7 +139,7 @@ pub(super) async fn open(
         match plan.next(set) {
             Some(endpoint) => {
                 if plan.reuses
-                    && let Some(connection) = pool::take(endpoint.address)
+                    && let Some(connection) = pool::take(endpoint.connector.key())
                 {
                     note_slow(&running, Instant::now());
                     failure.into_iter().for_each(on_endpoint_failed);

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderName, Method, Uri};
 use ipnet::{IpNet, Ipv4Net};
+use rustls_pki_types::ServerName;
 
 use super::super::fault::ConfigProblem;
 use super::super::read_context::Located;
@@ -55,6 +56,12 @@ pub(super) const STATUSES: ParsedString<u16> = ParsedString {
 
 pub(super) const TARGET: ParsedString<String> =
     ParsedString { name: "a path such as \"/healthz\"", parse: parse_target, format: String::clone };
+
+pub(super) const SERVER_NAME: ParsedString<ServerName<'static>> = ParsedString {
+    name: "a host name or an IP address",
+    parse: parse_server_name,
+    format: |name| name.to_str().into_owned(),
+};
 
 pub(super) const AUTHORITY: ParsedString<String> =
     ParsedString { name: "a host, with or without a port", parse: parse_authority, format: String::clone };
@@ -161,13 +168,10 @@ fn parse_name_server(text: &str) -> Result<SocketAddr, ConfigProblem> {
 /// Scheme, host and port of an endpoint. Also parses `--upstream`.
 pub(in crate::config) fn parse_endpoint(text: &str) -> Result<EndpointAddress, ConfigProblem> {
     // The text never appears in a message: it may contain a password.
-    let hint = "write \"http://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records";
+    let hint = "write \"http://HOST:PORT\", \"https://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records";
     let problem = |reason: &str| ConfigProblem::bad_value(format!("not an endpoint: {reason}")).hint(hint);
     let uri: Uri = text.parse().map_err(|_| problem("it is not a URL"))?;
     let scheme = match uri.scheme_str() {
-        Some("https") => {
-            return Err(ConfigProblem::unavailable("an endpoint with https://").hint(hint));
-        }
         Some(scheme) => EndpointScheme::ALL.into_iter().find(|known| known.as_str() == scheme),
         None => return Err(problem("it does not start with a scheme")),
     };
@@ -191,6 +195,9 @@ pub(in crate::config) fn parse_endpoint(text: &str) -> Result<EndpointAddress, C
     if host.is_empty() {
         return Err(problem("it has no host"));
     }
+    if scheme == EndpointScheme::Https && ServerName::try_from(host).is_err() {
+        return Err(problem("a certificate cannot name its host"));
+    }
     if scheme == EndpointScheme::Srv && host.parse::<IpAddr>().is_ok() {
         return Err(problem("an address has no SRV records"));
     }
@@ -209,6 +216,11 @@ fn parse_statuses(text: &str) -> Result<u16, ConfigProblem> {
 fn parse_target(text: &str) -> Result<String, ConfigProblem> {
     let is_valid = text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
     if is_valid { Ok(text.to_owned()) } else { Err(ConfigProblem::bad_value(format!("`{text}` is not a path"))) }
+}
+
+fn parse_server_name(text: &str) -> Result<ServerName<'static>, ConfigProblem> {
+    ServerName::try_from(text.to_owned())
+        .map_err(|_| ConfigProblem::bad_value(format!("`{text}` is not a name of a certificate")))
 }
 
 fn parse_authority(text: &str) -> Result<String, ConfigProblem> {

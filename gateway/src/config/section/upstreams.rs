@@ -1,16 +1,20 @@
 //! `[dns]` and `[upstreams.*]`: endpoints, timeouts and circuit breaker.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::node::DocumentValue;
+use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{ArrayOf, DurationRange, IntegerRange, OneOf, PositiveNumber};
+use super::super::value_kind::{ArrayOf, DurationRange, Flag, IntegerRange, OneOf, PositiveNumber};
 use super::bounds::{DAY, HOUR, MS, SECOND};
+use super::files::{optional_path, read_file};
 use super::formats;
 use crate::breaker;
+use crate::connect::{UpstreamTls, UpstreamTlsConfig, UpstreamTlsVersion};
 use crate::discovery::DnsConfig;
-use crate::endpoint::{BalancePolicy, EjectConfig};
+use crate::endpoint::{BalancePolicy, EjectConfig, EndpointScheme};
 use crate::upstream::{HealthConfig, UpstreamConfig};
 
 pub(super) fn dns(root: &TableReader<'_>) -> DnsConfig {
@@ -48,8 +52,24 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
             table.context.error(&endpoint.at, ConfigProblem::new(FaultCode::Duplicate, "duplicate endpoint"));
         }
     }
+    let has_tls = endpoints.iter().any(|endpoint| endpoint.value.scheme == EndpointScheme::Https);
+    if table.has("tls") && !has_tls {
+        let problem = ConfigProblem::bad_value("no endpoint of this upstream uses TLS");
+        table.context.error(&table.location_of(&["tls"]), problem.hint("write \"https://\" in `endpoints`"));
+    }
+    let tls_settings = table.table("tls", tls);
+    let tls = tls_settings.filter(|_| has_tls).and_then(|settings| match UpstreamTls::new(settings) {
+        Ok(tls) => Some(tls),
+        Err(error) => {
+            let problem = ConfigProblem::new(FaultCode::File, format!("TLS to this upstream: {error}"));
+            let hint = "`ca` names a file with the certificates of authorities, `cert` and `key` those of the gateway";
+            table.context.error(&table.location_of(&["tls"]), problem.hint(hint));
+            None
+        }
+    });
     let default = UpstreamConfig::new(name.into(), endpoints.into_iter().map(|endpoint| endpoint.value).collect());
     UpstreamConfig {
+        tls,
         balance: table.value_or("balance", &BALANCE, default.balance),
         connect_timeout: table.value_or("connect_timeout", &DurationRange(MS..=60 * SECOND), default.connect_timeout),
         timeout: table.value_or("timeout", &DurationRange(MS..=HOUR), default.timeout),
@@ -65,6 +85,36 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         breaker: table.table("breaker", breaker),
         ..default
     }
+}
+
+/// `None` if a file cannot be read, which is reported.
+fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
+    const VERSIONS: OneOf<UpstreamTlsVersion> =
+        OneOf(&[("1.2", Some(UpstreamTlsVersion::V12)), ("1.3", Some(UpstreamTlsVersion::V13))]);
+    let server_name = table.optional("server_name", &formats::SERVER_NAME).map(|name| name.value);
+    let (verify, verify_at) = table.located_or("verify", &Flag, true);
+    let min_version = table.value_or("min_version", &VERSIONS, UpstreamTlsVersion::default());
+    let paths = ["ca", "cert", "key"].map(|key| optional_path(table, key));
+    let is_readable = |path: &Option<Located<PathBuf>>| path.as_ref().map(|path| read_file(table, path));
+    let [ca, cert, key] = paths.each_ref().map(is_readable);
+    if let (Some(at), Some(ca)) = (verify_at.filter(|_| !verify), &paths[0]) {
+        let problem = ConfigProblem::bad_value("`verify = false` does not use `ca`");
+        table.context.error(&at, problem.hint(format!("remove `verify`, or `ca` ({})", ca.value.display())));
+    }
+    let identity = match (cert, key) {
+        (None, None) => None,
+        (Some(cert), Some(key)) => Some((cert?, key?)),
+        (Some(_), None) | (None, Some(_)) => {
+            let problem = ConfigProblem::new(FaultCode::Missing, "`cert` and `key` belong together");
+            table.context.error(&table.at, problem.hint("set both, or none"));
+            return None;
+        }
+    };
+    let ca = match ca {
+        Some(content) => Some(content?),
+        None => None,
+    };
+    Some(UpstreamTlsConfig { ca, server_name, identity, verify, min_version })
 }
 
 fn eject(table: &TableReader<'_>) -> EjectConfig {

@@ -49,12 +49,6 @@ fn minimal_file_equals_upstream_argument() {
         (config.listen[0].address, config.upstreams[0].endpoints[0].to_string()),
         (listen, "http://[::1]:80".to_owned())
     );
-    assert!(
-        Config::for_upstream("https://127.0.0.1", None)
-            .expect_err("https is not available yet")
-            .to_string()
-            .contains("not available yet")
-    );
 }
 
 #[test]

@@ -161,7 +161,6 @@ fn unavailable_features_are_rejected_only_if_used() {
         ("", "concurrency = {}", "upstreams.b.concurrency"),
         ("", "balance = \"ewma\"", "upstreams.b.balance"),
         ("", "balance = \"consistent-hash\"", "upstreams.b.balance"),
-        ("", "[upstreams.c]\nendpoints = [\"https://c\"]", "upstreams.c.endpoints[0]"),
     ] {
         let document = |text: &str| {
             let upstream = if path.starts_with("upstreams.b") { upstream } else { "" };

@@ -8,12 +8,10 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::Method;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::chunk::{ChunkDecoder, DecodeStep};
@@ -26,6 +24,7 @@ use crate::http::exchange_clock::{AwaitedStep, Blame, ClockEvent, ExchangeClock,
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode, is_bodiless};
 use crate::http::text;
+use crate::http::tls_fault::TlsFault;
 use crate::http::transport::TransportStream;
 use crate::metrics::Label as _;
 
@@ -49,6 +48,9 @@ pub(crate) enum UpstreamConnectionError {
     /// No endpoint has an address: its name is not resolved.
     #[error("no address is known")]
     NoAddress,
+    /// TLS failed, in the handshake or after it.
+    #[error("TLS failed: {}", .0.as_str())]
+    Tls(TlsFault, #[source] io::Error),
     /// The connection ended before the first byte of a response. The server may have closed an idle
     /// connection.
     #[error("closed before a response")]
@@ -76,6 +78,7 @@ impl UpstreamConnectionError {
         match self {
             UpstreamConnectionError::Connect(_)
             | UpstreamConnectionError::NoAddress
+            | UpstreamConnectionError::Tls(..)
             | UpstreamConnectionError::NoResponse(_)
             | UpstreamConnectionError::Io(_)
             | UpstreamConnectionError::Malformed(_) => Blame::Upstream,
@@ -156,19 +159,13 @@ pub(crate) struct UpstreamConnection {
     request_state: RequestState,
     /// Whether a byte of the current request was given to the system.
     has_sent: bool,
-    address: SocketAddr,
 }
 
 impl UpstreamConnection {
-    /// Opens a connection. Cancel safe; the caller bounds the time.
-    ///
-    /// # Errors
-    /// `Connect`.
-    pub(crate) async fn connect(address: SocketAddr) -> Result<UpstreamConnection, UpstreamConnectionError> {
-        let stream = TcpStream::connect(address).await.map_err(UpstreamConnectionError::Connect)?;
-        stream.set_nodelay(true).map_err(UpstreamConnectionError::Connect)?;
-        Ok(UpstreamConnection {
-            io: TransportStream::plain(stream),
+    /// A connection that is open.
+    pub(crate) fn new(io: TransportStream) -> UpstreamConnection {
+        UpstreamConnection {
+            io,
             buffer: ReadBuffer::default(),
             writer: MessageWriter::new(),
             clock: ExchangeClock::new(),
@@ -179,8 +176,7 @@ impl UpstreamConnection {
             is_event_stream: false,
             request_state: RequestState::Sent,
             has_sent: false,
-            address,
-        })
+        }
     }
 
     /// Whether no byte of the current request was given to the system.
@@ -191,11 +187,7 @@ impl UpstreamConnection {
     /// Whether an idle connection is open according to the system, which may know of its end before
     /// the event loop does.
     pub(crate) fn is_open(&self) -> bool {
-        self.io.is_open()
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+        !self.io.is_closed_by_peer()
     }
 
     pub(crate) fn is_reused(&self) -> bool {
@@ -314,7 +306,10 @@ impl UpstreamConnection {
                 Poll::Ready(result) => {
                     let error = result.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
                     let is_first = before == 0 && progress.interim_count == 0;
-                    let failed = if !is_first {
+                    let failed = if let Some(fault) = TlsFault::of(&error) {
+                        // With TLS 1.3 a refused certificate of the gateway is known only now.
+                        UpstreamConnectionError::Tls(fault, error)
+                    } else if !is_first {
                         UpstreamConnectionError::Io(error)
                     } else if self.clock.client_silence() >= CLIENT_STOPPED {
                         UpstreamConnectionError::ClientStopped(error)
@@ -476,7 +471,7 @@ impl UpstreamConnection {
 
     /// Ready when an idle connection cannot be reused: it was closed, or unsolicited bytes arrived.
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.io.poll_readable(cx).map(|_| ())
+        self.io.poll_unsolicited(cx)
     }
 
     /// Reads the response body and sends the rest of the request body. See `BodySource::poll_fill`.
