@@ -13,7 +13,7 @@ use super::print::{self, PrintOptions};
 use super::read_context::ReadContext;
 use super::{check, section, table_reader};
 use crate::http::h1;
-use crate::{accept, admin, cache, identify, limit, route, tls, upstream};
+use crate::{accept, admin, cache, discovery, identify, limit, route, tls, upstream};
 
 impl Config {
     /// Reads the file at `path`, as JSON if its name ends in `.json`. Warnings are returned with
@@ -66,6 +66,7 @@ impl Config {
             limit: limit::LimitConfig::default(),
             remote: None,
             cache: cache::CacheConfig::default(),
+            dns: discovery::DnsConfig::default(),
             upstreams: vec![upstream::UpstreamConfig::new("upstream".into(), vec![endpoint])],
             routes: vec![route::RouteConfig::new("everything".into(), all_paths, 0)],
             log: LogConfig::default(),
