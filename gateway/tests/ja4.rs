@@ -11,7 +11,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{CipherSuite, ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
 
 use support::tls::{LISTEN_TLS, write_certificate};
-use support::{Client, Gateway, Origin, STEP_TIMEOUT, Script, TempDir, one_route};
+use support::{Client, Gateway, Origin, STEP_TIMEOUT, Script, TempDir, one_route, wait_for};
 
 type TlsClient = Client<StreamOwned<ClientConnection, TcpStream>>;
 
