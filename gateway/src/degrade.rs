@@ -28,11 +28,11 @@ pub(crate) struct DegradeConfig {
 }
 
 impl DegradeConfig {
-    /// The default 503 tells clients to retry later. An upstream with malformed responses is broken
-    /// rather than overloaded: 502 (RFC 9110 section 15.6.3).
+    /// The default 503 tells clients to retry later. An upstream with malformed responses or with
+    /// a wrong certificate is broken rather than overloaded: 502 (RFC 9110 section 15.6.3).
     fn status_for(&self, kind: ErrorKind) -> StatusCode {
         match (kind, self.status) {
-            (ErrorKind::Malformed, StatusCode::SERVICE_UNAVAILABLE) => StatusCode::BAD_GATEWAY,
+            (ErrorKind::Malformed | ErrorKind::UpstreamTls, StatusCode::SERVICE_UNAVAILABLE) => StatusCode::BAD_GATEWAY,
             (_, status) => status,
         }
     }
@@ -270,6 +270,8 @@ fn proxy_status_value(kind: ErrorKind) -> String {
     let error = match kind {
         ErrorKind::BreakerOpen => "destination_unavailable",
         ErrorKind::Connect => "connection_refused",
+        ErrorKind::NoAddress => "dns_error",
+        ErrorKind::UpstreamTls => "tls_certificate_error",
         ErrorKind::ConnectTimeout => "connection_timeout",
         ErrorKind::NoResponse => "connection_terminated",
         ErrorKind::Malformed => "http_protocol_error",

@@ -20,6 +20,8 @@ label! {
         AuthenticationBusy = "authentication_busy",
         BreakerOpen = "breaker_open",
         Connect = "connect",
+        NoAddress = "no_address",
+        UpstreamTls = "upstream_tls",
         ConnectTimeout = "connect_timeout",
         NoResponse = "no_response",
         Malformed = "malformed",
@@ -100,6 +102,8 @@ impl ErrorKind {
             | ErrorKind::SharedFetchTimeout
             | ErrorKind::Panic => Blame::Gateway,
             ErrorKind::Connect
+            | ErrorKind::NoAddress
+            | ErrorKind::UpstreamTls
             | ErrorKind::ConnectTimeout
             | ErrorKind::NoResponse
             | ErrorKind::Malformed
@@ -126,6 +130,8 @@ impl Error {
             Error::SharedFetch(kind) | Error::ResponseBody(kind) => *kind,
             Error::UpstreamConnection(error) => match error {
                 UpstreamConnectionError::Connect(_) => ErrorKind::Connect,
+                UpstreamConnectionError::NoAddress => ErrorKind::NoAddress,
+                UpstreamConnectionError::Tls(..) => ErrorKind::UpstreamTls,
                 UpstreamConnectionError::NoResponse(_) => ErrorKind::NoResponse,
                 UpstreamConnectionError::Io(_) => ErrorKind::Upstream,
                 UpstreamConnectionError::Malformed(_) => ErrorKind::Malformed,
@@ -143,6 +149,8 @@ impl Error {
             self.kind(),
             ErrorKind::BreakerOpen
                 | ErrorKind::Connect
+                | ErrorKind::NoAddress
+                | ErrorKind::UpstreamTls
                 | ErrorKind::ConnectTimeout
                 | ErrorKind::NoResponse
                 | ErrorKind::Malformed
@@ -178,9 +186,12 @@ impl Error {
             // nginx's 499, for the log only: the client has closed the connection.
             ErrorKind::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
             ErrorKind::ClientBody => StatusCode::BAD_REQUEST,
-            ErrorKind::Connect | ErrorKind::NoResponse | ErrorKind::Malformed | ErrorKind::Upstream => {
-                StatusCode::BAD_GATEWAY
-            }
+            ErrorKind::Connect
+            | ErrorKind::NoAddress
+            | ErrorKind::UpstreamTls
+            | ErrorKind::NoResponse
+            | ErrorKind::Malformed
+            | ErrorKind::Upstream => StatusCode::BAD_GATEWAY,
         }
     }
 

@@ -209,6 +209,34 @@ events! {
         endpoint: &'a dyn Display = display(endpoint),
         kind: UpstreamFault = kind.as_str()
     } => warn [throttled!(failure_throttle(route, *kind), FAILURE_THROTTLES)] "upstream failed";
+    /// An endpoint is out of use, for `seconds` at least; `None`: until its health checks pass.
+    EndpointDown = "endpoint_down" {
+        upstream: &'a str,
+        endpoint: &'a str,
+        reason: &'static str,
+        seconds: Option<f64>
+    } => warn "endpoint down";
+    EndpointUp = "endpoint_up" { upstream: &'a str, endpoint: &'a str } => info "endpoint up";
+    /// The certificates of an upstream are not verified (`upstreams.X.tls.verify`).
+    UpstreamUnverified = "upstream_unverified" { upstream: &'a str }
+        => warn "the certificates of an upstream are not verified; anyone on the way can read and change its traffic";
+    /// The endpoints of an upstream have changed, because the addresses of a name have.
+    EndpointsChanged = "endpoints_changed" {
+        upstream: &'a str,
+        name: &'a str,
+        endpoints: usize,
+        added: usize,
+        removed: usize
+    } => info [throttled!()] "the endpoints of an upstream have changed";
+    /// The addresses of a name cannot be looked up. The last known ones stay in use.
+    LookupFailed = "lookup_failed" {
+        upstream: &'a str,
+        name: &'a str,
+        known: usize,
+        error: &'a dyn Display = display(error)
+    } => warn "the addresses of an upstream cannot be looked up";
+    LookupRecovered = "lookup_recovered" { upstream: &'a str, name: &'a str }
+        => info "the addresses of an upstream can be looked up again";
     /// A request to the admin address had a wrong token. `count`: those of the address without a
     /// right one in between.
     AdminTokenRejected = "admin_token_rejected" { address: IpAddr = display(address), count: u32 }
@@ -224,6 +252,17 @@ label! {
     /// How an upstream failed a request.
     pub UpstreamFault, "kind", {
         Connect = "connect",
+        /// No name of its endpoints is resolved.
+        NoAddress = "no_address",
+        /// TLS: the certificate is for another name.
+        CertificateName = "certificate_name",
+        CertificateUnknownIssuer = "certificate_unknown_issuer",
+        CertificateExpired = "certificate_expired",
+        CertificateNotYetValid = "certificate_not_yet_valid",
+        CertificateInvalid = "certificate_invalid",
+        /// The gateway's own certificate is not accepted.
+        ClientCertificate = "client_certificate",
+        TlsProtocol = "tls_protocol",
         ConnectTimeout = "connect_timeout",
         /// The connection ended before the first byte of a response.
         NoResponse = "no_response",

@@ -53,26 +53,38 @@ const REPLACED: KnownFieldSet = KnownFieldSet::of(&[
 /// may send them.
 pub(crate) const CLIENT_ADDRESS_FIELDS: &[KnownField] = &[
     KnownField::CfConnectingIp,
+    KnownField::CfConnectingIpv6,
+    KnownField::ClientIp,
     KnownField::FastlyClientIp,
+    KnownField::FlyClientIp,
+    KnownField::ForwardedFor,
+    KnownField::ProxyClientIp,
     KnownField::TrueClientIp,
+    KnownField::WlProxyClientIp,
+    KnownField::XAzureClientIp,
     KnownField::XClientIp,
     KnownField::XClusterClientIp,
+    KnownField::XEnvoyExternalAddress,
+    KnownField::XOriginalForwardedFor,
     KnownField::XOriginatingIp,
     KnownField::XRealIp,
     KnownField::XRemoteAddr,
     KnownField::XRemoteIp,
 ];
 
-/// Fields from which applications may take another scheme, host, path, method or client certificate
-/// than those of the connection. Only trusted proxies may send them, and each is part of the cache
-/// key: the origin is told.
+/// Fields from which applications may take another scheme, host, path, method, user or client
+/// certificate than those of the request. Only trusted proxies may send them, and each is part of
+/// the cache key: the origin is told.
 pub(crate) const ALTERNATIVE_FIELDS: &[KnownField] = &[
     KnownField::ClientCert,
     KnownField::ClientCertChain,
+    KnownField::CloudfrontForwardedProto,
     KnownField::FrontEndHttps,
+    KnownField::RemoteUser,
     KnownField::SslClientCert,
     KnownField::SslClientSubjectDn,
     KnownField::SslClientVerify,
+    KnownField::XEnvoyOriginalPath,
     KnownField::XForwarded,
     KnownField::XForwardedBy,
     KnownField::XForwardedClientCert,
@@ -93,10 +105,13 @@ pub(crate) const ALTERNATIVE_FIELDS: &[KnownField] = &[
     KnownField::XHttpMethodOverride,
     KnownField::XMethodOverride,
     KnownField::XOriginalHost,
+    KnownField::XOriginalMethod,
     KnownField::XOriginalUri,
     KnownField::XOriginalUrl,
     KnownField::XProxyUser,
+    KnownField::XRemoteUser,
     KnownField::XRewriteUrl,
+    KnownField::XScheme,
     KnownField::XScriptName,
     KnownField::XUrlScheme,
 ];

@@ -341,12 +341,14 @@ impl CallerIdentifier {
         });
         let fingerprint = client.and_then(ConnectionPeer::fingerprint).map(|fingerprint| &fingerprint.stable.0[..]);
         let device = self.device(ip, device, fingerprint);
+        let (user_class, region) = (self.user_class(user.is_some(), verified, request), self.region(request, &place));
+        self.keep_region_fields(region, &mut request.fields);
         Caller {
             ip,
             device,
             user,
-            user_class: self.user_class(user.is_some(), verified, request),
-            region: self.region(request, &place),
+            user_class,
+            region,
             country: place.country,
             trace: self.trace(request),
             keys,
@@ -532,6 +534,25 @@ impl CallerIdentifier {
     /// The key set that has to be fetched, if the keys of tokens have a URL.
     pub(crate) fn remote_key_set(&self) -> Option<&Arc<RemoteKeySet>> {
         self.tokens.as_ref()?.remote_keys()
+    }
+
+    /// Removes the fields that name another region than that of the request. The region is part of
+    /// the cache key, so that an origin which reads such a field would respond for another key.
+    fn keep_region_fields(&self, region: Region, fields: &mut Fields) {
+        let names = self.config.region.iter().filter_map(|source| match source {
+            IdentitySource::Header(name) => Some(name.as_bytes()),
+            _ => None,
+        });
+        for name in names {
+            let (mut lines, mut named) = (0, true);
+            for value in fields.named(name) {
+                lines += 1;
+                named &= value == region.as_str().as_bytes();
+            }
+            if lines > 1 || !named {
+                fields.retain(|field| !field.name.eq_ignore_ascii_case(name));
+            }
+        }
     }
 
     /// The regions that exist, in order.

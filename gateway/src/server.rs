@@ -10,6 +10,7 @@ mod resources;
 mod assemble;
 mod config_watcher;
 mod override_publisher;
+mod followed_upstreams;
 mod key_set_refresher;
 mod control;
 mod connection;
@@ -30,7 +31,9 @@ use crate::config::Config;
 use crate::event::{self, Event};
 use crate::log::{self, AccessLog};
 use crate::tls::{self, TlsTerminator};
-use crate::{admin, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, tasks};
+use crate::{
+    admin, endpoint, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, tasks, upstream,
+};
 use control::ControlThread;
 use state::{LifecycleStage, SharedState};
 
@@ -147,6 +150,7 @@ fn expose_metrics(shared: &Arc<SharedState>) {
     pipeline::expose();
     serve::expose();
     resources::expose();
+    endpoint::expose();
     tasks::expose();
     admin::expose();
     accept::expose(&shared.connections);
@@ -158,6 +162,8 @@ fn expose_metrics(shared: &Arc<SharedState>) {
     limit::expose(move |visit| snapshot.load().limiter.leases().for_each(|(rule, lease)| visit(rule, lease)));
     let snapshot = Arc::clone(&shared.snapshot);
     route::expose(move |visit| snapshot.load().routes.iter().for_each(&mut *visit));
+    let snapshot = Arc::clone(&shared.snapshot);
+    upstream::expose(move |visit| snapshot.load().upstreams.iter().for_each(|upstream| visit(upstream)));
     let shared = Arc::clone(shared);
     metrics::expose_gauge_with("tidegate_info", "Always 1; the labels are version and node.", move |emit| {
         emit(&[("version", env!("CARGO_PKG_VERSION")), ("node", &shared.config.load().server.node)], 1.0);

@@ -64,6 +64,10 @@ label! {
         KeySet = "key_set",
         /// Follows the bus of one Redis server, or discovers the servers of a cluster.
         Bus = "bus",
+        /// Follows the addresses of one name of an upstream.
+        Discovery = "discovery",
+        /// Checks the health of an upstream's endpoints.
+        HealthCheck = "health_check",
     }
 }
 
@@ -98,6 +102,8 @@ label! {
         Readers = "readers",
         /// A lookup in a shard.
         Shard = "shard",
+        /// An answer of a name server.
+        NameServer = "name_server",
         /// The next run.
         Timer = "timer",
         /// A changed file, or a signal.

@@ -328,6 +328,61 @@ fn origin_restart_between_requests_fails_no_request() {
     assert_eq!(second.count(), 1);
 }
 
+/// An origin that closes its first connection when the second request arrives on it.
+fn closing_origin() -> Origin {
+    Origin::start(|request| match (request.number, request.connection) {
+        (0, _) => Script::ok(&[], "first"),
+        (_, 0) => Script::new().close(),
+        _ => Script::ok(&[], request.body.len().to_string()),
+    })
+}
+
+#[test]
+fn other_endpoint_gets_the_request_if_a_kept_connection_is_dead_and_its_endpoint_refuses() {
+    for (method, body) in [("GET", ""), ("PUT", "body"), ("DELETE", "")] {
+        let (first, other) = (Origin::start(echo), Origin::start(echo));
+        let gateway = Gateway::start(&upstream(&[first.address, other.address], "balance = \"round-robin\""));
+        let mut client = gateway.connect();
+        (0..4).for_each(|_| assert_eq!(client.get("/", &[]).status, 200));
+        first.stop();
+        for _ in 0..4 {
+            assert_eq!(client.request(method, "/x", &[], body.as_bytes()).text(), format!("{method} /x"));
+        }
+        assert_eq!((first.count(), other.count()), (2, 6), "{method}");
+    }
+}
+
+#[test]
+fn small_body_is_sent_again_after_a_kept_connection_turns_out_to_be_closed() {
+    let small = pattern(60_000);
+    let chunks = chunked(&small, 7_001);
+    let chunked = [("Transfer-Encoding", "chunked")];
+    for (fields, body) in [(&[][..], &b"x"[..]), (&[], &small), (&chunked, &chunks)] {
+        let origin = closing_origin();
+        let gateway = plain(&origin);
+        let mut client = gateway.connect();
+        assert_eq!(client.request("PUT", "/", fields, body).text(), "first");
+        assert_eq!(client.request("PUT", "/", fields, body).status, 200);
+        let sent = origin.last().body;
+        assert!(sent == if fields.is_empty() { body } else { &small }, "{} bytes", sent.len());
+        assert_eq!((origin.count(), origin.connections()), (3, 2));
+    }
+}
+
+#[test]
+fn request_that_may_have_been_processed_is_sent_once() {
+    let large = pattern(100_000);
+    let cases: [(&str, &[u8]); 3] = [("POST", b"x"), ("PATCH", b"x"), ("PUT", &large)];
+    for (method, body) in cases {
+        let origin = closing_origin();
+        let gateway = plain(&origin);
+        let mut client = gateway.connect();
+        assert_eq!(client.request(method, "/", &[], body).text(), "first");
+        assert_eq!(client.request(method, "/", &[], body).status, 503, "{method} {}", body.len());
+        assert_eq!((origin.count(), origin.connections()), (2, 1));
+    }
+}
+
 #[test]
 fn client_disconnect_closes_the_upstream_connection() {
     let origin = Origin::start(|request| match request.target.as_str() {

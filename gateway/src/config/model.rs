@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::http::target::PathRules;
 use crate::log::AccessLogTarget;
-use crate::{accept, admin, cache, identify, limit, route, upstream};
+use crate::{accept, admin, cache, discovery, identify, limit, route, upstream};
 
 /// A checked configuration: every name is resolved, and every number is within its range.
 #[derive(Clone)]
@@ -29,6 +29,8 @@ pub struct Config {
     pub(crate) remote: Option<shard::RemoteConfig>,
     /// The local cache layer and the cache key.
     pub(crate) cache: cache::CacheConfig,
+    /// Resolution of the names of endpoints.
+    pub(crate) dns: discovery::DnsConfig,
     /// Upstreams; routes refer to them by index.
     pub(crate) upstreams: Vec<upstream::UpstreamConfig>,
     /// Routes, in source order.

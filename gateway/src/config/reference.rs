@@ -1,16 +1,19 @@
 //! Generates the reference of configuration keys. Types, ranges and defaults come from the readers;
 //! only the descriptions are written here.
 
+#[cfg(test)]
 use std::fmt::Write;
 use std::path::Path;
 
 use super::document::{self, DocumentFormat};
 use super::expand::ExpansionEnvironment;
-use super::read_context::{KeyDefault, KeySpec, ReadContext};
+#[cfg(test)]
+use super::read_context::KeyDefault;
+use super::read_context::{KeySpec, ReadContext};
 use super::{section, table_reader};
 
 /// A document with one table of each kind, so that every reader declares its keys.
-const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[[routes]]\n";
+const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[upstreams.NAME.health]\n[[routes]]\n";
 
 /// Descriptions in the order of the documentation. A test proves that each key has exactly one.
 const DESCRIPTIONS: &[(&str, &str)] = &[
@@ -159,7 +162,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "identity.untrusted_fields",
-        "Request fields that are removed unless a peer in `trusted_proxies` sends them: other names of the client's address, and of the scheme, host, path and method of the request (request-fields.md). Setting the key replaces the list. Always removed from others: the fields of `user` and `tier`. Always replaced: `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.",
+        "Request fields that are removed unless a peer in `trusted_proxies` sends them: other names of the client's address, and of the scheme, host, path, method and user of the request (request-fields.md). A name that ends with `*` stands for all names with this beginning. Setting the key replaces the list. Always removed from others: the fields of `user` and `tier`. Always replaced: `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.",
     ),
     (
         "identity.secret",
@@ -279,11 +282,51 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "limits.NAME.headers",
         "`RateLimit` headers sent to clients: `all`, the `policy` without the remaining quota, or `none`. A denial always has `Retry-After`.",
     ),
-    ("upstreams.NAME.dns", "URL whose host is resolved to endpoints."),
+    (
+        "dns.servers",
+        "Name servers that resolve the names of endpoints; empty: those of `/etc/resolv.conf`, which is read again when it changes. `/etc/hosts` comes first in both cases.",
+    ),
+    ("dns.timeout", "Longest time of one lookup. A failed lookup keeps the last known addresses."),
     ("upstreams.NAME.retries", "Retries of safe methods."),
-    ("upstreams.NAME.health", "Active health checks: `{ path, interval }`."),
+    (
+        "upstreams.NAME.tls.ca",
+        "File with the certificates of the authorities that sign those of `https://` endpoints; absent: the system's (`SSL_CERT_FILE` and `SSL_CERT_DIR`, or the usual places). Reloaded when it changes, as are `cert` and `key`.",
+    ),
+    (
+        "upstreams.NAME.tls.server_name",
+        "Name that the certificate of every endpoint must have, and that SNI names; absent: the host of the endpoint.",
+    ),
+    ("upstreams.NAME.tls.cert", "File with the gateway's certificate, leaf first, for upstreams that ask for one."),
+    ("upstreams.NAME.tls.key", "File with the private key of `cert`."),
+    (
+        "upstreams.NAME.tls.verify",
+        "Whether certificates are verified. `false`: any certificate is accepted, which is logged at each start (`upstream_unverified`).",
+    ),
+    ("upstreams.NAME.tls.min_version", "Lowest TLS version."),
+    (
+        "upstreams.NAME.eject.after",
+        "Failures of one endpoint in a row (status 5xx, broken connections, timeouts) after which it is ejected. An endpoint of which 80 % of the calls time out in three windows of 10 s in a row is ejected too. 0: no endpoint is ejected.",
+    ),
+    (
+        "upstreams.NAME.eject.base",
+        "Time of the first ejection; doubled with each further one, at most ten times as long.",
+    ),
+    (
+        "upstreams.NAME.eject.share",
+        "Largest share of endpoints that may be ejected at a time. If more are out, because health checks fail, all that are reachable are used (panic mode).",
+    ),
+    ("upstreams.NAME.health.path", "Path that each endpoint is asked for with GET, over a connection of its own."),
+    ("upstreams.NAME.health.host", "`Host` of the check; absent: the host of the endpoint."),
+    ("upstreams.NAME.health.interval", "Time between two checks of an endpoint."),
+    ("upstreams.NAME.health.timeout", "Longest time of a check, from connecting to the head of the response."),
+    ("upstreams.NAME.health.healthy", "Passed checks in a row after which an unhealthy endpoint is used again."),
+    ("upstreams.NAME.health.unhealthy", "Failed checks in a row after which an endpoint is not used."),
+    ("upstreams.NAME.health.expect", "Statuses that pass a check."),
     ("upstreams.NAME.concurrency", "Adaptive limit of concurrent requests: `{ min, max }`."),
-    ("upstreams.NAME.endpoints", "Servers. `https://` is not available yet."),
+    (
+        "upstreams.NAME.endpoints",
+        "Servers: `http://HOST:PORT`, or `srv://_SERVICE._tcp.DOMAIN` for those in SRV records. Every address of a name is an endpoint; it is looked up again when its TTL has passed. With `https://` certificates are verified.",
+    ),
     ("upstreams.NAME.balance", "Load balancing over the endpoints."),
     ("upstreams.NAME.connect_timeout", "Longest time to establish a connection."),
     (
@@ -435,6 +478,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
 ];
 
 /// The table of keys in Markdown, as in `docs/configuration.md`.
+#[cfg(test)]
 pub(crate) fn markdown() -> String {
     let keys = declared_keys();
     let mut text = String::from("| key | type | default | description |\n|---|---|---|---|\n");
@@ -446,6 +490,7 @@ pub(crate) fn markdown() -> String {
     text
 }
 
+#[cfg(test)]
 fn kind_and_default(spec: &KeySpec) -> (String, String) {
     let default = match &spec.default {
         KeyDefault::Required => "required".to_owned(),
@@ -454,6 +499,15 @@ fn kind_and_default(spec: &KeySpec) -> (String, String) {
         KeyDefault::Unavailable => "not available yet".to_owned(),
     };
     (spec.kind.clone(), default)
+}
+
+/// Every available key with its description.
+pub(super) fn documented_keys() -> impl Iterator<Item = (KeySpec, &'static str)> {
+    let description = |key: &str| DESCRIPTIONS.iter().find(|(documented, _)| *documented == key);
+    declared_keys().into_iter().filter_map(move |spec| {
+        let (_, text) = description(&spec.key)?;
+        Some((spec, *text))
+    })
 }
 
 /// Every key that a reader declares.

@@ -34,7 +34,8 @@ pub struct HttpLimits {
     pub paths: PathRules,
     /// Fields dropped from trailers, in addition to those that are never allowed there: a recipient
     /// that merges trailers into the head would trust them. The gateway sets the fields that
-    /// identify callers.
+    /// identify callers, and those that only trusted proxies may send; `*` ends a beginning of
+    /// names.
     pub dropped_trailers: Arc<[String]>,
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod deadline;
 pub(crate) mod write_timer;
 pub(crate) mod exchange_clock;
 pub(crate) mod min_rate;
+pub(crate) mod tls_fault;
 pub(crate) mod transport;
 pub(crate) mod buffer;
 pub(crate) mod fields;

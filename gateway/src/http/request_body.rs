@@ -27,13 +27,6 @@ impl RequestBody<'_> {
             RequestBody::H2(body) => body.limit(bytes),
         }
     }
-
-    /// Whether the request can be sent again whole because no byte of its body was consumed.
-    pub(crate) fn is_replayable(&self) -> bool {
-        // The first attempt may have sent part of a body that exists. Only the absence of a body is
-        // certain.
-        self.is_empty()
-    }
 }
 
 impl BodySource for RequestBody<'_> {

@@ -9,10 +9,11 @@ use std::task::{Context, Poll, ready};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendFlags};
+use rustls::ConnectionCommon;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::coop;
-use tokio_rustls::server::TlsStream;
+use tokio_rustls::{client, server};
 
 /// Makes the system call `call` when the socket is ready for `interest`, and retries it if the
 /// readiness was spurious. `call` transfers up to `capacity` bytes.
@@ -78,7 +79,26 @@ pub(crate) struct TransportStream(RefCell<Transport>);
 /// Socket of a connection: plain TCP, or TLS over TCP after its handshake.
 enum Transport {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<server::TlsStream<TcpStream>>),
+    TlsClient(Box<client::TlsStream<TcpStream>>),
+}
+
+/// Ready when the session has plaintext, or the socket may have more.
+fn poll_session_readable<D>(
+    tcp: &TcpStream,
+    session: &mut ConnectionCommon<D>,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    // Complete records are decrypted as they arrive, so all remaining plaintext is in this reader.
+    match session.reader().fill_buf() {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => tcp.poll_read_ready(cx),
+        _ => Poll::Ready(Ok(())),
+    }
+}
+
+/// Writes records that are prepared; `None` if there is none.
+fn write_session_unready<D>(tcp: &TcpStream, session: &mut ConnectionCommon<D>) -> Option<io::Result<usize>> {
+    session.wants_write().then(|| session.write_tls(&mut UnreadySocket(tcp)).map(|_| 0))
 }
 
 impl TransportStream {
@@ -86,8 +106,13 @@ impl TransportStream {
         TransportStream(RefCell::new(Transport::Plain(stream)))
     }
 
-    pub(crate) fn tls(stream: TlsStream<TcpStream>) -> Self {
+    pub(crate) fn tls(stream: server::TlsStream<TcpStream>) -> Self {
         TransportStream(RefCell::new(Transport::Tls(Box::new(stream))))
+    }
+
+    /// A connection to a server.
+    pub(crate) fn tls_client(stream: client::TlsStream<TcpStream>) -> Self {
+        TransportStream(RefCell::new(Transport::TlsClient(Box::new(stream))))
     }
 
     /// Reads available bytes into `space`; 0 is the end of the stream. Cancel safe.
@@ -98,6 +123,11 @@ impl TransportStream {
                 Ok(count)
             }),
             Transport::Tls(stream) => {
+                let mut buf = ReadBuf::new(space);
+                ready!(Pin::new(stream.as_mut()).poll_read(cx, &mut buf))?;
+                Poll::Ready(Ok(buf.filled().len()))
+            }
+            Transport::TlsClient(stream) => {
                 let mut buf = ReadBuf::new(space);
                 ready!(Pin::new(stream.as_mut()).poll_read(cx, &mut buf))?;
                 Poll::Ready(Ok(buf.filled().len()))
@@ -117,6 +147,7 @@ impl TransportStream {
         match &*self.0.borrow() {
             Transport::Plain(stream) => is_closed(stream),
             Transport::Tls(stream) => is_closed(stream.get_ref().0),
+            Transport::TlsClient(stream) => is_closed(stream.get_ref().0),
         }
     }
 
@@ -129,14 +160,23 @@ impl TransportStream {
             },
             Transport::Tls(stream) => {
                 let (tcp, session) = stream.get_mut();
-                // Complete records are decrypted as they arrive, so all remaining plaintext is in
-                // this reader.
-                match session.reader().fill_buf() {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => tcp.poll_read_ready(cx),
-                    _ => Poll::Ready(Ok(())),
-                }
+                poll_session_readable(tcp, session, cx)
+            }
+            Transport::TlsClient(stream) => {
+                let (tcp, session) = stream.get_mut();
+                poll_session_readable(tcp, session, cx)
             }
         }
+    }
+
+    /// Ready when an idle connection is closed or has got bytes that nobody asked for. With TLS,
+    /// records without content (such as session tickets) are read and do not count.
+    pub(crate) fn poll_unsolicited(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let is_plain = matches!(&*self.0.borrow(), Transport::Plain(_));
+        if is_plain {
+            return self.poll_readable(cx).map(|_| ());
+        }
+        self.poll_read(cx, &mut [0_u8; 1]).map(|_| ())
     }
 
     /// Writes from two slices, the second only after all of the first. With TLS, also flushes.
@@ -147,6 +187,11 @@ impl TransportStream {
                 send_slices(stream, first, second)
             }))?,
             Transport::Tls(stream) => {
+                let slices = [IoSlice::new(first), IoSlice::new(second)];
+                let slices = if first.is_empty() { &slices[1..] } else { &slices[..] };
+                ready!(Pin::new(stream.as_mut()).poll_write_vectored(cx, slices))?
+            }
+            Transport::TlsClient(stream) => {
                 let slices = [IoSlice::new(first), IoSlice::new(second)];
                 let slices = if first.is_empty() { &slices[1..] } else { &slices[..] };
                 ready!(Pin::new(stream.as_mut()).poll_write_vectored(cx, slices))?
@@ -168,10 +213,13 @@ impl TransportStream {
             Transport::Plain(stream) => send_slices(stream, first, second),
             Transport::Tls(stream) => {
                 let (tcp, session) = stream.get_mut();
-                if !session.wants_write() {
-                    return Ok(None);
-                }
-                session.write_tls(&mut UnreadySocket(tcp)).map(|_| 0)
+                let Some(written) = write_session_unready(tcp, session) else { return Ok(None) };
+                written
+            }
+            Transport::TlsClient(stream) => {
+                let (tcp, session) = stream.get_mut();
+                let Some(written) = write_session_unready(tcp, session) else { return Ok(None) };
+                written
             }
         };
         match written {
@@ -186,6 +234,7 @@ impl TransportStream {
         match &mut *self.0.borrow_mut() {
             Transport::Plain(_) => Poll::Ready(Ok(())),
             Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Transport::TlsClient(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
         }
     }
 
@@ -203,6 +252,7 @@ impl TransportStream {
         match &mut *self.0.borrow_mut() {
             Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Transport::TlsClient(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
         }
     }
 
@@ -213,6 +263,7 @@ impl TransportStream {
         let tcp = match &*cell {
             Transport::Plain(stream) => stream,
             Transport::Tls(stream) => stream.get_ref().0,
+            Transport::TlsClient(stream) => stream.get_ref().0,
         };
         // If setting the option fails, the close is an ordinary one. The framing then still shows
         // the client that bytes are missing.

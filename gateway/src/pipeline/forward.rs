@@ -20,16 +20,21 @@ use crate::http::fields::{Fields, KnownField};
 use crate::http::h1::UpstreamConnectionError;
 use crate::http::message::{Request, Response};
 use crate::http::request_body::RequestBody;
+use crate::http::tls_fault::TlsFault;
 use crate::metrics::{self, Counters};
 use crate::record::RequestRecord;
 use crate::route::Route;
-use crate::upstream::{OutgoingRequest, Tunnel, UpstreamExchange, UpstreamFailure};
+use crate::upstream::{AttemptError, OutgoingRequest, Tunnel, UpstreamExchange};
 use crate::{hop, identify};
 
 static TIMEOUTS: LazyLock<Counters<ExchangeTimeout>> = LazyLock::new(Counters::default);
 
-/// Exposes `tidegate_timeouts_total`.
+static TLS_FAULTS: LazyLock<Counters<TlsFault>> = LazyLock::new(Counters::default);
+
+/// Exposes `tidegate_timeouts_total` and `tidegate_upstream_tls_failures_total`.
 pub(super) fn expose() {
+    let help = "Attempts that failed because of TLS with the upstream, by reason.";
+    metrics::expose_counters("tidegate_upstream_tls_failures", help, &TLS_FAULTS);
     let help = "Exchanges that a clock ended, by the clock.";
     metrics::expose_counters("tidegate_timeouts", help, &TIMEOUTS);
 }
@@ -169,7 +174,7 @@ impl UpstreamCall<'_> {
                 permit.start(Instant::now().into_std());
             }
         };
-        let mut on_endpoint_failed = |failure: UpstreamFailure| {
+        let mut on_endpoint_failed = |failure: AttemptError| {
             count_timeout_of(&failure.error);
             report_failure(route, failure);
         };
@@ -188,8 +193,9 @@ impl UpstreamCall<'_> {
         record.requests_sent = requests_sent;
         // A call that says nothing about the upstream has no verdict: its permit is dropped.
         let succeeded = match &result {
+            Ok(exchange) if exchange.is_outlier() => None,
             Ok(exchange) => (!exchange.is_request_incomplete()).then(|| !response.status.is_server_error()),
-            Err(failure) => failure.is_verdict.then_some(false),
+            Err(failure) => (failure.is_verdict && !failure.is_outlier).then_some(false),
         };
         let recorded = match succeeded {
             None => {
@@ -293,19 +299,34 @@ fn count_timeout_of(error: &UpstreamConnectionError) {
 }
 
 /// Logs the failure of an endpoint that is proof of a fault of the upstream, and converts it.
-fn report_failure(route: &Route, failure: UpstreamFailure) -> Error {
-    let UpstreamFailure { endpoint, error, is_verdict } = failure;
+fn report_failure(route: &Route, failure: AttemptError) -> Error {
+    let AttemptError { endpoint, error, is_verdict, .. } = failure;
+    let tls = if let UpstreamConnectionError::Tls(fault, _) = &error { Some(tls_fault(*fault)) } else { None };
     let error = Error::from(error);
-    if let Some(kind) = fault(error.kind()).filter(|_| is_verdict) {
+    if let Some(kind) = tls.or_else(|| fault(error.kind())).filter(|_| is_verdict) {
         let endpoint = endpoint.as_ref().unwrap_or(&route.upstream().config().name);
         Event::UpstreamFailed { route: &route.config.name, endpoint, kind }.emit();
     }
     error
 }
 
+fn tls_fault(fault: TlsFault) -> UpstreamFault {
+    TLS_FAULTS.inc(fault);
+    match fault {
+        TlsFault::CertificateName => UpstreamFault::CertificateName,
+        TlsFault::CertificateUnknownIssuer => UpstreamFault::CertificateUnknownIssuer,
+        TlsFault::CertificateExpired => UpstreamFault::CertificateExpired,
+        TlsFault::CertificateNotYetValid => UpstreamFault::CertificateNotYetValid,
+        TlsFault::CertificateInvalid => UpstreamFault::CertificateInvalid,
+        TlsFault::ClientCertificate => UpstreamFault::ClientCertificate,
+        TlsFault::Protocol => UpstreamFault::TlsProtocol,
+    }
+}
+
 fn fault(kind: ErrorKind) -> Option<UpstreamFault> {
     match kind {
         ErrorKind::Connect => Some(UpstreamFault::Connect),
+        ErrorKind::NoAddress => Some(UpstreamFault::NoAddress),
         ErrorKind::ConnectTimeout => Some(UpstreamFault::ConnectTimeout),
         ErrorKind::NoResponse => Some(UpstreamFault::NoResponse),
         ErrorKind::Upstream => Some(UpstreamFault::Truncated),

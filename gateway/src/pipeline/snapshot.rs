@@ -4,6 +4,8 @@
 //! A request uses one snapshot from its head to its end. State that outlives a reload (breakers,
 //! limits, stores, counters) is carried over into the next snapshot.
 
+use std::sync::Arc;
+
 use limiter::Limiter;
 
 use crate::cache::CacheConfig;
@@ -11,12 +13,14 @@ use crate::http::limits::HttpLimits;
 use crate::identify::CallerIdentifier;
 use crate::limit::LimitHeaders;
 use crate::route::Routes;
+use crate::upstream::Upstream;
 
 /// The runtime built from one configuration: identification, routes, limiter, and the settings of
 /// cache and HTTP.
 pub(crate) struct Snapshot {
     pub(crate) identity: CallerIdentifier,
     pub(crate) routes: Routes,
+    pub(crate) upstreams: Vec<Arc<Upstream>>,
     pub(crate) limiter: Limiter,
     pub(crate) limits: LimitHeaders,
     pub(crate) cache: CacheConfig,

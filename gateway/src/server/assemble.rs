@@ -45,9 +45,11 @@ pub(super) fn snapshot(
         .upstreams
         .iter()
         .map(|upstream| {
-            let mut old = old.into_iter().flat_map(|old| old.routes.iter()).filter_map(|route| route.upstream.as_ref());
-            let unchanged = old.find(|old| old.config() == upstream);
-            unchanged.map_or_else(|| Arc::new(Upstream::new(upstream.clone())), Arc::clone)
+            let old = old.and_then(|old| old.upstreams.iter().find(|old| old.config().name == upstream.name));
+            match old {
+                Some(old) if old.config() == upstream => Arc::clone(old),
+                old => Arc::new(Upstream::new(upstream.clone(), old.map(|old| &**old))),
+            }
         })
         .collect();
     let mut routes = Vec::new();
@@ -80,6 +82,7 @@ pub(super) fn snapshot(
     Ok(Snapshot {
         identity: CallerIdentifier::replacing(old.map(|old| &old.identity), config.identify.clone(), user_classes),
         routes: Routes::new(routes),
+        upstreams,
         limits,
         limiter,
         cache: config.cache.clone(),

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{io, net};
 
 use arc_swap::ArcSwap;
@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use super::assemble;
 use super::config_watcher::ConfigWatcher;
+use super::followed_upstreams::FollowedUpstreams;
 use super::key_set_refresher::KeySetRefresher;
 use super::override_publisher::OverridePublisher;
 use super::state::{
@@ -92,7 +93,10 @@ impl ControlThread {
         leases.refresh_leases_of(&shared);
         let key_sets = Rc::new(KeySetRefresher::default());
         key_sets.refresh_key_set_of(&shared);
-        let services = (Rc::clone(&overrides), Rc::clone(&leases), key_sets);
+        let mut followed = FollowedUpstreams::new(&shared);
+        followed.follow(&shared);
+        let services =
+            ReloadedServices { overrides: Rc::clone(&overrides), leases: Rc::clone(&leases), key_sets, followed };
         let reloads = Reloader::new(source, &shared, admin_config)?.watch(services);
         let (changed_leases, changed_shared) = (Rc::clone(&leases), Arc::clone(&shared));
         let override_changes = tasks::supervise(TaskKind::Overrides, async move || {
@@ -134,6 +138,14 @@ fn follow_bus(shared: &SharedState) -> Vec<ServiceTask> {
     shared.bus.loops().into_iter().map(follow).collect()
 }
 
+/// The services that a reload gives new work.
+struct ReloadedServices {
+    overrides: Rc<OverridePublisher>,
+    leases: Rc<LeaseRefresher>,
+    key_sets: Rc<KeySetRefresher>,
+    followed: FollowedUpstreams,
+}
+
 /// Reloads the configuration at SIGHUP and when one of its files changes.
 struct Reloader {
     source: ConfigSource,
@@ -155,18 +167,17 @@ impl Reloader {
         Ok(Reloader { source, shared: Arc::clone(shared), started_with, admin_config, hangup, watcher })
     }
 
-    /// Starts the service. A reload applies the overrides and the leases to the new limits, and
-    /// fetches the key set of the new tokens.
-    fn watch(
-        mut self,
-        (overrides, leases, key_sets): (Rc<OverridePublisher>, Rc<LeaseRefresher>, Rc<KeySetRefresher>),
-    ) -> ServiceTask {
+    /// Starts the service. A reload applies the overrides and the leases to the new limits, fetches
+    /// the key set of the new tokens, and follows the new upstreams.
+    fn watch(mut self, services: ReloadedServices) -> ServiceTask {
+        let ReloadedServices { overrides, leases, key_sets, mut followed } = services;
         tasks::supervise(TaskKind::Reload, async move || {
             tasks::set_waiting_for(TaskWait::Change);
             loop {
                 let trigger = self.triggered().await;
                 let ConfigSource::File(file) = &self.source else { continue };
                 self.reload(file, trigger);
+                followed.follow(&self.shared);
                 self.watcher.watch_files(watched_files(file, &self.shared.config.load()));
                 overrides.apply_overrides();
                 leases.refresh_leases_of(&self.shared);
@@ -493,7 +504,7 @@ async fn purge(shared: Arc<SharedState>, order: PurgeOrder) -> Result<PurgeOutco
     Ok(outcome)
 }
 
-/// Names the routes and shards whose breakers are not closed.
+/// Names the routes and shards whose breakers are not closed, and the endpoints that are out.
 fn degraded_components(shared: &SharedState) -> Vec<String> {
     let snapshot = shared.snapshot.load();
     let routes = snapshot.routes.iter().filter(|route| route.breaker.state() != BreakerState::Closed);
@@ -503,7 +514,13 @@ fn degraded_components(shared: &SharedState) -> Vec<String> {
         breakers.iter().any(|state| *state != ShardBreakerState::Closed) || !shard.is_subscribed
     };
     let shards = shared.store.shard_reports().filter(is_degraded);
-    breakers.chain(shards.map(|shard| format!("shard {} {}", shard.region, shard.endpoint))).collect()
+    let shards = shards.map(|shard| format!("shard {} {}", shard.region, shard.endpoint));
+    let endpoints = snapshot.upstreams.iter().flat_map(|upstream| {
+        let endpoints = upstream.endpoints();
+        let out = endpoints.list().iter().filter(|endpoint| endpoint.out(Instant::now()).is_some());
+        out.map(|endpoint| format!("endpoint {} {}", upstream.config().name, endpoint.name)).collect::<Vec<_>>()
+    });
+    breakers.chain(shards).chain(endpoints).collect()
 }
 
 /// The hot keys, the hottest first.
@@ -524,6 +541,7 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
         .iter()
         .map(|route| json!({ "name": &*route.config.name, "breaker": route.breaker.state().as_str() }))
         .collect();
+    let upstreams: Vec<_> = snapshot.upstreams.iter().map(|upstream| upstream.to_json()).collect();
     let shards: Vec<_> = shared
         .store
         .shard_reports()
@@ -546,6 +564,7 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
         "connections": shared.connections.count(),
         "requests_in_flight": serve::requests_in_flight(),
         "cache": { "entries": local.entries, "bytes": local.weight_bytes, "pinned": local.pinned },
+        "upstreams": upstreams,
         "routes": routes,
         "shards": shards,
     })

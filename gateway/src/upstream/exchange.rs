@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::pool;
+use super::replay::ReplayBody;
 use crate::endpoint::InFlightGuard;
 use crate::http::body::{BodyError, BodySource};
+use crate::http::exchange_clock::Blame;
 use crate::http::fields::Fields;
 use crate::http::h1::UpstreamConnection;
 use crate::http::request_body::RequestBody;
@@ -15,8 +17,18 @@ use crate::http::request_body::RequestBody;
 pub(crate) struct UpstreamExchange<'a> {
     connection: Option<Box<UpstreamConnection>>,
     trailers: Option<Box<Fields>>,
-    body: RequestBody<'a>,
+    body: ReplayBody<RequestBody<'a>>,
     in_flight: InFlightGuard,
+    head: HeadVerdict,
+}
+
+/// The endpoint judged by the head of its response.
+#[derive(Clone, Copy, Default)]
+pub(super) struct HeadVerdict {
+    /// Whether the endpoint has a success if the body ends well.
+    pub(super) is_success: bool,
+    /// Whether the endpoint is out of use while others are not.
+    pub(super) is_outlier: bool,
 }
 
 /// A connection after a protocol switch. Its endpoint still counts it as in flight.
@@ -26,10 +38,21 @@ pub(crate) struct Tunnel {
 }
 
 impl<'a> UpstreamExchange<'a> {
-    pub(super) fn new(connection: Box<UpstreamConnection>, body: RequestBody<'a>, in_flight: InFlightGuard) -> Self {
-        let mut exchange = UpstreamExchange { connection: Some(connection), trailers: None, body, in_flight };
+    pub(super) fn new(
+        connection: Box<UpstreamConnection>,
+        body: ReplayBody<RequestBody<'a>>,
+        in_flight: InFlightGuard,
+        head: HeadVerdict,
+    ) -> Self {
+        let mut exchange = UpstreamExchange { connection: Some(connection), trailers: None, body, in_flight, head };
         exchange.finish_if_idle();
         exchange
+    }
+
+    /// Whether the endpoint is out of use while others are not: its failure is no verdict about the
+    /// upstream.
+    pub(crate) fn is_outlier(&self) -> bool {
+        self.head.is_outlier
     }
 
     /// The name of the endpoint that responded.
@@ -49,9 +72,13 @@ impl<'a> UpstreamExchange<'a> {
     }
 
     fn finish_if_idle(&mut self) {
+        if self.head.is_success && self.connection.as_ref().is_some_and(|connection| connection.is_body_done()) {
+            self.head.is_success = false;
+            self.in_flight.endpoint().record_success();
+        }
         if let Some(mut connection) = self.connection.take_if(|connection| connection.is_reusable()) {
             self.trailers = connection.take_trailers();
-            pool::put(connection.address(), connection);
+            pool::put(self.in_flight.endpoint().connector.key(), connection);
         }
     }
 }
@@ -65,6 +92,12 @@ impl BodySource for UpstreamExchange<'_> {
         }
         if filled.is_pending() && self.body.poll_client_closed(cx).is_ready() {
             return Poll::Ready(Err(BodyError::ClientGone));
+        }
+        if let Poll::Ready(Err(error)) = &filled
+            && error.blame() == Blame::Upstream
+            && std::mem::take(&mut self.head.is_success)
+        {
+            self.in_flight.endpoint().record_failure(matches!(error, BodyError::Timeout(_)));
         }
         filled
     }

@@ -1,27 +1,43 @@
 //! An upstream: a named set of endpoints, with the timeouts of its exchanges.
 //!
-//! A request that was not sent may go to another endpoint. A request that was sent is not sent
-//! again, with one exception: the server closed a reused connection before it read the request (RFC
-//! 9112 section 9.3.1), and repeating the request is safe.
+//! A request of which nothing was sent may go to any endpoint. A request that was sent is sent
+//! again in one case: the server closed a reused connection before it responded (RFC 9112 section
+//! 9.3.1), repeating the request is safe, and the bytes of its body are still there.
 
+mod attempt_error;
 mod pool;
+mod replay;
 mod exchange;
+mod open;
+mod health;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+pub(crate) use attempt_error::AttemptError;
 pub(crate) use exchange::{Tunnel, UpstreamExchange};
+pub(crate) use health::{HealthConfig, check_health};
 pub(crate) use pool::sweep;
 
-use crate::endpoint::{Endpoint, EndpointSet, InFlightGuard};
-use crate::http::exchange_clock::{Blame, ExchangeTimeout, ExchangeTimeouts};
-use crate::http::h1::{UpstreamAttempt, UpstreamConnection, UpstreamConnectionError};
+use crate::connect::UpstreamTls;
+use crate::discovery::StaticSource;
+use crate::endpoint::{
+    BalancePolicy, CallOutcome, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet,
+    EndpointTarget, InFlightGuard,
+};
+use crate::http::exchange_clock::{Blame, ExchangeTimeouts};
+use crate::http::h1::{UpstreamAttempt, UpstreamConnectionError};
 use crate::http::message::{Request, Response};
 use crate::http::request_body::RequestBody;
-use crate::tasks::{self, TaskWait};
-use crate::{breaker, endpoint};
+use crate::metrics::Label as _;
+use crate::{breaker, metrics};
+use exchange::HeadVerdict;
+use open::{AttemptPlan, OpenedConnection};
+use replay::ReplayBody;
 
 /// Configuration of one upstream (`[upstreams.X]`): endpoints, load balancing, timeouts and
 /// breaker.
@@ -30,9 +46,11 @@ pub(crate) struct UpstreamConfig {
     /// The name that routes refer to.
     pub(crate) name: Arc<str>,
     /// The endpoints, at least one.
-    pub(crate) endpoints: Vec<endpoint::EndpointAddress>,
+    pub(crate) endpoints: Vec<EndpointAddress>,
+    /// TLS with the endpoints whose scheme is `https`; `None`: there is none.
+    pub(crate) tls: Option<UpstreamTls>,
     /// How an endpoint is selected.
-    pub(crate) balance: endpoint::BalancePolicy,
+    pub(crate) balance: BalancePolicy,
     /// Limit for opening a connection.
     pub(crate) connect_timeout: Duration,
     /// From the complete request sent to the head of the response.
@@ -42,21 +60,28 @@ pub(crate) struct UpstreamConfig {
     /// The whole exchange, from the selection of an endpoint to the last byte of the response;
     /// `None`: no limit.
     pub(crate) total_timeout: Option<Duration>,
+    /// When an endpoint is ejected.
+    pub(crate) eject: EjectConfig,
+    /// Active health checks; `None`: none.
+    pub(crate) health: Option<HealthConfig>,
     /// When the circuit breaker opens.
     pub(crate) breaker: breaker::BreakerConfig,
 }
 
 impl UpstreamConfig {
     /// An upstream with the defaults of every key except its endpoints.
-    pub(crate) fn new(name: Arc<str>, endpoints: Vec<endpoint::EndpointAddress>) -> Self {
+    pub(crate) fn new(name: Arc<str>, endpoints: Vec<EndpointAddress>) -> Self {
         UpstreamConfig {
             name,
             endpoints,
-            balance: endpoint::BalancePolicy::default(),
+            tls: None,
+            balance: BalancePolicy::default(),
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             total_timeout: None,
+            eject: EjectConfig::default(),
+            health: None,
             breaker: breaker::BreakerConfig::default(),
         }
     }
@@ -64,27 +89,6 @@ impl UpstreamConfig {
     /// The timeouts of an exchange once its connection is open.
     pub(crate) fn timeouts(&self) -> ExchangeTimeouts {
         ExchangeTimeouts { head: self.timeout, idle: self.idle_timeout, total: self.total_timeout }
-    }
-}
-
-/// The endpoint that was called last and its error, where no endpoint gave a response.
-#[derive(Debug)]
-pub(crate) struct UpstreamFailure {
-    /// The endpoint that was tried last.
-    pub(crate) endpoint: Option<Arc<str>>,
-    pub(crate) error: UpstreamConnectionError,
-    /// Whether the failure is proof of a fault of the upstream. One that fails before the client
-    /// has delivered its whole request may have waited for the client.
-    pub(crate) is_verdict: bool,
-}
-
-impl UpstreamFailure {
-    fn new(endpoint: &Endpoint, error: UpstreamConnectionError) -> Self {
-        UpstreamFailure {
-            endpoint: Some(Arc::clone(&endpoint.name)),
-            is_verdict: error.blame() == Blame::Upstream,
-            error,
-        }
     }
 }
 
@@ -101,23 +105,151 @@ pub(crate) struct OutgoingRequest<'r> {
     /// Called when the upstream has the whole request; again if the request is sent again.
     pub(crate) on_sent: &'r mut dyn FnMut(),
     /// Called for each endpoint that could not be reached before another one was tried.
-    pub(crate) on_endpoint_failed: &'r mut dyn FnMut(UpstreamFailure),
+    pub(crate) on_endpoint_failed: &'r mut dyn FnMut(AttemptError),
+}
+
+/// The addresses of one item of `endpoints`.
+#[derive(Clone)]
+enum KnownTargets {
+    /// No lookup has ended yet.
+    Awaited,
+    /// Every lookup has failed so far.
+    None,
+    /// The last good answer.
+    Some(Vec<EndpointTarget>),
+}
+
+/// The number of endpoints that a new answer has added and removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EndpointsChange {
+    pub(crate) endpoints: usize,
+    pub(crate) added: usize,
+    pub(crate) removed: usize,
 }
 
 /// A named set of endpoints, shared by all threads.
 pub(crate) struct Upstream {
     config: UpstreamConfig,
-    endpoints: Arc<EndpointSet>,
+    /// Replaced as a whole when an answer differs from the last one.
+    set: ArcSwap<EndpointSet>,
+    /// By index of `config.endpoints`.
+    known: Mutex<Vec<KnownTargets>>,
+    /// Notified of every answer and failure, for requests that wait for the first endpoint.
+    answered: watch::Sender<()>,
+    /// Held while an endpoint is ejected, so that threads together keep to the share.
+    ejecting: Mutex<()>,
 }
 
 impl Upstream {
-    pub(crate) fn new(config: UpstreamConfig) -> Self {
-        let endpoints = Arc::new(EndpointSet::new(&config.endpoints, config.balance));
-        Upstream { config, endpoints }
+    /// An upstream with the endpoints whose addresses are numeric, and with those that `old`, the
+    /// upstream of the same name before a reload, knows for the same names. Endpoints of `old` keep
+    /// their state.
+    pub(crate) fn new(mut config: UpstreamConfig, old: Option<&Upstream>) -> Self {
+        // Equal settings keep their connections, and their sessions for resumption.
+        if let Some(old) = old.filter(|old| old.config.tls == config.tls) {
+            config.tls.clone_from(&old.config.tls);
+        }
+        let known_before = |origin: &EndpointAddress| {
+            let old = old?;
+            let index = old.config.endpoints.iter().position(|other| other == origin)?;
+            old.known.lock().unwrap_or_else(PoisonError::into_inner).get(index).cloned()
+        };
+        let known = config.endpoints.iter().map(|origin| match StaticSource::of(origin) {
+            Some(StaticSource(target)) => KnownTargets::Some(vec![target]),
+            None => known_before(origin).unwrap_or(KnownTargets::Awaited),
+        });
+        let known: Vec<_> = known.collect();
+        let before = old.map(|old| old.set.load_full());
+        let list = merge(&config, &known, before.as_deref().map_or(&[], EndpointSet::list));
+        let set = ArcSwap::from_pointee(EndpointSet::new(list, config.balance, config.eject.share));
+        let (known, answered, ejecting) = (Mutex::new(known), watch::Sender::new(()), Mutex::default());
+        Upstream { config, set, known, answered, ejecting }
     }
 
     pub(crate) fn config(&self) -> &UpstreamConfig {
         &self.config
+    }
+
+    /// The current endpoints.
+    pub(crate) fn endpoints(&self) -> Arc<EndpointSet> {
+        self.set.load_full()
+    }
+
+    /// The items of `endpoints` whose addresses have to be looked up, with their indexes.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (usize, &EndpointAddress)> {
+        self.config.endpoints.iter().enumerate().filter(|(_, origin)| origin.numeric().is_none())
+    }
+
+    /// Takes over all addresses of the item at `index`. Returns the change, if there is one.
+    pub(crate) fn set_targets(&self, index: usize, targets: Vec<EndpointTarget>) -> Option<EndpointsChange> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = known.get_mut(index)?;
+        let is_changed = !matches!(slot, KnownTargets::Some(before) if *before == targets);
+        if !is_changed {
+            return None;
+        }
+        *slot = KnownTargets::Some(targets);
+        let before = self.set.load_full();
+        let list = merge(&self.config, &known, before.list());
+        let is_in = |list: &[Arc<Endpoint>], endpoint| list.iter().any(|other| Arc::ptr_eq(other, endpoint));
+        let change = EndpointsChange {
+            endpoints: list.len(),
+            added: list.iter().filter(|endpoint| !is_in(before.list(), endpoint)).count(),
+            removed: before.list().iter().filter(|endpoint| !is_in(&list, endpoint)).count(),
+        };
+        let set = EndpointSet::new(list, self.config.balance, self.config.eject.share);
+        self.set.store(Arc::new(set));
+        self.answered.send_replace(());
+        Some(change)
+    }
+
+    /// Notes that the item at `index` has no addresses if it never had any: requests do not wait
+    /// for them any more.
+    pub(crate) fn note_failed_lookup(&self, index: usize) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(slot @ KnownTargets::Awaited) = known.get_mut(index) {
+            *slot = KnownTargets::None;
+            self.answered.send_replace(());
+        }
+    }
+
+    /// Waits until there is an endpoint, or every lookup has ended once. Cancel safe.
+    async fn first_endpoint(&self, due: Instant) {
+        let mut answered = self.answered.subscribe();
+        let is_awaited = || {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.iter().any(|known| matches!(known, KnownTargets::Awaited))
+        };
+        while self.set.load().list().is_empty() && is_awaited() {
+            // The sender lives as long as this upstream.
+            if timeout_at(due, answered.changed()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// The state of the upstream and of each endpoint, for the admin address.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let now = std::time::Instant::now();
+        let set = self.set.load();
+        let endpoints = set.list().iter().map(|endpoint| {
+            let (calls, failures) = endpoint.calls();
+            let out = endpoint.out(now);
+            serde_json::json!({
+                "name": &*endpoint.name,
+                "state": endpoint.availability(now).as_str(),
+                "reason": out.map(|(reason, _)| reason.as_str()),
+                "seconds_left": out.and_then(|(_, left)| left),
+                "in_flight": endpoint.in_flight(),
+                "calls": calls,
+                "failures": failures,
+            })
+        });
+        serde_json::json!({
+            "name": &*self.config.name,
+            "panic": set.is_panicking(now),
+            "endpoints": endpoints.collect::<Vec<_>>(),
+        })
     }
 
     /// Sends a request to an endpoint and reads the head of the response. The body follows from the
@@ -129,103 +261,144 @@ impl Upstream {
     pub(crate) async fn send<'a>(
         &self,
         outgoing: OutgoingRequest<'_>,
-        mut body: RequestBody<'a>,
-    ) -> Result<UpstreamExchange<'a>, UpstreamFailure> {
+        body: RequestBody<'a>,
+    ) -> Result<UpstreamExchange<'a>, AttemptError> {
         let OutgoingRequest { request, response, timeouts, now, total_at, on_sent, on_endpoint_failed } = outgoing;
-        let is_repeatable = request.method.is_idempotent() && body.is_replayable();
-        let mut attempt = UpstreamAttempt {
-            request,
-            body: &mut body,
-            is_repeatable,
-            response,
-            timeouts,
-            total_at,
-            on_request_sent: on_sent,
-        };
-        let mut tried = 0u64;
-        let mut failure = None;
-        while let Some(index) = self.endpoints.select(tried, now.into_std()) {
-            if let Some(failure) = failure.take() {
-                on_endpoint_failed(failure);
+        let is_repeatable = request.method.is_idempotent();
+        let mut body = ReplayBody::new(body);
+        let mut plan = AttemptPlan::new(self.config.connect_timeout, now + timeouts.head, total_at);
+        let mut opened = self.take_idle(&mut plan, is_repeatable);
+        loop {
+            let (in_flight, mut connection) = match opened.take() {
+                Some(opened) => opened,
+                // Rare, so that the requests on kept connections do not pay for its state.
+                None => Box::pin(self.open(&mut plan, on_endpoint_failed)).await?,
+            };
+            let is_reused = connection.is_reused();
+            if is_reused {
+                body.keep();
             }
-            tried |= if index < 64 { 1 << index } else { u64::MAX };
-            let in_flight = InFlightGuard::new(Arc::clone(&self.endpoints), index);
-            match self.connect(index, total_at, true).await {
-                Ok(connection) => {
-                    let connection = self.run(index, connection, &mut attempt).await?;
-                    return Ok(UpstreamExchange::new(connection, body, in_flight));
+            let mut attempt = UpstreamAttempt {
+                request,
+                body: &mut body,
+                response: &mut *response,
+                timeouts,
+                total_at,
+                on_request_sent: &mut *on_sent,
+            };
+            let Err(error) = connection.exchange(&mut attempt).await else {
+                body.stop_keeping();
+                let mut head = HeadVerdict::default();
+                if !connection.is_request_incomplete() {
+                    head.is_success = !response.status.is_server_error();
+                    let outcome = if head.is_success { CallOutcome::Success } else { CallOutcome::Failure };
+                    head.is_outlier = self.judge(in_flight.endpoint(), outcome);
                 }
-                Err(error) => {
-                    if error.blame() == Blame::Upstream {
-                        self.endpoints.eject(index, std::time::Instant::now());
-                    }
-                    failure = Some(UpstreamFailure::new(self.endpoints.get(index), error));
+                return Ok(UpstreamExchange::new(connection, body, in_flight, head));
+            };
+            let endpoint = in_flight.endpoint();
+            let is_timeout = matches!(error, UpstreamConnectionError::Timeout(_));
+            let request_sent = !connection.is_request_unsent();
+            let mut failure = AttemptError {
+                endpoint: Some(Arc::clone(&endpoint.name)),
+                is_verdict: error.blame() == Blame::Upstream && (is_timeout || !connection.is_request_incomplete()),
+                is_outlier: false,
+                request_sent,
+                // A server closes an idle connection before it reads a request from it.
+                retryable: is_reused
+                    && matches!(error, UpstreamConnectionError::NoResponse(_))
+                    && (is_repeatable || !request_sent),
+                error,
+            };
+            if !failure.retryable || !body.rewind() {
+                if failure.is_verdict {
+                    let outcome = if is_timeout { CallOutcome::Timeout } else { CallOutcome::Failure };
+                    failure.is_outlier = self.judge(endpoint, outcome);
                 }
+                return Err(failure);
             }
-            // No further endpoint is tried after the time in which a response would be due: a
-            // client does not wait for the connect timeouts of a long list.
-            if now.elapsed() >= timeouts.head || total_at.is_some_and(|at| Instant::now() >= at) {
-                break;
-            }
+            let AttemptError { request_sent, .. } = failure;
+            tracing::debug!(endpoint = &*endpoint.name, request_sent, "a kept connection was closed");
+            // Other kept connections may be dead too.
+            plan.reuses = false;
+            plan.set_next(Arc::clone(endpoint));
         }
-        Err(failure.expect("an upstream has at least one endpoint, and none was tried before"))
     }
 
-    /// Runs the exchange on `connection`. Repeats it on a new connection if a reused one turns out
-    /// to be closed.
-    async fn run(
-        &self,
-        index: usize,
-        mut connection: Box<UpstreamConnection>,
-        attempt: &mut UpstreamAttempt<'_>,
-    ) -> Result<Box<UpstreamConnection>, UpstreamFailure> {
-        let is_reused = connection.is_reused();
-        let mut result = connection.exchange(attempt).await;
-        if attempt.is_repeatable && is_reused && matches!(result, Err(UpstreamConnectionError::NoResponse(_))) {
-            connection = self
-                .connect(index, attempt.total_at, false)
-                .await
-                .map_err(|error| UpstreamFailure::new(self.endpoints.get(index), error))?;
-            result = connection.exchange(attempt).await;
+    /// Records the result of a call at its endpoint, which is ejected if it fails too often.
+    /// Returns whether the failure is that of an endpoint that is out while others are not: it says
+    /// nothing about the upstream.
+    fn judge(&self, endpoint: &Endpoint, outcome: CallOutcome) -> bool {
+        let reason = endpoint.record(outcome, &self.config.eject);
+        if outcome == CallOutcome::Success && reason.is_none() {
+            return false;
         }
-        result.map_err(|error| {
-            let failure = UpstreamFailure::new(self.endpoints.get(index), error);
-            let is_timeout = matches!(failure.error, UpstreamConnectionError::Timeout(_));
-            let is_verdict = failure.is_verdict && (is_timeout || !connection.is_request_incomplete());
-            UpstreamFailure { is_verdict, ..failure }
-        })?;
-        Ok(connection)
+        let now = std::time::Instant::now();
+        let set = self.set.load();
+        if let Some(reason) = reason {
+            let _ejecting = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
+            if !endpoint.is_out(now) && set.may_eject(now) {
+                endpoint.eject(reason, &self.config.eject, now);
+            }
+        }
+        outcome != CallOutcome::Success && endpoint.is_out(now) && !set.is_panicking(now)
     }
 
-    async fn connect(
-        &self,
-        index: usize,
-        total_at: Option<Instant>,
-        may_reuse: bool,
-    ) -> Result<Box<UpstreamConnection>, UpstreamConnectionError> {
-        let endpoint = self.endpoints.get(index);
-        let connect_timeout = self.config.connect_timeout;
-        let now = Instant::now();
-        // One clock for resolving and connecting.
-        let (due, timed_out) = match total_at {
-            Some(total) if total <= now => return Err(UpstreamConnectionError::Timeout(ExchangeTimeout::Total)),
-            Some(total) if total < now + connect_timeout => (total, ExchangeTimeout::Total),
-            _ => (now + connect_timeout, ExchangeTimeout::UpstreamConnect),
-        };
-        let resolved = match endpoint.numeric {
-            Some(resolved) => resolved,
-            None => timeout_at(due, endpoint::resolve(&endpoint.address))
-                .await
-                .map_err(|_| UpstreamConnectionError::Timeout(timed_out))?
-                .map_err(UpstreamConnectionError::Connect)?,
-        };
-        if may_reuse && let Some(connection) = pool::take(resolved) {
-            return Ok(connection);
+    /// Selects an endpoint and takes a kept connection to it, if there is one. A request that must
+    /// not be repeated gets one that is still open according to the system: the server may have
+    /// closed it since the last turn of the event loop.
+    fn take_idle(&self, plan: &mut AttemptPlan, is_repeatable: bool) -> Option<OpenedConnection> {
+        let set = self.set.load();
+        let endpoint = set.select(&[], std::time::Instant::now())?;
+        while let Some(connection) = pool::take(endpoint.connector.key()) {
+            if is_repeatable || connection.is_open() {
+                return Some((InFlightGuard::new(Arc::clone(endpoint)), connection));
+            }
         }
-        tasks::set_waiting_for(TaskWait::UpstreamConnect);
-        match timeout_at(due, UpstreamConnection::connect(resolved)).await {
-            Ok(connected) => connected.map(Box::new),
-            Err(_) => Err(UpstreamConnectionError::Timeout(timed_out)),
+        plan.set_next(Arc::clone(endpoint));
+        None
+    }
+
+    async fn open(
+        &self,
+        plan: &mut AttemptPlan,
+        on_endpoint_failed: &mut dyn FnMut(AttemptError),
+    ) -> Result<OpenedConnection, AttemptError> {
+        if self.set.load().list().is_empty() {
+            let due = Instant::now() + plan.connect_timeout;
+            self.first_endpoint(plan.total_at.map_or(due, |total| total.min(due))).await;
+        }
+        let set = self.set.load_full();
+        open::open(&set, plan, on_endpoint_failed).await
+    }
+}
+
+/// The endpoints of all known targets: those of `before` where they are the same.
+fn merge(config: &UpstreamConfig, known: &[KnownTargets], before: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
+    let mut list: Vec<Arc<Endpoint>> = Vec::new();
+    for (origin, known) in config.endpoints.iter().zip(known) {
+        let KnownTargets::Some(targets) = known else { continue };
+        for target in targets {
+            let tls = config.tls.as_ref();
+            let kept = before.iter().find(|endpoint| endpoint.is(origin, *target, tls)).map(Arc::clone);
+            list.push(kept.unwrap_or_else(|| Arc::new(Endpoint::new(&config.name, origin, *target, tls))));
         }
     }
+    list
+}
+
+/// Exposes the metrics of upstreams. `for_each` visits the current upstreams at scrape time.
+pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Send + Sync + 'static) {
+    let help = "Endpoints of each upstream by state.";
+    metrics::expose_gauge_with("tidegate_upstream_endpoints", help, move |emit| {
+        for_each(&mut |upstream| {
+            let mut counts = [0_u32; EndpointAvailability::ALL.len()];
+            let now = std::time::Instant::now();
+            upstream.set.load().list().iter().for_each(|endpoint| counts[endpoint.availability(now).index()] += 1);
+            for state in EndpointAvailability::ALL {
+                let labels = [("upstream", &*upstream.config.name), (EndpointAvailability::NAME, state.as_str())];
+                emit(&labels, counts[state.index()].into());
+            }
+        });
+    });
 }

@@ -1,23 +1,23 @@
-//! Idle upstream connections, one pool per endpoint and thread.
+//! Idle upstream connections, one pool per peer and thread.
 //!
 //! Bounded in number and in time. The timeout is shorter than that of common servers, so that a
 //! server rarely closes a connection while it is being reused.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use crate::connect::ConnectionKey;
 use crate::http::h1::UpstreamConnection;
 
-/// Maximum idle connections per endpoint and thread. More concurrent requests are rare, and closing
+/// Maximum idle connections per peer and thread. More concurrent requests are rare, and closing
 /// connections is cheap.
 const IDLE_MAX: usize = 256;
 /// Maximum idle time of a connection. Common servers close after 5 s (Node) to 75 s (nginx).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Idle connections of one thread to one endpoint address, at most `IDLE_MAX`, oldest first, each
+/// Idle connections of one thread to one peer, at most `IDLE_MAX`, oldest first, each
 /// with the time of its return.
 #[derive(Default)]
 struct IdlePool {
@@ -25,13 +25,13 @@ struct IdlePool {
 }
 
 thread_local! {
-    static POOLS: RefCell<HashMap<SocketAddr, IdlePool, foldhash::fast::RandomState>> = RefCell::default();
+    static POOLS: RefCell<HashMap<ConnectionKey, IdlePool, foldhash::fast::RandomState>> = RefCell::default();
 }
 
 /// Takes the most recently used connection that is still open.
-pub(super) fn take(address: SocketAddr) -> Option<Box<UpstreamConnection>> {
+pub(super) fn take(key: &ConnectionKey) -> Option<Box<UpstreamConnection>> {
     POOLS.with_borrow_mut(|pools| {
-        let pool = pools.get_mut(&address)?;
+        let pool = pools.get_mut(key)?;
         while let Some((since, mut connection)) = pool.connections.pop() {
             if since.elapsed() >= IDLE_TIMEOUT {
                 // The remaining connections are older.
@@ -48,10 +48,13 @@ pub(super) fn take(address: SocketAddr) -> Option<Box<UpstreamConnection>> {
 }
 
 /// Returns a connection whose exchange ended cleanly.
-pub(super) fn put(address: SocketAddr, mut connection: Box<UpstreamConnection>) {
+pub(super) fn put(key: &ConnectionKey, mut connection: Box<UpstreamConnection>) {
     connection.release_buffers();
     POOLS.with_borrow_mut(|pools| {
-        let pool = pools.entry(address).or_default();
+        let pool = match pools.get_mut(key) {
+            Some(pool) => pool,
+            None => pools.entry(key.clone()).or_default(),
+        };
         let now = Instant::now();
         // The oldest connections are at the front. Two checks per call keep pace with one addition.
         let stale =

@@ -11,8 +11,10 @@
 )]
 
 pub mod client;
+pub mod dns;
 pub mod origin;
 pub mod tls;
+pub mod tls_origin;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};

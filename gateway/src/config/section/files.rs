@@ -19,6 +19,15 @@ pub(super) fn check_file(table: &TableReader<'_>, file: &Located<PathBuf>) {
     }
 }
 
+/// The content of a file, whose change then triggers a reload. `None` if it cannot be read, which
+/// is reported.
+pub(super) fn read_file(table: &TableReader<'_>, file: &Located<PathBuf>) -> Option<Vec<u8>> {
+    check_file(table, file);
+    table.context.environment.watch(&file.value);
+    // `check_file` has reported a file that is not readable.
+    std::fs::read(&file.value).ok()
+}
+
 /// Reads an optional path, relative to the directory of the configuration file.
 pub(super) fn optional_path(table: &TableReader<'_>, key: &'static str) -> Option<Located<PathBuf>> {
     let path = table.optional(key, &AnyString)?;

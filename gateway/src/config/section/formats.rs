@@ -4,12 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderName, Method, Uri};
 use ipnet::{IpNet, Ipv4Net};
+use rustls_pki_types::ServerName;
 
 use super::super::fault::ConfigProblem;
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{ArrayOf, ParsedString};
-use crate::endpoint;
+use crate::endpoint::{EndpointAddress, EndpointScheme};
 use crate::http::authority;
 use crate::route::{HostPattern, PathPattern};
 
@@ -34,11 +35,36 @@ pub(super) const NETWORK: ParsedString<IpNet> = ParsedString {
 pub(super) const METHOD: ParsedString<Method> =
     ParsedString { name: "a method such as \"GET\"", parse: parse_method, format: |method| method.to_string() };
 
-pub(super) const ENDPOINT: ParsedString<endpoint::EndpointAddress> = ParsedString {
-    name: "a URL such as \"http://127.0.0.1:3000\"",
+pub(super) const ENDPOINT: ParsedString<EndpointAddress> = ParsedString {
+    name: "a URL such as \"http://127.0.0.1:3000\" or \"srv://_http._tcp.shop.example\"",
     parse: parse_endpoint,
-    format: |address| format!("http://{address}"),
+    format: ToString::to_string,
 };
+
+pub(super) const NAME_SERVER: ParsedString<SocketAddr> = ParsedString {
+    name: "an IP address, or an address and a port such as \"127.0.0.1:53\"",
+    parse: parse_name_server,
+    format: ToString::to_string,
+};
+
+/// A single status, or a class of statuses as its first digit.
+pub(super) const STATUSES: ParsedString<u16> = ParsedString {
+    name: "a status or a class such as \"204\" or \"2xx\"",
+    parse: parse_statuses,
+    format: |status| if *status < 10 { format!("{status}xx") } else { status.to_string() },
+};
+
+pub(super) const TARGET: ParsedString<String> =
+    ParsedString { name: "a path such as \"/healthz\"", parse: parse_target, format: String::clone };
+
+pub(super) const SERVER_NAME: ParsedString<ServerName<'static>> = ParsedString {
+    name: "a host name or an IP address",
+    parse: parse_server_name,
+    format: |name| name.to_str().into_owned(),
+};
+
+pub(super) const AUTHORITY: ParsedString<String> =
+    ParsedString { name: "a host, with or without a port", parse: parse_authority, format: String::clone };
 
 pub(super) const QUERY_PATTERN: ParsedString<String> = ParsedString {
     name: "a parameter name or prefix such as \"utm_*\"",
@@ -141,21 +167,26 @@ pub(super) fn parse_cookie_name(text: &str) -> Result<String, ConfigProblem> {
     Ok(text.to_owned())
 }
 
-/// Host and port of an endpoint. Also parses `--upstream`.
-pub(in crate::config) fn parse_endpoint(text: &str) -> Result<endpoint::EndpointAddress, ConfigProblem> {
+/// The address of a name server; without a port, port 53.
+fn parse_name_server(text: &str) -> Result<SocketAddr, ConfigProblem> {
+    let ip = || text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 53));
+    text.parse().or_else(|_| ip()).map_err(|_| {
+        ConfigProblem::bad_value(format!("`{text}` is not an address"))
+            .hint("write \"10.0.0.2\", \"10.0.0.2:53\" or \"[fd00::2]:53\"")
+    })
+}
+
+/// Scheme, host and port of an endpoint. Also parses `--upstream`.
+pub(in crate::config) fn parse_endpoint(text: &str) -> Result<EndpointAddress, ConfigProblem> {
     // The text never appears in a message: it may contain a password.
-    let problem = |reason: &str| {
-        ConfigProblem::bad_value(format!("not an endpoint: {reason}")).hint("write \"http://HOST:PORT\"")
-    };
+    let hint = "write \"http://HOST:PORT\", \"https://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records";
+    let problem = |reason: &str| ConfigProblem::bad_value(format!("not an endpoint: {reason}")).hint(hint);
     let uri: Uri = text.parse().map_err(|_| problem("it is not a URL"))?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => {
-            return Err(ConfigProblem::unavailable("an endpoint with https://").hint("write \"http://HOST:PORT\""));
-        }
-        Some(_) => return Err(problem("its scheme is not http")),
-        None => return Err(problem("it does not start with http://")),
-    }
+    let scheme = match uri.scheme_str() {
+        Some(scheme) => EndpointScheme::ALL.into_iter().find(|known| known.as_str() == scheme),
+        None => return Err(problem("it does not start with a scheme")),
+    };
+    let scheme = scheme.ok_or_else(|| problem("its scheme is not known"))?;
     let authority = uri.authority().ok_or_else(|| problem("it has no host"))?;
     if authority.as_str().contains('@') {
         return Err(problem("it has a user name"));
@@ -164,14 +195,50 @@ pub(in crate::config) fn parse_endpoint(text: &str) -> Result<endpoint::Endpoint
         return Err(problem("it has a path"));
     }
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let port = match authority.as_str().strip_prefix(authority.host()).unwrap_or_default() {
-        "" => 80,
-        port => port[1..].parse().ok().filter(|port| *port > 0).ok_or_else(|| problem("its port is not 1 to 65535"))?,
+    let port = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+    let port = match (port.strip_prefix(':'), scheme.default_port()) {
+        (None, default) => default.unwrap_or(0),
+        (Some(_), None) => return Err(problem("it has a port, which the records of the service name")),
+        (Some(port), Some(_)) => {
+            port.parse().ok().filter(|port| *port > 0).ok_or_else(|| problem("its port is not 1 to 65535"))?
+        }
     };
     if host.is_empty() {
         return Err(problem("it has no host"));
     }
-    Ok(endpoint::EndpointAddress { host: host.to_ascii_lowercase(), port })
+    if scheme == EndpointScheme::Https && ServerName::try_from(host).is_err() {
+        return Err(problem("a certificate cannot name its host"));
+    }
+    if scheme == EndpointScheme::Srv && host.parse::<IpAddr>().is_ok() {
+        return Err(problem("an address has no SRV records"));
+    }
+    Ok(EndpointAddress { scheme, host: host.to_ascii_lowercase(), port })
+}
+
+fn parse_statuses(text: &str) -> Result<u16, ConfigProblem> {
+    let class = text.strip_suffix("xx").and_then(|class| class.parse().ok()).filter(|class| (1..=5).contains(class));
+    let status = || text.parse().ok().filter(|status| (100..=599).contains(status));
+    class.or_else(status).ok_or_else(|| {
+        ConfigProblem::bad_value(format!("`{text}` is not a status")).hint("write \"200\", or \"2xx\" for a class")
+    })
+}
+
+/// Path and query of a request.
+fn parse_target(text: &str) -> Result<String, ConfigProblem> {
+    let is_valid = text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+    if is_valid { Ok(text.to_owned()) } else { Err(ConfigProblem::bad_value(format!("`{text}` is not a path"))) }
+}
+
+fn parse_server_name(text: &str) -> Result<ServerName<'static>, ConfigProblem> {
+    ServerName::try_from(text.to_owned())
+        .map_err(|_| ConfigProblem::bad_value(format!("`{text}` is not a name of a certificate")))
+}
+
+fn parse_authority(text: &str) -> Result<String, ConfigProblem> {
+    authority::normal_of_unicode(text)
+        .filter(|host| !host.is_empty())
+        .map(|host| host.to_string())
+        .ok_or_else(|| ConfigProblem::bad_value(format!("`{text}` is not a host")))
 }
 
 fn parse_query_pattern(text: &str) -> Result<String, ConfigProblem> {

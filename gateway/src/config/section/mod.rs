@@ -48,6 +48,7 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
     cache.paths = server.paths;
     let redis = redis::read(root, cache.remote_object_bytes);
     let (rules, rules_at) = limits::rules(root, &weights, &mut identify).into_iter().unzip();
+    let dns = upstreams::dns(root);
     let (upstreams, upstreams_at) = upstreams::read(root).into_iter().unzip();
     let (routes, route_names): (Vec<RouteConfig>, Vec<_>) = routes::read(root).into_iter().unzip();
     http.route_body_bytes = routes.iter().filter_map(|route| route.body_bytes).max().unwrap_or(0);
@@ -63,6 +64,7 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
             limit: LimitConfig { weights, rules, nodes: redis.nodes },
             remote: redis.remote,
             cache,
+            dns,
             upstreams,
             routes,
             log: server::log(root),

@@ -1,16 +1,29 @@
-//! `[upstreams.*]`: endpoints, timeouts and circuit breaker.
+//! `[dns]` and `[upstreams.*]`: endpoints, timeouts and circuit breaker.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::node::DocumentValue;
+use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{ArrayOf, DurationRange, IntegerRange, OneOf, PositiveNumber};
+use super::super::value_kind::{ArrayOf, DurationRange, Flag, IntegerRange, OneOf, PositiveNumber};
 use super::bounds::{DAY, HOUR, MS, SECOND};
+use super::files::{optional_path, read_file};
 use super::formats;
 use crate::breaker;
-use crate::endpoint::BalancePolicy;
-use crate::upstream::UpstreamConfig;
+use crate::connect::{UpstreamTls, UpstreamTlsConfig, UpstreamTlsVersion};
+use crate::discovery::DnsConfig;
+use crate::endpoint::{BalancePolicy, EjectConfig, EndpointScheme};
+use crate::upstream::{HealthConfig, UpstreamConfig};
+
+pub(super) fn dns(root: &TableReader<'_>) -> DnsConfig {
+    let default = DnsConfig::default();
+    root.table("dns", |table| DnsConfig {
+        servers: formats::list(table, "servers", formats::NAME_SERVER, default.servers),
+        timeout: table.value_or("timeout", &DurationRange(100 * MS..=60 * SECOND), default.timeout),
+    })
+}
 
 /// Every upstream with the location of its name.
 pub(super) fn read(root: &TableReader<'_>) -> Vec<(UpstreamConfig, DocumentLocation)> {
@@ -29,24 +42,34 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         ("ewma", None),
         ("consistent-hash", None),
     ]);
-    table.unavailable("dns", None);
     table.unavailable("retries", Some(&DocumentValue::Integer(0)));
-    table.unavailable("health", None);
     table.unavailable("concurrency", None);
     let endpoints = ArrayOf { item: formats::ENDPOINT, min_items: 1 };
-    let endpoints = if table.has("dns") {
-        table.optional("endpoints", &endpoints)
-    } else {
-        table.required("endpoints", &endpoints)
-    };
+    let endpoints = table.required("endpoints", &endpoints);
     let endpoints = endpoints.map_or_else(Vec::new, |endpoints| endpoints.value);
     for (index, endpoint) in endpoints.iter().enumerate() {
         if endpoints[..index].iter().any(|earlier| earlier.value == endpoint.value) {
             table.context.error(&endpoint.at, ConfigProblem::new(FaultCode::Duplicate, "duplicate endpoint"));
         }
     }
+    let has_tls = endpoints.iter().any(|endpoint| endpoint.value.scheme == EndpointScheme::Https);
+    if table.has("tls") && !has_tls {
+        let problem = ConfigProblem::bad_value("no endpoint of this upstream uses TLS");
+        table.context.error(&table.location_of(&["tls"]), problem.hint("write \"https://\" in `endpoints`"));
+    }
+    let tls_settings = table.table("tls", tls);
+    let tls = tls_settings.filter(|_| has_tls).and_then(|settings| match UpstreamTls::new(settings) {
+        Ok(tls) => Some(tls),
+        Err(error) => {
+            let problem = ConfigProblem::new(FaultCode::File, format!("TLS to this upstream: {error}"));
+            let hint = "`ca` names a file with the certificates of authorities, `cert` and `key` those of the gateway";
+            table.context.error(&table.location_of(&["tls"]), problem.hint(hint));
+            None
+        }
+    });
     let default = UpstreamConfig::new(name.into(), endpoints.into_iter().map(|endpoint| endpoint.value).collect());
     UpstreamConfig {
+        tls,
         balance: table.value_or("balance", &BALANCE, default.balance),
         connect_timeout: table.value_or("connect_timeout", &DurationRange(MS..=60 * SECOND), default.connect_timeout),
         timeout: table.value_or("timeout", &DurationRange(MS..=HOUR), default.timeout),
@@ -57,8 +80,61 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
             default.total_timeout.unwrap_or_default(),
         ))
         .filter(|total| !total.is_zero()),
+        eject: table.table("eject", eject),
+        health: table.optional_table("health", health),
         breaker: table.table("breaker", breaker),
         ..default
+    }
+}
+
+/// `None` if a file cannot be read, which is reported.
+fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
+    const VERSIONS: OneOf<UpstreamTlsVersion> =
+        OneOf(&[("1.2", Some(UpstreamTlsVersion::V12)), ("1.3", Some(UpstreamTlsVersion::V13))]);
+    let server_name = table.optional("server_name", &formats::SERVER_NAME).map(|name| name.value);
+    let (verify, verify_at) = table.located_or("verify", &Flag, true);
+    let min_version = table.value_or("min_version", &VERSIONS, UpstreamTlsVersion::default());
+    let paths = ["ca", "cert", "key"].map(|key| optional_path(table, key));
+    let is_readable = |path: &Option<Located<PathBuf>>| path.as_ref().map(|path| read_file(table, path));
+    let [ca, cert, key] = paths.each_ref().map(is_readable);
+    if let (Some(at), Some(ca)) = (verify_at.filter(|_| !verify), &paths[0]) {
+        let problem = ConfigProblem::bad_value("`verify = false` does not use `ca`");
+        table.context.error(&at, problem.hint(format!("remove `verify`, or `ca` ({})", ca.value.display())));
+    }
+    let identity = match (cert, key) {
+        (None, None) => None,
+        (Some(cert), Some(key)) => Some((cert?, key?)),
+        (Some(_), None) | (None, Some(_)) => {
+            let problem = ConfigProblem::new(FaultCode::Missing, "`cert` and `key` belong together");
+            table.context.error(&table.at, problem.hint("set both, or none"));
+            return None;
+        }
+    };
+    let ca = match ca {
+        Some(content) => Some(content?),
+        None => None,
+    };
+    Some(UpstreamTlsConfig { ca, server_name, identity, verify, min_version })
+}
+
+fn eject(table: &TableReader<'_>) -> EjectConfig {
+    let default = EjectConfig::default();
+    EjectConfig {
+        after: table.value_or("after", &IntegerRange(0..=1_000_000), default.after),
+        base: table.value_or("base", &DurationRange(100 * MS..=HOUR), default.base),
+        share: table.value_or("share", &PositiveNumber(1.0), default.share),
+    }
+}
+
+fn health(table: &TableReader<'_>) -> HealthConfig {
+    HealthConfig {
+        path: table.required("path", &formats::TARGET).map_or_else(String::new, |path| path.value),
+        host: table.optional("host", &formats::AUTHORITY).map(|host| host.value),
+        interval: table.value_or("interval", &DurationRange(100 * MS..=HOUR), 5 * SECOND),
+        timeout: table.value_or("timeout", &DurationRange(10 * MS..=60 * SECOND), SECOND),
+        healthy: table.value_or("healthy", &IntegerRange(1..=1_000), 2),
+        unhealthy: table.value_or("unhealthy", &IntegerRange(1..=1_000), 3),
+        expect: formats::list(table, "expect", formats::STATUSES, vec![2, 3]),
     }
 }
 

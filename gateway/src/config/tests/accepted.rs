@@ -7,20 +7,21 @@ use super::super::document;
 use super::super::node::{DocumentEntry, DocumentNode, DocumentValue};
 use super::super::{Config, DocumentFormat, LogConfig, ServerConfig};
 use super::{MINIMAL, debug_text, parse, parse_toml};
-use crate::endpoint::{BalancePolicy, EndpointAddress};
+use crate::endpoint::{BalancePolicy, EjectConfig, EndpointAddress};
 use crate::http::limits::GetBodyPolicy;
 use crate::http::target::{EncodedSlashPolicy, PathNormalisation, PathRules};
 use crate::identify::{ForwardedField, IdentitySource};
 use crate::log::AccessLogTarget;
 use crate::proxy_protocol::ProxyProtocolMode;
 use crate::route::{ForwardPath, HostPattern, PathPattern, TimeoutOverrides};
+use crate::upstream::HealthConfig;
 use crate::{accept, admin, cache, degrade, identify, limit, upstream};
 
 #[test]
 fn absent_keys_have_their_defaults() {
     let (config, warnings) = parse_toml(MINIMAL).expect("the minimal document is valid");
     assert!(warnings.is_empty());
-    let endpoint = EndpointAddress { host: "127.0.0.1".to_owned(), port: 3000 };
+    let endpoint = EndpointAddress::http("127.0.0.1", 3000);
     assert_eq!(config.server, ServerConfig::default());
     assert_eq!(config.listen, [accept::ListenConfig::default()]);
     assert_eq!(config.admin, admin::AdminConfig::default());
@@ -46,13 +47,7 @@ fn minimal_file_equals_upstream_argument() {
     let config = Config::for_upstream("http://[::1]", Some(listen)).expect("a URL");
     assert_eq!(
         (config.listen[0].address, config.upstreams[0].endpoints[0].to_string()),
-        (listen, "[::1]:80".to_owned())
-    );
-    assert!(
-        Config::for_upstream("https://127.0.0.1", None)
-            .expect_err("https is not available yet")
-            .to_string()
-            .contains("not available yet")
+        (listen, "http://[::1]:80".to_owned())
     );
 }
 
@@ -77,6 +72,10 @@ devices = { tier = "device", rate = "5/s", burst = 5, per_address = 7 }
 access = "logs/access"
 level = "debug"
 
+[dns]
+servers = ["10.0.0.2", "[::1]:5353"]
+timeout = "500ms"
+
 [upstreams.shop]
 endpoints = ["http://A.example", "http://[::1]:81"]
 balance = "round-robin"
@@ -84,6 +83,8 @@ connect_timeout = "2s"
 timeout = "3s"
 idle_timeout = "4s"
 total_timeout = "5s"
+eject = { after = 7, base = "4s", share = 0.25 }
+health = { path = "/h?a=b", host = "Check.example:81", interval = "3s", timeout = "2s", healthy = 4, unhealthy = 5, expect = ["204", "3xx"] }
 breaker = { error_ratio = 1, slow = "1s", slow_ratio = 0.25, minimum = 5, window = "20s", open = "1m" }
 
 [[routes]]
@@ -183,9 +184,25 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         }
     );
     let shop = &config.upstreams[0];
-    assert_eq!(shop.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a.example:80", "[::1]:81"]);
+    assert_eq!(
+        shop.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["http://a.example:80", "http://[::1]:81"]
+    );
     assert_eq!((shop.balance, shop.connect_timeout, shop.timeout), (BalancePolicy::RoundRobin, 2 * second, 3 * second));
     assert_eq!((shop.idle_timeout, shop.total_timeout), (4 * second, Some(5 * second)));
+    assert_eq!(shop.eject, EjectConfig { after: 7, base: 4 * second, share: 0.25 });
+    let health = HealthConfig {
+        path: "/h?a=b".to_owned(),
+        host: Some("check.example:81".to_owned()),
+        interval: 3 * second,
+        timeout: 2 * second,
+        healthy: 4,
+        unhealthy: 5,
+        expect: vec![204, 3],
+    };
+    assert_eq!(shop.health, Some(health));
+    let servers: Vec<_> = config.dns.servers.iter().map(ToString::to_string).collect();
+    assert_eq!((servers, config.dns.timeout), (vec!["10.0.0.2:53".to_owned(), "[::1]:5353".to_owned()], second / 2));
     assert_eq!((shop.breaker.error_ratio, shop.breaker.slow_ratio, shop.breaker.minimum), (1.0, 0.25, 5));
     assert_eq!((shop.breaker.slow, shop.breaker.window, shop.breaker.open), (second, 20 * second, 60 * second));
     let [one, two] = &config.routes[..] else { panic!("two routes") };

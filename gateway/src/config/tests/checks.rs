@@ -196,22 +196,45 @@ fn settings_of_paths_without_effect_or_with_a_risk_are_reported() {
 #[test]
 fn malformed_endpoints_are_errors() {
     for (endpoint, want) in [
-        ("127.0.0.1:3000", "it does not start with http://"),
-        ("localhost:3000", "it does not start with http://"),
+        ("127.0.0.1:3000", "it does not start with a scheme"),
+        ("localhost:3000", "it does not start with a scheme"),
         ("http://", "it is not a URL"),
         ("http://a:b@c", "it has a user name"),
         ("http://a:0", "its port is not 1 to 65535"),
         ("http://a:70000", "its port is not 1 to 65535"),
         ("http://a/b", "it has a path"),
         ("http://a?b", "it has a path"),
-        ("ftp://a", "its scheme is not http"),
+        ("ftp://a", "its scheme is not known"),
+        ("srv://_http._tcp.a:80", "it has a port, which the records of the service name"),
+        ("srv://127.0.0.1", "an address has no SRV records"),
     ] {
         let found = faults(&MINIMAL.replace("http://127.0.0.1:3000", endpoint));
-        let hint = "(write \"http://HOST:PORT\")";
+        let hint = "(write \"http://HOST:PORT\", \"https://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records)";
         assert!(
             found.len() == 1 && found[0].ends_with(&format!("not an endpoint: {want} {hint}")),
             "{endpoint}: {found:?}"
         );
+    }
+}
+
+#[test]
+fn tls_of_an_upstream_needs_an_endpoint_and_usable_files() {
+    for (endpoint, tls, want) in [
+        ("http://a", "verify = true", "no endpoint of this upstream uses TLS"),
+        ("https://a", "cert = \"c.pem\"", "`cert` and `key` belong together"),
+        ("https://a", "ca = \"missing.pem\"", "cannot read"),
+        ("https://a", "verify = 1", "expected `true` or `false`, found an integer"),
+        ("https://a", "verify = false, ca = \"missing.pem\"", "`verify = false` does not use `ca`"),
+        ("https://a", "server_name = \"a b\"", "`a b` is not a name of a certificate"),
+        ("https://a", "min_version = \"1.1\"", "unknown value \"1.1\""),
+        ("https://a_b.example:0", "", "its port is not 1 to 65535"),
+    ] {
+        let text = MINIMAL.replace(
+            "endpoints = [\"http://127.0.0.1:3000\"]",
+            &format!("endpoints = [\"{endpoint}\"]\ntls = {{ {tls} }}"),
+        );
+        let found = faults(&text);
+        assert!(found.iter().any(|fault| fault.contains(want)), "{endpoint} {tls}: {found:?}");
     }
 }
 

@@ -70,11 +70,12 @@ fn debug_text(config: &Config) -> String {
         limit,
         remote: _,
         cache,
+        dns,
         upstreams,
         routes,
         log,
         files: _,
     } = config;
     let shared = (server, listen, admin, http, accept, identify, limit, cache, log);
-    format!("{shared:#?} {remote:#?} {upstreams:#?} {routes:#?}")
+    format!("{shared:#?} {remote:#?} {dns:#?} {upstreams:#?} {routes:#?}")
 }

@@ -158,12 +158,9 @@ fn unavailable_features_are_rejected_only_if_used() {
         ),
         ("[tracing]\notlp = \"${X:-}\"", "[tracing]\notlp = \"http://x\"", "tracing.otlp"),
         ("retries = 0", "retries = 1", "upstreams.b.retries"),
-        ("", "health = { path = \"/\" }", "upstreams.b.health"),
         ("", "concurrency = {}", "upstreams.b.concurrency"),
         ("", "balance = \"ewma\"", "upstreams.b.balance"),
         ("", "balance = \"consistent-hash\"", "upstreams.b.balance"),
-        ("", "dns = \"http://b\"", "upstreams.b.dns"),
-        ("", "[upstreams.c]\nendpoints = [\"https://c\"]", "upstreams.c.endpoints[0]"),
     ] {
         let document = |text: &str| {
             let upstream = if path.starts_with("upstreams.b") { upstream } else { "" };

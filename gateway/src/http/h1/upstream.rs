@@ -8,12 +8,10 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::Method;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::chunk::{ChunkDecoder, DecodeStep};
@@ -26,6 +24,7 @@ use crate::http::exchange_clock::{AwaitedStep, Blame, ClockEvent, ExchangeClock,
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode, is_bodiless};
 use crate::http::text;
+use crate::http::tls_fault::TlsFault;
 use crate::http::transport::TransportStream;
 use crate::metrics::Label as _;
 
@@ -46,6 +45,12 @@ const REWRITTEN: KnownFieldSet =
 pub(crate) enum UpstreamConnectionError {
     #[error("connection refused or unreachable")]
     Connect(#[source] io::Error),
+    /// No endpoint has an address: its name is not resolved.
+    #[error("no address is known")]
+    NoAddress,
+    /// TLS failed, in the handshake or after it.
+    #[error("TLS failed: {}", .0.as_str())]
+    Tls(TlsFault, #[source] io::Error),
     /// The connection ended before the first byte of a response. The server may have closed an idle
     /// connection.
     #[error("closed before a response")]
@@ -72,6 +77,8 @@ impl UpstreamConnectionError {
     pub(crate) fn blame(&self) -> Blame {
         match self {
             UpstreamConnectionError::Connect(_)
+            | UpstreamConnectionError::NoAddress
+            | UpstreamConnectionError::Tls(..)
             | UpstreamConnectionError::NoResponse(_)
             | UpstreamConnectionError::Io(_)
             | UpstreamConnectionError::Malformed(_) => Blame::Upstream,
@@ -88,8 +95,6 @@ impl UpstreamConnectionError {
 pub(crate) struct UpstreamAttempt<'r> {
     pub(crate) request: &'r Request,
     pub(crate) body: &'r mut dyn BodySource,
-    /// Whether the request may be sent again on another connection.
-    pub(crate) is_repeatable: bool,
     pub(crate) response: &'r mut Response,
     pub(crate) timeouts: ExchangeTimeouts,
     /// The end of the whole exchange, all attempts included; `None` without a limit.
@@ -152,19 +157,15 @@ pub(crate) struct UpstreamConnection {
     /// Whether the response is a stream of events, which may be silent.
     is_event_stream: bool,
     request_state: RequestState,
-    address: SocketAddr,
+    /// Whether a byte of the current request was given to the system.
+    has_sent: bool,
 }
 
 impl UpstreamConnection {
-    /// Opens a connection. Cancel safe; the caller bounds the time.
-    ///
-    /// # Errors
-    /// `Connect`.
-    pub(crate) async fn connect(address: SocketAddr) -> Result<UpstreamConnection, UpstreamConnectionError> {
-        let stream = TcpStream::connect(address).await.map_err(UpstreamConnectionError::Connect)?;
-        stream.set_nodelay(true).map_err(UpstreamConnectionError::Connect)?;
-        Ok(UpstreamConnection {
-            io: TransportStream::plain(stream),
+    /// A connection that is open.
+    pub(crate) fn new(io: TransportStream) -> UpstreamConnection {
+        UpstreamConnection {
+            io,
             buffer: ReadBuffer::default(),
             writer: MessageWriter::new(),
             clock: ExchangeClock::new(),
@@ -174,12 +175,19 @@ impl UpstreamConnection {
             is_reused: false,
             is_event_stream: false,
             request_state: RequestState::Sent,
-            address,
-        })
+            has_sent: false,
+        }
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
+    /// Whether no byte of the current request was given to the system.
+    pub(crate) fn is_request_unsent(&self) -> bool {
+        !self.has_sent
+    }
+
+    /// Whether an idle connection is open according to the system, which may know of its end before
+    /// the event loop does.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.io.is_closed_by_peer()
     }
 
     pub(crate) fn is_reused(&self) -> bool {
@@ -198,6 +206,7 @@ impl UpstreamConnection {
         self.reusable = false;
         self.is_event_stream = false;
         self.request_state = RequestState::Sending;
+        self.has_sent = false;
         self.write_head(request);
         let mut progress = HeadProgress::default();
         poll_fn(|cx| {
@@ -297,7 +306,10 @@ impl UpstreamConnection {
                 Poll::Ready(result) => {
                     let error = result.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
                     let is_first = before == 0 && progress.interim_count == 0;
-                    let failed = if !is_first {
+                    let failed = if let Some(fault) = TlsFault::of(&error) {
+                        // With TLS 1.3 a refused certificate of the gateway is known only now.
+                        UpstreamConnectionError::Tls(fault, error)
+                    } else if !is_first {
                         UpstreamConnectionError::Io(error)
                     } else if self.clock.client_silence() >= CLIENT_STOPPED {
                         UpstreamConnectionError::ClientStopped(error)
@@ -335,6 +347,7 @@ impl UpstreamConnection {
                 ClockEvent::CheckClient => {}
                 ClockEvent::CheckWrite => match self.writer.write_unready(&self.io, body) {
                     Ok(true) => {
+                        self.has_sent = true;
                         self.clock.record_accepted();
                         return Poll::Ready(Ok(()));
                     }
@@ -383,6 +396,7 @@ impl UpstreamConnection {
         }
         let sent = self.writer.poll_send(cx, &self.io, body);
         if self.writer.take_progress() {
+            self.has_sent = true;
             self.clock.record_progress();
         }
         match &sent {
@@ -438,6 +452,11 @@ impl UpstreamConnection {
         };
     }
 
+    /// Whether the body of the response has ended.
+    pub(crate) fn is_body_done(&self) -> bool {
+        matches!(self.body, ResponseBodyState::Done)
+    }
+
     /// Whether the exchange ended cleanly, so that the connection can be reused.
     pub(crate) fn is_reusable(&self) -> bool {
         self.reusable
@@ -454,7 +473,7 @@ impl UpstreamConnection {
 
     /// Ready when an idle connection cannot be reused: it was closed, or unsolicited bytes arrived.
     pub(crate) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.io.poll_readable(cx).map(|_| ())
+        self.io.poll_unsolicited(cx)
     }
 
     /// Reads the response body and sends the rest of the request body. See `BodySource::poll_fill`.

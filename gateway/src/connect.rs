@@ -1,0 +1,231 @@
+//! Connections to upstreams: an address, and for TLS the name and settings that identify the peer.
+//!
+//! Certificates are verified unless the configuration says otherwise. Connections with different
+//! settings or names never share a pool.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::http::h1::{UpstreamConnection, UpstreamConnectionError};
+use crate::http::tls_fault::TlsFault;
+use crate::http::transport::TransportStream;
+
+/// Lowest TLS version with an upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum UpstreamTlsVersion {
+    #[default]
+    V12,
+    V13,
+}
+
+/// TLS with the endpoints of an upstream (`[upstreams.X.tls]`), with the content of the files.
+#[derive(Clone, Default, PartialEq)]
+pub(crate) struct UpstreamTlsConfig {
+    /// Authorities in PEM; `None`: those of the system.
+    pub(crate) ca: Option<Vec<u8>>,
+    /// The name that the certificate must have, and that SNI names; `None`: the host of the
+    /// endpoint.
+    pub(crate) server_name: Option<ServerName<'static>>,
+    /// Certificate chain and key of the gateway in PEM.
+    pub(crate) identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// Whether the certificate is verified.
+    pub(crate) verify: bool,
+    pub(crate) min_version: UpstreamTlsVersion,
+}
+
+/// The settings made ready for connections. Equal settings are equal, whatever they were made from.
+#[derive(Clone)]
+pub(crate) struct UpstreamTls {
+    settings: UpstreamTlsConfig,
+    id: u32,
+    client: Arc<ClientConfig>,
+}
+
+/// Why settings of TLS cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpstreamTlsError {
+    #[error("the system has no certificates of authorities")]
+    NoSystemRoots,
+    #[error("not a certificate in PEM: {0}")]
+    Pem(#[from] rustls_pki_types::pem::Error),
+    #[error("no certificate in the file")]
+    NoCertificate,
+    #[error("unusable: {0}")]
+    Rustls(#[from] rustls::Error),
+}
+
+impl UpstreamTls {
+    /// # Errors
+    /// A file has no usable certificate or key, or the system has no authorities.
+    pub(crate) fn new(settings: UpstreamTlsConfig) -> Result<Self, UpstreamTlsError> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let versions: &[_] = match settings.min_version {
+            UpstreamTlsVersion::V12 => rustls::DEFAULT_VERSIONS,
+            UpstreamTlsVersion::V13 => &[&rustls::version::TLS13],
+        };
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions)?;
+        let builder = if settings.verify {
+            builder.with_root_certificates(roots(settings.ca.as_deref())?)
+        } else {
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        };
+        let mut client = match &settings.identity {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => {
+                let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>()?;
+                builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key)?)?
+            }
+        };
+        client.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(UpstreamTls { settings, id: NEXT.fetch_add(1, Relaxed), client: Arc::new(client) })
+    }
+
+    /// Whether certificates are verified.
+    pub(crate) fn verifies(&self) -> bool {
+        self.settings.verify
+    }
+}
+
+impl PartialEq for UpstreamTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.settings == other.settings
+    }
+}
+
+/// Shows no key.
+impl fmt::Debug for UpstreamTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let UpstreamTlsConfig { ca, server_name, identity, verify, min_version } = &self.settings;
+        f.debug_struct("UpstreamTls")
+            .field("ca", &ca.as_ref().map(Vec::len))
+            .field("server_name", server_name)
+            .field("has_identity", &identity.is_some())
+            .field("verify", verify)
+            .field("min_version", min_version)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The authorities in `ca`, or those of the system. The system's are those that the other programs
+/// of the machine trust, and they change without a new release; the files are also those that a
+/// private authority is added to.
+fn roots(ca: Option<&[u8]>) -> Result<RootCertStore, UpstreamTlsError> {
+    let mut roots = RootCertStore::empty();
+    if let Some(ca) = ca {
+        for certificate in CertificateDer::pem_slice_iter(ca) {
+            roots.add(certificate?)?;
+        }
+        return if roots.is_empty() { Err(UpstreamTlsError::NoCertificate) } else { Ok(roots) };
+    }
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() { Err(UpstreamTlsError::NoSystemRoots) } else { Ok(roots) }
+}
+
+/// Accepts every certificate, for `verify = false`. The handshake still proves that the peer has
+/// the key of the certificate.
+#[derive(Debug)]
+struct AnyCertificate(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The peer that a kept connection is for. Connections are exchangeable if these are equal.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ConnectionKey {
+    pub(crate) address: SocketAddr,
+    /// Of TLS: the settings, and the name of the certificate.
+    tls: Option<(u32, ServerName<'static>)>,
+}
+
+/// Opens connections to one address.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    key: ConnectionKey,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+impl Connector {
+    /// Connections in clear text.
+    pub(crate) fn plain(address: SocketAddr) -> Self {
+        Connector { key: ConnectionKey { address, tls: None }, tls: None }
+    }
+
+    /// Connections over TLS to a server whose certificate must be for `host`, unless the settings
+    /// have another name.
+    pub(crate) fn tls(address: SocketAddr, host: &str, tls: &UpstreamTls) -> Self {
+        let name = tls.settings.server_name.clone().or_else(|| ServerName::try_from(host.to_owned()).ok());
+        // A host that is no name has been refused with the configuration; its address is one.
+        let name = name.unwrap_or_else(|| ServerName::from(address.ip()));
+        Connector { key: ConnectionKey { address, tls: Some((tls.id, name)) }, tls: Some(Arc::clone(&tls.client)) }
+    }
+
+    pub(crate) fn key(&self) -> &ConnectionKey {
+        &self.key
+    }
+
+    /// Opens a connection. Cancel safe; the caller bounds the time.
+    ///
+    /// # Errors
+    /// `Connect`, or `Tls` if the handshake fails.
+    pub(crate) async fn connect(&self) -> Result<UpstreamConnection, UpstreamConnectionError> {
+        let stream = TcpStream::connect(self.key.address).await.map_err(UpstreamConnectionError::Connect)?;
+        stream.set_nodelay(true).map_err(UpstreamConnectionError::Connect)?;
+        let (Some(config), Some((_, name))) = (&self.tls, &self.key.tls) else {
+            return Ok(UpstreamConnection::new(TransportStream::plain(stream)));
+        };
+        let connected = TlsConnector::from(Arc::clone(config)).connect(name.clone(), stream).await;
+        connected.map(|stream| UpstreamConnection::new(TransportStream::tls_client(stream))).map_err(tls_error)
+    }
+}
+
+/// A failed handshake. A connection that ends during it is not a fault of TLS.
+fn tls_error(error: io::Error) -> UpstreamConnectionError {
+    match TlsFault::of(&error) {
+        Some(fault) => UpstreamConnectionError::Tls(fault, error),
+        None => UpstreamConnectionError::Connect(error),
+    }
+}

@@ -1,0 +1,298 @@
+//! The endpoints of an upstream: identity, state and selection.
+//!
+//! An endpoint is one address. Its state is shared by all threads and outlives every change of the
+//! set that it belongs to. An endpoint that is out of use is tried after all others: a failed
+//! attempt costs no more than a rejected request.
+
+mod address;
+mod state;
+mod set;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::time::Instant;
+
+pub(crate) use address::{EndpointAddress, EndpointScheme};
+pub(crate) use set::EndpointSet;
+pub(crate) use state::{EjectConfig, EndpointAvailability, OutReason};
+
+use crate::connect::{Connector, UpstreamTls};
+use crate::event::Event;
+use crate::metrics::{Counters, Label as _};
+use state::{EndpointState, StateChange};
+
+/// How a request selects an endpoint of its upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum BalancePolicy {
+    /// Each in turn.
+    RoundRobin,
+    /// The endpoint with the fewest requests in flight; among equals, each in turn.
+    #[default]
+    LeastRequest,
+}
+
+/// One address that a source has found, with its weight and priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct EndpointTarget {
+    pub(crate) address: SocketAddr,
+    /// Endpoints of a lower number are preferred (SRV).
+    pub(crate) priority: u16,
+}
+
+/// The result of a call as its endpoint is judged by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CallOutcome {
+    /// A response below 500.
+    Success,
+    /// A response from 500 on, or a broken connection.
+    Failure,
+    /// The endpoint let a clock run out.
+    Timeout,
+}
+
+/// One endpoint of an upstream, shared by all threads.
+pub(crate) struct Endpoint {
+    /// The name of the upstream.
+    upstream: Arc<str>,
+    /// The item of the configuration that it comes from.
+    origin: EndpointAddress,
+    pub(crate) connector: Connector,
+    /// Its name in logs and metrics.
+    pub(crate) name: Arc<str>,
+    pub(crate) priority: u16,
+    in_flight: AtomicUsize,
+    calls: AtomicU64,
+    failures: AtomicU64,
+    state: EndpointState,
+}
+
+fn connector(origin: &EndpointAddress, address: SocketAddr, tls: Option<&UpstreamTls>) -> Connector {
+    match tls.filter(|_| origin.scheme == EndpointScheme::Https) {
+        Some(tls) => Connector::tls(address, &origin.host, tls),
+        None => Connector::plain(address),
+    }
+}
+
+/// Ejections in this process, by reason.
+static EJECTIONS: LazyLock<Counters<OutReason>> = LazyLock::new(Counters::default);
+
+impl Endpoint {
+    /// `tls` is needed for the scheme `https`.
+    pub(crate) fn new(
+        upstream: &Arc<str>,
+        origin: &EndpointAddress,
+        target: EndpointTarget,
+        tls: Option<&UpstreamTls>,
+    ) -> Self {
+        let connector = connector(origin, target.address, tls);
+        Endpoint {
+            upstream: Arc::clone(upstream),
+            origin: origin.clone(),
+            connector,
+            name: origin.name_of(target.address).into(),
+            priority: target.priority,
+            in_flight: AtomicUsize::new(0),
+            calls: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            state: EndpointState::default(),
+        }
+    }
+
+    /// Whether this is the endpoint that `target` of `origin` stands for.
+    pub(crate) fn is(&self, origin: &EndpointAddress, target: EndpointTarget, tls: Option<&UpstreamTls>) -> bool {
+        self.address() == target.address
+            && self.priority == target.priority
+            && self.origin == *origin
+            && self.connector.key() == connector(origin, target.address, tls).key()
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.connector.key().address
+    }
+
+    /// The item of the configuration that it comes from.
+    pub(crate) fn origin(&self) -> &EndpointAddress {
+        &self.origin
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Calls with a verdict, and those of them that failed.
+    pub(crate) fn calls(&self) -> (u64, u64) {
+        (self.calls.load(Relaxed), self.failures.load(Relaxed))
+    }
+
+    pub(crate) fn availability(&self, now: Instant) -> EndpointAvailability {
+        self.state.availability(|| millis(now))
+    }
+
+    /// Whether the endpoint is ejected or unhealthy.
+    pub(crate) fn is_out(&self, now: Instant) -> bool {
+        self.state.is_out(millis(now))
+    }
+
+    /// Why the endpoint is out, and the seconds until it is used again, if that is known.
+    pub(crate) fn out(&self, now: Instant) -> Option<(OutReason, Option<f64>)> {
+        self.state.out(millis(now)).map(|(reason, left)| (reason, left.map(|left| left as f64 / 1_000.0)))
+    }
+
+    /// Records that no connection could be opened.
+    pub(crate) fn record_unreachable(&self, now: Instant) {
+        self.report(self.state.record_unreachable(millis(now)));
+    }
+
+    /// Records that a connection was opened.
+    pub(crate) fn record_reachable(&self, now: Instant) {
+        self.report(self.state.record_reachable(millis(now)));
+    }
+
+    /// Counts a call whose response, or failure before it, is known. Returns why the endpoint is to
+    /// be ejected, if it is. The end of a good response is recorded by `record_success`.
+    pub(crate) fn record(&self, outcome: CallOutcome, config: &EjectConfig) -> Option<OutReason> {
+        self.calls.fetch_add(1, Relaxed);
+        if outcome != CallOutcome::Success {
+            self.record_failure(outcome == CallOutcome::Timeout);
+        }
+        self.state.eject_reason(config, || millis(Instant::now()))
+    }
+
+    /// Records a response that has ended well.
+    pub(crate) fn record_success(&self) {
+        self.report(self.state.record_success(|| millis(Instant::now())));
+    }
+
+    /// Records the failure of a call that is counted already.
+    pub(crate) fn record_failure(&self, is_timeout: bool) {
+        self.failures.fetch_add(1, Relaxed);
+        self.state.record_failure(is_timeout, self.calls.load(Relaxed), millis(Instant::now()));
+    }
+
+    pub(crate) fn eject(&self, reason: OutReason, config: &EjectConfig, now: Instant) {
+        EJECTIONS.inc(reason);
+        self.report(self.state.eject(reason, (config, millis(now))));
+    }
+
+    /// Takes over the result of a health check; `needed` of the same result in a row change the
+    /// state.
+    pub(crate) fn record_check(&self, passed: bool, needed: u32) {
+        self.report(self.state.record_check(passed, needed, millis(Instant::now())));
+    }
+
+    fn report(&self, change: Option<StateChange>) {
+        let (upstream, endpoint) = (&*self.upstream, &*self.name);
+        match change {
+            None => {}
+            Some(StateChange::Down(reason)) => {
+                let seconds = self.out(Instant::now()).and_then(|(_, left)| left);
+                Event::EndpointDown { upstream, endpoint, reason: reason.as_str(), seconds }.emit();
+            }
+            Some(StateChange::Up) => Event::EndpointUp { upstream, endpoint }.emit(),
+        }
+    }
+}
+
+/// Exposes `tidegate_upstream_ejections_total`.
+pub(crate) fn expose() {
+    let help = "Endpoints ejected because of their responses, by reason.";
+    crate::metrics::expose_counters("tidegate_upstream_ejections", help, &EJECTIONS);
+}
+
+/// A request in flight at an endpoint. Dropping the guard ends the count.
+pub(crate) struct InFlightGuard(Arc<Endpoint>);
+
+impl InFlightGuard {
+    pub(crate) fn new(endpoint: Arc<Endpoint>) -> Self {
+        endpoint.in_flight.fetch_add(1, Relaxed);
+        InFlightGuard(endpoint)
+    }
+
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for InFlightGuard {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Milliseconds since the first use of an endpoint in this process.
+fn millis(now: Instant) -> u64 {
+    static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+    u64::try_from(now.saturating_duration_since(*EPOCH).as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoints(count: u16) -> EndpointSet {
+        let endpoint = |port| {
+            let origin = EndpointAddress::http("127.0.0.1", port);
+            let address = origin.numeric().expect("a numeric host");
+            Arc::new(Endpoint::new(&"shop".into(), &origin, EndpointTarget { address, priority: 0 }, None))
+        };
+        EndpointSet::new((1..=count).map(endpoint).collect(), BalancePolicy::LeastRequest, 0.5)
+    }
+
+    fn port(selected: Option<&Arc<Endpoint>>) -> Option<u16> {
+        selected.map(|endpoint| endpoint.address().port())
+    }
+
+    #[test]
+    fn tried_endpoints_are_skipped_and_unreachable_ones_come_last() {
+        let set = endpoints(3);
+        let now = Instant::now();
+        let list = set.list();
+        list[0].record_unreachable(now);
+        assert!((0..6).all(|_| port(set.select(&[], now)) != Some(1)));
+        assert_eq!(port(set.select(&list[1..], now)), Some(1));
+        assert_eq!(port(set.select(list, now)), None);
+        assert!((0..6).any(|_| port(set.select(&[], now + std::time::Duration::from_secs(2))) == Some(1)));
+    }
+
+    #[test]
+    fn every_endpoint_of_many_is_selected_once() {
+        let set = endpoints(200);
+        let now = Instant::now();
+        let mut tried = Vec::new();
+        while let Some(endpoint) = set.select(&tried, now) {
+            tried.push(Arc::clone(endpoint));
+            assert!(tried.len() <= 200);
+        }
+        let mut ports: Vec<u16> = tried.iter().map(|endpoint| endpoint.address().port()).collect();
+        ports.sort_unstable();
+        assert_eq!(ports, (1..=200).collect::<Vec<u16>>());
+    }
+
+    #[test]
+    fn endpoints_that_are_out_are_used_only_if_more_are_than_the_share_allows() {
+        let set = endpoints(4);
+        let (config, now) = (EjectConfig::default(), Instant::now());
+        let selected = || {
+            let mut ports: Vec<_> = (0..16).filter_map(|_| port(set.select(&[], now))).collect();
+            ports.sort_unstable();
+            ports.dedup();
+            ports
+        };
+        for (out, expected) in [(0, vec![2, 3, 4]), (1, vec![3, 4]), (2, vec![1, 2, 3, 4])] {
+            set.list()[out].eject(OutReason::Failures, &config, now);
+            assert_eq!(selected(), expected, "{} of 4 are out", out + 1);
+        }
+        // No connection to it succeeds, panic or not.
+        set.list()[3].record_unreachable(now);
+        assert_eq!(selected(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn least_loaded_endpoint_is_selected() {
+        let set = endpoints(3);
+        let now = Instant::now();
+        let _busy = [0, 2].map(|index: usize| InFlightGuard::new(Arc::clone(&set.list()[index])));
+        assert!((0..6).all(|_| port(set.select(&[], now)) == Some(2)));
+    }
+}

@@ -1,0 +1,191 @@
+//! Opens a connection for a request: to the selected endpoint first, and to the next ones when it
+//! fails or is slow to accept (RFC 8305).
+//!
+//! Nothing of the request is sent before, so that any number of endpoints may be tried. Each is
+//! tried once.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::attempt_error::AttemptError;
+use super::pool;
+use crate::endpoint::{Endpoint, EndpointAvailability, EndpointSet, InFlightGuard};
+use crate::http::exchange_clock::{Blame, ExchangeTimeout};
+use crate::http::h1::{UpstreamConnection, UpstreamConnectionError};
+use crate::tasks::{self, TaskWait};
+
+/// How long a connection attempt runs alone. RFC 8305 section 5 recommends 250 ms.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Most connection attempts of one request at a time.
+const ATTEMPTS_MAX: usize = 4;
+/// Most endpoints known as unreachable that one request tries. Their connections failed a few
+/// seconds ago at most.
+const UNREACHABLE_TRIES_MAX: usize = 3;
+
+/// A connection with the count of its request at the endpoint.
+pub(super) type OpenedConnection = (InFlightGuard, Box<UpstreamConnection>);
+
+/// The endpoints that a request has tried, and its times for the next ones.
+pub(super) struct AttemptPlan {
+    tried: Vec<Arc<Endpoint>>,
+    unreachable_tries: usize,
+    /// The endpoint of the next connection, if it is decided.
+    next: Option<Arc<Endpoint>>,
+    /// Whether idle connections may be used: until one turns out to be dead.
+    pub(super) reuses: bool,
+    pub(super) connect_timeout: Duration,
+    /// No further endpoint is tried from then on: a client does not wait for the connect timeouts
+    /// of a long list.
+    pub(super) tries_until: Instant,
+    /// The end of the whole exchange; `None` without a limit.
+    pub(super) total_at: Option<Instant>,
+}
+
+/// A connection attempt in progress.
+struct Opening {
+    in_flight: InFlightGuard,
+    started: Instant,
+    connecting: Pin<Box<dyn Future<Output = Result<Box<UpstreamConnection>, UpstreamConnectionError>>>>,
+}
+
+/// The end of a wait for connection attempts.
+enum OpeningEvent {
+    /// The attempt at this index has ended.
+    Ended(usize, Result<Box<UpstreamConnection>, UpstreamConnectionError>),
+    /// The running attempts are slow: it is time for another one.
+    Delayed,
+}
+
+impl AttemptPlan {
+    pub(super) fn new(connect_timeout: Duration, tries_until: Instant, total_at: Option<Instant>) -> Self {
+        AttemptPlan {
+            tried: Vec::new(),
+            unreachable_tries: 0,
+            next: None,
+            reuses: true,
+            connect_timeout,
+            tries_until,
+            total_at,
+        }
+    }
+
+    /// Opens the next connection to `endpoint`, whether or not it was tried.
+    pub(super) fn set_next(&mut self, endpoint: Arc<Endpoint>) {
+        if !self.tried.iter().any(|tried| Arc::ptr_eq(tried, &endpoint)) {
+            self.tried.push(Arc::clone(&endpoint));
+        }
+        self.next = Some(endpoint);
+    }
+
+    /// The endpoint to try next; `None` if no further one is worth an attempt.
+    fn next(&mut self, set: &EndpointSet) -> Option<Arc<Endpoint>> {
+        if let Some(next) = self.next.take() {
+            return Some(next);
+        }
+        let now = Instant::now();
+        if !self.tried.is_empty() && (now >= self.tries_until || self.total_at.is_some_and(|at| now >= at)) {
+            return None;
+        }
+        let endpoint = Arc::clone(set.select(&self.tried, now.into_std())?);
+        if endpoint.availability(now.into_std()) == EndpointAvailability::Unreachable {
+            self.unreachable_tries += 1;
+            if self.unreachable_tries > UNREACHABLE_TRIES_MAX {
+                return None;
+            }
+        }
+        self.tried.push(Arc::clone(&endpoint));
+        Some(endpoint)
+    }
+
+    /// Starts to open a connection to `endpoint`.
+    fn open(&self, endpoint: Arc<Endpoint>) -> Opening {
+        let now = Instant::now();
+        let (due, timed_out) = match self.total_at {
+            Some(total) if total < now + self.connect_timeout => (total, ExchangeTimeout::Total),
+            _ => (now + self.connect_timeout, ExchangeTimeout::UpstreamConnect),
+        };
+        let connector = endpoint.connector.clone();
+        let connecting = Box::pin(async move {
+            match timeout_at(due, connector.connect()).await {
+                Ok(connected) => connected.map(Box::new),
+                Err(_) => Err(UpstreamConnectionError::Timeout(timed_out)),
+            }
+        });
+        Opening { in_flight: InFlightGuard::new(endpoint), started: now, connecting }
+    }
+}
+
+/// Gives a connection to an endpoint of `set`, as `plan` says. `on_endpoint_failed` gets the
+/// failure of each endpoint after which another one was tried. Cancel safe.
+///
+/// # Errors
+/// The failure of the last endpoint that was tried.
+pub(super) async fn open(
+    set: &EndpointSet,
+    plan: &mut AttemptPlan,
+    on_endpoint_failed: &mut dyn FnMut(AttemptError),
+) -> Result<OpenedConnection, AttemptError> {
+    tasks::set_waiting_for(TaskWait::UpstreamConnect);
+    let mut running: Vec<Opening> = Vec::new();
+    let mut failure: Option<AttemptError> = None;
+    let mut delay = pin!(sleep(ATTEMPT_DELAY));
+    let mut is_exhausted = false;
+    loop {
+        match plan.next(set) {
+            Some(endpoint) => {
+                if plan.reuses
+                    && let Some(connection) = pool::take(endpoint.connector.key())
+                {
+                    note_slow(&running, Instant::now());
+                    failure.into_iter().for_each(on_endpoint_failed);
+                    return Ok((InFlightGuard::new(endpoint), connection));
+                }
+                running.push(plan.open(endpoint));
+                delay.as_mut().reset(Instant::now() + ATTEMPT_DELAY);
+            }
+            None if running.is_empty() => {
+                return Err(failure.unwrap_or_else(|| AttemptError::unsent(None, UpstreamConnectionError::NoAddress)));
+            }
+            None => is_exhausted = true,
+        }
+        let may_start = !is_exhausted && running.len() < ATTEMPTS_MAX;
+        let event = poll_fn(|cx| {
+            for (index, opening) in running.iter_mut().enumerate() {
+                if let Poll::Ready(result) = opening.connecting.as_mut().poll(cx) {
+                    return Poll::Ready(OpeningEvent::Ended(index, result));
+                }
+            }
+            if may_start { delay.as_mut().poll(cx).map(|()| OpeningEvent::Delayed) } else { Poll::Pending }
+        });
+        match event.await {
+            OpeningEvent::Delayed => {}
+            OpeningEvent::Ended(index, Ok(connection)) => {
+                let Opening { in_flight, started, .. } = running.swap_remove(index);
+                in_flight.endpoint().record_reachable(Instant::now().into_std());
+                note_slow(&running, started);
+                failure.into_iter().for_each(on_endpoint_failed);
+                return Ok((in_flight, connection));
+            }
+            OpeningEvent::Ended(index, Err(error)) => {
+                let endpoint = Arc::clone(running.swap_remove(index).in_flight.endpoint());
+                if error.blame() == Blame::Upstream {
+                    endpoint.record_unreachable(Instant::now().into_std());
+                }
+                let failed = failure.replace(AttemptError::unsent(Some(&endpoint), error));
+                failed.into_iter().for_each(&mut *on_endpoint_failed);
+            }
+        }
+    }
+}
+
+/// Another connection, whose attempt began at `started`, is used: endpoints that had longer by an
+/// `ATTEMPT_DELAY` and have not accepted are tried last for a while.
+fn note_slow(running: &[Opening], started: Instant) {
+    let slow = running.iter().filter(|other| other.started + ATTEMPT_DELAY <= started);
+    slow.for_each(|other| other.in_flight.endpoint().record_unreachable(Instant::now().into_std()));
+}

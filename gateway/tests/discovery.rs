@@ -1,0 +1,231 @@
+//! Upstreams whose endpoints are names: every address is used, changes are followed, and failures
+//! of resolution cost no request.
+
+mod support;
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use support::dns::{DnsAnswer, DnsRecord, DnsServer};
+use support::{Gateway, Origin, ReceivedRequest, STEP_TIMEOUT, Script, free_address, wait_for};
+
+const NAME: &str = "shop.test";
+
+/// One upstream with one endpoint.
+fn config(dns: &DnsServer, endpoint: &str, keys: &str) -> String {
+    format!(
+        "{}[server]\nworkers = 1\n[upstreams.shop]\nendpoints = [\"{endpoint}\"]\n{keys}\n\
+         [[routes]]\nname = \"all\"\nmatch = {{ path = \"/*\" }}\nupstream = \"shop\"\n",
+        dns.section()
+    )
+}
+
+fn named(name: &'static str) -> impl Fn(&ReceivedRequest) -> Script + Send + Sync {
+    move |_| Script::ok(&[], name)
+}
+
+/// Origins with the same port on several loopback addresses, each of which responds with its
+/// number.
+fn origins<const COUNT: usize>() -> ([Origin; COUNT], u16) {
+    const NAMES: [&str; 4] = ["1", "2", "3", "4"];
+    let first = Origin::start(named(NAMES[0]));
+    let port = first.address.port();
+    let mut first = Some(first);
+    let origins = std::array::from_fn(|index| match first.take() {
+        Some(first) => first,
+        None => {
+            let last = u8::try_from(index + 1).expect("a few origins");
+            Origin::start_at(SocketAddr::from(([127, 0, 0, last], port)), named(NAMES[index]))
+        }
+    });
+    (origins, port)
+}
+
+#[test]
+fn every_address_of_a_name_is_used() {
+    let dns = DnsServer::start();
+    let (origins, port) = origins::<3>();
+    dns.set_addresses(NAME, &["127.0.0.1", "127.0.0.2", "127.0.0.3"]);
+    let gateway = Gateway::start(&config(&dns, &format!("http://{NAME}:{port}"), "balance = \"round-robin\""));
+    (0..9).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 200));
+    assert_eq!(origins.map(|origin| origin.count()), [3, 3, 3]);
+}
+
+#[test]
+fn dead_address_costs_no_request() {
+    let dns = DnsServer::start();
+    let (origins, port) = origins::<1>();
+    // Nothing listens on the other ones, of which one is of the other family.
+    dns.set_addresses(NAME, &["127.0.0.1", "127.0.0.2", "::1"]);
+    for balance in ["round-robin", "least-request"] {
+        let keys = format!("balance = \"{balance}\"");
+        let gateway = Gateway::start(&config(&dns, &format!("http://{NAME}:{port}"), &keys));
+        for method in ["GET", "POST", "PUT", "DELETE"].repeat(5) {
+            assert_eq!(gateway.request(method, "/", &[], b"body").status, 200, "{balance} {method}");
+        }
+    }
+    assert_eq!(origins[0].count(), 40);
+}
+
+#[test]
+fn silent_address_delays_a_request_by_a_quarter_of_a_second() {
+    let dns = DnsServer::start();
+    let (origins, port) = origins::<1>();
+    let silent = SocketAddr::from(([127, 0, 0, 2], port));
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.bind(&silent.into()).expect("a free address");
+    socket.listen(0).expect("a listening socket");
+    // These fill the backlog. The system then ignores further connection attempts.
+    let connect = |_| TcpStream::connect_timeout(&silent, Duration::from_millis(50));
+    let _held: Vec<_> = (0..4).map(connect).collect();
+    dns.set_addresses(NAME, &["127.0.0.1", "127.0.0.2"]);
+    let keys = "balance = \"round-robin\"\nconnect_timeout = \"30s\"\ntimeout = \"40s\"";
+    let gateway = Gateway::start(&config(&dns, &format!("http://{NAME}:{port}"), keys));
+    let times = [(); 6].map(|()| {
+        let start = Instant::now();
+        assert_eq!(gateway.get("/", &[]).status, 200);
+        start.elapsed()
+    });
+    assert!(times.iter().all(|time| *time < Duration::from_secs(2)), "{times:?}");
+    let slow = times.iter().filter(|time| **time >= Duration::from_millis(240)).count();
+    assert!(slow <= 1, "the address is tried last for a while: {times:?}");
+    assert_eq!(origins[0].count(), 6);
+}
+
+#[test]
+fn changed_addresses_are_followed_and_unchanged_ones_keep_their_connections() {
+    let dns = DnsServer::start();
+    let (origins, port) = origins::<3>();
+    dns.set_addresses(NAME, &["127.0.0.1", "127.0.0.2"]);
+    let gateway = Gateway::start(&config(&dns, &format!("http://{NAME}:{port}"), "balance = \"round-robin\""));
+    let mut client = gateway.connect();
+    (0..4).for_each(|_| assert_eq!(client.get("/", &[]).status, 200));
+    dns.set_addresses(NAME, &["127.0.0.1", "127.0.0.3"]);
+    wait_for(|| client.get("/", &[]).text() == "3", STEP_TIMEOUT);
+    let before = origins[1].count();
+    (0..4).for_each(|_| assert_eq!(client.get("/", &[]).status, 200));
+    assert_eq!(origins[1].count(), before, "an address that is gone gets no request");
+    assert_eq!(origins.map(|origin| origin.connections()), [1, 1, 1]);
+    let events = gateway.process.stderr.events("endpoints_changed");
+    let last = events.last().expect("the change is logged");
+    assert_eq!(
+        (last["added"].as_u64(), last["removed"].as_u64(), last["endpoints"].as_u64()),
+        (Some(1), Some(1), Some(2))
+    );
+}
+
+#[test]
+fn failed_lookups_keep_the_last_addresses_and_are_logged() {
+    for failure in [Some(DnsAnswer::ServerFailure), Some(DnsAnswer::Silence), Some(DnsAnswer::Records(1, Vec::new()))] {
+        let dns = DnsServer::start();
+        let (_origins, port) = origins::<2>();
+        dns.set_addresses(NAME, &["127.0.0.1"]);
+        let gateway = Gateway::start(&config(&dns, &format!("http://{NAME}:{port}"), ""));
+        assert_eq!(gateway.get("/", &[]).text(), "1");
+        dns.set(NAME, failure.clone().expect("a failure"));
+        let lines = &gateway.process.stderr;
+        wait_for(|| !lines.events("lookup_failed").is_empty(), STEP_TIMEOUT);
+        assert_eq!(
+            (gateway.get("/", &[]).text().as_str(), lines.events("lookup_failed")[0]["known"].as_u64()),
+            ("1", Some(1))
+        );
+        dns.set_addresses(NAME, &["127.0.0.2"]);
+        wait_for(|| gateway.get("/", &[]).text() == "2", STEP_TIMEOUT);
+        assert_eq!(lines.events("lookup_recovered").len(), 1, "{failure:?}");
+    }
+}
+
+#[test]
+fn upstream_without_addresses_fails_at_once_and_recovers() {
+    let dns = DnsServer::start();
+    let (_origins, port) = origins::<1>();
+    let gateway = Gateway::start(&config(&dns, &format!("http://{NAME}:{port}"), "breaker = { minimum = 1000 }"));
+    let start = Instant::now();
+    let response = gateway.get("/", &[]);
+    assert_eq!((response.status, response.field("proxy-status")), (503, Some("tidegate; error=dns_error")));
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    dns.set_addresses(NAME, &["127.0.0.1"]);
+    wait_for(|| gateway.get("/", &[]).status == 200, STEP_TIMEOUT);
+}
+
+#[test]
+fn first_requests_wait_for_the_first_lookup() {
+    let dns = DnsServer::start();
+    let (_origins, port) = origins::<1>();
+    dns.set(NAME, DnsAnswer::Silence);
+    let gateway = Gateway::start(&config(&dns, &format!("http://{NAME}:{port}"), "connect_timeout = \"8s\""));
+    let mut client = gateway.connect();
+    client.send_get("/", &[]);
+    wait_for(|| dns.queries() > 0, STEP_TIMEOUT);
+    dns.set_addresses(NAME, &["127.0.0.1"]);
+    assert_eq!(client.read_response().status, 200);
+}
+
+#[test]
+fn service_records_name_hosts_ports_and_priorities() {
+    let dns = DnsServer::start();
+    let [first, second, backup] = ["first", "second", "backup"].map(|name| Origin::start(named(name)));
+    let service = |priority, origin: &Origin| DnsRecord::Service {
+        priority,
+        port: origin.address.port(),
+        target: "host.test".to_owned(),
+    };
+    let records = vec![service(10, &first), service(20, &backup), service(10, &second)];
+    dns.set("_http._tcp.shop.test", DnsAnswer::Records(60, records));
+    dns.set_addresses("host.test", &["127.0.0.1"]);
+    let gateway = Gateway::start(&config(&dns, "srv://_http._tcp.shop.test", "balance = \"round-robin\""));
+    (0..8).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 200));
+    assert_eq!([&first, &second, &backup].map(Origin::count), [4, 4, 0]);
+    first.stop();
+    second.stop();
+    wait_for(|| gateway.get("/", &[]).text() == "backup", STEP_TIMEOUT);
+}
+
+#[test]
+fn localhost_is_reached_where_only_one_family_listens() {
+    let dns = DnsServer::start();
+    let origin = Origin::start(named("v4"));
+    let gateway = Gateway::start(&config(&dns, &format!("http://localhost:{}", origin.address.port()), ""));
+    (0..10).for_each(|_| assert_eq!(gateway.get("/", &[]).text(), "v4"));
+}
+
+#[test]
+fn reload_keeps_addresses_and_connections() {
+    let dns = DnsServer::start();
+    let (origins, port) = origins::<1>();
+    dns.set(NAME, DnsAnswer::Records(3_600, vec![DnsRecord::Address(origins[0].address.ip())]));
+    let endpoint = format!("http://{NAME}:{port}");
+    let gateway = Gateway::start(&config(&dns, &endpoint, ""));
+    assert_eq!(gateway.get("/", &[]).status, 200);
+    dns.set(NAME, DnsAnswer::Silence);
+    gateway.rewrite(&config(&dns, &endpoint, "timeout = \"7s\"\nbalance = \"round-robin\""));
+    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), STEP_TIMEOUT);
+    let start = Instant::now();
+    assert_eq!(gateway.get("/", &[]).status, 200);
+    assert!(start.elapsed() < Duration::from_millis(500), "no wait for a lookup: {:?}", start.elapsed());
+    assert_eq!(origins[0].connections(), 1);
+}
+
+#[test]
+fn many_dead_endpoints_cost_no_request() {
+    let origin = Origin::start(named("alive"));
+    // One port on many addresses: a port that is free twice would be a duplicate.
+    let port = free_address().port();
+    let mut endpoints: Vec<String> = (1..=70).map(|last| format!("\"http://127.0.0.{last}:{port}\"")).collect();
+    endpoints.push(format!("\"http://{}\"", origin.address));
+    let upstream = |endpoints: &[String]| {
+        format!(
+            "[server]\nworkers = 1\n[upstreams.shop]\nendpoints = [{}]\n\
+             [[routes]]\nname = \"all\"\nmatch = {{ path = \"/*\" }}\nupstream = \"shop\"\n",
+            endpoints.join(", ")
+        )
+    };
+    let gateway = Gateway::start(&upstream(&endpoints));
+    (0..20).for_each(|_| assert_eq!(gateway.get("/", &[]).text(), "alive"));
+
+    endpoints.pop();
+    let gateway = Gateway::start(&upstream(&endpoints));
+    let start = Instant::now();
+    (0..5).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 503));
+    assert!(start.elapsed() < Duration::from_secs(3), "each is tried once: {:?}", start.elapsed());
+}

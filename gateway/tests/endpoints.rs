@@ -1,0 +1,202 @@
+//! Upstreams with a sick endpoint: it is ejected, shown, and used again when it is well, and the
+//! others answer meanwhile.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{Gate, Gateway, Origin, STEP_TIMEOUT, Script, free_address, wait_for};
+
+fn config(endpoints: &[SocketAddr], keys: &str) -> String {
+    let list: Vec<String> = endpoints.iter().map(|endpoint| format!("\"http://{endpoint}\"")).collect();
+    format!(
+        "[server]\nworkers = 1\n[upstreams.shop]\nendpoints = [{}]\n{keys}\n\
+         [[routes]]\nname = \"all\"\nmatch = {{ path = \"/*\" }}\nupstream = \"shop\"\ncache = {{ mode = \"off\" }}\n",
+        list.join(", ")
+    )
+}
+
+/// An origin that responds with the status that the test sets, and 200 at first.
+fn origin_with_status() -> (Origin, Arc<AtomicU16>) {
+    let status = Arc::new(AtomicU16::new(200));
+    let current = Arc::clone(&status);
+    (Origin::start(move |_| Script::reply(current.load(Ordering::SeqCst), &[], "")), status)
+}
+
+/// The endpoint of that address in `/api/v1/status`.
+fn endpoint(gateway: &Gateway, address: SocketAddr) -> Value {
+    let status: Value = serde_json::from_str(&gateway.admin("/api/v1/status").text()).expect("JSON");
+    let endpoints = status["upstreams"][0]["endpoints"].as_array().cloned().unwrap_or_default();
+    endpoints.into_iter().find(|endpoint| endpoint["name"] == address.to_string()).expect("the endpoint")
+}
+
+fn degraded(gateway: &Gateway) -> String {
+    let ready: Value = serde_json::from_str(&gateway.admin("/ready").text()).expect("JSON");
+    ready["degraded"].to_string()
+}
+
+#[test]
+fn endpoint_that_always_fails_is_ejected_and_the_breaker_stays_closed() {
+    for balance in ["round-robin", "least-request"] {
+        let (good, _) = origin_with_status();
+        let (bad, status) = origin_with_status();
+        status.store(500, Ordering::SeqCst);
+        let gateway = Gateway::start(&config(&[good.address, bad.address], &format!("balance = \"{balance}\"")));
+        let mut client = gateway.connect();
+        let failed = (0..120).filter(|_| client.get("/", &[]).status != 200).count();
+        assert!(failed <= 5, "{balance}: {failed} of 120 failed");
+        let state = endpoint(&gateway, bad.address);
+        assert_eq!((state["state"].as_str(), state["reason"].as_str()), (Some("out"), Some("failures")), "{state}");
+        assert!(state["seconds_left"].as_f64().is_some_and(|left| (20.0..=30.0).contains(&left)), "{state}");
+        assert_eq!(degraded(&gateway), format!("[\"endpoint shop {}\"]", bad.address));
+        let events = gateway.process.stderr.events("endpoint_down");
+        assert_eq!((events.len(), events[0]["reason"].as_str()), (1, Some("failures")));
+        assert_eq!(gateway.metric("tidegate_upstream_endpoints{upstream=\"shop\",state=\"out\"}"), 1.0);
+        assert_eq!(gateway.metric("tidegate_upstream_ejections_total{reason=\"failures\"}"), 1.0);
+        assert_eq!(gateway.metric("tidegate_breaker_state{route=\"all\"}"), 0.0);
+    }
+}
+
+#[test]
+fn failures_that_are_in_flight_when_their_endpoint_is_ejected_do_not_open_the_breaker() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let good = Origin::start(|_| Script::ok(&[], ""));
+    let bad = Origin::start(move |_| Script::new().wait(&opened).head(500, &[("Content-Length", "0")]));
+    let gateway = Gateway::start(&config(&[good.address, bad.address], "balance = \"round-robin\""));
+    let mut clients: Vec<_> = (0..80).map(|_| gateway.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send_get("/", &[]));
+    wait_for(|| bad.count() == 40, STEP_TIMEOUT);
+    gate.open();
+    let statuses: Vec<u16> = clients.iter_mut().map(|client| client.read_response().status).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 500).count(), 40);
+    assert!((0..40).all(|_| gateway.get("/", &[]).status == 200));
+    assert_eq!(gateway.metric("tidegate_breaker_state{route=\"all\"}"), 0.0);
+}
+
+#[test]
+fn endpoint_whose_bodies_break_off_is_ejected() {
+    let good = Origin::start(|_| Script::ok(&[], ""));
+    let bad = Origin::start(|_| Script::new().head(200, &[("Content-Length", "10")]).send("half").close());
+    let gateway = Gateway::start(&config(&[good.address, bad.address], "balance = \"round-robin\""));
+    for _ in 0..40 {
+        let mut client = gateway.connect();
+        client.send_get("/", &[("Connection", "close")]);
+        client.read_to_end();
+    }
+    assert!((5..=6).contains(&bad.count()), "{}", bad.count());
+    assert_eq!(endpoint(&gateway, bad.address)["reason"], "failures");
+}
+
+#[test]
+fn ejected_endpoint_is_used_again_after_its_time() {
+    let (good, _) = origin_with_status();
+    let (bad, status) = origin_with_status();
+    status.store(503, Ordering::SeqCst);
+    let keys = "balance = \"round-robin\"\neject = { after = 2, base = \"300ms\", share = 0.5 }";
+    let gateway = Gateway::start(&config(&[good.address, bad.address], keys));
+    let mut client = gateway.connect();
+    let failed = (0..20).filter(|_| client.get("/", &[]).status != 200).count();
+    assert_eq!(failed, 2);
+    status.store(200, Ordering::SeqCst);
+    let before = bad.count();
+    wait_for(|| client.get("/", &[]).status == 200 && bad.count() > before + 2, STEP_TIMEOUT);
+    wait_for(|| gateway.process.stderr.events("endpoint_up").len() == 1, STEP_TIMEOUT);
+    assert_eq!(
+        (endpoint(&gateway, bad.address)["state"].as_str(), degraded(&gateway).as_str()),
+        (Some("available"), "[]")
+    );
+}
+
+#[test]
+fn only_a_share_of_the_endpoints_is_ejected() {
+    for (count, share, ejected) in [(1, 0.5, 0), (2, 0.5, 1), (4, 0.5, 2), (4, 1.0, 4)] {
+        let origins: Vec<_> = (0..count).map(|_| Origin::start(|_| Script::reply(500, &[], ""))).collect();
+        let addresses: Vec<_> = origins.iter().map(|origin| origin.address).collect();
+        let keys = format!(
+            "balance = \"round-robin\"\neject = {{ after = 2, share = {share} }}\nbreaker = {{ minimum = 1000 }}"
+        );
+        let gateway = Gateway::start(&config(&addresses, &keys));
+        (0..40).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 500));
+        let out = gateway.metric("tidegate_upstream_endpoints{upstream=\"shop\",state=\"out\"}");
+        assert_eq!(out, f64::from(ejected), "{count} {share}");
+    }
+}
+
+#[test]
+fn dead_endpoint_is_reported_and_its_return_too() {
+    let alive = Origin::start(|_| Script::ok(&[], ""));
+    let dead = free_address();
+    let gateway = Gateway::start(&config(&[alive.address, dead], "balance = \"round-robin\""));
+    (0..30).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 200));
+    let events = gateway.process.stderr.events("endpoint_down");
+    assert_eq!((events.len(), events[0]["reason"].as_str()), (1, Some("connect")));
+    assert_eq!(events[0]["endpoint"], dead.to_string());
+    assert_eq!(degraded(&gateway), format!("[\"endpoint shop {dead}\"]"));
+    assert_eq!(endpoint(&gateway, dead)["reason"], "connect");
+    let _back = Origin::start_at(dead, |_| Script::ok(&[], ""));
+    wait_for(
+        || gateway.get("/", &[]).status == 200 && !gateway.process.stderr.events("endpoint_up").is_empty(),
+        STEP_TIMEOUT,
+    );
+    assert_eq!(degraded(&gateway), "[]");
+}
+
+#[test]
+fn endpoint_whose_health_checks_fail_gets_no_request_until_they_pass() {
+    let healthy = Arc::new(AtomicU16::new(204));
+    let status = Arc::clone(&healthy);
+    let sick = Origin::start(move |request| match request.target.as_str() {
+        "/healthz?full=1" => Script::reply(status.load(Ordering::SeqCst), &[], ""),
+        _ => Script::ok(&[], "sick"),
+    });
+    let well = Origin::start(|request| Script::reply(if request.target == "/" { 200 } else { 204 }, &[], ""));
+    let keys = "balance = \"round-robin\"\n\
+                health = { path = \"/healthz?full=1\", host = \"health.test\", interval = \"100ms\", timeout = \"1s\", \
+                healthy = 2, unhealthy = 2, expect = [\"204\"] }";
+    let gateway = Gateway::start(&config(&[sick.address, well.address], keys));
+    wait_for(|| sick.count() > 0, STEP_TIMEOUT);
+    let check = &sick.requests()[0];
+    assert_eq!((check.method.as_str(), check.field("host")), ("GET", Some("health.test")));
+    // 200 is not what is expected.
+    healthy.store(200, Ordering::SeqCst);
+    let lines = &gateway.process.stderr;
+    wait_for(|| !lines.events("endpoint_down").is_empty(), STEP_TIMEOUT);
+    assert_eq!(lines.events("endpoint_down")[0]["reason"], "health_check");
+    assert!((0..20).all(|_| gateway.get("/", &[]).text() != "sick"));
+    healthy.store(204, Ordering::SeqCst);
+    wait_for(|| !lines.events("endpoint_up").is_empty(), STEP_TIMEOUT);
+    assert!((0..4).any(|_| gateway.get("/", &[]).text() == "sick"));
+}
+
+#[test]
+fn all_endpoints_are_used_if_too_many_are_unhealthy() {
+    let origins: Vec<_> = (0..3)
+        .map(|_| Origin::start(|request| Script::reply(if request.target == "/" { 200 } else { 500 }, &[], "")))
+        .collect();
+    let addresses: Vec<_> = origins.iter().map(|origin| origin.address).collect();
+    let health = "health = { path = \"/healthz\", interval = \"100ms\", unhealthy = 1 }";
+    let gateway = Gateway::start(&config(&addresses, &format!("balance = \"round-robin\"\n{health}")));
+    wait_for(|| gateway.metric("tidegate_upstream_endpoints{upstream=\"shop\",state=\"out\"}") == 3.0, STEP_TIMEOUT);
+    let served = |origin: &Origin| origin.requests().iter().filter(|request| request.target == "/").count();
+    (0..9).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 200));
+    assert_eq!(origins.iter().map(served).collect::<Vec<_>>(), [3, 3, 3]);
+    let status: Value = serde_json::from_str(&gateway.admin("/api/v1/status").text()).expect("JSON");
+    assert_eq!(status["upstreams"][0]["panic"], true);
+}
+
+#[test]
+fn endpoint_that_hangs_is_checked_in_time_and_does_not_delay_the_checks_of_others() {
+    let hanging = Origin::start(|_| Script::new().hang());
+    let well = Origin::start(|_| Script::ok(&[], ""));
+    let health = "health = { path = \"/\", interval = \"100ms\", timeout = \"200ms\", unhealthy = 2 }";
+    let gateway = Gateway::start(&config(&[hanging.address, well.address], health));
+    wait_for(|| !gateway.process.stderr.events("endpoint_down").is_empty(), Duration::from_secs(5));
+    assert_eq!(endpoint(&gateway, hanging.address)["reason"], "health_check");
+    let before = well.count();
+    wait_for(|| well.count() >= before + 3, Duration::from_secs(5));
+}

@@ -1,0 +1,209 @@
+//! TLS to upstreams: verification, names, client certificates, and failures with their reasons.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::process::Command;
+
+use support::tls_origin::{Authority, TlsOrigin, TlsOriginOptions};
+use support::{Gateway, Process, STEP_TIMEOUT, TempDir, free_address, wait_for};
+
+const NAME: &str = "shop.test";
+
+fn config(origin: SocketAddr, tls: &str) -> String {
+    format!(
+        "version = 1\n[server]\nworkers = 1\n[upstreams.shop]\nendpoints = [\"https://{origin}\"]\ntls = {{ {tls} }}\n\
+         breaker = {{ minimum = 1000 }}\n\
+         [[routes]]\nname = \"all\"\nmatch = {{ path = \"/*\" }}\nupstream = \"shop\"\ncache = {{ mode = \"off\" }}\n"
+    )
+}
+
+const VERIFIED: &str = "ca = \"ca.pem\", server_name = \"shop.test\"";
+
+/// A gateway that trusts `authority`.
+fn gateway(authority: &Authority, origin: SocketAddr, tls: &str) -> Gateway {
+    let dir = TempDir::new();
+    authority.write(&dir);
+    Gateway::start_in(dir, &config(origin, tls))
+}
+
+#[test]
+fn verified_upstream_serves_requests_over_kept_connections() {
+    let authority = Authority::new("ours");
+    for tls12_only in [false, true] {
+        let options = TlsOriginOptions { tls12_only, ..TlsOriginOptions::default() };
+        let origin = TlsOrigin::start(authority.sign(NAME, |_| {}), &options);
+        let gateway = gateway(&authority, origin.address, VERIFIED);
+        let mut client = gateway.connect();
+        for length in [0, 1, 1_000, 100_000, 1 << 20] {
+            let body = vec![b'x'; length];
+            assert_eq!(client.request("POST", "/", &[], &body).text(), length.to_string());
+            assert_eq!(client.get("/", &[]).status, 200);
+        }
+        let seen = origin.seen();
+        assert_eq!((seen.len(), seen[0].server_name.as_deref()), (1, Some(NAME)), "TLS 1.2 only: {tls12_only}");
+    }
+}
+
+#[test]
+fn next_connection_resumes_the_session() {
+    let authority = Authority::new("ours");
+    let options = TlsOriginOptions { closes: true, ..TlsOriginOptions::default() };
+    let origin = TlsOrigin::start(authority.sign(NAME, |_| {}), &options);
+    let gateway = gateway(&authority, origin.address, VERIFIED);
+    (0..3).for_each(|_| assert_eq!(gateway.request("POST", "/", &[], b"x").status, 200));
+    let resumed: Vec<bool> = origin.seen().iter().map(|seen| seen.is_resumed).collect();
+    assert_eq!(resumed, [false, true, true]);
+}
+
+#[test]
+fn wrong_certificates_are_502_with_their_reasons() {
+    let (authority, other) = (Authority::new("ours"), Authority::new("another"));
+    let cases = [
+        ("certificate_name", authority.sign("other.test", |_| {})),
+        ("certificate_unknown_issuer", other.sign(NAME, |_| {})),
+        ("certificate_expired", authority.sign(NAME, |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1))),
+        (
+            "certificate_not_yet_valid",
+            authority.sign(NAME, |params| {
+                params.not_before = rcgen::date_time_ymd(2200, 1, 1);
+                params.not_after = rcgen::date_time_ymd(2300, 1, 1);
+            }),
+        ),
+    ];
+    for (reason, signed) in cases {
+        let origin = TlsOrigin::start(signed, &TlsOriginOptions::default());
+        let gateway = gateway(&authority, origin.address, VERIFIED);
+        let response = gateway.request("POST", "/", &[], b"secret");
+        assert_eq!(
+            (response.status, response.field("proxy-status")),
+            (502, Some("tidegate; error=tls_certificate_error")),
+            "{reason}"
+        );
+        let events = gateway.process.stderr.events("upstream_failed");
+        assert_eq!(events.last().map(|event| event["kind"].clone()), Some(reason.into()));
+        assert_eq!(gateway.metric(&format!("tidegate_upstream_tls_failures_total{{reason=\"{reason}\"}}")), 1.0);
+        assert_eq!(gateway.metric("tidegate_failures_total{kind=\"upstream_tls\"}"), 1.0);
+    }
+}
+
+#[test]
+fn name_is_that_of_the_endpoint_unless_another_one_is_configured() {
+    let authority = Authority::new("ours");
+    let origin = TlsOrigin::start(authority.sign("127.0.0.1", |_| {}), &TlsOriginOptions::default());
+    let gateway = gateway(&authority, origin.address, "ca = \"ca.pem\"");
+    assert_eq!(gateway.get("/", &[]).status, 200);
+    assert_eq!(origin.seen()[0].server_name, None, "an address is no name for SNI");
+}
+
+#[test]
+fn verification_can_be_switched_off_and_is_logged_then() {
+    let authority = Authority::new("unknown");
+    let origin = TlsOrigin::start(authority.sign("other.test", |_| {}), &TlsOriginOptions::default());
+    let gateway = Gateway::start(&config(origin.address, "verify = false"));
+    assert_eq!(gateway.get("/", &[]).status, 200);
+    assert_eq!(gateway.process.stderr.events("upstream_unverified")[0]["upstream"], "shop");
+}
+
+#[test]
+fn client_certificate_is_sent_where_the_upstream_asks_for_it() {
+    let (authority, clients) = (Authority::new("ours"), Authority::new("clients"));
+    for tls12_only in [false, true] {
+        let options = TlsOriginOptions { client_ca: Some(&clients), tls12_only, ..TlsOriginOptions::default() };
+        let origin = TlsOrigin::start(authority.sign(NAME, |_| {}), &options);
+        let without = gateway(&authority, origin.address, VERIFIED);
+        assert_eq!(without.request("POST", "/", &[], b"x").status, 502, "TLS 1.2 only: {tls12_only}");
+        let events = without.process.stderr.events("upstream_failed");
+        assert_eq!(events.last().map(|event| event["kind"].clone()), Some("client_certificate".into()));
+
+        let dir = TempDir::new();
+        authority.write(&dir);
+        let signed = clients.sign("gateway.test", |_| {});
+        dir.write("client.pem", &signed.pem);
+        dir.write("client.key", &signed.key_pem);
+        let tls = format!("{VERIFIED}, cert = \"client.pem\", key = \"client.key\"");
+        let with = Gateway::start_in(dir, &config(origin.address, &tls));
+        assert_eq!(with.request("POST", "/", &[], b"x").status, 200, "TLS 1.2 only: {tls12_only}");
+    }
+}
+
+#[test]
+fn lower_versions_and_clear_text_are_refused() {
+    let authority = Authority::new("ours");
+    let options = TlsOriginOptions { tls12_only: true, ..TlsOriginOptions::default() };
+    let old = TlsOrigin::start(authority.sign(NAME, |_| {}), &options);
+    let plain = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = plain.local_addr().expect("a bound port");
+    std::thread::spawn(move || {
+        // The gateway connects once, and the test once more to end this thread.
+        for mut stream in plain.incoming().take(2).map_while(Result::ok) {
+            drop(stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"));
+            drop(stream.read(&mut [0; 1_000]));
+        }
+    });
+    for origin in [old.address, address] {
+        let gateway = gateway(&authority, origin, &format!("{VERIFIED}, min_version = \"1.3\""));
+        assert_eq!(gateway.get("/", &[]).status, 502);
+        let events = gateway.process.stderr.events("upstream_failed");
+        assert_eq!(events.last().map(|event| event["kind"].clone()), Some("tls_protocol".into()));
+    }
+    drop(std::net::TcpStream::connect(address));
+}
+
+#[test]
+fn changed_authority_is_reloaded() {
+    let (first, second) = (Authority::new("first"), Authority::new("second"));
+    let origin = TlsOrigin::start(second.sign(NAME, |_| {}), &TlsOriginOptions::default());
+    let gateway = gateway(&first, origin.address, VERIFIED);
+    assert_eq!(gateway.get("/", &[]).status, 502);
+    second.write(&gateway.dir);
+    wait_for(|| gateway.get("/", &[]).status == 200, STEP_TIMEOUT);
+}
+
+#[test]
+fn health_checks_use_tls() {
+    let authority = Authority::new("ours");
+    let origin = TlsOrigin::start(authority.sign("other.test", |_| {}), &TlsOriginOptions::default());
+    let keys = format!("{VERIFIED} }}\nhealth = {{ path = \"/\", interval = \"100ms\", unhealthy = 1");
+    let gateway = gateway(&authority, origin.address, &keys);
+    wait_for(|| !gateway.process.stderr.events("endpoint_down").is_empty(), STEP_TIMEOUT);
+    assert_eq!(gateway.process.stderr.events("endpoint_down")[0]["reason"], "health_check");
+}
+
+/// nginx closes kept connections after 3 requests, and asks for a certificate of the gateway.
+#[test]
+fn nginx_serves_over_tls_with_client_certificates() {
+    if Command::new("nginx").arg("-v").output().is_err() {
+        // It is not installed; the other tests of this file do not need it.
+        return;
+    }
+    let (authority, dir, address) = (Authority::new("ours"), TempDir::new(), free_address());
+    let (server, client) = (authority.sign(NAME, |_| {}), authority.sign("gateway.test", |_| {}));
+    authority.write(&dir);
+    dir.write("server.pem", &server.pem);
+    dir.write("server.key", &server.key_pem);
+    dir.write("client.pem", &client.pem);
+    dir.write("client.key", &client.key_pem);
+    let path = dir.path().display();
+    let nginx = format!(
+        "daemon off;\nmaster_process off;\npid {path}/nginx.pid;\nerror_log {path}/error.log;\n\
+         events {{}}\nhttp {{\naccess_log off;\nclient_body_temp_path {path}/body;\nproxy_temp_path {path}/proxy;\n\
+         fastcgi_temp_path {path}/fastcgi;\nuwsgi_temp_path {path}/uwsgi;\nscgi_temp_path {path}/scgi;\n\
+         server {{\nlisten {address} ssl;\nkeepalive_requests 3;\nssl_certificate {path}/server.pem;\n\
+         ssl_certificate_key {path}/server.key;\nssl_client_certificate {path}/ca.pem;\nssl_verify_client on;\n\
+         location / {{ return 200 \"$ssl_server_name $ssl_client_s_dn $request_method $uri\"; }}\n}}\n}}\n"
+    );
+    let file = dir.write("nginx.conf", &nginx);
+    let _nginx = Process::start(Command::new("nginx").arg("-c").arg(&file).arg("-p").arg(dir.path()));
+    wait_for(|| std::net::TcpStream::connect(address).is_ok(), STEP_TIMEOUT);
+    let tls = format!("{VERIFIED}, cert = \"client.pem\", key = \"client.key\"");
+    let gateway = Gateway::start_in(dir, &config(address, &tls));
+    let mut connection = gateway.connect();
+    for method in ["GET", "POST", "PUT", "GET", "DELETE", "POST", "GET", "POST"] {
+        let response = connection.request(method, "/a", &[], b"");
+        assert_eq!(response.status, 200, "{}", response.text());
+        let text = response.text();
+        assert!(text.starts_with(NAME) && text.ends_with(&format!("{method} /a")), "{text}");
+    }
+}
