@@ -500,7 +500,9 @@ fn admin_address_serves_liveness_readiness_and_metrics() {
     assert!(metrics.field("content-type").is_some_and(|kind| kind.starts_with("application/openmetrics-text")));
     assert!(metrics.text().ends_with("# EOF\n"));
     assert_eq!(gateway.metric("tidegate_requests_total"), 1.0);
-    assert!(metrics.text().contains("http_server_request_duration_seconds_bucket{le=\"+Inf\"} 1"));
+    // A response may arrive before it is counted.
+    let counted = "http_server_request_duration_seconds_bucket{le=\"+Inf\"} 1";
+    wait_for(|| gateway.admin("/metrics").text().contains(counted), STEP_TIMEOUT);
     assert_eq!(gateway.admin("/nothing").status, 404);
     // The public address does not serve the admin paths.
     assert_eq!(gateway.get("/metrics", &[]).text(), "body");
