@@ -190,6 +190,15 @@ events! {
         path: &'a Path = display(path.display()),
         error: &'a dyn Display = display(error)
     } => error "certificate refused";
+    /// The issuer of tokens has published another key set than the one in use.
+    KeySetFetched = "key_set_fetched" { url: &'a str, keys: usize } => info "key set of tokens fetched";
+    /// A set that was fetched earlier stays in use, until it is too old. Without one, all tokens
+    /// are rejected.
+    KeySetFetchFailed = "key_set_fetch_failed" {
+        url: &'a str,
+        has_keys: bool,
+        error: &'a dyn Display = display(error)
+    } => warn "key set of tokens not fetched";
     /// A task panicked. A service is restarted; any other task ends.
     TaskPanicked = "task_panicked" { kind: &'a str, panic: &'a str } => error [throttled!()] "task panicked";
     /// A service ended although its owner still runs; it is restarted.
@@ -204,6 +213,9 @@ events! {
     /// right one in between.
     AdminTokenRejected = "admin_token_rejected" { address: IpAddr = display(address), count: u32 }
         => warn [throttled!()] "a wrong admin token was rejected";
+    /// An address has sent so many wrong passwords that its next one is not verified.
+    PasswordsThrottled = "passwords_throttled" { client: IpAddr = display(client) }
+        => warn [throttled!()] "too many wrong passwords of an address";
     AccessLogFailed = "access_log_failed" { error: &'a dyn Display = display(error) }
         => error [throttled!()] "access log failed";
 }

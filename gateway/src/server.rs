@@ -10,6 +10,7 @@ mod resources;
 mod assemble;
 mod config_watcher;
 mod override_publisher;
+mod key_set_refresher;
 mod control;
 mod connection;
 mod worker;

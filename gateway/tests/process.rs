@@ -664,3 +664,27 @@ fn connection_without_a_complete_handshake_is_closed() {
         assert!(!received.starts_with(b"HTTP"), "{bytes:?}");
     }
 }
+
+#[test]
+fn effective_configuration_and_schema_are_printed() {
+    let dir = TempDir::new();
+    let text = "[admin]\ntoken = \"a-secret-of-the-operator\"\n[upstreams.shop]\nendpoints = [\"http://127.0.0.1:1\"]\n\
+        [[routes]]\nname = \"all\"\nmatch = { path = \"/*\" }\nupstream = \"shop\"\ncost = 3\n";
+    let file = dir.write("tidegate.toml", &format!("version = 1\n{text}"));
+    let run = |arguments: &[&str]| {
+        let output = support::tidegate().arg("config").args(arguments).output().expect("tidegate runs");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let path = file.display().to_string();
+    let (succeeded, set) = run(&["print", &path]);
+    assert!(succeeded && set.contains("\nroutes[0].cost = 3\n") && !set.contains("timeout"), "{set}");
+    let (_, all) = run(&["print", &path, "--defaults", "--origin"]);
+    assert!(all.contains(&format!("routes[0].cost = 3  # {path}:10\n")), "{all}");
+    assert!(all.contains("upstreams.shop.timeout = \"10s\"  # default\n"), "{all}");
+    assert!(all.contains("admin.token = \"***\"") && !all.contains("a-secret"), "{all}");
+    dir.write("tidegate.toml", "version = 2\n");
+    assert!(!run(&["print", &path]).0);
+    let (succeeded, schema) = run(&["schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&schema).expect("JSON");
+    assert!(succeeded && schema["properties"]["routes"]["items"]["properties"]["redirect"].is_object());
+}

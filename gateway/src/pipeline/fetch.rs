@@ -22,7 +22,6 @@ use crate::cache::policy::{self, HIT_FOR_MISS_TTL, NoStoreReason};
 use crate::cache::stored::{CacheMeta, CachedObject, VariantSet};
 use crate::cache::{key, tags};
 use crate::error::{Error, ErrorKind};
-use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::record::{CacheDetail, CacheResult};
 use crate::tasks::{self, TaskKind};
@@ -250,7 +249,7 @@ impl RequestContext<'_> {
     /// (RFC 9111 section 4.3.5).
     fn update_from_head(&self, fetch: &Fetch, hit: &CacheHit<CacheMeta>) {
         let Some(object) = policy::object(&hit.meta) else { return };
-        if self.response.status != StatusCode::OK || self.request.fields.has(KnownField::Authorization) {
+        if self.response.status != StatusCode::OK || self.request.is_authorized() {
             return;
         }
         let body = hit.body();

@@ -94,6 +94,8 @@ struct RequestReader {
     dropped_trailers: Arc<[String]>,
     underscores: UnderscorePolicy,
     body_max: u64,
+    /// The limit of the current request's route.
+    route_body_max: u64,
     /// Whether `100 Continue` must be sent before the body is read.
     must_send_continue: bool,
     continue_sent: usize,
@@ -155,7 +157,8 @@ impl DownstreamConnection {
             trailers: None,
             dropped_trailers: Arc::clone(&limits.dropped_trailers),
             underscores: limits.underscores,
-            body_max: limits.body_bytes,
+            body_max: limits.body_bytes_max(),
+            route_body_max: u64::MAX,
             must_send_continue: false,
             continue_sent: 0,
             client_closed: false,
@@ -413,6 +416,7 @@ impl RequestReader {
             BodyLength::Streamed => RequestBodyState::Chunked { decoder: ChunkDecoder::new(), total: 0, ready: 0 },
         };
         self.trailers = None;
+        self.route_body_max = u64::MAX;
         self.must_send_continue = expects_continue && self.buffer.is_empty();
         self.deadline.restart(self.idle_timeout);
         self.body_received = self.buffer.data().len() as u64;
@@ -481,7 +485,7 @@ impl RequestReader {
                     self.buffer.consume(skip);
                     *ready = data;
                     *total += data as u64;
-                    let too_large = *total > self.body_max;
+                    let too_large = *total > self.body_max.min(self.route_body_max);
                     Some(if too_large { Err(BodyError::TooLarge) } else { Ok(()) })
                 }
             },
@@ -509,6 +513,13 @@ impl Http1RequestBody<'_> {
         ready!(self.io.poll_flush(cx))?;
         self.reader.must_send_continue = false;
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Http1RequestBody<'_> {
+    /// Lowers the limit of the body's size.
+    pub(crate) fn limit(&mut self, bytes: u64) {
+        self.reader.route_body_max = bytes;
     }
 }
 

@@ -255,7 +255,9 @@ fn set_length(limits: &HttpLimits, request: &mut Request) -> Result<(), RequestR
         return Err(RequestRefusal::BadLength);
     }
     request.length = match announced {
-        Some(BodyLength::Known(length)) if length > limits.body_bytes => return Err(RequestRefusal::BodyTooLarge),
+        Some(BodyLength::Known(length)) if length > limits.body_bytes_max() => {
+            return Err(RequestRefusal::BodyTooLarge);
+        }
         Some(BodyLength::Known(0)) if !matches!(request.method, Method::POST | Method::PUT | Method::PATCH) => {
             BodyLength::Empty
         }
