@@ -80,6 +80,8 @@ pub(crate) const ALTERNATIVE_FIELDS: &[KnownField] = &[
     KnownField::ClientCertChain,
     KnownField::CloudfrontForwardedProto,
     KnownField::FrontEndHttps,
+    // CGI passes it as `HTTP_PROXY`, which many HTTP clients take for their own proxy.
+    KnownField::Proxy,
     KnownField::RemoteUser,
     KnownField::SslClientCert,
     KnownField::SslClientSubjectDn,

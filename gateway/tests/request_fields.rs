@@ -94,7 +94,7 @@ fn the_scheme_of_forwarded_is_part_of_the_key() {
 }
 
 /// Other names of the client's address, and of the scheme, host, path and method of the request.
-const ALIASES: [&str; 47] = [
+const ALIASES: [&str; 48] = [
     "X-Forwarded-Scheme",
     "X-Forwarded-Prefix",
     "X-Forwarded-Server",
@@ -142,6 +142,7 @@ const ALIASES: [&str; 47] = [
     "X-Remote-User",
     "X-Forwarded-User",
     "X-FORWARDED-Unknown",
+    "Proxy",
 ];
 
 #[test]

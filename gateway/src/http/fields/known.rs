@@ -66,6 +66,7 @@ known! {
     Location = "location",
     MaxForwards = "max-forwards",
     Pragma = "pragma",
+    Proxy = "proxy",
     ProxyAuthenticate = "proxy-authenticate",
     ProxyAuthenticationInfo = "proxy-authentication-info",
     ProxyAuthorization = "proxy-authorization",

@@ -129,7 +129,9 @@ fn parse_lines<'a>(
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(RequestRefusal::FieldSyntax),
         Err(httparse::Error::TooManyHeaders) => return Err(RequestRefusal::TooManyFields),
-        Err(httparse::Error::Token | httparse::Error::NewLine) => return Err(RequestRefusal::RequestLine),
+        // The method was checked, so the invalid character is in the target.
+        Err(httparse::Error::Token) => return Err(RequestRefusal::Target),
+        Err(httparse::Error::NewLine) => return Err(RequestRefusal::RequestLine),
         Err(httparse::Error::Version) => return Err(RequestRefusal::Version),
         Err(_) => return Err(RequestRefusal::FieldSyntax),
     }
