@@ -9,9 +9,12 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::StatusCode;
 
+use crate::cache::StatusPattern;
 use crate::error::{Error, ErrorKind};
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, Response};
+use crate::identify::Trace;
+use crate::pages::{self, ErrorPage, PageFacts};
 
 /// The degrade page of a route (`routes.degrade`).
 #[derive(Clone, Debug, PartialEq)]
@@ -87,6 +90,11 @@ pub(crate) struct ErrorResponder<'a> {
     pub(crate) request: &'a Fields,
     /// Random number for the jitter of `Retry-After`.
     pub(crate) random: u64,
+    /// The pages of the route, then those of the gateway.
+    pub(crate) pages: [&'a [(StatusPattern, ErrorPage)]; 2],
+    /// The name of the route; empty without one.
+    pub(crate) route: &'a str,
+    pub(crate) trace: Option<Trace>,
 }
 
 impl ErrorResponder<'_> {
@@ -95,30 +103,50 @@ impl ErrorResponder<'_> {
         let page = self.config.filter(|_| error.is_degradable());
         let status = page.map_or(error.status(), |page| page.status_for(error.kind()));
         let format = page_format(self.request);
+        let retry_after = match page {
+            Some(page) => Some(jittered_retry_after(page.retry_after, self.random)),
+            None => retry_after(error.kind()),
+        };
+        let own = match format {
+            PageFormat::Html => self.page(status, error, retry_after),
+            PageFormat::Json => None,
+        };
         let body = match (page, format) {
             (Some(DegradeConfig { html: Some(html), .. }), PageFormat::Html) => Bytes::copy_from_slice(html.as_bytes()),
             (Some(DegradeConfig { json: Some(json), .. }), PageFormat::Json) => Bytes::copy_from_slice(json.as_bytes()),
-            (_, format) => default_body(status, error, format),
+            (_, format) => own.unwrap_or_else(|| default_body(status, error, format)),
         };
         write_head(status, format, &body, response);
-        if let Some(page) = page {
-            let retry_after = jittered_retry_after(page.retry_after, self.random);
-            response.fields.add(KnownField::RetryAfter, retry_after.to_string());
+        if let Some(seconds) = retry_after {
+            response.fields.add(KnownField::RetryAfter, seconds.to_string());
+        }
+        if page.is_some() {
             write_proxy_status(error.kind(), response);
-        } else if let Some(wait) = retry_after(error.kind()) {
-            response.fields.add(KnownField::RetryAfter, wait);
         }
         body
+    }
+
+    /// The configured page for `status`, if there is one.
+    pub(crate) fn page(&self, status: StatusCode, error: &Error, retry_after: Option<u64>) -> Option<Bytes> {
+        let page = self.pages.into_iter().find_map(|pages| pages::find(pages, status))?;
+        page.render(&PageFacts {
+            status,
+            reason: error.reason(),
+            message: html_message(error.kind()),
+            retry_after,
+            route: self.route,
+            request_id: &self.trace.map(|trace| trace.to_string()).unwrap_or_default(),
+        })
     }
 }
 
 /// Seconds after which a request whose credentials were not verified may try again.
-fn retry_after(kind: ErrorKind) -> Option<&'static str> {
+fn retry_after(kind: ErrorKind) -> Option<u64> {
     match kind {
         // Ten tokens of an address are verified each second.
-        ErrorKind::VerificationThrottled | ErrorKind::AuthenticationBusy => Some("1"),
+        ErrorKind::VerificationThrottled | ErrorKind::AuthenticationBusy => Some(1),
         // One more password of an address is verified every 6 s.
-        ErrorKind::AuthenticationThrottled => Some("6"),
+        ErrorKind::AuthenticationThrottled => Some(6),
         _ => None,
     }
 }
@@ -326,7 +354,14 @@ mod tests {
         let page = DegradeConfig { html: None, json: Some("{}".into()), ..DegradeConfig::default() };
         let mut response = Response::new(StatusCode::OK);
         let fields = Fields::default();
-        let page = ErrorResponder { config: Some(&page), request: &fields, random: 0 };
+        let page = ErrorResponder {
+            config: Some(&page),
+            request: &fields,
+            random: 0,
+            pages: [&[], &[]],
+            route: "",
+            trace: None,
+        };
         assert_eq!(page.write(&Error::NoRoute, &mut response).first(), Some(&b'{'));
         assert_eq!(response.status, StatusCode::NOT_FOUND);
         assert_eq!(page.write(&Error::BreakerOpen, &mut response), "{}");

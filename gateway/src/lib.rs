@@ -21,6 +21,7 @@ mod connect;
 mod endpoint;
 mod discovery;
 mod upstream;
+mod pages;
 mod degrade;
 mod log;
 mod record;

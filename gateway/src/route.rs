@@ -22,6 +22,7 @@ use crate::http::message::{OriginEdits, Request, StatusCode};
 use crate::http::target;
 use crate::identify::auth::{AuthConfig, Authenticator, PrincipalIndex};
 use crate::metrics::{self, Counter, Counters, Label as _};
+use crate::pages::ErrorPages;
 use crate::upstream::Upstream;
 use crate::{cache, degrade, label};
 
@@ -65,6 +66,8 @@ pub(crate) struct RouteConfig {
     pub(crate) forward_path: ForwardPath,
     /// Bytes of a request body, in place of `limits_http.body_bytes`.
     pub(crate) body_bytes: Option<u64>,
+    /// Pages for the gateway's own responses, before those of the gateway.
+    pub(crate) pages: ErrorPages,
     /// The clients that may use the route; `None`: all.
     pub(crate) clients: Option<Box<ClientNetworks>>,
     /// The credentials that requests need; `None`: none.
@@ -91,6 +94,7 @@ impl RouteConfig {
             timeouts: TimeoutOverrides::default(),
             forward_path: ForwardPath::Normal,
             body_bytes: None,
+            pages: Vec::new(),
             clients: None,
             auth: None,
         }

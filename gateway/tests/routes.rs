@@ -299,6 +299,47 @@ fn routes_have_their_own_clients_and_body_sizes() {
     assert_eq!(gateway.metric("tidegate_failures_total{kind=\"forbidden\"}"), 3.0);
 }
 
+#[test]
+fn pages_replace_the_gateways_own_responses_for_clients_that_accept_html() {
+    let origin = Origin::start(|_| Script::reply(404, &[], "the origin's own page"));
+    let dir = support::TempDir::new();
+    dir.write("limited.html", "<h1>{{ title }}</h1><p>{{ route }}, again in {{ retry_after }} s");
+    dir.write("any.html", "<h1>{{ status }} {{ reason }}</h1><p>{{ message }}<p>{{ request_id }}");
+    let config = one_route(
+        origin.address,
+        "limits = [\"node\"]\npages = { 429 = \"limited.html\" }",
+        "[pages]\n4xx = \"any.html\"\n5xx = \"any.html\"\n[log]\naccess = \"stdout\"\n\
+         [limits.node]\ntier = \"node\"\nrate = \"1/h\"\nburst = 1\n[upstreams.dead]\nendpoints = [\"http://127.0.0.1:1\"]\n\
+         [[routes]]\nname = \"dead\"\nmatch = { path = \"/dead\" }\nupstream = \"dead\"\n\
+         [[routes]]\nname = \"inside\"\nmatch = { path = \"/inside\" }\nupstream = \"origin\"\ndeny = [\"127.0.0.1\"]\n",
+    );
+    let gateway = Gateway::start_in(dir, &config);
+    let html = [("Accept", "text/html,*/*;q=0.1")];
+    let own = gateway.get("/", &html);
+    assert_eq!((own.status, own.text()), (404, "the origin's own page".to_owned()), "the origin's pages pass");
+    let limited = gateway.get("/", &html);
+    assert_eq!(limited.status, 429);
+    let wait = limited.field("retry-after").expect("a time").to_owned();
+    assert_eq!(limited.text(), format!("<h1>Too Many Requests</h1><p>all, again in {wait} s"));
+    assert_eq!(limited.field("content-type"), Some("text/html; charset=utf-8"));
+    assert_eq!(limited.field("cache-control"), Some("no-store"));
+    let json = gateway.get("/", &[("Accept", "application/json")]);
+    assert_eq!((json.status, json.text().starts_with('{')), (429, true));
+    let denied = gateway.get("/inside", &html);
+    assert!(denied.text().starts_with("<h1>403 forbidden</h1><p>Access is denied.<p>"), "{}", denied.text());
+    let failed = gateway.get("/dead", &html);
+    let text = failed.text();
+    assert!(text.starts_with("<h1>503 connect</h1>"), "{text}");
+    let id = text.rsplit("<p>").next().unwrap_or_default().to_owned();
+    let line = gateway.access_log(5).into_iter().find(|line| line["route"] == "dead").expect("a line");
+    assert_eq!(line["trace_id"].as_str(), Some(&*id));
+    // A page with a fault is refused with its line, and a reload keeps the old one.
+    gateway.dir.write("any.html", "<p>\n{{ sttus }}");
+    let check = support::tidegate().arg("check").arg(gateway.dir.path().join("tidegate.toml")).output().expect("runs");
+    let report = String::from_utf8_lossy(&check.stderr).into_owned();
+    assert!(!check.status.success() && report.contains("any.html: line 2"), "{report}");
+}
+
 /// A fault in what a route does names its place and what to write instead.
 #[test]
 fn faults_of_actions_are_explained() {

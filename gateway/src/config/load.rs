@@ -68,6 +68,7 @@ impl Config {
             cache: cache::CacheConfig::default(),
             dns: discovery::DnsConfig::default(),
             upstreams: vec![upstream::UpstreamConfig::new("upstream".into(), vec![endpoint])],
+            pages: Vec::new(),
             routes: vec![route::RouteConfig::new("everything".into(), all_paths, 0)],
             log: LogConfig::default(),
             files: Vec::new(),

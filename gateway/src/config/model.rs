@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::http::target::PathRules;
 use crate::log::AccessLogTarget;
-use crate::{accept, admin, cache, discovery, identify, limit, route, upstream};
+use crate::{accept, admin, cache, discovery, identify, limit, pages, route, upstream};
 
 /// A checked configuration: every name is resolved, and every number is within its range.
 #[derive(Clone)]
@@ -33,6 +33,8 @@ pub struct Config {
     pub(crate) dns: discovery::DnsConfig,
     /// Upstreams; routes refer to them by index.
     pub(crate) upstreams: Vec<upstream::UpstreamConfig>,
+    /// Pages for the gateway's own responses (`[pages]`).
+    pub(crate) pages: pages::ErrorPages,
     /// Routes, in source order.
     pub(crate) routes: Vec<route::RouteConfig>,
     /// Logs (`[log]`).

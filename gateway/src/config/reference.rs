@@ -384,6 +384,11 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "The path for the origin, with variables such as `{rest}`: what the `*` of `match.path` stands for. The query stays.",
     ),
     (
+        "pages.NAME",
+        "File with the page for a status (`404`) or class (`5xx`) of the gateway's own responses to clients that accept HTML, as a template. Used where the route has none, and for requests without a route. [Routes](routes.md#pages)",
+    ),
+    ("routes[].pages.NAME", "As `pages`, for this route. The origin's own error responses pass unchanged."),
+    (
         "routes[].body_bytes",
         "Bytes of a request body on this route, in place of `limits_http.body_bytes`; more is answered 413.",
     ),

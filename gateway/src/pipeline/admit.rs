@@ -1,13 +1,16 @@
 //! The admit phase: access lists, limits, authentication. It never waits: a password that has to be
 //! verified is left to `authenticate`, which admits the request after that.
 
+use bytes::Bytes;
 use limiter::Verdict;
 
 use super::context::{CurrentCaller, RequestContext};
 use super::degrade::count_failure;
 use super::respond::{count_response, count_result};
 use super::response_body::ResponseBody;
+use crate::degrade::PageFormat;
 use crate::error::{Error, ErrorKind};
+use crate::http::message::BodyLength;
 use crate::identify::auth::{AuthResult, Authentication};
 use crate::identify::{AccessDecision, Caller};
 use crate::metrics::Label as _;
@@ -140,11 +143,23 @@ impl RequestContext<'_> {
         self.response.status = prebuilt.response.status;
         count_response(self.route, self.record, self.response.status);
         let mut body = ResponseBody::Prebuilt(prebuilt);
-        if self.route.is_some_and(|route| route.config.edits.is_some()) {
+        let page = (format == PageFormat::Html).then(|| self.denial_page()).flatten();
+        if page.is_some() || self.route.is_some_and(|route| route.config.edits.is_some()) {
             body.unpack_head(self.response);
             self.edit_response();
         }
+        if let Some(page) = page {
+            self.response.length = BodyLength::Known(page.len() as u64);
+            body = ResponseBody::Bytes(page);
+        }
         Some(body)
+    }
+
+    /// The configured page of a denial, if there is one.
+    fn denial_page(&self) -> Option<Bytes> {
+        let Verdict::Denied(denial) = &self.record.verdict else { return None };
+        let wait = denial.retry_after.as_secs() + u64::from(denial.retry_after.subsec_nanos() > 0);
+        self.error_responder().page(self.response.status, &Error::Limited, Some(wait))
     }
 
     /// Charges the additional cost of the response's status (`cost_by_status`).

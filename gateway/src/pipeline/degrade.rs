@@ -52,11 +52,23 @@ impl RequestContext<'_> {
         self.record.cache = CacheResult::Error;
         self.record.detail = CacheDetail::Reason(error.reason());
         self.record.refusal = error.refusal();
-        let page = self.route.map(|route| &route.config.degrade);
-        let random = self.snapshot.identity.random_u64();
-        ResponseBody::Bytes(
-            ErrorResponder { config: page, request: &self.request.fields, random }.write(&error, self.response),
-        )
+        let mut response = std::mem::take(self.response);
+        let page = self.error_responder().write(&error, &mut response);
+        *self.response = response;
+        ResponseBody::Bytes(page)
+    }
+
+    /// Writes the gateway's own response to a failure of this request.
+    pub(super) fn error_responder(&self) -> ErrorResponder<'_> {
+        let config = self.route.map(|route| &route.config);
+        ErrorResponder {
+            config: config.map(|config| &config.degrade),
+            request: &self.request.fields,
+            random: self.snapshot.identity.random_u64(),
+            pages: [config.map_or(&[], |config| &*config.pages), &self.snapshot.pages],
+            route: config.map_or("", |config| &config.name),
+            trace: self.record.trace,
+        }
     }
 
     /// Answers a request whose response body failed before its head was sent.
@@ -94,10 +106,18 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
     };
     Event::RequestPanicked { route: snapshot.routes.name(record.route) }.emit();
     FAILURES.inc(ErrorKind::Panic);
-    let random = snapshot.identity.random_u64();
-    let page = ErrorResponder { config: None, request: &request.fields, random }.write(&Error::Panic, response);
+    let route = record.route.and_then(|route| snapshot.routes.at(route));
+    let responder = ErrorResponder {
+        config: None,
+        request: &request.fields,
+        random: snapshot.identity.random_u64(),
+        pages: [route.map_or(&[], |route| &*route.config.pages), &snapshot.pages],
+        route: route.map_or("", |route| &route.config.name),
+        trace: record.trace,
+    };
+    let page = responder.write(&Error::Panic, response);
     count_result(record.cache);
-    count_response(record.route.and_then(|route| snapshot.routes.at(route)), record, response.status);
+    count_response(route, record, response.status);
     ResponseBody::Bytes(page)
 }
 

@@ -86,6 +86,7 @@ pub(super) fn snapshot(
         limits,
         limiter,
         cache: config.cache.clone(),
+        pages: config.pages.clone(),
         http: config.http.clone(),
     })
 }

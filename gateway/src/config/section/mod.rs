@@ -66,6 +66,7 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
             cache,
             dns,
             upstreams,
+            pages: routes::pages(root),
             routes,
             log: server::log(root),
             files: Vec::new(),

@@ -8,11 +8,13 @@ use http::StatusCode;
 
 use super::super::expand::read_file;
 use super::super::fault::ConfigProblem;
+use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, SizeRange, ValueKind};
 use super::bounds::{DAY, GIB, HOUR, MS, SECOND};
 use super::draft::RouteReferences;
 use super::{auth, formats, route_actions};
+use crate::pages::{ErrorPage, ErrorPages};
 use crate::route::{ClientNetworks, ForwardPath, HostPattern, PathPattern, RouteAction, RouteConfig, TimeoutOverrides};
 use crate::{cache, degrade};
 
@@ -70,6 +72,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         },
         forward_path: table.value_or("forward_path", &FORWARD_PATH, default.forward_path),
         body_bytes: table.optional("body_bytes", &SizeRange(0..=1_024 * GIB)).map(|bytes| bytes.value),
+        pages: pages(table),
         clients: clients(table),
         auth,
         ..default
@@ -163,6 +166,36 @@ fn degrade_page(table: &TableReader<'_>, default: degrade::DegradeConfig) -> deg
         json: page(table, "json"),
         retry_after: table.value_or("retry_after", &DurationRange(SECOND..=DAY), default.retry_after),
     }
+}
+
+/// The table `pages`: the template in a file for each status or class.
+pub(super) fn pages(table: &TableReader<'_>) -> ErrorPages {
+    let files = table.named_values("pages", &AnyString);
+    let mut pages: ErrorPages = files
+        .into_iter()
+        .filter_map(|(name, file)| Some((page_statuses(table, &name)?, error_page(table, (&name, &file))?)))
+        .collect();
+    pages.sort_unstable_by_key(|(statuses, _)| *statuses);
+    pages
+}
+
+fn page_statuses(table: &TableReader<'_>, name: &Located<String>) -> Option<cache::StatusPattern> {
+    let is_error = |statuses: &cache::StatusPattern| {
+        statuses.matches(400) || statuses.matches(500) || matches!(statuses, cache::StatusPattern::One(400..))
+    };
+    let statuses = statuses(&name.value).filter(is_error);
+    if statuses.is_none() {
+        let problem = ConfigProblem::bad_value(format!("`{}` is not the status of an error", name.value));
+        table.context.error(&name.at, problem.hint("write a status such as 404, or the class \"4xx\" or \"5xx\""));
+    }
+    statuses
+}
+
+fn error_page(table: &TableReader<'_>, (name, file): (&Located<String>, &str)) -> Option<ErrorPage> {
+    let compile =
+        |text: String| ErrorPage::compile(&text).map_err(|fault| ConfigProblem::bad_value(format!("{file}: {fault}")));
+    let page = read_file(&table.context.environment, file).and_then(compile);
+    page.map_err(|problem| table.context.error(&name.at, problem)).ok()
 }
 
 /// Content of the file named by `key`.

@@ -72,10 +72,11 @@ fn debug_text(config: &Config) -> String {
         cache,
         dns,
         upstreams,
+        pages,
         routes,
         log,
         files: _,
     } = config;
     let shared = (server, listen, admin, http, accept, identify, limit, cache, log);
-    format!("{shared:#?} {remote:#?} {dns:#?} {upstreams:#?} {routes:#?}")
+    format!("{shared:#?} {remote:#?} {dns:#?} {upstreams:#?} {pages:#?} {routes:#?}")
 }
