@@ -48,6 +48,7 @@ pub mod testing {
     pub use crate::http::fields::{Fields, KnownField, is_token};
     pub use crate::http::h1::fuzzing;
     pub use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
+    pub use crate::http::target;
     pub use crate::identify::jwk_set::JwkSet;
     pub use crate::identify::tokens;
     pub use crate::identify::{CallerIdentifier, CertificateField, IdentityConfig, IdentitySource};

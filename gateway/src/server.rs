@@ -41,7 +41,7 @@ pub enum StartError {
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
     #[error("cannot use the certificates of {address}: {source}")]
-    Tls { address: SocketAddr, source: tls::TlsError },
+    Tls { address: SocketAddr, source: Box<tls::TlsError> },
     #[error("cannot use the limits: {0}")]
     Limits(#[from] limiter::RuleError),
     #[error("cannot use the stores: {0}")]
@@ -87,7 +87,8 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
         bound.push(sockets.first().map_or(Ok(listen.address), TcpListener::local_addr).map_err(fail)?);
         listener_sockets.push(sockets);
         let terminator = listen.tls.as_ref().map(TlsTerminator::new).transpose();
-        let terminator = terminator.map_err(|source| StartError::Tls { address: listen.address, source })?;
+        let terminator =
+            terminator.map_err(|source| StartError::Tls { address: listen.address, source: Box::new(source) })?;
         tls_terminators.push(terminator.map(Arc::new));
     }
     let admin_socket = TcpListener::bind(config.admin.address)

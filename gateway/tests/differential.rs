@@ -32,7 +32,7 @@ use format::latin1;
 use gateway::testing::Fields;
 use gateway::testing::HttpLimits;
 use gateway::testing::fuzzing;
-use gateway::testing::{BodyLength, Request};
+use gateway::testing::{BodyLength, Request, target};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -148,7 +148,11 @@ async fn collect(request: hyper::Request<Incoming>) -> Option<ParsedRequest> {
             Err(frame) => trailers = frame.trailers_ref().map(sorted_map).unwrap_or_default(),
         }
     }
-    let fields = sorted_map(&parts.headers);
+    let mut fields = sorted_map(&parts.headers);
+    if parts.uri.authority().is_some() {
+        // The authority of the target replaces it.
+        fields.retain(|(name, _)| name != "host");
+    }
     let target = parts.uri.path_and_query().map(|target| target.as_str().to_owned()).unwrap_or_default();
     let target = if target.starts_with('?') { format!("/{target}") } else { target };
     // The absolute form without a path, for OPTIONS only (RFC 9112 section 3.2.4).
@@ -181,6 +185,12 @@ fn hyper_parses_accepted_requests_alike() {
         let allowed = std::mem::take(&mut own.trailers);
         prop_assert!(allowed.iter().all(|line| other.trailers.contains(line)), "{:?} of {:?}", allowed, other.trailers);
         other.trailers.clear();
+        if !other.fields.iter().any(|(name, _)| name == "host") {
+            own.fields.retain(|(name, _)| name != "host");
+        }
+        if let Ok(normal) = target::normal(&other.target, limits.paths) {
+            other.target = normal;
+        }
         if other.target == "*|/" && (own.target == "*" || own.target == "/") {
             own.target = other.target.clone();
         }

@@ -789,8 +789,8 @@ fn summary(windows: &[(&str, &[&Sample])]) -> String {
     windows.iter().map(describe).collect::<Vec<_>>().join("; ")
 }
 
-/// Another gateway stores a response with its cookie; one that is configured to keep cookies private
-/// does not serve it.
+/// Another gateway stores a response with its cookie; one that is configured to keep cookies
+/// private does not serve it.
 #[test]
 fn a_cookie_that_another_gateway_shares_is_not_served_by_a_private_one() {
     let redis = Redis::start();

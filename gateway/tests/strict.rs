@@ -42,12 +42,14 @@ const MALFORMED: &[(&str, &str, u16)] = &[
     ("length in hexadecimal", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x3\r\n\r\nabc", 400),
     ("length with a fraction", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3.0\r\n\r\nabc", 400),
     ("length with a space inside", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3 0\r\n\r\nabc", 400),
+    ("length with a zero before", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 03\r\n\r\nabc", 400),
+    ("length of two zeros", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 00\r\n\r\n", 400),
     ("length as a word", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: three\r\n\r\nabc", 400),
     ("empty length", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\nabc", 400),
     ("length of 2^63", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9223372036854775808\r\n\r\n", 400),
     ("length of 2^64 + 3", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551619\r\n\r\nabc", 400),
     ("unknown coding", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\nabc", 501),
-    ("chunked not last", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n", 501),
+    ("chunked not last", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n0\r\n\r\n", 400),
     ("coding before chunked", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
     ("chunked twice", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 501),
     (
@@ -105,7 +107,9 @@ const MALFORMED: &[(&str, &str, u16)] = &[
     ("Host with a port too great", "GET / HTTP/1.1\r\nHost: a:65536\r\n\r\n", 400),
     ("Host with an open bracket", "GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", 400),
     ("Host with a query", "GET / HTTP/1.1\r\nHost: a?b\r\n\r\n", 400),
-    ("Host against the target", "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("bad Host beside an absolute target", "GET http://b/ HTTP/1.1\r\nHost: a/\r\n\r\n", 400),
+    ("bad authority of the target", "GET http://b:x/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("Host beyond ASCII", "GET / HTTP/1.1\r\nHost: b\u{fc}cher.example\r\n\r\n", 400),
     // Request line.
     ("no version", "GET /\r\nHost: a\r\n\r\n", 400),
     ("lower-case version", "GET / http/1.1\r\nHost: a\r\n\r\n", 400),
@@ -124,6 +128,14 @@ const MALFORMED: &[(&str, &str, u16)] = &[
     ("target without a slash", "GET a HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("target with a fragment", "GET /#a HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("target beyond ASCII", "GET /\u{e4} HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("encoded NUL in the path", "GET /a%00 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("encoded line end in the path", "GET /a%0d%0aX:%20y HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("incomplete percent-encoding in the path", "GET /a%4 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("backslash in the path", "GET /a\\b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("encoded slash", "GET /a%2fb HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("encoded backslash", "GET /a%5Cb HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("dot segment with a parameter", "GET /a/..;/b HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("quotes in the target", "GET /a?\"b\" HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("NUL in the target", "GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("another scheme", "GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
     ("asterisk with GET", "GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400),
@@ -223,6 +235,9 @@ fn oversize_requests_are_refused_with_the_status_of_the_exceeded_limit() {
         ("many fields", fields(30), 431),
         ("very many fields", fields(300), 431),
         ("a long target", target(1_500), 414),
+        ("a long method", format!("{} / HTTP/1.1\r\nHost: a\r\n\r\n", "A".repeat(100_000)), 501),
+        ("a long method without an end", "A".repeat(5_000), 501),
+        ("a long line that is no request", "\u{1}".repeat(5_000), 400),
         ("a target beyond the whole head", target(8_000), 414),
         ("a long request line without an end", format!("GET /{}", "x".repeat(5_000)), 414),
     ];
@@ -457,12 +472,15 @@ fn unusual_but_valid_requests_are_forwarded() {
         ("a custom method", "PURGEALL /h HTTP/1.1\r\nHost: a\r\n", "PURGEALL /h 0"),
         ("HTTP/1.0 without Host", "GET /i HTTP/1.0\r\n", "GET /i 0"),
         ("mixed case chunked", "POST /j HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n", "POST /j 3"),
-        ("zeros before a length", "POST /k HTTP/1.1\r\nHost: a\r\nContent-Length: 003\r\n", "POST /k 3"),
+        ("a length of zero", "POST /k HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n", "POST /k 0"),
+        ("a Host with a dot and an empty port", "GET /l HTTP/1.1\r\nHost: a.:\r\n", "GET /l 0"),
+        ("another Host than that of the target", "GET http://b/m HTTP/1.1\r\nHost: a\r\n", "GET /m 0"),
+        ("a backtick in the query", "GET /n?a=`b` HTTP/1.1\r\nHost: a\r\n", "GET /n?a=%60b%60 0"),
     ];
     for (name, head, expected) in valid {
         let body = if head.contains("Chunked") {
             "3\r\nabc\r\n0\r\n\r\n"
-        } else if head.contains("Length") {
+        } else if head.contains("Length: 3") {
             "abc"
         } else {
             ""

@@ -149,10 +149,10 @@ impl ServerClock {
         ClockReading { unix_ms: u64::try_from(unix_ms).unwrap_or_default(), instant }
     }
 
-    /// A time that the server's clock had reached at `instant`, earlier than its time by at most the
-    /// round trip of the last reading and a thousandth of the time since or until then, by which
-    /// the two clocks may differ in speed; `None` if that reading is too old. Unlike `now`, it follows a jump of the clock at
-    /// once: it is compared with times that the server itself recorded.
+    /// A time that the server's clock had reached at `instant`; `None` if the last reading is too
+    /// old. It is early by at most the round trip of that reading and a thousandth of the time
+    /// between the two, by which the clocks may differ in speed. Unlike `now`, it follows a jump of
+    /// the clock at once: it is compared with times that the server itself recorded.
     pub(crate) fn earliest_ms(&self, instant: Instant) -> Option<u64> {
         let base_ms = self.earliest_base_ms.load(Ordering::Relaxed);
         let updated_at = self.earliest_updated_at.load(Ordering::Relaxed);

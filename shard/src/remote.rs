@@ -5,8 +5,8 @@
 //! length. The first `FIRST_READ_BYTES` are read over the connection that all small reads share. If
 //! they begin a longer envelope that would be accepted, the whole value is read over a second
 //! connection, so that no small read queues behind a large body. An oversized value is never read
-//! whole. A server that violates the protocol and sends more than was asked for, in any reply, loses
-//! its connection (see `reply_limit`).
+//! whole. A server that violates the protocol and sends more than was requested, in any reply,
+//! loses its connection (see `reply_limit`).
 //!
 //! Refuses to retry, and to wait longer than the deadline for anything.
 //! Invariant: a shard that is slow, unreachable or faulty is a cache miss, and an immediate one

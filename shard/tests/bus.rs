@@ -307,6 +307,7 @@ async fn cached_entries_are_suspect_after_a_subscription_gap() {
         two.fetch_until_cached(page).await;
     }
     proxy.disconnect();
+    wait_until("the subscription is lost", || !two.is_subscribed()).await;
     one.put("changed").await;
     assert!(two.has_cached("kept") && two.has_cached("changed"), "cached entries are used while disconnected");
     proxy.restore();

@@ -43,9 +43,9 @@ const FLOODS: &[Flood] = &[
     Flood { name: "an invalidated key without end", first: b">2\r\n+invalidate\r\n*1\r\n$90000000\r\n", then: b"xxxx" },
 ];
 
-/// Only the bus, whose replies are metered, refuses replies that nobody asked for; elsewhere they
-/// are dropped.
-const UNASKED: Flood = Flood { name: "replies that nobody asked for", first: b"+OK\r\n", then: b"$4\r\nabcd\r\n" };
+/// Only the bus, whose replies are metered, refuses replies without a request; elsewhere they are
+/// dropped.
+const UNASKED: Flood = Flood { name: "replies without a request", first: b"+OK\r\n", then: b"$4\r\nabcd\r\n" };
 
 fn resident_bytes() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -65,8 +65,8 @@ async fn until_dropped(server: &HostileServer, what: &str, mut operate: impl Asy
     growth
 }
 
-/// Counted refusals. The client refuses deeply nested arrays and wrong replies to a login by itself,
-/// and does not tell all callers why.
+/// Counted refusals. The client refuses deeply nested arrays and wrong replies to a login by
+/// itself, and does not pass on the reason to all callers.
 fn refused(flood: &Flood, faults: &ShardFaultCounts) -> u64 {
     let by_client = [ShardFault::Protocol, ShardFault::Io].map(|fault| faults.get(fault)).iter().sum();
     faults.get(ShardFault::ReplyTooLong) + if [NESTED, UNASKED.name].contains(&flood.name) { by_client } else { 0 }

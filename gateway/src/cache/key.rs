@@ -202,9 +202,9 @@ pub(super) fn strip_default_port(scheme: Scheme, authority: &str) -> &str {
     authority.strip_suffix(port).unwrap_or(authority)
 }
 
-/// Resolves `reference` against the URI of `request` (RFC 3986 section 5) and returns path and query
-/// of the result in their normal form. `None` if it has another origin (RFC 9110 section 4.3.1), or
-/// if requests with this path are refused.
+/// Resolves `reference` against the URI of `request` (RFC 3986 section 5) and returns path and
+/// query of the result in their normal form. `None` if it has another origin (RFC 9110 section
+/// 4.3.1), or if requests with this path are refused.
 pub(crate) fn resolve_same_origin(config: &CacheConfig, reference: &str, request: &Request) -> Option<String> {
     let own = format!("{}://{}{}", scheme(request).as_str(), public_authority(request), request.target);
     let own = Url::parse(&own).ok()?;

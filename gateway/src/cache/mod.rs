@@ -2,10 +2,11 @@
 //! response is served.
 //!
 //! `config` has the configuration. `date`, `control` and `targeted` parse fields. `freshness`
-//! computes ages and lifetimes. `extent` and `range` handle byte ranges, `resume` continues
-//! an interrupted response by one, and `partial` combines stored partial responses. `policy` makes the decisions. `stored` is the metadata of an entry,
-//! `key` its cache key, and `tags` its surrogate keys. `fill` collapses concurrent misses into one
-//! fetch. `store_metrics` has the metrics of the cache store.
+//! computes ages and lifetimes. `extent` and `range` handle byte ranges, `resume` continues an
+//! interrupted response by one, and `partial` combines stored partial responses. `policy` makes the
+//! decisions. `stored` is the metadata of an entry, `key` its cache key, and `tags` its surrogate
+//! keys. `fill` collapses concurrent misses into one fetch. `store_metrics` has the metrics of the
+//! cache store.
 
 mod config;
 pub(crate) mod control;

@@ -15,7 +15,7 @@ pub(crate) mod fields;
 pub(crate) mod message;
 pub(crate) mod refusal;
 pub(crate) mod authority;
-pub(crate) mod target;
+pub mod target;
 pub(crate) mod limits;
 mod head;
 pub(crate) mod body;

@@ -135,7 +135,7 @@ pub(crate) fn receive(
 ///
 /// # Errors
 /// The reason why a request with this target is refused.
-pub(crate) fn normal(target: &str, rules: PathRules) -> Result<String, RequestRefusal> {
+pub fn normal(target: &str, rules: PathRules) -> Result<String, RequestRefusal> {
     if TargetScan::of(target.as_bytes()).length < target.len() || !target.starts_with('/') {
         return Err(RequestRefusal::Target);
     }

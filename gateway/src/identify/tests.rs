@@ -33,6 +33,7 @@ fn trusted_config() -> IdentityConfig {
         user_class: Some(IdentitySource::Header("x-user-tier".into())),
         device: vec![IdentitySource::Header("x-device-id".into()), IdentitySource::Cookie("device".into())],
         region: vec![IdentitySource::Header("x-region".into())],
+        regions: vec!["default".parse().expect("a region"), "eu".parse().expect("a region")],
         ..IdentityConfig::default()
     }
 }

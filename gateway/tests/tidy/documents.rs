@@ -50,7 +50,7 @@ fn documented_metrics_match_the_code() {
     let docs = read("docs/metrics.md").text;
     let exposed: BTreeSet<String> = sources("gateway/src").iter().flat_map(exposed_metrics).collect();
     let events = event_names(&read("gateway/src/event.rs").text);
-    let reasons = quoted(&read("gateway/src/http/h1/request.rs").text, "\nrefusals! {", "}", '"');
+    let reasons = quoted(&read("gateway/src/http/refusal.rs").text, "\nrefusals! {", "}", '"');
     assert!([&exposed, &events, &reasons].iter().all(|it| it.len() > 20), "a list moved: adjust this test");
     let mut offences = differences("metric", &documented_metrics(&docs), &exposed);
     offences.extend(differences("event", &quoted(&docs, "\n`event`: ", ".", '`'), &events));

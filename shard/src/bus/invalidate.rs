@@ -5,7 +5,7 @@
 //! is removed unless its fill began after the removal. Fills in flight cannot be compared yet, so
 //! none that began before the report is stored, except after changes by this process alone.
 //!
-//! An entry that cannot be compared, because the server does not answer, is removed. So is one whose
+//! An entry that cannot be compared, because the server does not reply, is removed. So is one whose
 //! tombstone is gone when it is read: it has expired, or was evicted as soon as it was set.
 //!
 //! Refuses nothing.

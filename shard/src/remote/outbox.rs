@@ -14,13 +14,14 @@
 //! server (see `tombstone`): the entry of a fill that began before the removal is not stored,
 //! whichever node sends it.
 //!
-//! A panic while a batch is sent is counted, and its deletes are sent again; its stores are dropped.
+//! A panic while a batch is sent is counted, and its deletes are sent again; its stores are
+//! dropped.
 //!
 //! Refuses to grow: see `write_queue`.
 //! Invariant: of one thread's jobs for a key, an earlier one never takes effect after a later one
-//! that was confirmed, with two exceptions: commands in the receive buffer of a hung server when
-//! its connection is abandoned, and a redirected delete, which may delete a newer entry too (a
-//! later miss).
+//! that was confirmed, with two exceptions: commands on their way to a hung server when its
+//! connection is abandoned (stores for at most `STORE_VALIDITY`), and a redirected delete, which
+//! may delete a newer entry too (a later miss).
 
 use super::connection::ShardConnection;
 use super::counts::ShardCounters;

@@ -6,8 +6,8 @@
 //! value in it, which is what a value takes in memory. An announced length that exceeds the limit
 //! counts at once. Push messages have a limit of their own.
 //!
-//! A limit on one reply does not bound a pipeline of many. Where pipelines are long, the sender
-//! allows an amount for all replies to it, and a reply beyond that, also one that nobody asked for,
+//! A limit on one reply does not bound a pipeline of many. On a metered connection, the sender
+//! allows an amount for all replies to it, and a reply beyond that, also one without a request,
 //! exceeds the limit.
 //!
 //! Refuses what is not RESP: the client would refuse it as well.
@@ -26,7 +26,7 @@ const VALUE_BYTES: usize = 64;
 /// Longest line with a length: an integer of 64 bits, its sign and spaces around it.
 const LENGTH_LINE_MAX: usize = 32;
 
-/// What a server may send on one connection.
+/// The limits of replies on one connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReplyLimits {
     /// Of one reply.
@@ -44,7 +44,7 @@ impl ReplyLimits {
     }
 }
 
-/// What the sender and the stream of a connection share.
+/// State that the sender and the stream of a connection share.
 #[derive(Debug, Default)]
 pub(crate) struct ReplyAllowance {
     is_exceeded: AtomicBool,

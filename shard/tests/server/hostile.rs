@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-/// What is sent once, and then again and again.
+/// Bytes that are sent once, and those that follow again and again.
 #[derive(Clone, Copy)]
 pub(crate) struct Flood {
     pub(crate) name: &'static str,

@@ -1,9 +1,9 @@
 //! Strict incremental decoder of the chunked coding (RFC 9112 section 7.1).
 //!
 //! Stricter than the grammar: at most 256 bytes of extensions per chunk, no bare LF, sizes up to
-//! 2^52, trailers up to 8 KiB. Extensions are validated and dropped (section 7.1.1). Trailers are validated like fields. Those that a
-//! recipient acts on before the end are dropped (RFC 9110 section 6.5.1): a next hop that merges
-//! them into the head would act on them.
+//! 2^52, trailers up to 8 KiB. Extensions are validated and dropped (section 7.1.1). Trailers are
+//! validated like fields. Those that a recipient acts on before the end are dropped (RFC 9110
+//! section 6.5.1): a next hop that merges them into the head would act on them.
 
 use super::scan::{HeadScanner, ScanResult};
 use crate::http::fields::{Fields, KnownField, is_token};
