@@ -157,7 +157,7 @@ fn trailers_pass_in_both_directions() {
 
 #[test]
 fn early_response_arrives_before_the_stream_is_reset() {
-    let server = Server::echo("[limits_http]\nbody_bytes = 1000\n");
+    let server = Server::echo("[limits_http]\nbody_bytes = \"1000B\"\n");
     let mut client = server.connect();
     client.send(&request_with(1, ("POST", "/"), &[("content-length", "100000")]));
     let frames = client.response(1);
@@ -224,7 +224,7 @@ fn stream_that_nobody_reads_ends_and_the_connection_lives() {
 #[test]
 fn client_that_opens_its_window_slowly_gets_the_whole_body() {
     let origin = Origin::start(|_| Script::ok(&[], [b'x'; 500]));
-    let server = Server::start(origin, "", "[limits_http]\nidle_timeout = \"1s\"\nbody_rate = 0\n");
+    let server = Server::start(origin, "", "[limits_http]\nidle_timeout = \"1s\"\nbody_rate = \"0B\"\n");
     let mut client = FrameClient::connect(&server.gateway, &server.trusted, 100);
     client.send(&get(1, "/"));
     let mut received = 0;
@@ -254,7 +254,7 @@ fn stalled_request_body_ends_with_408_and_the_connection_lives() {
 
 #[test]
 fn slow_request_body_is_below_the_minimum_rate() {
-    let server = Server::echo("[limits_http]\nidle_timeout = \"1s\"\nbody_rate = 1000\n");
+    let server = Server::echo("[limits_http]\nidle_timeout = \"1s\"\nbody_rate = \"1000B\"\n");
     let mut client = server.connect();
     client.send(&request(1, "POST", "/"));
     let begin = Instant::now();
@@ -314,8 +314,9 @@ fn floods_end_the_connection() {
     let flood = Frame::new(CONTINUATION, 0, 1).bytes().repeat(200);
     client.send_bytes(&[Frame::new(HEADERS, END_STREAM, 1).bytes(), flood].concat());
     assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+    // The floods inside a request may be found by `h2` first.
     let floods = server.gateway.metric("tidegate_http2_floods_total{frames=\"control\"}");
-    assert!(floods >= 7.0, "{floods}");
+    assert!(floods >= 6.0, "{floods}");
     assert_eq!(server.origin.count(), 0);
 }
 
@@ -339,7 +340,7 @@ fn resets_of_accepted_streams_are_counted() {
         client.send(&Frame::new(RST_STREAM, 0, stream).with(CANCEL.to_be_bytes()));
         count = number;
     }
-    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)).filter(|_| count < 400));
+    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)), "after {count}");
     assert!(server.origin.count() <= 200, "{}", server.origin.count());
     gate.open();
     wait_for(|| server.gateway.metric("tidegate_requests_in_flight") == 0.0, STEP_TIMEOUT);

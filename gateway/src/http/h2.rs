@@ -1,5 +1,5 @@
-//! HTTP/2 on the crate `h2`: converts its requests into `Request` and `Response` into its responses.
-//! `h2` does framing, flow control and HPACK.
+//! HTTP/2 on the crate `h2`: converts its requests into `Request` and `Response` into its
+//! responses. `h2` does framing, flow control and HPACK.
 
 mod frame_scan;
 mod send_budget;
@@ -38,7 +38,7 @@ pub(crate) struct Http2RequestBody {
     received_bytes: u64,
     body_max: u64,
     clock: ClientClock,
-    /// Where `100 Continue` goes, once, if the client waits for it.
+    /// The queue that `100 Continue` is pushed to, once, if the client waits for it.
     awaits_continue: Option<InterimResponses>,
     dropped_trailers: std::sync::Arc<[String]>,
     trailers: Option<Box<Fields>>,

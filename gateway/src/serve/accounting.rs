@@ -31,7 +31,7 @@ impl Label for RequestRefusal {
 
 label! {
     /// Why a response was not completed.
-    pub(in crate::serve) AbortReason, "reason", {
+    pub(super) AbortReason, "reason", {
         ClientClosed = "client_closed",
         /// The client accepted no byte of the response in time, or too few.
         ClientTimeout = "client_timeout",
@@ -46,7 +46,7 @@ label! {
 
 impl AbortReason {
     /// The reason of a response whose body failed with `error`.
-    pub(in crate::serve) fn of(error: &BodyError) -> Self {
+    pub(super) fn of(error: &BodyError) -> Self {
         match error {
             BodyError::Detached => AbortReason::SlowReader,
             _ => AbortReason::BodyFailed,
@@ -83,28 +83,28 @@ pub(crate) fn requests_in_flight() -> u64 {
     BEGUN.get().saturating_sub(ended)
 }
 
-pub(in crate::serve) fn count_abort(reason: AbortReason) {
+pub(super) fn count_abort(reason: AbortReason) {
     ABORTS.inc(reason);
 }
 
-pub(in crate::serve) fn count_upgrade() {
+pub(super) fn count_upgrade() {
     UPGRADES.inc();
 }
 
 /// Counts one request as in flight until it ends.
-pub(in crate::serve) struct InFlightRequest {
+pub(super) struct InFlightRequest {
     began: Instant,
     is_ended: bool,
 }
 
 impl InFlightRequest {
-    pub(in crate::serve) fn begin(began: Instant) -> Self {
+    pub(super) fn begin(began: Instant) -> Self {
         BEGUN.inc();
         InFlightRequest { began, is_ended: false }
     }
 
     /// Ends the request and returns its duration.
-    pub(in crate::serve) fn end(mut self) -> Duration {
+    pub(super) fn end(mut self) -> Duration {
         self.observe()
     }
 
@@ -125,18 +125,18 @@ impl Drop for InFlightRequest {
 }
 
 /// A request that has ended, with its response.
-pub(in crate::serve) struct CompletedExchange<'a> {
-    pub(in crate::serve) snapshot: &'a Snapshot,
-    pub(in crate::serve) peer: &'a ConnectionPeer,
-    pub(in crate::serve) buffers: &'a ExchangeBuffers,
+pub(super) struct CompletedExchange<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) peer: &'a ConnectionPeer,
+    pub(super) buffers: &'a ExchangeBuffers,
     /// Bytes of the response body that were sent.
-    pub(in crate::serve) bytes: u64,
-    pub(in crate::serve) duration: Duration,
+    pub(super) bytes: u64,
+    pub(super) duration: Duration,
 }
 
 impl CompletedExchange<'_> {
     /// Counts a refusal and writes the request's access log line.
-    pub(in crate::serve) fn report(&self, context: &WorkerContext) {
+    pub(super) fn report(&self, context: &WorkerContext) {
         let ExchangeBuffers { request, response, record, .. } = self.buffers;
         if let Some(refusal) = record.refusal {
             REFUSALS.inc(refusal);
@@ -183,7 +183,7 @@ impl CompletedExchange<'_> {
 
 /// Makes `request` and the record those of a refused request. None of its fields are trustworthy,
 /// so the log shows dashes, as is customary.
-pub(in crate::serve) fn refused(refusal: RequestRefusal, request: &mut Request) -> RequestRecord {
+pub(super) fn refused(refusal: RequestRefusal, request: &mut Request) -> RequestRecord {
     request.clear();
     request.method = Method::from_bytes(b"-").unwrap_or_default();
     request.set_target("-");
@@ -197,7 +197,7 @@ pub(in crate::serve) fn refused(refusal: RequestRefusal, request: &mut Request) 
 }
 
 /// Reports a request whose client closed the connection before its response began.
-pub(in crate::serve) fn report_client_closed(
+pub(super) fn report_client_closed(
     context: &WorkerContext,
     snapshot: &Snapshot,
     (peer, buffers): (&ConnectionPeer, &mut ExchangeBuffers),

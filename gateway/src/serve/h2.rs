@@ -5,9 +5,9 @@
 //! Invariant: the connection holds at most 2 MiB: heads of requests (`HEADS_MAX`), unread bodies
 //! (`CONNECTION_WINDOW`), unsent bytes (`SendBudget`, `GatheredTransport`).
 
+mod stream_context;
 mod stream;
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -18,10 +18,12 @@ use std::time::Duration;
 use h2::{PingPong, Reason, RecvStream};
 use tokio::time::Instant;
 
+use stream_context::{StreamContext, StreamGuard};
+
 use super::worker_context::{DrainGuard, WorkerContext};
 use crate::http::HttpLimits;
 use crate::http::deadline::ResettableDeadline;
-use crate::http::h2::{DataChunk, FrameAbuse, GatheredStream, GatheredTransport, SendBudget};
+use crate::http::h2::{DataChunk, FrameAbuse, GatheredStream, GatheredTransport};
 use crate::http::message::Scheme;
 use crate::http::transport::TransportStream;
 use crate::metrics::{self, Counters};
@@ -57,60 +59,13 @@ pub(super) fn expose() {
     metrics::expose_counters("tidegate_http2_floods", help, &ABUSES);
 }
 
-/// The part of a connection that its streams share.
-struct StreamContext {
-    worker: Rc<WorkerContext>,
-    peer: ConnectionPeer,
-    scheme: Scheme,
-    transport: Rc<GatheredTransport>,
-    budget: Rc<SendBudget>,
-    streams: Cell<usize>,
-    head_bytes: Cell<usize>,
-    /// When the last stream ended.
-    idle_since: Cell<Instant>,
-}
-
-/// Counts one stream, and the bytes of its head, until it is dropped.
-struct StreamGuard {
-    shared: Rc<StreamContext>,
-    head_bytes: usize,
-}
-
-impl StreamGuard {
-    fn new(shared: &Rc<StreamContext>, head_bytes: usize) -> Self {
-        shared.streams.set(shared.streams.get() + 1);
-        shared.head_bytes.set(shared.head_bytes.get() + head_bytes);
-        StreamGuard { shared: Rc::clone(shared), head_bytes }
-    }
-}
-
-impl Drop for StreamGuard {
-    fn drop(&mut self) {
-        let StreamContext { streams, head_bytes, idle_since, .. } = &*self.shared;
-        streams.set(streams.get() - 1);
-        head_bytes.set(head_bytes.get() - self.head_bytes);
-        if streams.get() == 0 {
-            idle_since.set(Instant::now());
-        }
-    }
-}
-
 /// Serves a connection until it ends.
 pub(crate) async fn serve(context: Rc<WorkerContext>, io: TransportStream, peer: ConnectionPeer, scheme: Scheme) {
     let limits = context.snapshot.load().http.clone();
     let transport = GatheredTransport::new(io, limits.idle_timeout);
     if let Some(h2) = handshake(&transport, &limits).await {
         let drain = context.drain_guard();
-        let shared = Rc::new(StreamContext {
-            worker: context,
-            peer,
-            scheme,
-            transport: Rc::clone(&transport),
-            budget: Rc::default(),
-            streams: Cell::new(0),
-            head_bytes: Cell::new(0),
-            idle_since: Cell::new(Instant::now()),
-        });
+        let shared = StreamContext::new(context, peer, scheme, Rc::clone(&transport));
         let mut connection = Connection::new(h2, limits, drain, shared);
         poll_fn(|cx| connection.poll(cx)).await;
     }
@@ -239,7 +194,7 @@ impl Connection {
         mut respond: h2::server::SendResponse<DataChunk>,
     ) {
         let head_bytes = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
-        if self.shared.head_bytes.get() + head_bytes > HEADS_MAX {
+        if self.shared.head_bytes() + head_bytes > HEADS_MAX {
             respond.send_reset(Reason::REFUSED_STREAM);
             return;
         }
@@ -272,9 +227,9 @@ impl Connection {
         if self.poll_ping(cx).is_ready() {
             return Poll::Ready(());
         }
-        let is_idle = self.shared.streams.get() == 0;
+        let is_idle = self.shared.is_idle();
         if self.phase == ConnectionPhase::Open {
-            let base = if is_idle { self.shared.idle_since.get() } else { Instant::now() };
+            let base = if is_idle { self.shared.idle_since() } else { Instant::now() };
             self.deadline.set(base + self.limits.idle_timeout);
             if self.drain.poll_drain(cx).is_ready() || self.deadline.poll(cx).is_ready() {
                 self.phase = ConnectionPhase::Draining;
@@ -308,7 +263,7 @@ impl Connection {
 
     /// Ready when a silent peer with open streams has not acknowledged a PING.
     fn poll_ping(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let (Some(pings), true) = (&mut self.pings, self.shared.streams.get() > 0) else { return Poll::Pending };
+        let (Some(pings), true) = (&mut self.pings, !self.shared.is_idle()) else { return Poll::Pending };
         let read_at = self.shared.transport.read_at();
         // Any byte shows that the peer lives.
         if self.ping_sent.is_some_and(|sent| read_at > sent) {

@@ -83,7 +83,7 @@ impl Frame {
 
 /// Three digits in the Huffman code of HPACK (RFC 7541 appendix B).
 fn huffman_number(bytes: &[u8]) -> u16 {
-    let bits = bytes.iter().take(3).fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte));
+    let bits = (0..3).fold(0, |bits, at| bits << 8 | u32::from(bytes.get(at).copied().unwrap_or_default()));
     let mut left = 24;
     let mut take = |count: u32| {
         left -= count;
@@ -147,6 +147,8 @@ pub fn get(stream: u32, path: &str) -> Frame {
 pub struct FrameClient {
     stream: StreamOwned<ClientConnection, TcpStream>,
     received: Vec<u8>,
+    /// The code of the last GOAWAY.
+    goaway: Option<u32>,
 }
 
 impl FrameClient {
@@ -169,7 +171,7 @@ impl FrameClient {
             stream.conn.complete_io(&mut stream.sock).expect("a handshake");
         }
         assert_eq!(stream.conn.alpn_protocol(), Some(&b"h2"[..]));
-        FrameClient { stream, received: Vec::new() }
+        FrameClient { stream, received: Vec::new(), goaway: None }
     }
 
     /// A connection whose streams have this initial window.
@@ -218,7 +220,11 @@ impl FrameClient {
         let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
         let payload = self.received.get(9..9 + length)?.to_vec();
         self.received.drain(..9 + length);
-        Some(Frame { kind, flags, stream: u32::from_be_bytes([s1, s2, s3, s4]), payload })
+        let frame = Frame { kind, flags, stream: u32::from_be_bytes([s1, s2, s3, s4]), payload };
+        if kind == GOAWAY {
+            self.goaway = Some(frame.code());
+        }
+        Some(frame)
     }
 
     /// The next frame of this kind; frames of other kinds are skipped.
@@ -264,12 +270,8 @@ impl FrameClient {
     /// Reads until the gateway ends the connection; `None` if it does not within `deadline`, else
     /// the code of the last GOAWAY.
     pub fn closed_within(&mut self, deadline: Duration) -> Option<Option<u32>> {
-        let (start, mut code) = (Instant::now(), None);
-        while let Some(frame) = self.next_within(deadline.saturating_sub(start.elapsed())) {
-            if frame.kind == GOAWAY {
-                code = Some(frame.code());
-            }
-        }
-        (start.elapsed() < deadline).then_some(code)
+        let start = Instant::now();
+        while self.next_within(deadline.saturating_sub(start.elapsed())).is_some() {}
+        (start.elapsed() < deadline).then_some(self.goaway)
     }
 }

@@ -130,9 +130,10 @@ impl GatheredTransport {
                 return Poll::Ready(());
             }
             while let Poll::Ready(read) = self.io.poll_read(cx, &mut space) {
-                discarded += read.as_ref().copied().unwrap_or(0);
-                if discarded > DISCARDED_MAX || read.is_ok_and(|count| count == 0) {
-                    return Poll::Ready(());
+                match read {
+                    Ok(count) if count > 0 && discarded < DISCARDED_MAX => discarded += count,
+                    // The end, an error, or too much.
+                    _ => return Poll::Ready(()),
                 }
             }
             Poll::Pending

@@ -13,7 +13,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::time::Instant;
 
-use super::{StreamContext, StreamGuard};
+use super::stream_context::{StreamContext, StreamGuard};
 use crate::http::HttpLimits;
 use crate::http::body::{BodyError, BodySource as _};
 use crate::http::deadline::ResettableDeadline;
@@ -32,8 +32,8 @@ use crate::{degrade, hop};
 
 /// Bytes of one DATA frame: the largest frame that every client accepts.
 const FRAME_MAX: usize = 16 << 10;
-/// What a client may still send of its request after the response has ended: for this long, and
-/// this many bytes. A reset at once would destroy the response in some clients.
+/// How long and how many bytes a client may still send of its request after the response has ended.
+/// A reset at once would destroy the response in some clients.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 const DISCARDED_MAX: usize = 1 << 20;
 
