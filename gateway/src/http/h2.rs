@@ -1,61 +1,112 @@
-//! HTTP/2 on hyper: converts hyper's requests into `Request` and `Response` into hyper's responses.
-//! hyper does framing, flow control and HPACK.
+//! HTTP/2 on the crate `h2`: converts its requests into `Request` and `Response` into its
+//! responses. `h2` does framing, flow control and HPACK.
 
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+mod frame_scan;
+mod send_budget;
+mod client_clock;
+mod gather;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
+use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue};
+
+pub(crate) use client_clock::ClientClock;
+pub(crate) use frame_scan::FrameAbuse;
+pub(crate) use gather::{GatheredStream, GatheredTransport};
+pub(crate) use send_budget::{DataChunk, SendBudget};
 
 use super::body::{BodyError, BodySource};
-use super::deadline::ResettableDeadline;
 use super::exchange_clock::ExchangeTimeout;
 use super::fields::{Fields, KnownField};
+use super::h1;
 use super::head;
 use super::limits::HttpLimits;
-use super::message::{BodyLength, HttpVersion, Request, Response, Scheme};
+use super::message::{BodyLength, HttpVersion, InterimResponses, Request, Response, Scheme, StatusCode};
 use super::refusal::RequestRefusal;
+
+/// The receiving side of a stream, shared by the body of the request and the loop that discards
+/// what the response did not wait for.
+pub(crate) type SharedRecvStream = Rc<RefCell<h2::RecvStream>>;
 
 /// The body of an HTTP/2 request.
 pub(crate) struct Http2RequestBody {
-    incoming: Incoming,
+    incoming: SharedRecvStream,
     frame_data: Bytes,
     received_bytes: u64,
     body_max: u64,
-    /// Runs only while the gateway waits for the client.
-    deadline: ResettableDeadline,
-    idle_timeout: Duration,
+    clock: ClientClock,
+    /// The queue that `100 Continue` is pushed to, once, if the client waits for it.
+    awaits_continue: Option<InterimResponses>,
+    dropped_trailers: std::sync::Arc<[String]>,
+    trailers: Option<Box<Fields>>,
 }
 
 impl Http2RequestBody {
-    pub(crate) fn new(incoming: Incoming, limits: &HttpLimits) -> Self {
-        let (body_max, idle_timeout) = (limits.body_bytes, limits.idle_timeout);
-        let deadline = ResettableDeadline::after(idle_timeout);
-        Http2RequestBody { incoming, frame_data: Bytes::new(), received_bytes: 0, body_max, deadline, idle_timeout }
+    /// `received` is a part of the body that was already taken from `incoming`. `request` is the
+    /// head.
+    pub(crate) fn new(
+        (incoming, received): (&SharedRecvStream, Bytes),
+        limits: &HttpLimits,
+        request: &Request,
+    ) -> Self {
+        Http2RequestBody {
+            incoming: Rc::clone(incoming),
+            received_bytes: received.len() as u64,
+            frame_data: received,
+            body_max: limits.body_bytes,
+            clock: ClientClock::new(limits),
+            awaits_continue: request.connection.expects_continue.then(|| request.interim.share()),
+            dropped_trailers: std::sync::Arc::clone(&limits.dropped_trailers),
+            trailers: None,
+        }
+    }
+
+    fn poll_trailers(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        let polled = self.incoming.borrow_mut().poll_trailers(cx);
+        match polled {
+            Poll::Pending => self.clock.poll(cx).map(|()| Err(BodyError::Timeout(ExchangeTimeout::ClientBody))),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(BodyError::Truncated)),
+            Poll::Ready(Ok(trailers)) => {
+                let is_dropped =
+                    |name: &HeaderName| self.dropped_trailers.iter().any(|n| n.eq_ignore_ascii_case(name.as_str()));
+                let mut fields = Fields::default();
+                for (name, value) in trailers.iter().flatten() {
+                    if h1::is_allowed_trailer(name.as_str()) && !is_dropped(name) {
+                        fields.push(name.as_str().as_bytes(), value.as_bytes().trim_ascii());
+                    }
+                }
+                self.trailers = (!fields.is_empty()).then(|| Box::new(fields));
+                Poll::Ready(Ok(()))
+            }
+        }
     }
 }
 
 impl BodySource for Http2RequestBody {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         while self.frame_data.is_empty() {
-            match Pin::new(&mut self.incoming).poll_frame(cx) {
+            let polled = self.incoming.borrow_mut().poll_data(cx);
+            match polled {
                 Poll::Pending => {
-                    ready!(self.deadline.poll(cx));
-                    return Poll::Ready(Err(BodyError::Timeout(ExchangeTimeout::ClientBody)));
+                    if let Some(interim) = self.awaits_continue.take() {
+                        interim.push(Response::new(StatusCode::CONTINUE));
+                    }
+                    return self.clock.poll(cx).map(|()| Err(BodyError::Timeout(ExchangeTimeout::ClientBody)));
                 }
-                Poll::Ready(None) => break,
+                Poll::Ready(None) if self.trailers.is_some() => break,
+                Poll::Ready(None) => return self.poll_trailers(cx),
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(BodyError::Truncated)),
-                Poll::Ready(Some(Ok(frame))) => self.frame_data = frame.into_data().unwrap_or_default(),
+                Poll::Ready(Some(Ok(data))) => self.frame_data = data,
             }
-            self.deadline.restart(self.idle_timeout);
+            self.awaits_continue = None;
+            self.clock.record_progress(self.frame_data.len());
             self.received_bytes += self.frame_data.len() as u64;
-            if self.received_bytes > self.body_max {
-                return Poll::Ready(Err(BodyError::TooLarge));
-            }
         }
-        Poll::Ready(Ok(()))
+        let is_too_large = self.received_bytes > self.body_max;
+        Poll::Ready(if is_too_large { Err(BodyError::TooLarge) } else { Ok(()) })
     }
 
     fn data(&self) -> &[u8] {
@@ -64,19 +115,32 @@ impl BodySource for Http2RequestBody {
 
     fn consume(&mut self, count: usize) {
         // The client is not late while the gateway does not consume its bytes.
-        self.deadline.restart(self.idle_timeout);
+        self.clock.record_progress(0);
         self.frame_data.advance(count);
+        // Fails only for a stream that is over.
+        let _window_is_opened = self.incoming.borrow_mut().flow_control().release_capacity(count);
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        self.trailers.as_deref()
     }
 }
 
-/// Fills `request` from an HTTP/2 head (RFC 9113 section 8.3).
+/// Whether a head that does not end its stream may still be that of a request without a body: it
+/// announces none, and its method has no use for one. The next frame then tells.
+pub(crate) fn may_be_bodiless(parts: &http::request::Parts) -> bool {
+    let is_bodiless = matches!(parts.method, http::Method::GET | http::Method::HEAD | http::Method::OPTIONS);
+    is_bodiless && !parts.headers.contains_key(CONTENT_LENGTH)
+}
+
+/// Fills `request` from an HTTP/2 head (RFC 9113 section 8.3). `has_ended`: no body follows.
 ///
 /// # Errors
 /// Refuses what the HTTP/1.1 engine refuses, so that both protocols pass the same requests to an
 /// origin.
 pub(crate) fn read_head(
     parts: &http::request::Parts,
-    body: &Incoming,
+    has_ended: bool,
     limits: &HttpLimits,
     request: &mut Request,
 ) -> Result<(), RequestRefusal> {
@@ -85,21 +149,25 @@ pub(crate) fn read_head(
     request.method = parts.method.clone();
     head::check_method(&request.method)?;
     head::set_target(parts.uri.path_and_query().map_or("/", |target| target.as_str()), limits, request)?;
-    if parts.headers.len() > limits.header_fields {
-        return Err(RequestRefusal::TooManyFields);
-    }
     for (name, value) in &parts.headers {
         request.fields.push(name.as_str().as_bytes(), value.as_bytes().trim_ascii());
     }
     join_cookies(&mut request.fields);
+    if request.fields.len() > limits.header_fields {
+        return Err(RequestRefusal::TooManyFields);
+    }
     set_authority(parts.uri.authority().map(|authority| authority.as_str()), request)?;
-    head::expects_continue(request)?;
+    request.connection.expects_continue = head::expects_continue(request)?;
     request.scheme = if parts.uri.scheme_str() == Some("http") { Scheme::Http } else { Scheme::Https };
-    request.length = match (body.is_end_stream(), body.size_hint().exact()) {
-        (true, _) => BodyLength::Empty,
-        (false, Some(length)) if length > limits.body_bytes => return Err(RequestRefusal::BodyTooLarge),
-        (false, Some(length)) => BodyLength::Known(length),
-        (false, None) => BodyLength::Streamed,
+    // `h2` has refused malformed and contradictory lengths.
+    let announced = parts.headers.get(CONTENT_LENGTH).map(|value| value.to_str().unwrap_or_default().trim().parse());
+    request.length = match announced {
+        _ if has_ended => BodyLength::Empty,
+        Some(Ok(0)) => BodyLength::Empty,
+        Some(Ok(length)) if length > limits.body_bytes => return Err(RequestRefusal::BodyTooLarge),
+        Some(Ok(length)) => BodyLength::Known(length),
+        Some(Err(_)) => return Err(RequestRefusal::BadLength),
+        None => BodyLength::Streamed,
     };
     if limits.refuses_body(&request.method, request.length) {
         return Err(RequestRefusal::BodyOfGet);
@@ -134,86 +202,39 @@ fn set_authority(pseudo: Option<&str>, request: &mut Request) -> Result<(), Requ
     Ok(())
 }
 
-/// Converts a response head into hyper's. `hop` has already removed the fields that HTTP/2 forbids.
+/// Converts a response head into that of `h2`. `hop` has already removed the fields that HTTP/2
+/// forbids.
 ///
 /// # Errors
 /// A status or field that the `http` crate rejects; the caller responds with 502.
-pub(crate) fn write_head<B>(response: &Response, body: B) -> Result<http::Response<B>, http::Error> {
-    let mut head = http::Response::builder().status(response.status);
-    for field in response.fields.iter() {
-        if !matches!(
-            field.known,
-            Some(KnownField::ContentLength | KnownField::TransferEncoding | KnownField::Connection)
-        ) {
-            head = head.header(field.name, field.value);
-        }
-    }
+pub(crate) fn write_head(response: &Response) -> Result<http::Response<()>, http::Error> {
+    let mut head = http::Response::new(());
+    *head.status_mut() = response.status;
+    let fields = write_fields(&response.fields)?;
+    *head.headers_mut() = fields;
     if let BodyLength::Known(length) = response.length {
-        head = head.header("content-length", length);
+        head.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
-    head.body(body)
+    Ok(head)
 }
 
-/// A `BodySource` as a hyper body. Copies at most `FRAME_MAX` bytes into one frame.
-pub(crate) struct Http2ResponseBody<S> {
-    source: Option<S>,
-    remaining: Option<u64>,
-    ended: bool,
-}
-
-impl<S: BodySource> Http2ResponseBody<S> {
-    /// `length` is the length announced in the head; `Empty` for a response without a body.
-    pub(crate) fn new(source: S, length: BodyLength) -> Self {
-        let remaining = match length {
-            BodyLength::Empty => Some(0),
-            BodyLength::Known(length) => Some(length),
-            BodyLength::Streamed | BodyLength::UntilClose => None,
-        };
-        Http2ResponseBody { source: Some(source), remaining, ended: remaining == Some(0) }
+/// Converts fields, of a head or of trailers, without those of framing.
+///
+/// # Errors
+/// A field that the `http` crate rejects.
+pub(crate) fn write_fields(fields: &Fields) -> Result<http::HeaderMap, http::Error> {
+    let is_framing = |known| {
+        matches!(known, Some(KnownField::ContentLength | KnownField::TransferEncoding | KnownField::Connection))
+    };
+    let lines = || fields.iter().filter(|field| !is_framing(field.known));
+    // The values share one allocation.
+    let mut text = Vec::with_capacity(lines().map(|field| field.value.len()).sum());
+    lines().for_each(|field| text.extend_from_slice(field.value));
+    let mut text = Bytes::from(text);
+    let mut map = http::HeaderMap::with_capacity(fields.len() + 1);
+    for field in lines() {
+        let name = HeaderName::from_bytes(field.name)?;
+        map.append(name, HeaderValue::from_maybe_shared(text.split_to(field.value.len()))?);
     }
-
-    /// No body.
-    pub(crate) fn empty() -> Self {
-        Http2ResponseBody { source: None, remaining: Some(0), ended: true }
-    }
-}
-
-/// Maximum bytes copied into one frame.
-const FRAME_MAX: usize = 64 << 10;
-
-impl<S: BodySource + Unpin> http_body::Body for Http2ResponseBody<S> {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        let Some(source) = this.source.as_mut().filter(|_| !this.ended) else { return Poll::Ready(None) };
-        if let Err(error) = ready!(source.poll_fill(cx)) {
-            this.ended = true;
-            return Poll::Ready(Some(Err(error)));
-        }
-        let data = source.data();
-        if data.is_empty() {
-            this.ended = true;
-            return Poll::Ready(this.remaining.map(|_| Err(BodyError::Truncated)));
-        }
-        let allowed = this
-            .remaining
-            .map_or(FRAME_MAX, |remaining| usize::try_from(remaining).unwrap_or(FRAME_MAX).min(FRAME_MAX));
-        let frame_data = Bytes::copy_from_slice(&data[..data.len().min(allowed)]);
-        source.consume(frame_data.len());
-        if let Some(remaining) = &mut this.remaining {
-            *remaining -= frame_data.len() as u64;
-            this.ended = *remaining == 0;
-        }
-        Poll::Ready(Some(Ok(Frame::data(frame_data))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.remaining.map_or_else(SizeHint::default, SizeHint::with_exact)
-    }
+    Ok(map)
 }

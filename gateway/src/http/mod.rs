@@ -1,5 +1,5 @@
 //! HTTP syntax without gateway policy: message heads, bodies, connections, the HTTP/1.1 engine, and
-//! HTTP/2 through hyper.
+//! HTTP/2 through the crate `h2`.
 //!
 //! The rest of the gateway uses `Request`, `Response`, `Fields` and `BodySource`. No file outside
 //! this module knows the wire format.

@@ -1,291 +1,287 @@
-//! One HTTP/2 connection: hyper does the framing, the pipeline answers. The streams of a connection
-//! run as tasks of the same thread.
+//! One HTTP/2 connection: `h2` does the framing, the pipeline answers.
+//!
+//! The connection's task reads frames and begins streams; a stream that cannot be answered at once
+//! continues as a task of the same thread. Frames of all streams that are ready leave in one write.
+//! Invariant: the connection holds at most 2 MiB: heads of requests (`HEADS_MAX`), unread bodies
+//! (`CONNECTION_WINDOW`), unsent bytes (`SendBudget`, `GatheredTransport`).
 
-use std::cell::Cell;
-use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+mod stream_context;
+mod stream;
+
+use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use h2::{PingPong, Reason, RecvStream};
 use tokio::time::Instant;
 
-use super::accounting::{AbortReason, CompletedExchange, InFlightRequest, count_abort, refused, report_client_closed};
-use super::worker_context::WorkerContext;
-use crate::degrade;
-use crate::http::body::{BodyError, BodySource};
+use stream_context::{StreamContext, StreamGuard};
+
+use super::worker_context::{DrainGuard, WorkerContext};
+use crate::http::HttpLimits;
 use crate::http::deadline::ResettableDeadline;
-use crate::http::exchange_clock::Blame;
-use crate::http::h2::{self, Http2ResponseBody};
-use crate::http::message::{BodyLength, Scheme, StatusCode};
-use crate::http::request_body::RequestBody;
-use crate::metrics::Label as _;
+use crate::http::h2::{DataChunk, FrameAbuse, GatheredStream, GatheredTransport};
+use crate::http::message::Scheme;
+use crate::http::transport::TransportStream;
+use crate::metrics::{self, Counters};
 use crate::panics::poll_catch;
 use crate::peer::ConnectionPeer;
-use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
-use crate::tasks::{self, TaskKind};
+use crate::tasks::{self, TaskKind, TaskWait};
 
-/// Concurrent streams of one connection; the common default of servers.
-const STREAMS_MAX: u32 = 250;
-/// Resets that a client may provoke before its connection ends (CVE-2023-44487).
+/// Concurrent streams of one connection; the default of nginx.
+const STREAMS_MAX: u32 = 128;
+/// Bytes of the heads of open requests. A stream beyond them is refused; its client may retry it.
+const HEADS_MAX: usize = 512 << 10;
+/// Bytes of request bodies that a client may send before the gateway has read them: of one stream,
+/// and of all. Together with the round-trip time they bound the speed of an upload.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 512 << 10;
+/// Unsent bytes of one stream in `h2`.
+const STREAM_SEND_MAX: usize = 64 << 10;
+/// Streams that a client may reset before they are accepted, and errors of streams that it may
+/// provoke, before its connection ends (CVE-2023-44487, CVE-2025-8671).
 const RESETS_MAX: usize = 50;
+const PROVOKED_RESETS_MAX: usize = 100;
 /// A silent peer gets a PING this often, and this long to acknowledge it.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client gets to accept the last frames of a connection that the gateway ends.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// hyper executor that spawns each future as a task of the current thread, so that futures need not
-/// be `Send`.
-#[derive(Clone, Copy)]
-struct LocalExecutor;
+static ABUSES: LazyLock<Counters<FrameAbuse>> = LazyLock::new(Counters::default);
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor
-where
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tasks::spawn(TaskKind::Stream, future);
-    }
-}
-
-/// The open streams of a connection, and when the last one ended.
-struct StreamActivity {
-    streams: Cell<usize>,
-    idle_since: Cell<Instant>,
-}
-
-/// Counts one stream as open until it is dropped.
-struct StreamGuard(Rc<StreamActivity>);
-
-impl StreamGuard {
-    fn new(activity: &Rc<StreamActivity>) -> Self {
-        activity.streams.set(activity.streams.get() + 1);
-        StreamGuard(Rc::clone(activity))
-    }
-}
-
-impl Drop for StreamGuard {
-    fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
-        self.0.idle_since.set(Instant::now());
-    }
+/// Registers the metrics of this module.
+pub(super) fn expose() {
+    let help = "HTTP/2 connections ended because their client sent too many frames, by the kind of frames.";
+    metrics::expose_counters("tidegate_http2_floods", help, &ABUSES);
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve<T>(context: Rc<WorkerContext>, io: T, peer: ConnectionPeer, scheme: Scheme)
-where
-    T: AsyncRead + AsyncWrite + Unpin + 'static,
-{
+pub(crate) async fn serve(context: Rc<WorkerContext>, io: TransportStream, peer: ConnectionPeer, scheme: Scheme) {
     let limits = context.snapshot.load().http.clone();
-    let activity = Rc::new(StreamActivity { streams: Cell::new(0), idle_since: Cell::new(Instant::now()) });
-    let (service_context, service_activity) = (Rc::clone(&context), Rc::clone(&activity));
-    let service = service_fn(move |incoming| {
-        let stream = StreamGuard::new(&service_activity);
-        let (context, peer) = (Rc::clone(&service_context), peer.clone());
-        async move {
-            let exchange = StreamExchange::begin(context, peer, stream);
-            Ok::<_, Infallible>(respond(exchange, scheme, incoming).await)
-        }
-    });
-    let connection = hyper::server::conn::http2::Builder::new(LocalExecutor)
-        .timer(TokioTimer::new())
+    let transport = GatheredTransport::new(io, limits.idle_timeout);
+    if let Some(h2) = handshake(&transport, &limits).await {
+        let drain = context.drain_guard();
+        let shared = StreamContext::new(context, peer, scheme, Rc::clone(&transport));
+        let mut connection = Connection::new(h2, limits, drain, shared);
+        poll_fn(|cx| connection.poll(cx)).await;
+    }
+    tasks::set_waiting_for(TaskWait::ClientClose);
+    transport.linger().await;
+}
+
+type ServerConnection = h2::server::Connection<GatheredStream, DataChunk>;
+
+/// Waits for the preface of the client, which has as long as for a head. `None`: it did not come.
+async fn handshake(transport: &Rc<GatheredTransport>, limits: &HttpLimits) -> Option<ServerConnection> {
+    let handshake = h2::server::Builder::new()
         .max_concurrent_streams(STREAMS_MAX)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_send_buffer_size(STREAM_SEND_MAX)
         .max_pending_accept_reset_streams(RESETS_MAX)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .serve_connection(TokioIo::new(io), service);
-    let mut connection = pin!(connection);
-    let mut drain = context.drain_guard();
-    let mut deadline = ResettableDeadline::after(limits.idle_timeout);
-    let mut is_ending = false;
-    let ended = poll_fn(|cx| {
-        if !is_ending
-            && (drain.poll_drain(cx).is_ready() || poll_idle(&activity, &mut deadline, limits.idle_timeout, cx))
-        {
-            is_ending = true;
-            connection.as_mut().graceful_shutdown();
-            deadline.set(Instant::now() + limits.idle_timeout);
+        .max_local_error_reset_streams(Some(PROVOKED_RESETS_MAX))
+        .handshake::<_, DataChunk>(GatheredStream(Rc::clone(transport)));
+    let mut handshake = pin!(handshake);
+    let mut deadline = ResettableDeadline::after(limits.header_timeout);
+    poll_fn(|cx| {
+        let polled = handshake.as_mut().poll(cx);
+        let sent = transport.poll_send(cx);
+        match (polled, sent) {
+            (Poll::Ready(Ok(h2)), Poll::Pending | Poll::Ready(Ok(()))) => Poll::Ready(Some(h2)),
+            (Poll::Ready(Err(error)), _) => {
+                tracing::debug!(%error, "HTTP/2 preface failed");
+                Poll::Ready(None)
+            }
+            (_, Poll::Ready(Err(_))) => Poll::Ready(None),
+            (Poll::Pending, _) => deadline.poll(cx).map(|()| None),
         }
-        if is_ending && activity.streams.get() == 0 && deadline.poll(cx).is_ready() {
-            // The client got GOAWAY and did not close the connection.
-            return Poll::Ready(Ok(()));
-        }
-        connection.as_mut().poll(cx)
     })
-    .await;
-    if let Err(error) = ended {
-        tracing::debug!(%error, "HTTP/2 connection failed");
-    }
+    .await
 }
 
-/// Whether the connection has had no stream for the idle timeout.
-fn poll_idle(
-    activity: &StreamActivity,
-    deadline: &mut ResettableDeadline,
-    idle_timeout: Duration,
-    cx: &mut Context<'_>,
-) -> bool {
-    let base = if activity.streams.get() > 0 { Instant::now() } else { activity.idle_since.get() };
-    deadline.set(base + idle_timeout);
-    deadline.poll(cx).is_ready()
-}
-
-async fn respond(
-    mut exchange: StreamExchange,
-    scheme: Scheme,
-    incoming: http::Request<Incoming>,
-) -> http::Response<Http2ResponseBody<ReportingBody>> {
-    let (parts, body) = incoming.into_parts();
-    let limits = &exchange.snapshot.http;
-    let source = match h2::read_head(&parts, &body, limits, &mut exchange.buffers.request) {
-        Err(refusal) => {
-            let ExchangeBuffers { request, response, record, .. } = &mut exchange.buffers;
-            *record = refused(refusal, request);
-            ResponseBody::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), response))
-        }
-        Ok(()) => {
-            exchange.buffers.request.scheme = scheme;
-            let body = match exchange.buffers.request.length {
-                BodyLength::Empty => RequestBody::Empty,
-                _ => RequestBody::H2(Box::new(h2::Http2RequestBody::new(body, limits))),
-            };
-            exchange.run(body).await
-        }
-    };
-    let ExchangeBuffers { request, response, .. } = &exchange.buffers;
-    let length = if request.method == http::Method::HEAD || response.status == StatusCode::NOT_MODIFIED {
-        BodyLength::Empty
-    } else {
-        response.length
-    };
-    let expected = match length {
-        BodyLength::Empty => Some(0),
-        BodyLength::Known(length) => Some(length),
-        BodyLength::Streamed | BodyLength::UntilClose => None,
-    };
-    let head = response.clone();
-    let body = ReportingBody { exchange, bytes: 0, expected, state: BodyState::Open, source };
-    h2::write_head(&head, Http2ResponseBody::new(body, length)).unwrap_or_else(|error| {
-        tracing::warn!(%error, "response head is not valid in HTTP/2");
-        let mut plain = http::Response::new(Http2ResponseBody::empty());
-        *plain.status_mut() = StatusCode::BAD_GATEWAY;
-        plain
-    })
-}
-
-/// One HTTP/2 stream from its request to the end of its response.
-struct StreamExchange {
-    context: Rc<WorkerContext>,
-    snapshot: Arc<Snapshot>,
-    arrival: Arrival,
-    buffers: ExchangeBuffers,
-    /// Taken when the response ends.
-    in_flight: Option<InFlightRequest>,
-    _stream: StreamGuard,
-}
-
-impl StreamExchange {
-    fn begin(context: Rc<WorkerContext>, peer: ConnectionPeer, stream: StreamGuard) -> Self {
-        let snapshot = context.snapshot.load_full();
-        let arrival = Arrival { peer, at: Instant::now().into_std() };
-        let in_flight = Some(InFlightRequest::begin(arrival.at));
-        StreamExchange { context, snapshot, arrival, buffers: ExchangeBuffers::default(), in_flight, _stream: stream }
-    }
-
-    async fn run(&mut self, body: RequestBody<'static>) -> ResponseBody<'static> {
-        let StreamExchange { context, snapshot, arrival, buffers, .. } = self;
-        let handled = {
-            let mut handling = pin!(async {
-                let mut request_context = RequestContext::new(&context.worker, snapshot, arrival, buffers);
-                match request_context.admit() {
-                    Some(ended) => ended,
-                    None => request_context.handle(body).await,
-                }
-            });
-            poll_fn(|cx| poll_catch(handling.as_mut(), cx)).await
-        };
-        let mut body = handled.unwrap_or_else(|_panic| {
-            count_abort(AbortReason::Panic);
-            pipeline::panicked(snapshot, buffers)
-        });
-        body.unpack_head(&mut buffers.response);
-        body
-    }
-}
-
-impl Drop for StreamExchange {
-    fn drop(&mut self) {
-        if let Some(in_flight) = self.in_flight.take() {
-            let exchange = (&self.arrival.peer, &mut self.buffers);
-            report_client_closed(&self.context, &self.snapshot, exchange, in_flight.end());
-        }
-    }
-}
-
-/// Whether a response body is open, complete or failed.
-enum BodyState {
+/// Whether new streams are begun.
+#[derive(PartialEq, Eq)]
+enum ConnectionPhase {
     Open,
-    Complete,
-    Failed(AbortReason),
+    /// The client has been told to open no more streams.
+    Draining,
+    /// The client has been told why the connection ends.
+    Aborted,
 }
 
-/// A response body that reports its exchange when it ends, in whichever way.
-struct ReportingBody {
-    exchange: StreamExchange,
-    bytes: u64,
-    /// Length of the whole body, where it is known.
-    expected: Option<u64>,
-    state: BodyState,
-    source: ResponseBody<'static>,
+struct Connection {
+    h2: ServerConnection,
+    limits: HttpLimits,
+    drain: DrainGuard,
+    shared: Rc<StreamContext>,
+    phase: ConnectionPhase,
+    /// When a connection without streams ends, or one that is aborted.
+    deadline: ResettableDeadline,
+    /// When a head must be complete that has been received in part.
+    head_deadline: ResettableDeadline,
+    is_in_head_block: bool,
+    pings: Option<PingPong>,
+    ping_sent: Option<Instant>,
+    ping_timer: ResettableDeadline,
 }
 
-impl BodySource for ReportingBody {
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        let filled = self.source.poll_fill(cx);
-        match &filled {
-            Poll::Ready(Ok(())) if self.source.data().is_empty() => self.state = BodyState::Complete,
-            Poll::Ready(Err(error)) => {
-                self.state = BodyState::Failed(AbortReason::of(error));
-                self.exchange.buffers.record.blame = Some(error.blame());
-            }
-            _ => {}
+impl Connection {
+    #[expect(clippy::too_many_arguments, reason = "the parts that a connection is made of")]
+    fn new(mut h2: ServerConnection, limits: HttpLimits, drain: DrainGuard, shared: Rc<StreamContext>) -> Self {
+        let pings = h2.ping_pong();
+        Connection {
+            h2,
+            deadline: ResettableDeadline::after(limits.idle_timeout),
+            head_deadline: ResettableDeadline::after(limits.header_timeout),
+            is_in_head_block: false,
+            limits,
+            drain,
+            shared,
+            phase: ConnectionPhase::Open,
+            pings,
+            ping_sent: None,
+            ping_timer: ResettableDeadline::after(PING_INTERVAL),
         }
-        filled
     }
 
-    fn data(&self) -> &[u8] {
-        self.source.data()
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.bytes += count as u64;
-        self.source.consume(count);
-    }
-}
-
-impl Drop for ReportingBody {
-    fn drop(&mut self) {
-        let Some(in_flight) = self.exchange.in_flight.take() else { return };
-        match self.state {
-            BodyState::Failed(reason) => {
-                count_abort(reason);
-                self.exchange.buffers.record.aborted = reason.as_str();
+    /// Ready when the connection is over.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match self.h2.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    self.begin_stream(cx, request, respond);
+                    continue;
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    tracing::debug!(%error, "HTTP/2 connection failed");
+                    return Poll::Ready(());
+                }
+                Poll::Ready(None) => return Poll::Ready(()),
+                Poll::Pending => {}
             }
-            BodyState::Open if self.expected != Some(self.bytes) => {
-                count_abort(AbortReason::ClientClosed);
-                self.exchange.buffers.record.blame = Some(Blame::Client);
-                self.exchange.buffers.record.aborted = AbortReason::ClientClosed.as_str();
+            if let Some(abuse) = self.shared.transport.abuse()
+                && self.phase != ConnectionPhase::Aborted
+            {
+                ABUSES.inc(abuse);
+                tracing::debug!(frames = metrics::Label::as_str(abuse), "HTTP/2 flood");
+                self.abort(Reason::ENHANCE_YOUR_CALM);
+                continue;
             }
-            BodyState::Open | BodyState::Complete => {}
+            match self.shared.transport.poll_send(cx) {
+                // The rest of its frames.
+                Poll::Ready(Ok(())) if self.shared.transport.take_refused() => {}
+                Poll::Ready(Ok(())) | Poll::Pending => break,
+                Poll::Ready(Err(error)) => {
+                    tracing::debug!(%error, "writing to an HTTP/2 client failed");
+                    return Poll::Ready(());
+                }
+            }
         }
-        let StreamExchange { context, snapshot, arrival, buffers, .. } = &self.exchange;
-        let duration = in_flight.end();
-        CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes: self.bytes, duration }.report(context);
+        tasks::set_waiting_for(TaskWait::ClientHead);
+        self.poll_clocks(cx)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a stream as `h2` gives it")]
+    fn begin_stream(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: http::Request<RecvStream>,
+        mut respond: h2::server::SendResponse<DataChunk>,
+    ) {
+        let head_bytes = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+        if self.shared.head_bytes() + head_bytes > HEADS_MAX {
+            respond.send_reset(Reason::REFUSED_STREAM);
+            return;
+        }
+        let guard = StreamGuard::new(&self.shared, head_bytes);
+        let mut serving = Box::pin(stream::serve(guard, request, respond));
+        // Most responses from the cache are complete after one poll and need no task.
+        match poll_catch(serving.as_mut(), cx) {
+            Poll::Pending => tasks::spawn(TaskKind::Stream, serving),
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_panic)) => tracing::error!("a stream panicked"),
+        }
+    }
+
+    /// Ends the connection at once, with a reason that the client is told.
+    fn abort(&mut self, reason: Reason) {
+        self.phase = ConnectionPhase::Aborted;
+        self.h2.abrupt_shutdown(reason);
+        self.deadline.set(Instant::now() + ABORT_TIMEOUT);
+    }
+
+    /// Polled when nothing moves: ready when a clock has ended the connection.
+    fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.phase == ConnectionPhase::Aborted {
+            return self.deadline.poll(cx);
+        }
+        if self.poll_head_timeout(cx).is_ready() {
+            self.abort(Reason::ENHANCE_YOUR_CALM);
+            return self.repoll(cx);
+        }
+        if self.poll_ping(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let is_idle = self.shared.is_idle();
+        if self.phase == ConnectionPhase::Open {
+            let base = if is_idle { self.shared.idle_since() } else { Instant::now() };
+            self.deadline.set(base + self.limits.idle_timeout);
+            if self.drain.poll_drain(cx).is_ready() || self.deadline.poll(cx).is_ready() {
+                self.phase = ConnectionPhase::Draining;
+                self.h2.graceful_shutdown();
+                self.deadline.set(Instant::now() + self.limits.idle_timeout);
+                return self.repoll(cx);
+            }
+        } else if is_idle {
+            // The client got GOAWAY and did not close the connection.
+            return self.deadline.poll(cx);
+        }
+        Poll::Pending
+    }
+
+    /// Pending with a wake-up: there are frames to send.
+    fn repoll(&self, cx: &Context<'_>) -> Poll<()> {
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_head_timeout(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let was_in_head_block = std::mem::replace(&mut self.is_in_head_block, self.shared.transport.is_in_head_block());
+        if !self.is_in_head_block {
+            return Poll::Pending;
+        }
+        if !was_in_head_block {
+            self.head_deadline.restart(self.limits.header_timeout);
+        }
+        self.head_deadline.poll(cx)
+    }
+
+    /// Ready when a silent peer with open streams has not acknowledged a PING.
+    fn poll_ping(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let (Some(pings), true) = (&mut self.pings, !self.shared.is_idle()) else { return Poll::Pending };
+        let read_at = self.shared.transport.read_at();
+        // Any byte shows that the peer lives.
+        if self.ping_sent.is_some_and(|sent| read_at > sent) {
+            let _acknowledged_or_later = pings.poll_pong(cx);
+            self.ping_sent = None;
+        }
+        self.ping_timer.set(self.ping_sent.map_or(read_at + PING_INTERVAL, |sent| sent + PING_TIMEOUT));
+        if self.ping_timer.poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        if self.ping_sent.is_some() {
+            return Poll::Ready(());
+        }
+        self.ping_sent = Some(Instant::now());
+        self.ping_timer.restart(PING_TIMEOUT);
+        // Fails only while another PING is under way.
+        let _sent_or_under_way = pings.send_ping(h2::Ping::opaque());
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }

@@ -11,6 +11,7 @@
 )]
 
 pub mod client;
+pub mod frames;
 pub mod origin;
 pub mod tls;
 
