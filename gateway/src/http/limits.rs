@@ -34,6 +34,9 @@ pub struct HttpLimits {
     /// that merges trailers into the head would trust them. The gateway sets the fields that
     /// identify callers.
     pub dropped_trailers: Arc<[String]>,
+    /// Bytes that all HTTP/2 connections of the process may hold for their streams. Beyond them, new
+    /// streams are refused.
+    pub http2_memory: usize,
 }
 
 /// Whether a body on a GET or HEAD request is forwarded, or the request is refused with 400 (RFC
@@ -80,6 +83,7 @@ impl Default for HttpLimits {
             underscores: UnderscorePolicy::Drop,
             paths: PathRules::default(),
             dropped_trailers: Arc::default(),
+            http2_memory: 512 << 20,
         }
     }
 }

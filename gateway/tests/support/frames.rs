@@ -76,6 +76,7 @@ impl Frame {
             [name @ (0x08 | 0x48 | 0x18), length, rest @ ..] if *name != 0 && length & 0x80 != 0 => {
                 huffman_number(rest)
             }
+            [0x08, 3, digits @ ..] => digits[..3].iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0')),
             _ => 0,
         }
     }

@@ -1,25 +1,19 @@
 //! One HTTP/2 stream, from its request to the end of its response.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
-use tokio::time::Instant;
-
-use super::stream_context::{StreamContext, StreamGuard};
+use super::stream_context::StreamContext;
 use crate::http::HttpLimits;
 use crate::http::body::{BodyError, BodySource as _};
 use crate::http::deadline::ResettableDeadline;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
-use crate::http::h2::{self as http2, ClientClock, DataChunk, Http2RequestBody, SharedRecvStream};
-use crate::http::message::{BodyLength, InterimResponses, StatusCode, is_bodiless};
+use crate::http::h2::{self as http2, ClientClock, Http2ErrorCode, Http2RequestBody, IncomingRequest, ResponseEnd};
+use crate::http::message::{BodyLength, InterimResponses, is_bodiless};
 use crate::http::refusal::RequestRefusal;
 use crate::http::request_body::RequestBody;
 use crate::metrics::Label as _;
@@ -28,48 +22,56 @@ use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBo
 use crate::serve::accounting::{
     AbortReason, CompletedExchange, InFlightRequest, count_abort, refused, report_client_closed,
 };
+use crate::tasks::{self, TaskWait};
 use crate::{degrade, hop};
 
-/// Bytes of one DATA frame: the largest frame that every client accepts.
-const FRAME_MAX: usize = 16 << 10;
 /// How long and how many bytes a client may still send of its request after the response has ended.
 /// A reset at once would destroy the response in some clients.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 const DISCARDED_MAX: usize = 1 << 20;
 
-/// Serves one stream.
-pub(super) async fn serve(guard: StreamGuard, request: http::Request<RecvStream>, respond: SendResponse<DataChunk>) {
-    let shared = Rc::clone(&guard.shared);
-    let (parts, incoming) = request.into_parts();
-    let incoming = Rc::new(RefCell::new(incoming));
-    let mut exchange = StreamExchange::begin(&shared);
-    let mut respond = respond;
-    let Some(body) = exchange.respond(parts, &incoming, &mut respond).await else { return };
-    let sending = Sending { exchange, respond, body };
-    let Some(mut stream) = sending.send().await else { return };
-    if !incoming.borrow().is_end_stream() {
-        discard(&incoming, &mut stream).await;
-    }
-    // Without a handle to the stream, `h2` resets it with NO_ERROR once its last frame has left, if
-    // the client has not ended it.
-    drop((stream, incoming, guard));
+pub(super) type StreamHandle = http2::StreamHandle<ResponseBody<'static>>;
+
+/// A request whose head was read, and its buffers.
+pub(super) struct StreamStart {
+    pub(super) shared: Rc<StreamContext>,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) at: Instant,
+    pub(super) incoming: IncomingRequest<ResponseBody<'static>>,
+    pub(super) buffers: Box<ExchangeBuffers>,
 }
 
-/// Reads and discards the rest of a request, for a bounded time.
-async fn discard(incoming: &SharedRecvStream, stream: &mut SendStream<DataChunk>) {
-    let mut deadline = ResettableDeadline::after(DISCARD_TIMEOUT);
-    let mut discarded = 0;
-    poll_fn(|cx| {
-        let incoming = &mut *incoming.borrow_mut();
-        while let Poll::Ready(data) = incoming.poll_data(cx) {
-            let Some(Ok(data)) = data else { return Poll::Ready(()) };
-            discarded += data.len();
-            let _window_is_opened = incoming.flow_control().release_capacity(data.len());
-            if discarded > DISCARDED_MAX {
-                return Poll::Ready(());
-            }
+/// Serves one stream.
+pub(super) async fn serve(start: StreamStart) {
+    let StreamStart { shared, snapshot, at, incoming: IncomingRequest { handle, head }, buffers } = start;
+    let arrival = Arrival { peer: shared.peer.clone(), at };
+    let in_flight = Some(InFlightRequest::begin(at));
+    let buffers = Some(buffers);
+    let mut exchange = StreamExchange { shared, snapshot, arrival, buffers, in_flight, handle };
+    let mut is_malformed = false;
+    let body = match head {
+        Ok(_details) => exchange.respond().await,
+        Err(refused) => {
+            is_malformed = refused.is_malformed;
+            Some(exchange.refuse(refused.refusal))
         }
-        if stream.poll_reset(cx).is_ready() {
+    };
+    let Some(body) = body else { return };
+    let is_complete = exchange.send(body).await;
+    if is_malformed {
+        exchange.handle.reset_malformed();
+    } else if is_complete && !exchange.handle.has_received_end() {
+        discard(&exchange.handle).await;
+    }
+}
+
+/// Reads and discards the rest of a request, for a bounded time. The handle then resets the stream
+/// with NO_ERROR if the client has not ended it.
+async fn discard(handle: &StreamHandle) {
+    handle.discard_upload();
+    let mut deadline = ResettableDeadline::after(DISCARD_TIMEOUT);
+    poll_fn(|cx| {
+        if handle.poll_discarded(cx, DISCARDED_MAX).is_ready() || handle.poll_reset(cx).is_ready() {
             return Poll::Ready(());
         }
         deadline.poll(cx)
@@ -82,51 +84,51 @@ struct StreamExchange {
     shared: Rc<StreamContext>,
     snapshot: Arc<Snapshot>,
     arrival: Arrival,
-    buffers: Box<ExchangeBuffers>,
+    /// Taken when the exchange is dropped.
+    buffers: Option<Box<ExchangeBuffers>>,
     /// Taken when the response ends.
     in_flight: Option<InFlightRequest>,
+    handle: StreamHandle,
+}
+
+/// Why a response was not sent to its end.
+enum ResponseAbort {
+    ClientClosed,
+    ClientTimeout,
+    Source(BodyError),
 }
 
 impl StreamExchange {
-    fn begin(shared: &Rc<StreamContext>) -> Self {
-        let snapshot = shared.worker.snapshot.load_full();
-        let arrival = Arrival { peer: shared.peer.clone(), at: Instant::now().into_std() };
-        let in_flight = Some(InFlightRequest::begin(arrival.at));
-        StreamExchange { shared: Rc::clone(shared), snapshot, arrival, buffers: Box::default(), in_flight }
+    fn buffers(&mut self) -> &mut ExchangeBuffers {
+        self.buffers.as_mut().expect("taken by drop only")
     }
 
-    /// Reads the head and runs the pipeline. `None`: the client reset the stream.
-    #[expect(clippy::too_many_arguments, reason = "a stream as `h2` gives it")]
-    async fn respond(
-        &mut self,
-        parts: http::request::Parts,
-        incoming: &SharedRecvStream,
-        respond: &mut SendResponse<DataChunk>,
-    ) -> Option<ResponseBody<'static>> {
+    /// Runs the pipeline. `None`: the client reset the stream.
+    async fn respond(&mut self) -> Option<ResponseBody<'static>> {
         let snapshot = Arc::clone(&self.snapshot);
         let limits = &snapshot.http;
-        let mut has_ended = incoming.borrow().is_end_stream();
-        let mut received = Bytes::new();
-        if !has_ended && http2::may_be_bodiless(&parts) {
-            match first_data(incoming, limits).await {
-                FirstData::None => has_ended = true,
-                FirstData::Received(data) => received = data,
-                FirstData::Failed => return None,
-                FirstData::TimedOut => return Some(self.refuse(RequestRefusal::BodyTimeout)),
+        let scheme = self.shared.scheme;
+        self.buffers().request.scheme = scheme;
+        if http2::may_be_bodiless(&self.buffers().request) {
+            match self.first_data(limits).await {
+                Ok(true) => self.buffers().request.length = BodyLength::Empty,
+                Ok(false) => {}
+                Err(BodyError::Timeout(_)) => return Some(self.refuse(RequestRefusal::BodyTimeout)),
+                Err(_) => return None,
+            }
+            let request = &self.buffers().request;
+            if limits.refuses_body(&request.method, request.length) {
+                return Some(self.refuse(RequestRefusal::BodyOfGet));
             }
         }
-        if let Err(refusal) = http2::read_head(&parts, has_ended, limits, &mut self.buffers.request) {
-            return Some(self.refuse(refusal));
-        }
-        drop(parts);
-        let request = &mut self.buffers.request;
-        request.scheme = self.shared.scheme;
-        let body = match request.length {
-            BodyLength::Empty => RequestBody::Empty,
-            _ => RequestBody::H2(Box::new(Http2RequestBody::new((incoming, received), limits, request))),
+        let StreamExchange { shared, snapshot, arrival, buffers, handle, .. } = self;
+        let buffers = buffers.as_mut().expect("taken by drop only");
+        let request = &buffers.request;
+        let body = match (request.length, handle.upload()) {
+            (BodyLength::Empty | BodyLength::Known(0), _) | (_, None) => RequestBody::Empty,
+            (_, Some(upload)) => RequestBody::H2(Box::new(Http2RequestBody::new(upload, limits, request))),
         };
         let interim = request.interim.share();
-        let StreamExchange { shared, snapshot, arrival, buffers, .. } = self;
         let handled = {
             let mut handling = pin!(async {
                 let mut request_context = RequestContext::new(&shared.worker.worker, snapshot, arrival, buffers);
@@ -137,10 +139,10 @@ impl StreamExchange {
             });
             poll_fn(|cx| {
                 let polled = poll_catch(handling.as_mut(), cx);
-                send_interim(&interim, respond);
+                send_interim(&interim, handle);
                 match polled {
                     Poll::Ready(handled) => Poll::Ready(Some(handled)),
-                    Poll::Pending => respond.poll_reset(cx).map(|_| None),
+                    Poll::Pending => handle.poll_reset(cx).map(|()| None),
                 }
             })
             .await
@@ -153,82 +155,94 @@ impl StreamExchange {
         Some(body)
     }
 
+    /// Waits for the first bytes of a request that announces no body. Returns whether it has none.
+    async fn first_data(&self, limits: &HttpLimits) -> Result<bool, BodyError> {
+        let Some(upload) = self.handle.upload() else { return Ok(true) };
+        let mut clock = ClientClock::new(limits);
+        poll_fn(|cx| {
+            if let Poll::Ready(first) = upload.poll_first(cx) {
+                return Poll::Ready(first);
+            }
+            tasks::set_waiting_for(TaskWait::ClientBody);
+            clock.poll(cx).map(|()| Err(BodyError::Timeout(ExchangeTimeout::ClientBody)))
+        })
+        .await
+    }
+
     fn refuse(&mut self, refusal: RequestRefusal) -> ResponseBody<'static> {
-        let ExchangeBuffers { request, response, record, .. } = &mut *self.buffers;
+        let ExchangeBuffers { request, response, record, .. } = self.buffers();
         *record = refused(refusal, request);
         ResponseBody::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), response))
     }
 
+    /// Sends head and body, and reports the exchange. Returns whether the response is complete.
+    async fn send(&mut self, mut body: ResponseBody<'static>) -> bool {
+        if let Some(error) = poll_fn(|cx| Poll::Ready(first_error(&mut body, cx))).await {
+            // No byte was sent yet.
+            let StreamExchange { snapshot, buffers, .. } = self;
+            body = pipeline::body_failed(snapshot, buffers.as_mut().expect("taken by drop only"), &error);
+        }
+        let snapshot = Arc::clone(&self.snapshot);
+        let StreamExchange { handle, buffers, .. } = self;
+        let ExchangeBuffers { request, response, .. } = &**buffers.as_ref().expect("taken by drop only");
+        let remaining = match response.length {
+            _ if is_bodiless(&request.method, response.status) => Some(0),
+            BodyLength::Empty => Some(0),
+            BodyLength::Known(length) => Some(length),
+            BodyLength::Streamed | BodyLength::UntilClose => None,
+        };
+        poll_fn(|cx| handle.poll_room(cx)).await;
+        handle.begin_response(response, body, remaining);
+        let mut watch = ReadWatch { clock: ClientClock::new(&snapshot.http), sent: 0, sent_on_connection: 0 };
+        let ended = poll_fn(|cx| match handle.poll_body(cx) {
+            Poll::Ready(ended) => Poll::Ready(ended.map_err(|end| match end {
+                ResponseEnd::ClientClosed => ResponseAbort::ClientClosed,
+                ResponseEnd::Source(error) => ResponseAbort::Source(error),
+            })),
+            Poll::Pending => watch.poll(cx, handle).map(|()| Err(ResponseAbort::ClientTimeout)),
+        })
+        .await;
+        match &ended {
+            Ok(()) => {}
+            Err(ResponseAbort::ClientTimeout) => {
+                pipeline::count_timeout(ExchangeTimeout::ClientRead);
+                handle.reset(Http2ErrorCode::Cancel);
+            }
+            Err(ResponseAbort::ClientClosed) => {}
+            Err(ResponseAbort::Source(_)) => handle.reset(Http2ErrorCode::Internal),
+        }
+        drop(handle.take_body());
+        let is_complete = ended.is_ok();
+        self.report(ended);
+        is_complete
+    }
+
     /// Reports the exchange, whose response has ended in whichever way.
-    fn report(&mut self, ended: Result<(), ResponseAbort>, bytes: u64) {
+    fn report(&mut self, ended: Result<(), ResponseAbort>) {
         let Some(in_flight) = self.in_flight.take() else { return };
-        let record = &mut self.buffers.record;
+        let bytes = self.handle.sent_bytes();
+        let StreamExchange { shared, snapshot, arrival, buffers, .. } = self;
+        let buffers = buffers.as_mut().expect("taken by drop only");
         if let Err(abort) = ended {
             let reason = abort.reason();
             count_abort(reason);
-            record.aborted = reason.as_str();
-            record.blame = Some(abort.blame());
+            buffers.record.aborted = reason.as_str();
+            buffers.record.blame = Some(abort.blame());
         }
         let duration = in_flight.end();
-        let peer = &self.arrival.peer;
-        CompletedExchange { snapshot: &self.snapshot, peer, buffers: &self.buffers, bytes, duration }
-            .report(&self.shared.worker);
+        CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes, duration }.report(&shared.worker);
     }
 }
 
 impl Drop for StreamExchange {
     fn drop(&mut self) {
+        let Some(mut buffers) = self.buffers.take() else { return };
         if let Some(in_flight) = self.in_flight.take() {
-            let exchange = (&self.arrival.peer, &mut *self.buffers);
+            let exchange = (&self.arrival.peer, &mut *buffers);
             report_client_closed(&self.shared.worker, &self.snapshot, exchange, in_flight.end());
         }
+        self.shared.return_buffers(buffers);
     }
-}
-
-fn send_interim(interim: &InterimResponses, respond: &mut SendResponse<DataChunk>) {
-    while let Some(mut response) = interim.take() {
-        hop::strip(&mut response.fields);
-        // If the stream is over, the final response fails too.
-        if let Ok(head) = http2::write_head(&response) {
-            let _sent_or_over = respond.send_informational(head);
-        }
-    }
-}
-
-/// The first DATA frame of a request that announces no body.
-enum FirstData {
-    /// The stream ended.
-    None,
-    Received(Bytes),
-    Failed,
-    TimedOut,
-}
-
-async fn first_data(incoming: &SharedRecvStream, limits: &HttpLimits) -> FirstData {
-    let mut clock = ClientClock::new(limits);
-    poll_fn(|cx| {
-        let mut incoming = incoming.borrow_mut();
-        loop {
-            return Poll::Ready(match incoming.poll_data(cx) {
-                Poll::Pending => {
-                    ready!(clock.poll(cx));
-                    FirstData::TimedOut
-                }
-                Poll::Ready(None) => FirstData::None,
-                Poll::Ready(Some(Err(_))) => FirstData::Failed,
-                Poll::Ready(Some(Ok(data))) if data.is_empty() => continue,
-                Poll::Ready(Some(Ok(data))) => FirstData::Received(data),
-            });
-        }
-    })
-    .await
-}
-
-/// Why a response was not sent to its end.
-enum ResponseAbort {
-    ClientClosed,
-    ClientTimeout,
-    Source(BodyError),
 }
 
 impl ResponseAbort {
@@ -246,69 +260,36 @@ impl ResponseAbort {
             ResponseAbort::Source(error) => error.blame(),
         }
     }
-
-    /// The code of the reset that ends the stream.
-    fn code(&self) -> Reason {
-        match self {
-            ResponseAbort::ClientClosed | ResponseAbort::ClientTimeout => Reason::CANCEL,
-            ResponseAbort::Source(_) => Reason::INTERNAL_ERROR,
-        }
-    }
 }
 
-/// A response that is to be sent.
-struct Sending {
-    exchange: StreamExchange,
-    respond: SendResponse<DataChunk>,
-    body: ResponseBody<'static>,
+/// Watches a client that has to read a response.
+struct ReadWatch {
+    clock: ClientClock,
+    sent: u64,
+    sent_on_connection: u64,
 }
 
-impl Sending {
-    /// Sends head and body, and reports the exchange. Returns the stream after a complete response.
-    async fn send(self) -> Option<SendStream<DataChunk>> {
-        let Sending { mut exchange, mut respond, mut body } = self;
-        if let Some(error) = poll_fn(|cx| Poll::Ready(first_error(&mut body, cx))).await {
-            // No byte was sent yet.
-            body = pipeline::body_failed(&exchange.snapshot, &mut exchange.buffers, &error);
+impl ReadWatch {
+    /// Ready when the client is late: it allows no byte of this response, or reads nothing at all.
+    /// A response that waits for its turn is not late while others are sent.
+    fn poll(&mut self, cx: &mut Context<'_>, handle: &StreamHandle) -> Poll<()> {
+        if !handle.is_waiting_for_client() {
+            tasks::set_waiting_for(TaskWait::UpstreamBody);
+            self.clock.record_progress(0);
+            return Poll::Pending;
         }
-        let ExchangeBuffers { request, response, .. } = &*exchange.buffers;
-        let length = if is_bodiless(&request.method, response.status) { BodyLength::Empty } else { response.length };
-        let remaining = match length {
-            BodyLength::Empty => Some(0),
-            BodyLength::Known(length) => Some(length),
-            BodyLength::Streamed | BodyLength::UntilClose => None,
-        };
-        let head = http2::write_head(response).unwrap_or_else(|error| {
-            tracing::warn!(%error, "response head is not valid in HTTP/2");
-            let mut plain = http::Response::new(());
-            *plain.status_mut() = StatusCode::BAD_GATEWAY;
-            plain
-        });
-        let remaining = if head.status() == response.status { remaining } else { Some(0) };
-        let Ok(stream) = respond.send_response(head, remaining == Some(0)) else { return None };
-        drop(respond);
-        let limits = &exchange.snapshot.http;
-        let clock = ClientClock::new(limits);
-        let shared = Rc::clone(&exchange.shared);
-        let mut sender = BodySender { stream, shared: &shared, remaining, clock, bytes: 0 };
-        let ended = match remaining {
-            Some(0) => Ok(()),
-            _ => poll_fn(|cx| sender.poll_send(cx, &mut body)).await,
-        };
-        let BodySender { mut stream, bytes, .. } = sender;
-        let is_complete = ended.is_ok();
-        match &ended {
-            Ok(()) => shared.transport.record_response(),
-            Err(abort) => {
-                if let ResponseAbort::ClientTimeout = abort {
-                    pipeline::count_timeout(ExchangeTimeout::ClientRead);
-                }
-                stream.send_reset(abort.code());
+        tasks::set_waiting_for(TaskWait::ClientRead);
+        loop {
+            let (sent, on_connection) = (handle.sent_bytes(), handle.sent_on_connection());
+            let progress =
+                if handle.is_window_closed() { sent - self.sent } else { on_connection - self.sent_on_connection };
+            (self.sent, self.sent_on_connection) = (sent, on_connection);
+            if progress == 0 {
+                return self.clock.poll(cx);
             }
+            self.clock.record_progress(usize::try_from(progress).unwrap_or(usize::MAX));
+            ready!(self.clock.poll(cx));
         }
-        drop(body);
-        exchange.report(ended, bytes);
-        is_complete.then_some(stream)
     }
 }
 
@@ -320,83 +301,9 @@ fn first_error(body: &mut ResponseBody<'static>, cx: &mut Context<'_>) -> Option
     }
 }
 
-/// Sends a body as its client grants capacity.
-struct BodySender<'a> {
-    stream: SendStream<DataChunk>,
-    shared: &'a StreamContext,
-    /// Bytes that the head announces and that are not sent.
-    remaining: Option<u64>,
-    clock: ClientClock,
-    bytes: u64,
-}
-
-impl BodySender<'_> {
-    fn poll_send(&mut self, cx: &mut Context<'_>, body: &mut ResponseBody<'static>) -> Poll<Result<(), ResponseAbort>> {
-        loop {
-            match body.poll_fill(cx) {
-                Poll::Pending => {
-                    self.clock.record_progress(0);
-                    return self.poll_client_closed(cx);
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(ResponseAbort::Source(error))),
-                Poll::Ready(Ok(())) => {}
-            }
-            let available = body.data().len();
-            if available == 0 {
-                return Poll::Ready(self.end(body));
-            }
-            let allowed = self.remaining.map_or(FRAME_MAX, |left| usize::try_from(left).unwrap_or(FRAME_MAX));
-            let wanted = available.min(allowed).min(FRAME_MAX);
-            if self.shared.budget.poll_room(cx).is_pending() || self.poll_capacity(cx, wanted).is_pending() {
-                if self.clock.poll(cx).is_ready() {
-                    return Poll::Ready(Err(ResponseAbort::ClientTimeout));
-                }
-                return self.poll_client_closed(cx);
-            }
-            let data = body.take_bytes(wanted.min(self.stream.capacity()));
-            self.bytes += data.len() as u64;
-            self.clock.record_progress(data.len());
-            if let Some(left) = &mut self.remaining {
-                *left -= data.len() as u64;
-            }
-            let is_last = self.remaining == Some(0);
-            self.shared.transport.record_data_frame();
-            if self.stream.send_data(DataChunk::new(data, &self.shared.budget), is_last).is_err() {
-                return Poll::Ready(Err(ResponseAbort::ClientClosed));
-            }
-            if is_last {
-                return Poll::Ready(Ok(()));
-            }
-        }
-    }
-
-    /// Ready when the client allows at least one byte. Registers the task to be woken.
-    fn poll_capacity(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<()> {
-        self.stream.reserve_capacity(wanted);
-        while self.stream.capacity() == 0 {
-            match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                // The stream is over, which `send_data` reports.
-                None | Some(Err(_)) => return Poll::Ready(()),
-            }
-        }
-        Poll::Ready(())
-    }
-
-    fn poll_client_closed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ResponseAbort>> {
-        self.stream.poll_reset(cx).map(|_| Err(ResponseAbort::ClientClosed))
-    }
-
-    /// Ends the stream after the last byte, with trailers if there are any.
-    fn end(&mut self, body: &ResponseBody<'static>) -> Result<(), ResponseAbort> {
-        if self.remaining.is_some() {
-            return Err(ResponseAbort::Source(BodyError::Truncated));
-        }
-        let trailers = body.trailers().and_then(|trailers| http2::write_fields(trailers).ok());
-        let sent = match trailers {
-            Some(trailers) => self.stream.send_trailers(trailers),
-            None => self.stream.send_data(DataChunk::new(Bytes::new(), &self.shared.budget), true),
-        };
-        sent.map_err(|_| ResponseAbort::ClientClosed)
+fn send_interim(interim: &InterimResponses, handle: &StreamHandle) {
+    while let Some(mut response) = interim.take() {
+        hop::strip(&mut response.fields);
+        handle.send_interim(&response);
     }
 }
