@@ -172,9 +172,14 @@ fn early_response_arrives_before_the_stream_is_reset() {
     // curl, which takes a reset in the same flight for an error.
     let url = format!("https://{}/", server.gateway.address);
     let upload =
-        format!("head -c 300000 /dev/zero | curl -sk --http2 --max-time 20 -o /dev/null -w %{{http_code}} -T - {url}");
+        format!("head -c 300000 /dev/zero | curl -svk --http2 --max-time 20 -o /dev/null -w %{{http_code}} -T - {url}");
     let output = Command::new("sh").arg("-c").arg(upload).output().expect("curl runs");
-    assert_eq!((String::from_utf8_lossy(&output.stdout), output.status.success()), ("413".into(), true));
+    assert_eq!(
+        (String::from_utf8_lossy(&output.stdout), output.status.success()),
+        ("413".into(), true),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]

@@ -39,6 +39,8 @@ const STREAMS_MAX: u32 = 128;
 const STREAM_COST: usize = 12 << 10;
 /// The receiving window of the connection. It is opened again as bytes arrive.
 const CONNECTION_WINDOW: u32 = 1 << 20;
+/// The first window of a stream before the client knows the settings.
+const WINDOW_DEFAULT_BYTES: u32 = frame::WINDOW_DEFAULT as u32;
 /// Bytes of an encoded field section in several frames, at least; and as a multiple of the limit of
 /// a head. A larger one ends the connection, a smaller one has a response of its own.
 const SECTION_MIN: usize = 64 << 10;
@@ -94,6 +96,8 @@ pub(crate) struct Http2Connection<B> {
     /// Streams above it are ignored: the client was told.
     accepted_max: Cell<u32>,
     drain_acknowledged: Cell<bool>,
+    /// Whether the client knows the first window of its streams.
+    are_settings_acknowledged: Cell<bool>,
     is_shut: Cell<bool>,
 }
 
@@ -156,6 +160,7 @@ impl<B: BodySource> Http2Connection<B> {
             last_stream: Cell::new(0),
             accepted_max: Cell::new(u32::MAX),
             drain_acknowledged: Cell::new(false),
+            are_settings_acknowledged: Cell::new(false),
             is_shut: Cell::new(false),
             limits,
         };
@@ -175,7 +180,7 @@ impl<B: BodySource> Http2Connection<B> {
             payload.extend_from_slice(&setting.to_be_bytes());
             payload.extend_from_slice(&value.to_be_bytes());
         }
-        let increment = CONNECTION_WINDOW - frame::WINDOW_DEFAULT as u32;
+        let increment = CONNECTION_WINDOW - WINDOW_DEFAULT_BYTES;
         let mut sender = self.sender.borrow_mut();
         sender.write_frame(frame::SETTINGS, 0, 0, &payload);
         sender.write_frame(frame::WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
@@ -509,7 +514,8 @@ impl<B: BodySource> Http2Connection<B> {
         }
         let mut upload = None;
         if !section.ends_stream {
-            upload = UploadStream::new(id, &self.shared);
+            let window = if self.are_settings_acknowledged.get() { WINDOW_FIRST } else { WINDOW_DEFAULT_BYTES };
+            upload = UploadStream::new(id, window, &self.shared);
             let Some(upload) = &upload else {
                 self.shared.release(cost);
                 self.write_reset(id, Http2ErrorCode::RefusedStream);
@@ -550,7 +556,15 @@ impl<B: BodySource> Http2Connection<B> {
             return Err(Http2ErrorCode::Protocol);
         }
         if head.has(frame::ACK) {
-            return if payload.is_empty() { Ok(()) } else { Err(Http2ErrorCode::FrameSize) };
+            if !payload.is_empty() {
+                return Err(Http2ErrorCode::FrameSize);
+            }
+            if !self.are_settings_acknowledged.replace(true) {
+                let streams = self.streams.borrow();
+                let uploads = streams.iter().filter_map(|stream| stream.upload.as_ref());
+                uploads.for_each(|upload| upload.shrink_window(WINDOW_DEFAULT_BYTES - WINDOW_FIRST));
+            }
+            return Ok(());
         }
         let (settings, []) = payload.as_chunks::<6>() else { return Err(Http2ErrorCode::FrameSize) };
         for [a, b, value @ ..] in settings {

@@ -32,8 +32,8 @@ pub(crate) struct UploadStream {
 struct UploadState {
     /// Received and not yet taken.
     received: Vec<u8>,
-    /// Bytes that the client may still send.
-    window: u32,
+    /// Bytes that the client may still send. Below 0 after its first window has shrunk.
+    window: i64,
     /// Bytes that the client may send while none is read.
     granted: u32,
     /// Bytes that were read since the window was last opened.
@@ -65,15 +65,15 @@ pub(super) enum UploadFault {
 }
 
 impl UploadStream {
-    /// `None`: the memory of the connection is used up.
-    pub(super) fn new(stream: u32, shared: &Rc<ConnectionShared>) -> Option<Rc<Self>> {
-        if !shared.account(WINDOW_FIRST as usize) {
+    /// `window` is the first window. `None`: the memory of the connection is used up.
+    pub(super) fn new(stream: u32, window: u32, shared: &Rc<ConnectionShared>) -> Option<Rc<Self>> {
+        if !shared.account(window as usize) {
             return None;
         }
         let state = UploadState {
             received: Vec::new(),
-            window: WINDOW_FIRST,
-            granted: WINDOW_FIRST,
+            window: window.into(),
+            granted: window,
             read: 0,
             announced: None,
             end: None,
@@ -98,7 +98,10 @@ impl UploadStream {
     pub(super) fn receive(&self, data: &[u8], padding: u32) -> Result<(), UploadFault> {
         let state = &mut *self.state.borrow_mut();
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        state.window = state.window.checked_sub(length.saturating_add(padding)).ok_or(UploadFault::Window)?;
+        state.window -= i64::from(length.saturating_add(padding));
+        if state.window < 0 {
+            return Err(UploadFault::Window);
+        }
         if let Some(announced) = &mut state.announced {
             *announced = announced.checked_sub(u64::from(length)).ok_or(UploadFault::Length)?;
         }
@@ -113,6 +116,15 @@ impl UploadStream {
         }
         state.wake();
         Ok(())
+    }
+
+    /// The client knows the setting of the first window, which is smaller by `bytes` than the one
+    /// that the stream began with (RFC 9113 section 6.9.2).
+    pub(super) fn shrink_window(&self, bytes: u32) {
+        let state = &mut *self.state.borrow_mut();
+        state.window -= i64::from(bytes);
+        state.granted -= bytes;
+        self.shared.release(bytes as usize);
     }
 
     /// The client has ended the stream.
@@ -197,7 +209,7 @@ impl UploadState {
             increment += self.granted;
             self.granted *= 2;
         }
-        self.window += increment;
+        self.window += i64::from(increment);
         upload.shared.credits.borrow_mut().push((upload.stream, increment));
         upload.shared.wake();
     }
