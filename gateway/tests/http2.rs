@@ -10,7 +10,8 @@ use rustls::pki_types::CertificateDer;
 
 use support::frames::{
     ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, FrameClient, GOAWAY, HEADERS,
-    PING, PRIORITY, RST_STREAM, SETTINGS, WINDOW_UPDATE, get, head_block, request, request_with,
+    PING, PRIORITY, PRIORITY_UPDATE, REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, get, head_block, request,
+    request_with,
 };
 use support::tls::{LISTEN_TLS, write_certificate};
 use support::{Gate, Gateway, Origin, STEP_TIMEOUT, Script, TempDir, one_route, wait_for};
@@ -448,4 +449,140 @@ fn h2spec_passes() {
     let output = Command::new(path).args(["-t", "-k", "-h", &host, "-p", &port, "--timeout", "3"]).output();
     let report = String::from_utf8_lossy(&output.expect("h2spec runs").stdout).into_owned();
     assert!(report.contains(" 0 failed"), "{report}");
+}
+
+#[test]
+fn streams_beyond_the_memory_of_the_process_are_refused() {
+    let gate = Gate::default();
+    let origin = {
+        let gate = gate.clone();
+        Origin::start(move |_| Script::new().wait(&gate).send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+    };
+    // Eight reservations of 128 KiB: ten streams each.
+    let server = Server::start(origin, "", "[limits_http]\nhttp2_memory = \"1MiB\"\n");
+    let mut client = server.connect();
+    for number in 0..120 {
+        client.send(&get(1 + 2 * number, &format!("/{number}")));
+    }
+    let refused = client.expect(RST_STREAM);
+    assert_eq!(refused.code(), REFUSED_STREAM);
+    assert!(client.is_alive());
+    assert!(server.gateway.metric("tidegate_http2_reserved_bytes") <= f64::from(1 << 20));
+    let mut second = server.connect();
+    second.send(&get(1, "/other"));
+    assert_eq!(second.expect(RST_STREAM).code(), REFUSED_STREAM);
+    gate.open();
+    assert_eq!(status(&client.response(1)), 200);
+    wait_for(|| server.gateway.metric("tidegate_requests_in_flight") == 0.0, STEP_TIMEOUT);
+    wait_for(|| server.gateway.metric("tidegate_http2_reserved_bytes") == 0.0, STEP_TIMEOUT);
+    second.send(&get(3, "/other"));
+    assert_eq!(status(&second.response(3)), 200);
+}
+
+#[test]
+fn references_to_one_long_field_cost_little_and_are_refused() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    // Inserted into the table once, then referred to by one byte each.
+    let mut block = head_block(&[(":method", "GET"), (":scheme", "https"), (":path", "/")]);
+    block.extend([0x41, 0x7f, 0xa1, 0x1e]);
+    block.extend([b'a'; 4000]);
+    let first = Frame::new(HEADERS, END_HEADERS | END_STREAM, 1).with(&block);
+    client.send(&first);
+    assert_eq!(status(&client.response(1)), 200);
+    let begin = Instant::now();
+    for number in 1..20 {
+        let references = vec![0xbe; 16_000];
+        client.send(&Frame::new(HEADERS, END_HEADERS | END_STREAM, 1 + 2 * number).with(references));
+        assert_eq!(status(&client.response(1 + 2 * number)), 431);
+    }
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn urgent_responses_are_sent_first_and_incremental_ones_share() {
+    let body = vec![b'x'; 200_000];
+    let origin = Origin::start(move |_| Script::ok(&[("Cache-Control", "max-age=600")], &body));
+    let server = Server::start(origin, "", "");
+    let mut client = FrameClient::connect(&server.gateway, &server.trusted, 0x7fff_ffff);
+    client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with((200_000 - WINDOW).to_be_bytes()));
+    client.send(&get(1, "/page"));
+    assert_eq!(body_length(&client.response(1)), 200_000);
+    // The window of the connection is closed while the requests arrive.
+    let mut get_with = |stream: u32, priority: &str| {
+        let mut head = request_with(stream, ("GET", "/page"), &[("priority", priority)]);
+        head.flags |= END_STREAM;
+        client.send(&head);
+    };
+    get_with(3, "u=7");
+    get_with(5, "u=5, i");
+    get_with(7, "u=5, i");
+    get_with(9, "u=1");
+    get_with(11, "u=7");
+    let update = [11_u32.to_be_bytes().as_slice(), b"u=0"].concat();
+    client.send(&Frame::new(PRIORITY_UPDATE, 0, 0).with(update));
+    assert!(client.is_alive());
+    client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with(1_000_000_u32.to_be_bytes()));
+    let mut order: Vec<u32> = Vec::new();
+    let mut ended: Vec<u32> = Vec::new();
+    while ended.len() < 5 {
+        let frame = client.expect(DATA);
+        order.push(frame.stream);
+        if frame.ends_stream() {
+            ended.push(frame.stream);
+        }
+    }
+    let ended_without_shares: Vec<u32> = ended.iter().copied().filter(|stream| ![5, 7].contains(stream)).collect();
+    assert_eq!((ended_without_shares, ended[4]), (vec![11, 9, 3], 3), "{order:?}");
+    let shares: Vec<u32> = order.iter().copied().filter(|stream| [5, 7].contains(stream)).collect();
+    let changes = shares.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert!(changes >= shares.len() - 3, "{shares:?}");
+}
+
+fn body_length(frames: &[Frame]) -> usize {
+    body(frames).len()
+}
+
+#[test]
+fn others_are_served_while_a_client_floods() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=600")], "ok"));
+    let server = Server::start(origin, "", "");
+    let mut client = server.connect();
+    client.send(&get(1, "/"));
+    client.response(1);
+    let mut times = |count: u32, first: u32| -> Vec<Duration> {
+        let mut times: Vec<Duration> = (0..count)
+            .map(|number| {
+                let begin = Instant::now();
+                client.send(&get(first + 2 * number, "/"));
+                assert_eq!(status(&client.response(first + 2 * number)), 200);
+                begin.elapsed()
+            })
+            .collect();
+        times.sort();
+        times
+    };
+    let quiet = times(100, 3);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let attacker = {
+            let (stop, server) = (std::sync::Arc::clone(&stop), &server);
+            scope.spawn(move || {
+                let mut ended = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let mut client = server.connect();
+                    client.send_bytes(&Frame::new(PING, 0, 0).with([0; 8]).bytes().repeat(10_000));
+                    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+                    ended += 1;
+                }
+                ended
+            })
+        };
+        let flooded = times(100, 1_003);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(attacker.join().expect("no panic") > 0);
+        let (before, during) = (quiet[98], flooded[98]);
+        // The floor is the share of one core that the attacker's own TLS takes in a debug build.
+        assert!(during < (before * 2).max(Duration::from_millis(100)), "{before:?}, {during:?}");
+    });
 }

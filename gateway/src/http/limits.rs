@@ -34,9 +34,9 @@ pub struct HttpLimits {
     /// that merges trailers into the head would trust them. The gateway sets the fields that
     /// identify callers.
     pub dropped_trailers: Arc<[String]>,
-    /// Bytes that all HTTP/2 connections of the process may hold for their streams. Beyond them, new
-    /// streams are refused.
-    pub http2_memory: usize,
+    /// Bytes that all HTTP/2 connections of the process may hold for their streams. Beyond them,
+    /// new streams are refused.
+    pub http2_memory: u64,
 }
 
 /// Whether a body on a GET or HEAD request is forwarded, or the request is refused with 400 (RFC

@@ -136,7 +136,6 @@ struct Driver {
 }
 
 impl Driver {
-    #[expect(clippy::too_many_arguments, reason = "the parts that a connection is made of")]
     fn new(
         h2: Rc<Http2Connection<ResponseBody<'static>>>,
         limits: HttpLimits,
@@ -266,7 +265,7 @@ impl Driver {
             phase
         } else if is_idle {
             let since = *self.idle_since.get_or_insert_with(Instant::now);
-            let timeout = if self.h2.has_preface() { self.limits.idle_timeout } else { self.limits.header_timeout };
+            let timeout = if self.h2.has_begun() { self.limits.idle_timeout } else { self.limits.header_timeout };
             since + if self.is_released { timeout } else { RELEASE_AFTER.min(timeout) }
         } else {
             self.probe_due()
@@ -301,7 +300,7 @@ impl Driver {
             self.is_released = true;
             self.shared.release_buffers(0);
             self.h2.release_buffers();
-        } else if !self.h2.has_preface() {
+        } else if !self.h2.has_begun() {
             return DriverStep::End;
         } else {
             self.begin_drain();
@@ -321,7 +320,7 @@ impl Driver {
     }
 }
 
-/// What follows when a clock has run out.
+/// The step after a clock has run out.
 enum DriverStep {
     Continue,
     End,

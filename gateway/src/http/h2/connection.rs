@@ -97,7 +97,7 @@ pub(crate) struct Http2Connection<B> {
     accepted_max: Cell<u32>,
     drain_acknowledged: Cell<bool>,
     /// Whether the client knows the first window of its streams.
-    are_settings_acknowledged: Cell<bool>,
+    knows_settings: Cell<bool>,
     is_shut: Cell<bool>,
 }
 
@@ -138,7 +138,7 @@ struct PartialSection {
     bytes: Vec<u8>,
 }
 
-/// What one frame leads to.
+/// The effect of one frame.
 enum FrameOutcome<B: BodySource> {
     Continue,
     Request(IncomingRequest<B>),
@@ -148,7 +148,7 @@ impl<B: BodySource> Http2Connection<B> {
     pub(crate) fn new(io: TransportStream, address: IpAddr, limits: HttpLimits) -> Rc<Self> {
         let connection = Http2Connection {
             io,
-            shared: ConnectionShared::new(limits.http2_memory),
+            shared: ConnectionShared::new(usize::try_from(limits.http2_memory).unwrap_or(usize::MAX)),
             receiver: RefCell::new(Receiver { buffer: ReadBuffer::default(), state: ReceiveState::new() }),
             sender: RefCell::new(Sender::new()),
             streams: RefCell::default(),
@@ -160,7 +160,7 @@ impl<B: BodySource> Http2Connection<B> {
             last_stream: Cell::new(0),
             accepted_max: Cell::new(u32::MAX),
             drain_acknowledged: Cell::new(false),
-            are_settings_acknowledged: Cell::new(false),
+            knows_settings: Cell::new(false),
             is_shut: Cell::new(false),
             limits,
         };
@@ -196,7 +196,7 @@ impl<B: BodySource> Http2Connection<B> {
     }
 
     /// Whether the preface of the client has arrived.
-    pub(crate) fn has_preface(&self) -> bool {
+    pub(crate) fn has_begun(&self) -> bool {
         self.receiver.borrow().state.has_settings
     }
 
@@ -371,6 +371,7 @@ impl<B: BodySource> Http2Connection<B> {
         Ok(())
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a frame, and what it acts on")]
     fn receive_headers(
         self: &Rc<Self>,
         state: &mut ReceiveState,
@@ -378,7 +379,7 @@ impl<B: BodySource> Http2Connection<B> {
         payload: &[u8],
         request: &mut Request,
     ) -> Result<FrameOutcome<B>, Http2ErrorCode> {
-        if head.stream % 2 == 0 {
+        if head.stream.is_multiple_of(2) {
             return Err(Http2ErrorCode::Protocol);
         }
         let mut section = unpadded(&head, payload).ok_or(Http2ErrorCode::Protocol)?;
@@ -514,7 +515,7 @@ impl<B: BodySource> Http2Connection<B> {
         }
         let mut upload = None;
         if !section.ends_stream {
-            let window = if self.are_settings_acknowledged.get() { WINDOW_FIRST } else { WINDOW_DEFAULT_BYTES };
+            let window = if self.knows_settings.get() { WINDOW_FIRST } else { WINDOW_DEFAULT_BYTES };
             upload = UploadStream::new(id, window, &self.shared);
             let Some(upload) = &upload else {
                 self.shared.release(cost);
@@ -559,7 +560,7 @@ impl<B: BodySource> Http2Connection<B> {
             if !payload.is_empty() {
                 return Err(Http2ErrorCode::FrameSize);
             }
-            if !self.are_settings_acknowledged.replace(true) {
+            if !self.knows_settings.replace(true) {
                 let streams = self.streams.borrow();
                 let uploads = streams.iter().filter_map(|stream| stream.upload.as_ref());
                 uploads.for_each(|upload| upload.shrink_window(WINDOW_DEFAULT_BYTES - WINDOW_FIRST));
@@ -581,6 +582,7 @@ impl<B: BodySource> Http2Connection<B> {
             }
         }
         self.sender.borrow_mut().write_frame(frame::SETTINGS, frame::ACK, 0, &[]);
+        self.pump();
         Ok(())
     }
 
@@ -598,7 +600,6 @@ impl<B: BodySource> Http2Connection<B> {
             }
             stream.window.set(window);
         }
-        self.pump();
         Ok(())
     }
 
@@ -881,8 +882,8 @@ pub(crate) enum ResponseEnd {
     Source(BodyError),
 }
 
-/// What the task that answers a stream holds: reads its request and sends its response. When it is
-/// dropped, a stream that has not ended is reset.
+/// The side of a stream for the task that answers it: reads the request, sends the response. A
+/// stream that has not ended is reset when its handle is dropped.
 pub(crate) struct StreamHandle<B: BodySource> {
     connection: Rc<Http2Connection<B>>,
     stream: Rc<Http2Stream<B>>,

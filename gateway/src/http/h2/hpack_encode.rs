@@ -9,13 +9,11 @@ use super::hpack_table::static_index_of;
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::{BodyLength, Response, StatusCode};
 
-/// Fields of a connection, which a message in HTTP/2 does not have, and the length, which is
-/// written from the framing (RFC 9113 section 8.2.2).
+/// Fields that a message in HTTP/2 does not have, and the length, which is written from the
+/// framing. `hop` has removed the other fields of a connection (RFC 9113 section 8.2.2).
 const EXCLUDED: KnownFieldSet = KnownFieldSet::of(&[
     KnownField::Connection,
     KnownField::ContentLength,
-    KnownField::KeepAlive,
-    KnownField::ProxyConnection,
     KnownField::TransferEncoding,
     KnownField::Upgrade,
 ]);

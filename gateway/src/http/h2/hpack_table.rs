@@ -88,7 +88,7 @@ pub(super) fn static_index_of(name: &[u8]) -> Option<u8> {
     u8::try_from(position + 1).ok()
 }
 
-/// What an entry counts beside its text (RFC 7541 section 4.1).
+/// The size of an entry beside its text (RFC 7541 section 4.1).
 const ENTRY_OVERHEAD: usize = 32;
 
 struct TableEntry {
@@ -109,27 +109,19 @@ pub(super) struct DynamicTable {
     entries: VecDeque<TableEntry>,
     size: usize,
     size_max: usize,
-    /// Changes with every change of the table.
-    generation: u64,
 }
 
 impl DynamicTable {
     pub(super) fn new(size_max: usize) -> Self {
-        DynamicTable { entries: VecDeque::new(), size: 0, size_max, generation: 0 }
-    }
-
-    pub(super) fn generation(&self) -> u64 {
-        self.generation
+        DynamicTable { entries: VecDeque::new(), size: 0, size_max }
     }
 
     pub(super) fn set_size_max(&mut self, size_max: usize) {
         self.size_max = size_max;
-        self.generation += 1;
         self.evict(0);
     }
 
     pub(super) fn insert(&mut self, field: HpackField<'_>) {
-        self.generation += 1;
         let size = field.name.len() + field.value.len() + ENTRY_OVERHEAD;
         self.evict(size);
         // A larger field empties the table (RFC 7541 section 4.4).

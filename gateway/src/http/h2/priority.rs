@@ -14,8 +14,8 @@ impl Default for Priority {
 }
 
 impl Priority {
-    /// Parses the value of a `priority` field or of a PRIORITY_UPDATE frame: a dictionary of `u` and
-    /// `i` (RFC 9218 section 4). Whatever cannot be understood is ignored, as the RFC demands.
+    /// Parses the value of a `priority` field or of a PRIORITY_UPDATE frame: a dictionary of `u`
+    /// and `i` (RFC 9218 section 4). Other members and values are ignored, as the RFC demands.
     pub(super) fn parse(value: &[u8]) -> Priority {
         let mut priority = Priority::default();
         for member in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {

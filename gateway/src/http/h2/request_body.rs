@@ -1,7 +1,7 @@
 //! The body of a request, from its DATA frames to the pipeline.
 //!
 //! The window of the connection is opened again as soon as bytes have arrived, so that a stream
-//! that nobody reads holds up no other. The window of a stream is opened as its bytes are read:
+//! that is not read holds up no other. The window of a stream is opened as its bytes are read:
 //! no more than it is held, and it is accounted for.
 
 use std::cell::RefCell;

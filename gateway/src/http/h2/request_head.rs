@@ -1,6 +1,6 @@
 //! Reads the decoded fields of a request into a `Request`, or finds the reason why it is refused
-//! (RFC 9113 sections 8.2 and 8.3). What does not depend on the protocol is checked by `head`, as
-//! for HTTP/1.1.
+//! (RFC 9113 sections 8.2 and 8.3). The checks that do not depend on the protocol are those of
+//! `head`, as for HTTP/1.1.
 
 use super::hpack_table::HpackField;
 use super::priority::Priority;
@@ -11,14 +11,9 @@ use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, ConnectionOptions, HttpVersion, Method, Request};
 use crate::http::refusal::RequestRefusal;
 
-/// Fields of one connection, which HTTP/2 does not have (RFC 9113 section 8.2.2).
-const CONNECTION_FIELDS: KnownFieldSet = KnownFieldSet::of(&[
-    KnownField::Connection,
-    KnownField::KeepAlive,
-    KnownField::ProxyConnection,
-    KnownField::TransferEncoding,
-    KnownField::Upgrade,
-]);
+/// Most of the fields of one connection, which HTTP/2 does not have (RFC 9113 section 8.2.2).
+const CONNECTION_FIELDS: KnownFieldSet =
+    KnownFieldSet::of(&[KnownField::Connection, KnownField::TransferEncoding, KnownField::Upgrade]);
 
 const NAME_BYTE: u8 = 1;
 const VALUE_BYTE: u8 = 2;
@@ -79,6 +74,7 @@ pub(super) struct HeadReader {
     seen: u8,
     has_fields: bool,
     has_cookie: bool,
+    is_target_too_long: bool,
     /// Bytes of the head, as they would be in HTTP/1.1.
     bytes: usize,
     malformed: Option<RequestRefusal>,
@@ -106,22 +102,33 @@ impl HeadReader {
         for buffer in [&mut self.scheme, &mut self.authority, &mut self.path, &mut self.protocol, &mut self.cookie] {
             buffer.clear();
         }
-        (self.method, self.priority, self.seen, self.bytes, self.malformed) = (None, None, 0, 0, None);
-        (self.has_fields, self.has_cookie) = (false, false);
+        (self.method, self.priority, self.seen, self.malformed) = (None, None, 0, None);
+        (self.has_fields, self.has_cookie, self.is_target_too_long) = (false, false, false);
+        // The empty line.
+        self.bytes = 2;
     }
 
     /// Takes one field. Those beyond `limits` are counted and not kept.
     pub(super) fn receive(&mut self, field: HpackField<'_>, limits: &HttpLimits, request: &mut Request) {
         let HpackField { known, name, value } = field;
-        self.bytes += name.len() + value.len() + 4;
+        let is_pseudo = name.first() == Some(&b':');
+        // The bytes of the line in HTTP/1.1: of the request line, of `Host`, or of the field.
+        self.bytes += match name {
+            b":method" => value.len() + 1,
+            b":scheme" => 0,
+            b":path" => value.len() + 11,
+            b":authority" => value.len() + 8,
+            name => name.len() + value.len() + 4,
+        };
+        self.is_target_too_long |= is_pseudo && name == b":path" && value.len() > limits.uri_bytes;
         if self.bytes > limits.header_bytes {
             return;
         }
-        if name.first() == Some(&b':') {
+        if is_pseudo {
             return self.receive_pseudo(name, value);
         }
         self.has_fields = true;
-        if !(known.is_some() || is_name(name)) || !is_value(value) || name.first().is_none() {
+        if !(known.is_some() || is_name(name)) || !is_value(value) || name.is_empty() {
             return self.refuse(RequestRefusal::FieldSyntax);
         }
         match known {
@@ -133,7 +140,9 @@ impl HeadReader {
             }
             // A known name may be written with capital letters.
             Some(known) if known.as_str().as_bytes() != name => return self.refuse(RequestRefusal::FieldSyntax),
-            Some(known) if CONNECTION_FIELDS.contains(known) => return self.refuse(RequestRefusal::FieldSyntax),
+            Some(known) if CONNECTION_FIELDS.contains(known) || matches!(name, b"keep-alive" | b"proxy-connection") => {
+                return self.refuse(RequestRefusal::FieldSyntax);
+            }
             Some(KnownField::Te) if !value.eq_ignore_ascii_case(b"trailers") => {
                 return self.refuse(RequestRefusal::FieldSyntax);
             }
@@ -160,11 +169,11 @@ impl HeadReader {
             b":protocol" => (PROTOCOL, Some(&mut self.protocol)),
             _ => return self.refuse(RequestRefusal::FieldSyntax),
         };
+        if self.has_fields || self.seen & bit != 0 {
+            return self.refuse(RequestRefusal::FieldSyntax);
+        }
         if let Some(buffer) = buffer {
             buffer.extend_from_slice(value);
-        }
-        if self.has_fields || self.seen & bit != 0 {
-            self.refuse(RequestRefusal::FieldSyntax);
         }
         self.seen |= bit;
     }
@@ -182,6 +191,9 @@ impl HeadReader {
     ) -> Result<HeadDetails, HeadRefusal> {
         let mut details =
             HeadDetails { priority: self.priority, is_tunnel: self.seen & PROTOCOL != 0, bytes: self.bytes };
+        if self.is_target_too_long {
+            return Err(RequestRefusal::TargetTooLong.into());
+        }
         if self.bytes > limits.header_bytes {
             return Err(RequestRefusal::HeadTooLarge.into());
         }
@@ -192,7 +204,9 @@ impl HeadReader {
         if self.has_cookie {
             request.fields.add(KnownField::Cookie, &self.cookie);
         }
-        if request.fields.len() > limits.header_fields {
+        // The authority counts as the field that it is in HTTP/1.1.
+        let fields = request.fields.len() + usize::from(self.seen & AUTHORITY != 0);
+        if fields > limits.header_fields {
             return Err(RequestRefusal::TooManyFields.into());
         }
         let Some(method) = self.method.take() else { return malformed(RequestRefusal::RequestLine) };
@@ -235,8 +249,8 @@ impl HeadReader {
         Ok(details)
     }
 
-    /// Sets the authority from the pseudo field or from `Host`, which must not contradict each other
-    /// (RFC 9113 section 8.3.1).
+    /// Sets the authority from the pseudo field or from `Host`, which must not contradict each
+    /// other (RFC 9113 section 8.3.1).
     fn set_authority(&self, request: &mut Request) -> Result<(), HeadRefusal> {
         let mut authority = std::mem::take(&mut request.authority);
         let mut hosts = request.fields.all(KnownField::Host);

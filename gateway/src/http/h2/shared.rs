@@ -1,5 +1,5 @@
-//! What a connection's streams and request bodies share with the task that owns the connection: its
-//! waker, the windows to open, and the memory that is accounted for.
+//! The part of a connection that its streams and request bodies share with the task that owns it:
+//! the waker of that task, the windows to open, and the memory that is accounted for.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

@@ -30,7 +30,7 @@ use crate::{degrade, hop};
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 const DISCARDED_MAX: usize = 1 << 20;
 
-pub(super) type StreamHandle = http2::StreamHandle<ResponseBody<'static>>;
+type Handle = http2::StreamHandle<ResponseBody<'static>>;
 
 /// A request whose head was read, and its buffers.
 pub(super) struct StreamStart {
@@ -67,7 +67,7 @@ pub(super) async fn serve(start: StreamStart) {
 
 /// Reads and discards the rest of a request, for a bounded time. The handle then resets the stream
 /// with NO_ERROR if the client has not ended it.
-async fn discard(handle: &StreamHandle) {
+async fn discard(handle: &Handle) {
     handle.discard_upload();
     let mut deadline = ResettableDeadline::after(DISCARD_TIMEOUT);
     poll_fn(|cx| {
@@ -88,7 +88,7 @@ struct StreamExchange {
     buffers: Option<Box<ExchangeBuffers>>,
     /// Taken when the response ends.
     in_flight: Option<InFlightRequest>,
-    handle: StreamHandle,
+    handle: Handle,
 }
 
 /// Why a response was not sent to its end.
@@ -272,7 +272,7 @@ struct ReadWatch {
 impl ReadWatch {
     /// Ready when the client is late: it allows no byte of this response, or reads nothing at all.
     /// A response that waits for its turn is not late while others are sent.
-    fn poll(&mut self, cx: &mut Context<'_>, handle: &StreamHandle) -> Poll<()> {
+    fn poll(&mut self, cx: &mut Context<'_>, handle: &Handle) -> Poll<()> {
         if !handle.is_waiting_for_client() {
             tasks::set_waiting_for(TaskWait::UpstreamBody);
             self.clock.record_progress(0);
@@ -301,7 +301,7 @@ fn first_error(body: &mut ResponseBody<'static>, cx: &mut Context<'_>) -> Option
     }
 }
 
-fn send_interim(interim: &InterimResponses, handle: &StreamHandle) {
+fn send_interim(interim: &InterimResponses, handle: &Handle) {
     while let Some(mut response) = interim.take() {
         hop::strip(&mut response.fields);
         handle.send_interim(&response);

@@ -17,6 +17,8 @@ pub(super) struct StreamContext {
     pub(super) worker: Rc<WorkerContext>,
     pub(super) peer: ConnectionPeer,
     pub(super) scheme: Scheme,
+    // Boxed: they are large, and move between the tasks of streams.
+    #[expect(clippy::vec_box, reason = "the boxes are what is reused")]
     spare: RefCell<Vec<Box<ExchangeBuffers>>>,
 }
 
