@@ -25,7 +25,7 @@ fn main() {
 /// Identifier that accepts tokens of `issuer`; `None`: tokens are ignored.
 fn identity(issuer: Option<&Issuer>) -> CallerIdentifier {
     let tokens = issuer.map(|issuer| tokens::TokenConfig {
-        keys: JwkSet::parse(&set(&[issuer]), &[issuer.header.alg]).expect("a usable set"),
+        keys: tokens::TokenKeys::Fixed(JwkSet::parse(&set(&[issuer]), &[issuer.header.alg]).expect("a usable set")),
         location: TokenLocation::Bearer,
         issuer: None,
         audience: Vec::new(),

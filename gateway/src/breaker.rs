@@ -185,8 +185,54 @@ pub(crate) struct RecordedCall {
     second: u64,
 }
 
-/// The state that the breaker changed to during a call, if it changed; for the caller to report.
-pub(crate) type BreakerTransition = Option<BreakerState>;
+/// A change of state, for the caller to report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BreakerChange {
+    Opened(OpenCause),
+    HalfOpened,
+    Closed,
+}
+
+/// The state that the breaker changed to during a call, if it changed.
+pub(crate) type BreakerTransition = Option<BreakerChange>;
+
+/// Why a breaker opened, with the calls of its window: all, failed and slow ones, running calls
+/// that are slow included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OpenCause {
+    pub(crate) reason: OpenReason,
+    pub(crate) calls: u32,
+    pub(crate) failed: u32,
+    pub(crate) slow: u32,
+}
+
+impl OpenCause {
+    /// A probe of a half-open breaker failed, or was slow.
+    fn of_probe(succeeded: bool) -> Self {
+        let reason = if succeeded { OpenReason::ProbeSlow } else { OpenReason::ProbeFailed };
+        OpenCause { reason, calls: 1, failed: u32::from(!succeeded), slow: u32::from(succeeded) }
+    }
+}
+
+/// The rule by which a breaker opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OpenReason {
+    ErrorRatio,
+    SlowRatio,
+    ProbeFailed,
+    ProbeSlow,
+}
+
+impl OpenReason {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            OpenReason::ErrorRatio => "error_ratio",
+            OpenReason::SlowRatio => "slow_ratio",
+            OpenReason::ProbeFailed => "probe_failed",
+            OpenReason::ProbeSlow => "probe_slow",
+        }
+    }
+}
 
 impl Breaker {
     pub(crate) fn new(config: BreakerConfig, now: Instant) -> Self {
@@ -225,10 +271,11 @@ impl Breaker {
     ) -> Result<(BreakerPermit<'_>, BreakerTransition), (Duration, BreakerTransition)> {
         let mut core = self.lock();
         let mut change = None;
-        if core.state == BreakerState::Closed && self.should_open(&mut core, now) {
-            // While all calls hang, none ends. The next admission therefore checks the ratios.
-            core.transition_to(BreakerState::Open, now);
-            change = Some(BreakerState::Open);
+        // While all calls hang, none ends. The next admission therefore checks the ratios.
+        if core.state == BreakerState::Closed
+            && let Some(cause) = self.open_cause(&mut core, now)
+        {
+            change = Some(core.open(cause, now));
         }
         if core.state == BreakerState::Open {
             let waited = now.saturating_duration_since(core.opened_at);
@@ -236,14 +283,13 @@ impl Breaker {
                 return Err((self.config.open - waited, change));
             }
             core.transition_to(BreakerState::HalfOpen, now);
-            change = Some(BreakerState::HalfOpen);
+            change = Some(BreakerChange::HalfOpened);
         }
         let has_request = start == CallStart::OnAdmission;
         let mut probe = None;
         if core.state == BreakerState::HalfOpen {
             if core.has_slow_probe(now, self.config.slow) {
-                core.transition_to(BreakerState::Open, now);
-                return Err((self.config.open, Some(BreakerState::Open)));
+                return Err((self.config.open, Some(core.open(OpenCause::of_probe(true), now))));
             }
             probe = core.start_probe(now, has_request);
             if probe.is_none() {
@@ -276,19 +322,21 @@ impl Breaker {
         // A call is in the bucket of its response. Outside the window it counts again, so that
         // there are no more failures than calls.
         bucket.calls += u32::from(!is_in_window);
-        (core.state == BreakerState::HalfOpen || self.should_open(&mut core, now)).then(|| {
-            core.transition_to(BreakerState::Open, now);
-            BreakerState::Open
-        })
+        let cause = match core.state {
+            BreakerState::HalfOpen => OpenCause::of_probe(false),
+            BreakerState::Closed | BreakerState::Open => self.open_cause(&mut core, now)?,
+        };
+        Some(core.open(cause, now))
     }
 
-    fn should_open(&self, core: &mut BreakerCore, now: Instant) -> bool {
+    /// Why the calls of the window open the breaker, if they do.
+    fn open_cause(&self, core: &mut BreakerCore, now: Instant) -> Option<OpenCause> {
         let current = self.second(now);
         let oldest = self.oldest_second(now);
         // A call may run for longer than the window. It is still counted.
         let overdue = now.checked_sub(self.config.slow).map_or(0, |at| core.overdue(self.slot(at)));
         if overdue == 0 && (core.last_bad_second == 0 || core.last_bad_second < oldest) {
-            return false;
+            return None;
         }
         let (mut calls, mut failed, mut slow) = (overdue, 0u32, overdue);
         for bucket in &core.buckets {
@@ -299,8 +347,17 @@ impl Breaker {
             }
         }
         let reaches = |count: u32, ratio: f64| count > 0 && f64::from(count) >= f64::from(calls) * ratio;
-        calls >= self.config.minimum
-            && (reaches(failed, self.config.error_ratio) || reaches(slow, self.config.slow_ratio))
+        if calls < self.config.minimum {
+            return None;
+        }
+        let reason = if reaches(failed, self.config.error_ratio) {
+            OpenReason::ErrorRatio
+        } else if reaches(slow, self.config.slow_ratio) {
+            OpenReason::SlowRatio
+        } else {
+            return None;
+        };
+        Some(OpenCause { reason, calls, failed, slow })
     }
 
     /// The first second of the window.
@@ -325,6 +382,11 @@ impl Breaker {
 }
 
 impl BreakerCore {
+    fn open(&mut self, cause: OpenCause, now: Instant) -> BreakerChange {
+        self.transition_to(BreakerState::Open, now);
+        BreakerChange::Opened(cause)
+    }
+
     fn transition_to(&mut self, state: BreakerState, now: Instant) {
         self.state = state;
         self.generation += 1;
@@ -430,15 +492,14 @@ impl BreakerPermit<'_> {
             // A probe that lost its slot to another call is no probe any more.
             *core.probe_slot(id)? = None;
             core.successful_probes += usize::from(succeeded && !is_slow);
-            let next = if !succeeded || is_slow {
-                BreakerState::Open
-            } else if core.successful_probes >= PROBES {
-                BreakerState::Closed
-            } else {
+            if !succeeded || is_slow {
+                return Some(core.open(OpenCause::of_probe(succeeded), now));
+            }
+            if core.successful_probes < PROBES {
                 return None;
-            };
-            core.transition_to(next, now);
-            return Some(next);
+            }
+            core.transition_to(BreakerState::Closed, now);
+            return Some(BreakerChange::Closed);
         }
         self.finish(&mut core);
         let second = self.breaker.second(now);
@@ -449,11 +510,11 @@ impl BreakerPermit<'_> {
         bucket.calls += 1;
         bucket.failed += u32::from(!succeeded);
         bucket.slow += u32::from(is_slow);
-        let opens = (!succeeded || is_slow) && self.breaker.should_open(&mut core, now);
-        opens.then(|| {
-            core.transition_to(BreakerState::Open, now);
-            BreakerState::Open
-        })
+        if succeeded && !is_slow {
+            return None;
+        }
+        let cause = self.breaker.open_cause(&mut core, now)?;
+        Some(core.open(cause, now))
     }
 
     fn finish(&self, core: &mut BreakerCore) {
@@ -493,8 +554,22 @@ mod tests {
         Breaker::new(BreakerConfig { minimum: 4, open: 5 * SECOND, ..BreakerConfig::default() }, epoch)
     }
 
-    fn call(breaker: &Breaker, succeeded: bool, now: Instant) -> BreakerTransition {
+    const OPENED: Option<BreakerState> = Some(BreakerState::Open);
+
+    fn state_after(change: BreakerTransition) -> Option<BreakerState> {
+        Some(match change? {
+            BreakerChange::Opened(_) => BreakerState::Open,
+            BreakerChange::HalfOpened => BreakerState::HalfOpen,
+            BreakerChange::Closed => BreakerState::Closed,
+        })
+    }
+
+    fn change_of(breaker: &Breaker, succeeded: bool, now: Instant) -> BreakerTransition {
         breaker.admit(CallStart::OnAdmission, now).map_or(None, |(call, _)| call.record(succeeded, now).1)
+    }
+
+    fn call(breaker: &Breaker, succeeded: bool, now: Instant) -> Option<BreakerState> {
+        state_after(change_of(breaker, succeeded, now))
     }
 
     fn trip(breaker: &Breaker, now: Instant) {
@@ -529,7 +604,7 @@ mod tests {
         let earlier = RecordedCall { generation: recorded.generation + 1, ..recorded };
         assert_eq!(breaker.fail_late(recorded, now), None);
         assert_eq!(breaker.fail_late(earlier, now), None, "of another generation");
-        assert_eq!(breaker.fail_late(recorded, now), Some(BreakerState::Open));
+        assert_eq!(state_after(breaker.fail_late(recorded, now)), OPENED);
         assert_eq!(breaker.fail_late(recorded, now), None);
     }
 
@@ -540,7 +615,7 @@ mod tests {
         let (recorded, _) = admitted(&breaker, now).record(true, now);
         let later = now + 60 * SECOND;
         (0..3).for_each(|_| assert_eq!(breaker.fail_late(recorded, later), None, "below the minimum of calls"));
-        assert_eq!(breaker.fail_late(recorded, later), Some(BreakerState::Open));
+        assert_eq!(state_after(breaker.fail_late(recorded, later)), OPENED);
     }
 
     #[test]
@@ -594,7 +669,7 @@ mod tests {
         // The results of the stalled calls are no results of probes now.
         stalled[0].start(due);
         assert!(stalled.into_iter().all(|probe| probe.record(false, due).1.is_none()));
-        assert_eq!(third.record(true, due).1, Some(BreakerState::Closed));
+        assert_eq!(third.record(true, due).1, Some(BreakerChange::Closed));
     }
 
     #[test]
@@ -603,7 +678,7 @@ mod tests {
         let breaker = breaker(epoch);
         trip(&breaker, epoch);
         let later = epoch + 6 * SECOND;
-        for expected in [None, None, Some(BreakerState::Closed)] {
+        for expected in [None, None, Some(BreakerChange::Closed)] {
             let mut probe = admitted_at(&breaker, CallStart::OnRequestSent, later);
             let sent = later + 60 * SECOND;
             probe.start(sent);
@@ -619,7 +694,7 @@ mod tests {
         let later = epoch + 6 * SECOND;
         let hanging = admitted(&breaker, later);
         let (_, change) = breaker.admit(CallStart::OnAdmission, later + 3 * SECOND).err().expect("open");
-        assert_eq!(change, Some(BreakerState::Open));
+        assert_eq!(state_after(change), OPENED);
         assert_eq!(hanging.record(true, later + 3 * SECOND).1, None);
     }
 
@@ -627,10 +702,7 @@ mod tests {
     fn open_breaker_rejects_with_the_remaining_time() {
         let epoch = Instant::now();
         let breaker = breaker(epoch);
-        assert_eq!(
-            (0..4).map(|_| call(&breaker, false, epoch)).collect::<Vec<_>>(),
-            [None, None, None, Some(BreakerState::Open)]
-        );
+        assert_eq!((0..4).map(|_| call(&breaker, false, epoch)).collect::<Vec<_>>(), [None, None, None, OPENED]);
         let (wait, _) = breaker.admit(CallStart::OnAdmission, epoch + 2 * SECOND).err().expect("open");
         assert_eq!(wait, 3 * SECOND);
     }
@@ -641,7 +713,7 @@ mod tests {
         let breaker = breaker(epoch);
         trip(&breaker, epoch);
         let later = epoch + 6 * SECOND;
-        assert_eq!(call(&breaker, false, later), Some(BreakerState::Open));
+        assert_eq!(call(&breaker, false, later), OPENED);
         let later = later + 6 * SECOND;
         assert_eq!(
             (0..3).map(|_| call(&breaker, true, later)).collect::<Vec<_>>(),
@@ -669,7 +741,7 @@ mod tests {
         let running: Vec<_> = (0..4).map(|_| admitted(&breaker, epoch)).collect();
         assert!(breaker.admit(CallStart::OnAdmission, epoch + 2 * SECOND).is_ok());
         let (_, change) = breaker.admit(CallStart::OnAdmission, epoch + 5 * SECOND).err().expect("open");
-        assert_eq!(change, Some(BreakerState::Open));
+        assert_eq!(state_after(change), OPENED);
         drop(running);
     }
 
@@ -682,6 +754,29 @@ mod tests {
         let breaker = self::breaker(epoch);
         (0..10).for_each(|_| assert_eq!(call(&breaker, true, epoch), None));
         (0..9).for_each(|_| assert_eq!(call(&breaker, false, epoch), None));
-        assert_eq!(call(&breaker, false, epoch), Some(BreakerState::Open));
+        assert_eq!(call(&breaker, false, epoch), OPENED);
+    }
+
+    #[test]
+    fn change_tells_the_rule_and_the_calls_that_opened_the_breaker() {
+        let epoch = Instant::now();
+        let opened =
+            |reason, calls, failed, slow| Some(BreakerChange::Opened(OpenCause { reason, calls, failed, slow }));
+        let failing = breaker(epoch);
+        (0..2).for_each(|_| assert_eq!(call(&failing, true, epoch), None));
+        assert_eq!(call(&failing, false, epoch), None);
+        assert_eq!(change_of(&failing, false, epoch), opened(OpenReason::ErrorRatio, 4, 2, 0));
+        let due = epoch + 5 * SECOND;
+        assert_eq!(change_of(&failing, false, due), opened(OpenReason::ProbeFailed, 1, 1, 0));
+
+        let hanging = breaker(epoch);
+        let calls: Vec<_> = (0..4).map(|_| admitted(&hanging, epoch)).collect();
+        let (_, change) = hanging.admit(CallStart::OnAdmission, due).err().expect("open");
+        assert_eq!(change, opened(OpenReason::SlowRatio, 4, 0, 4));
+        drop(calls);
+        let probe = admitted(&hanging, due + 5 * SECOND);
+        let (_, change) = hanging.admit(CallStart::OnAdmission, due + 8 * SECOND).err().expect("open");
+        assert_eq!(change, opened(OpenReason::ProbeSlow, 1, 0, 1));
+        drop(probe);
     }
 }

@@ -105,11 +105,21 @@ impl ErrorResponder<'_> {
             let retry_after = jittered_retry_after(page.retry_after, self.random);
             response.fields.add(KnownField::RetryAfter, retry_after.to_string());
             write_proxy_status(error.kind(), response);
-        } else if error.kind() == ErrorKind::VerificationThrottled {
-            // Ten tokens of an address are verified each second.
-            response.fields.add(KnownField::RetryAfter, "1");
+        } else if let Some(wait) = retry_after(error.kind()) {
+            response.fields.add(KnownField::RetryAfter, wait);
         }
         body
+    }
+}
+
+/// Seconds after which a request whose credentials were not verified may try again.
+fn retry_after(kind: ErrorKind) -> Option<&'static str> {
+    match kind {
+        // Ten tokens of an address are verified each second.
+        ErrorKind::VerificationThrottled | ErrorKind::AuthenticationBusy => Some("1"),
+        // One more password of an address is verified every 6 s.
+        ErrorKind::AuthenticationThrottled => Some("6"),
+        _ => None,
     }
 }
 
@@ -186,7 +196,7 @@ pub(crate) fn date_version() -> Option<u64> {
 }
 
 /// Adds `Date`, which the sender of a synthesised response generates (RFC 9110 section 6.6.1).
-fn add_date(fields: &mut Fields) {
+pub(crate) fn add_date(fields: &mut Fields) {
     DATE.with_borrow(|date| match date {
         Some(date) => fields.append_all(date),
         None => fields.add(KnownField::Date, httpdate::fmt_http_date(SystemTime::now())),
@@ -244,7 +254,8 @@ fn html_message(kind: ErrorKind) -> &'static str {
         ErrorKind::NoRoute => "Nothing is available at this address.",
         ErrorKind::Forbidden => "Access is denied.",
         ErrorKind::Limited => "Too many requests. Please wait a moment and try again.",
-        ErrorKind::VerificationThrottled => {
+        ErrorKind::Unauthorized => "This page needs a name and a password, or a key.",
+        ErrorKind::VerificationThrottled | ErrorKind::AuthenticationThrottled => {
             "Too many requests with invalid credentials. Please wait a moment and try again."
         }
         ErrorKind::OnlyIfCached => "No stored response is available.",

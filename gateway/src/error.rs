@@ -15,6 +15,9 @@ label! {
         Forbidden = "forbidden",
         Limited = "limited",
         VerificationThrottled = "verification_throttled",
+        Unauthorized = "unauthorized",
+        AuthenticationThrottled = "authentication_throttled",
+        AuthenticationBusy = "authentication_busy",
         BreakerOpen = "breaker_open",
         Connect = "connect",
         ConnectTimeout = "connect_timeout",
@@ -46,6 +49,15 @@ pub(crate) enum Error {
     /// Its token was not verified: too many invalid tokens came before it.
     #[error("token verification is throttled")]
     VerificationThrottled,
+    /// The request has not the credentials that its route demands.
+    #[error("not authenticated")]
+    Unauthorized,
+    /// Its password was not verified: too many wrong ones came from its address.
+    #[error("authentication is throttled")]
+    AuthenticationThrottled,
+    /// Its password was not verified: too many wait for their verification.
+    #[error("too many passwords wait for their verification")]
+    AuthenticationBusy,
     #[error("circuit breaker is open")]
     BreakerOpen,
     /// The upstream failed before its response began.
@@ -76,13 +88,17 @@ impl ErrorKind {
             | ErrorKind::Forbidden
             | ErrorKind::Limited
             | ErrorKind::VerificationThrottled
+            | ErrorKind::Unauthorized
+            | ErrorKind::AuthenticationThrottled
             | ErrorKind::OnlyIfCached
             | ErrorKind::SlowReader
             | ErrorKind::ClientBody
             | ErrorKind::ClientGone => Blame::Client,
-            ErrorKind::BreakerOpen | ErrorKind::TotalTimeout | ErrorKind::SharedFetchTimeout | ErrorKind::Panic => {
-                Blame::Gateway
-            }
+            ErrorKind::BreakerOpen
+            | ErrorKind::AuthenticationBusy
+            | ErrorKind::TotalTimeout
+            | ErrorKind::SharedFetchTimeout
+            | ErrorKind::Panic => Blame::Gateway,
             ErrorKind::Connect
             | ErrorKind::ConnectTimeout
             | ErrorKind::NoResponse
@@ -100,6 +116,9 @@ impl Error {
             Error::Forbidden => ErrorKind::Forbidden,
             Error::Limited => ErrorKind::Limited,
             Error::VerificationThrottled => ErrorKind::VerificationThrottled,
+            Error::Unauthorized => ErrorKind::Unauthorized,
+            Error::AuthenticationThrottled => ErrorKind::AuthenticationThrottled,
+            Error::AuthenticationBusy => ErrorKind::AuthenticationBusy,
             Error::BreakerOpen => ErrorKind::BreakerOpen,
             Error::OnlyIfCached => ErrorKind::OnlyIfCached,
             Error::Panic => ErrorKind::Panic,
@@ -143,8 +162,13 @@ impl Error {
         match self.kind() {
             ErrorKind::NoRoute => StatusCode::NOT_FOUND,
             ErrorKind::Forbidden => StatusCode::FORBIDDEN,
-            ErrorKind::Limited | ErrorKind::VerificationThrottled => StatusCode::TOO_MANY_REQUESTS,
-            ErrorKind::BreakerOpen | ErrorKind::SlowReader => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
+            ErrorKind::Limited | ErrorKind::VerificationThrottled | ErrorKind::AuthenticationThrottled => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            ErrorKind::BreakerOpen | ErrorKind::SlowReader | ErrorKind::AuthenticationBusy => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             ErrorKind::Timeout
             | ErrorKind::TotalTimeout
             | ErrorKind::ConnectTimeout
@@ -172,11 +196,11 @@ impl Error {
         Some(match body {
             BodyError::TooLarge => RequestRefusal::BodyTooLarge,
             BodyError::Timeout(_) => RequestRefusal::BodyTimeout,
-            BodyError::Malformed(_)
-            | BodyError::Truncated
-            | BodyError::ClientGone
-            | BodyError::Detached
-            | BodyError::Io(_) => RequestRefusal::BodySyntax,
+            BodyError::Malformed(_) => RequestRefusal::BodySyntax,
+            // The client has closed its connection, or its sending side: it may still read.
+            BodyError::Truncated | BodyError::ClientGone | BodyError::Detached | BodyError::Io(_) => {
+                RequestRefusal::BodyTruncated
+            }
         })
     }
 

@@ -5,10 +5,11 @@
 //! written at most once a second; the metric counts every event.
 
 use std::fmt::Display;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{LazyLock, OnceLock};
+use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
@@ -133,7 +134,9 @@ events! {
     /// Changes below `path` will not be detected.
     WatchFailed = "watch_failed" { path: &'a Path = display(path.display()), error: &'a dyn Display = display(error) }
         => warn "file changes are not detected; SIGHUP still reloads";
-    BreakerOpened = "breaker_opened" { route: &'a str } => warn "breaker opened";
+    /// `reason` is the rule by which it opened. The counts are the calls of its window.
+    BreakerOpened = "breaker_opened" { route: &'a str, reason: &'static str, calls: u32, failed: u32, slow: u32 }
+        => warn "breaker opened";
     BreakerHalfOpen = "breaker_half_open" { route: &'a str } => info "breaker half-open";
     BreakerClosed = "breaker_closed" { route: &'a str } => info "breaker closed";
     /// One class of operations of a shard fails, and its breaker is open.
@@ -187,6 +190,15 @@ events! {
         path: &'a Path = display(path.display()),
         error: &'a dyn Display = display(error)
     } => error "certificate refused";
+    /// The issuer of tokens has published another key set than the one in use.
+    KeySetFetched = "key_set_fetched" { url: &'a str, keys: usize } => info "key set of tokens fetched";
+    /// A set that was fetched earlier stays in use, until it is too old. Without one, all tokens
+    /// are rejected.
+    KeySetFetchFailed = "key_set_fetch_failed" {
+        url: &'a str,
+        has_keys: bool,
+        error: &'a dyn Display = display(error)
+    } => warn "key set of tokens not fetched";
     /// A task panicked. A service is restarted; any other task ends.
     TaskPanicked = "task_panicked" { kind: &'a str, panic: &'a str } => error [throttled!()] "task panicked";
     /// A service ended although its owner still runs; it is restarted.
@@ -196,11 +208,14 @@ events! {
         route: &'a str,
         endpoint: &'a dyn Display = display(endpoint),
         kind: UpstreamFault = kind.as_str()
-    } => warn [throttled!(kind.index(), UpstreamFault::ALL.len())] "upstream failed";
+    } => warn [throttled!(failure_throttle(route, *kind), FAILURE_THROTTLES)] "upstream failed";
     /// A request to the admin address had a wrong token. `count`: those of the address without a
     /// right one in between.
     AdminTokenRejected = "admin_token_rejected" { address: IpAddr = display(address), count: u32 }
         => warn [throttled!()] "a wrong admin token was rejected";
+    /// An address has sent so many wrong passwords that its next one is not verified.
+    PasswordsThrottled = "passwords_throttled" { client: IpAddr = display(client) }
+        => warn [throttled!()] "too many wrong passwords of an address";
     AccessLogFailed = "access_log_failed" { error: &'a dyn Display = display(error) }
         => error [throttled!()] "access log failed";
 }
@@ -230,12 +245,33 @@ impl Event<'_> {
     /// Counts the event and writes its log line, unless its throttle suppresses the line.
     pub(crate) fn emit(&self) {
         EVENTS.inc(self.name());
-        match self.throttle().map(|throttle| throttle.pass(since_start())) {
-            None => self.write(None),
-            Some(None) => {}
-            Some(Some(suppressed)) => self.write(Some(suppressed)),
+        let Some(throttle) = self.throttle() else { return self.write(None) };
+        if let Some(suppressed) = throttle.pass(since_start()) {
+            throttle.describe(self);
+            self.write(Some(suppressed));
         }
     }
+
+    /// The route and the kind of failure whose lines share a throttle; empty for an event that has
+    /// one throttle.
+    fn throttled_as(&self) -> (&str, &'static str) {
+        match self {
+            Event::UpstreamFailed { route, kind, .. } => (route, kind.as_str()),
+            _ => ("", ""),
+        }
+    }
+}
+
+/// Routes whose failures are throttled apart. Routes beyond them share.
+const THROTTLED_ROUTES: usize = 64;
+const FAILURE_THROTTLES: usize = THROTTLED_ROUTES * UpstreamFault::ALL.len();
+
+/// The index of the throttle for one kind of failures of a route.
+fn failure_throttle(route: &str, kind: UpstreamFault) -> usize {
+    let mut hasher = DefaultHasher::new();
+    route.hash(&mut hasher);
+    let route = usize::try_from(hasher.finish() % THROTTLED_ROUTES as u64).unwrap_or(0);
+    route * UpstreamFault::ALL.len() + kind.index()
 }
 
 /// Passes one line per second and counts the others, without a lock.
@@ -243,25 +279,78 @@ struct Throttle {
     /// Milliseconds since the start at which the next line may pass.
     next: AtomicU64,
     suppressed: AtomicU64,
+    /// The line that passed last: its event, and what `Event::throttled_as` says of it.
+    passed: Mutex<Option<(EventName, String, &'static str)>>,
 }
+
+/// Throttles with suppressed lines that no line has reported yet.
+static SUPPRESSING: Mutex<Vec<&'static Throttle>> = Mutex::new(Vec::new());
 
 impl Throttle {
     const fn new() -> Self {
-        Throttle { next: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
+        Throttle { next: AtomicU64::new(0), suppressed: AtomicU64::new(0), passed: Mutex::new(None) }
     }
 
     /// The number of lines suppressed since the last one; `None` if this line is suppressed too.
-    fn pass(&self, now: Duration) -> Option<u64> {
-        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let next = self.next.load(Relaxed);
-        let passes =
-            now >= next && self.next.compare_exchange(next, now.saturating_add(1_000), Relaxed, Relaxed).is_ok();
-        if passes {
+    fn pass(&'static self, now: Duration) -> Option<u64> {
+        if self.take_turn(now) {
             return Some(self.suppressed.swap(0, Relaxed));
         }
-        self.suppressed.fetch_add(1, Relaxed);
+        if self.suppressed.fetch_add(1, Relaxed) == 0 {
+            lock(&SUPPRESSING).push(self);
+        }
         None
     }
+
+    /// Whether a line may pass at `now`. The next one may a second later.
+    fn take_turn(&self, now: Duration) -> bool {
+        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let next = self.next.load(Relaxed);
+        now >= next && self.next.compare_exchange(next, now.saturating_add(1_000), Relaxed, Relaxed).is_ok()
+    }
+
+    fn describe(&self, event: &Event<'_>) {
+        let (route, kind) = event.throttled_as();
+        *lock(&self.passed) = Some((event.name(), route.to_owned(), kind));
+    }
+
+    fn report_suppressed(&self) {
+        let suppressed = self.suppressed.swap(0, Relaxed);
+        if let Some((name, route, kind)) = &*lock(&self.passed)
+            && suppressed > 0
+        {
+            let route = (!route.is_empty()).then_some(&**route);
+            let kind = (!kind.is_empty()).then_some(kind);
+            warn!(
+                event = "events_suppressed",
+                of = name.as_str(),
+                route,
+                kind,
+                suppressed,
+                "similar lines were left out"
+            );
+        }
+    }
+}
+
+/// Writes a line for each throttle that has suppressed lines and whose next line may pass: the last
+/// failures of a series are reported although no other follows. To be called about once a second.
+pub(crate) fn report_suppressed() {
+    report_suppressed_if(|throttle| throttle.take_turn(since_start()));
+}
+
+/// As `report_suppressed`, before the end of the process.
+pub(crate) fn report_all_suppressed() {
+    report_suppressed_if(|_| true);
+}
+
+fn report_suppressed_if(is_due: impl Fn(&Throttle) -> bool) {
+    let due: Vec<&'static Throttle> = lock(&SUPPRESSING).extract_if(.., |throttle| is_due(throttle)).collect();
+    due.into_iter().for_each(Throttle::report_suppressed);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn since_start() -> Duration {
@@ -307,12 +396,26 @@ mod tests {
 
     #[test]
     fn throttle_passes_one_line_a_second_and_counts_the_rest() {
-        let throttle = Throttle::new();
+        static THROTTLE: Throttle = Throttle::new();
+        let throttle = &THROTTLE;
         assert_eq!(throttle.pass(Duration::from_millis(5)), Some(0));
         assert_eq!(throttle.pass(Duration::from_millis(6)), None);
         assert_eq!(throttle.pass(Duration::from_millis(1_004)), None);
         assert_eq!(throttle.pass(Duration::from_millis(1_005)), Some(2));
         assert_eq!(throttle.pass(Duration::from_millis(9_000)), Some(0));
+    }
+
+    #[test]
+    fn each_route_and_kind_of_failure_has_a_throttle() {
+        let all: Vec<usize> = ["a", "b"]
+            .iter()
+            .flat_map(|route| UpstreamFault::ALL.iter().map(|kind| failure_throttle(route, *kind)))
+            .collect();
+        let mut unique = all.clone();
+        unique.sort_unstable();
+        unique.dedup();
+        assert_eq!(unique.len(), all.len());
+        assert!(all.iter().all(|index| *index < FAILURE_THROTTLES));
     }
 
     #[test]

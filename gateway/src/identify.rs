@@ -12,12 +12,19 @@
 mod access;
 mod cookie;
 mod forwarded;
+mod geoip;
 #[cfg(test)]
 #[path = "../tests/support/issuer.rs"]
 pub(crate) mod issuer;
 pub(crate) mod jwk_set;
+mod key_set_fetch;
+#[cfg(test)]
+#[path = "../tests/support/mmdb.rs"]
+pub(crate) mod mmdb;
+mod remote_key_set;
 mod subject_hasher;
 mod token_cache;
+pub(crate) mod auth;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
@@ -26,8 +33,10 @@ mod untrusted_fields;
 
 pub(crate) use access::{AccessConfig, AccessDecision, AccessEntry};
 pub(crate) use forwarded::ForwardedField;
+pub(crate) use geoip::{CountryCode, GeoArea, GeoDatabase, GeoIpConfig};
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use limiter::KeyHash;
@@ -36,6 +45,9 @@ use shard::Region;
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::Request;
 use crate::peer::ConnectionPeer;
+use geoip::GeoPlace;
+pub(crate) use key_set_fetch::KeySetUrl;
+pub(crate) use remote_key_set::{RemoteKeySet, forget_age};
 use subject_hasher::SubjectHasher;
 use tokens::{TokenOutcome, TokenVerifier, VerifiedClaims, VerifiedIdentity};
 pub(crate) use trace::{Trace, write_trace};
@@ -52,12 +64,19 @@ pub enum IdentitySource {
     Host,
     /// `path:N`, the N-th path segment, counted from 1.
     Path(usize),
-    /// Name of a top-level claim of the token that `IdentityConfig::tokens` verifies.
+    /// Name of a claim of the token that `IdentityConfig::tokens` verifies; with dots, a member of
+    /// a claim that is an object.
     Claim(String),
     /// `certificate:subject` or `certificate:san`, a name in the verified client certificate.
     Certificate(CertificateField),
     /// `ja4:`, the fingerprint of the client's TLS stack.
     Ja4,
+    /// `geoip:`, the region of the country of the address.
+    GeoIpRegion,
+    /// `geoip:country`, the country of the address; as a region, its code in lower case.
+    GeoIpCountry,
+    /// `geoip:continent`, likewise.
+    GeoIpContinent,
 }
 
 /// The name in a client certificate that identifies its holder.
@@ -95,6 +114,8 @@ pub struct IdentityConfig {
     /// The regions that exist, sorted and without duplicates. Any other name counts as
     /// `region_default`.
     pub regions: Vec<Region>,
+    /// Countries of addresses; `None`: no database.
+    pub geoip: Option<GeoIpConfig>,
     /// Keys of limits with scope `key`, at most `LIMIT_KEYS_MAX`.
     pub keys: Vec<IdentitySource>,
     pub access: AccessConfig,
@@ -102,6 +123,8 @@ pub struct IdentityConfig {
     pub untrusted_fields: Vec<String>,
     /// Whether a listener terminates TLS: the devices of an address then also differ by TLS stack.
     pub has_fingerprints: bool,
+    /// Whether a route authenticates users itself.
+    pub has_principals: bool,
     /// Keys the hashes of subjects (`identity.secret`), the same on all gateways of a fleet. Empty:
     /// a random key of the process.
     pub secret: String,
@@ -134,16 +157,23 @@ impl Default for IdentityConfig {
             region: Vec::new(),
             region_default: Region::DEFAULT,
             regions: vec![Region::DEFAULT],
+            geoip: None,
             keys: Vec::new(),
             access: AccessConfig::default(),
             untrusted_fields: untrusted_fields::default_list().map(str::to_owned).collect(),
             has_fingerprints: false,
+            has_principals: false,
             secret: String::new(),
         }
     }
 }
 
 impl IdentityConfig {
+    /// Whether a request can have a user.
+    pub(crate) fn has_users(&self) -> bool {
+        self.user.is_some() || self.has_principals
+    }
+
     /// Header fields that identify callers.
     pub(crate) fn fields(&self) -> impl Iterator<Item = &str> {
         let sources =
@@ -155,7 +185,10 @@ impl IdentityConfig {
             | IdentitySource::Path(_)
             | IdentitySource::Claim(_)
             | IdentitySource::Certificate(_)
-            | IdentitySource::Ja4 => None,
+            | IdentitySource::Ja4
+            | IdentitySource::GeoIpRegion
+            | IdentitySource::GeoIpCountry
+            | IdentitySource::GeoIpContinent => None,
         });
         fields.chain(self.tokens.as_ref().and_then(tokens::TokenConfig::field))
     }
@@ -163,6 +196,8 @@ impl IdentityConfig {
 
 /// Registers the metrics of this module.
 pub(crate) fn expose() {
+    auth::expose();
+    remote_key_set::expose();
     tokens::expose();
 }
 
@@ -176,6 +211,7 @@ pub struct Caller {
     /// Index into the configured user classes.
     pub(crate) user_class: usize,
     pub(crate) region: Region,
+    pub(crate) country: Option<CountryCode>,
     pub(crate) trace: Trace,
     /// Keys of limits with scope `key`, in the order of the configuration; the last is the address.
     pub(crate) keys: [Option<KeyHash>; LIMIT_KEYS_MAX + 1],
@@ -222,6 +258,11 @@ impl CallerIdentifier {
     /// `Caller::user_class` is an index into `user_classes`, which contains `anonymous` and
     /// `standard`.
     pub fn new(config: IdentityConfig, user_classes: Vec<String>) -> Self {
+        CallerIdentifier::replacing(None, config, user_classes)
+    }
+
+    /// As [`Self::new`], for a reload: keeps the key set that `old` fetched.
+    pub(crate) fn replacing(old: Option<&CallerIdentifier>, config: IdentityConfig, user_classes: Vec<String>) -> Self {
         let hasher = SubjectHasher::new(&config.secret);
         let identity = config.user.iter().chain(&config.user_class).filter_map(|source| match source {
             IdentitySource::Header(name) => Some(name),
@@ -229,7 +270,12 @@ impl CallerIdentifier {
         });
         let untrusted = UntrustedFields::new(config.untrusted_fields.iter().chain(identity).map(|name| &**name));
         let lists = access::AccessLists::new(&config.access);
-        let tokens = config.tokens.clone().map(TokenVerifier::new);
+        let tokens = config.tokens.clone().map(|tokens| {
+            // Everything that `extract_identity` reads.
+            let extraction = (&config.user, &config.user_class, &config.claims, &user_classes);
+            let extraction = format!("{:?}", (extraction, config.access.users(), &config.secret));
+            TokenVerifier::new(tokens, &extraction, old.and_then(|old| old.tokens.as_ref()))
+        });
         CallerIdentifier {
             config,
             user_classes,
@@ -284,7 +330,10 @@ impl CallerIdentifier {
             .as_ref()
             .map_or(AccessDecision::Unlisted, |lists| lists.classify(ip, device, header_user).and(user_access));
         let access = access.and(self.unverified_access(rejection, access));
+        let place = self.config.geoip.as_ref().map(|geoip| geoip.place(ip)).unwrap_or_default();
         let keys = self.keys(ip, |_, source| match source {
+            IdentitySource::GeoIpCountry => Some(self.hasher.value(place.country?.as_str().as_bytes())),
+            IdentitySource::GeoIpContinent => Some(self.hasher.value(place.continent?.as_str().as_bytes())),
             IdentitySource::Claim(name) => {
                 verified.and_then(|verified| self.claim_hash(verified.claims.as_deref(), name))
             }
@@ -292,12 +341,15 @@ impl CallerIdentifier {
         });
         let fingerprint = client.and_then(ConnectionPeer::fingerprint).map(|fingerprint| &fingerprint.stable.0[..]);
         let device = self.device(ip, device, fingerprint);
+        let (user_class, region) = (self.user_class(user.is_some(), verified, request), self.region(request, &place));
+        self.keep_region_fields(region, &mut request.fields);
         Caller {
             ip,
             device,
             user,
-            user_class: self.user_class(user.is_some(), verified, request),
-            region: self.region(request),
+            user_class,
+            region,
+            country: place.country,
             trace: self.trace(request),
             keys,
             access,
@@ -309,6 +361,23 @@ impl CallerIdentifier {
     /// tokens: they expire, and each use is counted.
     pub(crate) fn is_cacheable(&self) -> bool {
         self.tokens.is_none()
+    }
+
+    /// Makes the principal of a route's authentication the user of a caller, in place of any other
+    /// user: its name is one user, whichever route authenticated it. `None`: the class of users
+    /// without one.
+    pub(crate) fn set_principal(&self, caller: &mut Caller, name: &str, class: Option<&str>) {
+        caller.user = Some(self.hasher.value(name.as_bytes()));
+        let class = class.and_then(|class| self.class_index(class.as_bytes()));
+        caller.user_class = class.or_else(|| self.class_index(b"standard")).unwrap_or_default();
+        if let Some(lists) = &self.lists {
+            caller.access = caller.access.and(lists.classify_user(name.as_bytes()));
+        }
+    }
+
+    /// Keyed hash of an address (IPv6: of its /64).
+    pub(crate) fn address_hash(&self, ip: IpAddr) -> KeyHash {
+        self.hasher.address(ip)
     }
 
     /// The trace of a request: propagated by the client, or new.
@@ -329,7 +398,9 @@ impl CallerIdentifier {
             Some(TokenOutcome::ClientThrottled) if access != AccessDecision::Exempt || denies_users() => {
                 AccessDecision::Unverified
             }
-            Some(TokenOutcome::VerificationThrottled) if denies_users() => AccessDecision::Unverified,
+            Some(TokenOutcome::VerificationThrottled | TokenOutcome::KeysUnavailable) if denies_users() => {
+                AccessDecision::Unverified
+            }
             _ => AccessDecision::Unlisted,
         }
     }
@@ -364,6 +435,7 @@ impl CallerIdentifier {
             user,
             user_class: self.class_index(user_class.as_bytes())?,
             region: self.config.region_default,
+            country: None,
             trace: Trace { id: 0, is_propagated: false },
             keys,
             access: self.lists.as_ref().map_or(AccessDecision::Unlisted, |lists| lists.classify(ip, device, user_id)),
@@ -411,11 +483,13 @@ impl CallerIdentifier {
             Some(IdentitySource::Claim(name)) => hash(name),
             _ => None,
         };
+        // Of several, the class that `[tiers]` defines last.
         let user_class = match &self.config.user_class {
-            Some(IdentitySource::Claim(name)) => claims.text(name),
+            Some(IdentitySource::Claim(name)) => {
+                claims.texts(name).filter_map(|name| self.class_index(name.as_bytes())).max()
+            }
             _ => None,
         };
-        let user_class = user_class.and_then(|name| self.class_index(name.as_bytes()));
         let access = match (&self.lists, &user_id) {
             (Some(lists), Some(user_id)) => lists.classify_user(user_id.as_bytes()),
             _ => AccessDecision::Unlisted,
@@ -452,15 +526,52 @@ impl CallerIdentifier {
         self.user_classes.iter().position(|class| class.as_bytes() == name)
     }
 
+    /// The name of the user class at `index`.
+    pub(crate) fn user_class_name(&self, index: usize) -> &str {
+        self.user_classes.get(index).map_or("", |name| name)
+    }
+
+    /// The key set that has to be fetched, if the keys of tokens have a URL.
+    pub(crate) fn remote_key_set(&self) -> Option<&Arc<RemoteKeySet>> {
+        self.tokens.as_ref()?.remote_keys()
+    }
+
+    /// Removes the fields that name another region than that of the request. The region is part of
+    /// the cache key, so that an origin which reads such a field would respond for another key.
+    fn keep_region_fields(&self, region: Region, fields: &mut Fields) {
+        let names = self.config.region.iter().filter_map(|source| match source {
+            IdentitySource::Header(name) => Some(name.as_bytes()),
+            _ => None,
+        });
+        for name in names {
+            let (mut lines, mut named) = (0, true);
+            for value in fields.named(name) {
+                lines += 1;
+                named &= value == region.as_str().as_bytes();
+            }
+            if lines > 1 || !named {
+                fields.retain(|field| !field.name.eq_ignore_ascii_case(name));
+            }
+        }
+    }
+
     /// The regions that exist, in order.
     pub(crate) fn regions(&self) -> &[Region] {
         &self.config.regions
     }
 
-    fn region(&self, request: &Request) -> Region {
-        let name = self.config.region.iter().find_map(|source| read(source, request));
-        let region = name.and_then(|name| std::str::from_utf8(name).ok()).and_then(|name| Region::new(name).ok());
-        region.filter(|region| self.regions().binary_search(region).is_ok()).unwrap_or(self.config.region_default)
+    fn region(&self, request: &Request, place: &GeoPlace) -> Region {
+        let is_configured = |region: &Region| self.regions().binary_search(region).is_ok();
+        let of_area = |code: Option<CountryCode>| code?.region().filter(is_configured).map(Some);
+        let region = self.config.region.iter().find_map(|source| match source {
+            // An area without a region leaves it to the next source.
+            IdentitySource::GeoIpRegion => self.config.geoip.as_ref()?.region(place).map(Some),
+            IdentitySource::GeoIpCountry => of_area(place.country),
+            IdentitySource::GeoIpContinent => of_area(place.continent),
+            // The first source with a value decides, even if the value names no region.
+            source => read(source, request).map(|name| Region::new(std::str::from_utf8(name).ok()?).ok()),
+        });
+        region.flatten().filter(is_configured).unwrap_or(self.config.region_default)
     }
 }
 
@@ -472,6 +583,8 @@ fn read<'a>(source: &'a IdentitySource, request: &'a Request) -> Option<&'a [u8]
         IdentitySource::Path(segment) => request.path().split('/').nth(*segment).map(str::as_bytes),
         // Claims are read from the verified token; see `VerifiedIdentity`.
         IdentitySource::Claim(_) | IdentitySource::Certificate(_) | IdentitySource::Ja4 => None,
+        // The country is looked up once for all sources; see `identify_peer`.
+        IdentitySource::GeoIpRegion | IdentitySource::GeoIpCountry | IdentitySource::GeoIpContinent => None,
     };
     value.filter(|value| !value.is_empty())
 }

@@ -37,6 +37,12 @@ pub mod config;
 pub mod demo;
 pub mod server;
 
+/// Lines for the files of `routes.auth`.
+pub mod credentials {
+    pub use crate::identify::auth::api_keys::{NewApiKey, NewApiKeyError};
+    pub use crate::identify::auth::htpasswd::password_line;
+}
+
 /// The items that tests, benches and fuzz targets of this crate use. Not a public interface.
 #[doc(hidden)]
 pub mod testing {
@@ -52,4 +58,6 @@ pub mod testing {
     pub use crate::identify::jwk_set::JwkSet;
     pub use crate::identify::tokens;
     pub use crate::identify::{CallerIdentifier, CertificateField, IdentityConfig, IdentitySource};
+    pub use crate::proxy_protocol::header as proxy_header;
+    pub use crate::tls::{fingerprint_text, has_fingerprint};
 }

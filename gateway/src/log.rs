@@ -84,6 +84,10 @@ pub(crate) struct AccessLogEntry<'a> {
     pub(crate) refused: &'a str,
     /// The endpoint that received the request.
     pub(crate) upstream: &'a str,
+    /// The key or the user that the route has authenticated.
+    pub(crate) user: &'a str,
+    /// The country of the client, from the GeoIP database.
+    pub(crate) country: &'a str,
     /// The JA4 fingerprint of the TLS connection.
     pub(crate) ja4: &'a str,
     /// The part of it to which devices are bound.
@@ -364,6 +368,8 @@ fn write_line(out: &mut Vec<u8>, timestamps: &mut TimestampFormatter, now: Syste
         ("shadow_limit", line.shadow_limit),
         ("refused", line.refused),
         ("upstream", line.upstream),
+        ("user", line.user),
+        ("country", line.country),
         ("ja4", line.ja4),
         ("fingerprint", line.fingerprint),
         ("trace_id", line.trace_id),
@@ -501,6 +507,8 @@ mod tests {
             shadow_limit: "",
             refused: "",
             upstream: "",
+            user: "",
+            country: "",
             ja4: "",
             fingerprint: "",
             trace_id: "",

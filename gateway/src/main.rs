@@ -1,13 +1,14 @@
 //! The `tidegate` command: parses the arguments, loads a configuration and runs it.
 
-use std::io::Write;
+use std::io::{BufRead, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use annotate_snippets::Renderer;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use gateway::config::{Config, ConfigDocument, ConfigReport, DocumentFormat};
+use gateway::config::{Config, ConfigDocument, ConfigReport, DocumentFormat, PrintOptions};
+use gateway::credentials::{self, NewApiKey};
 use gateway::purge::{PurgeOrder, PurgeTarget};
 use gateway::server::{self, BoundAddresses, ConfigSource};
 use gateway::{admin_client, demo, event};
@@ -31,8 +32,15 @@ enum Command {
     Run(RunArguments),
     /// Check a configuration file without opening a socket or a log
     Check(CheckArguments),
+    /// Print the effective configuration, or its JSON Schema
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Purge the cache of a running gateway and its fleet: a URL, a tag, or everything
     Purge(PurgeArguments),
+    /// Create an API key for a name, or hash an existing one
+    Key(KeyArguments),
+    /// Hash a password, read from standard input, as a line of a file of users
+    Password { name: String },
     /// Print the completion script of a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -63,6 +71,23 @@ struct RunArguments {
     /// Address of the admin page and metrics, with --upstream [default: 127.0.0.1:9900]
     #[arg(long, conflicts_with = "config")]
     admin: Option<SocketAddr>,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Print the effective value of each key of a configuration file, without secrets
+    Print {
+        /// Configuration file, TOML or JSON (by file extension)
+        file: PathBuf,
+        /// Also print the keys that the file does not have
+        #[arg(long)]
+        defaults: bool,
+        /// Print where each value comes from
+        #[arg(long)]
+        origin: bool,
+    },
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
 }
 
 #[derive(Args)]
@@ -105,15 +130,52 @@ struct PurgeArguments {
     token: Option<String>,
 }
 
+#[derive(Args)]
+struct KeyArguments {
+    /// Name of the holder, for limits, access lists and the access log
+    name: String,
+    /// User class of the holder, one of `[tiers]`
+    #[arg(long)]
+    tier: Option<String>,
+    /// Hash the key on standard input instead of a new one
+    #[arg(long)]
+    stdin: bool,
+}
+
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Demo(arguments) => run_demo(&arguments),
         Command::Run(arguments) => run_gateway(arguments),
         Command::Check(arguments) => check(&arguments),
+        Command::Config(command) => config(&command),
         Command::Purge(arguments) => purge(arguments),
+        Command::Key(arguments) => create_key(&arguments),
+        Command::Password { name } => hash_password(&name),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "tidegate", &mut std::io::stdout());
             ExitCode::SUCCESS
+        }
+    }
+}
+
+fn config(command: &ConfigCommand) -> ExitCode {
+    let (file, options) = match command {
+        ConfigCommand::Schema => {
+            print(&format!("{:#}\n", gateway::config::schema()));
+            return ExitCode::SUCCESS;
+        }
+        ConfigCommand::Print { file, defaults, origin } => {
+            (file, PrintOptions { defaults: *defaults, origin: *origin })
+        }
+    };
+    match Config::print(file, options) {
+        Ok(text) => {
+            print(&text);
+            ExitCode::SUCCESS
+        }
+        Err(report) => {
+            print_report(&report);
+            ExitCode::FAILURE
         }
     }
 }
@@ -196,6 +258,51 @@ fn purge(arguments: PurgeArguments) -> ExitCode {
         eprintln!("tidegate: unreachable servers {servers}: they receive it when they are reachable again");
     }
     if nodes.is_empty() && servers.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Prints the line of the file on standard output. A new key goes to standard error, so that `>>`
+/// adds no key to the file.
+fn create_key(arguments: &KeyArguments) -> ExitCode {
+    let tier = arguments.tier.as_deref();
+    let created = match arguments.stdin {
+        false => NewApiKey::generate(&arguments.name, tier).map_err(|error| error.to_string()),
+        true => {
+            read_secret().and_then(|key| NewApiKey::of(key, &arguments.name, tier).map_err(|error| error.to_string()))
+        }
+    };
+    match created {
+        Ok(created) => {
+            if !arguments.stdin {
+                eprintln!("key of {}, shown only now: {}", arguments.name, created.key);
+            }
+            print(&format!("{}\n", created.line));
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error),
+    }
+}
+
+fn hash_password(name: &str) -> ExitCode {
+    match read_secret().and_then(|password| credentials::password_line(name, &password)) {
+        Ok(line) => {
+            print(&format!("{line}\n"));
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error),
+    }
+}
+
+fn fail(error: &str) -> ExitCode {
+    eprintln!("tidegate: {error}");
+    ExitCode::FAILURE
+}
+
+/// The first line of standard input, of at most 1 KiB.
+fn read_secret() -> Result<String, String> {
+    let mut line = String::new();
+    let read = std::io::stdin().lock().take(1_024).read_line(&mut line);
+    read.map_err(|error| format!("cannot read standard input: {error}"))?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 fn run_demo(arguments: &DemoArguments) -> ExitCode {

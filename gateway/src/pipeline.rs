@@ -38,7 +38,7 @@ mod unsafe_method;
 
 pub(crate) use buffers::{Arrival, ExchangeBuffers};
 pub(crate) use context::RequestContext;
-pub(crate) use degrade::{body_failed, client_closed, panicked};
+pub(crate) use degrade::{client_closed, panicked};
 pub(crate) use forward::count_timeout;
 pub(crate) use prebuilt_429::Prebuilt429Cache;
 pub(crate) use response_body::ResponseBody;

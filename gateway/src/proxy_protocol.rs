@@ -126,6 +126,31 @@ async fn peek_header(stream: &TcpStream) -> io::Result<Result<ParsedHeader, Head
     }
 }
 
+/// The parser of headers, for fuzz targets and tests.
+#[doc(hidden)]
+pub mod header {
+    use super::parser::{self, ParsedHeader};
+
+    /// The start of a connection.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub enum HeaderStart {
+        Absent,
+        Incomplete,
+        /// Its length, and the client in text form.
+        Complete(usize, String),
+        Refused,
+    }
+
+    pub fn parse(bytes: &[u8]) -> HeaderStart {
+        match parser::parse(bytes) {
+            Ok(ParsedHeader::Absent) => HeaderStart::Absent,
+            Ok(ParsedHeader::Incomplete) => HeaderStart::Incomplete,
+            Ok(ParsedHeader::Complete { length, client }) => HeaderStart::Complete(length, format!("{client:?}")),
+            Err(_fault) => HeaderStart::Refused,
+        }
+    }
+}
+
 impl From<HeaderFault> for ProxyHeaderRefusal {
     fn from(fault: HeaderFault) -> Self {
         match fault {

@@ -14,7 +14,8 @@ use crate::cache::stored::Freshness;
 use crate::error::ErrorKind;
 use crate::http::exchange_clock::Blame;
 use crate::http::h1::RequestRefusal;
-use crate::identify::Trace;
+use crate::identify::auth::PrincipalIndex;
+use crate::identify::{CountryCode, Trace};
 use crate::label;
 
 label! {
@@ -106,8 +107,13 @@ pub(crate) struct RequestRecord {
     pub(crate) aborted: &'static str,
     /// The endpoint that was called.
     pub(crate) upstream: Option<Arc<str>>,
+    /// How often an endpoint was sent the whole request, for a fetch that others can join.
+    pub(crate) requests_sent: u32,
     pub(crate) trace: Option<Trace>,
     pub(crate) client_ip: Option<IpAddr>,
+    pub(crate) country: Option<CountryCode>,
+    /// The key or the user that the route has authenticated.
+    pub(crate) principal: Option<PrincipalIndex>,
     /// The request body failed, so the bytes that follow it on the connection are unusable.
     pub(crate) must_close: bool,
 }
@@ -130,8 +136,11 @@ impl Default for RequestRecord {
             failure: None,
             aborted: "",
             upstream: None,
+            requests_sent: 0,
             trace: None,
             client_ip: None,
+            country: None,
+            principal: None,
             must_close: false,
         }
     }

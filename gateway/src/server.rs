@@ -10,6 +10,7 @@ mod resources;
 mod assemble;
 mod config_watcher;
 mod override_publisher;
+mod key_set_refresher;
 mod control;
 mod connection;
 mod worker;
@@ -125,6 +126,7 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
         }
     }
     shared.log.close();
+    event::report_all_suppressed();
     Event::Stopped.emit();
     Ok(())
 }

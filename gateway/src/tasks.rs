@@ -60,6 +60,8 @@ label! {
         StateReport = "state_report",
         /// Refreshes the lease of one cluster limit.
         Lease = "lease",
+        /// Fetches the key set of tokens.
+        KeySet = "key_set",
         /// Follows the bus of one Redis server, or discovers the servers of a cluster.
         Bus = "bus",
     }

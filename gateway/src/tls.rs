@@ -288,6 +288,20 @@ async fn read_hello(stream: &mut TcpStream) -> io::Result<(Accepted, Option<TlsF
     }
 }
 
+/// JA4 of the ClientHello at the start of TLS records, and the part of it to which devices are
+/// bound; for fuzz targets and benches.
+#[doc(hidden)]
+pub fn fingerprint_text(records: &[u8]) -> Option<(String, String)> {
+    let fingerprint = ja4::fingerprint(records)?;
+    Some((fingerprint.ja4.as_str().to_owned(), fingerprint.stable.as_str().to_owned()))
+}
+
+/// As [`fingerprint_text`], without the texts.
+#[doc(hidden)]
+pub fn has_fingerprint(records: &[u8]) -> bool {
+    ja4::fingerprint(records).is_some()
+}
+
 /// Reads from a socket without waiting, and keeps a copy for the fingerprint.
 struct RecordingReader<'a> {
     stream: &'a TcpStream,

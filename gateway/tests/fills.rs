@@ -198,6 +198,26 @@ fn hung_origin_gets_at_most_two_requests_of_sixty_waiting_clients() {
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
+/// A request that is sent again, because a kept connection was closed, is the second one.
+#[test]
+fn origin_that_closes_kept_connections_gets_at_most_two_requests_of_sixty_waiting_clients() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |request| match request.target.as_str() {
+        "/kept" => Script::ok(&[("Cache-Control", "no-store")], "kept"),
+        _ => Script::new().wait(&opened).close(),
+    });
+    let gateway = cached(&origin);
+    assert_eq!(gateway.get("/kept", &[]).text(), "kept");
+    let waiting = wait_together(&gateway, 60);
+    origin.wait_for_requests(2);
+    gate.open();
+    for mut client in waiting {
+        assert!(client.read_response().status >= 500);
+    }
+    assert!(origin.count() <= 3, "{} requests after the first", origin.count() - 1);
+}
+
 #[test]
 fn origin_that_closes_late_gets_at_most_two_requests_of_sixty_waiting_clients() {
     let origin = Origin::start(|_| Script::new().pause(Duration::from_secs(1)).close());
@@ -936,7 +956,8 @@ fn body_that_outgrows_a_small_limit_at_once_is_passed_through() {
 fn time_of_a_waiting_request_does_not_begin_again_in_each_round() {
     let origin = Origin::start(|request| {
         let late = Script::new().pause(Duration::from_millis(2_700));
-        let head = [("Cache-Control", "max-age=60"), ("Vary", "A"), ("Content-Length", "4")];
+        // A closed connection is not used again: nothing is sent twice.
+        let head = [("Cache-Control", "max-age=60"), ("Vary", "A"), ("Content-Length", "4"), ("Connection", "close")];
         match request.number {
             1 => late.close(),
             _ => late.head(200, &head).send("body"),

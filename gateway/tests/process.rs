@@ -426,11 +426,17 @@ fn access_log_includes_refused_and_abandoned_requests() {
     let line = gateway.access_log(1).remove(0);
     assert_eq!((line["status"].as_u64(), line["refused"].as_str()), (Some(400), Some("repeated_host")), "{line}");
     assert_eq!((line["method"].as_str(), line["path"].as_str()), (Some("-"), Some("-")), "{line}");
+    // The head of an upload that is too large is valid: the line says which request it was.
+    gateway.raw(b"POST /up?x HTTP/1.1\r\nHost: gate.test\r\nContent-Length: 99999999999\r\n\r\n");
+    let line = gateway.access_log(2).remove(1);
+    assert_eq!((line["status"].as_u64(), line["refused"].as_str()), (Some(413), Some("body_too_large")), "{line}");
+    let facts = ["method", "authority", "path", "route"].map(|field| line[field].as_str().unwrap_or_default());
+    assert_eq!(facts, ["POST", "gate.test", "/up?x", "all"], "{line}");
     let mut client = gateway.connect();
     client.send_get("/abandoned", &[]);
     origin.wait_for_requests(1);
     drop(client);
-    let line = gateway.access_log(2).remove(1);
+    let line = gateway.access_log(3).remove(2);
     assert_eq!((line["status"].as_u64(), line["route"].as_str()), (Some(499), Some("all")), "{line}");
 }
 
@@ -657,4 +663,28 @@ fn connection_without_a_complete_handshake_is_closed() {
         assert!(ended.is_ok() || ended.is_err_and(|error| !support::client::is_timeout(&error)), "{bytes:?}");
         assert!(!received.starts_with(b"HTTP"), "{bytes:?}");
     }
+}
+
+#[test]
+fn effective_configuration_and_schema_are_printed() {
+    let dir = TempDir::new();
+    let text = "[admin]\ntoken = \"a-secret-of-the-operator\"\n[upstreams.shop]\nendpoints = [\"http://127.0.0.1:1\"]\n\
+        [[routes]]\nname = \"all\"\nmatch = { path = \"/*\" }\nupstream = \"shop\"\ncost = 3\n";
+    let file = dir.write("tidegate.toml", &format!("version = 1\n{text}"));
+    let run = |arguments: &[&str]| {
+        let output = tidegate().arg("config").args(arguments).output().expect("tidegate runs");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let path = file.display().to_string();
+    let (succeeded, set) = run(&["print", &path]);
+    assert!(succeeded && set.contains("\nroutes[0].cost = 3\n") && !set.contains("timeout"), "{set}");
+    let (_, all) = run(&["print", &path, "--defaults", "--origin"]);
+    assert!(all.contains(&format!("routes[0].cost = 3  # {path}:10\n")), "{all}");
+    assert!(all.contains("upstreams.shop.timeout = \"10s\"  # default\n"), "{all}");
+    assert!(all.contains("admin.token = \"***\"") && !all.contains("a-secret"), "{all}");
+    dir.write("tidegate.toml", "version = 2\n");
+    assert!(!run(&["print", &path]).0);
+    let (succeeded, schema) = run(&["schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&schema).expect("JSON");
+    assert!(succeeded && schema["properties"]["routes"]["items"]["properties"]["redirect"].is_object());
 }

@@ -2,6 +2,8 @@
 
 #[path = "../fuzz/cache_oracle.rs"]
 mod cache_oracle;
+#[path = "../fuzz/connection_oracle.rs"]
+mod connection_oracle;
 #[path = "../fuzz/oracle.rs"]
 mod oracle;
 
@@ -48,4 +50,14 @@ fn cache_fields_corpus_passes() {
 #[test]
 fn stored_form_corpus_passes() {
     replay("stored_form", cache_oracle::stored_form);
+}
+
+#[test]
+fn proxy_header_corpus_passes() {
+    replay("proxy_header", connection_oracle::proxy_header);
+}
+
+#[test]
+fn client_hello_corpus_passes() {
+    replay("client_hello", connection_oracle::client_hello);
 }

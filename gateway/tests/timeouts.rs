@@ -7,7 +7,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -15,9 +15,13 @@ use std::time::{Duration, Instant};
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use support::client::is_timeout;
 use support::{BodyEnd, Client, ClientResponse, Gateway, Origin, STEP_TIMEOUT, Script, TempDir, one_route, wait_for};
 
 const MS: Duration = Duration::from_millis(1);
+
+/// How often the gateway checks a client from which it does not read.
+const CLIENT_CHECK: Duration = Duration::from_secs(1);
 
 /// A breaker that opens at five calls slower than 300 ms, or at five failures.
 const BREAKER: &str = "[upstreams.origin.breaker]\nslow = \"300ms\"\nslow_ratio = 0.5\nerror_ratio = 0.5\nminimum = 5\nopen = \"400ms\"\n";
@@ -157,6 +161,52 @@ fn upstream_that_accepts_no_request_bytes_fails_after_the_idle_timeout() {
         drop(client);
     });
     assert_eq!(timeouts(&gateway, "upstream_send"), 1.0);
+}
+
+/// The gateway does not read from a client while the upstream accepts no byte. That the client has
+/// gone is noticed all the same, long before a clock of the upstream ends the exchange.
+#[test]
+fn client_that_leaves_while_the_upstream_accepts_no_bytes_ends_the_exchange() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let rest = "[limits_http]\nbody_bytes = \"64MiB\"\n[log]\naccess = \"stdout\"\n";
+    let gateway = Gateway::start(&uncached(address, "", rest));
+    let is_blocked = || gateway.admin("/api/v1/tasks").text().contains("upstream_send");
+    type Leave = fn(TcpStream);
+    let leave: [(&str, Leave); 3] = [
+        ("close", drop),
+        ("half-close", |socket| {
+            socket.shutdown(Shutdown::Write).expect("a live socket");
+            thread::sleep(2 * CLIENT_CHECK);
+        }),
+        ("reset", |socket| Client::from_stream(socket).reset()),
+    ];
+    for (number, (name, leave)) in leave.into_iter().enumerate() {
+        let mut socket = TcpStream::connect_timeout(&gateway.address, STEP_TIMEOUT).expect("a connection");
+        socket
+            .write_all(b"POST / HTTP/1.1\r\nHost: gate.test\r\nContent-Length: 60000000\r\n\r\n")
+            .expect("a live socket");
+        let (mut upstream, _) = listener.accept().expect("the connection of the gateway");
+        // In small pieces: the end of the client's bytes must not wait for the rest of them.
+        wait_for(
+            || {
+                socket.write_all(&[b'x'; 32 << 10]).expect("room in the buffers");
+                is_blocked()
+            },
+            STEP_TIMEOUT,
+        );
+        let start = Instant::now();
+        leave(socket);
+        let line = gateway.access_log(number + 1).remove(number);
+        let facts = ["status", "blame", "aborted"].map(|field| line[field].to_string());
+        assert_eq!(facts, ["499", "\"client\"", "\"client_closed\""], "{name}: {line}");
+        assert!(start.elapsed() < STEP_TIMEOUT, "{name}: {:?}", start.elapsed());
+        // The connection to the upstream ends, too.
+        upstream.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
+        upstream.read_to_end(&mut Vec::new()).map_or_else(|error| assert!(!is_timeout(&error), "{name}"), drop);
+    }
+    assert_eq!(timeouts(&gateway, "upstream_send"), 0.0);
+    assert!(gateway.process.stderr.events("upstream_failed").is_empty());
 }
 
 #[test]

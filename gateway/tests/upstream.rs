@@ -578,7 +578,69 @@ fn breaker_opens_probes_and_closes() {
     (0..10).for_each(|_| assert_eq!(gateway.get("/", &[]).text(), "works"));
     let lines = &gateway.process.stderr;
     wait_for(|| !lines.events("breaker_closed").is_empty(), STEP_TIMEOUT);
-    assert!(lines.events("breaker_opened").len() >= 2 && lines.events("breaker_half_open").len() >= 2);
+    let opened = lines.events("breaker_opened");
+    assert!(opened.len() >= 2 && lines.events("breaker_half_open").len() >= 2);
+    let cause = |event: &serde_json::Value| {
+        (event["reason"].as_str().map(str::to_owned), event["calls"].as_u64(), event["failed"].as_u64())
+    };
+    assert_eq!(cause(&opened[0]), (Some("error_ratio".to_owned()), Some(4), Some(4)));
+    assert_eq!(cause(&opened[1]), (Some("probe_failed".to_owned()), Some(1), Some(1)));
+}
+
+/// A body that fails before the head of its response is sent: one response, which is the one that
+/// the client gets.
+#[test]
+fn body_that_fails_with_its_head_is_counted_as_one_response() {
+    let origin = Origin::start(|request| match request.number {
+        0 => Script::ok(&[("Cache-Control", "max-age=0, stale-if-error=60"), ("ETag", "\"a\"")], "kept"),
+        _ => Script::new().send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n").close(),
+    });
+    let gateway = Gateway::start(&one_route(origin.address, "cache = { mode = \"standard\" }", ""));
+    let responses = |class: &str| {
+        gateway.metric(&format!("tidegate_route_responses_total{{route=\"all\",status_class=\"{class}\"}}"))
+    };
+    let results = |result: &str| gateway.metric(&format!("tidegate_cache_results_total{{cache=\"{result}\"}}"));
+    assert_eq!(gateway.get("/kept", &[]).text(), "kept");
+    let response = gateway.get("/none", &[]);
+    assert_eq!((response.status, response.field("proxy-status").is_some()), (502, true));
+    assert_eq!((responses("2xx"), responses("5xx"), results("miss"), results("error")), (1.0, 1.0, 1.0, 1.0));
+    // The ladder begins with the stale response, as after any failure of the upstream.
+    let response = gateway.get("/kept", &[]);
+    assert_eq!((response.status, response.text()), (200, "kept".to_owned()));
+    assert_eq!((responses("2xx"), responses("5xx"), results("stale")), (2.0, 1.0, 1.0));
+    assert_eq!(gateway.metric("tidegate_failures_total{kind=\"malformed\"}"), 2.0);
+}
+
+/// Lines of one kind of failure at one route do not hide those of another, and the last ones of a
+/// series are reported although no other failure follows.
+#[test]
+fn failures_are_throttled_by_route_and_kind_and_the_rest_is_reported() {
+    let origin = Origin::start(|request| match request.target.as_str() {
+        "/a/silent" => Script::new().close(),
+        _ => Script::new().send("no HTTP\r\n\r\n").close(),
+    });
+    let route = |name: &str| {
+        format!("[[routes]]\nname = \"{name}\"\nmatch = {{ path = \"/{name}/*\" }}\nupstream = \"origin\"\n")
+    };
+    let config = one_route(origin.address, "", &(route("a") + &route("b")));
+    let gateway = Gateway::start(&config);
+    for target in ["/a/x", "/a/x", "/a/x", "/b/x", "/a/silent", "/a/silent"] {
+        let status = gateway.get(target, &[]).status;
+        assert!(matches!(status, 502 | 503), "{target}: {status}");
+    }
+    let lines = &gateway.process.stderr;
+    wait_for(|| lines.events("events_suppressed").len() == 2, STEP_TIMEOUT);
+    let described = |event: &serde_json::Value| {
+        let text = |field: &str| event[field].as_str().unwrap_or_default().to_owned();
+        (text("route"), text("kind"), event["suppressed"].as_u64().unwrap_or_default())
+    };
+    let failed: Vec<_> = lines.events("upstream_failed").iter().map(described).collect();
+    let expect = |route: &str, kind: &str, count| (route.to_owned(), kind.to_owned(), count);
+    assert_eq!(failed, [expect("a", "malformed", 0), expect("b", "malformed", 0), expect("a", "no_response", 0)]);
+    let mut rest: Vec<_> = lines.events("events_suppressed").iter().map(described).collect();
+    rest.sort();
+    assert_eq!(rest, [expect("a", "malformed", 2), expect("a", "no_response", 1)]);
+    assert_eq!(gateway.metric("tidegate_events_total{event=\"upstream_failed\"}"), 6.0);
 }
 
 #[test]

@@ -332,7 +332,7 @@ impl<M: EntryMeta> Bus<M> {
     async fn maintain_subscription(self: &Arc<Self>, index: usize, mut was_connected: bool) {
         let subscription = &self.subscriptions[index];
         let _loss = LossOnPanic { bus: self, subscription };
-        // Number of fleet purges when the subscription was lost; later ones are resent.
+        // Number of fleet purges that the server is known to have received; later ones are resent.
         let mut purges_before = 0;
         loop {
             let server = subscription.address.wait_resolved().await;
@@ -341,14 +341,23 @@ impl<M: EntryMeta> Bus<M> {
                     Ok(()) => {
                         was_connected = true;
                         let (bus, since) = (self.clone(), purges_before);
+                        let has_resent = Arc::new(AtomicBool::new(false));
+                        let resent = has_resent.clone();
                         let mut resending = JoinSet::new();
                         resending.spawn(async move {
                             bus.republish_overrides(index).await;
-                            bus.resend_missed_purges(index, since).await;
+                            let is_complete = bus.resend_missed_purges(index, since).await;
+                            resent.store(is_complete, Ordering::Release);
                             bus.retry_pending().await;
                         });
+                        // An answered heartbeat proves that everything sent before it has arrived.
+                        let on_answer = |purges| {
+                            if has_resent.load(Ordering::Acquire) {
+                                purges_before = purges;
+                            }
+                        };
                         tokio::select! {
-                            fault = self.follow(subscription, connected) => fault,
+                            fault = self.follow(subscription, connected, on_answer) => fault,
                             () = subscription.address.wait_changed(&server) => ShardFault::Moved,
                             Some(Err(error)) = resending.join_next() => resume_unwind(error.into_panic()),
                         }
@@ -358,7 +367,6 @@ impl<M: EntryMeta> Bus<M> {
                 Err(fault) => fault,
             };
             if was_connected {
-                purges_before = self.outbox().count();
                 self.counts.subscription_gaps.fetch_add(1, Ordering::Relaxed);
             }
             self.record_loss(subscription, fault);
@@ -415,8 +423,14 @@ impl<M: EntryMeta> Bus<M> {
         Ok(())
     }
 
-    /// Processes a subscription until it is lost; returns the fault.
-    async fn follow(self: &Arc<Self>, subscription: &Subscription, mut connected: TrackedConnection) -> ShardFault {
+    /// Processes a subscription until it is lost; returns the fault. Calls `on_answer` after each
+    /// answered heartbeat, with the number of fleet purges before it.
+    async fn follow(
+        self: &Arc<Self>,
+        subscription: &Subscription,
+        mut connected: TrackedConnection,
+        mut on_answer: impl FnMut(u64),
+    ) -> ShardFault {
         let (commands, carries_bus) = (connected.commands.clone(), connected.carries_bus);
         let mut heartbeat = tokio::time::interval(HEARTBEAT_INTERVAL);
         let mut unanswered = 0;
@@ -437,7 +451,11 @@ impl<M: EntryMeta> Bus<M> {
                     // The cluster slot of the bus moved to or from this server: resubscribe.
                     now if now != carries_bus => Err(ShardFault::Moved),
                     carries_bus => {
+                        let purges = self.outbox().count();
                         let synced = self.sync_clock(subscription, &commands).await;
+                        if synced.is_ok() {
+                            on_answer(purges);
+                        }
                         if carries_bus && synced.is_ok() {
                             until_members_are_read -= 1;
                             if until_members_are_read == 0 {

@@ -12,7 +12,7 @@ mod epochs;
 mod envelope;
 
 pub use compression::Compression;
-pub(crate) use envelope::{CompressionConfig, EnvelopeCodec, EnvelopeError, REVISION_BYTES};
+pub(crate) use envelope::{CompressionConfig, EnvelopeCodec, EnvelopeError, MAC_RANGE, REVISION_BYTES};
 pub use epochs::{EpochSnapshot, Purge, PurgeScope};
 pub(crate) use epochs::{InvalidationEpochs, PurgeStatus, TAGS_MAX, UNNUMBERED};
 

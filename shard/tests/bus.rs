@@ -227,6 +227,27 @@ async fn an_unreachable_server_receives_missed_purges_later() {
     drop(Server::start_on(port, &[]));
 }
 
+/// The network loses a purge before the connection is found lost.
+#[tokio::test]
+async fn a_purge_that_was_lost_on_its_way_is_sent_again() {
+    let (first, second) = (Server::start(), Server::start());
+    let proxy = Proxy::to(second.port()).await;
+    let one = Node::start_subscribed("one", &[first.url(), proxy.url()]).await;
+    // Heartbeats have been answered.
+    sleep(Duration::from_millis(1_500)).await;
+    proxy.stall();
+    sleep(Duration::from_millis(50)).await;
+    let report = one.purge("a").await;
+    assert_eq!(report.unreachable_servers.len(), 1, "{report:?}");
+    proxy.disconnect();
+    wait_until("the subscription is lost", || !one.is_subscribed()).await;
+    let purges =
+        |server: &Server| -> usize { redis::cmd("ZCARD").arg("tg:{bus}:tags").query(&mut server.connect()).unwrap() };
+    assert_eq!(purges(&second), 0);
+    proxy.restore();
+    wait_until("the second server has the purge", || purges(&second) == 1).await;
+}
+
 #[tokio::test]
 async fn a_purge_without_servers_applies_locally_and_is_published_later() {
     let port = free_port();

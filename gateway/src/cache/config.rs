@@ -93,6 +93,7 @@ pub struct CachePolicy {
     /// Zero disables the heuristic.
     pub(crate) heuristic_max: Duration,
     pub(crate) set_cookie: SetCookiePolicy,
+    pub(crate) cookies: CookiePolicy,
     /// The response field with the surrogate keys, in lower case.
     pub(crate) tags: Option<String>,
     /// How long past its lifetime a response is served if the origin fails (RFC 5861 section 4).
@@ -137,6 +138,18 @@ pub(crate) enum SetCookiePolicy {
     Shared,
 }
 
+/// Whether the configured and heuristic lifetimes apply to responses to requests with `Cookie`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CookiePolicy {
+    /// They do. The configuration does not say whether pages depend on cookies.
+    #[default]
+    Unstated,
+    /// They do: no page depends on cookies.
+    Ignored,
+    /// They do not: only a lifetime that the origin gives counts.
+    Explicit,
+}
+
 impl Default for CachePolicy {
     fn default() -> Self {
         CachePolicy {
@@ -145,6 +158,7 @@ impl Default for CachePolicy {
             ttl_jitter_percent: 0,
             heuristic_max: Duration::from_secs(3600),
             set_cookie: SetCookiePolicy::Private,
+            cookies: CookiePolicy::Unstated,
             tags: Some("surrogate-key".to_owned()),
             stale_if_error: Duration::from_secs(600),
             stale_while_revalidate: Duration::ZERO,

@@ -51,6 +51,16 @@ impl FreshnessLifetime {
         })
     }
 
+    /// The lifetime as far as the origin has given it, at most `bound`.
+    pub(super) fn explicit(self, bound: Option<Duration>) -> FreshnessLifetime {
+        match self {
+            FreshnessLifetime::Explicit(lifetime) => {
+                FreshnessLifetime::Explicit(bound.map_or(lifetime, |bound| lifetime.min(bound)))
+            }
+            FreshnessLifetime::Assumed(..) | FreshnessLifetime::Unknown => FreshnessLifetime::Unknown,
+        }
+    }
+
     pub(super) fn duration(self) -> Duration {
         match self {
             FreshnessLifetime::Explicit(duration) | FreshnessLifetime::Assumed(duration, _) => duration,

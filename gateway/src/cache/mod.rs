@@ -25,4 +25,4 @@ pub(crate) mod partial;
 pub(crate) mod store_metrics;
 
 pub use config::{CacheConfig, CachePolicy};
-pub(crate) use config::{HonourClient, SetCookiePolicy, StatusPattern};
+pub(crate) use config::{CookiePolicy, HonourClient, SetCookiePolicy, StatusPattern};

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::Method;
 
-use super::config::{CacheConfig, CachePolicy, SetCookiePolicy};
+use super::config::{CacheConfig, CachePolicy, CookiePolicy, SetCookiePolicy};
 use super::control::{self, CacheControl};
 use super::extent::Extent;
 use super::freshness::{self, FreshnessLifetime};
@@ -165,10 +165,13 @@ impl StoreCandidate<'_> {
             fields.retain(|field| !qualified.iter().any(|name| field.name.eq_ignore_ascii_case(name)));
         }
         self.check_storable(&fields, &control, policy.set_cookie)?;
-        let freshness_lifetime = policy.ttl_for_status(response.status.as_u16()).map_or_else(
-            || FreshnessLifetime::of(&directives, response, policy, self.received_at),
-            |lifetime| FreshnessLifetime::Assumed(lifetime, LifetimeSource::StatusTtl),
-        );
+        let of_origin = || FreshnessLifetime::of(&directives, response, policy, self.received_at);
+        let is_explicit = policy.cookies == CookiePolicy::Explicit && self.request.fields.has(KnownField::Cookie);
+        let freshness_lifetime = match policy.ttl_for_status(response.status.as_u16()) {
+            by_status if is_explicit => of_origin().explicit(by_status),
+            Some(lifetime) => FreshnessLifetime::Assumed(lifetime, LifetimeSource::StatusTtl),
+            None => of_origin(),
+        };
         let lifetime = freshness_lifetime.duration();
         let forbids_stale = control.forbids_stale();
         let stale_window = |from_origin: Option<Duration>, default: Duration| {
@@ -220,7 +223,7 @@ impl StoreCandidate<'_> {
             return Err(NoStoreReason::Directive);
         }
         let allows_authorization = control.public || control.s_maxage.is_some() || control.must_revalidate;
-        if self.request.fields.has(KnownField::Authorization) && !allows_authorization {
+        if self.request.is_authorized() && !allows_authorization {
             return Err(NoStoreReason::Authorization);
         }
         if set_cookie == SetCookiePolicy::Private && fields.has(KnownField::SetCookie) {

@@ -9,9 +9,10 @@ use limiter::{Cost, LeaseConfig, LeaseSource, Limiter, LimiterConfig, MonotonicT
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::model::Config;
 use super::read_context::ReadContext;
-use super::section::ConfigDraft;
+use super::section::{self, ConfigDraft};
 use super::suggestion::suggest;
 use crate::accept::ListenConfig;
+use crate::cache::CookiePolicy;
 use crate::http::target;
 use crate::identify::IdentitySource;
 use crate::limit::RuleConfig;
@@ -39,6 +40,7 @@ pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Conf
     check_paths(&mut draft, context);
     check_route_matches(&draft, context);
     check_unused(&draft, &used, context);
+    check_key_classes(&draft, context);
     draft.config
 }
 
@@ -86,6 +88,45 @@ fn check_identity(draft: &ConfigDraft, context: &ReadContext<'_>) {
         }
     }
     check_connections(draft, context);
+    check_geoip(draft, context);
+}
+
+/// Sources that read a database need one, and its regions have to exist.
+fn check_geoip(draft: &ConfigDraft, context: &ReadContext<'_>) {
+    use IdentitySource::{GeoIpContinent, GeoIpCountry, GeoIpRegion};
+    let identify = &draft.config.identify;
+    let is_geoip = |source: &IdentitySource| matches!(source, GeoIpRegion | GeoIpCountry | GeoIpContinent);
+    if identify.geoip.is_none() && !context.has_fault_under("identity.geoip") {
+        let key_of = |rule: &RuleConfig| rule.rule.key.and_then(|key| identify.keys.get(usize::from(key.0)));
+        let limits = draft.config.limit.rules.iter().zip(&draft.rules);
+        let limits = limits.filter(|(rule, _)| key_of(rule).is_some_and(is_geoip)).map(|(_, at)| at);
+        let region = identify.region.iter().any(is_geoip).then_some(&draft.identity_region);
+        for at in limits.chain(region) {
+            let problem = ConfigProblem::new(FaultCode::Missing, "there is no database of countries");
+            context.error(at, problem.hint("write `identity.geoip = { database = \"GeoLite2-Country.mmdb\" }`"));
+        }
+    }
+    let configured = identify.regions.iter().chain(draft.regions.iter().flatten().map(|region| &region.value));
+    let configured: HashSet<_> = configured.chain([&identify.region_default]).collect();
+    let mut reported = HashSet::new();
+    for (_, region) in identify.geoip.iter().flat_map(|geoip| &geoip.regions) {
+        if !configured.contains(region) && reported.insert(region) {
+            let problem =
+                ConfigProblem::new(FaultCode::UnknownName, format!("the region `{region}` is not configured"));
+            context.error(&draft.identity_geoip, problem.hint("add it to `identity.regions` or `[redis.regions]`"));
+        }
+    }
+    let has_region_source = identify.region.contains(&GeoIpRegion);
+    let (message, hint) = match &identify.geoip {
+        Some(geoip) if geoip.regions.is_empty() && has_region_source => {
+            ("`geoip:` finds no region: no area has one", "set `identity.geoip.regions`")
+        }
+        Some(geoip) if !geoip.regions.is_empty() && !has_region_source => {
+            ("the regions of areas have no effect", "add \"geoip:\" to `identity.region`")
+        }
+        _ => return,
+    };
+    context.warning(&draft.identity_geoip, ConfigProblem::new(FaultCode::Risk, message).hint(hint));
 }
 
 /// Reports settings of identity and listeners that have no effect without each other.
@@ -161,7 +202,9 @@ fn check_cookies(draft: &ConfigDraft, context: &ReadContext<'_>) {
         return;
     }
     for (route, names) in draft.config.routes.iter().zip(&draft.routes) {
-        let Some(policy) = &route.cache else { continue };
+        let Some(policy) = route.cache.as_ref().filter(|policy| policy.cookies == CookiePolicy::Unstated) else {
+            continue;
+        };
         // A lifetime by status overrides the default.
         let (at, lifetime) = match policy.ttl_for_status(OK) {
             Some(lifetime) => (&names.ttl, lifetime),
@@ -170,7 +213,7 @@ fn check_cookies(draft: &ConfigDraft, context: &ReadContext<'_>) {
         if !lifetime.is_zero() {
             let message =
                 "a response to a request with `Cookie` is stored for all clients, unless the origin forbids it";
-            let hint = "let the origin send `Cache-Control` or `Vary: Cookie`, or add \"cookie\" to `cache.key_fields`";
+            let hint = "write cookies = \"explicit\" to leave the lifetime of such responses to the origin, or \"ignored\" if no page of this route depends on cookies";
             context.warning(at, ConfigProblem::new(FaultCode::Risk, message).hint(hint));
         }
     }
@@ -283,6 +326,9 @@ fn check_sizes(draft: &ConfigDraft, context: &ReadContext<'_>) {
 
 impl RouteResolver<'_> {
     fn resolve_upstream(&mut self, index: usize) {
+        if self.draft.config.routes[index].action != route::RouteAction::Forward {
+            return;
+        }
         let Some(upstream) = &self.draft.routes[index].upstream else {
             self.used.has_unresolved = true;
             return;
@@ -348,6 +394,18 @@ fn check_route_names(draft: &ConfigDraft, context: &ReadContext<'_>) {
     }
 }
 
+/// Keys name user classes, which have to exist.
+fn check_key_classes(draft: &ConfigDraft, context: &ReadContext<'_>) {
+    let known: Vec<&str> = draft.config.limit.weights.iter().map(|(name, _)| &**name).collect();
+    for named in draft.routes.iter().filter_map(|names| names.key_classes.as_ref()) {
+        for (class, line) in named.classes.iter().filter(|(class, _)| !known.contains(&&**class)) {
+            let message = format!("{} line {line}: `[tiers]` does not define `{class}`", named.file);
+            let problem = ConfigProblem::new(FaultCode::UnknownName, message);
+            context.error(&named.at, problem.hint(suggest(class, &known)));
+        }
+    }
+}
+
 /// Requests have paths in their normal form: another pattern would never match.
 fn check_paths(draft: &mut ConfigDraft, context: &ReadContext<'_>) {
     let rules = draft.config.server.paths;
@@ -376,6 +434,18 @@ fn check_paths(draft: &mut ConfigDraft, context: &ReadContext<'_>) {
             Ok(_) => *path = target::matched_path(path).into_owned(),
         }
         check_received_path(route, (&names.forward_path, context));
+        check_request_edits(route, (&names.request_headers, context));
+    }
+}
+
+/// A shared response must not depend on a caller, unless its origin says so.
+fn check_request_edits(route: &route::RouteConfig, (at, context): (&DocumentLocation, &ReadContext<'_>)) {
+    let variable = route.edits.as_deref().and_then(section::unkeyed_variable).filter(|_| route.cache.is_some());
+    if let Some(variable) = variable {
+        let message = format!("the origin is told `{{{variable}}}`, which is not part of the cache key");
+        let problem = ConfigProblem::new(FaultCode::Risk, message);
+        let hint = "set `cache = { mode = \"off\" }`, or let the origin answer with `Vary` and the name of the field";
+        context.warning(at, problem.hint(hint));
     }
 }
 
@@ -388,7 +458,8 @@ fn check_received_path(route: &route::RouteConfig, (at, context): (&DocumentLoca
     }
 }
 
-/// Routes for the same host and path differ only in their methods, which must not overlap.
+/// Routes for the same host and path differ in their methods, which must not overlap, or in their
+/// further conditions.
 fn check_route_matches(draft: &ConfigDraft, context: &ReadContext<'_>) {
     let mut seen: HashMap<_, Vec<&route::RouteConfig>> = HashMap::new();
     for (route, names) in draft.config.routes.iter().zip(&draft.routes) {
@@ -396,7 +467,9 @@ fn check_route_matches(draft: &ConfigDraft, context: &ReadContext<'_>) {
             continue;
         }
         let same = seen.entry((&route.host, &route.path)).or_default();
-        if let Some(other) = same.iter().find(|other| methods_overlap(route, other)) {
+        let is_same =
+            |other: &&&route::RouteConfig| methods_overlap(route, other) && route.conditions == other.conditions;
+        if let Some(other) = same.iter().find(is_same) {
             let message = format!("route `{}` matches the same host, path and methods", other.name);
             context.error(&names.matched, ConfigProblem::new(FaultCode::Duplicate, message));
         }

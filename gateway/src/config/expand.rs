@@ -28,6 +28,11 @@ impl<'a> ExpansionEnvironment<'a> {
         ExpansionEnvironment { base, variable, files_read: RefCell::default() }
     }
 
+    /// Lets a change of a file trigger a reload.
+    pub(super) fn watch(&self, path: &Path) {
+        self.files_read.borrow_mut().push(path.to_owned());
+    }
+
     pub(super) fn files_read(&self) -> Vec<PathBuf> {
         self.files_read.borrow().clone()
     }

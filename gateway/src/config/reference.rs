@@ -1,12 +1,15 @@
 //! Generates the reference of configuration keys. Types, ranges and defaults come from the readers;
 //! only the descriptions are written here.
 
+#[cfg(test)]
 use std::fmt::Write;
 use std::path::Path;
 
 use super::document::{self, DocumentFormat};
 use super::expand::ExpansionEnvironment;
-use super::read_context::{KeyDefault, KeySpec, ReadContext};
+#[cfg(test)]
+use super::read_context::KeyDefault;
+use super::read_context::{KeySpec, ReadContext};
 use super::{section, table_reader};
 
 /// A document with one table of each kind, so that every reader declares its keys.
@@ -102,13 +105,24 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "identity.user.jwt.keys",
-        "File with the JWK set (RFC 7517) that verifies tokens; reloaded when it changes. Keys with another use or algorithm are ignored.",
+        "File with the JWK set (RFC 7517) that verifies tokens, reloaded when it changes; or the `https://` URL where the issuer publishes it. Keys with another use or algorithm are ignored. docs/identity.md",
+    ),
+    (
+        "identity.user.jwt.keys_ca",
+        "With a URL: PEM file with the authorities that may certify the issuer's server. Absent: those of the system.",
+    ),
+    (
+        "identity.user.jwt.keys_stale",
+        "With a URL: how long a key set is used after its lifetime while it cannot be fetched. After that, tokens are not accepted.",
     ),
     (
         "identity.user.jwt.algorithms",
         "Accepted signature algorithms; the token's own choice is not trusted. `HS` algorithms need `oct` keys and cannot be combined with others.",
     ),
-    ("identity.user.jwt.claim", "Top-level claim that names the user: a string or a number."),
+    (
+        "identity.user.jwt.claim",
+        "Claim that names the user: a string or a number. With dots also a member of a claim that is an object, such as `realm_access.user`; a claim whose own name has the dots comes first.",
+    ),
     ("identity.user.jwt.issuer", "Required value of `iss`. Absent: any issuer is accepted."),
     (
         "identity.user.jwt.audience",
@@ -126,8 +140,22 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "identity.tier",
         "Source of the user class: a header, accepted from `trusted_proxies` only, or a claim of the token of `identity.user`. A user without a class, or with one that `[tiers]` does not define, is `standard`; a caller without a user is `anonymous`.",
     ),
-    ("identity.tier.jwt_claim", "Claim of the token of `identity.user` that names the user class."),
-    ("identity.region", "Sources of the region, tried in order. `geoip:` is not available yet."),
+    (
+        "identity.tier.jwt_claim",
+        "Claim of the token of `identity.user` that names the user class, likewise. Of an array of names, the class counts that `[tiers]` defines last.",
+    ),
+    (
+        "identity.region",
+        "Sources of the region, tried in order. `geoip:` is the region of the country or continent in `identity.geoip.regions`, `geoip:country` and `geoip:continent` the region with the code in lower case as its name; an area without a region leaves it to the next source.",
+    ),
+    (
+        "identity.geoip.database",
+        "Database of countries or cities in MaxMind's format, at most 256 MiB; reloaded when it changes. docs/identity.md",
+    ),
+    (
+        "identity.geoip.regions.NAME",
+        "Countries and continents whose addresses belong to the region, for the source `geoip:`. A country comes before its continent.",
+    ),
     (
         "identity.region_default",
         "Region of callers without a region, or with one that is not configured. Its shards also serve regions without their own, and hold the state that a fleet shares; if it has none, those of `default` do.",
@@ -138,7 +166,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "identity.untrusted_fields",
-        "Request fields that are removed unless a peer in `trusted_proxies` sends them: other names of the client's address, and of the scheme, host, path and method of the request (request-fields.md). Setting the key replaces the list. Always removed from others: the fields of `user` and `tier`. Always replaced: `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.",
+        "Request fields that are removed unless a peer in `trusted_proxies` sends them: other names of the client's address, and of the scheme, host, path, method and user of the request (request-fields.md). A name that ends with `*` stands for all names with this beginning. Setting the key replaces the list. Always removed from others: the fields of `user` and `tier`. Always replaced: `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.",
     ),
     (
         "identity.secret",
@@ -240,7 +268,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "limits.NAME.key",
-        "Key of a limit with tier `key`, such as a tenant, an API key, a path segment, a claim of a verified token, a name in the client certificate or a JA4 fingerprint. A request without the key is not counted. At most 8 different keys in all limits.",
+        "Key of a limit with tier `key`, such as a tenant, an API key, a path segment, a claim of a verified token, a name in the client certificate, a JA4 fingerprint or the country of the address. A request without the key is not counted. At most 8 different keys in all limits.",
     ),
     (
         "limits.NAME.keys",
@@ -287,7 +315,56 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("routes[].match.host", "Matching host: any, an exact one, or all subdomains of a domain."),
     ("routes[].match.path", "Matching path; the most specific route wins."),
     ("routes[].match.methods", "Matching methods; empty: all."),
-    ("routes[].upstream", "Name of the upstream."),
+    (
+        "routes[].match.scheme",
+        "Matching scheme of the public URL, as a trusted proxy reports it or as the connection has it.",
+    ),
+    (
+        "routes[].match.headers.NAME",
+        "Matching value of a header field. Responses of such a route have cache keys of their own.",
+    ),
+    ("routes[].match.query.NAME", "Matching value of a query parameter, as it is written in the URL."),
+    ("routes[].upstream", "Name of the upstream. Not with `redirect` or `respond`."),
+    ("routes[].redirect.to", "Answers with this `Location`. Variables: see [routes](routes.md)."),
+    ("routes[].redirect.status", "Status of the redirect: 301, 302, 303, 307 or 308."),
+    ("routes[].respond.status", "Status of a response without an upstream."),
+    ("routes[].respond.body", "Its body, at most 64 KiB."),
+    ("routes[].respond.content_type", "Its content type."),
+    (
+        "routes[].headers.request.set.NAME",
+        "Replaces a field of requests to the origin; `host` is the host for the origin. Variables: see [routes](routes.md).",
+    ),
+    ("routes[].headers.request.add.NAME", "Adds a line to requests to the origin."),
+    ("routes[].headers.request.remove", "Removes fields of requests to the origin."),
+    ("routes[].headers.response.set.NAME", "Replaces a field of responses, those of the gateway included."),
+    ("routes[].headers.response.add.NAME", "Adds a line to responses, those of the gateway included."),
+    ("routes[].headers.response.remove", "Removes fields of responses."),
+    (
+        "routes[].strip_prefix",
+        "Removes this beginning of the path for the origin. Route, limits, cache key and purges keep the public path.",
+    ),
+    (
+        "routes[].rewrite",
+        "The path for the origin, with variables such as `{rest}`: what the `*` of `match.path` stands for. The query stays.",
+    ),
+    (
+        "routes[].body_bytes",
+        "Bytes of a request body on this route, in place of `limits_http.body_bytes`; more is answered 413.",
+    ),
+    (
+        "routes[].allow",
+        "Addresses of clients that may use the route; empty: all that are not in `deny`. Others get 403.",
+    ),
+    ("routes[].deny", "Addresses of clients that get 403."),
+    (
+        "routes[].cors.origins",
+        "Origins whose scripts may use the route. The gateway answers preflights and replaces the origin's fields.",
+    ),
+    ("routes[].cors.methods", "Methods that a preflight allows."),
+    ("routes[].cors.headers", "Request fields that a preflight allows; empty: those that it asks for."),
+    ("routes[].cors.expose", "Response fields that scripts may read."),
+    ("routes[].cors.credentials", "Whether requests may carry cookies and other credentials."),
+    ("routes[].cors.max_age", "How long a browser may remember a preflight."),
     ("routes[].limits", "Names of the limits that apply; all of them must admit the request."),
     ("routes[].cost", "Cost of one request in each limit; at most the burst of each."),
     (
@@ -295,6 +372,24 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Additional cost of a response by its status or class (`401`, `5xx`), for failed logins for instance.",
     ),
     ("routes[].journal", "Accepts writes with 202 and replays them."),
+    (
+        "routes[].auth.basic",
+        "File of users and password hashes (bcrypt, argon2 or SHA-crypt) that HTTP Basic accepts; reloaded when it changes. docs/identity.md",
+    ),
+    (
+        "routes[].auth.api_keys",
+        "File of hashed API keys, as `tidegate key` prints them; reloaded when it changes. The name of the key is the user.",
+    ),
+    ("routes[].auth.forward", "URL of a service that decides about each request."),
+    (
+        "routes[].auth.header",
+        "Field that carries the API key. In `authorization`, the key follows the scheme `Bearer`.",
+    ),
+    ("routes[].auth.realm", "Name in the challenge to requests without valid credentials."),
+    (
+        "routes[].auth.credentials",
+        "Whether the field with the credentials is removed from requests to the origin, or forwarded.",
+    ),
     (
         "routes[].cache.tags",
         "Response field with the surrogate keys, separated by white space or commas; `\"\"`: none. They can be purged: see [purging](purging.md).",
@@ -316,6 +411,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     (
         "routes[].cache.set_cookie",
         "Handling of responses with `Set-Cookie`: `private` does not store them, `shared` stores them like others, including the cookie.",
+    ),
+    (
+        "routes[].cache.cookies",
+        "Whether `default_ttl`, `ttl` and heuristic freshness apply to responses to requests with `Cookie`: `explicit` counts only a lifetime that the origin gives, `ignored` states that no page of the route depends on cookies. Absent: as `ignored`, with a warning of `tidegate check`.",
     ),
     ("routes[].cache.stale_if_error", "How long a stale response may be served if the upstream fails (RFC 5861)."),
     (
@@ -343,6 +442,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
 ];
 
 /// The table of keys in Markdown, as in `docs/configuration.md`.
+#[cfg(test)]
 pub(crate) fn markdown() -> String {
     let keys = declared_keys();
     let mut text = String::from("| key | type | default | description |\n|---|---|---|---|\n");
@@ -354,6 +454,7 @@ pub(crate) fn markdown() -> String {
     text
 }
 
+#[cfg(test)]
 fn kind_and_default(spec: &KeySpec) -> (String, String) {
     let default = match &spec.default {
         KeyDefault::Required => "required".to_owned(),
@@ -362,6 +463,15 @@ fn kind_and_default(spec: &KeySpec) -> (String, String) {
         KeyDefault::Unavailable => "not available yet".to_owned(),
     };
     (spec.kind.clone(), default)
+}
+
+/// Every available key with its description.
+pub(super) fn documented_keys() -> impl Iterator<Item = (KeySpec, &'static str)> {
+    let description = |key: &str| DESCRIPTIONS.iter().find(|(documented, _)| *documented == key);
+    declared_keys().into_iter().filter_map(move |spec| {
+        let (_, text) = description(&spec.key)?;
+        Some((spec, *text))
+    })
 }
 
 /// Every key that a reader declares.

@@ -97,4 +97,11 @@ pub(crate) trait BodySource {
     fn poll_client_closed(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
         Poll::Pending
     }
+
+    /// Whether the client has closed its connection, or its sending side, although bytes of its
+    /// body may wait to be read. Asks the system. False for a source that has no connection of its
+    /// own.
+    fn is_client_closed(&self) -> bool {
+        false
+    }
 }

@@ -100,12 +100,19 @@ impl AwaitedStep {
     }
 }
 
+/// How often a client is checked whose request the upstream does not accept. Each check is one
+/// system call.
+const CLIENT_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The event that `ExchangeClock::poll` waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClockEvent {
     /// The caller is to try a write to the upstream, then to call `record_accepted` or
     /// `record_blocked`.
     CheckWrite,
+    /// The upstream accepts no byte, so nothing reads from the client: the caller is to find out
+    /// whether the client is still there.
+    CheckClient,
     TimedOut(ExchangeTimeout),
 }
 
@@ -207,6 +214,15 @@ impl ExchangeClock {
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<ClockEvent> {
         if self.awaited.replace(AwaitedStep::UpstreamSend) != Some(AwaitedStep::UpstreamSend) {
             self.send.restart_with(self.timeouts.idle);
+            self.deadline.restart(CLIENT_CHECK_INTERVAL);
+        }
+        if self.deadline.poll(cx).is_ready() {
+            self.deadline.restart(CLIENT_CHECK_INTERVAL);
+            return Poll::Ready(if self.is_total_over() {
+                ClockEvent::TimedOut(ExchangeTimeout::Total)
+            } else {
+                ClockEvent::CheckClient
+            });
         }
         if let Some(total_at) = self.total_at {
             self.send.check_no_later_than(total_at);
@@ -249,6 +265,7 @@ mod tests {
             loop {
                 let timeout = match poll_fn(|cx| clock.poll(cx, step)).await {
                     ClockEvent::TimedOut(timeout) => Some(timeout),
+                    ClockEvent::CheckClient => None,
                     ClockEvent::CheckWrite => clock.record_blocked(),
                 };
                 if let Some(timeout) = timeout {

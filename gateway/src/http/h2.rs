@@ -1,4 +1,4 @@
-//! The HTTP/2 engine towards clients (RFC 9113, RFC 7541, RFC 9218, RFC 8441). The only place that
+//! The HTTP/2 engine towards clients (RFC 9113, RFC 7541, RFC 9218). The only place that
 //! knows HTTP/2 syntax.
 //!
 //! `frame` names the parts of frames, the `hpack` files decode and encode field sections, and

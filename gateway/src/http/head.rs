@@ -12,8 +12,12 @@ use super::target::{self, TargetScan};
 /// Maximum letters of a method; the longest registered method has 17 (RFC 9110 section 16.1).
 pub(super) const METHOD_MAX: usize = 32;
 
+/// Methods are case-sensitive (RFC 9110 section 9.1), but many frameworks convert them to upper
+/// case: such an origin would take `post` for POST, whose route and limits did not apply.
 pub(super) fn check_method(method: &Method) -> Result<(), RequestRefusal> {
     match *method {
+        Method::GET | Method::HEAD | Method::POST => Ok(()),
+        _ if method.as_str().bytes().any(|byte| byte.is_ascii_lowercase()) => Err(RequestRefusal::MethodCase),
         Method::CONNECT | Method::TRACE => Err(RequestRefusal::Method),
         _ if method.as_str().len() > METHOD_MAX => Err(RequestRefusal::MethodTooLong),
         _ => Ok(()),
@@ -77,7 +81,9 @@ pub(super) fn set_length(limits: &HttpLimits, request: &mut Request) -> Result<(
         return Err(RequestRefusal::BadLength);
     }
     request.length = match announced {
-        Some(BodyLength::Known(length)) if length > limits.body_bytes => return Err(RequestRefusal::BodyTooLarge),
+        Some(BodyLength::Known(length)) if length > limits.body_bytes_max() => {
+            return Err(RequestRefusal::BodyTooLarge);
+        }
         Some(BodyLength::Known(0)) if !matches!(request.method, Method::POST | Method::PUT | Method::PATCH) => {
             BodyLength::Empty
         }

@@ -18,6 +18,19 @@ macro_rules! refusals {
                 StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST)
             }
 
+            /// Whether the head was accepted and only its body is refused: method, target and
+            /// authority of the request are valid.
+            pub(crate) fn is_of_body(self) -> bool {
+                matches!(
+                    self,
+                    RequestRefusal::BodyTooLarge
+                        | RequestRefusal::BodyOfGet
+                        | RequestRefusal::BodySyntax
+                        | RequestRefusal::BodyTruncated
+                        | RequestRefusal::BodyTimeout
+                )
+            }
+
             /// A fixed reason, also the metric label.
             pub fn reason(self) -> &'static str {
                 match self { $(RequestRefusal::$variant => $reason),+ }
@@ -29,6 +42,7 @@ macro_rules! refusals {
 refusals! {
     BareLf = 400 "bare_lf",
     RequestLine = 400 "request_line",
+    MethodCase = 400 "method_case",
     Target = 400 "target",
     EncodedSlash = 400 "encoded_slash",
     PathEncoding = 400 "path_encoding",
@@ -45,6 +59,7 @@ refusals! {
     ChunkedNotLast = 400 "chunked_not_last",
     CodingInHttp10 = 400 "coding_in_http10",
     BodySyntax = 400 "body_syntax",
+    BodyTruncated = 400 "body_truncated",
     BodyOfGet = 400 "body_of_get",
     Method = 405 "method",
     HeadTimeout = 408 "head_timeout",

@@ -19,6 +19,15 @@ impl RequestBody<'_> {
         matches!(self, RequestBody::Empty)
     }
 
+    /// Lowers the limit of the body's size. Call it before the body is read.
+    pub(crate) fn limit(&mut self, bytes: u64) {
+        match self {
+            RequestBody::Empty => {}
+            RequestBody::H1(body) => body.limit(bytes),
+            RequestBody::H2(body) => body.limit(bytes),
+        }
+    }
+
     /// Whether the request can be sent again whole because no byte of its body was consumed.
     pub(crate) fn is_replayable(&self) -> bool {
         // The first attempt may have sent part of a body that exists. Only the absence of a body is
@@ -65,6 +74,13 @@ impl BodySource for RequestBody<'_> {
         match self {
             RequestBody::Empty | RequestBody::H2(_) => Poll::Pending,
             RequestBody::H1(body) => body.poll_client_closed(cx),
+        }
+    }
+
+    fn is_client_closed(&self) -> bool {
+        match self {
+            RequestBody::Empty | RequestBody::H2(_) => false,
+            RequestBody::H1(body) => body.is_client_closed(),
         }
     }
 }

@@ -7,6 +7,7 @@ use std::io::{self, BufRead as _, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -101,6 +102,21 @@ impl TransportStream {
                 ready!(Pin::new(stream.as_mut()).poll_read(cx, &mut buf))?;
                 Poll::Ready(Ok(buf.filled().len()))
             }
+        }
+    }
+
+    /// Whether the peer has closed the connection or its sending side, although bytes may wait to
+    /// be read. One system call.
+    pub(crate) fn is_closed_by_peer(&self) -> bool {
+        let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let is_closed = |stream: &TcpStream| {
+            let mut asked = [PollFd::new(stream, PollFlags::RDHUP)];
+            let found = rustix::event::poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+            found.is_ok() && asked[0].revents().intersects(closed)
+        };
+        match &*self.0.borrow() {
+            Transport::Plain(stream) => is_closed(stream),
+            Transport::Tls(stream) => is_closed(stream.get_ref().0),
         }
     }
 

@@ -55,6 +55,19 @@ pub struct AccessConfig {
     pub(crate) denied: Vec<AccessEntry>,
 }
 
+impl AccessConfig {
+    /// The entries that are users, of both lists.
+    pub(super) fn users(&self) -> [Vec<&str>; 2] {
+        [&self.exempt, &self.denied].map(|list| {
+            let users = list.iter().filter_map(|entry| match entry {
+                AccessEntry::User(id) => Some(id.as_str()),
+                _ => None,
+            });
+            users.collect()
+        })
+    }
+}
+
 /// Both lists, indexed for lookup.
 pub(super) struct AccessLists {
     exempt: AccessList,

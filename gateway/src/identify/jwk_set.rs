@@ -1,5 +1,5 @@
 //! The keys for token verification: a JSON Web Key set (RFC 7517), parsed when the configuration is
-//! read.
+//! read or the set was fetched.
 //!
 //! Rejects a set that mixes secrets with public keys, keys that are too weak for their algorithm,
 //! and a set without a key for the pinned algorithms. Invariant: a key serves only algorithms of
@@ -57,10 +57,26 @@ pub struct JwkSet {
 /// One key of a set: its key id, the pinned algorithms of its type, and the key in the form of the
 /// verification library.
 #[derive(Clone)]
-struct VerificationKey {
+pub(super) struct VerificationKey {
     id: Option<String>,
     algorithms: Vec<Algorithm>,
-    decoding: DecodingKey,
+    pub(super) decoding: DecodingKey,
+    pub(super) fingerprint: KeyFingerprint,
+}
+
+/// Digest of all members of a key, its id included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KeyFingerprint(u128);
+
+impl KeyFingerprint {
+    /// Members of an object are in the order of their names.
+    fn of(key: &serde_json::Value) -> Self {
+        KeyFingerprint(first_half(&blake3::hash(key.to_string().as_bytes())))
+    }
+}
+
+fn first_half(hash: &blake3::Hash) -> u128 {
+    u128::from_le_bytes(hash.as_bytes()[..16].try_into().expect("a hash has 32 bytes"))
 }
 
 /// JSON form of a key set (RFC 7517 section 5), whose keys are left unparsed so that unsupported
@@ -92,6 +108,7 @@ impl JwkSet {
                 _ => continue,
             };
             let is_private = !is_secret && value.get("d").is_some();
+            let fingerprint = KeyFingerprint::of(&value);
             let Ok(jwk) = serde_json::from_value::<Jwk>(value) else { continue };
             let key =
                 jwk.common.key_id.as_ref().map_or_else(|| format!("key {}", index + 1), |id| format!("key `{id}`"));
@@ -101,12 +118,12 @@ impl JwkSet {
                 _ => {}
             }
             jwk_set.has_private |= is_private;
-            jwk_set.add(&jwk, key)?;
+            jwk_set.add(&jwk, key, fingerprint)?;
         }
         if jwk_set.keys.is_empty() { Err(JwkSetError::NoUsableKey) } else { Ok(jwk_set) }
     }
 
-    fn add(&mut self, jwk: &Jwk, name: String) -> Result<(), JwkSetError> {
+    fn add(&mut self, jwk: &Jwk, name: String, fingerprint: KeyFingerprint) -> Result<(), JwkSetError> {
         let common = &jwk.common;
         let is_for_other_use = common.public_key_use.as_ref().is_some_and(|it| *it != PublicKeyUse::Signature)
             || common.key_operations.as_ref().is_some_and(|it| !it.contains(&KeyOperations::Verify));
@@ -120,7 +137,7 @@ impl JwkSet {
         check_strength(jwk, &algorithms, &name)?;
         let malformed = |_| JwkSetError::Malformed { key: name, reason: "its members are not base64url" };
         let decoding = DecodingKey::from_jwk(jwk).map_err(malformed)?;
-        self.keys.push(VerificationKey { id: common.key_id.clone(), algorithms, decoding });
+        self.keys.push(VerificationKey { id: common.key_id.clone(), algorithms, decoding, fingerprint });
         Ok(())
     }
 
@@ -136,11 +153,26 @@ impl JwkSet {
 
     /// The keys to verify a token with: those with the key id of its header or, without one, those
     /// for its algorithm.
-    pub(super) fn candidates(&self, algorithm: Algorithm, id: Option<&str>) -> impl Iterator<Item = &DecodingKey> {
+    pub(super) fn candidates(&self, algorithm: Algorithm, id: Option<&str>) -> impl Iterator<Item = &VerificationKey> {
         let matches = move |key: &&VerificationKey| {
             key.algorithms.contains(&algorithm) && id.is_none_or(|id| key.id.as_deref() == Some(id))
         };
-        self.keys.iter().filter(matches).take(CANDIDATES_MAX).map(|key| &key.decoding)
+        self.keys.iter().filter(matches).take(CANDIDATES_MAX)
+    }
+
+    /// Whether the set has exactly this key.
+    pub(super) fn contains(&self, fingerprint: KeyFingerprint) -> bool {
+        self.keys.iter().any(|key| key.fingerprint == fingerprint)
+    }
+
+    /// Digest of the whole set.
+    pub(super) fn digest(&self) -> u128 {
+        first_half(&self.digest)
+    }
+
+    /// The number of usable keys.
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
     }
 }
 

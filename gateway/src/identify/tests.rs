@@ -18,7 +18,7 @@ fn request(lines: &[(&str, &str)]) -> Request {
 /// Accepts tokens signed by `issuer`, whatever their `iss` claim.
 fn accepting(issuer: &Issuer) -> tokens::TokenConfig {
     tokens::TokenConfig {
-        keys: JwkSet::parse(&set(&[issuer]), &[Algorithm::ES256]).expect("a usable set"),
+        keys: tokens::TokenKeys::Fixed(JwkSet::parse(&set(&[issuer]), &[Algorithm::ES256]).expect("a usable set")),
         location: tokens::TokenLocation::Bearer,
         issuer: None,
         audience: Vec::new(),

@@ -31,15 +31,42 @@ const INVALID_PER_ADDRESS: (u64, u32) = (10, 50);
 /// limited. While a budget is exhausted, new tokens are not verified; cached ones still work.
 const INVALID_PER_THREAD: (u64, u32) = (1_000, 1_000);
 
-/// Keyed hash of a whole token.
+/// Keyed hash of a whole token, or of other credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TokenDigest(u128);
 
+/// Computes digests with a random key.
+pub(super) struct TokenHasher {
+    key: [u8; 32],
+}
+
+impl Default for TokenHasher {
+    fn default() -> Self {
+        TokenHasher { key: random_key() }
+    }
+}
+
+impl TokenHasher {
+    pub(super) fn digest(&self, token: &[u8]) -> TokenDigest {
+        let hash = blake3::keyed_hash(&self.key, token);
+        let half: [u8; 16] = hash.as_bytes()[..16].try_into().expect("a hash has 32 bytes");
+        TokenDigest(u128::from_le_bytes(half))
+    }
+}
+
+/// The rules and the key set by which a token was verified.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct CacheGeneration {
+    /// Digest of the rules of verification and of what is read from the claims.
+    pub(super) rules: u128,
+    /// Digest of the key set.
+    pub(super) keys: u128,
+}
+
 /// Verification results of one thread.
 pub(super) struct VerifiedTokenCache<G, B> {
-    /// Generation of the configuration that the results belong to.
-    generation: u64,
-    key: [u8; 32],
+    generation: CacheGeneration,
+    hasher: TokenHasher,
     /// Expiry in Unix seconds.
     pub(super) accepted: TokenTable<G>,
     /// Expiry in monotonic nanoseconds, so that a jump of the wall clock extends no entry.
@@ -50,8 +77,8 @@ pub(super) struct VerifiedTokenCache<G, B> {
 impl<G, B> Default for VerifiedTokenCache<G, B> {
     fn default() -> Self {
         VerifiedTokenCache {
-            generation: 0,
-            key: random_key(),
+            generation: CacheGeneration::default(),
+            hasher: TokenHasher::default(),
             accepted: TokenTable::new(ACCEPTED_MAX),
             rejected: TokenTable::new(REJECTED_MAX),
             budget: VerificationBudget::default(),
@@ -60,20 +87,21 @@ impl<G, B> Default for VerifiedTokenCache<G, B> {
 }
 
 impl<G, B> VerifiedTokenCache<G, B> {
-    /// Clears the results of another configuration, which has other keys and other claims.
-    pub(super) fn for_generation(&mut self, generation: u64) -> &mut Self {
+    /// Clears the results that no longer apply: all of them with other rules, the rejections with
+    /// other keys. Whether the key of an accepted token is still in the set is left to the caller.
+    pub(super) fn for_generation(&mut self, generation: CacheGeneration) -> &mut Self {
         if self.generation != generation {
-            self.generation = generation;
-            self.accepted = TokenTable::new(ACCEPTED_MAX);
+            if self.generation.rules != generation.rules {
+                self.accepted = TokenTable::new(ACCEPTED_MAX);
+            }
             self.rejected = TokenTable::new(REJECTED_MAX);
+            self.generation = generation;
         }
         self
     }
 
     pub(super) fn digest(&self, token: &[u8]) -> TokenDigest {
-        let hash = blake3::keyed_hash(&self.key, token);
-        let half: [u8; 16] = hash.as_bytes()[..16].try_into().expect("a hash has 32 bytes");
-        TokenDigest(u128::from_le_bytes(half))
+        self.hasher.digest(token)
     }
 }
 
@@ -101,7 +129,8 @@ pub(super) struct TokenTable<V> {
 }
 
 impl<V> TokenTable<V> {
-    fn new(slots: usize) -> Self {
+    /// `slots` is a multiple of `WAYS`.
+    pub(super) fn new(slots: usize) -> Self {
         TokenTable { slots: std::iter::repeat_with(|| None).take(slots).collect(), uses: 0 }
     }
 
@@ -242,11 +271,13 @@ mod tests {
         let digest = one.digest(b"token");
         assert_ne!(digest, other.digest(b"token"));
         assert_ne!(digest, one.digest(b"tokem"));
-        one.for_generation(1).accepted.put(digest, 1, 1);
-        assert!(
-            one.for_generation(1).accepted.get(digest).is_some()
-                && one.for_generation(2).accepted.get(digest).is_none()
-        );
+        let at = |rules, keys| CacheGeneration { rules, keys };
+        one.for_generation(at(1, 1)).accepted.put(digest, 1, 1);
+        one.for_generation(at(1, 1)).rejected.put(digest, 1, 1);
+        assert!(one.for_generation(at(1, 1)).rejected.get(digest).is_some());
+        let other_keys = one.for_generation(at(1, 2));
+        assert!(other_keys.accepted.get(digest).is_some() && other_keys.rejected.get(digest).is_none());
+        assert!(one.for_generation(at(2, 2)).accepted.get(digest).is_none());
         assert_eq!(one.digest(b"token"), digest);
     }
 }

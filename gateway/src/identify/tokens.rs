@@ -7,7 +7,6 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -23,8 +22,10 @@ use serde_json::{Map, Value};
 
 use super::access::AccessDecision;
 use super::cookie;
-use super::jwk_set::JwkSet;
-use super::token_cache::{ExhaustedBudget, VerificationBudget, VerifiedTokenCache};
+use super::jwk_set::{JwkSet, KeyFingerprint};
+use super::key_set_fetch::KeySetUrl;
+use super::remote_key_set::RemoteKeySet;
+use super::token_cache::{CacheGeneration, ExhaustedBudget, VerificationBudget, VerifiedTokenCache};
 use crate::http::fields::{Fields, KnownField as Field};
 use crate::http::message::Request;
 use crate::label;
@@ -51,7 +52,7 @@ pub enum TokenLocation {
 /// Configuration of token verification (`identity.user.jwt`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenConfig {
-    pub keys: JwkSet,
+    pub keys: TokenKeys,
     pub location: TokenLocation,
     /// Required value of `iss`; `None`: any.
     pub issuer: Option<String>,
@@ -59,6 +60,25 @@ pub struct TokenConfig {
     pub audience: Vec<String>,
     /// Tolerated difference between the clocks of issuer and gateway.
     pub leeway: Duration,
+}
+
+/// The keys that verify tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenKeys {
+    /// Of a file.
+    Fixed(JwkSet),
+    /// Published by the issuer.
+    Remote(KeySetUrl),
+}
+
+impl TokenKeys {
+    /// The algorithms that a token may be signed with.
+    pub(crate) fn algorithms(&self) -> &[Algorithm] {
+        match self {
+            TokenKeys::Fixed(keys) => keys.algorithms(),
+            TokenKeys::Remote(url) => &url.algorithms,
+        }
+    }
 }
 
 impl TokenConfig {
@@ -94,6 +114,8 @@ label! {
         Algorithm = "algorithm",
         /// No configured key with its key id, or none for its algorithm.
         Key = "key",
+        /// Not verified: the key set of the issuer has not been fetched yet, or has expired.
+        KeysUnavailable = "keys_unavailable",
         Signature = "signature",
         /// No `exp`: the token would never expire.
         MissingExpiry = "missing_exp",
@@ -122,7 +144,13 @@ pub(super) fn expose() {
 }
 
 /// The token cache of one thread: identities of accepted tokens, outcomes of rejected ones.
-type ThreadTokenCache = VerifiedTokenCache<VerifiedIdentity, TokenOutcome>;
+type ThreadTokenCache = VerifiedTokenCache<AcceptedToken, TokenOutcome>;
+
+/// The identity of an accepted token, and the key that verified it.
+struct AcceptedToken {
+    identity: VerifiedIdentity,
+    key: KeyFingerprint,
+}
 
 thread_local! {
     static TOKEN_CACHE: RefCell<Option<Box<ThreadTokenCache>>> = const { RefCell::new(None) };
@@ -175,12 +203,38 @@ pub(super) struct VerifiedClaims {
 
 impl VerifiedClaims {
     /// A claim that is a non-empty string or a number, as text; `None` for any other.
-    pub(super) fn text(&self, name: &str) -> Option<Cow<'_, str>> {
-        match self.claims.get(name)? {
-            Value::String(text) if !text.is_empty() => Some(Cow::Borrowed(text)),
-            Value::Number(number) => Some(Cow::Owned(number.to_string())),
-            _ => None,
-        }
+    pub(super) fn text(&self, path: &str) -> Option<Cow<'_, str>> {
+        text(find(&self.claims, path)?)
+    }
+
+    /// The texts of a claim that may also be an array of them.
+    pub(super) fn texts(&self, path: &str) -> impl Iterator<Item = Cow<'_, str>> {
+        let values = match find(&self.claims, path) {
+            Some(Value::Array(values)) => values.as_slice(),
+            Some(value) => std::slice::from_ref(value),
+            None => &[],
+        };
+        values.iter().filter_map(text)
+    }
+}
+
+/// The claim at `path`: the claim of that name or, with dots, a member of a claim that is an
+/// object. The longest name wins at each level, because names of claims may contain dots.
+fn find<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
+    if let Some(value) = claims.get(path) {
+        return Some(value);
+    }
+    path.rmatch_indices('.').find_map(|(dot, _)| {
+        let Value::Object(members) = claims.get(&path[..dot])? else { return None };
+        find(members, &path[dot + 1..])
+    })
+}
+
+fn text(value: &Value) -> Option<Cow<'_, str>> {
+    match value {
+        Value::String(text) if !text.is_empty() => Some(Cow::Borrowed(text)),
+        Value::Number(number) => Some(Cow::Owned(number.to_string())),
+        _ => None,
     }
 }
 
@@ -204,13 +258,22 @@ pub(super) struct TokenVerifier {
     config: TokenConfig,
     /// One per pinned algorithm, which accepts that algorithm only.
     validations: Vec<Validation>,
-    /// Unique per configuration, so that no thread reuses results of another configuration.
-    generation: u64,
+    keys: ActiveKeys,
+    /// Digest of the rules, so that no thread reuses results of other rules.
+    rules: u128,
+}
+
+/// The keys in use.
+enum ActiveKeys {
+    Fixed(JwkSet),
+    Remote(Arc<RemoteKeySet>),
 }
 
 impl TokenVerifier {
-    pub(super) fn new(config: TokenConfig) -> Self {
-        static GENERATIONS: AtomicU64 = AtomicU64::new(1);
+    /// `extraction` stands for what is read from the claims of a token: results are reused by
+    /// another verifier with the same rules and the same text. Takes a fetched key set over from
+    /// `old`.
+    pub(super) fn new(config: TokenConfig, extraction: &str, old: Option<&TokenVerifier>) -> Self {
         let validation = |algorithm: &Algorithm| {
             let mut validation = Validation::new(*algorithm);
             // `check_validity_period` checks the times, with the same clock for new and for cached
@@ -228,7 +291,27 @@ impl TokenVerifier {
             validation
         };
         let validations = config.keys.algorithms().iter().map(validation).collect();
-        TokenVerifier { config, validations, generation: GENERATIONS.fetch_add(1, Relaxed) }
+        let algorithms = config.keys.algorithms();
+        let rules =
+            format!("{:?}", (algorithms, &config.issuer, &config.audience, config.leeway.as_secs(), extraction));
+        let rules = blake3::derive_key("tidegate identify 1: rules of tokens", rules.as_bytes());
+        let rules = u128::from_le_bytes(rules[..16].try_into().expect("a key has 32 bytes"));
+        let keys = match &config.keys {
+            TokenKeys::Fixed(keys) => ActiveKeys::Fixed(keys.clone()),
+            TokenKeys::Remote(url) => {
+                let kept = old.and_then(TokenVerifier::remote_keys).filter(|old| old.config() == url);
+                ActiveKeys::Remote(kept.map_or_else(|| Arc::new(RemoteKeySet::new(url.clone())), Arc::clone))
+            }
+        };
+        TokenVerifier { config, validations, keys, rules }
+    }
+
+    /// The key set that has to be fetched.
+    pub(super) fn remote_keys(&self) -> Option<&Arc<RemoteKeySet>> {
+        match &self.keys {
+            ActiveKeys::Fixed(_) => None,
+            ActiveKeys::Remote(keys) => Some(keys),
+        }
     }
 
     /// Verifies the token of `request`, or returns the cached result. `Ok(None)` without a token.
@@ -308,27 +391,42 @@ impl TokenVerifier {
         token: PresentedToken<'_>,
         extract: impl FnOnce(&VerifiedClaims) -> VerifiedIdentity,
     ) -> Result<VerifiedIdentity, TokenOutcome> {
+        let fetched;
+        let keys = match &self.keys {
+            ActiveKeys::Fixed(keys) => keys,
+            ActiveKeys::Remote(remote) => {
+                fetched = remote.current();
+                fetched.as_deref().ok_or(TokenOutcome::KeysUnavailable)?
+            }
+        };
         TOKEN_CACHE.with_borrow_mut(|cache| {
-            let cache = cache.get_or_insert_default().for_generation(self.generation);
+            let generation = CacheGeneration { rules: self.rules, keys: keys.digest() };
+            let cache = cache.get_or_insert_default().for_generation(generation);
             let digest = cache.digest(token.text);
             let now = token.now;
-            if let Some((identity, expires_at)) = cache.accepted.get(digest) {
-                return if now.unix_seconds < expires_at { Ok(identity.clone()) } else { Err(TokenOutcome::Expired) };
+            if let Some((accepted, expires_at)) = cache.accepted.get(digest)
+                && keys.contains(accepted.key)
+            {
+                let is_expired = now.unix_seconds >= expires_at;
+                return if is_expired { Err(TokenOutcome::Expired) } else { Ok(accepted.identity.clone()) };
             }
             if let Some((outcome, expires_at)) = cache.rejected.get(digest)
                 && now.monotonic.nanos() < expires_at
             {
                 return Err(*outcome);
             }
-            match self.verify(token, &cache.budget) {
-                Ok(claims) => {
+            match self.verify(keys, token, &cache.budget) {
+                Ok((claims, key)) => {
                     let identity = extract(&claims);
-                    cache.accepted.put(digest, claims.expires_at, identity.clone());
+                    cache.accepted.put(digest, claims.expires_at, AcceptedToken { identity: identity.clone(), key });
                     Ok(identity)
                 }
                 Err(outcome) => {
                     if outcome.is_expensive() {
                         cache.rejected.put(digest, (now.monotonic + REJECTION_TTL).nanos(), outcome);
+                    } else if let (TokenOutcome::Key, ActiveKeys::Remote(remote)) = (outcome, &self.keys) {
+                        // The issuer may have a new key.
+                        remote.request_refresh();
                     }
                     Err(outcome)
                 }
@@ -336,7 +434,12 @@ impl TokenVerifier {
         })
     }
 
-    fn verify(&self, token: PresentedToken<'_>, budget: &VerificationBudget) -> Result<VerifiedClaims, TokenOutcome> {
+    fn verify(
+        &self,
+        keys: &JwkSet,
+        token: PresentedToken<'_>,
+        budget: &VerificationBudget,
+    ) -> Result<(VerifiedClaims, KeyFingerprint), TokenOutcome> {
         let PresentedToken { text, address, now } = token;
         let head = text.split(|byte| *byte == b'.').next().unwrap_or_default();
         let head = URL_SAFE_NO_PAD.decode(head).map_err(|_| TokenOutcome::Malformed)?;
@@ -347,7 +450,7 @@ impl TokenVerifier {
         let algorithm: Algorithm = head.alg.parse().map_err(|_| TokenOutcome::Algorithm)?;
         let pinned = self.validations.iter().find(|validation| validation.algorithms == [algorithm]);
         let validation = pinned.ok_or(TokenOutcome::Algorithm)?;
-        let mut keys = self.config.keys.candidates(algorithm, head.kid.as_deref()).peekable();
+        let mut keys = keys.candidates(algorithm, head.kid.as_deref()).peekable();
         keys.peek().ok_or(TokenOutcome::Key)?;
         budget.check(address, now.monotonic).map_err(|exhausted| match exhausted {
             ExhaustedBudget::Address => TokenOutcome::ClientThrottled,
@@ -355,8 +458,10 @@ impl TokenVerifier {
         })?;
         for key in keys {
             SIGNATURES.inc();
-            match jsonwebtoken::decode(text, key, validation) {
-                Ok(TokenData { claims, .. }) => return self.check_validity_period(claims, now),
+            match jsonwebtoken::decode(text, &key.decoding, validation) {
+                Ok(TokenData { claims, .. }) => {
+                    return Ok((self.check_validity_period(claims, now)?, key.fingerprint));
+                }
                 Err(error) => match rejection(error.kind()) {
                     TokenOutcome::Signature => budget.charge(address, now.monotonic),
                     other => return Err(other),

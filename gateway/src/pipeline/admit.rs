@@ -1,23 +1,35 @@
-//! The admit phase: access lists, then limits. It never waits.
+//! The admit phase: access lists, limits, authentication. It never waits: a password that has to be
+//! verified is left to `authenticate`, which admits the request after that.
 
 use limiter::Verdict;
 
-use super::context::RequestContext;
+use super::context::{CurrentCaller, RequestContext};
 use super::degrade::count_failure;
 use super::respond::{count_response, count_result};
 use super::response_body::ResponseBody;
 use crate::error::{Error, ErrorKind};
-use crate::identify::AccessDecision;
+use crate::identify::auth::{AuthResult, Authentication};
+use crate::identify::{AccessDecision, Caller};
 use crate::metrics::Label as _;
 use crate::record::{CacheDetail, CacheResult};
-use crate::{degrade, limit};
+use crate::route::CorsPolicy;
+use crate::{degrade, identify, limit};
 
 impl RequestContext<'_> {
     /// Decides whether the request may pass. `Some` is the body of the response that ends the
     /// request; its head is in the buffers, except that of a prebuilt response, which the body
     /// carries itself.
     pub(crate) fn admit(&mut self) -> Option<ResponseBody<'static>> {
-        let error = match self.check_access() {
+        // A browser sends a preflight without credentials.
+        let is_preflight = self.cors().is_some() && CorsPolicy::is_preflight(self.request);
+        if is_preflight {
+            self.authentication = Authentication::NotRequired;
+        }
+        // Lists and limits judge the user that the password proves.
+        let is_pending = self.authentication == Authentication::Pending;
+        let decision = if is_pending { self.check_lists() } else { self.check_access() };
+        let error = match decision.and_then(|()| self.check_authentication()) {
+            Ok(()) if is_preflight => return self.answer_preflight(),
             Ok(()) => return None,
             Err(error) => error,
         };
@@ -25,23 +37,92 @@ impl RequestContext<'_> {
             return Some(denied);
         }
         let body = self.degrade(error);
+        self.challenge();
         self.respond();
         self.charge_for_status();
         Some(body)
     }
 
-    fn check_access(&mut self) -> Result<(), Error> {
-        let route = self.route.ok_or(Error::NoRoute)?;
+    /// Verifies the password of a request that `admit` let pass without it, then admits the
+    /// request. Cancel safe: a verification that runs is left to end.
+    pub(super) async fn authenticate(&mut self) -> Option<ResponseBody<'static>> {
+        if self.authentication != Authentication::Pending {
+            return None;
+        }
+        let route = self.route();
+        let authenticator = route.authenticator.as_ref()?;
+        let address = self.snapshot.identity.address_hash(self.caller.ip);
+        self.authentication = authenticator.verify(&self.request.fields, (self.caller.ip, address)).await;
+        self.update_now();
+        if let Some(principal) = self.authentication.principal() {
+            let mut caller = Box::new(Caller::clone(&self.caller));
+            let (name, class) = (authenticator.name(principal), authenticator.class(principal));
+            self.snapshot.identity.set_principal(&mut caller, name, class);
+            self.caller = CurrentCaller::Authenticated(caller);
+            authenticator.remove_credentials(&mut self.request.fields);
+            self.request.is_authenticated = true;
+            self.record.principal = Some(principal);
+            self.edit_request();
+        }
+        self.admit()
+    }
+
+    fn cors(&self) -> Option<&CorsPolicy> {
+        self.route?.config.edits.as_ref()?.cors.as_ref()
+    }
+
+    fn answer_preflight(&mut self) -> Option<ResponseBody<'static>> {
+        self.route?.config.edits.as_ref()?.cors.as_ref()?.write_preflight(self.request, self.response);
+        self.respond();
+        Some(ResponseBody::EMPTY)
+    }
+
+    fn check_authentication(&self) -> Result<(), Error> {
+        if let Some(result) = self.authentication.result() {
+            identify::auth::count(result);
+        }
+        match self.authentication {
+            Authentication::NotRequired | Authentication::Accepted(_) | Authentication::Pending => Ok(()),
+            Authentication::Rejected(AuthResult::ClientThrottled) => Err(Error::AuthenticationThrottled),
+            Authentication::Rejected(AuthResult::VerificationThrottled) => Err(Error::AuthenticationBusy),
+            Authentication::Rejected(_) => Err(Error::Unauthorized),
+        }
+    }
+
+    /// Tells the client which credentials the route demands (RFC 9110 section 15.5.2).
+    fn challenge(&mut self) {
+        let authenticator = self.route.and_then(|route| route.authenticator.as_ref());
+        if self.record.failure == Some(ErrorKind::Unauthorized)
+            && let Some(authenticator) = authenticator
+        {
+            self.response.fields.push(b"www-authenticate", authenticator.challenge().as_bytes());
+        }
+    }
+
+    /// Decides by the lists alone, before a password is verified.
+    fn check_lists(&self) -> Result<(), Error> {
+        let clients = self.route.and_then(|route| route.config.clients.as_ref());
+        if clients.is_some_and(|clients| !clients.permits(self.caller.ip)) {
+            return Err(Error::Forbidden);
+        }
         match self.caller.access {
-            AccessDecision::Unlisted => {
-                self.record.verdict = limit::decide(&route.rules, self.caller, route.cost, self.now);
-                limit::record_decision(&self.snapshot.limits, &self.record.verdict);
-                if self.record.verdict.is_allowed() { Ok(()) } else { Err(Error::Limited) }
-            }
-            AccessDecision::Exempt => Ok(()),
+            AccessDecision::Unlisted | AccessDecision::Exempt => Ok(()),
             AccessDecision::Denied => Err(Error::Forbidden),
             AccessDecision::Unverified => Err(Error::VerificationThrottled),
         }
+    }
+
+    fn check_access(&mut self) -> Result<(), Error> {
+        let route = self.route.ok_or(Error::NoRoute)?;
+        if route.config.clients.is_some() {
+            self.check_lists()?;
+        }
+        if self.caller.access != AccessDecision::Unlisted {
+            return self.check_lists();
+        }
+        self.record.verdict = limit::decide(&route.rules, &self.caller, route.cost, self.now);
+        limit::record_decision(&self.snapshot.limits, &self.record.verdict);
+        if self.record.verdict.is_allowed() { Ok(()) } else { Err(Error::Limited) }
     }
 
     /// The prebuilt response to a request that a limit denied. The degrade ladder does not apply to
@@ -58,7 +139,12 @@ impl RequestContext<'_> {
         let prebuilt = self.worker.prebuilt_429.response(denial, format, composed_from);
         self.response.status = prebuilt.response.status;
         count_response(self.route, self.record, self.response.status);
-        Some(ResponseBody::Prebuilt(prebuilt))
+        let mut body = ResponseBody::Prebuilt(prebuilt);
+        if self.route.is_some_and(|route| route.config.edits.is_some()) {
+            body.unpack_head(self.response);
+            self.edit_response();
+        }
+        Some(body)
     }
 
     /// Charges the additional cost of the response's status (`cost_by_status`).
@@ -67,7 +153,7 @@ impl RequestContext<'_> {
             && let Some(route) = self.route
             && let Some(cost) = route.response_cost(self.response.status)
         {
-            limit::charge(&route.rules, self.caller, cost);
+            limit::charge(&route.rules, &self.caller, cost);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! Caches identity and route of the previous request on a connection; both are reused when the next
-//! head is byte-identical.
+//! Caches identity, route and authentication of the previous request on a connection; they are
+//! reused when the next head is byte-identical.
 //!
-//! Invariant: a cached caller was identified by the snapshot that the current request uses, so a
-//! reload invalidates it.
+//! Invariants: a cached caller was identified by the snapshot that the current request uses, so a
+//! reload invalidates it; credentials that are removed make the next head a new one.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::snapshot::Snapshot;
 use crate::hop;
 use crate::http::message::Request;
 use crate::identify::Caller;
+use crate::identify::auth::Authentication;
 use crate::peer::ConnectionPeer;
 use crate::route::Route;
 
@@ -20,23 +21,27 @@ pub(super) struct CallerCache {
     caller: Option<Caller>,
     /// Index of the route in the snapshot.
     route: Option<usize>,
+    authentication: Authentication,
 }
 
 impl CallerCache {
-    /// Identifies the caller of `request` behind `peer` and finds its route, if one matches.
+    /// Identifies the caller of `request` behind `peer`, finds its route, if one matches, and
+    /// authenticates it as far as this takes no time.
     pub(super) fn lookup<'s>(
         &mut self,
         snapshot: &'s Arc<Snapshot>,
         peer: &ConnectionPeer,
         request: &mut Request,
-    ) -> (&Caller, Option<&'s Route>) {
+    ) -> (&Caller, Option<&'s Route>, Authentication) {
         hop::receive(request, snapshot.http.underscores);
-        let CallerCache { snapshot: cached, caller, route } = self;
+        let CallerCache { snapshot: cached, caller, route, authentication } = self;
         let is_same_snapshot = cached.as_ref().is_some_and(|cached| Arc::ptr_eq(cached, snapshot));
-        let is_hit = request.repeats_previous && is_same_snapshot && snapshot.identity.is_cacheable();
+        let is_hit = request.repeats_previous
+            && is_same_snapshot
+            && snapshot.identity.is_cacheable()
+            && authentication.is_final();
         if !is_hit {
             *caller = None;
-            *route = snapshot.routes.find(request).map(|route| route.index);
         }
         if !is_same_snapshot {
             *cached = Some(Arc::clone(snapshot));
@@ -44,7 +49,24 @@ impl CallerCache {
         if let Some(caller) = caller {
             caller.trace = snapshot.identity.trace(request);
         }
-        let caller = caller.get_or_insert_with(|| snapshot.identity.identify_peer(peer, request));
-        (caller, route.and_then(|route| snapshot.routes.at(route)))
+        let caller = caller.get_or_insert_with(|| {
+            let mut caller = snapshot.identity.identify_peer(peer, request);
+            // After the fields that only trusted proxies may send were removed, or read.
+            let found = snapshot.routes.find(request);
+            *route = found.map(|route| route.index);
+            let authenticator = found.and_then(|route| route.authenticator.as_ref());
+            *authentication = authenticator.map_or(Authentication::NotRequired, |authenticator| {
+                let authentication = authenticator.authenticate(&request.fields);
+                if let Some(principal) = authentication.principal() {
+                    let (name, class) = (authenticator.name(principal), authenticator.class(principal));
+                    snapshot.identity.set_principal(&mut caller, name, class);
+                    authenticator.remove_credentials(&mut request.fields);
+                }
+                authentication
+            });
+            caller
+        });
+        request.is_authenticated = authentication.principal().is_some();
+        (caller, route.and_then(|route| snapshot.routes.at(route)), *authentication)
     }
 }

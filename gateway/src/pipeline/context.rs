@@ -1,6 +1,7 @@
 //! The state of one request in the pipeline: every phase is a method of [`RequestContext`].
 
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::time::Instant;
@@ -16,8 +17,9 @@ use crate::hop;
 use crate::http::fields::KnownField;
 use crate::http::message::{Request, Response};
 use crate::identify::Caller;
+use crate::identify::auth::Authentication;
 use crate::record::RequestRecord;
-use crate::route::{ForwardPath, Route};
+use crate::route::{ForwardPath, Route, RouteConfig, TemplateValues};
 
 /// Fields by which a client asks for a part of an object. A shared fetch is for the whole object.
 pub(super) const RANGE_FIELDS: [KnownField; 2] = [KnownField::Range, KnownField::IfRange];
@@ -32,7 +34,8 @@ pub(crate) struct RequestContext<'c> {
     pub(super) peer: IpAddr,
     /// The time of arrival, or of the end of the last wait: the clock is not read in every phase.
     pub(super) now: Instant,
-    pub(super) caller: &'c Caller,
+    pub(super) caller: CurrentCaller<'c>,
+    pub(super) authentication: Authentication,
     /// `None` where no route matches; `admit` then ends the request.
     pub(super) route: Option<&'c Route>,
     pub(crate) request: &'c mut Request,
@@ -42,6 +45,24 @@ pub(crate) struct RequestContext<'c> {
     pub(super) deadline: Option<Instant>,
     /// A stored object past its freshness, used when the origin fails.
     pub(super) stale: Option<shard::CacheHit<CacheMeta>>,
+}
+
+/// The caller of a request: as the connection caches it, or with the user whose password was
+/// verified meanwhile.
+pub(super) enum CurrentCaller<'c> {
+    Cached(&'c Caller),
+    Authenticated(Box<Caller>),
+}
+
+impl Deref for CurrentCaller<'_> {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        match self {
+            CurrentCaller::Cached(caller) => caller,
+            CurrentCaller::Authenticated(caller) => caller,
+        }
+    }
 }
 
 /// A request that goes on without its client, in a task of its own, with everything that it uses.
@@ -66,7 +87,9 @@ impl DetachedRequest {
             snapshot: &self.snapshot,
             peer: self.peer,
             now: Instant::now(),
-            caller: &self.caller,
+            caller: CurrentCaller::Cached(&self.caller),
+            // It was admitted.
+            authentication: Authentication::NotRequired,
             route: Some(route),
             request: &mut self.request,
             response: &mut response,
@@ -87,10 +110,12 @@ impl<'c> RequestContext<'c> {
         buffers: &'c mut ExchangeBuffers,
     ) -> Self {
         let ExchangeBuffers { request, response, record, caller_cache } = buffers;
-        let (caller, route) = caller_cache.lookup(snapshot, &arrival.peer, request);
+        let (caller, route, authentication) = caller_cache.lookup(snapshot, &arrival.peer, request);
         *record = RequestRecord {
             trace: Some(caller.trace),
             client_ip: Some(caller.ip),
+            country: caller.country,
+            principal: authentication.principal(),
             route: route.map(|route| route.index),
             ..RequestRecord::default()
         };
@@ -99,8 +124,43 @@ impl<'c> RequestContext<'c> {
         }
         let (peer, now) = (arrival.peer.ip, arrival.at);
         let deadline = hop::expected_within(&request.fields).filter(|_| caller.is_trusted).map(|time| now + time);
-        let stale = None;
-        RequestContext { worker, snapshot, peer, now, caller, route, request, response, record, deadline, stale }
+        let mut context = RequestContext {
+            worker,
+            snapshot,
+            peer,
+            now,
+            caller: CurrentCaller::Cached(caller),
+            authentication,
+            route,
+            request,
+            response,
+            record,
+            deadline,
+            stale: None,
+        };
+        context.edit_request();
+        context
+    }
+
+    /// Determines what the route changes in the request for the origin.
+    pub(super) fn edit_request(&mut self) {
+        let config = self.route.map(|route| &route.config);
+        let has_field_conditions =
+            |config: &&RouteConfig| config.conditions.as_ref().is_some_and(|conditions| !conditions.headers.is_empty());
+        self.request.key_route = config.filter(has_field_conditions).map(|config| Arc::clone(&config.name));
+        let edits = config.and_then(|config| config.edits.as_deref()).filter(|edits| edits.changes_requests());
+        self.request.origin_edits = edits.map(|edits| Rc::new(edits.of_request(&self.template_values())));
+    }
+
+    /// The values of variables in the configuration of the route.
+    pub(super) fn template_values(&self) -> TemplateValues<'_> {
+        TemplateValues {
+            request: self.request,
+            client_ip: self.caller.ip,
+            region: self.caller.region.as_str(),
+            tier: self.snapshot.identity.user_class_name(self.caller.user_class),
+            rest: self.route.map_or("", |route| route.config.path.rest(self.request.path())),
+        }
     }
 
     /// The route, in the phases after `admit`.
@@ -114,7 +174,7 @@ impl<'c> RequestContext<'c> {
             worker: Rc::clone(self.worker),
             snapshot: Arc::clone(self.snapshot),
             peer: self.peer,
-            caller: self.caller.clone(),
+            caller: Caller::clone(&self.caller),
             route: self.route().index,
             request: self.request.clone(),
             stale,

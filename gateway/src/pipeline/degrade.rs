@@ -1,7 +1,7 @@
 //! The degrade ladder below a failure: stale response, the route's page, a plain problem document.
 //!
-//! Also the records of requests whose handling did not end: a panic, a failed body, a client that
-//! closed its connection.
+//! Also the records of requests whose handling did not end: a panic, a client that closed its
+//! connection.
 
 use std::sync::LazyLock;
 
@@ -11,6 +11,7 @@ use super::respond::{count_response, count_result};
 use super::response_body::ResponseBody;
 use super::snapshot::Snapshot;
 use crate::cache::policy;
+use crate::degrade;
 use crate::degrade::ErrorResponder;
 use crate::error::{Error, ErrorKind};
 use crate::event::Event;
@@ -18,7 +19,6 @@ use crate::http::body::BodyError;
 use crate::http::message::Request;
 use crate::metrics::{self, Counters, Label as _};
 use crate::record::{CacheDetail, CacheResult, RequestRecord};
-use crate::{degrade, respond};
 
 static FAILURES: LazyLock<Counters<ErrorKind>> = LazyLock::new(Counters::default);
 
@@ -59,6 +59,14 @@ impl RequestContext<'_> {
         )
     }
 
+    /// Answers a request whose response body failed before its head was sent.
+    pub(super) fn degrade_unsent(&mut self, error: &BodyError) -> ResponseBody<'static> {
+        let error = Error::from(error);
+        self.record.blame = Some(error.kind().blame());
+        (self.record.stored, self.record.freshness, self.record.forwarded_status) = (false, None, None);
+        self.degrade(error)
+    }
+
     /// The stored response, where it may answer for a failing origin (RFC 5861 section 4).
     pub(super) fn stale_response(&mut self) -> Option<ResponseBody<'static>> {
         let hit = self.stale.take()?;
@@ -86,36 +94,11 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
     };
     Event::RequestPanicked { route: snapshot.routes.name(record.route) }.emit();
     FAILURES.inc(ErrorKind::Panic);
+    let random = snapshot.identity.random_u64();
+    let page = ErrorResponder { config: None, request: &request.fields, random }.write(&Error::Panic, response);
     count_result(record.cache);
-    let random = snapshot.identity.random_u64();
-    ResponseBody::Bytes(
-        ErrorResponder { config: None, request: &request.fields, random }.write(&Error::Panic, response),
-    )
-}
-
-/// Answers a request whose response body failed before a byte of the response was sent.
-pub(crate) fn body_failed(
-    snapshot: &Snapshot,
-    buffers: &mut ExchangeBuffers,
-    error: &BodyError,
-) -> ResponseBody<'static> {
-    let ExchangeBuffers { request, response, record, .. } = buffers;
-    let error = Error::from(error);
-    FAILURES.inc(error.kind());
-    record.blame = Some(error.kind().blame());
-    record.failure = Some(error.kind());
-    count_result(CacheResult::Error);
-    record.cache = CacheResult::Error;
-    record.detail = CacheDetail::Reason(error.reason());
-    record.degraded = "page";
-    (record.stored, record.freshness, record.forwarded_status) = (false, None, None);
-    let route = snapshot.routes.find(request);
-    let page = route.map(|route| &route.config.degrade);
-    let random = snapshot.identity.random_u64();
-    let body = ErrorResponder { config: page, request: &request.fields, random }.write(&error, response);
-    respond::write_cache_status(record, &mut response.fields);
-    count_response(route, record, response.status);
-    ResponseBody::Bytes(body)
+    count_response(record.route.and_then(|route| snapshot.routes.at(route)), record, response.status);
+    ResponseBody::Bytes(page)
 }
 
 /// The record of a request whose client closed the connection before its response began.

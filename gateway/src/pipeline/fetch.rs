@@ -22,7 +22,6 @@ use crate::cache::policy::{self, HIT_FOR_MISS_TTL, NoStoreReason};
 use crate::cache::stored::{CacheMeta, CachedObject, VariantSet};
 use crate::cache::{key, tags};
 use crate::error::{Error, ErrorKind};
-use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::record::{CacheDetail, CacheResult};
 use crate::tasks::{self, TaskKind};
@@ -116,7 +115,7 @@ impl RequestContext<'_> {
         let source = match source {
             Ok(source) => source,
             Err(error) => {
-                end_failed(leader, error.kind());
+                end_failed(leader, error.kind(), self.record.requests_sent);
                 return Err(error);
             }
         };
@@ -250,7 +249,7 @@ impl RequestContext<'_> {
     /// (RFC 9111 section 4.3.5).
     fn update_from_head(&self, fetch: &Fetch, hit: &CacheHit<CacheMeta>) {
         let Some(object) = policy::object(&hit.meta) else { return };
-        if self.response.status != StatusCode::OK || self.request.fields.has(KnownField::Authorization) {
+        if self.response.status != StatusCode::OK || self.request.is_authorized() {
             return;
         }
         let body = hit.body();
@@ -383,8 +382,9 @@ impl RequestContext<'_> {
     }
 }
 
-/// Ends a fetch that has failed before the head of its response.
-fn end_failed(leader: FillLeader, kind: ErrorKind) {
+/// Ends a fetch that has failed before the head of its response. One of the waiting requests
+/// fetches again, unless the request was already sent twice, because a kept connection was closed.
+fn end_failed(leader: FillLeader, kind: ErrorKind, requests_sent: u32) {
     match kind {
         // The dropped leader hands over: nothing was learned about the origin.
         ErrorKind::ClientGone => drop(leader),
@@ -393,6 +393,7 @@ fn end_failed(leader: FillLeader, kind: ErrorKind) {
         ErrorKind::BreakerOpen | ErrorKind::Timeout | ErrorKind::TotalTimeout | ErrorKind::ConnectTimeout => {
             leader.end(FetchEnd::Fail(kind));
         }
+        kind if requests_sent > 1 => leader.end(FetchEnd::Fail(kind)),
         kind => leader.end(FetchEnd::Retry(kind)),
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::context::RequestContext;
 use super::snapshot::Snapshot;
 use super::worker::WorkerResources;
-use crate::breaker::{Breaker, BreakerState, BreakerTransition, CallStart, RecordedCall};
+use crate::breaker::{Breaker, BreakerChange, BreakerTransition, CallStart, OpenCause, RecordedCall};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, UpstreamFault};
 use crate::http::body::{BodyError, BodySource};
@@ -85,9 +85,10 @@ impl RequestContext<'_> {
 
     /// Takes over the response of a call, or its failure.
     pub(super) fn end_call(&mut self, ended: CallEnd) -> Result<UpstreamBody<'static>, Error> {
-        let CallEnd { response, result, upstream, blame } = ended;
+        let CallEnd { response, result, upstream, blame, requests_sent } = ended;
         *self.response = response;
         (self.record.upstream, self.record.blame) = (upstream, blame);
+        self.record.requests_sent = requests_sent;
         let mut body = result?;
         body.accepts_trailers = self.accepts_trailers();
         self.record.forwarded_status = Some(self.response.status.as_u16());
@@ -106,6 +107,7 @@ pub(super) struct CallEnd {
     pub(super) result: Result<UpstreamBody<'static>, Error>,
     upstream: Option<Arc<str>>,
     blame: Option<Blame>,
+    requests_sent: u32,
 }
 
 /// Begins a call of `request`, which is prepared for the upstream, by the route at an index of the
@@ -131,7 +133,8 @@ pub(super) fn begin_detachable(
             }
             None => Err(Error::NoRoute),
         };
-        CallEnd { response, result, upstream: record.upstream, blame: record.blame }
+        let RequestRecord { upstream, blame, requests_sent, .. } = record;
+        CallEnd { response, result, upstream, blame, requests_sent }
     })
 }
 
@@ -158,7 +161,9 @@ impl UpstreamCall<'_> {
             Error::BreakerOpen
         })?;
         announce(&route.config.name, change);
+        let mut requests_sent = 0;
         let mut on_sent = || {
+            requests_sent += 1;
             // The time of a request without a body began with its admission.
             if start == CallStart::OnRequestSent {
                 permit.start(Instant::now().into_std());
@@ -179,7 +184,8 @@ impl UpstreamCall<'_> {
             on_sent: &mut on_sent,
             on_endpoint_failed: &mut on_endpoint_failed,
         };
-        let result = route.upstream.send(outgoing, body).await;
+        let result = route.upstream().send(outgoing, body).await;
+        record.requests_sent = requests_sent;
         // A call that says nothing about the upstream has no verdict: its permit is dropped.
         let succeeded = match &result {
             Ok(exchange) => (!exchange.is_request_incomplete()).then(|| !response.status.is_server_error()),
@@ -291,7 +297,7 @@ fn report_failure(route: &Route, failure: UpstreamFailure) -> Error {
     let UpstreamFailure { endpoint, error, is_verdict } = failure;
     let error = Error::from(error);
     if let Some(kind) = fault(error.kind()).filter(|_| is_verdict) {
-        let endpoint = endpoint.as_ref().unwrap_or(&route.upstream.config().name);
+        let endpoint = endpoint.as_ref().unwrap_or(&route.upstream().config().name);
         Event::UpstreamFailed { route: &route.config.name, endpoint, kind }.emit();
     }
     error
@@ -312,8 +318,10 @@ fn fault(kind: ErrorKind) -> Option<UpstreamFault> {
 fn announce(route: &str, change: BreakerTransition) {
     match change {
         None => {}
-        Some(BreakerState::Open) => Event::BreakerOpened { route }.emit(),
-        Some(BreakerState::HalfOpen) => Event::BreakerHalfOpen { route }.emit(),
-        Some(BreakerState::Closed) => Event::BreakerClosed { route }.emit(),
+        Some(BreakerChange::Opened(OpenCause { reason, calls, failed, slow })) => {
+            Event::BreakerOpened { route, reason: reason.as_str(), calls, failed, slow }.emit();
+        }
+        Some(BreakerChange::HalfOpened) => Event::BreakerHalfOpen { route }.emit(),
+        Some(BreakerChange::Closed) => Event::BreakerClosed { route }.emit(),
     }
 }

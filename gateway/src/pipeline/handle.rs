@@ -1,5 +1,8 @@
 //! The phases after `admit`, in order: cache or upstream, degrade after a failure, respond.
 
+use std::future::poll_fn;
+use std::task::Poll;
+
 use tokio::time::timeout_at;
 
 use super::context::RequestContext;
@@ -7,10 +10,14 @@ use super::forward::count_timeout;
 use super::response_body::ResponseBody;
 use crate::cache::policy;
 use crate::error::Error;
+use crate::http::body::{BodyError, BodySource as _};
 use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::h1::UpstreamConnectionError;
+use crate::http::message::{BodyLength, Response};
 use crate::http::request_body::RequestBody;
-use crate::record::ForwardReason;
+use crate::identify::auth::Authentication;
+use crate::record::{CacheDetail, ForwardReason};
+use crate::route::RouteAction;
 use crate::{degrade, hop};
 
 impl RequestContext<'_> {
@@ -19,6 +26,13 @@ impl RequestContext<'_> {
     /// Dropping the future cancels the request and closes its upstream connection, unless other
     /// requests wait for the same response. So does the deadline of a trusted proxy.
     pub(crate) async fn handle<'b>(&mut self, body: RequestBody<'b>) -> ResponseBody<'b> {
+        if self.authentication == Authentication::Pending {
+            // Boxed: few requests have a password to verify.
+            let ended = Box::pin(self.authenticate()).await;
+            if let Some(ended) = ended {
+                return ended;
+            }
+        }
         let result = match self.deadline {
             None => self.run(body).await,
             Some(deadline) => {
@@ -31,7 +45,10 @@ impl RequestContext<'_> {
             }
         };
         let body = match result {
-            Ok(body) => body,
+            Ok(mut body) => match first_failure(&mut body).await {
+                None => body,
+                Some(error) => self.degrade_unsent(&error),
+            },
             Err(error) => self.degrade(error),
         };
         self.respond();
@@ -39,7 +56,19 @@ impl RequestContext<'_> {
         body
     }
 
-    async fn run<'b>(&mut self, body: RequestBody<'b>) -> Result<ResponseBody<'b>, Error> {
+    async fn run<'b>(&mut self, mut body: RequestBody<'b>) -> Result<ResponseBody<'b>, Error> {
+        let limits = &self.snapshot.http;
+        if limits.route_body_bytes > 0 {
+            // Connection and parser accept what the largest limit of a route allows.
+            let max = self.route().config.body_bytes.unwrap_or(limits.body_bytes);
+            if matches!(self.request.length, BodyLength::Known(length) if length > max) {
+                return Err(UpstreamConnectionError::Client(BodyError::TooLarge).into());
+            }
+            body.limit(max);
+        }
+        if self.route().config.action != RouteAction::Forward {
+            return Ok(self.answer());
+        }
         if hop::decrement_max_forwards(self.request) {
             return Ok(ResponseBody::Bytes(degrade::write_options(self.response)));
         }
@@ -54,4 +83,30 @@ impl RequestContext<'_> {
             _ => self.forward(None, body).await.map(ResponseBody::Upstream),
         }
     }
+
+    /// Answers by the route itself: a redirect, or a fixed response.
+    #[cold]
+    fn answer(&mut self) -> ResponseBody<'static> {
+        let mut response = Response::default();
+        let body = self.route().config.action.answer(&self.template_values(), &mut response);
+        degrade::add_date(&mut response.fields);
+        *self.response = response;
+        self.record.detail = CacheDetail::Reason("route");
+        ResponseBody::Bytes(body.unwrap_or_default())
+    }
+}
+
+/// The failure of a body that fails before the head of its response is sent. Does not wait: the
+/// head of a response whose body is late is sent without it.
+async fn first_failure(body: &mut ResponseBody<'_>) -> Option<BodyError> {
+    if body.complete_body().is_some() {
+        return None;
+    }
+    poll_fn(|cx| {
+        Poll::Ready(match body.poll_fill(cx) {
+            Poll::Ready(Err(error)) => Some(error),
+            Poll::Ready(Ok(())) | Poll::Pending => None,
+        })
+    })
+    .await
 }

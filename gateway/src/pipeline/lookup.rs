@@ -165,7 +165,7 @@ impl RequestContext<'_> {
     /// A shorter wait would give up when the fetch does, and send one request for each that waits.
     fn join_timeout(&self) -> Duration {
         let route = self.route();
-        (route.upstream.config().connect_timeout + route.timeouts().head) * 2 + JOIN_SLACK
+        (route.upstream().config().connect_timeout + route.timeouts().head) * 2 + JOIN_SLACK
     }
 
     /// Looks up the local cache. Leaves in `builder` the key that was found, or that will be
@@ -194,7 +194,7 @@ impl RequestContext<'_> {
         if directives.no_cache || self.record.cache == CacheResult::Pass {
             return Ok(lead);
         }
-        let region = &self.caller.region;
+        let region = &self.caller.region.clone();
         for _ in 0..2 {
             tasks::set_waiting_for(TaskWait::Shard);
             let found = self.worker.view.lookup_remote(region, &builder.key()).await;
@@ -388,7 +388,7 @@ fn is_unsubscribed(hit: &CacheHit<CacheMeta>) -> bool {
 
 /// Requests whose own fields forbid sharing their response: they neither lead nor wait.
 fn is_unshareable(request: &Request, directives: &CacheControl) -> bool {
-    directives.no_store || request.fields.has(KnownField::Authorization) || request.method != http::Method::GET
+    directives.no_store || request.is_authorized() || request.method != http::Method::GET
 }
 
 /// Makes a full response a 304, without the fields of its content (RFC 9110 section 15.4.5).

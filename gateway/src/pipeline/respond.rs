@@ -5,9 +5,10 @@ use std::sync::LazyLock;
 use http::StatusCode;
 
 use super::context::RequestContext;
+use crate::error::ErrorKind;
 use crate::metrics::{self, Counters};
 use crate::record::{CacheResult, RequestRecord};
-use crate::route::{Route, StatusClass};
+use crate::route::{CorsPolicy, Route, StatusClass};
 use crate::{hop, respond};
 
 static CACHE_RESULTS: LazyLock<Counters<CacheResult>> = LazyLock::new(Counters::default);
@@ -31,9 +32,13 @@ pub(super) fn count_response(route: Option<&Route>, record: &RequestRecord, stat
 
 impl RequestContext<'_> {
     /// Adds the gateway's own fields to the response and counts it. Every response passes here
-    /// once, except prebuilt denials, refusals, panics and failed bodies.
+    /// once, except prebuilt denials, refusals and panics.
     pub(super) fn respond(&mut self) {
         let (record, fields) = (&*self.record, &mut self.response.fields);
+        if record.failure == Some(ErrorKind::ClientGone) {
+            // Nothing is sent.
+            return;
+        }
         count_result(record.cache);
         respond::write_cache_status(record, fields);
         self.snapshot.limits.write(&record.verdict, fields);
@@ -45,6 +50,23 @@ impl RequestContext<'_> {
         if record.cache != CacheResult::Error {
             hop::add_via(fields, self.request.version);
         }
-        count_response(self.route, record, self.response.status);
+        if self.route.is_some_and(|route| route.config.edits.is_some()) {
+            self.edit_response();
+        }
+        count_response(self.route, self.record, self.response.status);
+    }
+
+    /// Applies what the route changes in responses, whatever their source.
+    #[cold]
+    pub(super) fn edit_response(&mut self) {
+        let Some(edits) = self.route.and_then(|route| route.config.edits.as_deref()) else { return };
+        let mut fields = std::mem::take(&mut self.response.fields);
+        if let Some(cors) = &edits.cors
+            && !CorsPolicy::is_preflight(self.request)
+        {
+            cors.write(self.request, &mut fields);
+        }
+        edits.response.apply(&mut fields, &self.template_values());
+        self.response.fields = fields;
     }
 }

@@ -11,6 +11,7 @@ use crate::http::body::BodyError;
 use crate::http::exchange_clock::Blame;
 use crate::http::h1::RequestRefusal;
 use crate::http::message::{Method, Request, Response, StatusCode};
+use crate::identify::CountryCode;
 use crate::label;
 use crate::log::AccessLogEntry;
 use crate::metrics::{self, Counter, Counters, Histogram, Label};
@@ -174,6 +175,8 @@ impl CompletedExchange<'_> {
             shadow_limit: &shadow_limit,
             refused: record.refusal.map(RequestRefusal::reason).unwrap_or_default(),
             upstream: record.upstream.as_deref().unwrap_or_default(),
+            user: self.snapshot.routes.principal_name(record.route, record.principal),
+            country: record.country.as_ref().map(CountryCode::as_str).unwrap_or_default(),
             ja4: fingerprint.map(|fingerprint| fingerprint.ja4.as_str()).unwrap_or_default(),
             fingerprint: fingerprint.map(|fingerprint| fingerprint.stable.as_str()).unwrap_or_default(),
             trace_id: &trace,
@@ -181,13 +184,17 @@ impl CompletedExchange<'_> {
     }
 }
 
-/// Makes `request` and the record those of a refused request. None of its fields are trustworthy,
-/// so the log shows dashes, as is customary.
-pub(super) fn refused(refusal: RequestRefusal, request: &mut Request) -> RequestRecord {
-    request.clear();
-    request.method = Method::from_bytes(b"-").unwrap_or_default();
-    request.set_target("-");
+/// Makes `request` and the record those of a refused request. If its head is malformed, none of its
+/// fields are trustworthy, and the log shows dashes, as is customary.
+pub(super) fn refused(refusal: RequestRefusal, request: &mut Request, snapshot: &Snapshot) -> RequestRecord {
+    let route = if refusal.is_of_body() { snapshot.routes.find(request).map(|route| route.index) } else { None };
+    if !refusal.is_of_body() {
+        request.clear();
+        request.method = Method::from_bytes(b"-").unwrap_or_default();
+        request.set_target("-");
+    }
     RequestRecord {
+        route,
         refusal: Some(refusal),
         blame: Some(Blame::Client),
         cache: CacheResult::Error,

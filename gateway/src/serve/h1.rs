@@ -13,6 +13,7 @@ use super::accounting::{
     AbortReason, CompletedExchange, InFlightRequest, count_abort, count_upgrade, refused, report_client_closed,
 };
 use super::worker_context::{DrainGuard, WorkerContext};
+use crate::error::ErrorKind;
 use crate::http::HttpLimits;
 use crate::http::body::BodySource;
 use crate::http::exchange_clock::Blame;
@@ -156,7 +157,8 @@ impl Connection {
     }
 
     async fn refuse(&mut self, refusal: RequestRefusal, buffers: &mut ExchangeBuffers) {
-        buffers.record = refused(refusal, &mut buffers.request);
+        let snapshot = &self.context.snapshot.load();
+        buffers.record = refused(refusal, &mut buffers.request, snapshot);
         let page = degrade::write_refusal(refusal.status(), refusal.reason(), &mut buffers.response);
         let (_, mut writer) = self.stream.exchange();
         writer.close_connection_after();
@@ -164,7 +166,7 @@ impl Connection {
         if let Some(reason) = abort_reason(Some(sent)) {
             count_abort(reason);
         }
-        let (snapshot, bytes) = (&self.context.snapshot.load(), writer.body_sent());
+        let bytes = writer.body_sent();
         CompletedExchange { snapshot, peer: &self.peer, buffers, bytes, duration: Duration::ZERO }
             .report(&self.context);
     }
@@ -214,7 +216,7 @@ impl Connection {
                 .await
             }
         };
-        let mut out = match handled {
+        let mut out = match handled.filter(|_| buffers.record.failure != Some(ErrorKind::ClientGone)) {
             Some(Ok(body)) => body,
             Some(Err(_panic)) => {
                 count_abort(AbortReason::Panic);
@@ -229,13 +231,7 @@ impl Connection {
         if buffers.record.must_close || context.is_draining() {
             writer.close_connection_after();
         }
-        let mut sent = send(&mut writer, &mut buffers.response, &mut out, watch.as_deref_mut()).await;
-        if let Some(Err(SendError::Source(error))) = &sent
-            && writer.discard_if_unsent()
-        {
-            out = pipeline::body_failed(snapshot, buffers, error);
-            sent = send(&mut writer, &mut buffers.response, &mut out, watch).await;
-        }
+        let sent = send(&mut writer, &mut buffers.response, &mut out, watch).await;
         if let Some(Ok(())) = sent
             && buffers.response.status == StatusCode::SWITCHING_PROTOCOLS
         {

@@ -11,9 +11,10 @@ use crate::breaker::Breaker;
 use crate::cache::stored::CacheMeta;
 use crate::config::Config;
 use crate::identify::CallerIdentifier;
+use crate::identify::auth::Authenticator;
 use crate::limit;
 use crate::pipeline::Snapshot;
-use crate::route::{Route, Routes};
+use crate::route::{Route, RouteAction, Routes};
 use crate::upstream::Upstream;
 
 pub(super) fn store(config: &Config) -> Result<Arc<Store<CacheMeta>>, StoreConfigError> {
@@ -44,20 +45,23 @@ pub(super) fn snapshot(
         .upstreams
         .iter()
         .map(|upstream| {
-            let unchanged = old.and_then(|old| old.routes.iter().find(|route| route.upstream.config() == upstream));
-            unchanged.map_or_else(|| Arc::new(Upstream::new(upstream.clone())), |route| Arc::clone(&route.upstream))
+            let mut old = old.into_iter().flat_map(|old| old.routes.iter()).filter_map(|route| route.upstream.as_ref());
+            let unchanged = old.find(|old| old.config() == upstream);
+            unchanged.map_or_else(|| Arc::new(Upstream::new(upstream.clone())), Arc::clone)
         })
         .collect();
     let mut routes = Vec::new();
     for route in &config.routes {
-        let upstream = Arc::clone(&upstreams[route.upstream]);
+        let upstream = (route.action == RouteAction::Forward).then(|| Arc::clone(&upstreams[route.upstream]));
+        let breaker_config = upstream.as_ref().map(|upstream| upstream.config().breaker.clone()).unwrap_or_default();
+        let endpoints = |upstream: &Option<Arc<Upstream>>| {
+            upstream.as_ref().map(|upstream| upstream.config().endpoints.clone()).unwrap_or_default()
+        };
         let previous_route = old.and_then(|old| old.routes.iter().find(|old| old.config.name == route.name));
-        let breaker = previous_route.filter(|old| {
-            *old.breaker.config() == upstream.config().breaker
-                && old.upstream.config().endpoints == upstream.config().endpoints
-        });
+        let breaker = previous_route
+            .filter(|old| *old.breaker.config() == breaker_config && endpoints(&old.upstream) == endpoints(&upstream));
         let breaker = breaker.map_or_else(
-            || Arc::new(Breaker::new(upstream.config().breaker.clone(), Instant::now())),
+            || Arc::new(Breaker::new(breaker_config.clone(), Instant::now())),
             |old| Arc::clone(&old.breaker),
         );
         let names: Vec<_> = route.limits.iter().flat_map(|index| config.limit.rules[*index].names()).collect();
@@ -65,11 +69,16 @@ pub(super) fn snapshot(
         let cost = Cost::new(route.cost);
         rules.check_cost(cost)?;
         let counters = previous_route.map(|old| Arc::clone(&old.counters)).unwrap_or_default();
-        routes.push(Route { config: route.clone(), index: routes.len(), upstream, breaker, rules, cost, counters });
+        let authenticator = route.auth.as_ref().map(|config| {
+            let kept = previous_route.and_then(|old| old.authenticator.as_ref()).filter(|old| old.config() == config);
+            kept.map_or_else(|| Arc::new(Authenticator::new(config.clone())), Arc::clone)
+        });
+        let index = routes.len();
+        routes.push(Route { config: route.clone(), index, upstream, breaker, rules, cost, counters, authenticator });
     }
     let user_classes = config.limit.weights.iter().map(|(name, _)| name.clone()).collect();
     Ok(Snapshot {
-        identity: CallerIdentifier::new(config.identify.clone(), user_classes),
+        identity: CallerIdentifier::replacing(old.map(|old| &old.identity), config.identify.clone(), user_classes),
         routes: Routes::new(routes),
         limits,
         limiter,

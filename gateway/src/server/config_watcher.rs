@@ -61,7 +61,8 @@ pub(super) struct ConfigWatcher {
 #[derive(Default)]
 struct FileState {
     metadata: Option<(FileIdentity, u64, Option<SystemTime>)>,
-    contents: Option<Vec<u8>>,
+    /// Digest of the contents: a database of countries has many mebibytes.
+    contents: Option<blake3::Hash>,
 }
 
 /// Device and inode.
@@ -75,7 +76,7 @@ impl FileState {
     fn read(file: &Path) -> Self {
         // In this order: a change between the two is found by the next comparison.
         let metadata = Self::metadata(file);
-        FileState { metadata, contents: fs::read(file).ok() }
+        FileState { metadata, contents: fs::read(file).ok().map(|bytes| blake3::hash(&bytes)) }
     }
 
     /// Identity, length and time of the last modification.
@@ -149,8 +150,8 @@ impl ConfigWatcher {
     }
 
     /// Reads the files and returns whether the contents of any have changed. Blocking is
-    /// acceptable: the files are small (a value or a page has at most one mebibyte), and this
-    /// thread serves no requests.
+    /// acceptable: the files are small (a value or a page has at most one mebibyte) or
+    /// changed rarely, and this thread serves no requests.
     pub(super) fn compare_contents(&mut self) -> bool {
         let mut is_changed = false;
         for (file, state) in &mut self.files {

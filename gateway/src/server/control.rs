@@ -21,6 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use super::assemble;
 use super::config_watcher::ConfigWatcher;
+use super::key_set_refresher::KeySetRefresher;
 use super::override_publisher::OverridePublisher;
 use super::state::{
     ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, DRAIN_POLL_INTERVAL, LifecycleStage, SharedAdminConfig, SharedState,
@@ -89,7 +90,10 @@ impl ControlThread {
         });
         let leases = Rc::new(LeaseRefresher::default());
         leases.refresh_leases_of(&shared);
-        let reloads = Reloader::new(source, &shared, admin_config)?.watch((Rc::clone(&overrides), Rc::clone(&leases)));
+        let key_sets = Rc::new(KeySetRefresher::default());
+        key_sets.refresh_key_set_of(&shared);
+        let services = (Rc::clone(&overrides), Rc::clone(&leases), key_sets);
+        let reloads = Reloader::new(source, &shared, admin_config)?.watch(services);
         let (changed_leases, changed_shared) = (Rc::clone(&leases), Arc::clone(&shared));
         let override_changes = tasks::supervise(TaskKind::Overrides, async move || {
             tasks::set_waiting_for(TaskWait::Change);
@@ -151,8 +155,12 @@ impl Reloader {
         Ok(Reloader { source, shared: Arc::clone(shared), started_with, admin_config, hangup, watcher })
     }
 
-    /// Starts the service. A reload applies the overrides and the leases to the new limits.
-    fn watch(mut self, (overrides, leases): (Rc<OverridePublisher>, Rc<LeaseRefresher>)) -> ServiceTask {
+    /// Starts the service. A reload applies the overrides and the leases to the new limits, and
+    /// fetches the key set of the new tokens.
+    fn watch(
+        mut self,
+        (overrides, leases, key_sets): (Rc<OverridePublisher>, Rc<LeaseRefresher>, Rc<KeySetRefresher>),
+    ) -> ServiceTask {
         tasks::supervise(TaskKind::Reload, async move || {
             tasks::set_waiting_for(TaskWait::Change);
             loop {
@@ -162,6 +170,7 @@ impl Reloader {
                 self.watcher.watch_files(watched_files(file, &self.shared.config.load()));
                 overrides.apply_overrides();
                 leases.refresh_leases_of(&self.shared);
+                key_sets.refresh_key_set_of(&self.shared);
             }
         })
     }
@@ -363,6 +372,7 @@ async fn report_state_changes(shared: &SharedState) -> ServiceEnd {
     let mut panics = ShardTaskKind::ALL.map(ShardTaskKind::panics);
     loop {
         panics = report_shard_panics(panics);
+        event::report_suppressed();
         for shard in shared.store.shard_reports() {
             // After the start, the subscription takes a moment.
             let is_subscribed = shard.is_subscribed || shared.started_at.elapsed() < SUBSCRIPTION_GRACE;

@@ -141,20 +141,23 @@ impl<M: EntryMeta> Bus<M> {
     }
 
     /// Resends the purges since number `since` that a server missed, unless another node did.
-    pub(super) async fn resend_missed_purges(self: &Arc<Self>, index: usize, since: u64) {
+    /// Returns whether the server now has all of them.
+    pub(super) async fn resend_missed_purges(self: &Arc<Self>, index: usize, since: u64) -> bool {
         let subscription = &self.subscriptions[index];
         sleep(RESEND_DELAY_MAX.mul_f64((self.seed % 1_000) as f64 / 1_000.0)).await;
-        let Some(commands) = subscription.command_handle() else { return };
+        // Another server of the cluster stores the bus.
+        let Some(commands) = subscription.command_handle() else { return true };
         let (recent, is_complete) = self.outbox().since(since);
+        let mut is_resent = true;
         if !is_complete {
             let latest = self.store.epochs().latest_purge_number();
-            let _retried_after_reconnect = commands.raise_purge_floor(latest).await;
+            is_resent &= commands.raise_purge_floor(latest).await.is_ok();
         }
-        if let Ok(missing) = commands.missing_purges(&recent).await {
-            for (number, purge) in missing {
-                let _retried_after_reconnect = commands.publish_purge(&self.numbered_message(purge, number)).await;
-            }
+        let Ok(missing) = commands.missing_purges(&recent).await else { return false };
+        for (number, purge) in missing {
+            is_resent &= commands.publish_purge(&self.numbered_message(purge, number)).await.is_ok();
         }
+        is_resent
     }
 
     /// Retries pending purges until it is dropped: a full server may have room later.

@@ -25,7 +25,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Mutex as AsyncMutex, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 /// Interval of heartbeats, which also detect a lost push message.
@@ -82,10 +82,9 @@ pub(super) struct TrackedConnection {
     pub(super) carries_bus: bool,
 }
 
-/// Executes commands on a connection; clones share it and take turns, so that the replies to each
-/// are limited.
+/// Executes commands on a connection, in the order in which they are sent; clones share it.
 #[derive(Clone)]
-pub(super) struct CommandHandle(Arc<AsyncMutex<RedisConnection>>);
+pub(super) struct CommandHandle(RedisConnection);
 
 /// A server's reply to a purge.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -206,7 +205,7 @@ impl Subscription {
             Ok(connected) => connected?,
             Err(_) => return Err(ShardFault::Timeout),
         };
-        let commands = CommandHandle(Arc::new(AsyncMutex::new(connection)));
+        let commands = CommandHandle(connection);
         let mut track = Pipeline::with_capacity(1);
         track.cmd("CLIENT").arg("TRACKING").arg("ON").arg("BCAST").arg("PREFIX").arg(ENTRY_KEY_PREFIX);
         commands.execute(&track).await?;
@@ -319,7 +318,8 @@ pub(super) enum FleetUpdate {
 impl CommandHandle {
     /// Executes a pipeline; an error among its replies is a fault.
     pub(super) async fn execute(&self, commands: &Pipeline) -> Result<Vec<Value>, ShardFault> {
-        let exchange = async { self.0.lock().await.send_metered(commands, REPLIES_BYTES_MAX).await };
+        let mut connection = self.0.clone();
+        let exchange = connection.send_metered(commands, REPLIES_BYTES_MAX);
         let replies = timeout(COMMAND_TIMEOUT, exchange).await.unwrap_or(Err(ShardFault::Timeout))?;
         match replies.iter().find_map(ShardFault::from_reply) {
             Some(fault) => Err(fault),

@@ -31,6 +31,8 @@ const BLOCKING_MAC_BYTES: usize = 512 << 10;
 /// Length of the prefix that identifies the revision of an entry: it includes the first 8 bytes of
 /// the MAC.
 pub(crate) const REVISION_BYTES: usize = MAC_OFFSET + 8;
+/// The bytes of the MAC.
+pub(crate) const MAC_RANGE: std::ops::Range<usize> = MAC_OFFSET..HEADER_BYTES;
 
 /// Metadata is a response's header section and some dates: the gateway accepts header sections of
 /// up to 16 KiB.

@@ -117,8 +117,7 @@ impl RedisConnection {
         replies.map_err(|error| self.fault(&error))
     }
 
-    /// The same on a metered connection, whose callers take turns: all replies together may have
-    /// `bytes`. Those to an earlier pipeline that timed out count towards what it was allowed.
+    /// The same on a metered connection: all replies together may have `bytes`.
     pub(crate) async fn send_metered(&mut self, pipeline: &Pipeline, bytes: usize) -> Result<Vec<Value>, ShardFault> {
         self.driver.allowance.allow(bytes);
         let replies = self.send(pipeline).await?;

@@ -15,13 +15,17 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Memory of a parsed value besides its bytes.
 const VALUE_BYTES: usize = 64;
+
+/// Of all replies that a metered connection may still receive, however many pipelines are sent at
+/// once.
+const ALLOWED_MAX: usize = 32 << 20;
 
 /// Longest line with a length: an integer of 64 bits, its sign and spaces around it.
 const LENGTH_LINE_MAX: usize = 32;
@@ -48,8 +52,15 @@ impl ReplyLimits {
 #[derive(Debug, Default)]
 pub(crate) struct ReplyAllowance {
     is_exceeded: AtomicBool,
-    /// Bytes that the replies to what was sent may still have.
-    allowed: AtomicUsize,
+    expected: Mutex<ExpectedReplies>,
+}
+
+/// The replies that a metered connection may still receive.
+#[derive(Clone, Copy, Debug, Default)]
+struct ExpectedReplies {
+    /// Pipelines without complete replies, also those that their senders have given up.
+    pipelines: usize,
+    bytes: usize,
 }
 
 impl ReplyAllowance {
@@ -58,18 +69,33 @@ impl ReplyAllowance {
         self.is_exceeded.load(Ordering::Relaxed)
     }
 
-    /// Allows replies of `bytes` in addition. Call it before the commands are sent.
+    /// Allows replies of `bytes` in addition, `ALLOWED_MAX` together. Call it before a pipeline is
+    /// sent.
     pub(crate) fn allow(&self, bytes: usize) {
-        self.allowed.fetch_add(bytes, Ordering::Relaxed);
+        let mut expected = self.expected();
+        expected.pipelines += 1;
+        expected.bytes = expected.bytes.saturating_add(bytes).min(ALLOWED_MAX);
     }
 
-    /// Call it when all commands have been answered.
+    /// Call it when the replies to a pipeline are complete. Without another pipeline, no reply is
+    /// expected.
     pub(crate) fn settle(&self) {
-        self.allowed.store(0, Ordering::Relaxed);
+        let mut expected = self.expected();
+        expected.pipelines = expected.pipelines.saturating_sub(1);
+        if expected.pipelines == 0 {
+            expected.bytes = 0;
+        }
     }
 
     fn spend(&self, bytes: usize) -> bool {
-        self.allowed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |allowed| allowed.checked_sub(bytes)).is_ok()
+        let mut expected = self.expected();
+        let left = expected.bytes.checked_sub(bytes);
+        expected.bytes = left.unwrap_or_default();
+        left.is_some()
+    }
+
+    fn expected(&self) -> MutexGuard<'_, ExpectedReplies> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -324,6 +350,23 @@ mod tests {
         let cost = 10 * (4 + VALUE_BYTES);
         assert_eq!(meter(limits, cost, &reply, 64), Ok(0));
         assert_eq!(meter(limits, cost - 1, &reply, 64), Err(LimitExceeded));
+    }
+
+    #[test]
+    fn allowance_lasts_until_all_pipelines_are_answered_and_is_bounded() {
+        let allowance = ReplyAllowance::default();
+        assert!(!allowance.spend(1));
+        allowance.allow(100);
+        allowance.allow(100);
+        assert!(allowance.spend(50));
+        allowance.settle();
+        assert!(allowance.spend(150), "the second pipeline");
+        allowance.allow(100);
+        allowance.settle();
+        allowance.settle();
+        assert!(!allowance.spend(1));
+        (0..1_000).for_each(|_| allowance.allow(8 << 20));
+        assert!(!allowance.spend(ALLOWED_MAX + 1));
     }
 
     proptest! {

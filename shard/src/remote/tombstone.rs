@@ -23,7 +23,7 @@
 
 use super::fault::ShardFault;
 use crate::clock::ServerClock;
-use crate::entry::{EpochSnapshot, InvalidationEpochs};
+use crate::entry::{EpochSnapshot, InvalidationEpochs, MAC_RANGE};
 use redis::{Pipeline, Value};
 use std::time::{Duration, Instant};
 
@@ -111,16 +111,20 @@ return redis.pcall('SET', KEYS[1], ARGV[5], 'PX', ARGV[6])
 "
 );
 
-/// KEYS: entry, tombstone. ARGV: as `is_outdated`. Follows a plain store in the same transaction.
-/// Returns 0 if the entry was deleted again.
+/// KEYS: entry, tombstone. ARGV: as `is_outdated`, then the MAC of the stored envelope. Follows a
+/// plain store in the same transaction. Returns 0 if the entry was deleted again. An entry that the
+/// store has kept, because it may not replace one, has another MAC and stays.
 const CHECK_SCRIPT: &str = concat!(
     is_outdated!(),
     r"
 if not is_outdated() then return 1 end
+if redis.call('GETRANGE', KEYS[1], 80, 111) ~= ARGV[5] then return 1 end
 redis.call('UNLINK', KEYS[1])
 return 0
 "
 );
+
+const _: () = assert!(MAC_RANGE.start == 80 && MAC_RANGE.end == 112, "the range in `CHECK_SCRIPT`");
 
 /// A tombstone as read from a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,6 +222,7 @@ pub(crate) fn add_guarded_store(pipeline: &mut Pipeline, store: &GuardedStore<'_
         pipeline.arg(&envelope[..]).arg(*ttl_ms).arg(if *is_retry { "NX" } else { "" });
         return 1;
     }
+    pipeline.arg(&envelope[MAC_RANGE]);
     pipeline.cmd("EXEC");
     TRANSACTION_COMMANDS
 }
@@ -357,6 +362,35 @@ mod tests {
                 let exists: bool = redis::cmd("EXISTS").arg(key).query(&mut connection).unwrap();
                 assert_eq!(exists, expected == StoreOutcome::Stored);
             }
+        }
+    }
+
+    #[test]
+    fn repeated_store_that_is_outdated_leaves_the_entry_of_another_node() {
+        let server = TestServer::start();
+        let mut connection = server.connect();
+        let (key, tombstone_key) = ("tg:{default:1}:00", "tg:{default:1}:tombstone:00");
+        let fill = FillBeginning { process: 1, deletes: 0, began_ms: 1_000 };
+        let () = redis::cmd("SET").arg(tombstone_key).arg("2 1 5000 0").query(&mut connection).unwrap();
+        for envelope_bytes in [100, 10_000] {
+            let newer = vec![b'n'; envelope_bytes];
+            let () = redis::cmd("SET").arg(key).arg(&newer).query(&mut connection).unwrap();
+            let envelope = vec![b'x'; envelope_bytes];
+            let store =
+                GuardedStore { key, tombstone_key, envelope, ttl_ms: 60_000, fill, latest_ms: 0, is_retry: true };
+            let mut pipeline = Pipeline::new();
+            add_guarded_store(&mut pipeline, &store);
+            let replies: Vec<Value> = redis::ConnectionLike::req_packed_commands(
+                &mut connection,
+                &pipeline.get_packed_pipeline(),
+                0,
+                pipeline.len(),
+            )
+            .unwrap();
+            let outcome = store_outcome(&replies.iter().collect::<Vec<_>>());
+            assert!(matches!(outcome, StoreOutcome::Kept | StoreOutcome::Refused), "{envelope_bytes}: {outcome:?}");
+            let found: Vec<u8> = redis::cmd("GET").arg(key).query(&mut connection).unwrap();
+            assert!(found == newer, "{envelope_bytes}");
         }
     }
 }

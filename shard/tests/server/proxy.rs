@@ -1,6 +1,7 @@
 //! Owns a TCP proxy in front of a server. It can be disconnected: open connections end at once, and
-//! new ones are closed until it is restored. It can also be slow: each new connection then
-//! transfers a limited number of bytes per second.
+//! new ones are closed until it is restored. It can be stalled: connections stay open, and what is
+//! sent is lost. It can also be slow: each new connection then transfers a limited number of bytes
+//! per second.
 //!
 //! Refuses to outlive its test.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
@@ -17,6 +18,7 @@ use tokio::task::JoinHandle;
 pub(crate) struct Proxy {
     address: SocketAddr,
     is_disconnected: Arc<watch::Sender<bool>>,
+    is_stalled: Arc<watch::Sender<bool>>,
     bytes_per_second: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
@@ -27,6 +29,8 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let is_disconnected = Arc::new(watch::Sender::new(false));
         let disconnected = is_disconnected.clone();
+        let is_stalled = Arc::new(watch::Sender::new(false));
+        let stalled = is_stalled.clone();
         let bytes_per_second = Arc::new(AtomicU64::new(0));
         let limit = bytes_per_second.clone();
         let task = tokio::spawn(async move {
@@ -35,6 +39,7 @@ impl Proxy {
                 if *disconnected.borrow_and_update() {
                     continue;
                 }
+                let mut stalled = stalled.subscribe();
                 let bytes_per_second = limit.load(Ordering::Relaxed);
                 tokio::spawn(async move {
                     let Ok(mut server) = TcpStream::connect(("127.0.0.1", port)).await else { return };
@@ -46,6 +51,17 @@ impl Proxy {
                             relay_slowly(client, server, bytes_per_second).await;
                         }
                     };
+                    let relay = async {
+                        // Kept while the connection is stalled: it owns the sockets.
+                        let mut relay = std::pin::pin!(relay);
+                        let is_stalled = tokio::select! {
+                            () = &mut relay => false,
+                            _ = stalled.wait_for(|stalled| *stalled) => true,
+                        };
+                        if is_stalled {
+                            std::future::pending::<()>().await;
+                        }
+                    };
                     tokio::select! {
                         () = relay => {}
                         _ = disconnected.wait_for(|disconnected| *disconnected) => {}
@@ -53,7 +69,7 @@ impl Proxy {
                 });
             }
         });
-        Self { address, is_disconnected, bytes_per_second, task }
+        Self { address, is_disconnected, is_stalled, bytes_per_second, task }
     }
 
     /// Limits the bandwidth of new connections.
@@ -69,7 +85,12 @@ impl Proxy {
         self.is_disconnected.send_replace(true);
     }
 
+    pub(crate) fn stall(&self) {
+        self.is_stalled.send_replace(true);
+    }
+
     pub(crate) fn restore(&self) {
+        self.is_stalled.send_replace(false);
         self.is_disconnected.send_replace(false);
     }
 }

@@ -25,7 +25,7 @@ fn list(table: &TableReader<'_>, key: &'static str, identify: &identify::Identit
     for entry in &entries {
         let missing = match &entry.value {
             AccessEntry::Device(_) if identify.device.is_empty() => "device",
-            AccessEntry::User(_) if identify.user.is_none() => "user",
+            AccessEntry::User(_) if !identify.has_users() => "user",
             _ => continue,
         };
         let problem = ConfigProblem::bad_value(format!(

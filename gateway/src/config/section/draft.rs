@@ -3,6 +3,7 @@
 use super::super::fault::DocumentLocation;
 use super::super::model::Config;
 use super::super::read_context::Located;
+use super::auth::NamedClasses;
 
 /// A configuration with unresolved references, and the locations of values that `check` may report.
 pub(in crate::config) struct ConfigDraft {
@@ -13,6 +14,8 @@ pub(in crate::config) struct ConfigDraft {
     /// Identity keys that have effect only with trusted proxies.
     pub(in crate::config) proxy_dependent: Vec<DocumentLocation>,
     pub(in crate::config) identity_user: DocumentLocation,
+    pub(in crate::config) identity_region: DocumentLocation,
+    pub(in crate::config) identity_geoip: DocumentLocation,
     pub(in crate::config) identity_secret: DocumentLocation,
     pub(in crate::config) regions: Option<Vec<Located<shard::Region>>>,
     pub(in crate::config) regions_at: DocumentLocation,
@@ -32,9 +35,11 @@ pub(in crate::config) struct RouteReferences {
     pub(in crate::config) matched: DocumentLocation,
     pub(in crate::config) path: DocumentLocation,
     pub(in crate::config) forward_path: DocumentLocation,
+    pub(in crate::config) request_headers: DocumentLocation,
     pub(in crate::config) cost: DocumentLocation,
     pub(in crate::config) default_ttl: DocumentLocation,
     pub(in crate::config) ttl: DocumentLocation,
     pub(in crate::config) upstream: Option<Located<String>>,
     pub(in crate::config) limits: Vec<Located<String>>,
+    pub(in crate::config) key_classes: Option<NamedClasses>,
 }

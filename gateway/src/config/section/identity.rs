@@ -5,7 +5,7 @@ use super::super::node::DocumentValue;
 use super::super::read_context::Located;
 use super::super::table_reader::{TableReader, ValueOrTable};
 use super::super::value_kind::{AnyString, InputValue, OneOf, ParsedString, ValueKind};
-use super::{formats, tokens};
+use super::{formats, geoip, tokens};
 use crate::identify::{AccessConfig, CertificateField, ForwardedField, IdentityConfig, IdentitySource};
 
 /// Sources that a client controls.
@@ -15,10 +15,15 @@ pub(super) const SOURCE: ParsedString<IdentitySource> = ParsedString {
     format: format_source,
 };
 
-const REGION: ParsedString<shard::Region> = ParsedString {
-    name: "a region name: 1 to 32 of a-z, 0-9, `-` and `_`",
-    parse: parse_region,
-    format: |region| region.to_string(),
+/// Sources of the region.
+const REGION_SOURCE: ParsedString<IdentitySource> = ParsedString {
+    name: "\"header:NAME\", \"cookie:NAME\", \"host:\", \"path:N\", \"geoip:\", \"geoip:country\" or \"geoip:continent\"",
+    parse: |text| match text.strip_prefix("geoip:") {
+        Some("") => Ok(IdentitySource::GeoIpRegion),
+        Some(_) => parse_connection_source(text),
+        None => parse_source(text),
+    },
+    format: format_source,
 };
 
 const FORWARDED_FIELD: OneOf<ForwardedField> = OneOf(&[
@@ -61,14 +66,16 @@ pub(super) fn read(root: &TableReader<'_>) -> (IdentityConfig, Vec<DocumentLocat
             user_class,
             tokens,
             claims: default.claims,
-            region: formats::list(table, "region", SOURCE, default.region),
-            region_default: table.value_or("region_default", &REGION, default.region_default),
-            regions: formats::list(table, "regions", REGION, Vec::new()),
+            region: formats::list(table, "region", REGION_SOURCE, default.region),
+            region_default: table.value_or("region_default", &formats::REGION, default.region_default),
+            regions: formats::list(table, "regions", formats::REGION, Vec::new()),
+            geoip: geoip::read(table),
             // Set by the section `[limits]`.
             keys: Vec::new(),
             access: AccessConfig::default(),
             untrusted_fields: formats::list(table, "untrusted_fields", formats::FIELD_NAME, default.untrusted_fields),
             has_fingerprints: default.has_fingerprints,
+            has_principals: default.has_principals,
             secret: table.value_or("secret", &AnyString, default.secret),
         };
         (config, proxy_dependent)
@@ -135,6 +142,10 @@ pub(super) fn parse_connection_source(text: &str) -> Result<IdentitySource, Conf
         Some(("certificate", name)) => Err(ConfigProblem::bad_value(format!("a certificate has no `{name}`"))
             .hint("write \"certificate:subject\" or \"certificate:san\"")),
         Some(("ja4", "")) => Ok(IdentitySource::Ja4),
+        Some(("geoip", "country")) => Ok(IdentitySource::GeoIpCountry),
+        Some(("geoip", "continent")) => Ok(IdentitySource::GeoIpContinent),
+        Some(("geoip", _)) => Err(ConfigProblem::bad_value(format!("`{text}` is not a source"))
+            .hint("write \"geoip:country\" or \"geoip:continent\"")),
         _ => parse_source(text),
     }
 }
@@ -149,7 +160,8 @@ fn parse_source(text: &str) -> Result<IdentitySource, ConfigProblem> {
             Ok(number @ 1..=32) => Ok(IdentitySource::Path(number)),
             _ => Err(problem(format!("`{number}` is not a segment number, 1 to 32"))),
         },
-        Some(("geoip", _)) => Err(ConfigProblem::unavailable("a region from GeoIP")),
+        Some(("geoip", _)) => Err(ConfigProblem::bad_value(format!("`{text}` is not a source here"))
+            .hint("GeoIP is a source of the region, and \"geoip:country\" a key of limits")),
         _ => Err(problem(format!("`{text}` is not a source"))),
     }
 }
@@ -164,9 +176,8 @@ pub(super) fn format_source(source: &IdentitySource) -> String {
         IdentitySource::Certificate(CertificateField::Subject) => "certificate:subject".to_owned(),
         IdentitySource::Certificate(CertificateField::San) => "certificate:san".to_owned(),
         IdentitySource::Ja4 => "ja4:".to_owned(),
+        IdentitySource::GeoIpRegion => "geoip:".to_owned(),
+        IdentitySource::GeoIpCountry => "geoip:country".to_owned(),
+        IdentitySource::GeoIpContinent => "geoip:continent".to_owned(),
     }
-}
-
-fn parse_region(text: &str) -> Result<shard::Region, ConfigProblem> {
-    text.parse().map_err(|error: shard::InvalidRegion| ConfigProblem::bad_value(format!("`{text}`: {error}")))
 }

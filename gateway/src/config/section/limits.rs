@@ -45,7 +45,7 @@ pub(super) fn weights(root: &TableReader<'_>) -> Vec<(String, f64)> {
 /// Source of the key of a limit; unlike other sources it may be a claim of a verified token, a name
 /// in a client certificate, or a TLS fingerprint.
 const KEY: ParsedString<IdentitySource> = ParsedString {
-    name: "\"header:NAME\", \"cookie:NAME\", \"path:N\", \"host:\", \"claim:NAME\", \"certificate:subject\", \"certificate:san\" or \"ja4:\"",
+    name: "\"header:NAME\", \"cookie:NAME\", \"path:N\", \"host:\", \"claim:NAME\", \"certificate:subject\", \"certificate:san\", \"ja4:\", \"geoip:country\" or \"geoip:continent\"",
     parse: |text| match text.strip_prefix("claim:") {
         Some("") | None => identity::parse_connection_source(text),
         Some(name) => Ok(IdentitySource::Claim(name.to_owned())),
@@ -146,7 +146,7 @@ fn rule(
         let message = "`per_address` applies to limits with `tier = \"device\"` only, and needs `identity.device` or a listener with TLS";
         table.context.error(&table.location_of(&["per_address"]), ConfigProblem::bad_value(message));
     }
-    if scope.value == Scope::User && identify.user.is_none() {
+    if scope.value == Scope::User && !identify.has_users() {
         let problem = ConfigProblem::new(FaultCode::Risk, "this limit never applies: no request has a user");
         table.context.warning(&table.at, problem.hint("set `identity.user`"));
     }

@@ -5,26 +5,31 @@
 
 mod formats;
 mod access;
+mod auth;
 mod bounds;
 mod tokens;
+mod files;
+mod geoip;
 mod identity;
 mod limits;
 mod cache;
 mod draft;
-mod files;
 mod listen;
 mod redis;
+mod route_actions;
 mod routes;
 mod server;
 mod upstreams;
 
 pub(super) use draft::ConfigDraft;
 pub(super) use formats::parse_endpoint;
+pub(super) use route_actions::unkeyed_variable;
 
 use super::model::Config;
 use super::table_reader::TableReader;
 use crate::accept::ListenConfig;
 use crate::limit::LimitConfig;
+use crate::route::RouteConfig;
 
 /// Reads the whole document.
 pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
@@ -35,6 +40,7 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
     let (mut http, accept) = listen::limits_http(root);
     http.paths = server.paths;
     let (mut identify, proxy_dependent) = identity::read(root);
+    identify.has_principals = root.has_in_any("routes", "auth");
     identify.access = access::read(root, &identify);
     identify.has_fingerprints = listen.iter().any(|listen| listen.tls.is_some());
     let weights = limits::weights(root);
@@ -43,7 +49,8 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
     let redis = redis::read(root, cache.remote_object_bytes);
     let (rules, rules_at) = limits::rules(root, &weights, &mut identify).into_iter().unzip();
     let (upstreams, upstreams_at) = upstreams::read(root).into_iter().unzip();
-    let (routes, route_names) = routes::read(root).into_iter().unzip();
+    let (routes, route_names): (Vec<RouteConfig>, Vec<_>) = routes::read(root).into_iter().unzip();
+    http.route_body_bytes = routes.iter().filter_map(|route| route.body_bytes).max().unwrap_or(0);
     server::unavailable(root);
     ConfigDraft {
         config: Config {
@@ -65,6 +72,8 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
         admin: admin_at,
         proxy_dependent,
         identity_user: root.location_of(&["identity", "user"]),
+        identity_region: root.location_of(&["identity", "region"]),
+        identity_geoip: root.location_of(&["identity", "geoip"]),
         identity_secret: root.location_of(&["identity", "secret"]),
         regions: redis.regions,
         regions_at: redis.at,

@@ -105,7 +105,7 @@ name = "two"
 match = { host = "Shop.example", path = "/a" }
 upstream = "shop"
 forward_path = "normal"
-cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_max = "4s", ttl_jitter_percent = 7, set_cookie = "shared", tags = "Cache-Tag", stale_if_error = "2s", stale_while_revalidate = "3s" }
+cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_max = "4s", ttl_jitter_percent = 7, set_cookie = "shared", cookies = "explicit", tags = "Cache-Tag", stale_if_error = "2s", stale_while_revalidate = "3s" }
 "#;
     let (config, warnings) = parse_toml(text).unwrap_or_else(|report| panic!("{report}"));
     assert!(warnings.is_empty(), "{warnings}");
@@ -213,6 +213,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         ttl: vec![(cache::StatusPattern::One(404), 5 * second), (cache::StatusPattern::Class(5), 6 * second)],
         heuristic_max: 4 * second,
         set_cookie: cache::SetCookiePolicy::Shared,
+        cookies: cache::CookiePolicy::Explicit,
         tags: Some("cache-tag".to_owned()),
         stale_if_error: 2 * second,
         stale_while_revalidate: 3 * second,

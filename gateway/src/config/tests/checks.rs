@@ -486,6 +486,8 @@ fn lifetimes_of_responses_to_cookies_are_warned_of() {
         "mode = \"off\", default_ttl = \"1s\"",
         "ttl = { \"404\" = \"1s\", \"5xx\" = \"1s\" }",
         "default_ttl = \"1s\", ttl = { \"2xx\" = \"0s\" }",
+        "default_ttl = \"1s\", cookies = \"ignored\"",
+        "ttl = { \"2xx\" = \"1s\" }, cookies = \"explicit\"",
     ] {
         assert_eq!(cached(cache, ""), [""; 0], "{cache}");
     }

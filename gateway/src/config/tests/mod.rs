@@ -4,6 +4,7 @@
 mod accepted;
 mod checks;
 mod complete_documents;
+mod credentials;
 mod rejected;
 mod tokens;
 

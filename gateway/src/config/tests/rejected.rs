@@ -34,7 +34,7 @@ upstream = \"shop\"
         "3:1 server.worker: unknown key `worker` (did you mean `workers`?)",
         "7:1 upstreams.shop.timout: unknown key `timout` (did you mean `timeout`?)",
         "8:13 upstreams.shop.breaker.error_rate: unknown key `error_rate` (did you mean `error_ratio`?)",
-        "11:24 routes[0].match.verbs: unknown key `verbs` (expected one of `host`, `path`, `methods`)",
+        "11:24 routes[0].match.verbs: unknown key `verbs` (expected one of `host`, `path`, `methods`, `scheme`, `headers`, `query`)",
         "13:3 routes[0].weight: unknown key `weight` (expected one of",
         "14:2 sever: unknown key `sever` (did you mean `server`?)",
     ];
@@ -151,7 +151,11 @@ fn unavailable_features_are_rejected_only_if_used() {
     let upstream = "[upstreams.b]\nendpoints = [\"http://b\"]\n";
     for (neutral, using, path) in [
         ("", "[journal]\nstore = \"x\"", "journal"),
-        ("[identity]\nregion = [\"host:\"]", "[identity]\nregion = [\"geoip:x.mmdb\"]", "identity.region[0]"),
+        (
+            "",
+            "[[routes]]\nname = \"b\"\nmatch = { path = \"/b\" }\nupstream = \"shop\"\nauth = { forward = \"http://b\" }",
+            "routes[1].auth.forward",
+        ),
         ("[tracing]\notlp = \"${X:-}\"", "[tracing]\notlp = \"http://x\"", "tracing.otlp"),
         ("retries = 0", "retries = 1", "upstreams.b.retries"),
         ("", "health = { path = \"/\" }", "upstreams.b.health"),

@@ -34,10 +34,10 @@ pub(super) struct MessageWriter {
     piece: usize,
     in_chunk: bool,
     ended: bool,
+    /// Whether the head is to be written before the source is polled.
+    is_head_first: bool,
     /// The error of the source, kept until the bytes before it are written.
     source_error: Option<BodyError>,
-    /// Whether any byte of the message was written to the peer.
-    any_sent: bool,
     /// Whether bytes were written since `take_progress` was called or the message was started.
     progressed: bool,
     /// Whether written bytes wait in the TLS buffer because the socket does not accept them.
@@ -59,8 +59,8 @@ impl MessageWriter {
             piece: 0,
             in_chunk: false,
             ended: true,
+            is_head_first: false,
             source_error: None,
-            any_sent: false,
             progressed: false,
             is_flush_pending: false,
             body_sent: 0,
@@ -87,8 +87,7 @@ impl MessageWriter {
         self.in_chunk = false;
         self.body_sent = 0;
         self.source_error = None;
-        // Part of an interim head may have been sent. The rest of it must not be discarded then.
-        self.any_sent = self.sent > 0;
+        self.is_head_first = false;
         self.progressed = false;
         self.is_flush_pending = false;
         self.ended = self.framing == BodyFraming::Raw { left: Some(0) };
@@ -109,6 +108,12 @@ impl MessageWriter {
             self.piece = body.len();
             self.copy_small_piece(source);
         }
+    }
+
+    /// Writes the head before the source is polled, if it has no bytes now: an error of the source
+    /// then follows the head.
+    pub(super) fn write_head_first(&mut self, source: &dyn BodySource) {
+        self.is_head_first = !self.ended && source.data().is_empty();
     }
 
     pub(super) fn body_sent(&self) -> u64 {
@@ -143,10 +148,10 @@ impl MessageWriter {
         while self.is_fully_prepared() {
             self.sent += ready!(io.poll_write(cx, &self.out[self.sent..], &[])).map_err(SendError::Peer)?;
             self.progressed = true;
-            self.any_sent = true;
         }
         loop {
-            let wants_more = self.piece == 0 && !self.ended && self.source_error.is_none();
+            let is_head_first = std::mem::take(&mut self.is_head_first);
+            let wants_more = self.piece == 0 && !self.ended && self.source_error.is_none() && !is_head_first;
             let source_pending = wants_more && self.poll_piece(cx, source)?.is_pending();
             if self.copy_small_piece(source) && !self.ended {
                 continue;
@@ -165,7 +170,6 @@ impl MessageWriter {
             let data = &source.data()[..self.piece];
             let written = ready!(io.poll_write(cx, &self.out[self.sent..], data)).map_err(SendError::Peer)?;
             self.progressed = true;
-            self.any_sent = true;
             self.record_written(written, source);
             if source_pending && self.sent == self.out.len() {
                 ready!(self.poll_flush(cx, io))?;
@@ -181,7 +185,6 @@ impl MessageWriter {
         let data = if self.piece == 0 { &[] } else { &source.data()[..self.piece] };
         let Some(written) = io.write_unready(&self.out[self.sent..], data)? else { return Ok(false) };
         self.progressed = true;
-        self.any_sent = true;
         self.record_written(written, source);
         Ok(true)
     }
@@ -216,9 +219,8 @@ impl MessageWriter {
         io.poll_flush(cx).map_err(SendError::Peer)
     }
 
-    /// Requests the next piece of the source. An error before any body byte is returned at once, so
-    /// that another response can replace the prepared head. A later error is returned after the
-    /// bytes before it are written.
+    /// Requests the next piece of the source. An error before any body byte is returned at once,
+    /// without the head. A later error is returned after the bytes before it are written.
     fn poll_piece(&mut self, cx: &mut Context<'_>, source: &mut dyn BodySource) -> Result<Poll<()>, SendError> {
         match self.next_piece(cx, source) {
             Err(SendError::Source(error)) if self.body_sent > 0 => {
@@ -227,17 +229,6 @@ impl MessageWriter {
             }
             result => result,
         }
-    }
-
-    /// Whether no byte of the message was sent.
-    pub(super) fn is_unsent(&self) -> bool {
-        !self.any_sent
-    }
-
-    /// Discards the prepared bytes.
-    pub(super) fn discard(&mut self) {
-        self.out.clear();
-        self.sent = 0;
     }
 
     /// Requests the next piece of the source and frames it.

@@ -120,6 +120,13 @@ enum RequestState {
     ClientFailed,
 }
 
+/// The end of an exchange in which no byte could move.
+enum ClockEnd {
+    TimedOut(ExchangeTimeout),
+    /// The client has closed its connection before its request was sent.
+    ClientGone,
+}
+
 /// Progress of reading the head of the final response.
 #[derive(Default)]
 struct HeadProgress {
@@ -254,8 +261,12 @@ impl UpstreamConnection {
         cx: &mut Context<'_>,
         body: &mut dyn BodySource,
     ) -> Poll<Result<(), UpstreamConnectionError>> {
-        if let Poll::Ready(timeout) = self.poll_clock(cx, AwaitedStep::UpstreamHead, body) {
-            return Poll::Ready(timeout.map_or(Ok(()), |timeout| Err(UpstreamConnectionError::Timeout(timeout))));
+        if let Poll::Ready(ended) = self.poll_clock(cx, AwaitedStep::UpstreamHead, body) {
+            return Poll::Ready(match ended {
+                Ok(()) => Ok(()),
+                Err(ClockEnd::TimedOut(timeout)) => Err(UpstreamConnectionError::Timeout(timeout)),
+                Err(ClockEnd::ClientGone) => Err(UpstreamConnectionError::ClientGone),
+            });
         }
         if self.request_state == RequestState::Sent {
             body.poll_client_closed(cx).map(|()| Err(UpstreamConnectionError::ClientGone))
@@ -308,32 +319,33 @@ impl UpstreamConnection {
         }
     }
 
-    /// Polls the clock of the step that is awaited when no byte can be transferred. Ready with the
-    /// clock that ran out, or with `None` when the upstream has accepted bytes of the request, or
-    /// will accept no more.
+    /// Polls the clock of the step that is awaited when no byte can be transferred. `Ok` when the
+    /// upstream has accepted bytes of the request, or will accept no more.
     fn poll_clock(
         &mut self,
         cx: &mut Context<'_>,
         response_step: AwaitedStep,
         body: &mut dyn BodySource,
-    ) -> Poll<Option<ExchangeTimeout>> {
+    ) -> Poll<Result<(), ClockEnd>> {
         let step = self.awaited_step(response_step);
         loop {
             match ready!(self.clock.poll(cx, step)) {
-                ClockEvent::TimedOut(timeout) => return Poll::Ready(Some(timeout)),
+                ClockEvent::TimedOut(timeout) => return Poll::Ready(Err(ClockEnd::TimedOut(timeout))),
+                ClockEvent::CheckClient if body.is_client_closed() => return Poll::Ready(Err(ClockEnd::ClientGone)),
+                ClockEvent::CheckClient => {}
                 ClockEvent::CheckWrite => match self.writer.write_unready(&self.io, body) {
                     Ok(true) => {
                         self.clock.record_accepted();
-                        return Poll::Ready(None);
+                        return Poll::Ready(Ok(()));
                     }
                     Ok(false) => {
                         if let Some(timeout) = self.clock.record_blocked() {
-                            return Poll::Ready(Some(timeout));
+                            return Poll::Ready(Err(ClockEnd::TimedOut(timeout)));
                         }
                     }
                     Err(error) => {
                         self.refuse_request(&error);
-                        return Poll::Ready(None);
+                        return Poll::Ready(Ok(()));
                     }
                 },
             }
@@ -388,7 +400,8 @@ impl UpstreamConnection {
         let out = self.writer.head_buffer();
         out.extend_from_slice(request.method.as_str().as_bytes());
         out.push(b' ');
-        match &request.received_path {
+        let edits = request.origin_edits.as_deref();
+        match edits.and_then(|edits| edits.path.as_deref()).or(request.received_path.as_deref()) {
             None => out.extend_from_slice(request.target.as_bytes()),
             Some(path) => {
                 out.extend_from_slice(path.as_bytes());
@@ -396,7 +409,8 @@ impl UpstreamConnection {
             }
         }
         out.extend_from_slice(b" HTTP/1.1\r\n");
-        send::push_line(out, b"Host", request.authority.as_bytes());
+        let host = edits.and_then(|edits| edits.host.as_deref()).unwrap_or(&request.authority);
+        send::push_line(out, b"Host", host.as_bytes());
         request.fields.write_lines(out, REWRITTEN);
         if let Some(left) = self.clock.total_left() {
             // The origin can stop when the response would be too late. 0 would be no limit.
@@ -467,9 +481,10 @@ impl UpstreamConnection {
                 _ if self.is_event_stream => AwaitedStep::EventStream,
                 _ => AwaitedStep::UpstreamBody,
             };
-            if let Some(timeout) = ready!(self.poll_clock(cx, step, request_body)) {
-                return Poll::Ready(Err(BodyError::Timeout(timeout)));
-            }
+            ready!(self.poll_clock(cx, step, request_body)).map_err(|ended| match ended {
+                ClockEnd::TimedOut(timeout) => BodyError::Timeout(timeout),
+                ClockEnd::ClientGone => BodyError::ClientGone,
+            })?;
         }
     }
 

@@ -12,9 +12,9 @@ use super::client_clock::ClientClock;
 use super::shared::ConnectionShared;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::exchange_clock::ExchangeTimeout;
-use crate::http::fields::Fields;
+use crate::http::fields::{Fields, matches_pattern};
 use crate::http::h1;
-use crate::http::limits::HttpLimits;
+use crate::http::limits::{HttpLimits, UnderscorePolicy};
 use crate::http::message::{InterimResponses, Request, Response, StatusCode};
 
 /// Bytes of a body that a client may send before the gateway reads it, and the largest window of a
@@ -233,6 +233,7 @@ pub(crate) struct Http2RequestBody {
     /// The queue that `100 Continue` is pushed to, once, if the client waits for it.
     awaits_continue: Option<InterimResponses>,
     dropped_trailers: std::sync::Arc<[String]>,
+    drops_underscores: bool,
     trailers: Option<Box<Fields>>,
 }
 
@@ -244,19 +245,27 @@ impl Http2RequestBody {
             taken: Vec::new(),
             consumed: 0,
             received_bytes: 0,
-            body_max: limits.body_bytes,
+            body_max: limits.body_bytes_max(),
             clock: ClientClock::new(limits),
             awaits_continue: request.connection.expects_continue.then(|| request.interim.share()),
             dropped_trailers: std::sync::Arc::clone(&limits.dropped_trailers),
+            drops_underscores: limits.underscores == UnderscorePolicy::Drop,
             trailers: None,
         }
+    }
+
+    /// Lowers the limit of the body's size.
+    pub(crate) fn limit(&mut self, bytes: u64) {
+        self.body_max = self.body_max.min(bytes);
     }
 
     fn take_trailers(&mut self, state: &mut UploadState) {
         let Some(trailers) = state.trailers.take() else { return };
         let mut fields = Fields::default();
         for field in trailers.iter() {
-            let is_dropped = self.dropped_trailers.iter().any(|name| name.as_bytes().eq_ignore_ascii_case(field.name));
+            let is_dropped =
+                self.dropped_trailers.iter().any(|dropped| matches_pattern(field.name, dropped.as_bytes()))
+                    || self.drops_underscores && field.name.contains(&b'_');
             let is_allowed = str::from_utf8(field.name).is_ok_and(h1::is_allowed_trailer);
             if is_allowed && !is_dropped {
                 fields.push(field.name, field.value);

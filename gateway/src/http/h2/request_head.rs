@@ -67,7 +67,6 @@ pub(super) struct HeadReader {
     scheme: Vec<u8>,
     authority: Vec<u8>,
     path: Vec<u8>,
-    protocol: Vec<u8>,
     cookie: Vec<u8>,
     priority: Option<Priority>,
     /// Bit by pseudo field.
@@ -90,16 +89,14 @@ const PROTOCOL: u8 = 16;
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct HeadDetails {
     pub(super) priority: Option<Priority>,
-    /// The request opens a tunnel (RFC 8441).
-    pub(crate) is_tunnel: bool,
-    pub(crate) bytes: usize,
+    pub(super) bytes: usize,
 }
 
 impl HeadReader {
     pub(super) fn begin(&mut self, request: &mut Request) {
         request.clear();
         request.version = HttpVersion::Http2;
-        for buffer in [&mut self.scheme, &mut self.authority, &mut self.path, &mut self.protocol, &mut self.cookie] {
+        for buffer in [&mut self.scheme, &mut self.authority, &mut self.path, &mut self.cookie] {
             buffer.clear();
         }
         (self.method, self.priority, self.seen, self.malformed) = (None, None, 0, None);
@@ -120,6 +117,10 @@ impl HeadReader {
             b":authority" => value.len() + 8,
             name => name.len() + value.len() + 4,
         };
+        if is_pseudo && name == b":method" && value.len() > limits.uri_bytes {
+            // As over HTTP/1.1.
+            self.refuse(RequestRefusal::RequestLine);
+        }
         self.is_target_too_long |= is_pseudo && name == b":path" && value.len() > limits.uri_bytes;
         if self.bytes > limits.header_bytes {
             return;
@@ -166,7 +167,7 @@ impl HeadReader {
             b":scheme" => (SCHEME, Some(&mut self.scheme)),
             b":authority" => (AUTHORITY, Some(&mut self.authority)),
             b":path" => (PATH, Some(&mut self.path)),
-            b":protocol" => (PROTOCOL, Some(&mut self.protocol)),
+            b":protocol" => (PROTOCOL, None),
             _ => return self.refuse(RequestRefusal::FieldSyntax),
         };
         if self.has_fields || self.seen & bit != 0 {
@@ -189,15 +190,17 @@ impl HeadReader {
         limits: &HttpLimits,
         request: &mut Request,
     ) -> Result<HeadDetails, HeadRefusal> {
-        let mut details =
-            HeadDetails { priority: self.priority, is_tunnel: self.seen & PROTOCOL != 0, bytes: self.bytes };
+        let details = HeadDetails { priority: self.priority, bytes: self.bytes };
+        let malformed = |refusal| Err(HeadRefusal { refusal, is_malformed: true });
+        if self.malformed == Some(RequestRefusal::RequestLine) {
+            return malformed(RequestRefusal::RequestLine);
+        }
         if self.is_target_too_long {
             return Err(RequestRefusal::TargetTooLong.into());
         }
         if self.bytes > limits.header_bytes {
             return Err(RequestRefusal::HeadTooLarge.into());
         }
-        let malformed = |refusal| Err(HeadRefusal { refusal, is_malformed: true });
         if let Some(refusal) = self.malformed {
             return malformed(refusal);
         }
@@ -210,22 +213,14 @@ impl HeadReader {
             return Err(RequestRefusal::TooManyFields.into());
         }
         let Some(method) = self.method.take() else { return malformed(RequestRefusal::RequestLine) };
-        let is_connect = method == Method::CONNECT;
-        if details.is_tunnel {
-            if !is_connect || self.seen & AUTHORITY == 0 {
-                return malformed(RequestRefusal::FieldSyntax);
-            }
-            if !self.protocol.eq_ignore_ascii_case(b"websocket") {
-                return Err(RequestRefusal::Protocol.into());
-            }
-            // The origin gets the HTTP/1.1 form of the same (RFC 8441 section 5).
-            request.method = Method::GET;
-        } else {
-            request.method = method;
-            if is_connect && self.seen & (SCHEME | PATH) != 0 {
-                return malformed(RequestRefusal::FieldSyntax);
-            }
+        if self.seen & PROTOCOL != 0 {
+            // Extended CONNECT (RFC 8441) is not offered.
+            return Err(RequestRefusal::Protocol.into());
         }
+        if method == Method::CONNECT && self.seen & (SCHEME | PATH) != 0 {
+            return malformed(RequestRefusal::FieldSyntax);
+        }
+        request.method = method;
         head::check_method(&request.method)?;
         if self.seen & SCHEME == 0 || self.seen & PATH == 0 || self.path.is_empty() {
             return malformed(RequestRefusal::Target);
@@ -237,15 +232,10 @@ impl HeadReader {
         head::set_target(target, limits, request)?;
         self.set_authority(request)?;
         self.set_length(has_ended, limits, request)?;
-        if details.is_tunnel {
-            request.upgrade = Some(Box::from(&b"websocket"[..]));
-            request.length = BodyLength::Empty;
-        }
         request.connection = ConnectionOptions {
             keep_alive: true,
             expects_continue: head::expects_continue(request)? && request.length != BodyLength::Empty,
         };
-        details.bytes = self.bytes;
         Ok(details)
     }
 
@@ -280,7 +270,7 @@ impl HeadReader {
     fn set_length(&self, has_ended: bool, limits: &HttpLimits, request: &mut Request) -> Result<(), HeadRefusal> {
         head::set_length(limits, request)?;
         match request.length {
-            BodyLength::Known(1..) if has_ended && !self.is_tunnel() => {
+            BodyLength::Known(1..) if has_ended => {
                 return Err(HeadRefusal { refusal: RequestRefusal::BadLength, is_malformed: true });
             }
             BodyLength::Empty if !has_ended && !request.fields.has(KnownField::ContentLength) => {
@@ -290,14 +280,75 @@ impl HeadReader {
         }
         Ok(())
     }
-
-    fn is_tunnel(&self) -> bool {
-        self.seen & PROTOCOL != 0
-    }
 }
 
 /// Whether a request whose stream has not ended may still have no body: it announces none, and its
 /// method has no use for one. The next frame then tells.
 pub(crate) fn may_be_bodiless(request: &Request) -> bool {
     request.length == BodyLength::Streamed && matches!(request.method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::hpack_decode::HpackDecoder;
+    use super::*;
+    use crate::http::fields::is_token;
+
+    /// A field section of literals, some of them malformed.
+    fn section() -> impl Strategy<Value = Vec<u8>> {
+        let name = prop_oneof![
+            Just(":method"),
+            Just(":path"),
+            Just(":scheme"),
+            Just(":authority"),
+            Just(":protocol"),
+            Just("cookie"),
+            Just("host"),
+            Just("te"),
+            Just("X-A"),
+            Just("x-a"),
+            Just("content-length"),
+            Just("connection"),
+            Just("x\"a"),
+            Just(""),
+        ];
+        let value = prop_oneof![
+            Just("GET".to_owned()),
+            Just("/a".to_owned()),
+            Just("https".to_owned()),
+            Just("a.test".to_owned()),
+            Just("websocket".to_owned()),
+            Just("5".to_owned()),
+            "[ -~\t\r\n\u{e9}]{0,12}",
+        ];
+        let literal = (name, value).prop_map(|(name, value)| {
+            let lengths = [name.len(), value.len()].map(|length| u8::try_from(length).expect("short"));
+            [&[0, lengths[0]], name.as_bytes(), &[lengths[1]], value.as_bytes()].concat()
+        });
+        let start = b"\x82\x87\x84\x01\x06a.test".to_vec();
+        let valid =
+            prop::collection::vec(literal.clone(), 0..4).prop_map(move |rest| [start.clone(), rest.concat()].concat());
+        prop_oneof![valid, prop::collection::vec(literal, 0..8).prop_map(|all| all.concat()), any::<Vec<u8>>()]
+    }
+
+    proptest! {
+        #[test]
+        fn accepted_heads_are_well_formed(section in section(), has_ended: bool) {
+            let (mut reader, mut request) = (HeadReader::default(), Request::default());
+            let limits = HttpLimits::default();
+            reader.begin(&mut request);
+            let decoded = HpackDecoder::new().decode(&section, |field| reader.receive(field, &limits, &mut request));
+            if decoded.is_ok() && reader.finish(has_ended, &limits, &mut request).is_ok() {
+                prop_assert!(request.target.starts_with('/') || request.target == "*");
+                prop_assert!(!request.authority.is_empty());
+                for field in request.fields.iter() {
+                    prop_assert!(is_token(field.name) && !field.name.iter().any(u8::is_ascii_uppercase));
+                    prop_assert!(is_value(field.value));
+                    prop_assert!(!matches!(field.name, b"connection" | b"transfer-encoding" | b"upgrade"));
+                }
+            }
+        }
+    }
 }

@@ -14,7 +14,7 @@ const ADDRESS: KeyHash = KeyHash(1);
 
 fn config(algorithms: &[Algorithm], issuers: &[&Issuer]) -> TokenConfig {
     TokenConfig {
-        keys: JwkSet::parse(&set(issuers), algorithms).expect("a usable set"),
+        keys: TokenKeys::Fixed(JwkSet::parse(&set(issuers), algorithms).expect("a usable set")),
         location: TokenLocation::Bearer,
         issuer: None,
         audience: Vec::new(),
@@ -23,7 +23,7 @@ fn config(algorithms: &[Algorithm], issuers: &[&Issuer]) -> TokenConfig {
 }
 
 fn verifier_for(algorithms: &[Algorithm], issuers: &[&Issuer]) -> TokenVerifier {
-    TokenVerifier::new(config(algorithms, issuers))
+    TokenVerifier::new(config(algorithms, issuers), "", None)
 }
 
 /// Extracts the user from `sub`, which is a number in these tests.
@@ -182,11 +182,12 @@ fn validity_period_is_checked_with_leeway() {
 #[test]
 fn configured_issuer_and_audience_are_required() {
     let issuer = Issuer::new(Algorithm::ES256, "a");
-    let strict = TokenVerifier::new(TokenConfig {
+    let strict = TokenConfig {
         issuer: Some("https://id.test".to_owned()),
         audience: vec!["shop".to_owned(), "stall".to_owned()],
         ..config(&[Algorithm::ES256], &[&issuer])
-    });
+    };
+    let strict = TokenVerifier::new(strict, "", None);
     let of = |claims: Value| verify(&strict, &issuer.token(claims));
     let (right, wrong) = ("https://id.test", "https://id.test/");
     assert_eq!(of(json!({ "sub": "1", "iss": right, "aud": "shop" })), Ok(1));
@@ -206,7 +207,7 @@ fn configured_issuer_and_audience_are_required() {
 fn only_a_single_token_is_extracted() {
     let issuer = Issuer::new(Algorithm::ES256, "a");
     let extracted = |location: TokenLocation, lines: &[(&str, &str)]| {
-        let tokens = TokenVerifier::new(TokenConfig { location, ..config(&[Algorithm::ES256], &[&issuer]) });
+        let tokens = TokenVerifier::new(TokenConfig { location, ..config(&[Algorithm::ES256], &[&issuer]) }, "", None);
         let mut fields = Fields::default();
         lines.iter().for_each(|(name, value)| fields.push(name.as_bytes(), value.as_bytes()));
         tokens.extract_token(&fields).map(|token| token.map(|token| String::from_utf8_lossy(token).into_owned()))
@@ -214,7 +215,7 @@ fn only_a_single_token_is_extracted() {
     let some = |token: &str| Ok(Some(token.to_owned()));
     // The fields that remain after multiple tokens are removed.
     let remaining = |location: TokenLocation, lines: &[(&str, &str)]| {
-        let tokens = TokenVerifier::new(TokenConfig { location, ..config(&[Algorithm::ES256], &[&issuer]) });
+        let tokens = TokenVerifier::new(TokenConfig { location, ..config(&[Algorithm::ES256], &[&issuer]) }, "", None);
         let mut fields = Fields::default();
         lines.iter().for_each(|(name, value)| fields.push(name.as_bytes(), value.as_bytes()));
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -280,7 +281,68 @@ fn token_is_verified_once_per_configuration() {
     assert_eq!(verified(&before), (1, Ok(Some(KeyHash(1)))));
     assert_eq!(verified(&before), (0, Ok(Some(KeyHash(1)))));
     assert_eq!(verified(&after), (0, Err(TokenOutcome::Key)));
-    assert_eq!(verified(&before).0, 1, "the cache was cleared");
+    assert_eq!(verified(&before), (0, Ok(Some(KeyHash(1)))), "kept while its key is in the set of its rules");
+    // Another leeway, audience or issuer, or another claim that is read, are other rules.
+    let strict = TokenConfig { leeway: Duration::ZERO, ..config(&[Algorithm::ES256], &[&old]) };
+    assert_eq!(verified(&TokenVerifier::new(strict, "", None)).0, 1);
+    let same_rules = verifier_for(&[Algorithm::ES256], &[&new, &old]);
+    assert_eq!(verified(&same_rules).0, 1, "the results of other rules are gone");
+    assert_eq!(verified(&before).0, 0, "a key was removed, but not its own");
+    let read_otherwise = TokenVerifier::new(config(&[Algorithm::ES256], &[&old]), "another claim", None);
+    assert_eq!((verified(&read_otherwise).0, verified(&read_otherwise).0), (1, 0));
+}
+
+/// A key that is published again under the same id with another value verifies no cached token.
+#[test]
+fn replaced_key_of_the_same_id_rejects_cached_tokens() {
+    let (old, new) = (Issuer::new(Algorithm::ES256, "a"), Issuer::new(Algorithm::ES256, "a"));
+    let token = old.token(json!({ "sub": "1" }));
+    assert_eq!(verify(&verifier_for(&[Algorithm::ES256], &[&old]), &token), Ok(1));
+    assert_eq!(verify(&verifier_for(&[Algorithm::ES256], &[&new]), &token), Err(TokenOutcome::Signature));
+    assert_eq!(verify(&verifier_for(&[Algorithm::ES256], &[&old]), &token), Ok(1), "its rejection is forgotten");
+}
+
+#[test]
+fn claims_are_found_by_their_path() {
+    let claims = json!({
+        "sub": "ann",
+        "https://id.test/claims": { "plan": "gold", "org.id": 7 },
+        "realm_access": { "user": "bob", "roles": ["a", "b", 1, null], "deep": { "er": { "est": "cid" } } },
+        "a.b": "dotted",
+        "a": { "b": "nested", "c": "other" },
+        "x.y": "text",
+        "x": { "y": { "z": "found" } },
+        "": { "": "empty" },
+    });
+    let Value::Object(claims) = claims else { panic!("an object") };
+    let verified = VerifiedClaims { claims, expires_at: 0 };
+    for (path, want) in [
+        ("sub", Some("ann")),
+        ("realm_access.user", Some("bob")),
+        ("realm_access.deep.er.est", Some("cid")),
+        ("https://id.test/claims.plan", Some("gold")),
+        ("https://id.test/claims.org.id", Some("7")),
+        ("a.b", Some("dotted")),
+        ("a.c", Some("other")),
+        ("x.y", Some("text")),
+        // The claim with the longer name is no object: the shorter name is tried.
+        ("x.y.z", Some("found")),
+        ("realm_access", None),
+        ("realm_access.roles", None),
+        ("realm_access.", None),
+        (".user", None),
+        ("sub.x", None),
+        ("realm_access.user.x", None),
+        ("no.such.claim", None),
+        (".", Some("empty")),
+    ] {
+        assert_eq!(verified.text(path).as_deref(), want, "{path}");
+    }
+    let texts = |path: &str| verified.texts(path).map(Cow::into_owned).collect::<Vec<_>>();
+    assert_eq!(texts("realm_access.roles"), ["a", "b", "1"]);
+    assert_eq!((texts("sub"), texts("nothing")), (vec!["ann".to_owned()], vec![]));
+    // Long paths of many dots and deep objects are found without much work.
+    assert_eq!(verified.text(&".".repeat(10_000)), None);
 }
 
 #[test]

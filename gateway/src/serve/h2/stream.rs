@@ -8,8 +8,9 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use super::stream_context::StreamContext;
+use crate::error::ErrorKind;
 use crate::http::HttpLimits;
-use crate::http::body::{BodyError, BodySource as _};
+use crate::http::body::BodyError;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::h2::{self as http2, ClientClock, Http2ErrorCode, Http2RequestBody, IncomingRequest, ResponseEnd};
@@ -46,7 +47,10 @@ pub(super) async fn serve(start: StreamStart) {
     let StreamStart { shared, snapshot, at, incoming: IncomingRequest { handle, head }, buffers } = start;
     let arrival = Arrival { peer: shared.peer.clone(), at };
     let in_flight = Some(InFlightRequest::begin(at));
-    let buffers = Some(buffers);
+    let mut buffers = Some(buffers);
+    if let Some(buffers) = &mut buffers {
+        buffers.request.scheme = shared.scheme;
+    }
     let mut exchange = StreamExchange { shared, snapshot, arrival, buffers, in_flight, handle };
     let mut is_malformed = false;
     let body = match head {
@@ -107,8 +111,6 @@ impl StreamExchange {
     async fn respond(&mut self) -> Option<ResponseBody<'static>> {
         let snapshot = Arc::clone(&self.snapshot);
         let limits = &snapshot.http;
-        let scheme = self.shared.scheme;
-        self.buffers().request.scheme = scheme;
         if http2::may_be_bodiless(&self.buffers().request) {
             match self.first_data(limits).await {
                 Ok(true) => self.buffers().request.length = BodyLength::Empty,
@@ -147,6 +149,7 @@ impl StreamExchange {
             })
             .await
         };
+        let handled = handled.filter(|_| buffers.record.failure != Some(ErrorKind::ClientGone));
         let mut body = handled?.unwrap_or_else(|_panic| {
             count_abort(AbortReason::Panic);
             pipeline::panicked(snapshot, buffers)
@@ -170,18 +173,14 @@ impl StreamExchange {
     }
 
     fn refuse(&mut self, refusal: RequestRefusal) -> ResponseBody<'static> {
+        let snapshot = Arc::clone(&self.snapshot);
         let ExchangeBuffers { request, response, record, .. } = self.buffers();
-        *record = refused(refusal, request);
+        *record = refused(refusal, request, &snapshot);
         ResponseBody::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), response))
     }
 
     /// Sends head and body, and reports the exchange. Returns whether the response is complete.
-    async fn send(&mut self, mut body: ResponseBody<'static>) -> bool {
-        if let Some(error) = poll_fn(|cx| Poll::Ready(first_error(&mut body, cx))).await {
-            // No byte was sent yet.
-            let StreamExchange { snapshot, buffers, .. } = self;
-            body = pipeline::body_failed(snapshot, buffers.as_mut().expect("taken by drop only"), &error);
-        }
+    async fn send(&mut self, body: ResponseBody<'static>) -> bool {
         let snapshot = Arc::clone(&self.snapshot);
         let StreamExchange { handle, buffers, .. } = self;
         let ExchangeBuffers { request, response, .. } = &**buffers.as_ref().expect("taken by drop only");
@@ -290,14 +289,6 @@ impl ReadWatch {
             self.clock.record_progress(usize::try_from(progress).unwrap_or(usize::MAX));
             ready!(self.clock.poll(cx));
         }
-    }
-}
-
-/// The error of a body that fails before its first byte.
-fn first_error(body: &mut ResponseBody<'static>, cx: &mut Context<'_>) -> Option<BodyError> {
-    match body.poll_fill(cx) {
-        Poll::Ready(Err(error)) => Some(error),
-        _ => None,
     }
 }
 

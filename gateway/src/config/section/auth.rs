@@ -1,0 +1,110 @@
+//! `routes.auth`: the credentials that the requests of a route need.
+
+use super::super::expand::read_file;
+use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
+use super::super::read_context::Located;
+use super::super::table_reader::TableReader;
+use super::super::value_kind::{AnyString, OneOf, ParsedString};
+use super::formats;
+use crate::identify::auth::api_keys::ApiKeys;
+use crate::identify::auth::{AuthConfig, AuthMethod, PasswordFile};
+
+/// Default of `header`.
+const KEY_FIELD: &str = "x-api-key";
+/// Default of `realm`.
+const REALM: &str = "restricted";
+
+/// The value is sent in quotes, so it has none itself.
+const REALM_TEXT: ParsedString<String> = ParsedString {
+    name: "1 to 64 visible ASCII characters or spaces, without quotes and backslashes",
+    parse: |text| {
+        let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
+        if (1..=64).contains(&text.len()) && text.bytes().all(is_plain) {
+            Ok(text.to_owned())
+        } else {
+            Err(ConfigProblem::bad_value("not a realm").hint("write a short name such as \"Staging\""))
+        }
+    },
+    format: String::clone,
+};
+
+const CREDENTIALS: OneOf<bool> = OneOf(&[("remove", Some(false)), ("forward", Some(true))]);
+
+/// The user classes that a file of keys names, with the location to report an unknown one at.
+pub(in crate::config) struct NamedClasses {
+    pub(in crate::config) at: DocumentLocation,
+    pub(in crate::config) file: String,
+    /// With their lines.
+    pub(in crate::config) classes: Vec<(String, usize)>,
+}
+
+/// Reads the authentication of a route; `None` without it, or with a fault.
+pub(super) fn read(route: &TableReader<'_>) -> Option<(AuthConfig, Option<NamedClasses>)> {
+    let is_set = route.has("auth");
+    route.table("auth", |table| {
+        let basic = table.optional("basic", &AnyString);
+        let keys = table.optional("api_keys", &AnyString);
+        table.unavailable("forward", None);
+        let (field, field_at) = table.located_or("header", &formats::FIELD_NAME, KEY_FIELD.to_owned());
+        let realm = table.value_or("realm", &REALM_TEXT, REALM.to_owned());
+        let forwards_credentials = table.value_or("credentials", &CREDENTIALS, false);
+        let (method, classes) = match (basic, keys) {
+            (Some(file), None) => {
+                if let Some(at) = field_at {
+                    let problem = ConfigProblem::bad_value("`header` applies to `api_keys` only");
+                    table.context.error(&at, problem.hint("HTTP Basic has a field of its own, `Authorization`"));
+                }
+                (AuthMethod::Basic(users(table, &file)?), None)
+            }
+            (None, Some(file)) => {
+                let keys = api_keys(table, &file)?;
+                let classes = keys.classes().map(|(class, line)| (class.to_owned(), line)).collect();
+                let classes = NamedClasses { at: file.at, file: file.value, classes };
+                (AuthMethod::ApiKey { keys, field }, Some(classes))
+            }
+            (Some(_), Some(second)) => {
+                let problem = ConfigProblem::bad_value("a route has either `basic` or `api_keys`");
+                table.context.error(&second.at, problem.hint("use two routes, or one of the two"));
+                return None;
+            }
+            (None, None) => {
+                if is_set && !["basic", "api_keys", "forward"].iter().any(|key| table.has(key)) {
+                    let problem = ConfigProblem::new(FaultCode::Missing, "`basic` or `api_keys` is missing");
+                    let hint = "write { basic = \"users.htpasswd\" } or { api_keys = \"keys.txt\" }";
+                    table.context.error(&table.at, problem.hint(hint));
+                }
+                return None;
+            }
+        };
+        Some((AuthConfig { method, realm, forwards_credentials }, classes))
+    })
+}
+
+fn users(table: &TableReader<'_>, file: &Located<String>) -> Option<PasswordFile> {
+    let hint = "expected lines as `htpasswd -B` or `tidegate password` prints them";
+    parse(table, file, (hint, |text| PasswordFile::parse(text).map_err(|error| error.to_string())))
+}
+
+fn api_keys(table: &TableReader<'_>, file: &Located<String>) -> Option<ApiKeys> {
+    let hint = "expected lines as `tidegate key NAME` prints them";
+    let keys = parse(table, file, (hint, |text| ApiKeys::parse(text).map_err(|error| error.to_string())))?;
+    if keys.len() == 0 {
+        let problem = ConfigProblem::new(FaultCode::Risk, format!("{} has no keys", file.value));
+        table.context.warning(&file.at, problem.hint("every request of this route gets 401"));
+    }
+    Some(keys)
+}
+
+/// Reads and parses a file, whose later changes are watched.
+fn parse<T>(
+    table: &TableReader<'_>,
+    file: &Located<String>,
+    (hint, parse): (&str, impl FnOnce(&str) -> Result<T, String>),
+) -> Option<T> {
+    let parsed = read_file(&table.context.environment, &file.value).and_then(|text| {
+        parse(&text).map_err(|error| {
+            ConfigProblem::new(FaultCode::File, format!("cannot use {}: {error}", file.value)).hint(hint)
+        })
+    });
+    parsed.map_err(|problem| table.context.error(&file.at, problem)).ok()
+}
