@@ -9,7 +9,13 @@ mod accounting;
 mod h1;
 mod h2;
 
-pub(crate) use accounting::{expose, requests_in_flight};
+pub(crate) use accounting::requests_in_flight;
 pub(crate) use h1::serve as serve_h1;
 pub(crate) use h2::serve as serve_h2;
 pub(crate) use worker_context::WorkerContext;
+
+/// Registers the metrics of this module.
+pub(crate) fn expose() {
+    accounting::expose();
+    h2::expose();
+}

@@ -70,16 +70,20 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "limits_http.idle_timeout",
-        "Longest time between two requests on a connection, without a byte of a request body that the gateway waits for, or (HTTP/1.1) without the client accepting bytes of a response that wait for it. A pause of the upstream does not count.",
+        "Longest time between two requests on a connection, without a byte of a request body that the gateway waits for, or without the client accepting bytes of a response that wait for it. A pause of the upstream does not count.",
     ),
     (
         "limits_http.body_rate",
-        "Lowest average rate per second at which a client must send a request body or read a response, measured after 10 s (or `idle_timeout` if that is shorter); only time spent waiting for the client counts. A slower client gets 408 or an aborted response. `\"0B\"`: no lower bound. HTTP/1.1 only.",
+        "Lowest average rate per second at which a client must send a request body or read a response, measured after 10 s (or `idle_timeout` if that is shorter); only time spent waiting for the client counts. A slower client gets 408 or an aborted response. `\"0B\"`: no lower bound.",
     ),
     ("limits_http.get_body", "Handling of a body of GET or HEAD: `forward` it, or `refuse` it with 400."),
     (
         "limits_http.underscores",
         "Handling of request fields with `_` in their name: `drop` them, because many applications take `_` for `-` (`X_User_Id` for `X-User-Id`), or `forward` them.",
+    ),
+    (
+        "limits_http.http2_memory",
+        "Most memory that all HTTP/2 connections of the process may hold for their streams; beyond it, new streams are refused, and clients may send them again. One connection holds at most 2 MiB.",
     ),
     ("limits_http.connections", "Most concurrent connections of the process; further ones are closed on arrival."),
     ("limits_http.connections_per_ip", "Most concurrent connections of one address (IPv6: one /64)."),

@@ -7,6 +7,8 @@
 use std::io;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
+
 use super::exchange_clock::{Blame, ExchangeTimeout};
 use super::fields::Fields;
 use crate::metrics::Label as _;
@@ -70,6 +72,15 @@ pub(crate) trait BodySource {
 
     /// Removes `count` bytes from the front of `data`.
     fn consume(&mut self, count: usize);
+
+    /// Removes up to `max` bytes from the front of `data`. A source of stored bytes does not copy
+    /// them.
+    fn take_bytes(&mut self, max: usize) -> Bytes {
+        let data = self.data();
+        let bytes = Bytes::copy_from_slice(&data[..data.len().min(max)]);
+        self.consume(bytes.len());
+        bytes
+    }
 
     /// The complete body, if it is in memory and consuming it has no side effect.
     fn complete_body(&self) -> Option<&[u8]> {

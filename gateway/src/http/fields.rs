@@ -109,6 +109,11 @@ impl Fields {
         self.append(KnownField::of(name), name, value);
     }
 
+    /// Appends a line whose known name has been looked up.
+    pub(crate) fn push_known(&mut self, known: Option<KnownField>, name: &[u8], value: &[u8]) {
+        self.append(known, name, value);
+    }
+
     /// Replaces all lines by those of `section`, the field section at the end of a head; `lines`
     /// are its names and values, found by a parser. Copies the section at once instead of line by
     /// line.

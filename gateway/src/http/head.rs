@@ -2,9 +2,10 @@
 //! requests, so that an origin gets the same ones.
 
 use super::authority;
-use super::fields::KnownField;
+use super::fields::{Fields, KnownField};
+use super::framing::{self, FramingError};
 use super::limits::HttpLimits;
-use super::message::{Method, Request};
+use super::message::{BodyLength, HttpVersion, Method, Request};
 use super::refusal::RequestRefusal;
 use super::target::{self, TargetScan};
 
@@ -57,4 +58,40 @@ pub(super) fn expects_continue(request: &Request) -> Result<bool, RequestRefusal
         (Some(value), None) if value.eq_ignore_ascii_case(b"100-continue") => Ok(true),
         _ => Err(RequestRefusal::Expectation),
     }
+}
+
+/// Sets the length of the body from the fields.
+pub(super) fn set_length(limits: &HttpLimits, request: &mut Request) -> Result<(), RequestRefusal> {
+    let announced = framing::announced_length(&request.fields, request.version == HttpVersion::Http10).map_err(
+        |bad| match bad {
+            FramingError::BadLength => RequestRefusal::BadLength,
+            FramingError::RepeatedLength => RequestRefusal::RepeatedLength,
+            FramingError::LengthAndCoding => RequestRefusal::LengthAndCoding,
+            FramingError::RepeatedCoding => RequestRefusal::RepeatedCoding,
+            FramingError::ChunkedNotLast => RequestRefusal::ChunkedNotLast,
+            FramingError::CodingInHttp10 => RequestRefusal::CodingInHttp10,
+            FramingError::UnknownCoding => RequestRefusal::UnknownCoding,
+        },
+    )?;
+    // Some recipients take a number with leading zeros for an octal one.
+    let has_leading_zero = |fields: &Fields| {
+        fields.get(KnownField::ContentLength).is_some_and(|value| value.len() > 1 && value[0] == b'0')
+    };
+    if matches!(announced, Some(BodyLength::Known(_))) && has_leading_zero(&request.fields) {
+        return Err(RequestRefusal::BadLength);
+    }
+    request.length = match announced {
+        Some(BodyLength::Known(length)) if length > limits.body_bytes_max() => {
+            return Err(RequestRefusal::BodyTooLarge);
+        }
+        Some(BodyLength::Known(0)) if !matches!(request.method, Method::POST | Method::PUT | Method::PATCH) => {
+            BodyLength::Empty
+        }
+        Some(length) => length,
+        None => BodyLength::Empty,
+    };
+    if limits.refuses_body(&request.method, request.length) {
+        return Err(RequestRefusal::BodyOfGet);
+    }
+    Ok(())
 }

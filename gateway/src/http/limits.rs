@@ -37,6 +37,9 @@ pub struct HttpLimits {
     /// identify callers, and those that only trusted proxies may send; `*` ends a beginning of
     /// names.
     pub dropped_trailers: Arc<[String]>,
+    /// Bytes that all HTTP/2 connections of the process may hold for their streams. Beyond them,
+    /// new streams are refused.
+    pub http2_memory: u64,
 }
 
 /// Whether a body on a GET or HEAD request is forwarded, or the request is refused with 400 (RFC
@@ -89,6 +92,7 @@ impl Default for HttpLimits {
             underscores: UnderscorePolicy::Drop,
             paths: PathRules::default(),
             dropped_trailers: Arc::default(),
+            http2_memory: 512 << 20,
         }
     }
 }

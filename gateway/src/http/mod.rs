@@ -1,5 +1,5 @@
 //! HTTP syntax without gateway policy: message heads, bodies, connections, the HTTP/1.1 engine, and
-//! HTTP/2 through hyper.
+//! the HTTP/2 engine.
 //!
 //! The rest of the gateway uses `Request`, `Response`, `Fields` and `BodySource`. No file outside
 //! this module knows the wire format.
@@ -18,6 +18,7 @@ pub(crate) mod refusal;
 pub(crate) mod authority;
 pub mod target;
 pub(crate) mod limits;
+mod framing;
 mod head;
 pub(crate) mod body;
 pub(crate) mod h1;

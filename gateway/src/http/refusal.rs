@@ -70,6 +70,7 @@ refusals! {
     HeadTooLarge = 431 "head_too_large",
     TooManyFields = 431 "too_many_fields",
     UnknownCoding = 501 "unknown_coding",
+    Protocol = 501 "protocol",
     MethodTooLong = 501 "method_too_long",
     Version = 505 "version",
 }

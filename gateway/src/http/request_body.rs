@@ -56,8 +56,9 @@ impl BodySource for RequestBody<'_> {
 
     fn trailers(&self) -> Option<&Fields> {
         match self {
-            RequestBody::Empty | RequestBody::H2(_) => None,
+            RequestBody::Empty => None,
             RequestBody::H1(body) => body.trailers(),
+            RequestBody::H2(body) => body.trailers(),
         }
     }
 

@@ -203,6 +203,24 @@ impl TransportStream {
         Poll::Ready(Ok(written))
     }
 
+    /// Writes from several slices, not all empty. With TLS, also flushes.
+    pub(crate) fn poll_write_slices(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = match &mut *self.0.borrow_mut() {
+            Transport::Plain(stream) => {
+                let capacity = slices.iter().map(|slice| slice.len()).sum();
+                ready!(poll_system_call(stream, cx, Interest::WRITABLE, capacity, || {
+                    Ok(rustix::io::writev(&*stream, slices)?)
+                }))?
+            }
+            Transport::Tls(stream) => ready!(Pin::new(stream.as_mut()).poll_write_vectored(cx, slices))?,
+            Transport::TlsClient(stream) => ready!(Pin::new(stream.as_mut()).poll_write_vectored(cx, slices))?,
+        };
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        Poll::Ready(Ok(written))
+    }
+
     /// Writes from two slices although the socket is not reported as writable: the system reports
     /// it only once a third of the send buffer is free. Returns the bytes that were taken from the
     /// slices; with TLS 0, because the records that were already prepared are written. `None`: the

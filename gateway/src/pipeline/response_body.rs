@@ -105,6 +105,16 @@ impl BodySource for ResponseBody<'_> {
         }
     }
 
+    fn take_bytes(&mut self, max: usize) -> Bytes {
+        match self {
+            ResponseBody::Bytes(bytes) => bytes.split_to(bytes.len().min(max)),
+            ResponseBody::Fill(body) => body.take_bytes(max),
+            ResponseBody::Upstream(body) => body.take_bytes(max),
+            ResponseBody::StorePost(body) => body.take_bytes(max),
+            ResponseBody::Prebuilt(_) => Bytes::new(),
+        }
+    }
+
     fn trailers(&self) -> Option<&Fields> {
         match self {
             ResponseBody::Upstream(body) => body.trailers(),

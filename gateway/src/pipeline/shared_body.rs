@@ -11,6 +11,8 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
+
 use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
 use super::forward::{CallEnd, DetachableCall, UpstreamBody, begin_detachable};
 use super::snapshot::Snapshot;
@@ -182,6 +184,18 @@ impl BodySource for SharedBody {
                 *left -= count as u64;
             }
             SharedBodySource::Requested(..) | SharedBodySource::Failed => {}
+        }
+    }
+
+    fn take_bytes(&mut self, max: usize) -> Bytes {
+        match &mut self.source {
+            SharedBodySource::Fill(reader, _) => reader.take_bytes(max),
+            _ => {
+                let data = self.data();
+                let bytes = Bytes::copy_from_slice(&data[..data.len().min(max)]);
+                self.consume(bytes.len());
+                bytes
+            }
         }
     }
 

@@ -1,291 +1,327 @@
-//! One HTTP/2 connection: hyper does the framing, the pipeline answers. The streams of a connection
-//! run as tasks of the same thread.
+//! One HTTP/2 connection: the engine does the framing, the pipeline answers.
+//!
+//! The connection's task reads frames and begins streams; a stream that cannot be answered at once
+//! continues as a task of the same thread. Frames of all streams that are ready leave in one write.
 
-use std::cell::Cell;
-use std::convert::Infallible;
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+mod stream_context;
+mod stream;
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
-use super::accounting::{AbortReason, CompletedExchange, InFlightRequest, count_abort, refused, report_client_closed};
-use super::worker_context::WorkerContext;
-use crate::degrade;
-use crate::http::body::{BodyError, BodySource};
+use stream::StreamStart;
+use stream_context::StreamContext;
+
+use super::worker_context::{DrainGuard, WorkerContext};
+use crate::http::HttpLimits;
 use crate::http::deadline::ResettableDeadline;
-use crate::http::exchange_clock::Blame;
-use crate::http::h2::{self, Http2ResponseBody};
-use crate::http::message::{BodyLength, Scheme, StatusCode};
-use crate::http::request_body::RequestBody;
-use crate::metrics::Label as _;
+use crate::http::h2::{FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, reserved_bytes};
+use crate::http::message::Scheme;
+use crate::http::transport::TransportStream;
+use crate::metrics::{self, Counters, Label as _};
 use crate::panics::poll_catch;
 use crate::peer::ConnectionPeer;
-use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
-use crate::tasks::{self, TaskKind};
+use crate::pipeline::{ExchangeBuffers, ResponseBody};
+use crate::tasks::{self, TaskKind, TaskWait};
 
-/// Concurrent streams of one connection; the common default of servers.
-const STREAMS_MAX: u32 = 250;
-/// Resets that a client may provoke before its connection ends (CVE-2023-44487).
-const RESETS_MAX: usize = 50;
 /// A silent peer gets a PING this often, and this long to acknowledge it.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client gets to accept the last frames of a connection that the gateway ends.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a client gets to acknowledge that it must open no more streams.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a connection may have no streams before it releases what they need.
+const RELEASE_AFTER: Duration = Duration::from_millis(250);
+/// Tasks of past streams whose memory a connection keeps for the next ones.
+const TASKS_KEPT: usize = 16;
 
-/// hyper executor that spawns each future as a task of the current thread, so that futures need not
-/// be `Send`.
-#[derive(Clone, Copy)]
-struct LocalExecutor;
+static ABUSES: LazyLock<Counters<FrameAbuse>> = LazyLock::new(Counters::default);
 
-impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor
-where
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tasks::spawn(TaskKind::Stream, future);
-    }
-}
-
-/// The open streams of a connection, and when the last one ended.
-struct StreamActivity {
-    streams: Cell<usize>,
-    idle_since: Cell<Instant>,
-}
-
-/// Counts one stream as open until it is dropped.
-struct StreamGuard(Rc<StreamActivity>);
-
-impl StreamGuard {
-    fn new(activity: &Rc<StreamActivity>) -> Self {
-        activity.streams.set(activity.streams.get() + 1);
-        StreamGuard(Rc::clone(activity))
-    }
-}
-
-impl Drop for StreamGuard {
-    fn drop(&mut self) {
-        self.0.streams.set(self.0.streams.get() - 1);
-        self.0.idle_since.set(Instant::now());
-    }
+/// Registers the metrics of this module.
+pub(super) fn expose() {
+    let help = "HTTP/2 connections ended because their client sent too many frames, by the kind of frames.";
+    metrics::expose_counters("tidegate_http2_floods", help, &ABUSES);
+    let help = "Bytes that HTTP/2 connections have reserved for their streams.";
+    metrics::expose_gauge_with("tidegate_http2_reserved_bytes", help, |emit| emit(&[], reserved_bytes() as f64));
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve<T>(context: Rc<WorkerContext>, io: T, peer: ConnectionPeer, scheme: Scheme)
-where
-    T: AsyncRead + AsyncWrite + Unpin + 'static,
-{
+pub(crate) async fn serve(context: Rc<WorkerContext>, io: TransportStream, peer: ConnectionPeer, scheme: Scheme) {
     let limits = context.snapshot.load().http.clone();
-    let activity = Rc::new(StreamActivity { streams: Cell::new(0), idle_since: Cell::new(Instant::now()) });
-    let (service_context, service_activity) = (Rc::clone(&context), Rc::clone(&activity));
-    let service = service_fn(move |incoming| {
-        let stream = StreamGuard::new(&service_activity);
-        let (context, peer) = (Rc::clone(&service_context), peer.clone());
-        async move {
-            let exchange = StreamExchange::begin(context, peer, stream);
-            Ok::<_, Infallible>(respond(exchange, scheme, incoming).await)
+    let h2 = Http2Connection::new(io, peer.ip, limits.clone());
+    let drain = context.drain_guard();
+    let shared = StreamContext::new(context, peer, scheme);
+    let mut driver = Driver::new(Rc::clone(&h2), limits, drain, Rc::clone(&shared));
+    // The tasks of past streams: their memory is reused.
+    let spare = Rc::new(RefCell::new(vec![Box::pin(None)]));
+    let mut begin = |cx: &mut Context<'_>, start: StreamStart| {
+        let mut serving: Pin<Box<Option<_>>> = spare.borrow_mut().pop().unwrap_or_else(|| Box::pin(None));
+        let has_body = start.incoming.handle.upload().is_some();
+        serving.set(Some(stream::serve(start)));
+        let Some(running) = serving.as_mut().as_pin_mut() else { return };
+        // Most responses from the cache are complete after one poll and need no task. The body of a
+        // request may be in the read buffer, and is read first.
+        match if has_body { Poll::Pending } else { poll_catch(running, cx) } {
+            Poll::Pending => {
+                let spare = Rc::clone(&spare);
+                tasks::spawn(TaskKind::Stream, async move {
+                    if let Some(running) = serving.as_mut().as_pin_mut() {
+                        running.await;
+                    }
+                    serving.set(None);
+                    let mut spare = spare.borrow_mut();
+                    if spare.len() < TASKS_KEPT {
+                        spare.push(serving);
+                    }
+                });
+                return;
+            }
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_panic)) => tracing::error!("a stream panicked"),
         }
-    });
-    let connection = hyper::server::conn::http2::Builder::new(LocalExecutor)
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .max_pending_accept_reset_streams(RESETS_MAX)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .serve_connection(TokioIo::new(io), service);
-    let mut connection = pin!(connection);
-    let mut drain = context.drain_guard();
-    let mut deadline = ResettableDeadline::after(limits.idle_timeout);
-    let mut is_ending = false;
-    let ended = poll_fn(|cx| {
-        if !is_ending
-            && (drain.poll_drain(cx).is_ready() || poll_idle(&activity, &mut deadline, limits.idle_timeout, cx))
-        {
-            is_ending = true;
-            connection.as_mut().graceful_shutdown();
-            deadline.set(Instant::now() + limits.idle_timeout);
+        serving.set(None);
+        spare.borrow_mut().push(serving);
+    };
+    poll_fn(|cx| {
+        h2.enter(cx);
+        let polled = driver.poll(cx, &mut begin);
+        h2.leave();
+        if driver.is_released {
+            spare.borrow_mut().clear();
         }
-        if is_ending && activity.streams.get() == 0 && deadline.poll(cx).is_ready() {
-            // The client got GOAWAY and did not close the connection.
-            return Poll::Ready(Ok(()));
-        }
-        connection.as_mut().poll(cx)
+        polled
     })
     .await;
-    if let Err(error) = ended {
-        tracing::debug!(%error, "HTTP/2 connection failed");
-    }
+    h2.end_streams();
+    tasks::set_waiting_for(TaskWait::ClientClose);
+    h2.linger(CLOSE_TIMEOUT).await;
 }
 
-/// Whether the connection has had no stream for the idle timeout.
-fn poll_idle(
-    activity: &StreamActivity,
-    deadline: &mut ResettableDeadline,
-    idle_timeout: Duration,
-    cx: &mut Context<'_>,
-) -> bool {
-    let base = if activity.streams.get() > 0 { Instant::now() } else { activity.idle_since.get() };
-    deadline.set(base + idle_timeout);
-    deadline.poll(cx).is_ready()
-}
-
-async fn respond(
-    mut exchange: StreamExchange,
-    scheme: Scheme,
-    incoming: http::Request<Incoming>,
-) -> http::Response<Http2ResponseBody<ReportingBody>> {
-    let (parts, body) = incoming.into_parts();
-    let limits = &exchange.snapshot.http;
-    let source = match h2::read_head(&parts, &body, limits, &mut exchange.buffers.request) {
-        Err(refusal) => {
-            let ExchangeBuffers { request, response, record, .. } = &mut exchange.buffers;
-            *record = refused(refusal, request, &exchange.snapshot);
-            ResponseBody::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), response))
-        }
-        Ok(()) => {
-            exchange.buffers.request.scheme = scheme;
-            let body = match exchange.buffers.request.length {
-                BodyLength::Empty => RequestBody::Empty,
-                _ => RequestBody::H2(Box::new(h2::Http2RequestBody::new(body, limits))),
-            };
-            exchange.run(body).await
-        }
-    };
-    let ExchangeBuffers { request, response, .. } = &exchange.buffers;
-    let length = if request.method == http::Method::HEAD || response.status == StatusCode::NOT_MODIFIED {
-        BodyLength::Empty
-    } else {
-        response.length
-    };
-    let expected = match length {
-        BodyLength::Empty => Some(0),
-        BodyLength::Known(length) => Some(length),
-        BodyLength::Streamed | BodyLength::UntilClose => None,
-    };
-    let head = response.clone();
-    let body = ReportingBody { exchange, bytes: 0, expected, state: BodyState::Open, source };
-    h2::write_head(&head, Http2ResponseBody::new(body, length)).unwrap_or_else(|error| {
-        tracing::warn!(%error, "response head is not valid in HTTP/2");
-        let mut plain = http::Response::new(Http2ResponseBody::empty());
-        *plain.status_mut() = StatusCode::BAD_GATEWAY;
-        plain
-    })
-}
-
-/// One HTTP/2 stream from its request to the end of its response.
-struct StreamExchange {
-    context: Rc<WorkerContext>,
-    snapshot: Arc<Snapshot>,
-    arrival: Arrival,
-    buffers: ExchangeBuffers,
-    /// Taken when the response ends.
-    in_flight: Option<InFlightRequest>,
-    _stream: StreamGuard,
-}
-
-impl StreamExchange {
-    fn begin(context: Rc<WorkerContext>, peer: ConnectionPeer, stream: StreamGuard) -> Self {
-        let snapshot = context.snapshot.load_full();
-        let arrival = Arrival { peer, at: Instant::now().into_std() };
-        let in_flight = Some(InFlightRequest::begin(arrival.at));
-        StreamExchange { context, snapshot, arrival, buffers: ExchangeBuffers::default(), in_flight, _stream: stream }
-    }
-
-    async fn run(&mut self, body: RequestBody<'static>) -> ResponseBody<'static> {
-        let StreamExchange { context, snapshot, arrival, buffers, .. } = self;
-        let handled = {
-            let mut handling = pin!(async {
-                let mut request_context = RequestContext::new(&context.worker, snapshot, arrival, buffers);
-                match request_context.admit() {
-                    Some(ended) => ended,
-                    None => request_context.handle(body).await,
-                }
-            });
-            poll_fn(|cx| poll_catch(handling.as_mut(), cx)).await
-        };
-        let mut body = handled.unwrap_or_else(|_panic| {
-            count_abort(AbortReason::Panic);
-            pipeline::panicked(snapshot, buffers)
-        });
-        body.unpack_head(&mut buffers.response);
-        body
-    }
-}
-
-impl Drop for StreamExchange {
-    fn drop(&mut self) {
-        if let Some(in_flight) = self.in_flight.take() {
-            let exchange = (&self.arrival.peer, &mut self.buffers);
-            report_client_closed(&self.context, &self.snapshot, exchange, in_flight.end());
-        }
-    }
-}
-
-/// Whether a response body is open, complete or failed.
-enum BodyState {
+/// Whether new streams are begun.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ConnectionPhase {
     Open,
-    Complete,
-    Failed(AbortReason),
+    /// The client is told to open no more streams.
+    Draining,
+    /// The client knows.
+    Drained,
+    /// The client has been told why the connection ends.
+    Aborted,
 }
 
-/// A response body that reports its exchange when it ends, in whichever way.
-struct ReportingBody {
-    exchange: StreamExchange,
-    bytes: u64,
-    /// Length of the whole body, where it is known.
-    expected: Option<u64>,
-    state: BodyState,
-    source: ResponseBody<'static>,
+/// The state of the task that owns a connection.
+struct Driver {
+    h2: Rc<Http2Connection<ResponseBody<'static>>>,
+    limits: HttpLimits,
+    drain: DrainGuard,
+    shared: Rc<StreamContext>,
+    /// The request that is read next.
+    next: Option<Box<ExchangeBuffers>>,
+    phase: ConnectionPhase,
+    /// When the last stream ended; `None` while there are streams.
+    idle_since: Option<Instant>,
+    /// The memory that streams need was released.
+    is_released: bool,
+    deadline: ResettableDeadline,
+    phase_began: Instant,
+    probe_sent: Option<Instant>,
 }
 
-impl BodySource for ReportingBody {
-    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        let filled = self.source.poll_fill(cx);
-        match &filled {
-            Poll::Ready(Ok(())) if self.source.data().is_empty() => self.state = BodyState::Complete,
-            Poll::Ready(Err(error)) => {
-                self.state = BodyState::Failed(AbortReason::of(error));
-                self.exchange.buffers.record.blame = Some(error.blame());
-            }
-            _ => {}
+impl Driver {
+    fn new(
+        h2: Rc<Http2Connection<ResponseBody<'static>>>,
+        limits: HttpLimits,
+        drain: DrainGuard,
+        shared: Rc<StreamContext>,
+    ) -> Self {
+        let now = Instant::now();
+        Driver {
+            h2,
+            deadline: ResettableDeadline::after(limits.header_timeout),
+            limits,
+            drain,
+            shared,
+            next: None,
+            phase: ConnectionPhase::Open,
+            idle_since: Some(now),
+            is_released: true,
+            phase_began: now,
+            probe_sent: None,
         }
-        filled
     }
 
-    fn data(&self) -> &[u8] {
-        self.source.data()
+    /// Ready when the connection is over.
+    fn poll(&mut self, cx: &mut Context<'_>, begin: &mut impl FnMut(&mut Context<'_>, StreamStart)) -> Poll<()> {
+        loop {
+            if self.phase != ConnectionPhase::Aborted {
+                match self.poll_requests(cx, begin) {
+                    Poll::Pending => {}
+                    Poll::Ready(ReceiveEnd::Closed) => return Poll::Ready(()),
+                    Poll::Ready(ReceiveEnd::Error(code)) => self.abort(code),
+                    Poll::Ready(ReceiveEnd::Abuse(abuse)) => {
+                        ABUSES.inc(abuse);
+                        tracing::debug!(frames = abuse.as_str(), "HTTP/2 flood");
+                        self.abort(Http2ErrorCode::EnhanceYourCalm);
+                    }
+                }
+            }
+            let sent = self.h2.poll_send(cx);
+            if let Poll::Ready(Err(error)) = &sent {
+                tracing::debug!(%error, "writing to an HTTP/2 client failed");
+                return Poll::Ready(());
+            }
+            if self.phase == ConnectionPhase::Aborted && sent.is_ready() {
+                return Poll::Ready(());
+            }
+            tasks::set_waiting_for(TaskWait::ClientHead);
+            match self.poll_clocks(cx) {
+                Poll::Ready(DriverStep::Continue) => {}
+                Poll::Ready(DriverStep::End) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
     }
 
-    fn consume(&mut self, count: usize) {
-        self.bytes += count as u64;
-        self.source.consume(count);
+    /// Begins the streams whose requests have arrived.
+    fn poll_requests(
+        &mut self,
+        cx: &mut Context<'_>,
+        begin: &mut impl FnMut(&mut Context<'_>, StreamStart),
+    ) -> Poll<ReceiveEnd> {
+        let mut snapshot = None;
+        loop {
+            let mut buffers = self.next.take().unwrap_or_else(|| self.shared.take_buffers());
+            match self.h2.poll_request(cx, &mut buffers.request) {
+                Poll::Ready(Ok(incoming)) => {
+                    let snapshot = snapshot.get_or_insert_with(|| self.shared.worker.snapshot.load_full());
+                    let (shared, snapshot) = (Rc::clone(&self.shared), std::sync::Arc::clone(snapshot));
+                    (self.idle_since, self.is_released) = (None, false);
+                    let at = self.h2.read_at().into_std();
+                    begin(cx, StreamStart { shared, snapshot, at, incoming, buffers });
+                }
+                Poll::Ready(Err(end)) => return Poll::Ready(end),
+                Poll::Pending => {
+                    self.shared.return_buffers(buffers);
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Ends the connection with a reason that the client is told.
+    fn abort(&mut self, code: Http2ErrorCode) {
+        self.h2.abort(code);
+        self.set_phase(ConnectionPhase::Aborted);
+    }
+
+    fn set_phase(&mut self, phase: ConnectionPhase) {
+        self.phase = phase;
+        self.phase_began = Instant::now();
+    }
+
+    /// Polled when nothing moves: ready when a clock has run out, and the connection continues or
+    /// ends.
+    fn poll_clocks(&mut self, cx: &mut Context<'_>) -> Poll<DriverStep> {
+        let is_idle = self.h2.is_idle();
+        if !is_idle {
+            (self.idle_since, self.is_released) = (None, false);
+        }
+        let due = match self.phase {
+            ConnectionPhase::Aborted => self.phase_began + CLOSE_TIMEOUT,
+            ConnectionPhase::Open if self.drain.poll_drain(cx).is_ready() => {
+                self.begin_drain();
+                return Poll::Ready(DriverStep::Continue);
+            }
+            ConnectionPhase::Draining if self.h2.is_drain_acknowledged() => {
+                self.finish_drain();
+                return Poll::Ready(DriverStep::Continue);
+            }
+            ConnectionPhase::Drained if is_idle => return Poll::Ready(DriverStep::End),
+            _ => self.due(is_idle),
+        };
+        self.deadline.set(due);
+        if self.deadline.poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        Poll::Ready(self.act_when_due(is_idle))
+    }
+
+    /// When the next clock runs out. The clock is read only when a connection becomes idle.
+    fn due(&mut self, is_idle: bool) -> Instant {
+        let head = self.h2.section_began().map(|began| began + self.limits.header_timeout);
+        let phase = match self.phase {
+            ConnectionPhase::Draining => Some(self.phase_began + DRAIN_TIMEOUT),
+            _ => None,
+        };
+        let idle = if let (Some(phase), true) = (phase, is_idle) {
+            phase
+        } else if is_idle {
+            let since = *self.idle_since.get_or_insert_with(Instant::now);
+            let timeout = if self.h2.has_begun() { self.limits.idle_timeout } else { self.limits.header_timeout };
+            since + if self.is_released { timeout } else { RELEASE_AFTER.min(timeout) }
+        } else {
+            self.probe_due()
+        };
+        [head, phase].into_iter().flatten().fold(idle, Instant::min)
+    }
+
+    /// When a silent peer with open streams gets a PING, or is over its time to acknowledge it.
+    fn probe_due(&mut self) -> Instant {
+        let read_at = self.h2.read_at();
+        // Any byte shows that the peer lives.
+        self.probe_sent = self.probe_sent.filter(|sent| *sent >= read_at);
+        self.probe_sent.map_or(read_at + PING_INTERVAL, |sent| sent + PING_TIMEOUT)
+    }
+
+    fn act_when_due(&mut self, is_idle: bool) -> DriverStep {
+        let now = Instant::now();
+        if self.phase == ConnectionPhase::Aborted {
+            return DriverStep::End;
+        }
+        if self.h2.section_began().is_some_and(|began| began + self.limits.header_timeout <= now) {
+            self.abort(Http2ErrorCode::EnhanceYourCalm);
+        } else if self.phase == ConnectionPhase::Draining && self.phase_began + DRAIN_TIMEOUT <= now {
+            self.finish_drain();
+        } else if !is_idle {
+            if self.probe_sent.is_some() {
+                return DriverStep::End;
+            }
+            self.h2.write_probe();
+            self.probe_sent = Some(now);
+        } else if !self.is_released {
+            self.is_released = true;
+            self.shared.release_buffers(0);
+            self.h2.release_buffers();
+        } else if !self.h2.has_begun() {
+            return DriverStep::End;
+        } else {
+            self.begin_drain();
+        }
+        DriverStep::Continue
+    }
+
+    /// Tells the client to open no more streams.
+    fn begin_drain(&mut self) {
+        self.h2.begin_drain();
+        self.set_phase(ConnectionPhase::Draining);
+    }
+
+    fn finish_drain(&mut self) {
+        self.h2.finish_drain();
+        self.set_phase(ConnectionPhase::Drained);
     }
 }
 
-impl Drop for ReportingBody {
-    fn drop(&mut self) {
-        let Some(in_flight) = self.exchange.in_flight.take() else { return };
-        match self.state {
-            BodyState::Failed(reason) => {
-                count_abort(reason);
-                self.exchange.buffers.record.aborted = reason.as_str();
-            }
-            BodyState::Open if self.expected != Some(self.bytes) => {
-                count_abort(AbortReason::ClientClosed);
-                self.exchange.buffers.record.blame = Some(Blame::Client);
-                self.exchange.buffers.record.aborted = AbortReason::ClientClosed.as_str();
-            }
-            BodyState::Open | BodyState::Complete => {}
-        }
-        let StreamExchange { context, snapshot, arrival, buffers, .. } = &self.exchange;
-        let duration = in_flight.end();
-        CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes: self.bytes, duration }.report(context);
-    }
+/// The step after a clock has run out.
+enum DriverStep {
+    Continue,
+    End,
 }

@@ -5,7 +5,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use super::state::SharedState;
 use crate::accept::{AcceptedConnection, ConnectionPermit};
@@ -46,7 +45,7 @@ pub(super) fn spawn_connection(context: &Rc<WorkerContext>, shared: &Arc<SharedS
 /// A connection that is ready for its first request.
 enum OpenedConnection {
     H1(TransportStream, Scheme),
-    H2(Box<TlsStream<TcpStream>>),
+    H2(TransportStream),
 }
 
 /// A connection before its first byte of HTTP.
@@ -82,7 +81,7 @@ impl ConnectionStart<'_> {
         details.certificate = certificate;
         let opened = match alpn {
             Alpn::H1 => OpenedConnection::H1(TransportStream::tls(stream), Scheme::Https),
-            Alpn::H2 => OpenedConnection::H2(Box::new(stream)),
+            Alpn::H2 => OpenedConnection::H2(TransportStream::tls(stream)),
         };
         Some((opened, ConnectionPeer::new(ip, details)))
     }

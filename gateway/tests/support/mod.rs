@@ -12,6 +12,7 @@
 
 pub mod client;
 pub mod dns;
+pub mod frames;
 pub mod origin;
 pub mod tls;
 pub mod tls_origin;

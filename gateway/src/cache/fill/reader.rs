@@ -103,6 +103,12 @@ impl BodySource for FillReader {
         &self.chunk
     }
 
+    fn take_bytes(&mut self, max: usize) -> Bytes {
+        let bytes = self.chunk.slice(..self.chunk.len().min(max));
+        self.consume(bytes.len());
+        bytes
+    }
+
     fn trailers(&self) -> Option<&Fields> {
         self.trailers.as_deref()
     }

@@ -13,6 +13,9 @@ macro_rules! known {
         const ALL: &[KnownField] = &[$(KnownField::$variant),+];
 
         impl KnownField {
+            /// All names, each at the index that it is as a number.
+            pub(crate) const ALL: &[KnownField] = ALL;
+
             /// The name in lower case, as HTTP/2 sends it.
             pub(crate) const fn as_str(self) -> &'static str {
                 match self { $(KnownField::$variant => $text),+ }

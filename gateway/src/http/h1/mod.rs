@@ -1,14 +1,13 @@
 //! The HTTP/1.1 engine (RFC 9112), strict towards clients and upstreams. The only place that knows
 //! HTTP/1 syntax.
 //!
-//! `scan` finds the end of a head. `request` and `response` parse heads or refuse them. `framing`
-//! determines the body length. `chunk` decodes chunked bodies. `send` writes messages, `serialized`
+//! `scan` finds the end of a head. `request` and `response` parse heads or refuse them. `chunk`
+//! decodes chunked bodies. `send` writes messages, `serialized`
 //! holds prebuilt responses. `downstream` is a client connection, `upstream` an upstream
 //! connection, and `relay` connects the two after a protocol switch. A message that the engine
 //! accepts has exactly one framing. It is serialized from its parsed form, never copied through.
 
 mod scan;
-mod framing;
 mod chunk;
 mod request;
 mod response;

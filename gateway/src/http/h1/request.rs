@@ -2,9 +2,8 @@
 
 use http::Method;
 
-use super::framing::{self, FramingError};
 use crate::http::authority;
-use crate::http::fields::{Fields, KnownField, is_token};
+use crate::http::fields::{KnownField, is_token};
 use crate::http::head::{self, METHOD_MAX};
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, ConnectionOptions, HttpVersion, Request};
@@ -107,7 +106,7 @@ pub(super) fn parse_repeated(
 fn validate(authority: Option<&str>, limits: &HttpLimits, request: &mut Request) -> Result<(), RequestRefusal> {
     let is_http10 = request.version == HttpVersion::Http10;
     set_authority(authority, request)?;
-    set_length(limits, request)?;
+    head::set_length(limits, request)?;
     request.connection = ConnectionOptions {
         keep_alive: keeps_alive(request, is_http10),
         expects_continue: head::expects_continue(request)? && !is_http10 && request.length != BodyLength::Empty,
@@ -231,41 +230,6 @@ fn set_authority(from_target: Option<&str>, request: &mut Request) -> Result<(),
     if has_host && from_host != request.authority {
         request.fields.set(KnownField::Host, &request.authority);
         request.ignores_host = true;
-    }
-    Ok(())
-}
-
-fn set_length(limits: &HttpLimits, request: &mut Request) -> Result<(), RequestRefusal> {
-    let announced = framing::announced_length(&request.fields, request.version == HttpVersion::Http10).map_err(
-        |bad| match bad {
-            FramingError::BadLength => RequestRefusal::BadLength,
-            FramingError::RepeatedLength => RequestRefusal::RepeatedLength,
-            FramingError::LengthAndCoding => RequestRefusal::LengthAndCoding,
-            FramingError::RepeatedCoding => RequestRefusal::RepeatedCoding,
-            FramingError::ChunkedNotLast => RequestRefusal::ChunkedNotLast,
-            FramingError::CodingInHttp10 => RequestRefusal::CodingInHttp10,
-            FramingError::UnknownCoding => RequestRefusal::UnknownCoding,
-        },
-    )?;
-    // Some recipients take a number with leading zeros for an octal one.
-    let has_leading_zero = |fields: &Fields| {
-        fields.get(KnownField::ContentLength).is_some_and(|value| value.len() > 1 && value[0] == b'0')
-    };
-    if matches!(announced, Some(BodyLength::Known(_))) && has_leading_zero(&request.fields) {
-        return Err(RequestRefusal::BadLength);
-    }
-    request.length = match announced {
-        Some(BodyLength::Known(length)) if length > limits.body_bytes_max() => {
-            return Err(RequestRefusal::BodyTooLarge);
-        }
-        Some(BodyLength::Known(0)) if !matches!(request.method, Method::POST | Method::PUT | Method::PATCH) => {
-            BodyLength::Empty
-        }
-        Some(length) => length,
-        None => BodyLength::Empty,
-    };
-    if limits.refuses_body(&request.method, request.length) {
-        return Err(RequestRefusal::BodyOfGet);
     }
     Ok(())
 }

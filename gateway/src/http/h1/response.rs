@@ -2,8 +2,8 @@
 
 use http::Method;
 
-use super::framing;
 use crate::http::fields::KnownField;
+use crate::http::framing;
 use crate::http::message::{BodyLength, Response, StatusCode, is_bodiless};
 
 /// Maximum fields of a response head; more is refused as malformed.

@@ -8,11 +8,11 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use super::framing::FRAMING_FIELDS;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer;
 use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::fields::Fields;
+use crate::http::framing::FRAMING_FIELDS;
 use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::http::text;
 use crate::http::transport::TransportStream;

@@ -1,0 +1,195 @@
+//! Counts the frames of a client that cost work without being part of a request: PING, SETTINGS,
+//! WINDOW_UPDATE, PRIORITY, empty DATA, CONTINUATION, unknown types, resets, and streams that the
+//! gateway is made to reset.
+//!
+//! Requests and responses explain some of them. An address whose connection was ended for such
+//! frames has a smaller allowance on its next connections.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::label;
+
+/// Frames that a client may send at once beyond those that its requests and responses explain. A
+/// page of a hundred resources that is left, or a download with small windows, stays below it.
+const BURST_MAX: u32 = 150;
+/// The same for a client whose address had a connection ended for frames.
+const SUSPECT_BURST_MAX: u32 = 30;
+/// How many such frames a second are allowed in the long run.
+const FRAMES_PER_SECOND: u32 = 20;
+/// Bytes of responses that explain one WINDOW_UPDATE or PING (clients measure bandwidth by PING).
+const BYTES_PER_FRAME: usize = 512;
+/// Addresses that are remembered, the latest ones, and for how long. A network has more addresses
+/// than any table: the memory only shortens what each connection costs.
+const SUSPECTS_MAX: usize = 1_024;
+const SUSPECT_FOR: Duration = Duration::from_secs(60);
+
+label! {
+    /// The kind of frames that a client sent too many of.
+    pub(crate) FrameAbuse, "frames", {
+        Control = "control",
+        Reset = "reset",
+    }
+}
+
+/// The addresses whose connections were ended, oldest first.
+static SUSPECTS: Mutex<VecDeque<(IpAddr, Instant)>> = Mutex::new(VecDeque::new());
+/// Whether there may be any: most processes never take the lock.
+static HAS_SUSPECTS: AtomicBool = AtomicBool::new(false);
+
+fn is_suspect(address: IpAddr) -> bool {
+    if !HAS_SUSPECTS.load(Relaxed) {
+        return false;
+    }
+    let mut suspects = SUSPECTS.lock().unwrap_or_else(PoisonError::into_inner);
+    while suspects.front().is_some_and(|(_, since)| since.elapsed() > SUSPECT_FOR) {
+        suspects.pop_front();
+    }
+    HAS_SUSPECTS.store(!suspects.is_empty(), Relaxed);
+    suspects.iter().any(|(suspect, _)| *suspect == address)
+}
+
+fn record_suspect(address: IpAddr) {
+    let mut suspects = SUSPECTS.lock().unwrap_or_else(PoisonError::into_inner);
+    suspects.retain(|(suspect, _)| *suspect != address);
+    if suspects.len() >= SUSPECTS_MAX {
+        suspects.pop_front();
+    }
+    suspects.push_back((address, Instant::now()));
+    HAS_SUSPECTS.store(true, Relaxed);
+}
+
+/// How many frames of a kind are unexplained.
+struct FrameBudget {
+    burst_max: u32,
+    spent: u32,
+    refilled_at: Instant,
+}
+
+impl FrameBudget {
+    /// Counts one frame. Returns whether there were too many. Reads the clock only then.
+    fn charge(&mut self) -> bool {
+        self.spent += 1;
+        if self.spent <= self.burst_max {
+            return false;
+        }
+        let elapsed = self.refilled_at.elapsed().min(Duration::from_secs(60));
+        let refilled = (elapsed.as_secs_f64() * f64::from(FRAMES_PER_SECOND)) as u32;
+        if refilled > 0 {
+            self.refilled_at = Instant::now();
+            self.spent = self.spent.saturating_sub(refilled);
+        }
+        self.spent > self.burst_max
+    }
+
+    fn explain(&mut self, frames: u32) {
+        self.spent = self.spent.saturating_sub(frames);
+    }
+}
+
+/// The unexplained frames of one connection.
+pub(super) struct FrameCounts {
+    address: IpAddr,
+    control: FrameBudget,
+    resets: FrameBudget,
+    abuse: Option<FrameAbuse>,
+}
+
+impl FrameCounts {
+    /// The counts of a new connection from `address`.
+    pub(super) fn new(address: IpAddr) -> Self {
+        let burst_max = if is_suspect(address) { SUSPECT_BURST_MAX } else { BURST_MAX };
+        let budget = || FrameBudget { burst_max, spent: 0, refilled_at: Instant::now() };
+        FrameCounts { address, control: budget(), resets: budget(), abuse: None }
+    }
+
+    /// The kind of frames that the client sent too many of, if it did.
+    pub(super) fn abuse(&self) -> Option<FrameAbuse> {
+        self.abuse
+    }
+
+    /// `bytes` were sent to the client.
+    pub(super) fn record_sent(&mut self, bytes: usize) {
+        self.control.explain(u32::try_from(bytes / BYTES_PER_FRAME).unwrap_or(u32::MAX));
+    }
+
+    /// `count` frames of flow control are explained: by a request, or by a DATA frame, which the
+    /// client may answer for the stream and for the connection.
+    pub(super) fn explain_control(&mut self, count: u32) {
+        self.control.explain(count);
+    }
+
+    /// A response was sent to its end.
+    pub(super) fn record_response(&mut self) {
+        self.resets.explain(1);
+    }
+
+    /// A frame that is part of no request. Returns whether there were too many.
+    pub(super) fn charge_control(&mut self) -> bool {
+        let is_too_many = self.control.charge();
+        self.note(FrameAbuse::Control, is_too_many)
+    }
+
+    /// A stream that the client has reset, or has made the gateway reset. Returns whether there
+    /// were too many.
+    pub(super) fn charge_reset(&mut self) -> bool {
+        let is_too_many = self.resets.charge();
+        self.note(FrameAbuse::Reset, is_too_many)
+    }
+
+    fn note(&mut self, kind: FrameAbuse, is_too_many: bool) -> bool {
+        if is_too_many && self.abuse.is_none() {
+            self.abuse = Some(kind);
+            record_suspect(self.address);
+        }
+        is_too_many
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn charges_until_abuse(counts: &mut FrameCounts, mut charge: impl FnMut(&mut FrameCounts) -> bool) -> usize {
+        (1..1_000).find(|_| charge(counts)).unwrap_or(usize::MAX)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn floods_end_within_200_frames_and_sooner_the_next_time() {
+        for (number, charge) in [FrameCounts::charge_control, FrameCounts::charge_reset].into_iter().enumerate() {
+            let address = IpAddr::from([192, 0, 2, u8::try_from(number).expect("few")]);
+            let first = charges_until_abuse(&mut FrameCounts::new(address), charge);
+            let second = charges_until_abuse(&mut FrameCounts::new(address), charge);
+            assert_eq!((first, second), (151, 31));
+            let other = charges_until_abuse(&mut FrameCounts::new(IpAddr::from([192, 0, 2, 99])), charge);
+            assert_eq!(other, 151);
+            tokio::time::advance(SUSPECT_FOR * 2).await;
+            assert_eq!(charges_until_abuse(&mut FrameCounts::new(address), charge), 151);
+            tokio::time::advance(SUSPECT_FOR * 2).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn steady_rate_is_no_flood() {
+        let mut counts = FrameCounts::new(IpAddr::from([192, 0, 2, 77]));
+        for _ in 0..2_000 {
+            assert!(!counts.charge_control());
+            tokio::time::advance(Duration::from_secs(1) / (FRAMES_PER_SECOND / 2)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_and_responses_explain_frames() {
+        let mut counts = FrameCounts::new(IpAddr::from([192, 0, 2, 78]));
+        for _ in 0..2_000 {
+            counts.explain_control(2);
+            counts.record_response();
+            assert!(!counts.charge_control() && !counts.charge_control() && !counts.charge_reset());
+        }
+    }
+}

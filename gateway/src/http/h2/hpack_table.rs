@@ -1,0 +1,153 @@
+//! The tables of HPACK (RFC 7541 section 2.3): the static one, and the dynamic one of a decoder.
+
+use std::collections::VecDeque;
+use std::sync::LazyLock;
+
+use crate::http::fields::KnownField;
+
+/// Names and values of the static table, from index 1 on (RFC 7541 appendix A).
+const STATIC: [(&str, &str); 61] = [
+    (":authority", ""),
+    (":method", "GET"),
+    (":method", "POST"),
+    (":path", "/"),
+    (":path", "/index.html"),
+    (":scheme", "http"),
+    (":scheme", "https"),
+    (":status", "200"),
+    (":status", "204"),
+    (":status", "206"),
+    (":status", "304"),
+    (":status", "400"),
+    (":status", "404"),
+    (":status", "500"),
+    ("accept-charset", ""),
+    ("accept-encoding", "gzip, deflate"),
+    ("accept-language", ""),
+    ("accept-ranges", ""),
+    ("accept", ""),
+    ("access-control-allow-origin", ""),
+    ("age", ""),
+    ("allow", ""),
+    ("authorization", ""),
+    ("cache-control", ""),
+    ("content-disposition", ""),
+    ("content-encoding", ""),
+    ("content-language", ""),
+    ("content-length", ""),
+    ("content-location", ""),
+    ("content-range", ""),
+    ("content-type", ""),
+    ("cookie", ""),
+    ("date", ""),
+    ("etag", ""),
+    ("expect", ""),
+    ("expires", ""),
+    ("from", ""),
+    ("host", ""),
+    ("if-match", ""),
+    ("if-modified-since", ""),
+    ("if-none-match", ""),
+    ("if-range", ""),
+    ("if-unmodified-since", ""),
+    ("last-modified", ""),
+    ("link", ""),
+    ("location", ""),
+    ("max-forwards", ""),
+    ("proxy-authenticate", ""),
+    ("proxy-authorization", ""),
+    ("range", ""),
+    ("referer", ""),
+    ("refresh", ""),
+    ("retry-after", ""),
+    ("server", ""),
+    ("set-cookie", ""),
+    ("strict-transport-security", ""),
+    ("transfer-encoding", ""),
+    ("user-agent", ""),
+    ("vary", ""),
+    ("via", ""),
+    ("www-authenticate", ""),
+];
+
+/// The known names of the static table.
+static STATIC_KNOWN: LazyLock<[Option<KnownField>; 61]> =
+    LazyLock::new(|| STATIC.map(|(name, _)| KnownField::of(name.as_bytes())));
+
+/// A decoded field line. Its name and value are not validated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HpackField<'a> {
+    pub(super) known: Option<KnownField>,
+    pub(super) name: &'a [u8],
+    pub(super) value: &'a [u8],
+}
+
+/// The index of a response name in the static table.
+pub(super) fn static_index_of(name: &[u8]) -> Option<u8> {
+    let position = STATIC.iter().position(|(other, _)| other.as_bytes() == name)?;
+    u8::try_from(position + 1).ok()
+}
+
+/// The size of an entry beside its text (RFC 7541 section 4.1).
+const ENTRY_OVERHEAD: usize = 32;
+
+struct TableEntry {
+    text: Box<[u8]>,
+    name_len: usize,
+    known: Option<KnownField>,
+}
+
+impl TableEntry {
+    fn size(&self) -> usize {
+        self.text.len() + ENTRY_OVERHEAD
+    }
+}
+
+/// The fields that a peer has told the decoder to keep; the newest first. Invariant: they count at
+/// most `size_max` bytes.
+pub(super) struct DynamicTable {
+    entries: VecDeque<TableEntry>,
+    size: usize,
+    size_max: usize,
+}
+
+impl DynamicTable {
+    pub(super) fn new(size_max: usize) -> Self {
+        DynamicTable { entries: VecDeque::new(), size: 0, size_max }
+    }
+
+    pub(super) fn set_size_max(&mut self, size_max: usize) {
+        self.size_max = size_max;
+        self.evict(0);
+    }
+
+    pub(super) fn insert(&mut self, field: HpackField<'_>) {
+        let size = field.name.len() + field.value.len() + ENTRY_OVERHEAD;
+        self.evict(size);
+        // A larger field empties the table (RFC 7541 section 4.4).
+        if size <= self.size_max {
+            let text = [field.name, field.value].concat().into_boxed_slice();
+            self.entries.push_front(TableEntry { text, name_len: field.name.len(), known: field.known });
+            self.size += size;
+        }
+    }
+
+    fn evict(&mut self, room: usize) {
+        while self.size + room > self.size_max {
+            let Some(oldest) = self.entries.pop_back() else { return };
+            self.size -= oldest.size();
+        }
+    }
+
+    /// The field with an index of either table; `None` if there is none.
+    pub(super) fn get(&self, index: usize) -> Option<HpackField<'_>> {
+        let position = index.checked_sub(1)?;
+        if let Some((name, value)) = STATIC.get(position) {
+            let known = STATIC_KNOWN[position];
+            return Some(HpackField { known, name: name.as_bytes(), value: value.as_bytes() });
+        }
+        let TableEntry { text, name_len, known } = self.entries.get(position - STATIC.len())?;
+        let (name, value) = text.split_at(*name_len);
+        Some(HpackField { known: *known, name, value })
+    }
+}

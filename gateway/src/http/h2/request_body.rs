@@ -1,0 +1,323 @@
+//! The body of a request, from its DATA frames to the pipeline.
+//!
+//! The window of the connection is opened again as soon as bytes have arrived, so that a stream
+//! that is not read holds up no other. The window of a stream is opened as its bytes are read:
+//! no more than it is held, and it is accounted for.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use super::client_clock::ClientClock;
+use super::shared::ConnectionShared;
+use crate::http::body::{BodyError, BodySource};
+use crate::http::exchange_clock::ExchangeTimeout;
+use crate::http::fields::{Fields, matches_pattern};
+use crate::http::h1;
+use crate::http::limits::{HttpLimits, UnderscorePolicy};
+use crate::http::message::{InterimResponses, Request, Response, StatusCode};
+
+/// Bytes of a body that a client may send before the gateway reads it, and the largest window of a
+/// stream, which bounds the speed of an upload together with the round-trip time.
+pub(super) const WINDOW_FIRST: u32 = 16 << 10;
+const WINDOW_MAX: u32 = 256 << 10;
+
+/// The receiving side of one stream.
+pub(crate) struct UploadStream {
+    stream: u32,
+    shared: Rc<ConnectionShared>,
+    state: RefCell<UploadState>,
+}
+
+struct UploadState {
+    /// Received and not yet taken.
+    received: Vec<u8>,
+    /// Bytes that the client may still send. Below 0 after its first window has shrunk.
+    window: i64,
+    /// Bytes that the client may send while none is read.
+    granted: u32,
+    /// Bytes that were read since the window was last opened.
+    read: u32,
+    /// Bytes of the body that are still to come, if its length was announced.
+    announced: Option<u64>,
+    end: Option<UploadEnd>,
+    trailers: Option<Box<Fields>>,
+    /// Received bytes are dropped.
+    is_discarded: bool,
+    discarded: usize,
+    waker: Option<Waker>,
+}
+
+/// How the receiving side of a stream has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum UploadEnd {
+    Complete,
+    Reset,
+}
+
+/// A frame that the receiving side of a stream cannot accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UploadFault {
+    /// More bytes than its window.
+    Window,
+    /// Not as many bytes as announced.
+    Length,
+}
+
+impl UploadStream {
+    /// `window` is the first window. `None`: the memory of the connection is used up.
+    pub(super) fn new(stream: u32, window: u32, shared: &Rc<ConnectionShared>) -> Option<Rc<Self>> {
+        if !shared.account(window as usize) {
+            return None;
+        }
+        let state = UploadState {
+            received: Vec::new(),
+            window: window.into(),
+            granted: window,
+            read: 0,
+            announced: None,
+            end: None,
+            trailers: None,
+            is_discarded: false,
+            discarded: 0,
+            waker: None,
+        };
+        Some(Rc::new(UploadStream { stream, shared: Rc::clone(shared), state: RefCell::new(state) }))
+    }
+
+    /// The length that the head has announced.
+    pub(super) fn set_announced(&self, length: u64) {
+        self.state.borrow_mut().announced = Some(length);
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.state.borrow().end.is_some()
+    }
+
+    /// Takes the payload of a DATA frame; `padding` counts towards the window only.
+    pub(super) fn receive(&self, data: &[u8], padding: u32) -> Result<(), UploadFault> {
+        let state = &mut *self.state.borrow_mut();
+        let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        state.window -= i64::from(length.saturating_add(padding));
+        if state.window < 0 {
+            return Err(UploadFault::Window);
+        }
+        if let Some(announced) = &mut state.announced {
+            *announced = announced.checked_sub(u64::from(length)).ok_or(UploadFault::Length)?;
+        }
+        if state.is_discarded {
+            state.discarded += data.len();
+            state.open(length + padding, self);
+        } else {
+            state.received.extend_from_slice(data);
+            if padding > 0 {
+                state.open(padding, self);
+            }
+        }
+        state.wake();
+        Ok(())
+    }
+
+    /// The client knows the setting of the first window, which is smaller by `bytes` than the one
+    /// that the stream began with (RFC 9113 section 6.9.2).
+    pub(super) fn shrink_window(&self, bytes: u32) {
+        let state = &mut *self.state.borrow_mut();
+        state.window -= i64::from(bytes);
+        state.granted -= bytes;
+        self.shared.release(bytes as usize);
+    }
+
+    /// The client has ended the stream.
+    pub(super) fn end(&self, trailers: Option<Box<Fields>>) -> Result<(), UploadFault> {
+        let state = &mut *self.state.borrow_mut();
+        if state.announced.is_some_and(|left| left > 0) {
+            return Err(UploadFault::Length);
+        }
+        state.trailers = trailers;
+        state.end = Some(UploadEnd::Complete);
+        state.wake();
+        Ok(())
+    }
+
+    /// The stream was reset, by either side.
+    pub(super) fn reset(&self) {
+        let state = &mut *self.state.borrow_mut();
+        state.end.get_or_insert(UploadEnd::Reset);
+        state.wake();
+    }
+
+    /// Drops what has arrived and what will arrive.
+    pub(super) fn discard(&self) {
+        let state = &mut *self.state.borrow_mut();
+        state.is_discarded = true;
+        let dropped = u32::try_from(std::mem::take(&mut state.received).len()).unwrap_or(u32::MAX);
+        state.discarded += dropped as usize;
+        state.open(dropped, self);
+    }
+
+    /// While the body is discarded: ready once it has ended or `max` bytes were dropped.
+    pub(super) fn poll_discarded(&self, cx: &mut Context<'_>, max: usize) -> Poll<()> {
+        let state = &mut *self.state.borrow_mut();
+        if state.end.is_some() || state.discarded > max {
+            return Poll::Ready(());
+        }
+        state.register(cx);
+        Poll::Pending
+    }
+
+    /// Ready when bytes have arrived or the stream has ended. Returns whether it has ended without
+    /// a byte.
+    pub(crate) fn poll_first(&self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>> {
+        let state = &mut *self.state.borrow_mut();
+        match state.end {
+            _ if !state.received.is_empty() => Poll::Ready(Ok(false)),
+            Some(UploadEnd::Complete) => Poll::Ready(Ok(true)),
+            Some(UploadEnd::Reset) => Poll::Ready(Err(BodyError::Truncated)),
+            None => {
+                state.register(cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Opens the window by `bytes` that were read.
+    fn record_read(&self, bytes: u32) {
+        self.state.borrow_mut().open(bytes, self);
+    }
+}
+
+impl UploadState {
+    fn register(&mut self, cx: &Context<'_>) {
+        if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            self.waker = Some(cx.waker().clone());
+        }
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn open(&mut self, bytes: u32, upload: &UploadStream) {
+        self.read += bytes;
+        if self.end.is_some() || self.read < self.granted / 2 {
+            return;
+        }
+        let mut increment = std::mem::take(&mut self.read);
+        if self.granted < WINDOW_MAX && !self.is_discarded && upload.shared.account_growth(self.granted as usize) {
+            increment += self.granted;
+            self.granted *= 2;
+        }
+        self.window += i64::from(increment);
+        upload.shared.credits.borrow_mut().push((upload.stream, increment));
+        upload.shared.wake();
+    }
+}
+
+impl Drop for UploadStream {
+    fn drop(&mut self) {
+        self.shared.release(self.state.get_mut().granted as usize);
+    }
+}
+
+/// The body of an HTTP/2 request.
+pub(crate) struct Http2RequestBody {
+    upload: Rc<UploadStream>,
+    /// Bytes taken from the stream; those before `consumed` are consumed.
+    taken: Vec<u8>,
+    consumed: usize,
+    received_bytes: u64,
+    body_max: u64,
+    clock: ClientClock,
+    /// The queue that `100 Continue` is pushed to, once, if the client waits for it.
+    awaits_continue: Option<InterimResponses>,
+    dropped_trailers: std::sync::Arc<[String]>,
+    drops_underscores: bool,
+    trailers: Option<Box<Fields>>,
+}
+
+impl Http2RequestBody {
+    /// `request` is the head.
+    pub(crate) fn new(upload: &Rc<UploadStream>, limits: &HttpLimits, request: &Request) -> Self {
+        Http2RequestBody {
+            upload: Rc::clone(upload),
+            taken: Vec::new(),
+            consumed: 0,
+            received_bytes: 0,
+            body_max: limits.body_bytes_max(),
+            clock: ClientClock::new(limits),
+            awaits_continue: request.connection.expects_continue.then(|| request.interim.share()),
+            dropped_trailers: std::sync::Arc::clone(&limits.dropped_trailers),
+            drops_underscores: limits.underscores == UnderscorePolicy::Drop,
+            trailers: None,
+        }
+    }
+
+    /// Lowers the limit of the body's size.
+    pub(crate) fn limit(&mut self, bytes: u64) {
+        self.body_max = self.body_max.min(bytes);
+    }
+
+    fn take_trailers(&mut self, state: &mut UploadState) {
+        let Some(trailers) = state.trailers.take() else { return };
+        let mut fields = Fields::default();
+        for field in trailers.iter() {
+            let is_dropped =
+                self.dropped_trailers.iter().any(|dropped| matches_pattern(field.name, dropped.as_bytes()))
+                    || self.drops_underscores && field.name.contains(&b'_');
+            let is_allowed = str::from_utf8(field.name).is_ok_and(h1::is_allowed_trailer);
+            if is_allowed && !is_dropped {
+                fields.push(field.name, field.value);
+            }
+        }
+        self.trailers = (!fields.is_empty()).then(|| Box::new(fields));
+    }
+}
+
+impl BodySource for Http2RequestBody {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        if self.data().is_empty() {
+            let upload = Rc::clone(&self.upload);
+            let state = &mut *upload.state.borrow_mut();
+            if state.received.is_empty() {
+                match state.end {
+                    Some(UploadEnd::Complete) => {
+                        self.take_trailers(state);
+                        return Poll::Ready(Ok(()));
+                    }
+                    Some(UploadEnd::Reset) => return Poll::Ready(Err(BodyError::Truncated)),
+                    None => {}
+                }
+                if let Some(interim) = self.awaits_continue.take() {
+                    interim.push(Response::new(StatusCode::CONTINUE));
+                }
+                state.register(cx);
+                return self.clock.poll(cx).map(|()| Err(BodyError::Timeout(ExchangeTimeout::ClientBody)));
+            }
+            self.taken.clear();
+            self.consumed = 0;
+            std::mem::swap(&mut self.taken, &mut state.received);
+            self.awaits_continue = None;
+            self.clock.record_progress(self.taken.len());
+            self.received_bytes += self.taken.len() as u64;
+        }
+        let is_too_large = self.received_bytes > self.body_max;
+        Poll::Ready(if is_too_large { Err(BodyError::TooLarge) } else { Ok(()) })
+    }
+
+    fn data(&self) -> &[u8] {
+        &self.taken[self.consumed..]
+    }
+
+    fn consume(&mut self, count: usize) {
+        // The client is not late while the gateway does not consume its bytes.
+        self.clock.record_progress(0);
+        self.consumed += count;
+        self.upload.record_read(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+
+    fn trailers(&self) -> Option<&Fields> {
+        self.trailers.as_deref()
+    }
+}

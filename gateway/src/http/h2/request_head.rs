@@ -1,0 +1,354 @@
+//! Reads the decoded fields of a request into a `Request`, or finds the reason why it is refused
+//! (RFC 9113 sections 8.2 and 8.3). The checks that do not depend on the protocol are those of
+//! `head`, as for HTTP/1.1.
+
+use super::hpack_table::HpackField;
+use super::priority::Priority;
+use crate::http::fields::KnownField;
+use crate::http::fields::KnownFieldSet;
+use crate::http::head;
+use crate::http::limits::HttpLimits;
+use crate::http::message::{BodyLength, ConnectionOptions, HttpVersion, Method, Request};
+use crate::http::refusal::RequestRefusal;
+
+/// Most of the fields of one connection, which HTTP/2 does not have (RFC 9113 section 8.2.2).
+const CONNECTION_FIELDS: KnownFieldSet =
+    KnownFieldSet::of(&[KnownField::Connection, KnownField::TransferEncoding, KnownField::Upgrade]);
+
+const NAME_BYTE: u8 = 1;
+const VALUE_BYTE: u8 = 2;
+
+/// The bytes of names, which are in lower case, and of values.
+const CLASS: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let is_value = byte == b'\t' as usize || (byte >= 0x20 && byte != 0x7f);
+        let is_name = matches!(byte as u8, b'a'..=b'z' | b'0'..=b'9' | b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*')
+            || matches!(byte as u8, b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~');
+        table[byte] = if is_value { VALUE_BYTE } else { 0 } | if is_name { NAME_BYTE } else { 0 };
+        byte += 1;
+    }
+    table
+};
+
+/// Whether a name is a token in lower case.
+pub(super) fn is_name(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(|byte| CLASS[usize::from(*byte)] & NAME_BYTE != 0)
+}
+
+/// Whether a value has no control characters, and no white space at its ends.
+pub(super) fn is_value(value: &[u8]) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    value.iter().all(|byte| CLASS[usize::from(*byte)] & VALUE_BYTE != 0)
+        && !is_space(value.first())
+        && !is_space(value.last())
+}
+
+/// Why a head is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HeadRefusal {
+    pub(crate) refusal: RequestRefusal,
+    /// The head is malformed in the sense of RFC 9113 section 8.1.1: the stream is reset after the
+    /// response.
+    pub(crate) is_malformed: bool,
+}
+
+impl From<RequestRefusal> for HeadRefusal {
+    fn from(refusal: RequestRefusal) -> Self {
+        HeadRefusal { refusal, is_malformed: false }
+    }
+}
+
+/// Collects one head. Its buffers are reused for the next one.
+#[derive(Default)]
+pub(super) struct HeadReader {
+    method: Option<Method>,
+    scheme: Vec<u8>,
+    authority: Vec<u8>,
+    path: Vec<u8>,
+    cookie: Vec<u8>,
+    priority: Option<Priority>,
+    /// Bit by pseudo field.
+    seen: u8,
+    has_fields: bool,
+    has_cookie: bool,
+    is_target_too_long: bool,
+    /// Bytes of the head, as they would be in HTTP/1.1.
+    bytes: usize,
+    malformed: Option<RequestRefusal>,
+}
+
+const METHOD: u8 = 1;
+const SCHEME: u8 = 2;
+const AUTHORITY: u8 = 4;
+const PATH: u8 = 8;
+const PROTOCOL: u8 = 16;
+
+/// A head that was read: what is not part of the `Request`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct HeadDetails {
+    pub(super) priority: Option<Priority>,
+    pub(super) bytes: usize,
+}
+
+impl HeadReader {
+    pub(super) fn begin(&mut self, request: &mut Request) {
+        request.clear();
+        request.version = HttpVersion::Http2;
+        for buffer in [&mut self.scheme, &mut self.authority, &mut self.path, &mut self.cookie] {
+            buffer.clear();
+        }
+        (self.method, self.priority, self.seen, self.malformed) = (None, None, 0, None);
+        (self.has_fields, self.has_cookie, self.is_target_too_long) = (false, false, false);
+        // The empty line.
+        self.bytes = 2;
+    }
+
+    /// Takes one field. Those beyond `limits` are counted and not kept.
+    pub(super) fn receive(&mut self, field: HpackField<'_>, limits: &HttpLimits, request: &mut Request) {
+        let HpackField { known, name, value } = field;
+        let is_pseudo = name.first() == Some(&b':');
+        // The bytes of the line in HTTP/1.1: of the request line, of `Host`, or of the field.
+        self.bytes += match name {
+            b":method" => value.len() + 1,
+            b":scheme" => 0,
+            b":path" => value.len() + 11,
+            b":authority" => value.len() + 8,
+            name => name.len() + value.len() + 4,
+        };
+        if is_pseudo && name == b":method" && value.len() > limits.uri_bytes {
+            // As over HTTP/1.1.
+            self.refuse(RequestRefusal::RequestLine);
+        }
+        self.is_target_too_long |= is_pseudo && name == b":path" && value.len() > limits.uri_bytes;
+        if self.bytes > limits.header_bytes {
+            return;
+        }
+        if is_pseudo {
+            return self.receive_pseudo(name, value);
+        }
+        self.has_fields = true;
+        if !(known.is_some() || is_name(name)) || !is_value(value) || name.is_empty() {
+            return self.refuse(RequestRefusal::FieldSyntax);
+        }
+        match known {
+            Some(KnownField::Cookie) => {
+                if std::mem::replace(&mut self.has_cookie, true) {
+                    self.cookie.extend_from_slice(b"; ");
+                }
+                return self.cookie.extend_from_slice(value);
+            }
+            // A known name may be written with capital letters.
+            Some(known) if known.as_str().as_bytes() != name => return self.refuse(RequestRefusal::FieldSyntax),
+            Some(known) if CONNECTION_FIELDS.contains(known) || matches!(name, b"keep-alive" | b"proxy-connection") => {
+                return self.refuse(RequestRefusal::FieldSyntax);
+            }
+            Some(KnownField::Te) if !value.eq_ignore_ascii_case(b"trailers") => {
+                return self.refuse(RequestRefusal::FieldSyntax);
+            }
+            None if name == b"priority" => self.priority = Some(Priority::parse(value)),
+            _ => {}
+        }
+        if request.fields.len() <= limits.header_fields {
+            request.fields.push_known(known, name, value);
+        }
+    }
+
+    fn receive_pseudo(&mut self, name: &[u8], value: &[u8]) {
+        let (bit, buffer) = match name {
+            b":method" => {
+                match Method::from_bytes(value) {
+                    Ok(method) => self.method = Some(method),
+                    Err(_) => self.refuse(RequestRefusal::RequestLine),
+                }
+                (METHOD, None)
+            }
+            b":scheme" => (SCHEME, Some(&mut self.scheme)),
+            b":authority" => (AUTHORITY, Some(&mut self.authority)),
+            b":path" => (PATH, Some(&mut self.path)),
+            b":protocol" => (PROTOCOL, None),
+            _ => return self.refuse(RequestRefusal::FieldSyntax),
+        };
+        if self.has_fields || self.seen & bit != 0 {
+            return self.refuse(RequestRefusal::FieldSyntax);
+        }
+        if let Some(buffer) = buffer {
+            buffer.extend_from_slice(value);
+        }
+        self.seen |= bit;
+    }
+
+    fn refuse(&mut self, refusal: RequestRefusal) {
+        self.malformed.get_or_insert(refusal);
+    }
+
+    /// Completes the head. `has_ended`: no body follows.
+    pub(super) fn finish(
+        &mut self,
+        has_ended: bool,
+        limits: &HttpLimits,
+        request: &mut Request,
+    ) -> Result<HeadDetails, HeadRefusal> {
+        let details = HeadDetails { priority: self.priority, bytes: self.bytes };
+        let malformed = |refusal| Err(HeadRefusal { refusal, is_malformed: true });
+        if self.malformed == Some(RequestRefusal::RequestLine) {
+            return malformed(RequestRefusal::RequestLine);
+        }
+        if self.is_target_too_long {
+            return Err(RequestRefusal::TargetTooLong.into());
+        }
+        if self.bytes > limits.header_bytes {
+            return Err(RequestRefusal::HeadTooLarge.into());
+        }
+        if let Some(refusal) = self.malformed {
+            return malformed(refusal);
+        }
+        if self.has_cookie {
+            request.fields.add(KnownField::Cookie, &self.cookie);
+        }
+        // The authority counts as the field that it is in HTTP/1.1.
+        let fields = request.fields.len() + usize::from(self.seen & AUTHORITY != 0);
+        if fields > limits.header_fields {
+            return Err(RequestRefusal::TooManyFields.into());
+        }
+        let Some(method) = self.method.take() else { return malformed(RequestRefusal::RequestLine) };
+        if self.seen & PROTOCOL != 0 {
+            // Extended CONNECT (RFC 8441) is not offered.
+            return Err(RequestRefusal::Protocol.into());
+        }
+        if method == Method::CONNECT && self.seen & (SCHEME | PATH) != 0 {
+            return malformed(RequestRefusal::FieldSyntax);
+        }
+        request.method = method;
+        head::check_method(&request.method)?;
+        if self.seen & SCHEME == 0 || self.seen & PATH == 0 || self.path.is_empty() {
+            return malformed(RequestRefusal::Target);
+        }
+        if !self.scheme.eq_ignore_ascii_case(b"http") && !self.scheme.eq_ignore_ascii_case(b"https") {
+            return Err(RequestRefusal::Target.into());
+        }
+        let target = str::from_utf8(&self.path).map_err(|_| RequestRefusal::Target)?;
+        head::set_target(target, limits, request)?;
+        self.set_authority(request)?;
+        self.set_length(has_ended, limits, request)?;
+        request.connection = ConnectionOptions {
+            keep_alive: true,
+            expects_continue: head::expects_continue(request)? && request.length != BodyLength::Empty,
+        };
+        Ok(details)
+    }
+
+    /// Sets the authority from the pseudo field or from `Host`, which must not contradict each
+    /// other (RFC 9113 section 8.3.1).
+    fn set_authority(&self, request: &mut Request) -> Result<(), HeadRefusal> {
+        let mut authority = std::mem::take(&mut request.authority);
+        let mut hosts = request.fields.all(KnownField::Host);
+        let (host, second) = (hosts.next(), hosts.next());
+        if second.is_some() {
+            return Err(RequestRefusal::RepeatedHost.into());
+        }
+        let pseudo = (self.seen & AUTHORITY != 0).then_some(&*self.authority);
+        let Some(given) = pseudo.or(host) else { return Err(RequestRefusal::NoHost.into()) };
+        let text = |bytes| str::from_utf8(bytes).map_err(|_| RequestRefusal::BadHost);
+        head::set_authority(text(given)?, &mut authority)?;
+        if let Some(host) = host
+            && pseudo.is_some_and(|pseudo| pseudo != host)
+        {
+            let mut from_host = String::new();
+            head::set_authority(text(host)?, &mut from_host)?;
+            if from_host != authority {
+                return Err(RequestRefusal::HostMismatch.into());
+            }
+        }
+        request.authority = authority;
+        Ok(())
+    }
+
+    /// The end of the stream tells whether there is a body; an announced length must agree (RFC
+    /// 9113 section 8.1.1).
+    fn set_length(&self, has_ended: bool, limits: &HttpLimits, request: &mut Request) -> Result<(), HeadRefusal> {
+        head::set_length(limits, request)?;
+        match request.length {
+            BodyLength::Known(1..) if has_ended => {
+                return Err(HeadRefusal { refusal: RequestRefusal::BadLength, is_malformed: true });
+            }
+            BodyLength::Empty if !has_ended && !request.fields.has(KnownField::ContentLength) => {
+                request.length = BodyLength::Streamed;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether a request whose stream has not ended may still have no body: it announces none, and its
+/// method has no use for one. The next frame then tells.
+pub(crate) fn may_be_bodiless(request: &Request) -> bool {
+    request.length == BodyLength::Streamed && matches!(request.method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::hpack_decode::HpackDecoder;
+    use super::*;
+    use crate::http::fields::is_token;
+
+    /// A field section of literals, some of them malformed.
+    fn section() -> impl Strategy<Value = Vec<u8>> {
+        let name = prop_oneof![
+            Just(":method"),
+            Just(":path"),
+            Just(":scheme"),
+            Just(":authority"),
+            Just(":protocol"),
+            Just("cookie"),
+            Just("host"),
+            Just("te"),
+            Just("X-A"),
+            Just("x-a"),
+            Just("content-length"),
+            Just("connection"),
+            Just("x\"a"),
+            Just(""),
+        ];
+        let value = prop_oneof![
+            Just("GET".to_owned()),
+            Just("/a".to_owned()),
+            Just("https".to_owned()),
+            Just("a.test".to_owned()),
+            Just("websocket".to_owned()),
+            Just("5".to_owned()),
+            "[ -~\t\r\n\u{e9}]{0,12}",
+        ];
+        let literal = (name, value).prop_map(|(name, value)| {
+            let lengths = [name.len(), value.len()].map(|length| u8::try_from(length).expect("short"));
+            [&[0, lengths[0]], name.as_bytes(), &[lengths[1]], value.as_bytes()].concat()
+        });
+        let start = b"\x82\x87\x84\x01\x06a.test".to_vec();
+        let valid =
+            prop::collection::vec(literal.clone(), 0..4).prop_map(move |rest| [start.clone(), rest.concat()].concat());
+        prop_oneof![valid, prop::collection::vec(literal, 0..8).prop_map(|all| all.concat()), any::<Vec<u8>>()]
+    }
+
+    proptest! {
+        #[test]
+        fn accepted_heads_are_well_formed(section in section(), has_ended: bool) {
+            let (mut reader, mut request) = (HeadReader::default(), Request::default());
+            let limits = HttpLimits::default();
+            reader.begin(&mut request);
+            let decoded = HpackDecoder::new().decode(&section, |field| reader.receive(field, &limits, &mut request));
+            if decoded.is_ok() && reader.finish(has_ended, &limits, &mut request).is_ok() {
+                prop_assert!(request.target.starts_with('/') || request.target == "*");
+                prop_assert!(!request.authority.is_empty());
+                for field in request.fields.iter() {
+                    prop_assert!(is_token(field.name) && !field.name.iter().any(u8::is_ascii_uppercase));
+                    prop_assert!(is_value(field.value));
+                    prop_assert!(!matches!(field.name, b"connection" | b"transfer-encoding" | b"upgrade"));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! One HTTP/2 stream, from its request to the end of its response.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use super::stream_context::StreamContext;
+use crate::error::ErrorKind;
+use crate::http::HttpLimits;
+use crate::http::body::BodyError;
+use crate::http::deadline::ResettableDeadline;
+use crate::http::exchange_clock::{Blame, ExchangeTimeout};
+use crate::http::h2::{self as http2, ClientClock, Http2ErrorCode, Http2RequestBody, IncomingRequest, ResponseEnd};
+use crate::http::message::{BodyLength, InterimResponses, is_bodiless};
+use crate::http::refusal::RequestRefusal;
+use crate::http::request_body::RequestBody;
+use crate::metrics::Label as _;
+use crate::panics::poll_catch;
+use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
+use crate::serve::accounting::{
+    AbortReason, CompletedExchange, InFlightRequest, count_abort, refused, report_client_closed,
+};
+use crate::tasks::{self, TaskWait};
+use crate::{degrade, hop};
+
+/// How long and how many bytes a client may still send of its request after the response has ended.
+/// A reset at once would destroy the response in some clients.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
+const DISCARDED_MAX: usize = 1 << 20;
+
+type Handle = http2::StreamHandle<ResponseBody<'static>>;
+
+/// A request whose head was read, and its buffers.
+pub(super) struct StreamStart {
+    pub(super) shared: Rc<StreamContext>,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) at: Instant,
+    pub(super) incoming: IncomingRequest<ResponseBody<'static>>,
+    pub(super) buffers: Box<ExchangeBuffers>,
+}
+
+/// Serves one stream.
+pub(super) async fn serve(start: StreamStart) {
+    let StreamStart { shared, snapshot, at, incoming: IncomingRequest { handle, head }, buffers } = start;
+    let arrival = Arrival { peer: shared.peer.clone(), at };
+    let in_flight = Some(InFlightRequest::begin(at));
+    let mut buffers = Some(buffers);
+    if let Some(buffers) = &mut buffers {
+        buffers.request.scheme = shared.scheme;
+    }
+    let mut exchange = StreamExchange { shared, snapshot, arrival, buffers, in_flight, handle };
+    let mut is_malformed = false;
+    let body = match head {
+        Ok(_details) => exchange.respond().await,
+        Err(refused) => {
+            is_malformed = refused.is_malformed;
+            Some(exchange.refuse(refused.refusal))
+        }
+    };
+    let Some(body) = body else { return };
+    let is_complete = exchange.send(body).await;
+    if is_malformed {
+        exchange.handle.reset_malformed();
+    } else if is_complete && !exchange.handle.has_received_end() {
+        discard(&exchange.handle).await;
+    }
+}
+
+/// Reads and discards the rest of a request, for a bounded time. The handle then resets the stream
+/// with NO_ERROR if the client has not ended it.
+async fn discard(handle: &Handle) {
+    handle.discard_upload();
+    let mut deadline = ResettableDeadline::after(DISCARD_TIMEOUT);
+    poll_fn(|cx| {
+        if handle.poll_discarded(cx, DISCARDED_MAX).is_ready() || handle.poll_reset(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        deadline.poll(cx)
+    })
+    .await;
+}
+
+/// The request of a stream and what is known of its response.
+struct StreamExchange {
+    shared: Rc<StreamContext>,
+    snapshot: Arc<Snapshot>,
+    arrival: Arrival,
+    /// Taken when the exchange is dropped.
+    buffers: Option<Box<ExchangeBuffers>>,
+    /// Taken when the response ends.
+    in_flight: Option<InFlightRequest>,
+    handle: Handle,
+}
+
+/// Why a response was not sent to its end.
+enum ResponseAbort {
+    ClientClosed,
+    ClientTimeout,
+    Source(BodyError),
+}
+
+impl StreamExchange {
+    fn buffers(&mut self) -> &mut ExchangeBuffers {
+        self.buffers.as_mut().expect("taken by drop only")
+    }
+
+    /// Runs the pipeline. `None`: the client reset the stream.
+    async fn respond(&mut self) -> Option<ResponseBody<'static>> {
+        let snapshot = Arc::clone(&self.snapshot);
+        let limits = &snapshot.http;
+        if http2::may_be_bodiless(&self.buffers().request) {
+            match self.first_data(limits).await {
+                Ok(true) => self.buffers().request.length = BodyLength::Empty,
+                Ok(false) => {}
+                Err(BodyError::Timeout(_)) => return Some(self.refuse(RequestRefusal::BodyTimeout)),
+                Err(_) => return None,
+            }
+            let request = &self.buffers().request;
+            if limits.refuses_body(&request.method, request.length) {
+                return Some(self.refuse(RequestRefusal::BodyOfGet));
+            }
+        }
+        let StreamExchange { shared, snapshot, arrival, buffers, handle, .. } = self;
+        let buffers = buffers.as_mut().expect("taken by drop only");
+        let request = &buffers.request;
+        let body = match (request.length, handle.upload()) {
+            (BodyLength::Empty | BodyLength::Known(0), _) | (_, None) => RequestBody::Empty,
+            (_, Some(upload)) => RequestBody::H2(Box::new(Http2RequestBody::new(upload, limits, request))),
+        };
+        let interim = request.interim.share();
+        let handled = {
+            let mut handling = pin!(async {
+                let mut request_context = RequestContext::new(&shared.worker.worker, snapshot, arrival, buffers);
+                match request_context.admit() {
+                    Some(ended) => ended,
+                    None => request_context.handle(body).await,
+                }
+            });
+            poll_fn(|cx| {
+                let polled = poll_catch(handling.as_mut(), cx);
+                send_interim(&interim, handle);
+                match polled {
+                    Poll::Ready(handled) => Poll::Ready(Some(handled)),
+                    Poll::Pending => handle.poll_reset(cx).map(|()| None),
+                }
+            })
+            .await
+        };
+        let handled = handled.filter(|_| buffers.record.failure != Some(ErrorKind::ClientGone));
+        let mut body = handled?.unwrap_or_else(|_panic| {
+            count_abort(AbortReason::Panic);
+            pipeline::panicked(snapshot, buffers)
+        });
+        body.unpack_head(&mut buffers.response);
+        Some(body)
+    }
+
+    /// Waits for the first bytes of a request that announces no body. Returns whether it has none.
+    async fn first_data(&self, limits: &HttpLimits) -> Result<bool, BodyError> {
+        let Some(upload) = self.handle.upload() else { return Ok(true) };
+        let mut clock = ClientClock::new(limits);
+        poll_fn(|cx| {
+            if let Poll::Ready(first) = upload.poll_first(cx) {
+                return Poll::Ready(first);
+            }
+            tasks::set_waiting_for(TaskWait::ClientBody);
+            clock.poll(cx).map(|()| Err(BodyError::Timeout(ExchangeTimeout::ClientBody)))
+        })
+        .await
+    }
+
+    fn refuse(&mut self, refusal: RequestRefusal) -> ResponseBody<'static> {
+        let snapshot = Arc::clone(&self.snapshot);
+        let ExchangeBuffers { request, response, record, .. } = self.buffers();
+        *record = refused(refusal, request, &snapshot);
+        ResponseBody::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), response))
+    }
+
+    /// Sends head and body, and reports the exchange. Returns whether the response is complete.
+    async fn send(&mut self, body: ResponseBody<'static>) -> bool {
+        let snapshot = Arc::clone(&self.snapshot);
+        let StreamExchange { handle, buffers, .. } = self;
+        let ExchangeBuffers { request, response, .. } = &**buffers.as_ref().expect("taken by drop only");
+        let remaining = match response.length {
+            _ if is_bodiless(&request.method, response.status) => Some(0),
+            BodyLength::Empty => Some(0),
+            BodyLength::Known(length) => Some(length),
+            BodyLength::Streamed | BodyLength::UntilClose => None,
+        };
+        poll_fn(|cx| handle.poll_room(cx)).await;
+        handle.begin_response(response, body, remaining);
+        let mut watch = ReadWatch { clock: ClientClock::new(&snapshot.http), sent: 0, sent_on_connection: 0 };
+        let ended = poll_fn(|cx| match handle.poll_body(cx) {
+            Poll::Ready(ended) => Poll::Ready(ended.map_err(|end| match end {
+                ResponseEnd::ClientClosed => ResponseAbort::ClientClosed,
+                ResponseEnd::Source(error) => ResponseAbort::Source(error),
+            })),
+            Poll::Pending => watch.poll(cx, handle).map(|()| Err(ResponseAbort::ClientTimeout)),
+        })
+        .await;
+        match &ended {
+            Ok(()) => {}
+            Err(ResponseAbort::ClientTimeout) => {
+                pipeline::count_timeout(ExchangeTimeout::ClientRead);
+                handle.reset(Http2ErrorCode::Cancel);
+            }
+            Err(ResponseAbort::ClientClosed) => {}
+            Err(ResponseAbort::Source(_)) => handle.reset(Http2ErrorCode::Internal),
+        }
+        drop(handle.take_body());
+        let is_complete = ended.is_ok();
+        self.report(ended);
+        is_complete
+    }
+
+    /// Reports the exchange, whose response has ended in whichever way.
+    fn report(&mut self, ended: Result<(), ResponseAbort>) {
+        let Some(in_flight) = self.in_flight.take() else { return };
+        let bytes = self.handle.sent_bytes();
+        let StreamExchange { shared, snapshot, arrival, buffers, .. } = self;
+        let buffers = buffers.as_mut().expect("taken by drop only");
+        if let Err(abort) = ended {
+            let reason = abort.reason();
+            count_abort(reason);
+            buffers.record.aborted = reason.as_str();
+            buffers.record.blame = Some(abort.blame());
+        }
+        let duration = in_flight.end();
+        CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes, duration }.report(&shared.worker);
+    }
+}
+
+impl Drop for StreamExchange {
+    fn drop(&mut self) {
+        let Some(mut buffers) = self.buffers.take() else { return };
+        if let Some(in_flight) = self.in_flight.take() {
+            let exchange = (&self.arrival.peer, &mut *buffers);
+            report_client_closed(&self.shared.worker, &self.snapshot, exchange, in_flight.end());
+        }
+        self.shared.return_buffers(buffers);
+    }
+}
+
+impl ResponseAbort {
+    fn reason(&self) -> AbortReason {
+        match self {
+            ResponseAbort::ClientClosed => AbortReason::ClientClosed,
+            ResponseAbort::ClientTimeout => AbortReason::ClientTimeout,
+            ResponseAbort::Source(error) => AbortReason::of(error),
+        }
+    }
+
+    fn blame(&self) -> Blame {
+        match self {
+            ResponseAbort::ClientClosed | ResponseAbort::ClientTimeout => Blame::Client,
+            ResponseAbort::Source(error) => error.blame(),
+        }
+    }
+}
+
+/// Watches a client that has to read a response.
+struct ReadWatch {
+    clock: ClientClock,
+    sent: u64,
+    sent_on_connection: u64,
+}
+
+impl ReadWatch {
+    /// Ready when the client is late: it allows no byte of this response, or reads nothing at all.
+    /// A response that waits for its turn is not late while others are sent.
+    fn poll(&mut self, cx: &mut Context<'_>, handle: &Handle) -> Poll<()> {
+        if !handle.is_waiting_for_client() {
+            tasks::set_waiting_for(TaskWait::UpstreamBody);
+            self.clock.record_progress(0);
+            return Poll::Pending;
+        }
+        tasks::set_waiting_for(TaskWait::ClientRead);
+        loop {
+            let (sent, on_connection) = (handle.sent_bytes(), handle.sent_on_connection());
+            let progress =
+                if handle.is_window_closed() { sent - self.sent } else { on_connection - self.sent_on_connection };
+            (self.sent, self.sent_on_connection) = (sent, on_connection);
+            if progress == 0 {
+                return self.clock.poll(cx);
+            }
+            self.clock.record_progress(usize::try_from(progress).unwrap_or(usize::MAX));
+            ready!(self.clock.poll(cx));
+        }
+    }
+}
+
+fn send_interim(interim: &InterimResponses, handle: &Handle) {
+    while let Some(mut response) = interim.take() {
+        hop::strip(&mut response.fields);
+        handle.send_interim(&response);
+    }
+}

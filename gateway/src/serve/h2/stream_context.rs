@@ -1,0 +1,49 @@
+//! The part of an HTTP/2 connection that its streams share.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use crate::http::message::Scheme;
+use crate::peer::ConnectionPeer;
+use crate::pipeline::ExchangeBuffers;
+use crate::serve::worker_context::WorkerContext;
+
+/// Buffers that a connection with streams keeps for the next ones. They are reused last in, first
+/// out, so that requests that are answered at once use the same ones.
+const SPARE_MAX: usize = 32;
+
+/// The part of a connection that its streams share.
+pub(super) struct StreamContext {
+    pub(super) worker: Rc<WorkerContext>,
+    pub(super) peer: ConnectionPeer,
+    pub(super) scheme: Scheme,
+    // Boxed: they are large, and move between the tasks of streams.
+    #[expect(clippy::vec_box, reason = "the boxes are what is reused")]
+    spare: RefCell<Vec<Box<ExchangeBuffers>>>,
+}
+
+impl StreamContext {
+    pub(super) fn new(worker: Rc<WorkerContext>, peer: ConnectionPeer, scheme: Scheme) -> Rc<Self> {
+        Rc::new(StreamContext { worker, peer, scheme, spare: RefCell::default() })
+    }
+
+    pub(super) fn take_buffers(&self) -> Box<ExchangeBuffers> {
+        self.spare.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub(super) fn return_buffers(&self, buffers: Box<ExchangeBuffers>) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < SPARE_MAX {
+            spare.push(buffers);
+        }
+    }
+
+    /// Releases the buffers of past streams but for `kept` of them.
+    pub(super) fn release_buffers(&self, kept: usize) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() > kept {
+            spare.truncate(kept);
+            spare.shrink_to_fit();
+        }
+    }
+}

@@ -1,0 +1,588 @@
+//! HTTP/2 to clients, by hand-made frames: bodies, interim responses and trailers, the clocks of
+//! streams and connections, floods, and memory.
+
+mod support;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustls::pki_types::CertificateDer;
+
+use support::frames::{
+    ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, FrameClient, GOAWAY, HEADERS,
+    PING, PRIORITY, PRIORITY_UPDATE, REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, get, head_block, request,
+    request_with,
+};
+use support::tls::{LISTEN_TLS, write_certificate};
+use support::{Gate, Gateway, Origin, STEP_TIMEOUT, Script, TempDir, one_route, wait_for};
+
+const WINDOW: u32 = 65_535;
+
+/// An origin, and a gateway with TLS before it.
+struct Server {
+    origin: Origin,
+    gateway: Gateway,
+    trusted: CertificateDer<'static>,
+}
+
+impl Server {
+    fn start(origin: Origin, route: &str, rest: &str) -> Self {
+        let dir = TempDir::new();
+        let trusted = write_certificate(&dir);
+        let config = one_route(origin.address, route, &format!("{rest}\n{LISTEN_TLS}"));
+        Server { gateway: Gateway::start_in(dir, &config), origin, trusted }
+    }
+
+    fn echo(rest: &str) -> Self {
+        Self::start(Origin::start(|request| Script::ok(&[], format!("{} bytes", request.body.len()))), "", rest)
+    }
+
+    fn connect(&self) -> FrameClient {
+        FrameClient::connect(&self.gateway, &self.trusted, WINDOW)
+    }
+}
+
+fn status(frames: &[Frame]) -> u16 {
+    frames.iter().find(|frame| frame.kind == HEADERS).map_or(0, Frame::status)
+}
+
+fn body(frames: &[Frame]) -> Vec<u8> {
+    frames.iter().filter(|frame| frame.kind == DATA).flat_map(|frame| frame.payload.clone()).collect()
+}
+
+#[test]
+fn request_without_body_bytes_has_no_body() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    let empty_end = Frame::new(DATA, END_STREAM, 0).bytes();
+    let mut end_of = |stream: u32, head: Frame, is_together: bool| {
+        let mut end = empty_end.clone();
+        end[5..9].copy_from_slice(&stream.to_be_bytes());
+        if is_together {
+            client.send_bytes(&[head.bytes(), end].concat());
+        } else {
+            client.send(&head);
+            assert!(client.is_alive());
+            client.send_bytes(&end);
+        }
+        assert_eq!(status(&client.response(stream)), 200);
+        let received = server.origin.last();
+        assert_eq!((received.field("transfer-encoding"), &*received.body), (None, &b""[..]), "stream {stream}");
+    };
+    end_of(1, request(1, "GET", "/a"), true);
+    end_of(3, request(3, "GET", "/b"), false);
+    end_of(5, request(5, "OPTIONS", "/c"), false);
+    end_of(7, request_with(7, ("POST", "/d"), &[("content-length", "0")]), false);
+}
+
+#[test]
+fn uploads_are_forwarded_with_and_without_a_length() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    for (stream, fields) in [(1, &[("content-length", "9")][..]), (3, &[])] {
+        for method in ["POST", "GET"] {
+            let stream = stream + if method == "GET" { 4 } else { 0 };
+            client.send(&request_with(stream, (method, "/"), fields));
+            client.send(&Frame::new(DATA, 0, stream).with("12345"));
+            client.send(&Frame::new(DATA, END_STREAM, stream).with("6789"));
+            let frames = client.response(stream);
+            assert_eq!((status(&frames), &*body(&frames)), (200, &b"9 bytes"[..]));
+        }
+        client = server.connect();
+    }
+}
+
+#[test]
+fn large_upload_moves_the_windows() {
+    let server = Server::echo("");
+    let output = Command::new("sh")
+        .arg("-c")
+        .arg(format!(
+            "head -c 3000000 /dev/zero | curl -sk --http2 --max-time 20 -T - https://{}/up",
+            server.gateway.address
+        ))
+        .output();
+    assert_eq!(output.expect("curl runs").stdout, b"3000000 bytes");
+}
+
+#[test]
+fn continue_is_sent_when_the_body_is_wanted() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    client.send(&request_with(1, ("POST", "/"), &[("content-length", "4"), ("expect", "100-continue")]));
+    assert_eq!(client.expect(HEADERS).status(), 100);
+    client.send(&Frame::new(DATA, END_STREAM, 1).with("body"));
+    let frames = client.response(1);
+    assert_eq!((status(&frames), &*body(&frames)), (200, &b"4 bytes"[..]));
+    // A client that does not wait gets none.
+    let head = request_with(3, ("POST", "/"), &[("content-length", "4"), ("expect", "100-continue")]);
+    client.send_bytes(&[head.bytes(), Frame::new(DATA, END_STREAM, 3).with("body").bytes()].concat());
+    assert_eq!(status(&client.response(3)), 200);
+}
+
+#[test]
+fn interim_responses_of_the_origin_arrive() {
+    let origin = Origin::start(|_| {
+        Script::new()
+            .send("HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n")
+            .send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    });
+    let server = Server::start(origin, "", "");
+    let mut client = server.connect();
+    client.send(&get(1, "/"));
+    let frames = client.response(1);
+    let statuses: Vec<_> = frames.iter().filter(|frame| frame.kind == HEADERS).map(Frame::status).collect();
+    assert_eq!((&*statuses, &*body(&frames)), (&[103, 200][..], &b"ok"[..]));
+}
+
+#[test]
+fn trailers_pass_in_both_directions() {
+    let origin = Origin::start(|_| {
+        Script::new().send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 17\r\n\r\n")
+    });
+    let server = Server::start(origin, "", "");
+    let mut client = server.connect();
+    client.send(&request_with(1, ("POST", "/"), &[("te", "trailers")]));
+    client.send(&Frame::new(DATA, 0, 1).with("body"));
+    client.send(&Frame::new(HEADERS, END_HEADERS | END_STREAM, 1).with(head_block(&[("x-check", "42")])));
+    let frames = client.response(1);
+    let last = frames.last().expect("frames");
+    assert_eq!((status(&frames), last.kind, last.flags & END_STREAM), (200, HEADERS, END_STREAM));
+    let raw = String::from_utf8_lossy(&server.origin.last().raw).to_lowercase();
+    assert!(raw.ends_with("4\r\nbody\r\n0\r\nx-check: 42\r\n\r\n"), "{raw}");
+    // Without the declaration of the client there are none.
+    client.send(&get(3, "/"));
+    let frames = client.response(3);
+    assert_eq!(frames.iter().filter(|frame| frame.kind == HEADERS).count(), 1);
+}
+
+#[test]
+fn early_response_arrives_before_the_stream_is_reset() {
+    let server = Server::echo("[limits_http]\nbody_bytes = \"1000B\"\n");
+    let mut client = server.connect();
+    client.send(&request_with(1, ("POST", "/"), &[("content-length", "100000")]));
+    let frames = client.response(1);
+    assert_eq!((status(&frames), frames.last().map(|frame| frame.kind)), (413, Some(DATA)));
+    // The client may continue for a while.
+    client.send(&Frame::new(DATA, 0, 1).with([0; 10_000]));
+    assert!(client.is_alive());
+    let reset = client.expect(RST_STREAM);
+    assert_eq!((reset.stream, reset.code()), (1, 0));
+    client.send(&get(3, "/"));
+    assert_eq!(status(&client.response(3)), 200);
+    // curl, which takes a reset in the same flight for an error.
+    let url = format!("https://{}/", server.gateway.address);
+    let upload =
+        format!("head -c 300000 /dev/zero | curl -svk --http2 --max-time 20 -o /dev/null -w %{{http_code}} -T - {url}");
+    let output = Command::new("sh").arg("-c").arg(upload).output().expect("curl runs");
+    assert_eq!(
+        (String::from_utf8_lossy(&output.stdout), output.status.success()),
+        ("413".into(), true),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn cookies_are_joined_before_fields_are_counted() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    let crumbs: Vec<_> = (0..120).map(|number| format!("c{number}=1")).collect();
+    let fields: Vec<_> = crumbs.iter().map(|crumb| ("cookie", crumb.as_str())).collect();
+    let mut head = request_with(1, ("GET", "/"), &fields);
+    head.flags |= END_STREAM;
+    client.send(&head);
+    assert_eq!(status(&client.response(1)), 200);
+    assert_eq!(server.origin.last().field("cookie"), Some(&*crumbs.join("; ")));
+    let names: Vec<_> = (0..120).map(|number| format!("x-{number}")).collect();
+    let fields: Vec<_> = names.iter().map(|name| (name.as_str(), "1")).collect();
+    let mut head = request_with(3, ("GET", "/"), &fields);
+    head.flags |= END_STREAM;
+    client.send(&head);
+    assert_eq!(status(&client.response(3)), 431);
+}
+
+#[test]
+fn stream_that_nobody_reads_ends_and_the_connection_lives() {
+    let large = vec![b'x'; 100_000];
+    let origin = Origin::start(move |request| match &*request.target {
+        "/small" => Script::ok(&[], ""),
+        _ => Script::ok(&[("Cache-Control", "no-store")], &large),
+    });
+    let server = Server::start(origin, "", "[limits_http]\nidle_timeout = \"1s\"\n");
+    let mut client = FrameClient::connect(&server.gateway, &server.trusted, 0);
+    let begin = Instant::now();
+    for number in 0..20 {
+        client.send(&get(1 + 2 * number, "/large"));
+    }
+    for _ in 0..20 {
+        let reset = client.expect(RST_STREAM);
+        assert_eq!(reset.code(), CANCEL);
+    }
+    assert!(begin.elapsed() >= Duration::from_millis(900), "{:?}", begin.elapsed());
+    assert!(client.is_alive());
+    wait_for(|| server.gateway.metric("tidegate_requests_in_flight") == 0.0, STEP_TIMEOUT);
+    assert_eq!(server.gateway.metric("tidegate_timeouts_total{clock=\"client_read\"}"), 20.0);
+    client.send(&get(41, "/small"));
+    assert_eq!(status(&client.response(41)), 200);
+}
+
+#[test]
+fn client_that_opens_its_window_slowly_gets_the_whole_body() {
+    let origin = Origin::start(|_| Script::ok(&[], [b'x'; 500]));
+    let server = Server::start(origin, "", "[limits_http]\nidle_timeout = \"1s\"\nbody_rate = \"0B\"\n");
+    let mut client = FrameClient::connect(&server.gateway, &server.trusted, 100);
+    client.send(&get(1, "/"));
+    let mut received = 0;
+    loop {
+        let frame = client.expect(DATA);
+        received += frame.payload.len();
+        if frame.ends_stream() {
+            break;
+        }
+        if received % 100 == 0 {
+            std::thread::sleep(Duration::from_millis(400));
+            client.send(&Frame::new(WINDOW_UPDATE, 0, 1).with(100_u32.to_be_bytes()));
+        }
+    }
+    assert_eq!(received, 500);
+}
+
+#[test]
+fn stalled_request_body_ends_with_408_and_the_connection_lives() {
+    let server = Server::echo("[limits_http]\nidle_timeout = \"500ms\"\n");
+    let mut client = server.connect();
+    client.send(&request_with(1, ("POST", "/"), &[("content-length", "10")]));
+    client.send(&Frame::new(DATA, 0, 1).with("12345"));
+    assert_eq!(status(&client.response(1)), 408);
+    assert!(client.is_alive());
+}
+
+#[test]
+fn slow_request_body_is_below_the_minimum_rate() {
+    let server = Server::echo("[limits_http]\nidle_timeout = \"1s\"\nbody_rate = \"1000B\"\n");
+    let mut client = server.connect();
+    client.send(&request(1, "POST", "/"));
+    let begin = Instant::now();
+    let frames = loop {
+        assert!(begin.elapsed() < STEP_TIMEOUT, "one byte in 200 ms is accepted");
+        client.send(&Frame::new(DATA, 0, 1).with("x"));
+        if let Some(frame) = client.next_within(Duration::from_millis(200)).filter(|frame| frame.kind == HEADERS) {
+            break [frame];
+        }
+    };
+    assert_eq!(status(&frames), 408);
+}
+
+#[test]
+fn silent_connections_are_closed() {
+    let server = Server::echo("[limits_http]\nheader_timeout = \"500ms\"\nidle_timeout = \"1s\"\n");
+    // No preface, and a part of it.
+    for bytes in [&b""[..], b"PRI * HTTP/2.0\r\n"] {
+        let mut client = FrameClient::connect_silent(&server.gateway, &server.trusted);
+        client.send_bytes(bytes);
+        assert!(client.closed_within(Duration::from_secs(5)).is_some(), "{bytes:?}");
+    }
+    // A head that does not end.
+    let mut client = server.connect();
+    let mut head = request(1, "GET", "/");
+    head.flags = END_STREAM;
+    client.send(&head);
+    assert_eq!(client.closed_within(Duration::from_secs(5)), Some(Some(ENHANCE_YOUR_CALM)));
+    // No request.
+    let mut client = server.connect();
+    assert_eq!(client.closed_within(Duration::from_secs(8)), Some(Some(0)));
+}
+
+#[test]
+fn floods_end_the_connection() {
+    let server = Server::echo("");
+    let floods = [
+        Frame::new(PING, 0, 0).with([0; 8]),
+        Frame::new(PING, ACK, 0).with([0; 8]),
+        Frame::new(SETTINGS, 0, 0),
+        Frame::new(PRIORITY, 0, 1).with([0, 0, 0, 0, 7]),
+        Frame::new(WINDOW_UPDATE, 0, 0).with(1_u32.to_be_bytes()),
+        Frame::new(0xfe, 0, 0),
+    ];
+    for flood in floods {
+        let mut client = server.connect();
+        client.expect(SETTINGS);
+        client.send_bytes(&flood.bytes().repeat(200));
+        assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)), "{flood:?}");
+    }
+    // Floods inside a request.
+    let mut client = server.connect();
+    let flood = Frame::new(DATA, 0, 1).bytes().repeat(200);
+    client.send_bytes(&[request(1, "POST", "/").bytes(), flood].concat());
+    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+    let mut client = server.connect();
+    let flood = Frame::new(CONTINUATION, 0, 1).bytes().repeat(200);
+    client.send_bytes(&[Frame::new(HEADERS, END_STREAM, 1).bytes(), flood].concat());
+    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+    // The floods inside a request may be found by `h2` first.
+    let floods = server.gateway.metric("tidegate_http2_floods_total{frames=\"control\"}");
+    assert!(floods >= 6.0, "{floods}");
+    assert_eq!(server.origin.count(), 0);
+}
+
+#[test]
+fn resets_of_accepted_streams_are_counted() {
+    let gate = Gate::default();
+    let origin = {
+        let gate = gate.clone();
+        Origin::start(move |_| Script::new().wait(&gate))
+    };
+    let server = Server::start(origin, "", "");
+    let mut client = server.connect();
+    let mut count = 0;
+    for number in 0..400 {
+        let stream = 1 + 2 * number;
+        client.send(&get(stream, "/"));
+        // The gateway has accepted the request when it answers a PING.
+        if number % 20 == 0 && !client.is_alive() {
+            break;
+        }
+        client.send(&Frame::new(RST_STREAM, 0, stream).with(CANCEL.to_be_bytes()));
+        count = number;
+    }
+    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)), "after {count}");
+    assert!(server.origin.count() <= 200, "{}", server.origin.count());
+    gate.open();
+    wait_for(|| server.gateway.metric("tidegate_requests_in_flight") == 0.0, STEP_TIMEOUT);
+}
+
+#[test]
+fn resets_that_the_gateway_is_made_to_send_are_counted() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    for number in 0..200 {
+        let stream = 1 + 2 * number;
+        // A window that overflows is an error of the stream.
+        client.send_bytes(
+            &[
+                request(stream, "POST", "/").bytes(),
+                Frame::new(WINDOW_UPDATE, 0, stream).with(0x7fff_ffff_u32.to_be_bytes()).bytes(),
+            ]
+            .concat(),
+        );
+    }
+    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+}
+
+#[test]
+fn client_that_does_not_read_holds_little_memory() {
+    let page = vec![b'x'; 1 << 20];
+    let origin = Origin::start(move |request| match &*request.target {
+        "/cached" => Script::ok(&[("Cache-Control", "max-age=600")], &page),
+        _ => Script::ok(&[("Cache-Control", "no-store")], &page),
+    });
+    let server = Server::start(origin, "", "");
+    let connections = 4;
+    for target in ["/cached", "/passed"] {
+        let mut clients = Vec::new();
+        let mut first = FrameClient::connect(&server.gateway, &server.trusted, 0x7fff_ffff);
+        first.send(&Frame::new(WINDOW_UPDATE, 0, 0).with(0x7fff_0000_u32.to_be_bytes()));
+        first.send(&get(1, target));
+        assert_eq!(body(&first.response(1)).len(), 1 << 20);
+        let before = server.gateway.process.memory();
+        for _ in 0..connections {
+            let mut client = FrameClient::connect(&server.gateway, &server.trusted, 0x7fff_ffff);
+            client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with(0x7fff_0000_u32.to_be_bytes()));
+            let requests: Vec<_> = (0..120).flat_map(|number| get(1 + 2 * number, target).bytes()).collect();
+            client.send_bytes(&requests);
+            clients.push(client);
+        }
+        let in_flight = || server.gateway.metric("tidegate_requests_in_flight");
+        wait_for(|| in_flight() > 300.0, STEP_TIMEOUT);
+        std::thread::sleep(Duration::from_millis(500));
+        let held = server.gateway.process.memory().saturating_sub(before);
+        // Requests of the passed page hold a connection to the origin each, which has buffers.
+        let allowed = if target == "/cached" { 2 << 20 } else { 12 << 20 };
+        assert!(held < connections * allowed, "{target}: {} KiB a connection", held / connections / 1024);
+    }
+}
+
+#[test]
+fn drain_finishes_streams_and_tells_the_client() {
+    let gate = Gate::default();
+    let origin = {
+        let gate = gate.clone();
+        Origin::start(move |_| Script::new().wait(&gate).send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+    };
+    let mut server = Server::start(origin, "", "");
+    let mut client = server.connect();
+    client.send(&get(1, "/"));
+    wait_for(|| server.origin.count() == 1, STEP_TIMEOUT);
+    server.gateway.process.signal("TERM");
+    let goaway = client.expect(GOAWAY);
+    assert_eq!(goaway.code(), 0);
+    gate.open();
+    // `h2` sends the second GOAWAY when its PING is acknowledged.
+    let mut frames = Vec::new();
+    while let Some(frame) = client.next_within(STEP_TIMEOUT) {
+        if frame.kind == PING && frame.flags & ACK == 0 {
+            client.send(&Frame::new(PING, ACK, 0).with(&frame.payload));
+        }
+        frames.push(frame);
+    }
+    assert_eq!((status(&frames), &*body(&frames)), (200, &b"ok"[..]));
+    assert!(server.gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
+}
+
+/// h2spec, the conformance test of the community, if it is installed.
+#[test]
+fn h2spec_passes() {
+    let Ok(found) =
+        Command::new("sh").arg("-c").arg("command -v h2spec || ls \"$(go env GOPATH)/bin/h2spec\"").output()
+    else {
+        return eprintln!("SKIPPED: no shell to look for h2spec");
+    };
+    let path = String::from_utf8_lossy(&found.stdout).trim().to_owned();
+    if path.is_empty() {
+        return eprintln!(
+            "SKIPPED: h2spec is not installed: go install github.com/summerwind/h2spec/cmd/h2spec@latest"
+        );
+    }
+    let server = Server::echo("");
+    let (host, port) = (server.gateway.address.ip().to_string(), server.gateway.address.port().to_string());
+    let output = Command::new(path).args(["-t", "-k", "-h", &host, "-p", &port, "--timeout", "3"]).output();
+    let report = String::from_utf8_lossy(&output.expect("h2spec runs").stdout).into_owned();
+    assert!(report.contains(" 0 failed"), "{report}");
+}
+
+#[test]
+fn streams_beyond_the_memory_of_the_process_are_refused() {
+    let gate = Gate::default();
+    let origin = {
+        let gate = gate.clone();
+        Origin::start(move |_| Script::new().wait(&gate).send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+    };
+    // Eight reservations of 128 KiB: ten streams each.
+    let server = Server::start(origin, "", "[limits_http]\nhttp2_memory = \"1MiB\"\n");
+    let mut client = server.connect();
+    for number in 0..120 {
+        client.send(&get(1 + 2 * number, &format!("/{number}")));
+    }
+    let refused = client.expect(RST_STREAM);
+    assert_eq!(refused.code(), REFUSED_STREAM);
+    assert!(client.is_alive());
+    assert!(server.gateway.metric("tidegate_http2_reserved_bytes") <= f64::from(1 << 20));
+    let mut second = server.connect();
+    second.send(&get(1, "/other"));
+    assert_eq!(second.expect(RST_STREAM).code(), REFUSED_STREAM);
+    gate.open();
+    assert_eq!(status(&client.response(1)), 200);
+    wait_for(|| server.gateway.metric("tidegate_requests_in_flight") == 0.0, STEP_TIMEOUT);
+    wait_for(|| server.gateway.metric("tidegate_http2_reserved_bytes") == 0.0, STEP_TIMEOUT);
+    second.send(&get(3, "/other"));
+    assert_eq!(status(&second.response(3)), 200);
+}
+
+#[test]
+fn references_to_one_long_field_cost_little_and_are_refused() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    // Inserted into the table once, then referred to by one byte each.
+    let mut block = head_block(&[(":method", "GET"), (":scheme", "https"), (":path", "/")]);
+    block.extend([0x41, 0x7f, 0xa1, 0x1e]);
+    block.extend([b'a'; 4000]);
+    let first = Frame::new(HEADERS, END_HEADERS | END_STREAM, 1).with(&block);
+    client.send(&first);
+    assert_eq!(status(&client.response(1)), 200);
+    let begin = Instant::now();
+    for number in 1..20 {
+        let references = vec![0xbe; 16_000];
+        client.send(&Frame::new(HEADERS, END_HEADERS | END_STREAM, 1 + 2 * number).with(references));
+        assert_eq!(status(&client.response(1 + 2 * number)), 431);
+    }
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn urgent_responses_are_sent_first_and_incremental_ones_share() {
+    let body = vec![b'x'; 200_000];
+    let origin = Origin::start(move |_| Script::ok(&[("Cache-Control", "max-age=600")], &body));
+    let server = Server::start(origin, "", "");
+    let mut client = FrameClient::connect(&server.gateway, &server.trusted, 0x7fff_ffff);
+    client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with((200_000 - WINDOW).to_be_bytes()));
+    client.send(&get(1, "/page"));
+    assert_eq!(body_length(&client.response(1)), 200_000);
+    // The window of the connection is closed while the requests arrive.
+    let mut get_with = |stream: u32, priority: &str| {
+        let mut head = request_with(stream, ("GET", "/page"), &[("priority", priority)]);
+        head.flags |= END_STREAM;
+        client.send(&head);
+    };
+    get_with(3, "u=7");
+    get_with(5, "u=5, i");
+    get_with(7, "u=5, i");
+    get_with(9, "u=1");
+    get_with(11, "u=7");
+    let update = [11_u32.to_be_bytes().as_slice(), b"u=0"].concat();
+    client.send(&Frame::new(PRIORITY_UPDATE, 0, 0).with(update));
+    assert!(client.is_alive());
+    client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with(1_000_000_u32.to_be_bytes()));
+    let mut order: Vec<u32> = Vec::new();
+    let mut ended: Vec<u32> = Vec::new();
+    while ended.len() < 5 {
+        let frame = client.expect(DATA);
+        order.push(frame.stream);
+        if frame.ends_stream() {
+            ended.push(frame.stream);
+        }
+    }
+    let ended_without_shares: Vec<u32> = ended.iter().copied().filter(|stream| ![5, 7].contains(stream)).collect();
+    assert_eq!((ended_without_shares, ended[4]), (vec![11, 9, 3], 3), "{order:?}");
+    let shares: Vec<u32> = order.iter().copied().filter(|stream| [5, 7].contains(stream)).collect();
+    let changes = shares.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert!(changes >= shares.len() - 3, "{shares:?}");
+}
+
+fn body_length(frames: &[Frame]) -> usize {
+    body(frames).len()
+}
+
+#[test]
+fn others_are_served_while_a_client_floods() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=600")], "ok"));
+    let server = Server::start(origin, "", "");
+    let mut client = server.connect();
+    client.send(&get(1, "/"));
+    client.response(1);
+    let mut times = |count: u32, first: u32| -> Vec<Duration> {
+        let mut times: Vec<Duration> = (0..count)
+            .map(|number| {
+                let begin = Instant::now();
+                client.send(&get(first + 2 * number, "/"));
+                assert_eq!(status(&client.response(first + 2 * number)), 200);
+                begin.elapsed()
+            })
+            .collect();
+        times.sort();
+        times
+    };
+    let quiet = times(100, 3);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let attacker = {
+            let (stop, server) = (std::sync::Arc::clone(&stop), &server);
+            scope.spawn(move || {
+                let mut ended = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let mut client = server.connect();
+                    client.send_bytes(&Frame::new(PING, 0, 0).with([0; 8]).bytes().repeat(10_000));
+                    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+                    ended += 1;
+                }
+                ended
+            })
+        };
+        let flooded = times(100, 1_003);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(attacker.join().expect("no panic") > 0);
+        let (before, during) = (quiet[98], flooded[98]);
+        // The floor is the share of one core that the attacker's own TLS takes in a debug build.
+        assert!(during < (before * 2).max(Duration::from_millis(100)), "{before:?}, {during:?}");
+    });
+}
