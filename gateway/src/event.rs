@@ -8,7 +8,7 @@ use std::fmt::Display;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -318,6 +318,8 @@ struct Throttle {
     /// Milliseconds since the start at which the next line may pass.
     next: AtomicU64,
     suppressed: AtomicU64,
+    /// Whether the throttle is in `SUPPRESSING`.
+    is_listed: AtomicBool,
     /// The line that passed last: its event, and what `Event::throttled_as` says of it.
     passed: Mutex<Option<(EventName, String, &'static str)>>,
 }
@@ -327,7 +329,12 @@ static SUPPRESSING: Mutex<Vec<&'static Throttle>> = Mutex::new(Vec::new());
 
 impl Throttle {
     const fn new() -> Self {
-        Throttle { next: AtomicU64::new(0), suppressed: AtomicU64::new(0), passed: Mutex::new(None) }
+        Throttle {
+            next: AtomicU64::new(0),
+            suppressed: AtomicU64::new(0),
+            is_listed: AtomicBool::new(false),
+            passed: Mutex::new(None),
+        }
     }
 
     /// The number of lines suppressed since the last one; `None` if this line is suppressed too.
@@ -335,7 +342,8 @@ impl Throttle {
         if self.take_turn(now) {
             return Some(self.suppressed.swap(0, Relaxed));
         }
-        if self.suppressed.fetch_add(1, Relaxed) == 0 {
+        self.suppressed.fetch_add(1, Relaxed);
+        if !self.is_listed.load(Relaxed) && !self.is_listed.swap(true, Relaxed) {
             lock(&SUPPRESSING).push(self);
         }
         None
@@ -384,7 +392,10 @@ pub(crate) fn report_all_suppressed() {
 }
 
 fn report_suppressed_if(is_due: impl Fn(&Throttle) -> bool) {
-    let due: Vec<&'static Throttle> = lock(&SUPPRESSING).extract_if(.., |throttle| is_due(throttle)).collect();
+    // A throttle without suppressed lines leaves the list without a line, and without a turn.
+    let is_ended = |throttle: &mut &'static Throttle| throttle.suppressed.load(Relaxed) == 0 || is_due(throttle);
+    let due: Vec<&'static Throttle> = lock(&SUPPRESSING).extract_if(.., is_ended).collect();
+    due.iter().for_each(|throttle| throttle.is_listed.store(false, Relaxed));
     due.into_iter().for_each(Throttle::report_suppressed);
 }
 

@@ -247,19 +247,6 @@ pub(crate) fn prepare_for_upstream(request: &mut Request, peer: IpAddr) {
         request.fields.add(KnownField::XForwardedHost, host);
     }
     add_via(&mut request.fields, request.version);
-    if let Some(edits) = request.origin_edits.clone() {
-        apply_edits(&edits, &mut request.fields);
-    }
-}
-
-/// Applies what the route changes in the fields of a request for the origin.
-fn apply_edits(edits: &OriginEdits, fields: &mut Fields) {
-    let OriginEdits { removed, set, added, .. } = edits;
-    let names: Vec<&str> = removed.iter().chain(set.iter().map(|(name, _)| name)).map(|name| &**name).collect();
-    if !names.is_empty() {
-        fields.retain(|field| !names.iter().any(|name| field.name.eq_ignore_ascii_case(name.as_bytes())));
-    }
-    set.iter().chain(added).for_each(|(name, value)| fields.push(name.as_bytes(), value));
 }
 
 /// The value with which the origin receives a field that the gateway replaces; `None`: the field is

@@ -1,5 +1,6 @@
 //! Routes: the requests they match, and the typed policies of those requests.
 
+mod path_pattern;
 mod template;
 mod header_edits;
 mod path_rewrite;
@@ -30,6 +31,7 @@ pub(crate) use condition::{RouteConditions, ValuePattern};
 pub(crate) use cors::{CorsPolicy, OriginPattern};
 pub(crate) use fixed_response::{FixedResponse, Redirect, RouteAction};
 pub(crate) use header_edits::HeaderEdits;
+pub(crate) use path_pattern::PathPattern;
 pub(crate) use path_rewrite::PathRewrite;
 pub(crate) use template::{Template, TemplateError, TemplateValues, TemplateVariable};
 
@@ -98,6 +100,19 @@ impl RouteConfig {
             clients: None,
             auth: None,
         }
+    }
+}
+
+impl RouteConfig {
+    /// Whether the method of a request matches; of a preflight that the route answers, the method
+    /// that it asks for.
+    fn accepts_method(&self, request: &Request) -> bool {
+        if self.methods.is_empty() || self.methods.contains(&request.method) {
+            return true;
+        }
+        let has_cors = self.edits.as_ref().is_some_and(|edits| edits.cors.is_some());
+        let asked = has_cors.then(|| CorsPolicy::preflight_method(request)).flatten();
+        asked.is_some_and(|asked| self.methods.iter().any(|method| method.as_str().as_bytes() == asked))
     }
 }
 
@@ -176,26 +191,6 @@ pub(crate) enum HostPattern {
     Exact(String),
     /// `*.example.org`: every subdomain. Stored as `.example.org` in lower case.
     Suffix(String),
-}
-
-/// The paths that a route matches, in the form of `target::matched_path`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum PathPattern {
-    /// Exactly this path.
-    Exact(String),
-    /// `/orders/*`: `/orders/` and everything below it. Stored as `/orders/`. `/*` matches every
-    /// path.
-    Prefix(String),
-}
-
-impl PathPattern {
-    /// The part of a matching path that stands for the `*`.
-    pub(crate) fn rest<'p>(&self, path: &'p str) -> &'p str {
-        match self {
-            PathPattern::Exact(_) => "",
-            PathPattern::Prefix(prefix) => path.strip_prefix(prefix.as_str()).unwrap_or_default(),
-        }
-    }
 }
 
 /// A route with everything that its requests need, built once per snapshot.
@@ -336,9 +331,9 @@ impl Routes {
         let path = target::matched_path(request.path());
         self.0.iter().find(|route| {
             let config = &route.config;
-            matches_path(&config.path, &path)
+            config.path.matches(&path)
                 && matches_host(&config.host, || request.host())
-                && (config.methods.is_empty() || config.methods.contains(&request.method))
+                && config.accepts_method(request)
                 && config.conditions.as_ref().is_none_or(|conditions| conditions.matches(request))
         })
     }
@@ -358,14 +353,6 @@ fn specificity(config: &RouteConfig) -> (usize, bool, u8, usize, bool, usize) {
     (path_len, is_exact, host_rank, host_len, !config.methods.is_empty(), conditions)
 }
 
-fn matches_path(pattern: &PathPattern, path: &str) -> bool {
-    match pattern {
-        PathPattern::Exact(exact) => exact == path,
-        // `OPTIONS *` has no path: only the route for `/*` matches it.
-        PathPattern::Prefix(prefix) => prefix == "/" || path.starts_with(prefix.as_str()),
-    }
-}
-
 fn matches_host<'a>(pattern: &HostPattern, host: impl FnOnce() -> &'a str) -> bool {
     match pattern {
         HostPattern::Any => true,
@@ -380,14 +367,6 @@ fn matches_host<'a>(pattern: &HostPattern, host: impl FnOnce() -> &'a str) -> bo
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn prefix_matches_whole_segments() {
-        let orders = PathPattern::Prefix("/orders/".into());
-        assert!(matches_path(&orders, "/orders/") && matches_path(&orders, "/orders/1"));
-        assert!(!matches_path(&orders, "/orders-old") && !matches_path(&orders, "/"));
-        assert!(matches_path(&PathPattern::Prefix("/".into()), "*"));
-    }
 
     #[test]
     fn wildcard_host_requires_a_label() {

@@ -340,6 +340,58 @@ fn pages_replace_the_gateways_own_responses_for_clients_that_accept_html() {
     assert!(!check.status.success() && report.contains("any.html: line 2"), "{report}");
 }
 
+/// What an origin is told must not differ between the requests that one response answers.
+#[test]
+fn parameters_outside_the_key_neither_choose_a_stored_response_nor_reach_its_origin() {
+    let origin = Origin::start(|request| {
+        let seen = request.field("x-uri").unwrap_or("-").to_owned();
+        Script::ok(&[("Cache-Control", "max-age=60")], format!("{} {seen}", request.target))
+    });
+    let staging = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "staging"));
+    let gateway = routes(
+        origin.address,
+        &format!(
+            "[cache]\nkey_ignore_query = [\"utm_*\", \"debug\"]\n[upstreams.staging]\nendpoints = [\"http://{}\"]\n\
+             [[routes]]\nname = \"told\"\nmatch = {{ path = \"/told\" }}\nupstream = \"origin\"\nheaders.request.set = {{ x-uri = \"{{uri}}\" }}\n\
+             [[routes]]\nname = \"debug\"\nmatch = {{ path = \"/*\", query = {{ debug = \"1\" }} }}\nupstream = \"staging\"\n",
+            staging.address
+        ),
+    );
+    assert_eq!(gateway.get("/told?a=1&utm_x=PAYLOAD", &[]).text(), "/told?a=1 /told?a=1");
+    assert!(gateway.get("/told?a=1", &[]).is_hit());
+    assert_eq!(gateway.get("/page?debug=1", &[]).text(), "staging");
+    assert_eq!(gateway.get("/page", &[]).text(), "/page -");
+    assert_eq!(gateway.get("/page?debug=1", &[]).text(), "staging");
+    // A request that is not cached has all of its parameters.
+    let posted = gateway.request("POST", "/told?a=1&utm_x=1", &[], b"x").text();
+    assert_eq!(posted, "/told?a=1&utm_x=1 /told?a=1&utm_x=1");
+}
+
+/// The gateway itself goes by the request of the client, whatever the origin gets.
+#[test]
+fn fields_for_the_origin_do_not_change_the_decisions_of_the_gateway() {
+    let origin = Origin::start(|request| {
+        let origin = request.field("origin").unwrap_or("none").to_owned();
+        Script::ok(&[("Cache-Control", "max-age=60")], origin)
+    });
+    let gateway = routes(
+        origin.address,
+        "[[routes]]\nname = \"api\"\nmatch = { path = \"/api\", methods = [\"GET\", \"POST\", \"PUT\"] }\nupstream = \"origin\"\n\
+         headers.request.remove = [\"origin\"]\n\
+         cors = { origins = [\"https://app.example\"], methods = [\"GET\", \"POST\", \"PUT\"] }\n",
+    );
+    for method in ["GET", "POST", "PUT"] {
+        let response = gateway.request(method, "/api", &[("Origin", "https://app.example")], b"");
+        assert_eq!(response.field("access-control-allow-origin"), Some("https://app.example"), "{method}");
+        assert_eq!(response.text(), "none", "{method}");
+    }
+    // A preflight belongs to the route of the request that it announces.
+    let fields = [("Origin", "https://app.example"), ("Access-Control-Request-Method", "PUT")];
+    let preflight = gateway.request("OPTIONS", "/api", &fields, b"");
+    assert_eq!((preflight.status, preflight.field("access-control-allow-methods")), (204, Some("GET, POST, PUT")));
+    assert_eq!(origin.count(), 3);
+}
+
 /// A fault in what a route does names its place and what to write instead.
 #[test]
 fn faults_of_actions_are_explained() {
@@ -350,7 +402,7 @@ fn faults_of_actions_are_explained() {
         );
         let path = dir.write("tidegate.toml", &config);
         let output = support::tidegate().arg("check").arg(path).output().expect("tidegate runs");
-        assert!(!output.status.success() || route.contains("tier"), "{route}");
+        assert!(!output.status.success() || route.contains("x-t = "), "{route}");
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
     };
     for (route, expected) in [
@@ -370,6 +422,13 @@ fn faults_of_actions_are_explained() {
         ("upstream = \"origin\"\ncors = { origins = [\"app.example\"] }", "`app.example` is not an origin"),
         ("upstream = \"origin\"\ncors = { origins = [\"*\"], credentials = true }", "name the origins"),
         ("upstream = \"origin\"\nheaders.request.set = { x-t = \"{tier}\" }", "not part of the cache key"),
+        ("upstream = \"origin\"\nrewrite = \"/{tier}{path}\"", "no response says that it varies"),
+        (
+            "upstream = \"origin\"\nheaders.request.set = { host = \"{tier}.inside\" }",
+            "no response says that it varies",
+        ),
+        ("upstream = \"origin\"\nheaders.request.remove = [\"traceparent\"]", "the framing or the trace"),
+        ("redirect = { to = \"{rest}\" }", "a redirect goes to a URL"),
         ("", "`upstream` is missing"),
     ] {
         let text = faults(route);

@@ -441,11 +441,14 @@ fn check_paths(draft: &mut ConfigDraft, context: &ReadContext<'_>) {
 /// A shared response must not depend on a caller, unless its origin says so.
 fn check_request_edits(route: &route::RouteConfig, (at, context): (&DocumentLocation, &ReadContext<'_>)) {
     let variable = route.edits.as_deref().and_then(section::unkeyed_variable).filter(|_| route.cache.is_some());
-    if let Some(variable) = variable {
-        let message = format!("the origin is told `{{{variable}}}`, which is not part of the cache key");
-        let problem = ConfigProblem::new(FaultCode::Risk, message);
+    let Some((variable, may_vary)) = variable else { return };
+    let message = format!("the origin is told `{{{variable}}}`, which is not part of the cache key");
+    if may_vary {
         let hint = "set `cache = { mode = \"off\" }`, or let the origin answer with `Vary` and the name of the field";
-        context.warning(at, problem.hint(hint));
+        context.warning(at, ConfigProblem::new(FaultCode::Risk, message).hint(hint));
+    } else {
+        let hint = "set `cache = { mode = \"off\" }`: no response says that it varies by its host or path";
+        context.error(at, ConfigProblem::bad_value(message).hint(hint));
     }
 }
 

@@ -22,6 +22,8 @@ pub struct PrintOptions {
 
 /// Last words of keys whose values are secrets.
 const SECRETS: [&str; 3] = ["secret", "token", "password"];
+/// Words in the names of header fields whose values are secrets.
+const SECRET_FIELDS: [&str; 7] = ["authorization", "cookie", "key", "token", "secret", "password", "credential"];
 
 /// One line for each key, `key = value`, in the order in which the sections are read.
 ///
@@ -40,7 +42,7 @@ pub(super) fn print(document: &ConfigDocument<'_>, options: PrintOptions) -> Res
     }
     let mut text = String::new();
     for value in values.iter().filter(|value| options.defaults || value.offset.is_some()) {
-        let shown = if is_secret(value) { "\"***\"".to_owned() } else { without_password(&value.text) };
+        let shown = shown(value, document.text);
         let _infallible = write!(text, "{} = {shown}", value.path);
         if options.origin {
             let origin = value.offset.map_or_else(
@@ -59,9 +61,17 @@ fn line(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
-fn is_secret(value: &EffectiveValue) -> bool {
-    let name = value.path.rsplit('.').next().unwrap_or_default();
-    SECRETS.contains(&name) && value.text != "\"\""
+/// The value as it is printed. A placeholder in the value of a header field is usually a secret.
+fn shown(value: &EffectiveValue, source: &str) -> String {
+    let name = value.path.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+    let is_field = value.path.contains(".headers.");
+    let is_secret = SECRETS.contains(&&*name) || is_field && SECRET_FIELDS.iter().any(|word| name.contains(word));
+    let written = value.offset.and_then(|offset| source.get(offset..)?.lines().next());
+    let has_placeholder = written.is_some_and(|line| line.contains("${"));
+    if value.text == "\"\"" || !is_secret && !(is_field && has_placeholder) {
+        return without_password(&value.text);
+    }
+    "\"***\"".to_owned()
 }
 
 /// The text with the password of each URL replaced.
@@ -101,7 +111,9 @@ mod tests {
 
     const TEXT: &str = "version = 1\n[admin]\ntoken = \"${SECRET}\"\n[redis.regions.default]\n\
         endpoints = [\"redis://user:pa%73s@127.0.0.1:6379\"]\n[upstreams.shop]\nendpoints = [\"http://127.0.0.1:1\"]\n\
-        [[routes]]\nname = \"all\"\nmatch = { path = \"/*\" }\nupstream = \"shop\"\n";
+        [[routes]]\nname = \"all\"\nmatch = { path = \"/*\" }\nupstream = \"shop\"\n\
+        headers.request.set = { authorization = \"Bearer abc\", x-plain = \"shown\" }\n\
+        headers.request.add = { x-other = \"${SECRET}\" }\n";
 
     #[test]
     fn values_of_the_document_have_their_line_and_no_secret() {
@@ -111,10 +123,16 @@ mod tests {
             "admin.token = \"***\"  # t.toml:3",
             "redis.regions.default.endpoints = [\"redis://user:***@127.0.0.1:6379\"]  # t.toml:5",
             "routes[0].match.path = \"/*\"  # t.toml:10",
+            "routes[0].headers.request.set.authorization = \"***\"  # t.toml:12",
+            "routes[0].headers.request.set.x-plain = \"shown\"  # t.toml:12",
+            "routes[0].headers.request.add.x-other = \"***\"  # t.toml:13",
         ] {
             assert!(lines.iter().any(|line| line == expected), "{expected}: {lines:#?}");
         }
-        assert!(!lines.iter().any(|line| line.contains("hunter2") || line.contains("default  #")), "{lines:#?}");
+        assert!(
+            !lines.iter().any(|line| line.contains("hunter2") || line.contains("abc") || line.contains("default  #")),
+            "{lines:#?}"
+        );
     }
 
     #[test]

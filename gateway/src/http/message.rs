@@ -130,6 +130,26 @@ pub struct OriginEdits {
     pub added: Vec<(String, Vec<u8>)>,
 }
 
+impl OriginEdits {
+    /// The fields as the origin gets them; `None` if they are those of the request.
+    pub(crate) fn edited(&self, fields: &Fields) -> Option<Fields> {
+        let OriginEdits { removed, set, added, .. } = self;
+        if removed.is_empty() && set.is_empty() && added.is_empty() {
+            return None;
+        }
+        let mut edited = fields.clone();
+        let is_replaced = |name: &[u8]| {
+            removed
+                .iter()
+                .chain(set.iter().map(|(name, _)| name))
+                .any(|other| name.eq_ignore_ascii_case(other.as_bytes()))
+        };
+        edited.retain(|field| !is_replaced(field.name));
+        set.iter().chain(added).for_each(|(name, value)| edited.push(name.as_bytes(), value));
+        Some(edited)
+    }
+}
+
 /// The request as a trusted proxy received it, according to its forwarding fields.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedForwarding {

@@ -167,7 +167,8 @@ impl RemoteKeySet {
         match stale_for {
             // The next try is in time to remove the set.
             Some(stale_for) if has_keys => {
-                retry.min(self.config.stale.saturating_sub(stale_for) + Duration::from_millis(1))
+                let kept_for = self.remaining_lifetime() + self.config.stale.saturating_sub(stale_for);
+                retry.min(kept_for + Duration::from_millis(1))
             }
             _ => retry,
         }
@@ -230,7 +231,7 @@ mod tests {
         let keys = remote(Duration::ZERO);
         keys.replace(fetched(&issuer, Some(60)));
         // An early fetch for an unknown key id fails: the set is fresh.
-        keys.failed(&error, 1);
+        assert_eq!(keys.failed(&error, 3), Duration::from_secs(4), "a failing issuer is not asked at once again");
         assert!(keys.current().is_some());
         *keys.lock() = Some(FetchedAt { at: MonotonicTime::ORIGIN, lifetime: Duration::ZERO });
         while CLOCK.now() <= MonotonicTime::ORIGIN {}

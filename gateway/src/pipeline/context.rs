@@ -10,16 +10,16 @@ use super::buffers::{Arrival, ExchangeBuffers};
 use super::snapshot::Snapshot;
 use super::worker::WorkerResources;
 use crate::cache::control::CacheControl;
-use crate::cache::policy;
 use crate::cache::stored::CacheMeta;
 use crate::cache::{CachePolicy, HonourClient};
+use crate::cache::{key, policy};
 use crate::hop;
 use crate::http::fields::KnownField;
-use crate::http::message::{Request, Response};
+use crate::http::message::{OriginEdits, Request, Response};
 use crate::identify::Caller;
 use crate::identify::auth::Authentication;
 use crate::record::RequestRecord;
-use crate::route::{ForwardPath, Route, RouteConfig, TemplateValues};
+use crate::route::{ForwardPath, Route, RouteConditions, RouteConfig, TemplateValues};
 
 /// Fields by which a client asks for a part of an object. A shared fetch is for the whole object.
 pub(super) const RANGE_FIELDS: [KnownField; 2] = [KnownField::Range, KnownField::IfRange];
@@ -145,11 +145,27 @@ impl<'c> RequestContext<'c> {
     /// Determines what the route changes in the request for the origin.
     pub(super) fn edit_request(&mut self) {
         let config = self.route.map(|route| &route.config);
-        let has_field_conditions =
-            |config: &&RouteConfig| config.conditions.as_ref().is_some_and(|conditions| !conditions.headers.is_empty());
-        self.request.key_route = config.filter(has_field_conditions).map(|config| Arc::clone(&config.name));
-        let edits = config.and_then(|config| config.edits.as_deref()).filter(|edits| edits.changes_requests());
-        self.request.origin_edits = edits.map(|edits| Rc::new(edits.of_request(&self.template_values())));
+        // Of the query, parameters may be left out of the key.
+        let is_keyed_by_route = |config: &&RouteConfig| {
+            let decides = |conditions: &RouteConditions| !conditions.headers.is_empty() || !conditions.query.is_empty();
+            config.conditions.as_deref().is_some_and(decides)
+        };
+        self.request.key_route = config.filter(is_keyed_by_route).map(|config| Arc::clone(&config.name));
+        self.request.origin_edits = self.origin_edits_of(self.request);
+    }
+
+    /// The request as it is sent for a response that others get too: without the parameters that
+    /// are not in the cache key, in its target and in what the route makes of it.
+    pub(super) fn reduce(&self, copy: &mut Request) {
+        key::reduce_target(&self.snapshot.cache, copy);
+        if copy.origin_edits.is_some() {
+            copy.origin_edits = self.origin_edits_of(copy);
+        }
+    }
+
+    fn origin_edits_of(&self, request: &Request) -> Option<Rc<OriginEdits>> {
+        let edits = self.route?.config.edits.as_deref().filter(|edits| edits.changes_requests())?;
+        Some(Rc::new(edits.of_request(&TemplateValues { request, ..self.template_values() })))
     }
 
     /// The values of variables in the configuration of the route.
@@ -159,7 +175,7 @@ impl<'c> RequestContext<'c> {
             client_ip: self.caller.ip,
             region: self.caller.region.as_str(),
             tier: self.snapshot.identity.user_class_name(self.caller.user_class),
-            rest: self.route.map_or("", |route| route.config.path.rest(self.request.path())),
+            path: self.route.map(|route| &route.config.path),
         }
     }
 

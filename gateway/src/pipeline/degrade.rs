@@ -16,7 +16,6 @@ use crate::degrade::ErrorResponder;
 use crate::error::{Error, ErrorKind};
 use crate::event::Event;
 use crate::http::body::BodyError;
-use crate::http::message::Request;
 use crate::metrics::{self, Counters, Label as _};
 use crate::record::{CacheDetail, CacheResult, RequestRecord};
 
@@ -102,7 +101,9 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
         blame: Some(ErrorKind::Panic.blame()),
         failure: Some(ErrorKind::Panic),
         must_close: true,
-        ..client_closed(snapshot, request)
+        // The record may be that of the previous request.
+        route: snapshot.routes.find(request).map(|route| route.index),
+        ..RequestRecord::default()
     };
     Event::RequestPanicked { route: snapshot.routes.name(record.route) }.emit();
     FAILURES.inc(ErrorKind::Panic);
@@ -121,8 +122,16 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
     ResponseBody::Bytes(page)
 }
 
-/// The record of a request whose client closed the connection before its response began.
-pub(crate) fn client_closed(snapshot: &Snapshot, request: &Request) -> RequestRecord {
-    let route = snapshot.routes.find(request).map(|route| route.index);
-    RequestRecord { route, ..RequestRecord::default() }
+/// The record of a request whose client closed the connection before its response began: the facts
+/// about the caller, and none of a response.
+pub(crate) fn client_closed(record: &RequestRecord) -> RequestRecord {
+    let RequestRecord { route, principal, trace, client_ip, country, .. } = record;
+    RequestRecord {
+        route: *route,
+        principal: *principal,
+        trace: *trace,
+        client_ip: *client_ip,
+        country: *country,
+        ..RequestRecord::default()
+    }
 }

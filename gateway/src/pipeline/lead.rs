@@ -10,7 +10,6 @@ use super::fetch::{Fetch, LedFetch};
 use super::forward::{CallEnd, DetachableCall};
 use super::response_body::ResponseBody;
 use crate::cache::fill::FillLeader;
-use crate::cache::key;
 use crate::cache::policy;
 use crate::cache::stored::CachedObject;
 use crate::error::Error;
@@ -83,7 +82,7 @@ impl RequestContext<'_> {
     fn whole_request(&self, led: &LedFetch) -> Request {
         let mut copy = self.request.clone();
         CONDITIONS.into_iter().chain(RANGE_FIELDS).for_each(|known| copy.fields.remove(known));
-        key::reduce_target(&self.snapshot.cache, &mut copy);
+        self.reduce(&mut copy);
         if let Some(object) = led.validated_object() {
             policy::make_conditional(object, &mut copy.fields);
         }

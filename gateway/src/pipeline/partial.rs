@@ -8,7 +8,6 @@ use super::fetch::Fetch;
 use super::response_body::ResponseBody;
 use crate::cache::extent::Extent;
 use crate::cache::fill::FillLeader;
-use crate::cache::key;
 use crate::cache::policy::{self, NoStoreReason};
 use crate::cache::stored::CacheMeta;
 use crate::error::Error;
@@ -41,7 +40,7 @@ impl RequestContext<'_> {
             self.record.cache = CacheResult::Miss;
         }
         let mut copy = self.request.clone();
-        key::reduce_target(&self.snapshot.cache, &mut copy);
+        self.reduce(&mut copy);
         let source = self.forward(Some(&mut copy), RequestBody::Empty).await?;
         if self.response.status == StatusCode::OK {
             return Ok(self.store_or_pass(fetch, FillLeader::solo(), source));

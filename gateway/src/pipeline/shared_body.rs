@@ -18,7 +18,6 @@ use super::forward::{CallEnd, DetachableCall, UpstreamBody, begin_detachable};
 use super::snapshot::Snapshot;
 use super::worker::WorkerResources;
 use crate::cache::fill::FillReader;
-use crate::cache::key;
 use crate::cache::resume::ResumePoint;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::Fields;
@@ -98,7 +97,7 @@ impl SharedBody {
         }
         let mut request = context.request.clone();
         CONDITIONS.into_iter().chain(RANGE_FIELDS).for_each(|known| request.fields.remove(known));
-        key::reduce_target(&context.snapshot.cache, &mut request);
+        context.reduce(&mut request);
         *continuation = Some(Box::new(ContinuationRequest {
             request,
             peer: context.peer,

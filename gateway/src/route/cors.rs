@@ -54,9 +54,13 @@ pub(crate) struct CorsPolicy {
 impl CorsPolicy {
     /// Whether a request is a preflight (Fetch standard, section 3.3.2), which the gateway answers.
     pub(crate) fn is_preflight(request: &Request) -> bool {
-        request.method == Method::OPTIONS
-            && first(&request.fields, b"origin").is_some()
-            && first(&request.fields, b"access-control-request-method").is_some()
+        Self::preflight_method(request).is_some()
+    }
+
+    /// The method that a preflight asks for; `None` for another request.
+    pub(crate) fn preflight_method(request: &Request) -> Option<&[u8]> {
+        let is_cross_origin = request.method == Method::OPTIONS && first(&request.fields, b"origin").is_some();
+        is_cross_origin.then(|| first(&request.fields, b"access-control-request-method")).flatten()
     }
 
     /// Writes the response to a preflight. Without permission it has no permission fields, so that

@@ -3,8 +3,10 @@
 //!
 //! Invariant: a rendered text holds no control character, whatever a client sends.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
+use super::path_pattern::PathPattern;
 use crate::cache::key;
 use crate::http::message::Request;
 use crate::http::text;
@@ -80,7 +82,8 @@ pub(crate) struct TemplateValues<'a> {
     pub(crate) region: &'a str,
     /// Name of the user class.
     pub(crate) tier: &'a str,
-    pub(crate) rest: &'a str,
+    /// The path that the route matches.
+    pub(crate) path: Option<&'a PathPattern>,
 }
 
 impl Template {
@@ -158,7 +161,9 @@ impl TemplateValues<'_> {
             TemplateVariable::Uri => push_clean(&request.target, out),
             TemplateVariable::Path => push_clean(request.path(), out),
             TemplateVariable::Query => push_clean(request.query().unwrap_or_default(), out),
-            TemplateVariable::Rest => push_clean(self.rest, out),
+            TemplateVariable::Rest => {
+                push_clean(&self.path.map_or(Cow::Borrowed(""), |path| path.rest(request.path())), out);
+            }
             TemplateVariable::ClientIp => text::push_ip(out, self.client_ip),
             TemplateVariable::Region => push_clean(self.region, out),
             TemplateVariable::Tier => push_clean(self.tier, out),
@@ -195,7 +200,7 @@ mod tests {
             client_ip: IpAddr::from([10, 0, 0, 7]),
             region: "north",
             tier: "go\nld",
-            rest: "a/b",
+            path: Some(&PathPattern::Prefix("/v1/".into())),
         };
         String::from_utf8(Template::parse(text).expect("a template").render(&values)).expect("ASCII")
     }

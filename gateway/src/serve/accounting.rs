@@ -216,7 +216,7 @@ pub(super) fn report_client_closed(
     buffers.record = RequestRecord {
         blame: Some(Blame::Client),
         aborted: AbortReason::ClientClosed.as_str(),
-        ..pipeline::client_closed(snapshot, &buffers.request)
+        ..pipeline::client_closed(&buffers.record)
     };
     CompletedExchange { snapshot, peer, buffers, bytes: 0, duration }.report(context);
 }

@@ -54,8 +54,9 @@ const ORIGIN: ParsedString<OriginPattern> = ParsedString {
 
 const SCHEMES: OneOf<Scheme> = OneOf(&[("http", Some(Scheme::Http)), ("https", Some(Scheme::Https))]);
 
-/// Fields of a connection and of the framing, which the gateway writes by itself.
-const FIXED_FIELDS: [&str; 10] = [
+/// Fields that the gateway writes by itself: of a connection, of the framing, of the trace and the
+/// deadline.
+const FIXED_FIELDS: [&str; 12] = [
     "connection",
     "content-length",
     "keep-alive",
@@ -66,6 +67,8 @@ const FIXED_FIELDS: [&str; 10] = [
     "upgrade",
     "via",
     "expect",
+    "traceparent",
+    "x-envoy-expected-rq-timeout-ms",
 ];
 
 /// Further conditions of the table `match`; `None` without any.
@@ -86,6 +89,12 @@ pub(super) fn action(table: &TableReader<'_>) -> RouteAction {
     let (has_redirect, has_respond) = (table.has("redirect"), table.has("respond"));
     let redirect = table.table("redirect", |table| {
         let to = table.required_if(has_redirect, "to", &TEMPLATE);
+        if let Some(to) = &to
+            && !names_its_place(&to.value.source())
+        {
+            let problem = ConfigProblem::bad_value("a redirect goes to a URL, or to a path that begins with `/`");
+            table.context.error(&to.at, problem.hint("write \"https://{host}{uri}\", or \"/new/{rest}\""));
+        }
         let (status, at) = table.located_or("status", &IntegerRange(301..=308), 308);
         if !matches!(status, 301 | 302 | 303 | 307 | 308) {
             let problem = ConfigProblem::bad_value(format!("{status} is not a redirect"));
@@ -125,6 +134,13 @@ pub(super) fn action(table: &TableReader<'_>) -> RouteAction {
     } else {
         RouteAction::Forward
     }
+}
+
+/// Whether a redirect names scheme and host, or a path of the same host: a client must not choose
+/// them.
+fn names_its_place(to: &str) -> bool {
+    let is_path = to.starts_with('/') || to.starts_with("{uri}") || to.starts_with("{path}");
+    is_path || ["http://", "https://", "{scheme}://"].iter().any(|scheme| to.starts_with(scheme))
 }
 
 /// The changes of a route in messages; `None`: nothing.
@@ -168,7 +184,8 @@ fn field_name(table: &TableReader<'_>, name: &Located<String>) -> Option<String>
         return None;
     };
     if FIXED_FIELDS.contains(&parsed.as_str()) {
-        let problem = ConfigProblem::bad_value(format!("`{parsed}` belongs to the connection or to the framing"));
+        let problem =
+            ConfigProblem::bad_value(format!("`{parsed}` belongs to the connection, the framing or the trace"));
         table.context.error(&name.at, problem.hint("the gateway writes it by itself"));
         return None;
     }
@@ -227,10 +244,15 @@ fn cors_policy(table: &TableReader<'_>, is_set: bool) -> Option<CorsPolicy> {
     is_set.then_some(policy)
 }
 
-/// A value of the caller in requests for the origin, whose responses may be shared.
-pub(in crate::config) fn unkeyed_variable(edits: &RouteEdits) -> Option<&'static str> {
+/// A value of the caller in requests for the origin, whose responses may be shared, and whether
+/// `Vary` can name the field that has it.
+pub(in crate::config) fn unkeyed_variable(edits: &RouteEdits) -> Option<(&'static str, bool)> {
     let variables = [("client_ip", TemplateVariable::ClientIp), ("tier", TemplateVariable::Tier)];
-    variables.into_iter().find(|(_, variable)| edits.request.uses(*variable)).map(|(name, _)| name)
+    variables.into_iter().find_map(|(name, variable)| {
+        let in_path = matches!(&edits.path, Some(PathRewrite::Replace(path)) if path.uses(variable));
+        let in_host = edits.host.as_ref().is_some_and(|host| host.uses(variable));
+        (in_path || in_host || edits.request.uses(variable)).then_some((name, !in_path && !in_host))
+    })
 }
 
 fn parse_template(text: &str) -> Result<Template, ConfigProblem> {

@@ -425,7 +425,8 @@ impl UpstreamConnection {
         out.extend_from_slice(b" HTTP/1.1\r\n");
         let host = edits.and_then(|edits| edits.host.as_deref()).unwrap_or(&request.authority);
         send::push_line(out, b"Host", host.as_bytes());
-        request.fields.write_lines(out, REWRITTEN);
+        let edited = edits.and_then(|edits| edits.edited(&request.fields));
+        edited.as_ref().unwrap_or(&request.fields).write_lines(out, REWRITTEN);
         if let Some(left) = self.clock.total_left() {
             // The origin can stop when the response would be too late. 0 would be no limit.
             out.extend_from_slice(b"X-Envoy-Expected-Rq-Timeout-Ms: ");

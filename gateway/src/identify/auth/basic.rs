@@ -59,7 +59,7 @@ static WRONG_QUOTA: LazyLock<Gcra> = LazyLock::new(|| {
 /// Verifies the users of one file.
 pub(super) struct PasswordVerifier {
     users: PasswordFile,
-    cache: Mutex<CredentialsCache>,
+    cache: Arc<Mutex<CredentialsCache>>,
 }
 
 /// Name and password, separated by the first colon.
@@ -121,7 +121,7 @@ impl Drop for WaitingGuard {
 
 impl PasswordVerifier {
     pub(super) fn new(users: PasswordFile) -> Self {
-        PasswordVerifier { users, cache: Mutex::default() }
+        PasswordVerifier { users, cache: Arc::default() }
     }
 
     /// The user whose credentials a request has, if they were verified lately; `None`: they have to
@@ -148,24 +148,29 @@ impl PasswordVerifier {
             return Err(AuthResult::ClientThrottled);
         }
         let users = self.users.clone();
+        let cache = Arc::clone(&self.cache);
         let verified = tokio::task::spawn_blocking(move || {
-            // Held until the hash is computed, also if the client closes its connection.
+            // Held until the hash is computed. The result counts also if the client has closed its
+            // connection: a right password is not charged as a wrong one.
             let _permit = permit;
             let found = users.verify(credentials.name(), credentials.password());
-            (credentials, found)
+            if found.is_some() {
+                WRONG_PASSWORDS.refund(address, &WRONG_QUOTA, one);
+            }
+            lock(&cache).put(&credentials.text, found, CLOCK.now());
+            found
         });
         // A panic of the verification rejects the request.
-        let Ok((credentials, found)) = verified.await else { return Err(AuthResult::Unknown) };
-        if found.is_some() {
-            WRONG_PASSWORDS.refund(address, &WRONG_QUOTA, one);
-        }
-        self.cache().put(&credentials.text, found, CLOCK.now());
-        found.ok_or(AuthResult::Unknown)
+        verified.await.unwrap_or(None).ok_or(AuthResult::Unknown)
     }
 
     fn cache(&self) -> MutexGuard<'_, CredentialsCache> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.cache)
     }
+}
+
+fn lock(cache: &Mutex<CredentialsCache>) -> MutexGuard<'_, CredentialsCache> {
+    cache.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
