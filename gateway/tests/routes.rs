@@ -340,7 +340,7 @@ fn pages_replace_the_gateways_own_responses_for_clients_that_accept_html() {
     assert!(!check.status.success() && report.contains("any.html: line 2"), "{report}");
 }
 
-/// What an origin is told must not differ between the requests that one response answers.
+/// An origin gets the same from all requests that one response answers.
 #[test]
 fn parameters_outside_the_key_neither_choose_a_stored_response_nor_reach_its_origin() {
     let origin = Origin::start(|request| {

@@ -68,10 +68,8 @@ fn shown(value: &EffectiveValue, source: &str) -> String {
     let is_secret = SECRETS.contains(&&*name) || is_field && SECRET_FIELDS.iter().any(|word| name.contains(word));
     let written = value.offset.and_then(|offset| source.get(offset..)?.lines().next());
     let has_placeholder = written.is_some_and(|line| line.contains("${"));
-    if value.text == "\"\"" || !is_secret && !(is_field && has_placeholder) {
-        return without_password(&value.text);
-    }
-    "\"***\"".to_owned()
+    let is_hidden = is_secret || is_field && has_placeholder;
+    if is_hidden && value.text != "\"\"" { "\"***\"".to_owned() } else { without_password(&value.text) }
 }
 
 /// The text with the password of each URL replaced.
