@@ -277,18 +277,16 @@ fn http_2_refuses_and_forwards_the_same_targets() {
     let gateway = Gateway::start_in(dir, &one_route(origin.address, "cache = { mode = \"off\" }", listen));
     let send = |method: &str, path: &str, more: &[(&str, &str)]| {
         let head = [(":method", method), (":scheme", "https"), (":path", path), (":authority", "gate.test")];
-        http_2_response(&gateway, &trusted, &[&head[..], more].concat())
+        let response = http_2_response(&gateway, &trusted, &[&head[..], more].concat());
+        // The first head of a connection begins with the size of the table.
+        response.map(|bytes| bytes.strip_prefix(&[0x20]).map(<[u8]>::to_vec).unwrap_or(bytes))
     };
     // The first byte of a response with status 200 is its index in the static table.
     let is_ok = |response: &Option<Vec<u8>>| response.as_ref().is_some_and(|bytes| bytes[0] == 0x88);
-    // A fragment is cut off before the gateway sees the target.
-    for case in cases().iter().filter(|case| !case.target.contains('#')) {
+    for case in &cases() {
         let response = send("GET", &case.target, &[]);
         match target::normal(&case.target, PathRules::default()) {
             Err(_) => assert!(!is_ok(&response), "{}", case.target),
-            Ok(normal) if case.target.contains(['`', '<', '>', '"']) && !is_ok(&response) => {
-                panic!("{} is refused, HTTP/1.1 forwards {normal}", case.target)
-            }
             Ok(normal) => {
                 let response = response.unwrap_or_else(|| panic!("{}: no response", case.target));
                 assert!(response[0] == 0x88 && response.ends_with(normal.as_bytes()), "{}: {normal}", case.target);
