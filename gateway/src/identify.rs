@@ -11,7 +11,7 @@
 
 mod access;
 pub(crate) mod auth;
-mod cookie;
+pub(crate) mod cookie;
 mod forwarded;
 mod geoip;
 #[cfg(test)]
