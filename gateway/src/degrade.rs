@@ -196,7 +196,7 @@ pub(crate) fn date_version() -> Option<u64> {
 }
 
 /// Adds `Date`, which the sender of a synthesised response generates (RFC 9110 section 6.6.1).
-fn add_date(fields: &mut Fields) {
+pub(crate) fn add_date(fields: &mut Fields) {
     DATE.with_borrow(|date| match date {
         Some(date) => fields.append_all(date),
         None => fields.add(KnownField::Date, httpdate::fmt_http_date(SystemTime::now())),

@@ -192,8 +192,8 @@ events! {
     } => error "certificate refused";
     /// The issuer of tokens has published another key set than the one in use.
     KeySetFetched = "key_set_fetched" { url: &'a str, keys: usize } => info "key set of tokens fetched";
-    /// A set that was fetched earlier stays in use, until it is too old. Without one, all tokens are
-    /// rejected.
+    /// A set that was fetched earlier stays in use, until it is too old. Without one, all tokens
+    /// are rejected.
     KeySetFetchFailed = "key_set_fetch_failed" {
         url: &'a str,
         has_keys: bool,

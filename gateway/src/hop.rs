@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use crate::http::fields::{Field, Fields, KnownField, KnownFieldSet};
 use crate::http::limits::UnderscorePolicy;
-use crate::http::message::{BodyLength, HttpVersion, Method, Request, Response, Scheme, StatusCode, TrustedForwarding};
+use crate::http::message::{
+    BodyLength, HttpVersion, Method, OriginEdits, Request, Response, Scheme, StatusCode, TrustedForwarding,
+};
 use crate::http::text;
 
 /// Hop-by-hop fields, removed whether or not `Connection` names them.
@@ -51,26 +53,40 @@ const REPLACED: KnownFieldSet = KnownFieldSet::of(&[
 /// may send them.
 pub(crate) const CLIENT_ADDRESS_FIELDS: &[KnownField] = &[
     KnownField::CfConnectingIp,
+    KnownField::CfConnectingIpv6,
+    KnownField::ClientIp,
     KnownField::FastlyClientIp,
+    KnownField::FlyClientIp,
+    KnownField::ForwardedFor,
+    KnownField::ProxyClientIp,
     KnownField::TrueClientIp,
+    KnownField::WlProxyClientIp,
+    KnownField::XAzureClientIp,
     KnownField::XClientIp,
     KnownField::XClusterClientIp,
+    KnownField::XEnvoyExternalAddress,
+    KnownField::XOriginalForwardedFor,
     KnownField::XOriginatingIp,
     KnownField::XRealIp,
     KnownField::XRemoteAddr,
     KnownField::XRemoteIp,
 ];
 
-/// Fields from which applications may take another scheme, host, path, method or client certificate
-/// than those of the connection. Only trusted proxies may send them, and each is part of the cache
-/// key: the origin is told.
+/// Fields from which applications may take another scheme, host, path, method, user or client
+/// certificate than those of the request. Only trusted proxies may send them, and each is part of
+/// the cache key: the origin is told.
 pub(crate) const ALTERNATIVE_FIELDS: &[KnownField] = &[
     KnownField::ClientCert,
     KnownField::ClientCertChain,
+    KnownField::CloudfrontForwardedProto,
     KnownField::FrontEndHttps,
+    // CGI passes it as `HTTP_PROXY`, which many HTTP clients take for their own proxy.
+    KnownField::Proxy,
+    KnownField::RemoteUser,
     KnownField::SslClientCert,
     KnownField::SslClientSubjectDn,
     KnownField::SslClientVerify,
+    KnownField::XEnvoyOriginalPath,
     KnownField::XForwarded,
     KnownField::XForwardedBy,
     KnownField::XForwardedClientCert,
@@ -91,10 +107,13 @@ pub(crate) const ALTERNATIVE_FIELDS: &[KnownField] = &[
     KnownField::XHttpMethodOverride,
     KnownField::XMethodOverride,
     KnownField::XOriginalHost,
+    KnownField::XOriginalMethod,
     KnownField::XOriginalUri,
     KnownField::XOriginalUrl,
     KnownField::XProxyUser,
+    KnownField::XRemoteUser,
     KnownField::XRewriteUrl,
+    KnownField::XScheme,
     KnownField::XScriptName,
     KnownField::XUrlScheme,
 ];
@@ -228,11 +247,60 @@ pub(crate) fn prepare_for_upstream(request: &mut Request, peer: IpAddr) {
         request.fields.add(KnownField::XForwardedHost, host);
     }
     add_via(&mut request.fields, request.version);
+    if let Some(edits) = request.origin_edits.clone() {
+        apply_edits(&edits, &mut request.fields);
+    }
+}
+
+/// Applies what the route changes in the fields of a request for the origin.
+fn apply_edits(edits: &OriginEdits, fields: &mut Fields) {
+    let OriginEdits { removed, set, added, .. } = edits;
+    let names: Vec<&str> = removed.iter().chain(set.iter().map(|(name, _)| name)).map(|name| &**name).collect();
+    if !names.is_empty() {
+        fields.retain(|field| !names.iter().any(|name| field.name.eq_ignore_ascii_case(name.as_bytes())));
+    }
+    set.iter().chain(added).for_each(|(name, value)| fields.push(name.as_bytes(), value));
 }
 
 /// The value with which the origin receives a field that the gateway replaces; `None`: the field is
 /// forwarded as received. Empty: the origin does not receive it.
 pub(crate) fn replaced_value(request: &Request, peer: IpAddr, name: &str) -> Option<Vec<u8>> {
+    match request.origin_edits.as_deref() {
+        None => written_value(request, peer, name),
+        Some(edits) => edited_value(edits, name, || written_value(request, peer, name), request),
+    }
+}
+
+/// `replaced_value` with the edits of the route. `written` is the value before them.
+#[cold]
+fn edited_value(
+    edits: &OriginEdits,
+    name: &str,
+    written: impl FnOnce() -> Option<Vec<u8>>,
+    request: &Request,
+) -> Option<Vec<u8>> {
+    let values = |edits: &[(String, Vec<u8>)]| -> Vec<Vec<u8>> {
+        edits.iter().filter(|(edited, _)| edited == name).map(|(_, value)| value.clone()).collect()
+    };
+    let (set, added) = (values(&edits.set), values(&edits.added));
+    let is_replaced = !set.is_empty() || edits.removed.iter().any(|removed| removed == name);
+    if name == "host" && edits.host.is_some() {
+        return edits.host.clone().map(String::into_bytes);
+    }
+    if !is_replaced && added.is_empty() {
+        return written();
+    }
+    let mut lines = set;
+    if !is_replaced {
+        let received = || request.fields.named(name.as_bytes()).map(<[u8]>::to_vec).collect();
+        lines = written().map_or_else(received, |value| vec![value]);
+    }
+    lines.extend(added);
+    Some(lines.join(&b", "[..]))
+}
+
+/// The value that the gateway itself writes, before the edits of the route.
+fn written_value(request: &Request, peer: IpAddr, name: &str) -> Option<Vec<u8>> {
     let forwarded = request.forwarded.as_deref();
     match KnownField::of(name.as_bytes())? {
         KnownField::XForwardedFor => {

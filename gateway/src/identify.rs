@@ -10,7 +10,6 @@
 //! hashes (`subject_hasher`).
 
 mod access;
-pub(crate) mod auth;
 pub(crate) mod cookie;
 mod forwarded;
 mod geoip;
@@ -25,6 +24,7 @@ pub(crate) mod mmdb;
 mod remote_key_set;
 mod subject_hasher;
 mod token_cache;
+pub(crate) mod auth;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
@@ -46,7 +46,8 @@ use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::Request;
 use crate::peer::ConnectionPeer;
 use geoip::GeoPlace;
-pub(crate) use remote_key_set::{KeySetUrl, RemoteKeySet, forget_age};
+pub(crate) use key_set_fetch::KeySetUrl;
+pub(crate) use remote_key_set::{RemoteKeySet, forget_age};
 use subject_hasher::SubjectHasher;
 use tokens::{TokenOutcome, TokenVerifier, VerifiedClaims, VerifiedIdentity};
 pub(crate) use trace::{Trace, write_trace};
@@ -340,12 +341,14 @@ impl CallerIdentifier {
         });
         let fingerprint = client.and_then(ConnectionPeer::fingerprint).map(|fingerprint| &fingerprint.stable.0[..]);
         let device = self.device(ip, device, fingerprint);
+        let (user_class, region) = (self.user_class(user.is_some(), verified, request), self.region(request, &place));
+        self.keep_region_fields(region, &mut request.fields);
         Caller {
             ip,
             device,
             user,
-            user_class: self.user_class(user.is_some(), verified, request),
-            region: self.region(request, &place),
+            user_class,
+            region,
             country: place.country,
             trace: self.trace(request),
             keys,
@@ -523,9 +526,33 @@ impl CallerIdentifier {
         self.user_classes.iter().position(|class| class.as_bytes() == name)
     }
 
+    /// The name of the user class at `index`.
+    pub(crate) fn user_class_name(&self, index: usize) -> &str {
+        self.user_classes.get(index).map_or("", |name| name)
+    }
+
     /// The key set that has to be fetched, if the keys of tokens have a URL.
     pub(crate) fn remote_key_set(&self) -> Option<&Arc<RemoteKeySet>> {
         self.tokens.as_ref()?.remote_keys()
+    }
+
+    /// Removes the fields that name another region than that of the request. The region is part of
+    /// the cache key, so that an origin which reads such a field would respond for another key.
+    fn keep_region_fields(&self, region: Region, fields: &mut Fields) {
+        let names = self.config.region.iter().filter_map(|source| match source {
+            IdentitySource::Header(name) => Some(name.as_bytes()),
+            _ => None,
+        });
+        for name in names {
+            let (mut lines, mut named) = (0, true);
+            for value in fields.named(name) {
+                lines += 1;
+                named &= value == region.as_str().as_bytes();
+            }
+            if lines > 1 || !named {
+                fields.retain(|field| !field.name.eq_ignore_ascii_case(name));
+            }
+        }
     }
 
     /// The regions that exist, in order.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use annotate_snippets::Renderer;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use gateway::config::{Config, ConfigDocument, ConfigReport, DocumentFormat};
+use gateway::config::{Config, ConfigDocument, ConfigReport, DocumentFormat, PrintOptions};
 use gateway::credentials::{self, NewApiKey};
 use gateway::purge::{PurgeOrder, PurgeTarget};
 use gateway::server::{self, BoundAddresses, ConfigSource};
@@ -32,6 +32,9 @@ enum Command {
     Run(RunArguments),
     /// Check a configuration file without opening a socket or a log
     Check(CheckArguments),
+    /// Print the effective configuration, or its JSON Schema
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Purge the cache of a running gateway and its fleet: a URL, a tag, or everything
     Purge(PurgeArguments),
     /// Create an API key for a name, or hash an existing one
@@ -68,6 +71,23 @@ struct RunArguments {
     /// Address of the admin page and metrics, with --upstream [default: 127.0.0.1:9900]
     #[arg(long, conflicts_with = "config")]
     admin: Option<SocketAddr>,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Print the effective value of each key of a configuration file, without secrets
+    Print {
+        /// Configuration file, TOML or JSON (by file extension)
+        file: PathBuf,
+        /// Also print the keys that the file does not have
+        #[arg(long)]
+        defaults: bool,
+        /// Print where each value comes from
+        #[arg(long)]
+        origin: bool,
+    },
+    /// Print the JSON Schema of the configuration, for editors
+    Schema,
 }
 
 #[derive(Args)]
@@ -127,12 +147,35 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => run_demo(&arguments),
         Command::Run(arguments) => run_gateway(arguments),
         Command::Check(arguments) => check(&arguments),
+        Command::Config(command) => config(&command),
         Command::Purge(arguments) => purge(arguments),
         Command::Key(arguments) => create_key(&arguments),
         Command::Password { name } => hash_password(&name),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "tidegate", &mut std::io::stdout());
             ExitCode::SUCCESS
+        }
+    }
+}
+
+fn config(command: &ConfigCommand) -> ExitCode {
+    let (file, options) = match command {
+        ConfigCommand::Schema => {
+            print(&format!("{:#}\n", gateway::config::schema()));
+            return ExitCode::SUCCESS;
+        }
+        ConfigCommand::Print { file, defaults, origin } => {
+            (file, PrintOptions { defaults: *defaults, origin: *origin })
+        }
+    };
+    match Config::print(file, options) {
+        Ok(text) => {
+            print(&text);
+            ExitCode::SUCCESS
+        }
+        Err(report) => {
+            print_report(&report);
+            ExitCode::FAILURE
         }
     }
 }

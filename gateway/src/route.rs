@@ -1,20 +1,36 @@
 //! Routes: the requests they match, and the typed policies of those requests.
 
+mod template;
+mod header_edits;
+mod path_rewrite;
+mod condition;
+mod cors;
+mod fixed_response;
+
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use ipnet::IpNet;
 use limiter::{Cost, RuleSet};
 
 use crate::breaker::{Breaker, BreakerState};
 use crate::http::exchange_clock::ExchangeTimeouts;
-use crate::http::message::{Request, StatusCode};
+use crate::http::message::{OriginEdits, Request, StatusCode};
 use crate::http::target;
 use crate::identify::auth::{AuthConfig, Authenticator, PrincipalIndex};
 use crate::metrics::{self, Counter, Counters, Label as _};
 use crate::upstream::Upstream;
 use crate::{cache, degrade, label};
+
+pub(crate) use condition::{RouteConditions, ValuePattern};
+pub(crate) use cors::{CorsPolicy, OriginPattern};
+pub(crate) use fixed_response::{FixedResponse, Redirect, RouteAction};
+pub(crate) use header_edits::HeaderEdits;
+pub(crate) use path_rewrite::PathRewrite;
+pub(crate) use template::{Template, TemplateError, TemplateValues, TemplateVariable};
 
 /// One `[[routes]]` with every name resolved to an index.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,8 +43,13 @@ pub(crate) struct RouteConfig {
     pub(crate) path: PathPattern,
     /// Methods that match; empty: all.
     pub(crate) methods: Vec<Method>,
-    /// Index into the upstreams.
+    /// Further conditions; `None` without any.
+    pub(crate) conditions: Option<Box<RouteConditions>>,
+    pub(crate) action: RouteAction,
+    /// Index into the upstreams, for a route that forwards.
     pub(crate) upstream: usize,
+    /// The changes of the route in messages; `None`: nothing.
+    pub(crate) edits: Option<Box<RouteEdits>>,
     /// Indexes into the limit rules.
     pub(crate) limits: Vec<usize>,
     /// Cost of one request in each rule.
@@ -42,6 +63,10 @@ pub(crate) struct RouteConfig {
     /// Timeouts that replace those of the upstream.
     pub(crate) timeouts: TimeoutOverrides,
     pub(crate) forward_path: ForwardPath,
+    /// Bytes of a request body, in place of `limits_http.body_bytes`.
+    pub(crate) body_bytes: Option<u64>,
+    /// The clients that may use the route; `None`: all.
+    pub(crate) clients: Option<Box<ClientNetworks>>,
     /// The credentials that requests need; `None`: none.
     pub(crate) auth: Option<AuthConfig>,
 }
@@ -54,7 +79,10 @@ impl RouteConfig {
             host: HostPattern::Any,
             path,
             methods: Vec::new(),
+            conditions: None,
+            action: RouteAction::Forward,
             upstream,
+            edits: None,
             limits: Vec::new(),
             cost: NonZeroU32::MIN,
             cost_by_status: Vec::new(),
@@ -62,8 +90,58 @@ impl RouteConfig {
             degrade: degrade::DegradeConfig::default(),
             timeouts: TimeoutOverrides::default(),
             forward_path: ForwardPath::Normal,
+            body_bytes: None,
+            clients: None,
             auth: None,
         }
+    }
+}
+
+/// The changes of a route in requests and responses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RouteEdits {
+    pub(crate) request: HeaderEdits,
+    pub(crate) response: HeaderEdits,
+    /// The value of `Host` for the origin.
+    pub(crate) host: Option<Template>,
+    pub(crate) path: Option<PathRewrite>,
+    pub(crate) cors: Option<CorsPolicy>,
+}
+
+impl RouteEdits {
+    /// The changes of one request for the origin.
+    pub(crate) fn of_request(&self, values: &TemplateValues<'_>) -> OriginEdits {
+        let render = |edits: &[(String, Template)]| {
+            edits.iter().map(|(name, value)| (name.clone(), value.render(values))).collect()
+        };
+        let path = values.request.path();
+        OriginEdits {
+            path: self.path.as_ref().map(|rewrite| rewrite.path(path, &target::matched_path(path), values)),
+            host: self.host.as_ref().and_then(|host| String::from_utf8(host.render(values)).ok()),
+            removed: self.request.remove.clone(),
+            set: render(&self.request.set),
+            added: render(&self.request.add),
+        }
+    }
+
+    /// Whether requests for the origin change.
+    pub(crate) fn changes_requests(&self) -> bool {
+        !self.request.is_empty() || self.host.is_some() || self.path.is_some()
+    }
+}
+
+/// The addresses of clients that may use a route.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ClientNetworks {
+    /// Empty: all that are not denied.
+    pub(crate) allowed: Vec<IpNet>,
+    pub(crate) denied: Vec<IpNet>,
+}
+
+impl ClientNetworks {
+    pub(crate) fn permits(&self, client: IpAddr) -> bool {
+        let contains = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&client));
+        !contains(&self.denied) && (self.allowed.is_empty() || contains(&self.allowed))
     }
 }
 
@@ -106,13 +184,24 @@ pub(crate) enum PathPattern {
     Prefix(String),
 }
 
+impl PathPattern {
+    /// The part of a matching path that stands for the `*`.
+    pub(crate) fn rest<'p>(&self, path: &'p str) -> &'p str {
+        match self {
+            PathPattern::Exact(_) => "",
+            PathPattern::Prefix(prefix) => path.strip_prefix(prefix.as_str()).unwrap_or_default(),
+        }
+    }
+}
+
 /// A route with everything that its requests need, built once per snapshot.
 pub(crate) struct Route {
     pub(crate) config: RouteConfig,
     /// Position in `Routes`. Request records refer to routes by it: a clone of the name's `Arc`
     /// would write a reference count that all threads share.
     pub(crate) index: usize,
-    pub(crate) upstream: Arc<Upstream>,
+    /// `None` for a route that answers by itself.
+    pub(crate) upstream: Option<Arc<Upstream>>,
     pub(crate) breaker: Arc<Breaker>,
     pub(crate) rules: RuleSet,
     pub(crate) cost: Cost,
@@ -122,9 +211,14 @@ pub(crate) struct Route {
 }
 
 impl Route {
+    /// The upstream, in the phases that forward.
+    pub(crate) fn upstream(&self) -> &Arc<Upstream> {
+        self.upstream.as_ref().expect("a route without an upstream answers by itself")
+    }
+
     /// The timeouts of an exchange of this route with its upstream.
     pub(crate) fn timeouts(&self) -> ExchangeTimeouts {
-        let ExchangeTimeouts { head, idle, total } = self.upstream.config().timeouts();
+        let ExchangeTimeouts { head, idle, total } = self.upstream().config().timeouts();
         let own = &self.config.timeouts;
         ExchangeTimeouts {
             head: own.head.unwrap_or(head),
@@ -206,7 +300,8 @@ pub(crate) struct Routes(Vec<Route>);
 
 impl Routes {
     /// Sorts the routes: the most specific path first, then the most specific host, then routes
-    /// that list methods.
+    /// that list methods, then those with more conditions. Else the order of the configuration
+    /// stays.
     pub(crate) fn new(mut routes: Vec<Route>) -> Self {
         routes.sort_by_key(|route| std::cmp::Reverse(specificity(&route.config)));
         routes.iter_mut().enumerate().for_each(|(index, route)| route.index = index);
@@ -240,11 +335,12 @@ impl Routes {
             matches_path(&config.path, &path)
                 && matches_host(&config.host, || request.host())
                 && (config.methods.is_empty() || config.methods.contains(&request.method))
+                && config.conditions.as_ref().is_none_or(|conditions| conditions.matches(request))
         })
     }
 }
 
-fn specificity(config: &RouteConfig) -> (usize, bool, u8, usize, bool) {
+fn specificity(config: &RouteConfig) -> (usize, bool, u8, usize, bool, usize) {
     let (path_len, is_exact) = match &config.path {
         PathPattern::Exact(path) => (path.len(), true),
         PathPattern::Prefix(prefix) => (prefix.len(), false),
@@ -254,7 +350,8 @@ fn specificity(config: &RouteConfig) -> (usize, bool, u8, usize, bool) {
         HostPattern::Suffix(suffix) => (1, suffix.len()),
         HostPattern::Exact(host) => (2, host.len()),
     };
-    (path_len, is_exact, host_rank, host_len, !config.methods.is_empty())
+    let conditions = config.conditions.as_ref().map_or(0, |conditions| conditions.len());
+    (path_len, is_exact, host_rank, host_len, !config.methods.is_empty(), conditions)
 }
 
 fn matches_path(pattern: &PathPattern, path: &str) -> bool {

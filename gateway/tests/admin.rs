@@ -91,7 +91,11 @@ fn held_connections_keep_nobody_out() {
                 });
                 let mut slow = Vec::new();
                 for target in ["/live", "/ready", "/live", "/metrics", "/api/v1/status"] {
-                    let (status, duration) = timed_get(gateway.admin, target);
+                    let (mut status, mut duration) = timed_get(gateway.admin, target);
+                    if duration >= PROBE_TIMEOUT {
+                        // A busy machine delays one probe. A fault delays each of them.
+                        (status, duration) = timed_get(gateway.admin, target);
+                    }
                     if status != 200 || duration >= PROBE_TIMEOUT {
                         slow.push((target, status, duration));
                     }

@@ -15,7 +15,7 @@ fn write(dir: &TempDir, name: &str, networks: &[(&str, &str, &str)]) {
     std::fs::write(dir.path().join(name), database(KIND, networks)).expect("a written file");
 }
 
-/// A gateway that believes `X-Forwarded-For` of 127.0.0.1 and finds countries in `geo.mmdb`.
+/// A gateway that trusts `X-Forwarded-For` of 127.0.0.1 and finds countries in `geo.mmdb`.
 fn start(origin: &Origin, networks: &[(&str, &str, &str)], identity: &str) -> Gateway {
     let dir = TempDir::new();
     write(&dir, "geo.mmdb", networks);

@@ -19,7 +19,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::json;
 use support::{Client, Gateway, Origin, STEP_TIMEOUT, Script, TempDir, lock, one_route, wait_for};
 
-/// What the server answers.
+/// The response of the server.
 #[derive(Clone)]
 enum Reply {
     Keys(String),

@@ -500,7 +500,9 @@ fn admin_address_serves_liveness_readiness_and_metrics() {
     assert!(metrics.field("content-type").is_some_and(|kind| kind.starts_with("application/openmetrics-text")));
     assert!(metrics.text().ends_with("# EOF\n"));
     assert_eq!(gateway.metric("tidegate_requests_total"), 1.0);
-    assert!(metrics.text().contains("http_server_request_duration_seconds_bucket{le=\"+Inf\"} 1"));
+    // A response may arrive before it is counted.
+    let counted = "http_server_request_duration_seconds_bucket{le=\"+Inf\"} 1";
+    wait_for(|| gateway.admin("/metrics").text().contains(counted), STEP_TIMEOUT);
     assert_eq!(gateway.admin("/nothing").status, 404);
     // The public address does not serve the admin paths.
     assert_eq!(gateway.get("/metrics", &[]).text(), "body");
@@ -663,4 +665,28 @@ fn connection_without_a_complete_handshake_is_closed() {
         assert!(ended.is_ok() || ended.is_err_and(|error| !support::client::is_timeout(&error)), "{bytes:?}");
         assert!(!received.starts_with(b"HTTP"), "{bytes:?}");
     }
+}
+
+#[test]
+fn effective_configuration_and_schema_are_printed() {
+    let dir = TempDir::new();
+    let text = "[admin]\ntoken = \"a-secret-of-the-operator\"\n[upstreams.shop]\nendpoints = [\"http://127.0.0.1:1\"]\n\
+        [[routes]]\nname = \"all\"\nmatch = { path = \"/*\" }\nupstream = \"shop\"\ncost = 3\n";
+    let file = dir.write("tidegate.toml", &format!("version = 1\n{text}"));
+    let run = |arguments: &[&str]| {
+        let output = tidegate().arg("config").args(arguments).output().expect("tidegate runs");
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let path = file.display().to_string();
+    let (succeeded, set) = run(&["print", &path]);
+    assert!(succeeded && set.contains("\nroutes[0].cost = 3\n") && !set.contains("timeout"), "{set}");
+    let (_, all) = run(&["print", &path, "--defaults", "--origin"]);
+    assert!(all.contains(&format!("routes[0].cost = 3  # {path}:10\n")), "{all}");
+    assert!(all.contains("upstreams.shop.timeout = \"10s\"  # default\n"), "{all}");
+    assert!(all.contains("admin.token = \"***\"") && !all.contains("a-secret"), "{all}");
+    dir.write("tidegate.toml", "version = 2\n");
+    assert!(!run(&["print", &path]).0);
+    let (succeeded, schema) = run(&["schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&schema).expect("JSON");
+    assert!(succeeded && schema["properties"]["routes"]["items"]["properties"]["redirect"].is_object());
 }

@@ -94,7 +94,7 @@ fn the_scheme_of_forwarded_is_part_of_the_key() {
 }
 
 /// Other names of the client's address, and of the scheme, host, path and method of the request.
-const ALIASES: [&str; 30] = [
+const ALIASES: [&str; 48] = [
     "X-Forwarded-Scheme",
     "X-Forwarded-Prefix",
     "X-Forwarded-Server",
@@ -125,6 +125,24 @@ const ALIASES: [&str; 30] = [
     "True-Client-IP",
     "CF-Connecting-IP",
     "Fastly-Client-IP",
+    "Client-IP",
+    "Proxy-Client-IP",
+    "WL-Proxy-Client-IP",
+    "CF-Connecting-IPv6",
+    "Fly-Client-IP",
+    "Forwarded-For",
+    "X-Azure-ClientIP",
+    "X-Envoy-External-Address",
+    "X-Original-Forwarded-For",
+    "CloudFront-Forwarded-Proto",
+    "X-Scheme",
+    "X-Envoy-Original-Path",
+    "X-Original-Method",
+    "Remote-User",
+    "X-Remote-User",
+    "X-Forwarded-User",
+    "X-FORWARDED-Unknown",
+    "Proxy",
 ];
 
 #[test]
@@ -140,12 +158,54 @@ fn untrusted_peers_send_no_other_name_of_address_host_path_or_method() {
     assert_eq!(request.field("x-forwarded-for"), Some("127.0.0.1"));
 
     // An operator may allow some of them, and add others.
-    let rest = "[identity]\nuntrusted_fields = [\"X-Internal\", \"X-Host\"]";
+    let rest = "[identity]\nuntrusted_fields = [\"X-Internal\", \"X-Host\", \"X-Team-*\"]";
     let gateway = Gateway::start(&one_route(origin.address, CACHED, rest));
-    gateway.get("/b", &[("X-Internal", "1"), ("X-Host", "evil"), ("X-HTTP-Method-Override", "PUT")]);
+    gateway.get(
+        "/b",
+        &[
+            ("X-Internal", "1"),
+            ("X-Host", "evil"),
+            ("X-Team-Role", "1"),
+            ("X-Team", "2"),
+            ("X-HTTP-Method-Override", "PUT"),
+        ],
+    );
     let request = received(&origin);
-    assert_eq!((request.field("x-internal"), request.field("x-host")), (None, None));
+    assert_eq!(
+        (request.field("x-internal"), request.field("x-host"), request.field("x-team-role")),
+        (None, None, None)
+    );
+    assert_eq!(request.field("x-team"), Some("2"));
     assert_eq!(request.field("x-http-method-override"), Some("PUT"));
+}
+
+#[test]
+fn an_origin_is_told_no_other_region_than_that_of_the_key() {
+    let origin = Origin::start(|request| {
+        let values: Vec<&str> = request
+            .fields
+            .iter()
+            .filter(|(name, _)| name.eq_ignore_ascii_case("x-region"))
+            .map(|(_, value)| &**value)
+            .collect();
+        Script::ok(&[("Cache-Control", "max-age=60")], values.join("+"))
+    });
+    let rest = "[identity]\nregion = [\"header:x-region\", \"header:x-area\"]\nregions = [\"north\", \"south\"]";
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, rest));
+    for (target, sent, seen) in [
+        ("/a", &[("X-Region", "north")][..], "north"),
+        ("/b", &[("X-Region", "invented")], ""),
+        ("/c", &[("X-Region", "North")], ""),
+        ("/d", &[("X-Region", "south"), ("X-Region", "north")], ""),
+        ("/e", &[("X-Region", "south"), ("X-Region", "invented")], ""),
+        ("/f", &[("X-Region", "")], ""),
+    ] {
+        assert_eq!(gateway.get(target, sent).text(), seen, "{target}");
+        assert!(gateway.get(target, sent).is_hit(), "{target}");
+    }
+    assert_eq!(gateway.get("/b", &[]).text(), "");
+    gateway.get("/g", &[("X-Region", "north"), ("X-Area", "south")]);
+    assert_eq!((received(&origin).field("x-region"), received(&origin).field("x-area")), (Some("north"), None));
 }
 
 #[test]

@@ -238,7 +238,6 @@ async fn a_purge_that_was_lost_on_its_way_is_sent_again() {
     proxy.stall();
     sleep(Duration::from_millis(50)).await;
     let report = one.purge("a").await;
-    assert_eq!(one.bus.report().subscription_gaps, 0, "the purge was sent");
     assert_eq!(report.unreachable_servers.len(), 1, "{report:?}");
     proxy.disconnect();
     wait_until("the subscription is lost", || !one.is_subscribed()).await;

@@ -43,7 +43,7 @@ pub fn write_primary(builder: &mut KeyBuilder, config: &CacheConfig, request: &R
             builder.part(line);
         });
     }
-    if request.forwarded.is_some() || request.fields.has_any(ALTERNATIVES) {
+    if request.forwarded.is_some() || request.key_route.is_some() || request.fields.has_any(ALTERNATIVES) {
         write_alternatives(builder, request);
     }
 }
@@ -55,6 +55,10 @@ const ALTERNATIVES: KnownFieldSet = KnownFieldSet::of(hop::ALTERNATIVE_FIELDS);
 /// Writes the alternatives that the origin is told, where there are any; else nothing.
 #[cold]
 fn write_alternatives(builder: &mut KeyBuilder, request: &Request) {
+    if let Some(route) = &request.key_route {
+        // No field has a name with a blank.
+        builder.part(b"route of fields").part(route.as_bytes());
+    }
     if let Some(forwarded) = &request.forwarded {
         let proto = forwarded.proto.as_deref().filter(|proto| scheme_of(proto).is_none());
         let host = forwarded.host.as_deref().filter(|host| !host.eq_ignore_ascii_case(request.authority.as_bytes()));
@@ -83,7 +87,7 @@ fn scheme_of(proto: &[u8]) -> Option<Scheme> {
 
 /// The authority of the URL that the client used, in lower case, without the default port: that
 /// which a trusted proxy reports, or else the request's.
-pub(super) fn public_authority(request: &Request) -> Cow<'_, str> {
+pub(crate) fn public_authority(request: &Request) -> Cow<'_, str> {
     let forwarded = request.forwarded.as_ref().and_then(|forwarded| forwarded.host.as_deref());
     match forwarded.and_then(|host| std::str::from_utf8(host).ok()) {
         Some(host) => Cow::Owned(strip_default_port(scheme(request), &host.to_ascii_lowercase()).to_owned()),

@@ -9,7 +9,7 @@ use limiter::{Cost, LeaseConfig, LeaseSource, Limiter, LimiterConfig, MonotonicT
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::model::Config;
 use super::read_context::ReadContext;
-use super::section::ConfigDraft;
+use super::section::{self, ConfigDraft};
 use super::suggestion::suggest;
 use crate::accept::ListenConfig;
 use crate::cache::CookiePolicy;
@@ -326,6 +326,9 @@ fn check_sizes(draft: &ConfigDraft, context: &ReadContext<'_>) {
 
 impl RouteResolver<'_> {
     fn resolve_upstream(&mut self, index: usize) {
+        if self.draft.config.routes[index].action != route::RouteAction::Forward {
+            return;
+        }
         let Some(upstream) = &self.draft.routes[index].upstream else {
             self.used.has_unresolved = true;
             return;
@@ -431,6 +434,18 @@ fn check_paths(draft: &mut ConfigDraft, context: &ReadContext<'_>) {
             Ok(_) => *path = target::matched_path(path).into_owned(),
         }
         check_received_path(route, (&names.forward_path, context));
+        check_request_edits(route, (&names.request_headers, context));
+    }
+}
+
+/// A shared response must not depend on a caller, unless its origin says so.
+fn check_request_edits(route: &route::RouteConfig, (at, context): (&DocumentLocation, &ReadContext<'_>)) {
+    let variable = route.edits.as_deref().and_then(section::unkeyed_variable).filter(|_| route.cache.is_some());
+    if let Some(variable) = variable {
+        let message = format!("the origin is told `{{{variable}}}`, which is not part of the cache key");
+        let problem = ConfigProblem::new(FaultCode::Risk, message);
+        let hint = "set `cache = { mode = \"off\" }`, or let the origin answer with `Vary` and the name of the field";
+        context.warning(at, problem.hint(hint));
     }
 }
 
@@ -443,7 +458,8 @@ fn check_received_path(route: &route::RouteConfig, (at, context): (&DocumentLoca
     }
 }
 
-/// Routes for the same host and path differ only in their methods, which must not overlap.
+/// Routes for the same host and path differ in their methods, which must not overlap, or in their
+/// further conditions.
 fn check_route_matches(draft: &ConfigDraft, context: &ReadContext<'_>) {
     let mut seen: HashMap<_, Vec<&route::RouteConfig>> = HashMap::new();
     for (route, names) in draft.config.routes.iter().zip(&draft.routes) {
@@ -451,7 +467,9 @@ fn check_route_matches(draft: &ConfigDraft, context: &ReadContext<'_>) {
             continue;
         }
         let same = seen.entry((&route.host, &route.path)).or_default();
-        if let Some(other) = same.iter().find(|other| methods_overlap(route, other)) {
+        let is_same =
+            |other: &&&route::RouteConfig| methods_overlap(route, other) && route.conditions == other.conditions;
+        if let Some(other) = same.iter().find(is_same) {
             let message = format!("route `{}` matches the same host, path and methods", other.name);
             context.error(&names.matched, ConfigProblem::new(FaultCode::Duplicate, message));
         }

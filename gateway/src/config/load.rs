@@ -9,27 +9,23 @@ use super::document::{self, ConfigDocument, DocumentFormat};
 use super::expand::ExpansionEnvironment;
 use super::fault::{ConfigProblem, ConfigReport, DocumentLocation, FaultCode};
 use super::model::{Config, LogConfig, ServerConfig};
+use super::print::{self, PrintOptions};
 use super::read_context::ReadContext;
 use super::{check, section, table_reader};
+use crate::http::h1;
 use crate::{accept, admin, cache, discovery, identify, limit, route, tls, upstream};
 
 impl Config {
     /// Reads the file at `path`, as JSON if its name ends in `.json`. Warnings are returned with
     /// the configuration, errors instead of it.
     pub fn load(path: &Path) -> Result<(Config, ConfigReport), ConfigReport> {
-        let name = path.display().to_string();
-        let text = fs::read_to_string(path).map_err(|error| {
-            let problem = ConfigProblem::new(FaultCode::File, format!("cannot read {name}: {error}"));
-            ConfigReport::new(&name, "", vec![DocumentLocation::default().error(problem)])
-        })?;
-        let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
-        Config::parse(&ConfigDocument {
-            name: &name,
-            text: &text,
-            format: if is_json { DocumentFormat::Json } else { DocumentFormat::Toml },
-            base: path.parent().unwrap_or(Path::new("")),
-            env: &|name| std::env::var(name).ok(),
-        })
+        with_file(path, Config::parse)
+    }
+
+    /// The effective configuration of the file at `path` as text: a line for each key. Errors are
+    /// returned instead of it.
+    pub fn print(path: &Path, options: PrintOptions) -> Result<String, ConfigReport> {
+        with_file(path, |document| print::print(document, options))
     }
 
     /// Reads and checks a document.
@@ -41,7 +37,10 @@ impl Config {
         let mut config = check::resolve(draft, &context);
         config.files = context.environment.files_read();
         let credentials = config.routes.iter().filter_map(|route| Some(route.auth.as_ref()?.field()));
-        config.http.dropped_trailers = config.identify.fields().chain(credentials).map(str::to_owned).collect();
+        let untrusted = config.identify.untrusted_fields.iter().map(|name| &**name);
+        let untrusted = untrusted.filter(|name| h1::is_allowed_trailer(name));
+        let dropped = config.identify.fields().chain(credentials).chain(untrusted);
+        config.http.dropped_trailers = dropped.map(str::to_owned).collect();
         let tls = config.listen.iter().filter_map(|listen| listen.tls.as_ref());
         config.files.extend(tls.flat_map(tls::TlsConfig::files).map(Path::to_owned));
         let report = report(context.into_faults());
@@ -74,4 +73,24 @@ impl Config {
             files: Vec::new(),
         })
     }
+}
+
+/// Reads the file at `path`, as JSON if its name ends in `.json`, and passes it to `read`.
+fn with_file<R>(
+    path: &Path,
+    read: impl FnOnce(&ConfigDocument<'_>) -> Result<R, ConfigReport>,
+) -> Result<R, ConfigReport> {
+    let name = path.display().to_string();
+    let text = fs::read_to_string(path).map_err(|error| {
+        let problem = ConfigProblem::new(FaultCode::File, format!("cannot read {name}: {error}"));
+        ConfigReport::new(&name, "", vec![DocumentLocation::default().error(problem)])
+    })?;
+    let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    read(&ConfigDocument {
+        name: &name,
+        text: &text,
+        format: if is_json { DocumentFormat::Json } else { DocumentFormat::Toml },
+        base: path.parent().unwrap_or(Path::new("")),
+        env: &|name| std::env::var(name).ok(),
+    })
 }

@@ -20,9 +20,13 @@ mod json;
 mod document;
 #[cfg(test)]
 mod tests;
+mod print;
 mod load;
-#[cfg(test)]
 mod reference;
+mod schema;
+
+pub use print::PrintOptions;
+pub use schema::schema;
 
 pub use document::{ConfigDocument, DocumentFormat};
 pub use fault::{ConfigFault, ConfigReport, FaultCode, FaultSeverity};

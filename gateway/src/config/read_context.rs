@@ -15,6 +15,17 @@ pub(super) struct ReadContext<'a> {
     pub(super) environment: ExpansionEnvironment<'a>,
     faults: RefCell<Vec<ConfigFault>>,
     keys: RefCell<Vec<KeySpec>>,
+    values: RefCell<Vec<EffectiveValue>>,
+}
+
+/// The value that a key has, in the syntax of the document.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct EffectiveValue {
+    /// Such as `upstreams.shop.timeout` or `routes[0].cost`.
+    pub(super) path: String,
+    pub(super) text: String,
+    /// The first byte of the value in the document; `None`: a default.
+    pub(super) offset: Option<usize>,
 }
 
 /// A key as its reader declares it.
@@ -23,6 +34,8 @@ pub(super) struct KeySpec {
     /// Such as `upstreams.NAME.timeout` or `routes[].cost`.
     pub(super) key: String,
     pub(super) kind: String,
+    /// The accepted values as a JSON Schema.
+    pub(super) schema: serde_json::Value,
     pub(super) default: KeyDefault,
 }
 
@@ -47,7 +60,13 @@ pub(super) struct Located<T> {
 
 impl<'a> ReadContext<'a> {
     pub(super) fn new(source: &'a str, environment: ExpansionEnvironment<'a>) -> Self {
-        ReadContext { source, environment, faults: RefCell::default(), keys: RefCell::default() }
+        ReadContext {
+            source,
+            environment,
+            faults: RefCell::default(),
+            keys: RefCell::default(),
+            values: RefCell::default(),
+        }
     }
 
     pub(super) fn error(&self, at: &DocumentLocation, problem: ConfigProblem) {
@@ -84,12 +103,21 @@ impl<'a> ReadContext<'a> {
         self.keys.borrow_mut().push(spec);
     }
 
+    /// Records the value that a key has.
+    pub(super) fn record_value(&self, value: EffectiveValue) {
+        self.values.borrow_mut().push(value);
+    }
+
+    /// The values of all keys that were read, in the order of reading.
+    pub(super) fn values(&self) -> Vec<EffectiveValue> {
+        self.values.borrow().clone()
+    }
+
     pub(super) fn into_faults(self) -> Vec<ConfigFault> {
         self.faults.into_inner()
     }
 
     /// All declared keys, in the order of declaration.
-    #[cfg(test)]
     pub(super) fn keys(&self) -> Vec<KeySpec> {
         self.keys.borrow().clone()
     }

@@ -1,12 +1,15 @@
 //! Generates the reference of configuration keys. Types, ranges and defaults come from the readers;
 //! only the descriptions are written here.
 
+#[cfg(test)]
 use std::fmt::Write;
 use std::path::Path;
 
 use super::document::{self, DocumentFormat};
 use super::expand::ExpansionEnvironment;
-use super::read_context::{KeyDefault, KeySpec, ReadContext};
+#[cfg(test)]
+use super::read_context::KeyDefault;
+use super::read_context::{KeySpec, ReadContext};
 use super::{section, table_reader};
 
 /// A document with one table of each kind, so that every reader declares its keys.
@@ -159,7 +162,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "identity.untrusted_fields",
-        "Request fields that are removed unless a peer in `trusted_proxies` sends them: other names of the client's address, and of the scheme, host, path and method of the request (request-fields.md). Setting the key replaces the list. Always removed from others: the fields of `user` and `tier`. Always replaced: `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.",
+        "Request fields that are removed unless a peer in `trusted_proxies` sends them: other names of the client's address, and of the scheme, host, path, method and user of the request (request-fields.md). A name that ends with `*` stands for all names with this beginning. Setting the key replaces the list. Always removed from others: the fields of `user` and `tier`. Always replaced: `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.",
     ),
     (
         "identity.secret",
@@ -359,7 +362,56 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("routes[].match.host", "Matching host: any, an exact one, or all subdomains of a domain."),
     ("routes[].match.path", "Matching path; the most specific route wins."),
     ("routes[].match.methods", "Matching methods; empty: all."),
-    ("routes[].upstream", "Name of the upstream."),
+    (
+        "routes[].match.scheme",
+        "Matching scheme of the public URL, as a trusted proxy reports it or as the connection has it.",
+    ),
+    (
+        "routes[].match.headers.NAME",
+        "Matching value of a header field. Responses of such a route have cache keys of their own.",
+    ),
+    ("routes[].match.query.NAME", "Matching value of a query parameter, as it is written in the URL."),
+    ("routes[].upstream", "Name of the upstream. Not with `redirect` or `respond`."),
+    ("routes[].redirect.to", "Answers with this `Location`. Variables: see [routes](routes.md)."),
+    ("routes[].redirect.status", "Status of the redirect: 301, 302, 303, 307 or 308."),
+    ("routes[].respond.status", "Status of a response without an upstream."),
+    ("routes[].respond.body", "Its body, at most 64 KiB."),
+    ("routes[].respond.content_type", "Its content type."),
+    (
+        "routes[].headers.request.set.NAME",
+        "Replaces a field of requests to the origin; `host` is the host for the origin. Variables: see [routes](routes.md).",
+    ),
+    ("routes[].headers.request.add.NAME", "Adds a line to requests to the origin."),
+    ("routes[].headers.request.remove", "Removes fields of requests to the origin."),
+    ("routes[].headers.response.set.NAME", "Replaces a field of responses, those of the gateway included."),
+    ("routes[].headers.response.add.NAME", "Adds a line to responses, those of the gateway included."),
+    ("routes[].headers.response.remove", "Removes fields of responses."),
+    (
+        "routes[].strip_prefix",
+        "Removes this beginning of the path for the origin. Route, limits, cache key and purges keep the public path.",
+    ),
+    (
+        "routes[].rewrite",
+        "The path for the origin, with variables such as `{rest}`: what the `*` of `match.path` stands for. The query stays.",
+    ),
+    (
+        "routes[].body_bytes",
+        "Bytes of a request body on this route, in place of `limits_http.body_bytes`; more is answered 413.",
+    ),
+    (
+        "routes[].allow",
+        "Addresses of clients that may use the route; empty: all that are not in `deny`. Others get 403.",
+    ),
+    ("routes[].deny", "Addresses of clients that get 403."),
+    (
+        "routes[].cors.origins",
+        "Origins whose scripts may use the route. The gateway answers preflights and replaces the origin's fields.",
+    ),
+    ("routes[].cors.methods", "Methods that a preflight allows."),
+    ("routes[].cors.headers", "Request fields that a preflight allows; empty: those that it asks for."),
+    ("routes[].cors.expose", "Response fields that scripts may read."),
+    ("routes[].cors.credentials", "Whether requests may carry cookies and other credentials."),
+    ("routes[].cors.max_age", "How long a browser may remember a preflight."),
     ("routes[].limits", "Names of the limits that apply; all of them must admit the request."),
     ("routes[].cost", "Cost of one request in each limit; at most the burst of each."),
     (
@@ -437,6 +489,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
 ];
 
 /// The table of keys in Markdown, as in `docs/configuration.md`.
+#[cfg(test)]
 pub(crate) fn markdown() -> String {
     let keys = declared_keys();
     let mut text = String::from("| key | type | default | description |\n|---|---|---|---|\n");
@@ -448,6 +501,7 @@ pub(crate) fn markdown() -> String {
     text
 }
 
+#[cfg(test)]
 fn kind_and_default(spec: &KeySpec) -> (String, String) {
     let default = match &spec.default {
         KeyDefault::Required => "required".to_owned(),
@@ -456,6 +510,15 @@ fn kind_and_default(spec: &KeySpec) -> (String, String) {
         KeyDefault::Unavailable => "not available yet".to_owned(),
     };
     (spec.kind.clone(), default)
+}
+
+/// Every available key with its description.
+pub(super) fn documented_keys() -> impl Iterator<Item = (KeySpec, &'static str)> {
+    let description = |key: &str| DESCRIPTIONS.iter().find(|(documented, _)| *documented == key);
+    declared_keys().into_iter().filter_map(move |spec| {
+        let (_, text) = description(&spec.key)?;
+        Some((spec, *text))
+    })
 }
 
 /// Every key that a reader declares.

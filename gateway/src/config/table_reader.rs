@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::node::{DocumentEntry, DocumentNode, DocumentValue};
-use super::read_context::{KeyDefault, KeySpec, Located, ReadContext};
+use super::read_context::{EffectiveValue, KeyDefault, KeySpec, Located, ReadContext};
 use super::suggestion::suggest;
 use super::value_kind::{AnyString, InputValue, ValueKind};
 
@@ -85,7 +85,7 @@ fn not_a_table(node: &DocumentNode) -> ConfigProblem {
 impl<'a> TableReader<'a> {
     /// Reads an optional value.
     pub(super) fn optional<K: ValueKind>(&self, key: &'static str, kind: &K) -> Option<Located<K::Value>> {
-        self.declare(key, kind.describe(), KeyDefault::None);
+        self.declare(key, kind, KeyDefault::None);
         self.read(key, kind)
     }
 
@@ -101,7 +101,11 @@ impl<'a> TableReader<'a> {
         kind: &K,
         default: K::Value,
     ) -> (K::Value, Option<DocumentLocation>) {
-        self.declare(key, kind.describe(), KeyDefault::Value(kind.format(&default)));
+        self.declare(key, kind, KeyDefault::Value(kind.format(&default)));
+        if self.entry(key).is_none() {
+            let at = DocumentLocation { path: self.path_of(key), span: self.at.span.clone() };
+            self.record_value(&at, kind.format(&default), false);
+        }
         self.read(key, kind).map_or((default, None), |located| (located.value, Some(located.at)))
     }
 
@@ -119,7 +123,7 @@ impl<'a> TableReader<'a> {
         }
         let problem = ConfigProblem::new(FaultCode::Deprecated, format!("`{former}` is deprecated"));
         self.context.warning(&at, problem.hint(format!("rename it to `{name}`")));
-        self.declare(name, kind.describe(), KeyDefault::Value(kind.format(&default)));
+        self.declare(name, kind, KeyDefault::Value(kind.format(&default)));
         self.read(former, kind).map_or(default, |located| located.value)
     }
 
@@ -130,7 +134,7 @@ impl<'a> TableReader<'a> {
         kind: &K,
         read: impl FnOnce(&TableReader<'_>) -> R,
     ) -> Option<ValueOrTable<K::Value, R>> {
-        self.declare(key, kind.describe(), KeyDefault::None);
+        self.declare(key, kind, KeyDefault::None);
         let entry = self.entry(key)?;
         if let DocumentValue::Table(_) = entry.node.value {
             let path = TablePath { at: self.location(entry), pattern: self.pattern_of(key) };
@@ -141,8 +145,18 @@ impl<'a> TableReader<'a> {
 
     /// Reads a required value.
     pub(super) fn required<K: ValueKind>(&self, key: &'static str, kind: &K) -> Option<Located<K::Value>> {
-        self.declare(key, kind.describe(), KeyDefault::Required);
-        if self.entry(key).is_none() {
+        self.required_if(true, key, kind)
+    }
+
+    /// Reads a value that is required where the document has the table.
+    pub(super) fn required_if<K: ValueKind>(
+        &self,
+        is_required: bool,
+        key: &'static str,
+        kind: &K,
+    ) -> Option<Located<K::Value>> {
+        self.declare(key, kind, KeyDefault::Required);
+        if is_required && self.entry(key).is_none() {
             let problem = ConfigProblem::new(FaultCode::Missing, format!("`{key}` is missing"));
             let at = DocumentLocation { path: self.path_of(key), span: self.at.span.clone() };
             self.context.error(&at, problem.hint(format!("expected {}", kind.describe())));
@@ -154,7 +168,9 @@ impl<'a> TableReader<'a> {
     /// feature off, is accepted.
     pub(super) fn unavailable(&self, key: &'static str, neutral: Option<&DocumentValue>) {
         let kind = neutral.map_or_else(|| "absent".to_owned(), |value| format!("`{}` or absent", format_value(value)));
-        self.declare(key, kind, KeyDefault::Unavailable);
+        self.declare_name(key);
+        let (key_pattern, default) = (self.pattern_of(key), KeyDefault::Unavailable);
+        self.context.record_key(KeySpec { key: key_pattern, kind, schema: serde_json::Value::Bool(false), default });
         let Some(entry) = self.entry(key) else { return };
         let at = self.location(entry);
         let value = match &entry.node.value {
@@ -255,10 +271,12 @@ impl<'a> TableReader<'a> {
     /// Reads each value of the table under `key`, with its name.
     pub(super) fn named_values<K: ValueKind>(&self, key: &'static str, kind: &K) -> Vec<(Located<String>, K::Value)> {
         let pattern = format!("{}.NAME", self.pattern_of(key));
-        self.context.record_key(KeySpec { key: pattern, kind: kind.describe(), default: KeyDefault::None });
+        let (kind_text, schema) = (kind.describe(), kind.schema());
+        self.context.record_key(KeySpec { key: pattern, kind: kind_text, schema, default: KeyDefault::None });
         let values = self.entries_of(key, |name, node| {
             let at = DocumentLocation { path: name.at.path.clone(), span: node.span.clone() };
             let value = self.read_input(kind, &InputValue { node, at: &at, context: self.context })?;
+            self.record_value(&at, kind.format(&value), true);
             Some((Located { value: name.value.to_owned(), at: name.at }, value))
         });
         values.into_iter().flatten().collect()
@@ -284,7 +302,13 @@ impl<'a> TableReader<'a> {
         let entry = self.entry(key)?;
         let at = self.location(entry);
         let value = self.read_input(kind, &self.input(entry, &at))?;
+        self.record_value(&at, kind.format(&value), true);
         Some(Located { value, at })
+    }
+
+    fn record_value(&self, at: &DocumentLocation, text: String, is_set: bool) {
+        let offset = is_set.then_some(at.span.start);
+        self.context.record_value(EffectiveValue { path: at.path.clone(), text, offset });
     }
 
     /// Parses a value; a problem is recorded as a fault.
@@ -305,9 +329,10 @@ impl<'a> TableReader<'a> {
     }
 
     /// Declares a key, and records it for the reference documentation.
-    fn declare(&self, key: &'static str, kind: String, default: KeyDefault) {
+    fn declare(&self, key: &'static str, kind: &impl ValueKind, default: KeyDefault) {
         self.declare_name(key);
-        self.context.record_key(KeySpec { key: self.pattern_of(key), kind, default });
+        let (key, schema) = (self.pattern_of(key), kind.schema());
+        self.context.record_key(KeySpec { key, kind: kind.describe(), schema, default });
     }
 
     fn declare_name(&self, key: &'static str) {

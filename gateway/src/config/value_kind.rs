@@ -3,6 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use super::expand::expand;
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::node::{DocumentNode, DocumentValue};
@@ -41,6 +43,11 @@ pub(super) trait ValueKind {
 
     /// A value in the syntax of the document.
     fn format(&self, value: &Self::Value) -> String;
+
+    /// The accepted values as a JSON Schema.
+    fn schema(&self) -> Value {
+        json!({ "type": "string" })
+    }
 
     fn read(&self, input: &InputValue<'_>) -> Result<Self::Value, ConfigProblem>;
 }
@@ -150,12 +157,42 @@ impl ValueKind for IntegerRange {
         value.to_string()
     }
 
+    fn schema(&self) -> Value {
+        json!({ "type": "integer", "minimum": self.0.start(), "maximum": self.0.end() })
+    }
+
     fn read(&self, input: &InputValue<'_>) -> Result<u32, ConfigProblem> {
         let DocumentValue::Integer(number) = input.node.value else {
             return Err(input.wrong_type(self));
         };
         let number = u32::try_from(number).ok().filter(|number| self.0.contains(number));
         number.ok_or_else(|| out_of_range(self))
+    }
+}
+
+/// `true` or `false`.
+pub(super) struct Boolean;
+
+impl ValueKind for Boolean {
+    type Value = bool;
+
+    fn describe(&self) -> String {
+        "true or false".to_owned()
+    }
+
+    fn format(&self, value: &bool) -> String {
+        value.to_string()
+    }
+
+    fn schema(&self) -> Value {
+        json!({ "type": "boolean" })
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<bool, ConfigProblem> {
+        match input.node.value {
+            DocumentValue::Boolean(value) => Ok(value),
+            _ => Err(input.wrong_type(self)),
+        }
     }
 }
 
@@ -171,6 +208,10 @@ impl ValueKind for PositiveNumber {
 
     fn format(&self, value: &f64) -> String {
         format!("{value:?}")
+    }
+
+    fn schema(&self) -> Value {
+        json!({ "type": "number", "exclusiveMinimum": 0, "maximum": self.0 })
     }
 
     fn read(&self, input: &InputValue<'_>) -> Result<f64, ConfigProblem> {
@@ -230,6 +271,12 @@ impl<T: Clone + PartialEq> ValueKind for OneOf<T> {
         format!("{:?}", word.map_or("", |(word, _)| word))
     }
 
+    fn schema(&self) -> Value {
+        let words: Vec<&str> = self.0.iter().filter(|(_, value)| value.is_some()).map(|(word, _)| *word).collect();
+        // A placeholder becomes a word before it is compared.
+        json!({ "anyOf": [{ "enum": words }, { "type": "string", "pattern": "\\$\\{" }] })
+    }
+
     fn read(&self, input: &InputValue<'_>) -> Result<T, ConfigProblem> {
         let text = input.expanded_string(self)?;
         match self.0.iter().find(|(word, _)| *word == text) {
@@ -260,6 +307,10 @@ impl<K: ValueKind> ValueKind for ArrayOf<K> {
     fn format(&self, value: &Self::Value) -> String {
         let items: Vec<String> = value.iter().map(|item| self.item.format(&item.value)).collect();
         format!("[{}]", items.join(", "))
+    }
+
+    fn schema(&self) -> Value {
+        json!({ "type": "array", "items": self.item.schema(), "minItems": self.min_items })
     }
 
     fn read(&self, input: &InputValue<'_>) -> Result<Self::Value, ConfigProblem> {

@@ -11,7 +11,7 @@ mod known;
 use std::fmt;
 
 pub use known::KnownField;
-pub(crate) use known::KnownFieldSet;
+pub(crate) use known::{KnownFieldSet, matches_pattern};
 
 /// Position of one field line in the text of `Fields`: offset, lengths of name and value, and the
 /// known name if there is one.

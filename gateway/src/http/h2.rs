@@ -31,9 +31,14 @@ pub(crate) struct Http2RequestBody {
 
 impl Http2RequestBody {
     pub(crate) fn new(incoming: Incoming, limits: &HttpLimits) -> Self {
-        let (body_max, idle_timeout) = (limits.body_bytes, limits.idle_timeout);
+        let (body_max, idle_timeout) = (limits.body_bytes_max(), limits.idle_timeout);
         let deadline = ResettableDeadline::after(idle_timeout);
         Http2RequestBody { incoming, frame_data: Bytes::new(), received_bytes: 0, body_max, deadline, idle_timeout }
+    }
+
+    /// Lowers the limit of the body's size.
+    pub(crate) fn limit(&mut self, bytes: u64) {
+        self.body_max = self.body_max.min(bytes);
     }
 }
 
@@ -97,7 +102,7 @@ pub(crate) fn read_head(
     request.scheme = if parts.uri.scheme_str() == Some("http") { Scheme::Http } else { Scheme::Https };
     request.length = match (body.is_end_stream(), body.size_hint().exact()) {
         (true, _) => BodyLength::Empty,
-        (false, Some(length)) if length > limits.body_bytes => return Err(RequestRefusal::BodyTooLarge),
+        (false, Some(length)) if length > limits.body_bytes_max() => return Err(RequestRefusal::BodyTooLarge),
         (false, Some(length)) => BodyLength::Known(length),
         (false, None) => BodyLength::Streamed,
     };

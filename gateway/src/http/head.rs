@@ -11,8 +11,12 @@ use super::target::{self, TargetScan};
 /// Maximum letters of a method; the longest registered method has 17 (RFC 9110 section 16.1).
 pub(super) const METHOD_MAX: usize = 32;
 
+/// Methods are case-sensitive (RFC 9110 section 9.1), but many frameworks convert them to upper
+/// case: such an origin would take `post` for POST, whose route and limits did not apply.
 pub(super) fn check_method(method: &Method) -> Result<(), RequestRefusal> {
     match *method {
+        Method::GET | Method::HEAD | Method::POST => Ok(()),
+        _ if method.as_str().bytes().any(|byte| byte.is_ascii_lowercase()) => Err(RequestRefusal::MethodCase),
         Method::CONNECT | Method::TRACE => Err(RequestRefusal::Method),
         _ if method.as_str().len() > METHOD_MAX => Err(RequestRefusal::MethodTooLong),
         _ => Ok(()),

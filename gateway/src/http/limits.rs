@@ -18,6 +18,8 @@ pub struct HttpLimits {
     pub uri_bytes: usize,
     /// Bytes of a request body after removal of its transfer coding; more is answered 413.
     pub body_bytes: u64,
+    /// The largest limit that a route has in place of `body_bytes`; 0 where none has.
+    pub route_body_bytes: u64,
     /// From the first byte of a head (or the accepted connection) to its last byte; later is
     /// answered 408.
     pub header_timeout: Duration,
@@ -32,7 +34,8 @@ pub struct HttpLimits {
     pub paths: PathRules,
     /// Fields dropped from trailers, in addition to those that are never allowed there: a recipient
     /// that merges trailers into the head would trust them. The gateway sets the fields that
-    /// identify callers.
+    /// identify callers, and those that only trusted proxies may send; `*` ends a beginning of
+    /// names.
     pub dropped_trailers: Arc<[String]>,
 }
 
@@ -58,6 +61,11 @@ pub enum UnderscorePolicy {
 }
 
 impl HttpLimits {
+    /// The bytes of a request body that some route accepts.
+    pub(crate) fn body_bytes_max(&self) -> u64 {
+        self.body_bytes.max(self.route_body_bytes)
+    }
+
     /// Whether a request is refused because it has a body.
     pub(crate) fn refuses_body(&self, method: &Method, length: BodyLength) -> bool {
         self.get_body == GetBodyPolicy::Refuse
@@ -73,6 +81,7 @@ impl Default for HttpLimits {
             header_fields: 100,
             uri_bytes: 8 << 10,
             body_bytes: 16 << 20,
+            route_body_bytes: 0,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             body_rate: 500,

@@ -8,6 +8,7 @@ pub use http::StatusCode;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::fields::{Fields, KnownField};
 
@@ -103,9 +104,30 @@ pub struct Request {
     /// Whether the credentials of the request were accepted by the gateway, and removed if the
     /// origin does not get them.
     pub is_authenticated: bool,
+    /// The changes that the route makes for the origin; `None` without any.
+    pub origin_edits: Option<Rc<OriginEdits>>,
+    /// The route, where it depends on header fields: requests for one URL then have several routes,
+    /// and responses of one are not for another. Part of the cache key.
+    pub key_route: Option<Arc<str>>,
     /// Interim responses received while the request is in progress. They belong to the exchange: a
     /// clone of the request discards its own.
     pub interim: InterimResponses,
+}
+
+/// The changes of a route in a request for the origin. Route, limits and cache key use the request
+/// as it was received.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OriginEdits {
+    /// The path in place of the public one.
+    pub path: Option<String>,
+    /// The value of `Host` in place of the public authority.
+    pub host: Option<String>,
+    /// Names in lower case.
+    pub removed: Vec<String>,
+    /// Fields that replace those of the request.
+    pub set: Vec<(String, Vec<u8>)>,
+    /// Lines that are added.
+    pub added: Vec<(String, Vec<u8>)>,
 }
 
 /// The request as a trusted proxy received it, according to its forwarding fields.
@@ -186,6 +208,8 @@ impl Default for Request {
             accepts_trailers: false,
             forwarded: None,
             is_authenticated: false,
+            origin_edits: None,
+            key_route: None,
             interim: InterimResponses::default(),
         }
     }
@@ -207,6 +231,8 @@ impl Request {
         self.accepts_trailers = false;
         self.forwarded = None;
         self.is_authenticated = false;
+        self.origin_edits = None;
+        self.key_route = None;
         self.interim.clear();
     }
 

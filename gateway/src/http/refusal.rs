@@ -42,6 +42,7 @@ macro_rules! refusals {
 refusals! {
     BareLf = 400 "bare_lf",
     RequestLine = 400 "request_line",
+    MethodCase = 400 "method_case",
     Target = 400 "target",
     EncodedSlash = 400 "encoded_slash",
     PathEncoding = 400 "path_encoding",

@@ -18,6 +18,15 @@ impl RequestBody<'_> {
     pub(crate) fn is_empty(&self) -> bool {
         matches!(self, RequestBody::Empty)
     }
+
+    /// Lowers the limit of the body's size. Call it before the body is read.
+    pub(crate) fn limit(&mut self, bytes: u64) {
+        match self {
+            RequestBody::Empty => {}
+            RequestBody::H1(body) => body.limit(bytes),
+            RequestBody::H2(body) => body.limit(bytes),
+        }
+    }
 }
 
 impl BodySource for RequestBody<'_> {

@@ -169,8 +169,8 @@ impl TransportStream {
         }
     }
 
-    /// Ready when an idle connection is closed or has got bytes that nobody asked for. With TLS,
-    /// records without content (such as session tickets) are read and do not count.
+    /// Ready when an idle connection is closed or has got bytes that no request asked for. With
+    /// TLS, records without content (such as session tickets) are read and do not count.
     pub(crate) fn poll_unsolicited(&self, cx: &mut Context<'_>) -> Poll<()> {
         let is_plain = matches!(&*self.0.borrow(), Transport::Plain(_));
         if is_plain {

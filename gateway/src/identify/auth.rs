@@ -4,10 +4,11 @@
 //! Invariants: credentials are neither logged nor, unless configured, forwarded; memory does not
 //! grow with what clients send; a password is verified off the thread that serves requests.
 
-pub(crate) mod api_keys;
-mod basic;
+mod result;
 mod credentials_cache;
 pub(crate) mod htpasswd;
+pub(crate) mod api_keys;
+mod basic;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -19,10 +20,10 @@ use self::api_keys::ApiKeys;
 use self::basic::PasswordVerifier;
 use crate::event::Event;
 use crate::http::fields::{Fields, KnownField};
-use crate::label;
 use crate::metrics::{self, Counters};
 
 pub(crate) use htpasswd::PasswordFile;
+pub(crate) use result::{AuthResult, PrincipalIndex};
 
 /// Authentication of a route (`routes.auth`).
 #[derive(Clone, Debug, PartialEq)]
@@ -55,25 +56,6 @@ pub(crate) enum AuthMethod {
     Basic(PasswordFile),
 }
 
-label! {
-    /// Result of the authentication of a request.
-    pub(crate) AuthResult, "result", {
-        Valid = "valid",
-        /// No credentials of the method of the route.
-        Missing = "missing",
-        /// More than one.
-        Multiple = "multiple",
-        /// Not of the form that the method requires.
-        Malformed = "malformed",
-        /// No key, or no user with this password.
-        Unknown = "unknown",
-        /// Not verified: the address has sent too many wrong passwords.
-        ClientThrottled = "client_throttled",
-        /// Not verified: too many passwords wait for their verification.
-        VerificationThrottled = "verification_throttled",
-    }
-}
-
 static RESULTS: LazyLock<Counters<AuthResult>> = LazyLock::new(Counters::default);
 
 /// Registers the metrics of this module.
@@ -87,11 +69,7 @@ pub(crate) fn count(result: AuthResult) {
     RESULTS.inc(result);
 }
 
-/// Index of a key or of a user in the file of a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PrincipalIndex(u32);
-
-/// What is known about the sender of a request after authentication.
+/// The state of the authentication of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Authentication {
     /// The route demands none.
@@ -184,8 +162,8 @@ impl Authenticator {
     }
 
     /// Verifies the password of a request whose authentication is pending. Wrong ones are charged
-    /// to the address, given with its hash. Takes at most a few seconds. Cancel safe: a verification
-    /// that runs is left to end.
+    /// to the address, given with its hash. Takes at most a few seconds. Cancel safe: a
+    /// verification that runs is left to end.
     pub(crate) async fn verify(&self, fields: &Fields, (ip, address): (IpAddr, KeyHash)) -> Authentication {
         let Some(passwords) = &self.passwords else { return Authentication::Rejected(AuthResult::Unknown) };
         match passwords.verify(fields, address).await {

@@ -80,7 +80,9 @@ impl ForwardedField {
             }
             _ => (fields.get(KnownField::XForwardedProto), fields.get(KnownField::XForwardedHost)),
         };
-        TrustedForwarding { forwarded_for: chain, proto: proto.map(<[u8]>::to_vec), host: host.map(<[u8]>::to_vec) }
+        // Scheme and host are case-insensitive; an origin may compare them as text.
+        let lower = |value: Option<&[u8]>| value.map(<[u8]>::to_ascii_lowercase);
+        TrustedForwarding { forwarded_for: chain, proto: lower(proto), host: lower(host) }
     }
 }
 
@@ -210,7 +212,7 @@ mod tests {
         assert_eq!((bare.proto, bare.host), (None, None));
         let of_xff = forwarding(
             ForwardedField::Either,
-            &[("x-forwarded-proto", "https"), ("x-forwarded-host", "shop.test"), XFF, element],
+            &[("x-forwarded-proto", "HTTPS"), ("x-forwarded-host", "Shop.test"), XFF, element],
         );
         assert_eq!((of_xff.proto.as_deref(), of_xff.host.as_deref()), (Some(&b"https"[..]), Some(&b"shop.test"[..])));
     }

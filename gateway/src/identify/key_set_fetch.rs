@@ -3,14 +3,16 @@
 //! Bounds: one response of at most 256 KiB in 10 s, redirects and name resolution included. The
 //! certificate of every server on the way is verified.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jsonwebtoken::Algorithm;
 use tokio::sync::oneshot;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 use super::jwk_set::{JwkSet, JwkSetError};
-use super::remote_key_set::{KeySetFetch, KeySetUrl};
+use crate::label;
 
 /// Issuers respond in less than a second. Nothing but the next fetch waits for a slow one.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -18,6 +20,37 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const BODY_BYTES_MAX: u64 = 256 << 10;
 /// Redirects that are followed, each to another HTTPS URL.
 const REDIRECTS_MAX: u32 = 3;
+
+/// The place of a key set, and what is accepted from there.
+#[derive(Clone, PartialEq)]
+pub struct KeySetUrl {
+    /// With `https`.
+    pub url: String,
+    pub algorithms: Vec<Algorithm>,
+    /// Authorities of the issuer's certificate in DER; empty: those of the system.
+    pub authorities: Vec<Vec<u8>>,
+    /// How long a set is used after its lifetime while the issuer does not respond.
+    pub stale: Duration,
+}
+
+impl fmt::Debug for KeySetUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)
+    }
+}
+
+label! {
+    /// Result of a fetch of a key set.
+    pub(super) KeySetFetch, "result", {
+        Fetched = "fetched",
+        /// No response in time, or no trusted TLS connection.
+        Unreachable = "unreachable",
+        /// A status other than 200.
+        Status = "status",
+        /// Not a usable key set.
+        Invalid = "invalid",
+    }
+}
 
 /// A key set as the issuer publishes it now.
 pub(super) struct FetchedKeySet {

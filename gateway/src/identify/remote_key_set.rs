@@ -5,23 +5,20 @@
 //! one that was; fetches for unknown key ids are rare, whatever clients send; a set that is stale
 //! for too long is removed, and its tokens are rejected.
 
-use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwapOption, Guard};
-use jsonwebtoken::Algorithm;
 use limiter::bucket::{Gcra, GcraCell};
 use limiter::{Cost, MonotonicClock, MonotonicTime, Quota, Rate};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::jwk_set::JwkSet;
-use super::key_set_fetch::{self, FetchedKeySet, KeySetFetchError};
+use super::key_set_fetch::{self, FetchedKeySet, KeySetFetch, KeySetFetchError, KeySetUrl};
 use crate::event::Event;
-use crate::label;
 use crate::metrics::{self, Counters};
 
 /// Lifetime of a set whose response has no `max-age`. A new key is found earlier, by its id.
@@ -42,19 +39,6 @@ static CLOCK: LazyLock<MonotonicClock> = LazyLock::new(MonotonicClock::start);
 /// When the set in use was fetched, in nanoseconds of `CLOCK`; 0: there is none.
 static FETCHED_AT: AtomicU64 = AtomicU64::new(0);
 
-label! {
-    /// Result of a fetch of a key set.
-    pub(super) KeySetFetch, "result", {
-        Fetched = "fetched",
-        /// No response in time, or no trusted TLS connection.
-        Unreachable = "unreachable",
-        /// A status other than 200.
-        Status = "status",
-        /// Not a usable key set.
-        Invalid = "invalid",
-    }
-}
-
 /// Registers the metrics of this module.
 pub(super) fn expose() {
     metrics::expose_counters("tidegate_token_key_set_fetches", "Fetches of the issuer's key set.", &FETCHES);
@@ -65,24 +49,6 @@ pub(super) fn expose() {
             emit(&[], Duration::from_nanos(CLOCK.now().nanos().saturating_sub(fetched_at)).as_secs_f64());
         }
     });
-}
-
-/// The place of a key set, and what is accepted from there.
-#[derive(Clone, PartialEq)]
-pub struct KeySetUrl {
-    /// With `https`.
-    pub url: String,
-    pub algorithms: Vec<Algorithm>,
-    /// Authorities of the issuer's certificate in DER; empty: those of the system.
-    pub authorities: Vec<Vec<u8>>,
-    /// How long a set is used after its lifetime while the issuer does not respond.
-    pub stale: Duration,
-}
-
-impl fmt::Debug for KeySetUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.url)
-    }
 }
 
 /// The current key set of an issuer; none until the first fetch has succeeded.
@@ -227,6 +193,8 @@ pub(crate) fn forget_age() {
 
 #[cfg(test)]
 mod tests {
+    use jsonwebtoken::Algorithm;
+
     use super::super::issuer::{Issuer, set};
     use super::*;
 

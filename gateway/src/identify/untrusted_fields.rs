@@ -5,45 +5,47 @@
 //! response for others.
 
 use crate::hop;
-use crate::http::fields::{Fields, KnownField, KnownFieldSet};
+use crate::http::fields::{Field, Fields, KnownFieldSet, matches_pattern};
 
 /// The fields that are removed unless a trusted proxy sends them (`identity.untrusted_fields`).
 /// The gateway always replaces `Forwarded` and `X-Forwarded-For`, `-Host` and `-Proto`.
 pub(super) fn default_list() -> impl Iterator<Item = &'static str> {
-    hop::CLIENT_ADDRESS_FIELDS.iter().chain(hop::ALTERNATIVE_FIELDS).map(|known| known.as_str())
+    let known = hop::CLIENT_ADDRESS_FIELDS.iter().chain(hop::ALTERNATIVE_FIELDS).map(|known| known.as_str());
+    // Names of the user among them: `X-Forwarded-User`, `-Email`, `-Groups`.
+    known.chain(["x-forwarded-*"])
 }
 
-/// The names to remove, known ones as a set, so that a request without them costs one bit test.
+/// The names to remove. Known ones are a set; the others are patterns, compared with unknown names.
 pub(super) struct UntrustedFields {
     known: KnownFieldSet,
-    names: Vec<Vec<u8>>,
+    patterns: Vec<Vec<u8>>,
 }
 
 impl UntrustedFields {
     pub(super) fn new<'a>(list: impl Iterator<Item = &'a str>) -> Self {
-        let mut known = KnownFieldSet::default();
-        let mut names = Vec::new();
+        let (mut known, mut patterns) = (KnownFieldSet::default(), Vec::new());
         for name in list {
-            match KnownField::of(name.as_bytes()) {
-                Some(field) => known = known.with(field),
-                None => names.push(name.as_bytes().to_vec()),
+            let fields = KnownFieldSet::matching(name);
+            known = known.union(fields);
+            if fields == KnownFieldSet::default() || name.ends_with('*') {
+                patterns.push(name.as_bytes().to_vec());
             }
         }
-        UntrustedFields { known, names }
+        UntrustedFields { known, patterns }
     }
 
     /// Removes the fields from a request of an untrusted peer.
     pub(super) fn remove(&self, fields: &mut Fields) {
-        let has_name = || fields.iter().any(|field| self.is_named(field.name));
-        if fields.has_any(self.known) || (!self.names.is_empty() && has_name()) {
-            fields.retain(|field| {
-                !field.known.is_some_and(|known| self.known.contains(known)) && !self.is_named(field.name)
-            });
+        if fields.has_any(self.known) || fields.iter().any(|field| self.contains(field)) {
+            fields.retain(|field| !self.contains(field));
         }
     }
 
-    fn is_named(&self, name: &[u8]) -> bool {
-        self.names.iter().any(|other| name.eq_ignore_ascii_case(other))
+    fn contains(&self, field: Field<'_>) -> bool {
+        match field.known {
+            Some(known) => self.known.contains(known),
+            None => self.patterns.iter().any(|pattern| matches_pattern(field.name, pattern)),
+        }
     }
 }
 
@@ -61,12 +63,22 @@ mod tests {
             ("X-Tier", "3"),
             ("X-Internal", "4"),
             ("X-Original-URL", "5"),
+            ("X-Forwarded-User", "5"),
+            ("X-FORWARDED-anything", "5"),
+            ("X-Forwarder", "6"),
             ("Accept", "6"),
         ]);
         UntrustedFields::new(list.into_iter()).remove(&mut request);
-        assert_eq!(request.iter().map(|field| field.value).collect::<Vec<_>>(), [b"5", b"6"]);
+        assert_eq!(request.iter().map(|field| field.value).collect::<Vec<_>>(), [b"5", b"5", b"5", b"6", b"6"]);
         UntrustedFields::new(default_list()).remove(&mut request);
-        assert_eq!(request.iter().map(|field| field.value).collect::<Vec<_>>(), [b"6"]);
+        assert_eq!(request.iter().map(|field| field.value).collect::<Vec<_>>(), [b"6", b"6"]);
+    }
+
+    #[test]
+    fn a_prefix_stands_for_known_names_too() {
+        let mut request = fields(&[("CF-Connecting-IP", "1"), ("CF-Visitor", "2"), ("CDN-Cache-Control", "3")]);
+        UntrustedFields::new(["cf-*"].into_iter()).remove(&mut request);
+        assert_eq!(request.iter().map(|field| field.value).collect::<Vec<_>>(), [b"3"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::identify::auth::{AuthResult, Authentication};
 use crate::identify::{AccessDecision, Caller};
 use crate::metrics::Label as _;
 use crate::record::{CacheDetail, CacheResult};
+use crate::route::CorsPolicy;
 use crate::{degrade, identify, limit};
 
 impl RequestContext<'_> {
@@ -19,10 +20,16 @@ impl RequestContext<'_> {
     /// request; its head is in the buffers, except that of a prebuilt response, which the body
     /// carries itself.
     pub(crate) fn admit(&mut self) -> Option<ResponseBody<'static>> {
+        // A browser sends a preflight without credentials.
+        let is_preflight = self.cors().is_some() && CorsPolicy::is_preflight(self.request);
+        if is_preflight {
+            self.authentication = Authentication::NotRequired;
+        }
         // Lists and limits judge the user that the password proves.
         let is_pending = self.authentication == Authentication::Pending;
         let decision = if is_pending { self.check_lists() } else { self.check_access() };
         let error = match decision.and_then(|()| self.check_authentication()) {
+            Ok(()) if is_preflight => return self.answer_preflight(),
             Ok(()) => return None,
             Err(error) => error,
         };
@@ -55,8 +62,19 @@ impl RequestContext<'_> {
             authenticator.remove_credentials(&mut self.request.fields);
             self.request.is_authenticated = true;
             self.record.principal = Some(principal);
+            self.edit_request();
         }
         self.admit()
+    }
+
+    fn cors(&self) -> Option<&CorsPolicy> {
+        self.route?.config.edits.as_ref()?.cors.as_ref()
+    }
+
+    fn answer_preflight(&mut self) -> Option<ResponseBody<'static>> {
+        self.route?.config.edits.as_ref()?.cors.as_ref()?.write_preflight(self.request, self.response);
+        self.respond();
+        Some(ResponseBody::EMPTY)
     }
 
     fn check_authentication(&self) -> Result<(), Error> {
@@ -83,6 +101,10 @@ impl RequestContext<'_> {
 
     /// Decides by the lists alone, before a password is verified.
     fn check_lists(&self) -> Result<(), Error> {
+        let clients = self.route.and_then(|route| route.config.clients.as_ref());
+        if clients.is_some_and(|clients| !clients.permits(self.caller.ip)) {
+            return Err(Error::Forbidden);
+        }
         match self.caller.access {
             AccessDecision::Unlisted | AccessDecision::Exempt => Ok(()),
             AccessDecision::Denied => Err(Error::Forbidden),
@@ -92,6 +114,9 @@ impl RequestContext<'_> {
 
     fn check_access(&mut self) -> Result<(), Error> {
         let route = self.route.ok_or(Error::NoRoute)?;
+        if route.config.clients.is_some() {
+            self.check_lists()?;
+        }
         if self.caller.access != AccessDecision::Unlisted {
             return self.check_lists();
         }
@@ -114,7 +139,12 @@ impl RequestContext<'_> {
         let prebuilt = self.worker.prebuilt_429.response(denial, format, composed_from);
         self.response.status = prebuilt.response.status;
         count_response(self.route, self.record, self.response.status);
-        Some(ResponseBody::Prebuilt(prebuilt))
+        let mut body = ResponseBody::Prebuilt(prebuilt);
+        if self.route.is_some_and(|route| route.config.edits.is_some()) {
+            body.unpack_head(self.response);
+            self.edit_response();
+        }
+        Some(body)
     }
 
     /// Charges the additional cost of the response's status (`cost_by_status`).

@@ -42,9 +42,7 @@ impl CallerCache {
             && authentication.is_final();
         if !is_hit {
             *caller = None;
-            *route = snapshot.routes.find(request).map(|route| route.index);
         }
-        let found = route.and_then(|route| snapshot.routes.at(route));
         if !is_same_snapshot {
             *cached = Some(Arc::clone(snapshot));
         }
@@ -53,6 +51,9 @@ impl CallerCache {
         }
         let caller = caller.get_or_insert_with(|| {
             let mut caller = snapshot.identity.identify_peer(peer, request);
+            // After the fields that only trusted proxies may send were removed, or read.
+            let found = snapshot.routes.find(request);
+            *route = found.map(|route| route.index);
             let authenticator = found.and_then(|route| route.authenticator.as_ref());
             *authentication = authenticator.map_or(Authentication::NotRequired, |authenticator| {
                 let authentication = authenticator.authenticate(&request.fields);
@@ -66,6 +67,6 @@ impl CallerCache {
             caller
         });
         request.is_authenticated = authentication.principal().is_some();
-        (caller, found, *authentication)
+        (caller, route.and_then(|route| snapshot.routes.at(route)), *authentication)
     }
 }

@@ -19,7 +19,7 @@ use crate::http::message::{Request, Response};
 use crate::identify::Caller;
 use crate::identify::auth::Authentication;
 use crate::record::RequestRecord;
-use crate::route::{ForwardPath, Route};
+use crate::route::{ForwardPath, Route, RouteConfig, TemplateValues};
 
 /// Fields by which a client asks for a part of an object. A shared fetch is for the whole object.
 pub(super) const RANGE_FIELDS: [KnownField; 2] = [KnownField::Range, KnownField::IfRange];
@@ -124,7 +124,7 @@ impl<'c> RequestContext<'c> {
         }
         let (peer, now) = (arrival.peer.ip, arrival.at);
         let deadline = hop::expected_within(&request.fields).filter(|_| caller.is_trusted).map(|time| now + time);
-        RequestContext {
+        let mut context = RequestContext {
             worker,
             snapshot,
             peer,
@@ -137,6 +137,29 @@ impl<'c> RequestContext<'c> {
             record,
             deadline,
             stale: None,
+        };
+        context.edit_request();
+        context
+    }
+
+    /// Determines what the route changes in the request for the origin.
+    pub(super) fn edit_request(&mut self) {
+        let config = self.route.map(|route| &route.config);
+        let has_field_conditions =
+            |config: &&RouteConfig| config.conditions.as_ref().is_some_and(|conditions| !conditions.headers.is_empty());
+        self.request.key_route = config.filter(has_field_conditions).map(|config| Arc::clone(&config.name));
+        let edits = config.and_then(|config| config.edits.as_deref()).filter(|edits| edits.changes_requests());
+        self.request.origin_edits = edits.map(|edits| Rc::new(edits.of_request(&self.template_values())));
+    }
+
+    /// The values of variables in the configuration of the route.
+    pub(super) fn template_values(&self) -> TemplateValues<'_> {
+        TemplateValues {
+            request: self.request,
+            client_ip: self.caller.ip,
+            region: self.caller.region.as_str(),
+            tier: self.snapshot.identity.user_class_name(self.caller.user_class),
+            rest: self.route.map_or("", |route| route.config.path.rest(self.request.path())),
         }
     }
 

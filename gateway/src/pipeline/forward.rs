@@ -195,7 +195,7 @@ impl UpstreamCall<'_> {
             on_sent: &mut on_sent,
             on_endpoint_failed: &mut on_endpoint_failed,
         };
-        let result = route.upstream.send(outgoing, body).await;
+        let result = route.upstream().send(outgoing, body).await;
         record.requests_sent = requests_sent;
         // A call that says nothing about the upstream has no verdict: its permit is dropped.
         let succeeded = match &result {
@@ -310,7 +310,7 @@ fn report_failure(route: &Route, failure: AttemptError) -> Error {
     let tls = if let UpstreamConnectionError::Tls(fault, _) = &error { Some(tls_fault(*fault)) } else { None };
     let error = Error::from(error);
     if let Some(kind) = tls.or_else(|| fault(error.kind())).filter(|_| is_verdict) {
-        let endpoint = endpoint.as_ref().unwrap_or(&route.upstream.config().name);
+        let endpoint = endpoint.as_ref().unwrap_or(&route.upstream().config().name);
         Event::UpstreamFailed { route: &route.config.name, endpoint, kind }.emit();
     }
     error

@@ -13,9 +13,11 @@ use crate::error::Error;
 use crate::http::body::{BodyError, BodySource as _};
 use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::h1::UpstreamConnectionError;
+use crate::http::message::{BodyLength, Response};
 use crate::http::request_body::RequestBody;
 use crate::identify::auth::Authentication;
-use crate::record::ForwardReason;
+use crate::record::{CacheDetail, ForwardReason};
+use crate::route::RouteAction;
 use crate::{degrade, hop};
 
 impl RequestContext<'_> {
@@ -54,7 +56,19 @@ impl RequestContext<'_> {
         body
     }
 
-    async fn run<'b>(&mut self, body: RequestBody<'b>) -> Result<ResponseBody<'b>, Error> {
+    async fn run<'b>(&mut self, mut body: RequestBody<'b>) -> Result<ResponseBody<'b>, Error> {
+        let limits = &self.snapshot.http;
+        if limits.route_body_bytes > 0 {
+            // Connection and parser accept what the largest limit of a route allows.
+            let max = self.route().config.body_bytes.unwrap_or(limits.body_bytes);
+            if matches!(self.request.length, BodyLength::Known(length) if length > max) {
+                return Err(UpstreamConnectionError::Client(BodyError::TooLarge).into());
+            }
+            body.limit(max);
+        }
+        if self.route().config.action != RouteAction::Forward {
+            return Ok(self.answer());
+        }
         if hop::decrement_max_forwards(self.request) {
             return Ok(ResponseBody::Bytes(degrade::write_options(self.response)));
         }
@@ -68,6 +82,17 @@ impl RequestContext<'_> {
             }
             _ => self.forward(None, body).await.map(ResponseBody::Upstream),
         }
+    }
+
+    /// Answers by the route itself: a redirect, or a fixed response.
+    #[cold]
+    fn answer(&mut self) -> ResponseBody<'static> {
+        let mut response = Response::default();
+        let body = self.route().config.action.answer(&self.template_values(), &mut response);
+        degrade::add_date(&mut response.fields);
+        *self.response = response;
+        self.record.detail = CacheDetail::Reason("route");
+        ResponseBody::Bytes(body.unwrap_or_default())
     }
 }
 

@@ -8,7 +8,7 @@ use super::context::RequestContext;
 use crate::error::ErrorKind;
 use crate::metrics::{self, Counters};
 use crate::record::{CacheResult, RequestRecord};
-use crate::route::{Route, StatusClass};
+use crate::route::{CorsPolicy, Route, StatusClass};
 use crate::{hop, respond};
 
 static CACHE_RESULTS: LazyLock<Counters<CacheResult>> = LazyLock::new(Counters::default);
@@ -50,6 +50,23 @@ impl RequestContext<'_> {
         if record.cache != CacheResult::Error {
             hop::add_via(fields, self.request.version);
         }
-        count_response(self.route, record, self.response.status);
+        if self.route.is_some_and(|route| route.config.edits.is_some()) {
+            self.edit_response();
+        }
+        count_response(self.route, self.record, self.response.status);
+    }
+
+    /// Applies what the route changes in responses, whatever their source.
+    #[cold]
+    pub(super) fn edit_response(&mut self) {
+        let Some(edits) = self.route.and_then(|route| route.config.edits.as_deref()) else { return };
+        let mut fields = std::mem::take(&mut self.response.fields);
+        if let Some(cors) = &edits.cors
+            && !CorsPolicy::is_preflight(self.request)
+        {
+            cors.write(self.request, &mut fields);
+        }
+        edits.response.apply(&mut fields, &self.template_values());
+        self.response.fields = fields;
     }
 }

@@ -14,7 +14,7 @@ use crate::identify::CallerIdentifier;
 use crate::identify::auth::Authenticator;
 use crate::limit;
 use crate::pipeline::Snapshot;
-use crate::route::{Route, Routes};
+use crate::route::{Route, RouteAction, Routes};
 use crate::upstream::Upstream;
 
 pub(super) fn store(config: &Config) -> Result<Arc<Store<CacheMeta>>, StoreConfigError> {
@@ -54,14 +54,16 @@ pub(super) fn snapshot(
         .collect();
     let mut routes = Vec::new();
     for route in &config.routes {
-        let upstream = Arc::clone(&upstreams[route.upstream]);
+        let upstream = (route.action == RouteAction::Forward).then(|| Arc::clone(&upstreams[route.upstream]));
+        let breaker_config = upstream.as_ref().map(|upstream| upstream.config().breaker.clone()).unwrap_or_default();
+        let endpoints = |upstream: &Option<Arc<Upstream>>| {
+            upstream.as_ref().map(|upstream| upstream.config().endpoints.clone()).unwrap_or_default()
+        };
         let previous_route = old.and_then(|old| old.routes.iter().find(|old| old.config.name == route.name));
-        let breaker = previous_route.filter(|old| {
-            *old.breaker.config() == upstream.config().breaker
-                && old.upstream.config().endpoints == upstream.config().endpoints
-        });
+        let breaker = previous_route
+            .filter(|old| *old.breaker.config() == breaker_config && endpoints(&old.upstream) == endpoints(&upstream));
         let breaker = breaker.map_or_else(
-            || Arc::new(Breaker::new(upstream.config().breaker.clone(), Instant::now())),
+            || Arc::new(Breaker::new(breaker_config.clone(), Instant::now())),
             |old| Arc::clone(&old.breaker),
         );
         let names: Vec<_> = route.limits.iter().flat_map(|index| config.limit.rules[*index].names()).collect();

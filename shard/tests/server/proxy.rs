@@ -52,8 +52,10 @@ impl Proxy {
                         }
                     };
                     let relay = async {
+                        // Kept while the connection is stalled: it owns the sockets.
+                        let mut relay = std::pin::pin!(relay);
                         let is_stalled = tokio::select! {
-                            () = relay => false,
+                            () = &mut relay => false,
                             _ = stalled.wait_for(|stalled| *stalled) => true,
                         };
                         if is_stalled {

@@ -35,6 +35,7 @@ pub(in crate::config) struct RouteReferences {
     pub(in crate::config) matched: DocumentLocation,
     pub(in crate::config) path: DocumentLocation,
     pub(in crate::config) forward_path: DocumentLocation,
+    pub(in crate::config) request_headers: DocumentLocation,
     pub(in crate::config) cost: DocumentLocation,
     pub(in crate::config) default_ttl: DocumentLocation,
     pub(in crate::config) ttl: DocumentLocation,

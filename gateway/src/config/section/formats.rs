@@ -97,6 +97,17 @@ pub(super) const PATH: ParsedString<PathPattern> = ParsedString {
     format: format_path,
 };
 
+pub(super) const PREFIX: ParsedString<String> =
+    ParsedString {
+        name: "a path such as \"/v1\"",
+        parse: |text| match parse_path(text)? {
+            PathPattern::Exact(path) if path.len() > 1 => Ok(path.trim_end_matches('/').to_owned()),
+            _ => Err(ConfigProblem::bad_value(format!("`{text}` is not the beginning of a path"))
+                .hint("write it without a `*`")),
+        },
+        format: String::clone,
+    };
+
 /// Reads an array of strings, without their locations.
 pub(super) fn list<T>(table: &TableReader<'_>, key: &'static str, item: ParsedString<T>, default: Vec<T>) -> Vec<T> {
     let default = default.into_iter().map(|value| Located { value, at: table.at.clone() }).collect();
@@ -322,4 +333,14 @@ fn format_path(path: &PathPattern) -> String {
         PathPattern::Exact(path) => path.clone(),
         PathPattern::Prefix(path) => format!("{path}*"),
     }
+}
+
+pub(super) const REGION: ParsedString<shard::Region> = ParsedString {
+    name: "a region name: 1 to 32 of a-z, 0-9, `-` and `_`",
+    parse: parse_region,
+    format: |region| region.to_string(),
+};
+
+fn parse_region(text: &str) -> Result<shard::Region, ConfigProblem> {
+    text.parse().map_err(|error: shard::InvalidRegion| ConfigProblem::bad_value(format!("`{text}`: {error}")))
 }

@@ -7,7 +7,7 @@ use super::super::fault::{ConfigProblem, FaultCode};
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{ArrayOf, ParsedString};
-use super::{files, identity};
+use super::{files, formats};
 use crate::identify::{CountryCode, GeoArea, GeoDatabase, GeoIpConfig};
 
 const AREA: ParsedString<GeoArea> = ParsedString {
@@ -28,7 +28,7 @@ pub(super) fn read(identity: &TableReader<'_>) -> Option<GeoIpConfig> {
         let named = table.named_values("regions", &ArrayOf { item: AREA, min_items: 1 });
         let mut regions: Vec<(GeoArea, shard::Region)> = Vec::new();
         for (name, areas) in named {
-            let region = match (identity::REGION.parse)(&name.value) {
+            let region = match (formats::REGION.parse)(&name.value) {
                 Ok(region) => region,
                 Err(problem) => {
                     table.context.error(&name.at, problem);

@@ -26,12 +26,6 @@ const REGION_SOURCE: ParsedString<IdentitySource> = ParsedString {
     format: format_source,
 };
 
-pub(super) const REGION: ParsedString<shard::Region> = ParsedString {
-    name: "a region name: 1 to 32 of a-z, 0-9, `-` and `_`",
-    parse: parse_region,
-    format: |region| region.to_string(),
-};
-
 const FORWARDED_FIELD: OneOf<ForwardedField> = OneOf(&[
     ("either", Some(ForwardedField::Either)),
     ("x-forwarded-for", Some(ForwardedField::XForwardedFor)),
@@ -73,8 +67,8 @@ pub(super) fn read(root: &TableReader<'_>) -> (IdentityConfig, Vec<DocumentLocat
             tokens,
             claims: default.claims,
             region: formats::list(table, "region", REGION_SOURCE, default.region),
-            region_default: table.value_or("region_default", &REGION, default.region_default),
-            regions: formats::list(table, "regions", REGION, Vec::new()),
+            region_default: table.value_or("region_default", &formats::REGION, default.region_default),
+            regions: formats::list(table, "regions", formats::REGION, Vec::new()),
             geoip: geoip::read(table),
             // Set by the section `[limits]`.
             keys: Vec::new(),
@@ -186,8 +180,4 @@ pub(super) fn format_source(source: &IdentitySource) -> String {
         IdentitySource::GeoIpCountry => "geoip:country".to_owned(),
         IdentitySource::GeoIpContinent => "geoip:continent".to_owned(),
     }
-}
-
-fn parse_region(text: &str) -> Result<shard::Region, ConfigProblem> {
-    text.parse().map_err(|error: shard::InvalidRegion| ConfigProblem::bad_value(format!("`{text}`: {error}")))
 }

@@ -16,17 +16,20 @@ mod cache;
 mod draft;
 mod listen;
 mod redis;
+mod route_actions;
 mod routes;
 mod server;
 mod upstreams;
 
 pub(super) use draft::ConfigDraft;
 pub(super) use formats::parse_endpoint;
+pub(super) use route_actions::unkeyed_variable;
 
 use super::model::Config;
 use super::table_reader::TableReader;
 use crate::accept::ListenConfig;
 use crate::limit::LimitConfig;
+use crate::route::RouteConfig;
 
 /// Reads the whole document.
 pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
@@ -47,7 +50,8 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
     let (rules, rules_at) = limits::rules(root, &weights, &mut identify).into_iter().unzip();
     let dns = upstreams::dns(root);
     let (upstreams, upstreams_at) = upstreams::read(root).into_iter().unzip();
-    let (routes, route_names) = routes::read(root).into_iter().unzip();
+    let (routes, route_names): (Vec<RouteConfig>, Vec<_>) = routes::read(root).into_iter().unzip();
+    http.route_body_bytes = routes.iter().filter_map(|route| route.body_bytes).max().unwrap_or(0);
     server::unavailable(root);
     ConfigDraft {
         config: Config {

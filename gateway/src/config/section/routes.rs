@@ -9,11 +9,11 @@ use http::StatusCode;
 use super::super::expand::read_file;
 use super::super::fault::ConfigProblem;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, ValueKind};
-use super::bounds::{DAY, HOUR, MS, SECOND};
+use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, SizeRange, ValueKind};
+use super::bounds::{DAY, GIB, HOUR, MS, SECOND};
 use super::draft::RouteReferences;
-use super::{auth, formats};
-use crate::route::{ForwardPath, HostPattern, PathPattern, RouteConfig, TimeoutOverrides};
+use super::{auth, formats, route_actions};
+use crate::route::{ClientNetworks, ForwardPath, HostPattern, PathPattern, RouteAction, RouteConfig, TimeoutOverrides};
 use crate::{cache, degrade};
 
 const COST_MAX: u32 = 1_000_000;
@@ -30,13 +30,20 @@ const FORWARD_PATH: OneOf<ForwardPath> =
 
 fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
     let name = table.required("name", &formats::NAME);
-    let (matched, host, path, methods) = table.table("match", |matched| {
+    let (matched, host, path, methods, conditions) = table.table("match", |matched| {
         let host = matched.value_or("host", &formats::HOST, HostPattern::Any);
         let path = matched.required("path", &formats::PATH);
         let path = path.map_or(PathPattern::Prefix("/".to_owned()), |path| path.value);
-        (matched.at.clone(), host, path, formats::list(matched, "methods", formats::METHOD, Vec::new()))
+        let methods = formats::list(matched, "methods", formats::METHOD, Vec::new());
+        (matched.at.clone(), host, path, methods, route_actions::conditions(matched))
     });
-    let upstream = table.required("upstream", &AnyString);
+    let action = route_actions::action(table);
+    let upstream = match action {
+        RouteAction::Forward => table.required("upstream", &AnyString),
+        RouteAction::Redirect(_) | RouteAction::Respond(_) => table.optional("upstream", &AnyString),
+    };
+    route_actions::check_action(table, &action);
+    let edits = route_actions::edits(table, &path);
     let limits = table.value_or("limits", &ArrayOf { item: AnyString, min_items: 0 }, Vec::new());
     let name_text = name.as_ref().map_or("", |name| name.value.as_str());
     let default = RouteConfig::new(name_text.into(), path, 0);
@@ -46,6 +53,9 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
     let config = RouteConfig {
         host,
         methods,
+        conditions,
+        action,
+        edits,
         cost: NonZeroU32::new(cost).unwrap_or(default.cost),
         cost_by_status: by_status(table, "cost_by_status", &IntegerRange(1..=COST_MAX))
             .into_iter()
@@ -59,6 +69,8 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
             total: optional(table, "total_timeout", Duration::ZERO..=DAY),
         },
         forward_path: table.value_or("forward_path", &FORWARD_PATH, default.forward_path),
+        body_bytes: table.optional("body_bytes", &SizeRange(0..=1_024 * GIB)).map(|bytes| bytes.value),
+        clients: clients(table),
         auth,
         ..default
     };
@@ -67,6 +79,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         matched,
         path: table.location_of(&["match", "path"]),
         forward_path: table.location_of(&["forward_path"]),
+        request_headers: table.location_of(&["headers", "request"]),
         cost: table.location_of(&["cost"]),
         default_ttl: table.location_of(&["cache", "default_ttl"]),
         ttl: table.location_of(&["cache", "ttl"]),
@@ -75,6 +88,14 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         key_classes,
     };
     (config, names)
+}
+
+fn clients(table: &TableReader<'_>) -> Option<Box<ClientNetworks>> {
+    let clients = ClientNetworks {
+        allowed: formats::list(table, "allow", formats::NETWORK, Vec::new()),
+        denied: formats::list(table, "deny", formats::NETWORK, Vec::new()),
+    };
+    (clients != ClientNetworks::default()).then(|| Box::new(clients))
 }
 
 fn optional(table: &TableReader<'_>, key: &'static str, range: RangeInclusive<Duration>) -> Option<Duration> {

@@ -122,7 +122,7 @@ impl KeySource {
             table.context.error(&url.at, problem);
             return None;
         }
-        // Whoever can read the set would know the secret.
+        // Every reader of the set would know the secret.
         if algorithms.iter().any(|algorithm| algorithm.family() == AlgorithmFamily::Hmac) {
             let problem = ConfigProblem::bad_value("a key set by URL cannot have the secrets of HS algorithms");
             table.context.error(&url.at, problem.hint("use a file, or public-key algorithms"));

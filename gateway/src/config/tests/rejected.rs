@@ -34,7 +34,7 @@ upstream = \"shop\"
         "3:1 server.worker: unknown key `worker` (did you mean `workers`?)",
         "7:1 upstreams.shop.timout: unknown key `timout` (did you mean `timeout`?)",
         "8:13 upstreams.shop.breaker.error_rate: unknown key `error_rate` (did you mean `error_ratio`?)",
-        "11:24 routes[0].match.verbs: unknown key `verbs` (expected one of `host`, `path`, `methods`)",
+        "11:24 routes[0].match.verbs: unknown key `verbs` (expected one of `host`, `path`, `methods`, `scheme`, `headers`, `query`)",
         "13:3 routes[0].weight: unknown key `weight` (expected one of",
         "14:2 sever: unknown key `sever` (did you mean `server`?)",
     ];

@@ -33,8 +33,11 @@ known! {
     CacheStatus = "cache-status",
     CdnCacheControl = "cdn-cache-control",
     CfConnectingIp = "cf-connecting-ip",
+    CfConnectingIpv6 = "cf-connecting-ipv6",
     ClientCert = "client-cert",
     ClientCertChain = "client-cert-chain",
+    ClientIp = "client-ip",
+    CloudfrontForwardedProto = "cloudfront-forwarded-proto",
     Connection = "connection",
     ContentEncoding = "content-encoding",
     ContentLanguage = "content-language",
@@ -48,7 +51,9 @@ known! {
     Expect = "expect",
     Expires = "expires",
     FastlyClientIp = "fastly-client-ip",
+    FlyClientIp = "fly-client-ip",
     Forwarded = "forwarded",
+    ForwardedFor = "forwarded-for",
     FrontEndHttps = "front-end-https",
     Host = "host",
     IfMatch = "if-match",
@@ -61,14 +66,17 @@ known! {
     Location = "location",
     MaxForwards = "max-forwards",
     Pragma = "pragma",
+    Proxy = "proxy",
     ProxyAuthenticate = "proxy-authenticate",
     ProxyAuthenticationInfo = "proxy-authentication-info",
     ProxyAuthorization = "proxy-authorization",
+    ProxyClientIp = "proxy-client-ip",
     ProxyConnection = "proxy-connection",
     ProxyStatus = "proxy-status",
     Range = "range",
     RateLimit = "ratelimit",
     RateLimitPolicy = "ratelimit-policy",
+    RemoteUser = "remote-user",
     RetryAfter = "retry-after",
     Server = "server",
     SetCookie = "set-cookie",
@@ -86,9 +94,13 @@ known! {
     UserAgent = "user-agent",
     Vary = "vary",
     Via = "via",
+    WlProxyClientIp = "wl-proxy-client-ip",
+    XAzureClientIp = "x-azure-clientip",
     XClientIp = "x-client-ip",
     XClusterClientIp = "x-cluster-client-ip",
     XEnvoyExpectedRqTimeoutMs = "x-envoy-expected-rq-timeout-ms",
+    XEnvoyExternalAddress = "x-envoy-external-address",
+    XEnvoyOriginalPath = "x-envoy-original-path",
     XForwarded = "x-forwarded",
     XForwardedBy = "x-forwarded-by",
     XForwardedClientCert = "x-forwarded-client-cert",
@@ -111,7 +123,9 @@ known! {
     XHttpMethod = "x-http-method",
     XHttpMethodOverride = "x-http-method-override",
     XMethodOverride = "x-method-override",
+    XOriginalForwardedFor = "x-original-forwarded-for",
     XOriginalHost = "x-original-host",
+    XOriginalMethod = "x-original-method",
     XOriginalUri = "x-original-uri",
     XOriginalUrl = "x-original-url",
     XOriginatingIp = "x-originating-ip",
@@ -119,7 +133,9 @@ known! {
     XRealIp = "x-real-ip",
     XRemoteAddr = "x-remote-addr",
     XRemoteIp = "x-remote-ip",
+    XRemoteUser = "x-remote-user",
     XRewriteUrl = "x-rewrite-url",
+    XScheme = "x-scheme",
     XScriptName = "x-script-name",
     XUrlScheme = "x-url-scheme",
 }
@@ -197,6 +213,14 @@ fn matches_name(name: &[u8], known: &[u8]) -> bool {
         })
 }
 
+/// Whether `name` is `pattern` in any case, or begins with what stands before a `*` at its end.
+pub(crate) fn matches_pattern(name: &[u8], pattern: &[u8]) -> bool {
+    match pattern.strip_suffix(b"*") {
+        Some(prefix) => name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix)),
+        None => name.eq_ignore_ascii_case(pattern),
+    }
+}
+
 /// A set of known field names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct KnownFieldSet([u64; 2]);
@@ -211,6 +235,12 @@ impl KnownFieldSet {
             at += 1;
         }
         set
+    }
+
+    /// The known names that match `pattern`.
+    pub(crate) fn matching(pattern: &str) -> Self {
+        let matches = |known: &&KnownField| matches_pattern(known.as_str().as_bytes(), pattern.as_bytes());
+        ALL.iter().filter(matches).fold(KnownFieldSet::default(), |set, known| set.with(*known))
     }
 
     pub(crate) const fn contains(self, known: KnownField) -> bool {

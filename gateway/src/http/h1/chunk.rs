@@ -205,7 +205,7 @@ fn parse_trailers(section: &[u8]) -> Result<Option<Box<Fields>>, &'static str> {
 
 /// Whether a field is allowed as a trailer. Excluded are names that the gateway acts on in heads,
 /// and names of framing, routing, authentication, content metadata and client identity.
-fn is_allowed_trailer(name: &str) -> bool {
+pub(crate) fn is_allowed_trailer(name: &str) -> bool {
     const FORBIDDEN: [&str; 2] = ["www-authenticate", "authentication-info"];
     const FORBIDDEN_PREFIXES: [&str; 7] = ["content-", "x-forwarded-", "x-real-", "x-user-", "proxy-", "sec-", "if-"];
     let has_prefix = |prefix: &&str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));

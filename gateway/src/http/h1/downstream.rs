@@ -27,8 +27,8 @@ use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::ReadBuffer;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::exchange_clock::ExchangeTimeout;
-use crate::http::fields::Fields;
-use crate::http::limits::HttpLimits;
+use crate::http::fields::{Fields, matches_pattern};
+use crate::http::limits::{HttpLimits, UnderscorePolicy};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
 use crate::http::min_rate::MinRateTimer;
 use crate::http::refusal::RequestRefusal;
@@ -92,7 +92,10 @@ struct RequestReader {
     body: RequestBodyState,
     trailers: Option<Box<Fields>>,
     dropped_trailers: Arc<[String]>,
+    underscores: UnderscorePolicy,
     body_max: u64,
+    /// The limit of the current request's route.
+    route_body_max: u64,
     /// Whether `100 Continue` must be sent before the body is read.
     must_send_continue: bool,
     continue_sent: usize,
@@ -153,7 +156,9 @@ impl DownstreamConnection {
             body: RequestBodyState::Done,
             trailers: None,
             dropped_trailers: Arc::clone(&limits.dropped_trailers),
-            body_max: limits.body_bytes,
+            underscores: limits.underscores,
+            body_max: limits.body_bytes_max(),
+            route_body_max: u64::MAX,
             must_send_continue: false,
             continue_sent: 0,
             client_closed: false,
@@ -244,7 +249,7 @@ impl DownstreamConnection {
                     let first_line = &data[..memchr::memchr(b'\r', data).unwrap_or(length)];
                     let is_long_line = first_line.len() > limits.uri_bytes + LINE_EXTRA;
                     return Err(refuse(if is_long_line {
-                        request::refusal_of_long_line(first_line)
+                        request::refusal_of_long_line(first_line, limits)
                     } else {
                         RequestRefusal::HeadTooLarge
                     }));
@@ -368,7 +373,7 @@ impl DownstreamConnection {
     fn check_partial_head(&self, limits: &HttpLimits, first_line_complete: bool) -> Result<(), RequestReadError> {
         let length = self.reader.buffer.data().len();
         if !first_line_complete && length > limits.uri_bytes + LINE_EXTRA {
-            return Err(refuse(request::refusal_of_long_line(self.reader.buffer.data())));
+            return Err(refuse(request::refusal_of_long_line(self.reader.buffer.data(), limits)));
         }
         if length >= limits.header_bytes {
             return Err(refuse(RequestRefusal::HeadTooLarge));
@@ -411,6 +416,7 @@ impl RequestReader {
             BodyLength::Streamed => RequestBodyState::Chunked { decoder: ChunkDecoder::new(), total: 0, ready: 0 },
         };
         self.trailers = None;
+        self.route_body_max = u64::MAX;
         self.must_send_continue = expects_continue && self.buffer.is_empty();
         self.deadline.restart(self.idle_timeout);
         self.body_received = self.buffer.data().len() as u64;
@@ -464,9 +470,13 @@ impl RequestReader {
                     self.buffer.consume(skip);
                     self.trailers = decoder.take_trailers();
                     if let Some(trailers) = &mut self.trailers {
-                        let is_dropped =
-                            |name: &[u8]| self.dropped_trailers.iter().any(|n| n.as_bytes().eq_ignore_ascii_case(name));
-                        trailers.retain(|field| !is_dropped(field.name));
+                        let has_dropped_name = |name: &[u8]| {
+                            self.dropped_trailers.iter().any(|dropped| matches_pattern(name, dropped.as_bytes()))
+                        };
+                        let drops_underscores = self.underscores == UnderscorePolicy::Drop;
+                        trailers.retain(|field| {
+                            !(has_dropped_name(field.name) || drops_underscores && field.name.contains(&b'_'))
+                        });
                     }
                     self.body = RequestBodyState::Done;
                     Some(Ok(()))
@@ -475,7 +485,7 @@ impl RequestReader {
                     self.buffer.consume(skip);
                     *ready = data;
                     *total += data as u64;
-                    let too_large = *total > self.body_max;
+                    let too_large = *total > self.body_max.min(self.route_body_max);
                     Some(if too_large { Err(BodyError::TooLarge) } else { Ok(()) })
                 }
             },
@@ -503,6 +513,13 @@ impl Http1RequestBody<'_> {
         ready!(self.io.poll_flush(cx))?;
         self.reader.must_send_continue = false;
         Poll::Ready(Ok(()))
+    }
+}
+
+impl Http1RequestBody<'_> {
+    /// Lowers the limit of the body's size.
+    pub(crate) fn limit(&mut self, bytes: u64) {
+        self.reader.route_body_max = bytes;
     }
 }
 

@@ -21,6 +21,7 @@ pub mod fuzzing;
 
 pub(crate) use crate::http::authority::is_authority;
 pub(crate) use crate::http::refusal::RequestRefusal;
+pub(crate) use chunk::is_allowed_trailer;
 pub(crate) use downstream::{DownstreamConnection, Http1RequestBody, RequestReadError, ResponseWriter, WaitOutcome};
 pub(crate) use relay::relay;
 pub(crate) use send::SendError;

@@ -16,14 +16,20 @@ const FIELDS_MAX: usize = 256;
 
 /// Why a request line that exceeds the limits is refused. A part of `line` may be missing, but no
 /// limit is larger than what is there.
-pub(super) fn refusal_of_long_line(line: &[u8]) -> RequestRefusal {
+pub(super) fn refusal_of_long_line(line: &[u8], limits: &HttpLimits) -> RequestRefusal {
     let method = line.split(|byte| *byte == b' ').next().unwrap_or_default();
-    if !is_token(method) {
-        RequestRefusal::RequestLine
+    check_method_token(method, limits).err().unwrap_or(RequestRefusal::TargetTooLong)
+}
+
+/// A method that is longer than any known one is 501 (RFC 9112 section 3). One that does not end
+/// within the longest target is no request line: the bytes may be of any protocol.
+fn check_method_token(method: &[u8], limits: &HttpLimits) -> Result<(), RequestRefusal> {
+    if !is_token(method) || method.len() > limits.uri_bytes {
+        Err(RequestRefusal::RequestLine)
     } else if method.len() > METHOD_MAX {
-        RequestRefusal::MethodTooLong
+        Err(RequestRefusal::MethodTooLong)
     } else {
-        RequestRefusal::TargetTooLong
+        Ok(())
     }
 }
 
@@ -123,7 +129,9 @@ fn parse_lines<'a>(
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(RequestRefusal::FieldSyntax),
         Err(httparse::Error::TooManyHeaders) => return Err(RequestRefusal::TooManyFields),
-        Err(httparse::Error::Token | httparse::Error::NewLine) => return Err(RequestRefusal::RequestLine),
+        // The method was checked, so the invalid character is in the target.
+        Err(httparse::Error::Token) => return Err(RequestRefusal::Target),
+        Err(httparse::Error::NewLine) => return Err(RequestRefusal::RequestLine),
         Err(httparse::Error::Version) => return Err(RequestRefusal::Version),
         Err(_) => return Err(RequestRefusal::FieldSyntax),
     }
@@ -147,12 +155,10 @@ fn check_request_line(line: &[u8], limits: &HttpLimits) -> Result<(), RequestRef
     else {
         return Err(RequestRefusal::RequestLine);
     };
-    if !is_token(method) || target.is_empty() {
+    if target.is_empty() {
         return Err(RequestRefusal::RequestLine);
     }
-    if method.len() > METHOD_MAX {
-        return Err(RequestRefusal::MethodTooLong);
-    }
+    check_method_token(method, limits)?;
     if target.len() > limits.uri_bytes {
         return Err(RequestRefusal::TargetTooLong);
     }
@@ -249,7 +255,9 @@ fn set_length(limits: &HttpLimits, request: &mut Request) -> Result<(), RequestR
         return Err(RequestRefusal::BadLength);
     }
     request.length = match announced {
-        Some(BodyLength::Known(length)) if length > limits.body_bytes => return Err(RequestRefusal::BodyTooLarge),
+        Some(BodyLength::Known(length)) if length > limits.body_bytes_max() => {
+            return Err(RequestRefusal::BodyTooLarge);
+        }
         Some(BodyLength::Known(0)) if !matches!(request.method, Method::POST | Method::PUT | Method::PATCH) => {
             BodyLength::Empty
         }
@@ -364,6 +372,8 @@ mod tests {
             ("GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Target),
             ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Method),
             ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::Method),
+            ("get / HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::MethodCase),
+            ("trace / HTTP/1.1\r\nHost: a\r\n\r\n", RequestRefusal::MethodCase),
             ("GET / HTTP/1.1\r\n\r\n", RequestRefusal::NoHost),
             ("GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", RequestRefusal::RepeatedHost),
             ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", RequestRefusal::BadHost),
@@ -414,13 +424,15 @@ mod tests {
     #[test]
     fn long_lines_are_refused_for_their_longest_part() {
         for (line, refusal) in [
-            ("A".repeat(9_000), RequestRefusal::MethodTooLong),
-            (format!("{} / HTTP/1.1", "A".repeat(9_000)), RequestRefusal::MethodTooLong),
+            ("A".repeat(9_000), RequestRefusal::RequestLine),
+            (format!("{} / HTTP/1.1", "A".repeat(9_000)), RequestRefusal::RequestLine),
+            (format!("{} /{}", "A".repeat(8_192), "a".repeat(9_000)), RequestRefusal::MethodTooLong),
             (format!("GET /{}", "a".repeat(9_000)), RequestRefusal::TargetTooLong),
             ("\u{16}\u{3}\u{1}".repeat(3_000), RequestRefusal::RequestLine),
             (" /".to_owned(), RequestRefusal::RequestLine),
         ] {
-            assert_eq!(refusal_of_long_line(line.as_bytes()), refusal, "{}", &line[..2]);
+            let limits = HttpLimits::default();
+            assert_eq!(refusal_of_long_line(line.as_bytes(), &limits), refusal, "{}", &line[..2]);
         }
     }
 

@@ -414,7 +414,8 @@ impl UpstreamConnection {
         let out = self.writer.head_buffer();
         out.extend_from_slice(request.method.as_str().as_bytes());
         out.push(b' ');
-        match &request.received_path {
+        let edits = request.origin_edits.as_deref();
+        match edits.and_then(|edits| edits.path.as_deref()).or(request.received_path.as_deref()) {
             None => out.extend_from_slice(request.target.as_bytes()),
             Some(path) => {
                 out.extend_from_slice(path.as_bytes());
@@ -422,7 +423,8 @@ impl UpstreamConnection {
             }
         }
         out.extend_from_slice(b" HTTP/1.1\r\n");
-        send::push_line(out, b"Host", request.authority.as_bytes());
+        let host = edits.and_then(|edits| edits.host.as_deref()).unwrap_or(&request.authority);
+        send::push_line(out, b"Host", host.as_bytes());
         request.fields.write_lines(out, REWRITTEN);
         if let Some(left) = self.clock.total_left() {
             // The origin can stop when the response would be too late. 0 would be no limit.

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use super::credentials_cache::CredentialsCache;
 use super::htpasswd::PasswordFile;
-use super::{AuthResult, PrincipalIndex};
+use super::result::{AuthResult, PrincipalIndex};
 use crate::http::fields::{Fields, KnownField};
 
 /// Longest encoded credentials: longer ones are no password of a person.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use limiter::MonotonicTime;
 
 use super::super::token_cache::{TokenHasher, TokenTable};
-use super::{AuthResult, PrincipalIndex};
+use super::result::{AuthResult, PrincipalIndex};
 
 /// How long a verified password is not hashed again. A change of the file takes effect at once.
 const VERIFIED_TTL: Duration = Duration::from_secs(10 * 60);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use argon2::password_hash::PasswordVerifier as _;
 use argon2::password_hash::phc::PasswordHash as PhcHash;
 
-use super::PrincipalIndex;
+use super::result::PrincipalIndex;
 
 /// About two seconds of a processor. `htpasswd` allows 17.
 const BCRYPT_COST_MAX: u32 = 15;

@@ -1,0 +1,117 @@
+//! The configuration's JSON Schema, made from the keys that the readers declare.
+//!
+//! Editors use it for completion and hints. `tidegate check` knows more: constraints between keys,
+//! and the syntax of texts.
+
+use serde_json::{Map, Value, json};
+
+use super::read_context::KeyDefault;
+use super::reference;
+
+/// The schema as a JSON document.
+pub fn schema() -> Value {
+    let mut root = table();
+    for (spec, description) in reference::documented_keys() {
+        if spec.default == KeyDefault::Unavailable {
+            continue;
+        }
+        let mut leaf = spec.schema.clone();
+        if let Value::Object(leaf) = &mut leaf {
+            leaf.insert("description".to_owned(), json!(format!("{description} ({})", spec.kind)));
+            if let KeyDefault::Value(text) = &spec.default
+                && let Ok(default) = serde_json::from_str::<Value>(text)
+            {
+                leaf.insert("default".to_owned(), default);
+            }
+        }
+        insert(&mut root, &spec.key, leaf, spec.default == KeyDefault::Required);
+    }
+    if let Value::Object(root) = &mut root {
+        root.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
+        root.insert("title".to_owned(), json!("Configuration of Tidegate"));
+    }
+    root
+}
+
+fn table() -> Value {
+    json!({ "type": "object", "properties": {}, "additionalProperties": false })
+}
+
+/// Inserts the schema of the key at `path`, such as `routes[].match.headers.NAME`.
+fn insert(at: &mut Value, path: &str, leaf: Value, is_required: bool) {
+    let (segment, rest) = path.split_once('.').map_or((path, None), |(segment, rest)| (segment, Some(rest)));
+    let Some(node) = table_of(at).as_object_mut() else { return };
+    let (name, is_array) = segment.strip_suffix("[]").map_or((segment, false), |name| (name, true));
+    if name == "NAME" {
+        let inner = node.entry("additionalProperties").or_insert(Value::Bool(false));
+        return match rest {
+            None => *inner = leaf,
+            Some(rest) => {
+                if !inner.is_object() {
+                    *inner = table();
+                }
+                insert(inner, rest, leaf, is_required);
+            }
+        };
+    }
+    if is_required && rest.is_none() {
+        let required = node.entry("required").or_insert_with(|| json!([]));
+        if let Some(required) = required.as_array_mut() {
+            required.push(json!(name));
+        }
+    }
+    let Some(properties) = node.get_mut("properties").and_then(Value::as_object_mut) else { return };
+    match (rest, is_array) {
+        (None, _) => either(properties, name, leaf),
+        (Some(rest), false) => {
+            let inner = properties.entry(name).or_insert_with(table);
+            if !is_table(inner) {
+                // A key that has a value or a table.
+                *inner = json!({ "anyOf": [inner.take(), table()] });
+            }
+            insert(inner, rest, leaf, is_required);
+        }
+        (Some(rest), true) => {
+            let inner = properties.entry(name).or_insert_with(|| json!({ "type": "array", "items": table() }));
+            insert(&mut inner["items"], rest, leaf, is_required);
+        }
+    }
+}
+
+/// Adds the schema of a value to a key that may have a table too.
+fn either(properties: &mut Map<String, Value>, name: &str, leaf: Value) {
+    match properties.get_mut(name) {
+        Some(existing) => *existing = json!({ "anyOf": [leaf, existing.take()] }),
+        None => drop(properties.insert(name.to_owned(), leaf)),
+    }
+}
+
+fn is_table(node: &Value) -> bool {
+    node.get("properties").is_some() || node.get("anyOf").and_then(|any| any.get(1)).is_some_and(is_table)
+}
+
+/// The table of a key that may have a value too.
+fn table_of(node: &mut Value) -> &mut Value {
+    if node.get("properties").is_some() { node } else { &mut node["anyOf"][1] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_have_types_ranges_and_defaults() {
+        let schema = schema();
+        let of = |pointer: &str| schema.pointer(pointer).unwrap_or_else(|| panic!("{pointer}: {schema:#}"));
+        assert_eq!(of("/properties/routes/items/properties/cost/minimum"), &json!(1));
+        assert_eq!(of("/properties/upstreams/additionalProperties/properties/timeout/default"), &json!("10s"));
+        assert_eq!(
+            of("/properties/routes/items/properties/match/properties/headers/additionalProperties/type"),
+            &json!("string")
+        );
+        assert_eq!(of("/properties/routes/items/properties/cors/properties/credentials/type"), &json!("boolean"));
+        assert_eq!(of("/properties/identity/properties/user/anyOf/0/type"), &json!("string"));
+        assert!(of("/properties/identity/properties/user/anyOf/1/properties/jwt").is_object());
+        assert_eq!(of("/properties/limits/additionalProperties/required"), &json!(["tier", "rate", "burst"]));
+    }
+}

@@ -1,0 +1,308 @@
+//! Actions of a route besides forwarding: `redirect`, `respond`, `headers`, `cors`, `strip_prefix`,
+//! `rewrite`, and the conditions of `match` besides host, path and methods.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+
+use super::super::fault::ConfigProblem;
+use super::super::read_context::Located;
+use super::super::suggestion::suggest;
+use super::super::table_reader::TableReader;
+use super::super::value_kind::{AnyString, ArrayOf, Boolean, DurationRange, IntegerRange, OneOf, ParsedString};
+use super::bounds::DAY;
+use super::formats;
+use crate::http::message::Scheme;
+use crate::route::{
+    CorsPolicy, FixedResponse, HeaderEdits, OriginPattern, PathPattern, PathRewrite, Redirect, RouteAction,
+    RouteConditions, RouteEdits, Template, TemplateVariable, ValuePattern,
+};
+
+/// Largest body of a fixed response. Larger ones belong to a file server.
+const BODY_BYTES_MAX: usize = 64 << 10;
+/// Browsers remember a preflight no longer than this (Chromium: 2 hours, Firefox: 24).
+const PREFLIGHT_AGE: Duration = Duration::from_secs(3600);
+
+const TEMPLATE: ParsedString<Template> =
+    ParsedString { name: "a text with variables such as \"{host}\"", parse: parse_template, format: Template::source };
+
+const VALUE_PATTERN: ParsedString<ValuePattern> = ParsedString {
+    name: "a value, \"*\" for any, or a beginning such as \"a*\"",
+    parse: |text| Ok(parse_value_pattern(text)),
+    format: format_value_pattern,
+};
+
+const CONTENT_TYPE: ParsedString<String> = ParsedString {
+    name: "a content type, or \"\" for none",
+    parse: |text| match HeaderValue::from_str(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(ConfigProblem::bad_value(format!("`{text}` is not a content type"))),
+    },
+    format: String::clone,
+};
+
+const ORIGIN: ParsedString<OriginPattern> = ParsedString {
+    name: "an origin such as \"https://app.example\" or \"https://*.app.example\", or \"*\"",
+    parse: parse_origin,
+    format: |origin| match origin {
+        OriginPattern::Any => "*".to_owned(),
+        OriginPattern::Exact(origin) => origin.clone(),
+        OriginPattern::Subdomains(before, after) => format!("{before}*{after}"),
+    },
+};
+
+const SCHEMES: OneOf<Scheme> = OneOf(&[("http", Some(Scheme::Http)), ("https", Some(Scheme::Https))]);
+
+/// Fields of a connection and of the framing, which the gateway writes by itself.
+const FIXED_FIELDS: [&str; 10] = [
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+    "expect",
+];
+
+/// Further conditions of the table `match`; `None` without any.
+pub(super) fn conditions(table: &TableReader<'_>) -> Option<Box<RouteConditions>> {
+    let scheme = table.optional("scheme", &SCHEMES).map(|scheme| scheme.value);
+    let headers = table.named_values("headers", &VALUE_PATTERN).into_iter();
+    let headers = headers.filter_map(|(name, pattern)| Some((field_name(table, &name)?, pattern)));
+    let conditions = RouteConditions {
+        scheme,
+        headers: headers.collect(),
+        query: table.named_values("query", &VALUE_PATTERN).into_iter().map(|(name, p)| (name.value, p)).collect(),
+    };
+    (conditions.len() > 0).then(|| Box::new(conditions))
+}
+
+/// The action of a route; `Forward` where the table has neither `redirect` nor `respond`.
+pub(super) fn action(table: &TableReader<'_>) -> RouteAction {
+    let (has_redirect, has_respond) = (table.has("redirect"), table.has("respond"));
+    let redirect = table.table("redirect", |table| {
+        let to = table.required_if(has_redirect, "to", &TEMPLATE);
+        let (status, at) = table.located_or("status", &IntegerRange(301..=308), 308);
+        if !matches!(status, 301 | 302 | 303 | 307 | 308) {
+            let problem = ConfigProblem::bad_value(format!("{status} is not a redirect"));
+            let hint = "308 and 307 keep the method, 303 makes it GET; 301 and 302 are for old clients";
+            table.context.error(&at.unwrap_or_else(|| table.at.clone()), problem.hint(hint));
+        }
+        let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+        RouteAction::Redirect(Redirect {
+            to: to.map(|to| to.value).unwrap_or_default(),
+            status: status.unwrap_or(StatusCode::PERMANENT_REDIRECT),
+        })
+    });
+    let respond = table.table("respond", |table| {
+        let status = table.value_or("status", &IntegerRange(200..=599), 200u32);
+        let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+        let (body, at) = table.located_or("body", &AnyString, String::new());
+        if body.len() > BODY_BYTES_MAX {
+            let message = format!("{} bytes are too much for a fixed response", body.len());
+            let hint = format!("at most {} KiB; serve larger files by an upstream", BODY_BYTES_MAX >> 10);
+            table.context.error(&at.unwrap_or_else(|| table.at.clone()), ConfigProblem::bad_value(message).hint(hint));
+        }
+        let content_type = table.value_or("content_type", &CONTENT_TYPE, "text/plain; charset=utf-8".to_owned());
+        RouteAction::Respond(FixedResponse {
+            status: status.unwrap_or(StatusCode::OK),
+            body: Bytes::from(body),
+            content_type,
+        })
+    });
+    if has_redirect && has_respond {
+        let problem = ConfigProblem::bad_value("a route has either `redirect` or `respond`");
+        table.context.error(&table.location_of(&["respond"]), problem);
+    }
+    if has_redirect {
+        redirect
+    } else if has_respond {
+        respond
+    } else {
+        RouteAction::Forward
+    }
+}
+
+/// The changes of a route in messages; `None`: nothing.
+pub(super) fn edits(table: &TableReader<'_>, path: &PathPattern) -> Option<Box<RouteEdits>> {
+    let mut host = None;
+    let (request, response) = table.table("headers", |table| {
+        let request = table.table("request", |table| {
+            let mut edits = header_edits(table);
+            let is_host = |(name, _): &(String, Template)| name == "host";
+            if let Some(at) = edits.set.iter().position(is_host) {
+                host = Some(edits.set.remove(at).1);
+            }
+            if edits.add.iter().any(is_host) || edits.remove.iter().any(|name| name == "host") {
+                let problem = ConfigProblem::bad_value("`host` can be set, but neither added nor removed");
+                table.context.error(&table.at, problem);
+            }
+            edits
+        });
+        (request, table.table("response", header_edits))
+    });
+    let edits = RouteEdits { request, response, host, path: path_rewrite(table, path), cors: cors(table) };
+    (edits != RouteEdits::default()).then(|| Box::new(edits))
+}
+
+fn header_edits(table: &TableReader<'_>) -> HeaderEdits {
+    let values = |key| {
+        let named = table.named_values(key, &TEMPLATE);
+        named.into_iter().filter_map(|(name, value)| Some((field_name(table, &name)?, value))).collect()
+    };
+    let (set, add) = (values("set"), values("add"));
+    let names = table.value_or("remove", &ArrayOf { item: AnyString, min_items: 0 }, Vec::new());
+    let remove = names.iter().filter_map(|name| field_name(table, name)).collect();
+    HeaderEdits { remove, set, add }
+}
+
+/// A name in lower case; reports one that is not a field name, or that a route may not change.
+fn field_name(table: &TableReader<'_>, name: &Located<String>) -> Option<String> {
+    let Ok(parsed) = HeaderName::from_bytes(name.value.as_bytes()) else {
+        let problem = ConfigProblem::bad_value(format!("`{}` is not a field name", name.value));
+        table.context.error(&name.at, problem);
+        return None;
+    };
+    if FIXED_FIELDS.contains(&parsed.as_str()) {
+        let problem = ConfigProblem::bad_value(format!("`{parsed}` belongs to the connection or to the framing"));
+        table.context.error(&name.at, problem.hint("the gateway writes it by itself"));
+        return None;
+    }
+    Some(parsed.as_str().to_owned())
+}
+
+fn path_rewrite(table: &TableReader<'_>, path: &PathPattern) -> Option<PathRewrite> {
+    let prefix = table.optional("strip_prefix", &formats::PREFIX);
+    let rewrite = table.optional("rewrite", &TEMPLATE);
+    if let (Some(_), Some(rewrite)) = (&prefix, &rewrite) {
+        let problem = ConfigProblem::bad_value("a route has either `strip_prefix` or `rewrite`");
+        table.context.error(&rewrite.at, problem);
+    }
+    if let Some(Located { value, at }) = &prefix {
+        let (PathPattern::Exact(path) | PathPattern::Prefix(path)) = path;
+        let rest = path.strip_prefix(value.as_str());
+        if rest.is_none_or(|rest| !(rest.is_empty() || rest.starts_with('/'))) {
+            let problem = ConfigProblem::bad_value(format!("paths of this route do not begin with `{value}`"));
+            table.context.error(at, problem.hint("`strip_prefix` is a beginning of `match.path`, in whole segments"));
+        }
+    }
+    if let Some(Located { value, at }) = &rewrite {
+        let source = value.source();
+        if !source.starts_with('/') && !source.starts_with("{path}") || source.contains(['?', '#', ' ']) {
+            let problem = ConfigProblem::bad_value("`rewrite` is a path, which begins with `/`");
+            table.context.error(at, problem.hint("the query stays as it is"));
+        }
+    }
+    let rewrite = rewrite.map(|rewrite| PathRewrite::Replace(rewrite.value));
+    prefix.map(|prefix| PathRewrite::StripPrefix(prefix.value)).or(rewrite)
+}
+
+fn cors(table: &TableReader<'_>) -> Option<CorsPolicy> {
+    let is_set = table.has("cors");
+    table.table("cors", |table| cors_policy(table, is_set))
+}
+
+fn cors_policy(table: &TableReader<'_>, is_set: bool) -> Option<CorsPolicy> {
+    let origins = table.required_if(is_set, "origins", &ArrayOf { item: ORIGIN, min_items: 1 });
+    let (origins, origins_at) = origins.map_or((Vec::new(), None), |origins| (origins.value, Some(origins.at)));
+    let simple = vec![Method::GET, Method::HEAD, Method::POST];
+    let policy = CorsPolicy {
+        origins: origins.into_iter().map(|origin| origin.value).collect(),
+        methods: formats::list(table, "methods", formats::METHOD, simple),
+        headers: formats::list(table, "headers", formats::FIELD_NAME, Vec::new()),
+        expose: formats::list(table, "expose", formats::FIELD_NAME, Vec::new()),
+        credentials: table.value_or("credentials", &Boolean, false),
+        max_age: table.value_or("max_age", &DurationRange(Duration::ZERO..=DAY), PREFLIGHT_AGE),
+    };
+    if policy.credentials && policy.origins.contains(&OriginPattern::Any) {
+        let problem = ConfigProblem::bad_value(
+            "`origins = [\"*\"]` with `credentials = true` would let every site act as its visitors",
+        );
+        table.context.error(&origins_at?, problem.hint("name the origins"));
+    }
+    is_set.then_some(policy)
+}
+
+/// A value of the caller in requests for the origin, whose responses may be shared.
+pub(in crate::config) fn unkeyed_variable(edits: &RouteEdits) -> Option<&'static str> {
+    let variables = [("client_ip", TemplateVariable::ClientIp), ("tier", TemplateVariable::Tier)];
+    variables.into_iter().find(|(_, variable)| edits.request.uses(*variable)).map(|(name, _)| name)
+}
+
+fn parse_template(text: &str) -> Result<Template, ConfigProblem> {
+    Template::parse(text).map_err(|error| {
+        let problem = ConfigProblem::bad_value(error.to_string());
+        match error {
+            crate::route::TemplateError::UnknownVariable(name) => {
+                problem.hint(suggest(&name, &TemplateVariable::ALL.map(|(name, _)| name)))
+            }
+            _ => problem,
+        }
+    })
+}
+
+fn parse_value_pattern(text: &str) -> ValuePattern {
+    match text.strip_suffix('*') {
+        Some("") => ValuePattern::Any,
+        Some(prefix) => ValuePattern::Prefix(prefix.to_owned()),
+        None => ValuePattern::Exact(text.to_owned()),
+    }
+}
+
+fn format_value_pattern(pattern: &ValuePattern) -> String {
+    match pattern {
+        ValuePattern::Any => "*".to_owned(),
+        ValuePattern::Exact(value) => value.clone(),
+        ValuePattern::Prefix(prefix) => format!("{prefix}*"),
+    }
+}
+
+fn parse_origin(text: &str) -> Result<OriginPattern, ConfigProblem> {
+    if text == "*" {
+        return Ok(OriginPattern::Any);
+    }
+    let lower = text.to_ascii_lowercase();
+    let bad = |hint: &str| ConfigProblem::bad_value(format!("`{text}` is not an origin")).hint(hint.to_owned());
+    let (scheme, host) =
+        lower.split_once("://").ok_or_else(|| bad("write the scheme too, such as \"https://app.example\""))?;
+    if scheme.is_empty() || host.is_empty() || host.contains(['/', '?', '#', '@', ' ']) {
+        return Err(bad("an origin is scheme, host and port, without a path"));
+    }
+    match host.strip_prefix("*.") {
+        Some(domain) if !domain.is_empty() && !domain.contains('*') => {
+            Ok(OriginPattern::Subdomains(format!("{scheme}://"), format!(".{domain}")))
+        }
+        None if !host.contains('*') => Ok(OriginPattern::Exact(lower)),
+        _ => Err(bad("the only wildcard is a whole first label: \"https://*.app.example\"")),
+    }
+}
+
+/// Keys that need an upstream.
+const FORWARDING_KEYS: [&str; 9] = [
+    "upstream",
+    "cache",
+    "degrade",
+    "timeout",
+    "idle_timeout",
+    "total_timeout",
+    "forward_path",
+    "strip_prefix",
+    "rewrite",
+];
+
+/// Reports keys without effect on a route that answers by itself.
+pub(super) fn check_action(table: &TableReader<'_>, action: &RouteAction) {
+    let own = match action {
+        RouteAction::Forward => return,
+        RouteAction::Redirect(_) => "redirect",
+        RouteAction::Respond(_) => "respond",
+    };
+    for key in FORWARDING_KEYS.into_iter().filter(|key| table.has(key)) {
+        let problem = ConfigProblem::bad_value(format!("`{key}` has no effect on a route with `{own}`"));
+        table.context.error(&table.location_of(&[key]), problem.hint(format!("remove `{key}` or `{own}`")));
+    }
+}

@@ -1,0 +1,337 @@
+//! Routes that act: redirects, fixed responses, header fields, CORS, paths for the origin, and
+//! conditions on scheme, fields and query.
+
+mod support;
+
+use std::net::SocketAddr;
+
+use support::{ClientResponse, Gateway, Origin, Script, one_route};
+
+/// An origin that reports what it received: target, `Host` and some fields.
+fn reporting_origin() -> Origin {
+    Origin::start(|request| {
+        let fields = ["host", "x-region", "x-tier", "x-remove", "x-both", "cookie", "x-client"];
+        let report: Vec<String> = fields.iter().map(|name| format!("{name}={}", request.all(name).join("|"))).collect();
+        Script::ok(
+            &[("Cache-Control", "max-age=60"), ("Server", "origin")],
+            format!("{} {}", request.target, report.join(" ")),
+        )
+    })
+}
+
+fn routes(origin: SocketAddr, routes: &str) -> Gateway {
+    Gateway::start(&one_route(origin, "", routes))
+}
+
+fn location(response: &ClientResponse) -> (u16, Option<&str>) {
+    (response.status, response.field("location"))
+}
+
+#[test]
+fn redirects_keep_host_path_and_query() {
+    let origin = reporting_origin();
+    let gateway = routes(
+        origin.address,
+        "[[routes]]\nname = \"to-https\"\nmatch = { host = \"www.example\", path = \"/*\", scheme = \"http\" }\n\
+         redirect = { to = \"https://{host}{uri}\" }\n\
+         [[routes]]\nname = \"moved\"\nmatch = { path = \"/old/*\" }\nredirect = { to = \"/new/{rest}?{query}\", status = 301 }\n\
+         [[routes]]\nname = \"bounce\"\nmatch = { path = \"/bounce/*\" }\nredirect = { to = \"/{rest}\", status = 302 }\n",
+    );
+    let secure = gateway.get("/a/b?c=%2F", &[("Host", "www.example:8080")]);
+    assert_eq!(location(&secure), (308, Some("https://www.example/a/b?c=%2F")));
+    assert!(secure.field("date").is_some() && secure.body.is_empty());
+    let post = gateway.request("POST", "/x", &[("Host", "www.example")], b"body");
+    assert_eq!(location(&post), (308, Some("https://www.example/x")));
+    assert_eq!(location(&gateway.get("/old/a/b?q=1", &[])), (301, Some("/new/a/b?q=1")));
+    // No path of a client names another host.
+    for target in ["/bounce//evil.example", "/bounce/%2f/evil.example", "/bounce/\\evil.example"] {
+        let response = gateway.get(target, &[]);
+        let to = response.field("location").unwrap_or("/");
+        assert!(!to.starts_with("//") && !to.starts_with("/\\"), "{target}: {to}");
+    }
+    assert_eq!(origin.count(), 0);
+    assert_eq!(gateway.metric("tidegate_route_responses_total{route=\"moved\",status_class=\"3xx\"}"), 1.0);
+}
+
+#[test]
+fn fixed_responses_have_limits_and_need_no_upstream() {
+    let gateway = Gateway::start(
+        "[limits.node]\ntier = \"node\"\nrate = \"1/h\"\nburst = 4\n\
+         [[routes]]\nname = \"robots\"\nmatch = { path = \"/robots.txt\" }\nlimits = [\"node\"]\n\
+         respond = { body = \"User-agent: *\\nDisallow: /\\n\" }\n\
+         [[routes]]\nname = \"down\"\nmatch = { path = \"/*\" }\n\
+         respond = { status = 503, body = \"{\\\"down\\\":true}\", content_type = \"application/json\" }\n",
+    );
+    let robots = gateway.get("/robots.txt", &[]);
+    assert_eq!((robots.status, robots.text()), (200, "User-agent: *\nDisallow: /\n".to_owned()));
+    assert_eq!(robots.field("content-type"), Some("text/plain; charset=utf-8"));
+    let mut client = gateway.connect();
+    client.send(support::client::request("HEAD", "/robots.txt", &[], b""));
+    let head = client.read_response_to("HEAD");
+    assert_eq!((head.status, head.field("content-length"), head.body.len()), (200, Some("26"), 0));
+    let upload = client.request("PUT", "/any", &[], b"some bytes");
+    assert_eq!((upload.status, upload.text()), (503, "{\"down\":true}".to_owned()));
+    assert_eq!(client.get("/robots.txt", &[]).status, 200, "the connection continues");
+    assert_eq!(client.get("/robots.txt", &[]).status, 200);
+    assert_eq!(client.get("/robots.txt", &[]).status, 429);
+}
+
+#[test]
+fn header_fields_of_requests_change_for_the_origin_alone() {
+    let origin = reporting_origin();
+    let gateway = routes(
+        origin.address,
+        "[identity]\nregion = [\"header:x-where\"]\nregions = [\"north\", \"south\"]\nregion_default = \"north\"\n\
+         [[routes]]\nname = \"edited\"\nmatch = { path = \"/edited/*\" }\nupstream = \"origin\"\n\
+         headers.request.set = { host = \"shop.internal\", x-region = \"{region}\", x-client = \"{client_ip}\", x-tier = \"{tier}\" }\n\
+         headers.request.add = { x-both = \"ours\" }\n\
+         headers.request.remove = [\"x-remove\", \"Cookie\"]\n\
+         cache = { mode = \"off\" }\n",
+    );
+    let fields = [
+        ("X-Where", "south"),
+        ("X-Region", "forged"),
+        ("X-Remove", "1"),
+        ("Cookie", "a=b"),
+        ("X-Both", "theirs"),
+        ("X-Tier", "gold"),
+    ];
+    let text = gateway.get("/edited/x?y", &fields).text();
+    assert_eq!(
+        text,
+        "/edited/x?y host=shop.internal x-region=south x-tier=anonymous x-remove= x-both=theirs|ours cookie= x-client=127.0.0.1"
+    );
+    let plain = gateway.get("/plain", &[("Cookie", "a=b")]).text();
+    assert!(plain.contains("host=gate.test") && plain.contains("cookie=a=b"), "{plain}");
+}
+
+/// Variants compare what the origin received, not what the client sent.
+#[test]
+fn variants_follow_the_fields_that_the_route_sets() {
+    let origin = Origin::start(|request| {
+        let seen = request.field("x-seen").unwrap_or("-").to_owned();
+        Script::ok(&[("Cache-Control", "max-age=60"), ("Vary", "X-Seen, Cookie")], seen)
+    });
+    let gateway = routes(
+        origin.address,
+        "[identity]\nregion = [\"header:x-where\"]\nregions = [\"north\", \"south\"]\nregion_default = \"north\"\n\
+         [[routes]]\nname = \"edited\"\nmatch = { path = \"/edited\" }\nupstream = \"origin\"\n\
+         headers.request = { set = { x-seen = \"fixed\" }, remove = [\"cookie\"] }\n",
+    );
+    assert_eq!(gateway.get("/edited", &[("X-Seen", "one"), ("Cookie", "a=1")]).text(), "fixed");
+    let second = gateway.get("/edited", &[("X-Seen", "two"), ("Cookie", "a=2")]);
+    assert!(second.is_hit(), "{}", second.cache_status());
+    assert_eq!(origin.count(), 1);
+}
+
+#[test]
+fn header_fields_of_responses_change_whatever_their_source() {
+    let origin = reporting_origin();
+    let gateway = routes(
+        origin.address,
+        "[limits.node]\ntier = \"node\"\nrate = \"1/h\"\nburst = 2\n\
+         [upstreams.dead]\nendpoints = [\"http://127.0.0.1:1\"]\n\
+         [[routes]]\nname = \"edited\"\nmatch = { path = \"/edited/*\" }\nupstream = \"origin\"\nlimits = [\"node\"]\n\
+         headers.response = { set = { strict-transport-security = \"max-age=60\" }, add = { vary = \"accept\" }, remove = [\"server\"] }\n\
+         [[routes]]\nname = \"dead\"\nmatch = { path = \"/dead\" }\nupstream = \"dead\"\n\
+         headers.response.set = { x-route = \"{path}\" }\n",
+    );
+    let of = |response: &ClientResponse| {
+        let text = |name: &str| response.all(name).join("|");
+        (response.status, text("strict-transport-security"), text("vary"), text("server"))
+    };
+    let expected = |status: u16| (status, "max-age=60".to_owned(), "accept".to_owned(), String::new());
+    assert_eq!(of(&gateway.get("/edited/a", &[])), expected(200));
+    let hit = gateway.get("/edited/a", &[]);
+    assert!(hit.is_hit());
+    assert_eq!(of(&hit), expected(200));
+    let denied = gateway.get("/edited/a", &[]);
+    assert_eq!(of(&denied), expected(429));
+    assert!(denied.field("retry-after").is_some() && !denied.body.is_empty());
+    let page = gateway.get("/dead", &[]);
+    assert_eq!((page.status >= 500, page.field("x-route")), (true, Some("/dead")));
+}
+
+#[test]
+fn paths_for_the_origin_keep_the_public_url_as_the_key() {
+    let origin = reporting_origin();
+    let gateway = routes(
+        origin.address,
+        "[[routes]]\nname = \"stripped\"\nmatch = { path = \"/v1/*\" }\nupstream = \"origin\"\nstrip_prefix = \"/v1\"\n\
+         [[routes]]\nname = \"rewritten\"\nmatch = { path = \"/v2/*\" }\nupstream = \"origin\"\nrewrite = \"/api/{rest}\"\n\
+         [[routes]]\nname = \"one\"\nmatch = { path = \"/health\" }\nupstream = \"origin\"\nrewrite = \"/status\"\n",
+    );
+    let target = |path: &str| gateway.get(path, &[]).text().split(' ').next().unwrap_or_default().to_owned();
+    assert_eq!(target("/v1/a/b?c=d"), "/a/b?c=d");
+    assert_eq!(target("/v1/"), "/");
+    assert_eq!(target("/v1//evil.example/x"), "/evil.example/x");
+    assert_eq!(target("/v2/a?b"), "/api/a?b");
+    assert_eq!(target("/health?deep=1"), "/status?deep=1");
+    // The same path at the origin, two public URLs: two entries.
+    let count = origin.count();
+    assert_eq!(target("/a/b?c=d"), "/a/b?c=d");
+    assert_eq!(origin.count(), count + 1);
+    assert!(gateway.get("/v1/a/b?c=d", &[]).is_hit());
+    let admin = gateway.admin.to_string();
+    let url = "http://gate.test/v1/a/b?c=d";
+    let purged = support::tidegate().args(["purge", "--url", url, "--admin", &admin]).output().expect("tidegate runs");
+    assert!(purged.status.success(), "{purged:?}");
+    assert!(!gateway.get("/v1/a/b?c=d", &[]).is_hit());
+    assert!(gateway.get("/a/b?c=d", &[]).is_hit());
+}
+
+#[test]
+fn conditions_choose_between_routes_of_one_path() {
+    let stable = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "stable"));
+    let canary = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "canary"));
+    let rest = format!(
+        "[upstreams.canary]\nendpoints = [\"http://{}\"]\n\
+         [[routes]]\nname = \"canary\"\nmatch = {{ path = \"/*\", headers = {{ x-canary = \"1\" }} }}\nupstream = \"canary\"\n\
+         [[routes]]\nname = \"beta\"\nmatch = {{ path = \"/*\", query = {{ beta = \"*\", kind = \"a*\" }} }}\nupstream = \"canary\"\n",
+        canary.address
+    );
+    let gateway = routes(stable.address, &rest);
+    let text = |target: &str, fields: &[(&str, &str)]| gateway.get(target, fields).text();
+    for _ in 0..2 {
+        assert_eq!(text("/", &[]), "stable");
+        assert_eq!(text("/", &[("X-Canary", "1")]), "canary");
+        assert_eq!(text("/", &[("X-Canary", "11")]), "stable");
+    }
+    // Responses of one route are never served for the other.
+    assert_eq!((stable.count(), canary.count()), (1, 1));
+    assert_eq!(text("/?beta&kind=apple", &[]), "canary");
+    assert_eq!(text("/?beta=&kind=b", &[]), "stable");
+    assert_eq!(text("/?kind=apple", &[]), "stable");
+}
+
+#[test]
+fn cors_is_answered_by_the_gateway() {
+    let origin = Origin::start(|_| {
+        Script::ok(&[("Cache-Control", "max-age=60"), ("Access-Control-Allow-Origin", "*"), ("Vary", "Accept")], "data")
+    });
+    let gateway = routes(
+        origin.address,
+        "[[routes]]\nname = \"api\"\nmatch = { path = \"/api/*\" }\nupstream = \"origin\"\n\
+         cors = { origins = [\"https://app.example\", \"https://*.dev.example\"], methods = [\"GET\", \"PUT\"], expose = [\"x-total\"], credentials = true, max_age = \"10m\" }\n\
+         [[routes]]\nname = \"open\"\nmatch = { path = \"/open\" }\nupstream = \"origin\"\ncors = { origins = [\"*\"] }\n",
+    );
+    let preflight = |from: &str, method: &str| {
+        let fields = [
+            ("Origin", from),
+            ("Access-Control-Request-Method", method),
+            ("Access-Control-Request-Headers", "x-token,content-type"),
+        ];
+        gateway.request("OPTIONS", "/api/x", &fields, b"")
+    };
+    let allowed = preflight("https://app.example", "PUT");
+    let field = |response: &ClientResponse, name: &str| response.field(name).unwrap_or_default().to_owned();
+    assert_eq!(
+        (allowed.status, field(&allowed, "access-control-allow-origin")),
+        (204, "https://app.example".to_owned())
+    );
+    assert_eq!(field(&allowed, "access-control-allow-methods"), "GET, PUT");
+    assert_eq!(field(&allowed, "access-control-allow-headers"), "x-token,content-type");
+    assert_eq!(field(&allowed, "access-control-max-age"), "600");
+    assert_eq!(field(&allowed, "access-control-allow-credentials"), "true");
+    for (from, method) in [("https://evil.example", "PUT"), ("https://app.example", "DELETE"), ("null", "GET")] {
+        let refused = preflight(from, method);
+        assert_eq!((refused.status, refused.field("access-control-allow-origin")), (204, None), "{from} {method}");
+        assert!(field(&refused, "vary").contains("Origin"));
+    }
+    assert_eq!(origin.count(), 0, "preflights end at the gateway");
+    // One stored response serves all origins, each with its own permission.
+    for (from, permission) in [
+        ("https://app.example", Some("https://app.example")),
+        ("https://a.dev.example", Some("https://a.dev.example")),
+        ("https://evil.example", None),
+    ] {
+        let response = gateway.get("/api/x", &[("Origin", from)]);
+        assert_eq!(response.field("access-control-allow-origin"), permission, "{from}");
+        assert_eq!(response.all("access-control-allow-origin").len(), usize::from(permission.is_some()));
+        assert_eq!(response.all("vary"), ["Accept", "Origin"], "{from}");
+    }
+    assert_eq!(gateway.get("/api/x", &[]).all("vary"), ["Accept", "Origin"], "also without an origin");
+    assert_eq!(origin.count(), 1);
+    let open = gateway.get("/open", &[("Origin", "https://any.example")]);
+    assert_eq!((open.field("access-control-allow-origin"), open.all("vary")), (Some("*"), vec!["Accept"]));
+    // OPTIONS that is no preflight belongs to the origin.
+    let count = origin.count();
+    assert_eq!(gateway.request("OPTIONS", "/api/x", &[("Origin", "https://app.example")], b"").status, 200);
+    assert_eq!(origin.count(), count + 1);
+}
+
+#[test]
+fn routes_have_their_own_clients_and_body_sizes() {
+    let origin = Origin::start(|request| Script::ok(&[], format!("{}", request.body.len())));
+    let gateway = routes(
+        origin.address,
+        "[limits_http]\nbody_bytes = \"1KiB\"\n[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\n\
+         [[routes]]\nname = \"upload\"\nmatch = { path = \"/upload\" }\nupstream = \"origin\"\nbody_bytes = \"64KiB\"\n\
+         [[routes]]\nname = \"small\"\nmatch = { path = \"/small\" }\nupstream = \"origin\"\nbody_bytes = \"10B\"\n\
+         [[routes]]\nname = \"inside\"\nmatch = { path = \"/inside\" }\nupstream = \"origin\"\nallow = [\"10.0.0.0/8\", \"fd00::/8\"]\ndeny = [\"10.6.6.6\"]\n",
+    );
+    let chunks = |body: &[u8]| support::client::chunked(body, 1_000);
+    for (target, size, status) in [
+        ("/upload", 64 << 10, 200),
+        ("/upload", (64 << 10) + 1, 413),
+        ("/other", 1 << 10, 200),
+        ("/other", (1 << 10) + 1, 413),
+        ("/small", 10, 200),
+        ("/small", 11, 413),
+    ] {
+        let body = vec![b'x'; size];
+        let known = gateway.request("POST", target, &[], &body);
+        assert_eq!(known.status, status, "{target} {size}");
+        let chunked = gateway.request("POST", target, &[("Transfer-Encoding", "chunked")], &chunks(&body));
+        assert_eq!(chunked.status, status, "{target} {size} chunked");
+    }
+    // The limit of one request is not that of the next one on the connection.
+    let mut client = gateway.connect();
+    assert_eq!(client.request("POST", "/small", &[], &[b'x'; 10]).status, 200);
+    assert_eq!(
+        client.request("POST", "/upload", &[("Transfer-Encoding", "chunked")], &chunks(&[b'x'; 5_000])).text(),
+        "5000"
+    );
+    for (from, status) in [("10.1.2.3", 200), ("fd00::1", 200), ("10.6.6.6", 403), ("192.0.2.1", 403)] {
+        assert_eq!(gateway.get("/inside", &[("X-Forwarded-For", from)]).status, status, "{from}");
+    }
+    assert_eq!(gateway.get("/inside", &[]).status, 403);
+    assert_eq!(gateway.metric("tidegate_failures_total{kind=\"forbidden\"}"), 3.0);
+}
+
+/// A fault in what a route does names its place and what to write instead.
+#[test]
+fn faults_of_actions_are_explained() {
+    let faults = |route: &str| {
+        let dir = support::TempDir::new();
+        let config = format!(
+            "[upstreams.origin]\nendpoints = [\"http://127.0.0.1:1\"]\n[[routes]]\nname = \"r\"\nmatch = {{ path = \"/v1/*\" }}\n{route}\n"
+        );
+        let path = dir.write("tidegate.toml", &config);
+        let output = support::tidegate().arg("check").arg(path).output().expect("tidegate runs");
+        assert!(!output.status.success() || route.contains("tier"), "{route}");
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    for (route, expected) in [
+        ("redirect = { to = \"https://{hots}\" }", "unknown variable `{hots}`"),
+        ("redirect = { to = \"/x\", status = 304 }", "304 is not a redirect"),
+        ("redirect = { to = \"/x\" }\nupstream = \"origin\"", "`upstream` has no effect on a route with `redirect`"),
+        ("redirect = { to = \"/x\" }\nrespond = { }", "either `redirect` or `respond`"),
+        ("upstream = \"origin\"\nstrip_prefix = \"/v2\"", "do not begin with `/v2`"),
+        ("upstream = \"origin\"\nstrip_prefix = \"/v1\"\nrewrite = \"/x\"", "either `strip_prefix` or `rewrite`"),
+        ("upstream = \"origin\"\nrewrite = \"x\"", "`rewrite` is a path"),
+        (
+            "upstream = \"origin\"\nheaders.request.set = { connection = \"close\" }",
+            "`connection` belongs to the connection",
+        ),
+        ("upstream = \"origin\"\nheaders.request.remove = [\"host\"]", "neither added nor removed"),
+        ("upstream = \"origin\"\nheaders.response.set = { \"a b\" = \"c\" }", "`a b` is not a field name"),
+        ("upstream = \"origin\"\ncors = { origins = [\"app.example\"] }", "`app.example` is not an origin"),
+        ("upstream = \"origin\"\ncors = { origins = [\"*\"], credentials = true }", "name the origins"),
+        ("upstream = \"origin\"\nheaders.request.set = { x-t = \"{tier}\" }", "not part of the cache key"),
+        ("", "`upstream` is missing"),
+    ] {
+        let text = faults(route);
+        assert!(text.contains(expected), "{route}: {text}");
+    }
+}
