@@ -283,7 +283,7 @@ impl Upstream {
         if self.config.balance.policy == BalancePolicy::ConsistentHash {
             plan.hash = self.config.hash_by.hash(request, client);
         }
-        let mut opened = self.take_idle(&mut plan, is_repeatable);
+        let mut opened = self.take_idle(&mut plan, is_repeatable, now);
         loop {
             let (in_flight, mut connection) = match opened.take() {
                 Some(opened) => opened,
@@ -372,9 +372,9 @@ impl Upstream {
     /// Selects an endpoint and takes a kept connection to it, if there is one. A request that must
     /// not be repeated gets one that is still open according to the system: the server may have
     /// closed it since the last turn of the event loop.
-    fn take_idle(&self, plan: &mut AttemptPlan, is_repeatable: bool) -> Option<OpenedConnection> {
+    fn take_idle(&self, plan: &mut AttemptPlan, is_repeatable: bool, now: Instant) -> Option<OpenedConnection> {
         let set = self.set.load();
-        let endpoint = set.select(&[], Pick { now: std::time::Instant::now(), hash: plan.hash })?;
+        let endpoint = set.select(&[], Pick { now: now.into_std(), hash: plan.hash })?;
         while let Some(connection) = pool::take(endpoint.connector.key()) {
             if is_repeatable || connection.is_open() {
                 return Some((InFlightGuard::new(Arc::clone(endpoint)), connection));
