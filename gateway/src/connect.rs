@@ -4,6 +4,7 @@
 //! settings or names never share a pool.
 
 use std::fmt;
+use std::hash::{BuildHasher as _, Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -174,11 +175,26 @@ impl ServerCertVerifier for AnyCertificate {
 }
 
 /// The peer that a kept connection is for. Connections are exchangeable if these are equal.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionKey {
     pub(crate) address: SocketAddr,
     /// Of TLS: the settings, and the name of the certificate.
     tls: Option<(u32, ServerName<'static>)>,
+    /// The hash of the others: each request looks for the pool of its peer twice.
+    hash: u64,
+}
+
+impl ConnectionKey {
+    fn new(address: SocketAddr, tls: Option<(u32, ServerName<'static>)>) -> Self {
+        let hash = foldhash::fast::FixedState::default().hash_one((address, &tls));
+        ConnectionKey { address, tls, hash }
+    }
+}
+
+impl Hash for ConnectionKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
 }
 
 /// Opens connections to one address.
@@ -191,7 +207,7 @@ pub(crate) struct Connector {
 impl Connector {
     /// Connections in clear text.
     pub(crate) fn plain(address: SocketAddr) -> Self {
-        Connector { key: ConnectionKey { address, tls: None }, tls: None }
+        Connector { key: ConnectionKey::new(address, None), tls: None }
     }
 
     /// Connections over TLS to a server whose certificate must be for `host`, unless the settings
@@ -200,7 +216,7 @@ impl Connector {
         let name = tls.settings.server_name.clone().or_else(|| ServerName::try_from(host.to_owned()).ok());
         // A host that is no name has been refused with the configuration; its address is one.
         let name = name.unwrap_or_else(|| ServerName::from(address.ip()));
-        Connector { key: ConnectionKey { address, tls: Some((tls.id, name)) }, tls: Some(Arc::clone(&tls.client)) }
+        Connector { key: ConnectionKey::new(address, Some((tls.id, name))), tls: Some(Arc::clone(&tls.client)) }
     }
 
     pub(crate) fn key(&self) -> &ConnectionKey {

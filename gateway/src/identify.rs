@@ -10,7 +10,7 @@
 //! hashes (`subject_hasher`).
 
 mod access;
-mod cookie;
+pub(crate) mod cookie;
 mod forwarded;
 mod geoip;
 #[cfg(test)]

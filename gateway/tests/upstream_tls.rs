@@ -28,6 +28,13 @@ fn gateway(authority: &Authority, origin: SocketAddr, tls: &str) -> Gateway {
     Gateway::start_in(dir, &config(origin, tls))
 }
 
+/// The kind of the first failure in the log.
+fn failure_kind(gateway: &Gateway) -> String {
+    let events = || gateway.process.stderr.events("upstream_failed");
+    wait_for(|| !events().is_empty(), STEP_TIMEOUT);
+    events()[0]["kind"].as_str().unwrap_or_default().to_owned()
+}
+
 #[test]
 fn verified_upstream_serves_requests_over_kept_connections() {
     let authority = Authority::new("ours");
@@ -81,8 +88,7 @@ fn wrong_certificates_are_502_with_their_reasons() {
             (502, Some("tidegate; error=tls_certificate_error")),
             "{reason}"
         );
-        let events = gateway.process.stderr.events("upstream_failed");
-        assert_eq!(events.last().map(|event| event["kind"].clone()), Some(reason.into()));
+        assert_eq!(failure_kind(&gateway), reason);
         assert_eq!(gateway.metric(&format!("tidegate_upstream_tls_failures_total{{reason=\"{reason}\"}}")), 1.0);
         assert_eq!(gateway.metric("tidegate_failures_total{kind=\"upstream_tls\"}"), 1.0);
     }
@@ -103,6 +109,7 @@ fn verification_can_be_switched_off_and_is_logged_then() {
     let origin = TlsOrigin::start(authority.sign("other.test", |_| {}), &TlsOriginOptions::default());
     let gateway = Gateway::start(&config(origin.address, "verify = false"));
     assert_eq!(gateway.get("/", &[]).status, 200);
+    wait_for(|| !gateway.process.stderr.events("upstream_unverified").is_empty(), STEP_TIMEOUT);
     assert_eq!(gateway.process.stderr.events("upstream_unverified")[0]["upstream"], "shop");
 }
 
@@ -114,8 +121,7 @@ fn client_certificate_is_sent_where_the_upstream_asks_for_it() {
         let origin = TlsOrigin::start(authority.sign(NAME, |_| {}), &options);
         let without = gateway(&authority, origin.address, VERIFIED);
         assert_eq!(without.request("POST", "/", &[], b"x").status, 502, "TLS 1.2 only: {tls12_only}");
-        let events = without.process.stderr.events("upstream_failed");
-        assert_eq!(events.last().map(|event| event["kind"].clone()), Some("client_certificate".into()));
+        assert_eq!(failure_kind(&without), "client_certificate");
 
         let dir = TempDir::new();
         authority.write(&dir);
@@ -145,8 +151,7 @@ fn lower_versions_and_clear_text_are_refused() {
     for origin in [old.address, address] {
         let gateway = gateway(&authority, origin, &format!("{VERIFIED}, min_version = \"1.3\""));
         assert_eq!(gateway.get("/", &[]).status, 502);
-        let events = gateway.process.stderr.events("upstream_failed");
-        assert_eq!(events.last().map(|event| event["kind"].clone()), Some("tls_protocol".into()));
+        assert_eq!(failure_kind(&gateway), "tls_protocol");
     }
     drop(std::net::TcpStream::connect(address));
 }

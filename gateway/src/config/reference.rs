@@ -331,7 +331,18 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "upstreams.NAME.endpoints",
         "Servers: `http://HOST:PORT`, or `srv://_SERVICE._tcp.DOMAIN` for those in SRV records. Every address of a name is an endpoint; it is looked up again when its TTL has passed. With `https://` certificates are verified.",
     ),
-    ("upstreams.NAME.balance", "Load balancing over the endpoints."),
+    (
+        "upstreams.NAME.balance",
+        "Load balancing over the endpoints: each in turn; the one with the fewest requests in flight; the one with the shortest expected latency (peak EWMA); or equal requests to the same one, unless it has 1.25 times the mean of requests in flight. The middle two compare two endpoints at random if there are more than 4, and count recent failures as load.",
+    ),
+    (
+        "upstreams.NAME.hash_by",
+        "With `consistent-hash`: the part of a request that selects the endpoint. `url` is host, path and query. Without the field or the cookie: the address of the client.",
+    ),
+    (
+        "upstreams.NAME.slow_start",
+        "Time in which the share of an endpoint that joins or comes back grows from a tenth to the whole. `\"0s\"`: at once.",
+    ),
     ("upstreams.NAME.connect_timeout", "Longest time to establish a connection."),
     (
         "upstreams.NAME.timeout",

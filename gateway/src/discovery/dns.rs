@@ -212,8 +212,10 @@ impl DnsSource {
             match self.host(&record.target).await {
                 Ok((ips, time)) => {
                     valid_for = valid_for.min(time);
-                    let target =
-                        |ip| EndpointTarget { address: SocketAddr::new(ip, record.port), priority: record.priority };
+                    // 0 asks for a very small share (RFC 2782).
+                    let (priority, weight) = (record.priority, u32::from(record.weight).max(1));
+                    let address = |ip| SocketAddr::new(ip, record.port);
+                    let target = |ip| EndpointTarget { address: address(ip), priority, weight };
                     targets.extend(ips.into_iter().map(target));
                 }
                 Err(error) => failure = Some(error),
@@ -250,7 +252,7 @@ impl EndpointSource for DnsSource {
         }
         let (ips, valid_for) = self.host(&name).await?;
         let port = self.origin.port;
-        let target = |ip| EndpointTarget { address: SocketAddr::new(ip, port), priority: 0 };
+        let target = |ip| EndpointTarget { address: SocketAddr::new(ip, port), priority: 0, weight: 1 };
         Ok(SourceAnswer {
             targets: ips.into_iter().take(TARGETS_MAX).map(target).collect(),
             valid_for: Some(valid_for),

@@ -66,7 +66,7 @@ pub(crate) struct StaticSource(pub(crate) EndpointTarget);
 impl StaticSource {
     /// The source of a numeric address.
     pub(crate) fn of(address: &EndpointAddress) -> Option<Self> {
-        address.numeric().map(|address| StaticSource(EndpointTarget { address, priority: 0 }))
+        address.numeric().map(|address| StaticSource(EndpointTarget { address, priority: 0, weight: 1 }))
     }
 }
 
@@ -125,7 +125,7 @@ mod tests {
     }
 
     fn answer(seconds: Option<u64>) -> Result<SourceAnswer, LookupError> {
-        let target = EndpointTarget { address: ([127, 0, 0, 1], 80).into(), priority: 0 };
+        let target = EndpointTarget { address: ([127, 0, 0, 1], 80).into(), priority: 0, weight: 1 };
         Ok(SourceAnswer { targets: vec![target, target], valid_for: seconds.map(Duration::from_secs) })
     }
 

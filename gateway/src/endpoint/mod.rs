@@ -6,20 +6,27 @@
 
 mod address;
 mod state;
+mod load;
 mod set;
+#[cfg(test)]
+mod simulation;
 
+use std::hash::Hasher as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use siphasher::sip::SipHasher13;
 
 pub(crate) use address::{EndpointAddress, EndpointScheme};
-pub(crate) use set::EndpointSet;
+pub(crate) use set::{BalanceConfig, EndpointSet, Pick};
 pub(crate) use state::{EjectConfig, EndpointAvailability, OutReason};
 
 use crate::connect::{Connector, UpstreamTls};
 use crate::event::Event;
 use crate::metrics::{Counters, Label as _};
+use load::EndpointLoad;
 use state::{EndpointState, StateChange};
 
 /// How a request selects an endpoint of its upstream.
@@ -30,6 +37,10 @@ pub(crate) enum BalancePolicy {
     /// The endpoint with the fewest requests in flight; among equals, each in turn.
     #[default]
     LeastRequest,
+    /// The endpoint with the shortest expected latency (peak EWMA), times the requests in flight.
+    Ewma,
+    /// Equal requests to the same endpoint, as far as its load allows.
+    ConsistentHash,
 }
 
 /// One address that a source has found, with its weight and priority.
@@ -38,6 +49,8 @@ pub(crate) struct EndpointTarget {
     pub(crate) address: SocketAddr,
     /// Endpoints of a lower number are preferred (SRV).
     pub(crate) priority: u16,
+    /// Its share compared to the others, from 1 on.
+    pub(crate) weight: u32,
 }
 
 /// The result of a call as its endpoint is judged by it.
@@ -65,6 +78,9 @@ pub(crate) struct Endpoint {
     calls: AtomicU64,
     failures: AtomicU64,
     state: EndpointState,
+    load: EndpointLoad,
+    /// For consistent hashing; the same on every gateway.
+    hash: u64,
 }
 
 fn connector(origin: &EndpointAddress, address: SocketAddr, tls: Option<&UpstreamTls>) -> Connector {
@@ -86,16 +102,21 @@ impl Endpoint {
         tls: Option<&UpstreamTls>,
     ) -> Self {
         let connector = connector(origin, target.address, tls);
+        let name = origin.name_of(target.address);
+        let load = EndpointLoad::default();
+        load.set_weight(target.weight);
         Endpoint {
             upstream: Arc::clone(upstream),
             origin: origin.clone(),
             connector,
-            name: origin.name_of(target.address).into(),
+            hash: hash_of(name.as_bytes()),
+            name: name.into(),
             priority: target.priority,
             in_flight: AtomicUsize::new(0),
             calls: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             state: EndpointState::default(),
+            load,
         }
     }
 
@@ -114,6 +135,20 @@ impl Endpoint {
     /// The item of the configuration that it comes from.
     pub(crate) fn origin(&self) -> &EndpointAddress {
         &self.origin
+    }
+
+    pub(crate) fn set_weight(&self, weight: u32) {
+        self.load.set_weight(weight);
+    }
+
+    /// The endpoint joins others that are in use already.
+    pub(crate) fn begin_slow_start(&self, now: Instant) {
+        self.load.begin_slow_start(millis(now));
+    }
+
+    /// Records the time to the head of a response; `None`: the call failed.
+    pub(crate) fn record_latency(&self, latency: Option<Duration>, now: Instant) {
+        self.load.record_latency(latency, millis(now));
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -151,23 +186,31 @@ impl Endpoint {
 
     /// Counts a call whose response, or failure before it, is known. Returns why the endpoint is to
     /// be ejected, if it is. The end of a good response is recorded by `record_success`.
-    pub(crate) fn record(&self, outcome: CallOutcome, config: &EjectConfig) -> Option<OutReason> {
+    pub(crate) fn record(
+        &self,
+        outcome: CallOutcome,
+        config: &EjectConfig,
+        now: impl Fn() -> Instant,
+    ) -> Option<OutReason> {
         self.calls.fetch_add(1, Relaxed);
-        if outcome != CallOutcome::Success {
-            self.record_failure(outcome == CallOutcome::Timeout);
+        if outcome == CallOutcome::Success {
+            self.load.record_outcome(false, || millis(now()));
+        } else {
+            self.record_failure(outcome == CallOutcome::Timeout, now());
         }
-        self.state.eject_reason(config, || millis(Instant::now()))
+        self.state.eject_reason(config, || millis(now()))
     }
 
     /// Records a response that has ended well.
-    pub(crate) fn record_success(&self) {
-        self.report(self.state.record_success(|| millis(Instant::now())));
+    pub(crate) fn record_success(&self, now: impl Fn() -> Instant) {
+        self.report(self.state.record_success(|| millis(now())));
     }
 
     /// Records the failure of a call that is counted already.
-    pub(crate) fn record_failure(&self, is_timeout: bool) {
+    pub(crate) fn record_failure(&self, is_timeout: bool, now: Instant) {
         self.failures.fetch_add(1, Relaxed);
-        self.state.record_failure(is_timeout, self.calls.load(Relaxed), millis(Instant::now()));
+        self.load.record_outcome(true, || millis(now));
+        self.state.record_failure(is_timeout, self.calls.load(Relaxed), millis(now));
     }
 
     pub(crate) fn eject(&self, reason: OutReason, config: &EjectConfig, now: Instant) {
@@ -189,7 +232,10 @@ impl Endpoint {
                 let seconds = self.out(Instant::now()).and_then(|(_, left)| left);
                 Event::EndpointDown { upstream, endpoint, reason: reason.as_str(), seconds }.emit();
             }
-            Some(StateChange::Up) => Event::EndpointUp { upstream, endpoint }.emit(),
+            Some(StateChange::Up) => {
+                self.begin_slow_start(Instant::now());
+                Event::EndpointUp { upstream, endpoint }.emit();
+            }
         }
     }
 }
@@ -220,6 +266,15 @@ impl Drop for InFlightGuard {
     }
 }
 
+/// The hash of a name or of a key for consistent hashing.
+pub(crate) fn hash_of(bytes: &[u8]) -> u64 {
+    // The key is public: all gateways of a fleet choose the same endpoint, and the bound on its
+    // load protects an endpoint for which clients choose their keys.
+    let mut hasher = SipHasher13::new();
+    hasher.write(bytes);
+    hasher.finish()
+}
+
 /// Milliseconds since the first use of an endpoint in this process.
 fn millis(now: Instant) -> u64 {
     static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -234,9 +289,13 @@ mod tests {
         let endpoint = |port| {
             let origin = EndpointAddress::http("127.0.0.1", port);
             let address = origin.numeric().expect("a numeric host");
-            Arc::new(Endpoint::new(&"shop".into(), &origin, EndpointTarget { address, priority: 0 }, None))
+            Arc::new(Endpoint::new(&"shop".into(), &origin, EndpointTarget { address, priority: 0, weight: 1 }, None))
         };
-        EndpointSet::new((1..=count).map(endpoint).collect(), BalancePolicy::LeastRequest, 0.5)
+        EndpointSet::new((1..=count).map(endpoint).collect(), BalanceConfig::default(), 0.5)
+    }
+
+    fn at(now: Instant) -> Pick {
+        Pick { now, hash: 0 }
     }
 
     fn port(selected: Option<&Arc<Endpoint>>) -> Option<u16> {
@@ -249,10 +308,10 @@ mod tests {
         let now = Instant::now();
         let list = set.list();
         list[0].record_unreachable(now);
-        assert!((0..6).all(|_| port(set.select(&[], now)) != Some(1)));
-        assert_eq!(port(set.select(&list[1..], now)), Some(1));
-        assert_eq!(port(set.select(list, now)), None);
-        assert!((0..6).any(|_| port(set.select(&[], now + std::time::Duration::from_secs(2))) == Some(1)));
+        assert!((0..6).all(|_| port(set.select(&[], at(now))) != Some(1)));
+        assert_eq!(port(set.select(&list[1..], at(now))), Some(1));
+        assert_eq!(port(set.select(list, at(now))), None);
+        assert!((0..6).any(|_| port(set.select(&[], at(now + Duration::from_secs(2)))) == Some(1)));
     }
 
     #[test]
@@ -260,7 +319,7 @@ mod tests {
         let set = endpoints(200);
         let now = Instant::now();
         let mut tried = Vec::new();
-        while let Some(endpoint) = set.select(&tried, now) {
+        while let Some(endpoint) = set.select(&tried, at(now)) {
             tried.push(Arc::clone(endpoint));
             assert!(tried.len() <= 200);
         }
@@ -274,7 +333,7 @@ mod tests {
         let set = endpoints(4);
         let (config, now) = (EjectConfig::default(), Instant::now());
         let selected = || {
-            let mut ports: Vec<_> = (0..16).filter_map(|_| port(set.select(&[], now))).collect();
+            let mut ports: Vec<_> = (0..16).filter_map(|_| port(set.select(&[], at(now)))).collect();
             ports.sort_unstable();
             ports.dedup();
             ports
@@ -293,6 +352,6 @@ mod tests {
         let set = endpoints(3);
         let now = Instant::now();
         let _busy = [0, 2].map(|index: usize| InFlightGuard::new(Arc::clone(&set.list()[index])));
-        assert!((0..6).all(|_| port(set.select(&[], now)) == Some(2)));
+        assert!((0..6).all(|_| port(set.select(&[], at(now))) == Some(2)));
     }
 }

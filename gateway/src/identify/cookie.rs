@@ -3,7 +3,7 @@
 use crate::http::fields::{Fields, KnownField};
 
 /// Value of the first cookie with this name.
-pub(super) fn find<'a>(fields: &'a Fields, name: &[u8]) -> Option<&'a [u8]> {
+pub(crate) fn find<'a>(fields: &'a Fields, name: &[u8]) -> Option<&'a [u8]> {
     pairs(fields).find_map(|pair| value(pair, name))
 }
 

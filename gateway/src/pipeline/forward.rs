@@ -1,6 +1,7 @@
 //! The forward phase: breaker, endpoint, exchange with the upstream; then the response as the
 //! gateway may pass it on.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
@@ -67,6 +68,7 @@ impl RequestContext<'_> {
         let call = UpstreamCall {
             route,
             worker: self.worker,
+            client: self.caller.ip,
             deadline: self.deadline.map(Instant::from_std),
             response: self.response,
             record: self.record,
@@ -84,7 +86,7 @@ impl RequestContext<'_> {
         copy.interim = self.request.interim.share();
         hop::prepare_for_upstream(&mut copy, self.peer);
         identify::write_trace(self.caller.trace, self.snapshot.identity.random_u64(), &mut copy.fields);
-        let resources = (Rc::clone(self.worker), Arc::clone(self.snapshot));
+        let resources = (Rc::clone(self.worker), Arc::clone(self.snapshot), self.caller.ip);
         begin_detachable(resources, self.route().index, (copy, std::mem::take(self.response)))
     }
 
@@ -118,7 +120,7 @@ pub(super) struct CallEnd {
 /// Begins a call of `request`, which is prepared for the upstream, by the route at an index of the
 /// snapshot. `response` is the head that is filled.
 pub(super) fn begin_detachable(
-    (worker, snapshot): (Rc<WorkerResources>, Arc<Snapshot>),
+    (worker, snapshot, client): (Rc<WorkerResources>, Arc<Snapshot>, IpAddr),
     route: usize,
     (request, mut response): (Request, Response),
 ) -> DetachableCall {
@@ -129,6 +131,7 @@ pub(super) fn begin_detachable(
                 let call = UpstreamCall {
                     route,
                     worker: &worker,
+                    client,
                     // That of one request does not end what others wait for.
                     deadline: None,
                     response: &mut response,
@@ -148,6 +151,8 @@ pub(super) fn begin_detachable(
 struct UpstreamCall<'c> {
     route: &'c Route,
     worker: &'c WorkerResources,
+    /// The address of the client.
+    client: IpAddr,
     /// When the request that the call is for is given up.
     deadline: Option<Instant>,
     response: &'c mut Response,
@@ -158,7 +163,7 @@ impl UpstreamCall<'_> {
     /// Calls through the route's breaker, which judges the call by the head of the response: by its
     /// status, and by the time since the upstream had the whole request.
     async fn run<'b>(self, request: &Request, body: RequestBody<'b>) -> Result<UpstreamBody<'b>, Error> {
-        let UpstreamCall { route, worker, deadline, response, record } = self;
+        let UpstreamCall { route, worker, client, deadline, response, record } = self;
         let now = Instant::now();
         let start = if body.is_empty() { CallStart::OnAdmission } else { CallStart::OnRequestSent };
         let (mut permit, change) = route.breaker.admit(start, now.into_std()).map_err(|(_, change)| {
@@ -182,6 +187,7 @@ impl UpstreamCall<'_> {
         let total_at = timeouts.total.map(|total| now + total).into_iter().chain(deadline).min();
         let outgoing = OutgoingRequest {
             request,
+            client,
             response,
             timeouts,
             now,

@@ -79,7 +79,7 @@ impl ContinuationRequest {
         point.write_range(&mut request.fields);
         hop::prepare_for_upstream(&mut request, peer);
         identify::write_trace(trace, snapshot.identity.random_u64(), &mut request.fields);
-        begin_detachable((worker, snapshot), route, (request, Response::default()))
+        begin_detachable((worker, snapshot, peer), route, (request, Response::default()))
     }
 }
 

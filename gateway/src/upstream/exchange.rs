@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use super::pool;
 use super::replay::ReplayBody;
@@ -74,7 +75,7 @@ impl<'a> UpstreamExchange<'a> {
     fn finish_if_idle(&mut self) {
         if self.head.is_success && self.connection.as_ref().is_some_and(|connection| connection.is_body_done()) {
             self.head.is_success = false;
-            self.in_flight.endpoint().record_success();
+            self.in_flight.endpoint().record_success(Instant::now);
         }
         if let Some(mut connection) = self.connection.take_if(|connection| connection.is_reusable()) {
             self.trailers = connection.take_trailers();
@@ -97,7 +98,7 @@ impl BodySource for UpstreamExchange<'_> {
             && error.blame() == Blame::Upstream
             && std::mem::take(&mut self.head.is_success)
         {
-            self.in_flight.endpoint().record_failure(matches!(error, BodyError::Timeout(_)));
+            self.in_flight.endpoint().record_failure(matches!(error, BodyError::Timeout(_)), Instant::now());
         }
         filled
     }

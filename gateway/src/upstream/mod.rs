@@ -5,12 +5,14 @@
 //! 9.3.1), repeating the request is safe, and the bytes of its body are still there.
 
 mod attempt_error;
+mod hash_key;
 mod pool;
 mod replay;
 mod exchange;
 mod open;
 mod health;
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,18 +22,19 @@ use tokio::time::{Instant, timeout_at};
 
 pub(crate) use attempt_error::AttemptError;
 pub(crate) use exchange::{Tunnel, UpstreamExchange};
+pub(crate) use hash_key::HashKey;
 pub(crate) use health::{HealthConfig, check_health};
 pub(crate) use pool::sweep;
 
 use crate::connect::UpstreamTls;
 use crate::discovery::StaticSource;
 use crate::endpoint::{
-    BalancePolicy, CallOutcome, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet,
-    EndpointTarget, InFlightGuard,
+    BalanceConfig, BalancePolicy, CallOutcome, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability,
+    EndpointSet, EndpointTarget, InFlightGuard, Pick,
 };
 use crate::http::exchange_clock::{Blame, ExchangeTimeouts};
 use crate::http::h1::{UpstreamAttempt, UpstreamConnectionError};
-use crate::http::message::{Request, Response};
+use crate::http::message::{BodyLength, Request, Response};
 use crate::http::request_body::RequestBody;
 use crate::metrics::Label as _;
 use crate::{breaker, metrics};
@@ -50,7 +53,11 @@ pub(crate) struct UpstreamConfig {
     /// TLS with the endpoints whose scheme is `https`; `None`: there is none.
     pub(crate) tls: Option<UpstreamTls>,
     /// How an endpoint is selected.
-    pub(crate) balance: BalancePolicy,
+    pub(crate) balance: BalanceConfig,
+    /// The part of a request that decides with consistent hashing.
+    pub(crate) hash_by: HashKey,
+    /// The weights of `endpoints`.
+    pub(crate) weights: Vec<u32>,
     /// Limit for opening a connection.
     pub(crate) connect_timeout: Duration,
     /// From the complete request sent to the head of the response.
@@ -71,11 +78,14 @@ pub(crate) struct UpstreamConfig {
 impl UpstreamConfig {
     /// An upstream with the defaults of every key except its endpoints.
     pub(crate) fn new(name: Arc<str>, endpoints: Vec<EndpointAddress>) -> Self {
+        let weights = vec![1; endpoints.len()];
         UpstreamConfig {
             name,
             endpoints,
             tls: None,
-            balance: BalancePolicy::default(),
+            balance: BalanceConfig::default(),
+            hash_by: HashKey::default(),
+            weights,
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
@@ -96,6 +106,8 @@ impl UpstreamConfig {
 /// caller that learns when the upstream has the whole request.
 pub(crate) struct OutgoingRequest<'r> {
     pub(crate) request: &'r Request,
+    /// The address of the client.
+    pub(crate) client: IpAddr,
     pub(crate) response: &'r mut Response,
     pub(crate) timeouts: ExchangeTimeouts,
     /// The current time.
@@ -263,11 +275,15 @@ impl Upstream {
         outgoing: OutgoingRequest<'_>,
         body: RequestBody<'a>,
     ) -> Result<UpstreamExchange<'a>, AttemptError> {
-        let OutgoingRequest { request, response, timeouts, now, total_at, on_sent, on_endpoint_failed } = outgoing;
+        let OutgoingRequest { request, client, response, timeouts, now, total_at, on_sent, on_endpoint_failed } =
+            outgoing;
         let is_repeatable = request.method.is_idempotent();
         let mut body = ReplayBody::new(body);
         let mut plan = AttemptPlan::new(self.config.connect_timeout, now + timeouts.head, total_at);
-        let mut opened = self.take_idle(&mut plan, is_repeatable);
+        if self.config.balance.policy == BalancePolicy::ConsistentHash {
+            plan.hash = self.config.hash_by.hash(request, client);
+        }
+        let mut opened = self.take_idle(&mut plan, is_repeatable, now);
         loop {
             let (in_flight, mut connection) = match opened.take() {
                 Some(opened) => opened,
@@ -286,7 +302,15 @@ impl Upstream {
                 total_at,
                 on_request_sent: &mut *on_sent,
             };
+            // With a body, the time is also that of the client.
+            let is_ewma = self.config.balance.policy == BalancePolicy::Ewma;
+            let started = (is_ewma && request.length == BodyLength::Empty).then(std::time::Instant::now);
             let Err(error) = connection.exchange(&mut attempt).await else {
+                if let Some(started) = started {
+                    let now = std::time::Instant::now();
+                    let latency = (!response.status.is_server_error()).then_some(now - started);
+                    in_flight.endpoint().record_latency(latency, now);
+                }
                 body.stop_keeping();
                 let mut head = HeadVerdict::default();
                 if !connection.is_request_incomplete() {
@@ -314,6 +338,7 @@ impl Upstream {
                 if failure.is_verdict {
                     let outcome = if is_timeout { CallOutcome::Timeout } else { CallOutcome::Failure };
                     failure.is_outlier = self.judge(endpoint, outcome);
+                    endpoint.record_latency(None, std::time::Instant::now());
                 }
                 return Err(failure);
             }
@@ -329,7 +354,7 @@ impl Upstream {
     /// Returns whether the failure is that of an endpoint that is out while others are not: it says
     /// nothing about the upstream.
     fn judge(&self, endpoint: &Endpoint, outcome: CallOutcome) -> bool {
-        let reason = endpoint.record(outcome, &self.config.eject);
+        let reason = endpoint.record(outcome, &self.config.eject, std::time::Instant::now);
         if outcome == CallOutcome::Success && reason.is_none() {
             return false;
         }
@@ -347,9 +372,9 @@ impl Upstream {
     /// Selects an endpoint and takes a kept connection to it, if there is one. A request that must
     /// not be repeated gets one that is still open according to the system: the server may have
     /// closed it since the last turn of the event loop.
-    fn take_idle(&self, plan: &mut AttemptPlan, is_repeatable: bool) -> Option<OpenedConnection> {
+    fn take_idle(&self, plan: &mut AttemptPlan, is_repeatable: bool, now: Instant) -> Option<OpenedConnection> {
         let set = self.set.load();
-        let endpoint = set.select(&[], std::time::Instant::now())?;
+        let endpoint = set.select(&[], Pick { now: now.into_std(), hash: plan.hash })?;
         while let Some(connection) = pool::take(endpoint.connector.key()) {
             if is_repeatable || connection.is_open() {
                 return Some((InFlightGuard::new(Arc::clone(endpoint)), connection));
@@ -376,12 +401,25 @@ impl Upstream {
 /// The endpoints of all known targets: those of `before` where they are the same.
 fn merge(config: &UpstreamConfig, known: &[KnownTargets], before: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
     let mut list: Vec<Arc<Endpoint>> = Vec::new();
-    for (origin, known) in config.endpoints.iter().zip(known) {
+    for ((origin, known), weight) in config.endpoints.iter().zip(known).zip(&config.weights) {
         let KnownTargets::Some(targets) = known else { continue };
         for target in targets {
+            let target = &EndpointTarget { weight: target.weight.saturating_mul(*weight), ..*target };
             let tls = config.tls.as_ref();
             let kept = before.iter().find(|endpoint| endpoint.is(origin, *target, tls)).map(Arc::clone);
-            list.push(kept.unwrap_or_else(|| Arc::new(Endpoint::new(&config.name, origin, *target, tls))));
+            list.push(match kept {
+                Some(endpoint) => {
+                    endpoint.set_weight(target.weight);
+                    endpoint
+                }
+                None => {
+                    let endpoint = Endpoint::new(&config.name, origin, *target, tls);
+                    if !before.is_empty() {
+                        endpoint.begin_slow_start(std::time::Instant::now());
+                    }
+                    Arc::new(endpoint)
+                }
+            });
         }
     }
     list

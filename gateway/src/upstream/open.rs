@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::attempt_error::AttemptError;
 use super::pool;
-use crate::endpoint::{Endpoint, EndpointAvailability, EndpointSet, InFlightGuard};
+use crate::endpoint::{Endpoint, EndpointAvailability, EndpointSet, InFlightGuard, Pick};
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::h1::{UpstreamConnection, UpstreamConnectionError};
 use crate::tasks::{self, TaskWait};
@@ -44,6 +44,8 @@ pub(super) struct AttemptPlan {
     pub(super) tries_until: Instant,
     /// The end of the whole exchange; `None` without a limit.
     pub(super) total_at: Option<Instant>,
+    /// The hash by which an endpoint is selected with consistent hashing.
+    pub(super) hash: u64,
 }
 
 /// A connection attempt in progress.
@@ -71,6 +73,7 @@ impl AttemptPlan {
             connect_timeout,
             tries_until,
             total_at,
+            hash: 0,
         }
     }
 
@@ -91,7 +94,7 @@ impl AttemptPlan {
         if !self.tried.is_empty() && (now >= self.tries_until || self.total_at.is_some_and(|at| now >= at)) {
             return None;
         }
-        let endpoint = Arc::clone(set.select(&self.tried, now.into_std())?);
+        let endpoint = Arc::clone(set.select(&self.tried, Pick { now: now.into_std(), hash: self.hash })?);
         if endpoint.availability(now.into_std()) == EndpointAvailability::Unreachable {
             self.unreachable_tries += 1;
             if self.unreachable_tries > UNREACHABLE_TRIES_MAX {

@@ -13,6 +13,7 @@ use super::super::value_kind::{ArrayOf, ParsedString};
 use crate::endpoint::{EndpointAddress, EndpointScheme};
 use crate::http::authority;
 use crate::route::{HostPattern, PathPattern};
+use crate::upstream::HashKey;
 
 /// Names appear in logs, metrics and header fields: they are short and need no quoting.
 const NAME_BYTES_MAX: usize = 64;
@@ -39,6 +40,12 @@ pub(super) const ENDPOINT: ParsedString<EndpointAddress> = ParsedString {
     name: "a URL such as \"http://127.0.0.1:3000\" or \"srv://_http._tcp.shop.example\"",
     parse: parse_endpoint,
     format: ToString::to_string,
+};
+
+pub(super) const HASH_KEY: ParsedString<HashKey> = ParsedString {
+    name: "\"url\", \"client\", \"header:NAME\" or \"cookie:NAME\"",
+    parse: parse_hash_key,
+    format: format_hash_key,
 };
 
 pub(super) const NAME_SERVER: ParsedString<SocketAddr> = ParsedString {
@@ -165,6 +172,26 @@ pub(super) fn parse_field_name(text: &str) -> Result<String, ConfigProblem> {
 pub(super) fn parse_cookie_name(text: &str) -> Result<String, ConfigProblem> {
     parse_field_name(text).map_err(|_| ConfigProblem::bad_value(format!("`{text}` is not a cookie name")))?;
     Ok(text.to_owned())
+}
+
+fn parse_hash_key(text: &str) -> Result<HashKey, ConfigProblem> {
+    match text.split_once(':') {
+        None if text == "url" => Ok(HashKey::Url),
+        None if text == "client" => Ok(HashKey::Client),
+        Some(("header", name)) => parse_field_name(name).map(HashKey::Header),
+        Some(("cookie", name)) => parse_cookie_name(name).map(HashKey::Cookie),
+        _ => Err(ConfigProblem::bad_value(format!("`{text}` is not a part of a request"))
+            .hint(format!("write {}", HASH_KEY.name))),
+    }
+}
+
+fn format_hash_key(key: &HashKey) -> String {
+    match key {
+        HashKey::Url => "url".to_owned(),
+        HashKey::Client => "client".to_owned(),
+        HashKey::Header(name) => format!("header:{name}"),
+        HashKey::Cookie(name) => format!("cookie:{name}"),
+    }
 }
 
 /// The address of a name server; without a port, port 53.

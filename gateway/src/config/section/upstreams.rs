@@ -7,14 +7,16 @@ use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::node::DocumentValue;
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{ArrayOf, DurationRange, Flag, IntegerRange, OneOf, PositiveNumber};
+use super::super::value_kind::{
+    ArrayOf, DurationRange, Flag, InputValue, IntegerRange, OneOf, PositiveNumber, ValueKind,
+};
 use super::bounds::{DAY, HOUR, MS, SECOND};
 use super::files::{optional_path, read_file};
 use super::formats;
 use crate::breaker;
 use crate::connect::{UpstreamTls, UpstreamTlsConfig, UpstreamTlsVersion};
 use crate::discovery::DnsConfig;
-use crate::endpoint::{BalancePolicy, EjectConfig, EndpointScheme};
+use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress, EndpointScheme};
 use crate::upstream::{HealthConfig, UpstreamConfig};
 
 pub(super) fn dns(root: &TableReader<'_>) -> DnsConfig {
@@ -39,20 +41,20 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
     const BALANCE: OneOf<BalancePolicy> = OneOf(&[
         ("round-robin", Some(BalancePolicy::RoundRobin)),
         ("least-request", Some(BalancePolicy::LeastRequest)),
-        ("ewma", None),
-        ("consistent-hash", None),
+        ("ewma", Some(BalancePolicy::Ewma)),
+        ("consistent-hash", Some(BalancePolicy::ConsistentHash)),
     ]);
     table.unavailable("retries", Some(&DocumentValue::Integer(0)));
     table.unavailable("concurrency", None);
-    let endpoints = ArrayOf { item: formats::ENDPOINT, min_items: 1 };
+    let endpoints = ArrayOf { item: WeightedEndpoint, min_items: 1 };
     let endpoints = table.required("endpoints", &endpoints);
     let endpoints = endpoints.map_or_else(Vec::new, |endpoints| endpoints.value);
     for (index, endpoint) in endpoints.iter().enumerate() {
-        if endpoints[..index].iter().any(|earlier| earlier.value == endpoint.value) {
+        if endpoints[..index].iter().any(|earlier| earlier.value.0 == endpoint.value.0) {
             table.context.error(&endpoint.at, ConfigProblem::new(FaultCode::Duplicate, "duplicate endpoint"));
         }
     }
-    let has_tls = endpoints.iter().any(|endpoint| endpoint.value.scheme == EndpointScheme::Https);
+    let has_tls = endpoints.iter().any(|endpoint| endpoint.value.0.scheme == EndpointScheme::Https);
     if table.has("tls") && !has_tls {
         let problem = ConfigProblem::bad_value("no endpoint of this upstream uses TLS");
         table.context.error(&table.location_of(&["tls"]), problem.hint("write \"https://\" in `endpoints`"));
@@ -67,10 +69,20 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
             None
         }
     });
-    let default = UpstreamConfig::new(name.into(), endpoints.into_iter().map(|endpoint| endpoint.value).collect());
+    let (endpoints, weights) = endpoints.into_iter().map(|endpoint| endpoint.value).unzip();
+    let default = UpstreamConfig::new(name.into(), endpoints);
+    let policy = table.value_or("balance", &BALANCE, default.balance.policy);
+    let hash_by = table.value_or("hash_by", &formats::HASH_KEY, default.hash_by);
+    if table.has("hash_by") && policy != BalancePolicy::ConsistentHash {
+        let problem = ConfigProblem::bad_value("`hash_by` has no effect without `balance = \"consistent-hash\"`");
+        table.context.error(&table.location_of(&["hash_by"]), problem);
+    }
+    let slow_start = table.value_or("slow_start", &DurationRange(Duration::ZERO..=HOUR), default.balance.slow_start);
     UpstreamConfig {
         tls,
-        balance: table.value_or("balance", &BALANCE, default.balance),
+        balance: BalanceConfig { policy, slow_start },
+        hash_by,
+        weights,
         connect_timeout: table.value_or("connect_timeout", &DurationRange(MS..=60 * SECOND), default.connect_timeout),
         timeout: table.value_or("timeout", &DurationRange(MS..=HOUR), default.timeout),
         idle_timeout: table.value_or("idle_timeout", &DurationRange(MS..=HOUR), default.idle_timeout),
@@ -115,6 +127,43 @@ fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
         None => None,
     };
     Some(UpstreamTlsConfig { ca, server_name, identity, verify, min_version })
+}
+
+/// An endpoint as a URL, or as a table with its URL and weight.
+struct WeightedEndpoint;
+
+impl ValueKind for WeightedEndpoint {
+    type Value = (EndpointAddress, u32);
+
+    fn describe(&self) -> String {
+        format!("{}; or a table `{{ url, weight }}` with a weight of 1 to 1000", formats::ENDPOINT.describe())
+    }
+
+    fn format(&self, (address, weight): &Self::Value) -> String {
+        let url = formats::ENDPOINT.format(address);
+        if *weight == 1 { url } else { format!("{{ url = {url}, weight = {weight} }}") }
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<Self::Value, ConfigProblem> {
+        let DocumentValue::Table(entries) = &input.node.value else {
+            return Ok((formats::ENDPOINT.read(input)?, 1));
+        };
+        let (mut address, mut weight) = (None, 1);
+        for entry in entries {
+            let input = InputValue { node: &entry.node, ..*input };
+            match &*entry.key {
+                "url" => address = Some(formats::ENDPOINT.read(&input)?),
+                "weight" => weight = IntegerRange(1..=1_000).read(&input)?,
+                other => {
+                    let problem = ConfigProblem::new(FaultCode::UnknownKey, format!("unknown key `{other}`"));
+                    return Err(problem.hint("an endpoint has `url` and `weight`"));
+                }
+            }
+        }
+        address
+            .map(|address| (address, weight))
+            .ok_or_else(|| ConfigProblem::new(FaultCode::Missing, "`url` is missing"))
+    }
 }
 
 fn eject(table: &TableReader<'_>) -> EjectConfig {

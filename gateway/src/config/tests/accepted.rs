@@ -7,14 +7,14 @@ use super::super::document;
 use super::super::node::{DocumentEntry, DocumentNode, DocumentValue};
 use super::super::{Config, DocumentFormat, LogConfig, ServerConfig};
 use super::{MINIMAL, debug_text, parse, parse_toml};
-use crate::endpoint::{BalancePolicy, EjectConfig, EndpointAddress};
+use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress};
 use crate::http::limits::GetBodyPolicy;
 use crate::http::target::{EncodedSlashPolicy, PathNormalisation, PathRules};
 use crate::identify::{ForwardedField, IdentitySource};
 use crate::log::AccessLogTarget;
 use crate::proxy_protocol::ProxyProtocolMode;
 use crate::route::{ForwardPath, HostPattern, PathPattern, TimeoutOverrides};
-use crate::upstream::HealthConfig;
+use crate::upstream::{HashKey, HealthConfig};
 use crate::{accept, admin, cache, degrade, identify, limit, upstream};
 
 #[test]
@@ -77,8 +77,10 @@ servers = ["10.0.0.2", "[::1]:5353"]
 timeout = "500ms"
 
 [upstreams.shop]
-endpoints = ["http://A.example", "http://[::1]:81"]
-balance = "round-robin"
+endpoints = ["http://A.example", { url = "http://[::1]:81", weight = 3 }]
+balance = "consistent-hash"
+hash_by = "cookie:Sid"
+slow_start = "8s"
 connect_timeout = "2s"
 timeout = "3s"
 idle_timeout = "4s"
@@ -189,7 +191,9 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         shop.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["http://a.example:80", "http://[::1]:81"]
     );
-    assert_eq!((shop.balance, shop.connect_timeout, shop.timeout), (BalancePolicy::RoundRobin, 2 * second, 3 * second));
+    let balance = BalanceConfig { policy: BalancePolicy::ConsistentHash, slow_start: 8 * second };
+    assert_eq!((shop.balance, shop.connect_timeout, shop.timeout), (balance, 2 * second, 3 * second));
+    assert_eq!((&shop.hash_by, &shop.weights[..]), (&HashKey::Cookie("Sid".to_owned()), &[1, 3][..]));
     assert_eq!((shop.idle_timeout, shop.total_timeout), (4 * second, Some(5 * second)));
     assert_eq!(shop.eject, EjectConfig { after: 7, base: 4 * second, share: 0.25 });
     let health = HealthConfig {
