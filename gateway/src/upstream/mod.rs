@@ -30,7 +30,7 @@ use crate::connect::UpstreamTls;
 use crate::discovery::StaticSource;
 use crate::endpoint::{
     BalanceConfig, BalancePolicy, CallOutcome, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability,
-    EndpointSet, EndpointTarget, InFlightGuard, Pick,
+    EndpointSet, EndpointTarget, InFlightGuard, OutReason, Pick,
 };
 use crate::http::exchange_clock::{Blame, ExchangeTimeouts};
 use crate::http::h1::{UpstreamAttempt, UpstreamConnectionError};
@@ -271,7 +271,7 @@ impl Upstream {
     /// # Errors
     /// The failure of the last endpoint that was tried.
     pub(crate) async fn send<'a>(
-        &self,
+        self: &Arc<Self>,
         outgoing: OutgoingRequest<'_>,
         body: RequestBody<'a>,
     ) -> Result<UpstreamExchange<'a>, AttemptError> {
@@ -316,9 +316,9 @@ impl Upstream {
                 if !connection.is_request_incomplete() {
                     head.is_success = !response.status.is_server_error();
                     let outcome = if head.is_success { CallOutcome::Success } else { CallOutcome::Failure };
-                    head.is_outlier = self.judge(in_flight.endpoint(), outcome);
+                    head.is_outlier = self.judge(&in_flight, outcome);
                 }
-                return Ok(UpstreamExchange::new(connection, body, in_flight, head));
+                return Ok(UpstreamExchange::new(connection, body, (self, in_flight), head));
             };
             let endpoint = in_flight.endpoint();
             let is_timeout = matches!(error, UpstreamConnectionError::Timeout(_));
@@ -337,7 +337,7 @@ impl Upstream {
             if !failure.retryable || !body.rewind() {
                 if failure.is_verdict {
                     let outcome = if is_timeout { CallOutcome::Timeout } else { CallOutcome::Failure };
-                    failure.is_outlier = self.judge(endpoint, outcome);
+                    failure.is_outlier = self.judge(&in_flight, outcome);
                     endpoint.record_latency(None, std::time::Instant::now());
                 }
                 return Err(failure);
@@ -353,11 +353,20 @@ impl Upstream {
     /// Records the result of a call at its endpoint, which is ejected if it fails too often.
     /// Returns whether the failure is that of an endpoint that is out while others are not: it says
     /// nothing about the upstream.
-    fn judge(&self, endpoint: &Endpoint, outcome: CallOutcome) -> bool {
-        let reason = endpoint.record(outcome, &self.config.eject, std::time::Instant::now);
-        if outcome == CallOutcome::Success && reason.is_none() {
-            return false;
-        }
+    fn judge(&self, call: &InFlightGuard, outcome: CallOutcome) -> bool {
+        let reason = call.record(outcome, &self.config.eject, std::time::Instant::now);
+        outcome != CallOutcome::Success && self.eject(call.endpoint(), reason)
+    }
+
+    /// Records the failure of a response body; the call is counted already.
+    fn judge_body(&self, call: &InFlightGuard, outcome: CallOutcome) {
+        let reason = call.record_failure(outcome, &self.config.eject, std::time::Instant::now());
+        self.eject(call.endpoint(), reason);
+    }
+
+    /// Ejects an endpoint that has failed, if there is a reason and others are left. Returns
+    /// whether it is out while others are not.
+    fn eject(&self, endpoint: &Endpoint, reason: Option<OutReason>) -> bool {
         let now = std::time::Instant::now();
         let set = self.set.load();
         if let Some(reason) = reason {
@@ -366,7 +375,7 @@ impl Upstream {
                 endpoint.eject(reason, &self.config.eject, now);
             }
         }
-        outcome != CallOutcome::Success && endpoint.is_out(now) && !set.is_panicking(now)
+        endpoint.is_out(now) && !set.is_panicking(now)
     }
 
     /// Selects an endpoint and takes a kept connection to it, if there is one. A request that must
