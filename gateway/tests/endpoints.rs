@@ -201,6 +201,18 @@ fn endpoint_whose_health_checks_fail_gets_no_request_until_they_pass() {
 }
 
 #[test]
+fn unhealthy_endpoint_is_used_again_when_health_checks_are_removed() {
+    let good = Origin::start(|_| Script::ok(&[], ""));
+    let bad = Origin::start(|received| Script::reply(if received.target == "/healthz" { 500 } else { 200 }, &[], ""));
+    let config = |keys: &str| config(&[good.address, bad.address], &format!("balance = \"round-robin\"\n{keys}"));
+    let health = "health = { path = \"/healthz\", interval = \"100ms\", unhealthy = 1, expect = [\"404\", \"200\"] }";
+    let gateway = Gateway::start(&config(health));
+    wait_for(|| endpoint(&gateway, bad.address)["reason"] == "health_check", STEP_TIMEOUT);
+    gateway.rewrite(&config(""));
+    wait_for(|| endpoint(&gateway, bad.address)["state"] == "available", STEP_TIMEOUT);
+}
+
+#[test]
 fn all_endpoints_are_used_if_too_many_are_unhealthy() {
     let origins: Vec<_> = (0..3)
         .map(|_| Origin::start(|request| Script::reply(if request.target == "/" { 200 } else { 500 }, &[], "")))

@@ -195,6 +195,11 @@ impl Endpoint {
         self.report(self.state.record_check(passed, needed, millis(Instant::now())));
     }
 
+    /// Forgets the results of health checks: there are none any more.
+    pub(crate) fn forget_checks(&self) {
+        self.report(self.state.forget_checks(millis(Instant::now())));
+    }
+
     fn report(&self, change: Option<StateChange>) {
         let (upstream, endpoint) = (&*self.upstream, &*self.name);
         match change {

@@ -280,6 +280,14 @@ impl EndpointState {
         })
     }
 
+    /// There are no health checks any more: their results do not keep the endpoint out.
+    pub(super) fn forget_checks(&self, now: u64) -> Option<StateChange> {
+        self.change(|core| {
+            core.checks = 0;
+            if std::mem::take(&mut core.is_unhealthy) { core.report_up(now) } else { None }
+        })
+    }
+
     /// Whether the endpoint is out for another reason than its connections.
     pub(super) fn is_out(&self, now: u64) -> bool {
         self.out_until.load(Relaxed) > now && {
@@ -487,6 +495,17 @@ mod tests {
         expected[10] = Some(StateChange::Up);
         assert_eq!(results, expected);
         assert_eq!(state.availability(|| 0), EndpointAvailability::Available);
+    }
+
+    #[test]
+    fn unhealthy_endpoint_is_in_use_again_when_there_are_no_checks_any_more() {
+        let state = EndpointState::default();
+        assert_eq!(state.forget_checks(0), None);
+        state.record_check(false, 1, 0);
+        assert_eq!(state.availability(|| 0), EndpointAvailability::Out);
+        assert_eq!(state.forget_checks(0), Some(StateChange::Up));
+        assert_eq!(state.availability(|| 0), EndpointAvailability::Available);
+        assert_eq!(state.record_check(false, 2, 0), None, "the failed check is forgotten");
     }
 
     #[test]
