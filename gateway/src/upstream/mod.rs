@@ -280,10 +280,11 @@ impl Upstream {
         let is_repeatable = request.method.is_idempotent();
         let mut body = ReplayBody::new(body);
         let mut plan = AttemptPlan::new(self.config.connect_timeout, now + timeouts.head, total_at);
+        plan.is_repeatable = is_repeatable;
         if self.config.balance.policy == BalancePolicy::ConsistentHash {
             plan.hash = self.config.hash_by.hash(request, client);
         }
-        let mut opened = self.take_idle(&mut plan, is_repeatable, now);
+        let mut opened = self.take_idle(&mut plan, now);
         loop {
             let (in_flight, mut connection) = match opened.take() {
                 Some(opened) => opened,
@@ -378,16 +379,12 @@ impl Upstream {
         endpoint.is_out(now) && !set.is_panicking(now)
     }
 
-    /// Selects an endpoint and takes a kept connection to it, if there is one. A request that must
-    /// not be repeated gets one that is still open according to the system: the server may have
-    /// closed it since the last turn of the event loop.
-    fn take_idle(&self, plan: &mut AttemptPlan, is_repeatable: bool, now: Instant) -> Option<OpenedConnection> {
+    /// Selects an endpoint and takes a kept connection to it, if there is one.
+    fn take_idle(&self, plan: &mut AttemptPlan, now: Instant) -> Option<OpenedConnection> {
         let set = self.set.load();
         let endpoint = set.select(&[], Pick { now: now.into_std(), hash: plan.hash })?;
-        while let Some(connection) = pool::take(endpoint.connector.key()) {
-            if is_repeatable || connection.is_open() {
-                return Some((InFlightGuard::new(Arc::clone(endpoint)), connection));
-            }
+        if let Some(connection) = plan.take_idle(endpoint) {
+            return Some((InFlightGuard::new(Arc::clone(endpoint)), connection));
         }
         plan.set_next(Arc::clone(endpoint));
         None
