@@ -71,7 +71,7 @@ enum HostResult {
     /// Addresses from the file of hosts.
     Listed(Vec<IpAddr>),
     /// IPv6, then IPv4.
-    Asked([FamilyResult; 2]),
+    Answered([FamilyResult; 2]),
 }
 
 impl NameResolver {
@@ -154,26 +154,26 @@ impl NameResolver {
         }
     }
 
-    /// What is known of a host now: its addresses in the file of hosts, or both families.
+    /// Looks up a host in the file of hosts, and both of its families otherwise.
     async fn host(&self, name: &Name, started: Instant) -> HostResult {
         let listed = hosts_addresses(name).unwrap_or_default();
         if !listed.is_empty() {
             return HostResult::Listed(listed);
         }
         let family = |family| self.family(name, family, started);
-        HostResult::Asked(tokio::join!(family(RecordType::AAAA), family(RecordType::A)).into())
+        HostResult::Answered(tokio::join!(family(RecordType::AAAA), family(RecordType::A)).into())
     }
 
     /// The hosts, all at the same time.
     async fn hosts(&self, names: &[Name], started: Instant) -> Vec<HostResult> {
-        type Asking<'n> = Pin<Box<dyn Future<Output = HostResult> + 'n>>;
-        let mut asking: Vec<Asking<'_>> = Vec::new();
-        names.iter().for_each(|name| asking.push(Box::pin(self.host(name, started))));
+        type HostLookup<'n> = Pin<Box<dyn Future<Output = HostResult> + 'n>>;
+        let mut lookups: Vec<HostLookup<'_>> = Vec::new();
+        names.iter().for_each(|name| lookups.push(Box::pin(self.host(name, started))));
         let mut results: Vec<Option<HostResult>> = names.iter().map(|_| None).collect();
         poll_fn(|cx| {
-            for (asking, result) in asking.iter_mut().zip(&mut results) {
+            for (lookup, result) in lookups.iter_mut().zip(&mut results) {
                 if result.is_none()
-                    && let Poll::Ready(ended) = asking.as_mut().poll(cx)
+                    && let Poll::Ready(ended) = lookup.as_mut().poll(cx)
                 {
                     *result = Some(ended);
                 }
@@ -275,7 +275,7 @@ impl HostAddresses {
     fn take_over(&mut self, name: &Name, result: HostResult) -> Result<(Vec<IpAddr>, Duration), LookupError> {
         let families = match result {
             HostResult::Listed(listed) => return Ok((listed, HOSTS_TTL)),
-            HostResult::Asked(families) => families,
+            HostResult::Answered(families) => families,
         };
         let last = self.of(name);
         let mut valid_for = None::<Duration>;

@@ -468,7 +468,7 @@ mod tests {
     #[test]
     fn endpoint_that_is_never_ejected_is_not_suspect_after_a_success() {
         let state = EndpointState::default();
-        // Enough bad windows, of which nobody ejects it: it is the only one.
+        // Enough bad windows, but it is the only endpoint: it is not ejected.
         let mut reasons = Vec::new();
         for calls in 1..100 {
             let call = FailedCall { is_timeout: true, calls, ejections: 0 };

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use super::judge::EndpointJudge;
+use super::pool;
 use super::replay::ReplayBody;
-use super::{Upstream, pool};
 use crate::endpoint::{CallOutcome, InFlightGuard};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::exchange_clock::Blame;
@@ -22,7 +23,7 @@ pub(crate) struct UpstreamExchange<'a> {
     in_flight: InFlightGuard,
     head: HeadVerdict,
     /// Judges the endpoint again if its body fails; `None`: the body has ended.
-    upstream: Option<Arc<Upstream>>,
+    judge: Option<Arc<EndpointJudge>>,
 }
 
 /// The endpoint judged by the head of its response.
@@ -44,14 +45,14 @@ impl<'a> UpstreamExchange<'a> {
     pub(super) fn new(
         connection: Box<UpstreamConnection>,
         body: ReplayBody<RequestBody<'a>>,
-        (upstream, in_flight): (&Arc<Upstream>, InFlightGuard),
+        (judge, in_flight): (&Arc<EndpointJudge>, InFlightGuard),
         head: HeadVerdict,
     ) -> Self {
         let connection = Some(connection);
-        let mut exchange = UpstreamExchange { connection, trailers: None, body, in_flight, head, upstream: None };
+        let mut exchange = UpstreamExchange { connection, trailers: None, body, in_flight, head, judge: None };
         exchange.finish_if_idle();
         // Most bodies are there with their head.
-        exchange.upstream = exchange.head.is_success.then(|| Arc::clone(upstream));
+        exchange.judge = exchange.head.is_success.then(|| Arc::clone(judge));
         exchange
     }
 
@@ -102,10 +103,10 @@ impl BodySource for UpstreamExchange<'_> {
         if let Poll::Ready(Err(error)) = &filled
             && error.blame() == Blame::Upstream
             && std::mem::take(&mut self.head.is_success)
-            && let Some(upstream) = self.upstream.take()
+            && let Some(judge) = self.judge.take()
         {
             let is_timeout = matches!(error, BodyError::Timeout(_));
-            upstream.judge_body(&self.in_flight, if is_timeout { CallOutcome::Timeout } else { CallOutcome::Failure });
+            judge.judge_body(&self.in_flight, if is_timeout { CallOutcome::Timeout } else { CallOutcome::Failure });
         }
         filled
     }
