@@ -340,6 +340,26 @@ mod tests {
     }
 
     #[test]
+    fn endpoint_is_selected_while_other_threads_change_the_states() {
+        let set = endpoints(3);
+        let (start, config) =
+            (Instant::now(), EjectConfig { base: Duration::from_millis(1), ..EjectConfig::default() });
+        std::thread::scope(|scope| {
+            for endpoint in set.list() {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        endpoint.state.record_unreachable(millis(start));
+                        endpoint.state.eject(OutReason::Failures, (&config, millis(start)));
+                        endpoint.state.record_reachable(millis(start));
+                    }
+                });
+            }
+            let tried = &set.list()[..1];
+            assert!((0..20_000).all(|_| set.select(tried, at(start)).is_some()));
+        });
+    }
+
+    #[test]
     fn endpoints_that_are_out_are_used_only_if_more_are_than_the_share_allows() {
         let set = endpoints(4);
         let (config, now) = (EjectConfig::default(), Instant::now());

@@ -207,3 +207,34 @@ fn note_slow(running: &[Opening], started: Instant) {
     let slow = running.iter().filter(|other| other.started + ATTEMPT_DELAY <= started);
     slow.for_each(|other| other.in_flight.endpoint().record_unreachable(Instant::now().into_std()));
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::endpoint::{BalanceConfig, EndpointAddress, EndpointTarget};
+
+    #[tokio::test]
+    async fn request_that_must_not_be_repeated_gets_no_connection_that_the_server_has_closed() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound port");
+        let origin = EndpointAddress::http("127.0.0.1", address.port());
+        let target = EndpointTarget { address, priority: 0, weight: 1 };
+        let endpoint = Arc::new(Endpoint::new(&"shop".into(), &origin, target, None));
+        let set = EndpointSet::new(vec![Arc::clone(&endpoint)], BalanceConfig::default(), 0.5);
+        for is_repeatable in [true, false] {
+            let connection = endpoint.connector.connect().await.expect("a connection");
+            let (accepted, _) = listener.accept().expect("the connection");
+            pool::put(endpoint.connector.key(), Box::new(connection));
+            // The event loop does not run between this end and the selection below.
+            drop(accepted);
+            let mut plan = AttemptPlan::new(Duration::from_secs(5), Instant::now() + Duration::from_secs(5), None);
+            plan.is_repeatable = is_repeatable;
+            let opened = open(&set, &mut plan, &mut |_| {}).await;
+            let (_, connection) = opened.unwrap_or_else(|_| panic!("a connection"));
+            // A new connection was not accepted yet, so that it is open.
+            assert_eq!(connection.is_open(), !is_repeatable);
+        }
+    }
+}
