@@ -124,7 +124,9 @@ impl<'c> RequestContext<'c> {
         }
         let (peer, now) = (arrival.peer.ip, arrival.at);
         let deadline = hop::expected_within(&request.fields).filter(|_| caller.is_trusted).map(|time| now + time);
-        let mut context = RequestContext {
+        request.key_route = route.and_then(|route| route.key);
+        request.origin_edits = None;
+        RequestContext {
             worker,
             snapshot,
             peer,
@@ -137,14 +139,12 @@ impl<'c> RequestContext<'c> {
             record,
             deadline,
             stale: None,
-        };
-        context.edit_request();
-        context
+        }
     }
 
     /// Determines what the route changes in the request for the origin.
+    #[cold]
     pub(super) fn edit_request(&mut self) {
-        self.request.key_route = self.route.and_then(|route| route.key);
         self.request.origin_edits = self.origin_edits_of(self.request);
     }
 
