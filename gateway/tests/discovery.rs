@@ -136,6 +136,44 @@ fn failed_lookups_keep_the_last_addresses_and_are_logged() {
 }
 
 #[test]
+fn name_is_used_although_the_server_ignores_queries_for_one_family() {
+    let dns = DnsServer::start();
+    let (origins, port) = origins::<1>();
+    dns.set(NAME, DnsAnswer::OnlyRecords(1, vec![DnsRecord::Address(origins[0].address.ip())]));
+    let gateway = Gateway::start(&config(&dns, &format!("http://{NAME}:{port}"), ""));
+    wait_for(|| gateway.get("/", &[]).status == 200, STEP_TIMEOUT);
+    assert!(gateway.process.stderr.events("lookup_failed").is_empty());
+}
+
+#[test]
+fn servers_of_a_service_keep_their_addresses_while_their_lookups_fail() {
+    let dns = DnsServer::start();
+    let (origins, port) = origins::<3>();
+    let hosts = ["a.test", "b.test", "c.test"];
+    for (host, origin) in hosts.iter().zip(&origins) {
+        dns.set_addresses(host, &[&origin.address.ip().to_string()]);
+    }
+    let service = |host: &&str| DnsRecord::Service { priority: 1, port, target: (*host).to_owned() };
+    dns.set("_http._tcp.shop.test", DnsAnswer::Records(1, hosts.iter().map(service).collect()));
+    let gateway = Gateway::start(&config(&dns, "srv://_http._tcp.shop.test", "balance = \"round-robin\""));
+    assert_eq!(gateway.get("/", &[]).status, 200);
+    // Two silent hosts after each other would take longer than the limit of one lookup.
+    dns.set(hosts[0], DnsAnswer::Silence);
+    dns.set(hosts[1], DnsAnswer::ServerFailure);
+    // The third one moves: a lookup has ended after the others failed.
+    dns.set_addresses(hosts[2], &["127.0.0.4"]);
+    let _moved = Origin::start_at(SocketAddr::from(([127, 0, 0, 4], port)), named("4"));
+    let responders = || {
+        let mut texts: Vec<String> = (0..12).map(|_| gateway.get("/", &[]).text()).collect();
+        texts.sort_unstable();
+        texts.dedup();
+        texts.concat()
+    };
+    wait_for(|| responders() == "124", STEP_TIMEOUT);
+    assert!(gateway.process.stderr.events("lookup_failed").is_empty());
+}
+
+#[test]
 fn upstream_without_addresses_fails_at_once_and_recovers() {
     let dns = DnsServer::start();
     let (_origins, port) = origins::<1>();

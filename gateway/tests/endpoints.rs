@@ -117,6 +117,29 @@ fn ejected_endpoint_is_used_again_after_its_time() {
 }
 
 #[test]
+fn endpoint_that_is_back_is_not_ejected_for_calls_from_before() {
+    let (gate, status) = (Gate::default(), Arc::new(AtomicU16::new(500)));
+    let (opened, current) = (gate.clone(), Arc::clone(&status));
+    let good = Origin::start(|_| Script::ok(&[], ""));
+    let bad = Origin::start(move |_| {
+        let status = current.load(Ordering::SeqCst);
+        Script::new().wait(&opened).head(status, &[("Content-Length", "0")])
+    });
+    let keys = "balance = \"round-robin\"\neject = { base = \"300ms\" }";
+    let gateway = Gateway::start(&config(&[good.address, bad.address], keys));
+    let mut clients: Vec<_> = (0..40).map(|_| gateway.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send_get("/", &[]));
+    wait_for(|| bad.count() == 20, STEP_TIMEOUT);
+    status.store(200, Ordering::SeqCst);
+    gate.open();
+    let failed = clients.iter_mut().map(|client| client.read_response().status);
+    assert_eq!(failed.filter(|status| *status == 500).count(), 20);
+    // The calls that failed after the fifth one are no reason.
+    wait_for(|| gateway.get("/", &[]).status == 200 && bad.count() > 30, STEP_TIMEOUT);
+    assert_eq!(gateway.metric("tidegate_upstream_ejections_total{reason=\"failures\"}"), 1.0);
+}
+
+#[test]
 fn only_a_share_of_the_endpoints_is_ejected() {
     for (count, share, ejected) in [(1, 0.5, 0), (2, 0.5, 1), (4, 0.5, 2), (4, 1.0, 4)] {
         let origins: Vec<_> = (0..count).map(|_| Origin::start(|_| Script::reply(500, &[], ""))).collect();
@@ -175,6 +198,18 @@ fn endpoint_whose_health_checks_fail_gets_no_request_until_they_pass() {
     healthy.store(204, Ordering::SeqCst);
     wait_for(|| !lines.events("endpoint_up").is_empty(), STEP_TIMEOUT);
     assert!((0..4).any(|_| gateway.get("/", &[]).text() == "sick"));
+}
+
+#[test]
+fn unhealthy_endpoint_is_used_again_when_health_checks_are_removed() {
+    let good = Origin::start(|_| Script::ok(&[], ""));
+    let bad = Origin::start(|received| Script::reply(if received.target == "/healthz" { 500 } else { 200 }, &[], ""));
+    let config = |keys: &str| config(&[good.address, bad.address], &format!("balance = \"round-robin\"\n{keys}"));
+    let health = "health = { path = \"/healthz\", interval = \"100ms\", unhealthy = 1, expect = [\"404\", \"200\"] }";
+    let gateway = Gateway::start(&config(health));
+    wait_for(|| endpoint(&gateway, bad.address)["reason"] == "health_check", STEP_TIMEOUT);
+    gateway.rewrite(&config(""));
+    wait_for(|| endpoint(&gateway, bad.address)["state"] == "available", STEP_TIMEOUT);
 }
 
 #[test]

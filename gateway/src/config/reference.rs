@@ -313,7 +313,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "upstreams.NAME.eject.base",
-        "Time of the first ejection; doubled with each further one, at most ten times as long.",
+        "Time of the first ejection. After its time the endpoint gets calls again. If the first of them to end fails, it is ejected at once and for twice as long as before, at most ten times `base`; if it succeeds, `after` failures in a row are needed again. The time is `base` again once the endpoint was in use for ten times `base` without an ejection.",
     ),
     (
         "upstreams.NAME.eject.share",

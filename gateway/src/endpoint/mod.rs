@@ -27,7 +27,7 @@ use crate::connect::{Connector, UpstreamTls};
 use crate::event::Event;
 use crate::metrics::{Counters, Label as _};
 use load::EndpointLoad;
-use state::{EndpointState, StateChange};
+use state::{EndpointState, FailedCall, StateChange};
 
 /// How a request selects an endpoint of its upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -184,35 +184,6 @@ impl Endpoint {
         self.report(self.state.record_reachable(millis(now)));
     }
 
-    /// Counts a call whose response, or failure before it, is known. Returns why the endpoint is to
-    /// be ejected, if it is. The end of a good response is recorded by `record_success`.
-    pub(crate) fn record(
-        &self,
-        outcome: CallOutcome,
-        config: &EjectConfig,
-        now: impl Fn() -> Instant,
-    ) -> Option<OutReason> {
-        self.calls.fetch_add(1, Relaxed);
-        if outcome == CallOutcome::Success {
-            self.load.record_outcome(false, || millis(now()));
-        } else {
-            self.record_failure(outcome == CallOutcome::Timeout, now());
-        }
-        self.state.eject_reason(config, || millis(now()))
-    }
-
-    /// Records a response that has ended well.
-    pub(crate) fn record_success(&self, now: impl Fn() -> Instant) {
-        self.report(self.state.record_success(|| millis(now())));
-    }
-
-    /// Records the failure of a call that is counted already.
-    pub(crate) fn record_failure(&self, is_timeout: bool, now: Instant) {
-        self.failures.fetch_add(1, Relaxed);
-        self.load.record_outcome(true, || millis(now));
-        self.state.record_failure(is_timeout, self.calls.load(Relaxed), millis(now));
-    }
-
     pub(crate) fn eject(&self, reason: OutReason, config: &EjectConfig, now: Instant) {
         EJECTIONS.inc(reason);
         self.report(self.state.eject(reason, (config, millis(now))));
@@ -222,6 +193,11 @@ impl Endpoint {
     /// state.
     pub(crate) fn record_check(&self, passed: bool, needed: u32) {
         self.report(self.state.record_check(passed, needed, millis(Instant::now())));
+    }
+
+    /// Forgets the results of health checks: there are none any more.
+    pub(crate) fn forget_checks(&self) {
+        self.report(self.state.forget_checks(millis(Instant::now())));
     }
 
     fn report(&self, change: Option<StateChange>) {
@@ -247,22 +223,57 @@ pub(crate) fn expose() {
 }
 
 /// A request in flight at an endpoint. Dropping the guard ends the count.
-pub(crate) struct InFlightGuard(Arc<Endpoint>);
+pub(crate) struct InFlightGuard {
+    endpoint: Arc<Endpoint>,
+    /// The ejections of the endpoint before the request.
+    ejections: u32,
+}
 
 impl InFlightGuard {
     pub(crate) fn new(endpoint: Arc<Endpoint>) -> Self {
         endpoint.in_flight.fetch_add(1, Relaxed);
-        InFlightGuard(endpoint)
+        InFlightGuard { ejections: endpoint.state.ejections(), endpoint }
     }
 
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.0
+        &self.endpoint
+    }
+
+    /// Counts the call, whose response, or failure before it, is known. Returns why the endpoint is
+    /// to be ejected, if it is. The end of a good response is recorded by `record_success`.
+    pub(crate) fn record(
+        &self,
+        outcome: CallOutcome,
+        config: &EjectConfig,
+        now: impl Fn() -> Instant,
+    ) -> Option<OutReason> {
+        self.endpoint.calls.fetch_add(1, Relaxed);
+        if outcome == CallOutcome::Success {
+            self.endpoint.load.record_outcome(false, || millis(now()));
+            return None;
+        }
+        self.record_failure(outcome, config, now())
+    }
+
+    /// Records a response that has ended well.
+    pub(crate) fn record_success(&self, now: impl Fn() -> Instant) {
+        self.endpoint.report(self.endpoint.state.record_success(self.ejections, || millis(now())));
+    }
+
+    /// Records the failure of a call that is counted already, as `record` does.
+    pub(crate) fn record_failure(&self, outcome: CallOutcome, config: &EjectConfig, now: Instant) -> Option<OutReason> {
+        let endpoint = &self.endpoint;
+        endpoint.failures.fetch_add(1, Relaxed);
+        endpoint.load.record_outcome(true, || millis(now));
+        let is_timeout = outcome == CallOutcome::Timeout;
+        let call = FailedCall { is_timeout, calls: endpoint.calls.load(Relaxed), ejections: self.ejections };
+        endpoint.state.record_failure(call, config, millis(now))
     }
 }
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.endpoint.in_flight.fetch_sub(1, Relaxed);
     }
 }
 

@@ -74,11 +74,11 @@ fn run(policy: BalancePolicy, servers: &[Server], (count, interval): (usize, Dur
             let at = start + end;
             endpoint.record_latency((!servers[index].fails).then_some(end - began), at);
             if servers[index].fails {
-                endpoint.record(CallOutcome::Failure, &config, || at);
+                guard.record(CallOutcome::Failure, &config, || at);
                 result.failed += 1;
             } else {
-                endpoint.record(CallOutcome::Success, &config, || at);
-                endpoint.record_success(|| at);
+                guard.record(CallOutcome::Success, &config, || at);
+                guard.record_success(|| at);
                 result.latencies.push(end - began);
             }
         }

@@ -4,7 +4,7 @@
 //! Three judges write here: attempts to connect, responses, and health checks. Requests read one
 //! number, which is 0 for an endpoint that none of them objects to.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -75,6 +75,16 @@ pub(crate) enum StateChange {
     Up,
 }
 
+/// A failed call, as the state counts it.
+#[derive(Clone, Copy)]
+pub(super) struct FailedCall {
+    pub(super) is_timeout: bool,
+    /// The number of calls of the endpoint, with this one.
+    pub(super) calls: u64,
+    /// `EndpointState::ejections` when the call began.
+    pub(super) ejections: u32,
+}
+
 /// The part of the state behind its lock.
 #[derive(Default)]
 struct StateCore {
@@ -109,22 +119,22 @@ struct TimeoutWindow {
 }
 
 impl TimeoutWindow {
-    /// Counts a timeout. True if there were enough of them.
-    fn record(&mut self, calls: u64, now: u64) -> bool {
+    /// Counts a timeout. Returns whether there were enough of them if it ends a window.
+    fn record(&mut self, calls: u64, now: u64) -> Option<bool> {
         let elapsed = self.since.map_or(u64::MAX, |since| now.saturating_sub(since));
         if elapsed >= 2 * WINDOW {
             *self = TimeoutWindow { since: Some(now), calls_before: calls.saturating_sub(1), timeouts: 1, bad: 0 };
-            return false;
+            return None;
         }
         self.timeouts += 1;
         if elapsed < WINDOW {
-            return false;
+            return None;
         }
         let calls_in = calls.saturating_sub(self.calls_before);
         let is_bad = calls_in >= WINDOW_CALLS_MIN && self.timeouts * 10 >= calls_in * 8;
         let bad = if is_bad { self.bad + 1 } else { 0 };
         *self = TimeoutWindow { since: Some(now), calls_before: calls, timeouts: 0, bad };
-        bad >= WINDOWS_MAX
+        Some(bad >= WINDOWS_MAX)
     }
 }
 
@@ -135,6 +145,11 @@ pub(super) struct EndpointState {
     out_until: AtomicU64,
     /// Whether a success changes anything.
     is_suspect: AtomicBool,
+    /// Whether the last attempt to connect failed.
+    has_failed_connection: AtomicBool,
+    /// Ejections so far. The result of a call that began before the last one does not count: it
+    /// says nothing about the endpoint after its time.
+    ejections: AtomicU32,
     core: Mutex<StateCore>,
 }
 
@@ -173,9 +188,14 @@ impl EndpointState {
         })
     }
 
+    /// The number of ejections, which a call keeps from its beginning.
+    pub(super) fn ejections(&self) -> u32 {
+        self.ejections.load(Relaxed)
+    }
+
     /// A connection was opened.
     pub(super) fn record_reachable(&self, now: u64) -> Option<StateChange> {
-        if !self.is_suspect.load(Relaxed) {
+        if !self.is_suspect.load(Relaxed) && !self.has_failed_connection.load(Relaxed) {
             return None;
         }
         self.change(|core| {
@@ -185,40 +205,48 @@ impl EndpointState {
         })
     }
 
-    pub(super) fn record_success(&self, now: impl FnOnce() -> u64) -> Option<StateChange> {
-        if !self.is_suspect.load(Relaxed) {
+    /// A call that began after `ejections` ended well.
+    pub(super) fn record_success(&self, ejections: u32, now: impl FnOnce() -> u64) -> Option<StateChange> {
+        if !self.is_suspect.load(Relaxed) || ejections != self.ejections() {
             return None;
         }
         self.change(|core| {
             core.consecutive_failures = 0;
+            core.has_timed_out = false;
             core.report_up(now())
         })
     }
 
-    /// A call failed; `calls` is the number of calls of the endpoint.
-    pub(super) fn record_failure(&self, is_timeout: bool, calls: u64, now: u64) {
+    /// A call failed. Returns why the endpoint is to be ejected, if it is. Failures while it is out
+    /// do not count.
+    pub(super) fn record_failure(&self, call: FailedCall, config: &EjectConfig, now: u64) -> Option<OutReason> {
+        let mut reason = None;
         self.change(|core| {
+            let is_late = call.ejections != self.ejections();
+            if is_late || core.is_unhealthy || core.ejected_until > now {
+                return None;
+            }
             core.consecutive_failures = core.consecutive_failures.saturating_add(1);
-            core.has_timed_out |= is_timeout && core.window.record(calls, now);
+            if call.is_timeout
+                && let Some(has_timed_out) = core.window.record(call.calls, now)
+            {
+                core.has_timed_out = has_timed_out;
+            }
+            if config.after > 0 {
+                let timed_out = core.has_timed_out.then_some(OutReason::Timeouts);
+                let failed = (core.consecutive_failures >= config.after).then_some(OutReason::Failures);
+                reason = failed.or(timed_out);
+            }
             None
         });
-    }
-
-    /// Why the endpoint is to be ejected, if it is and is not yet.
-    pub(super) fn eject_reason(&self, config: &EjectConfig, now: impl FnOnce() -> u64) -> Option<OutReason> {
-        if !self.is_suspect.load(Relaxed) || config.after == 0 {
-            return None;
-        }
-        let core = self.lock();
-        let is_bad = core.consecutive_failures >= config.after;
-        let reason = if is_bad { OutReason::Failures } else { OutReason::Timeouts };
-        ((is_bad || core.has_timed_out) && core.ejected_until <= now()).then_some(reason)
+        reason
     }
 
     /// Ejects the endpoint. The time doubles with each ejection, unless the endpoint was in use for
     /// as long as the longest one lasts.
     pub(super) fn eject(&self, reason: OutReason, (config, now): (&EjectConfig, u64)) -> Option<StateChange> {
         self.change(|core| {
+            self.ejections.fetch_add(1, Relaxed);
             let longest = config.base * EJECTION_FACTOR_MAX;
             if now.saturating_sub(core.ejected_until) >= millis_of(longest) {
                 core.ejections = 0;
@@ -252,6 +280,14 @@ impl EndpointState {
         })
     }
 
+    /// There are no health checks any more: their results do not keep the endpoint out.
+    pub(super) fn forget_checks(&self, now: u64) -> Option<StateChange> {
+        self.change(|core| {
+            core.checks = 0;
+            if std::mem::take(&mut core.is_unhealthy) { core.report_up(now) } else { None }
+        })
+    }
+
     /// Whether the endpoint is out for another reason than its connections.
     pub(super) fn is_out(&self, now: u64) -> bool {
         self.out_until.load(Relaxed) > now && {
@@ -265,9 +301,11 @@ impl EndpointState {
         let report = change(&mut core);
         let unhealthy_until = if core.is_unhealthy { u64::MAX } else { 0 };
         self.out_until.store(core.unreachable_until.max(core.ejected_until).max(unhealthy_until), Relaxed);
-        let is_suspect =
-            core.failed_connections > 0 || core.consecutive_failures > 0 || core.has_timed_out || core.is_reported_down;
+        // A passed check alone reports an unhealthy endpoint as up.
+        let is_reported = core.is_reported_down && !core.is_unhealthy;
+        let is_suspect = core.consecutive_failures > 0 || core.has_timed_out || is_reported;
         self.is_suspect.store(is_suspect, Relaxed);
+        self.has_failed_connection.store(core.failed_connections > 0, Relaxed);
         report
     }
 
@@ -302,11 +340,20 @@ mod tests {
         EjectConfig::default()
     }
 
+    /// A call that begins now, and ends.
+    fn fail(state: &EndpointState, now: u64) -> Option<OutReason> {
+        let call = FailedCall { is_timeout: false, calls: 0, ejections: state.ejections() };
+        state.record_failure(call, &config(), now)
+    }
+
+    fn succeed(state: &EndpointState, now: u64) -> Option<StateChange> {
+        state.record_success(state.ejections(), || now)
+    }
+
     /// Records failures until the endpoint is to be ejected, and ejects it. Returns their number.
     fn fail_until_ejected(state: &EndpointState, now: u64) -> u32 {
         for count in 1..100 {
-            state.record_failure(false, 0, now);
-            if let Some(reason) = state.eject_reason(&config(), || now) {
+            if let Some(reason) = fail(state, now) {
                 state.eject(reason, (&config(), now));
                 return count;
             }
@@ -332,15 +379,14 @@ mod tests {
     fn failures_in_a_row_eject_and_a_success_between_them_does_not() {
         let state = EndpointState::default();
         for _ in 0..100 {
-            (0..4).for_each(|_| state.record_failure(false, 0, 0));
-            assert_eq!(state.eject_reason(&config(), || 0), None);
-            assert_eq!(state.record_success(|| 0), None);
+            (0..4).for_each(|_| assert_eq!(fail(&state, 0), None));
+            assert_eq!(succeed(&state, 0), None);
         }
         assert_eq!(fail_until_ejected(&state, 0), 5);
         assert_eq!(state.availability(|| 30 * SECOND - 1), EndpointAvailability::Out);
         assert_eq!(state.out(10 * SECOND), Some((OutReason::Failures, Some(20 * SECOND))));
         assert_eq!(state.availability(|| 30 * SECOND), EndpointAvailability::Available);
-        assert_eq!(state.record_success(|| 30 * SECOND), Some(StateChange::Up));
+        assert_eq!(succeed(&state, 30 * SECOND), Some(StateChange::Up));
     }
 
     #[test]
@@ -355,7 +401,7 @@ mod tests {
         }
         // A long good time makes the next ejection a first one.
         now += 300 * SECOND;
-        state.record_success(|| now);
+        succeed(&state, now);
         now += 300 * SECOND;
         assert_eq!(fail_until_ejected(&state, now), 5);
         assert_eq!(state.out(now).and_then(|(_, left)| left), Some(30 * SECOND));
@@ -369,13 +415,13 @@ mod tests {
             for now in (0..60 * SECOND).step_by(500) {
                 calls += 1;
                 if calls % 10 < timeouts_of_ten {
-                    state.record_failure(true, calls, now);
-                    let reason = state.eject_reason(&EjectConfig { after: 50, ..config() }, || now);
+                    let call = FailedCall { is_timeout: true, calls, ejections: 0 };
+                    let reason = state.record_failure(call, &EjectConfig { after: 50, ..config() }, now);
                     if reason.is_some() {
                         return Some((reason, now / SECOND));
                     }
                 } else {
-                    state.record_success(|| now);
+                    succeed(&state, now);
                 }
             }
             None
@@ -383,6 +429,60 @@ mod tests {
         let (reason, seconds) = run(9).expect("90 % time out");
         assert!(reason == Some(OutReason::Timeouts) && (30..=34).contains(&seconds), "{reason:?} {seconds}");
         assert_eq!(run(7), None, "70 % time out");
+    }
+
+    #[test]
+    fn results_of_calls_from_before_an_ejection_do_not_count_after_it() {
+        for late in [1, 5, 100] {
+            let state = EndpointState::default();
+            let before = state.ejections();
+            assert_eq!(fail_until_ejected(&state, 0), 5);
+            let call = FailedCall { is_timeout: true, calls: 5 + late, ejections: before };
+            // Some end while it is out, some after its time; others begin while it is out.
+            for now in [1, 29 * SECOND, 30 * SECOND, 31 * SECOND] {
+                (0..late).for_each(|_| assert_eq!(state.record_failure(call, &config(), now), None));
+                assert_eq!(state.record_success(before, || now), None);
+            }
+            (0..late).for_each(|_| assert_eq!(fail(&state, 29 * SECOND), None));
+            assert_eq!(succeed(&state, 31 * SECOND), Some(StateChange::Up));
+            (0..4).for_each(|_| assert_eq!(fail(&state, 32 * SECOND), None, "a success ends the row"));
+            assert_eq!(fail(&state, 32 * SECOND), Some(OutReason::Failures));
+        }
+        let state = EndpointState::default();
+        let before = state.ejections();
+        assert_eq!(fail_until_ejected(&state, 0), 5);
+        assert_eq!(state.record_success(before, || 30 * SECOND), None);
+        assert_eq!(fail_until_ejected(&state, 30 * SECOND), 1, "a late success clears nothing either");
+    }
+
+    #[test]
+    fn failures_of_an_unhealthy_endpoint_do_not_count_when_it_is_healthy_again() {
+        let state = EndpointState::default();
+        state.record_check(false, 1, 0);
+        (0..100).for_each(|_| assert_eq!(fail(&state, 0), None));
+        assert!(!state.is_suspect.load(Relaxed), "a success changes nothing");
+        state.record_check(true, 1, 0);
+        assert_eq!(fail_until_ejected(&state, 0), 5);
+    }
+
+    #[test]
+    fn endpoint_that_is_never_ejected_is_not_suspect_after_a_success() {
+        let state = EndpointState::default();
+        // Enough bad windows, but it is the only endpoint: it is not ejected.
+        let mut reasons = Vec::new();
+        for calls in 1..100 {
+            let call = FailedCall { is_timeout: true, calls, ejections: 0 };
+            let config = EjectConfig { after: 1_000, ..config() };
+            reasons.extend(state.record_failure(call, &config, calls * SECOND));
+        }
+        assert!(reasons.contains(&OutReason::Timeouts));
+        state.record_unreachable(100 * SECOND);
+        assert_eq!(succeed(&state, 110 * SECOND), Some(StateChange::Up));
+        assert!(!state.is_suspect.load(Relaxed));
+        let call = FailedCall { is_timeout: false, calls: 101, ejections: 0 };
+        assert_eq!(state.record_failure(call, &config(), 111 * SECOND), None, "one failure of no row");
+        assert_eq!(state.record_reachable(112 * SECOND), None);
+        assert!(!state.has_failed_connection.load(Relaxed));
     }
 
     #[test]
@@ -398,11 +498,22 @@ mod tests {
     }
 
     #[test]
+    fn unhealthy_endpoint_is_in_use_again_when_there_are_no_checks_any_more() {
+        let state = EndpointState::default();
+        assert_eq!(state.forget_checks(0), None);
+        state.record_check(false, 1, 0);
+        assert_eq!(state.availability(|| 0), EndpointAvailability::Out);
+        assert_eq!(state.forget_checks(0), Some(StateChange::Up));
+        assert_eq!(state.availability(|| 0), EndpointAvailability::Available);
+        assert_eq!(state.record_check(false, 2, 0), None, "the failed check is forgotten");
+    }
+
+    #[test]
     fn endpoint_is_reported_as_up_only_if_nothing_keeps_it_out() {
         let state = EndpointState::default();
         assert_eq!(fail_until_ejected(&state, 0), 5);
         (0..3).for_each(|_| assert_eq!(state.record_check(false, 3, 0), None, "it is reported already"));
         assert_eq!(state.record_check(true, 1, SECOND), None, "it is ejected");
-        assert_eq!(state.record_success(|| 31 * SECOND), Some(StateChange::Up));
+        assert_eq!(succeed(&state, 31 * SECOND), Some(StateChange::Up));
     }
 }

@@ -42,7 +42,7 @@ impl FollowedUpstreams {
                 Event::UpstreamUnverified { upstream: &upstream.config().name }.emit();
             }
             let services = upstream.names().map(|(index, _)| follow_name(&self.resolver, upstream, index));
-            let services = services.chain(upstream.config().health.is_some().then(|| check_health(upstream))).collect();
+            let services = services.chain([check_health(upstream)]).collect();
             self.running.push((Arc::clone(upstream), services));
         }
     }

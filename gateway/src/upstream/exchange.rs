@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use super::judge::EndpointJudge;
 use super::pool;
 use super::replay::ReplayBody;
-use crate::endpoint::InFlightGuard;
+use crate::endpoint::{CallOutcome, InFlightGuard};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::exchange_clock::Blame;
 use crate::http::fields::Fields;
@@ -21,6 +22,8 @@ pub(crate) struct UpstreamExchange<'a> {
     body: ReplayBody<RequestBody<'a>>,
     in_flight: InFlightGuard,
     head: HeadVerdict,
+    /// Judges the endpoint again if its body fails; `None`: the body has ended.
+    judge: Option<Arc<EndpointJudge>>,
 }
 
 /// The endpoint judged by the head of its response.
@@ -42,11 +45,14 @@ impl<'a> UpstreamExchange<'a> {
     pub(super) fn new(
         connection: Box<UpstreamConnection>,
         body: ReplayBody<RequestBody<'a>>,
-        in_flight: InFlightGuard,
+        (judge, in_flight): (&Arc<EndpointJudge>, InFlightGuard),
         head: HeadVerdict,
     ) -> Self {
-        let mut exchange = UpstreamExchange { connection: Some(connection), trailers: None, body, in_flight, head };
+        let connection = Some(connection);
+        let mut exchange = UpstreamExchange { connection, trailers: None, body, in_flight, head, judge: None };
         exchange.finish_if_idle();
+        // Most bodies are there with their head.
+        exchange.judge = exchange.head.is_success.then(|| Arc::clone(judge));
         exchange
     }
 
@@ -75,7 +81,7 @@ impl<'a> UpstreamExchange<'a> {
     fn finish_if_idle(&mut self) {
         if self.head.is_success && self.connection.as_ref().is_some_and(|connection| connection.is_body_done()) {
             self.head.is_success = false;
-            self.in_flight.endpoint().record_success(Instant::now);
+            self.in_flight.record_success(Instant::now);
         }
         if let Some(mut connection) = self.connection.take_if(|connection| connection.is_reusable()) {
             self.trailers = connection.take_trailers();
@@ -97,8 +103,10 @@ impl BodySource for UpstreamExchange<'_> {
         if let Poll::Ready(Err(error)) = &filled
             && error.blame() == Blame::Upstream
             && std::mem::take(&mut self.head.is_success)
+            && let Some(judge) = self.judge.take()
         {
-            self.in_flight.endpoint().record_failure(matches!(error, BodyError::Timeout(_)), Instant::now());
+            let is_timeout = matches!(error, BodyError::Timeout(_));
+            judge.judge_body(&self.in_flight, if is_timeout { CallOutcome::Timeout } else { CallOutcome::Failure });
         }
         filled
     }

@@ -54,9 +54,13 @@ impl BodySource for NoBody {
     fn consume(&mut self, _count: usize) {}
 }
 
-/// Checks the endpoints of `upstream` at its interval. Returns at once if it has no health checks.
+/// Checks the endpoints of `upstream` at its interval. Without health checks it forgets the results
+/// of those before a reload, and returns at once.
 pub(crate) async fn check_health(upstream: &Upstream) {
-    let Some(config) = &upstream.config().health else { return };
+    let Some(config) = &upstream.config().health else {
+        upstream.endpoints().list().iter().for_each(|endpoint| endpoint.forget_checks());
+        return;
+    };
     let mut next = Instant::now();
     loop {
         tasks::set_waiting_for(TaskWait::UpstreamHead);

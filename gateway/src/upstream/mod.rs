@@ -8,6 +8,7 @@ mod attempt_error;
 mod hash_key;
 mod pool;
 mod replay;
+mod judge;
 mod exchange;
 mod open;
 mod health;
@@ -16,7 +17,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -39,6 +39,7 @@ use crate::http::request_body::RequestBody;
 use crate::metrics::Label as _;
 use crate::{breaker, metrics};
 use exchange::HeadVerdict;
+use judge::EndpointJudge;
 use open::{AttemptPlan, OpenedConnection};
 use replay::ReplayBody;
 
@@ -142,14 +143,12 @@ pub(crate) struct EndpointsChange {
 /// A named set of endpoints, shared by all threads.
 pub(crate) struct Upstream {
     config: UpstreamConfig,
-    /// Replaced as a whole when an answer differs from the last one.
-    set: ArcSwap<EndpointSet>,
+    /// The endpoints, and when one is ejected.
+    judge: Arc<EndpointJudge>,
     /// By index of `config.endpoints`.
     known: Mutex<Vec<KnownTargets>>,
     /// Notified of every answer and failure, for requests that wait for the first endpoint.
     answered: watch::Sender<()>,
-    /// Held while an endpoint is ejected, so that threads together keep to the share.
-    ejecting: Mutex<()>,
 }
 
 impl Upstream {
@@ -171,11 +170,11 @@ impl Upstream {
             None => known_before(origin).unwrap_or(KnownTargets::Awaited),
         });
         let known: Vec<_> = known.collect();
-        let before = old.map(|old| old.set.load_full());
+        let before = old.map(|old| old.judge.set.load_full());
         let list = merge(&config, &known, before.as_deref().map_or(&[], EndpointSet::list));
-        let set = ArcSwap::from_pointee(EndpointSet::new(list, config.balance, config.eject.share));
-        let (known, answered, ejecting) = (Mutex::new(known), watch::Sender::new(()), Mutex::default());
-        Upstream { config, set, known, answered, ejecting }
+        let set = EndpointSet::new(list, config.balance, config.eject.share);
+        let judge = Arc::new(EndpointJudge::new(config.eject.clone(), set));
+        Upstream { config, judge, known: Mutex::new(known), answered: watch::Sender::new(()) }
     }
 
     pub(crate) fn config(&self) -> &UpstreamConfig {
@@ -184,7 +183,7 @@ impl Upstream {
 
     /// The current endpoints.
     pub(crate) fn endpoints(&self) -> Arc<EndpointSet> {
-        self.set.load_full()
+        self.judge.set.load_full()
     }
 
     /// The items of `endpoints` whose addresses have to be looked up, with their indexes.
@@ -201,7 +200,7 @@ impl Upstream {
             return None;
         }
         *slot = KnownTargets::Some(targets);
-        let before = self.set.load_full();
+        let before = self.judge.set.load_full();
         let list = merge(&self.config, &known, before.list());
         let is_in = |list: &[Arc<Endpoint>], endpoint| list.iter().any(|other| Arc::ptr_eq(other, endpoint));
         let change = EndpointsChange {
@@ -210,7 +209,7 @@ impl Upstream {
             removed: before.list().iter().filter(|endpoint| !is_in(&list, endpoint)).count(),
         };
         let set = EndpointSet::new(list, self.config.balance, self.config.eject.share);
-        self.set.store(Arc::new(set));
+        self.judge.set.store(Arc::new(set));
         self.answered.send_replace(());
         Some(change)
     }
@@ -232,7 +231,7 @@ impl Upstream {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             known.iter().any(|known| matches!(known, KnownTargets::Awaited))
         };
-        while self.set.load().list().is_empty() && is_awaited() {
+        while self.judge.set.load().list().is_empty() && is_awaited() {
             // The sender lives as long as this upstream.
             if timeout_at(due, answered.changed()).await.is_err() {
                 return;
@@ -243,7 +242,7 @@ impl Upstream {
     /// The state of the upstream and of each endpoint, for the admin address.
     pub(crate) fn to_json(&self) -> serde_json::Value {
         let now = std::time::Instant::now();
-        let set = self.set.load();
+        let set = self.judge.set.load();
         let endpoints = set.list().iter().map(|endpoint| {
             let (calls, failures) = endpoint.calls();
             let out = endpoint.out(now);
@@ -280,10 +279,11 @@ impl Upstream {
         let is_repeatable = request.method.is_idempotent();
         let mut body = ReplayBody::new(body);
         let mut plan = AttemptPlan::new(self.config.connect_timeout, now + timeouts.head, total_at);
+        plan.is_repeatable = is_repeatable;
         if self.config.balance.policy == BalancePolicy::ConsistentHash {
             plan.hash = self.config.hash_by.hash(request, client);
         }
-        let mut opened = self.take_idle(&mut plan, is_repeatable, now);
+        let mut opened = self.take_idle(&mut plan, now);
         loop {
             let (in_flight, mut connection) = match opened.take() {
                 Some(opened) => opened,
@@ -316,9 +316,9 @@ impl Upstream {
                 if !connection.is_request_incomplete() {
                     head.is_success = !response.status.is_server_error();
                     let outcome = if head.is_success { CallOutcome::Success } else { CallOutcome::Failure };
-                    head.is_outlier = self.judge(in_flight.endpoint(), outcome);
+                    head.is_outlier = self.judge.judge(&in_flight, outcome);
                 }
-                return Ok(UpstreamExchange::new(connection, body, in_flight, head));
+                return Ok(UpstreamExchange::new(connection, body, (&self.judge, in_flight), head));
             };
             let endpoint = in_flight.endpoint();
             let is_timeout = matches!(error, UpstreamConnectionError::Timeout(_));
@@ -337,7 +337,7 @@ impl Upstream {
             if !failure.retryable || !body.rewind() {
                 if failure.is_verdict {
                     let outcome = if is_timeout { CallOutcome::Timeout } else { CallOutcome::Failure };
-                    failure.is_outlier = self.judge(endpoint, outcome);
+                    failure.is_outlier = self.judge.judge(&in_flight, outcome);
                     endpoint.record_latency(None, std::time::Instant::now());
                 }
                 return Err(failure);
@@ -350,35 +350,12 @@ impl Upstream {
         }
     }
 
-    /// Records the result of a call at its endpoint, which is ejected if it fails too often.
-    /// Returns whether the failure is that of an endpoint that is out while others are not: it says
-    /// nothing about the upstream.
-    fn judge(&self, endpoint: &Endpoint, outcome: CallOutcome) -> bool {
-        let reason = endpoint.record(outcome, &self.config.eject, std::time::Instant::now);
-        if outcome == CallOutcome::Success && reason.is_none() {
-            return false;
-        }
-        let now = std::time::Instant::now();
-        let set = self.set.load();
-        if let Some(reason) = reason {
-            let _ejecting = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
-            if !endpoint.is_out(now) && set.may_eject(now) {
-                endpoint.eject(reason, &self.config.eject, now);
-            }
-        }
-        outcome != CallOutcome::Success && endpoint.is_out(now) && !set.is_panicking(now)
-    }
-
-    /// Selects an endpoint and takes a kept connection to it, if there is one. A request that must
-    /// not be repeated gets one that is still open according to the system: the server may have
-    /// closed it since the last turn of the event loop.
-    fn take_idle(&self, plan: &mut AttemptPlan, is_repeatable: bool, now: Instant) -> Option<OpenedConnection> {
-        let set = self.set.load();
+    /// Selects an endpoint and takes a kept connection to it, if there is one.
+    fn take_idle(&self, plan: &mut AttemptPlan, now: Instant) -> Option<OpenedConnection> {
+        let set = self.judge.set.load();
         let endpoint = set.select(&[], Pick { now: now.into_std(), hash: plan.hash })?;
-        while let Some(connection) = pool::take(endpoint.connector.key()) {
-            if is_repeatable || connection.is_open() {
-                return Some((InFlightGuard::new(Arc::clone(endpoint)), connection));
-            }
+        if let Some(connection) = plan.take_idle(endpoint) {
+            return Some((InFlightGuard::new(Arc::clone(endpoint)), connection));
         }
         plan.set_next(Arc::clone(endpoint));
         None
@@ -389,11 +366,11 @@ impl Upstream {
         plan: &mut AttemptPlan,
         on_endpoint_failed: &mut dyn FnMut(AttemptError),
     ) -> Result<OpenedConnection, AttemptError> {
-        if self.set.load().list().is_empty() {
+        if self.judge.set.load().list().is_empty() {
             let due = Instant::now() + plan.connect_timeout;
             self.first_endpoint(plan.total_at.map_or(due, |total| total.min(due))).await;
         }
-        let set = self.set.load_full();
+        let set = self.judge.set.load_full();
         open::open(&set, plan, on_endpoint_failed).await
     }
 }
@@ -432,7 +409,13 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Send + Sync 
         for_each(&mut |upstream| {
             let mut counts = [0_u32; EndpointAvailability::ALL.len()];
             let now = std::time::Instant::now();
-            upstream.set.load().list().iter().for_each(|endpoint| counts[endpoint.availability(now).index()] += 1);
+            upstream
+                .judge
+                .set
+                .load()
+                .list()
+                .iter()
+                .for_each(|endpoint| counts[endpoint.availability(now).index()] += 1);
             for state in EndpointAvailability::ALL {
                 let labels = [("upstream", &*upstream.config.name), (EndpointAvailability::NAME, state.as_str())];
                 emit(&labels, counts[state.index()].into());

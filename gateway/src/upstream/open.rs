@@ -38,6 +38,8 @@ pub(super) struct AttemptPlan {
     next: Option<Arc<Endpoint>>,
     /// Whether idle connections may be used: until one turns out to be dead.
     pub(super) reuses: bool,
+    /// Whether the request may be sent again.
+    pub(super) is_repeatable: bool,
     pub(super) connect_timeout: Duration,
     /// No further endpoint is tried from then on: a client does not wait for the connect timeouts
     /// of a long list.
@@ -70,6 +72,7 @@ impl AttemptPlan {
             unreachable_tries: 0,
             next: None,
             reuses: true,
+            is_repeatable: false,
             connect_timeout,
             tries_until,
             total_at,
@@ -83,6 +86,18 @@ impl AttemptPlan {
             self.tried.push(Arc::clone(&endpoint));
         }
         self.next = Some(endpoint);
+    }
+
+    /// Takes an idle connection to `endpoint`. A request that must not be repeated gets one that is
+    /// still open according to the system: the server may have closed it since the last turn of the
+    /// event loop.
+    pub(super) fn take_idle(&self, endpoint: &Endpoint) -> Option<Box<UpstreamConnection>> {
+        while let Some(connection) = pool::take(endpoint.connector.key()) {
+            if self.is_repeatable || connection.is_open() {
+                return Some(connection);
+            }
+        }
+        None
     }
 
     /// The endpoint to try next; `None` if no further one is worth an attempt.
@@ -142,7 +157,7 @@ pub(super) async fn open(
         match plan.next(set) {
             Some(endpoint) => {
                 if plan.reuses
-                    && let Some(connection) = pool::take(endpoint.connector.key())
+                    && let Some(connection) = plan.take_idle(&endpoint)
                 {
                     note_slow(&running, Instant::now());
                     failure.into_iter().for_each(on_endpoint_failed);

@@ -29,6 +29,8 @@ pub enum DnsAnswer {
     /// Records with a TTL in seconds.
     Records(u32, Vec<DnsRecord>),
     ServerFailure,
+    /// Records with a TTL in seconds; no answer to queries for other kinds of records.
+    OnlyRecords(u32, Vec<DnsRecord>),
     /// No answer at all.
     Silence,
 }
@@ -99,10 +101,11 @@ fn respond(shared: &Shared, query: &[u8]) -> Option<Vec<u8>> {
     let kind = u16::from_be_bytes([*query.get(end)?, *query.get(end + 1)?]);
     shared.queries.fetch_add(1, Ordering::SeqCst);
     let answer = lock(&shared.answers).get(&name.to_ascii_lowercase()).cloned();
+    let is_partial = matches!(answer, Some(DnsAnswer::OnlyRecords(..)));
     let (code, ttl, records) = match answer {
         Some(DnsAnswer::Silence) => return None,
         Some(DnsAnswer::ServerFailure) => (SERVER_FAILURE, 0, Vec::new()),
-        Some(DnsAnswer::Records(ttl, records)) => (0, ttl, records),
+        Some(DnsAnswer::Records(ttl, records) | DnsAnswer::OnlyRecords(ttl, records)) => (0, ttl, records),
         None => (NO_SUCH_NAME, 0, Vec::new()),
     };
     let records = records.iter().map(|record| match record {
@@ -114,6 +117,9 @@ fn respond(shared: &Shared, query: &[u8]) -> Option<Vec<u8>> {
         }
     });
     let records: Vec<_> = records.filter(|(known, _)| *known == kind).collect();
+    if is_partial && records.is_empty() {
+        return None;
+    }
     let mut response = query[..2].to_vec();
     // A response, recursion desired and available.
     response.extend([0x81, 0x80 | code, 0, 1, 0, u8::try_from(records.len()).expect("few records"), 0, 0, 0, 0]);
