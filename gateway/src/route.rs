@@ -104,6 +104,17 @@ impl RouteConfig {
 }
 
 impl RouteConfig {
+    /// A number for the route in cache keys, the same on all nodes. `None` where no other route has
+    /// requests with the same key: the route has no condition on fields or on the query, of which
+    /// parameters may be left out of the key, and takes GET and HEAD alike.
+    pub(crate) fn key(&self) -> Option<u64> {
+        let takes = |method: &Method| self.methods.is_empty() || self.methods.contains(method);
+        let decides = |conditions: &RouteConditions| !conditions.headers.is_empty() || !conditions.query.is_empty();
+        let is_shared = self.conditions.as_deref().is_some_and(decides) || takes(&Method::GET) != takes(&Method::HEAD);
+        let hash = || blake3::hash(self.name.as_bytes());
+        is_shared.then(|| hash().as_bytes().first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes)))
+    }
+
     /// Whether the method of a request matches; of a preflight that the route answers, the method
     /// that it asks for.
     fn accepts_method(&self, request: &Request) -> bool {
@@ -199,6 +210,8 @@ pub(crate) struct Route {
     /// Position in `Routes`. Request records refer to routes by it: a clone of the name's `Arc`
     /// would write a reference count that all threads share.
     pub(crate) index: usize,
+    /// The part of the route in cache keys; see `RouteConfig::key`.
+    pub(crate) key: Option<u64>,
     /// `None` for a route that answers by itself.
     pub(crate) upstream: Option<Arc<Upstream>>,
     pub(crate) breaker: Arc<Breaker>,

@@ -243,7 +243,7 @@ fn waiting_verifications_are_bounded() {
     for (n, client) in clients.iter_mut().enumerate() {
         client.send_get("/", &[("authorization", &basic("ann", &n.to_string()))]);
     }
-    // 64 wait, for 5 s. Those that find no place get their response at once.
+    // 16 of an address wait, for 5 s. Those that find no place get their response at once.
     wait_for(|| results(&gateway, "verification_throttled") >= 40.0, Duration::from_secs(4));
     assert_eq!(gateway.get("/open/", &[]).status, 200);
     let responses: Vec<ClientResponse> = clients.iter_mut().map(Client::read_response).collect();

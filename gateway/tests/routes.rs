@@ -340,6 +340,27 @@ fn pages_replace_the_gateways_own_responses_for_clients_that_accept_html() {
     assert!(!check.status.success() && report.contains("any.html: line 2"), "{report}");
 }
 
+/// HEAD is answered from what GET has stored, unless the two have different routes.
+#[test]
+fn methods_of_different_routes_share_no_entry() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60"), ("X-From", "one")], "body"));
+    let other = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60"), ("X-From", "two")], "body"));
+    let rest = format!(
+        "[upstreams.other]\nendpoints = [\"http://{}\"]\n\
+         [[routes]]\nname = \"head\"\nmatch = {{ path = \"/x\", methods = [\"HEAD\"] }}\nupstream = \"other\"\n\
+         [[routes]]\nname = \"get\"\nmatch = {{ path = \"/x\", methods = [\"GET\"] }}\nupstream = \"origin\"\n",
+        other.address
+    );
+    let gateway = routes(origin.address, &rest);
+    assert_eq!(gateway.get("/x", &[]).field("x-from"), Some("one"));
+    let mut client = gateway.connect();
+    client.send(support::client::request("HEAD", "/x", &[], b""));
+    assert_eq!(client.read_response_to("HEAD").field("x-from"), Some("two"));
+    assert_eq!(client.get("/y", &[]).field("x-from"), Some("one"));
+    client.send(support::client::request("HEAD", "/y", &[], b""));
+    assert!(client.read_response_to("HEAD").is_hit(), "one route for both methods");
+}
+
 /// An origin gets the same from all requests that one response answers.
 #[test]
 fn parameters_outside_the_key_neither_choose_a_stored_response_nor_reach_its_origin() {
@@ -429,6 +450,16 @@ fn faults_of_actions_are_explained() {
         ),
         ("upstream = \"origin\"\nheaders.request.remove = [\"traceparent\"]", "the framing or the trace"),
         ("redirect = { to = \"{rest}\" }", "a redirect goes to a URL"),
+        ("redirect = { to = \"{uri}\" }", "a redirect goes to a URL"),
+        ("redirect = { to = \"https://www.example{rest}\" }", "a redirect goes to a URL"),
+        ("redirect = { to = \"https://{query}/x\" }", "a redirect goes to a URL"),
+        ("redirect = { to = \"//{host}/x\" }", "a redirect goes to a URL"),
+        ("upstream = \"origin\"\nrewrite = \"/x/{query}\"", "are no parts of a path"),
+        ("upstream = \"origin\"\nauth = { api_keys = \"k\", header = \"x_key\" }", "`x_key` cannot carry a key"),
+        (
+            "upstream = \"origin\"\ncors = { origins = [\"*\"] }\nheaders.response.set = { access-control-allow-origin = \"*\" }",
+            "is written by `cors`",
+        ),
         ("", "`upstream` is missing"),
     ] {
         let text = faults(route);

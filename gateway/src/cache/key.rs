@@ -55,9 +55,9 @@ const ALTERNATIVES: KnownFieldSet = KnownFieldSet::of(hop::ALTERNATIVE_FIELDS);
 /// Writes the alternatives that the origin is told, where there are any; else nothing.
 #[cold]
 fn write_alternatives(builder: &mut KeyBuilder, request: &Request) {
-    if let Some(route) = &request.key_route {
+    if let Some(route) = request.key_route {
         // No field has a name with a blank.
-        builder.part(b"route of fields").part(route.as_bytes());
+        builder.part(b"by route").part(&route.to_be_bytes());
     }
     if let Some(forwarded) = &request.forwarded {
         let proto = forwarded.proto.as_deref().filter(|proto| scheme_of(proto).is_none());

@@ -8,7 +8,6 @@ pub use http::StatusCode;
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use super::fields::{Fields, KnownField};
 
@@ -106,9 +105,9 @@ pub struct Request {
     pub is_authenticated: bool,
     /// The changes that the route makes for the origin; `None` without any.
     pub origin_edits: Option<Rc<OriginEdits>>,
-    /// The route, where it depends on header fields: requests for one URL then have several routes,
-    /// and responses of one are not for another. Part of the cache key.
-    pub key_route: Option<Arc<str>>,
+    /// A number for the route, where requests with one cache key can have several routes: responses
+    /// of one are not for another. Part of the cache key.
+    pub key_route: Option<u64>,
     /// Interim responses received while the request is in progress. They belong to the exchange: a
     /// clone of the request discards its own.
     pub interim: InterimResponses,

@@ -16,7 +16,8 @@ use crate::http::message::TrustedForwarding;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ForwardedField {
     /// `X-Forwarded-For` if present, because most proxies write it and forward `Forwarded`
-    /// unchanged; otherwise `Forwarded`.
+    /// unchanged; otherwise `Forwarded`, if that is present. Without both, a proxy may still report
+    /// scheme and host in `X-Forwarded-Proto` and `X-Forwarded-Host`.
     #[default]
     Either,
     XForwardedFor,
@@ -27,6 +28,7 @@ impl ForwardedField {
     fn select(self, fields: &Fields) -> KnownField {
         match self {
             ForwardedField::Either if fields.has(KnownField::XForwardedFor) => KnownField::XForwardedFor,
+            ForwardedField::Either if !fields.has(KnownField::Forwarded) => KnownField::XForwardedFor,
             ForwardedField::XForwardedFor => KnownField::XForwardedFor,
             ForwardedField::Either | ForwardedField::Forwarded => KnownField::Forwarded,
         }
@@ -78,7 +80,11 @@ impl ForwardedField {
                 let host = value(b"host").filter(|host| str::from_utf8(host).is_ok_and(is_authority));
                 (value(b"proto").filter(|proto| proto.iter().all(u8::is_ascii_alphanumeric)), host)
             }
-            _ => (fields.get(KnownField::XForwardedProto), fields.get(KnownField::XForwardedHost)),
+            // Of a list, the peer wrote the last element.
+            _ => (
+                elements(fields, KnownField::XForwardedProto).last(),
+                elements(fields, KnownField::XForwardedHost).last(),
+            ),
         };
         // Scheme and host are case-insensitive; an origin may compare them as text.
         let lower = |value: Option<&[u8]>| value.map(<[u8]>::to_ascii_lowercase);
@@ -145,6 +151,20 @@ mod tests {
             let clients = [client(field, &[XFF, FORWARDED]), client(field, &[FORWARDED]), client(field, &[XFF])];
             assert_eq!(clients.each_ref().map(Option::as_deref), [both, forwarded_alone, xff_alone], "{field:?}");
         }
+    }
+
+    #[test]
+    fn scheme_and_host_may_be_reported_without_an_address() {
+        let reported = |lines: &[(&str, &str)]| {
+            let TrustedForwarding { proto, host, .. } = ForwardedField::Either.forwarding(&fields(lines));
+            [proto, host].map(|value| value.map(|value| String::from_utf8(value).expect("ASCII")))
+        };
+        let some = |text: &str| Some(text.to_owned());
+        let lines = [("x-forwarded-proto", "HTTPS"), ("x-forwarded-host", "Shop.Example")];
+        assert_eq!(reported(&lines), [some("https"), some("shop.example")]);
+        assert_eq!(reported(&[("x-forwarded-proto", "http, https")]), [some("https"), None]);
+        // A proxy that writes `Forwarded` passes a client's own lines of the others.
+        assert_eq!(reported(&[("x-forwarded-proto", "https"), ("forwarded", "for=10.0.0.1")]), [None, None]);
     }
 
     #[test]

@@ -23,6 +23,10 @@ impl RequestContext<'_> {
     /// request; its head is in the buffers, except that of a prebuilt response, which the body
     /// carries itself.
     pub(crate) fn admit(&mut self) -> Option<ResponseBody<'static>> {
+        if self.route.is_some_and(|route| route.config.edits.is_some()) {
+            // By the caller that is known now; `authenticate` admits the request again.
+            self.edit_request();
+        }
         // A browser sends a preflight without credentials.
         let is_preflight = self.cors().is_some() && CorsPolicy::is_preflight(self.request);
         if is_preflight {
@@ -65,7 +69,6 @@ impl RequestContext<'_> {
             authenticator.remove_credentials(&mut self.request.fields);
             self.request.is_authenticated = true;
             self.record.principal = Some(principal);
-            self.edit_request();
         }
         self.admit()
     }

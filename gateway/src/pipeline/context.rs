@@ -19,7 +19,7 @@ use crate::http::message::{OriginEdits, Request, Response};
 use crate::identify::Caller;
 use crate::identify::auth::Authentication;
 use crate::record::RequestRecord;
-use crate::route::{ForwardPath, Route, RouteConditions, RouteConfig, TemplateValues};
+use crate::route::{ForwardPath, Route, TemplateValues};
 
 /// Fields by which a client asks for a part of an object. A shared fetch is for the whole object.
 pub(super) const RANGE_FIELDS: [KnownField; 2] = [KnownField::Range, KnownField::IfRange];
@@ -124,7 +124,9 @@ impl<'c> RequestContext<'c> {
         }
         let (peer, now) = (arrival.peer.ip, arrival.at);
         let deadline = hop::expected_within(&request.fields).filter(|_| caller.is_trusted).map(|time| now + time);
-        let mut context = RequestContext {
+        request.key_route = route.and_then(|route| route.key);
+        request.origin_edits = None;
+        RequestContext {
             worker,
             snapshot,
             peer,
@@ -137,20 +139,12 @@ impl<'c> RequestContext<'c> {
             record,
             deadline,
             stale: None,
-        };
-        context.edit_request();
-        context
+        }
     }
 
     /// Determines what the route changes in the request for the origin.
+    #[cold]
     pub(super) fn edit_request(&mut self) {
-        let config = self.route.map(|route| &route.config);
-        // Of the query, parameters may be left out of the key.
-        let is_keyed_by_route = |config: &&RouteConfig| {
-            let decides = |conditions: &RouteConditions| !conditions.headers.is_empty() || !conditions.query.is_empty();
-            config.conditions.as_deref().is_some_and(decides)
-        };
-        self.request.key_route = config.filter(is_keyed_by_route).map(|config| Arc::clone(&config.name));
         self.request.origin_edits = self.origin_edits_of(self.request);
     }
 

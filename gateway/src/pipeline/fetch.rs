@@ -143,7 +143,7 @@ impl RequestContext<'_> {
             }
             leader.end(FetchEnd::LookUpAgain);
             self.record.detail = CacheDetail::Reason(NoStoreReason::Method.as_str());
-            return Ok(self.apply_conditions(ResponseBody::Upstream(source)));
+            return Ok(self.apply_conditions(ResponseBody::Upstream(Box::new(source))));
         }
         Ok(self.store_or_pass(fetch, leader, source))
     }
@@ -187,7 +187,7 @@ impl RequestContext<'_> {
                 }
                 self.mark_uncacheable(&leader, &fetch);
                 leader.end(FetchEnd::LookUpAgain);
-                return self.apply_conditions(ResponseBody::Upstream(source));
+                return self.apply_conditions(ResponseBody::Upstream(Box::new(source)));
             }
         };
         self.record.stored = true;
@@ -211,7 +211,7 @@ impl RequestContext<'_> {
             return self.start_fill(FillStart { entry: None, shared, leader, source });
         }
         leader.end(FetchEnd::Fail(ErrorKind::Upstream));
-        self.apply_conditions(ResponseBody::Upstream(source))
+        self.apply_conditions(ResponseBody::Upstream(Box::new(source)))
     }
 
     /// Whether and how the response may be stored.

@@ -80,7 +80,7 @@ impl RequestContext<'_> {
                 self.record.forward = ForwardReason::Method;
                 self.unsafe_method(body).await
             }
-            _ => self.forward(None, body).await.map(ResponseBody::Upstream),
+            _ => self.forward(None, body).await.map(|body| ResponseBody::Upstream(Box::new(body))),
         }
     }
 

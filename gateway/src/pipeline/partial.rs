@@ -48,7 +48,7 @@ impl RequestContext<'_> {
         self.record.detail = CacheDetail::Reason(NoStoreReason::Range.as_str());
         let extent = Extent::from_content_range(self.response);
         let Some(extent) = extent.filter(|extent| extent.length <= self.snapshot.cache.object_bytes) else {
-            return Ok(ResponseBody::Upstream(source));
+            return Ok(ResponseBody::Upstream(Box::new(source)));
         };
         // Its head is that of the whole object except for `Content-Range` (RFC 9111 section 3.4).
         let mut whole = Response { status: StatusCode::OK, ..self.response.clone() };
@@ -57,7 +57,7 @@ impl RequestContext<'_> {
             Ok(plan) => plan,
             Err(reason) => {
                 self.record.detail = CacheDetail::Reason(reason.as_str());
-                return Ok(ResponseBody::Upstream(source));
+                return Ok(ResponseBody::Upstream(Box::new(source)));
             }
         };
         self.record.detail = CacheDetail::None;

@@ -19,7 +19,8 @@ use crate::upstream::Tunnel;
 /// The source of a response's bytes.
 pub(crate) enum ResponseBody<'b> {
     Bytes(Bytes),
-    Upstream(UpstreamBody<'b>),
+    /// Boxed: most responses have none, and all of them are moved several times.
+    Upstream(Box<UpstreamBody<'b>>),
     Fill(SharedBody),
     StorePost(Box<StorePostResponse<'b>>),
     /// A whole response, head included.

@@ -49,17 +49,17 @@ impl<'c> RequestContext<'c> {
         let config = &self.snapshot.cache;
         let Some(mut fetch) = fetch.filter(|_| policy::is_storable_post_response(config, self.request, self.response))
         else {
-            return ResponseBody::Upstream(body);
+            return ResponseBody::Upstream(Box::new(body));
         };
         // The request's own invalidation does not apply to its response. One by another node since
         // the request was sent does, even if it is reported later.
         fetch.fill_epoch = view.epoch_snapshot().with_beginning_of(fetch.fill_epoch);
-        let Ok(plan) = self.store_plan(&fetch) else { return ResponseBody::Upstream(body) };
+        let Ok(plan) = self.store_plan(&fetch) else { return ResponseBody::Upstream(Box::new(body)) };
         self.record.stored = true;
         let entry = fetch.pending_entry(self.caller.region, plan, None);
         if matches!(self.response.length, BodyLength::Empty | BodyLength::Known(0)) {
             entry.store(self.worker, self.snapshot, Bytes::new());
-            return ResponseBody::Upstream(body);
+            return ResponseBody::Upstream(Box::new(body));
         }
         ResponseBody::StorePost(Box::new(StorePostResponse {
             source: body,

@@ -76,7 +76,18 @@ pub(super) fn snapshot(
             kept.map_or_else(|| Arc::new(Authenticator::new(config.clone())), Arc::clone)
         });
         let index = routes.len();
-        routes.push(Route { config: route.clone(), index, upstream, breaker, rules, cost, counters, authenticator });
+        let key = route.key();
+        routes.push(Route {
+            config: route.clone(),
+            index,
+            key,
+            upstream,
+            breaker,
+            rules,
+            cost,
+            counters,
+            authenticator,
+        });
     }
     let user_classes = config.limit.weights.iter().map(|(name, _)| name.clone()).collect();
     Ok(Snapshot {

@@ -46,6 +46,13 @@ pub(super) fn read(route: &TableReader<'_>) -> Option<(AuthConfig, Option<NamedC
         let keys = table.optional("api_keys", &AnyString);
         table.unavailable("forward", None);
         let (field, field_at) = table.located_or("header", &formats::FIELD_NAME, KEY_FIELD.to_owned());
+        const UNUSABLE: [&str; 7] =
+            ["connection", "content-length", "cookie", "host", "proxy-authorization", "te", "transfer-encoding"];
+        if UNUSABLE.contains(&&*field) || field.contains('_') {
+            let problem = ConfigProblem::bad_value(format!("`{field}` cannot carry a key"));
+            let at = field_at.clone().unwrap_or_else(|| table.at.clone());
+            table.context.error(&at, problem.hint("the gateway uses or drops the field; write \"x-api-key\""));
+        }
         let realm = table.value_or("realm", &REALM_TEXT, REALM.to_owned());
         let forwards_credentials = table.value_or("credentials", &CREDENTIALS, false);
         let (method, classes) = match (basic, keys) {

@@ -29,7 +29,7 @@ const TEMPLATE: ParsedString<Template> =
 
 const VALUE_PATTERN: ParsedString<ValuePattern> = ParsedString {
     name: "a value, \"*\" for any, or a beginning such as \"a*\"",
-    parse: |text| Ok(parse_value_pattern(text)),
+    parse: parse_value_pattern,
     format: format_value_pattern,
 };
 
@@ -75,7 +75,14 @@ const FIXED_FIELDS: [&str; 12] = [
 pub(super) fn conditions(table: &TableReader<'_>) -> Option<Box<RouteConditions>> {
     let scheme = table.optional("scheme", &SCHEMES).map(|scheme| scheme.value);
     let headers = table.named_values("headers", &VALUE_PATTERN).into_iter();
-    let headers = headers.filter_map(|(name, pattern)| Some((field_name(table, &name)?, pattern)));
+    let headers = headers.filter_map(|(name, pattern)| {
+        let checked = field_name(table, &name)?;
+        if checked.contains('_') {
+            let problem = ConfigProblem::bad_value(format!("`{checked}` never matches: fields with `_` are dropped"));
+            table.context.warning(&name.at, problem.hint("`limits_http.underscores = \"forward\"` keeps them"));
+        }
+        Some((checked, pattern))
+    });
     let conditions = RouteConditions {
         scheme,
         headers: headers.collect(),
@@ -137,10 +144,16 @@ pub(super) fn action(table: &TableReader<'_>) -> RouteAction {
 }
 
 /// Whether a redirect names scheme and host, or a path of the same host: a client must not choose
-/// them.
+/// them. `{uri}` or `{path}` alone would lead to the same URL again.
 fn names_its_place(to: &str) -> bool {
-    let is_path = to.starts_with('/') || to.starts_with("{uri}") || to.starts_with("{path}");
-    is_path || ["http://", "https://", "{scheme}://"].iter().any(|scheme| to.starts_with(scheme))
+    let Some((_, rest)) = ["http://", "https://", "{scheme}://"].iter().find_map(|scheme| to.split_once(scheme)) else {
+        return to.starts_with('/') && !to.starts_with("//");
+    };
+    // The host ends before the first part that is a path.
+    let ends = ["/", "{uri}", "{path}"].iter().filter_map(|end| rest.find(end)).min();
+    let host = &rest[..ends.unwrap_or(rest.len())];
+    let literal = host.replacen("{host}", "h", 1).replacen("{authority}", "h", 1);
+    !literal.is_empty() && !literal.contains(['{', '}', '@'])
 }
 
 /// The changes of a route in messages; `None`: nothing.
@@ -162,6 +175,7 @@ pub(super) fn edits(table: &TableReader<'_>, path: &PathPattern) -> Option<Box<R
         (request, table.table("response", header_edits))
     });
     let edits = RouteEdits { request, response, host, path: path_rewrite(table, path), cors: cors(table) };
+    check_cors_fields(table, &edits);
     (edits != RouteEdits::default()).then(|| Box::new(edits))
 }
 
@@ -192,6 +206,16 @@ fn field_name(table: &TableReader<'_>, name: &Located<String>) -> Option<String>
     Some(parsed.as_str().to_owned())
 }
 
+/// The permissions of CORS are those of `cors` alone.
+fn check_cors_fields(table: &TableReader<'_>, edits: &RouteEdits) {
+    let names = edits.response.set.iter().chain(&edits.response.add).map(|(name, _)| name);
+    let named = names.chain(&edits.response.remove).find(|name| name.starts_with("access-control-"));
+    if let Some(name) = named.filter(|_| edits.cors.is_some()) {
+        let problem = ConfigProblem::bad_value(format!("`{name}` is written by `cors`"));
+        table.context.error(&table.location_of(&["headers", "response"]), problem.hint("change it in `cors`"));
+    }
+}
+
 fn path_rewrite(table: &TableReader<'_>, path: &PathPattern) -> Option<PathRewrite> {
     let prefix = table.optional("strip_prefix", &formats::PREFIX);
     let rewrite = table.optional("rewrite", &TEMPLATE);
@@ -208,6 +232,13 @@ fn path_rewrite(table: &TableReader<'_>, path: &PathPattern) -> Option<PathRewri
         }
     }
     if let Some(Located { value, at }) = &rewrite {
+        let raw = [TemplateVariable::Query, TemplateVariable::Uri, TemplateVariable::Authority];
+        if raw.iter().any(|variable| value.uses(*variable)) {
+            let problem = ConfigProblem::bad_value("`{query}`, `{uri}` and `{authority}` are no parts of a path");
+            table
+                .context
+                .error(at, problem.hint("a client would write segments such as `..`; use `{path}` or `{rest}`"));
+        }
         let source = value.source();
         if !source.starts_with('/') && !source.starts_with("{path}") || source.contains(['?', '#', ' ']) {
             let problem = ConfigProblem::bad_value("`rewrite` is a path, which begins with `/`");
@@ -267,12 +298,16 @@ fn parse_template(text: &str) -> Result<Template, ConfigProblem> {
     })
 }
 
-fn parse_value_pattern(text: &str) -> ValuePattern {
-    match text.strip_suffix('*') {
+fn parse_value_pattern(text: &str) -> Result<ValuePattern, ConfigProblem> {
+    let pattern = match text.strip_suffix('*') {
         Some("") => ValuePattern::Any,
         Some(prefix) => ValuePattern::Prefix(prefix.to_owned()),
         None => ValuePattern::Exact(text.to_owned()),
+    };
+    if text.trim_end_matches('*').contains('*') || text.ends_with("**") {
+        return Err(ConfigProblem::bad_value(format!("`{text}` has a `*` that is not at its end")));
     }
+    Ok(pattern)
 }
 
 fn format_value_pattern(pattern: &ValuePattern) -> String {
@@ -298,7 +333,11 @@ fn parse_origin(text: &str) -> Result<OriginPattern, ConfigProblem> {
         Some(domain) if !domain.is_empty() && !domain.contains('*') => {
             Ok(OriginPattern::Subdomains(format!("{scheme}://"), format!(".{domain}")))
         }
-        None if !host.contains('*') => Ok(OriginPattern::Exact(lower)),
+        // Browsers leave out the default port (RFC 6454 section 6.1).
+        None if !host.contains('*') => {
+            let port = if scheme == "https" { ":443" } else { ":80" };
+            Ok(OriginPattern::Exact(lower.strip_suffix(port).unwrap_or(&lower).to_owned()))
+        }
         _ => Err(bad("the only wildcard is a whole first label: \"https://*.app.example\"")),
     }
 }

@@ -5,8 +5,8 @@
 //! whole process, so that requests keep their processors; few that wait; few wrong passwords per
 //! address. Verified credentials are cached (`credentials_cache`).
 
+use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -28,6 +28,8 @@ use crate::http::fields::{Fields, KnownField};
 const CREDENTIALS_BYTES_MAX: usize = 1_024;
 /// Requests that wait for a verification at a time. Each holds its connection.
 const WAITING_MAX: usize = 64;
+/// Of one address: a client that guesses passwords leaves room for others.
+const ADDRESS_WAITING_MAX: usize = 16;
 /// How long one waits: a browser's user tries again after that.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// Wrong passwords of one address (IPv6: one /64): seconds for each, and number at once.
@@ -47,7 +49,8 @@ static VERIFICATIONS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     Arc::new(Semaphore::new((processors / 2).max(1)))
 });
-static WAITING: AtomicUsize = AtomicUsize::new(0);
+/// Requests that wait, by the hash of their address; at most `WAITING_MAX` in all.
+static WAITING: LazyLock<Mutex<HashMap<KeyHash, usize>>> = LazyLock::new(Mutex::default);
 /// One table for all routes and configurations: a reload gives no new tries.
 static WRONG_PASSWORDS: LazyLock<GcraTable> = LazyLock::new(|| GcraTable::new(TRACKED_ADDRESSES));
 static WRONG_QUOTA: LazyLock<Gcra> = LazyLock::new(|| {
@@ -102,20 +105,34 @@ impl Credentials {
 }
 
 /// Counts a request as waiting until it is dropped.
-struct WaitingGuard;
+struct WaitingGuard(KeyHash);
 
 impl WaitingGuard {
-    /// `None` if too many wait.
-    fn new() -> Option<Self> {
-        let waiting = WAITING.fetch_add(1, Relaxed);
-        let guard = WaitingGuard;
-        (waiting < WAITING_MAX).then_some(guard)
+    /// `None` if too many wait, in all or of this address.
+    fn new(address: KeyHash) -> Option<Self> {
+        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+        let total: usize = waiting.values().sum();
+        let own = waiting.entry(address).or_default();
+        if total >= WAITING_MAX || *own >= ADDRESS_WAITING_MAX {
+            if *own == 0 {
+                waiting.remove(&address);
+            }
+            return None;
+        }
+        *own += 1;
+        Some(WaitingGuard(address))
     }
 }
 
 impl Drop for WaitingGuard {
     fn drop(&mut self) {
-        WAITING.fetch_sub(1, Relaxed);
+        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = waiting.get_mut(&self.0) {
+            *own -= 1;
+            if *own == 0 {
+                waiting.remove(&self.0);
+            }
+        }
     }
 }
 
@@ -135,7 +152,7 @@ impl PasswordVerifier {
     /// verification, so that concurrent ones count, and refunded for a right password.
     pub(super) async fn verify(&self, fields: &Fields, address: KeyHash) -> Result<PrincipalIndex, AuthResult> {
         let credentials = Credentials::read(fields)?;
-        let waiting = WaitingGuard::new().ok_or(AuthResult::VerificationThrottled)?;
+        let waiting = WaitingGuard::new(address).ok_or(AuthResult::VerificationThrottled)?;
         let permit = timeout(WAIT_MAX, Arc::clone(&VERIFICATIONS).acquire_owned()).await;
         drop(waiting);
         let Ok(Ok(permit)) = permit else { return Err(AuthResult::VerificationThrottled) };
@@ -177,6 +194,19 @@ fn lock(cache: &Mutex<CredentialsCache>) -> MutexGuard<'_, CredentialsCache> {
 mod tests {
     use super::*;
     use crate::http::fields::tests::fields;
+
+    #[test]
+    fn guesses_of_one_address_leave_room_for_others() {
+        let (guessing, other) = (KeyHash(u128::MAX), KeyHash(u128::MAX - 1));
+        let guards: Vec<WaitingGuard> = (0..40).filter_map(|_| WaitingGuard::new(guessing)).collect();
+        assert_eq!(guards.len(), ADDRESS_WAITING_MAX);
+        let waits = WaitingGuard::new(other);
+        assert!(waits.is_some());
+        drop((guards, waits));
+        assert!(WaitingGuard::new(guessing).is_some());
+        let waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(!waiting.contains_key(&guessing) && !waiting.contains_key(&other));
+    }
 
     #[test]
     fn credentials_follow_rfc_7617() {
