@@ -207,7 +207,8 @@ fn origin_that_closes_kept_connections_gets_at_most_two_requests_of_sixty_waitin
         "/kept" => Script::ok(&[("Cache-Control", "no-store")], "kept"),
         _ => Script::new().wait(&opened).close(),
     });
-    let gateway = cached(&origin);
+    // Kept connections belong to a worker.
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, "[server]\nworkers = 1\n"));
     assert_eq!(gateway.get("/kept", &[]).text(), "kept");
     let waiting = wait_together(&gateway, 60);
     origin.wait_for_requests(2);
