@@ -207,8 +207,7 @@ fn origin_that_closes_kept_connections_gets_at_most_two_requests_of_sixty_waitin
         "/kept" => Script::ok(&[("Cache-Control", "no-store")], "kept"),
         _ => Script::new().wait(&opened).close(),
     });
-    // Kept connections belong to a worker.
-    let gateway = Gateway::start(&one_route(origin.address, CACHED, "[server]\nworkers = 1\n"));
+    let gateway = cached(&origin);
     assert_eq!(gateway.get("/kept", &[]).text(), "kept");
     let waiting = wait_together(&gateway, 60);
     origin.wait_for_requests(2);
@@ -217,6 +216,28 @@ fn origin_that_closes_kept_connections_gets_at_most_two_requests_of_sixty_waitin
         assert!(client.read_response().status >= 500);
     }
     assert!(origin.count() <= 3, "{} requests after the first", origin.count() - 1);
+}
+
+/// The fetch that repeats a failed one takes no kept connection, which might be closed too.
+#[test]
+fn repeated_fetch_is_sent_once() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |request| match request.target.as_str() {
+        "/kept" => Script::ok(&[("Cache-Control", "no-store")], "kept"),
+        _ => Script::new().wait(&opened).close(),
+    });
+    // Kept connections belong to a worker.
+    let gateway = Gateway::start(&one_route(origin.address, CACHED, "[server]\nworkers = 1\n"));
+    let waiting = wait_together(&gateway, 20);
+    origin.wait_for_requests(1);
+    // The first fetch has a new connection. The next one would find this one in the pool.
+    assert_eq!(gateway.get("/kept", &[]).text(), "kept");
+    gate.open();
+    for mut client in waiting {
+        assert!(client.read_response().status >= 500);
+    }
+    assert_eq!(origin.count(), 3, "two requests of the fetch, and that of the kept connection");
 }
 
 #[test]

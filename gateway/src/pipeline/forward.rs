@@ -25,7 +25,7 @@ use crate::http::tls_fault::TlsFault;
 use crate::metrics::{self, Counters};
 use crate::record::RequestRecord;
 use crate::route::Route;
-use crate::upstream::{AttemptError, OutgoingRequest, Tunnel, UpstreamExchange};
+use crate::upstream::{AttemptError, KeptConnections, OutgoingRequest, Tunnel, UpstreamExchange};
 use crate::{hop, identify};
 
 static TIMEOUTS: LazyLock<Counters<ExchangeTimeout>> = LazyLock::new(Counters::default);
@@ -69,6 +69,7 @@ impl RequestContext<'_> {
             route,
             worker: self.worker,
             client: self.caller.ip,
+            kept: KeptConnections::Use,
             deadline: self.deadline.map(Instant::from_std),
             response: self.response,
             record: self.record,
@@ -82,11 +83,12 @@ impl RequestContext<'_> {
 
     /// Forwards `copy`, a request without a body, by a call that can outlive this request. The
     /// head of the response is in the context after `end_call`.
-    pub(super) fn begin_call(&mut self, mut copy: Request) -> DetachableCall {
+    pub(super) fn begin_call(&mut self, mut copy: Request, kept: KeptConnections) -> DetachableCall {
         copy.interim = self.request.interim.share();
         hop::prepare_for_upstream(&mut copy, self.peer);
         identify::write_trace(self.caller.trace, self.snapshot.identity.random_u64(), &mut copy.fields);
-        let resources = (Rc::clone(self.worker), Arc::clone(self.snapshot), self.caller.ip);
+        let (worker, snapshot) = (Rc::clone(self.worker), Arc::clone(self.snapshot));
+        let resources = CallResources { worker, snapshot, client: self.caller.ip, kept };
         begin_detachable(resources, self.route().index, (copy, std::mem::take(self.response)))
     }
 
@@ -108,6 +110,15 @@ impl RequestContext<'_> {
 /// request to a task.
 pub(super) type DetachableCall = Pin<Box<dyn Future<Output = CallEnd>>>;
 
+/// The parts of a call that can move to a task, besides its request.
+pub(super) struct CallResources {
+    pub(super) worker: Rc<WorkerResources>,
+    pub(super) snapshot: Arc<Snapshot>,
+    /// The address of the client.
+    pub(super) client: IpAddr,
+    pub(super) kept: KeptConnections,
+}
+
 /// The head of the response and its body, or the failure with its endpoint and blame.
 pub(super) struct CallEnd {
     pub(super) response: Response,
@@ -120,10 +131,11 @@ pub(super) struct CallEnd {
 /// Begins a call of `request`, which is prepared for the upstream, by the route at an index of the
 /// snapshot. `response` is the head that is filled.
 pub(super) fn begin_detachable(
-    (worker, snapshot, client): (Rc<WorkerResources>, Arc<Snapshot>, IpAddr),
+    resources: CallResources,
     route: usize,
     (request, mut response): (Request, Response),
 ) -> DetachableCall {
+    let CallResources { worker, snapshot, client, kept } = resources;
     Box::pin(async move {
         let mut record = RequestRecord::default();
         let result = match snapshot.routes.at(route) {
@@ -132,6 +144,7 @@ pub(super) fn begin_detachable(
                     route,
                     worker: &worker,
                     client,
+                    kept,
                     // That of one request does not end what others wait for.
                     deadline: None,
                     response: &mut response,
@@ -153,6 +166,7 @@ struct UpstreamCall<'c> {
     worker: &'c WorkerResources,
     /// The address of the client.
     client: IpAddr,
+    kept: KeptConnections,
     /// When the request that the call is for is given up.
     deadline: Option<Instant>,
     response: &'c mut Response,
@@ -163,7 +177,7 @@ impl UpstreamCall<'_> {
     /// Calls through the route's breaker, which judges the call by the head of the response: by its
     /// status, and by the time since the upstream had the whole request.
     async fn run<'b>(self, request: &Request, body: RequestBody<'b>) -> Result<UpstreamBody<'b>, Error> {
-        let UpstreamCall { route, worker, client, deadline, response, record } = self;
+        let UpstreamCall { route, worker, client, kept, deadline, response, record } = self;
         let now = Instant::now();
         let start = if body.is_empty() { CallStart::OnAdmission } else { CallStart::OnRequestSent };
         let (mut permit, change) = route.breaker.admit(start, now.into_std()).map_err(|(_, change)| {
@@ -187,6 +201,7 @@ impl UpstreamCall<'_> {
         let total_at = timeouts.total.map(|total| now + total).into_iter().chain(deadline).min();
         let outgoing = OutgoingRequest {
             request,
+            kept,
             client,
             response,
             timeouts,

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::http::message::Request;
 use crate::http::request_body::RequestBody;
 use crate::tasks::{self, TaskKind};
+use crate::upstream::KeptConnections;
 
 impl RequestContext<'_> {
     /// Fetches from the origin on behalf of every waiting request.
@@ -35,7 +36,7 @@ impl RequestContext<'_> {
             let source = if led.leader.is_solo() {
                 self.forward(Some(&mut copy), RequestBody::Empty).await
             } else {
-                let call = self.begin_call(copy);
+                let call = self.begin_call(copy, kept_for(&led.leader));
                 let ended;
                 (led, ended) = ClientLed { context: self, led: Some((led, call)) }.await;
                 self.end_call(ended)
@@ -74,7 +75,7 @@ impl RequestContext<'_> {
                 ControlFlow::Break(_own_body_or_error) => return,
                 ControlFlow::Continue(again) => led = again,
             }
-            call = self.begin_call(self.whole_request(&led));
+            call = self.begin_call(self.whole_request(&led), kept_for(&led.leader));
         }
     }
 
@@ -88,6 +89,12 @@ impl RequestContext<'_> {
         }
         copy
     }
+}
+
+/// The connections for the next request of a fetch. That of a fetch which repeats a failed one is
+/// sent once: a closed kept connection would make it the third.
+fn kept_for(leader: &FillLeader) -> KeptConnections {
+    if leader.repeats_failed() { KeptConnections::Avoid } else { KeptConnections::Use }
 }
 
 /// A fetch whose client waits for it. If it is dropped while other requests wait too, the call

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 
 use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
-use super::forward::{CallEnd, DetachableCall, UpstreamBody, begin_detachable};
+use super::forward::{CallEnd, CallResources, DetachableCall, UpstreamBody, begin_detachable};
 use super::snapshot::Snapshot;
 use super::worker::WorkerResources;
 use crate::cache::fill::FillReader;
@@ -24,6 +24,7 @@ use crate::http::fields::Fields;
 use crate::http::message::{Request, Response};
 use crate::identify::Trace;
 use crate::metrics::{self, Counters};
+use crate::upstream::KeptConnections;
 use crate::{hop, identify, label};
 
 label! {
@@ -66,6 +67,8 @@ struct ContinuationRequest {
     /// Without conditions and ranges.
     request: Request,
     peer: IpAddr,
+    /// The address of the client, behind trusted proxies.
+    client: IpAddr,
     trace: Trace,
     /// Index of the route in the snapshot.
     route: usize,
@@ -75,11 +78,12 @@ struct ContinuationRequest {
 
 impl ContinuationRequest {
     fn send(self, point: &ResumePoint) -> DetachableCall {
-        let ContinuationRequest { mut request, peer, trace, route, worker, snapshot } = self;
+        let ContinuationRequest { mut request, peer, client, trace, route, worker, snapshot } = self;
         point.write_range(&mut request.fields);
         hop::prepare_for_upstream(&mut request, peer);
         identify::write_trace(trace, snapshot.identity.random_u64(), &mut request.fields);
-        begin_detachable((worker, snapshot, peer), route, (request, Response::default()))
+        let resources = CallResources { worker, snapshot, client, kept: KeptConnections::Use };
+        begin_detachable(resources, route, (request, Response::default()))
     }
 }
 
@@ -101,6 +105,7 @@ impl SharedBody {
         *continuation = Some(Box::new(ContinuationRequest {
             request,
             peer: context.peer,
+            client: context.caller.ip,
             trace: context.caller.trace,
             route: context.route().index,
             worker: Rc::clone(context.worker),

@@ -107,6 +107,7 @@ impl UpstreamConfig {
 /// caller that learns when the upstream has the whole request.
 pub(crate) struct OutgoingRequest<'r> {
     pub(crate) request: &'r Request,
+    pub(crate) kept: KeptConnections,
     /// The address of the client.
     pub(crate) client: IpAddr,
     pub(crate) response: &'r mut Response,
@@ -119,6 +120,14 @@ pub(crate) struct OutgoingRequest<'r> {
     pub(crate) on_sent: &'r mut dyn FnMut(),
     /// Called for each endpoint that could not be reached before another one was tried.
     pub(crate) on_endpoint_failed: &'r mut dyn FnMut(AttemptError),
+}
+
+/// Whether a request may take a connection that is kept open. If that turns out to be closed, the
+/// request is sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeptConnections {
+    Use,
+    Avoid,
 }
 
 /// The addresses of one item of `endpoints`.
@@ -274,7 +283,7 @@ impl Upstream {
         outgoing: OutgoingRequest<'_>,
         body: RequestBody<'a>,
     ) -> Result<UpstreamExchange<'a>, AttemptError> {
-        let OutgoingRequest { request, client, response, timeouts, now, total_at, on_sent, on_endpoint_failed } =
+        let OutgoingRequest { request, kept, client, response, timeouts, now, total_at, on_sent, on_endpoint_failed } =
             outgoing;
         let is_repeatable = request.method.is_idempotent();
         let mut body = ReplayBody::new(body);
@@ -283,6 +292,7 @@ impl Upstream {
         if self.config.balance.policy == BalancePolicy::ConsistentHash {
             plan.hash = self.config.hash_by.hash(request, client);
         }
+        plan.reuses = kept == KeptConnections::Use;
         let mut opened = self.take_idle(&mut plan, now);
         loop {
             let (in_flight, mut connection) = match opened.take() {
@@ -354,7 +364,9 @@ impl Upstream {
     fn take_idle(&self, plan: &mut AttemptPlan, now: Instant) -> Option<OpenedConnection> {
         let set = self.judge.set.load();
         let endpoint = set.select(&[], Pick { now: now.into_std(), hash: plan.hash })?;
-        if let Some(connection) = plan.take_idle(endpoint) {
+        if plan.reuses
+            && let Some(connection) = plan.take_idle(endpoint)
+        {
             return Some((InFlightGuard::new(Arc::clone(endpoint)), connection));
         }
         plan.set_next(Arc::clone(endpoint));

@@ -79,6 +79,11 @@ impl FillLeader {
         self.registration.is_none()
     }
 
+    /// Whether a fetch of another leader for the same requests has failed.
+    pub(crate) fn repeats_failed(&self) -> bool {
+        matches!(self.fill.lock().phase, FillPhase::Waiting { failures: 1.., .. })
+    }
+
     /// Whether requests wait for the result.
     pub(crate) fn has_waiting(&self) -> bool {
         self.fill.lock().has_waiting()
