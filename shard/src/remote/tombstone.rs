@@ -326,6 +326,15 @@ mod tests {
         assert!(!tombstone("1 1 20000 9000").reports_other_process(1), "it was reported long ago");
     }
 
+    /// Sends a store to a server.
+    fn outcome_of(connection: &mut redis::Connection, store: &GuardedStore<'_>) -> StoreOutcome {
+        let mut pipeline = Pipeline::new();
+        add_guarded_store(&mut pipeline, store);
+        let (bytes, count) = (pipeline.get_packed_pipeline(), pipeline.len());
+        let replies: Vec<Value> = redis::ConnectionLike::req_packed_commands(connection, &bytes, 0, count).unwrap();
+        store_outcome(&replies.iter().collect::<Vec<_>>())
+    }
+
     /// A partition of the network or a server that stands still delays the execution beyond the
     /// tombstone's life.
     #[test]
@@ -345,20 +354,7 @@ mod tests {
                 let () = redis::cmd("DEL").arg(key).query(&mut connection).unwrap();
                 let envelope = vec![b'x'; envelope_bytes];
                 let store = GuardedStore { key, tombstone_key, envelope, ttl_ms: 60_000, fill, latest_ms, is_retry };
-                let mut pipeline = Pipeline::new();
-                add_guarded_store(&mut pipeline, &store);
-                let replies: Vec<Value> = redis::ConnectionLike::req_packed_commands(
-                    &mut connection,
-                    &pipeline.get_packed_pipeline(),
-                    0,
-                    pipeline.len(),
-                )
-                .unwrap();
-                assert_eq!(
-                    store_outcome(&replies.iter().collect::<Vec<_>>()),
-                    expected,
-                    "{envelope_bytes} {latest_ms}"
-                );
+                assert_eq!(outcome_of(&mut connection, &store), expected, "{envelope_bytes} {latest_ms}");
                 let exists: bool = redis::cmd("EXISTS").arg(key).query(&mut connection).unwrap();
                 assert_eq!(exists, expected == StoreOutcome::Stored);
             }
@@ -378,16 +374,7 @@ mod tests {
             let envelope = vec![b'x'; envelope_bytes];
             let store =
                 GuardedStore { key, tombstone_key, envelope, ttl_ms: 60_000, fill, latest_ms: 0, is_retry: true };
-            let mut pipeline = Pipeline::new();
-            add_guarded_store(&mut pipeline, &store);
-            let replies: Vec<Value> = redis::ConnectionLike::req_packed_commands(
-                &mut connection,
-                &pipeline.get_packed_pipeline(),
-                0,
-                pipeline.len(),
-            )
-            .unwrap();
-            let outcome = store_outcome(&replies.iter().collect::<Vec<_>>());
+            let outcome = outcome_of(&mut connection, &store);
             assert!(matches!(outcome, StoreOutcome::Kept | StoreOutcome::Refused), "{envelope_bytes}: {outcome:?}");
             let found: Vec<u8> = redis::cmd("GET").arg(key).query(&mut connection).unwrap();
             assert!(found == newer, "{envelope_bytes}");
