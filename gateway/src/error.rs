@@ -28,6 +28,7 @@ label! {
         Timeout = "timeout",
         TotalTimeout = "total_timeout",
         Upstream = "upstream",
+        NotSwitched = "not_switched",
         SharedFetchTimeout = "shared_fetch_timeout",
         SlowReader = "slow_reader",
         OnlyIfCached = "only_if_cached",
@@ -65,6 +66,10 @@ pub(crate) enum Error {
     /// The upstream failed before its response began.
     #[error("upstream failed")]
     UpstreamConnection(#[from] UpstreamConnectionError),
+    /// A 2xx response to an extended CONNECT from a server that has not switched protocols: the
+    /// client would take its body for bytes of the tunnel.
+    #[error("the protocol was not switched")]
+    NotSwitched,
     /// The fetch of another request for the same key, which this request joined, failed.
     #[error("the shared fetch failed")]
     SharedFetch(ErrorKind),
@@ -108,7 +113,8 @@ impl ErrorKind {
             | ErrorKind::NoResponse
             | ErrorKind::Malformed
             | ErrorKind::Timeout
-            | ErrorKind::Upstream => Blame::Upstream,
+            | ErrorKind::Upstream
+            | ErrorKind::NotSwitched => Blame::Upstream,
         }
     }
 }
@@ -124,6 +130,7 @@ impl Error {
             Error::AuthenticationThrottled => ErrorKind::AuthenticationThrottled,
             Error::AuthenticationBusy => ErrorKind::AuthenticationBusy,
             Error::BreakerOpen => ErrorKind::BreakerOpen,
+            Error::NotSwitched => ErrorKind::NotSwitched,
             Error::OnlyIfCached => ErrorKind::OnlyIfCached,
             Error::Panic => ErrorKind::Panic,
             Error::SharedFetchTimeout => ErrorKind::SharedFetchTimeout,
@@ -191,7 +198,8 @@ impl Error {
             | ErrorKind::UpstreamTls
             | ErrorKind::NoResponse
             | ErrorKind::Malformed
-            | ErrorKind::Upstream => StatusCode::BAD_GATEWAY,
+            | ErrorKind::Upstream
+            | ErrorKind::NotSwitched => StatusCode::BAD_GATEWAY,
         }
     }
 

@@ -6,49 +6,12 @@ mod support;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustls::pki_types::CertificateDer;
-
 use support::frames::{
     ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, FrameClient, GOAWAY, HEADERS,
-    PING, PRIORITY, PRIORITY_UPDATE, REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, get, head_block, request,
-    request_with,
+    PING, PRIORITY, PRIORITY_UPDATE, REFUSED_STREAM, RST_STREAM, SETTINGS, Server, WINDOW, WINDOW_UPDATE, body, get,
+    head_block, request, request_with, status,
 };
-use support::tls::{LISTEN_TLS, write_certificate};
-use support::{Gate, Gateway, Origin, STEP_TIMEOUT, Script, TempDir, one_route, wait_for};
-
-const WINDOW: u32 = 65_535;
-
-/// An origin, and a gateway with TLS before it.
-struct Server {
-    origin: Origin,
-    gateway: Gateway,
-    trusted: CertificateDer<'static>,
-}
-
-impl Server {
-    fn start(origin: Origin, route: &str, rest: &str) -> Self {
-        let dir = TempDir::new();
-        let trusted = write_certificate(&dir);
-        let config = one_route(origin.address, route, &format!("{rest}\n{LISTEN_TLS}"));
-        Server { gateway: Gateway::start_in(dir, &config), origin, trusted }
-    }
-
-    fn echo(rest: &str) -> Self {
-        Self::start(Origin::start(|request| Script::ok(&[], format!("{} bytes", request.body.len()))), "", rest)
-    }
-
-    fn connect(&self) -> FrameClient {
-        FrameClient::connect(&self.gateway, &self.trusted, WINDOW)
-    }
-}
-
-fn status(frames: &[Frame]) -> u16 {
-    frames.iter().find(|frame| frame.kind == HEADERS).map_or(0, Frame::status)
-}
-
-fn body(frames: &[Frame]) -> Vec<u8> {
-    frames.iter().filter(|frame| frame.kind == DATA).flat_map(|frame| frame.payload.clone()).collect()
-}
+use support::{Gate, Origin, STEP_TIMEOUT, Script, wait_for};
 
 #[test]
 fn request_without_body_bytes_has_no_body() {

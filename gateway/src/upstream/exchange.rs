@@ -38,7 +38,7 @@ pub(super) struct HeadVerdict {
 /// A connection after a protocol switch. Its endpoint still counts it as in flight.
 pub(crate) struct Tunnel {
     pub(crate) connection: Box<UpstreamConnection>,
-    _in_flight: InFlightGuard,
+    pub(crate) in_flight: InFlightGuard,
 }
 
 impl<'a> UpstreamExchange<'a> {
@@ -75,7 +75,7 @@ impl<'a> UpstreamExchange<'a> {
 
     /// The connection, after the protocol was switched.
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
-        self.connection.map(|connection| Tunnel { connection, _in_flight: self.in_flight })
+        self.connection.map(|connection| Tunnel { connection, in_flight: self.in_flight })
     }
 
     fn finish_if_idle(&mut self) {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::{Gateway, STEP_TIMEOUT};
+use super::tls::{LISTEN_TLS, write_certificate};
+use super::{Gateway, Origin, STEP_TIMEOUT, Script, TempDir, one_route};
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -277,4 +278,41 @@ impl FrameClient {
         while self.next_within(deadline.saturating_sub(start.elapsed())).is_some() {}
         (start.elapsed() < deadline).then_some(self.goaway)
     }
+}
+
+/// The first window of streams by default.
+pub const WINDOW: u32 = 65_535;
+
+/// An origin, and a gateway with TLS before it.
+pub struct Server {
+    pub origin: Origin,
+    pub gateway: Gateway,
+    pub trusted: CertificateDer<'static>,
+}
+
+impl Server {
+    pub fn start(origin: Origin, route: &str, rest: &str) -> Self {
+        let dir = TempDir::new();
+        let trusted = write_certificate(&dir);
+        let config = one_route(origin.address, route, &format!("{rest}\n{LISTEN_TLS}"));
+        Server { gateway: Gateway::start_in(dir, &config), origin, trusted }
+    }
+
+    pub fn echo(rest: &str) -> Self {
+        Self::start(Origin::start(|request| Script::ok(&[], format!("{} bytes", request.body.len()))), "", rest)
+    }
+
+    pub fn connect(&self) -> FrameClient {
+        FrameClient::connect(&self.gateway, &self.trusted, WINDOW)
+    }
+}
+
+/// The status of the first head.
+pub fn status(frames: &[Frame]) -> u16 {
+    frames.iter().find(|frame| frame.kind == HEADERS).map_or(0, Frame::status)
+}
+
+/// The payloads of DATA frames.
+pub fn body(frames: &[Frame]) -> Vec<u8> {
+    frames.iter().filter(|frame| frame.kind == DATA).flat_map(|frame| frame.payload.clone()).collect()
 }

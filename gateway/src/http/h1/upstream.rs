@@ -26,6 +26,7 @@ use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCod
 use crate::http::text;
 use crate::http::tls_fault::TlsFault;
 use crate::http::transport::TransportStream;
+use crate::http::websocket;
 use crate::metrics::Label as _;
 
 /// Maximum bytes of a response head; a larger one is refused.
@@ -256,6 +257,11 @@ impl UpstreamConnection {
             }
         })
         .await
+    }
+
+    /// The stream and the bytes received from it but not consumed, after a protocol switch.
+    pub(in crate::http) fn into_parts(self) -> (TransportStream, ReadBuffer) {
+        (self.io, self.buffer)
     }
 
     /// The stream and the bytes received from it but not consumed.
@@ -613,4 +619,16 @@ fn is_switch(request: &Request, response: &Response) -> bool {
         && request.length == BodyLength::Empty
         && chosen.peek().is_some()
         && chosen.all(offered)
+        && (request.version != HttpVersion::Http2 || is_accepted(request, response))
+}
+
+/// Whether the response answers the key of a WebSocket handshake, which the gateway has made for a
+/// client of HTTP/2.
+fn is_accepted(request: &Request, response: &Response) -> bool {
+    let mut keys = request.fields.named(websocket::KEY.as_bytes());
+    let mut answers = response.fields.named(websocket::ACCEPT.as_bytes());
+    match (keys.next(), answers.next(), answers.next()) {
+        (Some(key), Some(answer), None) => answer == websocket::accept(key).as_bytes(),
+        _ => false,
+    }
 }

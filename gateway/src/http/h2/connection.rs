@@ -174,6 +174,7 @@ impl<B: BodySource> Http2Connection<B> {
             (frame::SETTING_STREAMS_MAX, STREAMS_MAX),
             (frame::SETTING_INITIAL_WINDOW, WINDOW_FIRST),
             (frame::SETTING_SECTION_BYTES, u32::try_from(self.limits.header_bytes).unwrap_or(u32::MAX)),
+            (frame::SETTING_EXTENDED_CONNECT, 1),
             (frame::SETTING_NO_OLD_PRIORITIES, 1),
         ] {
             payload.extend_from_slice(&setting.to_be_bytes());

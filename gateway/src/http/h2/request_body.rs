@@ -5,6 +5,7 @@
 //! no more than it is held, and it is accounted for.
 
 use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -180,8 +181,26 @@ impl UploadStream {
         }
     }
 
+    /// Replaces `taken`, which is empty, by what has arrived. Returns false if there is
+    /// nothing, because the client has ended the stream.
+    pub(super) fn poll_take(&self, cx: &Context<'_>, taken: &mut Vec<u8>) -> Poll<io::Result<bool>> {
+        let state = &mut *self.state.borrow_mut();
+        if !state.received.is_empty() {
+            std::mem::swap(taken, &mut state.received);
+            return Poll::Ready(Ok(true));
+        }
+        match state.end {
+            Some(UploadEnd::Complete) => Poll::Ready(Ok(false)),
+            Some(UploadEnd::Reset) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            None => {
+                state.register(cx);
+                Poll::Pending
+            }
+        }
+    }
+
     /// Opens the window by `bytes` that were read.
-    fn record_read(&self, bytes: u32) {
+    pub(super) fn record_read(&self, bytes: u32) {
         self.state.borrow_mut().open(bytes, self);
     }
 }

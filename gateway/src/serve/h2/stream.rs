@@ -17,13 +17,15 @@ use crate::http::h2::{self as http2, ClientClock, Http2ErrorCode, Http2RequestBo
 use crate::http::message::{BodyLength, InterimResponses, is_bodiless};
 use crate::http::refusal::RequestRefusal;
 use crate::http::request_body::RequestBody;
+use crate::http::write_timer::WriteTimer;
 use crate::metrics::Label as _;
 use crate::panics::poll_catch;
 use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
 use crate::serve::accounting::{
-    AbortReason, CompletedExchange, InFlightRequest, count_abort, refused, report_client_closed,
+    AbortReason, CompletedExchange, InFlightRequest, count_abort, count_upgrade, refused, report_client_closed,
 };
 use crate::tasks::{self, TaskWait};
+use crate::upstream::Tunnel;
 use crate::{degrade, hop};
 
 /// How long and how many bytes a client may still send of its request after the response has ended.
@@ -61,6 +63,10 @@ pub(super) async fn serve(start: StreamStart) {
         }
     };
     let Some(body) = body else { return };
+    let body = match exchange.take_tunnel(body) {
+        Ok(tunnel) => return exchange.relay(tunnel).await,
+        Err(body) => body,
+    };
     let is_complete = exchange.send(body).await;
     if is_malformed {
         exchange.handle.reset_malformed();
@@ -216,6 +222,40 @@ impl StreamExchange {
         is_complete
     }
 
+    /// The tunnel that the response begins, or the body of the response.
+    fn take_tunnel(&mut self, body: ResponseBody<'static>) -> Result<Tunnel, ResponseBody<'static>> {
+        let ExchangeBuffers { request, response, .. } = self.buffers();
+        // `pipeline` lets no other response with such a status pass.
+        let is_tunnel = hop::is_extended_connect(request) && response.status.is_success();
+        if is_tunnel { body.into_tunnel().ok_or(ResponseBody::EMPTY) } else { Err(body) }
+    }
+
+    /// Relays bytes in both directions until both sides have ended, one fails, or no byte is
+    /// transferred for the idle timeout.
+    async fn relay(mut self, tunnel: Tunnel) {
+        count_upgrade();
+        let began = Instant::now();
+        let handled_in = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
+        let idle_timeout = self.snapshot.http.idle_timeout;
+        let StreamExchange { handle, buffers, .. } = &self;
+        let ExchangeBuffers { response, .. } = &**buffers.as_ref().expect("taken by drop only");
+        poll_fn(|cx| handle.poll_room(cx)).await;
+        let Tunnel { connection, in_flight: _in_flight } = tunnel;
+        let (mut up, down) = http2::tunnel(*connection, handle.upload());
+        handle.begin_response(response, ResponseBody::Tunnel(Box::new(down)), None);
+        let mut relay = TunnelRelay::new(idle_timeout);
+        let is_clean = poll_fn(|cx| relay.poll(cx, &mut up, handle)).await;
+        if !is_clean && !relay.has_sent_end {
+            handle.reset(Http2ErrorCode::Cancel);
+        }
+        drop(handle.take_body());
+        let bytes = handle.sent_bytes();
+        let StreamExchange { shared, snapshot, arrival, buffers, .. } = &self;
+        let buffers = buffers.as_ref().expect("taken by drop only");
+        let duration = handled_in + began.elapsed();
+        CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes, duration }.report(&shared.worker);
+    }
+
     /// Reports the exchange, whose response has ended in whichever way.
     fn report(&mut self, ended: Result<(), ResponseAbort>) {
         let Some(in_flight) = self.in_flight.take() else { return };
@@ -288,6 +328,67 @@ impl ReadWatch {
             }
             self.clock.record_progress(usize::try_from(progress).unwrap_or(usize::MAX));
             ready!(self.clock.poll(cx));
+        }
+    }
+}
+
+/// The progress of a tunnel.
+struct TunnelRelay {
+    idle_timeout: Duration,
+    idle: ResettableDeadline,
+    /// Runs instead while bytes wait for the upstream: a silent tunnel is not woken for checks.
+    write_timer: WriteTimer,
+    progress: (u64, u64),
+    has_sent_end: bool,
+}
+
+impl TunnelRelay {
+    fn new(idle_timeout: Duration) -> Self {
+        TunnelRelay {
+            idle_timeout,
+            idle: ResettableDeadline::after(idle_timeout),
+            write_timer: WriteTimer::new(idle_timeout),
+            progress: (0, 0),
+            has_sent_end: false,
+        }
+    }
+
+    /// Ready when the tunnel is over. Returns whether both sides have ended it.
+    fn poll(&mut self, cx: &mut Context<'_>, up: &mut http2::TunnelUpload, handle: &Handle) -> Poll<bool> {
+        loop {
+            let sent = up.poll(cx);
+            if !self.has_sent_end {
+                match handle.poll_body(cx) {
+                    Poll::Ready(Ok(())) => self.has_sent_end = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(false),
+                    Poll::Pending => {}
+                }
+            }
+            // Bytes that wait for their turn are not late while others are sent.
+            let waits_for_turn = handle.is_waiting_for_client() && !handle.is_window_closed();
+            let down = if waits_for_turn { handle.sent_on_connection() } else { handle.sent_bytes() };
+            if std::mem::replace(&mut self.progress, (up.bytes(), down)) != (up.bytes(), down) {
+                self.idle.restart(self.idle_timeout);
+                self.write_timer.restart();
+            }
+            match sent {
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Ready(Ok(())) if self.has_sent_end => return Poll::Ready(true),
+                _ => {}
+            }
+            if self.has_sent_end && handle.poll_reset(cx).is_ready() {
+                return Poll::Ready(false);
+            }
+            if !up.is_blocked() {
+                return self.idle.poll(cx).map(|()| false);
+            }
+            ready!(self.write_timer.poll_check(cx));
+            match up.write_unready() {
+                Err(_) => return Poll::Ready(false),
+                Ok(true) => self.write_timer.record_accepted(),
+                Ok(false) if self.write_timer.record_blocked() => return Poll::Ready(false),
+                Ok(false) => {}
+            }
         }
     }
 }
