@@ -393,27 +393,6 @@ fn drain_finishes_streams_and_tells_the_client() {
     assert!(server.gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
 }
 
-/// h2spec, the conformance test of the community, if it is installed.
-#[test]
-fn h2spec_passes() {
-    let Ok(found) =
-        Command::new("sh").arg("-c").arg("command -v h2spec || ls \"$(go env GOPATH)/bin/h2spec\"").output()
-    else {
-        return eprintln!("SKIPPED: no shell to look for h2spec");
-    };
-    let path = String::from_utf8_lossy(&found.stdout).trim().to_owned();
-    if path.is_empty() {
-        return eprintln!(
-            "SKIPPED: h2spec is not installed: go install github.com/summerwind/h2spec/cmd/h2spec@latest"
-        );
-    }
-    let server = Server::echo("");
-    let (host, port) = (server.gateway.address.ip().to_string(), server.gateway.address.port().to_string());
-    let output = Command::new(path).args(["-t", "-k", "-h", &host, "-p", &port, "--timeout", "3"]).output();
-    let report = String::from_utf8_lossy(&output.expect("h2spec runs").stdout).into_owned();
-    assert!(report.contains(" 0 failed"), "{report}");
-}
-
 #[test]
 fn streams_beyond_the_memory_of_the_process_are_refused() {
     let gate = Gate::default();

@@ -19,11 +19,13 @@ use tokio::time::Instant;
 use stream::StreamStart;
 use stream_context::StreamContext;
 
+use super::accounting;
 use super::worker_context::{DrainGuard, WorkerContext};
 use crate::http::HttpLimits;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::h2::{FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, reserved_bytes};
-use crate::http::message::Scheme;
+use crate::http::message::{HttpVersion, Scheme};
+use crate::http::refusal::RequestRefusal;
 use crate::http::transport::TransportStream;
 use crate::metrics::{self, Counters, Label as _};
 use crate::panics::poll_catch;
@@ -287,6 +289,7 @@ impl Driver {
             return DriverStep::End;
         }
         if self.h2.section_began().is_some_and(|began| began + self.limits.header_timeout <= now) {
+            accounting::count_refusal(RequestRefusal::HeadTimeout, HttpVersion::Http2);
             self.abort(Http2ErrorCode::EnhanceYourCalm);
         } else if self.phase == ConnectionPhase::Draining && self.phase_began + DRAIN_TIMEOUT <= now {
             self.finish_drain();

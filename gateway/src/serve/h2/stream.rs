@@ -14,7 +14,7 @@ use crate::http::body::BodyError;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::h2::{self as http2, ClientClock, Http2ErrorCode, Http2RequestBody, IncomingRequest, ResponseEnd};
-use crate::http::message::{BodyLength, InterimResponses, is_bodiless};
+use crate::http::message::{BodyLength, HttpVersion, InterimResponses, is_bodiless};
 use crate::http::refusal::RequestRefusal;
 use crate::http::request_body::RequestBody;
 use crate::http::write_timer::WriteTimer;
@@ -48,12 +48,13 @@ pub(super) struct StreamStart {
 pub(super) async fn serve(start: StreamStart) {
     let StreamStart { shared, snapshot, at, incoming: IncomingRequest { handle, head }, buffers } = start;
     let arrival = Arrival { peer: shared.peer.clone(), at };
-    let in_flight = Some(InFlightRequest::begin(at));
+    // A refused head is no request.
+    let in_flight = head.is_ok().then(|| InFlightRequest::begin(at, HttpVersion::Http2));
     let mut buffers = Some(buffers);
     if let Some(buffers) = &mut buffers {
         buffers.request.scheme = shared.scheme;
     }
-    let mut exchange = StreamExchange { shared, snapshot, arrival, buffers, in_flight, handle };
+    let mut exchange = StreamExchange { shared, snapshot, arrival, buffers, in_flight, is_reported: false, handle };
     let mut is_malformed = false;
     let body = match head {
         Ok(_details) => exchange.respond().await,
@@ -96,8 +97,9 @@ struct StreamExchange {
     arrival: Arrival,
     /// Taken when the exchange is dropped.
     buffers: Option<Box<ExchangeBuffers>>,
-    /// Taken when the response ends.
+    /// Taken when the response ends; `None` for a refused head.
     in_flight: Option<InFlightRequest>,
+    is_reported: bool,
     handle: Handle,
 }
 
@@ -234,6 +236,7 @@ impl StreamExchange {
     /// transferred for the idle timeout.
     async fn relay(mut self, tunnel: Tunnel) {
         count_upgrade();
+        self.is_reported = true;
         let began = Instant::now();
         let handled_in = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
         let idle_timeout = self.snapshot.http.idle_timeout;
@@ -258,7 +261,8 @@ impl StreamExchange {
 
     /// Reports the exchange, whose response has ended in whichever way.
     fn report(&mut self, ended: Result<(), ResponseAbort>) {
-        let Some(in_flight) = self.in_flight.take() else { return };
+        self.is_reported = true;
+        let duration = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
         let bytes = self.handle.sent_bytes();
         let StreamExchange { shared, snapshot, arrival, buffers, .. } = self;
         let buffers = buffers.as_mut().expect("taken by drop only");
@@ -268,7 +272,6 @@ impl StreamExchange {
             buffers.record.aborted = reason.as_str();
             buffers.record.blame = Some(abort.blame());
         }
-        let duration = in_flight.end();
         CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes, duration }.report(&shared.worker);
     }
 }
@@ -276,9 +279,10 @@ impl StreamExchange {
 impl Drop for StreamExchange {
     fn drop(&mut self) {
         let Some(mut buffers) = self.buffers.take() else { return };
-        if let Some(in_flight) = self.in_flight.take() {
+        if !self.is_reported {
+            let duration = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
             let exchange = (&self.arrival.peer, &mut *buffers);
-            report_client_closed(&self.shared.worker, &self.snapshot, exchange, in_flight.end());
+            report_client_closed(&self.shared.worker, &self.snapshot, exchange, duration);
         }
         self.shared.return_buffers(buffers);
     }
