@@ -280,6 +280,7 @@ fn problem(status: StatusCode, reason: &str) -> Bytes {
 fn html_message(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::NoRoute => "Nothing is available at this address.",
+        ErrorKind::Misdirected => "This connection is for another address. Please open a new one.",
         ErrorKind::Forbidden => "Access is denied.",
         ErrorKind::Limited => "Too many requests. Please wait a moment and try again.",
         ErrorKind::Unauthorized => "This page needs a name and a password, or a key.",

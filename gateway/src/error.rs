@@ -12,6 +12,7 @@ label! {
     /// The class of a failure: the metric's label and the `reason` for clients.
     pub(crate) ErrorKind, "kind", {
         NoRoute = "no_route",
+        Misdirected = "misdirected",
         Forbidden = "forbidden",
         Limited = "limited",
         VerificationThrottled = "verification_throttled",
@@ -43,6 +44,9 @@ label! {
 pub(crate) enum Error {
     #[error("no route matches")]
     NoRoute,
+    /// The authority has another certificate than the connection.
+    #[error("the connection is that of another server")]
+    Misdirected,
     /// The caller is on the deny list.
     #[error("denied by the access list")]
     Forbidden,
@@ -92,6 +96,7 @@ impl ErrorKind {
     pub(crate) fn blame(self) -> Blame {
         match self {
             ErrorKind::NoRoute
+            | ErrorKind::Misdirected
             | ErrorKind::Forbidden
             | ErrorKind::Limited
             | ErrorKind::VerificationThrottled
@@ -123,6 +128,7 @@ impl Error {
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
             Error::NoRoute => ErrorKind::NoRoute,
+            Error::Misdirected => ErrorKind::Misdirected,
             Error::Forbidden => ErrorKind::Forbidden,
             Error::Limited => ErrorKind::Limited,
             Error::VerificationThrottled => ErrorKind::VerificationThrottled,
@@ -176,6 +182,7 @@ impl Error {
         }
         match self.kind() {
             ErrorKind::NoRoute => StatusCode::NOT_FOUND,
+            ErrorKind::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             ErrorKind::Forbidden => StatusCode::FORBIDDEN,
             ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
             ErrorKind::Limited | ErrorKind::VerificationThrottled | ErrorKind::AuthenticationThrottled => {
