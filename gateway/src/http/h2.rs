@@ -30,5 +30,5 @@ pub(crate) use connection::{Http2Connection, IncomingRequest, ReceiveEnd, Respon
 pub(crate) use frame::Http2ErrorCode;
 pub(crate) use request_body::Http2RequestBody;
 pub(crate) use request_head::may_be_bodiless;
-pub(crate) use shared::reserved_bytes;
+pub(crate) use shared::{refused_streams, reserved_bytes};
 pub(crate) use tunnel::{TunnelBody, TunnelUpload, tunnel};

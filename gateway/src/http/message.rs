@@ -9,6 +9,7 @@ pub use http::StatusCode;
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::buffer::ReadSize;
 use super::fields::{Fields, KnownField};
 
 /// Protocol version of a received request; determines framing, persistence and the value in `Via`.
@@ -108,6 +109,8 @@ pub struct Request {
     /// A number for the route, where requests with one cache key can have several routes: responses
     /// of one are not for another. Part of the cache key.
     pub key_route: Option<u64>,
+    /// How much of the response is read before the client takes it.
+    pub read_size: ReadSize,
     /// Interim responses received while the request is in progress. They belong to the exchange: a
     /// clone of the request discards its own.
     pub interim: InterimResponses,
@@ -229,6 +232,7 @@ impl Default for Request {
             is_authenticated: false,
             origin_edits: None,
             key_route: None,
+            read_size: ReadSize::Normal,
             interim: InterimResponses::default(),
         }
     }
@@ -252,6 +256,7 @@ impl Request {
         self.is_authenticated = false;
         self.origin_edits = None;
         self.key_route = None;
+        self.read_size = ReadSize::Normal;
         self.interim.clear();
     }
 

@@ -11,6 +11,7 @@ use super::prebuilt_429::Prebuilt429;
 use super::shared_body::SharedBody;
 use super::store_post::StorePostResponse;
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::fields::Fields;
 use crate::http::h1::SerializedResponse;
 use crate::http::h2::TunnelBody;
@@ -89,6 +90,15 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Fill(body) => body.data(),
             ResponseBody::StorePost(body) => body.data(),
             ResponseBody::Tunnel(body) => body.data(),
+        }
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        match self {
+            ResponseBody::Upstream(body) => body.set_read_size(size),
+            ResponseBody::Fill(body) => body.set_read_size(size),
+            ResponseBody::Tunnel(body) => body.set_read_size(size),
+            ResponseBody::Bytes(_) | ResponseBody::StorePost(_) | ResponseBody::Prebuilt(_) => {}
         }
     }
 

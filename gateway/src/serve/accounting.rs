@@ -55,6 +55,8 @@ label! {
         /// Writing to the client failed.
         WriteFailed = "write_failed",
         BodyFailed = "body_failed",
+        /// The connection has no memory for its head (HTTP/2).
+        Memory = "memory",
         /// The client fell a window behind the other readers of a shared fetch.
         SlowReader = "slow_reader",
         Panic = "panic",

@@ -23,7 +23,7 @@ use super::accounting;
 use super::worker_context::{DrainGuard, WorkerContext};
 use crate::http::HttpLimits;
 use crate::http::deadline::ResettableDeadline;
-use crate::http::h2::{FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, reserved_bytes};
+use crate::http::h2::{FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, refused_streams, reserved_bytes};
 use crate::http::message::{HttpVersion, Scheme};
 use crate::http::refusal::RequestRefusal;
 use crate::http::transport::TransportStream;
@@ -51,6 +51,8 @@ static ABUSES: LazyLock<Counters<FrameAbuse>> = LazyLock::new(Counters::default)
 pub(super) fn expose() {
     let help = "HTTP/2 connections ended because their client sent too many frames, by the kind of frames.";
     metrics::expose_counters("tidegate_http2_floods", help, &ABUSES);
+    let help = "HTTP/2 streams refused because their connection or the process had no memory for them.";
+    metrics::expose_counter_with("tidegate_http2_streams_refused", help, |emit| emit(&[], refused_streams()));
     let help = "Bytes that HTTP/2 connections have reserved for their streams.";
     metrics::expose_gauge_with("tidegate_http2_reserved_bytes", help, |emit| emit(&[], reserved_bytes() as f64));
 }

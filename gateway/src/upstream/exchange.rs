@@ -10,6 +10,7 @@ use super::pool;
 use super::replay::ReplayBody;
 use crate::endpoint::{CallOutcome, InFlightGuard};
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::exchange_clock::Blame;
 use crate::http::fields::Fields;
 use crate::http::h1::UpstreamConnection;
@@ -119,6 +120,12 @@ impl BodySource for UpstreamExchange<'_> {
         if let Some(connection) = &mut self.connection {
             connection.consume(count);
             self.finish_if_idle();
+        }
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        if let Some(connection) = &mut self.connection {
+            connection.set_read_size(size);
         }
     }
 

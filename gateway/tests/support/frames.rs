@@ -298,6 +298,15 @@ impl Server {
         Server { gateway: Gateway::start_in(dir, &config), origin, trusted }
     }
 
+    /// Before another server than an `Origin`, which then is not used.
+    pub fn before(address: std::net::SocketAddr, route: &str, rest: &str) -> Self {
+        let dir = TempDir::new();
+        let trusted = write_certificate(&dir);
+        let config = one_route(address, route, &format!("{rest}\n{LISTEN_TLS}"));
+        let origin = Origin::start(|_| Script::ok(&[], ""));
+        Server { gateway: Gateway::start_in(dir, &config), origin, trusted }
+    }
+
     pub fn echo(rest: &str) -> Self {
         Self::start(Origin::start(|request| Script::ok(&[], format!("{} bytes", request.body.len()))), "", rest)
     }

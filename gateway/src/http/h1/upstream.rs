@@ -19,7 +19,7 @@ use super::response;
 use super::scan::{HeadScanner, ScanResult};
 use super::send::{self, MessageWriter, SendError};
 use crate::http::body::{BodyError, BodySource};
-use crate::http::buffer::ReadBuffer;
+use crate::http::buffer::{ReadBuffer, ReadSize};
 use crate::http::exchange_clock::{AwaitedStep, Blame, ClockEvent, ExchangeClock, ExchangeTimeout, ExchangeTimeouts};
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode, is_bodiless};
@@ -208,6 +208,7 @@ impl UpstreamConnection {
         self.is_event_stream = false;
         self.request_state = RequestState::Sending;
         self.has_sent = false;
+        self.buffer.set_read_size(request.read_size);
         self.write_head(request);
         let mut progress = HeadProgress::default();
         poll_fn(|cx| {
@@ -230,6 +231,7 @@ impl UpstreamConnection {
                             .map_err(UpstreamConnectionError::Malformed)?;
                         self.buffer.consume(length);
                         if !response.status.is_informational() {
+                            self.buffer.shrink();
                             self.begin_body(&request.method, response, persistent);
                             return Poll::Ready(Ok(()));
                         }
@@ -457,6 +459,11 @@ impl UpstreamConnection {
             BodyLength::Streamed => ResponseBodyState::Chunked { decoder: ChunkDecoder::new(), ready: 0 },
             BodyLength::UntilClose => ResponseBodyState::UntilClose,
         };
+    }
+
+    /// Sets how much of the body is read before it is taken.
+    pub(crate) fn set_read_size(&mut self, size: ReadSize) {
+        self.buffer.set_read_size(size);
     }
 
     /// Whether the body of the response has ended.

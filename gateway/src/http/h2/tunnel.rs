@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use super::request_body::UploadStream;
 use crate::http::body::{BodyError, BodySource};
-use crate::http::buffer::ReadBuffer;
+use crate::http::buffer::{ReadBuffer, ReadSize};
 use crate::http::h1::UpstreamConnection;
 use crate::http::transport::TransportStream;
 
@@ -118,5 +118,9 @@ impl BodySource for TunnelBody {
     fn consume(&mut self, count: usize) {
         self.buffer.consume(count);
         self.buffer.release();
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        self.buffer.set_read_size(size);
     }
 }

@@ -13,6 +13,7 @@ use crate::http::HttpLimits;
 use crate::http::body::BodyError;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
+use crate::http::fields::Fields;
 use crate::http::h2::{self as http2, ClientClock, Http2ErrorCode, Http2RequestBody, IncomingRequest, ResponseEnd};
 use crate::http::message::{BodyLength, HttpVersion, InterimResponses, is_bodiless};
 use crate::http::refusal::RequestRefusal;
@@ -107,6 +108,8 @@ struct StreamExchange {
 enum ResponseAbort {
     ClientClosed,
     ClientTimeout,
+    /// The connection has no memory for the head.
+    Memory,
     Source(BodyError),
 }
 
@@ -191,15 +194,23 @@ impl StreamExchange {
     async fn send(&mut self, body: ResponseBody<'static>) -> bool {
         let snapshot = Arc::clone(&self.snapshot);
         let StreamExchange { handle, buffers, .. } = self;
-        let ExchangeBuffers { request, response, .. } = &**buffers.as_ref().expect("taken by drop only");
+        let ExchangeBuffers { request, response, .. } = &mut **buffers.as_mut().expect("taken by drop only");
         let remaining = match response.length {
             _ if is_bodiless(&request.method, response.status) => Some(0),
             BodyLength::Empty => Some(0),
             BodyLength::Known(length) => Some(length),
             BodyLength::Streamed | BodyLength::UntilClose => None,
         };
+        if !handle.account_head(response) {
+            handle.reset(Http2ErrorCode::EnhanceYourCalm);
+            self.report(Err(ResponseAbort::Memory));
+            return false;
+        }
         poll_fn(|cx| handle.poll_room(cx)).await;
         handle.begin_response(response, body, remaining);
+        if handle.release_head() {
+            response.fields = Fields::default();
+        }
         let mut watch = ReadWatch { clock: ClientClock::new(&snapshot.http), sent: 0, sent_on_connection: 0 };
         let ended = poll_fn(|cx| match handle.poll_body(cx) {
             Poll::Ready(ended) => Poll::Ready(ended.map_err(|end| match end {
@@ -215,7 +226,7 @@ impl StreamExchange {
                 pipeline::count_timeout(ExchangeTimeout::ClientRead);
                 handle.reset(Http2ErrorCode::Cancel);
             }
-            Err(ResponseAbort::ClientClosed) => {}
+            Err(ResponseAbort::ClientClosed | ResponseAbort::Memory) => {}
             Err(ResponseAbort::Source(_)) => handle.reset(Http2ErrorCode::Internal),
         }
         drop(handle.take_body());
@@ -293,13 +304,14 @@ impl ResponseAbort {
         match self {
             ResponseAbort::ClientClosed => AbortReason::ClientClosed,
             ResponseAbort::ClientTimeout => AbortReason::ClientTimeout,
+            ResponseAbort::Memory => AbortReason::Memory,
             ResponseAbort::Source(error) => AbortReason::of(error),
         }
     }
 
     fn blame(&self) -> Blame {
         match self {
-            ResponseAbort::ClientClosed | ResponseAbort::ClientTimeout => Blame::Client,
+            ResponseAbort::ClientClosed | ResponseAbort::ClientTimeout | ResponseAbort::Memory => Blame::Client,
             ResponseAbort::Source(error) => error.blame(),
         }
     }
