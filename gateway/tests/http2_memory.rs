@@ -277,9 +277,8 @@ fn tunnels_that_are_not_read() {
             (":authority", "gate.test"),
         ];
         let head = head_block(&fields);
-        let heads: Vec<u8> = (0..100)
-            .flat_map(|number| Frame::new(HEADERS, END_HEADERS, 1 + 2 * number).with(&head).bytes())
-            .collect();
+        let heads: Vec<u8> =
+            (0..100).flat_map(|number| Frame::new(HEADERS, END_HEADERS, 1 + 2 * number).with(&head).bytes()).collect();
         client.send_bytes(&heads);
     });
     assert_held("tunnels", &held, 0.0);
