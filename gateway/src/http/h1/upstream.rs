@@ -419,7 +419,7 @@ impl UpstreamConnection {
     }
 
     fn write_head(&mut self, request: &Request) {
-        let out = self.writer.head_buffer();
+        let out = self.writer.head_buffer_of(request.read_size);
         out.extend_from_slice(request.method.as_str().as_bytes());
         out.push(b' ');
         let edits = request.origin_edits.as_deref();
