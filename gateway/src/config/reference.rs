@@ -165,6 +165,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Names of regions, in addition to those of `[redis.regions]` and `region_default`. Any other name counts as `region_default`.",
     ),
     (
+        "identity.request_id",
+        "Whether each request has an id in `X-Request-Id`, which origin, client, access log, pages and problem documents show: that of a peer in `trusted_proxies`, or a new UUID of version 7. Without it, the field passes unchanged.",
+    ),
+    (
         "identity.untrusted_fields",
         "Request fields that are removed unless a peer in `trusted_proxies` sends them: other names of the client's address, and of the scheme, host, path, method and user of the request (request-fields.md). A name that ends with `*` stands for all names with this beginning. Setting the key replaces the list. Always removed from others: the fields of `user` and `tier`. Always replaced: `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.",
     ),
@@ -412,6 +416,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Addresses of clients that may use the route; empty: all that are not in `deny`. Others get 403.",
     ),
     ("routes[].deny", "Addresses of clients that get 403."),
+    (
+        "routes[].security_headers",
+        "Preset of response fields that tell browsers to be strict; a field that the response has already stays (routes.md).",
+    ),
     (
         "routes[].cors.origins",
         "Origins whose scripts may use the route. The gateway answers preflights and replaces the origin's fields.",

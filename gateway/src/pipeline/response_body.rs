@@ -14,6 +14,7 @@ use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::Fields;
 use crate::http::h1::SerializedResponse;
 use crate::http::message::Response;
+use crate::identify::{RequestId, RequestUuid, UuidText};
 use crate::upstream::Tunnel;
 
 /// The source of a response's bytes.
@@ -23,8 +24,9 @@ pub(crate) enum ResponseBody<'b> {
     Upstream(Box<UpstreamBody<'b>>),
     Fill(SharedBody),
     StorePost(Box<StorePostResponse<'b>>),
-    /// A whole response, head included.
-    Prebuilt(Rc<Prebuilt429>),
+    /// A whole response, head included, and the id that it has where the response has a
+    /// placeholder.
+    Prebuilt(Rc<Prebuilt429>, Option<RequestUuid>),
 }
 
 impl ResponseBody<'_> {
@@ -34,9 +36,10 @@ impl ResponseBody<'_> {
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
         match self {
             ResponseBody::Upstream(body) => body.into_tunnel(),
-            ResponseBody::Bytes(_) | ResponseBody::Fill(_) | ResponseBody::StorePost(_) | ResponseBody::Prebuilt(_) => {
-                None
-            }
+            ResponseBody::Bytes(_)
+            | ResponseBody::Fill(_)
+            | ResponseBody::StorePost(_)
+            | ResponseBody::Prebuilt(..) => None,
         }
     }
 
@@ -50,19 +53,26 @@ impl ResponseBody<'_> {
 
     /// Copies the head of a prebuilt response into `response`.
     pub(crate) fn unpack_head(&mut self, response: &mut Response) {
-        if let ResponseBody::Prebuilt(prebuilt) = self {
+        if let ResponseBody::Prebuilt(prebuilt, id) = self {
             let Prebuilt429 { response: own, page, .. } = &**prebuilt;
             response.status = own.status;
             response.fields.copy_from(&own.fields);
             response.length = own.length;
-            *self = ResponseBody::Bytes(page.clone());
+            *self = ResponseBody::Bytes(match id {
+                None => page.clone(),
+                Some(id) => {
+                    RequestId::Made(*id).write(&mut response.fields);
+                    prebuilt.page_with(*id)
+                }
+            });
         }
     }
 
-    /// Head and body as HTTP/1.1 bytes, where they are prebuilt.
-    pub(crate) fn serialized(&self) -> Option<&SerializedResponse> {
+    /// Head and body as HTTP/1.1 bytes, where they are prebuilt, and the id that replaces their
+    /// placeholder.
+    pub(crate) fn serialized(&self) -> Option<(&SerializedResponse, Option<UuidText>)> {
         match self {
-            ResponseBody::Prebuilt(prebuilt) => Some(&prebuilt.serialized),
+            ResponseBody::Prebuilt(prebuilt, id) => Some((&prebuilt.serialized, id.map(RequestUuid::text))),
             _ => None,
         }
     }
@@ -71,7 +81,7 @@ impl ResponseBody<'_> {
 impl BodySource for ResponseBody<'_> {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         match self {
-            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(_) => Poll::Ready(Ok(())),
+            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(..) => Poll::Ready(Ok(())),
             ResponseBody::Upstream(body) => body.poll_fill(cx),
             ResponseBody::Fill(body) => body.poll_fill(cx),
             ResponseBody::StorePost(body) => body.poll_fill(cx),
@@ -82,7 +92,7 @@ impl BodySource for ResponseBody<'_> {
         match self {
             ResponseBody::Bytes(bytes) => bytes,
             // `unpack_head` turns it into `Bytes` before its body is read.
-            ResponseBody::Prebuilt(_) => &[],
+            ResponseBody::Prebuilt(..) => &[],
             ResponseBody::Upstream(body) => body.data(),
             ResponseBody::Fill(body) => body.data(),
             ResponseBody::StorePost(body) => body.data(),
@@ -99,7 +109,7 @@ impl BodySource for ResponseBody<'_> {
     fn consume(&mut self, count: usize) {
         match self {
             ResponseBody::Bytes(bytes) => bytes.advance(count),
-            ResponseBody::Prebuilt(_) => {}
+            ResponseBody::Prebuilt(..) => {}
             ResponseBody::Upstream(body) => body.consume(count),
             ResponseBody::Fill(body) => body.consume(count),
             ResponseBody::StorePost(body) => body.consume(count),
@@ -112,7 +122,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Fill(body) => body.take_bytes(max),
             ResponseBody::Upstream(body) => body.take_bytes(max),
             ResponseBody::StorePost(body) => body.take_bytes(max),
-            ResponseBody::Prebuilt(_) => Bytes::new(),
+            ResponseBody::Prebuilt(..) => Bytes::new(),
         }
     }
 
@@ -121,7 +131,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Upstream(body) => body.trailers(),
             ResponseBody::Fill(body) => body.trailers(),
             ResponseBody::StorePost(body) => body.trailers(),
-            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(_) => None,
+            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(..) => None,
         }
     }
 }

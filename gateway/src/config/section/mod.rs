@@ -29,7 +29,7 @@ use super::model::Config;
 use super::table_reader::TableReader;
 use crate::accept::ListenConfig;
 use crate::limit::LimitConfig;
-use crate::route::RouteConfig;
+use crate::route::{RouteConfig, TemplateVariable};
 
 /// Reads the whole document.
 pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
@@ -51,6 +51,8 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
     let dns = upstreams::dns(root);
     let (upstreams, upstreams_at) = upstreams::read(root).into_iter().unzip();
     let (routes, route_names): (Vec<RouteConfig>, Vec<_>) = routes::read(root).into_iter().unzip();
+    let mut edits = routes.iter().filter_map(|route| route.edits.as_deref());
+    identify.has_user_names = edits.any(|edits| edits.uses(TemplateVariable::User));
     http.route_body_bytes = routes.iter().filter_map(|route| route.body_bytes).max().unwrap_or(0);
     server::unavailable(root);
     ConfigDraft {

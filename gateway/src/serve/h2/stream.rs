@@ -176,7 +176,7 @@ impl StreamExchange {
         let snapshot = Arc::clone(&self.snapshot);
         let ExchangeBuffers { request, response, record, .. } = self.buffers();
         *record = refused(refusal, request, &snapshot);
-        ResponseBody::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), response))
+        ResponseBody::Bytes(degrade::write_refusal(refusal, record.request_id.as_ref(), response))
     }
 
     /// Sends head and body, and reports the exchange. Returns whether the response is complete.
