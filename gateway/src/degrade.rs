@@ -225,6 +225,7 @@ pub(crate) fn add_date(fields: &mut Fields) {
 /// Writes the head, without the fields that name the reason.
 pub(crate) fn write_head(status: StatusCode, format: PageFormat, body: &Bytes, response: &mut Response) {
     response.status = status;
+    response.forms = None;
     response.fields.copy_from(base_fields(format));
     response.length = BodyLength::Known(body.len() as u64);
     add_date(&mut response.fields);
@@ -255,14 +256,14 @@ pub(crate) struct BodyFacts<'a> {
 /// None of these needs escaping.
 fn problem(status: StatusCode, reason: &str, request_id: Option<&RequestId>) -> Bytes {
     let title = status.canonical_reason().unwrap_or("Error");
-    let parts =
-        ["{\"type\":\"about:blank\",\"title\":\"", title, "\",\"status\":", status.as_str(), ",\"reason\":\"", reason];
+    let parts = ["{\"type\":\"about:blank\",\"title\":\"", title, "\",\"status\":", status.as_str()];
     let mut text = parts.concat().into_bytes();
     if let Some(id) = request_id {
-        text.extend_from_slice(b"\",\"request_id\":\"");
+        text.extend_from_slice(b",\"request_id\":\"");
         id.push(&mut text);
+        text.push(b'"');
     }
-    text.extend_from_slice(b"\"}\n");
+    text.extend_from_slice([",\"reason\":\"", reason, "\"}\n"].concat().as_bytes());
     text.into()
 }
 

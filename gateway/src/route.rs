@@ -20,6 +20,7 @@ use limiter::{Cost, RuleSet};
 
 use crate::breaker::{Breaker, BreakerState};
 use crate::cache::key;
+use crate::compress::CompressConfig;
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::fields::Fields;
 use crate::http::message::{OriginEdits, Request, StatusCode};
@@ -76,6 +77,8 @@ pub(crate) struct RouteConfig {
     pub(crate) pages: ErrorPages,
     /// The clients that may use the route; `None`: all.
     pub(crate) clients: Option<Box<ClientNetworks>>,
+    /// Compression of responses; `None`: none.
+    pub(crate) compress: Option<Box<CompressConfig>>,
     /// The credentials that requests need; `None`: none.
     pub(crate) auth: Option<AuthConfig>,
 }
@@ -102,6 +105,7 @@ impl RouteConfig {
             body_bytes: None,
             pages: Vec::new(),
             clients: None,
+            compress: None,
             auth: None,
         }
     }

@@ -12,6 +12,7 @@ pub(crate) mod min_rate;
 pub(crate) mod tls_fault;
 pub(crate) mod transport;
 pub(crate) mod buffer;
+pub(crate) mod compressed_forms;
 pub(crate) mod fields;
 pub(crate) mod message;
 pub(crate) mod refusal;

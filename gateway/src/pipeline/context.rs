@@ -129,6 +129,7 @@ impl<'c> RequestContext<'c> {
         let deadline = hop::expected_within(&request.fields).filter(|_| caller.is_trusted).map(|time| now + time);
         request.key_route = route.and_then(|route| route.key);
         request.origin_edits = None;
+        response.forms = None;
         RequestContext {
             worker,
             snapshot,

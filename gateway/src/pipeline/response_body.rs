@@ -10,6 +10,7 @@ use super::forward::UpstreamBody;
 use super::prebuilt_429::Prebuilt429;
 use super::shared_body::SharedBody;
 use super::store_post::StorePostResponse;
+use crate::compress::CompressedBody;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::Fields;
 use crate::http::h1::SerializedResponse;
@@ -24,6 +25,7 @@ pub(crate) enum ResponseBody<'b> {
     Upstream(Box<UpstreamBody<'b>>),
     Fill(SharedBody),
     StorePost(Box<StorePostResponse<'b>>),
+    Compressed(Box<CompressedBody<ResponseBody<'b>>>),
     /// A whole response, head included, and the id that it has where the response has a
     /// placeholder.
     Prebuilt(Rc<Prebuilt429>, Option<RequestUuid>),
@@ -39,6 +41,7 @@ impl ResponseBody<'_> {
             ResponseBody::Bytes(_)
             | ResponseBody::Fill(_)
             | ResponseBody::StorePost(_)
+            | ResponseBody::Compressed(_)
             | ResponseBody::Prebuilt(..) => None,
         }
     }
@@ -85,6 +88,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Upstream(body) => body.poll_fill(cx),
             ResponseBody::Fill(body) => body.poll_fill(cx),
             ResponseBody::StorePost(body) => body.poll_fill(cx),
+            ResponseBody::Compressed(body) => body.poll_fill(cx),
         }
     }
 
@@ -96,6 +100,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Upstream(body) => body.data(),
             ResponseBody::Fill(body) => body.data(),
             ResponseBody::StorePost(body) => body.data(),
+            ResponseBody::Compressed(body) => body.data(),
         }
     }
 
@@ -113,6 +118,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Upstream(body) => body.consume(count),
             ResponseBody::Fill(body) => body.consume(count),
             ResponseBody::StorePost(body) => body.consume(count),
+            ResponseBody::Compressed(body) => body.consume(count),
         }
     }
 
@@ -122,6 +128,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Fill(body) => body.take_bytes(max),
             ResponseBody::Upstream(body) => body.take_bytes(max),
             ResponseBody::StorePost(body) => body.take_bytes(max),
+            ResponseBody::Compressed(body) => body.take_bytes(max),
             ResponseBody::Prebuilt(..) => Bytes::new(),
         }
     }
@@ -131,6 +138,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Upstream(body) => body.trailers(),
             ResponseBody::Fill(body) => body.trailers(),
             ResponseBody::StorePost(body) => body.trailers(),
+            ResponseBody::Compressed(body) => body.trailers(),
             ResponseBody::Bytes(_) | ResponseBody::Prebuilt(..) => None,
         }
     }

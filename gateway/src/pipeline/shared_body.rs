@@ -118,6 +118,14 @@ impl SharedBody {
         }));
     }
 
+    /// The whole body, if it has arrived and nothing of it was read.
+    pub(super) fn take_whole(&mut self) -> Option<Bytes> {
+        match &mut self.source {
+            SharedBodySource::Fill(reader, _) => reader.take_whole(),
+            _ => None,
+        }
+    }
+
     /// Ends without reading: the client has the object already. A body that is kept is still
     /// completed, for the store.
     pub(super) fn leave_to_store(self) {

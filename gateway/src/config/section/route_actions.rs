@@ -135,6 +135,7 @@ pub(super) fn action(table: &TableReader<'_>) -> RouteAction {
             status: status.unwrap_or(StatusCode::OK),
             body: Bytes::from(body),
             content_type,
+            forms: std::sync::Arc::default(),
         })
     });
     if has_redirect && has_respond {
