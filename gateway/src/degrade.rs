@@ -279,6 +279,7 @@ fn proxy_status_value(kind: ErrorKind) -> String {
         ErrorKind::Malformed => "http_protocol_error",
         ErrorKind::Timeout | ErrorKind::TotalTimeout | ErrorKind::SharedFetchTimeout => "http_response_timeout",
         ErrorKind::Upstream => "http_response_incomplete",
+        ErrorKind::NotSwitched => "http_upgrade_failed",
         _ => "proxy_internal_error",
     };
     format!("tidegate; error={error}")

@@ -8,12 +8,13 @@ use bytes::Bytes;
 
 use super::encoder::StreamEncoder;
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::compressed_forms::ContentCoding;
 use crate::http::fields::Fields;
 use crate::metrics::{self, Counter};
 
 /// Bodies that are compressed in pieces at one time: each needs up to 1 MiB.
-const STREAMS_MAX: usize = 512;
+const STREAMS_MAX: usize = 256;
 /// Bytes that one poll compresses before other connections of the thread have their turn.
 const PIECE_BYTES: usize = 32 << 10;
 
@@ -131,6 +132,10 @@ impl<S: BodySource> BodySource for CompressedBody<S> {
             self.out = self.encoder.take().into();
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        self.source.set_read_size(size);
     }
 
     fn data(&self) -> &[u8] {

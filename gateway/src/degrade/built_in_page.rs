@@ -75,6 +75,9 @@ pub(super) fn message(kind: ErrorKind, language: PageLanguage) -> &'static str {
 fn messages(kind: ErrorKind) -> (&'static str, &'static str) {
     match kind {
         ErrorKind::NoRoute => ("Nothing is available at this address.", "此地址没有可用的内容。"),
+        ErrorKind::Misdirected => {
+            ("This connection is for another address. Please open a new one.", "此连接用于另一个地址，请重新建立连接。")
+        }
         ErrorKind::Forbidden => ("Access is denied.", "访问被拒绝。"),
         ErrorKind::Limited => ("Too many requests. Please wait a moment and try again.", "请求过于频繁，请稍候再试。"),
         ErrorKind::Unauthorized => {

@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::buffer::ReadSize;
 use super::compressed_forms::CompressedForms;
 use super::fields::{Fields, KnownField};
 
@@ -110,6 +111,8 @@ pub struct Request {
     /// A number for the route, where requests with one cache key can have several routes: responses
     /// of one are not for another. Part of the cache key.
     pub key_route: Option<u64>,
+    /// How much of the response is read before the client takes it.
+    pub read_size: ReadSize,
     /// Interim responses received while the request is in progress. They belong to the exchange: a
     /// clone of the request discards its own.
     pub interim: InterimResponses,
@@ -231,6 +234,7 @@ impl Default for Request {
             is_authenticated: false,
             origin_edits: None,
             key_route: None,
+            read_size: ReadSize::Normal,
             interim: InterimResponses::default(),
         }
     }
@@ -254,6 +258,7 @@ impl Request {
         self.is_authenticated = false;
         self.origin_edits = None;
         self.key_route = None;
+        self.read_size = ReadSize::Normal;
         self.interim.clear();
     }
 

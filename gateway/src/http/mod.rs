@@ -22,6 +22,7 @@ pub(crate) mod limits;
 mod framing;
 mod head;
 pub(crate) mod body;
+pub(crate) mod websocket;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod request_body;

@@ -41,6 +41,9 @@ pub(crate) struct RequestContext<'c> {
     pub(crate) request: &'c mut Request,
     pub(super) response: &'c mut Response,
     pub(super) record: &'c mut RequestRecord,
+    /// The authority has another certificate than the connection. A trusted proxy connects by its
+    /// own name.
+    pub(super) is_misdirected: bool,
     /// When the trusted proxy that sent the request gives it up; `None`: it has not said so.
     pub(super) deadline: Option<Instant>,
     /// A stored object past its freshness, used when the origin fails.
@@ -96,6 +99,7 @@ impl DetachedRequest {
             request: &mut self.request,
             response: &mut response,
             record: &mut record,
+            is_misdirected: false,
             deadline: None,
             stale: self.stale,
         };
@@ -127,6 +131,7 @@ impl<'c> RequestContext<'c> {
         }
         let (peer, now) = (arrival.peer.ip, arrival.at);
         let deadline = hop::expected_within(&request.fields).filter(|_| caller.is_trusted).map(|time| now + time);
+        let is_misdirected = arrival.peer.is_misdirected(request.host()) && !caller.is_trusted;
         request.key_route = route.and_then(|route| route.key);
         request.origin_edits = None;
         response.forms = None;
@@ -141,6 +146,7 @@ impl<'c> RequestContext<'c> {
             request,
             response,
             record,
+            is_misdirected,
             deadline,
             stale: None,
         }

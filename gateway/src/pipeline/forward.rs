@@ -16,6 +16,7 @@ use crate::breaker::{Breaker, BreakerChange, BreakerTransition, CallStart, OpenC
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, UpstreamFault};
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::fields::{Fields, KnownField};
 use crate::http::h1::UpstreamConnectionError;
@@ -308,6 +309,10 @@ impl BodySource for UpstreamBody<'_> {
 
     fn consume(&mut self, count: usize) {
         self.exchange.consume(count);
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        self.exchange.set_read_size(size);
     }
 
     fn trailers(&self) -> Option<&Fields> {

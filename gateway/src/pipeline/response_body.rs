@@ -12,8 +12,10 @@ use super::shared_body::SharedBody;
 use super::store_post::StorePostResponse;
 use crate::compress::CompressedBody;
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::fields::Fields;
 use crate::http::h1::SerializedResponse;
+use crate::http::h2::TunnelBody;
 use crate::http::message::Response;
 use crate::identify::{RequestId, RequestUuid, UuidText};
 use crate::upstream::Tunnel;
@@ -29,6 +31,8 @@ pub(crate) enum ResponseBody<'b> {
     /// A whole response, head included, and the id that it has where the response has a
     /// placeholder.
     Prebuilt(Rc<Prebuilt429>, Option<RequestUuid>),
+    /// The upstream's side of a tunnel.
+    Tunnel(Box<TunnelBody>),
 }
 
 impl ResponseBody<'_> {
@@ -38,11 +42,7 @@ impl ResponseBody<'_> {
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
         match self {
             ResponseBody::Upstream(body) => body.into_tunnel(),
-            ResponseBody::Bytes(_)
-            | ResponseBody::Fill(_)
-            | ResponseBody::StorePost(_)
-            | ResponseBody::Compressed(_)
-            | ResponseBody::Prebuilt(..) => None,
+            _ => None,
         }
     }
 
@@ -89,6 +89,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Fill(body) => body.poll_fill(cx),
             ResponseBody::StorePost(body) => body.poll_fill(cx),
             ResponseBody::Compressed(body) => body.poll_fill(cx),
+            ResponseBody::Tunnel(body) => body.poll_fill(cx),
         }
     }
 
@@ -101,6 +102,17 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Fill(body) => body.data(),
             ResponseBody::StorePost(body) => body.data(),
             ResponseBody::Compressed(body) => body.data(),
+            ResponseBody::Tunnel(body) => body.data(),
+        }
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        match self {
+            ResponseBody::Upstream(body) => body.set_read_size(size),
+            ResponseBody::Fill(body) => body.set_read_size(size),
+            ResponseBody::Tunnel(body) => body.set_read_size(size),
+            ResponseBody::Compressed(body) => body.set_read_size(size),
+            ResponseBody::Bytes(_) | ResponseBody::StorePost(_) | ResponseBody::Prebuilt(..) => {}
         }
     }
 
@@ -119,6 +131,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Fill(body) => body.consume(count),
             ResponseBody::StorePost(body) => body.consume(count),
             ResponseBody::Compressed(body) => body.consume(count),
+            ResponseBody::Tunnel(body) => body.consume(count),
         }
     }
 
@@ -130,6 +143,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::StorePost(body) => body.take_bytes(max),
             ResponseBody::Compressed(body) => body.take_bytes(max),
             ResponseBody::Prebuilt(..) => Bytes::new(),
+            ResponseBody::Tunnel(body) => body.take_bytes(max),
         }
     }
 
@@ -139,7 +153,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Fill(body) => body.trailers(),
             ResponseBody::StorePost(body) => body.trailers(),
             ResponseBody::Compressed(body) => body.trailers(),
-            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(..) => None,
+            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(..) | ResponseBody::Tunnel(_) => None,
         }
     }
 }
