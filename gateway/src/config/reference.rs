@@ -308,6 +308,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("upstreams.NAME.tls.min_version", "Lowest TLS version."),
     (
+        "upstreams.NAME.tls.alpn",
+        "Protocols that are offered to `https://` endpoints, the preferred one first. A request that offers to switch protocols (WebSocket) needs \"http/1.1\".",
+    ),
+    (
         "upstreams.NAME.eject.after",
         "Failures of one endpoint in a row (status 5xx, broken connections, timeouts) after which it is ejected. An endpoint of which 80 % of the calls time out in three windows of 10 s in a row is ejected too. 0: no endpoint is ejected.",
     ),

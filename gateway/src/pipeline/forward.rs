@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::context::RequestContext;
@@ -15,10 +16,10 @@ use super::worker::WorkerResources;
 use crate::breaker::{Breaker, BreakerChange, BreakerTransition, CallStart, OpenCause, RecordedCall};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, UpstreamFault};
+use crate::http::attempt::UpstreamConnectionError;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::fields::{Fields, KnownField};
-use crate::http::h1::UpstreamConnectionError;
 use crate::http::message::{Request, Response};
 use crate::http::request_body::RequestBody;
 use crate::http::tls_fault::TlsFault;
@@ -302,6 +303,10 @@ impl BodySource for UpstreamBody<'_> {
 
     fn consume(&mut self, count: usize) {
         self.exchange.consume(count);
+    }
+
+    fn take_bytes(&mut self, max: usize) -> Bytes {
+        self.exchange.take_bytes(max)
     }
 
     fn trailers(&self) -> Option<&Fields> {

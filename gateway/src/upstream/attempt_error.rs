@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::endpoint::Endpoint;
+use crate::http::attempt::UpstreamConnectionError;
 use crate::http::exchange_clock::Blame;
-use crate::http::h1::UpstreamConnectionError;
 
 /// Why an attempt to get a response from an endpoint failed.
 #[derive(Debug)]

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use super::judge::EndpointJudge;
 use super::pool;
 use super::replay::ReplayBody;
@@ -12,12 +14,13 @@ use crate::endpoint::{CallOutcome, InFlightGuard};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::exchange_clock::Blame;
 use crate::http::fields::Fields;
-use crate::http::h1::UpstreamConnection;
+use crate::http::h1::Http1UpstreamConnection;
 use crate::http::request_body::RequestBody;
+use crate::http::upstream_connection::UpstreamConnection;
 
 /// The body of an upstream response. Reading it also sends the remainder of the request body.
 pub(crate) struct UpstreamExchange<'a> {
-    connection: Option<Box<UpstreamConnection>>,
+    connection: Option<UpstreamConnection>,
     trailers: Option<Box<Fields>>,
     body: ReplayBody<RequestBody<'a>>,
     in_flight: InFlightGuard,
@@ -37,13 +40,13 @@ pub(super) struct HeadVerdict {
 
 /// A connection after a protocol switch. Its endpoint still counts it as in flight.
 pub(crate) struct Tunnel {
-    pub(crate) connection: Box<UpstreamConnection>,
+    pub(crate) connection: Box<Http1UpstreamConnection>,
     _in_flight: InFlightGuard,
 }
 
 impl<'a> UpstreamExchange<'a> {
     pub(super) fn new(
-        connection: Box<UpstreamConnection>,
+        connection: UpstreamConnection,
         body: ReplayBody<RequestBody<'a>>,
         (judge, in_flight): (&Arc<EndpointJudge>, InFlightGuard),
         head: HeadVerdict,
@@ -75,7 +78,10 @@ impl<'a> UpstreamExchange<'a> {
 
     /// The connection, after the protocol was switched.
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
-        self.connection.map(|connection| Tunnel { connection, _in_flight: self.in_flight })
+        match self.connection {
+            Some(UpstreamConnection::Http1(connection)) => Some(Tunnel { connection, _in_flight: self.in_flight }),
+            Some(UpstreamConnection::Http2(_)) | None => None,
+        }
     }
 
     fn finish_if_idle(&mut self) {
@@ -83,9 +89,11 @@ impl<'a> UpstreamExchange<'a> {
             self.head.is_success = false;
             self.in_flight.record_success(Instant::now);
         }
-        if let Some(mut connection) = self.connection.take_if(|connection| connection.is_reusable()) {
+        if let Some(mut connection) = self.connection.take_if(|connection| connection.is_complete()) {
             self.trailers = connection.take_trailers();
-            pool::put(self.in_flight.endpoint().connector.key(), connection);
+            if let UpstreamConnection::Http1(connection) = connection {
+                pool::put(self.in_flight.endpoint().connector.key(), connection);
+            }
         }
     }
 }
@@ -120,6 +128,13 @@ impl BodySource for UpstreamExchange<'_> {
             connection.consume(count);
             self.finish_if_idle();
         }
+    }
+
+    fn take_bytes(&mut self, max: usize) -> Bytes {
+        let Some(connection) = &mut self.connection else { return Bytes::new() };
+        let bytes = connection.take_bytes(max);
+        self.finish_if_idle();
+        bytes
     }
 
     fn trailers(&self) -> Option<&Fields> {

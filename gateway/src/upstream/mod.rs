@@ -32,8 +32,10 @@ use crate::endpoint::{
     BalanceConfig, BalancePolicy, CallOutcome, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability,
     EndpointSet, EndpointTarget, InFlightGuard, Pick,
 };
+use crate::http::attempt::{UpstreamAttempt, UpstreamConnectionError};
 use crate::http::exchange_clock::{Blame, ExchangeTimeouts};
-use crate::http::h1::{UpstreamAttempt, UpstreamConnectionError};
+use crate::http::fields::KnownField;
+
 use crate::http::message::{BodyLength, Request, Response};
 use crate::http::request_body::RequestBody;
 use crate::metrics::Label as _;
@@ -41,6 +43,7 @@ use crate::{breaker, metrics};
 use exchange::HeadVerdict;
 use judge::EndpointJudge;
 use open::{AttemptPlan, OpenedConnection};
+use pool::AllowedProtocols;
 use replay::ReplayBody;
 
 /// Configuration of one upstream (`[upstreams.X]`): endpoints, load balancing, timeouts and
@@ -121,6 +124,10 @@ pub(crate) struct OutgoingRequest<'r> {
     /// Called for each endpoint that could not be reached before another one was tried.
     pub(crate) on_endpoint_failed: &'r mut dyn FnMut(AttemptError),
 }
+
+/// How often a request is sent again that a server has not processed, and says so. One that refuses
+/// everything would otherwise get every request for as long as it does.
+const REFUSALS_MAX: u32 = 2;
 
 /// Whether a request may take a connection that is kept open. If that turns out to be closed, the
 /// request is sent again.
@@ -293,6 +300,10 @@ impl Upstream {
             plan.hash = self.config.hash_by.hash(request, client);
         }
         plan.reuses = kept == KeptConnections::Use;
+        if request.fields.has(KnownField::Upgrade) {
+            plan.protocols = AllowedProtocols::Http1;
+        }
+        let mut refusals = 0;
         let mut opened = self.take_idle(&mut plan, now);
         loop {
             let (in_flight, mut connection) = match opened.take() {
@@ -301,7 +312,7 @@ impl Upstream {
                 None => Box::pin(self.open(&mut plan, on_endpoint_failed)).await?,
             };
             let is_reused = connection.is_reused();
-            if is_reused {
+            if is_reused || connection.may_refuse() {
                 body.keep();
             }
             let mut attempt = UpstreamAttempt {
@@ -332,16 +343,20 @@ impl Upstream {
             };
             let endpoint = in_flight.endpoint();
             let is_timeout = matches!(error, UpstreamConnectionError::Timeout(_));
+            let is_refused = matches!(error, UpstreamConnectionError::Refused(_));
             let request_sent = !connection.is_request_unsent();
             let mut failure = AttemptError {
                 endpoint: Some(Arc::clone(&endpoint.name)),
                 is_verdict: error.blame() == Blame::Upstream && (is_timeout || !connection.is_request_incomplete()),
                 is_outlier: false,
                 request_sent,
-                // A server closes an idle connection before it reads a request from it.
-                retryable: is_reused
-                    && matches!(error, UpstreamConnectionError::NoResponse(_))
-                    && (is_repeatable || !request_sent),
+                // A server closes an idle connection before it reads a request from it, and says so
+                // of requests that it has not processed.
+                retryable: match error {
+                    UpstreamConnectionError::Refused(_) => refusals < REFUSALS_MAX,
+                    UpstreamConnectionError::NoResponse(_) => is_reused && (is_repeatable || !request_sent),
+                    _ => false,
+                },
                 error,
             };
             if !failure.retryable || !body.rewind() {
@@ -353,10 +368,15 @@ impl Upstream {
                 return Err(failure);
             }
             let AttemptError { request_sent, .. } = failure;
-            tracing::debug!(endpoint = &*endpoint.name, request_sent, "a kept connection was closed");
-            // Other kept connections may be dead too.
-            plan.reuses = false;
-            plan.set_next(Arc::clone(endpoint));
+            tracing::debug!(endpoint = &*endpoint.name, request_sent, "a connection took no request");
+            if is_refused {
+                refusals += 1;
+                plan.prefer_other(endpoint, &self.judge.set.load());
+            } else {
+                // Other kept connections may be dead too.
+                plan.reuses = false;
+                plan.set_next(Arc::clone(endpoint));
+            }
         }
     }
 
