@@ -10,6 +10,7 @@ use super::respond::{count_response, count_result};
 use super::response_body::ResponseBody;
 use crate::degrade::PageFormat;
 use crate::error::{Error, ErrorKind};
+use crate::http::grpc;
 use crate::http::message::BodyLength;
 use crate::identify::auth::{AuthResult, Authentication};
 use crate::identify::{AccessDecision, Caller};
@@ -146,6 +147,12 @@ impl RequestContext<'_> {
         self.response.status = prebuilt.response.status;
         count_response(self.route, self.record, self.response.status);
         let mut body = ResponseBody::Prebuilt(prebuilt);
+        if grpc::is_call(self.request) {
+            body.unpack_head(self.response);
+            degrade::make_grpc(ErrorKind::Limited.as_str(), self.response);
+            self.edit_response();
+            return Some(ResponseBody::EMPTY);
+        }
         let page = (format == PageFormat::Html).then(|| self.denial_page()).flatten();
         if page.is_some() || self.route.is_some_and(|route| route.config.edits.is_some()) {
             body.unpack_head(self.response);
