@@ -91,7 +91,7 @@ pub(crate) struct UpstreamAttempt<'r> {
     /// The end of the whole exchange, all attempts included; `None` without a limit.
     pub(crate) total_at: Option<Instant>,
     /// Called when the upstream has the whole request.
-    pub(crate) on_request_sent: &'r mut dyn FnMut(),
+    pub(crate) on_request_sent: &'r dyn Fn(),
 }
 
 /// Progress of sending the current request.

@@ -44,6 +44,16 @@ pub(crate) fn timeout(fields: &Fields) -> Option<Duration> {
     })
 }
 
+/// Whether the head of a response has the status of a failure of the server: unknown, deadline
+/// exceeded, internal, unavailable, data loss.
+pub(crate) fn is_failure(fields: &Fields) -> bool {
+    is_grpc(fields)
+        && fields
+            .named(b"grpc-status")
+            .next()
+            .is_some_and(|status| matches!(status, b"2" | b"4" | b"13" | b"14" | b"15"))
+}
+
 /// A status of gRPC that the gateway gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GrpcStatus {

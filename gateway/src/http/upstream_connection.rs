@@ -64,6 +64,14 @@ impl UpstreamConnection {
         }
     }
 
+    /// Whether an interim response was passed on to the client.
+    pub(crate) fn has_passed_interim(&self) -> bool {
+        match self {
+            UpstreamConnection::Http1(connection) => connection.has_passed_interim(),
+            UpstreamConnection::Http2(stream) => stream.has_passed_interim(),
+        }
+    }
+
     /// Whether the server can say that it has not processed a request.
     pub(crate) fn may_refuse(&self) -> bool {
         matches!(self, UpstreamConnection::Http2(_))

@@ -42,8 +42,8 @@ pub(crate) struct RequestContext<'c> {
     pub(crate) request: &'c mut Request,
     pub(super) response: &'c mut Response,
     pub(super) record: &'c mut RequestRecord,
-    /// When the trusted proxy or the caller of gRPC that sent the request gives it up; `None`: it has
-    /// not said so.
+    /// When the trusted proxy or the caller of gRPC that sent the request gives it up; `None`: it
+    /// has not said so.
     pub(super) deadline: Option<Instant>,
     /// A stored object past its freshness, used when the origin fails.
     pub(super) stale: Option<shard::CacheHit<CacheMeta>>,

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::judge::EndpointJudge;
 use super::pool;
 use super::replay::ReplayBody;
+use super::retry::RetryPermit;
 use crate::endpoint::{CallOutcome, InFlightGuard};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::exchange_clock::Blame;
@@ -27,6 +28,8 @@ pub(crate) struct UpstreamExchange<'a> {
     head: HeadVerdict,
     /// Judges the endpoint again if its body fails; `None`: the body has ended.
     judge: Option<Arc<EndpointJudge>>,
+    /// The exchange is a retry or a hedge.
+    _permit: Option<RetryPermit>,
 }
 
 /// The endpoint judged by the head of its response.
@@ -36,6 +39,8 @@ pub(super) struct HeadVerdict {
     pub(super) is_success: bool,
     /// Whether the endpoint is out of use while others are not.
     pub(super) is_outlier: bool,
+    /// Whether the response itself is a failure of the upstream.
+    pub(super) is_failure: bool,
 }
 
 /// A connection after a protocol switch. Its endpoint still counts it as in flight.
@@ -52,11 +57,22 @@ impl<'a> UpstreamExchange<'a> {
         head: HeadVerdict,
     ) -> Self {
         let connection = Some(connection);
-        let mut exchange = UpstreamExchange { connection, trailers: None, body, in_flight, head, judge: None };
+        let mut exchange =
+            UpstreamExchange { connection, trailers: None, body, in_flight, head, judge: None, _permit: None };
         exchange.finish_if_idle();
         // Most bodies are there with their head.
         exchange.judge = exchange.head.is_success.then(|| Arc::clone(judge));
         exchange
+    }
+
+    /// Counts the exchange as a retry or hedge until it ends.
+    pub(super) fn hold(&mut self, permit: Option<RetryPermit>) {
+        self._permit = permit;
+    }
+
+    /// Whether the response is a failure of the upstream: its status, or that of gRPC in its head.
+    pub(crate) fn is_failure(&self) -> bool {
+        self.head.is_failure
     }
 
     /// Whether the endpoint is out of use while others are not: its failure is no verdict about the

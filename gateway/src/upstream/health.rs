@@ -113,7 +113,7 @@ async fn is_healthy(endpoint: &Endpoint, config: &HealthConfig) -> bool {
         response: &mut response,
         timeouts,
         total_at: None,
-        on_request_sent: &mut || {},
+        on_request_sent: &|| {},
     };
     if connection.exchange(&mut attempt).await.is_err() {
         return false;

@@ -83,6 +83,11 @@ impl AttemptPlan {
         }
     }
 
+    /// The endpoints that were tried.
+    pub(super) fn tried(&self) -> &[Arc<Endpoint>] {
+        &self.tried
+    }
+
     /// Opens the next connection to `endpoint`, whether or not it was tried.
     pub(super) fn set_next(&mut self, endpoint: Arc<Endpoint>) {
         if !self.tried.iter().any(|tried| Arc::ptr_eq(tried, &endpoint)) {
@@ -91,14 +96,24 @@ impl AttemptPlan {
         self.next = Some(endpoint);
     }
 
-    /// Opens the next connection to an endpoint of `set` that was not tried, or to `endpoint` again
-    /// if there is none.
-    pub(super) fn prefer_other(&mut self, endpoint: &Arc<Endpoint>, set: &EndpointSet) {
-        self.set_next(Arc::clone(endpoint));
+    /// Tries endpoints of `set` once more: one that was not tried, or else all again, `failed`
+    /// last. Returns whether there is one that was not tried.
+    pub(super) fn try_again(&mut self, failed: Option<&Arc<Endpoint>>, set: &EndpointSet) -> bool {
+        self.next = None;
+        self.tried.extend(failed.cloned());
         let pick = Pick { now: Instant::now().into_std(), hash: self.hash };
         if set.select(&self.tried, pick).is_some() {
-            self.next = None;
+            return true;
         }
+        self.tried.clear();
+        self.unreachable_tries = 0;
+        self.tried.extend(failed.filter(|_| set.list().len() > 1).cloned());
+        false
+    }
+
+    /// Whether further endpoints may be tried at `now`.
+    pub(super) fn is_in_time(&self, now: Instant) -> bool {
+        now < self.tries_until && self.total_at.is_none_or(|at| now < at)
     }
 
     /// Takes an idle connection to `endpoint`. A request that must not be repeated gets one that is
@@ -151,15 +166,15 @@ impl AttemptPlan {
     }
 }
 
-/// Gives a connection to an endpoint of `set`, as `plan` says. `on_endpoint_failed` gets the
-/// failure of each endpoint after which another one was tried. Cancel safe.
+/// Gives a connection to an endpoint of `set`, as `plan` says. `failed` gets the failure of each
+/// endpoint after which another one was tried. Cancel safe.
 ///
 /// # Errors
 /// The failure of the last endpoint that was tried.
 pub(super) async fn open(
     set: &EndpointSet,
     plan: &mut AttemptPlan,
-    on_endpoint_failed: &mut dyn FnMut(AttemptError),
+    failed: &mut Vec<AttemptError>,
 ) -> Result<OpenedConnection, AttemptError> {
     tasks::set_waiting_for(TaskWait::UpstreamConnect);
     let mut running: Vec<Opening> = Vec::new();
@@ -173,7 +188,7 @@ pub(super) async fn open(
                     && let Some(connection) = plan.take_idle(&endpoint)
                 {
                     note_slow(&running, Instant::now());
-                    failure.into_iter().for_each(on_endpoint_failed);
+                    failed.extend(failure);
                     return Ok((InFlightGuard::new(endpoint), connection));
                 }
                 running.push(plan.open(endpoint));
@@ -199,7 +214,7 @@ pub(super) async fn open(
                 let Opening { in_flight, started, .. } = running.swap_remove(index);
                 in_flight.endpoint().record_reachable(Instant::now().into_std());
                 note_slow(&running, started);
-                failure.into_iter().for_each(on_endpoint_failed);
+                failed.extend(failure);
                 return Ok((in_flight, connection));
             }
             OpeningEvent::Ended(index, Err(error)) => {
@@ -207,8 +222,7 @@ pub(super) async fn open(
                 if error.blame() == Blame::Upstream {
                     endpoint.record_unreachable(Instant::now().into_std());
                 }
-                let failed = failure.replace(AttemptError::unsent(Some(&endpoint), error));
-                failed.into_iter().for_each(&mut *on_endpoint_failed);
+                failed.extend(failure.replace(AttemptError::unsent(Some(&endpoint), error)));
             }
         }
     }
@@ -246,7 +260,7 @@ mod tests {
             drop(accepted);
             let mut plan = AttemptPlan::new(Duration::from_secs(5), Instant::now() + Duration::from_secs(5), None);
             plan.is_repeatable = is_repeatable;
-            let opened = open(&set, &mut plan, &mut |_| {}).await;
+            let opened = open(&set, &mut plan, &mut Vec::new()).await;
             let (_, connection) = opened.unwrap_or_else(|_| panic!("a connection"));
             // A new connection was not accepted yet, so that it is open.
             assert_eq!(connection.is_open(), !is_repeatable);

@@ -10,7 +10,7 @@ use super::super::expand::read_file;
 use super::super::fault::ConfigProblem;
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, SizeRange, ValueKind};
+use super::super::value_kind::{AnyString, ArrayOf, DurationRange, Flag, IntegerRange, OneOf, SizeRange, ValueKind};
 use super::bounds::{DAY, GIB, HOUR, MS, SECOND};
 use super::draft::RouteReferences;
 use super::{auth, formats, route_actions};
@@ -71,6 +71,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
             total: optional(table, "total_timeout", Duration::ZERO..=DAY),
         },
         forward_path: table.value_or("forward_path", &FORWARD_PATH, default.forward_path),
+        hedge: table.value_or("hedge", &Flag, default.hedge),
         body_bytes: table.optional("body_bytes", &SizeRange(0..=1_024 * GIB)).map(|bytes| bytes.value),
         pages: pages(table),
         clients: clients(table),

@@ -17,7 +17,7 @@ use crate::breaker;
 use crate::connect::{UpstreamProtocol, UpstreamTls, UpstreamTlsConfig, UpstreamTlsVersion};
 use crate::discovery::DnsConfig;
 use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress, EndpointScheme};
-use crate::upstream::{HealthConfig, UpstreamConfig};
+use crate::upstream::{HealthConfig, RetryConfig, UpstreamConfig};
 
 pub(super) fn dns(root: &TableReader<'_>) -> DnsConfig {
     let default = DnsConfig::default();
@@ -44,7 +44,6 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         ("ewma", Some(BalancePolicy::Ewma)),
         ("consistent-hash", Some(BalancePolicy::ConsistentHash)),
     ]);
-    table.unavailable("retries", Some(&DocumentValue::Integer(0)));
     table.unavailable("concurrency", None);
     let endpoints = ArrayOf { item: WeightedEndpoint, min_items: 1 };
     let endpoints = table.required("endpoints", &endpoints);
@@ -95,6 +94,10 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         eject: table.table("eject", eject),
         health: table.optional_table("health", health),
         breaker: table.table("breaker", breaker),
+        retry: RetryConfig {
+            retries: table.value_or("retries", &IntegerRange(0..=10), default.retry.retries),
+            statuses: formats::list(table, "retry_on", formats::STATUSES, default.retry.statuses.clone()),
+        },
         ..default
     }
 }

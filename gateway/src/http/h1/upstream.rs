@@ -78,6 +78,8 @@ pub(crate) struct Http1UpstreamConnection {
     request_state: RequestState,
     /// Whether a byte of the current request was given to the system.
     has_sent: bool,
+    /// Whether an interim response of the current exchange was passed on.
+    has_passed_interim: bool,
 }
 
 impl Http1UpstreamConnection {
@@ -95,6 +97,7 @@ impl Http1UpstreamConnection {
             is_event_stream: false,
             request_state: RequestState::Sent,
             has_sent: false,
+            has_passed_interim: false,
         }
     }
 
@@ -107,6 +110,10 @@ impl Http1UpstreamConnection {
     /// the event loop does.
     pub(crate) fn is_open(&self) -> bool {
         !self.io.is_closed_by_peer()
+    }
+
+    pub(crate) fn has_passed_interim(&self) -> bool {
+        self.has_passed_interim
     }
 
     pub(crate) fn is_reused(&self) -> bool {
@@ -126,6 +133,7 @@ impl Http1UpstreamConnection {
         self.is_event_stream = false;
         self.request_state = RequestState::Sending;
         self.has_sent = false;
+        self.has_passed_interim = false;
         self.write_head(request);
         let mut progress = HeadProgress::default();
         poll_fn(|cx| {
@@ -168,6 +176,7 @@ impl Http1UpstreamConnection {
                         // responses.
                         if response.status != StatusCode::CONTINUE && request.version != HttpVersion::Http10 {
                             request.interim.push(response.clone());
+                            self.has_passed_interim = true;
                         }
                         progress.scanner = HeadScanner::default();
                     }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::{Builder, Connection, ResponseFuture, SendRequest};
 use h2::{Ping, SendStream};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::head::PeerName;
@@ -44,6 +45,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The number of streams before the server has sent its settings.
+const STREAMS_UNKNOWN: usize = usize::MAX - 1;
+
 /// A connection that exchanges share.
 pub(crate) struct Http2UpstreamConnection {
     /// `None`: no further exchange may begin.
@@ -54,14 +58,19 @@ pub(crate) struct Http2UpstreamConnection {
     /// Whether an exchange has begun before.
     is_used: Cell<bool>,
     idle_since: Cell<Instant>,
+    /// Notified of the settings of the server, or of the end before them.
+    began: Notify,
+    /// Why the connection ended.
+    failure: RefCell<Option<h2::Error>>,
 }
 
 impl Http2UpstreamConnection {
-    /// Begins HTTP/2 on a stream to `authority`. The connection is driven by a task of this thread
-    /// and closes when the last reference is dropped. Cancel safe.
+    /// Begins HTTP/2 on a stream to `authority`, and waits for the settings of the server: they say
+    /// how many exchanges the connection may have. The connection is driven by a task of this
+    /// thread and closes when the last reference is dropped. Cancel safe.
     ///
     /// # Errors
-    /// `Connect`, or `Tls`, if the stream fails.
+    /// `Connect`, or `Tls`, if the stream fails; `Malformed` if the server does not speak HTTP/2.
     pub(crate) async fn open(
         stream: TransportStream,
         scheme: Scheme,
@@ -71,6 +80,7 @@ impl Http2UpstreamConnection {
         let mut builder = Builder::new();
         builder
             .enable_push(false)
+            .initial_max_send_streams(STREAMS_UNKNOWN)
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(HEAD_MAX)
@@ -83,10 +93,29 @@ impl Http2UpstreamConnection {
             active: Cell::new(0),
             is_used: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
+            began: Notify::new(),
+            failure: RefCell::new(None),
         });
         let driver = Driver { this: Rc::downgrade(&this), io, deadline: ResettableDeadline::after(PING_INTERVAL) };
         tasks::spawn(TaskKind::UpstreamConnection, driver.run(connection));
-        Ok(this)
+        loop {
+            match this.allowed() {
+                Some(STREAMS_UNKNOWN) => this.began.notified().await,
+                Some(_) => return Ok(this),
+                None => {
+                    let failure = this.failure.borrow_mut().take();
+                    return Err(failure.map_or_else(
+                        || UpstreamConnectionError::Connect(io::ErrorKind::UnexpectedEof.into()),
+                        connect_error,
+                    ));
+                }
+            }
+        }
+    }
+
+    /// The number of streams that the server allows; `None`: the connection is closed.
+    fn allowed(&self) -> Option<usize> {
+        Some(self.sender.borrow().as_ref()?.current_max_send_streams())
     }
 
     /// Whether no exchange may begin any more.
@@ -102,7 +131,7 @@ impl Http2UpstreamConnection {
     /// Counts an exchange that begins. Returns whether the connection served one before; `None` if
     /// it is closed, or has as many as it may have.
     pub(super) fn begin(&self) -> Option<bool> {
-        let allowed = self.sender.borrow().as_ref()?.current_max_send_streams().min(STREAMS_MAX);
+        let allowed = self.allowed()?.min(STREAMS_MAX);
         (self.active.get() < allowed).then(|| {
             self.active.set(self.active.get() + 1);
             self.is_used.replace(true)
@@ -155,6 +184,9 @@ impl Http2UpstreamConnection {
 }
 
 fn connect_error(error: h2::Error) -> UpstreamConnectionError {
+    if !error.is_io() && !error.is_remote() {
+        return UpstreamConnectionError::Malformed("not HTTP/2");
+    }
     let error = error.into_io().unwrap_or_else(|| io::ErrorKind::InvalidData.into());
     match TlsFault::of(&error) {
         Some(fault) => UpstreamConnectionError::Tls(fault, error),
@@ -175,13 +207,18 @@ impl Driver {
         let mut pings = connection.ping_pong();
         // When the PING was sent that is not acknowledged yet.
         let mut probed: Option<Instant> = None;
-        poll_fn(|cx| {
+        let mut has_begun = false;
+        let failure = poll_fn(|cx| {
             loop {
                 if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
-                    if let Err(error) = ended {
-                        tracing::debug!(%error, "an HTTP/2 connection to an upstream ended");
-                    }
-                    return Poll::Ready(());
+                    return Poll::Ready(ended.err());
+                }
+                if !has_begun
+                    && let Some(this) = self.this.upgrade()
+                    && this.allowed() != Some(STREAMS_UNKNOWN)
+                {
+                    has_begun = true;
+                    this.began.notify_waiters();
                 }
                 let now = Instant::now();
                 if let Some(pings) = &mut pings
@@ -193,7 +230,7 @@ impl Driver {
                     // The exchanges in progress hold references: there is none.
                     self.deadline.set(now + PING_TIMEOUT);
                     if self.deadline.poll(cx).is_ready() {
-                        return Poll::Ready(());
+                        return Poll::Ready(None);
                     }
                     return Poll::Pending;
                 };
@@ -210,7 +247,7 @@ impl Driver {
                         this.close();
                     } else if probed.is_some() {
                         tracing::debug!("an HTTP/2 upstream does not acknowledge a PING");
-                        return Poll::Ready(());
+                        return Poll::Ready(None);
                     } else if let Some(pings) = &mut pings
                         && pings.send_ping(Ping::opaque()).is_ok()
                     {
@@ -229,8 +266,13 @@ impl Driver {
             }
         })
         .await;
+        if let Some(error) = &failure {
+            tracing::debug!(%error, "an HTTP/2 connection to an upstream ended");
+        }
         if let Some(this) = self.this.upgrade() {
+            *this.failure.borrow_mut() = failure;
             this.close();
+            this.began.notify_waiters();
         }
     }
 }

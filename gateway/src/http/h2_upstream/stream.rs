@@ -113,6 +113,10 @@ impl Http2UpstreamStream {
         self.is_refused || self.connection.io.written.get() == self.written_before
     }
 
+    pub(crate) fn has_passed_interim(&self) -> bool {
+        self.interim_count > 0
+    }
+
     /// Whether the client has not delivered the whole request.
     pub(crate) fn is_request_incomplete(&self) -> bool {
         self.left != Some(0)
