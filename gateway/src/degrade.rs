@@ -312,6 +312,7 @@ fn problem(status: StatusCode, reason: &str) -> Bytes {
 fn html_message(kind: ErrorKind) -> &'static str {
     match kind {
         ErrorKind::NoRoute => "Nothing is available at this address.",
+        ErrorKind::Misdirected => "This connection is for another address. Please open a new one.",
         ErrorKind::Forbidden => "Access is denied.",
         ErrorKind::Limited => "Too many requests. Please wait a moment and try again.",
         ErrorKind::Unauthorized => "This page needs a name and a password, or a key.",
@@ -337,6 +338,7 @@ fn proxy_status_value(kind: ErrorKind) -> String {
         ErrorKind::Malformed => "http_protocol_error",
         ErrorKind::Timeout | ErrorKind::TotalTimeout | ErrorKind::SharedFetchTimeout => "http_response_timeout",
         ErrorKind::Upstream => "http_response_incomplete",
+        ErrorKind::NotSwitched => "http_upgrade_failed",
         _ => "proxy_internal_error",
     };
     format!("tidegate; error={error}")

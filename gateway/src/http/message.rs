@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use super::buffer::ReadSize;
 use super::fields::{Fields, KnownField};
 
 /// Protocol version of a received request; determines framing, persistence and the value in `Via`.
@@ -109,6 +110,8 @@ pub struct Request {
     /// A number for the route, where requests with one cache key can have several routes: responses
     /// of one are not for another. Part of the cache key.
     pub key_route: Option<u64>,
+    /// How much of the response is read before the client takes it.
+    pub read_size: ReadSize,
     /// Interim responses received while the request is in progress. They belong to the exchange: a
     /// clone of the request discards its own.
     pub interim: InterimResponses,
@@ -230,6 +233,7 @@ impl Default for Request {
             is_authenticated: false,
             origin_edits: None,
             key_route: None,
+            read_size: ReadSize::Normal,
             interim: InterimResponses::default(),
         }
     }
@@ -253,6 +257,7 @@ impl Request {
         self.is_authenticated = false;
         self.origin_edits = None;
         self.key_route = None;
+        self.read_size = ReadSize::Normal;
         self.interim.clear();
     }
 

@@ -23,6 +23,7 @@ mod framing;
 mod head;
 pub(crate) mod body;
 pub(crate) mod attempt;
+pub(crate) mod websocket;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod request_body;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::attempt::{UpstreamAttempt, UpstreamConnectionError};
 use super::body::{BodyError, BodySource};
+use super::buffer::ReadSize;
 use super::fields::Fields;
 use super::h1::Http1UpstreamConnection;
 pub(crate) use super::h2_upstream::{Http2UpstreamConnection, Http2UpstreamStream};
@@ -111,6 +112,14 @@ impl UpstreamConnection {
         match self {
             UpstreamConnection::Http1(connection) => connection.poll_body(cx, request_body),
             UpstreamConnection::Http2(stream) => stream.poll_body(cx, request_body),
+        }
+    }
+
+    /// Sets how much of the body is read before it is taken. A stream of HTTP/2 has its window.
+    pub(crate) fn set_read_size(&mut self, size: ReadSize) {
+        match self {
+            UpstreamConnection::Http1(connection) => connection.set_read_size(size),
+            UpstreamConnection::Http2(_) => {}
         }
     }
 

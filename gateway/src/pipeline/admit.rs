@@ -35,7 +35,13 @@ impl RequestContext<'_> {
         }
         // Lists and limits judge the user that the password proves.
         let is_pending = self.authentication == Authentication::Pending;
-        let decision = if is_pending { self.check_lists() } else { self.check_access() };
+        let decision = if self.is_misdirected {
+            Err(Error::Misdirected)
+        } else if is_pending {
+            self.check_lists()
+        } else {
+            self.check_access()
+        };
         let error = match decision.and_then(|()| self.check_authentication()) {
             Ok(()) if is_preflight => return self.answer_preflight(),
             Ok(()) => return None,

@@ -42,6 +42,9 @@ pub(crate) struct RequestContext<'c> {
     pub(crate) request: &'c mut Request,
     pub(super) response: &'c mut Response,
     pub(super) record: &'c mut RequestRecord,
+    /// The authority has another certificate than the connection. A trusted proxy connects by its
+    /// own name.
+    pub(super) is_misdirected: bool,
     /// When the trusted proxy or the caller of gRPC that sent the request gives it up; `None`: it
     /// has not said so.
     pub(super) deadline: Option<Instant>,
@@ -96,6 +99,7 @@ impl DetachedRequest {
             request: &mut self.request,
             response: &mut response,
             record: &mut record,
+            is_misdirected: false,
             deadline: None,
             stale: self.stale,
         };
@@ -129,6 +133,7 @@ impl<'c> RequestContext<'c> {
         // A caller of gRPC says how long it waits, and can only shorten its own time.
         let grpc = if grpc::is_call(request) { grpc::timeout(&request.fields) } else { None };
         let deadline = expected.into_iter().chain(grpc).min().and_then(|time| now.checked_add(time));
+        let is_misdirected = arrival.peer.is_misdirected(request.host()) && !caller.is_trusted;
         request.key_route = route.and_then(|route| route.key);
         request.origin_edits = None;
         RequestContext {
@@ -142,6 +147,7 @@ impl<'c> RequestContext<'c> {
             request,
             response,
             record,
+            is_misdirected,
             deadline,
             stale: None,
         }

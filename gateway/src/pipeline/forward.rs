@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorKind};
 use crate::event::{Event, UpstreamFault};
 use crate::http::attempt::UpstreamConnectionError;
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{Request, Response};
@@ -307,6 +308,10 @@ impl BodySource for UpstreamBody<'_> {
 
     fn take_bytes(&mut self, max: usize) -> Bytes {
         self.exchange.take_bytes(max)
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        self.exchange.set_read_size(size);
     }
 
     fn trailers(&self) -> Option<&Fields> {

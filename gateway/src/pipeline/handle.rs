@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::http::attempt::UpstreamConnectionError;
 use crate::http::body::{BodyError, BodySource as _};
 use crate::http::exchange_clock::ExchangeTimeout;
-use crate::http::message::{BodyLength, Response};
+use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::http::request_body::RequestBody;
 use crate::identify::auth::Authentication;
 use crate::record::{CacheDetail, ForwardReason};
@@ -44,7 +44,7 @@ impl RequestContext<'_> {
                 })
             }
         };
-        let body = match result {
+        let body = match result.and_then(|body| self.check_switch(body)) {
             Ok(mut body) => match first_failure(&mut body).await {
                 None => body,
                 Some(error) => self.degrade_unsent(&error),
@@ -54,6 +54,20 @@ impl RequestContext<'_> {
         self.respond();
         self.charge_for_status();
         body
+    }
+
+    /// Makes the response to an extended CONNECT one of HTTP/2: a 2xx status stands for an open
+    /// tunnel.
+    fn check_switch<'b>(&mut self, body: ResponseBody<'b>) -> Result<ResponseBody<'b>, Error> {
+        if !hop::is_extended_connect(self.request) {
+            return Ok(body);
+        }
+        match self.response.status {
+            StatusCode::SWITCHING_PROTOCOLS => hop::accept_extended_connect(self.response),
+            status if status.is_success() => return Err(Error::NotSwitched),
+            _ => {}
+        }
+        Ok(body)
     }
 
     async fn run<'b>(&mut self, mut body: RequestBody<'b>) -> Result<ResponseBody<'b>, Error> {

@@ -11,8 +11,10 @@ use super::prebuilt_429::Prebuilt429;
 use super::shared_body::SharedBody;
 use super::store_post::StorePostResponse;
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::fields::Fields;
 use crate::http::h1::SerializedResponse;
+use crate::http::h2::TunnelBody;
 use crate::http::message::Response;
 use crate::upstream::Tunnel;
 
@@ -23,6 +25,8 @@ pub(crate) enum ResponseBody<'b> {
     Upstream(Box<UpstreamBody<'b>>),
     Fill(SharedBody),
     StorePost(Box<StorePostResponse<'b>>),
+    /// The upstream's side of a tunnel.
+    Tunnel(Box<TunnelBody>),
     /// A whole response, head included.
     Prebuilt(Rc<Prebuilt429>),
 }
@@ -34,9 +38,7 @@ impl ResponseBody<'_> {
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
         match self {
             ResponseBody::Upstream(body) => body.into_tunnel(),
-            ResponseBody::Bytes(_) | ResponseBody::Fill(_) | ResponseBody::StorePost(_) | ResponseBody::Prebuilt(_) => {
-                None
-            }
+            _ => None,
         }
     }
 
@@ -75,6 +77,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Upstream(body) => body.poll_fill(cx),
             ResponseBody::Fill(body) => body.poll_fill(cx),
             ResponseBody::StorePost(body) => body.poll_fill(cx),
+            ResponseBody::Tunnel(body) => body.poll_fill(cx),
         }
     }
 
@@ -86,6 +89,16 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Upstream(body) => body.data(),
             ResponseBody::Fill(body) => body.data(),
             ResponseBody::StorePost(body) => body.data(),
+            ResponseBody::Tunnel(body) => body.data(),
+        }
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        match self {
+            ResponseBody::Upstream(body) => body.set_read_size(size),
+            ResponseBody::Fill(body) => body.set_read_size(size),
+            ResponseBody::Tunnel(body) => body.set_read_size(size),
+            ResponseBody::Bytes(_) | ResponseBody::StorePost(_) | ResponseBody::Prebuilt(_) => {}
         }
     }
 
@@ -103,6 +116,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Upstream(body) => body.consume(count),
             ResponseBody::Fill(body) => body.consume(count),
             ResponseBody::StorePost(body) => body.consume(count),
+            ResponseBody::Tunnel(body) => body.consume(count),
         }
     }
 
@@ -112,6 +126,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Fill(body) => body.take_bytes(max),
             ResponseBody::Upstream(body) => body.take_bytes(max),
             ResponseBody::StorePost(body) => body.take_bytes(max),
+            ResponseBody::Tunnel(body) => body.take_bytes(max),
             ResponseBody::Prebuilt(_) => Bytes::new(),
         }
     }
@@ -121,7 +136,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Upstream(body) => body.trailers(),
             ResponseBody::Fill(body) => body.trailers(),
             ResponseBody::StorePost(body) => body.trailers(),
-            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(_) => None,
+            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(_) | ResponseBody::Tunnel(_) => None,
         }
     }
 }

@@ -20,6 +20,7 @@ use super::worker::WorkerResources;
 use crate::cache::fill::FillReader;
 use crate::cache::resume::ResumePoint;
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::fields::Fields;
 use crate::http::message::{Request, Response};
 use crate::identify::Trace;
@@ -200,6 +201,12 @@ impl BodySource for SharedBody {
                 self.consume(bytes.len());
                 bytes
             }
+        }
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        if let SharedBodySource::Rest(body, _) = &mut self.source {
+            body.set_read_size(size);
         }
     }
 

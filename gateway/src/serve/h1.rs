@@ -176,7 +176,7 @@ impl Connection {
         let Connection { context, stream, peer, .. } = self;
         let (context, peer) = (&**context, &*peer);
         let arrival = Arrival { peer: peer.clone(), at: Instant::now() };
-        let in_flight = InFlightRequest::begin(arrival.at);
+        let in_flight = InFlightRequest::begin(arrival.at, buffers.request.version);
         let (mut incoming, mut writer) = stream.exchange();
         let has_body = !incoming.is_complete();
         let mut request_context = None;

@@ -13,6 +13,7 @@ use super::replay::ReplayBody;
 use super::retry::RetryPermit;
 use crate::endpoint::{CallOutcome, InFlightGuard};
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::exchange_clock::Blame;
 use crate::http::fields::Fields;
 use crate::http::h1::Http1UpstreamConnection;
@@ -46,7 +47,7 @@ pub(super) struct HeadVerdict {
 /// A connection after a protocol switch. Its endpoint still counts it as in flight.
 pub(crate) struct Tunnel {
     pub(crate) connection: Box<Http1UpstreamConnection>,
-    _in_flight: InFlightGuard,
+    pub(crate) in_flight: InFlightGuard,
 }
 
 impl<'a> UpstreamExchange<'a> {
@@ -95,7 +96,7 @@ impl<'a> UpstreamExchange<'a> {
     /// The connection, after the protocol was switched.
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
         match self.connection {
-            Some(UpstreamConnection::Http1(connection)) => Some(Tunnel { connection, _in_flight: self.in_flight }),
+            Some(UpstreamConnection::Http1(connection)) => Some(Tunnel { connection, in_flight: self.in_flight }),
             Some(UpstreamConnection::Http2(_)) | None => None,
         }
     }
@@ -151,6 +152,12 @@ impl BodySource for UpstreamExchange<'_> {
         let bytes = connection.take_bytes(max);
         self.finish_if_idle();
         bytes
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        if let Some(connection) = &mut self.connection {
+            connection.set_read_size(size);
+        }
     }
 
     fn trailers(&self) -> Option<&Fields> {

@@ -20,13 +20,14 @@ use crate::http::attempt::{
     CLIENT_STOPPED, INTERIM_MAX, RequestState, UpstreamAttempt, UpstreamConnectionError, is_event_stream,
 };
 use crate::http::body::{BodyError, BodySource};
-use crate::http::buffer::ReadBuffer;
+use crate::http::buffer::{ReadBuffer, ReadSize};
 use crate::http::exchange_clock::{AwaitedStep, ClockEvent, ExchangeClock, ExchangeTimeout};
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode, is_bodiless};
 use crate::http::text;
 use crate::http::tls_fault::TlsFault;
 use crate::http::transport::TransportStream;
+use crate::http::websocket;
 
 /// Maximum bytes of a response head; a larger one is refused.
 const HEAD_MAX: usize = 64 << 10;
@@ -134,6 +135,7 @@ impl Http1UpstreamConnection {
         self.request_state = RequestState::Sending;
         self.has_sent = false;
         self.has_passed_interim = false;
+        self.buffer.set_read_size(request.read_size);
         self.write_head(request);
         let mut progress = HeadProgress::default();
         poll_fn(|cx| {
@@ -156,6 +158,7 @@ impl Http1UpstreamConnection {
                             .map_err(UpstreamConnectionError::Malformed)?;
                         self.buffer.consume(length);
                         if !response.status.is_informational() {
+                            self.buffer.shrink();
                             self.begin_body(&request.method, response, persistent);
                             return Poll::Ready(Ok(()));
                         }
@@ -184,6 +187,11 @@ impl Http1UpstreamConnection {
             }
         })
         .await
+    }
+
+    /// The stream and the bytes received from it but not consumed, after a protocol switch.
+    pub(in crate::http) fn into_parts(self) -> (TransportStream, ReadBuffer) {
+        (self.io, self.buffer)
     }
 
     /// The stream and the bytes received from it but not consumed.
@@ -372,6 +380,11 @@ impl Http1UpstreamConnection {
         };
     }
 
+    /// Sets how much of the body is read before it is taken.
+    pub(crate) fn set_read_size(&mut self, size: ReadSize) {
+        self.buffer.set_read_size(size);
+    }
+
     /// Whether the body of the response has ended.
     pub(crate) fn is_body_done(&self) -> bool {
         matches!(self.body, ResponseBodyState::Done)
@@ -525,4 +538,16 @@ fn is_switch(request: &Request, response: &Response) -> bool {
         && request.length == BodyLength::Empty
         && chosen.peek().is_some()
         && chosen.all(offered)
+        && (request.version != HttpVersion::Http2 || is_accepted(request, response))
+}
+
+/// Whether the response answers the key of a WebSocket handshake, which the gateway has made for a
+/// client of HTTP/2.
+fn is_accepted(request: &Request, response: &Response) -> bool {
+    let mut keys = request.fields.named(websocket::KEY.as_bytes());
+    let mut answers = response.fields.named(websocket::ACCEPT.as_bytes());
+    match (keys.next(), answers.next(), answers.next()) {
+        (Some(key), Some(answer), None) => answer == websocket::accept(key).as_bytes(),
+        _ => false,
+    }
 }
