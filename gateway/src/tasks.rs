@@ -42,6 +42,8 @@ label! {
         Connection = "connection",
         /// Serves one stream of an HTTP/2 connection.
         Stream = "stream",
+        /// Drives one HTTP/2 connection to an upstream.
+        UpstreamConnection = "upstream_connection",
         /// Moves the body of a shared fetch to its readers and into the store.
         Fill = "fill",
         /// Leads a shared fetch whose client has closed, for the requests that wait.
