@@ -135,7 +135,7 @@ impl PeerLauncher<'_> {
             None => ("", String::new()),
             Some(ServerCertificate { certificate, key, .. }) => {
                 let (certificate, key) = (certificate.display(), key.display());
-                // The old form is the only one of Debian's version, and is understood by current ones.
+                // The only form that Debian's version has; current ones understand it too.
                 let tls = if self.workload.is_http2() { " ssl http2" } else { " ssl" };
                 (tls, format!("ssl_certificate {certificate}; ssl_certificate_key {key};"))
             }

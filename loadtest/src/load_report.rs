@@ -1,4 +1,4 @@
-//! What a load generator has counted.
+//! The counts of a load generator.
 
 use std::time::Duration;
 
