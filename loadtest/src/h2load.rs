@@ -14,9 +14,9 @@ use crate::tools::{Tool, Tools};
 /// Time for h2load to connect and exit, in addition to its duration. New connections are opened at
 /// a rate that a busy machine may miss.
 const EXTRA_TIMEOUT: Duration = Duration::from_secs(60);
-/// Clients offer one suite and one group, so that every server uses the same: the suite that servers
-/// prefer on current processors, and the group that all of them have. P-256 is the group of the
-/// certificate, which OpenSSL expects among the groups.
+/// Clients offer one suite and one group, so that every server uses the same: the suite that
+/// servers prefer on current processors, and the group that all of them have. P-256 is the group of
+/// the certificate, which OpenSSL expects among the groups.
 const SUITE: &str = "TLS_AES_128_GCM_SHA256";
 const GROUPS: &str = "X25519:P-256";
 /// New connections in each period.
