@@ -10,6 +10,8 @@ pub(crate) mod write_timer;
 pub(crate) mod exchange_clock;
 pub(crate) mod min_rate;
 pub(crate) mod tls_fault;
+mod socket;
+mod tls_stream;
 pub(crate) mod transport;
 pub(crate) mod buffer;
 pub(crate) mod compressed_forms;
