@@ -84,6 +84,10 @@ pub(crate) struct AccessLogEntry<'a> {
     pub(crate) refused: &'a str,
     /// The endpoint that received the request.
     pub(crate) upstream: &'a str,
+    /// How often the request was sent again. Omitted from the line if 0.
+    pub(crate) retries: u32,
+    /// Whether a second endpoint was sent the request. Omitted from the line if not.
+    pub(crate) is_hedged: bool,
     /// The key or the user that the route has authenticated.
     pub(crate) user: &'a str,
     /// The country of the client, from the GeoIP database.
@@ -93,6 +97,7 @@ pub(crate) struct AccessLogEntry<'a> {
     /// The part of it to which devices are bound.
     pub(crate) fingerprint: &'a str,
     pub(crate) trace_id: &'a str,
+    pub(crate) request_id: &'a str,
 }
 
 /// Formatted lines for the writer.
@@ -357,6 +362,13 @@ fn write_line(out: &mut Vec<u8>, timestamps: &mut TimestampFormatter, now: Syste
     out.extend_from_slice(itoa::Buffer::new().format(line.bytes).as_bytes());
     out.extend_from_slice(b",\"duration\":");
     push_seconds(out, line.duration);
+    if line.retries > 0 {
+        out.extend_from_slice(b",\"retries\":");
+        out.extend_from_slice(itoa::Buffer::new().format(line.retries).as_bytes());
+    }
+    if line.is_hedged {
+        out.extend_from_slice(b",\"hedged\":true");
+    }
     let texts = [
         ("route", line.route),
         ("cache", line.cache),
@@ -373,6 +385,7 @@ fn write_line(out: &mut Vec<u8>, timestamps: &mut TimestampFormatter, now: Syste
         ("ja4", line.ja4),
         ("fingerprint", line.fingerprint),
         ("trace_id", line.trace_id),
+        ("request_id", line.request_id),
     ];
     for (key, value) in texts.into_iter().filter(|(_, value)| !value.is_empty()) {
         out.extend_from_slice(b",\"");
@@ -507,11 +520,14 @@ mod tests {
             shadow_limit: "",
             refused: "",
             upstream: "",
+            retries: 0,
+            is_hedged: false,
             user: "",
             country: "",
             ja4: "",
             fingerprint: "",
             trace_id: "",
+            request_id: "",
         }
     }
 

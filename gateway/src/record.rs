@@ -15,7 +15,7 @@ use crate::error::ErrorKind;
 use crate::http::exchange_clock::Blame;
 use crate::http::h1::RequestRefusal;
 use crate::identify::auth::PrincipalIndex;
-use crate::identify::{CountryCode, Trace};
+use crate::identify::{CountryCode, RequestId, Trace};
 use crate::label;
 
 label! {
@@ -109,7 +109,13 @@ pub(crate) struct RequestRecord {
     pub(crate) upstream: Option<Arc<str>>,
     /// How often an endpoint was sent the whole request, for a fetch that others can join.
     pub(crate) requests_sent: u32,
+    /// How often the request was sent again, as the configuration allows.
+    pub(crate) retries: u32,
+    /// Whether a second endpoint was sent the request because the first one was slow.
+    pub(crate) is_hedged: bool,
     pub(crate) trace: Option<Trace>,
+    /// `None` also where requests have no id (`identity.request_id`).
+    pub(crate) request_id: Option<RequestId>,
     pub(crate) client_ip: Option<IpAddr>,
     pub(crate) country: Option<CountryCode>,
     /// The key or the user that the route has authenticated.
@@ -137,7 +143,10 @@ impl Default for RequestRecord {
             aborted: "",
             upstream: None,
             requests_sent: 0,
+            retries: 0,
+            is_hedged: false,
             trace: None,
+            request_id: None,
             client_ip: None,
             country: None,
             principal: None,

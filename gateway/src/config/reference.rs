@@ -13,7 +13,7 @@ use super::read_context::{KeySpec, ReadContext};
 use super::{section, table_reader};
 
 /// A document with one table of each kind, so that every reader declares its keys.
-const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[upstreams.NAME.health]\n[[routes]]\n";
+const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[upstreams.NAME.health]\n[[routes]]\n[routes.compress]\n";
 
 /// Descriptions in the order of the documentation. A test proves that each key has exactly one.
 const DESCRIPTIONS: &[(&str, &str)] = &[
@@ -165,6 +165,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Names of regions, in addition to those of `[redis.regions]` and `region_default`. Any other name counts as `region_default`.",
     ),
     (
+        "identity.request_id",
+        "Whether each request has an id in `X-Request-Id`, which origin, client, access log, pages and problem documents show: that of a peer in `trusted_proxies`, or a new UUID of version 7. Without it, the field passes unchanged.",
+    ),
+    (
         "identity.untrusted_fields",
         "Request fields that are removed unless a peer in `trusted_proxies` sends them: other names of the client's address, and of the scheme, host, path, method and user of the request (request-fields.md). A name that ends with `*` stands for all names with this beginning. Setting the key replaces the list. Always removed from others: the fields of `user` and `tier`. Always replaced: `Forwarded`, `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`.",
     ),
@@ -291,7 +295,14 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Name servers that resolve the names of endpoints; empty: those of `/etc/resolv.conf`, which is read again when it changes. `/etc/hosts` comes first in both cases.",
     ),
     ("dns.timeout", "Longest time of one lookup. A failed lookup keeps the last known addresses."),
-    ("upstreams.NAME.retries", "Retries of safe methods."),
+    (
+        "upstreams.NAME.retries",
+        "Most times that one request is sent again: when no endpoint can be reached, or when a response has a status of `retry_on` or the connection ends before a response, and the method is idempotent or the request has `Idempotency-Key`. Retries and hedges in progress are at most 20 % of the requests in flight, or 3. Requests that no endpoint can have processed are sent again without this key.",
+    ),
+    (
+        "upstreams.NAME.retry_on",
+        "Statuses after which a request is sent again within `retries`. After a response with `Retry-After`, the same endpoint gets the request again only when that time has passed, if `timeout` allows it.",
+    ),
     (
         "upstreams.NAME.tls.ca",
         "File with the certificates of the authorities that sign those of `https://` endpoints; absent: the system's (`SSL_CERT_FILE` and `SSL_CERT_DIR`, or the usual places). Reloaded when it changes, as are `cert` and `key`.",
@@ -307,6 +318,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Whether certificates are verified. `false`: any certificate is accepted, which is logged at each start (`upstream_unverified`).",
     ),
     ("upstreams.NAME.tls.min_version", "Lowest TLS version."),
+    (
+        "upstreams.NAME.tls.alpn",
+        "Protocols that are offered to `https://` endpoints, the preferred one first. A request that offers to switch protocols (WebSocket) needs \"http/1.1\".",
+    ),
     (
         "upstreams.NAME.eject.after",
         "Failures of one endpoint in a row (status 5xx, broken connections, timeouts) after which it is ejected. An endpoint of which 80 % of the calls time out in three windows of 10 s in a row is ejected too. 0: no endpoint is ejected.",
@@ -413,6 +428,21 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("routes[].deny", "Addresses of clients that get 403."),
     (
+        "routes[].security_headers",
+        "Preset of response fields that tell browsers to be strict; a field that the response has already stays (routes.md).",
+    ),
+    (
+        "routes[].compress",
+        "Content codings for clients, in the order of preference, or a table with the keys below (routes.md). Absent: responses are not compressed.",
+    ),
+    ("routes[].compress.codings", "Content codings, in the order of preference."),
+    ("routes[].compress.types", "Media types that are compressed; replaces the default list."),
+    ("routes[].compress.min_bytes", "A shorter body is sent as it is."),
+    (
+        "routes[].compress.credentials",
+        "Whether responses to requests with `Cookie` or `Authorization`, and responses with `Set-Cookie`, are compressed too where no other client gets them: an attacker who chooses part of such a response can guess a secret in it from its size (BREACH).",
+    ),
+    (
         "routes[].cors.origins",
         "Origins whose scripts may use the route. The gateway answers preflights and replaces the origin's fields.",
     ),
@@ -461,6 +491,14 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Up to this percentage of the freshness lifetime is subtracted at random from each response, so that responses stored together do not expire together.",
     ),
     (
+        "cache.heuristic",
+        "Whether responses without explicit freshness may be reused for a tenth of the time since `Last-Modified`, where a route sets neither `cache.heuristic` nor `cache.heuristic_max`.",
+    ),
+    (
+        "routes[].cache.heuristic",
+        "Whether the route has heuristic freshness; `false` is `heuristic_max = \"0s\"`. Absent: as `cache.heuristic`.",
+    ),
+    (
         "routes[].cache.heuristic_max",
         "Upper bound of heuristic freshness: a tenth of the time since `Last-Modified`, for responses without other freshness information. `\"0s\"`: no heuristic freshness.",
     ),
@@ -483,6 +521,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("routes[].timeout", "Replaces `timeout` of the upstream for this route."),
     ("routes[].idle_timeout", "Replaces `idle_timeout` of the upstream for this route."),
+    (
+        "routes[].hedge",
+        "Whether a request without a body and of an idempotent method is sent to a second endpoint if the first one has not responded in the time in which 95 % of the recent responses came. The first good response is used. Hedges share the budget of `retries`.",
+    ),
     ("routes[].total_timeout", "Replaces `total_timeout` of the upstream for this route. `\"0s\"`: no limit."),
     (
         "routes[].degrade.status",

@@ -10,9 +10,9 @@ use super::forward::count_timeout;
 use super::response_body::ResponseBody;
 use crate::cache::policy;
 use crate::error::Error;
+use crate::http::attempt::UpstreamConnectionError;
 use crate::http::body::{BodyError, BodySource as _};
 use crate::http::exchange_clock::ExchangeTimeout;
-use crate::http::h1::UpstreamConnectionError;
 use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::http::request_body::RequestBody;
 use crate::identify::auth::Authentication;
@@ -50,6 +50,11 @@ impl RequestContext<'_> {
                 Some(error) => self.degrade_unsent(&error),
             },
             Err(error) => self.degrade(error),
+        };
+        let body = match self.route.and_then(|route| route.config.compress.as_deref()) {
+            None => body,
+            // Boxed: few routes compress.
+            Some(config) => Box::pin(self.compress(body, config)).await,
         };
         self.respond();
         self.charge_for_status();
@@ -103,6 +108,9 @@ impl RequestContext<'_> {
     fn answer(&mut self) -> ResponseBody<'static> {
         let mut response = Response::default();
         let body = self.route().config.action.answer(&self.template_values(), &mut response);
+        if self.route().config.compress.is_none() {
+            response.forms = None;
+        }
         degrade::add_date(&mut response.fields);
         *self.response = response;
         self.record.detail = CacheDetail::Reason("route");

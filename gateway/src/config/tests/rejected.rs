@@ -157,7 +157,6 @@ fn unavailable_features_are_rejected_only_if_used() {
             "routes[1].auth.forward",
         ),
         ("[tracing]\notlp = \"${X:-}\"", "[tracing]\notlp = \"http://x\"", "tracing.otlp"),
-        ("retries = 0", "retries = 1", "upstreams.b.retries"),
         ("", "concurrency = {}", "upstreams.b.concurrency"),
     ] {
         let document = |text: &str| {
