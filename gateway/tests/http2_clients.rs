@@ -172,11 +172,15 @@ const STYLES: usize = 20;
 /// A page whose images come first and whose scripts and styles are more urgent. It reports how its
 /// resources were transferred, and the first message of a WebSocket.
 fn page() -> String {
-    let images: String = (0..IMAGES).map(|number| format!("<img src=\"/image/{number}.svg\" alt=\"\">\n")).collect();
-    let styles: String =
-        (0..STYLES).map(|number| format!("<link rel=\"stylesheet\" href=\"/style/{number}.css\">\n")).collect();
-    let scripts: String =
-        (0..SCRIPTS).map(|number| format!("<script src=\"/script/{number}.js\"></script>\n")).collect();
+    let images: String = (0..IMAGES)
+        .map(|number| format!("<img src=\"/image/{number}.svg\" alt=\"\" fetchpriority=\"low\">\n"))
+        .collect();
+    let styles: String = (0..STYLES)
+        .map(|number| format!("<link rel=\"stylesheet\" href=\"/style/{number}.css\" fetchpriority=\"high\">\n"))
+        .collect();
+    let scripts: String = (0..SCRIPTS)
+        .map(|number| format!("<script src=\"/script/{number}.js\" fetchpriority=\"high\"></script>\n"))
+        .collect();
     format!(
         "<!doctype html><title>page</title>\n{images}{styles}{scripts}<script>
 performance.setResourceTimingBufferSize(1000);
@@ -267,7 +271,14 @@ fn chromium_loads_a_page_of_200_resources_by_priority() {
         "requested and ended after, ms: images {asked_image:.0} {image:.0}, scripts {asked_script:.0} {script:.0}, \
          styles {asked_style:.0} {style:.0}"
     );
+    let priority = |target: &str| {
+        let requests = server.origin.requests();
+        let request = requests.iter().find(|request| request.target == target).expect("a request");
+        request.field("priority").unwrap_or_default().to_owned()
+    };
+    eprintln!("{:?}", ["/image/3.svg", "/script/3.js", "/style/3.css"].map(priority));
     assert!(script < image && style < image, "images {image}, scripts {script}, styles {style}");
+    assert!(script - asked_script < image - asked_image, "images {image}, scripts {script}, styles {style}");
     // The WebSocket is a stream of the same connection.
     assert_eq!(report["message"], "hello");
     let lines = || server.gateway.access_log(1);
