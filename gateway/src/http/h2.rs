@@ -23,6 +23,7 @@ mod tunnel;
 mod stream;
 mod sender;
 mod connection;
+pub mod fuzzing;
 
 pub(crate) use abuse::FrameAbuse;
 pub(crate) use client_clock::ClientClock;

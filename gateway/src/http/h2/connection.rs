@@ -213,6 +213,11 @@ impl<B: BodySource> Http2Connection<B> {
         self.streams.borrow().is_empty()
     }
 
+    /// Bytes that are accounted for.
+    pub(super) fn accounted(&self) -> usize {
+        self.shared.accounted()
+    }
+
     /// Releases the memory that only streams need.
     pub(crate) fn release_buffers(&self) {
         self.sender.borrow_mut().out.release();
