@@ -101,6 +101,7 @@ fn others_are_served_during_each_kind_of_flood() {
                 }
             });
             let mut client = FrameClient::connect(&server.gateway, &server.trusted, WINDOW);
+            client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with(0x7fff_0000_u32.to_be_bytes()));
             let mut next = 1;
             for _ in 0..ROUNDS {
                 is_on.store(false, Relaxed);
