@@ -81,6 +81,20 @@ enum Transport {
     Plain(TcpStream),
     Tls(Box<server::TlsStream<TcpStream>>),
     TlsClient(Box<client::TlsStream<TcpStream>>),
+    /// A stream of a connection that others share.
+    Shared(Box<dyn SharedByteStream>),
+}
+
+/// A byte stream inside a connection that others share. It has no socket of its own.
+pub(crate) trait SharedByteStream {
+    /// Reads available bytes into `space`; 0 is the end of the stream. Cancel safe.
+    fn poll_read(&mut self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>>;
+
+    /// Accepts bytes, at least one.
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
+
+    /// Ends the sending side.
+    fn shutdown(&mut self) -> io::Result<()>;
 }
 
 /// Ready when the session has plaintext, or the socket may have more.
@@ -115,6 +129,11 @@ impl TransportStream {
         TransportStream(RefCell::new(Transport::TlsClient(Box::new(stream))))
     }
 
+    /// A stream of a connection that others share.
+    pub(crate) fn shared(stream: Box<dyn SharedByteStream>) -> Self {
+        TransportStream(RefCell::new(Transport::Shared(stream)))
+    }
+
     /// Reads available bytes into `space`; 0 is the end of the stream. Cancel safe.
     pub(crate) fn poll_read(&self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
         match &mut *self.0.borrow_mut() {
@@ -132,6 +151,7 @@ impl TransportStream {
                 ready!(Pin::new(stream.as_mut()).poll_read(cx, &mut buf))?;
                 Poll::Ready(Ok(buf.filled().len()))
             }
+            Transport::Shared(stream) => stream.poll_read(cx, space),
         }
     }
 
@@ -148,6 +168,7 @@ impl TransportStream {
             Transport::Plain(stream) => is_closed(stream),
             Transport::Tls(stream) => is_closed(stream.get_ref().0),
             Transport::TlsClient(stream) => is_closed(stream.get_ref().0),
+            Transport::Shared(_) => false,
         }
     }
 
@@ -166,6 +187,7 @@ impl TransportStream {
                 let (tcp, session) = stream.get_mut();
                 poll_session_readable(tcp, session, cx)
             }
+            Transport::Shared(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -196,6 +218,7 @@ impl TransportStream {
                 let slices = if first.is_empty() { &slices[1..] } else { &slices[..] };
                 ready!(Pin::new(stream.as_mut()).poll_write_vectored(cx, slices))?
             }
+            Transport::Shared(stream) => ready!(stream.poll_write(cx, if first.is_empty() { second } else { first }))?,
         };
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -214,6 +237,10 @@ impl TransportStream {
             }
             Transport::Tls(stream) => ready!(Pin::new(stream.as_mut()).poll_write_vectored(cx, slices))?,
             Transport::TlsClient(stream) => ready!(Pin::new(stream.as_mut()).poll_write_vectored(cx, slices))?,
+            Transport::Shared(stream) => {
+                let first = slices.iter().find(|slice| !slice.is_empty());
+                ready!(stream.poll_write(cx, first.map_or(&[], |slice| slice)))?
+            }
         };
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -239,6 +266,7 @@ impl TransportStream {
                 let Some(written) = write_session_unready(tcp, session) else { return Ok(None) };
                 written
             }
+            Transport::Shared(_) => return Ok(None),
         };
         match written {
             Ok(count) => Ok(Some(count)),
@@ -253,6 +281,7 @@ impl TransportStream {
             Transport::Plain(_) => Poll::Ready(Ok(())),
             Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
             Transport::TlsClient(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Transport::Shared(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -271,6 +300,7 @@ impl TransportStream {
             Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
             Transport::TlsClient(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Transport::Shared(stream) => Poll::Ready(stream.shutdown()),
         }
     }
 
@@ -282,6 +312,8 @@ impl TransportStream {
             Transport::Plain(stream) => stream,
             Transport::Tls(stream) => stream.get_ref().0,
             Transport::TlsClient(stream) => stream.get_ref().0,
+            // Dropping it resets the stream.
+            Transport::Shared(_) => return,
         };
         // If setting the option fails, the close is an ordinary one. The framing then still shows
         // the client that bytes are missing.

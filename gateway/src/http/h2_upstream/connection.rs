@@ -152,6 +152,11 @@ impl Http2UpstreamConnection {
         !self.io.stream.is_closed_by_peer()
     }
 
+    /// Whether the server accepts extended CONNECT (RFC 8441 section 3).
+    pub(super) fn accepts_connect(&self) -> bool {
+        self.sender.borrow().as_ref().is_some_and(SendRequest::is_extended_connect_protocol_enabled)
+    }
+
     /// Sends the head of a request.
     ///
     /// # Errors
