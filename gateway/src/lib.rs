@@ -26,6 +26,7 @@ mod degrade;
 mod log;
 mod record;
 mod respond;
+mod compress;
 mod route;
 mod pipeline;
 mod serve;

@@ -15,7 +15,7 @@ use crate::error::ErrorKind;
 use crate::http::exchange_clock::Blame;
 use crate::http::h1::RequestRefusal;
 use crate::identify::auth::PrincipalIndex;
-use crate::identify::{CountryCode, Trace};
+use crate::identify::{CountryCode, RequestId, Trace};
 use crate::label;
 
 label! {
@@ -114,6 +114,8 @@ pub(crate) struct RequestRecord {
     /// Whether a second endpoint was sent the request because the first one was slow.
     pub(crate) is_hedged: bool,
     pub(crate) trace: Option<Trace>,
+    /// `None` also where requests have no id (`identity.request_id`).
+    pub(crate) request_id: Option<RequestId>,
     pub(crate) client_ip: Option<IpAddr>,
     pub(crate) country: Option<CountryCode>,
     /// The key or the user that the route has authenticated.
@@ -144,6 +146,7 @@ impl Default for RequestRecord {
             retries: 0,
             is_hedged: false,
             trace: None,
+            request_id: None,
             client_ip: None,
             country: None,
             principal: None,

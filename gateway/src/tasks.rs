@@ -205,6 +205,17 @@ impl ThreadTasks {
         }
     }
 
+    /// The wait of the task that is being polled.
+    fn current_wait(&self) -> TaskWait {
+        let mut wait = TaskWait::Unnamed;
+        if let Some(slot) = self.current.get() {
+            self.with_slot(slot, |packed| {
+                wait = TaskState::unpack(packed.load(Relaxed)).map_or(wait, |state| state.wait);
+            });
+        }
+        wait
+    }
+
     fn set_wait(&self, slot: u32, wait: TaskWait) {
         // Only this thread writes the slot.
         self.with_slot(slot, |packed| packed.store(TaskState::with_wait(packed.load(Relaxed), wait), Relaxed));
@@ -228,7 +239,10 @@ struct TaskSlot {
 
 impl TaskSlot {
     fn new(kind: TaskKind) -> Self {
-        let state = TaskState { started_ms: since_start(), kind, wait: TaskWait::Unnamed };
+        TaskSlot::with_state(TaskState { started_ms: since_start(Instant::now()), kind, wait: TaskWait::Unnamed })
+    }
+
+    fn with_state(state: TaskState) -> Self {
         let index = TASKS.with(|tasks| {
             let index = tasks.allocate();
             tasks.with_slot(index, |packed| packed.store(state.pack(), Relaxed));
@@ -248,9 +262,37 @@ impl Drop for TaskSlot {
     }
 }
 
-fn since_start() -> u64 {
+fn since_start(now: Instant) -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(now.saturating_duration_since(*START).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A part of a task's work that is listed as a task of its own. A panic of it ends it.
+pub(crate) struct TrackedWork {
+    slot: TaskSlot,
+    kind: TaskKind,
+}
+
+impl TrackedWork {
+    fn new(kind: TaskKind) -> Self {
+        TrackedWork { slot: TaskSlot::new(kind), kind }
+    }
+
+    /// Lists work that the current task began at `begun`, and has polled already: it waits for what
+    /// the task waits for.
+    pub(crate) fn of_current(kind: TaskKind, begun: Instant) -> Self {
+        let wait = TASKS.with(ThreadTasks::current_wait);
+        let slot = TaskSlot::with_state(TaskState { started_ms: since_start(begun), kind, wait });
+        TrackedWork { slot, kind }
+    }
+
+    /// Polls the work; `None` after a panic.
+    pub(crate) fn poll<F: Future>(&self, future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Option<F::Output>> {
+        let outer = TASKS.with(|tasks| tasks.current.replace(Some(self.slot.index)));
+        let polled = poll_catch(future, cx);
+        TASKS.with(|tasks| tasks.current.set(outer));
+        polled.map(|ended| ended.map_err(|panic| report_panic(self.kind, &panic)).ok())
+    }
 }
 
 pin_project! {
@@ -258,8 +300,7 @@ pin_project! {
     pub(crate) struct TrackedTask<F> {
         #[pin]
         future: F,
-        slot: TaskSlot,
-        kind: TaskKind,
+        work: TrackedWork,
     }
 }
 
@@ -268,16 +309,13 @@ impl<F: Future> Future for TrackedTask<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<F::Output>> {
         let this = self.project();
-        let outer = TASKS.with(|tasks| tasks.current.replace(Some(this.slot.index)));
-        let polled = poll_catch(this.future, cx);
-        TASKS.with(|tasks| tasks.current.set(outer));
-        polled.map(|ended| ended.map_err(|panic| report_panic(*this.kind, &panic)).ok())
+        this.work.poll(this.future, cx)
     }
 }
 
 /// Lists `future` as a task of this thread. For a spawner that is not `spawn`, such as a `JoinSet`.
 pub(crate) fn track<F: Future>(kind: TaskKind, future: F) -> TrackedTask<F> {
-    TrackedTask { future, slot: TaskSlot::new(kind), kind }
+    TrackedTask { future, work: TrackedWork::new(kind) }
 }
 
 /// Runs `future` as a task of this thread, until it ends. It must end by itself: each of its waits
@@ -286,7 +324,8 @@ pub(crate) fn spawn<F: Future + 'static>(kind: TaskKind, future: F) {
     spawn_local(track(kind, future));
 }
 
-fn report_panic(kind: TaskKind, panic: &Panic) {
+/// Counts and logs the panic of a task.
+pub(crate) fn report_panic(kind: TaskKind, panic: &Panic) {
     PANICS.inc(kind);
     Event::TaskPanicked { kind: kind.as_str(), panic: panics::message(panic) }.emit();
 }
@@ -377,7 +416,7 @@ pub(crate) struct TaskList {
 impl TaskList {
     /// Reads the tables of all threads.
     pub(crate) fn read() -> Self {
-        let now = since_start();
+        let now = since_start(Instant::now());
         let mut counts = [0; TaskKind::ALL.len()];
         // The youngest of the oldest is on top.
         let mut oldest = BinaryHeap::new();

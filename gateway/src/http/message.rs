@@ -9,8 +9,10 @@ pub use http::StatusCode;
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::buffer::ReadSize;
+use super::compressed_forms::CompressedForms;
 use super::fields::{Fields, KnownField};
 
 /// Protocol version of a received request; determines framing, persistence and the value in `Via`.
@@ -321,6 +323,8 @@ pub struct Response {
     pub status: StatusCode,
     pub fields: Fields,
     pub length: BodyLength,
+    /// The compressed forms of its complete body, where its route compresses.
+    pub(crate) forms: Option<Arc<CompressedForms>>,
 }
 
 impl Default for Response {
@@ -331,7 +335,7 @@ impl Default for Response {
 
 impl Response {
     pub fn new(status: StatusCode) -> Self {
-        Response { status, fields: Fields::default(), length: BodyLength::Empty }
+        Response { status, fields: Fields::default(), length: BodyLength::Empty, forms: None }
     }
 }
 

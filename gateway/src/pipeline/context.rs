@@ -17,8 +17,8 @@ use crate::hop;
 use crate::http::fields::KnownField;
 use crate::http::grpc;
 use crate::http::message::{OriginEdits, Request, Response};
-use crate::identify::Caller;
 use crate::identify::auth::Authentication;
+use crate::identify::{Caller, RequestId};
 use crate::record::RequestRecord;
 use crate::route::{ForwardPath, Route, TemplateValues};
 
@@ -78,6 +78,7 @@ pub(super) struct DetachedRequest {
     caller: Caller,
     /// Index of the route in the snapshot.
     route: usize,
+    request_id: Option<RequestId>,
     pub(super) request: Request,
     stale: Option<shard::CacheHit<CacheMeta>>,
 }
@@ -86,7 +87,8 @@ impl DetachedRequest {
     /// Runs `act` with a context of its own, whose response no client reads.
     pub(super) async fn run(mut self, act: impl AsyncFnOnce(&mut RequestContext<'_>)) {
         let Some(route) = self.snapshot.routes.at(self.route) else { return };
-        let (mut response, mut record) = (Response::default(), RequestRecord::default());
+        let (mut response, mut record) =
+            (Response::default(), RequestRecord { request_id: self.request_id, ..RequestRecord::default() });
         let mut context = RequestContext {
             worker: &self.worker,
             snapshot: &self.snapshot,
@@ -119,6 +121,7 @@ impl<'c> RequestContext<'c> {
         let (caller, route, authentication) = caller_cache.lookup(snapshot, &arrival.peer, request);
         *record = RequestRecord {
             trace: Some(caller.trace),
+            request_id: snapshot.identity.request_id(caller, request),
             client_ip: Some(caller.ip),
             country: caller.country,
             principal: authentication.principal(),
@@ -136,6 +139,7 @@ impl<'c> RequestContext<'c> {
         let is_misdirected = arrival.peer.is_misdirected(request.host()) && !caller.is_trusted;
         request.key_route = route.and_then(|route| route.key);
         request.origin_edits = None;
+        response.forms = None;
         RequestContext {
             worker,
             snapshot,
@@ -180,8 +184,17 @@ impl<'c> RequestContext<'c> {
             client_ip: self.caller.ip,
             region: self.caller.region.as_str(),
             tier: self.snapshot.identity.user_class_name(self.caller.user_class),
+            user: self.user_name(),
+            request_id: self.record.request_id.as_ref(),
             path: self.route.map(|route| &route.config.path),
         }
+    }
+
+    /// The name of the user: of the route's authentication, or of `identity.user` where a route
+    /// writes it into a field. Empty for an anonymous caller.
+    fn user_name(&self) -> &str {
+        let principal = self.snapshot.routes.principal_name(self.record.route, self.record.principal);
+        if principal.is_empty() { self.caller.user_name.as_deref().unwrap_or_default() } else { principal }
     }
 
     /// The route, in the phases after `admit`.
@@ -197,6 +210,7 @@ impl<'c> RequestContext<'c> {
             peer: self.peer,
             caller: Caller::clone(&self.caller),
             route: self.route().index,
+            request_id: self.record.request_id.clone(),
             request: self.request.clone(),
             stale,
         }

@@ -68,6 +68,9 @@ impl RequestContext<'_> {
         };
         hop::prepare_for_upstream(request, self.peer);
         identify::write_trace(self.caller.trace, identity.random_u64(), &mut request.fields);
+        if let Some(id) = &self.record.request_id {
+            id.write(&mut request.fields);
+        }
         let call = UpstreamCall {
             route,
             worker: self.worker,
@@ -90,6 +93,9 @@ impl RequestContext<'_> {
         copy.interim = self.request.interim.share();
         hop::prepare_for_upstream(&mut copy, self.peer);
         identify::write_trace(self.caller.trace, self.snapshot.identity.random_u64(), &mut copy.fields);
+        if let Some(id) = &self.record.request_id {
+            id.write(&mut copy.fields);
+        }
         let (worker, snapshot) = (Rc::clone(self.worker), Arc::clone(self.snapshot));
         let resources = CallResources { worker, snapshot, client: self.caller.ip, kept };
         begin_detachable(resources, self.route().index, (copy, std::mem::take(self.response)))

@@ -51,6 +51,11 @@ impl RequestContext<'_> {
             },
             Err(error) => self.degrade(error),
         };
+        let body = match self.route.and_then(|route| route.config.compress.as_deref()) {
+            None => body,
+            // Boxed: few routes compress.
+            Some(config) => Box::pin(self.compress(body, config)).await,
+        };
         self.respond();
         self.charge_for_status();
         body
@@ -103,6 +108,9 @@ impl RequestContext<'_> {
     fn answer(&mut self) -> ResponseBody<'static> {
         let mut response = Response::default();
         let body = self.route().config.action.answer(&self.template_values(), &mut response);
+        if self.route().config.compress.is_none() {
+            response.forms = None;
+        }
         degrade::add_date(&mut response.fields);
         *self.response = response;
         self.record.detail = CacheDetail::Reason("route");

@@ -23,7 +23,7 @@ use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::ReadSize;
 use crate::http::fields::Fields;
 use crate::http::message::{Request, Response};
-use crate::identify::Trace;
+use crate::identify::{RequestId, Trace};
 use crate::metrics::{self, Counters};
 use crate::upstream::KeptConnections;
 use crate::{hop, identify, label};
@@ -71,6 +71,7 @@ struct ContinuationRequest {
     /// The address of the client, behind trusted proxies.
     client: IpAddr,
     trace: Trace,
+    request_id: Option<RequestId>,
     /// Index of the route in the snapshot.
     route: usize,
     worker: Rc<WorkerResources>,
@@ -79,10 +80,13 @@ struct ContinuationRequest {
 
 impl ContinuationRequest {
     fn send(self, point: &ResumePoint) -> DetachableCall {
-        let ContinuationRequest { mut request, peer, client, trace, route, worker, snapshot } = self;
+        let ContinuationRequest { mut request, peer, client, trace, request_id, route, worker, snapshot } = self;
         point.write_range(&mut request.fields);
         hop::prepare_for_upstream(&mut request, peer);
         identify::write_trace(trace, snapshot.identity.random_u64(), &mut request.fields);
+        if let Some(id) = request_id {
+            id.write(&mut request.fields);
+        }
         let resources = CallResources { worker, snapshot, client, kept: KeptConnections::Use };
         begin_detachable(resources, route, (request, Response::default()))
     }
@@ -108,10 +112,19 @@ impl SharedBody {
             peer: context.peer,
             client: context.caller.ip,
             trace: context.caller.trace,
+            request_id: context.record.request_id.clone(),
             route: context.route().index,
             worker: Rc::clone(context.worker),
             snapshot: Arc::clone(context.snapshot),
         }));
+    }
+
+    /// The whole body, if it has arrived and nothing of it was read.
+    pub(super) fn take_whole(&mut self) -> Option<Bytes> {
+        match &mut self.source {
+            SharedBodySource::Fill(reader, _) => reader.take_whole(),
+            _ => None,
+        }
     }
 
     /// Ends without reading: the client has the object already. A body that is kept is still

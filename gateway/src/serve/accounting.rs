@@ -180,6 +180,7 @@ impl CompletedExchange<'_> {
             return;
         }
         let trace = record.trace.map(|trace| trace.to_string()).unwrap_or_default();
+        let request_id = record.request_id.as_ref().map(ToString::to_string).unwrap_or_default();
         let (Verdict::Allowed(Admission { evaluations, .. }) | Verdict::Denied(Denial { evaluations, .. })) =
             &record.verdict;
         let shadow_limit = self.snapshot.limits.names(evaluations.shadow_denied);
@@ -215,6 +216,7 @@ impl CompletedExchange<'_> {
             ja4: fingerprint.map(|fingerprint| fingerprint.ja4.as_str()).unwrap_or_default(),
             fingerprint: fingerprint.map(|fingerprint| fingerprint.stable.as_str()).unwrap_or_default(),
             trace_id: &trace,
+            request_id: &request_id,
         });
     }
 }
@@ -231,6 +233,7 @@ pub(super) fn refused(refusal: RequestRefusal, request: &mut Request, snapshot: 
     RequestRecord {
         route,
         refusal: Some(refusal),
+        request_id: snapshot.identity.new_request_id(),
         blame: Some(Blame::Client),
         cache: CacheResult::Error,
         must_close: true,

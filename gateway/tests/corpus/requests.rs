@@ -316,6 +316,7 @@ fn compare(expected: &ExpectedRequest, request: &Message, ip: &str) -> Result<()
     if !host.is_empty() {
         take("x-forwarded-host", &|value| value == host)?;
     }
+    take("x-request-id", &|value| value.len() == 36)?;
     if !was_sent("traceparent") {
         take("traceparent", &|value| value.len() == 55 && value.starts_with("00-"))?;
     }

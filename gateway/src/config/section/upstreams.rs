@@ -8,7 +8,7 @@ use super::super::node::DocumentValue;
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{
-    ArrayOf, DurationRange, Flag, InputValue, IntegerRange, OneOf, PositiveNumber, ValueKind,
+    ArrayOf, Boolean, DurationRange, InputValue, IntegerRange, OneOf, PositiveNumber, ValueKind,
 };
 use super::bounds::{DAY, HOUR, MS, SECOND};
 use super::files::{optional_path, read_file};
@@ -109,7 +109,7 @@ fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
     const PROTOCOLS: OneOf<UpstreamProtocol> =
         OneOf(&[("h2", Some(UpstreamProtocol::Http2)), ("http/1.1", Some(UpstreamProtocol::Http1))]);
     let server_name = table.optional("server_name", &formats::SERVER_NAME).map(|name| name.value);
-    let (verify, verify_at) = table.located_or("verify", &Flag, true);
+    let (verify, verify_at) = table.located_or("verify", &Boolean, true);
     let min_version = table.value_or("min_version", &VERSIONS, UpstreamTlsVersion::default());
     let protocols =
         [UpstreamProtocol::Http2, UpstreamProtocol::Http1].map(|value| Located { value, at: table.at.clone() });

@@ -188,7 +188,7 @@ impl StreamExchange {
         let snapshot = Arc::clone(&self.snapshot);
         let ExchangeBuffers { request, response, record, .. } = self.buffers();
         *record = refused(refusal, request, &snapshot);
-        let page = degrade::write_refusal(refusal.status(), refusal.reason(), response);
+        let page = degrade::write_refusal(refusal, record.request_id.as_ref(), response);
         if grpc::is_call(request) {
             degrade::make_grpc(refusal.reason(), response);
             return ResponseBody::EMPTY;
