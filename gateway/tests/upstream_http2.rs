@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
 use rustls::ServerConfig;
 
-use support::frames::{DATA, END_HEADERS, END_STREAM, Frame, FrameClient, HEADERS, head_block};
+use support::frames::{DATA, END_HEADERS, END_STREAM, Frame, FrameClient, HEADERS, PING, SETTINGS, head_block};
 use support::h2_origin::{H2Origin, H2OriginOptions, H2Stream};
 use support::tls::{LISTEN_TLS, write_certificate};
 use support::tls_origin::Authority;
@@ -91,6 +91,40 @@ fn concurrent_requests_open_connections_as_the_server_allows_streams() {
         assert!(clients.iter_mut().all(|client| client.read_response().status == 200));
         assert_eq!(origin.connections(), connections, "{max_streams:?}");
     }
+}
+
+/// A server that sends its settings and nothing else, and the frames that it gets.
+fn silent_server() -> (SocketAddr, std::thread::JoinHandle<Vec<u8>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound port");
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        stream.write_all(&Frame::new(SETTINGS, 0, 0).bytes()).expect("a live connection");
+        let mut received = Vec::new();
+        drop(stream.read_to_end(&mut received));
+        received
+    });
+    (address, server)
+}
+
+/// Takes 30 s: the time of the PING and that of its acknowledgement.
+#[test]
+fn connection_to_a_silent_server_is_ended() {
+    let (address, server) = silent_server();
+    let gateway = Gateway::start(&config(&h2c(address), "timeout = \"120s\"", ""));
+    let mut client = gateway.connect();
+    client.set_read_timeout(Duration::from_secs(60));
+    let start = Instant::now();
+    client.send_get("/", &[]);
+    wait_for(|| gateway.metric("tidegate_upstream_http2_connections") == 1.0, STEP_TIMEOUT);
+    let response = client.read_response();
+    let waited = start.elapsed();
+    assert_eq!((response.status, response.field("proxy-status")), (503, Some("tidegate; error=connection_terminated")));
+    assert!(waited >= Duration::from_secs(29) && waited < Duration::from_secs(45), "{waited:?}");
+    let ping = [0, 0, 8, PING, 0];
+    let received = server.join().expect("the end of the connection");
+    assert!(received.windows(ping.len()).any(|window| window == ping), "no PING");
+    wait_for(|| gateway.metric("tidegate_upstream_http2_connections") == 0.0, STEP_TIMEOUT);
 }
 
 #[test]

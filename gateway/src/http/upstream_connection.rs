@@ -10,7 +10,7 @@ use super::body::{BodyError, BodySource};
 use super::buffer::ReadSize;
 use super::fields::Fields;
 use super::h1::Http1UpstreamConnection;
-pub(crate) use super::h2_upstream::{Http2UpstreamConnection, Http2UpstreamStream};
+pub(crate) use super::h2_upstream::{Http2UpstreamConnection, Http2UpstreamStream, http2_connections};
 use super::transport::TransportStream;
 
 /// A connection that was just opened.
