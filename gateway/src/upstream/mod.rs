@@ -35,6 +35,7 @@ use crate::endpoint::{
     BalanceConfig, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet, EndpointTarget,
 };
 use crate::http::exchange_clock::ExchangeTimeouts;
+use crate::http::upstream_connection::http2_connections;
 
 use crate::metrics::Label as _;
 use crate::{breaker, metrics};
@@ -315,6 +316,10 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send
                 emit(&labels, counts[state.index()].into());
             }
         });
+    });
+    let help = "Connections of HTTP/2 to upstreams, which requests share.";
+    metrics::expose_gauge_with("tidegate_upstream_http2_connections", help, |emit| {
+        emit(&[], http2_connections() as f64);
     });
     let help = "Requests that were sent again, by reason.";
     let upstreams = for_each.clone();
