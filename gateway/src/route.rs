@@ -17,7 +17,7 @@ use http::Method;
 use ipnet::IpNet;
 use limiter::{Cost, RuleSet};
 
-use crate::breaker::{Breaker, BreakerState};
+use crate::breaker::{Breaker, BreakerMode, BreakerState};
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::message::{OriginEdits, Request, StatusCode};
 use crate::http::target;
@@ -213,8 +213,7 @@ pub(crate) struct Route {
     /// The part of the route in cache keys; see `RouteConfig::key`.
     pub(crate) key: Option<u64>,
     /// `None` for a route that answers by itself.
-    pub(crate) upstream: Option<Arc<Upstream>>,
-    pub(crate) breaker: Arc<Breaker>,
+    pub(crate) target: Option<RouteTarget>,
     pub(crate) rules: RuleSet,
     pub(crate) cost: Cost,
     pub(crate) counters: Arc<RouteCounters>,
@@ -222,10 +221,25 @@ pub(crate) struct Route {
     pub(crate) authenticator: Option<Arc<Authenticator>>,
 }
 
+/// An upstream with the breaker in front of it.
+pub(crate) struct RouteTarget {
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) breaker: Arc<Breaker>,
+}
+
 impl Route {
     /// The upstream, in the phases that forward.
     pub(crate) fn upstream(&self) -> &Arc<Upstream> {
-        self.upstream.as_ref().expect("a route without an upstream answers by itself")
+        &self.target().upstream
+    }
+
+    /// The breaker, in the phases that forward.
+    pub(crate) fn breaker(&self) -> &Arc<Breaker> {
+        &self.target().breaker
+    }
+
+    fn target(&self) -> &RouteTarget {
+        self.target.as_ref().expect("a route without an upstream answers by itself")
     }
 
     /// The timeouts of an exchange of this route with its upstream.
@@ -295,16 +309,36 @@ pub(crate) fn expose(for_each_route: impl Fn(&mut dyn FnMut(&Route)) + Clone + S
             for_each(&mut |route| emit(&[("route", &route.config.name)], route.counters.degraded.get()));
         },
     );
-    metrics::expose_gauge_with("tidegate_breaker_state", "0 closed, 1 half-open, 2 open.", move |emit| {
-        for_each_route(&mut |route| {
-            let state = match route.breaker.state() {
+    let for_each = for_each_route.clone();
+    metrics::expose_gauge_with("tidegate_breaker_state", "0 closed, 1 half-open or ramp, 2 open.", move |emit| {
+        for_each(&mut |route| {
+            let Some(target) = &route.target else { return };
+            let state = match target.breaker.state() {
                 BreakerState::Closed => 0.0,
-                BreakerState::HalfOpen => 1.0,
+                BreakerState::HalfOpen | BreakerState::Ramp => 1.0,
                 BreakerState::Open => 2.0,
             };
             emit(&[("route", &route.config.name)], state);
         });
     });
+    metrics::expose_counter_with(
+        "tidegate_breaker_rejections",
+        "Calls that a breaker rejected, or would have rejected in shadow mode.",
+        move |emit| {
+            let mut emitted: Vec<*const Breaker> = Vec::new();
+            for_each_route(&mut |route| {
+                let Some(RouteTarget { breaker, .. }) = &route.target else { return };
+                // Routes may share one.
+                if emitted.contains(&Arc::as_ptr(breaker)) {
+                    return;
+                }
+                emitted.push(Arc::as_ptr(breaker));
+                let name = breaker.name();
+                let mode = (BreakerMode::NAME, breaker.config().mode.as_str());
+                emit(&[("route", name.route()), ("upstream", &name.upstream), mode], breaker.rejections());
+            });
+        },
+    );
 }
 
 /// All routes, most specific first.

@@ -361,7 +361,19 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("upstreams.NAME.breaker.slow_ratio", "Ratio of slow calls in the window at which the breaker opens."),
     ("upstreams.NAME.breaker.minimum", "Calls in the window before the breaker may open."),
     ("upstreams.NAME.breaker.window", "Length of the window in which calls are counted."),
-    ("upstreams.NAME.breaker.open", "How long the breaker stays open before it is half-open and admits probes."),
+    (
+        "upstreams.NAME.breaker.open",
+        "How long the breaker stays open before it is half-open and admits probes. Doubled with each further opening, up to 8 times, unless it was closed for as long as the last one and for `window`; up to 20 % longer by chance.",
+    ),
+    (
+        "upstreams.NAME.breaker.ramp",
+        "Time from successful probes until all calls are admitted: 5, 25 and 50 % of them for a third of it each, and at least 3 at a time. `\"0s\"`: at once.",
+    ),
+    ("upstreams.NAME.breaker.scope", "Whether each route of the upstream has a breaker of its own, or all share one."),
+    (
+        "upstreams.NAME.breaker.mode",
+        "`shadow`: the breaker logs and counts what it would do, and rejects nothing. `off`: it judges no call.",
+    ),
     ("routes[].name", "Name in logs and metrics; unique."),
     ("routes[].match.host", "Matching host: any, an exact one, or all subdomains of a domain."),
     ("routes[].match.path", "Matching path; the most specific route wins."),

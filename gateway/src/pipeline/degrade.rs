@@ -4,6 +4,7 @@
 //! connection.
 
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use super::buffers::ExchangeBuffers;
 use super::context::RequestContext;
@@ -52,9 +53,16 @@ impl RequestContext<'_> {
         self.record.detail = CacheDetail::Reason(error.reason());
         self.record.refusal = error.refusal();
         let mut response = std::mem::take(self.response);
-        let page = self.error_responder().write(&error, &mut response);
+        let page = ErrorResponder { wait: self.wait(&error), ..self.error_responder() }.write(&error, &mut response);
         *self.response = response;
         ResponseBody::Bytes(page)
+    }
+
+    /// The time before which a repeated request fails alike.
+    fn wait(&self, error: &Error) -> Duration {
+        let target = self.route.and_then(|route| route.target.as_ref());
+        let target = target.filter(|_| error.kind() == ErrorKind::BreakerOpen);
+        target.map_or(Duration::ZERO, |target| target.breaker.wait(Instant::now()))
     }
 
     /// Writes the gateway's own response to a failure of this request.
@@ -64,6 +72,7 @@ impl RequestContext<'_> {
             config: config.map(|config| &config.degrade),
             request: &self.request.fields,
             random: self.snapshot.identity.random_u64(),
+            wait: Duration::ZERO,
             pages: [config.map_or(&[], |config| &*config.pages), &self.snapshot.pages],
             route: config.map_or("", |config| &config.name),
             trace: self.record.trace,
@@ -112,6 +121,7 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
         config: None,
         request: &request.fields,
         random: snapshot.identity.random_u64(),
+        wait: Duration::ZERO,
         pages: [route.map_or(&[], |route| &*route.config.pages), &snapshot.pages],
         route: route.map_or("", |route| &route.config.name),
         trace: record.trace,

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::context::RequestContext;
 use super::snapshot::Snapshot;
 use super::worker::WorkerResources;
-use crate::breaker::{Breaker, BreakerChange, BreakerTransition, CallStart, OpenCause, RecordedCall};
+use crate::breaker::{Breaker, CallStart, RecordedCall};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, UpstreamFault};
 use crate::http::body::{BodyError, BodySource};
@@ -180,11 +180,12 @@ impl UpstreamCall<'_> {
         let UpstreamCall { route, worker, client, kept, deadline, response, record } = self;
         let now = Instant::now();
         let start = if body.is_empty() { CallStart::OnAdmission } else { CallStart::OnRequestSent };
-        let (mut permit, change) = route.breaker.admit(start, now.into_std()).map_err(|(_, change)| {
-            announce(&route.config.name, change);
+        let breaker = route.breaker();
+        let (mut permit, change) = breaker.admit(start, now.into_std()).map_err(|change| {
+            breaker.announce(change);
             Error::BreakerOpen
         })?;
-        announce(&route.config.name, change);
+        breaker.announce(change);
         let mut requests_sent = 0;
         let mut on_sent = || {
             requests_sent += 1;
@@ -225,8 +226,8 @@ impl UpstreamCall<'_> {
             }
             Some(succeeded) => {
                 let (call, change) = permit.record(succeeded, std::time::Instant::now());
-                announce(&route.config.name, change);
-                Some(call)
+                breaker.announce(change);
+                call
             }
         };
         let exchange = result.map_err(|failure| {
@@ -240,7 +241,7 @@ impl UpstreamCall<'_> {
             // A recipient with a clock adds a missing Date (RFC 9110 section 6.6.1).
             response.fields.add(KnownField::Date, httpdate::fmt_http_date(worker.view.store().wall_time()));
         }
-        let (route, breaker) = (Arc::clone(&route.config.name), Arc::clone(&route.breaker));
+        let (route, breaker) = (Arc::clone(&route.config.name), Arc::clone(breaker));
         Ok(UpstreamBody { exchange, route, breaker, recorded, accepts_trailers: false })
     }
 }
@@ -282,7 +283,7 @@ impl UpstreamBody<'_> {
         };
         Event::UpstreamFailed { route: &self.route, endpoint: &self.exchange.endpoint(), kind }.emit();
         if let Some(call) = self.recorded {
-            announce(&self.route, self.breaker.fail_late(call, std::time::Instant::now()));
+            self.breaker.announce(self.breaker.fail_late(call, std::time::Instant::now()));
         }
     }
 }
@@ -354,16 +355,5 @@ fn fault(kind: ErrorKind) -> Option<UpstreamFault> {
         ErrorKind::Malformed => Some(UpstreamFault::Malformed),
         ErrorKind::Timeout => Some(UpstreamFault::Timeout),
         _ => None,
-    }
-}
-
-fn announce(route: &str, change: BreakerTransition) {
-    match change {
-        None => {}
-        Some(BreakerChange::Opened(OpenCause { reason, calls, failed, slow })) => {
-            Event::BreakerOpened { route, reason: reason.as_str(), calls, failed, slow }.emit();
-        }
-        Some(BreakerChange::HalfOpened) => Event::BreakerHalfOpen { route }.emit(),
-        Some(BreakerChange::Closed) => Event::BreakerClosed { route }.emit(),
     }
 }

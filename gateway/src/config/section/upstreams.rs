@@ -13,7 +13,7 @@ use super::super::value_kind::{
 use super::bounds::{DAY, HOUR, MS, SECOND};
 use super::files::{optional_path, read_file};
 use super::formats;
-use crate::breaker;
+use crate::breaker::{BreakerConfig, BreakerMode, BreakerScope};
 use crate::connect::{UpstreamTls, UpstreamTlsConfig, UpstreamTlsVersion};
 use crate::discovery::DnsConfig;
 use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress, EndpointScheme};
@@ -187,14 +187,24 @@ fn health(table: &TableReader<'_>) -> HealthConfig {
     }
 }
 
-fn breaker(table: &TableReader<'_>) -> breaker::BreakerConfig {
-    let default = breaker::BreakerConfig::default();
-    breaker::BreakerConfig {
+fn breaker(table: &TableReader<'_>) -> BreakerConfig {
+    const SCOPES: OneOf<BreakerScope> =
+        OneOf(&[("route", Some(BreakerScope::Route)), ("upstream", Some(BreakerScope::Upstream))]);
+    const MODES: OneOf<BreakerMode> = OneOf(&[
+        ("enforce", Some(BreakerMode::Enforce)),
+        ("shadow", Some(BreakerMode::Shadow)),
+        ("off", Some(BreakerMode::Off)),
+    ]);
+    let default = BreakerConfig::default();
+    BreakerConfig {
         error_ratio: table.value_or("error_ratio", &PositiveNumber(1.0), default.error_ratio),
         slow: table.value_or("slow", &DurationRange(MS..=HOUR), default.slow),
         slow_ratio: table.value_or("slow_ratio", &PositiveNumber(1.0), default.slow_ratio),
         minimum: table.value_or("minimum", &IntegerRange(1..=1_000_000), default.minimum),
         window: table.value_or("window", &DurationRange(SECOND..=60 * SECOND), default.window),
         open: table.value_or("open", &DurationRange(100 * MS..=HOUR), default.open),
+        ramp: table.value_or("ramp", &DurationRange(Duration::ZERO..=HOUR), default.ramp),
+        scope: table.value_or("scope", &SCOPES, default.scope),
+        mode: table.value_or("mode", &MODES, default.mode),
     }
 }
