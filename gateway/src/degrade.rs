@@ -299,6 +299,7 @@ fn html_message(kind: ErrorKind) -> &'static str {
 fn proxy_status_value(kind: ErrorKind) -> String {
     let error = match kind {
         ErrorKind::BreakerOpen => "destination_unavailable",
+        ErrorKind::ConcurrencyLimit => "connection_limit_reached",
         ErrorKind::Connect => "connection_refused",
         ErrorKind::NoAddress => "dns_error",
         ErrorKind::UpstreamTls => "tls_certificate_error",

@@ -233,6 +233,14 @@ events! {
         endpoint: &'a dyn Display = display(endpoint),
         kind: UpstreamFault = kind.as_str()
     } => warn [throttled!(failure_throttle(route, *kind), FAILURE_THROTTLES)] "upstream failed";
+    /// Calls were rejected because the upstream has too many in progress. `limit` is the number that
+    /// it may have, `waiting` that of calls that wait.
+    UpstreamOverloaded = "upstream_overloaded" {
+        upstream: &'a str,
+        reason: &'static str,
+        limit: usize,
+        waiting: usize
+    } => warn [throttled!()] "an upstream has too many calls in progress; calls are rejected";
     /// An endpoint is out of use, for `seconds` at least; `None`: until its health checks pass.
     EndpointDown = "endpoint_down" {
         upstream: &'a str,

@@ -89,6 +89,8 @@ label! {
         ClientClose = "client_close",
         /// The verification of a password.
         Password = "password",
+        /// A slot of the upstream's concurrency limit.
+        ConcurrencySlot = "concurrency_slot",
         UpstreamConnect = "upstream_connect",
         /// The upstream accepts bytes of the request.
         UpstreamSend = "upstream_send",

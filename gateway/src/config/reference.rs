@@ -13,7 +13,7 @@ use super::read_context::{KeySpec, ReadContext};
 use super::{section, table_reader};
 
 /// A document with one table of each kind, so that every reader declares its keys.
-const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[upstreams.NAME.health]\n[[routes]]\n";
+const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[upstreams.NAME.health]\n[upstreams.NAME.concurrency]\n[[routes]]\n";
 
 /// Descriptions in the order of the documentation. A test proves that each key has exactly one.
 const DESCRIPTIONS: &[(&str, &str)] = &[
@@ -326,7 +326,18 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("upstreams.NAME.health.healthy", "Passed checks in a row after which an unhealthy endpoint is used again."),
     ("upstreams.NAME.health.unhealthy", "Failed checks in a row after which an endpoint is not used."),
     ("upstreams.NAME.health.expect", "Statuses that pass a check."),
-    ("upstreams.NAME.concurrency", "Adaptive limit of concurrent requests: `{ min, max }`."),
+    (
+        "upstreams.NAME.concurrency.min",
+        "Least number of calls that may be in progress at a time, up to the head of their responses. `concurrency = {}` enables the limit.",
+    ),
+    (
+        "upstreams.NAME.concurrency.max",
+        "Largest number of calls in progress. Between both the limit follows the throughput and latency of the upstream.",
+    ),
+    (
+        "upstreams.NAME.concurrency.wait",
+        "Longest time that a call waits for its turn. The calls of heavier user classes (`tiers`) come first; at most 1024 wait. A call that does not get its turn is answered by the degrade ladder, reason `concurrency_limit`.",
+    ),
     (
         "upstreams.NAME.endpoints",
         "Servers: `http://HOST:PORT`, or `srv://_SERVICE._tcp.DOMAIN` for those in SRV records. Every address of a name is an endpoint; it is looked up again when its TTL has passed. With `https://` certificates are verified.",

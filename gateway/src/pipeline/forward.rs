@@ -13,6 +13,7 @@ use super::context::RequestContext;
 use super::snapshot::Snapshot;
 use super::worker::WorkerResources;
 use crate::breaker::{Breaker, CallStart, RecordedCall};
+use crate::concurrency::{CallSlot, ConcurrencyLimit, ConcurrencyReport};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, UpstreamFault};
 use crate::http::body::{BodyError, BodySource};
@@ -22,7 +23,7 @@ use crate::http::h1::UpstreamConnectionError;
 use crate::http::message::{Request, Response};
 use crate::http::request_body::RequestBody;
 use crate::http::tls_fault::TlsFault;
-use crate::metrics::{self, Counters};
+use crate::metrics::{self, Counters, Label as _};
 use crate::record::RequestRecord;
 use crate::route::Route;
 use crate::upstream::{AttemptError, KeptConnections, OutgoingRequest, Tunnel, UpstreamExchange};
@@ -54,7 +55,7 @@ impl RequestContext<'_> {
         copy: Option<&mut Request>,
         body: RequestBody<'b>,
     ) -> Result<UpstreamBody<'b>, Error> {
-        let (route, accepts_trailers) = (self.route(), self.accepts_trailers());
+        let (route, accepts_trailers, weight) = (self.route(), self.accepts_trailers(), self.class_weight());
         let identity = &self.snapshot.identity;
         let request = match copy {
             Some(copy) => {
@@ -69,6 +70,7 @@ impl RequestContext<'_> {
             route,
             worker: self.worker,
             client: self.caller.ip,
+            weight,
             kept: KeptConnections::Use,
             deadline: self.deadline.map(Instant::from_std),
             response: self.response,
@@ -88,8 +90,14 @@ impl RequestContext<'_> {
         hop::prepare_for_upstream(&mut copy, self.peer);
         identify::write_trace(self.caller.trace, self.snapshot.identity.random_u64(), &mut copy.fields);
         let (worker, snapshot) = (Rc::clone(self.worker), Arc::clone(self.snapshot));
-        let resources = CallResources { worker, snapshot, client: self.caller.ip, kept };
+        let (client, weight) = (self.caller.ip, self.class_weight());
+        let resources = CallResources { worker, snapshot, client, weight, kept };
         begin_detachable(resources, self.route().index, (copy, std::mem::take(self.response)))
+    }
+
+    /// The weight of the caller's class, in thousandths.
+    pub(super) fn class_weight(&self) -> u32 {
+        self.snapshot.class_weights.get(self.caller.user_class).copied().unwrap_or_default()
     }
 
     /// Takes over the response of a call, or its failure.
@@ -116,6 +124,8 @@ pub(super) struct CallResources {
     pub(super) snapshot: Arc<Snapshot>,
     /// The address of the client.
     pub(super) client: IpAddr,
+    /// The weight of the caller's class, in thousandths.
+    pub(super) weight: u32,
     pub(super) kept: KeptConnections,
 }
 
@@ -135,7 +145,7 @@ pub(super) fn begin_detachable(
     route: usize,
     (request, mut response): (Request, Response),
 ) -> DetachableCall {
-    let CallResources { worker, snapshot, client, kept } = resources;
+    let CallResources { worker, snapshot, client, weight, kept } = resources;
     Box::pin(async move {
         let mut record = RequestRecord::default();
         let result = match snapshot.routes.at(route) {
@@ -144,6 +154,7 @@ pub(super) fn begin_detachable(
                     route,
                     worker: &worker,
                     client,
+                    weight,
                     kept,
                     // That of one request does not end what others wait for.
                     deadline: None,
@@ -166,6 +177,8 @@ struct UpstreamCall<'c> {
     worker: &'c WorkerResources,
     /// The address of the client.
     client: IpAddr,
+    /// The weight of the caller's class, in thousandths.
+    weight: u32,
     kept: KeptConnections,
     /// When the request that the call is for is given up.
     deadline: Option<Instant>,
@@ -177,8 +190,25 @@ impl UpstreamCall<'_> {
     /// Calls through the route's breaker, which judges the call by the head of the response: by its
     /// status, and by the time since the upstream had the whole request.
     async fn run<'b>(self, request: &Request, body: RequestBody<'b>) -> Result<UpstreamBody<'b>, Error> {
-        let UpstreamCall { route, worker, client, kept, deadline, response, record } = self;
-        let now = Instant::now();
+        let UpstreamCall { route, worker, client, weight, kept, deadline, response, record } = self;
+        let mut now = Instant::now();
+        let timeouts = route.timeouts();
+        let total_at = timeouts.total.map(|total| now + total).into_iter().chain(deadline).min();
+        let slot = match route.upstream().limit() {
+            None => None,
+            Some(limit) => match limit.try_acquire(now.into_std()) {
+                Some(slot) => Some(slot),
+                // It rejects the call at once.
+                None if route.breaker().is_rejecting() => None,
+                None => {
+                    let due = now + limit.config().wait;
+                    let due = total_at.map_or(due, |total| total.min(due));
+                    let slot = Box::pin(wait_for_slot(route, limit, weight, due)).await?;
+                    now = Instant::now();
+                    Some(slot)
+                }
+            },
+        };
         let start = if body.is_empty() { CallStart::OnAdmission } else { CallStart::OnRequestSent };
         let breaker = route.breaker();
         let (mut permit, change) = breaker.admit(start, now.into_std()).map_err(|change| {
@@ -198,8 +228,6 @@ impl UpstreamCall<'_> {
             count_timeout_of(&failure.error);
             report_failure(route, failure);
         };
-        let timeouts = route.timeouts();
-        let total_at = timeouts.total.map(|total| now + total).into_iter().chain(deadline).min();
         let outgoing = OutgoingRequest {
             request,
             kept,
@@ -225,7 +253,11 @@ impl UpstreamCall<'_> {
                 None
             }
             Some(succeeded) => {
-                let (call, change) = permit.record(succeeded, std::time::Instant::now());
+                let now = std::time::Instant::now();
+                if let Some(slot) = slot.filter(|_| succeeded) {
+                    slot.succeed(now);
+                }
+                let (call, change) = permit.record(succeeded, now);
                 breaker.announce(change);
                 call
             }
@@ -244,6 +276,21 @@ impl UpstreamCall<'_> {
         let (route, breaker) = (Arc::clone(&route.config.name), Arc::clone(breaker));
         Ok(UpstreamBody { exchange, route, breaker, recorded, accepts_trailers: false })
     }
+}
+
+/// Waits for a slot of the upstream's concurrency limit.
+async fn wait_for_slot(
+    route: &Route,
+    limit: &Arc<ConcurrencyLimit>,
+    weight: u32,
+    due: Instant,
+) -> Result<CallSlot, Error> {
+    limit.acquire(weight, due).await.map_err(|reason| {
+        let ConcurrencyReport { limit, waiting, .. } = limit.report();
+        let upstream = &*route.upstream().config().name;
+        Event::UpstreamOverloaded { upstream, reason: reason.as_str(), limit, waiting }.emit();
+        Error::ConcurrencyLimit
+    })
 }
 
 /// The body of an upstream's response, with the breaker and the route that learn of its failure. A

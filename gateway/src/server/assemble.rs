@@ -78,6 +78,7 @@ pub(super) fn snapshot(
         identity: CallerIdentifier::replacing(old.map(|old| &old.identity), config.identify.clone(), user_classes),
         routes: Routes::new(routes),
         upstreams,
+        class_weights: config.limit.weights.iter().map(|(_, weight)| (weight * 1_000.0) as u32).collect(),
         limits,
         limiter,
         cache: config.cache.clone(),

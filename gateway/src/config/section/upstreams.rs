@@ -10,10 +10,11 @@ use super::super::table_reader::TableReader;
 use super::super::value_kind::{
     ArrayOf, DurationRange, Flag, InputValue, IntegerRange, OneOf, PositiveNumber, ValueKind,
 };
-use super::bounds::{DAY, HOUR, MS, SECOND};
+use super::bounds::{DAY, HOUR, MS, SECOND, index, index_of};
 use super::files::{optional_path, read_file};
 use super::formats;
 use crate::breaker::{BreakerConfig, BreakerMode, BreakerScope};
+use crate::concurrency::ConcurrencyConfig;
 use crate::connect::{UpstreamTls, UpstreamTlsConfig, UpstreamTlsVersion};
 use crate::discovery::DnsConfig;
 use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress, EndpointScheme};
@@ -45,7 +46,6 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         ("consistent-hash", Some(BalancePolicy::ConsistentHash)),
     ]);
     table.unavailable("retries", Some(&DocumentValue::Integer(0)));
-    table.unavailable("concurrency", None);
     let endpoints = ArrayOf { item: WeightedEndpoint, min_items: 1 };
     let endpoints = table.required("endpoints", &endpoints);
     let endpoints = endpoints.map_or_else(Vec::new, |endpoints| endpoints.value);
@@ -94,6 +94,7 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         .filter(|total| !total.is_zero()),
         eject: table.table("eject", eject),
         health: table.optional_table("health", health),
+        concurrency: table.optional_table("concurrency", concurrency),
         breaker: table.table("breaker", breaker),
         ..default
     }
@@ -184,6 +185,22 @@ fn health(table: &TableReader<'_>) -> HealthConfig {
         healthy: table.value_or("healthy", &IntegerRange(1..=1_000), 2),
         unhealthy: table.value_or("unhealthy", &IntegerRange(1..=1_000), 3),
         expect: formats::list(table, "expect", formats::STATUSES, vec![2, 3]),
+    }
+}
+
+fn concurrency(table: &TableReader<'_>) -> ConcurrencyConfig {
+    let default = ConcurrencyConfig::default();
+    let bounds = IntegerRange(1..=100_000_u32);
+    let min = table.value_or("min", &bounds, index_of(default.min));
+    let max = table.value_or("max", &bounds, index_of(default.max));
+    if min > max {
+        let problem = ConfigProblem::bad_value("`min` is larger than `max`");
+        table.context.error(&table.location_of(&["min"]), problem);
+    }
+    ConcurrencyConfig {
+        min: index(min),
+        max: index(max.max(min)),
+        wait: table.value_or("wait", &DurationRange(Duration::ZERO..=60 * SECOND), default.wait),
     }
 }
 

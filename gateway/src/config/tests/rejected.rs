@@ -158,7 +158,6 @@ fn unavailable_features_are_rejected_only_if_used() {
         ),
         ("[tracing]\notlp = \"${X:-}\"", "[tracing]\notlp = \"http://x\"", "tracing.otlp"),
         ("retries = 0", "retries = 1", "upstreams.b.retries"),
-        ("", "concurrency = {}", "upstreams.b.concurrency"),
     ] {
         let document = |text: &str| {
             let upstream = if path.starts_with("upstreams.b") { upstream } else { "" };
