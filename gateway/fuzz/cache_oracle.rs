@@ -31,7 +31,11 @@ pub(crate) fn cache_fields(data: &[u8]) {
     };
     let mut request = Request { fields: fields(b'>'), authority: "a".into(), ..Request::default() };
     request.set_target("/?q");
-    let response_with = |fields: Fields| Response { status: StatusCode::OK, fields, length: BodyLength::Known(10) };
+    let response_with = |fields: Fields| {
+        let mut response = Response::new(StatusCode::OK);
+        (response.fields, response.length) = (fields, BodyLength::Known(10));
+        response
+    };
     let (response, later) = (response_with(fields(b'<')), response_with(fields(b'~')));
     let (received_at, delay) = (SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000), Duration::from_millis(7));
     let directives = CacheControl::parse(&request.fields);
@@ -125,9 +129,9 @@ fn check_parts(request: &Request, response: &Response) {
             "the range of a partial object equals the range of the whole object"
         );
     }
-    if let Some(extent) =
-        Extent::from_content_range(&Response { status: StatusCode::PARTIAL_CONTENT, ..response.clone() })
-    {
+    let mut partial = response.clone();
+    partial.status = StatusCode::PARTIAL_CONTENT;
+    if let Some(extent) = Extent::from_content_range(&partial) {
         assert!(extent.length == 10 && extent.first + extent.length <= extent.total);
     }
 }
@@ -146,8 +150,8 @@ pub(crate) fn stored_form(data: &[u8]) {
     if let CacheMeta::Partial(object, extent) = &meta {
         let mut request = Request::default();
         request.fields.push(b"Range", b"bytes=1-2");
-        let mut response =
-            Response { status: StatusCode::OK, fields: object.fields.clone(), length: BodyLength::Empty };
+        let mut response = Response::new(StatusCode::OK);
+        response.fields = object.fields.clone();
         let _ = policy::apply_range_to_partial(&request, *extent, &Bytes::from_static(BODY), &mut response);
     }
 }

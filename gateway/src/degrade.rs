@@ -2,18 +2,24 @@
 //!
 //! All responses that the gateway synthesises are written here. They have `no-store` and a reason.
 
+mod page_format;
+mod built_in_page;
+
 use std::cell::{Cell, RefCell};
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
+use built_in_page::PageText;
 use bytes::Bytes;
 use http::StatusCode;
+pub(crate) use page_format::{PageFormat, PageLanguage};
 
 use crate::cache::StatusPattern;
 use crate::error::{Error, ErrorKind};
 use crate::http::fields::{Fields, KnownField};
+use crate::http::h1::RequestRefusal;
 use crate::http::message::{BodyLength, Response};
-use crate::identify::Trace;
+use crate::identify::RequestId;
 use crate::pages::{self, ErrorPage, PageFacts};
 
 /// The degrade page of a route (`routes.degrade`).
@@ -52,35 +58,6 @@ impl Default for DegradeConfig {
     }
 }
 
-/// Media type of a synthesised response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PageFormat {
-    Html,
-    Json,
-}
-
-/// The format that `Accept` prefers (RFC 9110 section 12.5.1); problem JSON without a preference.
-pub(crate) fn page_format(request: &Fields) -> PageFormat {
-    if !request.has(KnownField::Accept) {
-        return PageFormat::Json;
-    }
-    let (mut html, mut json) = (0, 0);
-    for member in request.members(KnownField::Accept) {
-        let text = String::from_utf8_lossy(member).to_ascii_lowercase();
-        let mut parts = text.split(';').map(str::trim);
-        let kind = parts.next().unwrap_or_default();
-        let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok()).unwrap_or(1.0);
-        // In thousandths: the grammar has at most three digits. An invalid weight counts as 0.
-        let weight = if (0.0..=1.0).contains(&weight) { (weight * 1000.0) as u32 } else { 0 };
-        match kind {
-            "text/html" | "application/xhtml+xml" | "text/*" => html = html.max(weight),
-            "application/json" | "application/problem+json" | "application/*" => json = json.max(weight),
-            _ => {}
-        }
-    }
-    if html > json { PageFormat::Html } else { PageFormat::Json }
-}
-
 /// Writes the response to an `Error`: the route's page or a problem document, in the format that
 /// the request's `Accept` prefers.
 pub(crate) struct ErrorResponder<'a> {
@@ -96,7 +73,7 @@ pub(crate) struct ErrorResponder<'a> {
     pub(crate) pages: [&'a [(StatusPattern, ErrorPage)]; 2],
     /// The name of the route; empty without one.
     pub(crate) route: &'a str,
-    pub(crate) trace: Option<Trace>,
+    pub(crate) request_id: Option<&'a RequestId>,
 }
 
 impl ErrorResponder<'_> {
@@ -104,19 +81,23 @@ impl ErrorResponder<'_> {
     pub(crate) fn write(&self, error: &Error, response: &mut Response) -> Bytes {
         let page = self.config.filter(|_| error.is_degradable());
         let status = page.map_or(error.status(), |page| page.status_for(error.kind()));
-        let format = page_format(self.request);
+        let format = PageFormat::preferred(self.request);
         let retry_after = match page {
             Some(page) => Some(jittered_retry_after(page.retry_after, self.wait, self.random)),
             None => retry_after(error.kind()),
         };
         let own = match format {
-            PageFormat::Html => self.page(status, error, retry_after),
+            PageFormat::Html(language) => self.page(error, (status, retry_after), language),
             PageFormat::Json => None,
         };
         let body = match (page, format) {
-            (Some(DegradeConfig { html: Some(html), .. }), PageFormat::Html) => Bytes::copy_from_slice(html.as_bytes()),
+            (Some(DegradeConfig { html: Some(html), .. }), PageFormat::Html(_)) => {
+                Bytes::copy_from_slice(html.as_bytes())
+            }
             (Some(DegradeConfig { json: Some(json), .. }), PageFormat::Json) => Bytes::copy_from_slice(json.as_bytes()),
-            (_, format) => own.unwrap_or_else(|| default_body(status, error, format)),
+            (_, format) => own.unwrap_or_else(|| {
+                default_body(error, format, &BodyFacts { status, retry_after, request_id: self.request_id })
+            }),
         };
         write_head(status, format, &body, response);
         if let Some(seconds) = retry_after {
@@ -128,16 +109,22 @@ impl ErrorResponder<'_> {
         body
     }
 
-    /// The configured page for `status`, if there is one.
-    pub(crate) fn page(&self, status: StatusCode, error: &Error, retry_after: Option<u64>) -> Option<Bytes> {
+    /// The configured page for a status, if there is one. `retry_after`: seconds.
+    pub(crate) fn page(
+        &self,
+        error: &Error,
+        (status, retry_after): (StatusCode, Option<u64>),
+        language: PageLanguage,
+    ) -> Option<Bytes> {
         let page = self.pages.into_iter().find_map(|pages| pages::find(pages, status))?;
         page.render(&PageFacts {
             status,
             reason: error.reason(),
-            message: html_message(error.kind()),
+            message: built_in_page::message(error.kind(), language),
+            language: language.tag(),
             retry_after,
             route: self.route,
-            request_id: &self.trace.map(|trace| trace.to_string()).unwrap_or_default(),
+            request_id: &self.request_id.map(ToString::to_string).unwrap_or_default(),
         })
     }
 }
@@ -172,12 +159,16 @@ pub(crate) fn write_options(response: &mut Response) -> Bytes {
 }
 
 /// Writes the response to a request whose head was refused. The connection is closed after it.
-pub(crate) fn write_refusal(status: StatusCode, reason: &str, response: &mut Response) -> Bytes {
-    let body = problem(status, reason);
+pub(crate) fn write_refusal(refusal: RequestRefusal, id: Option<&RequestId>, response: &mut Response) -> Bytes {
+    let (status, reason) = (refusal.status(), refusal.reason());
+    let body = problem(status, reason, id);
     write_head(status, PageFormat::Json, &body, response);
     response.fields.add(KnownField::CacheStatus, format!("tidegate; detail={reason}"));
     if status == StatusCode::METHOD_NOT_ALLOWED {
         response.fields.add(KnownField::Allow, METHODS);
+    }
+    if let Some(id) = id {
+        id.write(&mut response.fields);
     }
     body
 }
@@ -203,7 +194,7 @@ fn base_fields_for(content_type: &str) -> Fields {
 
 fn base_fields(format: PageFormat) -> &'static Fields {
     match format {
-        PageFormat::Html => &HTML_FIELDS,
+        PageFormat::Html(_) => &HTML_FIELDS,
         PageFormat::Json => &JSON_FIELDS,
     }
 }
@@ -236,63 +227,46 @@ pub(crate) fn add_date(fields: &mut Fields) {
 /// Writes the head, without the fields that name the reason.
 pub(crate) fn write_head(status: StatusCode, format: PageFormat, body: &Bytes, response: &mut Response) {
     response.status = status;
+    response.forms = None;
     response.fields.copy_from(base_fields(format));
     response.length = BodyLength::Known(body.len() as u64);
     add_date(&mut response.fields);
 }
 
-/// Constant body of the most frequent synthesised response.
-const LIMITED_BODY: &[u8] =
-    b"{\"type\":\"about:blank\",\"title\":\"Too Many Requests\",\"status\":429,\"reason\":\"limited\"}\n";
-
 /// The built-in body of a failure.
-pub(crate) fn default_body(status: StatusCode, error: &Error, format: PageFormat) -> Bytes {
+pub(crate) fn default_body(error: &Error, format: PageFormat, facts: &BodyFacts<'_>) -> Bytes {
+    let BodyFacts { status, retry_after, request_id } = *facts;
     match format {
-        PageFormat::Json if error.kind() == ErrorKind::Limited => Bytes::from_static(LIMITED_BODY),
-        PageFormat::Json => problem(status, error.reason()),
-        PageFormat::Html => {
-            let title = status.canonical_reason().unwrap_or("Error");
-            Bytes::from(format!(
-                "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-                 <meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title>\
-                 <style>body{{font:1.1em/1.5 system-ui,sans-serif;max-width:34em;margin:15vh auto;padding:0 1em}}</style></head>\
-                 <body><h1>{title}</h1><p>{}</p></body></html>\n",
-                html_message(error.kind())
-            ))
+        PageFormat::Json => problem(status, error.reason(), request_id),
+        PageFormat::Html(language) => {
+            let request_id = &request_id.map(ToString::to_string).unwrap_or_default();
+            PageText { status, kind: error.kind(), retry_after, request_id, language }.html().into()
         }
     }
 }
 
-/// Problem details (RFC 9457): `about:blank` with title, status and reason. None of these needs
-/// escaping.
-fn problem(status: StatusCode, reason: &str) -> Bytes {
+/// The facts of a response that its built-in body shows.
+#[derive(Clone, Copy)]
+pub(crate) struct BodyFacts<'a> {
+    pub(crate) status: StatusCode,
+    /// Seconds.
+    pub(crate) retry_after: Option<u64>,
+    pub(crate) request_id: Option<&'a RequestId>,
+}
+
+/// Problem details (RFC 9457): `about:blank` with title, status, reason and the id of the request.
+/// None of these needs escaping.
+fn problem(status: StatusCode, reason: &str, request_id: Option<&RequestId>) -> Bytes {
     let title = status.canonical_reason().unwrap_or("Error");
-    let parts = [
-        "{\"type\":\"about:blank\",\"title\":\"",
-        title,
-        "\",\"status\":",
-        status.as_str(),
-        ",\"reason\":\"",
-        reason,
-        "\"}\n",
-    ];
-    Bytes::from(parts.concat())
-}
-
-fn html_message(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::NoRoute => "Nothing is available at this address.",
-        ErrorKind::Forbidden => "Access is denied.",
-        ErrorKind::Limited => "Too many requests. Please wait a moment and try again.",
-        ErrorKind::Unauthorized => "This page needs a name and a password, or a key.",
-        ErrorKind::VerificationThrottled | ErrorKind::AuthenticationThrottled => {
-            "Too many requests with invalid credentials. Please wait a moment and try again."
-        }
-        ErrorKind::OnlyIfCached => "No stored response is available.",
-        ErrorKind::ClientBody | ErrorKind::ClientGone => "The request could not be read.",
-        ErrorKind::Panic => "Something went wrong on our side.",
-        _ => "The service is temporarily unavailable. Please try again shortly.",
+    let parts = ["{\"type\":\"about:blank\",\"title\":\"", title, "\",\"status\":", status.as_str()];
+    let mut text = parts.concat().into_bytes();
+    if let Some(id) = request_id {
+        text.extend_from_slice(b",\"request_id\":\"");
+        id.push(&mut text);
+        text.push(b'"');
     }
+    text.extend_from_slice([",\"reason\":\"", reason, "\"}\n"].concat().as_bytes());
+    text.into()
 }
 
 /// The value of `Proxy-Status` with the matching error type of RFC 9209 section 2.3.
@@ -308,6 +282,7 @@ fn proxy_status_value(kind: ErrorKind) -> String {
         ErrorKind::Malformed => "http_protocol_error",
         ErrorKind::Timeout | ErrorKind::TotalTimeout | ErrorKind::SharedFetchTimeout => "http_response_timeout",
         ErrorKind::Upstream => "http_response_incomplete",
+        ErrorKind::NotSwitched => "http_upgrade_failed",
         _ => "proxy_internal_error",
     };
     format!("tidegate; error={error}")
@@ -325,26 +300,6 @@ fn jittered_retry_after(mean: Duration, wait: Duration, random: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn accept(value: &str) -> PageFormat {
-        let mut fields = Fields::default();
-        fields.push(b"Accept", value.as_bytes());
-        page_format(&fields)
-    }
-
-    #[test]
-    fn accept_selects_the_format() {
-        assert_eq!(page_format(&Fields::default()), PageFormat::Json);
-        assert_eq!(accept("*/*"), PageFormat::Json);
-        assert_eq!(accept("text/html,application/xhtml+xml,*/*;q=0.8"), PageFormat::Html);
-        assert_eq!(accept("text/html;q=0.5, application/json"), PageFormat::Json);
-        assert_eq!(accept("text/html;q=nan, application/json;q=0.1"), PageFormat::Json);
-    }
-
-    #[test]
-    fn constant_body_equals_the_composed_one() {
-        assert_eq!(LIMITED_BODY, problem(StatusCode::TOO_MANY_REQUESTS, "limited"));
-    }
 
     #[test]
     fn retry_after_is_jittered_around_the_configured_mean() {
@@ -369,7 +324,7 @@ mod tests {
             random: 0,
             pages: [&[], &[]],
             route: "",
-            trace: None,
+            request_id: None,
         };
         assert_eq!(page.write(&Error::NoRoute, &mut response).first(), Some(&b'{'));
         assert_eq!(response.status, StatusCode::NOT_FOUND);

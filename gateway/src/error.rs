@@ -12,6 +12,7 @@ label! {
     /// The class of a failure: the metric's label and the `reason` for clients.
     pub(crate) ErrorKind, "kind", {
         NoRoute = "no_route",
+        Misdirected = "misdirected",
         Forbidden = "forbidden",
         Limited = "limited",
         VerificationThrottled = "verification_throttled",
@@ -29,6 +30,7 @@ label! {
         Timeout = "timeout",
         TotalTimeout = "total_timeout",
         Upstream = "upstream",
+        NotSwitched = "not_switched",
         SharedFetchTimeout = "shared_fetch_timeout",
         SlowReader = "slow_reader",
         OnlyIfCached = "only_if_cached",
@@ -43,6 +45,9 @@ label! {
 pub(crate) enum Error {
     #[error("no route matches")]
     NoRoute,
+    /// The authority has another certificate than the connection.
+    #[error("the connection is that of another server")]
+    Misdirected,
     /// The caller is on the deny list.
     #[error("denied by the access list")]
     Forbidden,
@@ -69,6 +74,10 @@ pub(crate) enum Error {
     /// The upstream failed before its response began.
     #[error("upstream failed")]
     UpstreamConnection(#[from] UpstreamConnectionError),
+    /// A 2xx response to an extended CONNECT from a server that has not switched protocols: the
+    /// client would take its body for bytes of the tunnel.
+    #[error("the protocol was not switched")]
+    NotSwitched,
     /// The fetch of another request for the same key, which this request joined, failed.
     #[error("the shared fetch failed")]
     SharedFetch(ErrorKind),
@@ -91,6 +100,7 @@ impl ErrorKind {
     pub(crate) fn blame(self) -> Blame {
         match self {
             ErrorKind::NoRoute
+            | ErrorKind::Misdirected
             | ErrorKind::Forbidden
             | ErrorKind::Limited
             | ErrorKind::VerificationThrottled
@@ -113,7 +123,8 @@ impl ErrorKind {
             | ErrorKind::NoResponse
             | ErrorKind::Malformed
             | ErrorKind::Timeout
-            | ErrorKind::Upstream => Blame::Upstream,
+            | ErrorKind::Upstream
+            | ErrorKind::NotSwitched => Blame::Upstream,
         }
     }
 }
@@ -122,6 +133,7 @@ impl Error {
     pub(crate) fn kind(&self) -> ErrorKind {
         match self {
             Error::NoRoute => ErrorKind::NoRoute,
+            Error::Misdirected => ErrorKind::Misdirected,
             Error::Forbidden => ErrorKind::Forbidden,
             Error::Limited => ErrorKind::Limited,
             Error::VerificationThrottled => ErrorKind::VerificationThrottled,
@@ -130,6 +142,7 @@ impl Error {
             Error::AuthenticationBusy => ErrorKind::AuthenticationBusy,
             Error::BreakerOpen => ErrorKind::BreakerOpen,
             Error::ConcurrencyLimit => ErrorKind::ConcurrencyLimit,
+            Error::NotSwitched => ErrorKind::NotSwitched,
             Error::OnlyIfCached => ErrorKind::OnlyIfCached,
             Error::Panic => ErrorKind::Panic,
             Error::SharedFetchTimeout => ErrorKind::SharedFetchTimeout,
@@ -176,6 +189,7 @@ impl Error {
         }
         match self.kind() {
             ErrorKind::NoRoute => StatusCode::NOT_FOUND,
+            ErrorKind::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             ErrorKind::Forbidden => StatusCode::FORBIDDEN,
             ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
             ErrorKind::Limited | ErrorKind::VerificationThrottled | ErrorKind::AuthenticationThrottled => {
@@ -199,7 +213,8 @@ impl Error {
             | ErrorKind::UpstreamTls
             | ErrorKind::NoResponse
             | ErrorKind::Malformed
-            | ErrorKind::Upstream => StatusCode::BAD_GATEWAY,
+            | ErrorKind::Upstream
+            | ErrorKind::NotSwitched => StatusCode::BAD_GATEWAY,
         }
     }
 

@@ -12,7 +12,7 @@ use crate::http::limits::UnderscorePolicy;
 use crate::http::message::{
     BodyLength, HttpVersion, Method, OriginEdits, Request, Response, Scheme, StatusCode, TrustedForwarding,
 };
-use crate::http::text;
+use crate::http::{text, websocket};
 
 /// Hop-by-hop fields, removed whether or not `Connection` names them.
 const HOP_BY_HOP: KnownFieldSet = KnownFieldSet::of(&[
@@ -130,7 +130,10 @@ pub(crate) fn receive(request: &mut Request, underscores: UnderscorePolicy) {
     }
     request.accepts_trailers =
         request.fields.members(KnownField::Te).any(|coding| coding.eq_ignore_ascii_case(b"trailers"));
-    request.upgrade = offered_protocols(request);
+    if request.version == HttpVersion::Http11 {
+        // Over HTTP/2 the offer is no field.
+        request.upgrade = offered_protocols(request);
+    }
     let nominated = nominated(&request.fields);
     request.fields.retain_received(|field| !is_hop_by_hop(field, &nominated));
 }
@@ -207,12 +210,25 @@ fn offered_protocols(request: &Request) -> Option<Box<[u8]>> {
     };
     let names_upgrade =
         || request.fields.members(KnownField::Connection).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
-    if request.version != HttpVersion::Http11 || !request.fields.has(KnownField::Upgrade) || !names_upgrade() {
+    if !request.fields.has(KnownField::Upgrade) || !names_upgrade() {
         return None;
     }
     let protocols: Vec<&[u8]> = request.fields.members(KnownField::Upgrade).collect();
     let is_forwardable = !protocols.is_empty() && !protocols.iter().any(is_per_connection);
     is_forwardable.then(|| protocols.join(&b", "[..]).into())
+}
+
+/// Whether a request that was prepared for the upstream is an extended CONNECT: a 2xx status tells
+/// its client that the tunnel is open (RFC 8441 section 4).
+pub(crate) fn is_extended_connect(request: &Request) -> bool {
+    request.version == HttpVersion::Http2 && (request.upgrade.is_some() || request.fields.has(KnownField::Upgrade))
+}
+
+/// Makes a 101 response to an extended CONNECT the one to which it corresponds in HTTP/2.
+pub(crate) fn accept_extended_connect(response: &mut Response) {
+    response.status = StatusCode::OK;
+    strip(&mut response.fields);
+    response.fields.retain(|field| !field.name.eq_ignore_ascii_case(websocket::ACCEPT.as_bytes()));
 }
 
 /// Removes hop-by-hop fields of a response. Keeps the protocol switch of a 101 response.
@@ -236,6 +252,12 @@ fn add_upgrade(protocol: Option<&[u8]>, fields: &mut Fields) {
 pub(crate) fn prepare_for_upstream(request: &mut Request, peer: IpAddr) {
     let upgrade = request.upgrade.take().filter(|_| request.length == BodyLength::Empty);
     add_upgrade(upgrade.as_deref(), &mut request.fields);
+    if upgrade.is_some()
+        && request.version == HttpVersion::Http2
+        && let Some(key) = websocket::new_key()
+    {
+        request.fields.push(websocket::KEY.as_bytes(), key.as_bytes());
+    }
     if request.fields.has_any(REPLACED) {
         request.fields.retain(|field| !field.known.is_some_and(|known| REPLACED.contains(known)));
     }

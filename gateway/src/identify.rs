@@ -21,7 +21,9 @@ mod key_set_fetch;
 #[cfg(test)]
 #[path = "../tests/support/mmdb.rs"]
 pub(crate) mod mmdb;
+mod random;
 mod remote_key_set;
+mod request_id;
 mod subject_hasher;
 mod token_cache;
 pub(crate) mod auth;
@@ -37,6 +39,7 @@ pub(crate) use geoip::{CountryCode, GeoArea, GeoDatabase, GeoIpConfig};
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use ipnet::IpNet;
 use limiter::KeyHash;
@@ -48,6 +51,7 @@ use crate::peer::ConnectionPeer;
 use geoip::GeoPlace;
 pub(crate) use key_set_fetch::KeySetUrl;
 pub(crate) use remote_key_set::{RemoteKeySet, forget_age};
+pub(crate) use request_id::{RequestId, RequestUuid, UuidText};
 use subject_hasher::SubjectHasher;
 use tokens::{TokenOutcome, TokenVerifier, VerifiedClaims, VerifiedIdentity};
 pub(crate) use trace::{Trace, write_trace};
@@ -125,6 +129,10 @@ pub struct IdentityConfig {
     pub has_fingerprints: bool,
     /// Whether a route authenticates users itself.
     pub has_principals: bool,
+    /// Whether requests have an id, which origin and client receive in `X-Request-Id`.
+    pub request_id: bool,
+    /// Whether a route writes the name of the user into a field (`{user}`).
+    pub has_user_names: bool,
     /// Keys the hashes of subjects (`identity.secret`), the same on all gateways of a fleet. Empty:
     /// a random key of the process.
     pub secret: String,
@@ -163,6 +171,8 @@ impl Default for IdentityConfig {
             untrusted_fields: untrusted_fields::default_list().map(str::to_owned).collect(),
             has_fingerprints: false,
             has_principals: false,
+            request_id: true,
+            has_user_names: false,
             secret: String::new(),
         }
     }
@@ -208,6 +218,8 @@ pub struct Caller {
     pub(crate) ip: IpAddr,
     pub(crate) device: KeyHash,
     pub user: Option<KeyHash>,
+    /// The name of that user, where a route writes it into a field.
+    pub(crate) user_name: Option<Arc<str>>,
     /// Index into the configured user classes.
     pub(crate) user_class: usize,
     pub(crate) region: Region,
@@ -272,7 +284,7 @@ impl CallerIdentifier {
         let lists = access::AccessLists::new(&config.access);
         let tokens = config.tokens.clone().map(|tokens| {
             // Everything that `extract_identity` reads.
-            let extraction = (&config.user, &config.user_class, &config.claims, &user_classes);
+            let extraction = (&config.user, config.has_user_names, &config.user_class, &config.claims, &user_classes);
             let extraction = format!("{:?}", (extraction, config.access.users(), &config.secret));
             TokenVerifier::new(tokens, &extraction, old.and_then(|old| old.tokens.as_ref()))
         });
@@ -323,6 +335,10 @@ impl CallerIdentifier {
             Some(IdentitySource::Claim(_)) => verified.and_then(|verified| verified.user),
             _ => header_user.map(|user| self.hasher.value(user)),
         };
+        let user_name = self.config.has_user_names.then(|| match &self.config.user {
+            Some(IdentitySource::Claim(_)) => verified.and_then(|verified| verified.user_name.clone()),
+            _ => header_user.map(|user| String::from_utf8_lossy(user).into()),
+        });
         let device = self.config.device.iter().find_map(|source| read(source, request));
         let user_access = verified.map_or(AccessDecision::Unlisted, |verified| verified.access);
         let access = self
@@ -347,6 +363,7 @@ impl CallerIdentifier {
             ip,
             device,
             user,
+            user_name: user_name.flatten(),
             user_class,
             region,
             country: place.country,
@@ -368,6 +385,7 @@ impl CallerIdentifier {
     /// without one.
     pub(crate) fn set_principal(&self, caller: &mut Caller, name: &str, class: Option<&str>) {
         caller.user = Some(self.hasher.value(name.as_bytes()));
+        caller.user_name = None;
         let class = class.and_then(|class| self.class_index(class.as_bytes()));
         caller.user_class = class.or_else(|| self.class_index(b"standard")).unwrap_or_default();
         if let Some(lists) = &self.lists {
@@ -383,6 +401,29 @@ impl CallerIdentifier {
     /// The trace of a request: propagated by the client, or new.
     pub(crate) fn trace(&self, request: &Request) -> Trace {
         trace::from_fields(&request.fields, &self.random)
+    }
+
+    /// The id of a request of `caller`: that of a trusted proxy, or a new one, which is also the id
+    /// of a new trace. `None`: requests have no id.
+    pub(crate) fn request_id(&self, caller: &Caller, request: &Request) -> Option<RequestId> {
+        if !self.config.request_id {
+            return None;
+        }
+        let received = || RequestId::received(&request.fields);
+        if caller.is_trusted
+            && let Some(id) = received()
+        {
+            return Some(id);
+        }
+        Some(RequestId::Made(match caller.trace {
+            Trace { id, is_propagated: false } => RequestUuid::from_u128(id),
+            Trace { is_propagated: true, .. } => RequestUuid::new(SystemTime::now(), &self.random),
+        }))
+    }
+
+    /// The id of a request whose head was refused.
+    pub(crate) fn new_request_id(&self) -> Option<RequestId> {
+        self.config.request_id.then(|| RequestId::Made(RequestUuid::new(SystemTime::now(), &self.random)))
     }
 
     /// Access of a caller whose token was not verified because of throttling.
@@ -433,6 +474,7 @@ impl CallerIdentifier {
             ip,
             device: self.device(ip, device, description.fingerprint.as_deref().map(str::as_bytes)),
             user,
+            user_name: None,
             user_class: self.class_index(user_class.as_bytes())?,
             region: self.config.region_default,
             country: None,
@@ -496,12 +538,13 @@ impl CallerIdentifier {
         };
         let names = &self.config.claims;
         let claims = (!names.is_empty()).then(|| names.iter().map(|name| hash(name)).collect());
-        VerifiedIdentity { user, user_class, access, claims }
+        let user_name = user_id.filter(|_| self.config.has_user_names).map(|name| name.into());
+        VerifiedIdentity { user, user_name, user_class, access, claims }
     }
 
     /// Random number for span ids and jitter.
     pub(crate) fn random_u64(&self) -> u64 {
-        trace::random_u64(&self.random, 0)
+        random::random_u64(&self.random, 0)
     }
 
     /// Whether an address is in `identity.trusted_proxies`.

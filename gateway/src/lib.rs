@@ -29,6 +29,7 @@ mod degrade;
 mod log;
 mod record;
 mod respond;
+mod compress;
 mod route;
 mod pipeline;
 mod serve;

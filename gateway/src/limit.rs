@@ -57,6 +57,14 @@ pub(crate) fn expose(for_each_lease: impl Fn(&mut dyn FnMut(&str, &Lease)) + Sen
     );
 }
 
+/// Seconds after which a denied request may be repeated; `None`: it was not denied.
+pub(crate) fn retry_seconds(verdict: &Verdict) -> Option<u64> {
+    match verdict {
+        Verdict::Allowed(_) => None,
+        Verdict::Denied(denial) => Some(denial.retry_after_seconds()),
+    }
+}
+
 /// Builds the limiter and its response headers. Keeps the state of `old` for each rule whose name
 /// and scope are unchanged.
 ///

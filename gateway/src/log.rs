@@ -93,6 +93,7 @@ pub(crate) struct AccessLogEntry<'a> {
     /// The part of it to which devices are bound.
     pub(crate) fingerprint: &'a str,
     pub(crate) trace_id: &'a str,
+    pub(crate) request_id: &'a str,
 }
 
 /// Formatted lines for the writer.
@@ -373,6 +374,7 @@ fn write_line(out: &mut Vec<u8>, timestamps: &mut TimestampFormatter, now: Syste
         ("ja4", line.ja4),
         ("fingerprint", line.fingerprint),
         ("trace_id", line.trace_id),
+        ("request_id", line.request_id),
     ];
     for (key, value) in texts.into_iter().filter(|(_, value)| !value.is_empty()) {
         out.extend_from_slice(b",\"");
@@ -512,6 +514,7 @@ mod tests {
             ja4: "",
             fingerprint: "",
             trace_id: "",
+            request_id: "",
         }
     }
 

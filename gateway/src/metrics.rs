@@ -7,7 +7,8 @@ mod counter;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::marker::PhantomData;
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
@@ -47,6 +48,29 @@ impl Histogram {
     }
 }
 
+/// One histogram per value of a label.
+pub(crate) struct Histograms<L> {
+    all: Vec<Histogram>,
+    label: PhantomData<L>,
+}
+
+impl<L: Label> Default for Histograms<L> {
+    fn default() -> Self {
+        Histograms { all: L::ALL.iter().map(|_| Histogram::default()).collect(), label: PhantomData }
+    }
+}
+
+impl<L: Label> Histograms<L> {
+    pub(crate) fn observe(&self, label: L, duration: Duration) {
+        self.all[label.index()].observe(duration);
+    }
+
+    /// Number of observations of all labels.
+    pub(crate) fn count(&self) -> u64 {
+        self.all.iter().map(Histogram::count).sum()
+    }
+}
+
 /// Declares an enum whose variants are the values of one label.
 #[macro_export]
 macro_rules! label {
@@ -72,11 +96,14 @@ pub(crate) type Labels<'a> = &'a [(&'a str, &'a str)];
 /// Callback that emits the labels and value of each sample at scrape time.
 type ReadSamples<T> = Box<dyn Fn(&mut dyn FnMut(Labels<'_>, T)) + Send + Sync>;
 
+/// Callback that emits the labels and the histogram of each sample at scrape time.
+type ReadHistograms = Box<dyn Fn(&mut dyn FnMut(Labels<'_>, &Histogram)) + Send + Sync>;
+
 /// Source of the samples of a metric, one for each set of labels.
 enum MetricSource {
     Counter(ReadSamples<u64>),
     Gauge(ReadSamples<f64>),
-    Histogram(Arc<Histogram>),
+    Histogram(ReadHistograms),
 }
 
 /// Entry of the process-wide registry of metrics: name, help text and source of samples.
@@ -125,8 +152,14 @@ pub(crate) fn expose_gauge_with(
     expose(name, help, MetricSource::Gauge(Box::new(read)));
 }
 
-pub(crate) fn expose_histogram(name: &'static str, help: &'static str, histogram: Arc<Histogram>) {
-    expose(name, help, MetricSource::Histogram(histogram));
+/// Exposes one histogram per label value.
+pub(crate) fn expose_histograms<L: Label>(name: &'static str, help: &'static str, histograms: &'static Histograms<L>) {
+    let read = move |emit: &mut dyn FnMut(Labels<'_>, &Histogram)| {
+        for label in L::ALL {
+            emit(&[(L::NAME, label.as_str())], &histograms.all[label.index()]);
+        }
+    };
+    expose(name, help, MetricSource::Histogram(Box::new(read)));
 }
 
 /// No exemplar labels.
@@ -168,7 +201,10 @@ fn encode_samples(source: &MetricSource, mut encoder: MetricEncoder<'_>) -> fmt:
                 false => encoder.encode_family(&labels)?.encode_gauge(&value),
             });
         }),
-        MetricSource::Histogram(histogram) => result = histogram.encode(encoder),
+        MetricSource::Histogram(read) => read(&mut |labels, histogram| {
+            let labels: Vec<(&str, &str)> = labels.to_vec();
+            result = result.and_then(|()| histogram.encode(encoder.encode_family(&labels)?));
+        }),
     }
     result
 }
@@ -216,12 +252,15 @@ mod tests {
         static SEEN: LazyLock<Counter> = LazyLock::new(Counter::default);
         SEEN.add(3);
         expose_counter_with("test_seen", "Seen.", |emit| emit(&[("kind", "a\"b")], SEEN.get()));
-        let histogram = Arc::new(Histogram::default());
-        histogram.observe(Duration::from_millis(3));
-        expose_histogram("test_duration_seconds", "Duration.", histogram);
+        label! { TestLabel, "color", { Red = "red", Blue = "blue" } }
+        static TAKEN: LazyLock<Histograms<TestLabel>> = LazyLock::new(Histograms::default);
+        TAKEN.observe(TestLabel::Blue, Duration::from_millis(3));
+        expose_histograms("test_duration_seconds", "Duration.", &TAKEN);
         let text = exposition();
         assert!(text.contains("test_seen_total{kind=\"a\\\"b\"} 3\n"), "{text}");
-        assert!(text.contains("test_duration_seconds_bucket{le=\"0.005\"} 1\n"), "{text}");
-        assert!(text.contains("test_duration_seconds_bucket{le=\"+Inf\"} 1\n"), "{text}");
+        assert!(text.contains("test_duration_seconds_bucket{le=\"0.005\",color=\"blue\"} 1\n"), "{text}");
+        assert!(text.contains("test_duration_seconds_bucket{le=\"+Inf\",color=\"blue\"} 1\n"), "{text}");
+        assert!(text.contains("test_duration_seconds_count{color=\"red\"} 0\n"), "{text}");
+        assert_eq!((TAKEN.count(), TestLabel::Red.index()), (1, 0));
     }
 }

@@ -1,8 +1,9 @@
 //! Pages for the gateway's own error responses, as templates that are compiled when the
 //! configuration is loaded.
 //!
-//! Variables: `status`, `title`, `reason`, `message`, `retry_after` (seconds; absent without a
-//! `Retry-After`), `route`, `request_id`. Values are escaped for HTML.
+//! Variables: `status`, `title`, `reason`, `message`, `language` (of `message`: `en` or `zh`),
+//! `retry_after` (seconds; absent without a `Retry-After`), `route`, `request_id`. Values are
+//! escaped for HTML.
 //! Invariant: a template that fails for sample values is refused when it is loaded, so a request
 //! never meets an undefined variable.
 
@@ -24,9 +25,11 @@ pub(crate) struct PageFacts<'a> {
     pub(crate) reason: &'a str,
     /// A sentence for readers.
     pub(crate) message: &'a str,
+    /// Tag of the language of `message`, which `Accept-Language` prefers.
+    pub(crate) language: &'a str,
     pub(crate) retry_after: Option<u64>,
     pub(crate) route: &'a str,
-    /// The id of the request in the access log: that of its trace.
+    /// Empty where requests have no id.
     pub(crate) request_id: &'a str,
 }
 
@@ -79,6 +82,7 @@ impl ErrorPage {
                 status: StatusCode::SERVICE_UNAVAILABLE,
                 reason: "timeout",
                 message: "A sentence.",
+                language: "en",
                 retry_after,
                 route: "route",
                 request_id: "0123456789abcdef",
@@ -100,11 +104,11 @@ impl ErrorPage {
     }
 
     fn try_render(&self, facts: &PageFacts<'_>) -> Result<String, minijinja::Error> {
-        let PageFacts { status, reason, message, retry_after, route, request_id } = *facts;
+        let PageFacts { status, reason, message, language, retry_after, route, request_id } = *facts;
         let title = status.canonical_reason().unwrap_or("Error");
         let status = status.as_u16();
         self.environment.get_template(Self::NAME)?.render(context! {
-            status, title, reason, message, retry_after, route, request_id
+            status, title, reason, message, language, retry_after, route, request_id
         })
     }
 }
@@ -118,6 +122,7 @@ mod tests {
             status: StatusCode::TOO_MANY_REQUESTS,
             reason: "limited",
             message: "Wait.",
+            language: "en",
             retry_after,
             route: "<a>",
             request_id: "abc",

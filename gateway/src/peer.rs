@@ -3,9 +3,11 @@
 //!
 //! Invariant: a connection in plaintext without a PROXY protocol header allocates nothing here.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 /// The client of a connection. Cloning is cheap.
 #[derive(Clone, Debug)]
@@ -28,12 +30,14 @@ pub(crate) struct PeerDetails {
     pub(crate) fingerprint: Option<TlsFingerprint>,
     /// Of the verified client certificate.
     pub(crate) certificate: Option<CertificateNames>,
+    /// `None`: the listener has one certificate, or the client has named no server.
+    pub(crate) server_name: Option<ServerName>,
 }
 
 impl PeerDetails {
     fn is_empty(&self) -> bool {
-        let PeerDetails { proxy, is_unknown, fingerprint, certificate } = self;
-        proxy.is_none() && !is_unknown && fingerprint.is_none() && certificate.is_none()
+        let PeerDetails { proxy, is_unknown, fingerprint, certificate, server_name } = self;
+        proxy.is_none() && !is_unknown && fingerprint.is_none() && certificate.is_none() && server_name.is_none()
     }
 }
 
@@ -59,11 +63,68 @@ impl ConnectionPeer {
     pub(crate) fn certificate(&self) -> Option<&CertificateNames> {
         self.details.as_ref()?.certificate.as_ref()
     }
+
+    /// Whether the certificate of the connection is none of those for `host`: the client cannot
+    /// know that this server answers for it (RFC 9110 section 15.5.20).
+    pub(crate) fn is_misdirected(&self, host: &str) -> bool {
+        let server_name = self.details.as_ref().and_then(|details| details.server_name.as_ref());
+        server_name.is_some_and(|server_name| server_name.excludes(host))
+    }
 }
 
 impl From<IpAddr> for ConnectionPeer {
     fn from(ip: IpAddr) -> Self {
         ConnectionPeer { ip, details: None }
+    }
+}
+
+/// The certificates of a listener by DNS name, as indexes in the order of the configuration.
+#[derive(Debug, Default)]
+pub(crate) struct CertificateIndex {
+    by_name: HashMap<String, Vec<usize>>,
+}
+
+impl CertificateIndex {
+    /// Adds the certificate at `index`, which has this name, in lower case.
+    pub(crate) fn add(&mut self, name: &str, index: usize) {
+        self.by_name.entry(name.to_owned()).or_default().push(index);
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &String> {
+        self.by_name.keys()
+    }
+
+    /// The certificates for `name`, in lower case, else those for its wildcard, which covers one
+    /// label (RFC 6125 section 6.4.3), else the first one.
+    pub(crate) fn for_name(&self, name: &str) -> &[usize] {
+        let wildcard = || self.by_name.get(&format!("*.{}", name.split_once('.')?.1));
+        self.by_name.get(name).or_else(wildcard).map_or(&[0], Vec::as_slice)
+    }
+}
+
+/// The server that the client has named in its handshake (SNI), and the certificates that it could
+/// get.
+#[derive(Debug)]
+pub(crate) struct ServerName {
+    /// In lower case.
+    name: Box<str>,
+    certificates: Arc<CertificateIndex>,
+}
+
+impl ServerName {
+    /// `name` as the client has sent it.
+    pub(crate) fn new(name: &str, certificates: &Arc<CertificateIndex>) -> Self {
+        ServerName { name: name.to_ascii_lowercase().into(), certificates: Arc::clone(certificates) }
+    }
+
+    /// Whether `host`, in lower case, has none of the certificates of this name.
+    fn excludes(&self, host: &str) -> bool {
+        if host.is_empty() || host == &*self.name {
+            return false;
+        }
+        let ours = self.certificates.for_name(&self.name);
+        let others = self.certificates.for_name(host.strip_suffix('.').unwrap_or(host));
+        !others.iter().any(|other| ours.contains(other))
     }
 }
 

@@ -10,6 +10,7 @@
 //!             forward        breaker, endpoint, exchange with the upstream
 //!             unsafe_method  forward, invalidate, store the response to POST
 //!             degrade        only after a failure: stale response or page
+//!             compress       the body in the coding that the client prefers
 //!             respond        fields and counters of every response
 //! ```
 //! `admit` never waits. `handle` sends every failure through `degrade` and every response through
@@ -27,6 +28,7 @@ mod fill_task;
 mod store_post;
 mod shared_body;
 mod response_body;
+mod compress;
 mod degrade;
 mod admit;
 mod fetch;
@@ -47,6 +49,7 @@ pub(crate) use worker::WorkerResources;
 
 /// Registers the metrics of this module.
 pub(crate) fn expose() {
+    compress::expose();
     degrade::expose();
     forward::expose();
     respond::expose();

@@ -15,7 +15,7 @@ use crate::error::ErrorKind;
 use crate::http::exchange_clock::Blame;
 use crate::http::h1::RequestRefusal;
 use crate::identify::auth::PrincipalIndex;
-use crate::identify::{CountryCode, Trace};
+use crate::identify::{CountryCode, RequestId, Trace};
 use crate::label;
 
 label! {
@@ -110,6 +110,8 @@ pub(crate) struct RequestRecord {
     /// How often an endpoint was sent the whole request, for a fetch that others can join.
     pub(crate) requests_sent: u32,
     pub(crate) trace: Option<Trace>,
+    /// `None` also where requests have no id (`identity.request_id`).
+    pub(crate) request_id: Option<RequestId>,
     pub(crate) client_ip: Option<IpAddr>,
     pub(crate) country: Option<CountryCode>,
     /// The key or the user that the route has authenticated.
@@ -138,6 +140,7 @@ impl Default for RequestRecord {
             upstream: None,
             requests_sent: 0,
             trace: None,
+            request_id: None,
             client_ip: None,
             country: None,
             principal: None,

@@ -7,6 +7,7 @@ mod path_rewrite;
 mod condition;
 mod cors;
 mod fixed_response;
+mod security_headers;
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -18,7 +19,10 @@ use ipnet::IpNet;
 use limiter::{Cost, RuleSet};
 
 use crate::breaker::{Breaker, BreakerMode, BreakerState};
+use crate::cache::key;
+use crate::compress::CompressConfig;
 use crate::http::exchange_clock::ExchangeTimeouts;
+use crate::http::fields::Fields;
 use crate::http::message::{OriginEdits, Request, StatusCode};
 use crate::http::target;
 use crate::identify::auth::{AuthConfig, Authenticator, PrincipalIndex};
@@ -33,6 +37,7 @@ pub(crate) use fixed_response::{FixedResponse, Redirect, RouteAction};
 pub(crate) use header_edits::HeaderEdits;
 pub(crate) use path_pattern::PathPattern;
 pub(crate) use path_rewrite::PathRewrite;
+pub(crate) use security_headers::SecurityHeaders;
 pub(crate) use template::{Template, TemplateError, TemplateValues, TemplateVariable};
 
 /// One `[[routes]]` with every name resolved to an index.
@@ -72,6 +77,8 @@ pub(crate) struct RouteConfig {
     pub(crate) pages: ErrorPages,
     /// The clients that may use the route; `None`: all.
     pub(crate) clients: Option<Box<ClientNetworks>>,
+    /// Compression of responses; `None`: none.
+    pub(crate) compress: Option<Box<CompressConfig>>,
     /// The credentials that requests need; `None`: none.
     pub(crate) auth: Option<AuthConfig>,
 }
@@ -98,6 +105,7 @@ impl RouteConfig {
             body_bytes: None,
             pages: Vec::new(),
             clients: None,
+            compress: None,
             auth: None,
         }
     }
@@ -136,6 +144,7 @@ pub(crate) struct RouteEdits {
     pub(crate) host: Option<Template>,
     pub(crate) path: Option<PathRewrite>,
     pub(crate) cors: Option<CorsPolicy>,
+    pub(crate) security: Option<SecurityHeaders>,
 }
 
 impl RouteEdits {
@@ -152,6 +161,26 @@ impl RouteEdits {
             set: render(&self.request.set),
             added: render(&self.request.add),
         }
+    }
+
+    /// Applies the changes of a response to `request`, whatever its source.
+    pub(crate) fn edit_response(&self, fields: &mut Fields, values: &TemplateValues<'_>) {
+        if let Some(cors) = &self.cors
+            && !CorsPolicy::is_preflight(values.request)
+        {
+            cors.write(values.request, fields);
+        }
+        self.response.apply(fields, values);
+        if let Some(security) = self.security {
+            security.apply(fields, key::scheme(values.request), self.cors.is_some());
+        }
+    }
+
+    /// Whether a value contains `variable`.
+    pub(crate) fn uses(&self, variable: TemplateVariable) -> bool {
+        let in_path = matches!(&self.path, Some(PathRewrite::Replace(path)) if path.uses(variable));
+        let in_host = self.host.as_ref().is_some_and(|host| host.uses(variable));
+        in_path || in_host || self.request.uses(variable) || self.response.uses(variable)
     }
 
     /// Whether requests for the origin change.

@@ -283,7 +283,7 @@ async fn send(connection: &mut DownstreamConnection, response: SimpleResponse) -
     let SimpleResponse { status, mut fields, body } = response;
     fields.add(KnownField::Date, httpdate::fmt_http_date(SystemTime::now()));
     let length = if body.is_empty() { BodyLength::Empty } else { BodyLength::Known(body.len() as u64) };
-    let head = Response { status, fields, length };
+    let head = Response { status, fields, length, ..Response::default() };
     let sent = connection.exchange().1.send(&head, &mut SliceBody(&body)).await;
     sent.map_err(|_peer_gone| io::ErrorKind::ConnectionAborted.into())
 }

@@ -13,7 +13,6 @@ mod error;
 mod client_auth;
 mod failure;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -35,7 +34,7 @@ use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
 use crate::event::Event;
-use crate::peer::{CertificateNames, TlsFingerprint};
+use crate::peer::{CertificateIndex, CertificateNames, ServerName, TlsFingerprint};
 use client_auth::LoadedClientAuth;
 use error::ErrorWithSource;
 
@@ -118,6 +117,8 @@ pub(crate) struct TlsConnection {
     pub(crate) fingerprint: Option<TlsFingerprint>,
     /// Of the client's certificate, which has been verified.
     pub(crate) certificate: Option<CertificateNames>,
+    /// `None`: the listener has one certificate, or the client has named no server.
+    pub(crate) server_name: Option<ServerName>,
 }
 
 /// Registers the metrics of this module.
@@ -177,7 +178,8 @@ impl TlsTerminator {
         let alpn = if connection.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
         let leaf = connection.peer_certificates().and_then(<[_]>::first);
         let certificate = leaf.map(|leaf| certificate_names::names(leaf));
-        Ok(TlsConnection { stream, alpn, fingerprint, certificate })
+        let server_name = connection.server_name().and_then(|name| self.resolver.server_name(name));
+        Ok(TlsConnection { stream, alpn, fingerprint, certificate, server_name })
     }
 
     /// Reloads all files and replaces the certificates that have changed. If a file is unusable,
@@ -354,32 +356,26 @@ impl LoadedCertificate {
 /// All certificates of a listener, by DNS name.
 struct CertificateStore {
     certificates: Vec<LoadedCertificate>,
-    /// Indexes into `certificates`, in configuration order: a name may have an ECDSA and an RSA
-    /// certificate.
-    by_name: HashMap<String, Vec<usize>>,
+    /// A name may have an ECDSA and an RSA certificate.
+    index: Arc<CertificateIndex>,
 }
 
 impl CertificateStore {
     /// `None` without certificates.
     fn new(certificates: Vec<LoadedCertificate>) -> Option<Self> {
         certificates.first()?;
-        let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
+        let mut by_name = CertificateIndex::default();
         for (index, certificate) in certificates.iter().enumerate() {
             for name in &certificate.names {
-                by_name.entry(name.clone()).or_default().push(index);
+                by_name.add(name, index);
             }
         }
-        Some(CertificateStore { certificates, by_name })
+        Some(CertificateStore { certificates, index: Arc::new(by_name) })
     }
 
-    /// The certificates for `name`, else those for its wildcard, which covers one label (RFC 6125
-    /// section 6.4.3), else the first one.
+    /// The certificates for `name`; without one, the first.
     fn for_name(&self, name: Option<&str>) -> &[usize] {
-        let matching = name.map(str::to_ascii_lowercase).and_then(|name| {
-            let wildcard = || self.by_name.get(&format!("*.{}", name.split_once('.')?.1));
-            self.by_name.get(&name).or_else(wildcard)
-        });
-        matching.map_or(&[0], Vec::as_slice)
+        name.map_or(&[0], |name| self.index.for_name(&name.to_ascii_lowercase()))
     }
 
     fn choose(&self, hello: &ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
@@ -395,6 +391,14 @@ struct CertificateResolver {
     certificates: ArcSwap<CertificateStore>,
 }
 
+impl CertificateResolver {
+    /// The name of a handshake; `None`: every name has the same certificate.
+    fn server_name(&self, name: &str) -> Option<ServerName> {
+        let store = self.certificates.load();
+        (store.certificates.len() > 1).then(|| ServerName::new(name, &store.index))
+    }
+}
+
 impl ResolvesServerCert for CertificateResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         self.certificates.load().choose(&hello)
@@ -403,14 +407,13 @@ impl ResolvesServerCert for CertificateResolver {
 
 impl fmt::Debug for CertificateResolver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.certificates.load().by_name.keys()).finish()
+        f.debug_set().entries(self.certificates.load().index.names()).finish()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustls::pki_types::ServerName;
     use rustls::{ClientConfig, RootCertStore};
     use tokio::net::TcpListener;
     use tokio_rustls::TlsConnector;
@@ -476,7 +479,7 @@ mod tests {
             let address = listener.local_addr().expect("bound");
             let client = async {
                 let stream = TcpStream::connect(address).await.expect("listening");
-                let name = ServerName::try_from(name).expect("valid name");
+                let name = rustls::pki_types::ServerName::try_from(name).expect("valid name");
                 TlsConnector::from(Arc::new(config)).connect(name, stream).await.is_ok()
             };
             let server = async {

@@ -610,11 +610,19 @@ fn heuristic_freshness_applies_to_cacheable_statuses() {
         let status = request.target[1..].parse().expect("a status");
         Script::reply(status, &[("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")], "")
     });
-    for (route, stores) in [(CACHED, true), ("cache = { heuristic_max = \"0s\" }", false)] {
-        let gateway = Gateway::start(&one_route(origin.address, route, ""));
+    let off = "[cache]\nheuristic = false\n";
+    for (route, rest, stores) in [
+        (CACHED, "", true),
+        ("cache = { heuristic_max = \"0s\" }", "", false),
+        ("cache = { heuristic = false }", "", false),
+        (CACHED, off, false),
+        ("cache = { heuristic = true }", off, true),
+        ("cache = { heuristic_max = \"1h\" }", off, true),
+    ] {
+        let gateway = Gateway::start(&one_route(origin.address, route, rest));
         for (target, allows) in [("/200", true), ("/404", true), ("/202", false), ("/403", false), ("/502", false)] {
             gateway.get(target, &[]);
-            assert_eq!(gateway.get(target, &[]).is_hit(), stores && allows, "{target} {route}");
+            assert_eq!(gateway.get(target, &[]).is_hit(), stores && allows, "{target} {route} {rest}");
         }
     }
 }

@@ -7,48 +7,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::CertificateDer;
-
 use support::frames::{
     ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, FrameClient, GOAWAY, HEADERS,
-    PING, PRIORITY, PRIORITY_UPDATE, REFUSED_STREAM, RST_STREAM, SETTINGS, WINDOW_UPDATE, get, head_block, request,
-    request_with,
+    PING, PRIORITY, PRIORITY_UPDATE, REFUSED_STREAM, RST_STREAM, SETTINGS, Server, WINDOW, WINDOW_UPDATE, body, get,
+    head_block, request, request_with, status,
 };
-use support::tls::{LISTEN_TLS, write_certificate};
-use support::{Gate, Gateway, Origin, STEP_TIMEOUT, Script, TempDir, one_route, wait_for};
-
-const WINDOW: u32 = 65_535;
-
-/// An origin, and a gateway with TLS before it.
-struct Server {
-    origin: Origin,
-    gateway: Gateway,
-    trusted: CertificateDer<'static>,
-}
-
-impl Server {
-    fn start(origin: Origin, route: &str, rest: &str) -> Self {
-        let dir = TempDir::new();
-        let trusted = write_certificate(&dir);
-        let config = one_route(origin.address, route, &format!("{rest}\n{LISTEN_TLS}"));
-        Server { gateway: Gateway::start_in(dir, &config), origin, trusted }
-    }
-
-    fn echo(rest: &str) -> Self {
-        Self::start(Origin::start(|request| Script::ok(&[], format!("{} bytes", request.body.len()))), "", rest)
-    }
-
-    fn connect(&self) -> FrameClient {
-        FrameClient::connect(&self.gateway, &self.trusted, WINDOW)
-    }
-}
-
-fn status(frames: &[Frame]) -> u16 {
-    frames.iter().find(|frame| frame.kind == HEADERS).map_or(0, Frame::status)
-}
-
-fn body(frames: &[Frame]) -> Vec<u8> {
-    frames.iter().filter(|frame| frame.kind == DATA).flat_map(|frame| frame.payload.clone()).collect()
-}
+use support::{Gate, Origin, STEP_TIMEOUT, Script, wait_for};
 
 #[test]
 fn request_without_body_bytes_has_no_body() {
@@ -371,39 +335,6 @@ fn resets_that_the_gateway_is_made_to_send_are_counted() {
 }
 
 #[test]
-fn client_that_does_not_read_holds_little_memory() {
-    let page = vec![b'x'; 1 << 20];
-    let origin = Origin::start(move |request| match &*request.target {
-        "/cached" => Script::ok(&[("Cache-Control", "max-age=600")], &page),
-        _ => Script::ok(&[("Cache-Control", "no-store")], &page),
-    });
-    let server = Server::start(origin, "", "");
-    let connections = 4;
-    for target in ["/cached", "/passed"] {
-        let mut clients = Vec::new();
-        let mut first = FrameClient::connect(&server.gateway, &server.trusted, 0x7fff_ffff);
-        first.send(&Frame::new(WINDOW_UPDATE, 0, 0).with(0x7fff_0000_u32.to_be_bytes()));
-        first.send(&get(1, target));
-        assert_eq!(body(&first.response(1)).len(), 1 << 20);
-        let before = server.gateway.process.memory();
-        for _ in 0..connections {
-            let mut client = FrameClient::connect(&server.gateway, &server.trusted, 0x7fff_ffff);
-            client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with(0x7fff_0000_u32.to_be_bytes()));
-            let requests: Vec<_> = (0..120).flat_map(|number| get(1 + 2 * number, target).bytes()).collect();
-            client.send_bytes(&requests);
-            clients.push(client);
-        }
-        let in_flight = || server.gateway.metric("tidegate_requests_in_flight");
-        wait_for(|| in_flight() > 300.0, STEP_TIMEOUT);
-        std::thread::sleep(Duration::from_millis(500));
-        let held = server.gateway.process.memory().saturating_sub(before);
-        // Requests of the passed page hold a connection to the origin each, which has buffers.
-        let allowed = if target == "/cached" { 2 << 20 } else { 12 << 20 };
-        assert!(held < connections * allowed, "{target}: {} KiB a connection", held / connections / 1024);
-    }
-}
-
-#[test]
 fn drain_finishes_streams_and_tells_the_client() {
     let gate = Gate::default();
     let origin = {
@@ -430,25 +361,132 @@ fn drain_finishes_streams_and_tells_the_client() {
     assert!(server.gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
 }
 
-/// h2spec, the conformance test of the community, if it is installed.
-#[test]
-fn h2spec_passes() {
-    let Ok(found) =
-        Command::new("sh").arg("-c").arg("command -v h2spec || ls \"$(go env GOPATH)/bin/h2spec\"").output()
-    else {
-        return eprintln!("SKIPPED: no shell to look for h2spec");
-    };
-    let path = String::from_utf8_lossy(&found.stdout).trim().to_owned();
-    if path.is_empty() {
-        return eprintln!(
-            "SKIPPED: h2spec is not installed: go install github.com/summerwind/h2spec/cmd/h2spec@latest"
-        );
+/// What became of the requests of one client.
+#[derive(Default)]
+struct Outcomes {
+    answered: usize,
+    /// Above the last stream of the last GOAWAY: the client may send them again.
+    repeatable: usize,
+    lost: Vec<String>,
+}
+
+/// Sends requests over one connection after the other, several at once, as long as there are
+/// connections.
+fn request_until_refused(address: std::net::SocketAddr, trusted: &CertificateDer<'static>) -> Outcomes {
+    let mut outcomes = Outcomes::default();
+    let start = Instant::now();
+    while start.elapsed() < STEP_TIMEOUT {
+        let Ok(mut client) = FrameClient::try_connect_silent(address, trusted) else { break };
+        client.send_preface(WINDOW);
+        let mut open = std::collections::BTreeMap::new();
+        let (mut next, mut may_open, mut last_stream) = (1, true, u32::MAX);
+        loop {
+            while may_open && open.len() < 4 && next < 400 {
+                client.send(&get(next, &format!("/{next}")));
+                open.insert(next, 0);
+                next += 2;
+            }
+            if open.is_empty() {
+                break;
+            }
+            let Some(frame) = client.next_within(STEP_TIMEOUT) else { break };
+            match frame.kind {
+                GOAWAY => {
+                    assert_eq!(frame.code(), 0);
+                    (may_open, last_stream) =
+                        (false, u32::from_be_bytes(frame.payload[..4].try_into().expect("four bytes")));
+                }
+                PING if frame.flags & ACK == 0 => client.send(&Frame::new(PING, ACK, 0).with(&frame.payload)),
+                HEADERS => drop(open.insert(frame.stream, frame.status())),
+                _ => {}
+            }
+            if frame.ends_stream() && open.remove(&frame.stream) == Some(200) {
+                outcomes.answered += 1;
+            }
+        }
+        for (stream, status) in open {
+            match stream > last_stream {
+                true => outcomes.repeatable += 1,
+                false => outcomes.lost.push(format!("{stream} of {last_stream}: {status}")),
+            }
+        }
     }
-    let server = Server::echo("");
-    let (host, port) = (server.gateway.address.ip().to_string(), server.gateway.address.port().to_string());
-    let output = Command::new(path).args(["-t", "-k", "-h", &host, "-p", &port, "--timeout", "3"]).output();
-    let report = String::from_utf8_lossy(&output.expect("h2spec runs").stdout).into_owned();
-    assert!(report.contains(" 0 failed"), "{report}");
+    outcomes
+}
+
+#[test]
+fn no_request_is_lost_while_connections_drain() {
+    let origin = Origin::start(|request| {
+        let script = Script::new().pause(Duration::from_millis(if request.number % 3 == 0 { 20 } else { 0 }));
+        script.send("HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: 2\r\n\r\nok")
+    });
+    let mut server = Server::start(origin, "", "");
+    let (address, trusted) = (server.gateway.address, server.trusted.clone());
+    let all: Vec<Outcomes> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| request_until_refused(address, &trusted))).collect();
+        server.origin.wait_for_requests(200);
+        server.gateway.process.signal("TERM");
+        clients.into_iter().map(|client| client.join().expect("no panic")).collect()
+    });
+    let lost: Vec<_> = all.iter().flat_map(|outcomes| &outcomes.lost).collect();
+    let answered: usize = all.iter().map(|outcomes| outcomes.answered).sum();
+    let repeatable: usize = all.iter().map(|outcomes| outcomes.repeatable).sum();
+    eprintln!("{answered} answered, {repeatable} to be sent again");
+    assert!(lost.is_empty(), "{answered} answered, {repeatable} repeatable, lost {lost:?}");
+    assert!(answered >= 190, "{answered}");
+    assert!(server.gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
+}
+
+#[test]
+fn client_that_opens_streams_after_the_first_goaway_is_answered() {
+    let mut server = Server::echo("");
+    let mut client = server.connect();
+    client.send(&get(1, "/"));
+    assert_eq!(status(&client.response(1)), 200);
+    server.gateway.process.signal("TERM");
+    let first = client.expect(GOAWAY);
+    assert_eq!((first.code(), &first.payload[..4]), (0, &[0x7f, 0xff, 0xff, 0xff][..]));
+    // On its way when the gateway said so.
+    client.send(&get(3, "/"));
+    assert_eq!(status(&client.response(3)), 200);
+    // The client knows now: what it sends after that is not processed, and it is told so.
+    let ping = Frame::new(PING, ACK, 0).with(b"draining");
+    client.send_bytes(&[ping.bytes(), get(5, "/").bytes()].concat());
+    let last = client.expect(GOAWAY);
+    let last_stream = u32::from_be_bytes(last.payload[..4].try_into().expect("four bytes"));
+    let frames: Vec<Frame> = std::iter::from_fn(|| client.next_within(STEP_TIMEOUT)).collect();
+    let is_answered = frames.iter().any(|frame| frame.stream == 5);
+    assert_eq!(is_answered, last_stream >= 5, "{last_stream} {frames:?}");
+    assert!(server.gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
+}
+
+/// curl of Debian 12 takes a reset in the flight of the response for an error.
+#[test]
+fn curl_reads_the_whole_early_response_to_an_upload() {
+    let limits = "[limits_http]\nbody_bytes = \"20MiB\"\n[limits.none]\ntier = \"node\"\nrate = \"1/h\"\nburst = 1\n";
+    let origin = Origin::start(|_| Script::ok(&[], "ok"));
+    let server = Server::start(origin, "limits = [\"none\"]", limits);
+    let url = format!("https://{}/", server.gateway.address);
+    let upload = |bytes: usize, length: &str| {
+        let command = format!(
+            "head -c {bytes} /dev/zero | curl -svk --http2 --max-time 20 {length} -w '\\n%{{http_code}}' -T - {url}"
+        );
+        let output = Command::new("sh").arg("-c").arg(command).output().expect("curl runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, status) = text.rsplit_once('\n').expect("a status");
+        assert!(output.status.success(), "{bytes} {status} {}", String::from_utf8_lossy(&output.stderr));
+        (status.to_owned(), body.to_owned())
+    };
+    assert_eq!(upload(1_000, "").0, "200");
+    for bytes in [1_000, 300_000, 5_000_000] {
+        for length in ["", &format!("-H 'Content-Length: {bytes}'")] {
+            let (status, body) = upload(bytes, length);
+            assert_eq!(status, "429", "{bytes}");
+            assert!(body.ends_with("\"reason\":\"limited\"}\n") || body.ends_with("\"reason\":\"limited\"}"), "{body}");
+        }
+    }
+    let (status, body) = upload(10, "-H 'Content-Length: 30000000'");
+    assert!(status == "413" && body.contains("body_too_large"), "{status} {body}");
 }
 
 #[test]

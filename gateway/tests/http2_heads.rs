@@ -154,3 +154,68 @@ fn h2spec_passes() {
     assert!(output.status.success() && text.contains(" 0 failed"), "{text}");
     eprintln!("h2spec: {}", text.lines().rfind(|line| line.contains("tests,")).unwrap_or_default());
 }
+
+#[test]
+fn both_protocols_are_counted_alike() {
+    let origin = Origin::start(|_| Script::ok(&[], "hello"));
+    let dir = TempDir::new();
+    let trusted = write_certificate(&dir);
+    let gateway = Gateway::start_in(dir, &one_route(origin.address, "", &format!("{LIMITS}\n{LISTEN_TLS}")));
+    let long = "x".repeat(5_000);
+    let requests: [(&str, &str, &[(&str, &str)], &str); 8] = [
+        ("GET", "/a", &[], ""),
+        ("GET", "/b", &[("x-a", "1")], ""),
+        ("GET", "*", &[], "target"),
+        ("get", "/", &[], "method_case"),
+        ("TRACE", "/", &[], "method"),
+        ("GET", "/", &[("expect", "other")], "expectation"),
+        ("GET", "/", &[("x-long", &long)], "head_too_large"),
+        ("POST", "/", &[("content-length", "100000")], "body_too_large"),
+    ];
+    for (method, target, fields, _) in requests {
+        let mut lines = format!("{method} {target} HTTP/1.1\r\nHost: gate.test\r\n");
+        fields.iter().for_each(|(name, value)| lines.push_str(&format!("{name}: {value}\r\n")));
+        let mut http1 = support::tls::connect(gateway.address, &trusted);
+        http1.send(format!("{lines}\r\n"));
+        let over_http1 = http1.read_response().status;
+        let mut pseudo =
+            vec![(":method", method), (":scheme", "https"), (":path", target), (":authority", "gate.test")];
+        pseudo.extend_from_slice(fields);
+        let mut http2 = FrameClient::connect(&gateway, &trusted, WINDOW);
+        let has_length = fields.iter().any(|(name, _)| *name == "content-length");
+        let flags = END_HEADERS | if has_length { 0 } else { END_STREAM };
+        http2.send(&Frame::new(HEADERS, flags, 1).with(head_block(&pseudo)));
+        let frames = http2.response(1);
+        assert_eq!(frames[0].status(), over_http1, "{method} {target} {fields:?}");
+    }
+    let count = |series: &str, version: &str| {
+        let separator = if series.contains('{') { "," } else { "{" };
+        gateway.metric(&format!("{}{separator}network_protocol_version=\"{version}\"}}", series.trim_end_matches('}')))
+    };
+    for version in ["1.1", "2"] {
+        let ended = || count("http_server_request_duration_seconds_count", version) == 2.0;
+        support::wait_for(ended, support::STEP_TIMEOUT);
+        assert_eq!(count("tidegate_requests_total", version), 2.0, "{version}");
+        for (.., reason) in requests.iter().filter(|(.., reason)| !reason.is_empty()) {
+            let series = format!("tidegate_requests_refused_total{{reason=\"{reason}\"}}");
+            support::wait_for(|| count(&series, version) == 1.0, support::STEP_TIMEOUT);
+        }
+        assert_eq!(count("tidegate_requests_refused_total", version), 6.0, "{version}");
+    }
+    assert_eq!(gateway.metric("tidegate_requests_in_flight"), 0.0);
+    // A head that does not end.
+    let dir = TempDir::new();
+    let trusted = write_certificate(&dir);
+    let limits = "[limits_http]\nheader_timeout = \"300ms\"\n";
+    let gateway = Gateway::start_in(dir, &one_route(origin.address, "", &format!("{limits}\n{LISTEN_TLS}")));
+    let mut http2 = FrameClient::connect(&gateway, &trusted, WINDOW);
+    http2.send(&Frame::new(HEADERS, END_STREAM, 1).with(head_block(&[(":method", "GET")])));
+    let mut http1 = support::tls::connect(gateway.address, &trusted);
+    http1.send("GET / HTTP/1.1\r\n");
+    for version in ["1.1", "2"] {
+        let series = format!(
+            "tidegate_requests_refused_total{{reason=\"head_timeout\",network_protocol_version=\"{version}\"}}"
+        );
+        support::wait_for(|| gateway.metric(&series) == 1.0, support::STEP_TIMEOUT);
+    }
+}

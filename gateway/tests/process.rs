@@ -501,7 +501,7 @@ fn admin_address_serves_liveness_readiness_and_metrics() {
     assert!(metrics.text().ends_with("# EOF\n"));
     assert_eq!(gateway.metric("tidegate_requests_total"), 1.0);
     // A response may arrive before it is counted.
-    let counted = "http_server_request_duration_seconds_bucket{le=\"+Inf\"} 1";
+    let counted = "http_server_request_duration_seconds_bucket{le=\"+Inf\",network_protocol_version=\"1.1\"} 1";
     wait_for(|| gateway.admin("/metrics").text().contains(counted), STEP_TIMEOUT);
     assert_eq!(gateway.admin("/nothing").status, 404);
     // The public address does not serve the admin paths.

@@ -105,6 +105,28 @@ fn header_fields_of_requests_change_for_the_origin_alone() {
     assert!(plain.contains("host=gate.test") && plain.contains("cookie=a=b"), "{plain}");
 }
 
+#[test]
+fn presets_for_browsers_complete_responses_whatever_their_source() {
+    let origin = reporting_origin();
+    let gateway = routes(
+        origin.address,
+        "[limits.node]\ntier = \"node\"\nrate = \"1/h\"\nburst = 2\n\
+         [[routes]]\nname = \"strict\"\nmatch = { path = \"/strict\" }\nupstream = \"origin\"\nlimits = [\"node\"]\n\
+         security_headers = \"strict\"\nheaders.response.set = { referrer-policy = \"origin\" }\n",
+    );
+    for status in [200, 200, 429] {
+        let response = gateway.get("/strict", &[("Accept", "text/html")]);
+        assert_eq!(response.status, status);
+        let fields = ["x-frame-options", "referrer-policy", "x-content-type-options", "server"];
+        let expected = [Some("DENY"), Some("origin"), Some("nosniff"), None];
+        assert_eq!(fields.map(|name| response.field(name)), expected);
+        let policy = response.field("content-security-policy").expect("a policy");
+        assert!(policy.contains("style-src 'self' 'unsafe-inline'"), "{policy}");
+        assert_eq!(response.field("strict-transport-security"), None, "no TLS");
+    }
+    assert_eq!(gateway.get("/plain", &[]).field("server"), Some("origin"));
+}
+
 /// Variants compare what the origin received, not what the client sent.
 #[test]
 fn variants_follow_the_fields_that_the_route_sets() {
@@ -332,7 +354,7 @@ fn pages_replace_the_gateways_own_responses_for_clients_that_accept_html() {
     assert!(text.starts_with("<h1>503 connect</h1>"), "{text}");
     let id = text.rsplit("<p>").next().unwrap_or_default().to_owned();
     let line = gateway.access_log(5).into_iter().find(|line| line["route"] == "dead").expect("a line");
-    assert_eq!(line["trace_id"].as_str(), Some(&*id));
+    assert_eq!(line["request_id"].as_str(), Some(&*id));
     // A page with a fault is refused with its line, and a reload keeps the old one.
     gateway.dir.write("any.html", "<p>\n{{ sttus }}");
     let check = support::tidegate().arg("check").arg(gateway.dir.path().join("tidegate.toml")).output().expect("runs");

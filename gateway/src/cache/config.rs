@@ -29,6 +29,8 @@ pub struct CacheConfig {
     pub(crate) key_fields: Vec<String>,
     /// Adds the cache key to `Cache-Status`.
     pub(crate) exposes_key: bool,
+    /// Whether routes have heuristic lifetimes unless they say otherwise.
+    pub(crate) heuristic: bool,
     /// Maximum number of stored variants (`Vary`) per URI.
     pub(crate) variants: usize,
     /// Targeted fields (RFC 9213) for this cache, in lower case, the most specific first.
@@ -67,6 +69,7 @@ impl Default for CacheConfig {
             key_sort_query: false,
             key_fields: Vec::new(),
             exposes_key: false,
+            heuristic: true,
             variants: 128,
             targeted: vec!["cdn-cache-control".to_owned()],
             strip_targeted: false,

@@ -269,7 +269,12 @@ pub fn vary_names(response: &Fields) -> Option<Vec<String>> {
     for member in response.members(KnownField::Vary) {
         let is_unique = matches!(
             KnownField::of(member),
-            Some(KnownField::Traceparent | KnownField::Tracestate | KnownField::XEnvoyExpectedRqTimeoutMs)
+            Some(
+                KnownField::Traceparent
+                    | KnownField::Tracestate
+                    | KnownField::XEnvoyExpectedRqTimeoutMs
+                    | KnownField::XRequestId
+            )
         );
         if member == b"*" || is_unique || !is_token(member) || names.len() == VARY_MAX {
             return None;
@@ -538,6 +543,9 @@ mod tests {
         let mut traced = Fields::default();
         traced.push(b"Vary", b"Accept, Traceparent");
         assert_eq!(vary_names(&traced), None, "each fetch has its own");
+        let mut identified = Fields::default();
+        identified.push(b"Vary", b"X-Request-ID");
+        assert_eq!(vary_names(&identified), None);
         fields.push(b"vary", b"*");
         assert_eq!(vary_names(&fields), None);
     }

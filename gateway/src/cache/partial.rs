@@ -25,7 +25,12 @@ pub(crate) fn combine(
         let span_bytes = old_extent.end().max(extent.end()) - old_extent.first.min(extent.first);
         let (old_extent, bytes) =
             if span_bytes <= max_bytes { join((old_extent, bytes), (extent, &body))? } else { return None };
-        let head = Response { status: StatusCode::OK, fields: object.fields.clone(), length: BodyLength::Empty };
+        let head = Response {
+            status: StatusCode::OK,
+            fields: object.fields.clone(),
+            length: BodyLength::Empty,
+            ..Response::default()
+        };
         let fields = policy::freshen(old, &head).fields;
         Some((CachedObject { fields, ..object.clone() }, old_extent, bytes))
     });

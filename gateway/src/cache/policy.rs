@@ -11,7 +11,7 @@ use super::control::{self, CacheControl};
 use super::extent::Extent;
 use super::freshness::{self, FreshnessLifetime};
 use super::range::{self, RangeSelection};
-use super::stored::{CacheMeta, CachedObject, Freshness, LifetimeSource};
+use super::stored::{CacheMeta, CachedObject, Freshness, LifetimeSource, StoredForms};
 use super::targeted::ResponseDirectives;
 use super::{date, key, tags};
 use crate::http::fields::{Fields, KnownField};
@@ -190,6 +190,7 @@ impl StoreCandidate<'_> {
             assumes_stale_while_revalidate: control.stale_while_revalidate.is_none(),
             assumes_stale_if_error: control.stale_if_error.is_none(),
             tags: tags::response_tags(config, policy.tags.as_deref(), self.request, &response.fields),
+            forms: StoredForms::default(),
         };
         let fresh_for = lifetime.saturating_sub(object.initial_age);
         // An object that is stale at once is stored only to be validated, and only if the origin
@@ -302,7 +303,7 @@ pub fn freshen(object: &CachedObject, response: &Response) -> Response {
         fields.remove(KnownField::Age);
     }
     let status = StatusCode::from_u16(object.status).unwrap_or(StatusCode::OK);
-    Response { status, fields, length: response.length }
+    Response { status, fields, length: response.length, forms: None }
 }
 
 /// Whether the conditions of the client hold, so that the response is 304 (RFC 9110 section

@@ -1,7 +1,7 @@
 //! Metadata of a cache entry: the response head, and the times and names that decisions need,
 //! computed when the response is stored.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -9,6 +9,7 @@ use shard::{CacheHit, StaleReason, Tag};
 
 use super::config::CachePolicy;
 use super::extent::Extent;
+use crate::http::compressed_forms::CompressedForms;
 use crate::http::fields::{Fields, KnownField};
 
 /// The metadata of a stored response, or a marker in its place: hit-for-miss, or the `Vary` names
@@ -78,6 +79,19 @@ pub struct CachedObject {
     pub assumes_stale_while_revalidate: bool,
     /// Whether `stale_if_error` was given by the cache policy.
     pub assumes_stale_if_error: bool,
+    /// The compressed forms of the body that this process has made.
+    #[serde(skip)]
+    pub forms: StoredForms,
+}
+
+/// Compressed forms of a stored body, which exist once a route that compresses has sent it.
+#[derive(Clone, Debug, Default)]
+pub struct StoredForms(OnceLock<Arc<CompressedForms>>);
+
+impl StoredForms {
+    pub(crate) fn get(&self) -> &Arc<CompressedForms> {
+        self.0.get_or_init(Arc::default)
+    }
 }
 
 /// Source of a stored lifetime. A lifetime that is not the origin's is also bounded by the policy

@@ -13,7 +13,7 @@ use super::read_context::{KeySpec, ReadContext};
 use super::{section, table_reader};
 
 /// A document with one table of each kind, so that every reader declares its keys.
-const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[upstreams.NAME.health]\n[upstreams.NAME.concurrency]\n[[routes]]\n";
+const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[upstreams.NAME.health]\n[upstreams.NAME.concurrency]\n[[routes]]\n[routes.compress]\n";
 
 /// Descriptions in the order of the documentation. A test proves that each key has exactly one.
 const DESCRIPTIONS: &[(&str, &str)] = &[
@@ -163,6 +163,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     (
         "identity.regions",
         "Names of regions, in addition to those of `[redis.regions]` and `region_default`. Any other name counts as `region_default`.",
+    ),
+    (
+        "identity.request_id",
+        "Whether each request has an id in `X-Request-Id`, which origin, client, access log, pages and problem documents show: that of a peer in `trusted_proxies`, or a new UUID of version 7. Without it, the field passes unchanged.",
     ),
     (
         "identity.untrusted_fields",
@@ -436,6 +440,21 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("routes[].deny", "Addresses of clients that get 403."),
     (
+        "routes[].security_headers",
+        "Preset of response fields that tell browsers to be strict; a field that the response has already stays (routes.md).",
+    ),
+    (
+        "routes[].compress",
+        "Content codings for clients, in the order of preference, or a table with the keys below (routes.md). Absent: responses are not compressed.",
+    ),
+    ("routes[].compress.codings", "Content codings, in the order of preference."),
+    ("routes[].compress.types", "Media types that are compressed; replaces the default list."),
+    ("routes[].compress.min_bytes", "A shorter body is sent as it is."),
+    (
+        "routes[].compress.credentials",
+        "Whether responses to requests with `Cookie` or `Authorization`, and responses with `Set-Cookie`, are compressed too where no other client gets them: an attacker who chooses part of such a response can guess a secret in it from its size (BREACH).",
+    ),
+    (
         "routes[].cors.origins",
         "Origins whose scripts may use the route. The gateway answers preflights and replaces the origin's fields.",
     ),
@@ -482,6 +501,14 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     (
         "routes[].cache.ttl_jitter_percent",
         "Up to this percentage of the freshness lifetime is subtracted at random from each response, so that responses stored together do not expire together.",
+    ),
+    (
+        "cache.heuristic",
+        "Whether responses without explicit freshness may be reused for a tenth of the time since `Last-Modified`, where a route sets neither `cache.heuristic` nor `cache.heuristic_max`.",
+    ),
+    (
+        "routes[].cache.heuristic",
+        "Whether the route has heuristic freshness; `false` is `heuristic_max = \"0s\"`. Absent: as `cache.heuristic`.",
     ),
     (
         "routes[].cache.heuristic_max",

@@ -202,6 +202,19 @@ impl<'a> TableReader<'a> {
         })
     }
 
+    /// Whether there is a value at the path `keys`.
+    pub(super) fn has_at(&self, keys: &[&str]) -> bool {
+        let mut entries = self.entries;
+        for key in keys {
+            let Some(entry) = entries.iter().find(|entry| entry.key == *key) else { return false };
+            entries = match &entry.node.value {
+                DocumentValue::Table(entries) => entries,
+                _ => &[],
+            };
+        }
+        true
+    }
+
     /// Whether the value of `key` is a table.
     pub(super) fn has_table(&self, key: &str) -> bool {
         self.entry(key).is_some_and(|entry| matches!(entry.node.value, DocumentValue::Table(_)))

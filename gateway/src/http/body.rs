@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 
+use super::buffer::ReadSize;
 use super::exchange_clock::{Blame, ExchangeTimeout};
 use super::fields::Fields;
 use crate::metrics::Label as _;
@@ -80,6 +81,16 @@ pub(crate) trait BodySource {
         let bytes = Bytes::copy_from_slice(&data[..data.len().min(max)]);
         self.consume(bytes.len());
         bytes
+    }
+
+    /// Sets how many bytes are read before they are asked for, where they are read from a
+    /// connection.
+    fn set_read_size(&mut self, _size: ReadSize) {}
+
+    /// Accounts for bytes at the front of `data` that will be kept after they are consumed, where
+    /// the memory of the connection is bounded. Returns whether they may be kept.
+    fn account_kept(&mut self, _bytes: usize) -> bool {
+        true
     }
 
     /// The complete body, if it is in memory and consuming it has no side effect.

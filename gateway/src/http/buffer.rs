@@ -16,6 +16,8 @@ const SMALL: usize = 16 << 10;
 /// Bytes of a large read buffer. A small one is replaced by it when a read fills it, which saves
 /// system calls for large bodies.
 const LARGE: usize = 64 << 10;
+/// Bytes of a buffer for `ReadSize::Least`: the head of a response, and of a long body little more.
+const LEAST: usize = 2 << 10;
 /// Pooled read buffers per thread, small and large: at most 8 MiB and 2 MiB.
 const POOL_MAX: [usize; 2] = [512, 32];
 
@@ -71,12 +73,25 @@ pub(crate) fn return_write_buffer(mut out: Vec<u8>) {
     }
 }
 
+/// How many bytes a connection reads before its reader asks for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadSize {
+    /// As many as a system call gives, up to the size of a buffer.
+    #[default]
+    Normal,
+    /// Few: the reader holds many bodies at once.
+    Least,
+}
+
 /// Received bytes that are not parsed yet.
 #[derive(Default)]
 pub(crate) struct ReadBuffer {
     space: Vec<u8>,
     start: usize,
     end: usize,
+    size: ReadSize,
+    /// A read has filled the space.
+    was_filled: bool,
 }
 
 impl ReadBuffer {
@@ -96,8 +111,24 @@ impl ReadBuffer {
         }
     }
 
+    /// Sets the size of the space that is taken next.
+    pub(crate) fn set_read_size(&mut self, size: ReadSize) {
+        self.size = size;
+    }
+
+    /// Releases the space that the head of a message has needed, if few bytes are to be held.
+    pub(crate) fn shrink(&mut self) {
+        if self.size == ReadSize::Least && self.space.len() > LEAST {
+            let mut space = vec![0; LEAST.max(self.end - self.start)];
+            space[..self.end - self.start].copy_from_slice(&self.space[self.start..self.end]);
+            (self.start, self.end) = (0, self.end - self.start);
+            return_to_pool(std::mem::replace(&mut self.space, space));
+        }
+    }
+
     /// Returns the memory to the pool if the buffer is empty.
     pub(crate) fn release(&mut self) {
+        self.was_filled = false;
         if self.is_empty() && !self.space.is_empty() {
             return_to_pool(std::mem::take(&mut self.space));
         }
@@ -123,15 +154,20 @@ impl ReadBuffer {
         };
         let count = read?;
         self.end += count;
-        if count == room && self.space.len() == SMALL {
-            self.grow(LARGE);
-        }
+        self.was_filled = count == room;
         Poll::Ready(Ok(count))
     }
 
     fn make_room(&mut self, capacity: usize) {
         if self.space.is_empty() {
-            self.space = take_from_pool(false);
+            self.space = match self.size {
+                ReadSize::Normal => take_from_pool(false),
+                ReadSize::Least => vec![0; LEAST],
+            };
+        }
+        if self.was_filled && self.space.len() == SMALL && self.size == ReadSize::Normal {
+            // The next read gets the space for more.
+            self.grow(LARGE);
         }
         if self.end < self.space.len() {
             return;
@@ -140,6 +176,8 @@ impl ReadBuffer {
             self.space.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
+        } else if self.size == ReadSize::Least {
+            self.grow(self.space.len() * 2);
         } else {
             self.grow(LARGE.max(capacity.next_power_of_two()).max(self.space.len() * 2));
         }

@@ -3,8 +3,9 @@
 //!
 //! `frame` names the parts of frames, the `hpack` files decode and encode field sections, and
 //! `request_head` reads a request or refuses it. `connection` keeps the state of a connection,
-//! `sender` decides which stream sends next, and `request_body` holds what a client sends. `abuse`
-//! counts frames that cost work, `shared` accounts for memory.
+//! `sender` decides which stream sends next, and `request_body` holds what a client sends. `tunnel`
+//! relays a stream that has switched protocols, `abuse` counts frames that cost work, `shared`
+//! accounts for memory.
 
 mod client_clock;
 mod abuse;
@@ -18,6 +19,7 @@ mod out_queue;
 mod request_head;
 mod shared;
 mod request_body;
+mod tunnel;
 mod stream;
 mod sender;
 mod connection;
@@ -28,4 +30,5 @@ pub(crate) use connection::{Http2Connection, IncomingRequest, ReceiveEnd, Respon
 pub(crate) use frame::Http2ErrorCode;
 pub(crate) use request_body::Http2RequestBody;
 pub(crate) use request_head::may_be_bodiless;
-pub(crate) use shared::reserved_bytes;
+pub(crate) use shared::{refused_streams, reserved_bytes};
+pub(crate) use tunnel::{TunnelBody, TunnelUpload, tunnel};

@@ -8,7 +8,10 @@ pub use http::StatusCode;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use super::buffer::ReadSize;
+use super::compressed_forms::CompressedForms;
 use super::fields::{Fields, KnownField};
 
 /// Protocol version of a received request; determines framing, persistence and the value in `Via`.
@@ -108,6 +111,8 @@ pub struct Request {
     /// A number for the route, where requests with one cache key can have several routes: responses
     /// of one are not for another. Part of the cache key.
     pub key_route: Option<u64>,
+    /// How much of the response is read before the client takes it.
+    pub read_size: ReadSize,
     /// Interim responses received while the request is in progress. They belong to the exchange: a
     /// clone of the request discards its own.
     pub interim: InterimResponses,
@@ -229,6 +234,7 @@ impl Default for Request {
             is_authenticated: false,
             origin_edits: None,
             key_route: None,
+            read_size: ReadSize::Normal,
             interim: InterimResponses::default(),
         }
     }
@@ -252,6 +258,7 @@ impl Request {
         self.is_authenticated = false;
         self.origin_edits = None;
         self.key_route = None;
+        self.read_size = ReadSize::Normal;
         self.interim.clear();
     }
 
@@ -292,6 +299,8 @@ pub struct Response {
     pub status: StatusCode,
     pub fields: Fields,
     pub length: BodyLength,
+    /// The compressed forms of its complete body, where its route compresses.
+    pub(crate) forms: Option<Arc<CompressedForms>>,
 }
 
 impl Default for Response {
@@ -302,7 +311,7 @@ impl Default for Response {
 
 impl Response {
     pub fn new(status: StatusCode) -> Self {
-        Response { status, fields: Fields::default(), length: BodyLength::Empty }
+        Response { status, fields: Fields::default(), length: BodyLength::Empty, forms: None }
     }
 }
 

@@ -54,6 +54,13 @@ impl BodySource for RequestBody<'_> {
         }
     }
 
+    fn account_kept(&mut self, bytes: usize) -> bool {
+        match self {
+            RequestBody::Empty | RequestBody::H1(_) => true,
+            RequestBody::H2(body) => body.account_kept(bytes),
+        }
+    }
+
     fn trailers(&self) -> Option<&Fields> {
         match self {
             RequestBody::Empty => None,

@@ -186,6 +186,8 @@ struct PresentedToken<'a> {
 #[derive(Clone, Debug)]
 pub(super) struct VerifiedIdentity {
     pub(super) user: Option<KeyHash>,
+    /// The name of the user; `None` also where no route writes it into a field.
+    pub(super) user_name: Option<Arc<str>>,
     /// Index into the configured user classes.
     pub(super) user_class: Option<usize>,
     /// Access of the user by the allow and deny lists.

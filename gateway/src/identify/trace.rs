@@ -1,7 +1,9 @@
 //! W3C Trace Context: reads the trace of a request or starts a new one.
 
 use std::fmt;
-use std::hash::{BuildHasher, Hasher};
+use std::time::SystemTime;
+
+use super::request_id::RequestUuid;
 
 use crate::http::fields::{Fields, KnownField};
 use crate::http::text;
@@ -23,7 +25,9 @@ impl fmt::Display for Trace {
 /// Reads the trace id of `traceparent` (W3C Trace Context, version 00), or generates one.
 pub(super) fn from_fields(fields: &Fields, random: &foldhash::fast::RandomState) -> Trace {
     let propagated = fields.get(KnownField::Traceparent).and_then(parse_traceparent);
-    let id = propagated.unwrap_or_else(|| u128::from(random_u64(random, 1)) << 64 | u128::from(random_u64(random, 2)));
+    // A new one is also the id of the request: its rightmost 7 bytes are random, as version 2 of
+    // the specification asks.
+    let id = propagated.unwrap_or_else(|| RequestUuid::new(SystemTime::now(), random).as_u128());
     Trace { id, is_propagated: propagated.is_some() }
 }
 
@@ -37,19 +41,6 @@ fn parse_traceparent(value: &[u8]) -> Option<u128> {
     }
     let parent = u64::from_str_radix(&text[36..52], 16).ok()?;
     u128::from_str_radix(&text[3..35], 16).ok().filter(|id| *id != 0 && parent != 0)
-}
-
-/// A random number: unpredictable enough for trace ids, not for secrets.
-pub(super) fn random_u64(random: &foldhash::fast::RandomState, salt: u64) -> u64 {
-    use std::cell::Cell;
-    thread_local!(static COUNT: Cell<u64> = const { Cell::new(0) });
-    let count = COUNT.get().wrapping_add(1);
-    COUNT.set(count);
-    let mut hasher = random.build_hasher();
-    hasher.write_u64(count);
-    hasher.write_u64(salt);
-    hasher.write_usize(std::ptr::from_ref(&salt).addr());
-    hasher.finish() | 1
 }
 
 /// Writes `traceparent` for the upstream, unless the client sent it.

@@ -8,11 +8,11 @@ use super::context::{CurrentCaller, RequestContext};
 use super::degrade::count_failure;
 use super::respond::{count_response, count_result};
 use super::response_body::ResponseBody;
-use crate::degrade::PageFormat;
+use crate::degrade::{BodyFacts, PageFormat, PageLanguage};
 use crate::error::{Error, ErrorKind};
 use crate::http::message::BodyLength;
 use crate::identify::auth::{AuthResult, Authentication};
-use crate::identify::{AccessDecision, Caller};
+use crate::identify::{AccessDecision, Caller, RequestId, RequestUuid};
 use crate::metrics::Label as _;
 use crate::record::{CacheDetail, CacheResult};
 use crate::route::CorsPolicy;
@@ -34,7 +34,13 @@ impl RequestContext<'_> {
         }
         // Lists and limits judge the user that the password proves.
         let is_pending = self.authentication == Authentication::Pending;
-        let decision = if is_pending { self.check_lists() } else { self.check_access() };
+        let decision = if self.is_misdirected {
+            Err(Error::Misdirected)
+        } else if is_pending {
+            self.check_lists()
+        } else {
+            self.check_access()
+        };
         let error = match decision.and_then(|()| self.check_authentication()) {
             Ok(()) if is_preflight => return self.answer_preflight(),
             Ok(()) => return None,
@@ -140,15 +146,30 @@ impl RequestContext<'_> {
         self.record.cache = CacheResult::Error;
         self.record.failure = Some(ErrorKind::Limited);
         self.record.detail = CacheDetail::Reason(ErrorKind::Limited.as_str());
-        let format = degrade::page_format(&self.request.fields);
+        let format = PageFormat::preferred(&self.request.fields);
+        let id = match &self.record.request_id {
+            Some(RequestId::Made(uuid)) => Some(*uuid),
+            // That of a trusted proxy has any length; its placeholder is replaced below.
+            Some(RequestId::Received(_)) => Some(RequestUuid::NIL),
+            None => None,
+        };
         let composed_from = (&*self.record, &self.snapshot.limits);
         let prebuilt = self.worker.prebuilt_429.response(denial, format, composed_from);
         self.response.status = prebuilt.response.status;
         count_response(self.route, self.record, self.response.status);
-        let mut body = ResponseBody::Prebuilt(prebuilt);
-        let page = (format == PageFormat::Html).then(|| self.denial_page()).flatten();
+        let mut body = ResponseBody::Prebuilt(prebuilt, id);
+        let mut page = match format {
+            PageFormat::Html(language) => self.denial_page(language),
+            PageFormat::Json => None,
+        };
+        if let Some(RequestId::Received(_)) = &self.record.request_id {
+            page = page.or_else(|| Some(self.default_denial_body(format)));
+        }
         if page.is_some() || self.route.is_some_and(|route| route.config.edits.is_some()) {
             body.unpack_head(self.response);
+            if let Some(id) = &self.record.request_id {
+                id.write(&mut self.response.fields);
+            }
             self.edit_response();
         }
         if let Some(page) = page {
@@ -159,10 +180,17 @@ impl RequestContext<'_> {
     }
 
     /// The configured page of a denial, if there is one.
-    fn denial_page(&self) -> Option<Bytes> {
-        let Verdict::Denied(denial) = &self.record.verdict else { return None };
-        let wait = denial.retry_after.as_secs() + u64::from(denial.retry_after.subsec_nanos() > 0);
-        self.error_responder().page(self.response.status, &Error::Limited, Some(wait))
+    fn denial_page(&self, language: PageLanguage) -> Option<Bytes> {
+        let wait = limit::retry_seconds(&self.record.verdict);
+        self.error_responder().page(&Error::Limited, (self.response.status, wait), language)
+    }
+
+    #[cold]
+    fn default_denial_body(&self, format: PageFormat) -> Bytes {
+        let retry_after = limit::retry_seconds(&self.record.verdict);
+        let facts =
+            BodyFacts { status: self.response.status, retry_after, request_id: self.record.request_id.as_ref() };
+        degrade::default_body(&Error::Limited, format, &facts)
     }
 
     /// Charges the additional cost of the response's status (`cost_by_status`).

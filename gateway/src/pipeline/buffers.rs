@@ -22,6 +22,15 @@ pub(crate) struct ExchangeBuffers {
     pub(super) caller_cache: CallerCache,
 }
 
+impl ExchangeBuffers {
+    /// Allocated bytes of the heads.
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let ExchangeBuffers { request, response, .. } = self;
+        let target = request.target.capacity() + request.authority.capacity();
+        request.fields.heap_bytes() + response.fields.heap_bytes() + target
+    }
+}
+
 impl Default for ExchangeBuffers {
     fn default() -> Self {
         ExchangeBuffers {

@@ -16,8 +16,8 @@ use crate::cache::{key, policy};
 use crate::hop;
 use crate::http::fields::KnownField;
 use crate::http::message::{OriginEdits, Request, Response};
-use crate::identify::Caller;
 use crate::identify::auth::Authentication;
+use crate::identify::{Caller, RequestId};
 use crate::record::RequestRecord;
 use crate::route::{ForwardPath, Route, TemplateValues};
 
@@ -41,6 +41,9 @@ pub(crate) struct RequestContext<'c> {
     pub(crate) request: &'c mut Request,
     pub(super) response: &'c mut Response,
     pub(super) record: &'c mut RequestRecord,
+    /// The authority has another certificate than the connection. A trusted proxy connects by its
+    /// own name.
+    pub(super) is_misdirected: bool,
     /// When the trusted proxy that sent the request gives it up; `None`: it has not said so.
     pub(super) deadline: Option<Instant>,
     /// A stored object past its freshness, used when the origin fails.
@@ -73,6 +76,7 @@ pub(super) struct DetachedRequest {
     caller: Caller,
     /// Index of the route in the snapshot.
     route: usize,
+    request_id: Option<RequestId>,
     pub(super) request: Request,
     stale: Option<shard::CacheHit<CacheMeta>>,
 }
@@ -81,7 +85,8 @@ impl DetachedRequest {
     /// Runs `act` with a context of its own, whose response no client reads.
     pub(super) async fn run(mut self, act: impl AsyncFnOnce(&mut RequestContext<'_>)) {
         let Some(route) = self.snapshot.routes.at(self.route) else { return };
-        let (mut response, mut record) = (Response::default(), RequestRecord::default());
+        let (mut response, mut record) =
+            (Response::default(), RequestRecord { request_id: self.request_id, ..RequestRecord::default() });
         let mut context = RequestContext {
             worker: &self.worker,
             snapshot: &self.snapshot,
@@ -94,6 +99,7 @@ impl DetachedRequest {
             request: &mut self.request,
             response: &mut response,
             record: &mut record,
+            is_misdirected: false,
             deadline: None,
             stale: self.stale,
         };
@@ -113,6 +119,7 @@ impl<'c> RequestContext<'c> {
         let (caller, route, authentication) = caller_cache.lookup(snapshot, &arrival.peer, request);
         *record = RequestRecord {
             trace: Some(caller.trace),
+            request_id: snapshot.identity.request_id(caller, request),
             client_ip: Some(caller.ip),
             country: caller.country,
             principal: authentication.principal(),
@@ -124,8 +131,10 @@ impl<'c> RequestContext<'c> {
         }
         let (peer, now) = (arrival.peer.ip, arrival.at);
         let deadline = hop::expected_within(&request.fields).filter(|_| caller.is_trusted).map(|time| now + time);
+        let is_misdirected = arrival.peer.is_misdirected(request.host()) && !caller.is_trusted;
         request.key_route = route.and_then(|route| route.key);
         request.origin_edits = None;
+        response.forms = None;
         RequestContext {
             worker,
             snapshot,
@@ -137,6 +146,7 @@ impl<'c> RequestContext<'c> {
             request,
             response,
             record,
+            is_misdirected,
             deadline,
             stale: None,
         }
@@ -169,8 +179,17 @@ impl<'c> RequestContext<'c> {
             client_ip: self.caller.ip,
             region: self.caller.region.as_str(),
             tier: self.snapshot.identity.user_class_name(self.caller.user_class),
+            user: self.user_name(),
+            request_id: self.record.request_id.as_ref(),
             path: self.route.map(|route| &route.config.path),
         }
+    }
+
+    /// The name of the user: of the route's authentication, or of `identity.user` where a route
+    /// writes it into a field. Empty for an anonymous caller.
+    fn user_name(&self) -> &str {
+        let principal = self.snapshot.routes.principal_name(self.record.route, self.record.principal);
+        if principal.is_empty() { self.caller.user_name.as_deref().unwrap_or_default() } else { principal }
     }
 
     /// The route, in the phases after `admit`.
@@ -186,6 +205,7 @@ impl<'c> RequestContext<'c> {
             peer: self.peer,
             caller: Caller::clone(&self.caller),
             route: self.route().index,
+            request_id: self.record.request_id.clone(),
             request: self.request.clone(),
             stale,
         }

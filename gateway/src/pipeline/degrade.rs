@@ -75,7 +75,7 @@ impl RequestContext<'_> {
             wait: Duration::ZERO,
             pages: [config.map_or(&[], |config| &*config.pages), &self.snapshot.pages],
             route: config.map_or("", |config| &config.name),
-            trace: self.record.trace,
+            request_id: self.record.request_id.as_ref(),
         }
     }
 
@@ -110,6 +110,7 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
         blame: Some(ErrorKind::Panic.blame()),
         failure: Some(ErrorKind::Panic),
         must_close: true,
+        request_id: snapshot.identity.new_request_id(),
         // The record may be that of the previous request.
         route: snapshot.routes.find(request).map(|route| route.index),
         ..RequestRecord::default()
@@ -124,7 +125,7 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
         wait: Duration::ZERO,
         pages: [route.map_or(&[], |route| &*route.config.pages), &snapshot.pages],
         route: route.map_or("", |route| &route.config.name),
-        trace: record.trace,
+        request_id: record.request_id.as_ref(),
     };
     let page = responder.write(&Error::Panic, response);
     count_result(record.cache);
@@ -135,11 +136,12 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
 /// The record of a request whose client closed the connection before its response began: the facts
 /// about the caller, and none of a response.
 pub(crate) fn client_closed(record: &RequestRecord) -> RequestRecord {
-    let RequestRecord { route, principal, trace, client_ip, country, .. } = record;
+    let RequestRecord { route, principal, trace, request_id, client_ip, country, .. } = record;
     RequestRecord {
         route: *route,
         principal: *principal,
         trace: *trace,
+        request_id: request_id.clone(),
         client_ip: *client_ip,
         country: *country,
         ..RequestRecord::default()

@@ -155,7 +155,7 @@ impl RequestContext<'_> {
         self.response.length = BodyLength::Known(body.len() as u64);
         match self.evaluate_response(fetch, self.response) {
             Ok((object, ttl)) => {
-                let shared = Response { fields: object.fields.clone(), ..*self.response };
+                let shared = Response { fields: object.fields.clone(), forms: None, ..*self.response };
                 self.store_again(fetch, (object, ttl), &body);
                 self.record.stored = true;
                 leader.publish_complete(shared, body.clone());
@@ -283,7 +283,9 @@ impl RequestContext<'_> {
     ) -> ResponseBody<'static> {
         // Joining requests get the stored head, without the fields that belong to this client
         // alone.
-        let shared = Response { fields: entry.object.fields.clone(), ..*self.response };
+        let forms = self.route().config.compress.is_some().then(|| Arc::clone(entry.object.forms.get()));
+        self.response.forms.clone_from(&forms);
+        let shared = Response { fields: entry.object.fields.clone(), forms, ..*self.response };
         self.start_fill(FillStart { entry: Some(entry), shared, leader, source })
     }
 

@@ -19,6 +19,7 @@ use crate::cache::partial;
 use crate::cache::policy::HIT_FOR_MISS_TTL;
 use crate::cache::stored::{CacheMeta, CachedObject};
 use crate::http::body::BodySource;
+use crate::http::buffer::ReadSize;
 use crate::tasks::{self, TaskWait};
 
 /// A cache entry whose body is still arriving: its head, key, region and lifetime.
@@ -48,6 +49,8 @@ impl FillTask {
     /// Stores the body once it is complete. Ends early when no reader is left.
     pub(super) async fn run(self) {
         let FillTask { mut entry, mut producer, mut source, length, worker, snapshot } = self;
+        // The body belongs to the cache, not to the connection of its first reader.
+        source.set_read_size(ReadSize::Normal);
         let mut is_kept = entry.is_some();
         if !is_kept {
             producer.stop_keeping();

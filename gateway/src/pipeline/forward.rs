@@ -17,6 +17,7 @@ use crate::concurrency::{CallSlot, ConcurrencyLimit, ConcurrencyReport};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, UpstreamFault};
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::fields::{Fields, KnownField};
 use crate::http::h1::UpstreamConnectionError;
@@ -66,6 +67,9 @@ impl RequestContext<'_> {
         };
         hop::prepare_for_upstream(request, self.peer);
         identify::write_trace(self.caller.trace, identity.random_u64(), &mut request.fields);
+        if let Some(id) = &self.record.request_id {
+            id.write(&mut request.fields);
+        }
         let call = UpstreamCall {
             route,
             worker: self.worker,
@@ -89,6 +93,9 @@ impl RequestContext<'_> {
         copy.interim = self.request.interim.share();
         hop::prepare_for_upstream(&mut copy, self.peer);
         identify::write_trace(self.caller.trace, self.snapshot.identity.random_u64(), &mut copy.fields);
+        if let Some(id) = &self.record.request_id {
+            id.write(&mut copy.fields);
+        }
         let (worker, snapshot) = (Rc::clone(self.worker), Arc::clone(self.snapshot));
         let (client, weight) = (self.caller.ip, self.class_weight());
         let resources = CallResources { worker, snapshot, client, weight, kept };
@@ -350,6 +357,10 @@ impl BodySource for UpstreamBody<'_> {
 
     fn consume(&mut self, count: usize) {
         self.exchange.consume(count);
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        self.exchange.set_read_size(size);
     }
 
     fn trailers(&self) -> Option<&Fields> {

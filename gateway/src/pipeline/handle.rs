@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::http::body::{BodyError, BodySource as _};
 use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::h1::UpstreamConnectionError;
-use crate::http::message::{BodyLength, Response};
+use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::http::request_body::RequestBody;
 use crate::identify::auth::Authentication;
 use crate::record::{CacheDetail, ForwardReason};
@@ -44,16 +44,35 @@ impl RequestContext<'_> {
                 })
             }
         };
-        let body = match result {
+        let body = match result.and_then(|body| self.check_switch(body)) {
             Ok(mut body) => match first_failure(&mut body).await {
                 None => body,
                 Some(error) => self.degrade_unsent(&error),
             },
             Err(error) => self.degrade(error),
         };
+        let body = match self.route.and_then(|route| route.config.compress.as_deref()) {
+            None => body,
+            // Boxed: few routes compress.
+            Some(config) => Box::pin(self.compress(body, config)).await,
+        };
         self.respond();
         self.charge_for_status();
         body
+    }
+
+    /// Makes the response to an extended CONNECT one of HTTP/2: a 2xx status stands for an open
+    /// tunnel.
+    fn check_switch<'b>(&mut self, body: ResponseBody<'b>) -> Result<ResponseBody<'b>, Error> {
+        if !hop::is_extended_connect(self.request) {
+            return Ok(body);
+        }
+        match self.response.status {
+            StatusCode::SWITCHING_PROTOCOLS => hop::accept_extended_connect(self.response),
+            status if status.is_success() => return Err(Error::NotSwitched),
+            _ => {}
+        }
+        Ok(body)
     }
 
     async fn run<'b>(&mut self, mut body: RequestBody<'b>) -> Result<ResponseBody<'b>, Error> {
@@ -89,6 +108,9 @@ impl RequestContext<'_> {
     fn answer(&mut self) -> ResponseBody<'static> {
         let mut response = Response::default();
         let body = self.route().config.action.answer(&self.template_values(), &mut response);
+        if self.route().config.compress.is_none() {
+            response.forms = None;
+        }
         degrade::add_date(&mut response.fields);
         *self.response = response;
         self.record.detail = CacheDetail::Reason("route");

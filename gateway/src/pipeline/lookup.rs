@@ -1,5 +1,6 @@
 //! The lookup phase: local cache, join or lead a shared fetch, remote cache.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use shard::{CacheHit, CacheLayer, KeyBuilder, KeyRef, Region, RemoteLookup, StaleReason};
@@ -263,6 +264,9 @@ impl RequestContext<'_> {
         self.response.status = StatusCode::from_u16(object.status).unwrap_or(StatusCode::OK);
         self.response.fields.copy_from(&object.fields);
         self.response.length = BodyLength::Known(hit.body().len() as u64);
+        if self.route().config.compress.is_some() {
+            self.response.forms = Some(Arc::clone(object.forms.get()));
+        }
         respond::write_age(freshness.age, &mut self.response.fields);
         if policy::is_not_modified(&self.request.fields, object) && self.response.status == StatusCode::OK {
             not_modified(self.response);

@@ -2,7 +2,7 @@
 //!
 //! Denials of one rule with equal waits get the same response, so a flood is answered by copying.
 //! Invariant: a prebuilt response is composed from its key and page format alone, and holds nothing
-//! of one client.
+//! of one client: the id of a request is a placeholder, replaced in the copy.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -10,11 +10,12 @@ use std::rc::Rc;
 use bytes::Bytes;
 use limiter::Denial;
 
-use crate::degrade::{self, PageFormat};
+use crate::degrade::{self, BodyFacts, PageFormat};
 use crate::error::Error;
 use crate::http::h1::SerializedResponse;
 use crate::http::message::Response;
-use crate::limit::{DenialResponseKey, LimitHeaders};
+use crate::identify::{RequestId, RequestUuid};
+use crate::limit::{self, DenialResponseKey, LimitHeaders};
 use crate::record::RequestRecord;
 use crate::respond;
 
@@ -28,7 +29,7 @@ pub(crate) struct Prebuilt429Cache(RefCell<Vec<Prebuilt429Slot>>);
 #[derive(Default)]
 struct Prebuilt429Slot {
     /// The inputs that the response was composed from; `None` while the slot is empty.
-    key: Option<(DenialResponseKey, PageFormat)>,
+    key: Option<(DenialResponseKey, PageFormat, bool)>,
     /// The version of the `Date` field it was composed with: the slot expires with its second.
     date_version: Option<u64>,
     response: Rc<Prebuilt429>,
@@ -60,7 +61,8 @@ impl Prebuilt429Cache {
         let response_key = headers.denial_response_key(denial);
         let mut slots = self.0.borrow_mut();
         let slot = &mut slots[response_key.slot_hash() as usize % SLOTS];
-        let (key, date_version) = (Some((response_key, format)), degrade::date_version());
+        let has_id = record.request_id.is_some();
+        let (key, date_version) = (Some((response_key, format, has_id)), degrade::date_version());
         if slot.key != key || slot.date_version != date_version || date_version.is_none() {
             // Reuses the memory, unless a connection still sends the old response.
             Rc::make_mut(&mut slot.response).compose(format, record, headers);
@@ -74,11 +76,27 @@ impl Prebuilt429 {
     fn compose(&mut self, format: PageFormat, record: &RequestRecord, headers: &LimitHeaders) {
         let Prebuilt429 { response, page, serialized } = self;
         let status = Error::Limited.status();
-        *page = degrade::default_body(status, &Error::Limited, format);
+        let retry_after = limit::retry_seconds(&record.verdict);
+        let placeholder = record.request_id.is_some().then_some(RequestId::Made(RequestUuid::NIL));
+        let facts = BodyFacts { status, retry_after, request_id: placeholder.as_ref() };
+        *page = degrade::default_body(&Error::Limited, format, &facts);
         degrade::write_head(status, format, page, response);
         respond::write_cache_status(record, &mut response.fields);
         headers.write(&record.verdict, &mut response.fields);
-        serialized.serialize(response, page);
+        if let Some(id) = &placeholder {
+            id.write(&mut response.fields);
+        }
+        serialized.serialize(response, page, placeholder.is_some().then_some(&RequestUuid::NIL.text()));
+    }
+
+    /// The page with the id of one request.
+    pub(super) fn page_with(&self, id: RequestUuid) -> Bytes {
+        let placeholder = RequestUuid::NIL.text();
+        let mut page = self.page.to_vec();
+        if let Some(at) = page.windows(placeholder.len()).position(|window| window == placeholder) {
+            page[at..at + placeholder.len()].copy_from_slice(&id.text());
+        }
+        page.into()
     }
 }
 
@@ -90,6 +108,7 @@ mod tests {
     use limiter::{Evaluations, LimitStatus, Quota, Rate, Rule, Scope, UserClass, Verdict};
 
     use super::*;
+    use crate::degrade::PageLanguage;
     use crate::http::fields::KnownFieldSet;
     use crate::http::message::BodyLength;
     use crate::limit::{self, HeaderExposure, LimitConfig, RuleConfig};
@@ -134,7 +153,7 @@ mod tests {
         for second in [1_000, 1_000, 1_001] {
             degrade::update_date(UNIX_EPOCH + Duration::from_secs(second));
             for headers in &all_headers {
-                for format in [PageFormat::Json, PageFormat::Html] {
+                for format in [PageFormat::Json, PageFormat::Html(PageLanguage::Chinese)] {
                     // More waits than there are slots; some share a slot.
                     for wait in (0..100).chain([u64::from(u32::MAX)]) {
                         let denial = denial(wait % 3, wait + 5, wait);

@@ -8,7 +8,7 @@ use super::context::RequestContext;
 use crate::error::ErrorKind;
 use crate::metrics::{self, Counters};
 use crate::record::{CacheResult, RequestRecord};
-use crate::route::{CorsPolicy, Route, StatusClass};
+use crate::route::{Route, StatusClass};
 use crate::{hop, respond};
 
 static CACHE_RESULTS: LazyLock<Counters<CacheResult>> = LazyLock::new(Counters::default);
@@ -47,6 +47,9 @@ impl RequestContext<'_> {
                 fields.retain(|field| !field.name.eq_ignore_ascii_case(name.as_bytes()));
             }
         }
+        if let Some(id) = &record.request_id {
+            id.write(fields);
+        }
         if record.cache != CacheResult::Error {
             hop::add_via(fields, self.request.version);
         }
@@ -61,12 +64,7 @@ impl RequestContext<'_> {
     pub(super) fn edit_response(&mut self) {
         let Some(edits) = self.route.and_then(|route| route.config.edits.as_deref()) else { return };
         let mut fields = std::mem::take(&mut self.response.fields);
-        if let Some(cors) = &edits.cors
-            && !CorsPolicy::is_preflight(self.request)
-        {
-            cors.write(self.request, &mut fields);
-        }
-        edits.response.apply(&mut fields, &self.template_values());
+        edits.edit_response(&mut fields, &self.template_values());
         self.response.fields = fields;
     }
 }

@@ -10,10 +10,14 @@ use super::forward::UpstreamBody;
 use super::prebuilt_429::Prebuilt429;
 use super::shared_body::SharedBody;
 use super::store_post::StorePostResponse;
+use crate::compress::CompressedBody;
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::fields::Fields;
 use crate::http::h1::SerializedResponse;
+use crate::http::h2::TunnelBody;
 use crate::http::message::Response;
+use crate::identify::{RequestId, RequestUuid, UuidText};
 use crate::upstream::Tunnel;
 
 /// The source of a response's bytes.
@@ -23,8 +27,12 @@ pub(crate) enum ResponseBody<'b> {
     Upstream(Box<UpstreamBody<'b>>),
     Fill(SharedBody),
     StorePost(Box<StorePostResponse<'b>>),
-    /// A whole response, head included.
-    Prebuilt(Rc<Prebuilt429>),
+    Compressed(Box<CompressedBody<ResponseBody<'b>>>),
+    /// A whole response, head included, and the id that it has where the response has a
+    /// placeholder.
+    Prebuilt(Rc<Prebuilt429>, Option<RequestUuid>),
+    /// The upstream's side of a tunnel.
+    Tunnel(Box<TunnelBody>),
 }
 
 impl ResponseBody<'_> {
@@ -34,9 +42,7 @@ impl ResponseBody<'_> {
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
         match self {
             ResponseBody::Upstream(body) => body.into_tunnel(),
-            ResponseBody::Bytes(_) | ResponseBody::Fill(_) | ResponseBody::StorePost(_) | ResponseBody::Prebuilt(_) => {
-                None
-            }
+            _ => None,
         }
     }
 
@@ -50,19 +56,26 @@ impl ResponseBody<'_> {
 
     /// Copies the head of a prebuilt response into `response`.
     pub(crate) fn unpack_head(&mut self, response: &mut Response) {
-        if let ResponseBody::Prebuilt(prebuilt) = self {
+        if let ResponseBody::Prebuilt(prebuilt, id) = self {
             let Prebuilt429 { response: own, page, .. } = &**prebuilt;
             response.status = own.status;
             response.fields.copy_from(&own.fields);
             response.length = own.length;
-            *self = ResponseBody::Bytes(page.clone());
+            *self = ResponseBody::Bytes(match id {
+                None => page.clone(),
+                Some(id) => {
+                    RequestId::Made(*id).write(&mut response.fields);
+                    prebuilt.page_with(*id)
+                }
+            });
         }
     }
 
-    /// Head and body as HTTP/1.1 bytes, where they are prebuilt.
-    pub(crate) fn serialized(&self) -> Option<&SerializedResponse> {
+    /// Head and body as HTTP/1.1 bytes, where they are prebuilt, and the id that replaces their
+    /// placeholder.
+    pub(crate) fn serialized(&self) -> Option<(&SerializedResponse, Option<UuidText>)> {
         match self {
-            ResponseBody::Prebuilt(prebuilt) => Some(&prebuilt.serialized),
+            ResponseBody::Prebuilt(prebuilt, id) => Some((&prebuilt.serialized, id.map(RequestUuid::text))),
             _ => None,
         }
     }
@@ -71,10 +84,12 @@ impl ResponseBody<'_> {
 impl BodySource for ResponseBody<'_> {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         match self {
-            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(_) => Poll::Ready(Ok(())),
+            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(..) => Poll::Ready(Ok(())),
             ResponseBody::Upstream(body) => body.poll_fill(cx),
             ResponseBody::Fill(body) => body.poll_fill(cx),
             ResponseBody::StorePost(body) => body.poll_fill(cx),
+            ResponseBody::Compressed(body) => body.poll_fill(cx),
+            ResponseBody::Tunnel(body) => body.poll_fill(cx),
         }
     }
 
@@ -82,10 +97,22 @@ impl BodySource for ResponseBody<'_> {
         match self {
             ResponseBody::Bytes(bytes) => bytes,
             // `unpack_head` turns it into `Bytes` before its body is read.
-            ResponseBody::Prebuilt(_) => &[],
+            ResponseBody::Prebuilt(..) => &[],
             ResponseBody::Upstream(body) => body.data(),
             ResponseBody::Fill(body) => body.data(),
             ResponseBody::StorePost(body) => body.data(),
+            ResponseBody::Compressed(body) => body.data(),
+            ResponseBody::Tunnel(body) => body.data(),
+        }
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        match self {
+            ResponseBody::Upstream(body) => body.set_read_size(size),
+            ResponseBody::Fill(body) => body.set_read_size(size),
+            ResponseBody::Tunnel(body) => body.set_read_size(size),
+            ResponseBody::Compressed(body) => body.set_read_size(size),
+            ResponseBody::Bytes(_) | ResponseBody::StorePost(_) | ResponseBody::Prebuilt(..) => {}
         }
     }
 
@@ -99,10 +126,12 @@ impl BodySource for ResponseBody<'_> {
     fn consume(&mut self, count: usize) {
         match self {
             ResponseBody::Bytes(bytes) => bytes.advance(count),
-            ResponseBody::Prebuilt(_) => {}
+            ResponseBody::Prebuilt(..) => {}
             ResponseBody::Upstream(body) => body.consume(count),
             ResponseBody::Fill(body) => body.consume(count),
             ResponseBody::StorePost(body) => body.consume(count),
+            ResponseBody::Compressed(body) => body.consume(count),
+            ResponseBody::Tunnel(body) => body.consume(count),
         }
     }
 
@@ -112,7 +141,9 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Fill(body) => body.take_bytes(max),
             ResponseBody::Upstream(body) => body.take_bytes(max),
             ResponseBody::StorePost(body) => body.take_bytes(max),
-            ResponseBody::Prebuilt(_) => Bytes::new(),
+            ResponseBody::Compressed(body) => body.take_bytes(max),
+            ResponseBody::Prebuilt(..) => Bytes::new(),
+            ResponseBody::Tunnel(body) => body.take_bytes(max),
         }
     }
 
@@ -121,7 +152,8 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Upstream(body) => body.trailers(),
             ResponseBody::Fill(body) => body.trailers(),
             ResponseBody::StorePost(body) => body.trailers(),
-            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(_) => None,
+            ResponseBody::Compressed(body) => body.trailers(),
+            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(..) | ResponseBody::Tunnel(_) => None,
         }
     }
 }

@@ -20,9 +20,10 @@ use super::worker::WorkerResources;
 use crate::cache::fill::FillReader;
 use crate::cache::resume::ResumePoint;
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::fields::Fields;
 use crate::http::message::{Request, Response};
-use crate::identify::Trace;
+use crate::identify::{RequestId, Trace};
 use crate::metrics::{self, Counters};
 use crate::upstream::KeptConnections;
 use crate::{hop, identify, label};
@@ -72,6 +73,7 @@ struct ContinuationRequest {
     /// The weight of the caller's class, in thousandths.
     weight: u32,
     trace: Trace,
+    request_id: Option<RequestId>,
     /// Index of the route in the snapshot.
     route: usize,
     worker: Rc<WorkerResources>,
@@ -80,10 +82,14 @@ struct ContinuationRequest {
 
 impl ContinuationRequest {
     fn send(self, point: &ResumePoint) -> DetachableCall {
-        let ContinuationRequest { mut request, peer, client, weight, trace, route, worker, snapshot } = self;
+        let ContinuationRequest { mut request, peer, client, weight, trace, request_id, route, worker, snapshot } =
+            self;
         point.write_range(&mut request.fields);
         hop::prepare_for_upstream(&mut request, peer);
         identify::write_trace(trace, snapshot.identity.random_u64(), &mut request.fields);
+        if let Some(id) = request_id {
+            id.write(&mut request.fields);
+        }
         let kept = KeptConnections::Use;
         let resources = CallResources { worker, snapshot, client, weight, kept };
         begin_detachable(resources, route, (request, Response::default()))
@@ -111,10 +117,19 @@ impl SharedBody {
             client: context.caller.ip,
             weight: context.class_weight(),
             trace: context.caller.trace,
+            request_id: context.record.request_id.clone(),
             route: context.route().index,
             worker: Rc::clone(context.worker),
             snapshot: Arc::clone(context.snapshot),
         }));
+    }
+
+    /// The whole body, if it has arrived and nothing of it was read.
+    pub(super) fn take_whole(&mut self) -> Option<Bytes> {
+        match &mut self.source {
+            SharedBodySource::Fill(reader, _) => reader.take_whole(),
+            _ => None,
+        }
     }
 
     /// Ends without reading: the client has the object already. A body that is kept is still
@@ -204,6 +219,12 @@ impl BodySource for SharedBody {
                 self.consume(bytes.len());
                 bytes
             }
+        }
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        if let SharedBodySource::Rest(body, _) = &mut self.source {
+            body.set_read_size(size);
         }
     }
 

@@ -1,9 +1,12 @@
 //! Responses that a route gives without an upstream: a redirect, or a fixed text.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::StatusCode;
 
 use super::template::{Template, TemplateValues};
+use crate::http::compressed_forms::CompressedForms;
 use crate::http::message::{BodyLength, Response};
 
 /// The action of a route on a request.
@@ -29,6 +32,7 @@ pub(crate) struct FixedResponse {
     pub(crate) body: Bytes,
     /// Empty: none.
     pub(crate) content_type: String,
+    pub(crate) forms: Arc<CompressedForms>,
 }
 
 impl RouteAction {
@@ -42,8 +46,9 @@ impl RouteAction {
                 response.fields.push(b"location", &location(to.render(values)));
                 Some(Bytes::new())
             }
-            RouteAction::Respond(FixedResponse { status, body, content_type }) => {
+            RouteAction::Respond(FixedResponse { status, body, content_type, forms }) => {
                 *response = Response::new(*status);
+                response.forms = Some(Arc::clone(forms));
                 let is_bodiless = matches!(status.as_u16(), 204 | 304);
                 response.length = if is_bodiless { BodyLength::Empty } else { BodyLength::Known(body.len() as u64) };
                 if !content_type.is_empty() && !is_bodiless {

@@ -10,6 +10,7 @@ use super::path_pattern::PathPattern;
 use crate::cache::key;
 use crate::http::message::Request;
 use crate::http::text;
+use crate::identify::RequestId;
 
 /// A variable of a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,11 +30,15 @@ pub(crate) enum TemplateVariable {
     ClientIp,
     Region,
     Tier,
+    /// Name of the user; empty for an anonymous caller.
+    User,
+    /// Empty where requests have no id.
+    RequestId,
 }
 
 impl TemplateVariable {
     /// Every variable by its name.
-    pub(crate) const ALL: [(&str, TemplateVariable); 10] = [
+    pub(crate) const ALL: [(&str, TemplateVariable); 12] = [
         ("scheme", TemplateVariable::Scheme),
         ("host", TemplateVariable::Host),
         ("authority", TemplateVariable::Authority),
@@ -44,6 +49,8 @@ impl TemplateVariable {
         ("client_ip", TemplateVariable::ClientIp),
         ("region", TemplateVariable::Region),
         ("tier", TemplateVariable::Tier),
+        ("user", TemplateVariable::User),
+        ("request_id", TemplateVariable::RequestId),
     ];
 
     fn name(self) -> &'static str {
@@ -82,6 +89,8 @@ pub(crate) struct TemplateValues<'a> {
     pub(crate) region: &'a str,
     /// Name of the user class.
     pub(crate) tier: &'a str,
+    pub(crate) user: &'a str,
+    pub(crate) request_id: Option<&'a RequestId>,
     /// The path that the route matches.
     pub(crate) path: Option<&'a PathPattern>,
 }
@@ -167,6 +176,12 @@ impl TemplateValues<'_> {
             TemplateVariable::ClientIp => text::push_ip(out, self.client_ip),
             TemplateVariable::Region => push_clean(self.region, out),
             TemplateVariable::Tier => push_clean(self.tier, out),
+            TemplateVariable::User => push_clean(self.user, out),
+            TemplateVariable::RequestId => {
+                if let Some(id) = self.request_id {
+                    id.push(out);
+                }
+            }
         }
     }
 }
@@ -200,6 +215,8 @@ mod tests {
             client_ip: IpAddr::from([10, 0, 0, 7]),
             region: "north",
             tier: "go\nld",
+            user: "a\rb",
+            request_id: None,
             path: Some(&PathPattern::Prefix("/v1/".into())),
         };
         String::from_utf8(Template::parse(text).expect("a template").render(&values)).expect("ASCII")
@@ -212,7 +229,10 @@ mod tests {
         assert_eq!(rendered("https://{host}{uri}", &request), "https://shop.example/v1/a/b?c=d");
         assert_eq!(rendered("{scheme} {authority} {path} {query}", &request), "http shop.example:8080 /v1/a/b c=d");
         assert_eq!(rendered("/api/{rest}", &request), "/api/a/b");
-        assert_eq!(rendered("{client_ip} {region} {tier}", &request), "10.0.0.7 north go%0Ald");
+        assert_eq!(
+            rendered("{client_ip} {region} {tier} {user}{request_id}", &request),
+            "10.0.0.7 north go%0Ald a%0Db"
+        );
         assert_eq!(rendered("{{{rest}}} {{}}", &request), "{a/b} {}");
     }
 

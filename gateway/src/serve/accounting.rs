@@ -1,6 +1,6 @@
 //! Metrics and access log of requests: what is in flight, what was aborted, one line per request.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use limiter::{Admission, Denial, Verdict};
@@ -10,11 +10,11 @@ use crate::error::ErrorKind;
 use crate::http::body::BodyError;
 use crate::http::exchange_clock::Blame;
 use crate::http::h1::RequestRefusal;
-use crate::http::message::{Method, Request, Response, StatusCode};
+use crate::http::message::{HttpVersion, Method, Request, Response, StatusCode};
 use crate::identify::CountryCode;
 use crate::label;
 use crate::log::AccessLogEntry;
-use crate::metrics::{self, Counter, Counters, Histogram, Label};
+use crate::metrics::{self, Counter, Counters, Histograms, Label};
 use crate::peer::ConnectionPeer;
 use crate::pipeline::{self, ExchangeBuffers, Snapshot};
 use crate::record::{CacheResult, RequestRecord};
@@ -30,6 +30,22 @@ impl Label for RequestRefusal {
     }
 }
 
+// The name and the values of OpenTelemetry.
+impl Label for HttpVersion {
+    const NAME: &'static str = "network_protocol_version";
+    const ALL: &'static [Self] = &[HttpVersion::Http10, HttpVersion::Http11, HttpVersion::Http2];
+    fn index(self) -> usize {
+        self as usize
+    }
+    fn as_str(self) -> &'static str {
+        match self {
+            HttpVersion::Http10 => "1.0",
+            HttpVersion::Http11 => "1.1",
+            HttpVersion::Http2 => "2",
+        }
+    }
+}
+
 label! {
     /// Why a response was not completed.
     pub(super) AbortReason, "reason", {
@@ -39,6 +55,8 @@ label! {
         /// Writing to the client failed.
         WriteFailed = "write_failed",
         BodyFailed = "body_failed",
+        /// The connection has no memory for its head (HTTP/2).
+        Memory = "memory",
         /// The client fell a window behind the other readers of a shared fetch.
         SlowReader = "slow_reader",
         Panic = "panic",
@@ -55,17 +73,25 @@ impl AbortReason {
     }
 }
 
-static REFUSALS: LazyLock<Counters<RequestRefusal>> = LazyLock::new(Counters::default);
+/// By version.
+static REFUSALS: LazyLock<[Counters<RequestRefusal>; HttpVersion::ALL.len()]> = LazyLock::new(Default::default);
 static ABORTS: LazyLock<Counters<AbortReason>> = LazyLock::new(Counters::default);
 static UPGRADES: LazyLock<Counter> = LazyLock::new(Counter::default);
-static BEGUN: LazyLock<Counter> = LazyLock::new(Counter::default);
-static DURATION: LazyLock<Arc<Histogram>> = LazyLock::new(Arc::default);
+static BEGUN: LazyLock<Counters<HttpVersion>> = LazyLock::new(Counters::default);
+static DURATION: LazyLock<Histograms<HttpVersion>> = LazyLock::new(Histograms::default);
 
 /// Registers the metrics of this module.
 pub(crate) fn expose() {
-    metrics::expose_counters("tidegate_requests_refused", "Malformed or oversize requests.", &REFUSALS);
+    metrics::expose_counter_with("tidegate_requests_refused", "Malformed or oversize requests.", |emit| {
+        for version in HttpVersion::ALL {
+            for refusal in RequestRefusal::ALL {
+                let labels = [(RequestRefusal::NAME, refusal.reason()), (HttpVersion::NAME, Label::as_str(*version))];
+                emit(&labels, REFUSALS[version.index()].get(*refusal));
+            }
+        }
+    });
     metrics::expose_counters("tidegate_responses_aborted", "Responses that were not completed.", &ABORTS);
-    metrics::expose_counter_with("tidegate_requests", "Requests whose head was read.", |emit| emit(&[], BEGUN.get()));
+    metrics::expose_counters("tidegate_requests", "Requests whose head was read.", &BEGUN);
     metrics::expose_counter_with("tidegate_upgrades", "Connections that switched protocols.", |emit| {
         emit(&[], UPGRADES.get());
     });
@@ -73,7 +99,7 @@ pub(crate) fn expose() {
         emit(&[], requests_in_flight() as f64);
     });
     let help = "From a request's head to the last byte of its response.";
-    metrics::expose_histogram("http_server_request_duration_seconds", help, Arc::clone(&DURATION));
+    metrics::expose_histograms("http_server_request_duration_seconds", help, &DURATION);
 }
 
 /// Requests being answered by this process.
@@ -81,11 +107,17 @@ pub(crate) fn requests_in_flight() -> u64 {
     // The two counters are not read at one moment; a request that ends in between must not show as
     // an overflow.
     let ended = DURATION.count();
-    BEGUN.get().saturating_sub(ended)
+    let begun: u64 = HttpVersion::ALL.iter().map(|version| BEGUN.get(*version)).sum();
+    begun.saturating_sub(ended)
 }
 
 pub(super) fn count_abort(reason: AbortReason) {
     ABORTS.inc(reason);
+}
+
+/// Counts a request that is refused.
+pub(super) fn count_refusal(refusal: RequestRefusal, version: HttpVersion) {
+    REFUSALS[version.index()].inc(refusal);
 }
 
 pub(super) fn count_upgrade() {
@@ -95,13 +127,14 @@ pub(super) fn count_upgrade() {
 /// Counts one request as in flight until it ends.
 pub(super) struct InFlightRequest {
     began: Instant,
+    version: HttpVersion,
     is_ended: bool,
 }
 
 impl InFlightRequest {
-    pub(super) fn begin(began: Instant) -> Self {
-        BEGUN.inc();
-        InFlightRequest { began, is_ended: false }
+    pub(super) fn begin(began: Instant, version: HttpVersion) -> Self {
+        BEGUN.inc(version);
+        InFlightRequest { began, version, is_ended: false }
     }
 
     /// Ends the request and returns its duration.
@@ -114,7 +147,7 @@ impl InFlightRequest {
             return Duration::ZERO;
         }
         let duration = self.began.elapsed();
-        DURATION.observe(duration);
+        DURATION.observe(self.version, duration);
         duration
     }
 }
@@ -140,13 +173,14 @@ impl CompletedExchange<'_> {
     pub(super) fn report(&self, context: &WorkerContext) {
         let ExchangeBuffers { request, response, record, .. } = self.buffers;
         if let Some(refusal) = record.refusal {
-            REFUSALS.inc(refusal);
+            count_refusal(refusal, request.version);
             tracing::debug!(reason = refusal.reason(), "request refused");
         }
         if !context.worker.log.is_open() {
             return;
         }
         let trace = record.trace.map(|trace| trace.to_string()).unwrap_or_default();
+        let request_id = record.request_id.as_ref().map(ToString::to_string).unwrap_or_default();
         let (Verdict::Allowed(Admission { evaluations, .. }) | Verdict::Denied(Denial { evaluations, .. })) =
             &record.verdict;
         let shadow_limit = self.snapshot.limits.names(evaluations.shadow_denied);
@@ -180,6 +214,7 @@ impl CompletedExchange<'_> {
             ja4: fingerprint.map(|fingerprint| fingerprint.ja4.as_str()).unwrap_or_default(),
             fingerprint: fingerprint.map(|fingerprint| fingerprint.stable.as_str()).unwrap_or_default(),
             trace_id: &trace,
+            request_id: &request_id,
         });
     }
 }
@@ -196,6 +231,7 @@ pub(super) fn refused(refusal: RequestRefusal, request: &mut Request, snapshot: 
     RequestRecord {
         route,
         refusal: Some(refusal),
+        request_id: snapshot.identity.new_request_id(),
         blame: Some(Blame::Client),
         cache: CacheResult::Error,
         must_close: true,

@@ -159,7 +159,8 @@ impl Connection {
     async fn refuse(&mut self, refusal: RequestRefusal, buffers: &mut ExchangeBuffers) {
         let snapshot = &self.context.snapshot.load();
         buffers.record = refused(refusal, &mut buffers.request, snapshot);
-        let page = degrade::write_refusal(refusal.status(), refusal.reason(), &mut buffers.response);
+        let id = buffers.record.request_id.as_ref();
+        let page = degrade::write_refusal(refusal, id, &mut buffers.response);
         let (_, mut writer) = self.stream.exchange();
         writer.close_connection_after();
         let sent = writer.send(&buffers.response, &mut ResponseBody::Bytes(page)).await;
@@ -176,7 +177,7 @@ impl Connection {
         let Connection { context, stream, peer, .. } = self;
         let (context, peer) = (&**context, &*peer);
         let arrival = Arrival { peer: peer.clone(), at: Instant::now() };
-        let in_flight = InFlightRequest::begin(arrival.at);
+        let in_flight = InFlightRequest::begin(arrival.at, buffers.request.version);
         let (mut incoming, mut writer) = stream.exchange();
         let has_body = !incoming.is_complete();
         let mut request_context = None;
@@ -299,7 +300,7 @@ async fn send(
     body: &mut ResponseBody<'_>,
     mut watch: Option<&mut Http1RequestBody<'_>>,
 ) -> Option<Result<(), SendError>> {
-    if !body.serialized().is_some_and(|serialized| writer.begin_serialized(serialized)) {
+    if !body.serialized().is_some_and(|(serialized, id)| writer.begin_serialized(serialized, id.as_ref())) {
         body.unpack_head(response);
         writer.begin(response, body);
     }

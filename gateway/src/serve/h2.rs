@@ -19,11 +19,13 @@ use tokio::time::Instant;
 use stream::StreamStart;
 use stream_context::StreamContext;
 
+use super::accounting;
 use super::worker_context::{DrainGuard, WorkerContext};
 use crate::http::HttpLimits;
 use crate::http::deadline::ResettableDeadline;
-use crate::http::h2::{FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, reserved_bytes};
-use crate::http::message::Scheme;
+use crate::http::h2::{FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, refused_streams, reserved_bytes};
+use crate::http::message::{HttpVersion, Scheme};
+use crate::http::refusal::RequestRefusal;
 use crate::http::transport::TransportStream;
 use crate::metrics::{self, Counters, Label as _};
 use crate::panics::poll_catch;
@@ -49,6 +51,8 @@ static ABUSES: LazyLock<Counters<FrameAbuse>> = LazyLock::new(Counters::default)
 pub(super) fn expose() {
     let help = "HTTP/2 connections ended because their client sent too many frames, by the kind of frames.";
     metrics::expose_counters("tidegate_http2_floods", help, &ABUSES);
+    let help = "HTTP/2 streams refused because their connection or the process had no memory for them.";
+    metrics::expose_counter_with("tidegate_http2_streams_refused", help, |emit| emit(&[], refused_streams()));
     let help = "Bytes that HTTP/2 connections have reserved for their streams.";
     metrics::expose_gauge_with("tidegate_http2_reserved_bytes", help, |emit| emit(&[], reserved_bytes() as f64));
 }
@@ -287,6 +291,7 @@ impl Driver {
             return DriverStep::End;
         }
         if self.h2.section_began().is_some_and(|began| began + self.limits.header_timeout <= now) {
+            accounting::count_refusal(RequestRefusal::HeadTimeout, HttpVersion::Http2);
             self.abort(Http2ErrorCode::EnhanceYourCalm);
         } else if self.phase == ConnectionPhase::Draining && self.phase_began + DRAIN_TIMEOUT <= now {
             self.finish_drain();

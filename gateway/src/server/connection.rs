@@ -75,10 +75,11 @@ impl ConnectionStart<'_> {
         tasks::set_waiting_for(TaskWait::TlsHandshake);
         let handshake_timeout = self.context.snapshot.load().http.header_timeout;
         // A failed handshake has been counted and logged by the terminator.
-        let TlsConnection { stream, alpn, fingerprint, certificate } =
+        let TlsConnection { stream, alpn, fingerprint, certificate, server_name } =
             terminator.accept(stream, handshake_timeout, ip).await.ok()?;
         details.fingerprint = fingerprint;
         details.certificate = certificate;
+        details.server_name = server_name;
         let opened = match alpn {
             Alpn::H1 => OpenedConnection::H1(TransportStream::tls(stream), Scheme::Https),
             Alpn::H2 => OpenedConnection::H2(TransportStream::tls(stream)),

@@ -10,6 +10,7 @@ use super::pool;
 use super::replay::ReplayBody;
 use crate::endpoint::{CallOutcome, InFlightGuard};
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadSize;
 use crate::http::exchange_clock::Blame;
 use crate::http::fields::Fields;
 use crate::http::h1::UpstreamConnection;
@@ -38,7 +39,7 @@ pub(super) struct HeadVerdict {
 /// A connection after a protocol switch. Its endpoint still counts it as in flight.
 pub(crate) struct Tunnel {
     pub(crate) connection: Box<UpstreamConnection>,
-    _in_flight: InFlightGuard,
+    pub(crate) in_flight: InFlightGuard,
 }
 
 impl<'a> UpstreamExchange<'a> {
@@ -75,7 +76,7 @@ impl<'a> UpstreamExchange<'a> {
 
     /// The connection, after the protocol was switched.
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
-        self.connection.map(|connection| Tunnel { connection, _in_flight: self.in_flight })
+        self.connection.map(|connection| Tunnel { connection, in_flight: self.in_flight })
     }
 
     fn finish_if_idle(&mut self) {
@@ -119,6 +120,12 @@ impl BodySource for UpstreamExchange<'_> {
         if let Some(connection) = &mut self.connection {
             connection.consume(count);
             self.finish_if_idle();
+        }
+    }
+
+    fn set_read_size(&mut self, size: ReadSize) {
+        if let Some(connection) = &mut self.connection {
+            connection.set_read_size(size);
         }
     }
 

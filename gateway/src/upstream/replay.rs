@@ -108,7 +108,10 @@ impl<S: BodySource> ReplayBody<S> {
 
     /// Keeps `count` bytes at the front of the source, if there is room.
     fn keep_front(&mut self, count: usize) {
-        if self.keeping == Keeping::All && self.kept.extend(&self.source.data()[..count]) {
+        if self.keeping == Keeping::All
+            && self.source.account_kept(count)
+            && self.kept.extend(&self.source.data()[..count])
+        {
             self.replayed = self.kept.len();
         } else if self.keeping != Keeping::Lost {
             self.lose();

@@ -316,6 +316,7 @@ fn compare(expected: &ExpectedRequest, request: &Message, ip: &str) -> Result<()
     if !host.is_empty() {
         take("x-forwarded-host", &|value| value == host)?;
     }
+    take("x-request-id", &|value| value.len() == 36)?;
     if !was_sent("traceparent") {
         take("traceparent", &|value| value.len() == 55 && value.starts_with("00-"))?;
     }
@@ -357,10 +358,13 @@ fn refusals(gateway: &Gateway) -> BTreeMap<String, u64> {
     let text = gateway.admin("/metrics").text();
     let series = |line: &str| {
         let rest = line.strip_prefix("tidegate_requests_refused_total{reason=\"")?;
-        let (reason, value) = rest.split_once("\"} ")?;
-        Some((reason.to_owned(), value.trim().parse::<f64>().ok()? as u64))
+        let (reason, rest) = rest.split_once('"')?;
+        Some((reason.to_owned(), rest.rsplit_once(' ')?.1.parse::<f64>().ok()? as u64))
     };
-    text.lines().filter_map(series).collect()
+    // The versions together.
+    let mut refusals = BTreeMap::new();
+    text.lines().filter_map(series).for_each(|(reason, count)| *refusals.entry(reason).or_default() += count);
+    refusals
 }
 
 fn check_metric(runs: &[Run<'_>], before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>) -> Vec<String> {

@@ -2,14 +2,15 @@
 //! compression, and its header table has size 0, so that the status of a response is readable.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::{Gateway, STEP_TIMEOUT};
+use super::tls::{LISTEN_TLS, write_certificate};
+use super::{Gateway, Origin, STEP_TIMEOUT, Script, TempDir, one_route};
 
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
@@ -157,6 +158,11 @@ pub struct FrameClient {
 impl FrameClient {
     /// A connection after the TLS handshake: not even the preface was sent.
     pub fn connect_silent(gateway: &Gateway, trusted: &CertificateDer<'static>) -> Self {
+        Self::try_connect_silent(gateway.address, trusted).expect("a connection")
+    }
+
+    /// As `connect_silent`, to a gateway that may refuse the connection.
+    pub fn try_connect_silent(address: SocketAddr, trusted: &CertificateDer<'static>) -> std::io::Result<Self> {
         let mut roots = RootCertStore::empty();
         roots.add(trusted.clone()).expect("a usable certificate");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -165,27 +171,32 @@ impl FrameClient {
         config.alpn_protocols = vec![b"h2".to_vec()];
         let name = ServerName::try_from("gate.test").expect("a name");
         let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
-        let socket = TcpStream::connect_timeout(&gateway.address, STEP_TIMEOUT).expect("a connection");
+        let socket = TcpStream::connect_timeout(&address, STEP_TIMEOUT)?;
         socket.set_nodelay(true).expect("a live socket");
         socket.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
         socket.set_write_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
         let mut stream = StreamOwned::new(connection, socket);
         while stream.conn.is_handshaking() {
-            stream.conn.complete_io(&mut stream.sock).expect("a handshake");
+            stream.conn.complete_io(&mut stream.sock)?;
         }
         assert_eq!(stream.conn.alpn_protocol(), Some(&b"h2"[..]));
-        FrameClient { stream, received: Vec::new(), goaway: None }
+        Ok(FrameClient { stream, received: Vec::new(), goaway: None })
     }
 
     /// A connection whose streams have this initial window.
     pub fn connect(gateway: &Gateway, trusted: &CertificateDer<'static>, window: u32) -> Self {
         let mut client = Self::connect_silent(gateway, trusted);
+        client.send_preface(window);
+        client
+    }
+
+    /// Sends the preface and the settings.
+    pub fn send_preface(&mut self, window: u32) {
         let mut settings = vec![0, 1, 0, 0, 0, 0, 0, 4];
         settings.extend_from_slice(&window.to_be_bytes());
         let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-        client.send_bytes(&[&preface[..], &Frame::new(SETTINGS, 0, 0).with(settings).bytes()].concat());
-        client.send(&Frame::new(SETTINGS, ACK, 0));
-        client
+        self.send_bytes(&[&preface[..], &Frame::new(SETTINGS, 0, 0).with(settings).bytes()].concat());
+        self.send(&Frame::new(SETTINGS, ACK, 0));
     }
 
     pub fn send(&mut self, frame: &Frame) {
@@ -277,4 +288,50 @@ impl FrameClient {
         while self.next_within(deadline.saturating_sub(start.elapsed())).is_some() {}
         (start.elapsed() < deadline).then_some(self.goaway)
     }
+}
+
+/// The first window of streams by default.
+pub const WINDOW: u32 = 65_535;
+
+/// An origin, and a gateway with TLS before it.
+pub struct Server {
+    pub origin: Origin,
+    pub gateway: Gateway,
+    pub trusted: CertificateDer<'static>,
+}
+
+impl Server {
+    pub fn start(origin: Origin, route: &str, rest: &str) -> Self {
+        let dir = TempDir::new();
+        let trusted = write_certificate(&dir);
+        let config = one_route(origin.address, route, &format!("{rest}\n{LISTEN_TLS}"));
+        Server { gateway: Gateway::start_in(dir, &config), origin, trusted }
+    }
+
+    /// Before another server than an `Origin`, which then is not used.
+    pub fn before(address: SocketAddr, route: &str, rest: &str) -> Self {
+        let dir = TempDir::new();
+        let trusted = write_certificate(&dir);
+        let config = one_route(address, route, &format!("{rest}\n{LISTEN_TLS}"));
+        let origin = Origin::start(|_| Script::ok(&[], ""));
+        Server { gateway: Gateway::start_in(dir, &config), origin, trusted }
+    }
+
+    pub fn echo(rest: &str) -> Self {
+        Self::start(Origin::start(|request| Script::ok(&[], format!("{} bytes", request.body.len()))), "", rest)
+    }
+
+    pub fn connect(&self) -> FrameClient {
+        FrameClient::connect(&self.gateway, &self.trusted, WINDOW)
+    }
+}
+
+/// The status of the first head.
+pub fn status(frames: &[Frame]) -> u16 {
+    frames.iter().find(|frame| frame.kind == HEADERS).map_or(0, Frame::status)
+}
+
+/// The payloads of DATA frames.
+pub fn body(frames: &[Frame]) -> Vec<u8> {
+    frames.iter().filter(|frame| frame.kind == DATA).flat_map(|frame| frame.payload.clone()).collect()
 }

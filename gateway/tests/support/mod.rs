@@ -292,14 +292,22 @@ impl Gateway {
         Client::connect(self.admin).get(target, &[("host", "localhost")])
     }
 
-    /// Value of a series such as `name_total{label="x"}`; 0 if the metric has no such series (yet).
+    /// Sum of the series such as `name_total{label="x"}`, whatever their other labels; 0 if the
+    /// metric has no such series (yet).
     #[track_caller]
     pub fn metric(&self, series: &str) -> f64 {
         let exposition = self.admin("/metrics").text();
-        let family = series.split('{').next().unwrap_or(series);
+        let (family, labels) = series.trim_end_matches('}').split_once('{').unwrap_or((series, ""));
+        let wanted: Vec<&str> = labels.split(',').filter(|label| !label.is_empty()).collect();
         assert!(exposition.contains(family.trim_end_matches("_total")), "no metric {family} in\n{exposition}");
-        let mut values = exposition.lines().filter_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-        values.next().and_then(|value| value.trim().parse().ok()).unwrap_or(0.0)
+        let values = exposition.lines().filter_map(|line| {
+            let (found, value) = line.strip_prefix(family)?.rsplit_once(' ')?;
+            let is_series = found.is_empty() || found.starts_with('{');
+            let found: Vec<&str> = found.trim_matches(['{', '}']).split(',').collect();
+            let is_wanted = is_series && wanted.iter().all(|label| found.contains(label));
+            is_wanted.then(|| value.parse::<f64>().ok()).flatten()
+        });
+        values.sum()
     }
 
     /// Waits for `count` lines of the access log (`access = "stdout"`) and returns all lines.

@@ -50,6 +50,29 @@ impl FillReader {
         state.is_open() || state.buffered() > WINDOW_BYTES_MIN
     }
 
+    /// The whole body, if it has arrived, is short, has no trailers, and nothing of it was read.
+    pub(crate) fn take_whole(&mut self) -> Option<Bytes> {
+        /// Pieces of a longer body would be copied for each reader.
+        const WHOLE_BYTES_MAX: u64 = 256 << 10;
+        let state = self.fill.lock();
+        let FillPhase::Streaming(_, BodyProgress::Complete(None)) = &state.phase else { return None };
+        if self.offset > 0 || !self.chunk.is_empty() || state.buffered() != state.length() {
+            return None;
+        }
+        if state.length() > WHOLE_BYTES_MAX {
+            return None;
+        }
+        let mut chunks = state.chunks();
+        match (chunks.next(), chunks.next()) {
+            (Some(only), None) => Some(only.clone()),
+            (first, second) => {
+                let chunks: Vec<&[u8]> =
+                    first.into_iter().chain(second).chain(chunks).map(|chunk| &chunk[..]).collect();
+                Some(chunks.concat().into())
+            }
+        }
+    }
+
     /// Ends without reading: the client has the object already. A body that is kept is still
     /// completed, for the store and for other readers.
     pub(crate) fn leave_to_store(self) {

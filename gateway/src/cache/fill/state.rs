@@ -197,6 +197,11 @@ impl FillState {
         self.chunks.iter().map(|chunk| &chunk.data)
     }
 
+    /// Bytes of the body so far.
+    pub(super) fn length(&self) -> u64 {
+        self.end
+    }
+
     /// Bytes that are buffered.
     pub(super) fn buffered(&self) -> u64 {
         self.end - self.start

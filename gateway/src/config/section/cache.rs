@@ -1,7 +1,7 @@
 //! `[cache]`: sizes and keys of the response cache.
 
 use super::super::table_reader::{RenamedKey, TableReader};
-use super::super::value_kind::{IntegerRange, OneOf, ParsedString, SizeRange};
+use super::super::value_kind::{Boolean, IntegerRange, OneOf, ParsedString, SizeRange};
 use super::bounds::{GIB, KIB, MIB, index, index_of};
 use super::{formats, limits};
 use crate::cache;
@@ -42,6 +42,7 @@ pub(super) fn read(root: &TableReader<'_>) -> cache::CacheConfig {
         key_sort_query: table.value_or("key_query_order", &QUERY_ORDER, default.key_sort_query),
         key_fields: formats::list(table, "key_fields", formats::FIELD_NAME, default.key_fields),
         exposes_key: table.value_or("status_key", &STATUS_KEY, default.exposes_key),
+        heuristic: table.value_or("heuristic", &Boolean, default.heuristic),
         variants: index(table.value_or("variants", &IntegerRange(1..=1_024), index_of(default.variants))),
         targeted: formats::list(table, "targeted", formats::FIELD_NAME, default.targeted),
         strip_targeted: table.value_or("targeted_to_clients", &TO_CLIENTS, default.strip_targeted),

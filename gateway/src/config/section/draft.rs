@@ -42,4 +42,6 @@ pub(in crate::config) struct RouteReferences {
     pub(in crate::config) upstream: Option<Located<String>>,
     pub(in crate::config) limits: Vec<Located<String>>,
     pub(in crate::config) key_classes: Option<NamedClasses>,
+    /// Whether the route decides about heuristic lifetimes.
+    pub(in crate::config) has_heuristic: bool,
 }

@@ -4,7 +4,7 @@ use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::node::DocumentValue;
 use super::super::read_context::Located;
 use super::super::table_reader::{TableReader, ValueOrTable};
-use super::super::value_kind::{AnyString, InputValue, OneOf, ParsedString, ValueKind};
+use super::super::value_kind::{AnyString, Boolean, InputValue, OneOf, ParsedString, ValueKind};
 use super::{formats, geoip, tokens};
 use crate::identify::{AccessConfig, CertificateField, ForwardedField, IdentityConfig, IdentitySource};
 
@@ -76,6 +76,8 @@ pub(super) fn read(root: &TableReader<'_>) -> (IdentityConfig, Vec<DocumentLocat
             untrusted_fields: formats::list(table, "untrusted_fields", formats::FIELD_NAME, default.untrusted_fields),
             has_fingerprints: default.has_fingerprints,
             has_principals: default.has_principals,
+            request_id: table.value_or("request_id", &Boolean, default.request_id),
+            has_user_names: default.has_user_names,
             secret: table.value_or("secret", &AnyString, default.secret),
         };
         (config, proxy_dependent)

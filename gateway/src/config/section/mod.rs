@@ -25,11 +25,13 @@ pub(super) use draft::ConfigDraft;
 pub(super) use formats::parse_endpoint;
 pub(super) use route_actions::unkeyed_variable;
 
+use std::time::Duration;
+
 use super::model::Config;
 use super::table_reader::TableReader;
 use crate::accept::ListenConfig;
 use crate::limit::LimitConfig;
-use crate::route::RouteConfig;
+use crate::route::{RouteConfig, TemplateVariable};
 
 /// Reads the whole document.
 pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
@@ -50,7 +52,13 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
     let (rules, rules_at) = limits::rules(root, &weights, &mut identify).into_iter().unzip();
     let dns = upstreams::dns(root);
     let (upstreams, upstreams_at) = upstreams::read(root).into_iter().unzip();
-    let (routes, route_names): (Vec<RouteConfig>, Vec<_>) = routes::read(root).into_iter().unzip();
+    let (mut routes, route_names): (Vec<RouteConfig>, Vec<_>) = routes::read(root).into_iter().unzip();
+    if !cache.heuristic {
+        let without = routes.iter_mut().zip(&route_names).filter(|(_, names)| !names.has_heuristic);
+        without.filter_map(|(route, _)| route.cache.as_mut()).for_each(|policy| policy.heuristic_max = Duration::ZERO);
+    }
+    let mut edits = routes.iter().filter_map(|route| route.edits.as_deref());
+    identify.has_user_names = edits.any(|edits| edits.uses(TemplateVariable::User));
     http.route_body_bytes = routes.iter().filter_map(|route| route.body_bytes).max().unwrap_or(0);
     server::unavailable(root);
     ConfigDraft {

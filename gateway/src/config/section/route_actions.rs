@@ -16,7 +16,7 @@ use super::formats;
 use crate::http::message::Scheme;
 use crate::route::{
     CorsPolicy, FixedResponse, HeaderEdits, OriginPattern, PathPattern, PathRewrite, Redirect, RouteAction,
-    RouteConditions, RouteEdits, Template, TemplateVariable, ValuePattern,
+    RouteConditions, RouteEdits, SecurityHeaders, Template, TemplateVariable, ValuePattern,
 };
 
 /// Largest body of a fixed response. Larger ones belong to a file server.
@@ -52,11 +52,17 @@ const ORIGIN: ParsedString<OriginPattern> = ParsedString {
     },
 };
 
+const SECURITY_HEADERS: OneOf<Option<SecurityHeaders>> = OneOf(&[
+    ("off", Some(None)),
+    ("basic", Some(Some(SecurityHeaders::Basic))),
+    ("strict", Some(Some(SecurityHeaders::Strict))),
+]);
+
 const SCHEMES: OneOf<Scheme> = OneOf(&[("http", Some(Scheme::Http)), ("https", Some(Scheme::Https))]);
 
-/// Fields that the gateway writes by itself: of a connection, of the framing, of the trace and the
-/// deadline.
-const FIXED_FIELDS: [&str; 12] = [
+/// Fields that the gateway writes by itself: of a connection, of the framing, of the trace, the id
+/// of the request and the deadline.
+const FIXED_FIELDS: [&str; 13] = [
     "connection",
     "content-length",
     "keep-alive",
@@ -68,6 +74,7 @@ const FIXED_FIELDS: [&str; 12] = [
     "via",
     "expect",
     "traceparent",
+    "x-request-id",
     "x-envoy-expected-rq-timeout-ms",
 ];
 
@@ -128,6 +135,7 @@ pub(super) fn action(table: &TableReader<'_>) -> RouteAction {
             status: status.unwrap_or(StatusCode::OK),
             body: Bytes::from(body),
             content_type,
+            forms: std::sync::Arc::default(),
         })
     });
     if has_redirect && has_respond {
@@ -174,7 +182,8 @@ pub(super) fn edits(table: &TableReader<'_>, path: &PathPattern) -> Option<Box<R
         });
         (request, table.table("response", header_edits))
     });
-    let edits = RouteEdits { request, response, host, path: path_rewrite(table, path), cors: cors(table) };
+    let security = table.value_or("security_headers", &SECURITY_HEADERS, None);
+    let edits = RouteEdits { request, response, host, path: path_rewrite(table, path), cors: cors(table), security };
     check_cors_fields(table, &edits);
     (edits != RouteEdits::default()).then(|| Box::new(edits))
 }
@@ -278,7 +287,8 @@ fn cors_policy(table: &TableReader<'_>, is_set: bool) -> Option<CorsPolicy> {
 /// A value of the caller in requests for the origin, whose responses may be shared, and whether
 /// `Vary` can name the field that has it.
 pub(in crate::config) fn unkeyed_variable(edits: &RouteEdits) -> Option<(&'static str, bool)> {
-    let variables = [("client_ip", TemplateVariable::ClientIp), ("tier", TemplateVariable::Tier)];
+    let variables =
+        [("client_ip", TemplateVariable::ClientIp), ("tier", TemplateVariable::Tier), ("user", TemplateVariable::User)];
     variables.into_iter().find_map(|(name, variable)| {
         let in_path = matches!(&edits.path, Some(PathRewrite::Replace(path)) if path.uses(variable));
         let in_host = edits.host.as_ref().is_some_and(|host| host.uses(variable));

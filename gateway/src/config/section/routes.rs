@@ -9,11 +9,16 @@ use http::StatusCode;
 use super::super::expand::read_file;
 use super::super::fault::ConfigProblem;
 use super::super::read_context::Located;
-use super::super::table_reader::TableReader;
-use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, SizeRange, ValueKind};
-use super::bounds::{DAY, GIB, HOUR, MS, SECOND};
+use super::super::table_reader::{TableReader, ValueOrTable};
+use super::super::value_kind::{
+    AnyString, ArrayOf, Boolean, DurationRange, IntegerRange, OneOf, ParsedString, SizeRange, ValueKind,
+};
+use super::bounds::{DAY, GIB, HOUR, MIB, MS, SECOND};
 use super::draft::RouteReferences;
 use super::{auth, formats, route_actions};
+use crate::compress::{CompressConfig, TypePattern};
+use crate::http::compressed_forms::ContentCoding;
+use crate::http::fields::is_token;
 use crate::pages::{ErrorPage, ErrorPages};
 use crate::route::{ClientNetworks, ForwardPath, HostPattern, PathPattern, RouteAction, RouteConfig, TimeoutOverrides};
 use crate::{cache, degrade};
@@ -74,6 +79,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         body_bytes: table.optional("body_bytes", &SizeRange(0..=1_024 * GIB)).map(|bytes| bytes.value),
         pages: pages(table),
         clients: clients(table),
+        compress: compression(table),
         auth,
         ..default
     };
@@ -89,6 +95,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         upstream,
         limits,
         key_classes,
+        has_heuristic: ["heuristic", "heuristic_max"].iter().any(|key| table.has_at(&["cache", key])),
     };
     (config, names)
 }
@@ -99,6 +106,47 @@ fn clients(table: &TableReader<'_>) -> Option<Box<ClientNetworks>> {
         denied: formats::list(table, "deny", formats::NETWORK, Vec::new()),
     };
     (clients != ClientNetworks::default()).then(|| Box::new(clients))
+}
+
+const CODINGS: OneOf<ContentCoding> = OneOf(&[
+    ("zstd", Some(ContentCoding::Zstd)),
+    ("br", Some(ContentCoding::Brotli)),
+    ("gzip", Some(ContentCoding::Gzip)),
+]);
+
+const MEDIA_TYPE: ParsedString<TypePattern> = ParsedString {
+    name: "a media type such as \"text/html\", \"text/*\" or \"*+json\"",
+    parse: |text| {
+        let lower = text.to_ascii_lowercase();
+        let is_token = |part: &str| is_token(part.as_bytes());
+        let pattern = match lower.split_once('/') {
+            Some((kind, "*")) if is_token(kind) && kind != "*" => TypePattern::Prefix(format!("{kind}/")),
+            Some((kind, name)) if is_token(kind) && is_token(name) && !lower.contains('*') => TypePattern::Exact(lower),
+            None if lower.strip_prefix("*+").is_some_and(is_token) => TypePattern::Suffix(lower[1..].to_owned()),
+            _ => return Err(ConfigProblem::bad_value(format!("`{text}` is not a media type"))),
+        };
+        Ok(pattern)
+    },
+    format: TypePattern::source,
+};
+
+/// The codings of `compress`, or its table.
+fn compression(table: &TableReader<'_>) -> Option<Box<CompressConfig>> {
+    let codings = ArrayOf { item: CODINGS, min_items: 1 };
+    let default = CompressConfig::default();
+    let values = |codings: Vec<Located<ContentCoding>>| codings.into_iter().map(|coding| coding.value).collect();
+    let read = table.value_or_table("compress", &codings, |table| CompressConfig {
+        codings: table.optional("codings", &codings).map_or(default.codings.clone(), |codings| values(codings.value)),
+        types: formats::list(table, "types", MEDIA_TYPE, default.types.clone()),
+        min_bytes: table.value_or("min_bytes", &SizeRange(0..=MIB), default.min_bytes),
+        credentials: table.value_or("credentials", &Boolean, default.credentials),
+    });
+    read.map(|read| match read {
+        ValueOrTable::Value(codings) => {
+            Box::new(CompressConfig { codings: values(codings.value), ..CompressConfig::default() })
+        }
+        ValueOrTable::Table(config) => Box::new(config),
+    })
 }
 
 fn optional(table: &TableReader<'_>, key: &'static str, range: RangeInclusive<Duration>) -> Option<Duration> {
@@ -117,7 +165,7 @@ fn cache_policy(table: &TableReader<'_>, default: cache::CachePolicy) -> Option<
         default_ttl: table.value_or("default_ttl", &lifetime, default.default_ttl),
         ttl: by_status(table, "ttl", &lifetime),
         ttl_jitter_percent: table.value_or("ttl_jitter_percent", &IntegerRange(0..=50), default.ttl_jitter_percent),
-        heuristic_max: table.value_or("heuristic_max", &lifetime, default.heuristic_max),
+        heuristic_max: heuristic_max(table, &lifetime, default.heuristic_max),
         tags: Some(table.value_or("tags", &formats::FIELD_NAME_OR_EMPTY, default.tags.unwrap_or_default()))
             .filter(|field| !field.is_empty()),
         set_cookie: table.value_or("set_cookie", &SET_COOKIE, default.set_cookie),
@@ -126,6 +174,17 @@ fn cache_policy(table: &TableReader<'_>, default: cache::CachePolicy) -> Option<
         stale_while_revalidate: table.value_or("stale_while_revalidate", &lifetime, default.stale_while_revalidate),
     };
     is_enabled.then_some(policy)
+}
+
+/// The bound of heuristic lifetimes; `heuristic = false` is zero.
+fn heuristic_max(table: &TableReader<'_>, lifetime: &DurationRange, default: Duration) -> Duration {
+    let is_off = table.optional("heuristic", &Boolean).is_some_and(|heuristic| !heuristic.value);
+    let (max, at) = table.located_or("heuristic_max", lifetime, default);
+    if let Some(at) = at.filter(|_| is_off && !max.is_zero()) {
+        let problem = ConfigProblem::bad_value("`heuristic = false` allows no heuristic lifetime");
+        table.context.error(&at, problem.hint("remove one of the two"));
+    }
+    if is_off { Duration::ZERO } else { max }
 }
 
 /// Values by status, `{ 404 = VALUE, 5xx = VALUE }`; single statuses come first.

@@ -137,6 +137,7 @@ known! {
     XRemoteAddr = "x-remote-addr",
     XRemoteIp = "x-remote-ip",
     XRemoteUser = "x-remote-user",
+    XRequestId = "x-request-id",
     XRewriteUrl = "x-rewrite-url",
     XScheme = "x-scheme",
     XScriptName = "x-script-name",

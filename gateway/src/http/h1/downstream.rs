@@ -646,11 +646,12 @@ impl ResponseWriter<'_> {
         self.timeouts = None;
     }
 
-    /// Prepares a serialized response. Returns whether it fits this request and connection.
-    pub(crate) fn begin_serialized(&mut self, serialized: &SerializedResponse) -> bool {
+    /// Prepares a serialized response with its id. Returns whether it fits this request and
+    /// connection.
+    pub(crate) fn begin_serialized(&mut self, serialized: &SerializedResponse, id: Option<&[u8; 36]>) -> bool {
         let fits = *self.keep_alive && self.version == HttpVersion::Http11 && !self.is_head;
         if fits {
-            self.writer.head_buffer().extend_from_slice(&serialized.text);
+            serialized.write(id, self.writer.head_buffer());
             self.writer.begin_serialized(serialized.body_bytes);
             self.timeouts = None;
         }

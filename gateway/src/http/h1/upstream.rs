@@ -19,13 +19,14 @@ use super::response;
 use super::scan::{HeadScanner, ScanResult};
 use super::send::{self, MessageWriter, SendError};
 use crate::http::body::{BodyError, BodySource};
-use crate::http::buffer::ReadBuffer;
+use crate::http::buffer::{ReadBuffer, ReadSize};
 use crate::http::exchange_clock::{AwaitedStep, Blame, ClockEvent, ExchangeClock, ExchangeTimeout, ExchangeTimeouts};
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode, is_bodiless};
 use crate::http::text;
 use crate::http::tls_fault::TlsFault;
 use crate::http::transport::TransportStream;
+use crate::http::websocket;
 use crate::metrics::Label as _;
 
 /// Maximum bytes of a response head; a larger one is refused.
@@ -207,6 +208,7 @@ impl UpstreamConnection {
         self.is_event_stream = false;
         self.request_state = RequestState::Sending;
         self.has_sent = false;
+        self.buffer.set_read_size(request.read_size);
         self.write_head(request);
         let mut progress = HeadProgress::default();
         poll_fn(|cx| {
@@ -229,6 +231,7 @@ impl UpstreamConnection {
                             .map_err(UpstreamConnectionError::Malformed)?;
                         self.buffer.consume(length);
                         if !response.status.is_informational() {
+                            self.buffer.shrink();
                             self.begin_body(&request.method, response, persistent);
                             return Poll::Ready(Ok(()));
                         }
@@ -256,6 +259,11 @@ impl UpstreamConnection {
             }
         })
         .await
+    }
+
+    /// The stream and the bytes received from it but not consumed, after a protocol switch.
+    pub(in crate::http) fn into_parts(self) -> (TransportStream, ReadBuffer) {
+        (self.io, self.buffer)
     }
 
     /// The stream and the bytes received from it but not consumed.
@@ -453,6 +461,11 @@ impl UpstreamConnection {
         };
     }
 
+    /// Sets how much of the body is read before it is taken.
+    pub(crate) fn set_read_size(&mut self, size: ReadSize) {
+        self.buffer.set_read_size(size);
+    }
+
     /// Whether the body of the response has ended.
     pub(crate) fn is_body_done(&self) -> bool {
         matches!(self.body, ResponseBodyState::Done)
@@ -613,4 +626,16 @@ fn is_switch(request: &Request, response: &Response) -> bool {
         && request.length == BodyLength::Empty
         && chosen.peek().is_some()
         && chosen.all(offered)
+        && (request.version != HttpVersion::Http2 || is_accepted(request, response))
+}
+
+/// Whether the response answers the key of a WebSocket handshake, which the gateway has made for a
+/// client of HTTP/2.
+fn is_accepted(request: &Request, response: &Response) -> bool {
+    let mut keys = request.fields.named(websocket::KEY.as_bytes());
+    let mut answers = response.fields.named(websocket::ACCEPT.as_bytes());
+    match (keys.next(), answers.next(), answers.next()) {
+        (Some(key), Some(answer), None) => answer == websocket::accept(key).as_bytes(),
+        _ => false,
+    }
 }

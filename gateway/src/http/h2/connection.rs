@@ -22,10 +22,10 @@ use super::priority::Priority;
 use super::request_body::{UploadFault, UploadStream, WINDOW_FIRST};
 use super::request_head::{HeadDetails, HeadReader, HeadRefusal, is_name, is_value};
 use super::sender::Sender;
-use super::shared::ConnectionShared;
+use super::shared::{self, ConnectionShared};
 use super::stream::{Http2Stream, OutgoingBody};
 use crate::http::body::{BodyError, BodySource};
-use crate::http::buffer::ReadBuffer;
+use crate::http::buffer::{ReadBuffer, ReadSize};
 use crate::http::fields::Fields;
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, Request, Response};
@@ -34,9 +34,18 @@ use crate::http::write_timer::WriteTimer;
 
 /// Concurrent streams of one connection; the default of nginx.
 const STREAMS_MAX: u32 = 128;
-/// Bytes of memory that one stream takes beside its head and its body: the task with the state of
-/// the pipeline, and the buffers of its exchange.
-const STREAM_COST: usize = 12 << 10;
+/// Bytes of memory that one stream takes beside its head and its body, measured with a connection to
+/// an upstream: the task with the state of the pipeline, and the buffers of its exchange.
+const STREAM_COST: usize = 11 << 10;
+/// The fields of a head are copied for the upstream.
+const HEAD_COPIES: usize = 2;
+/// Bytes of a response that are read at once from an upstream, once its head was sent.
+const READ_BYTES: usize = 64 << 10;
+/// With so many open streams, only a little of the responses of further ones is read with their
+/// heads: their client may not take them.
+const READERS_MAX: usize = 8;
+/// Bytes of the head of a response that are part of the cost of a stream.
+const RESPONSE_HEAD: usize = 2 << 10;
 /// The receiving window of the connection. It is opened again as bytes arrive.
 const CONNECTION_WINDOW: u32 = 1 << 20;
 /// The first window of a stream before the client knows the settings.
@@ -146,11 +155,12 @@ enum FrameOutcome<B: BodySource> {
 
 impl<B: BodySource> Http2Connection<B> {
     pub(crate) fn new(io: TransportStream, address: IpAddr, limits: HttpLimits) -> Rc<Self> {
+        let shared = ConnectionShared::new(usize::try_from(limits.http2_memory).unwrap_or(usize::MAX));
         let connection = Http2Connection {
             io,
-            shared: ConnectionShared::new(usize::try_from(limits.http2_memory).unwrap_or(usize::MAX)),
             receiver: RefCell::new(Receiver { buffer: ReadBuffer::default(), state: ReceiveState::new() }),
-            sender: RefCell::new(Sender::new()),
+            sender: RefCell::new(Sender::new(&shared)),
+            shared,
             streams: RefCell::default(),
             closed: RefCell::default(),
             counts: RefCell::new(FrameCounts::new(address)),
@@ -174,6 +184,7 @@ impl<B: BodySource> Http2Connection<B> {
             (frame::SETTING_STREAMS_MAX, STREAMS_MAX),
             (frame::SETTING_INITIAL_WINDOW, WINDOW_FIRST),
             (frame::SETTING_SECTION_BYTES, u32::try_from(self.limits.header_bytes).unwrap_or(u32::MAX)),
+            (frame::SETTING_EXTENDED_CONNECT, 1),
             (frame::SETTING_NO_OLD_PRIORITIES, 1),
         ] {
             payload.extend_from_slice(&setting.to_be_bytes());
@@ -506,10 +517,13 @@ impl<B: BodySource> Http2Connection<B> {
             return Ok(FrameOutcome::Continue);
         }
         let head = reader.finish(section.ends_stream, &self.limits, request);
-        let cost = STREAM_COST + head.as_ref().map_or(0, |details| details.bytes);
-        let is_full = self.streams.borrow().len() >= STREAMS_MAX as usize;
-        if is_full || !self.shared.account(cost) {
+        if self.streams.borrow().len() >= STREAMS_MAX as usize {
             self.write_reset(id, Http2ErrorCode::RefusedStream);
+            return Ok(FrameOutcome::Continue);
+        }
+        let cost = STREAM_COST + HEAD_COPIES * head.as_ref().map_or(0, |details| details.bytes);
+        if !self.shared.account(cost) {
+            self.refuse_stream(id);
             return Ok(FrameOutcome::Continue);
         }
         let mut upload = None;
@@ -518,7 +532,7 @@ impl<B: BodySource> Http2Connection<B> {
             upload = UploadStream::new(id, window, &self.shared);
             let Some(upload) = &upload else {
                 self.shared.release(cost);
-                self.write_reset(id, Http2ErrorCode::RefusedStream);
+                self.refuse_stream(id);
                 return Ok(FrameOutcome::Continue);
             };
             if let BodyLength::Known(length) = request.length {
@@ -531,6 +545,9 @@ impl<B: BodySource> Http2Connection<B> {
         }
         let window = self.sender.borrow().stream_window;
         let stream = Http2Stream::new(id, upload, window, priority, cost);
+        if self.streams.borrow().len() >= READERS_MAX {
+            request.read_size = ReadSize::Least;
+        }
         self.streams.borrow_mut().push(Rc::clone(&stream));
         let handle = StreamHandle { connection: Rc::clone(self), stream };
         Ok(FrameOutcome::Request(IncomingRequest { handle, head }))
@@ -697,6 +714,13 @@ impl<B: BodySource> Http2Connection<B> {
         self.remember(ClosedStream { id, was_reset: true });
     }
 
+    /// Refuses a stream for lack of memory. Its client has done nothing that it may not, but may not
+    /// go on for ever.
+    fn refuse_stream(&self, id: u32) {
+        shared::count_refused_stream();
+        self.write_reset(id, Http2ErrorCode::RefusedStream);
+    }
+
     /// Removes a stream whose last frame was handed over or received.
     pub(super) fn close(&self, stream: &Rc<Http2Stream<B>>, was_reset: bool) {
         let mut streams = self.streams.borrow_mut();
@@ -705,6 +729,21 @@ impl<B: BodySource> Http2Connection<B> {
         drop(streams);
         self.sender.borrow_mut().remove(stream);
         self.remember(ClosedStream { id: stream.id, was_reset });
+    }
+
+    /// Fills the body of a response. The client may not read it: the space for more than a little
+    /// is accounted for, and what is not granted stays in the sockets.
+    fn poll_fill(&self, cx: &mut Context<'_>, stream: &Http2Stream<B>, body: &mut B) -> Poll<Result<(), BodyError>> {
+        if stream.read_grant.get() == 0 {
+            let is_granted = self.shared.account_growth(READ_BYTES);
+            stream.read_grant.set(if is_granted { READ_BYTES } else { 0 });
+            body.set_read_size(if is_granted { ReadSize::Normal } else { ReadSize::Least });
+        }
+        let filled = body.poll_fill(cx);
+        if filled.is_pending() || body.data().is_empty() {
+            self.shared.release(stream.read_grant.take());
+        }
+        filled
     }
 
     fn remember(&self, stream: ClosedStream) {
@@ -940,6 +979,23 @@ impl<B: BodySource> StreamHandle<B> {
         Poll::Pending
     }
 
+    /// Accounts for the head of a response. Returns whether the connection may hold it.
+    pub(crate) fn account_head(&self, response: &Response) -> bool {
+        let bytes = response.fields.heap_bytes();
+        let is_held = bytes <= RESPONSE_HEAD || self.connection.shared.account(bytes);
+        if is_held && bytes > RESPONSE_HEAD {
+            self.stream.head_cost.set(bytes);
+        }
+        is_held
+    }
+
+    /// The head was sent. Returns whether it was accounted for.
+    pub(crate) fn release_head(&self) -> bool {
+        let bytes = self.stream.head_cost.take();
+        self.connection.shared.release(bytes);
+        bytes > 0
+    }
+
     /// Sends the head of the response. `remaining`: the length of the body, if it is known.
     pub(crate) fn begin_response(&self, response: &Response, body: B, remaining: Option<u64>) {
         if self.stream.reset.get().is_some() {
@@ -986,7 +1042,9 @@ impl<B: BodySource> StreamHandle<B> {
             let Some(OutgoingBody { body, remaining }) = &mut *outgoing else {
                 return Poll::Ready(Err(ResponseEnd::ClientClosed));
             };
-            ready!(body.poll_fill(cx)).map_err(ResponseEnd::Source)?;
+            if body.data().is_empty() && body.complete_body().is_none() {
+                ready!(connection.poll_fill(cx, stream, body)).map_err(ResponseEnd::Source)?;
+            }
             if body.data().is_empty() {
                 if remaining.is_some() {
                     return Poll::Ready(Err(ResponseEnd::Source(BodyError::Truncated)));
@@ -1041,7 +1099,7 @@ impl<B: BodySource> Drop for StreamHandle<B> {
             }
         }
         connection.sender.borrow_mut().remove(stream);
-        connection.shared.release(stream.cost);
+        connection.shared.release(stream.cost + stream.head_cost.take() + stream.read_grant.take());
         // The body may hold a connection to an upstream.
         drop(stream.outgoing.borrow_mut().take());
         connection.shared.wake();

@@ -36,6 +36,8 @@ pub(super) const SETTING_STREAMS_MAX: u16 = 0x3;
 pub(super) const SETTING_INITIAL_WINDOW: u16 = 0x4;
 pub(super) const SETTING_PAYLOAD_MAX: u16 = 0x5;
 pub(super) const SETTING_SECTION_BYTES: u16 = 0x6;
+/// RFC 8441 section 3.
+pub(super) const SETTING_EXTENDED_CONNECT: u16 = 0x8;
 /// RFC 9218 section 2.1.
 pub(super) const SETTING_NO_OLD_PRIORITIES: u16 = 0x9;
 

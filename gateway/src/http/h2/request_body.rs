@@ -5,6 +5,7 @@
 //! no more than it is held, and it is accounted for.
 
 use std::cell::RefCell;
+use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
@@ -21,6 +22,10 @@ use crate::http::message::{InterimResponses, Request, Response, StatusCode};
 /// stream, which bounds the speed of an upload together with the round-trip time.
 pub(super) const WINDOW_FIRST: u32 = 16 << 10;
 const WINDOW_MAX: u32 = 256 << 10;
+/// Space for received bytes that is used again.
+const REUSED_MAX: usize = 4 << 10;
+/// Bytes that an upload takes beside its window: those on their way to the upstream.
+const UPLOAD_COST: usize = 8 << 10;
 
 /// The receiving side of one stream.
 pub(crate) struct UploadStream {
@@ -42,6 +47,8 @@ struct UploadState {
     announced: Option<u64>,
     end: Option<UploadEnd>,
     trailers: Option<Box<Fields>>,
+    /// Bytes that are kept in case the request is sent again.
+    kept: usize,
     /// Received bytes are dropped.
     is_discarded: bool,
     discarded: usize,
@@ -67,7 +74,7 @@ pub(super) enum UploadFault {
 impl UploadStream {
     /// `window` is the first window. `None`: the memory of the connection is used up.
     pub(super) fn new(stream: u32, window: u32, shared: &Rc<ConnectionShared>) -> Option<Rc<Self>> {
-        if !shared.account(window as usize) {
+        if !shared.account(window as usize + UPLOAD_COST) {
             return None;
         }
         let state = UploadState {
@@ -78,6 +85,7 @@ impl UploadStream {
             announced: None,
             end: None,
             trailers: None,
+            kept: 0,
             is_discarded: false,
             discarded: 0,
             waker: None,
@@ -109,6 +117,7 @@ impl UploadStream {
             state.discarded += data.len();
             state.open(length + padding, self);
         } else {
+            state.make_room(data.len());
             state.received.extend_from_slice(data);
             if padding > 0 {
                 state.open(padding, self);
@@ -180,8 +189,26 @@ impl UploadStream {
         }
     }
 
+    /// Replaces `taken`, which is empty, by what has arrived. Returns false if there is
+    /// nothing, because the client has ended the stream.
+    pub(super) fn poll_take(&self, cx: &Context<'_>, taken: &mut Vec<u8>) -> Poll<io::Result<bool>> {
+        let state = &mut *self.state.borrow_mut();
+        if !state.received.is_empty() {
+            state.take_received(taken);
+            return Poll::Ready(Ok(true));
+        }
+        match state.end {
+            Some(UploadEnd::Complete) => Poll::Ready(Ok(false)),
+            Some(UploadEnd::Reset) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            None => {
+                state.register(cx);
+                Poll::Pending
+            }
+        }
+    }
+
     /// Opens the window by `bytes` that were read.
-    fn record_read(&self, bytes: u32) {
+    pub(super) fn record_read(&self, bytes: u32) {
         self.state.borrow_mut().open(bytes, self);
     }
 }
@@ -196,6 +223,25 @@ impl UploadState {
     fn wake(&mut self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
+        }
+    }
+
+    /// Grows the space for received bytes, but not beyond those that are granted.
+    fn make_room(&mut self, bytes: usize) {
+        let needed = self.received.len() + bytes;
+        if needed > self.received.capacity() {
+            let capacity = (2 * self.received.capacity()).min(self.granted as usize).max(needed);
+            self.received.reserve_exact(capacity - self.received.len());
+        }
+    }
+
+    /// Replaces `taken` by what has arrived. Only small space is used again: else a stream would
+    /// hold it twice.
+    fn take_received(&mut self, taken: &mut Vec<u8>) {
+        let used = std::mem::replace(taken, std::mem::take(&mut self.received));
+        if used.capacity() <= REUSED_MAX {
+            self.received = used;
+            self.received.clear();
         }
     }
 
@@ -217,7 +263,8 @@ impl UploadState {
 
 impl Drop for UploadStream {
     fn drop(&mut self) {
-        self.shared.release(self.state.get_mut().granted as usize);
+        let state = self.state.get_mut();
+        self.shared.release(state.granted as usize + state.kept + UPLOAD_COST);
     }
 }
 
@@ -295,9 +342,8 @@ impl BodySource for Http2RequestBody {
                 state.register(cx);
                 return self.clock.poll(cx).map(|()| Err(BodyError::Timeout(ExchangeTimeout::ClientBody)));
             }
-            self.taken.clear();
             self.consumed = 0;
-            std::mem::swap(&mut self.taken, &mut state.received);
+            state.take_received(&mut self.taken);
             self.awaits_continue = None;
             self.clock.record_progress(self.taken.len());
             self.received_bytes += self.taken.len() as u64;
@@ -319,5 +365,12 @@ impl BodySource for Http2RequestBody {
 
     fn trailers(&self) -> Option<&Fields> {
         self.trailers.as_deref()
+    }
+
+    fn account_kept(&mut self, bytes: usize) -> bool {
+        let upload = &self.upload;
+        let is_accounted = upload.shared.account_growth(bytes);
+        upload.state.borrow_mut().kept += if is_accounted { bytes } else { 0 };
+        is_accounted
     }
 }

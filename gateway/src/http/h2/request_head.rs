@@ -10,6 +10,7 @@ use crate::http::head;
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, ConnectionOptions, HttpVersion, Method, Request};
 use crate::http::refusal::RequestRefusal;
+use crate::http::websocket;
 
 /// Most of the fields of one connection, which HTTP/2 does not have (RFC 9113 section 8.2.2).
 const CONNECTION_FIELDS: KnownFieldSet =
@@ -67,6 +68,7 @@ pub(super) struct HeadReader {
     scheme: Vec<u8>,
     authority: Vec<u8>,
     path: Vec<u8>,
+    protocol: Vec<u8>,
     cookie: Vec<u8>,
     priority: Option<Priority>,
     /// Bit by pseudo field.
@@ -96,7 +98,8 @@ impl HeadReader {
     pub(super) fn begin(&mut self, request: &mut Request) {
         request.clear();
         request.version = HttpVersion::Http2;
-        for buffer in [&mut self.scheme, &mut self.authority, &mut self.path, &mut self.cookie] {
+        let HeadReader { scheme, authority, path, protocol, cookie, .. } = self;
+        for buffer in [scheme, authority, path, protocol, cookie] {
             buffer.clear();
         }
         (self.method, self.priority, self.seen, self.malformed) = (None, None, 0, None);
@@ -167,7 +170,7 @@ impl HeadReader {
             b":scheme" => (SCHEME, Some(&mut self.scheme)),
             b":authority" => (AUTHORITY, Some(&mut self.authority)),
             b":path" => (PATH, Some(&mut self.path)),
-            b":protocol" => (PROTOCOL, None),
+            b":protocol" => (PROTOCOL, Some(&mut self.protocol)),
             _ => return self.refuse(RequestRefusal::FieldSyntax),
         };
         if self.has_fields || self.seen & bit != 0 {
@@ -213,14 +216,19 @@ impl HeadReader {
             return Err(RequestRefusal::TooManyFields.into());
         }
         let Some(method) = self.method.take() else { return malformed(RequestRefusal::RequestLine) };
-        if self.seen & PROTOCOL != 0 {
-            // Extended CONNECT (RFC 8441) is not offered.
-            return Err(RequestRefusal::Protocol.into());
-        }
-        if method == Method::CONNECT && self.seen & (SCHEME | PATH) != 0 {
+        let has_protocol = self.seen & PROTOCOL != 0;
+        // Only an extended CONNECT has a protocol, and only it has a target (RFC 8441 section 4).
+        let is_malformed = match method == Method::CONNECT {
+            true => !has_protocol && self.seen & (SCHEME | PATH) != 0,
+            false => has_protocol,
+        };
+        if is_malformed {
             return malformed(RequestRefusal::FieldSyntax);
         }
         request.method = method;
+        if has_protocol {
+            self.begin_switch(request)?;
+        }
         head::check_method(&request.method)?;
         if self.seen & SCHEME == 0 || self.seen & PATH == 0 || self.path.is_empty() {
             return malformed(RequestRefusal::Target);
@@ -237,6 +245,19 @@ impl HeadReader {
             expects_continue: head::expects_continue(request)? && request.length != BodyLength::Empty,
         };
         Ok(details)
+    }
+
+    /// Makes an extended CONNECT the request to which it corresponds in HTTP/1.1: a GET that offers
+    /// to switch to the protocol (RFC 8441 section 5).
+    fn begin_switch(&self, request: &mut Request) -> Result<(), HeadRefusal> {
+        if !self.protocol.eq_ignore_ascii_case(websocket::PROTOCOL.as_bytes()) {
+            return Err(RequestRefusal::Protocol.into());
+        }
+        request.method = Method::GET;
+        request.upgrade = Some(websocket::PROTOCOL.as_bytes().into());
+        let of_gateway = [websocket::KEY, websocket::ACCEPT];
+        request.fields.retain(|field| !of_gateway.iter().any(|name| field.name == name.as_bytes()));
+        Ok(())
     }
 
     /// Sets the authority from the pseudo field or from `Host`, which must not contradict each
@@ -270,6 +291,11 @@ impl HeadReader {
     fn set_length(&self, has_ended: bool, limits: &HttpLimits, request: &mut Request) -> Result<(), HeadRefusal> {
         head::set_length(limits, request)?;
         match request.length {
+            // The bytes after the head are those of the other protocol.
+            BodyLength::Empty if request.upgrade.is_some() => {}
+            _ if request.upgrade.is_some() => {
+                return Err(HeadRefusal { refusal: RequestRefusal::BadLength, is_malformed: true });
+            }
             BodyLength::Known(1..) if has_ended => {
                 return Err(HeadRefusal { refusal: RequestRefusal::BadLength, is_malformed: true });
             }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::frame::{self, END_HEADERS, END_STREAM, FrameHead, PAYLOAD_MAX, WINDOW_DEFAULT};
 use super::hpack_encode;
 use super::out_queue::OutQueue;
+use super::shared::ConnectionShared;
 use super::stream::{Http2Stream, OutgoingBody};
 use crate::http::body::BodySource;
 use crate::http::fields::Fields;
@@ -33,11 +34,13 @@ pub(super) struct Sender<B> {
     turn: u64,
     has_sent_section: bool,
     section: Vec<u8>,
+    shared: Rc<ConnectionShared>,
 }
 
 impl<B: BodySource> Sender<B> {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(shared: &Rc<ConnectionShared>) -> Self {
         Sender {
+            shared: Rc::clone(shared),
             out: OutQueue::default(),
             window: WINDOW_DEFAULT,
             stream_window: WINDOW_DEFAULT,
@@ -114,6 +117,7 @@ impl<B: BodySource> Sender<B> {
             let Some(index) = self.next_stream() else { break };
             let stream = Rc::clone(&self.ready[index]);
             if self.send_data(&stream) {
+                self.shared.release(stream.read_grant.take());
                 stream.is_ready.set(false);
                 self.ready.swap_remove(index);
                 stream.wake();

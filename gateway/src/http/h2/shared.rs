@@ -3,12 +3,15 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Waker};
 
-/// Bytes that one connection may account for. Its buffers for reading and writing, at most 300 KiB,
-/// come on top: in all it is below 2 MiB.
-const CONNECTION_MAX: usize = 1_600 << 10;
+use crate::metrics::Counter;
+
+/// Bytes that one connection may account for: 128 streams with small heads. Its buffers for reading
+/// and writing come on top: in all it is below 2 MiB (`tests/http2_memory.rs`).
+const CONNECTION_MAX: usize = 1_536 << 10;
 /// Up to here the windows of streams grow while their bodies are read.
 const GROWTH_MAX: usize = 1 << 20;
 /// Bytes that a connection takes from the budget of the process at once.
@@ -16,6 +19,18 @@ const RESERVATION: usize = 128 << 10;
 
 /// Bytes that all HTTP/2 connections of the process have reserved.
 static RESERVED: AtomicUsize = AtomicUsize::new(0);
+
+/// Streams that were refused because their connection or the process had no memory for them.
+static REFUSED: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+/// Streams that were refused for lack of memory.
+pub(crate) fn refused_streams() -> u64 {
+    REFUSED.get()
+}
+
+pub(super) fn count_refused_stream() {
+    REFUSED.inc();
+}
 
 /// Bytes that all HTTP/2 connections of the process have reserved.
 pub(crate) fn reserved_bytes() -> usize {
@@ -78,22 +93,24 @@ impl ConnectionShared {
     /// Accounts for `bytes`, which must be released. Returns whether the connection and the process
     /// may hold so many more.
     pub(super) fn account(&self, bytes: usize) -> bool {
-        self.account_within(bytes, CONNECTION_MAX)
+        self.account_within(bytes, CONNECTION_MAX, self.process_max)
     }
 
-    /// The same for a window that may be larger than the first one.
+    /// The same for what makes a stream faster and is not necessary: a window that is larger than
+    /// the first one, more than a little of a body that is read at once. Half of the memory is left
+    /// for new streams.
     pub(super) fn account_growth(&self, bytes: usize) -> bool {
-        self.account_within(bytes, GROWTH_MAX)
+        self.account_within(bytes, GROWTH_MAX, self.process_max / 2)
     }
 
-    fn account_within(&self, bytes: usize, max: usize) -> bool {
+    fn account_within(&self, bytes: usize, max: usize, process_max: usize) -> bool {
         let accounted = self.accounted.get() + bytes;
         if accounted > max {
             return false;
         }
         if accounted > self.reserved.get() {
             let reservation = RESERVATION.max(accounted - self.reserved.get());
-            if RESERVED.fetch_add(reservation, Relaxed) + reservation > self.process_max {
+            if RESERVED.fetch_add(reservation, Relaxed) + reservation > process_max {
                 RESERVED.fetch_sub(reservation, Relaxed);
                 return false;
             }

@@ -29,6 +29,10 @@ pub(super) struct Http2Stream<B> {
     waker: RefCell<Option<Waker>>,
     /// Accounted bytes.
     pub(super) cost: usize,
+    /// Bytes that are accounted for the head of the response in addition.
+    pub(super) head_cost: Cell<usize>,
+    /// Bytes that are accounted for the body of the response in addition, while it has any.
+    pub(super) read_grant: Cell<usize>,
 }
 
 /// The body of a response that is being sent.
@@ -60,6 +64,8 @@ impl<B> Http2Stream<B> {
             outgoing: RefCell::new(None),
             waker: RefCell::new(None),
             cost,
+            head_cost: Cell::new(0),
+            read_grant: Cell::new(0),
         })
     }
 

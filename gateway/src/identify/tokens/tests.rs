@@ -30,6 +30,7 @@ fn verifier_for(algorithms: &[Algorithm], issuers: &[&Issuer]) -> TokenVerifier 
 fn extract(claims: &VerifiedClaims) -> VerifiedIdentity {
     VerifiedIdentity {
         user: claims.text("sub").and_then(|sub| Some(KeyHash(sub.parse().ok()?))),
+        user_name: None,
         user_class: None,
         access: AccessDecision::Unlisted,
         claims: None,

@@ -13,17 +13,20 @@ use crate::http::HttpLimits;
 use crate::http::body::BodyError;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
+use crate::http::fields::Fields;
 use crate::http::h2::{self as http2, ClientClock, Http2ErrorCode, Http2RequestBody, IncomingRequest, ResponseEnd};
-use crate::http::message::{BodyLength, InterimResponses, is_bodiless};
+use crate::http::message::{BodyLength, HttpVersion, InterimResponses, is_bodiless};
 use crate::http::refusal::RequestRefusal;
 use crate::http::request_body::RequestBody;
+use crate::http::write_timer::WriteTimer;
 use crate::metrics::Label as _;
 use crate::panics::poll_catch;
 use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
 use crate::serve::accounting::{
-    AbortReason, CompletedExchange, InFlightRequest, count_abort, refused, report_client_closed,
+    AbortReason, CompletedExchange, InFlightRequest, count_abort, count_upgrade, refused, report_client_closed,
 };
 use crate::tasks::{self, TaskWait};
+use crate::upstream::Tunnel;
 use crate::{degrade, hop};
 
 /// How long and how many bytes a client may still send of its request after the response has ended.
@@ -46,12 +49,13 @@ pub(super) struct StreamStart {
 pub(super) async fn serve(start: StreamStart) {
     let StreamStart { shared, snapshot, at, incoming: IncomingRequest { handle, head }, buffers } = start;
     let arrival = Arrival { peer: shared.peer.clone(), at };
-    let in_flight = Some(InFlightRequest::begin(at));
+    // A refused head is no request.
+    let in_flight = head.is_ok().then(|| InFlightRequest::begin(at, HttpVersion::Http2));
     let mut buffers = Some(buffers);
     if let Some(buffers) = &mut buffers {
         buffers.request.scheme = shared.scheme;
     }
-    let mut exchange = StreamExchange { shared, snapshot, arrival, buffers, in_flight, handle };
+    let mut exchange = StreamExchange { shared, snapshot, arrival, buffers, in_flight, is_reported: false, handle };
     let mut is_malformed = false;
     let body = match head {
         Ok(_details) => exchange.respond().await,
@@ -61,6 +65,10 @@ pub(super) async fn serve(start: StreamStart) {
         }
     };
     let Some(body) = body else { return };
+    let body = match exchange.take_tunnel(body) {
+        Ok(tunnel) => return exchange.relay(tunnel).await,
+        Err(body) => body,
+    };
     let is_complete = exchange.send(body).await;
     if is_malformed {
         exchange.handle.reset_malformed();
@@ -90,8 +98,9 @@ struct StreamExchange {
     arrival: Arrival,
     /// Taken when the exchange is dropped.
     buffers: Option<Box<ExchangeBuffers>>,
-    /// Taken when the response ends.
+    /// Taken when the response ends; `None` for a refused head.
     in_flight: Option<InFlightRequest>,
+    is_reported: bool,
     handle: Handle,
 }
 
@@ -99,6 +108,8 @@ struct StreamExchange {
 enum ResponseAbort {
     ClientClosed,
     ClientTimeout,
+    /// The connection has no memory for the head.
+    Memory,
     Source(BodyError),
 }
 
@@ -176,22 +187,30 @@ impl StreamExchange {
         let snapshot = Arc::clone(&self.snapshot);
         let ExchangeBuffers { request, response, record, .. } = self.buffers();
         *record = refused(refusal, request, &snapshot);
-        ResponseBody::Bytes(degrade::write_refusal(refusal.status(), refusal.reason(), response))
+        ResponseBody::Bytes(degrade::write_refusal(refusal, record.request_id.as_ref(), response))
     }
 
     /// Sends head and body, and reports the exchange. Returns whether the response is complete.
     async fn send(&mut self, body: ResponseBody<'static>) -> bool {
         let snapshot = Arc::clone(&self.snapshot);
         let StreamExchange { handle, buffers, .. } = self;
-        let ExchangeBuffers { request, response, .. } = &**buffers.as_ref().expect("taken by drop only");
+        let ExchangeBuffers { request, response, .. } = &mut **buffers.as_mut().expect("taken by drop only");
         let remaining = match response.length {
             _ if is_bodiless(&request.method, response.status) => Some(0),
             BodyLength::Empty => Some(0),
             BodyLength::Known(length) => Some(length),
             BodyLength::Streamed | BodyLength::UntilClose => None,
         };
+        if !handle.account_head(response) {
+            handle.reset(Http2ErrorCode::EnhanceYourCalm);
+            self.report(Err(ResponseAbort::Memory));
+            return false;
+        }
         poll_fn(|cx| handle.poll_room(cx)).await;
         handle.begin_response(response, body, remaining);
+        if handle.release_head() {
+            response.fields = Fields::default();
+        }
         let mut watch = ReadWatch { clock: ClientClock::new(&snapshot.http), sent: 0, sent_on_connection: 0 };
         let ended = poll_fn(|cx| match handle.poll_body(cx) {
             Poll::Ready(ended) => Poll::Ready(ended.map_err(|end| match end {
@@ -207,7 +226,7 @@ impl StreamExchange {
                 pipeline::count_timeout(ExchangeTimeout::ClientRead);
                 handle.reset(Http2ErrorCode::Cancel);
             }
-            Err(ResponseAbort::ClientClosed) => {}
+            Err(ResponseAbort::ClientClosed | ResponseAbort::Memory) => {}
             Err(ResponseAbort::Source(_)) => handle.reset(Http2ErrorCode::Internal),
         }
         drop(handle.take_body());
@@ -216,9 +235,45 @@ impl StreamExchange {
         is_complete
     }
 
+    /// The tunnel that the response begins, or the body of the response.
+    fn take_tunnel(&mut self, body: ResponseBody<'static>) -> Result<Tunnel, ResponseBody<'static>> {
+        let ExchangeBuffers { request, response, .. } = self.buffers();
+        // `pipeline` lets no other response with such a status pass.
+        let is_tunnel = hop::is_extended_connect(request) && response.status.is_success();
+        if is_tunnel { body.into_tunnel().ok_or(ResponseBody::EMPTY) } else { Err(body) }
+    }
+
+    /// Relays bytes in both directions until both sides have ended, one fails, or no byte is
+    /// transferred for the idle timeout.
+    async fn relay(mut self, tunnel: Tunnel) {
+        count_upgrade();
+        self.is_reported = true;
+        let began = Instant::now();
+        let handled_in = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
+        let idle_timeout = self.snapshot.http.idle_timeout;
+        let StreamExchange { handle, buffers, .. } = &self;
+        let ExchangeBuffers { response, .. } = &**buffers.as_ref().expect("taken by drop only");
+        poll_fn(|cx| handle.poll_room(cx)).await;
+        let Tunnel { connection, in_flight: _in_flight } = tunnel;
+        let (mut up, down) = http2::tunnel(*connection, handle.upload());
+        handle.begin_response(response, ResponseBody::Tunnel(Box::new(down)), None);
+        let mut relay = TunnelRelay::new(idle_timeout);
+        let is_clean = poll_fn(|cx| relay.poll(cx, &mut up, handle)).await;
+        if !is_clean && !relay.has_sent_end {
+            handle.reset(Http2ErrorCode::Cancel);
+        }
+        drop(handle.take_body());
+        let bytes = handle.sent_bytes();
+        let StreamExchange { shared, snapshot, arrival, buffers, .. } = &self;
+        let buffers = buffers.as_ref().expect("taken by drop only");
+        let duration = handled_in + began.elapsed();
+        CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes, duration }.report(&shared.worker);
+    }
+
     /// Reports the exchange, whose response has ended in whichever way.
     fn report(&mut self, ended: Result<(), ResponseAbort>) {
-        let Some(in_flight) = self.in_flight.take() else { return };
+        self.is_reported = true;
+        let duration = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
         let bytes = self.handle.sent_bytes();
         let StreamExchange { shared, snapshot, arrival, buffers, .. } = self;
         let buffers = buffers.as_mut().expect("taken by drop only");
@@ -228,7 +283,6 @@ impl StreamExchange {
             buffers.record.aborted = reason.as_str();
             buffers.record.blame = Some(abort.blame());
         }
-        let duration = in_flight.end();
         CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes, duration }.report(&shared.worker);
     }
 }
@@ -236,9 +290,10 @@ impl StreamExchange {
 impl Drop for StreamExchange {
     fn drop(&mut self) {
         let Some(mut buffers) = self.buffers.take() else { return };
-        if let Some(in_flight) = self.in_flight.take() {
+        if !self.is_reported {
+            let duration = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
             let exchange = (&self.arrival.peer, &mut *buffers);
-            report_client_closed(&self.shared.worker, &self.snapshot, exchange, in_flight.end());
+            report_client_closed(&self.shared.worker, &self.snapshot, exchange, duration);
         }
         self.shared.return_buffers(buffers);
     }
@@ -249,13 +304,14 @@ impl ResponseAbort {
         match self {
             ResponseAbort::ClientClosed => AbortReason::ClientClosed,
             ResponseAbort::ClientTimeout => AbortReason::ClientTimeout,
+            ResponseAbort::Memory => AbortReason::Memory,
             ResponseAbort::Source(error) => AbortReason::of(error),
         }
     }
 
     fn blame(&self) -> Blame {
         match self {
-            ResponseAbort::ClientClosed | ResponseAbort::ClientTimeout => Blame::Client,
+            ResponseAbort::ClientClosed | ResponseAbort::ClientTimeout | ResponseAbort::Memory => Blame::Client,
             ResponseAbort::Source(error) => error.blame(),
         }
     }
@@ -288,6 +344,67 @@ impl ReadWatch {
             }
             self.clock.record_progress(usize::try_from(progress).unwrap_or(usize::MAX));
             ready!(self.clock.poll(cx));
+        }
+    }
+}
+
+/// The progress of a tunnel.
+struct TunnelRelay {
+    idle_timeout: Duration,
+    idle: ResettableDeadline,
+    /// Runs instead while bytes wait for the upstream: a silent tunnel is not woken for checks.
+    write_timer: WriteTimer,
+    progress: (u64, u64),
+    has_sent_end: bool,
+}
+
+impl TunnelRelay {
+    fn new(idle_timeout: Duration) -> Self {
+        TunnelRelay {
+            idle_timeout,
+            idle: ResettableDeadline::after(idle_timeout),
+            write_timer: WriteTimer::new(idle_timeout),
+            progress: (0, 0),
+            has_sent_end: false,
+        }
+    }
+
+    /// Ready when the tunnel is over. Returns whether both sides have ended it.
+    fn poll(&mut self, cx: &mut Context<'_>, up: &mut http2::TunnelUpload, handle: &Handle) -> Poll<bool> {
+        loop {
+            let sent = up.poll(cx);
+            if !self.has_sent_end {
+                match handle.poll_body(cx) {
+                    Poll::Ready(Ok(())) => self.has_sent_end = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(false),
+                    Poll::Pending => {}
+                }
+            }
+            // Bytes that wait for their turn are not late while others are sent.
+            let waits_for_turn = handle.is_waiting_for_client() && !handle.is_window_closed();
+            let down = if waits_for_turn { handle.sent_on_connection() } else { handle.sent_bytes() };
+            if std::mem::replace(&mut self.progress, (up.bytes(), down)) != (up.bytes(), down) {
+                self.idle.restart(self.idle_timeout);
+                self.write_timer.restart();
+            }
+            match sent {
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Ready(Ok(())) if self.has_sent_end => return Poll::Ready(true),
+                _ => {}
+            }
+            if self.has_sent_end && handle.poll_reset(cx).is_ready() {
+                return Poll::Ready(false);
+            }
+            if !up.is_blocked() {
+                return self.idle.poll(cx).map(|()| false);
+            }
+            ready!(self.write_timer.poll_check(cx));
+            match up.write_unready() {
+                Err(_) => return Poll::Ready(false),
+                Ok(true) => self.write_timer.record_accepted(),
+                Ok(false) if self.write_timer.record_blocked() => return Poll::Ready(false),
+                Ok(false) => {}
+            }
         }
     }
 }

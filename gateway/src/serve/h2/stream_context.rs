@@ -11,6 +11,8 @@ use crate::serve::worker_context::WorkerContext;
 /// Buffers that a connection with streams keeps for the next ones. They are reused last in, first
 /// out, so that requests that are answered at once use the same ones.
 const SPARE_MAX: usize = 32;
+/// Bytes of heads above which buffers are not kept: more than the requests of a browser have.
+const SPARE_BYTES_MAX: usize = 8 << 10;
 
 /// The part of a connection that its streams share.
 pub(super) struct StreamContext {
@@ -33,7 +35,7 @@ impl StreamContext {
 
     pub(super) fn return_buffers(&self, buffers: Box<ExchangeBuffers>) {
         let mut spare = self.spare.borrow_mut();
-        if spare.len() < SPARE_MAX {
+        if spare.len() < SPARE_MAX && buffers.heap_bytes() <= SPARE_BYTES_MAX {
             spare.push(buffers);
         }
     }
