@@ -46,6 +46,8 @@ label! {
         Fill = "fill",
         /// Leads a shared fetch whose client has closed, for the requests that wait.
         DetachedFetch = "detached_fetch",
+        /// Sends a copy of a request to the mirror of its route.
+        Mirror = "mirror",
         /// Validates a stale object.
         BackgroundValidation = "background_validation",
         /// Accepts connections on the admin address.

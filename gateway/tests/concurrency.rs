@@ -72,8 +72,7 @@ fn calls_above_the_limit_wait_and_are_rejected_after_a_time() {
 #[test]
 fn calls_of_heavier_user_classes_come_first() {
     let (origin, gates) = gated_origin();
-    let identity =
-        "[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\nuser = \"header:x-user\"\ntier = \"header:x-tier\"\n";
+    let identity = "[identity]\ntrusted_proxies = [\"127.0.0.0/8\"]\nuser = \"header:x-user\"\ntier = \"header:x-tier\"\n[tiers]\ngold = 2.0\nplatinum = 3.2\n";
     let gateway = gateway(&origin, ", wait = \"30s\"", identity);
     let first: Vec<_> = ["/0", "/1"].map(|target| send(&gateway, target, &[])).into();
     wait_for(|| gateway.metric(IN_FLIGHT) == 2.0, STEP_TIMEOUT);

@@ -13,7 +13,7 @@ use super::read_context::{KeySpec, ReadContext};
 use super::{section, table_reader};
 
 /// A document with one table of each kind, so that every reader declares its keys.
-const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[upstreams.NAME.health]\n[upstreams.NAME.concurrency]\n[[routes]]\n[routes.compress]\n";
+const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[upstreams.NAME.health]\n[upstreams.NAME.concurrency]\n[[routes]]\n[routes.compress]\n[routes.canary]\n[routes.mirror]\n";
 
 /// Descriptions in the order of the documentation. A test proves that each key has exactly one.
 const DESCRIPTIONS: &[(&str, &str)] = &[
@@ -531,6 +531,23 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "routes[].forward_path",
         "Path that the origin gets: the `normal` form, or the path as `received`. Routes, limits and keys use the normal form in any case.",
     ),
+    (
+        "routes[].canary.upstream",
+        "Name of another upstream for a part of the requests. Stored responses of both are kept apart.",
+    ),
+    (
+        "routes[].canary.percent",
+        "Part of the callers, in percent: by user, without one by device. A caller stays with its upstream; a larger percentage only adds callers. With `identity.secret` the same on all gateways.",
+    ),
+    (
+        "routes[].canary.header",
+        "Fields of requests that go to the canary in any case, with their values: `{ x-canary = \"1\" }`, `\"*\"` for any value. All must match.",
+    ),
+    (
+        "routes[].mirror.upstream",
+        "Name of another upstream that gets copies of the requests which the route's upstream gets, with bodies of up to 64 KiB. Its responses are dropped.",
+    ),
+    ("routes[].mirror.percent", "Part of the requests that are copied, in percent."),
     ("routes[].timeout", "Replaces `timeout` of the upstream for this route."),
     ("routes[].idle_timeout", "Replaces `idle_timeout` of the upstream for this route."),
     ("routes[].total_timeout", "Replaces `total_timeout` of the upstream for this route. `\"0s\"`: no limit."),

@@ -132,7 +132,10 @@ impl<'c> RequestContext<'c> {
         let (peer, now) = (arrival.peer.ip, arrival.at);
         let deadline = hop::expected_within(&request.fields).filter(|_| caller.is_trusted).map(|time| now + time);
         let is_misdirected = arrival.peer.is_misdirected(request.host()) && !caller.is_trusted;
-        request.key_route = route.and_then(|route| route.key);
+        (request.key_route, request.is_canary) = (None, false);
+        if let Some(route) = route {
+            route.assign(caller, request);
+        }
         request.origin_edits = None;
         response.forms = None;
         RequestContext {

@@ -60,9 +60,10 @@ impl RequestContext<'_> {
 
     /// The time before which a repeated request fails alike.
     fn wait(&self, error: &Error) -> Duration {
-        let target = self.route.and_then(|route| route.target.as_ref());
-        let target = target.filter(|_| error.kind() == ErrorKind::BreakerOpen);
-        target.map_or(Duration::ZERO, |target| target.breaker.wait(Instant::now()))
+        if error.kind() != ErrorKind::BreakerOpen {
+            return Duration::ZERO;
+        }
+        self.route().target(self.request).breaker.wait(Instant::now())
     }
 
     /// Writes the gateway's own response to a failure of this request.

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use tokio::time::Instant;
 
 use super::context::RequestContext;
+use super::mirror;
 use super::snapshot::Snapshot;
 use super::worker::WorkerResources;
 use crate::breaker::{Breaker, CallStart, RecordedCall};
@@ -27,7 +28,7 @@ use crate::http::tls_fault::TlsFault;
 use crate::metrics::{self, Counters, Label as _};
 use crate::record::RequestRecord;
 use crate::route::Route;
-use crate::upstream::{AttemptError, KeptConnections, OutgoingRequest, Tunnel, UpstreamExchange};
+use crate::upstream::{AttemptError, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange};
 use crate::{hop, identify};
 
 static TIMEOUTS: LazyLock<Counters<ExchangeTimeout>> = LazyLock::new(Counters::default);
@@ -198,26 +199,31 @@ impl UpstreamCall<'_> {
     /// status, and by the time since the upstream had the whole request.
     async fn run<'b>(self, request: &Request, body: RequestBody<'b>) -> Result<UpstreamBody<'b>, Error> {
         let UpstreamCall { route, worker, client, weight, kept, deadline, response, record } = self;
+        let body = match &route.mirror {
+            None => body,
+            Some(mirror) => Box::pin(mirror::send_copy(mirror, (request, client), body)).await?,
+        };
+        let target = route.target(request);
         let mut now = Instant::now();
-        let timeouts = route.timeouts();
+        let timeouts = route.timeouts(target);
         let total_at = timeouts.total.map(|total| now + total).into_iter().chain(deadline).min();
-        let slot = match route.upstream().limit() {
+        let slot = match target.upstream.limit() {
             None => None,
             Some(limit) => match limit.try_acquire(now.into_std()) {
                 Some(slot) => Some(slot),
                 // It rejects the call at once.
-                None if route.breaker().is_rejecting() => None,
+                None if target.breaker.is_rejecting() => None,
                 None => {
                     let due = now + limit.config().wait;
                     let due = total_at.map_or(due, |total| total.min(due));
-                    let slot = Box::pin(wait_for_slot(route, limit, weight, due)).await?;
+                    let slot = Box::pin(wait_for_slot(&target.upstream, limit, weight, due)).await?;
                     now = Instant::now();
                     Some(slot)
                 }
             },
         };
         let start = if body.is_empty() { CallStart::OnAdmission } else { CallStart::OnRequestSent };
-        let breaker = route.breaker();
+        let breaker = &target.breaker;
         let (mut permit, change) = breaker.admit(start, now.into_std()).map_err(|change| {
             breaker.announce(change);
             Error::BreakerOpen
@@ -233,7 +239,7 @@ impl UpstreamCall<'_> {
         };
         let mut on_endpoint_failed = |failure: AttemptError| {
             count_timeout_of(&failure.error);
-            report_failure(route, failure);
+            report_failure(route, &target.upstream, failure);
         };
         let outgoing = OutgoingRequest {
             request,
@@ -246,7 +252,7 @@ impl UpstreamCall<'_> {
             on_sent: &mut on_sent,
             on_endpoint_failed: &mut on_endpoint_failed,
         };
-        let result = route.upstream().send(outgoing, body).await;
+        let result = target.upstream.send(outgoing, body).await;
         record.requests_sent = requests_sent;
         // A call that says nothing about the upstream has no verdict: its permit is dropped.
         let succeeded = match &result {
@@ -273,7 +279,7 @@ impl UpstreamCall<'_> {
             count_timeout_of(&failure.error);
             record.upstream.clone_from(&failure.endpoint);
             record.blame = Some(failure.error.blame());
-            report_failure(route, failure)
+            report_failure(route, &target.upstream, failure)
         })?;
         hop::strip_response(response);
         if !response.fields.has(KnownField::Date) {
@@ -287,14 +293,14 @@ impl UpstreamCall<'_> {
 
 /// Waits for a slot of the upstream's concurrency limit.
 async fn wait_for_slot(
-    route: &Route,
+    upstream: &Upstream,
     limit: &Arc<ConcurrencyLimit>,
     weight: u32,
     due: Instant,
 ) -> Result<CallSlot, Error> {
     limit.acquire(weight, due).await.map_err(|reason| {
         let ConcurrencyReport { limit, waiting, .. } = limit.report();
-        let upstream = &*route.upstream().config().name;
+        let upstream = &*upstream.config().name;
         Event::UpstreamOverloaded { upstream, reason: reason.as_str(), limit, waiting }.emit();
         Error::ConcurrencyLimit
     })
@@ -379,12 +385,12 @@ fn count_timeout_of(error: &UpstreamConnectionError) {
 }
 
 /// Logs the failure of an endpoint that is proof of a fault of the upstream, and converts it.
-fn report_failure(route: &Route, failure: AttemptError) -> Error {
+fn report_failure(route: &Route, upstream: &Upstream, failure: AttemptError) -> Error {
     let AttemptError { endpoint, error, is_verdict, .. } = failure;
     let tls = if let UpstreamConnectionError::Tls(fault, _) = &error { Some(tls_fault(*fault)) } else { None };
     let error = Error::from(error);
     if let Some(kind) = tls.or_else(|| fault(error.kind())).filter(|_| is_verdict) {
-        let endpoint = endpoint.as_ref().unwrap_or(&route.upstream().config().name);
+        let endpoint = endpoint.as_ref().unwrap_or(&upstream.config().name);
         Event::UpstreamFailed { route: &route.config.name, endpoint, kind }.emit();
     }
     error

@@ -14,7 +14,7 @@ use crate::identify::CallerIdentifier;
 use crate::identify::auth::Authenticator;
 use crate::limit;
 use crate::pipeline::Snapshot;
-use crate::route::{Route, RouteAction, RouteTarget, Routes};
+use crate::route::{Mirror, Route, RouteAction, RouteTarget, Routes};
 use crate::upstream::Upstream;
 
 pub(super) fn store(config: &Config) -> Result<Arc<Store<CacheMeta>>, StoreConfigError> {
@@ -55,23 +55,40 @@ pub(super) fn snapshot(
     let mut routes: Vec<Route> = Vec::new();
     for route in &config.routes {
         let upstream = (route.action == RouteAction::Forward).then(|| Arc::clone(&upstreams[route.upstream]));
-        let target = upstream.map(|upstream| {
+        let target_of = |upstream: Arc<Upstream>| {
             let breaker = breaker_of(&route.name, &upstream, (&routes, old));
             RouteTarget { upstream, breaker }
-        });
+        };
+        let target = upstream.map(target_of);
+        let canary = route.canary.as_ref().map(|canary| target_of(Arc::clone(&upstreams[canary.upstream])));
         let previous_route = old.and_then(|old| old.routes.iter().find(|old| old.config.name == route.name));
         let names: Vec<_> = route.limits.iter().flat_map(|index| config.limit.rules[*index].names()).collect();
         let rules = limiter.rule_set(names.iter().map(|name| &**name))?;
         let cost = Cost::new(route.cost);
         rules.check_cost(cost)?;
         let counters = previous_route.map(|old| Arc::clone(&old.counters)).unwrap_or_default();
+        let mirror = route.mirror.as_ref().map(|mirror| {
+            let upstream = Arc::clone(&upstreams[mirror.upstream]);
+            Mirror::new(upstream, mirror.percent, Arc::clone(&counters.mirrored))
+        });
         let authenticator = route.auth.as_ref().map(|config| {
             let kept = previous_route.and_then(|old| old.authenticator.as_ref()).filter(|old| old.config() == config);
             kept.map_or_else(|| Arc::new(Authenticator::new(config.clone())), Arc::clone)
         });
         let index = routes.len();
         let key = route.key();
-        routes.push(Route { config: route.clone(), index, key, target, rules, cost, counters, authenticator });
+        routes.push(Route {
+            config: route.clone(),
+            index,
+            key,
+            target,
+            canary,
+            mirror,
+            rules,
+            cost,
+            counters,
+            authenticator,
+        });
     }
     let user_classes = config.limit.weights.iter().map(|(name, _)| name.clone()).collect();
     Ok(Snapshot {
@@ -98,10 +115,10 @@ fn breaker_of(
     let own = (config.scope == BreakerScope::Route).then(|| Arc::clone(route));
     let name = BreakerName { route: own, upstream: Arc::clone(&upstream.config().name) };
     let has_name = |target: &&RouteTarget| *target.breaker.name() == name;
-    if let Some(target) = earlier.iter().filter_map(|route| route.target.as_ref()).find(has_name) {
+    if let Some(target) = earlier.iter().flat_map(Route::targets).find(has_name) {
         return Arc::clone(&target.breaker);
     }
-    let old = old.and_then(|old| old.routes.iter().filter_map(|route| route.target.as_ref()).find(has_name));
+    let old = old.and_then(|old| old.routes.iter().flat_map(Route::targets).find(has_name));
     match old {
         Some(RouteTarget { breaker, upstream: before })
             if breaker.config() == config && before.config().endpoints == upstream.config().endpoints =>

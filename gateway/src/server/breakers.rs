@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use crate::breaker::{Breaker, BreakerQuery, BreakerQueryError, BreakerTarget};
 use crate::pipeline::Snapshot;
+use crate::route::Route;
 
 /// Each breaker once: routes may share one.
 pub(super) fn list(snapshot: &Snapshot) -> Vec<&Arc<Breaker>> {
     let mut breakers: Vec<&Arc<Breaker>> = Vec::new();
-    for target in snapshot.routes.iter().filter_map(|route| route.target.as_ref()) {
+    for target in snapshot.routes.iter().flat_map(Route::targets) {
         // One of a route has its name; the others are few.
         let is_listed = target.breaker.name().route.is_none()
             && breakers.iter().any(|breaker| Arc::ptr_eq(breaker, &target.breaker));

@@ -551,6 +551,8 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
             json!({
                 "name": &*route.config.name,
                 "upstream": target.map(|target| &*target.upstream.config().name),
+                "canary": route.canary.as_ref().map(|target| &*target.upstream.config().name),
+                "mirror": route.mirror.as_ref().map(|mirror| &*mirror.upstream.config().name),
                 "breaker": target.map(|target| target.breaker.state().as_str()),
             })
         })

@@ -25,6 +25,7 @@ pub(crate) use exchange::{Tunnel, UpstreamExchange};
 pub(crate) use hash_key::HashKey;
 pub(crate) use health::{HealthConfig, check_health};
 pub(crate) use pool::sweep;
+pub(crate) use replay::KEPT_MAX as REPLAY_BYTES_MAX;
 
 use crate::concurrency::{ConcurrencyConfig, ConcurrencyLimit, ConcurrencyRejection};
 use crate::connect::UpstreamTls;
