@@ -22,6 +22,8 @@ pub(crate) struct Snapshot {
     pub(crate) identity: CallerIdentifier,
     pub(crate) routes: Routes,
     pub(crate) upstreams: Vec<Arc<Upstream>>,
+    /// Weights of the user classes in thousandths, by index.
+    pub(crate) class_weights: Vec<u32>,
     pub(crate) limiter: Limiter,
     pub(crate) limits: LimitHeaders,
     pub(crate) cache: CacheConfig,
