@@ -39,7 +39,7 @@ const HEAD_COPIES: usize = 2;
 const READ_BYTES: usize = 64 << 10;
 /// With so many open streams, only a little of the responses of further ones is read with their
 /// heads: their client may not take them.
-const READERS_MAX: usize = 8;
+const READERS_MAX: usize = 4;
 /// Bytes of the head of a response that are part of the cost of a stream.
 const RESPONSE_HEAD: usize = 2 << 10;
 /// The first window of a stream before the client knows the settings.
@@ -814,7 +814,16 @@ impl<B: BodySource> Http2Connection<B> {
 
     /// Opens the windows of the connection and of streams by what was received and read.
     fn write_credits(&self) {
+        let was_withheld = self.shared.is_withheld();
         if let Some(increment) = self.shared.take_credit() {
+            if was_withheld {
+                // Their clocks run again.
+                self.streams
+                    .borrow()
+                    .iter()
+                    .filter_map(|stream| stream.upload.as_ref())
+                    .for_each(|upload| upload.wake());
+            }
             self.sender.borrow_mut().write_frame(frame::WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
         }
         let credits = &mut *self.shared.credits.borrow_mut();
