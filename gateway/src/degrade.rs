@@ -349,7 +349,7 @@ mod tests {
             random: 0,
             pages: [&[], &[]],
             route: "",
-            trace: None,
+            request_id: None,
         };
         let timeout = || UpstreamConnectionError::Timeout(ExchangeTimeout::UpstreamHead);
         for (error, expected) in [
