@@ -5,6 +5,8 @@
 //! `docs/glossary.md` defines the names.
 #![allow(clippy::missing_errors_doc)]
 
+#[cfg(test)]
+mod picture;
 mod metrics;
 pub mod event;
 mod panics;
@@ -17,6 +19,7 @@ mod identify;
 mod limit;
 mod cache;
 mod breaker;
+mod concurrency;
 mod connect;
 mod endpoint;
 mod discovery;

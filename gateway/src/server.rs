@@ -12,6 +12,7 @@ mod config_watcher;
 mod override_publisher;
 mod followed_upstreams;
 mod key_set_refresher;
+mod breakers;
 mod control;
 mod connection;
 mod worker;
@@ -77,7 +78,7 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
     // Before the first read: purges that this node missed while it was away have to be applied
     // first.
     let bus = shard::Bus::new(&store, &config.server.node);
-    let lease_node = assemble::random_lease_node();
+    let lease_node = assemble::random_number();
     let snapshot = assemble::snapshot(&config, &store, lease_node, None)?;
     for ListenConfig { address, .. } in &config.listen {
         accept::check_unused(*address).map_err(|source| StartError::Listen { address: *address, source })?;

@@ -27,8 +27,10 @@ pub(crate) use exchange::{Tunnel, UpstreamExchange};
 pub(crate) use hash_key::HashKey;
 pub(crate) use health::{HealthConfig, check_health};
 pub(crate) use pool::sweep;
+pub(crate) use replay::KEPT_MAX as REPLAY_BYTES_MAX;
 pub(crate) use retry::RetryConfig;
 
+use crate::concurrency::{ConcurrencyConfig, ConcurrencyLimit, ConcurrencyRejection};
 use crate::connect::UpstreamTls;
 use crate::discovery::StaticSource;
 use crate::endpoint::{
@@ -73,6 +75,8 @@ pub(crate) struct UpstreamConfig {
     pub(crate) eject: EjectConfig,
     /// Active health checks; `None`: none.
     pub(crate) health: Option<HealthConfig>,
+    /// The adaptive limit of calls in progress; `None`: there is none.
+    pub(crate) concurrency: Option<ConcurrencyConfig>,
     /// When the circuit breaker opens.
     pub(crate) breaker: breaker::BreakerConfig,
     /// When a request is sent again.
@@ -96,6 +100,7 @@ impl UpstreamConfig {
             total_timeout: None,
             eject: EjectConfig::default(),
             health: None,
+            concurrency: None,
             breaker: breaker::BreakerConfig::default(),
             retry: RetryConfig::default(),
         }
@@ -129,6 +134,8 @@ pub(crate) struct EndpointsChange {
 /// A named set of endpoints, shared by all threads.
 pub(crate) struct Upstream {
     config: UpstreamConfig,
+    /// The limit of calls in progress; `None`: there is none.
+    limit: Option<Arc<ConcurrencyLimit>>,
     /// The endpoints, and when one is ejected.
     judge: Arc<EndpointJudge>,
     /// By index of `config.endpoints`.
@@ -165,11 +172,20 @@ impl Upstream {
         let judge = Arc::new(EndpointJudge::new(config.eject.clone(), set));
         let budget = old.map(|old| Arc::clone(&old.budget)).unwrap_or_default();
         let latencies = old.map(|old| Arc::clone(&old.latencies)).unwrap_or_default();
-        Upstream { config, judge, known: Mutex::new(known), answered: watch::Sender::new(()), budget, latencies }
+        let limit = config.concurrency.map(|bounds| {
+            let kept = old.and_then(|old| old.limit.as_ref()).filter(|limit| *limit.config() == bounds);
+            kept.map_or_else(|| Arc::new(ConcurrencyLimit::new(bounds, std::time::Instant::now())), Arc::clone)
+        });
+        Upstream { config, limit, judge, known: Mutex::new(known), answered: watch::Sender::new(()), budget, latencies }
     }
 
     pub(crate) fn config(&self) -> &UpstreamConfig {
         &self.config
+    }
+
+    /// The limit of calls in progress; `None`: there is none.
+    pub(crate) fn limit(&self) -> Option<&Arc<ConcurrencyLimit>> {
+        self.limit.as_ref()
     }
 
     /// The current endpoints.
@@ -249,6 +265,7 @@ impl Upstream {
         });
         serde_json::json!({
             "name": &*self.config.name,
+            "concurrency": self.limit.as_ref().map(|limit| limit.to_json()),
             "panic": set.is_panicking(now),
             "endpoints": endpoints.collect::<Vec<_>>(),
         })
@@ -298,6 +315,7 @@ fn merge(config: &UpstreamConfig, known: &[KnownTargets], before: &[Arc<Endpoint
 
 /// Exposes the metrics of upstreams. `for_each` visits the current upstreams at scrape time.
 pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send + Sync + 'static) {
+    expose_concurrency(for_each.clone());
     let help = "Endpoints of each upstream by state.";
     let upstreams = for_each.clone();
     metrics::expose_gauge_with("tidegate_upstream_endpoints", help, move |emit| {
@@ -345,5 +363,50 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send
     let help = "Retries and hedges that the budget did not allow.";
     metrics::expose_counter_with("tidegate_upstream_retries_denied", help, move |emit| {
         for_each(&mut |upstream| emit(&[("upstream", &*upstream.config.name)], upstream.budget.denied()));
+    });
+}
+
+/// Exposes the concurrency limits of upstreams that have one.
+fn expose_concurrency(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send + Sync + 'static) {
+    let each = for_each.clone();
+    metrics::expose_gauge_with(
+        "tidegate_upstream_concurrency_limit",
+        "Calls that an upstream may have in progress.",
+        move |emit| visit_limits(&each, &mut |name, limit| emit(&[("upstream", name)], limit.report().limit as f64)),
+    );
+    let each = for_each.clone();
+    metrics::expose_gauge_with(
+        "tidegate_upstream_concurrency_in_flight",
+        "Calls that an upstream has in progress.",
+        move |emit| {
+            visit_limits(&each, &mut |name, limit| emit(&[("upstream", name)], limit.report().in_flight as f64))
+        },
+    );
+    let each = for_each.clone();
+    metrics::expose_gauge_with(
+        "tidegate_upstream_concurrency_waiting",
+        "Calls that wait for the concurrency limit of an upstream.",
+        move |emit| visit_limits(&each, &mut |name, limit| emit(&[("upstream", name)], limit.report().waiting as f64)),
+    );
+    metrics::expose_counter_with(
+        "tidegate_upstream_concurrency_rejections",
+        "Calls rejected by the concurrency limit of an upstream.",
+        move |emit| {
+            visit_limits(&for_each, &mut |name, limit| {
+                for reason in ConcurrencyRejection::ALL {
+                    let labels = [("upstream", name), (ConcurrencyRejection::NAME, reason.as_str())];
+                    emit(&labels, limit.rejections(*reason));
+                }
+            });
+        },
+    );
+}
+
+/// Visits the concurrency limits of the upstreams that have one.
+fn visit_limits(for_each: &impl Fn(&mut dyn FnMut(&Upstream)), visit: &mut dyn FnMut(&str, &ConcurrencyLimit)) {
+    for_each(&mut |upstream| {
+        if let Some(limit) = &upstream.limit {
+            visit(&upstream.config.name, limit);
+        }
     });
 }

@@ -10,10 +10,11 @@ use super::super::table_reader::TableReader;
 use super::super::value_kind::{
     ArrayOf, Boolean, DurationRange, InputValue, IntegerRange, OneOf, PositiveNumber, ValueKind,
 };
-use super::bounds::{DAY, HOUR, MS, SECOND};
+use super::bounds::{DAY, HOUR, MS, SECOND, index, index_of};
 use super::files::{optional_path, read_file};
 use super::formats;
-use crate::breaker;
+use crate::breaker::{BreakerConfig, BreakerMode, BreakerScope};
+use crate::concurrency::ConcurrencyConfig;
 use crate::connect::{UpstreamProtocol, UpstreamTls, UpstreamTlsConfig, UpstreamTlsVersion};
 use crate::discovery::DnsConfig;
 use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress, EndpointScheme};
@@ -44,7 +45,6 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         ("ewma", Some(BalancePolicy::Ewma)),
         ("consistent-hash", Some(BalancePolicy::ConsistentHash)),
     ]);
-    table.unavailable("concurrency", None);
     let endpoints = ArrayOf { item: WeightedEndpoint, min_items: 1 };
     let endpoints = table.required("endpoints", &endpoints);
     let endpoints = endpoints.map_or_else(Vec::new, |endpoints| endpoints.value);
@@ -93,6 +93,7 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         .filter(|total| !total.is_zero()),
         eject: table.table("eject", eject),
         health: table.optional_table("health", health),
+        concurrency: table.optional_table("concurrency", concurrency),
         breaker: table.table("breaker", breaker),
         retry: RetryConfig {
             retries: table.value_or("retries", &IntegerRange(0..=10), default.retry.retries),
@@ -196,14 +197,40 @@ fn health(table: &TableReader<'_>) -> HealthConfig {
     }
 }
 
-fn breaker(table: &TableReader<'_>) -> breaker::BreakerConfig {
-    let default = breaker::BreakerConfig::default();
-    breaker::BreakerConfig {
+fn concurrency(table: &TableReader<'_>) -> ConcurrencyConfig {
+    let default = ConcurrencyConfig::default();
+    let bounds = IntegerRange(1..=100_000_u32);
+    let min = table.value_or("min", &bounds, index_of(default.min));
+    let max = table.value_or("max", &bounds, index_of(default.max));
+    if min > max {
+        let problem = ConfigProblem::bad_value("`min` is larger than `max`");
+        table.context.error(&table.location_of(&["min"]), problem);
+    }
+    ConcurrencyConfig {
+        min: index(min),
+        max: index(max.max(min)),
+        wait: table.value_or("wait", &DurationRange(Duration::ZERO..=60 * SECOND), default.wait),
+    }
+}
+
+fn breaker(table: &TableReader<'_>) -> BreakerConfig {
+    const SCOPES: OneOf<BreakerScope> =
+        OneOf(&[("route", Some(BreakerScope::Route)), ("upstream", Some(BreakerScope::Upstream))]);
+    const MODES: OneOf<BreakerMode> = OneOf(&[
+        ("enforce", Some(BreakerMode::Enforce)),
+        ("shadow", Some(BreakerMode::Shadow)),
+        ("off", Some(BreakerMode::Off)),
+    ]);
+    let default = BreakerConfig::default();
+    BreakerConfig {
         error_ratio: table.value_or("error_ratio", &PositiveNumber(1.0), default.error_ratio),
         slow: table.value_or("slow", &DurationRange(MS..=HOUR), default.slow),
         slow_ratio: table.value_or("slow_ratio", &PositiveNumber(1.0), default.slow_ratio),
         minimum: table.value_or("minimum", &IntegerRange(1..=1_000_000), default.minimum),
         window: table.value_or("window", &DurationRange(SECOND..=60 * SECOND), default.window),
         open: table.value_or("open", &DurationRange(100 * MS..=HOUR), default.open),
+        ramp: table.value_or("ramp", &DurationRange(Duration::ZERO..=HOUR), default.ramp),
+        scope: table.value_or("scope", &SCOPES, default.scope),
+        mode: table.value_or("mode", &MODES, default.mode),
     }
 }

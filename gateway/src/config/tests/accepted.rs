@@ -7,11 +7,12 @@ use super::super::document;
 use super::super::node::{DocumentEntry, DocumentNode, DocumentValue};
 use super::super::{Config, DocumentFormat, LogConfig, ServerConfig};
 use super::{MINIMAL, debug_text, parse, parse_toml};
+use crate::breaker::{BreakerMode, BreakerScope};
 use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress};
 use crate::http::limits::GetBodyPolicy;
 use crate::http::target::{EncodedSlashPolicy, PathNormalisation, PathRules};
 use crate::identify::{ForwardedField, IdentitySource};
-use crate::log::AccessLogTarget;
+use crate::log::{AccessLogFormat, AccessLogTarget, LogField};
 use crate::proxy_protocol::ProxyProtocolMode;
 use crate::route::{ForwardPath, HostPattern, PathPattern, TimeoutOverrides};
 use crate::upstream::{HashKey, HealthConfig};
@@ -70,6 +71,7 @@ tenants = { tier = "key", key = "header:X-Tenant", keys = 9, rate = "5/s", burst
 devices = { tier = "device", rate = "5/s", burst = 5, per_address = 7 }
 [log]
 access = "logs/access"
+fields = ["status", "path"]
 level = "debug"
 
 [dns]
@@ -87,7 +89,8 @@ idle_timeout = "4s"
 total_timeout = "5s"
 eject = { after = 7, base = "4s", share = 0.25 }
 health = { path = "/h?a=b", host = "Check.example:81", interval = "3s", timeout = "2s", healthy = 4, unhealthy = 5, expect = ["204", "3xx"] }
-breaker = { error_ratio = 1, slow = "1s", slow_ratio = 0.25, minimum = 5, window = "20s", open = "1m" }
+concurrency = { min = 2, max = 8, wait = "1s" }
+breaker = { error_ratio = 1, slow = "1s", slow_ratio = 0.25, minimum = 5, window = "20s", open = "1m", ramp = "0s", scope = "upstream", mode = "shadow" }
 
 [[routes]]
 name = "one"
@@ -182,6 +185,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     assert_eq!(
         config.log,
         LogConfig {
+            format: AccessLogFormat::Json(vec![LogField::Status, LogField::Path]),
             access: AccessLogTarget::File(PathBuf::from("/nonexistent/logs/access")),
             level: tracing::Level::DEBUG
         }
@@ -208,8 +212,12 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     assert_eq!(shop.health, Some(health));
     let servers: Vec<_> = config.dns.servers.iter().map(ToString::to_string).collect();
     assert_eq!((servers, config.dns.timeout), (vec!["10.0.0.2:53".to_owned(), "[::1]:5353".to_owned()], second / 2));
+    let concurrency = shop.concurrency.expect("a limit");
+    assert_eq!((concurrency.min, concurrency.max, concurrency.wait), (2, 8, second));
     assert_eq!((shop.breaker.error_ratio, shop.breaker.slow_ratio, shop.breaker.minimum), (1.0, 0.25, 5));
     assert_eq!((shop.breaker.slow, shop.breaker.window, shop.breaker.open), (second, 20 * second, 60 * second));
+    assert!(shop.breaker.ramp.is_zero() && shop.breaker.scope == BreakerScope::Upstream);
+    assert_eq!(shop.breaker.mode, BreakerMode::Shadow);
     let [one, two] = &config.routes[..] else { panic!("two routes") };
     assert_eq!(
         (&one.host, &one.path),

@@ -110,6 +110,30 @@ gold = 2
 }
 
 #[test]
+fn canary_and_mirror_name_upstreams_and_get_requests() {
+    let text = format!(
+        "{MINIMAL}canary = {{ upstream = \"shpo\" }}
+mirror = {{ percent = 101 }}
+[[routes]]
+name = \"ok\"
+match = {{ path = \"/ok\" }}
+respond = {{ status = 200 }}
+mirror = {{ upstream = \"shop\" }}
+"
+    );
+    assert_eq!(
+        faults(&text),
+        [
+            "9:10 routes[0].canary: the canary gets no request (set `percent`, or `header = { x-canary = \"1\" }`)",
+            "9:23 routes[0].canary.upstream: unknown upstream `shpo` (did you mean `shop`?)",
+            "10:10 routes[0].mirror.upstream: `upstream` is missing",
+            "10:22 routes[0].mirror.percent: out of range: expected an integer, 0 to 100",
+            "15:10 routes[1].mirror: `mirror` has no effect: the route answers by itself",
+        ]
+    );
+}
+
+#[test]
 fn malformed_match_conditions_are_errors() {
     for (matched, want) in [
         (
