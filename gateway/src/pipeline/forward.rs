@@ -31,7 +31,10 @@ use crate::http::tls_fault::TlsFault;
 use crate::metrics::{self, Counters, Label as _};
 use crate::record::RequestRecord;
 use crate::route::Route;
-use crate::upstream::{AttemptError, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange};
+use crate::upstream::{
+    AttemptError, CallRepeats, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange,
+    UpstreamResponse,
+};
 use crate::{hop, identify};
 
 static TIMEOUTS: LazyLock<Counters<ExchangeTimeout>> = LazyLock::new(Counters::default);
@@ -246,17 +249,15 @@ impl UpstreamCall<'_> {
         };
         let hedges = route.config.hedge;
         let outgoing = OutgoingRequest { request, kept, client, timeouts, now, total_at, hedges, on_sent: &on_sent };
-        let head = std::mem::take(response);
-        let CallResult { result, failed, retries, is_hedged } = target.upstream.call(outgoing, head, body).await;
-        (record.requests_sent, record.retries, record.is_hedged) = (requests_sent.get(), retries, is_hedged);
+        let CallResult { result, repeats } = target.upstream.call(&outgoing, body).await;
+        record.requests_sent = requests_sent.get();
         record.upstream_time = Some(now.elapsed());
-        for failure in failed {
-            count_timeout_of(&failure.error);
-            report_failure(route, &target.upstream, failure);
+        if let Some(repeats) = repeats {
+            note_repeats(*repeats, (route, &target.upstream), record);
         }
-        let result = result.map(|answered| {
-            *response = answered.head;
-            answered.exchange
+        let result = result.map(|UpstreamResponse { mut head, exchange }| {
+            std::mem::swap(response, &mut *head);
+            exchange
         });
         let permit = permit.into_inner();
         // A call that says nothing about the upstream has no verdict: its permit is dropped.
@@ -293,6 +294,16 @@ impl UpstreamCall<'_> {
         }
         let (route, breaker) = (Arc::clone(&route.config.name), Arc::clone(breaker));
         Ok(UpstreamBody { exchange, route, breaker, recorded, accepts_trailers: false })
+    }
+}
+
+/// Reports the attempts before the one that ended a call.
+#[cold]
+fn note_repeats(repeats: CallRepeats, (route, upstream): (&Route, &Upstream), record: &mut RequestRecord) {
+    (record.retries, record.is_hedged) = (repeats.retries, repeats.is_hedged);
+    for failure in repeats.failed {
+        count_timeout_of(&failure.error);
+        report_failure(route, upstream, failure);
     }
 }
 
