@@ -63,9 +63,11 @@ lint: ## format, clippy, and licences and advisories where cargo-deny is install
 	else echo 'SKIPPED: cargo deny is not installed (cargo install --locked cargo-deny)'; fi
 
 # Builds both first, so that no compilation disturbs the measurement. The figures name the commit: commit first.
-bench: ## compare with nginx, haproxy, varnish on this machine, as ratios; WORKLOAD=hit-1k PEERS=nginx,haproxy narrows it
+bench: ## compare with nginx, haproxy, varnish, envoy, caddy on this machine, as ratios; WORKLOAD=hit-1k PEERS=nginx,haproxy narrows it
 	@.ci/need nginx:nginx haproxy:haproxy varnishd:varnish \
-	    '/usr/lib/*/varnish/vmods/libvmod_vsthrottle.so:varnish-modules' wrk:wrk
+	    '/usr/lib/*/varnish/vmods/libvmod_vsthrottle.so:varnish-modules' wrk:wrk \
+	    h2load:nghttp2-client curl:curl openssl:openssl perf:linux-perf
+	@.ci/peers
 	$(CARGO) build --release --package gateway
 	$(CARGO) build --release --package loadtest
 	@"$(OUT)/release/loadtest" bench $(WORKLOAD:%=--workload=%) $(PEERS:%=--peers=%) \

@@ -18,9 +18,29 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::http::h1::{UpstreamConnection, UpstreamConnectionError};
+use crate::http::attempt::UpstreamConnectionError;
+use crate::http::h1::Http1UpstreamConnection;
+use crate::http::message::Scheme;
 use crate::http::tls_fault::TlsFault;
 use crate::http::transport::TransportStream;
+use crate::http::upstream_connection::{Http2UpstreamConnection, NewUpstreamConnection};
+
+/// A protocol that is offered to an upstream (ALPN, RFC 7301).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UpstreamProtocol {
+    Http2,
+    Http1,
+}
+
+impl UpstreamProtocol {
+    /// Its name in ALPN.
+    fn alpn(self) -> Vec<u8> {
+        match self {
+            UpstreamProtocol::Http2 => b"h2".to_vec(),
+            UpstreamProtocol::Http1 => b"http/1.1".to_vec(),
+        }
+    }
+}
 
 /// Lowest TLS version with an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,6 +63,8 @@ pub(crate) struct UpstreamTlsConfig {
     /// Whether the certificate is verified.
     pub(crate) verify: bool,
     pub(crate) min_version: UpstreamTlsVersion,
+    /// The protocols that are offered, the preferred one first; at least one.
+    pub(crate) protocols: Vec<UpstreamProtocol>,
 }
 
 /// The settings made ready for connections. Equal settings are equal, whatever they were made from.
@@ -51,6 +73,8 @@ pub(crate) struct UpstreamTls {
     settings: UpstreamTlsConfig,
     id: u32,
     client: Arc<ClientConfig>,
+    /// Offers HTTP/1.1 alone; `None`: it is not allowed.
+    http1: Option<Arc<ClientConfig>>,
 }
 
 /// Why settings of TLS cannot be used.
@@ -89,8 +113,13 @@ impl UpstreamTls {
                 builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key)?)?
             }
         };
-        client.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(UpstreamTls { settings, id: NEXT.fetch_add(1, Relaxed), client: Arc::new(client) })
+        client.alpn_protocols = settings.protocols.iter().map(|protocol| protocol.alpn()).collect();
+        let http1 = settings.protocols.contains(&UpstreamProtocol::Http1).then(|| {
+            let mut http1 = client.clone();
+            http1.alpn_protocols = vec![UpstreamProtocol::Http1.alpn()];
+            Arc::new(http1)
+        });
+        Ok(UpstreamTls { settings, id: NEXT.fetch_add(1, Relaxed), client: Arc::new(client), http1 })
     }
 
     /// Whether certificates are verified.
@@ -108,13 +137,14 @@ impl PartialEq for UpstreamTls {
 /// Shows no key.
 impl fmt::Debug for UpstreamTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let UpstreamTlsConfig { ca, server_name, identity, verify, min_version } = &self.settings;
+        let UpstreamTlsConfig { ca, server_name, identity, verify, min_version, protocols } = &self.settings;
         f.debug_struct("UpstreamTls")
             .field("ca", &ca.as_ref().map(Vec::len))
             .field("server_name", server_name)
             .field("has_identity", &identity.is_some())
             .field("verify", verify)
             .field("min_version", min_version)
+            .field("protocols", protocols)
             .finish_non_exhaustive()
     }
 }
@@ -180,14 +210,16 @@ pub(crate) struct ConnectionKey {
     pub(crate) address: SocketAddr,
     /// Of TLS: the settings, and the name of the certificate.
     tls: Option<(u32, ServerName<'static>)>,
+    /// HTTP/2 in clear text.
+    is_h2c: bool,
     /// The hash of the others: each request looks for the pool of its peer twice.
     hash: u64,
 }
 
 impl ConnectionKey {
-    fn new(address: SocketAddr, tls: Option<(u32, ServerName<'static>)>) -> Self {
-        let hash = foldhash::fast::FixedState::default().hash_one((address, &tls));
-        ConnectionKey { address, tls, hash }
+    fn new(address: SocketAddr, tls: Option<(u32, ServerName<'static>)>, is_h2c: bool) -> Self {
+        let hash = foldhash::fast::FixedState::default().hash_one((address, &tls, is_h2c));
+        ConnectionKey { address, tls, is_h2c, hash }
     }
 }
 
@@ -197,17 +229,30 @@ impl Hash for ConnectionKey {
     }
 }
 
+/// TLS as a connector needs it.
+#[derive(Clone)]
+struct TlsClients {
+    client: Arc<ClientConfig>,
+    http1: Option<Arc<ClientConfig>>,
+    offers_http2: bool,
+}
+
 /// Opens connections to one address.
 #[derive(Clone)]
 pub(crate) struct Connector {
     key: ConnectionKey,
-    tls: Option<Arc<ClientConfig>>,
+    tls: Option<TlsClients>,
 }
 
 impl Connector {
-    /// Connections in clear text.
+    /// Connections of HTTP/1.1 in clear text.
     pub(crate) fn plain(address: SocketAddr) -> Self {
-        Connector { key: ConnectionKey::new(address, None), tls: None }
+        Connector { key: ConnectionKey::new(address, None, false), tls: None }
+    }
+
+    /// Connections of HTTP/2 in clear text, with prior knowledge (RFC 9113 section 3.3).
+    pub(crate) fn h2c(address: SocketAddr) -> Self {
+        Connector { key: ConnectionKey::new(address, None, true), tls: None }
     }
 
     /// Connections over TLS to a server whose certificate must be for `host`, unless the settings
@@ -216,26 +261,74 @@ impl Connector {
         let name = tls.settings.server_name.clone().or_else(|| ServerName::try_from(host.to_owned()).ok());
         // A host that is no name has been refused with the configuration; its address is one.
         let name = name.unwrap_or_else(|| ServerName::from(address.ip()));
-        Connector { key: ConnectionKey::new(address, Some((tls.id, name))), tls: Some(Arc::clone(&tls.client)) }
+        let offers_http2 = tls.settings.protocols.contains(&UpstreamProtocol::Http2);
+        let clients = TlsClients { client: Arc::clone(&tls.client), http1: tls.http1.clone(), offers_http2 };
+        Connector { key: ConnectionKey::new(address, Some((tls.id, name)), false), tls: Some(clients) }
     }
 
     pub(crate) fn key(&self) -> &ConnectionKey {
         &self.key
     }
 
-    /// Opens a connection. Cancel safe; the caller bounds the time.
+    /// Whether a connection may turn out to be one of HTTP/2.
+    pub(crate) fn may_be_http2(&self) -> bool {
+        self.is_http2() || self.tls.as_ref().is_some_and(|tls| tls.offers_http2)
+    }
+
+    /// Whether every connection is one of HTTP/2.
+    pub(crate) fn is_http2(&self) -> bool {
+        self.key.is_h2c || self.tls.as_ref().is_some_and(|tls| tls.http1.is_none())
+    }
+
+    /// Opens a connection of the protocol that the server selects. Cancel safe; the caller bounds
+    /// the time.
     ///
     /// # Errors
     /// `Connect`, or `Tls` if the handshake fails.
-    pub(crate) async fn connect(&self) -> Result<UpstreamConnection, UpstreamConnectionError> {
+    pub(crate) async fn connect(&self) -> Result<NewUpstreamConnection, UpstreamConnectionError> {
+        let (Some(tls), Some((_, name))) = (&self.tls, &self.key.tls) else {
+            let stream = TransportStream::plain(self.connect_tcp().await?);
+            return match self.key.is_h2c {
+                true => self.begin_http2(stream).await,
+                false => Ok(http1(stream)),
+            };
+        };
+        let tcp = self.connect_tcp().await?;
+        let connector = TlsConnector::from(Arc::clone(&tls.client));
+        let stream = connector.connect(name.clone(), tcp).await.map_err(tls_error)?;
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let stream = TransportStream::tls_client(stream);
+        if is_http2 { self.begin_http2(stream).await } else { Ok(http1(stream)) }
+    }
+
+    /// Opens a connection of HTTP/1.1, for what no other protocol has: a switch of the protocol.
+    /// Cancel safe; the caller bounds the time.
+    ///
+    /// # Errors
+    /// `Connect`, or `Tls` if the handshake fails.
+    pub(crate) async fn connect_http1(&self) -> Result<NewUpstreamConnection, UpstreamConnectionError> {
+        let Some((tls, (_, name))) = self.tls.as_ref().zip(self.key.tls.as_ref()) else { return self.connect().await };
+        let Some(http1_only) = &tls.http1 else { return self.connect().await };
+        let tcp = self.connect_tcp().await?;
+        let connected = TlsConnector::from(Arc::clone(http1_only)).connect(name.clone(), tcp).await;
+        connected.map(|stream| http1(TransportStream::tls_client(stream))).map_err(tls_error)
+    }
+
+    async fn connect_tcp(&self) -> Result<TcpStream, UpstreamConnectionError> {
         let stream = TcpStream::connect(self.key.address).await.map_err(UpstreamConnectionError::Connect)?;
         stream.set_nodelay(true).map_err(UpstreamConnectionError::Connect)?;
-        let (Some(config), Some((_, name))) = (&self.tls, &self.key.tls) else {
-            return Ok(UpstreamConnection::new(TransportStream::plain(stream)));
-        };
-        let connected = TlsConnector::from(Arc::clone(config)).connect(name.clone(), stream).await;
-        connected.map(|stream| UpstreamConnection::new(TransportStream::tls_client(stream))).map_err(tls_error)
+        Ok(stream)
     }
+
+    async fn begin_http2(&self, stream: TransportStream) -> Result<NewUpstreamConnection, UpstreamConnectionError> {
+        let scheme = if self.tls.is_some() { Scheme::Https } else { Scheme::Http };
+        let authority = self.key.address.to_string();
+        Http2UpstreamConnection::open(stream, scheme, authority).await.map(NewUpstreamConnection::Http2)
+    }
+}
+
+fn http1(stream: TransportStream) -> NewUpstreamConnection {
+    NewUpstreamConnection::Http1(Box::new(Http1UpstreamConnection::new(stream)))
 }
 
 /// A failed handshake. A connection that ends during it is not a fault of TLS.

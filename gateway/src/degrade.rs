@@ -17,6 +17,7 @@ pub(crate) use page_format::{PageFormat, PageLanguage};
 use crate::cache::StatusPattern;
 use crate::error::{Error, ErrorKind};
 use crate::http::fields::{Fields, KnownField};
+use crate::http::grpc::{self, GrpcStatus};
 use crate::http::h1::RequestRefusal;
 use crate::http::message::{BodyLength, Response};
 use crate::identify::RequestId;
@@ -79,6 +80,9 @@ pub(crate) struct ErrorResponder<'a> {
 impl ErrorResponder<'_> {
     /// Writes the head of the response to `error` and returns its body.
     pub(crate) fn write(&self, error: &Error, response: &mut Response) -> Bytes {
+        if grpc::is_grpc(self.request) {
+            return write_grpc(error, response);
+        }
         let page = self.config.filter(|_| error.is_degradable());
         let status = page.map_or(error.status(), |page| page.status_for(error.kind()));
         let format = PageFormat::preferred(self.request);
@@ -143,6 +147,34 @@ fn retry_after(kind: ErrorKind) -> Option<u64> {
 /// Adds `Proxy-Status` (RFC 9209): why the response is a page or stale instead of the origin's.
 pub(crate) fn write_proxy_status(kind: ErrorKind, response: &mut Response) {
     response.fields.add(KnownField::ProxyStatus, proxy_status_value(kind));
+}
+
+/// Writes the response to an `Error` of a call of gRPC.
+fn write_grpc(error: &Error, response: &mut Response) -> Bytes {
+    response.status = error.status();
+    response.fields.clear();
+    add_date(&mut response.fields);
+    if let Some(seconds) = retry_after(error.kind()) {
+        response.fields.add(KnownField::RetryAfter, seconds.to_string());
+    }
+    if error.is_degradable() {
+        write_proxy_status(error.kind(), response);
+    }
+    make_grpc(error.reason(), response);
+    Bytes::new()
+}
+
+/// Turns the head of a response to a failure into that of gRPC: the status in a field, in a head
+/// without a body (`Trailers-Only`). `reason` is a word without reserved characters.
+pub(crate) fn make_grpc(reason: &str, response: &mut Response) {
+    let status = GrpcStatus::of(response.status);
+    response.status = StatusCode::OK;
+    response.fields.remove(KnownField::ContentType);
+    response.fields.remove(KnownField::CacheControl);
+    response.fields.add(KnownField::ContentType, "application/grpc");
+    response.fields.push(b"grpc-status", itoa::Buffer::new().format(status.number()).as_bytes());
+    response.fields.push(b"grpc-message", reason.as_bytes());
+    response.length = BodyLength::Empty;
 }
 
 /// The methods that this gateway forwards.
@@ -300,6 +332,8 @@ fn jittered_retry_after(mean: Duration, wait: Duration, random: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::attempt::UpstreamConnectionError;
+    use crate::http::exchange_clock::ExchangeTimeout;
 
     #[test]
     fn retry_after_is_jittered_around_the_configured_mean() {
@@ -309,6 +343,37 @@ mod tests {
             assert!((30..=35).contains(&jittered_retry_after(5 * second, 30 * second, random)));
             assert_eq!(jittered_retry_after(Duration::ZERO, Duration::ZERO, random), 1);
             assert_eq!(jittered_retry_after(Duration::ZERO, Duration::from_millis(2_001), random), 3);
+        }
+    }
+
+    #[test]
+    fn failures_of_grpc_calls_are_statuses_of_grpc() {
+        let mut fields = Fields::default();
+        fields.push(b"Content-Type", b"application/grpc");
+        let page = DegradeConfig::default();
+        let page = ErrorResponder {
+            config: Some(&page),
+            request: &fields,
+            random: 0,
+            pages: [&[], &[]],
+            route: "",
+            trace: None,
+        };
+        let timeout = || UpstreamConnectionError::Timeout(ExchangeTimeout::UpstreamHead);
+        for (error, expected) in [
+            (Error::NoRoute, b"12"),
+            (Error::BreakerOpen, b"14"),
+            (Error::Unauthorized, b"16"),
+            (Error::UpstreamConnection(timeout()), b"04"),
+            (Error::Forbidden, b"07"),
+            (Error::Panic, b"13"),
+        ] {
+            let mut response = Response::default();
+            assert_eq!(page.write(&error, &mut response), "");
+            assert_eq!((response.status, response.length), (StatusCode::OK, BodyLength::Empty));
+            let number = response.fields.named(b"grpc-status").next().expect("a status");
+            assert_eq!(number, expected.strip_prefix(b"0").unwrap_or(expected), "{error}");
+            assert_eq!(response.fields.named(b"grpc-message").next(), Some(error.reason().as_bytes()));
         }
     }
 

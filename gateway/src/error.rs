@@ -1,9 +1,10 @@
 //! Failures of requests that neither the origin nor the cache answered. The classification feeds
 //! the response, the log and the metric.
 
+use crate::http::attempt::UpstreamConnectionError;
 use crate::http::body::BodyError;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
-use crate::http::h1::{RequestRefusal, UpstreamConnectionError};
+use crate::http::h1::RequestRefusal;
 use crate::http::message::StatusCode;
 use crate::label;
 use crate::metrics::Label as _;
@@ -151,11 +152,15 @@ impl Error {
                 UpstreamConnectionError::Connect(_) => ErrorKind::Connect,
                 UpstreamConnectionError::NoAddress => ErrorKind::NoAddress,
                 UpstreamConnectionError::Tls(..) => ErrorKind::UpstreamTls,
-                UpstreamConnectionError::NoResponse(_) => ErrorKind::NoResponse,
+                UpstreamConnectionError::NoResponse(_)
+                | UpstreamConnectionError::Refused(_)
+                | UpstreamConnectionError::Reset(_) => ErrorKind::NoResponse,
                 UpstreamConnectionError::Io(_) => ErrorKind::Upstream,
                 UpstreamConnectionError::Malformed(_) => ErrorKind::Malformed,
                 UpstreamConnectionError::Timeout(timeout) => timeout_kind(*timeout),
-                UpstreamConnectionError::ClientStopped(_) | UpstreamConnectionError::Client(_) => ErrorKind::ClientBody,
+                UpstreamConnectionError::ClientStopped(_)
+                | UpstreamConnectionError::Client(_)
+                | UpstreamConnectionError::Unsendable(_) => ErrorKind::ClientBody,
                 UpstreamConnectionError::ClientGone => ErrorKind::ClientGone,
             },
         }

@@ -84,6 +84,10 @@ pub(crate) struct AccessLogEntry<'a> {
     pub(crate) refused: &'a str,
     /// The endpoint that received the request.
     pub(crate) upstream: &'a str,
+    /// How often the request was sent again. Omitted from the line if 0.
+    pub(crate) retries: u32,
+    /// Whether a second endpoint was sent the request. Omitted from the line if not.
+    pub(crate) is_hedged: bool,
     /// The key or the user that the route has authenticated.
     pub(crate) user: &'a str,
     /// The country of the client, from the GeoIP database.
@@ -358,6 +362,13 @@ fn write_line(out: &mut Vec<u8>, timestamps: &mut TimestampFormatter, now: Syste
     out.extend_from_slice(itoa::Buffer::new().format(line.bytes).as_bytes());
     out.extend_from_slice(b",\"duration\":");
     push_seconds(out, line.duration);
+    if line.retries > 0 {
+        out.extend_from_slice(b",\"retries\":");
+        out.extend_from_slice(itoa::Buffer::new().format(line.retries).as_bytes());
+    }
+    if line.is_hedged {
+        out.extend_from_slice(b",\"hedged\":true");
+    }
     let texts = [
         ("route", line.route),
         ("cache", line.cache),
@@ -509,6 +520,8 @@ mod tests {
             shadow_limit: "",
             refused: "",
             upstream: "",
+            retries: 0,
+            is_hedged: false,
             user: "",
             country: "",
             ja4: "",

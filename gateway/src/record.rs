@@ -109,6 +109,10 @@ pub(crate) struct RequestRecord {
     pub(crate) upstream: Option<Arc<str>>,
     /// How often an endpoint was sent the whole request, for a fetch that others can join.
     pub(crate) requests_sent: u32,
+    /// How often the request was sent again, as the configuration allows.
+    pub(crate) retries: u32,
+    /// Whether a second endpoint was sent the request because the first one was slow.
+    pub(crate) is_hedged: bool,
     pub(crate) trace: Option<Trace>,
     /// `None` also where requests have no id (`identity.request_id`).
     pub(crate) request_id: Option<RequestId>,
@@ -139,6 +143,8 @@ impl Default for RequestRecord {
             aborted: "",
             upstream: None,
             requests_sent: 0,
+            retries: 0,
+            is_hedged: false,
             trace: None,
             request_id: None,
             client_ip: None,

@@ -33,6 +33,13 @@ fn write_member(record: &RequestRecord, text: &mut Vec<u8>) {
         text.extend_from_slice(b"; fwd-status=");
         text::push_number(text, u64::from(status));
     }
+    if record.retries > 0 {
+        text.extend_from_slice(b"; retries=");
+        text::push_number(text, u64::from(record.retries));
+    }
+    if record.is_hedged {
+        text.extend_from_slice(b"; hedged");
+    }
     if record.stored {
         text.extend_from_slice(b"; stored");
     }

@@ -80,6 +80,8 @@ pub(crate) struct RouteConfig {
     /// Timeouts that replace those of the upstream.
     pub(crate) timeouts: TimeoutOverrides,
     pub(crate) forward_path: ForwardPath,
+    /// Whether a request is sent to a second endpoint while the first one is slow.
+    pub(crate) hedge: bool,
     /// Bytes of a request body, in place of `limits_http.body_bytes`.
     pub(crate) body_bytes: Option<u64>,
     /// Pages for the gateway's own responses, before those of the gateway.
@@ -113,6 +115,7 @@ impl RouteConfig {
             degrade: degrade::DegradeConfig::default(),
             timeouts: TimeoutOverrides::default(),
             forward_path: ForwardPath::Normal,
+            hedge: false,
             body_bytes: None,
             pages: Vec::new(),
             clients: None,

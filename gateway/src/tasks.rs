@@ -42,6 +42,8 @@ label! {
         Connection = "connection",
         /// Serves one stream of an HTTP/2 connection.
         Stream = "stream",
+        /// Drives one HTTP/2 connection to an upstream.
+        UpstreamConnection = "upstream_connection",
         /// Moves the body of a shared fetch to its readers and into the store.
         Fill = "fill",
         /// Leads a shared fetch whose client has closed, for the requests that wait.
@@ -207,6 +209,17 @@ impl ThreadTasks {
         }
     }
 
+    /// The wait of the task that is being polled.
+    fn current_wait(&self) -> TaskWait {
+        let mut wait = TaskWait::Unnamed;
+        if let Some(slot) = self.current.get() {
+            self.with_slot(slot, |packed| {
+                wait = TaskState::unpack(packed.load(Relaxed)).map_or(wait, |state| state.wait);
+            });
+        }
+        wait
+    }
+
     fn set_wait(&self, slot: u32, wait: TaskWait) {
         // Only this thread writes the slot.
         self.with_slot(slot, |packed| packed.store(TaskState::with_wait(packed.load(Relaxed), wait), Relaxed));
@@ -230,7 +243,10 @@ struct TaskSlot {
 
 impl TaskSlot {
     fn new(kind: TaskKind) -> Self {
-        let state = TaskState { started_ms: since_start(), kind, wait: TaskWait::Unnamed };
+        TaskSlot::with_state(TaskState { started_ms: since_start(Instant::now()), kind, wait: TaskWait::Unnamed })
+    }
+
+    fn with_state(state: TaskState) -> Self {
         let index = TASKS.with(|tasks| {
             let index = tasks.allocate();
             tasks.with_slot(index, |packed| packed.store(state.pack(), Relaxed));
@@ -250,9 +266,37 @@ impl Drop for TaskSlot {
     }
 }
 
-fn since_start() -> u64 {
+fn since_start(now: Instant) -> u64 {
     static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-    u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX)
+    u64::try_from(now.saturating_duration_since(*START).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A part of a task's work that is listed as a task of its own. A panic of it ends it.
+pub(crate) struct TrackedWork {
+    slot: TaskSlot,
+    kind: TaskKind,
+}
+
+impl TrackedWork {
+    fn new(kind: TaskKind) -> Self {
+        TrackedWork { slot: TaskSlot::new(kind), kind }
+    }
+
+    /// Lists work that the current task began at `begun`, and has polled already: it waits for what
+    /// the task waits for.
+    pub(crate) fn of_current(kind: TaskKind, begun: Instant) -> Self {
+        let wait = TASKS.with(ThreadTasks::current_wait);
+        let slot = TaskSlot::with_state(TaskState { started_ms: since_start(begun), kind, wait });
+        TrackedWork { slot, kind }
+    }
+
+    /// Polls the work; `None` after a panic.
+    pub(crate) fn poll<F: Future>(&self, future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<Option<F::Output>> {
+        let outer = TASKS.with(|tasks| tasks.current.replace(Some(self.slot.index)));
+        let polled = poll_catch(future, cx);
+        TASKS.with(|tasks| tasks.current.set(outer));
+        polled.map(|ended| ended.map_err(|panic| report_panic(self.kind, &panic)).ok())
+    }
 }
 
 pin_project! {
@@ -260,8 +304,7 @@ pin_project! {
     pub(crate) struct TrackedTask<F> {
         #[pin]
         future: F,
-        slot: TaskSlot,
-        kind: TaskKind,
+        work: TrackedWork,
     }
 }
 
@@ -270,16 +313,13 @@ impl<F: Future> Future for TrackedTask<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<F::Output>> {
         let this = self.project();
-        let outer = TASKS.with(|tasks| tasks.current.replace(Some(this.slot.index)));
-        let polled = poll_catch(this.future, cx);
-        TASKS.with(|tasks| tasks.current.set(outer));
-        polled.map(|ended| ended.map_err(|panic| report_panic(*this.kind, &panic)).ok())
+        this.work.poll(this.future, cx)
     }
 }
 
 /// Lists `future` as a task of this thread. For a spawner that is not `spawn`, such as a `JoinSet`.
 pub(crate) fn track<F: Future>(kind: TaskKind, future: F) -> TrackedTask<F> {
-    TrackedTask { future, slot: TaskSlot::new(kind), kind }
+    TrackedTask { future, work: TrackedWork::new(kind) }
 }
 
 /// Runs `future` as a task of this thread, until it ends. It must end by itself: each of its waits
@@ -288,7 +328,8 @@ pub(crate) fn spawn<F: Future + 'static>(kind: TaskKind, future: F) {
     spawn_local(track(kind, future));
 }
 
-fn report_panic(kind: TaskKind, panic: &Panic) {
+/// Counts and logs the panic of a task.
+pub(crate) fn report_panic(kind: TaskKind, panic: &Panic) {
     PANICS.inc(kind);
     Event::TaskPanicked { kind: kind.as_str(), panic: panics::message(panic) }.emit();
 }
@@ -379,7 +420,7 @@ pub(crate) struct TaskList {
 impl TaskList {
     /// Reads the tables of all threads.
     pub(crate) fn read() -> Self {
-        let now = since_start();
+        let now = since_start(Instant::now());
         let mut counts = [0; TaskKind::ALL.len()];
         // The youngest of the oldest is on top.
         let mut oldest = BinaryHeap::new();

@@ -6,17 +6,20 @@ use std::path::PathBuf;
 use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
+use crate::certificate::ServerCertificate;
 use crate::cpu_time::{self, CpuTime};
 use crate::error::{LoadtestError, Result};
 use crate::launcher::{PeerLauncher, RunningPeer, free_addresses, this_program};
+use crate::load::LoadRun;
+use crate::load_report::LoadReport;
 use crate::peer::Peer;
 use crate::probe_counts::ProbeCounts;
 use crate::process::{ChildProcess, ScratchDirectory};
 use crate::progress::BenchProgress;
 use crate::response_check::{OriginCounter, ResponseCheck};
-use crate::tools::{LOAD_CORE, SERVER_CORE, Tools};
+use crate::system_calls::SystemCallCounter;
+use crate::tools::{LOAD_CORE, SERVER_CORE, Tool, Tools};
 use crate::workload::Workload;
-use crate::wrk::{LoadReport, WrkRun};
 
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 const WARM_UP_SECONDS: u64 = 1;
@@ -49,6 +52,8 @@ pub(crate) struct Sample {
 pub(crate) struct PeerSamples {
     pub(crate) peer: Peer,
     pub(crate) samples: Vec<Sample>,
+    /// System calls of the server per request, if they can be counted.
+    pub(crate) system_calls: Option<f64>,
 }
 
 /// All peers under one workload.
@@ -86,7 +91,15 @@ impl<'a> Bench<'a> {
         let scratch = ScratchDirectory::new()?;
         let (_origin, address) = start_origin(workload, self.tools, &scratch)?;
         let (tools, tidegate) = (self.tools, self.plan.tidegate.as_path());
-        let launcher = PeerLauncher { tools, scratch: &scratch, tidegate, origin: address, workload };
+        let certificate = workload.is_tls().then(|| ServerCertificate::create(tools, &scratch)).transpose()?;
+        let launcher = PeerLauncher {
+            tools,
+            scratch: &scratch,
+            tidegate,
+            origin: address,
+            workload,
+            certificate: certificate.as_ref(),
+        };
         let (mut started, mut skipped_peers) = (Vec::new(), Vec::new());
         for peer in self.plan.peers.iter().copied().filter(|peer| peer.supports(workload)) {
             if let Some(reason) = launcher.obstacle(peer)? {
@@ -97,8 +110,8 @@ impl<'a> Bench<'a> {
                 started.push(launcher.start(peer)?);
             }
         }
-        let wrk = WrkRun { tools, scratch: &scratch, profile: workload.profile(), seconds: self.plan.seconds };
-        let mut run = PeerSampler { workload, wrk, counter: OriginCounter::open(address)? };
+        let load = LoadRun { tools, scratch: &scratch, workload, seconds: self.plan.seconds, counter: None };
+        let mut run = PeerSampler { workload, load, counter: OriginCounter::open(address)? };
         let peers = self.run_rounds(workload, &started, &mut run)?;
         Ok(WorkloadComparison { workload, peers, skipped_peers })
     }
@@ -110,14 +123,16 @@ impl<'a> Bench<'a> {
         run: &mut PeerSampler<'_>,
     ) -> Result<Vec<PeerSamples>> {
         let mut checks: Vec<ResponseCheck> =
-            started.iter().map(|server| ResponseCheck::new(server.peer, server.address, workload)).collect();
+            started.iter().map(|server| ResponseCheck::new(server.peer, workload, server.client(self.tools))).collect();
         eprintln!("{}: checking and warming up", workload.name());
         for (server, check) in started.iter().zip(&checks) {
             check.before(&mut run.counter)?;
-            WrkRun { seconds: WARM_UP_SECONDS, ..run.wrk }.run(server.address, || ())?;
+            LoadRun { seconds: WARM_UP_SECONDS, ..run.load }.run(server.address, || ())?;
         }
-        let mut peers: Vec<PeerSamples> =
-            started.iter().map(|server| PeerSamples { peer: server.peer, samples: Vec::new() }).collect();
+        let mut peers: Vec<PeerSamples> = started
+            .iter()
+            .map(|server| PeerSamples { peer: server.peer, samples: Vec::new(), system_calls: None })
+            .collect();
         for round in 0..self.plan.rounds {
             for position in 0..started.len() {
                 // Rotates the order, so that no peer always follows the same one.
@@ -126,6 +141,9 @@ impl<'a> Bench<'a> {
                 self.progress.step();
             }
             self.report_round(workload, round, &peers);
+        }
+        for (server, measured) in started.iter().zip(&mut peers) {
+            measured.system_calls = run.count_system_calls(server)?;
         }
         for check in &checks {
             check.after(&mut run.counter)?;
@@ -150,10 +168,10 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// Measures one peer for one round: runs wrk and reads the origin's request counter.
+/// Measures one peer for one round: runs the load and reads the origin's request counter.
 struct PeerSampler<'a> {
     workload: Workload,
-    wrk: WrkRun<'a>,
+    load: LoadRun<'a>,
     counter: OriginCounter,
 }
 
@@ -163,7 +181,7 @@ impl PeerSampler<'_> {
         let pid = server.process.pid();
         let origin_before = self.counter.settled()?;
         let (cpu, core, began) = (cpu_time::of_tree(pid)?, cpu_time::of_core(SERVER_CORE)?, Instant::now());
-        let report = self.wrk.run(server.address, || check.probe(&mut probes))?;
+        let report = self.load.run(server.address, || check.probe(&mut probes))?;
         let (cpu, elapsed) = (cpu_time::of_tree(pid)?.since(cpu), began.elapsed());
         let others = cpu_time::of_core(SERVER_CORE)?.saturating_sub(core).saturating_sub(cpu.total());
         let origin_requests = self.counter.settled()? - origin_before;
@@ -175,6 +193,25 @@ impl PeerSampler<'_> {
             );
         }
         Ok(Sample { report, errors, cpu, others, elapsed })
+    }
+
+    /// Counts the system calls of a server under the same load, per request.
+    fn count_system_calls(&self, server: &RunningPeer) -> Result<Option<f64>> {
+        let LoadRun { tools, scratch, .. } = self.load;
+        if !tools.has(Tool::Perf) {
+            return Ok(None);
+        }
+        let output = scratch.path().join("perf.out");
+        let counter = SystemCallCounter::new(tools.path(Tool::Perf), server.process.pid(), output)?;
+        let load = LoadRun { seconds: WARM_UP_SECONDS, counter: Some(&counter), ..self.load };
+        let report = load.run(server.address, || ())?;
+        match counter.count() {
+            Ok(count) => Ok(Some(as_f64(count) / as_f64(report.requests))),
+            Err(failure) => {
+                eprintln!("{}: system calls are not counted: {failure}", self.workload.name());
+                Ok(None)
+            }
+        }
     }
 }
 

@@ -35,6 +35,23 @@ struct ProcessStat {
 
 /// CPU time of a process and all its descendants, threads included. Exited children do not count.
 pub(crate) fn of_tree(root: u32) -> Result<CpuTime> {
+    let processes = processes()?;
+    let mut sum = CpuTime::default();
+    for member in members(root, &processes) {
+        for (_, stat) in processes.iter().filter(|(pid, _)| *pid == member) {
+            sum.user += stat.cpu.user;
+            sum.system += stat.cpu.system;
+        }
+    }
+    Ok(sum)
+}
+
+/// A process and all its descendants.
+pub(crate) fn tree(root: u32) -> Result<Vec<u32>> {
+    Ok(members(root, &processes()?))
+}
+
+fn processes() -> Result<Vec<(u32, ProcessStat)>> {
     let mut processes = Vec::new();
     let entries = fs::read_dir("/proc").map_err(LoadtestError::io("cannot list /proc"))?;
     for entry in entries.flatten() {
@@ -44,27 +61,20 @@ pub(crate) fn of_tree(root: u32) -> Result<CpuTime> {
         let stat = parse_stat(&text).ok_or(LoadtestError::Unexpected { file: format!("/proc/{pid}/stat"), text })?;
         processes.push((pid, stat));
     }
-    Ok(sum_tree(root, &processes))
+    Ok(processes)
 }
 
-fn sum_tree(root: u32, processes: &[(u32, ProcessStat)]) -> CpuTime {
+fn members(root: u32, processes: &[(u32, ProcessStat)]) -> Vec<u32> {
     let mut tree = vec![root];
-    let mut sum = CpuTime::default();
     // Each process has one parent and is therefore added once.
     let mut next = 0;
     while let Some(&member) = tree.get(next) {
         next += 1;
-        for (pid, stat) in processes {
-            if *pid == member {
-                sum.user += stat.cpu.user;
-                sum.system += stat.cpu.system;
-            }
-            if stat.parent == member && *pid != member {
-                tree.push(*pid);
-            }
-        }
+        tree.extend(
+            processes.iter().filter(|(pid, stat)| stat.parent == member && *pid != member).map(|(pid, _)| *pid),
+        );
     }
-    sum
+    tree
 }
 
 /// Parses fields 4, 14 and 15 of proc_pid_stat(5). Field 2, the name, may contain spaces and
@@ -129,11 +139,11 @@ mod tests {
     }
 
     #[test]
-    fn descendants_are_summed_and_other_processes_are_not() {
-        let of = |parent, user, system| ProcessStat { parent, cpu: CpuTime { user: ms(user), system: ms(system) } };
-        let processes = [(4, of(3, 1, 2)), (2, of(1, 10, 20)), (3, of(2, 100, 200)), (9, of(1, 5_000, 0))];
-        assert_eq!(sum_tree(2, &processes), CpuTime { user: ms(111), system: ms(222) });
-        assert_eq!(sum_tree(7, &processes), CpuTime::default());
+    fn descendants_are_members_and_other_processes_are_not() {
+        let of = |parent| ProcessStat { parent, cpu: CpuTime::default() };
+        let processes = [(4, of(3)), (2, of(1)), (3, of(2)), (9, of(1))];
+        assert_eq!(members(2, &processes), [2, 3, 4]);
+        assert_eq!(members(7, &processes), [7]);
     }
 
     #[test]

@@ -20,8 +20,8 @@ pub(crate) enum LoadtestError {
     NotReady { name: String, log: String },
     #[error("wrong response of {peer} at {target}: {difference}")]
     WrongResponse { peer: String, target: String, difference: String },
-    #[error("wrk failed: {0}")]
-    Wrk(String),
+    #[error("the load generator failed: {0}")]
+    Load(String),
     #[error("unexpected text in {file}: {text}")]
     Unexpected { file: String, text: String },
     #[error("cannot extend {path}: {source}; remove the file or pass another --write")]

@@ -25,6 +25,11 @@ pub(crate) fn goals(workload: Workload) -> Vec<PerformanceGoal> {
         Workload::Pass1k => [Some(1.2), None],
         Workload::Pass1k512c => [Some(1.3), None],
         Workload::Denied => [Some(1.1), None],
+        Workload::H2Hit1k => [Some(3.5), None],
+        Workload::H2Hit16k => [Some(1.8), None],
+        Workload::H2Pass1k => [Some(1.6), None],
+        Workload::TlsHit1k => [Some(2.2), None],
+        Workload::TlsHandshake => [Some(1.75), None],
     };
     let goals = BASELINES.into_iter().zip(ratios);
     goals.filter_map(|(baseline, ratio)| Some(PerformanceGoal { baseline, ratio: ratio? })).collect()

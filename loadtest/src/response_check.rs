@@ -1,10 +1,12 @@
 //! Checks that the responses of a peer are correct and complete: before, during and after the load.
 
+use std::io;
 use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::client::{CheckConnection, CheckedResponse};
+use crate::curl::CurlClient;
 use crate::error::{LoadtestError, Result};
 use crate::origin;
 use crate::peer::Peer;
@@ -23,11 +25,42 @@ const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 const SETTLE_INTERVAL: Duration = Duration::from_millis(30);
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// How requests of the check are sent to a peer.
+pub(crate) enum CheckClient {
+    /// In clear text, to this address.
+    Plain(SocketAddr),
+    Tls(CurlClient),
+}
+
+/// A connection of the check, or what opens one for each request.
+pub(crate) enum OpenedCheckClient<'a> {
+    Plain(CheckConnection),
+    Tls(&'a CurlClient),
+}
+
+impl CheckClient {
+    pub(crate) fn open(&self) -> io::Result<OpenedCheckClient<'_>> {
+        Ok(match self {
+            CheckClient::Plain(address) => OpenedCheckClient::Plain(CheckConnection::open(*address)?),
+            CheckClient::Tls(curl) => OpenedCheckClient::Tls(curl),
+        })
+    }
+}
+
+impl OpenedCheckClient<'_> {
+    pub(crate) fn get(&mut self, target: &str) -> io::Result<CheckedResponse> {
+        match self {
+            OpenedCheckClient::Plain(connection) => connection.get(target),
+            OpenedCheckClient::Tls(curl) => curl.get(target),
+        }
+    }
+}
+
 /// Checks the responses of one peer under one workload.
 pub(crate) struct ResponseCheck {
     peer: Peer,
-    address: SocketAddr,
     workload: Workload,
+    client: CheckClient,
     targets: Vec<String>,
     expected: Vec<u8>,
     last_probe: Option<Instant>,
@@ -35,9 +68,9 @@ pub(crate) struct ResponseCheck {
 }
 
 impl ResponseCheck {
-    pub(crate) fn new(peer: Peer, address: SocketAddr, workload: Workload) -> Self {
+    pub(crate) fn new(peer: Peer, workload: Workload, client: CheckClient) -> Self {
         let expected = origin::body(workload.body_bytes());
-        ResponseCheck { peer, address, workload, targets: workload.targets(), expected, last_probe: None, next: 0 }
+        ResponseCheck { peer, workload, client, targets: workload.targets(), expected, last_probe: None, next: 0 }
     }
 
     /// Requests every target, which fills the cache; then checks as [`Self::after`].
@@ -151,12 +184,11 @@ impl ResponseCheck {
         }
     }
 
-    fn open(&self) -> Result<CheckConnection> {
-        CheckConnection::open(self.address)
-            .map_err(LoadtestError::io(format!("{} does not accept connections", self.peer.name())))
+    fn open(&self) -> Result<OpenedCheckClient<'_>> {
+        self.client.open().map_err(LoadtestError::io(format!("{} does not accept connections", self.peer.name())))
     }
 
-    fn get(&self, client: &mut CheckConnection, target: &str) -> Result<CheckedResponse> {
+    fn get(&self, client: &mut OpenedCheckClient<'_>, target: &str) -> Result<CheckedResponse> {
         client.get(target).map_err(|error| self.wrong(target, error.to_string()))
     }
 
@@ -209,7 +241,7 @@ mod tests {
 
     fn check(peer: Peer, workload: Workload) -> ResponseCheck {
         // No process listens on port 1.
-        ResponseCheck::new(peer, SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), workload)
+        ResponseCheck::new(peer, workload, CheckClient::Plain(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))))
     }
 
     fn response(status: u16, tag: &str, body: &[u8]) -> CheckedResponse {

@@ -222,7 +222,7 @@ impl ScenarioRunner<'_> {
                 let before = read_counts(servers)?;
                 // Round 0 warms up.
                 let seconds = if round == 0 { 1 } else { self.seconds };
-                let wrk = WrkRun { tools: self.tools, scratch, profile: case.profile, seconds };
+                let wrk = WrkRun { tools: self.tools, scratch, profile: case.profile, seconds, counter: None };
                 let mut reader = LargeBodyReader::new(case);
                 let measurement = case.gateway.measure(wrk, origin, || reader.tick())?;
                 if round == 0 {

@@ -9,12 +9,13 @@ use crate::client::CheckConnection;
 use crate::cpu_time;
 use crate::error::{LoadtestError, Result};
 use crate::launcher::{fill_template, free_addresses, this_program};
+use crate::load_report::LoadReport;
 use crate::origin;
 use crate::process::{ChildProcess, ScratchDirectory};
 use crate::redis_server::RedisServer;
 use crate::response_check::OriginCounter;
 use crate::tools::{LOAD_CORE, SERVER_CORE, Tools};
-use crate::wrk::{LoadReport, WrkRun};
+use crate::wrk::WrkRun;
 
 const GATEWAY: &str = include_str!("../peers/remote.toml");
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -125,7 +126,7 @@ impl GatewayProcess {
                 return Ok(());
             }
         }
-        Err(LoadtestError::Wrk("some keys are never stored".to_owned()))
+        Err(LoadtestError::Load("some keys are never stored".to_owned()))
     }
 
     /// Puts load on the gateway for some seconds; calls `on_tick` periodically.
@@ -141,7 +142,7 @@ impl GatewayProcess {
         let (cpu, elapsed) = (cpu_time::of_tree(self.process.pid())?.since(cpu), began.elapsed());
         let origin_requests = origin.counter.settled()? - origin_before;
         if report.error_statuses + report.socket_errors > 0 {
-            return Err(LoadtestError::Wrk(format!("{report:?}")));
+            return Err(LoadtestError::Load(format!("{report:?}")));
         }
         let cpu_us = cpu.total().as_secs_f64() * 1e6 / as_f64(report.requests);
         Ok(Measurement {

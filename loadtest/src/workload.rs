@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use crate::h2load::TlsLoad;
+use crate::load_report::LoadReport;
 use crate::probe_counts::ProbeCounts;
-use crate::wrk::{LoadProfile, LoadReport};
+use crate::wrk::LoadProfile;
 
 /// A kind of load. The order is that of every report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -33,7 +35,24 @@ pub(crate) enum Workload {
     Pass1k512c,
     /// Denied by a limit: 429
     Denied,
+    /// One key of 1 KiB from the cache, HTTP/2 over TLS
+    #[value(name = "h2-hit-1k")]
+    H2Hit1k,
+    /// One key of 16 KiB from the cache, HTTP/2 over TLS
+    #[value(name = "h2-hit-16k")]
+    H2Hit16k,
+    /// 1 KiB, always from the origin, HTTP/2 over TLS
+    #[value(name = "h2-pass-1k")]
+    H2Pass1k,
+    /// One key of 1 KiB from the cache, HTTP/1.1 over TLS
+    #[value(name = "tls-hit-1k")]
+    TlsHit1k,
+    /// The same with a new connection for each request
+    TlsHandshake,
 }
+
+const H2_CONNECTIONS: usize = 16;
+const H2_STREAMS: usize = 32;
 
 /// The required source of the responses: the cache, the origin, or a limit (429).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +73,11 @@ impl Workload {
             Workload::Pass1k => "pass-1k",
             Workload::Pass1k512c => "pass-1k-512c",
             Workload::Denied => "denied",
+            Workload::H2Hit1k => "h2-hit-1k",
+            Workload::H2Hit16k => "h2-hit-16k",
+            Workload::H2Pass1k => "h2-pass-1k",
+            Workload::TlsHit1k => "tls-hit-1k",
+            Workload::TlsHandshake => "tls-handshake",
         }
     }
 
@@ -68,29 +92,70 @@ impl Workload {
             Workload::Pass1k => "1 KiB, always from the origin, 64 connections",
             Workload::Pass1k512c => "1 KiB, always from the origin, 512 connections",
             Workload::Denied => "429 from a limit on the client address, 64 connections",
+            Workload::H2Hit1k => {
+                "one key of 1 KiB from the cache, HTTP/2 over TLS, 16 connections with 32 concurrent streams each"
+            }
+            Workload::H2Hit16k => {
+                "one key of 16 KiB from the cache, HTTP/2 over TLS, 16 connections with 32 concurrent streams each"
+            }
+            Workload::H2Pass1k => {
+                "1 KiB, always from the origin by HTTP/1.1, HTTP/2 over TLS, 16 connections with 32 concurrent streams each"
+            }
+            Workload::TlsHit1k => "one key of 1 KiB from the cache, HTTP/1.1 over TLS, 64 connections",
+            Workload::TlsHandshake => {
+                "one key of 1 KiB from the cache, HTTP/1.1 over TLS, 1,000 new connections per second with full handshakes, one request each"
+            }
         }
+    }
+
+    /// The load over TLS; `None` in clear text.
+    pub(crate) fn tls_load(self) -> Option<TlsLoad> {
+        match self {
+            Workload::H2Hit1k | Workload::H2Hit16k | Workload::H2Pass1k => {
+                Some(TlsLoad::Http2 { connections: H2_CONNECTIONS, streams: H2_STREAMS })
+            }
+            Workload::TlsHit1k => Some(TlsLoad::Http1 { connections: self.connections() }),
+            Workload::TlsHandshake => Some(TlsLoad::NewConnections),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_tls(self) -> bool {
+        self.tls_load().is_some()
+    }
+
+    pub(crate) fn is_http2(self) -> bool {
+        matches!(self.tls_load(), Some(TlsLoad::Http2 { .. }))
     }
 
     pub(crate) fn source(self) -> ResponseSource {
         match self {
-            Workload::Hit1k | Workload::Hit1k512c | Workload::Hit10kKeys | Workload::Hit16k | Workload::Hit1m => {
-                ResponseSource::Cache
-            }
-            Workload::Pass1k | Workload::Pass1k512c => ResponseSource::Origin,
+            Workload::Hit1k
+            | Workload::Hit1k512c
+            | Workload::Hit10kKeys
+            | Workload::Hit16k
+            | Workload::Hit1m
+            | Workload::H2Hit1k
+            | Workload::H2Hit16k
+            | Workload::TlsHit1k
+            | Workload::TlsHandshake => ResponseSource::Cache,
+            Workload::Pass1k | Workload::Pass1k512c | Workload::H2Pass1k => ResponseSource::Origin,
             Workload::Denied => ResponseSource::Limit,
         }
     }
 
+    /// Concurrent requests.
     pub(crate) fn connections(self) -> usize {
         match self {
             Workload::Hit1k512c | Workload::Pass1k512c => 512,
+            Workload::H2Hit1k | Workload::H2Hit16k | Workload::H2Pass1k => H2_CONNECTIONS * H2_STREAMS,
             _ => 64,
         }
     }
 
     pub(crate) fn body_bytes(self) -> usize {
         match self {
-            Workload::Hit16k => 16 << 10,
+            Workload::Hit16k | Workload::H2Hit16k => 16 << 10,
             Workload::Hit1m => 1 << 20,
             _ => 1 << 10,
         }
@@ -133,7 +198,8 @@ impl Workload {
                 admitted.saturating_sub(1 + report.duration.as_secs() / Duration::from_mins(1).as_secs())
             }
         };
-        wrong + report.socket_errors + probes.wrong
+        let is_silent = u64::from(report.requests == 0);
+        wrong + report.socket_errors + probes.wrong + is_silent
     }
 }
 
@@ -155,6 +221,8 @@ mod tests {
         assert_eq!(Workload::Hit1k.errors(&report(0, 0), &probes(4, 0, 0), 0), 0);
         assert_eq!(Workload::Hit1k.errors(&report(2, 3), &probes(4, 1, 0), 4), 10);
         assert_eq!(Workload::Hit16k.errors(&report(0, 0), &probes(0, 0, 0), 0), 1, "bodies are truncated");
+        let silent = LoadReport { requests: 0, ..report(0, 0) };
+        assert_eq!(Workload::Hit1k.errors(&silent, &probes(0, 0, 0), 0), 1, "nothing was answered");
     }
 
     #[test]

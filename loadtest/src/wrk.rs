@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::error::{LoadtestError, Result};
+use crate::load_report::LoadReport;
 use crate::process::{ChildProcess, ScratchDirectory};
-use crate::tools::{LOAD_CORE, Tool, Tools};
+use crate::system_calls::SystemCallCounter;
+use crate::tools::{Tool, Tools};
 
 const REPORT: &str = include_str!("../wrk/report.lua");
 const KEYS: &str = include_str!("../wrk/keys.lua");
@@ -21,6 +23,8 @@ pub(crate) struct WrkRun<'a> {
     pub(crate) profile: LoadProfile,
     /// Whole seconds, as wrk requires.
     pub(crate) seconds: u64,
+    /// Counts the system calls of a server meanwhile.
+    pub(crate) counter: Option<&'a SystemCallCounter>,
 }
 
 /// Connections and targets of a load.
@@ -43,21 +47,6 @@ impl LoadProfile {
     }
 }
 
-/// Result of one run of wrk.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct LoadReport {
-    pub(crate) requests: u64,
-    /// Bytes of heads and bodies, including responses that the end of the run aborted.
-    pub(crate) bytes: u64,
-    pub(crate) duration: Duration,
-    pub(crate) p50: Duration,
-    pub(crate) p99: Duration,
-    /// Responses with status 400 or above.
-    pub(crate) error_statuses: u64,
-    /// Failed connects, reads and writes, and responses that took more than 2 s.
-    pub(crate) socket_errors: u64,
-}
-
 impl WrkRun<'_> {
     /// Puts load on `address`; calls `on_tick` periodically.
     pub(crate) fn run(&self, address: SocketAddr, on_tick: impl FnMut()) -> Result<LoadReport> {
@@ -67,16 +56,16 @@ impl WrkRun<'_> {
             script.push_str(KEYS);
         }
         let script = self.scratch.write("wrk.lua", &script)?;
-        let mut command = self.tools.pinned(LOAD_CORE, self.tools.path(Tool::Wrk));
+        let mut command = self.tools.load(self.tools.path(Tool::Wrk), self.counter);
         command.args(["--threads", "1", "--latency", "--connections", &self.profile.connections.to_string()]);
         command.arg("--duration").arg(format!("{seconds}s")).arg("--script").arg(script);
         command.arg(format!("http://{address}{}", self.profile.base));
         command.arg("--").arg(self.profile.keys.to_string()).arg(self.profile.hot_percent.to_string());
         let mut wrk = ChildProcess::start("wrk", command, self.scratch)?;
         match wrk.await_end(Duration::from_secs(seconds) + EXTRA_TIMEOUT, on_tick)? {
-            Some(true) => parse(&wrk.output()).ok_or_else(|| LoadtestError::Wrk(wrk.output())),
-            Some(false) => Err(LoadtestError::Wrk(wrk.output())),
-            None => Err(LoadtestError::Wrk("it does not exit".to_owned())),
+            Some(true) => parse(&wrk.output()).ok_or_else(|| LoadtestError::Load(wrk.output())),
+            Some(false) => Err(LoadtestError::Load(wrk.output())),
+            None => Err(LoadtestError::Load("wrk does not exit".to_owned())),
         }
     }
 }

@@ -295,7 +295,14 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Name servers that resolve the names of endpoints; empty: those of `/etc/resolv.conf`, which is read again when it changes. `/etc/hosts` comes first in both cases.",
     ),
     ("dns.timeout", "Longest time of one lookup. A failed lookup keeps the last known addresses."),
-    ("upstreams.NAME.retries", "Retries of safe methods."),
+    (
+        "upstreams.NAME.retries",
+        "Most times that one request is sent again: when no endpoint can be reached, or when a response has a status of `retry_on` or the connection ends before a response, and the method is idempotent or the request has `Idempotency-Key`. Retries and hedges in progress are at most 20 % of the requests in flight, or 3. Requests that no endpoint can have processed are sent again without this key.",
+    ),
+    (
+        "upstreams.NAME.retry_on",
+        "Statuses after which a request is sent again within `retries`. After a response with `Retry-After`, the same endpoint gets the request again only when that time has passed, if `timeout` allows it.",
+    ),
     (
         "upstreams.NAME.tls.ca",
         "File with the certificates of the authorities that sign those of `https://` endpoints; absent: the system's (`SSL_CERT_FILE` and `SSL_CERT_DIR`, or the usual places). Reloaded when it changes, as are `cert` and `key`.",
@@ -311,6 +318,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Whether certificates are verified. `false`: any certificate is accepted, which is logged at each start (`upstream_unverified`).",
     ),
     ("upstreams.NAME.tls.min_version", "Lowest TLS version."),
+    (
+        "upstreams.NAME.tls.alpn",
+        "Protocols that are offered to `https://` endpoints, the preferred one first. A request that offers to switch protocols (WebSocket) needs \"http/1.1\".",
+    ),
     (
         "upstreams.NAME.eject.after",
         "Failures of one endpoint in a row (status 5xx, broken connections, timeouts) after which it is ejected. An endpoint of which 80 % of the calls time out in three windows of 10 s in a row is ejected too. 0: no endpoint is ejected.",
@@ -550,6 +561,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("routes[].mirror.percent", "Part of the requests that are copied, in percent."),
     ("routes[].timeout", "Replaces `timeout` of the upstream for this route."),
     ("routes[].idle_timeout", "Replaces `idle_timeout` of the upstream for this route."),
+    (
+        "routes[].hedge",
+        "Whether a request without a body and of an idempotent method is sent to a second endpoint if the first one has not responded in the time in which 95 % of the recent responses came. The first good response is used. Hedges share the budget of `retries`.",
+    ),
     ("routes[].total_timeout", "Replaces `total_timeout` of the upstream for this route. `\"0s\"`: no limit."),
     (
         "routes[].degrade.status",

@@ -226,28 +226,6 @@ impl ValueKind for PositiveNumber {
     }
 }
 
-/// `true` or `false`.
-pub(super) struct Flag;
-
-impl ValueKind for Flag {
-    type Value = bool;
-
-    fn describe(&self) -> String {
-        "`true` or `false`".to_owned()
-    }
-
-    fn format(&self, value: &bool) -> String {
-        value.to_string()
-    }
-
-    fn read(&self, input: &InputValue<'_>) -> Result<bool, ConfigProblem> {
-        match input.node.value {
-            DocumentValue::Boolean(value) => Ok(value),
-            _ => Err(input.wrong_type(self)),
-        }
-    }
-}
-
 /// One of a fixed set of words. A word without a value belongs to a feature that is not available
 /// yet.
 pub(super) struct OneOf<T: 'static>(pub(super) &'static [(&'static str, Option<T>)]);

@@ -8,19 +8,23 @@ use std::net::{IpAddr, SocketAddr};
 pub(crate) enum EndpointScheme {
     /// HTTP/1.1 in clear text.
     Http,
-    /// HTTP/1.1 over TLS.
+    /// HTTP over TLS, in the version that both ends prefer.
     Https,
+    /// HTTP/2 in clear text, with prior knowledge.
+    H2c,
     /// A service whose servers are in SRV records, reached as by `Http`.
     Srv,
 }
 
 impl EndpointScheme {
-    pub(crate) const ALL: [EndpointScheme; 3] = [EndpointScheme::Http, EndpointScheme::Https, EndpointScheme::Srv];
+    pub(crate) const ALL: [EndpointScheme; 4] =
+        [EndpointScheme::Http, EndpointScheme::Https, EndpointScheme::H2c, EndpointScheme::Srv];
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             EndpointScheme::Http => "http",
             EndpointScheme::Https => "https",
+            EndpointScheme::H2c => "h2c",
             EndpointScheme::Srv => "srv",
         }
     }
@@ -28,7 +32,7 @@ impl EndpointScheme {
     /// The port of a URL without one; `None` where the records name it.
     pub(crate) fn default_port(self) -> Option<u16> {
         match self {
-            EndpointScheme::Http => Some(80),
+            EndpointScheme::Http | EndpointScheme::H2c => Some(80),
             EndpointScheme::Https => Some(443),
             EndpointScheme::Srv => None,
         }

@@ -84,9 +84,10 @@ pub(crate) struct Endpoint {
 }
 
 fn connector(origin: &EndpointAddress, address: SocketAddr, tls: Option<&UpstreamTls>) -> Connector {
-    match tls.filter(|_| origin.scheme == EndpointScheme::Https) {
-        Some(tls) => Connector::tls(address, &origin.host, tls),
-        None => Connector::plain(address),
+    match (origin.scheme, tls) {
+        (EndpointScheme::Https, Some(tls)) => Connector::tls(address, &origin.host, tls),
+        (EndpointScheme::H2c, _) => Connector::h2c(address),
+        _ => Connector::plain(address),
     }
 }
 

@@ -6,6 +6,7 @@
 pub(crate) use http::Method;
 pub use http::StatusCode;
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -274,6 +275,29 @@ impl Request {
 
     pub fn path(&self) -> &str {
         &self.target[..self.path_len]
+    }
+
+    /// Appends path and query as the origin gets them.
+    pub(super) fn push_origin_target(&self, out: &mut Vec<u8>) {
+        let edits = self.origin_edits.as_deref();
+        match edits.and_then(|edits| edits.path.as_deref()).or(self.received_path.as_deref()) {
+            None => out.extend_from_slice(self.target.as_bytes()),
+            Some(path) => {
+                out.extend_from_slice(path.as_bytes());
+                out.extend_from_slice(&self.target.as_bytes()[self.path_len..]);
+            }
+        }
+    }
+
+    /// The authority as the origin gets it.
+    pub(super) fn origin_authority(&self) -> &str {
+        self.origin_edits.as_deref().and_then(|edits| edits.host.as_deref()).unwrap_or(&self.authority)
+    }
+
+    /// The fields as the origin gets them.
+    pub(super) fn origin_fields(&self) -> Cow<'_, Fields> {
+        let edited = self.origin_edits.as_deref().and_then(|edits| edits.edited(&self.fields));
+        edited.map_or(Cow::Borrowed(&self.fields), Cow::Owned)
     }
 
     /// The query without its question mark; `None` without one.

@@ -10,6 +10,7 @@ use super::respond::{count_response, count_result};
 use super::response_body::ResponseBody;
 use crate::degrade::{BodyFacts, PageFormat, PageLanguage};
 use crate::error::{Error, ErrorKind};
+use crate::http::grpc;
 use crate::http::message::BodyLength;
 use crate::identify::auth::{AuthResult, Authentication};
 use crate::identify::{AccessDecision, Caller, RequestId, RequestUuid};
@@ -158,6 +159,15 @@ impl RequestContext<'_> {
         self.response.status = prebuilt.response.status;
         count_response(self.route, self.record, self.response.status);
         let mut body = ResponseBody::Prebuilt(prebuilt, id);
+        if grpc::is_call(self.request) {
+            body.unpack_head(self.response);
+            if let Some(id) = &self.record.request_id {
+                id.write(&mut self.response.fields);
+            }
+            degrade::make_grpc(ErrorKind::Limited.as_str(), self.response);
+            self.edit_response();
+            return Some(ResponseBody::EMPTY);
+        }
         let mut page = match format {
             PageFormat::Html(language) => self.denial_page(language),
             PageFormat::Json => None,

@@ -15,6 +15,7 @@ use crate::cache::{CachePolicy, HonourClient};
 use crate::cache::{key, policy};
 use crate::hop;
 use crate::http::fields::KnownField;
+use crate::http::grpc;
 use crate::http::message::{OriginEdits, Request, Response};
 use crate::identify::auth::Authentication;
 use crate::identify::{Caller, RequestId};
@@ -44,7 +45,8 @@ pub(crate) struct RequestContext<'c> {
     /// The authority has another certificate than the connection. A trusted proxy connects by its
     /// own name.
     pub(super) is_misdirected: bool,
-    /// When the trusted proxy that sent the request gives it up; `None`: it has not said so.
+    /// When the trusted proxy or the caller of gRPC that sent the request gives it up; `None`: it
+    /// has not said so.
     pub(super) deadline: Option<Instant>,
     /// A stored object past its freshness, used when the origin fails.
     pub(super) stale: Option<shard::CacheHit<CacheMeta>>,
@@ -130,7 +132,10 @@ impl<'c> RequestContext<'c> {
             request.received_path = None;
         }
         let (peer, now) = (arrival.peer.ip, arrival.at);
-        let deadline = hop::expected_within(&request.fields).filter(|_| caller.is_trusted).map(|time| now + time);
+        let expected = hop::expected_within(&request.fields).filter(|_| caller.is_trusted);
+        // A caller of gRPC says how long it waits, and can only shorten its own time.
+        let grpc = if grpc::is_call(request) { grpc::timeout(&request.fields) } else { None };
+        let deadline = expected.into_iter().chain(grpc).min().and_then(|time| now.checked_add(time));
         let is_misdirected = arrival.peer.is_misdirected(request.host()) && !caller.is_trusted;
         (request.key_route, request.is_canary) = (None, false);
         if let Some(route) = route {

@@ -1,12 +1,14 @@
 //! The forward phase: breaker, endpoint, exchange with the upstream; then the response as the
 //! gateway may pass it on.
 
+use std::cell::{Cell, RefCell};
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::context::RequestContext;
@@ -17,18 +19,18 @@ use crate::breaker::{Breaker, CallStart, RecordedCall};
 use crate::concurrency::{CallSlot, ConcurrencyLimit, ConcurrencyReport};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, UpstreamFault};
+use crate::http::attempt::UpstreamConnectionError;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::ReadSize;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::fields::{Fields, KnownField};
-use crate::http::h1::UpstreamConnectionError;
 use crate::http::message::{Request, Response};
 use crate::http::request_body::RequestBody;
 use crate::http::tls_fault::TlsFault;
 use crate::metrics::{self, Counters, Label as _};
 use crate::record::RequestRecord;
 use crate::route::Route;
-use crate::upstream::{AttemptError, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange};
+use crate::upstream::{AttemptError, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange};
 use crate::{hop, identify};
 
 static TIMEOUTS: LazyLock<Counters<ExchangeTimeout>> = LazyLock::new(Counters::default);
@@ -110,10 +112,10 @@ impl RequestContext<'_> {
 
     /// Takes over the response of a call, or its failure.
     pub(super) fn end_call(&mut self, ended: CallEnd) -> Result<UpstreamBody<'static>, Error> {
-        let CallEnd { response, result, upstream, blame, requests_sent } = ended;
+        let CallEnd { response, result, upstream, blame, requests_sent, retries, is_hedged } = ended;
         *self.response = response;
         (self.record.upstream, self.record.blame) = (upstream, blame);
-        self.record.requests_sent = requests_sent;
+        (self.record.requests_sent, self.record.retries, self.record.is_hedged) = (requests_sent, retries, is_hedged);
         let mut body = result?;
         body.accepts_trailers = self.accepts_trailers();
         self.record.forwarded_status = Some(self.response.status.as_u16());
@@ -144,6 +146,8 @@ pub(super) struct CallEnd {
     upstream: Option<Arc<str>>,
     blame: Option<Blame>,
     requests_sent: u32,
+    retries: u32,
+    is_hedged: bool,
 }
 
 /// Begins a call of `request`, which is prepared for the upstream, by the route at an index of the
@@ -173,8 +177,8 @@ pub(super) fn begin_detachable(
             }
             None => Err(Error::NoRoute),
         };
-        let RequestRecord { upstream, blame, requests_sent, .. } = record;
-        CallEnd { response, result, upstream, blame, requests_sent }
+        let RequestRecord { upstream, blame, requests_sent, retries, is_hedged, .. } = record;
+        CallEnd { response, result, upstream, blame, requests_sent, retries, is_hedged }
     })
 }
 
@@ -224,40 +228,37 @@ impl UpstreamCall<'_> {
         };
         let start = if body.is_empty() { CallStart::OnAdmission } else { CallStart::OnRequestSent };
         let breaker = &target.breaker;
-        let (mut permit, change) = breaker.admit(start, now.into_std()).map_err(|change| {
+        let (permit, change) = breaker.admit(start, now.into_std()).map_err(|change| {
             breaker.announce(change);
             Error::BreakerOpen
         })?;
         breaker.announce(change);
-        let mut requests_sent = 0;
-        let mut on_sent = || {
-            requests_sent += 1;
+        let (permit, requests_sent) = (RefCell::new(permit), Cell::new(0));
+        let on_sent = || {
+            requests_sent.set(requests_sent.get() + 1);
             // The time of a request without a body began with its admission.
             if start == CallStart::OnRequestSent {
-                permit.start(Instant::now().into_std());
+                permit.borrow_mut().start(Instant::now().into_std());
             }
         };
-        let mut on_endpoint_failed = |failure: AttemptError| {
+        let hedges = route.config.hedge;
+        let outgoing = OutgoingRequest { request, kept, client, timeouts, now, total_at, hedges, on_sent: &on_sent };
+        let head = std::mem::take(response);
+        let CallResult { result, failed, retries, is_hedged } = target.upstream.call(outgoing, head, body).await;
+        (record.requests_sent, record.retries, record.is_hedged) = (requests_sent.get(), retries, is_hedged);
+        for failure in failed {
             count_timeout_of(&failure.error);
             report_failure(route, &target.upstream, failure);
-        };
-        let outgoing = OutgoingRequest {
-            request,
-            kept,
-            client,
-            response,
-            timeouts,
-            now,
-            total_at,
-            on_sent: &mut on_sent,
-            on_endpoint_failed: &mut on_endpoint_failed,
-        };
-        let result = target.upstream.send(outgoing, body).await;
-        record.requests_sent = requests_sent;
+        }
+        let result = result.map(|answered| {
+            *response = answered.head;
+            answered.exchange
+        });
+        let permit = permit.into_inner();
         // A call that says nothing about the upstream has no verdict: its permit is dropped.
         let succeeded = match &result {
             Ok(exchange) if exchange.is_outlier() => None,
-            Ok(exchange) => (!exchange.is_request_incomplete()).then(|| !response.status.is_server_error()),
+            Ok(exchange) => (!exchange.is_request_incomplete()).then(|| !exchange.is_failure()),
             Err(failure) => (failure.is_verdict && !failure.is_outlier).then_some(false),
         };
         let recorded = match succeeded {
@@ -363,6 +364,10 @@ impl BodySource for UpstreamBody<'_> {
 
     fn consume(&mut self, count: usize) {
         self.exchange.consume(count);
+    }
+
+    fn take_bytes(&mut self, max: usize) -> Bytes {
+        self.exchange.take_bytes(max)
     }
 
     fn set_read_size(&mut self, size: ReadSize) {

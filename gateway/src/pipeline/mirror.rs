@@ -10,15 +10,15 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::error::Error;
+use crate::http::attempt::UpstreamConnectionError;
 use crate::http::body::{BodyError, BodySource as _};
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::fields::KnownField;
-use crate::http::h1::UpstreamConnectionError;
 use crate::http::message::{BodyLength, Request, Response};
 use crate::http::request_body::{RequestBody, StartedBody};
 use crate::route::{Mirror, MirrorResult};
 use crate::tasks::{self, TaskKind};
-use crate::upstream::{KeptConnections, OutgoingRequest, REPLAY_BYTES_MAX, Upstream};
+use crate::upstream::{KeptConnections, OutgoingRequest, REPLAY_BYTES_MAX, Upstream, UpstreamResponse};
 
 /// Most copies of one thread in progress at a time: a mirror that hangs costs no more.
 const MIRRORED_MAX: usize = 64;
@@ -123,20 +123,19 @@ async fn exchange(upstream: &Upstream, (request, client): (&Request, IpAddr), bo
         None => None,
     };
     let now = Instant::now();
-    let mut response = Response::default();
     let ExchangeTimeouts { head, idle, .. } = upstream.config().timeouts();
     let outgoing = OutgoingRequest {
         request,
         kept: KeptConnections::Use,
         client,
-        response: &mut response,
         timeouts: ExchangeTimeouts { head, idle, total: Some(TIME_MAX) },
         now,
         total_at: Some(now + TIME_MAX),
-        on_sent: &mut || {},
-        on_endpoint_failed: &mut |_| {},
+        hedges: false,
+        on_sent: &|| {},
     };
-    let Ok(mut exchange) = upstream.send(outgoing, body).await else { return false };
+    let called = upstream.call(outgoing, Response::default(), body).await;
+    let Ok(UpstreamResponse { mut exchange, .. }) = called.result else { return false };
     if let Some(slot) = slot {
         slot.succeed(std::time::Instant::now());
     }

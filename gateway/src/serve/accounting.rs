@@ -209,6 +209,8 @@ impl CompletedExchange<'_> {
             shadow_limit: &shadow_limit,
             refused: record.refusal.map(RequestRefusal::reason).unwrap_or_default(),
             upstream: record.upstream.as_deref().unwrap_or_default(),
+            retries: record.retries,
+            is_hedged: record.is_hedged,
             user: self.snapshot.routes.principal_name(record.route, record.principal),
             country: record.country.as_ref().map(CountryCode::as_str).unwrap_or_default(),
             ja4: fingerprint.map(|fingerprint| fingerprint.ja4.as_str()).unwrap_or_default(),

@@ -1,14 +1,13 @@
 //! One HTTP/2 connection: the engine does the framing, the pipeline answers.
 //!
-//! The connection's task reads frames and begins streams; a stream that cannot be answered at once
-//! continues as a task of the same thread. Frames of all streams that are ready leave in one write.
+//! The connection's task reads frames, begins streams, and polls those that were woken. Frames of
+//! all streams that are ready leave in one write.
 
 mod stream_context;
 mod stream;
+mod stream_tasks;
 
-use std::cell::RefCell;
-use std::future::poll_fn;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::LazyLock;
 use std::task::{Context, Poll};
@@ -18,6 +17,7 @@ use tokio::time::Instant;
 
 use stream::StreamStart;
 use stream_context::StreamContext;
+use stream_tasks::StreamTasks;
 
 use super::accounting;
 use super::worker_context::{DrainGuard, WorkerContext};
@@ -28,10 +28,9 @@ use crate::http::message::{HttpVersion, Scheme};
 use crate::http::refusal::RequestRefusal;
 use crate::http::transport::TransportStream;
 use crate::metrics::{self, Counters, Label as _};
-use crate::panics::poll_catch;
 use crate::peer::ConnectionPeer;
 use crate::pipeline::{ExchangeBuffers, ResponseBody};
-use crate::tasks::{self, TaskKind, TaskWait};
+use crate::tasks::{self, TaskWait};
 
 /// A silent peer gets a PING this often, and this long to acknowledge it.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -42,8 +41,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a connection may have no streams before it releases what they need.
 const RELEASE_AFTER: Duration = Duration::from_millis(250);
-/// Tasks of past streams whose memory a connection keeps for the next ones.
-const TASKS_KEPT: usize = 16;
 
 static ABUSES: LazyLock<Counters<FrameAbuse>> = LazyLock::new(Counters::default);
 
@@ -64,47 +61,21 @@ pub(crate) async fn serve(context: Rc<WorkerContext>, io: TransportStream, peer:
     let drain = context.drain_guard();
     let shared = StreamContext::new(context, peer, scheme);
     let mut driver = Driver::new(Rc::clone(&h2), limits, drain, Rc::clone(&shared));
-    // The tasks of past streams: their memory is reused.
-    let spare = Rc::new(RefCell::new(vec![Box::pin(None)]));
-    let mut begin = |cx: &mut Context<'_>, start: StreamStart| {
-        let mut serving: Pin<Box<Option<_>>> = spare.borrow_mut().pop().unwrap_or_else(|| Box::pin(None));
-        let has_body = start.incoming.handle.upload().is_some();
-        serving.set(Some(stream::serve(start)));
-        let Some(running) = serving.as_mut().as_pin_mut() else { return };
-        // Most responses from the cache are complete after one poll and need no task. The body of a
-        // request may be in the read buffer, and is read first.
-        match if has_body { Poll::Pending } else { poll_catch(running, cx) } {
-            Poll::Pending => {
-                let spare = Rc::clone(&spare);
-                tasks::spawn(TaskKind::Stream, async move {
-                    if let Some(running) = serving.as_mut().as_pin_mut() {
-                        running.await;
-                    }
-                    serving.set(None);
-                    let mut spare = spare.borrow_mut();
-                    if spare.len() < TASKS_KEPT {
-                        spare.push(serving);
-                    }
-                });
-                return;
-            }
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(_panic)) => tracing::error!("a stream panicked"),
-        }
-        serving.set(None);
-        spare.borrow_mut().push(serving);
-    };
+    let mut streams = StreamTasks::new();
     poll_fn(|cx| {
         h2.enter(cx);
-        let polled = driver.poll(cx, &mut begin);
+        streams.enter(cx);
+        let polled = driver.poll(cx, &mut streams, stream::serve);
         h2.leave();
+        streams.leave();
         if driver.is_released {
-            spare.borrow_mut().clear();
+            streams.release();
         }
         polled
     })
     .await;
     h2.end_streams();
+    streams.end();
     tasks::set_waiting_for(TaskWait::ClientClose);
     h2.linger(CLOSE_TIMEOUT).await;
 }
@@ -163,10 +134,15 @@ impl Driver {
     }
 
     /// Ready when the connection is over.
-    fn poll(&mut self, cx: &mut Context<'_>, begin: &mut impl FnMut(&mut Context<'_>, StreamStart)) -> Poll<()> {
+    fn poll<F: Future<Output = ()>>(
+        &mut self,
+        cx: &mut Context<'_>,
+        streams: &mut StreamTasks<F>,
+        serve: impl Fn(StreamStart) -> F,
+    ) -> Poll<()> {
         loop {
             if self.phase != ConnectionPhase::Aborted {
-                match self.poll_requests(cx, begin) {
+                match self.poll_requests(cx, streams, &serve) {
                     Poll::Pending => {}
                     Poll::Ready(ReceiveEnd::Closed) => return Poll::Ready(()),
                     Poll::Ready(ReceiveEnd::Error(code)) => self.abort(code),
@@ -177,6 +153,7 @@ impl Driver {
                     }
                 }
             }
+            streams.poll_woken();
             let sent = self.h2.poll_send(cx);
             if let Poll::Ready(Err(error)) = &sent {
                 tracing::debug!(%error, "writing to an HTTP/2 client failed");
@@ -195,10 +172,11 @@ impl Driver {
     }
 
     /// Begins the streams whose requests have arrived.
-    fn poll_requests(
+    fn poll_requests<F: Future<Output = ()>>(
         &mut self,
         cx: &mut Context<'_>,
-        begin: &mut impl FnMut(&mut Context<'_>, StreamStart),
+        streams: &mut StreamTasks<F>,
+        serve: impl Fn(StreamStart) -> F,
     ) -> Poll<ReceiveEnd> {
         let mut snapshot = None;
         loop {
@@ -209,7 +187,10 @@ impl Driver {
                     let (shared, snapshot) = (Rc::clone(&self.shared), std::sync::Arc::clone(snapshot));
                     (self.idle_since, self.is_released) = (None, false);
                     let at = self.h2.read_at().into_std();
-                    begin(cx, StreamStart { shared, snapshot, at, incoming, buffers });
+                    let has_body = incoming.handle.upload().is_some();
+                    let serving = serve(StreamStart { shared, snapshot, at, incoming, buffers });
+                    // The body of a request may be in the read buffer, and is read first.
+                    if has_body { streams.begin_later(serving, at) } else { streams.begin(serving, at) }
                 }
                 Poll::Ready(Err(end)) => return Poll::Ready(end),
                 Poll::Pending => {

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::endpoint::Endpoint;
+use crate::http::attempt::UpstreamConnectionError;
 use crate::http::exchange_clock::Blame;
-use crate::http::h1::UpstreamConnectionError;
 
 /// Why an attempt to get a response from an endpoint failed.
 #[derive(Debug)]
@@ -20,9 +20,6 @@ pub(crate) struct AttemptError {
     pub(crate) is_outlier: bool,
     /// Whether the endpoint may have got any byte of the request.
     pub(crate) request_sent: bool,
-    /// Whether the same request may be sent to an endpoint again: none can have processed it, or
-    /// processing it twice is safe.
-    pub(crate) retryable: bool,
 }
 
 impl AttemptError {
@@ -33,7 +30,6 @@ impl AttemptError {
             is_verdict: error.blame() == Blame::Upstream,
             is_outlier: false,
             request_sent: false,
-            retryable: error.blame() == Blame::Upstream,
             error,
         }
     }

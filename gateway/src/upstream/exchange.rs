@@ -5,26 +5,32 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use super::judge::EndpointJudge;
 use super::pool;
 use super::replay::ReplayBody;
+use super::retry::RetryPermit;
 use crate::endpoint::{CallOutcome, InFlightGuard};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::ReadSize;
 use crate::http::exchange_clock::Blame;
 use crate::http::fields::Fields;
-use crate::http::h1::UpstreamConnection;
+use crate::http::h1::Http1UpstreamConnection;
 use crate::http::request_body::RequestBody;
+use crate::http::upstream_connection::UpstreamConnection;
 
 /// The body of an upstream response. Reading it also sends the remainder of the request body.
 pub(crate) struct UpstreamExchange<'a> {
-    connection: Option<Box<UpstreamConnection>>,
+    connection: Option<UpstreamConnection>,
     trailers: Option<Box<Fields>>,
     body: ReplayBody<RequestBody<'a>>,
     in_flight: InFlightGuard,
     head: HeadVerdict,
     /// Judges the endpoint again if its body fails; `None`: the body has ended.
     judge: Option<Arc<EndpointJudge>>,
+    /// The exchange is a retry or a hedge.
+    _permit: Option<RetryPermit>,
 }
 
 /// The endpoint judged by the head of its response.
@@ -34,27 +40,40 @@ pub(super) struct HeadVerdict {
     pub(super) is_success: bool,
     /// Whether the endpoint is out of use while others are not.
     pub(super) is_outlier: bool,
+    /// Whether the response itself is a failure of the upstream.
+    pub(super) is_failure: bool,
 }
 
 /// A connection after a protocol switch. Its endpoint still counts it as in flight.
 pub(crate) struct Tunnel {
-    pub(crate) connection: Box<UpstreamConnection>,
+    pub(crate) connection: Box<Http1UpstreamConnection>,
     pub(crate) in_flight: InFlightGuard,
 }
 
 impl<'a> UpstreamExchange<'a> {
     pub(super) fn new(
-        connection: Box<UpstreamConnection>,
+        connection: UpstreamConnection,
         body: ReplayBody<RequestBody<'a>>,
         (judge, in_flight): (&Arc<EndpointJudge>, InFlightGuard),
         head: HeadVerdict,
     ) -> Self {
         let connection = Some(connection);
-        let mut exchange = UpstreamExchange { connection, trailers: None, body, in_flight, head, judge: None };
+        let mut exchange =
+            UpstreamExchange { connection, trailers: None, body, in_flight, head, judge: None, _permit: None };
         exchange.finish_if_idle();
         // Most bodies are there with their head.
         exchange.judge = exchange.head.is_success.then(|| Arc::clone(judge));
         exchange
+    }
+
+    /// Counts the exchange as a retry or hedge until it ends.
+    pub(super) fn hold(&mut self, permit: Option<RetryPermit>) {
+        self._permit = permit;
+    }
+
+    /// Whether the response is a failure of the upstream: its status, or that of gRPC in its head.
+    pub(crate) fn is_failure(&self) -> bool {
+        self.head.is_failure
     }
 
     /// Whether the endpoint is out of use while others are not: its failure is no verdict about the
@@ -76,7 +95,10 @@ impl<'a> UpstreamExchange<'a> {
 
     /// The connection, after the protocol was switched.
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
-        self.connection.map(|connection| Tunnel { connection, in_flight: self.in_flight })
+        match self.connection {
+            Some(UpstreamConnection::Http1(connection)) => Some(Tunnel { connection, in_flight: self.in_flight }),
+            Some(UpstreamConnection::Http2(_)) | None => None,
+        }
     }
 
     fn finish_if_idle(&mut self) {
@@ -84,9 +106,11 @@ impl<'a> UpstreamExchange<'a> {
             self.head.is_success = false;
             self.in_flight.record_success(Instant::now);
         }
-        if let Some(mut connection) = self.connection.take_if(|connection| connection.is_reusable()) {
+        if let Some(mut connection) = self.connection.take_if(|connection| connection.is_complete()) {
             self.trailers = connection.take_trailers();
-            pool::put(self.in_flight.endpoint().connector.key(), connection);
+            if let UpstreamConnection::Http1(connection) = connection {
+                pool::put(self.in_flight.endpoint().connector.key(), connection);
+            }
         }
     }
 }
@@ -121,6 +145,13 @@ impl BodySource for UpstreamExchange<'_> {
             connection.consume(count);
             self.finish_if_idle();
         }
+    }
+
+    fn take_bytes(&mut self, max: usize) -> Bytes {
+        let Some(connection) = &mut self.connection else { return Bytes::new() };
+        let bytes = connection.take_bytes(max);
+        self.finish_if_idle();
+        bytes
     }
 
     fn set_read_size(&mut self, size: ReadSize) {

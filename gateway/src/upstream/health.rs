@@ -11,10 +11,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Upstream;
 use crate::endpoint::Endpoint;
+use crate::http::attempt::UpstreamAttempt;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::exchange_clock::ExchangeTimeouts;
-use crate::http::h1::UpstreamAttempt;
 use crate::http::message::{Request, Response};
+use crate::http::upstream_connection::{Http2UpstreamStream, NewUpstreamConnection, UpstreamConnection};
 use crate::tasks::{self, TaskWait};
 
 /// Health checks of an upstream's endpoints (`[upstreams.X.health]`).
@@ -89,7 +90,14 @@ async fn check(endpoint: &Arc<Endpoint>, config: &HealthConfig) {
 }
 
 async fn is_healthy(endpoint: &Endpoint, config: &HealthConfig) -> bool {
-    let Ok(mut connection) = endpoint.connector.connect().await else { return false };
+    let opened = match endpoint.connector.connect().await {
+        Ok(NewUpstreamConnection::Http1(connection)) => Some(UpstreamConnection::Http1(connection)),
+        Ok(NewUpstreamConnection::Http2(connection)) => {
+            Http2UpstreamStream::begin(&connection).map(|stream| UpstreamConnection::Http2(Box::new(stream)))
+        }
+        Err(_) => None,
+    };
+    let Some(mut connection) = opened else { return false };
     let mut request = Request { authority: endpoint.origin().authority(), ..Request::default() };
     if let Some(host) = &config.host {
         request.authority.clone_from(host);
@@ -105,7 +113,7 @@ async fn is_healthy(endpoint: &Endpoint, config: &HealthConfig) -> bool {
         response: &mut response,
         timeouts,
         total_at: None,
-        on_request_sent: &mut || {},
+        on_request_sent: &|| {},
     };
     if connection.exchange(&mut attempt).await.is_err() {
         return false;

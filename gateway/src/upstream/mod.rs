@@ -1,19 +1,20 @@
 //! An upstream: a named set of endpoints, with the timeouts of its exchanges.
 //!
 //! A request of which nothing was sent may go to any endpoint. A request that was sent is sent
-//! again in one case: the server closed a reused connection before it responded (RFC 9112 section
-//! 9.3.1), repeating the request is safe, and the bytes of its body are still there.
+//! again only as `retry` decides, and while the bytes of its body are still there.
 
 mod attempt_error;
 mod hash_key;
 mod pool;
 mod replay;
+mod retry;
+mod latency;
 mod judge;
 mod exchange;
 mod open;
+mod call;
 mod health;
 
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,29 +22,28 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use attempt_error::AttemptError;
+pub(crate) use call::{CallResult, KeptConnections, OutgoingRequest, UpstreamResponse};
 pub(crate) use exchange::{Tunnel, UpstreamExchange};
 pub(crate) use hash_key::HashKey;
 pub(crate) use health::{HealthConfig, check_health};
 pub(crate) use pool::sweep;
 pub(crate) use replay::KEPT_MAX as REPLAY_BYTES_MAX;
+pub(crate) use retry::RetryConfig;
 
 use crate::concurrency::{ConcurrencyConfig, ConcurrencyLimit, ConcurrencyRejection};
 use crate::connect::UpstreamTls;
 use crate::discovery::StaticSource;
 use crate::endpoint::{
-    BalanceConfig, BalancePolicy, CallOutcome, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability,
-    EndpointSet, EndpointTarget, InFlightGuard, Pick,
+    BalanceConfig, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet, EndpointTarget,
 };
-use crate::http::exchange_clock::{Blame, ExchangeTimeouts};
-use crate::http::h1::{UpstreamAttempt, UpstreamConnectionError};
-use crate::http::message::{BodyLength, Request, Response};
-use crate::http::request_body::RequestBody;
+use crate::http::exchange_clock::ExchangeTimeouts;
+
 use crate::metrics::Label as _;
 use crate::{breaker, metrics};
-use exchange::HeadVerdict;
 use judge::EndpointJudge;
+use latency::RecentLatencies;
 use open::{AttemptPlan, OpenedConnection};
-use replay::ReplayBody;
+use retry::{RetryBudget, RetryReason};
 
 /// Configuration of one upstream (`[upstreams.X]`): endpoints, load balancing, timeouts and
 /// breaker.
@@ -78,6 +78,8 @@ pub(crate) struct UpstreamConfig {
     pub(crate) concurrency: Option<ConcurrencyConfig>,
     /// When the circuit breaker opens.
     pub(crate) breaker: breaker::BreakerConfig,
+    /// When a request is sent again.
+    pub(crate) retry: RetryConfig,
 }
 
 impl UpstreamConfig {
@@ -99,6 +101,7 @@ impl UpstreamConfig {
             health: None,
             concurrency: None,
             breaker: breaker::BreakerConfig::default(),
+            retry: RetryConfig::default(),
         }
     }
 
@@ -106,33 +109,6 @@ impl UpstreamConfig {
     pub(crate) fn timeouts(&self) -> ExchangeTimeouts {
         ExchangeTimeouts { head: self.timeout, idle: self.idle_timeout, total: self.total_timeout }
     }
-}
-
-/// A request for an upstream: its head and timeouts, the response head that is filled, and the
-/// caller that learns when the upstream has the whole request.
-pub(crate) struct OutgoingRequest<'r> {
-    pub(crate) request: &'r Request,
-    pub(crate) kept: KeptConnections,
-    /// The address of the client.
-    pub(crate) client: IpAddr,
-    pub(crate) response: &'r mut Response,
-    pub(crate) timeouts: ExchangeTimeouts,
-    /// The current time.
-    pub(crate) now: Instant,
-    /// The end of the whole exchange; `None` without a limit.
-    pub(crate) total_at: Option<Instant>,
-    /// Called when the upstream has the whole request; again if the request is sent again.
-    pub(crate) on_sent: &'r mut dyn FnMut(),
-    /// Called for each endpoint that could not be reached before another one was tried.
-    pub(crate) on_endpoint_failed: &'r mut dyn FnMut(AttemptError),
-}
-
-/// Whether a request may take a connection that is kept open. If that turns out to be closed, the
-/// request is sent again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KeptConnections {
-    Use,
-    Avoid,
 }
 
 /// The addresses of one item of `endpoints`.
@@ -165,6 +141,9 @@ pub(crate) struct Upstream {
     known: Mutex<Vec<KnownTargets>>,
     /// Notified of every answer and failure, for requests that wait for the first endpoint.
     answered: watch::Sender<()>,
+    budget: Arc<RetryBudget>,
+    /// Of the calls that may be hedged.
+    latencies: Arc<RecentLatencies>,
 }
 
 impl Upstream {
@@ -194,7 +173,9 @@ impl Upstream {
             let kept = old.and_then(|old| old.limit.as_ref()).filter(|limit| *limit.config() == bounds);
             kept.map_or_else(|| Arc::new(ConcurrencyLimit::new(bounds, std::time::Instant::now())), Arc::clone)
         });
-        Upstream { config, limit, judge, known: Mutex::new(known), answered: watch::Sender::new(()) }
+        let budget = old.map(|old| Arc::clone(&old.budget)).unwrap_or_default();
+        let latencies = old.map(|old| Arc::clone(&old.latencies)).unwrap_or_default();
+        Upstream { config, limit, judge, known: Mutex::new(known), answered: watch::Sender::new(()), budget, latencies }
     }
 
     pub(crate) fn config(&self) -> &UpstreamConfig {
@@ -289,118 +270,18 @@ impl Upstream {
         })
     }
 
-    /// Sends a request to an endpoint and reads the head of the response. The body follows from the
-    /// exchange. Dropping the future or the exchange closes the connection, so that the upstream
-    /// can stop early.
-    ///
-    /// # Errors
-    /// The failure of the last endpoint that was tried.
-    pub(crate) async fn send<'a>(
-        &self,
-        outgoing: OutgoingRequest<'_>,
-        body: RequestBody<'a>,
-    ) -> Result<UpstreamExchange<'a>, AttemptError> {
-        let OutgoingRequest { request, kept, client, response, timeouts, now, total_at, on_sent, on_endpoint_failed } =
-            outgoing;
-        let is_repeatable = request.method.is_idempotent();
-        let mut body = ReplayBody::new(body);
-        let mut plan = AttemptPlan::new(self.config.connect_timeout, now + timeouts.head, total_at);
-        plan.is_repeatable = is_repeatable;
-        if self.config.balance.policy == BalancePolicy::ConsistentHash {
-            plan.hash = self.config.hash_by.hash(request, client);
-        }
-        plan.reuses = kept == KeptConnections::Use;
-        let mut opened = self.take_idle(&mut plan, now);
-        loop {
-            let (in_flight, mut connection) = match opened.take() {
-                Some(opened) => opened,
-                // Rare, so that the requests on kept connections do not pay for its state.
-                None => Box::pin(self.open(&mut plan, on_endpoint_failed)).await?,
-            };
-            let is_reused = connection.is_reused();
-            if is_reused {
-                body.keep();
-            }
-            let mut attempt = UpstreamAttempt {
-                request,
-                body: &mut body,
-                response: &mut *response,
-                timeouts,
-                total_at,
-                on_request_sent: &mut *on_sent,
-            };
-            // With a body, the time is also that of the client.
-            let is_ewma = self.config.balance.policy == BalancePolicy::Ewma;
-            let started = (is_ewma && request.length == BodyLength::Empty).then(std::time::Instant::now);
-            let Err(error) = connection.exchange(&mut attempt).await else {
-                if let Some(started) = started {
-                    let now = std::time::Instant::now();
-                    let latency = (!response.status.is_server_error()).then_some(now - started);
-                    in_flight.endpoint().record_latency(latency, now);
-                }
-                body.stop_keeping();
-                let mut head = HeadVerdict::default();
-                if !connection.is_request_incomplete() {
-                    head.is_success = !response.status.is_server_error();
-                    let outcome = if head.is_success { CallOutcome::Success } else { CallOutcome::Failure };
-                    head.is_outlier = self.judge.judge(&in_flight, outcome);
-                }
-                return Ok(UpstreamExchange::new(connection, body, (&self.judge, in_flight), head));
-            };
-            let endpoint = in_flight.endpoint();
-            let is_timeout = matches!(error, UpstreamConnectionError::Timeout(_));
-            let request_sent = !connection.is_request_unsent();
-            let mut failure = AttemptError {
-                endpoint: Some(Arc::clone(&endpoint.name)),
-                is_verdict: error.blame() == Blame::Upstream && (is_timeout || !connection.is_request_incomplete()),
-                is_outlier: false,
-                request_sent,
-                // A server closes an idle connection before it reads a request from it.
-                retryable: is_reused
-                    && matches!(error, UpstreamConnectionError::NoResponse(_))
-                    && (is_repeatable || !request_sent),
-                error,
-            };
-            if !failure.retryable || !body.rewind() {
-                if failure.is_verdict {
-                    let outcome = if is_timeout { CallOutcome::Timeout } else { CallOutcome::Failure };
-                    failure.is_outlier = self.judge.judge(&in_flight, outcome);
-                    endpoint.record_latency(None, std::time::Instant::now());
-                }
-                return Err(failure);
-            }
-            let AttemptError { request_sent, .. } = failure;
-            tracing::debug!(endpoint = &*endpoint.name, request_sent, "a kept connection was closed");
-            // Other kept connections may be dead too.
-            plan.reuses = false;
-            plan.set_next(Arc::clone(endpoint));
-        }
-    }
-
-    /// Selects an endpoint and takes a kept connection to it, if there is one.
-    fn take_idle(&self, plan: &mut AttemptPlan, now: Instant) -> Option<OpenedConnection> {
-        let set = self.judge.set.load();
-        let endpoint = set.select(&[], Pick { now: now.into_std(), hash: plan.hash })?;
-        if plan.reuses
-            && let Some(connection) = plan.take_idle(endpoint)
-        {
-            return Some((InFlightGuard::new(Arc::clone(endpoint)), connection));
-        }
-        plan.set_next(Arc::clone(endpoint));
-        None
-    }
-
+    /// Opens a connection to an endpoint; `failed` gets those that could not be reached before.
     async fn open(
         &self,
         plan: &mut AttemptPlan,
-        on_endpoint_failed: &mut dyn FnMut(AttemptError),
+        failed: &mut Vec<AttemptError>,
     ) -> Result<OpenedConnection, AttemptError> {
         if self.judge.set.load().list().is_empty() {
             let due = Instant::now() + plan.connect_timeout;
             self.first_endpoint(plan.total_at.map_or(due, |total| total.min(due))).await;
         }
         let set = self.judge.set.load_full();
-        open::open(&set, plan, on_endpoint_failed).await
+        open::open(&set, plan, failed).await
     }
 }
 
@@ -435,8 +316,9 @@ fn merge(config: &UpstreamConfig, known: &[KnownTargets], before: &[Arc<Endpoint
 pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send + Sync + 'static) {
     expose_concurrency(for_each.clone());
     let help = "Endpoints of each upstream by state.";
+    let upstreams = for_each.clone();
     metrics::expose_gauge_with("tidegate_upstream_endpoints", help, move |emit| {
-        for_each(&mut |upstream| {
+        upstreams(&mut |upstream| {
             let mut counts = [0_u32; EndpointAvailability::ALL.len()];
             let now = std::time::Instant::now();
             upstream
@@ -451,6 +333,31 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send
                 emit(&labels, counts[state.index()].into());
             }
         });
+    });
+    let help = "Requests that were sent again, by reason.";
+    let upstreams = for_each.clone();
+    metrics::expose_counter_with("tidegate_upstream_retries", help, move |emit| {
+        upstreams(&mut |upstream| {
+            for reason in RetryReason::ALL.iter().copied() {
+                let labels = [("upstream", &*upstream.config.name), (RetryReason::NAME, reason.as_str())];
+                emit(&labels, upstream.budget.retries(reason));
+            }
+        });
+    });
+    let help =
+        "Requests that were sent to a second endpoint because the first one was slow, by whose response was used.";
+    let upstreams = for_each.clone();
+    metrics::expose_counter_with("tidegate_upstream_hedges", help, move |emit| {
+        upstreams(&mut |upstream| {
+            let (hedges, won) = upstream.budget.hedges();
+            for (used, count) in [("second", won), ("first", hedges.saturating_sub(won))] {
+                emit(&[("upstream", &*upstream.config.name), ("used", used)], count);
+            }
+        });
+    });
+    let help = "Retries and hedges that the budget did not allow.";
+    metrics::expose_counter_with("tidegate_upstream_retries_denied", help, move |emit| {
+        for_each(&mut |upstream| emit(&[("upstream", &*upstream.config.name)], upstream.budget.denied()));
     });
 }
 

@@ -13,10 +13,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::attempt_error::AttemptError;
-use super::pool;
+use super::pool::{self, AllowedProtocols};
 use crate::endpoint::{Endpoint, EndpointAvailability, EndpointSet, InFlightGuard, Pick};
+use crate::http::attempt::UpstreamConnectionError;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
-use crate::http::h1::{UpstreamConnection, UpstreamConnectionError};
+use crate::http::upstream_connection::UpstreamConnection;
 use crate::tasks::{self, TaskWait};
 
 /// How long a connection attempt runs alone. RFC 8305 section 5 recommends 250 ms.
@@ -28,7 +29,7 @@ const ATTEMPTS_MAX: usize = 4;
 const UNREACHABLE_TRIES_MAX: usize = 3;
 
 /// A connection with the count of its request at the endpoint.
-pub(super) type OpenedConnection = (InFlightGuard, Box<UpstreamConnection>);
+pub(super) type OpenedConnection = (InFlightGuard, UpstreamConnection);
 
 /// The endpoints that a request has tried, and its times for the next ones.
 pub(super) struct AttemptPlan {
@@ -40,6 +41,7 @@ pub(super) struct AttemptPlan {
     pub(super) reuses: bool,
     /// Whether the request may be sent again.
     pub(super) is_repeatable: bool,
+    pub(super) protocols: AllowedProtocols,
     pub(super) connect_timeout: Duration,
     /// No further endpoint is tried from then on: a client does not wait for the connect timeouts
     /// of a long list.
@@ -54,13 +56,13 @@ pub(super) struct AttemptPlan {
 struct Opening {
     in_flight: InFlightGuard,
     started: Instant,
-    connecting: Pin<Box<dyn Future<Output = Result<Box<UpstreamConnection>, UpstreamConnectionError>>>>,
+    connecting: Pin<Box<dyn Future<Output = Result<UpstreamConnection, UpstreamConnectionError>>>>,
 }
 
 /// The end of a wait for connection attempts.
 enum OpeningEvent {
     /// The attempt at this index has ended.
-    Ended(usize, Result<Box<UpstreamConnection>, UpstreamConnectionError>),
+    Ended(usize, Result<UpstreamConnection, UpstreamConnectionError>),
     /// The running attempts are slow: it is time for another one.
     Delayed,
 }
@@ -73,11 +75,17 @@ impl AttemptPlan {
             next: None,
             reuses: true,
             is_repeatable: false,
+            protocols: AllowedProtocols::Any,
             connect_timeout,
             tries_until,
             total_at,
             hash: 0,
         }
+    }
+
+    /// The endpoints that were tried.
+    pub(super) fn tried(&self) -> &[Arc<Endpoint>] {
+        &self.tried
     }
 
     /// Opens the next connection to `endpoint`, whether or not it was tried.
@@ -88,11 +96,31 @@ impl AttemptPlan {
         self.next = Some(endpoint);
     }
 
+    /// Tries endpoints of `set` once more: one that was not tried, or else all again, `failed`
+    /// last. Returns whether there is one that was not tried.
+    pub(super) fn try_again(&mut self, failed: Option<&Arc<Endpoint>>, set: &EndpointSet) -> bool {
+        self.next = None;
+        self.tried.extend(failed.cloned());
+        let pick = Pick { now: Instant::now().into_std(), hash: self.hash };
+        if set.select(&self.tried, pick).is_some() {
+            return true;
+        }
+        self.tried.clear();
+        self.unreachable_tries = 0;
+        self.tried.extend(failed.filter(|_| set.list().len() > 1).cloned());
+        false
+    }
+
+    /// Whether further endpoints may be tried at `now`.
+    pub(super) fn is_in_time(&self, now: Instant) -> bool {
+        now < self.tries_until && self.total_at.is_none_or(|at| now < at)
+    }
+
     /// Takes an idle connection to `endpoint`. A request that must not be repeated gets one that is
     /// still open according to the system: the server may have closed it since the last turn of the
     /// event loop.
-    pub(super) fn take_idle(&self, endpoint: &Endpoint) -> Option<Box<UpstreamConnection>> {
-        while let Some(connection) = pool::take(endpoint.connector.key()) {
+    pub(super) fn take_idle(&self, endpoint: &Endpoint) -> Option<UpstreamConnection> {
+        while let Some(connection) = pool::take(endpoint.connector.key(), self.protocols) {
             if self.is_repeatable || connection.is_open() {
                 return Some(connection);
             }
@@ -127,10 +155,10 @@ impl AttemptPlan {
             Some(total) if total < now + self.connect_timeout => (total, ExchangeTimeout::Total),
             _ => (now + self.connect_timeout, ExchangeTimeout::UpstreamConnect),
         };
-        let connector = endpoint.connector.clone();
+        let (connector, protocols) = (endpoint.connector.clone(), self.protocols);
         let connecting = Box::pin(async move {
-            match timeout_at(due, connector.connect()).await {
-                Ok(connected) => connected.map(Box::new),
+            match timeout_at(due, pool::connect(&connector, protocols)).await {
+                Ok(connected) => connected,
                 Err(_) => Err(UpstreamConnectionError::Timeout(timed_out)),
             }
         });
@@ -138,15 +166,15 @@ impl AttemptPlan {
     }
 }
 
-/// Gives a connection to an endpoint of `set`, as `plan` says. `on_endpoint_failed` gets the
-/// failure of each endpoint after which another one was tried. Cancel safe.
+/// Gives a connection to an endpoint of `set`, as `plan` says. `failed` gets the failure of each
+/// endpoint after which another one was tried. Cancel safe.
 ///
 /// # Errors
 /// The failure of the last endpoint that was tried.
 pub(super) async fn open(
     set: &EndpointSet,
     plan: &mut AttemptPlan,
-    on_endpoint_failed: &mut dyn FnMut(AttemptError),
+    failed: &mut Vec<AttemptError>,
 ) -> Result<OpenedConnection, AttemptError> {
     tasks::set_waiting_for(TaskWait::UpstreamConnect);
     let mut running: Vec<Opening> = Vec::new();
@@ -160,7 +188,7 @@ pub(super) async fn open(
                     && let Some(connection) = plan.take_idle(&endpoint)
                 {
                     note_slow(&running, Instant::now());
-                    failure.into_iter().for_each(on_endpoint_failed);
+                    failed.extend(failure);
                     return Ok((InFlightGuard::new(endpoint), connection));
                 }
                 running.push(plan.open(endpoint));
@@ -186,7 +214,7 @@ pub(super) async fn open(
                 let Opening { in_flight, started, .. } = running.swap_remove(index);
                 in_flight.endpoint().record_reachable(Instant::now().into_std());
                 note_slow(&running, started);
-                failure.into_iter().for_each(on_endpoint_failed);
+                failed.extend(failure);
                 return Ok((in_flight, connection));
             }
             OpeningEvent::Ended(index, Err(error)) => {
@@ -194,8 +222,7 @@ pub(super) async fn open(
                 if error.blame() == Blame::Upstream {
                     endpoint.record_unreachable(Instant::now().into_std());
                 }
-                let failed = failure.replace(AttemptError::unsent(Some(&endpoint), error));
-                failed.into_iter().for_each(&mut *on_endpoint_failed);
+                failed.extend(failure.replace(AttemptError::unsent(Some(&endpoint), error)));
             }
         }
     }
@@ -214,6 +241,7 @@ mod tests {
 
     use super::*;
     use crate::endpoint::{BalanceConfig, EndpointAddress, EndpointTarget};
+    use crate::http::upstream_connection::NewUpstreamConnection;
 
     #[tokio::test]
     async fn request_that_must_not_be_repeated_gets_no_connection_that_the_server_has_closed() {
@@ -224,14 +252,15 @@ mod tests {
         let endpoint = Arc::new(Endpoint::new(&"shop".into(), &origin, target, None));
         let set = EndpointSet::new(vec![Arc::clone(&endpoint)], BalanceConfig::default(), 0.5);
         for is_repeatable in [true, false] {
-            let connection = endpoint.connector.connect().await.expect("a connection");
+            let connection = endpoint.connector.connect().await;
+            let Ok(NewUpstreamConnection::Http1(connection)) = connection else { panic!("a connection") };
             let (accepted, _) = listener.accept().expect("the connection");
-            pool::put(endpoint.connector.key(), Box::new(connection));
+            pool::put(endpoint.connector.key(), connection);
             // The event loop does not run between this end and the selection below.
             drop(accepted);
             let mut plan = AttemptPlan::new(Duration::from_secs(5), Instant::now() + Duration::from_secs(5), None);
             plan.is_repeatable = is_repeatable;
-            let opened = open(&set, &mut plan, &mut |_| {}).await;
+            let opened = open(&set, &mut plan, &mut Vec::new()).await;
             let (_, connection) = opened.unwrap_or_else(|_| panic!("a connection"));
             // A new connection was not accepted yet, so that it is open.
             assert_eq!(connection.is_open(), !is_repeatable);

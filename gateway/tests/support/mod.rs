@@ -13,6 +13,7 @@
 pub mod client;
 pub mod dns;
 pub mod frames;
+pub mod h2_origin;
 pub mod origin;
 pub mod tls;
 pub mod tls_origin;

@@ -23,6 +23,13 @@ pub struct Signed {
     key: PrivateKeyDer<'static>,
 }
 
+impl Signed {
+    /// The chain and the key, as rustls takes them.
+    pub fn into_parts(self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        (vec![self.der], self.key)
+    }
+}
+
 impl Authority {
     pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();

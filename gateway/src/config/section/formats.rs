@@ -206,7 +206,7 @@ fn parse_name_server(text: &str) -> Result<SocketAddr, ConfigProblem> {
 /// Scheme, host and port of an endpoint. Also parses `--upstream`.
 pub(in crate::config) fn parse_endpoint(text: &str) -> Result<EndpointAddress, ConfigProblem> {
     // The text never appears in a message: it may contain a password.
-    let hint = "write \"http://HOST:PORT\", \"https://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records";
+    let hint = "write \"http://HOST:PORT\", \"https://HOST:PORT\", \"h2c://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records";
     let problem = |reason: &str| ConfigProblem::bad_value(format!("not an endpoint: {reason}")).hint(hint);
     let uri: Uri = text.parse().map_err(|_| problem("it is not a URL"))?;
     let scheme = match uri.scheme_str() {

@@ -358,7 +358,7 @@ fn parse_origin(text: &str) -> Result<OriginPattern, ConfigProblem> {
 }
 
 /// Keys that need an upstream.
-const FORWARDING_KEYS: [&str; 9] = [
+const FORWARDING_KEYS: [&str; 10] = [
     "upstream",
     "cache",
     "degrade",
@@ -366,6 +366,7 @@ const FORWARDING_KEYS: [&str; 9] = [
     "idle_timeout",
     "total_timeout",
     "forward_path",
+    "hedge",
     "strip_prefix",
     "rewrite",
 ];

@@ -80,6 +80,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
             total: optional(table, "total_timeout", Duration::ZERO..=DAY),
         },
         forward_path: table.value_or("forward_path", &FORWARD_PATH, default.forward_path),
+        hedge: table.value_or("hedge", &Boolean, default.hedge),
         body_bytes: table.optional("body_bytes", &SizeRange(0..=1_024 * GIB)).map(|bytes| bytes.value),
         pages: pages(table),
         clients: clients(table),

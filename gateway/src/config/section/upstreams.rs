@@ -8,17 +8,17 @@ use super::super::node::DocumentValue;
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{
-    ArrayOf, DurationRange, Flag, InputValue, IntegerRange, OneOf, PositiveNumber, ValueKind,
+    ArrayOf, Boolean, DurationRange, InputValue, IntegerRange, OneOf, PositiveNumber, ValueKind,
 };
 use super::bounds::{DAY, HOUR, MS, SECOND, index, index_of};
 use super::files::{optional_path, read_file};
 use super::formats;
 use crate::breaker::{BreakerConfig, BreakerMode, BreakerScope};
 use crate::concurrency::ConcurrencyConfig;
-use crate::connect::{UpstreamTls, UpstreamTlsConfig, UpstreamTlsVersion};
+use crate::connect::{UpstreamProtocol, UpstreamTls, UpstreamTlsConfig, UpstreamTlsVersion};
 use crate::discovery::DnsConfig;
 use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress, EndpointScheme};
-use crate::upstream::{HealthConfig, UpstreamConfig};
+use crate::upstream::{HealthConfig, RetryConfig, UpstreamConfig};
 
 pub(super) fn dns(root: &TableReader<'_>) -> DnsConfig {
     let default = DnsConfig::default();
@@ -45,7 +45,6 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         ("ewma", Some(BalancePolicy::Ewma)),
         ("consistent-hash", Some(BalancePolicy::ConsistentHash)),
     ]);
-    table.unavailable("retries", Some(&DocumentValue::Integer(0)));
     let endpoints = ArrayOf { item: WeightedEndpoint, min_items: 1 };
     let endpoints = table.required("endpoints", &endpoints);
     let endpoints = endpoints.map_or_else(Vec::new, |endpoints| endpoints.value);
@@ -96,6 +95,10 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         health: table.optional_table("health", health),
         concurrency: table.optional_table("concurrency", concurrency),
         breaker: table.table("breaker", breaker),
+        retry: RetryConfig {
+            retries: table.value_or("retries", &IntegerRange(0..=10), default.retry.retries),
+            statuses: formats::list(table, "retry_on", formats::STATUSES, default.retry.statuses.clone()),
+        },
         ..default
     }
 }
@@ -104,9 +107,15 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
 fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
     const VERSIONS: OneOf<UpstreamTlsVersion> =
         OneOf(&[("1.2", Some(UpstreamTlsVersion::V12)), ("1.3", Some(UpstreamTlsVersion::V13))]);
+    const PROTOCOLS: OneOf<UpstreamProtocol> =
+        OneOf(&[("h2", Some(UpstreamProtocol::Http2)), ("http/1.1", Some(UpstreamProtocol::Http1))]);
     let server_name = table.optional("server_name", &formats::SERVER_NAME).map(|name| name.value);
-    let (verify, verify_at) = table.located_or("verify", &Flag, true);
+    let (verify, verify_at) = table.located_or("verify", &Boolean, true);
     let min_version = table.value_or("min_version", &VERSIONS, UpstreamTlsVersion::default());
+    let protocols =
+        [UpstreamProtocol::Http2, UpstreamProtocol::Http1].map(|value| Located { value, at: table.at.clone() });
+    let protocols = table.value_or("alpn", &ArrayOf { item: PROTOCOLS, min_items: 1 }, protocols.into());
+    let protocols = protocols.into_iter().map(|protocol| protocol.value).collect();
     let paths = ["ca", "cert", "key"].map(|key| optional_path(table, key));
     let is_readable = |path: &Option<Located<PathBuf>>| path.as_ref().map(|path| read_file(table, path));
     let [ca, cert, key] = paths.each_ref().map(is_readable);
@@ -127,7 +136,7 @@ fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
         Some(content) => Some(content?),
         None => None,
     };
-    Some(UpstreamTlsConfig { ca, server_name, identity, verify, min_version })
+    Some(UpstreamTlsConfig { ca, server_name, identity, verify, min_version, protocols })
 }
 
 /// An endpoint as a URL, or as a table with its URL and weight.

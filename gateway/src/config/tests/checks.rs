@@ -233,7 +233,7 @@ fn malformed_endpoints_are_errors() {
         ("srv://127.0.0.1", "an address has no SRV records"),
     ] {
         let found = faults(&MINIMAL.replace("http://127.0.0.1:3000", endpoint));
-        let hint = "(write \"http://HOST:PORT\", \"https://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records)";
+        let hint = "(write \"http://HOST:PORT\", \"https://HOST:PORT\", \"h2c://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records)";
         assert!(
             found.len() == 1 && found[0].ends_with(&format!("not an endpoint: {want} {hint}")),
             "{endpoint}: {found:?}"

@@ -25,4 +25,4 @@ pub(crate) use downstream::{DownstreamConnection, Http1RequestBody, RequestReadE
 pub(crate) use relay::relay;
 pub(crate) use send::SendError;
 pub(crate) use serialized::SerializedResponse;
-pub(crate) use upstream::{UpstreamAttempt, UpstreamConnection, UpstreamConnectionError};
+pub(crate) use upstream::Http1UpstreamConnection;

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use super::downstream::DownstreamConnection;
-use super::upstream::UpstreamConnection;
+use super::upstream::Http1UpstreamConnection;
 use crate::http::buffer::ReadBuffer;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::transport::TransportStream;
@@ -77,7 +77,7 @@ impl<'a> RelayDirection<'a> {
 /// used afterwards.
 pub(crate) async fn relay(
     downstream: &mut DownstreamConnection,
-    upstream_connection: &mut UpstreamConnection,
+    upstream_connection: &mut Http1UpstreamConnection,
     idle_timeout: Duration,
 ) -> u64 {
     let mut deadline = ResettableDeadline::after(idle_timeout);

@@ -9,100 +9,31 @@
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use http::Method;
-use tokio::time::Instant;
 
 use super::chunk::{ChunkDecoder, DecodeStep};
 use super::response;
 use super::scan::{HeadScanner, ScanResult};
 use super::send::{self, MessageWriter, SendError};
+use crate::http::attempt::{
+    CLIENT_STOPPED, INTERIM_MAX, RequestState, UpstreamAttempt, UpstreamConnectionError, is_event_stream,
+};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::{ReadBuffer, ReadSize};
-use crate::http::exchange_clock::{AwaitedStep, Blame, ClockEvent, ExchangeClock, ExchangeTimeout, ExchangeTimeouts};
+use crate::http::exchange_clock::{AwaitedStep, ClockEvent, ExchangeClock, ExchangeTimeout};
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode, is_bodiless};
 use crate::http::text;
 use crate::http::tls_fault::TlsFault;
 use crate::http::transport::TransportStream;
 use crate::http::websocket;
-use crate::metrics::Label as _;
 
 /// Maximum bytes of a response head; a larger one is refused.
 const HEAD_MAX: usize = 64 << 10;
-/// Maximum interim (1xx) responses before the final response.
-const INTERIM_MAX: usize = 8;
-/// A client that has sent nothing of its body for this long has stopped: more than a round trip
-/// with a retransmission takes on a slow network, less than servers wait for a body.
-const CLIENT_STOPPED: Duration = Duration::from_millis(500);
-
 /// Fields that are written from `Request` instead of its field lines.
 const REWRITTEN: KnownFieldSet =
     KnownFieldSet::of(&[KnownField::Host, KnownField::ContentLength, KnownField::TransferEncoding]);
-
-/// Why an exchange with an upstream failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum UpstreamConnectionError {
-    #[error("connection refused or unreachable")]
-    Connect(#[source] io::Error),
-    /// No endpoint has an address: its name is not resolved.
-    #[error("no address is known")]
-    NoAddress,
-    /// TLS failed, in the handshake or after it.
-    #[error("TLS failed: {}", .0.as_str())]
-    Tls(TlsFault, #[source] io::Error),
-    /// The connection ended before the first byte of a response. The server may have closed an idle
-    /// connection.
-    #[error("closed before a response")]
-    NoResponse(#[source] io::Error),
-    #[error("connection failed inside the response head")]
-    Io(#[source] io::Error),
-    #[error("malformed response: {0}")]
-    Malformed(&'static str),
-    #[error("no response in time: {}", .0.as_str())]
-    Timeout(ExchangeTimeout),
-    /// As `NoResponse`, while the client owed bytes of its request and had sent none for
-    /// `CLIENT_STOPPED`: the upstream has given up waiting for it.
-    #[error("closed before a response, because the client stopped in its request")]
-    ClientStopped(#[source] io::Error),
-    /// Reading the client's request body failed.
-    #[error("client failed")]
-    Client(#[source] BodyError),
-    #[error("client went away")]
-    ClientGone,
-}
-
-impl UpstreamConnectionError {
-    /// The side to blame.
-    pub(crate) fn blame(&self) -> Blame {
-        match self {
-            UpstreamConnectionError::Connect(_)
-            | UpstreamConnectionError::NoAddress
-            | UpstreamConnectionError::Tls(..)
-            | UpstreamConnectionError::NoResponse(_)
-            | UpstreamConnectionError::Io(_)
-            | UpstreamConnectionError::Malformed(_) => Blame::Upstream,
-            UpstreamConnectionError::Timeout(timeout) => timeout.blame(),
-            UpstreamConnectionError::ClientStopped(_)
-            | UpstreamConnectionError::Client(_)
-            | UpstreamConnectionError::ClientGone => Blame::Client,
-        }
-    }
-}
-
-/// One exchange as its caller sees it: what is sent and within which time, and the response head
-/// that it fills.
-pub(crate) struct UpstreamAttempt<'r> {
-    pub(crate) request: &'r Request,
-    pub(crate) body: &'r mut dyn BodySource,
-    pub(crate) response: &'r mut Response,
-    pub(crate) timeouts: ExchangeTimeouts,
-    /// The end of the whole exchange, all attempts included; `None` without a limit.
-    pub(crate) total_at: Option<Instant>,
-    /// Called when the upstream has the whole request.
-    pub(crate) on_request_sent: &'r mut dyn FnMut(),
-}
 
 /// Framing and progress of the current response body: bytes left, the chunk decoder with the bytes
 /// `ready` in the buffer, or the end of the connection.
@@ -112,18 +43,6 @@ enum ResponseBodyState {
     Chunked { decoder: ChunkDecoder, ready: usize },
     UntilClose,
     Done,
-}
-
-/// Progress of sending the current request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum RequestState {
-    Sending,
-    /// The upstream has the whole request.
-    Sent,
-    /// The upstream accepts no more of it. A response may still arrive.
-    Refused,
-    /// The client failed.
-    ClientFailed,
 }
 
 /// The end of an exchange in which no byte could move.
@@ -144,7 +63,7 @@ struct HeadProgress {
 }
 
 /// A connection to an upstream, idle or in an exchange.
-pub(crate) struct UpstreamConnection {
+pub(crate) struct Http1UpstreamConnection {
     io: TransportStream,
     buffer: ReadBuffer,
     writer: MessageWriter,
@@ -160,12 +79,14 @@ pub(crate) struct UpstreamConnection {
     request_state: RequestState,
     /// Whether a byte of the current request was given to the system.
     has_sent: bool,
+    /// Whether an interim response of the current exchange was passed on.
+    has_passed_interim: bool,
 }
 
-impl UpstreamConnection {
+impl Http1UpstreamConnection {
     /// A connection that is open.
-    pub(crate) fn new(io: TransportStream) -> UpstreamConnection {
-        UpstreamConnection {
+    pub(crate) fn new(io: TransportStream) -> Http1UpstreamConnection {
+        Http1UpstreamConnection {
             io,
             buffer: ReadBuffer::default(),
             writer: MessageWriter::new(),
@@ -177,6 +98,7 @@ impl UpstreamConnection {
             is_event_stream: false,
             request_state: RequestState::Sent,
             has_sent: false,
+            has_passed_interim: false,
         }
     }
 
@@ -189,6 +111,10 @@ impl UpstreamConnection {
     /// the event loop does.
     pub(crate) fn is_open(&self) -> bool {
         !self.io.is_closed_by_peer()
+    }
+
+    pub(crate) fn has_passed_interim(&self) -> bool {
+        self.has_passed_interim
     }
 
     pub(crate) fn is_reused(&self) -> bool {
@@ -208,6 +134,7 @@ impl UpstreamConnection {
         self.is_event_stream = false;
         self.request_state = RequestState::Sending;
         self.has_sent = false;
+        self.has_passed_interim = false;
         self.buffer.set_read_size(request.read_size);
         self.write_head(request);
         let mut progress = HeadProgress::default();
@@ -252,6 +179,7 @@ impl UpstreamConnection {
                         // responses.
                         if response.status != StatusCode::CONTINUE && request.version != HttpVersion::Http10 {
                             request.interim.push(response.clone());
+                            self.has_passed_interim = true;
                         }
                         progress.scanner = HeadScanner::default();
                     }
@@ -422,19 +350,10 @@ impl UpstreamConnection {
         let out = self.writer.head_buffer();
         out.extend_from_slice(request.method.as_str().as_bytes());
         out.push(b' ');
-        let edits = request.origin_edits.as_deref();
-        match edits.and_then(|edits| edits.path.as_deref()).or(request.received_path.as_deref()) {
-            None => out.extend_from_slice(request.target.as_bytes()),
-            Some(path) => {
-                out.extend_from_slice(path.as_bytes());
-                out.extend_from_slice(&request.target.as_bytes()[request.path_len..]);
-            }
-        }
+        request.push_origin_target(out);
         out.extend_from_slice(b" HTTP/1.1\r\n");
-        let host = edits.and_then(|edits| edits.host.as_deref()).unwrap_or(&request.authority);
-        send::push_line(out, b"Host", host.as_bytes());
-        let edited = edits.and_then(|edits| edits.edited(&request.fields));
-        edited.as_ref().unwrap_or(&request.fields).write_lines(out, REWRITTEN);
+        send::push_line(out, b"Host", request.origin_authority().as_bytes());
+        request.origin_fields().write_lines(out, REWRITTEN);
         if let Some(left) = self.clock.total_left() {
             // The origin can stop when the response would be too late. 0 would be no limit.
             out.extend_from_slice(b"X-Envoy-Expected-Rq-Timeout-Ms: ");
@@ -608,13 +527,6 @@ impl UpstreamConnection {
             }
         }
     }
-}
-
-/// Whether a `Content-Type` is that of server-sent events.
-fn is_event_stream(content_type: &[u8]) -> bool {
-    const TYPE: &[u8] = b"text/event-stream";
-    let end = content_type.iter().position(|byte| *byte == b';').unwrap_or(content_type.len());
-    content_type[..end].trim_ascii().eq_ignore_ascii_case(TYPE)
 }
 
 /// Whether the response switches to a protocol that the request offered (RFC 9110 section 7.8).

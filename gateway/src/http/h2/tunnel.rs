@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use super::request_body::UploadStream;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::{ReadBuffer, ReadSize};
-use crate::http::h1::UpstreamConnection;
+use crate::http::h1::Http1UpstreamConnection;
 use crate::http::transport::TransportStream;
 
 /// The bytes from the upstream.
@@ -36,7 +36,10 @@ pub(crate) struct TunnelUpload {
 }
 
 /// The two directions of a tunnel between a stream and an upstream that has switched protocols.
-pub(crate) fn tunnel(connection: UpstreamConnection, upload: Option<&Rc<UploadStream>>) -> (TunnelUpload, TunnelBody) {
+pub(crate) fn tunnel(
+    connection: Http1UpstreamConnection,
+    upload: Option<&Rc<UploadStream>>,
+) -> (TunnelUpload, TunnelBody) {
     let (io, buffer) = connection.into_parts();
     let io = Rc::new(io);
     let up = TunnelUpload {

@@ -14,6 +14,7 @@ use crate::http::body::BodyError;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::fields::Fields;
+use crate::http::grpc;
 use crate::http::h2::{self as http2, ClientClock, Http2ErrorCode, Http2RequestBody, IncomingRequest, ResponseEnd};
 use crate::http::message::{BodyLength, HttpVersion, InterimResponses, is_bodiless};
 use crate::http::refusal::RequestRefusal;
@@ -187,7 +188,12 @@ impl StreamExchange {
         let snapshot = Arc::clone(&self.snapshot);
         let ExchangeBuffers { request, response, record, .. } = self.buffers();
         *record = refused(refusal, request, &snapshot);
-        ResponseBody::Bytes(degrade::write_refusal(refusal, record.request_id.as_ref(), response))
+        let page = degrade::write_refusal(refusal, record.request_id.as_ref(), response);
+        if grpc::is_call(request) {
+            degrade::make_grpc(refusal.reason(), response);
+            return ResponseBody::EMPTY;
+        }
+        ResponseBody::Bytes(page)
     }
 
     /// Sends head and body, and reports the exchange. Returns whether the response is complete.

@@ -1,0 +1,15 @@
+//! HTTP/2 to upstreams (RFC 9113), by the crate `h2`.
+//!
+//! `io` is the byte stream below it, `head` converts heads, `connection` is one connection with the
+//! task that drives it, and `stream` is one exchange. Many exchanges share a connection. Each has
+//! clocks of its own, and its end never ends the connection. The receive windows of all streams
+//! together fit into that of the connection: a client that reads slowly holds up its own exchange
+//! alone.
+
+mod io;
+mod head;
+mod connection;
+mod stream;
+
+pub(crate) use connection::Http2UpstreamConnection;
+pub(crate) use stream::Http2UpstreamStream;

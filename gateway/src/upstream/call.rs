@@ -1,0 +1,464 @@
+//! One call: attempts at endpoints until one responds, and a second attempt beside a slow one.
+//!
+//! An attempt is one exchange on one connection, with a response or an `AttemptError`. Every
+//! decision after it reads that error.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::net::IpAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Upstream;
+use super::attempt_error::AttemptError;
+use super::exchange::{HeadVerdict, UpstreamExchange};
+use super::open::{AttemptPlan, OpenedConnection};
+use super::pool::AllowedProtocols;
+use super::replay::ReplayBody;
+use super::retry::{self, AfterFailure, AttemptFailure, FailedAttempt, RepeatRules, RetryPermit, RetryReason};
+use crate::endpoint::{BalancePolicy, CallOutcome, Endpoint, InFlightGuard, Pick};
+use crate::http::attempt::{UpstreamAttempt, UpstreamConnectionError};
+use crate::http::exchange_clock::{Blame, ExchangeTimeouts};
+use crate::http::fields::KnownField;
+use crate::http::grpc;
+use crate::http::message::{BodyLength, Request, Response};
+use crate::http::request_body::RequestBody;
+use crate::http::upstream_connection::UpstreamConnection;
+
+/// A request for an upstream: its head, its times, and how it may be sent.
+#[derive(Clone, Copy)]
+pub(crate) struct OutgoingRequest<'r> {
+    pub(crate) request: &'r Request,
+    pub(crate) kept: KeptConnections,
+    /// The address of the client.
+    pub(crate) client: IpAddr,
+    pub(crate) timeouts: ExchangeTimeouts,
+    /// The current time.
+    pub(crate) now: Instant,
+    /// The end of the whole exchange; `None` without a limit.
+    pub(crate) total_at: Option<Instant>,
+    /// Whether a slow endpoint is joined by a second one.
+    pub(crate) hedges: bool,
+    /// Called when an endpoint has the whole request; again if the request is sent again.
+    pub(crate) on_sent: &'r dyn Fn(),
+}
+
+/// Whether a request may take a connection that is kept open. If that turns out to be closed, the
+/// request is sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeptConnections {
+    Use,
+    Avoid,
+}
+
+/// A response whose head has arrived. The body follows from the exchange.
+pub(crate) struct UpstreamResponse<'a> {
+    pub(crate) head: Response,
+    pub(crate) exchange: UpstreamExchange<'a>,
+}
+
+/// The end of a call, and how it was reached.
+pub(crate) struct CallResult<'a> {
+    pub(crate) result: Result<UpstreamResponse<'a>, AttemptError>,
+    /// The failures after which another attempt was made, in order.
+    pub(crate) failed: Vec<AttemptError>,
+    pub(crate) retries: u32,
+    /// Whether a second endpoint was sent the request because the first one was slow.
+    pub(crate) is_hedged: bool,
+}
+
+/// An attempt that has a response.
+struct Answered {
+    head: Response,
+    connection: UpstreamConnection,
+    in_flight: InFlightGuard,
+    verdict: HeadVerdict,
+}
+
+/// An attempt that has none. The endpoint is not judged yet.
+struct Failed {
+    error: AttemptError,
+    /// The exchange; `None` if no connection was opened.
+    exchange: Option<FailedExchange>,
+}
+
+struct FailedExchange {
+    in_flight: InFlightGuard,
+    /// Whether the connection served an exchange before.
+    is_reused: bool,
+}
+
+type UsedEndpoints = Rc<RefCell<Vec<Arc<Endpoint>>>>;
+
+/// The state of a call between its attempts.
+struct CallState {
+    plan: AttemptPlan,
+    rules: RepeatRules,
+    failed: Vec<AttemptError>,
+    retries: u32,
+    permit: Option<RetryPermit>,
+    /// A response that is used if its retry has none.
+    fallback: Option<Answered>,
+    /// Gets every endpoint that is sent the request, for a second call beside this one.
+    used: Option<UsedEndpoints>,
+}
+
+/// The next step of a call.
+enum NextStep<E> {
+    Again,
+    End(E),
+}
+
+impl Upstream {
+    /// Sends a request to an endpoint, and again as `retry` decides, and reads the head of the
+    /// response into `head`, whose buffers are reused. Dropping the future or the exchange closes
+    /// the connection or resets its stream, so that the upstream can stop early.
+    pub(crate) async fn call<'a>(
+        &self,
+        outgoing: OutgoingRequest<'_>,
+        head: Response,
+        body: RequestBody<'a>,
+    ) -> CallResult<'a> {
+        let state = self.begin(&outgoing);
+        if outgoing.hedges && body.is_empty() && outgoing.request.method.is_idempotent() {
+            // Boxed: few routes ask for it.
+            return Box::pin(self.hedge(outgoing, head, state)).await;
+        }
+        self.run(&outgoing, (head, body), state).await
+    }
+
+    fn begin(&self, outgoing: &OutgoingRequest<'_>) -> CallState {
+        let OutgoingRequest { request, kept, client, timeouts, now, total_at, .. } = *outgoing;
+        let mut plan = AttemptPlan::new(self.config.connect_timeout, now + timeouts.head, total_at);
+        plan.is_repeatable = request.method.is_idempotent();
+        if self.config.balance.policy == BalancePolicy::ConsistentHash {
+            plan.hash = self.config.hash_by.hash(request, client);
+        }
+        plan.reuses = kept == KeptConnections::Use;
+        if request.fields.has(KnownField::Upgrade) {
+            plan.protocols = AllowedProtocols::Http1;
+        }
+        let retries = if kept == KeptConnections::Use { self.config.retry.retries } else { 0 };
+        let rules = RepeatRules::new(plan.is_repeatable, retries);
+        CallState { plan, rules, failed: Vec::new(), retries: 0, permit: None, fallback: None, used: None }
+    }
+
+    /// Makes attempts until one responds, or none is left.
+    async fn run<'a>(
+        &self,
+        outgoing: &OutgoingRequest<'_>,
+        (mut head, body): (Response, RequestBody<'a>),
+        mut state: CallState,
+    ) -> CallResult<'a> {
+        let mut body = ReplayBody::new(body);
+        let mut opened = self.take_idle(&mut state.plan, outgoing.now);
+        let result = loop {
+            let opened = match opened.take() {
+                Some(opened) => Ok(opened),
+                // Rare, so that the requests on kept connections do not pay for its state.
+                None => Box::pin(self.open(&mut state.plan, &mut state.failed)).await,
+            };
+            let attempted = match opened {
+                Ok(opened) => {
+                    if let Some(used) = &state.used {
+                        used.borrow_mut().push(Arc::clone(opened.0.endpoint()));
+                    }
+                    if opened.1.is_reused() || opened.1.may_refuse() || state.rules.has_retries() {
+                        body.keep();
+                    }
+                    self.attempt(outgoing, std::mem::take(&mut head), opened, &mut body).await
+                }
+                Err(error) => Err(Failed { error, exchange: None }),
+            };
+            let can_rewind = body.can_rewind();
+            let next = match attempted {
+                Ok(answered) if !self.wants_other(&state, &answered) => break Ok(answered),
+                Ok(answered) => Box::pin(self.after_status(outgoing, &mut state, (answered, can_rewind))).await,
+                Err(failed) => Box::pin(self.after_failure(outgoing, &mut state, (failed, can_rewind))).await,
+            };
+            match next {
+                NextStep::Again => body.rewind(),
+                NextStep::End(result) => break result,
+            }
+        };
+        let CallState { failed, retries, permit, fallback, .. } = state;
+        let result = match (result, fallback) {
+            (Err(_), Some(answered)) => Ok(answered),
+            (result, _) => result,
+        };
+        let result = result.map(|answered| {
+            let Answered { head, connection, in_flight, verdict } = answered;
+            body.stop_keeping();
+            let mut exchange = UpstreamExchange::new(connection, body, (&self.judge, in_flight), verdict);
+            exchange.hold(permit);
+            UpstreamResponse { head, exchange }
+        });
+        CallResult { result, failed, retries, is_hedged: false }
+    }
+
+    /// One exchange on one connection, up to the head of its response.
+    async fn attempt(
+        &self,
+        outgoing: &OutgoingRequest<'_>,
+        mut head: Response,
+        (in_flight, mut connection): OpenedConnection,
+        body: &mut ReplayBody<RequestBody<'_>>,
+    ) -> Result<Answered, Failed> {
+        let OutgoingRequest { request, timeouts, total_at, on_sent, .. } = *outgoing;
+        let is_reused = connection.is_reused();
+        let mut attempt =
+            UpstreamAttempt { request, body, response: &mut head, timeouts, total_at, on_request_sent: on_sent };
+        // With a body, the time is also that of the client.
+        let is_ewma = self.config.balance.policy == BalancePolicy::Ewma;
+        let started = (is_ewma && request.length == BodyLength::Empty).then(std::time::Instant::now);
+        let error = match connection.exchange(&mut attempt).await {
+            Ok(()) => {
+                let is_failure =
+                    head.status.is_server_error() || grpc::is_call(request) && grpc::is_failure(&head.fields);
+                if let Some(started) = started {
+                    let now = std::time::Instant::now();
+                    in_flight.endpoint().record_latency((!is_failure).then_some(now - started), now);
+                }
+                let mut verdict = HeadVerdict { is_failure, ..HeadVerdict::default() };
+                if !connection.is_request_incomplete() {
+                    verdict.is_success = !is_failure;
+                    let outcome = if is_failure { CallOutcome::Failure } else { CallOutcome::Success };
+                    verdict.is_outlier = self.judge.judge(&in_flight, outcome);
+                }
+                return Ok(Answered { head, connection, in_flight, verdict });
+            }
+            Err(error) => error,
+        };
+        let is_timeout = matches!(error, UpstreamConnectionError::Timeout(_));
+        let error = AttemptError {
+            endpoint: Some(Arc::clone(&in_flight.endpoint().name)),
+            is_verdict: error.blame() == Blame::Upstream && (is_timeout || !connection.is_request_incomplete()),
+            is_outlier: false,
+            request_sent: !connection.is_request_unsent(),
+            error,
+        };
+        Err(Failed { error, exchange: Some(FailedExchange { in_flight, is_reused }) })
+    }
+
+    /// Decides about the next attempt after one that failed.
+    async fn after_failure(
+        &self,
+        outgoing: &OutgoingRequest<'_>,
+        state: &mut CallState,
+        (failed, can_rewind): (Failed, bool),
+    ) -> NextStep<Result<Answered, AttemptError>> {
+        let Failed { mut error, exchange } = failed;
+        if retry::is_safe_to_repeat(outgoing.request) {
+            state.rules.set_safe();
+        }
+        let failure = AttemptFailure::of(&error.error);
+        let is_reused = exchange.as_ref().is_some_and(|exchange| exchange.is_reused);
+        let facts = FailedAttempt { failure, request_sent: error.request_sent, is_reused };
+        let after = if can_rewind { state.rules.after(facts) } else { AfterFailure::GiveUp };
+        let endpoint = exchange.as_ref().map(|exchange| Arc::clone(exchange.in_flight.endpoint()));
+        if after == AfterFailure::Repeat
+            && let Some(endpoint) = &endpoint
+        {
+            let request_sent = error.request_sent;
+            tracing::debug!(endpoint = &*endpoint.name, request_sent, "a connection took no request");
+            if failure == AttemptFailure::Refused {
+                state.plan.try_again(Some(endpoint), &self.judge.set.load());
+            } else {
+                // Other kept connections may be dead too.
+                state.plan.reuses = false;
+                state.plan.set_next(Arc::clone(endpoint));
+            }
+            return NextStep::Again;
+        }
+        if let Some(FailedExchange { in_flight, .. }) = exchange.filter(|_| error.is_verdict) {
+            let is_timeout = matches!(error.error, UpstreamConnectionError::Timeout(_));
+            let outcome = if is_timeout { CallOutcome::Timeout } else { CallOutcome::Failure };
+            error.is_outlier = self.judge.judge(&in_flight, outcome);
+            in_flight.endpoint().record_latency(None, std::time::Instant::now());
+        }
+        let AfterFailure::Retry(reason) = after else { return NextStep::End(Err(error)) };
+        let has_other = state.plan.try_again(endpoint.as_ref(), &self.judge.set.load());
+        let pause = if has_other { Duration::ZERO } else { retry::pause(state.retries, self.budget.random()) };
+        if !self.begin_retry(state, reason, pause) {
+            return NextStep::End(Err(error));
+        }
+        state.plan.reuses = false;
+        state.failed.push(error);
+        sleep(pause).await;
+        NextStep::Again
+    }
+
+    /// Whether the status of a response is one after which the request is sent again.
+    fn wants_other(&self, state: &CallState, answered: &Answered) -> bool {
+        state.rules.has_retries() && self.config.retry.wants(&answered.head)
+    }
+
+    /// Decides about the next attempt after a response with a status that is to be replaced.
+    async fn after_status(
+        &self,
+        outgoing: &OutgoingRequest<'_>,
+        state: &mut CallState,
+        (answered, can_rewind): (Answered, bool),
+    ) -> NextStep<Result<Answered, AttemptError>> {
+        let Answered { head, connection, in_flight, .. } = &answered;
+        let may_repeat = can_rewind
+            && retry::is_safe_to_repeat(outgoing.request)
+            && !connection.is_request_incomplete()
+            && !connection.has_passed_interim();
+        if !may_repeat {
+            return NextStep::End(Ok(answered));
+        }
+        let has_other = state.plan.try_again(Some(in_flight.endpoint()), &self.judge.set.load());
+        // The server says when the request may be sent to it again; another one may be ready now.
+        let pause = match retry::retry_after(head) {
+            _ if has_other => Duration::ZERO,
+            wait => wait.unwrap_or_default().max(retry::pause(state.retries, self.budget.random())),
+        };
+        if !self.begin_retry(state, RetryReason::Status, pause) {
+            return NextStep::End(Ok(answered));
+        }
+        state.fallback = Some(answered);
+        sleep(pause).await;
+        NextStep::Again
+    }
+
+    /// Counts a retry that begins after `pause`. False if there is no time for it, or no room in
+    /// the budget.
+    fn begin_retry(&self, state: &mut CallState, reason: RetryReason, pause: Duration) -> bool {
+        if !state.plan.is_in_time(Instant::now() + pause) {
+            return false;
+        }
+        if state.permit.is_none() {
+            state.permit = self.budget.begin(self.in_flight());
+        }
+        if state.permit.is_none() {
+            return false;
+        }
+        state.rules.count_retry();
+        state.retries += 1;
+        self.budget.count_retry(reason);
+        true
+    }
+
+    /// The requests in flight at all endpoints.
+    fn in_flight(&self) -> usize {
+        self.judge.set.load().list().iter().map(|endpoint| endpoint.in_flight()).sum()
+    }
+
+    /// A call that is joined by a second one, at another endpoint, if it has no response in the
+    /// time in which 95 % have one. The first good response is used; the other call is given up.
+    async fn hedge<'a>(&self, outgoing: OutgoingRequest<'_>, head: Response, mut state: CallState) -> CallResult<'a> {
+        let used = UsedEndpoints::default();
+        state.used = Some(Rc::clone(&used));
+        let started = std::time::Instant::now();
+        let mut first = pin!(self.run(&outgoing, (head, RequestBody::Empty), state));
+        let delay = self.latencies.p95(started);
+        let ended = match delay {
+            None => Some(first.as_mut().await),
+            Some(delay) => timeout(delay, first.as_mut()).await.ok(),
+        };
+        if let Some(ended) = ended {
+            self.latencies.record(started.elapsed(), std::time::Instant::now());
+            return ended;
+        }
+        let mut state = self.begin(&outgoing);
+        state.rules.forbid_retries();
+        state.permit = self.begin_hedge(&mut state.plan, &used.borrow());
+        if state.permit.is_none() {
+            let ended = first.as_mut().await;
+            self.latencies.record(started.elapsed(), std::time::Instant::now());
+            return ended;
+        }
+        let joined = std::time::Instant::now();
+        // Interim responses of the copy are discarded: those of the first call have passed.
+        let copy = outgoing.request.clone();
+        let second = OutgoingRequest { request: &copy, ..outgoing };
+        let second = pin!(self.run(&second, (Response::default(), RequestBody::Empty), state));
+        let (ended, is_second) = first_good(first, second).await;
+        let now = std::time::Instant::now();
+        // Also the time of the one that was given up, so that the percentile does not sink.
+        self.latencies.record(now - started, now);
+        self.latencies.record(now - joined, now);
+        if is_second {
+            self.budget.count_won();
+        }
+        CallResult { is_hedged: true, ..ended }
+    }
+
+    /// Begins a hedge at an endpoint other than `used`, if there is one and the budget allows it.
+    fn begin_hedge(&self, plan: &mut AttemptPlan, used: &[Arc<Endpoint>]) -> Option<RetryPermit> {
+        let has_other = used.iter().all(|endpoint| plan.try_again(Some(endpoint), &self.judge.set.load()));
+        let permit = if has_other { self.budget.begin(self.in_flight()) } else { None };
+        if permit.is_some() {
+            self.budget.count_hedge();
+        }
+        permit
+    }
+
+    /// Selects an endpoint and takes a kept connection to it, if there is one.
+    fn take_idle(&self, plan: &mut AttemptPlan, now: Instant) -> Option<OpenedConnection> {
+        let set = self.judge.set.load();
+        let endpoint = set.select(plan.tried(), Pick { now: now.into_std(), hash: plan.hash })?;
+        if plan.reuses
+            && let Some(connection) = plan.take_idle(endpoint)
+        {
+            return Some((InFlightGuard::new(Arc::clone(endpoint)), connection));
+        }
+        plan.set_next(Arc::clone(endpoint));
+        None
+    }
+}
+
+/// The first of two calls that ends with a response below 500, or else the better one of both.
+/// Returns whether it is the second.
+async fn first_good<'a>(
+    mut first: Pin<&mut impl Future<Output = CallResult<'a>>>,
+    mut second: Pin<&mut impl Future<Output = CallResult<'a>>>,
+) -> (CallResult<'a>, bool) {
+    let (mut first_end, mut second_end) = (None, None);
+    poll_fn(|cx| {
+        poll_unless_ended(&mut first_end, first.as_mut(), cx);
+        poll_unless_ended(&mut second_end, second.as_mut(), cx);
+        let is_good = |end: &Option<CallResult<'_>>| end.as_ref().is_some_and(CallResult::is_good);
+        let is_decided = is_good(&first_end) || is_good(&second_end) || first_end.is_some() && second_end.is_some();
+        if is_decided { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    let prefers_second = match (&first_end, &second_end) {
+        (Some(first), Some(second)) => !first.is_good() && (second.is_good() || first.result.is_err()),
+        (None, _) => true,
+        (Some(_), None) => false,
+    };
+    let (used, other) = if prefers_second { (second_end, first_end) } else { (first_end, second_end) };
+    let mut used = used.expect("one has ended");
+    if let Some(CallResult { result, failed, retries, .. }) = other {
+        used.failed.extend(failed);
+        used.failed.extend(result.err());
+        used.retries += retries;
+    }
+    (used, prefers_second)
+}
+
+fn poll_unless_ended<'a>(
+    end: &mut Option<CallResult<'a>>,
+    call: Pin<&mut impl Future<Output = CallResult<'a>>>,
+    cx: &mut Context<'_>,
+) {
+    if end.is_none()
+        && let Poll::Ready(ended) = call.poll(cx)
+    {
+        *end = Some(ended);
+    }
+}
+
+impl CallResult<'_> {
+    /// Whether the response is no failure of the upstream.
+    fn is_good(&self) -> bool {
+        self.result.as_ref().is_ok_and(|response| !response.exchange.is_failure())
+    }
+}

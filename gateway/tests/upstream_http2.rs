@@ -1,0 +1,417 @@
+//! HTTP/2 to upstreams: heads, bodies and trailers, shared connections, refused and lost streams,
+//! flow control, TLS with ALPN, and nginx as an origin.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response};
+use rustls::ServerConfig;
+
+use support::h2_origin::{H2Origin, H2OriginOptions, H2Stream};
+use support::tls_origin::Authority;
+use support::{Gateway, Process, STEP_TIMEOUT, TempDir, free_address, wait_for};
+
+fn config(origin: &str, upstream: &str, route: &str) -> String {
+    format!(
+        "version = 1\n[server]\nworkers = 1\n[upstreams.shop]\nendpoints = [{origin}]\nbreaker = {{ minimum = 1000 }}\n\
+         {upstream}\n[[routes]]\nname = \"all\"\nmatch = {{ path = \"/*\" }}\nupstream = \"shop\"\n\
+         cache = {{ mode = \"off\" }}\n{route}\n[log]\naccess = \"stdout\"\n"
+    )
+}
+
+fn h2c(address: SocketAddr) -> String {
+    format!("\"h2c://{address}\"")
+}
+
+/// Responds with method, path and the length of the body.
+async fn echo(mut stream: H2Stream) {
+    let line = format!("{} {}", stream.request.method(), stream.request.uri().path());
+    if let Some(body) = stream.body().await {
+        let is_head = stream.request.method() == http::Method::HEAD;
+        stream.reply(200, if is_head { String::new() } else { format!("{line} {}", body.len()) });
+    }
+}
+
+fn echo_origin() -> H2Origin {
+    H2Origin::start(H2OriginOptions::default(), echo)
+}
+
+#[test]
+fn requests_share_one_connection() {
+    let origin = echo_origin();
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+    let mut client = gateway.connect();
+    for (method, length) in [("GET", 0), ("POST", 3), ("PUT", 300_000), ("DELETE", 0), ("PATCH", 1)] {
+        let response = client.request(method, "/a?b=c", &[("x-a", "1")], &vec![b'x'; length]);
+        assert_eq!((response.status, response.text()), (200, format!("{method} /a {length}")));
+    }
+    let head = client.request("HEAD", "/a", &[], b"");
+    assert_eq!((head.status, head.body.len()), (200, 0));
+    let seen = origin.seen();
+    assert_eq!((origin.connections(), seen.len()), (1, 6));
+    assert_eq!(seen[1].uri, "http://gate.test/a?b=c", "the public authority");
+    assert_eq!(seen[1].headers["content-length"], "3");
+    let names: Vec<&str> = seen[0].headers.keys().map(http::HeaderName::as_str).collect();
+    assert!(names.iter().all(|name| !["host", "connection", "transfer-encoding", "te"].contains(name)), "{names:?}");
+    assert!(["x-a", "via", "x-forwarded-for"].iter().all(|name| names.contains(name)), "{names:?}");
+}
+
+#[test]
+fn concurrent_requests_open_connections_as_the_server_allows_streams() {
+    for (max_streams, connections) in [(None, 1), (Some(4), 5)] {
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&waiting);
+        let options = H2OriginOptions { max_streams, ..H2OriginOptions::default() };
+        let origin = H2Origin::start(options, move |mut stream| {
+            let waiting = Arc::clone(&counter);
+            async move {
+                if stream.request.uri().path() == "/wait" {
+                    waiting.fetch_add(1, Ordering::SeqCst);
+                    while waiting.load(Ordering::SeqCst) < 20 {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                }
+                stream.reply(200, "x");
+            }
+        });
+        let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+        // Its settings are known from the first response on.
+        assert_eq!(gateway.get("/", &[]).status, 200);
+        let mut clients: Vec<_> = (0..20).map(|_| gateway.connect()).collect();
+        clients.iter_mut().for_each(|client| client.send_get("/wait", &[]));
+        assert!(clients.iter_mut().all(|client| client.read_response().status == 200));
+        assert_eq!(origin.connections(), connections, "{max_streams:?}");
+    }
+}
+
+#[test]
+fn edits_of_the_route_apply() {
+    let origin = echo_origin();
+    let edits = "strip_prefix = \"/v1\"\n\
+                 headers.request = { set = { host = \"internal\", x-b = \"2\" }, remove = [\"cookie\"] }";
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", edits).replace("/*", "/v1/*"));
+    assert_eq!(gateway.get("/v1/a", &[("cookie", "c"), ("x-b", "1")]).text(), "GET /a 0");
+    let seen = &origin.seen()[0];
+    assert_eq!(seen.uri, "http://internal/a");
+    assert_eq!((seen.headers.get("cookie"), &seen.headers["x-b"]), (None, &HeaderValue::from_static("2")));
+}
+
+#[test]
+fn interim_responses_and_trailers_pass() {
+    let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
+        let hints = Response::builder().status(103).header("link", "</a.css>").body(()).expect("a response");
+        stream.respond.send_informational(hints).expect("an open stream");
+        let trailers = stream.request.body_mut().trailers().await.ok().flatten().unwrap_or_default();
+        let mut body = stream.respond.send_response(Response::new(()), false).expect("an open stream");
+        body.send_data(Bytes::from(format!("{:?}", trailers.get("x-sum"))), false).expect("an open stream");
+        let trailers: HeaderMap =
+            [(http::HeaderName::from_static("x-end"), HeaderValue::from_static("1"))].into_iter().collect();
+        body.send_trailers(trailers).expect("an open stream");
+    });
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+    let mut client = gateway.connect();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Sum: 7\r\n\r\n");
+    let hints = client.read_head();
+    assert_eq!((hints.status, hints.field("link")), (103, Some("</a.css>")));
+    let head = client.read_head();
+    assert_eq!((head.status, head.field("transfer-encoding")), (200, Some("chunked")));
+    let rest = String::from_utf8_lossy(&client.read_bytes(29)).into_owned();
+    assert!(rest.contains("Some(\"7\")") && rest.contains("x-end: 1"), "{rest}");
+    assert_eq!(origin.seen()[0].headers["te"], "trailers");
+}
+
+#[test]
+fn stream_that_the_server_refuses_is_sent_again() {
+    let refused = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&refused);
+    let origin = H2Origin::start(H2OriginOptions::default(), move |mut stream| {
+        let is_refused = counter.fetch_add(1, Ordering::SeqCst) == 1;
+        async move {
+            if is_refused {
+                stream.respond.send_reset(h2::Reason::REFUSED_STREAM);
+            } else {
+                stream.reply(200, "done");
+            }
+        }
+    });
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+    assert_eq!(gateway.get("/", &[]).status, 200);
+    let response = gateway.request("POST", "/", &[], b"body");
+    assert_eq!((response.status, response.text()), (200, "done".to_owned()), "nothing was processed");
+    assert_eq!(refused.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn server_that_refuses_every_stream_gets_three() {
+    let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
+        stream.respond.send_reset(h2::Reason::REFUSED_STREAM);
+    });
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+    let response = gateway.request("POST", "/", &[], b"body");
+    assert_eq!((response.status, response.field("proxy-status")), (503, Some("tidegate; error=connection_terminated")));
+    assert_eq!(origin.seen().len(), 3);
+}
+
+#[test]
+fn draining_server_loses_no_request() {
+    let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
+        if stream.request.uri().path() == "/drain" {
+            stream.control.drain.notify_one();
+            // The stream itself goes on.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        stream.reply(200, "done");
+    });
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+    for _ in 0..10 {
+        let mut draining = gateway.connect();
+        draining.send_get("/drain", &[]);
+        for _ in 0..10 {
+            assert_eq!(gateway.request("POST", "/", &[], b"x").status, 200);
+        }
+        assert_eq!(draining.read_response().status, 200);
+    }
+    assert!(origin.connections() >= 10);
+    wait_for(|| origin.running() <= 1, STEP_TIMEOUT);
+}
+
+#[test]
+fn lost_connection_repeats_only_what_is_safe_to_repeat() {
+    for (method, body, status, count) in [("POST", &b"x"[..], 503, 1), ("GET", b"", 200, 2), ("PUT", b"x", 200, 2)] {
+        let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
+            stream.body().await;
+            if stream.connection == 0 && stream.request.uri().path() == "/lost" {
+                stream.control.abort.notify_one();
+                // Dropping it would reset the stream before.
+                std::future::pending::<()>().await;
+            }
+            stream.reply(200, "done");
+        });
+        let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+        assert_eq!(gateway.get("/", &[]).status, 200);
+        assert_eq!(gateway.request(method, "/lost", &[], body).status, status, "{method}");
+        assert_eq!(origin.seen().iter().filter(|seen| seen.uri.ends_with("/lost")).count(), count, "{method}");
+    }
+}
+
+#[test]
+fn client_that_leaves_resets_its_stream_alone() {
+    let ended = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&ended);
+    let origin = H2Origin::start(H2OriginOptions::default(), move |mut stream| {
+        let ended = Arc::clone(&counter);
+        async move {
+            if stream.request.uri().path() == "/" {
+                return stream.reply(200, "done");
+            }
+            let reset = std::future::poll_fn(|cx| stream.respond.poll_reset(cx)).await;
+            if reset.is_ok_and(|reason| reason == h2::Reason::CANCEL) {
+                ended.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+    assert_eq!(gateway.get("/", &[]).status, 200);
+    let mut client = gateway.connect();
+    client.send_get("/wait", &[]);
+    wait_for(|| origin.seen().len() == 2, STEP_TIMEOUT);
+    drop(client);
+    wait_for(|| ended.load(Ordering::SeqCst) == 1, STEP_TIMEOUT);
+    assert_eq!(gateway.get("/", &[]).status, 200);
+    assert_eq!(origin.connections(), 1);
+}
+
+/// Sends `length` bytes, as far as the client reads.
+async fn send_bytes(mut stream: H2Stream, length: usize) {
+    let Ok(mut body) = stream.respond.send_response(Response::new(()), false) else { return };
+    let mut left = length;
+    while left > 0 {
+        body.reserve_capacity(left.min(64 << 10));
+        let Some(Ok(capacity)) = std::future::poll_fn(|cx| body.poll_capacity(cx)).await else { return };
+        let count = capacity.min(left);
+        left -= count;
+        if body.send_data(Bytes::from(vec![b'x'; count]), left == 0).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn client_that_reads_nothing_holds_up_nobody_else() {
+    let origin = H2Origin::start(H2OriginOptions::default(), |stream| send_bytes(stream, 8 << 20));
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+    let mut silent: Vec<_> = (0..60).map(|_| gateway.connect()).collect();
+    silent.iter_mut().for_each(|client| client.send_get("/", &[]));
+    wait_for(|| origin.seen().len() == 60, STEP_TIMEOUT);
+    let start = Instant::now();
+    assert_eq!(gateway.get("/", &[]).body.len(), 8 << 20);
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(origin.connections(), 1);
+}
+
+#[test]
+fn upload_waits_for_the_server_and_has_its_clock() {
+    let options = H2OriginOptions { window: Some(1_000), ..H2OriginOptions::default() };
+    let origin = H2Origin::start(options, |mut stream| async move {
+        if stream.request.uri().path() == "/read" {
+            return echo(stream).await;
+        }
+        // Reads nothing, so that the window stays closed.
+        drop(std::future::poll_fn(|cx| stream.respond.poll_reset(cx)).await);
+    });
+    let gateway = Gateway::start(&config(&h2c(origin.address), "idle_timeout = \"800ms\"", ""));
+    let body = vec![b'x'; 500_000];
+    assert_eq!(gateway.request("POST", "/read", &[], &body).text(), "POST /read 500000");
+    let start = Instant::now();
+    let response = gateway.request("POST", "/stop", &[], &body[..5_000]);
+    assert_eq!((response.status, response.field("proxy-status")), (503, Some("tidegate; error=http_response_timeout")));
+    assert!(start.elapsed() >= Duration::from_millis(800) && start.elapsed() < Duration::from_secs(4));
+    assert_eq!(gateway.metric("tidegate_timeouts_total{clock=\"upstream_send\"}"), 1.0);
+}
+
+#[test]
+fn head_and_body_have_their_clocks() {
+    let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
+        let is_body = stream.request.uri().path() == "/body";
+        let mut body = is_body.then(|| stream.respond.send_response(Response::new(()), false).expect("an open stream"));
+        if let Some(body) = &mut body {
+            body.send_data(Bytes::from_static(b"begun"), false).expect("an open stream");
+        }
+        std::future::pending::<()>().await;
+    });
+    let keys = "timeout = \"300ms\"\nidle_timeout = \"300ms\"\neject = { after = 0 }";
+    let gateway = Gateway::start(&config(&h2c(origin.address), keys, ""));
+    assert_eq!(gateway.get("/head", &[]).status, 503);
+    let mut client = gateway.connect();
+    client.send_get("/body", &[]);
+    assert_eq!(client.read_head().status, 200);
+    assert_eq!(client.read_to_end(), b"5\r\nbegun", "an incomplete message");
+    for clock in ["upstream_head", "upstream_body"] {
+        assert_eq!(gateway.metric(&format!("tidegate_timeouts_total{{clock=\"{clock}\"}}")), 1.0, "{clock}");
+    }
+    assert_eq!(origin.connections(), 1, "the connection outlives its exchanges");
+}
+
+#[test]
+fn responses_are_cached_and_shared() {
+    let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let head = Response::builder().header("cache-control", "max-age=60").body(()).expect("a response");
+        let mut body = stream.respond.send_response(head, false).expect("an open stream");
+        for _ in 0..10 {
+            body.send_data(Bytes::from(vec![b'x'; 10_000]), false).expect("an open stream");
+        }
+        body.send_data(Bytes::new(), true).expect("an open stream");
+    });
+    let text = config(&h2c(origin.address), "", "").replace("\"off\"", "\"standard\"");
+    let gateway = Gateway::start(&text);
+    let mut clients: Vec<_> = (0..5).map(|_| gateway.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send_get("/", &[]));
+    assert!(clients.iter_mut().all(|client| client.read_response().body.len() == 100_000));
+    let hit = gateway.get("/", &[]);
+    assert!(hit.is_hit() && hit.body.len() == 100_000);
+    assert_eq!(origin.seen().len(), 1);
+}
+
+#[test]
+fn malformed_responses_are_refused() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound port");
+    std::thread::spawn(move || {
+        // A server that speaks HTTP/1.1 alone.
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            drop(std::io::Write::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n"));
+            drop(std::io::copy(&mut stream, &mut std::io::sink()));
+        }
+    });
+    let gateway = Gateway::start(&config(&h2c(address), "", ""));
+    let response = gateway.get("/", &[]);
+    assert_eq!((response.status, response.field("proxy-status")), (502, Some("tidegate; error=http_protocol_error")));
+}
+
+#[test]
+fn dead_endpoint_costs_no_request() {
+    let (origin, dead) = (echo_origin(), free_address());
+    let endpoints = format!("\"h2c://{dead}\", \"h2c://{}\"", origin.address);
+    let gateway = Gateway::start(&config(&endpoints, "balance = \"round-robin\"", ""));
+    assert!((0..20).all(|_| gateway.request("POST", "/", &[], b"x").status == 200));
+}
+
+fn tls_config(authority: &Authority, alpn: &[&str]) -> Arc<ServerConfig> {
+    let signed = authority.sign("shop.test", |_| {});
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let (chain, key) = signed.into_parts();
+    let mut config =
+        builder.expect("versions").with_no_client_auth().with_single_cert(chain, key).expect("a certificate");
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Arc::new(config)
+}
+
+#[test]
+fn tls_uses_http2_where_the_server_selects_it() {
+    let authority = Authority::new("ours");
+    let options = H2OriginOptions { tls: Some(tls_config(&authority, &["h2"])), ..H2OriginOptions::default() };
+    let origin = H2Origin::start(options, echo);
+    let start = |alpn: &str| {
+        let dir = TempDir::new();
+        authority.write(&dir);
+        let tls = format!("tls = {{ ca = \"ca.pem\", server_name = \"shop.test\"{alpn} }}");
+        Gateway::start_in(dir, &config(&format!("\"https://{}\"", origin.address), &tls, ""))
+    };
+    for alpn in ["", ", alpn = [\"h2\"]", ", alpn = [\"http/1.1\", \"h2\"]"] {
+        let gateway = start(alpn);
+        let mut client = gateway.connect();
+        assert!((0..5).all(|_| client.request("POST", "/a", &[], b"abc").text() == "POST /a 3"), "{alpn}");
+        assert!(origin.seen().last().is_some_and(|seen| seen.uri.starts_with("https://")));
+    }
+    assert_eq!(origin.connections(), 3);
+    assert_eq!(start(", alpn = [\"http/1.1\"]").get("/", &[]).status, 502, "no common protocol");
+}
+
+/// nginx with HTTP/2 over TLS.
+#[test]
+fn nginx_serves_over_http2() {
+    if Command::new("nginx").arg("-v").output().is_err() {
+        // It is not installed; the other tests of this file do not need it.
+        return;
+    }
+    let (authority, dir, address) = (Authority::new("ours"), TempDir::new(), free_address());
+    let server = authority.sign("shop.test", |_| {});
+    authority.write(&dir);
+    dir.write("server.pem", &server.pem);
+    dir.write("server.key", &server.key_pem);
+    dir.write("large", &"x".repeat(3_000_000));
+    let path = dir.path().display();
+    let nginx = format!(
+        "daemon off;\nmaster_process off;\npid {path}/nginx.pid;\nerror_log {path}/error.log;\n\
+         events {{}}\nhttp {{\naccess_log off;\nclient_body_temp_path {path}/body;\nproxy_temp_path {path}/proxy;\n\
+         fastcgi_temp_path {path}/fastcgi;\nuwsgi_temp_path {path}/uwsgi;\nscgi_temp_path {path}/scgi;\n\
+         server {{\nlisten {address} ssl http2;\nkeepalive_requests 20;\nssl_certificate {path}/server.pem;\n\
+         ssl_certificate_key {path}/server.key;\nroot {path};\n\
+         location = /large {{ }}\n\
+         location / {{ return 200 \"$server_protocol $request_method $uri $http_x_a\"; }}\n}}\n}}\n"
+    );
+    let file = dir.write("nginx.conf", &nginx);
+    let _nginx = Process::start(Command::new("nginx").arg("-c").arg(&file).arg("-p").arg(dir.path()));
+    wait_for(|| std::net::TcpStream::connect(address).is_ok(), STEP_TIMEOUT);
+    let tls = "tls = { ca = \"ca.pem\", server_name = \"shop.test\" }";
+    let gateway = Gateway::start_in(dir, &config(&format!("\"https://{address}\""), tls, ""));
+    let mut connection = gateway.connect();
+    // nginx ends each connection after 20 requests with GOAWAY.
+    for round in 0..15 {
+        for method in ["GET", "POST", "PUT", "DELETE", "OPTIONS"] {
+            let response = connection.request(method, "/a", &[("x-a", "1")], b"");
+            assert_eq!((response.status, response.text()), (200, format!("HTTP/2.0 {method} /a 1")), "{round}");
+        }
+    }
+    assert_eq!(connection.get("/large", &[]).body.len(), 3_000_000);
+    let part = connection.get("/large", &[("range", "bytes=10-19")]);
+    assert_eq!((part.status, part.body.len()), (206, 10));
+}
