@@ -354,10 +354,11 @@ mod tests {
         let page = ErrorResponder {
             config: Some(&page),
             request: &fields,
+            wait: Duration::ZERO,
             random: 0,
             pages: [&[], &[]],
             route: "",
-            trace: None,
+            request_id: None,
         };
         let timeout = || UpstreamConnectionError::Timeout(ExchangeTimeout::UpstreamHead);
         for (error, expected) in [
