@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::http::target::PathRules;
-use crate::log::AccessLogTarget;
+use crate::log::{AccessLogFormat, AccessLogTarget};
 use crate::{accept, admin, cache, discovery, identify, limit, pages, route, upstream};
 
 /// A checked configuration: every name is resolved, and every number is within its range.
@@ -87,12 +87,14 @@ impl Default for ServerConfig {
 pub struct LogConfig {
     /// Destination of the access log.
     pub(crate) access: AccessLogTarget,
+    /// The form of its lines.
+    pub(crate) format: AccessLogFormat,
     /// Least severe event in the log.
     pub level: tracing::Level,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        LogConfig { access: AccessLogTarget::Stdout, level: tracing::Level::INFO }
+        LogConfig { access: AccessLogTarget::Stdout, format: AccessLogFormat::default(), level: tracing::Level::INFO }
     }
 }

@@ -578,6 +578,8 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("routes[].degrade.json", "File with the document for clients that accept JSON. Absent: the built-in document."),
     ("routes[].degrade.retry_after", "Center of the range of the jittered `Retry-After`."),
     ("log.access", "Destination of the access log (JSON lines)."),
+    ("log.format", "Form of access log lines: JSON objects, or the combined format of Apache and nginx."),
+    ("log.fields", "Members of JSON lines, in their order (operations.md). Members without a value are left out."),
     ("log.level", "Least severe event in the log."),
     ("journal", "Store of accepted writes."),
     ("tracing.otlp", "Endpoint that spans are sent to."),

@@ -44,13 +44,29 @@ impl Drop for OpenConnection {
 enum Transport {
     Plain(TcpStream),
     Tls(Box<TlsStream>),
+    /// A stream of a connection that others share.
+    Shared(Box<dyn SharedByteStream>),
+}
+
+/// A byte stream inside a connection that others share. It has no socket of its own.
+pub(crate) trait SharedByteStream {
+    /// Reads available bytes into `space`; 0 is the end of the stream. Cancel safe.
+    fn poll_read(&mut self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>>;
+
+    /// Accepts bytes, at least one.
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>>;
+
+    /// Ends the sending side.
+    fn shutdown(&mut self) -> io::Result<()>;
 }
 
 impl Transport {
-    fn tcp(&self) -> &TcpStream {
+    /// The socket, if the stream has one of its own.
+    fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Transport::Plain(stream) => stream,
-            Transport::Tls(stream) => stream.tcp(),
+            Transport::Plain(stream) => Some(stream),
+            Transport::Tls(stream) => Some(stream.tcp()),
+            Transport::Shared(_) => None,
         }
     }
 }
@@ -79,6 +95,11 @@ impl TransportStream {
         TransportStream { _count: Some(count), ..self }
     }
 
+    /// A stream of a connection that others share.
+    pub(crate) fn shared(stream: Box<dyn SharedByteStream>) -> Self {
+        TransportStream { transport: RefCell::new(Transport::Shared(stream)), _count: None }
+    }
+
     /// Reads available bytes into `space`; 0 is the end of the stream. Cancel safe.
     pub(crate) fn poll_read(&self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
         match &mut *self.transport.borrow_mut() {
@@ -86,6 +107,7 @@ impl TransportStream {
                 poll_system_call(stream, cx, Interest::READABLE, || socket::receive(stream, space))
             }
             Transport::Tls(stream) => stream.poll_read(cx, space),
+            Transport::Shared(stream) => stream.poll_read(cx, space),
         }
     }
 
@@ -94,7 +116,8 @@ impl TransportStream {
     pub(crate) fn is_closed_by_peer(&self) -> bool {
         let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
         let cell = self.transport.borrow();
-        let mut asked = [PollFd::new(cell.tcp(), PollFlags::RDHUP)];
+        let Some(tcp) = cell.tcp() else { return false };
+        let mut asked = [PollFd::new(tcp, PollFlags::RDHUP)];
         let found = rustix::event::poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
         found.is_ok() && asked[0].revents().intersects(closed)
     }
@@ -104,6 +127,7 @@ impl TransportStream {
         match &mut *self.transport.borrow_mut() {
             Transport::Plain(stream) => socket::poll_readable(stream, cx),
             Transport::Tls(stream) => stream.poll_readable(cx),
+            Transport::Shared(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -132,6 +156,10 @@ impl TransportStream {
                 ready!(poll_system_call(stream, cx, Interest::WRITABLE, || socket::send(stream, slices)))?
             }
             Transport::Tls(stream) => ready!(stream.poll_write(cx, slices))?,
+            Transport::Shared(stream) => {
+                let first = slices.iter().find(|slice| !slice.is_empty());
+                ready!(stream.poll_write(cx, first.map_or(&[], |slice| slice)))?
+            }
         };
         if written == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -154,6 +182,7 @@ impl TransportStream {
                 let Some(written) = stream.write_unready() else { return Ok(None) };
                 written.map(|()| 0)
             }
+            Transport::Shared(_) => return Ok(None),
         };
         match written {
             Ok(count) => Ok(Some(count)),
@@ -165,7 +194,7 @@ impl TransportStream {
     /// Flushes the TLS buffer; does nothing for plain TCP.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self.transport.borrow_mut() {
-            Transport::Plain(_) => Poll::Ready(Ok(())),
+            Transport::Plain(_) | Transport::Shared(_) => Poll::Ready(Ok(())),
             Transport::Tls(stream) => stream.poll_flush(cx),
         }
     }
@@ -184,6 +213,7 @@ impl TransportStream {
         match &mut *self.transport.borrow_mut() {
             Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tls(stream) => stream.poll_shutdown(cx),
+            Transport::Shared(stream) => Poll::Ready(stream.shutdown()),
         }
     }
 
@@ -193,7 +223,8 @@ impl TransportStream {
         // If setting the option fails, the close is an ordinary one. The framing then still shows
         // the client that bytes are missing.
         let cell = self.transport.borrow();
-        if let Err(error) = socket2::SockRef::from(cell.tcp()).set_linger(Some(std::time::Duration::ZERO)) {
+        let Some(tcp) = cell.tcp() else { return };
+        if let Err(error) = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO)) {
             tracing::debug!(%error, "failed to set SO_LINGER");
         }
     }

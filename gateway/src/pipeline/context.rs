@@ -123,6 +123,8 @@ impl<'c> RequestContext<'c> {
             trace: Some(caller.trace),
             request_id: snapshot.identity.request_id(caller, request),
             client_ip: Some(caller.ip),
+            device: Some(caller.device),
+            user_class: Some(caller.user_class),
             country: caller.country,
             principal: authentication.principal(),
             route: route.map(|route| route.index),

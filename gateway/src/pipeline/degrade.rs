@@ -137,13 +137,15 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
 /// The record of a request whose client closed the connection before its response began: the facts
 /// about the caller, and none of a response.
 pub(crate) fn client_closed(record: &RequestRecord) -> RequestRecord {
-    let RequestRecord { route, principal, trace, request_id, client_ip, country, .. } = record;
+    let RequestRecord { route, principal, trace, request_id, client_ip, device, user_class, country, .. } = record;
     RequestRecord {
         route: *route,
         principal: *principal,
         trace: *trace,
         request_id: request_id.clone(),
         client_ip: *client_ip,
+        device: *device,
+        user_class: *user_class,
         country: *country,
         ..RequestRecord::default()
     }

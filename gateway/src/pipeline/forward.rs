@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -114,9 +115,10 @@ impl RequestContext<'_> {
 
     /// Takes over the response of a call, or its failure.
     pub(super) fn end_call(&mut self, ended: CallEnd) -> Result<UpstreamBody<'static>, Error> {
-        let CallEnd { response, result, upstream, blame, requests_sent, retries, is_hedged } = ended;
+        let CallEnd { response, result, upstream, upstream_time, blame, requests_sent, retries, is_hedged } = ended;
         *self.response = response;
         (self.record.upstream, self.record.blame) = (upstream, blame);
+        self.record.upstream_time = upstream_time;
         (self.record.requests_sent, self.record.retries, self.record.is_hedged) = (requests_sent, retries, is_hedged);
         let mut body = result?;
         body.accepts_trailers = self.accepts_trailers();
@@ -146,6 +148,7 @@ pub(super) struct CallEnd {
     pub(super) response: Response,
     pub(super) result: Result<UpstreamBody<'static>, Error>,
     upstream: Option<Arc<str>>,
+    upstream_time: Option<Duration>,
     blame: Option<Blame>,
     requests_sent: u32,
     retries: u32,
@@ -179,8 +182,8 @@ pub(super) fn begin_detachable(
             }
             None => Err(Error::NoRoute),
         };
-        let RequestRecord { upstream, blame, requests_sent, retries, is_hedged, .. } = record;
-        CallEnd { response, result, upstream, blame, requests_sent, retries, is_hedged }
+        let RequestRecord { upstream, upstream_time, blame, requests_sent, retries, is_hedged, .. } = record;
+        CallEnd { response, result, upstream, upstream_time, blame, requests_sent, retries, is_hedged }
     })
 }
 
@@ -249,6 +252,7 @@ impl UpstreamCall<'_> {
         let head = std::mem::take(response);
         let CallResult { result, failed, retries, is_hedged } = target.upstream.call(outgoing, head, body).await;
         (record.requests_sent, record.retries, record.is_hedged) = (requests_sent.get(), retries, is_hedged);
+        record.upstream_time = Some(now.elapsed());
         for failure in failed {
             count_timeout_of(&failure.error);
             report_failure(route, &target.upstream, failure);

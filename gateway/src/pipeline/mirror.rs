@@ -18,7 +18,7 @@ use crate::http::message::{BodyLength, Request, Response};
 use crate::http::request_body::{RequestBody, StartedBody};
 use crate::route::{Mirror, MirrorResult};
 use crate::tasks::{self, TaskKind};
-use crate::upstream::{KeptConnections, OutgoingRequest, REPLAY_BYTES_MAX, Upstream, UpstreamResponse};
+use crate::upstream::{KeptConnections, OutgoingRequest, REPLAY_BYTES_MAX, Upstream};
 
 /// Most copies of one thread in progress at a time: a mirror that hangs costs no more.
 const MIRRORED_MAX: usize = 64;
@@ -134,8 +134,8 @@ async fn exchange(upstream: &Upstream, (request, client): (&Request, IpAddr), bo
         hedges: false,
         on_sent: &|| {},
     };
-    let called = upstream.call(outgoing, Response::default(), body).await;
-    let Ok(UpstreamResponse { mut exchange, .. }) = called.result else { return false };
+    let call = upstream.call(outgoing, Response::default(), body).await;
+    let Ok(mut exchange) = call.result.map(|answered| answered.exchange) else { return false };
     if let Some(slot) = slot {
         slot.succeed(std::time::Instant::now());
     }

@@ -101,6 +101,8 @@ pub(super) fn snapshot(
         limiter,
         cache: config.cache.clone(),
         pages: config.pages.clone(),
+        log: config.log.format.clone(),
+        generation: old.map_or(0, |old| old.generation) + 1,
         http: config.http.clone(),
     })
 }

@@ -48,8 +48,8 @@ pub(crate) struct OutgoingRequest<'r> {
     pub(crate) on_sent: &'r dyn Fn(),
 }
 
-/// Whether a request may take a connection that is kept open. If that turns out to be closed, the
-/// request is sent again.
+/// Whether a request may take a connection that is kept open, and be sent again if that turns out
+/// to be closed. One that avoids them is sent once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum KeptConnections {
     Use,
@@ -125,7 +125,8 @@ impl Upstream {
         body: RequestBody<'a>,
     ) -> CallResult<'a> {
         let state = self.begin(&outgoing);
-        if outgoing.hedges && body.is_empty() && outgoing.request.method.is_idempotent() {
+        let is_repeatable = outgoing.request.method.is_idempotent() && outgoing.kept == KeptConnections::Use;
+        if outgoing.hedges && body.is_empty() && is_repeatable {
             // Boxed: few routes ask for it.
             return Box::pin(self.hedge(outgoing, head, state)).await;
         }
@@ -143,8 +144,11 @@ impl Upstream {
         if request.fields.has(KnownField::Upgrade) {
             plan.protocols = AllowedProtocols::Http1;
         }
-        let retries = if kept == KeptConnections::Use { self.config.retry.retries } else { 0 };
-        let rules = RepeatRules::new(plan.is_repeatable, retries);
+        let rules = match kept {
+            KeptConnections::Use => RepeatRules::new(plan.is_repeatable, self.config.retry.retries),
+            // The fetch repeats one that has failed.
+            KeptConnections::Avoid => RepeatRules::new(false, 0),
+        };
         CallState { plan, rules, failed: Vec::new(), retries: 0, permit: None, fallback: None, used: None }
     }
 
@@ -253,7 +257,7 @@ impl Upstream {
         (failed, can_rewind): (Failed, bool),
     ) -> NextStep<Result<Answered, AttemptError>> {
         let Failed { mut error, exchange } = failed;
-        if retry::is_safe_to_repeat(outgoing.request) {
+        if outgoing.kept == KeptConnections::Use && retry::is_safe_to_repeat(outgoing.request) {
             state.rules.set_safe();
         }
         let failure = AttemptFailure::of(&error.error);

@@ -100,10 +100,8 @@ impl<'a> UpstreamExchange<'a> {
 
     /// The connection, after the protocol was switched.
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
-        match self.connection {
-            Some(UpstreamConnection::Http1(connection)) => Some(Tunnel { connection, in_flight: self.in_flight }),
-            Some(UpstreamConnection::Http2(_)) | None => None,
-        }
+        let UpstreamExchange { connection, in_flight, .. } = self;
+        connection.map(|connection| Tunnel { connection: connection.into_tunnel(), in_flight })
     }
 
     fn finish_if_idle(&mut self) {

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use attempt_error::AttemptError;
-pub(crate) use call::{CallResult, KeptConnections, OutgoingRequest, UpstreamResponse};
+pub(crate) use call::{CallResult, KeptConnections, OutgoingRequest};
 pub(crate) use exchange::{Tunnel, UpstreamExchange};
 pub(crate) use hash_key::HashKey;
 pub(crate) use health::{HealthConfig, check_health};
@@ -40,6 +40,7 @@ use crate::endpoint::{
     OutReason,
 };
 use crate::http::exchange_clock::ExchangeTimeouts;
+use crate::http::upstream_connection::http2_connections;
 
 use crate::metrics::Label as _;
 use crate::{breaker, metrics};
@@ -360,6 +361,10 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send
                 emit(&labels, counts[state.index()].into());
             }
         });
+    });
+    let help = "Connections of HTTP/2 to upstreams, which requests share.";
+    metrics::expose_gauge_with("tidegate_upstream_http2_connections", help, |emit| {
+        emit(&[], http2_connections() as f64);
     });
     let help = "Requests that were sent again, by reason.";
     let upstreams = for_each.clone();

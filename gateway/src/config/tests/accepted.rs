@@ -12,7 +12,7 @@ use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress
 use crate::http::limits::GetBodyPolicy;
 use crate::http::target::{EncodedSlashPolicy, PathNormalisation, PathRules};
 use crate::identify::{ForwardedField, IdentitySource};
-use crate::log::AccessLogTarget;
+use crate::log::{AccessLogFormat, AccessLogTarget, LogField};
 use crate::proxy_protocol::ProxyProtocolMode;
 use crate::route::{ForwardPath, HostPattern, PathPattern, TimeoutOverrides};
 use crate::upstream::{HashKey, HealthConfig};
@@ -71,6 +71,7 @@ tenants = { tier = "key", key = "header:X-Tenant", keys = 9, rate = "5/s", burst
 devices = { tier = "device", rate = "5/s", burst = 5, per_address = 7 }
 [log]
 access = "logs/access"
+fields = ["status", "path"]
 level = "debug"
 
 [dns]
@@ -190,6 +191,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     assert_eq!(
         config.log,
         LogConfig {
+            format: AccessLogFormat::Json(vec![LogField::Status, LogField::Path]),
             access: AccessLogTarget::File(PathBuf::from("/nonexistent/logs/access")),
             level: tracing::Level::DEBUG
         }

@@ -24,6 +24,9 @@ const SUSPECT_BURST_MAX: u32 = 30;
 const FRAMES_PER_SECOND: u32 = 20;
 /// Bytes of responses that explain one WINDOW_UPDATE or PING (clients measure bandwidth by PING).
 const BYTES_PER_FRAME: usize = 512;
+/// Bytes that explain later WINDOW_UPDATE frames, at most: more than a client receives and does not
+/// read, and the frames for them cost some milliseconds.
+const WINDOW_BYTES_MAX: usize = 16 << 20;
 /// Addresses that are remembered, the latest ones, and for how long. A network has more addresses
 /// than any table: the memory only shortens what each connection costs.
 const SUSPECTS_MAX: usize = 1_024;
@@ -96,6 +99,9 @@ impl FrameBudget {
 pub(super) struct FrameCounts {
     address: IpAddr,
     control: FrameBudget,
+    /// WINDOW_UPDATE frames that the client may still send for what it was sent, in bytes. A client
+    /// may send them long after the bytes, as its application reads.
+    window_bytes: usize,
     resets: FrameBudget,
     abuse: Option<FrameAbuse>,
 }
@@ -105,7 +111,7 @@ impl FrameCounts {
     pub(super) fn new(address: IpAddr) -> Self {
         let burst_max = if is_suspect(address) { SUSPECT_BURST_MAX } else { BURST_MAX };
         let budget = || FrameBudget { burst_max, spent: 0, refilled_at: Instant::now() };
-        FrameCounts { address, control: budget(), resets: budget(), abuse: None }
+        FrameCounts { address, control: budget(), window_bytes: 0, resets: budget(), abuse: None }
     }
 
     /// The kind of frames that the client sent too many of, if it did.
@@ -116,12 +122,25 @@ impl FrameCounts {
     /// `bytes` were sent to the client.
     pub(super) fn record_sent(&mut self, bytes: usize) {
         self.control.explain(u32::try_from(bytes / BYTES_PER_FRAME).unwrap_or(u32::MAX));
+        self.window_bytes = (self.window_bytes + bytes).min(WINDOW_BYTES_MAX);
     }
 
     /// `count` frames of flow control are explained: by a request, or by a DATA frame, which the
     /// client may answer for the stream and for the connection.
     pub(super) fn explain_control(&mut self, count: u32) {
         self.control.explain(count);
+        self.window_bytes = (self.window_bytes + count as usize * BYTES_PER_FRAME).min(WINDOW_BYTES_MAX);
+    }
+
+    /// A WINDOW_UPDATE. Returns whether there were too many.
+    pub(super) fn charge_window(&mut self) -> bool {
+        match self.window_bytes.checked_sub(BYTES_PER_FRAME) {
+            Some(left) => {
+                self.window_bytes = left;
+                false
+            }
+            None => self.charge_control(),
+        }
     }
 
     /// A response was sent to its end.
@@ -181,6 +200,21 @@ mod tests {
             assert!(!counts.charge_control());
             tokio::time::advance(Duration::from_secs(1) / (FRAMES_PER_SECOND / 2)).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn windows_may_be_opened_long_after_the_bytes() {
+        let mut counts = FrameCounts::new(IpAddr::from([192, 0, 2, 79]));
+        counts.record_sent(1 << 20);
+        let frames = (1 << 20) / BYTES_PER_FRAME;
+        for _ in 0..frames {
+            assert!(!counts.charge_window());
+        }
+        assert_eq!(charges_until_abuse(&mut counts, FrameCounts::charge_window), 151);
+        // They explain no other frames.
+        let mut counts = FrameCounts::new(IpAddr::from([192, 0, 2, 80]));
+        counts.record_sent(1 << 20);
+        assert_eq!(charges_until_abuse(&mut counts, FrameCounts::charge_control), 151);
     }
 
     #[tokio::test(start_paused = true)]
