@@ -555,8 +555,8 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Part of the callers, in percent: by user, without one by device. A caller stays with its upstream; a larger percentage only adds callers. With `identity.secret` the same on all gateways.",
     ),
     (
-        "routes[].canary.header",
-        "Fields of requests that go to the canary in any case, with their values: `{ x-canary = \"1\" }`, `\"*\"` for any value. All must match.",
+        "routes[].canary.header.NAME",
+        "Value of a field of requests that go to the canary in any case: `header = { x-canary = \"1\" }`, `\"*\"` for any value. All must match.",
     ),
     (
         "routes[].mirror.upstream",

@@ -73,8 +73,8 @@ impl EndpointAddress {
         EndpointAddress { scheme: EndpointScheme::Http, host: host.to_owned(), port }
     }
 
-    /// The name that a certificate must have: of a service, its domain. The names of its servers are
-    /// what DNS says, which an attacker may have changed (RFC 6125 section 6.2.1).
+    /// The name that a certificate must have: of a service, its domain. The names of its servers
+    /// are what DNS says, which an attacker may have changed (RFC 6125 section 6.2.1).
     pub(crate) fn certificate_name(&self) -> &str {
         if !self.scheme.is_service() {
             return &self.host;

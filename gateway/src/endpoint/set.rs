@@ -130,8 +130,8 @@ impl EndpointSet {
         candidates
     }
 
-    /// Whether the zone of this node is preferred: at least half of its endpoints are available. Fewer
-    /// would be overloaded by what is meant for all of them.
+    /// Whether the zone of this node is preferred: at least half of its endpoints are available.
+    /// Fewer would be overloaded by what is meant for all of them.
     fn prefers_zone(&self, now: Instant) -> bool {
         let local = || self.list.iter().filter(|endpoint| endpoint.locality() == Locality::Local);
         let available = local().filter(|endpoint| endpoint.availability(now) == EndpointAvailability::Available);

@@ -280,7 +280,8 @@ impl UpstreamCall<'_> {
             }
             Some(succeeded) => {
                 let now = std::time::Instant::now();
-                if let Some(slot) = slot.filter(|_| succeeded) {
+                // The time of a retry is not that of one call.
+                if let Some(slot) = slot.filter(|_| succeeded && requests_sent.get() == 1) {
                     slot.succeed(now);
                 }
                 if let Ok(exchange) = &result

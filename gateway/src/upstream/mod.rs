@@ -393,7 +393,7 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send
     });
 }
 
-/// Exposes what the calls of upstreams came to.
+/// Exposes the results of the calls of upstreams.
 fn expose_calls(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send + Sync + 'static) {
     let each = for_each.clone();
     metrics::expose_counter_with("tidegate_upstream_requests", "Calls of each upstream by result.", move |emit| {

@@ -1,4 +1,4 @@
-//! What an upstream's calls came to, for metrics. Outlives a reload.
+//! Counts of an upstream's calls by result, for metrics. They outlive a reload.
 
 use http::StatusCode;
 
