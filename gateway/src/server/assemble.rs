@@ -15,7 +15,7 @@ use crate::identify::auth::Authenticator;
 use crate::limit;
 use crate::pipeline::Snapshot;
 use crate::route::{Mirror, Route, RouteAction, RouteTarget, Routes};
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, UpstreamConfig};
 
 pub(super) fn store(config: &Config) -> Result<Arc<Store<CacheMeta>>, StoreConfigError> {
     let memory_bytes = usize::try_from(config.cache.memory_bytes).unwrap_or(usize::MAX);
@@ -45,10 +45,11 @@ pub(super) fn snapshot(
         .upstreams
         .iter()
         .map(|upstream| {
+            let upstream = UpstreamConfig { own_zone: config.server.zone.clone(), ..upstream.clone() };
             let old = old.and_then(|old| old.upstreams.iter().find(|old| old.config().name == upstream.name));
             match old {
-                Some(old) if old.config() == upstream => Arc::clone(old),
-                old => Arc::new(Upstream::new(upstream.clone(), old.map(|old| &**old))),
+                Some(old) if *old.config() == upstream => Arc::clone(old),
+                old => Arc::new(Upstream::new(upstream, old.map(|old| &**old))),
             }
         })
         .collect();
