@@ -23,14 +23,16 @@ use limiter::{Cost, RuleSet};
 use crate::breaker::{Breaker, BreakerMode, BreakerState};
 use crate::cache::key;
 use crate::compress::CompressConfig;
+use crate::error::ErrorKind;
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::fields::Fields;
 use crate::http::message::{OriginEdits, Request, StatusCode};
 use crate::http::target;
 use crate::identify::Caller;
 use crate::identify::auth::{AuthConfig, Authenticator, PrincipalIndex};
-use crate::metrics::{self, Counter, Counters, Label as _};
+use crate::metrics::{self, Counter, Counters, Histogram, Label as _};
 use crate::pages::ErrorPages;
+use crate::record::CacheResult;
 use crate::upstream::Upstream;
 use crate::{cache, degrade, label};
 
@@ -350,6 +352,12 @@ impl StatusClass {
 pub(crate) struct RouteCounters {
     pub(crate) responses: Counters<StatusClass>,
     pub(crate) degraded: Counter,
+    /// From the head of a request to the last byte of its response.
+    pub(crate) duration: Histogram,
+    pub(crate) cache_results: Counters<CacheResult>,
+    pub(crate) failures: Counters<ErrorKind>,
+    /// Bytes of response bodies.
+    pub(crate) response_bytes: Counter,
     pub(crate) mirrored: Arc<Counters<MirrorResult>>,
 }
 
@@ -364,6 +372,7 @@ pub(crate) fn expose(for_each_route: impl Fn(&mut dyn FnMut(&Route)) + Clone + S
             }
         });
     });
+    expose_requests(for_each_route.clone());
     let for_each = for_each_route.clone();
     metrics::expose_counter_with(
         "tidegate_route_degraded",
@@ -418,6 +427,39 @@ pub(crate) fn expose(for_each_route: impl Fn(&mut dyn FnMut(&Route)) + Clone + S
             });
         },
     );
+}
+
+/// Exposes what `RouteCounters` counts at the end of each request.
+fn expose_requests(for_each_route: impl Fn(&mut dyn FnMut(&Route)) + Clone + Send + Sync + 'static) {
+    let for_each = for_each_route.clone();
+    let help = "From a request's head to the last byte of its response, by route.";
+    metrics::expose_histogram_with("tidegate_route_request_duration_seconds", help, move |emit| {
+        for_each(&mut |route| emit(&[("route", &route.config.name)], &route.counters.duration));
+    });
+    let for_each = for_each_route.clone();
+    let help = "How the cache took part in requests, by route.";
+    metrics::expose_counter_with("tidegate_route_cache_results", help, move |emit| {
+        for_each(&mut |route| {
+            for result in CacheResult::ALL {
+                let labels = [("route", &*route.config.name), (CacheResult::NAME, result.as_str())];
+                emit(&labels, route.counters.cache_results.get(*result));
+            }
+        });
+    });
+    let for_each = for_each_route.clone();
+    let help = "Failed requests by route and kind, including those answered with a stale response.";
+    metrics::expose_counter_with("tidegate_route_failures", help, move |emit| {
+        for_each(&mut |route| {
+            for kind in ErrorKind::ALL {
+                let labels = [("route", &*route.config.name), (ErrorKind::NAME, kind.as_str())];
+                emit(&labels, route.counters.failures.get(*kind));
+            }
+        });
+    });
+    let help = "Bytes of response bodies that were sent, by route.";
+    metrics::expose_counter_with("tidegate_route_response_bytes", help, move |emit| {
+        for_each_route(&mut |route| emit(&[("route", &route.config.name)], route.counters.response_bytes.get()));
+    });
 }
 
 /// All routes, most specific first.
