@@ -10,6 +10,7 @@ mod mirror;
 mod cors;
 mod fixed_response;
 mod security_headers;
+mod forward_auth;
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -40,6 +41,7 @@ pub(crate) use canary::CanaryConfig;
 pub(crate) use condition::{RouteConditions, ValuePattern};
 pub(crate) use cors::{CorsPolicy, OriginPattern};
 pub(crate) use fixed_response::{FixedResponse, Redirect, RouteAction};
+pub(crate) use forward_auth::{ForwardAuth, ForwardAuthConfig};
 pub(crate) use header_edits::HeaderEdits;
 pub(crate) use mirror::{Mirror, MirrorConfig, MirrorResult};
 pub(crate) use path_pattern::PathPattern;
@@ -94,6 +96,8 @@ pub(crate) struct RouteConfig {
     pub(crate) compress: Option<Box<CompressConfig>>,
     /// The credentials that requests need; `None`: none.
     pub(crate) auth: Option<AuthConfig>,
+    /// The service that decides about requests; `None`: none.
+    pub(crate) forward_auth: Option<ForwardAuthConfig>,
 }
 
 impl RouteConfig {
@@ -123,6 +127,7 @@ impl RouteConfig {
             clients: None,
             compress: None,
             auth: None,
+            forward_auth: None,
         }
     }
 }
@@ -267,6 +272,7 @@ pub(crate) struct Route {
     pub(crate) counters: Arc<RouteCounters>,
     /// Outlives a reload that does not change its file.
     pub(crate) authenticator: Option<Arc<Authenticator>>,
+    pub(crate) forward_auth: Option<Arc<ForwardAuth>>,
 }
 
 /// An upstream with the breaker in front of it.
