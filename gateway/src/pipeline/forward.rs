@@ -31,7 +31,10 @@ use crate::http::tls_fault::TlsFault;
 use crate::metrics::{self, Counters, Label as _};
 use crate::record::RequestRecord;
 use crate::route::Route;
-use crate::upstream::{AttemptError, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange};
+use crate::upstream::{
+    AttemptError, CallRepeats, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange,
+    UpstreamResponse, UpstreamResult,
+};
 use crate::{hop, identify};
 
 static TIMEOUTS: LazyLock<Counters<ExchangeTimeout>> = LazyLock::new(Counters::default);
@@ -236,29 +239,33 @@ impl UpstreamCall<'_> {
             Error::BreakerOpen
         })?;
         breaker.announce(change);
-        let (permit, requests_sent) = (RefCell::new(permit), Cell::new(0));
+        let (permit, requests_sent, sent_at) = (RefCell::new(permit), Cell::new(0), Cell::new(now.into_std()));
         let on_sent = || {
             requests_sent.set(requests_sent.get() + 1);
             // The time of a request without a body began with its admission.
             if start == CallStart::OnRequestSent {
-                permit.borrow_mut().start(Instant::now().into_std());
+                sent_at.set(std::time::Instant::now());
+                permit.borrow_mut().start(sent_at.get());
             }
         };
         let hedges = route.config.hedge;
         let outgoing = OutgoingRequest { request, kept, client, timeouts, now, total_at, hedges, on_sent: &on_sent };
-        let head = std::mem::take(response);
-        let CallResult { result, failed, retries, is_hedged } = target.upstream.call(outgoing, head, body).await;
-        (record.requests_sent, record.retries, record.is_hedged) = (requests_sent.get(), retries, is_hedged);
+        let CallResult { result, repeats } = target.upstream.call(&outgoing, body).await;
+        record.requests_sent = requests_sent.get();
         record.upstream_time = Some(now.elapsed());
-        for failure in failed {
-            count_timeout_of(&failure.error);
-            report_failure(route, &target.upstream, failure);
+        if let Some(repeats) = repeats {
+            note_repeats(*repeats, (route, &target.upstream), record);
         }
-        let result = result.map(|answered| {
-            *response = answered.head;
-            answered.exchange
+        let result = result.map(|UpstreamResponse { mut head, exchange }| {
+            std::mem::swap(response, &mut *head);
+            exchange
         });
         let permit = permit.into_inner();
+        let stats = target.upstream.stats();
+        stats.results.inc(match &result {
+            Ok(_) => UpstreamResult::of_status(response.status),
+            Err(failure) => UpstreamResult::of_error(&failure.error),
+        });
         // A call that says nothing about the upstream has no verdict: its permit is dropped.
         let succeeded = match &result {
             Ok(exchange) if exchange.is_outlier() => None,
@@ -272,8 +279,16 @@ impl UpstreamCall<'_> {
             }
             Some(succeeded) => {
                 let now = std::time::Instant::now();
-                if let Some(slot) = slot.filter(|_| succeeded) {
+                // The time of a retry is not that of one call.
+                if let Some(slot) = slot.filter(|_| succeeded && requests_sent.get() == 1) {
                     slot.succeed(now);
+                }
+                if let Ok(exchange) = &result
+                    && requests_sent.get() == 1
+                {
+                    let took = now.saturating_duration_since(sent_at.get());
+                    stats.durations.observe(took);
+                    exchange.count_latency(took, now);
                 }
                 let (call, change) = permit.record(succeeded, now);
                 breaker.announce(change);
@@ -293,6 +308,16 @@ impl UpstreamCall<'_> {
         }
         let (route, breaker) = (Arc::clone(&route.config.name), Arc::clone(breaker));
         Ok(UpstreamBody { exchange, route, breaker, recorded, accepts_trailers: false })
+    }
+}
+
+/// Reports the attempts before the one that ended a call.
+#[cold]
+fn note_repeats(repeats: CallRepeats, (route, upstream): (&Route, &Upstream), record: &mut RequestRecord) {
+    (record.retries, record.is_hedged) = (repeats.retries, repeats.is_hedged);
+    for failure in repeats.failed {
+        count_timeout_of(&failure.error);
+        report_failure(route, upstream, failure);
     }
 }
 
