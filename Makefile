@@ -5,7 +5,7 @@
 #   WORKLOAD, PEERS, ROUNDS, SECONDS  arguments of `make bench`, as in `make bench WORKLOAD=hit-1k
 #          PEERS=nginx,haproxy`; empty: the defaults shown by `loadtest bench --help`
 #   WRITE  directory for the figures of `make bench`; empty: they are not stored
-#   NAME   scenario of `make scenario`: hot-region, remote, large-bodies
+#   NAME   scenario of `make scenario`: hot-region, remote, large-bodies, knee
 #   CARGO  the cargo to use; CARGO_TARGET_DIR is honoured as cargo does
 
 CARGO = cargo
@@ -73,7 +73,7 @@ bench: ## compare with nginx, haproxy, varnish, envoy, caddy on this machine, as
 	@"$(OUT)/release/loadtest" bench $(WORKLOAD:%=--workload=%) $(PEERS:%=--peers=%) \
 	    $(ROUNDS:%=--rounds=%) $(SECONDS:%=--seconds=%) $(WRITE:%=--write=%)
 
-scenario: ## run a scenario with real Redis servers on this machine, prints tables; NAME=hot-region, remote, large-bodies
+scenario: ## run a scenario with real Redis servers on this machine, prints tables; NAME=hot-region, remote, large-bodies, knee
 	@.ci/need redis-server:redis-server wrk:wrk
 	$(CARGO) build --release --package gateway
 	$(CARGO) build --release --package loadtest
@@ -87,6 +87,7 @@ loadtest: ## release build, then k6 and wrk against `tidegate demo`
 docs: ## regenerate the generated parts of docs/ from the code
 	UPDATE_DOCS=1 $(CARGO) test --package limiter --test simulation picture
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --lib config::reference
+	UPDATE_DOCS=1 $(CARGO) test --package gateway --lib simulation
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --test conformance page
 
 clean: ## remove build output

@@ -21,6 +21,7 @@ use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::breaker::{BreakerQuery, BreakerQueryError};
 use crate::http::fields::KnownField;
 use crate::http::limits::HttpLimits;
 use crate::http::message::{Method, Request, StatusCode};
@@ -53,6 +54,8 @@ pub(crate) struct AdminViews {
     pub(crate) hot: Box<dyn Fn() -> serde_json::Value>,
     /// Runs a query about limits. An override completes within seconds.
     pub(crate) limits: Box<dyn Fn(AdminQuery) -> LocalFuture<Result<AdminReply, AdminQueryError>>>,
+    /// Runs a query about breakers.
+    pub(crate) breakers: Box<dyn Fn(&BreakerQuery) -> Result<serde_json::Value, BreakerQueryError>>,
     /// Executes a purge order; completes within seconds.
     pub(crate) purge: Box<dyn Fn(PurgeOrder) -> LocalFuture<Result<PurgeOutcome, PurgeOrderError>>>,
 }
@@ -137,6 +140,9 @@ async fn respond(state: &AdminState, request: &Request, peer: IpAddr) -> SimpleR
     if let Some(rest) = path.strip_prefix("/api/v1/limits") {
         return limits(views, &request.method, rest, request.query().unwrap_or_default()).await;
     }
+    if let Some(rest) = path.strip_prefix("/api/v1/breakers") {
+        return breakers(views, &request.method, rest, request.query().unwrap_or_default());
+    }
     let view: fn(&AdminViews) -> SimpleResponse = match path {
         "/" => |_| {
             SimpleResponse::new(StatusCode::OK, "text/html; charset=utf-8", PAGE)
@@ -194,6 +200,31 @@ async fn limits(views: &AdminViews, method: &Method, rest: &str, query: &str) ->
     }
 }
 
+/// `GET /api/v1/breakers`; `POST` and `DELETE /api/v1/breakers/route/NAME` and
+/// `/api/v1/breakers/upstream/NAME` for states that an operator sets.
+fn breakers(views: &AdminViews, method: &Method, rest: &str, query: &str) -> SimpleResponse {
+    let not_allowed =
+        |hint, allow| SimpleResponse::text(StatusCode::METHOD_NOT_ALLOWED, hint).with(KnownField::Allow, allow);
+    let query = match (rest.strip_prefix('/'), method) {
+        (None, _) if !rest.is_empty() => return SimpleResponse::text(StatusCode::NOT_FOUND, "not found"),
+        (None, &Method::GET | &Method::HEAD) => Ok(BreakerQuery::List),
+        (None, _) => return not_allowed("method not allowed", "GET, HEAD"),
+        (Some(path), &Method::POST) => BreakerQuery::set(path, query),
+        (Some(path), &Method::DELETE) => BreakerQuery::clear(path, query),
+        (Some(_), _) => return not_allowed("send POST to set a state, or DELETE to end it", "POST, DELETE"),
+    };
+    match query.and_then(|query| (views.breakers)(&query)) {
+        Ok(value) => SimpleResponse::new(StatusCode::OK, JSON, value.to_string()),
+        Err(
+            error @ (BreakerQueryError::UnknownRoute(_)
+            | BreakerQueryError::UnknownUpstream(_)
+            | BreakerQueryError::SharedBreaker { .. }
+            | BreakerQueryError::InvalidPath),
+        ) => SimpleResponse::text(StatusCode::NOT_FOUND, &error.to_string()),
+        Err(error) => SimpleResponse::text(StatusCode::BAD_REQUEST, &error.to_string()),
+    }
+}
+
 /// Registers the metrics of the admin listener.
 pub(crate) fn expose() {
     access::expose();
@@ -229,6 +260,7 @@ fn ready(readiness: &ReadinessReport) -> SimpleResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::breaker::BreakerTarget;
     use std::cell::Cell;
     use std::net::{Ipv4Addr, SocketAddr};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -251,6 +283,12 @@ mod tests {
                     }),
                 };
                 Box::pin(async { reply })
+            }),
+            breakers: Box::new(|query| match query {
+                BreakerQuery::Set { target: BreakerTarget::Route(name), .. } if name != "orders" => {
+                    Err(BreakerQueryError::UnknownRoute(name.clone()))
+                }
+                query => Ok(serde_json::json!({ "query": format!("{query:?}") })),
             }),
             purge: Box::new(|order| {
                 let unacknowledged_nodes = if order.is_soft { vec!["n2".to_owned()] } else { Vec::new() };

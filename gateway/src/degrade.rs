@@ -68,6 +68,8 @@ pub(crate) struct ErrorResponder<'a> {
     pub(crate) request: &'a Fields,
     /// Random number for the jitter of `Retry-After`.
     pub(crate) random: u64,
+    /// The least time of `Retry-After`: nothing changes before.
+    pub(crate) wait: Duration,
     /// The pages of the route, then those of the gateway.
     pub(crate) pages: [&'a [(StatusPattern, ErrorPage)]; 2],
     /// The name of the route; empty without one.
@@ -85,7 +87,7 @@ impl ErrorResponder<'_> {
         let status = page.map_or(error.status(), |page| page.status_for(error.kind()));
         let format = PageFormat::preferred(self.request);
         let retry_after = match page {
-            Some(page) => Some(jittered_retry_after(page.retry_after, self.random)),
+            Some(page) => Some(jittered_retry_after(page.retry_after, self.wait, self.random)),
             None => retry_after(error.kind()),
         };
         let own = match format {
@@ -303,6 +305,7 @@ fn problem(status: StatusCode, reason: &str, request_id: Option<&RequestId>) -> 
 fn proxy_status_value(kind: ErrorKind) -> String {
     let error = match kind {
         ErrorKind::BreakerOpen => "destination_unavailable",
+        ErrorKind::ConcurrencyLimit => "connection_limit_reached",
         ErrorKind::Connect => "connection_refused",
         ErrorKind::NoAddress => "dns_error",
         ErrorKind::UpstreamTls => "tls_certificate_error",
@@ -317,11 +320,13 @@ fn proxy_status_value(kind: ErrorKind) -> String {
     format!("tidegate; error={error}")
 }
 
-/// Seconds between 0.5 and 1.5 times the configured mean, at least 1. The jitter keeps clients from
-/// returning all at once.
-fn jittered_retry_after(mean: Duration, random: u64) -> u64 {
-    let millis = u64::try_from(mean.as_millis()).unwrap_or(u64::MAX / 4);
-    (millis / 2 + random % millis.max(1)).div_ceil(1000).max(1)
+/// Seconds between 0.5 and 1.5 times the configured mean, at least 1; with a longer `wait`, that
+/// and up to the mean more. The jitter keeps clients from returning all at once.
+fn jittered_retry_after(mean: Duration, wait: Duration, random: u64) -> u64 {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX / 4);
+    let mean = millis(mean);
+    let least = (mean / 2).max(millis(wait));
+    least.saturating_add(random % mean.max(1)).div_ceil(1000).max(1)
 }
 
 #[cfg(test)]
@@ -333,8 +338,11 @@ mod tests {
     #[test]
     fn retry_after_is_jittered_around_the_configured_mean() {
         for random in [0, 1, u64::MAX, 12_345] {
-            assert!((3..=8).contains(&jittered_retry_after(Duration::from_secs(5), random)));
-            assert_eq!(jittered_retry_after(Duration::ZERO, random), 1);
+            let second = Duration::from_secs(1);
+            assert!((3..=8).contains(&jittered_retry_after(5 * second, Duration::ZERO, random)));
+            assert!((30..=35).contains(&jittered_retry_after(5 * second, 30 * second, random)));
+            assert_eq!(jittered_retry_after(Duration::ZERO, Duration::ZERO, random), 1);
+            assert_eq!(jittered_retry_after(Duration::ZERO, Duration::from_millis(2_001), random), 3);
         }
     }
 
@@ -346,6 +354,7 @@ mod tests {
         let page = ErrorResponder {
             config: Some(&page),
             request: &fields,
+            wait: Duration::ZERO,
             random: 0,
             pages: [&[], &[]],
             route: "",
@@ -377,6 +386,7 @@ mod tests {
         let page = ErrorResponder {
             config: Some(&page),
             request: &fields,
+            wait: Duration::ZERO,
             random: 0,
             pages: [&[], &[]],
             route: "",

@@ -21,6 +21,7 @@ label! {
         AuthenticationThrottled = "authentication_throttled",
         AuthenticationBusy = "authentication_busy",
         BreakerOpen = "breaker_open",
+        ConcurrencyLimit = "concurrency_limit",
         Connect = "connect",
         NoAddress = "no_address",
         UpstreamTls = "upstream_tls",
@@ -68,6 +69,9 @@ pub(crate) enum Error {
     AuthenticationBusy,
     #[error("circuit breaker is open")]
     BreakerOpen,
+    /// The upstream has as many calls in progress as it can serve, and too many wait.
+    #[error("the upstream has too many calls in progress")]
+    ConcurrencyLimit,
     /// The upstream failed before its response began.
     #[error("upstream failed")]
     UpstreamConnection(#[from] UpstreamConnectionError),
@@ -108,6 +112,7 @@ impl ErrorKind {
             | ErrorKind::ClientBody
             | ErrorKind::ClientGone => Blame::Client,
             ErrorKind::BreakerOpen
+            | ErrorKind::ConcurrencyLimit
             | ErrorKind::AuthenticationBusy
             | ErrorKind::TotalTimeout
             | ErrorKind::SharedFetchTimeout
@@ -137,6 +142,7 @@ impl Error {
             Error::AuthenticationThrottled => ErrorKind::AuthenticationThrottled,
             Error::AuthenticationBusy => ErrorKind::AuthenticationBusy,
             Error::BreakerOpen => ErrorKind::BreakerOpen,
+            Error::ConcurrencyLimit => ErrorKind::ConcurrencyLimit,
             Error::NotSwitched => ErrorKind::NotSwitched,
             Error::OnlyIfCached => ErrorKind::OnlyIfCached,
             Error::Panic => ErrorKind::Panic,
@@ -166,6 +172,7 @@ impl Error {
         matches!(
             self.kind(),
             ErrorKind::BreakerOpen
+                | ErrorKind::ConcurrencyLimit
                 | ErrorKind::Connect
                 | ErrorKind::NoAddress
                 | ErrorKind::UpstreamTls
@@ -193,9 +200,10 @@ impl Error {
             ErrorKind::Limited | ErrorKind::VerificationThrottled | ErrorKind::AuthenticationThrottled => {
                 StatusCode::TOO_MANY_REQUESTS
             }
-            ErrorKind::BreakerOpen | ErrorKind::SlowReader | ErrorKind::AuthenticationBusy => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            ErrorKind::BreakerOpen
+            | ErrorKind::ConcurrencyLimit
+            | ErrorKind::SlowReader
+            | ErrorKind::AuthenticationBusy => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Timeout
             | ErrorKind::TotalTimeout
             | ErrorKind::ConnectTimeout

@@ -134,11 +134,35 @@ events! {
     /// Changes below `path` will not be detected.
     WatchFailed = "watch_failed" { path: &'a Path = display(path.display()), error: &'a dyn Display = display(error) }
         => warn "file changes are not detected; SIGHUP still reloads";
-    /// `reason` is the rule by which it opened. The counts are the calls of its window.
-    BreakerOpened = "breaker_opened" { route: &'a str, reason: &'static str, calls: u32, failed: u32, slow: u32 }
-        => warn "breaker opened";
-    BreakerHalfOpen = "breaker_half_open" { route: &'a str } => info "breaker half-open";
-    BreakerClosed = "breaker_closed" { route: &'a str } => info "breaker closed";
+    /// `reason` is the rule by which it opened. The counts are the calls of its window. `route` is
+    /// `*` for the breaker of all routes of the upstream; probes are admitted after `seconds`.
+    BreakerOpened = "breaker_opened" {
+        route: &'a str,
+        upstream: &'a str,
+        mode: &'static str,
+        reason: &'static str,
+        calls: u32,
+        failed: u32,
+        slow: u32,
+        failed_ratio: f64,
+        slow_ratio: f64,
+        seconds: f64
+    } => warn "breaker opened";
+    BreakerHalfOpen = "breaker_half_open" { route: &'a str, upstream: &'a str, mode: &'static str }
+        => info "breaker half-open";
+    BreakerRamp = "breaker_ramp" { route: &'a str, upstream: &'a str, mode: &'static str }
+        => info "breaker admits a growing share of the calls";
+    BreakerClosed = "breaker_closed" { route: &'a str, upstream: &'a str, mode: &'static str } => info "breaker closed";
+    /// An operator sets the state of a breaker for a time.
+    BreakerOverridden = "breaker_overridden" { route: &'a str, upstream: &'a str, state: &'static str, seconds: u64 }
+        => info "the state of a breaker is set by hand";
+    /// `reason` is `expired` or `cleared`.
+    BreakerOverrideEnded = "breaker_override_ended" {
+        route: &'a str,
+        upstream: &'a str,
+        state: &'static str,
+        reason: &'static str
+    } => info "the state of a breaker is not set by hand any more";
     /// One class of operations of a shard fails, and its breaker is open.
     ShardDown = "shard_down" {
         region: &'a str,
@@ -209,6 +233,14 @@ events! {
         endpoint: &'a dyn Display = display(endpoint),
         kind: UpstreamFault = kind.as_str()
     } => warn [throttled!(failure_throttle(route, *kind), FAILURE_THROTTLES)] "upstream failed";
+    /// Calls were rejected because the upstream has too many in progress. `limit` is the number
+    /// that it may have, `waiting` that of calls that wait.
+    UpstreamOverloaded = "upstream_overloaded" {
+        upstream: &'a str,
+        reason: &'static str,
+        limit: usize,
+        waiting: usize
+    } => warn [throttled!()] "an upstream has too many calls in progress; calls are rejected";
     /// An endpoint is out of use, for `seconds` at least; `None`: until its health checks pass.
     EndpointDown = "endpoint_down" {
         upstream: &'a str,

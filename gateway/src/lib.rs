@@ -5,6 +5,8 @@
 //! `docs/glossary.md` defines the names.
 #![allow(clippy::missing_errors_doc)]
 
+#[cfg(test)]
+mod picture;
 mod metrics;
 pub mod event;
 mod panics;
@@ -17,6 +19,7 @@ mod identify;
 mod limit;
 mod cache;
 mod breaker;
+mod concurrency;
 mod connect;
 mod endpoint;
 mod discovery;
@@ -57,6 +60,7 @@ pub mod testing {
     pub use crate::http::HttpLimits;
     pub use crate::http::fields::{Fields, KnownField, is_token};
     pub use crate::http::h1::fuzzing;
+    pub use crate::http::h2::fuzzing as h2_fuzzing;
     pub use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
     pub use crate::http::target;
     pub use crate::identify::jwk_set::JwkSet;

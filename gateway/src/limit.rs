@@ -15,7 +15,7 @@ pub(crate) use admin_query::{AdminQuery, AdminReply};
 pub(crate) use config::{HeaderExposure, LimitConfig, RuleConfig};
 pub(crate) use error::AdminQueryError;
 pub(crate) use headers::{DenialResponseKey, LimitHeaders};
-pub(crate) use override_command::OverrideCommand;
+pub(crate) use override_command::{OverrideCommand, parse_duration};
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, LazyLock};

@@ -27,6 +27,8 @@ pub(crate) struct PeerDetails {
     /// The header names no address: the client is unknown, and its fields are not those of the
     /// proxy.
     pub(crate) is_unknown: bool,
+    /// Version of TLS, such as `1.3`; `None`: plaintext.
+    pub(crate) tls_version: Option<&'static str>,
     pub(crate) fingerprint: Option<TlsFingerprint>,
     /// Of the verified client certificate.
     pub(crate) certificate: Option<CertificateNames>,
@@ -36,8 +38,9 @@ pub(crate) struct PeerDetails {
 
 impl PeerDetails {
     fn is_empty(&self) -> bool {
-        let PeerDetails { proxy, is_unknown, fingerprint, certificate, server_name } = self;
-        proxy.is_none() && !is_unknown && fingerprint.is_none() && certificate.is_none() && server_name.is_none()
+        let PeerDetails { proxy, is_unknown, tls_version, fingerprint, certificate, server_name } = self;
+        let is_plain = tls_version.is_none() && fingerprint.is_none() && certificate.is_none() && server_name.is_none();
+        proxy.is_none() && !is_unknown && is_plain
     }
 }
 
@@ -54,6 +57,11 @@ impl ConnectionPeer {
 
     pub(crate) fn proxy(&self) -> Option<IpAddr> {
         self.details.as_ref()?.proxy
+    }
+
+    /// Version of TLS; `None`: plaintext.
+    pub(crate) fn tls_version(&self) -> Option<&'static str> {
+        self.details.as_ref()?.tls_version
     }
 
     pub(crate) fn fingerprint(&self) -> Option<&TlsFingerprint> {

@@ -23,6 +23,7 @@ mod caller_cache;
 mod buffers;
 mod context;
 mod respond;
+mod mirror;
 mod forward;
 mod fill_task;
 mod store_post;

@@ -6,8 +6,9 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use limiter::{Admission, Verdict};
+use limiter::{Admission, KeyHash, Verdict};
 use shard::{Region, Slot};
 
 use crate::cache::stored::Freshness;
@@ -107,6 +108,8 @@ pub(crate) struct RequestRecord {
     pub(crate) aborted: &'static str,
     /// The endpoint that was called.
     pub(crate) upstream: Option<Arc<str>>,
+    /// From the call of the upstream to the head of its response, or to its failure.
+    pub(crate) upstream_time: Option<Duration>,
     /// How often an endpoint was sent the whole request, for a fetch that others can join.
     pub(crate) requests_sent: u32,
     /// How often the request was sent again, as the configuration allows.
@@ -117,6 +120,9 @@ pub(crate) struct RequestRecord {
     /// `None` also where requests have no id (`identity.request_id`).
     pub(crate) request_id: Option<RequestId>,
     pub(crate) client_ip: Option<IpAddr>,
+    pub(crate) device: Option<KeyHash>,
+    /// Index of the user class.
+    pub(crate) user_class: Option<usize>,
     pub(crate) country: Option<CountryCode>,
     /// The key or the user that the route has authenticated.
     pub(crate) principal: Option<PrincipalIndex>,
@@ -142,12 +148,15 @@ impl Default for RequestRecord {
             failure: None,
             aborted: "",
             upstream: None,
+            upstream_time: None,
             requests_sent: 0,
             retries: 0,
             is_hedged: false,
             trace: None,
             request_id: None,
             client_ip: None,
+            device: None,
+            user_class: None,
             country: None,
             principal: None,
             must_close: false,

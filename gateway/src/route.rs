@@ -5,6 +5,8 @@ mod template;
 mod header_edits;
 mod path_rewrite;
 mod condition;
+mod canary;
+mod mirror;
 mod cors;
 mod fixed_response;
 mod security_headers;
@@ -18,23 +20,26 @@ use http::Method;
 use ipnet::IpNet;
 use limiter::{Cost, RuleSet};
 
-use crate::breaker::{Breaker, BreakerState};
+use crate::breaker::{Breaker, BreakerMode, BreakerState};
 use crate::cache::key;
 use crate::compress::CompressConfig;
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::fields::Fields;
 use crate::http::message::{OriginEdits, Request, StatusCode};
 use crate::http::target;
+use crate::identify::Caller;
 use crate::identify::auth::{AuthConfig, Authenticator, PrincipalIndex};
 use crate::metrics::{self, Counter, Counters, Label as _};
 use crate::pages::ErrorPages;
 use crate::upstream::Upstream;
 use crate::{cache, degrade, label};
 
+pub(crate) use canary::CanaryConfig;
 pub(crate) use condition::{RouteConditions, ValuePattern};
 pub(crate) use cors::{CorsPolicy, OriginPattern};
 pub(crate) use fixed_response::{FixedResponse, Redirect, RouteAction};
 pub(crate) use header_edits::HeaderEdits;
+pub(crate) use mirror::{Mirror, MirrorConfig, MirrorResult};
 pub(crate) use path_pattern::PathPattern;
 pub(crate) use path_rewrite::PathRewrite;
 pub(crate) use security_headers::SecurityHeaders;
@@ -56,6 +61,10 @@ pub(crate) struct RouteConfig {
     pub(crate) action: RouteAction,
     /// Index into the upstreams, for a route that forwards.
     pub(crate) upstream: usize,
+    /// Another upstream for a part of the requests; `None`: none.
+    pub(crate) canary: Option<Box<CanaryConfig>>,
+    /// Another upstream for copies of requests; `None`: none.
+    pub(crate) mirror: Option<MirrorConfig>,
     /// The changes of the route in messages; `None`: nothing.
     pub(crate) edits: Option<Box<RouteEdits>>,
     /// Indexes into the limit rules.
@@ -96,6 +105,8 @@ impl RouteConfig {
             conditions: None,
             action: RouteAction::Forward,
             upstream,
+            canary: None,
+            mirror: None,
             edits: None,
             limits: Vec::new(),
             cost: NonZeroU32::MIN,
@@ -245,8 +256,10 @@ pub(crate) struct Route {
     /// The part of the route in cache keys; see `RouteConfig::key`.
     pub(crate) key: Option<u64>,
     /// `None` for a route that answers by itself.
-    pub(crate) upstream: Option<Arc<Upstream>>,
-    pub(crate) breaker: Arc<Breaker>,
+    pub(crate) target: Option<RouteTarget>,
+    /// That of the canary; `None`: there is none.
+    pub(crate) canary: Option<RouteTarget>,
+    pub(crate) mirror: Option<Mirror>,
     pub(crate) rules: RuleSet,
     pub(crate) cost: Cost,
     pub(crate) counters: Arc<RouteCounters>,
@@ -254,15 +267,46 @@ pub(crate) struct Route {
     pub(crate) authenticator: Option<Arc<Authenticator>>,
 }
 
+/// An upstream with the breaker in front of it.
+pub(crate) struct RouteTarget {
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) breaker: Arc<Breaker>,
+}
+
 impl Route {
-    /// The upstream, in the phases that forward.
-    pub(crate) fn upstream(&self) -> &Arc<Upstream> {
-        self.upstream.as_ref().expect("a route without an upstream answers by itself")
+    /// The upstream of a request and its breaker, in the phases that forward.
+    pub(crate) fn target(&self, request: &Request) -> &RouteTarget {
+        let canary = self.canary.as_ref().filter(|_| request.is_canary);
+        canary.or(self.target.as_ref()).expect("a route without an upstream answers by itself")
     }
 
-    /// The timeouts of an exchange of this route with its upstream.
-    pub(crate) fn timeouts(&self) -> ExchangeTimeouts {
-        let ExchangeTimeouts { head, idle, total } = self.upstream().config().timeouts();
+    /// The numbers of the route in cache keys: its own, and that of its canary.
+    pub(crate) fn key_numbers(&self) -> impl Iterator<Item = Option<u64>> {
+        [self.key].into_iter().chain(self.canary.as_ref().map(|_| Some(self.canary_key())))
+    }
+
+    fn canary_key(&self) -> u64 {
+        canary::number_of(&format!("{} canary", self.config.name))
+    }
+
+    /// The targets that the route has: none, its own, and its canary.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &RouteTarget> {
+        self.target.iter().chain(&self.canary)
+    }
+
+    /// Decides whether the canary gets a request. It gets none while its breaker rejects calls.
+    pub(crate) fn assign(&self, caller: &Caller, request: &mut Request) {
+        request.key_route = self.key;
+        let (Some(config), Some(canary)) = (&self.config.canary, &self.canary) else { return };
+        if config.takes(&self.config.name, caller, request) && !canary.breaker.is_rejecting() {
+            request.is_canary = true;
+            request.key_route = Some(self.canary_key());
+        }
+    }
+
+    /// The timeouts of an exchange of this route with an upstream.
+    pub(crate) fn timeouts(&self, target: &RouteTarget) -> ExchangeTimeouts {
+        let ExchangeTimeouts { head, idle, total } = target.upstream.config().timeouts();
         let own = &self.config.timeouts;
         ExchangeTimeouts {
             head: own.head.unwrap_or(head),
@@ -306,6 +350,7 @@ impl StatusClass {
 pub(crate) struct RouteCounters {
     pub(crate) responses: Counters<StatusClass>,
     pub(crate) degraded: Counter,
+    pub(crate) mirrored: Arc<Counters<MirrorResult>>,
 }
 
 /// Registers the metrics of routes. `for_each_route` visits the current routes at scrape time.
@@ -327,16 +372,52 @@ pub(crate) fn expose(for_each_route: impl Fn(&mut dyn FnMut(&Route)) + Clone + S
             for_each(&mut |route| emit(&[("route", &route.config.name)], route.counters.degraded.get()));
         },
     );
-    metrics::expose_gauge_with("tidegate_breaker_state", "0 closed, 1 half-open, 2 open.", move |emit| {
-        for_each_route(&mut |route| {
-            let state = match route.breaker.state() {
-                BreakerState::Closed => 0.0,
-                BreakerState::HalfOpen => 1.0,
-                BreakerState::Open => 2.0,
-            };
-            emit(&[("route", &route.config.name)], state);
+    let for_each = for_each_route.clone();
+    metrics::expose_counter_with(
+        "tidegate_route_mirrored",
+        "Copies of requests for the mirror of a route, by result.",
+        move |emit| {
+            for_each(&mut |route| {
+                let Some(mirror) = &route.mirror else { return };
+                for result in MirrorResult::ALL {
+                    let labels = [("route", &*route.config.name), (MirrorResult::NAME, result.as_str())];
+                    emit(&labels, mirror.results.get(*result));
+                }
+            });
+        },
+    );
+    let for_each = for_each_route.clone();
+    metrics::expose_gauge_with("tidegate_breaker_state", "0 closed, 1 half-open or ramp, 2 open.", move |emit| {
+        for_each(&mut |route| {
+            for (target, suffix) in route.targets().zip(["", " canary"]) {
+                let state = match target.breaker.state() {
+                    BreakerState::Closed => 0.0,
+                    BreakerState::HalfOpen | BreakerState::Ramp => 1.0,
+                    BreakerState::Open => 2.0,
+                };
+                emit(&[("route", &format!("{}{suffix}", route.config.name))], state);
+            }
         });
     });
+    metrics::expose_counter_with(
+        "tidegate_breaker_rejections",
+        "Calls that a breaker rejected, or would have rejected in shadow mode.",
+        move |emit| {
+            let mut emitted: Vec<*const Breaker> = Vec::new();
+            for_each_route(&mut |route| {
+                for RouteTarget { breaker, .. } in route.targets() {
+                    // Routes may share one.
+                    if emitted.contains(&Arc::as_ptr(breaker)) {
+                        continue;
+                    }
+                    emitted.push(Arc::as_ptr(breaker));
+                    let name = breaker.name();
+                    let mode = (BreakerMode::NAME, breaker.config().mode.as_str());
+                    emit(&[("route", name.route()), ("upstream", &name.upstream), mode], breaker.rejections());
+                }
+            });
+        },
+    );
 }
 
 /// All routes, most specific first.

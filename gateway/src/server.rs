@@ -12,6 +12,7 @@ mod config_watcher;
 mod override_publisher;
 mod followed_upstreams;
 mod key_set_refresher;
+mod breakers;
 mod control;
 mod connection;
 mod worker;
@@ -31,9 +32,7 @@ use crate::config::Config;
 use crate::event::{self, Event};
 use crate::log::{self, AccessLog};
 use crate::tls::{self, TlsTerminator};
-use crate::{
-    admin, endpoint, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, tasks, upstream,
-};
+use crate::{admin, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, tasks, upstream};
 use control::ControlThread;
 use state::{LifecycleStage, SharedState};
 
@@ -77,7 +76,7 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
     // Before the first read: purges that this node missed while it was away have to be applied
     // first.
     let bus = shard::Bus::new(&store, &config.server.node);
-    let lease_node = assemble::random_lease_node();
+    let lease_node = assemble::random_number();
     let snapshot = assemble::snapshot(&config, &store, lease_node, None)?;
     for ListenConfig { address, .. } in &config.listen {
         accept::check_unused(*address).map_err(|source| StartError::Listen { address: *address, source })?;
@@ -150,7 +149,6 @@ fn expose_metrics(shared: &Arc<SharedState>) {
     pipeline::expose();
     serve::expose();
     resources::expose();
-    endpoint::expose();
     tasks::expose();
     admin::expose();
     accept::expose(&shared.connections);

@@ -48,6 +48,8 @@ label! {
         Fill = "fill",
         /// Leads a shared fetch whose client has closed, for the requests that wait.
         DetachedFetch = "detached_fetch",
+        /// Sends a copy of a request to the mirror of its route.
+        Mirror = "mirror",
         /// Validates a stale object.
         BackgroundValidation = "background_validation",
         /// Accepts connections on the admin address.
@@ -91,6 +93,8 @@ label! {
         ClientClose = "client_close",
         /// The verification of a password.
         Password = "password",
+        /// A slot of the upstream's concurrency limit.
+        ConcurrencySlot = "concurrency_slot",
         UpstreamConnect = "upstream_connect",
         /// The upstream accepts bytes of the request.
         UpstreamSend = "upstream_send",

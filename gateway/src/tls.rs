@@ -24,7 +24,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{Accepted, Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ServerConfig, version};
+use rustls::{ProtocolVersion, ServerConfig, version};
 use rustls_pki_types::pem::{self, PemObject as _};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::AsyncWriteExt as _;
@@ -114,6 +114,8 @@ pub(crate) struct TlsTerminator {
 pub(crate) struct TlsConnection {
     pub(crate) stream: TlsStream<TcpStream>,
     pub(crate) alpn: Alpn,
+    /// As in the access log, such as `1.3`.
+    pub(crate) version: &'static str,
     pub(crate) fingerprint: Option<TlsFingerprint>,
     /// Of the client's certificate, which has been verified.
     pub(crate) certificate: Option<CertificateNames>,
@@ -176,10 +178,16 @@ impl TlsTerminator {
         let stream = StartHandshake::from_parts(accepted, stream).into_stream(server_config).await?;
         let connection = stream.get_ref().1;
         let alpn = if connection.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
+        let version = match connection.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "1.3",
+            Some(ProtocolVersion::TLSv1_2) => "1.2",
+            // No other version is enabled.
+            _ => "",
+        };
         let leaf = connection.peer_certificates().and_then(<[_]>::first);
         let certificate = leaf.map(|leaf| certificate_names::names(leaf));
         let server_name = connection.server_name().and_then(|name| self.resolver.server_name(name));
-        Ok(TlsConnection { stream, alpn, fingerprint, certificate, server_name })
+        Ok(TlsConnection { stream, alpn, version, fingerprint, certificate, server_name })
     }
 
     /// Reloads all files and replaces the certificates that have changed. If a file is unusable,

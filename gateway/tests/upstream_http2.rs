@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
@@ -13,7 +14,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
 use rustls::ServerConfig;
 
+use support::frames::{DATA, END_HEADERS, END_STREAM, Frame, FrameClient, HEADERS, PING, SETTINGS, head_block};
 use support::h2_origin::{H2Origin, H2OriginOptions, H2Stream};
+use support::tls::{LISTEN_TLS, write_certificate};
 use support::tls_origin::Authority;
 use support::{Gateway, Process, STEP_TIMEOUT, TempDir, free_address, wait_for};
 
@@ -88,6 +91,40 @@ fn concurrent_requests_open_connections_as_the_server_allows_streams() {
         assert!(clients.iter_mut().all(|client| client.read_response().status == 200));
         assert_eq!(origin.connections(), connections, "{max_streams:?}");
     }
+}
+
+/// A server that sends its settings and nothing else, and the frames that it gets.
+fn silent_server() -> (SocketAddr, std::thread::JoinHandle<Vec<u8>>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound port");
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a connection");
+        stream.write_all(&Frame::new(SETTINGS, 0, 0).bytes()).expect("a live connection");
+        let mut received = Vec::new();
+        drop(stream.read_to_end(&mut received));
+        received
+    });
+    (address, server)
+}
+
+/// Takes 30 s: the time of the PING and that of its acknowledgement.
+#[test]
+fn connection_to_a_silent_server_is_ended() {
+    let (address, server) = silent_server();
+    let gateway = Gateway::start(&config(&h2c(address), "timeout = \"120s\"", ""));
+    let mut client = gateway.connect();
+    client.set_read_timeout(Duration::from_secs(60));
+    let start = Instant::now();
+    client.send_get("/", &[]);
+    wait_for(|| gateway.metric("tidegate_upstream_http2_connections") == 1.0, STEP_TIMEOUT);
+    let response = client.read_response();
+    let waited = start.elapsed();
+    assert_eq!((response.status, response.field("proxy-status")), (503, Some("tidegate; error=connection_terminated")));
+    assert!(waited >= Duration::from_secs(29) && waited < Duration::from_secs(45), "{waited:?}");
+    let ping = [0, 0, 8, PING, 0];
+    let received = server.join().expect("the end of the connection");
+    assert!(received.windows(ping.len()).any(|window| window == ping), "no PING");
+    wait_for(|| gateway.metric("tidegate_upstream_http2_connections") == 0.0, STEP_TIMEOUT);
 }
 
 #[test]
@@ -414,4 +451,136 @@ fn nginx_serves_over_http2() {
     assert_eq!(connection.get("/large", &[]).body.len(), 3_000_000);
     let part = connection.get("/large", &[("range", "bytes=10-19")]);
     assert_eq!((part.status, part.body.len()), (206, 10));
+}
+
+/// Accepts a WebSocket over HTTP/2 and returns its bytes.
+async fn echo_tunnel(mut stream: H2Stream) {
+    if stream.request.method() != http::Method::CONNECT {
+        return echo(stream).await;
+    }
+    let head = Response::builder().header("sec-websocket-protocol", "chat").body(()).expect("a response");
+    let mut body = stream.respond.send_response(head, false).expect("an open stream");
+    while let Some(Ok(data)) = stream.request.body_mut().data().await {
+        drop(stream.request.body_mut().flow_control().release_capacity(data.len()));
+        body.reserve_capacity(data.len());
+        drop(body.send_data(data, false));
+    }
+    drop(body.send_data(Bytes::from_static(b"bye"), true));
+}
+
+const HANDSHAKE: &str = "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+#[test]
+fn websocket_is_an_extended_connect_where_the_server_accepts_it() {
+    let options = H2OriginOptions { connect_protocol: true, ..H2OriginOptions::default() };
+    let origin = H2Origin::start(options, echo_tunnel);
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+    let mut client = gateway.connect();
+    client.send(HANDSHAKE);
+    let head = client.read_head();
+    assert_eq!((head.status, head.field("upgrade")), (101, Some("websocket")));
+    assert_eq!(head.field("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    assert_eq!(head.field("sec-websocket-protocol"), Some("chat"));
+    let seen = &origin.seen()[0];
+    assert_eq!((seen.method.as_str(), seen.headers.get("sec-websocket-key")), ("CONNECT", None));
+    assert_eq!(seen.headers["sec-websocket-version"], "13");
+    for message in [&b"hello"[..], &[b'x'; 100_000]] {
+        client.send(message);
+        assert_eq!(client.read_bytes(message.len()), message);
+    }
+    // Other requests use the connection meanwhile.
+    assert_eq!(gateway.get("/a", &[]).text(), "GET /a 0");
+    client.finish();
+    assert_eq!(client.read_to_end(), b"bye");
+    assert_eq!(origin.connections(), 1);
+}
+
+#[test]
+fn websocket_of_an_http2_client_passes_to_an_http2_server() {
+    let options = H2OriginOptions { connect_protocol: true, ..H2OriginOptions::default() };
+    let origin = H2Origin::start(options, echo_tunnel);
+    let dir = TempDir::new();
+    let trusted = write_certificate(&dir);
+    let text = config(&h2c(origin.address), "", "") + LISTEN_TLS;
+    let gateway = Gateway::start_in(dir, &text);
+    let mut client = FrameClient::connect(&gateway, &trusted, 65_535);
+    let fields = [
+        (":method", "CONNECT"),
+        (":protocol", "websocket"),
+        (":scheme", "https"),
+        (":path", "/chat"),
+        (":authority", "gate.test"),
+        ("sec-websocket-version", "13"),
+    ];
+    client.send(&Frame::new(HEADERS, END_HEADERS, 1).with(head_block(&fields)));
+    assert_eq!(client.expect(HEADERS).status(), 200);
+    client.send(&Frame::new(DATA, 0, 1).with("hello"));
+    assert_eq!(client.expect(DATA).payload, b"hello");
+    client.send(&Frame::new(DATA, END_STREAM, 1));
+    let bye = client.expect(DATA);
+    assert_eq!(bye.payload, b"bye");
+    assert_eq!(origin.seen()[0].method, "CONNECT");
+}
+
+#[test]
+fn server_without_extended_connect_gets_the_request_without_the_offer() {
+    let origin = echo_origin();
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+    let mut client = gateway.connect();
+    client.send(HANDSHAKE);
+    assert_eq!(client.read_response().text(), "GET /chat 0");
+    assert_eq!(origin.seen()[0].headers.get("upgrade"), None);
+}
+
+#[test]
+fn websocket_over_tls_gets_a_connection_of_http1() {
+    let authority = Authority::new("ours");
+    let tls = tls_config(&authority, &["h2", "http/1.1"]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound port");
+    let server = std::thread::spawn(move || {
+        let (tcp, _) = listener.accept().expect("a connection");
+        let connection = rustls::ServerConnection::new(tls).expect("a connection");
+        let mut stream = rustls::StreamOwned::new(connection, tcp);
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("a request");
+            head.push(byte[0]);
+        }
+        stream
+            .write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nhello")
+            .expect("a live connection");
+        stream.flush().expect("a live connection");
+        stream.conn.alpn_protocol().map(<[u8]>::to_vec)
+    });
+    let dir = TempDir::new();
+    authority.write(&dir);
+    let keys = "tls = { ca = \"ca.pem\", server_name = \"shop.test\" }";
+    let gateway = Gateway::start_in(dir, &config(&format!("\"https://{address}\""), keys, ""));
+    let mut client = gateway.connect();
+    client.send(HANDSHAKE);
+    assert_eq!(client.read_head().status, 101);
+    assert_eq!(client.read_bytes(5), b"hello");
+    assert_eq!(server.join().expect("a server"), Some(b"http/1.1".to_vec()));
+}
+
+#[test]
+fn health_checks_speak_http2() {
+    let is_sick = Arc::new(AtomicUsize::new(0));
+    let flag = Arc::clone(&is_sick);
+    let origin = H2Origin::start(H2OriginOptions::default(), move |mut stream| {
+        let status = if flag.load(Ordering::SeqCst) == 0 { 200 } else { 500 };
+        async move { stream.reply(status, "") }
+    });
+    let health = "health = { path = \"/healthz\", interval = \"100ms\", unhealthy = 1, healthy = 1 }";
+    let gateway = Gateway::start(&config(&h2c(origin.address), health, ""));
+    wait_for(|| origin.seen().len() >= 3, STEP_TIMEOUT);
+    assert!(gateway.process.stderr.events("endpoint_down").is_empty());
+    assert!(origin.seen()[0].uri.ends_with("/healthz"));
+    is_sick.store(1, Ordering::SeqCst);
+    wait_for(|| !gateway.process.stderr.events("endpoint_down").is_empty(), STEP_TIMEOUT);
+    // Each check has a connection of its own, which ends with it.
+    wait_for(|| origin.running() <= 2, STEP_TIMEOUT);
 }

@@ -6,6 +6,8 @@ mod spread;
 mod interrupt;
 mod listen;
 mod origin;
+mod worker_pool_origin;
+mod open_loop;
 mod constant_response;
 mod byte_relay;
 mod client;
@@ -34,12 +36,14 @@ mod chart;
 mod report_directory;
 mod redis_server;
 mod testbed;
+mod knee;
 mod scenario;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -52,6 +56,7 @@ use record::WorkloadRecord;
 use report_directory::ReportDirectory;
 use scenario::{Scenario, ScenarioRunner};
 use tools::{Tool, Tools};
+use worker_pool_origin::WorkerPool;
 use workload::Workload;
 
 /// Load tests of Tidegate.
@@ -88,6 +93,12 @@ struct OriginArguments {
     /// Value of Cache-Control in each response
     #[arg(long, default_value = "max-age=86400")]
     cache_control: String,
+    /// Requests that are served at a time, each for `--service-ms`: an origin with a knee
+    #[arg(long, requires = "service_ms", value_parser = clap::value_parser!(u16).range(1..))]
+    workers: Option<u16>,
+    /// Milliseconds of a request in its worker
+    #[arg(long, requires = "workers")]
+    service_ms: Option<u64>,
 }
 
 #[derive(Args)]
@@ -177,7 +188,12 @@ fn main() -> ExitCode {
 }
 
 fn serve_origin(arguments: OriginArguments) -> Result<ExitCode> {
-    let OriginArguments { listen, body_bytes, cache_control } = arguments;
+    let OriginArguments { listen, body_bytes, cache_control, workers, service_ms } = arguments;
+    if let Some((workers, millis)) = workers.zip(service_ms) {
+        let pool = WorkerPool { workers: workers.into(), service: Duration::from_millis(millis) };
+        worker_pool_origin::run(listen, pool).map_err(LoadtestError::io(format!("the origin on {listen}")))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let config = origin::OriginConfig { listen, body_bytes, cache_control };
     origin::run(&config).map_err(LoadtestError::io(format!("the origin on {listen}")))?;
     Ok(ExitCode::SUCCESS)
@@ -202,7 +218,7 @@ fn run_scenario(arguments: ScenarioArguments) -> Result<ExitCode> {
     if !tidegate.is_file() {
         return Err(LoadtestError::NoTidegate { path: tidegate.display().to_string() });
     }
-    let tools = Tools::find([Tool::Redis])?;
+    let tools = Tools::find((arguments.name != Scenario::Knee).then_some(Tool::Redis))?;
     tools.restrict_to_load_core()?;
     let runner = ScenarioRunner {
         tools: &tools,

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 
 use crate::client::CheckConnection;
 use crate::error::Result;
+use crate::knee;
 use crate::process::ScratchDirectory;
 use crate::redis_server::RedisServer;
 use crate::spread::Spread;
@@ -26,6 +27,9 @@ pub(crate) enum Scenario {
     Remote,
     /// Small hits from Redis while bodies of 8 MiB are read from it
     LargeBodies,
+    /// Loads up to three times the capacity of a pool of workers, with and without the concurrency
+    /// limit
+    Knee,
 }
 
 /// Runs scenarios with the same programs, number of rounds, and seconds of load per round.
@@ -72,6 +76,7 @@ impl ScenarioRunner<'_> {
             Scenario::HotRegion => self.hot_region(),
             Scenario::Remote => self.remote(),
             Scenario::LargeBodies => self.large_bodies(),
+            Scenario::Knee => knee::run(self.tools, self.tidegate, self.seconds),
         }
     }
 

@@ -8,7 +8,7 @@ use limiter::{Cost, LeaseConfig, LeaseSource, Limiter, LimiterConfig, MonotonicT
 
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::model::Config;
-use super::read_context::ReadContext;
+use super::read_context::{Located, ReadContext};
 use super::section::{self, ConfigDraft};
 use super::suggestion::suggest;
 use crate::accept::ListenConfig;
@@ -33,6 +33,7 @@ pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Conf
     let mut resolver = RouteResolver { draft: &mut draft, limiters, context, used: UsedDefinitions::default() };
     for index in 0..resolver.draft.routes.len() {
         resolver.resolve_upstream(index);
+        resolver.resolve_further_upstreams(index);
         resolver.resolve_limits(index);
     }
     let used = resolver.used;
@@ -333,10 +334,34 @@ impl RouteResolver<'_> {
             self.used.has_unresolved = true;
             return;
         };
+        let upstream = upstream.clone();
+        if let Some(position) = self.find_upstream(&upstream) {
+            self.draft.config.routes[index].upstream = position;
+        }
+    }
+
+    /// Resolves the upstreams of the canary and of the mirror.
+    fn resolve_further_upstreams(&mut self, index: usize) {
+        let names = &self.draft.routes[index];
+        let (canary, mirror) = (names.canary.clone(), names.mirror.clone());
+        if let Some(position) = canary.and_then(|name| self.find_upstream(&name))
+            && let Some(canary) = &mut self.draft.config.routes[index].canary
+        {
+            canary.upstream = position;
+        }
+        if let Some(position) = mirror.and_then(|name| self.find_upstream(&name))
+            && let Some(mirror) = &mut self.draft.config.routes[index].mirror
+        {
+            mirror.upstream = position;
+        }
+    }
+
+    /// The index of an upstream, which is used then. Reports an unknown one.
+    fn find_upstream(&mut self, upstream: &Located<String>) -> Option<usize> {
         let known: Vec<&str> = self.draft.config.upstreams.iter().map(|upstream| &*upstream.name).collect();
-        match known.iter().position(|name| *name == upstream.value) {
+        let position = known.iter().position(|name| *name == upstream.value);
+        match position {
             Some(position) => {
-                self.draft.config.routes[index].upstream = position;
                 self.used.upstreams.insert(position);
             }
             None => {
@@ -346,6 +371,7 @@ impl RouteResolver<'_> {
                 self.context.error(&upstream.at, problem.hint(suggest(&upstream.value, &known)));
             }
         }
+        position
     }
 
     fn resolve_limits(&mut self, index: usize) {

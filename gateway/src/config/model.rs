@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::http::target::PathRules;
-use crate::log::AccessLogTarget;
+use crate::log::{AccessLogFormat, AccessLogTarget};
 use crate::{accept, admin, cache, discovery, identify, limit, pages, route, upstream};
 
 /// A checked configuration: every name is resolved, and every number is within its range.
@@ -62,6 +62,8 @@ pub struct ServerConfig {
     pub(crate) workers: usize,
     /// Name of this node in the fleet.
     pub(crate) node: String,
+    /// The zone of this node; endpoints of the same one are preferred. `None`: none is.
+    pub(crate) zone: Option<String>,
     /// Longest time for requests in flight to complete after SIGTERM.
     pub(crate) drain_timeout: Duration,
     /// The normal form of paths.
@@ -73,6 +75,7 @@ impl Default for ServerConfig {
         ServerConfig {
             workers: 0,
             node: "node-1".to_owned(),
+            zone: None,
             drain_timeout: Duration::from_secs(30),
             paths: PathRules::default(),
         }
@@ -84,12 +87,14 @@ impl Default for ServerConfig {
 pub struct LogConfig {
     /// Destination of the access log.
     pub(crate) access: AccessLogTarget,
+    /// The form of its lines.
+    pub(crate) format: AccessLogFormat,
     /// Least severe event in the log.
     pub level: tracing::Level,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        LogConfig { access: AccessLogTarget::Stdout, level: tracing::Level::INFO }
+        LogConfig { access: AccessLogTarget::Stdout, format: AccessLogFormat::default(), level: tracing::Level::INFO }
     }
 }

@@ -13,7 +13,7 @@ use super::read_context::{KeySpec, ReadContext};
 use super::{section, table_reader};
 
 /// A document with one table of each kind, so that every reader declares its keys.
-const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[upstreams.NAME.health]\n[[routes]]\n[routes.compress]\n";
+const SKELETON: &str = "[[listen]]\n[listen.tls]\n[[listen.tls.certificates]]\n[identity.user.jwt]\n[identity.tier]\n[redis.regions.NAME]\n[limits.NAME]\n[upstreams.NAME]\n[upstreams.NAME.health]\n[upstreams.NAME.concurrency]\n[[routes]]\n[routes.compress]\n[routes.canary]\n[routes.mirror]\n";
 
 /// Descriptions in the order of the documentation. A test proves that each key has exactly one.
 const DESCRIPTIONS: &[(&str, &str)] = &[
@@ -22,6 +22,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     (
         "server.node",
         "Name of this gateway in the fleet; appears in its first log line, `/api/v1/status` and `tidegate_info`.",
+    ),
+    (
+        "server.zone",
+        "Zone of this gateway, such as an availability zone. Endpoints of the same `zone`, or of none, are preferred while at least half of them are available.",
     ),
     ("server.drain_timeout", "After SIGTERM: longest time for requests in flight to complete before they are aborted."),
     (
@@ -341,10 +345,21 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("upstreams.NAME.health.healthy", "Passed checks in a row after which an unhealthy endpoint is used again."),
     ("upstreams.NAME.health.unhealthy", "Failed checks in a row after which an endpoint is not used."),
     ("upstreams.NAME.health.expect", "Statuses that pass a check."),
-    ("upstreams.NAME.concurrency", "Adaptive limit of concurrent requests: `{ min, max }`."),
+    (
+        "upstreams.NAME.concurrency.min",
+        "Least number of calls that may be in progress at a time, up to the head of their responses. `concurrency = {}` enables the limit.",
+    ),
+    (
+        "upstreams.NAME.concurrency.max",
+        "Largest number of calls in progress. Between both the limit follows the throughput and latency of the upstream.",
+    ),
+    (
+        "upstreams.NAME.concurrency.wait",
+        "Longest time that a call waits for its turn. The calls of heavier user classes (`tiers`) come first; at most 1024 wait. A call that does not get its turn is answered by the degrade ladder, reason `concurrency_limit`.",
+    ),
     (
         "upstreams.NAME.endpoints",
-        "Servers: `http://HOST:PORT`, or `srv://_SERVICE._tcp.DOMAIN` for those in SRV records. Every address of a name is an endpoint; it is looked up again when its TTL has passed. With `https://` certificates are verified.",
+        "Servers: `http://HOST:PORT`, or `srv://_SERVICE._tcp.DOMAIN` for those in SRV records, with TLS `srv+https://_SERVICE._tcp.DOMAIN`, whose certificates are for DOMAIN. Every address of a name is an endpoint; it is looked up again when its TTL has passed. With `https://` certificates are verified. As a table: `weight` is its share compared to the others, `zone` its zone (`server.zone`).",
     ),
     (
         "upstreams.NAME.balance",
@@ -376,7 +391,19 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("upstreams.NAME.breaker.slow_ratio", "Ratio of slow calls in the window at which the breaker opens."),
     ("upstreams.NAME.breaker.minimum", "Calls in the window before the breaker may open."),
     ("upstreams.NAME.breaker.window", "Length of the window in which calls are counted."),
-    ("upstreams.NAME.breaker.open", "How long the breaker stays open before it is half-open and admits probes."),
+    (
+        "upstreams.NAME.breaker.open",
+        "How long the breaker stays open before it is half-open and admits probes. Doubled with each further opening, up to 8 times, unless it was closed for as long as the last one and for `window`; up to 20 % longer by chance.",
+    ),
+    (
+        "upstreams.NAME.breaker.ramp",
+        "Time from successful probes until all calls are admitted: 5, 25 and 50 % of them for a third of it each, and at least 3 at a time. `\"0s\"`: at once.",
+    ),
+    ("upstreams.NAME.breaker.scope", "Whether each route of the upstream has a breaker of its own, or all share one."),
+    (
+        "upstreams.NAME.breaker.mode",
+        "`shadow`: the breaker logs and counts what it would do, and rejects nothing. `off`: it judges no call.",
+    ),
     ("routes[].name", "Name in logs and metrics; unique."),
     ("routes[].match.host", "Matching host: any, an exact one, or all subdomains of a domain."),
     ("routes[].match.path", "Matching path; the most specific route wins."),
@@ -519,6 +546,23 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "routes[].forward_path",
         "Path that the origin gets: the `normal` form, or the path as `received`. Routes, limits and keys use the normal form in any case.",
     ),
+    (
+        "routes[].canary.upstream",
+        "Name of another upstream for a part of the requests. Stored responses of both are kept apart.",
+    ),
+    (
+        "routes[].canary.percent",
+        "Part of the callers, in percent: by user, without one by device. A caller stays with its upstream; a larger percentage only adds callers. With `identity.secret` the same on all gateways.",
+    ),
+    (
+        "routes[].canary.header.NAME",
+        "Value of a field of requests that go to the canary in any case: `header = { x-canary = \"1\" }`, `\"*\"` for any value. All must match.",
+    ),
+    (
+        "routes[].mirror.upstream",
+        "Name of another upstream that gets copies of the requests which the route's upstream gets, with bodies of up to 64 KiB. Its responses are dropped.",
+    ),
+    ("routes[].mirror.percent", "Part of the requests that are copied, in percent."),
     ("routes[].timeout", "Replaces `timeout` of the upstream for this route."),
     ("routes[].idle_timeout", "Replaces `idle_timeout` of the upstream for this route."),
     (
@@ -534,6 +578,8 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("routes[].degrade.json", "File with the document for clients that accept JSON. Absent: the built-in document."),
     ("routes[].degrade.retry_after", "Center of the range of the jittered `Retry-After`."),
     ("log.access", "Destination of the access log (JSON lines)."),
+    ("log.format", "Form of access log lines: JSON objects, or the combined format of Apache and nginx."),
+    ("log.fields", "Members of JSON lines, in their order (operations.md). Members without a value are left out."),
     ("log.level", "Least severe event in the log."),
     ("journal", "Store of accepted writes."),
     ("tracing.otlp", "Endpoint that spans are sent to."),

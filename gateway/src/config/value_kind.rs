@@ -177,7 +177,7 @@ impl ValueKind for Boolean {
     type Value = bool;
 
     fn describe(&self) -> String {
-        "true or false".to_owned()
+        "`true` or `false`".to_owned()
     }
 
     fn format(&self, value: &bool) -> String {

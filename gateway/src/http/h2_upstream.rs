@@ -11,5 +11,5 @@ mod head;
 mod connection;
 mod stream;
 
-pub(crate) use connection::Http2UpstreamConnection;
+pub(crate) use connection::{Http2UpstreamConnection, http2_connections};
 pub(crate) use stream::Http2UpstreamStream;

@@ -112,6 +112,8 @@ pub struct Request {
     /// A number for the route, where requests with one cache key can have several routes: responses
     /// of one are not for another. Part of the cache key.
     pub key_route: Option<u64>,
+    /// Whether the canary of the route gets the request.
+    pub is_canary: bool,
     /// How much of the response is read before the client takes it.
     pub read_size: ReadSize,
     /// Interim responses received while the request is in progress. They belong to the exchange: a
@@ -235,6 +237,7 @@ impl Default for Request {
             is_authenticated: false,
             origin_edits: None,
             key_route: None,
+            is_canary: false,
             read_size: ReadSize::Normal,
             interim: InterimResponses::default(),
         }
@@ -259,6 +262,7 @@ impl Request {
         self.is_authenticated = false;
         self.origin_edits = None;
         self.key_route = None;
+        self.is_canary = false;
         self.read_size = ReadSize::Normal;
         self.interim.clear();
     }

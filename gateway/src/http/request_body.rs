@@ -12,6 +12,25 @@ pub(crate) enum RequestBody<'a> {
     Empty,
     H1(Http1RequestBody<'a>),
     H2(Box<Http2RequestBody>),
+    /// One of which bytes were read before.
+    Started(Box<StartedBody<'a>>),
+}
+
+/// Bytes that were read from a body, and the rest of it.
+pub(crate) struct StartedBody<'a> {
+    bytes: Vec<u8>,
+    consumed: usize,
+    rest: RequestBody<'a>,
+}
+
+impl<'a> StartedBody<'a> {
+    pub(crate) fn new(bytes: Vec<u8>, rest: RequestBody<'a>) -> Self {
+        StartedBody { bytes, consumed: 0, rest }
+    }
+
+    fn has_bytes(&self) -> bool {
+        self.consumed < self.bytes.len()
+    }
 }
 
 impl RequestBody<'_> {
@@ -25,6 +44,7 @@ impl RequestBody<'_> {
             RequestBody::Empty => {}
             RequestBody::H1(body) => body.limit(bytes),
             RequestBody::H2(body) => body.limit(bytes),
+            RequestBody::Started(body) => body.rest.limit(bytes.saturating_sub(body.bytes.len() as u64)),
         }
     }
 }
@@ -35,6 +55,8 @@ impl BodySource for RequestBody<'_> {
             RequestBody::Empty => Poll::Ready(Ok(())),
             RequestBody::H1(body) => body.poll_fill(cx),
             RequestBody::H2(body) => body.poll_fill(cx),
+            RequestBody::Started(body) if body.has_bytes() => Poll::Ready(Ok(())),
+            RequestBody::Started(body) => body.rest.poll_fill(cx),
         }
     }
 
@@ -43,6 +65,8 @@ impl BodySource for RequestBody<'_> {
             RequestBody::Empty => &[],
             RequestBody::H1(body) => body.data(),
             RequestBody::H2(body) => body.data(),
+            RequestBody::Started(body) if body.has_bytes() => &body.bytes[body.consumed..],
+            RequestBody::Started(body) => body.rest.data(),
         }
     }
 
@@ -51,6 +75,8 @@ impl BodySource for RequestBody<'_> {
             RequestBody::Empty => {}
             RequestBody::H1(body) => body.consume(count),
             RequestBody::H2(body) => body.consume(count),
+            RequestBody::Started(body) if body.has_bytes() => body.consumed += count,
+            RequestBody::Started(body) => body.rest.consume(count),
         }
     }
 
@@ -58,6 +84,7 @@ impl BodySource for RequestBody<'_> {
         match self {
             RequestBody::Empty | RequestBody::H1(_) => true,
             RequestBody::H2(body) => body.account_kept(bytes),
+            RequestBody::Started(body) => body.rest.account_kept(bytes),
         }
     }
 
@@ -66,6 +93,7 @@ impl BodySource for RequestBody<'_> {
             RequestBody::Empty => None,
             RequestBody::H1(body) => body.trailers(),
             RequestBody::H2(body) => body.trailers(),
+            RequestBody::Started(body) => body.rest.trailers(),
         }
     }
 
@@ -74,6 +102,7 @@ impl BodySource for RequestBody<'_> {
         match self {
             RequestBody::Empty | RequestBody::H2(_) => Poll::Pending,
             RequestBody::H1(body) => body.poll_client_closed(cx),
+            RequestBody::Started(body) => body.rest.poll_client_closed(cx),
         }
     }
 
@@ -81,6 +110,7 @@ impl BodySource for RequestBody<'_> {
         match self {
             RequestBody::Empty | RequestBody::H2(_) => false,
             RequestBody::H1(body) => body.is_client_closed(),
+            RequestBody::Started(body) => body.rest.is_client_closed(),
         }
     }
 }

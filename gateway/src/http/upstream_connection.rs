@@ -10,7 +10,8 @@ use super::body::{BodyError, BodySource};
 use super::buffer::ReadSize;
 use super::fields::Fields;
 use super::h1::Http1UpstreamConnection;
-pub(crate) use super::h2_upstream::{Http2UpstreamConnection, Http2UpstreamStream};
+pub(crate) use super::h2_upstream::{Http2UpstreamConnection, Http2UpstreamStream, http2_connections};
+use super::transport::TransportStream;
 
 /// A connection that was just opened.
 pub(crate) enum NewUpstreamConnection {
@@ -62,6 +63,16 @@ impl UpstreamConnection {
         match self {
             UpstreamConnection::Http1(connection) => connection.is_reused(),
             UpstreamConnection::Http2(stream) => stream.is_reused(),
+        }
+    }
+
+    /// The byte stream to which the exchange has switched.
+    pub(crate) fn into_tunnel(self) -> Box<Http1UpstreamConnection> {
+        match self {
+            UpstreamConnection::Http1(connection) => connection,
+            UpstreamConnection::Http2(stream) => {
+                Box::new(Http1UpstreamConnection::new(TransportStream::shared(stream)))
+            }
         }
     }
 

@@ -162,8 +162,8 @@ impl OverrideCommand {
     }
 }
 
-/// Parses a whole number with the unit s, m, h or d.
-fn parse_duration(text: &str) -> Option<Duration> {
+/// Parses a whole number with the unit s, m, h or d, above zero and at most 8 days.
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let seconds = match unit {
         "s" => 1,

@@ -72,6 +72,7 @@ impl RequestContext<'_> {
             let mut caller = Box::new(Caller::clone(&self.caller));
             let (name, class) = (authenticator.name(principal), authenticator.class(principal));
             self.snapshot.identity.set_principal(&mut caller, name, class);
+            self.record.user_class = Some(caller.user_class);
             self.caller = CurrentCaller::Authenticated(caller);
             authenticator.remove_credentials(&mut self.request.fields);
             self.request.is_authenticated = true;

@@ -123,6 +123,8 @@ impl<'c> RequestContext<'c> {
             trace: Some(caller.trace),
             request_id: snapshot.identity.request_id(caller, request),
             client_ip: Some(caller.ip),
+            device: Some(caller.device),
+            user_class: Some(caller.user_class),
             country: caller.country,
             principal: authentication.principal(),
             route: route.map(|route| route.index),
@@ -137,7 +139,10 @@ impl<'c> RequestContext<'c> {
         let grpc = if grpc::is_call(request) { grpc::timeout(&request.fields) } else { None };
         let deadline = expected.into_iter().chain(grpc).min().and_then(|time| now.checked_add(time));
         let is_misdirected = arrival.peer.is_misdirected(request.host()) && !caller.is_trusted;
-        request.key_route = route.and_then(|route| route.key);
+        (request.key_route, request.is_canary) = (None, false);
+        if let Some(route) = route {
+            route.assign(caller, request);
+        }
         request.origin_edits = None;
         response.forms = None;
         RequestContext {

@@ -4,6 +4,7 @@
 //! connection.
 
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use super::buffers::ExchangeBuffers;
 use super::context::RequestContext;
@@ -52,9 +53,17 @@ impl RequestContext<'_> {
         self.record.detail = CacheDetail::Reason(error.reason());
         self.record.refusal = error.refusal();
         let mut response = std::mem::take(self.response);
-        let page = self.error_responder().write(&error, &mut response);
+        let page = ErrorResponder { wait: self.wait(&error), ..self.error_responder() }.write(&error, &mut response);
         *self.response = response;
         ResponseBody::Bytes(page)
+    }
+
+    /// The time before which a repeated request fails alike.
+    fn wait(&self, error: &Error) -> Duration {
+        if error.kind() != ErrorKind::BreakerOpen {
+            return Duration::ZERO;
+        }
+        self.route().target(self.request).breaker.wait(Instant::now())
     }
 
     /// Writes the gateway's own response to a failure of this request.
@@ -64,6 +73,7 @@ impl RequestContext<'_> {
             config: config.map(|config| &config.degrade),
             request: &self.request.fields,
             random: self.snapshot.identity.random_u64(),
+            wait: Duration::ZERO,
             pages: [config.map_or(&[], |config| &*config.pages), &self.snapshot.pages],
             route: config.map_or("", |config| &config.name),
             request_id: self.record.request_id.as_ref(),
@@ -113,6 +123,7 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
         config: None,
         request: &request.fields,
         random: snapshot.identity.random_u64(),
+        wait: Duration::ZERO,
         pages: [route.map_or(&[], |route| &*route.config.pages), &snapshot.pages],
         route: route.map_or("", |route| &route.config.name),
         request_id: record.request_id.as_ref(),
@@ -126,13 +137,15 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
 /// The record of a request whose client closed the connection before its response began: the facts
 /// about the caller, and none of a response.
 pub(crate) fn client_closed(record: &RequestRecord) -> RequestRecord {
-    let RequestRecord { route, principal, trace, request_id, client_ip, country, .. } = record;
+    let RequestRecord { route, principal, trace, request_id, client_ip, device, user_class, country, .. } = record;
     RequestRecord {
         route: *route,
         principal: *principal,
         trace: *trace,
         request_id: request_id.clone(),
         client_ip: *client_ip,
+        device: *device,
+        user_class: *user_class,
         country: *country,
         ..RequestRecord::default()
     }

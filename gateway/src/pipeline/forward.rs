@@ -7,14 +7,17 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::context::RequestContext;
+use super::mirror;
 use super::snapshot::Snapshot;
 use super::worker::WorkerResources;
-use crate::breaker::{Breaker, BreakerChange, BreakerTransition, CallStart, OpenCause, RecordedCall};
+use crate::breaker::{Breaker, CallStart, RecordedCall};
+use crate::concurrency::{CallSlot, ConcurrencyLimit, ConcurrencyReport};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, UpstreamFault};
 use crate::http::attempt::UpstreamConnectionError;
@@ -25,10 +28,13 @@ use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{Request, Response};
 use crate::http::request_body::RequestBody;
 use crate::http::tls_fault::TlsFault;
-use crate::metrics::{self, Counters};
+use crate::metrics::{self, Counters, Label as _};
 use crate::record::RequestRecord;
 use crate::route::Route;
-use crate::upstream::{AttemptError, CallResult, KeptConnections, OutgoingRequest, Tunnel, UpstreamExchange};
+use crate::upstream::{
+    AttemptError, CallRepeats, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange,
+    UpstreamResponse, UpstreamResult,
+};
 use crate::{hop, identify};
 
 static TIMEOUTS: LazyLock<Counters<ExchangeTimeout>> = LazyLock::new(Counters::default);
@@ -57,7 +63,7 @@ impl RequestContext<'_> {
         copy: Option<&mut Request>,
         body: RequestBody<'b>,
     ) -> Result<UpstreamBody<'b>, Error> {
-        let (route, accepts_trailers) = (self.route(), self.accepts_trailers());
+        let (route, accepts_trailers, weight) = (self.route(), self.accepts_trailers(), self.class_weight());
         let identity = &self.snapshot.identity;
         let request = match copy {
             Some(copy) => {
@@ -75,6 +81,7 @@ impl RequestContext<'_> {
             route,
             worker: self.worker,
             client: self.caller.ip,
+            weight,
             kept: KeptConnections::Use,
             deadline: self.deadline.map(Instant::from_std),
             response: self.response,
@@ -97,15 +104,22 @@ impl RequestContext<'_> {
             id.write(&mut copy.fields);
         }
         let (worker, snapshot) = (Rc::clone(self.worker), Arc::clone(self.snapshot));
-        let resources = CallResources { worker, snapshot, client: self.caller.ip, kept };
+        let (client, weight) = (self.caller.ip, self.class_weight());
+        let resources = CallResources { worker, snapshot, client, weight, kept };
         begin_detachable(resources, self.route().index, (copy, std::mem::take(self.response)))
+    }
+
+    /// The weight of the caller's class, in thousandths.
+    pub(super) fn class_weight(&self) -> u32 {
+        self.snapshot.class_weights.get(self.caller.user_class).copied().unwrap_or_default()
     }
 
     /// Takes over the response of a call, or its failure.
     pub(super) fn end_call(&mut self, ended: CallEnd) -> Result<UpstreamBody<'static>, Error> {
-        let CallEnd { response, result, upstream, blame, requests_sent, retries, is_hedged } = ended;
+        let CallEnd { response, result, upstream, upstream_time, blame, requests_sent, retries, is_hedged } = ended;
         *self.response = response;
         (self.record.upstream, self.record.blame) = (upstream, blame);
+        self.record.upstream_time = upstream_time;
         (self.record.requests_sent, self.record.retries, self.record.is_hedged) = (requests_sent, retries, is_hedged);
         let mut body = result?;
         body.accepts_trailers = self.accepts_trailers();
@@ -125,6 +139,8 @@ pub(super) struct CallResources {
     pub(super) snapshot: Arc<Snapshot>,
     /// The address of the client.
     pub(super) client: IpAddr,
+    /// The weight of the caller's class, in thousandths.
+    pub(super) weight: u32,
     pub(super) kept: KeptConnections,
 }
 
@@ -133,6 +149,7 @@ pub(super) struct CallEnd {
     pub(super) response: Response,
     pub(super) result: Result<UpstreamBody<'static>, Error>,
     upstream: Option<Arc<str>>,
+    upstream_time: Option<Duration>,
     blame: Option<Blame>,
     requests_sent: u32,
     retries: u32,
@@ -146,7 +163,7 @@ pub(super) fn begin_detachable(
     route: usize,
     (request, mut response): (Request, Response),
 ) -> DetachableCall {
-    let CallResources { worker, snapshot, client, kept } = resources;
+    let CallResources { worker, snapshot, client, weight, kept } = resources;
     Box::pin(async move {
         let mut record = RequestRecord::default();
         let result = match snapshot.routes.at(route) {
@@ -155,6 +172,7 @@ pub(super) fn begin_detachable(
                     route,
                     worker: &worker,
                     client,
+                    weight,
                     kept,
                     // That of one request does not end what others wait for.
                     deadline: None,
@@ -165,8 +183,8 @@ pub(super) fn begin_detachable(
             }
             None => Err(Error::NoRoute),
         };
-        let RequestRecord { upstream, blame, requests_sent, retries, is_hedged, .. } = record;
-        CallEnd { response, result, upstream, blame, requests_sent, retries, is_hedged }
+        let RequestRecord { upstream, upstream_time, blame, requests_sent, retries, is_hedged, .. } = record;
+        CallEnd { response, result, upstream, upstream_time, blame, requests_sent, retries, is_hedged }
     })
 }
 
@@ -177,6 +195,8 @@ struct UpstreamCall<'c> {
     worker: &'c WorkerResources,
     /// The address of the client.
     client: IpAddr,
+    /// The weight of the caller's class, in thousandths.
+    weight: u32,
     kept: KeptConnections,
     /// When the request that the call is for is given up.
     deadline: Option<Instant>,
@@ -188,38 +208,64 @@ impl UpstreamCall<'_> {
     /// Calls through the route's breaker, which judges the call by the head of the response: by its
     /// status, and by the time since the upstream had the whole request.
     async fn run<'b>(self, request: &Request, body: RequestBody<'b>) -> Result<UpstreamBody<'b>, Error> {
-        let UpstreamCall { route, worker, client, kept, deadline, response, record } = self;
-        let now = Instant::now();
+        let UpstreamCall { route, worker, client, weight, kept, deadline, response, record } = self;
+        let body = match &route.mirror {
+            None => body,
+            Some(mirror) => Box::pin(mirror::send_copy(mirror, (request, client), body)).await?,
+        };
+        let target = route.target(request);
+        let mut now = Instant::now();
+        let timeouts = route.timeouts(target);
+        let total_at = timeouts.total.map(|total| now + total).into_iter().chain(deadline).min();
+        let slot = match target.upstream.limit() {
+            None => None,
+            Some(limit) => match limit.try_acquire(now.into_std()) {
+                Some(slot) => Some(slot),
+                // It rejects the call at once.
+                None if target.breaker.is_rejecting() => None,
+                None => {
+                    let due = now + limit.config().wait;
+                    let due = total_at.map_or(due, |total| total.min(due));
+                    let slot = Box::pin(wait_for_slot(&target.upstream, limit, weight, due)).await?;
+                    now = Instant::now();
+                    Some(slot)
+                }
+            },
+        };
         let start = if body.is_empty() { CallStart::OnAdmission } else { CallStart::OnRequestSent };
-        let (permit, change) = route.breaker.admit(start, now.into_std()).map_err(|(_, change)| {
-            announce(&route.config.name, change);
+        let breaker = &target.breaker;
+        let (permit, change) = breaker.admit(start, now.into_std()).map_err(|change| {
+            breaker.announce(change);
             Error::BreakerOpen
         })?;
-        announce(&route.config.name, change);
-        let (permit, requests_sent) = (RefCell::new(permit), Cell::new(0));
+        breaker.announce(change);
+        let (permit, requests_sent, sent_at) = (RefCell::new(permit), Cell::new(0), Cell::new(now.into_std()));
         let on_sent = || {
             requests_sent.set(requests_sent.get() + 1);
             // The time of a request without a body began with its admission.
             if start == CallStart::OnRequestSent {
-                permit.borrow_mut().start(Instant::now().into_std());
+                sent_at.set(std::time::Instant::now());
+                permit.borrow_mut().start(sent_at.get());
             }
         };
-        let timeouts = route.timeouts();
-        let total_at = timeouts.total.map(|total| now + total).into_iter().chain(deadline).min();
         let hedges = route.config.hedge;
         let outgoing = OutgoingRequest { request, kept, client, timeouts, now, total_at, hedges, on_sent: &on_sent };
-        let head = std::mem::take(response);
-        let CallResult { result, failed, retries, is_hedged } = route.upstream().call(outgoing, head, body).await;
-        (record.requests_sent, record.retries, record.is_hedged) = (requests_sent.get(), retries, is_hedged);
-        for failure in failed {
-            count_timeout_of(&failure.error);
-            report_failure(route, failure);
+        let CallResult { result, repeats } = target.upstream.call(&outgoing, body).await;
+        record.requests_sent = requests_sent.get();
+        record.upstream_time = Some(now.elapsed());
+        if let Some(repeats) = repeats {
+            note_repeats(*repeats, (route, &target.upstream), record);
         }
-        let result = result.map(|answered| {
-            *response = answered.head;
-            answered.exchange
+        let result = result.map(|UpstreamResponse { mut head, exchange }| {
+            std::mem::swap(response, &mut *head);
+            exchange
         });
         let permit = permit.into_inner();
+        let stats = target.upstream.stats();
+        stats.results.inc(match &result {
+            Ok(_) => UpstreamResult::of_status(response.status),
+            Err(failure) => UpstreamResult::of_error(&failure.error),
+        });
         // A call that says nothing about the upstream has no verdict: its permit is dropped.
         let succeeded = match &result {
             Ok(exchange) if exchange.is_outlier() => None,
@@ -232,25 +278,62 @@ impl UpstreamCall<'_> {
                 None
             }
             Some(succeeded) => {
-                let (call, change) = permit.record(succeeded, std::time::Instant::now());
-                announce(&route.config.name, change);
-                Some(call)
+                let now = std::time::Instant::now();
+                // The time of a retry is not that of one call.
+                if let Some(slot) = slot.filter(|_| succeeded && requests_sent.get() == 1) {
+                    slot.succeed(now);
+                }
+                if let Ok(exchange) = &result
+                    && requests_sent.get() == 1
+                {
+                    let took = now.saturating_duration_since(sent_at.get());
+                    stats.durations.observe(took);
+                    exchange.count_latency(took, now);
+                }
+                let (call, change) = permit.record(succeeded, now);
+                breaker.announce(change);
+                call
             }
         };
         let exchange = result.map_err(|failure| {
             count_timeout_of(&failure.error);
             record.upstream.clone_from(&failure.endpoint);
             record.blame = Some(failure.error.blame());
-            report_failure(route, failure)
+            report_failure(route, &target.upstream, failure)
         })?;
         hop::strip_response(response);
         if !response.fields.has(KnownField::Date) {
             // A recipient with a clock adds a missing Date (RFC 9110 section 6.6.1).
             response.fields.add(KnownField::Date, httpdate::fmt_http_date(worker.view.store().wall_time()));
         }
-        let (route, breaker) = (Arc::clone(&route.config.name), Arc::clone(&route.breaker));
+        let (route, breaker) = (Arc::clone(&route.config.name), Arc::clone(breaker));
         Ok(UpstreamBody { exchange, route, breaker, recorded, accepts_trailers: false })
     }
+}
+
+/// Reports the attempts before the one that ended a call.
+#[cold]
+fn note_repeats(repeats: CallRepeats, (route, upstream): (&Route, &Upstream), record: &mut RequestRecord) {
+    (record.retries, record.is_hedged) = (repeats.retries, repeats.is_hedged);
+    for failure in repeats.failed {
+        count_timeout_of(&failure.error);
+        report_failure(route, upstream, failure);
+    }
+}
+
+/// Waits for a slot of the upstream's concurrency limit.
+async fn wait_for_slot(
+    upstream: &Upstream,
+    limit: &Arc<ConcurrencyLimit>,
+    weight: u32,
+    due: Instant,
+) -> Result<CallSlot, Error> {
+    limit.acquire(weight, due).await.map_err(|reason| {
+        let ConcurrencyReport { limit, waiting, .. } = limit.report();
+        let upstream = &*upstream.config().name;
+        Event::UpstreamOverloaded { upstream, reason: reason.as_str(), limit, waiting }.emit();
+        Error::ConcurrencyLimit
+    })
 }
 
 /// The body of an upstream's response, with the breaker and the route that learn of its failure. A
@@ -290,7 +373,7 @@ impl UpstreamBody<'_> {
         };
         Event::UpstreamFailed { route: &self.route, endpoint: &self.exchange.endpoint(), kind }.emit();
         if let Some(call) = self.recorded {
-            announce(&self.route, self.breaker.fail_late(call, std::time::Instant::now()));
+            self.breaker.announce(self.breaker.fail_late(call, std::time::Instant::now()));
         }
     }
 }
@@ -336,12 +419,12 @@ fn count_timeout_of(error: &UpstreamConnectionError) {
 }
 
 /// Logs the failure of an endpoint that is proof of a fault of the upstream, and converts it.
-fn report_failure(route: &Route, failure: AttemptError) -> Error {
+fn report_failure(route: &Route, upstream: &Upstream, failure: AttemptError) -> Error {
     let AttemptError { endpoint, error, is_verdict, .. } = failure;
     let tls = if let UpstreamConnectionError::Tls(fault, _) = &error { Some(tls_fault(*fault)) } else { None };
     let error = Error::from(error);
     if let Some(kind) = tls.or_else(|| fault(error.kind())).filter(|_| is_verdict) {
-        let endpoint = endpoint.as_ref().unwrap_or(&route.upstream().config().name);
+        let endpoint = endpoint.as_ref().unwrap_or(&upstream.config().name);
         Event::UpstreamFailed { route: &route.config.name, endpoint, kind }.emit();
     }
     error
@@ -370,16 +453,5 @@ fn fault(kind: ErrorKind) -> Option<UpstreamFault> {
         ErrorKind::Malformed => Some(UpstreamFault::Malformed),
         ErrorKind::Timeout => Some(UpstreamFault::Timeout),
         _ => None,
-    }
-}
-
-fn announce(route: &str, change: BreakerTransition) {
-    match change {
-        None => {}
-        Some(BreakerChange::Opened(OpenCause { reason, calls, failed, slow })) => {
-            Event::BreakerOpened { route, reason: reason.as_str(), calls, failed, slow }.emit();
-        }
-        Some(BreakerChange::HalfOpened) => Event::BreakerHalfOpen { route }.emit(),
-        Some(BreakerChange::Closed) => Event::BreakerClosed { route }.emit(),
     }
 }

@@ -166,7 +166,8 @@ impl RequestContext<'_> {
     /// A shorter wait would give up when the fetch does, and send one request for each that waits.
     fn join_timeout(&self) -> Duration {
         let route = self.route();
-        (route.upstream().config().connect_timeout + route.timeouts().head) * 2 + JOIN_SLACK
+        let target = route.target(self.request);
+        (target.upstream.config().connect_timeout + route.timeouts(target).head) * 2 + JOIN_SLACK
     }
 
     /// Looks up the local cache. Leaves in `builder` the key that was found, or that will be

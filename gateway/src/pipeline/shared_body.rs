@@ -70,6 +70,8 @@ struct ContinuationRequest {
     peer: IpAddr,
     /// The address of the client, behind trusted proxies.
     client: IpAddr,
+    /// The weight of the caller's class, in thousandths.
+    weight: u32,
     trace: Trace,
     request_id: Option<RequestId>,
     /// Index of the route in the snapshot.
@@ -80,14 +82,16 @@ struct ContinuationRequest {
 
 impl ContinuationRequest {
     fn send(self, point: &ResumePoint) -> DetachableCall {
-        let ContinuationRequest { mut request, peer, client, trace, request_id, route, worker, snapshot } = self;
+        let ContinuationRequest { mut request, peer, client, weight, trace, request_id, route, worker, snapshot } =
+            self;
         point.write_range(&mut request.fields);
         hop::prepare_for_upstream(&mut request, peer);
         identify::write_trace(trace, snapshot.identity.random_u64(), &mut request.fields);
         if let Some(id) = request_id {
             id.write(&mut request.fields);
         }
-        let resources = CallResources { worker, snapshot, client, kept: KeptConnections::Use };
+        let kept = KeptConnections::Use;
+        let resources = CallResources { worker, snapshot, client, weight, kept };
         begin_detachable(resources, route, (request, Response::default()))
     }
 }
@@ -111,6 +115,7 @@ impl SharedBody {
             request,
             peer: context.peer,
             client: context.caller.ip,
+            weight: context.class_weight(),
             trace: context.caller.trace,
             request_id: context.record.request_id.clone(),
             route: context.route().index,

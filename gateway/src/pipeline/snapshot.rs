@@ -12,6 +12,7 @@ use crate::cache::CacheConfig;
 use crate::http::limits::HttpLimits;
 use crate::identify::CallerIdentifier;
 use crate::limit::LimitHeaders;
+use crate::log::AccessLogFormat;
 use crate::pages::ErrorPages;
 use crate::route::Routes;
 use crate::upstream::Upstream;
@@ -22,10 +23,15 @@ pub(crate) struct Snapshot {
     pub(crate) identity: CallerIdentifier,
     pub(crate) routes: Routes,
     pub(crate) upstreams: Vec<Arc<Upstream>>,
+    /// Weights of the user classes in thousandths, by index.
+    pub(crate) class_weights: Vec<u32>,
     pub(crate) limiter: Limiter,
     pub(crate) limits: LimitHeaders,
     pub(crate) cache: CacheConfig,
     pub(crate) http: HttpLimits,
+    pub(crate) log: AccessLogFormat,
+    /// Number of the configuration in this process, from 1.
+    pub(crate) generation: u64,
     /// The pages of the gateway, for routes without a page of their own.
     pub(crate) pages: ErrorPages,
 }

@@ -79,23 +79,27 @@ impl<'c> RequestContext<'c> {
             return;
         }
         let mut changed = self.request.clone();
-        self.remove(&changed);
+        self.remove(&mut changed);
         for name in [KnownField::Location, KnownField::ContentLocation] {
             let uri = self.response.fields.get(name).and_then(|uri| std::str::from_utf8(uri).ok());
             if let Some(target) = uri.and_then(|uri| key::resolve_same_origin(&self.snapshot.cache, uri, self.request))
             {
                 changed.set_target(&target);
-                self.remove(&changed);
+                self.remove(&mut changed);
             }
         }
     }
 
-    fn remove(&self, request: &Request) {
+    fn remove(&self, request: &mut Request) {
         let mut builder = KeyBuilder::new();
         let view = &self.worker.view;
-        for region in self.snapshot.identity.regions() {
-            key::write_primary(&mut builder, &self.snapshot.cache, request, region);
-            view.remove(region, &builder.key());
+        // The stored responses of a canary are those of another upstream for the same resource.
+        for number in self.route().key_numbers() {
+            request.key_route = number;
+            for region in self.snapshot.identity.regions() {
+                key::write_primary(&mut builder, &self.snapshot.cache, request, region);
+                view.remove(region, &builder.key());
+            }
         }
     }
 }

@@ -9,8 +9,9 @@ use super::worker_context::WorkerContext;
 use crate::error::ErrorKind;
 use crate::http::body::BodyError;
 use crate::http::exchange_clock::Blame;
+use crate::http::fields::KnownField;
 use crate::http::h1::RequestRefusal;
-use crate::http::message::{HttpVersion, Method, Request, Response, StatusCode};
+use crate::http::message::{BodyLength, HttpVersion, Method, Request, Response, StatusCode};
 use crate::identify::CountryCode;
 use crate::label;
 use crate::log::AccessLogEntry;
@@ -185,39 +186,56 @@ impl CompletedExchange<'_> {
             &record.verdict;
         let shadow_limit = self.snapshot.limits.names(evaluations.shadow_denied);
         let fingerprint = self.peer.fingerprint();
-        context.worker.log.record(&AccessLogEntry {
-            method: &request.method,
-            scheme: request.scheme,
-            authority: &request.authority,
-            path_and_query: &request.target,
-            version: request.version,
-            status: response.status,
-            bytes: self.bytes,
-            duration: self.duration,
-            client: record.client_ip.unwrap_or(self.peer.ip),
-            proxy: self.peer.proxy(),
-            route: self.snapshot.routes.name(record.route),
-            cache: record.cache.as_str(),
-            degraded: record.degraded,
-            blame: record.blame.map(Blame::as_str).unwrap_or_default(),
-            failure: record.failure.map(ErrorKind::as_str).unwrap_or_default(),
-            aborted: record.aborted,
-            limit: match &record.verdict {
-                Verdict::Allowed(_) => "",
-                Verdict::Denied(denial) => self.snapshot.limits.name(denial.limit_status.rule),
+        let request_bytes = match request.length {
+            BodyLength::Known(length) => length,
+            BodyLength::Empty | BodyLength::Streamed | BodyLength::UntilClose => 0,
+        };
+        let received = |known| request.fields.get(known).unwrap_or_default();
+        let identity = &self.snapshot.identity;
+        context.worker.log.record(
+            &self.snapshot.log,
+            &AccessLogEntry {
+                method: &request.method,
+                scheme: request.scheme,
+                authority: &request.authority,
+                path_and_query: &request.target,
+                version: request.version,
+                tls: self.peer.tls_version().unwrap_or_default(),
+                status: response.status,
+                bytes: self.bytes,
+                request_bytes,
+                duration: self.duration,
+                client: record.client_ip.unwrap_or(self.peer.ip),
+                proxy: self.peer.proxy(),
+                route: self.snapshot.routes.name(record.route),
+                cache: record.cache.as_str(),
+                degraded: record.degraded,
+                blame: record.blame.map(Blame::as_str).unwrap_or_default(),
+                failure: record.failure.map(ErrorKind::as_str).unwrap_or_default(),
+                aborted: record.aborted,
+                limit: match &record.verdict {
+                    Verdict::Allowed(_) => "",
+                    Verdict::Denied(denial) => self.snapshot.limits.name(denial.limit_status.rule),
+                },
+                shadow_limit: &shadow_limit,
+                refused: record.refusal.map(RequestRefusal::reason).unwrap_or_default(),
+                upstream: record.upstream.as_deref().unwrap_or_default(),
+                upstream_time: record.upstream_time,
+                retries: record.retries,
+                is_hedged: record.is_hedged,
+                user: self.snapshot.routes.principal_name(record.route, record.principal),
+                user_class: record.user_class.map(|class| identity.user_class_name(class)).unwrap_or_default(),
+                device: record.device.map(|device| (device.0 >> 64) as u64),
+                country: record.country.as_ref().map(CountryCode::as_str).unwrap_or_default(),
+                ja4: fingerprint.map(|fingerprint| fingerprint.ja4.as_str()).unwrap_or_default(),
+                fingerprint: fingerprint.map(|fingerprint| fingerprint.stable.as_str()).unwrap_or_default(),
+                user_agent: received(KnownField::UserAgent),
+                referer: request.fields.named(b"referer").next().unwrap_or_default(),
+                trace_id: &trace,
+                request_id: &request_id,
+                config: self.snapshot.generation,
             },
-            shadow_limit: &shadow_limit,
-            refused: record.refusal.map(RequestRefusal::reason).unwrap_or_default(),
-            upstream: record.upstream.as_deref().unwrap_or_default(),
-            retries: record.retries,
-            is_hedged: record.is_hedged,
-            user: self.snapshot.routes.principal_name(record.route, record.principal),
-            country: record.country.as_ref().map(CountryCode::as_str).unwrap_or_default(),
-            ja4: fingerprint.map(|fingerprint| fingerprint.ja4.as_str()).unwrap_or_default(),
-            fingerprint: fingerprint.map(|fingerprint| fingerprint.stable.as_str()).unwrap_or_default(),
-            trace_id: &trace,
-            request_id: &request_id,
-        });
+        );
     }
 }
 

@@ -7,23 +7,23 @@ use std::time::Instant;
 use limiter::Cost;
 use shard::{LocalConfig, Store, StoreConfigError};
 
-use crate::breaker::Breaker;
+use crate::breaker::{Breaker, BreakerName, BreakerScope};
 use crate::cache::stored::CacheMeta;
 use crate::config::Config;
 use crate::identify::CallerIdentifier;
 use crate::identify::auth::Authenticator;
 use crate::limit;
 use crate::pipeline::Snapshot;
-use crate::route::{Route, RouteAction, Routes};
-use crate::upstream::Upstream;
+use crate::route::{Mirror, Route, RouteAction, RouteTarget, Routes};
+use crate::upstream::{Upstream, UpstreamConfig};
 
 pub(super) fn store(config: &Config) -> Result<Arc<Store<CacheMeta>>, StoreConfigError> {
     let memory_bytes = usize::try_from(config.cache.memory_bytes).unwrap_or(usize::MAX);
     Store::new(LocalConfig { memory_bytes, hot_rate: config.cache.hot_rate }, config.remote.clone())
 }
 
-/// A random number that identifies this process in a fleet.
-pub(super) fn random_lease_node() -> u64 {
+/// A random number: of this process in a fleet, or a seed.
+pub(super) fn random_number() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     // The standard library seeds this state from the system's randomness.
     let mut hasher = std::hash::RandomState::new().build_hasher();
@@ -45,32 +45,33 @@ pub(super) fn snapshot(
         .upstreams
         .iter()
         .map(|upstream| {
+            let upstream = UpstreamConfig { own_zone: config.server.zone.clone(), ..upstream.clone() };
             let old = old.and_then(|old| old.upstreams.iter().find(|old| old.config().name == upstream.name));
             match old {
-                Some(old) if old.config() == upstream => Arc::clone(old),
-                old => Arc::new(Upstream::new(upstream.clone(), old.map(|old| &**old))),
+                Some(old) if *old.config() == upstream => Arc::clone(old),
+                old => Arc::new(Upstream::new(upstream, old.map(|old| &**old))),
             }
         })
         .collect();
-    let mut routes = Vec::new();
+    let mut routes: Vec<Route> = Vec::new();
     for route in &config.routes {
         let upstream = (route.action == RouteAction::Forward).then(|| Arc::clone(&upstreams[route.upstream]));
-        let breaker_config = upstream.as_ref().map(|upstream| upstream.config().breaker.clone()).unwrap_or_default();
-        let endpoints = |upstream: &Option<Arc<Upstream>>| {
-            upstream.as_ref().map(|upstream| upstream.config().endpoints.clone()).unwrap_or_default()
+        let target_of = |upstream: Arc<Upstream>| {
+            let breaker = breaker_of(&route.name, &upstream, (&routes, old));
+            RouteTarget { upstream, breaker }
         };
+        let target = upstream.map(target_of);
+        let canary = route.canary.as_ref().map(|canary| target_of(Arc::clone(&upstreams[canary.upstream])));
         let previous_route = old.and_then(|old| old.routes.iter().find(|old| old.config.name == route.name));
-        let breaker = previous_route
-            .filter(|old| *old.breaker.config() == breaker_config && endpoints(&old.upstream) == endpoints(&upstream));
-        let breaker = breaker.map_or_else(
-            || Arc::new(Breaker::new(breaker_config.clone(), Instant::now())),
-            |old| Arc::clone(&old.breaker),
-        );
         let names: Vec<_> = route.limits.iter().flat_map(|index| config.limit.rules[*index].names()).collect();
         let rules = limiter.rule_set(names.iter().map(|name| &**name))?;
         let cost = Cost::new(route.cost);
         rules.check_cost(cost)?;
         let counters = previous_route.map(|old| Arc::clone(&old.counters)).unwrap_or_default();
+        let mirror = route.mirror.as_ref().map(|mirror| {
+            let upstream = Arc::clone(&upstreams[mirror.upstream]);
+            Mirror::new(upstream, mirror.percent, Arc::clone(&counters.mirrored))
+        });
         let authenticator = route.auth.as_ref().map(|config| {
             let kept = previous_route.and_then(|old| old.authenticator.as_ref()).filter(|old| old.config() == config);
             kept.map_or_else(|| Arc::new(Authenticator::new(config.clone())), Arc::clone)
@@ -81,8 +82,9 @@ pub(super) fn snapshot(
             config: route.clone(),
             index,
             key,
-            upstream,
-            breaker,
+            target,
+            canary,
+            mirror,
             rules,
             cost,
             counters,
@@ -94,10 +96,41 @@ pub(super) fn snapshot(
         identity: CallerIdentifier::replacing(old.map(|old| &old.identity), config.identify.clone(), user_classes),
         routes: Routes::new(routes),
         upstreams,
+        class_weights: config.limit.weights.iter().map(|(_, weight)| (weight * 1_000.0) as u32).collect(),
         limits,
         limiter,
         cache: config.cache.clone(),
         pages: config.pages.clone(),
+        log: config.log.format.clone(),
+        generation: old.map_or(0, |old| old.generation) + 1,
         http: config.http.clone(),
     })
+}
+
+/// The breaker of a route: that of its upstream if an earlier route has made it, that of `old` if
+/// nothing has changed, or a new one.
+fn breaker_of(
+    route: &Arc<str>,
+    upstream: &Arc<Upstream>,
+    (earlier, old): (&[Route], Option<&Snapshot>),
+) -> Arc<Breaker> {
+    let config = &upstream.config().breaker;
+    let own = (config.scope == BreakerScope::Route).then(|| Arc::clone(route));
+    let name = BreakerName { route: own, upstream: Arc::clone(&upstream.config().name) };
+    let has_name = |target: &&RouteTarget| *target.breaker.name() == name;
+    if let Some(target) = earlier.iter().flat_map(Route::targets).find(has_name) {
+        return Arc::clone(&target.breaker);
+    }
+    let old = old.and_then(|old| old.routes.iter().flat_map(Route::targets).find(has_name));
+    match old {
+        Some(RouteTarget { breaker, upstream: before })
+            if breaker.config() == config && before.config().endpoints == upstream.config().endpoints =>
+        {
+            Arc::clone(breaker)
+        }
+        Some(RouteTarget { breaker, .. }) => {
+            Arc::new(breaker.replaced(config.clone(), Instant::now(), random_number()))
+        }
+        None => Arc::new(Breaker::new(name, config.clone(), Instant::now(), random_number())),
+    }
 }

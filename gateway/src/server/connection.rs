@@ -75,8 +75,9 @@ impl ConnectionStart<'_> {
         tasks::set_waiting_for(TaskWait::TlsHandshake);
         let handshake_timeout = self.context.snapshot.load().http.header_timeout;
         // A failed handshake has been counted and logged by the terminator.
-        let TlsConnection { stream, alpn, fingerprint, certificate, server_name } =
+        let TlsConnection { stream, alpn, version, fingerprint, certificate, server_name } =
             terminator.accept(stream, handshake_timeout, ip).await.ok()?;
+        details.tls_version = Some(version);
         details.fingerprint = fingerprint;
         details.certificate = certificate;
         details.server_name = server_name;

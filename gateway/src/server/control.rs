@@ -19,7 +19,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::assemble;
 use super::config_watcher::ConfigWatcher;
 use super::followed_upstreams::FollowedUpstreams;
 use super::key_set_refresher::KeySetRefresher;
@@ -28,8 +27,8 @@ use super::state::{
     ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, DRAIN_POLL_INTERVAL, LifecycleStage, SharedAdminConfig, SharedState,
     check_node,
 };
+use super::{assemble, breakers};
 use crate::admin::{self, AdminViews, ReadinessReport};
-use crate::breaker::BreakerState;
 use crate::cache::key;
 use crate::cache::stored::CacheMeta;
 use crate::config::{Config, ConfigReport, FaultSeverity};
@@ -374,8 +373,8 @@ struct OperationState {
     latest_fault: Option<ShardFault>,
 }
 
-/// Emits events when an operation class of a shard goes down or recovers, and when a limit or the
-/// clock changes its state.
+/// Emits events when an operation class of a shard goes down or recovers, and when a breaker, a
+/// limit or the clock changes its state.
 async fn report_state_changes(shared: &SharedState) -> ServiceEnd {
     let mut states: HashMap<(String, String, &str), OperationState> = HashMap::new();
     let mut local_fallback = HashSet::new();
@@ -384,6 +383,7 @@ async fn report_state_changes(shared: &SharedState) -> ServiceEnd {
     loop {
         panics = report_shard_panics(panics);
         event::report_suppressed();
+        breakers::advance(&shared.snapshot.load());
         for shard in shared.store.shard_reports() {
             // After the start, the subscription takes a moment.
             let is_subscribed = shard.is_subscribed || shared.started_at.elapsed() < SUBSCRIPTION_GRACE;
@@ -466,6 +466,7 @@ fn admin_views(
 ) -> AdminViews {
     let (ready_shared, ready_draining) = (Arc::clone(shared), Rc::clone(is_draining));
     let (status_shared, status_draining) = (Arc::clone(shared), Rc::clone(is_draining));
+    let breaker_shared = Arc::clone(shared);
     let (purge_shared, hot_shared, overrides) = (Arc::clone(shared), Arc::clone(shared), Rc::clone(overrides));
     AdminViews {
         ready: Box::new(move || {
@@ -475,6 +476,7 @@ fn admin_views(
         status: Box::new(move || status(&status_shared, status_draining.get())),
         hot: Box::new(move || hot_keys(&hot_shared)),
         limits: Box::new(move |query| Box::pin(Rc::clone(&overrides).query(query))),
+        breakers: Box::new(move |query| breakers::query(&breaker_shared.snapshot.load(), query)),
         purge: Box::new(move |order| Box::pin(purge(Arc::clone(&purge_shared), order))),
     }
 }
@@ -504,11 +506,16 @@ async fn purge(shared: Arc<SharedState>, order: PurgeOrder) -> Result<PurgeOutco
     Ok(outcome)
 }
 
-/// Names the routes and shards whose breakers are not closed, and the endpoints that are out.
+/// Names the breakers that reject calls, the shards whose breakers are not closed, and the
+/// endpoints that are out.
 fn degraded_components(shared: &SharedState) -> Vec<String> {
     let snapshot = shared.snapshot.load();
-    let routes = snapshot.routes.iter().filter(|route| route.breaker.state() != BreakerState::Closed);
-    let breakers = routes.map(|route| format!("breaker {}", route.config.name));
+    let rejecting = breakers::list(&snapshot).into_iter().filter(|breaker| breaker.is_rejecting());
+    let breakers = rejecting.map(|breaker| match &breaker.name().route {
+        Some(route) => format!("breaker {route}"),
+        None => format!("breaker of upstream {}", breaker.name().upstream),
+    });
+    let breakers: Vec<_> = breakers.collect();
     let is_degraded = |shard: &ShardReport| {
         let breakers = [shard.reads, shard.large_reads, shard.writes];
         breakers.iter().any(|state| *state != ShardBreakerState::Closed) || !shard.is_subscribed
@@ -520,7 +527,7 @@ fn degraded_components(shared: &SharedState) -> Vec<String> {
         let out = endpoints.list().iter().filter(|endpoint| endpoint.out(Instant::now()).is_some());
         out.map(|endpoint| format!("endpoint {} {}", upstream.config().name, endpoint.name)).collect::<Vec<_>>()
     });
-    breakers.chain(shards).chain(endpoints).collect()
+    breakers.into_iter().chain(shards).chain(endpoints).collect()
 }
 
 /// The hot keys, the hottest first.
@@ -539,7 +546,16 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
     let routes: Vec<_> = snapshot
         .routes
         .iter()
-        .map(|route| json!({ "name": &*route.config.name, "breaker": route.breaker.state().as_str() }))
+        .map(|route| {
+            let target = route.target.as_ref();
+            json!({
+                "name": &*route.config.name,
+                "upstream": target.map(|target| &*target.upstream.config().name),
+                "canary": route.canary.as_ref().map(|target| &*target.upstream.config().name),
+                "mirror": route.mirror.as_ref().map(|mirror| &*mirror.upstream.config().name),
+                "breaker": target.map(|target| target.breaker.state().as_str()),
+            })
+        })
         .collect();
     let upstreams: Vec<_> = snapshot.upstreams.iter().map(|upstream| upstream.to_json()).collect();
     let shards: Vec<_> = shared
@@ -566,6 +582,7 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
         "cache": { "entries": local.entries, "bytes": local.weight_bytes, "pinned": local.pinned },
         "upstreams": upstreams,
         "routes": routes,
+        "breakers": breakers::to_json(&snapshot),
         "shards": shards,
     })
 }

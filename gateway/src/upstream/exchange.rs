@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -87,6 +87,11 @@ impl<'a> UpstreamExchange<'a> {
         Arc::clone(&self.in_flight.endpoint().name)
     }
 
+    /// Counts the time to the head of the response at its endpoint.
+    pub(crate) fn count_latency(&self, latency: Duration, now: Instant) {
+        self.in_flight.endpoint().count_latency(latency, now);
+    }
+
     /// Whether the client has not delivered its whole request. A failure of the upstream until then
     /// may be the client's fault.
     pub(crate) fn is_request_incomplete(&self) -> bool {
@@ -95,10 +100,8 @@ impl<'a> UpstreamExchange<'a> {
 
     /// The connection, after the protocol was switched.
     pub(crate) fn into_tunnel(self) -> Option<Tunnel> {
-        match self.connection {
-            Some(UpstreamConnection::Http1(connection)) => Some(Tunnel { connection, in_flight: self.in_flight }),
-            Some(UpstreamConnection::Http2(_)) | None => None,
-        }
+        let UpstreamExchange { connection, in_flight, .. } = self;
+        connection.map(|connection| Tunnel { connection: connection.into_tunnel(), in_flight })
     }
 
     fn finish_if_idle(&mut self) {

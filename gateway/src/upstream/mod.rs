@@ -9,6 +9,7 @@ mod pool;
 mod replay;
 mod retry;
 mod latency;
+mod stats;
 mod judge;
 mod exchange;
 mod open;
@@ -22,19 +23,24 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use attempt_error::AttemptError;
-pub(crate) use call::{CallResult, KeptConnections, OutgoingRequest};
+pub(crate) use call::{CallRepeats, CallResult, KeptConnections, OutgoingRequest, UpstreamResponse};
 pub(crate) use exchange::{Tunnel, UpstreamExchange};
 pub(crate) use hash_key::HashKey;
 pub(crate) use health::{HealthConfig, check_health};
 pub(crate) use pool::sweep;
+pub(crate) use replay::KEPT_MAX as REPLAY_BYTES_MAX;
 pub(crate) use retry::RetryConfig;
+pub(crate) use stats::{UpstreamResult, UpstreamStats};
 
+use crate::concurrency::{ConcurrencyConfig, ConcurrencyLimit, ConcurrencyRejection};
 use crate::connect::UpstreamTls;
 use crate::discovery::StaticSource;
 use crate::endpoint::{
-    BalanceConfig, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet, EndpointTarget,
+    BalanceConfig, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet, EndpointTarget, Locality,
+    OutReason,
 };
 use crate::http::exchange_clock::ExchangeTimeouts;
+use crate::http::upstream_connection::http2_connections;
 
 use crate::metrics::Label as _;
 use crate::{breaker, metrics};
@@ -59,6 +65,10 @@ pub(crate) struct UpstreamConfig {
     pub(crate) hash_by: HashKey,
     /// The weights of `endpoints`.
     pub(crate) weights: Vec<u32>,
+    /// The zones of `endpoints`.
+    pub(crate) zones: Vec<Option<String>>,
+    /// The zone of this node, which is preferred; `None`: none is.
+    pub(crate) own_zone: Option<String>,
     /// Limit for opening a connection.
     pub(crate) connect_timeout: Duration,
     /// From the complete request sent to the head of the response.
@@ -72,6 +82,8 @@ pub(crate) struct UpstreamConfig {
     pub(crate) eject: EjectConfig,
     /// Active health checks; `None`: none.
     pub(crate) health: Option<HealthConfig>,
+    /// The adaptive limit of calls in progress; `None`: there is none.
+    pub(crate) concurrency: Option<ConcurrencyConfig>,
     /// When the circuit breaker opens.
     pub(crate) breaker: breaker::BreakerConfig,
     /// When a request is sent again.
@@ -81,7 +93,7 @@ pub(crate) struct UpstreamConfig {
 impl UpstreamConfig {
     /// An upstream with the defaults of every key except its endpoints.
     pub(crate) fn new(name: Arc<str>, endpoints: Vec<EndpointAddress>) -> Self {
-        let weights = vec![1; endpoints.len()];
+        let (weights, zones) = (vec![1; endpoints.len()], vec![None; endpoints.len()]);
         UpstreamConfig {
             name,
             endpoints,
@@ -89,12 +101,15 @@ impl UpstreamConfig {
             balance: BalanceConfig::default(),
             hash_by: HashKey::default(),
             weights,
+            zones,
+            own_zone: None,
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             total_timeout: None,
             eject: EjectConfig::default(),
             health: None,
+            concurrency: None,
             breaker: breaker::BreakerConfig::default(),
             retry: RetryConfig::default(),
         }
@@ -128,6 +143,8 @@ pub(crate) struct EndpointsChange {
 /// A named set of endpoints, shared by all threads.
 pub(crate) struct Upstream {
     config: UpstreamConfig,
+    /// The limit of calls in progress; `None`: there is none.
+    limit: Option<Arc<ConcurrencyLimit>>,
     /// The endpoints, and when one is ejected.
     judge: Arc<EndpointJudge>,
     /// By index of `config.endpoints`.
@@ -161,14 +178,29 @@ impl Upstream {
         let before = old.map(|old| old.judge.set.load_full());
         let list = merge(&config, &known, before.as_deref().map_or(&[], EndpointSet::list));
         let set = EndpointSet::new(list, config.balance, config.eject.share);
-        let judge = Arc::new(EndpointJudge::new(config.eject.clone(), set));
+        let stats = old.map(|old| Arc::clone(&old.judge.stats)).unwrap_or_default();
+        let judge = Arc::new(EndpointJudge::new(config.eject.clone(), set, stats));
+        let limit = config.concurrency.map(|bounds| {
+            let kept = old.and_then(|old| old.limit.as_ref()).filter(|limit| *limit.config() == bounds);
+            kept.map_or_else(|| Arc::new(ConcurrencyLimit::new(bounds, std::time::Instant::now())), Arc::clone)
+        });
         let budget = old.map(|old| Arc::clone(&old.budget)).unwrap_or_default();
         let latencies = old.map(|old| Arc::clone(&old.latencies)).unwrap_or_default();
-        Upstream { config, judge, known: Mutex::new(known), answered: watch::Sender::new(()), budget, latencies }
+        Upstream { config, limit, judge, known: Mutex::new(known), answered: watch::Sender::new(()), budget, latencies }
     }
 
     pub(crate) fn config(&self) -> &UpstreamConfig {
         &self.config
+    }
+
+    /// The limit of calls in progress; `None`: there is none.
+    pub(crate) fn limit(&self) -> Option<&Arc<ConcurrencyLimit>> {
+        self.limit.as_ref()
+    }
+
+    /// Counts of calls, for metrics.
+    pub(crate) fn stats(&self) -> &UpstreamStats {
+        &self.judge.stats
     }
 
     /// The current endpoints.
@@ -236,6 +268,9 @@ impl Upstream {
         let endpoints = set.list().iter().map(|endpoint| {
             let (calls, failures) = endpoint.calls();
             let out = endpoint.out(now);
+            let latencies = endpoint.percentiles(now);
+            let millis = |latency: Duration| latency.as_secs_f64() * 1e3;
+            let [http1, http2] = endpoint.connector.open_connections();
             serde_json::json!({
                 "name": &*endpoint.name,
                 "state": endpoint.availability(now).as_str(),
@@ -244,10 +279,14 @@ impl Upstream {
                 "in_flight": endpoint.in_flight(),
                 "calls": calls,
                 "failures": failures,
+                "latency_p50_ms": latencies.map(|[p50, _]| millis(p50)),
+                "latency_p99_ms": latencies.map(|[_, p99]| millis(p99)),
+                "connections": { "1.1": http1, "2": http2 },
             })
         });
         serde_json::json!({
             "name": &*self.config.name,
+            "concurrency": self.limit.as_ref().map(|limit| limit.to_json()),
             "panic": set.is_panicking(now),
             "endpoints": endpoints.collect::<Vec<_>>(),
         })
@@ -271,19 +310,24 @@ impl Upstream {
 /// The endpoints of all known targets: those of `before` where they are the same.
 fn merge(config: &UpstreamConfig, known: &[KnownTargets], before: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
     let mut list: Vec<Arc<Endpoint>> = Vec::new();
-    for ((origin, known), weight) in config.endpoints.iter().zip(known).zip(&config.weights) {
+    for (index, (origin, known)) in config.endpoints.iter().zip(known).enumerate() {
+        let weight = config.weights.get(index).copied().unwrap_or(1);
+        let zone = config.zones.get(index).and_then(Option::as_ref).zip(config.own_zone.as_ref());
+        let locality = if zone.is_some_and(|(zone, own)| zone != own) { Locality::Remote } else { Locality::Local };
         let KnownTargets::Some(targets) = known else { continue };
         for target in targets {
-            let target = &EndpointTarget { weight: target.weight.saturating_mul(*weight), ..*target };
+            let target = &EndpointTarget { weight: target.weight.saturating_mul(weight), ..*target };
             let tls = config.tls.as_ref();
             let kept = before.iter().find(|endpoint| endpoint.is(origin, *target, tls)).map(Arc::clone);
             list.push(match kept {
                 Some(endpoint) => {
                     endpoint.set_weight(target.weight);
+                    endpoint.set_locality(locality);
                     endpoint
                 }
                 None => {
                     let endpoint = Endpoint::new(&config.name, origin, *target, tls);
+                    endpoint.set_locality(locality);
                     if !before.is_empty() {
                         endpoint.begin_slow_start(std::time::Instant::now());
                     }
@@ -297,6 +341,8 @@ fn merge(config: &UpstreamConfig, known: &[KnownTargets], before: &[Arc<Endpoint
 
 /// Exposes the metrics of upstreams. `for_each` visits the current upstreams at scrape time.
 pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send + Sync + 'static) {
+    expose_concurrency(for_each.clone());
+    expose_calls(for_each.clone());
     let help = "Endpoints of each upstream by state.";
     let upstreams = for_each.clone();
     metrics::expose_gauge_with("tidegate_upstream_endpoints", help, move |emit| {
@@ -315,6 +361,10 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send
                 emit(&labels, counts[state.index()].into());
             }
         });
+    });
+    let help = "Connections of HTTP/2 to upstreams, which requests share.";
+    metrics::expose_gauge_with("tidegate_upstream_http2_connections", help, |emit| {
+        emit(&[], http2_connections() as f64);
     });
     let help = "Requests that were sent again, by reason.";
     let upstreams = for_each.clone();
@@ -340,5 +390,98 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send
     let help = "Retries and hedges that the budget did not allow.";
     metrics::expose_counter_with("tidegate_upstream_retries_denied", help, move |emit| {
         for_each(&mut |upstream| emit(&[("upstream", &*upstream.config.name)], upstream.budget.denied()));
+    });
+}
+
+/// Exposes the results of the calls of upstreams.
+fn expose_calls(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send + Sync + 'static) {
+    let each = for_each.clone();
+    metrics::expose_counter_with("tidegate_upstream_requests", "Calls of each upstream by result.", move |emit| {
+        each(&mut |upstream| {
+            for result in UpstreamResult::ALL {
+                let labels = [("upstream", &*upstream.config.name), (UpstreamResult::NAME, result.as_str())];
+                emit(&labels, upstream.stats().results.get(*result));
+            }
+        });
+    });
+    let each = for_each.clone();
+    metrics::expose_histogram_with(
+        "tidegate_upstream_request_duration_seconds",
+        "From the complete request to the head of the response, of calls without a retry.",
+        move |emit| each(&mut |upstream| emit(&[("upstream", &upstream.config.name)], &upstream.stats().durations)),
+    );
+    let each = for_each.clone();
+    metrics::expose_counter_with(
+        "tidegate_upstream_ejections",
+        "Endpoints ejected because of their responses, by reason.",
+        move |emit| {
+            each(&mut |upstream| {
+                for reason in OutReason::ALL {
+                    let labels = [("upstream", &*upstream.config.name), (OutReason::NAME, reason.as_str())];
+                    emit(&labels, upstream.stats().ejections.get(*reason));
+                }
+            });
+        },
+    );
+    metrics::expose_gauge_with(
+        "tidegate_upstream_connections",
+        "Open connections to the endpoints of each upstream, by protocol.",
+        move |emit| {
+            for_each(&mut |upstream| {
+                let mut sums = [0; 2];
+                for endpoint in upstream.endpoints().list() {
+                    let open = endpoint.connector.open_connections();
+                    sums = [sums[0] + open[0], sums[1] + open[1]];
+                }
+                for (protocol, count) in ["1.1", "2"].into_iter().zip(sums) {
+                    emit(&[("upstream", &upstream.config.name), ("network_protocol_version", protocol)], count as f64);
+                }
+            });
+        },
+    );
+}
+
+/// Exposes the concurrency limits of upstreams that have one.
+fn expose_concurrency(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send + Sync + 'static) {
+    let each = for_each.clone();
+    metrics::expose_gauge_with(
+        "tidegate_upstream_concurrency_limit",
+        "Calls that an upstream may have in progress.",
+        move |emit| visit_limits(&each, &mut |name, limit| emit(&[("upstream", name)], limit.report().limit as f64)),
+    );
+    let each = for_each.clone();
+    metrics::expose_gauge_with(
+        "tidegate_upstream_concurrency_in_flight",
+        "Calls that an upstream has in progress.",
+        move |emit| {
+            visit_limits(&each, &mut |name, limit| emit(&[("upstream", name)], limit.report().in_flight as f64))
+        },
+    );
+    let each = for_each.clone();
+    metrics::expose_gauge_with(
+        "tidegate_upstream_concurrency_waiting",
+        "Calls that wait for the concurrency limit of an upstream.",
+        move |emit| visit_limits(&each, &mut |name, limit| emit(&[("upstream", name)], limit.report().waiting as f64)),
+    );
+    metrics::expose_counter_with(
+        "tidegate_upstream_concurrency_rejections",
+        "Calls rejected by the concurrency limit of an upstream.",
+        move |emit| {
+            visit_limits(&for_each, &mut |name, limit| {
+                for reason in ConcurrencyRejection::ALL {
+                    let labels = [("upstream", name), (ConcurrencyRejection::NAME, reason.as_str())];
+                    emit(&labels, limit.rejections(*reason));
+                }
+            });
+        },
+    );
+}
+
+/// Visits the concurrency limits of the upstreams that have one.
+fn visit_limits(for_each: &impl Fn(&mut dyn FnMut(&Upstream)), visit: &mut dyn FnMut(&str, &ConcurrencyLimit)) {
+    for_each(&mut |upstream| {
+        if let Some(limit) = &upstream.limit {
+            visit(&upstream.config.name, limit);
+        }
     });
 }

@@ -10,7 +10,7 @@ use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::Fields;
 
 /// Most bytes that are kept of one body: forms and API calls are smaller, uploads are larger.
-pub(super) const KEPT_MAX: usize = 64 << 10;
+pub(crate) const KEPT_MAX: usize = 64 << 10;
 /// Most bytes that the bodies of one thread keep: 512 of the largest size.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 

@@ -40,6 +40,9 @@ pub(in crate::config) struct RouteReferences {
     pub(in crate::config) default_ttl: DocumentLocation,
     pub(in crate::config) ttl: DocumentLocation,
     pub(in crate::config) upstream: Option<Located<String>>,
+    /// The upstreams of the canary and of the mirror.
+    pub(in crate::config) canary: Option<Located<String>>,
+    pub(in crate::config) mirror: Option<Located<String>>,
     pub(in crate::config) limits: Vec<Located<String>>,
     pub(in crate::config) key_classes: Option<NamedClasses>,
     /// Whether the route decides about heuristic lifetimes.

@@ -17,6 +17,7 @@ mod draft;
 mod listen;
 mod redis;
 mod route_actions;
+mod route_targets;
 mod routes;
 mod server;
 mod upstreams;

@@ -81,7 +81,17 @@ const FIXED_FIELDS: [&str; 13] = [
 /// Further conditions of the table `match`; `None` without any.
 pub(super) fn conditions(table: &TableReader<'_>) -> Option<Box<RouteConditions>> {
     let scheme = table.optional("scheme", &SCHEMES).map(|scheme| scheme.value);
-    let headers = table.named_values("headers", &VALUE_PATTERN).into_iter();
+    let conditions = RouteConditions {
+        scheme,
+        headers: header_patterns(table, "headers"),
+        query: table.named_values("query", &VALUE_PATTERN).into_iter().map(|(name, p)| (name.value, p)).collect(),
+    };
+    (conditions.len() > 0).then(|| Box::new(conditions))
+}
+
+/// Names in lower case of fields that a request must have, with their values.
+pub(super) fn header_patterns(table: &TableReader<'_>, key: &'static str) -> Vec<(String, ValuePattern)> {
+    let headers = table.named_values(key, &VALUE_PATTERN).into_iter();
     let headers = headers.filter_map(|(name, pattern)| {
         let checked = field_name(table, &name)?;
         if checked.contains('_') {
@@ -90,12 +100,7 @@ pub(super) fn conditions(table: &TableReader<'_>) -> Option<Box<RouteConditions>
         }
         Some((checked, pattern))
     });
-    let conditions = RouteConditions {
-        scheme,
-        headers: headers.collect(),
-        query: table.named_values("query", &VALUE_PATTERN).into_iter().map(|(name, p)| (name.value, p)).collect(),
-    };
-    (conditions.len() > 0).then(|| Box::new(conditions))
+    headers.collect()
 }
 
 /// The action of a route; `Forward` where the table has neither `redirect` nor `respond`.

@@ -15,7 +15,7 @@ use super::super::value_kind::{
 };
 use super::bounds::{DAY, GIB, HOUR, MIB, MS, SECOND};
 use super::draft::RouteReferences;
-use super::{auth, formats, route_actions};
+use super::{auth, formats, route_actions, route_targets};
 use crate::compress::{CompressConfig, TypePattern};
 use crate::http::compressed_forms::ContentCoding;
 use crate::http::fields::is_token;
@@ -57,7 +57,11 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
     let cost = table.value_or("cost", &IntegerRange(1..=COST_MAX), default.cost.get());
     table.unavailable("journal", None);
     let (auth, key_classes) = auth::read(table).map_or((None, None), |(auth, classes)| (Some(auth), classes));
+    let (canary, canary_upstream) = route_targets::canary(table, &action).unzip();
+    let (mirror, mirror_upstream) = route_targets::mirror(table, &action).unzip();
     let config = RouteConfig {
+        canary: canary.map(Box::new),
+        mirror,
         host,
         methods,
         conditions,
@@ -94,6 +98,8 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         default_ttl: table.location_of(&["cache", "default_ttl"]),
         ttl: table.location_of(&["cache", "ttl"]),
         upstream,
+        canary: canary_upstream.flatten(),
+        mirror: mirror_upstream.flatten(),
         limits,
         key_classes,
         has_heuristic: ["heuristic", "heuristic_max"].iter().any(|key| table.has_at(&["cache", key])),

@@ -5,12 +5,14 @@ use std::time::Duration;
 use super::super::fault::ConfigProblem;
 use super::super::model::{LogConfig, ServerConfig};
 use super::super::node::DocumentValue;
+use super::super::suggestion::suggest;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{DurationRange, IntegerRange, OneOf, ParsedString};
 use super::bounds::{HOUR, index, index_of};
 use super::formats;
 use crate::http::target::{EncodedSlashPolicy, PathNormalisation, PathRules};
-use crate::log::AccessLogTarget;
+use crate::log::{AccessLogFormat, AccessLogTarget, LogField};
+use crate::metrics::Label as _;
 
 /// Version of the configuration format; a later version may change it.
 pub(super) fn version(root: &TableReader<'_>) {
@@ -22,6 +24,7 @@ pub(super) fn server(root: &TableReader<'_>) -> ServerConfig {
     root.table("server", |table| ServerConfig {
         workers: index(table.value_or("workers", &IntegerRange(0..=1_024), index_of(default.workers))),
         node: table.value_or("node", &formats::NAME, default.node),
+        zone: table.optional("zone", &formats::NAME).map(|zone| zone.value),
         drain_timeout: table.value_or("drain_timeout", &DurationRange(Duration::ZERO..=HOUR), default.drain_timeout),
         paths: table.table("paths", |paths| path_rules(paths, default.paths)),
     })
@@ -63,8 +66,35 @@ pub(super) fn log(root: &TableReader<'_>) -> LogConfig {
             AccessLogTarget::File(path) => AccessLogTarget::File(table.context.environment.base.join(path)),
             target => target,
         },
+        format: log_format(table),
         level: table.value_or("level", &LEVELS, default.level),
     })
+}
+
+fn log_format(table: &TableReader<'_>) -> AccessLogFormat {
+    const FORMATS: OneOf<bool> = OneOf(&[("json", Some(false)), ("combined", Some(true))]);
+    const FIELD: ParsedString<LogField> = ParsedString {
+        name: "a member of access log lines",
+        parse: |text| {
+            let known = LogField::ALL.iter().find(|field| field.as_str() == text);
+            known.copied().ok_or_else(|| {
+                let names: Vec<&str> = LogField::ALL.iter().map(|field| field.as_str()).collect();
+                ConfigProblem::bad_value(format!("`{text}` is not a member of access log lines"))
+                    .hint(suggest(text, &names))
+            })
+        },
+        format: |field| field.as_str().to_owned(),
+    };
+    let is_combined = table.value_or("format", &FORMATS, false);
+    let AccessLogFormat::Json(default) = AccessLogFormat::default() else { return AccessLogFormat::Combined };
+    let fields = formats::list(table, "fields", FIELD, default);
+    if is_combined && table.has("fields") {
+        let problem = ConfigProblem::bad_value("lines in the combined format have no members to choose");
+        table
+            .context
+            .error(&table.location_of(&["fields"]), problem.hint("remove `fields`, or set `format = \"json\"`"));
+    }
+    if is_combined { AccessLogFormat::Combined } else { AccessLogFormat::Json(fields) }
 }
 
 fn parse_access_log(text: &str) -> Result<AccessLogTarget, ConfigProblem> {

@@ -7,11 +7,12 @@ use super::super::document;
 use super::super::node::{DocumentEntry, DocumentNode, DocumentValue};
 use super::super::{Config, DocumentFormat, LogConfig, ServerConfig};
 use super::{MINIMAL, debug_text, parse, parse_toml};
+use crate::breaker::{BreakerMode, BreakerScope};
 use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress};
 use crate::http::limits::GetBodyPolicy;
 use crate::http::target::{EncodedSlashPolicy, PathNormalisation, PathRules};
 use crate::identify::{ForwardedField, IdentitySource};
-use crate::log::AccessLogTarget;
+use crate::log::{AccessLogFormat, AccessLogTarget, LogField};
 use crate::proxy_protocol::ProxyProtocolMode;
 use crate::route::{ForwardPath, HostPattern, PathPattern, TimeoutOverrides};
 use crate::upstream::{HashKey, HealthConfig};
@@ -55,7 +56,7 @@ fn minimal_file_equals_upstream_argument() {
 fn every_key_has_effect() {
     let text = r#"
 version = 1
-server = { workers = 3, node = "edge-${PORT}", drain_timeout = "5m", paths = { normalise = "on", encoded_slash = "keep" } }
+server = { workers = 3, node = "edge-${PORT}", zone = "eu-1a", drain_timeout = "5m", paths = { normalise = "on", encoded_slash = "keep" } }
 listen = [{ address = "[::]:${PORT}", proxy_protocol = "optional" }]
 admin = { address = "127.0.0.1:1", token = "a$$b" }
 limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", body_bytes = "0B", header_timeout = "250ms", idle_timeout = "1h", body_rate = "1KiB", get_body = "refuse", http2_memory = "2MiB", connections = 5, connections_per_ip = 4 }
@@ -70,6 +71,7 @@ tenants = { tier = "key", key = "header:X-Tenant", keys = 9, rate = "5/s", burst
 devices = { tier = "device", rate = "5/s", burst = 5, per_address = 7 }
 [log]
 access = "logs/access"
+fields = ["status", "path"]
 level = "debug"
 
 [dns]
@@ -77,7 +79,7 @@ servers = ["10.0.0.2", "[::1]:5353"]
 timeout = "500ms"
 
 [upstreams.shop]
-endpoints = ["http://A.example", { url = "http://[::1]:81", weight = 3 }]
+endpoints = ["http://A.example", { url = "http://[::1]:81", weight = 3, zone = "eu-1b" }]
 balance = "consistent-hash"
 hash_by = "cookie:Sid"
 slow_start = "8s"
@@ -87,7 +89,8 @@ idle_timeout = "4s"
 total_timeout = "5s"
 eject = { after = 7, base = "4s", share = 0.25 }
 health = { path = "/h?a=b", host = "Check.example:81", interval = "3s", timeout = "2s", healthy = 4, unhealthy = 5, expect = ["204", "3xx"] }
-breaker = { error_ratio = 1, slow = "1s", slow_ratio = 0.25, minimum = 5, window = "20s", open = "1m" }
+concurrency = { min = 2, max = 8, wait = "1s" }
+breaker = { error_ratio = 1, slow = "1s", slow_ratio = 0.25, minimum = 5, window = "20s", open = "1m", ramp = "0s", scope = "upstream", mode = "shadow" }
 
 [[routes]]
 name = "one"
@@ -116,7 +119,13 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     let paths = PathRules { normalise: PathNormalisation::On, encoded_slash: EncodedSlashPolicy::Keep };
     assert_eq!(
         config.server,
-        ServerConfig { workers: 3, node: "edge-9000".to_owned(), drain_timeout: 300 * second, paths }
+        ServerConfig {
+            workers: 3,
+            node: "edge-9000".to_owned(),
+            zone: Some("eu-1a".to_owned()),
+            drain_timeout: 300 * second,
+            paths
+        }
     );
     assert_eq!((config.http.paths, config.cache.paths), (paths, paths));
     assert_eq!(config.listen[0].address.to_string(), "[::]:9000");
@@ -182,6 +191,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     assert_eq!(
         config.log,
         LogConfig {
+            format: AccessLogFormat::Json(vec![LogField::Status, LogField::Path]),
             access: AccessLogTarget::File(PathBuf::from("/nonexistent/logs/access")),
             level: tracing::Level::DEBUG
         }
@@ -193,6 +203,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     );
     let balance = BalanceConfig { policy: BalancePolicy::ConsistentHash, slow_start: 8 * second };
     assert_eq!((shop.balance, shop.connect_timeout, shop.timeout), (balance, 2 * second, 3 * second));
+    assert_eq!(shop.zones, [None, Some("eu-1b".to_owned())]);
     assert_eq!((&shop.hash_by, &shop.weights[..]), (&HashKey::Cookie("Sid".to_owned()), &[1, 3][..]));
     assert_eq!((shop.idle_timeout, shop.total_timeout), (4 * second, Some(5 * second)));
     assert_eq!(shop.eject, EjectConfig { after: 7, base: 4 * second, share: 0.25 });
@@ -208,8 +219,12 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     assert_eq!(shop.health, Some(health));
     let servers: Vec<_> = config.dns.servers.iter().map(ToString::to_string).collect();
     assert_eq!((servers, config.dns.timeout), (vec!["10.0.0.2:53".to_owned(), "[::1]:5353".to_owned()], second / 2));
+    let concurrency = shop.concurrency.expect("a limit");
+    assert_eq!((concurrency.min, concurrency.max, concurrency.wait), (2, 8, second));
     assert_eq!((shop.breaker.error_ratio, shop.breaker.slow_ratio, shop.breaker.minimum), (1.0, 0.25, 5));
     assert_eq!((shop.breaker.slow, shop.breaker.window, shop.breaker.open), (second, 20 * second, 60 * second));
+    assert!(shop.breaker.ramp.is_zero() && shop.breaker.scope == BreakerScope::Upstream);
+    assert_eq!(shop.breaker.mode, BreakerMode::Shadow);
     let [one, two] = &config.routes[..] else { panic!("two routes") };
     assert_eq!(
         (&one.host, &one.path),

@@ -157,7 +157,6 @@ fn unavailable_features_are_rejected_only_if_used() {
             "routes[1].auth.forward",
         ),
         ("[tracing]\notlp = \"${X:-}\"", "[tracing]\notlp = \"http://x\"", "tracing.otlp"),
-        ("", "concurrency = {}", "upstreams.b.concurrency"),
     ] {
         let document = |text: &str| {
             let upstream = if path.starts_with("upstreams.b") { upstream } else { "" };

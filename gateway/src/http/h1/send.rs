@@ -9,7 +9,7 @@ use std::io;
 use std::task::{Context, Poll, ready};
 
 use crate::http::body::{BodyError, BodySource};
-use crate::http::buffer;
+use crate::http::buffer::{self, ReadSize};
 use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::fields::Fields;
 use crate::http::framing::FRAMING_FIELDS;
@@ -49,6 +49,8 @@ pub(super) struct MessageWriter {
 /// Head and body up to this total size are copied into one buffer: a plain write costs less than a
 /// gathering write.
 const COPY_MAX: usize = 4 << 10;
+/// The first space of a head for `ReadSize::Least`.
+const HEAD_LEAST: usize = 1 << 10;
 
 impl MessageWriter {
     pub(super) fn new() -> Self {
@@ -73,6 +75,14 @@ impl MessageWriter {
             buffer::take_write_buffer(&mut self.out);
         }
         &mut self.out
+    }
+
+    /// As `head_buffer`, with as little space as possible for a message of `ReadSize::Least`.
+    pub(super) fn head_buffer_of(&mut self, size: ReadSize) -> &mut Vec<u8> {
+        if size == ReadSize::Least && self.out.capacity() == 0 {
+            self.out.reserve_exact(HEAD_LEAST);
+        }
+        self.head_buffer()
     }
 
     /// Starts a message whose head was just written; `length` determines the framing of its body.

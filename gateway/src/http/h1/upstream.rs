@@ -347,7 +347,7 @@ impl Http1UpstreamConnection {
     }
 
     fn write_head(&mut self, request: &Request) {
-        let out = self.writer.head_buffer();
+        let out = self.writer.head_buffer_of(request.read_size);
         out.extend_from_slice(request.method.as_str().as_bytes());
         out.push(b' ');
         request.push_origin_target(out);

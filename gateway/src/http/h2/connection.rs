@@ -22,21 +22,17 @@ use super::priority::Priority;
 use super::request_body::{UploadFault, UploadStream, WINDOW_FIRST};
 use super::request_head::{HeadDetails, HeadReader, HeadRefusal, is_name, is_value};
 use super::sender::Sender;
-use super::shared::{self, ConnectionShared};
+use super::shared::{self, CONNECTION_WINDOW, ConnectionShared, STREAM_COST, STREAMS_MAX};
 use super::stream::{Http2Stream, OutgoingBody};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::{ReadBuffer, ReadSize};
 use crate::http::fields::Fields;
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, Request, Response};
+use crate::http::refusal::RequestRefusal;
 use crate::http::transport::TransportStream;
 use crate::http::write_timer::WriteTimer;
 
-/// Concurrent streams of one connection; the default of nginx.
-const STREAMS_MAX: u32 = 128;
-/// Bytes of memory that one stream takes beside its head and its body, measured with a connection to
-/// an upstream: the task with the state of the pipeline, and the buffers of its exchange.
-const STREAM_COST: usize = 11 << 10;
 /// The fields of a head are copied for the upstream.
 const HEAD_COPIES: usize = 2;
 /// Bytes of a response that are read at once from an upstream, once its head was sent.
@@ -46,8 +42,6 @@ const READ_BYTES: usize = 64 << 10;
 const READERS_MAX: usize = 8;
 /// Bytes of the head of a response that are part of the cost of a stream.
 const RESPONSE_HEAD: usize = 2 << 10;
-/// The receiving window of the connection. It is opened again as bytes arrive.
-const CONNECTION_WINDOW: u32 = 1 << 20;
 /// The first window of a stream before the client knows the settings.
 const WINDOW_DEFAULT_BYTES: u32 = frame::WINDOW_DEFAULT as u32;
 /// Bytes of an encoded field section in several frames, at least; and as a multiple of the limit of
@@ -131,10 +125,6 @@ struct ReceiveState {
     section: Option<PartialSection>,
     has_preface: bool,
     has_settings: bool,
-    /// Bytes that the client may send.
-    window: u32,
-    /// Bytes that were received since the window was last opened.
-    credit: u32,
     early_priorities: VecDeque<(u32, Priority)>,
     /// When the section began.
     section_began: Option<Instant>,
@@ -181,7 +171,7 @@ impl<B: BodySource> Http2Connection<B> {
     fn write_settings(&self) {
         let mut payload = Vec::new();
         for (setting, value) in [
-            (frame::SETTING_STREAMS_MAX, STREAMS_MAX),
+            (frame::SETTING_STREAMS_MAX, STREAMS_MAX as u32),
             (frame::SETTING_INITIAL_WINDOW, WINDOW_FIRST),
             (frame::SETTING_SECTION_BYTES, u32::try_from(self.limits.header_bytes).unwrap_or(u32::MAX)),
             (frame::SETTING_EXTENDED_CONNECT, 1),
@@ -222,6 +212,11 @@ impl<B: BodySource> Http2Connection<B> {
     /// Whether no stream is open.
     pub(crate) fn is_idle(&self) -> bool {
         self.streams.borrow().is_empty()
+    }
+
+    /// Bytes that are accounted for.
+    pub(super) fn accounted(&self) -> usize {
+        self.shared.accounted()
     }
 
     /// Releases the memory that only streams need.
@@ -310,7 +305,7 @@ impl<B: BodySource> Http2Connection<B> {
         match head.kind {
             frame::HEADERS => return self.receive_headers(state, head, payload, request),
             frame::CONTINUATION => return self.receive_continuation(state, head, payload, request),
-            frame::DATA => self.receive_data(state, head, payload)?,
+            frame::DATA => self.receive_data(head, payload)?,
             frame::PRIORITY => match number(payload).map(|other| other & 0x7fff_ffff) {
                 _ if payload.len() != 5 => return Err(Http2ErrorCode::FrameSize),
                 Some(other) if other == head.stream => return Err(Http2ErrorCode::Protocol),
@@ -344,17 +339,13 @@ impl<B: BodySource> Http2Connection<B> {
         id > self.last_stream.get()
     }
 
-    fn receive_data(&self, state: &mut ReceiveState, head: FrameHead, payload: &[u8]) -> Result<(), Http2ErrorCode> {
+    fn receive_data(&self, head: FrameHead, payload: &[u8]) -> Result<(), Http2ErrorCode> {
         let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         if head.stream == 0 || self.is_unused(head.stream) {
             return Err(Http2ErrorCode::Protocol);
         }
-        state.window = state.window.checked_sub(length).ok_or(Http2ErrorCode::FlowControl)?;
-        state.credit += length;
-        if state.credit >= CONNECTION_WINDOW / 4 {
-            let increment = std::mem::take(&mut state.credit);
-            state.window += increment;
-            self.sender.borrow_mut().write_frame(frame::WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
+        if !self.shared.receive(length) {
+            return Err(Http2ErrorCode::FlowControl);
         }
         let data = unpadded(&head, payload).ok_or(Http2ErrorCode::Protocol)?;
         let ends_stream = head.has(frame::END_STREAM);
@@ -517,24 +508,24 @@ impl<B: BodySource> Http2Connection<B> {
             return Ok(FrameOutcome::Continue);
         }
         let head = reader.finish(section.ends_stream, &self.limits, request);
-        if self.streams.borrow().len() >= STREAMS_MAX as usize {
+        if head.as_ref().is_err_and(|refused| refused.refusal == RequestRefusal::HeadTooLarge) {
+            // Its fields may be many times as many as its bytes. The response explains one of two.
+            self.counts.borrow_mut().charge_reset();
+            self.counts.borrow_mut().charge_reset();
+        }
+        if self.streams.borrow().len() >= STREAMS_MAX {
             self.write_reset(id, Http2ErrorCode::RefusedStream);
             return Ok(FrameOutcome::Continue);
         }
         let cost = STREAM_COST + HEAD_COPIES * head.as_ref().map_or(0, |details| details.bytes);
-        if !self.shared.account(cost) {
+        if !self.shared.account_stream(cost) {
             self.refuse_stream(id);
             return Ok(FrameOutcome::Continue);
         }
         let mut upload = None;
         if !section.ends_stream {
             let window = if self.knows_settings.get() { WINDOW_FIRST } else { WINDOW_DEFAULT_BYTES };
-            upload = UploadStream::new(id, window, &self.shared);
-            let Some(upload) = &upload else {
-                self.shared.release(cost);
-                self.refuse_stream(id);
-                return Ok(FrameOutcome::Continue);
-            };
+            let upload = upload.insert(UploadStream::new(id, window, &self.shared));
             if let BodyLength::Known(length) = request.length {
                 upload.set_announced(length);
             }
@@ -639,7 +630,7 @@ impl<B: BodySource> Http2Connection<B> {
             return Err(Http2ErrorCode::FrameSize);
         }
         let increment = i64::from(number(payload).unwrap_or(0) & 0x7fff_ffff);
-        self.counts.borrow_mut().charge_control();
+        self.counts.borrow_mut().charge_window();
         if head.stream == 0 {
             let mut sender = self.sender.borrow_mut();
             match increment {
@@ -735,7 +726,7 @@ impl<B: BodySource> Http2Connection<B> {
     /// is accounted for, and what is not granted stays in the sockets.
     fn poll_fill(&self, cx: &mut Context<'_>, stream: &Http2Stream<B>, body: &mut B) -> Poll<Result<(), BodyError>> {
         if stream.read_grant.get() == 0 {
-            let is_granted = self.shared.account_growth(READ_BYTES);
+            let is_granted = self.shared.account(READ_BYTES);
             stream.read_grant.set(if is_granted { READ_BYTES } else { 0 });
             body.set_read_size(if is_granted { ReadSize::Normal } else { ReadSize::Least });
         }
@@ -808,6 +799,8 @@ impl<B: BodySource> Http2Connection<B> {
                 sender.room_waiters.drain(..).for_each(|stream| stream.wake());
             }
             self.pump();
+            // Bodies that were sent may let the windows of uploads open.
+            self.write_credits();
             if self.sender.borrow().out.len() == 0 {
                 return Ok(Poll::Ready(()));
             }
@@ -819,7 +812,11 @@ impl<B: BodySource> Http2Connection<B> {
         self.counts.borrow_mut().record_sent(count);
     }
 
+    /// Opens the windows of the connection and of streams by what was received and read.
     fn write_credits(&self) {
+        if let Some(increment) = self.shared.take_credit() {
+            self.sender.borrow_mut().write_frame(frame::WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
+        }
         let credits = &mut *self.shared.credits.borrow_mut();
         if credits.is_empty() {
             return;
@@ -946,6 +943,11 @@ impl<B: BodySource> StreamHandle<B> {
     /// Whether the client has ended its side of the stream.
     pub(crate) fn has_received_end(&self) -> bool {
         self.stream.has_received_end()
+    }
+
+    /// Whether the stream was reset, or its connection has ended.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.stream.reset.get().is_some()
     }
 
     /// Ready when the stream is over: it was reset, or its connection has ended.
@@ -1099,7 +1101,8 @@ impl<B: BodySource> Drop for StreamHandle<B> {
             }
         }
         connection.sender.borrow_mut().remove(stream);
-        connection.shared.release(stream.cost + stream.head_cost.take() + stream.read_grant.take());
+        connection.shared.release_stream(stream.cost);
+        connection.shared.release(stream.head_cost.take() + stream.read_grant.take());
         // The body may hold a connection to an upstream.
         drop(stream.outgoing.borrow_mut().take());
         connection.shared.wake();
@@ -1114,8 +1117,6 @@ impl ReceiveState {
             section: None,
             has_preface: false,
             has_settings: false,
-            window: CONNECTION_WINDOW,
-            credit: 0,
             early_priorities: VecDeque::new(),
             section_began: None,
         }

@@ -1,8 +1,8 @@
 //! The body of a request, from its DATA frames to the pipeline.
 //!
-//! The window of the connection is opened again as soon as bytes have arrived, so that a stream
-//! that is not read holds up no other. The window of a stream is opened as its bytes are read:
-//! no more than it is held, and it is accounted for.
+//! The window of the connection is opened again as soon as bytes have arrived, unless many are held,
+//! so that a stream that is not read holds up no other. The window of a stream is opened as its
+//! bytes are read: no more than it is held of one stream.
 
 use std::cell::RefCell;
 use std::io;
@@ -24,8 +24,6 @@ pub(super) const WINDOW_FIRST: u32 = 16 << 10;
 const WINDOW_MAX: u32 = 256 << 10;
 /// Space for received bytes that is used again.
 const REUSED_MAX: usize = 4 << 10;
-/// Bytes that an upload takes beside its window: those on their way to the upstream.
-const UPLOAD_COST: usize = 8 << 10;
 
 /// The receiving side of one stream.
 pub(crate) struct UploadStream {
@@ -47,6 +45,8 @@ struct UploadState {
     announced: Option<u64>,
     end: Option<UploadEnd>,
     trailers: Option<Box<Fields>>,
+    /// Bytes that were received and not read.
+    held: usize,
     /// Bytes that are kept in case the request is sent again.
     kept: usize,
     /// Received bytes are dropped.
@@ -72,11 +72,8 @@ pub(super) enum UploadFault {
 }
 
 impl UploadStream {
-    /// `window` is the first window. `None`: the memory of the connection is used up.
-    pub(super) fn new(stream: u32, window: u32, shared: &Rc<ConnectionShared>) -> Option<Rc<Self>> {
-        if !shared.account(window as usize + UPLOAD_COST) {
-            return None;
-        }
+    /// `window` is the first window.
+    pub(super) fn new(stream: u32, window: u32, shared: &Rc<ConnectionShared>) -> Rc<Self> {
         let state = UploadState {
             received: Vec::new(),
             window: window.into(),
@@ -85,12 +82,13 @@ impl UploadStream {
             announced: None,
             end: None,
             trailers: None,
+            held: 0,
             kept: 0,
             is_discarded: false,
             discarded: 0,
             waker: None,
         };
-        Some(Rc::new(UploadStream { stream, shared: Rc::clone(shared), state: RefCell::new(state) }))
+        Rc::new(UploadStream { stream, shared: Rc::clone(shared), state: RefCell::new(state) })
     }
 
     /// The length that the head has announced.
@@ -119,6 +117,8 @@ impl UploadStream {
         } else {
             state.make_room(data.len());
             state.received.extend_from_slice(data);
+            state.held += data.len();
+            self.shared.hold(data.len());
             if padding > 0 {
                 state.open(padding, self);
             }
@@ -133,7 +133,6 @@ impl UploadStream {
         let state = &mut *self.state.borrow_mut();
         state.window -= i64::from(bytes);
         state.granted -= bytes;
-        self.shared.release(bytes as usize);
     }
 
     /// The client has ended the stream.
@@ -161,6 +160,7 @@ impl UploadStream {
         state.is_discarded = true;
         let dropped = u32::try_from(std::mem::take(&mut state.received).len()).unwrap_or(u32::MAX);
         state.discarded += dropped as usize;
+        state.release(dropped as usize, self);
         state.open(dropped, self);
     }
 
@@ -209,7 +209,9 @@ impl UploadStream {
 
     /// Opens the window by `bytes` that were read.
     pub(super) fn record_read(&self, bytes: u32) {
-        self.state.borrow_mut().open(bytes, self);
+        let state = &mut *self.state.borrow_mut();
+        state.release(bytes as usize, self);
+        state.open(bytes, self);
     }
 }
 
@@ -245,13 +247,19 @@ impl UploadState {
         }
     }
 
+    /// Bytes that were received are read, or dropped.
+    fn release(&mut self, bytes: usize, upload: &UploadStream) {
+        self.held -= bytes;
+        upload.shared.unhold(bytes);
+    }
+
     fn open(&mut self, bytes: u32, upload: &UploadStream) {
         self.read += bytes;
         if self.end.is_some() || self.read < self.granted / 2 {
             return;
         }
         let mut increment = std::mem::take(&mut self.read);
-        if self.granted < WINDOW_MAX && !self.is_discarded && upload.shared.account_growth(self.granted as usize) {
+        if self.granted < WINDOW_MAX && !self.is_discarded && upload.shared.may_grow() {
             increment += self.granted;
             self.granted *= 2;
         }
@@ -264,7 +272,8 @@ impl UploadState {
 impl Drop for UploadStream {
     fn drop(&mut self) {
         let state = self.state.get_mut();
-        self.shared.release(state.granted as usize + state.kept + UPLOAD_COST);
+        self.shared.release(state.kept);
+        self.shared.unhold(state.held);
     }
 }
 
@@ -369,7 +378,7 @@ impl BodySource for Http2RequestBody {
 
     fn account_kept(&mut self, bytes: usize) -> bool {
         let upload = &self.upload;
-        let is_accounted = upload.shared.account_growth(bytes);
+        let is_accounted = upload.shared.account(bytes);
         upload.state.borrow_mut().kept += if is_accounted { bytes } else { 0 };
         is_accounted
     }

@@ -9,11 +9,16 @@ use std::task::{Context, Waker};
 
 use crate::metrics::Counter;
 
-/// Bytes that one connection may account for: 128 streams with small heads. Its buffers for reading
-/// and writing come on top: in all it is below 2 MiB (`tests/http2_memory.rs`).
-const CONNECTION_MAX: usize = 1_536 << 10;
-/// Up to here the windows of streams grow while their bodies are read.
-const GROWTH_MAX: usize = 1 << 20;
+/// Concurrent streams of one connection: the least that RFC 9113 section 6.5.2 recommends.
+pub(super) const STREAMS_MAX: usize = 100;
+/// Bytes of memory that one stream takes beside its head, measured: the task with the state of the
+/// pipeline, the buffers of its exchange, and the beginning of its response.
+pub(super) const STREAM_COST: usize = 12 << 10;
+/// Bytes that one connection may account for. Its window, and its buffers for reading and writing,
+/// come on top: in all it is below 2 MiB (`tests/http2_memory.rs`).
+const CONNECTION_MAX: usize = 1_408 << 10;
+/// The receiving window of the connection.
+pub(super) const CONNECTION_WINDOW: u32 = 128 << 10;
 /// Bytes that a connection takes from the budget of the process at once.
 const RESERVATION: usize = 128 << 10;
 
@@ -46,6 +51,15 @@ pub(super) struct ConnectionShared {
     /// Increments of the windows of streams that are to be sent. At most one per stream and half a
     /// window.
     pub(super) credits: RefCell<Vec<(u32, u32)>>,
+    /// Bytes that the client may send.
+    window: Cell<u32>,
+    /// Bytes that were received since the window was last opened.
+    credit: Cell<u32>,
+    /// Bytes of request bodies that are held. They are accounted for.
+    held: Cell<usize>,
+    streams: Cell<usize>,
+    streams_cost: Cell<usize>,
+    /// All of it.
     accounted: Cell<usize>,
     reserved: Cell<usize>,
     /// Bytes that all connections may reserve.
@@ -59,6 +73,11 @@ impl ConnectionShared {
             is_polled: Cell::new(false),
             is_woken: Cell::new(false),
             credits: RefCell::default(),
+            window: Cell::new(CONNECTION_WINDOW),
+            credit: Cell::new(0),
+            held: Cell::new(0),
+            streams: Cell::new(0),
+            streams_cost: Cell::new(0),
             accounted: Cell::new(0),
             reserved: Cell::new(0),
             process_max,
@@ -90,24 +109,47 @@ impl ConnectionShared {
         }
     }
 
-    /// Accounts for `bytes`, which must be released. Returns whether the connection and the process
-    /// may hold so many more.
-    pub(super) fn account(&self, bytes: usize) -> bool {
-        self.account_within(bytes, CONNECTION_MAX, self.process_max)
-    }
-
-    /// The same for what makes a stream faster and is not necessary: a window that is larger than
-    /// the first one, more than a little of a body that is read at once. Half of the memory is left
-    /// for new streams.
-    pub(super) fn account_growth(&self, bytes: usize) -> bool {
-        self.account_within(bytes, GROWTH_MAX, self.process_max / 2)
-    }
-
-    fn account_within(&self, bytes: usize, max: usize, process_max: usize) -> bool {
-        let accounted = self.accounted.get() + bytes;
-        if accounted > max {
+    /// Accounts for a new stream. Returns whether the connection and the process may hold it. What
+    /// other streams hold refuses none: it has left their share to those that may come.
+    pub(super) fn account_stream(&self, cost: usize) -> bool {
+        if self.streams_cost.get() + cost > CONNECTION_MAX || !self.reserve(cost, self.process_max) {
             return false;
         }
+        self.streams.set(self.streams.get() + 1);
+        self.streams_cost.set(self.streams_cost.get() + cost);
+        true
+    }
+
+    /// Bytes that are accounted for.
+    pub(super) fn accounted(&self) -> usize {
+        self.accounted.get()
+    }
+
+    pub(super) fn release_stream(&self, cost: usize) {
+        self.streams.set(self.streams.get() - 1);
+        self.streams_cost.set(self.streams_cost.get() - cost);
+        self.release(cost);
+    }
+
+    /// Bytes that the streams together may hold beside what each is accounted with. The share of
+    /// each stream that may come is left.
+    fn room(&self) -> usize {
+        let to_come = STREAMS_MAX.saturating_sub(self.streams.get()) * STREAM_COST;
+        CONNECTION_MAX.saturating_sub(self.streams_cost.get() + to_come)
+    }
+
+    fn beside_streams(&self) -> usize {
+        self.accounted.get() - self.streams_cost.get()
+    }
+
+    /// Accounts for `bytes` of a stream, which must be released. Returns whether the connection and
+    /// the process may hold them. Half of the memory of the process is left for new streams.
+    pub(super) fn account(&self, bytes: usize) -> bool {
+        self.beside_streams() + bytes <= self.room() && self.reserve(bytes, self.process_max / 2)
+    }
+
+    fn reserve(&self, bytes: usize, process_max: usize) -> bool {
+        let accounted = self.accounted.get() + bytes;
         if accounted > self.reserved.get() {
             let reservation = RESERVATION.max(accounted - self.reserved.get());
             if RESERVED.fetch_add(reservation, Relaxed) + reservation > process_max {
@@ -120,8 +162,60 @@ impl ConnectionShared {
         true
     }
 
+    /// A frame with `length` bytes of flow control arrives. Returns whether the window allows it.
+    pub(super) fn receive(&self, length: u32) -> bool {
+        let left = self.window.get().checked_sub(length);
+        self.window.set(left.unwrap_or_default());
+        self.credit.set(self.credit.get() + length);
+        left.is_some()
+    }
+
+    /// The increment of the connection's window, if it is time for one.
+    pub(super) fn take_credit(&self) -> Option<u32> {
+        if self.credit.get() < CONNECTION_WINDOW / 4 || !self.may_open() {
+            return None;
+        }
+        let increment = self.credit.take();
+        self.window.set(self.window.get() + increment);
+        Some(increment)
+    }
+
+    /// Whether the client may send more although bytes of it are held. A window is opened as bytes
+    /// arrive, so that a stream that is not read holds up no other; with many held, as they are
+    /// read.
+    fn may_open(&self) -> bool {
+        let is_process_full = RESERVED.load(Relaxed) >= self.process_max;
+        self.held.get() == 0 || !is_process_full && self.beside_streams() <= self.room()
+    }
+
+    /// Whether the windows of streams may grow.
+    pub(super) fn may_grow(&self) -> bool {
+        self.held.get() <= self.room() / 2 && self.may_open()
+    }
+
+    /// Accounts for bytes of a request body, which the window has allowed.
+    pub(super) fn hold(&self, bytes: usize) {
+        self.held.set(self.held.get() + bytes);
+        self.accounted.set(self.accounted.get() + bytes);
+        if let Some(missing) = self.accounted.get().checked_sub(self.reserved.get()).filter(|missing| *missing > 0) {
+            let reservation = RESERVATION.max(missing);
+            RESERVED.fetch_add(reservation, Relaxed);
+            self.reserved.set(self.reserved.get() + reservation);
+        }
+    }
+
+    /// Bytes of a request body are read.
+    pub(super) fn unhold(&self, bytes: usize) {
+        self.held.set(self.held.get() - bytes);
+        self.release(bytes);
+    }
+
     pub(super) fn release(&self, bytes: usize) {
         self.accounted.set(self.accounted.get() - bytes);
+        // The window may have waited for this.
+        if self.credit.get() >= CONNECTION_WINDOW / 4 && self.may_open() {
+            self.wake();
+        }
     }
 
     /// Returns to the process what the connection does not use now.

@@ -9,6 +9,7 @@ use std::future::{Future as _, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -44,6 +45,30 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// A silent peer gets a PING this often while there are exchanges, and this long to acknowledge it.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections of all threads that have begun and not ended.
+static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// The connections of HTTP/2 to upstreams, of all threads.
+pub(crate) fn http2_connections() -> usize {
+    CONNECTIONS.load(Relaxed)
+}
+
+/// One of `CONNECTIONS`, until it is dropped.
+struct CountedConnection;
+
+impl CountedConnection {
+    fn new() -> Self {
+        CONNECTIONS.fetch_add(1, Relaxed);
+        CountedConnection
+    }
+}
+
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        CONNECTIONS.fetch_sub(1, Relaxed);
+    }
+}
 
 /// The number of streams before the server has sent its settings.
 const STREAMS_UNKNOWN: usize = usize::MAX - 1;
@@ -96,7 +121,8 @@ impl Http2UpstreamConnection {
             began: Notify::new(),
             failure: RefCell::new(None),
         });
-        let driver = Driver { this: Rc::downgrade(&this), io, deadline: ResettableDeadline::after(PING_INTERVAL) };
+        let deadline = ResettableDeadline::after(PING_INTERVAL);
+        let driver = Driver { this: Rc::downgrade(&this), io, deadline, _counted: CountedConnection::new() };
         tasks::spawn(TaskKind::UpstreamConnection, driver.run(connection));
         loop {
             match this.allowed() {
@@ -152,6 +178,11 @@ impl Http2UpstreamConnection {
         !self.io.stream.is_closed_by_peer()
     }
 
+    /// Whether the server accepts extended CONNECT (RFC 8441 section 3).
+    pub(super) fn accepts_connect(&self) -> bool {
+        self.sender.borrow().as_ref().is_some_and(SendRequest::is_extended_connect_protocol_enabled)
+    }
+
     /// Sends the head of a request.
     ///
     /// # Errors
@@ -199,6 +230,7 @@ struct Driver {
     this: Weak<Http2UpstreamConnection>,
     io: Rc<IoState>,
     deadline: ResettableDeadline,
+    _counted: CountedConnection,
 }
 
 impl Driver {

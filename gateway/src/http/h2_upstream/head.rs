@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use h2::ext::Protocol;
 use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TE};
 use http::uri::{Authority, PathAndQuery, Scheme as UriScheme};
 use http::{HeaderMap, Method, Uri};
@@ -14,7 +15,7 @@ use crate::http::framing;
 use crate::http::grpc;
 use crate::http::h1::is_allowed_trailer;
 use crate::http::message::{BodyLength, Request, Response, Scheme, StatusCode, is_bodiless};
-use crate::http::text;
+use crate::http::{text, websocket};
 
 /// Most fields of a response head, as over HTTP/1.1.
 const FIELDS_MAX: usize = 256;
@@ -39,6 +40,35 @@ pub(super) struct PeerName {
     pub(super) scheme: Scheme,
     /// The authority of a request that has none (HTTP/1.0).
     pub(super) authority: String,
+}
+
+/// Whether a request is the handshake of a WebSocket, which HTTP/2 has a form for (RFC 8441).
+pub(super) fn is_websocket(request: &Request) -> bool {
+    let mut protocols = request.fields.members(KnownField::Upgrade);
+    let is_it = |protocol: &[u8]| protocol.eq_ignore_ascii_case(websocket::PROTOCOL.as_bytes());
+    request.method == Method::GET
+        && request.length == BodyLength::Empty
+        && protocols.next().is_some_and(is_it)
+        && protocols.next().is_none()
+}
+
+/// Makes the head of the handshake of a WebSocket an extended CONNECT (RFC 8441 section 5).
+pub(super) fn make_connect(head: &mut http::Request<()>) {
+    *head.method_mut() = Method::CONNECT;
+    head.headers_mut().remove(websocket::KEY);
+    head.extensions_mut().insert(Protocol::from_static(websocket::PROTOCOL));
+}
+
+/// Makes a 2xx response to an extended CONNECT the 101 that it stands for.
+pub(super) fn make_switch(request: &Request, response: &mut Response) {
+    response.status = StatusCode::SWITCHING_PROTOCOLS;
+    response.length = BodyLength::Empty;
+    response.fields.remove(KnownField::ContentLength);
+    response.fields.add(KnownField::Connection, "upgrade");
+    response.fields.add(KnownField::Upgrade, websocket::PROTOCOL);
+    if let Some(key) = request.fields.named(websocket::KEY.as_bytes()).next() {
+        response.fields.push(websocket::ACCEPT.as_bytes(), websocket::accept(key).as_bytes());
+    }
 }
 
 /// The head of `request` for a peer. `left` is the time that is left for the whole exchange.

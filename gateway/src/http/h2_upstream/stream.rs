@@ -25,6 +25,7 @@ use crate::http::exchange_clock::{AwaitedStep, ClockEvent, ExchangeClock, Exchan
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
 use crate::http::tls_fault::TlsFault;
+use crate::http::transport::SharedByteStream;
 
 /// Most bytes of a request body that are passed on at once.
 const PIECE_MAX: usize = 64 << 10;
@@ -61,6 +62,8 @@ pub(crate) struct Http2UpstreamStream {
     data: Bytes,
     trailers: Option<Box<Fields>>,
     is_event_stream: bool,
+    /// Whether the request is an extended CONNECT.
+    is_connect: bool,
     interim_count: usize,
     /// Bytes that were written on the connection before the request.
     written_before: u64,
@@ -91,6 +94,7 @@ impl Http2UpstreamStream {
             data: Bytes::new(),
             trailers: None,
             is_event_stream: false,
+            is_connect: false,
             interim_count: 0,
             written_before: written,
             written_checked: written,
@@ -137,10 +141,15 @@ impl Http2UpstreamStream {
             BodyLength::Streamed => None,
         };
         self.written_before = self.connection.io.written.get();
-        let head = head::request_head(request, &self.connection.peer, self.clock.total_left())
+        let mut head = head::request_head(request, &self.connection.peer, self.clock.total_left())
             .map_err(UpstreamConnectionError::Unsendable)?;
+        self.is_connect = head::is_websocket(request) && self.connection.accepts_connect();
+        if self.is_connect {
+            head::make_connect(&mut head);
+        }
         let is_complete = self.left == Some(0);
-        let (future, sender) = self.connection.send_head(head, is_complete).inspect_err(|_| self.is_refused = true)?;
+        let ends = is_complete && !self.is_connect;
+        let (future, sender) = self.connection.send_head(head, ends).inspect_err(|_| self.is_refused = true)?;
         self.response = ResponseState::Head(future);
         if is_complete {
             self.request = RequestState::Sent;
@@ -185,7 +194,11 @@ impl Http2UpstreamStream {
             return match Pin::new(future).poll(cx) {
                 Poll::Ready(Ok(parts)) => {
                     let (parts, stream) = parts.into_parts();
-                    Poll::Ready(self.begin_body((parts.status, &parts.headers), stream, &request.method, response))
+                    let begun = self.begin_body((parts.status, &parts.headers), stream, &request.method, response);
+                    if self.is_tunnel(response) && begun.is_ok() {
+                        head::make_switch(request, response);
+                    }
+                    Poll::Ready(begun)
                 }
                 Poll::Ready(Err(error)) => Poll::Ready(Err(self.head_error(error))),
                 // An early response is read even if the request could not be sent completely.
@@ -375,6 +388,11 @@ impl Http2UpstreamStream {
         }
     }
 
+    /// Whether the response to an extended CONNECT begins a tunnel.
+    fn is_tunnel(&self, response: &Response) -> bool {
+        self.is_connect && response.status.is_success() && matches!(self.response, ResponseState::Body(_))
+    }
+
     /// Whether the body of the response has ended.
     pub(crate) fn is_body_done(&self) -> bool {
         matches!(self.response, ResponseState::Done) && self.data.is_empty()
@@ -470,6 +488,39 @@ impl Http2UpstreamStream {
     /// Removes and returns the trailers.
     pub(crate) fn take_trailers(&mut self) -> Option<Box<Fields>> {
         self.trailers.take()
+    }
+}
+
+/// The stream after an extended CONNECT: bytes in DATA frames.
+impl SharedByteStream for Http2UpstreamStream {
+    fn poll_read(&mut self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_fill_body(cx)).map_err(io::Error::other)?;
+        let count = self.data.len().min(space.len());
+        space[..count].copy_from_slice(&self.data[..count]);
+        self.consume(count);
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(sender) = &mut self.sender else { return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())) };
+        sender.reserve_capacity(bytes.len().min(PIECE_MAX));
+        while sender.capacity() == 0 {
+            match ready!(sender.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
+        }
+        let count = sender.capacity().min(bytes.len());
+        sender.send_data(Bytes::copy_from_slice(&bytes[..count]), false).map_err(io::Error::other)?;
+        Poll::Ready(Ok(count))
+    }
+
+    fn shutdown(&mut self) -> io::Result<()> {
+        match self.sender.take() {
+            Some(mut sender) => sender.send_data(Bytes::new(), true).map_err(io::Error::other),
+            None => Ok(()),
+        }
     }
 }
 

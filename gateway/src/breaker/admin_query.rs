@@ -1,0 +1,125 @@
+//! Admin queries about breakers: the list, and states that an operator sets for a limited time.
+//!
+//! Rejects states without an end: a breaker that someone has opened and forgotten would be an
+//! outage.
+
+use std::time::Duration;
+
+use super::state::ManualState;
+use crate::limit::parse_duration;
+
+/// A query about breakers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum BreakerQuery {
+    List,
+    /// Sets a state for a time, or lets the breaker judge again (`None`).
+    Set {
+        target: BreakerTarget,
+        state: Option<(ManualState, Duration)>,
+    },
+}
+
+/// The breakers that a query is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum BreakerTarget {
+    /// That of one route.
+    Route(String),
+    /// All of an upstream.
+    Upstream(String),
+}
+
+/// Why an admin query about breakers is rejected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BreakerQueryError {
+    #[error("unknown parameter `{0}`; known parameters: state and for")]
+    UnknownParameter(String),
+    #[error("`{0}` is not open or closed")]
+    InvalidState(String),
+    #[error("`{0}` is not a duration such as 90s, 15m or 2h, at most 8 days")]
+    InvalidDuration(String),
+    #[error("give the state and its duration: state=open or closed, for=15m (at most 8 days)")]
+    MissingState,
+    #[error("write the path as /api/v1/breakers/route/NAME or /api/v1/breakers/upstream/NAME")]
+    InvalidPath,
+    #[error("no route `{0}` has a breaker of its own")]
+    UnknownRoute(String),
+    #[error("the route `{route}` has no breaker of its own: it shares that of the upstream `{upstream}`")]
+    SharedBreaker { route: String, upstream: String },
+    #[error("no route uses an upstream `{0}`")]
+    UnknownUpstream(String),
+}
+
+impl BreakerQuery {
+    /// Parses a query that sets a state: `state=open&for=15m`.
+    pub(crate) fn set(path: &str, query: &str) -> Result<Self, BreakerQueryError> {
+        let (mut state, mut duration) = (None, None);
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "state" => {
+                    state = Some(match &*value {
+                        "open" => ManualState::Open,
+                        "closed" => ManualState::Closed,
+                        _ => return Err(BreakerQueryError::InvalidState(value.into_owned())),
+                    });
+                }
+                "for" => {
+                    let parsed = parse_duration(&value);
+                    duration = Some(parsed.ok_or_else(|| BreakerQueryError::InvalidDuration(value.into_owned()))?);
+                }
+                _ => return Err(BreakerQueryError::UnknownParameter(name.into_owned())),
+            }
+        }
+        let state = state.zip(duration).ok_or(BreakerQueryError::MissingState)?;
+        Ok(BreakerQuery::Set { target: BreakerTarget::parse(path)?, state: Some(state) })
+    }
+
+    /// Parses a query that ends such a state.
+    pub(crate) fn clear(path: &str, query: &str) -> Result<Self, BreakerQueryError> {
+        if !query.is_empty() {
+            return Err(BreakerQueryError::UnknownParameter(query.to_owned()));
+        }
+        Ok(BreakerQuery::Set { target: BreakerTarget::parse(path)?, state: None })
+    }
+}
+
+impl BreakerTarget {
+    fn parse(path: &str) -> Result<Self, BreakerQueryError> {
+        match path.split_once('/') {
+            Some(("route", name)) if !name.is_empty() => Ok(BreakerTarget::Route(name.to_owned())),
+            Some(("upstream", name)) if !name.is_empty() => Ok(BreakerTarget::Upstream(name.to_owned())),
+            _ => Err(BreakerQueryError::InvalidPath),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_needs_a_duration() {
+        let parse = |query: &str| BreakerQuery::set("route/orders", query);
+        for query in ["", "state=open", "for=5m"] {
+            assert_eq!(parse(query), Err(BreakerQueryError::MissingState), "{query}");
+        }
+        assert_eq!(parse("state=half-open&for=5m"), Err(BreakerQueryError::InvalidState("half-open".to_owned())));
+        for duration in ["", "0s", "5", "9d", "-1s", "1.5m"] {
+            let query = format!("state=open&for={duration}");
+            assert_eq!(parse(&query), Err(BreakerQueryError::InvalidDuration(duration.to_owned())));
+        }
+        assert_eq!(parse("state=open&for=5m&x=1"), Err(BreakerQueryError::UnknownParameter("x".to_owned())));
+        let target = BreakerTarget::Route("orders".to_owned());
+        let state = Some((ManualState::Open, Duration::from_secs(300)));
+        assert_eq!(parse("state=open&for=5m"), Ok(BreakerQuery::Set { target, state }));
+    }
+
+    #[test]
+    fn path_names_a_route_or_an_upstream() {
+        for path in ["", "orders", "route/", "node/orders"] {
+            assert_eq!(BreakerQuery::clear(path, ""), Err(BreakerQueryError::InvalidPath), "{path}");
+        }
+        let target = BreakerTarget::Upstream("shop".to_owned());
+        assert_eq!(BreakerQuery::clear("upstream/shop", ""), Ok(BreakerQuery::Set { target, state: None }));
+        assert!(BreakerQuery::clear("upstream/shop", "for=1m").is_err());
+    }
+}

@@ -1,0 +1,82 @@
+//! A breaker in the log and at the admin address.
+
+use std::time::{Duration, Instant};
+
+use super::gate::Breaker;
+use super::state::{BreakerChange, BreakerTransition, ManualState, OpenCause};
+use crate::event::Event;
+use crate::metrics::Label as _;
+
+impl Breaker {
+    /// Logs and counts a change of state.
+    pub(crate) fn announce(&self, change: BreakerTransition) {
+        let Some(change) = change else { return };
+        let (route, upstream) = (self.name().route(), &*self.name().upstream);
+        let mode = self.config().mode.as_str();
+        match change {
+            BreakerChange::Opened(cause, time) => {
+                let OpenCause { reason, calls, failed, slow } = cause;
+                let ratio = |count: u32| (f64::from(count) / f64::from(calls.max(1)) * 1_000.0).round() / 1_000.0;
+                Event::BreakerOpened {
+                    route,
+                    upstream,
+                    mode,
+                    reason: reason.as_str(),
+                    calls,
+                    failed,
+                    slow,
+                    failed_ratio: ratio(failed),
+                    slow_ratio: ratio(slow),
+                    seconds: (time.as_secs_f64() * 10.0).round() / 10.0,
+                }
+                .emit();
+            }
+            BreakerChange::HalfOpened => Event::BreakerHalfOpen { route, upstream, mode }.emit(),
+            BreakerChange::Ramping => Event::BreakerRamp { route, upstream, mode }.emit(),
+            BreakerChange::Closed => Event::BreakerClosed { route, upstream, mode }.emit(),
+            BreakerChange::ManualEnded(state) => {
+                Event::BreakerOverrideEnded { route, upstream, state: state.as_str(), reason: "expired" }.emit();
+            }
+        }
+    }
+
+    /// Sets a state for a limited time, or lets the breaker judge again (`None`).
+    pub(crate) fn override_state(&self, state: Option<(ManualState, Duration)>, now: Instant) {
+        let (route, upstream) = (self.name().route(), &*self.name().upstream);
+        match state {
+            Some((state, duration)) => {
+                self.set_manual(state, duration, now);
+                Event::BreakerOverridden { route, upstream, state: state.as_str(), seconds: duration.as_secs() }.emit();
+            }
+            None => {
+                if let Some(state) = self.end_manual(now) {
+                    let reason = "cleared";
+                    Event::BreakerOverrideEnded { route, upstream, state: state.as_str(), reason }.emit();
+                }
+            }
+        }
+    }
+
+    /// The state of the breaker, for the admin address.
+    pub(crate) fn to_json(&self, now: Instant) -> serde_json::Value {
+        let report = self.report(now);
+        serde_json::json!({
+            "route": self.name().route.as_deref(),
+            "upstream": &*self.name().upstream,
+            "mode": self.config().mode.as_str(),
+            "state": report.state.as_str(),
+            "since_seconds": report.since.as_secs(),
+            "percent": report.percent,
+            "closes_in_seconds": report.wait.as_secs_f64().ceil(),
+            "reason": report.cause.map(|cause| cause.reason.as_str()),
+            "calls": report.cause.map(|cause| cause.calls),
+            "failed": report.cause.map(|cause| cause.failed),
+            "slow": report.cause.map(|cause| cause.slow),
+            "override": report.manual.map(|(state, left)| serde_json::json!({
+                "state": state.as_str(),
+                "ends_in_seconds": left.as_secs(),
+            })),
+            "rejections": report.rejections,
+        })
+    }
+}
