@@ -48,8 +48,8 @@ pub(crate) struct H2loadRun<'a> {
 impl H2loadRun<'_> {
     /// Puts load on `address`; calls `on_tick` periodically.
     pub(crate) fn run(&self, address: SocketAddr, on_tick: impl FnMut()) -> Result<LoadReport> {
-        // In a directory of its own: tidegate watches those of its files, and would be woken by each
-        // line.
+        // In a directory of its own: tidegate watches those of its files, and each line would wake
+        // it.
         let directory = self.scratch.path().join("h2load.d");
         fs::create_dir_all(&directory).map_err(LoadtestError::io(format!("cannot create {}", directory.display())))?;
         let log = directory.join("log");
