@@ -8,7 +8,7 @@ use std::hash::{BuildHasher as _, Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
@@ -22,7 +22,7 @@ use crate::http::attempt::UpstreamConnectionError;
 use crate::http::h1::Http1UpstreamConnection;
 use crate::http::message::Scheme;
 use crate::http::tls_fault::TlsFault;
-use crate::http::transport::TransportStream;
+use crate::http::transport::{OpenConnection, TransportStream};
 use crate::http::upstream_connection::{Http2UpstreamConnection, NewUpstreamConnection};
 
 /// A protocol that is offered to an upstream (ALPN, RFC 7301).
@@ -242,17 +242,19 @@ struct TlsClients {
 pub(crate) struct Connector {
     key: ConnectionKey,
     tls: Option<TlsClients>,
+    /// Open connections of HTTP/1.1 and of HTTP/2, of all threads.
+    open: [Arc<AtomicUsize>; 2],
 }
 
 impl Connector {
     /// Connections of HTTP/1.1 in clear text.
     pub(crate) fn plain(address: SocketAddr) -> Self {
-        Connector { key: ConnectionKey::new(address, None, false), tls: None }
+        Connector::new(ConnectionKey::new(address, None, false), None)
     }
 
     /// Connections of HTTP/2 in clear text, with prior knowledge (RFC 9113 section 3.3).
     pub(crate) fn h2c(address: SocketAddr) -> Self {
-        Connector { key: ConnectionKey::new(address, None, true), tls: None }
+        Connector::new(ConnectionKey::new(address, None, true), None)
     }
 
     /// Connections over TLS to a server whose certificate must be for `host`, unless the settings
@@ -263,7 +265,16 @@ impl Connector {
         let name = name.unwrap_or_else(|| ServerName::from(address.ip()));
         let offers_http2 = tls.settings.protocols.contains(&UpstreamProtocol::Http2);
         let clients = TlsClients { client: Arc::clone(&tls.client), http1: tls.http1.clone(), offers_http2 };
-        Connector { key: ConnectionKey::new(address, Some((tls.id, name)), false), tls: Some(clients) }
+        Connector::new(ConnectionKey::new(address, Some((tls.id, name)), false), Some(clients))
+    }
+
+    fn new(key: ConnectionKey, tls: Option<TlsClients>) -> Self {
+        Connector { key, tls, open: Default::default() }
+    }
+
+    /// The number of open connections of HTTP/1.1 and of HTTP/2.
+    pub(crate) fn open_connections(&self) -> [usize; 2] {
+        self.open.each_ref().map(|count| count.load(Relaxed))
     }
 
     pub(crate) fn key(&self) -> &ConnectionKey {
@@ -290,7 +301,7 @@ impl Connector {
             let stream = TransportStream::plain(self.connect_tcp().await?);
             return match self.key.is_h2c {
                 true => self.begin_http2(stream).await,
-                false => Ok(http1(stream)),
+                false => Ok(self.http1(stream)),
             };
         };
         let tcp = self.connect_tcp().await?;
@@ -298,7 +309,7 @@ impl Connector {
         let stream = connector.connect(name.clone(), tcp).await.map_err(tls_error)?;
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let stream = TransportStream::tls_client(stream);
-        if is_http2 { self.begin_http2(stream).await } else { Ok(http1(stream)) }
+        if is_http2 { self.begin_http2(stream).await } else { Ok(self.http1(stream)) }
     }
 
     /// Opens a connection of HTTP/1.1, for what no other protocol has: a switch of the protocol.
@@ -311,7 +322,7 @@ impl Connector {
         let Some(http1_only) = &tls.http1 else { return self.connect().await };
         let tcp = self.connect_tcp().await?;
         let connected = TlsConnector::from(Arc::clone(http1_only)).connect(name.clone(), tcp).await;
-        connected.map(|stream| http1(TransportStream::tls_client(stream))).map_err(tls_error)
+        connected.map(|stream| self.http1(TransportStream::tls_client(stream))).map_err(tls_error)
     }
 
     async fn connect_tcp(&self) -> Result<TcpStream, UpstreamConnectionError> {
@@ -320,15 +331,17 @@ impl Connector {
         Ok(stream)
     }
 
+    fn http1(&self, stream: TransportStream) -> NewUpstreamConnection {
+        let stream = stream.counted(OpenConnection::count(&self.open[0]));
+        NewUpstreamConnection::Http1(Box::new(Http1UpstreamConnection::new(stream)))
+    }
+
     async fn begin_http2(&self, stream: TransportStream) -> Result<NewUpstreamConnection, UpstreamConnectionError> {
         let scheme = if self.tls.is_some() { Scheme::Https } else { Scheme::Http };
         let authority = self.key.address.to_string();
+        let stream = stream.counted(OpenConnection::count(&self.open[1]));
         Http2UpstreamConnection::open(stream, scheme, authority).await.map(NewUpstreamConnection::Http2)
     }
-}
-
-fn http1(stream: TransportStream) -> NewUpstreamConnection {
-    NewUpstreamConnection::Http1(Box::new(Http1UpstreamConnection::new(stream)))
 }
 
 /// A failed handshake. A connection that ends during it is not a fault of TLS.

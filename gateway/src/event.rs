@@ -233,8 +233,8 @@ events! {
         endpoint: &'a dyn Display = display(endpoint),
         kind: UpstreamFault = kind.as_str()
     } => warn [throttled!(failure_throttle(route, *kind), FAILURE_THROTTLES)] "upstream failed";
-    /// Calls were rejected because the upstream has too many in progress. `limit` is the number that
-    /// it may have, `waiting` that of calls that wait.
+    /// Calls were rejected because the upstream has too many in progress. `limit` is the number
+    /// that it may have, `waiting` that of calls that wait.
     UpstreamOverloaded = "upstream_overloaded" {
         upstream: &'a str,
         reason: &'static str,

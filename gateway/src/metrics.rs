@@ -162,6 +162,15 @@ pub(crate) fn expose_histograms<L: Label>(name: &'static str, help: &'static str
     expose(name, help, MetricSource::Histogram(Box::new(read)));
 }
 
+/// Exposes histograms that `read` emits at scrape time.
+pub(crate) fn expose_histogram_with(
+    name: &'static str,
+    help: &'static str,
+    read: impl Fn(&mut dyn FnMut(Labels<'_>, &Histogram)) + Send + Sync + 'static,
+) {
+    expose(name, help, MetricSource::Histogram(Box::new(read)));
+}
+
 /// No exemplar labels.
 type NoLabels = [(&'static str, &'static str); 0];
 

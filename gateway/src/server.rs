@@ -32,9 +32,7 @@ use crate::config::Config;
 use crate::event::{self, Event};
 use crate::log::{self, AccessLog};
 use crate::tls::{self, TlsTerminator};
-use crate::{
-    admin, endpoint, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, tasks, upstream,
-};
+use crate::{admin, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, tasks, upstream};
 use control::ControlThread;
 use state::{LifecycleStage, SharedState};
 
@@ -151,7 +149,6 @@ fn expose_metrics(shared: &Arc<SharedState>) {
     pipeline::expose();
     serve::expose();
     resources::expose();
-    endpoint::expose();
     tasks::expose();
     admin::expose();
     accept::expose(&shared.connections);

@@ -61,7 +61,7 @@ fn endpoint_that_always_fails_is_ejected_and_the_breaker_stays_closed() {
         let events = gateway.process.stderr.events("endpoint_down");
         assert_eq!((events.len(), events[0]["reason"].as_str()), (1, Some("failures")));
         assert_eq!(gateway.metric("tidegate_upstream_endpoints{upstream=\"shop\",state=\"out\"}"), 1.0);
-        assert_eq!(gateway.metric("tidegate_upstream_ejections_total{reason=\"failures\"}"), 1.0);
+        assert_eq!(gateway.metric("tidegate_upstream_ejections_total{upstream=\"shop\",reason=\"failures\"}"), 1.0);
     }
 }
 
@@ -136,7 +136,7 @@ fn endpoint_that_is_back_is_not_ejected_for_calls_from_before() {
     assert_eq!(failed.filter(|status| *status == 500).count(), 20);
     // The calls that failed after the fifth one are no reason.
     wait_for(|| gateway.get("/", &[]).status == 200 && bad.count() > 30, STEP_TIMEOUT);
-    assert_eq!(gateway.metric("tidegate_upstream_ejections_total{reason=\"failures\"}"), 1.0);
+    assert_eq!(gateway.metric("tidegate_upstream_ejections_total{upstream=\"shop\",reason=\"failures\"}"), 1.0);
 }
 
 #[test]
@@ -272,4 +272,40 @@ fn weighted_endpoints_get_their_shares() {
     let gateway = Gateway::start(&text);
     (0..40).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 200));
     assert!((29..=31).contains(&heavy.count()) && light.count() + heavy.count() == 40, "{}", heavy.count());
+}
+
+/// Latencies, connections and results of calls, at the admin address and as metrics.
+#[test]
+fn endpoints_and_calls_are_shown_with_latencies_connections_and_results() {
+    let fast = Origin::start(|request| match request.target.as_str() {
+        "/missing" => Script::reply(404, &[], ""),
+        "/broken" => Script::new().close(),
+        _ => Script::ok(&[], "fast"),
+    });
+    let slow = Origin::start(|_| Script::new().pause(Duration::from_millis(150)).head(200, &[("Content-Length", "0")]));
+    let gateway = Gateway::start(&config(&[fast.address, slow.address], "balance = \"round-robin\""));
+    for _ in 0..10 {
+        assert_eq!(gateway.get("/", &[]).status, 200);
+    }
+    let status: Value = serde_json::from_str(&gateway.admin("/api/v1/status").text()).expect("JSON");
+    let endpoints = status["upstreams"][0]["endpoints"].as_array().expect("a list").clone();
+    let [p50, p99] = ["latency_p50_ms", "latency_p99_ms"]
+        .map(|key| endpoints.iter().map(|endpoint| endpoint[key].as_f64().expect("a number")).collect::<Vec<_>>());
+    assert!(p50[0] < 150.0 && p99[0] >= p50[0], "{p50:?} {p99:?}");
+    assert!((150.0..1_000.0).contains(&p50[1]) && p99[1] >= p50[1], "{p50:?} {p99:?}");
+    let open = |endpoint: &Value| endpoint["connections"]["1.1"].as_u64().expect("a number");
+    assert_eq!(endpoints.iter().map(open).collect::<Vec<_>>(), [1, 1], "{endpoints:?}");
+    let connections = "tidegate_upstream_connections{upstream=\"shop\",network_protocol_version=\"1.1\"}";
+    assert_eq!(gateway.metric(connections), 2.0);
+    // Kept connections are closed after a few seconds without a request.
+    wait_for(|| gateway.metric(connections) == 0.0, STEP_TIMEOUT);
+    let requests = |result: &str| {
+        gateway.metric(&format!("tidegate_upstream_requests_total{{upstream=\"shop\",result=\"{result}\"}}"))
+    };
+    assert_eq!((requests("2xx"), requests("4xx")), (10.0, 0.0));
+    assert_eq!(gateway.metric("tidegate_upstream_request_duration_seconds_count{upstream=\"shop\"}"), 10.0);
+    slow.stop();
+    wait_for(|| gateway.get("/missing", &[]).status == 404, STEP_TIMEOUT);
+    wait_for(|| gateway.get("/broken", &[]).status >= 500, STEP_TIMEOUT);
+    assert!(requests("4xx") >= 1.0 && requests("failed") >= 1.0);
 }

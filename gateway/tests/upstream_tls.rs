@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::process::Command;
 
+use support::dns::{DnsAnswer, DnsRecord, DnsServer};
 use support::tls_origin::{Authority, TlsOrigin, TlsOriginOptions};
 use support::{Gateway, Process, STEP_TIMEOUT, TempDir, free_address, wait_for};
 
@@ -210,5 +211,28 @@ fn nginx_serves_over_tls_with_client_certificates() {
         assert_eq!(response.status, 200, "{}", response.text());
         let text = response.text();
         assert!(text.starts_with(NAME) && text.ends_with(&format!("{method} /a")), "{text}");
+    }
+}
+
+/// The certificate must be for the domain of the service, whatever name its SRV record has.
+#[test]
+fn servers_of_a_service_have_certificates_for_its_domain() {
+    let authority = Authority::new("ours");
+    for (name, is_trusted) in [(NAME, true), ("host.test", false)] {
+        let origin = TlsOrigin::start(authority.sign(name, |_| {}), &TlsOriginOptions::default());
+        let dns = DnsServer::start();
+        let record = DnsRecord::Service { priority: 1, port: origin.address.port(), target: "host.test".to_owned() };
+        dns.set("_https._tcp.shop.test", DnsAnswer::Records(60, vec![record]));
+        dns.set_addresses("host.test", &["127.0.0.1"]);
+        let dir = TempDir::new();
+        authority.write(&dir);
+        let config = config(origin.address, "ca = \"ca.pem\"")
+            .replace(&format!("https://{}", origin.address), "srv+https://_https._tcp.shop.test");
+        let gateway = Gateway::start_in(dir, &format!("{config}{}", dns.section()));
+        let status = gateway.get("/", &[]).status;
+        assert_eq!(status, if is_trusted { 200 } else { 502 }, "{name}");
+        if !is_trusted {
+            assert_eq!(failure_kind(&gateway), "certificate_name");
+        }
     }
 }

@@ -27,7 +27,8 @@ pub(crate) enum Scenario {
     Remote,
     /// Small hits from Redis while bodies of 8 MiB are read from it
     LargeBodies,
-    /// Loads up to three times the capacity of a pool of workers, with and without the concurrency limit
+    /// Loads up to three times the capacity of a pool of workers, with and without the concurrency
+    /// limit
     Knee,
 }
 

@@ -10,8 +10,8 @@
 //!   estimate from them would grow without bound. So from time to time the limit is lowered until
 //!   nothing waits there (a drain), and the latency of the following calls is measured. Between two
 //!   drains it may only fall, to the 25th percentile of the windows.
-//! - A latency that stays above the estimate causes an early drain. If that confirms it, the upstream
-//!   has changed, and earlier throughputs are forgotten.
+//! - A latency that stays above the estimate causes an early drain. If that confirms it, the
+//!   upstream has changed, and earlier throughputs are forgotten.
 //!
 //! The mean latency of a window is used, not that of its fastest calls: with fast and slow kinds of
 //! calls, the number in progress follows from the mean.
@@ -27,7 +27,8 @@ const INITIAL: usize = 20;
 /// How much more than the calls in progress are admitted. The upstream is never idle because the
 /// gateway has not sent the next call yet.
 const HEADROOM: f64 = 1.25;
-/// Calls of a window, and of the measurement in a drain: a mean of calls of different kinds needs many.
+/// Calls of a window, and of the measurement in a drain: a mean of calls of different kinds needs
+/// many.
 const WINDOW_CALLS: (usize, f64) = (100, f64::INFINITY);
 const DRAIN_CALLS: (usize, f64) = (200, 0.05);
 /// Windows whose throughputs are compared.
@@ -48,7 +49,8 @@ const HIGHER: f64 = 2.5;
 const HIGHER_WINDOWS: u32 = 4;
 /// A drain that measures a higher latency than before by this factor confirms it.
 const CONFIRMED: f64 = 1.3;
-/// After a drain that measures a lower latency than before by this factor, the next one follows soon.
+/// After a drain that measures a lower latency than before by this factor, the next one follows
+/// soon.
 const IMPROVED: f64 = 0.9;
 /// Part of a measurement that differs little from the known latency. Differences below so many
 /// standard errors are chance.

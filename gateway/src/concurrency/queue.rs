@@ -1,8 +1,8 @@
 //! Calls that wait for their turn: bounded in number and in time.
 //!
-//! The heaviest user class is served first, and within a class the oldest call; under overload, when
-//! the oldest one has waited for a while, the newest: its client has most of its patience left. A
-//! full queue drops the oldest call of the lightest class.
+//! The heaviest user class is served first, and within a class the oldest call; under overload,
+//! when the oldest one has waited for a while, the newest: its client has most of its patience
+//! left. A full queue drops the oldest call of the lightest class.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

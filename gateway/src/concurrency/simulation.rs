@@ -1,5 +1,5 @@
-//! The limit simulated with a virtual clock: an upstream with workers and a queue, clients that give
-//! up, and the queue in front of the limit. Every run has a seed.
+//! The limit simulated with a virtual clock: an upstream with workers and a queue, clients that
+//! give up, and the queue in front of the limit. Every run has a seed.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};

@@ -1,5 +1,5 @@
-//! Calls that ended within a time: their rate, their mean latency, and whether the limit held others
-//! back meanwhile.
+//! Calls that ended within a time: their rate, their mean latency, and whether the limit held
+//! others back meanwhile.
 
 use std::time::Duration;
 

@@ -62,6 +62,8 @@ pub struct ServerConfig {
     pub(crate) workers: usize,
     /// Name of this node in the fleet.
     pub(crate) node: String,
+    /// The zone of this node; endpoints of the same one are preferred. `None`: none is.
+    pub(crate) zone: Option<String>,
     /// Longest time for requests in flight to complete after SIGTERM.
     pub(crate) drain_timeout: Duration,
     /// The normal form of paths.
@@ -73,6 +75,7 @@ impl Default for ServerConfig {
         ServerConfig {
             workers: 0,
             node: "node-1".to_owned(),
+            zone: None,
             drain_timeout: Duration::from_secs(30),
             paths: PathRules::default(),
         }

@@ -23,6 +23,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "server.node",
         "Name of this gateway in the fleet; appears in its first log line, `/api/v1/status` and `tidegate_info`.",
     ),
+    (
+        "server.zone",
+        "Zone of this gateway, such as an availability zone. Endpoints of the same `zone`, or of none, are preferred while at least half of them are available.",
+    ),
     ("server.drain_timeout", "After SIGTERM: longest time for requests in flight to complete before they are aborted."),
     (
         "server.paths.normalise",
@@ -355,7 +359,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "upstreams.NAME.endpoints",
-        "Servers: `http://HOST:PORT`, or `srv://_SERVICE._tcp.DOMAIN` for those in SRV records. Every address of a name is an endpoint; it is looked up again when its TTL has passed. With `https://` certificates are verified.",
+        "Servers: `http://HOST:PORT`, or `srv://_SERVICE._tcp.DOMAIN` for those in SRV records, with TLS `srv+https://_SERVICE._tcp.DOMAIN`, whose certificates are for DOMAIN. Every address of a name is an endpoint; it is looked up again when its TTL has passed. With `https://` certificates are verified. As a table: `weight` is its share compared to the others, `zone` its zone (`server.zone`).",
     ),
     (
         "upstreams.NAME.balance",
@@ -489,7 +493,16 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "routes[].auth.api_keys",
         "File of hashed API keys, as `tidegate key` prints them; reloaded when it changes. The name of the key is the user.",
     ),
-    ("routes[].auth.forward", "URL of a service that decides about each request."),
+    (
+        "routes[].auth.forward",
+        "URL of a service that decides about each request: a GET with the fields of the request, `X-Forwarded-Method`, `-Uri`, `-Host`, `-Proto` and `-For`. A response 2xx lets the request pass and is used again as its `Cache-Control` says; any other one but 5xx is the response to the client. Without an answer, the client gets 503.",
+    ),
+    (
+        "routes[].auth.headers",
+        "Fields of the service's acceptance that the origin receives; those of the client are removed.",
+    ),
+    ("routes[].auth.user", "Field of the service's acceptance that names the user, for `{user}`."),
+    ("routes[].auth.timeout", "Longest time of a call of the service."),
     (
         "routes[].auth.header",
         "Field that carries the API key. In `authorization`, the key follows the scheme `Bearer`.",
@@ -551,8 +564,8 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Part of the callers, in percent: by user, without one by device. A caller stays with its upstream; a larger percentage only adds callers. With `identity.secret` the same on all gateways.",
     ),
     (
-        "routes[].canary.header",
-        "Fields of requests that go to the canary in any case, with their values: `{ x-canary = \"1\" }`, `\"*\"` for any value. All must match.",
+        "routes[].canary.header.NAME",
+        "Value of a field of requests that go to the canary in any case: `header = { x-canary = \"1\" }`, `\"*\"` for any value. All must match.",
     ),
     (
         "routes[].mirror.upstream",

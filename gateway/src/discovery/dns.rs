@@ -24,7 +24,7 @@ use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use tokio::time::timeout;
 
 use super::{EndpointSource, LookupError, SourceAnswer, TARGETS_MAX};
-use crate::endpoint::{EndpointAddress, EndpointScheme, EndpointTarget};
+use crate::endpoint::{EndpointAddress, EndpointTarget};
 
 /// Configuration of name resolution (`[dns]`).
 #[derive(Clone, Debug, PartialEq)]
@@ -315,7 +315,7 @@ impl HostAddresses {
 impl EndpointSource for DnsSource {
     async fn lookup(&mut self) -> Result<SourceAnswer, LookupError> {
         let name = Name::from_utf8(&self.origin.host).map_err(|_| LookupError::Name)?;
-        if self.origin.scheme == EndpointScheme::Srv {
+        if self.origin.scheme.is_service() {
             return self.service(&name).await;
         }
         let result = self.resolver.host(&name, Instant::now()).await;

@@ -14,11 +14,28 @@ pub(crate) enum EndpointScheme {
     H2c,
     /// A service whose servers are in SRV records, reached as by `Http`.
     Srv,
+    /// Such a service, reached as by `Https`.
+    SrvHttps,
 }
 
 impl EndpointScheme {
-    pub(crate) const ALL: [EndpointScheme; 4] =
-        [EndpointScheme::Http, EndpointScheme::Https, EndpointScheme::H2c, EndpointScheme::Srv];
+    pub(crate) const ALL: [EndpointScheme; 5] = [
+        EndpointScheme::Http,
+        EndpointScheme::Https,
+        EndpointScheme::H2c,
+        EndpointScheme::Srv,
+        EndpointScheme::SrvHttps,
+    ];
+
+    /// Whether the servers speak TLS.
+    pub(crate) fn has_tls(self) -> bool {
+        matches!(self, EndpointScheme::Https | EndpointScheme::SrvHttps)
+    }
+
+    /// Whether the servers are in SRV records.
+    pub(crate) fn is_service(self) -> bool {
+        matches!(self, EndpointScheme::Srv | EndpointScheme::SrvHttps)
+    }
 
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -26,6 +43,7 @@ impl EndpointScheme {
             EndpointScheme::Https => "https",
             EndpointScheme::H2c => "h2c",
             EndpointScheme::Srv => "srv",
+            EndpointScheme::SrvHttps => "srv+https",
         }
     }
 
@@ -34,7 +52,7 @@ impl EndpointScheme {
         match self {
             EndpointScheme::Http | EndpointScheme::H2c => Some(80),
             EndpointScheme::Https => Some(443),
-            EndpointScheme::Srv => None,
+            EndpointScheme::Srv | EndpointScheme::SrvHttps => None,
         }
     }
 }
@@ -53,6 +71,19 @@ impl EndpointAddress {
     #[cfg(test)]
     pub(crate) fn http(host: &str, port: u16) -> Self {
         EndpointAddress { scheme: EndpointScheme::Http, host: host.to_owned(), port }
+    }
+
+    /// The name that a certificate must have: of a service, its domain. The names of its servers
+    /// are what DNS says, which an attacker may have changed (RFC 6125 section 6.2.1).
+    pub(crate) fn certificate_name(&self) -> &str {
+        if !self.scheme.is_service() {
+            return &self.host;
+        }
+        let mut name = self.host.as_str();
+        while let Some((_, domain)) = name.split_once('.').filter(|(label, _)| label.starts_with('_')) {
+            name = domain;
+        }
+        name
     }
 
     /// The address, if the host is numeric and needs no resolution.

@@ -7,13 +7,14 @@
 mod address;
 mod state;
 mod load;
+mod latency;
 mod set;
 #[cfg(test)]
 mod simulation;
 
 use std::hash::Hasher as _;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,8 @@ pub(crate) use state::{EjectConfig, EndpointAvailability, OutReason};
 
 use crate::connect::{Connector, UpstreamTls};
 use crate::event::Event;
-use crate::metrics::{Counters, Label as _};
+use crate::metrics::Label as _;
+use latency::LatencyCounts;
 use load::EndpointLoad;
 use state::{EndpointState, FailedCall, StateChange};
 
@@ -53,6 +55,14 @@ pub(crate) struct EndpointTarget {
     pub(crate) weight: u32,
 }
 
+/// Whether an endpoint is in another zone than this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Locality {
+    /// In the same one, or of no known zone.
+    Local,
+    Remote,
+}
+
 /// The result of a call as its endpoint is judged by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CallOutcome {
@@ -74,25 +84,24 @@ pub(crate) struct Endpoint {
     /// Its name in logs and metrics.
     pub(crate) name: Arc<str>,
     pub(crate) priority: u16,
+    is_remote: AtomicBool,
     in_flight: AtomicUsize,
     calls: AtomicU64,
     failures: AtomicU64,
     state: EndpointState,
     load: EndpointLoad,
+    latencies: LatencyCounts,
     /// For consistent hashing; the same on every gateway.
     hash: u64,
 }
 
 fn connector(origin: &EndpointAddress, address: SocketAddr, tls: Option<&UpstreamTls>) -> Connector {
     match (origin.scheme, tls) {
-        (EndpointScheme::Https, Some(tls)) => Connector::tls(address, &origin.host, tls),
+        (scheme, Some(tls)) if scheme.has_tls() => Connector::tls(address, origin.certificate_name(), tls),
         (EndpointScheme::H2c, _) => Connector::h2c(address),
         _ => Connector::plain(address),
     }
 }
-
-/// Ejections in this process, by reason.
-static EJECTIONS: LazyLock<Counters<OutReason>> = LazyLock::new(Counters::default);
 
 impl Endpoint {
     /// `tls` is needed for the scheme `https`.
@@ -113,11 +122,13 @@ impl Endpoint {
             hash: hash_of(name.as_bytes()),
             name: name.into(),
             priority: target.priority,
+            is_remote: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             calls: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             state: EndpointState::default(),
             load,
+            latencies: LatencyCounts::default(),
         }
     }
 
@@ -138,6 +149,14 @@ impl Endpoint {
         &self.origin
     }
 
+    pub(crate) fn set_locality(&self, locality: Locality) {
+        self.is_remote.store(locality == Locality::Remote, Relaxed);
+    }
+
+    pub(crate) fn locality(&self) -> Locality {
+        if self.is_remote.load(Relaxed) { Locality::Remote } else { Locality::Local }
+    }
+
     pub(crate) fn set_weight(&self, weight: u32) {
         self.load.set_weight(weight);
     }
@@ -150,6 +169,16 @@ impl Endpoint {
     /// Records the time to the head of a response; `None`: the call failed.
     pub(crate) fn record_latency(&self, latency: Option<Duration>, now: Instant) {
         self.load.record_latency(latency, millis(now));
+    }
+
+    /// Records the time to the head of a response, for the percentiles.
+    pub(crate) fn count_latency(&self, latency: Duration, now: Instant) {
+        self.latencies.record(latency, millis(now));
+    }
+
+    /// The median and the 99th percentile of the last responses; `None` without any.
+    pub(crate) fn percentiles(&self, now: Instant) -> Option<[Duration; 2]> {
+        self.latencies.percentiles([50, 99], millis(now))
     }
 
     pub(crate) fn in_flight(&self) -> usize {
@@ -186,7 +215,6 @@ impl Endpoint {
     }
 
     pub(crate) fn eject(&self, reason: OutReason, config: &EjectConfig, now: Instant) {
-        EJECTIONS.inc(reason);
         self.report(self.state.eject(reason, (config, millis(now))));
     }
 
@@ -215,12 +243,6 @@ impl Endpoint {
             }
         }
     }
-}
-
-/// Exposes `tidegate_upstream_ejections_total`.
-pub(crate) fn expose() {
-    let help = "Endpoints ejected because of their responses, by reason.";
-    crate::metrics::expose_counters("tidegate_upstream_ejections", help, &EJECTIONS);
 }
 
 /// A request in flight at an endpoint. Dropping the guard ends the count.
@@ -385,5 +407,25 @@ mod tests {
         let now = Instant::now();
         let _busy = [0, 2].map(|index: usize| InFlightGuard::new(Arc::clone(&set.list()[index])));
         assert!((0..6).all(|_| port(set.select(&[], at(now))) == Some(2)));
+    }
+
+    #[test]
+    fn own_zone_is_preferred_while_half_of_its_endpoints_are_available() {
+        let list = endpoints(6).list().to_vec();
+        list[2..].iter().for_each(|endpoint| endpoint.set_locality(Locality::Remote));
+        let set = EndpointSet::new(list, BalanceConfig::default(), 1.0);
+        let (config, now) = (EjectConfig::default(), Instant::now());
+        let selected = || {
+            let mut ports: Vec<_> = (0..60).filter_map(|_| port(set.select(&[], at(now)))).collect();
+            ports.sort_unstable();
+            ports.dedup();
+            ports
+        };
+        assert_eq!(selected(), [1, 2]);
+        set.list()[0].eject(OutReason::Failures, &config, now);
+        assert_eq!(selected(), [2]);
+        set.list()[1].eject(OutReason::Failures, &config, now);
+        assert_eq!(selected(), [3, 4, 5, 6]);
+        assert_eq!(port(set.select(&set.list()[2..], at(now))), Some(1), "the last resort");
     }
 }

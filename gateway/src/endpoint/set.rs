@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::{BalancePolicy, Endpoint, EndpointAvailability, millis};
+use super::{BalancePolicy, Endpoint, EndpointAvailability, Locality, millis};
 
 /// Up to this number of endpoints all are compared; of more, two that are chosen at random. Two
 /// choices are nearly as good (Mitzenmacher), and several gateways do not all choose the same one.
@@ -40,6 +40,8 @@ pub(crate) struct Pick {
 pub(crate) struct EndpointSet {
     list: Vec<Arc<Endpoint>>,
     balance: BalanceConfig,
+    /// Whether some endpoints are in other zones.
+    has_zones: bool,
     /// The number of endpoints that may be out at a time.
     out_max: usize,
     /// The number of selections.
@@ -54,7 +56,8 @@ impl EndpointSet {
     pub(crate) fn new(list: Vec<Arc<Endpoint>>, balance: BalanceConfig, share: f64) -> Self {
         // Both are small: a set has some thousand endpoints at most.
         let out_max = (list.len() as f64 * share) as usize;
-        EndpointSet { list, balance, out_max, next: AtomicU64::new(0) }
+        let has_zones = list.iter().any(|endpoint| endpoint.locality() == Locality::Remote);
+        EndpointSet { list, balance, has_zones, out_max, next: AtomicU64::new(0) }
     }
 
     pub(crate) fn list(&self) -> &[Arc<Endpoint>] {
@@ -97,6 +100,7 @@ impl EndpointSet {
     /// The untried endpoints of the best preference.
     fn candidates(&self, tried: &[Arc<Endpoint>], now: Instant) -> Candidates<'_> {
         let last = tried.last().map(|endpoint| endpoint.address().is_ipv4());
+        let prefers_zone = self.has_zones && self.prefers_zone(now);
         let mut is_panicking = None;
         let mut candidates = Candidates::new();
         let mut best = None;
@@ -110,7 +114,9 @@ impl EndpointSet {
                 }
                 availability => availability,
             };
-            let preference = (availability, endpoint.priority, last == Some(endpoint.address().is_ipv4()));
+            let is_remote = prefers_zone && endpoint.locality() == Locality::Remote;
+            let is_same_family = last == Some(endpoint.address().is_ipv4());
+            let preference = (availability, endpoint.priority, is_remote, is_same_family);
             match best {
                 Some(known) if preference > known => continue,
                 Some(known) if preference == known => {}
@@ -122,6 +128,14 @@ impl EndpointSet {
             candidates.push(endpoint);
         }
         candidates
+    }
+
+    /// Whether the zone of this node is preferred: at least half of its endpoints are available.
+    /// Fewer would be overloaded by what is meant for all of them.
+    fn prefers_zone(&self, now: Instant) -> bool {
+        let local = || self.list.iter().filter(|endpoint| endpoint.locality() == Locality::Local);
+        let available = local().filter(|endpoint| endpoint.availability(now) == EndpointAvailability::Available);
+        2 * available.count() >= local().count()
     }
 
     /// Each in turn, as often as its weight says.

@@ -11,6 +11,7 @@ use super::{
     BalanceConfig, BalancePolicy, CallOutcome, EjectConfig, Endpoint, EndpointAddress, EndpointSet, EndpointTarget,
     InFlightGuard, Pick,
 };
+use crate::picture::{self, Panel};
 
 /// One simulated endpoint: it serves `parallel` calls at a time, each for `service`.
 #[derive(Clone, Copy)]
@@ -205,4 +206,76 @@ fn share_of_a_joining_endpoint_grows_in_its_slow_start() {
     let shares = [0, 5, 10].map(|seconds| share(Duration::from_secs(seconds)));
     let expected = [0.1 / 3.1, 0.5 / 3.5, 0.25];
     assert!(shares.iter().zip(expected).all(|(share, expected)| (share - expected).abs() < 0.01), "{shares:?}");
+}
+
+const POLICIES: [(BalancePolicy, &str); 4] = [
+    (BalancePolicy::RoundRobin, "round-robin"),
+    (BalancePolicy::LeastRequest, "least-request"),
+    (BalancePolicy::Ewma, "ewma"),
+    (BalancePolicy::ConsistentHash, "consistent-hash"),
+];
+
+/// The part of the keys that move when an endpoint joins `count` others.
+fn moved(count: usize) -> f64 {
+    const KEYS: u64 = 20_000;
+    let (all, now) = (endpoints(count + 1), Instant::now());
+    let choose = |list: &[Arc<Endpoint>]| -> Vec<Arc<str>> {
+        let set = set(list.to_vec(), BalancePolicy::ConsistentHash);
+        (0..KEYS).map(|key| Arc::clone(&set.select(&[], Pick { now, hash: mix(key) }).expect("one").name)).collect()
+    };
+    let (before, after) = (choose(&all[..count]), choose(&all));
+    before.iter().zip(&after).filter(|(a, b)| a != b).count() as f64 / KEYS as f64
+}
+
+#[test]
+fn policies_in_the_documentation_are_as_simulated() {
+    let mut slow = [FAST; 10];
+    slow[3].service = 10 * FAST.service;
+    let mut failing = [FAST; 4];
+    failing[1] = Server { service: Duration::from_micros(200), fails: true, ..FAST };
+    let millis = |time: Duration| time.as_secs_f64() * 1e3;
+    let mut table = "| policy | calls of the slow endpoint | p50 ms | p90 ms | p99 ms | calls of the failing endpoint |\n|---|---|---|---|---|---|\n".to_owned();
+    let mut curves = Vec::new();
+    for (policy, name) in POLICIES {
+        let (load, fail_load) = ((40_000, Duration::from_micros(400)), (40_000, Duration::from_micros(600)));
+        let (slowed, failed) = (run(policy, &slow, load), run(policy, &failing, fail_load));
+        let share = |calls: usize| 100.0 * calls as f64 / 40_000.0;
+        let [p50, p90, p99] = [50, 90, 99].map(|percent| millis(slowed.percentile(percent)));
+        table += &format!(
+            "| `{name}` | {:.1} % | {p50:.0} | {p90:.0} | {p99:.0} | {:.1} % |\n",
+            share(slowed.calls[3]),
+            share(failed.calls[1])
+        );
+        curves
+            .push((0..100).map(|percent| (f64::from(percent), millis(slowed.percentile(percent as usize)))).collect());
+    }
+    let counts = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32];
+    let moves: Vec<(f64, f64)> = counts.iter().map(|count| (*count as f64, 100.0 * moved(*count))).collect();
+    let ideal = counts.iter().map(|count| (*count as f64, 100.0 / (*count + 1) as f64)).collect();
+    table += "\n| endpoints before one joins | keys that move | of the ideal |\n|---|---|---|\n";
+    for (count, part) in &moves {
+        table += &format!("| {count:.0} | {part:.1} % | {:.2} |\n", part * (count + 1.0) / 100.0);
+        assert!(part * (count + 1.0) <= 120.0, "{count}: {part}");
+    }
+    picture::assert_table("balancing", &table);
+    let panels = [
+        Panel {
+            title: "latency by percentile, one of ten endpoints ten times slower (ms)".to_owned(),
+            across: ("%", 100.0),
+            highest: 200.0,
+            lines: curves,
+        },
+        Panel {
+            title: "keys that move when an endpoint joins, and 1/n (%)".to_owned(),
+            across: ("endpoints", 32.0),
+            highest: 60.0,
+            lines: vec![moves, ideal],
+        },
+    ];
+    let title = (
+        "Selection of endpoints",
+        "Simulated with a virtual clock; no endpoint is ejected, so that selection alone is seen.",
+    );
+    let legend = POLICIES.map(|(_, name)| name);
+    picture::assert_file("pictures/balancing.svg", &picture::draw(title, &legend, &panels));
 }

@@ -5,6 +5,8 @@
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -16,7 +18,27 @@ use super::socket::{self, poll_system_call};
 use super::tls_stream::TlsStream;
 
 /// A connection, bound to the thread that polls it.
-pub(crate) struct TransportStream(RefCell<Transport>);
+pub(crate) struct TransportStream {
+    transport: RefCell<Transport>,
+    /// Counts the connection until its end.
+    _count: Option<OpenConnection>,
+}
+
+/// One of several open connections. A drop ends its count.
+pub(crate) struct OpenConnection(Arc<AtomicUsize>);
+
+impl OpenConnection {
+    pub(crate) fn count(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Relaxed);
+        OpenConnection(Arc::clone(open))
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
 
 /// Socket of a connection: plain TCP, or TLS over TCP after its handshake.
 enum Transport {
@@ -51,29 +73,36 @@ impl Transport {
 
 impl TransportStream {
     pub(crate) fn plain(stream: TcpStream) -> Self {
-        TransportStream(RefCell::new(Transport::Plain(stream)))
+        TransportStream { transport: RefCell::new(Transport::Plain(stream)), _count: None }
     }
 
     /// A connection of a client.
     pub(crate) fn tls(stream: server::TlsStream<TcpStream>) -> Self {
         let (tcp, session) = stream.into_inner();
-        TransportStream(RefCell::new(Transport::Tls(Box::new(TlsStream::new(tcp, session.into())))))
+        let transport = Transport::Tls(Box::new(TlsStream::new(tcp, session.into())));
+        TransportStream { transport: RefCell::new(transport), _count: None }
     }
 
     /// A connection to a server.
     pub(crate) fn tls_client(stream: client::TlsStream<TcpStream>) -> Self {
         let (tcp, session) = stream.into_inner();
-        TransportStream(RefCell::new(Transport::Tls(Box::new(TlsStream::new(tcp, session.into())))))
+        let transport = Transport::Tls(Box::new(TlsStream::new(tcp, session.into())));
+        TransportStream { transport: RefCell::new(transport), _count: None }
+    }
+
+    /// Counts the connection as long as it is open.
+    pub(crate) fn counted(self, count: OpenConnection) -> Self {
+        TransportStream { _count: Some(count), ..self }
     }
 
     /// A stream of a connection that others share.
     pub(crate) fn shared(stream: Box<dyn SharedByteStream>) -> Self {
-        TransportStream(RefCell::new(Transport::Shared(stream)))
+        TransportStream { transport: RefCell::new(Transport::Shared(stream)), _count: None }
     }
 
     /// Reads available bytes into `space`; 0 is the end of the stream. Cancel safe.
     pub(crate) fn poll_read(&self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
-        match &mut *self.0.borrow_mut() {
+        match &mut *self.transport.borrow_mut() {
             Transport::Plain(stream) => {
                 poll_system_call(stream, cx, Interest::READABLE, || socket::receive(stream, space))
             }
@@ -86,7 +115,7 @@ impl TransportStream {
     /// be read. One system call.
     pub(crate) fn is_closed_by_peer(&self) -> bool {
         let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        let cell = self.0.borrow();
+        let cell = self.transport.borrow();
         let Some(tcp) = cell.tcp() else { return false };
         let mut asked = [PollFd::new(tcp, PollFlags::RDHUP)];
         let found = rustix::event::poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
@@ -95,7 +124,7 @@ impl TransportStream {
 
     /// Ready when a read may succeed. The readiness can be spurious: the read may still be pending.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self.0.borrow_mut() {
+        match &mut *self.transport.borrow_mut() {
             Transport::Plain(stream) => socket::poll_readable(stream, cx),
             Transport::Tls(stream) => stream.poll_readable(cx),
             Transport::Shared(_) => Poll::Ready(Ok(())),
@@ -105,7 +134,7 @@ impl TransportStream {
     /// Ready when an idle connection is closed or has got bytes that no request asked for. With
     /// TLS, records without content (such as session tickets) are read and do not count.
     pub(crate) fn poll_unsolicited(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let is_plain = matches!(&*self.0.borrow(), Transport::Plain(_));
+        let is_plain = matches!(&*self.transport.borrow(), Transport::Plain(_));
         if is_plain {
             return self.poll_readable(cx).map(|_| ());
         }
@@ -122,7 +151,7 @@ impl TransportStream {
 
     /// Writes from several slices, not all empty. With TLS, also flushes.
     pub(crate) fn poll_write_slices(&self, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let written = match &mut *self.0.borrow_mut() {
+        let written = match &mut *self.transport.borrow_mut() {
             Transport::Plain(stream) => {
                 ready!(poll_system_call(stream, cx, Interest::WRITABLE, || socket::send(stream, slices)))?
             }
@@ -143,7 +172,7 @@ impl TransportStream {
     /// slices; with TLS 0, because the records that were already prepared are written. `None`: the
     /// socket accepts no byte, or there is none.
     pub(crate) fn write_unready(&self, first: &[u8], second: &[u8]) -> io::Result<Option<usize>> {
-        let written = match &mut *self.0.borrow_mut() {
+        let written = match &mut *self.transport.borrow_mut() {
             Transport::Plain(_) if first.is_empty() && second.is_empty() => return Ok(None),
             Transport::Plain(stream) => {
                 let slices = [IoSlice::new(first), IoSlice::new(second)];
@@ -164,7 +193,7 @@ impl TransportStream {
 
     /// Flushes the TLS buffer; does nothing for plain TCP.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self.0.borrow_mut() {
+        match &mut *self.transport.borrow_mut() {
             Transport::Plain(_) | Transport::Shared(_) => Poll::Ready(Ok(())),
             Transport::Tls(stream) => stream.poll_flush(cx),
         }
@@ -181,7 +210,7 @@ impl TransportStream {
 
     /// Shuts down the sending side. With TLS, `close_notify` is sent first.
     pub(crate) fn poll_shutdown(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self.0.borrow_mut() {
+        match &mut *self.transport.borrow_mut() {
             Transport::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tls(stream) => stream.poll_shutdown(cx),
             Transport::Shared(stream) => Poll::Ready(stream.shutdown()),
@@ -193,7 +222,7 @@ impl TransportStream {
     pub(crate) fn reset_on_close(&self) {
         // If setting the option fails, the close is an ordinary one. The framing then still shows
         // the client that bytes are missing.
-        let cell = self.0.borrow();
+        let cell = self.transport.borrow();
         let Some(tcp) = cell.tcp() else { return };
         if let Err(error) = socket2::SockRef::from(tcp).set_linger(Some(std::time::Duration::ZERO)) {
             tracing::debug!(%error, "failed to set SO_LINGER");

@@ -392,7 +392,11 @@ fn end_failed(leader: FillLeader, kind: ErrorKind, requests_sent: u32) {
         ErrorKind::ClientGone => drop(leader),
         // A second attempt would fail at once too, or make every waiting request wait for as long
         // again.
-        ErrorKind::BreakerOpen | ErrorKind::Timeout | ErrorKind::TotalTimeout | ErrorKind::ConnectTimeout => {
+        ErrorKind::BreakerOpen
+        | ErrorKind::ConcurrencyLimit
+        | ErrorKind::Timeout
+        | ErrorKind::TotalTimeout
+        | ErrorKind::ConnectTimeout => {
             leader.end(FetchEnd::Fail(kind));
         }
         kind if requests_sent > 1 => leader.end(FetchEnd::Fail(kind)),

@@ -33,7 +33,7 @@ use crate::record::RequestRecord;
 use crate::route::Route;
 use crate::upstream::{
     AttemptError, CallRepeats, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange,
-    UpstreamResponse,
+    UpstreamResponse, UpstreamResult,
 };
 use crate::{hop, identify};
 
@@ -239,12 +239,13 @@ impl UpstreamCall<'_> {
             Error::BreakerOpen
         })?;
         breaker.announce(change);
-        let (permit, requests_sent) = (RefCell::new(permit), Cell::new(0));
+        let (permit, requests_sent, sent_at) = (RefCell::new(permit), Cell::new(0), Cell::new(now.into_std()));
         let on_sent = || {
             requests_sent.set(requests_sent.get() + 1);
             // The time of a request without a body began with its admission.
             if start == CallStart::OnRequestSent {
-                permit.borrow_mut().start(Instant::now().into_std());
+                sent_at.set(std::time::Instant::now());
+                permit.borrow_mut().start(sent_at.get());
             }
         };
         let hedges = route.config.hedge;
@@ -260,6 +261,11 @@ impl UpstreamCall<'_> {
             exchange
         });
         let permit = permit.into_inner();
+        let stats = target.upstream.stats();
+        stats.results.inc(match &result {
+            Ok(_) => UpstreamResult::of_status(response.status),
+            Err(failure) => UpstreamResult::of_error(&failure.error),
+        });
         // A call that says nothing about the upstream has no verdict: its permit is dropped.
         let succeeded = match &result {
             Ok(exchange) if exchange.is_outlier() => None,
@@ -273,8 +279,16 @@ impl UpstreamCall<'_> {
             }
             Some(succeeded) => {
                 let now = std::time::Instant::now();
-                if let Some(slot) = slot.filter(|_| succeeded) {
+                // The time of a retry is not that of one call.
+                if let Some(slot) = slot.filter(|_| succeeded && requests_sent.get() == 1) {
                     slot.succeed(now);
+                }
+                if let Ok(exchange) = &result
+                    && requests_sent.get() == 1
+                {
+                    let took = now.saturating_duration_since(sent_at.get());
+                    stats.durations.observe(took);
+                    exchange.count_latency(took, now);
                 }
                 let (call, change) = permit.record(succeeded, now);
                 breaker.announce(change);

@@ -14,8 +14,8 @@ use crate::identify::CallerIdentifier;
 use crate::identify::auth::Authenticator;
 use crate::limit;
 use crate::pipeline::Snapshot;
-use crate::route::{Mirror, Route, RouteAction, RouteTarget, Routes};
-use crate::upstream::Upstream;
+use crate::route::{ForwardAuth, Mirror, Route, RouteAction, RouteTarget, Routes};
+use crate::upstream::{Upstream, UpstreamConfig};
 
 pub(super) fn store(config: &Config) -> Result<Arc<Store<CacheMeta>>, StoreConfigError> {
     let memory_bytes = usize::try_from(config.cache.memory_bytes).unwrap_or(usize::MAX);
@@ -45,10 +45,11 @@ pub(super) fn snapshot(
         .upstreams
         .iter()
         .map(|upstream| {
+            let upstream = UpstreamConfig { own_zone: config.server.zone.clone(), ..upstream.clone() };
             let old = old.and_then(|old| old.upstreams.iter().find(|old| old.config().name == upstream.name));
             match old {
-                Some(old) if old.config() == upstream => Arc::clone(old),
-                old => Arc::new(Upstream::new(upstream.clone(), old.map(|old| &**old))),
+                Some(old) if *old.config() == upstream => Arc::clone(old),
+                old => Arc::new(Upstream::new(upstream, old.map(|old| &**old))),
             }
         })
         .collect();
@@ -75,6 +76,11 @@ pub(super) fn snapshot(
             let kept = previous_route.and_then(|old| old.authenticator.as_ref()).filter(|old| old.config() == config);
             kept.map_or_else(|| Arc::new(Authenticator::new(config.clone())), Arc::clone)
         });
+        let forward_auth = route.forward_auth.as_ref().map(|config| {
+            let target = target_of(Arc::clone(&upstreams[config.upstream]));
+            let old = previous_route.and_then(|old| old.forward_auth.as_ref());
+            ForwardAuth::replacing(old, config, target)
+        });
         let index = routes.len();
         let key = route.key();
         routes.push(Route {
@@ -88,6 +94,7 @@ pub(super) fn snapshot(
             cost,
             counters,
             authenticator,
+            forward_auth,
         });
     }
     let user_classes = config.limit.weights.iter().map(|(name, _)| name.clone()).collect();

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -85,6 +85,11 @@ impl<'a> UpstreamExchange<'a> {
     /// The name of the endpoint that responded.
     pub(crate) fn endpoint(&self) -> Arc<str> {
         Arc::clone(&self.in_flight.endpoint().name)
+    }
+
+    /// Counts the time to the head of the response at its endpoint.
+    pub(crate) fn count_latency(&self, latency: Duration, now: Instant) {
+        self.in_flight.endpoint().count_latency(latency, now);
     }
 
     /// Whether the client has not delivered its whole request. A failure of the upstream until then

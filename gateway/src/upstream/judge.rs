@@ -1,9 +1,10 @@
 //! Judges the endpoints of an upstream by their calls, and ejects those that fail too often.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use super::stats::UpstreamStats;
 use crate::endpoint::{CallOutcome, EjectConfig, Endpoint, EndpointSet, InFlightGuard, OutReason};
 
 /// The endpoints of one upstream, with the rule by which one is ejected.
@@ -13,11 +14,12 @@ pub(super) struct EndpointJudge {
     pub(super) set: ArcSwap<EndpointSet>,
     /// Held while an endpoint is ejected, so that threads together keep to the share.
     ejecting: Mutex<()>,
+    pub(super) stats: Arc<UpstreamStats>,
 }
 
 impl EndpointJudge {
-    pub(super) fn new(config: EjectConfig, set: EndpointSet) -> Self {
-        EndpointJudge { config, set: ArcSwap::from_pointee(set), ejecting: Mutex::default() }
+    pub(super) fn new(config: EjectConfig, set: EndpointSet, stats: Arc<UpstreamStats>) -> Self {
+        EndpointJudge { config, set: ArcSwap::from_pointee(set), ejecting: Mutex::default(), stats }
     }
 
     /// Records the result of a call at its endpoint, which is ejected if it fails too often.
@@ -42,6 +44,7 @@ impl EndpointJudge {
         if let Some(reason) = reason {
             let _ejecting = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
             if !endpoint.is_out(now) && set.may_eject(now) {
+                self.stats.ejections.inc(reason);
                 endpoint.eject(reason, &self.config, now);
             }
         }

@@ -9,6 +9,7 @@ mod pool;
 mod replay;
 mod retry;
 mod latency;
+mod stats;
 mod judge;
 mod exchange;
 mod open;
@@ -29,12 +30,14 @@ pub(crate) use health::{HealthConfig, check_health};
 pub(crate) use pool::sweep;
 pub(crate) use replay::KEPT_MAX as REPLAY_BYTES_MAX;
 pub(crate) use retry::RetryConfig;
+pub(crate) use stats::{UpstreamResult, UpstreamStats};
 
 use crate::concurrency::{ConcurrencyConfig, ConcurrencyLimit, ConcurrencyRejection};
 use crate::connect::UpstreamTls;
 use crate::discovery::StaticSource;
 use crate::endpoint::{
-    BalanceConfig, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet, EndpointTarget,
+    BalanceConfig, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet, EndpointTarget, Locality,
+    OutReason,
 };
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::upstream_connection::http2_connections;
@@ -62,6 +65,10 @@ pub(crate) struct UpstreamConfig {
     pub(crate) hash_by: HashKey,
     /// The weights of `endpoints`.
     pub(crate) weights: Vec<u32>,
+    /// The zones of `endpoints`.
+    pub(crate) zones: Vec<Option<String>>,
+    /// The zone of this node, which is preferred; `None`: none is.
+    pub(crate) own_zone: Option<String>,
     /// Limit for opening a connection.
     pub(crate) connect_timeout: Duration,
     /// From the complete request sent to the head of the response.
@@ -86,7 +93,7 @@ pub(crate) struct UpstreamConfig {
 impl UpstreamConfig {
     /// An upstream with the defaults of every key except its endpoints.
     pub(crate) fn new(name: Arc<str>, endpoints: Vec<EndpointAddress>) -> Self {
-        let weights = vec![1; endpoints.len()];
+        let (weights, zones) = (vec![1; endpoints.len()], vec![None; endpoints.len()]);
         UpstreamConfig {
             name,
             endpoints,
@@ -94,6 +101,8 @@ impl UpstreamConfig {
             balance: BalanceConfig::default(),
             hash_by: HashKey::default(),
             weights,
+            zones,
+            own_zone: None,
             connect_timeout: Duration::from_secs(1),
             timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
@@ -169,13 +178,14 @@ impl Upstream {
         let before = old.map(|old| old.judge.set.load_full());
         let list = merge(&config, &known, before.as_deref().map_or(&[], EndpointSet::list));
         let set = EndpointSet::new(list, config.balance, config.eject.share);
-        let judge = Arc::new(EndpointJudge::new(config.eject.clone(), set));
-        let budget = old.map(|old| Arc::clone(&old.budget)).unwrap_or_default();
-        let latencies = old.map(|old| Arc::clone(&old.latencies)).unwrap_or_default();
+        let stats = old.map(|old| Arc::clone(&old.judge.stats)).unwrap_or_default();
+        let judge = Arc::new(EndpointJudge::new(config.eject.clone(), set, stats));
         let limit = config.concurrency.map(|bounds| {
             let kept = old.and_then(|old| old.limit.as_ref()).filter(|limit| *limit.config() == bounds);
             kept.map_or_else(|| Arc::new(ConcurrencyLimit::new(bounds, std::time::Instant::now())), Arc::clone)
         });
+        let budget = old.map(|old| Arc::clone(&old.budget)).unwrap_or_default();
+        let latencies = old.map(|old| Arc::clone(&old.latencies)).unwrap_or_default();
         Upstream { config, limit, judge, known: Mutex::new(known), answered: watch::Sender::new(()), budget, latencies }
     }
 
@@ -186,6 +196,11 @@ impl Upstream {
     /// The limit of calls in progress; `None`: there is none.
     pub(crate) fn limit(&self) -> Option<&Arc<ConcurrencyLimit>> {
         self.limit.as_ref()
+    }
+
+    /// Counts of calls, for metrics.
+    pub(crate) fn stats(&self) -> &UpstreamStats {
+        &self.judge.stats
     }
 
     /// The current endpoints.
@@ -253,6 +268,9 @@ impl Upstream {
         let endpoints = set.list().iter().map(|endpoint| {
             let (calls, failures) = endpoint.calls();
             let out = endpoint.out(now);
+            let latencies = endpoint.percentiles(now);
+            let millis = |latency: Duration| latency.as_secs_f64() * 1e3;
+            let [http1, http2] = endpoint.connector.open_connections();
             serde_json::json!({
                 "name": &*endpoint.name,
                 "state": endpoint.availability(now).as_str(),
@@ -261,6 +279,9 @@ impl Upstream {
                 "in_flight": endpoint.in_flight(),
                 "calls": calls,
                 "failures": failures,
+                "latency_p50_ms": latencies.map(|[p50, _]| millis(p50)),
+                "latency_p99_ms": latencies.map(|[_, p99]| millis(p99)),
+                "connections": { "1.1": http1, "2": http2 },
             })
         });
         serde_json::json!({
@@ -289,19 +310,24 @@ impl Upstream {
 /// The endpoints of all known targets: those of `before` where they are the same.
 fn merge(config: &UpstreamConfig, known: &[KnownTargets], before: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
     let mut list: Vec<Arc<Endpoint>> = Vec::new();
-    for ((origin, known), weight) in config.endpoints.iter().zip(known).zip(&config.weights) {
+    for (index, (origin, known)) in config.endpoints.iter().zip(known).enumerate() {
+        let weight = config.weights.get(index).copied().unwrap_or(1);
+        let zone = config.zones.get(index).and_then(Option::as_ref).zip(config.own_zone.as_ref());
+        let locality = if zone.is_some_and(|(zone, own)| zone != own) { Locality::Remote } else { Locality::Local };
         let KnownTargets::Some(targets) = known else { continue };
         for target in targets {
-            let target = &EndpointTarget { weight: target.weight.saturating_mul(*weight), ..*target };
+            let target = &EndpointTarget { weight: target.weight.saturating_mul(weight), ..*target };
             let tls = config.tls.as_ref();
             let kept = before.iter().find(|endpoint| endpoint.is(origin, *target, tls)).map(Arc::clone);
             list.push(match kept {
                 Some(endpoint) => {
                     endpoint.set_weight(target.weight);
+                    endpoint.set_locality(locality);
                     endpoint
                 }
                 None => {
                     let endpoint = Endpoint::new(&config.name, origin, *target, tls);
+                    endpoint.set_locality(locality);
                     if !before.is_empty() {
                         endpoint.begin_slow_start(std::time::Instant::now());
                     }
@@ -316,6 +342,7 @@ fn merge(config: &UpstreamConfig, known: &[KnownTargets], before: &[Arc<Endpoint
 /// Exposes the metrics of upstreams. `for_each` visits the current upstreams at scrape time.
 pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send + Sync + 'static) {
     expose_concurrency(for_each.clone());
+    expose_calls(for_each.clone());
     let help = "Endpoints of each upstream by state.";
     let upstreams = for_each.clone();
     metrics::expose_gauge_with("tidegate_upstream_endpoints", help, move |emit| {
@@ -364,6 +391,54 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send
     metrics::expose_counter_with("tidegate_upstream_retries_denied", help, move |emit| {
         for_each(&mut |upstream| emit(&[("upstream", &*upstream.config.name)], upstream.budget.denied()));
     });
+}
+
+/// Exposes the results of the calls of upstreams.
+fn expose_calls(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send + Sync + 'static) {
+    let each = for_each.clone();
+    metrics::expose_counter_with("tidegate_upstream_requests", "Calls of each upstream by result.", move |emit| {
+        each(&mut |upstream| {
+            for result in UpstreamResult::ALL {
+                let labels = [("upstream", &*upstream.config.name), (UpstreamResult::NAME, result.as_str())];
+                emit(&labels, upstream.stats().results.get(*result));
+            }
+        });
+    });
+    let each = for_each.clone();
+    metrics::expose_histogram_with(
+        "tidegate_upstream_request_duration_seconds",
+        "From the complete request to the head of the response, of calls without a retry.",
+        move |emit| each(&mut |upstream| emit(&[("upstream", &upstream.config.name)], &upstream.stats().durations)),
+    );
+    let each = for_each.clone();
+    metrics::expose_counter_with(
+        "tidegate_upstream_ejections",
+        "Endpoints ejected because of their responses, by reason.",
+        move |emit| {
+            each(&mut |upstream| {
+                for reason in OutReason::ALL {
+                    let labels = [("upstream", &*upstream.config.name), (OutReason::NAME, reason.as_str())];
+                    emit(&labels, upstream.stats().ejections.get(*reason));
+                }
+            });
+        },
+    );
+    metrics::expose_gauge_with(
+        "tidegate_upstream_connections",
+        "Open connections to the endpoints of each upstream, by protocol.",
+        move |emit| {
+            for_each(&mut |upstream| {
+                let mut sums = [0; 2];
+                for endpoint in upstream.endpoints().list() {
+                    let open = endpoint.connector.open_connections();
+                    sums = [sums[0] + open[0], sums[1] + open[1]];
+                }
+                for (protocol, count) in ["1.1", "2"].into_iter().zip(sums) {
+                    emit(&[("upstream", &upstream.config.name), ("network_protocol_version", protocol)], count as f64);
+                }
+            });
+        },
+    );
 }
 
 /// Exposes the concurrency limits of upstreams that have one.

@@ -206,7 +206,7 @@ fn parse_name_server(text: &str) -> Result<SocketAddr, ConfigProblem> {
 /// Scheme, host and port of an endpoint. Also parses `--upstream`.
 pub(in crate::config) fn parse_endpoint(text: &str) -> Result<EndpointAddress, ConfigProblem> {
     // The text never appears in a message: it may contain a password.
-    let hint = "write \"http://HOST:PORT\", \"https://HOST:PORT\", \"h2c://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records";
+    let hint = "write \"http://HOST:PORT\", \"https://HOST:PORT\", \"h2c://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records, with TLS \"srv+https://...\"";
     let problem = |reason: &str| ConfigProblem::bad_value(format!("not an endpoint: {reason}")).hint(hint);
     let uri: Uri = text.parse().map_err(|_| problem("it is not a URL"))?;
     let scheme = match uri.scheme_str() {
@@ -233,13 +233,14 @@ pub(in crate::config) fn parse_endpoint(text: &str) -> Result<EndpointAddress, C
     if host.is_empty() {
         return Err(problem("it has no host"));
     }
-    if scheme == EndpointScheme::Https && ServerName::try_from(host).is_err() {
+    let address = EndpointAddress { scheme, host: host.to_ascii_lowercase(), port };
+    if scheme.has_tls() && ServerName::try_from(address.certificate_name()).is_err() {
         return Err(problem("a certificate cannot name its host"));
     }
-    if scheme == EndpointScheme::Srv && host.parse::<IpAddr>().is_ok() {
+    if scheme.is_service() && host.parse::<IpAddr>().is_ok() {
         return Err(problem("an address has no SRV records"));
     }
-    Ok(EndpointAddress { scheme, host: host.to_ascii_lowercase(), port })
+    Ok(address)
 }
 
 fn parse_statuses(text: &str) -> Result<u16, ConfigProblem> {

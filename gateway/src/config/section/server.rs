@@ -24,6 +24,7 @@ pub(super) fn server(root: &TableReader<'_>) -> ServerConfig {
     root.table("server", |table| ServerConfig {
         workers: index(table.value_or("workers", &IntegerRange(0..=1_024), index_of(default.workers))),
         node: table.value_or("node", &formats::NAME, default.node),
+        zone: table.optional("zone", &formats::NAME).map(|zone| zone.value),
         drain_timeout: table.value_or("drain_timeout", &DurationRange(Duration::ZERO..=HOUR), default.drain_timeout),
         paths: table.table("paths", |paths| path_rules(paths, default.paths)),
     })

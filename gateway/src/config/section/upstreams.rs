@@ -17,7 +17,7 @@ use crate::breaker::{BreakerConfig, BreakerMode, BreakerScope};
 use crate::concurrency::ConcurrencyConfig;
 use crate::connect::{UpstreamProtocol, UpstreamTls, UpstreamTlsConfig, UpstreamTlsVersion};
 use crate::discovery::DnsConfig;
-use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress, EndpointScheme};
+use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress};
 use crate::upstream::{HealthConfig, RetryConfig, UpstreamConfig};
 
 pub(super) fn dns(root: &TableReader<'_>) -> DnsConfig {
@@ -53,7 +53,7 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
             table.context.error(&endpoint.at, ConfigProblem::new(FaultCode::Duplicate, "duplicate endpoint"));
         }
     }
-    let has_tls = endpoints.iter().any(|endpoint| endpoint.value.0.scheme == EndpointScheme::Https);
+    let has_tls = endpoints.iter().any(|endpoint| endpoint.value.0.scheme.has_tls());
     if table.has("tls") && !has_tls {
         let problem = ConfigProblem::bad_value("no endpoint of this upstream uses TLS");
         table.context.error(&table.location_of(&["tls"]), problem.hint("write \"https://\" in `endpoints`"));
@@ -68,8 +68,13 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
             None
         }
     });
-    let (endpoints, weights) = endpoints.into_iter().map(|endpoint| endpoint.value).unzip();
-    let default = UpstreamConfig::new(name.into(), endpoints);
+    let (mut addresses, mut weights, mut zones) = (Vec::new(), Vec::new(), Vec::new());
+    for Located { value: (address, weight, zone), .. } in endpoints {
+        addresses.push(address);
+        weights.push(weight);
+        zones.push(zone);
+    }
+    let default = UpstreamConfig::new(name.into(), addresses);
     let policy = table.value_or("balance", &BALANCE, default.balance.policy);
     let hash_by = table.value_or("hash_by", &formats::HASH_KEY, default.hash_by);
     if table.has("hash_by") && policy != BalancePolicy::ConsistentHash {
@@ -82,6 +87,7 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         balance: BalanceConfig { policy, slow_start },
         hash_by,
         weights,
+        zones,
         connect_timeout: table.value_or("connect_timeout", &DurationRange(MS..=60 * SECOND), default.connect_timeout),
         timeout: table.value_or("timeout", &DurationRange(MS..=HOUR), default.timeout),
         idle_timeout: table.value_or("idle_timeout", &DurationRange(MS..=HOUR), default.idle_timeout),
@@ -143,35 +149,40 @@ fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
 struct WeightedEndpoint;
 
 impl ValueKind for WeightedEndpoint {
-    type Value = (EndpointAddress, u32);
+    type Value = (EndpointAddress, u32, Option<String>);
 
     fn describe(&self) -> String {
-        format!("{}; or a table `{{ url, weight }}` with a weight of 1 to 1000", formats::ENDPOINT.describe())
+        format!("{}; or a table `{{ url, weight, zone }}` with a weight of 1 to 1000", formats::ENDPOINT.describe())
     }
 
-    fn format(&self, (address, weight): &Self::Value) -> String {
+    fn format(&self, (address, weight, zone): &Self::Value) -> String {
         let url = formats::ENDPOINT.format(address);
-        if *weight == 1 { url } else { format!("{{ url = {url}, weight = {weight} }}") }
+        if *weight == 1 && zone.is_none() {
+            return url;
+        }
+        let zone = zone.as_ref().map(|zone| format!(", zone = \"{zone}\"")).unwrap_or_default();
+        format!("{{ url = {url}, weight = {weight}{zone} }}")
     }
 
     fn read(&self, input: &InputValue<'_>) -> Result<Self::Value, ConfigProblem> {
         let DocumentValue::Table(entries) = &input.node.value else {
-            return Ok((formats::ENDPOINT.read(input)?, 1));
+            return Ok((formats::ENDPOINT.read(input)?, 1, None));
         };
-        let (mut address, mut weight) = (None, 1);
+        let (mut address, mut weight, mut zone) = (None, 1, None);
         for entry in entries {
             let input = InputValue { node: &entry.node, ..*input };
             match &*entry.key {
                 "url" => address = Some(formats::ENDPOINT.read(&input)?),
                 "weight" => weight = IntegerRange(1..=1_000).read(&input)?,
+                "zone" => zone = Some(formats::NAME.read(&input)?),
                 other => {
                     let problem = ConfigProblem::new(FaultCode::UnknownKey, format!("unknown key `{other}`"));
-                    return Err(problem.hint("an endpoint has `url` and `weight`"));
+                    return Err(problem.hint("an endpoint has `url`, `weight` and `zone`"));
                 }
             }
         }
         address
-            .map(|address| (address, weight))
+            .map(|address| (address, weight, zone))
             .ok_or_else(|| ConfigProblem::new(FaultCode::Missing, "`url` is missing"))
     }
 }

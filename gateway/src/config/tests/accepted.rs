@@ -56,7 +56,7 @@ fn minimal_file_equals_upstream_argument() {
 fn every_key_has_effect() {
     let text = r#"
 version = 1
-server = { workers = 3, node = "edge-${PORT}", drain_timeout = "5m", paths = { normalise = "on", encoded_slash = "keep" } }
+server = { workers = 3, node = "edge-${PORT}", zone = "eu-1a", drain_timeout = "5m", paths = { normalise = "on", encoded_slash = "keep" } }
 listen = [{ address = "[::]:${PORT}", proxy_protocol = "optional" }]
 admin = { address = "127.0.0.1:1", token = "a$$b" }
 limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", body_bytes = "0B", header_timeout = "250ms", idle_timeout = "1h", body_rate = "1KiB", get_body = "refuse", http2_memory = "2MiB", connections = 5, connections_per_ip = 4 }
@@ -79,7 +79,7 @@ servers = ["10.0.0.2", "[::1]:5353"]
 timeout = "500ms"
 
 [upstreams.shop]
-endpoints = ["http://A.example", { url = "http://[::1]:81", weight = 3 }]
+endpoints = ["http://A.example", { url = "http://[::1]:81", weight = 3, zone = "eu-1b" }]
 balance = "consistent-hash"
 hash_by = "cookie:Sid"
 slow_start = "8s"
@@ -119,7 +119,13 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     let paths = PathRules { normalise: PathNormalisation::On, encoded_slash: EncodedSlashPolicy::Keep };
     assert_eq!(
         config.server,
-        ServerConfig { workers: 3, node: "edge-9000".to_owned(), drain_timeout: 300 * second, paths }
+        ServerConfig {
+            workers: 3,
+            node: "edge-9000".to_owned(),
+            zone: Some("eu-1a".to_owned()),
+            drain_timeout: 300 * second,
+            paths
+        }
     );
     assert_eq!((config.http.paths, config.cache.paths), (paths, paths));
     assert_eq!(config.listen[0].address.to_string(), "[::]:9000");
@@ -197,6 +203,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     );
     let balance = BalanceConfig { policy: BalancePolicy::ConsistentHash, slow_start: 8 * second };
     assert_eq!((shop.balance, shop.connect_timeout, shop.timeout), (balance, 2 * second, 3 * second));
+    assert_eq!(shop.zones, [None, Some("eu-1b".to_owned())]);
     assert_eq!((&shop.hash_by, &shop.weights[..]), (&HashKey::Cookie("Sid".to_owned()), &[1, 3][..]));
     assert_eq!((shop.idle_timeout, shop.total_timeout), (4 * second, Some(5 * second)));
     assert_eq!(shop.eject, EjectConfig { after: 7, base: 4 * second, share: 0.25 });

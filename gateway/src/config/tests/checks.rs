@@ -126,7 +126,7 @@ mirror = {{ upstream = \"shop\" }}
         [
             "9:10 routes[0].canary: the canary gets no request (set `percent`, or `header = { x-canary = \"1\" }`)",
             "9:23 routes[0].canary.upstream: unknown upstream `shpo` (did you mean `shop`?)",
-            "10:10 routes[0].mirror.upstream: `upstream` is missing",
+            "10:10 routes[0].mirror.upstream: `upstream` is missing (expected a string)",
             "10:22 routes[0].mirror.percent: out of range: expected an integer, 0 to 100",
             "15:10 routes[1].mirror: `mirror` has no effect: the route answers by itself",
         ]
@@ -231,9 +231,10 @@ fn malformed_endpoints_are_errors() {
         ("ftp://a", "its scheme is not known"),
         ("srv://_http._tcp.a:80", "it has a port, which the records of the service name"),
         ("srv://127.0.0.1", "an address has no SRV records"),
+        ("srv+https://_https._tcp.", "a certificate cannot name its host"),
     ] {
         let found = faults(&MINIMAL.replace("http://127.0.0.1:3000", endpoint));
-        let hint = "(write \"http://HOST:PORT\", \"https://HOST:PORT\", \"h2c://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records)";
+        let hint = "(write \"http://HOST:PORT\", \"https://HOST:PORT\", \"h2c://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records, with TLS \"srv+https://...\")";
         assert!(
             found.len() == 1 && found[0].ends_with(&format!("not an endpoint: {want} {hint}")),
             "{endpoint}: {found:?}"

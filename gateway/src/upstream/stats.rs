@@ -1,0 +1,59 @@
+//! Counts of an upstream's calls by result, for metrics. They outlive a reload.
+
+use http::StatusCode;
+
+use crate::endpoint::OutReason;
+use crate::http::attempt::UpstreamConnectionError;
+use crate::http::exchange_clock::Blame;
+use crate::label;
+use crate::metrics::{Counters, Histogram};
+
+label! {
+    /// The result of a call: the class of the response's status, or why there was none.
+    pub(crate) UpstreamResult, "result", {
+        Informational = "1xx",
+        Success = "2xx",
+        Redirection = "3xx",
+        ClientError = "4xx",
+        ServerError = "5xx",
+        /// No connection was opened, or none with TLS.
+        Connect = "connect",
+        Timeout = "timeout",
+        /// The connection or its stream ended before the response, or the response was malformed.
+        Failed = "failed",
+        /// The client has gone, or did not send its request; the gateway ended the call.
+        Cancelled = "cancelled",
+    }
+}
+
+impl UpstreamResult {
+    pub(crate) fn of_status(status: StatusCode) -> Self {
+        match status.as_u16() {
+            100..200 => UpstreamResult::Informational,
+            200..300 => UpstreamResult::Success,
+            300..400 => UpstreamResult::Redirection,
+            400..500 => UpstreamResult::ClientError,
+            _ => UpstreamResult::ServerError,
+        }
+    }
+
+    pub(crate) fn of_error(error: &UpstreamConnectionError) -> Self {
+        match error {
+            _ if error.blame() != Blame::Upstream => UpstreamResult::Cancelled,
+            UpstreamConnectionError::Connect(_)
+            | UpstreamConnectionError::NoAddress
+            | UpstreamConnectionError::Tls(..) => UpstreamResult::Connect,
+            UpstreamConnectionError::Timeout(_) => UpstreamResult::Timeout,
+            _ => UpstreamResult::Failed,
+        }
+    }
+}
+
+/// Counts of an upstream's calls.
+#[derive(Default)]
+pub(crate) struct UpstreamStats {
+    pub(crate) results: Counters<UpstreamResult>,
+    /// From the complete request to the head of its response, of calls without a retry.
+    pub(crate) durations: Histogram,
+    pub(super) ejections: Counters<OutReason>,
+}
