@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use crate::event::Event;
+use crate::http::h2;
 use crate::metrics::{self, Counter, Counters, Label as _};
 use crate::proxy_protocol::ProxyProtocolMode;
 use crate::{label, tls};
@@ -129,6 +130,8 @@ label! {
         Total = "connections",
         /// The limit of the address is reached.
         PerAddress = "connections_per_ip",
+        /// Connections of the address were ended for floods of HTTP/2 frames.
+        Flood = "http2_flood",
     }
 }
 
@@ -302,6 +305,9 @@ impl ConnectionPermit {
     }
 
     fn try_count_address(&mut self, ip: IpAddr) -> Result<(), ConnectionRefusal> {
+        if h2::is_flooding(ip) {
+            return Err(ConnectionRefusal::Flood);
+        }
         let network = ClientNetwork::of(ip);
         let mut addresses = self.table.addresses(network);
         if addresses.get(&network).copied().unwrap_or_default() >= self.table.limits.load().connections_per_ip {

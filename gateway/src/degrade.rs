@@ -137,7 +137,9 @@ impl ErrorResponder<'_> {
 fn retry_after(kind: ErrorKind) -> Option<u64> {
     match kind {
         // Ten tokens of an address are verified each second.
-        ErrorKind::VerificationThrottled | ErrorKind::AuthenticationBusy => Some(1),
+        ErrorKind::VerificationThrottled | ErrorKind::AuthenticationBusy | ErrorKind::VerificationUnavailable => {
+            Some(1)
+        }
         // One more password of an address is verified every 6 s.
         ErrorKind::AuthenticationThrottled => Some(6),
         _ => None,

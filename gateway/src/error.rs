@@ -20,6 +20,7 @@ label! {
         Unauthorized = "unauthorized",
         AuthenticationThrottled = "authentication_throttled",
         AuthenticationBusy = "authentication_busy",
+        VerificationUnavailable = "verification_unavailable",
         BreakerOpen = "breaker_open",
         ConcurrencyLimit = "concurrency_limit",
         Connect = "connect",
@@ -67,6 +68,9 @@ pub(crate) enum Error {
     /// Its password was not verified: too many wait for their verification.
     #[error("too many passwords wait for their verification")]
     AuthenticationBusy,
+    /// The verification service of the route has no answer.
+    #[error("the verification service has no answer")]
+    VerificationUnavailable,
     #[error("circuit breaker is open")]
     BreakerOpen,
     /// The upstream has as many calls in progress as it can serve, and too many wait.
@@ -125,6 +129,7 @@ impl ErrorKind {
             | ErrorKind::Malformed
             | ErrorKind::Timeout
             | ErrorKind::Upstream
+            | ErrorKind::VerificationUnavailable
             | ErrorKind::NotSwitched => Blame::Upstream,
         }
     }
@@ -141,6 +146,7 @@ impl Error {
             Error::Unauthorized => ErrorKind::Unauthorized,
             Error::AuthenticationThrottled => ErrorKind::AuthenticationThrottled,
             Error::AuthenticationBusy => ErrorKind::AuthenticationBusy,
+            Error::VerificationUnavailable => ErrorKind::VerificationUnavailable,
             Error::BreakerOpen => ErrorKind::BreakerOpen,
             Error::ConcurrencyLimit => ErrorKind::ConcurrencyLimit,
             Error::NotSwitched => ErrorKind::NotSwitched,
@@ -203,6 +209,7 @@ impl Error {
             ErrorKind::BreakerOpen
             | ErrorKind::ConcurrencyLimit
             | ErrorKind::SlowReader
+            | ErrorKind::VerificationUnavailable
             | ErrorKind::AuthenticationBusy => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Timeout
             | ErrorKind::TotalTimeout

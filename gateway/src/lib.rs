@@ -60,6 +60,7 @@ pub mod testing {
     pub use crate::http::HttpLimits;
     pub use crate::http::fields::{Fields, KnownField, is_token};
     pub use crate::http::h1::fuzzing;
+    pub use crate::http::h2::fuzzing as h2_fuzzing;
     pub use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
     pub use crate::http::target;
     pub use crate::identify::jwk_set::JwkSet;

@@ -31,6 +31,7 @@ mod shared_body;
 mod response_body;
 mod compress;
 mod degrade;
+mod forward_auth;
 mod admit;
 mod fetch;
 mod lead;

@@ -10,6 +10,7 @@ mod mirror;
 mod cors;
 mod fixed_response;
 mod security_headers;
+mod forward_auth;
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
@@ -23,14 +24,16 @@ use limiter::{Cost, RuleSet};
 use crate::breaker::{Breaker, BreakerMode, BreakerState};
 use crate::cache::key;
 use crate::compress::CompressConfig;
+use crate::error::ErrorKind;
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::fields::Fields;
 use crate::http::message::{OriginEdits, Request, StatusCode};
 use crate::http::target;
 use crate::identify::Caller;
 use crate::identify::auth::{AuthConfig, Authenticator, PrincipalIndex};
-use crate::metrics::{self, Counter, Counters, Label as _};
+use crate::metrics::{self, Counter, Counters, Histogram, Label as _};
 use crate::pages::ErrorPages;
+use crate::record::CacheResult;
 use crate::upstream::Upstream;
 use crate::{cache, degrade, label};
 
@@ -38,6 +41,7 @@ pub(crate) use canary::CanaryConfig;
 pub(crate) use condition::{RouteConditions, ValuePattern};
 pub(crate) use cors::{CorsPolicy, OriginPattern};
 pub(crate) use fixed_response::{FixedResponse, Redirect, RouteAction};
+pub(crate) use forward_auth::{ForwardAuth, ForwardAuthConfig};
 pub(crate) use header_edits::HeaderEdits;
 pub(crate) use mirror::{Mirror, MirrorConfig, MirrorResult};
 pub(crate) use path_pattern::PathPattern;
@@ -92,6 +96,8 @@ pub(crate) struct RouteConfig {
     pub(crate) compress: Option<Box<CompressConfig>>,
     /// The credentials that requests need; `None`: none.
     pub(crate) auth: Option<AuthConfig>,
+    /// The service that decides about requests; `None`: none.
+    pub(crate) forward_auth: Option<ForwardAuthConfig>,
 }
 
 impl RouteConfig {
@@ -121,6 +127,7 @@ impl RouteConfig {
             clients: None,
             compress: None,
             auth: None,
+            forward_auth: None,
         }
     }
 }
@@ -265,6 +272,7 @@ pub(crate) struct Route {
     pub(crate) counters: Arc<RouteCounters>,
     /// Outlives a reload that does not change its file.
     pub(crate) authenticator: Option<Arc<Authenticator>>,
+    pub(crate) forward_auth: Option<Arc<ForwardAuth>>,
 }
 
 /// An upstream with the breaker in front of it.
@@ -350,6 +358,12 @@ impl StatusClass {
 pub(crate) struct RouteCounters {
     pub(crate) responses: Counters<StatusClass>,
     pub(crate) degraded: Counter,
+    /// From the head of a request to the last byte of its response.
+    pub(crate) duration: Histogram,
+    pub(crate) cache_results: Counters<CacheResult>,
+    pub(crate) failures: Counters<ErrorKind>,
+    /// Bytes of response bodies.
+    pub(crate) response_bytes: Counter,
     pub(crate) mirrored: Arc<Counters<MirrorResult>>,
 }
 
@@ -364,6 +378,7 @@ pub(crate) fn expose(for_each_route: impl Fn(&mut dyn FnMut(&Route)) + Clone + S
             }
         });
     });
+    expose_requests(for_each_route.clone());
     let for_each = for_each_route.clone();
     metrics::expose_counter_with(
         "tidegate_route_degraded",
@@ -418,6 +433,39 @@ pub(crate) fn expose(for_each_route: impl Fn(&mut dyn FnMut(&Route)) + Clone + S
             });
         },
     );
+}
+
+/// Exposes what `RouteCounters` counts at the end of each request.
+fn expose_requests(for_each_route: impl Fn(&mut dyn FnMut(&Route)) + Clone + Send + Sync + 'static) {
+    let for_each = for_each_route.clone();
+    let help = "From a request's head to the last byte of its response, by route.";
+    metrics::expose_histogram_with("tidegate_route_request_duration_seconds", help, move |emit| {
+        for_each(&mut |route| emit(&[("route", &route.config.name)], &route.counters.duration));
+    });
+    let for_each = for_each_route.clone();
+    let help = "How the cache took part in requests, by route.";
+    metrics::expose_counter_with("tidegate_route_cache_results", help, move |emit| {
+        for_each(&mut |route| {
+            for result in CacheResult::ALL {
+                let labels = [("route", &*route.config.name), (CacheResult::NAME, result.as_str())];
+                emit(&labels, route.counters.cache_results.get(*result));
+            }
+        });
+    });
+    let for_each = for_each_route.clone();
+    let help = "Failed requests by route and kind, including those answered with a stale response.";
+    metrics::expose_counter_with("tidegate_route_failures", help, move |emit| {
+        for_each(&mut |route| {
+            for kind in ErrorKind::ALL {
+                let labels = [("route", &*route.config.name), (ErrorKind::NAME, kind.as_str())];
+                emit(&labels, route.counters.failures.get(*kind));
+            }
+        });
+    });
+    let help = "Bytes of response bodies that were sent, by route.";
+    metrics::expose_counter_with("tidegate_route_response_bytes", help, move |emit| {
+        for_each_route(&mut |route| emit(&[("route", &route.config.name)], route.counters.response_bytes.get()));
+    });
 }
 
 /// All routes, most specific first.

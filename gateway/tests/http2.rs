@@ -608,7 +608,10 @@ fn others_are_served_while_a_client_floods() {
             scope.spawn(move || {
                 let mut ended = 0;
                 while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    let mut client = server.connect();
+                    let address = server.gateway.address;
+                    // In the end the address is refused.
+                    let Ok(mut client) = FrameClient::try_connect_silent(address, &server.trusted) else { continue };
+                    client.send_preface(WINDOW);
                     client.send_bytes(&Frame::new(PING, 0, 0).with([0; 8]).bytes().repeat(10_000));
                     assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
                     ended += 1;
@@ -623,4 +626,44 @@ fn others_are_served_while_a_client_floods() {
         // The floor is the share of one core that the attacker's own TLS takes in a debug build.
         assert!(during < (before * 2).max(Duration::from_millis(100)), "{before:?}, {during:?}");
     });
+}
+
+#[test]
+fn address_that_floods_with_every_connection_is_refused() {
+    let server = Server::echo("");
+    let mut other = server.connect();
+    let mut floods = 0;
+    let start = Instant::now();
+    while let Ok(mut client) = FrameClient::try_connect_silent(server.gateway.address, &server.trusted) {
+        assert!(start.elapsed() < STEP_TIMEOUT, "{floods} floods are accepted");
+        client.send_preface(WINDOW);
+        client.send_bytes(&Frame::new(PING, 0, 0).with([0; 8]).bytes().repeat(200));
+        assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+        floods += 1;
+    }
+    assert_eq!(floods, 20);
+    assert!(server.gateway.metric("tidegate_connections_refused_total{reason=\"http2_flood\"}") >= 1.0);
+    // A connection that is open is served.
+    other.send(&get(1, "/"));
+    assert_eq!(status(&other.response(1)), 200);
+}
+
+#[test]
+fn lists_of_fields_that_are_too_large_end_the_connection() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    let long = "v".repeat(12_000);
+    let head = |stream| {
+        let mut head = request_with(stream, ("GET", "/"), &[("x-long", &long)]);
+        head.flags &= !END_HEADERS;
+        let rest = Frame::new(CONTINUATION, END_HEADERS, stream).with(head_block(&[("x-longer", &long)]));
+        head.flags |= END_STREAM;
+        [head.bytes(), rest.bytes()].concat()
+    };
+    client.send_bytes(&head(1));
+    assert_eq!(status(&client.response(1)), 431);
+    let sent: Vec<u8> = (1..200).flat_map(|number| head(1 + 2 * number)).collect();
+    client.send_bytes(&sent);
+    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+    assert_eq!(server.origin.count(), 0);
 }

@@ -4,6 +4,8 @@
 mod cache_oracle;
 #[path = "../fuzz/connection_oracle.rs"]
 mod connection_oracle;
+#[path = "../fuzz/frames_oracle.rs"]
+mod frames_oracle;
 #[path = "../fuzz/oracle.rs"]
 mod oracle;
 
@@ -60,4 +62,37 @@ fn proxy_header_corpus_passes() {
 #[test]
 fn client_hello_corpus_passes() {
     replay("client_hello", connection_oracle::client_hello);
+}
+
+#[test]
+fn frames_corpus_passes() {
+    replay("frames", frames_oracle::frames);
+}
+
+/// Inputs of a simple generator: bytes of any kind, and instructions for frames.
+#[test]
+fn generated_frames_pass() {
+    // More of them, and others: FRAMES_INPUTS=100000 FRAMES_SEED=7
+    let variable = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    let (inputs, seed) = (variable("FRAMES_INPUTS").unwrap_or(600), variable("FRAMES_SEED").unwrap_or(0));
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ seed;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut requests = 0;
+    for number in 0..inputs {
+        let mut data = vec![if number % 8 == 0 { 0x84 } else { (number % 5) as u8 }];
+        for _ in 0..next() % 80 {
+            let [kind, stream, flags, length, ..] = next().to_le_bytes();
+            let count = length % 24;
+            data.extend([kind, stream, flags, count]);
+            data.extend((0..count).map(|_| next() as u8));
+        }
+        let checked = catch_unwind(|| frames_oracle::count_requests(&data));
+        requests += checked.unwrap_or_else(|_| panic!("input {number} of seed {seed}: {data:?}")) as u64;
+    }
+    assert!(requests > inputs / 2, "{requests} requests");
 }

@@ -4,8 +4,9 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use support::{ClientResponse, Gateway, Origin, Script, one_route};
+use support::{ClientResponse, Gateway, Origin, Script, one_route, wait_for};
 
 /// An origin that reports what it received: target, `Host` and some fields.
 fn reporting_origin() -> Origin {
@@ -103,6 +104,26 @@ fn header_fields_of_requests_change_for_the_origin_alone() {
     );
     let plain = gateway.get("/plain", &[("Cookie", "a=b")]).text();
     assert!(plain.contains("host=gate.test") && plain.contains("cookie=a=b"), "{plain}");
+}
+
+#[test]
+fn requests_are_counted_by_route() {
+    let origin = reporting_origin();
+    let gateway = routes(
+        origin.address,
+        "[upstreams.dead]\nendpoints = [\"http://127.0.0.1:1\"]\n\
+         [[routes]]\nname = \"dead\"\nmatch = { path = \"/dead\" }\nupstream = \"dead\"\n",
+    );
+    let body = gateway.get("/a", &[]).body.len() + gateway.get("/a", &[]).body.len();
+    let page = gateway.get("/dead", &[]).body.len();
+    let metric = |name: &str, labels: &str| gateway.metric(&format!("tidegate_route_{name}{{{labels}}}"));
+    wait_for(|| metric("request_duration_seconds_count", "route=\"dead\"") >= 1.0, Duration::from_secs(5));
+    assert_eq!(metric("request_duration_seconds_count", "route=\"all\""), 2.0);
+    assert_eq!(metric("cache_results_total", "route=\"all\",cache=\"hit\""), 1.0);
+    assert_eq!(metric("response_bytes_total", "route=\"all\"") as usize, body);
+    assert_eq!(metric("response_bytes_total", "route=\"dead\"") as usize, page);
+    assert_eq!(metric("failures_total", "route=\"dead\",kind=\"connect\""), 1.0);
+    assert_eq!(metric("failures_total", "route=\"all\",kind=\"connect\""), 0.0);
 }
 
 #[test]

@@ -13,11 +13,14 @@ use super::section::{self, ConfigDraft};
 use super::suggestion::suggest;
 use crate::accept::ListenConfig;
 use crate::cache::CookiePolicy;
+use crate::connect::{UpstreamProtocol, UpstreamTls, UpstreamTlsConfig};
+use crate::endpoint::EndpointScheme;
 use crate::http::target;
 use crate::identify::IdentitySource;
 use crate::limit::RuleConfig;
 use crate::proxy_protocol::ProxyProtocolMode;
 use crate::route::{self, ForwardPath, PathPattern};
+use crate::upstream::UpstreamConfig;
 
 /// Resolves the references of a draft and reports violated constraints.
 pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Config {
@@ -34,6 +37,7 @@ pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Conf
     for index in 0..resolver.draft.routes.len() {
         resolver.resolve_upstream(index);
         resolver.resolve_further_upstreams(index);
+        resolver.add_service(index);
         resolver.resolve_limits(index);
     }
     let used = resolver.used;
@@ -338,6 +342,25 @@ impl RouteResolver<'_> {
         if let Some(position) = self.find_upstream(&upstream) {
             self.draft.config.routes[index].upstream = position;
         }
+    }
+
+    /// Adds the upstream of the verification service.
+    fn add_service(&mut self, index: usize) {
+        let Some(Located { value: endpoint, at }) = self.draft.routes[index].service.clone() else { return };
+        let route = &mut self.draft.config.routes[index];
+        let Some(service) = &mut route.forward_auth else { return };
+        service.upstream = self.draft.config.upstreams.len();
+        let mut upstream = UpstreamConfig::new(format!("auth:{}", route.name).into(), vec![endpoint.clone()]);
+        upstream.connect_timeout = service.timeout;
+        if endpoint.scheme == EndpointScheme::Https {
+            let protocols = vec![UpstreamProtocol::Http1];
+            match UpstreamTls::new(UpstreamTlsConfig { verify: true, protocols, ..UpstreamTlsConfig::default() }) {
+                Ok(tls) => upstream.tls = Some(tls),
+                Err(error) => self.context.error(&at, ConfigProblem::bad_value(error.to_string())),
+            }
+        }
+        self.used.upstreams.insert(self.draft.config.upstreams.len());
+        self.draft.config.upstreams.push(upstream);
     }
 
     /// Resolves the upstreams of the canary and of the mirror.

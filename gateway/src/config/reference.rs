@@ -493,7 +493,16 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "routes[].auth.api_keys",
         "File of hashed API keys, as `tidegate key` prints them; reloaded when it changes. The name of the key is the user.",
     ),
-    ("routes[].auth.forward", "URL of a service that decides about each request."),
+    (
+        "routes[].auth.forward",
+        "URL of a service that decides about each request: a GET with the fields of the request, `X-Forwarded-Method`, `-Uri`, `-Host`, `-Proto` and `-For`. A response 2xx lets the request pass and is used again as its `Cache-Control` says; any other one but 5xx is the response to the client. Without an answer, the client gets 503.",
+    ),
+    (
+        "routes[].auth.headers",
+        "Fields of the service's acceptance that the origin receives; those of the client are removed.",
+    ),
+    ("routes[].auth.user", "Field of the service's acceptance that names the user, for `{user}`."),
+    ("routes[].auth.timeout", "Longest time of a call of the service."),
     (
         "routes[].auth.header",
         "Field that carries the API key. In `authorization`, the key follows the scheme `Bearer`.",

@@ -23,8 +23,9 @@ mod tunnel;
 mod stream;
 mod sender;
 mod connection;
+pub mod fuzzing;
 
-pub(crate) use abuse::FrameAbuse;
+pub(crate) use abuse::{FrameAbuse, is_flooding};
 pub(crate) use client_clock::ClientClock;
 pub(crate) use connection::{Http2Connection, IncomingRequest, ReceiveEnd, ResponseEnd, StreamHandle};
 pub(crate) use frame::Http2ErrorCode;

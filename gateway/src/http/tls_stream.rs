@@ -17,6 +17,8 @@ use super::socket::{self, Transfer, poll_system_call};
 pub(super) struct TlsStream {
     tcp: TcpStream,
     session: Connection,
+    /// The session may have plaintext, or the end of the stream.
+    has_received: bool,
     /// `close_notify` is written.
     is_closing: bool,
 }
@@ -30,7 +32,7 @@ struct SessionSocket<'a> {
 
 impl TlsStream {
     pub(super) fn new(tcp: TcpStream, session: Connection) -> Self {
-        TlsStream { tcp, session, is_closing: false }
+        TlsStream { tcp, session, has_received: true, is_closing: false }
     }
 
     pub(super) fn tcp(&self) -> &TcpStream {
@@ -40,20 +42,27 @@ impl TlsStream {
     /// Reads available bytes into `space`; 0 is the end of the stream. Cancel safe.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
-            match self.session.reader().read(space) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read),
+            if self.has_received {
+                match self.session.reader().read(space) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.has_received = false,
+                    read => return Poll::Ready(read),
+                }
             }
-            let TlsStream { tcp, session, .. } = self;
-            ready!(poll_system_call(tcp, cx, Interest::READABLE, || {
+            let TlsStream { tcp, session, has_received, .. } = self;
+            let count = ready!(poll_system_call(tcp, cx, Interest::READABLE, || {
                 let mut socket = SessionSocket { tcp, capacity: 0 };
                 let count = session.read_tls(&mut socket)?;
                 Ok(Transfer { count, capacity: socket.capacity })
             }))?;
-            if let Err(error) = session.process_new_packets() {
-                // An alert says why the connection ends, if there is room for it.
-                let _sent = self.poll_flush(cx);
-                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+            match session.process_new_packets() {
+                Ok(state) => {
+                    *has_received = state.plaintext_bytes_to_read() > 0 || state.peer_has_closed() || count == 0;
+                }
+                Err(error) => {
+                    // An alert says why the connection ends, if there is room for it.
+                    let _sent = self.poll_flush(cx);
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+                }
             }
         }
     }
@@ -62,10 +71,13 @@ impl TlsStream {
     pub(super) fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Complete records are decrypted as they arrive, so all remaining plaintext is in this
         // reader.
-        match self.session.reader().fill_buf() {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket::poll_readable(&self.tcp, cx),
-            _ => Poll::Ready(Ok(())),
+        if self.has_received {
+            match self.session.reader().fill_buf() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.has_received = false,
+                _ => return Poll::Ready(Ok(())),
+            }
         }
+        socket::poll_readable(&self.tcp, cx)
     }
 
     /// Writes from slices, not all empty, and flushes. Bytes that were accepted may still be in the

@@ -9,6 +9,7 @@ mod credentials_cache;
 pub(crate) mod htpasswd;
 pub(crate) mod api_keys;
 mod basic;
+mod answer_cache;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,6 +23,7 @@ use crate::event::Event;
 use crate::http::fields::{Fields, KnownField};
 use crate::metrics::{self, Counters};
 
+pub(crate) use answer_cache::{AcceptedFields, AnswerCache};
 pub(crate) use htpasswd::PasswordFile;
 pub(crate) use result::{AuthResult, PrincipalIndex};
 

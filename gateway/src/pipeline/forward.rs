@@ -32,7 +32,8 @@ use crate::metrics::{self, Counters, Label as _};
 use crate::record::RequestRecord;
 use crate::route::Route;
 use crate::upstream::{
-    AttemptError, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange, UpstreamResult,
+    AttemptError, CallRepeats, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange,
+    UpstreamResponse, UpstreamResult,
 };
 use crate::{hop, identify};
 
@@ -249,17 +250,15 @@ impl UpstreamCall<'_> {
         };
         let hedges = route.config.hedge;
         let outgoing = OutgoingRequest { request, kept, client, timeouts, now, total_at, hedges, on_sent: &on_sent };
-        let head = std::mem::take(response);
-        let CallResult { result, failed, retries, is_hedged } = target.upstream.call(outgoing, head, body).await;
-        (record.requests_sent, record.retries, record.is_hedged) = (requests_sent.get(), retries, is_hedged);
+        let CallResult { result, repeats } = target.upstream.call(&outgoing, body).await;
+        record.requests_sent = requests_sent.get();
         record.upstream_time = Some(now.elapsed());
-        for failure in failed {
-            count_timeout_of(&failure.error);
-            report_failure(route, &target.upstream, failure);
+        if let Some(repeats) = repeats {
+            note_repeats(*repeats, (route, &target.upstream), record);
         }
-        let result = result.map(|answered| {
-            *response = answered.head;
-            answered.exchange
+        let result = result.map(|UpstreamResponse { mut head, exchange }| {
+            std::mem::swap(response, &mut *head);
+            exchange
         });
         let permit = permit.into_inner();
         let stats = target.upstream.stats();
@@ -309,6 +308,16 @@ impl UpstreamCall<'_> {
         }
         let (route, breaker) = (Arc::clone(&route.config.name), Arc::clone(breaker));
         Ok(UpstreamBody { exchange, route, breaker, recorded, accepts_trailers: false })
+    }
+}
+
+/// Reports the attempts before the one that ended a call.
+#[cold]
+fn note_repeats(repeats: CallRepeats, (route, upstream): (&Route, &Upstream), record: &mut RequestRecord) {
+    (record.retries, record.is_hedged) = (repeats.retries, repeats.is_hedged);
+    for failure in repeats.failed {
+        count_timeout_of(&failure.error);
+        report_failure(route, upstream, failure);
     }
 }
 

@@ -85,6 +85,12 @@ impl RequestContext<'_> {
             }
             body.limit(max);
         }
+        if let Some(service) = &self.route().forward_auth {
+            // Boxed: few routes have one.
+            if let Some(denied) = Box::pin(self.authorize(service)).await? {
+                return Ok(denied);
+            }
+        }
         if self.route().config.action != RouteAction::Forward {
             return Ok(self.answer());
         }

@@ -14,7 +14,7 @@ use crate::http::attempt::UpstreamConnectionError;
 use crate::http::body::{BodyError, BodySource as _};
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::fields::KnownField;
-use crate::http::message::{BodyLength, Request, Response};
+use crate::http::message::{BodyLength, Request};
 use crate::http::request_body::{RequestBody, StartedBody};
 use crate::route::{Mirror, MirrorResult};
 use crate::tasks::{self, TaskKind};
@@ -134,7 +134,7 @@ async fn exchange(upstream: &Upstream, (request, client): (&Request, IpAddr), bo
         hedges: false,
         on_sent: &|| {},
     };
-    let call = upstream.call(outgoing, Response::default(), body).await;
+    let call = upstream.call(&outgoing, body).await;
     let Ok(mut exchange) = call.result.map(|answered| answered.exchange) else { return false };
     if let Some(slot) = slot {
         slot.succeed(std::time::Instant::now());

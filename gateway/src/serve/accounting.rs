@@ -177,6 +177,15 @@ impl CompletedExchange<'_> {
             count_refusal(refusal, request.version);
             tracing::debug!(reason = refusal.reason(), "request refused");
         }
+        if let Some(route) = record.route.and_then(|route| self.snapshot.routes.at(route)) {
+            let counters = &route.counters;
+            counters.duration.observe(self.duration);
+            counters.cache_results.inc(record.cache);
+            counters.response_bytes.add(self.bytes);
+            if let Some(failure) = record.failure {
+                counters.failures.inc(failure);
+            }
+        }
         if !context.worker.log.is_open() {
             return;
         }

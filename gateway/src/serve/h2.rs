@@ -188,9 +188,9 @@ impl Driver {
                     (self.idle_since, self.is_released) = (None, false);
                     let at = self.h2.read_at().into_std();
                     let has_body = incoming.handle.upload().is_some();
-                    let serving = serve(StreamStart { shared, snapshot, at, incoming, buffers });
+                    let begin = || serve(StreamStart { shared, snapshot, at, incoming, buffers });
                     // The body of a request may be in the read buffer, and is read first.
-                    if has_body { streams.begin_later(serving, at) } else { streams.begin(serving, at) }
+                    if has_body { streams.begin_later(at, begin) } else { streams.begin(at, begin) }
                 }
                 Poll::Ready(Err(end)) => return Poll::Ready(end),
                 Poll::Pending => {

@@ -14,7 +14,7 @@ use crate::identify::CallerIdentifier;
 use crate::identify::auth::Authenticator;
 use crate::limit;
 use crate::pipeline::Snapshot;
-use crate::route::{Mirror, Route, RouteAction, RouteTarget, Routes};
+use crate::route::{ForwardAuth, Mirror, Route, RouteAction, RouteTarget, Routes};
 use crate::upstream::{Upstream, UpstreamConfig};
 
 pub(super) fn store(config: &Config) -> Result<Arc<Store<CacheMeta>>, StoreConfigError> {
@@ -76,6 +76,11 @@ pub(super) fn snapshot(
             let kept = previous_route.and_then(|old| old.authenticator.as_ref()).filter(|old| old.config() == config);
             kept.map_or_else(|| Arc::new(Authenticator::new(config.clone())), Arc::clone)
         });
+        let forward_auth = route.forward_auth.as_ref().map(|config| {
+            let target = target_of(Arc::clone(&upstreams[config.upstream]));
+            let old = previous_route.and_then(|old| old.forward_auth.as_ref());
+            ForwardAuth::replacing(old, config, target)
+        });
         let index = routes.len();
         let key = route.key();
         routes.push(Route {
@@ -89,6 +94,7 @@ pub(super) fn snapshot(
             cost,
             counters,
             authenticator,
+            forward_auth,
         });
     }
     let user_classes = config.limit.weights.iter().map(|(name, _)| name.clone()).collect();

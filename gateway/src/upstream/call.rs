@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::net::IpAddr;
+use std::ops::{Deref, DerefMut};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -58,13 +59,20 @@ pub(crate) enum KeptConnections {
 
 /// A response whose head has arrived. The body follows from the exchange.
 pub(crate) struct UpstreamResponse<'a> {
-    pub(crate) head: Response,
+    pub(crate) head: PooledHead,
     pub(crate) exchange: UpstreamExchange<'a>,
 }
 
 /// The end of a call, and how it was reached.
 pub(crate) struct CallResult<'a> {
     pub(crate) result: Result<UpstreamResponse<'a>, AttemptError>,
+    /// The attempts before the last one; `None`: there was none that counts.
+    pub(crate) repeats: Option<Box<CallRepeats>>,
+}
+
+/// The attempts of a call besides the one that ended it.
+#[derive(Default)]
+pub(crate) struct CallRepeats {
     /// The failures after which another attempt was made, in order.
     pub(crate) failed: Vec<AttemptError>,
     pub(crate) retries: u32,
@@ -74,7 +82,7 @@ pub(crate) struct CallResult<'a> {
 
 /// An attempt that has a response.
 struct Answered {
-    head: Response,
+    head: PooledHead,
     connection: UpstreamConnection,
     in_flight: InFlightGuard,
     verdict: HeadVerdict,
@@ -99,8 +107,7 @@ type UsedEndpoints = Rc<RefCell<Vec<Arc<Endpoint>>>>;
 struct CallState {
     plan: AttemptPlan,
     rules: RepeatRules,
-    failed: Vec<AttemptError>,
-    retries: u32,
+    repeats: Box<CallRepeats>,
     permit: Option<RetryPermit>,
     /// A response that is used if its retry has none.
     fallback: Option<Answered>,
@@ -116,24 +123,33 @@ enum NextStep<E> {
 
 impl Upstream {
     /// Sends a request to an endpoint, and again as `retry` decides, and reads the head of the
-    /// response into `head`, whose buffers are reused. Dropping the future or the exchange closes
-    /// the connection or resets its stream, so that the upstream can stop early.
-    pub(crate) async fn call<'a>(
-        &self,
-        outgoing: OutgoingRequest<'_>,
-        head: Response,
-        body: RequestBody<'a>,
-    ) -> CallResult<'a> {
-        let state = self.begin(&outgoing);
-        let is_repeatable = outgoing.request.method.is_idempotent() && outgoing.kept == KeptConnections::Use;
+    /// response. Dropping the future or the exchange closes the connection or resets its stream, so
+    /// that the upstream can stop early.
+    pub(crate) async fn call<'a>(&self, outgoing: &OutgoingRequest<'_>, body: RequestBody<'a>) -> CallResult<'a> {
+        let mut plan = self.plan(outgoing);
+        let is_repeatable = plan.is_repeatable && outgoing.kept == KeptConnections::Use;
         if outgoing.hedges && body.is_empty() && is_repeatable {
             // Boxed: few routes ask for it.
-            return Box::pin(self.hedge(outgoing, head, state)).await;
+            return Box::pin(self.hedge(outgoing, plan)).await;
         }
-        self.run(&outgoing, (head, body), state).await
+        let mut body = ReplayBody::new(body);
+        let mut first = None;
+        if let Some(opened) = self.take_idle(&mut plan, outgoing.now) {
+            body.keep();
+            let attempted = self.attempt(outgoing, opened, &mut body).await;
+            match attempted {
+                Ok(answered) if !self.config.retry.wants(&answered.head) => {
+                    return CallResult { result: Ok(self.respond(answered, body, None)), repeats: None };
+                }
+                attempted => first = Some(attempted),
+            }
+        }
+        // Rare, so that the requests on kept connections do not pay for its state.
+        let state = self.begin(outgoing, plan);
+        Box::pin(self.continue_call(outgoing, (state, first), body)).await
     }
 
-    fn begin(&self, outgoing: &OutgoingRequest<'_>) -> CallState {
+    fn plan(&self, outgoing: &OutgoingRequest<'_>) -> AttemptPlan {
         let OutgoingRequest { request, kept, client, timeouts, now, total_at, .. } = *outgoing;
         let mut plan = AttemptPlan::new(self.config.connect_timeout, now + timeouts.head, total_at);
         plan.is_repeatable = request.method.is_idempotent();
@@ -144,77 +160,89 @@ impl Upstream {
         if request.fields.has(KnownField::Upgrade) {
             plan.protocols = AllowedProtocols::Http1;
         }
-        let rules = match kept {
+        plan
+    }
+
+    fn begin(&self, outgoing: &OutgoingRequest<'_>, plan: AttemptPlan) -> CallState {
+        let rules = match outgoing.kept {
             KeptConnections::Use => RepeatRules::new(plan.is_repeatable, self.config.retry.retries),
             // The fetch repeats one that has failed.
             KeptConnections::Avoid => RepeatRules::new(false, 0),
         };
-        CallState { plan, rules, failed: Vec::new(), retries: 0, permit: None, fallback: None, used: None }
+        CallState { plan, rules, repeats: Box::default(), permit: None, fallback: None, used: None }
     }
 
-    /// Makes attempts until one responds, or none is left.
-    async fn run<'a>(
+    /// Makes attempts until one responds, or none is left. `attempted` is the end of the first one,
+    /// if it was made.
+    async fn continue_call<'a>(
         &self,
         outgoing: &OutgoingRequest<'_>,
-        (mut head, body): (Response, RequestBody<'a>),
-        mut state: CallState,
+        (mut state, mut attempted): (CallState, Option<Result<Answered, Failed>>),
+        mut body: ReplayBody<RequestBody<'a>>,
     ) -> CallResult<'a> {
-        let mut body = ReplayBody::new(body);
-        let mut opened = self.take_idle(&mut state.plan, outgoing.now);
         let result = loop {
-            let opened = match opened.take() {
-                Some(opened) => Ok(opened),
-                // Rare, so that the requests on kept connections do not pay for its state.
-                None => Box::pin(self.open(&mut state.plan, &mut state.failed)).await,
-            };
-            let attempted = match opened {
-                Ok(opened) => {
-                    if let Some(used) = &state.used {
-                        used.borrow_mut().push(Arc::clone(opened.0.endpoint()));
+            let ended = match attempted.take() {
+                Some(ended) => ended,
+                None => match self.open(&mut state.plan, &mut state.repeats.failed).await {
+                    Ok(opened) => {
+                        if let Some(used) = &state.used {
+                            used.borrow_mut().push(Arc::clone(opened.0.endpoint()));
+                        }
+                        if opened.1.is_reused() || opened.1.may_refuse() || state.rules.has_retries() {
+                            body.keep();
+                        }
+                        self.attempt(outgoing, opened, &mut body).await
                     }
-                    if opened.1.is_reused() || opened.1.may_refuse() || state.rules.has_retries() {
-                        body.keep();
-                    }
-                    self.attempt(outgoing, std::mem::take(&mut head), opened, &mut body).await
-                }
-                Err(error) => Err(Failed { error, exchange: None }),
+                    Err(error) => Err(Failed { error, exchange: None }),
+                },
             };
             let can_rewind = body.can_rewind();
-            let next = match attempted {
-                Ok(answered) if !self.wants_other(&state, &answered) => break Ok(answered),
-                Ok(answered) => Box::pin(self.after_status(outgoing, &mut state, (answered, can_rewind))).await,
-                Err(failed) => Box::pin(self.after_failure(outgoing, &mut state, (failed, can_rewind))).await,
+            let next = match ended {
+                Ok(answered) if state.rules.has_retries() && self.config.retry.wants(&answered.head) => {
+                    self.after_status(outgoing, &mut state, (answered, can_rewind)).await
+                }
+                Ok(answered) => break Ok(answered),
+                Err(failed) => self.after_failure(outgoing, &mut state, (failed, can_rewind)).await,
             };
             match next {
                 NextStep::Again => body.rewind(),
                 NextStep::End(result) => break result,
             }
         };
-        let CallState { failed, retries, permit, fallback, .. } = state;
+        let CallState { repeats, permit, fallback, .. } = state;
         let result = match (result, fallback) {
             (Err(_), Some(answered)) => Ok(answered),
             (result, _) => result,
         };
-        let result = result.map(|answered| {
-            let Answered { head, connection, in_flight, verdict } = answered;
-            body.stop_keeping();
-            let mut exchange = UpstreamExchange::new(connection, body, (&self.judge, in_flight), verdict);
+        CallResult { result: result.map(|answered| self.respond(answered, body, permit)), repeats: Some(repeats) }
+    }
+
+    /// The response of the attempt that ends a call.
+    fn respond<'a>(
+        &self,
+        answered: Answered,
+        mut body: ReplayBody<RequestBody<'a>>,
+        permit: Option<RetryPermit>,
+    ) -> UpstreamResponse<'a> {
+        let Answered { head, connection, in_flight, verdict } = answered;
+        body.stop_keeping();
+        let mut exchange = UpstreamExchange::new(connection, body, (&self.judge, in_flight), verdict);
+        if permit.is_some() {
             exchange.hold(permit);
-            UpstreamResponse { head, exchange }
-        });
-        CallResult { result, failed, retries, is_hedged: false }
+        }
+        UpstreamResponse { head, exchange }
     }
 
     /// One exchange on one connection, up to the head of its response.
     async fn attempt(
         &self,
         outgoing: &OutgoingRequest<'_>,
-        mut head: Response,
         (in_flight, mut connection): OpenedConnection,
         body: &mut ReplayBody<RequestBody<'_>>,
     ) -> Result<Answered, Failed> {
         let OutgoingRequest { request, timeouts, total_at, on_sent, .. } = *outgoing;
         let is_reused = connection.is_reused();
+        let mut head = PooledHead::take();
         let mut attempt =
             UpstreamAttempt { request, body, response: &mut head, timeouts, total_at, on_request_sent: on_sent };
         // With a body, the time is also that of the client.
@@ -287,19 +315,14 @@ impl Upstream {
         }
         let AfterFailure::Retry(reason) = after else { return NextStep::End(Err(error)) };
         let has_other = state.plan.try_again(endpoint.as_ref(), &self.judge.set.load());
-        let pause = if has_other { Duration::ZERO } else { retry::pause(state.retries, self.budget.random()) };
+        let pause = if has_other { Duration::ZERO } else { retry::pause(state.repeats.retries, self.budget.random()) };
         if !self.begin_retry(state, reason, pause) {
             return NextStep::End(Err(error));
         }
         state.plan.reuses = false;
-        state.failed.push(error);
+        state.repeats.failed.push(error);
         sleep(pause).await;
         NextStep::Again
-    }
-
-    /// Whether the status of a response is one after which the request is sent again.
-    fn wants_other(&self, state: &CallState, answered: &Answered) -> bool {
-        state.rules.has_retries() && self.config.retry.wants(&answered.head)
     }
 
     /// Decides about the next attempt after a response with a status that is to be replaced.
@@ -321,7 +344,7 @@ impl Upstream {
         // The server says when the request may be sent to it again; another one may be ready now.
         let pause = match retry::retry_after(head) {
             _ if has_other => Duration::ZERO,
-            wait => wait.unwrap_or_default().max(retry::pause(state.retries, self.budget.random())),
+            wait => wait.unwrap_or_default().max(retry::pause(state.repeats.retries, self.budget.random())),
         };
         if !self.begin_retry(state, RetryReason::Status, pause) {
             return NextStep::End(Ok(answered));
@@ -344,7 +367,7 @@ impl Upstream {
             return false;
         }
         state.rules.count_retry();
-        state.retries += 1;
+        state.repeats.retries += 1;
         self.budget.count_retry(reason);
         true
     }
@@ -356,11 +379,13 @@ impl Upstream {
 
     /// A call that is joined by a second one, at another endpoint, if it has no response in the
     /// time in which 95 % have one. The first good response is used; the other call is given up.
-    async fn hedge<'a>(&self, outgoing: OutgoingRequest<'_>, head: Response, mut state: CallState) -> CallResult<'a> {
+    async fn hedge<'a>(&self, outgoing: &OutgoingRequest<'_>, plan: AttemptPlan) -> CallResult<'a> {
         let used = UsedEndpoints::default();
+        let mut state = self.begin(outgoing, plan);
         state.used = Some(Rc::clone(&used));
         let started = std::time::Instant::now();
-        let mut first = pin!(self.run(&outgoing, (head, RequestBody::Empty), state));
+        let body = || ReplayBody::new(RequestBody::Empty);
+        let mut first = pin!(self.continue_call(outgoing, (state, None), body()));
         let delay = self.latencies.p95(started);
         let ended = match delay {
             None => Some(first.as_mut().await),
@@ -370,7 +395,7 @@ impl Upstream {
             self.latencies.record(started.elapsed(), std::time::Instant::now());
             return ended;
         }
-        let mut state = self.begin(&outgoing);
+        let mut state = self.begin(outgoing, self.plan(outgoing));
         state.rules.forbid_retries();
         state.permit = self.begin_hedge(&mut state.plan, &used.borrow());
         if state.permit.is_none() {
@@ -381,9 +406,9 @@ impl Upstream {
         let joined = std::time::Instant::now();
         // Interim responses of the copy are discarded: those of the first call have passed.
         let copy = outgoing.request.clone();
-        let second = OutgoingRequest { request: &copy, ..outgoing };
-        let second = pin!(self.run(&second, (Response::default(), RequestBody::Empty), state));
-        let (ended, is_second) = first_good(first, second).await;
+        let second = OutgoingRequest { request: &copy, ..*outgoing };
+        let second = pin!(self.continue_call(&second, (state, None), body()));
+        let (mut ended, is_second) = first_good(first, second).await;
         let now = std::time::Instant::now();
         // Also the time of the one that was given up, so that the percentile does not sink.
         self.latencies.record(now - started, now);
@@ -391,7 +416,8 @@ impl Upstream {
         if is_second {
             self.budget.count_won();
         }
-        CallResult { is_hedged: true, ..ended }
+        ended.repeats.get_or_insert_default().is_hedged = true;
+        ended
     }
 
     /// Begins a hedge at an endpoint other than `used`, if there is one and the budget allows it.
@@ -418,6 +444,46 @@ impl Upstream {
     }
 }
 
+thread_local!(static HEADS: RefCell<Vec<Box<Response>>> = const { RefCell::new(Vec::new()) });
+
+/// Heads that a thread keeps for the next responses.
+const HEADS_KEPT: usize = 64;
+
+/// The head of a response. Its buffers are those of an earlier one, and are reused again.
+pub(crate) struct PooledHead(Option<Box<Response>>);
+
+impl PooledHead {
+    fn take() -> Self {
+        PooledHead(Some(HEADS.with_borrow_mut(Vec::pop).unwrap_or_default()))
+    }
+}
+
+impl Deref for PooledHead {
+    type Target = Response;
+
+    fn deref(&self) -> &Response {
+        self.0.as_ref().expect("taken by drop only")
+    }
+}
+
+impl DerefMut for PooledHead {
+    fn deref_mut(&mut self) -> &mut Response {
+        self.0.as_mut().expect("taken by drop only")
+    }
+}
+
+impl Drop for PooledHead {
+    fn drop(&mut self) {
+        HEADS.with_borrow_mut(|heads| {
+            if let Some(head) = self.0.take()
+                && heads.len() < HEADS_KEPT
+            {
+                heads.push(head);
+            }
+        });
+    }
+}
+
 /// The first of two calls that ends with a response below 500, or else the better one of both.
 /// Returns whether it is the second.
 async fn first_good<'a>(
@@ -440,10 +506,12 @@ async fn first_good<'a>(
     };
     let (used, other) = if prefers_second { (second_end, first_end) } else { (first_end, second_end) };
     let mut used = used.expect("one has ended");
-    if let Some(CallResult { result, failed, retries, .. }) = other {
-        used.failed.extend(failed);
-        used.failed.extend(result.err());
-        used.retries += retries;
+    if let Some(CallResult { result, repeats }) = other {
+        let sum = used.repeats.get_or_insert_default();
+        let CallRepeats { failed, retries, .. } = *repeats.unwrap_or_default();
+        sum.failed.extend(failed);
+        sum.failed.extend(result.err());
+        sum.retries += retries;
     }
     (used, prefers_second)
 }

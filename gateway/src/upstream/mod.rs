@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 pub(crate) use attempt_error::AttemptError;
-pub(crate) use call::{CallResult, KeptConnections, OutgoingRequest};
+pub(crate) use call::{CallRepeats, CallResult, KeptConnections, OutgoingRequest, UpstreamResponse};
 pub(crate) use exchange::{Tunnel, UpstreamExchange};
 pub(crate) use hash_key::HashKey;
 pub(crate) use health::{HealthConfig, check_health};

@@ -34,6 +34,9 @@ impl Default for RetryConfig {
 impl RetryConfig {
     /// Whether a response has a status after which the request is sent again.
     pub(super) fn wants(&self, response: &Response) -> bool {
+        if self.retries == 0 {
+            return false;
+        }
         let status = response.status.as_u16();
         self.statuses.iter().any(|wanted| *wanted == status || *wanted == status / 100)
     }

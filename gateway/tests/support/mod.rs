@@ -188,9 +188,9 @@ impl Drop for Process {
     }
 }
 
-/// The command under test.
+/// The command under test; for measurements, that of `TIDEGATE_PROGRAM`.
 pub fn tidegate() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_tidegate"))
+    std::env::var_os("TIDEGATE_PROGRAM").map_or_else(|| Command::new(env!("CARGO_BIN_EXE_tidegate")), Command::new)
 }
 
 /// A gateway process in front of the origins of its configuration.

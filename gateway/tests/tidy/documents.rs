@@ -58,6 +58,42 @@ fn documented_metrics_match_the_code() {
     assert_none(offences);
 }
 
+/// The names of metrics in `text` that `documented` does not have. A histogram's samples count as
+/// the histogram.
+fn unknown_metrics(file: &SourceFile, documented: &BTreeSet<String>) -> Vec<String> {
+    let names: BTreeSet<&str> = documented.iter().filter_map(|entry| entry.split(' ').next()).collect();
+    let is_name = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || *byte == b'_';
+    let starts = ["tidegate_", "http_server_", "process_"].into_iter().flat_map(|start| file.text.match_indices(start));
+    let used = starts.map(|(at, _)| {
+        let length = file.text.as_bytes()[at..].iter().take_while(|byte| is_name(byte)).count();
+        (at, &file.text[at..at + length])
+    });
+    let unknown = used.filter(|(_, name)| {
+        !names.contains(name) && !name.strip_suffix("_bucket").is_some_and(|histogram| names.contains(histogram))
+    });
+    unknown
+        .map(|(at, name)| file.offence(at, &format!("metric `{name}`"), "docs/metrics.md has no such metric"))
+        .collect()
+}
+
+#[test]
+fn dashboard_and_alerts_name_existing_metrics() {
+    let documented = documented_metrics(&read("docs/metrics.md").text);
+    let text =
+        "rate(tidegate_requests_total[5m]) + tidegate_absent{a=\"b\"} + http_server_request_duration_seconds_bucket";
+    assert_eq!(unknown_metrics(&SourceFile::new("a.json", text), &documented).len(), 1);
+    let files = ["docs/monitoring/grafana.json", "docs/monitoring/alerts.yaml"].map(read);
+    assert!(files.iter().all(|file| file.text.matches("tidegate_").count() > 10));
+    assert_none(files.iter().flat_map(|file| unknown_metrics(file, &documented)).collect());
+    let dashboard: Result<serde_json::Value, _> = serde_json::from_str(&files[0].text);
+    assert!(dashboard.is_ok_and(|dashboard| dashboard["panels"].as_array().is_some_and(|panels| panels.len() > 20)));
+    let page = read("docs/monitoring.md").text;
+    let alerts = files[1].text.lines().filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let undocumented: Vec<String> =
+        alerts.filter(|alert| !page.contains(&format!("`{alert}`"))).map(str::to_owned).collect();
+    assert_none(undocumented);
+}
+
 /// Commands `make X`, in backquotes or at the start of a line in a fence, without a target X.
 fn unknown_targets(file: &SourceFile, makefile: &str) -> Vec<String> {
     let starts = ["\nmake ", "\n$ make ", "`make "].into_iter().flat_map(|start| file.text.match_indices(start));

@@ -1,13 +1,18 @@
 //! `routes.auth`: the credentials that the requests of a route need.
 
+use std::time::Duration;
+
 use super::super::expand::read_file;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{AnyString, OneOf, ParsedString};
+use super::super::value_kind::{AnyString, DurationRange, OneOf, ParsedString};
+use super::bounds::{HOUR, MS};
 use super::formats;
+use crate::endpoint::{EndpointAddress, EndpointScheme};
 use crate::identify::auth::api_keys::ApiKeys;
 use crate::identify::auth::{AuthConfig, AuthMethod, PasswordFile};
+use crate::route::ForwardAuthConfig;
 
 /// Default of `header`.
 const KEY_FIELD: &str = "x-api-key";
@@ -38,13 +43,74 @@ pub(in crate::config) struct NamedClasses {
     pub(in crate::config) classes: Vec<(String, usize)>,
 }
 
+/// The authentication of a route.
+pub(super) enum RouteAuth {
+    Credentials(AuthConfig, Option<NamedClasses>),
+    /// A service, its endpoint, and the location of its URL.
+    Service(ForwardAuthConfig, EndpointAddress, DocumentLocation),
+}
+
+/// The URL of a verification service: its endpoint, then path and query.
+#[derive(Clone, Debug, PartialEq)]
+struct ServiceUrl {
+    endpoint: EndpointAddress,
+    authority: String,
+    target: String,
+}
+
+const SERVICE: ParsedString<ServiceUrl> = ParsedString {
+    name: "a URL such as \"http://127.0.0.1:4000/verify\"",
+    parse: |text| {
+        let after_scheme = text.find("://").map_or(0, |at| at + 3);
+        let path_at = text[after_scheme..].find('/').map_or(text.len(), |at| after_scheme + at);
+        let (origin, target) = text.split_at(path_at);
+        if target.contains(['#', ' ']) {
+            return Err(ConfigProblem::bad_value("not the URL of a service"));
+        }
+        let endpoint = formats::parse_endpoint(origin)?;
+        if !matches!(endpoint.scheme, EndpointScheme::Http | EndpointScheme::Https) {
+            return Err(ConfigProblem::bad_value("a verification service is reached by http or https"));
+        }
+        let target = if target.is_empty() { "/" } else { target };
+        Ok(ServiceUrl { endpoint, authority: origin[after_scheme..].to_ascii_lowercase(), target: target.to_owned() })
+    },
+    format: |url| format!("{}://{}{}", url.endpoint.scheme.as_str(), url.authority, url.target),
+};
+
+/// Longest time of a call of a verification service.
+const SERVICE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The keys of a verification service, which have no effect without one.
+fn forward_service(
+    table: &TableReader<'_>,
+    url: Option<&Located<ServiceUrl>>,
+) -> Option<(ForwardAuthConfig, EndpointAddress)> {
+    let timeout = table.value_or("timeout", &DurationRange(MS..=HOUR), SERVICE_TIMEOUT);
+    let fields = formats::list(table, "headers", formats::FIELD_NAME, Vec::new());
+    let user = table.optional("user", &formats::FIELD_NAME).map(|user| user.value);
+    let Some(Located { value: url, .. }) = url else {
+        let has = ["timeout", "headers", "user"].into_iter().find(|key| table.has(key));
+        if let Some(key) = has {
+            let problem = ConfigProblem::bad_value(format!("`{key}` applies to `forward` only"));
+            table.context.error(&table.location_of(&[key]), problem);
+        }
+        return None;
+    };
+    if table.has("header") || table.has("credentials") || table.has("realm") {
+        let problem = ConfigProblem::bad_value("`header`, `credentials` and `realm` have no effect with `forward`");
+        table.context.error(&table.at, problem.hint("the service reads the request itself"));
+    }
+    let (authority, target) = (url.authority.clone(), url.target.clone());
+    Some((ForwardAuthConfig { upstream: 0, authority, target, timeout, fields, user }, url.endpoint.clone()))
+}
+
 /// Reads the authentication of a route; `None` without it, or with a fault.
-pub(super) fn read(route: &TableReader<'_>) -> Option<(AuthConfig, Option<NamedClasses>)> {
+pub(super) fn read(route: &TableReader<'_>) -> Option<RouteAuth> {
     let is_set = route.has("auth");
     route.table("auth", |table| {
         let basic = table.optional("basic", &AnyString);
         let keys = table.optional("api_keys", &AnyString);
-        table.unavailable("forward", None);
+        let forward = table.optional("forward", &SERVICE);
         let (field, field_at) = table.located_or("header", &formats::FIELD_NAME, KEY_FIELD.to_owned());
         const UNUSABLE: [&str; 7] =
             ["connection", "content-length", "cookie", "host", "proxy-authorization", "te", "transfer-encoding"];
@@ -55,6 +121,15 @@ pub(super) fn read(route: &TableReader<'_>) -> Option<(AuthConfig, Option<NamedC
         }
         let realm = table.value_or("realm", &REALM_TEXT, REALM.to_owned());
         let forwards_credentials = table.value_or("credentials", &CREDENTIALS, false);
+        let service = forward_service(table, forward.as_ref());
+        if let Some(forward) = forward {
+            if let Some(other) = basic.as_ref().or(keys.as_ref()) {
+                let problem = ConfigProblem::bad_value("a route has one of `basic`, `api_keys` and `forward`");
+                table.context.error(&other.at, problem);
+            }
+            let (config, endpoint) = service?;
+            return Some(RouteAuth::Service(config, endpoint, forward.at));
+        }
         let (method, classes) = match (basic, keys) {
             (Some(file), None) => {
                 if let Some(at) = field_at {
@@ -75,15 +150,15 @@ pub(super) fn read(route: &TableReader<'_>) -> Option<(AuthConfig, Option<NamedC
                 return None;
             }
             (None, None) => {
-                if is_set && !["basic", "api_keys", "forward"].iter().any(|key| table.has(key)) {
-                    let problem = ConfigProblem::new(FaultCode::Missing, "`basic` or `api_keys` is missing");
+                if is_set && !["basic", "api_keys"].iter().any(|key| table.has(key)) {
+                    let problem = ConfigProblem::new(FaultCode::Missing, "`basic`, `api_keys` or `forward` is missing");
                     let hint = "write { basic = \"users.htpasswd\" } or { api_keys = \"keys.txt\" }";
                     table.context.error(&table.at, problem.hint(hint));
                 }
                 return None;
             }
         };
-        Some((AuthConfig { method, realm, forwards_credentials }, classes))
+        Some(RouteAuth::Credentials(AuthConfig { method, realm, forwards_credentials }, classes))
     })
 }
 

@@ -4,6 +4,7 @@ use super::super::fault::DocumentLocation;
 use super::super::model::Config;
 use super::super::read_context::Located;
 use super::auth::NamedClasses;
+use crate::endpoint::EndpointAddress;
 
 /// A configuration with unresolved references, and the locations of values that `check` may report.
 pub(in crate::config) struct ConfigDraft {
@@ -45,6 +46,8 @@ pub(in crate::config) struct RouteReferences {
     pub(in crate::config) mirror: Option<Located<String>>,
     pub(in crate::config) limits: Vec<Located<String>>,
     pub(in crate::config) key_classes: Option<NamedClasses>,
+    /// The endpoint of the verification service.
+    pub(in crate::config) service: Option<Located<EndpointAddress>>,
     /// Whether the route decides about heuristic lifetimes.
     pub(in crate::config) has_heuristic: bool,
 }

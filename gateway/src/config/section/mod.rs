@@ -5,8 +5,8 @@
 
 mod formats;
 mod access;
-mod auth;
 mod bounds;
+mod auth;
 mod tokens;
 mod files;
 mod geoip;

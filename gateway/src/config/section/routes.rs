@@ -13,6 +13,7 @@ use super::super::table_reader::{TableReader, ValueOrTable};
 use super::super::value_kind::{
     AnyString, ArrayOf, Boolean, DurationRange, IntegerRange, OneOf, ParsedString, SizeRange, ValueKind,
 };
+use super::auth::RouteAuth;
 use super::bounds::{DAY, GIB, HOUR, MIB, MS, SECOND};
 use super::draft::RouteReferences;
 use super::{auth, formats, route_actions, route_targets};
@@ -56,7 +57,14 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
     let default = RouteConfig::new(name_text.into(), path, 0);
     let cost = table.value_or("cost", &IntegerRange(1..=COST_MAX), default.cost.get());
     table.unavailable("journal", None);
-    let (auth, key_classes) = auth::read(table).map_or((None, None), |(auth, classes)| (Some(auth), classes));
+    let (mut auth, mut key_classes, mut forward_auth, mut service) = (None, None, None, None);
+    match auth::read(table) {
+        Some(RouteAuth::Credentials(credentials, classes)) => (auth, key_classes) = (Some(credentials), classes),
+        Some(RouteAuth::Service(config, endpoint, at)) => {
+            (forward_auth, service) = (Some(config), Some(Located { value: endpoint, at }));
+        }
+        None => {}
+    }
     let (canary, canary_upstream) = route_targets::canary(table, &action).unzip();
     let (mirror, mirror_upstream) = route_targets::mirror(table, &action).unzip();
     let config = RouteConfig {
@@ -86,6 +94,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         clients: clients(table),
         compress: compression(table),
         auth,
+        forward_auth,
         ..default
     };
     let names = RouteReferences {
@@ -102,6 +111,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         mirror: mirror_upstream.flatten(),
         limits,
         key_classes,
+        service,
         has_heuristic: ["heuristic", "heuristic_max"].iter().any(|key| table.has_at(&["cache", key])),
     };
     (config, names)

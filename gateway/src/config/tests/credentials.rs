@@ -50,7 +50,7 @@ fn assert_fault(text: &str, want: &str) {
 #[test]
 fn faults_of_authentication_are_located() {
     for (auth, want) in [
-        ("{}", "9:8 routes[0].auth: `basic` or `api_keys` is missing (write { basic"),
+        ("{}", "9:8 routes[0].auth: `basic`, `api_keys` or `forward` is missing (write { basic"),
         ("\"users\"", "9:8 routes[0].auth: expected a table, found a string"),
         ("{ basic = \"absent\" }", "9:18 routes[0].auth.basic: cannot read"),
         ("{ basic = \"apr1\" }", "9:18 routes[0].auth.basic: cannot use apr1: line 1: the hash is not bcrypt"),
@@ -68,8 +68,8 @@ fn faults_of_authentication_are_located() {
         ("{ api_keys = \"keys.txt\", header = \"x key\" }", "9:42 routes[0].auth.header: "),
         ("{ api_keys = \"keys.txt\", credentials = \"keep\" }", "9:47 routes[0].auth.credentials: unknown value"),
         (
-            "{ forward = \"http://127.0.0.1:4000/verify\" }",
-            "9:20 routes[0].auth.forward: `forward` is not available yet",
+            "{ forward = \"127.0.0.1:4000/verify\" }",
+            "9:20 routes[0].auth.forward: not an endpoint: it does not start with a scheme",
         ),
         ("{ basik = \"users\" }", "9:10 routes[0].auth.basik: unknown key `basik` (did you mean `basic`?)"),
     ] {
@@ -77,7 +77,11 @@ fn faults_of_authentication_are_located() {
         assert!(found.iter().any(|fault| fault.starts_with(want)), "{auth}: {found:#?}");
         assert!(!found.join("").contains("secret"), "a line is not repeated: {found:?}");
     }
-    for auth in ["{ basic = \"users\", realm = \"Staging area\" }", "{ api_keys = \"keys.txt\", header = \"x-key\" }"] {
+    for auth in [
+        "{ basic = \"users\", realm = \"Staging area\" }",
+        "{ api_keys = \"keys.txt\", header = \"x-key\" }",
+        "{ forward = \"http://127.0.0.1:4000/verify\" }",
+    ] {
         assert_eq!(faults(&format!("auth = {auth}\n[tiers]\ngold = 2.0\n")), [""; 0], "{auth}");
     }
 }

@@ -151,11 +151,6 @@ fn unavailable_features_are_rejected_only_if_used() {
     let upstream = "[upstreams.b]\nendpoints = [\"http://b\"]\n";
     for (neutral, using, path) in [
         ("", "[journal]\nstore = \"x\"", "journal"),
-        (
-            "",
-            "[[routes]]\nname = \"b\"\nmatch = { path = \"/b\" }\nupstream = \"shop\"\nauth = { forward = \"http://b\" }",
-            "routes[1].auth.forward",
-        ),
         ("[tracing]\notlp = \"${X:-}\"", "[tracing]\notlp = \"http://x\"", "tracing.otlp"),
     ] {
         let document = |text: &str| {

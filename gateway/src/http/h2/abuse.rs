@@ -31,6 +31,10 @@ const WINDOW_BYTES_MAX: usize = 16 << 20;
 /// than any table: the memory only shortens what each connection costs.
 const SUSPECTS_MAX: usize = 1_024;
 const SUSPECT_FOR: Duration = Duration::from_secs(60);
+/// Connections of an address that are ended before its next ones are refused, and for how long. An
+/// address may stand for many clients, one of which has to go on flooding.
+const FLOODED_CONNECTIONS_MAX: u32 = 20;
+const REFUSED_FOR: Duration = Duration::from_secs(10);
 
 label! {
     /// The kind of frames that a client sent too many of.
@@ -40,31 +44,60 @@ label! {
     }
 }
 
-/// The addresses whose connections were ended, oldest first.
-static SUSPECTS: Mutex<VecDeque<(IpAddr, Instant)>> = Mutex::new(VecDeque::new());
+/// An address whose connections were ended.
+struct Suspect {
+    /// An IPv4 address, or the first of an IPv6 /64.
+    address: IpAddr,
+    last: Instant,
+    connections: u32,
+}
+
+/// The addresses whose connections were ended, by the time of the last one.
+static SUSPECTS: Mutex<VecDeque<Suspect>> = Mutex::new(VecDeque::new());
 /// Whether there may be any: most processes never take the lock.
 static HAS_SUSPECTS: AtomicBool = AtomicBool::new(false);
 
-fn is_suspect(address: IpAddr) -> bool {
+/// The address as suspects are remembered: one subscriber usually has an IPv6 /64.
+fn subscriber(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() & (u128::MAX << 64)).into()),
+    }
+}
+
+/// Applies `read` to what is known of an address; `None`: it is no suspect.
+fn suspect<T>(address: IpAddr, read: impl FnOnce(&Suspect) -> T) -> Option<T> {
     if !HAS_SUSPECTS.load(Relaxed) {
-        return false;
+        return None;
     }
     let mut suspects = SUSPECTS.lock().unwrap_or_else(PoisonError::into_inner);
-    while suspects.front().is_some_and(|(_, since)| since.elapsed() > SUSPECT_FOR) {
+    while suspects.front().is_some_and(|suspect| suspect.last.elapsed() > SUSPECT_FOR) {
         suspects.pop_front();
     }
     HAS_SUSPECTS.store(!suspects.is_empty(), Relaxed);
-    suspects.iter().any(|(suspect, _)| *suspect == address)
+    let address = subscriber(address);
+    suspects.iter().find(|suspect| suspect.address == address).map(read)
 }
 
 fn record_suspect(address: IpAddr) {
+    let address = subscriber(address);
     let mut suspects = SUSPECTS.lock().unwrap_or_else(PoisonError::into_inner);
-    suspects.retain(|(suspect, _)| *suspect != address);
+    let known = suspects.iter().position(|suspect| suspect.address == address);
+    let before = known.and_then(|index| suspects.remove(index)).filter(|suspect| suspect.last.elapsed() < SUSPECT_FOR);
     if suspects.len() >= SUSPECTS_MAX {
         suspects.pop_front();
     }
-    suspects.push_back((address, Instant::now()));
+    let connections = before.map_or(0, |suspect| suspect.connections).saturating_add(1);
+    suspects.push_back(Suspect { address, last: Instant::now(), connections });
     HAS_SUSPECTS.store(true, Relaxed);
+}
+
+/// Whether new connections of an address are refused: so many of its connections were ended that
+/// their handshakes are the flood.
+pub(crate) fn is_flooding(address: IpAddr) -> bool {
+    let is_flooding =
+        |suspect: &Suspect| suspect.connections >= FLOODED_CONNECTIONS_MAX && suspect.last.elapsed() < REFUSED_FOR;
+    suspect(address, is_flooding).unwrap_or(false)
 }
 
 /// How many frames of a kind are unexplained.
@@ -109,7 +142,7 @@ pub(super) struct FrameCounts {
 impl FrameCounts {
     /// The counts of a new connection from `address`.
     pub(super) fn new(address: IpAddr) -> Self {
-        let burst_max = if is_suspect(address) { SUSPECT_BURST_MAX } else { BURST_MAX };
+        let burst_max = if suspect(address, |_| ()).is_some() { SUSPECT_BURST_MAX } else { BURST_MAX };
         let budget = || FrameBudget { burst_max, spent: 0, refilled_at: Instant::now() };
         FrameCounts { address, control: budget(), window_bytes: 0, resets: budget(), abuse: None }
     }
@@ -191,6 +224,24 @@ mod tests {
             assert_eq!(charges_until_abuse(&mut FrameCounts::new(address), charge), 151);
             tokio::time::advance(SUSPECT_FOR * 2).await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn address_that_floods_again_and_again_is_refused_for_a_while() {
+        let address: IpAddr = "2001:db8::1".parse().expect("an address");
+        let same_subscriber: IpAddr = "2001:db8::2".parse().expect("an address");
+        for _ in 0..FLOODED_CONNECTIONS_MAX {
+            assert!(!is_flooding(same_subscriber));
+            charges_until_abuse(&mut FrameCounts::new(address), FrameCounts::charge_control);
+        }
+        assert!(is_flooding(same_subscriber) && !is_flooding("2001:db8:0:1::1".parse().expect("an address")));
+        tokio::time::advance(REFUSED_FOR).await;
+        assert!(!is_flooding(address));
+        charges_until_abuse(&mut FrameCounts::new(address), FrameCounts::charge_control);
+        assert!(is_flooding(address));
+        tokio::time::advance(SUSPECT_FOR * 2).await;
+        charges_until_abuse(&mut FrameCounts::new(address), FrameCounts::charge_control);
+        assert!(!is_flooding(address));
     }
 
     #[tokio::test(start_paused = true)]

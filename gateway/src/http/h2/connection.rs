@@ -29,6 +29,7 @@ use crate::http::buffer::{ReadBuffer, ReadSize};
 use crate::http::fields::Fields;
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, Request, Response};
+use crate::http::refusal::RequestRefusal;
 use crate::http::transport::TransportStream;
 use crate::http::write_timer::WriteTimer;
 
@@ -211,6 +212,11 @@ impl<B: BodySource> Http2Connection<B> {
     /// Whether no stream is open.
     pub(crate) fn is_idle(&self) -> bool {
         self.streams.borrow().is_empty()
+    }
+
+    /// Bytes that are accounted for.
+    pub(super) fn accounted(&self) -> usize {
+        self.shared.accounted()
     }
 
     /// Releases the memory that only streams need.
@@ -502,6 +508,11 @@ impl<B: BodySource> Http2Connection<B> {
             return Ok(FrameOutcome::Continue);
         }
         let head = reader.finish(section.ends_stream, &self.limits, request);
+        if head.as_ref().is_err_and(|refused| refused.refusal == RequestRefusal::HeadTooLarge) {
+            // Its fields may be many times as many as its bytes. The response explains one of two.
+            self.counts.borrow_mut().charge_reset();
+            self.counts.borrow_mut().charge_reset();
+        }
         if self.streams.borrow().len() >= STREAMS_MAX {
             self.write_reset(id, Http2ErrorCode::RefusedStream);
             return Ok(FrameOutcome::Continue);
@@ -932,6 +943,11 @@ impl<B: BodySource> StreamHandle<B> {
     /// Whether the client has ended its side of the stream.
     pub(crate) fn has_received_end(&self) -> bool {
         self.stream.has_received_end()
+    }
+
+    /// Whether the stream was reset, or its connection has ended.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.stream.reset.get().is_some()
     }
 
     /// Ready when the stream is over: it was reset, or its connection has ended.

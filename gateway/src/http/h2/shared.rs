@@ -120,6 +120,11 @@ impl ConnectionShared {
         true
     }
 
+    /// Bytes that are accounted for.
+    pub(super) fn accounted(&self) -> usize {
+        self.accounted.get()
+    }
+
     pub(super) fn release_stream(&self, cost: usize) {
         self.streams.set(self.streams.get() - 1);
         self.streams_cost.set(self.streams_cost.get() - cost);

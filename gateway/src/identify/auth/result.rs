@@ -18,6 +18,8 @@ label! {
         ClientThrottled = "client_throttled",
         /// Not verified: too many passwords wait for their verification.
         VerificationThrottled = "verification_throttled",
+        /// The verification service has not answered in time, or with a failure.
+        Unavailable = "unavailable",
     }
 }
 

@@ -57,6 +57,10 @@ pub(super) async fn serve(start: StreamStart) {
         buffers.request.scheme = shared.scheme;
     }
     let mut exchange = StreamExchange { shared, snapshot, arrival, buffers, in_flight, is_reported: false, handle };
+    if exchange.handle.is_reset() {
+        // Nothing is begun for a stream that its client has reset in the same flight.
+        return;
+    }
     let mut is_malformed = false;
     let body = match head {
         Ok(_details) => exchange.respond().await,
