@@ -807,6 +807,11 @@ impl<B: BodySource> Http2Connection<B> {
         }
     }
 
+    /// Bytes that the socket has accepted.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.get()
+    }
+
     fn record_sent(&self, count: usize) {
         self.sent_bytes.set(self.sent_bytes.get() + count as u64);
         self.counts.borrow_mut().record_sent(count);
@@ -879,9 +884,13 @@ impl<B: BodySource> Http2Connection<B> {
         self.write_goaway(self.last_stream.get(), Http2ErrorCode::NoError);
     }
 
-    /// Finds out whether the client is there: it must answer.
-    pub(crate) fn write_probe(&self) {
-        self.sender.borrow_mut().write_frame(frame::PING, 0, 0, &PROBE_PING);
+    /// Finds out whether the client is there: it must answer. Returns the bytes that the socket
+    /// accepts even if the client is gone: the frame itself, unless others wait before it.
+    pub(crate) fn write_probe(&self) -> u64 {
+        let mut sender = self.sender.borrow_mut();
+        let before = sender.out.len();
+        sender.write_frame(frame::PING, 0, 0, &PROBE_PING);
+        if before == 0 { sender.out.len() as u64 } else { 0 }
     }
 
     /// Sends what is left and discards what the client still sends, for a bounded time, so that a
