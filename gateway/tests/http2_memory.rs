@@ -13,7 +13,7 @@ use support::frames::{
     DATA, END_HEADERS, END_STREAM, Frame, FrameClient, HEADERS, RST_STREAM, Server, WINDOW_UPDATE, body, get,
     head_block, request_with,
 };
-use support::{Gate, Origin, STEP_TIMEOUT, Script};
+use support::{Gate, Origin, STEP_TIMEOUT, Script, wait_for};
 
 /// Bytes that one connection may hold.
 const CONNECTION_MAX: usize = 2 << 20;
@@ -288,7 +288,8 @@ fn tunnels_that_are_not_read() {
         client.send_bytes(&heads);
     });
     assert_held("tunnels", &held, 0.0);
-    assert!(server.gateway.metric("tidegate_upgrades_total") >= IN_FLIGHT_MIN * CONNECTIONS as f64);
+    let tunnels = || server.gateway.metric("tidegate_upgrades_total");
+    wait_for(|| tunnels() >= IN_FLIGHT_MIN * CONNECTIONS as f64, STEP_TIMEOUT);
 }
 
 /// The worst of both directions: uploads that the origin does not read, after it has begun

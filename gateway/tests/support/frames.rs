@@ -308,8 +308,8 @@ impl Server {
         Server { gateway: Gateway::start_in(dir, &config), origin, trusted }
     }
 
-    /// Before `address`, in place of `origin` if it is another one. The process returns freed memory
-    /// to the system at once, so that its memory is what it holds.
+    /// Before `address`, in place of `origin` if it is another one. The process returns freed
+    /// memory to the system at once, so that its memory is what it holds.
     pub fn measured(origin: Origin, address: SocketAddr) -> Self {
         let dir = TempDir::new();
         let trusted = write_certificate(&dir);

@@ -219,7 +219,7 @@ impl StreamExchange {
         let mut watch = ReadWatch::new(&snapshot.http, handle);
         let room = poll_fn(|cx| match handle.poll_room(cx) {
             Poll::Ready(()) => Poll::Ready(Ok(())),
-            // What others have to send is not read either.
+            // The client does not read the bytes of other streams either.
             Poll::Pending => watch.poll_connection(cx, handle).map(|()| Err(ResponseAbort::ClientTimeout)),
         });
         if let Err(late) = room.await {
