@@ -78,6 +78,18 @@ impl RequestId {
         fields.add_with(KnownField::XRequestId, |text| self.push(text));
     }
 
+    /// The id as text; `space` holds that of a UUID.
+    pub(crate) fn as_str<'a>(&'a self, space: &'a mut UuidText) -> &'a str {
+        match self {
+            RequestId::Made(uuid) => {
+                *space = uuid.text();
+                // Digits and hyphens.
+                str::from_utf8(space).unwrap_or_default()
+            }
+            RequestId::Received(text) => text,
+        }
+    }
+
     pub(crate) fn push(&self, out: &mut Vec<u8>) {
         match self {
             RequestId::Made(uuid) => out.extend_from_slice(&uuid.text()),
@@ -88,12 +100,7 @@ impl RequestId {
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            RequestId::Made(uuid) => {
-                uuid.text().iter().try_for_each(|byte| fmt::Write::write_char(f, char::from(*byte)))
-            }
-            RequestId::Received(text) => f.write_str(text),
-        }
+        f.write_str(self.as_str(&mut RequestUuid::NIL.text()))
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::timestamp::{TimestampFormatter, push_digits};
 use crate::http::message::{HttpVersion, Method, Scheme, StatusCode};
+use crate::http::text;
 use crate::label;
 use crate::metrics::Label as _;
 
@@ -223,7 +224,9 @@ impl AccessLogEntry<'_> {
             }
             LogField::Device => {
                 if let Some(device) = self.device {
-                    write!(out, "\"{device:016x}\"").expect("writing to a vector does not fail");
+                    out.push(b'"');
+                    text::push_hex(out, device);
+                    out.push(b'"');
                 }
             }
             LogField::Config => push_number(out, self.config),

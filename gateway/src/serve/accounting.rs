@@ -12,7 +12,7 @@ use crate::http::exchange_clock::Blame;
 use crate::http::fields::KnownField;
 use crate::http::h1::RequestRefusal;
 use crate::http::message::{BodyLength, HttpVersion, Method, Request, Response, StatusCode};
-use crate::identify::CountryCode;
+use crate::identify::{CountryCode, RequestUuid};
 use crate::label;
 use crate::log::AccessLogEntry;
 use crate::metrics::{self, Counter, Counters, Histograms, Label};
@@ -190,7 +190,8 @@ impl CompletedExchange<'_> {
             return;
         }
         let trace = record.trace.map(|trace| trace.to_string()).unwrap_or_default();
-        let request_id = record.request_id.as_ref().map(ToString::to_string).unwrap_or_default();
+        let mut uuid = RequestUuid::NIL.text();
+        let request_id = record.request_id.as_ref().map_or("", |id| id.as_str(&mut uuid));
         let (Verdict::Allowed(Admission { evaluations, .. }) | Verdict::Denied(Denial { evaluations, .. })) =
             &record.verdict;
         let shadow_limit = self.snapshot.limits.names(evaluations.shadow_denied);
@@ -241,7 +242,7 @@ impl CompletedExchange<'_> {
                 user_agent: received(KnownField::UserAgent),
                 referer: request.fields.named(b"referer").next().unwrap_or_default(),
                 trace_id: &trace,
-                request_id: &request_id,
+                request_id,
                 config: self.snapshot.generation,
             },
         );
