@@ -27,7 +27,7 @@ fn is_installed(program: &str) -> bool {
     is_found
 }
 
-/// What a program prints, which must succeed.
+/// The output of a program, which must succeed.
 #[track_caller]
 fn output(command: &mut Command) -> String {
     let output = command.output().expect("an installed program");
