@@ -731,8 +731,10 @@ fn each_route_has_its_own_breaker() {
 #[test]
 fn error_page_is_html_or_json_by_accept() {
     let (origin, _) = breakable_origin();
+    // The breaker can be closed before the configured time; a later time would be the least one.
+    let breaker = format!("{BREAKER}ramp = \"0s\"\n");
     let gateway =
-        Gateway::start(&one_route(origin.address, "degrade = { status = 503, retry_after = \"4s\" }", BREAKER));
+        Gateway::start(&one_route(origin.address, "degrade = { status = 503, retry_after = \"4s\" }", &breaker));
     (0..4).for_each(|_| assert_eq!(gateway.get("/", &[]).status, 500));
     let accepts = [
         ("text/html,application/xhtml+xml,*/*;q=0.8", "text/html; charset=utf-8"),
