@@ -55,10 +55,13 @@ pub(crate) struct AdminViews {
     /// Runs a query about limits. An override completes within seconds.
     pub(crate) limits: Box<dyn Fn(AdminQuery) -> LocalFuture<Result<AdminReply, AdminQueryError>>>,
     /// Runs a query about breakers.
-    pub(crate) breakers: Box<dyn Fn(&BreakerQuery) -> Result<serde_json::Value, BreakerQueryError>>,
+    pub(crate) breakers: Box<dyn Fn(&BreakerQuery) -> BreakerReply>,
     /// Executes a purge order; completes within seconds.
     pub(crate) purge: Box<dyn Fn(PurgeOrder) -> LocalFuture<Result<PurgeOutcome, PurgeOrderError>>>,
 }
+
+/// The answer to a query about breakers.
+pub(crate) type BreakerReply = Result<serde_json::Value, BreakerQueryError>;
 
 /// A future that runs on the thread that created it.
 pub(crate) type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;

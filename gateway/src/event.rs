@@ -276,6 +276,9 @@ events! {
     /// An address has sent so many wrong passwords that its next one is not verified.
     PasswordsThrottled = "passwords_throttled" { client: IpAddr = display(client) }
         => warn [throttled!()] "too many wrong passwords of an address";
+    /// An HTTP/2 connection was ended because its client sent too many frames.
+    Http2Flood = "http2_flood" { client: IpAddr = display(client), frames: &'a str }
+        => warn [throttled!()] "an HTTP/2 client sent too many frames";
     AccessLogFailed = "access_log_failed" { error: &'a dyn Display = display(error) }
         => error [throttled!()] "access log failed";
 }

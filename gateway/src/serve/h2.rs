@@ -21,6 +21,7 @@ use stream_tasks::StreamTasks;
 
 use super::accounting;
 use super::worker_context::{DrainGuard, WorkerContext};
+use crate::event::Event;
 use crate::http::HttpLimits;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::h2::{FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, refused_streams, reserved_bytes};
@@ -32,6 +33,11 @@ use crate::peer::ConnectionPeer;
 use crate::pipeline::{ExchangeBuffers, ResponseBody};
 use crate::tasks::{self, TaskWait};
 
+/// Requests that a connection begins before others have their turn.
+const REQUEST_WORK_MAX: u32 = 128;
+/// A refused head may have taken as long to read as this many others: a head block of 16 KiB can
+/// have 16,000 references.
+const REFUSED_WORK: u32 = 32;
 /// A silent peer gets a PING this often, and this long to acknowledge it.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
@@ -151,7 +157,7 @@ impl Driver {
                     Poll::Ready(ReceiveEnd::Error(code)) => self.abort(code),
                     Poll::Ready(ReceiveEnd::Abuse(abuse)) => {
                         ABUSES.inc(abuse);
-                        tracing::debug!(frames = abuse.as_str(), "HTTP/2 flood");
+                        Event::Http2Flood { client: self.shared.peer.ip, frames: abuse.as_str() }.emit();
                         self.abort(Http2ErrorCode::EnhanceYourCalm);
                     }
                 }
@@ -181,8 +187,13 @@ impl Driver {
         streams: &mut StreamTasks<F>,
         serve: impl Fn(StreamStart) -> F,
     ) -> Poll<ReceiveEnd> {
-        let mut snapshot = None;
+        let (mut snapshot, mut work) = (None, 0);
         loop {
+            if work >= REQUEST_WORK_MAX {
+                // Other connections of the thread have their turn.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             let mut buffers = self.next.take().unwrap_or_else(|| self.shared.take_buffers());
             match self.h2.poll_request(cx, &mut buffers.request) {
                 Poll::Ready(Ok(incoming)) => {
@@ -191,6 +202,7 @@ impl Driver {
                     (self.idle_since, self.is_released) = (None, false);
                     let at = self.h2.read_at().into_std();
                     let has_body = incoming.handle.upload().is_some();
+                    work += if incoming.head.is_ok() { 1 } else { REFUSED_WORK };
                     let begin = || serve(StreamStart { shared, snapshot, at, incoming, buffers });
                     // The body of a request may be in the read buffer, and is read first.
                     if has_body { streams.begin_later(at, begin) } else { streams.begin(at, begin) }

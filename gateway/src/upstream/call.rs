@@ -444,7 +444,10 @@ impl Upstream {
     }
 }
 
-thread_local!(static HEADS: RefCell<Vec<Box<Response>>> = const { RefCell::new(Vec::new()) });
+thread_local! {
+    #[expect(clippy::vec_box, reason = "a head moves between the pool and calls as a pointer")]
+    static HEADS: RefCell<Vec<Box<Response>>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Heads that a thread keeps for the next responses.
 const HEADS_KEPT: usize = 64;
@@ -475,9 +478,11 @@ impl DerefMut for PooledHead {
 impl Drop for PooledHead {
     fn drop(&mut self) {
         HEADS.with_borrow_mut(|heads| {
-            if let Some(head) = self.0.take()
+            if let Some(mut head) = self.0.take()
                 && heads.len() < HEADS_KEPT
             {
+                // They are of the body of another response.
+                head.forms = None;
                 heads.push(head);
             }
         });

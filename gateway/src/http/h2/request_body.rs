@@ -133,6 +133,8 @@ impl UploadStream {
         let state = &mut *self.state.borrow_mut();
         state.window -= i64::from(bytes);
         state.granted -= bytes;
+        // What was read may be enough to open the smaller window.
+        state.open(0, self);
     }
 
     /// Wakes the reader.
