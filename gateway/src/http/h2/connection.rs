@@ -474,9 +474,15 @@ impl<B: BodySource> Http2Connection<B> {
     fn read_trailers(&self, state: &mut ReceiveState, bytes: &[u8]) -> Result<Option<Fields>, Http2ErrorCode> {
         let (mut fields, mut is_valid, mut size) = (Fields::default(), true, 0);
         let decoded = state.decoder.decode(bytes, |field| {
+            // Not a byte of further fields is read: each may be 4 KiB for one byte of the section.
+            if !is_valid {
+                return;
+            }
             size += field.name.len() + field.value.len() + 4;
-            is_valid &= size <= self.limits.header_bytes && fields.len() < self.limits.header_fields;
-            is_valid &= is_name(field.name) && is_value(field.value);
+            is_valid = size <= self.limits.header_bytes
+                && fields.len() < self.limits.header_fields
+                && is_name(field.name)
+                && is_value(field.value);
             if is_valid {
                 fields.push_known(field.known, field.name, field.value);
             }
