@@ -5,8 +5,10 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use support::STEP_TIMEOUT;
 use support::frames::{
-    CONTINUATION, END_HEADERS, END_STREAM, Frame, HEADERS, RST_STREAM, Server, head_block, request, status,
+    CONTINUATION, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, HEADERS, PING, RST_STREAM, Server, WINDOW_UPDATE,
+    head_block, request, status,
 };
 
 const PROTOCOL_ERROR: u32 = 1;
@@ -38,4 +40,24 @@ fn references_in_trailers_to_one_long_field_cost_little() {
     }
     assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
     assert!(client.is_alive());
+}
+
+#[test]
+fn heads_of_a_reset_stream_explain_no_other_frames() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    let mut frames = request(1, "POST", "/").bytes();
+    frames.extend(Frame::new(WINDOW_UPDATE, 0, 1).with(0_u32.to_be_bytes()).bytes());
+    let ping = Frame::new(PING, 0, 0).with([0; 8]).bytes();
+    let round = [Frame::new(HEADERS, END_HEADERS, 1).bytes(), ping.clone(), ping].concat();
+    frames.extend(round.repeat(200));
+    client.send_bytes(&frames);
+    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+    // The heads alone are a flood, too.
+    let mut client = server.connect();
+    let mut frames = request(1, "POST", "/").bytes();
+    frames.extend(Frame::new(WINDOW_UPDATE, 0, 1).with(0_u32.to_be_bytes()).bytes());
+    frames.extend(Frame::new(HEADERS, END_HEADERS, 1).bytes().repeat(200));
+    client.send_bytes(&frames);
+    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
 }
