@@ -5,13 +5,19 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::STEP_TIMEOUT;
 use support::frames::{
-    CONTINUATION, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, HEADERS, PING, RST_STREAM, Server, WINDOW_UPDATE,
-    head_block, request, status,
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, HEADERS, PING, RST_STREAM, Server,
+    WINDOW_UPDATE, get, head_block, request, request_with, status,
 };
+use support::{Gate, Origin, STEP_TIMEOUT, Script, wait_for};
 
 const PROTOCOL_ERROR: u32 = 1;
+
+/// An origin whose responses wait for `gate`.
+fn waiting_origin(gate: &Gate) -> Origin {
+    let gate = gate.clone();
+    Origin::start(move |_| Script::new().wait(&gate).send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+}
 
 #[test]
 fn references_in_trailers_to_one_long_field_cost_little() {
@@ -60,4 +66,61 @@ fn heads_of_a_reset_stream_explain_no_other_frames() {
     frames.extend(Frame::new(HEADERS, END_HEADERS, 1).bytes().repeat(200));
     client.send_bytes(&frames);
     assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+}
+
+/// Whatever makes the gateway reset a stream that it has accepted is counted.
+#[test]
+fn every_reset_that_a_client_provokes_is_counted() {
+    let gate = Gate::default();
+    let server = Server::start(waiting_origin(&gate), "", "");
+    type Fault = fn(u32) -> Vec<Frame>;
+    let faults: [(&str, Fault); 10] = [
+        ("a window that overflows", |stream| {
+            let update = Frame::new(WINDOW_UPDATE, 0, stream).with(0x7fff_ffff_u32.to_be_bytes());
+            vec![request(stream, "POST", "/"), update]
+        }),
+        ("an increment of 0", |stream| {
+            vec![request(stream, "POST", "/"), Frame::new(WINDOW_UPDATE, 0, stream).with(0_u32.to_be_bytes())]
+        }),
+        ("DATA after the end", |stream| vec![get(stream, "/"), Frame::new(DATA, 0, stream).with("x")]),
+        ("an empty end after the end", |stream| vec![get(stream, "/"), Frame::new(DATA, END_STREAM, stream)]),
+        ("trailers after the end", |stream| {
+            vec![get(stream, "/"), Frame::new(HEADERS, END_HEADERS | END_STREAM, stream)]
+        }),
+        ("trailers that do not end the stream", |stream| {
+            vec![request(stream, "POST", "/"), Frame::new(HEADERS, END_HEADERS, stream)]
+        }),
+        ("malformed trailers", |stream| {
+            let trailers = Frame::new(HEADERS, END_HEADERS | END_STREAM, stream).with(head_block(&[("X-A", "1")]));
+            vec![request(stream, "POST", "/"), trailers]
+        }),
+        ("more bytes than announced", |stream| {
+            let head = request_with(stream, ("POST", "/"), &[("content-length", "1")]);
+            vec![head, Frame::new(DATA, 0, stream).with("two")]
+        }),
+        ("fewer bytes than announced", |stream| {
+            let head = request_with(stream, ("POST", "/"), &[("content-length", "9")]);
+            vec![head, Frame::new(DATA, END_STREAM, stream).with("two")]
+        }),
+        ("a stream that depends on itself", |stream| {
+            let mut head = get(stream, "/");
+            head.flags |= 0x20;
+            head.payload = [&stream.to_be_bytes()[..], &[7], &head.payload].concat();
+            vec![head]
+        }),
+    ];
+    for (name, fault) in faults {
+        let mut client = server.connect();
+        // A few at a time: what counts is not the memory of many.
+        for first in (0..200).step_by(20) {
+            let frames = (first..first + 20).flat_map(|number| fault(1 + 2 * number));
+            client.send_bytes(&frames.flat_map(|frame| frame.bytes()).collect::<Vec<_>>());
+            if !client.is_alive() {
+                break;
+            }
+        }
+        assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)), "{name}");
+    }
+    gate.open();
+    wait_for(|| server.gateway.metric("tidegate_requests_in_flight") == 0.0, STEP_TIMEOUT);
 }

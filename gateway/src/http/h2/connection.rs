@@ -369,7 +369,7 @@ impl<B: BodySource> Http2Connection<B> {
             };
         };
         let Some(upload) = stream.upload.as_ref().filter(|upload| !upload.has_ended()) else {
-            self.reset(&stream, Http2ErrorCode::StreamClosed);
+            self.reset_by_fault(&stream, Http2ErrorCode::StreamClosed);
             return Ok(());
         };
         let padding = length - u32::try_from(data.len()).unwrap_or(length);
@@ -1014,7 +1014,10 @@ impl<B: BodySource> StreamHandle<B> {
     pub(crate) fn account_head(&self, response: &Response) -> bool {
         let bytes = response.fields.heap_bytes();
         let is_held = bytes <= RESPONSE_HEAD || self.connection.shared.account(bytes);
-        if is_held && bytes > RESPONSE_HEAD {
+        if !is_held {
+            // The stream is reset, which its client may have brought about by not reading.
+            self.connection.counts.borrow_mut().charge_reset();
+        } else if bytes > RESPONSE_HEAD {
             self.stream.head_cost.set(bytes);
         }
         is_held
