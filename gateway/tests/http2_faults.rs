@@ -6,8 +6,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::frames::{
-    CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, HEADERS, PING, RST_STREAM, Server,
-    WINDOW_UPDATE, get, head_block, request, request_with, status,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GOAWAY, HEADERS, PING, RST_STREAM,
+    Server, WINDOW_UPDATE, body, get, head_block, request, request_with, status,
 };
 use support::{Gate, Origin, STEP_TIMEOUT, Script, wait_for};
 
@@ -123,4 +123,32 @@ fn every_reset_that_a_client_provokes_is_counted() {
     }
     gate.open();
     wait_for(|| server.gateway.metric("tidegate_requests_in_flight") == 0.0, STEP_TIMEOUT);
+}
+
+/// The client has sent an upload before it knew of the last GOAWAY.
+#[test]
+fn frames_of_streams_after_the_last_goaway_are_ignored() {
+    let gate = Gate::default();
+    let mut server = Server::start(waiting_origin(&gate), "", "");
+    let mut client = server.connect();
+    client.send(&get(1, "/"));
+    wait_for(|| server.origin.count() == 1, STEP_TIMEOUT);
+    server.gateway.process.signal("TERM");
+    client.expect(GOAWAY);
+    client.send(&Frame::new(PING, ACK, 0).with(b"draining"));
+    let last = client.expect(GOAWAY);
+    assert_eq!((last.code(), &last.payload[..4]), (0, &[0, 0, 0, 1][..]));
+    let trailers = Frame::new(HEADERS, END_HEADERS | END_STREAM, 3).with(head_block(&[("x-check", "42")]));
+    let frames = [request(3, "POST", "/"), Frame::new(DATA, 0, 3).with([b'x'; 10_000]), trailers];
+    client.send_bytes(&frames.iter().flat_map(Frame::bytes).collect::<Vec<_>>());
+    // The windows are kept.
+    for _ in 0..10 {
+        client.send(&Frame::new(DATA, 0, 3).with([b'x'; 10_000]));
+        assert!(client.is_alive());
+    }
+    gate.open();
+    let frames = client.response(1);
+    assert_eq!((status(&frames), &*body(&frames)), (200, &b"ok"[..]));
+    assert_eq!(server.origin.count(), 1);
+    assert!(server.gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
 }

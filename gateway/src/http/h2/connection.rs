@@ -345,6 +345,12 @@ impl<B: BodySource> Http2Connection<B> {
         self.closed.borrow().iter().rev().find(|closed| closed.id == id).copied()
     }
 
+    /// Whether the client sends on a stream that it was told is ignored. What it had sent before it
+    /// knew is no error (RFC 9113 section 6.8).
+    fn is_ignored(&self, id: u32) -> bool {
+        id > self.accepted_max.get()
+    }
+
     fn is_unused(&self, id: u32) -> bool {
         id > self.last_stream.get()
     }
@@ -365,6 +371,7 @@ impl<B: BodySource> Http2Connection<B> {
         let Some(stream) = self.find(head.stream) else {
             return match self.closed(head.stream) {
                 Some(ClosedStream { was_reset: true, .. }) => Ok(()),
+                _ if self.is_ignored(head.stream) => Ok(()),
                 _ => Err(Http2ErrorCode::StreamClosed),
             };
         };
@@ -472,7 +479,7 @@ impl<B: BodySource> Http2Connection<B> {
             return Ok(FrameOutcome::Continue);
         }
         match self.closed(section.stream) {
-            Some(ClosedStream { was_reset: true, .. }) => {
+            closed if self.is_ignored(section.stream) || closed.is_some_and(|closed| closed.was_reset) => {
                 self.counts.borrow_mut().charge_control();
                 skip(state).map(|()| FrameOutcome::Continue)
             }
@@ -516,7 +523,7 @@ impl<B: BodySource> Http2Connection<B> {
         reader.begin(request);
         let decoded = decoder.decode(bytes, |field| reader.receive(field, &self.limits, request));
         decoded.map_err(|_| Http2ErrorCode::Compression)?;
-        if id > self.accepted_max.get() {
+        if self.is_ignored(id) {
             // The client may send the request again elsewhere: it was told so.
             self.counts.borrow_mut().charge_control();
             return Ok(FrameOutcome::Continue);
