@@ -21,7 +21,7 @@ use super::hpack_decode::HpackDecoder;
 use super::priority::Priority;
 use super::request_body::{UploadFault, UploadStream, WINDOW_FIRST};
 use super::request_head::{HeadDetails, HeadReader, HeadRefusal, is_name, is_value};
-use super::sender::Sender;
+use super::sender::{OUT_MAX, Sender};
 use super::shared::{self, CONNECTION_WINDOW, ConnectionShared, STREAM_COST, STREAMS_MAX};
 use super::stream::{Http2Stream, OutgoingBody};
 use crate::http::body::{BodyError, BodySource};
@@ -48,6 +48,9 @@ const WINDOW_DEFAULT_BYTES: u32 = frame::WINDOW_DEFAULT as u32;
 /// a head. A larger one ends the connection, a smaller one has a response of its own.
 const SECTION_MIN: usize = 64 << 10;
 const SECTION_FACTOR: usize = 4;
+/// Unsent bytes beyond which nothing more is received: a client that does not read gets no further
+/// acknowledgements and resets either. Responses alone stay below it.
+const OUT_READ_MAX: usize = 2 * OUT_MAX;
 /// Closed streams that are remembered: frames for them may be under way.
 const CLOSED_MAX: usize = 256;
 /// Priorities that are remembered for streams that have not begun.
@@ -101,6 +104,8 @@ pub(crate) struct Http2Connection<B> {
     drain_acknowledged: Cell<bool>,
     /// Whether the client knows the first window of its streams.
     knows_settings: Cell<bool>,
+    /// Nothing is received until the client has accepted bytes.
+    is_receiving_paused: Cell<bool>,
     is_shut: Cell<bool>,
 }
 
@@ -161,6 +166,7 @@ impl<B: BodySource> Http2Connection<B> {
             accepted_max: Cell::new(u32::MAX),
             drain_acknowledged: Cell::new(false),
             knows_settings: Cell::new(false),
+            is_receiving_paused: Cell::new(false),
             is_shut: Cell::new(false),
             limits,
         };
@@ -235,6 +241,10 @@ impl<B: BodySource> Http2Connection<B> {
     ) -> Poll<Result<IncomingRequest<B>, ReceiveEnd>> {
         let receiver = &mut *self.receiver.borrow_mut();
         loop {
+            if self.sender.borrow().out.len() > OUT_READ_MAX {
+                self.is_receiving_paused.set(true);
+                return Poll::Pending;
+            }
             match self.next_frame(receiver, request)? {
                 Some(FrameOutcome::Request(incoming)) => return Poll::Ready(Ok(incoming)),
                 Some(FrameOutcome::Continue) => continue,
@@ -335,6 +345,12 @@ impl<B: BodySource> Http2Connection<B> {
         self.closed.borrow().iter().rev().find(|closed| closed.id == id).copied()
     }
 
+    /// Whether the client sends on a stream that it was told is ignored. What it had sent before it
+    /// knew is no error (RFC 9113 section 6.8).
+    fn is_ignored(&self, id: u32) -> bool {
+        id > self.accepted_max.get()
+    }
+
     fn is_unused(&self, id: u32) -> bool {
         id > self.last_stream.get()
     }
@@ -355,11 +371,12 @@ impl<B: BodySource> Http2Connection<B> {
         let Some(stream) = self.find(head.stream) else {
             return match self.closed(head.stream) {
                 Some(ClosedStream { was_reset: true, .. }) => Ok(()),
+                _ if self.is_ignored(head.stream) => Ok(()),
                 _ => Err(Http2ErrorCode::StreamClosed),
             };
         };
         let Some(upload) = stream.upload.as_ref().filter(|upload| !upload.has_ended()) else {
-            self.reset(&stream, Http2ErrorCode::StreamClosed);
+            self.reset_by_fault(&stream, Http2ErrorCode::StreamClosed);
             return Ok(());
         };
         let padding = length - u32::try_from(data.len()).unwrap_or(length);
@@ -395,8 +412,6 @@ impl<B: BodySource> Http2Connection<B> {
             depends_on_itself,
             bytes: Vec::new(),
         };
-        // A request explains the frames of its flow control.
-        self.counts.borrow_mut().explain_control(2);
         if head.has(frame::END_HEADERS) {
             state.section_began = None;
             return self.receive_section(state, &partial, section, request);
@@ -464,7 +479,10 @@ impl<B: BodySource> Http2Connection<B> {
             return Ok(FrameOutcome::Continue);
         }
         match self.closed(section.stream) {
-            Some(ClosedStream { was_reset: true, .. }) => skip(state).map(|()| FrameOutcome::Continue),
+            closed if self.is_ignored(section.stream) || closed.is_some_and(|closed| closed.was_reset) => {
+                self.counts.borrow_mut().charge_control();
+                skip(state).map(|()| FrameOutcome::Continue)
+            }
             Some(_) => Err(Http2ErrorCode::StreamClosed),
             None => Err(Http2ErrorCode::Protocol),
         }
@@ -474,9 +492,15 @@ impl<B: BodySource> Http2Connection<B> {
     fn read_trailers(&self, state: &mut ReceiveState, bytes: &[u8]) -> Result<Option<Fields>, Http2ErrorCode> {
         let (mut fields, mut is_valid, mut size) = (Fields::default(), true, 0);
         let decoded = state.decoder.decode(bytes, |field| {
+            // Not a byte of further fields is read: each may be 4 KiB for one byte of the section.
+            if !is_valid {
+                return;
+            }
             size += field.name.len() + field.value.len() + 4;
-            is_valid &= size <= self.limits.header_bytes && fields.len() < self.limits.header_fields;
-            is_valid &= is_name(field.name) && is_value(field.value);
+            is_valid = size <= self.limits.header_bytes
+                && fields.len() < self.limits.header_fields
+                && is_name(field.name)
+                && is_value(field.value);
             if is_valid {
                 fields.push_known(field.known, field.name, field.value);
             }
@@ -499,8 +523,9 @@ impl<B: BodySource> Http2Connection<B> {
         reader.begin(request);
         let decoded = decoder.decode(bytes, |field| reader.receive(field, &self.limits, request));
         decoded.map_err(|_| Http2ErrorCode::Compression)?;
-        if id > self.accepted_max.get() {
+        if self.is_ignored(id) {
             // The client may send the request again elsewhere: it was told so.
+            self.counts.borrow_mut().charge_control();
             return Ok(FrameOutcome::Continue);
         }
         if section.depends_on_itself {
@@ -522,6 +547,8 @@ impl<B: BodySource> Http2Connection<B> {
             self.refuse_stream(id);
             return Ok(FrameOutcome::Continue);
         }
+        // A request explains the frames of its flow control.
+        self.counts.borrow_mut().explain_control(2);
         let mut upload = None;
         if !section.ends_stream {
             let window = if self.knows_settings.get() { WINDOW_FIRST } else { WINDOW_DEFAULT_BYTES };
@@ -759,6 +786,15 @@ impl<B: BodySource> Http2Connection<B> {
     /// also `TimedOut`, when the client has accepted no byte in time.
     pub(crate) fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.write_credits();
+        let sent = self.poll_send_out(cx);
+        if self.is_receiving_paused.get() && self.sender.borrow().out.len() <= OUT_READ_MAX {
+            self.is_receiving_paused.set(false);
+            cx.waker().wake_by_ref();
+        }
+        sent
+    }
+
+    fn poll_send_out(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let polled = self.poll_write(cx)?;
             let timer = &mut *self.write_timer.borrow_mut();
@@ -1003,7 +1039,10 @@ impl<B: BodySource> StreamHandle<B> {
     pub(crate) fn account_head(&self, response: &Response) -> bool {
         let bytes = response.fields.heap_bytes();
         let is_held = bytes <= RESPONSE_HEAD || self.connection.shared.account(bytes);
-        if is_held && bytes > RESPONSE_HEAD {
+        if !is_held {
+            // The stream is reset, which its client may have brought about by not reading.
+            self.connection.counts.borrow_mut().charge_reset();
+        } else if bytes > RESPONSE_HEAD {
             self.stream.head_cost.set(bytes);
         }
         is_held
@@ -1140,3 +1179,6 @@ impl ReceiveState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,8 +104,10 @@ impl UploadStream {
     pub(super) fn receive(&self, data: &[u8], padding: u32) -> Result<(), UploadFault> {
         let state = &mut *self.state.borrow_mut();
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        state.window -= i64::from(length.saturating_add(padding));
-        if state.window < 0 {
+        let counted = length.saturating_add(padding);
+        state.window -= i64::from(counted);
+        // A frame without bytes needs no window (RFC 9113 section 6.9.1).
+        if state.window < 0 && counted > 0 {
             return Err(UploadFault::Window);
         }
         if let Some(announced) = &mut state.announced {
@@ -392,5 +394,26 @@ impl BodySource for Http2RequestBody {
         let is_accounted = upload.shared.account(bytes);
         upload.state.borrow_mut().kept += if is_accounted { bytes } else { 0 };
         is_accounted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_frame_needs_no_window() {
+        let shared = ConnectionShared::new(usize::MAX);
+        let upload = UploadStream::new(1, 65_535, &shared);
+        assert_eq!(upload.receive(&[0; 40_000], 0), Ok(()));
+        // The client learns of the smaller window now.
+        upload.shrink_window(65_535 - WINDOW_FIRST);
+        assert_eq!(upload.receive(&[], 0), Ok(()));
+        assert_eq!(upload.end(None), Ok(()));
+        for (data, padding) in [(&[0][..], 0), (&[], 1)] {
+            let upload = UploadStream::new(3, 65_535, &shared);
+            upload.shrink_window(65_535);
+            assert_eq!(upload.receive(data, padding), Err(UploadFault::Window));
+        }
     }
 }

@@ -1,0 +1,154 @@
+//! HTTP/2 clients that break the rules, and those that only seem to: what is counted, which streams
+//! and connections end, and which must not.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::frames::{
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GOAWAY, HEADERS, PING, RST_STREAM,
+    Server, WINDOW_UPDATE, body, get, head_block, request, request_with, status,
+};
+use support::{Gate, Origin, STEP_TIMEOUT, Script, wait_for};
+
+const PROTOCOL_ERROR: u32 = 1;
+
+/// An origin whose responses wait for `gate`.
+fn waiting_origin(gate: &Gate) -> Origin {
+    let gate = gate.clone();
+    Origin::start(move |_| Script::new().wait(&gate).send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+}
+
+#[test]
+fn references_in_trailers_to_one_long_field_cost_little() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    // Inserted into the table once, then referred to by one byte each.
+    let mut block =
+        head_block(&[(":method", "GET"), (":scheme", "https"), (":path", "/"), (":authority", "gate.test")]);
+    block.extend([0x40, 3]);
+    block.extend(b"x-a");
+    block.extend([0x7f, 0xa1, 0x1e]);
+    block.extend([b'a'; 4000]);
+    client.send(&Frame::new(HEADERS, END_HEADERS | END_STREAM, 1).with(&block));
+    assert_eq!(status(&client.response(1)), 200);
+    let begin = Instant::now();
+    for stream in (3..23).step_by(2) {
+        let references = [0xbe; 16_000];
+        let mut frames = request(stream, "POST", "/").bytes();
+        frames.extend(Frame::new(HEADERS, END_STREAM, stream).with(references).bytes());
+        for flags in [0, 0, END_HEADERS] {
+            frames.extend(Frame::new(CONTINUATION, flags, stream).with(references).bytes());
+        }
+        client.send_bytes(&frames);
+        let reset = client.expect(RST_STREAM);
+        assert_eq!((reset.stream, reset.code()), (stream, PROTOCOL_ERROR));
+    }
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    assert!(client.is_alive());
+}
+
+#[test]
+fn heads_of_a_reset_stream_explain_no_other_frames() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    let mut frames = request(1, "POST", "/").bytes();
+    frames.extend(Frame::new(WINDOW_UPDATE, 0, 1).with(0_u32.to_be_bytes()).bytes());
+    let ping = Frame::new(PING, 0, 0).with([0; 8]).bytes();
+    let round = [Frame::new(HEADERS, END_HEADERS, 1).bytes(), ping.clone(), ping].concat();
+    frames.extend(round.repeat(200));
+    client.send_bytes(&frames);
+    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+    // The heads alone are a flood, too.
+    let mut client = server.connect();
+    let mut frames = request(1, "POST", "/").bytes();
+    frames.extend(Frame::new(WINDOW_UPDATE, 0, 1).with(0_u32.to_be_bytes()).bytes());
+    frames.extend(Frame::new(HEADERS, END_HEADERS, 1).bytes().repeat(200));
+    client.send_bytes(&frames);
+    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+}
+
+/// Whatever makes the gateway reset a stream that it has accepted is counted.
+#[test]
+fn every_reset_that_a_client_provokes_is_counted() {
+    let gate = Gate::default();
+    let server = Server::start(waiting_origin(&gate), "", "");
+    type Fault = fn(u32) -> Vec<Frame>;
+    let faults: [(&str, Fault); 10] = [
+        ("a window that overflows", |stream| {
+            let update = Frame::new(WINDOW_UPDATE, 0, stream).with(0x7fff_ffff_u32.to_be_bytes());
+            vec![request(stream, "POST", "/"), update]
+        }),
+        ("an increment of 0", |stream| {
+            vec![request(stream, "POST", "/"), Frame::new(WINDOW_UPDATE, 0, stream).with(0_u32.to_be_bytes())]
+        }),
+        ("DATA after the end", |stream| vec![get(stream, "/"), Frame::new(DATA, 0, stream).with("x")]),
+        ("an empty end after the end", |stream| vec![get(stream, "/"), Frame::new(DATA, END_STREAM, stream)]),
+        ("trailers after the end", |stream| {
+            vec![get(stream, "/"), Frame::new(HEADERS, END_HEADERS | END_STREAM, stream)]
+        }),
+        ("trailers that do not end the stream", |stream| {
+            vec![request(stream, "POST", "/"), Frame::new(HEADERS, END_HEADERS, stream)]
+        }),
+        ("malformed trailers", |stream| {
+            let trailers = Frame::new(HEADERS, END_HEADERS | END_STREAM, stream).with(head_block(&[("X-A", "1")]));
+            vec![request(stream, "POST", "/"), trailers]
+        }),
+        ("more bytes than announced", |stream| {
+            let head = request_with(stream, ("POST", "/"), &[("content-length", "1")]);
+            vec![head, Frame::new(DATA, 0, stream).with("two")]
+        }),
+        ("fewer bytes than announced", |stream| {
+            let head = request_with(stream, ("POST", "/"), &[("content-length", "9")]);
+            vec![head, Frame::new(DATA, END_STREAM, stream).with("two")]
+        }),
+        ("a stream that depends on itself", |stream| {
+            let mut head = get(stream, "/");
+            head.flags |= 0x20;
+            head.payload = [&stream.to_be_bytes()[..], &[7], &head.payload].concat();
+            vec![head]
+        }),
+    ];
+    for (name, fault) in faults {
+        let mut client = server.connect();
+        // A few at a time: what counts is not the memory of many.
+        for first in (0..200).step_by(20) {
+            let frames = (first..first + 20).flat_map(|number| fault(1 + 2 * number));
+            client.send_bytes(&frames.flat_map(|frame| frame.bytes()).collect::<Vec<_>>());
+            if !client.is_alive() {
+                break;
+            }
+        }
+        assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)), "{name}");
+    }
+    gate.open();
+    wait_for(|| server.gateway.metric("tidegate_requests_in_flight") == 0.0, STEP_TIMEOUT);
+}
+
+/// The client has sent an upload before it knew of the last GOAWAY.
+#[test]
+fn frames_of_streams_after_the_last_goaway_are_ignored() {
+    let gate = Gate::default();
+    let mut server = Server::start(waiting_origin(&gate), "", "");
+    let mut client = server.connect();
+    client.send(&get(1, "/"));
+    wait_for(|| server.origin.count() == 1, STEP_TIMEOUT);
+    server.gateway.process.signal("TERM");
+    client.expect(GOAWAY);
+    client.send(&Frame::new(PING, ACK, 0).with(b"draining"));
+    let last = client.expect(GOAWAY);
+    assert_eq!((last.code(), &last.payload[..4]), (0, &[0, 0, 0, 1][..]));
+    let trailers = Frame::new(HEADERS, END_HEADERS | END_STREAM, 3).with(head_block(&[("x-check", "42")]));
+    let frames = [request(3, "POST", "/"), Frame::new(DATA, 0, 3).with([b'x'; 10_000]), trailers];
+    client.send_bytes(&frames.iter().flat_map(Frame::bytes).collect::<Vec<_>>());
+    // The windows are kept.
+    for _ in 0..10 {
+        client.send(&Frame::new(DATA, 0, 3).with([b'x'; 10_000]));
+        assert!(client.is_alive());
+    }
+    gate.open();
+    let frames = client.response(1);
+    assert_eq!((status(&frames), &*body(&frames)), (200, &b"ok"[..]));
+    assert_eq!(server.origin.count(), 1);
+    assert!(server.gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
+}
