@@ -264,7 +264,7 @@ impl UploadState {
 
     fn open(&mut self, bytes: u32, upload: &UploadStream) {
         self.read += bytes;
-        if self.end.is_some() || self.read < self.granted / 2 {
+        if self.end.is_some() || self.read == 0 || self.read < self.granted / 2 {
             return;
         }
         let mut increment = std::mem::take(&mut self.read);
@@ -400,6 +400,19 @@ impl BodySource for Http2RequestBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn window_that_shrinks_late_is_opened_by_what_was_read() {
+        for read in [8_192, 16_384, 20_000, 32_766] {
+            let shared = ConnectionShared::new(usize::MAX);
+            let upload = UploadStream::new(1, 65_535, &shared);
+            assert_eq!(upload.receive(&vec![0; read as usize], 0), Ok(()));
+            upload.record_read(read);
+            assert!(shared.credits.borrow().is_empty(), "half of the window is left");
+            upload.shrink_window(65_535 - WINDOW_FIRST);
+            assert!(matches!(shared.credits.borrow()[..], [(1, increment)] if increment >= read), "{read}");
+        }
+    }
 
     #[test]
     fn empty_frame_needs_no_window() {
