@@ -6,8 +6,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::frames::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GOAWAY, HEADERS, PING, RST_STREAM,
-    Server, WINDOW_UPDATE, body, get, head_block, request, request_with, status,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, FrameClient, GOAWAY, HEADERS, PING,
+    RST_STREAM, Server, WINDOW_UPDATE, body, get, head_block, request, request_with, status,
 };
 use support::{Gate, Origin, STEP_TIMEOUT, Script, wait_for};
 
@@ -151,4 +151,42 @@ fn frames_of_streams_after_the_last_goaway_are_ignored() {
     assert_eq!((status(&frames), &*body(&frames)), (200, &b"ok"[..]));
     assert_eq!(server.origin.count(), 1);
     assert!(server.gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
+}
+
+/// A client that has as many open streams as it may opens the next ones when some have ended. Small
+/// responses end while the gateway is still sending large ones.
+#[test]
+fn client_within_the_limit_of_streams_is_never_refused() {
+    const LARGE: u32 = 5;
+    const SMALL: u32 = 95;
+    let (small, large) = (vec![b'x'; 50], vec![b'x'; 4 << 20]);
+    let origin = Origin::start(move |request| {
+        Script::ok(&[("Cache-Control", "max-age=600")], if request.target == "/large" { &large } else { &small })
+    });
+    let server = Server::start(origin, "", "");
+    for round in 0..10 {
+        let mut client = FrameClient::connect(&server.gateway, &server.trusted, 0x7fff_ffff);
+        client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with(0x7000_0000_u32.to_be_bytes()));
+        for (stream, target) in [(1, "/small"), (3, "/large")] {
+            client.send(&get(stream, target));
+            assert_eq!(status(&client.response(stream)), 200);
+        }
+        let smalls = |first: u32| (0..SMALL).flat_map(move |number| get(first + 2 * number, "/small").bytes());
+        let larges = (0..LARGE).flat_map(|number| {
+            let mut head = request_with(5 + 2 * number, ("GET", "/large"), &[("priority", "u=7")]);
+            head.flags |= END_STREAM;
+            head.bytes()
+        });
+        let (first, second) = (5 + 2 * LARGE, 5 + 2 * (LARGE + SMALL));
+        client.send_bytes(&larges.chain(smalls(first)).collect::<Vec<_>>());
+        let mut ended = 0;
+        while ended < 2 * SMALL + LARGE {
+            let frame = client.next_within(STEP_TIMEOUT).expect("a frame");
+            assert_ne!(frame.kind, RST_STREAM, "round {round}, stream {} after {ended}", frame.stream);
+            ended += u32::from(frame.ends_stream());
+            if frame.ends_stream() && ended == SMALL {
+                client.send_bytes(&smalls(second).collect::<Vec<_>>());
+            }
+        }
+    }
 }

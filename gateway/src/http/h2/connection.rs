@@ -538,7 +538,7 @@ impl<B: BodySource> Http2Connection<B> {
             self.counts.borrow_mut().charge_reset();
             self.counts.borrow_mut().charge_reset();
         }
-        if self.streams.borrow().len() >= STREAMS_MAX {
+        if self.streams.borrow().len() >= STREAMS_MAX && self.open_streams() >= STREAMS_MAX {
             self.write_reset(id, Http2ErrorCode::RefusedStream);
             return Ok(FrameOutcome::Continue);
         }
@@ -730,6 +730,13 @@ impl<B: BodySource> Http2Connection<B> {
         self.counts.borrow_mut().charge_reset();
         self.sender.borrow_mut().write_frame(frame::RST_STREAM, 0, id, &(code as u32).to_be_bytes());
         self.remember(ClosedStream { id, was_reset: true });
+    }
+
+    /// Streams that are open for the client. Others remain until their tasks are polled again; the
+    /// memory that is accounted for them bounds their number.
+    fn open_streams(&self) -> usize {
+        let streams = self.streams.borrow();
+        streams.iter().filter(|stream| !(stream.has_sent_end.get() && stream.has_received_end())).count()
     }
 
     /// Refuses a stream for lack of memory. Its client has done nothing that it may not, but may not
