@@ -1049,10 +1049,11 @@ impl<B: BodySource> StreamHandle<B> {
         if self.stream.reset.get().is_some() {
             return;
         }
-        let flags = if remaining == Some(0) { frame::END_STREAM } else { 0 };
+        let is_end = remaining == Some(0) && !(response.length == BodyLength::Known(0) && body.may_have_trailers());
+        let flags = if is_end { frame::END_STREAM } else { 0 };
         self.connection.sender.borrow_mut().write_head(self.stream.id, response, flags);
         self.connection.shared.wake();
-        self.stream.has_sent_end.set(remaining == Some(0));
+        self.stream.has_sent_end.set(is_end);
         *self.stream.outgoing.borrow_mut() = Some(OutgoingBody { body, remaining });
     }
 
@@ -1094,7 +1095,7 @@ impl<B: BodySource> StreamHandle<B> {
                 ready!(connection.poll_fill(cx, stream, body)).map_err(ResponseEnd::Source)?;
             }
             if body.data().is_empty() {
-                if remaining.is_some() {
+                if remaining.is_some_and(|left| left > 0) {
                     return Poll::Ready(Err(ResponseEnd::Source(BodyError::Truncated)));
                 }
                 let mut sender = connection.sender.borrow_mut();
@@ -1106,6 +1107,10 @@ impl<B: BodySource> StreamHandle<B> {
                 stream.has_sent_end.set(true);
                 connection.shared.wake();
                 continue;
+            }
+            if *remaining == Some(0) {
+                let error = BodyError::Malformed("body longer than announced");
+                return Poll::Ready(Err(ResponseEnd::Source(error)));
             }
             drop(outgoing);
             connection.sender.borrow_mut().add_ready(stream);

@@ -153,7 +153,7 @@ impl<B: BodySource> Sender<B> {
         if let Some(left) = remaining {
             *left -= count as u64;
         }
-        let is_last = *remaining == Some(0);
+        let is_last = *remaining == Some(0) && !body.may_have_trailers();
         let flags = if is_last { END_STREAM } else { 0 };
         let head = FrameHead { length: count, kind: frame::DATA, flags, stream: stream.id }.bytes();
         if count >= SHARED_MIN && body.complete_body().is_some() {
