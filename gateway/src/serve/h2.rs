@@ -29,7 +29,7 @@ use crate::http::refusal::RequestRefusal;
 use crate::http::transport::TransportStream;
 use crate::metrics::{self, Counters, Label as _};
 use crate::peer::ConnectionPeer;
-use crate::pipeline::{ExchangeBuffers, ResponseBody};
+use crate::pipeline::ResponseBody;
 use crate::tasks::{self, TaskWait};
 
 /// A silent peer gets a PING this often, and this long to acknowledge it.
@@ -98,8 +98,6 @@ struct Driver {
     limits: HttpLimits,
     drain: DrainGuard,
     shared: Rc<StreamContext>,
-    /// The request that is read next.
-    next: Option<Box<ExchangeBuffers>>,
     phase: ConnectionPhase,
     /// When the last stream ended; `None` while there are streams.
     idle_since: Option<Instant>,
@@ -124,7 +122,6 @@ impl Driver {
             limits,
             drain,
             shared,
-            next: None,
             phase: ConnectionPhase::Open,
             idle_since: Some(now),
             is_released: true,
@@ -183,7 +180,7 @@ impl Driver {
     ) -> Poll<ReceiveEnd> {
         let mut snapshot = None;
         loop {
-            let mut buffers = self.next.take().unwrap_or_else(|| self.shared.take_buffers());
+            let mut buffers = self.shared.take_buffers();
             match self.h2.poll_request(cx, &mut buffers.request) {
                 Poll::Ready(Ok(incoming)) => {
                     let snapshot = snapshot.get_or_insert_with(|| self.shared.worker.snapshot.load_full());

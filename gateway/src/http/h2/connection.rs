@@ -228,7 +228,9 @@ impl<B: BodySource> Http2Connection<B> {
     /// Releases the memory that only streams need.
     pub(crate) fn release_buffers(&self) {
         self.sender.borrow_mut().out.release();
-        self.receiver.borrow_mut().buffer.release();
+        let receiver = &mut *self.receiver.borrow_mut();
+        receiver.buffer.release();
+        receiver.state.reader = HeadReader::default();
         self.shared.return_reservation();
     }
 
@@ -309,7 +311,9 @@ impl<B: BodySource> Http2Connection<B> {
         if state.section.is_some() && head.kind != frame::CONTINUATION {
             return Err(Http2ErrorCode::Protocol);
         }
-        if head.kind > frame::CONTINUATION || matches!(head.kind, frame::PRIORITY | frame::SETTINGS | frame::PING) {
+        if head.kind > frame::CONTINUATION
+            || matches!(head.kind, frame::PRIORITY | frame::SETTINGS | frame::PING | frame::GOAWAY)
+        {
             self.counts.borrow_mut().charge_control();
         }
         match head.kind {
@@ -341,8 +345,11 @@ impl<B: BodySource> Http2Connection<B> {
         Some(Rc::clone(&streams[index]))
     }
 
+    /// What is known of a stream that has ended. One that is forgotten may have been reset.
     fn closed(&self, id: u32) -> Option<ClosedStream> {
-        self.closed.borrow().iter().rev().find(|closed| closed.id == id).copied()
+        let closed = self.closed.borrow();
+        let known = closed.iter().rev().find(|closed| closed.id == id).copied();
+        known.or_else(|| (closed.len() >= CLOSED_MAX).then_some(ClosedStream { id, was_reset: true }))
     }
 
     /// Whether the client sends on a stream that it was told is ignored. What it had sent before it
@@ -605,7 +612,9 @@ impl<B: BodySource> Http2Connection<B> {
         for [a, b, value @ ..] in settings {
             let value = u32::from_be_bytes(*value);
             match u16::from_be_bytes([*a, *b]) {
-                frame::SETTING_ENABLE_PUSH if value > 1 => return Err(Http2ErrorCode::Protocol),
+                frame::SETTING_ENABLE_PUSH | frame::SETTING_NO_OLD_PRIORITIES if value > 1 => {
+                    return Err(Http2ErrorCode::Protocol);
+                }
                 frame::SETTING_INITIAL_WINDOW => self.set_stream_window(value)?,
                 frame::SETTING_PAYLOAD_MAX => match usize::try_from(value) {
                     // Larger frames than the default have no use here.
@@ -700,6 +709,8 @@ impl<B: BodySource> Http2Connection<B> {
         if let Some(stream) = self.find(id) {
             stream.priority.set(priority);
         } else if self.is_unused(id) {
+            // The latest one applies.
+            state.early_priorities.retain(|(stream, _)| *stream != id);
             if state.early_priorities.len() >= EARLY_PRIORITIES_MAX {
                 state.early_priorities.pop_front();
             }
@@ -782,9 +793,9 @@ impl<B: BodySource> Http2Connection<B> {
     /// Hands over what the windows and the room allow.
     pub(super) fn pump(&self) {
         let frames = self.sender.borrow_mut().pump();
-        if frames > 0 {
+        if frames.all > 0 {
             // The client may answer each by an increment of two windows.
-            self.counts.borrow_mut().explain_control(2 * frames);
+            self.counts.borrow_mut().explain_control(2 * frames.explained);
             self.shared.wake();
         }
     }
