@@ -59,7 +59,7 @@ fn frames_of(data: &[u8]) -> Vec<u8> {
         let stream = 1 + 2 * (u32::from(*choice) % u32::max(opened, 1));
         let number = bytes.iter().fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
         match kind % 16 {
-            // What is seldom valid ends a connection soon.
+            // Seldom valid: these end a connection soon.
             11..=13 if choice & 0xe0 != 0xe0 => {}
             5.. if opened == 0 => {}
             // A request, with what the bytes add.

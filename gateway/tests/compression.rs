@@ -157,12 +157,34 @@ fn inflated(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
+fn one_client_holds_few_encoders() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| {
+        let fields = [("Content-Type", "text/plain"), ("Cache-Control", "no-store")];
+        Script::new().head(200, &fields).send("begin\n").wait(&opened).close()
+    });
+    let gateway = Gateway::start(&one_route(origin.address, ROUTE, "[server]\nworkers = 1\n"));
+    let mut clients: Vec<_> = (0..12).map(|_| gateway.connect()).collect();
+    let coded = clients.iter_mut().filter_map(|client| {
+        client.send_get("/", &[("Accept-Encoding", "gzip")]);
+        client.read_head().field("content-encoding").map(str::to_owned)
+    });
+    assert_eq!(coded.count(), 8);
+    assert_eq!(gateway.metric("tidegate_compression_skipped_total{reason=\"busy\"}"), 4.0);
+    gate.open();
+    drop(clients);
+    support::wait_for(|| gateway.metric("tidegate_compression_streams") == 0.0, Duration::from_secs(5));
+}
+
+#[test]
 fn secrets_coded_and_unsuitable_bodies_stay_as_they_are() {
     let origin = Origin::start(|request| {
         let html = ("Content-Type", "text/html");
         let private = ("Cache-Control", "private");
         match request.target.as_str() {
             "/shared" => Script::ok(&[html, ("Cache-Control", "max-age=60")], text()),
+            "/for-users" => Script::ok(&[html, ("Cache-Control", "max-age=60"), ("Vary", "Cookie")], text()),
             "/set-cookie" => Script::ok(&[html, private, ("Set-Cookie", "a=b")], text()),
             "/coded" => Script::ok(&[html, private, ("Content-Encoding", "x-own")], text()),
             "/image" => Script::ok(&[("Content-Type", "image/png"), private], text()),
@@ -186,12 +208,14 @@ fn secrets_coded_and_unsuitable_bodies_stay_as_they_are() {
     assert_eq!(encoding("/set-cookie", &[]), None);
     assert_eq!(encoding("/shared", &[cookie]), gzip, "others get it too");
     assert_eq!(encoding("/shared", &[cookie]), gzip);
+    assert_eq!(encoding("/for-users", &[cookie]), None, "stored for those with this cookie");
+    assert_eq!(encoding("/for-users", &[cookie]), None);
     assert_eq!(encoding("/all/private", &[cookie]), gzip, "the route says so");
     assert_eq!(encoding("/coded", &[]), Some("x-own".to_owned()));
     for target in ["/image", "/short", "/no-transform"] {
         assert_eq!(encoding(target, &[]), None, "{target}");
     }
-    assert_eq!(gateway.metric("tidegate_compression_skipped_total{reason=\"credentials\"}"), 3.0);
+    assert_eq!(gateway.metric("tidegate_compression_skipped_total{reason=\"credentials\"}"), 5.0);
 }
 
 #[test]

@@ -362,7 +362,7 @@ fn drain_finishes_streams_and_tells_the_client() {
     assert!(server.gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
 }
 
-/// What became of the requests of one client.
+/// The requests of one client, by their end.
 #[derive(Default)]
 struct Outcomes {
     answered: usize,

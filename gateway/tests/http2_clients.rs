@@ -27,7 +27,7 @@ fn is_installed(program: &str) -> bool {
     is_found
 }
 
-/// What a program prints, which must succeed.
+/// The output of a program, which must succeed.
 #[track_caller]
 fn output(command: &mut Command) -> String {
     let output = command.output().expect("an installed program");
@@ -247,8 +247,8 @@ fn chromium_loads_a_page_of_200_resources_by_priority() {
     let log = "[log]\naccess = \"stdout\"\n";
     let server = Server::start(Origin::start(respond_to_browser), "", log);
     let base = format!("https://{}", server.gateway.address);
-    // The second visit gets everything from the gateway's cache, so that only the gateway decides on
-    // the order.
+    // The second visit gets everything from the gateway's cache, so that only the gateway decides
+    // on the order.
     browse(&server, &base);
     let report = browse(&server, &base);
     let resources = report["resources"].as_array().expect("a list");

@@ -13,9 +13,9 @@ use support::frames::{
     DATA, END_HEADERS, END_STREAM, Frame, FrameClient, HEADERS, RST_STREAM, Server, WINDOW_UPDATE, body, get,
     head_block, request_with,
 };
-use support::{Gate, Origin, STEP_TIMEOUT, Script};
+use support::{Gate, Origin, STEP_TIMEOUT, Script, wait_for};
 
-/// What one connection may hold.
+/// Bytes that one connection may hold.
 const CONNECTION_MAX: usize = 2 << 20;
 const CONNECTIONS: usize = 4;
 /// Requests of one connection; the streams above the limit are refused.
@@ -39,14 +39,14 @@ fn origin(gate: &Gate) -> Origin {
     })
 }
 
-/// What each of several connections holds, and the requests of all.
-struct Held {
+/// Bytes of each of several connections, and the requests of all.
+struct MemoryUse {
     bytes: usize,
     in_flight: f64,
 }
 
 /// Bytes that each of several connections holds when every one has done `attack`.
-fn held(server: &Server, window: u32, mut attack: impl FnMut(&mut FrameClient)) -> Held {
+fn held(server: &Server, window: u32, mut attack: impl FnMut(&mut FrameClient)) -> MemoryUse {
     let before = server.gateway.process.memory();
     let mut clients = Vec::new();
     for _ in 0..CONNECTIONS {
@@ -66,15 +66,20 @@ fn held(server: &Server, window: u32, mut attack: impl FnMut(&mut FrameClient)) 
         }
         most = most.max(now);
     }
-    Held { bytes: most / CONNECTIONS, in_flight: server.gateway.metric("tidegate_requests_in_flight") }
+    MemoryUse { bytes: most / CONNECTIONS, in_flight: server.gateway.metric("tidegate_requests_in_flight") }
 }
 
 #[track_caller]
-fn assert_held(name: &str, Held { bytes, in_flight }: &Held, in_flight_min: f64) {
+fn assert_held(name: &str, MemoryUse { bytes, in_flight }: &MemoryUse, in_flight_min: f64) {
     eprintln!("{name}: {} KiB a connection, {in_flight} requests in flight", bytes >> 10);
     assert!(*bytes <= CONNECTION_MAX, "{name}: {} KiB a connection", bytes >> 10);
     // The account does not refuse the requests of a client that does no harm.
     assert!(*in_flight >= in_flight_min * CONNECTIONS as f64, "{name}: {in_flight}");
+}
+
+fn measured(origin: Origin) -> Server {
+    let address = origin.address;
+    Server::measured(origin, address)
 }
 
 fn gets(target: &str) -> Vec<u8> {
@@ -90,7 +95,7 @@ fn warm_up(server: &Server, target: &str) {
 }
 
 fn check_unread(target: &str, window: u32) {
-    let server = Server::start(origin(&Gate::default()), "", "");
+    let server = measured(origin(&Gate::default()));
     warm_up(&server, target);
     let held = held(&server, window, |client| client.send_bytes(&gets(target)));
     assert_held(&format!("{target}, window {window}"), &held, IN_FLIGHT_MIN);
@@ -124,7 +129,7 @@ fn streamed_page_that_is_not_read() {
 #[test]
 fn large_heads_that_wait_for_the_origin() {
     let gate = Gate::default();
-    let server = Server::start(origin(&gate), "", "");
+    let server = measured(origin(&gate));
     warm_up(&server, "/passed");
     let value = "v".repeat(1_900);
     let names: Vec<String> = (0..8).map(|number| format!("x-{number}")).collect();
@@ -144,7 +149,7 @@ fn large_heads_that_wait_for_the_origin() {
 #[test]
 fn small_heads_that_wait_for_the_origin() {
     let gate = Gate::default();
-    let server = Server::start(origin(&gate), "", "");
+    let server = measured(origin(&gate));
     warm_up(&server, "/passed");
     let held = held(&server, 0, |client| {
         let requests: Vec<u8> =
@@ -207,7 +212,7 @@ fn uploads_that_the_origin_does_not_read() {
         std::thread::sleep(3 * STEP_TIMEOUT);
         drop(stream);
     });
-    let server = Server::before(address, "", "");
+    let server = Server::measured(Origin::start(|_| Script::ok(&[], "")), address);
     let held = held(&server, 65_535, |client| upload_all(client, 100));
     assert_held("uploads", &held, IN_FLIGHT_MIN);
 }
@@ -220,14 +225,14 @@ fn uploads_whose_windows_have_grown() {
         stream.read_exact(&mut beginning).ok();
         std::thread::sleep(3 * STEP_TIMEOUT);
     });
-    let server = Server::before(address, "", "");
+    let server = Server::measured(Origin::start(|_| Script::ok(&[], "")), address);
     let held = held(&server, 65_535, |client| upload_all(client, 8));
     assert_held("uploads with grown windows", &held, 8.0);
 }
 
 #[test]
 fn page_of_which_the_beginning_is_read() {
-    let server = Server::start(origin(&Gate::default()), "", "");
+    let server = measured(origin(&Gate::default()));
     warm_up(&server, "/passed");
     let held = held(&server, 20_000, |client| {
         // Half of the streams, so that each may read more at once.
@@ -247,10 +252,10 @@ fn page_of_which_the_beginning_is_read() {
 fn large_heads_of_responses() {
     let value = "v".repeat(8_000);
     let origin = Origin::start(move |_| Script::ok(&[("Cache-Control", "no-store"), ("X-Long", &value)], [b'x'; 1000]));
-    let server = Server::start(origin, "", "");
+    let server = measured(origin);
     let held = held(&server, 0x7fff_ffff, |client| client.send_bytes(&gets("/")));
     assert_held("heads of responses", &held, 0.0);
-    // What cannot be held is not: the others were written, or wait.
+    // Some cannot be held; the others were written, or wait.
     assert!(server.gateway.metric("tidegate_responses_aborted_total{reason=\"memory\"}") > 0.0);
 }
 
@@ -267,7 +272,7 @@ fn tunnels_that_are_not_read() {
         stream.write_all(&vec![b'x'; PAGE]).ok();
         std::thread::sleep(3 * STEP_TIMEOUT);
     });
-    let server = Server::before(address, "", "");
+    let server = Server::measured(Origin::start(|_| Script::ok(&[], "")), address);
     let held = held(&server, 0x7fff_ffff, |client| {
         let fields = [
             (":method", "CONNECT"),
@@ -283,7 +288,8 @@ fn tunnels_that_are_not_read() {
         client.send_bytes(&heads);
     });
     assert_held("tunnels", &held, 0.0);
-    assert!(server.gateway.metric("tidegate_upgrades_total") >= IN_FLIGHT_MIN * CONNECTIONS as f64);
+    let tunnels = || server.gateway.metric("tidegate_upgrades_total");
+    wait_for(|| tunnels() >= IN_FLIGHT_MIN * CONNECTIONS as f64, STEP_TIMEOUT);
 }
 
 /// The worst of both directions: uploads that the origin does not read, after it has begun
@@ -297,7 +303,7 @@ fn uploads_and_responses_that_nobody_reads() {
         stream.write_all(&[b'x'; 100_000]).ok();
         std::thread::sleep(3 * STEP_TIMEOUT);
     });
-    let server = Server::before(address, "", "");
+    let server = Server::measured(Origin::start(|_| Script::ok(&[], "")), address);
     let held = held(&server, 0, |client| upload_all(client, 100));
     assert_held("uploads and responses", &held, IN_FLIGHT_MIN);
 }

@@ -154,7 +154,7 @@ fn tunnel_relays_in_both_directions_until_both_sides_end() {
     assert!(!received.iter().any(|line| line.starts_with("te:") || line.starts_with("content-length")));
     // More than every window, in both directions at once.
     let sent: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_be_bytes).take(600_000).collect();
-    // What the gateway has granted.
+    // The windows that the gateway has granted.
     let mut window = i64::from(initial_window(&settings));
     let mut connection_window = i64::from(WINDOW) + i64::from(increment);
     let (mut at, mut echoed) = (0, Vec::new());

@@ -48,7 +48,11 @@ pub(crate) struct H2loadRun<'a> {
 impl H2loadRun<'_> {
     /// Puts load on `address`; calls `on_tick` periodically.
     pub(crate) fn run(&self, address: SocketAddr, on_tick: impl FnMut()) -> Result<LoadReport> {
-        let log = self.scratch.path().join("h2load.log");
+        // In a directory of its own: tidegate watches those of its files, and each line would wake
+        // it.
+        let directory = self.scratch.path().join("h2load.d");
+        fs::create_dir_all(&directory).map_err(LoadtestError::io(format!("cannot create {}", directory.display())))?;
+        let log = directory.join("log");
         // h2load appends to its log.
         drop(fs::remove_file(&log));
         let mut command = self.tools.load(self.tools.path(Tool::H2load), self.counter);

@@ -32,6 +32,9 @@ impl BenchRun {
             ("wrk".to_owned(), version(tools.path(Tool::Wrk), "-v")),
             ("tidegate".to_owned(), version(&plan.tidegate, "--version")),
         ]);
+        if tools.has(Tool::H2load) {
+            versions.insert("h2load".to_owned(), version(tools.path(Tool::H2load), "--version"));
+        }
         for tool in plan.peers.iter().filter_map(|peer| peer.tool()) {
             let argument = match tool {
                 Tool::Varnishd => "-V",
@@ -94,7 +97,10 @@ fn version(program: &Path, argument: &str) -> String {
     let output = Command::new(program).arg(argument).output();
     let text = output.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
-    text.lines().find(|line| !line.trim().is_empty()).map_or_else(unknown, |line| line.trim().to_owned())
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty());
+    // Envoy prints its path, which differs between machines.
+    let path = program.display().to_string();
+    line.map_or_else(unknown, |line| line.strip_prefix(&path).unwrap_or(line).trim().to_owned())
 }
 
 fn git(arguments: &[&str]) -> Option<String> {

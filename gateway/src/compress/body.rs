@@ -1,5 +1,9 @@
 //! A body that is compressed while it is sent.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
@@ -13,8 +17,11 @@ use crate::http::compressed_forms::ContentCoding;
 use crate::http::fields::Fields;
 use crate::metrics::{self, Counter};
 
-/// Bodies that are compressed in pieces at one time: each needs up to 1 MiB.
+/// Bodies that are compressed in pieces at one time: each needs a few hundred KiB.
 const STREAMS_MAX: usize = 256;
+/// Those of one address on one thread: a client that does not read its responses must not hold the
+/// memory of all others.
+const ADDRESS_STREAMS_MAX: usize = 8;
 /// Bytes that one poll compresses before other connections of the thread have their turn.
 const PIECE_BYTES: usize = 32 << 10;
 
@@ -48,48 +55,85 @@ pub(crate) enum FlushPolicy {
 /// A body that is compressed while it is sent.
 pub(crate) struct CompressedBody<S> {
     source: S,
-    encoder: StreamEncoder,
+    coding: ContentCoding,
+    /// Made with the first piece: a body that the client does not ask for needs none.
+    encoder: Option<StreamEncoder>,
     out: Bytes,
     /// Whether the encoder holds bytes that the client could use.
     has_unflushed: bool,
     flushes: FlushPolicy,
     is_finished: bool,
-    _stream: StreamPermit,
+    /// `None` after the end of the source.
+    permit: Option<StreamPermit>,
 }
 
 /// One of the bodies that are compressed in pieces.
-struct StreamPermit;
+struct StreamPermit {
+    address: IpAddr,
+}
+
+thread_local! {
+    /// Bodies by the address of their client; an address without any is removed.
+    static BY_ADDRESS: RefCell<HashMap<IpAddr, usize>> = RefCell::new(HashMap::new());
+}
 
 impl StreamPermit {
-    fn acquire() -> Option<Self> {
-        if STREAMS.fetch_add(1, Relaxed) < STREAMS_MAX {
-            return Some(StreamPermit);
+    fn acquire(address: IpAddr) -> Option<Self> {
+        let count = BY_ADDRESS.with_borrow(|counts| counts.get(&address).copied().unwrap_or(0));
+        if count >= ADDRESS_STREAMS_MAX {
+            return None;
         }
-        STREAMS.fetch_sub(1, Relaxed);
-        None
+        if STREAMS.fetch_add(1, Relaxed) >= STREAMS_MAX {
+            STREAMS.fetch_sub(1, Relaxed);
+            return None;
+        }
+        BY_ADDRESS.with_borrow_mut(|counts| counts.insert(address, count + 1));
+        Some(StreamPermit { address })
     }
 }
 
 impl Drop for StreamPermit {
     fn drop(&mut self) {
         STREAMS.fetch_sub(1, Relaxed);
+        BY_ADDRESS.with_borrow_mut(|counts| match counts.get_mut(&self.address) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                counts.remove(&self.address);
+            }
+        });
     }
 }
 
 impl<S: BodySource> CompressedBody<S> {
+    /// `client`: the address of the connection.
+    ///
     /// # Errors
-    /// The source itself: too many bodies are being compressed, or there is no encoder.
-    pub(crate) fn new(source: S, coding: ContentCoding, flushes: FlushPolicy) -> Result<Self, S> {
-        let (Some(_stream), Ok(encoder)) = (StreamPermit::acquire(), StreamEncoder::new(coding)) else {
-            return Err(source);
-        };
-        let (out, has_unflushed, is_finished) = (Bytes::new(), false, false);
-        Ok(CompressedBody { source, encoder, out, has_unflushed, flushes, is_finished, _stream })
+    /// The source itself: too many bodies are being compressed.
+    pub(crate) fn new(source: S, (coding, flushes): (ContentCoding, FlushPolicy), client: IpAddr) -> Result<Self, S> {
+        let Some(permit) = StreamPermit::acquire(client) else { return Err(source) };
+        let (out, permit) = (Bytes::new(), Some(permit));
+        Ok(CompressedBody {
+            source,
+            coding,
+            encoder: None,
+            out,
+            has_unflushed: false,
+            flushes,
+            is_finished: false,
+            permit,
+        })
+    }
+
+    fn encoder(&mut self) -> io::Result<&mut StreamEncoder> {
+        match &mut self.encoder {
+            Some(encoder) => Ok(encoder),
+            none => Ok(none.insert(StreamEncoder::new(self.coding)?)),
+        }
     }
 
     /// Compresses the next piece of the source, or flushes where the source is late.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, BodyError>> {
-        let failed = |error: std::io::Error| {
+        let failed = |error: io::Error| {
             tracing::warn!(%error, "a body could not be compressed");
             BodyError::Truncated
         };
@@ -97,7 +141,7 @@ impl<S: BodySource> CompressedBody<S> {
             if !std::mem::take(&mut self.has_unflushed) {
                 return Poll::Pending;
             }
-            self.encoder.flush().map_err(failed)?;
+            self.encoder().and_then(StreamEncoder::flush).map_err(failed)?;
             return Poll::Ready(Ok(0));
         };
         filled?;
@@ -105,16 +149,22 @@ impl<S: BodySource> CompressedBody<S> {
         let count = data.len().min(PIECE_BYTES);
         if count == 0 {
             self.is_finished = true;
-            self.encoder.finish().map_err(failed)?;
+            self.encoder().and_then(StreamEncoder::finish).map_err(failed)?;
+            self.permit = None;
             return Poll::Ready(Ok(0));
         }
-        self.encoder.write(&data[..count]).map_err(failed)?;
+        let piece = &data[..count];
+        let encoder = match &mut self.encoder {
+            Some(encoder) => encoder,
+            none => none.insert(StreamEncoder::new(self.coding).map_err(failed)?),
+        };
+        encoder.write(piece).map_err(failed)?;
         count_input(count);
         self.has_unflushed = true;
         self.source.consume(count);
         if self.flushes == FlushPolicy::EachPiece && self.source.data().is_empty() {
             self.has_unflushed = false;
-            self.encoder.flush().map_err(failed)?;
+            self.encoder().and_then(StreamEncoder::flush).map_err(failed)?;
         }
         Poll::Ready(Ok(count))
     }
@@ -129,7 +179,7 @@ impl<S: BodySource> BodySource for CompressedBody<S> {
                 return Poll::Pending;
             }
             compressed += ready!(self.poll_piece(cx))?;
-            self.out = self.encoder.take().into();
+            self.out = self.encoder.as_mut().map(StreamEncoder::take).unwrap_or_default().into();
         }
         Poll::Ready(Ok(()))
     }

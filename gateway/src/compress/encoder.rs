@@ -4,38 +4,53 @@ use std::io::{self, Write};
 
 use crate::http::compressed_forms::ContentCoding;
 
-/// Level of whole bodies: they are compressed once and sent many times.
-const WHOLE_ZSTD: i32 = 9;
-const WHOLE_BROTLI: u32 = 6;
-const WHOLE_GZIP: u32 = 7;
-/// Levels of bodies in pieces, which a thread with other connections compresses.
-const STREAM_ZSTD: i32 = 1;
-const STREAM_BROTLI: u32 = 3;
-const STREAM_GZIP: u32 = 4;
-/// Binary logarithm of the window of an encoder of pieces: 128 KiB, so that it needs less than 1
-/// MiB of memory.
-const STREAM_WINDOW: u32 = 17;
+/// How much time a body is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// For a form that is made once and sent many times.
+    High,
+    /// For one response.
+    Low,
+}
+
+impl Effort {
+    fn zstd(self) -> i32 {
+        if self == Effort::High { 9 } else { 1 }
+    }
+
+    fn brotli(self) -> u32 {
+        if self == Effort::High { 6 } else { 3 }
+    }
+
+    fn gzip(self) -> flate2::Compression {
+        flate2::Compression::new(if self == Effort::High { 7 } else { 4 })
+    }
+}
+
+/// Binary logarithm of the window of an encoder of pieces: 64 KiB, so that it needs a few hundred
+/// KiB of memory.
+const STREAM_WINDOW: u32 = 16;
 /// Binary logarithm of the window of whole bodies: 4 MiB, which every client supports (RFC 9659
 /// section 3 allows 8 MiB for zstd).
 const WHOLE_WINDOW: u32 = 22;
 const BROTLI_BUFFER: usize = 4 << 10;
 
 /// Compresses `body`; `None`: the result would not be smaller.
-pub(crate) fn compress_whole(coding: ContentCoding, body: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn compress_whole(coding: ContentCoding, body: &[u8], effort: Effort) -> Option<Vec<u8>> {
     let out = Vec::with_capacity(body.len() / 3 + 64);
     let written = match coding {
-        ContentCoding::Zstd => zstd::stream::write::Encoder::new(out, WHOLE_ZSTD).and_then(|mut encoder| {
+        ContentCoding::Zstd => zstd::stream::write::Encoder::new(out, effort.zstd()).and_then(|mut encoder| {
             encoder.window_log(WHOLE_WINDOW)?;
             encoder.set_pledged_src_size(Some(body.len() as u64))?;
             encoder.write_all(body)?;
             encoder.finish()
         }),
         ContentCoding::Brotli => {
-            let mut encoder = brotli::CompressorWriter::new(out, BROTLI_BUFFER, WHOLE_BROTLI, WHOLE_WINDOW);
+            let mut encoder = brotli::CompressorWriter::new(out, BROTLI_BUFFER, effort.brotli(), WHOLE_WINDOW);
             encoder.write_all(body).map(|()| encoder.into_inner())
         }
         ContentCoding::Gzip => {
-            let mut encoder = flate2::write::GzEncoder::new(out, flate2::Compression::new(WHOLE_GZIP));
+            let mut encoder = flate2::write::GzEncoder::new(out, effort.gzip());
             encoder.write_all(body).and_then(|()| encoder.finish())
         }
     };
@@ -58,17 +73,16 @@ impl StreamEncoder {
         let out = Vec::new();
         Ok(match coding {
             ContentCoding::Zstd => {
-                let mut encoder = zstd::stream::write::Encoder::new(out, STREAM_ZSTD)?;
+                let mut encoder = zstd::stream::write::Encoder::new(out, Effort::Low.zstd())?;
                 encoder.window_log(STREAM_WINDOW)?;
                 StreamEncoder::Zstd(Box::new(encoder))
             }
             ContentCoding::Brotli => {
-                let encoder = brotli::CompressorWriter::new(out, BROTLI_BUFFER, STREAM_BROTLI, STREAM_WINDOW);
+                let encoder = brotli::CompressorWriter::new(out, BROTLI_BUFFER, Effort::Low.brotli(), STREAM_WINDOW);
                 StreamEncoder::Brotli(Box::new(encoder))
             }
             ContentCoding::Gzip => {
-                let level = flate2::Compression::new(STREAM_GZIP);
-                StreamEncoder::Gzip(Box::new(flate2::write::GzEncoder::new(out, level)))
+                StreamEncoder::Gzip(Box::new(flate2::write::GzEncoder::new(out, Effort::Low.gzip())))
             }
         })
     }
@@ -186,10 +200,10 @@ mod tests {
     fn whole_bodies_are_compressed_only_if_that_makes_them_smaller() {
         let text = "the same words again ".repeat(2_000);
         for coding in ContentCoding::ALL {
-            let form = compress_whole(*coding, text.as_bytes()).expect("smaller");
+            let form = compress_whole(*coding, text.as_bytes(), Effort::High).expect("smaller");
             assert!(form.len() * 20 < text.len(), "{coding:?}: {}", form.len());
             assert_eq!(decompressed(*coding, &form).expect("valid"), text.as_bytes());
-            assert_eq!(compress_whole(*coding, b"abc"), None);
+            assert_eq!(compress_whole(*coding, b"abc", Effort::Low), None);
         }
     }
 }

@@ -187,11 +187,15 @@ impl EndpointSet {
     fn by_hash<'s>(&self, candidates: &[&'s Arc<Endpoint>], pick: Pick) -> &'s Arc<Endpoint> {
         let in_flight: usize = candidates.iter().map(|endpoint| endpoint.in_flight()).sum();
         let weights: f64 = candidates.iter().map(|endpoint| self.weight(endpoint, pick.now)).sum();
+        let now_ms = millis(pick.now);
         let mut best: Option<(bool, f64, &'s Arc<Endpoint>)> = None;
         for endpoint in candidates {
             let weight = self.weight(endpoint, pick.now);
             let bound = (LOAD_FACTOR * (in_flight + 1) as f64 * weight / weights).ceil();
-            let is_below = ((endpoint.in_flight() + 1) as f64) <= bound;
+            // One that fails quickly has few requests in flight. Those that others cannot take must
+            // not all go there.
+            let load = ((endpoint.in_flight() + 1) as f64 * endpoint.load.penalty(now_ms)).floor();
+            let is_below = load <= bound;
             // Uniform in (0, 1].
             let uniform = ((mix(pick.hash ^ endpoint.hash) >> 11) + 1) as f64 / (1_u64 << 53) as f64;
             let score = -weight / uniform.ln();

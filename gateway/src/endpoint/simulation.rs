@@ -119,7 +119,7 @@ fn endpoint_that_fails_fast_attracts_no_calls() {
     let mut servers = [FAST; 4];
     servers[1] = Server { service: Duration::from_micros(200), fails: true, ..FAST };
     let load = (40_000, Duration::from_micros(600));
-    for policy in [BalancePolicy::LeastRequest, BalancePolicy::Ewma] {
+    for policy in [BalancePolicy::LeastRequest, BalancePolicy::Ewma, BalancePolicy::ConsistentHash] {
         let run = run(policy, &servers, load);
         let share = run.failed as f64 / load.0 as f64;
         assert!(share < 0.25, "{policy:?}: {share} of the calls fail, more than in turn");

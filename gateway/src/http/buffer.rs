@@ -17,7 +17,7 @@ const SMALL: usize = 16 << 10;
 /// system calls for large bodies.
 const LARGE: usize = 64 << 10;
 /// Bytes of a buffer for `ReadSize::Least`: the head of a response, and of a long body little more.
-const LEAST: usize = 2 << 10;
+const LEAST: usize = 1 << 10;
 /// Pooled read buffers per thread, small and large: at most 8 MiB and 2 MiB.
 const POOL_MAX: [usize; 2] = [512, 32];
 

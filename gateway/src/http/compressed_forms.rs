@@ -3,8 +3,8 @@
 //! The forms live and end with the stored object. Invariant: the bytes of all forms of the process
 //! stay within the limit that callers pass; a form above it is made for one response and not kept.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
@@ -56,19 +56,16 @@ impl CompressedForms {
         }
     }
 
-    /// Begins to make the form; false while another request makes it. `end` ends it.
-    pub(crate) fn begin(&self, coding: ContentCoding) -> bool {
+    /// Begins to make the form; `None` while another request makes it.
+    pub(crate) fn begin(self: &Arc<Self>, coding: ContentCoding) -> Option<FormInProgress> {
         let bit = 1 << coding as u8;
-        self.running.fetch_or(bit, Relaxed) & bit == 0
-    }
-
-    pub(crate) fn end(&self, coding: ContentCoding) {
-        self.running.fetch_and(!(1 << coding as u8), Relaxed);
+        let is_first = self.running.fetch_or(bit, Relaxed) & bit == 0;
+        is_first.then(|| FormInProgress { forms: Arc::clone(self), coding })
     }
 
     /// Keeps a form if all forms of the process stay within `limit` bytes. `None`: it is not
     /// smaller than the body.
-    pub(crate) fn keep(&self, coding: ContentCoding, form: Option<Bytes>, limit: u64) {
+    fn keep(&self, coding: ContentCoding, form: Option<Bytes>, limit: u64) {
         let bytes = form.as_ref().map_or(0, Bytes::len) as u64;
         let total = KEPT.fetch_add(bytes, Relaxed) + bytes;
         if (bytes > 0 && total > limit) || self.forms[coding as usize].set(form).is_err() {
@@ -76,6 +73,25 @@ impl CompressedForms {
             return;
         }
         self.kept.fetch_add(bytes, Relaxed);
+    }
+}
+
+/// A form that is being made. It ends with the value, also by a panic.
+pub(crate) struct FormInProgress {
+    forms: Arc<CompressedForms>,
+    coding: ContentCoding,
+}
+
+impl FormInProgress {
+    /// Keeps the form, as `CompressedForms::keep` does.
+    pub(crate) fn keep(&self, form: Option<Bytes>, limit: u64) {
+        self.forms.keep(self.coding, form, limit);
+    }
+}
+
+impl Drop for FormInProgress {
+    fn drop(&mut self) {
+        self.forms.running.fetch_and(!(1 << self.coding as u8), Relaxed);
     }
 }
 
@@ -101,11 +117,13 @@ mod tests {
     #[test]
     fn forms_are_kept_within_the_limit_and_released_with_their_body() {
         let before = kept_bytes();
-        let forms = CompressedForms::default();
-        assert!(forms.begin(ContentCoding::Gzip) && !forms.begin(ContentCoding::Gzip));
-        assert!(forms.begin(ContentCoding::Zstd), "each coding is made by itself");
-        forms.keep(ContentCoding::Gzip, Some(Bytes::from_static(b"12345")), u64::MAX);
-        forms.end(ContentCoding::Gzip);
+        let forms = Arc::new(CompressedForms::default());
+        let gzip = forms.begin(ContentCoding::Gzip).expect("the first");
+        assert!(forms.begin(ContentCoding::Gzip).is_none());
+        assert!(forms.begin(ContentCoding::Zstd).is_some(), "each coding is made by itself");
+        gzip.keep(Some(Bytes::from_static(b"12345")), u64::MAX);
+        drop(gzip);
+        assert!(forms.begin(ContentCoding::Gzip).is_some());
         assert_eq!(forms.get(ContentCoding::Gzip), CompressedForm::Known(Bytes::from_static(b"12345")));
         forms.keep(ContentCoding::Brotli, Some(Bytes::from_static(b"12345")), 4);
         assert_eq!(forms.get(ContentCoding::Brotli), CompressedForm::Absent);

@@ -58,6 +58,14 @@ impl UpstreamConnection {
         }
     }
 
+    /// Gives up a connection that is closed: a shared one gets no further exchange.
+    pub(crate) fn abandon(self) {
+        match self {
+            UpstreamConnection::Http1(connection) => drop(connection),
+            UpstreamConnection::Http2(stream) => stream.abandon_connection(),
+        }
+    }
+
     /// Whether the connection served an exchange before.
     pub(crate) fn is_reused(&self) -> bool {
         match self {

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::context::RequestContext;
 use super::response_body::ResponseBody;
-use crate::compress::{self, CompressConfig, CompressedBody, FlushPolicy};
+use crate::compress::{self, CompressConfig, CompressedBody, Effort, FlushPolicy};
 use crate::http::compressed_forms::{self, CompressedForm, CompressedForms, ContentCoding};
 use crate::http::fields::KnownField;
 use crate::http::message::{Method, StatusCode};
@@ -101,7 +101,7 @@ impl RequestContext<'_> {
             }
             body => body,
         };
-        match CompressedBody::new(body, coding, self.flush_policy()) {
+        match CompressedBody::new(body, (coding, self.flush_policy()), self.peer) {
             Ok(compressed) => {
                 RESPONSES.inc(coding);
                 compress::write_coding(coding, None, self.response);
@@ -114,8 +114,14 @@ impl RequestContext<'_> {
         }
     }
 
-    /// Whether others get the response too, so that it holds no secret of this client.
+    /// Whether others get the response too, so that it holds no secret of this client. One that
+    /// varies by credentials is for those who have them.
     fn is_shared(&self) -> bool {
+        let names_credentials =
+            |name: &[u8]| name.eq_ignore_ascii_case(b"cookie") || name.eq_ignore_ascii_case(b"authorization");
+        if self.response.fields.members(KnownField::Vary).any(names_credentials) {
+            return false;
+        }
         self.record.stored
             || matches!(
                 self.record.cache,
@@ -156,30 +162,30 @@ impl RequestContext<'_> {
             CompressedForm::Absent => {}
         }
         let forms = forms.unwrap_or_default();
-        if !forms.begin(coding) {
+        let Some(in_progress) = forms.begin(coding) else {
             SKIPPED.inc(CompressionSkip::Busy);
             return None;
-        }
-        // A quarter of the cache's memory for forms, all together.
-        let limit = self.snapshot.cache.memory_bytes / 4;
-        let compress = move |forms: &CompressedForms, body: &Bytes| {
+        };
+        // Half of the cache's memory for forms, all together.
+        let limit = self.snapshot.cache.memory_bytes / 2;
+        // A form that cannot be kept is made for one response.
+        let effort = if compressed_forms::kept_bytes() < limit { Effort::High } else { Effort::Low };
+        let compress = move |body: &Bytes| {
             compress::count_input(body.len());
-            let form = compress::compress_whole(coding, body).map(Bytes::from);
-            forms.keep(coding, form.clone(), limit);
-            forms.end(coding);
+            let form = compress::compress_whole(coding, body, effort).map(Bytes::from);
+            in_progress.keep(form.clone(), limit);
             form
         };
         let form = if body.len() <= INLINE_BYTES {
-            compress(&forms, &body)
+            compress(&body)
         } else {
             let Ok(permit) = WHOLE.try_acquire() else {
-                forms.end(coding);
                 SKIPPED.inc(CompressionSkip::Busy);
                 return None;
             };
             // Completes also if the request is dropped, so that the form is kept.
             let running = tokio::task::spawn_blocking(move || {
-                let form = compress(&forms, &body);
+                let form = compress(&body);
                 drop(permit);
                 form
             });

@@ -16,8 +16,8 @@ pub(crate) struct CanaryConfig {
     pub(crate) upstream: usize,
     /// Part of the callers: by user, without one by device.
     pub(crate) percent: Percent,
-    /// Fields of requests that go to the canary independent of their callers; empty: there are none.
-    /// All must match.
+    /// Fields of requests that go to the canary independent of their callers; empty: there are
+    /// none. All must match.
     pub(crate) headers: Vec<(String, ValuePattern)>,
 }
 

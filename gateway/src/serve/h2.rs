@@ -34,7 +34,7 @@ use crate::tasks::{self, TaskWait};
 
 /// A silent peer gets a PING this often, and this long to acknowledge it.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client gets to accept the last frames of a connection that the gateway ends.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a client gets to acknowledge that it must open no more streams.
@@ -106,6 +106,8 @@ struct Driver {
     deadline: ResettableDeadline,
     phase_began: Instant,
     probe_sent: Option<Instant>,
+    /// When the socket was last seen to accept bytes, and how many it had accepted.
+    accepted: (Instant, u64),
 }
 
 impl Driver {
@@ -127,6 +129,7 @@ impl Driver {
             is_released: true,
             phase_began: now,
             probe_sent: None,
+            accepted: (now, 0),
         }
     }
 
@@ -263,7 +266,19 @@ impl Driver {
         let read_at = self.h2.read_at();
         // Any byte shows that the peer lives.
         self.probe_sent = self.probe_sent.filter(|sent| *sent >= read_at);
-        self.probe_sent.map_or(read_at + PING_INTERVAL, |sent| sent + PING_TIMEOUT)
+        let lived_at = read_at.max(self.accepted.0);
+        self.probe_sent.map_or(lived_at + PING_INTERVAL, |sent| sent + PING_TIMEOUT)
+    }
+
+    /// Whether the socket has accepted bytes since this was asked: the peer reads, however slowly,
+    /// and a PING behind a response may take longer than its time.
+    fn has_accepted_bytes(&mut self, now: Instant) -> bool {
+        let sent = self.h2.sent_bytes();
+        let has_progressed = sent > self.accepted.1;
+        if has_progressed {
+            self.accepted = (now, sent);
+        }
+        has_progressed
     }
 
     fn act_when_due(&mut self, is_idle: bool) -> DriverStep {
@@ -277,11 +292,15 @@ impl Driver {
         } else if self.phase == ConnectionPhase::Draining && self.phase_began + DRAIN_TIMEOUT <= now {
             self.finish_drain();
         } else if !is_idle {
-            if self.probe_sent.is_some() {
+            if self.has_accepted_bytes(now) {
+                self.probe_sent = None;
+            } else if self.probe_sent.is_some() {
                 return DriverStep::End;
+            } else {
+                let own = self.h2.write_probe();
+                self.accepted.1 += own;
+                self.probe_sent = Some(now);
             }
-            self.h2.write_probe();
-            self.probe_sent = Some(now);
         } else if !self.is_released {
             self.is_released = true;
             self.shared.release_buffers(0);

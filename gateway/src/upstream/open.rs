@@ -124,6 +124,7 @@ impl AttemptPlan {
             if self.is_repeatable || connection.is_open() {
                 return Some(connection);
             }
+            connection.abandon();
         }
         None
     }
@@ -237,11 +238,37 @@ fn note_slow(running: &[Opening], started: Instant) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::net::TcpListener;
 
     use super::*;
-    use crate::endpoint::{BalanceConfig, EndpointAddress, EndpointTarget};
+    use crate::endpoint::{BalanceConfig, EndpointAddress, EndpointScheme, EndpointTarget};
     use crate::http::upstream_connection::NewUpstreamConnection;
+
+    #[tokio::test(flavor = "local")]
+    async fn shared_connection_that_the_server_has_closed_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound port");
+        let server = std::thread::spawn(move || {
+            let (mut accepted, _) = listener.accept().expect("the connection");
+            // SETTINGS without a setting.
+            accepted.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).expect("a live connection");
+            accepted
+        });
+        let origin =
+            EndpointAddress { scheme: EndpointScheme::H2c, ..EndpointAddress::http("127.0.0.1", address.port()) };
+        let target = EndpointTarget { address, priority: 0, weight: 1 };
+        let endpoint = Endpoint::new(&"shop".into(), &origin, target, None);
+        let opened = pool::connect(&endpoint.connector, AllowedProtocols::Any).await;
+        assert!(opened.is_ok());
+        drop(opened);
+        // The event loop does not run between this end and the selection below.
+        drop(server.join().expect("a server"));
+        let mut plan = AttemptPlan::new(Duration::from_secs(5), Instant::now() + Duration::from_secs(5), None);
+        assert!(plan.take_idle(&endpoint).is_none());
+        plan.is_repeatable = true;
+        assert!(plan.take_idle(&endpoint).is_none(), "no request gets it");
+    }
 
     #[tokio::test]
     async fn request_that_must_not_be_repeated_gets_no_connection_that_the_server_has_closed() {

@@ -118,8 +118,8 @@ def gateway_deadline():
 
 
 def gateway_total():
-    error = failure("Slow", S.DEADLINE_EXCEEDED)
-    expect(error.details(), "total_timeout")
+    # The server knows the deadline too, and may be the first to say so.
+    failure("Slow", S.DEADLINE_EXCEEDED)
 
 
 def limited_after_one():

@@ -308,13 +308,15 @@ impl Server {
         Server { gateway: Gateway::start_in(dir, &config), origin, trusted }
     }
 
-    /// Before another server than an `Origin`, which then is not used.
-    pub fn before(address: SocketAddr, route: &str, rest: &str) -> Self {
+    /// Before `address`, in place of `origin` if it is another one. The process returns freed
+    /// memory to the system at once, so that its memory is what it holds.
+    pub fn measured(origin: Origin, address: SocketAddr) -> Self {
         let dir = TempDir::new();
         let trusted = write_certificate(&dir);
-        let config = one_route(address, route, &format!("{rest}\n{LISTEN_TLS}"));
-        let origin = Origin::start(|_| Script::ok(&[], ""));
-        Server { gateway: Gateway::start_in(dir, &config), origin, trusted }
+        let gateway = Gateway::start_with(dir, &one_route(address, "", LISTEN_TLS), |command| {
+            command.env("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0");
+        });
+        Server { gateway, origin, trusted }
     }
 
     pub fn echo(rest: &str) -> Self {

@@ -76,7 +76,8 @@ fn suspect<T>(address: IpAddr, read: impl FnOnce(&Suspect) -> T) -> Option<T> {
     }
     HAS_SUSPECTS.store(!suspects.is_empty(), Relaxed);
     let address = subscriber(address);
-    suspects.iter().find(|suspect| suspect.address == address).map(read)
+    let known = suspects.iter().find(|suspect| suspect.address == address);
+    known.filter(|suspect| suspect.last.elapsed() <= SUSPECT_FOR).map(read)
 }
 
 fn record_suspect(address: IpAddr) {

@@ -39,7 +39,7 @@ const HEAD_COPIES: usize = 2;
 const READ_BYTES: usize = 64 << 10;
 /// With so many open streams, only a little of the responses of further ones is read with their
 /// heads: their client may not take them.
-const READERS_MAX: usize = 8;
+const READERS_MAX: usize = 4;
 /// Bytes of the head of a response that are part of the cost of a stream.
 const RESPONSE_HEAD: usize = 2 << 10;
 /// The first window of a stream before the client knows the settings.
@@ -861,6 +861,11 @@ impl<B: BodySource> Http2Connection<B> {
         }
     }
 
+    /// Bytes that the socket has accepted.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.get()
+    }
+
     fn record_sent(&self, count: usize) {
         self.sent_bytes.set(self.sent_bytes.get() + count as u64);
         self.counts.borrow_mut().record_sent(count);
@@ -868,7 +873,16 @@ impl<B: BodySource> Http2Connection<B> {
 
     /// Opens the windows of the connection and of streams by what was received and read.
     fn write_credits(&self) {
+        let was_withheld = self.shared.is_withheld();
         if let Some(increment) = self.shared.take_credit() {
+            if was_withheld {
+                // Their clocks run again.
+                self.streams
+                    .borrow()
+                    .iter()
+                    .filter_map(|stream| stream.upload.as_ref())
+                    .for_each(|upload| upload.wake());
+            }
             self.sender.borrow_mut().write_frame(frame::WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
         }
         let credits = &mut *self.shared.credits.borrow_mut();
@@ -924,9 +938,13 @@ impl<B: BodySource> Http2Connection<B> {
         self.write_goaway(self.last_stream.get(), Http2ErrorCode::NoError);
     }
 
-    /// Finds out whether the client is there: it must answer.
-    pub(crate) fn write_probe(&self) {
-        self.sender.borrow_mut().write_frame(frame::PING, 0, 0, &PROBE_PING);
+    /// Finds out whether the client is there: it must answer. Returns the bytes that the socket
+    /// accepts even if the client is gone: the frame itself, unless others wait before it.
+    pub(crate) fn write_probe(&self) -> u64 {
+        let mut sender = self.sender.borrow_mut();
+        let before = sender.out.len();
+        sender.write_frame(frame::PING, 0, 0, &PROBE_PING);
+        if before == 0 { sender.out.len() as u64 } else { 0 }
     }
 
     /// Sends what is left and discards what the client still sends, for a bounded time, so that a

@@ -21,7 +21,7 @@ use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::http::transport::TransportStream;
 
-/// What a connection has done with its input.
+/// The results of a connection and its input.
 #[derive(Debug, Default)]
 pub struct FuzzedConnection {
     /// Everything that was sent to the client.
@@ -130,7 +130,7 @@ impl FuzzedServer {
                         ReceiveEnd::Error(code) => self.h2.abort(code),
                         ReceiveEnd::Abuse(_) => self.h2.abort(Http2ErrorCode::EnhanceYourCalm),
                     }
-                    // What is written now fits in the socket, or is lost.
+                    // Frames that do not fit in the socket now are lost.
                     let _sent_or_lost = self.h2.poll_send(cx);
                     return Poll::Ready(());
                 }

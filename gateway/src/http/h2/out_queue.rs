@@ -16,6 +16,9 @@ use crate::http::transport::TransportStream;
 const COPY_MAX: usize = 2 << 10;
 /// Slices of one write.
 const SLICES_MAX: usize = 64;
+/// Sent text is dropped from this size on, if it is at least half of the text: a queue that is
+/// refilled before it is empty must not grow.
+const SENT_MAX: usize = 32 << 10;
 /// Space that an empty queue keeps.
 const KEPT_MAX: usize = 16 << 10;
 
@@ -91,8 +94,20 @@ impl OutQueue {
     }
 
     /// The first `count` bytes were sent.
-    pub(super) fn advance(&mut self, mut count: usize) {
+    pub(super) fn advance(&mut self, count: usize) {
         self.len -= count;
+        self.skip(count);
+        if self.text_sent == self.text.len() && self.payloads.is_empty() {
+            self.text.clear();
+            self.text_sent = 0;
+        } else if self.text_sent >= SENT_MAX && self.text_sent * 2 >= self.text.len() {
+            self.text.drain(..self.text_sent);
+            self.payloads.iter_mut().for_each(|(at, _)| *at -= self.text_sent);
+            self.text_sent = 0;
+        }
+    }
+
+    fn skip(&mut self, mut count: usize) {
         while let Some((at, payload)) = self.payloads.front_mut() {
             let text = count.min(*at - self.text_sent);
             self.text_sent += text;
@@ -109,10 +124,6 @@ impl OutQueue {
             self.payloads.pop_front();
         }
         self.text_sent += count;
-        if self.text_sent == self.text.len() {
-            self.text.clear();
-            self.text_sent = 0;
-        }
     }
 
     /// Releases the space of an empty queue.
@@ -133,6 +144,38 @@ impl OutQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn queue_that_never_becomes_empty_does_not_grow() {
+        for (text_piece, payload_piece) in [(9_000, 0), (100, 8_000), (1, 0), (3_000, 3_000)] {
+            let (mut queue, mut written, mut sent) = (OutQueue::default(), 0_u8, 0_u8);
+            for round in 0..5_000 {
+                while queue.len() < 40_000 {
+                    let mut next = |length: usize| -> Vec<u8> {
+                        (0..length)
+                            .map(|_| {
+                                written = written.wrapping_add(1);
+                                written
+                            })
+                            .collect()
+                    };
+                    let text = next(text_piece);
+                    queue.write(|out| out.extend_from_slice(&text));
+                    queue.push(next(payload_piece).into());
+                }
+                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                let count = queue.slices(&mut slices);
+                let accepted: Vec<u8> =
+                    slices[..count].iter().flat_map(|slice| slice.iter()).take(7_001).copied().collect();
+                for byte in &accepted {
+                    sent = sent.wrapping_add(1);
+                    assert_eq!(*byte, sent, "{round}");
+                }
+                queue.advance(accepted.len());
+                assert!(queue.text.capacity() <= 256 << 10, "{}", queue.text.capacity());
+            }
+        }
+    }
 
     #[test]
     fn bytes_leave_in_order_whatever_the_socket_accepts() {

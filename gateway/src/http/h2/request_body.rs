@@ -137,6 +137,11 @@ impl UploadStream {
         state.granted -= bytes;
     }
 
+    /// Wakes the reader.
+    pub(super) fn wake(&self) {
+        self.state.borrow_mut().wake();
+    }
+
     /// The client has ended the stream.
     pub(super) fn end(&self, trailers: Option<Box<Fields>>) -> Result<(), UploadFault> {
         let state = &mut *self.state.borrow_mut();
@@ -363,6 +368,10 @@ impl BodySource for Http2RequestBody {
                     interim.push(Response::new(StatusCode::CONTINUE));
                 }
                 state.register(cx);
+                if upload.shared.is_withheld() {
+                    self.clock.record_progress(0);
+                    return Poll::Pending;
+                }
                 return self.clock.poll(cx).map(|()| Err(BodyError::Timeout(ExchangeTimeout::ClientBody)));
             }
             self.consumed = 0;

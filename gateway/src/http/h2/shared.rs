@@ -16,9 +16,9 @@ pub(super) const STREAMS_MAX: usize = 100;
 pub(super) const STREAM_COST: usize = 12 << 10;
 /// Bytes that one connection may account for. Its window, and its buffers for reading and writing,
 /// come on top: in all it is below 2 MiB (`tests/http2_memory.rs`).
-const CONNECTION_MAX: usize = 1_408 << 10;
+const CONNECTION_MAX: usize = 1_344 << 10;
 /// The receiving window of the connection.
-pub(super) const CONNECTION_WINDOW: u32 = 128 << 10;
+pub(super) const CONNECTION_WINDOW: u32 = 112 << 10;
 /// Bytes that a connection takes from the budget of the process at once.
 const RESERVATION: usize = 128 << 10;
 
@@ -55,6 +55,8 @@ pub(super) struct ConnectionShared {
     window: Cell<u32>,
     /// Bytes that were received since the window was last opened.
     credit: Cell<u32>,
+    /// The window was not opened when it was time.
+    is_withheld: Cell<bool>,
     /// Bytes of request bodies that are held. They are accounted for.
     held: Cell<usize>,
     streams: Cell<usize>,
@@ -75,6 +77,7 @@ impl ConnectionShared {
             credits: RefCell::default(),
             window: Cell::new(CONNECTION_WINDOW),
             credit: Cell::new(0),
+            is_withheld: Cell::new(false),
             held: Cell::new(0),
             streams: Cell::new(0),
             streams_cost: Cell::new(0),
@@ -172,12 +175,22 @@ impl ConnectionShared {
 
     /// The increment of the connection's window, if it is time for one.
     pub(super) fn take_credit(&self) -> Option<u32> {
-        if self.credit.get() < CONNECTION_WINDOW / 4 || !self.may_open() {
+        if self.credit.get() < CONNECTION_WINDOW / 4 {
+            return None;
+        }
+        self.is_withheld.set(!self.may_open());
+        if self.is_withheld.get() {
             return None;
         }
         let increment = self.credit.take();
         self.window.set(self.window.get() + increment);
         Some(increment)
+    }
+
+    /// Whether the client may be unable to send because the gateway holds much of what it has sent:
+    /// no body is late meanwhile.
+    pub(super) fn is_withheld(&self) -> bool {
+        self.is_withheld.get()
     }
 
     /// Whether the client may send more although bytes of it are held. A window is opened as bytes

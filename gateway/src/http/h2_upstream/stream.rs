@@ -111,6 +111,11 @@ impl Http2UpstreamStream {
         self.connection.is_open()
     }
 
+    /// Lets no further exchange begin on the connection.
+    pub(crate) fn abandon_connection(&self) {
+        self.connection.close();
+    }
+
     /// Whether the server has not processed the request: no byte was written since it began, or the
     /// server has said so.
     pub(crate) fn is_request_unsent(&self) -> bool {

@@ -1,8 +1,8 @@
 //! Answers of verification services (`routes.auth.forward`) that allow it, for the time that they
 //! say.
 //!
-//! The key is a keyed hash of everything that the service received. Invariant: the table has a fixed
-//! size; only acceptances are kept.
+//! The key is a keyed hash of everything that the service received. Invariant: the table has a
+//! fixed size; only acceptances are kept.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -216,12 +216,24 @@ impl StreamExchange {
             self.report(Err(ResponseAbort::Memory));
             return false;
         }
-        poll_fn(|cx| handle.poll_room(cx)).await;
+        let mut watch = ReadWatch::new(&snapshot.http, handle);
+        let room = poll_fn(|cx| match handle.poll_room(cx) {
+            Poll::Ready(()) => Poll::Ready(Ok(())),
+            // The client does not read the bytes of other streams either.
+            Poll::Pending => watch.poll_connection(cx, handle).map(|()| Err(ResponseAbort::ClientTimeout)),
+        });
+        if let Err(late) = room.await {
+            pipeline::count_timeout(ExchangeTimeout::ClientRead);
+            handle.reset(Http2ErrorCode::Cancel);
+            drop(body);
+            self.report(Err(late));
+            return false;
+        }
         handle.begin_response(response, body, remaining);
         if handle.release_head() {
             response.fields = Fields::default();
         }
-        let mut watch = ReadWatch { clock: ClientClock::new(&snapshot.http), sent: 0, sent_on_connection: 0 };
+        let mut watch = ReadWatch::new(&snapshot.http, handle);
         let ended = poll_fn(|cx| match handle.poll_body(cx) {
             Poll::Ready(ended) => Poll::Ready(ended.map_err(|end| match end {
                 ResponseEnd::ClientClosed => ResponseAbort::ClientClosed,
@@ -335,6 +347,24 @@ struct ReadWatch {
 }
 
 impl ReadWatch {
+    fn new(limits: &HttpLimits, handle: &Handle) -> Self {
+        ReadWatch { clock: ClientClock::new(limits), sent: 0, sent_on_connection: handle.sent_on_connection() }
+    }
+
+    /// Ready when the client reads nothing of the connection, or too little.
+    fn poll_connection(&mut self, cx: &mut Context<'_>, handle: &Handle) -> Poll<()> {
+        tasks::set_waiting_for(TaskWait::ClientRead);
+        loop {
+            let sent = handle.sent_on_connection();
+            let progress = sent - std::mem::replace(&mut self.sent_on_connection, sent);
+            if progress == 0 {
+                return self.clock.poll(cx);
+            }
+            self.clock.record_progress(usize::try_from(progress).unwrap_or(usize::MAX));
+            ready!(self.clock.poll(cx));
+        }
+    }
+
     /// Ready when the client is late: it allows no byte of this response, or reads nothing at all.
     /// A response that waits for its turn is not late while others are sent.
     fn poll(&mut self, cx: &mut Context<'_>, handle: &Handle) -> Poll<()> {
