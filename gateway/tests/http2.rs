@@ -268,6 +268,7 @@ fn floods_end_the_connection() {
         Frame::new(PRIORITY, 0, 1).with([0, 0, 0, 0, 7]),
         Frame::new(WINDOW_UPDATE, 0, 0).with(1_u32.to_be_bytes()),
         Frame::new(0xfe, 0, 0),
+        Frame::new(GOAWAY, 0, 0).with([0; 8]),
     ];
     for flood in floods {
         let mut client = server.connect();
@@ -546,7 +547,12 @@ fn urgent_responses_are_sent_first_and_incremental_ones_share() {
     client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with((200_000 - WINDOW).to_be_bytes()));
     client.send(&get(1, "/page"));
     assert_eq!(body_length(&client.response(1)), 200_000);
-    // The window of the connection is closed while the requests arrive.
+    // The window of the connection is closed while the requests arrive. The latest update applies.
+    let update = |stream: u32, priority: &str| {
+        Frame::new(PRIORITY_UPDATE, 0, 0).with([&stream.to_be_bytes()[..], priority.as_bytes()].concat())
+    };
+    client.send(&update(9, "u=7"));
+    client.send(&update(9, "u=1"));
     let mut get_with = |stream: u32, priority: &str| {
         let mut head = request_with(stream, ("GET", "/page"), &[("priority", priority)]);
         head.flags |= END_STREAM;
@@ -555,10 +561,9 @@ fn urgent_responses_are_sent_first_and_incremental_ones_share() {
     get_with(3, "u=7");
     get_with(5, "u=5, i");
     get_with(7, "u=5, i");
-    get_with(9, "u=1");
+    get_with(9, "u=6");
     get_with(11, "u=7");
-    let update = [11_u32.to_be_bytes().as_slice(), b"u=0"].concat();
-    client.send(&Frame::new(PRIORITY_UPDATE, 0, 0).with(update));
+    client.send(&update(11, "u=0"));
     assert!(client.is_alive());
     client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with(1_000_000_u32.to_be_bytes()));
     let mut order: Vec<u32> = Vec::new();

@@ -6,8 +6,8 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::frames::{
-    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GOAWAY, HEADERS, PING, RST_STREAM,
-    Server, WINDOW_UPDATE, body, get, head_block, request, request_with, status,
+    ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, FrameClient, GOAWAY, HEADERS, PING,
+    RST_STREAM, SETTINGS, Server, WINDOW_UPDATE, body, get, head_block, request, request_with, status,
 };
 use support::{Gate, Origin, STEP_TIMEOUT, Script, wait_for};
 
@@ -151,4 +151,102 @@ fn frames_of_streams_after_the_last_goaway_are_ignored() {
     assert_eq!((status(&frames), &*body(&frames)), (200, &b"ok"[..]));
     assert_eq!(server.origin.count(), 1);
     assert!(server.gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
+}
+
+/// A client that has as many open streams as it may opens the next ones when some have ended. Small
+/// responses end while the gateway is still sending large ones.
+#[test]
+fn client_within_the_limit_of_streams_is_never_refused() {
+    const LARGE: u32 = 5;
+    const SMALL: u32 = 95;
+    let (small, large) = (vec![b'x'; 50], vec![b'x'; 4 << 20]);
+    let origin = Origin::start(move |request| {
+        Script::ok(&[("Cache-Control", "max-age=600")], if request.target == "/large" { &large } else { &small })
+    });
+    let server = Server::start(origin, "", "");
+    for round in 0..10 {
+        let mut client = FrameClient::connect(&server.gateway, &server.trusted, 0x7fff_ffff);
+        client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with(0x7000_0000_u32.to_be_bytes()));
+        for (stream, target) in [(1, "/small"), (3, "/large")] {
+            client.send(&get(stream, target));
+            assert_eq!(status(&client.response(stream)), 200);
+        }
+        let smalls = |first: u32| (0..SMALL).flat_map(move |number| get(first + 2 * number, "/small").bytes());
+        let larges = (0..LARGE).flat_map(|number| {
+            let mut head = request_with(5 + 2 * number, ("GET", "/large"), &[("priority", "u=7")]);
+            head.flags |= END_STREAM;
+            head.bytes()
+        });
+        let (first, second) = (5 + 2 * LARGE, 5 + 2 * (LARGE + SMALL));
+        client.send_bytes(&larges.chain(smalls(first)).collect::<Vec<_>>());
+        let mut ended = 0;
+        while ended < 2 * SMALL + LARGE {
+            let frame = client.next_within(STEP_TIMEOUT).expect("a frame");
+            assert_ne!(frame.kind, RST_STREAM, "round {round}, stream {} after {ended}", frame.stream);
+            ended += u32::from(frame.ends_stream());
+            if frame.ends_stream() && ended == SMALL {
+                client.send_bytes(&smalls(second).collect::<Vec<_>>());
+            }
+        }
+    }
+}
+
+#[test]
+fn capital_letters_in_a_known_name_are_malformed() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    for (stream, name) in [(1, "Cookie"), (3, "Accept"), (5, "X-A")] {
+        let mut head = request_with(stream, ("GET", "/"), &[(name, "a")]);
+        head.flags |= END_STREAM;
+        client.send(&head);
+        assert_eq!(status(&client.response(stream)), 400, "{name}");
+    }
+    assert_eq!(server.origin.count(), 0);
+}
+
+#[test]
+fn values_of_the_setting_of_priorities_are_checked() {
+    let server = Server::echo("");
+    for (value, ended) in [(1, false), (2, true)] {
+        let mut client = server.connect();
+        client.send(&Frame::new(SETTINGS, 0, 0).with([0, 9, 0, 0, 0, value]));
+        assert_eq!(client.is_alive(), !ended);
+    }
+}
+
+/// A window that is opened by one byte after the other explains no other frames.
+#[test]
+fn windows_of_one_byte_are_a_flood() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=600")], [b'x'; 10_000]));
+    let server = Server::start(origin, "", "");
+    let mut client = FrameClient::connect(&server.gateway, &server.trusted, 0);
+    client.send(&get(1, "/"));
+    client.expect(HEADERS);
+    let update = Frame::new(WINDOW_UPDATE, 0, 1).with(1_u32.to_be_bytes()).bytes();
+    let mut sent = 0;
+    while sent < 2_000 {
+        client.send_bytes(&update.repeat(20));
+        sent += 20;
+        if !client.is_alive() {
+            break;
+        }
+    }
+    assert!(sent < 1_000, "{sent}");
+    assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
+}
+
+/// A stream that was reset so long ago that it is forgotten.
+#[test]
+fn data_of_a_forgotten_stream_ends_no_connection() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    client
+        .send_bytes(&[request(1, "POST", "/").bytes(), Frame::new(WINDOW_UPDATE, 0, 1).with([0; 4]).bytes()].concat());
+    assert_eq!(client.expect(RST_STREAM).stream, 1);
+    for stream in (3..603).step_by(2) {
+        client.send(&get(stream, "/"));
+        assert_eq!(status(&client.response(stream)), 200);
+    }
+    client.send(&Frame::new(DATA, 0, 1).with([0; 1_000]));
+    assert!(client.is_alive());
 }

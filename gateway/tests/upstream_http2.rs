@@ -163,6 +163,44 @@ fn interim_responses_and_trailers_pass() {
     assert_eq!(origin.seen()[0].headers["te"], "trailers");
 }
 
+/// A response may announce its length and still have trailers, as those of gRPC servers do.
+#[test]
+fn trailers_follow_a_body_of_known_length() {
+    let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
+        let path = stream.request.uri().path().to_owned();
+        let bytes = if path == "/empty" { "" } else { "message" };
+        let head = Response::builder().header("content-length", bytes.len()).header("cache-control", "max-age=600");
+        let head = head.body(()).expect("a response");
+        let mut body = stream.respond.send_response(head, false).expect("an open stream");
+        if !bytes.is_empty() {
+            body.send_data(Bytes::from(bytes), path == "/none").expect("an open stream");
+        }
+        if path != "/none" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let status = (http::HeaderName::from_static("grpc-status"), HeaderValue::from_static("0"));
+            body.send_trailers([status].into_iter().collect()).expect("an open stream");
+        }
+    });
+    // Passed on, and by a shared fetch.
+    let text = config(&h2c(origin.address), "", "") + LISTEN_TLS;
+    for text in [text.replace("cache = { mode = \"off\" }", ""), text] {
+        let dir = TempDir::new();
+        let trusted = write_certificate(&dir);
+        let gateway = Gateway::start_in(dir, &text);
+        let mut client = FrameClient::connect(&gateway, &trusted, 65_535);
+        for (stream, path, has_trailers) in [(1, "/some", true), (3, "/empty", true), (5, "/none", false)] {
+            let fields = [(":method", "GET"), (":scheme", "https"), (":path", path), (":authority", "gate.test")];
+            let fields = [&fields[..], &[("te", "trailers")]].concat();
+            client.send(&Frame::new(HEADERS, END_HEADERS | END_STREAM, stream).with(head_block(&fields)));
+            let frames = client.response(stream);
+            let data: usize = frames.iter().filter(|frame| frame.kind == DATA).map(|frame| frame.payload.len()).sum();
+            assert_eq!(data, if path == "/empty" { 0 } else { 7 }, "{path} {frames:?}");
+            let heads = frames.iter().filter(|frame| frame.kind == HEADERS).count();
+            assert_eq!(heads, 1 + usize::from(has_trailers), "{path} {frames:?}");
+        }
+    }
+}
+
 #[test]
 fn stream_that_the_server_refuses_is_sent_again() {
     let refused = Arc::new(AtomicUsize::new(0));

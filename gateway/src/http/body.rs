@@ -103,6 +103,12 @@ pub(crate) trait BodySource {
         None
     }
 
+    /// Whether trailers may follow although the length of the body is known: the last byte is then
+    /// not the end.
+    fn may_have_trailers(&self) -> bool {
+        false
+    }
+
     /// Ready when the client has closed its connection after its body was complete. Never ready for
     /// a source that does not watch the client connection. Cancel safe.
     fn poll_client_closed(&mut self, _cx: &mut Context<'_>) -> Poll<()> {

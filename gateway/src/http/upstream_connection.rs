@@ -177,6 +177,14 @@ impl UpstreamConnection {
         }
     }
 
+    /// Whether trailers may follow a body of known length: not over HTTP/1.1.
+    pub(crate) fn may_have_trailers(&self) -> bool {
+        match self {
+            UpstreamConnection::Http1(_) => false,
+            UpstreamConnection::Http2(stream) => stream.may_have_trailers(),
+        }
+    }
+
     /// Removes and returns the trailers.
     pub(crate) fn take_trailers(&mut self) -> Option<Box<Fields>> {
         match self {

@@ -403,6 +403,10 @@ impl BodySource for UpstreamBody<'_> {
         self.exchange.set_read_size(size);
     }
 
+    fn may_have_trailers(&self) -> bool {
+        self.accepts_trailers && self.exchange.may_have_trailers()
+    }
+
     fn trailers(&self) -> Option<&Fields> {
         self.exchange.trailers().filter(|_| self.accepts_trailers)
     }

@@ -147,6 +147,17 @@ impl BodySource for ResponseBody<'_> {
         }
     }
 
+    fn may_have_trailers(&self) -> bool {
+        match self {
+            ResponseBody::Upstream(body) => body.may_have_trailers(),
+            ResponseBody::Fill(body) => body.may_have_trailers(),
+            ResponseBody::StorePost(body) => body.may_have_trailers(),
+            // The length of a compressed body is not known.
+            ResponseBody::Compressed(_) => false,
+            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(..) | ResponseBody::Tunnel(_) => false,
+        }
+    }
+
     fn trailers(&self) -> Option<&Fields> {
         match self {
             ResponseBody::Upstream(body) => body.trailers(),

@@ -229,6 +229,13 @@ impl BodySource for SharedBody {
     }
 
     /// Those of a range request describe a part and are not sent.
+    fn may_have_trailers(&self) -> bool {
+        match &self.source {
+            SharedBodySource::Fill(reader, _) => reader.may_have_trailers(),
+            _ => false,
+        }
+    }
+
     fn trailers(&self) -> Option<&Fields> {
         match &self.source {
             SharedBodySource::Fill(reader, _) => reader.trailers(),

@@ -61,6 +61,10 @@ impl BodySource for StorePostResponse<'_> {
         self.source.consume(count);
     }
 
+    fn may_have_trailers(&self) -> bool {
+        self.source.may_have_trailers()
+    }
+
     fn trailers(&self) -> Option<&Fields> {
         self.source.trailers()
     }

@@ -30,7 +30,7 @@ use crate::http::refusal::RequestRefusal;
 use crate::http::transport::TransportStream;
 use crate::metrics::{self, Counters, Label as _};
 use crate::peer::ConnectionPeer;
-use crate::pipeline::{ExchangeBuffers, ResponseBody};
+use crate::pipeline::ResponseBody;
 use crate::tasks::{self, TaskWait};
 
 /// Requests that a connection begins before others have their turn.
@@ -104,8 +104,6 @@ struct Driver {
     limits: HttpLimits,
     drain: DrainGuard,
     shared: Rc<StreamContext>,
-    /// The request that is read next.
-    next: Option<Box<ExchangeBuffers>>,
     phase: ConnectionPhase,
     /// When the last stream ended; `None` while there are streams.
     idle_since: Option<Instant>,
@@ -132,7 +130,6 @@ impl Driver {
             limits,
             drain,
             shared,
-            next: None,
             phase: ConnectionPhase::Open,
             idle_since: Some(now),
             is_released: true,
@@ -150,6 +147,9 @@ impl Driver {
         serve: impl Fn(StreamStart) -> F,
     ) -> Poll<()> {
         loop {
+            // Responses have ended when their last bytes were sent: the client may have opened other
+            // streams since.
+            streams.poll_woken();
             if self.phase != ConnectionPhase::Aborted {
                 match self.poll_requests(cx, streams, &serve) {
                     Poll::Pending => {}
@@ -194,7 +194,7 @@ impl Driver {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let mut buffers = self.next.take().unwrap_or_else(|| self.shared.take_buffers());
+            let mut buffers = self.shared.take_buffers();
             match self.h2.poll_request(cx, &mut buffers.request) {
                 Poll::Ready(Ok(incoming)) => {
                     let snapshot = snapshot.get_or_insert_with(|| self.shared.worker.snapshot.load_full());

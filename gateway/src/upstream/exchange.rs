@@ -163,6 +163,11 @@ impl BodySource for UpstreamExchange<'_> {
         }
     }
 
+    fn may_have_trailers(&self) -> bool {
+        let is_open = |connection: &UpstreamConnection| connection.may_have_trailers();
+        self.trailers.is_some() || self.connection.as_ref().is_some_and(is_open)
+    }
+
     fn trailers(&self) -> Option<&Fields> {
         self.trailers.as_deref().or_else(|| self.connection.as_ref()?.trailers())
     }

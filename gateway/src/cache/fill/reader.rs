@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 
 use super::slots::SlotPosition;
-use super::state::{BodyProgress, Buffering, Fill, FillPhase, WINDOW_BYTES_MIN};
+use super::state::{BodyProgress, Buffering, Fill, FillPhase, FillState, WINDOW_BYTES_MIN};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::fields::Fields;
 use crate::http::message::Response;
@@ -130,6 +130,11 @@ impl BodySource for FillReader {
         let bytes = self.chunk.slice(..self.chunk.len().min(max));
         self.consume(bytes.len());
         bytes
+    }
+
+    fn may_have_trailers(&self) -> bool {
+        let has_none = |state: &FillState| matches!(state.phase, FillPhase::Streaming(_, BodyProgress::Complete(None)));
+        self.accepts_trailers && !has_none(&self.fill.lock())
     }
 
     fn trailers(&self) -> Option<&Fields> {

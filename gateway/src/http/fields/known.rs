@@ -209,7 +209,7 @@ fn matches_name(name: &[u8], known: &[u8]) -> bool {
     };
     let is_equal = |a: &[u8; 8], b: &[u8; 8]| u64::from_le_bytes(*a) | LOWER_CASE_BITS == u64::from_le_bytes(*b);
     // The pieces overlap if the length is not a multiple of eight. Setting the bit also maps CR to
-    // a hyphen, but no name contains CR.
+    // a hyphen: no name over HTTP/1.1 contains CR, and HTTP/2 compares the exact bytes.
     is_equal(first, known_first)
         && name.rchunks_exact(8).zip(known.rchunks_exact(8)).all(|(a, b)| match (a.try_into(), b.try_into()) {
             (Ok(a), Ok(b)) => is_equal(a, b),

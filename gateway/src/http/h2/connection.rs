@@ -228,7 +228,9 @@ impl<B: BodySource> Http2Connection<B> {
     /// Releases the memory that only streams need.
     pub(crate) fn release_buffers(&self) {
         self.sender.borrow_mut().out.release();
-        self.receiver.borrow_mut().buffer.release();
+        let receiver = &mut *self.receiver.borrow_mut();
+        receiver.buffer.release();
+        receiver.state.reader = HeadReader::default();
         self.shared.return_reservation();
     }
 
@@ -309,7 +311,9 @@ impl<B: BodySource> Http2Connection<B> {
         if state.section.is_some() && head.kind != frame::CONTINUATION {
             return Err(Http2ErrorCode::Protocol);
         }
-        if head.kind > frame::CONTINUATION || matches!(head.kind, frame::PRIORITY | frame::SETTINGS | frame::PING) {
+        if head.kind > frame::CONTINUATION
+            || matches!(head.kind, frame::PRIORITY | frame::SETTINGS | frame::PING | frame::GOAWAY)
+        {
             self.counts.borrow_mut().charge_control();
         }
         match head.kind {
@@ -341,8 +345,11 @@ impl<B: BodySource> Http2Connection<B> {
         Some(Rc::clone(&streams[index]))
     }
 
+    /// What is known of a stream that has ended. One that is forgotten may have been reset.
     fn closed(&self, id: u32) -> Option<ClosedStream> {
-        self.closed.borrow().iter().rev().find(|closed| closed.id == id).copied()
+        let closed = self.closed.borrow();
+        let known = closed.iter().rev().find(|closed| closed.id == id).copied();
+        known.or_else(|| (closed.len() >= CLOSED_MAX).then_some(ClosedStream { id, was_reset: true }))
     }
 
     /// Whether the client sends on a stream that it was told is ignored. What it had sent before it
@@ -538,7 +545,7 @@ impl<B: BodySource> Http2Connection<B> {
             self.counts.borrow_mut().charge_reset();
             self.counts.borrow_mut().charge_reset();
         }
-        if self.streams.borrow().len() >= STREAMS_MAX {
+        if self.streams.borrow().len() >= STREAMS_MAX && self.open_streams() >= STREAMS_MAX {
             self.write_reset(id, Http2ErrorCode::RefusedStream);
             return Ok(FrameOutcome::Continue);
         }
@@ -605,7 +612,9 @@ impl<B: BodySource> Http2Connection<B> {
         for [a, b, value @ ..] in settings {
             let value = u32::from_be_bytes(*value);
             match u16::from_be_bytes([*a, *b]) {
-                frame::SETTING_ENABLE_PUSH if value > 1 => return Err(Http2ErrorCode::Protocol),
+                frame::SETTING_ENABLE_PUSH | frame::SETTING_NO_OLD_PRIORITIES if value > 1 => {
+                    return Err(Http2ErrorCode::Protocol);
+                }
                 frame::SETTING_INITIAL_WINDOW => self.set_stream_window(value)?,
                 frame::SETTING_PAYLOAD_MAX => match usize::try_from(value) {
                     // Larger frames than the default have no use here.
@@ -700,6 +709,8 @@ impl<B: BodySource> Http2Connection<B> {
         if let Some(stream) = self.find(id) {
             stream.priority.set(priority);
         } else if self.is_unused(id) {
+            // The latest one applies.
+            state.early_priorities.retain(|(stream, _)| *stream != id);
             if state.early_priorities.len() >= EARLY_PRIORITIES_MAX {
                 state.early_priorities.pop_front();
             }
@@ -730,6 +741,13 @@ impl<B: BodySource> Http2Connection<B> {
         self.counts.borrow_mut().charge_reset();
         self.sender.borrow_mut().write_frame(frame::RST_STREAM, 0, id, &(code as u32).to_be_bytes());
         self.remember(ClosedStream { id, was_reset: true });
+    }
+
+    /// Streams that are open for the client. Others remain until their tasks are polled again; the
+    /// memory that is accounted for them bounds their number.
+    fn open_streams(&self) -> usize {
+        let streams = self.streams.borrow();
+        streams.iter().filter(|stream| !(stream.has_sent_end.get() && stream.has_received_end())).count()
     }
 
     /// Refuses a stream for lack of memory. Its client has done nothing that it may not, but may not
@@ -775,9 +793,9 @@ impl<B: BodySource> Http2Connection<B> {
     /// Hands over what the windows and the room allow.
     pub(super) fn pump(&self) {
         let frames = self.sender.borrow_mut().pump();
-        if frames > 0 {
+        if frames.all > 0 {
             // The client may answer each by an increment of two windows.
-            self.counts.borrow_mut().explain_control(2 * frames);
+            self.counts.borrow_mut().explain_control(2 * frames.explained);
             self.shared.wake();
         }
     }
@@ -1060,10 +1078,11 @@ impl<B: BodySource> StreamHandle<B> {
         if self.stream.reset.get().is_some() {
             return;
         }
-        let flags = if remaining == Some(0) { frame::END_STREAM } else { 0 };
+        let is_end = remaining == Some(0) && !(response.length == BodyLength::Known(0) && body.may_have_trailers());
+        let flags = if is_end { frame::END_STREAM } else { 0 };
         self.connection.sender.borrow_mut().write_head(self.stream.id, response, flags);
         self.connection.shared.wake();
-        self.stream.has_sent_end.set(remaining == Some(0));
+        self.stream.has_sent_end.set(is_end);
         *self.stream.outgoing.borrow_mut() = Some(OutgoingBody { body, remaining });
     }
 
@@ -1105,7 +1124,7 @@ impl<B: BodySource> StreamHandle<B> {
                 ready!(connection.poll_fill(cx, stream, body)).map_err(ResponseEnd::Source)?;
             }
             if body.data().is_empty() {
-                if remaining.is_some() {
+                if remaining.is_some_and(|left| left > 0) {
                     return Poll::Ready(Err(ResponseEnd::Source(BodyError::Truncated)));
                 }
                 let mut sender = connection.sender.borrow_mut();
@@ -1117,6 +1136,10 @@ impl<B: BodySource> StreamHandle<B> {
                 stream.has_sent_end.set(true);
                 connection.shared.wake();
                 continue;
+            }
+            if *remaining == Some(0) {
+                let error = BodyError::Malformed("body longer than announced");
+                return Poll::Ready(Err(ResponseEnd::Source(error)));
             }
             drop(outgoing);
             connection.sender.borrow_mut().add_ready(stream);

@@ -8,6 +8,9 @@ use crate::http::fields::KnownField;
 /// Bytes of the dynamic table: the initial value, which the gateway keeps (RFC 9113 section 6.5.2).
 const TABLE_BYTES: usize = 4096;
 
+/// Space for decoded strings that is kept for the next section.
+const TEXT_KEPT_MAX: usize = 8 << 10;
+
 /// A field section that cannot be decoded, after which the connection cannot go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HpackError;
@@ -63,6 +66,9 @@ impl HpackDecoder {
                 _ => self.literal(&mut rest, 4, &mut receive)?,
             }
             may_resize = false;
+        }
+        if self.text.capacity() > TEXT_KEPT_MAX {
+            self.text = Vec::new();
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ use crate::http::message::{InterimResponses, Request, Response, StatusCode};
 /// Bytes of a body that a client may send before the gateway reads it, and the largest window of a
 /// stream, which bounds the speed of an upload together with the round-trip time.
 pub(super) const WINDOW_FIRST: u32 = 16 << 10;
-const WINDOW_MAX: u32 = 256 << 10;
+const STREAM_WINDOW_MAX: u32 = 256 << 10;
 /// Space for received bytes that is used again.
 const REUSED_MAX: usize = 4 << 10;
 
@@ -268,9 +268,10 @@ impl UploadState {
             return;
         }
         let mut increment = std::mem::take(&mut self.read);
-        if self.granted < WINDOW_MAX && !self.is_discarded && upload.shared.may_grow() {
-            increment += self.granted;
-            self.granted *= 2;
+        if self.granted < STREAM_WINDOW_MAX && !self.is_discarded && upload.shared.may_grow() {
+            let growth = self.granted.min(STREAM_WINDOW_MAX - self.granted);
+            increment += growth;
+            self.granted += growth;
         }
         self.window += i64::from(increment);
         upload.shared.credits.borrow_mut().push((upload.stream, increment));
@@ -337,6 +338,17 @@ impl Http2RequestBody {
             }
         }
         self.trailers = (!fields.is_empty()).then(|| Box::new(fields));
+    }
+}
+
+/// What was taken and is not read opens the windows: the rest of the request may still arrive, and
+/// is discarded.
+impl Drop for Http2RequestBody {
+    fn drop(&mut self) {
+        let unread = self.data().len();
+        if unread > 0 {
+            self.upload.record_read(u32::try_from(unread).unwrap_or(u32::MAX));
+        }
     }
 }
 
@@ -428,5 +440,32 @@ mod tests {
             upload.shrink_window(65_535);
             assert_eq!(upload.receive(data, padding), Err(UploadFault::Window));
         }
+    }
+
+    #[test]
+    fn windows_grow_to_their_maximum() {
+        let shared = ConnectionShared::new(usize::MAX);
+        let upload = UploadStream::new(1, 65_535, &shared);
+        for _ in 0..8 {
+            let granted = upload.state.borrow().granted;
+            upload.receive(&vec![0; granted as usize], 0).expect("within the window");
+            upload.state.borrow_mut().received.clear();
+            upload.record_read(granted);
+        }
+        let state = upload.state.borrow();
+        assert_eq!((state.granted, state.window), (STREAM_WINDOW_MAX, i64::from(STREAM_WINDOW_MAX)));
+    }
+
+    #[test]
+    fn bytes_of_a_dropped_body_open_the_windows() {
+        let shared = ConnectionShared::new(usize::MAX);
+        let upload = UploadStream::new(1, WINDOW_FIRST, &shared);
+        let mut body = Http2RequestBody::new(&upload, &HttpLimits::default(), &Request::default());
+        upload.receive(&[0; WINDOW_FIRST as usize], 0).expect("within the window");
+        assert!(body.poll_fill(&mut Context::from_waker(Waker::noop())).is_ready());
+        body.consume(10);
+        drop(body);
+        assert_eq!((upload.state.borrow().held, shared.accounted()), (0, 0));
+        assert!(upload.state.borrow().window >= i64::from(WINDOW_FIRST));
     }
 }

@@ -87,6 +87,11 @@ const AUTHORITY: u8 = 4;
 const PATH: u8 = 8;
 const PROTOCOL: u8 = 16;
 
+/// Bytes of a scheme that are kept: more than `https` has.
+const SCHEME_MAX: usize = 8;
+/// Bytes of a head whose buffers are kept for the next one.
+const KEPT_MAX: usize = 8 << 10;
+
 /// A head that was read: what is not part of the `Request`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct HeadDetails {
@@ -98,6 +103,9 @@ impl HeadReader {
     pub(super) fn begin(&mut self, request: &mut Request) {
         request.clear();
         request.version = HttpVersion::Http2;
+        if self.bytes > KEPT_MAX {
+            *self = HeadReader::default();
+        }
         let HeadReader { scheme, authority, path, protocol, cookie, .. } = self;
         for buffer in [scheme, authority, path, protocol, cookie] {
             buffer.clear();
@@ -136,14 +144,14 @@ impl HeadReader {
             return self.refuse(RequestRefusal::FieldSyntax);
         }
         match known {
+            // A known name may be written with capital letters, or CR for a hyphen.
+            Some(known) if known.as_str().as_bytes() != name => return self.refuse(RequestRefusal::FieldSyntax),
             Some(KnownField::Cookie) => {
                 if std::mem::replace(&mut self.has_cookie, true) {
                     self.cookie.extend_from_slice(b"; ");
                 }
                 return self.cookie.extend_from_slice(value);
             }
-            // A known name may be written with capital letters.
-            Some(known) if known.as_str().as_bytes() != name => return self.refuse(RequestRefusal::FieldSyntax),
             Some(known) if CONNECTION_FIELDS.contains(known) || matches!(name, b"keep-alive" | b"proxy-connection") => {
                 return self.refuse(RequestRefusal::FieldSyntax);
             }
@@ -177,7 +185,9 @@ impl HeadReader {
             return self.refuse(RequestRefusal::FieldSyntax);
         }
         if let Some(buffer) = buffer {
-            buffer.extend_from_slice(value);
+            // A scheme is part of no limit. A longer one is none that is served.
+            let kept = if bit == SCHEME { value.len().min(SCHEME_MAX) } else { value.len() };
+            buffer.extend_from_slice(&value[..kept]);
         }
         self.seen |= bit;
     }

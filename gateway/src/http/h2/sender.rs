@@ -18,6 +18,16 @@ pub(super) const OUT_MAX: usize = 64 << 10;
 /// Payloads from memory that are not copied.
 const SHARED_MIN: usize = 4 << 10;
 
+/// Windows below which a frame that the window cuts short explains no frame of the client.
+const DRIBBLE_MAX: i64 = 512;
+
+/// Frames that were written.
+#[derive(Clone, Copy, Default)]
+pub(super) struct PumpedFrames {
+    pub(super) all: u32,
+    pub(super) explained: u32,
+}
+
 /// Frames that are to be sent, and the streams that have more.
 pub(super) struct Sender<B> {
     pub(super) out: OutQueue,
@@ -25,8 +35,6 @@ pub(super) struct Sender<B> {
     pub(super) window: i64,
     /// The window of a new stream.
     pub(super) stream_window: i64,
-    /// The largest payload that the client accepts.
-    pub(super) payload_max: usize,
     /// Streams whose body has bytes.
     ready: Vec<Rc<Http2Stream<B>>>,
     /// Streams that wait for room in `out`.
@@ -44,7 +52,6 @@ impl<B: BodySource> Sender<B> {
             out: OutQueue::default(),
             window: WINDOW_DEFAULT,
             stream_window: WINDOW_DEFAULT,
-            payload_max: PAYLOAD_MAX,
             ready: Vec::new(),
             room_waiters: Vec::new(),
             turn: 0,
@@ -73,14 +80,14 @@ impl<B: BodySource> Sender<B> {
     }
 
     fn write_section(&mut self, stream: u32, flags: u8, write: impl FnOnce(&mut Vec<u8>)) {
-        let Sender { section, out, payload_max, has_sent_section, .. } = self;
+        let Sender { section, out, has_sent_section, .. } = self;
         section.clear();
         if !std::mem::replace(has_sent_section, true) {
             section.push(hpack_encode::EMPTY_TABLE);
         }
         write(section);
         out.write(|text| {
-            let mut pieces = section.chunks(*payload_max).peekable();
+            let mut pieces = section.chunks(PAYLOAD_MAX).peekable();
             let (mut kind, mut flags) = (frame::HEADERS, flags);
             while let Some(piece) = pieces.next() {
                 flags |= if pieces.peek().is_none() { END_HEADERS } else { 0 };
@@ -110,19 +117,24 @@ impl<B: BodySource> Sender<B> {
         }
     }
 
-    /// Writes frames of the streams that are ready while there is room. Returns how many.
-    pub(super) fn pump(&mut self) -> u32 {
-        let mut frames = 0;
+    /// Writes frames of the streams that are ready while there is room. Returns how many, without
+    /// those that are short because the client has opened a window by so little.
+    pub(super) fn pump(&mut self) -> PumpedFrames {
+        let mut frames = PumpedFrames::default();
         while self.has_room() && self.window > 0 && !self.ready.is_empty() {
             let Some(index) = self.next_stream() else { break };
             let stream = Rc::clone(&self.ready[index]);
-            if self.send_data(&stream) {
+            let window = stream.window.get().min(self.window);
+            let is_filled = self.send_data(&stream);
+            let is_dribble = window < DRIBBLE_MAX && !is_filled;
+            frames.all += 1;
+            frames.explained += u32::from(!is_dribble);
+            if is_filled {
                 self.shared.release(stream.read_grant.take());
                 stream.is_ready.set(false);
                 self.ready.swap_remove(index);
                 stream.wake();
             }
-            frames += 1;
         }
         frames
     }
@@ -146,14 +158,14 @@ impl<B: BodySource> Sender<B> {
         let allowed = usize::try_from(stream.window.get().min(self.window)).unwrap_or(0);
         let announced = remaining.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
         let available = body.data().len();
-        let count = available.min(allowed).min(announced).min(self.payload_max);
+        let count = available.min(allowed).min(announced).min(PAYLOAD_MAX);
         if count == 0 {
             return true;
         }
         if let Some(left) = remaining {
             *left -= count as u64;
         }
-        let is_last = *remaining == Some(0);
+        let is_last = *remaining == Some(0) && !body.may_have_trailers();
         let flags = if is_last { END_STREAM } else { 0 };
         let head = FrameHead { length: count, kind: frame::DATA, flags, stream: stream.id }.bytes();
         if count >= SHARED_MIN && body.complete_body().is_some() {

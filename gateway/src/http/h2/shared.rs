@@ -225,9 +225,20 @@ impl ConnectionShared {
 
     pub(super) fn release(&self, bytes: usize) {
         self.accounted.set(self.accounted.get() - bytes);
+        self.shrink_reservation();
         // The window may have waited for this.
         if self.credit.get() >= CONNECTION_WINDOW / 4 && self.may_open() {
             self.wake();
+        }
+    }
+
+    /// Returns what a past burst had reserved, even if some streams stay open. One reservation is
+    /// left, so that streams that begin and end do not change the budget of the process each time.
+    fn shrink_reservation(&self) {
+        let unused = self.reserved.get().saturating_sub(self.accounted.get());
+        if unused > 2 * RESERVATION {
+            RESERVED.fetch_sub(unused - RESERVATION, Relaxed);
+            self.reserved.set(self.accounted.get() + RESERVATION);
         }
     }
 
@@ -242,5 +253,29 @@ impl ConnectionShared {
 impl Drop for ConnectionShared {
     fn drop(&mut self) {
         RESERVED.fetch_sub(self.reserved.get(), Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reservation_of_a_burst_is_returned_while_a_stream_is_open() {
+        let shared = ConnectionShared::new(usize::MAX);
+        for _ in 0..100 {
+            assert!(shared.account_stream(STREAM_COST));
+        }
+        assert!(shared.reserved.get() >= 100 * STREAM_COST);
+        for _ in 1..100 {
+            shared.release_stream(STREAM_COST);
+            assert!(shared.reserved.get() >= shared.accounted());
+        }
+        assert!(shared.reserved.get() <= STREAM_COST + 2 * RESERVATION, "{}", shared.reserved.get());
+        // A stream that begins and ends changes nothing.
+        let before = shared.reserved.get();
+        assert!(shared.account_stream(STREAM_COST));
+        shared.release_stream(STREAM_COST);
+        assert_eq!(shared.reserved.get(), before);
     }
 }

@@ -490,6 +490,14 @@ impl Http2UpstreamStream {
         self.trailers.as_deref()
     }
 
+    /// Whether trailers may follow the body.
+    pub(crate) fn may_have_trailers(&self) -> bool {
+        match &self.response {
+            ResponseState::Body(stream) => !stream.is_end_stream(),
+            _ => self.trailers.is_some(),
+        }
+    }
+
     /// Removes and returns the trailers.
     pub(crate) fn take_trailers(&mut self) -> Option<Box<Fields>> {
         self.trailers.take()

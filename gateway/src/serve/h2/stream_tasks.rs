@@ -2,8 +2,8 @@
 //!
 //! A stream is polled when it begins, and when it was woken. All streams that were woken are polled
 //! before the connection writes, so that what they send leaves together; and no task is allocated
-//! for a request. Invariant: an index is in `woken` once at most, and a woken stream is polled, or
-//! the connection's task is woken again.
+//! for a request. Invariant: a woken stream is polled, or the connection's task is woken again. The
+//! waker of a past stream may poll its slot once more, in vain.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -1,4 +1,5 @@
-//! The receiving side stops while the client does not read, and continues.
+//! What is received while a client does not read, and after responses were sent that nobody has
+//! polled.
 
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
@@ -21,28 +22,46 @@ impl Wake for CountingWaker {
     }
 }
 
-/// No response has a body.
-struct EmptyBody;
+struct ShortBody(&'static [u8]);
 
-impl BodySource for EmptyBody {
+impl BodySource for ShortBody {
     fn poll_fill(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         Poll::Ready(Ok(()))
     }
 
     fn data(&self) -> &[u8] {
-        &[]
+        self.0
     }
 
-    fn consume(&mut self, _count: usize) {}
+    fn consume(&mut self, count: usize) {
+        self.0 = &self.0[count..];
+    }
 }
 
-fn connection() -> (UnixStream, Rc<Http2Connection<EmptyBody>>) {
+fn connection() -> (UnixStream, Rc<Http2Connection<ShortBody>>) {
     let (client, server) = UnixStream::pair().expect("sockets");
     [&client, &server].into_iter().for_each(|socket| socket.set_nonblocking(true).expect("a live socket"));
     // The engine uses calls that every stream socket has.
     let server = std::net::TcpStream::from(std::os::fd::OwnedFd::from(server));
     let io = TransportStream::plain(TcpStream::from_std(server).expect("a runtime"));
     (client, Http2Connection::new(io, IpAddr::V4(Ipv4Addr::LOCALHOST), HttpLimits::default()))
+}
+
+/// Sends a request, and the preface before the first one.
+fn send(client: &mut UnixStream, stream: u8) {
+    if stream == 1 {
+        client.write_all(PREFACE).expect("a live socket");
+        client.write_all(&[0, 0, 0, frame::SETTINGS, 0, 0, 0, 0, 0]).expect("a live socket");
+    }
+    client.write_all(&[0, 0, 11, frame::HEADERS, 5, 0, 0, 0, stream]).expect("a live socket");
+    client.write_all(b"\x82\x87\x84\x01\x06a.test").expect("a live socket");
+}
+
+/// Leaves more than `bytes` to be sent.
+fn fill(h2: &Http2Connection<ShortBody>, bytes: usize) {
+    for _ in 0..=bytes / (HEAD_LEN + 8) {
+        h2.sender.borrow_mut().write_frame(frame::PING, frame::ACK, 0, &[0; 8]);
+    }
 }
 
 #[tokio::test]
@@ -52,12 +71,8 @@ async fn nothing_is_received_while_the_client_does_not_read() {
     let waker = Waker::from(Arc::clone(&woken));
     let mut cx = Context::from_waker(&waker);
     let mut request = Request::default();
-    for _ in 0..=OUT_READ_MAX / (HEAD_LEN + 8) {
-        h2.sender.borrow_mut().write_frame(frame::PING, frame::ACK, 0, &[0; 8]);
-    }
-    client.write_all(PREFACE).expect("a live socket");
-    client.write_all(&[0, 0, 0, frame::SETTINGS, 0, 0, 0, 0, 0]).expect("a live socket");
-    client.write_all(b"\0\0\x0b\x01\x05\0\0\0\x01\x82\x87\x84\x01\x06a.test").expect("a live socket");
+    fill(&h2, OUT_READ_MAX);
+    send(&mut client, 1);
     tokio::task::yield_now().await;
     assert!(h2.poll_request(&mut cx, &mut request).is_pending() && !h2.has_begun());
     let mut space = vec![0; 64 << 10];
@@ -74,4 +89,38 @@ async fn nothing_is_received_while_the_client_does_not_read() {
         tokio::task::yield_now().await;
     }
     assert!(matches!(h2.poll_request(&mut cx, &mut request), Poll::Ready(Ok(_))));
+}
+
+/// The client knows the end of a response as soon as it has read it, before the task of its stream
+/// is polled again.
+#[tokio::test]
+async fn streams_that_have_ended_do_not_count_towards_the_limit() {
+    let (mut client, h2) = connection();
+    let mut cx = Context::from_waker(Waker::noop());
+    let mut request = Request::default();
+    let mut begin = async |client: &mut UnixStream, stream: u8| {
+        send(client, stream);
+        tokio::task::yield_now().await;
+        match h2.poll_request(&mut Context::from_waker(Waker::noop()), &mut request) {
+            Poll::Ready(Ok(incoming)) => Some(incoming.handle),
+            _ => None,
+        }
+    };
+    let mut open = Vec::new();
+    for number in 0..STREAMS_MAX {
+        let stream = u8::try_from(2 * number + 1).expect("few streams");
+        open.push(begin(&mut client, stream).await.expect("a stream within the limit"));
+    }
+    fill(&h2, OUT_MAX);
+    for handle in &open {
+        handle.begin_response(&Response::new(crate::http::message::StatusCode::OK), ShortBody(b"body"), Some(4));
+        assert!(handle.poll_body(&mut cx).is_pending());
+    }
+    assert!(begin(&mut client, 201).await.is_none());
+    let mut space = vec![0; 64 << 10];
+    while h2.poll_send(&mut cx).is_pending() {
+        while let Ok(1..) = client.read(&mut space) {}
+        tokio::task::yield_now().await;
+    }
+    assert!(begin(&mut client, 203).await.is_some());
 }
