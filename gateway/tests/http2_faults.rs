@@ -68,7 +68,7 @@ fn heads_of_a_reset_stream_explain_no_other_frames() {
     assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
 }
 
-/// Whatever makes the gateway reset a stream that it has accepted is counted.
+/// Every frame by which a client makes the gateway reset an accepted stream is counted.
 #[test]
 fn every_reset_that_a_client_provokes_is_counted() {
     let gate = Gate::default();

@@ -164,8 +164,8 @@ fn both_protocols_are_counted_alike() {
     let trusted = write_certificate(&dir);
     let gateway = Gateway::start_in(dir, &one_route(origin.address, "", &format!("{LIMITS}\n{LISTEN_TLS}")));
     let long = "x".repeat(5_000);
-    type Case = (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str);
-    let requests: [Case; 8] = [
+    type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str);
+    let requests: [Case<'_>; 8] = [
         ("GET", "/a", &[], ""),
         ("GET", "/b", &[("x-a", "1")], ""),
         ("GET", "*", &[], "target"),

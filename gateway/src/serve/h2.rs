@@ -147,8 +147,8 @@ impl Driver {
         serve: impl Fn(StreamStart) -> F,
     ) -> Poll<()> {
         loop {
-            // Responses have ended when their last bytes were sent: the client may have opened other
-            // streams since.
+            // Responses have ended when their last bytes were sent: the client may have opened
+            // other streams since.
             streams.poll_woken();
             if self.phase != ConnectionPhase::Aborted {
                 match self.poll_requests(cx, streams, &serve) {

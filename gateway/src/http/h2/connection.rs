@@ -345,15 +345,15 @@ impl<B: BodySource> Http2Connection<B> {
         Some(Rc::clone(&streams[index]))
     }
 
-    /// What is known of a stream that has ended. One that is forgotten may have been reset.
+    /// The record of a stream that has ended. A forgotten stream may have been reset.
     fn closed(&self, id: u32) -> Option<ClosedStream> {
         let closed = self.closed.borrow();
         let known = closed.iter().rev().find(|closed| closed.id == id).copied();
         known.or_else(|| (closed.len() >= CLOSED_MAX).then_some(ClosedStream { id, was_reset: true }))
     }
 
-    /// Whether the client sends on a stream that it was told is ignored. What it had sent before it
-    /// knew is no error (RFC 9113 section 6.8).
+    /// Whether the last GOAWAY says that the stream is ignored. Frames that the client sent before
+    /// it received that are no error (RFC 9113 section 6.8).
     fn is_ignored(&self, id: u32) -> bool {
         id > self.accepted_max.get()
     }
@@ -750,8 +750,8 @@ impl<B: BodySource> Http2Connection<B> {
         streams.iter().filter(|stream| !(stream.has_sent_end.get() && stream.has_received_end())).count()
     }
 
-    /// Refuses a stream for lack of memory. Its client has done nothing that it may not, but may not
-    /// go on for ever.
+    /// Refuses a stream for lack of memory. Its client has done nothing that it may not, but must
+    /// stop at some time.
     fn refuse_stream(&self, id: u32) {
         shared::count_refused_stream();
         self.write_reset(id, Http2ErrorCode::RefusedStream);

@@ -1,8 +1,8 @@
 //! The body of a request, from its DATA frames to the pipeline.
 //!
-//! The window of the connection is opened again as soon as bytes have arrived, unless many are held,
-//! so that a stream that is not read holds up no other. The window of a stream is opened as its
-//! bytes are read: no more than it is held of one stream.
+//! The window of the connection is opened again as soon as bytes have arrived, unless many are
+//! held, so that a stream that is not read holds up no other. The window of a stream is opened as
+//! its bytes are read: no more than it is held of one stream.
 
 use std::cell::RefCell;
 use std::io;
@@ -135,7 +135,7 @@ impl UploadStream {
         let state = &mut *self.state.borrow_mut();
         state.window -= i64::from(bytes);
         state.granted -= bytes;
-        // What was read may be enough to open the smaller window.
+        // The bytes that were read may be enough to open the smaller window.
         state.open(0, self);
     }
 
@@ -341,8 +341,8 @@ impl Http2RequestBody {
     }
 }
 
-/// What was taken and is not read opens the windows: the rest of the request may still arrive, and
-/// is discarded.
+/// Bytes that were taken and are not read open the windows: the rest of the request may still
+/// arrive, and is discarded.
 impl Drop for Http2RequestBody {
     fn drop(&mut self) {
         let unread = self.data().len();

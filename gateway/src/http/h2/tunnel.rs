@@ -1,8 +1,8 @@
 //! A stream that has become a tunnel (RFC 8441 section 5): DATA frames of the client are written to
 //! the upstream's connection, and the bytes of the upstream are the body of the response.
 //!
-//! The bytes are not inspected. The end of a side is passed on: END_STREAM shuts down the upstream's
-//! receiving side, and the end of the upstream becomes END_STREAM.
+//! The bytes are not inspected. The end of a side is passed on: END_STREAM shuts down the
+//! upstream's receiving side, and the end of the upstream becomes END_STREAM.
 
 use std::io;
 use std::rc::Rc;

@@ -1,5 +1,5 @@
-//! What is received while a client does not read, and after responses were sent that nobody has
-//! polled.
+//! Frames that are received while a client does not read, and after responses were sent whose tasks
+//! were not polled.
 
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
@@ -79,7 +79,7 @@ async fn nothing_is_received_while_the_client_does_not_read() {
     for polls in 0.. {
         let before = woken.0.load(Relaxed);
         if h2.poll_send(&mut cx).is_ready() {
-            // Nobody waits for the socket: the task must run again.
+            // No task waits for the socket: the task must run again.
             assert!(woken.0.load(Relaxed) > before);
             break;
         }
