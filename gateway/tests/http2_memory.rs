@@ -162,8 +162,12 @@ fn small_heads_that_wait_for_the_origin() {
 
 /// A listener whose connections `serve` handles, each in a thread of its own.
 fn listener(serve: impl Fn(TcpStream) + Send + Sync + Copy + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    socket2::SockRef::from(&listener).set_recv_buffer_size(4096).expect("a live socket");
+    // All connections come at once: those beyond the backlog would be late by seconds.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a live socket");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    socket.listen(1_024).expect("a bound socket");
+    let listener = TcpListener::from(socket);
     let address = listener.local_addr().expect("bound");
     std::thread::spawn(move || {
         for stream in listener.incoming() {
