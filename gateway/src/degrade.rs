@@ -337,6 +337,18 @@ mod tests {
     use crate::http::attempt::UpstreamConnectionError;
     use crate::http::exchange_clock::ExchangeTimeout;
 
+    fn responder<'a>(config: &'a DegradeConfig, request: &'a Fields) -> ErrorResponder<'a> {
+        ErrorResponder {
+            config: Some(config),
+            request,
+            wait: Duration::ZERO,
+            random: 0,
+            pages: [&[], &[]],
+            route: "",
+            request_id: None,
+        }
+    }
+
     #[test]
     fn retry_after_is_jittered_around_the_configured_mean() {
         for random in [0, 1, u64::MAX, 12_345] {
@@ -353,15 +365,7 @@ mod tests {
         let mut fields = Fields::default();
         fields.push(b"Content-Type", b"application/grpc");
         let page = DegradeConfig::default();
-        let page = ErrorResponder {
-            config: Some(&page),
-            request: &fields,
-            wait: Duration::ZERO,
-            random: 0,
-            pages: [&[], &[]],
-            route: "",
-            request_id: None,
-        };
+        let page = responder(&page, &fields);
         let timeout = || UpstreamConnectionError::Timeout(ExchangeTimeout::UpstreamHead);
         for (error, expected) in [
             (Error::NoRoute, b"12"),
@@ -385,15 +389,7 @@ mod tests {
         let page = DegradeConfig { html: None, json: Some("{}".into()), ..DegradeConfig::default() };
         let mut response = Response::new(StatusCode::OK);
         let fields = Fields::default();
-        let page = ErrorResponder {
-            config: Some(&page),
-            request: &fields,
-            wait: Duration::ZERO,
-            random: 0,
-            pages: [&[], &[]],
-            route: "",
-            request_id: None,
-        };
+        let page = responder(&page, &fields);
         assert_eq!(page.write(&Error::NoRoute, &mut response).first(), Some(&b'{'));
         assert_eq!(response.status, StatusCode::NOT_FOUND);
         assert_eq!(page.write(&Error::BreakerOpen, &mut response), "{}");
