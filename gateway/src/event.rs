@@ -4,6 +4,8 @@
 //! needs a person. Requests belong to the access log. Lines that clients can cause at will are
 //! written at most once a second; the metric counts every event.
 
+pub(crate) mod tail;
+
 use std::fmt::Display;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
@@ -20,6 +22,7 @@ use tracing_subscriber::{Layer as _, Registry, fmt, reload};
 
 use crate::label;
 use crate::metrics::{self, Counters, Label as _};
+use tail::TailLayer;
 
 /// Defines every event once: variant, name, fields, level and message.
 ///
@@ -461,7 +464,7 @@ pub fn init(level: Level, format: LogFormat) {
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
         LogFormat::Text => fmt::layer().with_target(false).with_ansi(false).with_writer(std::io::stderr).boxed(),
     };
-    match tracing_subscriber::registry().with(filter).with(lines).try_init() {
+    match tracing_subscriber::registry().with(filter).with(lines).with(TailLayer).try_init() {
         Ok(()) => drop(LEVEL.set(handle)),
         Err(_already_set) => set_level(level),
     }

@@ -8,7 +8,9 @@
 
 mod client_hello;
 mod ja4;
+mod der;
 mod certificate_names;
+mod validity;
 mod error;
 mod client_auth;
 mod failure;
@@ -18,7 +20,7 @@ use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -190,6 +192,17 @@ impl TlsTerminator {
         Ok(TlsConnection { stream, alpn, version, fingerprint, certificate, server_name })
     }
 
+    /// The certificates in use.
+    pub(crate) fn certificates(&self) -> Vec<CertificateReport> {
+        let store = self.resolver.certificates.load();
+        let report = |certificate: &LoadedCertificate| CertificateReport {
+            file: certificate.files.cert.clone(),
+            names: certificate.names.clone(),
+            expires_at: certificate.key.cert.first().and_then(|leaf| validity::not_after(leaf)),
+        };
+        store.certificates.iter().map(report).collect()
+    }
+
     /// Reloads all files and replaces the certificates that have changed. If a file is unusable,
     /// its previous certificate is kept. Blocking file I/O.
     pub(crate) fn reload(&self) {
@@ -324,6 +337,13 @@ impl Read for RecordingReader<'_> {
         self.received.extend_from_slice(&space[..count]);
         Ok(count)
     }
+}
+
+/// A certificate in use, for operators.
+pub(crate) struct CertificateReport {
+    pub(crate) file: PathBuf,
+    pub(crate) names: Vec<String>,
+    pub(crate) expires_at: Option<SystemTime>,
 }
 
 /// A usable certificate with its DNS names.
