@@ -121,6 +121,8 @@ events! {
     /// The kernel allows fewer descriptors than `limits_http.connections` may need.
     DescriptorsCapped = "descriptors_capped" { required: u64, effective: u64 }
         => warn "too few descriptors for all connections; raise the limit (ulimit -Hn)";
+    /// `url` is that of the admin address.
+    DashboardReady = "dashboard_ready" { url: &'a str } => info "the dashboard is at this address";
     Ready = "ready" => info "ready";
     Draining = "draining" { connections: usize } => info "draining";
     DrainTimedOut = "drain_timed_out" { connections: usize }
