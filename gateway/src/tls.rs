@@ -12,6 +12,7 @@ mod certificate_names;
 mod error;
 mod client_auth;
 mod failure;
+mod server_configs;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -37,6 +38,7 @@ use crate::event::Event;
 use crate::peer::{CertificateIndex, CertificateNames, ServerName, TlsFingerprint};
 use client_auth::LoadedClientAuth;
 use error::ErrorWithSource;
+use server_configs::ServerConfigs;
 
 pub(crate) use client_auth::{ClientAuthConfig, ClientAuthMode};
 pub(crate) use error::TlsError;
@@ -104,7 +106,7 @@ pub(crate) fn install_crypto_provider() {
 /// tickets of the others.
 pub(crate) struct TlsTerminator {
     /// Replaced when the authorities of clients change.
-    server_config: ArcSwap<ServerConfig>,
+    server_configs: ArcSwap<ServerConfigs>,
     resolver: Arc<CertificateResolver>,
     config: TlsConfig,
     client_auth: ArcSwapOption<LoadedClientAuth>,
@@ -147,7 +149,7 @@ impl TlsTerminator {
         client_auth.iter().for_each(|loaded| log_authorities(config, loaded));
         let server_config = server_config(config.min_version, &resolver, client_auth.as_ref())?;
         Ok(TlsTerminator {
-            server_config: ArcSwap::from_pointee(server_config),
+            server_configs: ArcSwap::from_pointee(ServerConfigs::new(server_config)),
             resolver,
             config: config.clone(),
             client_auth: ArcSwapOption::from_pointee(client_auth),
@@ -174,7 +176,7 @@ impl TlsTerminator {
 
     async fn handshake(&self, mut stream: TcpStream) -> io::Result<TlsConnection> {
         let (accepted, fingerprint) = read_hello(&mut stream).await?;
-        let server_config = self.server_config.load_full();
+        let server_config = Arc::clone(self.server_configs.load().of(&accepted.client_hello()));
         let stream = StartHandshake::from_parts(accepted, stream).into_stream(server_config).await?;
         let connection = stream.get_ref().1;
         let alpn = if connection.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
@@ -229,7 +231,7 @@ impl TlsTerminator {
         });
         match new {
             Ok((new, server_config)) => {
-                self.server_config.store(Arc::new(server_config));
+                self.server_configs.store(Arc::new(ServerConfigs::new(server_config)));
                 log_authorities(&self.config, &new);
                 self.client_auth.store(Some(Arc::new(new)));
             }
@@ -247,7 +249,7 @@ fn server_config(
         MinTlsVersion::V12 => &[&version::TLS13, &version::TLS12],
         MinTlsVersion::V13 => &[&version::TLS13],
     };
-    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    let builder = ServerConfig::builder_with_provider(Arc::new(server_configs::crypto_provider()));
     let builder = builder.with_protocol_versions(versions)?;
     let builder = match client_auth {
         Some(loaded) => builder.with_client_cert_verifier(Arc::clone(&loaded.verifier)),
