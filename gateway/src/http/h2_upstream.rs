@@ -8,9 +8,13 @@
 
 mod io;
 mod head;
+mod sync;
+mod window_account;
 mod memory;
 mod connection;
 mod stream;
+#[cfg(test)]
+mod orders;
 
 pub(crate) use connection::{Http2UpstreamConnection, http2_connections};
 pub(crate) use memory::{WindowReservation, reserved_upstream_bytes, set_http2_memory};

@@ -8,6 +8,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use super::window_account::WindowAccount;
+
 /// Most bytes of the fields of one response, as over HTTP/1.1.
 pub(super) const HEAD_MAX: u32 = 64 << 10;
 /// The window of a stream while there is room: about what a round trip of 10 ms takes at 25 MB/s.
@@ -15,13 +17,11 @@ const WIDE: u32 = 256 << 10;
 /// The window of a stream without room.
 const NARROW: u32 = 16 << 10;
 
-/// Bytes that the exchanges of all threads may reserve, and have reserved.
-struct WindowAccount {
-    max: AtomicUsize,
-    reserved: AtomicUsize,
-}
+static ACCOUNT: WindowAccount = account(usize::MAX);
 
-static ACCOUNT: WindowAccount = WindowAccount::new(usize::MAX);
+const fn account(max: usize) -> WindowAccount {
+    WindowAccount { max: AtomicUsize::new(max), reserved: AtomicUsize::new(0) }
+}
 
 /// Sets how many bytes the exchanges of all threads may reserve: half of what the connections of
 /// clients may hold (`limits_http.http2_memory`).
@@ -84,30 +84,14 @@ impl WindowReservation {
     /// The head has arrived, and the body has at most `length` bytes.
     pub(super) fn keep(&mut self, length: u64) {
         let kept = usize::try_from(length).unwrap_or(usize::MAX).min(WIDE as usize).min(self.bytes);
-        self.account.reserved.fetch_sub(self.bytes - kept, Relaxed);
+        self.account.release(self.bytes - kept);
         self.bytes = kept;
     }
 }
 
 impl Drop for WindowReservation {
     fn drop(&mut self) {
-        self.account.reserved.fetch_sub(self.bytes, Relaxed);
-    }
-}
-
-impl WindowAccount {
-    const fn new(max: usize) -> Self {
-        WindowAccount { max: AtomicUsize::new(max), reserved: AtomicUsize::new(0) }
-    }
-
-    /// Reserves `bytes` if there is room for `needed`.
-    fn reserve(&self, bytes: usize, needed: usize) -> bool {
-        let max = self.max.load(Relaxed);
-        let has_room = self.reserved.fetch_add(bytes, Relaxed).saturating_add(needed) <= max;
-        if !has_room {
-            self.reserved.fetch_sub(bytes, Relaxed);
-        }
-        has_room
+        self.account.release(self.bytes);
     }
 }
 
@@ -117,7 +101,7 @@ mod tests {
 
     #[test]
     fn exchanges_reserve_what_their_responses_can_need_and_return_it() {
-        static SMALL: WindowAccount = WindowAccount::new(2 * EXCHANGE_MAX);
+        static SMALL: WindowAccount = account(2 * EXCHANGE_MAX);
         let reserved = || SMALL.reserved.load(Relaxed);
         let mut first = WindowReservation::of(&SMALL).expect("room");
         let second = WindowReservation::of(&SMALL).expect("room");
