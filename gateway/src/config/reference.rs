@@ -355,7 +355,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "upstreams.NAME.concurrency.wait",
-        "Longest time that a call waits for its turn. The calls of heavier user classes (`tiers`) come first; at most 1024 wait. A call that does not get its turn is answered by the degrade ladder, reason `concurrency_limit`.",
+        "Longest time that a call waits for its turn. User classes share the turns by their weights (`tiers`); at most 1024 wait. A call that does not get its turn is answered by the degrade ladder, reason `concurrency_limit`.",
     ),
     (
         "upstreams.NAME.endpoints",
