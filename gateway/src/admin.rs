@@ -22,11 +22,11 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::breaker::{BreakerQuery, BreakerQueryError};
-use crate::http::fields::KnownField;
+use crate::http::fields::{Fields, KnownField};
 use crate::http::limits::HttpLimits;
 use crate::http::message::{Method, Request, StatusCode};
 use crate::limit::{AdminQuery, AdminQueryError, AdminReply};
-use crate::metrics;
+use crate::metrics::{self, ExpositionFormat};
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
 use crate::simple_server::{self, SimpleResponse, SimpleServerLimits};
 use crate::tasks::TaskList;
@@ -78,7 +78,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 const PAGE: &str = include_str!("admin.html");
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const JSON: &str = "application/json";
 /// The page loads no external resource and must not be framed.
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
@@ -146,24 +145,31 @@ async fn respond(state: &AdminState, request: &Request, peer: IpAddr) -> SimpleR
     if let Some(rest) = path.strip_prefix("/api/v1/breakers") {
         return breakers(views, &request.method, rest, request.query().unwrap_or_default());
     }
-    let view: fn(&AdminViews) -> SimpleResponse = match path {
-        "/" => |_| {
+    let view: fn(&AdminViews, &Request) -> SimpleResponse = match path {
+        "/" => |_, _| {
             SimpleResponse::new(StatusCode::OK, "text/html; charset=utf-8", PAGE)
                 .with_named("content-security-policy", PAGE_POLICY)
         },
-        "/live" => |_| SimpleResponse::text(StatusCode::OK, "live"),
-        "/ready" => |views| ready(&(views.ready)()),
-        "/metrics" => |_| SimpleResponse::new(StatusCode::OK, OPENMETRICS, metrics::exposition()),
-        "/api/v1/hot" => |views| SimpleResponse::new(StatusCode::OK, JSON, (views.hot)().to_string()),
-        "/api/v1/tasks" => |_| SimpleResponse::new(StatusCode::OK, JSON, TaskList::read().to_json().to_string()),
-        "/api/v1/status" => |views| SimpleResponse::new(StatusCode::OK, JSON, (views.status)().to_string()),
+        "/live" => |_, _| SimpleResponse::text(StatusCode::OK, "live"),
+        "/metrics" => |_, request| exposition(&request.fields),
+        "/ready" => |views, _| ready(&(views.ready)()),
+        "/api/v1/hot" => |views, _| SimpleResponse::new(StatusCode::OK, JSON, (views.hot)().to_string()),
+        "/api/v1/tasks" => |_, _| SimpleResponse::new(StatusCode::OK, JSON, TaskList::read().to_json().to_string()),
+        "/api/v1/status" => |views, _| SimpleResponse::new(StatusCode::OK, JSON, (views.status)().to_string()),
         _ => return SimpleResponse::text(StatusCode::NOT_FOUND, "not found"),
     };
     match request.method {
-        Method::GET | Method::HEAD => view(views),
+        Method::GET | Method::HEAD => view(views, request),
         _ => SimpleResponse::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
             .with(KnownField::Allow, "GET, HEAD"),
     }
+}
+
+/// The metrics, in the format that the client prefers.
+fn exposition(request: &Fields) -> SimpleResponse {
+    let format = ExpositionFormat::preferred(request.members(KnownField::Accept));
+    SimpleResponse::new(StatusCode::OK, format.content_type(), metrics::exposition(format))
+        .with(KnownField::Vary, "Accept")
 }
 
 /// `GET /api/v1/limits` and `/api/v1/limits/explain?...`; `POST` and `DELETE /api/v1/limits/RULE`
@@ -411,7 +417,7 @@ mod tests {
             ready.set(true);
             assert!(exchange(address, &get("/ready")).await.starts_with("HTTP/1.1 200 "));
             let text = exchange(address, &get("/metrics")).await;
-            assert!(text.contains(OPENMETRICS) && text.ends_with("# EOF\n"), "{text}");
+            assert!(text.contains("text/plain; version=0.0.4") && text.contains("# TYPE tidegate_"), "{text}");
             let text = exchange(address, &get("/")).await;
             assert!(text.contains("frame-ancestors 'none'") && text.ends_with("</html>\n"), "{text}");
             assert!(exchange(address, &get("/api/v1/status")).await.ends_with("{\"node\":\"n1\"}"));

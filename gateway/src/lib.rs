@@ -8,6 +8,7 @@
 #[cfg(test)]
 mod picture;
 mod metrics;
+mod timestamp;
 pub mod event;
 mod panics;
 mod tasks;

@@ -110,6 +110,8 @@ pub(crate) struct RequestRecord {
     pub(crate) upstream: Option<Arc<str>>,
     /// From the call of the upstream to the head of its response, or to its failure.
     pub(crate) upstream_time: Option<Duration>,
+    /// The part of it in which a connection was opened; `None` if a kept one was used.
+    pub(crate) connect_time: Option<Duration>,
     /// How often an endpoint was sent the whole request, for a fetch that others can join.
     pub(crate) requests_sent: u32,
     /// How often the request was sent again, as the configuration allows.
@@ -149,6 +151,7 @@ impl Default for RequestRecord {
             aborted: "",
             upstream: None,
             upstream_time: None,
+            connect_time: None,
             requests_sent: 0,
             retries: 0,
             is_hedged: false,

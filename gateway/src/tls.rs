@@ -8,7 +8,9 @@
 
 mod client_hello;
 mod ja4;
+mod der;
 mod certificate_names;
+mod validity;
 mod error;
 mod client_auth;
 mod failure;
@@ -19,7 +21,7 @@ use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -35,6 +37,7 @@ use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
 use crate::event::Event;
+use crate::metrics;
 use crate::peer::{CertificateIndex, CertificateNames, ServerName, TlsFingerprint};
 use client_auth::LoadedClientAuth;
 use error::ErrorWithSource;
@@ -125,9 +128,24 @@ pub(crate) struct TlsConnection {
     pub(crate) server_name: Option<ServerName>,
 }
 
-/// Registers the metrics of this module.
-pub(crate) fn expose() {
+/// Registers the metrics of this module. `for_each_terminator` visits the listeners with TLS.
+pub(crate) fn expose(for_each_terminator: impl Fn(&mut dyn FnMut(&TlsTerminator)) + Send + Sync + 'static) {
     failure::expose();
+    let help = "The time at which a certificate in use expires, in seconds since 1970.";
+    metrics::expose_gauge_with("tidegate_certificate_not_after_timestamp_seconds", help, move |emit| {
+        // Listeners may share a certificate.
+        let mut seen: Vec<PathBuf> = Vec::new();
+        for_each_terminator(&mut |terminator| {
+            for certificate in &terminator.resolver.certificates.load().certificates {
+                let path = &certificate.files.cert;
+                let Some(time) = certificate.not_after().filter(|_| !seen.contains(path)) else { continue };
+                seen.push(path.clone());
+                let name = certificate.names.first().map_or("", String::as_str);
+                let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+                emit(&[("certificate", &path.to_string_lossy()), ("name", name)], seconds as f64);
+            }
+        });
+    });
 }
 
 impl TlsTerminator {
@@ -356,6 +374,10 @@ impl LoadedCertificate {
         let key = CertifiedKey::from_der(chain, key, provider)
             .map_err(|source| TlsError::Key { path: files.key.clone(), source })?;
         Ok(LoadedCertificate { files: files.clone(), key: Arc::new(key), names })
+    }
+
+    fn not_after(&self) -> Option<SystemTime> {
+        validity::not_after(self.key.cert.first()?)
     }
 
     fn log_loaded(&self) {

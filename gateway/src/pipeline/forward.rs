@@ -116,10 +116,10 @@ impl RequestContext<'_> {
 
     /// Takes over the response of a call, or its failure.
     pub(super) fn end_call(&mut self, ended: CallEnd) -> Result<UpstreamBody<'static>, Error> {
-        let CallEnd { response, result, upstream, upstream_time, blame, requests_sent, retries, is_hedged } = ended;
+        let CallEnd { response, result, upstream, times, blame, requests_sent, retries, is_hedged } = ended;
         *self.response = response;
         (self.record.upstream, self.record.blame) = (upstream, blame);
-        self.record.upstream_time = upstream_time;
+        (self.record.upstream_time, self.record.connect_time) = times;
         (self.record.requests_sent, self.record.retries, self.record.is_hedged) = (requests_sent, retries, is_hedged);
         let mut body = result?;
         body.accepts_trailers = self.accepts_trailers();
@@ -149,7 +149,8 @@ pub(super) struct CallEnd {
     pub(super) response: Response,
     pub(super) result: Result<UpstreamBody<'static>, Error>,
     upstream: Option<Arc<str>>,
-    upstream_time: Option<Duration>,
+    /// Of the whole call, and of opening a connection.
+    times: (Option<Duration>, Option<Duration>),
     blame: Option<Blame>,
     requests_sent: u32,
     retries: u32,
@@ -183,8 +184,10 @@ pub(super) fn begin_detachable(
             }
             None => Err(Error::NoRoute),
         };
-        let RequestRecord { upstream, upstream_time, blame, requests_sent, retries, is_hedged, .. } = record;
-        CallEnd { response, result, upstream, upstream_time, blame, requests_sent, retries, is_hedged }
+        let RequestRecord { upstream, upstream_time, connect_time, blame, .. } = record;
+        let RequestRecord { requests_sent, retries, is_hedged, .. } = record;
+        let times = (upstream_time, connect_time);
+        CallEnd { response, result, upstream, times, blame, requests_sent, retries, is_hedged }
     })
 }
 
@@ -316,6 +319,7 @@ impl UpstreamCall<'_> {
 #[cold]
 fn note_repeats(repeats: CallRepeats, (route, upstream): (&Route, &Upstream), record: &mut RequestRecord) {
     (record.retries, record.is_hedged) = (repeats.retries, repeats.is_hedged);
+    record.connect_time = repeats.connect_time;
     for failure in repeats.failed {
         count_timeout_of(&failure.error);
         report_failure(route, upstream, failure);

@@ -11,7 +11,7 @@ use crate::http::body::BodyError;
 use crate::http::exchange_clock::Blame;
 use crate::http::fields::KnownField;
 use crate::http::h1::RequestRefusal;
-use crate::http::message::{BodyLength, HttpVersion, Method, Request, Response, StatusCode};
+use crate::http::message::{HttpVersion, Request, Response, StatusCode};
 use crate::identify::{CountryCode, RequestUuid};
 use crate::label;
 use crate::log::AccessLogEntry;
@@ -166,6 +166,8 @@ pub(super) struct CompletedExchange<'a> {
     pub(super) buffers: &'a ExchangeBuffers,
     /// Bytes of the response body that were sent.
     pub(super) bytes: u64,
+    /// Bytes of the request body: those announced, or those received.
+    pub(super) request_bytes: u64,
     pub(super) duration: Duration,
 }
 
@@ -196,10 +198,6 @@ impl CompletedExchange<'_> {
             &record.verdict;
         let shadow_limit = self.snapshot.limits.names(evaluations.shadow_denied);
         let fingerprint = self.peer.fingerprint();
-        let request_bytes = match request.length {
-            BodyLength::Known(length) => length,
-            BodyLength::Empty | BodyLength::Streamed | BodyLength::UntilClose => 0,
-        };
         let received = |known| request.fields.get(known).unwrap_or_default();
         let identity = &self.snapshot.identity;
         context.worker.log.record(
@@ -213,7 +211,7 @@ impl CompletedExchange<'_> {
                 tls: self.peer.tls_version().unwrap_or_default(),
                 status: response.status,
                 bytes: self.bytes,
-                request_bytes,
+                request_bytes: self.request_bytes,
                 duration: self.duration,
                 client: record.client_ip.unwrap_or(self.peer.ip),
                 proxy: self.peer.proxy(),
@@ -231,6 +229,7 @@ impl CompletedExchange<'_> {
                 refused: record.refusal.map(RequestRefusal::reason).unwrap_or_default(),
                 upstream: record.upstream.as_deref().unwrap_or_default(),
                 upstream_time: record.upstream_time,
+                connect_time: record.connect_time,
                 retries: record.retries,
                 is_hedged: record.is_hedged,
                 user: self.snapshot.routes.principal_name(record.route, record.principal),
@@ -249,15 +248,10 @@ impl CompletedExchange<'_> {
     }
 }
 
-/// Makes `request` and the record those of a refused request. If its head is malformed, none of its
-/// fields are trustworthy, and the log shows dashes, as is customary.
-pub(super) fn refused(refusal: RequestRefusal, request: &mut Request, snapshot: &Snapshot) -> RequestRecord {
+/// The record of a refused request. `request` is valid if only its body is refused; else it is the
+/// description of the head.
+pub(super) fn refused(refusal: RequestRefusal, request: &Request, snapshot: &Snapshot) -> RequestRecord {
     let route = if refusal.is_of_body() { snapshot.routes.find(request).map(|route| route.index) } else { None };
-    if !refusal.is_of_body() {
-        request.clear();
-        request.method = Method::from_bytes(b"-").unwrap_or_default();
-        request.set_target("-");
-    }
     RequestRecord {
         route,
         refusal: Some(refusal),
@@ -274,7 +268,7 @@ pub(super) fn report_client_closed(
     context: &WorkerContext,
     snapshot: &Snapshot,
     (peer, buffers): (&ConnectionPeer, &mut ExchangeBuffers),
-    duration: Duration,
+    (duration, request_bytes): (Duration, u64),
 ) {
     ABORTS.inc(AbortReason::ClientClosed);
     // nginx's status for this case, 499, has no registered name.
@@ -284,5 +278,5 @@ pub(super) fn report_client_closed(
         aborted: AbortReason::ClientClosed.as_str(),
         ..pipeline::client_closed(&buffers.record)
     };
-    CompletedExchange { snapshot, peer, buffers, bytes: 0, duration }.report(context);
+    CompletedExchange { snapshot, peer, buffers, bytes: 0, request_bytes, duration }.report(context);
 }

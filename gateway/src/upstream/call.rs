@@ -76,6 +76,8 @@ pub(crate) struct CallRepeats {
     /// The failures after which another attempt was made, in order.
     pub(crate) failed: Vec<AttemptError>,
     pub(crate) retries: u32,
+    /// The time of opening the last new connection, TLS included; `None` without one.
+    pub(crate) connect_time: Option<Duration>,
     /// Whether a second endpoint was sent the request because the first one was slow.
     pub(crate) is_hedged: bool,
 }
@@ -183,7 +185,7 @@ impl Upstream {
         let result = loop {
             let ended = match attempted.take() {
                 Some(ended) => ended,
-                None => match self.open(&mut state.plan, &mut state.repeats.failed).await {
+                None => match self.open_timed(&mut state).await {
                     Ok(opened) => {
                         if let Some(used) = &state.used {
                             used.borrow_mut().push(Arc::clone(opened.0.endpoint()));
@@ -215,6 +217,16 @@ impl Upstream {
             (result, _) => result,
         };
         CallResult { result: result.map(|answered| self.respond(answered, body, permit)), repeats: Some(repeats) }
+    }
+
+    /// Opens a connection, and notes how long that took, unless it was one that is kept.
+    async fn open_timed(&self, state: &mut CallState) -> Result<OpenedConnection, AttemptError> {
+        let began = Instant::now();
+        let opened = self.open(&mut state.plan, &mut state.repeats.failed).await;
+        if opened.as_ref().is_ok_and(|(_, connection)| !connection.is_reused()) {
+            state.repeats.connect_time = Some(began.elapsed());
+        }
+        opened
     }
 
     /// The response of the attempt that ends a call.

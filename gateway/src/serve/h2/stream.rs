@@ -297,14 +297,24 @@ impl StreamExchange {
         let StreamExchange { shared, snapshot, arrival, buffers, .. } = &self;
         let buffers = buffers.as_ref().expect("taken by drop only");
         let duration = handled_in + began.elapsed();
-        CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes, duration }.report(&shared.worker);
+        let peer = &arrival.peer;
+        CompletedExchange { snapshot, peer, buffers, bytes, request_bytes: 0, duration }.report(&shared.worker);
+    }
+
+    /// Bytes of the request's body: those that were announced, or those that have arrived.
+    fn request_bytes(&self) -> u64 {
+        match self.buffers.as_ref().map(|buffers| buffers.request.length) {
+            Some(BodyLength::Known(length)) => length,
+            Some(BodyLength::Streamed) => self.handle.upload().map_or(0, |upload| upload.arrived_bytes()),
+            _ => 0,
+        }
     }
 
     /// Reports the exchange, whose response has ended in whichever way.
     fn report(&mut self, ended: Result<(), ResponseAbort>) {
         self.is_reported = true;
         let duration = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
-        let bytes = self.handle.sent_bytes();
+        let (bytes, request_bytes) = (self.handle.sent_bytes(), self.request_bytes());
         let StreamExchange { shared, snapshot, arrival, buffers, .. } = self;
         let buffers = buffers.as_mut().expect("taken by drop only");
         if let Err(abort) = ended {
@@ -313,17 +323,19 @@ impl StreamExchange {
             buffers.record.aborted = reason.as_str();
             buffers.record.blame = Some(abort.blame());
         }
-        CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes, duration }.report(&shared.worker);
+        let peer = &arrival.peer;
+        CompletedExchange { snapshot, peer, buffers, bytes, request_bytes, duration }.report(&shared.worker);
     }
 }
 
 impl Drop for StreamExchange {
     fn drop(&mut self) {
+        let request_bytes = self.request_bytes();
         let Some(mut buffers) = self.buffers.take() else { return };
         if !self.is_reported {
             let duration = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
             let exchange = (&self.arrival.peer, &mut *buffers);
-            report_client_closed(&self.shared.worker, &self.snapshot, exchange, duration);
+            report_client_closed(&self.shared.worker, &self.snapshot, exchange, (duration, request_bytes));
         }
         self.shared.return_buffers(buffers);
     }
