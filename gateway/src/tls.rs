@@ -210,6 +210,17 @@ impl TlsTerminator {
         Ok(TlsConnection { stream, alpn, version, fingerprint, certificate, server_name })
     }
 
+    /// The certificates in use.
+    pub(crate) fn certificates(&self) -> Vec<CertificateReport> {
+        let store = self.resolver.certificates.load();
+        let report = |certificate: &LoadedCertificate| CertificateReport {
+            file: certificate.files.cert.clone(),
+            names: certificate.names.clone(),
+            expires_at: certificate.key.cert.first().and_then(|leaf| validity::not_after(leaf)),
+        };
+        store.certificates.iter().map(report).collect()
+    }
+
     /// Reloads all files and replaces the certificates that have changed. If a file is unusable,
     /// its previous certificate is kept. Blocking file I/O.
     pub(crate) fn reload(&self) {
@@ -344,6 +355,13 @@ impl Read for RecordingReader<'_> {
         self.received.extend_from_slice(&space[..count]);
         Ok(count)
     }
+}
+
+/// A certificate in use, for operators.
+pub(crate) struct CertificateReport {
+    pub(crate) file: PathBuf,
+    pub(crate) names: Vec<String>,
+    pub(crate) expires_at: Option<SystemTime>,
 }
 
 /// A usable certificate with its DNS names.
