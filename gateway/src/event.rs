@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use json_lines::{JsonLines, LogTime};
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, debug, error, info, warn};
+use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, fmt, reload};
@@ -307,6 +308,12 @@ events! {
     /// An HTTP/2 connection was ended because its client sent too many frames.
     Http2Flood = "http2_flood" { client: IpAddr = display(client), frames: &'a str }
         => warn [throttled!()] "an HTTP/2 client sent too many frames";
+    /// Spans were dropped because the collector did not take them.
+    TraceExportFailed = "trace_export_failed" {
+        url: &'a str,
+        spans: u64,
+        error: &'a dyn Display = display(error)
+    } => warn [throttled!()] "spans were not exported";
     AccessLogFailed = "access_log_failed" { error: &'a dyn Display = display(error) }
         => error [throttled!()] "access log failed";
 }
@@ -486,7 +493,10 @@ static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
 pub fn init(level: Level, format: LogFormat) {
     let (filter, handle) = reload::Layer::new(LevelFilter::from_level(level));
     let lines = match format {
-        LogFormat::Json => fmt::layer().event_format(JsonLines).with_writer(std::io::stderr).boxed(),
+        LogFormat::Json => {
+            let layer = fmt::layer().event_format(JsonLines).fmt_fields(JsonFields::new());
+            layer.with_writer(std::io::stderr).boxed()
+        }
         LogFormat::Text => {
             let layer = fmt::layer().with_timer(LogTime).with_target(false).with_ansi(false);
             layer.with_writer(std::io::stderr).boxed()

@@ -18,6 +18,7 @@ use crate::http::h1::RequestRefusal;
 use crate::identify::auth::PrincipalIndex;
 use crate::identify::{CountryCode, RequestId, Trace};
 use crate::label;
+use crate::spans::RequestSpans;
 
 label! {
     /// How the cache took part in a request.
@@ -119,6 +120,8 @@ pub(crate) struct RequestRecord {
     /// Whether a second endpoint was sent the request because the first one was slow.
     pub(crate) is_hedged: bool,
     pub(crate) trace: Option<Trace>,
+    /// `None`: the request is not traced, or not sampled.
+    pub(crate) spans: Option<Box<RequestSpans>>,
     /// `None` also where requests have no id (`identity.request_id`).
     pub(crate) request_id: Option<RequestId>,
     pub(crate) client_ip: Option<IpAddr>,
@@ -156,6 +159,7 @@ impl Default for RequestRecord {
             retries: 0,
             is_hedged: false,
             trace: None,
+            spans: None,
             request_id: None,
             client_ip: None,
             device: None,

@@ -36,7 +36,7 @@ use crate::config::Config;
 use crate::event::{self, Event};
 use crate::log::{self, AccessLog};
 use crate::tls::{self, TlsTerminator};
-use crate::{admin, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, tasks, upstream};
+use crate::{admin, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, spans, tasks, upstream};
 use control::ControlThread;
 use state::{LifecycleStage, SharedState};
 
@@ -133,6 +133,7 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
         }
     }
     shared.log.close();
+    shared.snapshot.load().tracing.iter().for_each(|exporter| exporter.close());
     event::report_all_suppressed();
     Event::Stopped.emit();
     Ok(())
@@ -156,6 +157,7 @@ fn expose_metrics(shared: &Arc<SharedState>) {
     resources::expose();
     last_reload::expose();
     tasks::expose();
+    spans::expose();
     admin::expose();
     accept::expose(&shared.connections);
     proxy_protocol::expose();

@@ -78,6 +78,18 @@ pub(crate) struct CertificateFiles {
     pub(crate) key: PathBuf,
 }
 
+impl CertificateFiles {
+    /// Loads the certificate with its key as a listener does, and returns the end of its validity.
+    /// Blocking file I/O.
+    ///
+    /// # Errors
+    /// Why a listener cannot use them.
+    pub(crate) fn not_after(&self) -> Result<Option<SystemTime>, String> {
+        let loaded = LoadedCertificate::load(self, &aws_lc_rs::default_provider());
+        loaded.map(|certificate| certificate.not_after()).map_err(|error| ErrorWithSource(&error).to_string())
+    }
+}
+
 /// The minimum TLS version of a listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) enum MinTlsVersion {

@@ -142,6 +142,27 @@ fn cardinality_is_as_documented() {
     }
 }
 
+/// The labels of each metric are in the column of docs/metrics.md.
+#[test]
+fn labels_are_as_documented() {
+    let (gateway, _origin) = gateway();
+    gateway.get("/", &[]);
+    let (_, text) = scrape(&gateway, "text/plain");
+    let docs = std::fs::read_to_string(monitoring("../metrics.md")).expect("the document");
+    let documented = |name: &str| {
+        let row = docs.lines().find(|line| line.starts_with(&format!("| `{name}` | ")))?;
+        row.split(" | ").nth(2)
+    };
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let Some((name, labels)) = line.split_once('{') else { continue };
+        let family = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+        let column = documented(name).or_else(|| documented(family)).unwrap_or_else(|| panic!("{name} is documented"));
+        for label in labels.split("\",").filter_map(|label| Some(label.split_once("=\"")?.0)) {
+            assert!(label == "le" || column.contains(&format!("`{label}`")), "{name}: {label} is not in {column}");
+        }
+    }
+}
+
 #[test]
 fn process_and_certificate_are_told() {
     let (gateway, _origin) = gateway();

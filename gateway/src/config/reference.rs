@@ -552,6 +552,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "How long a stale response may be served while it is revalidated (RFC 5861).",
     ),
     (
+        "routes[].cache.languages",
+        "Languages of the responses, such as `[\"en\", \"zh\"]`: `Accept-Language` is reduced to the one that the client prefers, for the cache and the origin; removed if it accepts none. Empty: it stays as it is.",
+    ),
+    (
         "routes[].forward_path",
         "Path that the origin gets: the `normal` form, or the path as `received`. Routes, limits and keys use the normal form in any case.",
     ),
@@ -591,7 +595,16 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("log.fields", "Members of JSON lines, in their order (operations.md). Members without a value are left out."),
     ("log.level", "Least severe event in the log."),
     ("journal", "Store of accepted writes."),
-    ("tracing.otlp", "Endpoint that spans are sent to."),
+    (
+        "tracing.otlp",
+        "Collector that spans are sent to, by OTLP over HTTP in JSON ([tracing.md](tracing.md)); `/v1/traces` is added to a URL without it. Absent or empty: requests are not traced.",
+    ),
+    (
+        "tracing.ratio",
+        "Share of the requests without a trace that are sampled. A request with a trace is sampled as its sender has decided.",
+    ),
+    ("tracing.service_name", "`service.name` of the spans."),
+    ("tracing.headers.NAME", "A field of each export, such as `authorization`."),
 ];
 
 /// The table of keys in Markdown, as in `docs/configuration.md`.

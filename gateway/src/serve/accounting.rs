@@ -19,6 +19,7 @@ use crate::metrics::{self, Counter, Counters, Histograms, Label};
 use crate::peer::ConnectionPeer;
 use crate::pipeline::{self, ExchangeBuffers, Snapshot};
 use crate::record::{CacheResult, RequestRecord};
+use crate::spans::{FinishedRequest, RequestSpans};
 
 impl Label for RequestRefusal {
     const NAME: &'static str = "reason";
@@ -171,7 +172,45 @@ pub(super) struct CompletedExchange<'a> {
     pub(super) duration: Duration,
 }
 
+/// Most bytes of a text of a client in a span.
+const SPAN_TEXT_MAX: usize = 512;
+
 impl CompletedExchange<'_> {
+    /// The facts of the request for its spans.
+    #[cold]
+    fn finished(&self, spans: &RequestSpans) -> FinishedRequest {
+        let ExchangeBuffers { request, response, record, .. } = self.buffers;
+        let bounded = |text: &str| text[..text.floor_char_boundary(SPAN_TEXT_MAX)].to_owned();
+        let route = record.route.and_then(|route| self.snapshot.routes.at(route));
+        let limit = match &record.verdict {
+            Verdict::Allowed(_) => "",
+            Verdict::Denied(denial) => self.snapshot.limits.name(denial.limit_status.rule),
+        };
+        let user_agent = request.fields.get(KnownField::UserAgent).unwrap_or_default();
+        FinishedRequest {
+            spans: Box::new(spans.clone()),
+            duration: self.duration,
+            method: request.method.clone(),
+            scheme: request.scheme,
+            authority: bounded(&request.authority),
+            target: bounded(&request.target),
+            version: request.version,
+            status: response.status,
+            client: record.client_ip.unwrap_or(self.peer.ip),
+            user_agent: bounded(&String::from_utf8_lossy(user_agent)),
+            request_bytes: self.request_bytes,
+            bytes: self.bytes,
+            route: route.map(|route| route.config.name.to_string()).unwrap_or_default(),
+            route_path: route.map(|route| route.config.path.pattern()).unwrap_or_default(),
+            cache: record.cache.as_str(),
+            failure: record.failure.map(ErrorKind::as_str).unwrap_or_default(),
+            aborted: record.aborted,
+            limit: limit.to_owned(),
+            upstream: record.upstream.clone(),
+            request_id: record.request_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        }
+    }
+
     /// Counts a refusal and writes the request's access log line.
     pub(super) fn report(&self, context: &WorkerContext) {
         let ExchangeBuffers { request, response, record, .. } = self.buffers;
@@ -187,6 +226,9 @@ impl CompletedExchange<'_> {
             if let Some(failure) = record.failure {
                 counters.failures.inc(failure);
             }
+        }
+        if let (Some(spans), Some(exporter)) = (&record.spans, &self.snapshot.tracing) {
+            exporter.submit(self.finished(spans));
         }
         if !context.worker.log.is_open() {
             return;

@@ -157,16 +157,22 @@ impl Connection {
     }
 
     async fn refuse(&mut self, refusal: RequestRefusal, buffers: &mut ExchangeBuffers) {
-        let snapshot = &self.context.snapshot.load();
-        if !refusal.is_of_body() {
-            self.stream.describe_refused(&mut buffers.request);
-        }
-        buffers.record = refused(refusal, &mut buffers.request, snapshot);
-        let id = buffers.record.request_id.as_ref();
-        let page = degrade::write_refusal(refusal, id, &mut buffers.response);
+        let snapshot = &self.context.snapshot.load_full();
+        let page = if refusal == RequestRefusal::BodyTooLarge {
+            buffers.request.scheme = self.scheme;
+            let arrival = Arrival { peer: self.peer.clone(), at: Instant::now() };
+            RequestContext::new(&self.context.worker, snapshot, &arrival, buffers).refuse_body()
+        } else {
+            if !refusal.is_of_body() {
+                self.stream.describe_refused(&mut buffers.request);
+            }
+            buffers.record = refused(refusal, &buffers.request, snapshot);
+            let id = buffers.record.request_id.as_ref();
+            ResponseBody::Bytes(degrade::write_refusal(refusal, id, &mut buffers.response))
+        };
         let (_, mut writer) = self.stream.exchange();
         writer.close_connection_after();
-        let sent = writer.send(&buffers.response, &mut ResponseBody::Bytes(page)).await;
+        let sent = writer.send(&buffers.response, &mut { page }).await;
         if let Some(reason) = abort_reason(Some(sent)) {
             count_abort(reason);
         }

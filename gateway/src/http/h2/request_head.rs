@@ -183,7 +183,7 @@ impl HeadReader {
                 match Method::from_bytes(value) {
                     Ok(method) => self.method = Some(method),
                     Err(_) => {
-                        // What the access log shows.
+                        // For the access log.
                         self.method = Method::from_bytes(b"-").ok();
                         self.refuse(RequestRefusal::RequestLine);
                     }

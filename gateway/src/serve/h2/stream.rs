@@ -66,7 +66,10 @@ pub(super) async fn serve(start: StreamStart) {
         Ok(_details) => exchange.respond().await,
         Err(refused) => {
             is_malformed = refused.is_malformed;
-            Some(exchange.refuse(refused.refusal))
+            Some(match refused.refusal {
+                RequestRefusal::BodyTooLarge => exchange.refuse_body(),
+                refusal => exchange.refuse(refusal),
+            })
         }
     };
     let Some(body) = body else { return };
@@ -186,6 +189,13 @@ impl StreamExchange {
             clock.poll(cx).map(|()| Err(BodyError::Timeout(ExchangeTimeout::ClientBody)))
         })
         .await
+    }
+
+    /// Answers a request whose announced body is too large for any route.
+    fn refuse_body(&mut self) -> ResponseBody<'static> {
+        let StreamExchange { shared, snapshot, arrival, buffers, .. } = self;
+        let buffers = buffers.as_mut().expect("taken by drop only");
+        RequestContext::new(&shared.worker.worker, snapshot, arrival, buffers).refuse_body()
     }
 
     fn refuse(&mut self, refusal: RequestRefusal) -> ResponseBody<'static> {
