@@ -26,11 +26,11 @@ use tokio::sync::watch;
 
 use crate::breaker::{BreakerQuery, BreakerQueryError};
 use crate::event::tail;
-use crate::http::fields::KnownField;
+use crate::http::fields::{Fields, KnownField};
 use crate::http::limits::HttpLimits;
 use crate::http::message::{Method, Request, StatusCode};
 use crate::limit::{AdminQuery, AdminQueryError, AdminReply};
-use crate::metrics;
+use crate::metrics::{self, ExpositionFormat};
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
 use crate::simple_server::{self, SimpleResponse, SimpleServerLimits};
 use crate::tasks::TaskList;
@@ -82,7 +82,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// few connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const JSON: &str = "application/json";
 const EVENT_STREAM: &str = "text/event-stream; charset=utf-8";
 
@@ -153,10 +152,12 @@ async fn respond(state: &AdminState, request: &Request, peer: IpAddr) -> SimpleR
     if let Some(file) = assets::file(path) {
         return if is_read { file } else { read_only() };
     }
+    if path == "/metrics" {
+        return if is_read { exposition(&request.fields) } else { read_only() };
+    }
     let view: fn(&AdminState) -> SimpleResponse = match path {
         "/live" => |_| SimpleResponse::text(StatusCode::OK, "live"),
         "/ready" => |state| ready(&(state.views.ready)()),
-        "/metrics" => |_| SimpleResponse::new(StatusCode::OK, OPENMETRICS, metrics::exposition()),
         "/api/v1/hot" => |state| SimpleResponse::new(StatusCode::OK, JSON, (state.views.hot)().to_string()),
         "/api/v1/tasks" => |_| SimpleResponse::new(StatusCode::OK, JSON, TaskList::read().to_json().to_string()),
         "/api/v1/dashboard" => dashboard,
@@ -186,6 +187,13 @@ fn stream(state: &AdminState) -> SimpleResponse {
         None => SimpleResponse::text(StatusCode::SERVICE_UNAVAILABLE, "too many dashboards are open; try again later")
             .with(KnownField::RetryAfter, "5"),
     }
+}
+
+/// The metrics, in the format that the client prefers.
+fn exposition(request: &Fields) -> SimpleResponse {
+    let format = ExpositionFormat::preferred(request.members(KnownField::Accept));
+    SimpleResponse::new(StatusCode::OK, format.content_type(), metrics::exposition(format))
+        .with(KnownField::Vary, "Accept")
 }
 
 /// `GET /api/v1/limits` and `/api/v1/limits/explain?...`; `POST` and `DELETE /api/v1/limits/RULE`
@@ -438,7 +446,7 @@ mod tests {
             ready.set(true);
             assert!(exchange(address, &get("/ready")).await.starts_with("HTTP/1.1 200 "));
             let text = exchange(address, &get("/metrics")).await;
-            assert!(text.contains(OPENMETRICS) && text.ends_with("# EOF\n"), "{text}");
+            assert!(text.contains("text/plain; version=0.0.4"), "{text}");
             let text = exchange(address, &get("/")).await;
             assert!(text.contains("frame-ancestors 'none'") && text.ends_with("</html>\n"), "{text}");
             assert!(exchange(address, &get("/api/v1/status")).await.ends_with("{\"node\":\"n1\"}"));

@@ -231,7 +231,7 @@ fn run_gateway(arguments: RunArguments) -> ExitCode {
 }
 
 fn check(arguments: &CheckArguments) -> ExitCode {
-    let (report, is_valid) = match Config::load(&arguments.file) {
+    let (report, is_valid) = match Config::verify(&arguments.file) {
         Ok((_, warnings)) => {
             let is_valid = warnings.is_empty() || !arguments.deny_warnings;
             (warnings, is_valid)

@@ -594,7 +594,7 @@ mod tests {
             assert_eq!((PANICS.get(TaskKind::BackgroundValidation), own_tasks()), (before + 1, Vec::new()));
         });
         expose();
-        let exposition = metrics::exposition();
+        let exposition = metrics::exposition(metrics::ExpositionFormat::Text);
         assert!(exposition.contains("tidegate_task_panics_total{kind=\"background_validation\"} 1"), "{exposition}");
         assert!(exposition.contains("tidegate_tasks{kind=\"background_validation\"} 0"), "{exposition}");
     }

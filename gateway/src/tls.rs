@@ -14,6 +14,7 @@ mod validity;
 mod error;
 mod client_auth;
 mod failure;
+mod server_configs;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -36,9 +37,11 @@ use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
 use crate::event::Event;
+use crate::metrics;
 use crate::peer::{CertificateIndex, CertificateNames, ServerName, TlsFingerprint};
 use client_auth::LoadedClientAuth;
 use error::ErrorWithSource;
+use server_configs::ServerConfigs;
 
 pub(crate) use client_auth::{ClientAuthConfig, ClientAuthMode};
 pub(crate) use error::TlsError;
@@ -75,6 +78,18 @@ pub(crate) struct CertificateFiles {
     pub(crate) key: PathBuf,
 }
 
+impl CertificateFiles {
+    /// Loads the certificate with its key as a listener does, and returns the end of its validity.
+    /// Blocking file I/O.
+    ///
+    /// # Errors
+    /// Why a listener cannot use them.
+    pub(crate) fn not_after(&self) -> Result<Option<SystemTime>, String> {
+        let loaded = LoadedCertificate::load(self, &aws_lc_rs::default_provider());
+        loaded.map(|certificate| certificate.not_after()).map_err(|error| ErrorWithSource(&error).to_string())
+    }
+}
+
 /// The minimum TLS version of a listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) enum MinTlsVersion {
@@ -106,7 +121,7 @@ pub(crate) fn install_crypto_provider() {
 /// tickets of the others.
 pub(crate) struct TlsTerminator {
     /// Replaced when the authorities of clients change.
-    server_config: ArcSwap<ServerConfig>,
+    server_configs: ArcSwap<ServerConfigs>,
     resolver: Arc<CertificateResolver>,
     config: TlsConfig,
     client_auth: ArcSwapOption<LoadedClientAuth>,
@@ -125,9 +140,24 @@ pub(crate) struct TlsConnection {
     pub(crate) server_name: Option<ServerName>,
 }
 
-/// Registers the metrics of this module.
-pub(crate) fn expose() {
+/// Registers the metrics of this module. `for_each_terminator` visits the listeners with TLS.
+pub(crate) fn expose(for_each_terminator: impl Fn(&mut dyn FnMut(&TlsTerminator)) + Send + Sync + 'static) {
     failure::expose();
+    let help = "The time at which a certificate in use expires, in seconds since 1970.";
+    metrics::expose_gauge_with("tidegate_certificate_not_after_timestamp_seconds", help, move |emit| {
+        // Listeners may share a certificate.
+        let mut seen: Vec<PathBuf> = Vec::new();
+        for_each_terminator(&mut |terminator| {
+            for certificate in &terminator.resolver.certificates.load().certificates {
+                let path = &certificate.files.cert;
+                let Some(time) = certificate.not_after().filter(|_| !seen.contains(path)) else { continue };
+                seen.push(path.clone());
+                let name = certificate.names.first().map_or("", String::as_str);
+                let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+                emit(&[("certificate", &path.to_string_lossy()), ("name", name)], seconds as f64);
+            }
+        });
+    });
 }
 
 impl TlsTerminator {
@@ -149,7 +179,7 @@ impl TlsTerminator {
         client_auth.iter().for_each(|loaded| log_authorities(config, loaded));
         let server_config = server_config(config.min_version, &resolver, client_auth.as_ref())?;
         Ok(TlsTerminator {
-            server_config: ArcSwap::from_pointee(server_config),
+            server_configs: ArcSwap::from_pointee(ServerConfigs::new(server_config)),
             resolver,
             config: config.clone(),
             client_auth: ArcSwapOption::from_pointee(client_auth),
@@ -176,7 +206,7 @@ impl TlsTerminator {
 
     async fn handshake(&self, mut stream: TcpStream) -> io::Result<TlsConnection> {
         let (accepted, fingerprint) = read_hello(&mut stream).await?;
-        let server_config = self.server_config.load_full();
+        let server_config = Arc::clone(self.server_configs.load().of(&accepted.client_hello()));
         let stream = StartHandshake::from_parts(accepted, stream).into_stream(server_config).await?;
         let connection = stream.get_ref().1;
         let alpn = if connection.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
@@ -242,7 +272,7 @@ impl TlsTerminator {
         });
         match new {
             Ok((new, server_config)) => {
-                self.server_config.store(Arc::new(server_config));
+                self.server_configs.store(Arc::new(ServerConfigs::new(server_config)));
                 log_authorities(&self.config, &new);
                 self.client_auth.store(Some(Arc::new(new)));
             }
@@ -260,7 +290,7 @@ fn server_config(
         MinTlsVersion::V12 => &[&version::TLS13, &version::TLS12],
         MinTlsVersion::V13 => &[&version::TLS13],
     };
-    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    let builder = ServerConfig::builder_with_provider(Arc::new(server_configs::crypto_provider()));
     let builder = builder.with_protocol_versions(versions)?;
     let builder = match client_auth {
         Some(loaded) => builder.with_client_cert_verifier(Arc::clone(&loaded.verifier)),
@@ -374,6 +404,10 @@ impl LoadedCertificate {
         let key = CertifiedKey::from_der(chain, key, provider)
             .map_err(|source| TlsError::Key { path: files.key.clone(), source })?;
         Ok(LoadedCertificate { files: files.clone(), key: Arc::new(key), names })
+    }
+
+    fn not_after(&self) -> Option<SystemTime> {
+        validity::not_after(self.key.cert.first()?)
     }
 
     fn log_loaded(&self) {

@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,10 +29,10 @@ use super::state::{
     ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, DRAIN_POLL_INTERVAL, LifecycleStage, SharedAdminConfig, SharedState,
     check_node,
 };
-use super::{assemble, breakers};
+use super::{assemble, breakers, last_reload};
 use crate::admin::{self, AdminViews, LiveSources, ReadinessReport};
 use crate::cache::stored::CacheMeta;
-use crate::config::{Config, ConfigReport, FaultSeverity};
+use crate::config::{Config, ConfigFault, ConfigReport, FaultSeverity};
 use crate::event::{self, Event};
 use crate::limit;
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
@@ -50,6 +49,9 @@ const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(1);
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Seconds by which the clocks of two nodes may differ.
 const CLOCK_TOLERANCE: f64 = 1.5;
+/// Faults of one configuration that a reload writes to the log: more say nothing new, and a file of
+/// another kind has one in each line.
+const FAULTS_REPORTED_MAX: usize = 50;
 /// Timeout of one lease request. No client request waits for it.
 const LEASE_REQUEST_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -198,18 +200,20 @@ impl Reloader {
             Ok(loaded) => loaded,
             Err(report) => {
                 let (errors, warnings) = (report.count(FaultSeverity::Error), report.count(FaultSeverity::Warning));
-                Event::ReloadRefused { errors, warnings }.emit();
+                report_faults(&report);
+                last_reload::record_failure();
                 status.record_refused(trigger, &report);
-                return print_report(&report);
+                return Event::ReloadRefused { errors, warnings }.emit();
             }
         };
         if !warnings.is_empty() {
-            print_report(&warnings);
+            report_faults(&warnings);
         }
         let snapshot =
             match assemble::snapshot(&config, &shared.store, shared.lease_node, Some(&shared.snapshot.load())) {
                 Ok(snapshot) => snapshot,
                 Err(error) => {
+                    last_reload::record_failure();
                     tracing::error!(%error, "the limits of the new configuration cannot be used");
                     status.record_failed(trigger, &error);
                     return Event::ReloadRefused { errors: 1, warnings: warnings.count(FaultSeverity::Warning) }.emit();
@@ -222,6 +226,7 @@ impl Reloader {
         event::set_level(config.log.level);
         shared.snapshot.store(Arc::new(snapshot));
         shared.config.store(Arc::new(config));
+        last_reload::record_success();
         status.record_loaded(trigger, &warnings, &restart);
         Event::Reloaded { source: trigger }.emit();
     }
@@ -284,9 +289,17 @@ async fn drain(shared: &SharedState, stage: &watch::Sender<LifecycleStage>, shut
     stage.send_replace(LifecycleStage::Terminating);
 }
 
-/// Writes the faults of a file to standard error, which may be closed or full.
-fn print_report(report: &ConfigReport) {
-    let _cannot_be_reported = writeln!(io::stderr(), "{report}");
+/// Emits an event for each fault, up to `FAULTS_REPORTED_MAX`; `reload_refused` counts all.
+fn report_faults(report: &ConfigReport) {
+    for fault in report.faults().iter().take(FAULTS_REPORTED_MAX) {
+        let ConfigFault { path: key, message, code, .. } = fault;
+        let (file, (line, column), code) = (report.name(), report.position(fault), code.as_str());
+        let (fault, hint, is_error) = (&**message, fault.hint.as_deref(), fault.severity == FaultSeverity::Error);
+        match is_error {
+            true => Event::ConfigError { file, line, column, key, code, fault, hint }.emit(),
+            false => Event::ConfigWarning { file, line, column, key, code, fault, hint }.emit(),
+        }
+    }
 }
 
 /// Reports the settings that differ from those of the running process and take effect only after a
