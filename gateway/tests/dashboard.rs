@@ -1,9 +1,9 @@
 //! The dashboard, in headless Chromium against a gateway under load: the state of a stopped
 //! endpoint and of a stopped shard is shown without a reload of the page, and axe finds nothing.
 //!
-//! Needs Debian's `chromium`, `node`, `redis-server`, and the packages `playwright-core` and
-//! `axe-core` of npm in `~/.cache/tidegate/browser`. The browser is skipped, loudly, where one of
-//! them is missing. `DASHBOARD_PICTURES` names a directory for pictures of the page.
+//! Needs Debian's `chromium`, `node` and `redis-server`, and `playwright-core` and `axe-core` of npm,
+//! which are installed into `~/.cache/tidegate/browser`. The browser is skipped, loudly, where one
+//! of them is missing. `DASHBOARD_PICTURES` names a directory for pictures of the page.
 
 #[path = "support/redis.rs"]
 mod redis_server;
@@ -28,13 +28,26 @@ fn tools() -> PathBuf {
     PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/tidegate/browser")
 }
 
+const PACKAGES: [&str; 2] = ["playwright-core@1.65.1", "axe-core@4.14.1"];
+
+/// Whether the packages are there, or could be installed.
+fn has_packages() -> bool {
+    let directory = |package: &&str| tools().join("node_modules").join(package.split('@').next().unwrap_or_default());
+    let are_there = || PACKAGES.iter().all(|package| directory(package).exists());
+    let mut command = Command::new("npm");
+    command.args(["install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]).arg(tools()).args(PACKAGES);
+    are_there() || std::fs::create_dir_all(tools()).is_ok() && command.output().is_ok() && are_there()
+}
+
 /// The needs of the browser that this machine lacks.
 fn missing() -> Vec<String> {
     let is_installed = |program: &str| Command::new(program).arg("--version").output().is_ok();
     let programs = ["chromium", "node"].into_iter().filter(|program| !is_installed(program)).map(str::to_owned);
-    let packages =
-        ["playwright-core", "axe-core"].into_iter().filter(|name| !tools().join("node_modules").join(name).exists());
-    programs.chain(packages.map(|name| format!("npm install --prefix {} {name}", tools().display()))).collect()
+    let mut missing: Vec<String> = programs.collect();
+    if missing.is_empty() && !has_packages() {
+        missing.push(format!("{} in {}", PACKAGES.join(" and "), tools().display()));
+    }
+    missing
 }
 
 /// The load uses this listener. The other one has a certificate.
