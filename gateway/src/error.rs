@@ -244,9 +244,11 @@ impl Error {
             BodyError::Timeout(_) => RequestRefusal::BodyTimeout,
             BodyError::Malformed(_) => RequestRefusal::BodySyntax,
             // The client has closed its connection, or its sending side: it may still read.
-            BodyError::Truncated | BodyError::ClientGone | BodyError::Detached | BodyError::Io(_) => {
-                RequestRefusal::BodyTruncated
-            }
+            BodyError::Truncated
+            | BodyError::Reset(_)
+            | BodyError::ClientGone
+            | BodyError::Detached
+            | BodyError::Io(_) => RequestRefusal::BodyTruncated,
         })
     }
 
@@ -276,7 +278,7 @@ impl From<&BodyError> for Error {
             BodyError::Timeout(timeout) => timeout_kind(*timeout),
             BodyError::ClientGone => ErrorKind::ClientGone,
             BodyError::Detached => ErrorKind::SlowReader,
-            BodyError::Truncated | BodyError::TooLarge | BodyError::Io(_) => ErrorKind::Upstream,
+            BodyError::Truncated | BodyError::Reset(_) | BodyError::TooLarge | BodyError::Io(_) => ErrorKind::Upstream,
         })
     }
 }

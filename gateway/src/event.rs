@@ -5,6 +5,7 @@
 //! written at most once a second; the metric counts every event.
 
 mod json_lines;
+pub(crate) mod tail;
 
 use std::fmt::Display;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -24,6 +25,7 @@ use tracing_subscriber::{Layer as _, Registry, fmt, reload};
 
 use crate::label;
 use crate::metrics::{self, Counters, Label as _};
+use tail::TailLayer;
 
 /// Defines every event once: variant, name, fields, level and message.
 ///
@@ -122,6 +124,8 @@ events! {
     /// The kernel allows fewer descriptors than `limits_http.connections` may need.
     DescriptorsCapped = "descriptors_capped" { required: u64, effective: u64 }
         => warn "too few descriptors for all connections; raise the limit (ulimit -Hn)";
+    /// `url` is that of the admin address.
+    DashboardReady = "dashboard_ready" { url: &'a str } => info "the dashboard is at this address";
     Ready = "ready" => info "ready";
     Draining = "draining" { connections: usize } => info "draining";
     DrainTimedOut = "drain_timed_out" { connections: usize }
@@ -517,7 +521,7 @@ pub fn init(level: Level, format: LogFormat) {
             layer.with_writer(std::io::stderr).boxed()
         }
     };
-    match tracing_subscriber::registry().with(filter).with(lines).try_init() {
+    match tracing_subscriber::registry().with(filter).with(lines).with(TailLayer).try_init() {
         Ok(()) => drop(LEVEL.set(handle)),
         Err(_already_set) => set_level(level),
     }

@@ -42,6 +42,7 @@ mod simple_server;
 pub mod purge;
 mod admin;
 pub mod admin_client;
+pub mod top;
 pub mod config;
 pub mod demo;
 pub mod server;

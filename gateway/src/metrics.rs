@@ -5,6 +5,7 @@
 
 mod counter;
 mod exposition;
+mod quantile;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,6 +20,7 @@ use prometheus_client::registry::Registry;
 
 pub(crate) use counter::{Counter, Counters, Label, use_stripe};
 pub(crate) use exposition::ExpositionFormat;
+pub(crate) use quantile::DurationCounts;
 
 /// Upper bounds of the duration buckets in seconds. The last bucket has no bound.
 const BOUNDS: [f64; 13] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
@@ -251,6 +253,12 @@ impl Histogram {
     /// Number of observations.
     pub(crate) fn count(&self) -> u64 {
         self.buckets.iter().map(Counter::get).sum()
+    }
+
+    /// The observations by bucket.
+    pub(crate) fn counts(&self) -> DurationCounts {
+        let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);
+        DurationCounts::new(bounds.zip(self.buckets.iter().map(Counter::get)).collect())
     }
 }
 

@@ -14,6 +14,9 @@ mod override_publisher;
 mod followed_upstreams;
 mod key_set_refresher;
 mod breakers;
+mod components;
+mod reload_status;
+mod dashboard;
 mod control;
 mod connection;
 mod worker;
@@ -99,6 +102,7 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
         .map_err(|source| StartError::Listen { address: config.admin.address, source })?;
     admin_socket.set_nonblocking(true)?;
     let bound = BoundAddresses { listen: bound, admin: admin_socket.local_addr()? };
+    Event::DashboardReady { url: &format!("http://{}/", bound.admin) }.emit();
     let shared = Arc::new(SharedState {
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
         store,

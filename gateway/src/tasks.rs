@@ -62,6 +62,8 @@ label! {
         Overrides = "overrides",
         /// Reports state changes of shards, limits and the clock.
         StateReport = "state_report",
+        /// Samples the counters for the dashboard.
+        Dashboard = "dashboard",
         /// Refreshes the lease of one cluster limit.
         Lease = "lease",
         /// Fetches the key set of tokens.

@@ -14,6 +14,7 @@ mod validity;
 mod error;
 mod client_auth;
 mod failure;
+mod server_configs;
 
 use std::fmt;
 use std::io::{self, Read};
@@ -40,6 +41,7 @@ use crate::metrics;
 use crate::peer::{CertificateIndex, CertificateNames, ServerName, TlsFingerprint};
 use client_auth::LoadedClientAuth;
 use error::ErrorWithSource;
+use server_configs::ServerConfigs;
 
 pub(crate) use client_auth::{ClientAuthConfig, ClientAuthMode};
 pub(crate) use error::TlsError;
@@ -119,7 +121,7 @@ pub(crate) fn install_crypto_provider() {
 /// tickets of the others.
 pub(crate) struct TlsTerminator {
     /// Replaced when the authorities of clients change.
-    server_config: ArcSwap<ServerConfig>,
+    server_configs: ArcSwap<ServerConfigs>,
     resolver: Arc<CertificateResolver>,
     config: TlsConfig,
     client_auth: ArcSwapOption<LoadedClientAuth>,
@@ -177,7 +179,7 @@ impl TlsTerminator {
         client_auth.iter().for_each(|loaded| log_authorities(config, loaded));
         let server_config = server_config(config.min_version, &resolver, client_auth.as_ref())?;
         Ok(TlsTerminator {
-            server_config: ArcSwap::from_pointee(server_config),
+            server_configs: ArcSwap::from_pointee(ServerConfigs::new(server_config)),
             resolver,
             config: config.clone(),
             client_auth: ArcSwapOption::from_pointee(client_auth),
@@ -204,7 +206,7 @@ impl TlsTerminator {
 
     async fn handshake(&self, mut stream: TcpStream) -> io::Result<TlsConnection> {
         let (accepted, fingerprint) = read_hello(&mut stream).await?;
-        let server_config = self.server_config.load_full();
+        let server_config = Arc::clone(self.server_configs.load().of(&accepted.client_hello()));
         let stream = StartHandshake::from_parts(accepted, stream).into_stream(server_config).await?;
         let connection = stream.get_ref().1;
         let alpn = if connection.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
@@ -218,6 +220,17 @@ impl TlsTerminator {
         let certificate = leaf.map(|leaf| certificate_names::names(leaf));
         let server_name = connection.server_name().and_then(|name| self.resolver.server_name(name));
         Ok(TlsConnection { stream, alpn, version, fingerprint, certificate, server_name })
+    }
+
+    /// The certificates in use.
+    pub(crate) fn certificates(&self) -> Vec<CertificateReport> {
+        let store = self.resolver.certificates.load();
+        let report = |certificate: &LoadedCertificate| CertificateReport {
+            file: certificate.files.cert.clone(),
+            names: certificate.names.clone(),
+            expires_at: certificate.key.cert.first().and_then(|leaf| validity::not_after(leaf)),
+        };
+        store.certificates.iter().map(report).collect()
     }
 
     /// Reloads all files and replaces the certificates that have changed. If a file is unusable,
@@ -259,7 +272,7 @@ impl TlsTerminator {
         });
         match new {
             Ok((new, server_config)) => {
-                self.server_config.store(Arc::new(server_config));
+                self.server_configs.store(Arc::new(ServerConfigs::new(server_config)));
                 log_authorities(&self.config, &new);
                 self.client_auth.store(Some(Arc::new(new)));
             }
@@ -277,7 +290,7 @@ fn server_config(
         MinTlsVersion::V12 => &[&version::TLS13, &version::TLS12],
         MinTlsVersion::V13 => &[&version::TLS13],
     };
-    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    let builder = ServerConfig::builder_with_provider(Arc::new(server_configs::crypto_provider()));
     let builder = builder.with_protocol_versions(versions)?;
     let builder = match client_auth {
         Some(loaded) => builder.with_client_cert_verifier(Arc::clone(&loaded.verifier)),
@@ -354,6 +367,13 @@ impl Read for RecordingReader<'_> {
         self.received.extend_from_slice(&space[..count]);
         Ok(count)
     }
+}
+
+/// A certificate in use, for operators.
+pub(crate) struct CertificateReport {
+    pub(crate) file: PathBuf,
+    pub(crate) names: Vec<String>,
+    pub(crate) expires_at: Option<SystemTime>,
 }
 
 /// A usable certificate with its DNS names.

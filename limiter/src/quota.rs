@@ -277,6 +277,11 @@ impl KeyHash {
     pub(crate) const fn low_bits(self) -> u64 {
         self.0 as u64
     }
+
+    /// The half by which logs and lists name the subject.
+    pub const fn high_bits(self) -> u64 {
+        (self.0 >> 64) as u64
+    }
 }
 
 /// The percentage of subjects that a rule applies to.

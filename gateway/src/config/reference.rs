@@ -87,7 +87,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "limits_http.http2_memory",
-        "Most memory that all HTTP/2 connections of the process may hold for their streams; beyond it, new streams are refused, and clients may send them again. One connection holds at most 2 MiB.",
+        "Most memory that all HTTP/2 connections of the process may hold for their streams; beyond it, new streams are refused, and clients may send them again. One connection holds at most 2 MiB. Responses of upstreams over HTTP/2 may reserve half as much in addition (upstreams.md).",
     ),
     ("limits_http.connections", "Most concurrent connections of the process; further ones are closed on arrival."),
     ("limits_http.connections_per_ip", "Most concurrent connections of one address (IPv6: one /64)."),
@@ -355,7 +355,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "upstreams.NAME.concurrency.wait",
-        "Longest time that a call waits for its turn. The calls of heavier user classes (`tiers`) come first; at most 1024 wait. A call that does not get its turn is answered by the degrade ladder, reason `concurrency_limit`.",
+        "Longest time that a call waits for its turn. User classes share the turns by their weights (`tiers`); at most 1024 wait. A call that does not get its turn is answered by the degrade ladder, reason `concurrency_limit`.",
     ),
     (
         "upstreams.NAME.endpoints",

@@ -12,7 +12,6 @@ use super::respond::{count_response, count_result};
 use super::response_body::ResponseBody;
 use super::snapshot::Snapshot;
 use crate::cache::policy;
-use crate::degrade;
 use crate::degrade::ErrorResponder;
 use crate::error::{Error, ErrorKind};
 use crate::event::Event;
@@ -44,7 +43,6 @@ impl RequestContext<'_> {
         {
             self.record.degraded = "stale";
             self.record.detail = CacheDetail::Reason(error.kind().as_str());
-            degrade::write_proxy_status(error.kind(), self.response);
             return body;
         }
         if error.is_degradable() {

@@ -290,7 +290,8 @@ impl UpstreamCall<'_> {
         let outgoing = OutgoingRequest { request, kept, client, timeouts, now, total_at, hedges, on_sent, attempts };
         let CallResult { result, repeats } = target.upstream.call(&outgoing, body).await;
         record.requests_sent = requests_sent.get();
-        record.upstream_time = Some(now.elapsed());
+        let ended = Instant::now();
+        record.upstream_time = Some(ended - now);
         if let Some(repeats) = repeats {
             note_repeats(*repeats, (route, &target.upstream), record);
         }
@@ -316,19 +317,19 @@ impl UpstreamCall<'_> {
                 None
             }
             Some(succeeded) => {
-                let now = std::time::Instant::now();
+                let ended = ended.into_std();
                 // The time of a retry is not that of one call.
                 if let Some(slot) = slot.filter(|_| succeeded && requests_sent.get() == 1) {
-                    slot.succeed(now);
+                    slot.succeed(ended);
                 }
                 if let Ok(exchange) = &result
                     && requests_sent.get() == 1
                 {
-                    let took = now.saturating_duration_since(sent_at.get());
+                    let took = ended.saturating_duration_since(sent_at.get());
                     stats.durations.observe(took);
-                    exchange.count_latency(took, now);
+                    exchange.count_latency(took, ended);
                 }
-                let (call, change) = permit.record(succeeded, now);
+                let (call, change) = permit.record(succeeded, ended);
                 breaker.announce(change);
                 call
             }

@@ -43,6 +43,9 @@ impl RequestContext<'_> {
         }
         count_result(record.cache);
         respond::write_cache_status(record, fields);
+        if record.retries > 0 || record.is_hedged || !record.degraded.is_empty() {
+            respond::write_proxy_status(record, fields);
+        }
         self.snapshot.limits.write(&record.verdict, fields);
         if self.snapshot.cache.strip_targeted {
             for name in &self.snapshot.cache.targeted {

@@ -11,6 +11,7 @@ use crate::breaker::{Breaker, BreakerName, BreakerScope};
 use crate::cache::stored::CacheMeta;
 use crate::config::Config;
 use crate::event::Event;
+use crate::http::upstream_connection::set_http2_memory;
 use crate::identify::CallerIdentifier;
 use crate::identify::auth::Authenticator;
 use crate::limit;
@@ -99,6 +100,7 @@ pub(super) fn snapshot(
             forward_auth,
         });
     }
+    set_http2_memory(config.http.http2_memory);
     let user_classes = config.limit.weights.iter().map(|(name, _)| name.clone()).collect();
     Ok(Snapshot {
         identity: CallerIdentifier::replacing(old.map(|old| &old.identity), config.identify.clone(), user_classes),

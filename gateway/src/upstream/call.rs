@@ -489,8 +489,11 @@ thread_local! {
     static HEADS: RefCell<Vec<Box<Response>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Heads that a thread keeps for the next responses.
-const HEADS_KEPT: usize = 64;
+/// Heads that a thread keeps for the next responses: one for each of several hundred concurrent
+/// calls, because many responses arrive together.
+const HEADS_KEPT: usize = 512;
+/// Bytes of the fields of a head that is kept: all of them together are at most 2 MiB.
+const HEAD_KEPT_MAX: usize = 4 << 10;
 
 /// The head of a response. Its buffers are those of an earlier one, and are reused again.
 pub(crate) struct PooledHead(Option<Box<Response>>);
@@ -520,6 +523,7 @@ impl Drop for PooledHead {
         HEADS.with_borrow_mut(|heads| {
             if let Some(mut head) = self.0.take()
                 && heads.len() < HEADS_KEPT
+                && head.fields.heap_bytes() <= HEAD_KEPT_MAX
             {
                 // They are of the body of another response.
                 head.forms = None;

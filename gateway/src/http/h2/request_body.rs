@@ -410,6 +410,11 @@ impl BodySource for Http2RequestBody {
         self.trailers.as_deref()
     }
 
+    fn may_have_trailers(&self) -> bool {
+        let state = self.upload.state.borrow();
+        self.trailers.is_some() || state.trailers.is_some() || state.end.is_none()
+    }
+
     fn account_kept(&mut self, bytes: usize) -> bool {
         let upload = &self.upload;
         let is_accounted = upload.shared.account(bytes);

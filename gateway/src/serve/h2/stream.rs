@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use super::stream_context::StreamContext;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::http::HttpLimits;
 use crate::http::body::BodyError;
 use crate::http::deadline::ResettableDeadline;
@@ -210,7 +210,8 @@ impl StreamExchange {
         ResponseBody::Bytes(page)
     }
 
-    /// Sends head and body, and reports the exchange. Returns whether the response is complete.
+    /// Sends head and body, and reports the exchange. Returns whether the response is complete, or
+    /// ends with the status of its failure.
     async fn send(&mut self, body: ResponseBody<'static>) -> bool {
         let snapshot = Arc::clone(&self.snapshot);
         let StreamExchange { handle, buffers, .. } = self;
@@ -240,6 +241,7 @@ impl StreamExchange {
             return false;
         }
         handle.begin_response(response, body, remaining);
+        let is_grpc = grpc::is_call(request) && grpc::is_grpc(&response.fields);
         if handle.release_head() {
             response.fields = Fields::default();
         }
@@ -252,6 +254,7 @@ impl StreamExchange {
             Poll::Pending => watch.poll(cx, handle).map(|()| Err(ResponseAbort::ClientTimeout)),
         })
         .await;
+        let mut has_status = false;
         match &ended {
             Ok(()) => {}
             Err(ResponseAbort::ClientTimeout) => {
@@ -259,12 +262,17 @@ impl StreamExchange {
                 handle.reset(Http2ErrorCode::Cancel);
             }
             Err(ResponseAbort::ClientClosed | ResponseAbort::Memory) => {}
-            Err(ResponseAbort::Source(_)) => handle.reset(Http2ErrorCode::Internal),
+            Err(ResponseAbort::Source(error)) => {
+                has_status = is_grpc && end_with_status(handle, error);
+                if !has_status {
+                    handle.reset(Http2ErrorCode::Internal);
+                }
+            }
         }
         drop(handle.take_body());
-        let is_complete = ended.is_ok();
+        let is_ended = ended.is_ok() || has_status;
         self.report(ended);
-        is_complete
+        is_ended
     }
 
     /// The tunnel that the response begins, or the body of the response.
@@ -341,6 +349,14 @@ impl Drop for StreamExchange {
         }
         self.shared.return_buffers(buffers);
     }
+}
+
+/// Ends the response to a call of gRPC whose body has failed with a status in trailers. False if
+/// the response cannot have trailers.
+fn end_with_status(handle: &Handle, error: &BodyError) -> bool {
+    let mut trailers = Fields::default();
+    error.grpc_status().write(Error::from(error).reason(), &mut trailers);
+    handle.end_with_trailers(&trailers)
 }
 
 impl ResponseAbort {
