@@ -31,7 +31,7 @@ fn version_and_help_go_to_standard_output() {
     let version = run(&["--version"]);
     assert_eq!(
         (version.status.code(), text(&version.stdout)),
-        (Some(0), format!("tidegate {}\n", env!("CARGO_PKG_VERSION")))
+        (Some(0), format!("tidegate {} ({})\n", env!("CARGO_PKG_VERSION"), env!("TIDEGATE_COMMIT")))
     );
     let help = run(&["--help"]);
     assert_eq!(help.status.code(), Some(0));
