@@ -32,7 +32,7 @@ fn version_and_help_go_to_standard_output() {
     let version = run(&["--version"]);
     assert_eq!(
         (version.status.code(), text(&version.stdout)),
-        (Some(0), format!("tidegate {}\n", env!("CARGO_PKG_VERSION")))
+        (Some(0), format!("tidegate {} ({})\n", env!("CARGO_PKG_VERSION"), env!("TIDEGATE_COMMIT")))
     );
     let help = run(&["--help"]);
     assert_eq!(help.status.code(), Some(0));
@@ -234,7 +234,7 @@ fn invalid_file_keeps_the_old_configuration_and_is_reported() {
     client.get("/", &[]);
     gateway.rewrite(&format!("{config}[cach]\n"));
     let refused = gateway.process.stderr.find(STEP_TIMEOUT, |line| line.contains("\"reload_refused\""));
-    assert!(refused.is_some_and(|line| line.contains("\"errors\":1,\"warnings\":0")));
+    assert!(refused.is_some_and(|line| line.contains("\"errors\":1,") && line.contains("\"warnings\":0")));
     assert!(gateway.process.stderr.find(STEP_TIMEOUT, |line| line.contains("did you mean `cache`?")).is_some());
     assert_eq!(client.get("/", &[]).text(), "old");
     assert!(gateway.process.stderr.events("reloaded").is_empty());
