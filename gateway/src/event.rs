@@ -177,11 +177,30 @@ events! {
         slow_ratio: f64,
         seconds: f64
     } => warn "breaker opened";
-    BreakerHalfOpen = "breaker_half_open" { route: &'a str, upstream: &'a str, mode: &'static str }
-        => info "breaker half-open";
-    BreakerRamp = "breaker_ramp" { route: &'a str, upstream: &'a str, mode: &'static str }
-        => info "breaker admits a growing share of the calls";
-    BreakerClosed = "breaker_closed" { route: &'a str, upstream: &'a str, mode: &'static str } => info "breaker closed";
+    /// Its time has passed: `probes` calls are admitted.
+    BreakerHalfOpen = "breaker_half_open" {
+        route: &'a str,
+        upstream: &'a str,
+        mode: &'static str,
+        reason: &'static str,
+        probes: usize
+    } => info "breaker half-open";
+    /// All probes succeeded: a growing share of the calls is admitted for `seconds`.
+    BreakerRamp = "breaker_ramp" {
+        route: &'a str,
+        upstream: &'a str,
+        mode: &'static str,
+        reason: &'static str,
+        probes: usize,
+        seconds: f64
+    } => info "breaker admits a growing share of the calls";
+    /// `reason` is `ramp_ended`, or `probes_succeeded` without a ramp.
+    BreakerClosed = "breaker_closed" {
+        route: &'a str,
+        upstream: &'a str,
+        mode: &'static str,
+        reason: &'static str
+    } => info "breaker closed";
     /// An operator sets the state of a breaker for a time.
     BreakerOverridden = "breaker_overridden" { route: &'a str, upstream: &'a str, state: &'static str, seconds: u64 }
         => info "the state of a breaker is set by hand";

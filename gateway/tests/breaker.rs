@@ -31,6 +31,13 @@ fn api(gateway: &Gateway, method: &str, path: &str) -> ClientResponse {
     Client::connect(gateway.admin).request(method, &target, &[("host", "localhost")], b"")
 }
 
+/// The first line of an event, which may reach the test after the response.
+fn event(gateway: &Gateway, name: &str) -> serde_json::Value {
+    let log = &gateway.process.stderr;
+    wait_for(|| !log.events(name).is_empty(), STEP_TIMEOUT);
+    log.events(name).remove(0)
+}
+
 fn listed(response: &ClientResponse) -> serde_json::Value {
     assert_eq!(response.status, 200, "{}", response.text());
     let mut list: serde_json::Value = serde_json::from_str(&response.text()).expect("JSON");
@@ -51,9 +58,10 @@ fn state_follows_time_without_traffic() {
     // No request is sent meanwhile.
     wait_for(|| gateway.metric(STATE) == 1.0, STEP_TIMEOUT);
     assert_eq!((degraded(&gateway), origin.count()), (serde_json::json!([]), 4));
-    let half_open = &gateway.process.stderr.events("breaker_half_open")[0];
+    let half_open = event(&gateway, "breaker_half_open");
     assert_eq!((&half_open["route"], &half_open["upstream"]), (&"all".into(), &"origin".into()));
-    let opened = &gateway.process.stderr.events("breaker_opened")[0];
+    assert_eq!(half_open["reason"], "open_time_passed");
+    let opened = event(&gateway, "breaker_opened");
     assert_eq!((&opened["failed_ratio"], &opened["upstream"]), (&1.0.into(), &"origin".into()));
     let seconds = opened["seconds"].as_f64().expect("a number");
     assert!((1.0..=1.2).contains(&seconds), "{seconds}");
@@ -81,7 +89,7 @@ fn breaker_in_shadow_mode_logs_and_counts_and_rejects_nothing() {
     assert_eq!(origin.count(), 10);
     let rejections = "tidegate_breaker_rejections_total{route=\"all\",upstream=\"origin\",mode=\"shadow\"}";
     assert_eq!((gateway.metric(rejections), gateway.metric(STATE)), (6.0, 2.0));
-    assert_eq!(gateway.process.stderr.events("breaker_opened")[0]["mode"], "shadow");
+    assert_eq!(event(&gateway, "breaker_opened")["mode"], "shadow");
     assert_eq!(degraded(&gateway), serde_json::json!([]));
 }
 
@@ -95,7 +103,7 @@ fn routes_of_an_upstream_share_its_breaker_if_it_says_so() {
         statuses(&gateway, 4);
         assert_eq!(gateway.get("/other", &[]).status, expected, "{scope}");
         let is_shared = scope == "upstream";
-        let route = &gateway.process.stderr.events("breaker_opened")[0]["route"];
+        let route = event(&gateway, "breaker_opened")["route"].clone();
         assert_eq!(route, if is_shared { "*" } else { "all" });
         assert_eq!(api(&gateway, "POST", "/route/other?state=closed&for=1m").status, if is_shared { 404 } else { 200 });
         assert_eq!(api(&gateway, "POST", "/upstream/origin?state=closed&for=1m").status, 200);
@@ -114,7 +122,7 @@ fn operator_opens_and_closes_a_breaker_for_a_time() {
     let list = listed(&api(&gateway, "POST", "/route/all?state=open&for=1h"));
     assert_eq!((&list["state"], &list["override"]["state"]), (&"open".into(), &"open".into()));
     assert_eq!((statuses(&gateway, 3), origin.count()), (vec![503; 3], 1));
-    let overridden = &gateway.process.stderr.events("breaker_overridden")[0];
+    let overridden = event(&gateway, "breaker_overridden");
     assert_eq!((&overridden["state"], &overridden["seconds"]), (&"open".into(), &3_600.into()));
     assert_eq!(degraded(&gateway), serde_json::json!(["breaker all"]));
     // It stays with another configuration.
@@ -124,7 +132,7 @@ fn operator_opens_and_closes_a_breaker_for_a_time() {
     let list = listed(&api(&gateway, "DELETE", "/route/all"));
     assert_eq!((&list["state"], &list["override"]), (&"half-open".into(), &serde_json::Value::Null));
     assert_eq!(gateway.get("/", &[]).status, 200);
-    assert_eq!(gateway.process.stderr.events("breaker_override_ended")[0]["reason"], "cleared");
+    assert_eq!(event(&gateway, "breaker_override_ended")["reason"], "cleared");
     // And the other way round, until its time has passed.
     is_broken.store(true, Ordering::SeqCst);
     listed(&api(&gateway, "POST", "/route/all?state=closed&for=1s"));

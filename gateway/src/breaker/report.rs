@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::gate::Breaker;
+use super::probes::PROBES;
 use super::state::{BreakerChange, BreakerTransition, ManualState, OpenCause};
 use crate::event::Event;
 use crate::metrics::Label as _;
@@ -31,9 +32,18 @@ impl Breaker {
                 }
                 .emit();
             }
-            BreakerChange::HalfOpened => Event::BreakerHalfOpen { route, upstream, mode }.emit(),
-            BreakerChange::Ramping => Event::BreakerRamp { route, upstream, mode }.emit(),
-            BreakerChange::Closed => Event::BreakerClosed { route, upstream, mode }.emit(),
+            BreakerChange::HalfOpened => {
+                Event::BreakerHalfOpen { route, upstream, mode, reason: "open_time_passed", probes: PROBES }.emit();
+            }
+            BreakerChange::Ramping => {
+                let seconds = self.config().ramp.as_secs_f64();
+                Event::BreakerRamp { route, upstream, mode, reason: "probes_succeeded", probes: PROBES, seconds }
+                    .emit();
+            }
+            BreakerChange::Closed => {
+                let reason = if self.config().ramp.is_zero() { "probes_succeeded" } else { "ramp_ended" };
+                Event::BreakerClosed { route, upstream, mode, reason }.emit();
+            }
             BreakerChange::ManualEnded(state) => {
                 Event::BreakerOverrideEnded { route, upstream, state: state.as_str(), reason: "expired" }.emit();
             }

@@ -125,5 +125,12 @@ cache = { mode = "standard", stale_if_error = {{ toJson $c.cache.stale_if_error 
 [log]
 level = {{ toJson $c.log.level }}
 access = {{ toJson $c.log.access }}
+{{- if $c.tracing.otlp }}
+
+[tracing]
+otlp = {{ toJson $c.tracing.otlp }}
+ratio = {{ $c.tracing.ratio }}
+{{- include "tidegate.keys" $c.tracing.extra }}
+{{- end }}
 {{- end }}
 {{- end }}
