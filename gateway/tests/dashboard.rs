@@ -201,6 +201,29 @@ fn stream_has_state_log_and_history() {
     assert!(whole["history"].is_array() && whole["log"].is_array());
 }
 
+/// The state has a bounded size; the routes with most requests stay.
+#[test]
+fn routes_beyond_the_bound_are_counted() {
+    let origin = origin();
+    let routes = (0..250).map(|number| {
+        let target = format!("match = {{ path = \"/r{number}\" }}\nupstream = \"origin\"\n");
+        format!("[[routes]]\nname = \"r{number}\"\n{target}")
+    });
+    let gateway = Gateway::start(&one_route(origin.address, "", &routes.collect::<String>()));
+    // The last one in the order of routes has requests.
+    let state = || -> Value {
+        gateway.get("/all", &[]);
+        serde_json::from_str(&gateway.admin("/api/v1/dashboard").text()).expect("JSON")
+    };
+    let has_all = |state: &Value| {
+        state["state"]["routes"].as_array().is_some_and(|routes| routes.iter().any(|route| route["name"] == "all"))
+    };
+    wait_for(|| has_all(&state()), STEP_TIMEOUT);
+    let state = state();
+    assert_eq!(state["state"]["routes"].as_array().map(Vec::len), Some(200));
+    assert_eq!(state["state"]["routes_hidden"], 51);
+}
+
 /// A seventeenth stream is refused. An ended one leaves its place, and streams that are not read
 /// keep no other request out.
 #[test]
