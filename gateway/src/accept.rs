@@ -17,6 +17,7 @@ use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::event::Event;
 use crate::http::h2;
@@ -65,6 +66,10 @@ impl Default for ListenConfig {
 const BACKLOG: u32 = 65_535;
 /// How long accepting pauses when the process is out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The accept queue of a listener that is to be closed has to be empty for so long.
+const LAST_ACCEPT_WAIT: Duration = Duration::from_millis(50);
+/// Longest time for that: clients may go on connecting.
+const LAST_ACCEPT_MAX: Duration = Duration::from_secs(1);
 /// Maximum queued connections for another worker; further ones stay on the worker that accepted
 /// them.
 const REBALANCE_QUEUE_MAX: usize = 1_024;
@@ -166,6 +171,8 @@ impl ClientNetwork {
 pub(crate) struct ConnectionTable {
     limits: ArcSwap<ConnectionLimits>,
     total: AtomicUsize,
+    /// Listener tasks that accept.
+    listening: AtomicUsize,
     workers: Box<[WorkerSlot]>,
     /// Holds only addresses with an open connection, so `ConnectionLimits::connections` bounds its
     /// size.
@@ -228,6 +235,7 @@ impl ConnectionTable {
             total: AtomicUsize::new(0),
             workers: (0..workers).map(worker).collect(),
             addresses: Default::default(),
+            listening: AtomicUsize::new(0),
             accepted: Counter::default(),
             rebalanced: Counter::default(),
             refused: Counters::default(),
@@ -242,6 +250,16 @@ impl ConnectionTable {
     /// Open connections of the process.
     pub(crate) fn count(&self) -> usize {
         self.total.load(Relaxed)
+    }
+
+    /// Whether connections are accepted.
+    pub(crate) fn is_listening(&self) -> bool {
+        self.listening.load(Relaxed) > 0
+    }
+
+    /// Connections that were accepted so far.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted.get()
     }
 
     pub(crate) fn workers(&self) -> usize {
@@ -370,8 +388,25 @@ pub(crate) struct ListenerTask {
     pub(crate) table: Arc<ConnectionTable>,
 }
 
+/// Counts a listener task as long as it accepts.
+struct OpenListener<'t>(&'t ConnectionTable);
+
+impl<'t> OpenListener<'t> {
+    fn new(table: &'t ConnectionTable) -> Self {
+        table.listening.fetch_add(1, Relaxed);
+        OpenListener(table)
+    }
+}
+
+impl Drop for OpenListener<'_> {
+    fn drop(&mut self) {
+        self.0.listening.fetch_sub(1, Relaxed);
+    }
+}
+
 impl ListenerTask {
-    /// Accepts until `stop` completes, then drains the accept queue of the kernel. The socket is
+    /// Accepts until `stop` completes, then until the accept queue of the kernel stays empty: closing
+    /// the socket resets connections in it, although their clients may have sent requests. The socket is
     /// closed when the task is dropped: a new run can go on with it. `handle` gets the connections
     /// that this worker serves; it must not block. Cancel safe.
     ///
@@ -383,6 +418,7 @@ impl ListenerTask {
         handle: impl Fn(AcceptedConnection),
     ) -> io::Result<()> {
         let mut stop = std::pin::pin!(stop);
+        let _listening = OpenListener::new(&self.table);
         let socket = TcpListener::from_std(self.socket.try_clone()?)?;
         loop {
             let accepted = tokio::select! {
@@ -402,7 +438,15 @@ impl ListenerTask {
                 }
             }
         }
-        self.drain_accept_queue(&socket.into_std()?, &handle)
+        let accept_rest = async {
+            // Handshakes that are under way complete during the wait.
+            while let Ok(Ok((stream, peer))) = timeout(LAST_ACCEPT_WAIT, socket.accept()).await {
+                self.admit_and_handle(stream, peer, &handle);
+            }
+        };
+        // Whichever is earlier.
+        _ = timeout(LAST_ACCEPT_MAX, accept_rest).await;
+        Ok(())
     }
 
     /// Admits an accepted connection and assigns it to a worker.
@@ -422,22 +466,6 @@ impl ListenerTask {
         if let Some(accepted) = self.rebalance(accepted) {
             handle(accepted);
         }
-    }
-
-    /// Accepts the connections that the kernel has already established: closing the socket would
-    /// reset them, although their clients may have sent requests. Calls `accept` on the socket
-    /// itself, because the runtime only knows the readiness of its last poll.
-    fn drain_accept_queue(
-        &self,
-        socket: &std::net::TcpListener,
-        handle: &impl Fn(AcceptedConnection),
-    ) -> io::Result<()> {
-        for _ in 0..BACKLOG {
-            let Ok((stream, peer)) = socket.accept() else { break };
-            stream.set_nonblocking(true)?;
-            self.admit_and_handle(TcpStream::from_std(stream)?, peer, handle);
-        }
-        Ok(())
     }
 
     /// Passes the connection to a less loaded worker; returns it if it stays on this worker.

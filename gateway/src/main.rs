@@ -17,12 +17,9 @@ use gateway::{admin_client, demo, event};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// The version, and the commit that the program was built from (`build.rs`).
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("TIDEGATE_COMMIT"), ")");
-
 /// Caching reverse proxy and rate limiter
 #[derive(Parser)]
-#[command(name = "tidegate", version = VERSION, about, max_term_width = 100)]
+#[command(name = "tidegate", version = version(), about, max_term_width = 100)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -164,6 +161,14 @@ struct KeyArguments {
     /// Hash the key on standard input instead of a new one
     #[arg(long)]
     stdin: bool,
+}
+
+/// The version, with the commit where it is known.
+fn version() -> &'static str {
+    match env!("TIDEGATE_COMMIT") {
+        "unknown" => env!("CARGO_PKG_VERSION"),
+        _ => concat!(env!("CARGO_PKG_VERSION"), " (", env!("TIDEGATE_COMMIT"), ")"),
+    }
 }
 
 fn main() -> ExitCode {

@@ -17,6 +17,7 @@ mod breakers;
 mod components;
 mod reload_status;
 mod dashboard;
+mod drain;
 mod control;
 mod connection;
 mod worker;

@@ -3,8 +3,8 @@
 //! Without a terminal, one snapshot is printed. Invariant: the terminal is as it was before when
 //! the command ends, also after an error.
 
-mod terminal;
 mod screen;
+mod terminal;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::net::SocketAddr;

@@ -162,11 +162,12 @@ fn wrong_tokens_are_slowed_and_counted() {
         assert!(status == 401 && duration < PROBE_TIMEOUT, "{status} {duration:?}");
     }
     let wrong = ["Bearer wrong", "Bearer right-toke", "Bearer right-token2", "bearer x", "Bearer Right-token"];
-    let delays = [0, 100, 200, 400, 800];
-    for (authorization, delay) in wrong.into_iter().zip(delays) {
-        let (status, duration) = timed(authorization);
+    let start = Instant::now();
+    // The sums of 0, 100, 200, 400 and 800 ms. A delay begins before the client has the answer.
+    for (authorization, delays) in wrong.into_iter().zip([0, 100, 300, 700, 1_500]) {
+        let (status, _) = timed(authorization);
         assert_eq!(status, 401, "{authorization}");
-        assert!(duration >= Duration::from_millis(delay), "{authorization}: {duration:?}");
+        assert!(start.elapsed() >= Duration::from_millis(delays), "{authorization}: {:?}", start.elapsed());
     }
     // Other clients of this address, and probes, are not affected.
     assert!(timed_get(gateway.admin, "/live").1 < PROBE_TIMEOUT);
@@ -184,6 +185,7 @@ fn wrong_tokens_are_slowed_and_counted() {
 #[test]
 fn concurrent_wrong_tokens_are_refused_and_keep_nobody_out() {
     let gateway = gateway("token = \"right-token\"");
+    let start = Instant::now();
     let statuses: Vec<u16> = std::thread::scope(|scope| {
         let guess = |number: usize| {
             scope.spawn({
@@ -201,7 +203,9 @@ fn concurrent_wrong_tokens_are_refused_and_keep_nobody_out() {
     });
     assert!(statuses.iter().all(|status| [401, 429].contains(status)), "{statuses:?}");
     let checked = statuses.iter().filter(|status| **status == 401).count();
-    assert!(checked <= 17 && checked < statuses.len(), "{statuses:?}");
+    // Two checks are 100 ms apart at least, however late the threads of a busy machine start.
+    let most = 1 + usize::try_from(start.elapsed().as_millis()).expect("a few seconds") / 100;
+    assert!(checked <= most && checked < statuses.len(), "{checked} of {most}: {statuses:?}");
     let refused = Client::connect(gateway.admin);
     drop(refused);
 }

@@ -30,8 +30,8 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The configuration of a recipe on a free port. Each text is replaced by another one, and has to be
-/// in the file.
+/// The configuration of a recipe on a free port. Each text is replaced by another one, and has to
+/// be in the file.
 fn recipe(name: &str, replaced: &[(&str, String)]) -> String {
     let listen = [("\"0.0.0.0:", "\"127.0.0.1:0\" # ".to_owned())];
     let text = read(&format!("{name}.toml"));

@@ -1,9 +1,9 @@
 //! The dashboard, in headless Chromium against a gateway under load: the state of a stopped
 //! endpoint and of a stopped shard is shown without a reload of the page, and axe finds nothing.
 //!
-//! Needs Debian's `chromium`, `node`, `redis-server`, and the packages `playwright-core` and
-//! `axe-core` of npm in `~/.cache/tidegate/browser`. The browser is skipped, loudly, where one of
-//! them is missing. `DASHBOARD_PICTURES` names a directory for pictures of the page.
+//! Needs Debian's `chromium`, `node` and `redis-server`, and `playwright-core` and `axe-core` of npm,
+//! which are installed into `~/.cache/tidegate/browser`. The browser is skipped, loudly, where one
+//! of them is missing. `DASHBOARD_PICTURES` names a directory for pictures of the page.
 
 #[path = "support/redis.rs"]
 mod redis_server;
@@ -18,7 +18,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis_server::Redis;
 use serde_json::Value;
-use support::{Client, Gateway, Origin, Process, STEP_TIMEOUT, Script, one_route, wait_for};
+use support::tls::{LISTEN_TLS, write_certificate};
+use support::{Client, Gateway, Origin, Process, STEP_TIMEOUT, Script, TempDir, one_route, wait_for};
 
 /// A step of the browser takes seconds at most; on a busy machine, its start takes longer.
 const BROWSER_TIMEOUT: Duration = Duration::from_secs(40);
@@ -27,14 +28,30 @@ fn tools() -> PathBuf {
     PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/tidegate/browser")
 }
 
+const PACKAGES: [&str; 2] = ["playwright-core@1.65.1", "axe-core@4.14.1"];
+
+/// Whether the packages are there, or could be installed.
+fn has_packages() -> bool {
+    let directory = |package: &&str| tools().join("node_modules").join(package.split('@').next().unwrap_or_default());
+    let are_there = || PACKAGES.iter().all(|package| directory(package).exists());
+    let mut command = Command::new("npm");
+    command.args(["install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"]).arg(tools()).args(PACKAGES);
+    are_there() || std::fs::create_dir_all(tools()).is_ok() && command.output().is_ok() && are_there()
+}
+
 /// The needs of the browser that this machine lacks.
 fn missing() -> Vec<String> {
     let is_installed = |program: &str| Command::new(program).arg("--version").output().is_ok();
     let programs = ["chromium", "node"].into_iter().filter(|program| !is_installed(program)).map(str::to_owned);
-    let packages =
-        ["playwright-core", "axe-core"].into_iter().filter(|name| !tools().join("node_modules").join(name).exists());
-    programs.chain(packages.map(|name| format!("npm install --prefix {} {name}", tools().display()))).collect()
+    let mut missing: Vec<String> = programs.collect();
+    if missing.is_empty() && !has_packages() {
+        missing.push(format!("{} in {}", PACKAGES.join(" and "), tools().display()));
+    }
+    missing
 }
+
+/// The load uses this listener. The other one has a certificate.
+const LISTEN: &str = "[[listen]]\naddress = \"127.0.0.1:0\"\n";
 
 fn config(endpoints: [SocketAddr; 2], redis: &Redis) -> String {
     let [first, second] = endpoints;
@@ -47,7 +64,8 @@ fn config(endpoints: [SocketAddr; 2], redis: &Redis) -> String {
          [[routes]]\nname = \"limited\"\nmatch = {{ path = \"/limited\" }}\nupstream = \"shop\"\nlimits = [\"device\"]\n\
          [[routes]]\nname = \"failing\"\nmatch = {{ path = \"/failing\" }}\nupstream = \"failing\"\n",
         redis.url()
-    )
+    ) + LISTEN
+        + LISTEN_TLS
 }
 
 fn origin() -> Origin {
@@ -101,7 +119,9 @@ fn browser_shows_faults_without_a_reload_and_is_accessible() {
     }
     let (first, second, redis) = (origin(), origin(), Redis::start());
     let config = config([first.address, second.address], &redis);
-    let mut gateway = Gateway::start(&config);
+    let dir = TempDir::new();
+    write_certificate(&dir);
+    let mut gateway = Gateway::start_in(dir, &config);
     let locked_admin = support::free_address();
     let admin = format!("[admin]\naddress = \"{locked_admin}\"\ntoken = \"right\"\n");
     let _locked = Gateway::start(&one_route(first.address, "", &admin));
@@ -118,6 +138,7 @@ fn browser_shows_faults_without_a_reload_and_is_accessible() {
         command.env("TOOLS", tools()).env("CHROMIUM", "/usr/bin/chromium").env("PURGED", "http://gate.test/page");
         let browser = Process::start(&mut command);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            step(&browser, "tools");
             step(&browser, "ready");
             let stopped = now();
             second.stop();
@@ -126,7 +147,6 @@ fn browser_shows_faults_without_a_reload_and_is_accessible() {
                 ["endpoint", "shard"].map(|name| step(&browser, name)["time"].as_f64().expect("a time") - stopped);
             eprintln!("shown after: endpoint {:.2} s, shard {:.2} s", shown[0], shown[1]);
             assert_eq!(step(&browser, "breaker")["hasFocus"], true);
-            step(&browser, "tools");
             gateway.rewrite(&config.replace("[limits.device]", "[limits.device]\nno_such_key = 1"));
             step(&browser, "refused");
             let looks = step(&browser, "looks");
@@ -199,6 +219,30 @@ fn streams_are_bounded() {
     assert_eq!(gateway.admin("/live").status, 200);
     drop(streams);
     wait_for(|| open().1 == 200, STEP_TIMEOUT);
+}
+
+/// An open dashboard does not delay the end of the process, and shows the drain.
+#[test]
+fn drain_is_shown_and_not_delayed() {
+    let gate = support::Gate::default();
+    let opened = gate.clone();
+    let origin =
+        Origin::start(move |_| Script::new().wait(&opened).send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"));
+    let mut gateway = Gateway::start(&one_route(origin.address, "", ""));
+    let mut client = gateway.connect();
+    client.send_get("/", &[]);
+    origin.wait_for_requests(1);
+    let mut dashboard = Client::connect(gateway.admin);
+    dashboard.send_get("/api/v1/stream", &[("host", "localhost")]);
+    assert_eq!(dashboard.read_head().status, 200);
+    gateway.process.signal("TERM");
+    let mut text = Vec::new();
+    while !text.ends_with(b"\"draining\":true") {
+        text.extend(dashboard.read_bytes(1));
+    }
+    gate.open();
+    assert_eq!(client.read_response().status, 200);
+    assert_eq!(gateway.process.wait(STEP_TIMEOUT).and_then(|status| status.code()), Some(0));
 }
 
 /// The stream has the access rules of the API, and ends when its token is replaced.

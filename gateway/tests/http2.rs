@@ -421,7 +421,7 @@ fn no_request_is_lost_while_connections_drain() {
         let script = Script::new().pause(Duration::from_millis(if request.number % 3 == 0 { 20 } else { 0 }));
         script.send("HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: 2\r\n\r\nok")
     });
-    let mut server = Server::start(origin, "", "");
+    let mut server = Server::start(origin, "", "[server]\ndrain_idle = \"1s\"\n");
     let (address, trusted) = (server.gateway.address, server.trusted.clone());
     let all: Vec<Outcomes> = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| request_until_refused(address, &trusted))).collect();

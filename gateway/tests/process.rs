@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -339,25 +340,83 @@ fn sigterm_drains() {
         "/slow" => Script::new().wait(&opens).head(200, &[("Content-Length", "4")]).send("slow"),
         _ => Script::ok(&[], "fast"),
     });
-    let mut gateway = Gateway::start(&one_route(origin.address, "", "[server]\ndrain_timeout = \"8s\"\n"));
-    let (mut slow, mut idle, mut admin) = (gateway.connect(), gateway.connect(), Client::connect(gateway.admin));
-    idle.get("/", &[]);
+    let config = one_route(origin.address, "", "[server]\ndrain_timeout = \"30s\"\ndrain_idle = \"3s\"\n");
+    let mut gateway = Gateway::start(&config);
+    let (mut slow, mut idle, mut silent) = (gateway.connect(), gateway.connect(), gateway.connect());
+    let mut admin = Client::connect(gateway.admin);
+    assert_eq!((idle.get("/", &[]).status, silent.get("/", &[]).status), (200, 200));
     assert_eq!(admin.get("/ready", &[]).status, 200);
     slow.send_get("/slow", &[]);
-    origin.wait_for_requests(2);
+    origin.wait_for_requests(3);
+    let partial = {
+        let mut client = gateway.connect();
+        client.send(b"GET / HTTP/1.1\r\n");
+        client
+    };
     gateway.process.signal("TERM");
-    assert!(idle.is_closed_within(STEP_TIMEOUT), "idle connections close at once");
+    wait_for(|| gateway.admin("/ready").status == 503, STEP_TIMEOUT);
+    assert_eq!(gateway.admin("/live").status, 200);
+    // Neither the connection that was idle nor a new one loses a request, and either ends after it.
+    for client in [&mut idle, &mut gateway.connect()] {
+        let response = client.get("/", &[]);
+        assert_eq!((response.status, response.field("connection")), (200, Some("close")));
+        assert!(client.is_closed_within(STEP_TIMEOUT));
+    }
+    assert!(silent.is_closed_within(STEP_TIMEOUT), "idle connections close after `drain_idle`");
     wait_for(|| TcpStream::connect_timeout(&gateway.address, STEP_TIMEOUT).is_err(), STEP_TIMEOUT);
-    let ready = gateway.admin("/ready");
-    assert_eq!((ready.status, gateway.admin("/live").status), (503, 200), "{}", ready.text());
-    assert_eq!(gateway.process.wait(Duration::ZERO), None, "a request is in flight");
+    assert_eq!(gateway.process.wait(Duration::ZERO), None, "two requests are in flight");
+    let mut partial = partial;
+    partial.send(b"Host: a\r\n\r\n");
+    assert_eq!(partial.read_response().status, 200, "a head that has begun is read");
     gate.open();
     let response = slow.read_response();
     assert_eq!((response.status, response.text(), response.field("connection")), (200, "slow".into(), Some("close")));
-    let start = Instant::now();
     let status = gateway.process.wait(STEP_TIMEOUT).expect("an exit");
     assert_eq!(status.code(), Some(0));
-    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+/// Clients that never retry, over kept and new connections, while one of two gateways drains. As
+/// with a load balancer, new connections go to it for a while.
+#[test]
+fn no_request_is_lost_while_a_gateway_is_replaced() {
+    let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=600")], "ok"));
+    let config = one_route(origin.address, "", "");
+    let (mut old, new) = (Gateway::start(&config), Gateway::start(&config));
+    let (is_replaced, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (old_address, new_address) = (old.address, new.address);
+    let served = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..8)
+            .map(|number| {
+                let (is_replaced, is_over) = (&is_replaced, &is_over);
+                scope.spawn(move || {
+                    let (mut served, mut client) = (0, None);
+                    while !is_over.load(Ordering::Relaxed) {
+                        let address = if is_replaced.load(Ordering::Relaxed) { new_address } else { old_address };
+                        let mut connection = client.take().unwrap_or_else(|| Client::connect(address));
+                        let response = connection.get("/", &[]);
+                        assert_eq!(response.status, 200);
+                        served += 1;
+                        // Half of the clients use each connection once.
+                        if number % 2 == 0 && response.field("connection") != Some("close") {
+                            client = Some(connection);
+                        }
+                        // Some are idle when the drain begins.
+                        std::thread::sleep(Duration::from_millis(number * 20));
+                    }
+                    served
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(500));
+        old.process.signal("TERM");
+        std::thread::sleep(Duration::from_millis(500));
+        is_replaced.store(true, Ordering::Relaxed);
+        let status = old.process.wait(2 * STEP_TIMEOUT);
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(status.and_then(|status| status.code()), Some(0));
+        clients.into_iter().map(|client| client.join().expect("no request is lost")).sum::<u64>()
+    });
+    assert!(served > 100, "{served}");
 }
 
 #[test]
@@ -388,10 +447,15 @@ fn second_signal_ends_the_drain() {
     assert!(gateway.process.stderr.find(STEP_TIMEOUT, |line| line.contains("drain_interrupted")).is_some());
 }
 
+/// A person waits for the end: idle connections are not kept.
 #[test]
-fn sigint_stops_the_process() {
-    let mut gateway = Gateway::start(&one_route(free_address(), "", ""));
+fn sigint_closes_idle_connections_at_once() {
+    let config = one_route(free_address(), "", "[server]\ndrain_timeout = \"60s\"\ndrain_idle = \"60s\"\n");
+    let mut gateway = Gateway::start(&config);
+    let mut idle = gateway.connect();
+    assert_eq!(idle.get("/", &[]).status, 503);
     gateway.process.signal("INT");
+    assert!(idle.is_closed_within(STEP_TIMEOUT));
     assert_eq!(gateway.process.wait(STEP_TIMEOUT).and_then(|status| status.code()), Some(0));
 }
 

@@ -168,7 +168,8 @@ fn endless_upload_is_counted_and_closed_within_the_linger_time() {
 #[test]
 fn drain_waits_no_longer_than_the_linger_time() {
     let origin = Origin::start(|_| Script::ok(&[], "unreachable"));
-    let (mut gateway, _) = start_gateway(origin.address, "", SMALL_BODIES);
+    let rest = format!("[server]\ndrain_idle = \"0s\"\n{SMALL_BODIES}");
+    let (mut gateway, _) = start_gateway(origin.address, "", &rest);
     let sender = endless_upload(&gateway);
     let start = Instant::now();
     gateway.process.signal("TERM");

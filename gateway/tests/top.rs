@@ -90,3 +90,13 @@ fn run_says_where_the_dashboard_is() {
     let url = process.stderr.events("dashboard_ready")[0]["url"].clone();
     assert_eq!(url, format!("http://{admin}/"));
 }
+
+#[test]
+fn version_names_the_commit_where_it_is_known() {
+    let output = tidegate().arg("--version").output().expect("it ran");
+    let commit = match env!("TIDEGATE_COMMIT") {
+        "unknown" => String::new(),
+        commit => format!(" ({commit})"),
+    };
+    assert_eq!(text(&output.stdout), format!("tidegate {}{commit}\n", env!("CARGO_PKG_VERSION")));
+}

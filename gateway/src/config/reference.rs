@@ -27,6 +27,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "server.zone",
         "Zone of this gateway, such as an availability zone. Endpoints of the same `zone`, or of none, are preferred while at least half of them are available.",
     ),
+    (
+        "server.drain_idle",
+        "After SIGTERM: how long connections are still accepted and idle ones kept, each until its next response, so that no request is lost; ends earlier when no connection has been open for a second. At most `drain_timeout`.",
+    ),
     ("server.drain_timeout", "After SIGTERM: longest time for requests in flight to complete before they are aborted."),
     (
         "server.paths.normalise",

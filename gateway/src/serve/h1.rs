@@ -12,7 +12,7 @@ use arc_swap::Cache;
 use super::accounting::{
     AbortReason, CompletedExchange, InFlightRequest, count_abort, count_upgrade, refused, report_client_closed,
 };
-use super::worker_context::{DrainGuard, WorkerContext};
+use super::worker_context::{DrainGuard, DrainStage, WorkerContext};
 use crate::error::ErrorKind;
 use crate::http::HttpLimits;
 use crate::http::body::BodySource;
@@ -96,16 +96,16 @@ impl Connection {
         }
     }
 
-    /// Waits from `now` on for bytes of the next request; `None` when draining begins.
+    /// Waits from `now` on for bytes of the next request; `None` when idle connections close.
     async fn wait(&mut self, now: Instant, timeout: Duration) -> Option<WaitOutcome> {
         self.stream.start_wait(now, timeout);
         poll_fn(|cx| {
-            // A request that has arrived is answered even while draining.
+            // A request that has arrived is answered.
             if let Poll::Ready(outcome) = self.stream.poll_wait_for_request(cx) {
                 return Poll::Ready(Some(outcome));
             }
             tasks::set_waiting_for(TaskWait::ClientHead);
-            self.drain.poll_drain(cx).map(|()| None)
+            self.drain.poll_stage(cx, DrainStage::Closing).map(|()| None)
         })
         .await
     }
@@ -116,7 +116,7 @@ impl Connection {
         let mut buffers = ExchangeBuffers::default();
         loop {
             let ended = match self.read(&mut buffers).await {
-                Some(Ok(())) => {
+                Ok(()) => {
                     buffers.request.scheme = self.scheme;
                     match self.exchange(snapshot.load(), &mut buffers).await {
                         AfterExchange::Continue(ended) if self.stream.drain_for_reuse().await => ended,
@@ -124,8 +124,8 @@ impl Connection {
                         AfterExchange::Abort => return RequestSeriesEnd::Abort,
                     }
                 }
-                None | Some(Err(RequestReadError::Io(_))) => return RequestSeriesEnd::Close,
-                Some(Err(RequestReadError::Refused(refusal))) => {
+                Err(RequestReadError::Io(_)) => return RequestSeriesEnd::Close,
+                Err(RequestReadError::Refused(refusal)) => {
                     self.refuse(refusal, &mut buffers).await;
                     return RequestSeriesEnd::Close;
                 }
@@ -140,20 +140,13 @@ impl Connection {
         }
     }
 
-    /// Reads the next request's head; `None` when draining begins first.
-    async fn read(&mut self, buffers: &mut ExchangeBuffers) -> Option<Result<(), RequestReadError>> {
-        let Connection { stream, limits, drain, .. } = self;
-        if let Some(read) = stream.read_repeated_head(limits, &mut buffers.request) {
-            return Some(read);
+    /// Reads the next request's head, the first bytes of which have arrived.
+    async fn read(&mut self, buffers: &mut ExchangeBuffers) -> Result<(), RequestReadError> {
+        let Connection { stream, limits, .. } = self;
+        match stream.read_repeated_head(limits, &mut buffers.request) {
+            Some(read) => read,
+            None => stream.read_request(limits, &mut buffers.request).await,
         }
-        let mut reading = pin!(stream.read_request(limits, &mut buffers.request));
-        poll_fn(|cx| {
-            if let Poll::Ready(read) = reading.as_mut().poll(cx) {
-                return Poll::Ready(Some(read));
-            }
-            drain.poll_drain(cx).map(|()| None)
-        })
-        .await
     }
 
     async fn refuse(&mut self, refusal: RequestRefusal, buffers: &mut ExchangeBuffers) {

@@ -20,7 +20,7 @@ use stream_context::StreamContext;
 use stream_tasks::StreamTasks;
 
 use super::accounting;
-use super::worker_context::{DrainGuard, WorkerContext};
+use super::worker_context::{DrainGuard, DrainStage, WorkerContext};
 use crate::event::Event;
 use crate::http::HttpLimits;
 use crate::http::deadline::ResettableDeadline;
@@ -105,6 +105,8 @@ struct Driver {
     drain: DrainGuard,
     shared: Rc<StreamContext>,
     phase: ConnectionPhase,
+    /// Whether it was accepted while draining.
+    is_accepted_late: bool,
     /// When the last stream ended; `None` while there are streams.
     idle_since: Option<Instant>,
     /// The memory that streams need was released.
@@ -129,6 +131,7 @@ impl Driver {
             deadline: ResettableDeadline::after(limits.header_timeout),
             limits,
             drain,
+            is_accepted_late: shared.worker.is_draining(),
             shared,
             phase: ConnectionPhase::Open,
             idle_since: Some(now),
@@ -236,7 +239,7 @@ impl Driver {
         }
         let due = match self.phase {
             ConnectionPhase::Aborted => self.phase_began + CLOSE_TIMEOUT,
-            ConnectionPhase::Open if self.drain.poll_drain(cx).is_ready() => {
+            ConnectionPhase::Open if self.drain.poll_stage(cx, self.drain_stage()).is_ready() => {
                 self.begin_drain();
                 return Poll::Ready(DriverStep::Continue);
             }
@@ -323,6 +326,13 @@ impl Driver {
             self.begin_drain();
         }
         DriverStep::Continue
+    }
+
+    /// The stage in which the client is told that the connection ends. One that was accepted while
+    /// draining serves a stream first: clients give up after a few connections without.
+    fn drain_stage(&self) -> DrainStage {
+        let is_unserved = self.is_accepted_late && !self.h2.has_streams_begun();
+        if is_unserved { DrainStage::Closing } else { DrainStage::Draining }
     }
 
     /// Tells the client to open no more streams.

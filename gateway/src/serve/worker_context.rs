@@ -14,10 +14,20 @@ use crate::pipeline::{Snapshot, WorkerResources};
 pub(crate) struct WorkerContext {
     pub(crate) worker: Rc<WorkerResources>,
     pub(crate) snapshot: Arc<ArcSwap<Snapshot>>,
-    is_draining: Cell<bool>,
+    stage: Cell<DrainStage>,
     /// Wakers of the connections' tasks, by connection.
     wakers: RefCell<HashMap<u64, Waker>>,
     next_id: Cell<u64>,
+}
+
+/// Stages of the connections of a worker. They only move forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum DrainStage {
+    Serving,
+    /// Each connection ends with its next response.
+    Draining,
+    /// Idle connections end.
+    Closing,
 }
 
 impl WorkerContext {
@@ -25,20 +35,21 @@ impl WorkerContext {
         Rc::new(WorkerContext {
             worker: Rc::new(worker),
             snapshot,
-            is_draining: Cell::new(false),
+            stage: Cell::new(DrainStage::Serving),
             wakers: RefCell::default(),
             next_id: Cell::new(0),
         })
     }
 
-    /// Makes every connection of this thread end after its current request.
-    pub(crate) fn drain(&self) {
-        self.is_draining.set(true);
+    /// Moves the connections of this thread to a later stage.
+    pub(crate) fn enter(&self, stage: DrainStage) {
+        self.stage.set(stage);
         self.wakers.borrow().values().for_each(Waker::wake_by_ref);
     }
 
+    /// Whether a response ends its connection.
     pub(super) fn is_draining(&self) -> bool {
-        self.is_draining.get()
+        self.stage.get() >= DrainStage::Draining
     }
 
     /// A guard by which a connection learns that draining begins.
@@ -57,14 +68,14 @@ pub(super) struct DrainGuard {
 }
 
 impl DrainGuard {
-    /// Ready when the connection should end. A task's waker stays valid for the life of the task,
+    /// Ready in the given stage and after it. A task's waker stays valid for the life of the task,
     /// so it is registered once.
-    pub(super) fn poll_drain(&mut self, cx: &Context<'_>) -> Poll<()> {
+    pub(super) fn poll_stage(&mut self, cx: &Context<'_>, stage: DrainStage) -> Poll<()> {
         if !self.is_registered {
             self.is_registered = true;
             self.context.wakers.borrow_mut().insert(self.id, cx.waker().clone());
         }
-        if self.context.is_draining() { Poll::Ready(()) } else { Poll::Pending }
+        if self.context.stage.get() >= stage { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 

@@ -21,14 +21,12 @@ use tokio::time::{sleep, timeout};
 use super::components::{degraded_components, hot_keys};
 use super::config_watcher::ConfigWatcher;
 use super::dashboard::Dashboard;
+use super::drain::{ShutdownSignals, drain};
 use super::followed_upstreams::FollowedUpstreams;
 use super::key_set_refresher::KeySetRefresher;
 use super::override_publisher::OverridePublisher;
 use super::reload_status::ReloadStatus;
-use super::state::{
-    ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, DRAIN_POLL_INTERVAL, LifecycleStage, SharedAdminConfig, SharedState,
-    check_node,
-};
+use super::state::{ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, LifecycleStage, SharedAdminConfig, SharedState, check_node};
 use super::{assemble, breakers, last_reload};
 use crate::admin::{self, AdminViews, LiveSources, ReadinessReport};
 use crate::cache::stored::CacheMeta;
@@ -115,10 +113,10 @@ impl ControlThread {
         });
         Event::Ready.emit();
         on_ready();
-        shutdown_signals.recv().await;
+        let kind = shutdown_signals.recv().await;
         drop((reloads, override_changes));
         is_draining.set(true);
-        drain(&shared, &stage, &mut shutdown_signals).await;
+        drain(&shared, &stage, (kind, &mut shutdown_signals)).await;
         drop(state_changes);
         leases.shut_down().await;
         drop(bus);
@@ -244,49 +242,9 @@ impl Reloader {
     }
 }
 
-/// The signals that shut the process down.
-struct ShutdownSignals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl ShutdownSignals {
-    fn new() -> io::Result<Self> {
-        Ok(ShutdownSignals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// Waits for one of them. Cancel safe.
-    async fn recv(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
-}
-
 /// The files whose changes trigger a reload.
 fn watched_files(document: &Path, config: &Config) -> Vec<PathBuf> {
     std::iter::once(document.to_owned()).chain(config.files.iter().cloned()).collect()
-}
-
-/// Waits for the connections to end. Ends early at the drain timeout and at a second shutdown
-/// signal.
-async fn drain(shared: &SharedState, stage: &watch::Sender<LifecycleStage>, shutdown_signals: &mut ShutdownSignals) {
-    let connections = shared.connections.count();
-    Event::Draining { connections }.emit();
-    stage.send_replace(LifecycleStage::Draining);
-    let finished = async {
-        while shared.connections.count() > 0 {
-            sleep(DRAIN_POLL_INTERVAL).await;
-        }
-    };
-    let timeout = shared.config.load().server.drain_timeout;
-    tokio::select! {
-        () = finished => {}
-        () = sleep(timeout) => Event::DrainTimedOut { connections: shared.connections.count() }.emit(),
-        () = shutdown_signals.recv() => Event::DrainInterrupted { connections: shared.connections.count() }.emit(),
-    }
-    stage.send_replace(LifecycleStage::Terminating);
 }
 
 /// Emits an event for each fault, up to `FAULTS_REPORTED_MAX`; `reload_refused` counts all.

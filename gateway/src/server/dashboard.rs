@@ -120,6 +120,7 @@ impl Dashboard {
         json!({
             "time": unix_time(),
             "version": env!("CARGO_PKG_VERSION"),
+            "commit": env!("TIDEGATE_COMMIT"),
             "node": config.server.node,
             "uptime_seconds": shared.started_at.elapsed().as_secs(),
             "draining": self.is_draining.get(),

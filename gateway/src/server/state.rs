@@ -27,8 +27,11 @@ pub(super) const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum LifecycleStage {
     Serving,
-    /// Accept no more connections and finish the current requests.
+    /// Responses end their connections. Connections are still accepted, and idle ones kept, because
+    /// their clients may not know yet.
     Draining,
+    /// Accept no more connections, close idle ones, and finish the current requests.
+    Closing,
     /// Close the remaining connections.
     Terminating,
 }

@@ -13,7 +13,7 @@ use super::connection::spawn_connection;
 use super::state::{DRAIN_POLL_INTERVAL, LifecycleStage, SharedState};
 use crate::accept::ListenerTask;
 use crate::pipeline::{Prebuilt429Cache, WorkerResources};
-use crate::serve::WorkerContext;
+use crate::serve::{DrainStage, WorkerContext};
 use crate::tasks::{self, ServiceEnd, TaskKind, TaskWait};
 use crate::{degrade, metrics, upstream};
 
@@ -26,7 +26,7 @@ const LOG_FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 /// Timeout for the writes to shards that are queued when the worker ends.
 const WRITE_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Runs until `stage` ends it: at `Draining` after the last connection has ended, at `Terminating`
+/// Runs until `stage` ends it: at `Closing` after the last connection has ended, at `Terminating`
 /// at once.
 pub(super) fn run(
     index: usize,
@@ -69,7 +69,7 @@ async fn serve_connections(
         services.push(tasks::supervise(TaskKind::Listener, async move || {
             tasks::set_waiting_for(TaskWait::NewConnection);
             let serve = |accepted| spawn_connection(&context, &shared, accepted);
-            match listener_task.run(wait_for_stage(&mut stage, LifecycleStage::Draining), serve).await {
+            match listener_task.run(wait_for_stage(&mut stage, LifecycleStage::Closing), serve).await {
                 Ok(()) => ServiceEnd::Finished,
                 Err(error) => {
                     tracing::error!(%error, "a listener failed");
@@ -93,9 +93,12 @@ async fn serve_connections(
         run_maintenance(&maintained).await
     });
     wait_for_stage(&mut stage, LifecycleStage::Draining).await;
-    context.drain();
+    context.enter(DrainStage::Draining);
+    let mut closing = stage.clone();
     let finished = async {
-        while shared.connections.worker_connections(index) > 0 {
+        wait_for_stage(&mut closing, LifecycleStage::Closing).await;
+        context.enter(DrainStage::Closing);
+        while shared.connections.is_listening() || shared.connections.worker_connections(index) > 0 {
             sleep(DRAIN_POLL_INTERVAL).await;
         }
     };

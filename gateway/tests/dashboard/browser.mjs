@@ -58,7 +58,14 @@ await text(page, "#routes-table tbody tr", "^shop.*[1-9]");
 await text(page, "#breaker-cards .card", "failing.*open");
 await text(page, "#denials-table tbody tr", "^[0-9a-f]{16}.*device");
 await text(page, "#shards-table tbody tr", "up");
-await page.waitForSelector("#charts .chart path[d^=M]");
+await text(page, "#certificates-table tbody tr", "tls.crt.*gate.test");
+await page.locator("#explain-ip").fill("127.0.0.1");
+await page.locator("#explain button").click();
+await text(page, "#explain-table tbody tr", "device");
+await page.locator("#purge-value").fill(process.env.PURGED);
+await page.locator("#purge button").click();
+await text(page, "#purge-result", "Purged");
+report("tools");
 await picture(page, "ready");
 report("ready", { address: page.url() });
 
@@ -84,19 +91,12 @@ await page.locator("#confirm-yes").click();
 await text(page, "#breaker-cards .card", "failing.*set by hand");
 report("breaker", { hasFocus });
 
-await page.locator("#explain-ip").fill("127.0.0.1");
-await page.locator("#explain button").click();
-await text(page, "#explain-table tbody tr", "device");
-await page.locator("#purge-value").fill(process.env.PURGED);
-await page.locator("#purge button").click();
-await text(page, "#purge-result", "Purged");
-report("tools");
-
 // The test writes a configuration with a fault now.
 await text(page, "#problem-list li", "configuration is refused.*unknown");
 await text(page, "#faults li", "error: line");
 report("refused");
 
+await page.waitForSelector("#charts .chart path[d^=M]");
 await page.locator("#filter").fill("no such name");
 await text(page, "#routes-table tbody tr", "No route");
 await page.locator("#filter").fill("");

@@ -60,11 +60,11 @@ function createCard(breaker, path) {
   const button = (text, action) => {
     const node = make("button", text);
     node.type = "button";
-    node.setAttribute("aria-label", `${text}: ${nameOf(breaker)}`);
+    node.setAttribute("aria-label", `${text}, breaker of ${nameOf(breaker)}`);
     node.addEventListener("click", () => action(breaker, path));
     return node;
   };
-  buttons.append(button("Open", open), button("Close", close), button("Judge again", clear));
+  buttons.append(button("Open: reject all", open), button("Close: admit all", close), button("Automatic", clear));
   card.append(title, make("p", `to ${breaker.upstream}`, "dim"), state, make("p", "", "cause"), make("p", "", "dim"), buttons);
   return card;
 }

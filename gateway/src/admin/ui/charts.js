@@ -12,12 +12,12 @@ const CHARTS = [
   { name: "Requests/s", key: "requests_per_second", now: state => state.totals.requests_per_second, format: number },
   { name: "5xx/s", key: "errors_per_second", now: state => state.totals.errors_per_second, format: number, isTrouble: true },
   { name: "Degraded/s", key: "degraded_per_second", now: state => state.totals.degraded_per_second, format: number, isTrouble: true },
-  { name: "Denied by limits/s", key: "denied_per_second", now: state => state.totals.denied_per_second, format: number },
+  { name: "Denied/s", key: "denied_per_second", now: state => state.totals.denied_per_second, format: number },
   { name: "Median", key: "p50_ms", now: state => state.totals.p50_ms, format: millis },
   { name: "p99", key: "p99_ms", now: state => state.totals.p99_ms, format: millis },
   { name: "Cache hits", key: "hit_ratio", now: state => state.totals.hit_ratio, format: percent, top: 1 },
   { name: "Connections", key: "connections", now: state => state.connections, format: number },
-  { name: "Requests in flight", key: "requests_in_flight", now: state => state.requests_in_flight, format: number },
+  { name: "In flight", key: "requests_in_flight", now: state => state.requests_in_flight, format: number },
 ];
 
 const points = [];
@@ -71,7 +71,7 @@ function draw(chart) {
   const highest = known.length ? Math.max(...known) : 0;
   const top = chart.top ?? (highest || 1);
   path.setAttribute("d", line(values, top));
-  setText(range, known.length ? `highest ${chart.format(highest)}` : "no points yet");
+  setText(range, known.length ? `max ${chart.format(highest)}` : "no points yet");
   const now = known.length ? chart.format(known.at(-1)) : "–";
   svg.setAttribute("aria-label", `${chart.name} in the last fifteen minutes: now ${now}, highest ${chart.format(highest)}`);
 }

@@ -4,7 +4,8 @@ import { byId, make, setClass, setText, sync } from "./dom.js";
 import { bytes, clock, duration, number } from "./format.js";
 
 export function showOverview(state) {
-  setText(byId("node"), `${state.node} ${state.version}, up ${duration(state.uptime_seconds)}`);
+  const commit = state.commit === "unknown" ? "" : ` (${state.commit})`;
+  setText(byId("node"), `${state.node} ${state.version}${commit}, up ${duration(state.uptime_seconds)}`);
   const problems = problemsOf(state);
   setState(state.draining ? "draining" : problems.length ? `degraded: ${problems.length}` : "all is well",
     state.draining || problems.length ? "bad" : "good");

@@ -20,13 +20,29 @@ pub(super) fn version(root: &TableReader<'_>) {
 
 pub(super) fn server(root: &TableReader<'_>) -> ServerConfig {
     let default = ServerConfig::default();
-    root.table("server", |table| ServerConfig {
-        workers: index(table.value_or("workers", &IntegerRange(0..=1_024), index_of(default.workers))),
-        node: table.value_or("node", &formats::NAME, default.node),
-        zone: table.optional("zone", &formats::NAME).map(|zone| zone.value),
-        drain_timeout: table.value_or("drain_timeout", &DurationRange(Duration::ZERO..=HOUR), default.drain_timeout),
-        paths: table.table("paths", |paths| path_rules(paths, default.paths)),
+    root.table("server", |table| {
+        let drain_timeout =
+            table.value_or("drain_timeout", &DurationRange(Duration::ZERO..=HOUR), default.drain_timeout);
+        ServerConfig {
+            workers: index(table.value_or("workers", &IntegerRange(0..=1_024), index_of(default.workers))),
+            node: table.value_or("node", &formats::NAME, default.node),
+            zone: table.optional("zone", &formats::NAME).map(|zone| zone.value),
+            drain_timeout,
+            drain_idle: drain_idle(table, drain_timeout),
+            paths: table.table("paths", |paths| path_rules(paths, default.paths)),
+        }
     })
+}
+
+/// The default is shortened to the drain timeout.
+fn drain_idle(table: &TableReader<'_>, drain_timeout: Duration) -> Duration {
+    let default = ServerConfig::default().drain_idle;
+    let value = table.value_or("drain_idle", &DurationRange(Duration::ZERO..=HOUR), default);
+    if value > drain_timeout && table.has("drain_idle") {
+        let problem = ConfigProblem::bad_value("`drain_idle` is longer than `drain_timeout`, which ends the drain");
+        table.context.error(&table.location_of(&["drain_idle"]), problem.hint("raise `drain_timeout`"));
+    }
+    value.min(drain_timeout)
 }
 
 fn path_rules(table: &TableReader<'_>, default: PathRules) -> PathRules {

@@ -215,6 +215,11 @@ impl<B: BodySource> Http2Connection<B> {
         self.read_at.get()
     }
 
+    /// Whether the client has opened a stream.
+    pub(crate) fn has_streams_begun(&self) -> bool {
+        self.last_stream.get() > 0
+    }
+
     /// Whether no stream is open.
     pub(crate) fn is_idle(&self) -> bool {
         self.streams.borrow().is_empty()
