@@ -466,9 +466,10 @@ fn client_that_opens_streams_after_the_first_goaway_is_answered() {
 fn curl_reads_the_whole_early_response_to_an_upload() {
     let limits = "[limits_http]\nbody_bytes = \"20MiB\"\n[limits.none]\ntier = \"node\"\nrate = \"1/h\"\nburst = 1\n";
     let origin = Origin::start(|_| Script::ok(&[], "ok"));
-    let server = Server::start(origin, "limits = [\"none\"]", limits);
-    let url = format!("https://{}/", server.gateway.address);
-    let upload = |bytes: usize, length: &str| {
+    let open = "[[routes]]\nname = \"open\"\nmatch = { path = \"/open\" }\nupstream = \"origin\"\n";
+    let server = Server::start(origin, "limits = [\"none\"]", &format!("{open}{limits}"));
+    let upload_to = |path: &str, bytes: usize, length: &str| {
+        let url = format!("https://{}{path}", server.gateway.address);
         let command = format!(
             "head -c {bytes} /dev/zero | curl -svk --http2 --max-time 20 {length} -w '\\n%{{http_code}}' -T - {url}"
         );
@@ -478,6 +479,7 @@ fn curl_reads_the_whole_early_response_to_an_upload() {
         assert!(output.status.success(), "{bytes} {status} {}", String::from_utf8_lossy(&output.stderr));
         (status.to_owned(), body.to_owned())
     };
+    let upload = |bytes: usize, length: &str| upload_to("/", bytes, length);
     assert_eq!(upload(1_000, "").0, "200");
     for bytes in [1_000, 300_000, 5_000_000] {
         for length in ["", &format!("-H 'Content-Length: {bytes}'")] {
@@ -486,7 +488,7 @@ fn curl_reads_the_whole_early_response_to_an_upload() {
             assert!(body.ends_with("\"reason\":\"limited\"}\n") || body.ends_with("\"reason\":\"limited\"}"), "{body}");
         }
     }
-    let (status, body) = upload(10, "-H 'Content-Length: 30000000'");
+    let (status, body) = upload_to("/open", 10, "-H 'Content-Length: 30000000'");
     assert!(status == "413" && body.contains("body_too_large"), "{status} {body}");
 }
 

@@ -296,9 +296,13 @@ fn reload_works_with_a_full_standard_error() {
             exposition.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse::<u64>().ok());
         value.unwrap_or_else(|| panic!("no {series}"))
     };
-    dir.write("tidegate.toml", "nonsense = true");
-    // A file that is half written is refused too.
-    wait_for(|| count("tidegate_events_total{event=\"reload_refused\"}") >= 1, STEP_TIMEOUT);
+    // The watch may begin after the first response, so that the first change is not seen.
+    let mut changes = 0..;
+    let is_refused = || {
+        dir.write("tidegate.toml", &format!("nonsense = {}", changes.next().unwrap_or_default()));
+        count("tidegate_events_total{event=\"reload_refused\"}") >= 1
+    };
+    wait_for(is_refused, STEP_TIMEOUT);
     dir.write("tidegate.toml", &config(&new));
     wait_for(|| get(listen).is_ok_and(|text| text == "new"), STEP_TIMEOUT);
     assert_eq!(count("tidegate_task_panics_total{kind=\"reload\"}"), 0);
