@@ -1,9 +1,9 @@
 //! The dashboard, in headless Chromium against a gateway under load: the state of a stopped
 //! endpoint and of a stopped shard is shown without a reload of the page, and axe finds nothing.
 //!
-//! Needs Debian's `chromium`, `node` and `redis-server`, and `playwright-core` and `axe-core` of npm,
-//! which are installed into `~/.cache/tidegate/browser`. The browser is skipped, loudly, where one
-//! of them is missing. `DASHBOARD_PICTURES` names a directory for pictures of the page.
+//! Needs Debian's `chromium`, `node` and `redis-server`, and `playwright-core` and `axe-core` of
+//! npm, which are installed into `~/.cache/tidegate/browser`. The browser is skipped, loudly, where
+//! one of them is missing. `DASHBOARD_PICTURES` names a directory for pictures of the page.
 
 #[path = "support/redis.rs"]
 mod redis_server;

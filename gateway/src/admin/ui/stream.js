@@ -23,7 +23,7 @@ export async function request(method, path) {
 }
 
 /// Calls `on.event(name, data)` for each event, `on.refused(status)` where the stream is not opened,
-/// and `on.lost()` where it ends. Resolves at its end.
+/// and `on.lost()` where it fails. Resolves at its end; the gateway ends each stream now and then.
 export async function follow(on, signal) {
   const controller = new AbortController();
   const abort = () => controller.abort();
@@ -43,7 +43,6 @@ export async function follow(on, signal) {
       rest = events.pop();
       events.forEach(event => dispatch(event, on));
     }
-    on.lost();
   } catch {
     on.lost();
   } finally {
