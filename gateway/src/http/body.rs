@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::buffer::ReadSize;
 use super::exchange_clock::{Blame, ExchangeTimeout};
 use super::fields::Fields;
+use super::refusal::RequestRefusal;
 use crate::metrics::Label as _;
 
 /// Why a body could not be read to its end.
@@ -26,6 +27,9 @@ pub(crate) enum BodyError {
     /// The stream ended before the body was complete.
     #[error("body truncated")]
     Truncated,
+    /// The stream of a request has ended before its body was complete, for this reason.
+    #[error("stream ended: {}", .0.reason())]
+    Stream(RequestRefusal),
     /// A clock of the exchange ran out.
     #[error("body timed out: {}", .0.as_str())]
     Timeout(ExchangeTimeout),
@@ -48,7 +52,9 @@ impl BodyError {
             BodyError::TooLarge => BodyError::TooLarge,
             BodyError::Detached => BodyError::Detached,
             // The connection of the reader itself has not failed.
-            BodyError::Truncated | BodyError::ClientGone | BodyError::Io(_) => BodyError::Truncated,
+            BodyError::Truncated | BodyError::Stream(_) | BodyError::ClientGone | BodyError::Io(_) => {
+                BodyError::Truncated
+            }
         }
     }
 
@@ -56,7 +62,7 @@ impl BodyError {
     pub(crate) fn blame(&self) -> Blame {
         match self {
             BodyError::Timeout(timeout) => timeout.blame(),
-            BodyError::ClientGone | BodyError::Detached => Blame::Client,
+            BodyError::Stream(_) | BodyError::ClientGone | BodyError::Detached => Blame::Client,
             BodyError::TooLarge => Blame::Gateway,
             BodyError::Malformed(_) | BodyError::Truncated | BodyError::Io(_) => Blame::Upstream,
         }

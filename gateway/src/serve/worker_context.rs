@@ -15,6 +15,8 @@ pub(crate) struct WorkerContext {
     pub(crate) worker: Rc<WorkerResources>,
     pub(crate) snapshot: Arc<ArcSwap<Snapshot>>,
     is_draining: Cell<bool>,
+    /// The time for requests to end is over.
+    is_expired: Cell<bool>,
     /// Wakers of the connections' tasks, by connection.
     wakers: RefCell<HashMap<u64, Waker>>,
     next_id: Cell<u64>,
@@ -26,6 +28,7 @@ impl WorkerContext {
             worker: Rc::new(worker),
             snapshot,
             is_draining: Cell::new(false),
+            is_expired: Cell::new(false),
             wakers: RefCell::default(),
             next_id: Cell::new(0),
         })
@@ -35,6 +38,16 @@ impl WorkerContext {
     pub(crate) fn drain(&self) {
         self.is_draining.set(true);
         self.wakers.borrow().values().for_each(Waker::wake_by_ref);
+    }
+
+    /// Makes every connection of this thread end now.
+    pub(crate) fn expire(&self) {
+        self.is_expired.set(true);
+        self.wakers.borrow().values().for_each(Waker::wake_by_ref);
+    }
+
+    pub(super) fn is_expired(&self) -> bool {
+        self.is_expired.get()
     }
 
     pub(super) fn is_draining(&self) -> bool {
@@ -60,11 +73,21 @@ impl DrainGuard {
     /// Ready when the connection should end. A task's waker stays valid for the life of the task,
     /// so it is registered once.
     pub(super) fn poll_drain(&mut self, cx: &Context<'_>) -> Poll<()> {
+        self.register(cx);
+        if self.context.is_draining() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Ready when the connection must end, with the requests that it has.
+    pub(super) fn poll_expired(&mut self, cx: &Context<'_>) -> Poll<()> {
+        self.register(cx);
+        if self.context.is_expired() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn register(&mut self, cx: &Context<'_>) {
         if !self.is_registered {
             self.is_registered = true;
             self.context.wakers.borrow_mut().insert(self.id, cx.waker().clone());
         }
-        if self.context.is_draining() { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
