@@ -37,7 +37,7 @@ build: ## build target/release/tidegate, optimised
 test: ## all checks: format, clippy, unit and scenario tests, the chart
 	@echo '== packages'
 	@.ci/need redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace faketime:faketime \
-	    haproxy:haproxy openssl:openssl python3:python3
+	    haproxy:haproxy openssl:openssl python3:python3 promtool:prometheus
 	@echo '== format'
 	$(CARGO) fmt --all --check
 	@echo '== clippy'

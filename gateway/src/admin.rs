@@ -1,15 +1,18 @@
 //! The admin listener: liveness, readiness, metrics, the admin API and the dashboard.
 //!
-//! `/live`, `/ready`, `/metrics` and the dashboard page need no authentication. `/api` requires the
-//! token. Without a configured token, `/api` accepts only direct requests of programs on this
-//! machine, and none from foreign web pages (see `access`). Silent, slow and idle connections keep
-//! no other client out (see `simple_server`).
+//! `/live`, `/ready`, `/metrics` and the files of the dashboard need no authentication. `/api`
+//! requires the token. Without a configured token, `/api` accepts only direct requests of programs
+//! on this machine, and none from foreign web pages (see `access`). Silent, slow and idle
+//! connections keep no other client out (see `simple_server`).
 
 mod config;
 mod token_throttle;
 mod access;
+mod assets;
+mod live;
 
 pub(crate) use config::AdminConfig;
+pub(crate) use live::LiveSources;
 
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -22,15 +25,17 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::breaker::{BreakerQuery, BreakerQueryError};
-use crate::http::fields::KnownField;
+use crate::event::tail;
+use crate::http::fields::{Fields, KnownField};
 use crate::http::limits::HttpLimits;
 use crate::http::message::{Method, Request, StatusCode};
 use crate::limit::{AdminQuery, AdminQueryError, AdminReply};
-use crate::metrics;
+use crate::metrics::{self, ExpositionFormat};
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
 use crate::simple_server::{self, SimpleResponse, SimpleServerLimits};
 use crate::tasks::TaskList;
 use access::AdminAccess;
+use live::LiveStreams;
 
 /// The content of `/ready`: whether the gateway accepts traffic, whether it drains, and which
 /// breakers and shards are degraded.
@@ -46,9 +51,9 @@ pub(crate) struct ReadinessReport {
 /// Callbacks that produce the responses. Each is called per request and must not block.
 pub(crate) struct AdminViews {
     pub(crate) ready: Box<dyn Fn() -> ReadinessReport>,
-    /// Returns an object with `version`, `node`, `uptime_seconds`, `connections`,
-    /// `requests_in_flight`, and `routes`: a list of objects with `name` and `breaker`. The
-    /// dashboard reads these keys; others are optional.
+    /// The content of the dashboard.
+    pub(crate) live: Rc<LiveSources>,
+    /// Returns the state of the process.
     pub(crate) status: Box<dyn Fn() -> serde_json::Value>,
     /// Returns the hot keys.
     pub(crate) hot: Box<dyn Fn() -> serde_json::Value>,
@@ -77,12 +82,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// few connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-const PAGE: &str = include_str!("admin.html");
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const JSON: &str = "application/json";
-/// The page loads no external resource and must not be framed.
-const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
-                           connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+const EVENT_STREAM: &str = "text/event-stream; charset=utf-8";
 
 /// Serves the admin API until `stop` is true or its sender is dropped. The server stops it last, so
 /// that `/ready` reports the drain. The configuration may be replaced meanwhile, except for the
@@ -105,7 +106,7 @@ pub(crate) async fn serve(
         probe_connections: PROBE_CONNECTIONS_MAX,
         is_probe: |request| matches!(request.path(), "/live" | "/ready"),
     };
-    let state = AdminState { views, config, access: AdminAccess::default() };
+    let state = AdminState { views, config, access: AdminAccess::default(), streams: LiveStreams::default() };
     simple_server::serve(listener, limits, stop, async move |request: &Request, peer: IpAddr| {
         respond(&state, request, peer)
             .await
@@ -120,6 +121,7 @@ struct AdminState {
     views: Rc<AdminViews>,
     config: Arc<ArcSwap<AdminConfig>>,
     access: AdminAccess,
+    streams: LiveStreams,
 }
 
 async fn respond(state: &AdminState, request: &Request, peer: IpAddr) -> SimpleResponse {
@@ -146,24 +148,52 @@ async fn respond(state: &AdminState, request: &Request, peer: IpAddr) -> SimpleR
     if let Some(rest) = path.strip_prefix("/api/v1/breakers") {
         return breakers(views, &request.method, rest, request.query().unwrap_or_default());
     }
-    let view: fn(&AdminViews) -> SimpleResponse = match path {
-        "/" => |_| {
-            SimpleResponse::new(StatusCode::OK, "text/html; charset=utf-8", PAGE)
-                .with_named("content-security-policy", PAGE_POLICY)
-        },
+    let is_read = matches!(request.method, Method::GET | Method::HEAD);
+    if let Some(file) = assets::file(path) {
+        return if is_read { file } else { read_only() };
+    }
+    if path == "/metrics" {
+        return if is_read { exposition(&request.fields) } else { read_only() };
+    }
+    let view: fn(&AdminState) -> SimpleResponse = match path {
         "/live" => |_| SimpleResponse::text(StatusCode::OK, "live"),
-        "/ready" => |views| ready(&(views.ready)()),
-        "/metrics" => |_| SimpleResponse::new(StatusCode::OK, OPENMETRICS, metrics::exposition()),
-        "/api/v1/hot" => |views| SimpleResponse::new(StatusCode::OK, JSON, (views.hot)().to_string()),
+        "/ready" => |state| ready(&(state.views.ready)()),
+        "/api/v1/hot" => |state| SimpleResponse::new(StatusCode::OK, JSON, (state.views.hot)().to_string()),
         "/api/v1/tasks" => |_| SimpleResponse::new(StatusCode::OK, JSON, TaskList::read().to_json().to_string()),
-        "/api/v1/status" => |views| SimpleResponse::new(StatusCode::OK, JSON, (views.status)().to_string()),
+        "/api/v1/dashboard" => dashboard,
+        "/api/v1/stream" => stream,
+        "/api/v1/status" => |state| SimpleResponse::new(StatusCode::OK, JSON, (state.views.status)().to_string()),
         _ => return SimpleResponse::text(StatusCode::NOT_FOUND, "not found"),
     };
-    match request.method {
-        Method::GET | Method::HEAD => view(views),
-        _ => SimpleResponse::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
-            .with(KnownField::Allow, "GET, HEAD"),
+    if is_read { view(state) } else { read_only() }
+}
+
+fn read_only() -> SimpleResponse {
+    SimpleResponse::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed").with(KnownField::Allow, "GET, HEAD")
+}
+
+/// `GET /api/v1/dashboard`: what the stream sends, at once.
+fn dashboard(state: &AdminState) -> SimpleResponse {
+    let live = &state.views.live;
+    let (history, log) = (serde_json::json!((live.history)(0).0), serde_json::json!(tail::since(0).0));
+    let text = format!("{{\"state\":{},\"history\":{history},\"log\":{log}}}", (live.state)());
+    SimpleResponse::new(StatusCode::OK, JSON, text)
+}
+
+/// `GET /api/v1/stream`: server-sent events `state`, `history` and `log`.
+fn stream(state: &AdminState) -> SimpleResponse {
+    match state.streams.open(Rc::clone(&state.views.live), Arc::clone(&state.config)) {
+        Some(stream) => SimpleResponse::stream(EVENT_STREAM, Box::new(stream)),
+        None => SimpleResponse::text(StatusCode::SERVICE_UNAVAILABLE, "too many dashboards are open; try again later")
+            .with(KnownField::RetryAfter, "5"),
     }
+}
+
+/// The metrics, in the format that the client prefers.
+fn exposition(request: &Fields) -> SimpleResponse {
+    let format = ExpositionFormat::preferred(request.members(KnownField::Accept));
+    SimpleResponse::new(StatusCode::OK, format.content_type(), metrics::exposition(format))
+        .with(KnownField::Vary, "Accept")
 }
 
 /// `GET /api/v1/limits` and `/api/v1/limits/explain?...`; `POST` and `DELETE /api/v1/limits/RULE`
@@ -275,6 +305,10 @@ mod tests {
     fn views(ready: bool) -> AdminViews {
         AdminViews {
             ready: Box::new(move || ReadinessReport { ready, draining: false, degraded: vec!["orders".to_owned()] }),
+            live: Rc::new(LiveSources {
+                state: Box::new(|| "{\"node\":\"n1\"}".into()),
+                history: Box::new(|from| (vec![serde_json::json!({ "from": from })], 1)),
+            }),
             status: Box::new(|| serde_json::json!({ "node": "n1" })),
             hot: Box::new(|| serde_json::json!({ "keys": [] })),
             limits: Box::new(|query| {
@@ -316,6 +350,7 @@ mod tests {
             views: Rc::new(views(true)),
             config: Arc::new(ArcSwap::from_pointee(config)),
             access: AdminAccess::default(),
+            streams: LiveStreams::default(),
         };
         runtime.block_on(respond(&state, request, peer)).status().as_u16()
     }
@@ -411,7 +446,7 @@ mod tests {
             ready.set(true);
             assert!(exchange(address, &get("/ready")).await.starts_with("HTTP/1.1 200 "));
             let text = exchange(address, &get("/metrics")).await;
-            assert!(text.contains(OPENMETRICS) && text.ends_with("# EOF\n"), "{text}");
+            assert!(text.contains("text/plain; version=0.0.4"), "{text}");
             let text = exchange(address, &get("/")).await;
             assert!(text.contains("frame-ancestors 'none'") && text.ends_with("</html>\n"), "{text}");
             assert!(exchange(address, &get("/api/v1/status")).await.ends_with("{\"node\":\"n1\"}"));

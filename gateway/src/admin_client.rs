@@ -1,4 +1,4 @@
-//! HTTP client of the `purge` command for the admin API of a running gateway.
+//! HTTP client of the commands `purge` and `top` for the admin API of a running gateway.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,7 +7,10 @@ use crate::purge::PurgeOrder;
 
 /// Exceeds the time for which a gateway waits for acknowledgements of the fleet.
 const TIMEOUT: Duration = Duration::from_secs(30);
-const RESPONSE_BYTES_MAX: u64 = 1 << 20;
+/// Timeout of a request that waits for nothing.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+/// The state of a gateway with 200 routes and several hundred endpoints is about 300 KB.
+const RESPONSE_BYTES_MAX: u64 = 16 << 20;
 
 /// Failure of an admin API request.
 #[derive(Debug, thiserror::Error)]
@@ -28,19 +31,39 @@ pub fn purge(
     token: Option<&str>,
     order: &PurgeOrder,
 ) -> Result<serde_json::Value, AdminClientError> {
-    let config = ureq::Agent::config_builder().timeout_global(Some(TIMEOUT)).http_status_as_error(false).proxy(None);
-    let agent = ureq::Agent::new_with_config(config.build());
-    let mut request = agent.post(format!("http://{address}/api/v1/purge?{}", order.to_query()));
-    if let Some(token) = token {
-        request = request.header("authorization", format!("Bearer {token}"));
+    let request = agent(TIMEOUT).post(format!("http://{address}/api/v1/purge?{}", order.to_query()));
+    read(address, authorize(request, token).send_empty())
+}
+
+/// The content of the dashboard of the gateway at `address`.
+pub fn dashboard(address: SocketAddr, token: Option<&str>) -> Result<serde_json::Value, AdminClientError> {
+    let request = agent(READ_TIMEOUT).get(format!("http://{address}/api/v1/dashboard"));
+    read(address, authorize(request, token).call())
+}
+
+fn agent(timeout: Duration) -> ureq::Agent {
+    let config = ureq::Agent::config_builder().timeout_global(Some(timeout)).http_status_as_error(false).proxy(None);
+    ureq::Agent::new_with_config(config.build())
+}
+
+fn authorize<B>(request: ureq::RequestBuilder<B>, token: Option<&str>) -> ureq::RequestBuilder<B> {
+    match token {
+        Some(token) => request.header("authorization", format!("Bearer {token}")),
+        None => request,
     }
+}
+
+fn read(
+    address: SocketAddr,
+    response: Result<http::Response<ureq::Body>, ureq::Error>,
+) -> Result<serde_json::Value, AdminClientError> {
     let unreachable = |error: ureq::Error| AdminClientError::Unreachable { address, reason: error.to_string() };
-    let mut response = request.send_empty().map_err(unreachable)?;
+    let mut response = response.map_err(unreachable)?;
     let text = response.body_mut().with_config().limit(RESPONSE_BYTES_MAX).read_to_string().map_err(unreachable)?;
     match response.status().as_u16() {
         200 | 202 => serde_json::from_str(&text).map_err(|_not_json| AdminClientError::UnexpectedResponse(address)),
         401 => Err(AdminClientError::Unauthorized),
-        400 | 403 | 503 => Err(AdminClientError::Rejected(text.trim_end().to_owned())),
+        400 | 403 | 429 | 503 => Err(AdminClientError::Rejected(text.trim_end().to_owned())),
         _ => Err(AdminClientError::UnexpectedResponse(address)),
     }
 }

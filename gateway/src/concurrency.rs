@@ -15,6 +15,8 @@ mod estimator;
 mod queue;
 mod gate;
 #[cfg(test)]
+mod class_simulation;
+#[cfg(test)]
 mod simulation;
 
 pub(crate) use config::ConcurrencyConfig;

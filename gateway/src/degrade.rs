@@ -107,9 +107,6 @@ impl ErrorResponder<'_> {
         if let Some(seconds) = retry_after {
             response.fields.add(KnownField::RetryAfter, seconds.to_string());
         }
-        if page.is_some() {
-            write_proxy_status(error.kind(), response);
-        }
         body
     }
 
@@ -146,11 +143,6 @@ fn retry_after(kind: ErrorKind) -> Option<u64> {
     }
 }
 
-/// Adds `Proxy-Status` (RFC 9209): why the response is a page or stale instead of the origin's.
-pub(crate) fn write_proxy_status(kind: ErrorKind, response: &mut Response) {
-    response.fields.add(KnownField::ProxyStatus, proxy_status_value(kind));
-}
-
 /// Writes the response to an `Error` of a call of gRPC.
 fn write_grpc(error: &Error, response: &mut Response) -> Bytes {
     response.status = error.status();
@@ -158,9 +150,6 @@ fn write_grpc(error: &Error, response: &mut Response) -> Bytes {
     add_date(&mut response.fields);
     if let Some(seconds) = retry_after(error.kind()) {
         response.fields.add(KnownField::RetryAfter, seconds.to_string());
-    }
-    if error.is_degradable() {
-        write_proxy_status(error.kind(), response);
     }
     make_grpc(error.reason(), response);
     Bytes::new()
@@ -174,8 +163,7 @@ pub(crate) fn make_grpc(reason: &str, response: &mut Response) {
     response.fields.remove(KnownField::ContentType);
     response.fields.remove(KnownField::CacheControl);
     response.fields.add(KnownField::ContentType, "application/grpc");
-    response.fields.push(b"grpc-status", itoa::Buffer::new().format(status.number()).as_bytes());
-    response.fields.push(b"grpc-message", reason.as_bytes());
+    status.write(reason, &mut response.fields);
     response.length = BodyLength::Empty;
 }
 
@@ -301,25 +289,6 @@ fn problem(status: StatusCode, reason: &str, request_id: Option<&RequestId>) -> 
     }
     text.extend_from_slice([",\"reason\":\"", reason, "\"}\n"].concat().as_bytes());
     text.into()
-}
-
-/// The value of `Proxy-Status` with the matching error type of RFC 9209 section 2.3.
-fn proxy_status_value(kind: ErrorKind) -> String {
-    let error = match kind {
-        ErrorKind::BreakerOpen => "destination_unavailable",
-        ErrorKind::ConcurrencyLimit => "connection_limit_reached",
-        ErrorKind::Connect => "connection_refused",
-        ErrorKind::NoAddress => "dns_error",
-        ErrorKind::UpstreamTls => "tls_certificate_error",
-        ErrorKind::ConnectTimeout => "connection_timeout",
-        ErrorKind::NoResponse => "connection_terminated",
-        ErrorKind::Malformed => "http_protocol_error",
-        ErrorKind::Timeout | ErrorKind::TotalTimeout | ErrorKind::SharedFetchTimeout => "http_response_timeout",
-        ErrorKind::Upstream => "http_response_incomplete",
-        ErrorKind::NotSwitched => "http_upgrade_failed",
-        _ => "proxy_internal_error",
-    };
-    format!("tidegate; error={error}")
 }
 
 /// Seconds between 0.5 and 1.5 times the configured mean, at least 1; with a longer `wait`, that

@@ -245,9 +245,11 @@ impl Error {
             BodyError::Malformed(_) => RequestRefusal::BodySyntax,
             BodyError::Stream(refusal) => *refusal,
             // The client has closed its connection, or its sending side: it may still read.
-            BodyError::Truncated | BodyError::ClientGone | BodyError::Detached | BodyError::Io(_) => {
-                RequestRefusal::BodyTruncated
-            }
+            BodyError::Truncated
+            | BodyError::Reset(_)
+            | BodyError::ClientGone
+            | BodyError::Detached
+            | BodyError::Io(_) => RequestRefusal::BodyTruncated,
         })
     }
 
@@ -277,7 +279,7 @@ impl From<&BodyError> for Error {
             BodyError::Timeout(timeout) => timeout_kind(*timeout),
             BodyError::ClientGone | BodyError::Stream(_) => ErrorKind::ClientGone,
             BodyError::Detached => ErrorKind::SlowReader,
-            BodyError::Truncated | BodyError::TooLarge | BodyError::Io(_) => ErrorKind::Upstream,
+            BodyError::Truncated | BodyError::Reset(_) | BodyError::TooLarge | BodyError::Io(_) => ErrorKind::Upstream,
         })
     }
 }

@@ -4,6 +4,9 @@
 //! needs a person. Requests belong to the access log. Lines that clients can cause at will are
 //! written at most once a second; the metric counts every event.
 
+mod json_lines;
+pub(crate) mod tail;
+
 use std::fmt::Display;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
@@ -12,14 +15,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use json_lines::{JsonLines, LogTime};
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, debug, error, info, warn};
+use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, fmt, reload};
 
 use crate::label;
 use crate::metrics::{self, Counters, Label as _};
+use tail::TailLayer;
 
 /// Defines every event once: variant, name, fields, level and message.
 ///
@@ -118,6 +124,8 @@ events! {
     /// The kernel allows fewer descriptors than `limits_http.connections` may need.
     DescriptorsCapped = "descriptors_capped" { required: u64, effective: u64 }
         => warn "too few descriptors for all connections; raise the limit (ulimit -Hn)";
+    /// `url` is that of the admin address.
+    DashboardReady = "dashboard_ready" { url: &'a str } => info "the dashboard is at this address";
     Ready = "ready" => info "ready";
     Draining = "draining" { connections: usize } => info "draining";
     DrainTimedOut = "drain_timed_out" { connections: usize }
@@ -127,6 +135,27 @@ events! {
         => warn "a second signal arrived; remaining connections are closed";
     Stopped = "stopped" => info "stopped";
     Reloaded = "reloaded" { source: &'a str } => info "configuration reloaded";
+    /// A fault of a configuration that a reload has read. `key` is empty if it concerns the whole
+    /// document.
+    ConfigError = "config_error" {
+        file: &'a str,
+        line: usize,
+        column: usize,
+        key: &'a str,
+        code: &'static str,
+        fault: &'a str,
+        hint: Option<&'a str>
+    } => error "the new configuration has an error";
+    /// As `ConfigError`, for a fault that does not refuse the configuration.
+    ConfigWarning = "config_warning" {
+        file: &'a str,
+        line: usize,
+        column: usize,
+        key: &'a str,
+        code: &'static str,
+        fault: &'a str,
+        hint: Option<&'a str>
+    } => warn "the new configuration has a warning";
     ReloadRefused = "reload_refused" { errors: usize, warnings: usize }
         => error "the new configuration has errors; the old one remains active";
     /// `setting` is the key that a reload cannot change.
@@ -283,6 +312,12 @@ events! {
     /// all connections was used up.
     Http2StreamRefused = "http2_stream_refused" { client: IpAddr = display(client), memory: &'a str }
         => warn [throttled!()] "no memory for a stream of an HTTP/2 client";
+    /// Spans were dropped because the collector did not take them.
+    TraceExportFailed = "trace_export_failed" {
+        url: &'a str,
+        spans: u64,
+        error: &'a dyn Display = display(error)
+    } => warn [throttled!()] "spans were not exported";
     AccessLogFailed = "access_log_failed" { error: &'a dyn Display = display(error) }
         => error [throttled!()] "access log failed";
 }
@@ -462,10 +497,16 @@ static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
 pub fn init(level: Level, format: LogFormat) {
     let (filter, handle) = reload::Layer::new(LevelFilter::from_level(level));
     let lines = match format {
-        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed(),
-        LogFormat::Text => fmt::layer().with_target(false).with_ansi(false).with_writer(std::io::stderr).boxed(),
+        LogFormat::Json => {
+            let layer = fmt::layer().event_format(JsonLines).fmt_fields(JsonFields::new());
+            layer.with_writer(std::io::stderr).boxed()
+        }
+        LogFormat::Text => {
+            let layer = fmt::layer().with_timer(LogTime).with_target(false).with_ansi(false);
+            layer.with_writer(std::io::stderr).boxed()
+        }
     };
-    match tracing_subscriber::registry().with(filter).with(lines).try_init() {
+    match tracing_subscriber::registry().with(filter).with(lines).with(TailLayer).try_init() {
         Ok(()) => drop(LEVEL.set(handle)),
         Err(_already_set) => set_level(level),
     }
@@ -515,7 +556,10 @@ mod tests {
         }
         assert!(EVENTS.get(EventName::UpstreamFailed) >= before + 5);
         expose();
-        assert!(metrics::exposition().contains("tidegate_events_total{event=\"upstream_failed\"}"));
+        assert!(
+            metrics::exposition(metrics::ExpositionFormat::Text)
+                .contains("tidegate_events_total{event=\"upstream_failed\"}")
+        );
     }
 
     #[test]

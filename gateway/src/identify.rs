@@ -30,6 +30,8 @@ pub(crate) mod auth;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
+mod trace_parent;
+mod b3;
 mod trace;
 mod untrusted_fields;
 
@@ -54,7 +56,8 @@ pub(crate) use remote_key_set::{RemoteKeySet, forget_age};
 pub(crate) use request_id::{RequestId, RequestUuid, UuidText};
 use subject_hasher::SubjectHasher;
 use tokens::{TokenOutcome, TokenVerifier, VerifiedClaims, VerifiedIdentity};
-pub(crate) use trace::{Trace, write_trace};
+pub use trace::TraceSampling;
+pub(crate) use trace::{OutgoingSpan, Trace, TraceSource, write_trace};
 use untrusted_fields::UntrustedFields;
 
 /// The part of the request or of its connection from which one identity attribute is read.
@@ -129,6 +132,8 @@ pub struct IdentityConfig {
     pub has_fingerprints: bool,
     /// Whether a route authenticates users itself.
     pub has_principals: bool,
+    /// The share of new traces that are sampled; `None` without tracing.
+    pub trace_sampling: Option<TraceSampling>,
     /// Whether requests have an id, which origin and client receive in `X-Request-Id`.
     pub request_id: bool,
     /// Whether a route writes the name of the user into a field (`{user}`).
@@ -171,6 +176,7 @@ impl Default for IdentityConfig {
             untrusted_fields: untrusted_fields::default_list().map(str::to_owned).collect(),
             has_fingerprints: false,
             has_principals: false,
+            trace_sampling: None,
             request_id: true,
             has_user_names: false,
             secret: String::new(),
@@ -400,7 +406,7 @@ impl CallerIdentifier {
 
     /// The trace of a request: propagated by the client, or new.
     pub(crate) fn trace(&self, request: &Request) -> Trace {
-        trace::from_fields(&request.fields, &self.random)
+        trace::from_fields(&request.fields, &self.random, self.config.trace_sampling)
     }
 
     /// The id of a request of `caller`: that of a trusted proxy, or a new one, which is also the id
@@ -416,8 +422,8 @@ impl CallerIdentifier {
             return Some(id);
         }
         Some(RequestId::Made(match caller.trace {
-            Trace { id, is_propagated: false } => RequestUuid::from_u128(id),
-            Trace { is_propagated: true, .. } => RequestUuid::new(SystemTime::now(), &self.random),
+            Trace { id, source: TraceSource::New, .. } => RequestUuid::from_u128(id),
+            _ => RequestUuid::new(SystemTime::now(), &self.random),
         }))
     }
 
@@ -478,7 +484,7 @@ impl CallerIdentifier {
             user_class: self.class_index(user_class.as_bytes())?,
             region: self.config.region_default,
             country: None,
-            trace: Trace { id: 0, is_propagated: false },
+            trace: Trace::NONE,
             keys,
             access: self.lists.as_ref().map_or(AccessDecision::Unlisted, |lists| lists.classify(ip, device, user_id)),
             is_trusted: false,

@@ -8,6 +8,7 @@
 #[cfg(test)]
 mod picture;
 mod metrics;
+mod timestamp;
 pub mod event;
 mod panics;
 mod tasks;
@@ -16,6 +17,7 @@ mod error;
 mod hop;
 mod peer;
 mod identify;
+mod spans;
 mod limit;
 mod cache;
 mod breaker;
@@ -40,6 +42,7 @@ mod simple_server;
 pub mod purge;
 mod admin;
 pub mod admin_client;
+pub mod top;
 pub mod config;
 pub mod demo;
 pub mod server;
@@ -65,7 +68,7 @@ pub mod testing {
     pub use crate::http::target;
     pub use crate::identify::jwk_set::JwkSet;
     pub use crate::identify::tokens;
-    pub use crate::identify::{CallerIdentifier, CertificateField, IdentityConfig, IdentitySource};
+    pub use crate::identify::{CallerIdentifier, CertificateField, IdentityConfig, IdentitySource, TraceSampling};
     pub use crate::proxy_protocol::header as proxy_header;
     pub use crate::tls::{fingerprint_text, has_fingerprint};
 }

@@ -4,7 +4,6 @@
 //! channel passes whole buffers to the single writer, so lines do not interleave. If the writer
 //! cannot keep up, lines are dropped and counted.
 
-mod timestamp;
 mod entry;
 
 pub(crate) use entry::{AccessLogEntry, AccessLogFormat, LogField};
@@ -21,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::event::Event;
 use crate::metrics::{self, Counter};
-use timestamp::TimestampFormatter;
+use crate::timestamp::TimestampFormatter;
 
 /// Destination of the access log.
 #[derive(Clone, Debug, PartialEq)]

@@ -11,6 +11,7 @@ use gateway::config::{Config, ConfigDocument, ConfigReport, DocumentFormat, Prin
 use gateway::credentials::{self, NewApiKey};
 use gateway::purge::{PurgeOrder, PurgeTarget};
 use gateway::server::{self, BoundAddresses, ConfigSource};
+use gateway::top::{self, TopTarget};
 use gateway::{admin_client, demo, event};
 
 #[global_allocator]
@@ -37,12 +38,19 @@ enum Command {
     Config(ConfigCommand),
     /// Purge the cache of a running gateway and its fleet: a URL, a tag, or everything
     Purge(PurgeArguments),
+    /// Show routes and endpoints of a running gateway in the terminal
+    Top(TopArguments),
     /// Create an API key for a name, or hash an existing one
     Key(KeyArguments),
     /// Hash a password, read from standard input, as a line of a file of users
     Password { name: String },
     /// Print the completion script of a shell
     Completions { shell: clap_complete::Shell },
+    /// Print the manual page of the program or of one of its commands, for `man -l -`
+    Man {
+        /// Name of a command, such as `run`
+        command: Option<String>,
+    },
 }
 
 #[derive(Args)]
@@ -131,6 +139,19 @@ struct PurgeArguments {
 }
 
 #[derive(Args)]
+struct TopArguments {
+    /// Print one snapshot and exit, as without a terminal
+    #[arg(long)]
+    once: bool,
+    /// Admin address of the gateway
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9900")]
+    admin: SocketAddr,
+    /// Token of the admin address
+    #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+}
+
+#[derive(Args)]
 struct KeyArguments {
     /// Name of the holder, for limits, access lists and the access log
     name: String,
@@ -149,12 +170,14 @@ fn main() -> ExitCode {
         Command::Check(arguments) => check(&arguments),
         Command::Config(command) => config(&command),
         Command::Purge(arguments) => purge(arguments),
+        Command::Top(arguments) => show_top(arguments),
         Command::Key(arguments) => create_key(&arguments),
         Command::Password { name } => hash_password(&name),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "tidegate", &mut std::io::stdout());
             ExitCode::SUCCESS
         }
+        Command::Man { command } => print_manual(command.as_deref()),
     }
 }
 
@@ -208,7 +231,7 @@ fn run_gateway(arguments: RunArguments) -> ExitCode {
 }
 
 fn check(arguments: &CheckArguments) -> ExitCode {
-    let (report, is_valid) = match Config::load(&arguments.file) {
+    let (report, is_valid) = match Config::verify(&arguments.file) {
         Ok((_, warnings)) => {
             let is_valid = warnings.is_empty() || !arguments.deny_warnings;
             (warnings, is_valid)
@@ -258,6 +281,35 @@ fn purge(arguments: PurgeArguments) -> ExitCode {
         eprintln!("tidegate: unreachable servers {servers}: they receive it when they are reachable again");
     }
     if nodes.is_empty() && servers.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn show_top(arguments: TopArguments) -> ExitCode {
+    let TopArguments { once, admin, token } = arguments;
+    let target = TopTarget { admin, token: token.filter(|token| !token.is_empty()) };
+    match if once { top::print_once(&target) } else { top::run(&target) } {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error.to_string()),
+    }
+}
+
+/// Prints the manual page in troff.
+fn print_manual(name: Option<&str>) -> ExitCode {
+    let mut program = Arguments::command();
+    // Names the commands in full, as `tidegate run`.
+    program.build();
+    let command = match name {
+        None => Some(&program),
+        Some(name) => program.find_subcommand(name),
+    };
+    let Some(command) = command else { return fail("there is no such command; see `tidegate --help`") };
+    let mut page = Vec::new();
+    match clap_mangen::Man::new(command.clone()).render(&mut page) {
+        Ok(()) => {
+            print(&String::from_utf8_lossy(&page));
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error.to_string()),
+    }
 }
 
 /// Prints the line of the file on standard output. A new key goes to standard error, so that `>>`

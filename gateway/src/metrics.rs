@@ -4,6 +4,8 @@
 //! client sends. Recording does not allocate and takes no lock.
 
 mod counter;
+mod exposition;
+mod quantile;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,6 +19,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 pub(crate) use counter::{Counter, Counters, Label, use_stripe};
+pub(crate) use exposition::ExpositionFormat;
+pub(crate) use quantile::DurationCounts;
 
 /// Upper bounds of the duration buckets in seconds. The last bucket has no bound.
 const BOUNDS: [f64; 13] = [0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
@@ -94,14 +98,16 @@ macro_rules! label {
 /// Names and values of the labels of one sample.
 pub(crate) type Labels<'a> = &'a [(&'a str, &'a str)];
 /// Callback that emits the labels and value of each sample at scrape time.
-type ReadSamples<T> = Box<dyn Fn(&mut dyn FnMut(Labels<'_>, T)) + Send + Sync>;
+pub(crate) type ReadSamples<T> = Box<dyn Fn(&mut dyn FnMut(Labels<'_>, T)) + Send + Sync>;
 
 /// Callback that emits the labels and the histogram of each sample at scrape time.
-type ReadHistograms = Box<dyn Fn(&mut dyn FnMut(Labels<'_>, &Histogram)) + Send + Sync>;
+pub(crate) type ReadHistograms = Box<dyn Fn(&mut dyn FnMut(Labels<'_>, &Histogram)) + Send + Sync>;
 
 /// Source of the samples of a metric, one for each set of labels.
-enum MetricSource {
+pub(crate) enum MetricSource {
     Counter(ReadSamples<u64>),
+    /// A counter of fractions.
+    FractionCounter(ReadSamples<f64>),
     Gauge(ReadSamples<f64>),
     Histogram(ReadHistograms),
 }
@@ -134,13 +140,31 @@ pub(crate) fn expose_counters<L: Label>(name: &'static str, help: &'static str, 
     });
 }
 
+/// A number that counters have.
+pub(crate) trait CounterValue: Sized {
+    /// The source of a counter of such numbers.
+    fn source(read: ReadSamples<Self>) -> MetricSource;
+}
+
+impl CounterValue for u64 {
+    fn source(read: ReadSamples<u64>) -> MetricSource {
+        MetricSource::Counter(read)
+    }
+}
+
+impl CounterValue for f64 {
+    fn source(read: ReadSamples<f64>) -> MetricSource {
+        MetricSource::FractionCounter(read)
+    }
+}
+
 /// Exposes counters that `read` emits at scrape time. Exposing a name again replaces the metric.
-pub(crate) fn expose_counter_with(
+pub(crate) fn expose_counter_with<V: CounterValue>(
     name: &'static str,
     help: &'static str,
-    read: impl Fn(&mut dyn FnMut(Labels<'_>, u64)) + Send + Sync + 'static,
+    read: impl Fn(&mut dyn FnMut(Labels<'_>, V)) + Send + Sync + 'static,
 ) {
-    expose(name, help, MetricSource::Counter(Box::new(read)));
+    expose(name, help, V::source(Box::new(read)));
 }
 
 /// Exposes gauges that `read` emits at scrape time. Exposing a name again replaces the metric.
@@ -182,7 +206,7 @@ impl Collector for AllMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for metric in METRICS.lock().unwrap_or_else(PoisonError::into_inner).values() {
             let kind = match metric.source {
-                MetricSource::Counter(_) => MetricType::Counter,
+                MetricSource::Counter(_) | MetricSource::FractionCounter(_) => MetricType::Counter,
                 MetricSource::Gauge(_) => MetricType::Gauge,
                 MetricSource::Histogram(_) => MetricType::Histogram,
             };
@@ -201,6 +225,13 @@ fn encode_samples(source: &MetricSource, mut encoder: MetricEncoder<'_>) -> fmt:
             result = result.and_then(|()| match labels.is_empty() {
                 true => encoder.encode_counter::<NoLabels, u64, u64>(&value, None),
                 false => encoder.encode_family(&labels)?.encode_counter::<NoLabels, u64, u64>(&value, None),
+            });
+        }),
+        MetricSource::FractionCounter(read) => read(&mut |labels, value| {
+            let labels: Vec<(&str, &str)> = labels.to_vec();
+            result = result.and_then(|()| match labels.is_empty() {
+                true => encoder.encode_counter::<NoLabels, f64, f64>(&value, None),
+                false => encoder.encode_family(&labels)?.encode_counter::<NoLabels, f64, f64>(&value, None),
             });
         }),
         MetricSource::Gauge(read) => read(&mut |labels, value| {
@@ -223,6 +254,12 @@ impl Histogram {
     pub(crate) fn count(&self) -> u64 {
         self.buckets.iter().map(Counter::get).sum()
     }
+
+    /// The observations by bucket.
+    pub(crate) fn counts(&self) -> DurationCounts {
+        let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);
+        DurationCounts::new(bounds.zip(self.buckets.iter().map(Counter::get)).collect())
+    }
 }
 
 impl EncodeMetric for Histogram {
@@ -239,8 +276,8 @@ impl EncodeMetric for Histogram {
     }
 }
 
-/// The exposition of all metrics in the OpenMetrics text format.
-pub(crate) fn exposition() -> String {
+/// The exposition of all metrics.
+pub(crate) fn exposition(format: ExpositionFormat) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(AllMetrics));
     let mut text = String::new();
@@ -249,7 +286,10 @@ pub(crate) fn exposition() -> String {
     if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &registry) {
         tracing::warn!(%error, "the metrics exposition is incomplete");
     }
-    text
+    match format {
+        ExpositionFormat::OpenMetrics => text,
+        ExpositionFormat::Text => exposition::to_text(&text),
+    }
 }
 
 #[cfg(test)]
@@ -265,7 +305,7 @@ mod tests {
         static TAKEN: LazyLock<Histograms<TestLabel>> = LazyLock::new(Histograms::default);
         TAKEN.observe(TestLabel::Blue, Duration::from_millis(3));
         expose_histograms("test_duration_seconds", "Duration.", &TAKEN);
-        let text = exposition();
+        let text = exposition(ExpositionFormat::OpenMetrics);
         assert!(text.contains("test_seen_total{kind=\"a\\\"b\"} 3\n"), "{text}");
         assert!(text.contains("test_duration_seconds_bucket{le=\"0.005\",color=\"blue\"} 1\n"), "{text}");
         assert!(text.contains("test_duration_seconds_bucket{le=\"+Inf\",color=\"blue\"} 1\n"), "{text}");

@@ -25,6 +25,7 @@ mod context;
 mod respond;
 mod mirror;
 mod forward;
+mod pieced_body;
 mod fill_task;
 mod store_post;
 mod shared_body;

@@ -43,6 +43,10 @@ pub(crate) enum PurgeOrderError {
     UnknownNode { node: String, nodes: String },
     #[error("a tag must not be empty")]
     EmptyTag,
+    #[error(
+        "{0:?}: a purge of a URL is not one of all URLs that begin with it; purge by tag (for a `*` of the URL itself, write %2A)"
+    )]
+    Prefix(String),
     #[error("{url:?}: {reason}")]
     Url { url: String, reason: PurgeUrlError },
     #[error(transparent)]
@@ -59,6 +63,7 @@ impl PurgeOrder {
         let mut order = PurgeOrder { targets: Vec::new(), is_soft: false, node: None };
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             match &*name {
+                "url" if value.ends_with('*') => return Err(PurgeOrderError::Prefix(value.into_owned())),
                 "url" => order.targets.push(PurgeTarget::Url(value.into_owned())),
                 "tag" if value.is_empty() => return Err(PurgeOrderError::EmptyTag),
                 "tag" => order.targets.push(PurgeTarget::Tag(value.into_owned())),
@@ -218,6 +223,7 @@ mod tests {
             ("all=yes", PurgeOrderError::NotBool("all")),
             ("tag=", PurgeOrderError::EmptyTag),
             ("tags=a", PurgeOrderError::UnknownParameter("tags".into())),
+            ("url=http://a.test/b/*", PurgeOrderError::Prefix("http://a.test/b/*".into())),
             ("all=true&node=*", PurgeOrderError::InvalidNode("*".into())),
         ] {
             assert_eq!(PurgeOrder::parse(query), Err(error), "{query}");

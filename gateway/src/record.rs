@@ -18,6 +18,7 @@ use crate::http::h1::RequestRefusal;
 use crate::identify::auth::PrincipalIndex;
 use crate::identify::{CountryCode, RequestId, Trace};
 use crate::label;
+use crate::spans::RequestSpans;
 
 label! {
     /// How the cache took part in a request.
@@ -110,6 +111,8 @@ pub(crate) struct RequestRecord {
     pub(crate) upstream: Option<Arc<str>>,
     /// From the call of the upstream to the head of its response, or to its failure.
     pub(crate) upstream_time: Option<Duration>,
+    /// The part of it in which a connection was opened; `None` if a kept one was used.
+    pub(crate) connect_time: Option<Duration>,
     /// How often an endpoint was sent the whole request, for a fetch that others can join.
     pub(crate) requests_sent: u32,
     /// How often the request was sent again, as the configuration allows.
@@ -117,6 +120,8 @@ pub(crate) struct RequestRecord {
     /// Whether a second endpoint was sent the request because the first one was slow.
     pub(crate) is_hedged: bool,
     pub(crate) trace: Option<Trace>,
+    /// `None`: the request is not traced, or not sampled.
+    pub(crate) spans: Option<Box<RequestSpans>>,
     /// `None` also where requests have no id (`identity.request_id`).
     pub(crate) request_id: Option<RequestId>,
     pub(crate) client_ip: Option<IpAddr>,
@@ -149,10 +154,12 @@ impl Default for RequestRecord {
             aborted: "",
             upstream: None,
             upstream_time: None,
+            connect_time: None,
             requests_sent: 0,
             retries: 0,
             is_hedged: false,
             trace: None,
+            spans: None,
             request_id: None,
             client_ip: None,
             device: None,

@@ -7,12 +7,16 @@
 
 mod state;
 mod resources;
+mod last_reload;
 mod assemble;
 mod config_watcher;
 mod override_publisher;
 mod followed_upstreams;
 mod key_set_refresher;
 mod breakers;
+mod components;
+mod reload_status;
+mod dashboard;
 mod control;
 mod connection;
 mod worker;
@@ -32,7 +36,7 @@ use crate::config::Config;
 use crate::event::{self, Event};
 use crate::log::{self, AccessLog};
 use crate::tls::{self, TlsTerminator};
-use crate::{admin, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, tasks, upstream};
+use crate::{admin, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, spans, tasks, upstream};
 use control::ControlThread;
 use state::{LifecycleStage, SharedState};
 
@@ -98,6 +102,7 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
         .map_err(|source| StartError::Listen { address: config.admin.address, source })?;
     admin_socket.set_nonblocking(true)?;
     let bound = BoundAddresses { listen: bound, admin: admin_socket.local_addr()? };
+    Event::DashboardReady { url: &format!("http://{}/", bound.admin) }.emit();
     let shared = Arc::new(SharedState {
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
         store,
@@ -128,6 +133,7 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
         }
     }
     shared.log.close();
+    shared.snapshot.load().tracing.iter().for_each(|exporter| exporter.close());
     event::report_all_suppressed();
     Event::Stopped.emit();
     Ok(())
@@ -149,11 +155,12 @@ fn expose_metrics(shared: &Arc<SharedState>) {
     pipeline::expose();
     serve::expose();
     resources::expose();
+    last_reload::expose();
     tasks::expose();
+    spans::expose();
     admin::expose();
     accept::expose(&shared.connections);
     proxy_protocol::expose();
-    tls::expose();
     store_metrics::expose(&shared.store);
     purge::expose(&shared.bus);
     let snapshot = Arc::clone(&shared.snapshot);
@@ -162,8 +169,11 @@ fn expose_metrics(shared: &Arc<SharedState>) {
     route::expose(move |visit| snapshot.load().routes.iter().for_each(&mut *visit));
     let snapshot = Arc::clone(&shared.snapshot);
     upstream::expose(move |visit| snapshot.load().upstreams.iter().for_each(|upstream| visit(upstream)));
+    let terminators = shared.tls_terminators.clone();
+    tls::expose(move |visit| terminators.iter().flatten().for_each(|terminator| visit(terminator)));
     let shared = Arc::clone(shared);
-    metrics::expose_gauge_with("tidegate_info", "Always 1; the labels are version and node.", move |emit| {
-        emit(&[("version", env!("CARGO_PKG_VERSION")), ("node", &shared.config.load().server.node)], 1.0);
+    metrics::expose_gauge_with("tidegate_info", "Always 1; the labels are version, commit and node.", move |emit| {
+        let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("TIDEGATE_COMMIT"));
+        emit(&[("version", version), ("commit", commit), ("node", &shared.config.load().server.node)], 1.0);
     });
 }

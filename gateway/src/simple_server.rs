@@ -1,9 +1,8 @@
-//! A small HTTP/1.1 server for responses that are complete in memory: the connection loop of
-//! the admin listener and the demo origin.
+//! A small HTTP/1.1 server: the connection loop of the admin listener and the demo origin.
 //!
-//! Nothing is streamed. Request bodies are ignored. `HttpLimits` bounds heads and idle time: the
-//! first request of a connection has to begin within the header timeout, and later ones within the
-//! idle timeout.
+//! A response is complete in memory, or a stream of events. Request bodies are ignored.
+//! `HttpLimits` bounds heads and idle time: the first request of a connection has to begin within
+//! the header timeout, and later ones within the idle timeout.
 //!
 //! The number of connections is bounded. A new connection to a full server replaces the one that
 //! the server has waited for the longest: a silent one, an idle one, one with a slow head, or one
@@ -54,18 +53,32 @@ pub(crate) fn expose() {
     );
 }
 
-/// A response with its complete body.
+/// A response.
 pub(crate) struct SimpleResponse {
     status: StatusCode,
     fields: Fields,
-    body: Vec<u8>,
+    body: SimpleBody,
+}
+
+/// The body of a response.
+enum SimpleBody {
+    Complete(Vec<u8>),
+    /// A source that is mostly pending. The connection may be replaced while its client does not
+    /// read.
+    Stream(Box<dyn BodySource>),
 }
 
 impl SimpleResponse {
     pub(crate) fn new(status: StatusCode, content_type: &str, body: impl Into<Vec<u8>>) -> Self {
         let mut fields = Fields::default();
         fields.add(KnownField::ContentType, content_type);
-        SimpleResponse { status, fields, body: body.into() }
+        SimpleResponse { status, fields, body: SimpleBody::Complete(body.into()) }
+    }
+
+    /// A response whose body is not complete yet.
+    pub(crate) fn stream(content_type: &str, body: Box<dyn BodySource>) -> Self {
+        let response = SimpleResponse::new(StatusCode::OK, content_type, Vec::new());
+        SimpleResponse { body: SimpleBody::Stream(body), ..response }
     }
 
     /// A line of plain text.
@@ -85,7 +98,10 @@ impl SimpleResponse {
 
     #[cfg(test)]
     pub(crate) fn body(&self) -> &[u8] {
-        &self.body
+        match &self.body {
+            SimpleBody::Complete(body) => body,
+            SimpleBody::Stream(source) => source.data(),
+        }
     }
 
     /// Adds a field whose name is not a `KnownField`.
@@ -269,7 +285,7 @@ async fn serve_connection<F>(
             connection.exchange().1.close_connection_after();
         }
         progress.enter(ConnectionPhase::Sending);
-        if send(&mut connection, response).await.is_err() {
+        if send(&mut connection, response, progress).await.is_err() {
             return connection.abort();
         }
         progress.enter(ConnectionPhase::Waiting);
@@ -279,13 +295,51 @@ async fn serve_connection<F>(
     }
 }
 
-async fn send(connection: &mut DownstreamConnection, response: SimpleResponse) -> io::Result<()> {
+async fn send(
+    connection: &mut DownstreamConnection,
+    response: SimpleResponse,
+    progress: &ConnectionProgress,
+) -> io::Result<()> {
     let SimpleResponse { status, mut fields, body } = response;
     fields.add(KnownField::Date, httpdate::fmt_http_date(SystemTime::now()));
-    let length = if body.is_empty() { BodyLength::Empty } else { BodyLength::Known(body.len() as u64) };
+    let length = match &body {
+        SimpleBody::Stream(_) => BodyLength::Streamed,
+        SimpleBody::Complete(body) if body.is_empty() => BodyLength::Empty,
+        SimpleBody::Complete(body) => BodyLength::Known(body.len() as u64),
+    };
     let head = Response { status, fields, length, ..Response::default() };
-    let sent = connection.exchange().1.send(&head, &mut SliceBody(&body)).await;
+    let sent = match body {
+        SimpleBody::Complete(body) => connection.exchange().1.send(&head, &mut SliceBody(&body)).await,
+        SimpleBody::Stream(source) => {
+            connection.exchange().1.send(&head, &mut WatchedStream { source, progress }).await
+        }
+    };
     sent.map_err(|_peer_gone| io::ErrorKind::ConnectionAborted.into())
+}
+
+/// A stream that notes when its client reads.
+struct WatchedStream<'a> {
+    source: Box<dyn BodySource>,
+    progress: &'a ConnectionProgress,
+}
+
+impl BodySource for WatchedStream<'_> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        let filled = self.source.poll_fill(cx);
+        if filled.is_ready() {
+            self.progress.enter(ConnectionPhase::Sending);
+        }
+        filled
+    }
+
+    fn data(&self) -> &[u8] {
+        self.source.data()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.source.consume(count);
+        self.progress.enter(ConnectionPhase::Sending);
+    }
 }
 
 /// A body that is complete in memory.

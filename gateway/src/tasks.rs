@@ -62,6 +62,8 @@ label! {
         Overrides = "overrides",
         /// Reports state changes of shards, limits and the clock.
         StateReport = "state_report",
+        /// Samples the counters for the dashboard.
+        Dashboard = "dashboard",
         /// Refreshes the lease of one cluster limit.
         Lease = "lease",
         /// Fetches the key set of tokens.
@@ -592,7 +594,7 @@ mod tests {
             assert_eq!((PANICS.get(TaskKind::BackgroundValidation), own_tasks()), (before + 1, Vec::new()));
         });
         expose();
-        let exposition = metrics::exposition();
+        let exposition = metrics::exposition(metrics::ExpositionFormat::Text);
         assert!(exposition.contains("tidegate_task_panics_total{kind=\"background_validation\"} 1"), "{exposition}");
         assert!(exposition.contains("tidegate_tasks{kind=\"background_validation\"} 0"), "{exposition}");
     }

@@ -8,17 +8,20 @@
 
 mod client_hello;
 mod ja4;
+mod der;
 mod certificate_names;
+mod validity;
 mod error;
 mod client_auth;
 mod failure;
+mod server_configs;
 
 use std::fmt;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -34,9 +37,11 @@ use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 
 use crate::event::Event;
+use crate::metrics;
 use crate::peer::{CertificateIndex, CertificateNames, ServerName, TlsFingerprint};
 use client_auth::LoadedClientAuth;
 use error::ErrorWithSource;
+use server_configs::ServerConfigs;
 
 pub(crate) use client_auth::{ClientAuthConfig, ClientAuthMode};
 pub(crate) use error::TlsError;
@@ -73,6 +78,18 @@ pub(crate) struct CertificateFiles {
     pub(crate) key: PathBuf,
 }
 
+impl CertificateFiles {
+    /// Loads the certificate with its key as a listener does, and returns the end of its validity.
+    /// Blocking file I/O.
+    ///
+    /// # Errors
+    /// Why a listener cannot use them.
+    pub(crate) fn not_after(&self) -> Result<Option<SystemTime>, String> {
+        let loaded = LoadedCertificate::load(self, &aws_lc_rs::default_provider());
+        loaded.map(|certificate| certificate.not_after()).map_err(|error| ErrorWithSource(&error).to_string())
+    }
+}
+
 /// The minimum TLS version of a listener.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) enum MinTlsVersion {
@@ -104,7 +121,7 @@ pub(crate) fn install_crypto_provider() {
 /// tickets of the others.
 pub(crate) struct TlsTerminator {
     /// Replaced when the authorities of clients change.
-    server_config: ArcSwap<ServerConfig>,
+    server_configs: ArcSwap<ServerConfigs>,
     resolver: Arc<CertificateResolver>,
     config: TlsConfig,
     client_auth: ArcSwapOption<LoadedClientAuth>,
@@ -123,9 +140,24 @@ pub(crate) struct TlsConnection {
     pub(crate) server_name: Option<ServerName>,
 }
 
-/// Registers the metrics of this module.
-pub(crate) fn expose() {
+/// Registers the metrics of this module. `for_each_terminator` visits the listeners with TLS.
+pub(crate) fn expose(for_each_terminator: impl Fn(&mut dyn FnMut(&TlsTerminator)) + Send + Sync + 'static) {
     failure::expose();
+    let help = "The time at which a certificate in use expires, in seconds since 1970.";
+    metrics::expose_gauge_with("tidegate_certificate_not_after_timestamp_seconds", help, move |emit| {
+        // Listeners may share a certificate.
+        let mut seen: Vec<PathBuf> = Vec::new();
+        for_each_terminator(&mut |terminator| {
+            for certificate in &terminator.resolver.certificates.load().certificates {
+                let path = &certificate.files.cert;
+                let Some(time) = certificate.not_after().filter(|_| !seen.contains(path)) else { continue };
+                seen.push(path.clone());
+                let name = certificate.names.first().map_or("", String::as_str);
+                let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+                emit(&[("certificate", &path.to_string_lossy()), ("name", name)], seconds as f64);
+            }
+        });
+    });
 }
 
 impl TlsTerminator {
@@ -147,7 +179,7 @@ impl TlsTerminator {
         client_auth.iter().for_each(|loaded| log_authorities(config, loaded));
         let server_config = server_config(config.min_version, &resolver, client_auth.as_ref())?;
         Ok(TlsTerminator {
-            server_config: ArcSwap::from_pointee(server_config),
+            server_configs: ArcSwap::from_pointee(ServerConfigs::new(server_config)),
             resolver,
             config: config.clone(),
             client_auth: ArcSwapOption::from_pointee(client_auth),
@@ -174,7 +206,7 @@ impl TlsTerminator {
 
     async fn handshake(&self, mut stream: TcpStream) -> io::Result<TlsConnection> {
         let (accepted, fingerprint) = read_hello(&mut stream).await?;
-        let server_config = self.server_config.load_full();
+        let server_config = Arc::clone(self.server_configs.load().of(&accepted.client_hello()));
         let stream = StartHandshake::from_parts(accepted, stream).into_stream(server_config).await?;
         let connection = stream.get_ref().1;
         let alpn = if connection.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
@@ -188,6 +220,17 @@ impl TlsTerminator {
         let certificate = leaf.map(|leaf| certificate_names::names(leaf));
         let server_name = connection.server_name().and_then(|name| self.resolver.server_name(name));
         Ok(TlsConnection { stream, alpn, version, fingerprint, certificate, server_name })
+    }
+
+    /// The certificates in use.
+    pub(crate) fn certificates(&self) -> Vec<CertificateReport> {
+        let store = self.resolver.certificates.load();
+        let report = |certificate: &LoadedCertificate| CertificateReport {
+            file: certificate.files.cert.clone(),
+            names: certificate.names.clone(),
+            expires_at: certificate.key.cert.first().and_then(|leaf| validity::not_after(leaf)),
+        };
+        store.certificates.iter().map(report).collect()
     }
 
     /// Reloads all files and replaces the certificates that have changed. If a file is unusable,
@@ -229,7 +272,7 @@ impl TlsTerminator {
         });
         match new {
             Ok((new, server_config)) => {
-                self.server_config.store(Arc::new(server_config));
+                self.server_configs.store(Arc::new(ServerConfigs::new(server_config)));
                 log_authorities(&self.config, &new);
                 self.client_auth.store(Some(Arc::new(new)));
             }
@@ -247,7 +290,7 @@ fn server_config(
         MinTlsVersion::V12 => &[&version::TLS13, &version::TLS12],
         MinTlsVersion::V13 => &[&version::TLS13],
     };
-    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()));
+    let builder = ServerConfig::builder_with_provider(Arc::new(server_configs::crypto_provider()));
     let builder = builder.with_protocol_versions(versions)?;
     let builder = match client_auth {
         Some(loaded) => builder.with_client_cert_verifier(Arc::clone(&loaded.verifier)),
@@ -326,6 +369,13 @@ impl Read for RecordingReader<'_> {
     }
 }
 
+/// A certificate in use, for operators.
+pub(crate) struct CertificateReport {
+    pub(crate) file: PathBuf,
+    pub(crate) names: Vec<String>,
+    pub(crate) expires_at: Option<SystemTime>,
+}
+
 /// A usable certificate with its DNS names.
 #[derive(Clone)]
 struct LoadedCertificate {
@@ -354,6 +404,10 @@ impl LoadedCertificate {
         let key = CertifiedKey::from_der(chain, key, provider)
             .map_err(|source| TlsError::Key { path: files.key.clone(), source })?;
         Ok(LoadedCertificate { files: files.clone(), key: Arc::new(key), names })
+    }
+
+    fn not_after(&self) -> Option<SystemTime> {
+        validity::not_after(self.key.cert.first()?)
     }
 
     fn log_loaded(&self) {

@@ -5,6 +5,7 @@ mod support;
 
 use std::time::Duration;
 
+use support::frames::{DATA, END_STREAM, Frame, Server, get, request_with};
 use support::{Gateway, Origin, Script, one_route, wait_for};
 
 fn origin() -> Origin {
@@ -66,4 +67,111 @@ fn members_and_form_are_chosen_and_reloaded() {
         line.starts_with("127.0.0.1 - - [") && line.ends_with("\"GET /c HTTP/1.1\" 200 4 \"-\" \"probe\""),
         "{line}"
     );
+}
+
+#[test]
+fn a_refused_head_is_shown_as_far_as_it_was_read() {
+    let server = Server::start(origin(), "", "");
+    let lines = |count: usize, path: &str| {
+        let lines = server.gateway.access_log(count);
+        lines.iter().find(|line| line["path"] == path).unwrap_or_else(|| panic!("no {path} in {lines:?}")).clone()
+    };
+    let shown = |line: &serde_json::Value| ["method", "refused", "version"].map(|name| line[name].to_string());
+    let mut client = server.connect();
+    client.send(&get(1, "/a%0d"));
+    client.response(1);
+    assert_eq!(shown(&lines(1, "/a%0d")), ["\"GET\"", "\"path_encoding\"", "\"2.0\""]);
+    client.send(&request_with(3, ("PUT", &format!("/{}", "l".repeat(9_000))), &[]));
+    client.response(3);
+    assert_eq!(shown(&lines(2, &format!("/{}", "l".repeat(511))))[..2], ["\"PUT\"", "\"target_too_long\""]);
+    client.send(&request_with(5, ("P T", "/c"), &[]));
+    client.response(5);
+    assert_eq!(shown(&lines(3, "/c"))[..2], ["\"-\"", "\"request_line\""]);
+}
+
+#[test]
+fn a_refused_head_of_http1_is_shown_bounded_and_escaped() {
+    let origin = origin();
+    let gateway = Gateway::start(&one_route(origin.address, "", ""));
+    let long = "x".repeat(9_000);
+    let heads: [(Vec<u8>, &str, String); 6] = [
+        (b"GET /a\"b\\ HTTP/1.1\r\nHost: a\r\nBad Name: 1\r\n\r\n".to_vec(), "GET", "/a\"b\\".to_owned()),
+        (format!("POST /{long} HTTP/1.1\r\n\r\n").into_bytes(), "POST", format!("/{}", "x".repeat(511))),
+        (format!("{long} / HTTP/1.1\r\n\r\n").into_bytes(), &"x".repeat(32), "/".to_owned()),
+        (b"\x16\x03\x01\x02\x00\xff\r\n\r\n".to_vec(), "-", "\u{16}\u{3}\u{1}\u{2}\0\u{fffd}".to_owned()),
+        (b"GET\r\n\r\n".to_vec(), "GET", "-".to_owned()),
+        (b"PUT /lf HTTP/1.1\nHost: a\r\n\r\n".to_vec(), "PUT", "/lf".to_owned()),
+    ];
+    for (at, (head, method, path)) in heads.into_iter().enumerate() {
+        gateway.raw(&head);
+        let lines = gateway.access_log(at + 1);
+        assert_eq!((lines[at]["method"].as_str(), lines[at]["path"].as_str()), (Some(method), Some(&*path)));
+        assert!(lines[at]["refused"].is_string() && lines[at]["request_id"].is_string(), "{}", lines[at]);
+    }
+}
+
+#[test]
+fn bytes_of_a_body_without_a_length_are_those_received() {
+    let server = Server::start(origin(), "", "");
+    let mut client = server.connect();
+    client.send(&request_with(1, ("POST", "/h2"), &[]));
+    client.send(&Frame::new(DATA, 0, 1).with([b'x'; 700]));
+    client.send(&Frame::new(DATA, END_STREAM, 1).with([b'x'; 34]));
+    client.response(1);
+    assert_eq!(server.gateway.access_log(1)[0]["request_bytes"], 734);
+
+    let gateway = Gateway::start(&one_route(server.origin.address, "", ""));
+    let mut client = gateway.connect();
+    client
+        .send(b"POST /h1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n3\r\nfgh\r\n0\r\n\r\n");
+    assert_eq!(client.read_response().status, 200);
+    assert_eq!(gateway.access_log(1)[0]["request_bytes"], 8);
+    client.send(b"GET /h1 HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.read_response().status, 200);
+    assert_eq!(gateway.access_log(2)[1].get("request_bytes"), None);
+}
+
+#[test]
+fn time_to_connect_is_that_of_a_new_connection() {
+    let origin = origin();
+    let gateway = Gateway::start(&one_route(origin.address, "", "[server]\nworkers = 1\n"));
+    let mut client = gateway.connect();
+    for path in ["/slow?1", "/slow?2"] {
+        assert_eq!(client.get(path, &[]).status, 200);
+    }
+    let lines = gateway.access_log(2);
+    let seconds = |line: &serde_json::Value, name: &str| line[name].as_f64();
+    let connect = seconds(&lines[0], "connect_time").expect("a new connection");
+    assert!(connect > 0.0 && connect <= seconds(&lines[0], "upstream_time").unwrap_or_default(), "{lines:?}");
+    assert_eq!(seconds(&lines[1], "connect_time"), None, "a kept connection");
+}
+
+#[test]
+fn both_logs_name_time_alike() {
+    let origin = origin();
+    let gateway = Gateway::start(&one_route(origin.address, "", ""));
+    gateway.get("/hit", &[]);
+    let access = gateway.access_log(1)[0]["time"].to_string();
+    let ready = &gateway.process.stderr.events("ready")[0];
+    let process = ready["time"].to_string();
+    let form = |time: &str| -> String { time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect() };
+    assert_eq!((form(&access), process.len()), (form(&process), "\"0000-00-00T00:00:00.000Z\"".len()));
+    assert_eq!((ready["level"].as_str(), ready.get("timestamp")), (Some("INFO"), None));
+}
+
+#[test]
+fn faults_of_a_refused_reload_are_fields() {
+    let origin = origin();
+    let gateway = Gateway::start(&one_route(origin.address, "", ""));
+    gateway.rewrite(&one_route(origin.address, "costt = 1\nlimits = [\"none\"]", ""));
+    let log = &gateway.process.stderr;
+    wait_for(|| log.events("reload_refused").len() == 1, Duration::from_secs(5));
+    let faults = log.events("config_error");
+    let keys: Vec<_> = faults.iter().map(|fault| fault["key"].as_str().unwrap_or_default()).collect();
+    assert_eq!(keys, ["routes[0].costt", "routes[0].limits[0]"], "{faults:?}");
+    let unknown = &faults[0];
+    assert_eq!((unknown["code"].as_str(), unknown["column"].as_u64()), (Some("unknown-key"), Some(1)));
+    assert!(unknown["line"].as_u64() > Some(1) && unknown["hint"].as_str().is_some_and(|hint| hint.contains("cost")));
+    assert!(unknown["file"].as_str().is_some_and(|file| file.ends_with("tidegate.toml")));
+    assert!(log.all().iter().all(|line| line.starts_with('{')), "{:?}", log.all());
 }

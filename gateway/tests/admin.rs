@@ -13,7 +13,7 @@ use support::{Client, Gateway, Origin, STEP_TIMEOUT, Script, free_address, one_r
 /// Connections of the admin address for all requests.
 const ROOM: usize = 64;
 /// A probe must be answered within this time, whatever other connections do.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 const GET_METRICS: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 fn gateway(admin: &str) -> Gateway {

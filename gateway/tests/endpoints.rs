@@ -275,6 +275,43 @@ fn weighted_endpoints_get_their_shares() {
 }
 
 /// Latencies, connections and results of calls, at the admin address and as metrics.
+/// Requests stay in the zone of the gateway while half of its endpoints are there, and return to
+/// it.
+#[test]
+fn own_zone_is_used_until_it_is_lost_and_again_when_it_is_back() {
+    let origins: Vec<Origin> = (0..4).map(|_| Origin::start(|_| Script::ok(&[], ""))).collect();
+    let config = |zones: [&str; 4]| {
+        let items = origins.iter().zip(zones);
+        let items = items.map(|(origin, zone)| format!("{{ url = \"http://{}\", zone = \"{zone}\" }}", origin.address));
+        let list: Vec<String> = items.collect();
+        format!(
+            "[server]\nworkers = 1\nzone = \"eu-1a\"\n[upstreams.shop]\nendpoints = [{}]\n\
+             [[routes]]\nname = \"all\"\nmatch = {{ path = \"/*\" }}\nupstream = \"shop\"\ncache = {{ mode = \"off\" }}\n",
+            list.join(", ")
+        )
+    };
+    let gateway = Gateway::start(&config(["eu-1a", "eu-1a", "eu-1b", "eu-1c"]));
+    let mut client = gateway.connect();
+    let mut used = |count: usize| {
+        let before: Vec<usize> = origins.iter().map(Origin::count).collect();
+        assert!((0..count).all(|_| client.get("/", &[]).status == 200));
+        let after = origins.iter().map(Origin::count).zip(before);
+        after.map(|(after, before)| after > before).collect::<Vec<bool>>()
+    };
+    assert_eq!(used(40), [true, true, false, false]);
+    origins[0].stop();
+    assert_eq!(used(40), [false, true, false, false], "half of the zone is there");
+    origins[1].stop();
+    assert_eq!(used(40), [false, false, true, true], "the zone is lost, and no request");
+    let back = Origin::start_at(origins[0].address, |_| Script::ok(&[], ""));
+    wait_for(|| used(1) == [false; 4] && back.count() > 0, STEP_TIMEOUT);
+    wait_for(|| used(40) == [false; 4], STEP_TIMEOUT);
+    // Other zones by a reload: the endpoints are the same.
+    gateway.rewrite(&config(["eu-1b", "eu-1b", "eu-1a", "eu-1c"]));
+    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), STEP_TIMEOUT);
+    assert_eq!((used(40), back.count() > 0), (vec![false, false, true, false], true));
+}
+
 #[test]
 fn endpoints_and_calls_are_shown_with_latencies_connections_and_results() {
     let fast = Origin::start(|request| match request.target.as_str() {

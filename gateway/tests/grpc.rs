@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use bytes::Bytes;
+use support::h2_origin::{H2Origin, H2OriginOptions};
 use support::tls::LISTEN_TLS;
 use support::tls_origin::Authority;
 use support::{Gateway, Process, STEP_TIMEOUT, TempDir, free_address};
@@ -115,6 +117,45 @@ fn cancelled_call_is_cancelled_at_the_server() {
     let dir = directory();
     let server = start_server(python, &dir);
     check(python, &gateway(dir, &server.plain, ("", "", "")), &["cancellation"]);
+}
+
+/// A server whose responses begin with one message and then fail as their path says.
+fn broken_server() -> H2Origin {
+    H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
+        let path = stream.request.uri().path().trim_start_matches("/tidegate.Test/").to_owned();
+        let mut head = http::Response::builder().header("content-type", "application/grpc");
+        if path == "Length" {
+            head = head.header("content-length", "100");
+        }
+        let head = head.body(()).expect("a response");
+        let mut body = stream.respond.send_response(head, false).expect("an open stream");
+        body.send_data(Bytes::from_static(b"\0\0\0\0\x01a"), false).expect("an open stream");
+        // The client ends its side once it has the message.
+        drop(stream.body().await);
+        match path.strip_prefix("Reset").and_then(|code| code.parse::<u32>().ok()) {
+            Some(code) => return body.send_reset(code.into()),
+            None if path == "Silent" => {}
+            None => stream.control.abort.notify_one(),
+        }
+        // A stream that is dropped would be reset.
+        std::future::pending::<()>().await;
+    })
+}
+
+#[test]
+fn call_that_fails_inside_its_response_ends_with_a_status() {
+    let Some(python) = python() else { return };
+    let origin = broken_server();
+    let endpoint = format!("h2c://{}", origin.address);
+    let gateway_with = |keys| gateway(directory(), &endpoint, (keys, "", ""));
+    let all = gateway_with("idle_timeout = \"300ms\"\neject = { after = 0 }");
+    check(python, &all, &["broken_streams", "announced_length"]);
+    assert_eq!(all.metric("tidegate_timeouts_total{clock=\"upstream_body\"}"), 1.0);
+    assert_eq!(all.metric("tidegate_responses_aborted_total{reason=\"body_failed\"}"), 10.0);
+    check(python, &gateway_with("total_timeout = \"300ms\""), &["total_inside"]);
+    let dir = directory();
+    let server = start_server(python, &dir);
+    check(python, &gateway(dir, &server.plain, ("", "", "")), &["server_leaves"]);
 }
 
 #[test]

@@ -44,11 +44,29 @@ fn connection_that_ends_before_a_response_is_retried_where_that_is_safe() {
         assert_eq!(failing.count() - before.0, 2, "each of {method} {fields:?} is sent to it once");
         let retried = responses.iter().filter(|response| response.cache_status().contains("; retries=1")).count();
         assert_eq!(retried, if is_retried { 2 } else { 0 }, "{method}");
+        let statuses: Vec<_> = responses.iter().filter_map(|response| response.field("proxy-status")).collect();
+        let expected = if is_retried { "tidegate; retries=1" } else { "tidegate; error=connection_terminated" };
+        assert_eq!(statuses, [expected; 2], "{method}");
         assert!(responses.iter().all(|r| r.status != 200 || r.text() == format!("{} bytes", body.len())));
     }
     assert_eq!(gateway.metric("tidegate_upstream_retries_total{upstream=\"shop\",reason=\"reset\"}"), 6.0);
     let log = gateway.access_log(20);
     assert_eq!(log.iter().filter(|line| line["retries"] == 1).count(), 6);
+}
+
+/// The member of a proxy nearer the origin stays, and a failed retry has the reason too.
+#[test]
+fn proxy_status_has_failure_and_retries_in_one_member() {
+    let origin = Origin::start(|request| match &*request.target {
+        "/ok" => Script::ok(&[("Proxy-Status", "inner; received-status=200")], "x"),
+        _ => Script::new().reset(),
+    });
+    let gateway = Gateway::start(&config(&[http(origin.address)], "retries = 1", ""));
+    let ok = gateway.get("/ok", &[]);
+    assert_eq!((ok.status, ok.all("proxy-status")), (200, vec!["inner; received-status=200"]));
+    let failed = gateway.get("/", &[]);
+    let expected = "tidegate; error=connection_terminated; retries=1";
+    assert_eq!((failed.status, failed.field("proxy-status")), (503, Some(expected)));
 }
 
 #[test]
@@ -188,6 +206,7 @@ fn slow_endpoint_is_joined_by_another_one() {
     assert!(responses.iter().all(|response| response.text() == "other"));
     let hedged = responses.iter().filter(|response| response.cache_status().contains("; hedged")).count();
     assert!(hedged >= 3, "{hedged}");
+    assert_eq!(responses.iter().filter(|r| r.field("proxy-status") == Some("tidegate; hedged")).count(), hedged);
     let won = gateway.metric("tidegate_upstream_hedges_total{upstream=\"shop\",used=\"second\"}");
     assert_eq!(won, hedged as f64);
     assert!(gateway.access_log(68).iter().filter(|line| line["hedged"] == true).count() == hedged);

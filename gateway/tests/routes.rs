@@ -303,6 +303,47 @@ fn cors_is_answered_by_the_gateway() {
     assert_eq!(origin.count(), count + 1);
 }
 
+/// An announced body above the limit of every route gets the response of one above its route's.
+#[test]
+fn both_forms_of_413_are_alike() {
+    let origin = Origin::start(|_| Script::ok(&[], ""));
+    let gateway = routes(
+        origin.address,
+        "[limits_http]\nbody_bytes = \"1KiB\"\n[[routes]]\nname = \"big\"\nmatch = { path = \"/big\" }\n\
+         upstream = \"origin\"\nbody_bytes = \"64KiB\"\n[[routes]]\nname = \"own\"\nmatch = { path = \"/own\" }\n\
+         upstream = \"origin\"\nbody_bytes = \"10B\"\nheaders = { response = { set = { x-own = \"1\" } } }\n",
+    );
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let traceparent = format!("00-{trace}-b7ad6b7169203331-01");
+    let refused = |length: &str, accept: &str| {
+        let fields = [("Content-Length", length), ("Accept", accept), ("traceparent", &traceparent)];
+        let mut client = gateway.connect();
+        let mut head = "POST /own HTTP/1.1\r\nHost: gate.test\r\n".to_owned();
+        fields.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+        client.send(format!("{head}\r\n"));
+        client.read_response()
+    };
+    for accept in ["text/html", "application/json"] {
+        let [route, all] = ["11", "99999999999"].map(|length| refused(length, accept));
+        assert_eq!((route.status, all.status), (413, 413));
+        assert_eq!((route.field("x-own"), all.field("x-own")), (Some("1"), Some("1")));
+        let names = |response: &ClientResponse| {
+            let mut names: Vec<_> = response.fields.iter().map(|(name, _)| name.to_lowercase()).collect();
+            names.sort_unstable();
+            names
+        };
+        assert_eq!(names(&route), names(&all));
+        let id = |response: &ClientResponse| response.field("x-request-id").unwrap_or_default().to_owned();
+        assert!(!id(&all).is_empty());
+        assert_eq!(route.text().replace(&id(&route), "ID"), all.text().replace(&id(&all), "ID"));
+    }
+    let lines = gateway.access_log(4);
+    for line in &lines {
+        let facts = ["route", "refused", "failure", "trace_id"].map(|name| line[name].as_str().unwrap_or_default());
+        assert_eq!(facts, ["own", "body_too_large", "client_body", trace], "{line}");
+    }
+}
+
 #[test]
 fn routes_have_their_own_clients_and_body_sizes() {
     let origin = Origin::start(|request| Script::ok(&[], format!("{}", request.body.len())));

@@ -6,8 +6,8 @@ mod support;
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -329,6 +329,96 @@ fn client_that_reads_nothing_holds_up_nobody_else() {
     assert_eq!(gateway.get("/", &[]).body.len(), 8 << 20);
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     assert_eq!(origin.connections(), 1);
+}
+
+/// Responses reserve the windows of their streams; without room, streams have narrow windows.
+#[test]
+fn responses_that_nobody_takes_hold_bounded_memory() {
+    const RESERVED: &str = "tidegate_upstream_http2_reserved_bytes";
+    let windows = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&windows);
+    let origin = H2Origin::start(H2OriginOptions::default(), move |mut stream| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let mut body = stream.respond.send_response(Response::new(()), false).expect("an open stream");
+            body.reserve_capacity(1 << 20);
+            seen.lock().expect("no panic").push(body.capacity());
+            while let Some(Ok(count)) = std::future::poll_fn(|cx| body.poll_capacity(cx)).await {
+                if count > 0 && body.send_data(Bytes::from(vec![b'x'; count]), false).is_err() {
+                    return;
+                }
+                body.reserve_capacity(1 << 20);
+            }
+        }
+    });
+    // Half of it is that of the responses: one has room, beside the head of another one.
+    let limits = "[limits_http]\nhttp2_memory = \"1MiB\"\n";
+    let gateway =
+        Gateway::start(&config(&h2c(origin.address), "", "").replace("[[routes]]", &format!("{limits}[[routes]]")));
+    let mut clients: Vec<_> = (0..20).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send_get("/", &[]);
+        assert_eq!(client.read_head().status, 200);
+    }
+    let reserved = gateway.metric(RESERVED);
+    assert!((1.0..=f64::from(512 << 10)).contains(&reserved), "{reserved}");
+    let mut windows = windows.lock().expect("no panic").clone();
+    windows.sort_unstable();
+    assert_eq!(windows.iter().filter(|window| **window == 16 << 10).count(), 19, "{windows:?}");
+    assert_eq!(origin.connections(), 2);
+    drop(clients);
+    wait_for(|| gateway.metric(RESERVED) == 0.0, STEP_TIMEOUT);
+    // There is room again.
+    let mut client = gateway.connect();
+    client.send_get("/", &[]);
+    assert_eq!(client.read_head().status, 200);
+    assert_eq!((gateway.metric(RESERVED), origin.connections()), (f64::from(256 << 10), 2));
+}
+
+#[test]
+fn head_and_known_length_reserve_what_they_need() {
+    let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
+        let head = Response::builder().header("content-length", "1000").body(()).expect("a response");
+        let mut body = stream.respond.send_response(head, false).expect("an open stream");
+        body.send_data(Bytes::from_static(b"begun"), false).expect("an open stream");
+        std::future::pending::<()>().await;
+    });
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+    let mut client = gateway.connect();
+    client.send_get("/", &[]);
+    assert_eq!(client.read_head().status, 200);
+    assert_eq!(gateway.metric("tidegate_upstream_http2_reserved_bytes"), 1_000.0);
+}
+
+/// Trailers follow an upload with and without a length.
+#[test]
+fn trailers_of_an_upload_reach_the_server() {
+    let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
+        let body = stream.body().await.unwrap_or_default();
+        let trailers = stream.request.body_mut().trailers().await.ok().flatten();
+        let sum = trailers.as_ref().and_then(|trailers| trailers.get("x-sum")?.to_str().ok()).unwrap_or("none");
+        stream.reply(200, format!("{} {sum}", body.len()));
+    });
+    let dir = TempDir::new();
+    let trusted = write_certificate(&dir);
+    let gateway = Gateway::start_in(dir, &(config(&h2c(origin.address), "", "") + LISTEN_TLS));
+    let mut client = FrameClient::connect(&gateway, &trusted, 65_535);
+    for (stream, length, has_trailers) in [(1, None, true), (3, Some("5"), true), (5, Some("5"), false)] {
+        let mut fields = vec![(":method", "POST"), (":scheme", "https"), (":path", "/"), (":authority", "gate.test")];
+        fields.extend(length.map(|length| ("content-length", length)));
+        client.send(&Frame::new(HEADERS, END_HEADERS, stream).with(head_block(&fields)));
+        client.send(&Frame::new(DATA, 0, stream).with("hello"));
+        if has_trailers {
+            client.send(&Frame::new(HEADERS, END_HEADERS | END_STREAM, stream).with(head_block(&[("x-sum", "7")])));
+        } else {
+            // The end comes in a frame of its own.
+            client.send(&Frame::new(DATA, END_STREAM, stream));
+        }
+        assert_eq!(client.expect(HEADERS).status(), 200);
+        let expected = if has_trailers { "5 7" } else { "5 none" };
+        assert_eq!(client.expect(DATA).payload, expected.as_bytes(), "{length:?}");
+    }
+    assert_eq!(origin.seen()[1].headers["content-length"], "5");
 }
 
 #[test]

@@ -22,5 +22,5 @@ pub use lease::{
 pub use quota::{Cost, Fraction, KeyHash, Mode, Percent, Quota, QuotaError, Rate, WEIGHT_MAX, Weight};
 pub use rules::{
     ActiveOverride, Admission, Denial, Evaluations, Explanation, KEYS_PER_RULE_MAX, KeyIndex, LastDenial, LimitStatus,
-    Limiter, LimiterConfig, Override, Rule, RuleError, RuleSet, Scope, Subject, UserClass, Verdict,
+    Limiter, LimiterConfig, Override, RecentDenial, Rule, RuleError, RuleSet, Scope, Subject, UserClass, Verdict,
 };

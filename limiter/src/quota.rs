@@ -51,12 +51,23 @@ pub enum QuotaError {
 }
 
 /// Tokens per period, as an exact fraction in lowest terms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Rate {
     count: u64,
     seconds: u64,
+    /// The seconds of the period in which the rate was written, for `Display` only.
+    written: u32,
 }
+
+/// The period in which a rate was written is not a part of it.
+impl PartialEq for Rate {
+    fn eq(&self, other: &Rate) -> bool {
+        (self.count, self.seconds) == (other.count, other.seconds)
+    }
+}
+
+impl Eq for Rate {}
 
 impl Rate {
     /// `count` tokens every `seconds` seconds.
@@ -65,7 +76,7 @@ impl Rate {
         if count == 0 || seconds == 0 {
             return Err(QuotaError::Count(text()));
         }
-        let rate = Rate::reduced(count, u64::from(seconds));
+        let rate = Rate::reduced(count, u64::from(seconds)).written_per(seconds);
         if rate.count > COUNT_MAX {
             return Err(QuotaError::Count(text()));
         }
@@ -74,7 +85,11 @@ impl Rate {
 
     fn reduced(count: u64, seconds: u64) -> Rate {
         let divisor = greatest_common_divisor(count, seconds);
-        Rate { count: count / divisor, seconds: seconds / divisor }
+        Rate { count: count / divisor, seconds: seconds / divisor, written: 1 }
+    }
+
+    fn written_per(self, seconds: u32) -> Rate {
+        Rate { written: seconds, ..self }
     }
 
     fn within_resolution(self) -> Option<Rate> {
@@ -137,12 +152,18 @@ impl TryFrom<String> for Rate {
 
 impl fmt::Display for Rate {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.seconds {
-            1 => write!(out, "{}/s", self.count),
-            60 => write!(out, "{}/m", self.count),
-            3_600 => write!(out, "{}/h", self.count),
-            86_400 => write!(out, "{}/d", self.count),
-            seconds => write!(out, "{}/{seconds}s", self.count),
+        // In the period in which it was written, where that gives a whole number.
+        let written = u128::from(self.count) * u128::from(self.written);
+        let (count, seconds) = match written % u128::from(self.seconds) {
+            0 => (written / u128::from(self.seconds), u64::from(self.written)),
+            _ => (u128::from(self.count), self.seconds),
+        };
+        match seconds {
+            1 => write!(out, "{count}/s"),
+            60 => write!(out, "{count}/m"),
+            3_600 => write!(out, "{count}/h"),
+            86_400 => write!(out, "{count}/d"),
+            seconds => write!(out, "{count}/{seconds}s"),
         }
     }
 }
@@ -184,6 +205,7 @@ impl Quota {
         let (count, seconds) = (self.rate.count.checked_mul(weight.0), self.rate.seconds.checked_mul(WEIGHT_UNIT));
         let rate = count.zip(seconds).and_then(|(count, seconds)| Rate::reduced(count, seconds).within_resolution());
         let rate = rate.ok_or_else(|| QuotaError::TooFast(format!("{} x {weight}", self.rate)))?;
+        let rate = rate.written_per(self.rate.written);
         let burst = u128::from(self.burst.get()) * u128::from(weight.0) / u128::from(WEIGHT_UNIT);
         let burst = u32::try_from(burst).unwrap_or(u32::MAX);
         Quota::new(rate, NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN))
@@ -254,6 +276,11 @@ impl KeyHash {
     /// The hash in 64 bits, for uses in which a rare collision does no harm.
     pub(crate) const fn low_bits(self) -> u64 {
         self.0 as u64
+    }
+
+    /// The half by which logs and lists name the subject.
+    pub const fn high_bits(self) -> u64 {
+        (self.0 >> 64) as u64
     }
 }
 

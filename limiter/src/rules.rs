@@ -49,6 +49,15 @@ pub struct ActiveOverride {
     pub ends_at: MonotonicTime,
 }
 
+/// A denial of a device or a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecentDenial {
+    pub rule: Arc<str>,
+    /// The high bits of the keyed hash of the device; of a user, mixed with a constant.
+    pub key: u64,
+    pub denial: LastDenial,
+}
+
 impl Limiter {
     /// Builds every rule with fresh state.
     pub fn new(
@@ -126,6 +135,17 @@ impl Limiter {
             let (rule_override, ends_at) = state.override_slot.active(now)?;
             Some(ActiveOverride { rule: state.rule.name.clone(), rule_override, ends_at })
         })
+    }
+
+    /// The latest denials, at most `max`; for operators. Not exact: a denial may be missing where
+    /// many subjects are denied.
+    pub fn latest_denials(&self, max: usize) -> Vec<RecentDenial> {
+        let rule_of = |salt: u64| self.rules.iter().find(|state| state.salt == salt);
+        let latest = self.denial_log.latest(|salt| rule_of(salt).is_some(), max);
+        let denials = latest.into_iter().filter_map(|(key, salt, denial)| {
+            Some(RecentDenial { rule: Arc::clone(&rule_of(salt)?.rule.name), key, denial })
+        });
+        denials.collect()
     }
 
     fn find(&self, name: &str) -> Result<&Arc<RuleState>, RuleError> {

@@ -12,6 +12,7 @@ use crate::error::{LoadtestError, Result};
 use crate::launcher::{PeerLauncher, RunningPeer, free_addresses, this_program};
 use crate::load::LoadRun;
 use crate::load_report::LoadReport;
+use crate::origin_front::OriginFront;
 use crate::peer::Peer;
 use crate::probe_counts::ProbeCounts;
 use crate::process::{ChildProcess, ScratchDirectory};
@@ -91,12 +92,15 @@ impl<'a> Bench<'a> {
         let scratch = ScratchDirectory::new()?;
         let (_origin, address) = start_origin(workload, self.tools, &scratch)?;
         let (tools, tidegate) = (self.tools, self.plan.tidegate.as_path());
-        let certificate = workload.is_tls().then(|| ServerCertificate::create(tools, &scratch)).transpose()?;
+        let certificate =
+            workload.needs_certificate().then(|| ServerCertificate::create(tools, &scratch)).transpose()?;
+        let front = OriginFront { tools, scratch: &scratch, origin: address };
+        let front = front.start(workload.origin_protocol(), certificate.as_ref())?;
         let launcher = PeerLauncher {
             tools,
             scratch: &scratch,
             tidegate,
-            origin: address,
+            origin: front.as_ref().map_or(address, |(_, address)| *address),
             workload,
             certificate: certificate.as_ref(),
         };

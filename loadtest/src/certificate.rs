@@ -1,4 +1,5 @@
-//! The certificate of the servers that speak TLS: self-signed, with a P-256 key.
+//! The certificate of the servers that speak TLS: self-signed, with a P-256 key, and no authority,
+//! so that each client can trust it as it is.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,6 +8,20 @@ use std::process::{Command, Stdio};
 use crate::error::{LoadtestError, Result};
 use crate::process::ScratchDirectory;
 use crate::tools::{Tool, Tools};
+
+/// The name in the certificate that clients verify.
+pub(crate) const NAME: &str = "localhost";
+const OPENSSL: &str = "\
+[req]
+distinguished_name = name
+x509_extensions = extensions
+prompt = no
+[name]
+CN = localhost
+[extensions]
+subjectAltName = IP:127.0.0.1, DNS:localhost
+basicConstraints = critical, CA:FALSE
+";
 
 /// Files of a certificate and its key.
 pub(crate) struct ServerCertificate {
@@ -21,7 +36,8 @@ impl ServerCertificate {
         let [certificate, key] = ["server.crt", "server.key"].map(|name| scratch.path().join(name));
         let mut openssl = Command::new(tools.path(Tool::Openssl));
         openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
-        openssl.args(["-days", "30", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]);
+        let config = scratch.write("openssl.cnf", OPENSSL)?;
+        openssl.args(["-days", "30", "-config"]).arg(config);
         openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate).stdin(Stdio::null());
         let output = openssl.output().map_err(LoadtestError::io("cannot start openssl"))?;
         if !output.status.success() {

@@ -6,14 +6,14 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 use std::{env, fs};
 
-use crate::certificate::ServerCertificate;
+use crate::certificate::{self, ServerCertificate};
 use crate::curl::CurlClient;
 use crate::error::{LoadtestError, Result};
 use crate::peer::Peer;
 use crate::process::{ChildProcess, ScratchDirectory};
 use crate::response_check::CheckClient;
 use crate::tools::{SERVER_CORE, Tool, Tools};
-use crate::workload::{ResponseSource, Workload};
+use crate::workload::{OriginProtocol, ResponseSource, Workload};
 
 const NGINX: &str = include_str!("../peers/nginx.conf");
 const HAPROXY: &str = include_str!("../peers/haproxy.cfg");
@@ -54,7 +54,7 @@ pub(crate) struct PeerLauncher<'a> {
     pub(crate) tidegate: &'a Path,
     pub(crate) origin: SocketAddr,
     pub(crate) workload: Workload,
-    /// Of servers that speak TLS; `None` in clear text.
+    /// Of servers that speak TLS: the peers, or the origin; `None` if none does.
     pub(crate) certificate: Option<&'a ServerCertificate>,
 }
 
@@ -114,6 +114,13 @@ impl PeerLauncher<'_> {
         if peer == Peer::Varnish && self.workload.is_tls() {
             return Ok(Some("it speaks no TLS".to_owned()));
         }
+        match (peer, self.workload.origin_protocol()) {
+            (Peer::Varnish, OriginProtocol::Tls) => return Ok(Some("it speaks no TLS to origins".to_owned())),
+            (Peer::Varnish | Peer::Nginx, OriginProtocol::H2c) => {
+                return Ok(Some("this version has no HTTP/2 to origins".to_owned()));
+            }
+            _ => {}
+        }
         if peer != Peer::Varnish || self.workload.source() != ResponseSource::Limit {
             return Ok(None);
         }
@@ -124,6 +131,21 @@ impl PeerLauncher<'_> {
         Ok((!compiles).then(|| "it needs the vmod vsthrottle for limits (Debian: varnish-modules)".to_owned()))
     }
 
+    /// The certificate of the peers; `None` in clear text.
+    fn own_certificate(&self) -> Option<&ServerCertificate> {
+        self.certificate.filter(|_| self.workload.is_tls())
+    }
+
+    /// The certificate of the origin as a file of authorities; `None` in clear text.
+    fn origin_certificate(&self) -> Option<String> {
+        let is_tls = self.workload.origin_protocol() == OriginProtocol::Tls;
+        self.certificate.filter(|_| is_tls).map(|certificate| certificate.certificate.display().to_string())
+    }
+
+    fn is_h2c(&self) -> bool {
+        self.workload.origin_protocol() == OriginProtocol::H2c
+    }
+
     fn nginx(&self, peer: Peer, address: SocketAddr) -> Result<Command> {
         let directory = self.directory(peer)?;
         let open_files = match peer {
@@ -131,7 +153,7 @@ impl PeerLauncher<'_> {
             Peer::NginxOpenfiles => "open_file_cache max=20000 inactive=1h; open_file_cache_valid 1h;",
             _ => "",
         };
-        let (tls, certificate) = match self.certificate {
+        let (tls, certificate) = match self.own_certificate() {
             None => ("", String::new()),
             Some(ServerCertificate { certificate, key, .. }) => {
                 let (certificate, key) = (certificate.display(), key.display());
@@ -140,9 +162,18 @@ impl PeerLauncher<'_> {
                 (tls, format!("ssl_certificate {certificate}; ssl_certificate_key {key};"))
             }
         };
+        let name = certificate::NAME;
+        let to_origin = self.origin_certificate().map_or_else(String::new, |file| {
+            format!(
+                "proxy_ssl_trusted_certificate {file}; proxy_ssl_verify on; proxy_ssl_name {name}; proxy_ssl_server_name on;"
+            )
+        });
         let text = fill_template(
             NGINX,
             &[
+                ("SCHEME", if to_origin.is_empty() { "http" } else { "https" }),
+                ("VERSION", if self.is_h2c() { "2" } else { "1.1" }),
+                ("TO_ORIGIN", &to_origin),
                 ("DIRECTORY", &directory.display().to_string()),
                 ("SENDFILE", if peer == Peer::Nginx { "on" } else { "off" }),
                 ("OPEN_FILES", open_files),
@@ -163,11 +194,24 @@ impl PeerLauncher<'_> {
     }
 
     fn haproxy(&self, address: SocketAddr) -> Result<Command> {
-        let tls = self.certificate.map_or_else(String::new, |certificate| {
+        let tls = self.own_certificate().map_or_else(String::new, |certificate| {
             let alpn = if self.workload.is_http2() { "h2" } else { "http/1.1" };
             format!(" ssl crt {} alpn {alpn}", certificate.both.display())
         });
-        let values = [("LISTEN", address.to_string()), ("TLS", tls), ("ORIGIN", self.origin.to_string())];
+        let to_origin = match self.origin_certificate() {
+            Some(file) => {
+                let name = certificate::NAME;
+                format!(" ssl verify required ca-file {file} verifyhost {name} sni str({name}) alpn http/1.1")
+            }
+            None if self.is_h2c() => " proto h2".to_owned(),
+            None => String::new(),
+        };
+        let values = [
+            ("LISTEN", address.to_string()),
+            ("TLS", tls),
+            ("ORIGIN", self.origin.to_string()),
+            ("TO_ORIGIN", to_origin),
+        ];
         let text = fill_template(HAPROXY, &values.each_ref().map(|(name, value)| (*name, value.as_str())));
         let file = self.scratch.write("haproxy.cfg", &text)?;
         let mut command = self.tools.pinned(SERVER_CORE, self.tools.path(Tool::Haproxy));
@@ -203,7 +247,12 @@ impl PeerLauncher<'_> {
     }
 
     fn tidegate(&self, address: SocketAddr, admin: SocketAddr) -> Result<Command> {
-        let tls = self.certificate.map_or_else(String::new, |ServerCertificate { certificate, key, .. }| {
+        let (scheme, to_origin) = match self.origin_certificate() {
+            Some(file) => ("https", format!("tls = {{ ca = \"{file}\", server_name = \"{}\" }}", certificate::NAME)),
+            None if self.is_h2c() => ("h2c", String::new()),
+            None => ("http", String::new()),
+        };
+        let tls = self.own_certificate().map_or_else(String::new, |ServerCertificate { certificate, key, .. }| {
             let (certificate, key) = (certificate.display(), key.display());
             format!("[listen.tls]\ncertificates = [{{ cert = \"{certificate}\", key = \"{key}\" }}]")
         });
@@ -211,7 +260,8 @@ impl PeerLauncher<'_> {
             ("LISTEN", address.to_string()),
             ("TLS", tls),
             ("ADMIN", admin.to_string()),
-            ("ORIGIN", self.origin.to_string()),
+            ("ORIGIN", format!("{scheme}://{}", self.origin)),
+            ("TO_ORIGIN", to_origin),
         ];
         let text = fill_template(TIDEGATE, &values.each_ref().map(|(name, value)| (*name, value.as_str())));
         let file = self.scratch.write("tidegate.toml", &text)?;
@@ -221,7 +271,7 @@ impl PeerLauncher<'_> {
     }
 
     fn envoy(&self, address: SocketAddr) -> Result<Command> {
-        let tls = self.certificate.map_or_else(String::new, |ServerCertificate { certificate, key, .. }| {
+        let tls = self.own_certificate().map_or_else(String::new, |ServerCertificate { certificate, key, .. }| {
             let (certificate, key) = (certificate.display(), key.display());
             let alpn = if self.workload.is_http2() { "h2" } else { "http/1.1" };
             format!(
@@ -238,6 +288,27 @@ impl PeerLauncher<'_> {
             )
         });
         let cache = if self.workload.source() == ResponseSource::Cache { ENVOY_CACHE } else { "" };
+        let to_origin = match self.origin_certificate() {
+            Some(file) => format!(
+                "transport_socket:
+      name: envoy.transport_sockets.tls
+      typed_config:
+        \"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+        sni: {name}
+        common_tls_context:
+          validation_context:
+            trusted_ca: {{ filename: \"{file}\" }}
+            match_typed_subject_alt_names:
+            - {{ san_type: DNS, matcher: {{ exact: {name} }} }}",
+                name = certificate::NAME
+            ),
+            None if self.is_h2c() => "typed_extension_protocol_options:
+      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+        \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+        explicit_http_config: { http2_protocol_options: {} }"
+                .to_owned(),
+            None => String::new(),
+        };
         let values = [
             ("HOST", address.ip().to_string()),
             ("PORT", address.port().to_string()),
@@ -245,6 +316,7 @@ impl PeerLauncher<'_> {
             ("CACHE", cache.to_owned()),
             ("ORIGIN_HOST", self.origin.ip().to_string()),
             ("ORIGIN_PORT", self.origin.port().to_string()),
+            ("TO_ORIGIN", to_origin),
         ];
         let text = fill_template(ENVOY, &values.each_ref().map(|(name, value)| (*name, value.as_str())));
         let file = self.scratch.write("envoy.yaml", &text)?;
@@ -254,7 +326,15 @@ impl PeerLauncher<'_> {
     }
 
     fn caddy(&self, address: SocketAddr) -> Result<Command> {
-        let (scheme, tls) = match self.certificate {
+        let (to_scheme, to_origin) = match self.origin_certificate() {
+            Some(file) => {
+                let name = certificate::NAME;
+                ("https://", format!("tls_server_name {name}\n\t\t\ttls_trust_pool file {file}\n\t\t\tversions 1.1"))
+            }
+            None if self.is_h2c() => ("h2c://", "versions h2c 2".to_owned()),
+            None => ("", String::new()),
+        };
+        let (scheme, tls) = match self.own_certificate() {
             None => ("http", String::new()),
             Some(ServerCertificate { certificate, key, .. }) => {
                 ("https", format!("tls {} {}", certificate.display(), key.display()))
@@ -265,7 +345,8 @@ impl PeerLauncher<'_> {
             ("HOST", address.ip().to_string()),
             ("TLS", tls),
             ("CONNECTIONS", self.workload.connections().max(KEEPALIVE_MIN).to_string()),
-            ("ORIGIN", self.origin.to_string()),
+            ("ORIGIN", format!("{to_scheme}{}", self.origin)),
+            ("TO_ORIGIN", to_origin),
         ];
         let text = fill_template(CADDY, &values.each_ref().map(|(name, value)| (*name, value.as_str())));
         let file = self.scratch.write("Caddyfile", &text)?;
@@ -335,15 +416,27 @@ mod tests {
         for (template, names) in [
             (
                 NGINX,
-                ["DIRECTORY", "SENDFILE", "OPEN_FILES", "ORIGIN", "CONNECTIONS", "LISTEN", "TLS", "CERTIFICATE"]
-                    .as_slice(),
+                [
+                    "DIRECTORY",
+                    "SENDFILE",
+                    "OPEN_FILES",
+                    "ORIGIN",
+                    "CONNECTIONS",
+                    "LISTEN",
+                    "TLS",
+                    "CERTIFICATE",
+                    "SCHEME",
+                    "VERSION",
+                    "TO_ORIGIN",
+                ]
+                .as_slice(),
             ),
-            (HAPROXY, &["LISTEN", "TLS", "ORIGIN"]),
+            (HAPROXY, &["LISTEN", "TLS", "ORIGIN", "TO_ORIGIN"]),
             (VARNISH, &["HOST", "PORT"]),
             (VARNISH_DENIED, &["HOST", "PORT"]),
-            (TIDEGATE, &["LISTEN", "TLS", "ADMIN", "ORIGIN"]),
-            (ENVOY, &["HOST", "PORT", "TLS", "CACHE", "ORIGIN_HOST", "ORIGIN_PORT"]),
-            (CADDY, &["SITE", "HOST", "TLS", "CONNECTIONS", "ORIGIN"]),
+            (TIDEGATE, &["LISTEN", "TLS", "ADMIN", "ORIGIN", "TO_ORIGIN"]),
+            (ENVOY, &["HOST", "PORT", "TLS", "CACHE", "ORIGIN_HOST", "ORIGIN_PORT", "TO_ORIGIN"]),
+            (CADDY, &["SITE", "HOST", "TLS", "CONNECTIONS", "ORIGIN", "TO_ORIGIN"]),
         ] {
             let values: Vec<(&str, &str)> = names.iter().map(|name| (*name, "x")).collect();
             assert!(unfilled(template) > 0, "{template}");

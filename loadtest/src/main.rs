@@ -27,6 +27,7 @@ mod peer;
 mod goal;
 mod response_check;
 mod launcher;
+mod origin_front;
 mod progress;
 mod bench;
 mod machine;
@@ -59,7 +60,7 @@ use report_directory::ReportDirectory;
 use scenario::{Scenario, ScenarioRunner};
 use tools::{Tool, Tools};
 use worker_pool_origin::WorkerPool;
-use workload::Workload;
+use workload::{OriginProtocol, Workload};
 
 /// Load tests of Tidegate.
 #[derive(Parser)]
@@ -249,7 +250,10 @@ fn run_bench(arguments: BenchArguments) -> Result<ExitCode> {
         eprintln!("loadtest: debug build: the origin and tidegate are slow, the figures are meaningless");
     }
     let for_tls = [Tool::H2load, Tool::Curl, Tool::Openssl];
-    let for_tls = for_tls.into_iter().filter(|_| plan.workloads.iter().any(|workload| workload.is_tls()));
+    let for_tls = for_tls.into_iter().filter(|_| plan.workloads.iter().any(|workload| workload.needs_certificate()));
+    // It stands before an origin that does not speak HTTP/1.1 in clear text.
+    let has_front = plan.workloads.iter().any(|workload| workload.origin_protocol() != OriginProtocol::Plain);
+    let for_tls = for_tls.chain(has_front.then_some(Tool::Haproxy));
     let servers = plan.peers.iter().filter_map(|peer| peer.tool());
     let tools = Tools::find(servers.chain(for_tls).chain([Tool::Perf]))?;
     let mut report = arguments.write.map(ReportDirectory::open).transpose()?;
@@ -304,7 +308,7 @@ mod tests {
         assert_eq!(bench.workload, [Workload::Denied, Workload::Hit1k]);
         assert_eq!(bench.peers, [Peer::Nginx, Peer::ConstantResponse]);
         let Command::Bench(bench) = Arguments::parse_from(["loadtest", "bench"]).command else { panic!("bench") };
-        assert_eq!((bench.workload.len(), bench.peers.len()), (13, 10));
+        assert_eq!((bench.workload.len(), bench.peers.len()), (15, 10));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 
 use crate::tools::Tool;
-use crate::workload::{ResponseSource, Workload};
+use crate::workload::{OriginProtocol, ResponseSource, Workload};
 
 /// A server to measure. Reports use this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -100,14 +100,16 @@ impl Peer {
     }
 
     /// Whether the peer takes part in the workload: each upper bound applies to one kind of work in
-    /// clear text, settings for files have no effect over TLS, and the current peers are compared
-    /// over TLS and in pass-through.
+    /// clear text on both sides, settings for files have no effect over TLS and towards such
+    /// origins, and the current peers are compared over TLS and in pass-through. A protocol that a
+    /// peer lacks is an obstacle (`PeerLauncher::obstacle`), which is reported.
     pub(crate) fn supports(self, workload: Workload) -> bool {
         let (is_tls, passes) = (workload.is_tls(), workload.source() == ResponseSource::Origin);
+        let is_plain = !is_tls && workload.origin_protocol() == OriginProtocol::Plain;
         match self {
-            Peer::ConstantResponse => !is_tls && !passes,
-            Peer::ByteRelay => !is_tls && passes,
-            Peer::NginxNosendfile | Peer::NginxOpenfiles => !is_tls,
+            Peer::ConstantResponse => is_plain && !passes,
+            Peer::ByteRelay => is_plain && passes,
+            Peer::NginxNosendfile | Peer::NginxOpenfiles => is_plain,
             Peer::NginxWheel | Peer::Envoy => is_tls || passes,
             Peer::Caddy => passes,
             Peer::Nginx | Peer::Haproxy | Peer::Varnish | Peer::Tidegate => true,
@@ -136,7 +138,8 @@ mod tests {
         for workload in Workload::value_variants() {
             let bounds = [Peer::ConstantResponse, Peer::ByteRelay];
             let count = bounds.iter().filter(|bound| bound.supports(*workload)).count();
-            assert_eq!(count, usize::from(!workload.is_tls()));
+            let is_plain = !workload.is_tls() && workload.origin_protocol() == OriginProtocol::Plain;
+            assert_eq!(count, usize::from(is_plain));
         }
     }
 }

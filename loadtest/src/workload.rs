@@ -33,6 +33,10 @@ pub(crate) enum Workload {
     /// The same over 512 connections
     #[value(name = "pass-1k-512c")]
     Pass1k512c,
+    /// 1 KiB, always from an origin that speaks TLS
+    PassTls,
+    /// 1 KiB, always from an origin that speaks HTTP/2
+    PassH2,
     /// Denied by a limit: 429
     Denied,
     /// One key of 1 KiB from the cache, HTTP/2 over TLS
@@ -54,6 +58,17 @@ pub(crate) enum Workload {
 const H2_CONNECTIONS: usize = 16;
 const H2_STREAMS: usize = 32;
 
+/// The protocol of an origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OriginProtocol {
+    /// HTTP/1.1 in clear text.
+    Plain,
+    /// HTTP/1.1 over TLS.
+    Tls,
+    /// HTTP/2 in clear text, with prior knowledge.
+    H2c,
+}
+
 /// The required source of the responses: the cache, the origin, or a limit (429).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ResponseSource {
@@ -72,6 +87,8 @@ impl Workload {
             Workload::Hit1m => "hit-1m",
             Workload::Pass1k => "pass-1k",
             Workload::Pass1k512c => "pass-1k-512c",
+            Workload::PassTls => "pass-tls",
+            Workload::PassH2 => "pass-h2",
             Workload::Denied => "denied",
             Workload::H2Hit1k => "h2-hit-1k",
             Workload::H2Hit16k => "h2-hit-16k",
@@ -91,6 +108,8 @@ impl Workload {
             Workload::Hit1m => "one key of 1 MiB from the cache, 64 connections",
             Workload::Pass1k => "1 KiB, always from the origin, 64 connections",
             Workload::Pass1k512c => "1 KiB, always from the origin, 512 connections",
+            Workload::PassTls => "1 KiB, always from the origin by HTTP/1.1 over TLS, 64 connections in clear text",
+            Workload::PassH2 => "1 KiB, always from the origin by HTTP/2 in clear text, 64 connections of HTTP/1.1",
             Workload::Denied => "429 from a limit on the client address, 64 connections",
             Workload::H2Hit1k => {
                 "one key of 1 KiB from the cache, HTTP/2 over TLS, 16 connections with 32 concurrent streams each"
@@ -128,6 +147,19 @@ impl Workload {
         matches!(self.tls_load(), Some(TlsLoad::Http2 { .. }))
     }
 
+    pub(crate) fn origin_protocol(self) -> OriginProtocol {
+        match self {
+            Workload::PassTls => OriginProtocol::Tls,
+            Workload::PassH2 => OriginProtocol::H2c,
+            _ => OriginProtocol::Plain,
+        }
+    }
+
+    /// Whether servers of the workload need a certificate: the peers, or the origin.
+    pub(crate) fn needs_certificate(self) -> bool {
+        self.is_tls() || self.origin_protocol() == OriginProtocol::Tls
+    }
+
     pub(crate) fn source(self) -> ResponseSource {
         match self {
             Workload::Hit1k
@@ -139,7 +171,9 @@ impl Workload {
             | Workload::H2Hit16k
             | Workload::TlsHit1k
             | Workload::TlsHandshake => ResponseSource::Cache,
-            Workload::Pass1k | Workload::Pass1k512c | Workload::H2Pass1k => ResponseSource::Origin,
+            Workload::Pass1k | Workload::Pass1k512c | Workload::PassTls | Workload::PassH2 | Workload::H2Pass1k => {
+                ResponseSource::Origin
+            }
             Workload::Denied => ResponseSource::Limit,
         }
     }

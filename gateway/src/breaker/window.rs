@@ -92,12 +92,12 @@ impl CallWindow {
     }
 
     pub(super) fn start(&mut self, at: Instant) {
-        self.running.start(self.slot(at));
+        self.running.start(self.slot(at.saturating_duration_since(self.epoch)));
     }
 
     /// Ends a running call that started at `at`.
     pub(super) fn finish(&mut self, at: Instant) {
-        self.running.finish(self.slot(at));
+        self.running.finish(self.slot(at.saturating_duration_since(self.epoch)));
     }
 
     /// Counts a call that has ended.
@@ -126,10 +126,11 @@ impl CallWindow {
     /// The rule by which the calls of the window open a breaker; `None`: they do not. `minimum` is
     /// the number of calls before a ratio applies.
     pub(super) fn open_cause(&mut self, config: &BreakerConfig, minimum: u32, now: Instant) -> Option<OpenCause> {
-        let current = self.second(now);
-        let oldest = self.oldest_second(now);
+        let since = now.saturating_duration_since(self.epoch);
+        let current = since.as_secs() + 1;
+        let oldest = current.saturating_sub(self.seconds - 1);
         // A call may run for longer than the window. It is still counted.
-        let overdue = now.checked_sub(self.slow).map_or(0, |at| self.overdue(self.slot(at)));
+        let overdue = since.checked_sub(self.slow).map_or(0, |since| self.overdue(self.slot(since)));
         if overdue == 0 && (self.last_bad_second == 0 || self.last_bad_second < oldest) {
             return None;
         }
@@ -166,8 +167,7 @@ impl CallWindow {
     }
 
     /// Slots are never 0, so that an unused entry is older than any slot.
-    fn slot(&self, now: Instant) -> u64 {
-        let since = now.saturating_duration_since(self.epoch);
+    fn slot(&self, since: Duration) -> u64 {
         let millis = since.as_secs() * 1_000 + u64::from(since.subsec_millis());
         millis / self.slot_millis + 1
     }

@@ -1,5 +1,6 @@
 //! Configuration of the response cache: the `[cache]` table and the cache policy of a route.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::http::target::PathRules;
@@ -104,6 +105,9 @@ pub struct CachePolicy {
     /// How long past its lifetime a response is served while it is revalidated (RFC 5861 section
     /// 3).
     pub(crate) stale_while_revalidate: Duration,
+    /// The languages of the route's responses, to which `Accept-Language` is reduced; empty: it
+    /// stays as it is.
+    pub(crate) languages: Arc<[String]>,
 }
 
 /// One status or a class of statuses.
@@ -165,6 +169,7 @@ impl Default for CachePolicy {
             tags: Some("surrogate-key".to_owned()),
             stale_if_error: Duration::from_secs(600),
             stale_while_revalidate: Duration::ZERO,
+            languages: Arc::default(),
         }
     }
 }

@@ -3,10 +3,10 @@
 //!
 //! `config` has the configuration. `date`, `control` and `targeted` parse fields. `freshness`
 //! computes ages and lifetimes. `extent` and `range` handle byte ranges, `resume` continues an
-//! interrupted response by one, and `partial` combines stored partial responses. `policy` makes the
-//! decisions. `stored` is the metadata of an entry, `key` its cache key, and `tags` its surrogate
-//! keys. `fill` collapses concurrent misses into one fetch. `store_metrics` has the metrics of the
-//! cache store.
+//! interrupted response by one, `partial` combines stored partial responses, and `missing` finds
+//! the piece that one lacks. `languages` reduces `Accept-Language`. `policy` makes the decisions.
+//! `stored` is the metadata of an entry, `key` its cache key, and `tags` its surrogate keys. `fill`
+//! collapses concurrent misses into one fetch. `store_metrics` has the metrics of the cache store.
 
 mod config;
 pub(crate) mod control;
@@ -22,6 +22,8 @@ pub(crate) mod resume;
 pub(crate) mod tags;
 pub mod policy;
 pub(crate) mod partial;
+pub(crate) mod missing;
+pub(crate) mod languages;
 pub(crate) mod store_metrics;
 
 pub use config::{CacheConfig, CachePolicy};

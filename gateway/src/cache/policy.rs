@@ -115,6 +115,21 @@ pub fn apply_range_to_partial(
     range::apply(selection, extent, body, response)
 }
 
+/// First and last byte that a GET selects of an object with these stored fields: of one range, or
+/// of the whole object. `None` for several ranges, and for none of the object.
+pub(super) fn single_range(request: &Request, stored: &Fields, total: u64) -> Option<(u64, u64)> {
+    if request.method != Method::GET || total == 0 {
+        return None;
+    }
+    if !request.fields.has(KnownField::Range) {
+        return Some((0, total - 1));
+    }
+    match range::select(&request.fields, stored, total) {
+        RangeSelection::Ranges(ranges) => <[_; 1]>::try_from(ranges).ok().map(|[range]| range),
+        RangeSelection::Whole | RangeSelection::Unsatisfiable => None,
+    }
+}
+
 /// Whether the request must not be answered without validation: `no-cache`, or `Pragma: no-cache`
 /// without `Cache-Control`.
 pub fn demands_validation(request: &Fields, control: &CacheControl) -> bool {

@@ -16,7 +16,8 @@ use crate::tasks::{self, TaskWait};
 label! {
     /// Why a call got no slot.
     pub(crate) ConcurrencyRejection, "reason", {
-        /// It left a full queue, for a newer call or one of a heavier user class.
+        /// It left a full queue, for a newer call of its user class, or for one of a class with
+        /// fewer calls for its weight.
         Full = "full",
         /// It waited for too long.
         Wait = "wait",
@@ -101,8 +102,8 @@ impl ConcurrencyLimit {
         Some(self.start(&mut core, Duration::ZERO, self.time(now)))
     }
 
-    /// Waits for a slot until `due`, in the order of user classes. `weight` is that of the caller's
-    /// class, in thousandths. Cancel safe.
+    /// Waits for a slot until `due`. User classes share the slots by weight; `weight` is that of
+    /// the caller's class, in thousandths. Cancel safe.
     ///
     /// # Errors
     /// The queue is full, or the time has passed.

@@ -2,9 +2,12 @@
 //! consequences.
 
 use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 
-use limiter::{Cost, LeaseConfig, LeaseSource, Limiter, LimiterConfig, MonotonicTime, Percent, RuleError, Weight};
+use limiter::{
+    Cost, LeaseConfig, LeaseSource, Limiter, LimiterConfig, MonotonicTime, Percent, RuleError, Scope, Weight,
+};
 
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::model::Config;
@@ -32,6 +35,7 @@ pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Conf
     check_redis_secret(&draft, context);
     check_cookies(&draft, context);
     let limiters = build_limiters(&draft, context);
+    check_unshared_limits(&draft, context);
     check_sizes(&draft, context);
     let mut resolver = RouteResolver { draft: &mut draft, limiters, context, used: UsedDefinitions::default() };
     for index in 0..resolver.draft.routes.len() {
@@ -73,15 +77,74 @@ fn check_addresses(draft: &ConfigDraft, context: &ReadContext<'_>) {
     let admin = (draft.config.admin.address, &draft.admin);
     for (address, at) in listeners.chain([admin]) {
         // The kernel assigns a different port for each port 0.
-        if address.port() != 0 && !seen.insert(address) {
+        if address.port() == 0 {
+            continue;
+        }
+        let overlaps = |other: &&SocketAddr| {
+            let is_any = address.ip().is_unspecified() || other.ip().is_unspecified();
+            other.port() == address.port() && is_any && other.is_ipv4() == address.is_ipv4() && **other != address
+        };
+        if let Some(other) = seen.iter().find(overlaps) {
+            let message = format!("the listen addresses {other} and {address} overlap");
+            let problem = ConfigProblem::new(FaultCode::Duplicate, message);
+            context.error(
+                at,
+                problem.hint("one of them is all addresses of this machine; keep that one, or another port"),
+            );
+        }
+        if !seen.insert(address) {
             context.error(at, ConfigProblem::new(FaultCode::Duplicate, format!("duplicate listen address {address}")));
         }
     }
+    check_own_endpoints(draft, context);
     let admin = &draft.config.admin;
     if admin.token.is_none() && !admin.address.ip().is_loopback() {
         let problem =
             ConfigProblem::new(FaultCode::Risk, "without a token, /api is disabled on a non-loopback address");
         context.warning(&draft.admin, problem.hint("set `admin.token`; /live, /ready and /metrics need no token"));
+    }
+}
+
+/// An endpoint that is a listener of this process makes every request come back, until limits end
+/// the loop.
+fn check_own_endpoints(draft: &ConfigDraft, context: &ReadContext<'_>) {
+    let Config { listen, admin, upstreams, .. } = &draft.config;
+    let own: Vec<SocketAddr> = listen.iter().map(|listen| listen.address).chain([admin.address]).collect();
+    for (upstream, at) in upstreams.iter().zip(&draft.upstreams) {
+        for endpoint in &upstream.endpoints {
+            let ip = match &*endpoint.host {
+                "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                host => match host.parse() {
+                    Ok(ip) => ip,
+                    Err(_) => continue,
+                },
+            };
+            let is_own = |own: &&SocketAddr| {
+                let is_this_machine = own.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified());
+                own.port() == endpoint.port && own.port() != 0 && (own.ip() == ip || is_this_machine)
+            };
+            if let Some(own) = own.iter().find(is_own) {
+                let message = format!("the endpoint {} is this gateway: it listens on {own}", endpoint.authority());
+                let problem = ConfigProblem::new(FaultCode::Risk, message);
+                context.warning(at, problem.hint("name the address of the server behind the gateway"));
+            }
+        }
+    }
+}
+
+/// A cluster limit without Redis is divided by a number of gateways that nothing states.
+fn check_unshared_limits(draft: &ConfigDraft, context: &ReadContext<'_>) {
+    if draft.regions.is_some() || draft.config.limit.nodes > 1 {
+        return;
+    }
+    for (rule, at) in draft.config.limit.rules.iter().zip(&draft.rules) {
+        if rule.rule.scope == Scope::Cluster {
+            let message = "without `[redis]`, every gateway of a fleet applies the whole of this limit by itself";
+            let problem = ConfigProblem::new(FaultCode::Risk, message);
+            let hint =
+                "configure `[redis]`, or `redis.nodes`, by which it is divided; for one gateway, write tier = \"node\"";
+            context.warning(at, problem.hint(hint));
+        }
     }
 }
 

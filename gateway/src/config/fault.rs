@@ -178,8 +178,12 @@ impl ConfigReport {
         ConfigReport { name: name.to_owned(), source: source.to_owned(), faults }
     }
 
+    /// The document's name in messages.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The faults, in source order.
-    #[cfg(test)]
     pub(crate) fn faults(&self) -> &[ConfigFault] {
         &self.faults
     }

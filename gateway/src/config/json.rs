@@ -75,9 +75,16 @@ impl<'a> JsonParser<'a> {
             _ if self.take("true") => DocumentValue::Boolean(true),
             _ if self.take("false") => DocumentValue::Boolean(false),
             _ if self.take("null") => DocumentValue::Unsupported("null"),
-            _ => return Err(self.fault("expected a value")),
+            _ => return Err(self.without_comment("expected a value")),
         };
         Ok(DocumentNode { span: start..self.position, value })
+    }
+
+    /// A fault at the position; with a hint if a comment stands there.
+    fn without_comment(&self, message: &str) -> ConfigFault {
+        let fault = self.fault(message);
+        let hint = "JSON has no comments; a document in TOML has them (`#`)".to_owned();
+        if matches!(self.peek(), Some(b'/' | b'#')) { ConfigFault { hint: Some(hint), ..fault } } else { fault }
     }
 
     fn object(&mut self, depth: usize) -> Result<DocumentValue, ConfigFault> {
@@ -91,7 +98,7 @@ impl<'a> JsonParser<'a> {
             self.skip_whitespace();
             let start = self.position;
             if self.peek() != Some(b'"') {
-                return Err(self.fault("expected a name in double quotes"));
+                return Err(self.without_comment("expected a name in double quotes"));
             }
             let key = self.string()?;
             let key_span = start..self.position;

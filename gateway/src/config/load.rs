@@ -1,16 +1,16 @@
 //! Reads a configuration: from a file, from text, or from the arguments of `tidegate run
 //! --upstream`.
 
-use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::{fs, io};
 
 use super::document::{self, ConfigDocument, DocumentFormat};
 use super::expand::ExpansionEnvironment;
 use super::fault::{ConfigProblem, ConfigReport, DocumentLocation, FaultCode};
 use super::model::{Config, LogConfig, ServerConfig};
 use super::print::{self, PrintOptions};
-use super::read_context::ReadContext;
+use super::read_context::{ReadContext, ReadPurpose};
 use super::{check, section, table_reader};
 use crate::http::h1;
 use crate::{accept, admin, cache, discovery, identify, limit, route, tls, upstream};
@@ -22,6 +22,12 @@ impl Config {
         with_file(path, Config::parse)
     }
 
+    /// As [`Config::load`], to find faults: also checks what a start would find later, in files.
+    /// The path `-` is standard input.
+    pub fn verify(path: &Path) -> Result<(Config, ConfigReport), ConfigReport> {
+        with_file(path, |document| Config::parse_for(document, ReadPurpose::Check))
+    }
+
     /// The effective configuration of the file at `path` as text: a line for each key. Errors are
     /// returned instead of it.
     pub fn print(path: &Path, options: PrintOptions) -> Result<String, ConfigReport> {
@@ -30,9 +36,15 @@ impl Config {
 
     /// Reads and checks a document.
     pub fn parse(document: &ConfigDocument<'_>) -> Result<(Config, ConfigReport), ConfigReport> {
+        Config::parse_for(document, ReadPurpose::Run)
+    }
+
+    fn parse_for(document: &ConfigDocument<'_>, purpose: ReadPurpose) -> Result<(Config, ConfigReport), ConfigReport> {
         let report = |faults| ConfigReport::new(document.name, document.text, faults);
         let root = document::parse(document.text, document.format).map_err(report)?;
-        let context = ReadContext::new(document.text, ExpansionEnvironment::new(document.base, document.env));
+        let environment = ExpansionEnvironment::new(document.base, document.env);
+        let mut context = ReadContext::new(document.text, environment);
+        context.purpose = purpose;
         let draft = table_reader::read_document(&context, &root, section::read);
         let mut config = check::resolve(draft, &context);
         config.files = context.environment.files_read();
@@ -71,24 +83,35 @@ impl Config {
             pages: Vec::new(),
             routes: vec![route::RouteConfig::new("everything".into(), all_paths, 0)],
             log: LogConfig::default(),
+            tracing: None,
             files: Vec::new(),
         })
     }
 }
 
-/// Reads the file at `path`, as JSON if its name ends in `.json`, and passes it to `read`.
+/// Reads the file at `path`, as JSON if its name ends in `.json`, and passes it to `read`. Standard
+/// input, `-`, is JSON if it begins with a brace.
 fn with_file<R>(
     path: &Path,
     read: impl FnOnce(&ConfigDocument<'_>) -> Result<R, ConfigReport>,
 ) -> Result<R, ConfigReport> {
     let name = path.display().to_string();
-    let text = fs::read_to_string(path).map_err(|error| {
-        let problem = ConfigProblem::new(FaultCode::File, format!("cannot read {name}: {error}"));
+    let failed = |code, message, hint: &str| {
+        let problem = ConfigProblem::new(code, message);
+        let problem = if hint.is_empty() { problem } else { problem.hint(hint) };
         ConfigReport::new(&name, "", vec![DocumentLocation::default().error(problem)])
-    })?;
-    let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    };
+    let has_extension = |wanted: &str| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(wanted));
+    if has_extension("yaml") || has_extension("yml") {
+        let hint = "write the document in TOML, or in JSON with the extension `.json`";
+        return Err(failed(FaultCode::Syntax, format!("{name} is YAML, which is not read"), hint));
+    }
+    let is_stdin = path == Path::new("-");
+    let text = if is_stdin { io::read_to_string(io::stdin().lock()) } else { fs::read_to_string(path) };
+    let text = text.map_err(|error| failed(FaultCode::File, format!("cannot read {name}: {error}"), ""))?;
+    let is_json = has_extension("json") || is_stdin && text.trim_start().starts_with('{');
     read(&ConfigDocument {
-        name: &name,
+        name: if is_stdin { "standard input" } else { &name },
         text: &text,
         format: if is_json { DocumentFormat::Json } else { DocumentFormat::Toml },
         base: path.parent().unwrap_or(Path::new("")),

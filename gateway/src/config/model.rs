@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::http::target::PathRules;
 use crate::log::{AccessLogFormat, AccessLogTarget};
+use crate::spans::TracingConfig;
 use crate::{accept, admin, cache, discovery, identify, limit, pages, route, upstream};
 
 /// A checked configuration: every name is resolved, and every number is within its range.
@@ -39,6 +40,8 @@ pub struct Config {
     pub(crate) routes: Vec<route::RouteConfig>,
     /// Logs (`[log]`).
     pub log: LogConfig,
+    /// Export of spans (`[tracing]`); `None`: requests are not traced.
+    pub(crate) tracing: Option<TracingConfig>,
     /// All other files that the configuration refers to: values, pages, certificates and keys.
     pub(crate) files: Vec<PathBuf>,
 }

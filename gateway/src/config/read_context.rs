@@ -13,9 +13,19 @@ use super::fault::{ConfigFault, ConfigProblem, DocumentLocation};
 pub(super) struct ReadContext<'a> {
     pub(super) source: &'a str,
     pub(super) environment: ExpansionEnvironment<'a>,
+    pub(super) purpose: ReadPurpose,
     faults: RefCell<Vec<ConfigFault>>,
     keys: RefCell<Vec<KeySpec>>,
     values: RefCell<Vec<EffectiveValue>>,
+}
+
+/// Why a document is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReadPurpose {
+    /// To run by it.
+    Run,
+    /// To find its faults: also those that a start would find later, in files.
+    Check,
 }
 
 /// The value that a key has, in the syntax of the document.
@@ -63,6 +73,7 @@ impl<'a> ReadContext<'a> {
         ReadContext {
             source,
             environment,
+            purpose: ReadPurpose::Run,
             faults: RefCell::default(),
             keys: RefCell::default(),
             values: RefCell::default(),
@@ -106,6 +117,12 @@ impl<'a> ReadContext<'a> {
     /// Records the value that a key has.
     pub(super) fn record_value(&self, value: EffectiveValue) {
         self.values.borrow_mut().push(value);
+    }
+
+    /// Removes the effective values of the keys of a table.
+    pub(super) fn remove_values_under(&self, table: &str) {
+        let is_under = |path: &str| path.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
+        self.values.borrow_mut().retain(|value| !is_under(&value.path));
     }
 
     /// The values of all keys that were read, in the order of reading.

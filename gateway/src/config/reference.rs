@@ -87,7 +87,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "limits_http.http2_memory",
-        "Most memory that all HTTP/2 connections of the process may hold for their streams; beyond it, new streams are refused, and clients may send them again. One connection holds at most 2 MiB.",
+        "Most memory that all HTTP/2 connections of the process may hold for their streams; beyond it, new streams are refused, and clients may send them again. One connection holds at most 2 MiB. Responses of upstreams over HTTP/2 may reserve half as much in addition (upstreams.md).",
     ),
     (
         "limits_http.http2_memory_per_ip",
@@ -359,7 +359,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "upstreams.NAME.concurrency.wait",
-        "Longest time that a call waits for its turn. The calls of heavier user classes (`tiers`) come first; at most 1024 wait. A call that does not get its turn is answered by the degrade ladder, reason `concurrency_limit`.",
+        "Longest time that a call waits for its turn. User classes share the turns by their weights (`tiers`); at most 1024 wait. A call that does not get its turn is answered by the degrade ladder, reason `concurrency_limit`.",
     ),
     (
         "upstreams.NAME.endpoints",
@@ -556,6 +556,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "How long a stale response may be served while it is revalidated (RFC 5861).",
     ),
     (
+        "routes[].cache.languages",
+        "Languages of the responses, such as `[\"en\", \"zh\"]`: `Accept-Language` is reduced to the one that the client prefers, for the cache and the origin; removed if it accepts none. Empty: it stays as it is.",
+    ),
+    (
         "routes[].forward_path",
         "Path that the origin gets: the `normal` form, or the path as `received`. Routes, limits and keys use the normal form in any case.",
     ),
@@ -595,7 +599,16 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("log.fields", "Members of JSON lines, in their order (operations.md). Members without a value are left out."),
     ("log.level", "Least severe event in the log."),
     ("journal", "Store of accepted writes."),
-    ("tracing.otlp", "Endpoint that spans are sent to."),
+    (
+        "tracing.otlp",
+        "Collector that spans are sent to, by OTLP over HTTP in JSON ([tracing.md](tracing.md)); `/v1/traces` is added to a URL without it. Absent or empty: requests are not traced.",
+    ),
+    (
+        "tracing.ratio",
+        "Share of the requests without a trace that are sampled. A request with a trace is sampled as its sender has decided.",
+    ),
+    ("tracing.service_name", "`service.name` of the spans."),
+    ("tracing.headers.NAME", "A field of each export, such as `authorization`."),
 ];
 
 /// The table of keys in Markdown, as in `docs/configuration.md`.

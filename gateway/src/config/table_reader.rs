@@ -243,6 +243,16 @@ impl<'a> TableReader<'a> {
         read_node(self.context, entry.map(|entry| &entry.node), path, read)
     }
 
+    /// As [`Self::table`], for a table whose presence is a setting: the defaults of its keys are no
+    /// effective values without it.
+    pub(super) fn feature_table<R>(&self, key: &'static str, read: impl FnOnce(&TableReader<'_>) -> R) -> R {
+        let result = self.table(key, read);
+        if !self.has(key) {
+            self.context.remove_values_under(&self.path_of(key));
+        }
+        result
+    }
+
     /// Reads the table under `key` if the document has it.
     pub(super) fn optional_table<R>(&self, key: &'static str, read: impl FnOnce(&TableReader<'_>) -> R) -> Option<R> {
         self.declare_name(key);

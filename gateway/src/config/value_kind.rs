@@ -226,6 +226,34 @@ impl ValueKind for PositiveNumber {
     }
 }
 
+/// A number from 0 to 1.
+pub(super) struct Share;
+
+impl ValueKind for Share {
+    type Value = f64;
+
+    fn describe(&self) -> String {
+        "a number from 0 to 1".to_owned()
+    }
+
+    fn format(&self, value: &f64) -> String {
+        format!("{value:?}")
+    }
+
+    fn schema(&self) -> Value {
+        json!({ "type": "number", "minimum": 0, "maximum": 1 })
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<f64, ConfigProblem> {
+        let number = match input.node.value {
+            DocumentValue::Float(number) => number,
+            DocumentValue::Integer(number) => number as f64,
+            _ => return Err(input.wrong_type(self)),
+        };
+        if (0.0..=1.0).contains(&number) { Ok(number) } else { Err(out_of_range(self)) }
+    }
+}
+
 /// One of a fixed set of words. A word without a value belongs to a feature that is not available
 /// yet.
 pub(super) struct OneOf<T: 'static>(pub(super) &'static [(&'static str, Option<T>)]);

@@ -5,12 +5,18 @@
 //! attempt costs no more than a rejected request.
 
 mod address;
+mod sync;
 mod state;
+mod ejection;
 mod load;
 mod latency;
 mod set;
 #[cfg(test)]
+mod orders;
+#[cfg(test)]
 mod simulation;
+#[cfg(test)]
+mod state_tests;
 
 use std::hash::Hasher as _;
 use std::net::SocketAddr;
@@ -21,6 +27,7 @@ use std::time::{Duration, Instant};
 use siphasher::sip::SipHasher13;
 
 pub(crate) use address::{EndpointAddress, EndpointScheme};
+pub(crate) use ejection::EjectionGate;
 pub(crate) use set::{BalanceConfig, EndpointSet, Pick};
 pub(crate) use state::{EjectConfig, EndpointAvailability, OutReason};
 

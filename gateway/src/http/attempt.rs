@@ -61,6 +61,25 @@ pub(crate) enum UpstreamConnectionError {
 }
 
 impl UpstreamConnectionError {
+    /// The class of the error, for spans.
+    pub(crate) fn class(&self) -> &'static str {
+        match self {
+            UpstreamConnectionError::Connect(_) => "connect",
+            UpstreamConnectionError::NoAddress => "no_address",
+            UpstreamConnectionError::Tls(..) => "tls",
+            UpstreamConnectionError::NoResponse(_) => "no_response",
+            UpstreamConnectionError::Refused(_) => "refused",
+            UpstreamConnectionError::Reset(_) => "reset",
+            UpstreamConnectionError::Io(_) => "truncated",
+            UpstreamConnectionError::Malformed(_) => "malformed",
+            UpstreamConnectionError::Timeout(_) => "timeout",
+            UpstreamConnectionError::ClientStopped(_)
+            | UpstreamConnectionError::Client(_)
+            | UpstreamConnectionError::ClientGone
+            | UpstreamConnectionError::Unsendable(_) => "client",
+        }
+    }
+
     /// The side to blame.
     pub(crate) fn blame(&self) -> Blame {
         match self {

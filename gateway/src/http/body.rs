@@ -12,6 +12,7 @@ use bytes::Bytes;
 use super::buffer::ReadSize;
 use super::exchange_clock::{Blame, ExchangeTimeout};
 use super::fields::Fields;
+use super::grpc::GrpcStatus;
 use super::refusal::RequestRefusal;
 use crate::metrics::Label as _;
 
@@ -30,6 +31,9 @@ pub(crate) enum BodyError {
     /// The stream of a request has ended before its body was complete, for this reason.
     #[error("stream ended: {}", .0.reason())]
     Stream(RequestRefusal),
+    /// The peer reset the stream of the body with this error code (RFC 9113 section 7).
+    #[error("stream reset with code {0}")]
+    Reset(u32),
     /// A clock of the exchange ran out.
     #[error("body timed out: {}", .0.as_str())]
     Timeout(ExchangeTimeout),
@@ -52,9 +56,23 @@ impl BodyError {
             BodyError::TooLarge => BodyError::TooLarge,
             BodyError::Detached => BodyError::Detached,
             // The connection of the reader itself has not failed.
-            BodyError::Truncated | BodyError::Stream(_) | BodyError::ClientGone | BodyError::Io(_) => {
-                BodyError::Truncated
-            }
+            BodyError::Truncated
+            | BodyError::Stream(_)
+            | BodyError::Reset(_)
+            | BodyError::ClientGone
+            | BodyError::Io(_) => BodyError::Truncated,
+        }
+    }
+
+    /// The status of a call of gRPC whose response failed.
+    pub(crate) fn grpc_status(&self) -> GrpcStatus {
+        match self {
+            BodyError::Timeout(_) => GrpcStatus::DeadlineExceeded,
+            BodyError::Reset(code) => GrpcStatus::of_reset(*code),
+            BodyError::Malformed(_) => GrpcStatus::Internal,
+            BodyError::TooLarge => GrpcStatus::ResourceExhausted,
+            BodyError::ClientGone | BodyError::Stream(_) => GrpcStatus::Cancelled,
+            BodyError::Truncated | BodyError::Detached | BodyError::Io(_) => GrpcStatus::Unavailable,
         }
     }
 
@@ -64,7 +82,7 @@ impl BodyError {
             BodyError::Timeout(timeout) => timeout.blame(),
             BodyError::Stream(_) | BodyError::ClientGone | BodyError::Detached => Blame::Client,
             BodyError::TooLarge => Blame::Gateway,
-            BodyError::Malformed(_) | BodyError::Truncated | BodyError::Io(_) => Blame::Upstream,
+            BodyError::Malformed(_) | BodyError::Truncated | BodyError::Reset(_) | BodyError::Io(_) => Blame::Upstream,
         }
     }
 }

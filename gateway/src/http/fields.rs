@@ -13,6 +13,10 @@ use std::fmt;
 pub use known::KnownField;
 pub(crate) use known::{KnownFieldSet, matches_pattern};
 
+/// Lines that a new section has room for, and bytes for those that are added to it.
+const LINES_FIRST: usize = 16;
+const ADDED_BYTES: usize = 256;
+
 /// Position of one field line in the text of `Fields`: offset, lengths of name and value, and the
 /// known name if there is one.
 #[derive(Clone, Copy)]
@@ -119,6 +123,11 @@ impl Fields {
     /// line.
     pub(crate) fn load_section<'a>(&mut self, section: &[u8], lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) {
         self.clear();
+        if self.lines.capacity() == 0 {
+            // The gateway adds lines of its own.
+            self.text.reserve(section.len() + ADDED_BYTES);
+            self.lines.reserve(LINES_FIRST);
+        }
         self.text.extend_from_slice(section);
         self.has_gaps = true;
         let base = section.as_ptr().addr();

@@ -87,8 +87,31 @@ impl GrpcStatus {
         }
     }
 
+    /// The status for a stream that the server reset with an error code of HTTP/2
+    /// (`PROTOCOL-HTTP2.md`, "HTTP2 Transport Mapping").
+    pub(crate) fn of_reset(code: u32) -> Self {
+        match code {
+            // REFUSED_STREAM
+            7 => GrpcStatus::Unavailable,
+            // CANCEL
+            8 => GrpcStatus::Cancelled,
+            // ENHANCE_YOUR_CALM
+            11 => GrpcStatus::ResourceExhausted,
+            // INADEQUATE_SECURITY
+            12 => GrpcStatus::PermissionDenied,
+            _ => GrpcStatus::Internal,
+        }
+    }
+
     pub(crate) fn number(self) -> u8 {
         self as u8
+    }
+
+    /// Adds the status to the head or the trailers of a response. `reason` is a word without
+    /// reserved characters.
+    pub(crate) fn write(self, reason: &str, fields: &mut Fields) {
+        fields.push(b"grpc-status", itoa::Buffer::new().format(self.number()).as_bytes());
+        fields.push(b"grpc-message", reason.as_bytes());
     }
 }
 

@@ -12,6 +12,20 @@ use super::target::{self, TargetScan};
 /// Maximum letters of a method; the longest registered method has 17 (RFC 9110 section 16.1).
 pub(super) const METHOD_MAX: usize = 32;
 
+/// Most bytes of the target of a refused head that are kept for the access log.
+pub(super) const REFUSED_TARGET_MAX: usize = 512;
+
+/// Makes `request` the description of a refused head for the access log: method and target as far
+/// as they were received, or `-`. Nothing else of it is valid.
+#[cold]
+pub(super) fn describe_refused(request: &mut Request, method: &[u8], target: &[u8]) {
+    request.clear();
+    let method = &method[..method.len().min(METHOD_MAX)];
+    request.method = Method::from_bytes(method).or_else(|_| Method::from_bytes(b"-")).unwrap_or_default();
+    let target = String::from_utf8_lossy(&target[..target.len().min(REFUSED_TARGET_MAX)]);
+    request.set_target(if target.is_empty() { "-" } else { &target });
+}
+
 /// Methods are case-sensitive (RFC 9110 section 9.1), but many frameworks convert them to upper
 /// case: such an origin would take `post` for POST, whose route and limits did not apply.
 pub(super) fn check_method(method: &Method) -> Result<(), RequestRefusal> {

@@ -26,6 +26,7 @@ mod framing;
 mod head;
 pub(crate) mod body;
 pub(crate) mod attempt;
+mod exchange_body;
 pub(crate) mod websocket;
 pub(crate) mod h1;
 pub(crate) mod h2;

@@ -97,6 +97,15 @@ impl BodySource for RequestBody<'_> {
         }
     }
 
+    fn may_have_trailers(&self) -> bool {
+        match self {
+            RequestBody::Empty => false,
+            RequestBody::H1(body) => body.may_have_trailers(),
+            RequestBody::H2(body) => body.may_have_trailers(),
+            RequestBody::Started(body) => body.rest.may_have_trailers(),
+        }
+    }
+
     /// Never ready for an empty body: the loop that owns the connection watches it.
     fn poll_client_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {

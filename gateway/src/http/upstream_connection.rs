@@ -10,7 +10,10 @@ use super::body::{BodyError, BodySource};
 use super::buffer::ReadSize;
 use super::fields::Fields;
 use super::h1::Http1UpstreamConnection;
-pub(crate) use super::h2_upstream::{Http2UpstreamConnection, Http2UpstreamStream, http2_connections};
+pub(crate) use super::h2_upstream::{
+    Http2UpstreamConnection, Http2UpstreamStream, WindowReservation, http2_connections, reserved_upstream_bytes,
+    set_http2_memory,
+};
 use super::transport::TransportStream;
 
 /// A connection that was just opened.

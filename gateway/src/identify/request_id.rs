@@ -9,6 +9,18 @@ use crate::http::fields::{Fields, KnownField};
 /// Most bytes of an id that a trusted proxy sends. Every log line of the request repeats it.
 const RECEIVED_BYTES_MAX: usize = 128;
 
+/// The two digits of each byte.
+static HEX_PAIRS: [[u8; 2]; 256] = {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [DIGITS[byte >> 4], DIGITS[byte & 15]];
+        byte += 1;
+    }
+    pairs
+};
+
 /// A UUID that begins with its time, so that ids sort by the time of their requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RequestUuid([u8; 16]);
@@ -45,16 +57,11 @@ impl RequestUuid {
     }
 
     pub(crate) fn text(self) -> UuidText {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
+        // The position of each byte, after the hyphens before it.
+        const AT: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
         let mut text = [b'-'; 36];
-        let mut at = 0;
-        for (index, byte) in self.0.into_iter().enumerate() {
-            if matches!(index, 4 | 6 | 8 | 10) {
-                at += 1;
-            }
-            text[at] = HEX[usize::from(byte >> 4)];
-            text[at + 1] = HEX[usize::from(byte & 15)];
-            at += 2;
+        for (byte, at) in self.0.into_iter().zip(AT) {
+            [text[at], text[at + 1]] = HEX_PAIRS[usize::from(byte)];
         }
         text
     }

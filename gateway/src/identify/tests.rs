@@ -94,7 +94,7 @@ fn traces_are_propagated_or_generated() {
     for bad in ["00-00000000000000000000000000000000-b7ad6b7169203331-01", "junk", &parent.to_uppercase()] {
         let caller =
             identity(trusted_config()).identify(IpAddr::from([1, 1, 1, 1]), &mut request(&[("traceparent", bad)]));
-        assert!(!caller.trace.is_propagated && caller.trace.id != 0);
+        assert!(caller.trace.source == TraceSource::New && caller.trace.id != 0);
     }
 }
 

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use limiter::{Explanation, Limiter, Mode, Scope};
+use limiter::{Explanation, Limiter, Mode, RecentDenial, Scope};
 use serde_json::{Value, json};
 
 use super::config::LimitConfig;
@@ -93,16 +93,17 @@ impl AdminQuery {
     ) -> Result<Value, AdminQueryError> {
         match self {
             AdminQuery::Explain(description) => explain(limiter, config, identifier, description),
-            AdminQuery::List => Ok(list(limiter, config)),
+            AdminQuery::List => Ok(list_rules(limiter, config)),
             AdminQuery::Override { rule, .. } if config.rules.iter().any(|config| *config.rule.name == **rule) => {
-                Ok(list(limiter, config))
+                Ok(list_rules(limiter, config))
             }
             AdminQuery::Override { rule, .. } => Err(AdminQueryError::UnknownRule(rule.clone())),
         }
     }
 }
 
-fn list(limiter: &Limiter, config: &LimitConfig) -> Value {
+/// Every rule, with the override that is in effect.
+pub(crate) fn list_rules(limiter: &Limiter, config: &LimitConfig) -> Value {
     let now = CLOCK.now();
     let overrides: Vec<_> = limiter.active_overrides(now).collect();
     let rules = config.rules.iter().map(|config| {
@@ -170,6 +171,30 @@ fn explain(
         .collect();
     let user_class = config.weights.get(caller.user_class).map(|(name, _)| name.as_str());
     Ok(json!({ "user_class": user_class, "access": caller.access.as_str(), "rules": rules }))
+}
+
+/// The callers that were denied last, the latest first. The hashes are those of the access log. A
+/// denial of a user is that of a device as well: both have one entry.
+pub(crate) fn latest_denials(limiter: &Limiter, max: usize) -> Vec<Value> {
+    let now = CLOCK.now();
+    let mut denials: Vec<(RecentDenial, Vec<String>)> = Vec::new();
+    // Each of `max` entries may be of two keys.
+    for recent in limiter.latest_denials(2 * max) {
+        let key = format!("{:016x}", recent.key);
+        match denials.last_mut() {
+            Some((last, keys)) if last.rule == recent.rule && last.denial == recent.denial => keys.push(key),
+            _ => denials.push((recent, vec![key])),
+        }
+    }
+    let rows = denials.into_iter().take(max).map(|(RecentDenial { rule, denial, .. }, keys)| {
+        json!({
+            "rule": &*rule,
+            "callers": keys,
+            "seconds_ago": now.since(denial.at).as_secs_f64().round(),
+            "retry_after_seconds": denial.retry_after.as_secs_f64().ceil(),
+        })
+    });
+    rows.collect()
 }
 
 /// One sentence for the operator.

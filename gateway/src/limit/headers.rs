@@ -128,6 +128,15 @@ impl LimitHeaders {
         self.rules.get(rule).map_or("", |rule| &rule.name)
     }
 
+    /// The evaluations of each rule by all user classes: passed, denied, and denied in shadow mode.
+    pub(crate) fn rule_counts(&self) -> impl Iterator<Item = (Arc<str>, [u64; 3])> {
+        let outcomes = [EvaluationOutcome::Passed, EvaluationOutcome::Denied, EvaluationOutcome::ShadowDenied];
+        self.rules.iter().map(move |rule| {
+            let sum = |outcome: EvaluationOutcome| rule.counts.iter().map(|counts| counts[outcome.index()].get()).sum();
+            (Arc::clone(&rule.name), outcomes.map(sum))
+        })
+    }
+
     /// The names of the rules in a bitmask, separated by commas.
     pub(crate) fn names(&self, rules: u64) -> String {
         let names = (0..64).filter(|rule| rules >> rule & 1 != 0).map(|rule| self.name(rule));

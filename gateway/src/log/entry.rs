@@ -4,11 +4,11 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use super::timestamp::{TimestampFormatter, push_digits};
 use crate::http::message::{HttpVersion, Method, Scheme, StatusCode};
 use crate::http::text;
 use crate::label;
 use crate::metrics::Label as _;
+use crate::timestamp::{TimestampFormatter, push_digits};
 
 /// Most bytes of a value that a client chooses freely.
 const CLIENT_TEXT_MAX: usize = 512;
@@ -40,6 +40,7 @@ label! {
         Refused = "refused",
         Upstream = "upstream",
         UpstreamTime = "upstream_time",
+        ConnectTime = "connect_time",
         Retries = "retries",
         Hedged = "hedged",
         User = "user",
@@ -85,7 +86,7 @@ pub(crate) struct AccessLogEntry<'a> {
     pub(crate) status: StatusCode,
     /// Bytes of the response body.
     pub(crate) bytes: u64,
-    /// Bytes of the request body that the client announced; 0 also if it did not.
+    /// Bytes of the request body: those that the client announced, or else those received.
     pub(crate) request_bytes: u64,
     pub(crate) duration: Duration,
     pub(crate) client: IpAddr,
@@ -112,6 +113,8 @@ pub(crate) struct AccessLogEntry<'a> {
     pub(crate) upstream: &'a str,
     /// From the call of the upstream to the head of its response, or to its failure.
     pub(crate) upstream_time: Option<Duration>,
+    /// The part of it in which a connection was opened.
+    pub(crate) connect_time: Option<Duration>,
     /// How often the request was sent again.
     pub(crate) retries: u32,
     /// Whether a second endpoint was sent the request.
@@ -211,11 +214,8 @@ impl AccessLogEntry<'_> {
             LogField::Bytes => push_number(out, self.bytes),
             LogField::RequestBytes => push_positive(out, self.request_bytes),
             LogField::Duration => push_seconds(out, self.duration),
-            LogField::UpstreamTime => {
-                if let Some(time) = self.upstream_time {
-                    push_seconds(out, time);
-                }
-            }
+            LogField::UpstreamTime => push_time(out, self.upstream_time),
+            LogField::ConnectTime => push_time(out, self.connect_time),
             LogField::Retries => push_positive(out, self.retries.into()),
             LogField::Hedged => {
                 if self.is_hedged {
@@ -318,6 +318,12 @@ fn push_seconds(out: &mut Vec<u8>, duration: Duration) {
     push_digits(out, u64::from(duration.subsec_micros()), 6);
 }
 
+fn push_time(out: &mut Vec<u8>, time: Option<Duration>) {
+    if let Some(time) = time {
+        push_seconds(out, time);
+    }
+}
+
 fn push_client_text(out: &mut Vec<u8>, text: &[u8]) {
     if !text.is_empty() {
         push_string(out, &String::from_utf8_lossy(&text[..text.len().min(CLIENT_TEXT_MAX)]));
@@ -405,6 +411,7 @@ pub(super) mod tests {
             refused: "",
             upstream: "",
             upstream_time: None,
+            connect_time: None,
             retries: 0,
             is_hedged: false,
             user: "",

@@ -171,7 +171,11 @@ impl<L: Label> Default for Counters<L> {
 
 impl<L: Label> Counters<L> {
     pub(crate) fn inc(&self, label: L) {
-        self.group.add(label.index(), 1);
+        self.add(label, 1);
+    }
+
+    pub(crate) fn add(&self, label: L, count: u64) {
+        self.group.add(label.index(), count);
     }
 
     pub(crate) fn get(&self, label: L) -> u64 {

@@ -18,9 +18,10 @@ use crate::http::fields::KnownField;
 use crate::http::grpc;
 use crate::http::message::{OriginEdits, Request, Response};
 use crate::identify::auth::Authentication;
-use crate::identify::{Caller, RequestId};
+use crate::identify::{Caller, OutgoingSpan, RequestId};
 use crate::record::RequestRecord;
 use crate::route::{ForwardPath, Route, TemplateValues};
+use crate::spans::{Phase, RequestSpans};
 
 /// Fields by which a client asks for a part of an object. A shared fetch is for the whole object.
 pub(super) const RANGE_FIELDS: [KnownField; 2] = [KnownField::Range, KnownField::IfRange];
@@ -109,6 +110,13 @@ impl DetachedRequest {
     }
 }
 
+/// The spans of a request, if it is sampled.
+#[cold]
+fn begin_spans(snapshot: &Snapshot, caller: &Caller, arrival: &Arrival) -> Option<Box<RequestSpans>> {
+    let begin = || Box::new(RequestSpans::begin(caller.trace, snapshot.identity.random_u64(), arrival.at));
+    caller.trace.is_sampled().then(begin)
+}
+
 impl<'c> RequestContext<'c> {
     /// Identifies the caller of the request in `buffers` and finds its route.
     pub(crate) fn new(
@@ -121,6 +129,7 @@ impl<'c> RequestContext<'c> {
         let (caller, route, authentication) = caller_cache.lookup(snapshot, &arrival.peer, request);
         *record = RequestRecord {
             trace: Some(caller.trace),
+            spans: if snapshot.tracing.is_some() { begin_spans(snapshot, caller, arrival) } else { None },
             request_id: snapshot.identity.request_id(caller, request),
             client_ip: Some(caller.ip),
             device: Some(caller.device),
@@ -159,6 +168,21 @@ impl<'c> RequestContext<'c> {
             is_misdirected,
             deadline,
             stale: None,
+        }
+    }
+
+    /// Begins a phase of a sampled request.
+    pub(super) fn enter(&mut self, phase: Phase) {
+        if let Some(spans) = &mut self.record.spans {
+            spans.enter(phase);
+        }
+    }
+
+    /// The span that an upstream gets as its parent.
+    pub(super) fn outgoing_span(&self) -> OutgoingSpan {
+        match &self.record.spans {
+            None => OutgoingSpan::Untraced(self.snapshot.identity.random_u64()),
+            Some(spans) => OutgoingSpan::Span(spans.current()),
         }
     }
 

@@ -12,10 +12,10 @@ use super::respond::{count_response, count_result};
 use super::response_body::ResponseBody;
 use super::snapshot::Snapshot;
 use crate::cache::policy;
-use crate::degrade;
 use crate::degrade::ErrorResponder;
 use crate::error::{Error, ErrorKind};
 use crate::event::Event;
+use crate::http::attempt::UpstreamConnectionError;
 use crate::http::body::BodyError;
 use crate::metrics::{self, Counters, Label as _};
 use crate::record::{CacheDetail, CacheResult, RequestRecord};
@@ -43,7 +43,6 @@ impl RequestContext<'_> {
         {
             self.record.degraded = "stale";
             self.record.detail = CacheDetail::Reason(error.kind().as_str());
-            degrade::write_proxy_status(error.kind(), self.response);
             return body;
         }
         if error.is_degradable() {
@@ -56,6 +55,18 @@ impl RequestContext<'_> {
         let page = ErrorResponder { wait: self.wait(&error), ..self.error_responder() }.write(&error, &mut response);
         *self.response = response;
         ResponseBody::Bytes(page)
+    }
+
+    /// Answers a request whose announced body is larger than any route allows, as `handle` answers
+    /// one above the limit of its route.
+    pub(crate) fn refuse_body(&mut self) -> ResponseBody<'static> {
+        if self.route.is_some_and(|route| route.config.edits.is_some()) {
+            self.edit_request();
+        }
+        let body = self.degrade(UpstreamConnectionError::Client(BodyError::TooLarge).into());
+        self.respond();
+        self.charge_for_status();
+        body
     }
 
     /// The time before which a repeated request fails alike.
@@ -138,10 +149,12 @@ pub(crate) fn panicked(snapshot: &Snapshot, buffers: &mut ExchangeBuffers) -> Re
 /// about the caller, and none of a response.
 pub(crate) fn client_closed(record: &RequestRecord) -> RequestRecord {
     let RequestRecord { route, principal, trace, request_id, client_ip, device, user_class, country, .. } = record;
+    let spans = record.spans.clone();
     RequestRecord {
         route: *route,
         principal: *principal,
         trace: *trace,
+        spans,
         request_id: request_id.clone(),
         client_ip: *client_ip,
         device: *device,

@@ -14,14 +14,17 @@ use shard::{CacheHit, CacheKey, Entry, EpochSnapshot, InsertTarget, KeyBuilder, 
 use super::context::RequestContext;
 use super::fill_task::{FillTask, PendingEntry};
 use super::forward::UpstreamBody;
+use super::pieced_body::PiecedBody;
 use super::response_body::ResponseBody;
 use crate::cache::control::CacheControl;
 use crate::cache::extent::Extent;
 use crate::cache::fill::{FetchEnd, FillLeader};
+use crate::cache::missing::MissingPiece;
 use crate::cache::policy::{self, HIT_FOR_MISS_TTL, NoStoreReason};
 use crate::cache::stored::{CacheMeta, CachedObject, VariantSet};
 use crate::cache::{key, tags};
 use crate::error::{Error, ErrorKind};
+use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::record::{CacheDetail, CacheResult};
 use crate::tasks::{self, TaskKind};
@@ -62,6 +65,8 @@ pub(super) struct LedFetch {
     pub(super) fetch: Fetch,
     pub(super) leader: FillLeader,
     pub(super) validated: Option<CacheHit<CacheMeta>>,
+    /// The piece that a stored part lacks for the response; the fetch is for this piece alone.
+    pub(super) piece: Option<Box<MissingPiece>>,
 }
 
 impl LedFetch {
@@ -77,7 +82,7 @@ struct FillStart {
     /// The head for joining requests.
     shared: Response,
     leader: FillLeader,
-    source: UpstreamBody<'static>,
+    source: PiecedBody,
 }
 
 /// The object that a response becomes, how long it is kept, and the key of its variant.
@@ -103,15 +108,66 @@ impl RequestContext<'_> {
         {
             return ControlFlow::Continue(LedFetch { validated: None, ..led });
         }
-        ControlFlow::Break(self.end_fetch(led, source))
+        let LedFetch { fetch, leader, validated, piece } = led;
+        match (source, piece) {
+            (Ok(source), Some(piece)) if piece.is_in(self.response) => {
+                ControlFlow::Break(Ok(self.complete(piece, (fetch, leader), source)))
+            }
+            // The piece of another version, or none: the whole object is fetched instead. A version
+            // that `If-Range` does not name is sent as a whole at once.
+            (Ok(_useless), Some(_)) if is_answer_to_range(self.response.status) => {
+                ControlFlow::Continue(LedFetch { fetch, leader, validated, piece: None })
+            }
+            (source, _) => ControlFlow::Break(self.end_fetch((fetch, leader, validated), source)),
+        }
+    }
+
+    /// Answers with the stored part and the piece that it lacked, whose head is in the context, and
+    /// stores both while they are sent.
+    pub(super) fn complete(
+        &mut self,
+        piece: Box<MissingPiece>,
+        (fetch, leader): (Fetch, FillLeader),
+        source: UpstreamBody<'static>,
+    ) -> ResponseBody<'static> {
+        if self.record.cache != CacheResult::Pass {
+            self.record.cache = CacheResult::Miss;
+        }
+        let whole = piece.whole_head(self.response);
+        let (extent, total) = (piece.extent(), piece.total());
+        let plan = self.store_plan_for(&fetch, &whole);
+        *self.response = whole;
+        if let Some(extent) = extent {
+            self.response.status = StatusCode::PARTIAL_CONTENT;
+            let (first, last) = (extent.first, extent.first + extent.length - 1);
+            self.response.fields.add(KnownField::ContentRange, format!("bytes {first}-{last}/{total}"));
+        }
+        let source = PiecedBody::between(source, piece.into_stored());
+        match plan {
+            Ok(plan) => {
+                self.record.stored = true;
+                let leader = if plan.variant_key.is_some() {
+                    leader.end(FetchEnd::LookUpAgain);
+                    FillLeader::solo()
+                } else {
+                    leader
+                };
+                self.fill(fetch.pending_entry(self.caller.region, plan, extent), leader, source)
+            }
+            Err(reason) => {
+                self.record.detail = CacheDetail::Reason(reason.as_str());
+                leader.end(FetchEnd::LookUpAgain);
+                let (shared, leader) = (self.response.clone(), FillLeader::solo());
+                self.start_fill(FillStart { entry: None, shared, leader, source })
+            }
+        }
     }
 
     fn end_fetch(
         &mut self,
-        led: LedFetch,
+        (fetch, leader, validated): (Fetch, FillLeader, Option<CacheHit<CacheMeta>>),
         source: Result<UpstreamBody<'static>, Error>,
     ) -> Result<ResponseBody<'static>, Error> {
-        let LedFetch { fetch, leader, validated } = led;
         let source = match source {
             Ok(source) => source,
             Err(error) => {
@@ -199,7 +255,7 @@ impl RequestContext<'_> {
         } else {
             leader
         };
-        self.fill(fetch.pending_entry(self.caller.region, plan, None), leader, source)
+        self.fill(fetch.pending_entry(self.caller.region, plan, None), leader, PiecedBody::whole(source))
     }
 
     /// Gives an error response that is not stored to the requests that wait for it, so that a
@@ -208,6 +264,7 @@ impl RequestContext<'_> {
     fn share_error(&mut self, leader: FillLeader, source: UpstreamBody<'static>) -> ResponseBody<'static> {
         if leader.has_waiting() && policy::is_shareable_error(self.response) {
             let shared = self.response.clone();
+            let source = PiecedBody::whole(source);
             return self.start_fill(FillStart { entry: None, shared, leader, source });
         }
         leader.end(FetchEnd::Fail(ErrorKind::Upstream));
@@ -279,7 +336,7 @@ impl RequestContext<'_> {
         &mut self,
         entry: PendingEntry,
         leader: FillLeader,
-        source: UpstreamBody<'static>,
+        source: PiecedBody,
     ) -> ResponseBody<'static> {
         // Joining requests get the stored head, without the fields that belong to this client
         // alone.
@@ -382,6 +439,18 @@ impl RequestContext<'_> {
         variants.admit(variant.hash(), config.variants);
         Ok(Some(variant.to_owned()))
     }
+}
+
+/// Whether a status is an answer to a range request that is no answer to the same request without
+/// its range.
+pub(super) fn is_answer_to_range(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::PARTIAL_CONTENT
+            | StatusCode::NOT_MODIFIED
+            | StatusCode::PRECONDITION_FAILED
+            | StatusCode::RANGE_NOT_SATISFIABLE
+    )
 }
 
 /// Ends a fetch that has failed before the head of its response. One of the waiting requests

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use shard::{CacheKey, Entry, EpochSnapshot, InsertTarget, Region};
 
-use super::forward::UpstreamBody;
+use super::pieced_body::PiecedBody;
 use super::snapshot::Snapshot;
 use super::worker::WorkerResources;
 use crate::cache::extent::Extent;
@@ -18,7 +18,6 @@ use crate::cache::fill::Producer;
 use crate::cache::partial;
 use crate::cache::policy::HIT_FOR_MISS_TTL;
 use crate::cache::stored::{CacheMeta, CachedObject};
-use crate::http::body::BodySource;
 use crate::http::buffer::ReadSize;
 use crate::tasks::{self, TaskWait};
 
@@ -38,7 +37,7 @@ pub(super) struct FillTask {
     /// `None`: the body is shared and not stored.
     pub(super) entry: Option<PendingEntry>,
     pub(super) producer: Producer,
-    pub(super) source: UpstreamBody<'static>,
+    pub(super) source: PiecedBody,
     /// The length of the body, if the head announced it.
     pub(super) length: Option<u64>,
     pub(super) worker: Rc<WorkerResources>,

@@ -31,6 +31,7 @@ use crate::http::tls_fault::TlsFault;
 use crate::metrics::{self, Counters, Label as _};
 use crate::record::RequestRecord;
 use crate::route::Route;
+use crate::spans::{AttemptLog, AttemptSpan, Phase};
 use crate::upstream::{
     AttemptError, CallRepeats, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange,
     UpstreamResponse, UpstreamResult,
@@ -63,8 +64,10 @@ impl RequestContext<'_> {
         copy: Option<&mut Request>,
         body: RequestBody<'b>,
     ) -> Result<UpstreamBody<'b>, Error> {
-        let (route, accepts_trailers, weight) = (self.route(), self.accepts_trailers(), self.class_weight());
-        let identity = &self.snapshot.identity;
+        self.enter(Phase::Upstream);
+        let (route, accepts_trailers, weight, span) =
+            (self.route(), self.accepts_trailers(), self.class_weight(), self.outgoing_span());
+        let attempts = self.attempt_log();
         let request = match copy {
             Some(copy) => {
                 copy.interim = self.request.interim.share();
@@ -73,7 +76,7 @@ impl RequestContext<'_> {
             None => &mut *self.request,
         };
         hop::prepare_for_upstream(request, self.peer);
-        identify::write_trace(self.caller.trace, identity.random_u64(), &mut request.fields);
+        identify::write_trace(self.caller.trace, span, &mut request.fields);
         if let Some(id) = &self.record.request_id {
             id.write(&mut request.fields);
         }
@@ -84,10 +87,15 @@ impl RequestContext<'_> {
             weight,
             kept: KeptConnections::Use,
             deadline: self.deadline.map(Instant::from_std),
+            attempts: attempts.as_deref(),
             response: self.response,
             record: self.record,
         };
-        let mut body = call.run(request, body).await?;
+        let called = call.run(request, body).await;
+        if let Some(attempts) = attempts {
+            self.add_attempts(attempts.into_attempts());
+        }
+        let mut body = called?;
         body.accepts_trailers = accepts_trailers;
         self.record.forwarded_status = Some(self.response.status.as_u16());
         self.record.upstream = Some(body.exchange.endpoint());
@@ -97,16 +105,30 @@ impl RequestContext<'_> {
     /// Forwards `copy`, a request without a body, by a call that can outlive this request. The
     /// head of the response is in the context after `end_call`.
     pub(super) fn begin_call(&mut self, mut copy: Request, kept: KeptConnections) -> DetachableCall {
+        self.enter(Phase::Upstream);
         copy.interim = self.request.interim.share();
         hop::prepare_for_upstream(&mut copy, self.peer);
-        identify::write_trace(self.caller.trace, self.snapshot.identity.random_u64(), &mut copy.fields);
+        identify::write_trace(self.caller.trace, self.outgoing_span(), &mut copy.fields);
         if let Some(id) = &self.record.request_id {
             id.write(&mut copy.fields);
         }
         let (worker, snapshot) = (Rc::clone(self.worker), Arc::clone(self.snapshot));
         let (client, weight) = (self.caller.ip, self.class_weight());
-        let resources = CallResources { worker, snapshot, client, weight, kept };
+        let resources = CallResources { worker, snapshot, client, weight, kept, attempts: self.attempt_log() };
         begin_detachable(resources, self.route().index, (copy, std::mem::take(self.response)))
+    }
+
+    /// A log of the attempts of a call of a sampled request.
+    fn attempt_log(&self) -> Option<Box<AttemptLog>> {
+        self.record.spans.as_ref().map(|_| Box::default())
+    }
+
+    #[cold]
+    fn add_attempts(&mut self, attempts: Vec<AttemptSpan>) {
+        if let Some(spans) = &mut self.record.spans {
+            spans.add_attempts(attempts);
+            spans.leave();
+        }
     }
 
     /// The weight of the caller's class, in thousandths.
@@ -116,10 +138,13 @@ impl RequestContext<'_> {
 
     /// Takes over the response of a call, or its failure.
     pub(super) fn end_call(&mut self, ended: CallEnd) -> Result<UpstreamBody<'static>, Error> {
-        let CallEnd { response, result, upstream, upstream_time, blame, requests_sent, retries, is_hedged } = ended;
+        let CallEnd { response, result, upstream, times, blame, requests_sent, retries, is_hedged, attempts } = ended;
+        if let Some(attempts) = attempts {
+            self.add_attempts(attempts.into_attempts());
+        }
         *self.response = response;
         (self.record.upstream, self.record.blame) = (upstream, blame);
-        self.record.upstream_time = upstream_time;
+        (self.record.upstream_time, self.record.connect_time) = times;
         (self.record.requests_sent, self.record.retries, self.record.is_hedged) = (requests_sent, retries, is_hedged);
         let mut body = result?;
         body.accepts_trailers = self.accepts_trailers();
@@ -142,6 +167,8 @@ pub(super) struct CallResources {
     /// The weight of the caller's class, in thousandths.
     pub(super) weight: u32,
     pub(super) kept: KeptConnections,
+    /// Gets the attempts of a sampled request.
+    pub(super) attempts: Option<Box<AttemptLog>>,
 }
 
 /// The head of the response and its body, or the failure with its endpoint and blame.
@@ -149,11 +176,13 @@ pub(super) struct CallEnd {
     pub(super) response: Response,
     pub(super) result: Result<UpstreamBody<'static>, Error>,
     upstream: Option<Arc<str>>,
-    upstream_time: Option<Duration>,
+    /// Of the whole call, and of opening a connection.
+    times: (Option<Duration>, Option<Duration>),
     blame: Option<Blame>,
     requests_sent: u32,
     retries: u32,
     is_hedged: bool,
+    attempts: Option<Box<AttemptLog>>,
 }
 
 /// Begins a call of `request`, which is prepared for the upstream, by the route at an index of the
@@ -163,7 +192,7 @@ pub(super) fn begin_detachable(
     route: usize,
     (request, mut response): (Request, Response),
 ) -> DetachableCall {
-    let CallResources { worker, snapshot, client, weight, kept } = resources;
+    let CallResources { worker, snapshot, client, weight, kept, attempts } = resources;
     Box::pin(async move {
         let mut record = RequestRecord::default();
         let result = match snapshot.routes.at(route) {
@@ -176,6 +205,7 @@ pub(super) fn begin_detachable(
                     kept,
                     // That of one request does not end what others wait for.
                     deadline: None,
+                    attempts: attempts.as_deref(),
                     response: &mut response,
                     record: &mut record,
                 };
@@ -183,8 +213,10 @@ pub(super) fn begin_detachable(
             }
             None => Err(Error::NoRoute),
         };
-        let RequestRecord { upstream, upstream_time, blame, requests_sent, retries, is_hedged, .. } = record;
-        CallEnd { response, result, upstream, upstream_time, blame, requests_sent, retries, is_hedged }
+        let RequestRecord { upstream, upstream_time, connect_time, blame, .. } = record;
+        let RequestRecord { requests_sent, retries, is_hedged, .. } = record;
+        let times = (upstream_time, connect_time);
+        CallEnd { response, result, upstream, times, blame, requests_sent, retries, is_hedged, attempts }
     })
 }
 
@@ -200,6 +232,8 @@ struct UpstreamCall<'c> {
     kept: KeptConnections,
     /// When the request that the call is for is given up.
     deadline: Option<Instant>,
+    /// Gets the attempts of a sampled request.
+    attempts: Option<&'c AttemptLog>,
     response: &'c mut Response,
     record: &'c mut RequestRecord,
 }
@@ -208,7 +242,7 @@ impl UpstreamCall<'_> {
     /// Calls through the route's breaker, which judges the call by the head of the response: by its
     /// status, and by the time since the upstream had the whole request.
     async fn run<'b>(self, request: &Request, body: RequestBody<'b>) -> Result<UpstreamBody<'b>, Error> {
-        let UpstreamCall { route, worker, client, weight, kept, deadline, response, record } = self;
+        let UpstreamCall { route, worker, client, weight, kept, deadline, attempts, response, record } = self;
         let body = match &route.mirror {
             None => body,
             Some(mirror) => Box::pin(mirror::send_copy(mirror, (request, client), body)).await?,
@@ -226,7 +260,9 @@ impl UpstreamCall<'_> {
                 None => {
                     let due = now + limit.config().wait;
                     let due = total_at.map_or(due, |total| total.min(due));
-                    let slot = Box::pin(wait_for_slot(&target.upstream, limit, weight, due)).await?;
+                    let slot = Box::pin(wait_for_slot(&target.upstream, limit, weight, due)).await;
+                    let slot =
+                        slot.inspect_err(|_| record.upstream = Some(Arc::clone(&target.upstream.config().name)))?;
                     now = Instant::now();
                     Some(slot)
                 }
@@ -236,6 +272,7 @@ impl UpstreamCall<'_> {
         let breaker = &target.breaker;
         let (permit, change) = breaker.admit(start, now.into_std()).map_err(|change| {
             breaker.announce(change);
+            record.upstream = Some(Arc::clone(&target.upstream.config().name));
             Error::BreakerOpen
         })?;
         breaker.announce(change);
@@ -249,10 +286,12 @@ impl UpstreamCall<'_> {
             }
         };
         let hedges = route.config.hedge;
-        let outgoing = OutgoingRequest { request, kept, client, timeouts, now, total_at, hedges, on_sent: &on_sent };
+        let on_sent = &on_sent;
+        let outgoing = OutgoingRequest { request, kept, client, timeouts, now, total_at, hedges, on_sent, attempts };
         let CallResult { result, repeats } = target.upstream.call(&outgoing, body).await;
         record.requests_sent = requests_sent.get();
-        record.upstream_time = Some(now.elapsed());
+        let ended = Instant::now();
+        record.upstream_time = Some(ended - now);
         if let Some(repeats) = repeats {
             note_repeats(*repeats, (route, &target.upstream), record);
         }
@@ -278,19 +317,19 @@ impl UpstreamCall<'_> {
                 None
             }
             Some(succeeded) => {
-                let now = std::time::Instant::now();
+                let ended = ended.into_std();
                 // The time of a retry is not that of one call.
                 if let Some(slot) = slot.filter(|_| succeeded && requests_sent.get() == 1) {
-                    slot.succeed(now);
+                    slot.succeed(ended);
                 }
                 if let Ok(exchange) = &result
                     && requests_sent.get() == 1
                 {
-                    let took = now.saturating_duration_since(sent_at.get());
+                    let took = ended.saturating_duration_since(sent_at.get());
                     stats.durations.observe(took);
-                    exchange.count_latency(took, now);
+                    exchange.count_latency(took, ended);
                 }
-                let (call, change) = permit.record(succeeded, now);
+                let (call, change) = permit.record(succeeded, ended);
                 breaker.announce(change);
                 call
             }
@@ -316,6 +355,7 @@ impl UpstreamCall<'_> {
 #[cold]
 fn note_repeats(repeats: CallRepeats, (route, upstream): (&Route, &Upstream), record: &mut RequestRecord) {
     (record.retries, record.is_hedged) = (repeats.retries, repeats.is_hedged);
+    record.connect_time = repeats.connect_time;
     for failure in repeats.failed {
         count_timeout_of(&failure.error);
         report_failure(route, upstream, failure);

@@ -26,6 +26,7 @@ use crate::identify::Caller;
 use crate::identify::auth::{self, AcceptedFields, AuthResult};
 use crate::record::{CacheDetail, CacheResult};
 use crate::route::ForwardAuth;
+use crate::spans::Phase;
 use crate::upstream::{KeptConnections, OutgoingRequest, UpstreamResponse};
 use crate::{hop, identify};
 
@@ -47,12 +48,13 @@ struct ServiceAnswer {
 impl RequestContext<'_> {
     /// Lets the service decide. `Some` is the body of its denial, whose head is in the context.
     pub(super) async fn authorize(&mut self, service: &ForwardAuth) -> Result<Option<ResponseBody<'static>>, Error> {
+        self.enter(Phase::Authorize);
         let mut question = self.question(service);
         let key = question_key(&question);
         let accepted = match service.answers.get(&key, CLOCK.now()) {
             Some(accepted) => accepted,
             None => {
-                identify::write_trace(self.caller.trace, self.snapshot.identity.random_u64(), &mut question.fields);
+                identify::write_trace(self.caller.trace, self.outgoing_span(), &mut question.fields);
                 if let Some(id) = &self.record.request_id {
                     id.write(&mut question.fields);
                 }
@@ -110,6 +112,7 @@ impl RequestContext<'_> {
             total_at: Some(now + timeout),
             hedges: false,
             on_sent: &|| {},
+            attempts: None,
         };
         let call = target.upstream.call(&outgoing, RequestBody::Empty).await;
         let is_answered = call.result.as_ref().is_ok_and(|answered| !answered.head.status.is_server_error());

@@ -10,6 +10,7 @@ use super::fetch::{Fetch, LedFetch};
 use super::forward::{CallEnd, DetachableCall};
 use super::response_body::ResponseBody;
 use crate::cache::fill::FillLeader;
+use crate::cache::missing::MissingPiece;
 use crate::cache::policy;
 use crate::cache::stored::CachedObject;
 use crate::error::Error;
@@ -19,18 +20,19 @@ use crate::tasks::{self, TaskKind};
 use crate::upstream::KeptConnections;
 
 impl RequestContext<'_> {
-    /// Fetches from the origin on behalf of every waiting request.
+    /// Fetches from the origin on behalf of every waiting request; `piece`: only that, and the rest
+    /// of the response is stored.
     ///
     /// If this is dropped before the head of the response, the fetch ends, unless other requests
     /// wait for it: then it continues in a task.
     pub(super) async fn lead_fetch(
         &mut self,
         fetch: Fetch,
-        leader: FillLeader,
+        (leader, piece): (FillLeader, Option<Box<MissingPiece>>),
     ) -> Result<ResponseBody<'static>, Error> {
         let has_validator = |object: &CachedObject| object.has_validator();
         let validated = self.stale.clone().filter(|hit| policy::object(&hit.meta).is_some_and(has_validator));
-        let mut led = LedFetch { fetch, leader, validated };
+        let mut led = LedFetch { fetch, leader, validated, piece };
         loop {
             let mut copy = self.whole_request(&led);
             let source = if led.leader.is_solo() {
@@ -79,12 +81,15 @@ impl RequestContext<'_> {
         }
     }
 
-    /// The request for the whole object, conditional where a stored one is validated.
+    /// The request for the whole object, or for the piece that is not stored; conditional where a
+    /// stored one is validated.
     fn whole_request(&self, led: &LedFetch) -> Request {
         let mut copy = self.request.clone();
         CONDITIONS.into_iter().chain(RANGE_FIELDS).for_each(|known| copy.fields.remove(known));
         self.reduce(&mut copy);
-        if let Some(object) = led.validated_object() {
+        if let Some(piece) = &led.piece {
+            piece.write_range(&mut copy.fields);
+        } else if let Some(object) = led.validated_object() {
             policy::make_conditional(object, &mut copy.fields);
         }
         copy

@@ -11,6 +11,7 @@ use super::response_body::ResponseBody;
 use super::shared_body::SharedBody;
 use crate::cache::control::CacheControl;
 use crate::cache::fill::{FetchEnd, FillLeader, FillReader, JoinOutcome, JoinResult};
+use crate::cache::languages;
 use crate::cache::policy;
 use crate::cache::stored::{CacheMeta, CachedObject, Freshness};
 use crate::cache::{HonourClient, key};
@@ -19,6 +20,7 @@ use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::record::{CacheDetail, CacheResult, ForwardReason};
 use crate::respond;
+use crate::spans::Phase;
 use crate::tasks::{self, TaskKind, TaskWait};
 
 /// How often a request looks up again after a shared fetch had no response for it. After that it
@@ -57,9 +59,14 @@ enum SharedFetch {
 impl RequestContext<'_> {
     /// Answers a request whose method and route allow a cached response.
     pub(super) async fn look_up(&mut self) -> Result<ResponseBody<'static>, Error> {
+        self.enter(Phase::Lookup);
+        let languages = &self.cache_policy().languages;
+        if !languages.is_empty() {
+            languages::normalise(languages, &mut self.request.fields);
+        }
         let directives = self.request_directives();
         let mut builder = self.worker.key_builder.take();
-        let (mut round, mut wait_until) = (0, None);
+        let (mut round, mut wait_until, mut piece) = (0, None, None);
         let lead = loop {
             let found = self.look_up_local(&mut builder, &directives);
             if self.snapshot.cache.exposes_key {
@@ -95,6 +102,7 @@ impl RequestContext<'_> {
                         return Ok(body);
                     }
                     self.record.forward = ForwardReason::Partial;
+                    piece = self.missing_piece(&hit);
                 }
                 LayerLookup::Miss(reason) => self.record.forward = reason,
             }
@@ -127,9 +135,11 @@ impl RequestContext<'_> {
         let fetch = Fetch::begin(self, builder.key().to_owned());
         if policy::wants_range(self.request) && self.stale.is_none() {
             // The range is forwarded as requested: waiting for the whole object could take long.
-            return self.fetch_part(fetch).await;
+            return self.fetch_part(fetch, piece).await;
         }
-        self.lead_fetch(fetch, lead).await
+        // A stored object that can be validated is not fetched again.
+        let piece = piece.filter(|_| self.stale.is_none());
+        self.lead_fetch(fetch, (lead, piece)).await
     }
 
     /// Joins the fetch of `key` and waits for its result, or leads a fetch. All rounds of a request
@@ -374,7 +384,7 @@ impl RequestContext<'_> {
         tasks::spawn(TaskKind::BackgroundValidation, async move {
             let validate = async |context: &mut RequestContext<'_>| {
                 let fetch = Fetch::begin(context, key);
-                match context.lead_fetch(fetch, lead).await {
+                match context.lead_fetch(fetch, (lead, None)).await {
                     // A body that is not stored has no use.
                     Ok(ResponseBody::Fill(body)) => body.leave_to_store(),
                     Ok(_) => {}

@@ -133,6 +133,7 @@ async fn exchange(upstream: &Upstream, (request, client): (&Request, IpAddr), bo
         total_at: Some(now + TIME_MAX),
         hedges: false,
         on_sent: &|| {},
+        attempts: None,
     };
     let call = upstream.call(&outgoing, body).await;
     let Ok(mut exchange) = call.result.map(|answered| answered.exchange) else { return false };

@@ -4,10 +4,12 @@
 use shard::CacheHit;
 
 use super::context::{CONDITIONS, RequestContext};
-use super::fetch::Fetch;
+use super::fetch::{Fetch, is_answer_to_range};
+use super::pieced_body::PiecedBody;
 use super::response_body::ResponseBody;
 use crate::cache::extent::Extent;
 use crate::cache::fill::FillLeader;
+use crate::cache::missing::MissingPiece;
 use crate::cache::policy::{self, NoStoreReason};
 use crate::cache::stored::CacheMeta;
 use crate::error::Error;
@@ -33,15 +35,45 @@ impl RequestContext<'_> {
         Some(ResponseBody::Bytes(body))
     }
 
+    /// The piece that a stored part lacks for the response to this request, if that and the part
+    /// are the response.
+    pub(super) fn missing_piece(&self, hit: &CacheHit<CacheMeta>) -> Option<Box<MissingPiece>> {
+        let CacheMeta::Partial(object, extent) = &hit.meta else { return None };
+        let has_condition = CONDITIONS.iter().any(|condition| self.request.fields.has(*condition));
+        if policy::wants_range(self.request) && has_condition {
+            return None;
+        }
+        MissingPiece::of(self.request, (object, *extent, hit.body())).map(Box::new)
+    }
+
     /// Forwards a range request and stores the response: a 206 as a part, a 200 as the whole
-    /// object.
-    pub(super) async fn fetch_part(&mut self, fetch: Fetch) -> Result<ResponseBody<'static>, Error> {
+    /// object. With `piece`, only that is requested, unless the origin has another version.
+    pub(super) async fn fetch_part(
+        &mut self,
+        fetch: Fetch,
+        piece: Option<Box<MissingPiece>>,
+    ) -> Result<ResponseBody<'static>, Error> {
         if self.record.cache != CacheResult::Pass {
             self.record.cache = CacheResult::Miss;
         }
         let mut copy = self.request.clone();
         self.reduce(&mut copy);
-        let source = self.forward(Some(&mut copy), RequestBody::Empty).await?;
+        let mut source = None;
+        if let Some(piece) = piece {
+            let mut for_piece = copy.clone();
+            CONDITIONS.into_iter().for_each(|known| for_piece.fields.remove(known));
+            piece.write_range(&mut for_piece.fields);
+            let received = self.forward(Some(&mut for_piece), RequestBody::Empty).await?;
+            if piece.is_in(self.response) {
+                return Ok(self.complete(piece, (fetch, FillLeader::solo()), received));
+            }
+            // Another version is sent as a whole. Any other answer is one to the piece only.
+            source = (!is_answer_to_range(self.response.status)).then_some(received);
+        }
+        let source = match source {
+            Some(source) => source,
+            None => self.forward(Some(&mut copy), RequestBody::Empty).await?,
+        };
         if self.response.status == StatusCode::OK {
             return Ok(self.store_or_pass(fetch, FillLeader::solo(), source));
         }
@@ -62,6 +94,10 @@ impl RequestContext<'_> {
         };
         self.record.detail = CacheDetail::None;
         self.record.stored = true;
-        Ok(self.fill(fetch.pending_entry(self.caller.region, plan, Some(extent)), FillLeader::solo(), source))
+        Ok(self.fill(
+            fetch.pending_entry(self.caller.region, plan, Some(extent)),
+            FillLeader::solo(),
+            PiecedBody::whole(source),
+        ))
     }
 }

@@ -10,6 +10,7 @@ use crate::metrics::{self, Counters};
 use crate::record::{CacheResult, RequestRecord};
 use crate::respond;
 use crate::route::{Route, StatusClass};
+use crate::spans::Phase;
 
 static CACHE_RESULTS: LazyLock<Counters<CacheResult>> = LazyLock::new(Counters::default);
 
@@ -34,6 +35,7 @@ impl RequestContext<'_> {
     /// Adds the gateway's own fields to the response and counts it. Every response passes here
     /// once, except prebuilt denials, refusals and panics.
     pub(super) fn respond(&mut self) {
+        self.enter(Phase::Respond);
         let (record, fields) = (&*self.record, &mut self.response.fields);
         if record.failure == Some(ErrorKind::ClientGone) {
             // Nothing is sent.
@@ -41,6 +43,9 @@ impl RequestContext<'_> {
         }
         count_result(record.cache);
         respond::write_cache_status(record, fields);
+        if record.retries > 0 || record.is_hedged || !record.degraded.is_empty() {
+            respond::write_proxy_status(record, fields);
+        }
         self.snapshot.limits.write(&record.verdict, fields);
         if self.snapshot.cache.strip_targeted {
             for name in &self.snapshot.cache.targeted {

@@ -23,7 +23,7 @@ use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::ReadSize;
 use crate::http::fields::Fields;
 use crate::http::message::{Request, Response};
-use crate::identify::{RequestId, Trace};
+use crate::identify::{OutgoingSpan, RequestId, Trace};
 use crate::metrics::{self, Counters};
 use crate::upstream::KeptConnections;
 use crate::{hop, identify, label};
@@ -86,12 +86,13 @@ impl ContinuationRequest {
             self;
         point.write_range(&mut request.fields);
         hop::prepare_for_upstream(&mut request, peer);
-        identify::write_trace(trace, snapshot.identity.random_u64(), &mut request.fields);
+        let random = OutgoingSpan::Untraced(snapshot.identity.random_u64());
+        identify::write_trace(trace, random, &mut request.fields);
         if let Some(id) = request_id {
             id.write(&mut request.fields);
         }
         let kept = KeptConnections::Use;
-        let resources = CallResources { worker, snapshot, client, weight, kept };
+        let resources = CallResources { worker, snapshot, client, weight, kept, attempts: None };
         begin_detachable(resources, route, (request, Response::default()))
     }
 }

@@ -15,6 +15,7 @@ use crate::limit::LimitHeaders;
 use crate::log::AccessLogFormat;
 use crate::pages::ErrorPages;
 use crate::route::Routes;
+use crate::spans::TraceExporter;
 use crate::upstream::Upstream;
 
 /// The runtime built from one configuration: identification, routes, limiter, and the settings of
@@ -30,6 +31,8 @@ pub(crate) struct Snapshot {
     pub(crate) cache: CacheConfig,
     pub(crate) http: HttpLimits,
     pub(crate) log: AccessLogFormat,
+    /// `None`: requests are not traced.
+    pub(crate) tracing: Option<Arc<TraceExporter>>,
     /// Number of the configuration in this process, from 1.
     pub(crate) generation: u64,
     /// The pages of the gateway, for routes without a page of their own.

@@ -23,6 +23,14 @@ impl PathPattern {
         }
     }
 
+    /// The pattern as the configuration writes it.
+    pub(crate) fn pattern(&self) -> String {
+        match self {
+            PathPattern::Exact(path) => path.clone(),
+            PathPattern::Prefix(prefix) => format!("{prefix}*"),
+        }
+    }
+
     /// The part of a matching path that stands for the `*`. Without parameters of segments, if the
     /// beginning has some: `/v1;a/x` has the rest `x` of `/v1/*`.
     pub(crate) fn rest<'p>(&self, path: &'p str) -> Cow<'p, str> {

@@ -11,7 +11,7 @@ use crate::http::body::BodyError;
 use crate::http::exchange_clock::Blame;
 use crate::http::fields::KnownField;
 use crate::http::h1::RequestRefusal;
-use crate::http::message::{BodyLength, HttpVersion, Method, Request, Response, StatusCode};
+use crate::http::message::{HttpVersion, Request, Response, StatusCode};
 use crate::identify::{CountryCode, RequestUuid};
 use crate::label;
 use crate::log::AccessLogEntry;
@@ -19,6 +19,7 @@ use crate::metrics::{self, Counter, Counters, Histograms, Label};
 use crate::peer::ConnectionPeer;
 use crate::pipeline::{self, ExchangeBuffers, Snapshot};
 use crate::record::{CacheResult, RequestRecord};
+use crate::spans::{FinishedRequest, RequestSpans};
 
 impl Label for RequestRefusal {
     const NAME: &'static str = "reason";
@@ -184,10 +185,50 @@ pub(super) struct CompletedExchange<'a> {
     pub(super) buffers: &'a ExchangeBuffers,
     /// Bytes of the response body that were sent.
     pub(super) bytes: u64,
+    /// Bytes of the request body: those announced, or those received.
+    pub(super) request_bytes: u64,
     pub(super) duration: Duration,
 }
 
+/// Most bytes of a text of a client in a span.
+const SPAN_TEXT_MAX: usize = 512;
+
 impl CompletedExchange<'_> {
+    /// The facts of the request for its spans.
+    #[cold]
+    fn finished(&self, spans: &RequestSpans) -> FinishedRequest {
+        let ExchangeBuffers { request, response, record, .. } = self.buffers;
+        let bounded = |text: &str| text[..text.floor_char_boundary(SPAN_TEXT_MAX)].to_owned();
+        let route = record.route.and_then(|route| self.snapshot.routes.at(route));
+        let limit = match &record.verdict {
+            Verdict::Allowed(_) => "",
+            Verdict::Denied(denial) => self.snapshot.limits.name(denial.limit_status.rule),
+        };
+        let user_agent = request.fields.get(KnownField::UserAgent).unwrap_or_default();
+        FinishedRequest {
+            spans: Box::new(spans.clone()),
+            duration: self.duration,
+            method: request.method.clone(),
+            scheme: request.scheme,
+            authority: bounded(&request.authority),
+            target: bounded(&request.target),
+            version: request.version,
+            status: response.status,
+            client: record.client_ip.unwrap_or(self.peer.ip),
+            user_agent: bounded(&String::from_utf8_lossy(user_agent)),
+            request_bytes: self.request_bytes,
+            bytes: self.bytes,
+            route: route.map(|route| route.config.name.to_string()).unwrap_or_default(),
+            route_path: route.map(|route| route.config.path.pattern()).unwrap_or_default(),
+            cache: record.cache.as_str(),
+            failure: record.failure.map(ErrorKind::as_str).unwrap_or_default(),
+            aborted: record.aborted,
+            limit: limit.to_owned(),
+            upstream: record.upstream.clone(),
+            request_id: record.request_id.as_ref().map(ToString::to_string).unwrap_or_default(),
+        }
+    }
+
     /// Counts a refusal and writes the request's access log line.
     pub(super) fn report(&self, context: &WorkerContext) {
         let ExchangeBuffers { request, response, record, .. } = self.buffers;
@@ -204,6 +245,9 @@ impl CompletedExchange<'_> {
                 counters.failures.inc(failure);
             }
         }
+        if let (Some(spans), Some(exporter)) = (&record.spans, &self.snapshot.tracing) {
+            exporter.submit(self.finished(spans));
+        }
         if !context.worker.log.is_open() {
             return;
         }
@@ -214,10 +258,6 @@ impl CompletedExchange<'_> {
             &record.verdict;
         let shadow_limit = self.snapshot.limits.names(evaluations.shadow_denied);
         let fingerprint = self.peer.fingerprint();
-        let request_bytes = match request.length {
-            BodyLength::Known(length) => length,
-            BodyLength::Empty | BodyLength::Streamed | BodyLength::UntilClose => 0,
-        };
         let received = |known| request.fields.get(known).unwrap_or_default();
         let identity = &self.snapshot.identity;
         context.worker.log.record(
@@ -231,7 +271,7 @@ impl CompletedExchange<'_> {
                 tls: self.peer.tls_version().unwrap_or_default(),
                 status: response.status,
                 bytes: self.bytes,
-                request_bytes,
+                request_bytes: self.request_bytes,
                 duration: self.duration,
                 client: record.client_ip.unwrap_or(self.peer.ip),
                 proxy: self.peer.proxy(),
@@ -249,6 +289,7 @@ impl CompletedExchange<'_> {
                 refused: record.refusal.map(RequestRefusal::reason).unwrap_or_default(),
                 upstream: record.upstream.as_deref().unwrap_or_default(),
                 upstream_time: record.upstream_time,
+                connect_time: record.connect_time,
                 retries: record.retries,
                 is_hedged: record.is_hedged,
                 user: self.snapshot.routes.principal_name(record.route, record.principal),
@@ -267,15 +308,10 @@ impl CompletedExchange<'_> {
     }
 }
 
-/// Makes `request` and the record those of a refused request. If its head is malformed, none of its
-/// fields are trustworthy, and the log shows dashes, as is customary.
-pub(super) fn refused(refusal: RequestRefusal, request: &mut Request, snapshot: &Snapshot) -> RequestRecord {
+/// The record of a refused request. `request` is valid if only its body is refused; else it is the
+/// description of the head.
+pub(super) fn refused(refusal: RequestRefusal, request: &Request, snapshot: &Snapshot) -> RequestRecord {
     let route = if refusal.is_of_body() { snapshot.routes.find(request).map(|route| route.index) } else { None };
-    if !refusal.is_of_body() {
-        request.clear();
-        request.method = Method::from_bytes(b"-").unwrap_or_default();
-        request.set_target("-");
-    }
     RequestRecord {
         route,
         refusal: Some(refusal),
@@ -293,7 +329,7 @@ pub(super) fn report_ended(
     context: &WorkerContext,
     snapshot: &Snapshot,
     (peer, buffers): (&ConnectionPeer, &mut ExchangeBuffers),
-    duration: Duration,
+    (duration, request_bytes): (Duration, u64),
     reason: AbortReason,
 ) {
     count_abort(reason);
@@ -309,5 +345,5 @@ pub(super) fn report_ended(
         refusal: buffers.record.refusal,
         ..pipeline::client_closed(&buffers.record)
     };
-    CompletedExchange { snapshot, peer, buffers, bytes: 0, duration }.report(context);
+    CompletedExchange { snapshot, peer, buffers, bytes: 0, request_bytes, duration }.report(context);
 }

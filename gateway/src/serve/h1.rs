@@ -157,18 +157,27 @@ impl Connection {
     }
 
     async fn refuse(&mut self, refusal: RequestRefusal, buffers: &mut ExchangeBuffers) {
-        let snapshot = &self.context.snapshot.load();
-        buffers.record = refused(refusal, &mut buffers.request, snapshot);
-        let id = buffers.record.request_id.as_ref();
-        let page = degrade::write_refusal(refusal, id, &mut buffers.response);
+        let snapshot = &self.context.snapshot.load_full();
+        let page = if refusal == RequestRefusal::BodyTooLarge {
+            buffers.request.scheme = self.scheme;
+            let arrival = Arrival { peer: self.peer.clone(), at: Instant::now() };
+            RequestContext::new(&self.context.worker, snapshot, &arrival, buffers).refuse_body()
+        } else {
+            if !refusal.is_of_body() {
+                self.stream.describe_refused(&mut buffers.request);
+            }
+            buffers.record = refused(refusal, &buffers.request, snapshot);
+            let id = buffers.record.request_id.as_ref();
+            ResponseBody::Bytes(degrade::write_refusal(refusal, id, &mut buffers.response))
+        };
         let (_, mut writer) = self.stream.exchange();
         writer.close_connection_after();
-        let sent = writer.send(&buffers.response, &mut ResponseBody::Bytes(page)).await;
+        let sent = writer.send(&buffers.response, &mut { page }).await;
         if let Some(reason) = abort_reason(Some(sent)) {
             count_abort(reason);
         }
-        let bytes = writer.body_sent();
-        CompletedExchange { snapshot, peer: &self.peer, buffers, bytes, duration: Duration::ZERO }
+        let (bytes, request_bytes) = (writer.body_sent(), self.stream.request_bytes(&buffers.request));
+        CompletedExchange { snapshot, peer: &self.peer, buffers, bytes, request_bytes, duration: Duration::ZERO }
             .report(&self.context);
     }
 
@@ -224,7 +233,8 @@ impl Connection {
                 pipeline::panicked(snapshot, buffers)
             }
             None => {
-                report_ended(context, snapshot, (peer, buffers), in_flight.end(), ended_by(context));
+                let counted = (in_flight.end(), stream.request_bytes(&buffers.request));
+                report_ended(context, snapshot, (peer, buffers), counted, ended_by(context));
                 return AfterExchange::Abort;
             }
         };
@@ -248,7 +258,7 @@ impl Connection {
                     buffers.record.aborted = AbortReason::DrainTimeout.as_str();
                     buffers.record.blame = Some(AbortReason::DrainTimeout.blame());
                 }
-                CompletedExchange { snapshot, peer, buffers, bytes, duration }.report(context);
+                CompletedExchange { snapshot, peer, buffers, bytes, request_bytes: 0, duration }.report(context);
             }
             return AfterExchange::Close;
         }
@@ -264,7 +274,10 @@ impl Connection {
         }
         buffers.record.aborted = aborted.map_or("", AbortReason::as_str);
         let duration = in_flight.end();
-        CompletedExchange { snapshot, peer, buffers, bytes: writer.body_sent(), duration }.report(context);
+        let bytes = writer.body_sent();
+        drop(out);
+        let request_bytes = stream.request_bytes(&buffers.request);
+        CompletedExchange { snapshot, peer, buffers, bytes, request_bytes, duration }.report(context);
         match aborted {
             None if buffers.record.must_close => AfterExchange::Close,
             None => AfterExchange::Continue(arrival.at + duration),

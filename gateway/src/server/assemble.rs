@@ -10,11 +10,14 @@ use shard::{LocalConfig, Store, StoreConfigError};
 use crate::breaker::{Breaker, BreakerName, BreakerScope};
 use crate::cache::stored::CacheMeta;
 use crate::config::Config;
+use crate::event::Event;
+use crate::http::upstream_connection::set_http2_memory;
 use crate::identify::CallerIdentifier;
 use crate::identify::auth::Authenticator;
 use crate::limit;
 use crate::pipeline::Snapshot;
 use crate::route::{ForwardAuth, Mirror, Route, RouteAction, RouteTarget, Routes};
+use crate::spans::{TraceExporter, TracingConfig};
 use crate::upstream::{Upstream, UpstreamConfig};
 
 pub(super) fn store(config: &Config) -> Result<Arc<Store<CacheMeta>>, StoreConfigError> {
@@ -97,6 +100,7 @@ pub(super) fn snapshot(
             forward_auth,
         });
     }
+    set_http2_memory(config.http.http2_memory);
     let user_classes = config.limit.weights.iter().map(|(name, _)| name.clone()).collect();
     Ok(Snapshot {
         identity: CallerIdentifier::replacing(old.map(|old| &old.identity), config.identify.clone(), user_classes),
@@ -108,9 +112,17 @@ pub(super) fn snapshot(
         cache: config.cache.clone(),
         pages: config.pages.clone(),
         log: config.log.format.clone(),
+        tracing: config.tracing.as_ref().and_then(|tracing| exporter(tracing, config, old)),
         generation: old.map_or(0, |old| old.generation) + 1,
         http: config.http.clone(),
     })
+}
+
+/// The exporter of spans. A process that cannot start its thread does not trace.
+fn exporter(tracing: &TracingConfig, config: &Config, old: Option<&Snapshot>) -> Option<Arc<TraceExporter>> {
+    let old = old.and_then(|old| old.tracing.as_ref());
+    let exporter = TraceExporter::replacing(old, tracing, &config.server.node);
+    exporter.inspect_err(|error| Event::TraceExportFailed { url: &tracing.url, spans: 0, error }.emit()).ok()
 }
 
 /// The breaker of a route: that of its upstream if an earlier route has made it, that of `old` if

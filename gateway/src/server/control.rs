@@ -3,35 +3,36 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{io, net};
 
 use arc_swap::ArcSwap;
 use limiter::Lease;
 use serde_json::json;
-use shard::{BusLoop, RedisLeaseBackend, ShardBreakerState, ShardFault, ShardFaultCounts, ShardReport, ShardTaskKind};
+use shard::{BusLoop, RedisLeaseBackend, ShardBreakerState, ShardFault, ShardFaultCounts, ShardTaskKind};
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
+use super::components::{degraded_components, hot_keys};
 use super::config_watcher::ConfigWatcher;
+use super::dashboard::Dashboard;
 use super::followed_upstreams::FollowedUpstreams;
 use super::key_set_refresher::KeySetRefresher;
 use super::override_publisher::OverridePublisher;
+use super::reload_status::ReloadStatus;
 use super::state::{
     ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, DRAIN_POLL_INTERVAL, LifecycleStage, SharedAdminConfig, SharedState,
     check_node,
 };
-use super::{assemble, breakers};
-use crate::admin::{self, AdminViews, ReadinessReport};
-use crate::cache::key;
+use super::{assemble, breakers, last_reload};
+use crate::admin::{self, AdminViews, LiveSources, ReadinessReport};
 use crate::cache::stored::CacheMeta;
-use crate::config::{Config, ConfigReport, FaultSeverity};
+use crate::config::{Config, ConfigFault, ConfigReport, FaultSeverity};
 use crate::event::{self, Event};
 use crate::limit;
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
@@ -48,6 +49,9 @@ const SUBSCRIPTION_GRACE: Duration = Duration::from_secs(1);
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(200);
 /// Seconds by which the clocks of two nodes may differ.
 const CLOCK_TOLERANCE: f64 = 1.5;
+/// Faults of one configuration that a reload writes to the log: more say nothing new, and a file of
+/// another kind has one in each line.
+const FAULTS_REPORTED_MAX: usize = 50;
 /// Timeout of one lease request. No client request waits for it.
 const LEASE_REQUEST_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -74,8 +78,11 @@ impl ControlThread {
         let listener = tokio::net::TcpListener::from_std(admin_socket)?;
         let (is_draining, overrides) = (Rc::new(Cell::new(false)), Rc::new(OverridePublisher::new(&shared)));
         let (admin_stop, admin_stopped) = watch::channel(false);
-        let (views, served_config) = (admin_views(&shared, &is_draining, &overrides), Arc::clone(&admin_config));
-        let views = Rc::new(views);
+        let reload_status = Rc::new(ReloadStatus::default());
+        let dashboard = Dashboard::new(&shared, &is_draining, &reload_status);
+        let sampling = dashboard.follow();
+        let views = Rc::new(admin_views(&shared, &is_draining, &overrides, &dashboard));
+        let served_config = Arc::clone(&admin_config);
         let admin = tasks::supervise(TaskKind::Admin, async move || {
             tasks::set_waiting_for(TaskWait::NewConnection);
             admin::serve(&listener, Arc::clone(&served_config), Rc::clone(&views), admin_stopped.clone()).await;
@@ -96,7 +103,7 @@ impl ControlThread {
         followed.follow(&shared);
         let services =
             ReloadedServices { overrides: Rc::clone(&overrides), leases: Rc::clone(&leases), key_sets, followed };
-        let reloads = Reloader::new(source, &shared, admin_config)?.watch(services);
+        let reloads = Reloader::new(source, &shared, admin_config)?.watch(services, reload_status);
         let (changed_leases, changed_shared) = (Rc::clone(&leases), Arc::clone(&shared));
         let override_changes = tasks::supervise(TaskKind::Overrides, async move || {
             tasks::set_waiting_for(TaskWait::Change);
@@ -120,7 +127,7 @@ impl ControlThread {
         }
         // The receiver is dropped if the admin task has ended.
         let _receiver_may_be_gone = admin_stop.send(true);
-        drop(admin);
+        drop((admin, sampling));
         Ok(())
     }
 }
@@ -168,14 +175,14 @@ impl Reloader {
 
     /// Starts the service. A reload applies the overrides and the leases to the new limits, fetches
     /// the key set of the new tokens, and follows the new upstreams.
-    fn watch(mut self, services: ReloadedServices) -> ServiceTask {
+    fn watch(mut self, services: ReloadedServices, status: Rc<ReloadStatus>) -> ServiceTask {
         let ReloadedServices { overrides, leases, key_sets, mut followed } = services;
         tasks::supervise(TaskKind::Reload, async move || {
             tasks::set_waiting_for(TaskWait::Change);
             loop {
                 let trigger = self.triggered().await;
                 let ConfigSource::File(file) = &self.source else { continue };
-                self.reload(file, trigger);
+                self.reload(file, trigger, &status);
                 followed.follow(&self.shared);
                 self.watcher.watch_files(watched_files(file, &self.shared.config.load()));
                 overrides.apply_overrides();
@@ -187,34 +194,40 @@ impl Reloader {
 
     /// Reads the file again and swaps the snapshot. If the file has faults, reports them and keeps
     /// the old snapshot.
-    fn reload(&self, file: &Path, trigger: &str) {
+    fn reload(&self, file: &Path, trigger: &str, status: &ReloadStatus) {
         let shared = &self.shared;
         let (config, warnings) = match Config::load(file) {
             Ok(loaded) => loaded,
             Err(report) => {
                 let (errors, warnings) = (report.count(FaultSeverity::Error), report.count(FaultSeverity::Warning));
-                Event::ReloadRefused { errors, warnings }.emit();
-                return print_report(&report);
+                report_faults(&report);
+                last_reload::record_failure();
+                status.record_refused(trigger, &report);
+                return Event::ReloadRefused { errors, warnings }.emit();
             }
         };
         if !warnings.is_empty() {
-            print_report(&warnings);
+            report_faults(&warnings);
         }
         let snapshot =
             match assemble::snapshot(&config, &shared.store, shared.lease_node, Some(&shared.snapshot.load())) {
                 Ok(snapshot) => snapshot,
                 Err(error) => {
+                    last_reload::record_failure();
                     tracing::error!(%error, "the limits of the new configuration cannot be used");
+                    status.record_failed(trigger, &error);
                     return Event::ReloadRefused { errors: 1, warnings: warnings.count(FaultSeverity::Warning) }.emit();
                 }
             };
-        report_restart_settings(&self.started_with, &config);
+        let restart = report_restart_settings(&self.started_with, &config);
         shared.connections.set_limits(config.accept.clone());
         shared.tls_terminators.iter().flatten().for_each(|terminator| terminator.reload());
         self.admin_config.store(Arc::new(config.admin.clone()));
         event::set_level(config.log.level);
         shared.snapshot.store(Arc::new(snapshot));
         shared.config.store(Arc::new(config));
+        last_reload::record_success();
+        status.record_loaded(trigger, &warnings, &restart);
         Event::Reloaded { source: trigger }.emit();
     }
 
@@ -276,14 +289,22 @@ async fn drain(shared: &SharedState, stage: &watch::Sender<LifecycleStage>, shut
     stage.send_replace(LifecycleStage::Terminating);
 }
 
-/// Writes the faults of a file to standard error, which may be closed or full.
-fn print_report(report: &ConfigReport) {
-    let _cannot_be_reported = writeln!(io::stderr(), "{report}");
+/// Emits an event for each fault, up to `FAULTS_REPORTED_MAX`; `reload_refused` counts all.
+fn report_faults(report: &ConfigReport) {
+    for fault in report.faults().iter().take(FAULTS_REPORTED_MAX) {
+        let ConfigFault { path: key, message, code, .. } = fault;
+        let (file, (line, column), code) = (report.name(), report.position(fault), code.as_str());
+        let (fault, hint, is_error) = (&**message, fault.hint.as_deref(), fault.severity == FaultSeverity::Error);
+        match is_error {
+            true => Event::ConfigError { file, line, column, key, code, fault, hint }.emit(),
+            false => Event::ConfigWarning { file, line, column, key, code, fault, hint }.emit(),
+        }
+    }
 }
 
 /// Reports the settings that differ from those of the running process and take effect only after a
-/// restart. At every reload, until they are in effect or changed back.
-fn report_restart_settings(old: &Config, new: &Config) {
+/// restart. At every reload, until they are in effect or changed back. Returns their names.
+fn report_restart_settings(old: &Config, new: &Config) -> Vec<&'static str> {
     let remote = |config: &Config| {
         config.remote.as_ref().map(|remote| {
             let regions = remote.regions.iter().map(|(region, shards)| {
@@ -309,9 +330,8 @@ fn report_restart_settings(old: &Config, new: &Config) {
         (remote(old) != remote(new), "redis"),
         (old.log.access != new.log.access, "log.access"),
     ];
-    for (_, setting) in changes.iter().filter(|(is_changed, _)| *is_changed) {
-        Event::ReloadNeedsRestart { setting }.emit();
-    }
+    let changed = changes.iter().filter(|(is_changed, _)| *is_changed).map(|(_, setting)| *setting);
+    changed.inspect(|setting| Event::ReloadNeedsRestart { setting }.emit()).collect()
 }
 
 /// The tasks that refresh the leases of cluster limits, one for each rule.
@@ -463,15 +483,21 @@ fn admin_views(
     shared: &Arc<SharedState>,
     is_draining: &Rc<Cell<bool>>,
     overrides: &Rc<OverridePublisher>,
+    dashboard: &Rc<Dashboard>,
 ) -> AdminViews {
     let (ready_shared, ready_draining) = (Arc::clone(shared), Rc::clone(is_draining));
     let (status_shared, status_draining) = (Arc::clone(shared), Rc::clone(is_draining));
     let breaker_shared = Arc::clone(shared);
     let (purge_shared, hot_shared, overrides) = (Arc::clone(shared), Arc::clone(shared), Rc::clone(overrides));
+    let (state_dashboard, history_dashboard) = (Rc::clone(dashboard), Rc::clone(dashboard));
     AdminViews {
         ready: Box::new(move || {
             let draining = ready_draining.get();
             ReadinessReport { ready: !draining, draining, degraded: degraded_components(&ready_shared) }
+        }),
+        live: Rc::new(LiveSources {
+            state: Box::new(move || state_dashboard.state()),
+            history: Box::new(move |from| history_dashboard.history_since(from)),
         }),
         status: Box::new(move || status(&status_shared, status_draining.get())),
         hot: Box::new(move || hot_keys(&hot_shared)),
@@ -504,41 +530,6 @@ async fn purge(shared: Arc<SharedState>, order: PurgeOrder) -> Result<PurgeOutco
     }
     .emit();
     Ok(outcome)
-}
-
-/// Names the breakers that reject calls, the shards whose breakers are not closed, and the
-/// endpoints that are out.
-fn degraded_components(shared: &SharedState) -> Vec<String> {
-    let snapshot = shared.snapshot.load();
-    let rejecting = breakers::list(&snapshot).into_iter().filter(|breaker| breaker.is_rejecting());
-    let breakers = rejecting.map(|breaker| match &breaker.name().route {
-        Some(route) => format!("breaker {route}"),
-        None => format!("breaker of upstream {}", breaker.name().upstream),
-    });
-    let breakers: Vec<_> = breakers.collect();
-    let is_degraded = |shard: &ShardReport| {
-        let breakers = [shard.reads, shard.large_reads, shard.writes];
-        breakers.iter().any(|state| *state != ShardBreakerState::Closed) || !shard.is_subscribed
-    };
-    let shards = shared.store.shard_reports().filter(is_degraded);
-    let shards = shards.map(|shard| format!("shard {} {}", shard.region, shard.endpoint));
-    let endpoints = snapshot.upstreams.iter().flat_map(|upstream| {
-        let endpoints = upstream.endpoints();
-        let out = endpoints.list().iter().filter(|endpoint| endpoint.out(Instant::now()).is_some());
-        out.map(|endpoint| format!("endpoint {} {}", upstream.config().name, endpoint.name)).collect::<Vec<_>>()
-    });
-    breakers.into_iter().chain(shards).chain(endpoints).collect()
-}
-
-/// The hot keys, the hottest first.
-fn hot_keys(shared: &SharedState) -> serde_json::Value {
-    let keys: Vec<_> = shared
-        .store
-        .hot_keys()
-        .iter()
-        .map(|hot| json!({ "key": key::display(&hot.key.as_key()), "per_second": hot.per_second.round() }))
-        .collect();
-    json!({ "threshold_per_second": shared.store.hot_rate(), "keys": keys })
 }
 
 fn status(shared: &SharedState, draining: bool) -> serde_json::Value {

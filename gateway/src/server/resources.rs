@@ -1,9 +1,11 @@
-//! Resources of the process: raises the limit of file descriptors, and exposes descriptors and
-//! memory as metrics.
+//! Resources of the process: raises the limit of file descriptors, and exposes descriptors,
+//! memory and CPU time as metrics.
 
 use std::fs;
+use std::time::SystemTime;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::event::Event;
 use crate::metrics;
@@ -30,6 +32,13 @@ pub(super) fn raise_descriptors(connections: usize) {
 /// Exposes the standard process metrics of Prometheus. Omits values that the system does not
 /// provide.
 pub(super) fn expose() {
+    let started_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let help = "The time at which the process started, in seconds since 1970.";
+    metrics::expose_gauge_with("process_start_time_seconds", help, move |emit| emit(&[], started_at));
+    metrics::expose_counter_with("process_cpu_seconds", "CPU time of the process.", |emit| {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        emit(&[], time.tv_sec as f64 + time.tv_nsec as f64 / 1e9);
+    });
     metrics::expose_gauge_with("process_resident_memory_bytes", "Memory held by the process.", |emit| {
         if let Some(bytes) = resident_bytes(&fs::read_to_string("/proc/self/status").unwrap_or_default()) {
             emit(&[], bytes as f64);

@@ -6,12 +6,11 @@
 
 use std::fmt::Write as _;
 
+use super::der::{Der, INTEGER, SEQUENCE};
 use crate::peer::CertificateNames;
 
-const INTEGER: u8 = 0x02;
 const OCTET_STRING: u8 = 0x04;
 const OBJECT_IDENTIFIER: u8 = 0x06;
-const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 /// Tag of the extensions in a TBSCertificate (RFC 5280 section 4.1).
 const EXTENSIONS: u8 = 0xa3;
@@ -182,33 +181,6 @@ fn push_dotted(text: &mut String, identifier: &[u8]) -> Option<()> {
         number = 0;
     }
     Some(())
-}
-
-/// Reads elements in DER (X.690) from the start of a slice.
-struct Der<'a>(&'a [u8]);
-
-impl<'a> Der<'a> {
-    /// Tag and content of the next element.
-    fn element(&mut self) -> Option<(u8, &'a [u8])> {
-        let [tag, first, rest @ ..] = self.0 else { return None };
-        let (length, rest) = match first {
-            0..=0x7f => (usize::from(*first), rest),
-            // A certificate has fewer than 2^24 bytes.
-            0x81..=0x83 => {
-                let (length, rest) = rest.split_at_checked(usize::from(first & 0x0f))?;
-                (length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
-            }
-            _ => return None,
-        };
-        let (content, rest) = rest.split_at_checked(length)?;
-        self.0 = rest;
-        Some((*tag, content))
-    }
-
-    /// The content of the next element, which has this tag.
-    fn content(&mut self, expected: u8) -> Option<&'a [u8]> {
-        self.element().and_then(|(tag, content)| (tag == expected).then_some(content))
-    }
 }
 
 #[cfg(test)]

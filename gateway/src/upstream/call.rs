@@ -27,9 +27,10 @@ use crate::http::attempt::{UpstreamAttempt, UpstreamConnectionError};
 use crate::http::exchange_clock::{Blame, ExchangeTimeouts};
 use crate::http::fields::KnownField;
 use crate::http::grpc;
-use crate::http::message::{BodyLength, Request, Response};
+use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::http::request_body::RequestBody;
 use crate::http::upstream_connection::UpstreamConnection;
+use crate::spans::{AttemptLog, AttemptSpan};
 
 /// A request for an upstream: its head, its times, and how it may be sent.
 #[derive(Clone, Copy)]
@@ -47,6 +48,8 @@ pub(crate) struct OutgoingRequest<'r> {
     pub(crate) hedges: bool,
     /// Called when an endpoint has the whole request; again if the request is sent again.
     pub(crate) on_sent: &'r dyn Fn(),
+    /// Gets the attempts, for the spans of a sampled request.
+    pub(crate) attempts: Option<&'r AttemptLog>,
 }
 
 /// Whether a request may take a connection that is kept open, and be sent again if that turns out
@@ -76,6 +79,8 @@ pub(crate) struct CallRepeats {
     /// The failures after which another attempt was made, in order.
     pub(crate) failed: Vec<AttemptError>,
     pub(crate) retries: u32,
+    /// The time of opening the last new connection, TLS included; `None` without one.
+    pub(crate) connect_time: Option<Duration>,
     /// Whether a second endpoint was sent the request because the first one was slow.
     pub(crate) is_hedged: bool,
 }
@@ -183,7 +188,7 @@ impl Upstream {
         let result = loop {
             let ended = match attempted.take() {
                 Some(ended) => ended,
-                None => match self.open(&mut state.plan, &mut state.repeats.failed).await {
+                None => match self.open_timed(outgoing, &mut state).await {
                     Ok(opened) => {
                         if let Some(used) = &state.used {
                             used.borrow_mut().push(Arc::clone(opened.0.endpoint()));
@@ -217,6 +222,23 @@ impl Upstream {
         CallResult { result: result.map(|answered| self.respond(answered, body, permit)), repeats: Some(repeats) }
     }
 
+    /// Opens a connection, and notes how long that took, unless it was one that is kept.
+    async fn open_timed(
+        &self,
+        outgoing: &OutgoingRequest<'_>,
+        state: &mut CallState,
+    ) -> Result<OpenedConnection, AttemptError> {
+        let began = Instant::now();
+        let opened = self.open(&mut state.plan, &mut state.repeats.failed).await;
+        if let (Some(attempts), Err(failure)) = (outgoing.attempts, &opened) {
+            attempts.push(attempt_span(failure.endpoint.as_ref(), began.into_std(), Err(&failure.error)));
+        }
+        if opened.as_ref().is_ok_and(|(_, connection)| !connection.is_reused()) {
+            state.repeats.connect_time = Some(began.elapsed());
+        }
+        opened
+    }
+
     /// The response of the attempt that ends a call.
     fn respond<'a>(
         &self,
@@ -241,6 +263,7 @@ impl Upstream {
         body: &mut ReplayBody<RequestBody<'_>>,
     ) -> Result<Answered, Failed> {
         let OutgoingRequest { request, timeouts, total_at, on_sent, .. } = *outgoing;
+        let began = outgoing.attempts.map(|_| std::time::Instant::now());
         let is_reused = connection.is_reused();
         let mut head = PooledHead::take();
         let mut attempt =
@@ -262,10 +285,16 @@ impl Upstream {
                     let outcome = if is_failure { CallOutcome::Failure } else { CallOutcome::Success };
                     verdict.is_outlier = self.judge.judge(&in_flight, outcome);
                 }
+                if let (Some(attempts), Some(began)) = (outgoing.attempts, began) {
+                    attempts.push(attempt_span(Some(&in_flight.endpoint().name), began, Ok(head.status)));
+                }
                 return Ok(Answered { head, connection, in_flight, verdict });
             }
             Err(error) => error,
         };
+        if let (Some(attempts), Some(began)) = (outgoing.attempts, began) {
+            attempts.push(attempt_span(Some(&in_flight.endpoint().name), began, Err(&error)));
+        }
         let is_timeout = matches!(error, UpstreamConnectionError::Timeout(_));
         let error = AttemptError {
             endpoint: Some(Arc::clone(&in_flight.endpoint().name)),
@@ -444,13 +473,27 @@ impl Upstream {
     }
 }
 
+/// The span of an attempt that has just ended.
+#[cold]
+fn attempt_span(
+    endpoint: Option<&Arc<str>>,
+    began: std::time::Instant,
+    result: Result<StatusCode, &UpstreamConnectionError>,
+) -> AttemptSpan {
+    let result = result.map_err(|error| error.class());
+    AttemptSpan { endpoint: endpoint.cloned(), began, ended: std::time::Instant::now(), result }
+}
+
 thread_local! {
     #[expect(clippy::vec_box, reason = "a head moves between the pool and calls as a pointer")]
     static HEADS: RefCell<Vec<Box<Response>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Heads that a thread keeps for the next responses.
-const HEADS_KEPT: usize = 64;
+/// Heads that a thread keeps for the next responses: one for each of several hundred concurrent
+/// calls, because many responses arrive together.
+const HEADS_KEPT: usize = 512;
+/// Bytes of the fields of a head that is kept: all of them together are at most 2 MiB.
+const HEAD_KEPT_MAX: usize = 4 << 10;
 
 /// The head of a response. Its buffers are those of an earlier one, and are reused again.
 pub(crate) struct PooledHead(Option<Box<Response>>);
@@ -480,6 +523,7 @@ impl Drop for PooledHead {
         HEADS.with_borrow_mut(|heads| {
             if let Some(mut head) = self.0.take()
                 && heads.len() < HEADS_KEPT
+                && head.fields.heap_bytes() <= HEAD_KEPT_MAX
             {
                 // They are of the body of another response.
                 head.forms = None;

@@ -1,25 +1,24 @@
 //! Judges the endpoints of an upstream by their calls, and ejects those that fail too often.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
 use super::stats::UpstreamStats;
-use crate::endpoint::{CallOutcome, EjectConfig, Endpoint, EndpointSet, InFlightGuard, OutReason};
+use crate::endpoint::{CallOutcome, EjectConfig, EjectionGate, Endpoint, EndpointSet, InFlightGuard, OutReason};
 
 /// The endpoints of one upstream, with the rule by which one is ejected.
 pub(super) struct EndpointJudge {
     config: EjectConfig,
     /// Replaced as a whole when an answer of a source differs from the last one.
     pub(super) set: ArcSwap<EndpointSet>,
-    /// Held while an endpoint is ejected, so that threads together keep to the share.
-    ejecting: Mutex<()>,
+    ejecting: EjectionGate,
     pub(super) stats: Arc<UpstreamStats>,
 }
 
 impl EndpointJudge {
     pub(super) fn new(config: EjectConfig, set: EndpointSet, stats: Arc<UpstreamStats>) -> Self {
-        EndpointJudge { config, set: ArcSwap::from_pointee(set), ejecting: Mutex::default(), stats }
+        EndpointJudge { config, set: ArcSwap::from_pointee(set), ejecting: EjectionGate::default(), stats }
     }
 
     /// Records the result of a call at its endpoint, which is ejected if it fails too often.
@@ -42,11 +41,11 @@ impl EndpointJudge {
         let now = std::time::Instant::now();
         let set = self.set.load();
         if let Some(reason) = reason {
-            let _ejecting = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
-            if !endpoint.is_out(now) && set.may_eject(now) {
+            let may_eject = || !endpoint.is_out(now) && set.may_eject(now);
+            self.ejecting.pass(may_eject, || {
                 self.stats.ejections.inc(reason);
                 endpoint.eject(reason, &self.config, now);
-            }
+            });
         }
         endpoint.is_out(now) && !set.is_panicking(now)
     }

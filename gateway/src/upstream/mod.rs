@@ -40,7 +40,7 @@ use crate::endpoint::{
     OutReason,
 };
 use crate::http::exchange_clock::ExchangeTimeouts;
-use crate::http::upstream_connection::http2_connections;
+use crate::http::upstream_connection::{http2_connections, reserved_upstream_bytes};
 
 use crate::metrics::Label as _;
 use crate::{breaker, metrics};
@@ -365,6 +365,10 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send
     let help = "Connections of HTTP/2 to upstreams, which requests share.";
     metrics::expose_gauge_with("tidegate_upstream_http2_connections", help, |emit| {
         emit(&[], http2_connections() as f64);
+    });
+    let help = "Memory reserved for responses of upstreams over HTTP/2.";
+    metrics::expose_gauge_with("tidegate_upstream_http2_reserved_bytes", help, |emit| {
+        emit(&[], reserved_upstream_bytes() as f64);
     });
     let help = "Requests that were sent again, by reason.";
     let upstreams = for_each.clone();

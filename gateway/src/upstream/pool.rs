@@ -18,7 +18,7 @@ use crate::connect::{ConnectionKey, Connector};
 use crate::http::attempt::UpstreamConnectionError;
 use crate::http::h1::Http1UpstreamConnection;
 use crate::http::upstream_connection::{
-    Http2UpstreamConnection, Http2UpstreamStream, NewUpstreamConnection, UpstreamConnection,
+    Http2UpstreamConnection, Http2UpstreamStream, NewUpstreamConnection, UpstreamConnection, WindowReservation,
 };
 
 /// Maximum idle connections per peer and thread, at less than 2 KiB each. A few HTTP/2
@@ -50,10 +50,15 @@ struct PeerPool {
 }
 
 impl PeerPool {
-    /// Takes a place on the oldest connection that has one, so that the others become idle.
+    /// Takes a place on the oldest connection that has one, so that the others become idle. While
+    /// there is memory for it, a connection with wide windows.
     fn begin_stream(&mut self) -> Option<UpstreamConnection> {
         self.shared.retain(|connection| !connection.is_closed());
-        let stream = self.shared.iter().find_map(Http2UpstreamStream::begin);
+        if self.shared.is_empty() {
+            return None;
+        }
+        let mut reservation = WindowReservation::new();
+        let stream = self.shared.iter().find_map(|connection| Http2UpstreamStream::begin(connection, &mut reservation));
         stream.map(|stream| UpstreamConnection::Http2(Box::new(stream)))
     }
 }
@@ -191,7 +196,7 @@ fn begin_on(key: &ConnectionKey, connection: NewUpstreamConnection) -> Option<Up
         // Requests that each opened one before it was known that they can share it: one is enough.
         let stream = pool.begin_stream();
         stream.or_else(|| {
-            let stream = Http2UpstreamStream::begin(&connection);
+            let stream = Http2UpstreamStream::begin_first(&connection);
             pool.shared.push(connection);
             stream.map(|stream| UpstreamConnection::Http2(Box::new(stream)))
         })

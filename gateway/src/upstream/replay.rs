@@ -147,6 +147,10 @@ impl<S: BodySource> BodySource for ReplayBody<S> {
         self.source.trailers()
     }
 
+    fn may_have_trailers(&self) -> bool {
+        self.source.may_have_trailers()
+    }
+
     fn is_client_closed(&self) -> bool {
         self.source.is_client_closed()
     }

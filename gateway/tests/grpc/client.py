@@ -132,6 +132,52 @@ def unauthenticated():
     failure("Unary", S.UNAUTHENTICATED)
 
 
+def failure_inside(name, wanted, detail, requests=(b"a", b"b")):
+    # One message arrives, then the second one is sent, then the failure arrives.
+    may_send, received = threading.Semaphore(1), []
+
+    def messages():
+        for request in requests:
+            may_send.acquire()
+            yield request
+
+    try:
+        for response in channel.stream_stream(path(name))(messages(), timeout=20):
+            received.append(response)
+            may_send.release()
+    except grpc.RpcError as error:
+        expect((received, error.code(), error.details()), ([b"a"], wanted, detail))
+        return
+    raise AssertionError("no failure of " + name)
+
+
+def server_leaves():
+    failure_inside("Leave", S.UNAVAILABLE, "upstream", (b"a", b"leave"))
+
+
+def broken_streams():
+    failure_inside("Cut", S.UNAVAILABLE, "upstream")
+    failure_inside("Silent", S.DEADLINE_EXCEEDED, "timeout")
+    for code, wanted in ((0, S.INTERNAL), (1, S.INTERNAL), (2, S.INTERNAL), (7, S.UNAVAILABLE)):
+        failure_inside("Reset%d" % code, wanted, "upstream")
+    for code, wanted in ((8, S.CANCELLED), (11, S.RESOURCE_EXHAUSTED), (12, S.PERMISSION_DENIED)):
+        failure_inside("Reset%d" % code, wanted, "upstream")
+
+
+def total_inside():
+    failure_inside("Silent", S.DEADLINE_EXCEEDED, "total_timeout")
+
+
+def announced_length():
+    # Trailers cannot follow a body that is shorter than its length: the stream is reset.
+    try:
+        list(channel.unary_stream(path("Length"))(b"", timeout=20))
+    except grpc.RpcError as error:
+        expect(error.code(), S.INTERNAL)
+        return
+    raise AssertionError("no failure")
+
+
 def unavailable():
     failure("Unary", S.UNAVAILABLE)
 

@@ -1,5 +1,6 @@
 """A gRPC server with one method of each kind, for gateway/tests/grpc.rs. Messages are plain bytes."""
 
+import os
 import sys
 import threading
 import time
@@ -36,6 +37,13 @@ def bidi(requests, context):
         yield b"re:" + request
 
 
+def leave(requests, context):
+    for request in requests:
+        if request == b"leave":
+            os._exit(1)
+        yield request
+
+
 def slow(request, context):
     context.add_callback(lambda: None if context.is_active() else cancelled.set())
     for _ in range(200):
@@ -61,6 +69,7 @@ def main():
         "ClientStream": grpc.stream_unary_rpc_method_handler(client_stream),
         "ServerStream": grpc.unary_stream_rpc_method_handler(server_stream),
         "Bidi": grpc.stream_stream_rpc_method_handler(bidi),
+        "Leave": grpc.stream_stream_rpc_method_handler(leave),
         "Slow": kinds(slow),
         "WasCancelled": kinds(was_cancelled),
         "Crash": kinds(crash),

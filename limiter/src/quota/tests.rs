@@ -23,7 +23,7 @@ fn rejects_malformed_rates() {
 #[test]
 fn rejects_a_burst_that_takes_years_to_refill() {
     let error = Quota::new("5/h".parse().unwrap(), NonZeroU32::new(100_000).unwrap()).unwrap_err();
-    assert_eq!(error.to_string(), "a burst of 100000 at 1/720s takes over a year to refill");
+    assert_eq!(error.to_string(), "a burst of 100000 at 5/h takes over a year to refill");
 }
 
 #[test]

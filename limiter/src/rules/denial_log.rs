@@ -80,6 +80,25 @@ impl DenialLog {
         (by == salt).then_some(denial)
     }
 
+    /// The denials in the log by the rules with these salts, the latest first and at most `max`:
+    /// the high bits of the key of device or user, the salt, and the denial. A denial of a user is
+    /// in the log twice.
+    pub(super) fn latest(&self, is_known: impl Fn(u64) -> bool, max: usize) -> Vec<(u64, u64, LastDenial)> {
+        let read = |slot: &DenialSlot| {
+            let words @ [salt, at, wait] = [&slot.salt, &slot.at, &slot.wait].map(|word| word.load(Ordering::Relaxed));
+            // The checksum of a slot that two threads wrote at once gives a key that belongs to
+            // another slot.
+            let key = checksum_of(slot.checksum.load(Ordering::Relaxed), words);
+            let is_whole = std::ptr::eq(self.slot(key), slot);
+            let denial = LastDenial { at: MonotonicTime::from_nanos(at), retry_after: Duration::from_nanos(wait) };
+            (salt != 0 && is_whole && is_known(salt)).then_some((key, salt, denial))
+        };
+        let mut denials: Vec<_> = self.0.iter().filter_map(read).collect();
+        denials.sort_by_key(|(_, _, denial)| std::cmp::Reverse(denial.at));
+        denials.truncate(max);
+        denials
+    }
+
     fn slot(&self, key: u64) -> &DenialSlot {
         // The caller chose the hash, so its bits are mixed once more.
         let spread = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -88,11 +107,11 @@ impl DenialLog {
 }
 
 fn device_key(subject: &Subject<'_>) -> u64 {
-    subject.device.low_bits()
+    subject.device.high_bits()
 }
 
 fn user_key(subject: &Subject<'_>) -> Option<u64> {
-    subject.user.map(|user| user.low_bits() ^ USER_TAG)
+    subject.user.map(|user| user.high_bits() ^ USER_TAG)
 }
 
 fn checksum_of(key: u64, [salt, at, wait]: [u64; 3]) -> u64 {
@@ -106,7 +125,8 @@ mod tests {
     use crate::rules::UserClass;
 
     fn subject(device: u128, user: Option<u128>) -> Subject<'static> {
-        Subject { device: KeyHash(device), user: user.map(KeyHash), class: UserClass(0), keys: &[] }
+        let hash = |high: u128| KeyHash(high << 64);
+        Subject { device: hash(device), user: user.map(hash), class: UserClass(0), keys: &[] }
     }
 
     fn denial(nanos: u64, retry_after: Duration) -> LastDenial {
@@ -126,5 +146,10 @@ mod tests {
         denial_log.record(&subject(1, None), 8, denial(6, Duration::MAX));
         assert_eq!(denial_log.last(&subject(1, None), 7), None, "a later denial replaced it");
         assert!(denial_log.last(&subject(1, None), 8).is_some());
+        let second = denial(6, Duration::from_nanos(u64::MAX));
+        let latest = |salts: &[u64], max| denial_log.latest(|salt| salts.contains(&salt), max);
+        assert_eq!(latest(&[7, 8], 9), [(1, 8, second), (2 ^ USER_TAG, 7, first)]);
+        assert_eq!(latest(&[7, 8], 1), [(1, 8, second)]);
+        assert_eq!(latest(&[7], 9), [(2 ^ USER_TAG, 7, first)], "a rule that does not exist any more");
     }
 }

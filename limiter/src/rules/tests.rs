@@ -59,12 +59,9 @@ fn cost(tokens: u32) -> Cost {
 }
 
 fn subject(device: u64, user: Option<u64>) -> Subject<'static> {
-    Subject {
-        device: KeyHash(device.into()),
-        user: user.map(|user| KeyHash(user.into())),
-        class: UserClass(0),
-        keys: &[],
-    }
+    // Both halves of a real hash differ between subjects.
+    let hash = |number: u64| KeyHash(u128::from(number) << 64 | u128::from(number));
+    Subject { device: hash(device), user: user.map(hash), class: UserClass(0), keys: &[] }
 }
 
 /// Whole tokens left in one rule.

@@ -107,7 +107,7 @@ fn forward_service(
 /// Reads the authentication of a route; `None` without it, or with a fault.
 pub(super) fn read(route: &TableReader<'_>) -> Option<RouteAuth> {
     let is_set = route.has("auth");
-    route.table("auth", |table| {
+    route.feature_table("auth", |table| {
         let basic = table.optional("basic", &AnyString);
         let keys = table.optional("api_keys", &AnyString);
         let forward = table.optional("forward", &SERVICE);

@@ -76,6 +76,7 @@ pub(super) fn read(root: &TableReader<'_>) -> (IdentityConfig, Vec<DocumentLocat
             untrusted_fields: formats::list(table, "untrusted_fields", formats::FIELD_NAME, default.untrusted_fields),
             has_fingerprints: default.has_fingerprints,
             has_principals: default.has_principals,
+            trace_sampling: default.trace_sampling,
             request_id: table.value_or("request_id", &Boolean, default.request_id),
             has_user_names: default.has_user_names,
             secret: table.value_or("secret", &AnyString, default.secret),

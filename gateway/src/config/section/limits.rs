@@ -146,6 +146,16 @@ fn rule(
         let message = "`per_address` applies to limits with `tier = \"device\"` only, and needs `identity.device` or a listener with TLS";
         table.context.error(&table.location_of(&["per_address"]), ConfigProblem::bad_value(message));
     }
+    let is_chosen = |source: &IdentitySource| matches!(source, IdentitySource::Header(_) | IdentitySource::Cookie(_));
+    if has_many_devices && !table.has("per_address") && per_address > 0 && identify.device.iter().any(is_chosen) {
+        let message = format!(
+            "clients choose the ids in `identity.device`: with made-up ones, an address gets {per_address} times this limit"
+        );
+        let problem = ConfigProblem::new(FaultCode::Risk, message);
+        table
+            .context
+            .warning(&table.at, problem.hint("write `per_address`, the devices that may be behind one address"));
+    }
     if scope.value == Scope::User && !identify.has_users() {
         let problem = ConfigProblem::new(FaultCode::Risk, "this limit never applies: no request has a user");
         table.context.warning(&table.at, problem.hint("set `identity.user`"));

@@ -1,6 +1,9 @@
 //! `[[listen]]`, `[admin]` and `[limits_http]`.
 
+use std::time::SystemTime;
+
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
+use super::super::read_context::ReadPurpose;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{AnyString, DurationRange, IntegerRange, OneOf, SizeRange};
 use super::bounds::{DAY, GIB, HOUR, MIB, MS, index, index_of};
@@ -39,7 +42,10 @@ fn tls(table: &TableReader<'_>) -> tls::TlsConfig {
         for file in [&cert, &key].into_iter().flatten() {
             check_file(files, file);
         }
-        Some(tls::CertificateFiles { cert: cert?.value, key: key?.value })
+        let at = files.at.clone();
+        let certificate = tls::CertificateFiles { cert: cert?.value, key: key?.value };
+        check_certificate(files, &certificate, &at);
+        Some(certificate)
     });
     if certificates.is_empty() {
         let problem = ConfigProblem::new(FaultCode::Missing, "TLS needs at least one certificate");
@@ -51,6 +57,23 @@ fn tls(table: &TableReader<'_>) -> tls::TlsConfig {
         client_auth,
         certificates: certificates.into_iter().flatten().collect(),
         min_version: table.value_or("min_version", &VERSIONS, tls::MinTlsVersion::default()),
+    }
+}
+
+/// Reports a certificate that a start would refuse, and one that has expired. Not when the process
+/// loads its configuration: a reload keeps the certificate in use if its files are not usable.
+fn check_certificate(table: &TableReader<'_>, files: &tls::CertificateFiles, at: &DocumentLocation) {
+    if table.context.purpose != ReadPurpose::Check || table.context.has_fault_under(&at.path) {
+        return;
+    }
+    match files.not_after() {
+        Err(error) => table.context.error(at, ConfigProblem::new(FaultCode::File, error)),
+        Ok(Some(time)) if time < SystemTime::now() => {
+            let message = format!("the certificate has expired on {}", httpdate::fmt_http_date(time));
+            let problem = ConfigProblem::new(FaultCode::Risk, message);
+            table.context.warning(at, problem.hint("clients refuse it; renew it"));
+        }
+        Ok(_) => {}
     }
 }
 

@@ -20,6 +20,7 @@ mod route_actions;
 mod route_targets;
 mod routes;
 mod server;
+mod spans;
 mod upstreams;
 
 pub(super) use draft::ConfigDraft;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use super::model::Config;
 use super::table_reader::TableReader;
 use crate::accept::ListenConfig;
+use crate::identify::TraceSampling;
 use crate::limit::LimitConfig;
 use crate::route::{RouteConfig, TemplateVariable};
 
@@ -62,6 +64,8 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
     identify.has_user_names = edits.any(|edits| edits.uses(TemplateVariable::User));
     http.route_body_bytes = routes.iter().filter_map(|route| route.body_bytes).max().unwrap_or(0);
     server::unavailable(root);
+    let tracing = spans::read(root);
+    identify.trace_sampling = tracing.as_ref().map(|tracing| TraceSampling::new(tracing.ratio));
     ConfigDraft {
         config: Config {
             server,
@@ -78,6 +82,7 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
             pages: routes::pages(root),
             routes,
             log: server::log(root),
+            tracing,
             files: Vec::new(),
         },
         listen: listen_at,

@@ -103,11 +103,23 @@ pub(super) fn header_patterns(table: &TableReader<'_>, key: &'static str) -> Vec
     headers.collect()
 }
 
-/// The action of a route; `Forward` where the table has neither `redirect` nor `respond`.
-pub(super) fn action(table: &TableReader<'_>) -> RouteAction {
+/// Reports `{rest}` in a route for one path: it would always be empty.
+fn check_rest(table: &TableReader<'_>, path: &PathPattern, template: &Located<Template>) {
+    if matches!(path, PathPattern::Exact(_)) && template.value.uses(TemplateVariable::Rest) {
+        let problem = ConfigProblem::bad_value("`{rest}` is empty: `match.path` is one path, and has no `*`");
+        table.context.error(&template.at, problem.hint("write `{path}`, or end `match.path` with `/*`"));
+    }
+}
+
+/// The action of a route for `path`; `Forward` where the table has neither `redirect` nor
+/// `respond`.
+pub(super) fn action(table: &TableReader<'_>, path: &PathPattern) -> RouteAction {
     let (has_redirect, has_respond) = (table.has("redirect"), table.has("respond"));
-    let redirect = table.table("redirect", |table| {
+    let redirect = table.feature_table("redirect", |table| {
         let to = table.required_if(has_redirect, "to", &TEMPLATE);
+        if let Some(to) = &to {
+            check_rest(table, path, to);
+        }
         if let Some(to) = &to
             && !names_its_place(&to.value.source())
         {
@@ -126,7 +138,7 @@ pub(super) fn action(table: &TableReader<'_>) -> RouteAction {
             status: status.unwrap_or(StatusCode::PERMANENT_REDIRECT),
         })
     });
-    let respond = table.table("respond", |table| {
+    let respond = table.feature_table("respond", |table| {
         let status = table.value_or("status", &IntegerRange(200..=599), 200u32);
         let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
         let (body, at) = table.located_or("body", &AnyString, String::new());
@@ -134,6 +146,14 @@ pub(super) fn action(table: &TableReader<'_>) -> RouteAction {
             let message = format!("{} bytes are too much for a fixed response", body.len());
             let hint = format!("at most {} KiB; serve larger files by an upstream", BODY_BYTES_MAX >> 10);
             table.context.error(&at.unwrap_or_else(|| table.at.clone()), ConfigProblem::bad_value(message).hint(hint));
+        }
+        if matches!(status, Some(StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT | StatusCode::NOT_MODIFIED))
+            && !body.is_empty()
+        {
+            let at = table.location_of(&["body"]);
+            let status = status.unwrap_or_default();
+            let message = format!("a response with status {} has no body", status.as_u16());
+            table.context.error(&at, ConfigProblem::bad_value(message).hint("remove `body`, or write another status"));
         }
         let content_type = table.value_or("content_type", &CONTENT_TYPE, "text/plain; charset=utf-8".to_owned());
         RouteAction::Respond(FixedResponse {
@@ -245,6 +265,9 @@ fn path_rewrite(table: &TableReader<'_>, path: &PathPattern) -> Option<PathRewri
             table.context.error(at, problem.hint("`strip_prefix` is a beginning of `match.path`, in whole segments"));
         }
     }
+    if let Some(rewrite) = &rewrite {
+        check_rest(table, path, rewrite);
+    }
     if let Some(Located { value, at }) = &rewrite {
         let raw = [TemplateVariable::Query, TemplateVariable::Uri, TemplateVariable::Authority];
         if raw.iter().any(|variable| value.uses(*variable)) {
@@ -265,7 +288,7 @@ fn path_rewrite(table: &TableReader<'_>, path: &PathPattern) -> Option<PathRewri
 
 fn cors(table: &TableReader<'_>) -> Option<CorsPolicy> {
     let is_set = table.has("cors");
-    table.table("cors", |table| cors_policy(table, is_set))
+    table.feature_table("cors", |table| cors_policy(table, is_set))
 }
 
 fn cors_policy(table: &TableReader<'_>, is_set: bool) -> Option<CorsPolicy> {

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use http::StatusCode;
+use ipnet::IpNet;
 
 use super::super::expand::read_file;
 use super::super::fault::ConfigProblem;
@@ -45,7 +46,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         let methods = formats::list(matched, "methods", formats::METHOD, Vec::new());
         (matched.at.clone(), host, path, methods, route_actions::conditions(matched))
     });
-    let action = route_actions::action(table);
+    let action = route_actions::action(table, &path);
     let upstream = match action {
         RouteAction::Forward => table.required("upstream", &AnyString),
         RouteAction::Redirect(_) | RouteAction::Respond(_) => table.optional("upstream", &AnyString),
@@ -122,6 +123,13 @@ fn clients(table: &TableReader<'_>) -> Option<Box<ClientNetworks>> {
         allowed: formats::list(table, "allow", formats::NETWORK, Vec::new()),
         denied: formats::list(table, "deny", formats::NETWORK, Vec::new()),
     };
+    let is_denied = |network: &&IpNet| clients.denied.iter().any(|denied| denied.contains(*network));
+    if let Some(network) = clients.allowed.iter().find(is_denied) {
+        let message = format!("`allow` has no effect for {network}: `deny` names it, or a network that contains it");
+        let problem =
+            ConfigProblem::bad_value(message).hint("`deny` comes before `allow`; remove the network from one");
+        table.context.error(&table.location_of(&["allow"]), problem);
+    }
     (clients != ClientNetworks::default()).then(|| Box::new(clients))
 }
 
@@ -189,9 +197,23 @@ fn cache_policy(table: &TableReader<'_>, default: cache::CachePolicy) -> Option<
         cookies: table.optional("cookies", &COOKIES).map_or(default.cookies, |policy| policy.value),
         stale_if_error: table.value_or("stale_if_error", &lifetime, default.stale_if_error),
         stale_while_revalidate: table.value_or("stale_while_revalidate", &lifetime, default.stale_while_revalidate),
+        languages: formats::list(table, "languages", LANGUAGE, Vec::new()).into(),
     };
     is_enabled.then_some(policy)
 }
+
+const LANGUAGE: ParsedString<String> = ParsedString {
+    name: "a language tag such as \"en\" or \"pt-BR\"",
+    parse: |text| {
+        let is_subtag =
+            |part: &str| (1..=8).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        match text.split('-').all(is_subtag) {
+            true => Ok(text.to_owned()),
+            false => Err(ConfigProblem::bad_value(format!("`{text}` is not a language tag"))),
+        }
+    },
+    format: String::clone,
+};
 
 /// The bound of heuristic lifetimes; `heuristic = false` is zero.
 fn heuristic_max(table: &TableReader<'_>, lifetime: &DurationRange, default: Duration) -> Duration {

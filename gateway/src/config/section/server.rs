@@ -1,10 +1,9 @@
-//! `version`, `[server]`, `[log]` and `[tracing]`.
+//! `version`, `[server]` and `[log]`.
 
 use std::time::Duration;
 
 use super::super::fault::ConfigProblem;
 use super::super::model::{LogConfig, ServerConfig};
-use super::super::node::DocumentValue;
 use super::super::suggestion::suggest;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{DurationRange, IntegerRange, OneOf, ParsedString};
@@ -117,5 +116,4 @@ fn format_access_log(target: &AccessLogTarget) -> String {
 /// Sections whose feature is not available yet.
 pub(super) fn unavailable(root: &TableReader<'_>) {
     root.unavailable("journal", None);
-    root.table("tracing", |tracing| tracing.unavailable("otlp", Some(&DocumentValue::String(String::new()))));
 }

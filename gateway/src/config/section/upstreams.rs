@@ -59,6 +59,10 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         table.context.error(&table.location_of(&["tls"]), problem.hint("write \"https://\" in `endpoints`"));
     }
     let tls_settings = table.table("tls", tls);
+    if !has_tls {
+        // Without TLS, its defaults are no effective values.
+        table.context.remove_values_under(&table.location_of(&["tls"]).path);
+    }
     let tls = tls_settings.filter(|_| has_tls).and_then(|settings| match UpstreamTls::new(settings) {
         Ok(tls) => Some(tls),
         Err(error) => {

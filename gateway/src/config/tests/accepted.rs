@@ -15,6 +15,7 @@ use crate::identify::{ForwardedField, IdentitySource};
 use crate::log::{AccessLogFormat, AccessLogTarget, LogField};
 use crate::proxy_protocol::ProxyProtocolMode;
 use crate::route::{ForwardPath, HostPattern, PathPattern, TimeoutOverrides};
+use crate::spans::TracingConfig;
 use crate::upstream::{HashKey, HealthConfig};
 use crate::{accept, admin, cache, degrade, identify, limit, upstream};
 
@@ -74,6 +75,12 @@ access = "logs/access"
 fields = ["status", "path"]
 level = "debug"
 
+[tracing]
+otlp = "https://collector.test/base/"
+ratio = 0.25
+service_name = "edge"
+headers = { authorization = "Bearer a" }
+
 [dns]
 servers = ["10.0.0.2", "[::1]:5353"]
 timeout = "500ms"
@@ -111,7 +118,7 @@ name = "two"
 match = { host = "Shop.example", path = "/a" }
 upstream = "shop"
 forward_path = "normal"
-cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_max = "4s", ttl_jitter_percent = 7, set_cookie = "shared", cookies = "explicit", tags = "Cache-Tag", stale_if_error = "2s", stale_while_revalidate = "3s" }
+cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_max = "4s", languages = ["en", "pt-BR"], ttl_jitter_percent = 7, set_cookie = "shared", cookies = "explicit", tags = "Cache-Tag", stale_if_error = "2s", stale_while_revalidate = "3s" }
 "#;
     let (config, warnings) = parse_toml(text).unwrap_or_else(|report| panic!("{report}"));
     assert!(warnings.is_empty(), "{warnings}");
@@ -157,7 +164,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
     let [hosts, tenants, devices] = &config.limit.rules[..] else { panic!("three rules") };
     assert_eq!(
         (hosts.rule.quota.rate().to_string().as_str(), hosts.exposure),
-        ("1/s", limit::HeaderExposure::PolicyOnly)
+        ("60/m", limit::HeaderExposure::PolicyOnly)
     );
     assert_eq!(hosts.rule.reserve.iter().map(ToString::to_string).collect::<Vec<_>>(), ["0", "0.5", "0"]);
     assert_eq!((tenants.rule.key, tenants.rule.keys.map(usize::from)), (Some(limiter::KeyIndex(0)), Some(9)));
@@ -196,6 +203,14 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
             level: tracing::Level::DEBUG
         }
     );
+    let tracing = TracingConfig {
+        url: "https://collector.test/base/v1/traces".to_owned(),
+        ratio: 0.25,
+        service_name: "edge".to_owned(),
+        headers: vec![("authorization".to_owned(), "Bearer a".to_owned())],
+    };
+    assert_eq!(config.tracing, Some(tracing));
+    assert_eq!(config.identify.trace_sampling, Some(identify::TraceSampling::new(0.25)));
     let shop = &config.upstreams[0];
     assert_eq!(
         shop.endpoints.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -254,6 +269,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         stale_if_error: 2 * second,
         stale_while_revalidate: 3 * second,
         ttl_jitter_percent: 7,
+        languages: ["en".to_owned(), "pt-BR".to_owned()].into(),
     };
     assert_eq!(two.cache, Some(policy));
 }

@@ -541,3 +541,64 @@ fn lifetimes_of_responses_to_cookies_are_warned_of() {
     }
     assert_eq!(cached("default_ttl = \"1s\"", "[cache]\nkey_fields = [\"cookie\"]\n"), [""; 0]);
 }
+
+#[test]
+fn settings_of_a_route_without_effect_are_errors() {
+    let route =
+        |keys: &str| faults(&format!("{MINIMAL}[[routes]]\nname = \"x\"\nmatch = {{ path = \"/x\" }}\n{keys}\n"));
+    let only = |keys: &str, at: &str, text: &str| {
+        let found = route(keys);
+        assert!(found.len() == 1 && found[0].contains(at) && found[0].contains(text), "{keys}: {found:?}");
+    };
+    for status in [204, 205, 304] {
+        let keys = format!("respond = {{ status = {status}, body = \"x\" }}");
+        only(&keys, "routes[1].respond.body: ", &format!("a response with status {status} has no body"));
+        assert_eq!(route(&format!("respond = {{ status = {status} }}")), [""; 0]);
+    }
+    let rest = "`{rest}` is empty";
+    only("upstream = \"shop\"\nrewrite = \"/y/{rest}\"", "routes[1].rewrite: ", rest);
+    only("redirect = { to = \"https://a.test/{rest}\" }", "routes[1].redirect.to: ", rest);
+    let deny = "upstream = \"shop\"\ndeny = [\"10.0.0.0/8\"]\nallow = ";
+    only(&format!("{deny}[\"10.0.0.0/8\"]"), "routes[1].allow: ", "`allow` has no effect for 10.0.0.0/8");
+    only(&format!("{deny}[\"fd00::/8\", \"10.1.0.0/16\"]"), "routes[1].allow: ", "no effect for 10.1.0.0/16");
+    assert_eq!(route(&format!("{deny}[\"10.0.0.0/7\"]")), [""; 0]);
+}
+
+#[test]
+fn listeners_do_not_overlap_and_are_no_endpoints() {
+    let listen = |addresses: &[&str], rest: &str| {
+        let listeners: String =
+            addresses.iter().map(|address| format!("[[listen]]\naddress = \"{address}\"\n")).collect();
+        faults(&format!("{MINIMAL}{listeners}{rest}"))
+    };
+    let overlap = listen(&["0.0.0.0:8080", "127.0.0.1:8080"], "");
+    assert!(overlap.len() == 1 && overlap[0].contains("0.0.0.0:8080 and 127.0.0.1:8080 overlap"), "{overlap:?}");
+    let admin = listen(&["0.0.0.0:8080"], "[admin]\naddress = \"127.0.0.1:8080\"\n");
+    assert!(admin.len() == 1 && admin[0].contains("admin.address: the listen addresses"), "{admin:?}");
+    for apart in [["0.0.0.0:8080", "127.0.0.1:8081"], ["10.0.0.1:8080", "127.0.0.1:8080"], ["0.0.0.0:0", "127.0.0.1:0"]]
+    {
+        assert_eq!(listen(&apart, ""), [""; 0]);
+    }
+    for own in ["0.0.0.0:3000", "127.0.0.1:3000"] {
+        let found = listen(&[own], "");
+        let expected = format!("upstreams.shop: the endpoint 127.0.0.1:3000 is this gateway: it listens on {own}");
+        assert!(found.len() == 1 && found[0].contains(&expected), "{found:?}");
+    }
+    assert_eq!(listen(&["10.0.0.1:3000"], ""), [""; 0]);
+    assert_eq!(listen(&["127.0.0.1:8080"], "[admin]\naddress = \"127.0.0.1:3000\"\n").len(), 1);
+}
+
+#[test]
+fn limits_that_do_not_limit_as_written_are_warned_of() {
+    let limit = |keys: &str, rest: &str| {
+        faults(&format!("{MINIMAL}limits = [\"l\"]\n[limits.l]\nrate = \"1/s\"\nburst = 2\n{keys}\n{rest}"))
+    };
+    let cluster = limit("tier = \"cluster\"", "");
+    assert!(cluster.len() == 1 && cluster[0].contains("limits.l: without `[redis]`"), "{cluster:?}");
+    assert_eq!(limit("tier = \"cluster\"", "[redis]\nnodes = 2\n"), [""; 0]);
+    let device = "[identity]\ndevice = [\"header:x-device-id\"]\n";
+    let chosen = limit("tier = \"device\"", device);
+    assert!(chosen.len() == 1 && chosen[0].contains("an address gets 100 times this limit"), "{chosen:?}");
+    assert_eq!(limit("tier = \"device\"\nper_address = 50", device), [""; 0]);
+    assert_eq!(limit("tier = \"device\"", ""), [""; 0]);
+}

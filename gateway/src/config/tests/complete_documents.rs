@@ -21,6 +21,7 @@ fn contract_has_only_unavailable_features_and_missing_files_as_faults() {
     let expected = [
         (FaultCode::File, "listen[1].tls.certificates[0].cert"),
         (FaultCode::File, "listen[1].tls.certificates[0].key"),
+        (FaultCode::Risk, "limits.device"),
         (FaultCode::File, "routes[0].degrade.html"),
         (FaultCode::File, "routes[0].degrade.json"),
         (FaultCode::Unavailable, "routes[0].journal"),

@@ -75,8 +75,9 @@ fn debug_text(config: &Config) -> String {
         pages,
         routes,
         log,
+        tracing,
         files: _,
     } = config;
-    let shared = (server, listen, admin, http, accept, identify, limit, cache, log);
+    let shared = (server, listen, admin, http, accept, identify, limit, cache, log, tracing);
     format!("{shared:#?} {remote:#?} {dns:#?} {upstreams:#?} {pages:#?} {routes:#?}")
 }

@@ -148,22 +148,31 @@ fn malformed_or_out_of_range_values_are_explained() {
 
 #[test]
 fn unavailable_features_are_rejected_only_if_used() {
-    let upstream = "[upstreams.b]\nendpoints = [\"http://b\"]\n";
-    for (neutral, using, path) in [
-        ("", "[journal]\nstore = \"x\"", "journal"),
-        ("[tracing]\notlp = \"${X:-}\"", "[tracing]\notlp = \"http://x\"", "tracing.otlp"),
+    assert!(parse_toml(MINIMAL).is_ok());
+    let report = parse_toml(&format!("{MINIMAL}[journal]\nstore = \"x\"")).expect_err("no journal yet");
+    let errors: Vec<_> =
+        report.faults().iter().filter(|fault| fault.severity == super::super::FaultSeverity::Error).collect();
+    assert_eq!(errors.len(), 1, "{report}");
+    assert_eq!((&*errors[0].path, errors[0].code), ("journal", super::super::FaultCode::Unavailable), "{report}");
+}
+
+/// An exporter of spans is named by its URL, and its fields are those of HTTP.
+#[test]
+fn collectors_are_urls_without_credentials() {
+    let tracing = |keys: &str| faults(&format!("{MINIMAL}[tracing]\n{keys}\n"));
+    for (otlp, part) in [
+        ("localhost:4318", "is not the URL of a collector"),
+        ("grpc://a:4317", "OTLP is sent over HTTP"),
+        ("http://user:pw@a", "credentials belong in `tracing.headers`"),
+        ("http://a/?key=1", "leave out query"),
     ] {
-        let document = |text: &str| {
-            let upstream = if path.starts_with("upstreams.b") { upstream } else { "" };
-            parse_toml(&format!("{MINIMAL}{upstream}{text}"))
-        };
-        assert!(document(neutral).is_ok(), "{neutral}");
-        let report = document(using).expect_err(using);
-        let errors: Vec<_> =
-            report.faults().iter().filter(|fault| fault.severity == super::super::FaultSeverity::Error).collect();
-        assert_eq!(errors.len(), 1, "{report}");
-        assert_eq!((errors[0].path.as_str(), errors[0].code), (path, super::super::FaultCode::Unavailable), "{report}");
+        let found = tracing(&format!("otlp = \"{otlp}\""));
+        assert!(found.len() == 1 && found[0].contains(part), "{otlp}: {found:?}");
     }
+    assert_eq!(tracing("otlp = \"${X:-}\"\nratio = 0"), [""; 0]);
+    assert_eq!(tracing("ratio = 1.5").len(), 1);
+    let found = tracing("headers = { \"a b\" = \"secret\" }");
+    assert!(found.len() == 1 && !found[0].contains("secret"), "{found:?}");
 }
 
 #[test]

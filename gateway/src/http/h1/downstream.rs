@@ -27,7 +27,8 @@ use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::ReadBuffer;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::exchange_clock::ExchangeTimeout;
-use crate::http::fields::{Fields, matches_pattern};
+use crate::http::fields::{Fields, is_token, matches_pattern};
+use crate::http::head;
 use crate::http::limits::{HttpLimits, UnderscorePolicy};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
 use crate::http::min_rate::MinRateTimer;
@@ -78,11 +79,11 @@ pub(crate) enum RequestReadError {
 }
 
 /// Framing and progress of the current request body: bytes left, or the chunk decoder with the
-/// total decoded bytes and those `ready` in the buffer.
+/// decoded bytes that are `ready` in the buffer.
 enum RequestBodyState {
     Done,
     Length { remaining: u64 },
-    Chunked { decoder: ChunkDecoder, total: u64, ready: usize },
+    Chunked { decoder: ChunkDecoder, ready: usize },
     Failed,
 }
 
@@ -104,6 +105,8 @@ struct RequestReader {
     idle_timeout: Duration,
     /// Bytes of the current body received so far, with its framing.
     body_received: u64,
+    /// Bytes of the current body without its framing, if it is chunked.
+    chunked_bytes: u64,
     /// Created by the first wait for body bytes.
     min_rate: Option<Box<MinRateTimer>>,
     /// Minimum rate of request and response body, in bytes per second.
@@ -165,6 +168,7 @@ impl DownstreamConnection {
             deadline: ResettableDeadline::after(limits.header_timeout),
             idle_timeout: limits.idle_timeout,
             body_received: 0,
+            chunked_bytes: 0,
             min_rate: None,
             body_rate: limits.body_rate,
         };
@@ -265,6 +269,29 @@ impl DownstreamConnection {
         };
         self.take_head(length, request);
         Ok(())
+    }
+
+    /// Describes the refused head, which is still in the buffer, for the access log: by its request
+    /// line, or by its first bytes if it has none.
+    #[cold]
+    pub(crate) fn describe_refused(&self, request: &mut Request) {
+        let head = self.reader.buffer.data();
+        let line = &head[..head.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(head.len())];
+        let mut parts = line.split(|byte| *byte == b' ');
+        match (parts.next().unwrap_or_default(), parts.next()) {
+            (method, Some(target)) if is_token(method) => head::describe_refused(request, method, target),
+            (method, None) if is_token(method) => head::describe_refused(request, method, b""),
+            _ => head::describe_refused(request, b"", line),
+        }
+    }
+
+    /// Bytes of the current request's body: those that were announced, or those received so far.
+    pub(crate) fn request_bytes(&self, request: &Request) -> u64 {
+        match request.length {
+            BodyLength::Known(length) => length,
+            BodyLength::Streamed => self.reader.chunked_bytes,
+            BodyLength::Empty | BodyLength::UntilClose => 0,
+        }
     }
 
     fn take_head(&mut self, length: usize, request: &Request) {
@@ -413,7 +440,10 @@ impl RequestReader {
         self.body = match length {
             BodyLength::Empty | BodyLength::UntilClose | BodyLength::Known(0) => RequestBodyState::Done,
             BodyLength::Known(remaining) => RequestBodyState::Length { remaining },
-            BodyLength::Streamed => RequestBodyState::Chunked { decoder: ChunkDecoder::new(), total: 0, ready: 0 },
+            BodyLength::Streamed => {
+                self.chunked_bytes = 0;
+                RequestBodyState::Chunked { decoder: ChunkDecoder::new(), ready: 0 }
+            }
         };
         self.trailers = None;
         self.route_body_max = u64::MAX;
@@ -460,7 +490,7 @@ impl RequestReader {
             RequestBodyState::Failed => Some(Err(BodyError::Truncated)),
             RequestBodyState::Length { .. } => (!self.buffer.is_empty()).then_some(Ok(())),
             RequestBodyState::Chunked { ready, .. } if *ready > 0 => Some(Ok(())),
-            RequestBodyState::Chunked { decoder, total, ready } => match decoder.step(self.buffer.data()) {
+            RequestBodyState::Chunked { decoder, ready } => match decoder.step(self.buffer.data()) {
                 Err(reason) => Some(Err(BodyError::Malformed(reason))),
                 Ok(DecodeStep::More { skip }) => {
                     self.buffer.consume(skip);
@@ -484,8 +514,8 @@ impl RequestReader {
                 Ok(DecodeStep::Data { skip, data }) => {
                     self.buffer.consume(skip);
                     *ready = data;
-                    *total += data as u64;
-                    let too_large = *total > self.body_max.min(self.route_body_max);
+                    self.chunked_bytes += data as u64;
+                    let too_large = self.chunked_bytes > self.body_max.min(self.route_body_max);
                     Some(if too_large { Err(BodyError::TooLarge) } else { Ok(()) })
                 }
             },

@@ -45,8 +45,13 @@ pub(super) fn parse(head: &[u8], limits: &HttpLimits, request: &mut Request) -> 
         let authority = parse_target(target, limits, request)?;
         validate(authority, limits, request)
     });
-    // A refused head must not match as a repetition.
-    parsed.inspect_err(|_| request.fields.clear())
+    // A refused head must not match as a repetition. If only its body is refused, the response
+    // depends on its fields, and the connection is closed.
+    parsed.inspect_err(|refusal| {
+        if !refusal.is_of_body() {
+            request.fields.clear();
+        }
+    })
 }
 
 /// Fast path for a head at the front of `bytes` that equals the previous head of `request`, except
@@ -97,7 +102,11 @@ pub(super) fn parse_repeated(
             Ok(())
         }
     };
-    let validated = received.and_then(|()| validate(None, limits, request)).inspect_err(|_| request.fields.clear());
+    let validated = received.and_then(|()| validate(None, limits, request)).inspect_err(|refusal| {
+        if !refusal.is_of_body() {
+            request.fields.clear();
+        }
+    });
     Some(validated.map(|()| length))
 }
 

@@ -21,7 +21,8 @@ use crate::http::attempt::{
 };
 use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::{ReadBuffer, ReadSize};
-use crate::http::exchange_clock::{AwaitedStep, ClockEvent, ExchangeClock, ExchangeTimeout};
+use crate::http::exchange_body::{self, ClockEnd, ExchangeBody};
+use crate::http::exchange_clock::{AwaitedStep, ClockEvent, ExchangeClock};
 use crate::http::fields::{Fields, KnownField, KnownFieldSet};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode, is_bodiless};
 use crate::http::text;
@@ -43,13 +44,6 @@ enum ResponseBodyState {
     Chunked { decoder: ChunkDecoder, ready: usize },
     UntilClose,
     Done,
-}
-
-/// The end of an exchange in which no byte could move.
-enum ClockEnd {
-    TimedOut(ExchangeTimeout),
-    /// The client has closed its connection before its request was sent.
-    ClientGone,
 }
 
 /// Progress of reading the head of the final response.
@@ -147,7 +141,7 @@ impl Http1UpstreamConnection {
                 }
                 match polled {
                     Poll::Pending => {
-                        if let Err(error) = ready!(self.poll_timeout_or_client_closed(cx, &mut **body)) {
+                        if let Err(error) = ready!(exchange_body::poll_wait_for_head(self, cx, &mut **body)) {
                             return Poll::Ready(Err(error));
                         }
                     }
@@ -199,27 +193,6 @@ impl Http1UpstreamConnection {
         (&self.io, &mut self.buffer)
     }
 
-    /// Polled when no byte can be transferred: fails when the time of the awaited step has passed
-    /// or the client has disconnected. `Ok` when bytes can be transferred again.
-    fn poll_timeout_or_client_closed(
-        &mut self,
-        cx: &mut Context<'_>,
-        body: &mut dyn BodySource,
-    ) -> Poll<Result<(), UpstreamConnectionError>> {
-        if let Poll::Ready(ended) = self.poll_clock(cx, AwaitedStep::UpstreamHead, body) {
-            return Poll::Ready(match ended {
-                Ok(()) => Ok(()),
-                Err(ClockEnd::TimedOut(timeout)) => Err(UpstreamConnectionError::Timeout(timeout)),
-                Err(ClockEnd::ClientGone) => Err(UpstreamConnectionError::ClientGone),
-            });
-        }
-        if self.request_state == RequestState::Sent {
-            body.poll_client_closed(cx).map(|()| Err(UpstreamConnectionError::ClientGone))
-        } else {
-            Poll::Pending
-        }
-    }
-
     fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
@@ -262,40 +235,6 @@ impl Http1UpstreamConnection {
                         return Poll::Ready(Err(UpstreamConnectionError::Client(error)));
                     }
                     Poll::Ready(_) | Poll::Pending => return Poll::Pending,
-                },
-            }
-        }
-    }
-
-    /// Polls the clock of the step that is awaited when no byte can be transferred. `Ok` when the
-    /// upstream has accepted bytes of the request, or will accept no more.
-    fn poll_clock(
-        &mut self,
-        cx: &mut Context<'_>,
-        response_step: AwaitedStep,
-        body: &mut dyn BodySource,
-    ) -> Poll<Result<(), ClockEnd>> {
-        let step = self.awaited_step(response_step);
-        loop {
-            match ready!(self.clock.poll(cx, step)) {
-                ClockEvent::TimedOut(timeout) => return Poll::Ready(Err(ClockEnd::TimedOut(timeout))),
-                ClockEvent::CheckClient if body.is_client_closed() => return Poll::Ready(Err(ClockEnd::ClientGone)),
-                ClockEvent::CheckClient => {}
-                ClockEvent::CheckWrite => match self.writer.write_unready(&self.io, body) {
-                    Ok(true) => {
-                        self.has_sent = true;
-                        self.clock.record_accepted();
-                        return Poll::Ready(Ok(()));
-                    }
-                    Ok(false) => {
-                        if let Some(timeout) = self.clock.record_blocked() {
-                            return Poll::Ready(Err(ClockEnd::TimedOut(timeout)));
-                        }
-                    }
-                    Err(error) => {
-                        self.refuse_request(&error);
-                        return Poll::Ready(Ok(()));
-                    }
                 },
             }
         }
@@ -415,48 +354,7 @@ impl Http1UpstreamConnection {
         cx: &mut Context<'_>,
         request_body: &mut dyn BodySource,
     ) -> Poll<Result<(), BodyError>> {
-        loop {
-            // The origin has already responded, so an error of the request body does not fail the
-            // response.
-            if self.request_state == RequestState::Sending {
-                let _sent_or_failed = self.poll_send_request(cx, request_body);
-            }
-            if self.clock.is_total_over() && !matches!(self.body, ResponseBodyState::Done) {
-                return Poll::Ready(Err(BodyError::Timeout(ExchangeTimeout::Total)));
-            }
-            if let Poll::Ready(result) = self.poll_fill_body(cx) {
-                return Poll::Ready(result);
-            }
-            let step = match self.request_state {
-                // The upstream may wait for the rest of the request, which its client has not sent.
-                RequestState::ClientFailed => AwaitedStep::ClientBody,
-                _ if self.is_event_stream => AwaitedStep::EventStream,
-                _ => AwaitedStep::UpstreamBody,
-            };
-            ready!(self.poll_clock(cx, step, request_body)).map_err(|ended| match ended {
-                ClockEnd::TimedOut(timeout) => BodyError::Timeout(timeout),
-                ClockEnd::ClientGone => BodyError::ClientGone,
-            })?;
-        }
-    }
-
-    /// Reads bytes of the response body, without a deadline.
-    fn poll_fill_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        loop {
-            if let Some(result) = self.advance_framing() {
-                return Poll::Ready(result);
-            }
-            match self.buffer.poll_fill(&self.io, cx, 1) {
-                Poll::Ready(Ok(count)) if count > 0 => self.clock.record_progress(),
-                Poll::Ready(Ok(_)) if matches!(self.body, ResponseBodyState::UntilClose) => {
-                    self.body = ResponseBodyState::Done;
-                    return Poll::Ready(Ok(()));
-                }
-                Poll::Ready(Ok(_)) => return Poll::Ready(Err(BodyError::Truncated)),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(BodyError::Io(error))),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
+        exchange_body::poll_body(self, cx, request_body)
     }
 
     fn advance_framing(&mut self) -> Option<Result<(), BodyError>> {
@@ -524,6 +422,78 @@ impl Http1UpstreamConnection {
             ResponseBodyState::Chunked { decoder, ready } => {
                 *ready -= count;
                 decoder.data_consumed(count);
+            }
+        }
+    }
+}
+
+impl ExchangeBody for Http1UpstreamConnection {
+    fn request_state(&self) -> RequestState {
+        self.request_state
+    }
+
+    fn send_request(&mut self, cx: &mut Context<'_>, request_body: &mut dyn BodySource) {
+        let _sent_or_failed = self.poll_send_request(cx, request_body);
+    }
+
+    fn clock(&self) -> &ExchangeClock {
+        &self.clock
+    }
+
+    fn is_event_stream(&self) -> bool {
+        self.is_event_stream
+    }
+
+    fn is_received(&self) -> bool {
+        self.is_body_done()
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        loop {
+            if let Some(result) = self.advance_framing() {
+                return Poll::Ready(result);
+            }
+            match self.buffer.poll_fill(&self.io, cx, 1) {
+                Poll::Ready(Ok(count)) if count > 0 => self.clock.record_progress(),
+                Poll::Ready(Ok(_)) if matches!(self.body, ResponseBodyState::UntilClose) => {
+                    self.body = ResponseBodyState::Done;
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Ok(_)) => return Poll::Ready(Err(BodyError::Truncated)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(BodyError::Io(error))),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn poll_clock(
+        &mut self,
+        cx: &mut Context<'_>,
+        response_step: AwaitedStep,
+        body: &mut dyn BodySource,
+    ) -> Poll<Result<(), ClockEnd>> {
+        let step = self.awaited_step(response_step);
+        loop {
+            match ready!(self.clock.poll(cx, step)) {
+                ClockEvent::TimedOut(timeout) => return Poll::Ready(Err(ClockEnd::TimedOut(timeout))),
+                ClockEvent::CheckClient if body.is_client_closed() => return Poll::Ready(Err(ClockEnd::ClientGone)),
+                ClockEvent::CheckClient => {}
+                ClockEvent::CheckWrite => match self.writer.write_unready(&self.io, body) {
+                    Ok(true) => {
+                        self.has_sent = true;
+                        self.clock.record_accepted();
+                        return Poll::Ready(Ok(()));
+                    }
+                    Ok(false) => {
+                        if let Some(timeout) = self.clock.record_blocked() {
+                            return Poll::Ready(Err(ClockEnd::TimedOut(timeout)));
+                        }
+                    }
+                    Err(error) => {
+                        self.refuse_request(&error);
+                        return Poll::Ready(Ok(()));
+                    }
+                },
             }
         }
     }

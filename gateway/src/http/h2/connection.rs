@@ -1288,6 +1288,21 @@ impl<B: BodySource> StreamHandle<B> {
         }
     }
 
+    /// Ends a response whose body has failed with trailers. False if the head has announced a
+    /// length, which the body did not reach, or if the stream is over.
+    pub(crate) fn end_with_trailers(&self, trailers: &Fields) -> bool {
+        let StreamHandle { connection, stream } = self;
+        let is_of_known_length = stream.outgoing.borrow().as_ref().is_none_or(|body| body.remaining.is_some());
+        if is_of_known_length || stream.has_sent_end.get() || stream.reset.get().is_some() {
+            return false;
+        }
+        connection.sender.borrow_mut().write_trailers(stream.id, trailers);
+        stream.has_sent_end.set(true);
+        connection.counts.borrow_mut().record_response();
+        connection.shared.wake();
+        true
+    }
+
     /// Resets the stream.
     pub(crate) fn reset(&self, code: Http2ErrorCode) {
         self.connection.reset(&self.stream, code);

@@ -52,6 +52,8 @@ struct UploadState {
     counted: UploadWindows,
     /// Bytes that were read since the window was last opened.
     read: u32,
+    /// Bytes of the body that have arrived.
+    arrived: u64,
     /// Bytes of the body that are still to come, if its length was announced.
     announced: Option<u64>,
     end: Option<UploadEnd>,
@@ -109,6 +111,7 @@ impl UploadStream {
             granted_min: window,
             counted: UploadWindows::default(),
             read: 0,
+            arrived: 0,
             announced: None,
             end: None,
             trailers: None,
@@ -127,6 +130,11 @@ impl UploadStream {
     /// The length that the head has announced.
     pub(super) fn set_announced(&self, length: u64) {
         self.state.borrow_mut().announced = Some(length);
+    }
+
+    /// Bytes of the body that have arrived.
+    pub(crate) fn arrived_bytes(&self) -> u64 {
+        self.state.borrow().arrived
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -157,6 +165,7 @@ impl UploadStream {
         if let Some(announced) = &mut state.announced {
             *announced = announced.checked_sub(u64::from(length)).ok_or(UploadFault::Length)?;
         }
+        state.arrived += u64::from(length);
         if state.is_discarded {
             state.discarded += data.len();
             state.open(length + padding, self);
@@ -497,6 +506,11 @@ impl BodySource for Http2RequestBody {
 
     fn trailers(&self) -> Option<&Fields> {
         self.trailers.as_deref()
+    }
+
+    fn may_have_trailers(&self) -> bool {
+        let state = self.upload.state.borrow();
+        self.trailers.is_some() || state.trailers.is_some() || state.end.is_none()
     }
 
     fn account_kept(&mut self, bytes: usize) -> bool {

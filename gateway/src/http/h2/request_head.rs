@@ -128,6 +128,9 @@ impl HeadReader {
             b":authority" => value.len() + 8,
             name => name.len() + value.len() + 4,
         };
+        if is_pseudo && self.bytes > limits.header_bytes {
+            self.keep_beginning(name, value);
+        }
         if is_pseudo && name == b":method" && value.len() > limits.uri_bytes {
             // As over HTTP/1.1.
             self.refuse(RequestRefusal::RequestLine);
@@ -166,12 +169,24 @@ impl HeadReader {
         }
     }
 
+    /// Keeps the beginning of a target that is too long for the head, for the access log.
+    #[cold]
+    fn keep_beginning(&mut self, name: &[u8], value: &[u8]) {
+        if name == b":path" && self.path.is_empty() {
+            self.path.extend_from_slice(&value[..value.len().min(head::REFUSED_TARGET_MAX)]);
+        }
+    }
+
     fn receive_pseudo(&mut self, name: &[u8], value: &[u8]) {
         let (bit, buffer) = match name {
             b":method" => {
                 match Method::from_bytes(value) {
                     Ok(method) => self.method = Some(method),
-                    Err(_) => self.refuse(RequestRefusal::RequestLine),
+                    Err(_) => {
+                        // For the access log.
+                        self.method = Method::from_bytes(b"-").ok();
+                        self.refuse(RequestRefusal::RequestLine);
+                    }
                 }
                 (METHOD, None)
             }
@@ -196,8 +211,27 @@ impl HeadReader {
         self.malformed.get_or_insert(refusal);
     }
 
-    /// Completes the head. `has_ended`: no body follows.
+    /// Completes the head. `has_ended`: no body follows. After a refusal of the head, `request` is
+    /// its description.
     pub(super) fn finish(
+        &mut self,
+        has_ended: bool,
+        limits: &HttpLimits,
+        request: &mut Request,
+    ) -> Result<HeadDetails, HeadRefusal> {
+        let completed = self.complete(has_ended, limits, request);
+        if completed.as_ref().is_err_and(|refused| !refused.refusal.is_of_body()) {
+            // A method that was taken is in `request`, except that of an extended CONNECT.
+            let taken = if self.seen & PROTOCOL != 0 { Method::CONNECT } else { request.method.clone() };
+            let method = self.method.take().unwrap_or(taken);
+            let method = if self.seen & METHOD != 0 { method.as_str().as_bytes() } else { b"" };
+            head::describe_refused(request, method, &self.path);
+            request.version = HttpVersion::Http2;
+        }
+        completed
+    }
+
+    fn complete(
         &mut self,
         has_ended: bool,
         limits: &HttpLimits,

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::head::PeerName;
 use super::io::{IoState, SharedIo};
+use super::memory::{HEAD_MAX, StreamWindow};
 use crate::http::attempt::UpstreamConnectionError;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::message::Scheme;
@@ -31,14 +32,8 @@ use crate::tasks::{self, TaskKind};
 /// Most exchanges on one connection at a time; the server may allow fewer. Further ones get another
 /// connection. nginx allows 128, and more would delay each other.
 const STREAMS_MAX: usize = 128;
-/// Bytes of a response that the server may send before its client takes them.
-const STREAM_WINDOW: u32 = 256 << 10;
-/// The windows of all exchanges together: none can use up what another one needs.
-const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS_MAX as u32;
 /// Bytes of a request that wait for the socket. More would only be copied earlier.
 const SEND_BUFFER: usize = 128 << 10;
-/// Most bytes of the fields of one response, as over HTTP/1.1.
-const HEAD_MAX: u32 = 64 << 10;
 /// How long a connection may have no exchange. The server is told, so that a request that crosses
 /// its end is not lost.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -79,6 +74,8 @@ pub(crate) struct Http2UpstreamConnection {
     sender: RefCell<Option<SendRequest<Bytes>>>,
     pub(super) io: Rc<IoState>,
     pub(super) peer: PeerName,
+    /// Bytes of a response that the server may send before its client takes them.
+    pub(super) window: StreamWindow,
     active: Cell<usize>,
     /// Whether an exchange has begun before.
     is_used: Cell<bool>,
@@ -102,12 +99,14 @@ impl Http2UpstreamConnection {
         authority: String,
     ) -> Result<Rc<Self>, UpstreamConnectionError> {
         let io = Rc::new(IoState::new(stream));
+        let window = StreamWindow::select();
         let mut builder = Builder::new();
         builder
             .enable_push(false)
             .initial_max_send_streams(STREAMS_UNKNOWN)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_window_size(window.bytes())
+            // The windows of all exchanges together: none can use up what another one needs.
+            .initial_connection_window_size(window.bytes() * STREAMS_MAX as u32)
             .max_header_list_size(HEAD_MAX)
             .max_send_buffer_size(SEND_BUFFER);
         let (sender, connection) = builder.handshake(SharedIo(Rc::clone(&io))).await.map_err(connect_error)?;
@@ -115,6 +114,7 @@ impl Http2UpstreamConnection {
             sender: RefCell::new(Some(sender)),
             io: Rc::clone(&io),
             peer: PeerName { scheme, authority },
+            window,
             active: Cell::new(0),
             is_used: Cell::new(false),
             idle_since: Cell::new(Instant::now()),

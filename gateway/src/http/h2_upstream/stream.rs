@@ -17,11 +17,13 @@ use http::Method;
 
 use super::connection::Http2UpstreamConnection;
 use super::head;
+use super::memory::{StreamWindow, WindowReservation};
 use crate::http::attempt::{
     CLIENT_STOPPED, INTERIM_MAX, RequestState, UpstreamAttempt, UpstreamConnectionError, is_event_stream,
 };
 use crate::http::body::{BodyError, BodySource};
-use crate::http::exchange_clock::{AwaitedStep, ClockEvent, ExchangeClock, ExchangeTimeout};
+use crate::http::exchange_body::{self, ClockEnd, ExchangeBody};
+use crate::http::exchange_clock::{AwaitedStep, ClockEvent, ExchangeClock};
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
 use crate::http::tls_fault::TlsFault;
@@ -39,15 +41,11 @@ enum ResponseState {
     Done,
 }
 
-/// The end of an exchange in which no byte could move.
-enum ClockEnd {
-    TimedOut(ExchangeTimeout),
-    ClientGone,
-}
-
 /// An exchange, with its place among those of its connection.
 pub(crate) struct Http2UpstreamStream {
     connection: Rc<Http2UpstreamConnection>,
+    /// The memory for the response; `None`: it has ended, or its window is narrow.
+    reservation: Option<WindowReservation>,
     /// Whether the connection served an exchange before.
     is_reused: bool,
     clock: ExchangeClock,
@@ -74,16 +72,31 @@ pub(crate) struct Http2UpstreamStream {
 }
 
 impl Http2UpstreamStream {
-    /// Takes a place on a connection; `None` if it is closed, or has none.
-    pub(crate) fn begin(connection: &Rc<Http2UpstreamConnection>) -> Option<Self> {
+    /// Takes a place on a connection and the reservation for it; `None` if the connection is
+    /// closed, has no place, or has narrow windows although there is a reservation, or wide ones
+    /// without one.
+    pub(crate) fn begin(
+        connection: &Rc<Http2UpstreamConnection>,
+        reservation: &mut Option<WindowReservation>,
+    ) -> Option<Self> {
+        if (connection.window == StreamWindow::Wide) != reservation.is_some() {
+            return None;
+        }
         let is_reused = connection.begin()?;
-        Some(Self::new(Rc::clone(connection), is_reused))
+        Some(Self::new(Rc::clone(connection), is_reused, reservation.take()))
     }
 
-    fn new(connection: Rc<Http2UpstreamConnection>, is_reused: bool) -> Self {
+    /// Takes the first place on a connection that was opened for it.
+    pub(crate) fn begin_first(connection: &Rc<Http2UpstreamConnection>) -> Option<Self> {
+        let is_wide = connection.window == StreamWindow::Wide;
+        Self::begin(connection, &mut is_wide.then(WindowReservation::of_opened))
+    }
+
+    fn new(connection: Rc<Http2UpstreamConnection>, is_reused: bool, reservation: Option<WindowReservation>) -> Self {
         let written = connection.io.written.get();
         Http2UpstreamStream {
             connection,
+            reservation,
             is_reused,
             clock: ExchangeClock::new(),
             request: RequestState::Sending,
@@ -171,7 +184,7 @@ impl Http2UpstreamStream {
                 if let Poll::Ready(ended) = polled {
                     return Poll::Ready(ended);
                 }
-                match ready!(self.poll_timeout_or_client_closed(cx, &mut **body)) {
+                match ready!(exchange_body::poll_wait_for_head(self, cx, &mut **body)) {
                     Ok(()) => {}
                     Err(error) => return Poll::Ready(Err(error)),
                 }
@@ -244,8 +257,21 @@ impl Http2UpstreamStream {
         response.version = HttpVersion::Http2;
         self.is_event_stream = response.length == BodyLength::Streamed
             && response.fields.get(KnownField::ContentType).is_some_and(is_event_stream);
-        self.response = if is_complete { ResponseState::Done } else { ResponseState::Body(stream) };
+        if is_complete {
+            self.end_response();
+            return Ok(());
+        }
+        self.response = ResponseState::Body(stream);
+        if let Some(reservation) = &mut self.reservation {
+            reservation.keep(if let BodyLength::Known(length) = response.length { length } else { u64::MAX });
+        }
         Ok(())
+    }
+
+    /// The last byte of the response was taken from the connection.
+    fn end_response(&mut self) {
+        self.response = ResponseState::Done;
+        self.reservation = None;
     }
 
     /// Sends the request body as far as the client has delivered it, and the upstream accepts it.
@@ -263,11 +289,11 @@ impl Http2UpstreamStream {
                 }
             }
             let available = body.data().len().min(PIECE_MAX);
+            if self.left.is_some_and(|left| (left == 0) != (available == 0)) {
+                self.request = RequestState::ClientFailed;
+                return Err(if available == 0 { BodyError::Truncated } else { BodyError::Malformed("length") });
+            }
             if available == 0 {
-                if self.left.is_some() {
-                    self.request = RequestState::ClientFailed;
-                    return Err(BodyError::Truncated);
-                }
                 let ended = match body.trailers() {
                     Some(trailers) => sender.send_trailers(head::write_trailers(trailers)),
                     None => sender.send_data(Bytes::new(), true),
@@ -298,10 +324,11 @@ impl Http2UpstreamStream {
                 continue;
             }
             let piece = body.take_bytes(accepted);
-            let is_last = self.left.as_mut().is_some_and(|left| {
+            let is_sent = self.left.as_mut().is_some_and(|left| {
                 *left -= piece.len() as u64;
                 *left == 0
             });
+            let is_last = is_sent && !body.may_have_trailers();
             self.clock.record_progress();
             self.request = match sender.send_data(piece, is_last) {
                 Ok(()) if is_last => RequestState::Sent,
@@ -310,59 +337,6 @@ impl Http2UpstreamStream {
             };
         }
         Ok(())
-    }
-
-    /// Polled when no byte can be transferred: fails when the time of the awaited step has passed
-    /// or the client has disconnected. `Ok` when bytes may be transferred again.
-    fn poll_timeout_or_client_closed(
-        &mut self,
-        cx: &mut Context<'_>,
-        body: &mut dyn BodySource,
-    ) -> Poll<Result<(), UpstreamConnectionError>> {
-        if let Poll::Ready(ended) = self.poll_clock(cx, AwaitedStep::UpstreamHead, body) {
-            return Poll::Ready(match ended {
-                ClockEnd::TimedOut(timeout) => Err(UpstreamConnectionError::Timeout(timeout)),
-                ClockEnd::ClientGone => Err(UpstreamConnectionError::ClientGone),
-            });
-        }
-        if self.request == RequestState::Sent {
-            body.poll_client_closed(cx).map(|()| Err(UpstreamConnectionError::ClientGone))
-        } else {
-            Poll::Pending
-        }
-    }
-
-    /// Polls the clock of the step that is awaited when no byte can be transferred.
-    fn poll_clock(
-        &mut self,
-        cx: &mut Context<'_>,
-        response_step: AwaitedStep,
-        body: &mut dyn BodySource,
-    ) -> Poll<ClockEnd> {
-        let step = match self.request {
-            RequestState::Sending if self.is_blocked => AwaitedStep::UpstreamSend,
-            RequestState::Sending => AwaitedStep::ClientBody,
-            RequestState::Sent | RequestState::Refused | RequestState::ClientFailed => response_step,
-        };
-        loop {
-            match ready!(self.clock.poll(cx, step)) {
-                ClockEvent::TimedOut(timeout) => return Poll::Ready(ClockEnd::TimedOut(timeout)),
-                ClockEvent::CheckClient if body.is_client_closed() => return Poll::Ready(ClockEnd::ClientGone),
-                ClockEvent::CheckClient => {}
-                ClockEvent::CheckWrite => {
-                    let io = &self.connection.io;
-                    let written = io.written.get();
-                    // A socket that accepts bytes of the connection, if slowly, accepts them of
-                    // this request in its turn. A closed window is the server's own decision.
-                    if io.is_write_blocked.get() && written != self.written_checked {
-                        self.clock.record_progress();
-                    } else if let Some(timeout) = self.clock.record_blocked() {
-                        return Poll::Ready(ClockEnd::TimedOut(timeout));
-                    }
-                    self.written_checked = written;
-                }
-            }
-        }
     }
 
     /// The failure of an exchange without a head.
@@ -415,48 +389,7 @@ impl Http2UpstreamStream {
         cx: &mut Context<'_>,
         request_body: &mut dyn BodySource,
     ) -> Poll<Result<(), BodyError>> {
-        // The origin has already responded, so an error of the request body does not fail the
-        // response.
-        if self.request == RequestState::Sending {
-            let _sent_or_failed = self.poll_send_request(cx, request_body);
-        }
-        if self.clock.is_total_over() && !matches!(self.response, ResponseState::Done) {
-            return Poll::Ready(Err(BodyError::Timeout(ExchangeTimeout::Total)));
-        }
-        if let Poll::Ready(result) = self.poll_fill_body(cx) {
-            return Poll::Ready(result);
-        }
-        let step = match self.request {
-            // The upstream may wait for the rest of the request, which its client has not sent.
-            RequestState::ClientFailed => AwaitedStep::ClientBody,
-            _ if self.is_event_stream => AwaitedStep::EventStream,
-            _ => AwaitedStep::UpstreamBody,
-        };
-        self.poll_clock(cx, step, request_body).map(|ended| {
-            Err(match ended {
-                ClockEnd::TimedOut(timeout) => BodyError::Timeout(timeout),
-                ClockEnd::ClientGone => BodyError::ClientGone,
-            })
-        })
-    }
-
-    fn poll_fill_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        while self.data.is_empty() {
-            let ResponseState::Body(stream) = &mut self.response else { return Poll::Ready(Ok(())) };
-            match ready!(stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    self.clock.record_progress();
-                    self.data = data;
-                }
-                Some(Err(error)) => return Poll::Ready(Err(body_error(error))),
-                None => {
-                    let trailers = ready!(stream.poll_trailers(cx)).map_err(body_error)?;
-                    self.trailers = trailers.and_then(|trailers| head::read_trailers(&trailers));
-                    self.response = ResponseState::Done;
-                }
-            }
-        }
-        Poll::Ready(Ok(()))
+        exchange_body::poll_body(self, cx, request_body)
     }
 
     pub(crate) fn data(&self) -> &[u8] {
@@ -505,10 +438,83 @@ impl Http2UpstreamStream {
     }
 }
 
+impl ExchangeBody for Http2UpstreamStream {
+    fn request_state(&self) -> RequestState {
+        self.request
+    }
+
+    fn send_request(&mut self, cx: &mut Context<'_>, request_body: &mut dyn BodySource) {
+        let _failure_is_in_the_state = self.poll_send_request(cx, request_body);
+    }
+
+    fn clock(&self) -> &ExchangeClock {
+        &self.clock
+    }
+
+    fn is_event_stream(&self) -> bool {
+        self.is_event_stream
+    }
+
+    fn is_received(&self) -> bool {
+        matches!(self.response, ResponseState::Done)
+    }
+
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        while self.data.is_empty() {
+            let ResponseState::Body(stream) = &mut self.response else { return Poll::Ready(Ok(())) };
+            match ready!(stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    self.clock.record_progress();
+                    self.data = data;
+                }
+                Some(Err(error)) => return Poll::Ready(Err(body_error(error))),
+                None => {
+                    let trailers = ready!(stream.poll_trailers(cx)).map_err(body_error)?;
+                    self.trailers = trailers.and_then(|trailers| head::read_trailers(&trailers));
+                    self.end_response();
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_clock(
+        &mut self,
+        cx: &mut Context<'_>,
+        response_step: AwaitedStep,
+        body: &mut dyn BodySource,
+    ) -> Poll<Result<(), ClockEnd>> {
+        let step = match self.request {
+            RequestState::Sending if self.is_blocked => AwaitedStep::UpstreamSend,
+            RequestState::Sending => AwaitedStep::ClientBody,
+            RequestState::Sent | RequestState::Refused | RequestState::ClientFailed => response_step,
+        };
+        loop {
+            match ready!(self.clock.poll(cx, step)) {
+                ClockEvent::TimedOut(timeout) => return Poll::Ready(Err(ClockEnd::TimedOut(timeout))),
+                ClockEvent::CheckClient if body.is_client_closed() => return Poll::Ready(Err(ClockEnd::ClientGone)),
+                ClockEvent::CheckClient => {}
+                ClockEvent::CheckWrite => {
+                    let io = &self.connection.io;
+                    let written = io.written.get();
+                    // A socket that accepts bytes of the connection, if slowly, accepts them of
+                    // this request in its turn. A closed window is the server's own decision.
+                    if io.is_write_blocked.get() && written != self.written_checked {
+                        self.clock.record_progress();
+                    } else if let Some(timeout) = self.clock.record_blocked() {
+                        return Poll::Ready(Err(ClockEnd::TimedOut(timeout)));
+                    }
+                    self.written_checked = written;
+                }
+            }
+        }
+    }
+}
+
 /// The stream after an extended CONNECT: bytes in DATA frames.
 impl SharedByteStream for Http2UpstreamStream {
     fn poll_read(&mut self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
-        ready!(self.poll_fill_body(cx)).map_err(io::Error::other)?;
+        ready!(self.poll_receive(cx)).map_err(io::Error::other)?;
         let count = self.data.len().min(space.len());
         space[..count].copy_from_slice(&self.data[..count]);
         self.consume(count);
@@ -549,5 +555,9 @@ fn body_error(error: h2::Error) -> BodyError {
     if error.is_io() {
         return BodyError::Io(error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()));
     }
-    if error.is_remote() { BodyError::Truncated } else { BodyError::Malformed("HTTP/2 protocol error") }
+    match error.reason() {
+        _ if !error.is_remote() => BodyError::Malformed("HTTP/2 protocol error"),
+        Some(reason) if error.is_reset() => BodyError::Reset(reason.into()),
+        _ => BodyError::Truncated,
+    }
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use super::stream_context::StreamContext;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::http::HttpLimits;
 use crate::http::body::BodyError;
 use crate::http::deadline::ResettableDeadline;
@@ -66,7 +66,10 @@ pub(super) async fn serve(start: StreamStart) {
         Ok(_details) => exchange.respond().await,
         Err(refused) => {
             is_malformed = refused.is_malformed;
-            Some(exchange.refuse(refused.refusal))
+            Some(match refused.refusal {
+                RequestRefusal::BodyTooLarge => exchange.refuse_body(),
+                refusal => exchange.refuse(refusal),
+            })
         }
     };
     let Some(body) = body else { return };
@@ -188,6 +191,13 @@ impl StreamExchange {
         .await
     }
 
+    /// Answers a request whose announced body is too large for any route.
+    fn refuse_body(&mut self) -> ResponseBody<'static> {
+        let StreamExchange { shared, snapshot, arrival, buffers, .. } = self;
+        let buffers = buffers.as_mut().expect("taken by drop only");
+        RequestContext::new(&shared.worker.worker, snapshot, arrival, buffers).refuse_body()
+    }
+
     fn refuse(&mut self, refusal: RequestRefusal) -> ResponseBody<'static> {
         let snapshot = Arc::clone(&self.snapshot);
         let ExchangeBuffers { request, response, record, .. } = self.buffers();
@@ -200,7 +210,8 @@ impl StreamExchange {
         ResponseBody::Bytes(page)
     }
 
-    /// Sends head and body, and reports the exchange. Returns whether the response is complete.
+    /// Sends head and body, and reports the exchange. Returns whether the response is complete, or
+    /// ends with the status of its failure.
     async fn send(&mut self, body: ResponseBody<'static>) -> bool {
         let snapshot = Arc::clone(&self.snapshot);
         let StreamExchange { handle, buffers, .. } = self;
@@ -230,6 +241,7 @@ impl StreamExchange {
             return false;
         }
         handle.begin_response(response, body, remaining);
+        let is_grpc = grpc::is_call(request) && grpc::is_grpc(&response.fields);
         if handle.release_head() {
             response.fields = Fields::default();
         }
@@ -242,6 +254,7 @@ impl StreamExchange {
             Poll::Pending => watch.poll(cx, handle).map(|()| Err(ResponseAbort::ClientTimeout)),
         })
         .await;
+        let mut has_status = false;
         match &ended {
             Ok(()) => {}
             Err(ResponseAbort::ClientTimeout) => {
@@ -249,12 +262,17 @@ impl StreamExchange {
                 handle.reset(Http2ErrorCode::Cancel);
             }
             Err(ResponseAbort::ClientClosed | ResponseAbort::Memory) => {}
-            Err(ResponseAbort::Source(_)) => handle.reset(Http2ErrorCode::Internal),
+            Err(ResponseAbort::Source(error)) => {
+                has_status = is_grpc && end_with_status(handle, error);
+                if !has_status {
+                    handle.reset(Http2ErrorCode::Internal);
+                }
+            }
         }
         drop(handle.take_body());
-        let is_complete = ended.is_ok();
+        let is_ended = ended.is_ok() || has_status;
         self.report(ended);
-        is_complete
+        is_ended
     }
 
     /// The tunnel that the response begins, or the body of the response.
@@ -294,14 +312,24 @@ impl StreamExchange {
             buffers.record.blame = Some(reason.blame());
         }
         let duration = handled_in + began.elapsed();
-        CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes, duration }.report(&shared.worker);
+        let peer = &arrival.peer;
+        CompletedExchange { snapshot, peer, buffers, bytes, request_bytes: 0, duration }.report(&shared.worker);
+    }
+
+    /// Bytes of the request's body: those that were announced, or those that have arrived.
+    fn request_bytes(&self) -> u64 {
+        match self.buffers.as_ref().map(|buffers| buffers.request.length) {
+            Some(BodyLength::Known(length)) => length,
+            Some(BodyLength::Streamed) => self.handle.upload().map_or(0, |upload| upload.arrived_bytes()),
+            _ => 0,
+        }
     }
 
     /// Reports the exchange, whose response has ended in whichever way.
     fn report(&mut self, ended: Result<(), ResponseAbort>) {
         self.is_reported = true;
         let duration = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
-        let bytes = self.handle.sent_bytes();
+        let (bytes, request_bytes) = (self.handle.sent_bytes(), self.request_bytes());
         let StreamExchange { shared, snapshot, arrival, buffers, .. } = self;
         let buffers = buffers.as_mut().expect("taken by drop only");
         if let Err(abort) = ended {
@@ -313,22 +341,33 @@ impl StreamExchange {
             buffers.record.aborted = reason.as_str();
             buffers.record.blame = Some(blame);
         }
-        CompletedExchange { snapshot, peer: &arrival.peer, buffers, bytes, duration }.report(&shared.worker);
+        let peer = &arrival.peer;
+        CompletedExchange { snapshot, peer, buffers, bytes, request_bytes, duration }.report(&shared.worker);
     }
 }
 
 impl Drop for StreamExchange {
     fn drop(&mut self) {
+        let request_bytes = self.request_bytes();
         let Some(mut buffers) = self.buffers.take() else { return };
         if !self.is_reported {
             let duration = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
             buffers.record.refusal = self.handle.upload_fault();
             let exchange = (&self.arrival.peer, &mut *buffers);
+            let counted = (duration, request_bytes);
             let reason = self.shared.ended_by.get().unwrap_or(AbortReason::ClientClosed);
-            report_ended(&self.shared.worker, &self.snapshot, exchange, duration, reason);
+            report_ended(&self.shared.worker, &self.snapshot, exchange, counted, reason);
         }
         self.shared.return_buffers(buffers);
     }
+}
+
+/// Ends the response to a call of gRPC whose body has failed with a status in trailers. False if
+/// the response cannot have trailers.
+fn end_with_status(handle: &Handle, error: &BodyError) -> bool {
+    let mut trailers = Fields::default();
+    error.grpc_status().write(Error::from(error).reason(), &mut trailers);
+    handle.end_with_trailers(&trailers)
 }
 
 impl ResponseAbort {

@@ -3,18 +3,18 @@
 use std::time::SystemTime;
 
 /// Formats timestamps by RFC 3339 and caches the text of the current second.
-pub(super) struct TimestampFormatter {
+pub(crate) struct TimestampFormatter {
     second: u64,
     /// `YYYY-MM-DDTHH:MM:SS.`
     text: [u8; 20],
 }
 
 impl TimestampFormatter {
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         TimestampFormatter { second: u64::MAX, text: [0; 20] }
     }
 
-    pub(super) fn push(&mut self, out: &mut Vec<u8>, now: SystemTime) {
+    pub(crate) fn push(&mut self, out: &mut Vec<u8>, now: SystemTime) {
         // A wall clock before 1970 is wrong; its lines have 1970.
         let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         if since_epoch.as_secs() != self.second {
@@ -27,7 +27,7 @@ impl TimestampFormatter {
     }
 
     /// Appends `29/Nov/2026:17:05:09 +0000`.
-    pub(super) fn push_combined(&mut self, out: &mut Vec<u8>, now: SystemTime) {
+    pub(crate) fn push_combined(&mut self, out: &mut Vec<u8>, now: SystemTime) {
         const MONTHS: [&[u8; 3]; 12] =
             [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
         let since_epoch = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -68,7 +68,7 @@ fn date_and_time(unix_seconds: u64) -> [u8; 20] {
 }
 
 /// `number` with leading zeros.
-pub(super) fn push_digits(out: &mut Vec<u8>, number: u64, width: u32) {
+pub(crate) fn push_digits(out: &mut Vec<u8>, number: u64, width: u32) {
     for exponent in (0..width).rev() {
         // One decimal digit always fits.
         out.push(b'0' + (number / 10_u64.pow(exponent) % 10) as u8);

@@ -1,0 +1,67 @@
+// The question before a change, and the boxes for purges and for limits.
+
+import { byId, setClass, setText } from "./dom.js";
+import { request } from "./stream.js";
+import { showExplanation } from "./tables.js";
+
+/// Asks before a change; resolves to whether the answer is yes.
+export function ask(question, action) {
+  const dialog = byId("confirm");
+  setText(byId("confirm-text"), question);
+  setText(byId("confirm-yes"), action);
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise(resolve => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}
+
+export function startTools() {
+  byId("confirm-yes").addEventListener("click", () => byId("confirm").close("yes"));
+  byId("confirm-no").addEventListener("click", () => byId("confirm").close("no"));
+  byId("purge").addEventListener("submit", event => run(event, "purge-result", purge));
+  byId("explain").addEventListener("submit", event => run(event, "explain-result", explain));
+  byId("purge-kind").addEventListener("change", () => {
+    byId("purge-value").disabled = byId("purge-kind").value === "all";
+  });
+}
+
+async function run(event, id, action) {
+  event.preventDefault();
+  const result = byId(id);
+  let outcome;
+  try {
+    outcome = await action();
+  } catch {
+    outcome = { text: "The gateway did not answer.", tone: "bad" };
+  }
+  setText(result, outcome.text);
+  setClass(result, outcome.tone);
+}
+
+async function purge() {
+  const kind = byId("purge-kind").value;
+  const value = byId("purge-value").value.trim();
+  if (kind !== "all" && !value) return { text: "Give a URL or a tag.", tone: "bad" };
+  const query = new URLSearchParams(kind === "all" ? { all: "true" } : { [kind]: value });
+  if (byId("purge-soft").checked) query.set("soft", "true");
+  if (kind === "all" && !(await ask("Purge everything? The origin gets all requests until the cache is filled again.", "Purge"))) {
+    return { text: "Not purged.", tone: "" };
+  }
+  const { ok, status, json, text } = await request("POST", `/api/v1/purge?${query}`);
+  if (!ok) return { text, tone: "bad" };
+  const missing = [...json.unacknowledged_nodes, ...json.unreachable_servers];
+  return status === 200
+    ? { text: `Purged on ${json.acknowledged_nodes.join(", ")}.`, tone: "good" }
+    : { text: `Purged; not acknowledged yet by ${missing.join(", ")}.`, tone: "warn" };
+}
+
+async function explain() {
+  const fields = { ip: "explain-ip", user: "explain-user", user_class: "explain-class", device: "explain-device" };
+  const query = new URLSearchParams();
+  for (const [name, id] of Object.entries(fields)) if (byId(id).value.trim()) query.set(name, byId(id).value.trim());
+  const { ok, json, text } = await request("GET", `/api/v1/limits/explain?${query}`);
+  if (!ok) return { text, tone: "bad" };
+  showExplanation(json.rules);
+  return { text: `User class ${json.user_class ?? "none"}, access ${json.access}.`, tone: "" };
+}

@@ -1,0 +1,174 @@
+//! The piece that a stored part lacks for a response, and whether a 206 is that piece (RFC 9111
+//! section 3.4).
+//!
+//! Invariant: bytes of two representations are never joined. Only a strong entity tag shows that
+//! they are of one, and the 206 must repeat it.
+
+use bytes::Bytes;
+
+use super::extent::Extent;
+use super::policy;
+use super::stored::CachedObject;
+use crate::http::fields::{Fields, KnownField};
+use crate::http::message::{BodyLength, Request, Response, StatusCode};
+
+/// One contiguous piece that a stored part lacks, beside it.
+#[derive(Clone, Debug)]
+pub(crate) struct MissingPiece {
+    /// Head of the object, of which a part is stored.
+    object: CachedObject,
+    /// The bytes of the response, stored and missing ones together.
+    wanted: Extent,
+    /// The missing ones of them.
+    missing: Extent,
+    /// The stored bytes of the response before and after the missing ones.
+    before: Bytes,
+    after: Bytes,
+}
+
+impl MissingPiece {
+    /// The piece for `request`: for one range, or for the whole object without `Range`. `None` if
+    /// the part has no strong entity tag, holds nothing of the response, or leaves two gaps in it:
+    /// the response is then fetched as a whole.
+    pub(crate) fn of(request: &Request, (object, part, body): (&CachedObject, Extent, &Bytes)) -> Option<Self> {
+        let tag = object.fields.get(KnownField::ETag).filter(|tag| tag.starts_with(b"\""));
+        let (first, last) = policy::single_range(request, &object.fields, part.total)?;
+        tag?;
+        let piece = |first: u64, end: u64| Extent { first, length: end - first, total: part.total };
+        let end = last + 1;
+        let is_beginning = (part.first..part.end()).contains(&first) && end > part.end();
+        let is_end = first < part.first && (part.first + 1..=part.end()).contains(&end);
+        let (missing, before, after) = if is_beginning {
+            (piece(part.end(), end), part.slice(body, (first, part.end() - 1))?, Bytes::new())
+        } else if is_end {
+            (piece(first, part.first), Bytes::new(), part.slice(body, (part.first, last))?)
+        } else {
+            return None;
+        };
+        Some(MissingPiece { object: object.clone(), wanted: piece(first, end), missing, before, after })
+    }
+
+    /// Makes a request one for the piece: another version of the object is sent as a whole.
+    pub(crate) fn write_range(&self, request: &mut Fields) {
+        request.set(KnownField::Range, format!("bytes={}-{}", self.missing.first, self.missing.end() - 1));
+        if let Some(tag) = self.object.fields.get(KnownField::ETag) {
+            request.set(KnownField::IfRange, tag);
+        }
+    }
+
+    /// Whether `response` is the piece: a 206 of the same version and coding, of known length.
+    pub(crate) fn is_in(&self, response: &Response) -> bool {
+        let (own, new) = (&self.object.fields, &response.fields);
+        Extent::from_content_range(response) == Some(self.missing)
+            && response.length == BodyLength::Known(self.missing.length)
+            && new.get(KnownField::ETag) == own.get(KnownField::ETag)
+            && own.all(KnownField::ContentEncoding).eq(new.all(KnownField::ContentEncoding))
+    }
+
+    /// The head of the whole object, of which `response` is the piece: the stored fields, and those
+    /// of the 206, which replace them. Its length is that of the response.
+    pub(crate) fn whole_head(&self, response: &Response) -> Response {
+        let head = policy::freshen(&self.object, response);
+        Response { status: StatusCode::OK, length: BodyLength::Known(self.wanted.length), ..head }
+    }
+
+    /// The position of the response in the object; `None`: it is the whole object.
+    pub(crate) fn extent(&self) -> Option<Extent> {
+        (self.wanted.length < self.wanted.total).then_some(self.wanted)
+    }
+
+    /// The length of the whole object.
+    pub(crate) fn total(&self) -> u64 {
+        self.wanted.total
+    }
+
+    /// The stored bytes before and after the piece.
+    pub(crate) fn into_stored(self) -> (Bytes, Bytes) {
+        (self.before, self.after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn request(range: &str) -> Request {
+        let mut request = Request::default();
+        if !range.is_empty() {
+            request.fields.push(b"Range", range.as_bytes());
+        }
+        request
+    }
+
+    fn object(tag: &str) -> CachedObject {
+        let mut object = CachedObject { status: 200, ..CachedObject::default() };
+        object.fields.push(b"ETag", tag.as_bytes());
+        object
+    }
+
+    fn missing(range: &str, tag: &str) -> Option<(u64, u64, String, String)> {
+        let (part, body) = (Extent { first: 3, length: 4, total: 10 }, Bytes::from_static(b"3456"));
+        let piece = MissingPiece::of(&request(range), (&object(tag), part, &body))?;
+        let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+        Some((piece.missing.first, piece.missing.length, text(&piece.before), text(&piece.after)))
+    }
+
+    #[test]
+    fn one_gap_beside_a_part_with_a_strong_tag_is_completed() {
+        let expected = |first, length, before: &str, after: &str| Some((first, length, before.into(), after.into()));
+        assert_eq!(missing("bytes=5-8", "\"a\""), expected(7, 2, "56", ""));
+        assert_eq!(missing("bytes=3-", "\"a\""), expected(7, 3, "3456", ""));
+        assert_eq!(missing("bytes=0-3", "\"a\""), expected(0, 3, "", "3"));
+        assert_eq!(missing("bytes=1-6", "\"a\""), expected(1, 2, "", "3456"));
+        for range in ["", "bytes=0-9", "bytes=2-7", "bytes=7-8", "bytes=0-2", "bytes=4-5", "bytes=5-8,9-9", "bytes=x"] {
+            assert_eq!(missing(range, "\"a\""), None, "{range}");
+        }
+        assert_eq!((missing("bytes=5-8", "W/\"a\""), missing("bytes=5-8", "")), (None, None));
+    }
+
+    #[test]
+    fn only_a_206_of_the_same_version_is_the_piece() {
+        let part = (Extent { first: 0, length: 4, total: 10 }, Bytes::from_static(b"0123"));
+        let piece = MissingPiece::of(&request(""), (&object("\"a\""), part.0, &part.1)).expect("a piece");
+        let response = |range: &str, tag: &str, length: BodyLength| {
+            let mut response = Response { length, ..Response::new(StatusCode::PARTIAL_CONTENT) };
+            response.fields.push(b"Content-Range", range.as_bytes());
+            response.fields.push(b"ETag", tag.as_bytes());
+            response
+        };
+        assert!(piece.is_in(&response("bytes 4-9/10", "\"a\"", BodyLength::Known(6))));
+        for other in [
+            response("bytes 4-9/10", "\"b\"", BodyLength::Known(6)),
+            response("bytes 4-8/10", "\"a\"", BodyLength::Known(5)),
+            response("bytes 4-9/11", "\"a\"", BodyLength::Known(6)),
+            response("bytes 4-9/10", "\"a\"", BodyLength::Streamed),
+            Response { status: StatusCode::OK, ..response("bytes 4-9/10", "\"a\"", BodyLength::Known(6)) },
+        ] {
+            assert!(!piece.is_in(&other), "{other:?}");
+        }
+        let head = piece.whole_head(&response("bytes 4-9/10", "\"a\"", BodyLength::Known(6)));
+        assert_eq!((head.status, head.length), (StatusCode::OK, BodyLength::Known(10)));
+        assert!(!head.fields.has(KnownField::ContentRange) && head.fields.has(KnownField::ETag));
+    }
+
+    proptest! {
+        #[test]
+        fn stored_and_missing_bytes_are_those_of_the_response(
+            total in 1_u64..40, a in 0_u64..40, b in 0_u64..40, c in 0_u64..40, d in 0_u64..40
+        ) {
+            let complete = Bytes::from((0..total).map(|at| at as u8).collect::<Vec<_>>());
+            let span = |a: u64, b: u64| ((a % total).min(b % total), (a % total).max(b % total));
+            let ((first, last), (from, to)) = (span(a, b), span(c, d));
+            let part = Extent { first, length: last - first + 1, total };
+            let body = complete.slice(first as usize..=last as usize);
+            let asked = request(&format!("bytes={from}-{to}"));
+            if let Some(piece) = MissingPiece::of(&asked, (&object("\"a\""), part, &body)) {
+                let missing = complete.slice(piece.missing.first as usize..piece.missing.end() as usize);
+                prop_assert!(!missing.is_empty());
+                let joined = [&piece.before[..], &missing, &piece.after].concat();
+                prop_assert_eq!(&joined, &complete[from as usize..=to as usize]);
+            }
+        }
+    }
+}

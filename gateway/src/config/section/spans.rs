@@ -1,0 +1,60 @@
+//! `[tracing]`: where spans are sent, and which requests have them.
+
+use http::{HeaderName, HeaderValue};
+use url::Url;
+
+use super::super::fault::ConfigProblem;
+use super::super::read_context::Located;
+use super::super::table_reader::TableReader;
+use super::super::value_kind::{AnyString, ParsedString, Share};
+use crate::spans::TracingConfig;
+
+/// The path of traces below the endpoint of a collector (OTLP 1.x).
+const TRACES_PATH: &str = "/v1/traces";
+
+const ENDPOINT: ParsedString<String> = ParsedString {
+    name: "the URL of a collector such as \"http://127.0.0.1:4318\", or \"\" for none",
+    parse: parse_endpoint,
+    format: String::clone,
+};
+
+/// `None`: nothing is traced.
+pub(super) fn read(root: &TableReader<'_>) -> Option<TracingConfig> {
+    root.table("tracing", |table| {
+        let url = table.value_or("otlp", &ENDPOINT, String::new());
+        let ratio = table.value_or("ratio", &Share, 1.0);
+        let service_name = table.value_or("service_name", &AnyString, "tidegate".to_owned());
+        let headers = table.named_values("headers", &AnyString);
+        let headers = headers.into_iter().filter_map(|(name, value)| header(table, &name, value)).collect();
+        (!url.is_empty()).then_some(TracingConfig { url, ratio, service_name, headers })
+    })
+}
+
+fn header(table: &TableReader<'_>, name: &Located<String>, value: String) -> Option<(String, String)> {
+    if HeaderName::from_bytes(name.value.as_bytes()).is_err() || HeaderValue::from_str(&value).is_err() {
+        // The value may be a secret.
+        let problem = ConfigProblem::bad_value(format!("`{}` is no field with a valid value", name.value));
+        table.context.error(&name.at, problem);
+        return None;
+    }
+    Some((name.value.clone(), value))
+}
+
+/// The URL of traces: an endpoint without that path is the base of all signals, as in
+/// `OTEL_EXPORTER_OTLP_ENDPOINT`.
+fn parse_endpoint(text: &str) -> Result<String, ConfigProblem> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let bad = |hint: &str| ConfigProblem::bad_value(format!("`{text}` is not the URL of a collector")).hint(hint);
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let mut url = url.ok_or_else(|| bad("OTLP is sent over HTTP: write \"http://HOST:4318\""))?;
+    if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+        return Err(bad("leave out query, fragment and user; credentials belong in `tracing.headers`"));
+    }
+    if !url.path().ends_with(TRACES_PATH) {
+        let path = format!("{}{TRACES_PATH}", url.path().trim_end_matches('/'));
+        url.set_path(&path);
+    }
+    Ok(url.into())
+}

@@ -1,0 +1,45 @@
+//! Parts of the process that the admin address reports: the degraded ones, and the hot keys.
+
+use std::time::Instant;
+
+use serde_json::json;
+use shard::{ShardBreakerState, ShardReport};
+
+use super::breakers;
+use super::state::SharedState;
+use crate::cache::key;
+
+/// Names the breakers that reject calls, the shards whose breakers are not closed, and the
+/// endpoints that are out.
+pub(super) fn degraded_components(shared: &SharedState) -> Vec<String> {
+    let snapshot = shared.snapshot.load();
+    let rejecting = breakers::list(&snapshot).into_iter().filter(|breaker| breaker.is_rejecting());
+    let breakers = rejecting.map(|breaker| match &breaker.name().route {
+        Some(route) => format!("breaker {route}"),
+        None => format!("breaker of upstream {}", breaker.name().upstream),
+    });
+    let breakers: Vec<_> = breakers.collect();
+    let is_degraded = |shard: &ShardReport| {
+        let breakers = [shard.reads, shard.large_reads, shard.writes];
+        breakers.iter().any(|state| *state != ShardBreakerState::Closed) || !shard.is_subscribed
+    };
+    let shards = shared.store.shard_reports().filter(is_degraded);
+    let shards = shards.map(|shard| format!("shard {} {}", shard.region, shard.endpoint));
+    let endpoints = snapshot.upstreams.iter().flat_map(|upstream| {
+        let endpoints = upstream.endpoints();
+        let out = endpoints.list().iter().filter(|endpoint| endpoint.out(Instant::now()).is_some());
+        out.map(|endpoint| format!("endpoint {} {}", upstream.config().name, endpoint.name)).collect::<Vec<_>>()
+    });
+    breakers.into_iter().chain(shards).chain(endpoints).collect()
+}
+
+/// The hot keys, the hottest first.
+pub(super) fn hot_keys(shared: &SharedState) -> serde_json::Value {
+    let keys: Vec<_> = shared
+        .store
+        .hot_keys()
+        .iter()
+        .map(|hot| json!({ "key": key::display(&hot.key.as_key()), "per_second": hot.per_second.round() }))
+        .collect();
+    json!({ "threshold_per_second": shared.store.hot_rate(), "keys": keys })
+}

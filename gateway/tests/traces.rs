@@ -1,0 +1,229 @@
+//! Traces: what a collector receives of sampled requests, what upstreams get as their parent, and
+//! that a collector which fails is not felt.
+
+mod support;
+
+use serde_json::Value;
+use support::{Gateway, Origin, STEP_TIMEOUT, Script, free_address, one_route, wait_for};
+
+const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+const PARENT: &str = "b7ad6b7169203331";
+
+/// The fields of a request.
+type Lines = Vec<(&'static str, String)>;
+
+/// A collector: an HTTP server whose requests are kept.
+fn collector() -> Origin {
+    Origin::start(|_| Script::ok(&[("Content-Type", "application/json")], "{}"))
+}
+
+fn origin() -> Origin {
+    Origin::start(|request| match request.target.as_str() {
+        "/retry" if request.number.is_multiple_of(2) => Script::reply(503, &[], ""),
+        "/fail" => Script::reply(500, &[("Cache-Control", "no-store")], ""),
+        _ => Script::ok(&[("Cache-Control", "max-age=60")], "body"),
+    })
+}
+
+fn start(origin: &Origin, collector: std::net::SocketAddr, keys: &str) -> Gateway {
+    let tracing = format!("[tracing]\notlp = \"http://{collector}\"\n{keys}\n");
+    let upstream = format!("[upstreams.origin]\nendpoints = [\"http://{}\"]\nretries = 1\n", origin.address);
+    let route = "[[routes]]\nname = \"all\"\nmatch = { path = \"/*\" }\nupstream = \"origin\"\n";
+    // One worker: its requests are exported in their order.
+    Gateway::start(&format!("[server]\nworkers = 1\n{upstream}{route}\n{tracing}"))
+}
+
+/// The spans that the collector has, once it has those of `count` requests.
+#[track_caller]
+fn spans(collector: &Origin, count: usize) -> Vec<Value> {
+    let all = || -> Vec<Value> {
+        let bodies = collector.requests().into_iter().map(|request| {
+            assert_eq!((&*request.target, request.field("content-type")), ("/v1/traces", Some("application/json")));
+            serde_json::from_slice::<Value>(&request.body).expect("JSON")
+        });
+        let scopes = bodies.flat_map(|body| body["resourceSpans"].as_array().expect("resources").clone());
+        let scopes = scopes.flat_map(|resource| resource["scopeSpans"].as_array().expect("scopes").clone());
+        scopes.flat_map(|scope| scope["spans"].as_array().expect("spans").clone()).collect()
+    };
+    wait_for(|| all().iter().filter(|span| span["kind"] == 2).count() >= count, STEP_TIMEOUT);
+    all()
+}
+
+fn attribute(span: &Value, key: &str) -> String {
+    let attributes = span["attributes"].as_array().expect("attributes");
+    let found = attributes.iter().find(|attribute| attribute["key"] == key);
+    let value = found.map(|attribute| &attribute["value"]);
+    value.and_then(|value| value["stringValue"].as_str().or(value["intValue"].as_str())).unwrap_or("-").to_owned()
+}
+
+fn named<'s>(spans: &'s [Value], name: &str) -> Vec<&'s Value> {
+    spans.iter().filter(|span| span["name"] == name).collect()
+}
+
+/// The trace id, the parent and the flags of `traceparent`.
+fn traceparent(value: Option<&str>) -> [String; 3] {
+    let parts: Vec<_> = value.unwrap_or_default().split('-').map(str::to_owned).collect();
+    parts[1..].to_vec().try_into().expect("four parts")
+}
+
+#[test]
+fn a_sampled_request_has_a_span_for_each_phase() {
+    let (origin, collector) = (origin(), collector());
+    let gateway = start(&origin, collector.address, "service_name = \"edge\"");
+    let parent = format!("00-{TRACE}-{PARENT}-01");
+    let fields = [("traceparent", &*parent), ("tracestate", "a=1,b=2"), ("User-Agent", "probe")];
+    assert_eq!(gateway.get("/item?q=1", &fields).status, 200);
+    let spans = spans(&collector, 1);
+    assert!(spans.iter().all(|span| span["traceId"] == TRACE), "{spans:#?}");
+    let [server] = *named(&spans, "GET /*") else { panic!("{spans:#?}") };
+    assert_eq!((&server["kind"], &server["parentSpanId"]), (&2.into(), &PARENT.into()));
+    let expected = [
+        ("http.request.method", "GET"),
+        ("url.path", "/item"),
+        ("url.query", "q=1"),
+        ("url.scheme", "http"),
+        ("http.route", "/*"),
+        ("http.response.status_code", "200"),
+        ("http.response.body.size", "4"),
+        ("network.protocol.version", "1.1"),
+        ("user_agent.original", "probe"),
+        ("client.address", "127.0.0.1"),
+        ("server.address", "gate.test"),
+        ("tidegate.cache", "miss"),
+        ("error.type", "-"),
+    ];
+    for (key, value) in expected {
+        assert_eq!(attribute(server, key), value, "{key}");
+    }
+    for phase in ["admit", "lookup", "respond"] {
+        let [span] = *named(&spans, phase) else { panic!("{phase}: {spans:#?}") };
+        assert_eq!((&span["parentSpanId"], &span["kind"]), (&server["spanId"], &1.into()));
+        let nanos = |span: &Value, key: &str| span[key].as_str().and_then(|text| text.parse::<u128>().ok()).expect(key);
+        assert!(nanos(span, "startTimeUnixNano") >= nanos(server, "startTimeUnixNano"));
+        assert!(nanos(span, "endTimeUnixNano") <= nanos(server, "endTimeUnixNano"));
+    }
+    let [call] = *named(&spans, "GET") else { panic!("{spans:#?}") };
+    assert_eq!((&call["kind"], &call["parentSpanId"]), (&3.into(), &server["spanId"]));
+    assert_eq!(attribute(call, "server.port"), origin.address.port().to_string());
+    // The upstream continues the trace below the call, with flags and state.
+    let sent = &origin.requests()[0];
+    let expected = [TRACE.to_owned(), call["spanId"].as_str().expect("an id").to_owned(), "01".to_owned()];
+    assert_eq!(traceparent(sent.field("traceparent")), expected);
+    assert_eq!(sent.field("tracestate"), Some("a=1,b=2"));
+    let body: Value = serde_json::from_slice(&collector.requests()[0].body).expect("JSON");
+    let resource = body["resourceSpans"][0]["resource"].clone();
+    assert_eq!(attribute(&resource, "service.name"), "edge");
+    wait_for(|| gateway.metric("tidegate_trace_spans_exported_total") == 5.0, STEP_TIMEOUT);
+}
+
+#[test]
+fn retries_and_hits_and_failures_are_told_apart() {
+    let (origin, collector) = (origin(), collector());
+    let gateway = start(&origin, collector.address, "");
+    assert_eq!(gateway.get("/retry", &[]).status, 200);
+    assert!(gateway.get("/retry", &[]).is_hit());
+    assert_eq!(gateway.get("/fail", &[]).status, 500);
+    let spans = spans(&collector, 3);
+    let [upstream] = *named(&spans, "upstream") else { panic!("one call with several attempts: {spans:#?}") };
+    let attempts: Vec<&Value> =
+        named(&spans, "GET").into_iter().filter(|span| span["parentSpanId"] == upstream["spanId"]).collect();
+    let results: Vec<[String; 3]> = attempts
+        .iter()
+        .map(|span| {
+            ["http.response.status_code", "http.request.resend_count", "error.type"].map(|key| attribute(span, key))
+        })
+        .collect();
+    assert_eq!(results, [["503", "-", "503"], ["200", "1", "-"]], "{attempts:#?}");
+    let servers = named(&spans, "GET /*");
+    let cache: Vec<String> = servers.iter().map(|span| attribute(span, "tidegate.cache")).collect();
+    assert_eq!(cache, ["miss", "hit", "miss"]);
+    let of = |server: &Value| spans.iter().filter(|span| span["parentSpanId"] == server["spanId"]).count();
+    assert_eq!(of(servers[1]), 3, "a hit is not sent to the upstream");
+    assert_eq!((attribute(servers[2], "error.type"), &servers[2]["status"]["code"]), ("500".to_owned(), &2.into()));
+}
+
+#[test]
+fn parents_decide_about_sampling_in_both_formats() {
+    let (origin, collector) = (origin(), collector());
+    let gateway = start(&origin, collector.address, "ratio = 0");
+    let sent = |path: &str| {
+        let requests = origin.requests();
+        let request = requests.iter().find(|request| request.target == path).expect("it was forwarded").clone();
+        (traceparent(request.field("traceparent")), request)
+    };
+    let short = "64fe8b2a57d3eff7";
+    let padded = format!("{:0>32}", short);
+    let unsampled = format!("00-{TRACE}-{PARENT}-00");
+    let cases: [(&str, Lines, &str, &str); 6] = [
+        ("/w3c", vec![("traceparent", unsampled)], TRACE, "00"),
+        ("/b3", vec![("b3", format!("{TRACE}-{PARENT}-1"))], TRACE, "01"),
+        ("/b3-no", vec![("b3", format!("{TRACE}-{PARENT}-0"))], TRACE, "00"),
+        ("/b3-short", vec![("b3", format!("{short}-{PARENT}-1"))], &padded, "01"),
+        (
+            "/b3-multi",
+            vec![("X-B3-TraceId", TRACE.into()), ("X-B3-SpanId", PARENT.into()), ("X-B3-Sampled", "1".into())],
+            TRACE,
+            "01",
+        ),
+        ("/b3-undecided", vec![("b3", format!("{TRACE}-{PARENT}"))], TRACE, "00"),
+    ];
+    for (path, fields, trace, flags) in &cases {
+        let fields: Vec<(&str, &str)> = fields.iter().map(|(name, value)| (*name, &**value)).collect();
+        assert_eq!(gateway.get(path, &fields).status, 200);
+        let ([id, parent, sent_flags], _) = sent(path);
+        assert_eq!((&*id, &*sent_flags), (*trace, *flags), "{path}");
+        assert_eq!(parent == PARENT, *flags == "00", "{path}: a sampled one has a span of the gateway");
+    }
+    gateway.get("/new", &[]);
+    let ([_, _, flags], _) = sent("/new");
+    assert_eq!(flags, "00", "the ratio samples no new trace");
+    let spans = spans(&collector, 3);
+    let paths: Vec<String> = named(&spans, "GET /*").iter().map(|span| attribute(span, "url.path")).collect();
+    assert_eq!(paths, ["/b3", "/b3-short", "/b3-multi"]);
+}
+
+#[test]
+fn without_tracing_the_fields_pass_and_nothing_is_sent() {
+    let origin = origin();
+    let gateway = Gateway::start(&one_route(origin.address, "", "[tracing]\notlp = \"\"\n"));
+    let parent = format!("00-{TRACE}-{PARENT}-00");
+    gateway.get("/a", &[("traceparent", &parent), ("tracestate", "a=1"), ("b3", "0")]);
+    let sent = &origin.requests()[0];
+    let fields = ["traceparent", "tracestate", "b3"].map(|name| sent.field(name).unwrap_or_default().to_owned());
+    assert_eq!(fields, [&*parent, "a=1", "0"]);
+    assert_eq!(gateway.metric("tidegate_trace_spans_exported_total"), 0.0);
+}
+
+#[test]
+fn a_collector_that_fails_is_not_felt() {
+    let origin = origin();
+    for refusing in [true, false] {
+        let silent = Origin::start(|_| Script::new().hang());
+        let address = if refusing { free_address() } else { silent.address };
+        let gateway = start(&origin, address, "");
+        let mut client = gateway.connect();
+        // More than the queue holds: the exporter waits for the silent collector meanwhile.
+        for _ in 0..4_000 {
+            assert_eq!(client.get("/item", &[]).status, 200);
+        }
+        let dropped =
+            |reason: &str| gateway.metric(&format!("tidegate_trace_spans_dropped_total{{reason=\"{reason}\"}}"));
+        if refusing {
+            wait_for(|| dropped("export_failed") > 0.0, STEP_TIMEOUT);
+            let log = gateway.process.stderr.events("trace_export_failed");
+            assert!(!log.is_empty() && log.len() < 20, "{}", log.len());
+        } else {
+            assert!(dropped("queue_full") > 0.0);
+        }
+    }
+}
+
+#[test]
+fn queued_spans_are_sent_at_the_end_of_the_process() {
+    let (origin, collector) = (origin(), collector());
+    let mut gateway = start(&origin, collector.address, "");
+    assert_eq!(gateway.get("/item", &[]).status, 200);
+    gateway.process.signal("TERM");
+    assert!(gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
+    assert_eq!(named(&spans(&collector, 1), "GET /*").len(), 1);
+}
