@@ -521,6 +521,42 @@ fn streams_beyond_the_memory_of_the_process_are_refused() {
 }
 
 #[test]
+fn address_at_its_share_leaves_memory_to_others() {
+    let gate = Gate::default();
+    let origin = {
+        let gate = gate.clone();
+        Origin::start(move |_| Script::new().wait(&gate).send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+    };
+    let server = Server::start(origin, "", "[limits_http]\nhttp2_memory_per_ip = \"1MiB\"\n");
+    let mut clients = [server.connect(), server.connect()];
+    for (index, client) in clients.iter_mut().enumerate() {
+        for number in 0..60 {
+            client.send(&get(1 + 2 * number, &format!("/{index}/{number}")));
+        }
+    }
+    assert!(clients.iter_mut().all(FrameClient::is_alive));
+    // Another address of the loopback network.
+    let from = |address: [u8; 4]| FrameClient::connect_from(address.into(), &server.gateway, &server.trusted);
+    let mut other = from([127, 0, 0, 7]);
+    for number in 0..60 {
+        other.send(&get(1 + 2 * number, &format!("/other/{number}")));
+    }
+    assert!(other.is_alive());
+    let refused =
+        |memory| server.gateway.metric(&format!("tidegate_http2_streams_refused_total{{memory=\"{memory}\"}}"));
+    assert!(refused("address") > 0.0 && refused("process") == 0.0 && refused("connection") == 0.0);
+    gate.open();
+    let mut ended = 0;
+    while ended < 60 {
+        let frame = other.next_within(STEP_TIMEOUT).expect("a frame");
+        assert_ne!(frame.kind, RST_STREAM);
+        ended += usize::from(frame.ends_stream());
+    }
+    let events = server.gateway.process.stderr.events("http2_stream_refused");
+    assert!(events.iter().any(|event| event["client"] == "127.0.0.1" && event["memory"] == "address"), "{events:?}");
+}
+
+#[test]
 fn references_to_one_long_field_cost_little_and_are_refused() {
     let server = Server::echo("");
     let mut client = server.connect();
