@@ -5,7 +5,7 @@
 #   WORKLOAD, PEERS, ROUNDS, SECONDS  arguments of `make bench`, as in `make bench WORKLOAD=hit-1k
 #          PEERS=nginx,haproxy`; empty: the defaults shown by `loadtest bench --help`
 #   WRITE  directory for the figures of `make bench`; empty: they are not stored
-#   NAME   scenario of `make scenario`: hot-region, remote, large-bodies, knee
+#   NAME   scenario of `make scenario`: hot-region, remote, large-bodies, knee, floods
 #   CARGO  the cargo to use; CARGO_TARGET_DIR is honoured as cargo does
 
 CARGO = cargo
@@ -73,7 +73,7 @@ bench: ## compare with nginx, haproxy, varnish, envoy, caddy on this machine, as
 	@"$(OUT)/release/loadtest" bench $(WORKLOAD:%=--workload=%) $(PEERS:%=--peers=%) \
 	    $(ROUNDS:%=--rounds=%) $(SECONDS:%=--seconds=%) $(WRITE:%=--write=%)
 
-scenario: ## run a scenario with real Redis servers on this machine, prints tables; NAME=hot-region, remote, large-bodies, knee
+scenario: ## run a scenario with real Redis servers on this machine, prints tables; NAME=hot-region, remote, large-bodies, knee, floods
 	@.ci/need redis-server:redis-server wrk:wrk
 	$(CARGO) build --release --package gateway
 	$(CARGO) build --release --package loadtest

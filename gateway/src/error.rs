@@ -243,6 +243,7 @@ impl Error {
             BodyError::TooLarge => RequestRefusal::BodyTooLarge,
             BodyError::Timeout(_) => RequestRefusal::BodyTimeout,
             BodyError::Malformed(_) => RequestRefusal::BodySyntax,
+            BodyError::Stream(refusal) => *refusal,
             // The client has closed its connection, or its sending side: it may still read.
             BodyError::Truncated
             | BodyError::Reset(_)
@@ -276,7 +277,7 @@ impl From<&BodyError> for Error {
         Error::ResponseBody(match error {
             BodyError::Malformed(_) => ErrorKind::Malformed,
             BodyError::Timeout(timeout) => timeout_kind(*timeout),
-            BodyError::ClientGone => ErrorKind::ClientGone,
+            BodyError::ClientGone | BodyError::Stream(_) => ErrorKind::ClientGone,
             BodyError::Detached => ErrorKind::SlowReader,
             BodyError::Truncated | BodyError::Reset(_) | BodyError::TooLarge | BodyError::Io(_) => ErrorKind::Upstream,
         })

@@ -327,6 +327,10 @@ events! {
     /// An HTTP/2 connection was ended because its client sent too many frames.
     Http2Flood = "http2_flood" { client: IpAddr = display(client), frames: &'a str }
         => warn [throttled!()] "an HTTP/2 client sent too many frames";
+    /// A stream was refused because the memory of its connection, of its client's address, or of
+    /// all connections was used up.
+    Http2StreamRefused = "http2_stream_refused" { client: IpAddr = display(client), memory: &'a str }
+        => warn [throttled!()] "no memory for a stream of an HTTP/2 client";
     /// Spans were dropped because the collector did not take them.
     TraceExportFailed = "trace_export_failed" {
         url: &'a str,

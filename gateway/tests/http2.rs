@@ -466,9 +466,10 @@ fn client_that_opens_streams_after_the_first_goaway_is_answered() {
 fn curl_reads_the_whole_early_response_to_an_upload() {
     let limits = "[limits_http]\nbody_bytes = \"20MiB\"\n[limits.none]\ntier = \"node\"\nrate = \"1/h\"\nburst = 1\n";
     let origin = Origin::start(|_| Script::ok(&[], "ok"));
-    let server = Server::start(origin, "limits = [\"none\"]", limits);
-    let url = format!("https://{}/", server.gateway.address);
-    let upload = |bytes: usize, length: &str| {
+    let open = "[[routes]]\nname = \"open\"\nmatch = { path = \"/open\" }\nupstream = \"origin\"\n";
+    let server = Server::start(origin, "limits = [\"none\"]", &format!("{open}{limits}"));
+    let upload_to = |path: &str, bytes: usize, length: &str| {
+        let url = format!("https://{}{path}", server.gateway.address);
         let command = format!(
             "head -c {bytes} /dev/zero | curl -svk --http2 --max-time 20 {length} -w '\\n%{{http_code}}' -T - {url}"
         );
@@ -478,6 +479,7 @@ fn curl_reads_the_whole_early_response_to_an_upload() {
         assert!(output.status.success(), "{bytes} {status} {}", String::from_utf8_lossy(&output.stderr));
         (status.to_owned(), body.to_owned())
     };
+    let upload = |bytes: usize, length: &str| upload_to("/", bytes, length);
     assert_eq!(upload(1_000, "").0, "200");
     for bytes in [1_000, 300_000, 5_000_000] {
         for length in ["", &format!("-H 'Content-Length: {bytes}'")] {
@@ -486,7 +488,7 @@ fn curl_reads_the_whole_early_response_to_an_upload() {
             assert!(body.ends_with("\"reason\":\"limited\"}\n") || body.ends_with("\"reason\":\"limited\"}"), "{body}");
         }
     }
-    let (status, body) = upload(10, "-H 'Content-Length: 30000000'");
+    let (status, body) = upload_to("/open", 10, "-H 'Content-Length: 30000000'");
     assert!(status == "413" && body.contains("body_too_large"), "{status} {body}");
 }
 
@@ -516,6 +518,42 @@ fn streams_beyond_the_memory_of_the_process_are_refused() {
     wait_for(|| server.gateway.metric("tidegate_http2_reserved_bytes") == 0.0, STEP_TIMEOUT);
     second.send(&get(3, "/other"));
     assert_eq!(status(&second.response(3)), 200);
+}
+
+#[test]
+fn address_at_its_share_leaves_memory_to_others() {
+    let gate = Gate::default();
+    let origin = {
+        let gate = gate.clone();
+        Origin::start(move |_| Script::new().wait(&gate).send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+    };
+    let server = Server::start(origin, "", "[limits_http]\nhttp2_memory_per_ip = \"1MiB\"\n");
+    let mut clients = [server.connect(), server.connect()];
+    for (index, client) in clients.iter_mut().enumerate() {
+        for number in 0..60 {
+            client.send(&get(1 + 2 * number, &format!("/{index}/{number}")));
+        }
+    }
+    assert!(clients.iter_mut().all(FrameClient::is_alive));
+    // Another address of the loopback network.
+    let from = |address: [u8; 4]| FrameClient::connect_from(address.into(), &server.gateway, &server.trusted);
+    let mut other = from([127, 0, 0, 7]);
+    for number in 0..60 {
+        other.send(&get(1 + 2 * number, &format!("/other/{number}")));
+    }
+    assert!(other.is_alive());
+    let refused =
+        |memory| server.gateway.metric(&format!("tidegate_http2_streams_refused_total{{memory=\"{memory}\"}}"));
+    assert!(refused("address") > 0.0 && refused("process") == 0.0 && refused("connection") == 0.0);
+    gate.open();
+    let mut ended = 0;
+    while ended < 60 {
+        let frame = other.next_within(STEP_TIMEOUT).expect("a frame");
+        assert_ne!(frame.kind, RST_STREAM);
+        ended += usize::from(frame.ends_stream());
+    }
+    let events = server.gateway.process.stderr.events("http2_stream_refused");
+    assert!(events.iter().any(|event| event["client"] == "127.0.0.1" && event["memory"] == "address"), "{events:?}");
 }
 
 #[test]

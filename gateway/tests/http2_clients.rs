@@ -125,6 +125,32 @@ fn curl_transfers_in_parallel() {
 }
 
 #[test]
+fn curl_uploads_in_parallel() {
+    if !is_installed("curl") {
+        return;
+    }
+    let (server, base) = start();
+    let dir = TempDir::new();
+    let file = dir.write("body", &"b".repeat(200_000));
+    let mut command = Command::new("curl");
+    command.args([
+        "-skZ",
+        "--http2",
+        "--max-time",
+        "60",
+        "--parallel-max",
+        "100",
+        "-w",
+        "%{http_version} %{http_code},",
+    ]);
+    for _ in 0..100 {
+        command.args(["-o", "/dev/null", "-T"]).arg(&file).arg(format!("{base}/up"));
+    }
+    assert_eq!(output(&mut command), "2 200,".repeat(100));
+    assert_eq!(server.gateway.metric("tidegate_http2_streams_refused_total{memory=\"connection\"}"), 0.0);
+}
+
+#[test]
 fn go_client_gets_every_response() {
     if !is_installed("go") {
         return;
@@ -140,7 +166,7 @@ fn go_client_gets_every_response() {
     let text = output(Command::new(program).arg(base));
     let floods = ["control", "reset"]
         .map(|frames| server.gateway.metric(&format!("tidegate_http2_floods_total{{frames=\"{frames}\"}}")));
-    let refused = server.gateway.metric("tidegate_http2_streams_refused_total");
+    let refused = server.gateway.metric("tidegate_http2_streams_refused_total{memory=\"connection\"}");
     assert!(text == "ok\n", "{floods:?}, {refused} refused: {text}");
 }
 

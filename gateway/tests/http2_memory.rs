@@ -3,16 +3,15 @@
 
 mod support;
 
-use std::collections::{BTreeSet, HashMap};
 use std::io::{BufRead as _, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use support::frames::{
-    DATA, END_HEADERS, END_STREAM, Frame, FrameClient, HEADERS, RST_STREAM, Server, WINDOW_UPDATE, body, get,
-    head_block, request_with,
+    DATA, END_HEADERS, END_STREAM, Frame, FrameClient, HEADERS, Server, WINDOW_UPDATE, body, get, head_block,
 };
+use support::uploads::Uploader;
 use support::{Gate, Origin, STEP_TIMEOUT, Script, wait_for};
 
 /// Bytes that one connection may hold.
@@ -47,14 +46,26 @@ struct MemoryUse {
 
 /// Bytes that each of several connections holds when every one has done `attack`.
 fn held(server: &Server, window: u32, mut attack: impl FnMut(&mut FrameClient)) -> MemoryUse {
-    let before = server.gateway.process.memory();
-    let mut clients = Vec::new();
-    for _ in 0..CONNECTIONS {
+    held_by(server, || {
         let mut client = FrameClient::connect(&server.gateway, &server.trusted, window);
         client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with(0x7fff_0000_u32.to_be_bytes()));
         attack(&mut client);
-        clients.push(client);
-    }
+        client
+    })
+}
+
+/// As `held`, for uploads.
+fn held_by_uploads(server: &Server, window: u32, mut attack: impl FnMut(&mut Uploader)) -> MemoryUse {
+    held_by(server, || {
+        let mut uploader = Uploader::new(FrameClient::connect(&server.gateway, &server.trusted, window));
+        attack(&mut uploader);
+        uploader
+    })
+}
+
+fn held_by<C>(server: &Server, attack: impl FnMut() -> C) -> MemoryUse {
+    let before = server.gateway.process.memory();
+    let _clients: Vec<C> = std::iter::repeat_with(attack).take(CONNECTIONS).collect();
     // Until nothing moves: the largest of what is seen.
     let (mut most, mut changed) = (0, Instant::now());
     let start = Instant::now();
@@ -142,7 +153,7 @@ fn large_heads_that_wait_for_the_origin() {
             client.send(&Frame::new(HEADERS, END_HEADERS | END_STREAM, 1 + 2 * number).with(head_block(&fields)));
         }
     });
-    assert_held("heads of 15 KiB", &held, 30.0);
+    assert_held("heads of 15 KiB", &held, 27.0);
     gate.open();
 }
 
@@ -165,6 +176,8 @@ fn listener(serve: impl Fn(TcpStream) + Send + Sync + Copy + 'static) -> SocketA
     // All connections come at once: those beyond the backlog would be late by seconds.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
     socket.set_recv_buffer_size(4096).expect("a live socket");
+    // The system of the gateway would hold megabytes for each connection of large segments.
+    socket.set_tcp_mss(536).expect("a live socket");
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
     socket.listen(1_024).expect("a bound socket");
     let listener = TcpListener::from(socket);
@@ -178,35 +191,22 @@ fn listener(serve: impl Fn(TcpStream) + Send + Sync + Copy + 'static) -> SocketA
     address
 }
 
-/// Sends on `streams` as much as the gateway grants, until nothing moves.
-fn upload_all(client: &mut FrameClient, streams: u32) {
-    let payload = vec![b'u'; 16_000];
-    let mut windows: HashMap<u32, i64> = (0..streams).map(|number| (1 + 2 * number, 16_384)).collect();
-    let heads: Vec<u8> = windows
-        .keys()
-        .copied()
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .flat_map(|stream| request_with(stream, ("PUT", "/up"), &[]).bytes())
-        .collect();
-    client.send_bytes(&heads);
-    let (mut all, start, mut moved) = (65_535_i64, Instant::now(), Instant::now());
-    while moved.elapsed() < Duration::from_millis(300) && start.elapsed() < STEP_TIMEOUT {
-        for (stream, window) in &mut windows {
-            if *window >= 16_000 && all >= 16_000 {
-                client.send(&Frame::new(DATA, 0, *stream).with(&payload));
-                (*window, all) = (*window - 16_000, all - 16_000);
-                moved = Instant::now();
-            }
-        }
-        while let Some(frame) = client.next_within(Duration::from_millis(2)) {
-            match (frame.kind, frame.stream) {
-                (WINDOW_UPDATE, 0) => all += i64::from(frame.code()),
-                (WINDOW_UPDATE, stream) => *windows.entry(stream).or_default() += i64::from(frame.code()),
-                (RST_STREAM, stream) => drop(windows.remove(&stream)),
-                _ => {}
-            }
-        }
+/// Stream ids of requests.
+fn streams(requests: std::ops::Range<u32>) -> impl Iterator<Item = u32> {
+    requests.map(|number| 1 + 2 * number)
+}
+
+/// Uploads of which the gateway gets as much as it grants, until nothing moves.
+fn upload_all(client: &mut Uploader, requests: std::ops::Range<u32>) {
+    client.begin(streams(requests), "/stall", 15 << 20);
+    upload_until_stalled(client);
+}
+
+fn upload_until_stalled(uploader: &mut Uploader) {
+    let start = Instant::now();
+    uploader.send();
+    while start.elapsed() < STEP_TIMEOUT && uploader.receive(Duration::from_millis(300)) {
+        uploader.send();
     }
 }
 
@@ -217,7 +217,7 @@ fn uploads_that_the_origin_does_not_read() {
         drop(stream);
     });
     let server = Server::measured(Origin::start(|_| Script::ok(&[], "")), address);
-    let held = held(&server, 65_535, |client| upload_all(client, 100));
+    let held = held_by_uploads(&server, 65_535, |client| upload_all(client, 0..100));
     assert_held("uploads", &held, IN_FLIGHT_MIN);
 }
 
@@ -230,8 +230,69 @@ fn uploads_whose_windows_have_grown() {
         std::thread::sleep(3 * STEP_TIMEOUT);
     });
     let server = Server::measured(Origin::start(|_| Script::ok(&[], "")), address);
-    let held = held(&server, 65_535, |client| upload_all(client, 8));
+    let held = held_by_uploads(&server, 65_535, |client| upload_all(client, 0..8));
     assert_held("uploads with grown windows", &held, 8.0);
+}
+
+/// Reads 24 MiB of a body of 64 MiB for `/begin`, nothing for `/stall`, and other bodies.
+fn upload_origin() -> SocketAddr {
+    listener(|mut stream| {
+        let mut received = Vec::new();
+        let mut space = vec![0; 64 << 10];
+        loop {
+            let head_end = received.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+            let Some(head_end) = head_end else {
+                match stream.read(&mut space).unwrap_or(0) {
+                    0 => return,
+                    count => received.extend_from_slice(&space[..count]),
+                }
+                continue;
+            };
+            let head = String::from_utf8_lossy(&received[..head_end]).to_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+            let mut left = (length.unwrap_or(0) + head_end + 4).saturating_sub(received.len());
+            let rest = if head.starts_with("put /begin") { 40 << 20 } else { 0 };
+            while !head.starts_with("put /stall") && left > rest {
+                match stream.read(&mut space).unwrap_or(0) {
+                    0 => return,
+                    count => left -= count.min(left),
+                }
+            }
+            if left > 0 {
+                return std::thread::sleep(3 * STEP_TIMEOUT);
+            }
+            received.clear();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").ok();
+        }
+    })
+}
+
+fn upload_server() -> Server {
+    let address = upload_origin();
+    Server::measured_with(address, "[limits_http]\nbody_bytes = \"64MiB\"\n")
+}
+
+#[test]
+fn upload_that_stalls_with_its_large_window_before_others() {
+    let server = upload_server();
+    let held = held_by_uploads(&server, 65_535, |client| {
+        client.begin(streams(0..1), "/begin", 64 << 20);
+        client.run_in_round_trips(20, |client| client.offered(1) >= 850 << 10);
+        upload_until_stalled(client);
+        upload_all(client, 1..100);
+    });
+    assert_held("a large window, then other uploads", &held, 20.0);
+}
+
+#[test]
+fn uploads_that_get_the_window_of_a_past_one() {
+    let server = upload_server();
+    let held = held_by_uploads(&server, 65_535, |client| {
+        client.begin(streams(0..1), "/up", 16 << 20);
+        assert!(client.run_in_round_trips(100, |client| client.are_complete(streams(0..1))));
+        upload_all(client, 1..101);
+    });
+    assert_held("the window of a past upload", &held, 40.0);
 }
 
 #[test]
@@ -310,6 +371,6 @@ fn uploads_and_responses_that_nobody_reads() {
         std::thread::sleep(3 * STEP_TIMEOUT);
     });
     let server = Server::measured(Origin::start(|_| Script::ok(&[], "")), address);
-    let held = held(&server, 0, |client| upload_all(client, 100));
+    let held = held_by_uploads(&server, 0, |client| upload_all(client, 0..100));
     assert_held("uploads and responses", &held, IN_FLIGHT_MIN);
 }

@@ -311,7 +311,10 @@ fn both_forms_of_413_are_alike() {
         origin.address,
         "[limits_http]\nbody_bytes = \"1KiB\"\n[[routes]]\nname = \"big\"\nmatch = { path = \"/big\" }\n\
          upstream = \"origin\"\nbody_bytes = \"64KiB\"\n[[routes]]\nname = \"own\"\nmatch = { path = \"/own\" }\n\
-         upstream = \"origin\"\nbody_bytes = \"10B\"\nheaders = { response = { set = { x-own = \"1\" } } }\n",
+         upstream = \"origin\"\nbody_bytes = \"10B\"\nheaders = { response = { set = { x-own = \"1\" } } }\n\
+         [[routes]]\nname = \"closed\"\nmatch = { path = \"/closed\" }\nupstream = \"origin\"\nbody_bytes = \"10B\"\n\
+         deny = [\"127.0.0.0/8\"]\n[[routes]]\nname = \"limited\"\nmatch = { path = \"/limited\" }\nupstream = \"origin\"\n\
+         body_bytes = \"10B\"\nlimits = [\"once\"]\n[limits.once]\ntier = \"node\"\nrate = \"1/h\"\nburst = 1\n",
     );
     let trace = "0af7651916cd43dd8448eb211c80319c";
     let traceparent = format!("00-{trace}-b7ad6b7169203331-01");
@@ -342,6 +345,16 @@ fn both_forms_of_413_are_alike() {
         let facts = ["route", "refused", "failure", "trace_id"].map(|name| line[name].as_str().unwrap_or_default());
         assert_eq!(facts, ["own", "body_too_large", "client_body", trace], "{line}");
     }
+    // Lists and limits come first.
+    let status = |target: &str, length: &str| {
+        let mut client = gateway.connect();
+        client.send(format!("POST {target} HTTP/1.1\r\nHost: gate.test\r\nContent-Length: {length}\r\n\r\n"));
+        client.read_response().status
+    };
+    for length in ["11", "99999999999"] {
+        assert_eq!(status("/closed", length), 403, "{length}");
+    }
+    assert_eq!([status("/limited", "99999999999"), status("/limited", "99999999999")], [413, 429]);
 }
 
 #[test]

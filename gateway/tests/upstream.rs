@@ -537,6 +537,14 @@ fn hop_by_hop_response_fields_are_not_forwarded() {
     );
     assert_eq!(response.all("set-cookie"), ["a=b", "c=d"]);
     assert_eq!(response.all("via").join(", "), "1.0 behind, 1.1 tidegate");
+    let old = Origin::start(|_| {
+        Script::new().send("HTTP/1.0 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok").close()
+    });
+    let gateway = plain(&old);
+    for is_hit in [false, true] {
+        let response = gateway.get("/", &[]);
+        assert_eq!((response.is_hit(), response.all("via")), (is_hit, vec!["1.0 tidegate"]));
+    }
     assert!(response.field("date").is_some() && response.field("server") == Some("origin"));
 }
 

@@ -56,6 +56,7 @@ fn requests_share_one_connection() {
     }
     let head = client.request("HEAD", "/a", &[], b"");
     assert_eq!((head.status, head.body.len()), (200, 0));
+    assert_eq!(head.all("via"), ["2.0 tidegate"], "the version of the response");
     let seen = origin.seen();
     assert_eq!((origin.connections(), seen.len()), (1, 6));
     assert_eq!(seen[1].uri, "http://gate.test/a?b=c", "the public authority");

@@ -38,6 +38,8 @@ mod report_directory;
 mod redis_server;
 mod testbed;
 mod knee;
+mod h2_frames;
+mod floods;
 mod scenario;
 
 use std::collections::BTreeSet;
@@ -219,7 +221,11 @@ fn run_scenario(arguments: ScenarioArguments) -> Result<ExitCode> {
     if !tidegate.is_file() {
         return Err(LoadtestError::NoTidegate { path: tidegate.display().to_string() });
     }
-    let tools = Tools::find((arguments.name != Scenario::Knee).then_some(Tool::Redis))?;
+    let tools = Tools::find(match arguments.name {
+        Scenario::Knee => None,
+        Scenario::Floods => Some(Tool::Openssl),
+        Scenario::HotRegion | Scenario::Remote | Scenario::LargeBodies => Some(Tool::Redis),
+    })?;
     tools.restrict_to_load_core()?;
     let runner = ScenarioRunner {
         tools: &tools,

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 
 use crate::client::CheckConnection;
 use crate::error::Result;
+use crate::floods::FloodScenario;
 use crate::knee;
 use crate::process::ScratchDirectory;
 use crate::redis_server::RedisServer;
@@ -30,6 +31,8 @@ pub(crate) enum Scenario {
     /// Loads up to three times the capacity of a pool of workers, with and without the concurrency
     /// limit
     Knee,
+    /// A client's times while others flood the gateway with HTTP/2 frames
+    Floods,
 }
 
 /// Runs scenarios with the same programs, number of rounds, and seconds of load per round.
@@ -77,6 +80,10 @@ impl ScenarioRunner<'_> {
             Scenario::Remote => self.remote(),
             Scenario::LargeBodies => self.large_bodies(),
             Scenario::Knee => knee::run(self.tools, self.tidegate, self.seconds),
+            Scenario::Floods => {
+                let ScenarioRunner { tools, tidegate, rounds, seconds } = *self;
+                FloodScenario { tools, tidegate, rounds, seconds }.run()
+            }
         }
     }
 

@@ -318,7 +318,7 @@ pub fn freshen(object: &CachedObject, response: &Response) -> Response {
         fields.remove(KnownField::Age);
     }
     let status = StatusCode::from_u16(object.status).unwrap_or(StatusCode::OK);
-    Response { status, fields, length: response.length, forms: None }
+    Response { version: response.version, status, fields, length: response.length, forms: None }
 }
 
 /// Whether the conditions of the client hold, so that the response is 304 (RFC 9110 section

@@ -93,6 +93,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "limits_http.http2_memory",
         "Most memory that all HTTP/2 connections of the process may hold for their streams; beyond it, new streams are refused, and clients may send them again. One connection holds at most 2 MiB. Responses of upstreams over HTTP/2 may reserve half as much in addition (upstreams.md).",
     ),
+    (
+        "limits_http.http2_memory_per_ip",
+        "Most of `http2_memory` that the connections of one address (IPv6: one /64) may hold; beyond it, new streams of that address are refused, and others are not affected.",
+    ),
     ("limits_http.connections", "Most concurrent connections of the process; further ones are closed on arrival."),
     ("limits_http.connections_per_ip", "Most concurrent connections of one address (IPv6: one /64)."),
     (

@@ -12,6 +12,10 @@ const FAILURE_PART: f64 = 0.125;
 /// The load of an endpoint all of whose calls fail, as a multiple. One that answers errors quickly
 /// has few requests in flight, and would attract more of them otherwise.
 const FAILURE_PENALTY: f64 = 9.0;
+/// The failure rate below which failures are forgotten: after 32 s for a single one, 53 s for an
+/// endpoint all of whose calls failed. However small it is, it would keep an endpoint from being
+/// selected while no other one has more requests in flight.
+const FAILURES_FORGOTTEN: f64 = 0.005;
 /// The smallest part of its weight that an endpoint has in its slow start.
 const SLOW_START_MIN: f64 = 0.1;
 /// Latency in milliseconds that is expected of an endpoint with requests in flight that was never
@@ -105,7 +109,8 @@ impl EndpointLoad {
 
     /// How much longer a call is expected to take because of recent failures.
     pub(super) fn penalty(&self, now: u64) -> f64 {
-        1.0 + FAILURE_PENALTY * self.failures.read(now)
+        let rate = self.failures.read(now);
+        if rate < FAILURES_FORGOTTEN { 1.0 } else { 1.0 + FAILURE_PENALTY * rate }
     }
 
     /// The expected latency of a call in milliseconds. 0 for an endpoint that is idle and was never

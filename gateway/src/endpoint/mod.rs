@@ -416,6 +416,26 @@ mod tests {
         assert!((0..6).all(|_| port(set.select(&[], at(now))) == Some(2)));
     }
 
+    /// Also if no endpoint ever has two requests in flight, which would make the others busier.
+    #[test]
+    fn endpoint_that_has_failed_is_tried_again_after_a_while() {
+        let set = endpoints(2);
+        let now = Instant::now();
+        for failures in [1, 100] {
+            let call = InFlightGuard::new(Arc::clone(&set.list()[0]));
+            for _ in 0..failures {
+                call.record(CallOutcome::Failure, &EjectConfig::default(), || now);
+            }
+            drop(call);
+            let is_tried = |seconds| {
+                let later = now + Duration::from_secs(seconds);
+                (0..4).any(|_| port(set.select(&[], at(later))) == Some(1))
+            };
+            assert!(!is_tried(1) && !is_tried(20), "{failures}");
+            assert!(is_tried(60), "{failures}");
+        }
+    }
+
     #[test]
     fn own_zone_is_preferred_while_half_of_its_endpoints_are_available() {
         let list = endpoints(6).list().to_vec();

@@ -13,6 +13,7 @@ use super::buffer::ReadSize;
 use super::exchange_clock::{Blame, ExchangeTimeout};
 use super::fields::Fields;
 use super::grpc::GrpcStatus;
+use super::refusal::RequestRefusal;
 use crate::metrics::Label as _;
 
 /// Why a body could not be read to its end.
@@ -27,6 +28,9 @@ pub(crate) enum BodyError {
     /// The stream ended before the body was complete.
     #[error("body truncated")]
     Truncated,
+    /// The stream of a request has ended before its body was complete, for this reason.
+    #[error("stream ended: {}", .0.reason())]
+    Stream(RequestRefusal),
     /// The peer reset the stream of the body with this error code (RFC 9113 section 7).
     #[error("stream reset with code {0}")]
     Reset(u32),
@@ -52,9 +56,11 @@ impl BodyError {
             BodyError::TooLarge => BodyError::TooLarge,
             BodyError::Detached => BodyError::Detached,
             // The connection of the reader itself has not failed.
-            BodyError::Truncated | BodyError::Reset(_) | BodyError::ClientGone | BodyError::Io(_) => {
-                BodyError::Truncated
-            }
+            BodyError::Truncated
+            | BodyError::Stream(_)
+            | BodyError::Reset(_)
+            | BodyError::ClientGone
+            | BodyError::Io(_) => BodyError::Truncated,
         }
     }
 
@@ -65,7 +71,7 @@ impl BodyError {
             BodyError::Reset(code) => GrpcStatus::of_reset(*code),
             BodyError::Malformed(_) => GrpcStatus::Internal,
             BodyError::TooLarge => GrpcStatus::ResourceExhausted,
-            BodyError::ClientGone => GrpcStatus::Cancelled,
+            BodyError::ClientGone | BodyError::Stream(_) => GrpcStatus::Cancelled,
             BodyError::Truncated | BodyError::Detached | BodyError::Io(_) => GrpcStatus::Unavailable,
         }
     }
@@ -74,7 +80,7 @@ impl BodyError {
     pub(crate) fn blame(&self) -> Blame {
         match self {
             BodyError::Timeout(timeout) => timeout.blame(),
-            BodyError::ClientGone | BodyError::Detached => Blame::Client,
+            BodyError::Stream(_) | BodyError::ClientGone | BodyError::Detached => Blame::Client,
             BodyError::TooLarge => Blame::Gateway,
             BodyError::Malformed(_) | BodyError::Truncated | BodyError::Reset(_) | BodyError::Io(_) => Blame::Upstream,
         }

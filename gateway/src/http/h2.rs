@@ -4,8 +4,9 @@
 //! `frame` names the parts of frames, the `hpack` files decode and encode field sections, and
 //! `request_head` reads a request or refuses it. `connection` keeps the state of a connection,
 //! `sender` decides which stream sends next, and `request_body` holds what a client sends. `tunnel`
-//! relays a stream that has switched protocols, `abuse` counts frames that cost work, `shared`
-//! accounts for memory.
+//! relays a stream that has switched protocols, `abuse` counts frames that cost work. `account` and
+//! `memory_budget` bound the memory of a connection and of all, `deferred` holds streams that wait
+//! for it.
 
 mod client_clock;
 mod abuse;
@@ -17,10 +18,13 @@ mod hpack_decode;
 mod hpack_encode;
 mod out_queue;
 mod request_head;
+mod memory_budget;
+mod account;
 mod shared;
 mod request_body;
 mod tunnel;
 mod stream;
+mod deferred;
 mod sender;
 mod connection;
 pub mod fuzzing;
@@ -29,7 +33,7 @@ pub(crate) use abuse::{FrameAbuse, is_flooding};
 pub(crate) use client_clock::ClientClock;
 pub(crate) use connection::{Http2Connection, IncomingRequest, ReceiveEnd, ResponseEnd, StreamHandle};
 pub(crate) use frame::Http2ErrorCode;
+pub(crate) use memory_budget::{refused_streams, reserved_bytes};
 pub(crate) use request_body::Http2RequestBody;
 pub(crate) use request_head::may_be_bodiless;
-pub(crate) use shared::{refused_streams, reserved_bytes};
 pub(crate) use tunnel::{TunnelBody, TunnelUpload, tunnel};

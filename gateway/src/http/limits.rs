@@ -40,6 +40,8 @@ pub struct HttpLimits {
     /// Bytes that all HTTP/2 connections of the process may hold for their streams. Beyond them,
     /// new streams are refused.
     pub http2_memory: u64,
+    /// Those that the connections of one address may hold (IPv6: one /64).
+    pub http2_memory_per_ip: u64,
 }
 
 /// Whether a body on a GET or HEAD request is forwarded, or the request is refused with 400 (RFC
@@ -93,6 +95,7 @@ impl Default for HttpLimits {
             paths: PathRules::default(),
             dropped_trailers: Arc::default(),
             http2_memory: 512 << 20,
+            http2_memory_per_ip: 128 << 20,
         }
     }
 }

@@ -324,6 +324,8 @@ impl Request {
 /// A response head: status, fields, and the length of the body.
 #[derive(Clone, Debug)]
 pub struct Response {
+    /// The version that it was received with.
+    pub version: HttpVersion,
     pub status: StatusCode,
     pub fields: Fields,
     pub length: BodyLength,
@@ -339,7 +341,13 @@ impl Default for Response {
 
 impl Response {
     pub fn new(status: StatusCode) -> Self {
-        Response { status, fields: Fields::default(), length: BodyLength::Empty, forms: None }
+        Response {
+            version: HttpVersion::Http11,
+            status,
+            fields: Fields::default(),
+            length: BodyLength::Empty,
+            forms: None,
+        }
     }
 }
 

@@ -27,6 +27,9 @@ macro_rules! refusals {
                         | RequestRefusal::BodyOfGet
                         | RequestRefusal::BodySyntax
                         | RequestRefusal::BodyTruncated
+                        | RequestRefusal::BodyLength
+                        | RequestRefusal::BodyReset
+                        | RequestRefusal::BodyFlowControl
                         | RequestRefusal::BodyTimeout
                 )
             }
@@ -60,6 +63,9 @@ refusals! {
     CodingInHttp10 = 400 "coding_in_http10",
     BodySyntax = 400 "body_syntax",
     BodyTruncated = 400 "body_truncated",
+    BodyLength = 400 "body_length",
+    BodyReset = 400 "body_reset",
+    BodyFlowControl = 400 "body_flow_control",
     BodyOfGet = 400 "body_of_get",
     Method = 405 "method",
     HeadTimeout = 408 "head_timeout",

@@ -57,15 +57,16 @@ impl RequestContext<'_> {
         ResponseBody::Bytes(page)
     }
 
-    /// Answers a request whose announced body is larger than any route allows, as `handle` answers
-    /// one above the limit of its route.
+    /// Answers a request whose announced body is larger than any route allows, as one above the
+    /// limit of its route: lists, limits and authentication come first.
     pub(crate) fn refuse_body(&mut self) -> ResponseBody<'static> {
-        if self.route.is_some_and(|route| route.config.edits.is_some()) {
-            self.edit_request();
-        }
-        let body = self.degrade(UpstreamConnectionError::Client(BodyError::TooLarge).into());
-        self.respond();
-        self.charge_for_status();
+        let mut body = self.admit().unwrap_or_else(|| {
+            let body = self.degrade(UpstreamConnectionError::Client(BodyError::TooLarge).into());
+            self.respond();
+            self.charge_for_status();
+            body
+        });
+        body.unpack_head(self.response);
         body
     }
 

@@ -341,6 +341,7 @@ impl UpstreamCall<'_> {
             report_failure(route, &target.upstream, failure)
         })?;
         hop::strip_response(response);
+        hop::add_via(&mut response.fields, response.version);
         if !response.fields.has(KnownField::Date) {
             // A recipient with a clock adds a missing Date (RFC 9110 section 6.6.1).
             response.fields.add(KnownField::Date, httpdate::fmt_http_date(worker.view.store().wall_time()));

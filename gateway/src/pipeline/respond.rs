@@ -8,9 +8,9 @@ use super::context::RequestContext;
 use crate::error::ErrorKind;
 use crate::metrics::{self, Counters};
 use crate::record::{CacheResult, RequestRecord};
+use crate::respond;
 use crate::route::{Route, StatusClass};
 use crate::spans::Phase;
-use crate::{hop, respond};
 
 static CACHE_RESULTS: LazyLock<Counters<CacheResult>> = LazyLock::new(Counters::default);
 
@@ -54,9 +54,6 @@ impl RequestContext<'_> {
         }
         if let Some(id) = &record.request_id {
             id.write(fields);
-        }
-        if record.cache != CacheResult::Error {
-            hop::add_via(fields, self.request.version);
         }
         if self.route.is_some_and(|route| route.config.edits.is_some()) {
             self.edit_response();

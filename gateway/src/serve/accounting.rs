@@ -54,6 +54,16 @@ label! {
         ClientClosed = "client_closed",
         /// The client accepted no byte of the response in time, or too few.
         ClientTimeout = "client_timeout",
+        /// The head of another request was not complete in time (HTTP/2).
+        HeadTimeout = "head_timeout",
+        /// The client did not acknowledge a PING in time (HTTP/2).
+        PingTimeout = "ping_timeout",
+        /// The connection was ended for a flood of frames (HTTP/2).
+        Flood = "flood",
+        /// The client broke the protocol (HTTP/2).
+        ProtocolError = "protocol_error",
+        /// It was not complete when `server.drain_timeout` ended.
+        DrainTimeout = "drain_timeout",
         /// Writing to the client failed.
         WriteFailed = "write_failed",
         BodyFailed = "body_failed",
@@ -71,6 +81,14 @@ impl AbortReason {
         match error {
             BodyError::Detached => AbortReason::SlowReader,
             _ => AbortReason::BodyFailed,
+        }
+    }
+
+    /// The side to blame where a connection has ended for this reason.
+    pub(super) fn blame(self) -> Blame {
+        match self {
+            AbortReason::DrainTimeout | AbortReason::Panic => Blame::Gateway,
+            _ => Blame::Client,
         }
     }
 }
@@ -305,19 +323,26 @@ pub(super) fn refused(refusal: RequestRefusal, request: &Request, snapshot: &Sna
     }
 }
 
-/// Reports a request whose client closed the connection before its response began.
-pub(super) fn report_client_closed(
+/// Reports a request whose connection or stream ended before its response began.
+#[expect(clippy::too_many_arguments, reason = "an exchange, and how it ended")]
+pub(super) fn report_ended(
     context: &WorkerContext,
     snapshot: &Snapshot,
     (peer, buffers): (&ConnectionPeer, &mut ExchangeBuffers),
     (duration, request_bytes): (Duration, u64),
+    reason: AbortReason,
 ) {
-    ABORTS.inc(AbortReason::ClientClosed);
-    // nginx's status for this case, 499, has no registered name.
-    buffers.response = Response::new(StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST));
+    count_abort(reason);
+    let status = match reason.blame() {
+        // nginx's status for this case, 499, has no registered name.
+        Blame::Client => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    buffers.response = Response::new(status);
     buffers.record = RequestRecord {
-        blame: Some(Blame::Client),
-        aborted: AbortReason::ClientClosed.as_str(),
+        blame: Some(reason.blame()),
+        aborted: reason.as_str(),
+        refusal: buffers.record.refusal,
         ..pipeline::client_closed(&buffers.record)
     };
     CompletedExchange { snapshot, peer, buffers, bytes: 0, request_bytes, duration }.report(context);

@@ -4,13 +4,13 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use arc_swap::Cache;
 
 use super::accounting::{
-    AbortReason, CompletedExchange, InFlightRequest, count_abort, count_upgrade, refused, report_client_closed,
+    AbortReason, CompletedExchange, InFlightRequest, count_abort, count_upgrade, refused, report_ended,
 };
 use super::worker_context::{DrainGuard, DrainStage, WorkerContext};
 use crate::error::ErrorKind;
@@ -176,7 +176,7 @@ impl Connection {
 
     /// Handles one request and writes its response.
     async fn exchange(&mut self, snapshot: &Arc<Snapshot>, buffers: &mut ExchangeBuffers) -> AfterExchange {
-        let Connection { context, stream, peer, .. } = self;
+        let Connection { context, stream, peer, drain, .. } = self;
         let (context, peer) = (&**context, &*peer);
         let arrival = Arrival { peer: peer.clone(), at: Instant::now() };
         let in_flight = InFlightRequest::begin(arrival.at, buffers.request.version);
@@ -214,7 +214,7 @@ impl Connection {
                     if let Poll::Ready(handled) = polled {
                         return Poll::Ready(Some(handled));
                     }
-                    watch.as_mut().map_or(Poll::Pending, |incoming| incoming.poll_client_closed(cx).map(|()| None))
+                    poll_ended(cx, &mut watch, drain).map(|()| None)
                 })
                 .await
             }
@@ -227,7 +227,7 @@ impl Connection {
             }
             None => {
                 let counted = (in_flight.end(), stream.request_bytes(&buffers.request));
-                report_client_closed(context, snapshot, (peer, buffers), counted);
+                report_ended(context, snapshot, (peer, buffers), counted, ended_by(context));
                 return AfterExchange::Abort;
             }
         };
@@ -235,7 +235,7 @@ impl Connection {
         if buffers.record.must_close || context.is_draining() {
             writer.close_connection_after();
         }
-        let sent = send(&mut writer, &mut buffers.response, &mut out, watch).await;
+        let sent = send(&mut writer, &mut buffers.response, &mut out, (watch, drain)).await;
         if let Some(Ok(())) = sent
             && buffers.response.status == StatusCode::SWITCHING_PROTOCOLS
         {
@@ -243,8 +243,17 @@ impl Connection {
             let began = Instant::now();
             let handled_in = in_flight.end();
             if let Some(mut tunnel) = out.into_tunnel() {
-                let bytes = h1::relay(stream, &mut tunnel.connection, snapshot.http.idle_timeout).await;
+                let idle_timeout = snapshot.http.idle_timeout;
+                let bytes = h1::relay(stream, &mut tunnel.connection, idle_timeout, |cx| {
+                    drain.poll_stage(cx, DrainStage::Expired)
+                })
+                .await;
                 let duration = handled_in + began.elapsed();
+                if context.is_expired() {
+                    count_abort(AbortReason::DrainTimeout);
+                    buffers.record.aborted = AbortReason::DrainTimeout.as_str();
+                    buffers.record.blame = Some(AbortReason::DrainTimeout.blame());
+                }
                 CompletedExchange { snapshot, peer, buffers, bytes, request_bytes: 0, duration }.report(context);
             }
             return AfterExchange::Close;
@@ -252,7 +261,13 @@ impl Connection {
         if let Some(blame) = blame(sent.as_ref()) {
             buffers.record.blame = Some(blame);
         }
-        let aborted = abort_reason(sent);
+        let aborted = match sent {
+            None => Some(ended_by(context)),
+            sent => abort_reason(sent),
+        };
+        if aborted == Some(AbortReason::DrainTimeout) {
+            buffers.record.blame = Some(AbortReason::DrainTimeout.blame());
+        }
         buffers.record.aborted = aborted.map_or("", AbortReason::as_str);
         let duration = in_flight.end();
         let bytes = writer.body_sent();
@@ -299,12 +314,27 @@ fn blame(sent: Option<&Result<(), SendError>>) -> Option<Blame> {
     }
 }
 
-/// Sends a response; `None` when the client closes the connection first.
+/// Ready when the client closes the connection, if it is watched, or the drain has expired.
+fn poll_ended(cx: &mut Context<'_>, watch: &mut Option<&mut Http1RequestBody<'_>>, drain: &mut DrainGuard) -> Poll<()> {
+    if let Some(incoming) = watch
+        && incoming.poll_client_closed(cx).is_ready()
+    {
+        return Poll::Ready(());
+    }
+    drain.poll_stage(cx, DrainStage::Expired)
+}
+
+/// Why an exchange has ended that `poll_ended` has ended.
+fn ended_by(context: &WorkerContext) -> AbortReason {
+    if context.is_expired() { AbortReason::DrainTimeout } else { AbortReason::ClientClosed }
+}
+
+/// Sends a response; `None` when the client closes the connection first, or the drain expires.
 async fn send(
     writer: &mut ResponseWriter<'_>,
     response: &mut Response,
     body: &mut ResponseBody<'_>,
-    mut watch: Option<&mut Http1RequestBody<'_>>,
+    (mut watch, drain): (Option<&mut Http1RequestBody<'_>>, &mut DrainGuard),
 ) -> Option<Result<(), SendError>> {
     if !body.serialized().is_some_and(|(serialized, id)| writer.begin_serialized(serialized, id.as_ref())) {
         body.unpack_head(response);
@@ -314,7 +344,7 @@ async fn send(
         if let Poll::Ready(sent) = writer.poll_send(cx, body) {
             return Poll::Ready(Some(sent));
         }
-        watch.as_mut().map_or(Poll::Pending, |incoming| incoming.poll_client_closed(cx).map(|()| None))
+        poll_ended(cx, &mut watch, drain).map(|()| None)
     })
     .await
 }

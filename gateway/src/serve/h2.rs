@@ -19,7 +19,7 @@ use stream::StreamStart;
 use stream_context::StreamContext;
 use stream_tasks::StreamTasks;
 
-use super::accounting;
+use super::accounting::{self, AbortReason};
 use super::worker_context::{DrainGuard, DrainStage, WorkerContext};
 use crate::event::Event;
 use crate::http::HttpLimits;
@@ -45,6 +45,10 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a client gets to acknowledge that it must open no more streams.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a stream waits until its connection has memory for it.
+const DEFERRED_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long streams that run may get no bytes because of what others hold that wait.
+const WITHHELD_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a connection may have no streams before it releases what they need.
 const RELEASE_AFTER: Duration = Duration::from_millis(250);
 
@@ -54,8 +58,8 @@ static ABUSES: LazyLock<Counters<FrameAbuse>> = LazyLock::new(Counters::default)
 pub(super) fn expose() {
     let help = "HTTP/2 connections ended because their client sent too many frames, by the kind of frames.";
     metrics::expose_counters("tidegate_http2_floods", help, &ABUSES);
-    let help = "HTTP/2 streams refused because their connection or the process had no memory for them.";
-    metrics::expose_counter_with("tidegate_http2_streams_refused", help, |emit| emit(&[], refused_streams()));
+    let help = "HTTP/2 streams refused for lack of memory, by what had none: connection, address or process.";
+    metrics::expose_counters("tidegate_http2_streams_refused", help, refused_streams());
     let help = "Bytes that HTTP/2 connections have reserved for their streams.";
     metrics::expose_gauge_with("tidegate_http2_reserved_bytes", help, |emit| emit(&[], reserved_bytes() as f64));
 }
@@ -149,6 +153,7 @@ impl Driver {
         streams: &mut StreamTasks<F>,
         serve: impl Fn(StreamStart) -> F,
     ) -> Poll<()> {
+        let mut deferred = None;
         loop {
             // Responses have ended when their last bytes were sent: the client may have opened
             // other streams since.
@@ -157,18 +162,29 @@ impl Driver {
                 match self.poll_requests(cx, streams, &serve) {
                     Poll::Pending => {}
                     Poll::Ready(ReceiveEnd::Closed) => return Poll::Ready(()),
-                    Poll::Ready(ReceiveEnd::Error(code)) => self.abort(code),
+                    Poll::Ready(ReceiveEnd::Error(code)) => self.abort(code, AbortReason::ProtocolError),
                     Poll::Ready(ReceiveEnd::Abuse(abuse)) => {
                         ABUSES.inc(abuse);
                         Event::Http2Flood { client: self.shared.peer.ip, frames: abuse.as_str() }.emit();
-                        self.abort(Http2ErrorCode::EnhanceYourCalm);
+                        self.abort(Http2ErrorCode::EnhanceYourCalm, AbortReason::Flood);
                     }
                 }
             }
+            if self.phase != ConnectionPhase::Aborted && self.drain.poll_stage(cx, DrainStage::Expired).is_ready() {
+                self.abort(Http2ErrorCode::NoError, AbortReason::DrainTimeout);
+            }
             streams.poll_woken();
+            // Streams that have ended may have left memory to requests that wait.
+            let to_begin = self.h2.deferred_to_begin();
+            if to_begin.is_some() && std::mem::replace(&mut deferred, to_begin) != to_begin {
+                continue;
+            }
             let sent = self.h2.poll_send(cx);
             if let Poll::Ready(Err(error)) = &sent {
                 tracing::debug!(%error, "writing to an HTTP/2 client failed");
+                let is_late = error.kind() == std::io::ErrorKind::TimedOut;
+                let reason = if is_late { AbortReason::ClientTimeout } else { AbortReason::WriteFailed };
+                self.shared.ended_by.set(Some(reason));
                 return Poll::Ready(());
             }
             if self.phase == ConnectionPhase::Aborted && sent.is_ready() {
@@ -203,7 +219,7 @@ impl Driver {
                     let snapshot = snapshot.get_or_insert_with(|| self.shared.worker.snapshot.load_full());
                     let (shared, snapshot) = (Rc::clone(&self.shared), std::sync::Arc::clone(snapshot));
                     (self.idle_since, self.is_released) = (None, false);
-                    let at = self.h2.read_at().into_std();
+                    let at = incoming.at.into_std();
                     let has_body = incoming.handle.upload().is_some();
                     work += if incoming.head.is_ok() { 1 } else { REFUSED_WORK };
                     let begin = || serve(StreamStart { shared, snapshot, at, incoming, buffers });
@@ -219,8 +235,9 @@ impl Driver {
         }
     }
 
-    /// Ends the connection with a reason that the client is told.
-    fn abort(&mut self, code: Http2ErrorCode) {
+    /// Ends the connection with a code that the client is told, and a reason for the access log.
+    fn abort(&mut self, code: Http2ErrorCode, reason: AbortReason) {
+        self.shared.ended_by.set(Some(reason));
         self.h2.abort(code);
         self.set_phase(ConnectionPhase::Aborted);
     }
@@ -273,7 +290,9 @@ impl Driver {
         } else {
             self.probe_due()
         };
-        [head, phase].into_iter().flatten().fold(idle, Instant::min)
+        let deferred = self.h2.deferred_since().map(|since| since + DEFERRED_TIMEOUT);
+        let withheld = self.h2.withheld_since().map(|since| since + WITHHELD_TIMEOUT);
+        [head, phase, deferred, withheld].into_iter().flatten().fold(idle, Instant::min)
     }
 
     /// When a silent peer with open streams gets a PING, or is over its time to acknowledge it.
@@ -303,13 +322,18 @@ impl Driver {
         }
         if self.h2.section_began().is_some_and(|began| began + self.limits.header_timeout <= now) {
             accounting::count_refusal(RequestRefusal::HeadTimeout, HttpVersion::Http2);
-            self.abort(Http2ErrorCode::EnhanceYourCalm);
+            self.abort(Http2ErrorCode::EnhanceYourCalm, AbortReason::HeadTimeout);
         } else if self.phase == ConnectionPhase::Draining && self.phase_began + DRAIN_TIMEOUT <= now {
             self.finish_drain();
+        } else if self.h2.deferred_since().is_some_and(|since| since + DEFERRED_TIMEOUT <= now) {
+            self.h2.refuse_deferred(now - DEFERRED_TIMEOUT);
+        } else if self.h2.withheld_since().is_some_and(|since| since + WITHHELD_TIMEOUT <= now) {
+            self.h2.refuse_holding();
         } else if !is_idle {
             if self.has_accepted_bytes(now) {
                 self.probe_sent = None;
             } else if self.probe_sent.is_some() {
+                self.shared.ended_by.set(Some(AbortReason::PingTimeout));
                 return DriverStep::End;
             } else {
                 let own = self.h2.write_probe();

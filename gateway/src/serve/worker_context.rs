@@ -28,6 +28,8 @@ pub(crate) enum DrainStage {
     Draining,
     /// Idle connections end.
     Closing,
+    /// Every connection ends, with the requests that it has.
+    Expired,
 }
 
 impl WorkerContext {
@@ -50,6 +52,11 @@ impl WorkerContext {
     /// Whether a response ends its connection.
     pub(super) fn is_draining(&self) -> bool {
         self.stage.get() >= DrainStage::Draining
+    }
+
+    /// Whether the time for requests to end is over.
+    pub(super) fn is_expired(&self) -> bool {
+        self.stage.get() >= DrainStage::Expired
     }
 
     /// A guard by which a connection learns that draining begins.

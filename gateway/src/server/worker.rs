@@ -1,6 +1,7 @@
 //! One worker thread: its runtime, its listeners and its connections.
 
 use std::cell::Cell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,8 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(1);
 const LOG_FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 /// Timeout for the writes to shards that are queued when the worker ends.
 const WRITE_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long connections get to end after the drain timeout.
+const EXPIRE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Runs until `stage` ends it: at `Closing` after the last connection has ended, at `Terminating`
 /// at once.
@@ -102,9 +105,14 @@ async fn serve_connections(
             sleep(DRAIN_POLL_INTERVAL).await;
         }
     };
+    let mut finished = pin!(finished);
     tokio::select! {
-        () = finished => {}
-        () = wait_for_stage(&mut stage, LifecycleStage::Terminating) => {}
+        () = &mut finished => {}
+        () = wait_for_stage(&mut stage, LifecycleStage::Terminating) => {
+            context.enter(DrainStage::Expired);
+            // They write their lines of the access log.
+            let _late_ones_are_dropped = timeout(EXPIRE_TIMEOUT, finished).await;
+        }
     }
     drop(maintenance);
     if timeout(WRITE_FLUSH_TIMEOUT, context.worker.view.flush(WRITE_FLUSH_TIMEOUT)).await.is_err() {

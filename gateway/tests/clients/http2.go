@@ -61,6 +61,19 @@ func main() {
 		go check("POST", "/up", large[:1000*number], fmt.Sprintf("%d bytes", 1000*number))
 	}
 	group.Wait()
+	// As many uploads at once as there are streams, and one that has the connection for itself.
+	for number := 0; number < 100; number++ {
+		group.Add(1)
+		go check("PUT", "/up", large[number:], fmt.Sprintf("%d bytes", 300000-number))
+	}
+	group.Wait()
+	group.Add(1)
+	go check("PUT", "/up", bytes.Repeat(large, 50), "15000000 bytes")
+	for number := 0; number < 99; number++ {
+		group.Add(1)
+		go check("PUT", "/up", large[number:], fmt.Sprintf("%d bytes", 300000-number))
+	}
+	group.Wait()
 	if failed == 0 {
 		fmt.Println("ok")
 	}

@@ -2,7 +2,7 @@
 //! compression, and its header table has size 0, so that the status of a response is readable.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -163,6 +163,20 @@ impl FrameClient {
 
     /// As `connect_silent`, to a gateway that may refuse the connection.
     pub fn try_connect_silent(address: SocketAddr, trusted: &CertificateDer<'static>) -> std::io::Result<Self> {
+        Self::handshake(TcpStream::connect_timeout(&address, STEP_TIMEOUT)?, trusted)
+    }
+
+    /// As `connect`, from this address.
+    pub fn connect_from(from: IpAddr, gateway: &Gateway, trusted: &CertificateDer<'static>) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::new(from, 0).into()).expect("a local address");
+        socket.connect_timeout(&gateway.address.into(), STEP_TIMEOUT).expect("a connection");
+        let mut client = Self::handshake(socket.into(), trusted).expect("a connection");
+        client.send_preface(WINDOW);
+        client
+    }
+
+    fn handshake(socket: TcpStream, trusted: &CertificateDer<'static>) -> std::io::Result<Self> {
         let mut roots = RootCertStore::empty();
         roots.add(trusted.clone()).expect("a usable certificate");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -171,7 +185,6 @@ impl FrameClient {
         config.alpn_protocols = vec![b"h2".to_vec()];
         let name = ServerName::try_from("gate.test").expect("a name");
         let connection = ClientConnection::new(Arc::new(config), name).expect("a client");
-        let socket = TcpStream::connect_timeout(&address, STEP_TIMEOUT)?;
         socket.set_nodelay(true).expect("a live socket");
         socket.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
         socket.set_write_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
@@ -311,12 +324,17 @@ impl Server {
     /// Before `address`, in place of `origin` if it is another one. The process returns freed
     /// memory to the system at once, so that its memory is what it holds.
     pub fn measured(origin: Origin, address: SocketAddr) -> Self {
+        Self { origin, ..Self::measured_with(address, "") }
+    }
+
+    /// As `measured`; `rest` adds tables.
+    pub fn measured_with(address: SocketAddr, rest: &str) -> Self {
         let dir = TempDir::new();
         let trusted = write_certificate(&dir);
-        let gateway = Gateway::start_with(dir, &one_route(address, "", LISTEN_TLS), |command| {
+        let gateway = Gateway::start_with(dir, &one_route(address, "", &format!("{rest}\n{LISTEN_TLS}")), |command| {
             command.env("_RJEM_MALLOC_CONF", "dirty_decay_ms:0,muzzy_decay_ms:0");
         });
-        Server { gateway, origin, trusted }
+        Server { gateway, origin: Origin::start(|_| Script::ok(&[], "")), trusted }
     }
 
     pub fn echo(rest: &str) -> Self {

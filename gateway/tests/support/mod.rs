@@ -17,6 +17,7 @@ pub mod h2_origin;
 pub mod origin;
 pub mod tls;
 pub mod tls_origin;
+pub mod uploads;
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};

@@ -128,6 +128,11 @@ pub(super) fn limits_http(root: &TableReader<'_>) -> (HttpLimits, accept::Connec
             get_body: table.value_or("get_body", &GET_BODY, http.get_body),
             underscores: table.value_or("underscores", &UNDERSCORES, http.underscores),
             http2_memory: table.value_or("http2_memory", &SizeRange(MIB..=1_024 * GIB), http.http2_memory),
+            http2_memory_per_ip: table.value_or(
+                "http2_memory_per_ip",
+                &SizeRange(MIB..=1_024 * GIB),
+                http.http2_memory_per_ip,
+            ),
             ..http
         };
         let connections = IntegerRange(1..=10_000_000);

@@ -60,7 +60,7 @@ version = 1
 server = { workers = 3, node = "edge-${PORT}", zone = "eu-1a", drain_timeout = "5m", drain_idle = "20s", paths = { normalise = "on", encoded_slash = "keep" } }
 listen = [{ address = "[::]:${PORT}", proxy_protocol = "optional" }]
 admin = { address = "127.0.0.1:1", token = "a$$b" }
-limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", body_bytes = "0B", header_timeout = "250ms", idle_timeout = "1h", body_rate = "1KiB", get_body = "refuse", http2_memory = "2MiB", connections = 5, connections_per_ip = 4 }
+limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", body_bytes = "0B", header_timeout = "250ms", idle_timeout = "1h", body_rate = "1KiB", get_body = "refuse", http2_memory = "2MiB", http2_memory_per_ip = "1MiB", connections = 5, connections_per_ip = 4 }
 identity = { trusted_proxies = ["10.1.2.3/8", "::1"], forwarded_field = "forwarded", device = ["header:X-Device", "cookie:Dev"], user = "header:x-u", tier = "header:x-t", region = ["path:2", "host:"], region_default = "eu" }
 tiers = { anonymous = 0.5, gold = 2 }
 redis = { deadline = "5ms", nodes = 3, secret = "0123456789abcdef", compression = "zstd", compress_from = "1KiB", hot_copies = 3, regions = { default = { slots = 4, endpoints = ["redis://a:1"] } } }
@@ -144,7 +144,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         (config.http.body_bytes, config.http.header_timeout, config.http.idle_timeout),
         (0, second / 4, 3_600 * second)
     );
-    assert_eq!(config.http.http2_memory, 2 << 20);
+    assert_eq!((config.http.http2_memory, config.http.http2_memory_per_ip), (2 << 20, 1 << 20));
     assert_eq!((config.http.body_rate, config.http.get_body), (1_024, GetBodyPolicy::Refuse));
     assert_eq!(config.accept, accept::ConnectionLimits { connections: 5, connections_per_ip: 4 });
     let identify = &config.identify;

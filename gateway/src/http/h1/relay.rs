@@ -73,12 +73,13 @@ impl<'a> RelayDirection<'a> {
 }
 
 /// Relays between a client and an upstream that has switched protocols. Returns the bytes sent to
-/// the client. Ends after `idle_timeout` without a byte. Not cancel safe: neither connection can be
-/// used afterwards.
+/// the client. Ends after `idle_timeout` without a byte, or when `poll_end` is ready. Not cancel
+/// safe: neither connection can be used afterwards.
 pub(crate) async fn relay(
     downstream: &mut DownstreamConnection,
     upstream_connection: &mut Http1UpstreamConnection,
     idle_timeout: Duration,
+    mut poll_end: impl FnMut(&Context<'_>) -> Poll<()>,
 ) -> u64 {
     let mut deadline = ResettableDeadline::after(idle_timeout);
     // Runs instead while bytes wait: a silent tunnel is not woken for checks.
@@ -96,7 +97,7 @@ pub(crate) async fn relay(
                 write_timer.restart();
             }
             let has_failed = results.iter().any(|result| matches!(result, Poll::Ready(Err(_))));
-            if has_failed || results.iter().all(Poll::is_ready) {
+            if has_failed || results.iter().all(Poll::is_ready) || poll_end(cx).is_ready() {
                 return Poll::Ready(());
             }
             if !up.is_blocked() && !down.is_blocked() {

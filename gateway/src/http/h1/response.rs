@@ -4,7 +4,7 @@ use http::Method;
 
 use crate::http::fields::KnownField;
 use crate::http::framing;
-use crate::http::message::{BodyLength, Response, StatusCode, is_bodiless};
+use crate::http::message::{BodyLength, HttpVersion, Response, StatusCode, is_bodiless};
 
 /// Maximum fields of a response head; more is refused as malformed.
 const FIELDS_MAX: usize = 256;
@@ -31,6 +31,7 @@ pub(super) fn parse(head: &[u8], method: &Method, response: &mut Response) -> Re
     let lines = parsed.headers.iter().map(|line| (line.name.as_bytes(), line.value.trim_ascii()));
     response.fields.load_section(head, lines);
     let is_http10 = parsed.version == Some(0);
+    response.version = if is_http10 { HttpVersion::Http10 } else { HttpVersion::Http11 };
     let announced = framing::announced_length(&response.fields, is_http10).map_err(|_| "bad framing")?;
     response.length = match announced {
         // The length that a GET would return: a response to HEAD may announce it and has no body.

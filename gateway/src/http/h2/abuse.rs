@@ -58,7 +58,7 @@ static SUSPECTS: Mutex<VecDeque<Suspect>> = Mutex::new(VecDeque::new());
 static HAS_SUSPECTS: AtomicBool = AtomicBool::new(false);
 
 /// The address as suspects are remembered: one subscriber usually has an IPv6 /64.
-fn subscriber(address: IpAddr) -> IpAddr {
+pub(super) fn subscriber(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(address) => IpAddr::V6((address.to_bits() & (u128::MAX << 64)).into()),

@@ -16,13 +16,16 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::abuse::{FrameAbuse, FrameCounts};
+use super::account::{STREAM_COST, STREAMS_MAX, WINDOW_BASE};
+use super::deferred::{DeferredStream, DeferredStreams, KeptFields};
 use super::frame::{self, FrameHead, HEAD_LEN, Http2ErrorCode, PAYLOAD_MAX, PREFACE, WINDOW_MAX, number, unpadded};
 use super::hpack_decode::HpackDecoder;
+use super::memory_budget::{MemoryBudget, MemoryLimits, StreamRefusal};
 use super::priority::Priority;
 use super::request_body::{UploadFault, UploadStream, WINDOW_FIRST};
 use super::request_head::{HeadDetails, HeadReader, HeadRefusal, is_name, is_value};
 use super::sender::{OUT_MAX, Sender};
-use super::shared::{self, CONNECTION_WINDOW, ConnectionShared, STREAM_COST, STREAMS_MAX};
+use super::shared::ConnectionShared;
 use super::stream::{Http2Stream, OutgoingBody};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::buffer::{ReadBuffer, ReadSize};
@@ -51,6 +54,9 @@ const SECTION_FACTOR: usize = 4;
 /// Unsent bytes beyond which nothing more is received: a client that does not read gets no further
 /// acknowledgements and resets either. Responses alone stay below it.
 const OUT_READ_MAX: usize = 2 * OUT_MAX;
+/// Bytes of the fields of a request that waits, as a multiple of the limit of a head: their lengths
+/// come on top.
+const KEPT_FACTOR: usize = 4;
 /// Closed streams that are remembered: frames for them may be under way.
 const CLOSED_MAX: usize = 256;
 /// Priorities that are remembered for streams that have not begun.
@@ -81,6 +87,8 @@ impl From<Http2ErrorCode> for ReceiveEnd {
 pub(crate) struct IncomingRequest<B: BodySource> {
     pub(crate) handle: StreamHandle<B>,
     pub(crate) head: Result<HeadDetails, HeadRefusal>,
+    /// When its last byte was received.
+    pub(crate) at: Instant,
 }
 
 /// One connection. `B` is the body of its responses.
@@ -91,6 +99,9 @@ pub(crate) struct Http2Connection<B> {
     receiver: RefCell<Receiver>,
     pub(super) sender: RefCell<Sender<B>>,
     pub(super) streams: RefCell<Vec<Rc<Http2Stream<B>>>>,
+    /// Streams whose requests wait until there is memory for them. They are in `streams` too.
+    deferred: RefCell<DeferredStreams<B>>,
+    withheld_since: Cell<Option<Instant>>,
     closed: RefCell<VecDeque<ClosedStream>>,
     pub(super) counts: RefCell<FrameCounts>,
     write_timer: RefCell<WriteTimer>,
@@ -150,13 +161,17 @@ enum FrameOutcome<B: BodySource> {
 
 impl<B: BodySource> Http2Connection<B> {
     pub(crate) fn new(io: TransportStream, address: IpAddr, limits: HttpLimits) -> Rc<Self> {
-        let shared = ConnectionShared::new(usize::try_from(limits.http2_memory).unwrap_or(usize::MAX));
+        let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
+        let memory = MemoryLimits { process: bytes(limits.http2_memory), address: bytes(limits.http2_memory_per_ip) };
+        let shared = ConnectionShared::new(MemoryBudget::new(address, memory));
         let connection = Http2Connection {
             io,
             receiver: RefCell::new(Receiver { buffer: ReadBuffer::default(), state: ReceiveState::new() }),
             sender: RefCell::new(Sender::new(&shared)),
+            deferred: RefCell::new(DeferredStreams::new(&shared)),
             shared,
             streams: RefCell::default(),
+            withheld_since: Cell::new(None),
             closed: RefCell::default(),
             counts: RefCell::new(FrameCounts::new(address)),
             write_timer: RefCell::new(WriteTimer::new(limits.idle_timeout)),
@@ -186,7 +201,7 @@ impl<B: BodySource> Http2Connection<B> {
             payload.extend_from_slice(&setting.to_be_bytes());
             payload.extend_from_slice(&value.to_be_bytes());
         }
-        let increment = CONNECTION_WINDOW - WINDOW_DEFAULT_BYTES;
+        let increment = WINDOW_BASE - WINDOW_DEFAULT_BYTES;
         let mut sender = self.sender.borrow_mut();
         sender.write_frame(frame::SETTINGS, 0, 0, &payload);
         sender.write_frame(frame::WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
@@ -227,7 +242,7 @@ impl<B: BodySource> Http2Connection<B> {
 
     /// Bytes that are accounted for.
     pub(super) fn accounted(&self) -> usize {
-        self.shared.accounted()
+        self.shared.account.accounted()
     }
 
     /// Releases the memory that only streams need.
@@ -236,7 +251,7 @@ impl<B: BodySource> Http2Connection<B> {
         let receiver = &mut *self.receiver.borrow_mut();
         receiver.buffer.release();
         receiver.state.reader = HeadReader::default();
-        self.shared.return_reservation();
+        self.shared.account.return_reservation();
     }
 
     /// Reads frames until the head of a request is complete, which fills `request`, or the
@@ -251,6 +266,9 @@ impl<B: BodySource> Http2Connection<B> {
             if self.sender.borrow().out.len() > OUT_READ_MAX {
                 self.is_receiving_paused.set(true);
                 return Poll::Pending;
+            }
+            if let Some(incoming) = self.take_deferred(&mut receiver.state, request) {
+                return Poll::Ready(Ok(incoming));
             }
             match self.next_frame(receiver, request)? {
                 Some(FrameOutcome::Request(incoming)) => return Poll::Ready(Ok(incoming)),
@@ -393,10 +411,11 @@ impl<B: BodySource> Http2Connection<B> {
         };
         let padding = length - u32::try_from(data.len()).unwrap_or(length);
         let received = upload.receive(data, padding).and_then(|()| if ends_stream { upload.end(None) } else { Ok(()) });
-        match received {
-            Ok(()) => {}
-            Err(UploadFault::Window) => self.reset_by_fault(&stream, Http2ErrorCode::FlowControl),
-            Err(UploadFault::Length) => self.reset_by_fault(&stream, Http2ErrorCode::Protocol),
+        if let Err(fault) = received {
+            upload.reset(fault.refusal());
+            let is_window = fault == UploadFault::Window;
+            let code = if is_window { Http2ErrorCode::FlowControl } else { Http2ErrorCode::Protocol };
+            self.reset_by_fault(&stream, code);
         }
         Ok(())
     }
@@ -480,8 +499,9 @@ impl<B: BodySource> Http2Connection<B> {
             let code = match (&stream.upload, trailers) {
                 _ if stream.has_received_end() => Http2ErrorCode::StreamClosed,
                 (Some(upload), Some(trailers)) if section.ends_stream && !section.depends_on_itself => {
-                    if upload.end(Some(Box::new(trailers))).is_ok() {
-                        return Ok(FrameOutcome::Continue);
+                    match upload.end(Some(Box::new(trailers))) {
+                        Ok(()) => return Ok(FrameOutcome::Continue),
+                        Err(fault) => upload.reset(fault.refusal()),
                     }
                     Http2ErrorCode::Protocol
                 }
@@ -533,7 +553,14 @@ impl<B: BodySource> Http2Connection<B> {
         self.last_stream.set(id);
         let ReceiveState { decoder, reader, early_priorities, .. } = state;
         reader.begin(request);
-        let decoded = decoder.decode(bytes, |field| reader.receive(field, &self.limits, request));
+        let may_wait = self.shared.account.is_short(self.shared.exposable()) || !self.deferred.borrow().is_empty();
+        let mut kept = may_wait.then(|| KeptFields::new(KEPT_FACTOR * self.limits.header_bytes));
+        let decoded = decoder.decode(bytes, |field| {
+            reader.receive(field, &self.limits, request);
+            if kept.as_mut().is_some_and(|kept| !kept.push(field)) {
+                kept = None;
+            }
+        });
         decoded.map_err(|_| Http2ErrorCode::Compression)?;
         if self.is_ignored(id) {
             // The client may send the request again elsewhere: it was told so.
@@ -555,10 +582,10 @@ impl<B: BodySource> Http2Connection<B> {
             return Ok(FrameOutcome::Continue);
         }
         let cost = STREAM_COST + HEAD_COPIES * head.as_ref().map_or(0, |details| details.bytes);
-        if !self.shared.account_stream(cost) {
-            self.refuse_stream(id);
-            return Ok(FrameOutcome::Continue);
-        }
+        let must_wait =
+            !self.deferred.borrow().is_empty() || !self.shared.has_room_for_stream(cost, !section.ends_stream);
+        let is_accounted =
+            if must_wait { Err(StreamRefusal::Connection) } else { self.shared.account.account_stream(cost) };
         // A request explains the frames of its flow control.
         self.counts.borrow_mut().explain_control(2);
         let mut upload = None;
@@ -575,12 +602,103 @@ impl<B: BodySource> Http2Connection<B> {
         }
         let window = self.sender.borrow().stream_window;
         let stream = Http2Stream::new(id, upload, window, priority, cost);
+        match is_accounted {
+            Ok(()) => {}
+            Err(StreamRefusal::Connection) => return Ok(self.defer_or_refuse(stream, kept, section.ends_stream)),
+            Err(refusal) => {
+                self.refuse_stream(id, refusal);
+                return Ok(FrameOutcome::Continue);
+            }
+        }
+        self.set_read_size(request);
+        self.streams.borrow_mut().push(Rc::clone(&stream));
+        let handle = StreamHandle { connection: Rc::clone(self), stream };
+        Ok(FrameOutcome::Request(IncomingRequest { handle, head, at: self.read_at.get() }))
+    }
+
+    /// The response of a stream beside many others is read in small pieces at first.
+    fn set_read_size(&self, request: &mut Request) {
         if self.streams.borrow().len() >= READERS_MAX {
             request.read_size = ReadSize::Least;
         }
-        self.streams.borrow_mut().push(Rc::clone(&stream));
-        let handle = StreamHandle { connection: Rc::clone(self), stream };
-        Ok(FrameOutcome::Request(IncomingRequest { handle, head }))
+    }
+
+    /// Keeps a request until the connection has memory for its stream.
+    fn defer_or_refuse(
+        &self,
+        stream: Rc<Http2Stream<B>>,
+        kept: Option<KeptFields>,
+        has_ended: bool,
+    ) -> FrameOutcome<B> {
+        let accounted = kept.ok_or(StreamRefusal::Connection).and_then(|fields| {
+            let deferred = DeferredStream { stream: Rc::clone(&stream), fields, has_ended, at: self.read_at.get() };
+            self.shared.account.account_deferred(deferred.cost()).map(|()| deferred)
+        });
+        match accounted {
+            Ok(deferred) => {
+                self.streams.borrow_mut().push(stream);
+                self.deferred.borrow_mut().push(deferred);
+            }
+            Err(refusal) => self.refuse_stream(stream.id, refusal),
+        }
+        FrameOutcome::Continue
+    }
+
+    /// The oldest request that waits, if there is memory for its stream now.
+    fn take_deferred(self: &Rc<Self>, state: &mut ReceiveState, request: &mut Request) -> Option<IncomingRequest<B>> {
+        if !self.shared.account.has_deferred() {
+            return None;
+        }
+        let DeferredStream { stream, fields, has_ended, at } = self.deferred.borrow_mut().take()?;
+        let reader = &mut state.reader;
+        reader.begin(request);
+        fields.read(|field| reader.receive(field, &self.limits, request));
+        let head = reader.finish(has_ended, &self.limits, request);
+        self.set_read_size(request);
+        Some(IncomingRequest { handle: StreamHandle { connection: Rc::clone(self), stream }, head, at })
+    }
+
+    /// Requests that wait, if there is memory for the oldest.
+    pub(crate) fn deferred_to_begin(&self) -> Option<usize> {
+        if !self.shared.account.has_deferred() {
+            return None;
+        }
+        let deferred = self.deferred.borrow();
+        deferred.has_room().then_some(deferred.len())
+    }
+
+    /// When the oldest request began to wait for memory.
+    pub(crate) fn deferred_since(&self) -> Option<Instant> {
+        self.deferred.borrow().since()
+    }
+
+    /// Refuses the requests that wait since `time` or longer.
+    pub(crate) fn refuse_deferred(&self, time: Instant) {
+        loop {
+            let Some(stream) = self.deferred.borrow_mut().take_older(time) else { return };
+            self.refuse_waiting(&stream);
+        }
+    }
+
+    fn refuse_waiting(&self, stream: &Rc<Http2Stream<B>>) {
+        self.shared.account.count_refusal(StreamRefusal::Connection);
+        self.counts.borrow_mut().charge_reset();
+        self.reset(stream, Http2ErrorCode::RefusedStream);
+    }
+
+    /// Since when the window is not opened while requests wait.
+    pub(crate) fn withheld_since(&self) -> Option<Instant> {
+        self.withheld_since.get()
+    }
+
+    /// Refuses requests that wait if the window cannot be opened for what their bodies hold: the
+    /// streams that run could not get the rest of theirs.
+    pub(crate) fn refuse_holding(&self) {
+        self.withheld_since.set(None);
+        while self.shared.is_withheld() && self.shared.account.has_deferred() && !self.shared.account.may_open() {
+            let Some(stream) = self.deferred.borrow_mut().take_youngest_upload() else { return };
+            self.refuse_waiting(&stream);
+        }
     }
 
     fn receive_reset(&self, head: FrameHead, payload: &[u8]) -> Result<(), Http2ErrorCode> {
@@ -593,7 +711,7 @@ impl<B: BodySource> Http2Connection<B> {
         self.counts.borrow_mut().charge_reset();
         if let Some(stream) = self.find(head.stream) {
             self.close(&stream, false);
-            stream.end_by(Http2ErrorCode::Cancel);
+            stream.end_by(Http2ErrorCode::Cancel, RequestRefusal::BodyReset);
         }
         Ok(())
     }
@@ -727,6 +845,10 @@ impl<B: BodySource> Http2Connection<B> {
     /// Resets a stream because of what the client sent.
     fn reset_by_fault(&self, stream: &Rc<Http2Stream<B>>, code: Http2ErrorCode) {
         self.counts.borrow_mut().charge_reset();
+        if let Some(upload) = &stream.upload {
+            let is_window = matches!(code, Http2ErrorCode::FlowControl);
+            upload.reset(if is_window { UploadFault::Window } else { UploadFault::Syntax }.refusal());
+        }
         self.reset(stream, code);
     }
 
@@ -737,7 +859,7 @@ impl<B: BodySource> Http2Connection<B> {
         }
         self.sender.borrow_mut().write_frame(frame::RST_STREAM, 0, stream.id, &(code as u32).to_be_bytes());
         self.close(stream, true);
-        stream.end_by(code);
+        stream.end_by(code, RequestRefusal::BodyTruncated);
         self.shared.wake();
     }
 
@@ -757,8 +879,8 @@ impl<B: BodySource> Http2Connection<B> {
 
     /// Refuses a stream for lack of memory. Its client has done nothing that it may not, but must
     /// stop at some time.
-    fn refuse_stream(&self, id: u32) {
-        shared::count_refused_stream();
+    fn refuse_stream(&self, id: u32, refusal: StreamRefusal) {
+        self.shared.account.count_refusal(refusal);
         self.write_reset(id, Http2ErrorCode::RefusedStream);
     }
 
@@ -769,6 +891,9 @@ impl<B: BodySource> Http2Connection<B> {
         streams.remove(index);
         drop(streams);
         self.sender.borrow_mut().remove(stream);
+        if self.shared.account.has_deferred() {
+            self.deferred.borrow_mut().remove(stream.id);
+        }
         self.remember(ClosedStream { id: stream.id, was_reset });
     }
 
@@ -776,7 +901,7 @@ impl<B: BodySource> Http2Connection<B> {
     /// is accounted for, and what is not granted stays in the sockets.
     fn poll_fill(&self, cx: &mut Context<'_>, stream: &Http2Stream<B>, body: &mut B) -> Poll<Result<(), BodyError>> {
         if stream.read_grant.get() == 0 {
-            let is_granted = self.shared.account(READ_BYTES);
+            let is_granted = self.shared.account.account(READ_BYTES);
             stream.read_grant.set(if is_granted { READ_BYTES } else { 0 });
             body.set_read_size(if is_granted { ReadSize::Normal } else { ReadSize::Least });
         }
@@ -809,7 +934,11 @@ impl<B: BodySource> Http2Connection<B> {
     /// also `TimedOut`, when the client has accepted no byte in time.
     pub(crate) fn poll_send(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.write_credits();
+        self.sender.borrow_mut().end_wait();
         let sent = self.poll_send_out(cx);
+        if self.sender.borrow().is_waiting() {
+            cx.waker().wake_by_ref();
+        }
         if self.is_receiving_paused.get() && self.sender.borrow().out.len() <= OUT_READ_MAX {
             self.is_receiving_paused.set(false);
             cx.waker().wake_by_ref();
@@ -879,7 +1008,13 @@ impl<B: BodySource> Http2Connection<B> {
     /// Opens the windows of the connection and of streams by what was received and read.
     fn write_credits(&self) {
         let was_withheld = self.shared.is_withheld();
-        if let Some(increment) = self.shared.take_credit() {
+        let credit = self.shared.take_credit();
+        if !self.shared.is_withheld() || !self.shared.account.has_deferred() {
+            self.withheld_since.set(None);
+        } else if self.withheld_since.get().is_none() {
+            self.withheld_since.set(Some(Instant::now()));
+        }
+        if let Some(increment) = credit {
             if was_withheld {
                 // Their clocks run again.
                 self.streams
@@ -918,10 +1053,11 @@ impl<B: BodySource> Http2Connection<B> {
 
     /// Ends every stream without a frame: the connection is over.
     pub(crate) fn end_streams(&self) {
+        self.deferred.borrow_mut().clear();
         let streams = std::mem::take(&mut *self.streams.borrow_mut());
         for stream in streams {
             self.sender.borrow_mut().remove(&stream);
-            stream.end_by(Http2ErrorCode::Cancel);
+            stream.end_by(Http2ErrorCode::Cancel, RequestRefusal::BodyTruncated);
         }
     }
 
@@ -1007,6 +1143,11 @@ impl<B: BodySource> StreamHandle<B> {
         self.stream.upload.as_ref()
     }
 
+    /// Why the request has ended before its end, if it has.
+    pub(crate) fn upload_fault(&self) -> Option<RequestRefusal> {
+        self.stream.upload.as_ref().and_then(|upload| upload.fault())
+    }
+
     /// Bytes that the client has accepted on the whole connection.
     pub(crate) fn sent_on_connection(&self) -> u64 {
         self.connection.sent_bytes.get()
@@ -1061,7 +1202,7 @@ impl<B: BodySource> StreamHandle<B> {
     /// Accounts for the head of a response. Returns whether the connection may hold it.
     pub(crate) fn account_head(&self, response: &Response) -> bool {
         let bytes = response.fields.heap_bytes();
-        let is_held = bytes <= RESPONSE_HEAD || self.connection.shared.account(bytes);
+        let is_held = bytes <= RESPONSE_HEAD || self.connection.shared.account.account(bytes);
         if !is_held {
             // The stream is reset, which its client may have brought about by not reading.
             self.connection.counts.borrow_mut().charge_reset();

@@ -14,8 +14,8 @@ use tokio::net::TcpStream;
 
 use super::connection::{Http2Connection, IncomingRequest, ReceiveEnd, StreamHandle};
 use super::frame::Http2ErrorCode;
+use super::memory_budget::reserved_bytes;
 use super::request_body::Http2RequestBody;
-use super::shared::reserved_bytes;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
@@ -61,7 +61,7 @@ struct FuzzedExchange {
 
 impl FuzzedExchange {
     fn new(incoming: IncomingRequest<FuzzedBody>, request: &Request, limits: &HttpLimits) -> Self {
-        let IncomingRequest { handle, head } = incoming;
+        let IncomingRequest { handle, head, .. } = incoming;
         let upload = handle.upload().filter(|_| head.is_ok());
         let upload = upload.map(|upload| Http2RequestBody::new(upload, limits, request));
         let status = head.map_or_else(|refused| refused.refusal.status(), |_| StatusCode::OK);

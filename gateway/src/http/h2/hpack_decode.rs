@@ -1,7 +1,8 @@
 //! Decodes field sections (RFC 7541 section 3). The cost is proportional to the bytes of the
-//! section: a receiver that has had enough fields is told only the sizes of further ones.
+//! section: nothing that a byte refers to is copied, and a receiver that has had enough fields (RFC
+//! 9113 section 10.5.1) is told only the sizes of further ones.
 
-use super::hpack_table::{DynamicTable, HpackField};
+use super::hpack_table::{DynamicTable, HpackField, TableName};
 use super::huffman;
 use crate::http::fields::KnownField;
 
@@ -82,20 +83,23 @@ impl HpackDecoder {
     ) -> Result<(), HpackError> {
         self.text.clear();
         let index = integer(rest, prefix)?;
-        let (known, name) = if index == 0 {
-            let name = self.string(rest)?;
-            (KnownField::of(name.of(&self.text)), name)
-        } else {
-            let HpackField { known, name, .. } = self.table.get(index).ok_or(HpackError)?;
-            // Copied: an insertion may evict the entry.
-            self.text.extend_from_slice(name);
-            (known, HpackString::Decoded { start: 0, end: self.text.len() })
-        };
+        if index > 0 {
+            let (known, name) = self.table.name(index).ok_or(HpackError)?;
+            let value = self.string(rest)?;
+            let field = HpackField { known, name: &name, value: value.of(&self.text) };
+            receive(field);
+            if prefix == 6 {
+                self.table.insert(field, |_| name.clone());
+            }
+            return Ok(());
+        }
+        let name = self.string(rest)?;
+        let known = KnownField::of(name.of(&self.text));
         let value = self.string(rest)?;
         let field = HpackField { known, name: name.of(&self.text), value: value.of(&self.text) };
         receive(field);
         if prefix == 6 {
-            self.table.insert(field);
+            self.table.insert(field, |name| TableName::Received(name.into()));
         }
         Ok(())
     }
@@ -191,6 +195,24 @@ mod tests {
         assert_eq!(decoded(&mut decoder, &[0xbf]), Err(HpackError));
         assert!(decoded(&mut decoder, b"\x20\x40\x01a\x01b").is_ok());
         assert_eq!(decoded(&mut decoder, &[0xbe]), Err(HpackError));
+    }
+
+    #[test]
+    fn name_that_a_literal_refers_to_is_not_copied() {
+        let mut decoder = HpackDecoder::new();
+        let name = [b'n'; 3_000];
+        let first = [&[0x40, 0x7f, 0xb9, 0x16][..], &name, &[1, b'v']].concat();
+        let (mut names, mut bytes) = (std::collections::HashSet::new(), 0);
+        assert_eq!(decoder.decode(&first, |_| ()), Ok(()));
+        // With and without insertion, which evicts the entry before.
+        let references = [[0x7e, 0], [0x0f, 47]].concat();
+        let section = [&references[..], &[0]].concat().repeat(1_000);
+        let decoded = decoder.decode(&section, |field| {
+            assert_eq!(field.name, name);
+            names.insert(field.name.as_ptr());
+            bytes += field.name.len();
+        });
+        assert_eq!((decoded, names.len(), bytes), (Ok(()), 1, 2_000 * name.len()));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The tables of HPACK (RFC 7541 section 2.3): the static one, and the dynamic one of a decoder.
 
 use std::collections::VecDeque;
+use std::ops::Deref;
+use std::rc::Rc;
 use std::sync::LazyLock;
 
 use crate::http::fields::KnownField;
@@ -91,15 +93,34 @@ pub(super) fn static_index_of(name: &[u8]) -> Option<u8> {
 /// The size of an entry beside its text (RFC 7541 section 4.1).
 const ENTRY_OVERHEAD: usize = 32;
 
+/// The name of an entry. It is shared with the entries that refer to it: a reference is one byte of
+/// a section, and the name may have four thousand.
+#[derive(Clone, Debug)]
+pub(super) enum TableName {
+    Static(&'static str),
+    Received(Rc<[u8]>),
+}
+
+impl Deref for TableName {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            TableName::Static(name) => name.as_bytes(),
+            TableName::Received(name) => name,
+        }
+    }
+}
+
 struct TableEntry {
-    text: Box<[u8]>,
-    name_len: usize,
+    name: TableName,
+    value: Box<[u8]>,
     known: Option<KnownField>,
 }
 
 impl TableEntry {
     fn size(&self) -> usize {
-        self.text.len() + ENTRY_OVERHEAD
+        self.name.len() + self.value.len() + ENTRY_OVERHEAD
     }
 }
 
@@ -121,13 +142,17 @@ impl DynamicTable {
         self.evict(0);
     }
 
-    pub(super) fn insert(&mut self, field: HpackField<'_>) {
+    /// Inserts a field, unless it is larger than the table, which it then empties (RFC 7541 section
+    /// 4.4). `name` makes the name of the entry from that of the field.
+    pub(super) fn insert(&mut self, field: HpackField<'_>, name: impl FnOnce(&[u8]) -> TableName) {
         let size = field.name.len() + field.value.len() + ENTRY_OVERHEAD;
         self.evict(size);
-        // A larger field empties the table (RFC 7541 section 4.4).
         if size <= self.size_max {
-            let text = [field.name, field.value].concat().into_boxed_slice();
-            self.entries.push_front(TableEntry { text, name_len: field.name.len(), known: field.known });
+            self.entries.push_front(TableEntry {
+                name: name(field.name),
+                value: field.value.into(),
+                known: field.known,
+            });
             self.size += size;
         }
     }
@@ -146,8 +171,17 @@ impl DynamicTable {
             let known = STATIC_KNOWN[position];
             return Some(HpackField { known, name: name.as_bytes(), value: value.as_bytes() });
         }
-        let TableEntry { text, name_len, known } = self.entries.get(position - STATIC.len())?;
-        let (name, value) = text.split_at(*name_len);
+        let TableEntry { name, value, known } = self.entries.get(position - STATIC.len())?;
         Some(HpackField { known: *known, name, value })
+    }
+
+    /// The name with an index of either table.
+    pub(super) fn name(&self, index: usize) -> Option<(Option<KnownField>, TableName)> {
+        let position = index.checked_sub(1)?;
+        if let Some((name, _)) = STATIC.get(position) {
+            return Some((STATIC_KNOWN[position], TableName::Static(name)));
+        }
+        let TableEntry { name, known, .. } = self.entries.get(position - STATIC.len())?;
+        Some((*known, name.clone()))
     }
 }

@@ -40,9 +40,20 @@ pub(super) struct Sender<B> {
     /// Streams that wait for room in `out`.
     pub(super) room_waiters: Vec<Rc<Http2Stream<B>>>,
     turn: u64,
+    /// The urgency of a stream that may have more bytes once its task was polled: less urgent
+    /// streams wait for that.
+    awaited: Option<AwaitedStream>,
     has_sent_section: bool,
     section: Vec<u8>,
     shared: Rc<ConnectionShared>,
+}
+
+/// A stream whose bytes were all sent while less urgent streams had some.
+struct AwaitedStream {
+    id: u32,
+    urgency: u8,
+    /// The tasks of streams were polled once since.
+    is_polled: bool,
 }
 
 impl<B: BodySource> Sender<B> {
@@ -55,6 +66,7 @@ impl<B: BodySource> Sender<B> {
             ready: Vec::new(),
             room_waiters: Vec::new(),
             turn: 0,
+            awaited: None,
             has_sent_section: false,
             section: Vec::new(),
         }
@@ -104,6 +116,7 @@ impl<B: BodySource> Sender<B> {
     pub(super) fn add_ready(&mut self, stream: &Rc<Http2Stream<B>>) {
         if !stream.is_ready.replace(true) {
             self.ready.push(Rc::clone(stream));
+            self.awaited.take_if(|awaited| awaited.id == stream.id);
         }
     }
 
@@ -124,6 +137,9 @@ impl<B: BodySource> Sender<B> {
         while self.has_room() && self.window > 0 && !self.ready.is_empty() {
             let Some(index) = self.next_stream() else { break };
             let stream = Rc::clone(&self.ready[index]);
+            if self.awaited.as_ref().is_some_and(|awaited| stream.priority.get().urgency > awaited.urgency) {
+                break;
+            }
             let window = stream.window.get().min(self.window);
             let is_filled = self.send_data(&stream);
             let is_dribble = window < DRIBBLE_MAX && !is_filled;
@@ -134,9 +150,30 @@ impl<B: BodySource> Sender<B> {
                 stream.is_ready.set(false);
                 self.ready.swap_remove(index);
                 stream.wake();
+                self.await_more_of(&stream);
             }
         }
         frames
+    }
+
+    /// Makes less urgent streams wait for a stream that has not ended.
+    fn await_more_of(&mut self, stream: &Http2Stream<B>) {
+        let urgency = stream.priority.get().urgency;
+        let has_others = self.ready.iter().any(|other| other.priority.get().urgency > urgency);
+        if has_others && !stream.has_sent_end.get() {
+            self.awaited = Some(AwaitedStream { id: stream.id, urgency, is_polled: false });
+        }
+    }
+
+    /// The tasks of all streams that were woken have been polled. A stream that was emptied since
+    /// the last time is awaited once more: its task may have been polled before.
+    pub(super) fn end_wait(&mut self) {
+        self.awaited.take_if(|awaited| std::mem::replace(&mut awaited.is_polled, true));
+    }
+
+    /// Whether streams wait for a more urgent one: the tasks of streams are to be polled.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.awaited.is_some()
     }
 
     /// The stream whose turn it is: the most urgent; of those, the ones that are not useful in

@@ -1,49 +1,24 @@
 //! The part of a connection that its streams and request bodies share with the task that owns it:
-//! the waker of that task, the windows to open, and the memory that is accounted for.
+//! the waker of that task, the windows to open, and the account of its memory.
+//!
+//! The window of the connection bounds what all request bodies may hold together. It grows with the
+//! windows of streams that are read, as far as the account has memory, and shrinks as the client
+//! uses it when other streams come.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Waker};
 
-use crate::metrics::Counter;
+use super::account::{ConnectionAccount, WINDOW_BASE};
+use super::memory_budget::MemoryBudget;
 
-/// Concurrent streams of one connection: the least that RFC 9113 section 6.5.2 recommends.
-pub(super) const STREAMS_MAX: usize = 100;
-/// Bytes of memory that one stream takes beside its head, measured: the task with the state of the
-/// pipeline, the buffers of its exchange, and the beginning of its response.
-pub(super) const STREAM_COST: usize = 12 << 10;
-/// Bytes that one connection may account for. Its window, and its buffers for reading and writing,
-/// come on top: in all it is below 2 MiB (`tests/http2_memory.rs`).
-const CONNECTION_MAX: usize = 1_344 << 10;
-/// The receiving window of the connection.
-pub(super) const CONNECTION_WINDOW: u32 = 112 << 10;
-/// Bytes that a connection takes from the budget of the process at once.
-const RESERVATION: usize = 128 << 10;
-
-/// Bytes that all HTTP/2 connections of the process have reserved.
-static RESERVED: AtomicUsize = AtomicUsize::new(0);
-
-/// Streams that were refused because their connection or the process had no memory for them.
-static REFUSED: LazyLock<Counter> = LazyLock::new(Counter::default);
-
-/// Streams that were refused for lack of memory.
-pub(crate) fn refused_streams() -> u64 {
-    REFUSED.get()
-}
-
-pub(super) fn count_refused_stream() {
-    REFUSED.inc();
-}
-
-/// Bytes that all HTTP/2 connections of the process have reserved.
-pub(crate) fn reserved_bytes() -> usize {
-    RESERVED.load(Relaxed)
-}
+/// The largest window of a stream, which bounds the speed of an upload together with the round-trip
+/// time. All of it may be held when the upload stalls: as much as leaves memory for others.
+pub(super) const STREAM_WINDOW_MAX: u32 = 896 << 10;
 
 /// The shared part of one connection.
 pub(super) struct ConnectionShared {
+    pub(super) account: ConnectionAccount,
     waker: RefCell<Option<Waker>>,
     /// The task of the connection runs: it need not be woken.
     is_polled: Cell<bool>,
@@ -53,37 +28,33 @@ pub(super) struct ConnectionShared {
     pub(super) credits: RefCell<Vec<(u32, u32)>>,
     /// Bytes that the client may send.
     window: Cell<u32>,
-    /// Bytes that were received since the window was last opened.
-    credit: Cell<u32>,
     /// The window was not opened when it was time.
     is_withheld: Cell<bool>,
-    /// Bytes of request bodies that are held. They are accounted for.
-    held: Cell<usize>,
-    streams: Cell<usize>,
-    streams_cost: Cell<usize>,
-    /// All of it.
-    accounted: Cell<usize>,
-    reserved: Cell<usize>,
-    /// Bytes that all connections may reserve.
-    process_max: usize,
+    uploads: Cell<UploadWindows>,
+}
+
+/// The windows of all streams whose request has not ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct UploadWindows {
+    /// How many have one.
+    pub(super) streams: usize,
+    /// Bytes that the client may send.
+    pub(super) open: usize,
+    /// Bytes that it may send while none is read, beyond the first windows.
+    pub(super) grown: usize,
 }
 
 impl ConnectionShared {
-    pub(super) fn new(process_max: usize) -> Rc<Self> {
+    pub(super) fn new(budget: MemoryBudget) -> Rc<Self> {
         Rc::new(ConnectionShared {
+            account: ConnectionAccount::new(budget),
             waker: RefCell::default(),
             is_polled: Cell::new(false),
             is_woken: Cell::new(false),
             credits: RefCell::default(),
-            window: Cell::new(CONNECTION_WINDOW),
-            credit: Cell::new(0),
+            window: Cell::new(WINDOW_BASE),
             is_withheld: Cell::new(false),
-            held: Cell::new(0),
-            streams: Cell::new(0),
-            streams_cost: Cell::new(0),
-            accounted: Cell::new(0),
-            reserved: Cell::new(0),
-            process_max,
+            uploads: Cell::default(),
         })
     }
 
@@ -112,79 +83,70 @@ impl ConnectionShared {
         }
     }
 
-    /// Accounts for a new stream. Returns whether the connection and the process may hold it. What
-    /// other streams hold refuses none: it has left their share to those that may come.
-    pub(super) fn account_stream(&self, cost: usize) -> bool {
-        if self.streams_cost.get() + cost > CONNECTION_MAX || !self.reserve(cost, self.process_max) {
-            return false;
-        }
-        self.streams.set(self.streams.get() + 1);
-        self.streams_cost.set(self.streams_cost.get() + cost);
-        true
-    }
-
-    /// Bytes that are accounted for.
-    pub(super) fn accounted(&self) -> usize {
-        self.accounted.get()
-    }
-
-    pub(super) fn release_stream(&self, cost: usize) {
-        self.streams.set(self.streams.get() - 1);
-        self.streams_cost.set(self.streams_cost.get() - cost);
-        self.release(cost);
-    }
-
-    /// Bytes that the streams together may hold beside what each is accounted with. The share of
-    /// each stream that may come is left.
-    fn room(&self) -> usize {
-        let to_come = STREAMS_MAX.saturating_sub(self.streams.get()) * STREAM_COST;
-        CONNECTION_MAX.saturating_sub(self.streams_cost.get() + to_come)
-    }
-
-    fn beside_streams(&self) -> usize {
-        self.accounted.get() - self.streams_cost.get()
-    }
-
-    /// Accounts for `bytes` of a stream, which must be released. Returns whether the connection and
-    /// the process may hold them. Half of the memory of the process is left for new streams.
-    pub(super) fn account(&self, bytes: usize) -> bool {
-        self.beside_streams() + bytes <= self.room() && self.reserve(bytes, self.process_max / 2)
-    }
-
-    fn reserve(&self, bytes: usize, process_max: usize) -> bool {
-        let accounted = self.accounted.get() + bytes;
-        if accounted > self.reserved.get() {
-            let reservation = RESERVATION.max(accounted - self.reserved.get());
-            if RESERVED.fetch_add(reservation, Relaxed) + reservation > process_max {
-                RESERVED.fetch_sub(reservation, Relaxed);
-                return false;
-            }
-            self.reserved.set(self.reserved.get() + reservation);
-        }
-        self.accounted.set(accounted);
-        true
-    }
-
     /// A frame with `length` bytes of flow control arrives. Returns whether the window allows it.
     pub(super) fn receive(&self, length: u32) -> bool {
         let left = self.window.get().checked_sub(length);
         self.window.set(left.unwrap_or_default());
-        self.credit.set(self.credit.get() + length);
+        self.update_exposed();
         left.is_some()
+    }
+
+    /// The windows of a stream change by what it had and has.
+    pub(super) fn change_windows(&self, before: UploadWindows, after: UploadWindows) {
+        if before == after {
+            return;
+        }
+        let UploadWindows { streams, open, grown } = self.uploads.get();
+        self.uploads.set(UploadWindows {
+            streams: streams + after.streams - before.streams,
+            open: open + after.open - before.open,
+            grown: grown + after.grown - before.grown,
+        });
+        self.update_exposed();
+    }
+
+    /// Bytes that the client may send beyond the base window are accounted for, as far as its open
+    /// streams may have them.
+    fn update_exposed(&self) {
+        let allowed = (self.window.get() as usize).min(self.uploads.get().open);
+        self.account.set_exposed(allowed.saturating_sub(WINDOW_BASE as usize));
+    }
+
+    /// Bytes beyond those accounted for that the client may send to new streams.
+    pub(super) fn exposable(&self) -> usize {
+        (self.window.get().saturating_sub(WINDOW_BASE) as usize).saturating_sub(self.account.exposed())
+    }
+
+    /// Whether a further stream may begin; `has_upload`: its request has not ended.
+    pub(super) fn has_room_for_stream(&self, cost: usize, has_upload: bool) -> bool {
+        self.account.has_room_for_stream(cost, if has_upload { self.exposable() } else { 0 })
     }
 
     /// The increment of the connection's window, if it is time for one.
     pub(super) fn take_credit(&self) -> Option<u32> {
-        if self.credit.get() < CONNECTION_WINDOW / 4 {
+        let (window, grown) = (self.window.get(), self.uploads.get().grown);
+        let is_low = window <= WINDOW_BASE / 4 * 3;
+        if !is_low && grown == 0 {
+            self.is_withheld.set(false);
             return None;
         }
-        self.is_withheld.set(!self.may_open());
-        if self.is_withheld.get() {
-            return None;
-        }
-        let increment = self.credit.take();
-        self.window.set(self.window.get() + increment);
+        let may_open = self.account.may_open();
+        self.is_withheld.set(is_low && !may_open);
+        let size = if may_open { self.window_size(grown) } else { return None };
+        let increment = size.checked_sub(window).filter(|increment| *increment >= size / 4)?;
+        self.window.set(window + increment);
+        self.update_exposed();
         Some(increment)
+    }
+
+    /// The size that the window may have now. First windows have the base window together: streams
+    /// that are not read must not use up the memory.
+    fn window_size(&self, grown: usize) -> u32 {
+        let base = WINDOW_BASE as usize;
+        let bodies_max = self.account.bodies_max().saturating_sub(self.account.held());
+        let wanted = (base + grown).min(bodies_max).min(STREAM_WINDOW_MAX as usize);
+        let Some(more) = wanted.checked_sub(base + self.account.exposed()) else { return WINDOW_BASE };
+        if self.account.expose(more) { wanted as u32 } else { WINDOW_BASE }
     }
 
     /// Whether the client may be unable to send because the gateway holds much of what it has sent:
@@ -193,89 +155,90 @@ impl ConnectionShared {
         self.is_withheld.get()
     }
 
-    /// Whether the client may send more although bytes of it are held. A window is opened as bytes
-    /// arrive, so that a stream that is not read holds up no other; with many held, as they are
-    /// read.
-    fn may_open(&self) -> bool {
-        let is_process_full = RESERVED.load(Relaxed) >= self.process_max;
-        self.held.get() == 0 || !is_process_full && self.beside_streams() <= self.room()
-    }
-
-    /// Whether the windows of streams may grow.
-    pub(super) fn may_grow(&self) -> bool {
-        self.held.get() <= self.room() / 2 && self.may_open()
-    }
-
-    /// Accounts for bytes of a request body, which the window has allowed.
-    pub(super) fn hold(&self, bytes: usize) {
-        self.held.set(self.held.get() + bytes);
-        self.accounted.set(self.accounted.get() + bytes);
-        if let Some(missing) = self.accounted.get().checked_sub(self.reserved.get()).filter(|missing| *missing > 0) {
-            let reservation = RESERVATION.max(missing);
-            RESERVED.fetch_add(reservation, Relaxed);
-            self.reserved.set(self.reserved.get() + reservation);
+    /// The window that one stream may have beside the others.
+    pub(super) fn stream_share(&self) -> u32 {
+        if !self.account.may_open() {
+            return 0;
         }
+        let share = self.account.bodies_max() / self.uploads.get().streams.max(1);
+        u32::try_from(share).unwrap_or(u32::MAX).min(STREAM_WINDOW_MAX)
     }
 
     /// Bytes of a request body are read.
     pub(super) fn unhold(&self, bytes: usize) {
-        self.held.set(self.held.get() - bytes);
-        self.release(bytes);
+        self.account.unhold(bytes);
+        self.memory_was_released();
     }
 
     pub(super) fn release(&self, bytes: usize) {
-        self.accounted.set(self.accounted.get() - bytes);
-        self.shrink_reservation();
-        // The window may have waited for this.
-        if self.credit.get() >= CONNECTION_WINDOW / 4 && self.may_open() {
+        self.account.release(bytes);
+        self.memory_was_released();
+    }
+
+    pub(super) fn release_stream(&self, cost: usize) {
+        self.account.release_stream(cost);
+        self.memory_was_released();
+    }
+
+    /// The window, or a stream, may have waited for it.
+    fn memory_was_released(&self) {
+        if self.account.has_deferred() || self.is_withheld.get() && self.account.may_open() {
             self.wake();
         }
-    }
-
-    /// Returns what a past burst had reserved, even if some streams stay open. One reservation is
-    /// left, so that streams that begin and end do not change the budget of the process each time.
-    fn shrink_reservation(&self) {
-        let unused = self.reserved.get().saturating_sub(self.accounted.get());
-        if unused > 2 * RESERVATION {
-            RESERVED.fetch_sub(unused - RESERVATION, Relaxed);
-            self.reserved.set(self.accounted.get() + RESERVATION);
-        }
-    }
-
-    /// Returns to the process what the connection does not use now.
-    pub(super) fn return_reservation(&self) {
-        if self.accounted.get() == 0 {
-            RESERVED.fetch_sub(self.reserved.replace(0), Relaxed);
-        }
-    }
-}
-
-impl Drop for ConnectionShared {
-    fn drop(&mut self) {
-        RESERVED.fetch_sub(self.reserved.get(), Relaxed);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::request_body::{UploadStream, WINDOW_FIRST};
     use super::*;
 
+    /// Uploads on `upload` what the windows allow, `rounds` times. Returns the bytes of each.
+    fn upload(shared: &Rc<ConnectionShared>, upload: &UploadStream, rounds: usize) -> Vec<u32> {
+        let send = |_| {
+            let bytes = upload.window().min(shared.window.get());
+            for piece in vec![0; bytes as usize].chunks(16 << 10) {
+                assert!(shared.receive(piece.len() as u32));
+                upload.receive(piece, 0).expect("within the window");
+                upload.take_all();
+                shared.take_credit();
+            }
+            bytes
+        };
+        (0..rounds).map(send).collect()
+    }
+
     #[test]
-    fn reservation_of_a_burst_is_returned_while_a_stream_is_open() {
-        let shared = ConnectionShared::new(usize::MAX);
-        for _ in 0..100 {
-            assert!(shared.account_stream(STREAM_COST));
+    fn upload_alone_has_much_on_its_way_and_its_share_when_others_come() {
+        let shared = ConnectionShared::new(MemoryBudget::unlimited());
+        shared.account.account_stream(12 << 10).expect("room");
+        let first = UploadStream::new(1, WINDOW_FIRST, &shared);
+        let sizes = upload(&shared, &first, 20);
+        assert!(sizes[19] >= 880 << 10, "{sizes:?}");
+        let others: Vec<_> = (1..50).map(|number| UploadStream::new(1 + 2 * number, WINDOW_FIRST, &shared)).collect();
+        for _ in 0..49 {
+            shared.account.account_stream(12 << 10).expect("room");
         }
-        assert!(shared.reserved.get() >= 100 * STREAM_COST);
-        for _ in 1..100 {
-            shared.release_stream(STREAM_COST);
-            assert!(shared.reserved.get() >= shared.accounted());
-        }
-        assert!(shared.reserved.get() <= STREAM_COST + 2 * RESERVATION, "{}", shared.reserved.get());
-        // A stream that begins and ends changes nothing.
-        let before = shared.reserved.get();
-        assert!(shared.account_stream(STREAM_COST));
-        shared.release_stream(STREAM_COST);
-        assert_eq!(shared.reserved.get(), before);
+        let sizes = upload(&shared, &first, 20);
+        assert!(sizes[19] <= 64 << 10, "{sizes:?}");
+        drop(others);
+        (0..49).for_each(|_| shared.release_stream(12 << 10));
+        let sizes = upload(&shared, &first, 20);
+        assert!(sizes[19] >= 880 << 10, "{sizes:?}");
+        drop(first);
+        assert_eq!((shared.uploads.get(), shared.account.exposed()), (UploadWindows::default(), 0));
+    }
+
+    #[test]
+    fn window_that_is_left_by_an_upload_counts_for_the_next_ones() {
+        let shared = ConnectionShared::new(MemoryBudget::unlimited());
+        let first = UploadStream::new(1, WINDOW_FIRST, &shared);
+        upload(&shared, &first, 20);
+        drop(first);
+        assert!(shared.window.get() > 512 << 10);
+        let others: Vec<_> = (1..40).map(|number| UploadStream::new(1 + 2 * number, WINDOW_FIRST, &shared)).collect();
+        assert_eq!(shared.account.exposed(), 39 * WINDOW_FIRST as usize - WINDOW_BASE as usize);
+        drop(others);
+        assert_eq!(shared.account.exposed(), 0);
     }
 }

@@ -7,6 +7,7 @@ use std::task::{Context, Waker};
 use super::frame::Http2ErrorCode;
 use super::priority::Priority;
 use super::request_body::UploadStream;
+use crate::http::refusal::RequestRefusal;
 
 /// One stream of a connection. `B` is the body of its response.
 pub(super) struct Http2Stream<B> {
@@ -87,11 +88,11 @@ impl<B> Http2Stream<B> {
         }
     }
 
-    /// Ends the stream in both directions.
-    pub(super) fn end_by(&self, code: Http2ErrorCode) {
+    /// Ends the stream in both directions, for a reason that the reader of the request is told.
+    pub(super) fn end_by(&self, code: Http2ErrorCode, reason: RequestRefusal) {
         self.reset.set(Some(code));
         if let Some(upload) = &self.upload {
-            upload.reset();
+            upload.reset(reason);
         }
         self.wake();
     }

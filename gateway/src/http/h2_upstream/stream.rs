@@ -254,6 +254,7 @@ impl Http2UpstreamStream {
     ) -> Result<(), UpstreamConnectionError> {
         let is_complete = stream.is_end_stream();
         head::read_response(parts, method, is_complete, response).map_err(UpstreamConnectionError::Malformed)?;
+        response.version = HttpVersion::Http2;
         self.is_event_stream = response.length == BodyLength::Streamed
             && response.fields.get(KnownField::ContentType).is_some_and(is_event_stream);
         if is_complete {

@@ -24,7 +24,7 @@ use crate::metrics::Label as _;
 use crate::panics::poll_catch;
 use crate::pipeline::{self, Arrival, ExchangeBuffers, RequestContext, ResponseBody, Snapshot};
 use crate::serve::accounting::{
-    AbortReason, CompletedExchange, InFlightRequest, count_abort, count_upgrade, refused, report_client_closed,
+    AbortReason, CompletedExchange, InFlightRequest, count_abort, count_upgrade, refused, report_ended,
 };
 use crate::tasks::{self, TaskWait};
 use crate::upstream::Tunnel;
@@ -48,7 +48,7 @@ pub(super) struct StreamStart {
 
 /// Serves one stream.
 pub(super) async fn serve(start: StreamStart) {
-    let StreamStart { shared, snapshot, at, incoming: IncomingRequest { handle, head }, buffers } = start;
+    let StreamStart { shared, snapshot, at, incoming: IncomingRequest { handle, head, .. }, buffers } = start;
     let arrival = Arrival { peer: shared.peer.clone(), at };
     // A refused head is no request.
     let in_flight = head.is_ok().then(|| InFlightRequest::begin(at, HttpVersion::Http2));
@@ -287,7 +287,6 @@ impl StreamExchange {
     /// transferred for the idle timeout.
     async fn relay(mut self, tunnel: Tunnel) {
         count_upgrade();
-        self.is_reported = true;
         let began = Instant::now();
         let handled_in = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
         let idle_timeout = self.snapshot.http.idle_timeout;
@@ -304,8 +303,14 @@ impl StreamExchange {
         }
         drop(handle.take_body());
         let bytes = handle.sent_bytes();
-        let StreamExchange { shared, snapshot, arrival, buffers, .. } = &self;
-        let buffers = buffers.as_ref().expect("taken by drop only");
+        self.is_reported = true;
+        let StreamExchange { shared, snapshot, arrival, buffers, .. } = &mut self;
+        let buffers = buffers.as_mut().expect("taken by drop only");
+        if let Some(reason) = shared.ended_by.get().filter(|_| !is_clean) {
+            count_abort(reason);
+            buffers.record.aborted = reason.as_str();
+            buffers.record.blame = Some(reason.blame());
+        }
         let duration = handled_in + began.elapsed();
         let peer = &arrival.peer;
         CompletedExchange { snapshot, peer, buffers, bytes, request_bytes: 0, duration }.report(&shared.worker);
@@ -328,10 +333,13 @@ impl StreamExchange {
         let StreamExchange { shared, snapshot, arrival, buffers, .. } = self;
         let buffers = buffers.as_mut().expect("taken by drop only");
         if let Err(abort) = ended {
-            let reason = abort.reason();
+            let (reason, blame) = match (&abort, shared.ended_by.get()) {
+                (ResponseAbort::ClientClosed, Some(reason)) => (reason, reason.blame()),
+                _ => (abort.reason(), abort.blame()),
+            };
             count_abort(reason);
             buffers.record.aborted = reason.as_str();
-            buffers.record.blame = Some(abort.blame());
+            buffers.record.blame = Some(blame);
         }
         let peer = &arrival.peer;
         CompletedExchange { snapshot, peer, buffers, bytes, request_bytes, duration }.report(&shared.worker);
@@ -344,8 +352,11 @@ impl Drop for StreamExchange {
         let Some(mut buffers) = self.buffers.take() else { return };
         if !self.is_reported {
             let duration = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
+            buffers.record.refusal = self.handle.upload_fault();
             let exchange = (&self.arrival.peer, &mut *buffers);
-            report_client_closed(&self.shared.worker, &self.snapshot, exchange, (duration, request_bytes));
+            let counted = (duration, request_bytes);
+            let reason = self.shared.ended_by.get().unwrap_or(AbortReason::ClientClosed);
+            report_ended(&self.shared.worker, &self.snapshot, exchange, counted, reason);
         }
         self.shared.return_buffers(buffers);
     }

@@ -1,11 +1,12 @@
 //! The part of an HTTP/2 connection that its streams share.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::http::message::Scheme;
 use crate::peer::ConnectionPeer;
 use crate::pipeline::ExchangeBuffers;
+use crate::serve::accounting::AbortReason;
 use crate::serve::worker_context::WorkerContext;
 
 /// Buffers that a connection with streams keeps for the next ones. They are reused last in, first
@@ -19,6 +20,8 @@ pub(super) struct StreamContext {
     pub(super) worker: Rc<WorkerContext>,
     pub(super) peer: ConnectionPeer,
     pub(super) scheme: Scheme,
+    /// Why the connection ends, unless its client has closed it.
+    pub(super) ended_by: Cell<Option<AbortReason>>,
     // Boxed: they are large, and move between the tasks of streams.
     #[expect(clippy::vec_box, reason = "the boxes are what is reused")]
     spare: RefCell<Vec<Box<ExchangeBuffers>>>,
@@ -26,7 +29,7 @@ pub(super) struct StreamContext {
 
 impl StreamContext {
     pub(super) fn new(worker: Rc<WorkerContext>, peer: ConnectionPeer, scheme: Scheme) -> Rc<Self> {
-        Rc::new(StreamContext { worker, peer, scheme, spare: RefCell::default() })
+        Rc::new(StreamContext { worker, peer, scheme, ended_by: Cell::default(), spare: RefCell::default() })
     }
 
     pub(super) fn take_buffers(&self) -> Box<ExchangeBuffers> {

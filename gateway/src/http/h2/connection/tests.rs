@@ -22,11 +22,12 @@ impl Wake for CountingWaker {
     }
 }
 
+/// A body of which more may come.
 struct ShortBody(&'static [u8]);
 
 impl BodySource for ShortBody {
     fn poll_fill(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        Poll::Ready(Ok(()))
+        if self.0.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     fn data(&self) -> &[u8] {
@@ -123,4 +124,70 @@ async fn streams_that_have_ended_do_not_count_towards_the_limit() {
         tokio::task::yield_now().await;
     }
     assert!(begin(&mut client, 203).await.is_some());
+}
+
+/// A stream of this urgency whose response has begun.
+async fn begin_with_priority(
+    (client, h2): (&mut UnixStream, &Rc<Http2Connection<ShortBody>>),
+    stream: u8,
+    urgency: u8,
+) -> StreamHandle<ShortBody> {
+    send(client, stream);
+    tokio::task::yield_now().await;
+    let mut request = Request::default();
+    let polled = h2.poll_request(&mut Context::from_waker(Waker::noop()), &mut request);
+    let Poll::Ready(Ok(IncomingRequest { handle, .. })) = polled else { panic!("no request") };
+    handle.stream.priority.set(Priority { urgency, is_incremental: false });
+    handle.stream.window.set(WINDOW_MAX);
+    handle.begin_response(&Response::new(crate::http::message::StatusCode::OK), ShortBody(&[]), None);
+    handle
+}
+
+/// The streams of the DATA frames in `bytes`.
+fn data_streams(mut bytes: &[u8]) -> Vec<u32> {
+    let mut streams = Vec::new();
+    while let Some(head) = FrameHead::parse(bytes) {
+        if head.kind == frame::DATA && head.length > 0 {
+            streams.push(head.stream);
+        }
+        bytes = bytes.get(HEAD_LEN + head.length..).unwrap_or_default();
+    }
+    streams
+}
+
+#[tokio::test]
+async fn response_in_pieces_is_not_delayed_by_less_urgent_ones() {
+    const PIECE: &[u8] = &[b'u'; 8_000];
+    const LARGE: &[u8] = &[b'l'; 4 << 20];
+    let (mut client, h2) = connection();
+    let mut cx = Context::from_waker(Waker::noop());
+    let low = begin_with_priority((&mut client, &h2), 1, 6).await;
+    let urgent = begin_with_priority((&mut client, &h2), 3, 1).await;
+    h2.sender.borrow_mut().window = WINDOW_MAX;
+    let give = |handle: &StreamHandle<ShortBody>, data| {
+        let mut outgoing = handle.stream.outgoing.borrow_mut();
+        outgoing.as_mut().expect("a response").body.0 = data;
+    };
+    give(&low, LARGE);
+    let (mut received, mut space, mut pieces) = (Vec::new(), vec![0; 64 << 10], 40);
+    while pieces > 0 {
+        // The upstream has another piece whenever the last one was sent.
+        if !urgent.is_waiting_for_client() {
+            give(&urgent, PIECE);
+            pieces -= 1;
+        }
+        for handle in [&urgent, &low] {
+            assert!(handle.poll_body(&mut cx).is_pending());
+        }
+        let _pending_while_the_client_does_not_read = h2.poll_send(&mut cx);
+        while let Ok(count @ 1..) = client.read(&mut space) {
+            received.extend_from_slice(&space[..count]);
+        }
+        tokio::task::yield_now().await;
+    }
+    let streams = data_streams(&received);
+    let urgent_frames = streams.iter().filter(|stream| **stream == 3).count();
+    let last = streams.iter().rposition(|stream| *stream == 3).unwrap_or(0);
+    let low_frames = streams[..last].iter().filter(|stream| **stream == 1).count();
+    assert!(urgent_frames >= 38 && low_frames <= urgent_frames, "{urgent_frames} urgent, {low_frames} others");
 }

@@ -1,0 +1,152 @@
+//! Request bodies of many streams over one HTTP/2 connection: none of the announced streams is
+//! refused, one upload alone has a large window, and an upload that stalls holds up no other.
+
+mod support;
+
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use support::frames::{END_STREAM, Server, get};
+use support::uploads::Uploader;
+use support::{Origin, STEP_TIMEOUT, Script};
+
+/// Stream ids of requests `first` to `last`.
+fn streams(requests: std::ops::Range<u32>) -> impl Iterator<Item = u32> + Clone {
+    requests.map(|number| 1 + 2 * number)
+}
+
+fn counting() -> Origin {
+    Origin::start(|request| Script::ok(&[], format!("{} bytes", request.body.len())))
+}
+
+/// An address whose connections accept `bytes` bytes and then nothing more.
+fn stalling(bytes: usize) -> SocketAddr {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.set_recv_buffer_size(4096).expect("a live socket");
+    // The system of the gateway would hold megabytes for each connection of large segments.
+    socket.set_tcp_mss(536).expect("a live socket");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    socket.listen(128).expect("a bound socket");
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let mut space = vec![0; bytes];
+            stream.read_exact(&mut space).ok();
+            held.push(stream);
+        }
+    });
+    address
+}
+
+/// A gateway whose path `/stall` leads to an origin that accepts `bytes` bytes only.
+fn server_with_stall(bytes: usize) -> Server {
+    let rest = format!(
+        "[limits_http]\nbody_bytes = \"64MiB\"\n[upstreams.stalled]\nendpoints = [\"http://{}\"]\nretries = 0\n\
+         [[routes]]\nname = \"stall\"\nmatch = {{ path = \"/stall\" }}\nupstream = \"stalled\"\n",
+        stalling(bytes)
+    );
+    Server::start(counting(), "", &rest)
+}
+
+#[test]
+fn hundred_uploads_at_once_are_accepted() {
+    let server = Server::start(counting(), "", "");
+    let mut uploader = Uploader::new(server.connect());
+    for round in 0..3 {
+        let all = streams(100 * round..100 * (round + 1));
+        uploader.begin(all.clone(), "/up", 100_000);
+        assert!(uploader.run_until(|uploader| uploader.are_complete(all.clone())));
+        assert_eq!(uploader.failures(all), []);
+    }
+    assert_eq!(server.gateway.metric("tidegate_http2_streams_refused_total{memory=\"connection\"}"), 0.0);
+}
+
+#[test]
+fn upload_alone_is_offered_a_large_window_and_less_when_others_come() {
+    let server = Server::start(counting(), "", "[limits_http]\nbody_bytes = \"256MiB\"\n");
+    let mut uploader = Uploader::new(server.connect());
+    let length = 200 << 20;
+    uploader.begin(streams(0..1), "/up", length);
+    let is_large = |uploader: &Uploader| uploader.offered(1) >= 850 << 10;
+    assert!(uploader.run_in_round_trips(60, is_large), "{}", uploader.offered(1));
+    assert!(uploader.offered(1) <= 896 << 10, "{}", uploader.offered(1));
+    // A hundred less one in two bursts: each is accepted, and is done while the first goes on.
+    for others in [streams(1..100), streams(100..199)] {
+        uploader.begin(others.clone(), "/up", 60_000);
+        assert!(uploader.run_until(|uploader| uploader.are_complete(others.clone())));
+        assert_eq!(uploader.failures(others), []);
+    }
+    assert!(!uploader.uploads[&1].has_ended);
+    assert!(uploader.run_in_round_trips(60, is_large), "{}", uploader.offered(1));
+}
+
+#[test]
+fn hundred_uploads_and_requests_are_accepted_after_a_large_upload() {
+    let server = Server::start(counting(), "", "[limits_http]\nbody_bytes = \"256MiB\"\n");
+    let mut uploader = Uploader::new(server.connect());
+    uploader.begin(streams(0..1), "/up", 16 << 20);
+    assert!(uploader.run_until(|uploader| uploader.are_complete(streams(0..1))));
+    // The window that it had is left to the client.
+    uploader.begin(streams(1..101), "/up", 100_000);
+    assert!(uploader.run_until(|uploader| uploader.are_complete(streams(1..101))));
+    assert_eq!(uploader.failures(streams(1..101)), []);
+    let gets: Vec<u8> = streams(101..201).flat_map(|stream| get(stream, "/").bytes()).collect();
+    uploader.client.send_bytes(&gets);
+    let mut ended = 0;
+    while ended < 100 {
+        let frame = uploader.client.next_within(STEP_TIMEOUT).expect("a response");
+        ended += usize::from(frame.stream > 202 && frame.flags & END_STREAM != 0 && frame.kind < 2);
+    }
+}
+
+#[test]
+fn upload_that_stalls_holds_up_no_other() {
+    // At once, and after its window has grown: then others that send much at once may be refused.
+    for (accepted, held_min, at_once) in [(1, 0, 99), (20 << 20, 850 << 10, 12)] {
+        let server = server_with_stall(accepted);
+        let mut uploader = Uploader::new(server.connect());
+        uploader.begin(streams(0..1), "/stall", 64 << 20);
+        let is_stalled = |uploader: &mut Uploader| {
+            uploader.send();
+            !uploader.receive(Duration::from_millis(500))
+        };
+        while !is_stalled(&mut uploader) {}
+        let reserved = server.gateway.metric("tidegate_http2_reserved_bytes");
+        assert!(reserved >= f64::from(held_min), "{reserved}");
+        for round in 0..2 {
+            let others = streams(1 + at_once * round..1 + at_once * (round + 1));
+            uploader.begin(others.clone(), "/up", 60_000);
+            let is_complete = uploader.run_until(|uploader| uploader.are_complete(others.clone()));
+            assert!(is_complete, "{accepted}: {round} {}", uploader.state());
+            assert_eq!(uploader.failures(others), []);
+        }
+        let others = streams(300..399);
+        uploader.begin(others.clone(), "/up", 60_000);
+        assert!(uploader.run_until(|uploader| uploader.are_complete(others.clone())));
+        let failures = uploader.failures(others);
+        assert!(failures.len() < 90 && failures.iter().all(|failure| failure.2 == Some(7)), "{failures:?}");
+        assert!(!uploader.uploads[&1].has_ended);
+    }
+}
+
+#[test]
+fn frames_under_way_when_the_settings_are_acknowledged_are_accepted() {
+    use support::frames::{ACK, DATA, Frame, FrameClient, SETTINGS, request_with, status};
+    let server = Server::start(counting(), "", "");
+    let mut client = FrameClient::connect_silent(&server.gateway, &server.trusted);
+    // The settings are acknowledged late, between two frames that the default window allows.
+    client.send_bytes(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    client.send(&Frame::new(SETTINGS, 0, 0));
+    client.send(&request_with(1, ("POST", "/up"), &[("content-length", "64000")]));
+    for _ in 0..3 {
+        client.send(&Frame::new(DATA, 0, 1).with(vec![b'u'; 16_000]));
+    }
+    client.expect(SETTINGS);
+    client.send(&Frame::new(SETTINGS, ACK, 0));
+    client.send(&Frame::new(DATA, END_STREAM, 1).with(vec![b'u'; 16_000]));
+    assert_eq!(status(&client.response(1)), 200);
+}
