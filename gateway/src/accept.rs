@@ -405,10 +405,10 @@ impl Drop for OpenListener<'_> {
 }
 
 impl ListenerTask {
-    /// Accepts until `stop` completes, then until the accept queue of the kernel stays empty: closing
-    /// the socket resets connections in it, although their clients may have sent requests. The socket is
-    /// closed when the task is dropped: a new run can go on with it. `handle` gets the connections
-    /// that this worker serves; it must not block. Cancel safe.
+    /// Accepts until `stop` completes, then until the accept queue of the kernel stays empty:
+    /// closing the socket resets connections in it, although their clients may have sent requests.
+    /// The socket is closed when the task is dropped: a new run can go on with it. `handle` gets
+    /// the connections that this worker serves; it must not block. Cancel safe.
     ///
     /// # Errors
     /// The runtime cannot register the socket.

@@ -69,7 +69,8 @@ pub struct ServerConfig {
     pub(crate) zone: Option<String>,
     /// Longest time for requests in flight to complete after SIGTERM.
     pub(crate) drain_timeout: Duration,
-    /// After SIGTERM: how long connections are accepted and idle ones kept; at most `drain_timeout`.
+    /// After SIGTERM: how long connections are accepted and idle ones kept; at most
+    /// `drain_timeout`.
     pub(crate) drain_idle: Duration,
     /// The normal form of paths.
     pub(crate) paths: PathRules,

@@ -293,7 +293,8 @@ mod tests {
     fn body_that_is_held_makes_streams_wait_and_none_is_refused() {
         let account = account();
         assert_eq!(account.account_stream(STREAM_COST), Ok(()));
-        account.hold(1 << 20);
+        // The largest window of one upload.
+        account.hold(896 << 10);
         assert!(account.may_open());
         let (mut running, mut waiting) = (0, 0);
         for _ in 1..STREAMS_MAX {
@@ -308,7 +309,7 @@ mod tests {
         assert!(running > 20 && waiting > 0, "{running} run, {waiting} wait");
         // The others may send meanwhile.
         assert!(account.may_open());
-        account.unhold(1 << 20);
+        account.unhold(896 << 10);
         assert!(account.has_room_for_stream(STREAM_COST, 0));
     }
 }
