@@ -43,9 +43,9 @@ impl WorkerContext {
         })
     }
 
-    /// Moves the connections of this thread to a later stage.
+    /// Moves the connections of this thread to a stage, unless they are beyond it.
     pub(crate) fn enter(&self, stage: DrainStage) {
-        self.stage.set(stage);
+        self.stage.set(stage.max(self.stage.get()));
         self.wakers.borrow().values().for_each(Waker::wake_by_ref);
     }
 
