@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -254,7 +255,7 @@ impl ConnectionTable {
 
     /// Whether connections are accepted.
     pub(crate) fn is_listening(&self) -> bool {
-        self.listening.load(Relaxed) > 0
+        self.listening.load(Acquire) > 0
     }
 
     /// Connections that were accepted so far.
@@ -400,7 +401,8 @@ impl<'t> OpenListener<'t> {
 
 impl Drop for OpenListener<'_> {
     fn drop(&mut self) {
-        self.0.listening.fetch_sub(1, Relaxed);
+        // A worker that sees it also sees the connections that were passed to it before.
+        self.0.listening.fetch_sub(1, Release);
     }
 }
 
@@ -440,8 +442,12 @@ impl ListenerTask {
         }
         let accept_rest = async {
             // Handshakes that are under way complete during the wait.
-            while let Ok(Ok((stream, peer))) = timeout(LAST_ACCEPT_WAIT, socket.accept()).await {
-                self.admit_and_handle(stream, peer, &handle);
+            while let Ok(accepted) = timeout(LAST_ACCEPT_WAIT, socket.accept()).await {
+                match accepted {
+                    Ok((stream, peer)) => self.admit_and_handle(stream, peer, &handle),
+                    Err(error) if is_connection_error(&error) => {}
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                }
             }
         };
         // Whichever is earlier.

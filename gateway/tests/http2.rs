@@ -710,3 +710,27 @@ fn lists_of_fields_that_are_too_large_end_the_connection() {
     assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)));
     assert_eq!(server.origin.count(), 0);
 }
+
+/// The memory that downloads take which nobody reads is not missing for the head of a response that
+/// can be sent at once.
+#[test]
+fn large_head_is_sent_beside_downloads_that_wait() {
+    let policy = "x".repeat(3_000);
+    let origin = Origin::start(move |request| match request.target.as_str() {
+        "/head" => Script::ok(&[("Cache-Control", "no-store"), ("Content-Security-Policy", &policy)], ""),
+        _ => Script::ok(&[("Cache-Control", "no-store")], vec![b'x'; 1 << 20]),
+    });
+    let server = Server::start(origin, "", "");
+    let mut client = server.connect();
+    client.send(&get(1, "/large"));
+    client.send(&get(3, "/large"));
+    // The window of the connection is used up.
+    let mut received = 0;
+    while received < 65_535 {
+        received += client.expect(DATA).payload.len();
+    }
+    for stream in [5, 7, 9] {
+        client.send(&get(stream, "/head"));
+        assert_eq!(status(&client.response(stream)), 200);
+    }
+}

@@ -105,7 +105,7 @@ fn hundred_uploads_and_requests_are_accepted_after_a_large_upload() {
 
 #[test]
 fn upload_that_stalls_holds_up_no_other() {
-    // At once, and after its window has grown: then others that send much at once may be refused.
+    // At once, and after its window has grown.
     for (accepted, held_min, at_once) in [(1, 0, 99), (20 << 20, 850 << 10, 12)] {
         let server = server_with_stall(accepted);
         let mut uploader = Uploader::new(server.connect());
@@ -124,11 +124,6 @@ fn upload_that_stalls_holds_up_no_other() {
             assert!(is_complete, "{accepted}: {round} {}", uploader.state());
             assert_eq!(uploader.failures(others), []);
         }
-        let others = streams(300..399);
-        uploader.begin(others.clone(), "/up", 60_000);
-        assert!(uploader.run_until(|uploader| uploader.are_complete(others.clone())));
-        let failures = uploader.failures(others);
-        assert!(failures.len() < 90 && failures.iter().all(|failure| failure.2 == Some(7)), "{failures:?}");
         assert!(!uploader.uploads[&1].has_ended);
     }
 }

@@ -454,9 +454,12 @@ fn second_signal_ends_the_drain() {
 fn sigint_closes_idle_connections_at_once() {
     let config = one_route(free_address(), "", "[server]\ndrain_timeout = \"60s\"\ndrain_idle = \"60s\"\n");
     let mut gateway = Gateway::start(&config);
-    let mut idle = gateway.connect();
+    let (mut idle, mut fresh) = (gateway.connect(), gateway.connect());
     assert_eq!(idle.get("/", &[]).status, 503);
+    wait_for(|| gateway.metric("tidegate_connections") == 2.0, STEP_TIMEOUT);
     gateway.process.signal("INT");
+    wait_for(|| !gateway.process.stderr.events("draining").is_empty(), STEP_TIMEOUT);
+    assert_eq!(fresh.get("/", &[]).status, 503, "its client has only just connected");
     assert!(idle.is_closed_within(STEP_TIMEOUT));
     assert_eq!(gateway.process.wait(STEP_TIMEOUT).and_then(|status| status.code()), Some(0));
 }

@@ -117,6 +117,9 @@ pub(crate) trait BodySource {
         true
     }
 
+    /// The bytes that were accounted for by `account_kept` are no longer kept.
+    fn release_kept(&mut self) {}
+
     /// The complete body, if it is in memory and consuming it has no side effect.
     fn complete_body(&self) -> Option<&[u8]> {
         None

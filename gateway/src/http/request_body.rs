@@ -88,6 +88,14 @@ impl BodySource for RequestBody<'_> {
         }
     }
 
+    fn release_kept(&mut self) {
+        match self {
+            RequestBody::Empty | RequestBody::H1(_) => {}
+            RequestBody::H2(body) => body.release_kept(),
+            RequestBody::Started(body) => body.rest.release_kept(),
+        }
+    }
+
     fn trailers(&self) -> Option<&Fields> {
         match self {
             RequestBody::Empty => None,

@@ -41,6 +41,8 @@ enum AfterExchange {
 
 /// How long a connection may be silent before it releases everything that requests need.
 const BACK_TO_BACK_TIMEOUT: Duration = Duration::from_millis(250);
+/// Time for the first request of a connection while idle ones are closed.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// Why a series of back-to-back requests ended: no further request for `BACK_TO_BACK_TIMEOUT`,
 /// close, or abort.
@@ -78,9 +80,9 @@ struct Connection {
 
 impl Connection {
     async fn serve(mut self) {
-        let mut timeout = self.limits.header_timeout;
+        let mut waited = self.wait_for_first(self.limits.header_timeout).await;
         loop {
-            match self.wait(Instant::now(), timeout).await {
+            match waited {
                 Some(WaitOutcome::Readable) => {}
                 Some(WaitOutcome::TimedOut | WaitOutcome::Closed) | None => return self.stream.close().await,
             }
@@ -92,8 +94,30 @@ impl Connection {
                 RequestSeriesEnd::Abort => return self.stream.abort(),
             }
             self.stream.release_buffers();
-            timeout = self.limits.idle_timeout.saturating_sub(BACK_TO_BACK_TIMEOUT);
+            let timeout = self.limits.idle_timeout.saturating_sub(BACK_TO_BACK_TIMEOUT);
+            waited = self.wait(Instant::now(), timeout).await;
         }
+    }
+
+    /// Waits for bytes of the first request. Its client has just connected, perhaps before the
+    /// listener closed, and cannot know that the connection is to end.
+    async fn wait_for_first(&mut self, timeout: Duration) -> Option<WaitOutcome> {
+        self.stream.start_wait(Instant::now(), timeout);
+        let mut is_closing = false;
+        poll_fn(|cx| {
+            if let Poll::Ready(outcome) = self.stream.poll_wait_for_request(cx) {
+                return Poll::Ready(Some(outcome));
+            }
+            tasks::set_waiting_for(TaskWait::ClientHead);
+            if self.drain.poll_stage(cx, DrainStage::Closing).is_ready() && !std::mem::replace(&mut is_closing, true) {
+                self.stream.start_wait(Instant::now(), FIRST_REQUEST_GRACE.min(timeout));
+                if let Poll::Ready(outcome) = self.stream.poll_wait_for_request(cx) {
+                    return Poll::Ready(Some(outcome));
+                }
+            }
+            self.drain.poll_stage(cx, DrainStage::Expired).map(|()| None)
+        })
+        .await
     }
 
     /// Waits from `now` on for bytes of the next request; `None` when idle connections close.

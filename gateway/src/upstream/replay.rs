@@ -103,6 +103,7 @@ impl<S: BodySource> ReplayBody<S> {
     /// Drops the kept bytes, of which all were consumed.
     fn lose(&mut self) {
         self.kept = KeptBytes::default();
+        self.source.release_kept();
         self.replayed = 0;
         self.keeping = Keeping::Lost;
     }

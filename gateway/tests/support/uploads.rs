@@ -110,7 +110,8 @@ impl Uploader {
             if is_done(self) {
                 return true;
             }
-            let left = STEP_TIMEOUT.saturating_sub(start.elapsed());
+            // A stream that waits for memory is refused only after ten seconds.
+            let left = (2 * STEP_TIMEOUT).saturating_sub(start.elapsed());
             if left.is_zero() || !self.receive(left) {
                 return false;
             }

@@ -866,6 +866,10 @@ impl<B: BodySource> Http2Connection<B> {
     /// Resets a stream that never was in `streams`.
     fn write_reset(&self, id: u32, code: Http2ErrorCode) {
         self.counts.borrow_mut().charge_reset();
+        self.send_reset(id, code);
+    }
+
+    fn send_reset(&self, id: u32, code: Http2ErrorCode) {
         self.sender.borrow_mut().write_frame(frame::RST_STREAM, 0, id, &(code as u32).to_be_bytes());
         self.remember(ClosedStream { id, was_reset: true });
     }
@@ -878,10 +882,13 @@ impl<B: BodySource> Http2Connection<B> {
     }
 
     /// Refuses a stream for lack of memory. Its client has done nothing that it may not, but must
-    /// stop at some time.
+    /// stop at some time if its own connection has none. Memory that others hold is no fault of it.
     fn refuse_stream(&self, id: u32, refusal: StreamRefusal) {
         self.shared.account.count_refusal(refusal);
-        self.write_reset(id, Http2ErrorCode::RefusedStream);
+        if refusal == StreamRefusal::Connection {
+            self.counts.borrow_mut().charge_reset();
+        }
+        self.send_reset(id, Http2ErrorCode::RefusedStream);
     }
 
     /// Removes a stream whose last frame was handed over or received.
@@ -1046,7 +1053,8 @@ impl<B: BodySource> Http2Connection<B> {
 
     /// Ends the connection at once: resets every stream, tells the client why.
     pub(crate) fn abort(&self, code: Http2ErrorCode) {
-        self.write_goaway(self.last_stream.get(), code);
+        // A later GOAWAY must not name a higher stream (RFC 9113 section 6.8).
+        self.write_goaway(self.last_stream.get().min(self.accepted_max.get()), code);
         self.accepted_max.set(0);
         self.end_streams();
     }
@@ -1199,8 +1207,13 @@ impl<B: BodySource> StreamHandle<B> {
         Poll::Pending
     }
 
-    /// Accounts for the head of a response. Returns whether the connection may hold it.
+    /// Accounts for the head of a response that has to wait for room. Returns whether the
+    /// connection may hold it.
     pub(crate) fn account_head(&self, response: &Response) -> bool {
+        if self.connection.sender.borrow().has_room() {
+            // It is written at once.
+            return true;
+        }
         let bytes = response.fields.heap_bytes();
         let is_held = bytes <= RESPONSE_HEAD || self.connection.shared.account.account(bytes);
         if !is_held {

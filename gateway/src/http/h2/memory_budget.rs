@@ -72,7 +72,8 @@ pub(super) struct MemoryBudget {
     of_address: Arc<AtomicUsize>,
 }
 
-type AddressTable = HashMap<IpAddr, Arc<AtomicUsize>, foldhash::fast::RandomState>;
+/// By address: its connections, and the bytes that they have reserved.
+type AddressTable = HashMap<IpAddr, (usize, Arc<AtomicUsize>), foldhash::fast::RandomState>;
 
 fn addresses() -> MutexGuard<'static, AddressTable> {
     ADDRESSES.lock().unwrap_or_else(PoisonError::into_inner)
@@ -88,7 +89,10 @@ impl MemoryBudget {
     /// Of a connection from `address`.
     pub(super) fn new(address: IpAddr, limits: MemoryLimits) -> Self {
         let address = subscriber(address);
-        let of_address = Arc::clone(addresses().entry(address).or_default());
+        let mut addresses = addresses();
+        let (connections, of_address) = addresses.entry(address).or_default();
+        *connections += 1;
+        let of_address = Arc::clone(of_address);
         MemoryBudget { limits, address, of_address }
     }
 
@@ -131,12 +135,11 @@ impl MemoryBudget {
 impl Drop for MemoryBudget {
     fn drop(&mut self) {
         let mut addresses = addresses();
-        if let Entry::Occupied(entry) = addresses.entry(self.address)
-            && Arc::ptr_eq(entry.get(), &self.of_address)
-            // The table and this connection.
-            && Arc::strong_count(&self.of_address) == 2
-        {
-            entry.remove();
+        if let Entry::Occupied(mut entry) = addresses.entry(self.address) {
+            entry.get_mut().0 -= 1;
+            if entry.get().0 == 0 {
+                entry.remove();
+            }
         }
     }
 }

@@ -519,6 +519,11 @@ impl BodySource for Http2RequestBody {
         upload.state.borrow_mut().kept += if is_accounted { bytes } else { 0 };
         is_accounted
     }
+
+    fn release_kept(&mut self) {
+        let kept = std::mem::take(&mut self.upload.state.borrow_mut().kept);
+        self.upload.shared.release(kept);
+    }
 }
 
 #[cfg(test)]

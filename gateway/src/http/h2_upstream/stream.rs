@@ -139,9 +139,9 @@ impl Http2UpstreamStream {
         self.interim_count > 0
     }
 
-    /// Whether the client has not delivered the whole request.
+    /// Whether the client has not delivered the whole request: all of its bytes, and its end.
     pub(crate) fn is_request_incomplete(&self) -> bool {
-        self.left != Some(0)
+        self.left != Some(0) || self.request == RequestState::Sending
     }
 
     /// Sends the request of `attempt` and reads the response head. Its timeouts cover the response
