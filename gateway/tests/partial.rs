@@ -6,7 +6,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use support::{ClientResponse, Gateway, Origin, ReceivedRequest, STEP_TIMEOUT, Script, one_route, wait_for};
+use support::{BodyEnd, ClientResponse, Gateway, Origin, ReceivedRequest, STEP_TIMEOUT, Script, one_route, wait_for};
 
 const LENGTH: usize = 10_000;
 
@@ -234,6 +234,20 @@ fn stored_part_is_not_copied_for_clients_that_do_not_read() {
         let grown = gateway.process.memory().saturating_sub(before);
         assert!(grown < CLIENTS * 2 * MIB, "{grown} bytes for {CLIENTS} clients, {cache_control}");
     }
+}
+
+/// A response that is not stored is not cut off to make room for one that is.
+#[test]
+fn completed_response_is_not_cut_off_for_other_fetches() {
+    let (gateway, _origin) = start_with_large_part();
+    let mut slow = gateway.connect();
+    slow.send_get("/video", &[("Range", &one_byte_more()), ("Cache-Control", "no-store")]);
+    let head = slow.read_head();
+    assert_eq!(head.status, 206);
+    gateway.get("/page", &[]);
+    let response = slow.read_body(head, "GET");
+    assert_eq!((response.body.len(), response.end), (7 * MIB + 1, BodyEnd::Complete));
+    assert!(gateway.get("/page", &[]).is_hit());
 }
 
 #[test]

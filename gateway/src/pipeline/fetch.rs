@@ -157,8 +157,8 @@ impl RequestContext<'_> {
             Err(reason) => {
                 self.record.detail = CacheDetail::Reason(reason.as_str());
                 leader.end(FetchEnd::LookUpAgain);
-                let (shared, leader) = (self.response.clone(), FillLeader::solo());
-                self.start_fill(FillStart { entry: None, shared, leader, source })
+                // No fill: its readers may be cut off for bodies that are stored.
+                self.apply_conditions(ResponseBody::Pieced(Box::new(source)))
             }
         }
     }

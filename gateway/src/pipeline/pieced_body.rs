@@ -15,7 +15,7 @@ use crate::http::fields::Fields;
 const STORED_BYTES_MAX: usize = 64 << 10;
 
 /// The bytes before the upstream's body, the body, and the bytes after it.
-pub(super) struct PiecedBody {
+pub(crate) struct PiecedBody {
     before: Bytes,
     source: UpstreamBody<'static>,
     /// Whether the upstream's body has ended.
