@@ -183,6 +183,20 @@ fn a_player_gets_each_byte_once() {
     assert_eq!(bytes, LENGTH);
 }
 
+/// A client that asks for a range of media may refuse a 200.
+#[test]
+fn range_that_covers_the_whole_object_is_answered_as_a_range() {
+    for range in ["bytes=0-", "bytes=0-9999", "bytes=-10000"] {
+        let server = start("", "");
+        server.get("bytes=0-1", (0, 1), 1);
+        assert_eq!(server.get(range, (0, 9_999), 1).status, 206, "{range}");
+        assert_eq!(server.get(range, (0, 9_999), 1).status, 206, "{range}");
+        let whole = server.get("", (0, 9_999), 1);
+        assert!(whole.status == 200 && whole.is_hit(), "{whole:?}");
+        assert_eq!(server.asked(), ["bytes=0-1 -", "bytes=2-9999 \"v1\""]);
+    }
+}
+
 const MIB: usize = 1 << 20;
 
 /// A gateway with 1 MiB for bodies of fetches, of an object of 10 MiB, the first 7 MiB of which are

@@ -72,14 +72,9 @@ impl MissingPiece {
         Response { status: StatusCode::OK, length: BodyLength::Known(self.wanted.length), ..head }
     }
 
-    /// The position of the response in the object; `None`: it is the whole object.
-    pub(crate) fn extent(&self) -> Option<Extent> {
-        (self.wanted.length < self.wanted.total).then_some(self.wanted)
-    }
-
-    /// The length of the whole object.
-    pub(crate) fn total(&self) -> u64 {
-        self.wanted.total
+    /// The position of the response in the object.
+    pub(crate) fn wanted(&self) -> Extent {
+        self.wanted
     }
 
     /// The stored bytes before and after the piece.
