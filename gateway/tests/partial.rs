@@ -6,7 +6,9 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use support::{BodyEnd, ClientResponse, Gateway, Origin, ReceivedRequest, STEP_TIMEOUT, Script, one_route, wait_for};
+use support::{
+    BodyEnd, ClientResponse, Gate, Gateway, Origin, ReceivedRequest, STEP_TIMEOUT, Script, one_route, wait_for,
+};
 
 const LENGTH: usize = 10_000;
 
@@ -195,6 +197,32 @@ fn range_that_covers_the_whole_object_is_answered_as_a_range() {
         assert!(whole.status == 200 && whole.is_hit(), "{whole:?}");
         assert_eq!(server.asked(), ["bytes=0-1 -", "bytes=2-9999 \"v1\""]);
     }
+}
+
+/// Requests of an object that will not be stored do not wait for each other, whatever part of it is
+/// stored.
+#[test]
+fn requests_of_an_object_too_large_to_store_do_not_queue() {
+    const CLIENTS: usize = 8;
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |request| {
+        if request.number > 0 {
+            opened.wait();
+        }
+        serve(request, 1, "")
+    });
+    let gateway = Gateway::start(&one_route(origin.address, "", "[cache]\nobject_bytes = \"4KiB\"\n"));
+    gateway.get("/video", &[("Range", "bytes=0-999")]);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| gateway.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send_get("/video", &[]));
+    // None of them has an answer yet.
+    origin.wait_for_requests(1 + CLIENTS);
+    gate.open();
+    for client in &mut clients {
+        assert!(client.read_response().body == content(1));
+    }
+    assert!(gateway.get("/video", &[("Range", "bytes=5-99")]).is_hit(), "the part is still stored");
 }
 
 const MIB: usize = 1 << 20;

@@ -157,6 +157,7 @@ impl RequestContext<'_> {
             }
             Err(reason) => {
                 self.record.detail = CacheDetail::Reason(reason.as_str());
+                self.mark_uncacheable(&leader, &fetch);
                 leader.end(FetchEnd::LookUpAgain);
                 // No fill: its readers may be cut off for bodies that are stored.
                 self.apply_conditions(ResponseBody::Pieced(Box::new(source)))

@@ -68,6 +68,8 @@ impl RequestContext<'_> {
         let mut builder = self.worker.key_builder.take();
         let (mut round, mut wait_until, mut piece) = (0, None, None);
         let lead = loop {
+            // Whether the whole object may be stored, as far as it is known.
+            let mut will_store = true;
             let found = self.look_up_local(&mut builder, &directives);
             if self.snapshot.cache.exposes_key {
                 self.record.key = Some(key::display(&builder.key()));
@@ -102,6 +104,7 @@ impl RequestContext<'_> {
                         return Ok(body);
                     }
                     self.record.forward = ForwardReason::Partial;
+                    will_store = self.fits_store(&hit);
                     piece = self.missing_piece(&hit);
                 }
                 LayerLookup::Miss(reason) => self.record.forward = reason,
@@ -115,7 +118,7 @@ impl RequestContext<'_> {
                 break FillLeader::solo();
             }
             round += 1;
-            if round > LOOKUP_ROUNDS_MAX || is_unshareable(self.request, &directives) {
+            if round > LOOKUP_ROUNDS_MAX || !will_store || is_unshareable(self.request, &directives) {
                 break FillLeader::solo();
             }
             match self.share_fetch(&builder.key(), &mut wait_until).await? {

@@ -35,15 +35,22 @@ impl RequestContext<'_> {
         Some(ResponseBody::Bytes(body))
     }
 
+    /// Whether the whole object, of which a part is stored, is small enough to be stored.
+    pub(super) fn fits_store(&self, hit: &CacheHit<CacheMeta>) -> bool {
+        !matches!(&hit.meta, CacheMeta::Partial(_, extent) if extent.total > self.snapshot.cache.object_bytes)
+    }
+
     /// The piece that a stored part lacks for the response to this request, if that and the part
-    /// are the response.
+    /// are the response. `None` if the response will be too large to store: the stored bytes are
+    /// then few of it, and the origin would wait for a slow client to read them first.
     pub(super) fn missing_piece(&self, hit: &CacheHit<CacheMeta>) -> Option<Box<MissingPiece>> {
         let CacheMeta::Partial(object, extent) = &hit.meta else { return None };
         let has_condition = CONDITIONS.iter().any(|condition| self.request.fields.has(*condition));
         if policy::wants_range(self.request) && has_condition {
             return None;
         }
-        MissingPiece::of(self.request, (object, *extent, hit.body())).map(Box::new)
+        let piece = MissingPiece::of(self.request, (object, *extent, hit.body()))?;
+        (piece.wanted().length <= self.snapshot.cache.object_bytes).then(|| Box::new(piece))
     }
 
     /// Forwards a range request and stores the response: a 206 as a part, a 200 as the whole
