@@ -199,6 +199,18 @@ fn range_that_covers_the_whole_object_is_answered_as_a_range() {
     }
 }
 
+/// A range of a new version that is too large to store is no reason to send all of it.
+#[test]
+fn range_of_a_changed_large_object_is_forwarded() {
+    let server = start("", "[cache]\nobject_bytes = \"4KiB\"\n");
+    server.get("bytes=0-999", (0, 999), 1);
+    server.version.store(2, Ordering::SeqCst);
+    assert_eq!(server.get("bytes=500-1999", (500, 1_999), 2).status, 206);
+    assert_eq!(server.get("bytes=1500-2999", (1_500, 2_999), 2).status, 206);
+    let asked = ["bytes=0-999 -", "bytes=1000-1999 \"v1\"", "bytes=500-1999 -", "bytes=2000-2999 \"v2\""];
+    assert_eq!(server.asked(), asked);
+}
+
 /// Requests of an object that will not be stored do not wait for each other, whatever part of it is
 /// stored.
 #[test]
