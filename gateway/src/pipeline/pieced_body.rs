@@ -21,21 +21,23 @@ pub(crate) struct PiecedBody {
     /// Whether the upstream's body has ended.
     has_ended: bool,
     after: Bytes,
+    /// Whether stored bytes were before or after the upstream's body.
+    is_pieced: bool,
 }
 
 impl PiecedBody {
     /// The upstream's body alone.
     pub(super) fn whole(source: UpstreamBody<'static>) -> Self {
-        PiecedBody::between(source, (Bytes::new(), Bytes::new()))
+        PiecedBody { is_pieced: false, ..PiecedBody::between(source, (Bytes::new(), Bytes::new())) }
     }
 
     pub(super) fn between(source: UpstreamBody<'static>, (before, after): (Bytes, Bytes)) -> Self {
-        PiecedBody { before, source, has_ended: false, after }
+        PiecedBody { before, source, has_ended: false, after, is_pieced: true }
     }
 
     /// The trailers of the upstream's body. Those of a piece are not those of the whole.
     pub(super) fn all_trailers(&self) -> Option<&Fields> {
-        self.source.all_trailers()
+        self.source.all_trailers().filter(|_| !self.is_pieced)
     }
 }
 
