@@ -7,6 +7,7 @@
 use bytes::Bytes;
 
 use super::extent::Extent;
+use super::partial;
 use super::policy;
 use super::stored::CachedObject;
 use crate::http::fields::{Fields, KnownField};
@@ -68,7 +69,8 @@ impl MissingPiece {
     /// The head of the whole object, of which `response` is the piece: the stored fields, and those
     /// of the 206, which replace them. Its length is that of the response.
     pub(crate) fn whole_head(&self, response: &Response) -> Response {
-        let head = policy::freshen(&self.object, response);
+        let mut head = policy::freshen(&self.object, response);
+        partial::remove_content_fields(&mut head.fields);
         Response { status: StatusCode::OK, length: BodyLength::Known(self.wanted.length), ..head }
     }
 

@@ -11,10 +11,10 @@ use super::response_body::ResponseBody;
 use crate::cache::extent::Extent;
 use crate::cache::fill::FillLeader;
 use crate::cache::missing::MissingPiece;
+use crate::cache::partial;
 use crate::cache::policy::{self, NoStoreReason};
 use crate::cache::stored::CacheMeta;
 use crate::error::Error;
-use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::http::request_body::RequestBody;
 use crate::record::{CacheDetail, CacheResult};
@@ -124,9 +124,10 @@ impl RequestContext<'_> {
         let Some(extent) = extent.filter(|extent| extent.length <= self.snapshot.cache.object_bytes) else {
             return ResponseBody::Upstream(Box::new(source));
         };
-        // Its head is that of the whole object except for `Content-Range` (RFC 9111 section 3.4).
+        // Its head is that of the whole object except for what describes the part (RFC 9111 section
+        // 3.4).
         let mut whole = Response { status: StatusCode::OK, ..self.response.clone() };
-        whole.fields.remove(KnownField::ContentRange);
+        partial::remove_content_fields(&mut whole.fields);
         let plan = match self.store_plan_for(&fetch, &whole) {
             Ok(plan) => plan,
             Err(reason) => {
