@@ -4,6 +4,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::extent::Extent;
 use super::policy;
+use super::resume::strong_tag;
 use super::stored::{CacheMeta, CachedObject};
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, Response, StatusCode};
@@ -26,10 +27,8 @@ pub(crate) fn combine(
     (object, extent, body): (CachedObject, Extent, Bytes),
     max_bytes: u64,
 ) -> (CacheMeta, Bytes) {
-    let is_strong =
-        |object: &CachedObject| object.fields.get(KnownField::ETag).is_some_and(|tag| tag.starts_with(b"\""));
-    let is_same =
-        |old: &CachedObject| is_strong(old) && old.fields.get(KnownField::ETag) == object.fields.get(KnownField::ETag);
+    let tag = strong_tag(&object.fields);
+    let is_same = |old: &CachedObject| tag.is_some() && strong_tag(&old.fields) == tag;
     let combined = stored.filter(|(old, ..)| is_same(old)).and_then(|(old, old_extent, bytes)| {
         let span_bytes = old_extent.end().max(extent.end()) - old_extent.first.min(extent.first);
         let (old_extent, bytes) =
