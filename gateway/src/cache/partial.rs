@@ -9,8 +9,8 @@ use super::stored::{CacheMeta, CachedObject};
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, Response, StatusCode};
 
-/// Removes the fields that describe the bytes of a partial response and not its object: the position
-/// and the digests of the content (RFC 9110 section 14.4, RFC 9530 section 2).
+/// Removes the fields that describe the bytes of a partial response and not its object: their
+/// position and their digests (RFC 9110 section 14.4, RFC 9530 section 2).
 pub(crate) fn remove_content_fields(fields: &mut Fields) {
     let is_digest =
         |name: &[u8]| name.eq_ignore_ascii_case(b"Content-Digest") || name.eq_ignore_ascii_case(b"Content-MD5");

@@ -89,8 +89,8 @@ impl RequestContext<'_> {
     }
 
     /// Answers with another version than that of the stored part, which the origin has sent as a
-    /// whole. What is too large to store is not for a client that asked for a range: `own`, its
-    /// request, is then forwarded.
+    /// whole. A client that asked for a range does not get a whole object that is too large to
+    /// store: its own request is then forwarded.
     async fn replace_part(
         &mut self,
         (fetch, mut own): (Fetch, Request),
@@ -107,7 +107,7 @@ impl RequestContext<'_> {
         }
         drop(whole);
         self.worker.view.remove(&self.caller.region, &fetch.key.as_key());
-        // What began before the removal is not stored.
+        // A fetch from before the removal stores nothing.
         let fetch = Fetch::begin(self, fetch.key);
         let source = self.forward(Some(&mut own), RequestBody::Empty).await?;
         Ok(self.store_or_pass_part(fetch, source))
