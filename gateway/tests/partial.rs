@@ -6,7 +6,9 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use support::{ClientResponse, Gateway, Origin, ReceivedRequest, Script, one_route};
+use support::{
+    BodyEnd, ClientResponse, Gate, Gateway, Origin, ReceivedRequest, STEP_TIMEOUT, Script, one_route, wait_for,
+};
 
 const LENGTH: usize = 10_000;
 
@@ -17,16 +19,20 @@ fn content(version: usize) -> Vec<u8> {
 
 /// Serves the current version: a range of it, unless `If-Range` names another one.
 fn serve(request: &ReceivedRequest, version: usize, tag: &str) -> Script {
-    let all = content(version);
     let etag = format!("{tag}\"v{version}\"");
-    let fields = [("ETag", &*etag), ("Cache-Control", "max-age=60"), ("Content-Type", "video/mp4")];
     let is_current = request.field("if-range").is_none_or(|condition| condition == etag && tag.is_empty());
-    let Some(range) = request.field("range").filter(|_| is_current) else { return Script::ok(&fields, all) };
+    let fields = [("ETag", &*etag), ("Cache-Control", "max-age=60"), ("Content-Type", "video/mp4")];
+    reply(request.field("range").filter(|_| is_current), &fields, &content(version))
+}
+
+/// A response with a range of `all`, or with all of it.
+fn reply(range: Option<&str>, fields: &[(&str, &str)], all: &[u8]) -> Script {
+    let Some(range) = range else { return Script::ok(fields, all) };
     let (first, last) = range.trim_start_matches("bytes=").split_once('-').expect("one range");
     let first: usize = first.parse().expect("no suffix");
-    let last = last.parse().map_or(LENGTH - 1, |last: usize| last.min(LENGTH - 1));
-    let range = format!("bytes {first}-{last}/{LENGTH}");
-    Script::reply(206, &[&fields[..], &[("Content-Range", &*range)]].concat(), &all[first..=last])
+    let last = last.parse().map_or(all.len() - 1, |last: usize| last.min(all.len() - 1));
+    let range = format!("bytes {first}-{last}/{}", all.len());
+    Script::reply(206, &[fields, &[("Content-Range", &*range)]].concat(), &all[first..=last])
 }
 
 struct Server {
@@ -48,7 +54,7 @@ impl Server {
     fn get(&self, range: &str, (first, last): (usize, usize), version: usize) -> ClientResponse {
         let fields = [("Range", range)];
         let response = self.gateway.get("/video", if range.is_empty() { &[] } else { &fields });
-        assert_eq!(response.body, &content(version)[first..=last], "{range}");
+        assert!(response.body == content(version)[first..=last], "{range}: other bytes, {}", response.status);
         let expected = format!("bytes {first}-{last}/{LENGTH}");
         match response.status {
             206 => assert_eq!(response.field("content-range"), Some(&*expected)),
@@ -177,6 +183,125 @@ fn a_player_gets_each_byte_once() {
         bytes += last.parse::<usize>().expect("a number") - first.parse::<usize>().expect("a number") + 1;
     }
     assert_eq!(bytes, LENGTH);
+}
+
+/// A client that asks for a range of media may refuse a 200.
+#[test]
+fn range_that_covers_the_whole_object_is_answered_as_a_range() {
+    for range in ["bytes=0-", "bytes=0-9999", "bytes=-10000"] {
+        let server = start("", "");
+        server.get("bytes=0-1", (0, 1), 1);
+        assert_eq!(server.get(range, (0, 9_999), 1).status, 206, "{range}");
+        assert_eq!(server.get(range, (0, 9_999), 1).status, 206, "{range}");
+        let whole = server.get("", (0, 9_999), 1);
+        assert!(whole.status == 200 && whole.is_hit(), "{whole:?}");
+        assert_eq!(server.asked(), ["bytes=0-1 -", "bytes=2-9999 \"v1\""]);
+    }
+}
+
+/// A range of a new version that is too large to store is no reason to send all of it.
+#[test]
+fn range_of_a_changed_large_object_is_forwarded() {
+    let server = start("", "[cache]\nobject_bytes = \"4KiB\"\n");
+    server.get("bytes=0-999", (0, 999), 1);
+    server.version.store(2, Ordering::SeqCst);
+    assert_eq!(server.get("bytes=500-1999", (500, 1_999), 2).status, 206);
+    assert_eq!(server.get("bytes=1500-2999", (1_500, 2_999), 2).status, 206);
+    let asked = ["bytes=0-999 -", "bytes=1000-1999 \"v1\"", "bytes=500-1999 -", "bytes=2000-2999 \"v2\""];
+    assert_eq!(server.asked(), asked);
+}
+
+/// Requests of an object that will not be stored do not wait for each other, whatever part of it is
+/// stored.
+#[test]
+fn requests_of_an_object_too_large_to_store_do_not_queue() {
+    const CLIENTS: usize = 8;
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |request| {
+        if request.number > 0 {
+            opened.wait();
+        }
+        serve(request, 1, "")
+    });
+    let gateway = Gateway::start(&one_route(origin.address, "", "[cache]\nobject_bytes = \"4KiB\"\n"));
+    gateway.get("/video", &[("Range", "bytes=0-999")]);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| gateway.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send_get("/video", &[]));
+    // None of them has an answer yet.
+    origin.wait_for_requests(1 + CLIENTS);
+    gate.open();
+    for client in &mut clients {
+        assert!(client.read_response().body == content(1));
+    }
+    assert!(gateway.get("/video", &[("Range", "bytes=5-99")]).is_hit(), "the part is still stored");
+}
+
+const MIB: usize = 1 << 20;
+
+/// A gateway with 1 MiB for bodies of fetches, of an object of 10 MiB, the first 7 MiB of which are
+/// stored, and of small pages.
+fn start_with_large_part() -> (Gateway, Origin) {
+    let video = vec![b'v'; 10 * MIB];
+    let origin = Origin::start(move |request| {
+        let fields = [("ETag", "\"v1\""), ("Cache-Control", "max-age=60")];
+        if request.target == "/video" {
+            reply(request.field("range"), &fields, &video)
+        } else {
+            Script::ok(&fields, "page")
+        }
+    });
+    // The part is stored by a gateway with enough room.
+    let config = |fetches: &str| {
+        one_route(
+            origin.address,
+            "",
+            &format!("[cache]\nobject_bytes = \"8MiB\"\ninflight_fetch_bytes = \"{fetches}\"\n"),
+        )
+    };
+    let gateway = Gateway::start(&config("16MiB"));
+    gateway.get("/video", &[("Range", &format!("bytes=0-{}", 7 * MIB - 1))]);
+    assert!(gateway.get("/video", &[("Range", "bytes=0-9")]).is_hit());
+    gateway.rewrite(&config("1MiB"));
+    gateway.process.signal("HUP");
+    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), STEP_TIMEOUT);
+    (gateway, origin)
+}
+
+/// A range of the part and one byte more.
+fn one_byte_more() -> String {
+    format!("bytes=0-{}", 7 * MIB)
+}
+
+/// Clients that do not read hold a window each, not a copy of the stored part.
+#[test]
+fn stored_part_is_not_copied_for_clients_that_do_not_read() {
+    const CLIENTS: usize = 32;
+    let (gateway, _origin) = start_with_large_part();
+    for cache_control in ["max-age=60", "no-store"] {
+        let before = gateway.process.memory();
+        let mut clients: Vec<_> = (0..CLIENTS).map(|_| gateway.connect()).collect();
+        for client in &mut clients {
+            client.send_get("/video", &[("Range", &one_byte_more()), ("Cache-Control", cache_control)]);
+            assert_eq!(client.read_head().status, 206);
+        }
+        let grown = gateway.process.memory().saturating_sub(before);
+        assert!(grown < CLIENTS * 2 * MIB, "{grown} bytes for {CLIENTS} clients, {cache_control}");
+    }
+}
+
+/// A response that is not stored is not cut off to make room for one that is.
+#[test]
+fn completed_response_is_not_cut_off_for_other_fetches() {
+    let (gateway, _origin) = start_with_large_part();
+    let mut slow = gateway.connect();
+    slow.send_get("/video", &[("Range", &one_byte_more()), ("Cache-Control", "no-store")]);
+    let head = slow.read_head();
+    assert_eq!(head.status, 206);
+    gateway.get("/page", &[]);
+    let response = slow.read_body(head, "GET");
+    assert_eq!((response.body.len(), response.end), (7 * MIB + 1, BodyEnd::Complete));
+    assert!(gateway.get("/page", &[]).is_hit());
 }
 
 #[test]

@@ -7,7 +7,9 @@
 use bytes::Bytes;
 
 use super::extent::Extent;
+use super::partial;
 use super::policy;
+use super::resume::strong_tag;
 use super::stored::CachedObject;
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
@@ -31,9 +33,8 @@ impl MissingPiece {
     /// the part has no strong entity tag, holds nothing of the response, or leaves two gaps in it:
     /// the response is then fetched as a whole.
     pub(crate) fn of(request: &Request, (object, part, body): (&CachedObject, Extent, &Bytes)) -> Option<Self> {
-        let tag = object.fields.get(KnownField::ETag).filter(|tag| tag.starts_with(b"\""));
+        strong_tag(&object.fields)?;
         let (first, last) = policy::single_range(request, &object.fields, part.total)?;
-        tag?;
         let piece = |first: u64, end: u64| Extent { first, length: end - first, total: part.total };
         let end = last + 1;
         let is_beginning = (part.first..part.end()).contains(&first) && end > part.end();
@@ -51,7 +52,7 @@ impl MissingPiece {
     /// Makes a request one for the piece: another version of the object is sent as a whole.
     pub(crate) fn write_range(&self, request: &mut Fields) {
         request.set(KnownField::Range, format!("bytes={}-{}", self.missing.first, self.missing.end() - 1));
-        if let Some(tag) = self.object.fields.get(KnownField::ETag) {
+        if let Some(tag) = strong_tag(&self.object.fields) {
             request.set(KnownField::IfRange, tag);
         }
     }
@@ -61,25 +62,21 @@ impl MissingPiece {
         let (own, new) = (&self.object.fields, &response.fields);
         Extent::from_content_range(response) == Some(self.missing)
             && response.length == BodyLength::Known(self.missing.length)
-            && new.get(KnownField::ETag) == own.get(KnownField::ETag)
+            && strong_tag(new) == strong_tag(own)
             && own.all(KnownField::ContentEncoding).eq(new.all(KnownField::ContentEncoding))
     }
 
     /// The head of the whole object, of which `response` is the piece: the stored fields, and those
     /// of the 206, which replace them. Its length is that of the response.
     pub(crate) fn whole_head(&self, response: &Response) -> Response {
-        let head = policy::freshen(&self.object, response);
+        let mut head = policy::freshen(&self.object, response);
+        partial::remove_content_fields(&mut head.fields);
         Response { status: StatusCode::OK, length: BodyLength::Known(self.wanted.length), ..head }
     }
 
-    /// The position of the response in the object; `None`: it is the whole object.
-    pub(crate) fn extent(&self) -> Option<Extent> {
-        (self.wanted.length < self.wanted.total).then_some(self.wanted)
-    }
-
-    /// The length of the whole object.
-    pub(crate) fn total(&self) -> u64 {
-        self.wanted.total
+    /// The position of the response in the object.
+    pub(crate) fn wanted(&self) -> Extent {
+        self.wanted
     }
 
     /// The stored bytes before and after the piece.
@@ -138,12 +135,15 @@ mod tests {
             response
         };
         assert!(piece.is_in(&response("bytes 4-9/10", "\"a\"", BodyLength::Known(6))));
+        let mut two_tags = response("bytes 4-9/10", "\"a\"", BodyLength::Known(6));
+        two_tags.fields.push(b"ETag", b"\"b\"");
         for other in [
             response("bytes 4-9/10", "\"b\"", BodyLength::Known(6)),
             response("bytes 4-8/10", "\"a\"", BodyLength::Known(5)),
             response("bytes 4-9/11", "\"a\"", BodyLength::Known(6)),
             response("bytes 4-9/10", "\"a\"", BodyLength::Streamed),
             Response { status: StatusCode::OK, ..response("bytes 4-9/10", "\"a\"", BodyLength::Known(6)) },
+            two_tags,
         ] {
             assert!(!piece.is_in(&other), "{other:?}");
         }

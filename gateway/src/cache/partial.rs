@@ -4,9 +4,19 @@ use bytes::{Bytes, BytesMut};
 
 use super::extent::Extent;
 use super::policy;
+use super::resume::strong_tag;
 use super::stored::{CacheMeta, CachedObject};
-use crate::http::fields::KnownField;
+use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, Response, StatusCode};
+
+/// Removes the fields that describe the bytes of a partial response and not its object: their
+/// position and their digests (RFC 9110 section 14.4, RFC 9530 section 2).
+pub(crate) fn remove_content_fields(fields: &mut Fields) {
+    let is_digest =
+        |name: &[u8]| name.eq_ignore_ascii_case(b"Content-Digest") || name.eq_ignore_ascii_case(b"Content-MD5");
+    fields.remove(KnownField::ContentRange);
+    fields.retain(|field| !is_digest(field.name));
+}
 
 /// Combines a received part with the stored part of the same object. Both must have the same strong
 /// entity tag and total length, leave no gap, and have at most `max_bytes` bytes together.
@@ -17,10 +27,8 @@ pub(crate) fn combine(
     (object, extent, body): (CachedObject, Extent, Bytes),
     max_bytes: u64,
 ) -> (CacheMeta, Bytes) {
-    let is_strong =
-        |object: &CachedObject| object.fields.get(KnownField::ETag).is_some_and(|tag| tag.starts_with(b"\""));
-    let is_same =
-        |old: &CachedObject| is_strong(old) && old.fields.get(KnownField::ETag) == object.fields.get(KnownField::ETag);
+    let tag = strong_tag(&object.fields);
+    let is_same = |old: &CachedObject| tag.is_some() && strong_tag(&old.fields) == tag;
     let combined = stored.filter(|(old, ..)| is_same(old)).and_then(|(old, old_extent, bytes)| {
         let span_bytes = old_extent.end().max(extent.end()) - old_extent.first.min(extent.first);
         let (old_extent, bytes) =
@@ -31,7 +39,8 @@ pub(crate) fn combine(
             length: BodyLength::Empty,
             ..Response::default()
         };
-        let fields = policy::freshen(old, &head).fields;
+        let mut fields = policy::freshen(old, &head).fields;
+        remove_content_fields(&mut fields);
         Some((CachedObject { fields, ..object.clone() }, old_extent, bytes))
     });
     let (object, extent, body) = combined.unwrap_or((object, extent, body));
@@ -85,6 +94,16 @@ mod tests {
         };
         assert_eq!(combined(12), &b"0123456789ab"[..]);
         assert_eq!(combined(11), new_bytes, "the received part alone");
+    }
+
+    #[test]
+    fn fields_of_the_content_are_not_those_of_the_object() {
+        let mut fields = Fields::default();
+        for name in ["Content-Range", "content-digest", "Content-MD5", "Repr-Digest", "ETag"] {
+            fields.push(name.as_bytes(), b"x");
+        }
+        remove_content_fields(&mut fields);
+        assert_eq!(fields.iter().map(|field| field.name).collect::<Vec<_>>(), [&b"Repr-Digest"[..], b"ETag"]);
     }
 
     proptest! {

@@ -64,13 +64,18 @@ impl ResumePoint {
 /// The strong validator of a response: its entity tag, or its modification date where it has none.
 fn strong_validator(fields: &Fields) -> Option<(KnownField, &[u8])> {
     if fields.has(KnownField::ETag) {
-        let tag = single(fields, KnownField::ETag)?;
-        let is_strong = tag.len() >= 2 && tag.starts_with(b"\"") && tag.ends_with(b"\"");
-        return is_strong.then_some((KnownField::ETag, tag));
+        return strong_tag(fields).map(|tag| (KnownField::ETag, tag));
     }
     let modified = single(fields, KnownField::LastModified)?;
     let since = date::parse(single(fields, KnownField::Date)?)?.duration_since(date::parse(modified)?).ok()?;
     (since >= DATE_DISTANCE_MIN).then_some((KnownField::LastModified, modified))
+}
+
+/// The strong entity tag of a response, if it has one line with one.
+pub(super) fn strong_tag(fields: &Fields) -> Option<&[u8]> {
+    let tag = single(fields, KnownField::ETag)?;
+    let is_strong = tag.len() >= 2 && tag.starts_with(b"\"") && tag.ends_with(b"\"");
+    is_strong.then_some(tag)
 }
 
 /// The value of a field that has one line.

@@ -134,12 +134,13 @@ impl RequestContext<'_> {
             self.record.cache = CacheResult::Miss;
         }
         let whole = piece.whole_head(self.response);
-        let (extent, total) = (piece.extent(), piece.total());
+        // A range of all bytes is a range too: clients of media refuse a 200.
+        let extent = policy::wants_range(self.request).then(|| piece.wanted());
         let plan = self.store_plan_for(&fetch, &whole);
         *self.response = whole;
-        if let Some(extent) = extent {
+        if let Some(Extent { first, length, total }) = extent {
             self.response.status = StatusCode::PARTIAL_CONTENT;
-            let (first, last) = (extent.first, extent.first + extent.length - 1);
+            let last = first + length - 1;
             self.response.fields.add(KnownField::ContentRange, format!("bytes {first}-{last}/{total}"));
         }
         let source = PiecedBody::between(source, piece.into_stored());
@@ -156,9 +157,10 @@ impl RequestContext<'_> {
             }
             Err(reason) => {
                 self.record.detail = CacheDetail::Reason(reason.as_str());
+                self.mark_uncacheable(&leader, &fetch);
                 leader.end(FetchEnd::LookUpAgain);
-                let (shared, leader) = (self.response.clone(), FillLeader::solo());
-                self.start_fill(FillStart { entry: None, shared, leader, source })
+                // No fill: its readers may be cut off for bodies that are stored.
+                self.apply_conditions(ResponseBody::Pieced(Box::new(source)))
             }
         }
     }

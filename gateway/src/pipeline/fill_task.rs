@@ -18,6 +18,7 @@ use crate::cache::fill::Producer;
 use crate::cache::partial;
 use crate::cache::policy::HIT_FOR_MISS_TTL;
 use crate::cache::stored::{CacheMeta, CachedObject};
+use crate::http::body::BodySource as _;
 use crate::http::buffer::ReadSize;
 use crate::tasks::{self, TaskWait};
 

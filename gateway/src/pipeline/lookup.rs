@@ -66,8 +66,13 @@ impl RequestContext<'_> {
         }
         let directives = self.request_directives();
         let mut builder = self.worker.key_builder.take();
-        let (mut round, mut wait_until, mut piece) = (0, None, None);
+        let (mut round, mut wait_until) = (0, None);
+        let mut piece;
         let lead = loop {
+            // That of an earlier round may have been purged since.
+            piece = None;
+            // Whether the whole object may be stored, as far as it is known.
+            let mut will_store = true;
             let found = self.look_up_local(&mut builder, &directives);
             if self.snapshot.cache.exposes_key {
                 self.record.key = Some(key::display(&builder.key()));
@@ -102,7 +107,13 @@ impl RequestContext<'_> {
                         return Ok(body);
                     }
                     self.record.forward = ForwardReason::Partial;
-                    piece = self.missing_piece(&hit);
+                    will_store = self.fits_store(&hit);
+                    // The part is read after the epoch: if it is purged from here on, what it
+                    // completes is not stored.
+                    let epoch = self.worker.view.epoch_snapshot();
+                    if let LayerLookup::Part(hit) = self.look_up_local(&mut builder, &directives) {
+                        piece = self.missing_piece(&hit).map(|piece| (piece, epoch));
+                    }
                 }
                 LayerLookup::Miss(reason) => self.record.forward = reason,
             }
@@ -115,7 +126,7 @@ impl RequestContext<'_> {
                 break FillLeader::solo();
             }
             round += 1;
-            if round > LOOKUP_ROUNDS_MAX || is_unshareable(self.request, &directives) {
+            if round > LOOKUP_ROUNDS_MAX || !will_store || is_unshareable(self.request, &directives) {
                 break FillLeader::solo();
             }
             match self.share_fetch(&builder.key(), &mut wait_until).await? {
@@ -132,13 +143,16 @@ impl RequestContext<'_> {
                 return Ok(self.response_from(&hit));
             }
         };
-        let fetch = Fetch::begin(self, builder.key().to_owned());
+        let mut fetch = Fetch::begin(self, builder.key().to_owned());
+        // A stored object that can be validated is not fetched again.
+        let piece = piece.filter(|_| self.stale.is_none()).map(|(piece, epoch)| {
+            fetch.fill_epoch = epoch;
+            piece
+        });
         if policy::wants_range(self.request) && self.stale.is_none() {
             // The range is forwarded as requested: waiting for the whole object could take long.
             return self.fetch_part(fetch, piece).await;
         }
-        // A stored object that can be validated is not fetched again.
-        let piece = piece.filter(|_| self.stale.is_none());
         self.lead_fetch(fetch, (lead, piece)).await
     }
 

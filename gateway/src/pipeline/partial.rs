@@ -5,16 +5,17 @@ use shard::CacheHit;
 
 use super::context::{CONDITIONS, RequestContext};
 use super::fetch::{Fetch, is_answer_to_range};
+use super::forward::UpstreamBody;
 use super::pieced_body::PiecedBody;
 use super::response_body::ResponseBody;
 use crate::cache::extent::Extent;
 use crate::cache::fill::FillLeader;
 use crate::cache::missing::MissingPiece;
+use crate::cache::partial;
 use crate::cache::policy::{self, NoStoreReason};
 use crate::cache::stored::CacheMeta;
 use crate::error::Error;
-use crate::http::fields::KnownField;
-use crate::http::message::{Response, StatusCode};
+use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::http::request_body::RequestBody;
 use crate::record::{CacheDetail, CacheResult};
 use crate::respond;
@@ -35,15 +36,22 @@ impl RequestContext<'_> {
         Some(ResponseBody::Bytes(body))
     }
 
+    /// Whether the whole object, of which a part is stored, is small enough to be stored.
+    pub(super) fn fits_store(&self, hit: &CacheHit<CacheMeta>) -> bool {
+        !matches!(&hit.meta, CacheMeta::Partial(_, extent) if extent.total > self.snapshot.cache.object_bytes)
+    }
+
     /// The piece that a stored part lacks for the response to this request, if that and the part
-    /// are the response.
+    /// are the response. `None` if the response will be too large to store: the stored bytes are
+    /// then few of it, and the origin would wait for a slow client to read them first.
     pub(super) fn missing_piece(&self, hit: &CacheHit<CacheMeta>) -> Option<Box<MissingPiece>> {
         let CacheMeta::Partial(object, extent) = &hit.meta else { return None };
         let has_condition = CONDITIONS.iter().any(|condition| self.request.fields.has(*condition));
         if policy::wants_range(self.request) && has_condition {
             return None;
         }
-        MissingPiece::of(self.request, (object, *extent, hit.body())).map(Box::new)
+        let piece = MissingPiece::of(self.request, (object, *extent, hit.body()))?;
+        (piece.wanted().length <= self.snapshot.cache.object_bytes).then(|| Box::new(piece))
     }
 
     /// Forwards a range request and stores the response: a 206 as a part, a 200 as the whole
@@ -67,37 +75,72 @@ impl RequestContext<'_> {
             if piece.is_in(self.response) {
                 return Ok(self.complete(piece, (fetch, FillLeader::solo()), received));
             }
-            // Another version is sent as a whole. Any other answer is one to the piece only.
+            if self.response.status == StatusCode::OK {
+                return self.replace_part((fetch, copy), received).await;
+            }
+            // Any other answer is one to the piece only.
             source = (!is_answer_to_range(self.response.status)).then_some(received);
         }
         let source = match source {
             Some(source) => source,
             None => self.forward(Some(&mut copy), RequestBody::Empty).await?,
         };
+        Ok(self.store_or_pass_part(fetch, source))
+    }
+
+    /// Answers with another version than that of the stored part, which the origin has sent as a
+    /// whole. A client that asked for a range does not get a whole object that is too large to
+    /// store: its own request is then forwarded.
+    async fn replace_part(
+        &mut self,
+        (fetch, mut own): (Fetch, Request),
+        whole: UpstreamBody<'static>,
+    ) -> Result<ResponseBody<'static>, Error> {
+        let object_bytes = self.snapshot.cache.object_bytes;
+        if matches!(self.response.length, BodyLength::Known(length) if length <= object_bytes) {
+            let key = fetch.key.clone();
+            let body = self.store_or_pass(fetch, FillLeader::solo(), whole);
+            if !self.record.stored {
+                self.worker.view.remove(&self.caller.region, &key.as_key());
+            }
+            return Ok(body);
+        }
+        drop(whole);
+        self.worker.view.remove(&self.caller.region, &fetch.key.as_key());
+        // A fetch from before the removal stores nothing.
+        let fetch = Fetch::begin(self, fetch.key);
+        let source = self.forward(Some(&mut own), RequestBody::Empty).await?;
+        Ok(self.store_or_pass_part(fetch, source))
+    }
+
+    /// Stores the response to a range request while it is sent: a 206 as a part, a 200 as the whole
+    /// object.
+    fn store_or_pass_part(&mut self, fetch: Fetch, source: UpstreamBody<'static>) -> ResponseBody<'static> {
         if self.response.status == StatusCode::OK {
-            return Ok(self.store_or_pass(fetch, FillLeader::solo(), source));
+            return self.store_or_pass(fetch, FillLeader::solo(), source);
         }
         self.record.detail = CacheDetail::Reason(NoStoreReason::Range.as_str());
         let extent = Extent::from_content_range(self.response);
         let Some(extent) = extent.filter(|extent| extent.length <= self.snapshot.cache.object_bytes) else {
-            return Ok(ResponseBody::Upstream(Box::new(source)));
+            return ResponseBody::Upstream(Box::new(source));
         };
-        // Its head is that of the whole object except for `Content-Range` (RFC 9111 section 3.4).
+        // Its head is that of the whole object except for what describes the part (RFC 9111 section
+        // 3.4).
         let mut whole = Response { status: StatusCode::OK, ..self.response.clone() };
-        whole.fields.remove(KnownField::ContentRange);
+        partial::remove_content_fields(&mut whole.fields);
         let plan = match self.store_plan_for(&fetch, &whole) {
             Ok(plan) => plan,
             Err(reason) => {
                 self.record.detail = CacheDetail::Reason(reason.as_str());
-                return Ok(ResponseBody::Upstream(Box::new(source)));
+                return ResponseBody::Upstream(Box::new(source));
             }
         };
         self.record.detail = CacheDetail::None;
         self.record.stored = true;
-        Ok(self.fill(
+        self.fill(
             fetch.pending_entry(self.caller.region, plan, Some(extent)),
             FillLeader::solo(),
             PiecedBody::whole(source),
-        ))
+        )
     }
 }

@@ -7,6 +7,7 @@ use bytes::{Buf, Bytes};
 
 use super::context::RequestContext;
 use super::forward::UpstreamBody;
+use super::pieced_body::PiecedBody;
 use super::prebuilt_429::Prebuilt429;
 use super::shared_body::SharedBody;
 use super::store_post::StorePostResponse;
@@ -26,6 +27,8 @@ pub(crate) enum ResponseBody<'b> {
     /// Boxed: most responses have none, and all of them are moved several times.
     Upstream(Box<UpstreamBody<'b>>),
     Fill(SharedBody),
+    /// A stored part and the rest of it, which are not stored together.
+    Pieced(Box<PiecedBody>),
     StorePost(Box<StorePostResponse<'b>>),
     Compressed(Box<CompressedBody<ResponseBody<'b>>>),
     /// A whole response, head included, and the id that it has where the response has a
@@ -87,6 +90,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Bytes(_) | ResponseBody::Prebuilt(..) => Poll::Ready(Ok(())),
             ResponseBody::Upstream(body) => body.poll_fill(cx),
             ResponseBody::Fill(body) => body.poll_fill(cx),
+            ResponseBody::Pieced(body) => body.poll_fill(cx),
             ResponseBody::StorePost(body) => body.poll_fill(cx),
             ResponseBody::Compressed(body) => body.poll_fill(cx),
             ResponseBody::Tunnel(body) => body.poll_fill(cx),
@@ -100,6 +104,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Prebuilt(..) => &[],
             ResponseBody::Upstream(body) => body.data(),
             ResponseBody::Fill(body) => body.data(),
+            ResponseBody::Pieced(body) => body.data(),
             ResponseBody::StorePost(body) => body.data(),
             ResponseBody::Compressed(body) => body.data(),
             ResponseBody::Tunnel(body) => body.data(),
@@ -110,6 +115,7 @@ impl BodySource for ResponseBody<'_> {
         match self {
             ResponseBody::Upstream(body) => body.set_read_size(size),
             ResponseBody::Fill(body) => body.set_read_size(size),
+            ResponseBody::Pieced(body) => body.set_read_size(size),
             ResponseBody::Tunnel(body) => body.set_read_size(size),
             ResponseBody::Compressed(body) => body.set_read_size(size),
             ResponseBody::Bytes(_) | ResponseBody::StorePost(_) | ResponseBody::Prebuilt(..) => {}
@@ -129,6 +135,7 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Prebuilt(..) => {}
             ResponseBody::Upstream(body) => body.consume(count),
             ResponseBody::Fill(body) => body.consume(count),
+            ResponseBody::Pieced(body) => body.consume(count),
             ResponseBody::StorePost(body) => body.consume(count),
             ResponseBody::Compressed(body) => body.consume(count),
             ResponseBody::Tunnel(body) => body.consume(count),
@@ -139,6 +146,7 @@ impl BodySource for ResponseBody<'_> {
         match self {
             ResponseBody::Bytes(bytes) => bytes.split_to(bytes.len().min(max)),
             ResponseBody::Fill(body) => body.take_bytes(max),
+            ResponseBody::Pieced(body) => body.take_bytes(max),
             ResponseBody::Upstream(body) => body.take_bytes(max),
             ResponseBody::StorePost(body) => body.take_bytes(max),
             ResponseBody::Compressed(body) => body.take_bytes(max),
@@ -154,7 +162,9 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::StorePost(body) => body.may_have_trailers(),
             // The length of a compressed body is not known.
             ResponseBody::Compressed(_) => false,
-            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(..) | ResponseBody::Tunnel(_) => false,
+            ResponseBody::Bytes(_) | ResponseBody::Pieced(_) | ResponseBody::Prebuilt(..) | ResponseBody::Tunnel(_) => {
+                false
+            }
         }
     }
 
@@ -164,7 +174,9 @@ impl BodySource for ResponseBody<'_> {
             ResponseBody::Fill(body) => body.trailers(),
             ResponseBody::StorePost(body) => body.trailers(),
             ResponseBody::Compressed(body) => body.trailers(),
-            ResponseBody::Bytes(_) | ResponseBody::Prebuilt(..) | ResponseBody::Tunnel(_) => None,
+            ResponseBody::Bytes(_) | ResponseBody::Pieced(_) | ResponseBody::Prebuilt(..) | ResponseBody::Tunnel(_) => {
+                None
+            }
         }
     }
 }
