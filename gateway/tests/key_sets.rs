@@ -324,7 +324,7 @@ fn silent_server_holds_no_request_and_is_given_up() {
     // A gateway that fetches stops without waiting for it.
     wait_for(|| server.fetches() == 3, STEP_TIMEOUT);
     let mut gateway = gateway;
-    gateway.process.signal("TERM");
+    gateway.process.signal("INT");
     assert!(gateway.process.wait(Duration::from_secs(5)).is_some_and(|status| status.success()));
 }
 

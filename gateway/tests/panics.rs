@@ -108,7 +108,7 @@ impl InProcessGateway {
     /// Drains and waits for the end of all threads.
     fn stop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).expect("a signal");
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT).expect("a signal");
         wait_for(|| thread.is_finished(), STEP_TIMEOUT);
         thread.join().expect("no panic of the control thread").expect("a clean end");
     }
