@@ -56,6 +56,7 @@ pub(crate) use remote_key_set::{RemoteKeySet, forget_age};
 pub(crate) use request_id::{RequestId, RequestUuid, UuidText};
 use subject_hasher::SubjectHasher;
 use tokens::{TokenOutcome, TokenVerifier, VerifiedClaims, VerifiedIdentity};
+use trace::TracePolicy;
 pub use trace::TraceSampling;
 pub(crate) use trace::{OutgoingSpan, Trace, TraceSource, write_trace};
 use untrusted_fields::UntrustedFields;
@@ -373,7 +374,7 @@ impl CallerIdentifier {
             user_class,
             region,
             country: place.country,
-            trace: self.trace(request),
+            trace: trace::from_fields(&request.fields, TracePolicy { is_trusted, ..self.trace_policy() }),
             keys,
             access,
             is_trusted,
@@ -404,9 +405,15 @@ impl CallerIdentifier {
         self.hasher.address(ip)
     }
 
-    /// The trace of a request: propagated by the client, or new.
-    pub(crate) fn trace(&self, request: &Request) -> Trace {
-        trace::from_fields(&request.fields, &self.random, self.config.trace_sampling)
+    /// Gives a reused caller the trace of its next request: propagated by the client, or new.
+    pub(crate) fn renew_trace(&self, caller: &mut Caller, request: &Request) {
+        let is_trusted = caller.is_trusted;
+        caller.trace = trace::from_fields(&request.fields, TracePolicy { is_trusted, ..self.trace_policy() });
+    }
+
+    /// The policy for peers that are not trusted.
+    fn trace_policy(&self) -> TracePolicy<'_> {
+        TracePolicy { random: &self.random, sampling: self.config.trace_sampling, is_trusted: false }
     }
 
     /// The id of a request of `caller`: that of a trusted proxy, or a new one, which is also the id

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use redis_server::Redis;
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::tls::{LISTEN_TLS, write_certificate};
 use support::{Client, Gateway, Origin, Process, STEP_TIMEOUT, Script, TempDir, one_route, wait_for};
 
@@ -222,6 +222,36 @@ fn routes_beyond_the_bound_are_counted() {
     let state = state();
     assert_eq!(state["state"]["routes"].as_array().map(Vec::len), Some(200));
     assert_eq!(state["state"]["routes_hidden"], 51);
+}
+
+/// One breaker for each route, and one text for each endpoint that is out, are bounded too.
+#[test]
+fn breakers_and_faults_beyond_the_bound_are_counted() {
+    let origin = origin();
+    let routes = (0..250).map(|number| {
+        let target = format!("match = {{ path = \"/r{number}\" }}\nupstream = \"origin\"\n");
+        format!("[[routes]]\nname = \"r{number}\"\n{target}")
+    });
+    let gateway = Gateway::start(&one_route(origin.address, "", &routes.collect::<String>()));
+    let state = || -> Value {
+        let state: Value = serde_json::from_str(&gateway.admin("/api/v1/dashboard").text()).expect("JSON");
+        state["state"].clone()
+    };
+    let open = |number: usize| {
+        let target = format!("/api/v1/breakers/route/r{number}?state=open&for=1h");
+        let response = Client::connect(gateway.admin).request("POST", &target, &[("host", "localhost")], b"");
+        assert_eq!(response.status, 200, "{}", response.text());
+    };
+    open(249);
+    let is_open = |state: &Value| state["breakers"][0]["state"] == "open";
+    wait_for(|| is_open(&state()), STEP_TIMEOUT);
+    let before = state();
+    assert_eq!(before["breakers"].as_array().map(Vec::len), Some(200));
+    assert_eq!(before["degraded"], json!(["breaker r249"]));
+    assert_eq!(before["breakers_hidden"], 51);
+    (0..249).for_each(open);
+    wait_for(|| state()["degraded"].as_array().is_some_and(|list| list.len() == 201), STEP_TIMEOUT);
+    assert_eq!(state()["degraded"][200], "50 more");
 }
 
 /// A seventeenth stream is refused. An ended one leaves its place, and streams that are not read

@@ -101,7 +101,12 @@ fn answers_are_kept_as_they_say_and_for_the_same_request_only() {
         let response = client.get("/a", &[(name, &token), ("X-User", "root")]);
         assert_eq!(response.text(), "/a for bob");
     }
-    assert_eq!(service.count(), 1);
+    for number in 1..3 {
+        let (single, id) = (format!("{number:032x}-00000000000000a{number}-1"), format!("{number:032x}"));
+        get(&gateway, "/a", "kept", &[("X-User", "root"), ("b3", &single)]);
+        get(&gateway, "/a", "kept", &[("X-User", "root"), ("X-B3-TraceId", &id), ("X-B3-Sampled", "1")]);
+    }
+    assert_eq!(service.count(), 1, "a trace is of one request");
     get(&gateway, "/b", "kept", &[]);
     get(&gateway, "/a", "kept", &[("Cookie", "another=caller")]);
     assert_eq!(service.count(), 3, "another URL, another cookie");

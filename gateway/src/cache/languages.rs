@@ -24,9 +24,11 @@ fn preferred<'o>(offered: &'o [String], request: &Fields) -> Option<&'o str> {
         let mut parts = member.split(';').map(str::trim);
         let range = parts.next().unwrap_or_default();
         let weight = parts.find_map(|part| part.strip_prefix("q=")).map_or(Some(1_000), thousandths).unwrap_or(0);
-        let Some(language) = offered.iter().find(|language| matches(range, language)).filter(|_| weight > 0) else {
-            continue;
+        let is_chosen = |language: &&String| match range {
+            "*" => !is_named(language, request),
+            range => matches(range, language),
         };
+        let Some(language) = offered.iter().find(is_chosen).filter(|_| weight > 0) else { continue };
         if best.is_none_or(|(other, _)| weight > other) {
             best = Some((weight, language));
         }
@@ -34,14 +36,25 @@ fn preferred<'o>(offered: &'o [String], request: &Fields) -> Option<&'o str> {
     best.map(|(_, language)| language)
 }
 
+/// Whether a range of the client covers the language, so that `*` does not (RFC 4647 section
+/// 3.3.1): with weight 0, the client refuses it.
+fn is_named(language: &str, request: &Fields) -> bool {
+    request.members(KnownField::AcceptLanguage).any(|member| {
+        let range = std::str::from_utf8(member).ok().and_then(|member| member.split(';').next());
+        range.map(str::trim).is_some_and(|range| !range.is_empty() && is_beginning(range, language))
+    })
+}
+
 /// Whether a range of a client, or a beginning of it, names a language or its beginning: `en-GB`
 /// and `en` match `en`, and `pt` matches `pt-BR`.
 fn matches(range: &str, language: &str) -> bool {
-    let is_beginning = |short: &str, long: &str| {
-        long.get(..short.len()).is_some_and(|start| start.eq_ignore_ascii_case(short))
-            && matches!(long.as_bytes().get(short.len()), None | Some(b'-'))
-    };
-    !range.is_empty() && (range == "*" || is_beginning(range, language) || is_beginning(language, range))
+    !range.is_empty() && (is_beginning(range, language) || is_beginning(language, range))
+}
+
+/// Whether the subtags of `short` are the first ones of `long`.
+fn is_beginning(short: &str, long: &str) -> bool {
+    long.get(..short.len()).is_some_and(|start| start.eq_ignore_ascii_case(short))
+        && matches!(long.as_bytes().get(short.len()), None | Some(b'-'))
 }
 
 /// A weight (RFC 9110 section 12.4.2) in thousandths.
@@ -67,6 +80,12 @@ mod tests {
             ("pt", Some("pt-BR")),
             ("PT-br;q=0.5, ZH;q=0.4", Some("pt-BR")),
             ("en;q=0, zh;q=0.1", Some("zh")),
+            ("*, en;q=0", Some("zh")),
+            ("en;q=0, *;q=0.5", Some("zh")),
+            ("*, en;q=0.5", Some("zh")),
+            ("en-GB;q=0, *", Some("en")),
+            ("*, pt;q=0, en;q=0, ZH;q=0", None),
+            ("*;q=0", None),
             ("eng", None),
             ("en;q=x, zh", Some("zh")),
             ("é, ;;", None),

@@ -609,9 +609,13 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "tracing.ratio",
-        "Share of the requests without a trace that are sampled. A request with a trace is sampled as its sender has decided.",
+        "Share of the requests without a trace that are sampled, and of those for which a peer outside `identity.trusted_proxies` asks. A request with a trace of a trusted peer is sampled as its sender has decided.",
     ),
     ("tracing.service_name", "`service.name` of the spans."),
+    (
+        "tracing.query",
+        "Whether spans have the query of the request (`url.query`), which may carry tokens and signatures.",
+    ),
     ("tracing.headers.NAME", "A field of each export, such as `authorization`."),
 ];
 

@@ -11,9 +11,17 @@ pub(super) fn parse(fields: &Fields) -> Option<TraceParent> {
         return Some(TraceParent { id, parent, flags: parts.next().and_then(flags) });
     }
     let (id, parent) = ids(text(fields, b"x-b3-traceid")?, text(fields, b"x-b3-spanid")?)?;
+    Some(TraceParent { id, parent, flags: multiple_flags(fields) })
+}
+
+/// The decision of a sender that names no trace: `b3: 0`, or `X-B3-Sampled` without ids.
+pub(super) fn flags_without_trace(fields: &Fields) -> Option<u8> {
+    text(fields, b"b3").map_or_else(|| multiple_flags(fields), flags)
+}
+
+fn multiple_flags(fields: &Fields) -> Option<u8> {
     let is_debug = text(fields, b"x-b3-flags") == Some("1");
-    let flags = if is_debug { Some(SAMPLED) } else { text(fields, b"x-b3-sampled").and_then(flags) };
-    Some(TraceParent { id, parent, flags })
+    if is_debug { Some(SAMPLED) } else { text(fields, b"x-b3-sampled").and_then(flags) }
 }
 
 fn text<'f>(fields: &'f Fields, name: &'static [u8]) -> Option<&'f str> {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use super::b3;
+use super::random::random_u64;
 use super::request_id::RequestUuid;
 use super::trace_parent::{SAMPLED, TraceParent, ids, is_hex};
 use crate::http::fields::{Fields, KnownField};
@@ -26,6 +27,8 @@ pub(crate) enum TraceSource {
     New,
     /// `traceparent` of the client.
     Traceparent,
+    /// `traceparent` of the client, whose request for sampling is not followed.
+    Unsampled,
     /// The fields of B3.
     B3,
 }
@@ -58,35 +61,57 @@ impl TraceSampling {
         TraceSampling((ratio.clamp(0.0, 1.0) * (1_u64 << RANDOM_BITS) as f64) as u64)
     }
 
-    fn flags(self, id: u128) -> u8 {
-        let random = id as u64 & ((1 << RANDOM_BITS) - 1);
-        if random < self.0 { SAMPLED } else { 0 }
+    fn flags(self, random: u64) -> u8 {
+        if random & ((1 << RANDOM_BITS) - 1) < self.0 { SAMPLED } else { 0 }
     }
 }
 
-/// Reads the trace of the fields, or makes a new one. `sampling`: `None` without tracing, which
-/// passes the fields of B3 unread.
-pub(super) fn from_fields(
-    fields: &Fields,
-    random: &foldhash::fast::RandomState,
-    sampling: Option<TraceSampling>,
-) -> Trace {
-    let received = fields.get(KnownField::Traceparent).and_then(parse_traceparent);
-    let received = received.map(|parent| (parent, TraceSource::Traceparent));
-    let received =
-        received.or_else(|| sampling.and_then(|_| b3::parse(fields)).map(|parent| (parent, TraceSource::B3)));
-    let own_flags = |id| sampling.map_or(SAMPLED, |sampling| sampling.flags(id));
-    match received {
-        Some((TraceParent { id, parent, flags }, source)) => {
-            Trace { id, parent, flags: flags.unwrap_or_else(|| own_flags(id)), source }
-        }
-        None => {
-            // A new one is also the id of the request: its rightmost 7 bytes are random, as version
-            // 2 of the specification asks.
-            let id = RequestUuid::new(SystemTime::now(), random).as_u128();
-            Trace { id, parent: 0, flags: own_flags(id), source: TraceSource::New }
+/// How traces are sampled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TracePolicy<'r> {
+    pub(super) random: &'r foldhash::fast::RandomState,
+    /// `None` without tracing, which passes the fields of B3 unread.
+    pub(super) sampling: Option<TraceSampling>,
+    /// Whether the flags of the peer are followed. Those of others count within `sampling`: any
+    /// client can send them.
+    pub(super) is_trusted: bool,
+}
+
+impl TracePolicy<'_> {
+    /// The flags of a trace, of which `received` are those of its sender. `number` decides where
+    /// these do not.
+    fn flags(&self, received: Option<u8>, number: u64) -> u8 {
+        let Some(sampling) = self.sampling else { return received.unwrap_or(SAMPLED) };
+        match received {
+            Some(flags) if self.is_trusted || flags & SAMPLED == 0 => flags,
+            _ => received.unwrap_or(0) & !SAMPLED | sampling.flags(number),
         }
     }
+
+    /// The number that decides about a received trace. An untrusted peer could choose an id that is
+    /// always sampled.
+    fn number(&self, id: u128) -> u64 {
+        if self.is_trusted { id as u64 } else { random_u64(self.random, 3) }
+    }
+}
+
+/// Reads the trace of the fields, or makes a new one.
+pub(super) fn from_fields(fields: &Fields, policy: TracePolicy<'_>) -> Trace {
+    let traceparent = fields.get(KnownField::Traceparent).and_then(parse_traceparent);
+    if let Some(TraceParent { id, parent, flags: received }) = traceparent {
+        let flags = policy.flags(received, policy.number(id));
+        let source = if received == Some(flags) { TraceSource::Traceparent } else { TraceSource::Unsampled };
+        return Trace { id, parent, flags, source };
+    }
+    let has_tracing = policy.sampling.is_some();
+    if let Some(TraceParent { id, parent, flags }) = has_tracing.then(|| b3::parse(fields)).flatten() {
+        return Trace { id, parent, flags: policy.flags(flags, policy.number(id)), source: TraceSource::B3 };
+    }
+    // A new one is also the id of the request: its rightmost 7 bytes are random, as version 2 of
+    // the specification asks.
+    let id = RequestUuid::new(SystemTime::now(), policy.random).as_u128();
+    let decision = has_tracing.then(|| b3::flags_without_trace(fields)).flatten();
+    Trace { id, parent: 0, flags: policy.flags(decision, id as u64), source: TraceSource::New }
 }
 
 /// Version 00, or the beginning of a later one, which has the same members (section 3.2.4).
@@ -104,17 +129,18 @@ fn parse_traceparent(value: &[u8]) -> Option<TraceParent> {
 }
 
 /// Writes `traceparent` for the upstream. Without a span of the gateway, that of the client passes
-/// as it is.
+/// as it is, unless its request for sampling is not followed.
 pub(crate) fn write_trace(trace: Trace, span: OutgoingSpan, fields: &mut Fields) {
     let span = match (span, trace.source) {
         (OutgoingSpan::Untraced(_), TraceSource::Traceparent) => return,
         // A trace of B3 that is not sampled keeps its parent.
         (OutgoingSpan::Untraced(_), TraceSource::B3) => trace.parent,
-        (OutgoingSpan::Untraced(random), TraceSource::New) => random,
+        // A changed flag needs another parent (section 3.3).
+        (OutgoingSpan::Untraced(random), TraceSource::New | TraceSource::Unsampled) => random,
         (OutgoingSpan::Span(span), _) => span,
     };
     fields.remove(KnownField::Traceparent);
-    if trace.source != TraceSource::Traceparent {
+    if matches!(trace.source, TraceSource::New | TraceSource::B3) {
         // It belongs to a `traceparent` that was not understood (section 4.3).
         fields.remove(KnownField::Tracestate);
     }
@@ -181,27 +207,31 @@ mod tests {
     fn new_traces_are_sampled_by_their_random_bits() {
         let random = foldhash::fast::RandomState::default();
         let sampled = |ratio: f64| {
-            let sampling = Some(TraceSampling::new(ratio));
-            (0..2_000).filter(|_| from_fields(&fields(&[]), &random, sampling).is_sampled()).count()
+            let policy = TracePolicy { random: &random, sampling: Some(TraceSampling::new(ratio)), is_trusted: false };
+            // A repeated id of an untrusted peer is not decided once for all.
+            let same = fields(&[("traceparent", &format!("00-{ID}-{PARENT}-01"))]);
+            [fields(&[]), same].map(|fields| (0..2_000).filter(|_| from_fields(&fields, policy).is_sampled()).count())
         };
-        assert_eq!((sampled(0.0), sampled(1.0)), (0, 2_000));
+        assert_eq!((sampled(0.0), sampled(1.0)), ([0, 0], [2_000, 2_000]));
         // Twelve standard deviations.
-        assert!((730..1_270).contains(&sampled(0.5)));
-        assert!(from_fields(&fields(&[]), &random, None).is_sampled(), "without tracing, the origin decides");
+        assert!(sampled(0.5).iter().all(|count| (730..1_270).contains(count)));
+        let untraced = TracePolicy { random: &random, sampling: None, is_trusted: false };
+        assert!(from_fields(&fields(&[]), untraced).is_sampled(), "without tracing, the origin decides");
     }
 
     #[test]
     fn outgoing_parent_keeps_flags_and_state() {
         let random = foldhash::fast::RandomState::default();
+        let policy = TracePolicy { random: &random, sampling: Some(TraceSampling::new(0.0)), is_trusted: true };
         let traceparent = format!("00-{ID}-{PARENT}-03");
         let mut sent = fields(&[("traceparent", &traceparent), ("tracestate", "a=b")]);
-        let trace = from_fields(&sent, &random, Some(TraceSampling::new(0.0)));
+        let trace = from_fields(&sent, policy);
         write_trace(trace, OutgoingSpan::Span(7), &mut sent);
         let expected = format!("00-{ID}-0000000000000007-03");
         assert_eq!(sent.get(KnownField::Traceparent), Some(expected.as_bytes()));
         assert_eq!(sent.get(KnownField::Tracestate), Some(&b"a=b"[..]));
         let mut bad = fields(&[("traceparent", "00-0-0-0"), ("tracestate", "a=b")]);
-        let trace = from_fields(&bad, &random, Some(TraceSampling::new(0.0)));
+        let trace = from_fields(&bad, policy);
         write_trace(trace, OutgoingSpan::Untraced(9), &mut bad);
         let expected = format!("00-{trace}-0000000000000009-00");
         assert_eq!(bad.get(KnownField::Traceparent), Some(expected.as_bytes()));

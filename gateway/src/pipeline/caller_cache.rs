@@ -47,7 +47,7 @@ impl CallerCache {
             *cached = Some(Arc::clone(snapshot));
         }
         if let Some(caller) = caller {
-            caller.trace = snapshot.identity.trace(request);
+            snapshot.identity.renew_trace(caller, request);
         }
         let caller = caller.get_or_insert_with(|| {
             let mut caller = snapshot.identity.identify_peer(peer, request);

@@ -19,7 +19,7 @@ use crate::cache::control::CacheControl;
 use crate::error::{Error, ErrorKind};
 use crate::http::body::BodySource as _;
 use crate::http::exchange_clock::ExchangeTimeouts;
-use crate::http::fields::KnownField;
+use crate::http::fields::{Field, KnownField};
 use crate::http::message::{BodyLength, Method, Request, Response};
 use crate::http::request_body::RequestBody;
 use crate::identify::Caller;
@@ -183,10 +183,7 @@ impl RequestContext<'_> {
 fn question_key(question: &Request) -> Vec<u8> {
     let mut key = Vec::with_capacity(512);
     for field in question.fields.iter() {
-        let is_of_one_request = field.known.is_some_and(|known| {
-            matches!(known, KnownField::Traceparent | KnownField::Tracestate | KnownField::XRequestId)
-        });
-        if !is_of_one_request {
+        if !is_of_one_request(&field) {
             key.extend_from_slice(&field.name.to_ascii_lowercase());
             key.push(b':');
             key.extend_from_slice(field.value);
@@ -194,6 +191,17 @@ fn question_key(question: &Request) -> Vec<u8> {
         }
     }
     key
+}
+
+/// Whether the value differs for each request: its id and its trace, in both formats.
+fn is_of_one_request(field: &Field<'_>) -> bool {
+    match field.known {
+        Some(known) => matches!(known, KnownField::Traceparent | KnownField::Tracestate | KnownField::XRequestId),
+        None => {
+            let starts_as_b3 = |start: &[u8]| start.eq_ignore_ascii_case(b"x-b3-");
+            field.name.eq_ignore_ascii_case(b"b3") || field.name.get(..5).is_some_and(starts_as_b3)
+        }
+    }
 }
 
 fn accepted_fields(service: &ForwardAuth, head: &Response) -> AcceptedFields {

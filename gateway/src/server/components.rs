@@ -9,8 +9,12 @@ use super::breakers;
 use super::state::SharedState;
 use crate::cache::key;
 
+/// Components that are named. Thousands of endpoints may be out, and each probe and each reader of
+/// the dashboard gets the list.
+const DEGRADED_MAX: usize = 200;
+
 /// Names the breakers that reject calls, the shards whose breakers are not closed, and the
-/// endpoints that are out.
+/// endpoints that are out; of more than `DEGRADED_MAX`, the number of the rest.
 pub(super) fn degraded_components(shared: &SharedState) -> Vec<String> {
     let snapshot = shared.snapshot.load();
     let rejecting = breakers::list(&snapshot).into_iter().filter(|breaker| breaker.is_rejecting());
@@ -18,7 +22,6 @@ pub(super) fn degraded_components(shared: &SharedState) -> Vec<String> {
         Some(route) => format!("breaker {route}"),
         None => format!("breaker of upstream {}", breaker.name().upstream),
     });
-    let breakers: Vec<_> = breakers.collect();
     let is_degraded = |shard: &ShardReport| {
         let breakers = [shard.reads, shard.large_reads, shard.writes];
         breakers.iter().any(|state| *state != ShardBreakerState::Closed) || !shard.is_subscribed
@@ -30,7 +33,13 @@ pub(super) fn degraded_components(shared: &SharedState) -> Vec<String> {
         let out = endpoints.list().iter().filter(|endpoint| endpoint.out(Instant::now()).is_some());
         out.map(|endpoint| format!("endpoint {} {}", upstream.config().name, endpoint.name)).collect::<Vec<_>>()
     });
-    breakers.into_iter().chain(shards).chain(endpoints).collect()
+    let mut components = breakers.chain(shards).chain(endpoints);
+    let mut named: Vec<String> = components.by_ref().take(DEGRADED_MAX).collect();
+    match components.count() {
+        0 => {}
+        rest => named.push(format!("{rest} more")),
+    }
+    named
 }
 
 /// The hot keys, the hottest first.

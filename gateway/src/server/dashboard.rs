@@ -17,7 +17,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval_at};
 
-use super::breakers;
 use super::components::{degraded_components, hot_keys};
 use super::reload_status::ReloadStatus;
 use super::state::SharedState;
@@ -112,6 +111,7 @@ impl Dashboard {
         let [newest, before] = &*samples;
         let samples = SamplePair { earlier: rows::baseline([newest, before], current.at), current: &current };
         let (routes, routes_hidden) = rows::routes(&snapshot, &samples);
+        let (breakers, breakers_hidden) = rows::breakers(&snapshot);
         let (totals, denied) = samples.current.totals_since(samples.earlier);
         let mut totals = RequestRates::of(&totals, samples.seconds()).to_json();
         totals["denied_per_second"] = json!(per_second(denied, samples.seconds()));
@@ -133,7 +133,8 @@ impl Dashboard {
             "routes": routes,
             "routes_hidden": routes_hidden,
             "upstreams": rows::upstreams(&snapshot, &samples),
-            "breakers": breakers::to_json(&snapshot),
+            "breakers": breakers,
+            "breakers_hidden": breakers_hidden,
             "limits": rows::limits(&snapshot, &config.limit, &samples),
             "cache": { "entries": local.entries, "bytes": local.weight_bytes, "bytes_max": config.cache.memory_bytes },
             "shards": shared.store.shard_reports().map(|shard| rows::shard_row(&shard)).collect::<Vec<_>>(),

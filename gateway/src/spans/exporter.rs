@@ -56,6 +56,8 @@ pub(crate) struct TracingConfig {
     /// The share of new traces that are sampled, from 0 to 1.
     pub(crate) ratio: f64,
     pub(crate) service_name: String,
+    /// Whether spans have the query, which may carry tokens and signatures.
+    pub(crate) has_query: bool,
     /// Fields of an export, such as credentials.
     pub(crate) headers: Vec<(String, String)>,
 }
@@ -104,7 +106,10 @@ impl TraceExporter {
     }
 
     /// Queues a request for the export, or drops it. Does not wait.
-    pub(crate) fn submit(&self, request: FinishedRequest) {
+    pub(crate) fn submit(&self, mut request: FinishedRequest) {
+        if !self.config.has_query {
+            request.target.truncate(request.target.find('?').unwrap_or(request.target.len()));
+        }
         let spans = request.spans.count();
         if self.sender.try_send(Message::Request(Box::new(request))).is_err() {
             DROPPED.add(DropReason::QueueFull, spans);

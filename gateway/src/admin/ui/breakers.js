@@ -37,7 +37,8 @@ function cause(breaker) {
     `${number(breaker.calls)} calls`;
 }
 
-export function showBreakers({ breakers, routes }, matches) {
+export function showBreakers({ breakers, breakers_hidden, routes }, matches) {
+  setText(byId("breakers-hidden"), breakers_hidden ? `(${breakers_hidden} more)` : "");
   let shown = breakers.filter(breaker => matches(breaker.route ?? "", breaker.upstream));
   if (shown.length > CARDS_MAX) {
     const closed = shown.filter(breaker => tone(breaker) === "good");

@@ -3,10 +3,10 @@
 use http::{HeaderName, HeaderValue};
 use url::Url;
 
-use super::super::fault::ConfigProblem;
+use super::super::fault::{ConfigProblem, FaultCode};
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{AnyString, ParsedString, Share};
+use super::super::value_kind::{AnyString, Boolean, ParsedString, Share};
 use crate::spans::TracingConfig;
 
 /// The path of traces below the endpoint of a collector (OTLP 1.x).
@@ -26,8 +26,21 @@ pub(super) fn read(root: &TableReader<'_>) -> Option<TracingConfig> {
         let service_name = table.value_or("service_name", &AnyString, "tidegate".to_owned());
         let headers = table.named_values("headers", &AnyString);
         let headers = headers.into_iter().filter_map(|(name, value)| header(table, &name, value)).collect();
-        (!url.is_empty()).then_some(TracingConfig { url, ratio, service_name, headers })
+        let has_query = table.value_or("query", &Boolean, false);
+        warn_without_effect(table);
+        (!url.is_empty()).then_some(TracingConfig { url, ratio, service_name, has_query, headers })
     })
+}
+
+/// Without `otlp`, no other key has effect. An empty one switches tracing off, and is meant so.
+fn warn_without_effect(table: &TableReader<'_>) {
+    if table.has("otlp") {
+        return;
+    }
+    for key in ["ratio", "service_name", "headers", "query"].into_iter().filter(|key| table.has(key)) {
+        let problem = ConfigProblem::new(FaultCode::Risk, format!("`{key}` has no effect: no request is traced"));
+        table.context.warning(&table.location_of(&[key]), problem.hint("set `tracing.otlp` to the URL of a collector"));
+    }
 }
 
 fn header(table: &TableReader<'_>, name: &Located<String>, value: String) -> Option<(String, String)> {
@@ -41,15 +54,17 @@ fn header(table: &TableReader<'_>, name: &Located<String>, value: String) -> Opt
 }
 
 /// The URL of traces: an endpoint without that path is the base of all signals, as in
-/// `OTEL_EXPORTER_OTLP_ENDPOINT`.
+/// `OTEL_EXPORTER_OTLP_ENDPOINT`. Faults do not repeat the text, which may have credentials: they
+/// are logged and shown on the dashboard.
 fn parse_endpoint(text: &str) -> Result<String, ConfigProblem> {
     if text.is_empty() {
         return Ok(String::new());
     }
-    let bad = |hint: &str| ConfigProblem::bad_value(format!("`{text}` is not the URL of a collector")).hint(hint);
+    let bad = |hint: &str| ConfigProblem::bad_value("this is not the URL of a collector").hint(hint);
     let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     let mut url = url.ok_or_else(|| bad("OTLP is sent over HTTP: write \"http://HOST:4318\""))?;
-    if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+    let has_credentials = !url.username().is_empty() || url.password().is_some();
+    if url.query().is_some() || url.fragment().is_some() || has_credentials {
         return Err(bad("leave out query, fragment and user; credentials belong in `tracing.headers`"));
     }
     if !url.path().ends_with(TRACES_PATH) {

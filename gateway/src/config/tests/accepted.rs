@@ -79,6 +79,7 @@ level = "debug"
 otlp = "https://collector.test/base/"
 ratio = 0.25
 service_name = "edge"
+query = true
 headers = { authorization = "Bearer a" }
 
 [dns]
@@ -208,6 +209,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         url: "https://collector.test/base/v1/traces".to_owned(),
         ratio: 0.25,
         service_name: "edge".to_owned(),
+        has_query: true,
         headers: vec![("authorization".to_owned(), "Bearer a".to_owned())],
     };
     assert_eq!(config.tracing, Some(tracing));

@@ -161,17 +161,25 @@ fn unavailable_features_are_rejected_only_if_used() {
 fn collectors_are_urls_without_credentials() {
     let tracing = |keys: &str| faults(&format!("{MINIMAL}[tracing]\n{keys}\n"));
     for (otlp, part) in [
-        ("localhost:4318", "is not the URL of a collector"),
+        ("localhost:4318", "this is not the URL of a collector"),
         ("grpc://a:4317", "OTLP is sent over HTTP"),
         ("http://user:pw@a", "credentials belong in `tracing.headers`"),
+        ("http://:s3cret@a", "credentials belong in `tracing.headers`"),
+        ("http://user:s3cret@a:port", "OTLP is sent over HTTP"),
         ("http://a/?key=1", "leave out query"),
     ] {
         let found = tracing(&format!("otlp = \"{otlp}\""));
         assert!(found.len() == 1 && found[0].contains(part), "{otlp}: {found:?}");
+        // Faults are in the log and on the dashboard.
+        assert!(["pw", "s3cret", "key=1"].iter().all(|secret| !found[0].contains(secret)), "{otlp}: {found:?}");
     }
     assert_eq!(tracing("otlp = \"${X:-}\"\nratio = 0"), [""; 0]);
-    assert_eq!(tracing("ratio = 1.5").len(), 1);
-    let found = tracing("headers = { \"a b\" = \"secret\" }");
+    assert_eq!(tracing("otlp = \"\"\nratio = 1.5").len(), 1);
+    for key in ["ratio = 0.1", "service_name = \"a\"", "query = true", "headers = { a = \"s3cret\" }"] {
+        let found = tracing(key);
+        assert!(found.len() == 1 && found[0].contains("has no effect"), "{key}: {found:?}");
+    }
+    let found = tracing("otlp = \"\"\nheaders = { \"a b\" = \"secret\" }");
     assert!(found.len() == 1 && !found[0].contains("secret"), "{found:?}");
 }
 

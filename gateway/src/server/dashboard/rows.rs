@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use shard::{ShardBreakerState, ShardReport};
 
+use super::super::breakers;
 use super::sample::{CounterSample, RequestRates, RouteCounts, per_second};
 use crate::limit::{self, LimitConfig};
 use crate::pipeline::Snapshot;
@@ -16,6 +17,8 @@ use crate::route::Route;
 const ROUTES_MAX: usize = 200;
 /// Endpoints of each upstream that are shown, those that are out of use first.
 const ENDPOINTS_MAX: usize = 200;
+/// Breakers that are shown, those that reject calls first: there may be one for each route.
+const BREAKERS_MAX: usize = 200;
 /// Denied callers that are shown.
 const DENIALS_MAX: usize = 20;
 
@@ -62,6 +65,18 @@ fn route_row(route: &Route, rates: RequestRates) -> Value {
     row["mirror"] = json!(route.mirror.as_ref().map(|mirror| &*mirror.upstream.config().name));
     row["breaker"] = json!(route.target.as_ref().map(|target| target.breaker.state().as_str()));
     row
+}
+
+/// The breakers that are shown, and the number of those that are not.
+pub(super) fn breakers(snapshot: &Snapshot) -> (Vec<Value>, usize) {
+    let mut breakers = breakers::list(snapshot);
+    let hidden = breakers.len().saturating_sub(BREAKERS_MAX);
+    if hidden > 0 {
+        breakers.sort_by_cached_key(|breaker| !breaker.is_rejecting());
+        breakers.truncate(BREAKERS_MAX);
+    }
+    let now = Instant::now();
+    (breakers.into_iter().map(|breaker| breaker.to_json(now)).collect(), hidden)
 }
 
 /// The upstreams with their endpoints and the rates of these.
