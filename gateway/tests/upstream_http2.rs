@@ -224,14 +224,14 @@ fn stream_that_the_server_refuses_is_sent_again() {
 }
 
 #[test]
-fn server_that_refuses_every_stream_gets_three() {
+fn server_that_refuses_every_stream_gets_six() {
     let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
         stream.respond.send_reset(h2::Reason::REFUSED_STREAM);
     });
     let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
     let response = gateway.request("POST", "/", &[], b"body");
     assert_eq!((response.status, response.field("proxy-status")), (503, Some("tidegate; error=connection_terminated")));
-    assert_eq!(origin.seen().len(), 3);
+    assert_eq!(origin.seen().len(), 6);
 }
 
 #[test]

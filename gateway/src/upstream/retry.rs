@@ -55,8 +55,9 @@ label! {
 }
 
 /// How often a request is sent again that a server has not processed, and says so. One that refuses
-/// everything would otherwise get every request for as long as it does.
-const REFUSALS_MAX: u32 = 2;
+/// everything would otherwise get every request for as long as it does. A server that ends each
+/// connection after 50 requests leaves some of them over several times in a row.
+const REFUSALS_MAX: u32 = 5;
 /// Retries and hedges in progress that are always allowed, as in Envoy.
 const BUDGET_MIN: usize = 3;
 /// One retry or hedge in progress for this number of requests in flight: 20 %.

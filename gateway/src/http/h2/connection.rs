@@ -1072,8 +1072,9 @@ impl<B: BodySource> Http2Connection<B> {
     /// Tells the client to open no more streams. Those that it opens until it knows are still
     /// answered, so that no request is lost (RFC 9113 section 6.8).
     pub(crate) fn begin_drain(&self) {
-        self.write_goaway(u32::MAX >> 1, Http2ErrorCode::NoError);
+        // Both arrive together. After a GOAWAY, some clients (h2 of Python) take a PING as an error.
         self.sender.borrow_mut().write_frame(frame::PING, 0, 0, &DRAIN_PING);
+        self.write_goaway(u32::MAX >> 1, Http2ErrorCode::NoError);
     }
 
     /// Whether the client knows that it must open no more streams.
