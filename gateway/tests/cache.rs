@@ -572,6 +572,8 @@ fn ranges_are_served_from_a_complete_object() {
     }
     let none = part("bytes=10-");
     assert_eq!((none.status, none.field("content-range"), none.body.len()), (416, Some("bytes */10"), 0));
+    let reusable = ["etag", "last-modified", "expires", "age"].map(|name| none.field(name));
+    assert_eq!((none.field("cache-control"), reusable), (Some("no-store"), [None; 4]));
     let two = part("bytes=0-0,-1");
     let content_type = two.field("content-type").expect("a type").to_owned();
     let boundary = content_type.strip_prefix("multipart/byteranges; boundary=").expect("a multipart response");

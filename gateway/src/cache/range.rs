@@ -114,8 +114,17 @@ pub(super) fn apply(selection: RangeSelection, extent: Extent, body: &Bytes, res
             response.status = StatusCode::RANGE_NOT_SATISFIABLE;
             response.fields.remove(KnownField::ContentType);
             response.fields.remove(KnownField::ContentEncoding);
+            // Freshness and validators are those of the object: a cache could reuse this response.
+            for known in [KnownField::ETag, KnownField::LastModified, KnownField::Expires, KnownField::Age] {
+                response.fields.remove(known);
+            }
+            response.fields.set(KnownField::CacheControl, "no-store");
             response.fields.add(KnownField::ContentRange, format!("bytes */{total}"));
             Bytes::new()
+        }
+        // The parts of a multipart body are not encoded, whatever the object is.
+        RangeSelection::Ranges(ranges) if ranges.len() > 1 && response.fields.has(KnownField::ContentEncoding) => {
+            return None;
         }
         RangeSelection::Ranges(ranges) => {
             let pieces: Option<Vec<Bytes>> = ranges.iter().map(|range| extent.slice(body, *range)).collect();
