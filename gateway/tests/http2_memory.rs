@@ -21,7 +21,7 @@ const CONNECTIONS: usize = 4;
 const REQUESTS: u32 = 250;
 const PAGE: usize = 1 << 20;
 /// Requests that a connection may have at once in any case.
-const IN_FLIGHT_MIN: f64 = 95.0;
+const IN_FLIGHT_MIN: f64 = 90.0;
 
 /// An origin with a page that is stored, one that is not, and a request that is never answered.
 fn origin(gate: &Gate) -> Origin {

@@ -14,8 +14,8 @@ pub use known::KnownField;
 pub(crate) use known::{KnownFieldSet, matches_pattern};
 
 /// Lines that a new section has room for, and bytes for those that are added to it.
-const LINES_FIRST: usize = 16;
-const ADDED_BYTES: usize = 256;
+const LINES_FIRST: usize = 12;
+const ADDED_BYTES: usize = 192;
 
 /// Position of one field line in the text of `Fields`: offset, lengths of name and value, and the
 /// known name if there is one.

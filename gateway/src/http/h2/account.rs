@@ -12,7 +12,7 @@ use super::memory_budget::{BudgetShare, MemoryBudget, StreamRefusal};
 pub(super) const STREAMS_MAX: usize = 100;
 /// Bytes of memory that one stream takes beside its head, measured: the task with the state of the
 /// pipeline, the buffers of its exchange, and the beginning of its response.
-pub(super) const STREAM_COST: usize = 12 << 10;
+pub(super) const STREAM_COST: usize = 13_824;
 /// Bytes that one connection may account for, with its base window. Its buffers for reading and
 /// writing come on top: in all it is below 2 MiB (`tests/http2_memory.rs`).
 const CONNECTION_MAX: usize = 1_520 << 10;
@@ -272,12 +272,14 @@ mod tests {
     #[test]
     fn reservation_of_a_burst_is_returned_while_a_stream_is_open() {
         let account = account();
-        for _ in 0..STREAMS_MAX {
-            assert!(account.has_room_for_stream(STREAM_COST, 0));
+        let mut count = 0;
+        while account.has_room_for_stream(STREAM_COST, 0) {
             assert_eq!(account.account_stream(STREAM_COST), Ok(()));
+            count += 1;
         }
-        assert!(account.reserved.get() >= STREAMS_MAX * STREAM_COST);
-        for _ in 1..STREAMS_MAX {
+        assert!(count >= 90, "{count} streams run at a time");
+        assert!(account.reserved.get() >= count * STREAM_COST);
+        for _ in 1..count {
             account.release_stream(STREAM_COST);
             assert!(account.reserved.get() >= account.accounted());
         }
@@ -306,7 +308,7 @@ mod tests {
                 waiting += 1;
             }
         }
-        assert!(running > 20 && waiting > 0, "{running} run, {waiting} wait");
+        assert!(running > 16 && waiting > 0, "{running} run, {waiting} wait");
         // The others may send meanwhile.
         assert!(account.may_open());
         account.unhold(896 << 10);
