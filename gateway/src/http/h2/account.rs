@@ -12,10 +12,10 @@ use super::memory_budget::{BudgetShare, MemoryBudget, StreamRefusal};
 pub(super) const STREAMS_MAX: usize = 100;
 /// Bytes of memory that one stream takes beside its head, measured: the task with the state of the
 /// pipeline, the buffers of its exchange, and the beginning of its response.
-pub(super) const STREAM_COST: usize = 13_824;
+pub(super) const STREAM_COST: usize = 12 << 10;
 /// Bytes that one connection may account for, with its base window. Its buffers for reading and
 /// writing come on top: in all it is below 2 MiB (`tests/http2_memory.rs`).
-const CONNECTION_MAX: usize = 1_520 << 10;
+const CONNECTION_MAX: usize = 1_440 << 10;
 /// Bytes that the client may send on the connection in any case, for whichever streams.
 pub(super) const WINDOW_BASE: u32 = 112 << 10;
 /// Bytes for the bodies of requests and responses that are always left beside streams.
