@@ -15,7 +15,7 @@ pub(super) const STREAMS_MAX: usize = 100;
 pub(super) const STREAM_COST: usize = 12 << 10;
 /// Bytes that one connection may account for, with its base window. Its buffers for reading and
 /// writing come on top: in all it is below 2 MiB (`tests/http2_memory.rs`).
-const CONNECTION_MAX: usize = 1_440 << 10;
+const CONNECTION_MAX: usize = 1_520 << 10;
 /// Bytes that the client may send on the connection in any case, for whichever streams.
 pub(super) const WINDOW_BASE: u32 = 112 << 10;
 /// Bytes for the bodies of requests and responses that are always left beside streams.
