@@ -711,8 +711,7 @@ fn lists_of_fields_that_are_too_large_end_the_connection() {
     assert_eq!(server.origin.count(), 0);
 }
 
-/// The memory that downloads take which nobody reads is not missing for the head of a response that
-/// can be sent at once.
+/// The head of a response that can be sent at once needs no memory that unread downloads take.
 #[test]
 fn large_head_is_sent_beside_downloads_that_wait() {
     let policy = "x".repeat(3_000);

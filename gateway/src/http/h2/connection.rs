@@ -1072,7 +1072,7 @@ impl<B: BodySource> Http2Connection<B> {
     /// Tells the client to open no more streams. Those that it opens until it knows are still
     /// answered, so that no request is lost (RFC 9113 section 6.8).
     pub(crate) fn begin_drain(&self) {
-        // Both arrive together. After a GOAWAY, some clients (h2 of Python) take a PING as an error.
+        // Both arrive together. A PING after a GOAWAY is an error for some clients (h2 of Python).
         self.sender.borrow_mut().write_frame(frame::PING, 0, 0, &DRAIN_PING);
         self.write_goaway(u32::MAX >> 1, Http2ErrorCode::NoError);
     }
