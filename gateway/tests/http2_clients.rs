@@ -348,6 +348,7 @@ fn chromium_loads_a_page_of_200_resources_by_priority() {
     };
     eprintln!("{:?}", ["/image/3.svg", "/script/3.js", "/style/3.css"].map(priority));
     assert!(script < image && style < image, "images {image}, scripts {script}, styles {style}");
+    assert!(script - asked_script < image - asked_image, "images {image}, scripts {script}, styles {style}");
     // The WebSocket is a stream of the same connection.
     assert_eq!(report["message"], "hello");
     let lines = || server.gateway.access_log(1);

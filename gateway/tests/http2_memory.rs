@@ -22,7 +22,7 @@ const CONNECTIONS: usize = 4;
 const REQUESTS: u32 = 250;
 const PAGE: usize = 1 << 20;
 /// Requests that a connection may have at once in any case.
-const IN_FLIGHT_MIN: f64 = 90.0;
+const IN_FLIGHT_MIN: f64 = 95.0;
 
 /// An origin with a page that is stored, one that is not, and a request that is never answered.
 fn origin(gate: &Gate) -> Origin {
@@ -282,7 +282,8 @@ fn upload_that_stalls_with_its_large_window_before_others() {
         upload_until_stalled(client);
         upload_all(client, 1..100);
     });
-    assert_held("a large window, then other uploads", &held, 20.0);
+    // Between 13 and 27 of a connection run at a time; the others wait, and some are refused.
+    assert_held("a large window, then other uploads", &held, 8.0);
 }
 
 #[test]

@@ -272,14 +272,12 @@ mod tests {
     #[test]
     fn reservation_of_a_burst_is_returned_while_a_stream_is_open() {
         let account = account();
-        let mut count = 0;
-        while account.has_room_for_stream(STREAM_COST, 0) {
+        for _ in 0..STREAMS_MAX {
+            assert!(account.has_room_for_stream(STREAM_COST, 0));
             assert_eq!(account.account_stream(STREAM_COST), Ok(()));
-            count += 1;
         }
-        assert!(count >= 90, "{count} streams run at a time");
-        assert!(account.reserved.get() >= count * STREAM_COST);
-        for _ in 1..count {
+        assert!(account.reserved.get() >= STREAMS_MAX * STREAM_COST);
+        for _ in 1..STREAMS_MAX {
             account.release_stream(STREAM_COST);
             assert!(account.reserved.get() >= account.accounted());
         }
@@ -308,7 +306,7 @@ mod tests {
                 waiting += 1;
             }
         }
-        assert!(running > 16 && waiting > 0, "{running} run, {waiting} wait");
+        assert!(running > 20 && waiting > 0, "{running} run, {waiting} wait");
         // The others may send meanwhile.
         assert!(account.may_open());
         account.unhold(896 << 10);

@@ -110,10 +110,8 @@ async fn streams_that_have_ended_do_not_count_towards_the_limit() {
     let mut open = Vec::new();
     for number in 0..STREAMS_MAX {
         let stream = u8::try_from(2 * number + 1).expect("few streams");
-        // The last ones may have to wait for memory.
-        open.extend(begin(&mut client, stream).await);
+        open.push(begin(&mut client, stream).await.expect("a stream within the limit"));
     }
-    assert!(open.len() >= 90, "{} streams", open.len());
     fill(&h2, OUT_MAX);
     for handle in &open {
         handle.begin_response(&Response::new(crate::http::message::StatusCode::OK), ShortBody(b"body"), Some(4));
@@ -125,7 +123,6 @@ async fn streams_that_have_ended_do_not_count_towards_the_limit() {
         while let Ok(1..) = client.read(&mut space) {}
         tokio::task::yield_now().await;
     }
-    drop(open);
     assert!(begin(&mut client, 203).await.is_some());
 }
 
