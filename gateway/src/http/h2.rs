@@ -6,7 +6,7 @@
 //! `sender` decides which stream sends next, and `request_body` holds what a client sends. `tunnel`
 //! relays a stream that has switched protocols, `abuse` counts frames that cost work. `account` and
 //! `memory_budget` bound the memory of a connection and of all, `deferred` holds streams that wait
-//! for it.
+//! for it, and `relief` ends uploads that keep others from it.
 
 mod client_clock;
 mod abuse;
@@ -26,6 +26,7 @@ mod tunnel;
 mod stream;
 mod deferred;
 mod sender;
+mod relief;
 mod connection;
 pub mod fuzzing;
 

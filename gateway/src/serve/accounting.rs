@@ -69,6 +69,9 @@ label! {
         BodyFailed = "body_failed",
         /// The connection has no memory for its head (HTTP/2).
         Memory = "memory",
+        /// The upstream read nothing of what an upload held, and its connection had no memory left for
+        /// its other uploads (HTTP/2).
+        UploadStalled = "upload_stalled",
         /// The client fell a window behind the other readers of a shared fetch.
         SlowReader = "slow_reader",
         Panic = "panic",
@@ -88,6 +91,7 @@ impl AbortReason {
     pub(super) fn blame(self) -> Blame {
         match self {
             AbortReason::DrainTimeout | AbortReason::Panic => Blame::Gateway,
+            AbortReason::UploadStalled => Blame::Upstream,
             _ => Blame::Client,
         }
     }

@@ -226,6 +226,12 @@ impl ConnectionAccount {
         self.held.get() == 0 || is_within && !self.budget.is_full()
     }
 
+    /// Whether the process or the address of the client has no memory left, whatever this
+    /// connection does.
+    pub(super) fn is_budget_full(&self) -> bool {
+        self.budget.is_full()
+    }
+
     /// Bytes that bodies of requests may have: those that are held, and those that may come.
     pub(super) fn bodies_max(&self) -> usize {
         let to_come = self.streams_to_come().min(STREAMS_LEFT) * STREAM_COST;

@@ -23,6 +23,7 @@ use super::hpack_decode::HpackDecoder;
 use super::memory_budget::{MemoryBudget, MemoryLimits, StreamRefusal};
 use super::priority::Priority;
 use super::request_body::{UploadFault, UploadStream, WINDOW_FIRST};
+use super::relief::WindowRelief;
 use super::request_head::{HeadDetails, HeadReader, HeadRefusal, is_name, is_value};
 use super::sender::{OUT_MAX, Sender};
 use super::shared::ConnectionShared;
@@ -100,8 +101,8 @@ pub(crate) struct Http2Connection<B> {
     pub(super) sender: RefCell<Sender<B>>,
     pub(super) streams: RefCell<Vec<Rc<Http2Stream<B>>>>,
     /// Streams whose requests wait until there is memory for them. They are in `streams` too.
-    deferred: RefCell<DeferredStreams<B>>,
-    withheld_since: Cell<Option<Instant>>,
+    pub(super) deferred: RefCell<DeferredStreams<B>>,
+    pub(super) relief: WindowRelief,
     closed: RefCell<VecDeque<ClosedStream>>,
     pub(super) counts: RefCell<FrameCounts>,
     write_timer: RefCell<WriteTimer>,
@@ -171,7 +172,7 @@ impl<B: BodySource> Http2Connection<B> {
             deferred: RefCell::new(DeferredStreams::new(&shared)),
             shared,
             streams: RefCell::default(),
-            withheld_since: Cell::new(None),
+            relief: WindowRelief::default(),
             closed: RefCell::default(),
             counts: RefCell::new(FrameCounts::new(address)),
             write_timer: RefCell::new(WriteTimer::new(limits.idle_timeout)),
@@ -680,25 +681,10 @@ impl<B: BodySource> Http2Connection<B> {
         }
     }
 
-    fn refuse_waiting(&self, stream: &Rc<Http2Stream<B>>) {
+    pub(super) fn refuse_waiting(&self, stream: &Rc<Http2Stream<B>>) {
         self.shared.account.count_refusal(StreamRefusal::Connection);
         self.counts.borrow_mut().charge_reset();
         self.reset(stream, Http2ErrorCode::RefusedStream);
-    }
-
-    /// Since when the window is not opened while requests wait.
-    pub(crate) fn withheld_since(&self) -> Option<Instant> {
-        self.withheld_since.get()
-    }
-
-    /// Refuses requests that wait if the window cannot be opened for what their bodies hold: the
-    /// streams that run could not get the rest of theirs.
-    pub(crate) fn refuse_holding(&self) {
-        self.withheld_since.set(None);
-        while self.shared.is_withheld() && self.shared.account.has_deferred() && !self.shared.account.may_open() {
-            let Some(stream) = self.deferred.borrow_mut().take_youngest_upload() else { return };
-            self.refuse_waiting(&stream);
-        }
     }
 
     fn receive_reset(&self, head: FrameHead, payload: &[u8]) -> Result<(), Http2ErrorCode> {
@@ -1016,11 +1002,7 @@ impl<B: BodySource> Http2Connection<B> {
     fn write_credits(&self) {
         let was_withheld = self.shared.is_withheld();
         let credit = self.shared.take_credit();
-        if !self.shared.is_withheld() || !self.shared.account.has_deferred() {
-            self.withheld_since.set(None);
-        } else if self.withheld_since.get().is_none() {
-            self.withheld_since.set(Some(Instant::now()));
-        }
+        self.relief.observe(self.shared.is_withheld());
         if let Some(increment) = credit {
             if was_withheld {
                 // Their clocks run again.
@@ -1170,6 +1152,11 @@ impl<B: BodySource> StreamHandle<B> {
     /// Whether the client has ended its side of the stream.
     pub(crate) fn has_received_end(&self) -> bool {
         self.stream.has_received_end()
+    }
+
+    /// Whether the stream was ended because its upstream did not read what it held.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stream.is_stalled.get()
     }
 
     /// Whether the stream was reset, or its connection has ended.
