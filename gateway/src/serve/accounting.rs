@@ -69,8 +69,8 @@ label! {
         BodyFailed = "body_failed",
         /// The connection has no memory for its head (HTTP/2).
         Memory = "memory",
-        /// The upstream read nothing of what an upload held, and its connection had no memory left for
-        /// its other uploads (HTTP/2).
+        /// The upstream read nothing of what an upload held, and the connection had no memory left
+        /// for its other uploads (HTTP/2).
         UploadStalled = "upload_stalled",
         /// The client fell a window behind the other readers of a shared fetch.
         SlowReader = "slow_reader",

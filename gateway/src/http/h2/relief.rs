@@ -1,11 +1,10 @@
-//! What happens when the window of a connection stays closed because its uploads hold all its
-//! memory: the upload that holds most of it without being read is ended, so that the others go on.
+//! Relief of a connection whose window stays closed because its uploads hold all its memory: the
+//! upload that holds most of it without being read is ended, so that the others go on.
 //!
 //! The window is looked at in intervals. An upload is ended only if nothing of it was read between
 //! two looks, and another one waits for bytes or for memory. Without such a one, requests that wait
 //! for memory and hold bytes are refused: those that run could not get the rest of theirs.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
 use tokio::time::Instant;
@@ -16,42 +15,23 @@ use super::request_body::{UploadStream, WINDOW_FIRST};
 use super::stream::Http2Stream;
 use crate::http::body::BodySource;
 
-/// How long the window has been withheld, and whether its uploads were looked at.
-#[derive(Default)]
-pub(super) struct WindowRelief {
-    since: Cell<Option<Instant>>,
-    is_marked: Cell<bool>,
-}
-
-impl WindowRelief {
-    /// The window is withheld now, or is not.
-    pub(super) fn observe(&self, is_withheld: bool) {
-        if !is_withheld {
-            self.since.set(None);
-            self.is_marked.set(false);
-        } else if self.since.get().is_none() {
-            self.since.set(Some(Instant::now()));
-        }
-    }
-}
-
 impl<B: BodySource> Http2Connection<B> {
     /// Since when the window is withheld, or was last looked at.
     pub(crate) fn withheld_since(&self) -> Option<Instant> {
-        self.relief.since.get()
+        self.withheld.since.get()
     }
 
     /// Looks at a window that was withheld for an interval. The window itself is computed again
     /// when the connection sends: other connections may have released memory.
     pub(crate) fn relieve_window(&self) {
         // The next interval begins with the next look at the window.
-        self.relief.since.set(None);
+        self.withheld.since.set(None);
         let account = &self.shared.account;
         if !self.shared.is_withheld() || account.may_open() || account.is_budget_full() {
             return;
         }
-        if self.relief.is_marked.replace(true) && self.end_stalled() {
-            return self.relief.is_marked.set(false);
+        if self.withheld.is_marked.replace(true) && self.end_stalled() {
+            return self.withheld.is_marked.set(false);
         }
         self.streams.borrow().iter().filter_map(|stream| stream.upload.as_ref()).for_each(|upload| upload.mark_read());
     }

@@ -134,7 +134,7 @@ impl ConnectionShared {
         self.is_withheld.set(is_low && !may_open);
         let size = if may_open { self.window_size(grown) } else { return None };
         let of_size = |size: u32| size.checked_sub(window).filter(|increment| *increment >= size / 4);
-        // What is too small to be sent is not accounted for.
+        // An increment that is too small to be sent is not accounted for.
         let exposed = (size as usize).saturating_sub(WINDOW_BASE as usize + self.account.exposed());
         let is_allowed = of_size(size).is_some() && self.account.expose(exposed);
         let increment = of_size(if is_allowed { size } else { WINDOW_BASE })?;
