@@ -104,6 +104,7 @@ impl ErrorResponder<'_> {
             }),
         };
         write_head(status, format, &body, response);
+        name_choice(&mut response.fields);
         if let Some(seconds) = retry_after {
             response.fields.add(KnownField::RetryAfter, seconds.to_string());
         }
@@ -253,6 +254,11 @@ pub(crate) fn write_head(status: StatusCode, format: PageFormat, body: &Bytes, r
     response.fields.copy_from(base_fields(format));
     response.length = BodyLength::Known(body.len() as u64);
     add_date(&mut response.fields);
+}
+
+/// Says that `Accept` and `Accept-Language` have chosen the page (RFC 9110 section 12.5.5).
+pub(crate) fn name_choice(fields: &mut Fields) {
+    fields.add(KnownField::Vary, "Accept, Accept-Language");
 }
 
 /// The built-in body of a failure.
