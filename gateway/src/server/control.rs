@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ use super::state::{ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, LifecycleStage, Shared
 use super::{assemble, breakers, last_reload};
 use crate::admin::{self, AdminViews, LiveSources, ReadinessReport};
 use crate::cache::stored::CacheMeta;
-use crate::config::{Config, ConfigFault, ConfigReport, FaultSeverity};
+use crate::config::{Config, ConfigFault, ConfigFile, ConfigReport, FaultSeverity};
 use crate::event::{self, Event};
 use crate::limit;
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
@@ -243,8 +243,9 @@ impl Reloader {
 }
 
 /// The files whose changes trigger a reload.
-fn watched_files(document: &Path, config: &Config) -> Vec<PathBuf> {
-    std::iter::once(document.to_owned()).chain(config.files.iter().cloned()).collect()
+fn watched_files(document: &Path, config: &Config) -> Vec<ConfigFile> {
+    let document = ConfigFile { path: document.to_owned(), contents: config.document };
+    std::iter::once(document).chain(config.files.iter().cloned()).collect()
 }
 
 /// Emits an event for each fault, up to `FAULTS_REPORTED_MAX`; `reload_refused` counts all.
