@@ -41,10 +41,14 @@ impl DegradeConfig {
     /// The default 503 tells clients to retry later. An upstream with malformed responses or with
     /// a wrong certificate is broken rather than overloaded: 502 (RFC 9110 section 15.6.3).
     fn status_for(&self, kind: ErrorKind) -> StatusCode {
-        match (kind, self.status) {
-            (ErrorKind::Malformed | ErrorKind::UpstreamTls, StatusCode::SERVICE_UNAVAILABLE) => StatusCode::BAD_GATEWAY,
-            (_, status) => status,
-        }
+        let is_broken = matches!(
+            kind,
+            ErrorKind::Malformed
+                | ErrorKind::UpstreamTls
+                | ErrorKind::UpstreamTlsAlert
+                | ErrorKind::UpstreamTlsProtocol
+        );
+        if is_broken && self.status == StatusCode::SERVICE_UNAVAILABLE { StatusCode::BAD_GATEWAY } else { self.status }
     }
 }
 
