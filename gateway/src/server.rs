@@ -14,6 +14,7 @@ mod override_publisher;
 mod followed_upstreams;
 mod key_set_refresher;
 mod breakers;
+mod bounded_lists;
 mod components;
 mod reload_status;
 mod dashboard;

@@ -27,7 +27,7 @@ use super::key_set_refresher::KeySetRefresher;
 use super::override_publisher::OverridePublisher;
 use super::reload_status::ReloadStatus;
 use super::state::{ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, LifecycleStage, SharedAdminConfig, SharedState, check_node};
-use super::{assemble, breakers, last_reload};
+use super::{assemble, bounded_lists, breakers, last_reload};
 use crate::admin::{self, AdminViews, LiveSources, ReadinessReport};
 use crate::cache::stored::CacheMeta;
 use crate::config::{Config, ConfigFault, ConfigFile, ConfigReport, FaultSeverity};
@@ -507,7 +507,8 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
             })
         })
         .collect();
-    let upstreams: Vec<_> = snapshot.upstreams.iter().map(|upstream| upstream.to_json()).collect();
+    let (upstreams, upstreams_hidden) = bounded_lists::upstreams(&snapshot);
+    let (breakers, breakers_hidden) = bounded_lists::breakers(&snapshot);
     let shards: Vec<_> = shared
         .store
         .shard_reports()
@@ -531,8 +532,10 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
         "requests_in_flight": serve::requests_in_flight(),
         "cache": { "entries": local.entries, "bytes": local.weight_bytes, "pinned": local.pinned },
         "upstreams": upstreams,
+        "upstreams_hidden": upstreams_hidden,
         "routes": routes,
-        "breakers": breakers::to_json(&snapshot),
+        "breakers": breakers,
+        "breakers_hidden": breakers_hidden,
         "shards": shards,
     })
 }
