@@ -233,14 +233,14 @@ async fn limits(views: &AdminViews, method: &Method, rest: &str, query: &str) ->
     }
 }
 
-/// `GET /api/v1/breakers`; `POST` and `DELETE /api/v1/breakers/route/NAME` and
+/// `GET /api/v1/breakers?from=N`; `POST` and `DELETE /api/v1/breakers/route/NAME` and
 /// `/api/v1/breakers/upstream/NAME` for states that an operator sets.
 fn breakers(views: &AdminViews, method: &Method, rest: &str, query: &str) -> SimpleResponse {
     let not_allowed =
         |hint, allow| SimpleResponse::text(StatusCode::METHOD_NOT_ALLOWED, hint).with(KnownField::Allow, allow);
     let query = match (rest.strip_prefix('/'), method) {
         (None, _) if !rest.is_empty() => return SimpleResponse::text(StatusCode::NOT_FOUND, "not found"),
-        (None, &Method::GET | &Method::HEAD) => Ok(BreakerQuery::List),
+        (None, &Method::GET | &Method::HEAD) => BreakerQuery::list(query),
         (None, _) => return not_allowed("method not allowed", "GET, HEAD"),
         (Some(path), &Method::POST) => BreakerQuery::set(path, query),
         (Some(path), &Method::DELETE) => BreakerQuery::clear(path, query),

@@ -350,11 +350,14 @@ label! {
         /// TLS: the certificate is for another name.
         CertificateName = "certificate_name",
         CertificateUnknownIssuer = "certificate_unknown_issuer",
+        CertificateSelfSigned = "certificate_self_signed",
         CertificateExpired = "certificate_expired",
         CertificateNotYetValid = "certificate_not_yet_valid",
         CertificateInvalid = "certificate_invalid",
         /// The gateway's own certificate is not accepted.
         ClientCertificate = "client_certificate",
+        TlsAlert = "tls_alert",
+        TlsClosed = "tls_closed",
         TlsProtocol = "tls_protocol",
         ConnectTimeout = "connect_timeout",
         /// The connection ended before the first byte of a response.

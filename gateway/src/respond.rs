@@ -104,6 +104,8 @@ fn proxy_error(kind: ErrorKind) -> &'static str {
         ErrorKind::Connect => "connection_refused",
         ErrorKind::NoAddress => "dns_error",
         ErrorKind::UpstreamTls => "tls_certificate_error",
+        ErrorKind::UpstreamTlsAlert => "tls_alert_received",
+        ErrorKind::UpstreamTlsProtocol => "tls_protocol_error",
         ErrorKind::ConnectTimeout => "connection_timeout",
         ErrorKind::NoResponse => "connection_terminated",
         ErrorKind::Malformed => "http_protocol_error",

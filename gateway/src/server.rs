@@ -14,6 +14,7 @@ mod override_publisher;
 mod followed_upstreams;
 mod key_set_refresher;
 mod breakers;
+mod bounded_lists;
 mod components;
 mod reload_status;
 mod dashboard;
@@ -171,7 +172,16 @@ fn expose_metrics(shared: &Arc<SharedState>) {
     let snapshot = Arc::clone(&shared.snapshot);
     upstream::expose(move |visit| snapshot.load().upstreams.iter().for_each(|upstream| visit(upstream)));
     let terminators = shared.tls_terminators.clone();
-    tls::expose(move |visit| terminators.iter().flatten().for_each(|terminator| visit(terminator)));
+    let config = Arc::clone(shared);
+    tls::expose(
+        move |visit| terminators.iter().flatten().for_each(|terminator| visit(terminator)),
+        move |visit| {
+            let config = config.config.load();
+            let certificates =
+                config.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref()?.client_certificate());
+            certificates.for_each(|(path, leaf)| visit(path, &leaf));
+        },
+    );
     let shared = Arc::clone(shared);
     metrics::expose_gauge_with("tidegate_info", "Always 1; the labels are version, commit and node.", move |emit| {
         let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("TIDEGATE_COMMIT"));

@@ -612,6 +612,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Share of the requests without a trace that are sampled, and of those for which a peer outside `identity.trusted_proxies` asks. A request with a trace of a trusted peer is sampled as its sender has decided.",
     ),
     ("tracing.service_name", "`service.name` of the spans."),
+    ("tracing.compression", "Compression of exports, as in `OTEL_EXPORTER_OTLP_COMPRESSION`."),
     (
         "tracing.query",
         "Whether spans have the query of the request (`url.query`), which may carry tokens and signatures.",

@@ -164,6 +164,11 @@ impl Endpoint {
         if self.is_remote.load(Relaxed) { Locality::Remote } else { Locality::Local }
     }
 
+    /// The configured weight, whatever a slow start makes of it.
+    pub(crate) fn weight(&self) -> f64 {
+        self.load.weight(0, Duration::ZERO)
+    }
+
     pub(crate) fn set_weight(&self, weight: u32) {
         self.load.set_weight(weight);
     }

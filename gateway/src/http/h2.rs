@@ -45,7 +45,7 @@ pub(crate) use frame::Http2ErrorCode;
 pub(crate) use memory_budget::{refused_streams, reserved_bytes};
 pub(crate) use receive_request::{IncomingRequest, ReceiveEnd};
 pub(crate) use request_body::Http2RequestBody;
-pub(crate) use request_head::may_be_bodiless;
+pub(crate) use request_head::{describe_unread, may_be_bodiless};
 pub(crate) use stream_handle::{ResponseEnd, StreamHandle};
 pub(crate) use tunnel::{TunnelBody, TunnelUpload, tunnel};
 

@@ -19,13 +19,15 @@ use stream::StreamStart;
 use stream_context::StreamContext;
 use stream_tasks::StreamTasks;
 
-use super::accounting::{self, AbortReason};
+use super::accounting::{self, AbortReason, CompletedExchange};
 use super::worker_context::{DrainGuard, DrainStage, WorkerContext};
 use crate::event::Event;
 use crate::http::HttpLimits;
 use crate::http::deadline::ResettableDeadline;
-use crate::http::h2::{FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, refused_streams, reserved_bytes};
-use crate::http::message::{HttpVersion, Scheme};
+use crate::http::h2::{
+    FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, describe_unread, refused_streams, reserved_bytes,
+};
+use crate::http::message::{Response, Scheme};
 use crate::http::refusal::RequestRefusal;
 use crate::http::transport::TransportStream;
 use crate::metrics::{self, Counters, Label as _};
@@ -327,7 +329,7 @@ impl Driver {
             return DriverStep::End;
         }
         if self.h2.section_began().is_some_and(|began| began + self.limits.header_timeout <= now) {
-            accounting::count_refusal(RequestRefusal::HeadTimeout, HttpVersion::Http2);
+            self.report_late_head();
             self.abort(Http2ErrorCode::EnhanceYourCalm, AbortReason::HeadTimeout);
         } else if self.phase == ConnectionPhase::Draining && self.phase_began + DRAIN_TIMEOUT <= now {
             self.finish_drain();
@@ -356,6 +358,23 @@ impl Driver {
             self.begin_drain();
         }
         DriverStep::Continue
+    }
+
+    /// Counts a head that is late, and writes its access log line. Its fields are compressed, and
+    /// depend on those that are missing: nothing of it is known.
+    fn report_late_head(&self) {
+        let snapshot = &self.shared.worker.snapshot.load_full();
+        let mut buffers = self.shared.take_buffers();
+        describe_unread(&mut buffers.request);
+        buffers.request.scheme = self.shared.scheme;
+        buffers.record = accounting::refused(RequestRefusal::HeadTimeout, &buffers.request, snapshot);
+        // The connection ends without a response.
+        buffers.response = Response::new(RequestRefusal::HeadTimeout.status());
+        buffers.record.aborted = AbortReason::HeadTimeout.as_str();
+        let (peer, duration) = (&self.shared.peer, self.limits.header_timeout);
+        let late = CompletedExchange { snapshot, peer, buffers: &mut buffers, bytes: 0, request_bytes: 0, duration };
+        late.report(&self.shared.worker);
+        self.shared.return_buffers(buffers);
     }
 
     /// The stage in which the client is told that the connection ends. One that was accepted while

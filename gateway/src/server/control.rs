@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +27,10 @@ use super::key_set_refresher::KeySetRefresher;
 use super::override_publisher::OverridePublisher;
 use super::reload_status::ReloadStatus;
 use super::state::{ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, LifecycleStage, SharedAdminConfig, SharedState, check_node};
-use super::{assemble, breakers, last_reload};
+use super::{assemble, bounded_lists, breakers, last_reload};
 use crate::admin::{self, AdminViews, LiveSources, ReadinessReport};
 use crate::cache::stored::CacheMeta;
-use crate::config::{Config, ConfigFault, ConfigReport, FaultSeverity};
+use crate::config::{Config, ConfigFault, ConfigFile, ConfigReport, FaultSeverity};
 use crate::event::{self, Event};
 use crate::limit;
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
@@ -243,8 +243,9 @@ impl Reloader {
 }
 
 /// The files whose changes trigger a reload.
-fn watched_files(document: &Path, config: &Config) -> Vec<PathBuf> {
-    std::iter::once(document.to_owned()).chain(config.files.iter().cloned()).collect()
+fn watched_files(document: &Path, config: &Config) -> Vec<ConfigFile> {
+    let document = ConfigFile { path: document.to_owned(), contents: config.document };
+    std::iter::once(document).chain(config.files.iter().cloned()).collect()
 }
 
 /// Emits an event for each fault, up to `FAULTS_REPORTED_MAX`; `reload_refused` counts all.
@@ -506,7 +507,8 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
             })
         })
         .collect();
-    let upstreams: Vec<_> = snapshot.upstreams.iter().map(|upstream| upstream.to_json()).collect();
+    let (upstreams, upstreams_hidden) = bounded_lists::upstreams(&snapshot);
+    let (breakers, breakers_hidden) = bounded_lists::breakers(&snapshot);
     let shards: Vec<_> = shared
         .store
         .shard_reports()
@@ -530,8 +532,10 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
         "requests_in_flight": serve::requests_in_flight(),
         "cache": { "entries": local.entries, "bytes": local.weight_bytes, "pinned": local.pinned },
         "upstreams": upstreams,
+        "upstreams_hidden": upstreams_hidden,
         "routes": routes,
-        "breakers": breakers::to_json(&snapshot),
+        "breakers": breakers,
+        "breakers_hidden": breakers_hidden,
         "shards": shards,
     })
 }

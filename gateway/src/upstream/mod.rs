@@ -47,7 +47,7 @@ use crate::{breaker, metrics};
 use judge::EndpointJudge;
 use latency::RecentLatencies;
 use open::{AttemptPlan, OpenedConnection};
-use retry::{RetryBudget, RetryReason};
+use retry::{ReplayReason, RetryBudget, RetryReason};
 
 /// Configuration of one upstream (`[upstreams.X]`): endpoints, load balancing, timeouts and
 /// breaker.
@@ -276,6 +276,7 @@ impl Upstream {
                 "state": endpoint.availability(now).as_str(),
                 "reason": out.map(|(reason, _)| reason.as_str()),
                 "seconds_left": out.and_then(|(_, left)| left),
+                "weight": endpoint.weight(),
                 "in_flight": endpoint.in_flight(),
                 "calls": calls,
                 "failures": failures,
@@ -377,6 +378,16 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send
             for reason in RetryReason::ALL.iter().copied() {
                 let labels = [("upstream", &*upstream.config.name), (RetryReason::NAME, reason.as_str())];
                 emit(&labels, upstream.budget.retries(reason));
+            }
+        });
+    });
+    let help = "Requests that were sent again because no endpoint had processed them, which is no retry.";
+    let upstreams = for_each.clone();
+    metrics::expose_counter_with("tidegate_upstream_replays", help, move |emit| {
+        upstreams(&mut |upstream| {
+            for reason in ReplayReason::ALL.iter().copied() {
+                let labels = [("upstream", &*upstream.config.name), (ReplayReason::NAME, reason.as_str())];
+                emit(&labels, upstream.budget.replays(reason));
             }
         });
     });

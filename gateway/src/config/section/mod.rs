@@ -83,6 +83,7 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
             routes,
             log: server::log(root),
             tracing,
+            document: None,
             files: Vec::new(),
         },
         listen: listen_at,

@@ -76,6 +76,7 @@ fn debug_text(config: &Config) -> String {
         routes,
         log,
         tracing,
+        document: _,
         files: _,
     } = config;
     let shared = (server, listen, admin, http, accept, identify, limit, cache, log, tracing);
