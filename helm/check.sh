@@ -344,7 +344,7 @@ rejects_object "source ranges without a load balancer" "need service.type LoadBa
 rejects_object "client certificates without TLS" "tls.clientCA needs a certificate of the gateway" '{ tls: { clientCA: { secretName: ca } } }'
 rejects_object "one Secret as two certificates" "is the first certificate already" '{ tls: { secretName: a, secrets: [a] } }'
 rejects_object "a Certificate without an issuer" "needs dnsNames and issuerRef.name" '{ tls: { certManager: { enabled: true, dnsNames: [a.example] } } }'
-rejects_object "users by certificates that nobody has" "set tls.clientCA" '{ config: { identity: { user: "certificate:san" } } }'
+rejects_object "users by certificates without client certificates" "set tls.clientCA" '{ config: { identity: { user: "certificate:san" } } }'
 rejects_object "an HTTPRoute without a Gateway" "httpRoute.parentRefs is empty" '{ httpRoute: { enabled: true } }'
 rejects_object "discovery with the default account" "needs a service account of its own" '{ discovery: { kubernetes: { enabled: true } }, serviceAccount: { create: false } }'
 rejects_object "two preStop hooks" "lifecycle.preStop and preStopSeconds exclude each other" '{ lifecycle: { preStop: { sleep: { seconds: 1 } } } }'

@@ -91,7 +91,7 @@ without a number the upgrade that removes the field resets it to 1.
 {{- end }}
 {{- end }}
 
-{{/* Pairs of Secret and directory of its certificate, one per line. The first one is that of clients whom no other certificate matches. */}}
+{{/* Pairs of Secret and directory of its certificate, one per line. The first one is for clients that no other certificate matches. */}}
 {{- define "tidegate.certificates" -}}
 {{- $tls := .Values.tls }}
 {{- $first := $tls.secretName }}
