@@ -155,8 +155,10 @@ def readme(text):
         if section_title != title:
             title = section_title
             table += ["", f"### {title}", "", "| value | default | description |", "|---|---|---|"]
-        default = default.replace("|", "\\|")
-        table.append(f"| `{path}` | `{default}` | {(description or KNOWN.get(path.split('.')[-1], '')).replace('|', chr(92) + '|')} |")
+        description = description or KNOWN.get(path.split(".")[-1])
+        if not description:
+            sys.exit(f"generate.py: {path} in values.yaml has no comment that begins with `# --`")
+        table.append("| `{}` | `{}` | {} |".format(path, *(text.replace("|", "\\|") for text in (default, description))))
     return before + begin + "\n".join(table[1:]) + "\n\n" + end + after
 
 
