@@ -114,25 +114,27 @@ expect_success "create a revocation list" openssl ca -config "$work/ca.conf" -ge
 
 expect_success "README, schema and rules are current" python3 "$chart/../generate.py" "$TIDEGATE" --check
 
-# validate SET: the manifests of ci/SET-values.yaml are valid.
-validate() {
-  [ -n "$python" ] || return 0
-  "$helm" template t "$chart" --values "$chart/ci/$1-values.yaml" >"$work/manifests" || fail "$1: helm template"
-  expect_success "$1: valid manifests" "$python" "$chart/../validate.py" <"$work/manifests"
+# part TEMPLATE: of the manifests on standard input, those of templates/TEMPLATE.
+part() { awk -v source="# Source: tidegate/templates/$1" '/^---$/ { inside = 0 } inside; $0 == source { inside = 1 }'; }
+
+# render SET VALUES...: renders the chart into $work/SET: the manifests, the files of its ConfigMap and Secrets, and the variables of the gateway.
+render() {
+  local dir=$work/$1
+  shift
+  mkdir "$dir"
+  "$helm" template t "$chart" "$@" >"$dir/manifests" 2>"$work/out" || fail "${dir##*/}: helm template"
+  part configmap.yaml <"$dir/manifests" | extract_files "$dir" || fail "${dir##*/}: no tidegate.toml in the ConfigMap"
+  part deployment.yaml <"$dir/manifests" | provide_inputs "$dir" "$work/pair" >"$dir/variables" || fail "${dir##*/}: cannot parse the Deployment"
 }
 
 for values in "$chart"/ci/*-values.yaml; do
   set=$(basename "$values" -values.yaml)
-  dir=$work/$set
-  mkdir "$dir"
   expect_success "$set: helm lint" "$helm" lint --strict "$chart" --values "$values"
-  validate "$set"
-  "$helm" template t "$chart" --values "$values" --show-only templates/configmap.yaml | extract_files "$dir" || fail "$set: no tidegate.toml in the ConfigMap"
-  "$helm" template t "$chart" --values "$values" --show-only templates/deployment.yaml | provide_inputs "$dir" "$work/pair" >"$dir/variables" ||
-    fail "$set: cannot parse the Deployment"
-  mapfile -t variables <"$dir/variables"
+  render "$set" --values "$values"
+  [ -z "$python" ] || expect_success "$set: valid manifests" "$python" "$chart/../validate.py" <"$work/$set/manifests"
+  mapfile -t variables <"$work/$set/variables"
   # Paths in the file are relative to its directory, which is also the container's working directory. Only the variables of the Deployment are set.
-  expect_success "$set: tidegate check" env -C "$dir" -i "${variables[@]}" "$TIDEGATE" check tidegate.toml
+  expect_success "$set: tidegate check" env -C "$work/$set" -i "${variables[@]}" "$TIDEGATE" check tidegate.toml
 done
 
 # rejects_with NAME MESSAGE BASE: as rejects, for ci/BASE-values.yaml overridden by the values on standard input.
@@ -354,11 +356,10 @@ rejects_object "an unknown option" "additional properties 'sidecar'" '{ sidecar:
 # invalid NAME EXPRESSION: the validation refuses the manifests of ci/objects-values.yaml after this change by sed.
 invalid() {
   [ -n "$python" ] || return 0
-  sed -E "$2" "$work/objects.yaml" | "$python" "$chart/../validate.py" >"$work/out" 2>&1 && fail "$1: was accepted"
+  sed -E "$2" "$work/objects/manifests" | "$python" "$chart/../validate.py" >"$work/out" 2>&1 && fail "$1: was accepted"
   echo "ok       $1"
 }
-"$helm" template t "$chart" --values "$chart/ci/objects-values.yaml" >"$work/objects.yaml"
-expect_success "every kind is rendered" diff - <(sed -n 's/^kind: //p' "$work/objects.yaml" | sort -u | tr '\n' ' '; echo) \
+expect_success "every kind is rendered" diff - <(sed -n 's/^kind: //p' "$work/objects/manifests" | sort -u | tr '\n' ' '; echo) \
   <<<'Certificate ConfigMap Deployment HTTPRoute Ingress NetworkPolicy Pod PodDisruptionBudget PodMonitor PrometheusRule Role RoleBinding ScaledObject Service ServiceAccount '
 invalid "a misspelt field of a pod" 's/^( +)dnsPolicy:/\1dnsPolicies:/'
 invalid "a text in place of a number" 's/^  minReplicaCount: 3/  minReplicaCount: "3"/'
@@ -389,11 +390,8 @@ effective() {
 }
 for file in "$chart"/../../docs/tidegate.example.toml "$chart"/../../docs/cookbook/*.toml; do
   name=$(basename "$file" .toml)
-  mkdir "$work/$name"
   python3 "$chart/../from_toml.py" "$file" >"$work/values.json" || fail "$name: from_toml.py"
-  "$helm" template t "$chart" --values "$work/values.json" --show-only templates/configmap.yaml >"$work/out" 2>&1 || fail "$name: the values are refused"
-  extract_files "$work/$name" <"$work/out"
-  "$helm" template t "$chart" --values "$work/values.json" --show-only templates/deployment.yaml | provide_inputs "$work/$name" "$work/pair" >/dev/null
+  render "$name" --values "$work/values.json"
   cp "$file" "$work/$name/original.toml"
   for input in $(grep -v '^ *#' "$file" | grep -oE '"[a-z0-9/.-]+\.(crt|key|json|pem|html)"' | tr -d '"'); do
     mkdir -p "$work/$name/$(dirname "$input")"
