@@ -81,7 +81,11 @@ loaded() {
   done
 }
 
-pods() { kc get pods -l app.kubernetes.io/instance=gate,app.kubernetes.io/name=tidegate --field-selector=status.phase=Running -o jsonpath="${1:-{.items[*].metadata.name\}}"; }
+# pods [TEMPLATE]: names, or another field, of the gateway's pods that are not about to end.
+pods() {
+  kc get pods -l app.kubernetes.io/instance=gate,app.kubernetes.io/name=tidegate \
+    -o go-template="{{range .items}}{{if not .metadata.deletionTimestamp}}${1:-{{.metadata.name\}\}} {{end}}{{end}}"
+}
 ready_is() { [ "$(kc get deployment gate-tidegate -o jsonpath='{.status.readyReplicas}')" = "$1" ]; }
 # metric POD NAME: the sum of the values of a metric.
 metric() { timeout 10 kubectl get --raw "/api/v1/namespaces/$ns/pods/$1:9900/proxy/metrics" 2>/dev/null | awk -v name="$2" '$1 == name || index($1, name "{") == 1 { sum += $2; found = 1 } END { print found ? sum : "none" }'; }
@@ -128,7 +132,7 @@ Y
   timeout 200 helm install gate "$chart" --namespace "$ns" --wait --timeout 180s --values - >/dev/null <<Y
 image: { repository: "${IMAGE%:*}", tag: "${IMAGE##*:}" }
 config:
-  upstream: { endpoints: ["http://origin.$ns.svc:80"], extra: { breaker: { mode: "off" } } }
+  upstream: { endpoints: ["http://origin.$ns.svc:80"] }
   rollOnChange: false
   drainSeconds: 20
 service: { type: NodePort }
@@ -191,13 +195,13 @@ reload_is() { local pod; for pod in $(pods); do [ "$(metric "$pod" tidegate_conf
 has_route() { curl -s --max-time 2 "$url/new" | grep -q 'new route'; }
 # Several new connections, so that every pod answers.
 all_have_route() { for _ in 1 2 3 4 5 6 7 8; do has_route || return 1; done; }
-restarts() { pods '{.items[*].status.containerStatuses[0].restartCount}'; }
+restarts() { pods '{{range .status.containerStatuses}}{{.restartCount}}{{end}}'; }
 reload_step() {
   local before started
   before="$(pods) $(restarts)"
   load reload 170
   started=$(date +%s.%N)
-  upgrade --set-json 'config.upstream.endpoints=[]' --set-json 'config.upstream.extra={}' --set-json "config.upstreams={\"main\":{\"endpoints\":[\"http://origin.$ns.svc:80\"],\"breaker\":{\"mode\":\"off\"}}}" \
+  upgrade --set-json 'config.upstream.endpoints=[]' --set-json "config.upstreams={\"main\":{\"endpoints\":[\"http://origin.$ns.svc:80\"]}}" \
     --set-json 'config.routes=[{"name":"new","match":{"path":"/new"},"respond":{"body":"new route"}},{"name":"everything","match":{"path":"/*"},"upstream":"main","cache":{"mode":"off"}}]'
   wait_for 120 has_route || true
   row reload "changed ConfigMap is in use, without a restart" "$(seconds_since "$started")"
