@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Lints the chart, renders it with each set of values in tidegate/ci, and runs `tidegate check` on the rendered configuration.
+# Lints the chart, renders it with each set of values in tidegate/ci, validates the manifests, and runs `tidegate check` on the configuration.
 # Usage: helm/check.sh PATH-OF-TIDEGATE      (or TIDEGATE in the environment)
-# Needs python3 and openssl. If helm is neither in ~/.cache/tidegate/bin nor on PATH, installs it there with Go.
+# Needs python3 and openssl. Installs helm (with Go) and the schemas of Kubernetes (from PyPI) in ~/.cache/tidegate, where they are missing; says
+# SKIPPED where that is not possible.
 set -euo pipefail
 
 TIDEGATE=${1:-${TIDEGATE:-}}
@@ -9,17 +10,36 @@ TIDEGATE=${1:-${TIDEGATE:-}}
 TIDEGATE=$(realpath "$TIDEGATE")
 chart=$(cd "$(dirname "$0")/tidegate" && pwd)
 bin=$HOME/.cache/tidegate/bin
+schemas=$HOME/.cache/tidegate/chart-schemas
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
+fail() { echo "FAILED   $1" >&2; [ ! -f "$work/out" ] || cat "$work/out" >&2; exit 1; }
+
 helm=$(PATH=$bin:$PATH command -v helm || true)
 if [ -z "$helm" ]; then
-  echo "helm     installing into $bin"
-  GOBIN=$bin go install helm.sh/helm/v4/cmd/helm@v4.3.1
+  if ! command -v go >/dev/null; then
+    echo 'SKIPPED: the chart was not checked, because neither helm nor go is installed.'
+    exit 0
+  fi
+  echo "helm     installing into $bin (about 3 minutes, once)"
+  if ! GOBIN=$bin go install helm.sh/helm/v4/cmd/helm@v4.3.2 >"$work/out" 2>&1; then
+    grep -qE 'requires go|toolchain not available|unknown directive' "$work/out" || fail "install helm"
+    echo "SKIPPED: the chart was not checked, because $(go version | cut -d' ' -f3) is too old to build helm. Put helm 4 on the PATH."
+    exit 0
+  fi
   helm=$bin/helm
 fi
 
-fail() { echo "FAILED   $1" >&2; [ ! -f "$work/out" ] || cat "$work/out" >&2; exit 1; }
+# The schemas of Kubernetes, as a Python package. Empty: they cannot be installed.
+python=$schemas/bin/python
+if ! "$python" -c 'import kubernetes_validate' 2>/dev/null; then
+  echo "schemas  installing into $schemas"
+  if ! { python3 -m venv "$schemas" && "$schemas/bin/pip" install --quiet --disable-pip-version-check kubernetes-validate==1.37.0; } >"$work/out" 2>&1; then
+    python=
+    echo 'SKIPPED: the manifests are not validated, because python3-venv or PyPI is not available.'
+  fi
+fi
 
 # expect_success NAME COMMAND...: the command must succeed; its output is shown only on failure.
 expect_success() {
@@ -69,9 +89,9 @@ text = sys.stdin.read()
 variables = text.split("\n          env:\n", 1)[1].split("\n          ports:\n", 1)[0]
 for variable in re.split(r"(?m)^            - name: ", variables)[1:]:
     value = re.search(r"(?m)^              value: (.*)", variable)
-    print(variable.split("\n", 1)[0] + "=" + (value[1].strip("\"\x27") if value else "dummy"))
+    print(variable.split("\n", 1)[0] + "=" + (value[1].strip("\"\x27") if value else "dummy-of-the-check"))
 for path in re.findall(r"(?m)^ +- \{ key: [^,]+, path: (\S+) \}$", text):
-    into.joinpath(path).parent.mkdir(exist_ok=True)
+    into.joinpath(path).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(pair.with_suffix(pathlib.Path(path).suffix), into / path)
 ' "$1" "$2"
 }
@@ -86,18 +106,35 @@ x, y = (base64.urlsafe_b64encode(half).rstrip(b"=").decode() for half in (point[
 print(json.dumps({"keys": [{"kty": "EC", "crv": "P-256", "use": "sig", "kid": "check", "x": x, "y": y}]}))
 ' >"$work/pair.json"
 
+# An empty revocation list of the certificate, as PEM.
+: >"$work/index"
+echo '<!doctype html><title>Page</title>' >"$work/pair.html"
+printf '[ca]\ndefault_ca = own\n[own]\ndatabase = %s\ndefault_md = sha256\ndefault_crl_days = 1\n' "$work/index" >"$work/ca.conf"
+expect_success "create a revocation list" openssl ca -config "$work/ca.conf" -gencrl -keyfile "$work/pair.key" -cert "$work/pair.crt" -out "$work/pair.pem"
+
+expect_success "README, schema and rules are current" python3 "$chart/../generate.py" "$TIDEGATE" --check
+
+# part TEMPLATE: of the manifests on standard input, those of templates/TEMPLATE.
+part() { awk -v source="# Source: tidegate/templates/$1" '/^---$/ { inside = 0 } inside; $0 == source { inside = 1 }'; }
+
+# render SET VALUES...: renders the chart into $work/SET: the manifests, the files of its ConfigMap and Secrets, and the variables of the gateway.
+render() {
+  local dir=$work/$1
+  shift
+  mkdir "$dir"
+  "$helm" template t "$chart" "$@" >"$dir/manifests" 2>"$work/out" || fail "${dir##*/}: helm template"
+  part configmap.yaml <"$dir/manifests" | extract_files "$dir" || fail "${dir##*/}: no tidegate.toml in the ConfigMap"
+  part deployment.yaml <"$dir/manifests" | provide_inputs "$dir" "$work/pair" >"$dir/variables" || fail "${dir##*/}: cannot parse the Deployment"
+}
+
 for values in "$chart"/ci/*-values.yaml; do
   set=$(basename "$values" -values.yaml)
-  dir=$work/$set
-  mkdir "$dir"
   expect_success "$set: helm lint" "$helm" lint --strict "$chart" --values "$values"
-  expect_success "$set: helm template" "$helm" template t "$chart" --values "$values"
-  "$helm" template t "$chart" --values "$values" --show-only templates/configmap.yaml | extract_files "$dir" || fail "$set: no tidegate.toml in the ConfigMap"
-  "$helm" template t "$chart" --values "$values" --show-only templates/deployment.yaml | provide_inputs "$dir" "$work/pair" >"$dir/variables" ||
-    fail "$set: cannot parse the Deployment"
-  mapfile -t variables <"$dir/variables"
+  render "$set" --values "$values"
+  [ -z "$python" ] || expect_success "$set: valid manifests" "$python" "$chart/../validate.py" <"$work/$set/manifests"
+  mapfile -t variables <"$work/$set/variables"
   # Paths in the file are relative to its directory, which is also the container's working directory. Only the variables of the Deployment are set.
-  expect_success "$set: tidegate check" env -C "$dir" -i "${variables[@]}" "$TIDEGATE" check tidegate.toml
+  expect_success "$set: tidegate check" env -C "$work/$set" -i "${variables[@]}" "$TIDEGATE" check tidegate.toml
 done
 
 # rejects_with NAME MESSAGE BASE: as rejects, for ci/BASE-values.yaml overridden by the values on standard input.
@@ -181,10 +218,10 @@ rejects_with "a user class without a user" "config.identity.tier needs config.id
 rejects_with "a typed identity key in extra" "/config/identity/extra/device" minimal <<<'config: { identity: { extra: { device: ["host:"] } } }'
 rejects_token "tokens without an algorithm" "algorithms is empty" '{ secretName: s }'
 rejects_token "unsigned tokens" "/config/identity/jwt/algorithms/0" '{ secretName: s, algorithms: [none] }'
-rejects_token "tokens without keys" "set its secretName or configMapName" '{ algorithms: [ES256] }'
-rejects_token "an audience without keys" "set its secretName or configMapName" '{ audience: [shop] }'
-rejects_token "an issuer without keys" "set its secretName or configMapName" '{ issuer: "https://id.example" }'
-rejects_token "token keys from both a Secret and a ConfigMap" "secretName and configMapName exclude each other" '{ secretName: s, configMapName: c, algorithms: [ES256] }'
+rejects_token "tokens without keys" "set its url, secretName or configMapName" '{ algorithms: [ES256] }'
+rejects_token "an audience without keys" "set its url, secretName or configMapName" '{ audience: [shop] }'
+rejects_token "an issuer without keys" "set its url, secretName or configMapName" '{ issuer: "https://id.example" }'
+rejects_token "token keys from both a Secret and a ConfigMap" "url, secretName and configMapName exclude each other" '{ secretName: s, configMapName: c, algorithms: [ES256] }'
 rejects_token "a shared secret in a ConfigMap" "store it in a Secret" '{ configMapName: c, algorithms: [HS256] }'
 rejects_token "HS algorithms with public-key algorithms" "cannot be combined" '{ secretName: s, algorithms: [HS256, ES256] }'
 rejects_token "an audience that is not a list" "/config/identity/jwt/audience" '{ secretName: s, algorithms: [ES256], audience: shop }'
@@ -268,5 +305,99 @@ rejects_with "certificates that no address uses" "begins with rediss" full <<<'c
 rejects_with "a TLS Secret without keys" "neither caKey nor certKey" redis-cluster <<<'config: { redis: { tls: { caKey: "" } } }'
 rejects_with "a certificate without its key" "/config/redis/tls/keyKey" redis-cluster <<<'config: { redis: { tls: { certKey: tls.crt } } }'
 rejects "autoscaling without a metric" "autoscaling needs a metric" --values "$chart/ci/minimal-values.yaml" \
-  --set autoscaling.enabled=true,autoscaling.cpuPercent=0
+  --set autoscaling.enabled=true,autoscaling.cpuPercent=0 --set-json 'autoscaling.metrics=[]'
+
+# The long form: names, keys, units and contradictions.
+rejects_routes() { rejects_with "$1" "$2" routes <<<"config: $3"; }
+rejects_routes "both forms" "config.upstream.endpoints belongs to the short form" '{ upstream: { endpoints: ["http://a"] } }'
+rejects_routes "a timeout of the short form" "config.upstream.timeout belongs to the short form" '{ upstream: { timeout: 3s } }'
+rejects_routes "a cache mode of the short form" "config.cache.mode belongs to the short form" '{ cache: { mode: "off" } }'
+rejects_with "upstreams without routes" "config.routes is empty" minimal <<<'config: { upstreams: { a: { endpoints: ["http://a"] } } }'
+rejects_routes "two routes of one name" "two routes are named a" '{ routes: [{ name: a, match: { path: /a }, upstream: shop }, { name: a, match: { path: /b }, upstream: shop }] }'
+rejects_routes "an unknown upstream" "a names the upstream shopp" '{ routes: [{ name: a, match: { path: /a }, upstream: shopp }] }'
+rejects_with "an upstream with no endpoints key" "missing property 'endpoints'" routes <<<'config: { upstreams: { other: { retries: 1 } } }'
+rejects_routes "an unknown upstream of a canary" "a names the upstream next" '{ routes: [{ name: a, match: { path: /a }, upstream: shop, canary: { upstream: next } }] }'
+rejects_routes "an unknown limit" "a names the limit all" '{ routes: [{ name: a, match: { path: /a }, upstream: shop, limits: [all] }] }'
+rejects_routes "a route that leads nowhere" "a needs one of upstream, redirect and respond" '{ routes: [{ name: a, match: { path: /a } }] }'
+rejects_routes "a route with two ends" "a needs one of upstream, redirect and respond" '{ routes: [{ name: a, match: { path: /a }, upstream: shop, respond: { body: x } }] }'
+rejects_routes "a route without a match" "missing property 'match'" '{ routes: [{ name: a, upstream: shop }] }'
+rejects_routes "an unknown key of a route" "additional properties 'methods'" '{ routes: [{ name: a, methods: [GET], match: { path: /a }, upstream: shop }] }'
+rejects_routes "a cost of a route above a burst" "the cost of route a, 201, exceeds its burst" '{ routes: [{ name: a, match: { path: /a }, upstream: shop, limits: [device], cost: 201 }] }'
+rejects_routes "an upstream without endpoints" "minItems" '{ upstreams: { shop: { endpoints: [] } } }'
+rejects_routes "an endpoint without a scheme" "pattern" '{ upstreams: { shop: { endpoints: [shop.default.svc:80] } } }'
+rejects_routes "an unknown key of an upstream" "additional properties 'timout'" '{ upstreams: { shop: { endpoints: ["http://a"], timout: 3s } } }'
+rejects_routes "a duration without a unit" "/config/upstreams/shop/timeout" '{ upstreams: { shop: { endpoints: ["http://a"], timeout: 3 } } }'
+rejects_routes "a duration in days" "pattern" '{ upstreams: { shop: { endpoints: ["http://a"], breaker: { open: 1d } } } }'
+rejects_routes "a size in kilobytes" "/config/limits_http/body_bytes" '{ limits_http: { body_bytes: 64kB } }'
+rejects_routes "an unknown key of limits_http" "additional properties 'body'" '{ limits_http: { body: 1MiB } }'
+rejects_routes "workers above the maximum" "maximum" '{ server: { workers: 1025 } }'
+rejects_routes "drain_timeout beside drainSeconds" "/config/server/drain_timeout" '{ server: { drain_timeout: 5s } }'
+rejects_routes "an unknown key in extra" "additional properties 'objects'" '{ cache: { extra: { objects: 3 } } }'
+rejects_routes "two keys for the hashes of callers" "secretName and extra.secret exclude each other" '{ identity: { extra: { secret: "${S}" } } }'
+rejects_with "tracing without a collector" "config.tracing.extra has no effect" minimal <<<'config: { tracing: { extra: { query: true } } }'
+
+# Objects.
+rejects_object() { rejects_with "$1" "$2" minimal <<<"$3"; }
+rejects_object "two autoscalers" "exclude each other" '{ autoscaling: { enabled: true }, keda: { enabled: true, prometheus: { serverAddress: "http://p" } } }'
+rejects_object "KEDA without a trigger" "keda needs a trigger" '{ keda: { enabled: true } }'
+rejects_object "fewer pods at most than at least" "keda.minReplicas is above keda.maxReplicas" '{ keda: { enabled: true, minReplicas: 20, prometheus: { serverAddress: "http://p" } } }'
+rejects_object "node ports of a ClusterIP" "need service.type NodePort or LoadBalancer" '{ service: { nodePorts: { http: 30080 } } }'
+rejects_object "source ranges without a load balancer" "need service.type LoadBalancer" '{ service: { type: NodePort, loadBalancerSourceRanges: [10.0.0.0/8] } }'
+rejects_object "client certificates without TLS" "tls.clientCA needs a certificate of the gateway" '{ tls: { clientCA: { secretName: ca } } }'
+rejects_object "one Secret as two certificates" "is the first certificate already" '{ tls: { secretName: a, secrets: [a] } }'
+rejects_object "a Certificate without an issuer" "needs dnsNames and issuerRef.name" '{ tls: { certManager: { enabled: true, dnsNames: [a.example] } } }'
+rejects_object "users by certificates without client certificates" "set tls.clientCA" '{ config: { identity: { user: "certificate:san" } } }'
+rejects_object "an HTTPRoute without a Gateway" "httpRoute.parentRefs is empty" '{ httpRoute: { enabled: true } }'
+rejects_object "discovery with the default account" "needs a service account of its own" '{ discovery: { kubernetes: { enabled: true } }, serviceAccount: { create: false } }'
+rejects_object "two preStop hooks" "lifecycle.preStop and preStopSeconds exclude each other" '{ lifecycle: { preStop: { sleep: { seconds: 1 } } } }'
+rejects_object "a mount inside the configuration" "/extraVolumeMounts/0/mountPath" '{ extraVolumeMounts: [{ name: a, mountPath: /etc/tidegate/a }] }'
+rejects_object "an unknown option" "additional properties 'sidecar'" '{ sidecar: [] }'
+
+# invalid NAME EXPRESSION: the validation refuses the manifests of ci/objects-values.yaml after this change by sed.
+invalid() {
+  [ -n "$python" ] || return 0
+  sed -E "$2" "$work/objects/manifests" | "$python" "$chart/../validate.py" >"$work/out" 2>&1 && fail "$1: was accepted"
+  echo "ok       $1"
+}
+expect_success "every kind is rendered" diff - <(sed -n 's/^kind: //p' "$work/objects/manifests" | sort -u | tr '\n' ' '; echo) \
+  <<<'Certificate ConfigMap Deployment HTTPRoute Ingress NetworkPolicy Pod PodDisruptionBudget PodMonitor PrometheusRule Role RoleBinding ScaledObject Service ServiceAccount '
+invalid "a misspelt field of a pod" 's/^( +)dnsPolicy:/\1dnsPolicies:/'
+invalid "a text in place of a number" 's/^  minReplicaCount: 3/  minReplicaCount: "3"/'
+invalid "a misspelt field of a PodMonitor" 's/podMetricsEndpoints/podMetricEndpoints/'
+invalid "two objects of one name" 's/name: t-tidegate-admin/name: t-tidegate/'
+contains "a pod's end fits into its grace period" minimal 'terminationGracePeriodSeconds: 45' 'drain_timeout = "30s"' <<<'{}'
+contains "workers from a CPU limit in thousandths" minimal 'workers = 1' <<<'resources: { limits: { cpu: 1900m } }'
+contains "workers from a CPU limit in cores" minimal 'workers = 4' <<<'resources: { limits: { cpu: 4 } }'
+contains "workers of a small CPU limit" minimal 'workers = 1' <<<'resources: { limits: { cpu: "0.5" } }'
+contains "workers by value" minimal 'workers = 3' <<<'{ resources: { limits: { cpu: 8 } }, config: { server: { workers: 3 } } }'
+contains "no token without discovery" minimal 'automountServiceAccountToken: false' <<<'{}'
+contains "a token with discovery" minimal '      automountServiceAccountToken: true' 'resources: [endpointslices]' 'verbs: [get, list, watch]' 'namespace: other' \
+  <<<'discovery: { kubernetes: { enabled: true, namespaces: [other] } }'
+contains "requests in flight first, CPU last" minimal 'name: tidegate_requests_in_flight
+        target:
+          type: AverageValue
+          averageValue: "200"
+    - type: Resource' <<<'autoscaling: { enabled: true }'
+contains "a Certificate and its Secret" minimal 'kind: Certificate' 'secretName: t-tidegate-tls' 'name: "t-tidegate-tls"' 'cert = "tls/tls.crt"' \
+  <<<'tls: { certManager: { enabled: true, dnsNames: [a.example], issuerRef: { name: ca } } }'
+contains "an alert on refused reloads" objects 'alert: TidegateReloadRefused' 'tidegate_config_last_reload_successful == 0' <<<'{}'
+
+# Whole configurations survive the chart: the gateway reads the same from what it renders.
+# effective FILE: the effective configuration, without what the chart decides: ports, names of files, Secrets.
+effective() {
+  env ADMIN_TOKEN=dummy IDENTITY_SECRET=dummy-of-the-check REDIS_SECRET=dummy "$TIDEGATE" config print "$1" --defaults >"$work/effective" || return 1
+  grep -vE '^(listen|admin|server\.node|redis\.(secret|tls)|identity\.(secret|user\.jwt\.keys) )' "$work/effective" | sort
+}
+for file in "$chart"/../../docs/tidegate.example.toml "$chart"/../../docs/cookbook/*.toml; do
+  name=$(basename "$file" .toml)
+  python3 "$chart/../from_toml.py" "$file" >"$work/values.json" || fail "$name: from_toml.py"
+  render "$name" --values "$work/values.json"
+  cp "$file" "$work/$name/original.toml"
+  for input in $(grep -v '^ *#' "$file" | grep -oE '"[a-z0-9/.-]+\.(crt|key|json|pem|html)"' | tr -d '"'); do
+    mkdir -p "$work/$name/$(dirname "$input")"
+    cp "$work/pair.${input##*.}" "$work/$name/$input"
+  done
+  { effective "$work/$name/original.toml" >"$work/original" && effective "$work/$name/tidegate.toml" >"$work/rendered"; } 2>"$work/out" || fail "$name: config print"
+  expect_success "$name: the same through the chart" diff "$work/original" "$work/rendered"
+done
 echo "chart ok"

@@ -44,7 +44,8 @@ pub(crate) struct ReadinessReport {
     /// False during startup and drain.
     pub(crate) ready: bool,
     pub(crate) draining: bool,
-    /// Names of degraded breakers and shards. They do not make the gateway unready.
+    /// Names of degraded breakers and shards, and a refused reload. They do not make the gateway
+    /// unready.
     pub(crate) degraded: Vec<String>,
 }
 

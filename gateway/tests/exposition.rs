@@ -190,12 +190,19 @@ fn result_of_the_last_reload_is_told() {
     let loaded_at = || gateway.metric("tidegate_config_last_reload_success_timestamp_seconds");
     let first = loaded_at();
     assert!(successful() == 1.0 && first <= now() && first > now() - 600.0);
+    let degraded = || {
+        let ready = gateway.admin("/ready");
+        let report: serde_json::Value = serde_json::from_str(&ready.text()).expect("JSON");
+        (ready.status, report["degraded"].clone())
+    };
+    assert_eq!(degraded(), (200, serde_json::json!([])));
     gateway.rewrite(&format!("{config}[cach]\n"));
     wait_for(|| successful() == 0.0, STEP_TIMEOUT);
     assert_eq!(loaded_at(), first);
+    assert_eq!(degraded(), (200, serde_json::json!(["configuration: the last reload was refused"])));
     gateway.rewrite(&format!("{config}# mended\n"));
     wait_for(|| successful() == 1.0, STEP_TIMEOUT);
-    assert!(loaded_at() > first);
+    assert!(loaded_at() > first && degraded().1 == serde_json::json!([]));
 }
 
 /// The build script, in a repository and outside of one.

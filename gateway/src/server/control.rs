@@ -452,7 +452,12 @@ fn admin_views(
     AdminViews {
         ready: Box::new(move || {
             let draining = ready_draining.get();
-            ReadinessReport { ready: !draining, draining, degraded: degraded_components(&ready_shared) }
+            let mut degraded = degraded_components(&ready_shared);
+            // The dashboard shows the faults in place of this line.
+            if last_reload::has_failed() {
+                degraded.insert(0, "configuration: the last reload was refused".to_owned());
+            }
+            ReadinessReport { ready: !draining, draining, degraded }
         }),
         live: Rc::new(LiveSources {
             state: Box::new(move || state_dashboard.state()),

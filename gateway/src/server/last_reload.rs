@@ -1,4 +1,4 @@
-//! The result of the last reload, as metrics. The start counts as one that has succeeded.
+//! The result of the last reload, for metrics and `/ready`. The start counts as one that has succeeded.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
@@ -32,4 +32,9 @@ pub(super) fn record_success() {
 /// A configuration was refused.
 pub(super) fn record_failure() {
     HAS_FAILED.store(true, Relaxed);
+}
+
+/// Whether the configuration on disk was refused, and an older one is in use.
+pub(super) fn has_failed() -> bool {
+    HAS_FAILED.load(Relaxed)
 }

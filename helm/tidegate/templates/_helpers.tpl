@@ -26,6 +26,21 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
+{{/*
+Name, labels and annotations of an object. Takes a dict: root; optionally suffix of the name, labels, annotations. Labels of the chart take
+precedence, then those of the object, then common ones.
+*/}}
+{{- define "tidegate.metadata" -}}
+name: {{ include "tidegate.fullname" .root }}{{ .suffix }}
+labels:
+  {{- $own := include "tidegate.labels" .root | fromYaml }}
+  {{- toYaml (merge $own (default dict .labels) .root.Values.commonLabels) | nindent 2 }}
+{{- with merge (deepCopy (default dict .annotations)) .root.Values.commonAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{- define "tidegate.serviceAccount" -}}
 {{- if .Values.serviceAccount.create }}
 {{- default (include "tidegate.fullname" .) .Values.serviceAccount.name }}
@@ -34,103 +49,74 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
+{{/* `autoscaling` or `keda` if one of them is enabled. */}}
+{{- define "tidegate.scaler" -}}
+{{- if and .Values.autoscaling.enabled .Values.keda.enabled }}
+{{- fail "autoscaling.enabled and keda.enabled exclude each other: both would set the number of pods" }}
+{{- end }}
+{{- range list "autoscaling" "keda" }}
+{{- $scaler := get $.Values . }}
+{{- if $scaler.enabled }}
+{{- if gt (int $scaler.minReplicas) (int $scaler.maxReplicas) }}
+{{- fail (printf "%s.minReplicas is above %s.maxReplicas" . .) }}
+{{- end }}
+{{- . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Least or, with `most`, largest number of pods. Takes a dict: root, bound. */}}
+{{- define "tidegate.pods" -}}
+{{- $scaler := include "tidegate.scaler" .root }}
+{{- if $scaler }}
+{{- get (get .root.Values $scaler) .bound | int }}
+{{- else }}
+{{- .root.Values.replicaCount | int }}
+{{- end }}
+{{- end }}
+
 {{/*
 Number of replicas of the Deployment. With autoscaling, the current number in the cluster: another number would override the autoscaler, and
 without a number the upgrade that removes the field resets it to 1.
 */}}
 {{- define "tidegate.replicas" -}}
-{{- if .Values.autoscaling.enabled }}
-{{- $live := lookup "apps/v1" "Deployment" .Release.Namespace (include "tidegate.fullname" .) }}
+{{- $live := dict }}
+{{- if include "tidegate.scaler" . }}
+{{- $live = lookup "apps/v1" "Deployment" .Release.Namespace (include "tidegate.fullname" .) }}
+{{- end }}
 {{- if $live }}
 {{- $live.spec.replicas | int }}
 {{- else }}
-{{- .Values.autoscaling.minReplicas | int }}
+{{- include "tidegate.pods" (dict "root" . "bound" "minReplicas") }}
 {{- end }}
+{{- end }}
+
+{{/* Pairs of Secret and directory of its certificate, one per line. The first one is for clients that no other certificate matches. */}}
+{{- define "tidegate.certificates" -}}
+{{- $tls := .Values.tls }}
+{{- $first := $tls.secretName }}
+{{- if and $tls.certManager.enabled (not $first) }}
+{{- $first = printf "%s-tls" (include "tidegate.fullname" .) }}
+{{- end }}
+{{- with $first }}
+{{- . }} tls
+{{ end }}
+{{- range $tls.secrets }}
+{{- if eq . $first }}
+{{- fail (printf "tls.secrets: %s is the first certificate already" .) }}
+{{- end }}
+{{- . }} tls/{{ . }}
+{{ end }}
+{{- end }}
+
+{{/* Worker threads: the CPU limit in whole cores, at least one; 0 (one per core) without a limit. */}}
+{{- define "tidegate.workers" -}}
+{{- $cpu := dig "limits" "cpu" "" .Values.resources | toString }}
+{{- if regexMatch "^[0-9]+m$" $cpu }}
+{{- max 1 (div (trimSuffix "m" $cpu | int) 1000) }}
+{{- else if $cpu }}
+{{- max 1 (float64 $cpu | floor | int) }}
 {{- else }}
-{{- .Values.replicaCount | int }}
-{{- end }}
-{{- end }}
-
-{{/*
-tidegate.toml. Strings are written by toJson: a JSON string is a TOML basic string.
-*/}}
-{{- define "tidegate.toml" -}}
-{{- $c := .Values.config }}
-{{- if $c.raw }}
-{{- trim $c.raw }}
-{{- else }}
-{{- if not $c.upstream.endpoints }}
-{{- fail "config.upstream.endpoints is empty: set it to the servers behind the gateway, for example --set 'config.upstream.endpoints={http://shop.default.svc:80}' (or set config.raw)" }}
-{{- end }}
-{{- include "tidegate.identity.check" . }}
-{{- include "tidegate.redis.check" . }}
-{{- include "tidegate.limits.check" . -}}
-version = 1
-
-[server]
-node = "${HOSTNAME:-tidegate}"
-drain_timeout = "{{ int $c.drainSeconds }}s"
-
-[[listen]]
-address = "0.0.0.0:{{ int .Values.ports.http }}"
-{{- if .Values.tls.secretName }}
-
-[[listen]]
-address = "0.0.0.0:{{ int .Values.ports.https }}"
-[listen.tls]
-certificates = [{ cert = "tls/tls.crt", key = "tls/tls.key" }]
-min_version = {{ toJson .Values.tls.minVersion }}
-{{- end }}
-
-[admin]
-address = "0.0.0.0:{{ int .Values.ports.admin }}"
-token = "${ADMIN_TOKEN:-}"
-
-{{ include "tidegate.identity" . }}
-{{- if or $c.redis.regions $c.redis.nodes }}
-
-{{ include "tidegate.redis" . }}
-{{- end }}
-
-[cache]
-memory = {{ toJson $c.cache.memory }}
-hot_rate = {{ toJson $c.cache.hot_rate }}
-{{- include "tidegate.keys" $c.cache.extra }}
-{{- include "tidegate.limits" . }}
-
-[upstreams.main]
-endpoints = {{ toJson $c.upstream.endpoints }}
-balance = {{ toJson $c.upstream.balance }}
-timeout = {{ toJson $c.upstream.timeout }}
-{{- include "tidegate.keys" $c.upstream.extra }}
-
-[[routes]]
-name = "everything"
-match = { path = "/*" }
-upstream = "main"
-{{- with $c.limits }}
-limits = {{ keys . | sortAlpha | toJson }}
-{{- end }}
-cost = {{ int $c.route.cost }}
-{{- with $c.route.cost_by_status }}
-cost_by_status = {{ include "tidegate.value" . }}
-{{- end }}
-{{- if eq $c.cache.mode "off" }}
-cache = { mode = "off" }
-{{- else }}
-cache = { mode = "standard", stale_if_error = {{ toJson $c.cache.stale_if_error }} }
-{{- end }}
-{{- include "tidegate.keys" $c.route.extra }}
-
-[log]
-level = {{ toJson $c.log.level }}
-access = {{ toJson $c.log.access }}
-{{- if $c.tracing.otlp }}
-
-[tracing]
-otlp = {{ toJson $c.tracing.otlp }}
-ratio = {{ $c.tracing.ratio }}
-{{- include "tidegate.keys" $c.tracing.extra }}
-{{- end }}
+{{- 0 }}
 {{- end }}
 {{- end }}

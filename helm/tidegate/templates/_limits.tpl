@@ -20,6 +20,11 @@
 {{- if gt (int $c.route.cost) (int $rule.burst) }}
 {{- fail (printf "config.limits.%s: the cost of a request (config.route.cost), %d, exceeds its burst: every request would be denied" $name (int $c.route.cost)) }}
 {{- end }}
+{{- range $route := $c.routes }}
+{{- if and (has $name (default list .limits)) (gt (int (default 1 .cost)) (int $rule.burst)) }}
+{{- fail (printf "config.limits.%s: the cost of route %s, %d, exceeds its burst: every request would be denied" $name .name (int .cost)) }}
+{{- end }}
+{{- end }}
 {{- range $tier, $part := $rule.reserve }}
 {{- if not (has $tier $tiers) }}
 {{- fail (printf "config.limits.%s.reserve: unknown user class %s: add it to config.tiers" $name $tier) }}

@@ -2,10 +2,8 @@
 {{- define "tidegate.fleet" -}}
 {{- if .Values.config.redis.nodes }}
 {{- .Values.config.redis.nodes | int }}
-{{- else if .Values.autoscaling.enabled }}
-{{- .Values.autoscaling.maxReplicas | int }}
 {{- else }}
-{{- max 1 (.Values.replicaCount | int) }}
+{{- max 1 (include "tidegate.pods" (dict "root" . "bound" "maxReplicas") | int) }}
 {{- end }}
 {{- end }}
 
