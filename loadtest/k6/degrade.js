@@ -39,17 +39,23 @@ const stale = new Rate('served_stale');
 const pages = new Rate('served_pages');
 
 const both = (phase, start, seconds) => ({
-  [`stale_${phase}`]: steady({ exec: `stale${phase}`, rate: RATE, seconds, start }),
-  [`live_${phase}`]: steady({ exec: `live${phase}`, rate: RATE, seconds, start }),
+  [`stale${phase}`]: steady({ exec: `stale${phase}`, rate: RATE, seconds, start }),
+  [`live${phase}`]: steady({ exec: `live${phase}`, rate: RATE, seconds, start }),
 });
 
 export const options = optionsOf({
-  scenarios: { ...both('Before', 0, BEFORE), ...both('Down', BEFORE + SETTLE, OUTAGE - SETTLE), ...both('After', REPAIR + RECOVERY, 3) },
+  scenarios: {
+    ...both('Before', 0, BEFORE - SETTLE / 2),
+    ...both('Down', BEFORE + SETTLE, OUTAGE - SETTLE),
+    // The breaker probes the origin with these.
+    recovering: steady({ exec: 'recovering', rate: RATE, seconds: RECOVERY - SETTLE, start: REPAIR + SETTLE }),
+    ...both('After', REPAIR + RECOVERY, 3),
+  },
   thresholds: {
     served_stale: ['rate==1'],
     served_pages: ['rate==1'],
-    'errors{scenario:live_After}': ['rate==0'],
-    'response_ms{scenario:stale_Down}': [`p(99)<${byForm(1500, 100)}`],
+    'errors{scenario:liveAfter}': ['rate==0'],
+    'response_ms{scenario:staleDown}': [`p(99)<${byForm(1500, 100)}`],
   },
   p99: byForm(1500, 100),
   plan: [[BEFORE, 'fault', 'stop the origin'], [REPAIR, 'repair', 'start the origin again']],
@@ -94,6 +100,11 @@ export function staleBefore() {
 
 export function liveBefore() {
   works(get(LIVE_PATH));
+}
+
+export function recovering() {
+  const response = get(LIVE_PATH);
+  record(response, response.status === 200 || response.status === 503, 'status 200 or 503');
 }
 
 export { staleBefore as staleAfter, liveBefore as liveAfter };

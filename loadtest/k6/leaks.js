@@ -47,11 +47,9 @@ export const options = optionsOf({
     memory_growth: [`max<=${number('MEMORY', byForm(0.5, 0.3))}`],
   },
   p99: byForm(1500, 100),
-  more: { teardownTimeout: `${QUIET + 60}s` },
+  // A kept connection of k6 would be a task of the gateway at the end.
+  more: { teardownTimeout: `${QUIET + 60}s`, noConnectionReuse: true },
 });
-
-// A kept connection of k6 would be a task of the gateway at the end.
-const CLOSE = { Connection: 'close' };
 
 export function setup() {
   needAdmin();
@@ -68,17 +66,17 @@ export function setup() {
 }
 
 export function fresh() {
-  const response = get(FAST_PATH, { headers: CLOSE });
+  const response = get(FAST_PATH);
   record(response, response.status === 200, 'status 200');
 }
 
 export function aborted() {
-  const response = get(SLOW_PATH, { headers: CLOSE, timeout: GIVE_UP });
+  const response = get(SLOW_PATH, { timeout: GIVE_UP });
   recordError(response.status !== 0, `GET ${SLOW_PATH}: status ${response.status} although the client gave up`);
 }
 
 export function failed() {
-  const response = get(FAIL_PATH, { headers: CLOSE });
+  const response = get(FAIL_PATH);
   record(response, response.status >= 500, 'status 5xx');
 }
 

@@ -33,17 +33,21 @@ const REPAIR = BEFORE + SLOW;
 
 const failFast = new Rate('fail_fast');
 
-const phase = (exec, start, seconds) => steady({ exec, rate: RATE, seconds, start });
+// A call takes as long as the upstream until the breaker opens.
+const phase = (exec, start, seconds) => steady({ exec, rate: RATE, seconds, start, iterationSeconds: 2.5 });
 
 export const options = optionsOf({
   scenarios: {
-    before: phase('fast', 0, BEFORE),
+    // Calls in flight at the fault belong to the next phase.
+    before: phase('fast', 0, BEFORE - 0.5),
+    opening: phase('slow', BEFORE, SETTLE),
     slow: phase('slow', BEFORE + SETTLE, SLOW - SETTLE),
+    recovering: phase('slow', REPAIR, RECOVERY),
     after: phase('fast', REPAIR + RECOVERY, 3),
   },
   thresholds: {
     // The others are probes of the half-open breaker, and calls that were made before it opened.
-    fail_fast: ['rate>=0.8'],
+    'fail_fast{scenario:slow}': ['rate>=0.8'],
     'response_ms{scenario:slow}': [`p(90)<${SLOW_MS}`],
     'errors{scenario:before}': ['rate==0'],
     'errors{scenario:after}': ['rate==0'],

@@ -6,9 +6,9 @@
 //
 //   TARGET     the path; default /live/work
 //   RATE       requests per second; default 60 (short), 500 (long)
-//   SECONDS    of the hang; default 8 (short), 60 (long)
+//   SECONDS    of the hang; default 6 (short), 60 (long)
 //   FAILED     bound of the share of failed requests from 3 s after the hang on; default 0.08 (short), 0.02 (long)
-//   RECOVERY   seconds from the repair to the last phase; default 5 (short), 60 (long)
+//   RECOVERY   seconds from the repair to the last phase, longer than an ejection; default 6 (short), 60 (long)
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js
 
 import { Rate } from 'k6/metrics';
@@ -23,9 +23,11 @@ export { handleSummary } from './lib/summary.js';
 
 const TARGET = text('TARGET', '/live/work');
 const RATE = number('RATE', byForm(60, 500));
-const HANG = number('SECONDS', byForm(8, 60));
-const RECOVERY = number('RECOVERY', byForm(5, 60));
+const HANG = number('SECONDS', byForm(6, 60));
+const RECOVERY = number('RECOVERY', byForm(6, 60));
 const BEFORE = 3;
+// Requests in flight at the fault belong to the next phase.
+const MARGIN = 0.5;
 const SETTLE = 3;
 const REPAIR = BEFORE + HANG;
 
@@ -35,8 +37,8 @@ const phase = (exec, start, seconds) => steady({ exec, rate: RATE, seconds, star
 
 export const options = optionsOf({
   scenarios: {
-    before: phase('works', 0, BEFORE),
-    hang: phase('hangs', BEFORE, HANG),
+    before: phase('works', 0, BEFORE - MARGIN),
+    hang: phase('hangs', BEFORE, HANG + RECOVERY),
     after: phase('works', REPAIR + RECOVERY, 3),
   },
   thresholds: {
@@ -58,7 +60,8 @@ export function works() {
 }
 
 export function hangs({ began }) {
-  const phase = Date.now() - began > (BEFORE + SETTLE) * 1000 ? 'ejected' : 'hang';
+  const second = (Date.now() - began) / 1000;
+  const phase = second < BEFORE + SETTLE ? 'hang' : second < REPAIR ? 'ejected' : 'repaired';
   const response = get(TARGET);
   failed.add(response.status !== 200, { phase });
   record(response, response.status === 200 || response.status === 503, 'status 200 or 503');

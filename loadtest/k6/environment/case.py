@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import secrets
 
 from .process import EnvironmentFault, free_ports
 from .servers import GatewayServer, PlainOrigin, RedisServer, SwitchedOrigin
@@ -15,10 +16,12 @@ class Environment:
     def __init__(self, programs, work):
         self.programs, self.work = programs, work
         self.gateways, self.redis, self.origins = [], [], []
+        # Authenticates the entries of one run.
+        self.secret = secrets.token_hex(16)
 
     def variables(self):
         """The variables of configuration files: ORIGIN, ORIGIN_2, REDIS, REDIS_2, and so on."""
-        found = {}
+        found = {"REDIS_SECRET": self.secret}
         for name, servers in (("ORIGIN", self.origins), ("REDIS", self.redis)):
             for number, server in enumerate(servers, 1):
                 suffix = "" if number == 1 else f"_{number}"

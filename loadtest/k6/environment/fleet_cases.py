@@ -62,8 +62,8 @@ class ClockDrift(Case):
         facts.check("and during it", HOUR - 10 <= self.jumped <= HOUR + 10, f"{self.jumped:.2f}")
         facts.check("clock_skewed is logged", "clock_skewed" in environment.gateways[1].events())
         facts.check("the right clock is not reported", "clock_skewed" not in environment.gateways[0].events())
-        facts.at_least("hits of the drifted gateway", drifted.sum("tidegate_cache_results_total", cache="hit"),
-                       0.95 * count(summary, "hits{scenario:drifted}", "passes"))
+        hits = sum(drifted.sum("tidegate_cache_results_total", cache=it) for it in ("hit", "remote"))
+        facts.at_least("hits of the drifted gateway", hits, count(summary, "hits{scenario:drifted}", "passes"))
         facts.at_most("requests at the origin: each key once, and what the limit admits", environment.first_origin.requests(),
                       55 + count(summary, "admitted"))
         facts.equal("panics", right.sum("tidegate_task_panics_total") + drifted.sum("tidegate_task_panics_total"), 0)
@@ -92,9 +92,9 @@ class EventBus(Case):
         purges = count(summary, "acknowledged", "passes")
         for gateway in environment.gateways:
             metrics = gateway.metrics()
-            received = metrics.sum("tidegate_bus_messages_total", kind="purge")
-            facts.at_least(f"purges that {gateway.node} received over the bus", received, 1)
             facts.equal(f"purges of {gateway.node} that are not published", metrics.sum("tidegate_purges_pending"), 0)
+        received = environment.gateways[1].metrics().sum("tidegate_bus_messages_total", kind="purge")
+        facts.at_least("purges that the second gateway received over the bus", received, purges)
         logged = environment.gateway.events().count("purged")
         facts.at_least("purges in the log of the first gateway", logged, purges)
 

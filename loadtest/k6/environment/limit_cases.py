@@ -41,7 +41,7 @@ class ThreeTiers(Case):
             facts.at_least(f"denials of the limit {rule}", seen, 1)
             denied += seen
         facts.equal("denials counted by the gateways", denied, count(summary, "denied"))
-        facts.equal("the bucket of the cluster limit is in Redis", environment.redis[0].command("EXISTS", "tg:lease:cluster"), ":1")
+        facts.equal("the bucket of the cluster limit is in Redis", environment.redis[0].command("EXISTS", "tg:lease:{cluster}"), ":1")
         facts.equal("gateways on a local share", sum(page.sum("tidegate_limit_local_fallback") for page in pages), 0)
         # Four requests of the precondition are admitted as well.
         facts.at_most("requests at the origin: the admitted ones", environment.first_origin.requests(), count(summary, "admitted") + 4)

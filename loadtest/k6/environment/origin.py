@@ -90,13 +90,7 @@ class OriginConnection(asyncio.Protocol):
     async def serve(self):
         try:
             while (request := self.take_request()) is not None:
-                self.began = time.monotonic()
-                self.state.in_progress += 1
-                try:
-                    await self.respond(*request)
-                finally:
-                    self.state.in_progress -= 1
-                self.began = None
+                await self.respond(*request)
         except (ValueError, UnicodeError):
             self.transport.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             self.transport.close()
@@ -104,6 +98,15 @@ class OriginConnection(asyncio.Protocol):
             self.task = None
 
     async def respond(self, method, target):
+        self.began = time.monotonic()
+        self.state.in_progress += 1
+        try:
+            await self.respond_after_delay(method, target)
+        finally:
+            self.state.in_progress -= 1
+        self.began = None
+
+    async def respond_after_delay(self, method, target):
         state = self.state
         path = target.split("?", 1)[0]
         segments = path.split("/")
