@@ -57,7 +57,7 @@ class HotRegion(Case):
         reads = [metrics.sum("tidegate_shard_reads_total", region="shanghai", result=it) for it in ("hit", "miss")]
         all_reads = metrics.sum("tidegate_shard_reads_total", region="shanghai")
         facts.equal("reads of the other region without a fault", sum(reads), all_reads)
-        facts.at_most("requests at the origin", environment.first_origin.requests(), 0.5 * summary["requests"])
+        facts.at_most("requests at the origin", environment.first_origin.requests(), 0.3 * summary["requests"])
 
 
 class ShardLoss(Case):
@@ -68,7 +68,6 @@ class ShardLoss(Case):
     origin_arguments = ("--body-bytes", "4096")
 
     def on_fault(self, environment):
-        self.before = environment.first_origin.requests()
         environment.redis[0].process.kill()
 
     def on_repair(self, environment):
@@ -97,6 +96,8 @@ class ShardLoss(Case):
         facts.at_most("faults of reads of the other shard", faults(kept), 0.02 * summary["requests"])
         facts.equal("open breakers at the end", metrics.sum("tidegate_shard_breaker_open"), 0)
         facts.check("the shard is logged as up", "shard_up" in environment.gateway.events())
+        # Each key once at first, once without its shard if it is not in memory, and once for the empty shard.
+        facts.at_most("requests at the origin", environment.first_origin.requests(), 0.6 * summary["requests"])
         facts.check("hits of the remote cache", metrics.sum("tidegate_cache_results_total", cache="remote") > 0)
 
 

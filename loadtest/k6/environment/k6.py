@@ -16,6 +16,7 @@ BIN = pathlib.Path.home() / ".cache/tidegate/bin"
 LABEL = "event: "
 # A run that takes longer than its script says has hung.
 END_SECONDS = 60
+STOP_SECONDS = 3
 
 
 class K6Missing(EnvironmentFault):
@@ -78,6 +79,8 @@ class K6Run:
         reader = threading.Thread(target=self.read_lines, daemon=True)
         reader.start()
         timer = threading.Timer(seconds + END_SECONDS, self.process.kill)
+        # Threads that are no daemons would keep an interrupted runner alive.
+        timer.daemon = True
         timer.start()
         self.table = self.process.stdout.read()
         status = self.process.wait()
@@ -86,6 +89,16 @@ class K6Run:
         if self.failure is not None:
             raise self.failure
         return status
+
+    def stop(self):
+        """Ends k6 early: its own orderly end, for a moment."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
 
     def read_lines(self):
         for line in self.process.stderr:

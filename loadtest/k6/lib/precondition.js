@@ -17,7 +17,8 @@ export function needPath(path, setting = 'TARGET', parameters = {}) {
   const response = get(path, parameters);
   const base = parameters.base || BASE_URL;
   need(response.status !== 0, `no response from ${base} (${response.error}): start the gateway, or set BASE_URL`);
-  need(response.status === 200, `GET ${base}${path} has status ${response.status}, not 200: set ${setting} to a path that exists`);
+  const hint = response.status >= 500 ? 'is its origin running?' : `set ${setting} to a path that exists`;
+  need(response.status === 200, `GET ${base}${path} has status ${response.status}, not 200: ${hint}`);
   return response;
 }
 
