@@ -1,15 +1,16 @@
-// Field case clock-drift: two gateways whose wall clocks differ by 1.2 s share a cache, and then one clock jumps by an
-// hour. Neither does the cache expire, nor does a limit open.
+// Field case clock-drift: two gateways whose wall clocks differ by 1.2 s share a cache, and then
+// one clock jumps by an hour. Neither does the cache expire, nor does a limit open.
 //
-// Needs: a cacheable path; a path with a limit whose quota is known; a second gateway with the same Redis. Events: `jump`,
-// `back`.
+// Needs: a cacheable path; a path with a limit whose quota is known; a second gateway with the same
+// Redis. Events: `jump`, `back`.
 //
 //   TARGET       the cacheable path; default /cached/order
 //   LIMITED_PATH default /live/limited
 //   QUOTA, BURST of the limit, per second; default 10, 10
 //   DRIFTED_URL  the gateway whose clock is wrong; default the first of PEER_URLS, else BASE_URL
 //   RATE         requests per second at each gateway; default 40 (short), 300 (long)
-//   SECONDS      of each of the phases before the jump, during it and after it; default 4 (short), 30 (long)
+//   SECONDS      of each of the phases before the jump, during it and after it; default 4 (short),
+//                30 (long)
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js
 
 import { Counter, Rate } from 'k6/metrics';

@@ -1,15 +1,16 @@
-// Field case degrade: the origin is down. Stored responses are served stale, others are a degrade page in the form that the
-// client accepts; when the origin is back, so are its responses.
+// Field case degrade: the origin is down. Stored responses are served stale, others are a degrade
+// page in the form that the client accepts; when the origin is back, so are its responses.
 //
-// Needs: a cacheable path whose responses expire soon and may be stale (stale_if_error), a path that is not cached; both
-// without other traffic. Events: `fault`, `repair`. The last rung of this case, accepted writes (202), is not part of the
-// script: the gateway does not have it yet.
+// Needs: a cacheable path whose responses expire soon and may be stale (stale_if_error), a path
+// that is not cached; both without other traffic. Events: `fault`, `repair`. The last rung of this
+// case, accepted writes (202), is not part of the script: the gateway does not have it yet.
 //
 //   STALE_PATH  cacheable; default /brief/page
 //   LIVE_PATH   not cached; default /live/page
 //   RATE        requests per second of each; default 30 (short), 200 (long)
 //   SECONDS     of the outage; default 5 (short), 30 (long)
-//   RECOVERY    seconds from the repair to the last phase: the breaker closes in them; default 8 (short), 30 (long)
+//   RECOVERY    seconds from the repair to the last phase: the breaker closes in them; default 8
+//               (short), 30 (long)
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js
 
 import exec from 'k6/execution';

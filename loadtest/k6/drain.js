@@ -1,10 +1,12 @@
-// Drain: a gateway gets SIGTERM under load. No request is lost: neither on kept connections, nor on new ones, nor slow
-// ones that are in flight. A load balancer learns of the drain within LEARN seconds and then uses the successor.
+// Drain: a gateway gets SIGTERM under load. No request is lost: neither on kept connections, nor on
+// new ones, nor slow ones that are in flight. A load balancer learns of the drain within LEARN
+// seconds and then uses the successor.
 //
-// Needs: an address of the gateway that drains and one of its successor; behind a load balancer or a Kubernetes Service
-// both are BASE_URL. Event: `drain` (send SIGTERM, or restart the deployment).
+// Needs: an address of the gateway that drains and one of its successor; behind a load balancer or
+// a Kubernetes Service both are BASE_URL. Event: `drain` (send SIGTERM, or restart the deployment).
 //
-// Requests are POST: k6's HTTP client repeats a GET silently when a kept connection was closed, which would hide a loss.
+// Requests are POST: k6's HTTP client repeats a GET silently when a kept connection was closed,
+// which would hide a loss.
 //
 //   TARGET     a path that is not cached and accepts POST; default /live/order
 //   SLOW_PATH  likewise, slow; '-' for none; default /slow/order
@@ -68,7 +70,8 @@ export function kept() {
   send(TARGET, {}, 'kept');
 }
 
-// Over HTTP/1.1, the gateway closes the connection after the response, and the next request needs a new one.
+// Over HTTP/1.1, the gateway closes the connection after the response, and the next request needs a
+// new one.
 export function fresh() {
   send(TARGET, { Connection: 'close' }, 'fresh');
 }

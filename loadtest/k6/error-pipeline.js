@@ -1,10 +1,11 @@
-// Field case error-pipeline: every failure is classified once, and the response, the metric, the log line and the request
-// id tell the same.
+// Field case error-pipeline: every failure is classified once, and the response, the metric, the
+// log line and the request id tell the same.
 //
-// Needs: a path for each kind of failure; those of the defaults need loadtest/k6/config/error-pipeline.toml. On another
-// gateway, leave out kinds with KINDS.
+// Needs: a path for each kind of failure; those of the defaults need
+// loadtest/k6/config/error-pipeline.toml. On another gateway, leave out kinds with KINDS.
 //
-//   KINDS      kinds of failure to cause, separated by commas; default no_route,limited,forbidden,connect,timeout,origin
+//   KINDS      kinds of failure to cause, separated by commas; default
+//              no_route,limited,forbidden,connect,timeout,origin
 //   <KIND>_PATH  the path that causes it, such as TIMEOUT_PATH; default /errors/<kind>
 //   OK_PATH    a path without failure; default /live/ok
 //   RATE       requests per second for each kind; default 10 (short), 50 (long)
@@ -23,7 +24,8 @@ import { record } from './lib/outcome.js';
 export { announce } from './lib/events.js';
 export { handleSummary } from './lib/summary.js';
 
-// Status, and whether the response is the gateway's own: it then names the request id, and is never stored.
+// Status, and whether the response is the gateway's own: it then names the request id, and is never
+// stored.
 const EXPECTED = {
   no_route: [404, true],
   limited: [429, true],
@@ -60,7 +62,8 @@ export function setup() {
     get(PATHS[kind]);
     const { status } = get(PATHS[kind]);
     const [expected] = EXPECTED[kind];
-    need(status === expected, `GET ${PATHS[kind]} has status ${status}, not ${expected}: set ${kind.toUpperCase()}_PATH to a path with the failure ${kind}, or leave ${kind} out of KINDS`);
+    const hint = `set ${kind.toUpperCase()}_PATH to a path with the failure ${kind}, or leave ${kind} out of KINDS`;
+    need(status === expected, `GET ${PATHS[kind]} has status ${status}, not ${expected}: ${hint}`);
   }
 }
 

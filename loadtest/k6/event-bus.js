@@ -1,16 +1,19 @@
-// Field case event-bus: a purge that all gateways of a fleet have acknowledged applies on all of them; one for a single
-// gateway applies there only; and a gateway that was away applies the purges that it missed when it is back.
+// Field case event-bus: a purge that all gateways of a fleet have acknowledged applies on all of
+// them; one for a single gateway applies there only; and a gateway that was away applies the purges
+// that it missed when it is back.
 //
-// Needs: ADMIN_URL; PEER_URLS, at least one further gateway with the same Redis; a cacheable path whose responses have a
-// surrogate key in the path and a version in a response field that grows with each request at the origin. Events: `away`
-// (the first peer is stopped, so that it is not reached), `back`.
+// Needs: ADMIN_URL; PEER_URLS, at least one further gateway with the same Redis; a cacheable path
+// whose responses have a surrogate key in the path and a version in a response field that grows
+// with each request at the origin. Events: `away` (the first peer is stopped, so that it is not
+// reached), `back`.
 //
 //   TAGGED_PATH    prefix of the path; TAG/page is added; default /tagged/
 //   VERSION_HEADER default x-version
 //   READ_RATE      requests per second, over all gateways; default 60 (short), 500 (long)
 //   PURGE_RATE     purges per second; default 3 (short), 5 (long)
 //   SECONDS        of purges; default 7 (short), 60 (long)
-//   PURGE_MS       bound of the 99th percentile of a purge, to the acknowledgement of all; default 2000 (short), 200 (long)
+//   PURGE_MS       bound of the 99th percentile of a purge, to the acknowledgement of all; default
+//                  2000 (short), 200 (long)
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js; ADMIN_URL, ADMIN_TOKEN of lib/admin.js
 
 import exec from 'k6/execution';
@@ -129,7 +132,8 @@ export function purgeAway({ run }) {
 }
 
 export function checkBack({ run }) {
-  // The version of the gateway that was reached all the time is one that was fetched after the purge.
+  // The version of the gateway that was reached all the time is one that was fetched after the
+  // purge.
   const fresh = version(BASE_URL, awayTag(run));
   sleep(0.5);
   for (const base of PEERS) {

@@ -1,16 +1,20 @@
-// Field case hot-region: one key of a region gets most of the load, and a Redis server of that region hangs. The hot key
-// is served from memory, and neither other keys of the region nor other regions become slower than a deadline.
+// Field case hot-region: one key of a region gets most of the load, and a Redis server of that
+// region hangs. The hot key is served from memory, and neither other keys of the region nor other
+// regions become slower than a deadline.
 //
-// Needs: a cacheable path; a request header that names the region (identity.region); two regions. The events `fault` and
-// `repair` are the moments at which a shard of the first region hangs and works again.
+// Needs: a cacheable path; a request header that names the region (identity.region); two regions.
+// The events `fault` and `repair` are the moments at which a shard of the first region hangs and
+// works again.
 //
 //   TARGET         the path; default /cached/orders
 //   REGION_HEADER  default x-region
 //   REGIONS        the hot region and another one; default beijing,shanghai
 //   HOT_RATE       requests per second for the hot key; default 120 (short), 2000 (long)
-//   COLD_RATE      requests per second for other keys, of each region; default 25 (short), 200 (long)
+//   COLD_RATE      requests per second for other keys, of each region; default 25 (short), 200
+//                  (long)
 //   COLD_KEYS      default 300
-//   SECONDS        of each of the phases before, during and after the fault; default 4 (short), 30 (long)
+//   SECONDS        of each of the phases before, during and after the fault; default 4 (short), 30
+//                  (long)
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js
 
 import { Rate } from 'k6/metrics';
@@ -62,7 +66,8 @@ export function setup() {
   const hot = `${TARGET}/hot`;
   needCache(hot, 'TARGET', from(HOT));
   const { detail } = cacheStatus(get(hot, from(HOT)));
-  need(detail.includes(`${HOT}:`), `a request with ${HEADER}: ${HOT} is not in region ${HOT} (detail "${detail}"): set REGION_HEADER and REGIONS as in identity.region and redis.regions`);
+  const hint = 'set REGION_HEADER and REGIONS as in identity.region and redis.regions';
+  need(detail.includes(`${HOT}:`), `a request with ${HEADER}: ${HOT} is not in region ${HOT} (detail "${detail}"): ${hint}`);
 }
 
 function ask(path, region) {

@@ -1,11 +1,14 @@
-// Field case knee: twice the load that the upstream can serve. The gateway limits the calls in progress, so that the
-// upstream keeps its throughput and those who are served are served soon; the others get 503 at once.
+// Field case knee: twice the load that the upstream can serve. The gateway limits the calls in
+// progress, so that the upstream keeps its throughput and those who are served are served soon; the
+// others get 503 at once.
 //
-// Needs: a path that is not cached, whose upstream has `concurrency`; its capacity in requests per second.
+// Needs: a path that is not cached, whose upstream has `concurrency`; its capacity in requests per
+// second.
 //
 //   TARGET     the path; default /work
 //   CAPACITY   requests per second that the upstream can serve; default 200
-//   SECONDS    of each of the steps at 0.7 times, once and twice the capacity; default 4 (short), 30 (long)
+//   SECONDS    of each of the steps at 0.7 times, once and twice the capacity; default 4 (short),
+//              30 (long)
 //   SERVED_MS  bound of the 99th percentile of served responses; default 2000 (short), 1000 (long)
 //   and BASE_URL, FORM, INSECURE of lib/settings.js
 

@@ -1,5 +1,5 @@
-// Field case leaks: after a churn of new connections, aborted requests and failed ones, the process holds no more tasks,
-// descriptors and memory than before.
+// Field case leaks: after a churn of new connections, aborted requests and failed ones, the process
+// holds no more tasks, descriptors and memory than before.
 //
 // Needs: ADMIN_URL; a fast path and a slow one that are not cached. No other traffic.
 //
@@ -8,9 +8,10 @@
 //   FAIL_PATH  a path whose origin fails; default /failing/page
 //   RATE       requests per second of each kind; default 25 (short), 200 (long)
 //   SECONDS    of the churn; default 8 (short), 300 (long)
-//   QUIET      seconds from the end of the churn to the comparison, longer than idle upstream connections are kept (4 s);
-//              default 6 (short), 30 (long)
-//   TASKS, DESCRIPTORS, MEMORY  bounds of the growth; default 5, 10, 0.5 (short) or 0.3 (long) of the memory before
+//   QUIET      seconds from the end of the churn to the comparison, longer than idle upstream
+//              connections are kept (4 s); default 6 (short), 30 (long)
+//   TASKS, DESCRIPTORS, MEMORY  bounds of the growth; default 5, 10, 0.5 (short) or 0.3 (long) of
+//                               the memory before
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js; ADMIN_URL, ADMIN_TOKEN of lib/admin.js
 
 import { sleep } from 'k6';

@@ -1,8 +1,8 @@
-// A storm of misses: many concurrent requests for a key that is not in the cache make one request to the origin. The
-// others join its fetch.
+// A storm of misses: many concurrent requests for a key that is not in the cache make one request
+// to the origin. The others join its fetch.
 //
-// Needs: a path whose response is cacheable, whatever its query. The response is best served by a slow origin: with a fast
-// one, late requests of a burst are hits.
+// Needs: a path whose response is cacheable, whatever its query. The response is best served by a
+// slow origin: with a fast one, late requests of a burst are hits.
 //
 //   TARGET     the path; default /cached/storm
 //   BURST      concurrent requests for each new key; default 20

@@ -1,16 +1,18 @@
-// Field case network-bound: storms of new connections. Each is accepted and served, also when many arrive at once, and
-// kept connections do not notice.
+// Field case network-bound: storms of new connections. Each is accepted and served, also when many
+// arrive at once, and requests on kept connections are unaffected.
 //
-// Needs: a path of the gateway that is served quickly, best from the cache; a limit of connections above the burst
-// (limits_http.connections_per_ip), and net.core.somaxconn above it.
+// Needs: a path of the gateway that is served quickly, best from the cache; a limit of connections
+// above the burst (limits_http.connections_per_ip), and net.core.somaxconn above it.
 //
 //   TARGET      the path; default /cached/page
 //   CONNECT_RATE  new connections per second; default 100 (short), 1000 (long)
-//   BURST_RATE  new connections per second in the burst of a second; default 400 (short), 4000 (long)
+//   BURST_RATE  new connections per second in the burst of a second; default 400 (short), 4000
+//               (long)
 //   KEPT_RATE   requests per second on kept connections; default 60 (short), 500 (long)
 //   KEPT        requests on each kept connection; default 10
 //   SECONDS     default 8 (short), 60 (long)
-//   CONNECT_MS  bound of the 99th percentile of connecting, TLS included; default 1000 (short), 100 (long)
+//   CONNECT_MS  bound of the 99th percentile of connecting, TLS included; default 1000 (short), 100
+//               (long)
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js
 
 import { sleep } from 'k6';

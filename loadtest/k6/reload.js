@@ -1,12 +1,14 @@
-// Reload: the configuration changes under load, several times, once to a file with an error. No request is lost, no
-// connection is closed, and the new configuration applies; the broken file changes nothing.
+// Reload: the configuration changes under load, several times, once to a file with an error. No
+// request is lost, no connection is closed, and the new configuration applies; the broken file
+// changes nothing.
 //
-// Needs: a path. To see that a configuration applies, a response field whose value differs from one to the next. Events:
-// `reload`, `broken`, `again`.
+// Needs: a path. To see that a configuration applies, a response field whose value differs from one
+// to the next. Events: `reload`, `broken`, `again`.
 //
 //   TARGET        the path; default /cached/page
 //   CONFIG_HEADER the response field; '-' for none; default x-config
-//   CONFIGS       its values: at first, after `reload` and `broken`, and after `again`; default 1,2,3
+//   CONFIGS       its values: at first, after `reload` and `broken`, and after `again`; default
+//                 1,2,3
 //   RATE          requests per second; default 120 (short), 1000 (long)
 //   SECONDS       of each of the four phases; default 3 (short), 15 (long)
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js
@@ -30,7 +32,8 @@ const PHASE = number('SECONDS', byForm(3, 15));
 // The new configuration applies within this time.
 const SETTLE = 1.5;
 
-// Responses of a phase that have the expected configuration, from SETTLE seconds after its beginning on.
+// Responses of a phase that have the expected configuration, from SETTLE seconds after its
+// beginning on.
 const applied = new Rate('applied');
 
 const EXPECTED = [CONFIGS[0], CONFIGS[1], CONFIGS[1], CONFIGS[2]];
@@ -53,7 +56,8 @@ export function setup() {
   const { status, error, headers } = post(TARGET);
   need(status !== 0, `no response (${error}): start the gateway, or set BASE_URL`);
   need(status < 500, `POST ${TARGET} has status ${status}: set TARGET`);
-  need(HEADER === '-' || field({ headers }, HEADER) === CONFIGS[0], `the response has no field ${HEADER}: ${CONFIGS[0]}: set CONFIG_HEADER and CONFIGS, or CONFIG_HEADER=-`);
+  const isTold = HEADER === '-' || field({ headers }, HEADER) === CONFIGS[0];
+  need(isTold, `the response has no field ${HEADER}: ${CONFIGS[0]}: set CONFIG_HEADER and CONFIGS, or CONFIG_HEADER=-`);
   return { began: Date.now(), status };
 }
 

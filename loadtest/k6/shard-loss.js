@@ -1,13 +1,14 @@
-// Loss of a shard: a Redis server of a region is lost and comes back empty. No request fails; its keys are misses
-// meanwhile, and are stored again afterwards.
+// Loss of a shard: a Redis server of a region is lost and comes back empty. No request fails; its
+// keys are misses meanwhile, and are stored again afterwards.
 //
-// Needs: a cacheable path, more keys than fit into the memory of the gateway (else Redis is not read), and a region with
-// several Redis servers. Events: `fault`, `repair`.
+// Needs: a cacheable path, more keys than fit into the memory of the gateway (else Redis is not
+// read), and a region with several Redis servers. Events: `fault`, `repair`.
 //
 //   TARGET     the path; default /cached/item
 //   KEYS       default 600
 //   RATE       requests per second; default 150 (short), 1500 (long)
-//   SECONDS    of each of the phases before, during and after the loss; default 4 (short), 30 (long)
+//   SECONDS    of each of the phases before, during and after the loss; default 4 (short), 30
+//              (long)
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js
 
 import http from 'k6/http';

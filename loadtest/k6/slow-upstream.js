@@ -1,12 +1,15 @@
-// A slow upstream, to breaker, to recovery: the upstream becomes slow, the breaker opens and clients get the degrade page
-// at once instead of waiting; when the upstream is fast again, the breaker closes.
+// A slow upstream, to breaker, to recovery: the upstream becomes slow, the breaker opens and
+// clients get the degrade page at once instead of waiting; when the upstream is fast again, the
+// breaker closes.
 //
-// Needs: a path that is not cached, whose upstream has a breaker (breaker.slow below SLOW_MS). Events: `fault`, `repair`.
+// Needs: a path that is not cached, whose upstream has a breaker (breaker.slow below SLOW_MS).
+// Events: `fault`, `repair`.
 //
 //   TARGET     the path; default /live/page
 //   RATE       requests per second; default 60 (short), 500 (long)
 //   SECONDS    of the slowness; default 5 (short), 30 (long)
-//   RECOVERY   seconds from the repair to the last phase: the breaker closes in them; default 8 (short), 30 (long)
+//   RECOVERY   seconds from the repair to the last phase: the breaker closes in them; default 8
+//              (short), 30 (long)
 //   SLOW_MS    what counts as a slow response; default 700
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js
 

@@ -1,6 +1,8 @@
-// Soak: a mixture of everything for a long time. Nothing fails, and memory, descriptors and tasks stay level.
+// Soak: a mixture of everything for a long time. Nothing fails, and memory, descriptors and tasks
+// stay level.
 //
-// Needs: ADMIN_URL; a cacheable path, one whose responses expire soon, one that is not cached, a slow one, a limited one.
+// Needs: ADMIN_URL; a cacheable path, one whose responses expire soon, one that is not cached, a
+// slow one, a limited one.
 //
 //   CACHED_PATH, BRIEF_PATH, LIVE_PATH, SLOW_PATH, LIMITED_PATH
 //              default /cached/page, /brief/page, /live/page, /slow/page, /limited/page
@@ -9,8 +11,8 @@
 //   SECONDS    default 15 (short), 3600 (long)
 //   SAMPLE     seconds between two samples of what the process holds; default 1 (short), 10 (long)
 //   WARMUP     seconds until the first sample that counts; default 5 (short), 300 (long)
-//   MEMORY, DESCRIPTORS, TASKS  bounds of the growth since then; default 0.5 (short) or 0.2 (long) of the memory,
-//              150 and 150 (k6 opens connections as it needs them)
+//   MEMORY, DESCRIPTORS, TASKS  bounds of the growth since then; default 0.5 (short) or 0.2 (long)
+//                               of the memory, 150 and 150 (k6 opens connections as it needs them)
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js; ADMIN_URL, ADMIN_TOKEN of lib/admin.js
 
 import { Counter, Trend } from 'k6/metrics';

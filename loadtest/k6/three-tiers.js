@@ -1,9 +1,10 @@
-// Field case three-tiers: limits by device, node and cluster decide together. Polite devices are never denied while one
-// device exceeds its limit; a crowd of polite devices is held to the limit of the node, and of the fleet.
+// Field case three-tiers: limits by device, node and cluster decide together. Polite devices are
+// never denied while one device exceeds its limit; a crowd of polite devices is held to the limit
+// of the node, and of the fleet.
 //
-// Needs: a path with a limit by device (a header that names the device), one with a limit by node, one with a cluster
-// limit. RateLimit headers are not needed. The accepted writes of this case (202 and replay) are not part of the script:
-// the gateway does not have them yet.
+// Needs: a path with a limit by device (a header that names the device), one with a limit by node,
+// one with a cluster limit. RateLimit headers are not needed. The accepted writes of this case (202
+// and replay) are not part of the script: the gateway does not have them yet.
 //
 //   DEVICE_PATH, NODE_PATH, CLUSTER_PATH     default /live/device, /live/node, /live/cluster
 //   DEVICE_HEADER                            default x-device-id
@@ -33,6 +34,8 @@ const DEVICE_HEADER = text('DEVICE_HEADER', 'x-device-id');
 const FLEET = [BASE_URL, ...list('PEER_URLS', '')];
 const SECONDS = number('SECONDS', byForm(5, 30));
 const POLITE_DEVICES = 5;
+// Load of the crowds, as a multiple of the limit.
+const EXCESS = byForm(2, 3);
 
 const quota = (scope, rate) => ({ rate: number(`${scope}_RATE`, rate), burst: number(`${scope}_BURST`, rate) });
 const DEVICE = quota('DEVICE', 10);
@@ -42,7 +45,8 @@ const CLUSTER = quota('CLUSTER', 80);
 const admitted = new Counter('admitted');
 const denied = new Counter('denied');
 
-// At most rate * t + burst, where a late arrival may be admitted a second after the end of the phase.
+// At most rate * t + burst, where a late arrival may be admitted a second after the end of the
+// phase.
 function bounds({ rate, burst }, least) {
   return [`count>=${Math.floor(least * rate * SECONDS)}`, `count<=${Math.ceil(rate * (SECONDS + 1) + burst)}`];
 }
@@ -51,8 +55,8 @@ export const options = optionsOf({
   scenarios: {
     polite: steady({ exec: 'polite', rate: Math.max(1, Math.floor(0.5 * POLITE_DEVICES * DEVICE.rate)), seconds: SECONDS }),
     abusive: steady({ exec: 'abusive', rate: 4 * DEVICE.rate, seconds: SECONDS }),
-    node: steady({ exec: 'node', rate: 3 * NODE.rate, seconds: SECONDS, start: SECONDS }),
-    cluster: steady({ exec: 'cluster', rate: 3 * CLUSTER.rate, seconds: SECONDS, start: 2 * SECONDS }),
+    node: steady({ exec: 'node', rate: EXCESS * NODE.rate, seconds: SECONDS, start: SECONDS }),
+    cluster: steady({ exec: 'cluster', rate: EXCESS * CLUSTER.rate, seconds: SECONDS, start: 2 * SECONDS }),
   },
   thresholds: {
     'denied{scenario:polite}': ['count==0'],

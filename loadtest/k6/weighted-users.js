@@ -1,8 +1,8 @@
-// Field case weighted-users: a platinum user gets WEIGHT times the rate of a standard user, neither more nor less. In
-// shadow mode the same limit denies nobody and counts what it would deny.
+// Field case weighted-users: a platinum user gets WEIGHT times the rate of a standard user, neither
+// more nor less. In shadow mode the same limit denies no request and counts what it would deny.
 //
-// Needs: a path with a limit by user, and two users of different classes. The users are sent either as headers (the
-// gateway must trust the address of k6: identity.trusted_proxies) or as tokens.
+// Needs: a path with a limit by user, and two users of different classes. The users are sent either
+// as headers (the gateway must trust the address of k6: identity.trusted_proxies) or as tokens.
 //
 //   TARGET       the path; default /live/account
 //   USER_HEADER, TIER_HEADER         default x-user-id, x-user-tier
@@ -10,8 +10,9 @@
 //   QUOTA, BURST rate per second and burst of a standard user; default 10, 10
 //   WEIGHT       weight of the platinum class; default 3.2
 //   SECONDS      default 8 (short), 60 (long)
-//   ADMIN_URL, ADMIN_TOKEN, LIMIT    with ADMIN_URL: the limit named LIMIT (default user) is then put into shadow mode by
-//                an override of 30 s or as long as the phase lasts, and a second phase shows that nobody is denied
+//   ADMIN_URL, ADMIN_TOKEN, LIMIT    with ADMIN_URL: the limit named LIMIT (default user) is then
+//                                    put into shadow mode by an override, which is removed at the
+//                                    end, and a second phase shows that no request is denied
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js
 
 import { Counter } from 'k6/metrics';
@@ -39,7 +40,8 @@ const SHADOW_SECONDS = byForm(3, 20);
 const admitted = new Counter('admitted');
 const denied = new Counter('denied');
 
-// Requests that a quota admits in a phase. A late arrival may be admitted after its end: one second of the rate.
+// Requests that a quota admits in a phase. A late arrival may be admitted after its end: one second
+// of the rate.
 function bounds(weight, seconds) {
   const expected = weight * (QUOTA * seconds + BURST);
   return [`count>=${Math.floor(0.85 * expected)}`, `count<=${Math.ceil(expected + weight * QUOTA)}`];
@@ -53,7 +55,8 @@ const shadowPhase = ADMIN_URL === '' ? {} : {
 
 export const options = optionsOf({
   scenarios: {
-    // Both ask for more than they get; the third one, platinum too, for more than a standard user gets.
+    // Both ask for more than they get; the third one, platinum too, for more than a standard user
+    // gets.
     standard: user('standard', 4 * QUOTA),
     platinum: user('platinum', 1.5 * WEIGHT * QUOTA),
     modest: user('modest', Math.max(1, 0.6 * WEIGHT * QUOTA)),

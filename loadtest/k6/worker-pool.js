@@ -1,14 +1,17 @@
-// Field case worker-pool: one of several endpoints hangs. It is ejected after its timeouts, so that it costs a small share
-// of the requests and not its third of them; when it works again, it is used again.
+// Field case worker-pool: one of several endpoints hangs. It is ejected after its timeouts, so that
+// it costs a small share of the requests and not its third of them; when it works again, it is used
+// again.
 //
-// Needs: a path that is not cached, whose upstream has at least three endpoints and a `timeout` of at most a second.
-// Events: `fault`, `repair`.
+// Needs: a path that is not cached, whose upstream has at least three endpoints and a `timeout` of
+// at most a second. Events: `fault`, `repair`.
 //
 //   TARGET     the path; default /live/work
 //   RATE       requests per second; default 60 (short), 500 (long)
 //   SECONDS    of the hang; default 6 (short), 60 (long)
-//   FAILED     bound of the share of failed requests from 3 s after the hang on; default 0.08 (short), 0.02 (long)
-//   RECOVERY   seconds from the repair to the last phase, longer than an ejection; default 6 (short), 60 (long)
+//   FAILED     bound of the share of failed requests from 3 s after the hang on; default 0.08
+//              (short), 0.02 (long)
+//   RECOVERY   seconds from the repair to the last phase, longer than an ejection; default 6
+//              (short), 60 (long)
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js
 
 import { Rate } from 'k6/metrics';

@@ -51,7 +51,8 @@ class HotRegion(Case):
         environment.redis[0].process.signal(signal.SIGCONT)
 
     def check_facts(self, environment, summary, facts):
-        facts.check("the hot key is reported by /api/v1/hot", any("/hot" in it["key"] for it in self.hot), [it["key"] for it in self.hot])
+        hot = [it["key"] for it in self.hot]
+        facts.check("the hot key is reported by /api/v1/hot", any("/hot" in it for it in hot), hot)
         metrics = environment.gateway.metrics()
         facts.at_least("breakers of the hung shard that are open", self.open, 1)
         reads = [metrics.sum("tidegate_shard_reads_total", region="shanghai", result=it) for it in ("hit", "miss")]
@@ -96,7 +97,8 @@ class ShardLoss(Case):
         facts.at_most("faults of reads of the other shard", faults(kept), 0.02 * summary["requests"])
         facts.equal("open breakers at the end", metrics.sum("tidegate_shard_breaker_open"), 0)
         facts.check("the shard is logged as up", "shard_up" in environment.gateway.events())
-        # Each key once at first, once without its shard if it is not in memory, and once for the empty shard.
+        # Each key once at first, once without its shard if it is not in memory, and once for the
+        # empty shard.
         facts.at_most("requests at the origin", environment.first_origin.requests(), 0.6 * summary["requests"])
         facts.check("hits of the remote cache", metrics.sum("tidegate_cache_results_total", cache="remote") > 0)
 

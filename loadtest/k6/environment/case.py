@@ -1,4 +1,4 @@
-"""What a script needs around it: servers, what is done to them while the load runs, and facts that are checked outside k6."""
+"""What a script needs around it: servers, actions while the load runs, facts outside k6."""
 
 import pathlib
 import re
@@ -76,12 +76,13 @@ class Facts:
     """Facts about an environment that k6 cannot see, and those that do not hold."""
 
     def __init__(self):
-        self.lines = []
-        self.is_good = True
+        self.lines, self.failures = [], []
 
     def check(self, text, is_true, seen=""):
-        self.is_good &= bool(is_true)
-        self.lines.append(f"{'ok     ' if is_true else 'FAILED '} {text}{f' ({seen})' if seen != '' else ''}")
+        line = f"{text}{f' ({seen})' if seen != '' else ''}"
+        self.lines.append(f"{'ok     ' if is_true else 'FAILED '} {line}")
+        if not is_true:
+            self.failures.append(line)
 
     def equal(self, text, seen, expected):
         self.check(text, seen == expected, f"{seen}, expected {expected}")
@@ -127,7 +128,7 @@ class Case:
             action(environment)
 
     def break_environment(self, environment):
-        """With `--broken`, when the load begins: breaks the environment so that a threshold must fail."""
+        """With `--broken`, when the load begins: makes sure that a threshold must fail."""
         if not self.broken_edits:
             raise EnvironmentFault(f"{self.name} has no way to break its environment")
         environment.gateway.edit_config(self.broken_edits)

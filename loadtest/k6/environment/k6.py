@@ -55,7 +55,7 @@ def find_or_build():
 
 
 class K6Run:
-    """One run of a script. `on_event` is called with the name and the text of each event line, in order."""
+    """One run of a script. `on_event` gets the name and the text of each event line, in order."""
 
     def __init__(self, k6, script, report, settings, on_event):
         self.script, self.on_event = script, on_event
@@ -110,7 +110,8 @@ class K6Run:
                 except (EnvironmentFault, OSError, ValueError) as failure:
                     self.failure = EnvironmentFault(f"event {name}: {failure}")
                     self.process.terminate()
-            # The warning of k6 for each request without a response; the scripts describe the first ones themselves.
+            # The warning of k6 for each request without a response; the scripts describe the first
+            # ones themselves.
             elif line != "Request Failed":
                 self.messages.append(line)
 

@@ -41,16 +41,19 @@ class ThreeTiers(Case):
             facts.at_least(f"denials of the limit {rule}", seen, 1)
             denied += seen
         facts.equal("denials counted by the gateways", denied, count(summary, "denied"))
-        facts.equal("the bucket of the cluster limit is in Redis", environment.redis[0].command("EXISTS", "tg:lease:{cluster}"), ":1")
+        bucket = environment.redis[0].command("EXISTS", "tg:lease:{cluster}")
+        facts.equal("the bucket of the cluster limit is in Redis", bucket, ":1")
         facts.equal("gateways on a local share", sum(page.sum("tidegate_limit_local_fallback") for page in pages), 0)
         # Four requests of the precondition are admitted as well.
-        facts.at_most("requests at the origin: the admitted ones", environment.first_origin.requests(), count(summary, "admitted") + 4)
+        admitted = count(summary, "admitted") + 4
+        facts.at_most("requests at the origin: the admitted ones", environment.first_origin.requests(), admitted)
 
 
 class ErrorPipeline(Case):
     """One classification of each failure for response, metric and log."""
 
-    # How the access log and the metric name each kind; None: the response passes unchanged and is no failure of the gateway.
+    # How the access log and the metric name each kind; None: the response passes unchanged and is
+    # no failure of the gateway.
     NAMES = {"no_route": "no_route", "limited": "limited", "forbidden": "forbidden", "connect": "connect", "timeout": "timeout",
              "origin": None}
 
@@ -72,7 +75,8 @@ class ErrorPipeline(Case):
             facts.equal(f"tidegate_failures_total of {name}", metrics.sum("tidegate_failures_total", kind=name), expected)
             facts.equal(f"log lines with failure {name}", logged[name], expected)
         blames = {line["failure"]: line.get("blame") for line in lines if line.get("failure")}
-        facts.check("connect and timeout are the upstream's", blames.get("connect") == blames.get("timeout") == "upstream", blames)
+        blamed = (blames.get("connect"), blames.get("timeout"))
+        facts.equal("blame for connect and timeout", blamed, ("upstream", "upstream"))
         ids = [line.get("request_id") for line in lines]
         facts.equal("different request ids in the log", len(set(ids)), len(lines))
 

@@ -1,4 +1,4 @@
-"""Processes that a run has started. Each ends with the run, by its own process id, also after a failure or Ctrl-C."""
+"""Processes that a run has started. Each ends with the run, by its id, also after Ctrl-C."""
 
 import os
 import signal
@@ -46,7 +46,8 @@ class ChildProcess:
         self.stop_signal = stop_signal
         self.log = log
         with open(log, "ab") as output:
-            # A session of its own: Ctrl-C reaches the runner alone, which then ends its processes in order.
+            # A session of its own: Ctrl-C reaches the runner alone, which then ends its processes
+            # in order.
             self.popen = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
                 env={**os.environ, **(environment or {})})

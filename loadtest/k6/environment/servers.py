@@ -1,4 +1,4 @@
-"""The servers of an environment: gateways, Redis servers, origins. All on loopback, with free ports."""
+"""The servers of an environment: gateways, Redis servers, origins, all on loopback."""
 
 import json
 import os

@@ -19,7 +19,8 @@ export function needAdmin() {
   need(ADMIN_URL !== '', 'ADMIN_URL is not set: the script needs the admin address, such as http://127.0.0.1:9900');
   const response = adminGet('/api/v1/status');
   need(response.status !== 401, `${ADMIN_URL} wants a token: set ADMIN_TOKEN`);
-  need(response.status === 200, `GET ${ADMIN_URL}/api/v1/status has status ${response.status} ${response.error}: set ADMIN_URL to admin.address of the gateway`);
+  const got = `GET ${ADMIN_URL}/api/v1/status has status ${response.status} ${response.error}`;
+  need(response.status === 200, `${got}: set ADMIN_URL to admin.address of the gateway`);
   return response.json();
 }
 

@@ -1,10 +1,12 @@
-// Scenarios of the open model (arrivals do not wait for responses), and the options that all scripts share.
+// Scenarios of the open model (arrivals do not wait for responses), and the options that all
+// scripts share.
 
 import { byForm, number, text } from './settings.js';
 import { events } from './events.js';
 
-// Arrivals that may be dropped because all virtual users are busy: a machine that is busy with other work drops some.
-const DROPPED_SHARE = byForm(0.02, 0.001);
+// Arrivals that may be dropped because all virtual users are busy: a machine that is busy with
+// other work drops some.
+const DROPPED_SHARE = byForm(0.1, 0.001);
 // Longest mean time of an iteration for which virtual users are prepared.
 const ITERATION_SECONDS = byForm(0.5, 0.25);
 const VUS_MAX = 2000;
@@ -51,9 +53,9 @@ export function arrivals(scenario) {
   return total;
 }
 
-// Options of a script: its scenarios and thresholds, with those that every script has. `p99` is the bound of
-// `response_ms` in milliseconds, `errors` the share of unexpected responses.
-// `plan`: events of the run (events.js).
+// Options of a script: its scenarios and thresholds, with those that every script has. `p99` is the
+// bound of `response_ms` in milliseconds, `errors` the share of unexpected responses. `plan`:
+// events of the run (events.js).
 export function optionsOf({ scenarios, thresholds, p99, errors = 0, plan = [], more = {} }) {
   const total = Object.values(scenarios).reduce((sum, scenario) => sum + arrivals(scenario), 0);
   return {

@@ -1,5 +1,5 @@
-// What is judged about each response: whether it is as expected (`errors`), and its time (`response_ms`).
-// Both have the tags of the scenario and those that the caller adds.
+// What is judged about each response: whether it is as expected (`errors`), and its time
+// (`response_ms`). Both have the tags of the scenario and those that the caller adds.
 
 import http from 'k6/http';
 import { Rate, Trend } from 'k6/metrics';
@@ -7,7 +7,8 @@ import { Rate, Trend } from 'k6/metrics';
 const errors = new Rate('errors');
 const responseTime = new Trend('response_ms', true);
 
-// `http_req_failed` counts requests without a response only: which statuses are expected is the script's to say.
+// `http_req_failed` counts requests without a response only: which statuses are expected is the
+// script's to say.
 http.setResponseCallback(http.expectedStatuses({ min: 100, max: 599 }));
 
 // The first error of each virtual user is logged; all are counted.

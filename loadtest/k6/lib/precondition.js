@@ -1,5 +1,5 @@
-// Checks of `setup()`: what a script needs of the gateway. A missing precondition ends the run before any load, with a
-// message that says what to change; k6 exits with 108.
+// Checks of `setup()`: what a script needs of the gateway. A missing precondition ends the run
+// before any load, with a message that says what to change; k6 exits with 108.
 
 import exec from 'k6/execution';
 import { BASE_URL } from './settings.js';
@@ -42,6 +42,7 @@ export function needQuota(path, setting = 'TARGET', parameters = {}) {
   const response = get(path, parameters);
   need(response.status !== 0, `no response from ${BASE_URL} (${response.error}): start the gateway, or set BASE_URL`);
   const quota = /;\s*q=(\d+)/.exec(field(response, 'RateLimit-Policy'));
-  need(quota !== null, `GET ${path} has no RateLimit-Policy field: set ${setting} to a path with a limit (and limits.NAME.headers to "all" or "policy")`);
+  const hint = `set ${setting} to a path with a limit (and limits.NAME.headers to "all" or "policy")`;
+  need(quota !== null, `GET ${path} has no RateLimit-Policy field: ${hint}`);
   return Number(quota[1]);
 }

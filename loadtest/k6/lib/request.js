@@ -11,13 +11,14 @@ export function keyed(path, key) {
   return `${path}${path.includes('?') ? '&' : '?'}k=${key}`;
 }
 
-// GET of a path of the gateway, or of `base`. Redirects are not followed. The tag `name` keeps the number of time series
-// small, whatever the number of URLs.
+// GET of a path of the gateway, or of `base`. Redirects are not followed. The tag `name` keeps the
+// number of time series small, whatever the number of URLs.
 export function get(path, { base = BASE_URL, name = path.split('?')[0], ...more } = {}) {
   return http.get(`${base}${path}`, params({ base, name, ...more }));
 }
 
-// POST of a short text. Unlike GET, it is not sent again by k6's HTTP client when a kept connection was closed.
+// POST of a short text. Unlike GET, it is not sent again by k6's HTTP client when a kept connection
+// was closed.
 export function post(path, { base = BASE_URL, name = path.split('?')[0], ...more } = {}) {
   return http.post(`${base}${path}`, 'k6', params({ base, name, ...more }));
 }

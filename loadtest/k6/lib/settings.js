@@ -1,4 +1,5 @@
-// Settings of a script from the environment (`k6 run -e NAME=VALUE`), checked when the script is loaded.
+// Settings of a script from the environment (`k6 run -e NAME=VALUE`), checked when the script is
+// loaded.
 //
 //   BASE_URL   URL of the gateway, http or https; default http://127.0.0.1:8080
 //   FORM       `short` (seconds, low rates, generous latencies) or `long`; default long

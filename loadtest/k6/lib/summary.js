@@ -1,5 +1,6 @@
-// The end of a run: a table of all thresholds on standard output, and a JSON summary in the file SUMMARY if that is set.
-// An HTML report with charts over time is k6's own: K6_WEB_DASHBOARD=true K6_WEB_DASHBOARD_EXPORT=report.html.
+// The end of a run: a table of all thresholds on standard output, and a JSON summary in the file
+// SUMMARY if that is set. An HTML report with charts over time is k6's own: K6_WEB_DASHBOARD=true
+// K6_WEB_DASHBOARD_EXPORT=report.html.
 
 import { form, text } from './settings.js';
 
