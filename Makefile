@@ -6,6 +6,7 @@
 #          PEERS=nginx,haproxy`; empty: the defaults shown by `loadtest bench --help`
 #   WRITE  directory for the figures of `make bench`; empty: they are not stored
 #   NAME   scenario of `make scenario`: hot-region, remote, large-bodies, knee, floods
+#   K6     arguments of `loadtest/k6/run` in `make k6`, as in `make k6 K6='all --short'`
 #   CARGO  the cargo to use; CARGO_TARGET_DIR is honoured as cargo does
 
 CARGO = cargo
@@ -16,14 +17,15 @@ ROUNDS =
 SECONDS =
 WRITE = docs/performance
 NAME = hot-region
+K6 = representative --short
 # Cargo's output directory, expanded by the shell.
 OUT = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help demo build test lint bench scenario loadtest test-kubernetes docs clean
+.PHONY: help demo build test lint bench scenario loadtest k6 test-kubernetes docs clean
 
 help: ## list these targets
 	@echo 'make TARGET, with TARGET one of'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s  %s\n", $$1, $$2 }' Makefile
 
 # A debug build takes a fraction of the time of link-time optimisation and differs in speed only.
 demo: ## build (unoptimised, which is quicker) and start the gateway with a built-in origin; prints commands to try
@@ -34,7 +36,7 @@ build: ## build target/release/tidegate, optimised
 	$(CARGO) build --release --package gateway
 
 # .ci/run measures the time between lines that begin with `==`.
-test: ## all checks: format, clippy, unit and scenario tests, the chart
+test: ## all checks: format, clippy, unit and scenario tests, the chart, load tests in short form
 	@echo '== packages'
 	@.ci/need redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace faketime:faketime \
 	    haproxy:haproxy openssl:openssl python3:python3 promtool:prometheus
@@ -50,6 +52,9 @@ test: ## all checks: format, clippy, unit and scenario tests, the chart
 	@echo '== chart'
 	@[ -x "$(OUT)/debug/tidegate" ] || $(CARGO) build --package gateway
 	helm/check.sh "$(OUT)/debug/tidegate"
+	@echo '== k6'
+	$(CARGO) build --package gateway --package loadtest
+	loadtest/k6/run representative --short --programs "$(OUT)/debug" --skip-without-k6
 
 lint: ## format, clippy, and licences and advisories where cargo-deny is installed
 	$(CARGO) fmt --all --check
@@ -82,6 +87,11 @@ loadtest: ## release build, then k6 and wrk against `tidegate demo`
 # The cluster is that of the current kubeconfig; helm/test-kubernetes.sh lists the variables.
 test-kubernetes: ## test the chart on a real cluster, IMAGE=registry.example/tidegate:TAG; writes figures to docs/kubernetes.md
 	WRITE=docs/kubernetes.md helm/test-kubernetes.sh
+
+k6: ## k6 scripts with real servers on this machine: the short form of some; K6='all --short', K6=soak (loadtest/k6/README.md)
+	@.ci/need redis-server:redis-server python3:python3 faketime:faketime
+	$(CARGO) build --package gateway --package loadtest
+	loadtest/k6/run $(K6) --programs "$(OUT)/debug"
 
 docs: ## regenerate the generated parts of docs/ from the code
 	UPDATE_DOCS=1 $(CARGO) test --package limiter --test simulation picture
