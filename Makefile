@@ -5,6 +5,8 @@
 #   WORKLOAD, PEERS, ROUNDS, SECONDS  arguments of `make bench`, as in `make bench WORKLOAD=hit-1k
 #          PEERS=nginx,haproxy`; empty: the defaults shown by `loadtest bench --help`
 #   WRITE  directory for the figures of `make bench`; empty: they are not stored
+#   ONLY   field cases of `make field-cases`, separated by commas; empty: all
+#   FORM   --short, or empty for the long forms
 #   NAME   scenario of `make scenario`: hot-region, remote, large-bodies, knee, floods
 #   CARGO  the cargo to use; CARGO_TARGET_DIR is honoured as cargo does
 
@@ -16,14 +18,16 @@ ROUNDS =
 SECONDS =
 WRITE = docs/performance
 NAME = hot-region
+ONLY =
+FORM = --short
 # Cargo's output directory, expanded by the shell.
 OUT = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help demo build test lint bench scenario loadtest docs clean
+.PHONY: help demo build test lint bench scenario loadtest field-cases docs clean
 
 help: ## list these targets
 	@echo 'make TARGET, with TARGET one of'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s  %s\n", $$1, $$2 }' Makefile
 
 # A debug build takes a fraction of the time of link-time optimisation and differs in speed only.
 demo: ## build (unoptimised, which is quicker) and start the gateway with a built-in origin; prints commands to try
@@ -84,8 +88,17 @@ loadtest: ## release build, then k6 and wrk against `tidegate demo`
 	$(CARGO) build --release --package gateway
 	loadtest/run.sh "$(OUT)/release/tidegate"
 
+# ONLY narrows it, as in `make field-cases ONLY=knee,cancel`; FORM= plays the long forms.
+field-cases: ## play the twelve field cases with real processes, writes docs/field-cases.md; ONLY=knee,cancel narrows it
+	@.ci/need redis-server:redis-server wrk:wrk faketime:faketime
+	$(CARGO) build --release --package gateway
+	$(CARGO) build --release --package loadtest
+	@"$(OUT)/release/loadtest" field-cases $(FORM) $(ONLY:%=--only=%) --write docs
+
 docs: ## regenerate the generated parts of docs/ from the code
 	UPDATE_DOCS=1 $(CARGO) test --package limiter --test simulation picture
+	UPDATE_DOCS=1 $(CARGO) test --package limiter --test simulation scale_page
+	UPDATE_DOCS=1 $(CARGO) test --package shard --lib scale_page
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --lib config::reference
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --lib simulation
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --test conformance page
