@@ -5,6 +5,8 @@
 #   WORKLOAD, PEERS, ROUNDS, SECONDS  arguments of `make bench`, as in `make bench WORKLOAD=hit-1k
 #          PEERS=nginx,haproxy`; empty: the defaults shown by `loadtest bench --help`
 #   WRITE  directory for the figures of `make bench`; empty: they are not stored
+#   ONLY   field cases of `make field-cases`, separated by commas; empty: all
+#   FORM   --short, or empty for the long forms
 #   NAME   scenario of `make scenario`: hot-region, remote, large-bodies, knee, floods
 #   K6     arguments of `loadtest/k6/run` in `make k6`, as in `make k6 K6='all --short'`
 #   CARGO  the cargo to use; CARGO_TARGET_DIR is honoured as cargo does
@@ -17,11 +19,13 @@ ROUNDS =
 SECONDS =
 WRITE = docs/performance
 NAME = hot-region
+ONLY =
+FORM = --short
 K6 = representative --short
 # Cargo's output directory, expanded by the shell.
 OUT = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help demo build test lint bench scenario loadtest k6 test-kubernetes docs clean
+.PHONY: help demo build test lint bench scenario loadtest k6 field-cases test-kubernetes docs clean
 
 help: ## list these targets
 	@echo 'make TARGET, with TARGET one of'
@@ -93,8 +97,17 @@ k6: ## k6 scripts with real servers on this machine: the short form of some; K6=
 	$(CARGO) build --package gateway --package loadtest
 	loadtest/k6/run $(K6) --programs "$(OUT)/debug"
 
+# ONLY narrows it, as in `make field-cases ONLY=knee,cancel`; FORM= plays the long forms.
+field-cases: ## play the twelve field cases with real processes, writes docs/field-cases.md; ONLY=knee,cancel narrows it
+	@.ci/need redis-server:redis-server wrk:wrk faketime:faketime
+	$(CARGO) build --release --package gateway
+	$(CARGO) build --release --package loadtest
+	@"$(OUT)/release/loadtest" field-cases $(FORM) $(ONLY:%=--only=%) --write docs
+
 docs: ## regenerate the generated parts of docs/ from the code
 	UPDATE_DOCS=1 $(CARGO) test --package limiter --test simulation picture
+	UPDATE_DOCS=1 $(CARGO) test --package limiter --test simulation scale_page
+	UPDATE_DOCS=1 $(CARGO) test --package shard --lib scale_page
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --lib config::reference
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --lib simulation
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --test conformance page
