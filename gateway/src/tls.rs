@@ -166,7 +166,7 @@ pub(crate) fn expose(
         });
         for_each_client(&mut |path, leaf| {
             let names = dns_names(leaf).unwrap_or_default();
-            add(path, names.first().map_or("", String::as_str), validity::not_after(leaf));
+            add(path, names.first().map_or("", String::as_str), not_after(leaf));
         });
     });
 }
@@ -239,7 +239,7 @@ impl TlsTerminator {
         let report = |certificate: &LoadedCertificate| CertificateReport {
             file: certificate.files.cert.clone(),
             names: certificate.names.clone(),
-            expires_at: certificate.key.cert.first().and_then(|leaf| validity::not_after(leaf)),
+            expires_at: certificate.key.cert.first().and_then(|leaf| not_after(leaf)),
         };
         store.certificates.iter().map(report).collect()
     }
@@ -419,7 +419,7 @@ impl LoadedCertificate {
     }
 
     fn not_after(&self) -> Option<SystemTime> {
-        validity::not_after(self.key.cert.first()?)
+        not_after(self.key.cert.first()?)
     }
 
     fn log_loaded(&self) {

@@ -9,7 +9,7 @@ mod secrets;
 use layout::Tree;
 
 use super::check;
-use super::document::{self, ConfigDocument};
+use super::document::{self, ConfigDocument, DocumentFormat};
 use super::expand::{self, ExpansionEnvironment};
 use super::fault::ConfigReport;
 use super::node::{DocumentNode, DocumentValue};
@@ -27,29 +27,81 @@ pub struct PrintOptions {
 }
 
 /// One line for each key, `key = value`: first those outside arrays of tables, by their whole path,
-/// then `[[listen]]` and `[[routes]]` with theirs.
+/// then `[[listen]]` and `[[routes]]` with theirs. Defaults that may not be written where they are,
+/// because the key has no effect there, are left out.
 ///
 /// # Errors
 /// The faults of the document, if it has an error.
 pub(super) fn print(document: &ConfigDocument<'_>, options: PrintOptions) -> Result<String, ConfigReport> {
-    let report = |faults| ConfigReport::new(document.name, document.text, faults);
-    let root = document::parse(document.text, document.format).map_err(report)?;
-    let context = ReadContext::new(document.text, ExpansionEnvironment::new(document.base, document.env));
-    let draft = table_reader::read_document(&context, &root, section::read);
-    check::resolve(draft, &context);
-    let values = context.values();
-    let report = report(context.into_faults());
-    if report.has_errors() {
-        return Err(report);
+    let reading = Reading::of(document)?;
+    let (set, defaults): (Vec<usize>, Vec<usize>) =
+        (0..reading.values.len()).partition(|index| reading.values[*index].offset.is_some());
+    if !options.defaults {
+        return Ok(reading.to_toml(&set, document, options));
     }
-    let mut tree = Tree::default();
-    for value in values.iter().filter(|value| options.defaults || value.offset.is_some()) {
-        let comment = options.origin.then(|| origin(value, document));
-        tree.insert(&layout::segments(&value.path), (shown(value, &root), comment));
+    let with = |defaults: &[usize]| {
+        let mut shown = [&set[..], defaults].concat();
+        shown.sort_unstable();
+        reading.to_toml(&shown, document, options)
+    };
+    let faults_with = |defaults: &[usize]| {
+        let text = with(defaults);
+        let printed = ConfigDocument { text: &text, format: DocumentFormat::Toml, ..*document };
+        Reading::of(&printed).ok().map(|again| again.faults)
+    };
+    let expected = faults_with(&[]);
+    let left_out = misplaced(&defaults, &|defaults| faults_with(defaults) == expected);
+    let kept: Vec<usize> = defaults.into_iter().filter(|index| !left_out.contains(index)).collect();
+    Ok(with(&kept))
+}
+
+/// The items without which `is_sound` holds of the others. It is asked a few times for each.
+fn misplaced(items: &[usize], is_sound: &dyn Fn(&[usize]) -> bool) -> Vec<usize> {
+    if items.is_empty() || is_sound(items) {
+        return Vec::new();
     }
-    // The presence of a table can be a setting, also where each of its keys has its default.
-    add_tables(&root, &mut Vec::new(), &mut tree);
-    Ok(tree.to_toml())
+    if items.len() == 1 {
+        return items.to_vec();
+    }
+    let (first, second) = items.split_at(items.len() / 2);
+    [misplaced(first, is_sound), misplaced(second, is_sound)].concat()
+}
+
+/// A document, the values that its keys have, and its warnings.
+struct Reading {
+    root: DocumentNode,
+    values: Vec<EffectiveValue>,
+    faults: Vec<String>,
+}
+
+impl Reading {
+    fn of(document: &ConfigDocument<'_>) -> Result<Reading, ConfigReport> {
+        let report = |faults| ConfigReport::new(document.name, document.text, faults);
+        let root = document::parse(document.text, document.format).map_err(report)?;
+        let context = ReadContext::new(document.text, ExpansionEnvironment::new(document.base, document.env));
+        let draft = table_reader::read_document(&context, &root, section::read);
+        check::resolve(draft, &context);
+        let values = context.values();
+        let report = report(context.into_faults());
+        if report.has_errors() {
+            return Err(report);
+        }
+        let mut faults: Vec<String> = report.faults().iter().map(|fault| fault.message.clone()).collect();
+        faults.sort_unstable();
+        Ok(Reading { root, values, faults })
+    }
+
+    /// The values with these indexes.
+    fn to_toml(&self, shown: &[usize], document: &ConfigDocument<'_>, options: PrintOptions) -> String {
+        let mut tree = Tree::default();
+        for value in shown.iter().map(|index| &self.values[*index]) {
+            let comment = options.origin.then(|| origin(value, document));
+            tree.insert(&layout::segments(&value.path), (text_of(value, &self.root), comment));
+        }
+        // The presence of a table can be a setting, also where each of its keys has its default.
+        add_tables(&self.root, &mut Vec::new(), &mut tree);
+        tree.to_toml()
+    }
 }
 
 fn add_tables(node: &DocumentNode, path: &mut Vec<layout::Segment>, tree: &mut Tree) {
@@ -87,7 +139,7 @@ fn line(text: &str, offset: usize) -> usize {
 
 /// The value as it is printed: the effective one, or as the document writes it where that has a
 /// secret or the reference to one.
-fn shown(value: &EffectiveValue, root: &DocumentNode) -> String {
+fn text_of(value: &EffectiveValue, root: &DocumentNode) -> String {
     let segments = layout::segments(&value.path);
     let written = value.offset.and_then(|_| layout::node_at(root, &segments)).map(|node| &node.value);
     let secrecy = secrets::Secrecy::of(&segments);
@@ -118,7 +170,6 @@ fn concealed_items(items: &[DocumentNode], secrecy: secrets::Secrecy) -> Option<
 mod tests {
     use std::path::Path;
 
-    use super::super::document::DocumentFormat;
     use super::*;
 
     fn printed(text: &str, options: PrintOptions) -> Vec<String> {
@@ -126,6 +177,14 @@ mod tests {
         let document =
             ConfigDocument { name: "t.toml", text, format: DocumentFormat::Toml, base: Path::new(""), env: &env };
         print(&document, options).expect("valid").lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn misplaced_items_are_found() {
+        let items: Vec<usize> = (0..100).collect();
+        for wrong in [vec![], vec![0], vec![99], vec![3, 4, 50]] {
+            assert_eq!(misplaced(&items, &|some| !some.iter().any(|item| wrong.contains(item))), wrong);
+        }
     }
 
     const TEXT: &str = "version = 1\n[admin]\ntoken = \"${SECRET}\"\n[redis.regions.default]\n\

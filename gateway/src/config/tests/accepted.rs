@@ -15,7 +15,7 @@ use crate::identify::{ForwardedField, IdentitySource};
 use crate::log::{AccessLogFormat, AccessLogTarget, LogField};
 use crate::proxy_protocol::ProxyProtocolMode;
 use crate::route::{ForwardPath, HostPattern, PathPattern, TimeoutOverrides};
-use crate::spans::TracingConfig;
+use crate::spans::{ExportCompression, TracingConfig};
 use crate::upstream::{HashKey, HealthConfig};
 use crate::{accept, admin, cache, degrade, identify, limit, upstream};
 
@@ -210,6 +210,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         ratio: 0.25,
         service_name: "edge".to_owned(),
         has_query: true,
+        compression: ExportCompression::None,
         headers: vec![("authorization".to_owned(), "Bearer a".to_owned())],
     };
     assert_eq!(config.tracing, Some(tracing));

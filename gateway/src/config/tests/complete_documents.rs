@@ -97,7 +97,13 @@ fn printed_configurations_are_read_back() {
     let mut read = 0;
     for (base, text) in &documents {
         // Some need files that a test of their own makes.
-        let Ok((config, warnings)) = Config::parse(&document(text, base, &env)) else { continue };
+        let (config, warnings) = match Config::parse(&document(text, base, &env)) {
+            Ok(parsed) => parsed,
+            Err(report) => {
+                assert_ne!(text, UNUSUAL, "{report}");
+                continue;
+            }
+        };
         read += 1;
         for defaults in [false, true] {
             let printed =
