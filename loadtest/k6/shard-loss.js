@@ -6,7 +6,7 @@
 //
 //   TARGET     the path; default /cached/item
 //   KEYS       default 600
-//   RATE       requests per second; default 150 (short), 1500 (long)
+//   RATE       requests per second; default 100 (short), 1500 (long)
 //   SECONDS    of each of the phases before, during and after the loss; default 4 (short), 30
 //              (long)
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js
@@ -26,7 +26,7 @@ export { handleSummary } from './lib/summary.js';
 const TARGET = text('TARGET', '/cached/item');
 const KEYS = number('KEYS', 600);
 const PHASE = number('SECONDS', byForm(4, 30));
-const RATE = number('RATE', byForm(150, 1500));
+const RATE = number('RATE', byForm(100, 1500));
 
 const hits = new Rate('hits');
 
