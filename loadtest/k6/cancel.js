@@ -45,7 +45,7 @@ export const options = optionsOf({
   thresholds: {
     gave_up: ['rate>=0.99'],
     patient_served: ['rate==1'],
-    'response_ms{scenario:fast}': [`p(99)<${byForm(1000, 50)}`],
+    'response_ms{scenario:fast}': [`p(99)<${byForm(2000, 50)}`],
   },
   p99: byForm(4000, 2500),
   more: { batch: 2, batchPerHost: 2 },

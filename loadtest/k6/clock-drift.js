@@ -50,7 +50,7 @@ export const options = optionsOf({
     wrong_ages: ['count==0'],
     admitted: [`count>=${Math.floor(0.85 * QUOTA * SECONDS)}`, `count<=${Math.ceil(QUOTA * (SECONDS + 1) + BURST)}`],
   },
-  p99: byForm(1000, 50),
+  p99: byForm(2000, 50),
   plan: [
     [PHASE, 'jump', 'set the wall clock of the drifted gateway an hour forward'],
     [2 * PHASE, 'back', 'set it back'],

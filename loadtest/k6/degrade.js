@@ -56,9 +56,9 @@ export const options = optionsOf({
     served_stale: ['rate==1'],
     served_pages: ['rate==1'],
     'errors{scenario:liveAfter}': ['rate==0'],
-    'response_ms{scenario:staleDown}': [`p(99)<${byForm(1500, 100)}`],
+    'response_ms{scenario:staleDown}': [`p(99)<${byForm(3000, 100)}`],
   },
-  p99: byForm(1500, 100),
+  p99: byForm(3000, 100),
   plan: [[BEFORE, 'fault', 'stop the origin'], [REPAIR, 'repair', 'start the origin again']],
 });
 

@@ -67,7 +67,7 @@ export const options = optionsOf({
     caught_up: ['rate==1'],
     purge_ms: [`p(99)<${number('PURGE_MS', byForm(2000, 200))}`],
   },
-  p99: byForm(1500, 50),
+  p99: byForm(3000, 50),
   plan: [[AWAY, 'away', 'stop the process of the first peer (SIGSTOP)'], [BACK, 'back', 'let it continue (SIGCONT)']],
 });
 

@@ -47,7 +47,7 @@ export const options = optionsOf({
     descriptors_growth: [`max<=${number('DESCRIPTORS', 10)}`],
     memory_growth: [`max<=${number('MEMORY', byForm(0.5, 0.3))}`],
   },
-  p99: byForm(1500, 100),
+  p99: byForm(3000, 100),
   // A kept connection of k6 would be a task of the gateway at the end.
   more: { teardownTimeout: `${QUIET + 60}s`, noConnectionReuse: true },
 });

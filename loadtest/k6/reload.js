@@ -44,7 +44,7 @@ export const options = optionsOf({
     'errors{scenario:posts}': ['rate==0'],
     ...(HEADER === '-' ? {} : Object.fromEntries([0, 1, 2, 3].map((phase) => [`applied{phase:${phase}}`, ['rate==1']]))),
   },
-  p99: byForm(1500, 50),
+  p99: byForm(3000, 50),
   plan: [
     [PHASE, 'reload', `change the configuration, to ${CONFIGS[1]}, by its file alone`],
     [2 * PHASE, 'broken', 'change it to a file with an error'],

@@ -10,7 +10,7 @@
 //   SECONDS    of the slowness; default 5 (short), 30 (long)
 //   RECOVERY   seconds from the repair to the last phase: the breaker closes in them; default 8
 //              (short), 30 (long)
-//   SLOW_MS    what counts as a slow response; default 700
+//   SLOW_MS    what counts as a slow response; default 1000
 //   and BASE_URL, FORM, INSECURE, P99_MS of lib/settings.js
 
 import { Rate } from 'k6/metrics';
@@ -28,7 +28,7 @@ const TARGET = text('TARGET', '/live/page');
 const RATE = number('RATE', byForm(60, 500));
 const SLOW = number('SECONDS', byForm(5, 30));
 const RECOVERY = number('RECOVERY', byForm(8, 30));
-const SLOW_MS = number('SLOW_MS', 700);
+const SLOW_MS = number('SLOW_MS', 1000);
 const BEFORE = 3;
 // The breaker needs calls that are slow before it opens.
 const SETTLE = 2;

@@ -65,7 +65,7 @@ export const options = optionsOf({
     // A lease begins empty, and a part of it is held by each node.
     'admitted{scenario:cluster}': bounds(CLUSTER, 0.6),
   },
-  p99: byForm(1000, 20),
+  p99: byForm(2000, 20),
 });
 
 export function setup() {

@@ -29,7 +29,7 @@ export const options = optionsOf({
     hits: steady({ exec: 'hit', rate: number('RATE', byForm(200, 2000)), seconds: number('SECONDS', byForm(8, 60)) }),
   },
   thresholds: { hits: [`rate>=${byForm(0.99, 0.999)}`] },
-  p99: byForm(1000, 20),
+  p99: byForm(2000, 20),
 });
 
 export function setup() {

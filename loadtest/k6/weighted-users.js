@@ -68,7 +68,7 @@ export const options = optionsOf({
     'denied{scenario:modest}': ['count==0'],
     ...(ADMIN_URL === '' ? {} : { 'denied{scenario:shadow}': ['count==0'], 'admitted{scenario:shadow}': ['count>0'] }),
   },
-  p99: byForm(1000, 20),
+  p99: byForm(2000, 20),
 });
 
 function caller(name, tier, token) {

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import threading
@@ -24,9 +25,16 @@ class K6Missing(EnvironmentFault):
 
 
 def find():
-    """The path of k6 on the PATH or among the tools that were built before; None without."""
+    """The path of k6 among the tools that were built before, or on the PATH; None without."""
     built = BIN / "k6"
-    return str(built) if os.access(built, os.X_OK) else shutil.which("k6")
+    found = str(built) if os.access(built, os.X_OK) else shutil.which("k6")
+    return found if found and is_current(found) else None
+
+
+def is_current(k6):
+    """Whether it is a version 1: older ones have another summary."""
+    shown = subprocess.run([k6, "version"], capture_output=True, text=True, check=False).stdout
+    return re.match(r"k6(\.exe)? v([1-9][0-9]*)\.", shown) is not None
 
 
 def go_version():

@@ -1,6 +1,7 @@
 """Processes that a run has started. Each ends with the run, by its id, also after Ctrl-C."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,13 +12,22 @@ class EnvironmentFault(Exception):
     """The environment cannot be used; the message says what to do."""
 
 
+# Below the ports that the kernel gives to outgoing connections, which could take one meanwhile.
+PORTS = range(15_000, 32_000)
+
+
 def free_ports(count):
     """Free loopback ports, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [it.getsockname()[1] for it in sockets]
-    for it in sockets:
-        it.close()
-    return ports
+    found = []
+    for port in random.sample(PORTS, len(PORTS)):
+        if len(found) == count:
+            break
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+            found.append(port)
+        except OSError:
+            continue
+    return found
 
 
 def wait_until(is_done, seconds, what):

@@ -8,7 +8,7 @@ import { events } from './events.js';
 // other work drops some.
 const DROPPED_SHARE = byForm(0.1, 0.001);
 // Longest mean time of an iteration for which virtual users are prepared.
-const ITERATION_SECONDS = byForm(0.5, 0.25);
+const ITERATION_SECONDS = byForm(1, 0.25);
 const VUS_MAX = 2000;
 
 function virtualUsers(rate, seconds) {
