@@ -64,7 +64,7 @@ load() {
   for name in kept new; do
     local arguments=()
     [ $name = kept ] || arguments=(--no-connection-reuse)
-    k6 run --quiet --log-output=stderr "${arguments[@]}" --env BASE_URL="$url" --env RATE="$RATE" --env SECONDS="$2" \
+    k6 run --quiet --address "" --log-output=stderr "${arguments[@]}" --env BASE_URL="$url" --env RATE="$RATE" --env SECONDS="$2" \
       "$here/steady.js" >"$work/$1-$name" 2>"$work/$1-$name.log" &
     echo $! >"$work/$1-$name.pid"
   done
@@ -79,6 +79,8 @@ loaded() {
     expect "$1" "$3, $name connections: $(figure "$2-$name" requests) requests, failed" "$(figure "$2-$name" failed)" 0
     head -3 "$work/$2-$name.log" >&2
   done
+  # What the gateways say about failed requests.
+  kc logs -l app.kubernetes.io/instance=gate,app.kubernetes.io/name=tidegate -c tidegate --tail=20000 2>/dev/null | grep '"status":5' | head -3 >&2 || true
 }
 
 # pods [TEMPLATE]: names, or another field, of the gateway's pods that are not about to end.
@@ -272,7 +274,7 @@ autoscaling_step() {
     --set-json 'autoscaling.metrics=[{"name":"tidegate_requests_in_flight","average":"20"}]'
   expect autoscaling "pods right after it is turned on" "$(kc get deployment gate-tidegate -o jsonpath='{.spec.replicas}')" 2
   started=$(date +%s.%N)
-  timeout 120 k6 run --quiet --env BASE_URL="$url" --env RATE=60 --env SECONDS=40 --env SLOW=1 "$here/steady.js" >"$work/slow-load" 2>"$work/slow-load.log" &
+  timeout 120 k6 run --quiet --address "" --log-output=stderr --env BASE_URL="$url" --env RATE=60 --env SECONDS=40 --env SLOW=1 "$here/steady.js" >"$work/slow-load" 2>"$work/slow-load.log" &
   local slow=$!
   if wait_for 60 has_replicas -ge 4; then row autoscaling "90 requests in flight: 2 to 4 pods" "$(seconds_since "$started")"; else expect autoscaling "pods at 90 requests in flight" "$(kc get deployment gate-tidegate -o jsonpath='{.spec.replicas}')" 4; fi
   wait $slow || true
