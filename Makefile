@@ -30,8 +30,8 @@ demo: ## build (unoptimised, which is quicker) and start the gateway with a buil
 	$(CARGO) build --package gateway
 	@exec "$(OUT)/debug/tidegate" demo $(DEMO)
 
-build: ## build target/release/tidegate, optimised
-	$(CARGO) build --release --package gateway
+build: ## build target/release/tidegate, optimised, with discovery by Kubernetes
+	$(CARGO) build --release --package gateway --features kubernetes
 
 # .ci/run measures the time between lines that begin with `==`.
 test: ## all checks: format, clippy, unit and scenario tests, the chart
@@ -41,15 +41,15 @@ test: ## all checks: format, clippy, unit and scenario tests, the chart
 	@echo '== format'
 	$(CARGO) fmt --all --check
 	@echo '== clippy'
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features gateway/kubernetes -- -D warnings
 	@echo '== tests'
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --features gateway/kubernetes
 	@echo '== orders'
 	RUSTFLAGS='--cfg loom' $(CARGO) test --package limiter --test orders --target-dir "$(OUT)/loom" \
 	    --config 'profile.dev.package."*".opt-level=0'
 	@echo '== chart'
 	@if PATH="$$HOME/.cache/tidegate/bin:$$PATH" command -v helm >/dev/null || command -v go >/dev/null; then \
-	    [ -x "$(OUT)/debug/tidegate" ] || $(CARGO) build --package gateway || exit 1; \
+	    [ -x "$(OUT)/debug/tidegate" ] || $(CARGO) build --package gateway --features kubernetes || exit 1; \
 	    helm/check.sh "$(OUT)/debug/tidegate"; \
 	else \
 	    echo 'SKIPPED: the chart was not checked, because neither helm nor go is installed.'; \
@@ -58,7 +58,7 @@ test: ## all checks: format, clippy, unit and scenario tests, the chart
 
 lint: ## format, clippy, and licences and advisories where cargo-deny is installed
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features gateway/kubernetes -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo 'SKIPPED: cargo deny is not installed (cargo install --locked cargo-deny)'; fi
 

@@ -25,6 +25,7 @@ label! {
         ConcurrencyLimit = "concurrency_limit",
         Connect = "connect",
         NoAddress = "no_address",
+        NoEndpoints = "no_endpoints",
         UpstreamTls = "upstream_tls",
         ConnectTimeout = "connect_timeout",
         NoResponse = "no_response",
@@ -123,6 +124,7 @@ impl ErrorKind {
             | ErrorKind::Panic => Blame::Gateway,
             ErrorKind::Connect
             | ErrorKind::NoAddress
+            | ErrorKind::NoEndpoints
             | ErrorKind::UpstreamTls
             | ErrorKind::ConnectTimeout
             | ErrorKind::NoResponse
@@ -157,6 +159,7 @@ impl Error {
             Error::UpstreamConnection(error) => match error {
                 UpstreamConnectionError::Connect(_) => ErrorKind::Connect,
                 UpstreamConnectionError::NoAddress => ErrorKind::NoAddress,
+                UpstreamConnectionError::NoEndpoints => ErrorKind::NoEndpoints,
                 UpstreamConnectionError::Tls(..) => ErrorKind::UpstreamTls,
                 UpstreamConnectionError::NoResponse(_)
                 | UpstreamConnectionError::Refused(_)
@@ -181,6 +184,7 @@ impl Error {
                 | ErrorKind::ConcurrencyLimit
                 | ErrorKind::Connect
                 | ErrorKind::NoAddress
+                | ErrorKind::NoEndpoints
                 | ErrorKind::UpstreamTls
                 | ErrorKind::ConnectTimeout
                 | ErrorKind::NoResponse
@@ -208,6 +212,7 @@ impl Error {
             }
             ErrorKind::BreakerOpen
             | ErrorKind::ConcurrencyLimit
+            | ErrorKind::NoEndpoints
             | ErrorKind::SlowReader
             | ErrorKind::VerificationUnavailable
             | ErrorKind::AuthenticationBusy => StatusCode::SERVICE_UNAVAILABLE,
