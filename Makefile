@@ -36,8 +36,8 @@ demo: ## build (unoptimised, which is quicker) and start the gateway with a buil
 	$(CARGO) build --package gateway
 	@exec "$(OUT)/debug/tidegate" demo $(DEMO)
 
-build: ## build target/release/tidegate, optimised
-	$(CARGO) build --release --package gateway
+build: ## build target/release/tidegate, optimised, with discovery by Kubernetes
+	$(CARGO) build --release --package gateway --features kubernetes
 
 # .ci/run measures the time between lines that begin with `==`.
 test: ## all checks: format, clippy, unit and scenario tests, the chart, load tests in short form
@@ -47,22 +47,22 @@ test: ## all checks: format, clippy, unit and scenario tests, the chart, load te
 	@echo '== format'
 	$(CARGO) fmt --all --check
 	@echo '== clippy'
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features gateway/kubernetes -- -D warnings
 	@echo '== tests'
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --features gateway/kubernetes
 	@echo '== orders'
 	RUSTFLAGS='--cfg loom' $(CARGO) test --package limiter --test orders --target-dir "$(OUT)/loom" \
 	    --config 'profile.dev.package."*".opt-level=0'
 	@echo '== chart'
-	@[ -x "$(OUT)/debug/tidegate" ] || $(CARGO) build --package gateway
+	@[ -x "$(OUT)/debug/tidegate" ] || $(CARGO) build --package gateway --features kubernetes
 	helm/check.sh "$(OUT)/debug/tidegate"
 	@echo '== k6'
-	$(CARGO) build --package gateway --package loadtest
+	$(CARGO) build --package gateway --package loadtest --features gateway/kubernetes
 	loadtest/k6/run representative --short --programs "$(OUT)/debug" --skip-without-k6
 
 lint: ## format, clippy, and licences and advisories where cargo-deny is installed
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features gateway/kubernetes -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo 'SKIPPED: cargo deny is not installed (cargo install --locked cargo-deny)'; fi
 

@@ -26,6 +26,7 @@ label! {
         ConcurrencyLimit = "concurrency_limit",
         Connect = "connect",
         NoAddress = "no_address",
+        NoEndpoints = "no_endpoints",
         /// The certificate of the upstream is not accepted.
         UpstreamTls = "upstream_tls",
         /// The upstream has ended the handshake with an alert.
@@ -129,6 +130,7 @@ impl ErrorKind {
             | ErrorKind::Panic => Blame::Gateway,
             ErrorKind::Connect
             | ErrorKind::NoAddress
+            | ErrorKind::NoEndpoints
             | ErrorKind::UpstreamTls
             | ErrorKind::UpstreamTlsAlert
             | ErrorKind::UpstreamTlsProtocol
@@ -165,6 +167,7 @@ impl Error {
             Error::UpstreamConnection(error) => match error {
                 UpstreamConnectionError::Connect(_) => ErrorKind::Connect,
                 UpstreamConnectionError::NoAddress => ErrorKind::NoAddress,
+                UpstreamConnectionError::NoEndpoints => ErrorKind::NoEndpoints,
                 UpstreamConnectionError::Tls(fault, _) => match fault.class() {
                     TlsFaultClass::Certificate => ErrorKind::UpstreamTls,
                     TlsFaultClass::Alert => ErrorKind::UpstreamTlsAlert,
@@ -193,6 +196,7 @@ impl Error {
                 | ErrorKind::ConcurrencyLimit
                 | ErrorKind::Connect
                 | ErrorKind::NoAddress
+                | ErrorKind::NoEndpoints
                 | ErrorKind::UpstreamTls
                 | ErrorKind::UpstreamTlsAlert
                 | ErrorKind::UpstreamTlsProtocol
@@ -222,6 +226,7 @@ impl Error {
             }
             ErrorKind::BreakerOpen
             | ErrorKind::ConcurrencyLimit
+            | ErrorKind::NoEndpoints
             | ErrorKind::SlowReader
             | ErrorKind::VerificationUnavailable
             | ErrorKind::AuthenticationBusy => StatusCode::SERVICE_UNAVAILABLE,

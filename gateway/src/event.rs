@@ -347,6 +347,8 @@ label! {
         Connect = "connect",
         /// No name of its endpoints is resolved.
         NoAddress = "no_address",
+        /// The source of its endpoints has answered that there is none.
+        NoEndpoints = "no_endpoints",
         /// TLS: the certificate is for another name.
         CertificateName = "certificate_name",
         CertificateUnknownIssuer = "certificate_unknown_issuer",

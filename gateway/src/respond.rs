@@ -99,7 +99,7 @@ pub(crate) fn write_proxy_status(record: &RequestRecord, fields: &mut Fields) {
 /// The error type of RFC 9209 section 2.3 for a failure.
 fn proxy_error(kind: ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::BreakerOpen => "destination_unavailable",
+        ErrorKind::BreakerOpen | ErrorKind::NoEndpoints => "destination_unavailable",
         ErrorKind::ConcurrencyLimit => "connection_limit_reached",
         ErrorKind::Connect => "connection_refused",
         ErrorKind::NoAddress => "dns_error",

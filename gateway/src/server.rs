@@ -38,7 +38,9 @@ use crate::config::Config;
 use crate::event::{self, Event};
 use crate::log::{self, AccessLog};
 use crate::tls::{self, TlsTerminator};
-use crate::{admin, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, spans, tasks, upstream};
+use crate::{
+    admin, discovery, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, spans, tasks, upstream,
+};
 use control::ControlThread;
 use state::{LifecycleStage, SharedState};
 
@@ -169,6 +171,7 @@ fn expose_metrics(shared: &Arc<SharedState>) {
     limit::expose(move |visit| snapshot.load().limiter.leases().for_each(|(rule, lease)| visit(rule, lease)));
     let snapshot = Arc::clone(&shared.snapshot);
     route::expose(move |visit| snapshot.load().routes.iter().for_each(&mut *visit));
+    discovery::expose();
     let snapshot = Arc::clone(&shared.snapshot);
     upstream::expose(move |visit| snapshot.load().upstreams.iter().for_each(|upstream| visit(upstream)));
     let terminators = shared.tls_terminators.clone();

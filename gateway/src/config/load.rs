@@ -67,6 +67,12 @@ impl Config {
             let at = DocumentLocation { path: String::new(), span: 0..url.len() };
             ConfigReport::new("--upstream", url, vec![at.error(problem)])
         })?;
+        if endpoint.scheme.is_kubernetes() {
+            let problem = ConfigProblem::bad_value("a service of Kubernetes needs a configuration file");
+            let hint = "write it to `upstreams.NAME.endpoints` of a file, and start with `--config FILE`";
+            let at = DocumentLocation { path: String::new(), span: 0..url.len() };
+            return Err(ConfigReport::new("--upstream", url, vec![at.error(problem.hint(hint))]));
+        }
         let all_paths = route::PathPattern::Prefix("/".to_owned());
         let default = accept::ListenConfig::default();
         Ok(Config {
@@ -80,6 +86,7 @@ impl Config {
             remote: None,
             cache: cache::CacheConfig::default(),
             dns: discovery::DnsConfig::default(),
+            kubernetes: discovery::kubernetes::KubernetesConfig::default(),
             upstreams: vec![upstream::UpstreamConfig::new("upstream".into(), vec![endpoint])],
             pages: Vec::new(),
             routes: vec![route::RouteConfig::new("everything".into(), all_paths, 0)],

@@ -32,6 +32,8 @@ pub struct Config {
     pub(crate) cache: cache::CacheConfig,
     /// Resolution of the names of endpoints.
     pub(crate) dns: discovery::DnsConfig,
+    /// Access to the API server of Kubernetes.
+    pub(crate) kubernetes: discovery::kubernetes::KubernetesConfig,
     /// Upstreams; routes refer to them by index.
     pub(crate) upstreams: Vec<upstream::UpstreamConfig>,
     /// Pages for the gateway's own responses (`[pages]`).

@@ -495,6 +495,7 @@ fn fault(kind: ErrorKind) -> Option<UpstreamFault> {
     match kind {
         ErrorKind::Connect => Some(UpstreamFault::Connect),
         ErrorKind::NoAddress => Some(UpstreamFault::NoAddress),
+        ErrorKind::NoEndpoints => Some(UpstreamFault::NoEndpoints),
         ErrorKind::ConnectTimeout => Some(UpstreamFault::ConnectTimeout),
         ErrorKind::NoResponse => Some(UpstreamFault::NoResponse),
         ErrorKind::Upstream => Some(UpstreamFault::Truncated),

@@ -10,6 +10,7 @@
     reason = "each test binary compiles this module and uses a part of it"
 )]
 
+pub mod api_server;
 pub mod client;
 pub mod dns;
 pub mod frames;
