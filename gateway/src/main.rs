@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use gateway::config::{Config, ConfigDocument, ConfigReport, DocumentFormat, PrintOptions};
 use gateway::credentials::{self, NewApiKey};
 use gateway::purge::{PurgeOrder, PurgeTarget};
-use gateway::server::{self, BoundAddresses, ConfigSource};
+use gateway::server::{self, BoundAddresses, ConfigSource, StartMode};
 use gateway::top::{self, TopTarget};
 use gateway::{admin_client, demo, event};
 
@@ -79,6 +79,10 @@ struct RunArguments {
     /// Address of the admin page and metrics, with --upstream [default: 127.0.0.1:9900]
     #[arg(long, conflicts_with = "config")]
     admin: Option<SocketAddr>,
+    /// Take over from a running gateway without losing a request: it hands over its listening
+    /// sockets and drains. SOCKET is its upgrade socket [default: `server.upgrade_socket`]
+    #[arg(long, value_name = "SOCKET", num_args = 0..=1, require_equals = true, conflicts_with = "upstream")]
+    upgrade: Option<Option<PathBuf>>,
 }
 
 #[derive(Subcommand)]
@@ -209,6 +213,7 @@ fn config(command: &ConfigCommand) -> ExitCode {
 }
 
 fn run_gateway(arguments: RunArguments) -> ExitCode {
+    let mode = arguments.upgrade.map_or(StartMode::Fresh, |socket| StartMode::Upgrade { socket });
     let (loaded, source) = match (arguments.config, arguments.upstream) {
         (Some(file), _) => {
             let loaded = Config::load(&file).map(|(config, warnings)| (config, Some(warnings)));
@@ -226,7 +231,7 @@ fn run_gateway(arguments: RunArguments) -> ExitCode {
     match loaded {
         Ok((config, warnings)) => {
             warnings.iter().for_each(print_report);
-            start(config, source, |_| {})
+            start(config, (source, mode), |_| {})
         }
         Err(report) => {
             print_report(&report);
@@ -370,7 +375,7 @@ fn run_demo(arguments: &DemoArguments) -> ExitCode {
         env: &env,
     };
     match Config::parse(&document) {
-        Ok((config, _)) => start(config, ConfigSource::Arguments, |bound| {
+        Ok((config, _)) => start(config, (ConfigSource::Arguments, StartMode::Fresh), |bound| {
             if let Some(listen) = bound.listen.first() {
                 print(&demo::instructions(*listen, bound.admin));
             }
@@ -382,7 +387,7 @@ fn run_demo(arguments: &DemoArguments) -> ExitCode {
     }
 }
 
-fn start(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAddresses)) -> ExitCode {
+fn start(config: Config, source: (ConfigSource, StartMode), on_ready: impl FnOnce(&BoundAddresses)) -> ExitCode {
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     event::init(config.log.level, if is_terminal { event::LogFormat::Text } else { event::LogFormat::Json });
     match server::run(config, source, on_ready) {

@@ -76,6 +76,8 @@ pub struct ServerConfig {
     /// After SIGTERM: how long connections are accepted and idle ones kept; at most
     /// `drain_timeout`.
     pub(crate) drain_idle: Duration,
+    /// Unix socket on which this process hands its listeners to a successor; `None`: it does not.
+    pub(crate) upgrade_socket: Option<PathBuf>,
     /// The normal form of paths.
     pub(crate) paths: PathRules,
 }
@@ -88,6 +90,7 @@ impl Default for ServerConfig {
             zone: None,
             drain_timeout: Duration::from_secs(30),
             drain_idle: Duration::from_secs(10),
+            upgrade_socket: None,
             paths: PathRules::default(),
         }
     }

@@ -33,6 +33,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("server.drain_timeout", "After SIGTERM: longest time for requests in flight to complete before they are aborted."),
     (
+        "server.upgrade_socket",
+        "Path of a Unix socket on which a running gateway hands its listening sockets to `tidegate run --upgrade`, then drains: an upgrade without a lost request. Relative to the directory of this file; only processes of the same user may use it. Absent: the gateway cannot be upgraded in place. [Upgrade](operations.md#upgrade)",
+    ),
+    (
         "server.paths.normalise",
         "Whether each path is brought into one normal form before routes, limits, keys and purges: unreserved characters decoded, dot segments removed, duplicate slashes merged. `off`: paths stay as received. [Paths](paths.md)",
     ),
