@@ -309,8 +309,11 @@ mod tests {
 
     /// Sends `bytes` and reads the echo until the end of the connection or all have come.
     fn echo(stream: &mut StdStream, bytes: &[u8]) -> (Vec<u8>, io::Result<usize>) {
-        drop(stream.write_all(bytes));
         let mut received = Vec::new();
+        // A reset is reported once, by the write or by a read.
+        if let Err(error) = stream.write_all(bytes) {
+            return (received, Err(error));
+        }
         let mut buffer = [0; 4_096];
         loop {
             match stream.read(&mut buffer) {

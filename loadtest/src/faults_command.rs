@@ -27,8 +27,8 @@ pub(crate) struct FaultsArguments {
     upstream: String,
     /// Faults as `key=value` pairs, separated by commas; may be repeated. Keys: latency, jitter
     /// (durations), rate (bytes a second), drip (bytes each 100 ms), cut (FIN after bytes), reset
-    /// (RST after bytes), hang, refuse, corrupt (probability of a byte), direction (up, down, both),
-    /// share (of connections)
+    /// (RST after bytes), hang, refuse, corrupt (probability of a byte), direction (up, down,
+    /// both), share (of connections)
     #[arg(long = "fault", value_name = "FAULT", value_parser = FaultRule::parse)]
     faults: Vec<FaultRule>,
     /// Control address: GET reads plan and counts, PUT replaces the plan, DELETE clears it (JSON)

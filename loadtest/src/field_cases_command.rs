@@ -45,6 +45,7 @@ pub(crate) fn run(arguments: FieldCasesArguments, default_tidegate: PathBuf) -> 
         cases = FieldCase::value_variants().to_vec();
     }
     let tools = Tools::find([Tool::Redis])?;
+    tools.raise_descriptors()?;
     let open = |directory| FieldCasesPage::open(directory, FieldCase::value_variants());
     let mut page = arguments.write.map(open).transpose()?;
     let form = if arguments.short { CaseForm::Short } else { CaseForm::Long };

@@ -144,7 +144,7 @@ mod tests {
         let scratch = ScratchDirectory::named("field-cases-page").expect("a directory");
         let directory = scratch.path().join("docs");
         let cases = [FieldCase::Degrade, FieldCase::Knee];
-        let mut put = |case: FieldCase, figure: &str, is_met: bool| {
+        let put = |case: FieldCase, figure: &str, is_met: bool| {
             let mut report = CaseReport::new("Something.");
             report.check("a | b", (figure, is_met));
             report.charts.push(LineChart::default());

@@ -16,7 +16,7 @@ use crate::launcher::free_addresses;
 use crate::redis_server::RedisServer;
 use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
-const WAIT: Duration = Duration::from_secs(20);
+const WAIT: Duration = Duration::from_secs(60);
 /// Requests per second of the fleet's limit, and its burst.
 pub(crate) const LIMIT: (f64, f64) = (100.0, 40.0);
 /// Host of all requests: it is part of the cache key.
@@ -34,7 +34,7 @@ access = "off"
 region = ["header:x-region"]
 region_default = "r0"
 [redis]
-deadline = "250ms"
+deadline = "1s"
 nodes = @NODES@
 secret = "fleet-secret-of-one-run"
 @REGIONS@
@@ -73,7 +73,7 @@ pub(crate) struct Fleet<'a> {
     regions: Vec<Option<RedisServer>>,
     region_addresses: Vec<SocketAddr>,
     pub(crate) nodes: Vec<FleetNode>,
-    _origin: ScriptedOrigin,
+    origin: ScriptedOrigin,
     pub(crate) version: Arc<AtomicU64>,
 }
 
@@ -99,10 +99,10 @@ impl<'a> Fleet<'a> {
             regions: servers.into_iter().map(Some).collect(),
             region_addresses,
             nodes: Vec::new(),
-            _origin: origin,
+            origin,
             version,
         };
-        let origin = fleet._origin.address;
+        let origin = fleet.origin.address;
         for number in 0..nodes {
             let node = fleet.prepare(number, nodes, origin)?;
             fleet.nodes.push(node);

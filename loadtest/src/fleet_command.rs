@@ -75,6 +75,7 @@ pub(crate) fn run(arguments: FleetArguments, default_tidegate: PathBuf) -> Resul
     }
     interrupt::watch()?;
     let tools = Tools::find([Tool::Redis])?;
+    tools.raise_descriptors()?;
     let scratch = ScratchDirectory::named("fleet")?;
     let context = CaseContext { tools: &tools, tidegate: &tidegate, form: CaseForm::Long, scratch: &scratch };
     let report = if json { json_text } else { table };

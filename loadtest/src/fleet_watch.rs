@@ -1,4 +1,4 @@
-//! What a fleet shows while actions run: a load balancer's rotation by `/ready`, loads, and purges
+//! Observes a fleet while actions run: a load balancer's rotation by `/ready`, loads, and purges
 //! whose effect is read from every gateway.
 
 use std::net::SocketAddr;
@@ -119,7 +119,7 @@ impl FleetWatch<'_> {
             warm_up: Duration::ZERO,
             time: TIME_MAX,
             connections: 256,
-            timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(10),
             threads: 1,
             stop: Some(stop),
         };
@@ -168,7 +168,7 @@ fn figures(
     passed: &OpenLoopReport,
     (limited, purges): (&OpenLoopReport, &PurgeCounts),
 ) -> PhaseFigures {
-    // What is admitted was sent within the time and a moment.
+    // A request that is admitted was sent within the time and a moment.
     let admitted_max = (LIMIT.0 * (time.as_secs_f64() + 0.5) + LIMIT.1) as u64;
     PhaseFigures {
         action: name.to_owned(),
@@ -193,9 +193,9 @@ mod tests {
 
     #[test]
     fn figures_count_what_exceeds_the_limit() {
-        let mut limited =
-            OpenLoopReport { offered: 2_000, good: 1_200, rejected: 790, failed: 10, ..OpenLoopReport::default() };
-        let passed = OpenLoopReport { offered: 500, good: 495, rejected: 2, failed: 3, ..OpenLoopReport::default() };
+        let (mut limited, mut passed) = (OpenLoopReport::default(), OpenLoopReport::default());
+        (limited.offered, limited.good, limited.rejected, limited.failed) = (2_000, 1_200, 790, 10);
+        (passed.offered, passed.good, passed.rejected, passed.failed) = (500, 495, 2, 3);
         let of = |limited: &OpenLoopReport| {
             figures(("a", Duration::from_secs(10)), &passed, (limited, &PurgeCounts::default()))
         };

@@ -158,6 +158,10 @@ impl KneeReport {
     fn charts(&self) -> Vec<LineChart> {
         let steps = self.sorted_steps();
         let of = |figure: fn(&LoadStep) -> (f64, f64)| steps.iter().map(|step| figure(step)).collect::<Vec<_>>();
+        // Without a good response there is no latency.
+        let answered = |figure: fn(&LoadStep) -> (f64, f64)| {
+            steps.iter().filter(|step| step.good > 0).map(|step| figure(step)).collect::<Vec<_>>()
+        };
         let dots = |name: &str, points| ChartSeries { name: name.to_owned(), form: SeriesForm::Dots, points };
         let line = |name: &str, points| ChartSeries { name: name.to_owned(), form: SeriesForm::Line, points };
         let knee = self.knee.map(|knee| (knee.median, "knee".to_owned()));
@@ -190,8 +194,8 @@ impl KneeReport {
                     "Latency by load",
                     [offered, "ms, from the time at which a request was due"],
                     vec![
-                        dots("p99", of(|step| (step.rate, step.p99_ms))),
-                        dots("p50", of(|step| (step.rate, step.p50_ms))),
+                        dots("p99", answered(|step| (step.rate, step.p99_ms))),
+                        dots("p50", answered(|step| (step.rate, step.p50_ms))),
                     ],
                 )
             },

@@ -9,6 +9,8 @@ use crate::spread::Spread;
 
 /// Factor around an earlier knee in which later rounds search.
 const NEIGHBOURHOOD: f64 = 1.4;
+/// Attempts at a step whose generator is late.
+const LATE_STEPS_MAX: usize = 3;
 /// Least goodput at twice the knee, as a part of the peak.
 pub(crate) const GOODPUT_RATIO: f64 = 0.98;
 
@@ -70,11 +72,12 @@ impl KneeSearch {
 
     /// The highest of the goodputs at each rate, which are medians of the steps at that rate.
     pub(crate) fn peak(&self) -> Option<f64> {
-        let mut rates: Vec<f64> = self.steps.iter().map(|step| step.rate).collect();
+        let counted = || self.steps.iter().filter(|step| step.verdict != StepVerdict::Generator);
+        let mut rates: Vec<f64> = counted().map(|step| step.rate).collect();
         rates.sort_by(f64::total_cmp);
         rates.dedup();
         let goodputs = rates.into_iter().filter_map(|rate| {
-            let at_rate = self.steps.iter().filter(|step| step.rate == rate).map(|step| step.goodput);
+            let at_rate = counted().filter(|step| step.rate == rate).map(|step| step.goodput);
             Spread::of(at_rate).map(|spread| spread.median)
         });
         goodputs.max_by(f64::total_cmp)
@@ -88,32 +91,35 @@ impl KneeSearch {
 
     fn search(&mut self, measure: &mut impl FnMut(f64) -> Result<LoadStep>) -> Result<SearchEnd> {
         let Some((low, high)) = self.climb(measure)? else { return Ok(self.end) };
-        let first = self.bisect(measure, (low, high))?;
+        let Some(first) = self.bisect(measure, (low, high))? else { return Ok(SearchEnd::Generator) };
         self.knees.push(first);
         for _ in 1..self.plan.rounds {
             let bounds = self.neighbourhood(measure, first)?;
-            let knee = self.bisect(measure, bounds)?;
+            let Some(knee) = self.bisect(measure, bounds)? else { return Ok(SearchEnd::Generator) };
             self.knees.push(knee);
         }
         let knee = self.knee().map_or(first, |knee| knee.median);
         for _ in 0..self.plan.rounds {
             self.step(measure, knee)?;
-            let step = measure(2.0 * knee)?;
-            if step.verdict == StepVerdict::Generator {
-                self.steps.push(step);
+            if self.step(measure, 2.0 * knee)? == StepVerdict::Generator {
                 return Ok(SearchEnd::Generator);
             }
-            self.steps.push(step.clone());
-            self.past_knee.push(step);
+            self.past_knee.extend(self.steps.last().cloned());
         }
         Ok(SearchEnd::Complete)
     }
 
-    /// Measures a step; `true` if its rate holds.
+    /// Measures a step, again if the generator was late: the machine may have paused.
     fn step(&mut self, measure: &mut impl FnMut(f64) -> Result<LoadStep>, rate: f64) -> Result<StepVerdict> {
-        let step = measure(rate)?;
-        let verdict = step.verdict;
-        self.steps.push(step);
+        let mut verdict = StepVerdict::Generator;
+        for _ in 0..LATE_STEPS_MAX {
+            let step = measure(rate)?;
+            verdict = step.verdict;
+            self.steps.push(step);
+            if verdict != StepVerdict::Generator {
+                break;
+            }
+        }
         Ok(verdict)
     }
 
@@ -172,18 +178,19 @@ impl KneeSearch {
         Ok((low.max(self.plan.start_rate), high.min(self.plan.max_rate)))
     }
 
-    /// Halves the gap of a rate that holds and one that breaks, on the logarithmic scale.
-    fn bisect(&mut self, measure: &mut impl FnMut(f64) -> Result<LoadStep>, bounds: (f64, f64)) -> Result<f64> {
+    /// Halves the gap of a rate that holds and one that breaks, on the logarithmic scale. `None`:
+    /// the generator cannot send a rate between them.
+    fn bisect(&mut self, measure: &mut impl FnMut(f64) -> Result<LoadStep>, bounds: (f64, f64)) -> Result<Option<f64>> {
         let (mut low, mut high) = bounds;
         for _ in 0..self.plan.bisections {
             let middle = (low * high).sqrt();
-            if self.step(measure, middle)? == StepVerdict::Holds {
-                low = middle;
-            } else {
-                high = middle;
+            match self.step(measure, middle)? {
+                StepVerdict::Holds => low = middle,
+                StepVerdict::Generator => return Ok(None),
+                StepVerdict::P99 | StepVerdict::Goodput => high = middle,
             }
         }
-        Ok(low)
+        Ok(Some(low))
     }
 }
 

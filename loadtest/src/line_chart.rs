@@ -9,7 +9,7 @@ const LEFT: f64 = 74.0;
 const RIGHT: f64 = 20.0;
 const TOP: f64 = 64.0;
 const BOTTOM: f64 = 46.0;
-const COLUMNS: usize = 6;
+const COLUMNS: usize = 5;
 const ROWS: usize = 5;
 
 /// Rules of a chart, for a document that embeds several.

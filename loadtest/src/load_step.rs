@@ -18,7 +18,7 @@ pub(crate) struct StepLimits {
     pub(crate) goodput: f64,
 }
 
-/// What a step says about its rate.
+/// The judgement of a step about its rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum StepVerdict {

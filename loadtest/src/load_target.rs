@@ -165,7 +165,8 @@ fn checked_field(header: &str) -> Result<String> {
     if value.bytes().any(|byte| byte < b' ' && byte != b'\t' || byte == 0x7f) {
         return Err(usage(format!("--header {name}: its value has a control character")));
     }
-    if name.to_ascii_lowercase() != "host" && OWN_FIELDS.contains(&name.to_ascii_lowercase().as_str()) {
+    let lower = name.to_ascii_lowercase();
+    if lower != "host" && OWN_FIELDS.contains(&lower.as_str()) {
         return Err(usage(format!("--header {name}: the load generator sets this field itself")));
     }
     Ok(format!("{name}: {value}"))

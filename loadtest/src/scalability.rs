@@ -108,9 +108,8 @@ fn solve(mut matrix: [[f64; 4]; 3], used: [bool; 3]) -> Option<[f64; 3]> {
         }
         for j in (0..3).filter(|j| *j != i && used[*j]) {
             let factor = matrix[j][i] / pivot;
-            for column in 0..4 {
-                matrix[j][column] -= factor * matrix[i][column];
-            }
+            let row = matrix[i];
+            matrix[j].iter_mut().zip(row).for_each(|(cell, above)| *cell -= factor * above);
         }
     }
     Some(std::array::from_fn(|i| if used[i] { matrix[i][3] / matrix[i][i] } else { 0.0 }))

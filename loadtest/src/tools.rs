@@ -139,6 +139,12 @@ impl Tools {
         let pid = std::process::id().to_string();
         let mut taskset = Command::new(self.path(Tool::Taskset));
         run_to_completion(taskset.args(["-a", "-c", "-p", &LOAD_CORE.to_string(), &pid]))?;
+        self.raise_descriptors()
+    }
+
+    /// Raises the limit of open files for this process and its children.
+    pub(crate) fn raise_descriptors(&self) -> Result<()> {
+        let pid = std::process::id().to_string();
         let limits =
             fs::read_to_string("/proc/self/limits").map_err(LoadtestError::io("cannot read /proc/self/limits"))?;
         let soft = hard_limit(&limits).map_or(DESCRIPTORS, |hard| hard.min(DESCRIPTORS));

@@ -181,13 +181,13 @@ fn field_cases_are_played_from_the_real_binary() {
     let directory = std::env::temp_dir().join(format!("loadtest-field-cases-{}", std::process::id()));
     let (write, tidegate) = (directory.display().to_string(), tidegate.display().to_string());
     let arguments =
-        ["field-cases", "--only", "cancel,error-pipeline", "--short", "--write", &write, "--tidegate", &tidegate];
+        ["field-cases", "--only", "leaks,error-pipeline", "--short", "--write", &write, "--tidegate", &tidegate];
     let output = loadtest(&arguments);
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{stdout}{stderr}");
     let page = std::fs::read_to_string(directory.join("field-cases.md")).expect("the page");
     std::fs::remove_dir_all(&directory).expect("the directory exists");
-    for case in ["cancel", "error-pipeline"] {
+    for case in ["leaks", "error-pipeline"] {
         assert!(page.contains(&format!("| [`{case}`](#{case}) | pass |")), "{page}");
     }
 }

@@ -13,6 +13,8 @@ use crate::line_chart::{ChartSeries, LineChart, SeriesForm};
 use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 const WITHIN: Duration = Duration::from_millis(100);
+/// The same key for both clients.
+const SHARED: &[u8] = b"GET /shared/a HTTP/1.1\r\nHost: shop.example\r\n\r\n";
 const WAIT: Duration = Duration::from_secs(20);
 
 const CONFIG: &str = r#"
@@ -97,8 +99,8 @@ fn shared(origin: &ScriptedOrigin, gateway: &CaseGateway, report: &mut CaseRepor
         .map_err(LoadtestError::io("a request cannot be sent"))?;
     wait_for(WAIT, || Ok((origin.requests() > requests).then_some(())))?;
     let mut second = gateway.client();
-    let waiting = thread::spawn(move || second.get("/shared/a", "Host: a\r\n").map(|response| response.body));
-    thread::sleep(Duration::from_millis(300));
+    let waiting = thread::spawn(move || second.send(SHARED).map(|response| response.body));
+    wait_for(WAIT, || Ok((gateway.metric("tidegate_requests_in_flight ")? >= 2.0).then_some(())))?;
     drop(first);
     let body = waiting.join().ok().and_then(std::result::Result::ok).unwrap_or_default();
     let (asked, cancelled) = (origin.requests() - requests, origin.departures().len() - departures);

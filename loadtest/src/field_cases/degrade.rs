@@ -26,6 +26,7 @@ eject = { after = 0 }
 [upstreams.origin.breaker]
 minimum = 5
 open = "1s"
+window = "2s"
 ramp = "1s"
 [[routes]]
 name = "stored"

@@ -24,7 +24,7 @@ const CONFIG: &str = r#"
 [log]
 access = "off"
 [redis]
-deadline = "250ms"
+deadline = "1s"
 secret = "field-case-secret"
 [redis.regions.default]
 endpoints = ["redis://@REDIS@"]

@@ -32,6 +32,8 @@ endpoints = [@REDIS@]
 slots = 16
 [cache]
 memory = "1MiB"
+object_bytes = "256KiB"
+remote_object_bytes = "256KiB"
 hot_rate = "50/s"
 [upstreams.origin]
 endpoints = ["http://@ORIGIN@"]

@@ -44,9 +44,9 @@ const PHASES: [(&str, &[u8]); 5] = [
     ("while it leads a shared fetch", b"GET /stored/hang HTTP/1.1\r\nHost: a\r\n\r\n"),
 ];
 
-/// What a gateway holds.
+/// Resources that requests of a gateway hold.
 #[derive(Clone, Copy, Debug)]
-struct Held {
+struct HeldResources {
     tasks: f64,
     connections: f64,
     descriptors: f64,
@@ -123,7 +123,7 @@ pub(crate) fn run(context: &CaseContext<'_>) -> Result<CaseReport> {
     Ok(report)
 }
 
-fn held(gateway: &CaseGateway) -> Result<Held> {
+fn held(gateway: &CaseGateway) -> Result<HeldResources> {
     // Of the kinds that requests start: those of the admin address are this client's.
     let mut tasks = 0.0;
     for kind in
@@ -131,15 +131,15 @@ fn held(gateway: &CaseGateway) -> Result<Held> {
     {
         tasks += gateway.metric(&format!("tidegate_tasks{{kind=\"{kind}\"}}"))?;
     }
-    Ok(Held {
+    Ok(HeldResources {
         tasks,
         connections: gateway.metric("tidegate_connections ")?,
         descriptors: gateway.metric("process_open_fds")?,
     })
 }
 
-/// What is held when the client of the warm-up has gone.
-fn settled(gateway: &CaseGateway) -> Result<Held> {
+/// The resources when the client of the warm-up has gone.
+fn settled(gateway: &CaseGateway) -> Result<HeldResources> {
     wait_for(WAIT, || Ok((gateway.metric("tidegate_connections ")? == 0.0).then_some(())))?;
     held(gateway)
 }
@@ -158,7 +158,8 @@ fn depart(gateway: &CaseGateway, bytes: &[u8]) -> Result<f64> {
     held(gateway).map(|held| held.tasks)
 }
 
-/// Reads `/api/v1/tasks` while requests hang: they are there, oldest first, with what they wait for.
+/// Reads `/api/v1/tasks` while requests hang: they are there, the oldest first, with what they wait
+/// for.
 fn debug_view(gateway: &CaseGateway) -> Result<(bool, String)> {
     let mut streams = Vec::new();
     for _ in 0..5 {

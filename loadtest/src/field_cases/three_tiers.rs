@@ -24,7 +24,7 @@ access = "off"
 device = ["header:x-device-id"]
 secret = "field-case-secret"
 [redis]
-deadline = "250ms"
+deadline = "1s"
 nodes = 2
 [redis.regions.default]
 endpoints = ["@REDIS@"]

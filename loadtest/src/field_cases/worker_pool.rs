@@ -16,6 +16,9 @@ const ENDPOINTS: usize = 3;
 /// Far above the time of a good call.
 const TIMEOUT: Duration = Duration::from_millis(400);
 
+/// Of a good call.
+const SERVICE: Duration = Duration::from_millis(50);
+
 const CONFIG: &str = r#"
 [log]
 access = "off"
@@ -87,14 +90,13 @@ pub(crate) fn run(context: &CaseContext<'_>) -> Result<CaseReport> {
     Ok(report)
 }
 
-/// An endpoint whose calls take a few milliseconds; the first one may hang.
+/// An endpoint whose calls take `SERVICE`; the first one may hang.
 fn start(number: usize, hangs: &Arc<AtomicBool>) -> Result<ScriptedOrigin> {
     let hangs = Arc::clone(hangs);
-    let origin = ScriptedOrigin::start(move |request| {
-        let is_slow = request.target.starts_with("/slow/");
+    let origin = ScriptedOrigin::start(move |_| {
         let delay = match number == 0 && hangs.load(Relaxed) {
             true => Duration::from_secs(3_600),
-            false => Duration::from_millis(if is_slow { 100 } else { 5 }),
+            false => SERVICE,
         };
         OriginAnswer::ok("ok\n").after(delay)
     });
@@ -124,19 +126,22 @@ fn recovery(gateway: &CaseGateway, origin: &ScriptedOrigin, report: &mut CaseRep
     Ok(())
 }
 
-/// The limit of calls in progress grows under slow calls, and no load shrinks it to nothing.
+/// The limit of calls in progress follows a demand of five times as many, and rest does not shrink
+/// it.
 fn limit(gateway: &CaseGateway, report: &mut CaseReport) -> Result<()> {
     let of_limit = || gateway.metric("tidegate_upstream_concurrency_limit{upstream=\"pool\"}");
     let before = of_limit()?;
-    let load = CaseLoad::new(gateway.address, "/slow/a", (200.0, Duration::from_secs(5))).run()?;
+    let load = CaseLoad::new(gateway.address, "/a", (300.0, Duration::from_secs(5))).run()?;
+    let (loaded, needed) = (of_limit()?, 300.0 * SERVICE.as_secs_f64());
+    std::thread::sleep(Duration::from_secs(2));
     let after = of_limit()?;
-    // 200 requests of 100 ms are 20 in progress.
     report.check(
-        "the limit of calls in progress lets through what the pool can serve (20 at a time)",
+        format!("the limit of calls in progress lets through what the pool can serve ({needed:.0} at a time)"),
         (
-            format!("limit {before:.0}, then {after:.0}; {} of {} good", load.good, load.offered),
-            after >= 20.0 && 100 * load.good >= 95 * load.offered,
+            format!("limit {before:.0}, under load {loaded:.0}; {} of {} good", load.good, load.offered),
+            loaded >= needed && 100 * load.good >= 95 * load.offered,
         ),
     );
+    report.check("and does not shrink without demand", (format!("{loaded:.0}, then {after:.0}"), after >= loaded));
     Ok(())
 }
