@@ -5,7 +5,10 @@
 #   WORKLOAD, PEERS, ROUNDS, SECONDS  arguments of `make bench`, as in `make bench WORKLOAD=hit-1k
 #          PEERS=nginx,haproxy`; empty: the defaults shown by `loadtest bench --help`
 #   WRITE  directory for the figures of `make bench`; empty: they are not stored
+#   ONLY   field cases of `make field-cases`, separated by commas; empty: all
+#   FORM   --short, or empty for the long forms
 #   NAME   scenario of `make scenario`: hot-region, remote, large-bodies, knee, floods
+#   K6     arguments of `loadtest/k6/run` in `make k6`, as in `make k6 K6='all --short'`
 #   CARGO  the cargo to use; CARGO_TARGET_DIR is honoured as cargo does
 
 CARGO = cargo
@@ -16,44 +19,50 @@ ROUNDS =
 SECONDS =
 WRITE = docs/performance
 NAME = hot-region
+ONLY =
+FORM = --short
+K6 = representative --short
 # Cargo's output directory, expanded by the shell.
 OUT = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help demo build test lint bench scenario loadtest test-kubernetes docs clean
+.PHONY: help demo build test lint bench scenario loadtest k6 field-cases test-kubernetes docs clean
 
 help: ## list these targets
 	@echo 'make TARGET, with TARGET one of'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s  %s\n", $$1, $$2 }' Makefile
 
 # A debug build takes a fraction of the time of link-time optimisation and differs in speed only.
 demo: ## build (unoptimised, which is quicker) and start the gateway with a built-in origin; prints commands to try
 	$(CARGO) build --package gateway
 	@exec "$(OUT)/debug/tidegate" demo $(DEMO)
 
-build: ## build target/release/tidegate, optimised
-	$(CARGO) build --release --package gateway
+build: ## build target/release/tidegate, optimised, with discovery by Kubernetes
+	$(CARGO) build --release --package gateway --features kubernetes
 
 # .ci/run measures the time between lines that begin with `==`.
-test: ## all checks: format, clippy, unit and scenario tests, the chart
+test: ## all checks: format, clippy, unit and scenario tests, the chart, load tests in short form
 	@echo '== packages'
 	@.ci/need redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace faketime:faketime \
 	    haproxy:haproxy openssl:openssl python3:python3 promtool:prometheus
 	@echo '== format'
 	$(CARGO) fmt --all --check
 	@echo '== clippy'
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features gateway/kubernetes -- -D warnings
 	@echo '== tests'
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --features gateway/kubernetes
 	@echo '== orders'
 	RUSTFLAGS='--cfg loom' $(CARGO) test --package limiter --test orders --target-dir "$(OUT)/loom" \
 	    --config 'profile.dev.package."*".opt-level=0'
 	@echo '== chart'
-	@[ -x "$(OUT)/debug/tidegate" ] || $(CARGO) build --package gateway
+	@[ -x "$(OUT)/debug/tidegate" ] || $(CARGO) build --package gateway --features kubernetes
 	helm/check.sh "$(OUT)/debug/tidegate"
+	@echo '== k6'
+	$(CARGO) build --package gateway --package loadtest --features gateway/kubernetes
+	loadtest/k6/run representative --short --programs "$(OUT)/debug" --skip-without-k6
 
 lint: ## format, clippy, and licences and advisories where cargo-deny is installed
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features gateway/kubernetes -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	else echo 'SKIPPED: cargo deny is not installed (cargo install --locked cargo-deny)'; fi
 
@@ -83,8 +92,22 @@ loadtest: ## release build, then k6 and wrk against `tidegate demo`
 test-kubernetes: ## test the chart on a real cluster, IMAGE=registry.example/tidegate:TAG; writes figures to docs/kubernetes.md
 	WRITE=docs/kubernetes.md helm/test-kubernetes.sh
 
+k6: ## k6 scripts with real servers on this machine: the short form of some; K6='all --short', K6=soak (loadtest/k6/README.md)
+	@.ci/need redis-server:redis-server python3:python3 faketime:faketime
+	$(CARGO) build --package gateway --package loadtest
+	loadtest/k6/run $(K6) --programs "$(OUT)/debug"
+
+# ONLY narrows it, as in `make field-cases ONLY=knee,cancel`; FORM= plays the long forms.
+field-cases: ## play the twelve field cases with real processes, writes docs/field-cases.md; ONLY=knee,cancel narrows it
+	@.ci/need redis-server:redis-server wrk:wrk faketime:faketime
+	$(CARGO) build --release --package gateway
+	$(CARGO) build --release --package loadtest
+	@"$(OUT)/release/loadtest" field-cases $(FORM) $(ONLY:%=--only=%) --write docs
+
 docs: ## regenerate the generated parts of docs/ from the code
 	UPDATE_DOCS=1 $(CARGO) test --package limiter --test simulation picture
+	UPDATE_DOCS=1 $(CARGO) test --package limiter --test simulation scale_page
+	UPDATE_DOCS=1 $(CARGO) test --package shard --lib scale_page
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --lib config::reference
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --lib simulation
 	UPDATE_DOCS=1 $(CARGO) test --package gateway --test conformance page

@@ -95,7 +95,7 @@ pub(crate) fn check_unused(address: SocketAddr) -> io::Result<()> {
     socket.bind(&SockAddr::from(address))
 }
 
-/// Opens one listening socket per worker on the address and logs it.
+/// Opens one listening socket per worker on the address.
 ///
 /// # Errors
 /// The error of the system: the address is in use, not local, or privileged.
@@ -104,13 +104,25 @@ pub(crate) fn bind(listen: &ListenConfig, workers: usize) -> io::Result<Vec<std:
     // With port 0 the system chooses a port for the first socket; the others use the same port.
     let address = first.local_addr()?;
     let others = (1..workers).map(|_| bind_one(address));
-    let listeners = std::iter::once(Ok(first)).chain(others).collect::<io::Result<Vec<_>>>()?;
+    std::iter::once(Ok(first)).chain(others).collect()
+}
+
+/// Requests the full backlog for a socket that another program has opened. It already listens; the
+/// kernel takes the new length for its queue.
+///
+/// # Errors
+/// The error of the system: it is not a socket of a stream protocol.
+pub(crate) fn extend_backlog(socket: &std::net::TcpListener) -> io::Result<()> {
+    socket2::SockRef::from(socket).listen(i32::try_from(BACKLOG).unwrap_or(i32::MAX))
+}
+
+/// Logs a listener at `address`, the bound one.
+pub(crate) fn report_listening(listen: &ListenConfig, address: SocketAddr, source: &'static str) {
     let effective = effective_backlog();
     if effective < BACKLOG {
         Event::BacklogCapped { requested: BACKLOG, effective }.emit();
     }
-    Event::Listening { address, tls: listen.tls.is_some(), backlog_effective: effective }.emit();
-    Ok(listeners)
+    Event::Listening { address, tls: listen.tls.is_some(), backlog_effective: effective, source }.emit();
 }
 
 fn bind_one(address: SocketAddr) -> io::Result<std::net::TcpListener> {
@@ -255,7 +267,12 @@ impl ConnectionTable {
 
     /// Whether connections are accepted.
     pub(crate) fn is_listening(&self) -> bool {
-        self.listening.load(Acquire) > 0
+        self.listening() > 0
+    }
+
+    /// Listening sockets from which connections are accepted, one for each listener task.
+    pub(crate) fn listening(&self) -> usize {
+        self.listening.load(Acquire)
     }
 
     /// Connections that were accepted so far.
@@ -379,6 +396,15 @@ impl IncomingConnections {
     }
 }
 
+/// Which process accepts from the queue of a listening socket, once this one has stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum QueueOwner {
+    /// No other: connections that are left in the queue are reset.
+    ThisProcess,
+    /// The successor of a binary upgrade has the same socket.
+    Successor,
+}
+
 /// Accepts connections on one listening socket of one worker.
 pub(crate) struct ListenerTask {
     pub(crate) socket: std::net::TcpListener,
@@ -407,25 +433,25 @@ impl Drop for OpenListener<'_> {
 }
 
 impl ListenerTask {
-    /// Accepts until `stop` completes, then until the accept queue of the kernel stays empty:
-    /// closing the socket resets connections in it, although their clients may have sent requests.
-    /// The socket is closed when the task is dropped: a new run can go on with it. `handle` gets
-    /// the connections that this worker serves; it must not block. Cancel safe.
+    /// Accepts until `stop` completes, then, unless a successor does, until the accept queue of the
+    /// kernel stays empty: closing the socket resets connections in it, although their clients may
+    /// have sent requests. The socket is closed when the task is dropped: a new run can go on with
+    /// it. `handle` gets the connections that this worker serves; it must not block. Cancel safe.
     ///
     /// # Errors
     /// The runtime cannot register the socket.
     pub(crate) async fn run(
         &self,
-        stop: impl Future<Output = ()>,
+        stop: impl Future<Output = QueueOwner>,
         handle: impl Fn(AcceptedConnection),
     ) -> io::Result<()> {
         let mut stop = std::pin::pin!(stop);
-        let _listening = OpenListener::new(&self.table);
         let socket = TcpListener::from_std(self.socket.try_clone()?)?;
-        loop {
+        let _listening = OpenListener::new(&self.table);
+        let owner = loop {
             let accepted = tokio::select! {
                 biased;
-                () = &mut stop => break,
+                owner = &mut stop => break owner,
                 accepted = socket.accept() => accepted,
             };
             match accepted {
@@ -434,11 +460,14 @@ impl ListenerTask {
                 Err(error) => {
                     Event::AcceptPaused { error: &error }.emit();
                     tokio::select! {
-                        () = &mut stop => break,
+                        owner = &mut stop => break owner,
                         () = tokio::time::sleep(ACCEPT_PAUSE) => {}
                     }
                 }
             }
+        };
+        if owner == QueueOwner::Successor {
+            return Ok(());
         }
         let accept_rest = async {
             // Handshakes that are under way complete during the wait.
@@ -645,7 +674,10 @@ mod tests {
         let address = socket.local_addr().expect("bound");
         let task = listener_task(socket, 7, &table);
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let stopped = async { stopped.await.expect("sent") };
+        let stopped = async {
+            stopped.await.expect("sent");
+            QueueOwner::ThisProcess
+        };
         let served = RefCell::new(Vec::new());
         let clients = async {
             let mut clients = Vec::new();
@@ -679,7 +711,22 @@ mod tests {
         let _refused = TcpStream::connect(address).await.expect("listening");
         let served = RefCell::new(Vec::new());
         let task = listener_task(socket, 0, &table);
-        task.run(std::future::ready(()), |accepted| served.borrow_mut().push(accepted)).await.expect("registered");
+        let stopped = std::future::ready(QueueOwner::ThisProcess);
+        task.run(stopped, |accepted| served.borrow_mut().push(accepted)).await.expect("registered");
         assert_eq!((served.borrow().len(), table.refused.get(ConnectionRefusal::Total)), (1, 1));
+    }
+
+    #[tokio::test]
+    async fn kernel_accept_queue_is_left_to_a_successor() {
+        let table = table(1, 2, 2);
+        let socket =
+            bind(&ListenConfig { address: ANYWHERE, ..ListenConfig::default() }, 1).expect("a free port").remove(0);
+        let (address, successor) = (socket.local_addr().expect("bound"), socket.try_clone().expect("a descriptor"));
+        let client = TcpStream::connect(address).await.expect("listening");
+        let task = listener_task(socket, 0, &table);
+        task.run(std::future::ready(QueueOwner::Successor), |_| panic!("accepted")).await.expect("registered");
+        drop(task);
+        let (_, peer) = successor.accept().expect("the connection is still in the queue");
+        assert_eq!((client.local_addr().ok(), table.accepted.get()), (Some(peer), 0));
     }
 }

@@ -32,7 +32,7 @@ use crate::http::message::{Method, Request, StatusCode};
 use crate::limit::{AdminQuery, AdminQueryError, AdminReply};
 use crate::metrics::{self, ExpositionFormat};
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
-use crate::simple_server::{self, SimpleResponse, SimpleServerLimits};
+use crate::simple_server::{self, SimpleResponse, SimpleServerLimits, SimpleServerStage};
 use crate::tasks::TaskList;
 use access::AdminAccess;
 use live::LiveStreams;
@@ -86,14 +86,14 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const JSON: &str = "application/json";
 const EVENT_STREAM: &str = "text/event-stream; charset=utf-8";
 
-/// Serves the admin API until `stop` is true or its sender is dropped. The server stops it last, so
-/// that `/ready` reports the drain. The configuration may be replaced meanwhile, except for the
+/// Serves the admin API until the stage is `Stopped` or its sender is dropped. The server stops it
+/// last, so that `/ready` reports the drain. The configuration may be replaced meanwhile, except for the
 /// address. Needs a `LocalSet`. Cancel safe.
 pub(crate) async fn serve(
     listener: &TcpListener,
     config: Arc<ArcSwap<AdminConfig>>,
     views: Rc<AdminViews>,
-    stop: watch::Receiver<bool>,
+    stage: watch::Receiver<SimpleServerStage>,
 ) {
     let http = HttpLimits {
         body_bytes: 64 << 10,
@@ -107,8 +107,9 @@ pub(crate) async fn serve(
         probe_connections: PROBE_CONNECTIONS_MAX,
         is_probe: |request| matches!(request.path(), "/live" | "/ready"),
     };
-    let state = AdminState { views, config, access: AdminAccess::default(), streams: LiveStreams::default() };
-    simple_server::serve(listener, limits, stop, async move |request: &Request, peer: IpAddr| {
+    let (access, streams) = (AdminAccess::default(), LiveStreams::default());
+    let state = AdminState { views, config, access, streams, stage: stage.clone() };
+    simple_server::serve(listener, limits, stage, async move |request: &Request, peer: IpAddr| {
         respond(&state, request, peer)
             .await
             .with(KnownField::CacheControl, "no-store")
@@ -123,10 +124,16 @@ struct AdminState {
     config: Arc<ArcSwap<AdminConfig>>,
     access: AdminAccess,
     streams: LiveStreams,
+    stage: watch::Receiver<SimpleServerStage>,
 }
 
 async fn respond(state: &AdminState, request: &Request, peer: IpAddr) -> SimpleResponse {
     let (path, views) = (request.path(), &*state.views);
+    let is_read = matches!(request.method, Method::GET | Method::HEAD);
+    if !is_read && *state.stage.borrow() >= SimpleServerStage::HandedOver {
+        let hint = "another process has taken over; send the request again over a new connection";
+        return SimpleResponse::text(StatusCode::SERVICE_UNAVAILABLE, hint).with(KnownField::RetryAfter, "0");
+    }
     // Loaded once: a reload during the wait for a check does not change what the check compares.
     let config = state.config.load_full();
     let permitted = match path {
@@ -149,7 +156,6 @@ async fn respond(state: &AdminState, request: &Request, peer: IpAddr) -> SimpleR
     if let Some(rest) = path.strip_prefix("/api/v1/breakers") {
         return breakers(views, &request.method, rest, request.query().unwrap_or_default());
     }
-    let is_read = matches!(request.method, Method::GET | Method::HEAD);
     if let Some(file) = assets::file(path) {
         return if is_read { file } else { read_only() };
     }
@@ -234,14 +240,14 @@ async fn limits(views: &AdminViews, method: &Method, rest: &str, query: &str) ->
     }
 }
 
-/// `GET /api/v1/breakers`; `POST` and `DELETE /api/v1/breakers/route/NAME` and
+/// `GET /api/v1/breakers?from=N`; `POST` and `DELETE /api/v1/breakers/route/NAME` and
 /// `/api/v1/breakers/upstream/NAME` for states that an operator sets.
 fn breakers(views: &AdminViews, method: &Method, rest: &str, query: &str) -> SimpleResponse {
     let not_allowed =
         |hint, allow| SimpleResponse::text(StatusCode::METHOD_NOT_ALLOWED, hint).with(KnownField::Allow, allow);
     let query = match (rest.strip_prefix('/'), method) {
         (None, _) if !rest.is_empty() => return SimpleResponse::text(StatusCode::NOT_FOUND, "not found"),
-        (None, &Method::GET | &Method::HEAD) => Ok(BreakerQuery::List),
+        (None, &Method::GET | &Method::HEAD) => BreakerQuery::list(query),
         (None, _) => return not_allowed("method not allowed", "GET, HEAD"),
         (Some(path), &Method::POST) => BreakerQuery::set(path, query),
         (Some(path), &Method::DELETE) => BreakerQuery::clear(path, query),
@@ -352,6 +358,7 @@ mod tests {
             config: Arc::new(ArcSwap::from_pointee(config)),
             access: AdminAccess::default(),
             streams: LiveStreams::default(),
+            stage: watch::channel(SimpleServerStage::Serving).1,
         };
         runtime.block_on(respond(&state, request, peer)).status().as_u16()
     }
@@ -433,7 +440,7 @@ mod tests {
             ready: Box::new(move || ReadinessReport { ready: is_ready.get(), ..ReadinessReport::default() }),
             ..views(true)
         };
-        let (stop, stopped) = watch::channel(false);
+        let (stage, followed_stage) = watch::channel(SimpleServerStage::Serving);
         let client = async {
             let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
             let live = exchange(address, &get("/live")).await;
@@ -454,10 +461,10 @@ mod tests {
             shared_config.store(Arc::new(AdminConfig { token: Some("t".to_owned()), ..AdminConfig::default() }));
             assert!(exchange(address, &get("/api/v1/status")).await.contains("\r\nwww-authenticate: Bearer\r\n"));
             assert!(exchange(address, "GET / HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
-            stop.send_replace(true);
+            stage.send_replace(SimpleServerStage::Stopped);
         };
         LocalSet::new()
-            .run_until(async { tokio::join!(serve(&listener, config, Rc::new(views), stopped), client) })
+            .run_until(async { tokio::join!(serve(&listener, config, Rc::new(views), followed_stage), client) })
             .await;
     }
 }

@@ -18,7 +18,9 @@ pub enum AdminClientError {
     #[error("cannot reach a gateway at {address}: {reason}; is it running, and is this its `admin.address`?")]
     Unreachable { address: SocketAddr, reason: String },
     #[error("the gateway requires a token: set ADMIN_TOKEN to its `admin.token`")]
-    Unauthorized,
+    TokenMissing,
+    #[error("the token is not that of the gateway: ADMIN_TOKEN or --token differs from its `admin.token`")]
+    TokenWrong,
     #[error("the gateway rejected the request: {0}")]
     Rejected(String),
     #[error("the server at {0} is not a gateway of this version")]
@@ -32,13 +34,13 @@ pub fn purge(
     order: &PurgeOrder,
 ) -> Result<serde_json::Value, AdminClientError> {
     let request = agent(TIMEOUT).post(format!("http://{address}/api/v1/purge?{}", order.to_query()));
-    read(address, authorize(request, token).send_empty())
+    read((address, token), authorize(request, token).send_empty())
 }
 
 /// The content of the dashboard of the gateway at `address`.
 pub fn dashboard(address: SocketAddr, token: Option<&str>) -> Result<serde_json::Value, AdminClientError> {
     let request = agent(READ_TIMEOUT).get(format!("http://{address}/api/v1/dashboard"));
-    read(address, authorize(request, token).call())
+    read((address, token), authorize(request, token).call())
 }
 
 fn agent(timeout: Duration) -> ureq::Agent {
@@ -54,7 +56,7 @@ fn authorize<B>(request: ureq::RequestBuilder<B>, token: Option<&str>) -> ureq::
 }
 
 fn read(
-    address: SocketAddr,
+    (address, token): (SocketAddr, Option<&str>),
     response: Result<http::Response<ureq::Body>, ureq::Error>,
 ) -> Result<serde_json::Value, AdminClientError> {
     let unreachable = |error: ureq::Error| AdminClientError::Unreachable { address, reason: error.to_string() };
@@ -62,7 +64,8 @@ fn read(
     let text = response.body_mut().with_config().limit(RESPONSE_BYTES_MAX).read_to_string().map_err(unreachable)?;
     match response.status().as_u16() {
         200 | 202 => serde_json::from_str(&text).map_err(|_not_json| AdminClientError::UnexpectedResponse(address)),
-        401 => Err(AdminClientError::Unauthorized),
+        401 if token.is_some() => Err(AdminClientError::TokenWrong),
+        401 => Err(AdminClientError::TokenMissing),
         400 | 403 | 429 | 503 => Err(AdminClientError::Rejected(text.trim_end().to_owned())),
         _ => Err(AdminClientError::UnexpectedResponse(address)),
     }

@@ -7,12 +7,14 @@ use std::fmt;
 use std::hash::{BuildHasher as _, Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{VerifierBuilderError, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
@@ -21,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use crate::http::attempt::UpstreamConnectionError;
 use crate::http::h1::Http1UpstreamConnection;
 use crate::http::message::Scheme;
-use crate::http::tls_fault::TlsFault;
+use crate::http::tls_fault::{SelfSigned, TlsFault};
 use crate::http::transport::{OpenConnection, TransportStream};
 use crate::http::upstream_connection::{Http2UpstreamConnection, NewUpstreamConnection};
 
@@ -60,6 +62,8 @@ pub(crate) struct UpstreamTlsConfig {
     pub(crate) server_name: Option<ServerName<'static>>,
     /// Certificate chain and key of the gateway in PEM.
     pub(crate) identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// The file of that chain.
+    pub(crate) identity_file: Option<PathBuf>,
     /// Whether the certificate is verified.
     pub(crate) verify: bool,
     pub(crate) min_version: UpstreamTlsVersion,
@@ -88,6 +92,8 @@ pub(crate) enum UpstreamTlsError {
     NoCertificate,
     #[error("unusable: {0}")]
     Rustls(#[from] rustls::Error),
+    #[error("unusable: {0}")]
+    Verifier(#[from] VerifierBuilderError),
 }
 
 impl UpstreamTls {
@@ -102,7 +108,9 @@ impl UpstreamTls {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions)?;
         let builder = if settings.verify {
-            builder.with_root_certificates(roots(settings.ca.as_deref())?)
+            let roots = Arc::new(roots(settings.ca.as_deref())?);
+            let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build()?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(NamedFaults(verifier)))
         } else {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         };
@@ -126,6 +134,13 @@ impl UpstreamTls {
     pub(crate) fn verifies(&self) -> bool {
         self.settings.verify
     }
+
+    /// The certificate of the gateway, with its file.
+    pub(crate) fn client_certificate(&self) -> Option<(&Path, CertificateDer<'static>)> {
+        let (chain, _) = self.settings.identity.as_ref()?;
+        let leaf = CertificateDer::pem_slice_iter(chain).next()?.ok()?;
+        Some((self.settings.identity_file.as_deref()?, leaf))
+    }
 }
 
 impl PartialEq for UpstreamTls {
@@ -137,11 +152,13 @@ impl PartialEq for UpstreamTls {
 /// Shows no key.
 impl fmt::Debug for UpstreamTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let UpstreamTlsConfig { ca, server_name, identity, verify, min_version, protocols } = &self.settings;
+        let UpstreamTlsConfig { ca, server_name, identity, identity_file, verify, min_version, protocols } =
+            &self.settings;
         f.debug_struct("UpstreamTls")
             .field("ca", &ca.as_ref().map(Vec::len))
             .field("server_name", server_name)
             .field("has_identity", &identity.is_some())
+            .field("identity_file", identity_file)
             .field("verify", verify)
             .field("min_version", min_version)
             .field("protocols", protocols)
@@ -162,6 +179,60 @@ fn roots(ca: Option<&[u8]>) -> Result<RootCertStore, UpstreamTlsError> {
     }
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() { Err(UpstreamTlsError::NoSystemRoots) } else { Ok(roots) }
+}
+
+/// Verifies as usual, and names a certificate that is its own issuer as such: whether it is called
+/// one of an unknown issuer or of a wrong kind depends on its extensions.
+#[derive(Debug)]
+struct NamedFaults(Arc<WebPkiServerVerifier>);
+
+/// Whether a certificate names itself as its issuer.
+fn is_self_issued(certificate: &CertificateDer<'_>) -> bool {
+    webpki::EndEntityCert::try_from(certificate).is_ok_and(|parsed| parsed.issuer() == parsed.subject())
+}
+
+impl ServerCertVerifier for NamedFaults {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now).map_err(|error| {
+            match error {
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::Other(_))
+                    if is_self_issued(end_entity) =>
+                {
+                    rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(SelfSigned))))
+                }
+                error => error,
+            }
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// Accepts every certificate, for `verify = false`. The handshake still proves that the peer has
@@ -344,9 +415,9 @@ impl Connector {
     }
 }
 
-/// A failed handshake. A connection that ends during it is not a fault of TLS.
+/// A failed handshake.
 fn tls_error(error: io::Error) -> UpstreamConnectionError {
-    match TlsFault::of(&error) {
+    match TlsFault::of_handshake(&error) {
         Some(fault) => UpstreamConnectionError::Tls(fault, error),
         None => UpstreamConnectionError::Connect(error),
     }

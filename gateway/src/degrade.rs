@@ -41,10 +41,14 @@ impl DegradeConfig {
     /// The default 503 tells clients to retry later. An upstream with malformed responses or with
     /// a wrong certificate is broken rather than overloaded: 502 (RFC 9110 section 15.6.3).
     fn status_for(&self, kind: ErrorKind) -> StatusCode {
-        match (kind, self.status) {
-            (ErrorKind::Malformed | ErrorKind::UpstreamTls, StatusCode::SERVICE_UNAVAILABLE) => StatusCode::BAD_GATEWAY,
-            (_, status) => status,
-        }
+        let is_broken = matches!(
+            kind,
+            ErrorKind::Malformed
+                | ErrorKind::UpstreamTls
+                | ErrorKind::UpstreamTlsAlert
+                | ErrorKind::UpstreamTlsProtocol
+        );
+        if is_broken && self.status == StatusCode::SERVICE_UNAVAILABLE { StatusCode::BAD_GATEWAY } else { self.status }
     }
 }
 
@@ -104,6 +108,7 @@ impl ErrorResponder<'_> {
             }),
         };
         write_head(status, format, &body, response);
+        name_choice(&mut response.fields);
         if let Some(seconds) = retry_after {
             response.fields.add(KnownField::RetryAfter, seconds.to_string());
         }
@@ -253,6 +258,11 @@ pub(crate) fn write_head(status: StatusCode, format: PageFormat, body: &Bytes, r
     response.fields.copy_from(base_fields(format));
     response.length = BodyLength::Known(body.len() as u64);
     add_date(&mut response.fields);
+}
+
+/// Says that `Accept` and `Accept-Language` have chosen the page (RFC 9110 section 12.5.5).
+pub(crate) fn name_choice(fields: &mut Fields) {
+    fields.add(KnownField::Vary, "Accept, Accept-Language");
 }
 
 /// The built-in body of a failure.

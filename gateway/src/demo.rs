@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::http::fields::KnownField;
 use crate::http::limits::HttpLimits;
 use crate::http::message::{Method, Request, StatusCode};
-use crate::simple_server::{self, SimpleResponse, SimpleServerLimits};
+use crate::simple_server::{self, SimpleResponse, SimpleServerLimits, SimpleServerStage};
 
 /// Configuration of the demo. The variables `DEMO_LISTEN` and `DEMO_ADMIN` (addresses) and
 /// `DEMO_ORIGIN` (a URL) must be set.
@@ -40,9 +40,9 @@ struct DemoOrigin {
     broken: Cell<bool>,
 }
 
-/// Serves the origin until `stop` becomes true or its sender is dropped. Needs a `LocalSet`. Cancel
-/// safe.
-pub(crate) async fn origin(listener: TcpListener, stop: watch::Receiver<bool>) {
+/// Serves the origin until the stage is `Stopped` or its sender is dropped. Needs a `LocalSet`.
+/// Cancel safe.
+pub(crate) async fn origin(listener: TcpListener, stage: watch::Receiver<SimpleServerStage>) {
     let bounds = SimpleServerLimits {
         http: HttpLimits::default(),
         connections: CONNECTIONS_MAX,
@@ -50,7 +50,7 @@ pub(crate) async fn origin(listener: TcpListener, stop: watch::Receiver<bool>) {
         is_probe: |_| false,
     };
     let origin = Rc::new(DemoOrigin::default());
-    simple_server::serve(&listener, bounds, stop, async move |request: &Request, _: IpAddr| {
+    simple_server::serve(&listener, bounds, stage, async move |request: &Request, _: IpAddr| {
         origin.respond(request).await
     })
     .await;
@@ -59,7 +59,7 @@ pub(crate) async fn origin(listener: TcpListener, stop: watch::Receiver<bool>) {
 /// An origin on its own thread; runs until it is dropped.
 pub struct RunningOrigin {
     address: SocketAddr,
-    _stop: watch::Sender<bool>,
+    _stage: watch::Sender<SimpleServerStage>,
 }
 
 impl RunningOrigin {
@@ -76,13 +76,13 @@ pub fn spawn_origin() -> std::io::Result<RunningOrigin> {
     let socket = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
     socket.set_nonblocking(true)?;
     let address = socket.local_addr()?;
-    let (stop, stopped) = watch::channel(false);
+    let (stage, followed_stage) = watch::channel(SimpleServerStage::Serving);
     let serve = move || match runtime_and_listener(socket) {
-        Ok((runtime, listener)) => runtime.block_on(origin(listener, stopped)),
+        Ok((runtime, listener)) => runtime.block_on(origin(listener, followed_stage)),
         Err(error) => tracing::error!(%error, "the demo's origin failed"),
     };
     std::thread::Builder::new().name("demo-origin".to_owned()).spawn(serve)?;
-    Ok(RunningOrigin { address, _stop: stop })
+    Ok(RunningOrigin { address, _stage: stage })
 }
 
 fn runtime_and_listener(socket: std::net::TcpListener) -> std::io::Result<(tokio::runtime::LocalRuntime, TcpListener)> {

@@ -6,6 +6,7 @@ use crate::http::body::BodyError;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::h1::RequestRefusal;
 use crate::http::message::StatusCode;
+use crate::http::tls_fault::TlsFaultClass;
 use crate::label;
 use crate::metrics::Label as _;
 
@@ -25,7 +26,13 @@ label! {
         ConcurrencyLimit = "concurrency_limit",
         Connect = "connect",
         NoAddress = "no_address",
+        NoEndpoints = "no_endpoints",
+        /// The certificate of the upstream is not accepted.
         UpstreamTls = "upstream_tls",
+        /// The upstream has ended the handshake with an alert.
+        UpstreamTlsAlert = "upstream_tls_alert",
+        /// The upstream does not speak TLS, or has closed the connection in the handshake.
+        UpstreamTlsProtocol = "upstream_tls_protocol",
         ConnectTimeout = "connect_timeout",
         NoResponse = "no_response",
         Malformed = "malformed",
@@ -123,7 +130,10 @@ impl ErrorKind {
             | ErrorKind::Panic => Blame::Gateway,
             ErrorKind::Connect
             | ErrorKind::NoAddress
+            | ErrorKind::NoEndpoints
             | ErrorKind::UpstreamTls
+            | ErrorKind::UpstreamTlsAlert
+            | ErrorKind::UpstreamTlsProtocol
             | ErrorKind::ConnectTimeout
             | ErrorKind::NoResponse
             | ErrorKind::Malformed
@@ -157,7 +167,12 @@ impl Error {
             Error::UpstreamConnection(error) => match error {
                 UpstreamConnectionError::Connect(_) => ErrorKind::Connect,
                 UpstreamConnectionError::NoAddress => ErrorKind::NoAddress,
-                UpstreamConnectionError::Tls(..) => ErrorKind::UpstreamTls,
+                UpstreamConnectionError::NoEndpoints => ErrorKind::NoEndpoints,
+                UpstreamConnectionError::Tls(fault, _) => match fault.class() {
+                    TlsFaultClass::Certificate => ErrorKind::UpstreamTls,
+                    TlsFaultClass::Alert => ErrorKind::UpstreamTlsAlert,
+                    TlsFaultClass::Protocol => ErrorKind::UpstreamTlsProtocol,
+                },
                 UpstreamConnectionError::NoResponse(_)
                 | UpstreamConnectionError::Refused(_)
                 | UpstreamConnectionError::Reset(_) => ErrorKind::NoResponse,
@@ -181,7 +196,10 @@ impl Error {
                 | ErrorKind::ConcurrencyLimit
                 | ErrorKind::Connect
                 | ErrorKind::NoAddress
+                | ErrorKind::NoEndpoints
                 | ErrorKind::UpstreamTls
+                | ErrorKind::UpstreamTlsAlert
+                | ErrorKind::UpstreamTlsProtocol
                 | ErrorKind::ConnectTimeout
                 | ErrorKind::NoResponse
                 | ErrorKind::Malformed
@@ -208,6 +226,7 @@ impl Error {
             }
             ErrorKind::BreakerOpen
             | ErrorKind::ConcurrencyLimit
+            | ErrorKind::NoEndpoints
             | ErrorKind::SlowReader
             | ErrorKind::VerificationUnavailable
             | ErrorKind::AuthenticationBusy => StatusCode::SERVICE_UNAVAILABLE,
@@ -223,6 +242,8 @@ impl Error {
             ErrorKind::Connect
             | ErrorKind::NoAddress
             | ErrorKind::UpstreamTls
+            | ErrorKind::UpstreamTlsAlert
+            | ErrorKind::UpstreamTlsProtocol
             | ErrorKind::NoResponse
             | ErrorKind::Malformed
             | ErrorKind::Upstream

@@ -116,8 +116,13 @@ events! {
     pub(crate) enum Event<'a>;
 
     Starting = "starting" { version: &'a str, workers: usize, node: &'a str } => info "starting";
-    Listening = "listening" { address: SocketAddr = display(address), tls: bool, backlog_effective: u32 }
-        => info "listening";
+    /// `source` of the socket is `bound`, `systemd` or `predecessor`.
+    Listening = "listening" {
+        address: SocketAddr = display(address),
+        tls: bool,
+        backlog_effective: u32,
+        source: &'static str
+    } => info "listening";
     /// The kernel caps the backlog of every listener (`net.core.somaxconn`).
     BacklogCapped = "backlog_capped" { requested: u32, effective: u32 }
         => warn "the kernel caps the accept backlog; raise net.core.somaxconn";
@@ -134,6 +139,23 @@ events! {
     DrainInterrupted = "drain_interrupted" { connections: usize }
         => warn "a second signal arrived; remaining connections are closed";
     Stopped = "stopped" => info "stopped";
+    /// SIGUSR2: the program is started again, to take over.
+    SuccessorStarted = "successor_started" { pid: u32 } => info "a successor is started";
+    /// A process that was to take over did not; this one goes on as before.
+    UpgradeFailed = "upgrade_failed" { error: &'a dyn Display = display(error) }
+        => error "a successor did not take over; this process goes on";
+    /// A successor accepts from the sockets of this process, which drains. `kept` listeners are not
+    /// in the configuration of the successor and end with this process.
+    HandedOver = "handed_over" { pid: i32, version: &'a str, listeners: usize, kept: usize }
+        => info "a successor took over";
+    /// This process accepts from the sockets of another one, which drains.
+    TookOver = "took_over" { pid: i32, version: &'a str, listeners: usize } => info "took over from another process";
+    /// The other process has ended before it confirmed; this one serves.
+    PredecessorLost = "predecessor_lost" { error: &'a dyn Display = display(error) }
+        => warn "the process to take over from ended early";
+    /// The state of the process could not be told to the service manager (`NOTIFY_SOCKET`).
+    NotifyFailed = "notify_failed" { error: &'a dyn Display = display(error) }
+        => warn [throttled!()] "the service manager was not notified";
     Reloaded = "reloaded" { source: &'a str } => info "configuration reloaded";
     /// A fault of a configuration that a reload has read. `key` is empty if it concerns the whole
     /// document.
@@ -347,14 +369,19 @@ label! {
         Connect = "connect",
         /// No name of its endpoints is resolved.
         NoAddress = "no_address",
+        /// The source of its endpoints has answered that there is none.
+        NoEndpoints = "no_endpoints",
         /// TLS: the certificate is for another name.
         CertificateName = "certificate_name",
         CertificateUnknownIssuer = "certificate_unknown_issuer",
+        CertificateSelfSigned = "certificate_self_signed",
         CertificateExpired = "certificate_expired",
         CertificateNotYetValid = "certificate_not_yet_valid",
         CertificateInvalid = "certificate_invalid",
         /// The gateway's own certificate is not accepted.
         ClientCertificate = "client_certificate",
+        TlsAlert = "tls_alert",
+        TlsClosed = "tls_closed",
         TlsProtocol = "tls_protocol",
         ConnectTimeout = "connect_timeout",
         /// The connection ended before the first byte of a response.

@@ -247,6 +247,8 @@ pub(crate) struct CallerDescription {
     /// Fingerprint of the TLS stack, as in the access log; `None`: a connection in plaintext.
     pub(crate) fingerprint: Option<String>,
     pub(crate) user: Option<String>,
+    /// In place of the user: the holder of a key or the user of a file of `routes.auth`.
+    pub(crate) principal: Option<String>,
     /// Issuer of the user's token; `None`: the configured issuer.
     pub(crate) issuer: Option<String>,
     pub(crate) user_class: Option<String>,
@@ -257,8 +259,8 @@ pub(crate) struct CallerDescription {
 impl Default for CallerDescription {
     fn default() -> Self {
         let ip = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
-        let (device, fingerprint, user, issuer, user_class) = (None, None, None, None, None);
-        CallerDescription { ip, device, fingerprint, user, issuer, user_class, keys: Vec::new() }
+        let (device, fingerprint, user, principal, issuer, user_class) = (None, None, None, None, None, None);
+        CallerDescription { ip, device, fingerprint, user, principal, issuer, user_class, keys: Vec::new() }
     }
 }
 
@@ -411,6 +413,11 @@ impl CallerIdentifier {
         caller.trace = trace::from_fields(&request.fields, TracePolicy { is_trusted, ..self.trace_policy() });
     }
 
+    /// The trace of a request that was refused: of its fields, as far as they are known.
+    pub(crate) fn trace_of_refused(&self, fields: &Fields) -> Trace {
+        trace::from_fields(fields, self.trace_policy())
+    }
+
     /// The policy for peers that are not trusted.
     fn trace_policy(&self) -> TracePolicy<'_> {
         TracePolicy { random: &self.random, sampling: self.config.trace_sampling, is_trusted: false }
@@ -471,11 +478,15 @@ impl CallerIdentifier {
             Some(IdentitySource::Claim(name)) => self.hasher.claim(issuer().unwrap_or_default(), name, user),
             _ => self.hasher.value(user.as_bytes()),
         });
+        let principal = description.principal.as_deref();
+        let user = principal.map(|name| self.hasher.value(name.as_bytes())).or(user);
         let default = if user.is_some() { "standard" } else { "anonymous" };
         let user_class = description.user_class.as_deref().unwrap_or(default);
         let ip = description.ip.to_canonical();
-        let (device, user_id) =
-            (description.device.as_deref().map(str::as_bytes), description.user.as_deref().map(str::as_bytes));
+        let (device, user_id) = (
+            description.device.as_deref().map(str::as_bytes),
+            principal.or(description.user.as_deref()).map(str::as_bytes),
+        );
         let keys = self.keys(ip, |at, source| {
             let (_, value) = keys.iter().find(|(index, _)| usize::from(*index) == at)?;
             match source {

@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use gateway::config::{Config, ConfigDocument, ConfigReport, DocumentFormat, PrintOptions};
 use gateway::credentials::{self, NewApiKey};
 use gateway::purge::{PurgeOrder, PurgeTarget};
-use gateway::server::{self, BoundAddresses, ConfigSource};
+use gateway::server::{self, BoundAddresses, ConfigSource, StartMode};
 use gateway::top::{self, TopTarget};
 use gateway::{admin_client, demo, event};
 
@@ -48,8 +48,8 @@ enum Command {
     Completions { shell: clap_complete::Shell },
     /// Print the manual page of the program or of one of its commands, for `man -l -`
     Man {
-        /// Name of a command, such as `run`
-        command: Option<String>,
+        /// Name of a command, such as `run` or `config print`
+        command: Vec<String>,
     },
 }
 
@@ -79,6 +79,10 @@ struct RunArguments {
     /// Address of the admin page and metrics, with --upstream [default: 127.0.0.1:9900]
     #[arg(long, conflicts_with = "config")]
     admin: Option<SocketAddr>,
+    /// Take over from a running gateway without losing a request: it hands over its listening
+    /// sockets and drains. SOCKET is its upgrade socket [default: `server.upgrade_socket`]
+    #[arg(long, value_name = "SOCKET", num_args = 0..=1, require_equals = true, conflicts_with = "upstream")]
+    upgrade: Option<Option<PathBuf>>,
 }
 
 #[derive(Subcommand)]
@@ -182,28 +186,25 @@ fn main() -> ExitCode {
         Command::Key(arguments) => create_key(&arguments),
         Command::Password { name } => hash_password(&name),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Arguments::command(), "tidegate", &mut std::io::stdout());
-            ExitCode::SUCCESS
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "tidegate", &mut script);
+            print(&String::from_utf8_lossy(&script))
         }
-        Command::Man { command } => print_manual(command.as_deref()),
+        Command::Man { command } => print_manual(&command),
     }
 }
 
 fn config(command: &ConfigCommand) -> ExitCode {
     let (file, options) = match command {
         ConfigCommand::Schema => {
-            print(&format!("{:#}\n", gateway::config::schema()));
-            return ExitCode::SUCCESS;
+            return print(&format!("{:#}\n", gateway::config::schema()));
         }
         ConfigCommand::Print { file, defaults, origin } => {
             (file, PrintOptions { defaults: *defaults, origin: *origin })
         }
     };
     match Config::print(file, options) {
-        Ok(text) => {
-            print(&text);
-            ExitCode::SUCCESS
-        }
+        Ok(text) => print(&text),
         Err(report) => {
             print_report(&report);
             ExitCode::FAILURE
@@ -212,6 +213,7 @@ fn config(command: &ConfigCommand) -> ExitCode {
 }
 
 fn run_gateway(arguments: RunArguments) -> ExitCode {
+    let mode = arguments.upgrade.map_or(StartMode::Fresh, |socket| StartMode::Upgrade { socket });
     let (loaded, source) = match (arguments.config, arguments.upstream) {
         (Some(file), _) => {
             let loaded = Config::load(&file).map(|(config, warnings)| (config, Some(warnings)));
@@ -229,7 +231,7 @@ fn run_gateway(arguments: RunArguments) -> ExitCode {
     match loaded {
         Ok((config, warnings)) => {
             warnings.iter().for_each(print_report);
-            start(config, source, |_| {})
+            start(config, (source, mode), |_| {})
         }
         Err(report) => {
             print_report(&report);
@@ -246,15 +248,17 @@ fn check(arguments: &CheckArguments) -> ExitCode {
         }
         Err(report) => (report, false),
     };
+    let mut text = String::new();
     if arguments.json {
-        print(&format!("{:#}\n", report.to_json()));
+        text = format!("{:#}\n", report.to_json());
     } else {
         print_report(&report);
         if is_valid {
-            print(&format!("{}: valid\n", arguments.file.display()));
+            text = format!("{}: valid\n", arguments.file.display());
         }
     }
-    if is_valid { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let printed = print(&text);
+    if is_valid { printed } else { ExitCode::FAILURE }
 }
 
 /// Exits with a failure if a node or server has not acknowledged the purge, so that scripts can
@@ -267,10 +271,7 @@ fn purge(arguments: PurgeArguments) -> ExitCode {
     let token = arguments.token.filter(|token| !token.is_empty());
     let outcome = match admin_client::purge(arguments.admin, token.as_deref(), &order) {
         Ok(outcome) => outcome,
-        Err(error) => {
-            eprintln!("tidegate: {error}");
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return fail(&error.to_string()),
     };
     let names = |key: &str| {
         let names = outcome[key].as_array().into_iter().flatten().filter_map(|name| name.as_str());
@@ -283,10 +284,10 @@ fn purge(arguments: PurgeArguments) -> ExitCode {
     }
     let (nodes, servers) = (names("unacknowledged_nodes"), names("unreachable_servers"));
     if !nodes.is_empty() {
-        eprintln!("tidegate: not acknowledged by nodes {nodes}: they apply it when they are reachable again");
+        print_error(&format!("not acknowledged by nodes {nodes}: they apply it when they are reachable again"));
     }
     if !servers.is_empty() {
-        eprintln!("tidegate: unreachable servers {servers}: they receive it when they are reachable again");
+        print_error(&format!("unreachable servers {servers}: they receive it when they are reachable again"));
     }
     if nodes.is_empty() && servers.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -301,21 +302,15 @@ fn show_top(arguments: TopArguments) -> ExitCode {
 }
 
 /// Prints the manual page in troff.
-fn print_manual(name: Option<&str>) -> ExitCode {
+fn print_manual(names: &[String]) -> ExitCode {
     let mut program = Arguments::command();
     // Names the commands in full, as `tidegate run`.
     program.build();
-    let command = match name {
-        None => Some(&program),
-        Some(name) => program.find_subcommand(name),
-    };
+    let command = names.iter().try_fold(&program, |command, name| command.find_subcommand(name));
     let Some(command) = command else { return fail("there is no such command; see `tidegate --help`") };
     let mut page = Vec::new();
     match clap_mangen::Man::new(command.clone()).render(&mut page) {
-        Ok(()) => {
-            print(&String::from_utf8_lossy(&page));
-            ExitCode::SUCCESS
-        }
+        Ok(()) => print(&String::from_utf8_lossy(&page)),
         Err(error) => fail(&error.to_string()),
     }
 }
@@ -333,10 +328,9 @@ fn create_key(arguments: &KeyArguments) -> ExitCode {
     match created {
         Ok(created) => {
             if !arguments.stdin {
-                eprintln!("key of {}, shown only now: {}", arguments.name, created.key);
+                print_error(&format!("key of {}, shown only now: {}", arguments.name, created.key));
             }
-            print(&format!("{}\n", created.line));
-            ExitCode::SUCCESS
+            print(&format!("{}\n", created.line))
         }
         Err(error) => fail(&error),
     }
@@ -344,16 +338,13 @@ fn create_key(arguments: &KeyArguments) -> ExitCode {
 
 fn hash_password(name: &str) -> ExitCode {
     match read_secret().and_then(|password| credentials::password_line(name, &password)) {
-        Ok(line) => {
-            print(&format!("{line}\n"));
-            ExitCode::SUCCESS
-        }
+        Ok(line) => print(&format!("{line}\n")),
         Err(error) => fail(&error),
     }
 }
 
 fn fail(error: &str) -> ExitCode {
-    eprintln!("tidegate: {error}");
+    print_error(error);
     ExitCode::FAILURE
 }
 
@@ -368,10 +359,7 @@ fn read_secret() -> Result<String, String> {
 fn run_demo(arguments: &DemoArguments) -> ExitCode {
     let origin = match demo::spawn_origin() {
         Ok(origin) => origin,
-        Err(error) => {
-            eprintln!("tidegate: cannot start the demo origin: {error}");
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return fail(&format!("cannot start the demo origin: {error}")),
     };
     let variables = [
         ("DEMO_LISTEN", arguments.listen.to_string()),
@@ -387,7 +375,7 @@ fn run_demo(arguments: &DemoArguments) -> ExitCode {
         env: &env,
     };
     match Config::parse(&document) {
-        Ok((config, _)) => start(config, ConfigSource::Arguments, |bound| {
+        Ok((config, _)) => start(config, (ConfigSource::Arguments, StartMode::Fresh), |bound| {
             if let Some(listen) = bound.listen.first() {
                 print(&demo::instructions(*listen, bound.admin));
             }
@@ -399,15 +387,12 @@ fn run_demo(arguments: &DemoArguments) -> ExitCode {
     }
 }
 
-fn start(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAddresses)) -> ExitCode {
+fn start(config: Config, source: (ConfigSource, StartMode), on_ready: impl FnOnce(&BoundAddresses)) -> ExitCode {
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     event::init(config.log.level, if is_terminal { event::LogFormat::Text } else { event::LogFormat::Json });
     match server::run(config, source, on_ready) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("tidegate: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error.to_string()),
     }
 }
 
@@ -418,13 +403,26 @@ fn print_report(report: &ConfigReport) {
     }
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let renderer = if is_terminal { Renderer::styled() } else { Renderer::plain() };
-    eprintln!("{}", report.render(&renderer));
+    write_error(&report.render(&renderer).to_string());
 }
 
-/// Prints to standard output; exits without error if the reader has closed the pipe.
-fn print(text: &str) {
+/// Prints to standard output. A reader that has closed the pipe, such as `head`, has read what it
+/// wanted; another failure is one of the command.
+fn print(text: &str) -> ExitCode {
     let mut out = std::io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
-        std::process::exit(0);
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            fail(&format!("cannot write to standard output: {error}"))
+        }
+        _ => ExitCode::SUCCESS,
     }
+}
+
+fn print_error(error: &str) {
+    write_error(&format!("tidegate: {error}"));
+}
+
+/// Writes a line to standard error, unless that is closed: there is no other place to report it.
+fn write_error(line: &str) {
+    let _reader_may_be_gone = writeln!(std::io::stderr(), "{line}");
 }

@@ -15,6 +15,7 @@ use crate::cache::stored::Freshness;
 use crate::error::ErrorKind;
 use crate::http::exchange_clock::Blame;
 use crate::http::h1::RequestRefusal;
+use crate::http::message::NamedVersion;
 use crate::identify::auth::PrincipalIndex;
 use crate::identify::{CountryCode, RequestId, Trace};
 use crate::label;
@@ -97,6 +98,8 @@ pub(crate) struct RequestRecord {
     pub(crate) stored: bool,
     /// The decision of the route's limits.
     pub(crate) verdict: Verdict,
+    /// The version that the head of a refused request names.
+    pub(crate) version: NamedVersion,
     /// Why the request was refused as malformed or oversize.
     pub(crate) refusal: Option<RequestRefusal>,
     /// The rung of the degrade ladder that answered; empty where none did.
@@ -147,6 +150,7 @@ impl Default for RequestRecord {
             forwarded_status: None,
             stored: false,
             verdict: Verdict::Allowed(Admission::default()),
+            version: NamedVersion::Parsed,
             refusal: None,
             degraded: "",
             blame: None,

@@ -99,11 +99,13 @@ pub(crate) fn write_proxy_status(record: &RequestRecord, fields: &mut Fields) {
 /// The error type of RFC 9209 section 2.3 for a failure.
 fn proxy_error(kind: ErrorKind) -> &'static str {
     match kind {
-        ErrorKind::BreakerOpen => "destination_unavailable",
+        ErrorKind::BreakerOpen | ErrorKind::NoEndpoints => "destination_unavailable",
         ErrorKind::ConcurrencyLimit => "connection_limit_reached",
         ErrorKind::Connect => "connection_refused",
         ErrorKind::NoAddress => "dns_error",
         ErrorKind::UpstreamTls => "tls_certificate_error",
+        ErrorKind::UpstreamTlsAlert => "tls_alert_received",
+        ErrorKind::UpstreamTlsProtocol => "tls_protocol_error",
         ErrorKind::ConnectTimeout => "connection_timeout",
         ErrorKind::NoResponse => "connection_terminated",
         ErrorKind::Malformed => "http_protocol_error",

@@ -2,7 +2,7 @@
 //! and stops.
 //!
 //! The calling thread becomes the control thread: signals, the configuration file, the admin
-//! address and the refresh of leases. Worker threads own their listeners, connections, upstream
+//! address, upgrades and the refresh of leases. Worker threads own their listeners, connections, upstream
 //! pools and hot tables. All threads share one snapshot.
 
 mod state;
@@ -14,15 +14,21 @@ mod override_publisher;
 mod followed_upstreams;
 mod key_set_refresher;
 mod breakers;
+mod bounded_lists;
 mod components;
 mod reload_status;
 mod dashboard;
+mod service_manager;
 mod drain;
+mod listeners;
+mod upgrade;
+mod process_end;
 mod control;
 mod connection;
 mod worker;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -31,17 +37,23 @@ use std::{io, num};
 use arc_swap::ArcSwap;
 use tokio::sync::watch as stage_channel;
 
-use crate::accept::{self, ConnectionTable, ListenConfig};
+use crate::accept::{self, ConnectionTable};
 use crate::cache::store_metrics;
 use crate::config::Config;
 use crate::event::{self, Event};
 use crate::log::{self, AccessLog};
 use crate::tls::{self, TlsTerminator};
-use crate::{admin, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, spans, tasks, upstream};
+use crate::{
+    admin, discovery, identify, limit, metrics, pipeline, proxy_protocol, purge, route, serve, spans, tasks, upstream,
+};
 use control::ControlThread;
-use state::{LifecycleStage, SharedState};
+use listeners::{InheritedSockets, Listeners};
+use process_end::UpgradeRoles;
+use state::{HandedOverListeners, LifecycleStage, SharedState};
+use upgrade::{IsSuccessor, TakeOver, UpgradeServer};
 
 pub use state::ConfigSource;
+pub use upgrade::UpgradeError;
 
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +68,14 @@ pub enum StartError {
     Store(#[from] shard::StoreConfigError),
     #[error("cannot open the access log: {0}")]
     AccessLog(io::Error),
+    #[error("cannot use the sockets of systemd (LISTEN_FDS): {0}")]
+    Activation(#[source] io::Error),
+    #[error(
+        "systemd has passed a socket for {address}, which the configuration does not listen on: its connections would wait forever; add it to `[[listen]]`, or remove its `ListenStream=`"
+    )]
+    UnknownSocket { address: SocketAddr },
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
 }
@@ -67,12 +87,25 @@ pub struct BoundAddresses {
     pub admin: SocketAddr,
 }
 
-/// Runs until SIGTERM or SIGINT, then drains. Calls `on_ready` with the bound addresses once
-/// connections are accepted.
+/// How the process starts.
+#[derive(Clone, Debug)]
+pub enum StartMode {
+    /// On addresses that are free, or that the service manager has bound.
+    Fresh,
+    /// Takes over from the gateway whose upgrade socket this is; `None`: `server.upgrade_socket`.
+    Upgrade { socket: Option<PathBuf> },
+}
+
+/// Runs until SIGTERM, SIGINT or a successor, then drains. Calls `on_ready` with the bound
+/// addresses once connections are accepted.
 ///
 /// # Errors
-/// The process could not start. After the start, only a signal ends it.
-pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAddresses)) -> Result<(), StartError> {
+/// The process could not start. After the start, only a signal or a successor ends it.
+pub fn run(
+    config: Config,
+    (source, mode): (ConfigSource, StartMode),
+    on_ready: impl FnOnce(&BoundAddresses),
+) -> Result<(), StartError> {
     let workers = worker_count(&config);
     Event::Starting { version: env!("CARGO_PKG_VERSION"), workers, node: &config.server.node }.emit();
     resources::raise_descriptors(config.accept.connections);
@@ -83,36 +116,39 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
     let bus = shard::Bus::new(&store, &config.server.node);
     let lease_node = assemble::random_number();
     let snapshot = assemble::snapshot(&config, &store, lease_node, None)?;
-    for ListenConfig { address, .. } in &config.listen {
-        accept::check_unused(*address).map_err(|source| StartError::Listen { address: *address, source })?;
-    }
-    let mut listener_sockets = Vec::new();
-    let mut tls_terminators = Vec::new();
-    let mut bound = Vec::new();
-    for listen in &config.listen {
-        let fail = |source| StartError::Listen { address: listen.address, source };
-        let sockets = accept::bind(listen, workers).map_err(fail)?;
-        bound.push(sockets.first().map_or(Ok(listen.address), TcpListener::local_addr).map_err(fail)?);
-        listener_sockets.push(sockets);
-        let terminator = listen.tls.as_ref().map(TlsTerminator::new).transpose();
-        let terminator =
-            terminator.map_err(|source| StartError::Tls { address: listen.address, source: Box::new(source) })?;
-        tls_terminators.push(terminator.map(Arc::new));
-    }
-    let admin_socket = TcpListener::bind(config.admin.address)
-        .map_err(|source| StartError::Listen { address: config.admin.address, source })?;
-    admin_socket.set_nonblocking(true)?;
-    let bound = BoundAddresses { listen: bound, admin: admin_socket.local_addr()? };
+    let log = Arc::new(AccessLog::open(&config.log.access).map_err(StartError::AccessLog)?);
+    let tls_terminators = tls_terminators(&config)?;
+    // As late as possible: the predecessor waits from here on.
+    let (take_over, inherited) = inherit(&config, mode)?;
+    let listeners = Listeners::open(&config, workers, inherited)?;
+    let worker_sockets = listeners.by_worker(workers)?;
+    let listening = worker_sockets.iter().map(Vec::len).sum();
+    let bound = BoundAddresses {
+        listen: listeners.listen.iter().map(|listener| listener.bound).collect(),
+        admin: listeners.admin.bound,
+    };
+    let admin_socket = listeners.admin.sockets[0].try_clone()?;
     Event::DashboardReady { url: &format!("http://{}/", bound.admin) }.emit();
+    let is_successor = if take_over.is_some() { IsSuccessor::Yes } else { IsSuccessor::No };
+    let taken = listeners.taken.clone();
+    let upgrade_server = match &config.server.upgrade_socket {
+        Some(path) => Some(UpgradeServer::new(path, listeners, is_successor)?),
+        None => {
+            // Sockets that no worker accepts from must not stay open in a drain.
+            drop(listeners);
+            None
+        }
+    };
     let shared = Arc::new(SharedState {
         snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
         store,
         bus,
         fills: Arc::default(),
         connections: ConnectionTable::new(workers, config.accept.clone()),
-        log: Arc::new(AccessLog::open(&config.log.access).map_err(StartError::AccessLog)?),
+        log,
         proxy_protocol: config.listen.iter().map(|listen| listen.proxy_protocol).collect(),
         tls_terminators,
+        handed_over: HandedOverListeners::default(),
         started_at: Instant::now(),
         lease_node,
         config: ArcSwap::from_pointee(config),
@@ -120,14 +156,14 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
     expose_metrics(&shared);
     let (stage, stage_receiver) = stage_channel::channel(LifecycleStage::Serving);
     let mut threads = Vec::new();
-    for index in 0..workers {
-        let sockets = listener_sockets.iter_mut().filter_map(Vec::pop).collect::<Vec<_>>();
+    for (index, sockets) in worker_sockets.into_iter().enumerate() {
         let (shared, stage_receiver) = (Arc::clone(&shared), stage_receiver.clone());
         let thread = thread::Builder::new().name(format!("worker-{index}"));
         threads.push(thread.spawn(move || worker::run(index, sockets, &shared, stage_receiver))?);
     }
-    let control = ControlThread { shared: Arc::clone(&shared), source, admin_socket, stage };
-    control.run(|| on_ready(&bound))?;
+    let roles = UpgradeRoles { take_over, taken, listening, server: upgrade_server };
+    let control = ControlThread { shared: Arc::clone(&shared), source, admin_socket, stage, roles };
+    let ended = control.run(|| on_ready(&bound));
     for thread in threads {
         if thread.join().is_err() {
             tracing::error!("a worker thread panicked");
@@ -137,7 +173,25 @@ pub fn run(config: Config, source: ConfigSource, on_ready: impl FnOnce(&BoundAdd
     shared.snapshot.load().tracing.iter().for_each(|exporter| exporter.close());
     event::report_all_suppressed();
     Event::Stopped.emit();
-    Ok(())
+    ended
+}
+
+/// The sockets that another process has opened.
+fn inherit(config: &Config, mode: StartMode) -> Result<(Option<TakeOver>, InheritedSockets), StartError> {
+    let StartMode::Upgrade { socket } = mode else {
+        return Ok((None, InheritedSockets::from_systemd(config).map_err(StartError::Activation)?));
+    };
+    let path = socket.or_else(|| config.server.upgrade_socket.clone()).ok_or(UpgradeError::NoPath)?;
+    let (take_over, inherited) = TakeOver::request(&path)?;
+    Ok((Some(take_over), inherited))
+}
+
+fn tls_terminators(config: &Config) -> Result<Vec<Option<Arc<TlsTerminator>>>, StartError> {
+    let terminator = |listen: &accept::ListenConfig| match listen.tls.as_ref().map(TlsTerminator::new).transpose() {
+        Ok(terminator) => Ok(terminator.map(Arc::new)),
+        Err(source) => Err(StartError::Tls { address: listen.address, source: Box::new(source) }),
+    };
+    config.listen.iter().map(terminator).collect()
 }
 
 fn worker_count(config: &Config) -> usize {
@@ -168,10 +222,20 @@ fn expose_metrics(shared: &Arc<SharedState>) {
     limit::expose(move |visit| snapshot.load().limiter.leases().for_each(|(rule, lease)| visit(rule, lease)));
     let snapshot = Arc::clone(&shared.snapshot);
     route::expose(move |visit| snapshot.load().routes.iter().for_each(&mut *visit));
+    discovery::expose();
     let snapshot = Arc::clone(&shared.snapshot);
     upstream::expose(move |visit| snapshot.load().upstreams.iter().for_each(|upstream| visit(upstream)));
     let terminators = shared.tls_terminators.clone();
-    tls::expose(move |visit| terminators.iter().flatten().for_each(|terminator| visit(terminator)));
+    let config = Arc::clone(shared);
+    tls::expose(
+        move |visit| terminators.iter().flatten().for_each(|terminator| visit(terminator)),
+        move |visit| {
+            let config = config.config.load();
+            let certificates =
+                config.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref()?.client_certificate());
+            certificates.for_each(|(path, leaf)| visit(path, &leaf));
+        },
+    );
     let shared = Arc::clone(shared);
     metrics::expose_gauge_with("tidegate_info", "Always 1; the labels are version, commit and node.", move |emit| {
         let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("TIDEGATE_COMMIT"));

@@ -116,25 +116,44 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A client that has not read its response for this long may be replaced.
 const UNREAD_AFTER: Duration = Duration::from_secs(2);
 
-/// Serves `listener` with `respond` until `stop` becomes true or its sender is dropped. Connections
-/// that are open then are aborted. Needs a `LocalSet`. Cancel safe.
+/// The stages of a simple server. They only move forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum SimpleServerStage {
+    Serving,
+    /// Another process accepts from the listening socket. Streams end, and every other connection
+    /// with its next response: its client finds the other process.
+    HandedOver,
+    Stopped,
+}
+
+/// Serves `listener` with `respond` until the stage is `Stopped` or its sender is dropped.
+/// Connections that are open then are aborted. Needs a `LocalSet`. Cancel safe.
 pub(crate) async fn serve<F>(
     listener: &TcpListener,
     limits: SimpleServerLimits,
-    mut stop: watch::Receiver<bool>,
+    mut stage: watch::Receiver<SimpleServerStage>,
     respond: F,
 ) where
     F: AsyncFn(&Request, IpAddr) -> SimpleResponse + 'static,
 {
     let (limits, respond) = (Rc::new(limits), Rc::new(respond));
     let mut open = OpenConnections::default();
+    let mut is_handed_over = false;
     loop {
+        let next = if is_handed_over { SimpleServerStage::Stopped } else { SimpleServerStage::HandedOver };
         tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            biased;
+            reached = stage.wait_for(|stage| *stage >= next) => match reached.map(|stage| *stage) {
+                Ok(SimpleServerStage::HandedOver) => {
+                    is_handed_over = true;
+                    open.hand_over();
+                }
+                _ => return,
+            },
             Some(ended) = open.tasks.join_next_with_id() => {
                 open.remove(ended.map_or_else(|error| error.id(), |(id, _)| id));
             }
-            accepted = listener.accept(), if open.has_place(&limits) => match accepted {
+            accepted = listener.accept(), if !is_handed_over && open.has_place(&limits) => match accepted {
                 Ok((stream, peer)) => {
                     let progress = open.make_place(&limits);
                     let (limits, respond, shared) = (Rc::clone(&limits), Rc::clone(&respond), Rc::clone(&progress));
@@ -165,12 +184,23 @@ struct ConnectionProgress {
     phase: Cell<ConnectionPhase>,
     since: Cell<Instant>,
     is_for_probes: bool,
+    /// Its body goes on until the client closes.
+    is_stream: Cell<bool>,
+    /// It closes after its next response.
+    is_last: Cell<bool>,
 }
 
 impl ConnectionProgress {
     fn new(is_for_probes: bool) -> Rc<Self> {
         let since = Cell::new(Instant::now());
-        Rc::new(ConnectionProgress { phase: Cell::new(ConnectionPhase::Waiting), since, is_for_probes })
+        let phase = Cell::new(ConnectionPhase::Waiting);
+        Rc::new(ConnectionProgress {
+            phase,
+            since,
+            is_for_probes,
+            is_stream: Cell::default(),
+            is_last: Cell::default(),
+        })
     }
 
     fn enter(&self, phase: ConnectionPhase) {
@@ -231,6 +261,15 @@ impl OpenConnections {
         ConnectionProgress::new(is_for_probes)
     }
 
+    fn hand_over(&self) {
+        for (progress, task) in self.by_task.values() {
+            progress.is_last.set(true);
+            if progress.is_stream.get() {
+                task.abort();
+            }
+        }
+    }
+
     fn spawn(&mut self, progress: Rc<ConnectionProgress>, serve: impl Future<Output = ()> + 'static) {
         let task = self.tasks.spawn_local(tasks::track(TaskKind::SimpleConnection, serve));
         self.by_task.insert(task.id(), (progress, task));
@@ -281,7 +320,7 @@ async fn serve_connection<F>(
             }
             Err(RequestReadError::Io(_)) => return,
         };
-        if progress.is_for_probes {
+        if progress.is_for_probes || progress.is_last.get() {
             connection.exchange().1.close_connection_after();
         }
         progress.enter(ConnectionPhase::Sending);
@@ -311,6 +350,7 @@ async fn send(
     let sent = match body {
         SimpleBody::Complete(body) => connection.exchange().1.send(&head, &mut SliceBody(&body)).await,
         SimpleBody::Stream(source) => {
+            progress.is_stream.set(true);
             connection.exchange().1.send(&head, &mut WatchedStream { source, progress }).await
         }
     };
@@ -374,6 +414,14 @@ mod tests {
     /// Runs `client` against a server with room for two connections and two probes, which answers
     /// `/probe` and `/fast`, and never answers others.
     fn run(header_timeout: Duration, client: impl AsyncFnOnce(SocketAddr)) {
+        run_with_stage(header_timeout, async |address, _| client(address).await);
+    }
+
+    /// As `run`; the client changes the stage.
+    fn run_with_stage(
+        header_timeout: Duration,
+        client: impl AsyncFnOnce(SocketAddr, watch::Sender<SimpleServerStage>),
+    ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         LocalSet::new().block_on(&runtime, async {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -384,15 +432,51 @@ mod tests {
                 probe_connections: 2,
                 is_probe: |request| request.path() == "/probe",
             };
-            let (_stop, stopped) = watch::channel(false);
-            let serve = serve(&listener, limits, stopped, async |request: &Request, _: IpAddr| match request.path() {
+            let (stage, followed_stage) = watch::channel(SimpleServerStage::Serving);
+            let respond = async |request: &Request, _: IpAddr| match request.path() {
                 "/probe" | "/fast" => SimpleResponse::text(StatusCode::OK, "here"),
+                "/stream" => SimpleResponse::stream("text/plain", Box::new(Silent)),
                 _ => pending().await,
-            });
+            };
+            let serve = serve(&listener, limits, followed_stage, respond);
             tokio::select! {
                 () = serve => unreachable!("it is not stopped"),
-                () = client(address) => {}
+                () = client(address, stage) => {}
             }
+        });
+    }
+
+    /// A body that does not end.
+    struct Silent;
+
+    impl BodySource for Silent {
+        fn poll_fill(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+            Poll::Pending
+        }
+
+        fn data(&self) -> &[u8] {
+            b""
+        }
+
+        fn consume(&mut self, _: usize) {}
+    }
+
+    #[test]
+    fn handed_over_connections_end_with_their_next_response() {
+        run_with_stage(STEP_TIMEOUT, async |address, stage| {
+            let mut idle = send(address, &get("/fast")).await;
+            let mut byte = [0];
+            idle.read_exact(&mut byte).await.expect("a response");
+            let mut stream = send(address, &get("/stream")).await;
+            stream.read_exact(&mut byte).await.expect("a head");
+            stage.send_replace(SimpleServerStage::HandedOver);
+            read_to_end(stream).await;
+            idle.write_all(get("/fast").as_bytes()).await.expect("open");
+            let text = read_to_end(idle).await;
+            assert_eq!((text.matches(" 200 OK").count(), text.matches("Connection: close").count()), (2, 1), "{text}");
+            // Another process accepts.
+            let mut waiting = send(address, &get("/fast")).await;
+            assert!(timeout(Duration::from_millis(200), waiting.read(&mut byte)).await.is_err());
         });
     }
 

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-pub(crate) use exporter::{TraceExporter, TracingConfig, expose};
+pub(crate) use exporter::{ExportCompression, TraceExporter, TracingConfig, expose};
 
 use crate::http::message::{HttpVersion, Method, Scheme, StatusCode};
 use crate::identify::Trace;

@@ -72,6 +72,8 @@ label! {
         Bus = "bus",
         /// Follows the addresses of one name of an upstream.
         Discovery = "discovery",
+        /// Watches the endpoints of one service of Kubernetes.
+        KubernetesWatch = "kubernetes_watch",
         /// Checks the health of an upstream's endpoints.
         HealthCheck = "health_check",
     }
@@ -112,6 +114,8 @@ label! {
         Shard = "shard",
         /// An answer of a name server.
         NameServer = "name_server",
+        /// An answer, or the next change, of the API server of Kubernetes.
+        ApiServer = "api_server",
         /// The next run.
         Timer = "timer",
         /// A changed file, or a signal.

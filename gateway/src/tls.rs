@@ -45,6 +45,7 @@ use server_configs::ServerConfigs;
 
 pub(crate) use client_auth::{ClientAuthConfig, ClientAuthMode};
 pub(crate) use error::TlsError;
+pub(crate) use validity::{not_after, not_after_each};
 
 /// TLS of one listener (`[listen.tls]`).
 #[derive(Clone, Debug, PartialEq)]
@@ -141,21 +142,31 @@ pub(crate) struct TlsConnection {
 }
 
 /// Registers the metrics of this module. `for_each_terminator` visits the listeners with TLS.
-pub(crate) fn expose(for_each_terminator: impl Fn(&mut dyn FnMut(&TlsTerminator)) + Send + Sync + 'static) {
+/// `for_each_client`: the client certificates with which upstreams are called, with their files.
+pub(crate) fn expose(
+    for_each_terminator: impl Fn(&mut dyn FnMut(&TlsTerminator)) + Send + Sync + 'static,
+    for_each_client: impl Fn(&mut dyn FnMut(&Path, &CertificateDer<'_>)) + Send + Sync + 'static,
+) {
     failure::expose();
     let help = "The time at which a certificate in use expires, in seconds since 1970.";
     metrics::expose_gauge_with("tidegate_certificate_not_after_timestamp_seconds", help, move |emit| {
-        // Listeners may share a certificate.
+        // Listeners and upstreams may share a certificate.
         let mut seen: Vec<PathBuf> = Vec::new();
+        let mut add = |path: &Path, name: &str, not_after: Option<SystemTime>| {
+            let Some(time) = not_after.filter(|_| !seen.iter().any(|known| known == path)) else { return };
+            seen.push(path.to_owned());
+            let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            emit(&[("certificate", &path.to_string_lossy()), ("name", name)], seconds as f64);
+        };
         for_each_terminator(&mut |terminator| {
             for certificate in &terminator.resolver.certificates.load().certificates {
-                let path = &certificate.files.cert;
-                let Some(time) = certificate.not_after().filter(|_| !seen.contains(path)) else { continue };
-                seen.push(path.clone());
                 let name = certificate.names.first().map_or("", String::as_str);
-                let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-                emit(&[("certificate", &path.to_string_lossy()), ("name", name)], seconds as f64);
+                add(&certificate.files.cert, name, certificate.not_after());
             }
+        });
+        for_each_client(&mut |path, leaf| {
+            let names = dns_names(leaf).unwrap_or_default();
+            add(path, names.first().map_or("", String::as_str), not_after(leaf));
         });
     });
 }
@@ -228,7 +239,7 @@ impl TlsTerminator {
         let report = |certificate: &LoadedCertificate| CertificateReport {
             file: certificate.files.cert.clone(),
             names: certificate.names.clone(),
-            expires_at: certificate.key.cert.first().and_then(|leaf| validity::not_after(leaf)),
+            expires_at: certificate.key.cert.first().and_then(|leaf| not_after(leaf)),
         };
         store.certificates.iter().map(report).collect()
     }
@@ -385,6 +396,11 @@ struct LoadedCertificate {
     names: Vec<String>,
 }
 
+/// The DNS names of a certificate, in lower case.
+pub(crate) fn dns_names(leaf: &CertificateDer<'_>) -> Result<Vec<String>, webpki::Error> {
+    Ok(webpki::EndEntityCert::try_from(leaf)?.valid_dns_names().map(str::to_ascii_lowercase).collect())
+}
+
 impl LoadedCertificate {
     fn load(files: &CertificateFiles, provider: &CryptoProvider) -> Result<LoadedCertificate, TlsError> {
         let pem = |path: &Path| {
@@ -395,11 +411,7 @@ impl LoadedCertificate {
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(pem(&files.cert))?;
         let leaf = chain.first().ok_or(pem::Error::NoItemsFound).map_err(pem(&files.cert))?;
-        let names = webpki::EndEntityCert::try_from(leaf)
-            .map_err(|source| TlsError::Certificate { path: files.cert.clone(), source })?
-            .valid_dns_names()
-            .map(str::to_ascii_lowercase)
-            .collect();
+        let names = dns_names(leaf).map_err(|source| TlsError::Certificate { path: files.cert.clone(), source })?;
         let key = PrivateKeyDer::from_pem_file(&files.key).map_err(pem(&files.key))?;
         let key = CertifiedKey::from_der(chain, key, provider)
             .map_err(|source| TlsError::Key { path: files.key.clone(), source })?;
@@ -407,7 +419,7 @@ impl LoadedCertificate {
     }
 
     fn not_after(&self) -> Option<SystemTime> {
-        validity::not_after(self.key.cert.first()?)
+        not_after(self.key.cert.first()?)
     }
 
     fn log_loaded(&self) {

@@ -111,6 +111,32 @@ fn a_refused_head_of_http1_is_shown_bounded_and_escaped() {
 }
 
 #[test]
+fn a_refused_head_has_the_version_that_was_sent() {
+    let origin = origin();
+    let gateway = Gateway::start(&one_route(origin.address, "", ""));
+    let heads = [
+        ("GET /10 HTTP/1.0\r\nBad Name: 1\r\n\r\n", Some("1.0")),
+        ("GET /11 HTTP/1.1\r\nBad Name: 1\r\n\r\n", Some("1.1")),
+        ("GET /30 HTTP/3.0\r\nHost: a\r\n\r\n", Some("3.0")),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some("2.0")),
+        ("GET /09\r\n\r\n", None),
+        ("GET /other HTTP/1.1x\r\nHost: a\r\n\r\n", None),
+        ("GET /two words HTTP/1.0\r\n\r\n", Some("1.0")),
+    ];
+    for (at, (head, version)) in heads.into_iter().enumerate() {
+        gateway.raw(head.as_bytes());
+        let line = &gateway.access_log(at + 1)[at];
+        assert_eq!((line["version"].as_str(), line["refused"].is_string()), (version, true), "{head:?}: {line}");
+    }
+    gateway.rewrite(&one_route(origin.address, "", "[log]\nformat = \"combined\"\n"));
+    wait_for(|| gateway.metric("tidegate_events_total{event=\"reloaded\"}") >= 1.0, Duration::from_secs(5));
+    let before = gateway.process.stdout.all().len();
+    gateway.raw(b"GET /09\r\n\r\n");
+    wait_for(|| gateway.process.stdout.all().len() > before, Duration::from_secs(5));
+    assert!(gateway.process.stdout.all()[before].contains("\"GET /09\" 400 "), "{:?}", gateway.process.stdout.all());
+}
+
+#[test]
 fn bytes_of_a_body_without_a_length_are_those_received() {
     let server = Server::start(origin(), "", "");
     let mut client = server.connect();

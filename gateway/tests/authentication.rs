@@ -401,3 +401,29 @@ fn upload_with_a_wrong_password_is_refused_and_the_connection_stays_usable() {
     large.send(format!("POST / HTTP/1.1\r\nHost: a\r\nAuthorization: {wrong}\r\nContent-Length: 10000000\r\n\r\n"));
     assert_eq!(large.read_response().status, 401);
 }
+
+/// Users of tokens and holders of keys with equal names are different users.
+#[test]
+fn explanations_find_the_holder_of_a_key() {
+    let origin = Origin::start(|_| Script::ok(&[], "page"));
+    let ann = NewApiKey::generate("ann", None).expect("a key");
+    let dir = TempDir::new();
+    dir.write("keys.txt", &format!("{}\n", ann.line));
+    let secret = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY";
+    dir.write("jwks.json", &format!("{{\"keys\":[{{\"kty\":\"oct\",\"alg\":\"HS256\",\"k\":\"{secret}\"}}]}}"));
+    let rest = "[limits.user]\ntier = \"user\"\nrate = \"1/h\"\nburst = 5\n\
+                [identity.user.jwt]\nkeys = \"jwks.json\"\nalgorithms = [\"HS256\"]\nclaim = \"sub\"\n";
+    let auth = format!("{KEYS}\nlimits = [\"user\"]\ncache = {{ mode = \"off\" }}");
+    let gateway = Gateway::start_in(dir, &config(&origin, &auth, rest));
+    for _ in 0..2 {
+        assert_eq!(gateway.get("/", &[("x-api-key", &ann.key)]).status, 200);
+    }
+    let remaining = |who: &str| {
+        let reply = gateway.admin(&format!("/api/v1/limits/explain?ip=127.0.0.1&{who}")).text();
+        let reply: serde_json::Value = serde_json::from_str(&reply).expect("JSON");
+        reply["rules"][0]["remaining"].as_u64()
+    };
+    assert_eq!((remaining("principal=ann"), remaining("user=ann")), (Some(3), Some(5)));
+    let both = gateway.admin("/api/v1/limits/explain?ip=127.0.0.1&user=ann&principal=ann");
+    assert_eq!(both.status, 400, "{}", both.text());
+}

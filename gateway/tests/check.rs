@@ -95,3 +95,148 @@ fn defaults_of_absent_features_are_not_printed() {
         assert!(printed.contains(present), "{present}: {printed}");
     }
 }
+
+/// A pipe whose reader has gone, as `head` leaves it.
+fn closed_pipe() -> std::io::PipeWriter {
+    std::io::pipe().expect("a pipe").1
+}
+
+#[test]
+fn commands_end_quietly_when_their_reader_has_gone() {
+    let dir = TempDir::new();
+    dir.write("good.toml", MINIMAL);
+    dir.write("bad.toml", "version = 2\nx = 1\n");
+    let port = support::free_address().to_string();
+    let one_option = "--help";
+    for (arguments, is_success) in [
+        (&["check", "good.toml"][..], true),
+        (&["check", "bad.toml"], false),
+        (&["check", "bad.toml", "--json"], false),
+        (&["check", "none.toml"], false),
+        (&["config", "print", "good.toml", "--defaults"], true),
+        (&["config", "print", "bad.toml"], false),
+        (&["config", "schema"], true),
+        (&["completions", "bash"], true),
+        (&["man"], true),
+        (&["man", "no"], false),
+        (&["key", "ann"], true),
+        (&["password", "ann"], true),
+        (&["purge", "--all", "--admin", &port], false),
+        (&["top", "--admin", &port], false),
+        (&["run", "--config", "bad.toml"], false),
+        (&["run", one_option], true),
+        (&["no-command"], false),
+    ] {
+        let mut command = tidegate();
+        let command = command.args(arguments).current_dir(dir.path()).stdout(closed_pipe()).stderr(closed_pipe());
+        let mut child = command.stdin(Stdio::piped()).spawn().expect("a command");
+        let mut input = child.stdin.take().expect("stdin is piped");
+        // A command that does not read it may have ended.
+        drop(input.write_all(b"a password\n"));
+        drop(input);
+        let status = child.wait().expect("an exit");
+        assert_eq!(status.success(), is_success, "{arguments:?}: {status}");
+        assert_ne!(status.code(), Some(101), "{arguments:?} panicked");
+    }
+}
+
+#[test]
+fn manual_pages_exist_for_commands_at_every_depth() {
+    let man = |names: &[&str]| said(tidegate().arg("man").args(names).output().expect("a command"));
+    for (names, expected) in [
+        (&["config"][..], "tidegate\\-config"),
+        (&["config", "print"], "effective value"),
+        (&["run"], "Configuration file"),
+    ] {
+        let (is_success, text) = man(names);
+        assert!(is_success && text.contains(expected), "{names:?}: {text}");
+    }
+    assert!(!man(&["config", "no"]).0 && !man(&["run", "print"]).0);
+}
+
+#[test]
+fn printed_configuration_is_checked_from_standard_input() {
+    let dir = TempDir::new();
+    dir.write(
+        "c.toml",
+        &format!(
+            "{MINIMAL}auth = {{ forward = \"http://127.0.0.1:4000/verify?key=query-secret\" }}\n\
+             [[routes]]\nname = \"other\"\nmatch = {{ path = \"/o\", headers = {{ x-edge-auth = \"header-secret\" }} }}\n\
+             upstream = \"shop\"\n[admin]\ntoken = \"${{ADMIN_SECRET}}\"\n[identity]\nsecret = \"literal-secret-of-24-bytes\"\n"
+        ),
+    );
+    let printed = |arguments: &[&str], input: &str| {
+        let mut command = tidegate();
+        let command = command.args(arguments).current_dir(dir.path()).env("ADMIN_SECRET", "admin-secret-of-the-test");
+        let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = piped.spawn().expect("a command");
+        child.stdin.take().expect("stdin is piped").write_all(input.as_bytes()).expect("a reader");
+        said(child.wait_with_output().expect("an exit"))
+    };
+    for more in [&[][..], &["--defaults"], &["--origin"], &["--defaults", "--origin"]] {
+        let (is_valid, text) = printed(&[&["config", "print", "c.toml"], more].concat(), "");
+        assert!(is_valid && !text.contains("-secret"), "{text}");
+        assert!(text.contains("admin.token = \"${ADMIN_SECRET}\""), "{text}");
+        let (is_valid, report) = printed(&["check", "-"], &text);
+        assert!(is_valid, "{report}\n{text}");
+        assert_eq!(
+            printed(&[&["config", "print", "-"], more].concat(), &text).1.matches('=').count(),
+            text.matches('=').count()
+        );
+    }
+}
+
+#[test]
+fn client_certificates_of_upstreams_are_loaded() {
+    let dir = TempDir::new();
+    write_pair(&dir, "a", 4_000);
+    write_pair(&dir, "b", 4_000);
+    write_pair(&dir, "old", 2_001);
+    let with = |tls: &str| {
+        let config =
+            MINIMAL.replace("http://127.0.0.1:3000\"]", &format!("https://127.0.0.1:3000\"]\ntls = {{ {tls} }}"));
+        dir.write("c.toml", &config);
+        check(&dir, &["c.toml", "--deny-warnings"])
+    };
+    assert_eq!(with("cert = \"a.crt\", key = \"a.key\", ca = \"b.crt\"").0, true);
+    for (tls, expected) in [
+        ("cert = \"a.crt\", key = \"b.key\"", "InconsistentKeys"),
+        ("cert = \"a.key\", key = \"a.key\"", "upstreams.shop.tls"),
+        ("cert = \"none.crt\", key = \"a.key\"", "cannot read"),
+        ("cert = \"old.crt\", key = \"old.key\"", "old.crt: the certificate has expired on Mon, 01 Jan 2001"),
+        ("ca = \"old.crt\"", "old.crt: the certificate has expired on Mon, 01 Jan 2001"),
+    ] {
+        let (is_valid, text) = with(tls);
+        assert!(!is_valid && text.contains(expected), "{tls}: {text}");
+    }
+    let certificates = "certificates = [{ cert = \"a.crt\", key = \"a.key\" }]\nclient_ca = \"old.crt\"\n";
+    dir.write("c.toml", &format!("{MINIMAL}[[listen]]\naddress = \"127.0.0.1:8443\"\n[listen.tls]\n{certificates}"));
+    let (is_valid, text) = check(&dir, &["c.toml", "--deny-warnings"]);
+    assert!(!is_valid && text.contains("listen[0].tls.client_ca") && text.contains("has expired"), "{text}");
+}
+
+#[test]
+fn names_of_this_machine_are_compared_with_the_listeners() {
+    let dir = TempDir::new();
+    let own = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
+    let warns = |endpoint: &str, listen: &str, more: &str| {
+        let config = MINIMAL.replace("http://127.0.0.1:3000", endpoint);
+        dir.write("c.toml", &format!("{config}{more}[[listen]]\naddress = \"{listen}\"\n"));
+        let (_, text) = check(&dir, &["c.toml"]);
+        text.contains("is this gateway")
+    };
+    for (endpoint, listen, expected) in [
+        ("http://localhost:8080", "127.0.0.1:8080", true),
+        ("http://LOCALHOST:8080", "[::1]:8080", true),
+        ("http://app.localhost:8080", "0.0.0.0:8080", true),
+        ("http://[::1]:8080", "[::]:8080", true),
+        (&*format!("http://{}:8080", own.trim_end()), "0.0.0.0:8080", true),
+        ("http://localhost:8081", "127.0.0.1:8080", false),
+        ("http://localhost:8080", "192.0.2.1:8080", false),
+        ("http://shop.example:8080", "0.0.0.0:8080", false),
+    ] {
+        assert_eq!(warns(endpoint, listen, ""), expected, "{endpoint} {listen}");
+    }
+    let auth = "auth = { forward = \"http://localhost:8080/verify\" }\n";
+    assert!(warns("http://127.0.0.1:3000", "127.0.0.1:8080", auth), "a verification service");
+}

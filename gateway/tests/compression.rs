@@ -249,3 +249,53 @@ fn fixed_responses_and_error_pages_have_their_own_forms() {
         Duration::from_secs(5),
     );
 }
+
+#[test]
+fn every_response_of_a_compressed_uri_varies() {
+    let origin = Origin::start(|request| {
+        let html = ("Content-Type", "text/html");
+        let stored = [("Cache-Control", "max-age=60"), ("ETag", "\"v1\"")];
+        let unstored = [("Cache-Control", "no-store"), ("ETag", "\"v1\"")];
+        let range = request.field("Range").is_some();
+        match (request.target.as_str(), range) {
+            ("/image", _) => Script::ok(&[&[("Content-Type", "image/png")], &stored[..]].concat(), text()),
+            ("/short", _) => Script::ok(&[&[html], &stored[..]].concat(), "short"),
+            ("/passed", true) => {
+                let of_part = [html, ("Content-Range", "bytes 5-9/78890"), ("Content-Length", "5")];
+                Script::new().head(206, &[&of_part, &unstored[..]].concat()).send(&text()[5..10])
+            }
+            ("/passed-parts", true) => {
+                let parts = [("Content-Type", "multipart/byteranges; boundary=x"), ("Content-Length", "5")];
+                Script::new().head(206, &[&parts, &unstored[..]].concat()).send("--x--")
+            }
+            ("/chunked", _) if request.method == "HEAD" => {
+                Script::new().head(200, &[&[html, ("Transfer-Encoding", "chunked")], &unstored[..]].concat())
+            }
+            _ => Script::ok(&[&[html], &stored[..]].concat(), text()),
+        }
+    });
+    let gateway = Gateway::start(&one_route(origin.address, ROUTE, ""));
+    for target in ["/stored", "/image", "/short"] {
+        assert_eq!(gateway.get(target, &[]).status, 200);
+    }
+    let varies = |method: &str, target: &str, fields: &[(&str, &str)]| {
+        let response = gateway.request(method, target, fields, b"");
+        (response.status, response.all("vary").join(",") == "Accept-Encoding")
+    };
+    let (one, several) = (("Range", "bytes=5-9"), ("Range", "bytes=0-1,5-9"));
+    for accepted in ["gzip", "identity"] {
+        let accepted = ("Accept-Encoding", accepted);
+        for target in ["/stored", "/passed"] {
+            assert_eq!(varies("GET", target, &[accepted, one]), (206, true), "{target}");
+        }
+        assert_eq!(varies("GET", "/stored", &[accepted, several]), (206, true));
+        assert_eq!(varies("GET", "/passed-parts", &[accepted, several]), (206, true));
+        assert_eq!(varies("GET", "/stored", &[accepted, ("If-None-Match", "\"v1\"")]), (304, true));
+        assert_eq!(varies("HEAD", "/stored", &[accepted]), (200, true));
+        assert_eq!(varies("HEAD", "/chunked", &[accepted]), (200, true));
+        for target in ["/image", "/short"] {
+            assert_eq!(varies("GET", target, &[accepted]), (200, false), "{target}");
+        }
+        assert_eq!(varies("GET", "/image", &[accepted, one]), (206, false));
+    }
+}

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -435,6 +436,16 @@ fn no_request_is_lost_while_connections_drain() {
     eprintln!("{answered} answered, {repeatable} to be sent again");
     assert!(lost.is_empty(), "{answered} answered, {repeatable} repeatable, lost {lost:?}");
     assert!(answered >= 190, "{answered}");
+    assert!(server.gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
+}
+
+#[test]
+fn connection_whose_handshake_has_not_begun_does_not_delay_the_end() {
+    let rest = "[server]\ndrain_idle = \"0s\"\ndrain_timeout = \"60s\"\n[limits_http]\nheader_timeout = \"50s\"\n";
+    let mut server = Server::start(Origin::start(|_| Script::ok(&[], "")), "", rest);
+    let _silent = TcpStream::connect_timeout(&server.gateway.address, STEP_TIMEOUT).expect("a connection");
+    wait_for(|| server.gateway.metric("tidegate_connections") == 1.0, STEP_TIMEOUT);
+    server.gateway.process.signal("TERM");
     assert!(server.gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
 }
 

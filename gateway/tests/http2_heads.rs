@@ -221,4 +221,12 @@ fn both_protocols_are_counted_alike() {
         );
         support::wait_for(|| gateway.metric(&series) == 1.0, support::STEP_TIMEOUT);
     }
+    let mut lines: Vec<[String; 4]> = gateway
+        .access_log(2)
+        .iter()
+        .map(|line| ["version", "scheme", "refused", "status"].map(|name| line[name].to_string()))
+        .collect();
+    lines.sort_unstable();
+    let line = |version: &str| [version, "\"https\"", "\"head_timeout\"", "408"].map(str::to_owned);
+    assert_eq!(lines, [line("\"1.1\""), line("\"2.0\"")]);
 }

@@ -282,8 +282,8 @@ fn upload_that_stalls_with_its_large_window_before_others() {
         upload_until_stalled(client);
         upload_all(client, 1..100);
     });
-    // Between 13 and 27 of a connection run at a time; the others wait, and some are refused.
-    assert_held("a large window, then other uploads", &held, 8.0);
+    // The one that has stalled is ended, as others wait for its memory.
+    assert_held("a large window, then other uploads", &held, 20.0);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use support::frames::{END_STREAM, Server, get};
 use support::uploads::Uploader;
-use support::{Origin, STEP_TIMEOUT, Script};
+use support::{Origin, STEP_TIMEOUT, Script, wait_for};
 
 /// Stream ids of requests `first` to `last`.
 fn streams(requests: std::ops::Range<u32>) -> impl Iterator<Item = u32> + Clone {
@@ -103,18 +103,60 @@ fn hundred_uploads_and_requests_are_accepted_after_a_large_upload() {
     }
 }
 
+/// An upload that has sent what it may, as its origin reads nothing more.
+fn stalled_upload(server: &Server) -> Uploader {
+    let mut uploader = Uploader::new(server.connect());
+    uploader.begin(streams(0..1), "/stall", 64 << 20);
+    let is_stalled = |uploader: &mut Uploader| {
+        uploader.send();
+        !uploader.receive(Duration::from_millis(500))
+    };
+    while !is_stalled(&mut uploader) {}
+    uploader
+}
+
+/// ENHANCE_YOUR_CALM.
+const CALM: u32 = 0xb;
+
+#[test]
+fn upload_that_stalls_with_a_large_window_holds_up_no_other_for_long() {
+    for _ in 0..3 {
+        let server = server_with_stall(20 << 20);
+        let mut uploader = stalled_upload(&server);
+        for round in 0..2 {
+            let others = streams(1 + 99 * round..1 + 99 * (round + 1));
+            uploader.begin(others.clone(), "/up", 60_000);
+            let is_complete = uploader.run_until(|uploader| uploader.are_complete(others.clone()));
+            assert!(is_complete, "{round} {}", uploader.state());
+            assert_eq!(uploader.failures(others), []);
+        }
+        let stalled = &uploader.uploads[&1];
+        assert!(!stalled.has_ended || stalled.reset == Some(CALM), "{stalled:?}");
+    }
+}
+
+#[test]
+fn upload_that_stalls_is_ended_once_all_memory_of_its_connection_is_held() {
+    let server = server_with_stall(20 << 20);
+    let mut uploader = stalled_upload(&server);
+    // None of the others is read either: they hold what is left, and further ones wait for memory.
+    uploader.begin(streams(1..100), "/stall", 60_000);
+    assert!(uploader.run_until(|uploader| uploader.uploads[&1].has_ended), "{}", uploader.state());
+    assert_eq!(uploader.uploads[&1].reset, Some(CALM));
+    let aborted = || server.gateway.metric("tidegate_responses_aborted_total{reason=\"upload_stalled\"}");
+    wait_for(|| aborted() == 1.0, STEP_TIMEOUT);
+    // It has left enough for all of them.
+    wait_for(|| server.gateway.metric("tidegate_requests_in_flight") >= 95.0, STEP_TIMEOUT);
+    uploader.run_in_round_trips(3, |_| false);
+    assert_eq!(uploader.failures(streams(1..100)).iter().filter(|(_, _, reset)| reset.is_some()).count(), 0);
+}
+
 #[test]
 fn upload_that_stalls_holds_up_no_other() {
     // At once, and after its window has grown.
     for (accepted, held_min, at_once) in [(1, 0, 99), (20 << 20, 850 << 10, 12)] {
         let server = server_with_stall(accepted);
-        let mut uploader = Uploader::new(server.connect());
-        uploader.begin(streams(0..1), "/stall", 64 << 20);
-        let is_stalled = |uploader: &mut Uploader| {
-            uploader.send();
-            !uploader.receive(Duration::from_millis(500))
-        };
-        while !is_stalled(&mut uploader) {}
+        let mut uploader = stalled_upload(&server);
         let reserved = server.gateway.metric("tidegate_http2_reserved_bytes");
         assert!(reserved >= f64::from(held_min), "{reserved}");
         for round in 0..2 {

@@ -325,3 +325,54 @@ fn languages_of_a_route_make_one_variant_each() {
     }
     assert_eq!(origin.count(), 3);
 }
+
+#[test]
+fn range_responses_describe_their_own_content() {
+    let origin = Origin::start(|request| {
+        let fresh = [
+            ("Cache-Control", "max-age=60"),
+            ("CDN-Cache-Control", "max-age=600"),
+            ("Surrogate-Control", "max-age=600"),
+            ("Expires", "Thu, 01 Jan 2099 00:00:00 GMT"),
+            ("Age", "3"),
+            ("ETag", "\"v1\""),
+            ("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT"),
+            ("Content-Type", "text/plain"),
+            ("Content-Language", "en"),
+            ("Content-Digest", "sha-256=:AAAA:"),
+        ];
+        let coded: &[(&str, &str)] = &[("Content-Encoding", "gzip")];
+        match (request.target.as_str(), request.field("Range")) {
+            ("/coded", _) => Script::ok(&[&fresh, coded].concat(), "0123456789"),
+            ("/part", Some("bytes=2-5")) => {
+                let part = [("Content-Range", "bytes 2-5/10"), ("Content-Length", "4")];
+                Script::new().head(206, &[&fresh[..], &part].concat()).send("2345")
+            }
+            _ => Script::ok(&fresh, "0123456789"),
+        }
+    });
+    let gateway = Gateway::start(&one_route(origin.address, "", ""));
+    for target in ["/whole", "/coded"] {
+        assert_eq!(gateway.get(target, &[]).status, 200);
+    }
+    assert_eq!(gateway.get("/part", &[("Range", "bytes=2-5")]).status, 206);
+    for target in ["/whole", "/coded", "/part"] {
+        let response = gateway.get(target, &[("Range", "bytes=10-")]);
+        assert!(response.is_hit(), "{target}");
+        assert_eq!((response.status, response.field("content-range")), (416, Some("bytes */10")));
+        assert_eq!(response.all("cache-control"), ["no-store"]);
+        for name in ["cdn-cache-control", "surrogate-control", "expires", "age", "etag", "last-modified"] {
+            assert_eq!(response.field(name), None, "{target}: {name}");
+        }
+        for name in ["content-type", "content-language", "content-encoding", "content-digest"] {
+            assert_eq!(response.field(name), None, "{target}: {name}");
+        }
+    }
+    let part = gateway.get("/whole", &[("Range", "bytes=1-2")]);
+    assert_eq!((part.status, part.text(), part.field("content-digest")), (206, "12".to_owned(), None));
+    // Ranges of the coded bytes: one keeps the coding, several would be labelled with it as a whole.
+    let one = gateway.get("/coded", &[("Range", "bytes=1-2")]);
+    assert_eq!((one.status, one.field("content-encoding")), (206, Some("gzip")));
+    let several = gateway.get("/coded", &[("Range", "bytes=1-2,4-5")]);
+    assert_eq!((several.status, several.field("content-encoding"), several.body.len()), (200, Some("gzip"), 10));
+}

@@ -189,7 +189,9 @@ fn header_fields_of_responses_change_whatever_their_source() {
     assert!(hit.is_hit());
     assert_eq!(of(&hit), expected(200));
     let denied = gateway.get("/edited/a", &[]);
-    assert_eq!(of(&denied), expected(429));
+    // A page is chosen by these fields.
+    let paged = (429, "max-age=60".to_owned(), "Accept, Accept-Language|accept".to_owned(), String::new());
+    assert_eq!(of(&denied), paged);
     assert!(denied.field("retry-after").is_some() && !denied.body.is_empty());
     let page = gateway.get("/dead", &[]);
     assert_eq!((page.status >= 500, page.field("x-route")), (true, Some("/dead")));
@@ -561,5 +563,60 @@ fn faults_of_actions_are_explained() {
     ] {
         let text = faults(route);
         assert!(text.contains(expected), "{route}: {text}");
+    }
+}
+
+#[test]
+fn responses_of_the_gateway_have_a_date_and_name_what_chose_them() {
+    let origin = reporting_origin();
+    // A verification service that denies without a `Date`.
+    let service = Origin::start(|_| Script::new().head(403, &[("Content-Length", "0")]));
+    let gateway = routes(
+        origin.address,
+        &format!(
+            "[limits.few]\ntier = \"device\"\nrate = \"1/h\"\nburst = 1\n\
+             [[routes]]\nname = \"cors\"\nmatch = {{ path = \"/cors\" }}\nupstream = \"origin\"\n\
+             cors = {{ origins = [\"https://a.example\"], methods = [\"GET\"] }}\n\
+             [[routes]]\nname = \"to\"\nmatch = {{ path = \"/to\" }}\nredirect = {{ to = \"/\" }}\n\
+             [[routes]]\nname = \"fixed\"\nmatch = {{ path = \"/fixed\" }}\nrespond = {{ body = \"x\" }}\n\
+             [[routes]]\nname = \"limited\"\nmatch = {{ path = \"/limited\" }}\nrespond = {{ body = \"x\" }}\nlimits = [\"few\"]\n\
+             [[routes]]\nname = \"denied\"\nmatch = {{ path = \"/denied\" }}\nupstream = \"origin\"\n\
+             auth = {{ forward = \"http://{}/verify\" }}\n\
+             [[routes]]\nname = \"closed\"\nmatch = {{ path = \"/closed\" }}\nupstream = \"origin\"\ndeny = [\"127.0.0.1\"]\n\
+             [upstreams.dead]\nendpoints = [\"http://127.0.0.1:1\"]\n\
+             [[routes]]\nname = \"dead\"\nmatch = {{ path = \"/dead\" }}\nupstream = \"dead\"\n",
+            service.address
+        ),
+    );
+    let preflight = [("Origin", "https://a.example"), ("Access-Control-Request-Method", "GET")];
+    gateway.get("/limited", &[]);
+    for (method, target, fields, status, vary) in [
+        (
+            "OPTIONS",
+            "/cors",
+            &preflight[..],
+            204,
+            "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
+        ),
+        (
+            "OPTIONS",
+            "/cors",
+            &[("Origin", "https://b.example"), preflight[1]],
+            204,
+            "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
+        ),
+        ("GET", "/to", &[], 308, ""),
+        ("GET", "/fixed", &[], 200, ""),
+        ("GET", "/limited", &[], 429, "Accept, Accept-Language"),
+        ("GET", "/limited", &[("Accept", "text/html")], 429, "Accept, Accept-Language"),
+        ("GET", "/denied", &[], 403, ""),
+        ("GET", "/closed", &[], 403, "Accept, Accept-Language"),
+        ("GET", "/dead", &[], 503, "Accept, Accept-Language"),
+        ("OPTIONS", "/any", &[("Max-Forwards", "0")], 200, ""),
+        ("GET", "/bad", &[("Content-Length", "x")], 400, ""),
+    ] {
+        let response = gateway.request(method, target, fields, b"");
+        assert_eq!((response.status, response.all("date").len()), (status, 1), "{method} {target}");
+        assert_eq!(response.all("vary").join(", "), vary, "{method} {target}");
     }
 }

@@ -44,6 +44,10 @@ fn faults_of_the_admin_api_are_one_line() {
     let output = top(&["--admin", &admin]);
     assert!(!output.status.success() && text(&output.stderr).contains("requires a token"), "{output:?}");
     assert!(top(&["--admin", &admin, "--token", "right"]).status.success());
+    let wrong = top(&["--admin", &admin, "--token", "wrong"]);
+    assert!(!wrong.status.success() && text(&wrong.stderr).contains("is not that of the gateway"), "{wrong:?}");
+    let purge = tidegate().args(["purge", "--all", "--admin", &admin, "--token", "wrong"]).output().expect("it ran");
+    assert!(!purge.status.success() && text(&purge.stderr).contains("is not that of the gateway"), "{purge:?}");
     let other = origin.address.to_string();
     let output = top(&["--admin", &other]);
     assert!(!output.status.success() && text(&output.stderr).contains("not a gateway"), "{output:?}");

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::io::Read as _;
+
 use serde_json::Value;
 use support::{Gateway, Origin, STEP_TIMEOUT, Script, free_address, one_route, wait_for};
 
@@ -42,7 +44,16 @@ fn spans(collector: &Origin, count: usize) -> Vec<Value> {
     let all = || -> Vec<Value> {
         let bodies = collector.requests().into_iter().map(|request| {
             assert_eq!((&*request.target, request.field("content-type")), ("/v1/traces", Some("application/json")));
-            serde_json::from_slice::<Value>(&request.body).expect("JSON")
+            let body = match request.field("content-encoding") {
+                None => request.body.clone(),
+                Some(coding) => {
+                    assert_eq!(coding, "gzip");
+                    let mut body = Vec::new();
+                    flate2::read::GzDecoder::new(&*request.body).read_to_end(&mut body).expect("gzip");
+                    body
+                }
+            };
+            serde_json::from_slice::<Value>(&body).expect("JSON")
         });
         let scopes = bodies.flat_map(|body| body["resourceSpans"].as_array().expect("resources").clone());
         let scopes = scopes.flat_map(|resource| resource["scopeSpans"].as_array().expect("scopes").clone());
@@ -67,6 +78,53 @@ fn named<'s>(spans: &'s [Value], name: &str) -> Vec<&'s Value> {
 fn traceparent(value: Option<&str>) -> [String; 3] {
     let parts: Vec<_> = value.unwrap_or_default().split('-').map(str::to_owned).collect();
     parts[1..].to_vec().try_into().expect("four parts")
+}
+
+#[test]
+fn exports_are_compressed_as_configured() {
+    for (keys, coding) in [("", None), ("compression = \"none\"", None), ("compression = \"gzip\"", Some("gzip"))] {
+        let (origin, collector) = (origin(), collector());
+        let gateway = start(&origin, collector.address, keys);
+        gateway.get("/a", &[]);
+        assert!(!spans(&collector, 1).is_empty());
+        assert_eq!(collector.requests()[0].field("content-encoding"), coding, "{keys}");
+    }
+}
+
+#[test]
+fn refused_heads_have_spans() {
+    let (origin, collector) = (origin(), collector());
+    let gateway = start(&origin, collector.address, "");
+    gateway.raw(b"GET /x HTTP/1.1\r\nHost: a\r\nBad Name: 1\r\n\r\n");
+    let spans = spans(&collector, 1);
+    let server = spans.iter().find(|span| span["kind"] == 2).expect("a span");
+    let facts = ["url.path", "http.response.status_code", "tidegate.failure"].map(|key| attribute(server, key));
+    assert_eq!(facts, ["/x", "400", "field_syntax"], "{server}");
+    assert_eq!(gateway.access_log(1)[0]["trace_id"], server["traceId"]);
+}
+
+#[test]
+fn sampling_that_is_not_followed_is_not_passed_on_by_b3() {
+    let (origin, collector) = (origin(), collector());
+    // No peer is trusted, and no request is sampled by itself.
+    let gateway = start(&origin, collector.address, "ratio = 0.0");
+    let ids = [("X-B3-TraceId", TRACE), ("X-B3-SpanId", PARENT)];
+    let (asks, denies) = (format!("{TRACE}-{PARENT}-1"), format!("{TRACE}-{PARENT}-0"));
+    for (path, fields, is_passed) in [
+        ("/single", vec![("b3", &*asks)], false),
+        ("/debug", vec![("b3", "d")], false),
+        ("/multi", [&ids[..], &[("X-B3-Sampled", "1")]].concat(), false),
+        ("/flags", [&ids[..], &[("X-B3-Flags", "1")]].concat(), false),
+        ("/denied", vec![("b3", &*denies)], true),
+        ("/undecided", ids.to_vec(), true),
+    ] {
+        assert_eq!(gateway.get(path, &fields).status, 200);
+        let requests = origin.requests();
+        let request = requests.iter().find(|request| request.target == path).expect("forwarded");
+        let has_b3 = request.fields.iter().any(|(name, _)| name.to_ascii_lowercase().contains("b3"));
+        assert_eq!(has_b3, is_passed, "{path}: {:?}", request.fields);
+        assert_eq!(traceparent(request.field("traceparent"))[2], "00", "{path}");
+    }
 }
 
 #[test]

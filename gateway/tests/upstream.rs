@@ -304,6 +304,10 @@ fn closed_idle_connection_is_replaced_for_get_and_not_for_post() {
     assert_eq!(gateway.get("/", &[]).text(), "first");
     assert_eq!(gateway.get("/", &[]).text(), "second");
     assert_eq!((origin.count(), origin.connections()), (3, 2));
+    // A replay is no retry.
+    assert_eq!(gateway.metric("tidegate_upstream_replays_total{reason=\"closed\"}"), 1.0);
+    assert_eq!(gateway.metric("tidegate_upstream_replays_total{reason=\"refused\"}"), 0.0);
+    assert_eq!(gateway.metric("tidegate_upstream_retries_total"), 0.0);
 
     let origin = Origin::start(|request| match (request.number, request.connection) {
         (0, _) => Script::ok(&[], "first"),

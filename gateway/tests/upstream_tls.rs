@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use support::dns::{DnsAnswer, DnsRecord, DnsServer};
-use support::tls_origin::{Authority, TlsOrigin, TlsOriginOptions};
+use support::tls_origin::{Authority, TlsOrigin, TlsOriginOptions, self_signed};
 use support::{Gateway, Process, STEP_TIMEOUT, TempDir, free_address, wait_for};
 
 const NAME: &str = "shop.test";
@@ -71,6 +71,8 @@ fn wrong_certificates_are_502_with_their_reasons() {
     let cases = [
         ("certificate_name", authority.sign("other.test", |_| {})),
         ("certificate_unknown_issuer", other.sign(NAME, |_| {})),
+        ("certificate_self_signed", self_signed(NAME, rcgen::IsCa::NoCa)),
+        ("certificate_self_signed", self_signed(NAME, rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained))),
         ("certificate_expired", authority.sign(NAME, |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1))),
         (
             "certificate_not_yet_valid",
@@ -93,6 +95,56 @@ fn wrong_certificates_are_502_with_their_reasons() {
         assert_eq!(gateway.metric(&format!("tidegate_upstream_tls_failures_total{{reason=\"{reason}\"}}")), 1.0);
         assert_eq!(gateway.metric("tidegate_failures_total{kind=\"upstream_tls\"}"), 1.0);
     }
+}
+
+#[test]
+fn handshakes_that_fail_otherwise_have_their_own_reasons() {
+    /// Servers by what they answer to the first bytes of a handshake.
+    const PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+    /// The alert `protocol_version` of one that speaks TLS 1.1 at most.
+    const OLD: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
+    let authority = Authority::new("ours");
+    for (answer, kind, reason, failure, error) in [
+        (PLAIN, "tls_protocol", "protocol", "upstream_tls_protocol", "tls_protocol_error"),
+        (OLD, "tls_alert", "alert", "upstream_tls_alert", "tls_alert_received"),
+        (&b""[..], "tls_closed", "closed", "upstream_tls_protocol", "tls_protocol_error"),
+    ] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound port");
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                drop(stream.read(&mut [0; 4096]));
+                drop(stream.write_all(answer));
+            }
+        });
+        let gateway = gateway(&authority, address, VERIFIED);
+        let response = gateway.request("POST", "/", &[], b"secret");
+        let expected = format!("tidegate; error={error}");
+        assert_eq!((response.status, response.field("proxy-status")), (502, Some(&*expected)), "{kind}");
+        assert_eq!(failure_kind(&gateway), kind);
+        assert!(gateway.metric(&format!("tidegate_upstream_tls_failures_total{{reason=\"{reason}\"}}")) >= 1.0);
+        assert_eq!(gateway.metric(&format!("tidegate_failures_total{{kind=\"{failure}\"}}")), 1.0);
+    }
+}
+
+#[test]
+fn client_certificates_have_an_end_in_the_metrics() {
+    let authority = Authority::new("ours");
+    let origin = TlsOrigin::start(authority.sign(NAME, |_| {}), &TlsOriginOptions::default());
+    let dir = TempDir::new();
+    authority.write(&dir);
+    let signed = authority.sign("gateway.test", |params| params.not_after = rcgen::date_time_ymd(2100, 1, 1));
+    dir.write("client.pem", &signed.pem);
+    dir.write("client.key", &signed.key_pem);
+    let tls = format!("{VERIFIED}, cert = \"client.pem\", key = \"client.key\"");
+    let gateway = Gateway::start_in(dir, &config(origin.address, &tls));
+    let text = gateway.admin("/metrics").text();
+    let line = text.lines().find(|line| line.starts_with("tidegate_certificate_not_after_timestamp_seconds{"));
+    let line = line.expect("the certificate");
+    assert!(
+        line.contains("client.pem\"") && line.contains("name=\"gateway.test\"") && line.contains(" 4102444800"),
+        "{line}"
+    );
 }
 
 #[test]

@@ -26,6 +26,9 @@ pub(crate) enum LoadtestError {
     Unexpected { file: String, text: String },
     #[error("cannot extend {path}: {source}; remove the file or pass another --write")]
     Record { path: String, source: serde_json::Error },
+    /// An option whose value makes no sense.
+    #[error("{0}")]
+    Usage(String),
     #[error("interrupted")]
     Interrupted,
 }

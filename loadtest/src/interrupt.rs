@@ -36,11 +36,16 @@ pub(crate) fn watch() -> Result<()> {
     Ok(())
 }
 
+/// Whether a signal has asked for the end of the command.
+pub(crate) fn is_requested() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// Polls `poll` until it returns a value; `None` after `timeout`.
 pub(crate) fn wait_for<T>(timeout: Duration, mut poll: impl FnMut() -> Result<Option<T>>) -> Result<Option<T>> {
     let deadline = Instant::now() + timeout;
     loop {
-        if INTERRUPTED.load(Ordering::Relaxed) {
+        if is_requested() {
             return Err(LoadtestError::Interrupted);
         }
         if let Some(value) = poll()? {

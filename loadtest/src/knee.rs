@@ -7,9 +7,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::client::CheckConnection;
-use crate::error::{LoadtestError, Result};
+use crate::error::Result;
 use crate::launcher::{free_addresses, this_program};
-use crate::open_loop::{self, OpenLoopReport, PATIENCE};
+use crate::load_target::LoadTarget;
+use crate::open_loop::{OpenLoopLoad, OpenLoopReport, PATIENCE};
 use crate::process::{ChildProcess, ScratchDirectory};
 use crate::tools::{LOAD_CORE, SERVER_CORE, Tools};
 use crate::worker_pool_origin::WorkerPool;
@@ -17,6 +18,8 @@ use crate::worker_pool_origin::WorkerPool;
 const POOL: WorkerPool = WorkerPool { workers: 20, service: Duration::from_millis(25) };
 /// Loads as parts of the capacity.
 const LOADS: [f64; 6] = [0.5, 0.8, 1.0, 1.5, 2.0, 3.0];
+/// More than the requests that are due within the patience of the clients.
+const CONNECTIONS: usize = 4_096;
 const READY_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Runs all loads for `seconds` each. Returns a table.
@@ -34,10 +37,22 @@ pub(crate) fn run(tools: &Tools, tidegate: &Path, seconds: u64) -> Result<String
         for load in LOADS {
             // New processes: no load inherits the backlog of another one.
             let (_origin, gateway, address) = start(tools, tidegate, (name, key), &scratch)?;
-            let report = open_loop::run(address, capacity * load, Duration::from_secs(seconds))
-                .map_err(LoadtestError::io("the load failed"))?;
+            // The first half is for the limit, which adapts to the load.
+            let half = Duration::from_secs(seconds) / 2;
+            let target = LoadTarget::plain(address, &["/".to_owned()], "");
+            let load_of = OpenLoopLoad {
+                target: &target,
+                rate: capacity * load,
+                warm_up: half,
+                time: half,
+                connections: CONNECTIONS,
+                timeout: PATIENCE,
+                threads: 1,
+                stop: None,
+            };
+            let report = load_of.run(|_| ())?;
             drop(gateway);
-            let goodput = report.good as f64 / (seconds as f64 / 2.0);
+            let goodput = report.good as f64 / half.as_secs_f64();
             best[index] = best[index].max(goodput);
             if load == 2.0 {
                 at_twice[index] = goodput;
@@ -88,14 +103,14 @@ fn start(
 }
 
 fn write_row(out: &mut String, (name, load): (&str, f64), of_capacity: f64, report: &OpenLoopReport) {
-    let millis = |percent| report.percentile(percent).as_secs_f64() * 1e3;
+    let millis = |percent: f64| report.percentile(percent).as_secs_f64() * 1e3;
     let share = |count: u64| 100.0 * count as f64 / report.offered.max(1) as f64;
     writeln!(
         out,
         "| {name} | {load:.1} | {:.0} | {of_capacity:.3} | {:.0} | {:.0} | {:.1} % | {:.1} % |",
         of_capacity * POOL.workers as f64 / POOL.service.as_secs_f64(),
-        millis(50),
-        millis(99),
+        millis(50.0),
+        millis(99.0),
         share(report.rejected),
         share(report.failed)
     )

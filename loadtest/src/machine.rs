@@ -74,6 +74,21 @@ fn machine() -> BTreeMap<String, String> {
     facts.into_iter().map(|(name, fact)| (name.to_owned(), fact)).collect()
 }
 
+/// Cores, processor and system in one line.
+pub(crate) fn description() -> String {
+    let cores = available_parallelism().map_or(0, std::num::NonZero::get);
+    let (processor, kernel) = (value_of("/proc/cpuinfo", "model name", ':'), read("/proc/sys/kernel/osrelease"));
+    let build = if cfg!(debug_assertions) { "debug build of the load generator" } else { "release build" };
+    format!("{cores} cores, {processor}, Linux {kernel}, {build}")
+}
+
+/// The most files that this process may have open.
+pub(crate) fn open_files() -> u64 {
+    let limits = read("/proc/self/limits");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok()).unwrap_or(u64::MAX)
+}
+
 fn unknown() -> String {
     "unknown".to_owned()
 }

@@ -7,7 +7,18 @@ mod interrupt;
 mod listen;
 mod origin;
 mod worker_pool_origin;
+mod durations;
+mod tls_trust;
+mod load_target;
+mod response_reader;
+mod load_connection;
 mod open_loop;
+mod load_probe;
+mod load_step;
+mod scalability;
+mod knee_search;
+mod line_chart;
+mod knee_report;
 mod constant_response;
 mod byte_relay;
 mod client;
@@ -29,8 +40,10 @@ mod response_check;
 mod launcher;
 mod origin_front;
 mod progress;
+mod progress_bar;
 mod bench;
 mod machine;
+mod knee_command;
 mod record;
 mod markdown;
 mod chart;
@@ -41,6 +54,24 @@ mod knee;
 mod h2_frames;
 mod floods;
 mod scenario;
+mod seeded_random;
+mod fault_plan;
+mod fault_relay;
+mod fault_proxy;
+mod fault_control;
+mod faults_command;
+mod scripted_origin;
+mod fake_clock;
+mod case_report;
+mod case_client;
+mod case_gateway;
+mod case_load;
+mod fleet;
+mod fleet_watch;
+mod fleet_command;
+mod field_cases;
+mod field_cases_page;
+mod field_cases_command;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -78,6 +109,15 @@ enum Command {
     ConstantResponse(ConstantResponseArguments),
     /// Upper bound of proxying: a relay of bytes, nothing parsed
     ByteRelay(ByteRelayArguments),
+    /// Find the knee of any service by its URL, and its goodput at twice the knee
+    Knee(knee_command::KneeArguments),
+    /// A TCP proxy with faults: latency, rate, drip, cut, reset, hang, refuse, corrupt
+    Faults(faults_command::FaultsArguments),
+    /// Play the field cases with real gateways, Redis servers and origins
+    FieldCases(field_cases_command::FieldCasesArguments),
+    /// A fleet with a Redis server per region under load: rolling restart, region loss, partition,
+    /// clock jump
+    Fleet(fleet_command::FleetArguments),
     /// A field case or a measurement of the remote cache layer, with real servers; prints Markdown,
     /// shows progress on stderr
     Scenario(ScenarioArguments),
@@ -174,6 +214,12 @@ fn main() -> ExitCode {
         Command::Origin(arguments) => serve_origin(arguments),
         Command::ConstantResponse(arguments) => serve_constant_response(arguments),
         Command::ByteRelay(arguments) => serve_byte_relay(&arguments),
+        Command::Knee(arguments) => knee_command::run(arguments),
+        Command::Faults(arguments) => faults_command::run(arguments),
+        Command::FieldCases(arguments) => {
+            default_tidegate().and_then(|default| field_cases_command::run(arguments, default))
+        }
+        Command::Fleet(arguments) => default_tidegate().and_then(|default| fleet_command::run(arguments, default)),
         Command::Scenario(arguments) => run_scenario(arguments),
         Command::Bench(arguments) => run_bench(arguments),
     };
@@ -183,7 +229,10 @@ fn main() -> ExitCode {
             eprintln!("loadtest: {failure}");
             ExitCode::from(match failure {
                 LoadtestError::Interrupted => 130,
-                LoadtestError::Missing { .. } | LoadtestError::NoTidegate { .. } | LoadtestError::OneCore => 2,
+                LoadtestError::Missing { .. }
+                | LoadtestError::NoTidegate { .. }
+                | LoadtestError::OneCore
+                | LoadtestError::Usage(_) => 2,
                 _ => 1,
             })
         }

@@ -20,6 +20,15 @@ pub(crate) struct RedisServer {
 impl RedisServer {
     pub(crate) fn start(name: &str, tools: &Tools, scratch: &ScratchDirectory) -> Result<Self> {
         let [address] = free_addresses()?;
+        Self::start_at(name, address, (tools, scratch))
+    }
+
+    /// At the address of a server that has ended.
+    pub(crate) fn start_at(
+        name: &str,
+        address: SocketAddr,
+        (tools, scratch): (&Tools, &ScratchDirectory),
+    ) -> Result<Self> {
         let mut command = tools.pinned(LOAD_CORE, tools.path(Tool::Redis));
         command.args([
             "--port",
@@ -35,6 +44,10 @@ impl RedisServer {
         let mut process = ChildProcess::start(name, command, scratch)?;
         process.await_ready(TIMEOUT, || query(address, "PING").is_ok())?;
         Ok(RedisServer { address, _process: process })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     pub(crate) fn url(&self) -> String {

@@ -54,6 +54,20 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+/// Heartbeats of a node to a server each second.
+#[cfg(test)]
+pub(crate) fn heartbeats_per_second() -> f64 {
+    1.0 / HEARTBEAT_INTERVAL.as_secs_f64()
+}
+
+/// Names of members that a server sends to each of `nodes` nodes, in a second.
+#[cfg(test)]
+pub(crate) fn members_read_per_second(nodes: usize) -> f64 {
+    let known = KnownMembers::default();
+    known.record((0..nodes).map(|node| format!("node-{node}")).collect::<Vec<_>>().iter());
+    nodes as f64 * heartbeats_per_second() / known.heartbeats_until_read() as f64
+}
+
 /// Recipient of an event that is for all nodes.
 const ALL_NODES: &str = "*";
 

@@ -19,6 +19,8 @@ mod local;
 mod store;
 mod bus;
 mod lease_backend;
+#[cfg(test)]
+mod scale;
 
 pub use bus::{
     Bus, BusLoop, BusReport, DeliveryReport, FleetNodes, NamedOverride, OverrideRegistryFull, OverrideRequest,

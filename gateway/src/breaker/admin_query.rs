@@ -11,12 +11,10 @@ use crate::limit::parse_duration;
 /// A query about breakers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum BreakerQuery {
-    List,
+    /// A page, from the breaker of this number on.
+    List { from: usize },
     /// Sets a state for a time, or lets the breaker judge again (`None`).
-    Set {
-        target: BreakerTarget,
-        state: Option<(ManualState, Duration)>,
-    },
+    Set { target: BreakerTarget, state: Option<(ManualState, Duration)> },
 }
 
 /// The breakers that a query is about.
@@ -31,8 +29,10 @@ pub(crate) enum BreakerTarget {
 /// Why an admin query about breakers is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BreakerQueryError {
-    #[error("unknown parameter `{0}`; known parameters: state and for")]
+    #[error("unknown parameter `{0}`; known parameters: state and for; for the list: from")]
     UnknownParameter(String),
+    #[error("`{0}` is not the number of a breaker")]
+    InvalidNumber(String),
     #[error("`{0}` is not open or closed")]
     InvalidState(String),
     #[error("`{0}` is not a duration such as 90s, 15m or 2h, at most 8 days")]
@@ -50,6 +50,18 @@ pub(crate) enum BreakerQueryError {
 }
 
 impl BreakerQuery {
+    /// Parses a query for a page of the list: `from=200`, or nothing.
+    pub(crate) fn list(query: &str) -> Result<Self, BreakerQueryError> {
+        let mut from = 0;
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            from = match &*name {
+                "from" => value.parse().map_err(|_| BreakerQueryError::InvalidNumber(value.into_owned()))?,
+                _ => return Err(BreakerQueryError::UnknownParameter(name.into_owned())),
+            };
+        }
+        Ok(BreakerQuery::List { from })
+    }
+
     /// Parses a query that sets a state: `state=open&for=15m`.
     pub(crate) fn set(path: &str, query: &str) -> Result<Self, BreakerQueryError> {
         let (mut state, mut duration) = (None, None);
@@ -111,6 +123,15 @@ mod tests {
         let target = BreakerTarget::Route("orders".to_owned());
         let state = Some((ManualState::Open, Duration::from_secs(300)));
         assert_eq!(parse("state=open&for=5m"), Ok(BreakerQuery::Set { target, state }));
+    }
+
+    #[test]
+    fn list_begins_where_the_query_says() {
+        assert_eq!(BreakerQuery::list(""), Ok(BreakerQuery::List { from: 0 }));
+        assert_eq!(BreakerQuery::list("from=200"), Ok(BreakerQuery::List { from: 200 }));
+        for query in ["from=", "from=-1", "from=x", "to=1"] {
+            assert!(BreakerQuery::list(query).is_err(), "{query}");
+        }
     }
 
     #[test]

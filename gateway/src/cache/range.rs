@@ -8,6 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::date;
 use super::extent::Extent;
+use super::partial;
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, Response, StatusCode};
 
@@ -112,12 +113,7 @@ pub(super) fn apply(selection: RangeSelection, extent: Extent, body: &Bytes, res
         RangeSelection::Whole => return None,
         RangeSelection::Unsatisfiable => {
             response.status = StatusCode::RANGE_NOT_SATISFIABLE;
-            response.fields.remove(KnownField::ContentType);
-            response.fields.remove(KnownField::ContentEncoding);
-            // Freshness and validators are those of the object: a cache could reuse this response.
-            for known in [KnownField::ETag, KnownField::LastModified, KnownField::Expires, KnownField::Age] {
-                response.fields.remove(known);
-            }
+            remove_facts_of_object(&mut response.fields);
             response.fields.set(KnownField::CacheControl, "no-store");
             response.fields.add(KnownField::ContentRange, format!("bytes */{total}"));
             Bytes::new()
@@ -130,6 +126,7 @@ pub(super) fn apply(selection: RangeSelection, extent: Extent, body: &Bytes, res
             let pieces: Option<Vec<Bytes>> = ranges.iter().map(|range| extent.slice(body, *range)).collect();
             let pieces = pieces?;
             response.status = StatusCode::PARTIAL_CONTENT;
+            partial::remove_content_fields(&mut response.fields);
             if let ([range], [piece]) = (&ranges[..], &pieces[..]) {
                 response.fields.add(KnownField::ContentRange, content_range(*range, total));
                 piece.clone()
@@ -140,6 +137,29 @@ pub(super) fn apply(selection: RangeSelection, extent: Extent, body: &Bytes, res
     };
     response.length = BodyLength::Known(content.len() as u64);
     Some(content)
+}
+
+/// Removes what describes the object or allows its reuse from the head of a 416: its content,
+/// validators and freshness, that for caches of one kind included (`CDN-Cache-Control`, RFC 9213).
+fn remove_facts_of_object(fields: &mut Fields) {
+    const OF_OBJECT: [KnownField; 7] = [
+        KnownField::ContentType,
+        KnownField::ContentEncoding,
+        KnownField::ContentLanguage,
+        KnownField::ETag,
+        KnownField::LastModified,
+        KnownField::Expires,
+        KnownField::Age,
+    ];
+    OF_OBJECT.into_iter().for_each(|known| fields.remove(known));
+    partial::remove_content_fields(fields);
+    let controls_caches = |name: &[u8]| {
+        let end = |len: usize| name.len().checked_sub(len).map(|at| &name[at..]);
+        end(14).is_some_and(|end| end.eq_ignore_ascii_case(b"-cache-control"))
+            || name.eq_ignore_ascii_case(b"surrogate-control")
+            || name.eq_ignore_ascii_case(b"pragma")
+    };
+    fields.retain(|field| !controls_caches(field.name));
 }
 
 fn content_range((first, last): ByteRange, total: u64) -> String {

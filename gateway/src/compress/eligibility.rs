@@ -1,5 +1,6 @@
 //! The responses that are compressed, and what changes in their fields.
 
+use crate::cache::extent::Extent;
 use crate::http::compressed_forms::ContentCoding;
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
@@ -80,32 +81,65 @@ impl Default for CompressConfig {
 }
 
 impl CompressConfig {
-    /// Whether clients of this response get it in different codings, by its head alone.
+    /// Whether the response is compressed for clients that accept it, by its head alone.
     pub(crate) fn applies_to(&self, response: &Response) -> bool {
-        let fields = &response.fields;
-        let has_content = match response.length {
-            BodyLength::Empty => false,
-            BodyLength::Known(length) => length >= self.min_bytes.max(1),
-            BodyLength::Streamed | BodyLength::UntilClose => true,
-        };
         let status = response.status;
         let is_whole = status.as_u16() >= 200 && status != StatusCode::PARTIAL_CONTENT;
-        let media_type = fields.get(KnownField::ContentType).and_then(|value| std::str::from_utf8(value).ok());
-        let media_type = media_type.map(|value| value.split(';').next().unwrap_or_default().trim());
-        let is_encoded = fields.has(KnownField::ContentEncoding);
-        let may_transform =
-            || !fields.members(KnownField::CacheControl).any(|member| member.eq_ignore_ascii_case(b"no-transform"));
-        has_content
-            && is_whole
-            && !is_encoded
-            && media_type.is_some_and(|media_type| self.types.iter().any(|pattern| pattern.matches(media_type)))
-            && may_transform()
+        let length = match response.length {
+            BodyLength::Empty => Some(0),
+            BodyLength::Known(length) => Some(length),
+            BodyLength::Streamed | BodyLength::UntilClose => None,
+        };
+        is_whole && self.is_long_enough(length) && self.is_compressible(&response.fields)
+    }
+
+    /// Whether clients of this URI get its content in different codings: all responses then name
+    /// `Accept-Encoding` in `Vary` (RFC 9110 section 12.5.5). A 206 is sent as it is, but the
+    /// response to the same request without `Range`, or to one with another `Accept-Encoding`,
+    /// may be compressed. A 304 has no fields of its content any more.
+    pub(crate) fn is_one_of_several(&self, response: &Response) -> bool {
+        match response.status {
+            StatusCode::NOT_MODIFIED => true,
+            StatusCode::PARTIAL_CONTENT => {
+                // That of several ranges has the types of its parts in its body.
+                let total = Extent::from_content_range(response).map(|extent| extent.total);
+                let is_of_several = media_type(&response.fields).is_some_and(|own| {
+                    own.get(..MULTIPART.len()).is_some_and(|start| start.eq_ignore_ascii_case(MULTIPART))
+                });
+                self.is_long_enough(total)
+                    && (self.is_compressible(&response.fields)
+                        || is_of_several && !response.fields.has(KnownField::ContentEncoding))
+            }
+            _ => self.applies_to(response),
+        }
+    }
+
+    /// `length`: of the complete content, `None` while it is unknown.
+    fn is_long_enough(&self, length: Option<u64>) -> bool {
+        length.is_none_or(|length| length >= self.min_bytes.max(1))
+    }
+
+    fn is_compressible(&self, fields: &Fields) -> bool {
+        let forbids = |member: &[u8]| member.eq_ignore_ascii_case(b"no-transform");
+        let is_of_type = |own: &str| self.types.iter().any(|pattern| pattern.matches(own));
+        !fields.has(KnownField::ContentEncoding)
+            && media_type(fields).is_some_and(is_of_type)
+            && !fields.members(KnownField::CacheControl).any(forbids)
     }
 
     /// Whether a response that is not shared may carry a secret.
     pub(crate) fn may_carry_secret(request: &Request, response: &Response) -> bool {
         request.is_authorized() || request.fields.has(KnownField::Cookie) || response.fields.has(KnownField::SetCookie)
     }
+}
+
+/// The type of a 206 with several ranges.
+const MULTIPART: &str = "multipart/byteranges";
+
+/// The media type of the content, without its parameters.
+fn media_type(fields: &Fields) -> Option<&str> {
+    let value = std::str::from_utf8(fields.get(KnownField::ContentType)?).ok()?;
+    Some(value.split(';').next().unwrap_or_default().trim())
 }
 
 /// Tells caches that the response depends on `Accept-Encoding`.

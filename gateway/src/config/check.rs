@@ -2,7 +2,7 @@
 //! consequences.
 
 use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use limiter::{
@@ -11,13 +11,14 @@ use limiter::{
 
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::model::Config;
+use super::own_machine;
 use super::read_context::{Located, ReadContext};
 use super::section::{self, ConfigDraft};
 use super::suggestion::suggest;
 use crate::accept::ListenConfig;
 use crate::cache::CookiePolicy;
 use crate::connect::{UpstreamProtocol, UpstreamTls, UpstreamTlsConfig};
-use crate::endpoint::EndpointScheme;
+use crate::endpoint::{EndpointAddress, EndpointScheme};
 use crate::http::target;
 use crate::identify::IdentitySource;
 use crate::limit::RuleConfig;
@@ -108,27 +109,28 @@ fn check_addresses(draft: &ConfigDraft, context: &ReadContext<'_>) {
 /// An endpoint that is a listener of this process makes every request come back, until limits end
 /// the loop.
 fn check_own_endpoints(draft: &ConfigDraft, context: &ReadContext<'_>) {
-    let Config { listen, admin, upstreams, .. } = &draft.config;
-    let own: Vec<SocketAddr> = listen.iter().map(|listen| listen.address).chain([admin.address]).collect();
-    for (upstream, at) in upstreams.iter().zip(&draft.upstreams) {
-        for endpoint in &upstream.endpoints {
-            let ip = match &*endpoint.host {
-                "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
-                host => match host.parse() {
-                    Ok(ip) => ip,
-                    Err(_) => continue,
-                },
-            };
-            let is_own = |own: &&SocketAddr| {
-                let is_this_machine = own.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified());
-                own.port() == endpoint.port && own.port() != 0 && (own.ip() == ip || is_this_machine)
-            };
-            if let Some(own) = own.iter().find(is_own) {
-                let message = format!("the endpoint {} is this gateway: it listens on {own}", endpoint.authority());
-                let problem = ConfigProblem::new(FaultCode::Risk, message);
-                context.warning(at, problem.hint("name the address of the server behind the gateway"));
-            }
-        }
+    for (upstream, at) in draft.config.upstreams.iter().zip(&draft.upstreams) {
+        upstream.endpoints.iter().for_each(|endpoint| check_own_endpoint(endpoint, at, (draft, context)));
+    }
+}
+
+fn check_own_endpoint(
+    endpoint: &EndpointAddress,
+    at: &DocumentLocation,
+    (draft, context): (&ConfigDraft, &ReadContext<'_>),
+) {
+    let Config { listen, admin, .. } = &draft.config;
+    let addresses = own_machine::addresses(&endpoint.host);
+    let is_own = |own: &SocketAddr| {
+        let is_reached =
+            |ip: &IpAddr| own.ip() == *ip || own.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified());
+        own.port() == endpoint.port && own.port() != 0 && addresses.iter().any(is_reached)
+    };
+    let mut listeners = listen.iter().map(|listen| listen.address).chain([admin.address]);
+    if let Some(own) = listeners.find(is_own) {
+        let message = format!("the endpoint {} is this gateway: it listens on {own}", endpoint.authority());
+        let problem = ConfigProblem::new(FaultCode::Risk, message);
+        context.warning(at, problem.hint("name the address of the server behind the gateway"));
     }
 }
 
@@ -424,6 +426,7 @@ impl RouteResolver<'_> {
         }
         self.used.upstreams.insert(self.draft.config.upstreams.len());
         self.draft.config.upstreams.push(upstream);
+        check_own_endpoint(&endpoint, &at, (&*self.draft, self.context));
     }
 
     /// Resolves the upstreams of the canary and of the mirror.

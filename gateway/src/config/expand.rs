@@ -6,9 +6,10 @@
 use std::cell::RefCell;
 use std::fs;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::fault::{ConfigProblem, FaultCode};
+use super::model::ConfigFile;
 
 /// Largest file that a value or a page may come from; a larger one is a mistake, such as a device.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -20,7 +21,7 @@ pub(super) struct ExpansionEnvironment<'a> {
     /// Looks up an environment variable.
     pub(super) variable: &'a dyn Fn(&str) -> Option<String>,
     /// Files read so far; a change of one of them triggers a reload.
-    files_read: RefCell<Vec<PathBuf>>,
+    files_read: RefCell<Vec<ConfigFile>>,
 }
 
 impl<'a> ExpansionEnvironment<'a> {
@@ -28,12 +29,12 @@ impl<'a> ExpansionEnvironment<'a> {
         ExpansionEnvironment { base, variable, files_read: RefCell::default() }
     }
 
-    /// Lets a change of a file trigger a reload.
+    /// Lets a change of a file trigger a reload. To be called before the file is read.
     pub(super) fn watch(&self, path: &Path) {
-        self.files_read.borrow_mut().push(path.to_owned());
+        self.files_read.borrow_mut().push(ConfigFile::before_use(path));
     }
 
-    pub(super) fn files_read(&self) -> Vec<PathBuf> {
+    pub(super) fn files_read(&self) -> Vec<ConfigFile> {
         self.files_read.borrow().clone()
     }
 }
@@ -61,6 +62,12 @@ pub(super) fn expand(text: &str, environment: &ExpansionEnvironment<'_>) -> Resu
     }
     expanded.push_str(rest);
     Ok(expanded)
+}
+
+/// The inverse of `expand` for a text without placeholders.
+pub(super) fn escape(text: &str) -> String {
+    let is_read_back = !text.contains("$$") && !text.contains("${");
+    if is_read_back { text.to_owned() } else { text.replace('$', "$$") }
 }
 
 /// Resolves a placeholder, given without its braces.
@@ -95,7 +102,7 @@ fn resolve(placeholder: &str, environment: &ExpansionEnvironment<'_>) -> Result<
 /// Text of a regular file of at most 1 MiB; `path` is relative to the base directory.
 pub(super) fn read_file(environment: &ExpansionEnvironment<'_>, path: &str) -> Result<String, ConfigProblem> {
     let path = environment.base.join(path);
-    environment.files_read.borrow_mut().push(path.clone());
+    environment.watch(&path);
     let problem = |reason: &dyn std::fmt::Display| {
         ConfigProblem::new(FaultCode::File, format!("cannot read {}: {reason}", path.display()))
     };
@@ -116,6 +123,7 @@ pub(super) fn read_file(environment: &ExpansionEnvironment<'_>, path: &str) -> R
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::sync::LazyLock;
 
     use super::*;

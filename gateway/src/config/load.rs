@@ -8,7 +8,7 @@ use std::{fs, io};
 use super::document::{self, ConfigDocument, DocumentFormat};
 use super::expand::ExpansionEnvironment;
 use super::fault::{ConfigProblem, ConfigReport, DocumentLocation, FaultCode};
-use super::model::{Config, LogConfig, ServerConfig};
+use super::model::{Config, ConfigFile, LogConfig, ServerConfig};
 use super::print::{self, PrintOptions};
 use super::read_context::{ReadContext, ReadPurpose};
 use super::{check, section, table_reader};
@@ -47,6 +47,7 @@ impl Config {
         context.purpose = purpose;
         let draft = table_reader::read_document(&context, &root, section::read);
         let mut config = check::resolve(draft, &context);
+        config.document = Some(blake3::hash(document.text.as_bytes()));
         config.files = context.environment.files_read();
         let credentials = config.routes.iter().filter_map(|route| Some(route.auth.as_ref()?.field()));
         let untrusted = config.identify.untrusted_fields.iter().map(|name| &**name);
@@ -54,7 +55,7 @@ impl Config {
         let dropped = config.identify.fields().chain(credentials).chain(untrusted);
         config.http.dropped_trailers = dropped.map(str::to_owned).collect();
         let tls = config.listen.iter().filter_map(|listen| listen.tls.as_ref());
-        config.files.extend(tls.flat_map(tls::TlsConfig::files).map(Path::to_owned));
+        config.files.extend(tls.flat_map(tls::TlsConfig::files).map(ConfigFile::before_use));
         let report = report(context.into_faults());
         if report.has_errors() { Err(report) } else { Ok((config, report)) }
     }
@@ -66,6 +67,12 @@ impl Config {
             let at = DocumentLocation { path: String::new(), span: 0..url.len() };
             ConfigReport::new("--upstream", url, vec![at.error(problem)])
         })?;
+        if endpoint.scheme.is_kubernetes() {
+            let problem = ConfigProblem::bad_value("a service of Kubernetes needs a configuration file");
+            let hint = "write it to `upstreams.NAME.endpoints` of a file, and start with `--config FILE`";
+            let at = DocumentLocation { path: String::new(), span: 0..url.len() };
+            return Err(ConfigReport::new("--upstream", url, vec![at.error(problem.hint(hint))]));
+        }
         let all_paths = route::PathPattern::Prefix("/".to_owned());
         let default = accept::ListenConfig::default();
         Ok(Config {
@@ -79,11 +86,13 @@ impl Config {
             remote: None,
             cache: cache::CacheConfig::default(),
             dns: discovery::DnsConfig::default(),
+            kubernetes: discovery::kubernetes::KubernetesConfig::default(),
             upstreams: vec![upstream::UpstreamConfig::new("upstream".into(), vec![endpoint])],
             pages: Vec::new(),
             routes: vec![route::RouteConfig::new("everything".into(), all_paths, 0)],
             log: LogConfig::default(),
             tracing: None,
+            document: None,
             files: Vec::new(),
         })
     }

@@ -1,7 +1,7 @@
 //! The checked configuration: every name resolved, every number within its range.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::http::target::PathRules;
@@ -32,6 +32,8 @@ pub struct Config {
     pub(crate) cache: cache::CacheConfig,
     /// Resolution of the names of endpoints.
     pub(crate) dns: discovery::DnsConfig,
+    /// Access to the API server of Kubernetes.
+    pub(crate) kubernetes: discovery::kubernetes::KubernetesConfig,
     /// Upstreams; routes refer to them by index.
     pub(crate) upstreams: Vec<upstream::UpstreamConfig>,
     /// Pages for the gateway's own responses (`[pages]`).
@@ -42,8 +44,10 @@ pub struct Config {
     pub log: LogConfig,
     /// Export of spans (`[tracing]`); `None`: requests are not traced.
     pub(crate) tracing: Option<TracingConfig>,
+    /// Digest of the document.
+    pub(crate) document: FileDigest,
     /// All other files that the configuration refers to: values, pages, certificates and keys.
-    pub(crate) files: Vec<PathBuf>,
+    pub(crate) files: Vec<ConfigFile>,
 }
 
 /// Shows the shape only: tokens, secrets and Redis addresses must not appear in logs.
@@ -72,6 +76,8 @@ pub struct ServerConfig {
     /// After SIGTERM: how long connections are accepted and idle ones kept; at most
     /// `drain_timeout`.
     pub(crate) drain_idle: Duration,
+    /// Unix socket on which this process hands its listeners to a successor; `None`: it does not.
+    pub(crate) upgrade_socket: Option<PathBuf>,
     /// The normal form of paths.
     pub(crate) paths: PathRules,
 }
@@ -84,6 +90,7 @@ impl Default for ServerConfig {
             zone: None,
             drain_timeout: Duration::from_secs(30),
             drain_idle: Duration::from_secs(10),
+            upgrade_socket: None,
             paths: PathRules::default(),
         }
     }
@@ -103,5 +110,26 @@ pub struct LogConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         LogConfig { access: AccessLogTarget::Stdout, format: AccessLogFormat::default(), level: tracing::Level::INFO }
+    }
+}
+
+/// Digest of the contents of a file; `None`: it could not be read.
+pub(crate) type FileDigest = Option<blake3::Hash>;
+
+/// A file that the configuration refers to, and its contents before they were used: whoever watches
+/// the file from later on finds a change since then.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ConfigFile {
+    pub(crate) path: PathBuf,
+    pub(crate) contents: FileDigest,
+}
+
+impl ConfigFile {
+    /// To be called before the file is read for its use.
+    pub(crate) fn before_use(path: &Path) -> Self {
+        // A pipe or a device would block, and is refused later.
+        let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+        let contents = if is_file { std::fs::read(path).ok() } else { None };
+        ConfigFile { path: path.to_owned(), contents: contents.map(|bytes| blake3::hash(&bytes)) }
     }
 }

@@ -1,14 +1,20 @@
-//! The effective configuration as text: the value of each key, and its origin.
+//! The effective configuration as a TOML document: the value of each key, and its origin.
 //!
-//! Invariant: no secret is printed.
+//! Invariants: no secret is printed, and `tidegate check -` accepts what is printed. It has the
+//! same effective configuration, except for secrets that the document holds as text.
 
-use std::fmt::Write as _;
+mod layout;
+mod secrets;
+
+use layout::Tree;
 
 use super::check;
-use super::document::{self, ConfigDocument};
-use super::expand::ExpansionEnvironment;
+use super::document::{self, ConfigDocument, DocumentFormat};
+use super::expand::{self, ExpansionEnvironment};
 use super::fault::ConfigReport;
+use super::node::{DocumentNode, DocumentValue};
 use super::read_context::{EffectiveValue, ReadContext};
+use super::value_kind::quoted;
 use super::{section, table_reader};
 
 /// The parts of the effective configuration that are printed.
@@ -20,40 +26,110 @@ pub struct PrintOptions {
     pub origin: bool,
 }
 
-/// Last words of keys whose values are secrets.
-const SECRETS: [&str; 3] = ["secret", "token", "password"];
-/// Words in the names of header fields whose values are secrets.
-const SECRET_FIELDS: [&str; 7] = ["authorization", "cookie", "key", "token", "secret", "password", "credential"];
-
-/// One line for each key, `key = value`, in the order in which the sections are read.
+/// One line for each key, `key = value`: first those outside arrays of tables, by their whole path,
+/// then `[[listen]]` and `[[routes]]` with theirs. Defaults that may not be written where they are,
+/// because the key has no effect there, are left out.
 ///
 /// # Errors
 /// The faults of the document, if it has an error.
 pub(super) fn print(document: &ConfigDocument<'_>, options: PrintOptions) -> Result<String, ConfigReport> {
-    let report = |faults| ConfigReport::new(document.name, document.text, faults);
-    let root = document::parse(document.text, document.format).map_err(report)?;
-    let context = ReadContext::new(document.text, ExpansionEnvironment::new(document.base, document.env));
-    let draft = table_reader::read_document(&context, &root, section::read);
-    check::resolve(draft, &context);
-    let values = context.values();
-    let report = report(context.into_faults());
-    if report.has_errors() {
-        return Err(report);
+    let reading = Reading::of(document)?;
+    let (set, defaults): (Vec<usize>, Vec<usize>) =
+        (0..reading.values.len()).partition(|index| reading.values[*index].offset.is_some());
+    if !options.defaults {
+        return Ok(reading.to_toml(&set, document, options));
     }
-    let mut text = String::new();
-    for value in values.iter().filter(|value| options.defaults || value.offset.is_some()) {
-        let shown = shown(value, document.text);
-        let _infallible = write!(text, "{} = {shown}", value.path);
-        if options.origin {
-            let origin = value.offset.map_or_else(
-                || "default".to_owned(),
-                |offset| format!("{}:{}", document.name, line(document.text, offset)),
-            );
-            let _infallible = write!(text, "  # {origin}");
+    let with = |defaults: &[usize]| {
+        let mut shown = [&set[..], defaults].concat();
+        shown.sort_unstable();
+        reading.to_toml(&shown, document, options)
+    };
+    let faults_with = |defaults: &[usize]| {
+        let text = with(defaults);
+        let printed = ConfigDocument { text: &text, format: DocumentFormat::Toml, ..*document };
+        Reading::of(&printed).ok().map(|again| again.faults)
+    };
+    let expected = faults_with(&[]);
+    let left_out = misplaced(&defaults, &|defaults| faults_with(defaults) == expected);
+    let kept: Vec<usize> = defaults.into_iter().filter(|index| !left_out.contains(index)).collect();
+    Ok(with(&kept))
+}
+
+/// The items without which `is_sound` holds of the others. It is asked a few times for each.
+fn misplaced(items: &[usize], is_sound: &dyn Fn(&[usize]) -> bool) -> Vec<usize> {
+    if items.is_empty() || is_sound(items) {
+        return Vec::new();
+    }
+    if items.len() == 1 {
+        return items.to_vec();
+    }
+    let (first, second) = items.split_at(items.len() / 2);
+    [misplaced(first, is_sound), misplaced(second, is_sound)].concat()
+}
+
+/// A document, the values that its keys have, and its warnings.
+struct Reading {
+    root: DocumentNode,
+    values: Vec<EffectiveValue>,
+    faults: Vec<String>,
+}
+
+impl Reading {
+    fn of(document: &ConfigDocument<'_>) -> Result<Reading, ConfigReport> {
+        let report = |faults| ConfigReport::new(document.name, document.text, faults);
+        let root = document::parse(document.text, document.format).map_err(report)?;
+        let context = ReadContext::new(document.text, ExpansionEnvironment::new(document.base, document.env));
+        let draft = table_reader::read_document(&context, &root, section::read);
+        check::resolve(draft, &context);
+        let values = context.values();
+        let report = report(context.into_faults());
+        if report.has_errors() {
+            return Err(report);
         }
-        text.push('\n');
+        let mut faults: Vec<String> = report.faults().iter().map(|fault| fault.message.clone()).collect();
+        faults.sort_unstable();
+        Ok(Reading { root, values, faults })
     }
-    Ok(text)
+
+    /// The values with these indexes.
+    fn to_toml(&self, shown: &[usize], document: &ConfigDocument<'_>, options: PrintOptions) -> String {
+        let mut tree = Tree::default();
+        for value in shown.iter().map(|index| &self.values[*index]) {
+            let comment = options.origin.then(|| origin(value, document));
+            tree.insert(&layout::segments(&value.path), (text_of(value, &self.root), comment));
+        }
+        // The presence of a table can be a setting, also where each of its keys has its default.
+        add_tables(&self.root, &mut Vec::new(), &mut tree);
+        tree.to_toml()
+    }
+}
+
+fn add_tables(node: &DocumentNode, path: &mut Vec<layout::Segment>, tree: &mut Tree) {
+    match &node.value {
+        DocumentValue::Table(entries) => {
+            tree.insert_table(path);
+            for entry in entries {
+                path.push(layout::Segment::Key(entry.key.clone()));
+                add_tables(&entry.node, path, tree);
+                path.pop();
+            }
+        }
+        DocumentValue::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                path.push(layout::Segment::Index(index));
+                add_tables(item, path, tree);
+                path.pop();
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The place of a value: its document and line, or that it is a default.
+fn origin(value: &EffectiveValue, document: &ConfigDocument<'_>) -> String {
+    value
+        .offset
+        .map_or_else(|| "default".to_owned(), |offset| format!("{}:{}", document.name, line(document.text, offset)))
 }
 
 /// The number of the line of a byte.
@@ -61,43 +137,39 @@ fn line(text: &str, offset: usize) -> usize {
     text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
 }
 
-/// The value as it is printed. A placeholder in the value of a header field is usually a secret.
-fn shown(value: &EffectiveValue, source: &str) -> String {
-    let name = value.path.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
-    let is_field = value.path.contains(".headers.");
-    let is_secret = SECRETS.contains(&&*name) || is_field && SECRET_FIELDS.iter().any(|word| name.contains(word));
-    let written = value.offset.and_then(|offset| source.get(offset..)?.lines().next());
-    let has_placeholder = written.is_some_and(|line| line.contains("${"));
-    let is_hidden = is_secret || is_field && has_placeholder;
-    if is_hidden && value.text != "\"\"" { "\"***\"".to_owned() } else { without_password(&value.text) }
+/// The value as it is printed: the effective one, or as the document writes it where that has a
+/// secret or the reference to one.
+fn text_of(value: &EffectiveValue, root: &DocumentNode) -> String {
+    let segments = layout::segments(&value.path);
+    let written = value.offset.and_then(|_| layout::node_at(root, &segments)).map(|node| &node.value);
+    let secrecy = secrets::Secrecy::of(&segments);
+    let concealed = match written {
+        Some(DocumentValue::String(text)) => secrecy.conceal(text).map(|text| quoted(&text)),
+        Some(DocumentValue::Array(items)) => concealed_items(items, secrecy),
+        _ => None,
+    };
+    concealed.unwrap_or_else(|| expand::escape(&value.text))
 }
 
-/// The text with the password of each URL replaced.
-fn without_password(text: &str) -> String {
-    let mut shown = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find("://") {
-        let (before, after) = rest.split_at(at + 3);
-        shown.push_str(before);
-        let end = after.find(['/', '"', ',', ' ']).unwrap_or(after.len());
-        rest = after;
-        if let Some((userinfo, _)) = after[..end].rsplit_once('@')
-            && let Some((user, _)) = userinfo.split_once(':')
-        {
-            shown.push_str(user);
-            shown.push_str(":***");
-            rest = &after[userinfo.len()..];
-        }
-    }
-    shown.push_str(rest);
-    shown
+/// An array of texts, where at least one has a secret or the reference to one.
+fn concealed_items(items: &[DocumentNode], secrecy: secrets::Secrecy) -> Option<String> {
+    let mut has_secret = false;
+    let texts: Option<Vec<String>> = items
+        .iter()
+        .map(|item| {
+            let DocumentValue::String(text) = &item.value else { return None };
+            let concealed = secrecy.conceal(text);
+            has_secret |= concealed.is_some();
+            Some(quoted(&concealed.unwrap_or_else(|| text.clone())))
+        })
+        .collect();
+    texts.filter(|_| has_secret).map(|texts| format!("[{}]", texts.join(", ")))
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use super::super::document::DocumentFormat;
     use super::*;
 
     fn printed(text: &str, options: PrintOptions) -> Vec<String> {
@@ -105,6 +177,14 @@ mod tests {
         let document =
             ConfigDocument { name: "t.toml", text, format: DocumentFormat::Toml, base: Path::new(""), env: &env };
         print(&document, options).expect("valid").lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn misplaced_items_are_found() {
+        let items: Vec<usize> = (0..100).collect();
+        for wrong in [vec![], vec![0], vec![99], vec![3, 4, 50]] {
+            assert_eq!(misplaced(&items, &|some| !some.iter().any(|item| wrong.contains(item))), wrong);
+        }
     }
 
     const TEXT: &str = "version = 1\n[admin]\ntoken = \"${SECRET}\"\n[redis.regions.default]\n\
@@ -118,12 +198,12 @@ mod tests {
         let lines = printed(TEXT, PrintOptions { defaults: false, origin: true });
         for expected in [
             "version = 1  # t.toml:1",
-            "admin.token = \"***\"  # t.toml:3",
+            "admin.token = \"${SECRET}\"  # t.toml:3",
             "redis.regions.default.endpoints = [\"redis://user:***@127.0.0.1:6379\"]  # t.toml:5",
-            "routes[0].match.path = \"/*\"  # t.toml:10",
-            "routes[0].headers.request.set.authorization = \"***\"  # t.toml:12",
-            "routes[0].headers.request.set.x-plain = \"shown\"  # t.toml:12",
-            "routes[0].headers.request.add.x-other = \"***\"  # t.toml:13",
+            "match.path = \"/*\"  # t.toml:10",
+            "headers.request.set.authorization = \"***\"  # t.toml:12",
+            "headers.request.set.x-plain = \"shown\"  # t.toml:12",
+            "headers.request.add.x-other = \"${SECRET}\"  # t.toml:13",
         ] {
             assert!(lines.iter().any(|line| line == expected), "{expected}: {lines:#?}");
         }

@@ -33,6 +33,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("server.drain_timeout", "After SIGTERM: longest time for requests in flight to complete before they are aborted."),
     (
+        "server.upgrade_socket",
+        "Path of a Unix socket on which a running gateway hands its listening sockets to `tidegate run --upgrade`, then drains: an upgrade without a lost request. Relative to the directory of this file; only processes of the same user may use it. Absent: the gateway cannot be upgraded in place. [Upgrade](operations.md#upgrade)",
+    ),
+    (
         "server.paths.normalise",
         "Whether each path is brought into one normal form before routes, limits, keys and purges: unreserved characters decoded, dot segments removed, duplicate slashes merged. `off`: paths stay as received. [Paths](paths.md)",
     ),
@@ -308,6 +312,35 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     ("dns.timeout", "Longest time of one lookup. A failed lookup keeps the last known addresses."),
     (
+        "kubernetes.url",
+        "The API server of Kubernetes, for endpoints `kubernetes://...` ([upstreams.md](upstreams.md#kubernetes)). Absent: that of the cluster in which the gateway runs (`KUBERNETES_SERVICE_HOST`, `KUBERNETES_SERVICE_PORT`). Over `http://` no token is sent.",
+    ),
+    (
+        "kubernetes.ca",
+        "PEM file with the authorities of its certificate. Absent: in a cluster, `ca.crt` of the service account; with `url`, those of the system.",
+    ),
+    (
+        "kubernetes.token_file",
+        "File with the bearer token, read again when it changes. Absent: in a cluster, `token` of the service account; with `url`, none.",
+    ),
+    (
+        "kubernetes.kubeconfig",
+        "File as `kubectl` reads it, in place of `url`, `ca` and `token_file`. Read again after a failure.",
+    ),
+    ("kubernetes.context", "The context of `kubeconfig`. Absent: its current one."),
+    (
+        "kubernetes.namespace",
+        "Namespace of services that are named without one. Absent: that of the pod, or of the context.",
+    ),
+    (
+        "kubernetes.timeout",
+        "Longest time of one answer: of a page of a list, and of the head of the response to a watch. A failure keeps the last known endpoints.",
+    ),
+    (
+        "kubernetes.watch_timeout",
+        "Longest time of one watch; the next one continues where it ended. Without any data for this time and `timeout`, the connection counts as dead.",
+    ),
+    (
         "upstreams.NAME.retries",
         "Most times that one request is sent again: when no endpoint can be reached, or when a response has a status of `retry_on` or the connection ends before a response, and the method is idempotent or the request has `Idempotency-Key`. Retries and hedges in progress are at most 20 % of the requests in flight, or 3. Requests that no endpoint can have processed are sent again without this key.",
     ),
@@ -367,7 +400,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ),
     (
         "upstreams.NAME.endpoints",
-        "Servers: `http://HOST:PORT`, or `srv://_SERVICE._tcp.DOMAIN` for those in SRV records, with TLS `srv+https://_SERVICE._tcp.DOMAIN`, whose certificates are for DOMAIN. Every address of a name is an endpoint; it is looked up again when its TTL has passed. With `https://` certificates are verified. As a table: `weight` is its share compared to the others, `zone` its zone (`server.zone`).",
+        "Servers: `http://HOST:PORT`, or `srv://_SERVICE._tcp.DOMAIN` for those in SRV records, with TLS `srv+https://_SERVICE._tcp.DOMAIN`, whose certificates are for DOMAIN. `kubernetes://SERVICE.NAMESPACE:PORT` for the pods of a service of Kubernetes, also as `kubernetes+https://` and `kubernetes+h2c://` ([upstreams.md](upstreams.md#kubernetes)). Every address of a name is an endpoint; it is looked up again when its TTL has passed. With `https://` certificates are verified. As a table: `weight` is its share compared to the others, `zone` its zone (`server.zone`).",
     ),
     (
         "upstreams.NAME.balance",
@@ -612,6 +645,7 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "Share of the requests without a trace that are sampled, and of those for which a peer outside `identity.trusted_proxies` asks. A request with a trace of a trusted peer is sampled as its sender has decided.",
     ),
     ("tracing.service_name", "`service.name` of the spans."),
+    ("tracing.compression", "Compression of exports, as in `OTEL_EXPORTER_OTLP_COMPRESSION`."),
     (
         "tracing.query",
         "Whether spans have the query of the request (`url.query`), which may carry tokens and signatures.",

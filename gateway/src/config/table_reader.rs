@@ -7,7 +7,7 @@ use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::node::{DocumentEntry, DocumentNode, DocumentValue};
 use super::read_context::{EffectiveValue, KeyDefault, KeySpec, Located, ReadContext};
 use super::suggestion::suggest;
-use super::value_kind::{AnyString, InputValue, ValueKind};
+use super::value_kind::{AnyString, InputValue, ValueKind, quoted};
 
 /// Reads one table. An absent table is read as one in which every key is absent.
 pub(super) struct TableReader<'a> {
@@ -315,7 +315,7 @@ impl<'a> TableReader<'a> {
         };
         let path = self.path_of(key);
         let visit_entry = |entry: &DocumentEntry| {
-            let at = DocumentLocation { path: join(&path, &entry.key), span: entry.key_span.clone() };
+            let at = DocumentLocation { path: join(&path, &bare_or_quoted(&entry.key)), span: entry.key_span.clone() };
             visit(Located { value: &entry.key, at }, &entry.node)
         };
         entries.iter().map(visit_entry).collect()
@@ -384,6 +384,12 @@ impl<'a> TableReader<'a> {
 
 fn join(parent: &str, key: &str) -> String {
     if parent.is_empty() { key.to_owned() } else { format!("{parent}.{key}") }
+}
+
+/// A key as a dotted key has it.
+pub(super) fn bare_or_quoted(key: &str) -> String {
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if !key.is_empty() && key.bytes().all(is_bare) { key.to_owned() } else { quoted(key) }
 }
 
 /// A neutral value in the syntax of the document.

@@ -52,6 +52,12 @@ pub(super) trait ValueKind {
     fn read(&self, input: &InputValue<'_>) -> Result<Self::Value, ConfigProblem>;
 }
 
+/// A string in the syntax of both formats.
+pub(super) fn quoted(text: &str) -> String {
+    // TOML asks for the escape of one character more than JSON does.
+    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+}
+
 /// Any string.
 pub(super) struct AnyString;
 
@@ -63,7 +69,7 @@ impl ValueKind for AnyString {
     }
 
     fn format(&self, value: &String) -> String {
-        format!("{value:?}")
+        quoted(value)
     }
 
     fn read(&self, input: &InputValue<'_>) -> Result<String, ConfigProblem> {
@@ -87,7 +93,7 @@ impl<T> ValueKind for ParsedString<T> {
     }
 
     fn format(&self, value: &T) -> String {
-        format!("{:?}", (self.format)(value))
+        quoted(&(self.format)(value))
     }
 
     fn read(&self, input: &InputValue<'_>) -> Result<T, ConfigProblem> {
@@ -274,7 +280,7 @@ impl<T: Clone + PartialEq> ValueKind for OneOf<T> {
 
     fn format(&self, value: &T) -> String {
         let word = self.0.iter().find(|(_, known)| known.as_ref() == Some(value));
-        format!("{:?}", word.map_or("", |(word, _)| word))
+        quoted(word.map_or("", |(word, _)| word))
     }
 
     fn schema(&self) -> Value {

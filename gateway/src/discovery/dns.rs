@@ -25,6 +25,7 @@ use tokio::time::timeout;
 
 use super::{EndpointSource, LookupError, SourceAnswer, TARGETS_MAX};
 use crate::endpoint::{EndpointAddress, EndpointTarget};
+use crate::tasks::TaskWait;
 
 /// Configuration of name resolution (`[dns]`).
 #[derive(Clone, Debug, PartialEq)]
@@ -203,6 +204,7 @@ fn hosts_addresses(name: &Name) -> io::Result<Vec<IpAddr>> {
 }
 
 /// One name, or one service, in DNS.
+#[derive(Clone)]
 pub(crate) struct DnsSource {
     resolver: Rc<NameResolver>,
     origin: EndpointAddress,
@@ -210,12 +212,17 @@ pub(crate) struct DnsSource {
 }
 
 /// The last addresses of the families of each name.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct HostAddresses(Vec<(Name, [Vec<IpAddr>; 2])>);
 
 impl DnsSource {
     pub(crate) fn new(resolver: Rc<NameResolver>, origin: EndpointAddress) -> Self {
         DnsSource { resolver, origin, hosts: HostAddresses::default() }
+    }
+
+    /// The limit of one lookup, with all its queries.
+    pub(super) fn limit(&self) -> Duration {
+        self.resolver.config.timeout
     }
 
     async fn service(&mut self, name: &Name) -> Result<SourceAnswer, LookupError> {
@@ -255,10 +262,15 @@ impl DnsSource {
         for record in records {
             // 0 asks for a very small share (RFC 2782).
             let (priority, weight) = (record.priority, u32::from(record.weight).max(1));
-            let target = |ip: &IpAddr| EndpointTarget { address: (*ip, record.port).into(), priority, weight };
+            let target =
+                |ip: &IpAddr| EndpointTarget { priority, weight, ..EndpointTarget::at((*ip, record.port).into()) };
             let of = addresses.iter().find(|(name, _)| *name == record.target);
             targets.extend(of.into_iter().flat_map(|(_, ips)| ips.iter().map(target)));
         }
+        // Equal targets of records count once, whatever their order.
+        targets.sort_unstable();
+        targets.dedup();
+        targets.truncate(TARGETS_MAX);
         match failure {
             Some(error) if targets.is_empty() => Err(error),
             _ if targets.is_empty() => Err(LookupError::NoRecords),
@@ -313,6 +325,10 @@ impl HostAddresses {
 }
 
 impl EndpointSource for DnsSource {
+    fn waits_for(&self) -> TaskWait {
+        TaskWait::NameServer
+    }
+
     async fn lookup(&mut self) -> Result<SourceAnswer, LookupError> {
         let name = Name::from_utf8(&self.origin.host).map_err(|_| LookupError::Name)?;
         if self.origin.scheme.is_service() {
@@ -321,7 +337,7 @@ impl EndpointSource for DnsSource {
         let result = self.resolver.host(&name, Instant::now()).await;
         let (ips, valid_for) = self.hosts.take_over(&name, result)?;
         let port = self.origin.port;
-        let target = |ip| EndpointTarget { address: SocketAddr::new(ip, port), priority: 0, weight: 1 };
+        let target = |ip| EndpointTarget::at(SocketAddr::new(ip, port));
         Ok(SourceAnswer {
             targets: ips.into_iter().take(TARGETS_MAX).map(target).collect(),
             valid_for: Some(valid_for),

@@ -2,16 +2,19 @@
 //! configuration stands for, and with the time for which they are valid.
 //!
 //! A source that fails changes nothing: its last answer stays in use. It is asked again after a
-//! growing delay.
+//! growing delay, or when it says itself that it has another answer.
 
 mod dns;
+pub(crate) mod kubernetes;
+mod sources;
 
 use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-pub(crate) use dns::{DnsConfig, DnsSource, NameResolver};
+pub(crate) use dns::DnsConfig;
+pub(crate) use sources::EndpointSources;
 
 use crate::endpoint::{EndpointAddress, EndpointTarget};
 use crate::tasks::{self, TaskWait};
@@ -24,8 +27,8 @@ const LOOKUP_INTERVAL_MAX: Duration = Duration::from_secs(3600);
 const RETRY_DELAY_MIN: Duration = Duration::from_secs(1);
 /// The longest delay after a failed lookup: what a name that is back waits for at most.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
-/// Most addresses of one answer: more than a DNS message over UDP holds, and as many connections as
-/// one thread has to open in the worst case.
+/// Most addresses of one answer of DNS: more than a message over UDP holds, and as many connections
+/// as one thread has to open in the worst case.
 const TARGETS_MAX: usize = 1024;
 
 /// All addresses of a source.
@@ -53,11 +56,20 @@ pub(crate) enum LookupError {
 
 /// A source of addresses.
 pub(crate) trait EndpointSource {
-    /// Asks for all current addresses, at least one. Cancel safe.
+    /// What a lookup waits for.
+    fn waits_for(&self) -> TaskWait;
+
+    /// Asks for all current addresses. Cancel safe.
     ///
     /// # Errors
     /// There is no answer now. The previous one stays in use.
     fn lookup(&mut self) -> impl Future<Output = Result<SourceAnswer, LookupError>>;
+
+    /// Waits until the next lookup is due: for `delay`, unless the source learns of changes itself.
+    fn wait(&mut self, delay: Duration) -> impl Future<Output = ()> {
+        tasks::set_waiting_for(TaskWait::Timer);
+        sleep(delay)
+    }
 }
 
 /// A source whose address is in the configuration.
@@ -66,14 +78,24 @@ pub(crate) struct StaticSource(pub(crate) EndpointTarget);
 impl StaticSource {
     /// The source of a numeric address.
     pub(crate) fn of(address: &EndpointAddress) -> Option<Self> {
-        address.numeric().map(|address| StaticSource(EndpointTarget { address, priority: 0, weight: 1 }))
+        address.numeric().map(|address| StaticSource(EndpointTarget::at(address)))
     }
 }
 
 impl EndpointSource for StaticSource {
+    fn waits_for(&self) -> TaskWait {
+        TaskWait::Unnamed
+    }
+
     async fn lookup(&mut self) -> Result<SourceAnswer, LookupError> {
         Ok(SourceAnswer { targets: vec![self.0], valid_for: None })
     }
+}
+
+/// Exposes the metrics of the sources.
+pub(crate) fn expose() {
+    #[cfg(feature = "kubernetes")]
+    kubernetes::expose();
 }
 
 /// Asks a source whenever its last answer has expired, and passes each result on. Returns when the
@@ -85,13 +107,12 @@ pub(crate) async fn follow<S: EndpointSource>(
 ) {
     let mut retry_delay = RETRY_DELAY_MIN;
     loop {
-        tasks::set_waiting_for(TaskWait::NameServer);
+        tasks::set_waiting_for(source.waits_for());
         let answer = timeout(limit, source.lookup()).await.unwrap_or(Err(LookupError::Timeout));
         let delay = match answer {
             Ok(SourceAnswer { mut targets, valid_for }) => {
                 targets.sort_unstable();
                 targets.dedup();
-                targets.truncate(TARGETS_MAX);
                 on_result(Ok(targets));
                 retry_delay = RETRY_DELAY_MIN;
                 let Some(valid_for) = valid_for else { return };
@@ -104,8 +125,7 @@ pub(crate) async fn follow<S: EndpointSource>(
                 delay
             }
         };
-        tasks::set_waiting_for(TaskWait::Timer);
-        sleep(delay).await;
+        source.wait(delay).await;
     }
 }
 
@@ -118,6 +138,10 @@ mod tests {
     struct Listed(Vec<Result<SourceAnswer, LookupError>>, Vec<Duration>, Instant);
 
     impl EndpointSource for &mut Listed {
+        fn waits_for(&self) -> TaskWait {
+            TaskWait::NameServer
+        }
+
         async fn lookup(&mut self) -> Result<SourceAnswer, LookupError> {
             self.1.push(self.2.elapsed());
             self.0.remove(0)
@@ -125,7 +149,7 @@ mod tests {
     }
 
     fn answer(seconds: Option<u64>) -> Result<SourceAnswer, LookupError> {
-        let target = EndpointTarget { address: ([127, 0, 0, 1], 80).into(), priority: 0, weight: 1 };
+        let target = EndpointTarget::at(([127, 0, 0, 1], 80).into());
         Ok(SourceAnswer { targets: vec![target, target], valid_for: seconds.map(Duration::from_secs) })
     }
 
@@ -156,6 +180,10 @@ mod tests {
     async fn source_without_an_answer_fails_after_the_limit() {
         struct Silent;
         impl EndpointSource for Silent {
+            fn waits_for(&self) -> TaskWait {
+                TaskWait::NameServer
+            }
+
             async fn lookup(&mut self) -> Result<SourceAnswer, LookupError> {
                 std::future::pending().await
             }

@@ -60,10 +60,19 @@ pub(crate) struct EndpointTarget {
     pub(crate) priority: u16,
     /// Its share compared to the others, from 1 on.
     pub(crate) weight: u32,
+    /// What the source knows of its zone; a zone in the configuration overrides it.
+    pub(crate) locality: Locality,
+}
+
+impl EndpointTarget {
+    /// A target of the first priority and of one share, of no known zone.
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        EndpointTarget { address, priority: 0, weight: 1, locality: Locality::Local }
+    }
 }
 
 /// Whether an endpoint is in another zone than this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Locality {
     /// In the same one, or of no known zone.
     Local,
@@ -104,8 +113,8 @@ pub(crate) struct Endpoint {
 
 fn connector(origin: &EndpointAddress, address: SocketAddr, tls: Option<&UpstreamTls>) -> Connector {
     match (origin.scheme, tls) {
-        (scheme, Some(tls)) if scheme.has_tls() => Connector::tls(address, origin.certificate_name(), tls),
-        (EndpointScheme::H2c, _) => Connector::h2c(address),
+        (scheme, Some(tls)) if scheme.has_tls() => Connector::tls(address, &origin.certificate_name(), tls),
+        (scheme, _) if scheme.is_h2c() => Connector::h2c(address),
         _ => Connector::plain(address),
     }
 }
@@ -162,6 +171,11 @@ impl Endpoint {
 
     pub(crate) fn locality(&self) -> Locality {
         if self.is_remote.load(Relaxed) { Locality::Remote } else { Locality::Local }
+    }
+
+    /// The configured weight, whatever a slow start makes of it.
+    pub(crate) fn weight(&self) -> f64 {
+        self.load.weight(0, Duration::ZERO)
     }
 
     pub(crate) fn set_weight(&self, weight: u32) {
@@ -330,7 +344,7 @@ mod tests {
         let endpoint = |port| {
             let origin = EndpointAddress::http("127.0.0.1", port);
             let address = origin.numeric().expect("a numeric host");
-            Arc::new(Endpoint::new(&"shop".into(), &origin, EndpointTarget { address, priority: 0, weight: 1 }, None))
+            Arc::new(Endpoint::new(&"shop".into(), &origin, EndpointTarget::at(address), None))
         };
         EndpointSet::new((1..=count).map(endpoint).collect(), BalanceConfig::default(), 0.5)
     }

@@ -43,7 +43,7 @@ fn endpoints(count: usize) -> Vec<Arc<Endpoint>> {
         let host = format!("10.0.{}.{}", index / 250, index % 250 + 1);
         let origin = EndpointAddress::http(&host, 80);
         let address = origin.numeric().expect("a numeric host");
-        Arc::new(Endpoint::new(&"shop".into(), &origin, EndpointTarget { address, priority: 0, weight: 1 }, None))
+        Arc::new(Endpoint::new(&"shop".into(), &origin, EndpointTarget::at(address), None))
     };
     (0..count).map(endpoint).collect()
 }

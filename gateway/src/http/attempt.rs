@@ -26,6 +26,9 @@ pub(crate) enum UpstreamConnectionError {
     /// No endpoint has an address: its name is not resolved.
     #[error("no address is known")]
     NoAddress,
+    /// The source of the endpoints has answered that there is none.
+    #[error("there is no endpoint")]
+    NoEndpoints,
     /// TLS failed, in the handshake or after it.
     #[error("TLS failed: {}", .0.as_str())]
     Tls(TlsFault, #[source] io::Error),
@@ -66,6 +69,7 @@ impl UpstreamConnectionError {
         match self {
             UpstreamConnectionError::Connect(_) => "connect",
             UpstreamConnectionError::NoAddress => "no_address",
+            UpstreamConnectionError::NoEndpoints => "no_endpoints",
             UpstreamConnectionError::Tls(..) => "tls",
             UpstreamConnectionError::NoResponse(_) => "no_response",
             UpstreamConnectionError::Refused(_) => "refused",
@@ -85,6 +89,7 @@ impl UpstreamConnectionError {
         match self {
             UpstreamConnectionError::Connect(_)
             | UpstreamConnectionError::NoAddress
+            | UpstreamConnectionError::NoEndpoints
             | UpstreamConnectionError::Tls(..)
             | UpstreamConnectionError::NoResponse(_)
             | UpstreamConnectionError::Refused(_)

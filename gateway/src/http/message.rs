@@ -34,6 +34,39 @@ impl HttpVersion {
     }
 }
 
+/// The HTTP version that a head names, for the access log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum NamedVersion {
+    /// That of the request.
+    #[default]
+    Parsed,
+    /// Another one, `D.D`, in a head that was refused.
+    Other([u8; 3]),
+    /// A refused head names none.
+    None,
+}
+
+impl NamedVersion {
+    /// Reads `HTTP/D.D` (RFC 9112 section 2.3).
+    pub(crate) fn of(text: &[u8]) -> Self {
+        match text {
+            [b'H', b'T', b'T', b'P', b'/', major, b'.', minor] if major.is_ascii_digit() && minor.is_ascii_digit() => {
+                NamedVersion::Other([*major, b'.', *minor])
+            }
+            _ => NamedVersion::None,
+        }
+    }
+
+    /// Empty without a version. `parsed`: that of the request.
+    pub(crate) fn text(&self, parsed: HttpVersion) -> &str {
+        match self {
+            NamedVersion::Parsed => parsed.via(),
+            NamedVersion::Other(text) => std::str::from_utf8(text).unwrap_or_default(),
+            NamedVersion::None => "",
+        }
+    }
+}
+
 /// URI scheme of a request; part of the cache key, and determines the default port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scheme {

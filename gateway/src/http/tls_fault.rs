@@ -2,7 +2,7 @@
 
 use std::io;
 
-use rustls::{AlertDescription, CertificateError};
+use rustls::{AlertDescription, CertificateError, OtherError};
 
 use crate::label;
 
@@ -12,18 +12,50 @@ label! {
         /// The certificate is for another name.
         CertificateName = "certificate_name",
         CertificateUnknownIssuer = "certificate_unknown_issuer",
+        /// It is its own issuer, and not trusted.
+        CertificateSelfSigned = "certificate_self_signed",
         CertificateExpired = "certificate_expired",
         CertificateNotYetValid = "certificate_not_yet_valid",
         /// Another fault of the certificate, or of its signature.
         CertificateInvalid = "certificate_invalid",
         /// The upstream does not accept the gateway's certificate, or wants one.
         ClientCertificate = "client_certificate",
+        /// The upstream has ended the handshake with another alert, such as one without a common
+        /// version.
+        Alert = "alert",
+        /// The upstream has closed the connection in the handshake.
+        Closed = "closed",
         /// Not TLS, or no common version or algorithm.
         Protocol = "protocol",
     }
 }
 
 impl TlsFault {
+    /// The fault of TLS in an error of a handshake; `None` if TLS is not to blame.
+    pub(crate) fn of_handshake(error: &io::Error) -> Option<Self> {
+        const CLOSED: [io::ErrorKind; 4] = [
+            io::ErrorKind::UnexpectedEof,
+            io::ErrorKind::ConnectionReset,
+            io::ErrorKind::ConnectionAborted,
+            io::ErrorKind::BrokenPipe,
+        ];
+        Self::of(error).or_else(|| CLOSED.contains(&error.kind()).then_some(TlsFault::Closed))
+    }
+
+    /// The error type of RFC 9209 section 2.3 is that of a certificate, an alert, or the protocol.
+    pub(crate) fn class(self) -> TlsFaultClass {
+        match self {
+            TlsFault::CertificateName
+            | TlsFault::CertificateUnknownIssuer
+            | TlsFault::CertificateSelfSigned
+            | TlsFault::CertificateExpired
+            | TlsFault::CertificateNotYetValid
+            | TlsFault::CertificateInvalid => TlsFaultClass::Certificate,
+            TlsFault::ClientCertificate | TlsFault::Alert => TlsFaultClass::Alert,
+            TlsFault::Closed | TlsFault::Protocol => TlsFaultClass::Protocol,
+        }
+    }
+
     /// The fault of TLS in an error of a connection; `None` if TLS is not to blame.
     pub(crate) fn of(error: &io::Error) -> Option<Self> {
         let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
@@ -39,6 +71,7 @@ impl TlsFault {
                 | AlertDescription::UnknownCA
                 | AlertDescription::AccessDenied,
             ) => TlsFault::ClientCertificate,
+            rustls::Error::AlertReceived(_) => TlsFault::Alert,
             _ => TlsFault::Protocol,
         })
     }
@@ -53,7 +86,22 @@ impl TlsFault {
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 TlsFault::CertificateNotYetValid
             }
+            CertificateError::Other(OtherError(error)) if error.is::<SelfSigned>() => TlsFault::CertificateSelfSigned,
             _ => TlsFault::CertificateInvalid,
         }
     }
 }
+
+/// What a fault of TLS concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TlsFaultClass {
+    Certificate,
+    /// The upstream has ended the handshake with an alert.
+    Alert,
+    Protocol,
+}
+
+/// The certificate of the upstream is its own issuer, and not trusted.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificate is self-signed and not trusted")]
+pub(crate) struct SelfSigned;

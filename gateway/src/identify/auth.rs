@@ -120,7 +120,8 @@ pub(crate) struct Authenticator {
 }
 
 impl Authenticator {
-    pub(crate) fn new(config: AuthConfig) -> Self {
+    /// `old`: the one that it replaces, for the same route.
+    pub(crate) fn new(config: AuthConfig, old: Option<&Authenticator>) -> Self {
         let scheme = match &config.method {
             AuthMethod::Basic(_) => "Basic",
             AuthMethod::ApiKey { field, .. } if field == KnownField::Authorization.as_str() => "Bearer",
@@ -133,7 +134,9 @@ impl Authenticator {
             challenge.push_str(", charset=\"UTF-8\"");
         }
         let passwords = match &config.method {
-            AuthMethod::Basic(users) => Some(PasswordVerifier::new(users.clone())),
+            AuthMethod::Basic(users) => {
+                Some(PasswordVerifier::new(users.clone(), old.and_then(|old| old.passwords.as_ref())))
+            }
             AuthMethod::ApiKey { .. } => None,
         };
         Authenticator { config, challenge, passwords }

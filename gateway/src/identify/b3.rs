@@ -19,6 +19,17 @@ pub(super) fn flags_without_trace(fields: &Fields) -> Option<u8> {
     text(fields, b"b3").map_or_else(|| multiple_flags(fields), flags)
 }
 
+/// Whether the sender has decided for sampling, with ids or without.
+pub(super) fn asks_for_sampling(fields: &Fields) -> bool {
+    let single = text(fields, b"b3").map(|single| single.split('-').nth(2).unwrap_or(single));
+    single.and_then(flags) == Some(SAMPLED) || multiple_flags(fields) == Some(SAMPLED)
+}
+
+/// Whether a field belongs to B3.
+pub(super) fn is_field(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"b3") || name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"x-b3-"))
+}
+
 fn multiple_flags(fields: &Fields) -> Option<u8> {
     let is_debug = text(fields, b"x-b3-flags") == Some("1");
     if is_debug { Some(SAMPLED) } else { text(fields, b"x-b3-sampled").and_then(flags) }

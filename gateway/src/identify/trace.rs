@@ -19,6 +19,8 @@ pub(crate) struct Trace {
     /// The flags of `traceparent`.
     pub(crate) flags: u8,
     pub(crate) source: TraceSource,
+    /// Whether fields of B3 ask for a sampling that is not followed: the upstream does not get them.
+    pub(crate) drops_b3: bool,
 }
 
 /// The source of a trace.
@@ -35,7 +37,7 @@ pub(crate) enum TraceSource {
 
 impl Trace {
     /// No trace.
-    pub(crate) const NONE: Trace = Trace { id: 0, parent: 0, flags: 0, source: TraceSource::New };
+    pub(crate) const NONE: Trace = Trace { id: 0, parent: 0, flags: 0, source: TraceSource::New, drops_b3: false };
 
     pub(crate) fn is_sampled(self) -> bool {
         self.flags & SAMPLED != 0
@@ -97,21 +99,29 @@ impl TracePolicy<'_> {
 
 /// Reads the trace of the fields, or makes a new one.
 pub(super) fn from_fields(fields: &Fields, policy: TracePolicy<'_>) -> Trace {
+    let trace = read(fields, policy);
+    let drops_b3 = policy.sampling.is_some() && !trace.is_sampled() && b3::asks_for_sampling(fields);
+    Trace { drops_b3, ..trace }
+}
+
+fn read(fields: &Fields, policy: TracePolicy<'_>) -> Trace {
     let traceparent = fields.get(KnownField::Traceparent).and_then(parse_traceparent);
     if let Some(TraceParent { id, parent, flags: received }) = traceparent {
         let flags = policy.flags(received, policy.number(id));
         let source = if received == Some(flags) { TraceSource::Traceparent } else { TraceSource::Unsampled };
-        return Trace { id, parent, flags, source };
+        return Trace { id, parent, flags, source, drops_b3: false };
     }
     let has_tracing = policy.sampling.is_some();
     if let Some(TraceParent { id, parent, flags }) = has_tracing.then(|| b3::parse(fields)).flatten() {
-        return Trace { id, parent, flags: policy.flags(flags, policy.number(id)), source: TraceSource::B3 };
+        let flags = policy.flags(flags, policy.number(id));
+        return Trace { id, parent, flags, source: TraceSource::B3, drops_b3: false };
     }
     // A new one is also the id of the request: its rightmost 7 bytes are random, as version 2 of
     // the specification asks.
     let id = RequestUuid::new(SystemTime::now(), policy.random).as_u128();
     let decision = has_tracing.then(|| b3::flags_without_trace(fields)).flatten();
-    Trace { id, parent: 0, flags: policy.flags(decision, id as u64), source: TraceSource::New }
+    let flags = policy.flags(decision, id as u64);
+    Trace { id, parent: 0, flags, source: TraceSource::New, drops_b3: false }
 }
 
 /// Version 00, or the beginning of a later one, which has the same members (section 3.2.4).
@@ -131,6 +141,9 @@ fn parse_traceparent(value: &[u8]) -> Option<TraceParent> {
 /// Writes `traceparent` for the upstream. Without a span of the gateway, that of the client passes
 /// as it is, unless its request for sampling is not followed.
 pub(crate) fn write_trace(trace: Trace, span: OutgoingSpan, fields: &mut Fields) {
+    if trace.drops_b3 {
+        fields.retain(|field| !b3::is_field(field.name));
+    }
     let span = match (span, trace.source) {
         (OutgoingSpan::Untraced(_), TraceSource::Traceparent) => return,
         // A trace of B3 that is not sampled keeps its parent.

@@ -39,7 +39,7 @@ pub(crate) struct AdminReply {
     pub(crate) is_complete: bool,
 }
 
-const EXPLAIN_PARAMETERS: &str = "ip, device, fingerprint, user, issuer, user_class and key";
+const EXPLAIN_PARAMETERS: &str = "ip, device, fingerprint, user, principal, issuer, user_class and key";
 
 impl AdminQuery {
     /// Parses a command that sets an override: `mode=shadow&percent=10&for=15m`.
@@ -68,6 +68,7 @@ impl AdminQuery {
                 "device" => description.device = Some(value.into_owned()),
                 "fingerprint" => description.fingerprint = Some(value.into_owned()),
                 "user" => description.user = Some(value.into_owned()),
+                "principal" => description.principal = Some(value.into_owned()),
                 "issuer" => description.issuer = Some(value.into_owned()),
                 // `tier`: the former name.
                 "user_class" | "tier" => description.user_class = Some(value.into_owned()),
@@ -79,6 +80,11 @@ impl AdminQuery {
                 }
                 _ => return Err(AdminQueryError::UnknownParameter(name.into_owned(), EXPLAIN_PARAMETERS)),
             }
+        }
+        if description.user.is_some()
+            && let Some(principal) = description.principal
+        {
+            return Err(AdminQueryError::InvalidValue(principal, "a principal in place of a user"));
         }
         description.ip = ip.ok_or(AdminQueryError::MissingAddress)?;
         Ok(AdminQuery::Explain(description))
@@ -244,6 +250,7 @@ mod tests {
         assert_eq!(AdminQuery::explain("device=a"), Err(AdminQueryError::MissingAddress));
         assert!(matches!(AdminQuery::explain("ip=a"), Err(AdminQueryError::InvalidValue(..))));
         assert!(matches!(AdminQuery::explain("ip=::1&key=a"), Err(AdminQueryError::InvalidValue(..))));
+        assert!(matches!(AdminQuery::explain("ip=::1&user=a&principal=a"), Err(AdminQueryError::InvalidValue(..))));
         let Ok(AdminQuery::Explain(description)) = AdminQuery::explain("ip=192.0.2.1&device=a%26b&key=tenants:a:b")
         else {
             panic!("a valid query")

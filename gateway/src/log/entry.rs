@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use crate::http::message::{HttpVersion, Method, Scheme, StatusCode};
+use crate::http::message::{Method, Scheme, StatusCode};
 use crate::http::text;
 use crate::label;
 use crate::metrics::Label as _;
@@ -80,7 +80,8 @@ pub(crate) struct AccessLogEntry<'a> {
     pub(crate) scheme: Scheme,
     pub(crate) authority: &'a str,
     pub(crate) path_and_query: &'a str,
-    pub(crate) version: HttpVersion,
+    /// Of HTTP, as `1.1`.
+    pub(crate) version: &'a str,
     /// Version of TLS; empty in plaintext.
     pub(crate) tls: &'a str,
     pub(crate) status: StatusCode,
@@ -181,8 +182,12 @@ impl AccessLogFormat {
                 out.extend_from_slice(b" [");
                 timestamps.push_combined(out, now);
                 out.extend_from_slice(b"] \"");
-                for part in [entry.method.as_str(), " ", entry.path_and_query, " HTTP/", entry.version.via()] {
+                for part in [entry.method.as_str(), " ", entry.path_and_query] {
                     push_quoted(out, part.as_bytes());
+                }
+                if !entry.version.is_empty() {
+                    out.extend_from_slice(b" HTTP/");
+                    push_quoted(out, entry.version.as_bytes());
                 }
                 out.extend_from_slice(b"\" ");
                 out.extend_from_slice(entry.status.as_str().as_bytes());
@@ -269,7 +274,7 @@ impl AccessLogEntry<'_> {
         match field {
             LogField::Method => self.method.as_str(),
             LogField::Scheme => self.scheme.as_str(),
-            LogField::Version => self.version.via(),
+            LogField::Version => self.version,
             LogField::Tls => self.tls,
             LogField::Route => self.route,
             LogField::Cache => self.cache,
@@ -392,7 +397,7 @@ pub(super) mod tests {
             scheme: Scheme::Https,
             authority: "example.org",
             path_and_query: path,
-            version: HttpVersion::Http2,
+            version: "2.0",
             tls: "1.3",
             status: StatusCode::OK,
             bytes: 1_234,

@@ -58,9 +58,10 @@ impl RequestContext<'_> {
     /// route compresses the response.
     pub(super) async fn compress<'b>(&mut self, body: ResponseBody<'b>, config: &CompressConfig) -> ResponseBody<'b> {
         let forms = self.response.forms.take();
-        let preferred = || compress::preferred_coding(&self.request.fields, &config.codings);
-        if self.response.status == StatusCode::NOT_MODIFIED {
+        if config.is_one_of_several(self.response) {
             compress::mark_variant(&mut self.response.fields);
+        }
+        if self.response.status == StatusCode::NOT_MODIFIED {
             if self.has_weak_form() {
                 compress::weaken_validator(&mut self.response.fields);
             }
@@ -69,9 +70,7 @@ impl RequestContext<'_> {
         if !config.applies_to(self.response) {
             return body;
         }
-        let coding = preferred();
-        compress::mark_variant(&mut self.response.fields);
-        let Some(coding) = coding else { return body };
+        let Some(coding) = compress::preferred_coding(&self.request.fields, &config.codings) else { return body };
         if !config.credentials && !self.is_shared() && CompressConfig::may_carry_secret(self.request, self.response) {
             SKIPPED.inc(CompressionSkip::Credentials);
             return body;

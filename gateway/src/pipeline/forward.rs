@@ -480,10 +480,13 @@ fn tls_fault(fault: TlsFault) -> UpstreamFault {
     match fault {
         TlsFault::CertificateName => UpstreamFault::CertificateName,
         TlsFault::CertificateUnknownIssuer => UpstreamFault::CertificateUnknownIssuer,
+        TlsFault::CertificateSelfSigned => UpstreamFault::CertificateSelfSigned,
         TlsFault::CertificateExpired => UpstreamFault::CertificateExpired,
         TlsFault::CertificateNotYetValid => UpstreamFault::CertificateNotYetValid,
         TlsFault::CertificateInvalid => UpstreamFault::CertificateInvalid,
         TlsFault::ClientCertificate => UpstreamFault::ClientCertificate,
+        TlsFault::Alert => UpstreamFault::TlsAlert,
+        TlsFault::Closed => UpstreamFault::TlsClosed,
         TlsFault::Protocol => UpstreamFault::TlsProtocol,
     }
 }
@@ -492,6 +495,7 @@ fn fault(kind: ErrorKind) -> Option<UpstreamFault> {
     match kind {
         ErrorKind::Connect => Some(UpstreamFault::Connect),
         ErrorKind::NoAddress => Some(UpstreamFault::NoAddress),
+        ErrorKind::NoEndpoints => Some(UpstreamFault::NoEndpoints),
         ErrorKind::ConnectTimeout => Some(UpstreamFault::ConnectTimeout),
         ErrorKind::NoResponse => Some(UpstreamFault::NoResponse),
         ErrorKind::Upstream => Some(UpstreamFault::Truncated),

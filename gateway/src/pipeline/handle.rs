@@ -117,7 +117,6 @@ impl RequestContext<'_> {
         if self.route().config.compress.is_none() {
             response.forms = None;
         }
-        degrade::add_date(&mut response.fields);
         *self.response = response;
         self.record.detail = CacheDetail::Reason("route");
         ResponseBody::Bytes(body.unwrap_or_default())

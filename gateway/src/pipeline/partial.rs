@@ -29,10 +29,10 @@ impl RequestContext<'_> {
             return None;
         }
         self.response.fields.copy_from(&object.fields);
-        let body = policy::apply_range_to_partial(self.request, *extent, hit.body(), self.response)?;
         let freshness = object.freshness_at(hit, self.now, self.cache_policy());
-        self.record.freshness = Some(freshness);
         respond::write_age(freshness.age, &mut self.response.fields);
+        let body = policy::apply_range_to_partial(self.request, *extent, hit.body(), self.response)?;
+        self.record.freshness = Some(freshness);
         Some(ResponseBody::Bytes(body))
     }
 

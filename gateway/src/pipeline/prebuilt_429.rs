@@ -81,6 +81,7 @@ impl Prebuilt429 {
         let facts = BodyFacts { status, retry_after, request_id: placeholder.as_ref() };
         *page = degrade::default_body(&Error::Limited, format, &facts);
         degrade::write_head(status, format, page, response);
+        degrade::name_choice(&mut response.fields);
         respond::write_cache_status(record, &mut response.fields);
         headers.write(&record.verdict, &mut response.fields);
         if let Some(id) = &placeholder {

@@ -6,11 +6,12 @@ use http::StatusCode;
 
 use super::context::RequestContext;
 use crate::error::ErrorKind;
+use crate::http::fields::KnownField;
 use crate::metrics::{self, Counters};
 use crate::record::{CacheResult, RequestRecord};
-use crate::respond;
 use crate::route::{Route, StatusClass};
 use crate::spans::Phase;
+use crate::{degrade, respond};
 
 static CACHE_RESULTS: LazyLock<Counters<CacheResult>> = LazyLock::new(Counters::default);
 
@@ -42,6 +43,11 @@ impl RequestContext<'_> {
             return;
         }
         count_result(record.cache);
+        if !fields.has(KnownField::Date) {
+            // That of the origin has one; this is a response of the gateway or of a service of its
+            // own (RFC 9110 section 6.6.1).
+            degrade::add_date(fields);
+        }
         respond::write_cache_status(record, fields);
         if record.retries > 0 || record.is_hedged || !record.degraded.is_empty() {
             respond::write_proxy_status(record, fields);

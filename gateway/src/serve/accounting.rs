@@ -69,6 +69,9 @@ label! {
         BodyFailed = "body_failed",
         /// The connection has no memory for its head (HTTP/2).
         Memory = "memory",
+        /// The upstream read nothing of what an upload held, and the connection had no memory left
+        /// for its other uploads (HTTP/2).
+        UploadStalled = "upload_stalled",
         /// The client fell a window behind the other readers of a shared fetch.
         SlowReader = "slow_reader",
         Panic = "panic",
@@ -88,6 +91,7 @@ impl AbortReason {
     pub(super) fn blame(self) -> Blame {
         match self {
             AbortReason::DrainTimeout | AbortReason::Panic => Blame::Gateway,
+            AbortReason::UploadStalled => Blame::Upstream,
             _ => Blame::Client,
         }
     }
@@ -221,7 +225,11 @@ impl CompletedExchange<'_> {
             route: route.map(|route| route.config.name.to_string()).unwrap_or_default(),
             route_path: route.map(|route| route.config.path.pattern()).unwrap_or_default(),
             cache: record.cache.as_str(),
-            failure: record.failure.map(ErrorKind::as_str).unwrap_or_default(),
+            failure: record
+                .failure
+                .map(ErrorKind::as_str)
+                .or(record.refusal.map(RequestRefusal::reason))
+                .unwrap_or_default(),
             aborted: record.aborted,
             limit: limit.to_owned(),
             upstream: record.upstream.clone(),
@@ -267,7 +275,7 @@ impl CompletedExchange<'_> {
                 scheme: request.scheme,
                 authority: &request.authority,
                 path_and_query: &request.target,
-                version: request.version,
+                version: record.version.text(request.version),
                 tls: self.peer.tls_version().unwrap_or_default(),
                 status: response.status,
                 bytes: self.bytes,
@@ -311,10 +319,16 @@ impl CompletedExchange<'_> {
 /// The record of a refused request. `request` is valid if only its body is refused; else it is the
 /// description of the head.
 pub(super) fn refused(refusal: RequestRefusal, request: &Request, snapshot: &Snapshot) -> RequestRecord {
+    let trace = snapshot.tracing.as_ref().map(|_| snapshot.identity.trace_of_refused(&request.fields));
+    let spans = trace
+        .filter(|trace| trace.is_sampled())
+        .map(|trace| Box::new(RequestSpans::begin(trace, snapshot.identity.random_u64(), Instant::now())));
     let route = if refusal.is_of_body() { snapshot.routes.find(request).map(|route| route.index) } else { None };
     RequestRecord {
         route,
         refusal: Some(refusal),
+        trace,
+        spans,
         request_id: snapshot.identity.new_request_id(),
         blame: Some(Blame::Client),
         cache: CacheResult::Error,

@@ -175,15 +175,15 @@ impl Connection {
 
     async fn refuse(&mut self, refusal: RequestRefusal, buffers: &mut ExchangeBuffers) {
         let snapshot = &self.context.snapshot.load_full();
+        buffers.request.scheme = self.scheme;
         let page = if refusal == RequestRefusal::BodyTooLarge {
-            buffers.request.scheme = self.scheme;
             let arrival = Arrival { peer: self.peer.clone(), at: Instant::now() };
             RequestContext::new(&self.context.worker, snapshot, &arrival, buffers).refuse_body()
         } else {
-            if !refusal.is_of_body() {
-                self.stream.describe_refused(&mut buffers.request);
-            }
+            let is_of_body = refusal.is_of_body();
+            let version = if is_of_body { None } else { Some(self.stream.describe_refused(&mut buffers.request)) };
             buffers.record = refused(refusal, &buffers.request, snapshot);
+            buffers.record.version = version.unwrap_or_default();
             let id = buffers.record.request_id.as_ref();
             ResponseBody::Bytes(degrade::write_refusal(refusal, id, &mut buffers.response))
         };

@@ -19,13 +19,15 @@ use stream::StreamStart;
 use stream_context::StreamContext;
 use stream_tasks::StreamTasks;
 
-use super::accounting::{self, AbortReason};
+use super::accounting::{self, AbortReason, CompletedExchange};
 use super::worker_context::{DrainGuard, DrainStage, WorkerContext};
 use crate::event::Event;
 use crate::http::HttpLimits;
 use crate::http::deadline::ResettableDeadline;
-use crate::http::h2::{FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, refused_streams, reserved_bytes};
-use crate::http::message::{HttpVersion, Scheme};
+use crate::http::h2::{
+    FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, describe_unread, refused_streams, reserved_bytes,
+};
+use crate::http::message::{Response, Scheme};
 use crate::http::refusal::RequestRefusal;
 use crate::http::transport::TransportStream;
 use crate::metrics::{self, Counters, Label as _};
@@ -40,6 +42,8 @@ const REQUEST_WORK_MAX: u32 = 128;
 const REFUSED_WORK: u32 = 32;
 /// A silent peer gets a PING this often, and this long to acknowledge it.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// How often the socket is asked whether it has accepted bytes, while no others arrive.
+const ACCEPTED_INTERVAL: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client gets to accept the last frames of a connection that the gateway ends.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -47,8 +51,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stream waits until its connection has memory for it.
 const DEFERRED_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long streams that run may get no bytes because of what others hold that wait.
-const WITHHELD_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the window of a connection may be withheld until its uploads are looked at. One that
+/// has not been read between two looks may be ended.
+const WITHHELD_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a connection may have no streams before it releases what they need.
 const RELEASE_AFTER: Duration = Duration::from_millis(250);
 
@@ -291,7 +296,7 @@ impl Driver {
             self.probe_due()
         };
         let deferred = self.h2.deferred_since().map(|since| since + DEFERRED_TIMEOUT);
-        let withheld = self.h2.withheld_since().map(|since| since + WITHHELD_TIMEOUT);
+        let withheld = self.h2.withheld_since().map(|since| since + WITHHELD_INTERVAL);
         [head, phase, deferred, withheld].into_iter().flatten().fold(idle, Instant::min)
     }
 
@@ -301,7 +306,10 @@ impl Driver {
         // Any byte shows that the peer lives.
         self.probe_sent = self.probe_sent.filter(|sent| *sent >= read_at);
         let lived_at = read_at.max(self.accepted.0);
-        self.probe_sent.map_or(lived_at + PING_INTERVAL, |sent| sent + PING_TIMEOUT)
+        let due = self.probe_sent.map_or(lived_at + PING_INTERVAL, |sent| sent + PING_TIMEOUT);
+        // The clock is not read for each write: the time of unseen ones is that of the next look.
+        let has_unseen = self.h2.sent_bytes() > self.accepted.1;
+        if has_unseen { due.min(lived_at + ACCEPTED_INTERVAL) } else { due }
     }
 
     /// Whether the socket has accepted bytes since this was asked: the peer reads, however slowly,
@@ -321,14 +329,14 @@ impl Driver {
             return DriverStep::End;
         }
         if self.h2.section_began().is_some_and(|began| began + self.limits.header_timeout <= now) {
-            accounting::count_refusal(RequestRefusal::HeadTimeout, HttpVersion::Http2);
+            self.report_late_head();
             self.abort(Http2ErrorCode::EnhanceYourCalm, AbortReason::HeadTimeout);
         } else if self.phase == ConnectionPhase::Draining && self.phase_began + DRAIN_TIMEOUT <= now {
             self.finish_drain();
         } else if self.h2.deferred_since().is_some_and(|since| since + DEFERRED_TIMEOUT <= now) {
             self.h2.refuse_deferred(now - DEFERRED_TIMEOUT);
-        } else if self.h2.withheld_since().is_some_and(|since| since + WITHHELD_TIMEOUT <= now) {
-            self.h2.refuse_holding();
+        } else if self.h2.withheld_since().is_some_and(|since| since + WITHHELD_INTERVAL <= now) {
+            self.h2.relieve_window();
         } else if !is_idle {
             if self.has_accepted_bytes(now) {
                 self.probe_sent = None;
@@ -350,6 +358,23 @@ impl Driver {
             self.begin_drain();
         }
         DriverStep::Continue
+    }
+
+    /// Counts a head that is late, and writes its access log line. Its fields are compressed, and
+    /// depend on those that are missing: nothing of it is known.
+    fn report_late_head(&self) {
+        let snapshot = &self.shared.worker.snapshot.load_full();
+        let mut buffers = self.shared.take_buffers();
+        describe_unread(&mut buffers.request);
+        buffers.request.scheme = self.shared.scheme;
+        buffers.record = accounting::refused(RequestRefusal::HeadTimeout, &buffers.request, snapshot);
+        // The connection ends without a response.
+        buffers.response = Response::new(RequestRefusal::HeadTimeout.status());
+        buffers.record.aborted = AbortReason::HeadTimeout.as_str();
+        let (peer, duration) = (&self.shared.peer, self.limits.header_timeout);
+        let late = CompletedExchange { snapshot, peer, buffers: &mut buffers, bytes: 0, request_bytes: 0, duration };
+        late.report(&self.shared.worker);
+        self.shared.return_buffers(buffers);
     }
 
     /// The stage in which the client is told that the connection ends. One that was accepted while

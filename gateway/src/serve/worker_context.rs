@@ -60,7 +60,7 @@ impl WorkerContext {
     }
 
     /// A guard by which a connection learns that draining begins.
-    pub(super) fn drain_guard(self: &Rc<Self>) -> DrainGuard {
+    pub(crate) fn drain_guard(self: &Rc<Self>) -> DrainGuard {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         DrainGuard { context: Rc::clone(self), id, is_registered: false }
@@ -68,7 +68,7 @@ impl WorkerContext {
 }
 
 /// Registers a connection for the start of draining, until it is dropped.
-pub(super) struct DrainGuard {
+pub(crate) struct DrainGuard {
     context: Rc<WorkerContext>,
     id: u64,
     is_registered: bool,
@@ -77,7 +77,7 @@ pub(super) struct DrainGuard {
 impl DrainGuard {
     /// Ready in the given stage and after it. A task's waker stays valid for the life of the task,
     /// so it is registered once.
-    pub(super) fn poll_stage(&mut self, cx: &Context<'_>, stage: DrainStage) -> Poll<()> {
+    pub(crate) fn poll_stage(&mut self, cx: &Context<'_>, stage: DrainStage) -> Poll<()> {
         if !self.is_registered {
             self.is_registered = true;
             self.context.wakers.borrow_mut().insert(self.id, cx.waker().clone());

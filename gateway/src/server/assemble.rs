@@ -76,8 +76,9 @@ pub(super) fn snapshot(
             Mirror::new(upstream, mirror.percent, Arc::clone(&counters.mirrored))
         });
         let authenticator = route.auth.as_ref().map(|config| {
-            let kept = previous_route.and_then(|old| old.authenticator.as_ref()).filter(|old| old.config() == config);
-            kept.map_or_else(|| Arc::new(Authenticator::new(config.clone())), Arc::clone)
+            let old = previous_route.and_then(|old| old.authenticator.as_ref());
+            let kept = old.filter(|old| old.config() == config);
+            kept.map_or_else(|| Arc::new(Authenticator::new(config.clone(), old.map(|old| &**old))), Arc::clone)
         });
         let forward_auth = route.forward_auth.as_ref().map(|config| {
             let target = target_of(Arc::clone(&upstreams[config.upstream]));

@@ -10,6 +10,9 @@ use crate::breaker::{Breaker, BreakerQuery, BreakerQueryError, BreakerTarget};
 use crate::pipeline::Snapshot;
 use crate::route::Route;
 
+/// Breakers that a reply has: there may be one for each route.
+pub(super) const BREAKERS_MAX: usize = 200;
+
 /// Each breaker once: routes may share one.
 pub(super) fn list(snapshot: &Snapshot) -> Vec<&Arc<Breaker>> {
     let mut breakers: Vec<&Arc<Breaker>> = Vec::new();
@@ -42,13 +45,12 @@ pub(super) fn query(snapshot: &Snapshot, query: &BreakerQuery) -> Result<Value, 
             breaker.override_state(*state, Instant::now());
         }
     }
-    Ok(json!({ "breakers": to_json(snapshot) }))
-}
-
-/// The state of each breaker.
-pub(super) fn to_json(snapshot: &Snapshot) -> Vec<Value> {
-    let now = Instant::now();
-    list(snapshot).iter().map(|breaker| breaker.to_json(now)).collect()
+    let (breakers, now) = (list(snapshot), Instant::now());
+    let from = if let BreakerQuery::List { from } = query { *from } else { 0 };
+    let page = breakers.iter().skip(from).take(BREAKERS_MAX);
+    let page: Vec<Value> = page.map(|breaker| breaker.to_json(now)).collect();
+    let next = Some(from.saturating_add(page.len())).filter(|next| *next < breakers.len());
+    Ok(json!({ "breakers": page, "total": breakers.len(), "next": next }))
 }
 
 fn find<'s>(snapshot: &'s Snapshot, target: &BreakerTarget) -> Result<Vec<&'s Arc<Breaker>>, BreakerQueryError> {

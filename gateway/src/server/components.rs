@@ -13,8 +13,9 @@ use crate::cache::key;
 /// the dashboard gets the list.
 const DEGRADED_MAX: usize = 200;
 
-/// Names the breakers that reject calls, the shards whose breakers are not closed, and the
-/// endpoints that are out; of more than `DEGRADED_MAX`, the number of the rest.
+/// Names the breakers that reject calls, the shards whose breakers are not closed, the names whose
+/// addresses cannot be looked up, and the endpoints that are out; of more than `DEGRADED_MAX`, the
+/// number of the rest.
 pub(super) fn degraded_components(shared: &SharedState) -> Vec<String> {
     let snapshot = shared.snapshot.load();
     let rejecting = breakers::list(&snapshot).into_iter().filter(|breaker| breaker.is_rejecting());
@@ -33,7 +34,11 @@ pub(super) fn degraded_components(shared: &SharedState) -> Vec<String> {
         let out = endpoints.list().iter().filter(|endpoint| endpoint.out(Instant::now()).is_some());
         out.map(|endpoint| format!("endpoint {} {}", upstream.config().name, endpoint.name)).collect::<Vec<_>>()
     });
-    let mut components = breakers.chain(shards).chain(endpoints);
+    let lookups = snapshot.upstreams.iter().flat_map(|upstream| {
+        let of = |name| format!("lookup {} {name}", upstream.config().name);
+        upstream.failing_names().into_iter().map(of).collect::<Vec<_>>()
+    });
+    let mut components = breakers.chain(shards).chain(lookups).chain(endpoints);
     let mut named: Vec<String> = components.by_ref().take(DEGRADED_MAX).collect();
     match components.count() {
         0 => {}

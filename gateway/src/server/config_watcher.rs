@@ -19,6 +19,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use crate::config::{ConfigFile, FileDigest};
 use crate::event::Event;
 
 /// Delay between a file event and the comparison of the contents: files are written in pieces.
@@ -62,7 +63,7 @@ pub(super) struct ConfigWatcher {
 struct FileState {
     metadata: Option<(FileIdentity, u64, Option<SystemTime>)>,
     /// Digest of the contents: a database of countries has many mebibytes.
-    contents: Option<blake3::Hash>,
+    contents: FileDigest,
 }
 
 /// Device and inode.
@@ -103,19 +104,32 @@ impl ConfigWatcher {
         ConfigWatcher { file_event, names, watcher, poll_interval: POLL_INTERVAL, directories, files }
     }
 
-    /// Replaces the watched files. New files start with their current contents. Files that were
-    /// watched before keep the contents of the last comparison, so that a change since then is
-    /// still detected.
-    pub(super) fn watch_files(&mut self, files: Vec<PathBuf>) {
+    /// Replaces the watched files. New files start with the contents that the configuration was
+    /// read from, and files that were watched before keep those of the last comparison: a change
+    /// since then is detected, although no event has told of it.
+    pub(super) fn watch_files(&mut self, files: Vec<ConfigFile>) {
         let mut known = std::mem::take(&mut self.files);
-        self.files = files
-            .into_iter()
-            .map(|file| {
-                let state = known.remove(&file).unwrap_or_else(|| FileState::read(&file));
-                (file, state)
-            })
-            .collect();
+        let mut new = Vec::new();
+        for ConfigFile { path, contents } in files {
+            if self.files.contains_key(&path) {
+                continue;
+            }
+            let state = known.remove(&path).unwrap_or_else(|| {
+                new.push(path.clone());
+                FileState { metadata: None, contents }
+            });
+            self.files.insert(path, state);
+        }
         self.watch_directories();
+        for file in new {
+            let current = FileState::read(&file);
+            let Some(state) = self.files.get_mut(&file) else { continue };
+            if current.contents == state.contents {
+                *state = current;
+            } else {
+                self.file_event.notify_one();
+            }
+        }
     }
 
     /// Watches the directories by which the files are reached now: a link may have a new target.
@@ -235,6 +249,11 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(10);
 
+    /// The files as a configuration reads them now.
+    fn read<const N: usize>(files: [PathBuf; N]) -> Vec<ConfigFile> {
+        files.iter().map(|file| ConfigFile::before_use(file)).collect()
+    }
+
     async fn detects_change(watcher: &mut ConfigWatcher, within: Duration) -> bool {
         tokio::time::timeout(within, watcher.changed()).await.is_ok()
     }
@@ -247,7 +266,7 @@ mod tests {
         fs::write(&first, "1").expect("writable");
         fs::write(&second, "1").expect("writable");
         let mut watcher = ConfigWatcher::new();
-        watcher.watch_files(vec![first.clone(), second.clone()]);
+        watcher.watch_files(read([first.clone(), second.clone()]));
         fs::write(&first, "1").expect("writable");
         assert!(!detects_change(&mut watcher, 4 * SETTLE_DELAY).await);
         fs::write(directory.join("beside"), "2").expect("writable");
@@ -267,11 +286,32 @@ mod tests {
         fs::remove_file(&first).expect("removed");
         assert!(detects_change(&mut watcher, TIMEOUT).await);
         fs::write(&first, "2").expect("writable");
-        watcher.watch_files(vec![first.clone()]);
+        watcher.watch_files(read([first.clone()]));
         assert!(detects_change(&mut watcher, TIMEOUT).await, "a change since the last comparison");
         fs::write(&second, "3").expect("writable");
         assert!(!detects_change(&mut watcher, 4 * SETTLE_DELAY).await);
         drop(fs::remove_dir_all(directory));
+    }
+
+    #[tokio::test]
+    async fn changes_between_load_and_watch_are_detected() {
+        let directory = TestDirectory::new("load");
+        for (at_load, at_watch) in
+            [(Some("1"), Some("2")), (None, Some("1")), (Some("1"), None), (Some("1"), Some("1"))]
+        {
+            let file = directory.0.join("file");
+            let put = |contents: Option<&str>| match contents {
+                Some(contents) => directory.write("file", contents),
+                None => drop(fs::remove_file(&file)),
+            };
+            put(at_load);
+            let loaded = read([file.clone()]);
+            put(at_watch);
+            let mut watcher = ConfigWatcher::new();
+            watcher.watch_files(loaded);
+            let wait = if at_load == at_watch { 4 * SETTLE_DELAY } else { TIMEOUT };
+            assert_eq!(detects_change(&mut watcher, wait).await, at_load != at_watch, "{at_load:?} {at_watch:?}");
+        }
     }
 
     /// A directory of one test, removed on drop.
@@ -310,7 +350,7 @@ mod tests {
     fn watching(file: PathBuf) -> ConfigWatcher {
         let mut watcher = ConfigWatcher::new();
         watcher.poll_interval = Duration::from_secs(3_600);
-        watcher.watch_files(vec![file]);
+        watcher.watch_files(read([file]));
         watcher
     }
 
@@ -384,7 +424,7 @@ mod tests {
         let mut watcher = ConfigWatcher::new();
         watcher.watcher = None;
         watcher.poll_interval = Duration::from_millis(10);
-        watcher.watch_files(vec![directory.0.join("page")]);
+        watcher.watch_files(read([directory.0.join("page")]));
         assert!(!detects_change(&mut watcher, Duration::from_millis(100)).await);
         directory.write("target/page", "longer");
         assert!(detects_change(&mut watcher, TIMEOUT).await);
@@ -401,7 +441,7 @@ mod tests {
         directory.write("tls/key", "1");
         let mut watcher = ConfigWatcher::new();
         watcher.poll_interval = Duration::from_millis(10);
-        watcher.watch_files(vec![directory.0.join("tls/key")]);
+        watcher.watch_files(read([directory.0.join("tls/key")]));
         fs::rename(directory.0.join("tls"), directory.0.join("old")).expect("renamed");
         directory.write("tls/key", "2");
         assert!(detects_change(&mut watcher, TIMEOUT).await);

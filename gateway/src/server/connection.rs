@@ -1,20 +1,30 @@
 //! The start of a client connection: PROXY protocol header, TLS handshake, then HTTP.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use super::state::SharedState;
 use crate::accept::{AcceptedConnection, ConnectionPermit};
+use crate::http::deadline::ResettableDeadline;
 use crate::http::message::Scheme;
 use crate::http::transport::TransportStream;
 use crate::peer::{ConnectionPeer, PeerDetails};
 use crate::proxy_protocol::{self, ProxiedClient, ProxyHeaderRefusal, ProxyProtocolMode};
-use crate::serve::{self, WorkerContext};
+use crate::serve::{self, DrainStage, WorkerContext};
 use crate::tasks::{self, TaskKind, TaskWait};
 use crate::tls::{Alpn, TlsConnection, TlsTerminator};
+
+/// How long a client that has just connected has for its first byte once idle connections end: it
+/// cannot know that the gateway drains.
+const FIRST_BYTE_GRACE: Duration = Duration::from_secs(1);
 
 /// Spawns the task of a connection. The task owns the permit and drops it when the connection ends.
 pub(super) fn spawn_connection(context: &Rc<WorkerContext>, shared: &Arc<SharedState>, accepted: AcceptedConnection) {
@@ -50,7 +60,7 @@ enum OpenedConnection {
 
 /// A connection before its first byte of HTTP.
 struct ConnectionStart<'a> {
-    context: &'a WorkerContext,
+    context: &'a Rc<WorkerContext>,
     proxy_protocol: ProxyProtocolMode,
     /// Canonical address of the socket's peer.
     ip: IpAddr,
@@ -64,16 +74,27 @@ impl ConnectionStart<'_> {
         stream: TcpStream,
         terminator: Option<Arc<TlsTerminator>>,
     ) -> Option<(OpenedConnection, ConnectionPeer)> {
+        let begin_timeout = self.context.snapshot.load().http.header_timeout;
+        let began = Instant::now();
+        tasks::set_waiting_for(TaskWait::ClientHead);
+        if timeout(begin_timeout, self.has_begun(&stream)).await == Ok(false) {
+            return None;
+        }
+        // A client that is late is counted and logged as what it should have begun.
+        let begin_timeout = begin_timeout.saturating_sub(began.elapsed());
         let (ip, mut details) = match self.proxy_protocol {
             ProxyProtocolMode::Off => (self.ip, PeerDetails::default()),
-            _ => self.proxied_client(&stream).await?,
+            _ => self.proxied_client(&stream, begin_timeout).await?,
         };
         let Some(terminator) = terminator else {
             let opened = OpenedConnection::H1(TransportStream::plain(stream), Scheme::Http);
             return Some((opened, ConnectionPeer::new(ip, details)));
         };
         tasks::set_waiting_for(TaskWait::TlsHandshake);
-        let handshake_timeout = self.context.snapshot.load().http.header_timeout;
+        let handshake_timeout = match self.proxy_protocol {
+            ProxyProtocolMode::Off => begin_timeout,
+            _ => self.context.snapshot.load().http.header_timeout,
+        };
         // A failed handshake has been counted and logged by the terminator.
         let TlsConnection { stream, alpn, version, fingerprint, certificate, server_name } =
             terminator.accept(stream, handshake_timeout, ip).await.ok()?;
@@ -88,14 +109,28 @@ impl ConnectionStart<'_> {
         Some((opened, ConnectionPeer::new(ip, details)))
     }
 
+    /// Waits for the first byte. False: there is none, and the gateway drains.
+    async fn has_begun(&self, stream: &TcpStream) -> bool {
+        let mut drain = self.context.drain_guard();
+        let mut grace = None;
+        poll_fn(|cx| {
+            // The readiness of a new socket is assumed until a call would block.
+            if stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])).is_ready() {
+                return Poll::Ready(true);
+            }
+            if drain.poll_stage(cx, DrainStage::Closing).is_pending() {
+                return Poll::Pending;
+            }
+            grace.get_or_insert_with(|| ResettableDeadline::after(FIRST_BYTE_GRACE)).poll(cx).map(|()| false)
+        })
+        .await
+    }
+
     /// The address of the client, from a PROXY protocol header if the peer may send one. Counts the
     /// connection for that address.
-    async fn proxied_client(&mut self, stream: &TcpStream) -> Option<(IpAddr, PeerDetails)> {
+    async fn proxied_client(&mut self, stream: &TcpStream, deadline: Duration) -> Option<(IpAddr, PeerDetails)> {
         tasks::set_waiting_for(TaskWait::ProxyHeader);
-        let (is_trusted, deadline) = {
-            let snapshot = self.context.snapshot.load();
-            (snapshot.identity.is_trusted_proxy(self.ip), snapshot.http.header_timeout)
-        };
+        let is_trusted = self.context.snapshot.load().identity.is_trusted_proxy(self.ip);
         let header = if is_trusted {
             proxy_protocol::read_header(stream, deadline).await
         } else {

@@ -3,7 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,16 +25,19 @@ use super::drain::{ShutdownSignals, drain};
 use super::followed_upstreams::FollowedUpstreams;
 use super::key_set_refresher::KeySetRefresher;
 use super::override_publisher::OverridePublisher;
+use super::process_end::{LeavingProcess, ProcessEnd, UpgradeRoles};
 use super::reload_status::ReloadStatus;
+use super::service_manager::{ServiceManager, ServiceState};
 use super::state::{ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, LifecycleStage, SharedAdminConfig, SharedState, check_node};
-use super::{assemble, breakers, last_reload};
+use super::{StartError, assemble, bounded_lists, breakers, last_reload};
 use crate::admin::{self, AdminViews, LiveSources, ReadinessReport};
 use crate::cache::stored::CacheMeta;
-use crate::config::{Config, ConfigFault, ConfigReport, FaultSeverity};
+use crate::config::{Config, ConfigFault, ConfigFile, ConfigReport, FaultSeverity};
 use crate::event::{self, Event};
 use crate::limit;
 use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
 use crate::serve;
+use crate::simple_server::SimpleServerStage;
 use crate::tasks::{self, ServiceEnd, ServiceTask, TaskKind, TaskWait};
 
 /// Interval at which the states of shards and limits are checked for changes.
@@ -60,22 +63,23 @@ pub(super) struct ControlThread {
     pub(super) admin_socket: net::TcpListener,
     /// Sends the stages of the shutdown to the workers.
     pub(super) stage: watch::Sender<LifecycleStage>,
+    pub(super) roles: UpgradeRoles,
 }
 
 impl ControlThread {
-    /// Runs until a signal stops the process. Then drains the workers and returns unused lease
-    /// tokens.
-    pub(super) fn run(self, on_ready: impl FnOnce()) -> io::Result<()> {
+    /// Runs until a signal or a successor stops the process. Then drains the workers and returns
+    /// unused lease tokens.
+    pub(super) fn run(self, on_ready: impl FnOnce()) -> Result<(), StartError> {
         let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
         runtime.block_on(self.control(on_ready))
     }
 
-    async fn control(self, on_ready: impl FnOnce()) -> io::Result<()> {
-        let ControlThread { shared, source, admin_socket, stage } = self;
+    async fn control(self, on_ready: impl FnOnce()) -> Result<(), StartError> {
+        let ControlThread { shared, source, admin_socket, stage, mut roles } = self;
         let admin_config: SharedAdminConfig = Arc::new(ArcSwap::from_pointee(shared.config.load().admin.clone()));
         let listener = tokio::net::TcpListener::from_std(admin_socket)?;
         let (is_draining, overrides) = (Rc::new(Cell::new(false)), Rc::new(OverridePublisher::new(&shared)));
-        let (admin_stop, admin_stopped) = watch::channel(false);
+        let (admin_stage, followed_stage) = watch::channel(SimpleServerStage::Serving);
         let reload_status = Rc::new(ReloadStatus::default());
         let dashboard = Dashboard::new(&shared, &is_draining, &reload_status);
         let sampling = dashboard.follow();
@@ -83,10 +87,11 @@ impl ControlThread {
         let served_config = Arc::clone(&admin_config);
         let admin = tasks::supervise(TaskKind::Admin, async move || {
             tasks::set_waiting_for(TaskWait::NewConnection);
-            admin::serve(&listener, Arc::clone(&served_config), Rc::clone(&views), admin_stopped.clone()).await;
+            admin::serve(&listener, Arc::clone(&served_config), Rc::clone(&views), followed_stage.clone()).await;
             ServiceEnd::Finished
         });
         let mut shutdown_signals = ShutdownSignals::new()?;
+        let manager = Rc::new(ServiceManager::from_environment());
         let bus = follow_bus(&shared);
         let reported = Arc::clone(&shared);
         let state_changes = tasks::supervise(TaskKind::StateReport, async move || {
@@ -101,7 +106,7 @@ impl ControlThread {
         followed.follow(&shared);
         let services =
             ReloadedServices { overrides: Rc::clone(&overrides), leases: Rc::clone(&leases), key_sets, followed };
-        let reloads = Reloader::new(source, &shared, admin_config)?.watch(services, reload_status);
+        let reloads = Reloader::new(source, (&shared, &manager), admin_config)?.watch(services, reload_status);
         let (changed_leases, changed_shared) = (Rc::clone(&leases), Arc::clone(&shared));
         let override_changes = tasks::supervise(TaskKind::Overrides, async move || {
             tasks::set_waiting_for(TaskWait::Change);
@@ -111,11 +116,21 @@ impl ControlThread {
                 changed_leases.refresh_leases_of(&changed_shared);
             }
         });
-        Event::Ready.emit();
-        on_ready();
-        let kind = shutdown_signals.recv().await;
+        let end = match roles.take_over(&shared).await {
+            Ok(()) => {
+                Event::Ready.emit();
+                manager.notify(ServiceState::Ready);
+                on_ready();
+                roles.wait_for_end(&mut shutdown_signals).await?
+            }
+            Err(error) => ProcessEnd::Refused(error, roles.taken.clone()),
+        };
         drop((reloads, override_changes));
-        is_draining.set(true);
+        // Closes the upgrade socket, and its copies of the listening sockets.
+        drop(roles);
+        let leaving =
+            LeavingProcess { shared: &shared, manager: &manager, admin_stage: &admin_stage, is_draining: &is_draining };
+        let (kind, ended) = leaving.leave(end).await;
         drain(&shared, &stage, (kind, &mut shutdown_signals)).await;
         drop(state_changes);
         leases.shut_down().await;
@@ -124,9 +139,9 @@ impl ControlThread {
             tracing::debug!("could not announce to the fleet that this node leaves");
         }
         // The receiver is dropped if the admin task has ended.
-        let _receiver_may_be_gone = admin_stop.send(true);
+        let _receiver_may_be_gone = admin_stage.send(SimpleServerStage::Stopped);
         drop((admin, sampling));
-        Ok(())
+        ended
     }
 }
 
@@ -159,16 +174,22 @@ struct Reloader {
     admin_config: SharedAdminConfig,
     hangup: Signal,
     watcher: ConfigWatcher,
+    manager: Rc<ServiceManager>,
 }
 
 impl Reloader {
-    fn new(source: ConfigSource, shared: &Arc<SharedState>, admin_config: SharedAdminConfig) -> io::Result<Self> {
+    fn new(
+        source: ConfigSource,
+        (shared, manager): (&Arc<SharedState>, &Rc<ServiceManager>),
+        admin_config: SharedAdminConfig,
+    ) -> io::Result<Self> {
         let (hangup, mut watcher) = (signal(SignalKind::hangup())?, ConfigWatcher::new());
         if let ConfigSource::File(file) = &source {
             watcher.watch_files(watched_files(file, &shared.config.load()));
         }
         let started_with = shared.config.load_full();
-        Ok(Reloader { source, shared: Arc::clone(shared), started_with, admin_config, hangup, watcher })
+        let (shared, manager) = (Arc::clone(shared), Rc::clone(manager));
+        Ok(Reloader { source, shared, started_with, admin_config, hangup, watcher, manager })
     }
 
     /// Starts the service. A reload applies the overrides and the leases to the new limits, fetches
@@ -180,7 +201,9 @@ impl Reloader {
             loop {
                 let trigger = self.triggered().await;
                 let ConfigSource::File(file) = &self.source else { continue };
+                self.manager.notify(ServiceState::Reloading);
                 self.reload(file, trigger, &status);
+                self.manager.notify(ServiceState::Ready);
                 followed.follow(&self.shared);
                 self.watcher.watch_files(watched_files(file, &self.shared.config.load()));
                 overrides.apply_overrides();
@@ -243,8 +266,9 @@ impl Reloader {
 }
 
 /// The files whose changes trigger a reload.
-fn watched_files(document: &Path, config: &Config) -> Vec<PathBuf> {
-    std::iter::once(document.to_owned()).chain(config.files.iter().cloned()).collect()
+fn watched_files(document: &Path, config: &Config) -> Vec<ConfigFile> {
+    let document = ConfigFile { path: document.to_owned(), contents: config.document };
+    std::iter::once(document).chain(config.files.iter().cloned()).collect()
 }
 
 /// Emits an event for each fault, up to `FAULTS_REPORTED_MAX`; `reload_refused` counts all.
@@ -282,6 +306,7 @@ fn report_restart_settings(old: &Config, new: &Config) -> Vec<&'static str> {
     let changes = [
         (old.listen != new.listen, "listen"),
         (old.server.workers != new.server.workers, "server.workers"),
+        (old.server.upgrade_socket != new.server.upgrade_socket, "server.upgrade_socket"),
         (old.admin.address != new.admin.address, "admin.address"),
         (old.cache.memory_bytes != new.cache.memory_bytes, "cache.memory"),
         (old.cache.hot_rate != new.cache.hot_rate, "cache.hot_rate"),
@@ -511,7 +536,8 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
             })
         })
         .collect();
-    let upstreams: Vec<_> = snapshot.upstreams.iter().map(|upstream| upstream.to_json()).collect();
+    let (upstreams, upstreams_hidden) = bounded_lists::upstreams(&snapshot);
+    let (breakers, breakers_hidden) = bounded_lists::breakers(&snapshot);
     let shards: Vec<_> = shared
         .store
         .shard_reports()
@@ -535,8 +561,10 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
         "requests_in_flight": serve::requests_in_flight(),
         "cache": { "entries": local.entries, "bytes": local.weight_bytes, "pinned": local.pinned },
         "upstreams": upstreams,
+        "upstreams_hidden": upstreams_hidden,
         "routes": routes,
-        "breakers": breakers::to_json(&snapshot),
+        "breakers": breakers,
+        "breakers_hidden": breakers_hidden,
         "shards": shards,
     })
 }

@@ -17,17 +17,21 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval_at};
 
+use super::bounded_lists;
 use super::components::{degraded_components, hot_keys};
 use super::reload_status::ReloadStatus;
 use super::state::SharedState;
-use crate::serve;
 use crate::tasks::{self, ServiceEnd, ServiceTask, TaskKind, TaskWait};
+use crate::{serve, tls};
 use history::{History, HistoryPoint, INTERVAL};
 use rows::SamplePair;
 use sample::{CounterSample, RequestRates, per_second};
 
 /// Readers that ask within this time get the same state.
 const STATE_KEPT: Duration = Duration::from_millis(500);
+
+/// Client certificates of upstreams that are shown.
+const UPSTREAM_CERTIFICATES_MAX: usize = 50;
 
 /// The content of the dashboard.
 pub(super) struct Dashboard {
@@ -111,7 +115,8 @@ impl Dashboard {
         let [newest, before] = &*samples;
         let samples = SamplePair { earlier: rows::baseline([newest, before], current.at), current: &current };
         let (routes, routes_hidden) = rows::routes(&snapshot, &samples);
-        let (breakers, breakers_hidden) = rows::breakers(&snapshot);
+        let (breakers, breakers_hidden) = bounded_lists::breakers(&snapshot);
+        let (upstreams, upstreams_hidden) = rows::upstreams(&snapshot, &samples);
         let (totals, denied) = samples.current.totals_since(samples.earlier);
         let mut totals = RequestRates::of(&totals, samples.seconds()).to_json();
         totals["denied_per_second"] = json!(per_second(denied, samples.seconds()));
@@ -132,7 +137,8 @@ impl Dashboard {
             "totals": totals,
             "routes": routes,
             "routes_hidden": routes_hidden,
-            "upstreams": rows::upstreams(&snapshot, &samples),
+            "upstreams": upstreams,
+            "upstreams_hidden": upstreams_hidden,
             "breakers": breakers,
             "breakers_hidden": breakers_hidden,
             "limits": rows::limits(&snapshot, &config.limit, &samples),
@@ -144,7 +150,7 @@ impl Dashboard {
         })
     }
 
-    /// The certificates of all listeners.
+    /// The certificates of all listeners, and those with which upstreams are called.
     fn certificates(&self) -> Vec<Value> {
         let config = self.shared.config.load();
         let listeners = self.shared.tls_terminators.iter().zip(&config.listen);
@@ -160,7 +166,16 @@ impl Dashboard {
             });
             rows.collect::<Vec<_>>()
         });
-        rows.collect()
+        let upstreams = config.upstreams.iter().filter_map(|upstream| {
+            let (file, leaf) = upstream.tls.as_ref()?.client_certificate()?;
+            Some(json!({
+                "listener": format!("to upstream {}", upstream.name),
+                "file": file.display().to_string(),
+                "names": tls::dns_names(&leaf).unwrap_or_default(),
+                "expires_at": tls::not_after(&leaf).map(unix_seconds),
+            }))
+        });
+        rows.chain(upstreams.take(UPSTREAM_CERTIFICATES_MAX)).collect()
     }
 }
 

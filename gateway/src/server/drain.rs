@@ -1,4 +1,4 @@
-//! The end of the process: the signal, and the drain of the connections after it.
+//! The end of the process: the signal or the successor, and the drain of the connections after it.
 //!
 //! After SIGTERM, load balancers and clients learn with their next response, or by `/ready`, that
 //! this process ends. Until they have, or a grace is over, connections are accepted and idle ones
@@ -46,10 +46,13 @@ pub(super) enum DrainKind {
     WithGrace,
     /// SIGINT: a person waits for the end.
     AtOnce,
+    /// A successor accepts the connections; only kept ones still send requests.
+    HandedOver,
 }
 
 /// Waits for the connections to end. Ends early at the drain timeout and at a second shutdown
-/// signal.
+/// signal. A service manager that stops the service signals every process of it: the first signal
+/// after a hand-over changes nothing, since the process drains already.
 pub(super) async fn drain(
     shared: &SharedState,
     stage: &watch::Sender<LifecycleStage>,
@@ -60,7 +63,7 @@ pub(super) async fn drain(
     stage.send_replace(LifecycleStage::Draining);
     let ServerConfig { drain_timeout, drain_idle, .. } = shared.config.load().server;
     let finished = async {
-        if kind == DrainKind::WithGrace {
+        if kind != DrainKind::AtOnce {
             // Whichever is earlier.
             _ = timeout(drain_idle, wait_until_unused(table)).await;
         }
@@ -69,10 +72,16 @@ pub(super) async fn drain(
             sleep(DRAIN_POLL_INTERVAL).await;
         }
     };
+    let interrupted = async {
+        if kind == DrainKind::HandedOver {
+            shutdown_signals.recv().await;
+        }
+        shutdown_signals.recv().await;
+    };
     tokio::select! {
         () = finished => {}
         () = sleep(drain_timeout) => Event::DrainTimedOut { connections: table.count() }.emit(),
-        _ = shutdown_signals.recv() => Event::DrainInterrupted { connections: table.count() }.emit(),
+        () = interrupted => Event::DrainInterrupted { connections: table.count() }.emit(),
     }
     stage.send_replace(LifecycleStage::Terminating);
 }

@@ -1,11 +1,13 @@
 //! State that the control thread and the workers share, and the stages of a shutdown.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use shard::{Bus, Store};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::accept::ConnectionTable;
@@ -36,6 +38,23 @@ pub(super) enum LifecycleStage {
     Terminating,
 }
 
+/// The listeners that a successor accepts from. Listeners are only added.
+#[derive(Debug, Default)]
+pub(super) struct HandedOverListeners(watch::Sender<BTreeSet<usize>>);
+
+impl HandedOverListeners {
+    pub(super) fn add(&self, listeners: impl IntoIterator<Item = usize>) {
+        self.0.send_modify(|handed_over| handed_over.extend(listeners));
+    }
+
+    /// Waits until a successor accepts from the listener of this index. Cancel safe.
+    pub(super) async fn wait_for(&self, listener: usize) {
+        let waited = self.0.subscribe().wait_for(|handed_over| handed_over.contains(&listener)).await.map(drop);
+        // The sender lives as long as the shared state.
+        waited.expect("the sender is borrowed");
+    }
+}
+
 /// State that all threads share: snapshot, configuration, store, bus, fills and connections.
 pub(super) struct SharedState {
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
@@ -49,6 +68,7 @@ pub(super) struct SharedState {
     pub(super) proxy_protocol: Vec<ProxyProtocolMode>,
     /// By listener; `None` without TLS.
     pub(super) tls_terminators: Vec<Option<Arc<TlsTerminator>>>,
+    pub(super) handed_over: HandedOverListeners,
     pub(super) started_at: Instant,
     /// Identifies this process among the gateways of a fleet, for the shares of cluster limits.
     pub(super) lease_node: u64,

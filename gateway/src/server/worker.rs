@@ -11,8 +11,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::spawn_connection;
+use super::listeners::WorkerSockets;
 use super::state::{DRAIN_POLL_INTERVAL, LifecycleStage, SharedState};
-use crate::accept::ListenerTask;
+use crate::accept::{ListenerTask, QueueOwner};
 use crate::pipeline::{Prebuilt429Cache, WorkerResources};
 use crate::serve::{DrainStage, WorkerContext};
 use crate::tasks::{self, ServiceEnd, TaskKind, TaskWait};
@@ -33,7 +34,7 @@ const EXPIRE_TIMEOUT: Duration = Duration::from_millis(500);
 /// at once.
 pub(super) fn run(
     index: usize,
-    sockets: Vec<std::net::TcpListener>,
+    sockets: WorkerSockets,
     shared: &Arc<SharedState>,
     stage: watch::Receiver<LifecycleStage>,
 ) {
@@ -47,7 +48,7 @@ pub(super) fn run(
 
 async fn serve_connections(
     index: usize,
-    sockets: Vec<std::net::TcpListener>,
+    sockets: WorkerSockets,
     shared: Arc<SharedState>,
     mut stage: watch::Receiver<LifecycleStage>,
 ) {
@@ -60,7 +61,7 @@ async fn serve_connections(
     };
     let context = WorkerContext::new(worker, Arc::clone(&shared.snapshot));
     let mut services = Vec::new();
-    for (listener, socket) in sockets.into_iter().enumerate() {
+    for (listener, socket) in sockets {
         let listener_task = ListenerTask {
             socket,
             listener,
@@ -72,7 +73,14 @@ async fn serve_connections(
         services.push(tasks::supervise(TaskKind::Listener, async move || {
             tasks::set_waiting_for(TaskWait::NewConnection);
             let serve = |accepted| spawn_connection(&context, &shared, accepted);
-            match listener_task.run(wait_for_stage(&mut stage, LifecycleStage::Closing), serve).await {
+            let stop = async {
+                tokio::select! {
+                    biased;
+                    () = shared.handed_over.wait_for(listener) => QueueOwner::Successor,
+                    () = wait_for_stage(&mut stage, LifecycleStage::Closing) => QueueOwner::ThisProcess,
+                }
+            };
+            match listener_task.run(stop, serve).await {
                 Ok(()) => ServiceEnd::Finished,
                 Err(error) => {
                     tracing::error!(%error, "a listener failed");

@@ -3,12 +3,15 @@
 //! Bounds: the queue holds `QUEUE_MAX` requests; a batch is sent at `BATCH_MAX` requests or after
 //! `BATCH_AGE_MAX`, within `TIMEOUT`, and once more if the collector could not take it.
 
+use std::io::Write as _;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 use super::FinishedRequest;
@@ -58,15 +61,42 @@ pub(crate) struct TracingConfig {
     pub(crate) service_name: String,
     /// Whether spans have the query, which may carry tokens and signatures.
     pub(crate) has_query: bool,
+    pub(crate) compression: ExportCompression,
     /// Fields of an export, such as credentials.
     pub(crate) headers: Vec<(String, String)>,
+}
+
+/// The coding of exports, named as in `OTEL_EXPORTER_OTLP_COMPRESSION`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum ExportCompression {
+    #[default]
+    None,
+    Gzip,
+}
+
+impl ExportCompression {
+    /// The body as it is sent.
+    fn encode(self, body: String) -> io::Result<Vec<u8>> {
+        match self {
+            ExportCompression::None => Ok(body.into_bytes()),
+            ExportCompression::Gzip => {
+                let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+                encoder.write_all(body.as_bytes())?;
+                encoder.finish()
+            }
+        }
+    }
 }
 
 /// Without the values of fields, which may be secrets.
 impl fmt::Debug for TracingConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.headers.iter().map(|(name, _)| &**name).collect();
-        write!(f, "TracingConfig {{ {}, {}, {:?}, {names:?} }}", self.url, self.ratio, self.service_name)
+        write!(
+            f,
+            "TracingConfig {{ {}, {}, {:?}, {:?}, {names:?} }}",
+            self.url, self.ratio, self.service_name, self.compression
+        )
     }
 }
 
@@ -182,7 +212,8 @@ impl Exporter {
 
     fn export(&self, agent: &ureq::Agent, batch: &[FinishedRequest]) {
         let spans = batch.iter().map(|request| request.spans.count()).sum();
-        let body = otlp::encode(&self.resource, batch).to_string();
+        let text = otlp::encode(&self.resource, batch).to_string();
+        let body = self.config.compression.encode(text).expect("a write to memory does not fail");
         let mut sent = self.send(agent, &body);
         if sent.as_ref().is_err_and(|error| error.may_pass) {
             thread::sleep(RETRY_PAUSE);
@@ -197,8 +228,11 @@ impl Exporter {
         }
     }
 
-    fn send(&self, agent: &ureq::Agent, body: &str) -> Result<(), ExportError> {
+    fn send(&self, agent: &ureq::Agent, body: &[u8]) -> Result<(), ExportError> {
         let mut request = agent.post(&self.config.url).header("content-type", "application/json");
+        if self.config.compression == ExportCompression::Gzip {
+            request = request.header("content-encoding", "gzip");
+        }
         for (name, value) in &self.config.headers {
             request = request.header(name, value);
         }

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+
 use super::der::{Der, INTEGER, SEQUENCE};
 
 /// Tags of the two forms of a time.
@@ -24,6 +27,11 @@ pub(crate) fn not_after(certificate: &[u8]) -> Option<SystemTime> {
     validity.element()?;
     let (tag, time) = validity.element()?;
     parse_time(tag, time)
+}
+
+/// The last second of each certificate in a PEM text.
+pub(crate) fn not_after_each(pem: &[u8]) -> Vec<SystemTime> {
+    CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).filter_map(|der| not_after(&der)).collect()
 }
 
 /// `YYMMDDHHMMSSZ`, where years from 50 on are of the last century, or `YYYYMMDDHHMMSSZ`.

@@ -15,14 +15,20 @@ pub(crate) struct AttemptError {
     /// Whether the failure is proof of a fault of the upstream. One that fails before the client
     /// has delivered its whole request may have waited for the client.
     pub(crate) is_verdict: bool,
-    /// Whether the failure is that of one endpoint that is out of use while others are not: it is
-    /// no verdict about the upstream.
+    /// Whether the failure is that of one endpoint that is out of use while others are not, or that
+    /// there is no endpoint to call: it is no verdict about the upstream.
     pub(crate) is_outlier: bool,
     /// Whether the endpoint may have got any byte of the request.
     pub(crate) request_sent: bool,
 }
 
 impl AttemptError {
+    /// There is no endpoint: the source has said so, and nothing was called. A breaker that counted
+    /// this would reject calls after the first endpoint has come.
+    pub(super) fn no_endpoints() -> Self {
+        AttemptError { is_outlier: true, ..AttemptError::unsent(None, UpstreamConnectionError::NoEndpoints) }
+    }
+
     /// A failure before any byte of the request was sent.
     pub(super) fn unsent(endpoint: Option<&Endpoint>, error: UpstreamConnectionError) -> Self {
         AttemptError {

@@ -21,7 +21,9 @@ use super::exchange::{HeadVerdict, UpstreamExchange};
 use super::open::{AttemptPlan, OpenedConnection};
 use super::pool::AllowedProtocols;
 use super::replay::ReplayBody;
-use super::retry::{self, AfterFailure, AttemptFailure, FailedAttempt, RepeatRules, RetryPermit, RetryReason};
+use super::retry::{
+    self, AfterFailure, AttemptFailure, FailedAttempt, RepeatRules, ReplayReason, RetryPermit, RetryReason,
+};
 use crate::endpoint::{BalancePolicy, CallOutcome, Endpoint, InFlightGuard, Pick};
 use crate::http::attempt::{UpstreamAttempt, UpstreamConnectionError};
 use crate::http::exchange_clock::{Blame, ExchangeTimeouts};
@@ -327,7 +329,9 @@ impl Upstream {
         {
             let request_sent = error.request_sent;
             tracing::debug!(endpoint = &*endpoint.name, request_sent, "a connection took no request");
-            if failure == AttemptFailure::Refused {
+            let is_refused = failure == AttemptFailure::Refused;
+            self.budget.count_replay(if is_refused { ReplayReason::Refused } else { ReplayReason::Closed });
+            if is_refused {
                 state.plan.try_again(Some(endpoint), &self.judge.set.load());
             } else {
                 // Other kept connections may be dead too.

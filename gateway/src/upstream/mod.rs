@@ -5,6 +5,7 @@
 
 mod attempt_error;
 mod hash_key;
+mod known_targets;
 mod pool;
 mod replay;
 mod retry;
@@ -16,9 +17,13 @@ mod open;
 mod call;
 mod health;
 
+use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -45,9 +50,10 @@ use crate::http::upstream_connection::{http2_connections, reserved_upstream_byte
 use crate::metrics::Label as _;
 use crate::{breaker, metrics};
 use judge::EndpointJudge;
+use known_targets::{KnownTargets, NamedTargets};
 use latency::RecentLatencies;
 use open::{AttemptPlan, OpenedConnection};
-use retry::{RetryBudget, RetryReason};
+use retry::{ReplayReason, RetryBudget, RetryReason};
 
 /// Configuration of one upstream (`[upstreams.X]`): endpoints, load balancing, timeouts and
 /// breaker.
@@ -121,17 +127,6 @@ impl UpstreamConfig {
     }
 }
 
-/// The addresses of one item of `endpoints`.
-#[derive(Clone)]
-enum KnownTargets {
-    /// No lookup has ended yet.
-    Awaited,
-    /// Every lookup has failed so far.
-    None,
-    /// The last good answer.
-    Some(Vec<EndpointTarget>),
-}
-
 /// The number of endpoints that a new answer has added and removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EndpointsChange {
@@ -148,7 +143,7 @@ pub(crate) struct Upstream {
     /// The endpoints, and when one is ejected.
     judge: Arc<EndpointJudge>,
     /// By index of `config.endpoints`.
-    known: Mutex<Vec<KnownTargets>>,
+    known: Mutex<Vec<NamedTargets>>,
     /// Notified of every answer and failure, for requests that wait for the first endpoint.
     answered: watch::Sender<()>,
     budget: Arc<RetryBudget>,
@@ -171,8 +166,8 @@ impl Upstream {
             old.known.lock().unwrap_or_else(PoisonError::into_inner).get(index).cloned()
         };
         let known = config.endpoints.iter().map(|origin| match StaticSource::of(origin) {
-            Some(StaticSource(target)) => KnownTargets::Some(vec![target]),
-            None => known_before(origin).unwrap_or(KnownTargets::Awaited),
+            Some(StaticSource(target)) => NamedTargets::numeric(target),
+            None => known_before(origin).unwrap_or_default(),
         });
         let known: Vec<_> = known.collect();
         let before = old.map(|old| old.judge.set.load_full());
@@ -216,19 +211,20 @@ impl Upstream {
     /// Takes over all addresses of the item at `index`. Returns the change, if there is one.
     pub(crate) fn set_targets(&self, index: usize, targets: Vec<EndpointTarget>) -> Option<EndpointsChange> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = known.get_mut(index)?;
-        let is_changed = !matches!(slot, KnownTargets::Some(before) if *before == targets);
+        let named = known.get_mut(index)?;
+        let is_changed = !matches!(&named.targets, KnownTargets::Some(before) if *before == targets);
         if !is_changed {
             return None;
         }
-        *slot = KnownTargets::Some(targets);
+        named.targets = KnownTargets::Some(targets);
         let before = self.judge.set.load_full();
         let list = merge(&self.config, &known, before.list());
-        let is_in = |list: &[Arc<Endpoint>], endpoint| list.iter().any(|other| Arc::ptr_eq(other, endpoint));
+        let earlier: HashSet<*const Endpoint> = before.list().iter().map(Arc::as_ptr).collect();
+        let kept = list.iter().filter(|endpoint| earlier.contains(&Arc::as_ptr(endpoint))).count();
         let change = EndpointsChange {
             endpoints: list.len(),
-            added: list.iter().filter(|endpoint| !is_in(before.list(), endpoint)).count(),
-            removed: before.list().iter().filter(|endpoint| !is_in(&list, endpoint)).count(),
+            added: list.len() - kept,
+            removed: before.list().len().saturating_sub(kept),
         };
         let set = EndpointSet::new(list, self.config.balance, self.config.eject.share);
         self.judge.set.store(Arc::new(set));
@@ -236,14 +232,36 @@ impl Upstream {
         Some(change)
     }
 
-    /// Notes that the item at `index` has no addresses if it never had any: requests do not wait
-    /// for them any more.
-    pub(crate) fn note_failed_lookup(&self, index: usize) {
+    /// Notes that the addresses of the item at `index` could not be looked up. If it never had any,
+    /// requests do not wait for them any more. Returns whether the lookup before has succeeded.
+    pub(crate) fn note_failed_lookup(&self, index: usize, error: &dyn Display) -> bool {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot @ KnownTargets::Awaited) = known.get_mut(index) {
-            *slot = KnownTargets::None;
+        let Some(named) = known.get_mut(index) else { return false };
+        if let awaited @ KnownTargets::Awaited = &mut named.targets {
+            *awaited = KnownTargets::None;
             self.answered.send_replace(());
         }
+        named.note_failure(error.to_string(), std::time::Instant::now())
+    }
+
+    /// Notes that the source of the item at `index` has answered. Returns whether the lookup before
+    /// has failed.
+    pub(crate) fn note_answer(&self, index: usize) -> bool {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get_mut(index).is_some_and(|named| named.failure.take().is_some())
+    }
+
+    /// The items of `endpoints` whose addresses cannot be looked up now.
+    pub(crate) fn failing_names(&self) -> Vec<String> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.names().filter(|(index, _)| known.get(*index).is_some_and(|named| named.failure.is_some()));
+        names.map(|(_, origin)| origin.to_string()).collect()
+    }
+
+    /// Whether the source of each item has answered, and none has an endpoint.
+    fn has_no_endpoints(&self) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().all(|named| matches!(&named.targets, KnownTargets::Some(targets) if targets.is_empty()))
     }
 
     /// Waits until there is an endpoint, or every lookup has ended once. Cancel safe.
@@ -251,7 +269,7 @@ impl Upstream {
         let mut answered = self.answered.subscribe();
         let is_awaited = || {
             let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.iter().any(|known| matches!(known, KnownTargets::Awaited))
+            known.iter().any(|named| matches!(named.targets, KnownTargets::Awaited))
         };
         while self.judge.set.load().list().is_empty() && is_awaited() {
             // The sender lives as long as this upstream.
@@ -276,6 +294,7 @@ impl Upstream {
                 "state": endpoint.availability(now).as_str(),
                 "reason": out.map(|(reason, _)| reason.as_str()),
                 "seconds_left": out.and_then(|(_, left)| left),
+                "weight": endpoint.weight(),
                 "in_flight": endpoint.in_flight(),
                 "calls": calls,
                 "failures": failures,
@@ -284,8 +303,11 @@ impl Upstream {
                 "connections": { "1.1": http1, "2": http2 },
             })
         });
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = self.names().filter_map(|(index, origin)| Some(known.get(index)?.to_json(origin, now)));
         serde_json::json!({
             "name": &*self.config.name,
+            "names": names.collect::<Vec<_>>(),
             "concurrency": self.limit.as_ref().map(|limit| limit.to_json()),
             "panic": set.is_panicking(now),
             "endpoints": endpoints.collect::<Vec<_>>(),
@@ -303,22 +325,29 @@ impl Upstream {
             self.first_endpoint(plan.total_at.map_or(due, |total| total.min(due))).await;
         }
         let set = self.judge.set.load_full();
+        if set.list().is_empty() && self.has_no_endpoints() {
+            return Err(AttemptError::no_endpoints());
+        }
         open::open(&set, plan, failed).await
     }
 }
 
 /// The endpoints of all known targets: those of `before` where they are the same.
-fn merge(config: &UpstreamConfig, known: &[KnownTargets], before: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
+fn merge(config: &UpstreamConfig, known: &[NamedTargets], before: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
     let mut list: Vec<Arc<Endpoint>> = Vec::new();
+    // Few endpoints of an upstream have the same address; there may be thousands of addresses.
+    let mut earlier: HashMap<SocketAddr, SmallVec<[&Arc<Endpoint>; 1]>> = HashMap::new();
+    before.iter().for_each(|endpoint| earlier.entry(endpoint.address()).or_default().push(endpoint));
     for (index, (origin, known)) in config.endpoints.iter().zip(known).enumerate() {
         let weight = config.weights.get(index).copied().unwrap_or(1);
         let zone = config.zones.get(index).and_then(Option::as_ref).zip(config.own_zone.as_ref());
-        let locality = if zone.is_some_and(|(zone, own)| zone != own) { Locality::Remote } else { Locality::Local };
-        let KnownTargets::Some(targets) = known else { continue };
+        let configured = zone.map(|(zone, own)| if zone == own { Locality::Local } else { Locality::Remote });
+        let KnownTargets::Some(targets) = &known.targets else { continue };
         for target in targets {
             let target = &EndpointTarget { weight: target.weight.saturating_mul(weight), ..*target };
-            let tls = config.tls.as_ref();
-            let kept = before.iter().find(|endpoint| endpoint.is(origin, *target, tls)).map(Arc::clone);
+            let (tls, locality) = (config.tls.as_ref(), configured.unwrap_or(target.locality));
+            let same_address = earlier.get(&target.address).into_iter().flatten();
+            let kept = same_address.copied().find(|endpoint| endpoint.is(origin, *target, tls)).map(Arc::clone);
             list.push(match kept {
                 Some(endpoint) => {
                     endpoint.set_weight(target.weight);
@@ -362,6 +391,14 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send
             }
         });
     });
+    let help =
+        "Names and services of each upstream whose addresses cannot be looked up now; the last ones stay in use.";
+    let upstreams = for_each.clone();
+    metrics::expose_gauge_with("tidegate_upstream_lookups_failing", help, move |emit| {
+        upstreams(&mut |upstream| {
+            emit(&[("upstream", &*upstream.config.name)], upstream.failing_names().len() as f64);
+        });
+    });
     let help = "Connections of HTTP/2 to upstreams, which requests share.";
     metrics::expose_gauge_with("tidegate_upstream_http2_connections", help, |emit| {
         emit(&[], http2_connections() as f64);
@@ -377,6 +414,16 @@ pub(crate) fn expose(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send
             for reason in RetryReason::ALL.iter().copied() {
                 let labels = [("upstream", &*upstream.config.name), (RetryReason::NAME, reason.as_str())];
                 emit(&labels, upstream.budget.retries(reason));
+            }
+        });
+    });
+    let help = "Requests that were sent again because no endpoint had processed them, which is no retry.";
+    let upstreams = for_each.clone();
+    metrics::expose_counter_with("tidegate_upstream_replays", help, move |emit| {
+        upstreams(&mut |upstream| {
+            for reason in ReplayReason::ALL.iter().copied() {
+                let labels = [("upstream", &*upstream.config.name), (ReplayReason::NAME, reason.as_str())];
+                emit(&labels, upstream.budget.replays(reason));
             }
         });
     });

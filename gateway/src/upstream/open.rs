@@ -257,7 +257,7 @@ mod tests {
         });
         let origin =
             EndpointAddress { scheme: EndpointScheme::H2c, ..EndpointAddress::http("127.0.0.1", address.port()) };
-        let target = EndpointTarget { address, priority: 0, weight: 1 };
+        let target = EndpointTarget::at(address);
         let endpoint = Endpoint::new(&"shop".into(), &origin, target, None);
         let opened = pool::connect(&endpoint.connector, AllowedProtocols::Any).await;
         assert!(opened.is_ok());
@@ -275,7 +275,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound port");
         let origin = EndpointAddress::http("127.0.0.1", address.port());
-        let target = EndpointTarget { address, priority: 0, weight: 1 };
+        let target = EndpointTarget::at(address);
         let endpoint = Arc::new(Endpoint::new(&"shop".into(), &origin, target, None));
         let set = EndpointSet::new(vec![Arc::clone(&endpoint)], BalanceConfig::default(), 0.5);
         for is_repeatable in [true, false] {

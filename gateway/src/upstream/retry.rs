@@ -13,6 +13,7 @@ use crate::http::attempt::UpstreamConnectionError;
 use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::fields::KnownField;
 use crate::http::message::{Request, Response};
+use crate::http::tls_fault::TlsFault;
 use crate::label;
 use crate::metrics::{Counter, Counters};
 
@@ -51,6 +52,18 @@ label! {
         Reset = "reset",
         /// The response has one of the configured statuses.
         Status = "status",
+    }
+}
+
+label! {
+    /// Why a request was sent again that no endpoint has processed, as far as the gateway can tell.
+    /// This is no retry: `retries` does not limit it.
+    pub(crate) ReplayReason, "reason", {
+        /// A kept connection ended before a byte of the response: the server had closed it, probably
+        /// before the request arrived (RFC 9112 section 9.3.1).
+        Closed = "closed",
+        /// The server has said that it did not process the request.
+        Refused = "refused",
     }
 }
 
@@ -95,6 +108,7 @@ impl AttemptFailure {
     pub(super) fn of(error: &UpstreamConnectionError) -> Self {
         match error {
             UpstreamConnectionError::Connect(_)
+            | UpstreamConnectionError::Tls(TlsFault::Closed, _)
             | UpstreamConnectionError::NoAddress
             | UpstreamConnectionError::Timeout(ExchangeTimeout::UpstreamConnect) => AttemptFailure::Connect,
             UpstreamConnectionError::Refused(_) => AttemptFailure::Refused,
@@ -195,6 +209,7 @@ pub(super) fn pause(retries: u32, random: u64) -> Duration {
 pub(crate) struct RetryBudget {
     running: AtomicUsize,
     retries: Counters<RetryReason>,
+    replays: Counters<ReplayReason>,
     hedges: Counter,
     hedges_won: Counter,
     denied: Counter,
@@ -230,6 +245,15 @@ impl RetryBudget {
 
     pub(super) fn count_hedge(&self) {
         self.hedges.inc();
+    }
+
+    /// Counts a request that is sent again although it is no retry.
+    pub(super) fn count_replay(&self, reason: ReplayReason) {
+        self.replays.inc(reason);
+    }
+
+    pub(super) fn replays(&self, reason: ReplayReason) -> u64 {
+        self.replays.get(reason)
     }
 
     /// Counts a hedge whose response was used.

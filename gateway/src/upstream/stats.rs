@@ -42,6 +42,7 @@ impl UpstreamResult {
             _ if error.blame() != Blame::Upstream => UpstreamResult::Cancelled,
             UpstreamConnectionError::Connect(_)
             | UpstreamConnectionError::NoAddress
+            | UpstreamConnectionError::NoEndpoints
             | UpstreamConnectionError::Tls(..) => UpstreamResult::Connect,
             UpstreamConnectionError::Timeout(_) => UpstreamResult::Timeout,
             _ => UpstreamResult::Failed,

@@ -10,6 +10,7 @@
     reason = "each test binary compiles this module and uses a part of it"
 )]
 
+pub mod api_server;
 pub mod client;
 pub mod dns;
 pub mod frames;
@@ -139,7 +140,12 @@ pub struct Process {
 
 impl Process {
     pub fn start(command: &mut Command) -> Self {
-        let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Self::start_with_input(command.stdin(Stdio::null()))
+    }
+
+    /// As `start`, with the standard input of the command.
+    pub fn start_with_input(command: &mut Command) -> Self {
+        let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = piped.spawn().expect("a started process");
         let stdout = OutputLines::of(child.stdout.take().expect("stdout is piped"));
         let stderr = OutputLines::of(child.stderr.take().expect("stderr is piped"));

@@ -30,6 +30,20 @@ impl Signed {
     }
 }
 
+/// A certificate for `name` that is its own issuer. `is_ca`: as `openssl req -x509` makes it.
+pub fn self_signed(name: &str, is_ca: rcgen::IsCa) -> Signed {
+    let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+    params.is_ca = is_ca;
+    let key = KeyPair::generate().expect("a key");
+    let certificate = params.self_signed(&key).expect("a certificate");
+    Signed {
+        pem: certificate.pem(),
+        key_pem: key.serialize_pem(),
+        der: certificate.der().clone(),
+        key: PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
+    }
+}
+
 impl Authority {
     pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();

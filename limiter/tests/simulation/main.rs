@@ -10,6 +10,7 @@ mod reference;
 mod scenario;
 mod chaos;
 mod network;
+mod scale;
 
 use std::sync::LazyLock;
 

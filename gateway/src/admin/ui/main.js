@@ -8,7 +8,7 @@ import { addLines } from "./log.js";
 import { setState, showOverview } from "./overview.js";
 import { follow } from "./stream.js";
 import { showCache, showCertificates, showLimits, showRoutes, showUpstreams } from "./tables.js";
-import { startTools } from "./tools.js";
+import { showOverrideRules, startTools } from "./tools.js";
 
 const RETRY_MIN = 500;
 const RETRY_MAX = 5000;
@@ -32,6 +32,7 @@ function show() {
   showUpstreams(state, matches);
   showBreakers(state, matches);
   showLimits(state);
+  showOverrideRules(state);
   showCache(state);
   showCertificates(state);
 }

@@ -50,6 +50,11 @@ const describe = state => name => {
     return `Endpoint ${rest[1]} of ${rest[0]} is out${endpoint?.reason ? `: ${endpoint.reason}` : ""}.`;
   }
   if (kind === "shard") return `Shard ${rest[1]} of region ${rest[0]} is down: its keys come from memory and the origin.`;
+  if (kind === "lookup") {
+    const lookup = state.upstreams.find(upstream => upstream.name === rest[0])?.names.find(one => one.name === rest[1]);
+    const reason = lookup?.error ? `: ${lookup.error}` : "";
+    return `The addresses of ${rest[1]} (upstream ${rest[0]}) cannot be looked up; the last known ones are used${reason}.`;
+  }
   const text = rest.join(" ");
   return kind === "breaker" ? `The breaker of ${text.replace(/^of /, "")} is open: calls are rejected.` : name;
 };

@@ -91,6 +91,7 @@ const ENDPOINTS = [
   column("Reason", endpoint => endpoint.reason ?? "–", { cell: "text" }),
   column("Out until", endpoint => endpoint.seconds_left === null || endpoint.seconds_left === undefined
     ? endpoint.reason ? "its checks pass" : "–" : `${clock(endpoint.time + endpoint.seconds_left)} (${duration(endpoint.seconds_left)})`),
+  column("Weight", endpoint => number(endpoint.weight)),
   column("In flight", endpoint => number(endpoint.in_flight)),
   column("Calls/s", endpoint => number(endpoint.calls_per_second)),
   column("Failed/s", endpoint => number(endpoint.failures_per_second), badIf(endpoint => endpoint.failures_per_second > 0)),
@@ -110,6 +111,9 @@ const CONCURRENCY = [
 ];
 
 export function showUpstreams(state, matches) {
+  const hiddenEndpoints = state.upstreams.reduce((sum, upstream) => sum + (upstream.endpoints_hidden ?? 0), 0);
+  setText(byId("endpoints-hidden"), [state.upstreams_hidden && `${state.upstreams_hidden} upstreams`,
+    hiddenEndpoints && `${hiddenEndpoints} endpoints`].filter(Boolean).map(text => `(${text} are not shown)`).join(" "));
   const rows = state.upstreams.flatMap(upstream => upstream.endpoints
     .map(endpoint => ({ ...endpoint, upstream: upstream.name, time: state.time })));
   fill("endpoints-table", ENDPOINTS, rows.filter(row => matches(row.upstream, row.name)),
@@ -175,7 +179,7 @@ export function showCache({ shards, hot, cache }) {
 
 const CERTIFICATES = [
   column("File", certificate => certificate.file),
-  column("Listener", certificate => certificate.listener, { cell: "text" }),
+  column("Used by", certificate => certificate.listener, { cell: "text" }),
   column("Names", certificate => certificate.names.slice(0, 5).join(", ") +
     (certificate.names.length > 5 ? ` and ${certificate.names.length - 5} more` : ""), { cell: "text wide" }),
   column("Expires", certificate => certificate.expires_at === null ? "unknown" : day(certificate.expires_at)),

@@ -1,6 +1,6 @@
 // The question before a change, and the boxes for purges and for limits.
 
-import { byId, setClass, setText } from "./dom.js";
+import { byId, make, setClass, setText, sync } from "./dom.js";
 import { request } from "./stream.js";
 import { showExplanation } from "./tables.js";
 
@@ -21,6 +21,8 @@ export function startTools() {
   byId("confirm-no").addEventListener("click", () => byId("confirm").close("no"));
   byId("purge").addEventListener("submit", event => run(event, "purge-result", purge));
   byId("explain").addEventListener("submit", event => run(event, "explain-result", explain));
+  byId("override").addEventListener("submit", event => run(event, "override-result", override));
+  byId("override-clear").addEventListener("click", event => run(event, "override-result", clearOverride));
   byId("purge-kind").addEventListener("change", () => {
     byId("purge-value").disabled = byId("purge-kind").value === "all";
   });
@@ -57,11 +59,46 @@ async function purge() {
 }
 
 async function explain() {
-  const fields = { ip: "explain-ip", user: "explain-user", user_class: "explain-class", device: "explain-device" };
+  const fields = { ip: "explain-ip", user: "explain-user", principal: "explain-principal", user_class: "explain-class", device: "explain-device" };
   const query = new URLSearchParams();
   for (const [name, id] of Object.entries(fields)) if (byId(id).value.trim()) query.set(name, byId(id).value.trim());
   const { ok, json, text } = await request("GET", `/api/v1/limits/explain?${query}`);
   if (!ok) return { text, tone: "bad" };
   showExplanation(json.rules);
   return { text: `User class ${json.user_class ?? "none"}, access ${json.access}.`, tone: "" };
+}
+
+/// Offers the rules that can be overridden.
+export function showOverrideRules({ limits }) {
+  sync(byId("override-rule"), limits.rules, {
+    key: rule => rule.name,
+    create: rule => {
+      const option = make("option", rule.name);
+      option.value = rule.name;
+      return option;
+    },
+    update: () => {},
+  });
+}
+
+const overridePath = () => `/api/v1/limits/${encodeURIComponent(byId("override-rule").value)}`;
+
+async function override() {
+  const rule = byId("override-rule").value;
+  const [mode, percent, time] = ["mode", "percent", "time"].map(name => byId(`override-${name}`).value);
+  const until = byId("override-time").selectedOptions[0].textContent;
+  const question = `Set the limit ${rule} to ${mode} for ${percent} % of the callers, on all nodes, for ${until}?`;
+  if (!(await ask(question, "Override"))) return { text: "Not changed.", tone: "" };
+  const query = new URLSearchParams({ mode, percent, for: time });
+  return overrideOutcome(await request("POST", `${overridePath()}?${query}`));
+}
+
+async function clearOverride() {
+  return overrideOutcome(await request("DELETE", overridePath()));
+}
+
+function overrideOutcome({ ok, status, text }) {
+  if (!ok) return { text, tone: "bad" };
+  return status === 200 ? { text: "Done.", tone: "good" }
+    : { text: "Done here; other nodes have not acknowledged it yet.", tone: "warn" };
 }

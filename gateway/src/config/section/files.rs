@@ -1,11 +1,13 @@
 //! Paths of files that the configuration names.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use super::super::fault::{ConfigProblem, FaultCode};
-use super::super::read_context::Located;
+use super::super::read_context::{Located, ReadPurpose};
 use super::super::table_reader::TableReader;
 use super::super::value_kind::AnyString;
+use crate::tls;
 
 /// Opens a file that is read at start, so that `tidegate check` reports an unreadable file.
 pub(super) fn check_file(table: &TableReader<'_>, file: &Located<PathBuf>) {
@@ -38,4 +40,18 @@ pub(super) fn optional_path(table: &TableReader<'_>, key: &'static str) -> Optio
 pub(super) fn path(table: &TableReader<'_>, key: &'static str) -> Option<Located<PathBuf>> {
     let path = table.required(key, &AnyString)?;
     Some(Located { value: table.context.environment.base.join(path.value), at: path.at })
+}
+
+/// With `tidegate check`, warns of certificates in a PEM file that have expired. `consequence`: of
+/// that, in a few words.
+pub(super) fn check_validity(table: &TableReader<'_>, (file, pem): (&Located<PathBuf>, &[u8]), consequence: &str) {
+    if table.context.purpose != ReadPurpose::Check {
+        return;
+    }
+    let now = SystemTime::now();
+    for time in tls::not_after_each(pem).into_iter().filter(|time| *time < now) {
+        let message = format!("the certificate has expired on {}", httpdate::fmt_http_date(time));
+        let problem = ConfigProblem::new(FaultCode::Risk, format!("{}: {message}", file.value.display()));
+        table.context.warning(&file.at, problem.hint(format!("{consequence}; renew it")));
+    }
 }

@@ -37,7 +37,7 @@ pub(super) const METHOD: ParsedString<Method> =
     ParsedString { name: "a method such as \"GET\"", parse: parse_method, format: |method| method.to_string() };
 
 pub(super) const ENDPOINT: ParsedString<EndpointAddress> = ParsedString {
-    name: "a URL such as \"http://127.0.0.1:3000\" or \"srv://_http._tcp.shop.example\"",
+    name: "a URL such as \"http://127.0.0.1:3000\", \"srv://_http._tcp.shop.example\" or \"kubernetes://shop.default:http\"",
     parse: parse_endpoint,
     format: ToString::to_string,
 };
@@ -206,7 +206,10 @@ fn parse_name_server(text: &str) -> Result<SocketAddr, ConfigProblem> {
 /// Scheme, host and port of an endpoint. Also parses `--upstream`.
 pub(in crate::config) fn parse_endpoint(text: &str) -> Result<EndpointAddress, ConfigProblem> {
     // The text never appears in a message: it may contain a password.
-    let hint = "write \"http://HOST:PORT\", \"https://HOST:PORT\", \"h2c://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records, with TLS \"srv+https://...\"";
+    if let Some(address) = parse_kubernetes_endpoint(text) {
+        return address;
+    }
+    let hint = "write \"http://HOST:PORT\", \"https://HOST:PORT\", \"h2c://HOST:PORT\", \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records, with TLS \"srv+https://...\", or \"kubernetes://SERVICE.NAMESPACE:PORT\"";
     let problem = |reason: &str| ConfigProblem::bad_value(format!("not an endpoint: {reason}")).hint(hint);
     let uri: Uri = text.parse().map_err(|_| problem("it is not a URL"))?;
     let scheme = match uri.scheme_str() {
@@ -233,14 +236,53 @@ pub(in crate::config) fn parse_endpoint(text: &str) -> Result<EndpointAddress, C
     if host.is_empty() {
         return Err(problem("it has no host"));
     }
-    let address = EndpointAddress { scheme, host: host.to_ascii_lowercase(), port };
-    if scheme.has_tls() && ServerName::try_from(address.certificate_name()).is_err() {
+    let address = EndpointAddress { scheme, host: host.to_ascii_lowercase(), port, port_name: None };
+    if scheme.has_tls() && ServerName::try_from(&*address.certificate_name()).is_err() {
         return Err(problem("a certificate cannot name its host"));
     }
     if scheme.is_service() && host.parse::<IpAddr>().is_ok() {
         return Err(problem("an address has no SRV records"));
     }
     Ok(address)
+}
+
+/// A service of Kubernetes; `None` if the scheme is another one. Without a namespace, the section
+/// `kubernetes` adds that of the pod.
+fn parse_kubernetes_endpoint(text: &str) -> Option<Result<EndpointAddress, ConfigProblem>> {
+    let (scheme, rest) = text.split_once("://")?;
+    let scheme = EndpointScheme::ALL.into_iter().find(|known| known.is_kubernetes() && known.as_str() == scheme)?;
+    let problem = |reason: &str| {
+        let problem = ConfigProblem::bad_value(format!("not a service of Kubernetes: {reason}"));
+        problem.hint("write \"kubernetes://SERVICE.NAMESPACE:PORT\", with TLS \"kubernetes+https://...\", with HTTP/2 in clear text \"kubernetes+h2c://...\"; PORT is a name, or the number of the pods' port")
+    };
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (host, port) = rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port)));
+    let host = host.to_ascii_lowercase();
+    // Names of services and namespaces are labels of DNS (RFC 1123 section 2.1).
+    let is_label = |label: &str| {
+        let is_valid = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+        (1..=63).contains(&label.len())
+            && label.bytes().all(is_valid)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let labels: Vec<&str> = host.split('.').collect();
+    if labels.len() > 2 {
+        return Some(Err(problem("it has more than a service and a namespace")));
+    }
+    if !labels.iter().all(|label| is_label(label)) {
+        return Some(Err(problem("a name has letters, digits and `-` only")));
+    }
+    let (port, port_name) = match port {
+        None => (0, None),
+        Some(text) if !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit()) => match text.parse() {
+            Ok(port) if port > 0 => (port, None),
+            _ => return Some(Err(problem("its port is not 1 to 65535"))),
+        },
+        Some(text) if is_label(text) => (0, Some(text.into())),
+        Some(_) => return Some(Err(problem("its port is neither a name nor a number"))),
+    };
+    Some(Ok(EndpointAddress { scheme, host, port, port_name }))
 }
 
 fn parse_statuses(text: &str) -> Result<u16, ConfigProblem> {

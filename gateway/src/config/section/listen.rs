@@ -7,7 +7,7 @@ use super::super::read_context::ReadPurpose;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{AnyString, DurationRange, IntegerRange, OneOf, SizeRange};
 use super::bounds::{DAY, GIB, HOUR, MIB, MS, index, index_of};
-use super::files::{check_file, optional_path, path};
+use super::files::{check_file, check_validity, optional_path, path};
 use super::formats;
 use crate::accept::{self, ListenConfig};
 use crate::http::HttpLimits;
@@ -84,6 +84,11 @@ fn client_auth(table: &TableReader<'_>) -> Option<tls::ClientAuthConfig> {
     let (ca, crl) = (optional_path(table, "client_ca"), optional_path(table, "client_crl"));
     for file in [&ca, &crl].into_iter().flatten() {
         check_file(table, file);
+    }
+    if let Some(ca) = &ca
+        && let Ok(pem) = std::fs::read(&ca.value)
+    {
+        check_validity(table, (ca, &pem), "clients that it certifies are refused");
     }
     let (mode, mode_at) = table.located_or("client_auth", &MODES, tls::ClientAuthMode::default());
     if ca.is_none() {

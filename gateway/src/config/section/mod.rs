@@ -11,6 +11,7 @@ mod tokens;
 mod files;
 mod geoip;
 mod identity;
+mod kubernetes;
 mod limits;
 mod cache;
 mod draft;
@@ -54,7 +55,10 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
     let redis = redis::read(root, cache.remote_object_bytes);
     let (rules, rules_at) = limits::rules(root, &weights, &mut identify).into_iter().unzip();
     let dns = upstreams::dns(root);
-    let (upstreams, upstreams_at) = upstreams::read(root).into_iter().unzip();
+    let kubernetes = kubernetes::read(root);
+    let mut upstreams = upstreams::read(root);
+    kubernetes::complete(&kubernetes, &mut upstreams, root);
+    let (upstreams, upstreams_at) = upstreams.into_iter().unzip();
     let (mut routes, route_names): (Vec<RouteConfig>, Vec<_>) = routes::read(root).into_iter().unzip();
     if !cache.heuristic {
         let without = routes.iter_mut().zip(&route_names).filter(|(_, names)| !names.has_heuristic);
@@ -78,11 +82,13 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
             remote: redis.remote,
             cache,
             dns,
+            kubernetes: kubernetes.config,
             upstreams,
             pages: routes::pages(root),
             routes,
             log: server::log(root),
             tracing,
+            document: None,
             files: Vec::new(),
         },
         listen: listen_at,

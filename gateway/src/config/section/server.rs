@@ -1,5 +1,7 @@
 //! `version`, `[server]` and `[log]`.
 
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::fault::ConfigProblem;
@@ -8,7 +10,7 @@ use super::super::suggestion::suggest;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{DurationRange, IntegerRange, OneOf, ParsedString};
 use super::bounds::{HOUR, index, index_of};
-use super::formats;
+use super::{files, formats};
 use crate::http::target::{EncodedSlashPolicy, PathNormalisation, PathRules};
 use crate::log::{AccessLogFormat, AccessLogTarget, LogField};
 use crate::metrics::Label as _;
@@ -29,6 +31,7 @@ pub(super) fn server(root: &TableReader<'_>) -> ServerConfig {
             zone: table.optional("zone", &formats::NAME).map(|zone| zone.value),
             drain_timeout,
             drain_idle: drain_idle(table, drain_timeout),
+            upgrade_socket: upgrade_socket(table),
             paths: table.table("paths", |paths| path_rules(paths, default.paths)),
         }
     })
@@ -43,6 +46,26 @@ fn drain_idle(table: &TableReader<'_>, drain_timeout: Duration) -> Duration {
         table.context.error(&table.location_of(&["drain_idle"]), problem.hint("raise `drain_timeout`"));
     }
     value.min(drain_timeout)
+}
+
+/// Longest path of the socket: the system allows 107 bytes, and a new socket has the number of its
+/// process behind its name until it replaces the old one.
+const SOCKET_PATH_MAX: usize = 98;
+
+fn upgrade_socket(table: &TableReader<'_>) -> Option<PathBuf> {
+    let path = files::optional_path(table, "upgrade_socket")?;
+    let bytes = path.value.as_os_str().as_bytes();
+    let problem = if path.value.file_name().is_none() {
+        ConfigProblem::bad_value("the path names no file")
+            .hint("write a path such as \"/run/tidegate/upgrade.sock\", or remove the key")
+    } else if bytes.len() > SOCKET_PATH_MAX {
+        let message = format!("the path has {} bytes; a socket may have {SOCKET_PATH_MAX}", bytes.len());
+        ConfigProblem::bad_value(message).hint("choose a shorter directory, such as /run/tidegate")
+    } else {
+        return Some(path.value);
+    };
+    table.context.error(&path.at, problem);
+    None
 }
 
 fn path_rules(table: &TableReader<'_>, default: PathRules) -> PathRules {

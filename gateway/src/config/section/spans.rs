@@ -6,8 +6,8 @@ use url::Url;
 use super::super::fault::{ConfigProblem, FaultCode};
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{AnyString, Boolean, ParsedString, Share};
-use crate::spans::TracingConfig;
+use super::super::value_kind::{AnyString, Boolean, OneOf, ParsedString, Share};
+use crate::spans::{ExportCompression, TracingConfig};
 
 /// The path of traces below the endpoint of a collector (OTLP 1.x).
 const TRACES_PATH: &str = "/v1/traces";
@@ -24,11 +24,14 @@ pub(super) fn read(root: &TableReader<'_>) -> Option<TracingConfig> {
         let url = table.value_or("otlp", &ENDPOINT, String::new());
         let ratio = table.value_or("ratio", &Share, 1.0);
         let service_name = table.value_or("service_name", &AnyString, "tidegate".to_owned());
+        const COMPRESSIONS: OneOf<ExportCompression> =
+            OneOf(&[("none", Some(ExportCompression::None)), ("gzip", Some(ExportCompression::Gzip))]);
+        let compression = table.value_or("compression", &COMPRESSIONS, ExportCompression::default());
         let headers = table.named_values("headers", &AnyString);
         let headers = headers.into_iter().filter_map(|(name, value)| header(table, &name, value)).collect();
         let has_query = table.value_or("query", &Boolean, false);
         warn_without_effect(table);
-        (!url.is_empty()).then_some(TracingConfig { url, ratio, service_name, has_query, headers })
+        (!url.is_empty()).then_some(TracingConfig { url, ratio, service_name, has_query, compression, headers })
     })
 }
 
@@ -37,7 +40,7 @@ fn warn_without_effect(table: &TableReader<'_>) {
     if table.has("otlp") {
         return;
     }
-    for key in ["ratio", "service_name", "headers", "query"].into_iter().filter(|key| table.has(key)) {
+    for key in ["ratio", "service_name", "compression", "headers", "query"].into_iter().filter(|key| table.has(key)) {
         let problem = ConfigProblem::new(FaultCode::Risk, format!("`{key}` has no effect: no request is traced"));
         table.context.warning(&table.location_of(&[key]), problem.hint("set `tracing.otlp` to the URL of a collector"));
     }

@@ -11,7 +11,7 @@ use super::super::value_kind::{
     ArrayOf, Boolean, DurationRange, InputValue, IntegerRange, OneOf, PositiveNumber, ValueKind,
 };
 use super::bounds::{DAY, HOUR, MS, SECOND, index, index_of};
-use super::files::{optional_path, read_file};
+use super::files::{check_validity, optional_path, read_file};
 use super::formats;
 use crate::breaker::{BreakerConfig, BreakerMode, BreakerScope};
 use crate::concurrency::ConcurrencyConfig;
@@ -133,6 +133,14 @@ fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
         let problem = ConfigProblem::bad_value("`verify = false` does not use `ca`");
         table.context.error(&at, problem.hint(format!("remove `verify`, or `ca` ({})", ca.value.display())));
     }
+    for (file, pem, consequence) in [
+        (&paths[0], &ca, "servers that it certifies are not trusted"),
+        (&paths[1], &cert, "servers that ask for it refuse it"),
+    ] {
+        if let (Some(file), Some(Some(pem))) = (file, pem) {
+            check_validity(table, (file, pem), consequence);
+        }
+    }
     let identity = match (cert, key) {
         (None, None) => None,
         (Some(cert), Some(key)) => Some((cert?, key?)),
@@ -146,7 +154,8 @@ fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
         Some(content) => Some(content?),
         None => None,
     };
-    Some(UpstreamTlsConfig { ca, server_name, identity, verify, min_version, protocols })
+    let identity_file = paths[1].as_ref().map(|path| path.value.clone());
+    Some(UpstreamTlsConfig { ca, server_name, identity, identity_file, verify, min_version, protocols })
 }
 
 /// An endpoint as a URL, or as a table with its URL and weight.

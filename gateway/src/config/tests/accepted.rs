@@ -15,7 +15,7 @@ use crate::identify::{ForwardedField, IdentitySource};
 use crate::log::{AccessLogFormat, AccessLogTarget, LogField};
 use crate::proxy_protocol::ProxyProtocolMode;
 use crate::route::{ForwardPath, HostPattern, PathPattern, TimeoutOverrides};
-use crate::spans::TracingConfig;
+use crate::spans::{ExportCompression, TracingConfig};
 use crate::upstream::{HashKey, HealthConfig};
 use crate::{accept, admin, cache, degrade, identify, limit, upstream};
 
@@ -57,7 +57,7 @@ fn minimal_file_equals_upstream_argument() {
 fn every_key_has_effect() {
     let text = r#"
 version = 1
-server = { workers = 3, node = "edge-${PORT}", zone = "eu-1a", drain_timeout = "5m", drain_idle = "20s", paths = { normalise = "on", encoded_slash = "keep" } }
+server = { workers = 3, node = "edge-${PORT}", zone = "eu-1a", drain_timeout = "5m", drain_idle = "20s", upgrade_socket = "run/up.sock", paths = { normalise = "on", encoded_slash = "keep" } }
 listen = [{ address = "[::]:${PORT}", proxy_protocol = "optional" }]
 admin = { address = "127.0.0.1:1", token = "a$$b" }
 limits_http = { header_bytes = "1KiB", header_fields = 10, uri_bytes = "512B", body_bytes = "0B", header_timeout = "250ms", idle_timeout = "1h", body_rate = "1KiB", get_body = "refuse", http2_memory = "2MiB", http2_memory_per_ip = "1MiB", connections = 5, connections_per_ip = 4 }
@@ -133,6 +133,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
             zone: Some("eu-1a".to_owned()),
             drain_timeout: 300 * second,
             drain_idle: 20 * second,
+            upgrade_socket: Some("/nonexistent/run/up.sock".into()),
             paths
         }
     );
@@ -210,6 +211,7 @@ cache = { default_ttl = "1s", ttl = { "5xx" = "6s", "404" = "5s" }, heuristic_ma
         ratio: 0.25,
         service_name: "edge".to_owned(),
         has_query: true,
+        compression: ExportCompression::None,
         headers: vec![("authorization".to_owned(), "Bearer a".to_owned())],
     };
     assert_eq!(config.tracing, Some(tracing));

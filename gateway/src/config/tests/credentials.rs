@@ -95,7 +95,7 @@ fn users_of_routes_are_users_for_limits_and_lists() {
     let (config, _) =
         parse("auth = { api_keys = \"keys.txt\", header = \"X-Key\" }\n[tiers]\ngold = 2.0").expect("valid");
     assert_eq!(&*config.http.dropped_trailers, ["x-key"]);
-    assert!(config.files.iter().any(|file| file.ends_with("keys.txt")), "{:?}", config.files);
+    assert!(config.files.iter().any(|file| file.path.ends_with("keys.txt")), "{:?}", config.files);
     assert!(!format!("{:?}", config.routes).contains(&"0".repeat(20)), "no hash is shown");
 }
 

@@ -5,6 +5,7 @@ mod accepted;
 mod checks;
 mod complete_documents;
 mod credentials;
+mod kubernetes;
 mod rejected;
 mod tokens;
 
@@ -71,13 +72,15 @@ fn debug_text(config: &Config) -> String {
         remote: _,
         cache,
         dns,
+        kubernetes,
         upstreams,
         pages,
         routes,
         log,
         tracing,
+        document: _,
         files: _,
     } = config;
     let shared = (server, listen, admin, http, accept, identify, limit, cache, log, tracing);
-    format!("{shared:#?} {remote:#?} {dns:#?} {upstreams:#?} {pages:#?} {routes:#?}")
+    format!("{shared:#?} {remote:#?} {dns:#?} {kubernetes:#?} {upstreams:#?} {pages:#?} {routes:#?}")
 }

@@ -45,6 +45,16 @@ upstream = \"shop\"
 }
 
 #[test]
+fn upgrade_socket_needs_a_short_path_of_a_file() {
+    let found = |path: &str| faults_after_minimal(&format!("[server]\nupgrade_socket = \"{path}\"")).join("\n");
+    assert!(found("/").starts_with("10:18 server.upgrade_socket: the path names no file (write"), "{}", found("/"));
+    let long = |bytes: usize| found(&format!("/{}", "a".repeat(bytes - 1)));
+    let expected = "10:18 server.upgrade_socket: the path has 99 bytes; a socket may have 98 (choose";
+    assert!(long(99).starts_with(expected), "{}", long(99));
+    assert_eq!(long(98), "");
+}
+
+#[test]
 fn wrong_types_are_errors() {
     for (text, want) in [
         ("server = 1", "1:10 server: expected a table, found an integer"),

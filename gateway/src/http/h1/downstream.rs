@@ -30,7 +30,7 @@ use crate::http::exchange_clock::ExchangeTimeout;
 use crate::http::fields::{Fields, is_token, matches_pattern};
 use crate::http::head;
 use crate::http::limits::{HttpLimits, UnderscorePolicy};
-use crate::http::message::{BodyLength, HttpVersion, Request, Response, StatusCode};
+use crate::http::message::{BodyLength, HttpVersion, NamedVersion, Request, Response, StatusCode};
 use crate::http::min_rate::MinRateTimer;
 use crate::http::refusal::RequestRefusal;
 use crate::http::transport::TransportStream;
@@ -272,17 +272,21 @@ impl DownstreamConnection {
     }
 
     /// Describes the refused head, which is still in the buffer, for the access log: by its request
-    /// line, or by its first bytes if it has none.
+    /// line, or by its first bytes if it has none. Returns the version that the head names.
     #[cold]
-    pub(crate) fn describe_refused(&self, request: &mut Request) {
+    pub(crate) fn describe_refused(&self, request: &mut Request) -> NamedVersion {
         let head = self.reader.buffer.data();
         let line = &head[..head.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(head.len())];
         let mut parts = line.split(|byte| *byte == b' ');
+        let version = NamedVersion::of(line.rsplit(|byte| *byte == b' ').next().unwrap_or_default());
+        let is_http10 = version == NamedVersion::Other(*b"1.0");
+        request.version = if is_http10 { HttpVersion::Http10 } else { HttpVersion::Http11 };
         match (parts.next().unwrap_or_default(), parts.next()) {
             (method, Some(target)) if is_token(method) => head::describe_refused(request, method, target),
             (method, None) if is_token(method) => head::describe_refused(request, method, b""),
             _ => head::describe_refused(request, b"", line),
         }
+        version
     }
 
     /// Bytes of the current request's body: those that were announced, or those received so far.

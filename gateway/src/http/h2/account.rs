@@ -15,7 +15,7 @@ pub(super) const STREAMS_MAX: usize = 100;
 pub(super) const STREAM_COST: usize = 12 << 10;
 /// Bytes that one connection may account for, with its base window. Its buffers for reading and
 /// writing come on top: in all it is below 2 MiB (`tests/http2_memory.rs`).
-const CONNECTION_MAX: usize = 1_520 << 10;
+const CONNECTION_MAX: usize = 1_472 << 10;
 /// Bytes that the client may send on the connection in any case, for whichever streams.
 pub(super) const WINDOW_BASE: u32 = 112 << 10;
 /// Bytes for the bodies of requests and responses that are always left beside streams.
@@ -24,7 +24,7 @@ const BODIES_MIN: usize = 128 << 10;
 /// usually has few others. Further ones wait until the window is used.
 const STREAMS_LEFT: usize = 24;
 /// Bytes that are left for each stream that may come and has to wait.
-const DEFERRED_COST: usize = 2_560;
+const DEFERRED_COST: usize = 1_536;
 /// Bytes that a stream and its head can cost.
 const STREAM_COST_MAX: usize = 48 << 10;
 /// Bytes that a connection takes from the budget of the process at once.
@@ -224,6 +224,12 @@ impl ConnectionAccount {
         let others = self.accounted.get() - self.exposed.get() + deferrable;
         let is_within = others + WINDOW_BASE as usize <= CONNECTION_MAX;
         self.held.get() == 0 || is_within && !self.budget.is_full()
+    }
+
+    /// Whether the process or the address of the client has no memory left, whatever this
+    /// connection does.
+    pub(super) fn is_budget_full(&self) -> bool {
+        self.budget.is_full()
     }
 
     /// Bytes that bodies of requests may have: those that are held, and those that may come.

@@ -13,7 +13,7 @@ use super::stream::Http2Stream;
 use crate::http::fields::KnownField;
 
 /// Bytes that a waiting stream takes beside its fields.
-const DEFERRED_BYTES: usize = 2 << 10;
+const DEFERRED_BYTES: usize = 1 << 10;
 /// Bytes of a field beside its text.
 const FIELD_BYTES: usize = 2 * size_of::<u32>();
 
@@ -100,6 +100,10 @@ impl<B> DeferredStreams<B> {
         self.queue.len()
     }
 
+    pub(super) fn contains(&self, id: u32) -> bool {
+        self.queue.iter().any(|deferred| deferred.stream.id == id)
+    }
+
     /// Whether the connection has memory for the oldest now.
     pub(super) fn has_room(&self) -> bool {
         self.queue.front().is_some_and(|oldest| {
@@ -170,7 +174,15 @@ impl<B> DeferredStreams<B> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::request_body::UploadStream;
     use super::*;
+
+    #[test]
+    fn cost_of_a_waiting_stream_covers_its_parts() {
+        // Beside a body of 256 bytes, which is that of no response yet.
+        let parts = size_of::<Http2Stream<[u8; 256]>>() + size_of::<UploadStream>() + 4 * size_of::<usize>();
+        assert!(parts + size_of::<DeferredStream<[u8; 256]>>() <= DEFERRED_BYTES, "{parts}");
+    }
 
     #[test]
     fn fields_are_read_as_they_were_kept() {

@@ -11,6 +11,8 @@ pub(super) const PAYLOAD_MAX: usize = 16 << 10;
 pub(super) const WINDOW_MAX: i64 = (1 << 31) - 1;
 /// The window of the connection, and of each stream without a setting.
 pub(super) const WINDOW_DEFAULT: i64 = 65_535;
+/// As the first window of a stream, before the client knows the settings.
+pub(super) const WINDOW_DEFAULT_BYTES: u32 = WINDOW_DEFAULT as u32;
 
 pub(super) const DATA: u8 = 0x0;
 pub(super) const HEADERS: u8 = 0x1;

@@ -12,10 +12,12 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use tokio::net::TcpStream;
 
-use super::connection::{Http2Connection, IncomingRequest, ReceiveEnd, StreamHandle};
+use super::connection::Http2Connection;
 use super::frame::Http2ErrorCode;
 use super::memory_budget::reserved_bytes;
+use super::receive_request::{IncomingRequest, ReceiveEnd};
 use super::request_body::Http2RequestBody;
+use super::stream_handle::StreamHandle;
 use crate::http::body::{BodyError, BodySource};
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};

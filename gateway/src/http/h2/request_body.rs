@@ -54,6 +54,8 @@ struct UploadState {
     read: u32,
     /// Bytes of the body that have arrived.
     arrived: u64,
+    /// Bytes that had been read when the window was found to be withheld.
+    marked: u64,
     /// Bytes of the body that are still to come, if its length was announced.
     announced: Option<u64>,
     end: Option<UploadEnd>,
@@ -112,6 +114,7 @@ impl UploadStream {
             counted: UploadWindows::default(),
             read: 0,
             arrived: 0,
+            marked: 0,
             announced: None,
             end: None,
             trailers: None,
@@ -149,7 +152,30 @@ impl UploadStream {
     }
 
     pub(super) fn holds_bytes(&self) -> bool {
-        self.state.borrow().held > 0
+        self.held_bytes() > 0
+    }
+
+    /// Bytes that are in memory.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.state.borrow().held
+    }
+
+    /// Whether the reader waits for bytes of the client.
+    pub(super) fn is_awaited(&self) -> bool {
+        let state = self.state.borrow();
+        state.end.is_none() && state.received.is_empty() && state.waker.is_some()
+    }
+
+    /// Remembers how much was read, for `has_been_read`.
+    pub(super) fn mark_read(&self) {
+        let state = &mut *self.state.borrow_mut();
+        state.marked = state.read_bytes();
+    }
+
+    /// Whether bytes were read since `mark_read`, or there is none to read.
+    pub(super) fn has_been_read(&self) -> bool {
+        let state = self.state.borrow();
+        state.held == 0 || state.read_bytes() != state.marked
     }
 
     /// Takes the payload of a DATA frame; `padding` counts towards the window only.
@@ -312,6 +338,11 @@ impl UploadState {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Bytes of the body that were read or dropped.
+    fn read_bytes(&self) -> u64 {
+        (self.arrived + self.taken as u64) - (self.held + self.taken_unread) as u64
     }
 
     /// Tells the connection of changed windows. A stream that has ended has none.

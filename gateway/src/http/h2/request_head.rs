@@ -358,6 +358,13 @@ pub(crate) fn may_be_bodiless(request: &Request) -> bool {
     request.length == BodyLength::Streamed && matches!(request.method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
+/// Makes `request` the description of a head that was not read to its end.
+#[cold]
+pub(crate) fn describe_unread(request: &mut Request) {
+    head::describe_refused(request, b"", b"");
+    request.version = HttpVersion::Http2;
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -133,7 +133,11 @@ impl ConnectionShared {
         let may_open = self.account.may_open();
         self.is_withheld.set(is_low && !may_open);
         let size = if may_open { self.window_size(grown) } else { return None };
-        let increment = size.checked_sub(window).filter(|increment| *increment >= size / 4)?;
+        let of_size = |size: u32| size.checked_sub(window).filter(|increment| *increment >= size / 4);
+        // An increment that is too small to be sent is not accounted for.
+        let exposed = (size as usize).saturating_sub(WINDOW_BASE as usize + self.account.exposed());
+        let is_allowed = of_size(size).is_some() && self.account.expose(exposed);
+        let increment = of_size(if is_allowed { size } else { WINDOW_BASE })?;
         self.window.set(window + increment);
         self.update_exposed();
         Some(increment)
@@ -145,8 +149,7 @@ impl ConnectionShared {
         let base = WINDOW_BASE as usize;
         let bodies_max = self.account.bodies_max().saturating_sub(self.account.held());
         let wanted = (base + grown).min(bodies_max).min(STREAM_WINDOW_MAX as usize);
-        let Some(more) = wanted.checked_sub(base + self.account.exposed()) else { return WINDOW_BASE };
-        if self.account.expose(more) { wanted as u32 } else { WINDOW_BASE }
+        if wanted < base + self.account.exposed() { WINDOW_BASE } else { wanted as u32 }
     }
 
     /// Whether the client may be unable to send because the gateway holds much of what it has sent:

@@ -16,6 +16,8 @@ pub(super) struct Http2Stream<B> {
     pub(super) upload: Option<Rc<UploadStream>>,
     /// The stream was reset, by either side.
     pub(super) reset: Cell<Option<Http2ErrorCode>>,
+    /// It was reset because its upstream did not read what it held.
+    pub(super) is_stalled: Cell<bool>,
     /// The last frame of the response was handed over.
     pub(super) has_sent_end: Cell<bool>,
     pub(super) window: Cell<i64>,
@@ -56,6 +58,7 @@ impl<B> Http2Stream<B> {
             id,
             upload,
             reset: Cell::new(None),
+            is_stalled: Cell::new(false),
             has_sent_end: Cell::new(false),
             window: Cell::new(window),
             priority: Cell::new(priority),

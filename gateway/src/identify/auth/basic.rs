@@ -2,8 +2,8 @@
 //! on threads for blocking work.
 //!
 //! A verification takes 50 ms and more of a processor, on purpose. Bounds: few at a time in the
-//! whole process, so that requests keep their processors; few that wait; few wrong passwords per
-//! address. Verified credentials are cached (`credentials_cache`).
+//! whole process, so that requests keep their processors, and one at a time of an address, so that
+//! others do not wait for all of its passwords; few that wait; few wrong passwords per address. Verified credentials are cached (`credentials_cache`).
 
 use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -16,7 +16,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use limiter::bucket::{Gcra, GcraTable};
 use limiter::{Cost, KeyHash, MonotonicClock, Quota, Rate};
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, Semaphore};
 use tokio::time::timeout;
 
 use super::credentials_cache::CredentialsCache;
@@ -26,10 +26,10 @@ use crate::http::fields::{Fields, KnownField};
 
 /// Longest encoded credentials: longer ones are no password of a person.
 const CREDENTIALS_BYTES_MAX: usize = 1_024;
-/// Requests that wait for a verification at a time. Each holds its connection.
-const WAITING_MAX: usize = 64;
+/// Requests whose passwords wait or are verified at a time. Each holds its connection.
+const QUEUED_MAX: usize = 64;
 /// Of one address: a client that guesses passwords leaves room for others.
-const ADDRESS_WAITING_MAX: usize = 16;
+const ADDRESS_QUEUED_MAX: usize = 16;
 /// How long one waits: a browser's user tries again after that.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// Wrong passwords of one address (IPv6: one /64): seconds for each, and number at once.
@@ -49,8 +49,8 @@ static VERIFICATIONS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
     let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     Arc::new(Semaphore::new((processors / 2).max(1)))
 });
-/// Requests that wait, by the hash of their address; at most `WAITING_MAX` in all.
-static WAITING: LazyLock<Mutex<HashMap<KeyHash, usize>>> = LazyLock::new(Mutex::default);
+/// By the hash of the address; at most `QUEUED_MAX` requests in all.
+static QUEUES: LazyLock<Mutex<HashMap<KeyHash, AddressQueue>>> = LazyLock::new(Mutex::default);
 /// One table for all routes and configurations: a reload gives no new tries.
 static WRONG_PASSWORDS: LazyLock<GcraTable> = LazyLock::new(|| GcraTable::new(TRACKED_ADDRESSES));
 static WRONG_QUOTA: LazyLock<Gcra> = LazyLock::new(|| {
@@ -104,60 +104,83 @@ impl Credentials {
     }
 }
 
-/// Counts a request as waiting until it is dropped.
-struct WaitingGuard(KeyHash);
+/// The requests of an address whose passwords wait or are verified.
+#[derive(Default)]
+struct AddressQueue {
+    requests: usize,
+    /// One verification at a time: passwords of other addresses wait for one of this address at
+    /// most, however many it has sent.
+    turn: Option<Arc<Semaphore>>,
+}
 
-impl WaitingGuard {
-    /// `None` if too many wait, in all or of this address.
+/// A request whose password waits or is verified, until it is dropped.
+struct QueuedRequest {
+    address: KeyHash,
+    turn: Arc<Semaphore>,
+}
+
+impl QueuedRequest {
+    /// `None` if there are too many, in all or of this address.
     fn new(address: KeyHash) -> Option<Self> {
-        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-        let total: usize = waiting.values().sum();
-        let own = waiting.entry(address).or_default();
-        if total >= WAITING_MAX || *own >= ADDRESS_WAITING_MAX {
-            if *own == 0 {
-                waiting.remove(&address);
-            }
+        let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
+        let total: usize = queues.values().map(|queue| queue.requests).sum();
+        let own = queues.get(&address).map_or(0, |queue| queue.requests);
+        if total >= QUEUED_MAX || own >= ADDRESS_QUEUED_MAX {
             return None;
         }
-        *own += 1;
-        Some(WaitingGuard(address))
+        let queue = queues.entry(address).or_default();
+        queue.requests += 1;
+        let turn = Arc::clone(queue.turn.get_or_insert_with(|| Arc::new(Semaphore::new(1))));
+        Some(QueuedRequest { address, turn })
     }
 }
 
-impl Drop for WaitingGuard {
+impl Drop for QueuedRequest {
     fn drop(&mut self) {
-        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = waiting.get_mut(&self.0) {
-            *own -= 1;
-            if *own == 0 {
-                waiting.remove(&self.0);
+        let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = queues.get_mut(&self.address) {
+            own.requests -= 1;
+            if own.requests == 0 {
+                queues.remove(&self.address);
             }
         }
     }
 }
 
 impl PasswordVerifier {
-    pub(super) fn new(users: PasswordFile) -> Self {
-        PasswordVerifier { users, cache: Arc::default() }
+    /// With the results of `old`, the verifier of the file before its change: those of users whose
+    /// lines are the same stay valid.
+    pub(super) fn new(users: PasswordFile, old: Option<&PasswordVerifier>) -> Self {
+        PasswordVerifier { users, cache: old.map(|old| Arc::clone(&old.cache)).unwrap_or_default() }
+    }
+
+    /// The result for credentials, if it is known.
+    fn known(&self, credentials: &Credentials) -> Option<Result<PrincipalIndex, AuthResult>> {
+        let found = self.users.find(credentials.name());
+        let digest = found.and_then(|index| self.users.digest(index));
+        let is_right = self.cache().get(&credentials.text, digest, CLOCK.now())?;
+        Some(found.filter(|_| is_right).ok_or(AuthResult::Unknown))
     }
 
     /// The user whose credentials a request has, if they were verified lately; `None`: they have to
     /// be verified.
     pub(super) fn look_up(&self, fields: &Fields) -> Result<Option<PrincipalIndex>, AuthResult> {
         let credentials = Credentials::read(fields)?;
-        self.cache().get(&credentials.text, CLOCK.now()).transpose()
+        self.known(&credentials).transpose()
     }
 
     /// Verifies the credentials of a request. The table of wrong passwords is charged before the
     /// verification, so that concurrent ones count, and refunded for a right password.
     pub(super) async fn verify(&self, fields: &Fields, address: KeyHash) -> Result<PrincipalIndex, AuthResult> {
         let credentials = Credentials::read(fields)?;
-        let waiting = WaitingGuard::new(address).ok_or(AuthResult::VerificationThrottled)?;
-        let permit = timeout(WAIT_MAX, Arc::clone(&VERIFICATIONS).acquire_owned()).await;
-        drop(waiting);
-        let Ok(Ok(permit)) = permit else { return Err(AuthResult::VerificationThrottled) };
+        let queued = QueuedRequest::new(address).ok_or(AuthResult::VerificationThrottled)?;
+        let permits = timeout(WAIT_MAX, async {
+            let turn = Arc::clone(&queued.turn).acquire_owned().await?;
+            Ok::<_, AcquireError>((turn, Arc::clone(&VERIFICATIONS).acquire_owned().await?))
+        });
+        let Ok(Ok(permits)) = permits.await else { return Err(AuthResult::VerificationThrottled) };
         // A request with the same credentials may have been verified while this one waited.
-        if let Some(known) = self.cache().get(&credentials.text, CLOCK.now()) {
+        if let Some(known) = self.known(&credentials) {
             return known;
         }
         let one = Cost::new(NonZeroU32::MIN);
@@ -169,12 +192,13 @@ impl PasswordVerifier {
         let verified = tokio::task::spawn_blocking(move || {
             // Held until the hash is computed. The result counts also if the client has closed its
             // connection: a right password is not charged as a wrong one.
-            let _permit = permit;
+            let _held = (permits, queued);
             let found = users.verify(credentials.name(), credentials.password());
+            let user = users.find(credentials.name()).and_then(|index| users.digest(index));
             if found.is_some() {
                 WRONG_PASSWORDS.refund(address, &WRONG_QUOTA, one);
             }
-            lock(&cache).put(&credentials.text, found, CLOCK.now());
+            lock(&cache).put(&credentials.text, (user, found.is_some()), CLOCK.now());
             found
         });
         // A panic of the verification rejects the request.
@@ -198,14 +222,63 @@ mod tests {
     #[test]
     fn guesses_of_one_address_leave_room_for_others() {
         let (guessing, other) = (KeyHash(u128::MAX), KeyHash(u128::MAX - 1));
-        let guards: Vec<WaitingGuard> = (0..40).filter_map(|_| WaitingGuard::new(guessing)).collect();
-        assert_eq!(guards.len(), ADDRESS_WAITING_MAX);
-        let waits = WaitingGuard::new(other);
-        assert!(waits.is_some());
-        drop((guards, waits));
-        assert!(WaitingGuard::new(guessing).is_some());
-        let waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-        assert!(!waiting.contains_key(&guessing) && !waiting.contains_key(&other));
+        let queued: Vec<QueuedRequest> = (0..40).filter_map(|_| QueuedRequest::new(guessing)).collect();
+        assert_eq!(queued.len(), ADDRESS_QUEUED_MAX);
+        assert!(queued.iter().all(|request| Arc::ptr_eq(&request.turn, &queued[0].turn)), "one turn");
+        let of_other = QueuedRequest::new(other).expect("room");
+        assert!(!Arc::ptr_eq(&of_other.turn, &queued[0].turn));
+        drop((queued, of_other));
+        assert!(QueuedRequest::new(guessing).is_some());
+        let queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(!queues.contains_key(&guessing) && !queues.contains_key(&other));
+    }
+
+    /// As many guesses as an address may have waiting, each of which takes long: a login from
+    /// another address waits for one of them at most.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_login_does_not_wait_for_the_guesses_of_another_address() {
+        let hash = bcrypt::hash("right", 9).expect("a hash");
+        let users = PasswordFile::parse(&format!("ann:{hash}\n")).expect("a usable file");
+        let verifier = Arc::new(PasswordVerifier::new(users, None));
+        let of = |text: String| fields(&[("Authorization", &format!("Basic {}", BASE64.encode(text)))]);
+        let done = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let mut guesses = tokio::task::JoinSet::new();
+        for number in 0..ADDRESS_QUEUED_MAX {
+            let (verifier, done, fields) = (Arc::clone(&verifier), Arc::clone(&done), of(format!("ann:wrong{number}")));
+            guesses.spawn(async move {
+                let result = verifier.verify(&fields, KeyHash(1 << 100)).await;
+                done.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                result
+            });
+        }
+        while done.load(std::sync::atomic::Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let before = done.load(std::sync::atomic::Ordering::SeqCst);
+        assert!(verifier.verify(&of("ann:right".to_owned()), KeyHash(2 << 100)).await.is_ok());
+        let meanwhile = done.load(std::sync::atomic::Ordering::SeqCst) - before;
+        assert!(meanwhile <= 3, "{meanwhile} of {ADDRESS_QUEUED_MAX} guesses came first");
+        while guesses.join_next().await.is_some() {}
+    }
+
+    #[tokio::test]
+    async fn verified_passwords_of_unchanged_lines_outlive_the_file() {
+        let line = |name: &str, password: &str| format!("{name}:{}\n", bcrypt::hash(password, 4).expect("a hash"));
+        let (ann, bob) = (line("ann", "1"), line("bob", "2"));
+        let file = |text: &str| PasswordFile::parse(text).expect("a usable file");
+        let of = |text: &str| fields(&[("Authorization", &format!("Basic {}", BASE64.encode(text)))]);
+        let old = PasswordVerifier::new(file(&[&*ann, &bob].concat()), None);
+        for credentials in ["ann:1", "bob:2"] {
+            assert!(old.verify(&of(credentials), KeyHash(3 << 100)).await.is_ok());
+        }
+        assert_eq!(old.verify(&of("eve:3"), KeyHash(3 << 100)).await, Err(AuthResult::Unknown));
+        let changed = [&*line("eve", "3"), &line("bob", "2"), &ann].concat();
+        let new = PasswordVerifier::new(file(&changed), Some(&old));
+        assert_eq!(new.look_up(&of("ann:1")), Ok(Some(PrincipalIndex(2))), "known, at its new place");
+        assert_eq!(new.look_up(&of("bob:2")), Ok(None), "its line has changed");
+        assert_eq!(new.look_up(&of("eve:3")), Ok(None), "it is new");
+        let without = PasswordVerifier::new(file(&bob), Some(&new));
+        assert_eq!(without.look_up(&of("ann:1")), Ok(None), "it is gone");
     }
 
     #[test]

@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::hash::{BuildHasher as _, RandomState};
+use std::hint::black_box;
 use std::sync::Arc;
 
 use argon2::password_hash::PasswordVerifier as _;
 use argon2::password_hash::phc::PasswordHash as PhcHash;
 
+use super::credentials_cache::UserDigest;
 use super::result::PrincipalIndex;
 
 /// About two seconds of a processor. `htpasswd` allows 17.
@@ -21,6 +22,8 @@ const SHA_ROUNDS_MAX: u32 = 1_000_000;
 /// servers, except the first one, of 2 GiB.
 const ARGON2_KIB_MAX: u32 = 256 << 10;
 const ARGON2_PASSES_MAX: u32 = 10;
+/// Different costs of the hashes of a file: a wrong password costs one hash of each.
+const COSTS_MAX: usize = 8;
 /// Lines with a longer name are mistakes.
 const NAME_BYTES_MAX: usize = 256;
 
@@ -31,8 +34,8 @@ pub(crate) struct PasswordFile(Arc<UserTable>);
 struct UserTable {
     users: Vec<User>,
     by_name: HashMap<String, PrincipalIndex>,
-    /// Chooses the hash that is computed for an unknown name.
-    random: RandomState,
+    /// A user of each cost that occurs, for hashes that are computed in vain.
+    costs: Vec<usize>,
     /// Digest of the source text.
     digest: blake3::Hash,
 }
@@ -40,6 +43,9 @@ struct UserTable {
 struct User {
     name: String,
     hash: StoredHash,
+    digest: UserDigest,
+    /// Index of the cost of the hash in `costs`.
+    cost: usize,
 }
 
 /// A checked hash in its text form.
@@ -62,6 +68,8 @@ pub(crate) enum PasswordFileError {
     Cost(usize),
     #[error("line {line}: the name of line {first} occurs again")]
     Duplicate { line: usize, first: usize },
+    #[error("line {line}: the hashes have more than {max} different costs")]
+    Costs { line: usize, max: usize },
     #[error("it has no user")]
     Empty,
 }
@@ -70,6 +78,7 @@ impl PasswordFile {
     /// Parses a file. Empty lines and lines that begin with `#` are ignored.
     pub(crate) fn parse(text: &str) -> Result<PasswordFile, PasswordFileError> {
         let (mut users, mut by_name, mut lines) = (Vec::new(), HashMap::new(), HashMap::new());
+        let (mut costs, mut cost_names) = (Vec::new(), Vec::new());
         for (line, text) in (1..).zip(text.lines().map(str::trim)) {
             if text.is_empty() || text.starts_with('#') {
                 continue;
@@ -83,29 +92,52 @@ impl PasswordFile {
             if let Some(first) = lines.insert(name, line) {
                 return Err(PasswordFileError::Duplicate { line, first });
             }
+            let cost_name = hash.cost_name();
+            let cost = cost_names.iter().position(|known| *known == cost_name).unwrap_or_else(|| {
+                cost_names.push(cost_name);
+                costs.push(users.len());
+                costs.len() - 1
+            });
+            if costs.len() > COSTS_MAX {
+                return Err(PasswordFileError::Costs { line, max: COSTS_MAX });
+            }
             // A file has at most one mebibyte.
             let index = PrincipalIndex(u32::try_from(users.len()).unwrap_or(u32::MAX));
             by_name.insert(name.to_owned(), index);
-            users.push(User { name: name.to_owned(), hash });
+            let digest = UserDigest(blake3::hash(format!("{name}:{}", hash.text()).as_bytes()));
+            users.push(User { name: name.to_owned(), hash, digest, cost });
         }
         if users.is_empty() {
             return Err(PasswordFileError::Empty);
         }
         let digest = blake3::hash(text.as_bytes());
-        Ok(PasswordFile(Arc::new(UserTable { users, by_name, random: RandomState::new(), digest })))
+        Ok(PasswordFile(Arc::new(UserTable { users, by_name, costs, digest })))
     }
 
-    /// Verifies a password, which takes long. For an unknown name, the hash of some user is
-    /// computed, always the same one for that name: the time does not say whether a name exists.
+    /// Verifies a password, which takes long. A wrong password, and one for an unknown name, cost
+    /// one hash of each cost that the file has: the time does not say whether a name exists.
     pub(super) fn verify(&self, name: &[u8], password: &[u8]) -> Option<PrincipalIndex> {
         let table = &*self.0;
-        let known = std::str::from_utf8(name).ok().and_then(|name| table.by_name.get(name)).copied();
-        let chosen = known.map_or_else(
-            || (table.random.hash_one(name) % table.users.len() as u64) as usize,
-            |index| index.0 as usize,
-        );
-        let is_right = table.users.get(chosen).is_some_and(|user| user.hash.matches(password));
-        known.filter(|_| is_right)
+        let found = self.find(name);
+        let user = found.and_then(|index| table.users.get(index.0 as usize));
+        if user.is_some_and(|user| user.hash.matches(password)) {
+            return found;
+        }
+        let own = user.map(|user| user.cost);
+        for (_, user) in table.costs.iter().enumerate().filter(|(cost, _)| Some(*cost) != own) {
+            black_box(table.users.get(*user).is_some_and(|user| user.hash.matches(password)));
+        }
+        None
+    }
+
+    /// The user of a name.
+    pub(super) fn find(&self, name: &[u8]) -> Option<PrincipalIndex> {
+        self.0.by_name.get(std::str::from_utf8(name).ok()?).copied()
+    }
+
+    /// The digest of a user's line.
+    pub(super) fn digest(&self, index: PrincipalIndex) -> Option<UserDigest> {
+        self.0.users.get(index.0 as usize).map(|user| user.digest)
     }
 
     pub(super) fn name(&self, index: PrincipalIndex) -> &str {
@@ -166,6 +198,26 @@ impl StoredHash {
             };
         }
         Err(PasswordFileError::Kind(line))
+    }
+
+    fn text(&self) -> &str {
+        let (StoredHash::Bcrypt(text) | StoredHash::Argon2(text) | StoredHash::ShaCrypt(text)) = self;
+        text
+    }
+
+    /// Kind and parameters: hashes of one name take equally long.
+    fn cost_name(&self) -> String {
+        let text = self.text();
+        let parts: Vec<&str> = text.split('$').collect();
+        match self {
+            StoredHash::Bcrypt(_) => format!("bcrypt {}", parts.get(2).unwrap_or(&"")),
+            // `$argon2id$v=19$m=65536,t=3,p=4$salt$hash`; the version may be absent.
+            StoredHash::Argon2(_) => parts[1..parts.len().saturating_sub(2).max(1)].join(" "),
+            StoredHash::ShaCrypt(_) => {
+                let rounds = parts.get(2).filter(|part| part.starts_with("rounds=")).unwrap_or(&"");
+                format!("sha-crypt {} {rounds}", parts.get(1).unwrap_or(&""))
+            }
+        }
     }
 
     fn matches(&self, password: &[u8]) -> bool {
@@ -238,6 +290,32 @@ mod tests {
         }
         assert_eq!(file.verify(b"d\xe9a", b"Hello world!"), None, "not UTF-8");
         assert!(!format!("{file:?}").contains("$2y$"), "no hash is shown");
+    }
+
+    #[test]
+    fn wrong_passwords_cost_one_hash_of_each_cost() {
+        let bcrypt = |cost| bcrypt::hash("pass", cost).expect("a hash");
+        let lines =
+            [bcrypt(4), bcrypt(5), bcrypt(4), argon2_of("pass", 64), argon2_of("pass", 128), argon2_of("x", 64)];
+        let lines = lines.iter().map(String::as_str).chain([SHA256, SHA512]);
+        let text: String = lines.enumerate().map(|(at, hash)| format!("user{at}:{hash}\n")).collect();
+        let file = PasswordFile::parse(&text).expect("a usable file");
+        let costs: Vec<usize> = file.0.users.iter().map(|user| user.cost).collect();
+        assert_eq!((costs, &file.0.costs[..]), (vec![0, 1, 0, 2, 3, 2, 4, 5], &[0, 1, 3, 4, 6, 7][..]));
+        let many: String = (0..9).map(|at| format!("user{at}:{}\n", argon2_of("x", 64 + 8 * at))).collect();
+        assert_eq!(PasswordFile::parse(&many).expect_err("refused"), PasswordFileError::Costs { line: 9, max: 8 });
+    }
+
+    #[test]
+    fn digests_are_those_of_lines() {
+        let (one, two) = (bcrypt_of("1"), bcrypt_of("2"));
+        let file = |text: String| PasswordFile::parse(&text).expect("a usable file");
+        let before = file(format!("ann:{one}\nbob:{two}\n"));
+        let after = file(format!("# first\nbob:{one}\nann:{one}:a column\n"));
+        let digest = |file: &PasswordFile, name: &str| file.find(name.as_bytes()).and_then(|index| file.digest(index));
+        assert_eq!(digest(&before, "ann"), digest(&after, "ann"));
+        assert_ne!(digest(&before, "bob"), digest(&after, "bob"));
+        assert_eq!(digest(&after, "eve"), None);
     }
 
     #[test]

@@ -333,7 +333,8 @@ impl StreamExchange {
         let StreamExchange { shared, snapshot, arrival, buffers, .. } = self;
         let buffers = buffers.as_mut().expect("taken by drop only");
         if let Err(abort) = ended {
-            let (reason, blame) = match (&abort, shared.ended_by.get()) {
+            let ended_by = shared.ended_by.get().or(self.handle.is_stalled().then_some(AbortReason::UploadStalled));
+            let (reason, blame) = match (&abort, ended_by) {
                 (ResponseAbort::ClientClosed, Some(reason)) => (reason, reason.blame()),
                 _ => (abort.reason(), abort.blame()),
             };
@@ -352,10 +353,12 @@ impl Drop for StreamExchange {
         let Some(mut buffers) = self.buffers.take() else { return };
         if !self.is_reported {
             let duration = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
-            buffers.record.refusal = self.handle.upload_fault();
+            let is_stalled = self.handle.is_stalled();
+            buffers.record.refusal = self.handle.upload_fault().filter(|_| !is_stalled);
             let exchange = (&self.arrival.peer, &mut *buffers);
             let counted = (duration, request_bytes);
-            let reason = self.shared.ended_by.get().unwrap_or(AbortReason::ClientClosed);
+            let of_stream = if is_stalled { AbortReason::UploadStalled } else { AbortReason::ClientClosed };
+            let reason = self.shared.ended_by.get().unwrap_or(of_stream);
             report_ended(&self.shared.worker, &self.snapshot, exchange, counted, reason);
         }
         self.shared.return_buffers(buffers);

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use shard::{ShardBreakerState, ShardReport};
 
-use super::super::breakers;
+use super::super::bounded_lists;
 use super::sample::{CounterSample, RequestRates, RouteCounts, per_second};
 use crate::limit::{self, LimitConfig};
 use crate::pipeline::Snapshot;
@@ -15,10 +15,6 @@ use crate::route::Route;
 /// Routes that are shown, those with most requests first: a page of more is not read, and is sent
 /// every second.
 const ROUTES_MAX: usize = 200;
-/// Endpoints of each upstream that are shown, those that are out of use first.
-const ENDPOINTS_MAX: usize = 200;
-/// Breakers that are shown, those that reject calls first: there may be one for each route.
-const BREAKERS_MAX: usize = 200;
 /// Denied callers that are shown.
 const DENIALS_MAX: usize = 20;
 
@@ -67,31 +63,16 @@ fn route_row(route: &Route, rates: RequestRates) -> Value {
     row
 }
 
-/// The breakers that are shown, and the number of those that are not.
-pub(super) fn breakers(snapshot: &Snapshot) -> (Vec<Value>, usize) {
-    let mut breakers = breakers::list(snapshot);
-    let hidden = breakers.len().saturating_sub(BREAKERS_MAX);
-    if hidden > 0 {
-        breakers.sort_by_cached_key(|breaker| !breaker.is_rejecting());
-        breakers.truncate(BREAKERS_MAX);
-    }
-    let now = Instant::now();
-    (breakers.into_iter().map(|breaker| breaker.to_json(now)).collect(), hidden)
-}
-
-/// The upstreams with their endpoints and the rates of these.
-pub(super) fn upstreams(snapshot: &Snapshot, samples: &SamplePair<'_>) -> Vec<Value> {
-    snapshot.upstreams.iter().map(|upstream| upstream_row(upstream.to_json(), samples)).collect()
+/// The upstreams that are shown with their endpoints and the rates of these, and the number of
+/// those that are not.
+pub(super) fn upstreams(snapshot: &Snapshot, samples: &SamplePair<'_>) -> (Vec<Value>, usize) {
+    let (upstreams, hidden) = bounded_lists::upstreams(snapshot);
+    (upstreams.into_iter().map(|upstream| upstream_row(upstream, samples)).collect(), hidden)
 }
 
 fn upstream_row(mut upstream: Value, samples: &SamplePair<'_>) -> Value {
     let name = upstream["name"].as_str().unwrap_or_default().to_owned();
     let Some(endpoints) = upstream["endpoints"].as_array_mut() else { return upstream };
-    let hidden = endpoints.len().saturating_sub(ENDPOINTS_MAX);
-    if hidden > 0 {
-        endpoints.sort_by_key(|endpoint| endpoint["reason"].is_null());
-        endpoints.truncate(ENDPOINTS_MAX);
-    }
     for endpoint in endpoints {
         let key = (name.clone(), endpoint["name"].as_str().unwrap_or_default().to_owned());
         let counts = |sample: &CounterSample| sample.endpoints.get(&key).copied().unwrap_or_default();
@@ -99,7 +80,6 @@ fn upstream_row(mut upstream: Value, samples: &SamplePair<'_>) -> Value {
         endpoint["calls_per_second"] = json!(samples.rate([current[0], earlier[0]]));
         endpoint["failures_per_second"] = json!(samples.rate([current[1], earlier[1]]));
     }
-    upstream["endpoints_hidden"] = json!(hidden);
     upstream
 }
 

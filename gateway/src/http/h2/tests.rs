@@ -2,15 +2,26 @@
 //! were not polled.
 
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::task::{Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use tokio::net::TcpStream;
 
-use super::*;
+use super::account::STREAMS_MAX;
+use super::connection::{Http2Connection, OUT_READ_MAX};
+use super::frame::{self, FrameHead, HEAD_LEN, PREFACE, WINDOW_MAX};
+use super::priority::Priority;
+use super::receive_request::IncomingRequest;
+use super::sender::OUT_MAX;
+use super::stream_handle::StreamHandle;
+use crate::http::body::{BodyError, BodySource};
+use crate::http::limits::HttpLimits;
+use crate::http::message::{Request, Response};
+use crate::http::transport::TransportStream;
 
 /// Counts how often it was woken.
 #[derive(Default)]

@@ -1,0 +1,339 @@
+//! Reads the field sections of a client: the heads of requests, which become streams at once or
+//! when there is memory for them, and trailers.
+
+use std::rc::Rc;
+
+use tokio::time::Instant;
+
+use super::abuse::FrameAbuse;
+use super::account::{STREAM_COST, STREAMS_MAX};
+use super::connection::Http2Connection;
+use super::deferred::{DeferredStream, KeptFields};
+use super::frame::{self, FrameHead, Http2ErrorCode, WINDOW_DEFAULT_BYTES, number, unpadded};
+use super::memory_budget::StreamRefusal;
+use super::receiver::{PartialSection, ReceiveState};
+use super::request_body::{UploadStream, WINDOW_FIRST};
+use super::request_head::{HeadDetails, HeadRefusal, is_name, is_value};
+use super::stream::Http2Stream;
+use super::stream_handle::StreamHandle;
+use crate::http::body::BodySource;
+use crate::http::buffer::ReadSize;
+use crate::http::fields::Fields;
+use crate::http::message::{BodyLength, Request};
+use crate::http::refusal::RequestRefusal;
+
+/// The fields of a head are copied for the upstream.
+const HEAD_COPIES: usize = 2;
+/// With so many open streams, only a little of the responses of further ones is read with their
+/// heads: their client may not take them.
+const READERS_MAX: usize = 4;
+/// Bytes of an encoded field section in several frames, at least; and as a multiple of the limit of
+/// a head. A larger one ends the connection, a smaller one has a response of its own.
+const SECTION_MIN: usize = 64 << 10;
+const SECTION_FACTOR: usize = 4;
+/// Bytes of the fields of a request that waits, as a multiple of the limit of a head: their lengths
+/// come on top.
+const KEPT_FACTOR: usize = 4;
+
+/// The effect of one frame.
+pub(super) enum FrameOutcome<B: BodySource> {
+    Continue,
+    Request(IncomingRequest<B>),
+}
+
+/// Why no more requests arrive.
+#[derive(Debug)]
+pub(crate) enum ReceiveEnd {
+    /// The client has closed the connection, or its last bytes cannot be read.
+    Closed,
+    /// The connection ends with this code.
+    Error(Http2ErrorCode),
+    /// The client sent too many frames of a kind.
+    Abuse(FrameAbuse),
+}
+
+impl From<Http2ErrorCode> for ReceiveEnd {
+    fn from(code: Http2ErrorCode) -> Self {
+        ReceiveEnd::Error(code)
+    }
+}
+
+/// A request whose head was read.
+pub(crate) struct IncomingRequest<B: BodySource> {
+    pub(crate) handle: StreamHandle<B>,
+    pub(crate) head: Result<HeadDetails, HeadRefusal>,
+    /// When its last byte was received.
+    pub(crate) at: Instant,
+}
+
+impl<B: BodySource> Http2Connection<B> {
+    #[expect(clippy::too_many_arguments, reason = "a frame, and what it acts on")]
+    pub(super) fn receive_headers(
+        self: &Rc<Self>,
+        state: &mut ReceiveState,
+        head: FrameHead,
+        payload: &[u8],
+        request: &mut Request,
+    ) -> Result<FrameOutcome<B>, Http2ErrorCode> {
+        if head.stream.is_multiple_of(2) {
+            return Err(Http2ErrorCode::Protocol);
+        }
+        let mut section = unpadded(&head, payload).ok_or(Http2ErrorCode::Protocol)?;
+        let mut depends_on_itself = false;
+        if head.has(frame::HAS_PRIORITY) {
+            depends_on_itself = number(section).is_some_and(|other| other & 0x7fff_ffff == head.stream);
+            section = section.get(5..).ok_or(Http2ErrorCode::FrameSize)?;
+        }
+        let mut partial = PartialSection {
+            stream: head.stream,
+            ends_stream: head.has(frame::END_STREAM),
+            depends_on_itself,
+            bytes: Vec::new(),
+        };
+        if head.has(frame::END_HEADERS) {
+            state.section_began = None;
+            return self.receive_section(state, &partial, section, request);
+        }
+        state.section_began.get_or_insert_with(|| self.read_at.get());
+        partial.bytes.extend_from_slice(section);
+        state.section = Some(partial);
+        Ok(FrameOutcome::Continue)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a frame, and what it acts on")]
+    pub(super) fn receive_continuation(
+        self: &Rc<Self>,
+        state: &mut ReceiveState,
+        head: FrameHead,
+        payload: &[u8],
+        request: &mut Request,
+    ) -> Result<FrameOutcome<B>, Http2ErrorCode> {
+        let mut section = state.section.take().ok_or(Http2ErrorCode::Protocol)?;
+        if section.stream != head.stream {
+            return Err(Http2ErrorCode::Protocol);
+        }
+        self.counts.borrow_mut().charge_control();
+        section.bytes.extend_from_slice(payload);
+        if section.bytes.len() > SECTION_MIN.max(self.limits.header_bytes.saturating_mul(SECTION_FACTOR)) {
+            return Err(Http2ErrorCode::EnhanceYourCalm);
+        }
+        if head.has(frame::END_HEADERS) {
+            state.section_began = None;
+            let bytes = std::mem::take(&mut section.bytes);
+            return self.receive_section(state, &section, &bytes, request);
+        }
+        state.section = Some(section);
+        Ok(FrameOutcome::Continue)
+    }
+
+    /// Decodes a complete section: of a request, of trailers, or of a stream that has ended, which
+    /// changes the table of the decoder all the same.
+    #[expect(clippy::too_many_arguments, reason = "a section, and what it acts on")]
+    fn receive_section(
+        self: &Rc<Self>,
+        state: &mut ReceiveState,
+        section: &PartialSection,
+        bytes: &[u8],
+        request: &mut Request,
+    ) -> Result<FrameOutcome<B>, Http2ErrorCode> {
+        let compression = |_| Http2ErrorCode::Compression;
+        let skip = |state: &mut ReceiveState| state.decoder.decode(bytes, |_| ()).map_err(compression);
+        if self.is_unused(section.stream) {
+            return self.receive_request(state, section, bytes, request);
+        }
+        if let Some(stream) = self.find(section.stream) {
+            let trailers = self.read_trailers(state, bytes)?;
+            let code = match (&stream.upload, trailers) {
+                _ if stream.has_received_end() => Http2ErrorCode::StreamClosed,
+                (Some(upload), Some(trailers)) if section.ends_stream && !section.depends_on_itself => {
+                    match upload.end(Some(Box::new(trailers))) {
+                        Ok(()) => return Ok(FrameOutcome::Continue),
+                        Err(fault) => upload.reset(fault.refusal()),
+                    }
+                    Http2ErrorCode::Protocol
+                }
+                _ => Http2ErrorCode::Protocol,
+            };
+            self.reset_by_fault(&stream, code);
+            return Ok(FrameOutcome::Continue);
+        }
+        match self.closed(section.stream) {
+            closed if self.is_ignored(section.stream) || closed.is_some_and(|closed| closed.was_reset) => {
+                self.counts.borrow_mut().charge_control();
+                skip(state).map(|()| FrameOutcome::Continue)
+            }
+            Some(_) => Err(Http2ErrorCode::StreamClosed),
+            None => Err(Http2ErrorCode::Protocol),
+        }
+    }
+
+    /// `None`: the trailers are malformed.
+    fn read_trailers(&self, state: &mut ReceiveState, bytes: &[u8]) -> Result<Option<Fields>, Http2ErrorCode> {
+        let (mut fields, mut is_valid, mut size) = (Fields::default(), true, 0);
+        let decoded = state.decoder.decode(bytes, |field| {
+            // Not a byte of further fields is read: each may be 4 KiB for one byte of the section.
+            if !is_valid {
+                return;
+            }
+            size += field.name.len() + field.value.len() + 4;
+            is_valid = size <= self.limits.header_bytes
+                && fields.len() < self.limits.header_fields
+                && is_name(field.name)
+                && is_value(field.value);
+            if is_valid {
+                fields.push_known(field.known, field.name, field.value);
+            }
+        });
+        decoded.map_err(|_| Http2ErrorCode::Compression)?;
+        Ok(is_valid.then_some(fields))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a section, and what it acts on")]
+    fn receive_request(
+        self: &Rc<Self>,
+        state: &mut ReceiveState,
+        section: &PartialSection,
+        bytes: &[u8],
+        request: &mut Request,
+    ) -> Result<FrameOutcome<B>, Http2ErrorCode> {
+        let id = section.stream;
+        self.last_stream.set(id);
+        let ReceiveState { decoder, reader, early_priorities, .. } = state;
+        reader.begin(request);
+        let may_wait = self.shared.account.is_short(self.shared.exposable()) || !self.deferred.borrow().is_empty();
+        let mut kept = may_wait.then(|| KeptFields::new(KEPT_FACTOR * self.limits.header_bytes));
+        let decoded = decoder.decode(bytes, |field| {
+            reader.receive(field, &self.limits, request);
+            if kept.as_mut().is_some_and(|kept| !kept.push(field)) {
+                kept = None;
+            }
+        });
+        decoded.map_err(|_| Http2ErrorCode::Compression)?;
+        if self.is_ignored(id) {
+            // The client may send the request again elsewhere: it was told so.
+            self.counts.borrow_mut().charge_control();
+            return Ok(FrameOutcome::Continue);
+        }
+        if section.depends_on_itself {
+            self.write_reset(id, Http2ErrorCode::Protocol);
+            return Ok(FrameOutcome::Continue);
+        }
+        let head = reader.finish(section.ends_stream, &self.limits, request);
+        if head.as_ref().is_err_and(|refused| refused.refusal == RequestRefusal::HeadTooLarge) {
+            // Its fields may be many times as many as its bytes. The response explains one of two.
+            self.counts.borrow_mut().charge_reset();
+            self.counts.borrow_mut().charge_reset();
+        }
+        if self.streams.borrow().len() >= STREAMS_MAX && self.open_streams() >= STREAMS_MAX {
+            self.write_reset(id, Http2ErrorCode::RefusedStream);
+            return Ok(FrameOutcome::Continue);
+        }
+        let cost = STREAM_COST + HEAD_COPIES * head.as_ref().map_or(0, |details| details.bytes);
+        let must_wait =
+            !self.deferred.borrow().is_empty() || !self.shared.has_room_for_stream(cost, !section.ends_stream);
+        let is_accounted =
+            if must_wait { Err(StreamRefusal::Connection) } else { self.shared.account.account_stream(cost) };
+        // A request explains the frames of its flow control.
+        self.counts.borrow_mut().explain_control(2);
+        let mut upload = None;
+        if !section.ends_stream {
+            let window = if self.knows_settings.get() { WINDOW_FIRST } else { WINDOW_DEFAULT_BYTES };
+            let upload = upload.insert(UploadStream::new(id, window, &self.shared));
+            if let BodyLength::Known(length) = request.length {
+                upload.set_announced(length);
+            }
+        }
+        let mut priority = head.as_ref().ok().and_then(|details| details.priority).unwrap_or_default();
+        if let Some(index) = early_priorities.iter().position(|(stream, _)| *stream == id) {
+            priority = early_priorities.remove(index).map_or(priority, |(_, early)| early);
+        }
+        let window = self.sender.borrow().stream_window;
+        let stream = Http2Stream::new(id, upload, window, priority, cost);
+        match is_accounted {
+            Ok(()) => {}
+            Err(StreamRefusal::Connection) => return Ok(self.defer_or_refuse(stream, kept, section.ends_stream)),
+            Err(refusal) => {
+                self.refuse_stream(id, refusal);
+                return Ok(FrameOutcome::Continue);
+            }
+        }
+        self.set_read_size(request);
+        self.streams.borrow_mut().push(Rc::clone(&stream));
+        let handle = StreamHandle { connection: Rc::clone(self), stream };
+        Ok(FrameOutcome::Request(IncomingRequest { handle, head, at: self.read_at.get() }))
+    }
+
+    /// The response of a stream beside many others is read in small pieces at first.
+    fn set_read_size(&self, request: &mut Request) {
+        if self.streams.borrow().len() >= READERS_MAX {
+            request.read_size = ReadSize::Least;
+        }
+    }
+
+    /// Keeps a request until the connection has memory for its stream.
+    fn defer_or_refuse(
+        &self,
+        stream: Rc<Http2Stream<B>>,
+        kept: Option<KeptFields>,
+        has_ended: bool,
+    ) -> FrameOutcome<B> {
+        let accounted = kept.ok_or(StreamRefusal::Connection).and_then(|fields| {
+            let deferred = DeferredStream { stream: Rc::clone(&stream), fields, has_ended, at: self.read_at.get() };
+            self.shared.account.account_deferred(deferred.cost()).map(|()| deferred)
+        });
+        match accounted {
+            Ok(deferred) => {
+                self.streams.borrow_mut().push(stream);
+                self.deferred.borrow_mut().push(deferred);
+            }
+            Err(refusal) => self.refuse_stream(stream.id, refusal),
+        }
+        FrameOutcome::Continue
+    }
+
+    /// The oldest request that waits, if there is memory for its stream now.
+    pub(super) fn take_deferred(
+        self: &Rc<Self>,
+        state: &mut ReceiveState,
+        request: &mut Request,
+    ) -> Option<IncomingRequest<B>> {
+        if !self.shared.account.has_deferred() {
+            return None;
+        }
+        let DeferredStream { stream, fields, has_ended, at } = self.deferred.borrow_mut().take()?;
+        let reader = &mut state.reader;
+        reader.begin(request);
+        fields.read(|field| reader.receive(field, &self.limits, request));
+        let head = reader.finish(has_ended, &self.limits, request);
+        self.set_read_size(request);
+        Some(IncomingRequest { handle: StreamHandle { connection: Rc::clone(self), stream }, head, at })
+    }
+
+    /// Requests that wait, if there is memory for the oldest.
+    pub(crate) fn deferred_to_begin(&self) -> Option<usize> {
+        if !self.shared.account.has_deferred() {
+            return None;
+        }
+        let deferred = self.deferred.borrow();
+        deferred.has_room().then_some(deferred.len())
+    }
+
+    /// When the oldest request began to wait for memory.
+    pub(crate) fn deferred_since(&self) -> Option<Instant> {
+        self.deferred.borrow().since()
+    }
+
+    /// Refuses the requests that wait since `time` or longer.
+    pub(crate) fn refuse_deferred(&self, time: Instant) {
+        loop {
+            let Some(stream) = self.deferred.borrow_mut().take_older(time) else { return };
+            self.refuse_waiting(&stream);
+        }
+    }
+
+    pub(super) fn refuse_waiting(&self, stream: &Rc<Http2Stream<B>>) {
+        self.shared.account.count_refusal(StreamRefusal::Connection);
+        self.counts.borrow_mut().charge_reset();
+        self.reset(stream, Http2ErrorCode::RefusedStream);
+    }
+}

@@ -1,0 +1,85 @@
+//! The upstreams and breakers that views show: a bounded number of rows, and how many there are
+//! besides them.
+
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use super::breakers::{self, BREAKERS_MAX};
+use crate::pipeline::Snapshot;
+
+/// Upstreams that are shown.
+const UPSTREAMS_MAX: usize = 200;
+/// Endpoints of each upstream that are shown.
+const ENDPOINTS_MAX: usize = 200;
+/// Endpoints of all upstreams that are shown: a row has about 400 bytes, and is sent every second.
+const ALL_ENDPOINTS_MAX: usize = 4_000;
+
+/// The breakers that are shown, those that reject calls first, and the number of those that are
+/// not.
+pub(super) fn breakers(snapshot: &Snapshot) -> (Vec<Value>, usize) {
+    let mut breakers = breakers::list(snapshot);
+    let hidden = breakers.len().saturating_sub(BREAKERS_MAX);
+    if hidden > 0 {
+        breakers.sort_by_cached_key(|breaker| !breaker.is_rejecting());
+        breakers.truncate(BREAKERS_MAX);
+    }
+    let now = Instant::now();
+    (breakers.into_iter().map(|breaker| breaker.to_json(now)).collect(), hidden)
+}
+
+/// The upstreams that are shown, those with an endpoint out of use first, and the number of those
+/// that are not. `endpoints_hidden` of each counts its endpoints that are not shown.
+pub(super) fn upstreams(snapshot: &Snapshot) -> (Vec<Value>, usize) {
+    let upstreams = snapshot.upstreams.iter().map(|upstream| upstream.to_json()).collect();
+    bound_upstreams(upstreams, ALL_ENDPOINTS_MAX)
+}
+
+fn bound_upstreams(mut upstreams: Vec<Value>, mut endpoints_left: usize) -> (Vec<Value>, usize) {
+    let is_in_use = |endpoint: &Value| endpoint["reason"].is_null();
+    let hidden = upstreams.len().saturating_sub(UPSTREAMS_MAX);
+    if hidden > 0 {
+        let is_intact = |upstream: &Value| upstream["endpoints"].as_array().is_none_or(|all| all.iter().all(is_in_use));
+        upstreams.sort_by_cached_key(is_intact);
+        upstreams.truncate(UPSTREAMS_MAX);
+    }
+    for upstream in &mut upstreams {
+        let Some(endpoints) = upstream["endpoints"].as_array_mut() else { continue };
+        let hidden = endpoints.len().saturating_sub(ENDPOINTS_MAX.min(endpoints_left));
+        if hidden > 0 {
+            endpoints.sort_by_key(is_in_use);
+            endpoints.truncate(endpoints.len() - hidden);
+        }
+        endpoints_left -= endpoints.len();
+        upstream["endpoints_hidden"] = json!(hidden);
+    }
+    (upstreams, hidden)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An upstream with that many endpoints, the last of which is out of use or not.
+    fn upstream(name: usize, endpoints: usize, is_intact: bool) -> Value {
+        let row = |index: usize| {
+            let reason = (!is_intact && index + 1 == endpoints).then_some("refused");
+            json!({ "name": index, "reason": reason })
+        };
+        json!({ "name": name, "endpoints": (0..endpoints).map(row).collect::<Vec<_>>() })
+    }
+
+    #[test]
+    fn rows_are_bounded_and_those_out_of_use_stay() {
+        let (shown, hidden) = bound_upstreams(vec![upstream(0, 3, false)], 10);
+        assert_eq!((shown.len(), hidden, &shown[0]["endpoints_hidden"]), (1, 0, &json!(0)));
+        let many = (0..1_000).map(|name| upstream(name, 1, name != 900)).collect();
+        let (shown, hidden) = bound_upstreams(many, 10_000);
+        assert_eq!((shown.len(), hidden, &shown[0]["name"]), (UPSTREAMS_MAX, 800, &json!(900)));
+        let (shown, _) = bound_upstreams(vec![upstream(0, 1_000, false), upstream(1, 1_000, true)], 250);
+        let counts =
+            |upstream: &Value| (upstream["endpoints"].as_array().map(Vec::len), upstream["endpoints_hidden"].as_u64());
+        assert_eq!((counts(&shown[0]), counts(&shown[1])), ((Some(200), Some(800)), (Some(50), Some(950))));
+        assert_eq!(shown[0]["endpoints"][0]["name"], 999, "out of use");
+    }
+}
