@@ -1,4 +1,5 @@
-//! The result of the last reload, for metrics and `/ready`. The start counts as one that has succeeded.
+//! The result of the last reload, for metrics and `/ready`. The start counts as one that has
+//! succeeded.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::SystemTime;
