@@ -1,8 +1,8 @@
 //! The endpoints of services of Kubernetes, from their EndpointSlices (`kubernetes://`).
 //!
 //! A thread of its own talks to the API server: it lists the slices of each service once, and then
-//! watches them. All upstreams that name a service share its watch. What the API server last said
-//! stays in use while it is not reachable.
+//! watches them. All upstreams that name a service share its watch. The last answer of the API
+//! server stays in use while it is not reachable.
 //!
 //! Without the feature `kubernetes` only the configuration is here: it is refused where a service
 //! is named.

@@ -56,7 +56,7 @@ pub(crate) enum LookupError {
 
 /// A source of addresses.
 pub(crate) trait EndpointSource {
-    /// What a lookup waits for.
+    /// The event that a lookup waits for.
     fn waits_for(&self) -> TaskWait;
 
     /// Asks for all current addresses. Cancel safe.

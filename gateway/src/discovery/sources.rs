@@ -38,7 +38,7 @@ impl EndpointSources {
         }
     }
 
-    /// The sources of another configuration; `None` if it is the same. What has not changed is
+    /// The sources of another configuration; `None` if it is the same. Unchanged parts are
     /// taken over.
     pub(crate) fn changed(&self, dns: &DnsConfig, kubernetes: &KubernetesConfig) -> Option<Self> {
         let (is_same_dns, is_same_kubernetes) = (self.resolver.config() == dns, self.kubernetes == *kubernetes);

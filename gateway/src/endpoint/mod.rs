@@ -60,7 +60,7 @@ pub(crate) struct EndpointTarget {
     pub(crate) priority: u16,
     /// Its share compared to the others, from 1 on.
     pub(crate) weight: u32,
-    /// What the source knows of its zone; a zone in the configuration overrides it.
+    /// By the zone that the source knows; a zone in the configuration overrides it.
     pub(crate) locality: Locality,
 }
 

@@ -1,5 +1,5 @@
-//! What is known of the addresses of one item of `endpoints`: the last good answer of its source,
-//! and the failure since.
+//! The known addresses of one item of `endpoints`: the last good answer of its source, and the
+//! failure since.
 
 use std::time::Instant;
 

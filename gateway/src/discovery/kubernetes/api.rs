@@ -32,7 +32,7 @@ pub(super) struct SlicePage {
     pub(super) items: Vec<Lenient<RawObject>>,
     /// The version of the whole list.
     pub(super) version: String,
-    /// Where the next page begins; `None`: this is the last one.
+    /// The begin of the next page; `None`: this is the last one.
     pub(super) next: Option<String>,
 }
 

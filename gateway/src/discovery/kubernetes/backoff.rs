@@ -4,7 +4,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
 
 const DELAY_MIN: Duration = Duration::from_millis(500);
-/// What an API server that is back waits for at most, beside `Retry-After`.
+/// The longest delay without `Retry-After`: an API server that is back is found within it.
 const DELAY_MAX: Duration = Duration::from_secs(10);
 /// Longest `Retry-After` that is followed: a server that is overloaded for longer says so again.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);

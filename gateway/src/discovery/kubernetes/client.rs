@@ -111,7 +111,7 @@ async fn by_kubeconfig(path: &Path, context: Option<&str>) -> Result<kube::Confi
 /// Reads a kubeconfig to find its faults. Returns the namespace of the context.
 ///
 /// # Errors
-/// What is wrong with the file, without its content.
+/// The fault of the file, without its content.
 pub(crate) fn check_kubeconfig(path: &Path, context: Option<&str>) -> Result<Option<String>, String> {
     let file = Kubeconfig::read_from(path).map_err(|error| error_chain(&error))?;
     let Some(name) = context.or(file.current_context.as_deref()).filter(|name| !name.is_empty()) else {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where a pod finds the token, the authorities and the namespace of its service account.
+/// The directory with token, authorities and namespace of the service account of a pod.
 pub(crate) const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// How the API server is reached, and for how long an answer of it is waited for.

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use super::api::ServiceKey;
 use super::watcher::ServiceState;
 
-/// What the thread of the watches is told. A reload sends a few for each service.
+/// A message to the thread of the watches. A reload sends a few for each service.
 pub(super) enum WatchCommand {
     Start(u64, ServiceKey, watch::Sender<ServiceState>),
     Stop(u64),

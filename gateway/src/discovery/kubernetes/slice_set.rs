@@ -62,7 +62,8 @@ impl SliceSet {
         self.0.get(name)
     }
 
-    pub(super) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.0.len()
     }
 

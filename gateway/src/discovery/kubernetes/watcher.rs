@@ -27,7 +27,7 @@ const PAGES_MAX: usize = SLICES_MAX;
 /// A watch that ends earlier without an event is no success: the next one begins after a delay.
 const HEALTHY_AFTER: Duration = Duration::from_secs(1);
 
-/// What is known of a service.
+/// The known state of a service.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ServiceState {
     /// The slices; `None` before the first list.
@@ -45,7 +45,7 @@ struct WatchEvent {
     object: Lenient<RawObject>,
 }
 
-/// What follows a watch that has ended.
+/// The next step after a watch that has ended.
 enum WatchEnd {
     /// Another one, from the version where this one has ended.
     Continue,
@@ -100,7 +100,7 @@ impl Watcher<'_> {
             next = page.next;
             if next.is_none() {
                 self.slices = slices;
-                self.publish();
+                self.publish_list();
                 return Ok(page.version);
             }
         }
@@ -221,14 +221,25 @@ impl Watcher<'_> {
 
     /// Publishes the slices if they have changed.
     fn publish(&self) {
+        self.state.send_if_modified(|state| self.update(state));
+    }
+
+    /// Publishes the slices of a list: the API server answers.
+    fn publish_list(&self) {
         self.state.send_if_modified(|state| {
-            let is_changed = state.slices.as_deref() != Some(&self.slices);
-            if is_changed {
-                state.slices = Some(Arc::new(self.slices.clone()));
-                state.revision += 1;
-            }
-            is_changed
+            let had_error = state.error.take().is_some();
+            self.update(state) || had_error
         });
+    }
+
+    /// Returns whether the slices have changed.
+    fn update(&self, state: &mut ServiceState) -> bool {
+        let is_changed = state.slices.as_deref() != Some(&self.slices);
+        if is_changed {
+            state.slices = Some(Arc::new(self.slices.clone()));
+            state.revision += 1;
+        }
+        is_changed
     }
 
     /// The API server answers.
