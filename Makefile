@@ -5,6 +5,8 @@
 #   WORKLOAD, PEERS, ROUNDS, SECONDS  arguments of `make bench`, as in `make bench WORKLOAD=hit-1k
 #          PEERS=nginx,haproxy`; empty: the defaults shown by `loadtest bench --help`
 #   WRITE  directory for the figures of `make bench`; empty: they are not stored
+#   DIST   directory of `make dist`; CARGO_FLAGS are added to its build, as in
+#          CARGO_FLAGS='--config profile.release.lto=false' for a quick one
 #   NAME   scenario of `make scenario`: hot-region, remote, large-bodies, knee, floods
 #   CARGO  the cargo to use; CARGO_TARGET_DIR is honoured as cargo does
 
@@ -16,19 +18,22 @@ ROUNDS =
 SECONDS =
 WRITE = docs/performance
 NAME = hot-region
+DIST = dist
+CARGO_FLAGS =
 # Cargo's output directory, expanded by the shell.
 OUT = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help demo build test lint bench scenario loadtest docs clean
+.PHONY: help demo build test lint bench scenario loadtest dist dist-check docs clean
 
 help: ## list these targets
 	@echo 'make TARGET, with TARGET one of'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s  %s\n", $$1, $$2 }' Makefile
 
-# A debug build takes a fraction of the time of link-time optimisation and differs in speed only.
+# A build without optimisation and without jemalloc takes a fraction of the time and differs in speed and memory only.
 demo: ## build (unoptimised, which is quicker) and start the gateway with a built-in origin; prints commands to try
-	$(CARGO) build --package gateway
-	@exec "$(OUT)/debug/tidegate" demo $(DEMO)
+	@.ci/need cc:gcc curl:curl
+	$(CARGO) build --profile demo --package gateway --no-default-features
+	@exec "$(OUT)/demo/tidegate" demo $(DEMO)
 
 build: ## build target/release/tidegate, optimised
 	$(CARGO) build --release --package gateway
@@ -36,8 +41,9 @@ build: ## build target/release/tidegate, optimised
 # .ci/run measures the time between lines that begin with `==`.
 test: ## all checks: format, clippy, unit and scenario tests, the chart
 	@echo '== packages'
-	@.ci/need redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace faketime:faketime \
-	    haproxy:haproxy openssl:openssl python3:python3 promtool:prometheus
+	@.ci/need cc:gcc git:git kill:procps redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace \
+	    faketime:faketime haproxy:haproxy nginx:nginx openssl:openssl python3:python3 promtool:prometheus \
+	    '/usr/lib/python3*/ensurepip:python3-venv'
 	@echo '== format'
 	$(CARGO) fmt --all --check
 	@echo '== clippy'
@@ -83,6 +89,14 @@ loadtest: ## release build, then k6 and wrk against `tidegate demo`
 	@.ci/need curl:curl wrk:wrk
 	$(CARGO) build --release --package gateway
 	loadtest/run.sh "$(OUT)/release/tidegate"
+
+dist: ## release in dist/: static program, Debian package, container image, SBOM, checksums (about 10 minutes)
+	@.ci/need python3:python3 strip:binutils dpkg-deb:dpkg cc:gcc
+	CARGO='$(CARGO)' CARGO_FLAGS='$(CARGO_FLAGS)' gateway/packaging/dist.sh '$(DIST)'
+
+dist-check: ## run and install what `make dist` has written
+	@.ci/need python3:python3 readelf:binutils curl:curl debootstrap:debootstrap
+	gateway/packaging/check.sh '$(DIST)'
 
 docs: ## regenerate the generated parts of docs/ from the code
 	UPDATE_DOCS=1 $(CARGO) test --package limiter --test simulation picture

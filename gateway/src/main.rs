@@ -14,6 +14,7 @@ use gateway::server::{self, BoundAddresses, ConfigSource, StartError, StartMode}
 use gateway::top::{self, TopTarget};
 use gateway::{admin_client, demo, event};
 
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
