@@ -15,8 +15,8 @@ use crate::http::limits::HttpLimits;
 use crate::http::message::{Method, Request, StatusCode};
 use crate::simple_server::{self, SimpleResponse, SimpleServerLimits, SimpleServerStage};
 
-/// Configuration of the demo. The variables `DEMO_LISTEN` and `DEMO_ADMIN` (addresses), `DEMO_ORIGIN`
-/// (a URL) and `DEMO_ACCESS_LOG` (`off` or `stdout`) must be set.
+/// Configuration of the demo. The variables `DEMO_LISTEN` and `DEMO_ADMIN` (addresses),
+/// `DEMO_ORIGIN` (a URL) and `DEMO_ACCESS_LOG` (`off` or `stdout`) must be set.
 pub const CONFIG: &str = include_str!("demo.toml");
 
 /// Response time of `/slow`.
