@@ -7,6 +7,8 @@
 #   WRITE  directory for the figures of `make bench`; empty: they are not stored
 #   ONLY   field cases of `make field-cases`, separated by commas; empty: all
 #   FORM   --short, or empty for the long forms
+#   DIST   directory of `make dist`; CARGO_FLAGS are added to its build, as in
+#          CARGO_FLAGS='--config profile.release.lto=false' for a quick one
 #   NAME   scenario of `make scenario`: hot-region, remote, large-bodies, knee, floods
 #   K6     arguments of `loadtest/k6/run` in `make k6`, as in `make k6 K6='all --short'`
 #   CARGO  the cargo to use; CARGO_TARGET_DIR is honoured as cargo does
@@ -22,19 +24,22 @@ NAME = hot-region
 ONLY =
 FORM = --short
 K6 = representative --short
+DIST = dist
+CARGO_FLAGS =
 # Cargo's output directory, expanded by the shell.
 OUT = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help demo build test lint bench scenario loadtest k6 field-cases test-kubernetes docs clean
+.PHONY: help demo build test lint bench scenario loadtest k6 field-cases test-kubernetes dist dist-check docs clean
 
 help: ## list these targets
 	@echo 'make TARGET, with TARGET one of'
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s  %s\n", $$1, $$2 }' Makefile
 
-# A debug build takes a fraction of the time of link-time optimisation and differs in speed only.
+# A build without optimisation and without jemalloc takes a fraction of the time and differs in speed and memory only.
 demo: ## build (unoptimised, which is quicker) and start the gateway with a built-in origin; prints commands to try
-	$(CARGO) build --package gateway
-	@exec "$(OUT)/debug/tidegate" demo $(DEMO)
+	@.ci/need cc:gcc curl:curl
+	$(CARGO) build --profile demo --package gateway --no-default-features
+	@exec "$(OUT)/demo/tidegate" demo $(DEMO)
 
 build: ## build target/release/tidegate, optimised, with discovery by Kubernetes
 	$(CARGO) build --release --package gateway --features kubernetes
@@ -42,8 +47,9 @@ build: ## build target/release/tidegate, optimised, with discovery by Kubernetes
 # .ci/run measures the time between lines that begin with `==`.
 test: ## all checks: format, clippy, unit and scenario tests, the chart, load tests in short form
 	@echo '== packages'
-	@.ci/need redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace faketime:faketime \
-	    haproxy:haproxy openssl:openssl python3:python3 promtool:prometheus
+	@.ci/need cc:gcc git:git kill:procps redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace \
+	    faketime:faketime haproxy:haproxy nginx:nginx openssl:openssl python3:python3 promtool:prometheus \
+	    '/usr/lib/python3*/ensurepip:python3-venv'
 	@echo '== format'
 	$(CARGO) fmt --all --check
 	@echo '== clippy'
@@ -103,6 +109,14 @@ field-cases: ## play the twelve field cases with real processes, writes docs/fie
 	$(CARGO) build --release --package gateway
 	$(CARGO) build --release --package loadtest
 	@"$(OUT)/release/loadtest" field-cases $(FORM) $(ONLY:%=--only=%) --write docs
+
+dist: ## release in dist/: static program, Debian package, container image, SBOM, checksums (about 10 minutes)
+	@.ci/need python3:python3 strip:binutils dpkg-deb:dpkg cc:gcc
+	CARGO='$(CARGO)' CARGO_FLAGS='$(CARGO_FLAGS)' gateway/packaging/dist.sh '$(DIST)'
+
+dist-check: ## run and install what `make dist` has written
+	@.ci/need python3:python3 readelf:binutils curl:curl debootstrap:debootstrap
+	gateway/packaging/check.sh '$(DIST)'
 
 docs: ## regenerate the generated parts of docs/ from the code
 	UPDATE_DOCS=1 $(CARGO) test --package limiter --test simulation picture

@@ -87,8 +87,8 @@ const JSON: &str = "application/json";
 const EVENT_STREAM: &str = "text/event-stream; charset=utf-8";
 
 /// Serves the admin API until the stage is `Stopped` or its sender is dropped. The server stops it
-/// last, so that `/ready` reports the drain. The configuration may be replaced meanwhile, except for the
-/// address. Needs a `LocalSet`. Cancel safe.
+/// last, so that `/ready` reports the drain. The configuration may be replaced meanwhile, except
+/// for the address. Needs a `LocalSet`. Cancel safe.
 pub(crate) async fn serve(
     listener: &TcpListener,
     config: Arc<ArcSwap<AdminConfig>>,

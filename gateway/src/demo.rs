@@ -15,8 +15,8 @@ use crate::http::limits::HttpLimits;
 use crate::http::message::{Method, Request, StatusCode};
 use crate::simple_server::{self, SimpleResponse, SimpleServerLimits, SimpleServerStage};
 
-/// Configuration of the demo. The variables `DEMO_LISTEN` and `DEMO_ADMIN` (addresses) and
-/// `DEMO_ORIGIN` (a URL) must be set.
+/// Configuration of the demo. The variables `DEMO_LISTEN` and `DEMO_ADMIN` (addresses),
+/// `DEMO_ORIGIN` (a URL) and `DEMO_ACCESS_LOG` (`off` or `stdout`) must be set.
 pub const CONFIG: &str = include_str!("demo.toml");
 
 /// Response time of `/slow`.
@@ -29,7 +29,7 @@ The demo's origin. Through the gateway:
   /fast       cacheable for 30 s; counts the requests at the origin
   /region     cacheable for 60 s; names the requested region
   /slow       responds after 1.5 s
-  /limited    limited to 5 requests per second per device
+  /limited    limited to one request per second per device, five at once
   /flaky      fails while the origin is broken: POST /demo/break, POST /demo/mend";
 
 /// State of the demo origin, used by one thread: the request count, and whether `/flaky` fails.
@@ -143,7 +143,7 @@ fn cacheable(text: &str, cache_control: &str) -> SimpleResponse {
 
 /// Commands to try, as text for a terminal. The README shows the same commands with their output.
 pub fn instructions(listen: SocketAddr, admin: SocketAddr) -> String {
-    let gateway = format!("http://{listen}");
+    let (gateway, admin) = (format!("http://{listen}"), format!("http://{admin}"));
     format!(
         "\
 Tidegate is running in front of a built-in origin. Five things to try in another terminal:
@@ -152,21 +152,25 @@ Tidegate is running in front of a built-in origin. Five things to try in another
      curl -i {gateway}/fast
      curl -i {gateway}/fast
 
-2. Rate limit. Five requests are admitted; the last ones get 429 with Retry-After.
+2. Rate limit: five requests at once, then one a second. The last ones get 429 with Retry-After.
      for i in 1 2 3 4 5 6 7 8; do curl -si {gateway}/limited | grep -iE '^(HTTP|retry-after)'; done
 
 3. Regions. Each region has its own cached copy: in the second round, `detail` names its region and slot.
      for r in eu us eu us; do curl -si -H \"x-region: $r\" {gateway}/region | grep -iE '^(cache-status|region)'; done
 
-4. Circuit breaker. The origin fails: first its own 500s, then 503 with Retry-After from the open breaker.
+4. Circuit breaker. The origin fails: its own 500s, then 503 from the open breaker. Repaired: after 3 s half-open, ramp, closed.
      curl -X POST {gateway}/demo/break
      for i in 1 2 3 4 5 6 7 8; do curl -si {gateway}/flaky | grep -iE '^(HTTP|retry-after)'; done
+     curl -X POST {gateway}/demo/mend
+     for i in 1 2 3 4 5 6 7 8 9; do curl -so /dev/null {gateway}/flaky; curl -s {admin}/api/v1/breakers | grep -o '\"state\":\"[a-z-]*\",\"upstream\":\"flaky\"'; sleep 1; done
 
-5. Degrade page and recovery. A browser gets the degrade page; the origin is repaired, and after 3 s /flaky returns 200 again.
+5. Degrade page. While the breaker is open, a browser gets a page, and the origin gets no request.
+     curl -X POST {gateway}/demo/break; for i in 1 2 3 4 5 6 7 8 9 10; do curl -so /dev/null {gateway}/flaky; done
      curl -si -H 'accept: text/html' {gateway}/flaky
-     curl -X POST {gateway}/demo/mend; sleep 4; curl -i {gateway}/flaky
+     curl -X POST {gateway}/demo/mend
 
-Dashboard: http://{admin}/     Metrics: http://{admin}/metrics     Stop with Ctrl-C.
+Dashboard: {admin}/     Metrics: {admin}/metrics     A line for each request here: start with --access-log
+(make demo DEMO=--access-log). Stop with Ctrl-C.
 "
     )
 }
@@ -212,6 +216,7 @@ mod tests {
             "DEMO_LISTEN" => Some("127.0.0.1:1".to_owned()),
             "DEMO_ADMIN" => Some("127.0.0.1:2".to_owned()),
             "DEMO_ORIGIN" => Some("http://127.0.0.1:3".to_owned()),
+            "DEMO_ACCESS_LOG" => Some("off".to_owned()),
             _ => None,
         };
         let document =

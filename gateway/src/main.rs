@@ -10,10 +10,11 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use gateway::config::{Config, ConfigDocument, ConfigReport, DocumentFormat, PrintOptions};
 use gateway::credentials::{self, NewApiKey};
 use gateway::purge::{PurgeOrder, PurgeTarget};
-use gateway::server::{self, BoundAddresses, ConfigSource, StartMode};
+use gateway::server::{self, BoundAddresses, ConfigSource, StartError, StartMode};
 use gateway::top::{self, TopTarget};
 use gateway::{admin_client, demo, event};
 
+#[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -61,6 +62,9 @@ struct DemoArguments {
     /// Address of the admin page and metrics
     #[arg(long, default_value = "127.0.0.1:9900")]
     admin: SocketAddr,
+    /// Print the access log, one line of JSON for each request
+    #[arg(long)]
+    access_log: bool,
 }
 
 #[derive(Args)]
@@ -365,6 +369,7 @@ fn run_demo(arguments: &DemoArguments) -> ExitCode {
         ("DEMO_LISTEN", arguments.listen.to_string()),
         ("DEMO_ADMIN", arguments.admin.to_string()),
         ("DEMO_ORIGIN", format!("http://{}", origin.address())),
+        ("DEMO_ACCESS_LOG", if arguments.access_log { "stdout" } else { "off" }.to_owned()),
     ];
     let env = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.clone());
     let document = ConfigDocument {
@@ -390,8 +395,16 @@ fn run_demo(arguments: &DemoArguments) -> ExitCode {
 fn start(config: Config, source: (ConfigSource, StartMode), on_ready: impl FnOnce(&BoundAddresses)) -> ExitCode {
     let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
     event::init(config.log.level, if is_terminal { event::LogFormat::Text } else { event::LogFormat::Json });
+    let (is_from_arguments, admin) = (matches!(source.0, ConfigSource::Arguments), config.admin.address);
     match server::run(config, source, on_ready) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(StartError::Listen { address, source })
+            if is_from_arguments && source.kind() == std::io::ErrorKind::AddrInUse =>
+        {
+            let (option, free) = if address == admin { ("--admin", 9901) } else { ("--listen", 8081) };
+            let free = SocketAddr::new(address.ip(), free);
+            fail(&format!("cannot listen on {address}: {source}; choose another address: {option} {free}"))
+        }
         Err(error) => fail(&error.to_string()),
     }
 }

@@ -2,9 +2,10 @@
 //! and stops.
 //!
 //! The calling thread becomes the control thread: signals, the configuration file, the admin
-//! address, upgrades and the refresh of leases. Worker threads own their listeners, connections, upstream
-//! pools and hot tables. All threads share one snapshot.
+//! address, upgrades and the refresh of leases. Worker threads own their listeners, connections,
+//! upstream pools and hot tables. All threads share one snapshot.
 
+mod start_error;
 mod state;
 mod resources;
 mod last_reload;
@@ -28,11 +29,11 @@ mod connection;
 mod worker;
 
 use std::net::SocketAddr;
+use std::num;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
-use std::{io, num};
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch as stage_channel;
@@ -52,33 +53,8 @@ use process_end::UpgradeRoles;
 use state::{HandedOverListeners, LifecycleStage, SharedState};
 use upgrade::{IsSuccessor, TakeOver, UpgradeServer};
 
+pub use start_error::{StartError, UpgradeError};
 pub use state::ConfigSource;
-pub use upgrade::UpgradeError;
-
-/// Why the process could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error("cannot listen on {address}: {source}")]
-    Listen { address: SocketAddr, source: io::Error },
-    #[error("cannot use the certificates of {address}: {source}")]
-    Tls { address: SocketAddr, source: Box<tls::TlsError> },
-    #[error("cannot use the limits: {0}")]
-    Limits(#[from] limiter::RuleError),
-    #[error("cannot use the stores: {0}")]
-    Store(#[from] shard::StoreConfigError),
-    #[error("cannot open the access log: {0}")]
-    AccessLog(io::Error),
-    #[error("cannot use the sockets of systemd (LISTEN_FDS): {0}")]
-    Activation(#[source] io::Error),
-    #[error(
-        "systemd has passed a socket for {address}, which the configuration does not listen on: its connections would wait forever; add it to `[[listen]]`, or remove its `ListenStream=`"
-    )]
-    UnknownSocket { address: SocketAddr },
-    #[error(transparent)]
-    Upgrade(#[from] UpgradeError),
-    #[error("cannot start: {0}")]
-    System(#[from] io::Error),
-}
 
 /// The bound addresses, with the ports that the system chose.
 #[derive(Clone, Debug)]

@@ -16,8 +16,13 @@ struct Demo {
 impl Demo {
     /// Starts the demo and reads the addresses from the printed steps.
     fn start() -> Self {
-        let process = Process::start(tidegate().args(["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]));
-        let last = process.stdout.find(STEP_TIMEOUT, |line| line.contains("/metrics"));
+        Self::start_with(&[])
+    }
+
+    fn start_with(arguments: &[&str]) -> Self {
+        let addresses = ["demo", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"];
+        let process = Process::start(tidegate().args(addresses).args(arguments));
+        let last = process.stdout.find(STEP_TIMEOUT, |line| line.contains("Metrics: "));
         let admin = address(&last.unwrap_or_else(|| panic!("no steps; errors: {:?}", process.stderr.all())));
         let step = process.stdout.find(STEP_TIMEOUT, |line| line.contains("/fast")).expect("the first step");
         Demo { gateway: address(&step), admin, process }
@@ -65,6 +70,7 @@ fn readme_shows_the_printed_commands() {
         .iter()
         .filter_map(|line| line.strip_prefix("     "))
         .map(|command| command.replace(&demo.gateway.to_string(), "127.0.0.1:8080"))
+        .map(|command| command.replace(&demo.admin.to_string(), "127.0.0.1:9900"))
         .collect();
     assert!(commands.len() > 5, "{lines:#?}");
     for command in commands {
@@ -111,17 +117,62 @@ fn step_3_uses_the_shard_of_each_region() {
 }
 
 #[test]
-fn steps_4_and_5_open_the_breaker_and_serve_the_degrade_page() {
+fn step_4_shows_the_whole_life_of_the_breaker() {
     let demo = Demo::start();
     let output = demo.run_step(4);
-    // The first status is the response of the request that switches the origin to failing.
     let statuses = statuses(&output);
     assert_eq!((statuses.first(), statuses.last()), (Some(&500), Some(&503)), "{output}");
     assert!(statuses.is_sorted(), "the origin's 500s, then 503: {statuses:?}");
+    let states = output.lines().filter_map(|line| line.strip_prefix("\"state\":\"")?.split('"').next());
+    let mut states: Vec<&str> = states.collect();
+    states.dedup();
+    assert_eq!(states, ["open", "half-open", "ramp", "closed"], "{output}");
+}
+
+#[test]
+fn step_5_serves_the_degrade_page() {
+    let demo = Demo::start();
     let output = demo.run_step(5);
-    assert!(output.contains("<!doctype html>") && output.contains("HTTP/1.1 200"), "{output}");
-    assert!(output.contains("repaired: /flaky works again"), "{output}");
-    assert!(output.trim_end().ends_with("flaky: works"), "{output}");
+    assert!(output.contains("<!doctype html>") && output.contains("HTTP/1.1 503"), "{output}");
+    assert!(output.contains("detail=breaker_open"), "{output}");
+    assert!(output.trim_end().ends_with("repaired: /flaky works again"), "{output}");
+    // It also opens the breaker right after step 4 has closed it.
+    let demo = Demo::start();
+    demo.run_step(4);
+    assert!(demo.run_step(5).contains("detail=breaker_open"));
+}
+
+/// A failure names the option that avoids it.
+#[test]
+fn busy_address_names_the_option() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| Ok((socket.local_addr()?, socket)));
+    let (address, _socket) = taken.expect("a free port");
+    let address = address.to_string();
+    let cases = [
+        (["--listen", &address, "--admin", "127.0.0.1:0"], "--listen 127"),
+        (["--admin", &address, "--listen", "127.0.0.1:0"], "--admin 127"),
+    ];
+    for command in [&["demo"][..], &["run", "--upstream", "http://127.0.0.1:1"]] {
+        for (arguments, expected) in &cases {
+            let output = tidegate().args(command).args(arguments).output().expect("it runs");
+            let error = String::from_utf8_lossy(&output.stderr).into_owned();
+            let is_named = error.contains(&address) && error.contains("in use") && error.contains(expected);
+            assert!(output.status.code() == Some(1) && is_named, "{error}");
+        }
+    }
+}
+
+/// The banner names the option.
+#[test]
+fn access_log_can_be_watched() {
+    let demo = Demo::start_with(&["--access-log"]);
+    demo.get("/fast", &[]);
+    let is_logged = |line: &str| line.starts_with('{') && line.contains("\"/fast\"");
+    assert!(demo.process.stdout.find(STEP_TIMEOUT, is_logged).is_some(), "{:?}", demo.process.stdout.all());
+    assert!(demo.process.stdout.all().iter().any(|line| line.contains("--access-log")));
+    let quiet = Demo::start();
+    quiet.get("/fast", &[]);
+    assert!(!quiet.process.stdout.all().iter().any(|line| is_logged(line)));
 }
 
 #[test]

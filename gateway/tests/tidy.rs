@@ -8,5 +8,6 @@ mod tidy {
     mod documents;
     mod forbidden;
     mod imports;
+    mod programs;
     mod words;
 }

@@ -8,7 +8,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
-use super::StartError;
+use super::start_error::StartError;
 use crate::accept::{self, ListenConfig};
 use crate::config::Config;
 
@@ -22,7 +22,7 @@ pub(super) struct ListenerSockets {
     pub(super) sockets: Vec<TcpListener>,
 }
 
-/// Where inherited sockets come from.
+/// The process that inherited sockets come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SocketSource {
     /// Socket activation: the service manager has bound them.
@@ -91,11 +91,11 @@ pub(super) struct Listeners {
     /// In the order of the configuration.
     pub(super) listen: Vec<ListenerSockets>,
     pub(super) admin: ListenerSockets,
-    /// What comes from another process.
+    /// The listeners of another process.
     pub(super) taken: TakenListeners,
 }
 
-/// What this process has inherited.
+/// The listeners that this process has inherited.
 #[derive(Clone, Debug, Default)]
 pub(super) struct TakenListeners {
     /// The indices of listeners where they come from.

@@ -11,12 +11,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::StartError;
 use super::drain::{DrainKind, ShutdownSignals};
 use super::listeners::TakenListeners;
 use super::service_manager::{ServiceManager, ServiceState};
+use super::start_error::{StartError, UpgradeError};
 use super::state::SharedState;
-use super::upgrade::{HandOver, SuccessorProcess, TakeOver, TakeOverEnd, UpgradeError, UpgradeServer};
+use super::upgrade::{HandOver, SuccessorProcess, TakeOver, TakeOverEnd, UpgradeServer};
 use crate::event::Event;
 use crate::simple_server::SimpleServerStage;
 
@@ -100,8 +100,8 @@ pub(super) struct LeavingProcess<'a> {
 }
 
 impl LeavingProcess<'_> {
-    /// Leaves the sockets of a successor to it, and says so. Returns how to drain, and the result of
-    /// the process.
+    /// Leaves the sockets of a successor to it, and says so. Returns how to drain, and the result
+    /// of the process.
     pub(super) async fn leave(&self, end: ProcessEnd) -> (DrainKind, Result<(), StartError>) {
         match end {
             ProcessEnd::Signal(kind) => {

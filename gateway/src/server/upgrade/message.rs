@@ -27,7 +27,7 @@ const LINE_MAX: usize = 64 << 10;
 /// Descriptors that may wait for their line: a peer sends the line with them.
 const WAITING_MAX: usize = 2 * DESCRIPTORS_MAX;
 
-/// What the two processes send to each other, in this order.
+/// The messages of an upgrade, in this order.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "snake_case")]
 pub(super) enum UpgradeMessage {

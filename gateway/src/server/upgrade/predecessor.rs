@@ -13,7 +13,7 @@ use tokio::net::UnixListener;
 use tokio::time::{sleep, timeout};
 
 use super::super::listeners::{ListenerSockets, Listeners};
-use super::UpgradeError;
+use super::super::start_error::UpgradeError;
 use super::message::{DESCRIPTORS_MAX, PROTOCOL, UpgradeConnection, UpgradeMessage};
 use super::socket_file::{self, SocketFile};
 use crate::event::Event;
@@ -28,7 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The upgrade socket of this process, with the sockets that it hands over.
-pub(in super::super) struct UpgradeServer {
+pub(crate) struct UpgradeServer {
     file: SocketFile,
     listener: Option<std::os::unix::net::UnixListener>,
     listen: Vec<ListenerSockets>,
@@ -36,18 +36,18 @@ pub(in super::super) struct UpgradeServer {
 }
 
 /// A successor that accepts connections. It waits for `confirm`.
-pub(in super::super) struct HandOver {
-    pub(in super::super) pid: i32,
-    pub(in super::super) version: String,
+pub(crate) struct HandOver {
+    pub(crate) pid: i32,
+    pub(crate) version: String,
     /// The listeners that the successor accepts from, by their index in this process.
-    pub(in super::super) listeners: BTreeSet<usize>,
-    pub(in super::super) admin: bool,
+    pub(crate) listeners: BTreeSet<usize>,
+    pub(crate) admin: bool,
     connection: UpgradeConnection,
 }
 
 impl HandOver {
     /// Tells the successor that this process has stopped accepting.
-    pub(in super::super) async fn confirm(mut self) {
+    pub(crate) async fn confirm(mut self) {
         let sent = timeout(MESSAGE_TIMEOUT, self.connection.send(&UpgradeMessage::Draining)).await;
         if let Ok(Err(error)) = sent {
             // It accepts; it only does not learn that this process drains.
@@ -79,11 +79,7 @@ impl UpgradeServer {
     ///
     /// # Errors
     /// The socket cannot be created, or belongs to a running gateway that is not the predecessor.
-    pub(in super::super) fn new(
-        path: &Path,
-        listeners: Listeners,
-        is_successor: IsSuccessor,
-    ) -> Result<Self, UpgradeError> {
+    pub(crate) fn new(path: &Path, listeners: Listeners, is_successor: IsSuccessor) -> Result<Self, UpgradeError> {
         if is_successor == IsSuccessor::No && socket_file::is_answered(path) {
             return Err(UpgradeError::InUse { path: path.to_owned() });
         }
@@ -97,18 +93,18 @@ impl UpgradeServer {
     ///
     /// # Errors
     /// The directory has changed since `new`.
-    pub(in super::super) fn publish(&mut self) -> Result<(), UpgradeError> {
+    pub(crate) fn publish(&mut self) -> Result<(), UpgradeError> {
         let path = self.file.path().to_owned();
         self.file.publish().map_err(|source| UpgradeError::Socket { path, source })
     }
 
-    pub(in super::super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.file.path()
     }
 
     /// Serves successors until one accepts connections. Failures of others are reported. Cancel
     /// safe: a successor whose connection is dropped ends, or serves alone.
-    pub(in super::super) async fn serve(&mut self) -> HandOver {
+    pub(crate) async fn serve(&mut self) -> HandOver {
         let listener = match self.listener.take().map(UnixListener::from_std) {
             Some(Ok(listener)) => listener,
             Some(Err(error)) => {
@@ -192,12 +188,12 @@ impl UpgradeServer {
 
 /// Whether this process takes over from another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum IsSuccessor {
+pub(crate) enum IsSuccessor {
     Yes,
     No,
 }
 
-/// What a successor has said.
+/// The announcement of a successor.
 struct Accepted {
     pid: i32,
     version: String,
@@ -206,20 +202,20 @@ struct Accepted {
 }
 
 /// The successor that SIGUSR2 has started: the same program file, with the same arguments.
-pub(in super::super) struct SuccessorProcess {
+pub(crate) struct SuccessorProcess {
     /// The path of the program file when this process started: a newer program may be there now.
     program: io::Result<PathBuf>,
     child: Option<Child>,
 }
 
 impl SuccessorProcess {
-    pub(in super::super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         SuccessorProcess { program: std::env::current_exe(), child: None }
     }
 
     /// Starts the program, which takes over at `socket`. It inherits the standard streams. A
     /// failure is reported, and nothing changes.
-    pub(in super::super) fn start(&mut self, socket: Option<&Path>) {
+    pub(crate) fn start(&mut self, socket: Option<&Path>) {
         let Some(socket) = socket else {
             return Event::UpgradeFailed { error: &UpgradeError::NoPath }.emit();
         };
@@ -247,7 +243,7 @@ impl SuccessorProcess {
     }
 
     /// Waits for the end of a started successor, which is reported. Never returns. Cancel safe.
-    pub(in super::super) async fn watch(&mut self) -> std::convert::Infallible {
+    pub(crate) async fn watch(&mut self) -> std::convert::Infallible {
         loop {
             let Some(child) = &mut self.child else { return pending().await };
             match child.try_wait() {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 /// The socket file of this process, under its final name once it is published.
 pub(super) struct SocketFile {
     path: PathBuf,
-    /// Where the file is now.
+    /// The current place of the file.
     current: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
@@ -70,7 +70,7 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         let is_own = fs::symlink_metadata(&self.current).is_ok_and(|metadata| identity(&metadata) == self.identity);
         if is_own && !self.is_left {
-            // Without it the next start finds a file that nobody answers, and replaces it.
+            // Without it the next start finds a file that no process answers, and replaces it.
             drop(fs::remove_file(&self.current));
         }
     }

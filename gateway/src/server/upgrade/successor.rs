@@ -11,23 +11,23 @@ use tokio::runtime::Builder;
 use tokio::time::timeout;
 
 use super::super::listeners::{InheritedSockets, ListenerSockets, SocketSource};
-use super::UpgradeError;
+use super::super::start_error::UpgradeError;
 use super::message::{PROTOCOL, UpgradeConnection, UpgradeMessage};
 
 /// Timeout for the sockets, and for the confirmation of the other process.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The other process, which waits until this one accepts.
-pub(in super::super) struct TakeOver {
+pub(crate) struct TakeOver {
     stream: StdStream,
-    pub(in super::super) pid: i32,
+    pub(crate) pid: i32,
     /// Version of the other process.
-    pub(in super::super) version: String,
+    pub(crate) version: String,
 }
 
-/// What the other process does, once this one accepts.
+/// The reaction of the other process, once this one accepts.
 #[derive(Debug)]
-pub(in super::super) enum TakeOverEnd {
+pub(crate) enum TakeOverEnd {
     /// It drains.
     Draining,
     /// It has ended, or its connection was lost: this process serves alone.
@@ -37,7 +37,7 @@ pub(in super::super) enum TakeOverEnd {
 impl TakeOver {
     /// Asks the process at `path` for its sockets. Blocks for `MESSAGE_TIMEOUT` at most; to be
     /// called before the first runtime is built.
-    pub(in super::super) fn request(path: &Path) -> Result<(TakeOver, InheritedSockets), UpgradeError> {
+    pub(crate) fn request(path: &Path) -> Result<(TakeOver, InheritedSockets), UpgradeError> {
         let runtime = Builder::new_current_thread().enable_all().build().map_err(UpgradeError::Exchange)?;
         runtime.block_on(async {
             timeout(MESSAGE_TIMEOUT, receive_sockets(path))
@@ -48,11 +48,7 @@ impl TakeOver {
 
     /// Says that this process accepts from `listeners` (indices of the other process), and waits
     /// until the other one drains.
-    pub(in super::super) async fn announce(
-        self,
-        listeners: Vec<usize>,
-        admin: bool,
-    ) -> Result<TakeOverEnd, UpgradeError> {
+    pub(crate) async fn announce(self, listeners: Vec<usize>, admin: bool) -> Result<TakeOverEnd, UpgradeError> {
         let exchange = async {
             let mut connection = UpgradeConnection::new(UnixStream::from_std(self.stream)?);
             let sent = connection.send(&UpgradeMessage::Accepting { listeners, admin }).await;
