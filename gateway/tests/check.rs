@@ -83,15 +83,15 @@ fn defaults_of_absent_features_are_not_printed() {
     let dir = TempDir::new();
     dir.write("c.toml", MINIMAL);
     let printed = print(&dir, &["c.toml", "--defaults", "--origin"]);
-    assert!(printed.contains("routes[0].cache.mode = \"standard\"  # default\n"), "{printed}");
+    assert!(printed.contains("\ncache.mode = \"standard\"  # default\n"), "{printed}");
     for absent in ["redirect", "respond", "cors", "auth"] {
-        assert!(!printed.contains(&format!("routes[0].{absent}.")), "{absent}: {printed}");
+        assert!(!printed.contains(&format!("\n{absent}.")), "{absent}: {printed}");
     }
     assert!(!printed.contains("upstreams.shop.tls."), "{printed}");
     let with = "[[routes]]\nname = \"r\"\nmatch = { path = \"/r\" }\nredirect = { to = \"/s\" }\n";
     dir.write("c.toml", &format!("{}{with}", MINIMAL.replace("http:", "https:")));
     let printed = print(&dir, &["c.toml", "--defaults"]);
-    for present in ["routes[1].redirect.status = 308\n", "upstreams.shop.tls.verify = true\n"] {
+    for present in ["\nredirect.status = 308\n", "\nupstreams.shop.tls.verify = true\n"] {
         assert!(printed.contains(present), "{present}: {printed}");
     }
 }
@@ -200,7 +200,7 @@ fn client_certificates_of_upstreams_are_loaded() {
     };
     assert_eq!(with("cert = \"a.crt\", key = \"a.key\", ca = \"b.crt\"").0, true);
     for (tls, expected) in [
-        ("cert = \"a.crt\", key = \"b.key\"", "InconsistentKeys"),
+        ("cert = \"a.crt\", key = \"b.key\"", "keys may not be consistent"),
         ("cert = \"a.key\", key = \"a.key\"", "upstreams.shop.tls"),
         ("cert = \"none.crt\", key = \"a.key\"", "cannot read"),
         ("cert = \"old.crt\", key = \"old.key\"", "old.crt: the certificate has expired on Mon, 01 Jan 2001"),

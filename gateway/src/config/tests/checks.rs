@@ -234,7 +234,7 @@ fn malformed_endpoints_are_errors() {
         ("srv+https://_https._tcp.", "a certificate cannot name its host"),
     ] {
         let found = faults(&MINIMAL.replace("http://127.0.0.1:3000", endpoint));
-        let hint = "(write \"http://HOST:PORT\", \"https://HOST:PORT\", \"h2c://HOST:PORT\", or \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records, with TLS \"srv+https://...\", or \"kubernetes://SERVICE.NAMESPACE:PORT\")";
+        let hint = "(write \"http://HOST:PORT\", \"https://HOST:PORT\", \"h2c://HOST:PORT\", \"srv://_SERVICE._tcp.DOMAIN\" for servers in SRV records, with TLS \"srv+https://...\", or \"kubernetes://SERVICE.NAMESPACE:PORT\")";
         assert!(
             found.len() == 1 && found[0].ends_with(&format!("not an endpoint: {want} {hint}")),
             "{endpoint}: {found:?}"

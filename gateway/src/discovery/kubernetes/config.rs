@@ -1,6 +1,6 @@
 //! Configuration of the access to the API server (`[kubernetes]`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The directory with token, authorities and namespace of the service account of a pod.
@@ -38,7 +38,11 @@ pub(crate) enum KubernetesAccess {
 impl Default for KubernetesConfig {
     fn default() -> Self {
         KubernetesConfig {
-            access: KubernetesAccess::Url { url: None, ca: None, token: None },
+            access: KubernetesAccess::Url {
+                url: None,
+                ca: Some(Path::new(SERVICE_ACCOUNT).join("ca.crt")),
+                token: Some(Path::new(SERVICE_ACCOUNT).join("token")),
+            },
             timeout: Duration::from_secs(10),
             // The time after which a watch without data counts as dead: a minute of old endpoints,
             // and one request in a minute for each service.
