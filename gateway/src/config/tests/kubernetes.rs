@@ -24,7 +24,9 @@ fn faults(endpoint: &str, section: &str, (base, host): (&Path, Option<&str>)) ->
     }
 }
 
-const NOWHERE: (&Path, Option<&str>) = (Path::new(""), None);
+fn nowhere() -> (&'static Path, Option<&'static str>) {
+    (Path::new(""), None)
+}
 const URL: &str = "[kubernetes]\nurl = \"https://10.0.0.1:6443\"\n";
 
 #[test]
@@ -66,13 +68,13 @@ fn services_have_a_name_a_namespace_and_a_port() {
 #[cfg(not(feature = "kubernetes"))]
 #[test]
 fn binary_without_the_feature_refuses_services() {
-    let found = faults("kubernetes://shop.default:http", URL, NOWHERE);
+    let found = faults("kubernetes://shop.default:http", URL, nowhere());
     assert_eq!(found.len(), 1, "{found:#?}");
     assert!(
         found[0].contains("this binary has no discovery by Kubernetes") && found[0].contains("make build"),
         "{found:#?}"
     );
-    assert_eq!(faults("http://127.0.0.1:3000", URL, NOWHERE), [""; 0]);
+    assert_eq!(faults("http://127.0.0.1:3000", URL, nowhere()), [""; 0]);
 }
 
 #[cfg(feature = "kubernetes")]
@@ -83,12 +85,12 @@ fn namespace_and_server_are_to_be_known() {
         found.iter().zip(wanted).for_each(|(found, wanted)| assert!(found.contains(wanted), "{found}: {wanted}"));
     };
     let service = "kubernetes://shop.default:http";
-    starts(&faults(service, URL, NOWHERE), &[]);
-    starts(&faults(service, "", NOWHERE), &["no API server is known: KUBERNETES_SERVICE_HOST is not set"]);
+    starts(&faults(service, URL, nowhere()), &[]);
+    starts(&faults(service, "", nowhere()), &["no API server is known: KUBERNETES_SERVICE_HOST is not set"]);
     let unread = ["cannot read the authorities of the service account", "cannot read the token of the service account"];
     starts(&faults(service, "", (Path::new(""), Some("fd00::1"))), &unread);
-    starts(&faults("kubernetes://shop:http", URL, NOWHERE), &["has no namespace, and this process is in no pod"]);
-    starts(&faults("kubernetes://shop:http", &format!("{URL}namespace = \"default\"\n"), NOWHERE), &[]);
+    starts(&faults("kubernetes://shop:http", URL, nowhere()), &["has no namespace, and this process is in no pod"]);
+    starts(&faults("kubernetes://shop:http", &format!("{URL}namespace = \"default\"\n"), nowhere()), &[]);
 }
 
 #[test]
