@@ -482,6 +482,7 @@ fn tls_fault(fault: TlsFault) -> UpstreamFault {
         TlsFault::CertificateName => UpstreamFault::CertificateName,
         TlsFault::CertificateUnknownIssuer => UpstreamFault::CertificateUnknownIssuer,
         TlsFault::CertificateSelfSigned => UpstreamFault::CertificateSelfSigned,
+        TlsFault::CertificateOfAuthority => UpstreamFault::CertificateOfAuthority,
         TlsFault::CertificateExpired => UpstreamFault::CertificateExpired,
         TlsFault::CertificateNotYetValid => UpstreamFault::CertificateNotYetValid,
         TlsFault::CertificateInvalid => UpstreamFault::CertificateInvalid,
