@@ -14,7 +14,7 @@ use super::document::{self, ConfigDocument, DocumentFormat};
 use super::expand::{self, ExpansionEnvironment};
 use super::fault::ConfigReport;
 use super::node::{DocumentNode, DocumentValue};
-use super::read_context::{EffectiveValue, ReadContext};
+use super::read_context::{EffectiveValue, ReadContext, ReadPurpose};
 use super::value_kind::quoted;
 use super::{section, table_reader};
 
@@ -79,7 +79,8 @@ impl Reading {
     fn of(document: &ConfigDocument<'_>) -> Result<Reading, ConfigReport> {
         let report = |faults| ConfigReport::new(document.name, document.text, faults);
         let root = document::parse(document.text, document.format).map_err(report)?;
-        let context = ReadContext::new(document.text, ExpansionEnvironment::new(document.base, document.env));
+        let mut context = ReadContext::new(document.text, ExpansionEnvironment::new(document.base, document.env));
+        context.purpose = ReadPurpose::Print;
         let draft = table_reader::read_document(&context, &root, section::read);
         check::resolve(draft, &context);
         let values = context.values();
@@ -173,8 +174,8 @@ fn effective_texts(value: &str) -> Vec<String> {
 /// array without placeholders.
 fn concealed_items(items: &[DocumentNode], secrecy: secrets::Secrecy, effective: &str) -> Option<String> {
     let mut has_secret = false;
-    let texts: Option<Vec<String>> = items
     let each = effective_texts(effective);
+    let texts: Option<Vec<String>> = items
         .iter()
         .enumerate()
         .map(|(index, item)| {
@@ -242,7 +243,6 @@ mod tests {
     }
 
     #[test]
-    #[test]
     fn secrets_of_the_surroundings_are_printed_as_they_are_written() {
         const TEXT: &str = "version = 1\n[[listen]]\naddress = \"${ADDRESS}\"\n\
             [redis.regions.default]\nendpoints = [\"redis://127.0.0.1:1\", \"${REDIS_URL}\"]\n\
@@ -273,6 +273,7 @@ mod tests {
         );
     }
 
+    #[test]
     fn defaults_are_those_of_the_reference() {
         let lines = printed(TEXT, PrintOptions { defaults: true, origin: true });
         for expected in

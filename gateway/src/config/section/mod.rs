@@ -20,6 +20,7 @@ mod redis;
 mod route_actions;
 mod route_targets;
 mod routes;
+mod secrets;
 mod server;
 mod spans;
 mod upstreams;
