@@ -8,9 +8,9 @@
 mod fault;
 mod model;
 mod expand;
+mod own_machine;
 mod read_context;
 mod suggestion;
-mod own_machine;
 mod node;
 mod units;
 mod value_kind;

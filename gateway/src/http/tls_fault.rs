@@ -45,8 +45,8 @@ impl TlsFault {
         Self::of(error).or_else(|| CLOSED.contains(&error.kind()).then_some(TlsFault::Closed))
     }
 
-    /// The error type of RFC 9209 section 2.3 is that of a certificate, an alert, the protocol, or a
-    /// connection: a server that is overloaded or restarts closes it in the handshake too.
+    /// The error type of RFC 9209 section 2.3 is that of a certificate, an alert, the protocol, or
+    /// a connection: a server that is overloaded or restarts closes it in the handshake too.
     pub(crate) fn class(self) -> TlsFaultClass {
         match self {
             TlsFault::CertificateName
@@ -103,7 +103,7 @@ impl TlsFault {
     }
 }
 
-/// What a fault of TLS concerns.
+/// The part of TLS that a fault concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TlsFaultClass {
     Certificate,

@@ -1,8 +1,8 @@
 //! The secrets of a configuration, as they are printed.
 //!
-//! A placeholder such as `${NAME}` or `${file:PATH}` is printed as the document writes it, because it
-//! names the secret and does not contain it. A secret that is written as text is replaced by a text
-//! that is accepted in its place.
+//! A placeholder such as `${NAME}` or `${file:PATH}` is printed as the document writes it, because
+//! it names the secret and does not contain it. A secret that is written as text is replaced by a
+//! text that is accepted in its place.
 
 use super::layout::Segment;
 
@@ -25,7 +25,7 @@ const SECRET_NAMES: [&str; 13] = [
 /// A text of a request field this long that mixes letters and digits is taken for a secret.
 const RANDOM_CHARS_MIN: usize = 16;
 
-/// What of a value is secret, by its key.
+/// The part of a value that is secret, by its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Secrecy {
     /// The password of a URL, and its query.
@@ -34,7 +34,7 @@ pub(super) enum Secrecy {
     Template,
     /// The value itself, replaced by this text.
     Value(&'static str),
-    /// What looks like a secret, and every placeholder, replaced by this text.
+    /// A text that looks like a secret, and every placeholder, replaced by this text.
     Field(&'static str),
 }
 

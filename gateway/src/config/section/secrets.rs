@@ -5,12 +5,12 @@ use super::super::read_context::ReadPurpose;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::AnyString;
 
-/// What `tidegate config print` writes in place of a secret.
+/// The texts that `tidegate config print` writes in place of a secret.
 const REPLACED: [&str; 2] = ["***", "REDACTED"];
 
 /// Reads a secret, empty without one. A process does not run with the replacement of a secret,
-/// which everybody knows; `tidegate check` accepts it with a warning, because the rest of a printed
-/// document can be checked.
+/// which is the same for all; `tidegate check` accepts it with a warning, because the rest of a
+/// printed document can be checked.
 pub(super) fn secret(table: &TableReader<'_>, key: &'static str) -> String {
     let secret = table.value_or(key, &AnyString, String::new());
     if REPLACED.contains(&&*secret) {

@@ -608,7 +608,7 @@ fn limits_that_do_not_limit_as_written_are_warned_of() {
     assert_eq!(limit("tier = \"device\"", ""), [""; 0]);
 }
 
-/// Everybody knows what a printed configuration has in place of its secrets.
+/// A printed configuration has the same text in place of each secret.
 #[test]
 fn replaced_secrets_are_checked_and_do_not_run() {
     for (keys, path) in [

@@ -112,7 +112,7 @@ fn printed_configurations_are_read_back() {
             let (again, further) =
                 Config::parse(&document(&printed, base, &env)).unwrap_or_else(|report| panic!("{report}\n{printed}"));
             assert_eq!(debug_text(&again), debug_text(&config), "{printed}");
-            // What `Debug` does not show.
+            // `Debug` does not show these.
             assert!(again.admin.token == config.admin.token && again.tracing == config.tracing, "{printed}");
             let messages = |report: &super::ConfigReport| -> Vec<String> {
                 report.faults().iter().map(|fault| fault.message.clone()).collect()

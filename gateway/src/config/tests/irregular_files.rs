@@ -10,13 +10,15 @@ use super::super::load::parse_for_purposes;
 use super::super::{ConfigFile, DocumentFormat};
 use super::{MINIMAL, lines};
 
-/// A directory with a pipe that nobody writes to, and a large file without content.
+/// A directory with a pipe that has no writer, and a large file without content.
 fn directory() -> PathBuf {
     let directory = std::env::temp_dir().join(format!("tidegate-irregular-{}", std::process::id()));
     std::fs::create_dir_all(&directory).expect("the temporary directory is writable");
     let pipe = directory.join("pipe");
     if !pipe.exists() {
-        assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
+        assert!(
+            Command::new("sh").args(["-c", "mkfifo pipe"]).current_dir(&directory).status().expect("a shell").success()
+        );
     }
     assert!(std::fs::metadata(&pipe).expect("a pipe").file_type().is_fifo());
     let large = std::fs::File::create(directory.join("large")).expect("the temporary directory is writable");

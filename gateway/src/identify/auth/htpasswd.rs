@@ -26,7 +26,7 @@ const ARGON2_PASSES_MAX: u32 = 10;
 /// Different costs of the hashes of a file: a wrong password costs one hash of each.
 const COSTS_MAX: usize = 8;
 /// Longest time that a wrong password may take on a slow processor: less than the longest wait for
-/// a verification, so that a few guesses do not keep everybody else out.
+/// a verification, so that a few guesses do not keep all others out.
 const COST_SUM_MAX: Duration = Duration::from_secs(4);
 /// Lines with a longer name are mistakes.
 const NAME_BYTES_MAX: usize = 256;
