@@ -336,6 +336,9 @@ rejects_routes "an unknown key in extra" "additional properties 'objects'" '{ ca
 rejects_routes "two keys for the hashes of callers" "secretName and extra.secret exclude each other" '{ identity: { extra: { secret: "${S}" } } }'
 rejects_with "tracing without a collector" "config.tracing.extra has no effect" minimal <<<'config: { tracing: { extra: { query: true } } }'
 
+rejects_routes "discovery without its rights" "set discovery.kubernetes.enabled" '{ upstreams: { shop: { endpoints: ["kubernetes://shop.default:http"] } } }'
+rejects_routes "an unknown key of kubernetes" "additional properties 'token'" '{ kubernetes: { token: x } }'
+
 # Objects.
 rejects_object() { rejects_with "$1" "$2" minimal <<<"$3"; }
 rejects_object "two autoscalers" "exclude each other" '{ autoscaling: { enabled: true }, keda: { enabled: true, prometheus: { serverAddress: "http://p" } } }'
@@ -383,10 +386,17 @@ contains "a Certificate and its Secret" minimal 'kind: Certificate' 'secretName:
 contains "an alert on refused reloads" objects 'alert: TidegateReloadRefused' 'tidegate_config_last_reload_successful == 0' <<<'{}'
 
 # Whole configurations survive the chart: the gateway reads the same from what it renders.
-# effective FILE: the effective configuration, without what the chart decides: ports, names of files, Secrets.
+# effective FILE: the effective configuration as JSON, without what the chart decides: ports, names of files, Secrets.
 effective() {
-  env ADMIN_TOKEN=dummy IDENTITY_SECRET=dummy-of-the-check REDIS_SECRET=dummy "$TIDEGATE" config print "$1" --defaults >"$work/effective" || return 1
-  grep -vE '^(listen|admin|server\.node|redis\.(secret|tls)|identity\.(secret|user\.jwt\.keys) )' "$work/effective" | sort
+  env ADMIN_TOKEN=dummy IDENTITY_SECRET=dummy-of-the-check REDIS_SECRET=dummy "$TIDEGATE" config print "$1" --defaults | python3 -c '
+import json, sys, tomllib
+config = tomllib.loads(sys.stdin.read())
+for section, key in [("server", "node"), ("redis", "secret"), ("redis", "tls"), ("identity", "secret")]:
+    config.get(section, {}).pop(key, None)
+user = config.get("identity", {}).get("user")
+if isinstance(user, dict) and not user["jwt"]["keys"].startswith("https://"):
+    del user["jwt"]["keys"]
+print(json.dumps({key: value for key, value in config.items() if key not in ("listen", "admin")}, indent=1, sort_keys=True))'
 }
 for file in "$chart"/../../docs/tidegate.example.toml "$chart"/../../docs/cookbook/*.toml; do
   name=$(basename "$file" .toml)

@@ -60,7 +60,7 @@ def listeners(tables, values):
 
 
 def values_of(document):
-    values = {"config": take(document, "upstreams", "routes", "pages", "tiers", "access", "limits", "limits_http", "dns")}
+    values = {"config": take(document, "upstreams", "routes", "pages", "tiers", "access", "limits", "limits_http", "dns", "kubernetes")}
     config = values["config"]
     server = document.get("server", {})
     amount, unit = re.fullmatch(r"([0-9]+)(ms|s|m|h)", server.pop("drain_timeout", "30s")).groups()

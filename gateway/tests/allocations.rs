@@ -41,8 +41,8 @@ fn start(config: &str) -> SocketAddr {
     let (config, _) = Config::load(&file).unwrap_or_else(|report| panic!("{report}"));
     let (ready, bound) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let origin = server::ConfigSource::File(dir.path().join("tidegate.toml"));
-        server::run(config, origin, |_| ready.send(()).expect("the test waits")).expect("the gateway runs");
+        let source = (server::ConfigSource::File(dir.path().join("tidegate.toml")), server::StartMode::Fresh);
+        server::run(config, source, |_| ready.send(()).expect("the test waits")).expect("the gateway runs");
     });
     bound.recv_timeout(STEP_TIMEOUT).expect("the gateway becomes ready");
     address

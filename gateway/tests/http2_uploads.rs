@@ -4,7 +4,7 @@
 mod support;
 
 use std::io::Read as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use support::frames::{END_STREAM, Server, get};
@@ -22,6 +22,14 @@ fn counting() -> Origin {
 
 /// An address whose connections accept `bytes` bytes and then nothing more.
 fn stalling(bytes: usize) -> SocketAddr {
+    accepting(bytes, |stream| {
+        std::thread::sleep(6 * STEP_TIMEOUT);
+        drop(stream);
+    })
+}
+
+/// An address whose connections accept `bytes` bytes, and then are what `then` does with them.
+fn accepting(bytes: usize, then: impl Fn(TcpStream) + Send + Sync + Copy + 'static) -> SocketAddr {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
     socket.set_recv_buffer_size(4096).expect("a live socket");
     // The system of the gateway would hold megabytes for each connection of large segments.
@@ -31,12 +39,13 @@ fn stalling(bytes: usize) -> SocketAddr {
     let listener = TcpListener::from(socket);
     let address = listener.local_addr().expect("bound");
     std::thread::spawn(move || {
-        let mut held = Vec::new();
         for stream in listener.incoming() {
             let mut stream = stream.expect("a connection");
-            let mut space = vec![0; bytes];
-            stream.read_exact(&mut space).ok();
-            held.push(stream);
+            std::thread::spawn(move || {
+                let mut space = vec![0; bytes];
+                stream.read_exact(&mut space).ok();
+                then(stream);
+            });
         }
     });
     address
@@ -115,8 +124,8 @@ fn stalled_upload(server: &Server) -> Uploader {
     uploader
 }
 
-/// ENHANCE_YOUR_CALM.
-const CALM: u32 = 0xb;
+/// INTERNAL_ERROR.
+const INTERNAL: u32 = 2;
 
 #[test]
 fn upload_that_stalls_with_a_large_window_holds_up_no_other_for_long() {
@@ -131,7 +140,7 @@ fn upload_that_stalls_with_a_large_window_holds_up_no_other_for_long() {
             assert_eq!(uploader.failures(others), []);
         }
         let stalled = &uploader.uploads[&1];
-        assert!(!stalled.has_ended || stalled.reset == Some(CALM), "{stalled:?}");
+        assert!(!stalled.has_ended || stalled.reset == Some(INTERNAL), "{stalled:?}");
     }
 }
 
@@ -142,13 +151,48 @@ fn upload_that_stalls_is_ended_once_all_memory_of_its_connection_is_held() {
     // None of the others is read either: they hold what is left, and further ones wait for memory.
     uploader.begin(streams(1..100), "/stall", 60_000);
     assert!(uploader.run_until(|uploader| uploader.uploads[&1].has_ended), "{}", uploader.state());
-    assert_eq!(uploader.uploads[&1].reset, Some(CALM));
+    assert_eq!(uploader.uploads[&1].reset, Some(INTERNAL));
     let aborted = || server.gateway.metric("tidegate_responses_aborted_total{reason=\"upload_stalled\"}");
     wait_for(|| aborted() == 1.0, STEP_TIMEOUT);
     // It has left enough for all of them.
     wait_for(|| server.gateway.metric("tidegate_requests_in_flight") >= 95.0, STEP_TIMEOUT);
     uploader.run_in_round_trips(3, |_| false);
     assert_eq!(uploader.failures(streams(1..100)).iter().filter(|(_, _, reset)| reset.is_some()).count(), 0);
+}
+
+/// An address whose connections accept `bytes` bytes, and then a few every 300 ms.
+fn slow(bytes: usize) -> SocketAddr {
+    accepting(bytes, |mut stream| {
+        let mut space = vec![0; 24 << 10];
+        while stream.read(&mut space).is_ok_and(|count| count > 0) {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    })
+}
+
+#[test]
+fn upload_that_is_read_slowly_is_not_ended() {
+    let rest = format!(
+        "[limits_http]\nbody_bytes = \"64MiB\"\n[upstreams.slow]\nendpoints = [\"http://{}\"]\nretries = 0\n\
+         [[routes]]\nname = \"slow\"\nmatch = {{ path = \"/slow\" }}\nupstream = \"slow\"\n\
+         [upstreams.stalled]\nendpoints = [\"http://{}\"]\nretries = 0\n\
+         [[routes]]\nname = \"stall\"\nmatch = {{ path = \"/stall\" }}\nupstream = \"stalled\"\n",
+        slow(20 << 20),
+        stalling(1)
+    );
+    let server = Server::start(counting(), "", &rest);
+    let mut uploader = Uploader::new(server.connect());
+    uploader.begin(streams(0..1), "/slow", 64 << 20);
+    assert!(uploader.run_in_round_trips(60, |uploader| uploader.offered(1) >= 600 << 10), "{}", uploader.offered(1));
+    uploader.run_in_round_trips(10, |_| false);
+    // The others use up what is left of the memory.
+    uploader.begin(streams(1..100), "/stall", 60_000);
+    let start = std::time::Instant::now();
+    while start.elapsed() < Duration::from_secs(6) {
+        uploader.run_in_round_trips(1, |_| false);
+    }
+    let slow = &uploader.uploads[&1];
+    assert!(!slow.has_ended, "{slow:?}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use gateway::config::Config;
-use gateway::server::{self, BoundAddresses, ConfigSource, StartError};
+use gateway::server::{self, BoundAddresses, ConfigSource, StartError, StartMode};
 use serde_json::Value;
 use support::{Client, STEP_TIMEOUT, TempDir, free_address, lock, one_route, wait_for};
 
@@ -76,7 +76,8 @@ impl InProcessGateway {
         let file = dir.write("tidegate.toml", config);
         let (config, _) = Config::load(&file).unwrap_or_else(|report| panic!("{report}"));
         let (ready, is_ready) = sync_channel(1);
-        let run = move || server::run(config, ConfigSource::File(file), |bound| drop(ready.send(bound.clone())));
+        let source = (ConfigSource::File(file), StartMode::Fresh);
+        let run = move || server::run(config, source, |bound| drop(ready.send(bound.clone())));
         let thread = std::thread::Builder::new().name("main".to_owned()).spawn(run).expect("a thread");
         let bound = is_ready.recv_timeout(STEP_TIMEOUT).expect("a started gateway");
         InProcessGateway { bound, dir, thread: Some(thread) }

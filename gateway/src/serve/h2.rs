@@ -51,9 +51,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stream waits until its connection has memory for it.
 const DEFERRED_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the window of a connection may be withheld until its uploads are looked at. One that
-/// has not been read between two looks may be ended.
-const WITHHELD_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the uploads of a connection are checked while its window is withheld.
+const WITHHELD_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a connection may have no streams before it releases what they need.
 const RELEASE_AFTER: Duration = Duration::from_millis(250);
 

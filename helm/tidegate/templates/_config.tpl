@@ -50,6 +50,11 @@ hot_rate = {{ toJson $c.cache.hot_rate }}
 [dns]
 {{- include "tidegate.keys" . }}
 {{- end }}
+{{- with $c.kubernetes }}
+
+[kubernetes]
+{{- include "tidegate.keys" . }}
+{{- end }}
 {{- include "tidegate.routes" . }}
 
 [log]

@@ -4,6 +4,9 @@ counts as set if it differs from the default in values.yaml.
 */}}
 {{- define "tidegate.routes.check" -}}
 {{- $c := .Values.config }}
+{{- if and (regexMatch "\"kubernetes(\\+[a-z0-9]+)?://" (toJson (list $c.upstream.endpoints $c.upstreams))) (not .Values.discovery.kubernetes.enabled) (not (or $c.kubernetes.url $c.kubernetes.kubeconfig)) }}
+{{- fail "an endpoint kubernetes://... needs the right to watch EndpointSlices: set discovery.kubernetes.enabled" }}
+{{- end }}
 {{- if or $c.upstreams $c.routes }}
 {{- if not $c.routes }}
 {{- fail "config.routes is empty: config.upstreams needs routes that lead to them, for example [{ name: everything, match: { path: /* }, upstream: NAME }]" }}

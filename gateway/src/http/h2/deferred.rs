@@ -100,10 +100,6 @@ impl<B> DeferredStreams<B> {
         self.queue.len()
     }
 
-    pub(super) fn contains(&self, id: u32) -> bool {
-        self.queue.iter().any(|deferred| deferred.stream.id == id)
-    }
-
     /// Whether the connection has memory for the oldest now.
     pub(super) fn has_room(&self) -> bool {
         self.queue.front().is_some_and(|oldest| {

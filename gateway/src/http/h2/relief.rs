@@ -1,77 +1,84 @@
 //! Relief of a connection whose window stays closed because its uploads hold all its memory: the
 //! upload that holds most of it without being read is ended, so that the others go on.
 //!
-//! The window is looked at in intervals. An upload is ended only if nothing of it was read between
-//! two looks, and another one waits for bytes or for memory. Without such a one, requests that wait
-//! for memory and hold bytes are refused: those that run could not get the rest of theirs.
+//! The connection is checked at intervals while its window is withheld. An upload is ended only if
+//! its upstream has read a part of it and then nothing for several intervals, and another upload
+//! waits for bytes that its client must not send, or for memory. If no upload holds more than a
+//! first window, requests that wait for memory and hold bytes are refused first: their clients may
+//! send them again.
 
 use std::rc::Rc;
 
 use tokio::time::Instant;
 
 use super::connection::Http2Connection;
-use super::frame::Http2ErrorCode;
+use super::frame::{Http2ErrorCode, PAYLOAD_MAX};
 use super::request_body::{UploadStream, WINDOW_FIRST};
 use super::stream::Http2Stream;
 use crate::http::body::BodySource;
 
+/// Intervals in which nothing was read of an upload with a grown window until it may be ended, and
+/// of one with a first window: it holds little, and many of them stall together.
+const GROWN_UNREAD_MAX: u32 = 2;
+const FIRST_UNREAD_MAX: u32 = 5;
+
 impl<B: BodySource> Http2Connection<B> {
-    /// Since when the window is withheld, or was last looked at.
+    /// Since when the window is withheld, or was last checked.
     pub(crate) fn withheld_since(&self) -> Option<Instant> {
-        self.withheld.since.get()
+        self.withheld.since()
     }
 
-    /// Looks at a window that was withheld for an interval. The window itself is computed again
-    /// when the connection sends: other connections may have released memory.
+    /// Checks a window that was withheld for an interval. The window itself is computed again when
+    /// the connection sends: other connections may have released memory.
     pub(crate) fn relieve_window(&self) {
-        // The next interval begins with the next look at the window.
-        self.withheld.since.set(None);
+        let checks = self.withheld.record_check();
         let account = &self.shared.account;
         if !self.shared.is_withheld() || account.may_open() || account.is_budget_full() {
             return;
         }
-        if self.withheld.is_marked.replace(true) && self.end_stalled() {
-            return self.withheld.is_marked.set(false);
+        self.uploads().iter().for_each(|stream| upload_of(stream).record_check());
+        if checks > 1 {
+            self.end_stalled();
         }
-        self.streams.borrow().iter().filter_map(|stream| stream.upload.as_ref()).for_each(|upload| upload.mark_read());
     }
 
-    /// Returns whether an upload was ended.
-    fn end_stalled(&self) -> bool {
-        let is_awaited = |upload: &Rc<UploadStream>| upload.is_awaited();
-        let is_starved = self.streams.borrow().iter().filter_map(|stream| stream.upload.as_ref()).any(is_awaited);
-        let largest = self.largest_stalled();
+    fn end_stalled(&self) {
+        let is_starved = self.shared.window_bytes() < PAYLOAD_MAX
+            && self.uploads().iter().any(|stream| upload_of(stream).is_awaited());
+        if !is_starved && !self.shared.account.has_deferred() {
+            return;
+        }
+        let largest = self.largest_unread();
         let held = |stream: &Http2Stream<B>| stream.upload.as_ref().map_or(0, |upload| upload.held_bytes());
-        if let Some(stream) = largest.as_ref().filter(|stream| held(stream) > WINDOW_FIRST as usize)
-            && (is_starved || self.shared.account.has_deferred())
-        {
-            self.end_upload(stream);
-            return true;
+        if let Some(stream) = largest.as_ref().filter(|stream| held(stream) > WINDOW_FIRST as usize) {
+            if upload_of(stream).unread_checks() >= GROWN_UNREAD_MAX {
+                self.end_upload(stream);
+            }
+        } else if is_starved && !self.refuse_holding() {
+            let late = largest.filter(|stream| upload_of(stream).unread_checks() >= FIRST_UNREAD_MAX);
+            if let Some(stream) = late {
+                self.end_upload(&stream);
+            }
         }
-        if is_starved && self.refuse_holding() {
-            return true;
-        }
-        match largest {
-            Some(stream) if is_starved => self.end_upload(&stream),
-            _ => return false,
-        }
-        true
     }
 
-    /// The stream with most bytes of those that run and were not read since they were marked.
-    fn largest_stalled(&self) -> Option<Rc<Http2Stream<B>>> {
-        let (streams, deferred) = (self.streams.borrow(), self.deferred.borrow());
-        let stalled = streams.iter().filter_map(|stream| {
-            let upload = stream.upload.as_ref().filter(|upload| !upload.has_been_read())?;
-            (!deferred.contains(stream.id)).then(|| (upload.held_bytes(), Rc::clone(stream)))
-        });
-        stalled.max_by_key(|(held, _)| *held).map(|(_, stream)| stream)
+    /// Streams whose request has a body.
+    fn uploads(&self) -> Vec<Rc<Http2Stream<B>>> {
+        self.streams.borrow().iter().filter(|stream| stream.upload.is_some()).map(Rc::clone).collect()
     }
 
-    /// Its upstream is to blame: the exchange ends as one that failed.
+    /// The stream with most bytes of those whose upstream has read a part, and nothing in the last
+    /// interval; the oldest of several. It runs: nothing is read of one that waits for memory.
+    fn largest_unread(&self) -> Option<Rc<Http2Stream<B>>> {
+        let unread = self.uploads().into_iter().filter(|stream| upload_of(stream).unread_checks() > 0);
+        let unread: Vec<_> = unread.collect();
+        unread.into_iter().rev().max_by_key(|stream| upload_of(stream).held_bytes())
+    }
+
+    /// Its upstream is to blame.
     fn end_upload(&self, stream: &Rc<Http2Stream<B>>) {
         stream.is_stalled.set(true);
-        self.reset(stream, Http2ErrorCode::EnhanceYourCalm);
+        self.reset(stream, Http2ErrorCode::Internal);
     }
 
     /// Refuses requests that wait for memory and hold bytes, the youngest first, until the window
@@ -85,4 +92,8 @@ impl<B: BodySource> Http2Connection<B> {
         }
         has_refused
     }
+}
+
+fn upload_of<B>(stream: &Http2Stream<B>) -> &UploadStream {
+    stream.upload.as_deref().expect("chosen by `uploads`")
 }

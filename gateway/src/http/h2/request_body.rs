@@ -54,8 +54,9 @@ struct UploadState {
     read: u32,
     /// Bytes of the body that have arrived.
     arrived: u64,
-    /// Bytes that had been read when the window was found to be withheld.
-    marked: u64,
+    /// Bytes that had been read at the last check, if more were held.
+    read_before: Option<u64>,
+    unread_checks: u32,
     /// Bytes of the body that are still to come, if its length was announced.
     announced: Option<u64>,
     end: Option<UploadEnd>,
@@ -114,7 +115,8 @@ impl UploadStream {
             counted: UploadWindows::default(),
             read: 0,
             arrived: 0,
-            marked: 0,
+            read_before: None,
+            unread_checks: 0,
             announced: None,
             end: None,
             trailers: None,
@@ -160,22 +162,28 @@ impl UploadStream {
         self.state.borrow().held
     }
 
-    /// Whether the reader waits for bytes of the client.
+    /// Whether the reader waits for bytes that the client may send if the window of the connection
+    /// allows it.
     pub(super) fn is_awaited(&self) -> bool {
         let state = self.state.borrow();
-        state.end.is_none() && state.received.is_empty() && state.waker.is_some()
+        let is_waiting = state.end.is_none() && state.received.is_empty() && state.waker.is_some();
+        is_waiting && !state.is_discarded && state.window > 0 && state.announced != Some(0)
     }
 
-    /// Remembers how much was read, for `has_been_read`.
-    pub(super) fn mark_read(&self) {
+    /// Counts how often in a row nothing was read since the last check.
+    pub(super) fn record_check(&self) {
         let state = &mut *self.state.borrow_mut();
-        state.marked = state.read_bytes();
+        let read = state.read_bytes();
+        let is_unread = state.held > 0 && read > 0 && state.read_before == Some(read);
+        state.unread_checks = if is_unread { state.unread_checks + 1 } else { 0 };
+        // Bytes that arrive later may be unread without a fault of the upstream.
+        state.read_before = (state.held > 0).then_some(read);
     }
 
-    /// Whether bytes were read since `mark_read`, or there is none to read.
-    pub(super) fn has_been_read(&self) -> bool {
+    /// Checks in a row by which nothing was read of a body of which some had been read.
+    pub(super) fn unread_checks(&self) -> u32 {
         let state = self.state.borrow();
-        state.held == 0 || state.read_bytes() != state.marked
+        if state.read_before == Some(state.read_bytes()) { state.unread_checks } else { 0 }
     }
 
     /// Takes the payload of a DATA frame; `padding` counts towards the window only.

@@ -152,6 +152,11 @@ impl ConnectionShared {
         if wanted < base + self.account.exposed() { WINDOW_BASE } else { wanted as u32 }
     }
 
+    /// Bytes that the client may send on the connection.
+    pub(super) fn window_bytes(&self) -> usize {
+        self.window.get() as usize
+    }
+
     /// Whether the client may be unable to send because the gateway holds much of what it has sent:
     /// no body is late meanwhile.
     pub(super) fn is_withheld(&self) -> bool {

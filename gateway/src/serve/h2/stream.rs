@@ -304,9 +304,10 @@ impl StreamExchange {
         drop(handle.take_body());
         let bytes = handle.sent_bytes();
         self.is_reported = true;
+        let ended_by = self.ended_by();
         let StreamExchange { shared, snapshot, arrival, buffers, .. } = &mut self;
         let buffers = buffers.as_mut().expect("taken by drop only");
-        if let Some(reason) = shared.ended_by.get().filter(|_| !is_clean) {
+        if let Some(reason) = ended_by.filter(|_| !is_clean) {
             count_abort(reason);
             buffers.record.aborted = reason.as_str();
             buffers.record.blame = Some(reason.blame());
@@ -325,15 +326,20 @@ impl StreamExchange {
         }
     }
 
+    /// Why the gateway has ended the connection, or the stream.
+    fn ended_by(&self) -> Option<AbortReason> {
+        self.shared.ended_by.get().or(self.handle.is_stalled().then_some(AbortReason::UploadStalled))
+    }
+
     /// Reports the exchange, whose response has ended in whichever way.
     fn report(&mut self, ended: Result<(), ResponseAbort>) {
         self.is_reported = true;
         let duration = self.in_flight.take().map_or(Duration::ZERO, InFlightRequest::end);
         let (bytes, request_bytes) = (self.handle.sent_bytes(), self.request_bytes());
+        let ended_by = self.ended_by();
         let StreamExchange { shared, snapshot, arrival, buffers, .. } = self;
         let buffers = buffers.as_mut().expect("taken by drop only");
         if let Err(abort) = ended {
-            let ended_by = shared.ended_by.get().or(self.handle.is_stalled().then_some(AbortReason::UploadStalled));
             let (reason, blame) = match (&abort, ended_by) {
                 (ResponseAbort::ClientClosed, Some(reason)) => (reason, reason.blame()),
                 _ => (abort.reason(), abort.blame()),
@@ -357,8 +363,7 @@ impl Drop for StreamExchange {
             buffers.record.refusal = self.handle.upload_fault().filter(|_| !is_stalled);
             let exchange = (&self.arrival.peer, &mut *buffers);
             let counted = (duration, request_bytes);
-            let of_stream = if is_stalled { AbortReason::UploadStalled } else { AbortReason::ClientClosed };
-            let reason = self.shared.ended_by.get().unwrap_or(of_stream);
+            let reason = self.ended_by().unwrap_or(AbortReason::ClientClosed);
             report_ended(&self.shared.worker, &self.snapshot, exchange, counted, reason);
         }
         self.shared.return_buffers(buffers);
