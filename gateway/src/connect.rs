@@ -109,8 +109,9 @@ impl UpstreamTls {
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions)?;
         let builder = if settings.verify {
             let roots = Arc::new(roots(settings.ca.as_deref())?);
-            let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider)).build()?;
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(NamedFaults(verifier)))
+            let verifier =
+                WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider)).build()?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(NamedFaults { verifier, roots }))
         } else {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         };
@@ -128,6 +129,16 @@ impl UpstreamTls {
             Arc::new(http1)
         });
         Ok(UpstreamTls { settings, id: NEXT.fetch_add(1, Relaxed), client: Arc::new(client), http1 })
+    }
+
+    /// The settings of an upstream without `tls`: certificates are verified by the authorities of
+    /// the system.
+    ///
+    /// # Errors
+    /// The system has no authorities.
+    pub(crate) fn verified() -> Result<Self, UpstreamTlsError> {
+        let protocols = vec![UpstreamProtocol::Http2, UpstreamProtocol::Http1];
+        UpstreamTls::new(UpstreamTlsConfig { verify: true, protocols, ..UpstreamTlsConfig::default() })
     }
 
     /// Whether certificates are verified.
@@ -181,10 +192,36 @@ fn roots(ca: Option<&[u8]>) -> Result<RootCertStore, UpstreamTlsError> {
     if roots.is_empty() { Err(UpstreamTlsError::NoSystemRoots) } else { Ok(roots) }
 }
 
-/// Verifies as usual, and names a certificate that is its own issuer as such: whether it is called
-/// one of an unknown issuer or of a wrong kind depends on its extensions.
+/// Verifies as usual, and names a certificate that is its own issuer and not trusted as such:
+/// whether it is called one of an unknown issuer or of an authority depends on its extensions.
 #[derive(Debug)]
-struct NamedFaults(Arc<WebPkiServerVerifier>);
+struct NamedFaults {
+    verifier: Arc<WebPkiServerVerifier>,
+    roots: Arc<RootCertStore>,
+}
+
+impl NamedFaults {
+    fn name(&self, error: rustls::Error, certificate: &CertificateDer<'_>) -> rustls::Error {
+        let is_named = match &error {
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => is_self_issued(certificate),
+            // That of a trusted authority is refused because of its kind: no server may use it.
+            rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(reason))) => {
+                reason.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
+                    && is_self_issued(certificate)
+                    && !self.is_trusted(certificate)
+            }
+            _ => false,
+        };
+        if !is_named {
+            return error;
+        }
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(SelfSigned(error)))))
+    }
+
+    fn is_trusted(&self, certificate: &CertificateDer<'_>) -> bool {
+        webpki::anchor_from_trusted_cert(certificate).is_ok_and(|anchor| self.roots.roots.contains(&anchor.to_owned()))
+    }
+}
 
 /// Whether a certificate names itself as its issuer.
 fn is_self_issued(certificate: &CertificateDer<'_>) -> bool {
@@ -200,16 +237,9 @@ impl ServerCertVerifier for NamedFaults {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now).map_err(|error| {
-            match error {
-                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::Other(_))
-                    if is_self_issued(end_entity) =>
-                {
-                    rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(SelfSigned))))
-                }
-                error => error,
-            }
-        })
+        self.verifier
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+            .map_err(|error| self.name(error, end_entity))
     }
 
     fn verify_tls12_signature(
@@ -218,7 +248,7 @@ impl ServerCertVerifier for NamedFaults {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        self.verifier.verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -227,11 +257,11 @@ impl ServerCertVerifier for NamedFaults {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        self.verifier.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.verifier.supported_verify_schemes()
     }
 }
 

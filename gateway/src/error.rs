@@ -172,6 +172,7 @@ impl Error {
                     TlsFaultClass::Certificate => ErrorKind::UpstreamTls,
                     TlsFaultClass::Alert => ErrorKind::UpstreamTlsAlert,
                     TlsFaultClass::Protocol => ErrorKind::UpstreamTlsProtocol,
+                    TlsFaultClass::Connection => ErrorKind::Connect,
                 },
                 UpstreamConnectionError::NoResponse(_)
                 | UpstreamConnectionError::Refused(_)

@@ -375,6 +375,7 @@ label! {
         CertificateName = "certificate_name",
         CertificateUnknownIssuer = "certificate_unknown_issuer",
         CertificateSelfSigned = "certificate_self_signed",
+        CertificateOfAuthority = "certificate_of_authority",
         CertificateExpired = "certificate_expired",
         CertificateNotYetValid = "certificate_not_yet_valid",
         CertificateInvalid = "certificate_invalid",

@@ -315,7 +315,7 @@ impl CallerIdentifier {
 
     /// Identifies the sender of `request`. Removes identity fields that an untrusted peer sent.
     pub(crate) fn identify_peer(&self, peer: &ConnectionPeer, request: &mut Request) -> Caller {
-        let is_trusted = peer.is_known() && self.is_trusted_proxy(peer.ip);
+        let is_trusted = self.is_trusted_peer(peer);
         let ip = if is_trusted { self.client_address(&request.fields).unwrap_or(peer.ip) } else { peer.ip };
         if is_trusted {
             request.forwarded = request
@@ -413,9 +413,14 @@ impl CallerIdentifier {
         caller.trace = trace::from_fields(&request.fields, TracePolicy { is_trusted, ..self.trace_policy() });
     }
 
-    /// The trace of a request that was refused: of its fields, as far as they are known.
-    pub(crate) fn trace_of_refused(&self, fields: &Fields) -> Trace {
-        trace::from_fields(fields, self.trace_policy())
+    /// The trace and the id of a request of `peer` that was refused: by its fields, as far as they
+    /// are known.
+    pub(crate) fn trace_of_refused(&self, fields: &Fields, peer: &ConnectionPeer) -> (Trace, Option<RequestId>) {
+        let is_trusted = self.is_trusted_peer(peer);
+        let trace = trace::from_fields(fields, TracePolicy { is_trusted, ..self.trace_policy() });
+        let received = if is_trusted { RequestId::received(fields) } else { None };
+        let id = self.id_in(&trace, received);
+        (trace, id)
     }
 
     /// The policy for peers that are not trusted.
@@ -426,22 +431,23 @@ impl CallerIdentifier {
     /// The id of a request of `caller`: that of a trusted proxy, or a new one, which is also the id
     /// of a new trace. `None`: requests have no id.
     pub(crate) fn request_id(&self, caller: &Caller, request: &Request) -> Option<RequestId> {
+        let received = if caller.is_trusted { RequestId::received(&request.fields) } else { None };
+        self.id_in(&caller.trace, received)
+    }
+
+    fn id_in(&self, trace: &Trace, received: Option<RequestId>) -> Option<RequestId> {
         if !self.config.request_id {
             return None;
         }
-        let received = || RequestId::received(&request.fields);
-        if caller.is_trusted
-            && let Some(id) = received()
-        {
-            return Some(id);
-        }
-        Some(RequestId::Made(match caller.trace {
-            Trace { id, source: TraceSource::New, .. } => RequestUuid::from_u128(id),
-            _ => RequestUuid::new(SystemTime::now(), &self.random),
-        }))
+        received.or_else(|| {
+            Some(RequestId::Made(match trace {
+                Trace { id, source: TraceSource::New, .. } => RequestUuid::from_u128(*id),
+                _ => RequestUuid::new(SystemTime::now(), &self.random),
+            }))
+        })
     }
 
-    /// The id of a request whose head was refused.
+    /// The id of a request of which nothing is known.
     pub(crate) fn new_request_id(&self) -> Option<RequestId> {
         self.config.request_id.then(|| RequestId::Made(RequestUuid::new(SystemTime::now(), &self.random)))
     }
@@ -572,6 +578,10 @@ impl CallerIdentifier {
     }
 
     /// Whether an address is in `identity.trusted_proxies`.
+    fn is_trusted_peer(&self, peer: &ConnectionPeer) -> bool {
+        peer.is_known() && self.is_trusted_proxy(peer.ip)
+    }
+
     pub(crate) fn is_trusted_proxy(&self, ip: IpAddr) -> bool {
         self.config.trusted_proxies.iter().any(|network| network.contains(&ip))
     }

@@ -241,6 +241,11 @@ fn breakers_and_faults_beyond_the_bound_are_counted() {
         let target = format!("/api/v1/breakers/route/r{number}?state=open&for=1h");
         let response = Client::connect(gateway.admin).request("POST", &target, &[("host", "localhost")], b"");
         assert_eq!(response.status, 200, "{}", response.text());
+        // The reply has the breaker that was set, whatever its place in the list.
+        let reply: Value = serde_json::from_str(&response.text()).expect("JSON");
+        assert_eq!((&reply["total"], &reply["next"]), (&json!(1), &Value::Null), "{reply}");
+        let breaker = &reply["breakers"][0];
+        assert_eq!((&breaker["route"], &breaker["state"]), (&json!(format!("r{number}")), &json!("open")));
     };
     open(249);
     let is_open = |state: &Value| state["breakers"][0]["state"] == "open";

@@ -604,6 +604,7 @@ fn denial_is_logged_with_its_rule_and_counted() {
     let denied = (Some(429), Some("narrow".to_owned()));
     assert_eq!(lines.iter().map(status_and_limit).collect::<Vec<_>>(), [(Some(200), None), denied.clone(), denied]);
     assert_eq!((&lines[1]["path"], &lines[1]["route"]), (&"/shop?x=1".into(), &"all".into()));
+    assert_eq!((lines[0].get("blame"), &lines[1]["blame"]), (None, &"client".into()));
     assert!(lines[1].get("upstream").is_none() && lines[1].get("degraded").is_none(), "{}", lines[1]);
     assert_eq!((decisions(&gateway, "allowed"), decisions(&gateway, "denied")), (1.0, 2.0));
     assert_eq!(gateway.metric("tidegate_failures_total{kind=\"limited\"}"), 2.0);

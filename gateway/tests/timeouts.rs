@@ -209,6 +209,36 @@ fn client_that_leaves_while_the_upstream_accepts_no_bytes_ends_the_exchange() {
     assert!(gateway.process.stderr.events("upstream_failed").is_empty());
 }
 
+/// A call that its client gives up has a result like each other one.
+#[test]
+fn calls_that_their_clients_give_up_count_as_cancelled() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let gateway = Gateway::start(&uncached(address, "", ""));
+    let results = |result: &str| {
+        gateway.metric(&format!("tidegate_upstream_requests_total{{upstream=\"origin\",result=\"{result}\"}}"))
+    };
+    for number in 1..=3 {
+        let mut client = TcpStream::connect_timeout(&gateway.address, STEP_TIMEOUT).expect("a connection");
+        client.write_all(b"GET / HTTP/1.1\r\nHost: gate.test\r\n\r\n").expect("a live socket");
+        let (mut upstream, _) = listener.accept().expect("the connection of the gateway");
+        upstream.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
+        assert!(upstream.read(&mut [0; 4096]).expect("the request") > 0);
+        drop(client);
+        wait_for(|| results("cancelled") == f64::from(number), STEP_TIMEOUT);
+    }
+    let mut client = gateway.connect();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut upstream, _) = listener.accept().expect("the connection of the gateway");
+            assert!(upstream.read(&mut [0; 4096]).expect("the request") > 0);
+            upstream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").expect("a live socket");
+        });
+        assert_eq!(client.get("/", &[]).status, 200);
+    });
+    assert_eq!((results("2xx"), results("cancelled")), (1.0, 3.0));
+}
+
 #[test]
 fn client_that_stops_in_its_body_gets_408_and_the_clock_of_the_upstream_does_not_run() {
     let origin = Origin::start(received);

@@ -100,7 +100,34 @@ fn refused_heads_have_spans() {
     let server = spans.iter().find(|span| span["kind"] == 2).expect("a span");
     let facts = ["url.path", "http.response.status_code", "tidegate.failure"].map(|key| attribute(server, key));
     assert_eq!(facts, ["/x", "400", "field_syntax"], "{server}");
-    assert_eq!(gateway.access_log(1)[0]["trace_id"], server["traceId"]);
+    let line = gateway.access_log(1).remove(0);
+    assert_eq!(line["trace_id"], server["traceId"]);
+    // The id that the client may report is that of the trace.
+    let id = line["request_id"].as_str().expect("an id").replace('-', "");
+    assert_eq!(id, line["trace_id"].as_str().expect("a trace"), "{line}");
+}
+
+/// Only the body of such a request is refused: its fields count as those of each other request.
+#[test]
+fn refused_bodies_of_trusted_peers_keep_their_trace_and_their_id() {
+    let (origin, collector) = (origin(), collector());
+    for (keys, is_trusted) in [(TRUSTED, true), ("", false)] {
+        let keys = format!("ratio = 0\n{keys}[limits_http]\nget_body = \"refuse\"\n");
+        let gateway = start(&origin, collector.address, &keys);
+        let fields = format!("Host: a\r\nX-Request-Id: mine-1\r\ntraceparent: 00-{TRACE}-{PARENT}-01\r\n");
+        gateway.raw(format!("GET /x HTTP/1.1\r\n{fields}Content-Length: 1\r\n\r\nx").as_bytes());
+        let line = gateway.access_log(1).remove(0);
+        assert!(line["refused"].is_string(), "{line}");
+        assert_eq!(line["request_id"] == "mine-1", is_trusted, "{line}");
+        if is_trusted {
+            let spans = spans(&collector, 1);
+            let server = spans.iter().find(|span| span["kind"] == 2).expect("a span");
+            assert_eq!((&server["traceId"], &server["parentSpanId"]), (&TRACE.into(), &PARENT.into()), "{server}");
+        }
+        drop_gracefully(gateway);
+    }
+    let servers = spans(&collector, 1).iter().filter(|span| span["kind"] == 2).count();
+    assert_eq!(servers, 1, "strangers do not switch sampling on");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use support::dns::{DnsAnswer, DnsRecord, DnsServer};
 use support::tls_origin::{Authority, TlsOrigin, TlsOriginOptions, self_signed};
-use support::{Gateway, Process, STEP_TIMEOUT, TempDir, free_address, wait_for};
+use support::{Client, Gateway, Process, STEP_TIMEOUT, TempDir, free_address, tidegate, wait_for};
 
 const NAME: &str = "shop.test";
 
@@ -97,6 +97,49 @@ fn wrong_certificates_are_502_with_their_reasons() {
     }
 }
 
+/// `openssl req -x509` makes a certificate of an authority, which no server may use: its issuer is
+/// trusted here, so that its kind is the reason.
+#[test]
+fn a_trusted_certificate_of_an_authority_is_refused_for_its_kind() {
+    for (is_ca, status) in
+        [(rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained), 502), (rcgen::IsCa::ExplicitNoCa, 200)]
+    {
+        let signed = self_signed(NAME, is_ca);
+        let dir = TempDir::new();
+        dir.write("ca.pem", &signed.pem);
+        let origin = TlsOrigin::start(signed, &TlsOriginOptions::default());
+        let gateway = Gateway::start_in(dir, &config(origin.address, VERIFIED));
+        assert_eq!(gateway.request("POST", "/", &[], b"x").status, status);
+        if status != 200 {
+            let reason = "certificate_of_authority";
+            assert_eq!(failure_kind(&gateway), reason);
+            assert_eq!(gateway.metric(&format!("tidegate_upstream_tls_failures_total{{reason=\"{reason}\"}}")), 1.0);
+        }
+    }
+}
+
+/// `tidegate run --upstream https://...` verifies as a configuration without `tls` does: by the
+/// authorities of the system.
+#[test]
+fn upstream_of_the_command_line_is_verified() {
+    let (authority, other) = (Authority::new("ours"), Authority::new("another"));
+    for (trusted, status) in [(&authority, 200), (&other, 502)] {
+        let origin = TlsOrigin::start(authority.sign("127.0.0.1", |_| {}), &TlsOriginOptions::default());
+        let dir = TempDir::new();
+        trusted.write(&dir);
+        let (url, admin) = (format!("https://{}", origin.address), free_address().to_string());
+        let mut command = tidegate();
+        command.args(["run", "--listen", "127.0.0.1:0", "--admin", &admin, "--upstream", &url]);
+        let process =
+            Process::start(command.env("SSL_CERT_FILE", dir.path().join("ca.pem")).env_remove("SSL_CERT_DIR"));
+        wait_for(|| !process.stderr.events("ready").is_empty(), STEP_TIMEOUT);
+        let address = process.stderr.events("listening")[0]["address"].as_str().expect("an address").to_owned();
+        let mut client = Client::connect(address.parse().expect("an address"));
+        assert_eq!(client.request("POST", "/", &[("host", "gate.test")], b"x").status, status);
+        assert_eq!(origin.seen().len(), usize::from(status == 200), "handshakes that were completed");
+    }
+}
+
 #[test]
 fn handshakes_that_fail_otherwise_have_their_own_reasons() {
     /// Servers by what they answer to the first bytes of a handshake.
@@ -104,10 +147,11 @@ fn handshakes_that_fail_otherwise_have_their_own_reasons() {
     /// The alert `protocol_version` of one that speaks TLS 1.1 at most.
     const OLD: &[u8] = &[21, 3, 1, 0, 2, 2, 70];
     let authority = Authority::new("ours");
-    for (answer, kind, reason, failure, error) in [
-        (PLAIN, "tls_protocol", "protocol", "upstream_tls_protocol", "tls_protocol_error"),
-        (OLD, "tls_alert", "alert", "upstream_tls_alert", "tls_alert_received"),
-        (&b""[..], "tls_closed", "closed", "upstream_tls_protocol", "tls_protocol_error"),
+    for (answer, kind, reason, (failure, status), error) in [
+        (PLAIN, "tls_protocol", "protocol", ("upstream_tls_protocol", 502), "tls_protocol_error"),
+        (OLD, "tls_alert", "alert", ("upstream_tls_alert", 502), "tls_alert_received"),
+        // It may be overloaded, or restart.
+        (&b""[..], "tls_closed", "closed", ("connect", 503), "connection_refused"),
     ] {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound port");
@@ -120,7 +164,7 @@ fn handshakes_that_fail_otherwise_have_their_own_reasons() {
         let gateway = gateway(&authority, address, VERIFIED);
         let response = gateway.request("POST", "/", &[], b"secret");
         let expected = format!("tidegate; error={error}");
-        assert_eq!((response.status, response.field("proxy-status")), (502, Some(&*expected)), "{kind}");
+        assert_eq!((response.status, response.field("proxy-status")), (status, Some(&*expected)), "{kind}");
         assert_eq!(failure_kind(&gateway), kind);
         assert!(gateway.metric(&format!("tidegate_upstream_tls_failures_total{{reason=\"{reason}\"}}")) >= 1.0);
         assert_eq!(gateway.metric(&format!("tidegate_failures_total{{kind=\"{failure}\"}}")), 1.0);
@@ -201,10 +245,11 @@ fn lower_versions_and_clear_text_are_refused() {
             drop(stream.read(&mut [0; 1_000]));
         }
     });
-    for origin in [old.address, address] {
+    // The server that has no common version says so.
+    for (origin, kind) in [(old.address, "tls_alert"), (address, "tls_protocol")] {
         let gateway = gateway(&authority, origin, &format!("{VERIFIED}, min_version = \"1.3\""));
         assert_eq!(gateway.get("/", &[]).status, 502);
-        assert_eq!(failure_kind(&gateway), "tls_protocol");
+        assert_eq!(failure_kind(&gateway), kind);
     }
     drop(std::net::TcpStream::connect(address));
 }

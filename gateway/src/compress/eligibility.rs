@@ -101,7 +101,9 @@ impl CompressConfig {
         match response.status {
             StatusCode::NOT_MODIFIED => true,
             StatusCode::PARTIAL_CONTENT => {
-                // That of several ranges has the types of its parts in its body.
+                // That of several ranges has the types of its parts in its body. Without them,
+                // `Vary` is also on those of a type that is never compressed: correct, although
+                // caches then keep more copies.
                 let total = Extent::from_content_range(response).map(|extent| extent.total);
                 let is_of_several = media_type(&response.fields).is_some_and(|own| {
                     own.get(..MULTIPART.len()).is_some_and(|start| start.eq_ignore_ascii_case(MULTIPART))

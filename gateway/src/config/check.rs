@@ -11,7 +11,6 @@ use limiter::{
 
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::model::Config;
-use super::own_machine;
 use super::read_context::{Located, ReadContext};
 use super::section::{self, ConfigDraft};
 use super::suggestion::suggest;
@@ -120,7 +119,7 @@ fn check_own_endpoint(
     (draft, context): (&ConfigDraft, &ReadContext<'_>),
 ) {
     let Config { listen, admin, .. } = &draft.config;
-    let addresses = own_machine::addresses(&endpoint.host);
+    let addresses = context.own_machine.addresses(&endpoint.host);
     let is_own = |own: &SocketAddr| {
         let is_reached =
             |ip: &IpAddr| own.ip() == *ip || own.ip().is_unspecified() && (ip.is_loopback() || ip.is_unspecified());

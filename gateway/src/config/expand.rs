@@ -102,7 +102,6 @@ fn resolve(placeholder: &str, environment: &ExpansionEnvironment<'_>) -> Result<
 /// Text of a regular file of at most 1 MiB; `path` is relative to the base directory.
 pub(super) fn read_file(environment: &ExpansionEnvironment<'_>, path: &str) -> Result<String, ConfigProblem> {
     let path = environment.base.join(path);
-    environment.watch(&path);
     let problem = |reason: &dyn std::fmt::Display| {
         ConfigProblem::new(FaultCode::File, format!("cannot read {}: {reason}", path.display()))
     };
@@ -111,6 +110,11 @@ pub(super) fn read_file(environment: &ExpansionEnvironment<'_>, path: &str) -> R
     if !metadata.is_file() {
         return Err(problem(&"it is not a regular file"));
     }
+    // Before its contents are read for the digest.
+    if metadata.len() > FILE_BYTES_MAX {
+        return Err(problem(&"it is larger than 1 MiB"));
+    }
+    environment.watch(&path);
     let mut text = String::new();
     let read = fs::File::open(&path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text));
     match read {
@@ -166,6 +170,21 @@ mod tests {
             let fault = expanded(text).expect_err(text);
             assert!(fault.contains(reason), "{fault}");
         }
+    }
+
+    /// Not even for its digest.
+    #[test]
+    fn a_file_that_is_too_large_is_not_read() {
+        let variable = |_: &str| None;
+        let environment = ExpansionEnvironment::new(&DIRECTORY, &variable);
+        let file = fs::File::create(DIRECTORY.join("large")).expect("the temporary directory is writable");
+        file.set_len(FILE_BYTES_MAX + 1).expect("a sparse file");
+        let problem = expand("${file:large}", &environment).expect_err("refused");
+        assert!(problem.message.contains("larger than 1 MiB"), "{}", problem.message);
+        assert_eq!(environment.files_read(), []);
+        file.set_len(FILE_BYTES_MAX).expect("a sparse file");
+        let text = expand("${file:large}", &environment).expect("accepted");
+        assert_eq!((text.len() as u64, environment.files_read().len()), (FILE_BYTES_MAX, 1));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::model::{Config, ConfigFile, LogConfig, ServerConfig};
 use super::print::{self, PrintOptions};
 use super::read_context::{ReadContext, ReadPurpose};
 use super::{check, section, table_reader};
+use crate::connect::UpstreamTls;
 use crate::http::h1;
 use crate::{accept, admin, cache, discovery, identify, limit, route, tls, upstream};
 
@@ -73,6 +74,15 @@ impl Config {
             let at = DocumentLocation { path: String::new(), span: 0..url.len() };
             return Err(ConfigReport::new("--upstream", url, vec![at.error(problem.hint(hint))]));
         }
+        let mut upstream = upstream::UpstreamConfig::new("upstream".into(), vec![endpoint.clone()]);
+        if endpoint.scheme.has_tls() {
+            upstream.tls = Some(UpstreamTls::verified().map_err(|error| {
+                let problem = ConfigProblem::new(FaultCode::File, format!("TLS to this upstream: {error}"));
+                let hint = "install the package `ca-certificates`, or name a file with `SSL_CERT_FILE`";
+                let at = DocumentLocation { path: String::new(), span: 0..url.len() };
+                ConfigReport::new("--upstream", url, vec![at.error(problem.hint(hint))])
+            })?);
+        }
         let all_paths = route::PathPattern::Prefix("/".to_owned());
         let default = accept::ListenConfig::default();
         Ok(Config {
@@ -87,7 +97,7 @@ impl Config {
             cache: cache::CacheConfig::default(),
             dns: discovery::DnsConfig::default(),
             kubernetes: discovery::kubernetes::KubernetesConfig::default(),
-            upstreams: vec![upstream::UpstreamConfig::new("upstream".into(), vec![endpoint])],
+            upstreams: vec![upstream],
             pages: Vec::new(),
             routes: vec![route::RouteConfig::new("everything".into(), all_paths, 0)],
             log: LogConfig::default(),
@@ -96,6 +106,15 @@ impl Config {
             files: Vec::new(),
         })
     }
+}
+
+/// The faults with which a document is refused, when it is to run and when it is checked.
+#[cfg(test)]
+pub(super) fn parse_for_purposes(base: &Path, text: &str, format: DocumentFormat) -> [ConfigReport; 2] {
+    [ReadPurpose::Run, ReadPurpose::Check].map(|purpose| {
+        let document = ConfigDocument { name: "test.toml", text, format, base, env: &|_| None };
+        Config::parse_for(&document, purpose).map_or_else(|report| report, |(_, warnings)| warnings)
+    })
 }
 
 /// Reads the file at `path`, as JSON if its name ends in `.json`, and passes it to `read`. Standard

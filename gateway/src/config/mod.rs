@@ -8,9 +8,9 @@
 mod fault;
 mod model;
 mod expand;
+mod own_machine;
 mod read_context;
 mod suggestion;
-mod own_machine;
 mod node;
 mod units;
 mod value_kind;
@@ -32,4 +32,4 @@ pub use schema::schema;
 pub use document::{ConfigDocument, DocumentFormat};
 pub use fault::{ConfigFault, ConfigReport, FaultCode, FaultSeverity};
 pub use model::{Config, LogConfig, ServerConfig};
-pub(crate) use model::{ConfigFile, FileDigest};
+pub(crate) use model::{ConfigFile, FileDigest, digest};

@@ -1,6 +1,7 @@
 //! The checked configuration: every name resolved, every number within its range.
 
 use std::fmt;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -116,8 +117,20 @@ impl Default for LogConfig {
 /// Digest of the contents of a file; `None`: it could not be read.
 pub(crate) type FileDigest = Option<blake3::Hash>;
 
-/// A file that the configuration refers to, and its contents before they were used: whoever watches
-/// the file from later on finds a change since then.
+/// The part of a file that its digest covers. Each larger file is refused by its use.
+const DIGEST_BYTES_MAX: u64 = (256 << 20) + 1;
+
+/// Digest of a regular file, which is read in pieces.
+pub(crate) fn digest(path: &Path) -> FileDigest {
+    // A pipe or a device would block, and is refused by its use.
+    std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file)?;
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(std::fs::File::open(path).ok()?.take(DIGEST_BYTES_MAX)).ok()?;
+    Some(hasher.finalize())
+}
+
+/// A file that the configuration refers to, and its contents before they were used: a later watch
+/// detects a change since then.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ConfigFile {
     pub(crate) path: PathBuf,
@@ -127,9 +140,6 @@ pub(crate) struct ConfigFile {
 impl ConfigFile {
     /// To be called before the file is read for its use.
     pub(crate) fn before_use(path: &Path) -> Self {
-        // A pipe or a device would block, and is refused later.
-        let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
-        let contents = if is_file { std::fs::read(path).ok() } else { None };
-        ConfigFile { path: path.to_owned(), contents: contents.map(|bytes| blake3::hash(&bytes)) }
+        ConfigFile { path: path.to_owned(), contents: digest(path) }
     }
 }

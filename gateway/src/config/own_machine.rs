@@ -1,5 +1,6 @@
 //! The addresses of names that this machine knows by itself: no name server is asked.
 
+use std::cell::OnceCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The file of names and addresses of this machine.
@@ -8,16 +9,27 @@ const HOSTS: &str = "/etc/hosts";
 /// The name of this machine.
 const OWN_NAME: &str = "/proc/sys/kernel/hostname";
 
-/// The addresses of `host`: of an address, itself; of a name of this machine, those it has here.
-/// Empty for other names.
-pub(super) fn addresses(host: &str) -> Vec<IpAddr> {
-    let text = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    if let Ok(ip) = text.parse() {
-        return vec![ip];
+/// The names that this machine knows, read with the first one that is looked up.
+#[derive(Default)]
+pub(super) struct OwnMachine(OnceCell<KnownNames>);
+
+struct KnownNames {
+    hosts: String,
+    own_name: String,
+}
+
+impl OwnMachine {
+    /// The addresses of `host`: of an address, itself; of a name of this machine, those it has
+    /// here. Empty for other names.
+    pub(super) fn addresses(&self, host: &str) -> Vec<IpAddr> {
+        let text = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        if let Ok(ip) = text.parse() {
+            return vec![ip];
+        }
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let known = self.0.get_or_init(|| KnownNames { hosts: read(HOSTS), own_name: read(OWN_NAME) });
+        addresses_of_name(host, &known.hosts, known.own_name.trim_end())
     }
-    let hosts = std::fs::read_to_string(HOSTS).unwrap_or_default();
-    let own_name = std::fs::read_to_string(OWN_NAME).unwrap_or_default();
-    addresses_of_name(host, &hosts, own_name.trim_end())
 }
 
 fn addresses_of_name(name: &str, hosts: &str, own_name: &str) -> Vec<IpAddr> {
@@ -59,13 +71,17 @@ mod tests {
             ("ip6-other", vec![]),
             ("gate", vec![ip("10.0.0.7")]),
             ("GATE.internal", vec![ip("10.0.0.7")]),
-            ("node-7", loopback),
+            ("node-7", loopback.clone()),
             ("shop.example", vec![]),
             ("notlocalhost", vec![]),
         ] {
             assert_eq!(addresses_of_name(name, hosts, "Node-7"), expected, "{name}");
         }
-        assert_eq!(addresses("192.0.2.1"), [ip("192.0.2.1")]);
-        assert_eq!(addresses("[::1]"), [ip("::1")]);
+        let machine = OwnMachine::default();
+        assert_eq!(machine.addresses("192.0.2.1"), [ip("192.0.2.1")]);
+        assert_eq!(machine.addresses("[::1]"), [ip("::1")]);
+        assert!(machine.0.get().is_none(), "no file was needed");
+        assert_eq!(machine.addresses("localhost"), loopback);
+        assert!(machine.0.get().is_some());
     }
 }

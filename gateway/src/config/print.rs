@@ -1,7 +1,8 @@
 //! The effective configuration as a TOML document: the value of each key, and its origin.
 //!
 //! Invariants: no secret is printed, and `tidegate check -` accepts what is printed. It has the
-//! same effective configuration, except for secrets that the document holds as text.
+//! same effective configuration, except for secrets that the document holds as text: passwords and
+//! tokens, and fields and parameters whose names or values indicate credentials.
 
 mod layout;
 mod secrets;
@@ -13,7 +14,7 @@ use super::document::{self, ConfigDocument, DocumentFormat};
 use super::expand::{self, ExpansionEnvironment};
 use super::fault::ConfigReport;
 use super::node::{DocumentNode, DocumentValue};
-use super::read_context::{EffectiveValue, ReadContext};
+use super::read_context::{EffectiveValue, ReadContext, ReadPurpose};
 use super::value_kind::quoted;
 use super::{section, table_reader};
 
@@ -78,7 +79,8 @@ impl Reading {
     fn of(document: &ConfigDocument<'_>) -> Result<Reading, ConfigReport> {
         let report = |faults| ConfigReport::new(document.name, document.text, faults);
         let root = document::parse(document.text, document.format).map_err(report)?;
-        let context = ReadContext::new(document.text, ExpansionEnvironment::new(document.base, document.env));
+        let mut context = ReadContext::new(document.text, ExpansionEnvironment::new(document.base, document.env));
+        context.purpose = ReadPurpose::Print;
         let draft = table_reader::read_document(&context, &root, section::read);
         check::resolve(draft, &context);
         let values = context.values();
@@ -144,21 +146,42 @@ fn text_of(value: &EffectiveValue, root: &DocumentNode) -> String {
     let written = value.offset.and_then(|_| layout::node_at(root, &segments)).map(|node| &node.value);
     let secrecy = secrets::Secrecy::of(&segments);
     let concealed = match written {
-        Some(DocumentValue::String(text)) => secrecy.conceal(text).map(|text| quoted(&text)),
-        Some(DocumentValue::Array(items)) => concealed_items(items, secrecy),
+        Some(DocumentValue::String(text)) => {
+            let effective = effective_texts(&value.text);
+            secrecy.conceal(text, effective.first().unwrap_or(&value.text)).map(|text| quoted(&text))
+        }
+        Some(DocumentValue::Array(items)) => concealed_items(items, secrecy, &value.text),
         _ => None,
     };
-    concealed.unwrap_or_else(|| expand::escape(&value.text))
+    concealed.unwrap_or_else(|| expand::escape(&secrets::without_passwords(value.text.clone())))
 }
 
-/// An array of texts, where at least one has a secret or the reference to one.
-fn concealed_items(items: &[DocumentNode], secrecy: secrets::Secrecy) -> Option<String> {
+/// The texts of a value, one or an array of them. None if it is another one.
+fn effective_texts(value: &str) -> Vec<String> {
+    let Ok(root) = document::parse(&format!("value = {value}"), DocumentFormat::Toml) else { return Vec::new() };
+    let text = |node: &DocumentNode| match &node.value {
+        DocumentValue::String(text) => Some(text.clone()),
+        _ => None,
+    };
+    match layout::node_at(&root, &layout::segments("value")).map(|node| &node.value) {
+        Some(DocumentValue::Array(items)) => items.iter().map(text).collect::<Option<_>>().unwrap_or_default(),
+        Some(DocumentValue::String(text)) => vec![text.clone()],
+        _ => Vec::new(),
+    }
+}
+
+/// An array of texts, where at least one has a secret or the reference to one. `effective`: the
+/// array without placeholders.
+fn concealed_items(items: &[DocumentNode], secrecy: secrets::Secrecy, effective: &str) -> Option<String> {
     let mut has_secret = false;
+    let each = effective_texts(effective);
     let texts: Option<Vec<String>> = items
         .iter()
-        .map(|item| {
+        .enumerate()
+        .map(|(index, item)| {
             let DocumentValue::String(text) = &item.value else { return None };
-            let concealed = secrecy.conceal(text);
+            let effective = if each.len() == items.len() { &each[index] } else { effective };
+            let concealed = secrecy.conceal(text, effective);
             has_secret |= concealed.is_some();
             Some(quoted(&concealed.unwrap_or_else(|| text.clone())))
         })
@@ -173,7 +196,13 @@ mod tests {
     use super::*;
 
     fn printed(text: &str, options: PrintOptions) -> Vec<String> {
-        let env = |name: &str| (name == "SECRET").then(|| "hunter2hunter2hunter2hunter2".to_owned());
+        let env = |name: &str| match name {
+            "SECRET" => Some("hunter2hunter2hunter2hunter2".to_owned()),
+            "REDIS_URL" => Some("redis://user:hunter2@127.0.0.1:6379".to_owned()),
+            "FORWARD" => Some("http://127.0.0.1:4000/v?key=hunter2".to_owned()),
+            "ADDRESS" => Some("127.0.0.1:8081".to_owned()),
+            _ => None,
+        };
         let document =
             ConfigDocument { name: "t.toml", text, format: DocumentFormat::Toml, base: Path::new(""), env: &env };
         print(&document, options).expect("valid").lines().map(str::to_owned).collect()
@@ -209,6 +238,37 @@ mod tests {
         }
         assert!(
             !lines.iter().any(|line| line.contains("hunter2") || line.contains("abc") || line.contains("default  #")),
+            "{lines:#?}"
+        );
+    }
+
+    #[test]
+    fn secrets_of_the_surroundings_are_printed_as_they_are_written() {
+        const TEXT: &str = "version = 1\n[[listen]]\naddress = \"${ADDRESS}\"\n\
+            [redis.regions.default]\nendpoints = [\"redis://127.0.0.1:1\", \"${REDIS_URL}\"]\n\
+            [redis.regions.other]\ncluster = [\"${REDIS_URL:-redis://u:pass@127.0.0.1:1}\"]\n\
+            [upstreams.shop]\nendpoints = [\"http://127.0.0.1:1\"]\nhealth = { path = \"/h/${SECRET}\" }\n\
+            [upstreams.b]\nendpoints = [\"http://127.0.0.1:2\"]\n\
+            [[routes]]\nname = \"fixed\"\nmatch = { path = \"/fixed\" }\nrespond = { body = \"${REDIS_URL}\" }\n\
+            [[routes]]\nname = \"all\"\nmatch = { path = \"/*\" }\nupstream = \"shop\"\n\
+            auth = { forward = \"${FORWARD}\" }\n\
+            canary = { upstream = \"b\", header = { x-canary-token = \"sekrit\" } }\n\
+            headers.response.set = { x-backend = \"${SECRET}\" }\n";
+        let lines = printed(TEXT, PrintOptions::default());
+        for expected in [
+            "address = \"127.0.0.1:8081\"",
+            "redis.regions.default.endpoints = [\"redis://127.0.0.1:1\", \"${REDIS_URL}\"]",
+            "redis.regions.other.cluster = [\"${REDIS_URL:-redis://u:***@127.0.0.1:1}\"]",
+            "upstreams.shop.health.path = \"/h/${SECRET}\"",
+            "respond.body = \"${REDIS_URL}\"",
+            "auth.forward = \"${FORWARD}\"",
+            "canary.header.x-canary-token = \"REDACTED\"",
+            "headers.response.set.x-backend = \"${SECRET}\"",
+        ] {
+            assert!(lines.iter().any(|line| line == expected), "{expected}: {lines:#?}");
+        }
+        assert!(
+            !lines.iter().any(|line| ["hunter2", "pass@", "sekrit"].iter().any(|secret| line.contains(secret))),
             "{lines:#?}"
         );
     }

@@ -8,12 +8,14 @@ use std::cell::RefCell;
 
 use super::expand::ExpansionEnvironment;
 use super::fault::{ConfigFault, ConfigProblem, DocumentLocation};
+use super::own_machine::OwnMachine;
 
 /// Shared state of one read of a document.
 pub(super) struct ReadContext<'a> {
     pub(super) source: &'a str,
     pub(super) environment: ExpansionEnvironment<'a>,
     pub(super) purpose: ReadPurpose,
+    pub(super) own_machine: OwnMachine,
     faults: RefCell<Vec<ConfigFault>>,
     keys: RefCell<Vec<KeySpec>>,
     values: RefCell<Vec<EffectiveValue>>,
@@ -26,6 +28,8 @@ pub(super) enum ReadPurpose {
     Run,
     /// To find its faults: also those that a start would find later, in files.
     Check,
+    /// To print it.
+    Print,
 }
 
 /// The value that a key has, in the syntax of the document.
@@ -74,6 +78,7 @@ impl<'a> ReadContext<'a> {
             source,
             environment,
             purpose: ReadPurpose::Run,
+            own_machine: OwnMachine::default(),
             faults: RefCell::default(),
             keys: RefCell::default(),
             values: RefCell::default(),

@@ -14,6 +14,9 @@ label! {
         CertificateUnknownIssuer = "certificate_unknown_issuer",
         /// It is its own issuer, and not trusted.
         CertificateSelfSigned = "certificate_self_signed",
+        /// It is that of a trusted authority, which no server may use: `openssl req -x509` makes
+        /// such certificates.
+        CertificateOfAuthority = "certificate_of_authority",
         CertificateExpired = "certificate_expired",
         CertificateNotYetValid = "certificate_not_yet_valid",
         /// Another fault of the certificate, or of its signature.
@@ -42,17 +45,20 @@ impl TlsFault {
         Self::of(error).or_else(|| CLOSED.contains(&error.kind()).then_some(TlsFault::Closed))
     }
 
-    /// The error type of RFC 9209 section 2.3 is that of a certificate, an alert, or the protocol.
+    /// The error type of RFC 9209 section 2.3 is that of a certificate, an alert, the protocol, or
+    /// a connection: a server that is overloaded or restarts closes it in the handshake too.
     pub(crate) fn class(self) -> TlsFaultClass {
         match self {
             TlsFault::CertificateName
             | TlsFault::CertificateUnknownIssuer
             | TlsFault::CertificateSelfSigned
+            | TlsFault::CertificateOfAuthority
             | TlsFault::CertificateExpired
             | TlsFault::CertificateNotYetValid
             | TlsFault::CertificateInvalid => TlsFaultClass::Certificate,
             TlsFault::ClientCertificate | TlsFault::Alert => TlsFaultClass::Alert,
-            TlsFault::Closed | TlsFault::Protocol => TlsFaultClass::Protocol,
+            TlsFault::Protocol => TlsFaultClass::Protocol,
+            TlsFault::Closed => TlsFaultClass::Connection,
         }
     }
 
@@ -87,21 +93,28 @@ impl TlsFault {
                 TlsFault::CertificateNotYetValid
             }
             CertificateError::Other(OtherError(error)) if error.is::<SelfSigned>() => TlsFault::CertificateSelfSigned,
+            CertificateError::Other(OtherError(error))
+                if error.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity) =>
+            {
+                TlsFault::CertificateOfAuthority
+            }
             _ => TlsFault::CertificateInvalid,
         }
     }
 }
 
-/// What a fault of TLS concerns.
+/// The part of TLS that a fault concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TlsFaultClass {
     Certificate,
     /// The upstream has ended the handshake with an alert.
     Alert,
     Protocol,
+    /// Nothing is known but that the connection has ended.
+    Connection,
 }
 
 /// The certificate of the upstream is its own issuer, and not trusted.
 #[derive(Debug, thiserror::Error)]
 #[error("the certificate is self-signed and not trusted")]
-pub(crate) struct SelfSigned;
+pub(crate) struct SelfSigned(#[source] pub(crate) rustls::Error);

@@ -147,6 +147,7 @@ impl RequestContext<'_> {
         count_result(CacheResult::Error);
         self.record.cache = CacheResult::Error;
         self.record.failure = Some(ErrorKind::Limited);
+        self.record.blame = Some(ErrorKind::Limited.blame());
         self.record.detail = CacheDetail::Reason(ErrorKind::Limited.as_str());
         let format = PageFormat::preferred(&self.request.fields);
         let id = match &self.record.request_id {

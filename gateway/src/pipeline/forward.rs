@@ -33,8 +33,8 @@ use crate::record::RequestRecord;
 use crate::route::Route;
 use crate::spans::{AttemptLog, AttemptSpan, Phase};
 use crate::upstream::{
-    AttemptError, CallRepeats, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream, UpstreamExchange,
-    UpstreamResponse, UpstreamResult,
+    AttemptError, CallInProgress, CallRepeats, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream,
+    UpstreamExchange, UpstreamResponse, UpstreamResult,
 };
 use crate::{hop, identify};
 
@@ -288,6 +288,8 @@ impl UpstreamCall<'_> {
         let hedges = route.config.hedge;
         let on_sent = &on_sent;
         let outgoing = OutgoingRequest { request, kept, client, timeouts, now, total_at, hedges, on_sent, attempts };
+        let stats = target.upstream.stats();
+        let in_progress = CallInProgress::begin(stats);
         let CallResult { result, repeats } = target.upstream.call(&outgoing, body).await;
         record.requests_sent = requests_sent.get();
         let ended = Instant::now();
@@ -300,8 +302,7 @@ impl UpstreamCall<'_> {
             exchange
         });
         let permit = permit.into_inner();
-        let stats = target.upstream.stats();
-        stats.results.inc(match &result {
+        in_progress.end(match &result {
             Ok(_) => UpstreamResult::of_status(response.status),
             Err(failure) => UpstreamResult::of_error(&failure.error),
         });
@@ -481,6 +482,7 @@ fn tls_fault(fault: TlsFault) -> UpstreamFault {
         TlsFault::CertificateName => UpstreamFault::CertificateName,
         TlsFault::CertificateUnknownIssuer => UpstreamFault::CertificateUnknownIssuer,
         TlsFault::CertificateSelfSigned => UpstreamFault::CertificateSelfSigned,
+        TlsFault::CertificateOfAuthority => UpstreamFault::CertificateOfAuthority,
         TlsFault::CertificateExpired => UpstreamFault::CertificateExpired,
         TlsFault::CertificateNotYetValid => UpstreamFault::CertificateNotYetValid,
         TlsFault::CertificateInvalid => UpstreamFault::CertificateInvalid,

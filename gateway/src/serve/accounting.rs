@@ -318,8 +318,13 @@ impl CompletedExchange<'_> {
 
 /// The record of a refused request. `request` is valid if only its body is refused; else it is the
 /// description of the head.
-pub(super) fn refused(refusal: RequestRefusal, request: &Request, snapshot: &Snapshot) -> RequestRecord {
-    let trace = snapshot.tracing.as_ref().map(|_| snapshot.identity.trace_of_refused(&request.fields));
+pub(super) fn refused(
+    refusal: RequestRefusal,
+    (request, peer): (&Request, &ConnectionPeer),
+    snapshot: &Snapshot,
+) -> RequestRecord {
+    let (trace, request_id) = snapshot.identity.trace_of_refused(&request.fields, peer);
+    let trace = snapshot.tracing.as_ref().map(|_| trace);
     let spans = trace
         .filter(|trace| trace.is_sampled())
         .map(|trace| Box::new(RequestSpans::begin(trace, snapshot.identity.random_u64(), Instant::now())));
@@ -329,7 +334,7 @@ pub(super) fn refused(refusal: RequestRefusal, request: &Request, snapshot: &Sna
         refusal: Some(refusal),
         trace,
         spans,
-        request_id: snapshot.identity.new_request_id(),
+        request_id,
         blame: Some(Blame::Client),
         cache: CacheResult::Error,
         must_close: true,

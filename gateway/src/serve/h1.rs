@@ -182,7 +182,7 @@ impl Connection {
         } else {
             let is_of_body = refusal.is_of_body();
             let version = if is_of_body { None } else { Some(self.stream.describe_refused(&mut buffers.request)) };
-            buffers.record = refused(refusal, &buffers.request, snapshot);
+            buffers.record = refused(refusal, (&buffers.request, &self.peer), snapshot);
             buffers.record.version = version.unwrap_or_default();
             let id = buffers.record.request_id.as_ref();
             ResponseBody::Bytes(degrade::write_refusal(refusal, id, &mut buffers.response))

@@ -366,10 +366,12 @@ impl Driver {
         let mut buffers = self.shared.take_buffers();
         describe_unread(&mut buffers.request);
         buffers.request.scheme = self.shared.scheme;
-        buffers.record = accounting::refused(RequestRefusal::HeadTimeout, &buffers.request, snapshot);
+        buffers.record =
+            accounting::refused(RequestRefusal::HeadTimeout, (&buffers.request, &self.shared.peer), snapshot);
         // The connection ends without a response.
         buffers.response = Response::new(RequestRefusal::HeadTimeout.status());
         buffers.record.aborted = AbortReason::HeadTimeout.as_str();
+        accounting::count_abort(AbortReason::HeadTimeout);
         let (peer, duration) = (&self.shared.peer, self.limits.header_timeout);
         let late = CompletedExchange { snapshot, peer, buffers: &mut buffers, bytes: 0, request_bytes: 0, duration };
         late.report(&self.shared.worker);

@@ -43,14 +43,23 @@ fn bound_upstreams(mut upstreams: Vec<Value>, mut endpoints_left: usize) -> (Vec
         upstreams.sort_by_cached_key(is_intact);
         upstreams.truncate(UPSTREAMS_MAX);
     }
-    for upstream in &mut upstreams {
+    // Those out of use of all upstreams come before those in use of any.
+    let mut shown = vec![0; upstreams.len()];
+    for counts in [|endpoint: &Value| !endpoint["reason"].is_null(), |_: &Value| true] {
+        for (upstream, shown) in upstreams.iter().zip(&mut shown) {
+            let count = upstream["endpoints"].as_array().map_or(0, |all| all.iter().filter(|row| counts(row)).count());
+            let more = count.min(ENDPOINTS_MAX).saturating_sub(*shown).min(endpoints_left);
+            *shown += more;
+            endpoints_left -= more;
+        }
+    }
+    for (upstream, shown) in upstreams.iter_mut().zip(shown) {
         let Some(endpoints) = upstream["endpoints"].as_array_mut() else { continue };
-        let hidden = endpoints.len().saturating_sub(ENDPOINTS_MAX.min(endpoints_left));
+        let hidden = endpoints.len() - shown;
         if hidden > 0 {
             endpoints.sort_by_key(is_in_use);
-            endpoints.truncate(endpoints.len() - hidden);
+            endpoints.truncate(shown);
         }
-        endpoints_left -= endpoints.len();
         upstream["endpoints_hidden"] = json!(hidden);
     }
     (upstreams, hidden)
@@ -81,5 +90,11 @@ mod tests {
             |upstream: &Value| (upstream["endpoints"].as_array().map(Vec::len), upstream["endpoints_hidden"].as_u64());
         assert_eq!((counts(&shown[0]), counts(&shown[1])), ((Some(200), Some(800)), (Some(50), Some(950))));
         assert_eq!(shown[0]["endpoints"][0]["name"], 999, "out of use");
+        // The one out of use is of the last upstream, for which no place would be left.
+        let many = (0..30).map(|name| upstream(name, 200, name != 29)).collect();
+        let (shown, _) = bound_upstreams(many, ALL_ENDPOINTS_MAX);
+        let rows: usize = shown.iter().map(|upstream| upstream["endpoints"].as_array().map_or(0, Vec::len)).sum();
+        assert_eq!((shown.len(), rows), (30, ALL_ENDPOINTS_MAX));
+        assert_eq!((counts(&shown[29]), &shown[29]["endpoints"][0]["name"]), ((Some(1), Some(199)), &json!(199)));
     }
 }

@@ -35,21 +35,25 @@ pub(super) fn advance(snapshot: &Snapshot) {
     }
 }
 
-/// Answers a query.
+/// Answers a query: with a page of the list, or with the breakers that were set.
 ///
 /// # Errors
 /// There is no such breaker.
 pub(super) fn query(snapshot: &Snapshot, query: &BreakerQuery) -> Result<Value, BreakerQueryError> {
-    if let BreakerQuery::Set { target, state } = query {
-        for breaker in find(snapshot, target)? {
-            breaker.override_state(*state, Instant::now());
+    let (breakers, from) = match query {
+        BreakerQuery::List { from } => (list(snapshot), *from),
+        BreakerQuery::Set { target, state } => {
+            let breakers = find(snapshot, target)?;
+            breakers.iter().for_each(|breaker| breaker.override_state(*state, Instant::now()));
+            (breakers, 0)
         }
-    }
-    let (breakers, now) = (list(snapshot), Instant::now());
-    let from = if let BreakerQuery::List { from } = query { *from } else { 0 };
+    };
+    let now = Instant::now();
     let page = breakers.iter().skip(from).take(BREAKERS_MAX);
     let page: Vec<Value> = page.map(|breaker| breaker.to_json(now)).collect();
-    let next = Some(from.saturating_add(page.len())).filter(|next| *next < breakers.len());
+    // A list is continued; the reply to a change has those of its target, as far as they fit.
+    let is_list = matches!(query, BreakerQuery::List { .. });
+    let next = Some(from.saturating_add(page.len())).filter(|next| is_list && *next < breakers.len());
     Ok(json!({ "breakers": page, "total": breakers.len(), "next": next }))
 }
 

@@ -19,7 +19,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use crate::config::{ConfigFile, FileDigest};
+use crate::config::{self, ConfigFile, FileDigest};
 use crate::event::Event;
 
 /// Delay between a file event and the comparison of the contents: files are written in pieces.
@@ -77,7 +77,7 @@ impl FileState {
     fn read(file: &Path) -> Self {
         // In this order: a change between the two is found by the next comparison.
         let metadata = Self::metadata(file);
-        FileState { metadata, contents: fs::read(file).ok().map(|bytes| blake3::hash(&bytes)) }
+        FileState { metadata, contents: config::digest(file) }
     }
 
     /// Identity, length and time of the last modification.
@@ -106,7 +106,7 @@ impl ConfigWatcher {
 
     /// Replaces the watched files. New files start with the contents that the configuration was
     /// read from, and files that were watched before keep those of the last comparison: a change
-    /// since then is detected, although no event has told of it.
+    /// since then is detected, although no event was received for it.
     pub(super) fn watch_files(&mut self, files: Vec<ConfigFile>) {
         let mut known = std::mem::take(&mut self.files);
         let mut new = Vec::new();

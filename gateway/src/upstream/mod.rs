@@ -35,7 +35,7 @@ pub(crate) use health::{HealthConfig, check_health};
 pub(crate) use pool::sweep;
 pub(crate) use replay::KEPT_MAX as REPLAY_BYTES_MAX;
 pub(crate) use retry::RetryConfig;
-pub(crate) use stats::{UpstreamResult, UpstreamStats};
+pub(crate) use stats::{CallInProgress, UpstreamResult, UpstreamStats};
 
 use crate::concurrency::{ConcurrencyConfig, ConcurrencyLimit, ConcurrencyRejection};
 use crate::connect::UpstreamTls;

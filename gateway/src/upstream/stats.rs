@@ -50,6 +50,30 @@ impl UpstreamResult {
     }
 }
 
+/// A call whose result is not known yet. If it is dropped, because its client has gone, it counts
+/// as cancelled.
+pub(crate) struct CallInProgress<'s> {
+    stats: &'s UpstreamStats,
+    result: UpstreamResult,
+}
+
+impl<'s> CallInProgress<'s> {
+    pub(crate) fn begin(stats: &'s UpstreamStats) -> Self {
+        CallInProgress { stats, result: UpstreamResult::Cancelled }
+    }
+
+    /// Counts the call with its result.
+    pub(crate) fn end(mut self, result: UpstreamResult) {
+        self.result = result;
+    }
+}
+
+impl Drop for CallInProgress<'_> {
+    fn drop(&mut self) {
+        self.stats.results.inc(self.result);
+    }
+}
+
 /// Counts of an upstream's calls.
 #[derive(Default)]
 pub(crate) struct UpstreamStats {

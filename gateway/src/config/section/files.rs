@@ -9,24 +9,32 @@ use super::super::table_reader::TableReader;
 use super::super::value_kind::AnyString;
 use crate::tls;
 
-/// Opens a file that is read at start, so that `tidegate check` reports an unreadable file.
-pub(super) fn check_file(table: &TableReader<'_>, file: &Located<PathBuf>) {
-    let opened = std::fs::metadata(&file.value).and_then(|metadata| match metadata.is_file() {
-        true => std::fs::File::open(&file.value).map(drop),
-        false => Err(std::io::Error::other("it is not a regular file")),
+/// Largest file with certificates or keys: the authorities of a system have a quarter of a MiB.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// Opens a file that is read at start, so that `tidegate check` reports an unreadable file. Returns
+/// whether it may be read: a pipe would block, and a device may have no end.
+pub(super) fn check_file(table: &TableReader<'_>, file: &Located<PathBuf>) -> bool {
+    let opened = std::fs::metadata(&file.value).and_then(|metadata| match metadata.len() {
+        _ if !metadata.is_file() => Err(std::io::Error::other("it is not a regular file")),
+        0..=FILE_BYTES_MAX => std::fs::File::open(&file.value).map(drop),
+        _ => Err(std::io::Error::other("it is larger than 16 MiB")),
     });
+    let is_usable = opened.is_ok();
     if let Err(error) = opened {
         let problem = ConfigProblem::new(FaultCode::File, format!("cannot read {}: {error}", file.value.display()));
         table.context.error(&file.at, problem.hint("paths are relative to the directory of the configuration file"));
     }
+    is_usable
 }
 
 /// The content of a file, whose change then triggers a reload. `None` if it cannot be read, which
 /// is reported.
 pub(super) fn read_file(table: &TableReader<'_>, file: &Located<PathBuf>) -> Option<Vec<u8>> {
-    check_file(table, file);
+    if !check_file(table, file) {
+        return None;
+    }
     table.context.environment.watch(&file.value);
-    // `check_file` has reported a file that is not readable.
     std::fs::read(&file.value).ok()
 }
 

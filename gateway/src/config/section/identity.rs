@@ -4,8 +4,8 @@ use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::node::DocumentValue;
 use super::super::read_context::Located;
 use super::super::table_reader::{TableReader, ValueOrTable};
-use super::super::value_kind::{AnyString, Boolean, InputValue, OneOf, ParsedString, ValueKind};
-use super::{formats, geoip, tokens};
+use super::super::value_kind::{Boolean, InputValue, OneOf, ParsedString, ValueKind};
+use super::{formats, geoip, secrets, tokens};
 use crate::identify::{AccessConfig, CertificateField, ForwardedField, IdentityConfig, IdentitySource};
 
 /// Sources that a client controls.
@@ -79,7 +79,7 @@ pub(super) fn read(root: &TableReader<'_>) -> (IdentityConfig, Vec<DocumentLocat
             trace_sampling: default.trace_sampling,
             request_id: table.value_or("request_id", &Boolean, default.request_id),
             has_user_names: default.has_user_names,
-            secret: table.value_or("secret", &AnyString, default.secret),
+            secret: secrets::secret(table, "secret"),
         };
         (config, proxy_dependent)
     })

@@ -88,7 +88,9 @@ fn by_url(
     url: Option<Located<String>>,
     [ca, token]: [Option<Located<PathBuf>>; 2],
 ) -> (KubernetesAccess, Option<String>) {
-    [&ca, &token].into_iter().flatten().for_each(|file| files::check_file(table, file));
+    for file in [&ca, &token].into_iter().flatten() {
+        files::check_file(table, file);
+    }
     if let Some(ca) = &ca {
         check_authorities(table, ca);
     }

@@ -5,10 +5,11 @@ use std::time::SystemTime;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::read_context::ReadPurpose;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{AnyString, DurationRange, IntegerRange, OneOf, SizeRange};
+use super::super::value_kind::{DurationRange, IntegerRange, OneOf, SizeRange};
 use super::bounds::{DAY, GIB, HOUR, MIB, MS, index, index_of};
 use super::files::{check_file, check_validity, optional_path, path};
 use super::formats;
+use super::secrets::secret;
 use crate::accept::{self, ListenConfig};
 use crate::http::HttpLimits;
 use crate::http::limits::{GetBodyPolicy, UnderscorePolicy};
@@ -82,10 +83,8 @@ fn client_auth(table: &TableReader<'_>) -> Option<tls::ClientAuthConfig> {
     const MODES: OneOf<tls::ClientAuthMode> =
         OneOf(&[("required", Some(tls::ClientAuthMode::Required)), ("optional", Some(tls::ClientAuthMode::Optional))]);
     let (ca, crl) = (optional_path(table, "client_ca"), optional_path(table, "client_crl"));
-    for file in [&ca, &crl].into_iter().flatten() {
-        check_file(table, file);
-    }
-    if let Some(ca) = &ca
+    let [is_usable, _] = [&ca, &crl].map(|file| file.as_ref().is_some_and(|file| check_file(table, file)));
+    if let Some(ca) = ca.as_ref().filter(|_| is_usable && table.context.purpose == ReadPurpose::Check)
         && let Ok(pem) = std::fs::read(&ca.value)
     {
         check_validity(table, (ca, &pem), "clients that it certifies are refused");
@@ -105,7 +104,7 @@ pub(super) fn admin(root: &TableReader<'_>) -> (admin::AdminConfig, DocumentLoca
     let default = admin::AdminConfig::default();
     root.table("admin", |table| {
         let address = table.value_or("address", &formats::SOCKET_ADDRESS, default.address);
-        let token = table.value_or("token", &AnyString, String::new());
+        let token = secret(table, "token");
         let config = admin::AdminConfig { address, token: Some(token).filter(|token| !token.is_empty()) };
         (config, table.location_of(&["address"]))
     })

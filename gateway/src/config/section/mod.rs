@@ -9,6 +9,7 @@ mod bounds;
 mod auth;
 mod tokens;
 mod files;
+mod secrets;
 mod geoip;
 mod identity;
 mod kubernetes;

@@ -8,7 +8,7 @@ use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, ParsedString, SizeRange};
 use super::bounds::{MS, SECOND, index};
-use super::formats;
+use super::{formats, secrets};
 use crate::limit;
 use shard::Compression;
 
@@ -57,7 +57,7 @@ pub(super) fn read(root: &TableReader<'_>, object_bytes: u64) -> RedisSection {
     let section = root.optional_table("redis", |table| {
         let deadline = table.value_or("deadline", &DurationRange(MS..=10 * SECOND), DEFAULT_DEADLINE);
         let nodes = table.value_or("nodes", &IntegerRange(1..=10_000), nodes);
-        let secret = table.value_or("secret", &AnyString, String::new());
+        let secret = secrets::secret(table, "secret");
         let regions: Vec<_> = table.named_tables("regions", region).into_iter().flatten().collect();
         let locations = regions.iter().map(|(region, _)| region.clone()).collect();
         let compression = table.value_or("compression", &COMPRESSION, Compression::default());

@@ -44,6 +44,8 @@ fn minimal_file_equals_upstream_argument() {
     let (mut config, _) = parse_toml(MINIMAL).expect("the minimal document is valid");
     config.upstreams[0].name = "upstream".into();
     let from_arguments = Config::for_upstream("http://127.0.0.1:3000", None).expect("a URL");
+    // No endpoint is a service of Kubernetes: its API server is not asked.
+    config.kubernetes = from_arguments.kubernetes.clone();
     assert_eq!(debug_text(&from_arguments), debug_text(&config));
     let listen = "127.0.0.1:1".parse().expect("an address");
     let config = Config::for_upstream("http://[::1]", Some(listen)).expect("a URL");

@@ -1,5 +1,10 @@
 //! Errors and warnings about constraints between keys.
 
+use std::path::Path;
+
+use super::super::DocumentFormat;
+use super::super::fault::{ConfigFault, FaultSeverity};
+use super::super::load::parse_for_purposes;
 use super::{MINIMAL, faults, parse_toml};
 use crate::route::{HostPattern, PathPattern};
 
@@ -601,4 +606,22 @@ fn limits_that_do_not_limit_as_written_are_warned_of() {
     assert!(chosen.len() == 1 && chosen[0].contains("an address gets 100 times this limit"), "{chosen:?}");
     assert_eq!(limit("tier = \"device\"\nper_address = 50", device), [""; 0]);
     assert_eq!(limit("tier = \"device\"", ""), [""; 0]);
+}
+
+/// A printed configuration has the same text in place of each secret.
+#[test]
+fn replaced_secrets_are_checked_and_do_not_run() {
+    for (keys, path) in [
+        ("[admin]\ntoken = \"***\"\n", "admin.token"),
+        ("[identity]\nsecret = \"***\"\n", "identity.secret"),
+        ("[redis]\nsecret = \"REDACTED\"\n[redis.regions.default]\nendpoints = [\"redis://h:1\"]\n", "redis.secret"),
+    ] {
+        let text = format!("{MINIMAL}{keys}");
+        let reports = parse_for_purposes(Path::new(""), &text, DocumentFormat::Toml);
+        let severities = reports.map(|report| {
+            let is_of = |fault: &&ConfigFault| fault.path == path && fault.message.contains("replaced");
+            report.faults().iter().find(is_of).map(|fault| fault.severity)
+        });
+        assert_eq!(severities, [Some(FaultSeverity::Error), Some(FaultSeverity::Warning)], "{keys}");
+    }
 }

@@ -45,6 +45,7 @@ fn example_of_the_documentation_is_valid() {
 /// A document that uses what the others do not: quoted names, escapes, empty tables, references.
 const UNUSUAL: &str = r#"version = 1
 [[listen]]
+address = "127.0.0.1:9442"
 [[listen]]
 address = "127.0.0.1:9443"
 [admin]
@@ -60,7 +61,7 @@ headers = { authorization = "Bearer ${TOKEN}" }
 [upstreams."shop"]
 endpoints = ["http://${HOST:-127.0.0.1}:3000"]
 concurrency = {}
-health = { path = "/healthz?key=${TOKEN}" }
+health = { path = "/healthz?key=${TOKEN}&full=1" }
 breaker = {}
 [[routes]]
 name = "fixed"
@@ -111,6 +112,8 @@ fn printed_configurations_are_read_back() {
             let (again, further) =
                 Config::parse(&document(&printed, base, &env)).unwrap_or_else(|report| panic!("{report}\n{printed}"));
             assert_eq!(debug_text(&again), debug_text(&config), "{printed}");
+            // `Debug` does not show these.
+            assert!(again.admin.token == config.admin.token && again.tracing == config.tracing, "{printed}");
             let messages = |report: &super::ConfigReport| -> Vec<String> {
                 report.faults().iter().map(|fault| fault.message.clone()).collect()
             };

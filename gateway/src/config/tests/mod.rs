@@ -5,6 +5,7 @@ mod accepted;
 mod checks;
 mod complete_documents;
 mod credentials;
+mod irregular_files;
 mod kubernetes;
 mod rejected;
 mod tokens;

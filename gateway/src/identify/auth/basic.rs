@@ -3,7 +3,8 @@
 //!
 //! A verification takes 50 ms and more of a processor, on purpose. Bounds: few at a time in the
 //! whole process, so that requests keep their processors, and one at a time of an address, so that
-//! others do not wait for all of its passwords; few that wait; few wrong passwords per address. Verified credentials are cached (`credentials_cache`).
+//! others do not wait for all of its passwords; few that wait; few wrong passwords per address.
+//! Verified credentials are cached (`credentials_cache`).
 
 use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroUsize};

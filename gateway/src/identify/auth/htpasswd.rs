@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::Duration;
 
 use argon2::password_hash::PasswordVerifier as _;
 use argon2::password_hash::phc::PasswordHash as PhcHash;
@@ -24,6 +25,9 @@ const ARGON2_KIB_MAX: u32 = 256 << 10;
 const ARGON2_PASSES_MAX: u32 = 10;
 /// Different costs of the hashes of a file: a wrong password costs one hash of each.
 const COSTS_MAX: usize = 8;
+/// Longest time that a wrong password may take on a slow processor: less than the longest wait for
+/// a verification, so that a few guesses do not keep all others out.
+const COST_SUM_MAX: Duration = Duration::from_secs(4);
 /// Lines with a longer name are mistakes.
 const NAME_BYTES_MAX: usize = 256;
 
@@ -70,6 +74,11 @@ pub(crate) enum PasswordFileError {
     Duplicate { line: usize, first: usize },
     #[error("line {line}: the hashes have more than {max} different costs")]
     Costs { line: usize, max: usize },
+    #[error(
+        "line {line}: a wrong password, which costs one hash of each kind and cost of the file, would take about {} s",
+        sum.as_secs()
+    )]
+    CostSum { line: usize, sum: Duration },
     #[error("it has no user")]
     Empty,
 }
@@ -78,7 +87,7 @@ impl PasswordFile {
     /// Parses a file. Empty lines and lines that begin with `#` are ignored.
     pub(crate) fn parse(text: &str) -> Result<PasswordFile, PasswordFileError> {
         let (mut users, mut by_name, mut lines) = (Vec::new(), HashMap::new(), HashMap::new());
-        let (mut costs, mut cost_names) = (Vec::new(), Vec::new());
+        let (mut costs, mut cost_names, mut sum) = (Vec::new(), Vec::new(), Duration::ZERO);
         for (line, text) in (1..).zip(text.lines().map(str::trim)) {
             if text.is_empty() || text.starts_with('#') {
                 continue;
@@ -95,11 +104,15 @@ impl PasswordFile {
             let cost_name = hash.cost_name();
             let cost = cost_names.iter().position(|known| *known == cost_name).unwrap_or_else(|| {
                 cost_names.push(cost_name);
+                sum += hash.time();
                 costs.push(users.len());
                 costs.len() - 1
             });
             if costs.len() > COSTS_MAX {
                 return Err(PasswordFileError::Costs { line, max: COSTS_MAX });
+            }
+            if sum > COST_SUM_MAX {
+                return Err(PasswordFileError::CostSum { line, sum });
             }
             // A file has at most one mebibyte.
             let index = PrincipalIndex(u32::try_from(users.len()).unwrap_or(u32::MAX));
@@ -205,6 +218,31 @@ impl StoredHash {
         text
     }
 
+    /// About the time that the hash takes on a slow processor.
+    fn time(&self) -> Duration {
+        let text = self.text();
+        let malformed = Duration::ZERO;
+        match self {
+            StoredHash::Bcrypt(_) => {
+                // A quarter of a second with the cost 12, and twice as long with each further one.
+                text.parse().map_or(malformed, |parts: bcrypt::HashParts| {
+                    Duration::from_millis(2_u64.saturating_pow(parts.get_cost()) / 16)
+                })
+            }
+            StoredHash::Argon2(_) => {
+                let params = PhcHash::new(text).ok().and_then(|hash| argon2::Params::try_from(&hash).ok());
+                params.map_or(malformed, |params| {
+                    Duration::from_micros(u64::from(params.m_cost()) * u64::from(params.t_cost()) / 2)
+                })
+            }
+            StoredHash::ShaCrypt(_) => {
+                let rounds = text.split('$').find_map(|part| part.strip_prefix("rounds="));
+                let rounds = rounds.and_then(|rounds| rounds.parse().ok());
+                Duration::from_micros(2 * rounds.unwrap_or(u64::from(sha_crypt::Params::RECOMMENDED_ROUNDS)))
+            }
+        }
+    }
+
     /// Kind and parameters: hashes of one name take equally long.
     fn cost_name(&self) -> String {
         let text = self.text();
@@ -304,6 +342,19 @@ mod tests {
         assert_eq!((costs, &file.0.costs[..]), (vec![0, 1, 0, 2, 3, 2, 4, 5], &[0, 1, 3, 4, 6, 7][..]));
         let many: String = (0..9).map(|at| format!("user{at}:{}\n", argon2_of("x", 64 + 8 * at))).collect();
         assert_eq!(PasswordFile::parse(&many).expect_err("refused"), PasswordFileError::Costs { line: 9, max: 8 });
+    }
+
+    #[test]
+    fn the_costs_of_a_wrong_password_are_bounded_together() {
+        let hash = bcrypt_of("pass");
+        let (_, salted) = hash.rsplit_once('$').expect("a hash");
+        let file = |costs: &[u32]| {
+            let line = |cost: &u32| format!("user{cost}:$2b${cost:02}${salted}\n");
+            PasswordFile::parse(&costs.iter().map(line).collect::<String>())
+        };
+        assert!(file(&[15, 14, 10, 9]).is_ok());
+        let error = file(&[15, 14, 13, 12, 11, 10]).err().expect("refused");
+        assert_eq!(error, PasswordFileError::CostSum { line: 6, sum: Duration::from_millis(4_032) });
     }
 
     #[test]

@@ -199,9 +199,9 @@ impl StreamExchange {
     }
 
     fn refuse(&mut self, refusal: RequestRefusal) -> ResponseBody<'static> {
-        let snapshot = Arc::clone(&self.snapshot);
+        let (snapshot, shared) = (Arc::clone(&self.snapshot), Rc::clone(&self.shared));
         let ExchangeBuffers { request, response, record, .. } = self.buffers();
-        *record = refused(refusal, request, &snapshot);
+        *record = refused(refusal, (request, &shared.peer), &snapshot);
         let page = degrade::write_refusal(refusal, record.request_id.as_ref(), response);
         if grpc::is_call(request) {
             degrade::make_grpc(refusal.reason(), response);
