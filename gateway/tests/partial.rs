@@ -370,7 +370,8 @@ fn range_responses_describe_their_own_content() {
     }
     let part = gateway.get("/whole", &[("Range", "bytes=1-2")]);
     assert_eq!((part.status, part.text(), part.field("content-digest")), (206, "12".to_owned(), None));
-    // Ranges of the coded bytes: one keeps the coding, several would be labelled with it as a whole.
+    // Ranges of the coded bytes: one keeps the coding, several would be labelled with it as a
+    // whole.
     let one = gateway.get("/coded", &[("Range", "bytes=1-2")]);
     assert_eq!((one.status, one.field("content-encoding")), (206, Some("gzip")));
     let several = gateway.get("/coded", &[("Range", "bytes=1-2,4-5")]);

@@ -7,8 +7,8 @@
 use bytes::Bytes;
 
 use super::extent::Extent;
-use super::partial;
 use super::policy;
+use super::range;
 use super::resume::strong_tag;
 use super::stored::CachedObject;
 use crate::http::fields::{Fields, KnownField};
@@ -70,7 +70,7 @@ impl MissingPiece {
     /// of the 206, which replace them. Its length is that of the response.
     pub(crate) fn whole_head(&self, response: &Response) -> Response {
         let mut head = policy::freshen(&self.object, response);
-        partial::remove_content_fields(&mut head.fields);
+        range::remove_content_fields(&mut head.fields);
         Response { status: StatusCode::OK, length: BodyLength::Known(self.wanted.length), ..head }
     }
 

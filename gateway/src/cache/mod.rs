@@ -17,7 +17,7 @@ mod targeted;
 pub(crate) mod stored;
 mod freshness;
 pub mod key;
-mod range;
+pub(crate) mod range;
 pub(crate) mod resume;
 pub(crate) mod tags;
 pub mod policy;

@@ -4,19 +4,11 @@ use bytes::{Bytes, BytesMut};
 
 use super::extent::Extent;
 use super::policy;
+use super::range::remove_content_fields;
 use super::resume::strong_tag;
 use super::stored::{CacheMeta, CachedObject};
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, Response, StatusCode};
-
-/// Removes the fields that describe the bytes of a partial response and not its object: their
-/// position and their digests (RFC 9110 section 14.4, RFC 9530 section 2).
-pub(crate) fn remove_content_fields(fields: &mut Fields) {
-    let is_digest =
-        |name: &[u8]| name.eq_ignore_ascii_case(b"Content-Digest") || name.eq_ignore_ascii_case(b"Content-MD5");
-    fields.remove(KnownField::ContentRange);
-    fields.retain(|field| !is_digest(field.name));
-}
 
 /// Combines a received part with the stored part of the same object. Both must have the same strong
 /// entity tag and total length, leave no gap, and have at most `max_bytes` bytes together.

@@ -8,7 +8,6 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::date;
 use super::extent::Extent;
-use super::partial;
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, Response, StatusCode};
 
@@ -20,6 +19,15 @@ const LINE_BYTES_MAX: usize = 1_024;
 
 /// First and last position of a range, both inclusive.
 type ByteRange = (u64, u64);
+
+/// Removes the fields that describe the bytes of a partial response and not its object: their
+/// position and their digests (RFC 9110 section 14.4, RFC 9530 section 2).
+pub(crate) fn remove_content_fields(fields: &mut Fields) {
+    let is_digest =
+        |name: &[u8]| name.eq_ignore_ascii_case(b"Content-Digest") || name.eq_ignore_ascii_case(b"Content-MD5");
+    fields.remove(KnownField::ContentRange);
+    fields.retain(|field| !is_digest(field.name));
+}
 
 /// The part of an object that a request selects.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,7 +134,7 @@ pub(super) fn apply(selection: RangeSelection, extent: Extent, body: &Bytes, res
             let pieces: Option<Vec<Bytes>> = ranges.iter().map(|range| extent.slice(body, *range)).collect();
             let pieces = pieces?;
             response.status = StatusCode::PARTIAL_CONTENT;
-            partial::remove_content_fields(&mut response.fields);
+            remove_content_fields(&mut response.fields);
             if let ([range], [piece]) = (&ranges[..], &pieces[..]) {
                 response.fields.add(KnownField::ContentRange, content_range(*range, total));
                 piece.clone()
@@ -152,7 +160,7 @@ fn remove_facts_of_object(fields: &mut Fields) {
         KnownField::Age,
     ];
     OF_OBJECT.into_iter().for_each(|known| fields.remove(known));
-    partial::remove_content_fields(fields);
+    remove_content_fields(fields);
     let controls_caches = |name: &[u8]| {
         let end = |len: usize| name.len().checked_sub(len).map(|at| &name[at..]);
         end(14).is_some_and(|end| end.eq_ignore_ascii_case(b"-cache-control"))

@@ -19,7 +19,8 @@ pub(crate) struct Trace {
     /// The flags of `traceparent`.
     pub(crate) flags: u8,
     pub(crate) source: TraceSource,
-    /// Whether fields of B3 ask for a sampling that is not followed: the upstream does not get them.
+    /// Whether fields of B3 ask for a sampling that is not followed: the upstream does not get
+    /// them.
     pub(crate) drops_b3: bool,
 }
 

@@ -13,6 +13,7 @@ use crate::cache::fill::FillLeader;
 use crate::cache::missing::MissingPiece;
 use crate::cache::partial;
 use crate::cache::policy::{self, NoStoreReason};
+use crate::cache::range;
 use crate::cache::stored::CacheMeta;
 use crate::error::Error;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
@@ -127,7 +128,7 @@ impl RequestContext<'_> {
         // Its head is that of the whole object except for what describes the part (RFC 9111 section
         // 3.4).
         let mut whole = Response { status: StatusCode::OK, ..self.response.clone() };
-        partial::remove_content_fields(&mut whole.fields);
+        range::remove_content_fields(&mut whole.fields);
         let plan = match self.store_plan_for(&fetch, &whole) {
             Ok(plan) => plan,
             Err(reason) => {

@@ -27,7 +27,7 @@ use super::key_set_refresher::KeySetRefresher;
 use super::override_publisher::OverridePublisher;
 use super::process_end::{LeavingProcess, ProcessEnd, UpgradeRoles};
 use super::reload_status::ReloadStatus;
-use super::service_manager::{ServiceManager, ServiceState};
+use super::service_manager::{NotifiedState, ServiceManager};
 use super::start_error::StartError;
 use super::state::{ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, LifecycleStage, SharedAdminConfig, SharedState, check_node};
 use super::{assemble, bounded_lists, breakers, last_reload};
@@ -120,7 +120,7 @@ impl ControlThread {
         let end = match roles.take_over(&shared).await {
             Ok(()) => {
                 Event::Ready.emit();
-                manager.notify(ServiceState::Ready);
+                manager.notify(NotifiedState::Ready);
                 on_ready();
                 roles.wait_for_end(&mut shutdown_signals).await?
             }
@@ -202,9 +202,9 @@ impl Reloader {
             loop {
                 let trigger = self.triggered().await;
                 let ConfigSource::File(file) = &self.source else { continue };
-                self.manager.notify(ServiceState::Reloading);
+                self.manager.notify(NotifiedState::Reloading);
                 self.reload(file, trigger, &status);
-                self.manager.notify(ServiceState::Ready);
+                self.manager.notify(NotifiedState::Ready);
                 followed.follow(&self.shared);
                 self.watcher.watch_files(watched_files(file, &self.shared.config.load()));
                 overrides.apply_overrides();

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 
 use super::drain::{DrainKind, ShutdownSignals};
 use super::listeners::TakenListeners;
-use super::service_manager::{ServiceManager, ServiceState};
+use super::service_manager::{NotifiedState, ServiceManager};
 use super::start_error::{StartError, UpgradeError};
 use super::state::SharedState;
 use super::upgrade::{HandOver, SuccessorProcess, TakeOver, TakeOverEnd, UpgradeServer};
@@ -106,7 +106,7 @@ impl LeavingProcess<'_> {
         match end {
             ProcessEnd::Signal(kind) => {
                 self.is_draining.set(true);
-                self.manager.notify(ServiceState::Stopping);
+                self.manager.notify(NotifiedState::Stopping);
                 (kind, Ok(()))
             }
             ProcessEnd::HandedOver(hand_over) => {
@@ -116,7 +116,7 @@ impl LeavingProcess<'_> {
                 self.shared.handed_over.add(listeners.iter().copied());
                 self.leave_admin(admin);
                 // Before the successor says that it is ready.
-                self.manager.notify(ServiceState::HandedOver { pid });
+                self.manager.notify(NotifiedState::HandedOver { pid });
                 hand_over.confirm().await;
                 (DrainKind::HandedOver, Ok(()))
             }

@@ -16,7 +16,7 @@ use crate::event::Event;
 
 /// The state of the process, as far as the manager acts on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ServiceState {
+pub(super) enum NotifiedState {
     /// Connections are accepted, with the current configuration.
     Ready,
     /// The configuration is read again; `Ready` follows, whether it was accepted or not.
@@ -27,17 +27,17 @@ pub(super) enum ServiceState {
     HandedOver { pid: i32 },
 }
 
-impl ServiceState {
+impl NotifiedState {
     fn message(self) -> String {
         match self {
-            ServiceState::Ready => "READY=1\nSTATUS=Accepting connections".to_owned(),
-            ServiceState::Reloading => {
+            NotifiedState::Ready => "READY=1\nSTATUS=Accepting connections".to_owned(),
+            NotifiedState::Reloading => {
                 let now = clock_gettime(ClockId::Monotonic);
                 let microseconds = now.tv_sec * 1_000_000 + now.tv_nsec / 1_000;
                 format!("RELOADING=1\nMONOTONIC_USEC={microseconds}\nSTATUS=Reading the configuration")
             }
-            ServiceState::Stopping => "STOPPING=1\nSTATUS=Draining connections".to_owned(),
-            ServiceState::HandedOver { pid } => format!("MAINPID={pid}\nSTATUS=A successor has taken over"),
+            NotifiedState::Stopping => "STOPPING=1\nSTATUS=Draining connections".to_owned(),
+            NotifiedState::HandedOver { pid } => format!("MAINPID={pid}\nSTATUS=A successor has taken over"),
         }
     }
 }
@@ -56,7 +56,7 @@ impl ServiceManager {
         ServiceManager(opened.ok())
     }
 
-    pub(super) fn notify(&self, state: ServiceState) {
+    pub(super) fn notify(&self, state: NotifiedState) {
         let Some((socket, address)) = &self.0 else { return };
         if let Err(error) = socket.send_to_addr(state.message().as_bytes(), address) {
             Event::NotifyFailed { error: &error }.emit();
@@ -91,8 +91,8 @@ mod tests {
         ];
         for (manager, name) in &managers {
             let service = ServiceManager(Some(open(name).expect("a socket")));
-            service.notify(ServiceState::Ready);
-            service.notify(ServiceState::HandedOver { pid: 7 });
+            service.notify(NotifiedState::Ready);
+            service.notify(NotifiedState::HandedOver { pid: 7 });
             let mut buffer = [0; 128];
             for expected in ["READY=1\n", "MAINPID=7\n"] {
                 let length = manager.recv(&mut buffer).expect("a message");
@@ -100,12 +100,12 @@ mod tests {
             }
         }
         std::fs::remove_file(path).expect("removed");
-        ServiceManager(None).notify(ServiceState::Stopping);
+        ServiceManager(None).notify(NotifiedState::Stopping);
     }
 
     #[test]
     fn reload_carries_the_monotonic_time() {
-        let text = ServiceState::Reloading.message();
+        let text = NotifiedState::Reloading.message();
         let time = text.lines().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).expect("required by systemd");
         assert!(time.parse::<u64>().is_ok_and(|time| time > 0), "{text}");
     }

@@ -59,8 +59,8 @@ label! {
     /// Why a request was sent again that no endpoint has processed, as far as the gateway can tell.
     /// This is no retry: `retries` does not limit it.
     pub(crate) ReplayReason, "reason", {
-        /// A kept connection ended before a byte of the response: the server had closed it, probably
-        /// before the request arrived (RFC 9112 section 9.3.1).
+        /// A kept connection ended before a byte of the response: the server had closed it,
+        /// probably before the request arrived (RFC 9112 section 9.3.1).
         Closed = "closed",
         /// The server has said that it did not process the request.
         Refused = "refused",
