@@ -752,11 +752,20 @@ fn effective_configuration_and_schema_are_printed() {
     };
     let path = file.display().to_string();
     let (succeeded, set) = run(&["print", &path]);
-    assert!(succeeded && set.contains("\nroutes[0].cost = 3\n") && !set.contains("timeout"), "{set}");
+    assert!(succeeded && set.contains("\ncost = 3\n") && !set.contains("timeout"), "{set}");
     let (_, all) = run(&["print", &path, "--defaults", "--origin"]);
-    assert!(all.contains(&format!("routes[0].cost = 3  # {path}:10\n")), "{all}");
+    assert!(all.contains(&format!("\ncost = 3  # {path}:10\n")), "{all}");
     assert!(all.contains("upstreams.shop.timeout = \"10s\"  # default\n"), "{all}");
     assert!(all.contains("admin.token = \"***\"") && !all.contains("a-secret"), "{all}");
+    // What is printed can be checked, and does not run with the replacement of a secret.
+    let printed = dir.write("printed.toml", &set);
+    let refused = |arguments: &[&str]| {
+        let output = tidegate().args(arguments).arg(&printed).output().expect("tidegate runs");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(errors.contains("admin.token") && errors.contains("has replaced"), "{errors}");
+        !output.status.success()
+    };
+    assert!(!refused(&["check"]) && refused(&["run", "--config"]));
     dir.write("tidegate.toml", "version = 2\n");
     assert!(!run(&["print", &path]).0);
     let (succeeded, schema) = run(&["schema"]);
