@@ -757,6 +757,15 @@ fn effective_configuration_and_schema_are_printed() {
     assert!(all.contains(&format!("\ncost = 3  # {path}:10\n")), "{all}");
     assert!(all.contains("upstreams.shop.timeout = \"10s\"  # default\n"), "{all}");
     assert!(all.contains("admin.token = \"***\"") && !all.contains("a-secret"), "{all}");
+    // What is printed can be checked, and does not run with the replacement of a secret.
+    let printed = dir.write("printed.toml", &set);
+    let refused = |arguments: &[&str]| {
+        let output = tidegate().args(arguments).arg(&printed).output().expect("tidegate runs");
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(errors.contains("admin.token") && errors.contains("has replaced"), "{errors}");
+        !output.status.success()
+    };
+    assert!(!refused(&["check"]) && refused(&["run", "--config"]));
     dir.write("tidegate.toml", "version = 2\n");
     assert!(!run(&["print", &path]).0);
     let (succeeded, schema) = run(&["schema"]);

@@ -178,7 +178,10 @@ mod tests {
         endpoint(ip, Readiness::Ready, "", &[])
     }
 
-    fn set(slices: Vec<(&[(&str, u16)], Vec<SliceEndpoint>)>) -> SliceSet {
+    /// Ports by name, and endpoints.
+    type Slice<'s> = (&'s [(&'s str, u16)], Vec<SliceEndpoint>);
+
+    fn set(slices: Vec<Slice<'_>>) -> SliceSet {
         let mut set = SliceSet::default();
         for (index, (ports, endpoints)) in slices.into_iter().enumerate() {
             let port = |(name, number): &(&str, u16)| SlicePort { name: (*name).into(), number: *number };

@@ -353,7 +353,7 @@ mod tests {
             PasswordFile::parse(&costs.iter().map(line).collect::<String>())
         };
         assert!(file(&[15, 14, 10, 9]).is_ok());
-        let error = file(&[15, 14, 13, 12, 11, 10]).err().expect("refused");
+        let error = file(&[15, 14, 13, 12, 11, 10]).expect_err("refused");
         assert_eq!(error, PasswordFileError::CostSum { line: 6, sum: Duration::from_millis(4_032) });
     }
 
