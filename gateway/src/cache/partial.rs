@@ -7,7 +7,6 @@ use super::policy;
 use super::range::remove_content_fields;
 use super::resume::strong_tag;
 use super::stored::{CacheMeta, CachedObject};
-use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, Response, StatusCode};
 
 /// Combines a received part with the stored part of the same object. Both must have the same strong
@@ -72,6 +71,7 @@ fn join(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::fields::Fields;
     use proptest::prelude::*;
 
     #[test]

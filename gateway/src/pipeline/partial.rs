@@ -11,7 +11,6 @@ use super::response_body::ResponseBody;
 use crate::cache::extent::Extent;
 use crate::cache::fill::FillLeader;
 use crate::cache::missing::MissingPiece;
-use crate::cache::partial;
 use crate::cache::policy::{self, NoStoreReason};
 use crate::cache::range;
 use crate::cache::stored::CacheMeta;
