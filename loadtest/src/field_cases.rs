@@ -1,5 +1,5 @@
 //! The twelve field cases: production incidents with published figures, each played with real
-//! processes. Each case has a file, criteria, and figures of its own.
+//! processes. Each case has a file, criteria, and figures of its own; `page` is their document.
 
 mod cancel;
 mod clock_drift;
@@ -13,11 +13,12 @@ mod network_bound;
 mod three_tiers;
 mod weighted_users;
 mod worker_pool;
+pub(crate) mod page;
 
 use clap::ValueEnum;
 
-use crate::case_gateway::CaseContext;
-use crate::case_report::CaseReport;
+use crate::case::gateway::CaseContext;
+use crate::case::report::CaseReport;
 use crate::error::Result;
 
 /// A field case of the command line.

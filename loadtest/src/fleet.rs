@@ -1,20 +1,22 @@
 //! A fleet on one machine: gateways, one Redis server per region, an origin with versions, and a
-//! fault proxy between each gateway and each Redis server.
+//! fault proxy between each gateway and each Redis server. `watch` observes them while actions run.
+
+pub(crate) mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use crate::case_client::CaseClient;
-use crate::case_gateway::{CaseContext, CaseGateway};
+use crate::case::client::CaseClient;
+use crate::case::fake_clock::FakeClock;
+use crate::case::gateway::{CaseContext, CaseGateway};
 use crate::error::{LoadtestError, Result};
-use crate::fake_clock::FakeClock;
-use crate::fault_plan::FaultPlan;
-use crate::fault_proxy::FaultProxy;
-use crate::launcher::free_addresses;
-use crate::redis_server::RedisServer;
-use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
+use crate::faults::plan::FaultPlan;
+use crate::faults::proxy::FaultProxy;
+use crate::servers::free_address::free_addresses;
+use crate::servers::redis_server::RedisServer;
+use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 const WAIT: Duration = Duration::from_secs(60);
 /// Requests per second of the fleet's limit, and its burst.

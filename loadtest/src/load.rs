@@ -1,36 +1,16 @@
-//! The load of a workload: wrk in clear text, h2load over TLS.
+//! Load on a service.
+//!
+//! The generator of this program is the open loop: a `target`, its `connection`s, which read with
+//! `response_reader`, the loop itself (`open_loop`), and one `step` of it; `probe` is the request
+//! before it. `wrk` and `h2load` run those programs and parse what they print into a `report`.
 
-use std::net::SocketAddr;
-
-use crate::error::Result;
-use crate::h2load::H2loadRun;
-use crate::load_report::LoadReport;
-use crate::process::ScratchDirectory;
-use crate::system_calls::SystemCallCounter;
-use crate::tools::Tools;
-use crate::workload::Workload;
-use crate::wrk::WrkRun;
-
-/// One run of a workload's load.
-#[derive(Clone, Copy)]
-pub(crate) struct LoadRun<'a> {
-    pub(crate) tools: &'a Tools,
-    pub(crate) scratch: &'a ScratchDirectory,
-    pub(crate) workload: Workload,
-    pub(crate) seconds: u64,
-    pub(crate) counter: Option<&'a SystemCallCounter>,
-}
-
-impl LoadRun<'_> {
-    /// Puts load on `address`; calls `on_tick` periodically.
-    pub(crate) fn run(&self, address: SocketAddr, on_tick: impl FnMut()) -> Result<LoadReport> {
-        let LoadRun { tools, scratch, workload, seconds, counter } = *self;
-        match workload.tls_load() {
-            None => WrkRun { tools, scratch, profile: workload.profile(), seconds, counter }.run(address, on_tick),
-            Some(load) => {
-                let target = workload.base();
-                H2loadRun { tools, scratch, load, target, seconds, counter }.run(address, on_tick)
-            }
-        }
-    }
-}
+mod tls_trust;
+pub(crate) mod target;
+pub(crate) mod response_reader;
+mod connection;
+pub(crate) mod open_loop;
+pub(crate) mod probe;
+pub(crate) mod step;
+pub(crate) mod report;
+pub(crate) mod wrk;
+pub(crate) mod h2load;

@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 use std::{io::Write as _, thread};
 
-use crate::case_client;
-use crate::case_gateway::{CaseContext, CaseGateway};
-use crate::case_report::CaseReport;
+use crate::case::client;
+use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
 use crate::interrupt::wait_for;
-use crate::line_chart::{ChartSeries, LineChart, SeriesForm};
-use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
+use crate::report::line_chart::{ChartSeries, LineChart, SeriesForm};
+use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 const WITHIN: Duration = Duration::from_millis(100);
 /// The same key for both clients.
@@ -80,7 +80,7 @@ pub(crate) fn run(context: &CaseContext<'_>) -> Result<CaseReport> {
 /// The time from a client's close to the close of its request at the origin; `None` without one.
 fn depart(origin: &ScriptedOrigin, gateway: &CaseGateway, number: usize) -> Result<Option<Duration>> {
     let (requests, departures) = (origin.requests(), origin.departures().len());
-    let mut stream = case_client::open(gateway.address).map_err(LoadtestError::io("the gateway does not accept"))?;
+    let mut stream = client::open(gateway.address).map_err(LoadtestError::io("the gateway does not accept"))?;
     let request = format!("GET /pass/{number} HTTP/1.1\r\nHost: a\r\n\r\n");
     stream.write_all(request.as_bytes()).map_err(LoadtestError::io("a request cannot be sent"))?;
     wait_for(WAIT, || Ok((origin.requests() > requests).then_some(())))?;
@@ -93,7 +93,7 @@ fn depart(origin: &ScriptedOrigin, gateway: &CaseGateway, number: usize) -> Resu
 /// The response for one waiting client outlives the other client.
 fn shared(origin: &ScriptedOrigin, gateway: &CaseGateway, report: &mut CaseReport) -> Result<()> {
     let (requests, departures) = (origin.requests(), origin.departures().len());
-    let mut first = case_client::open(gateway.address).map_err(LoadtestError::io("the gateway does not accept"))?;
+    let mut first = client::open(gateway.address).map_err(LoadtestError::io("the gateway does not accept"))?;
     first
         .write_all(b"GET /shared/a HTTP/1.1\r\nHost: a\r\n\r\n")
         .map_err(LoadtestError::io("a request cannot be sent"))?;

@@ -3,15 +3,15 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::case_gateway::{CaseContext, CaseGateway};
-use crate::case_load::{CaseLoad, run_all};
-use crate::case_report::CaseReport;
+use crate::case::fake_clock::FakeClock;
+use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::load::{CaseLoad, run_all};
+use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
-use crate::fake_clock::FakeClock;
 use crate::interrupt::wait_for;
-use crate::launcher::free_addresses;
-use crate::redis_server::RedisServer;
-use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
+use crate::servers::free_address::free_addresses;
+use crate::servers::redis_server::RedisServer;
+use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 const WAIT: Duration = Duration::from_secs(15);
 /// The clocks of the two data centres differed by this much.

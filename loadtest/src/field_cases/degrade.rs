@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::case_gateway::{CaseContext, CaseGateway};
-use crate::case_load::CaseLoad;
-use crate::case_report::CaseReport;
+use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::load::CaseLoad;
+use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
 use crate::interrupt::wait_for;
-use crate::line_chart::{ChartSeries, LineChart, SeriesForm};
-use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
+use crate::report::line_chart::{ChartSeries, LineChart, SeriesForm};
+use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 const KEYS: usize = 20;
 /// Loads of a second each, per phase of the picture.
@@ -111,7 +111,7 @@ impl Phases<'_> {
             ..CaseLoad::new(self.gateway.address, "", (50.0, time))
         };
         let passed = CaseLoad::new(self.gateway.address, "/page/a", (50.0, time));
-        let reports = crate::case_load::run_all(&[stored, passed])?;
+        let reports = crate::case::load::run_all(&[stored, passed])?;
         self.rows.push(PhaseRow {
             name,
             stored: (reports[0].good, reports[0].offered),
@@ -178,8 +178,9 @@ fn page(gateway: &CaseGateway, fails: &AtomicBool) -> Result<(String, bool)> {
     let (Some(html), Some(json)) = (get("text/html")?, get("application/json")?) else {
         return Ok(("no 503".to_owned(), false));
     };
-    let kind =
-        |response: &crate::response_reader::ResponseReader| response.field("content-type").unwrap_or("").to_owned();
+    let kind = |response: &crate::load::response_reader::ResponseReader| {
+        response.field("content-type").unwrap_or("").to_owned()
+    };
     let is_met = kind(&html).starts_with("text/html")
         && kind(&json).starts_with("application/problem+json")
         && [&html, &json].iter().all(|response| response.field("retry-after").is_some());

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::case_client::{self, CaseClient};
-use crate::case_gateway::{CaseContext, CaseGateway};
-use crate::case_report::CaseReport;
+use crate::case::client::{self, CaseClient};
+use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
 use crate::interrupt::wait_for;
-use crate::launcher::free_addresses;
-use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
+use crate::servers::free_address::free_addresses;
+use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 const WAIT: Duration = Duration::from_secs(10);
 
@@ -158,8 +158,7 @@ fn provoke(gateway: &CaseGateway, origin: &ScriptedOrigin, count: usize) -> Resu
     repeat(count, "/broken/fail")?;
     for _ in 0..count {
         let requests = origin.requests();
-        let mut stream =
-            case_client::open(gateway.address).map_err(LoadtestError::io("the gateway does not accept"))?;
+        let mut stream = client::open(gateway.address).map_err(LoadtestError::io("the gateway does not accept"))?;
         stream.write_all(b"GET /origin/hang HTTP/1.1\r\nHost: a\r\n\r\n").map_err(LoadtestError::io("no request"))?;
         wait_for(WAIT, || Ok((origin.requests() > requests).then_some(())))?;
     }

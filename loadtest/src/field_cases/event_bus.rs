@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::case_gateway::{CaseContext, CaseGateway};
-use crate::case_report::CaseReport;
+use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
-use crate::fault_plan::FaultPlan;
-use crate::fault_proxy::FaultProxy;
+use crate::faults::plan::FaultPlan;
+use crate::faults::proxy::FaultProxy;
 use crate::interrupt::wait_for;
-use crate::redis_server::RedisServer;
-use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
+use crate::servers::redis_server::RedisServer;
+use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 const NODES: usize = 3;
 const WAIT: Duration = Duration::from_secs(20);

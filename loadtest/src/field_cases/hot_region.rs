@@ -4,16 +4,16 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::case_gateway::{CaseContext, CaseGateway};
-use crate::case_load::{CaseLoad, run_all};
-use crate::case_report::CaseReport;
+use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::load::{CaseLoad, run_all};
+use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
-use crate::fault_plan::FaultPlan;
-use crate::fault_proxy::FaultProxy;
-use crate::line_chart::{ChartSeries, LineChart, SeriesForm};
-use crate::open_loop::OpenLoopReport;
-use crate::redis_server::RedisServer;
-use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
+use crate::faults::plan::FaultPlan;
+use crate::faults::proxy::FaultProxy;
+use crate::load::open_loop::OpenLoopReport;
+use crate::report::line_chart::{ChartSeries, LineChart, SeriesForm};
+use crate::servers::redis_server::RedisServer;
+use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 const SERVERS: usize = 4;
 const KEYS: usize = 200;

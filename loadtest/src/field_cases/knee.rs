@@ -3,16 +3,17 @@
 
 use std::time::Duration;
 
-use crate::case_client::CaseClient;
-use crate::case_gateway::{CaseContext, CaseGateway};
-use crate::case_report::CaseReport;
+use crate::case::client::CaseClient;
+use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::report::CaseReport;
 use crate::error::Result;
-use crate::launcher::{free_addresses, this_program};
-use crate::line_chart::{ChartSeries, LineChart, SeriesForm};
-use crate::load_target::LoadTarget;
-use crate::open_loop::{OpenLoopLoad, OpenLoopReport, PATIENCE};
-use crate::process::ChildProcess;
-use crate::worker_pool_origin::WorkerPool;
+use crate::load::open_loop::{OpenLoopLoad, OpenLoopReport, PATIENCE};
+use crate::load::target::LoadTarget;
+use crate::process::child::ChildProcess;
+use crate::process::tools::this_program;
+use crate::report::line_chart::{ChartSeries, LineChart, SeriesForm};
+use crate::servers::free_address::free_addresses;
+use crate::servers::worker_pool_origin::WorkerPool;
 
 const POOL: WorkerPool = WorkerPool { workers: 10, service: Duration::from_millis(40) };
 const LOADS_SHORT: [f64; 3] = [0.8, 1.0, 2.0];

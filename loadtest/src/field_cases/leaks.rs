@@ -4,13 +4,13 @@
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use crate::case_client;
-use crate::case_gateway::{CaseContext, CaseGateway};
-use crate::case_report::CaseReport;
+use crate::case::client;
+use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
 use crate::interrupt::wait_for;
-use crate::line_chart::{ChartSeries, LineChart, SeriesForm};
-use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
+use crate::report::line_chart::{ChartSeries, LineChart, SeriesForm};
+use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 const WAIT: Duration = Duration::from_secs(20);
 /// Clients at a time.
@@ -148,8 +148,7 @@ fn settled(gateway: &CaseGateway) -> Result<HeldResources> {
 fn depart(gateway: &CaseGateway, bytes: &[u8]) -> Result<f64> {
     let mut streams = Vec::new();
     for _ in 0..BATCH {
-        let mut stream =
-            case_client::open(gateway.address).map_err(LoadtestError::io("the gateway does not accept"))?;
+        let mut stream = client::open(gateway.address).map_err(LoadtestError::io("the gateway does not accept"))?;
         stream.write_all(bytes).map_err(LoadtestError::io("a request cannot be sent"))?;
         streams.push(stream);
     }
@@ -163,8 +162,7 @@ fn depart(gateway: &CaseGateway, bytes: &[u8]) -> Result<f64> {
 fn debug_view(gateway: &CaseGateway) -> Result<(bool, String)> {
     let mut streams = Vec::new();
     for _ in 0..5 {
-        let mut stream =
-            case_client::open(gateway.address).map_err(LoadtestError::io("the gateway does not accept"))?;
+        let mut stream = client::open(gateway.address).map_err(LoadtestError::io("the gateway does not accept"))?;
         stream.write_all(PHASES[3].1).map_err(LoadtestError::io("a request cannot be sent"))?;
         streams.push(stream);
     }

@@ -7,11 +7,11 @@ use std::{fs, io::Write as _};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::case_gateway::{CaseContext, CaseGateway};
-use crate::case_report::CaseReport;
+use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
 use crate::interrupt::wait_for;
-use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
+use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 /// The backlog of the system in the field case.
 const SMALL_BACKLOG: i32 = 128;
@@ -120,7 +120,7 @@ fn small_backlog(count: usize) -> Result<usize> {
 
 fn answer(stream: &mut TcpStream) -> std::io::Result<()> {
     use std::io::Read as _;
-    stream.set_read_timeout(Some(crate::case_client::STEP_TIMEOUT))?;
+    stream.set_read_timeout(Some(crate::case::client::STEP_TIMEOUT))?;
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")?;
     let mut buffer = [0; 1_024];
     let length = stream.read(&mut buffer)?;

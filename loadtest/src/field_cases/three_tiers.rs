@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::case_gateway::{CaseContext, CaseGateway};
-use crate::case_load::{CaseLoad, run_all};
-use crate::case_report::CaseReport;
+use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::load::{CaseLoad, run_all};
+use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
-use crate::redis_server::RedisServer;
-use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
+use crate::servers::redis_server::RedisServer;
+use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 /// Requests per second and burst of each scope: those of the field case, divided.
 const DEVICE: (f64, f64) = (20.0, 20.0);

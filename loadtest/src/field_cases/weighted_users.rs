@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use crate::case_gateway::{CaseContext, CaseGateway};
-use crate::case_load::{CaseLoad, run_all};
-use crate::case_report::CaseReport;
+use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::load::{CaseLoad, run_all};
+use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
-use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
+use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 /// Requests per second of a user of weight 1.
 const RATE: f64 = 20.0;
@@ -81,7 +81,8 @@ pub(crate) fn run(context: &CaseContext<'_>) -> Result<CaseReport> {
         "platinum users are admitted 3.2 times as often (3.0 to 3.4)",
         (format!("{} and {} admitted: {ratio:.2} times", platinum.good, standard.good), (3.0..=3.4).contains(&ratio)),
     );
-    let denied = |report: &crate::open_loop::OpenLoopReport| report.rejected as f64 / report.offered.max(1) as f64;
+    let denied =
+        |report: &crate::load::open_loop::OpenLoopReport| report.rejected as f64 / report.offered.max(1) as f64;
     let (of_platinum, of_standard) = (denied(platinum), denied(standard));
     report.check(
         "of the same demand, platinum users lose less than half of the part that standard users lose",

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use crate::case_gateway::{CaseContext, CaseGateway};
-use crate::case_load::CaseLoad;
-use crate::case_report::CaseReport;
+use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::load::CaseLoad;
+use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
 use crate::interrupt::wait_for;
-use crate::scripted_origin::{OriginAnswer, ScriptedOrigin};
+use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 const ENDPOINTS: usize = 3;
 /// Far above the time of a good call.
