@@ -4,7 +4,7 @@ use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::node::DocumentValue;
 use super::super::read_context::Located;
 use super::super::table_reader::{TableReader, ValueOrTable};
-use super::super::value_kind::{Boolean, InputValue, OneOf, ParsedString, ValueKind};
+use super::super::value_kind::{Boolean, InputValue, OneOf, ParsedString, ValueKind, quoted};
 use super::{formats, geoip, secrets, tokens};
 use crate::identify::{AccessConfig, CertificateField, ForwardedField, IdentityConfig, IdentitySource};
 
@@ -117,7 +117,7 @@ impl ValueKind for TrustedSource {
     }
 
     fn format(&self, value: &IdentitySource) -> String {
-        format_source(value)
+        quoted(&format_source(value))
     }
 
     fn read(&self, input: &InputValue<'_>) -> Result<IdentitySource, ConfigProblem> {

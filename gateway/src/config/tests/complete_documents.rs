@@ -54,6 +54,8 @@ token = "${TOKEN}"
 "a.b" = 2
 [identity]
 secret = "${SECRET:-}"
+user = "header:x-user"
+tier = "header:x-tier"
 trusted_proxies = []
 [tracing]
 otlp = "http://127.0.0.1:4318"
