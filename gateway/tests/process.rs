@@ -757,7 +757,7 @@ fn effective_configuration_and_schema_are_printed() {
     assert!(all.contains(&format!("\ncost = 3  # {path}:10\n")), "{all}");
     assert!(all.contains("upstreams.shop.timeout = \"10s\"  # default\n"), "{all}");
     assert!(all.contains("admin.token = \"***\"") && !all.contains("a-secret"), "{all}");
-    // What is printed can be checked, and does not run with the replacement of a secret.
+    // A printed document can be checked, and does not run with the replacement of a secret.
     let printed = dir.write("printed.toml", &set);
     let refused = |arguments: &[&str]| {
         let output = tidegate().args(arguments).arg(&printed).output().expect("tidegate runs");

@@ -1,8 +1,8 @@
 //! Results of password verifications, so that a password is hashed once in a while and not for
 //! every request.
 //!
-//! The key is a keyed hash of name and password. A result is that of the user that the file had
-//! for the name at that time: it is void once the file has another hash for the name. Invariants: the
+//! The key is a keyed hash of name and password. A result is that of the user that the file had for
+//! the name at that time: it is void once the file has another hash for the name. Invariants: the
 //! tables have a fixed size; a wrong password never evicts a right one.
 
 use std::time::Duration;
