@@ -146,7 +146,8 @@ def failure_inside(name, wanted, detail, requests=(b"a", b"b")):
             received.append(response)
             may_send.release()
     except grpc.RpcError as error:
-        expect((received, error.code(), error.details()), ([b"a"], wanted, detail))
+        # A reset has no details of the gateway.
+        expect((received, error.code(), detail and error.details()), ([b"a"], wanted, detail))
         return
     raise AssertionError("no failure of " + name)
 
@@ -170,12 +171,7 @@ def total_inside():
 
 def announced_length():
     # Trailers cannot follow a body that is shorter than its length: the stream is reset.
-    try:
-        list(channel.unary_stream(path("Length"))(b"", timeout=20))
-    except grpc.RpcError as error:
-        expect(error.code(), S.INTERNAL)
-        return
-    raise AssertionError("no failure")
+    failure_inside("Length", S.INTERNAL, None)
 
 
 def unavailable():
