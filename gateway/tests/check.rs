@@ -88,6 +88,8 @@ fn defaults_of_absent_features_are_not_printed() {
         assert!(!printed.contains(&format!("\n{absent}.")), "{absent}: {printed}");
     }
     assert!(!printed.contains("upstreams.shop.tls."), "{printed}");
+    // It has an effect once `tracing.otlp` is there, of which the default is printed too.
+    assert!(printed.contains("\ntracing.ratio = 1.0  # default\n"), "{printed}");
     let with = "[[routes]]\nname = \"r\"\nmatch = { path = \"/r\" }\nredirect = { to = \"/s\" }\n";
     dir.write("c.toml", &format!("{}{with}", MINIMAL.replace("http:", "https:")));
     let printed = print(&dir, &["c.toml", "--defaults"]);

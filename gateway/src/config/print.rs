@@ -51,8 +51,16 @@ pub(super) fn print(document: &ConfigDocument<'_>, options: PrintOptions) -> Res
         Reading::of(&printed).ok().map(|again| again.faults)
     };
     let expected = faults_with(&[]);
-    let left_out = misplaced(&defaults, &|defaults| faults_with(defaults) == expected);
-    let kept: Vec<usize> = defaults.into_iter().filter(|index| !left_out.contains(index)).collect();
+    let is_sound = |defaults: &[usize]| faults_with(defaults) == expected;
+    let left_out = misplaced(&defaults, &is_sound);
+    let mut kept: Vec<usize> = defaults.into_iter().filter(|index| !left_out.contains(index)).collect();
+    // Some have no effect only without another one, such as `tracing.otlp`, which is there now.
+    for index in left_out {
+        kept.push(index);
+        if !is_sound(&kept) {
+            kept.pop();
+        }
+    }
     Ok(with(&kept))
 }
 
