@@ -24,7 +24,7 @@ export const options = {
   discardResponseBodies: true,
   scenarios: {
     hit: { executor: 'constant-vus', exec: 'hit', vus: 16, duration: '6s', gracefulStop: '1s' },
-    // Four times the limit of 5/s.
+    // Twenty times the limit of 1/s, which has a burst of 5.
     limit: {
       executor: 'constant-arrival-rate', exec: 'limit', startTime: '6s', rate: 20, duration: '5s',
       preAllocatedVUs: 4, gracefulStop: '1s',
