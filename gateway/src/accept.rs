@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -113,7 +113,7 @@ pub(crate) fn bind(listen: &ListenConfig, workers: usize) -> io::Result<Vec<std:
 /// # Errors
 /// The error of the system: it is not a socket of a stream protocol.
 pub(crate) fn extend_backlog(socket: &std::net::TcpListener) -> io::Result<()> {
-    socket2::SockRef::from(socket).listen(i32::try_from(BACKLOG).unwrap_or(i32::MAX))
+    SockRef::from(socket).listen(i32::try_from(BACKLOG).unwrap_or(i32::MAX))
 }
 
 /// Logs a listener at `address`, the bound one.
@@ -130,6 +130,8 @@ fn bind_one(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
+    // Accepted sockets inherit it (tcp(7)).
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&SockAddr::from(address))?;
     socket.listen(i32::try_from(BACKLOG).unwrap_or(i32::MAX))?;
     Ok(socket.into())
@@ -210,7 +212,6 @@ struct RebalancedConnection {
     listener: usize,
     proxy_protocol: ProxyProtocolMode,
     peer: SocketAddr,
-    local: SocketAddr,
     permit: ConnectionPermit,
 }
 
@@ -224,7 +225,6 @@ pub(crate) struct AcceptedConnection {
     pub(crate) proxy_protocol: ProxyProtocolMode,
     /// Canonical: never an IPv4-mapped IPv6 address.
     pub(crate) peer: SocketAddr,
-    pub(crate) local: SocketAddr,
     /// Must be served as long as the connection.
     pub(crate) permit: ConnectionPermit,
 }
@@ -383,10 +383,10 @@ impl IncomingConnections {
     /// the table is dropped. Cancel safe.
     pub(crate) async fn next(&mut self) -> Option<AcceptedConnection> {
         loop {
-            let RebalancedConnection { stream, listener, proxy_protocol, peer, local, permit } = self.0.recv().await?;
+            let RebalancedConnection { stream, listener, proxy_protocol, peer, permit } = self.0.recv().await?;
             match TcpStream::from_std(stream) {
                 Ok(stream) => {
-                    return Some(AcceptedConnection { stream, listener, proxy_protocol, peer, local, permit });
+                    return Some(AcceptedConnection { stream, listener, proxy_protocol, peer, permit });
                 }
                 // The runtime cannot register the socket (out of memory); the client sees a closed
                 // connection.
@@ -447,6 +447,9 @@ impl ListenerTask {
     ) -> io::Result<()> {
         let mut stop = std::pin::pin!(stop);
         let socket = TcpListener::from_std(self.socket.try_clone()?)?;
+        // False for a socket that another program has opened.
+        let has_nodelay = SockRef::from(&socket).tcp_nodelay()?;
+        let admit = |stream, peer| self.admit_and_handle(stream, peer, has_nodelay, &handle);
         let _listening = OpenListener::new(&self.table);
         let owner = loop {
             let accepted = tokio::select! {
@@ -455,7 +458,7 @@ impl ListenerTask {
                 accepted = socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => self.admit_and_handle(stream, peer, &handle),
+                Ok((stream, peer)) => admit(stream, peer),
                 Err(error) if is_connection_error(&error) => {}
                 Err(error) => {
                     Event::AcceptPaused { error: &error }.emit();
@@ -473,7 +476,7 @@ impl ListenerTask {
             // Handshakes that are under way complete during the wait.
             while let Ok(accepted) = timeout(LAST_ACCEPT_WAIT, socket.accept()).await {
                 match accepted {
-                    Ok((stream, peer)) => self.admit_and_handle(stream, peer, &handle),
+                    Ok((stream, peer)) => admit(stream, peer),
                     Err(error) if is_connection_error(&error) => {}
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 }
@@ -484,8 +487,15 @@ impl ListenerTask {
         Ok(())
     }
 
-    /// Admits an accepted connection and assigns it to a worker.
-    fn admit_and_handle(&self, stream: TcpStream, peer: SocketAddr, handle: &impl Fn(AcceptedConnection)) {
+    /// Admits an accepted connection and assigns it to a worker. `has_nodelay`: it has
+    /// `TCP_NODELAY` set.
+    fn admit_and_handle(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        has_nodelay: bool,
+        handle: &impl Fn(AcceptedConnection),
+    ) {
         let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
         let counted = (self.proxy_protocol == ProxyProtocolMode::Off).then_some(peer.ip());
         let permit = match self.table.admit(self.worker, counted) {
@@ -493,11 +503,12 @@ impl ListenerTask {
             Err(reason) => return self.table.refuse(reason, peer.ip()),
         };
         self.table.accepted.inc();
-        // Either call fails only if the client has already disconnected.
-        let Ok(local) = stream.set_nodelay(true).and_then(|()| stream.local_addr()) else { return };
-        let local = SocketAddr::new(local.ip().to_canonical(), local.port());
+        // Fails only if the client has already disconnected.
+        if !has_nodelay && stream.set_nodelay(true).is_err() {
+            return;
+        }
         let ListenerTask { listener, proxy_protocol, .. } = *self;
-        let accepted = AcceptedConnection { stream, listener, proxy_protocol, peer, local, permit };
+        let accepted = AcceptedConnection { stream, listener, proxy_protocol, peer, permit };
         if let Some(accepted) = self.rebalance(accepted) {
             handle(accepted);
         }
@@ -507,12 +518,12 @@ impl ListenerTask {
     fn rebalance(&self, accepted: AcceptedConnection) -> Option<AcceptedConnection> {
         let Some(target) = self.table.rebalance_target(self.worker) else { return Some(accepted) };
         let Ok(slot) = self.table.workers[target].queue.try_reserve() else { return Some(accepted) };
-        let AcceptedConnection { stream, listener, proxy_protocol, peer, local, mut permit } = accepted;
+        let AcceptedConnection { stream, listener, proxy_protocol, peer, mut permit } = accepted;
         // A stream that cannot be deregistered from its runtime is broken; its permit is dropped
         // with it.
         let stream = stream.into_std().ok()?;
         permit.migrate_to(target);
-        slot.send(RebalancedConnection { stream, listener, proxy_protocol, peer, local, permit });
+        slot.send(RebalancedConnection { stream, listener, proxy_protocol, peer, permit });
         self.table.rebalanced.inc();
         None
     }
@@ -695,7 +706,7 @@ mod tests {
         assert_eq!((0..3).map(|worker| table.worker_connections(worker)).collect::<Vec<_>>(), [4, 3, 2]);
         let accepted = table.take_incoming(1).next().await.expect("passed on");
         let locals: Vec<_> = clients.iter().map(|client| client.local_addr().ok()).collect();
-        assert!(accepted.listener == 7 && accepted.local == address && locals.contains(&Some(accepted.peer)));
+        assert!(accepted.listener == 7 && locals.contains(&Some(accepted.peer)));
         assert!(accepted.stream.nodelay().expect("open"));
         assert_eq!((table.accepted.get(), table.rebalanced.get(), served.borrow().len()), (9, 5, 4));
         drop((accepted, served));

@@ -17,6 +17,7 @@ mod failure;
 mod server_configs;
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -25,18 +26,18 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{Accepted, Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::server::{Accepted, AcceptedAlert, Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ProtocolVersion, ServerConfig, version};
+use rustls::{Connection, ProtocolVersion, ServerConfig, version};
 use rustls_pki_types::pem::{self, PemObject as _};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::StartHandshake;
-use tokio_rustls::server::TlsStream;
 
 use crate::event::Event;
+use crate::http::socket::{self, Transfer, poll_system_call};
+use crate::http::tls_stream::TlsStream;
 use crate::metrics;
 use crate::peer::{CertificateIndex, CertificateNames, ServerName, TlsFingerprint};
 use client_auth::LoadedClientAuth;
@@ -130,7 +131,7 @@ pub(crate) struct TlsTerminator {
 
 /// A connection after its handshake.
 pub(crate) struct TlsConnection {
-    pub(crate) stream: TlsStream<TcpStream>,
+    pub(crate) stream: TlsStream,
     pub(crate) alpn: Alpn,
     /// As in the access log, such as `1.3`.
     pub(crate) version: &'static str,
@@ -215,11 +216,16 @@ impl TlsTerminator {
         handshake.inspect_err(|error| failure::report(error, client))
     }
 
-    async fn handshake(&self, mut stream: TcpStream) -> io::Result<TlsConnection> {
-        let (accepted, fingerprint) = read_hello(&mut stream).await?;
+    async fn handshake(&self, tcp: TcpStream) -> io::Result<TlsConnection> {
+        let (accepted, fingerprint) = read_hello(&tcp).await?;
         let server_config = Arc::clone(self.server_configs.load().of(&accepted.client_hello()));
-        let stream = StartHandshake::from_parts(accepted, stream).into_stream(server_config).await?;
-        let connection = stream.get_ref().1;
+        let session = match accepted.into_connection(server_config) {
+            Ok(session) => session,
+            Err((error, alert)) => return Err(refuse_hello(&tcp, error, alert).await),
+        };
+        let mut stream = TlsStream::new(tcp, session.into());
+        poll_fn(|cx| stream.poll_handshake(cx)).await?;
+        let Connection::Server(connection) = stream.session() else { unreachable!("made by the server's acceptor") };
         let alpn = if connection.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
         let version = match connection.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "1.3",
@@ -327,29 +333,36 @@ fn log_authorities(config: &TlsConfig, loaded: &LoadedClientAuth) {
 }
 
 /// Reads the ClientHello, and answers a bad one with an alert. rustls bounds its length to 64 KiB.
-async fn read_hello(stream: &mut TcpStream) -> io::Result<(Accepted, Option<TlsFingerprint>)> {
+async fn read_hello(tcp: &TcpStream) -> io::Result<(Accepted, Option<TlsFingerprint>)> {
     let mut acceptor = Acceptor::default();
     let mut received = Vec::new();
     loop {
-        stream.readable().await?;
-        match acceptor.read_tls(&mut RecordingReader { stream, received: &mut received }) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => continue,
-            Err(error) => return Err(error),
+        let read = poll_fn(|cx| {
+            poll_system_call(tcp, cx, Interest::READABLE, || {
+                let mut reader = RecordingReader { tcp, received: &mut received, capacity: 0 };
+                let count = acceptor.read_tls(&mut reader)?;
+                Ok(Transfer { count, capacity: reader.capacity })
+            })
+        });
+        if read.await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         match acceptor.accept() {
             Ok(None) => {}
             Ok(Some(accepted)) => return Ok((accepted, ja4::fingerprint(&received))),
-            Err((error, mut alert)) => {
-                let mut bytes = Vec::new();
-                alert.write_all(&mut bytes)?;
-                // The client may have closed the connection; the handshake has failed in any case.
-                let _sent_or_failed = stream.write_all(&bytes).await;
-                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-            }
+            Err((error, alert)) => return Err(refuse_hello(tcp, error, alert).await),
         }
     }
+}
+
+/// Sends the alert of a refused ClientHello; returns the refusal.
+async fn refuse_hello(tcp: &TcpStream, error: rustls::Error, mut alert: AcceptedAlert) -> io::Error {
+    let mut bytes = Vec::new();
+    let written = alert.write_all(&mut bytes);
+    // A new connection has room for an alert, and the client may have closed it: the handshake has
+    // failed in any case.
+    let _sent_or_failed = written.and_then(|()| tcp.try_write(&bytes));
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 /// JA4 of the ClientHello at the start of TLS records, and the part of it to which devices are
@@ -366,16 +379,19 @@ pub fn has_fingerprint(records: &[u8]) -> bool {
     ja4::fingerprint(records).is_some()
 }
 
-/// Reads from a socket without waiting, and keeps a copy for the fingerprint.
+/// Reads from a socket by one system call, and keeps a copy for the fingerprint.
 struct RecordingReader<'a> {
-    stream: &'a TcpStream,
+    tcp: &'a TcpStream,
     received: &'a mut Vec<u8>,
+    /// How many bytes the call could have received.
+    capacity: usize,
 }
 
 impl Read for RecordingReader<'_> {
     fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
-        let count = self.stream.try_read(space)?;
+        let Transfer { count, capacity } = socket::receive(self.tcp, space)?;
         self.received.extend_from_slice(&space[..count]);
+        self.capacity = capacity;
         Ok(count)
     }
 }

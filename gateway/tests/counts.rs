@@ -10,7 +10,11 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::{Client, Gateway, Origin, Process, STEP_TIMEOUT, Script, TempDir, lock, one_route, tidegate, wait_for};
+use support::frames::{Frame, WINDOW_UPDATE};
+use support::tls::{self, LISTEN_TLS, write_certificate};
+use support::{
+    Client, Gateway, Origin, Process, STEP_TIMEOUT, Script, TempDir, frames, lock, one_route, tidegate, wait_for,
+};
 
 /// Serialises the tests: ten thousand connections of one test would change the counts of another.
 fn serialise() -> MutexGuard<'static, ()> {
@@ -27,8 +31,13 @@ fn origin() -> Origin {
 fn socket_calls(gateway: &Gateway, target: &str, requests: usize) -> Option<usize> {
     let mut client = gateway.connect();
     (0..20).for_each(|_| drop(client.get(target, &[])));
+    traced(gateway, || (0..requests).for_each(|_| assert_eq!(client.get(target, &[]).status, 200)))
+}
+
+/// Socket system calls of a gateway during `load`; `None` if tracing is impossible.
+fn traced(gateway: &Gateway, load: impl FnOnce()) -> Option<usize> {
     let file = gateway.dir.path().join("calls");
-    let calls = "trace=recvfrom,recvmsg,readv,sendto,sendmsg,writev";
+    let calls = "trace=recvfrom,recvmsg,readv,sendto,sendmsg,writev,shutdown,getsockname,setsockopt";
     let mut command = Command::new("strace");
     command.args(["-f", "-e", calls, "-o"]).arg(&file).arg("-p").arg(gateway.process.id().to_string());
     if Command::new("strace").arg("-V").output().is_err() {
@@ -40,14 +49,13 @@ fn socket_calls(gateway: &Gateway, target: &str, requests: usize) -> Option<usiz
     if strace.wait(Duration::from_millis(200)).is_some() {
         return None;
     }
-    (0..requests).for_each(|_| assert_eq!(client.get(target, &[]).status, 200));
+    load();
     strace.signal("INT");
     strace.wait(STEP_TIMEOUT).expect("strace ends on SIGINT");
     let text = std::fs::read_to_string(file).expect("the calls");
     // A call that overlaps with one of another thread has two lines; only the first has the
     // parenthesis.
-    let names = ["recvfrom(", "recvmsg(", "readv(", "sendto(", "sendmsg(", "writev("];
-    Some(text.lines().filter(|line| names.iter().any(|name| line.contains(name))).count())
+    Some(text.lines().filter(|line| line.contains('(') && !line.contains("resumed")).count())
 }
 
 /// Asserts at most `each` calls per request, plus a few calls outside of requests.
@@ -68,6 +76,54 @@ fn hit_makes_two_socket_calls_and_pass_through_four() {
     assert_calls(socket_calls(&gateway, "/", 200), 200, 2);
     let gateway = Gateway::start(&one_route(origin.address, "cache = { mode = \"off\" }", one_worker));
     assert_calls(socket_calls(&gateway, "/", 200), 200, 4);
+}
+
+/// Beside many other streams too, a short response is received by one call.
+#[test]
+fn short_response_to_one_of_many_streams_makes_two_calls_to_the_origin() {
+    const STREAMS: u32 = 32;
+    const BYTES: u32 = 2_000;
+    let _serialised = serialise();
+    let origin = Origin::start(|_| Script::ok(&[], [b'a'; BYTES as usize]));
+    let one_worker = "[server]\nworkers = 1\n";
+    let server = frames::Server::start(origin, "cache = { mode = \"off\" }", one_worker);
+    let mut client = server.connect();
+    let mut first = 1;
+    let mut round = || {
+        let streams: Vec<u32> = (0..STREAMS).map(|index| first + 2 * index).collect();
+        let heads: Vec<u8> = streams.iter().flat_map(|stream| frames::get(*stream, "/").bytes()).collect();
+        client.send_bytes(&heads);
+        let mut open = STREAMS;
+        while open > 0 {
+            let frame = client.next_within(STEP_TIMEOUT).expect("a frame");
+            open -= u32::from(frame.stream >= first && frame.ends_stream());
+        }
+        first += 2 * STREAMS;
+        client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with((STREAMS * BYTES).to_be_bytes()));
+    };
+    // Opens the connections to the origin.
+    round();
+    let calls = traced(&server.gateway, || (0..5).for_each(|_| round()));
+    // Those with the client carry several streams each: fewer than one for two.
+    let requests = 5 * STREAMS as usize;
+    assert_calls(calls.map(|calls| calls.saturating_sub(requests / 2)), requests, 2);
+}
+
+/// A TLS connection with one request: two calls for the handshake, two for the request, and one for
+/// the end of the connection. The client's `Finished` may arrive in a segment of its own.
+#[test]
+fn tls_connection_with_one_request_makes_six_socket_calls() {
+    const CONNECTIONS: usize = 50;
+    let _serialised = serialise();
+    let dir = TempDir::new();
+    let trusted = write_certificate(&dir);
+    let origin = origin();
+    let gateway =
+        Gateway::start_in(dir, &one_route(origin.address, "", &format!("[server]\nworkers = 1\n{LISTEN_TLS}")));
+    let exchange = || assert_eq!(tls::connect(gateway.address, &trusted).get("/", &[]).status, 200);
+    exchange();
+    let calls = traced(&gateway, || (0..CONNECTIONS).for_each(|_| exchange()));
+    assert_calls(calls, CONNECTIONS, 6);
 }
 
 /// Raises the descriptor limit of this process to its maximum; returns how many connections that

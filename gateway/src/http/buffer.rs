@@ -11,35 +11,33 @@ use std::task::{Context, Poll, ready};
 
 use super::transport::TransportStream;
 
-/// Bytes of a small read buffer, the initial size: fits a typical message head.
-const SMALL: usize = 16 << 10;
-/// Bytes of a large read buffer. A small one is replaced by it when a read fills it, which saves
+/// Bytes of a normal read buffer, the initial size: fits a typical message head.
+const NORMAL: usize = 16 << 10;
+/// Bytes of a large read buffer. A normal one is replaced by it when a read fills it, which saves
 /// system calls for large bodies.
 const LARGE: usize = 64 << 10;
+/// Bytes of a buffer for `ReadSize::Short`: the whole of a short response.
+pub(crate) const SHORT: usize = 4 << 10;
 /// Bytes of a buffer for `ReadSize::Least`: the head of a response, and of a long body little more.
 const LEAST: usize = 1 << 10;
-/// Pooled read buffers per thread, small and large: at most 8 MiB and 2 MiB.
-const POOL_MAX: [usize; 2] = [512, 32];
+/// The sizes of pooled read buffers, and how many of each a thread keeps: at most 12 MiB.
+const POOLED: [(usize, usize); 3] = [(SHORT, 512), (NORMAL, 512), (LARGE, 32)];
 
 thread_local! {
-    static POOL: RefCell<[Vec<Vec<u8>>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    static POOL: RefCell<[Vec<Vec<u8>>; POOLED.len()]> = const { RefCell::new([const { Vec::new() }; POOLED.len()]) };
 }
 
-fn take_from_pool(large: bool) -> Vec<u8> {
-    POOL.with_borrow_mut(|pool| pool[usize::from(large)].pop())
-        .unwrap_or_else(|| vec![0; if large { LARGE } else { SMALL }])
+/// A buffer of one of the pooled sizes, or a new one.
+fn take_from_pool(size: usize) -> Vec<u8> {
+    let pooled = POOLED.iter().position(|(pooled, _)| *pooled == size);
+    pooled.and_then(|index| POOL.with_borrow_mut(|pools| pools[index].pop())).unwrap_or_else(|| vec![0; size])
 }
 
 fn return_to_pool(space: Vec<u8>) {
-    let large = match space.len() {
-        SMALL => false,
-        LARGE => true,
-        _ => return,
-    };
+    let Some(index) = POOLED.iter().position(|(size, _)| *size == space.len()) else { return };
     POOL.with_borrow_mut(|pools| {
-        let pool = &mut pools[usize::from(large)];
-        if pool.len() < POOL_MAX[usize::from(large)] {
-            pool.push(space);
+        if pools[index].len() < POOLED[index].1 {
+            pools[index].push(space);
         }
     });
 }
@@ -79,6 +77,8 @@ pub enum ReadSize {
     /// As many as a system call gives, up to the size of a buffer.
     #[default]
     Normal,
+    /// Enough for a short response: the reader holds several at once.
+    Short,
     /// Few: the reader holds many bodies at once.
     Least,
 }
@@ -161,11 +161,12 @@ impl ReadBuffer {
     fn make_room(&mut self, capacity: usize) {
         if self.space.is_empty() {
             self.space = match self.size {
-                ReadSize::Normal => take_from_pool(false),
+                ReadSize::Normal => take_from_pool(NORMAL),
+                ReadSize::Short => take_from_pool(SHORT),
                 ReadSize::Least => vec![0; LEAST],
             };
         }
-        if self.was_filled && self.space.len() == SMALL && self.size == ReadSize::Normal {
+        if self.was_filled && self.space.len() == NORMAL && self.size == ReadSize::Normal {
             // The next read gets the space for more.
             self.grow(LARGE);
         }
@@ -176,7 +177,7 @@ impl ReadBuffer {
             self.space.copy_within(self.start..self.end, 0);
             self.end -= self.start;
             self.start = 0;
-        } else if self.size == ReadSize::Least {
+        } else if self.size != ReadSize::Normal {
             self.grow(self.space.len() * 2);
         } else {
             self.grow(LARGE.max(capacity.next_power_of_two()).max(self.space.len() * 2));
@@ -184,7 +185,7 @@ impl ReadBuffer {
     }
 
     fn grow(&mut self, size: usize) {
-        let mut space = if size == LARGE { take_from_pool(true) } else { vec![0; size] };
+        let mut space = take_from_pool(size);
         let unconsumed = self.end - self.start;
         space[..unconsumed].copy_from_slice(&self.space[self.start..self.end]);
         return_to_pool(std::mem::replace(&mut self.space, space));

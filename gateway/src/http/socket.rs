@@ -13,14 +13,14 @@ use tokio::task::coop;
 
 /// The result of a system call: how many bytes it transferred, of how many that it could.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Transfer {
-    pub(super) count: usize,
-    pub(super) capacity: usize,
+pub(crate) struct Transfer {
+    pub(crate) count: usize,
+    pub(crate) capacity: usize,
 }
 
 /// Makes a system call when the socket is ready for `interest`, and retries it if the readiness was
 /// spurious. Returns the number of transferred bytes.
-pub(super) fn poll_system_call(
+pub(crate) fn poll_system_call(
     stream: &TcpStream,
     cx: &mut Context<'_>,
     interest: Interest,
@@ -51,14 +51,14 @@ pub(super) fn poll_system_call(
 }
 
 /// Ready when a read may succeed. The readiness can be spurious.
-pub(super) fn poll_readable(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+pub(crate) fn poll_readable(stream: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
     match stream.try_io(Interest::READABLE, || Ok(())) {
         Ok(()) => Poll::Ready(Ok(())),
         Err(_) => stream.poll_read_ready(cx),
     }
 }
 
-pub(super) fn receive(stream: &TcpStream, space: &mut [u8]) -> io::Result<Transfer> {
+pub(crate) fn receive(stream: &TcpStream, space: &mut [u8]) -> io::Result<Transfer> {
     let capacity = space.len();
     let (_, count) = rustix::net::recv(stream, space, RecvFlags::empty())?;
     Ok(Transfer { count, capacity })
@@ -66,7 +66,7 @@ pub(super) fn receive(stream: &TcpStream, space: &mut [u8]) -> io::Result<Transf
 
 /// Sends from slices, not all empty, in their order. One slice costs less than several: the kernel
 /// has no list to copy.
-pub(super) fn send(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<Transfer> {
+pub(crate) fn send(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<Transfer> {
     let capacity = slices.iter().map(|slice| slice.len()).sum();
     let count = match slices {
         [only, ..] if only.len() == capacity => rustix::net::send(stream, only, SendFlags::NOSIGNAL)?,

@@ -1,4 +1,4 @@
-//! TLS over a TCP connection, after its handshake.
+//! TLS over a TCP connection.
 //!
 //! The records of one write leave in one system call, and what one system call has received is
 //! decrypted at once.
@@ -7,14 +7,14 @@ use std::io::{self, BufRead as _, IoSlice, Read, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustls::Connection;
+use rustls::{Connection, ProtocolVersion};
 use tokio::io::{AsyncWrite as _, Interest};
 use tokio::net::TcpStream;
 
 use super::socket::{self, Transfer, poll_system_call};
 
-/// A connection whose handshake is complete.
-pub(super) struct TlsStream {
+/// A connection, to be used once its handshake is complete.
+pub(crate) struct TlsStream {
     tcp: TcpStream,
     session: Connection,
     /// The session may have plaintext, or the end of the stream.
@@ -31,8 +31,32 @@ struct SessionSocket<'a> {
 }
 
 impl TlsStream {
-    pub(super) fn new(tcp: TcpStream, session: Connection) -> Self {
+    pub(crate) fn new(tcp: TcpStream, session: Connection) -> Self {
         TlsStream { tcp, session, has_received: true, is_closing: false }
+    }
+
+    pub(crate) fn session(&self) -> &Connection {
+        &self.session
+    }
+
+    /// Completes the handshake. The session tickets of TLS 1.3 leave with the first bytes that are
+    /// written: a write of their own costs as much as that of a response.
+    ///
+    /// # Errors
+    /// `InvalidData` with a `rustls::Error`, of which an alert tells the peer; `UnexpectedEof`; those of the socket.
+    pub(crate) fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let is_handshaking = self.session.is_handshaking();
+            if is_handshaking || self.session.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
+                ready!(self.poll_flush(cx))?;
+            }
+            if !is_handshaking {
+                return Poll::Ready(Ok(()));
+            }
+            if ready!(self.poll_receive(cx))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
     }
 
     pub(super) fn tcp(&self) -> &TcpStream {
@@ -48,21 +72,28 @@ impl TlsStream {
                     read => return Poll::Ready(read),
                 }
             }
-            let TlsStream { tcp, session, has_received, .. } = self;
-            let count = ready!(poll_system_call(tcp, cx, Interest::READABLE, || {
-                let mut socket = SessionSocket { tcp, capacity: 0 };
-                let count = session.read_tls(&mut socket)?;
-                Ok(Transfer { count, capacity: socket.capacity })
-            }))?;
-            match session.process_new_packets() {
-                Ok(state) => {
-                    *has_received = state.plaintext_bytes_to_read() > 0 || state.peer_has_closed() || count == 0;
-                }
-                Err(error) => {
-                    // An alert says why the connection ends, if there is room for it.
-                    let _sent = self.poll_flush(cx);
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
-                }
+            ready!(self.poll_receive(cx))?;
+        }
+    }
+
+    /// Receives once and decrypts complete records. Returns the number of received bytes; 0 is the
+    /// end of the stream.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let TlsStream { tcp, session, has_received, .. } = self;
+        let count = ready!(poll_system_call(tcp, cx, Interest::READABLE, || {
+            let mut socket = SessionSocket { tcp, capacity: 0 };
+            let count = session.read_tls(&mut socket)?;
+            Ok(Transfer { count, capacity: socket.capacity })
+        }))?;
+        match session.process_new_packets() {
+            Ok(state) => {
+                *has_received = state.plaintext_bytes_to_read() > 0 || state.peer_has_closed() || count == 0;
+                Poll::Ready(Ok(count))
+            }
+            Err(error) => {
+                // An alert says why the connection ends, if there is room for it.
+                let _sent = self.poll_flush(cx);
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)))
             }
         }
     }

@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::{AsyncWrite, Interest};
 use tokio::net::TcpStream;
-use tokio_rustls::{client, server};
+use tokio_rustls::client;
 
 use super::socket::{self, poll_system_call};
 use super::tls_stream::TlsStream;
@@ -76,11 +76,9 @@ impl TransportStream {
         TransportStream { transport: RefCell::new(Transport::Plain(stream)), _count: None }
     }
 
-    /// A connection of a client.
-    pub(crate) fn tls(stream: server::TlsStream<TcpStream>) -> Self {
-        let (tcp, session) = stream.into_inner();
-        let transport = Transport::Tls(Box::new(TlsStream::new(tcp, session.into())));
-        TransportStream { transport: RefCell::new(transport), _count: None }
+    /// A connection of a client, after its handshake.
+    pub(crate) fn tls(stream: TlsStream) -> Self {
+        TransportStream { transport: RefCell::new(Transport::Tls(Box::new(stream))), _count: None }
     }
 
     /// A connection to a server.

@@ -45,10 +45,12 @@ const BACK_TO_BACK_TIMEOUT: Duration = Duration::from_millis(250);
 const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// Why a series of back-to-back requests ended: no further request for `BACK_TO_BACK_TIMEOUT`,
-/// close, or abort.
+/// the client's close, ours, or abort.
 enum RequestSeriesEnd {
     /// No request began for `BACK_TO_BACK_TIMEOUT`.
     Idle,
+    /// The client has closed the connection between two requests.
+    Closed,
     Close,
     Abort,
 }
@@ -84,12 +86,14 @@ impl Connection {
         loop {
             match waited {
                 Some(WaitOutcome::Readable) => {}
-                Some(WaitOutcome::TimedOut | WaitOutcome::Closed) | None => return self.stream.close().await,
+                Some(WaitOutcome::Closed) => return self.stream.close_after_client().await,
+                Some(WaitOutcome::TimedOut) | None => return self.stream.close().await,
             }
             // The state of requests is large: it is allocated apart, and only while there are
             // requests.
             match Box::pin(self.run()).await {
                 RequestSeriesEnd::Idle => {}
+                RequestSeriesEnd::Closed => return self.stream.close_after_client().await,
                 RequestSeriesEnd::Close => return self.stream.close().await,
                 RequestSeriesEnd::Abort => return self.stream.abort(),
             }
@@ -158,7 +162,8 @@ impl Connection {
                 match self.wait(ended, BACK_TO_BACK_TIMEOUT.min(self.limits.idle_timeout)).await {
                     Some(WaitOutcome::Readable) => {}
                     Some(WaitOutcome::TimedOut) => return RequestSeriesEnd::Idle,
-                    Some(WaitOutcome::Closed) | None => return RequestSeriesEnd::Close,
+                    Some(WaitOutcome::Closed) => return RequestSeriesEnd::Closed,
+                    None => return RequestSeriesEnd::Close,
                 }
             }
         }

@@ -391,6 +391,15 @@ impl DownstreamConnection {
         .await;
     }
 
+    /// Shuts down a connection whose client has sent its last byte between two requests.
+    pub(crate) async fn close_after_client(&mut self) {
+        // There is nothing to receive, and the system ends the sending side of a socket that is
+        // closed. With TLS, a client that waits for the answer to its `close_notify` gets it.
+        if !self.io.is_closed_by_peer() {
+            self.close().await;
+        }
+    }
+
     /// Whether no byte of a next request has arrived.
     pub(crate) fn is_read_buffer_empty(&self) -> bool {
         self.reader.buffer.is_empty()

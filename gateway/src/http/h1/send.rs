@@ -49,7 +49,7 @@ pub(super) struct MessageWriter {
 /// Head and body up to this total size are copied into one buffer: a plain write costs less than a
 /// gathering write.
 const COPY_MAX: usize = 4 << 10;
-/// The first space of a head for `ReadSize::Least`.
+/// The first space of a head beside many others.
 const HEAD_LEAST: usize = 1 << 10;
 
 impl MessageWriter {
@@ -77,9 +77,9 @@ impl MessageWriter {
         &mut self.out
     }
 
-    /// As `head_buffer`, with as little space as possible for a message of `ReadSize::Least`.
+    /// As `head_buffer`, with as little space as possible unless the message is of `ReadSize::Normal`.
     pub(super) fn head_buffer_of(&mut self, size: ReadSize) -> &mut Vec<u8> {
-        if size == ReadSize::Least && self.out.capacity() == 0 {
+        if size != ReadSize::Normal && self.out.capacity() == 0 {
             self.out.reserve_exact(HEAD_LEAST);
         }
         self.head_buffer()

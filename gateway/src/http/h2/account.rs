@@ -161,9 +161,19 @@ impl ConnectionAccount {
     /// twice the base window for bodies of requests: those that are kept are released only when the
     /// rest was received.
     pub(super) fn account(&self, bytes: usize) -> bool {
+        self.account_within(bytes, self.room())
+    }
+
+    /// As `account`, for the first bytes of a response. An eighth of the room is left for what else
+    /// a stream needs.
+    pub(super) fn account_short_read(&self, bytes: usize) -> bool {
+        self.account_within(bytes, self.room() / 8 * 7)
+    }
+
+    fn account_within(&self, bytes: usize, room: usize) -> bool {
         let deferrable = self.streams_to_come() * DEFERRED_COST;
         let is_within = self.accounted.get() + bytes + deferrable + 2 * WINDOW_BASE as usize <= CONNECTION_MAX;
-        is_within && self.others() + bytes <= self.room() && self.reserve(bytes, BudgetShare::Half).is_ok()
+        is_within && self.others() + bytes <= room && self.reserve(bytes, BudgetShare::Half).is_ok()
     }
 
     fn reserve(&self, bytes: usize, share: BudgetShare) -> Result<(), StreamRefusal> {

@@ -17,7 +17,7 @@ use super::request_head::{HeadDetails, HeadRefusal, is_name, is_value};
 use super::stream::Http2Stream;
 use super::stream_handle::StreamHandle;
 use crate::http::body::BodySource;
-use crate::http::buffer::ReadSize;
+use crate::http::buffer::{self, ReadSize};
 use crate::http::fields::Fields;
 use crate::http::message::{BodyLength, Request};
 use crate::http::refusal::RequestRefusal;
@@ -257,17 +257,21 @@ impl<B: BodySource> Http2Connection<B> {
                 return Ok(FrameOutcome::Continue);
             }
         }
-        self.set_read_size(request);
+        self.set_read_size(request, &stream);
         self.streams.borrow_mut().push(Rc::clone(&stream));
         let handle = StreamHandle { connection: Rc::clone(self), stream };
         Ok(FrameOutcome::Request(IncomingRequest { handle, head, at: self.read_at.get() }))
     }
 
-    /// The response of a stream beside many others is read in small pieces at first.
-    fn set_read_size(&self, request: &mut Request) {
-        if self.streams.borrow().len() >= READERS_MAX {
-            request.read_size = ReadSize::Least;
+    /// Sets how much of a response is read at first: beside many other streams a short response at
+    /// once, as long as the connection may hold those.
+    fn set_read_size(&self, request: &mut Request, stream: &Http2Stream<B>) {
+        if self.streams.borrow().len() < READERS_MAX {
+            return;
         }
+        let is_granted = self.shared.account.account_short_read(buffer::SHORT);
+        stream.read_grant.set(if is_granted { buffer::SHORT } else { 0 });
+        request.read_size = if is_granted { ReadSize::Short } else { ReadSize::Least };
     }
 
     /// Keeps a request until the connection has memory for its stream.
@@ -305,7 +309,7 @@ impl<B: BodySource> Http2Connection<B> {
         reader.begin(request);
         fields.read(|field| reader.receive(field, &self.limits, request));
         let head = reader.finish(has_ended, &self.limits, request);
-        self.set_read_size(request);
+        self.set_read_size(request, &stream);
         Some(IncomingRequest { handle: StreamHandle { connection: Rc::clone(self), stream }, head, at })
     }
 

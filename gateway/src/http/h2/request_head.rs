@@ -79,6 +79,15 @@ pub(super) struct HeadReader {
     /// Bytes of the head, as they would be in HTTP/1.1.
     bytes: usize,
     malformed: Option<RequestRefusal>,
+    previous: NormalAuthority,
+}
+
+/// An authority as it was received, and in its normal form: most requests of a connection have the
+/// same one.
+#[derive(Default)]
+struct NormalAuthority {
+    received: Vec<u8>,
+    normal: String,
 }
 
 const METHOD: u8 = 1;
@@ -306,7 +315,7 @@ impl HeadReader {
 
     /// Sets the authority from the pseudo field or from `Host`, which must not contradict each
     /// other (RFC 9113 section 8.3.1).
-    fn set_authority(&self, request: &mut Request) -> Result<(), HeadRefusal> {
+    fn set_authority(&mut self, request: &mut Request) -> Result<(), HeadRefusal> {
         let mut authority = std::mem::take(&mut request.authority);
         let mut hosts = request.fields.all(KnownField::Host);
         let (host, second) = (hosts.next(), hosts.next());
@@ -316,7 +325,16 @@ impl HeadReader {
         let pseudo = (self.seen & AUTHORITY != 0).then_some(&*self.authority);
         let Some(given) = pseudo.or(host) else { return Err(RequestRefusal::NoHost.into()) };
         let text = |bytes| str::from_utf8(bytes).map_err(|_| RequestRefusal::BadHost);
-        head::set_authority(text(given)?, &mut authority)?;
+        let NormalAuthority { received, normal } = &mut self.previous;
+        if !given.is_empty() && *received == given {
+            authority.clear();
+            authority.push_str(normal);
+        } else {
+            head::set_authority(text(given)?, &mut authority)?;
+            received.clear();
+            received.extend_from_slice(given);
+            normal.clone_from(&authority);
+        }
         if let Some(host) = host
             && pseudo.is_some_and(|pseudo| pseudo != host)
         {

@@ -98,6 +98,11 @@ impl<B: BodySource> StreamHandle<B> {
         Poll::Pending
     }
 
+    /// The response is in memory already: nothing of it is to be read.
+    pub(crate) fn return_read_grant(&self) {
+        self.connection.shared.release(self.stream.read_grant.take());
+    }
+
     /// Accounts for the head of a response that has to wait for room. Returns whether the
     /// connection may hold it.
     pub(crate) fn account_head(&self, response: &Response) -> bool {

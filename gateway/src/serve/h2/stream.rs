@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::stream_context::StreamContext;
 use crate::error::{Error, ErrorKind};
 use crate::http::HttpLimits;
-use crate::http::body::BodyError;
+use crate::http::body::{BodyError, BodySource as _};
 use crate::http::deadline::ResettableDeadline;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::fields::Fields;
@@ -222,6 +222,9 @@ impl StreamExchange {
             BodyLength::Known(length) => Some(length),
             BodyLength::Streamed | BodyLength::UntilClose => None,
         };
+        if body.complete_body().is_some() {
+            handle.return_read_grant();
+        }
         if !handle.account_head(response) {
             handle.reset(Http2ErrorCode::EnhanceYourCalm);
             self.report(Err(ResponseAbort::Memory));
