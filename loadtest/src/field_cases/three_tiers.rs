@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::journal::journal_criterion;
 use crate::case::load::{CaseLoad, run_all};
 use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
@@ -91,7 +92,7 @@ pub(crate) fn run(context: &CaseContext<'_>) -> Result<CaseReport> {
     one_device(&gateways[0], time, &mut report)?;
     many_devices(&gateways, time, &mut report)?;
     slow_call(&gateways[0], &mut report)?;
-    journal(context, &mut report)?;
+    journal_criterion(context, &mut report, ("a slow write is accepted (202), journalled and replayed", "slow"))?;
     Ok(report)
 }
 
@@ -159,18 +160,5 @@ fn slow_call(gateway: &CaseGateway, report: &mut CaseReport) -> Result<()> {
             matches!(response.status, 503 | 504) && took >= TIMEOUT && response.field("retry-after").is_some(),
         ),
     );
-    Ok(())
-}
-
-/// Slow calls of unsafe methods become asynchronous writes where the gateway has a journal.
-fn journal(context: &CaseContext<'_>, report: &mut CaseReport) -> Result<()> {
-    let criterion = "a slow write is accepted (202), journalled and replayed";
-    let config = "[journal]\nstore = \"journal\"\n[upstreams.o]\nendpoints = [\"http://127.0.0.1:1\"]\n[[routes]]\nname = \"w\"\n\
-                  match = { path = \"/*\" }\nupstream = \"o\"\njournal = { when = [\"slow\"], key = \"header:x-order-id\" }\n";
-    let reason = match context.check_config("journal", config)? {
-        Ok(()) => "the gateway accepts `journal`; the case does not play it yet",
-        Err(_) => "`tidegate check` refuses `journal`: not available yet",
-    };
-    report.unavailable(criterion, reason);
     Ok(())
 }
