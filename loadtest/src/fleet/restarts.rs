@@ -171,7 +171,8 @@ fn start(
     (number, addresses): (usize, [SocketAddr; 2]),
     config: &str,
 ) -> Result<CaseGateway> {
-    CaseGateway::start_at(context, (&format!("node-{number}"), addresses), (config, &[]))
+    let name = format!("node-{number}");
+    CaseGateway::start_at(context, (&name, addresses), (&config.replace("@NODE@", &name), &[]))
 }
 
 /// Takes gateways that are not ready out of the rotation, as a load balancer does.
