@@ -295,9 +295,11 @@ fn gateway_starts_without_the_server_and_recovers() {
     let gateway = gateway(&api, "");
     let response = gateway.get("/", &[]);
     assert_eq!((response.status, response.field("proxy-status")), (503, Some("tidegate; error=dns_error")));
-    assert_eq!(gateway.admin("/ready").status, 200);
+    let statuses = || [gateway.admin("/live").status, gateway.admin("/ready").status];
+    assert_eq!(statuses(), [200, 503]);
     api.fail(ApiFault::None);
     wait_for(|| recoveries(&gateway) == 1, RECOVERY_TIMEOUT);
+    assert_eq!(statuses(), [200, 200]);
     assert_eq!(responders(&gateway), "1");
 }
 

@@ -252,7 +252,7 @@ fn successor_killed_at_any_stage_of_its_start_changes_nothing() {
             let event = events().pop().expect("it has failed");
             assert_eq!(
                 (&event["level"], event["error"].as_str().map(|error| error.contains("the successor ended"))),
-                (&"WARN".into(), Some(true)),
+                (&"ERROR".into(), Some(true)),
                 "{event}"
             );
         }

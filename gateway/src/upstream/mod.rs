@@ -258,6 +258,14 @@ impl Upstream {
         names.map(|(_, origin)| origin.to_string()).collect()
     }
 
+    /// The items of `endpoints` that have never been looked up with success.
+    pub(crate) fn unknown_names(&self) -> Vec<String> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_unknown =
+            |index: usize| known.get(index).is_some_and(|named| !matches!(named.targets, KnownTargets::Some(_)));
+        self.names().filter(|(index, _)| is_unknown(*index)).map(|(_, origin)| origin.to_string()).collect()
+    }
+
     /// Whether the source of each item has answered, and none has an endpoint.
     fn has_no_endpoints(&self) -> bool {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
