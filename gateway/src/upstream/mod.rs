@@ -44,6 +44,7 @@ use crate::endpoint::{
     BalanceConfig, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet, EndpointTarget, Locality,
     OutReason,
 };
+use crate::http::attempt::UpstreamConnectionError;
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::upstream_connection::{http2_connections, reserved_upstream_bytes};
 
@@ -333,8 +334,11 @@ impl Upstream {
             self.first_endpoint(plan.total_at.map_or(due, |total| total.min(due))).await;
         }
         let set = self.judge.set.load_full();
-        if set.list().is_empty() && self.has_no_endpoints() {
-            return Err(AttemptError::no_endpoints());
+        if set.list().is_empty() {
+            return Err(AttemptError::no_endpoint(match self.has_no_endpoints() {
+                true => UpstreamConnectionError::NoEndpoints,
+                false => UpstreamConnectionError::NoAddress,
+            }));
         }
         open::open(&set, plan, failed).await
     }

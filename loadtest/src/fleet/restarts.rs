@@ -64,7 +64,7 @@ pub(crate) struct RestartLoad {
     pub(crate) drain_idle: Duration,
 }
 
-/// What became of the requests.
+/// The ends of the requests of a load.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct RestartFigures {
     pub(crate) seconds: f64,
@@ -101,7 +101,7 @@ impl RestartFigures {
     }
 }
 
-/// What the clients share.
+/// State of all clients of a load.
 struct Shared {
     rotation: AddressSet,
     sent: AtomicU64,
