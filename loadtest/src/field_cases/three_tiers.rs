@@ -134,7 +134,8 @@ fn many_devices(gateways: &[CaseGateway; 2], time: Duration, report: &mut CaseRe
         let count = (total / (DEVICE.0 * 0.75)) as usize;
         let device = |number: usize| {
             let mut load = load(gateways, &format!("{prefix}-{number}"), (total / count as f64, time));
-            // A device keeps its first connection: without this, all would keep one to the first node.
+            // A device keeps its first connection: without this, all would keep one to the first
+            // node.
             load.addresses.rotate_left(number % gateways.len());
             load
         };
