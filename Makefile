@@ -11,6 +11,7 @@
 #          CARGO_FLAGS='--config profile.release.lto=false' for a quick one
 #   NAME   scenario of `make scenario`: hot-region, remote, large-bodies, knee, floods
 #   K6     arguments of `loadtest/k6/run` in `make k6`, as in `make k6 K6='all --short'`
+#   TESTS  test programs of `make tests`, as in `make tests TESTS='gateway/cache shard/redis'`; empty: all
 #   CARGO  the cargo to use; CARGO_TARGET_DIR is honoured as cargo does
 
 CARGO = cargo
@@ -26,10 +27,11 @@ FORM = --short
 K6 = representative --short
 DIST = dist
 CARGO_FLAGS =
+TESTS =
 # Cargo's output directory, expanded by the shell.
 OUT = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help demo build test lint bench scenario loadtest k6 field-cases test-kubernetes dist dist-check docs clean
+.PHONY: help demo build test tests lint bench scenario loadtest k6 field-cases test-kubernetes dist dist-check docs clean
 
 help: ## list these targets
 	@echo 'make TARGET, with TARGET one of'
@@ -44,27 +46,34 @@ demo: ## build (unoptimised, which is quicker) and start the gateway with a buil
 build: ## build target/release/tidegate, optimised, with discovery by Kubernetes
 	$(CARGO) build --release --package gateway --features kubernetes
 
-# .ci/run measures the time between lines that begin with `==`.
+# .ci/run measures the time between lines that begin with `==`. The chart and k6 use the programs that the tests have
+# built: without the features of the tests' dependencies, cargo would build them again.
 test: ## all checks: format, clippy, unit and scenario tests, the chart, load tests in short form
 	@echo '== packages'
 	@.ci/need cc:gcc git:git kill:procps redis-server:redis-server curl:curl nghttp:nghttp2-client strace:strace \
 	    faketime:faketime haproxy:haproxy nginx:nginx openssl:openssl python3:python3 promtool:prometheus \
 	    '/usr/lib/python3*/ensurepip:python3-venv'
+	@.ci/tools start
 	@echo '== format'
 	$(CARGO) fmt --all --check
 	@echo '== clippy'
 	$(CARGO) clippy --workspace --all-targets --features gateway/kubernetes -- -D warnings
+	@echo '== build of the tests'
+	CARGO='$(CARGO)' .ci/tests --build-only
 	@echo '== tests'
-	$(CARGO) test --workspace --features gateway/kubernetes
+	CARGO='$(CARGO)' .ci/tests
 	@echo '== orders'
 	RUSTFLAGS='--cfg loom' $(CARGO) test --package limiter --test orders --target-dir "$(OUT)/loom" \
 	    --config 'profile.dev.package."*".opt-level=0'
+	@echo '== tools of the chart and of k6'
+	@.ci/tools wait
 	@echo '== chart'
-	@[ -x "$(OUT)/debug/tidegate" ] || $(CARGO) build --package gateway --features kubernetes
 	helm/check.sh "$(OUT)/debug/tidegate"
 	@echo '== k6'
-	$(CARGO) build --package gateway --package loadtest --features gateway/kubernetes
 	loadtest/k6/run representative --short --programs "$(OUT)/debug" --skip-without-k6
+
+tests: ## unit and scenario tests alone, several programs at a time; TESTS='gateway/cache shard/lib' narrows it
+	CARGO='$(CARGO)' .ci/tests $(TESTS)
 
 lint: ## format, clippy, and licences and advisories where cargo-deny is installed
 	$(CARGO) fmt --all --check

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Lints the chart, renders it with each set of values in tidegate/ci, validates the manifests, and runs `tidegate check` on the configuration.
 # Usage: helm/check.sh PATH-OF-TIDEGATE      (or TIDEGATE in the environment)
+#        helm/check.sh --install             installs what it needs, and ends
 # Needs python3 and openssl. Installs helm (with Go) and the schemas of Kubernetes (from PyPI) in ~/.cache/tidegate, where they are missing; says
 # SKIPPED where that is not possible.
 set -euo pipefail
 
 TIDEGATE=${1:-${TIDEGATE:-}}
-[ -x "$TIDEGATE" ] || { echo "usage: $0 PATH-OF-TIDEGATE" >&2; exit 2; }
-TIDEGATE=$(realpath "$TIDEGATE")
+[ "$TIDEGATE" = --install ] || [ -x "$TIDEGATE" ] || { echo "usage: $0 PATH-OF-TIDEGATE" >&2; exit 2; }
+[ "$TIDEGATE" = --install ] || TIDEGATE=$(realpath "$TIDEGATE")
 chart=$(cd "$(dirname "$0")/tidegate" && pwd)
 bin=$HOME/.cache/tidegate/bin
 schemas=$HOME/.cache/tidegate/chart-schemas
@@ -40,6 +41,8 @@ if ! "$python" -c 'import kubernetes_validate' 2>/dev/null; then
     echo 'SKIPPED: the manifests are not validated, because python3-venv or PyPI is not available.'
   fi
 fi
+
+[ "$TIDEGATE" != --install ] || exit 0
 
 # expect_success NAME COMMAND...: the command must succeed; its output is shown only on failure.
 expect_success() {

@@ -23,6 +23,7 @@ mod service_manager;
 mod drain;
 mod listeners;
 mod upgrade;
+mod first_lookups;
 mod process_end;
 mod control;
 mod connection;

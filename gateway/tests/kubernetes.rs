@@ -26,8 +26,19 @@ fn upstream(url: &str, keys: &str) -> String {
     )
 }
 
-/// A gateway in front of the service `shop`. `section` has keys of `kubernetes`.
+/// A gateway in front of the service `shop`, when it knows the endpoints. `section` has keys of
+/// `kubernetes`.
 fn gateway(api: &ApiServer, section: &str) -> Gateway {
+    ready(starting_gateway(api, section))
+}
+
+/// A load balancer sends requests from then on.
+fn ready(gateway: Gateway) -> Gateway {
+    wait_for(|| gateway.admin("/ready").status == 200, STEP_TIMEOUT);
+    gateway
+}
+
+fn starting_gateway(api: &ApiServer, section: &str) -> Gateway {
     let dir = TempDir::new();
     let section = api.section(&dir, section);
     Gateway::start_in(dir, &format!("{section}{}", upstream("kubernetes://shop.default:http", ROUND_ROBIN)))
@@ -292,12 +303,14 @@ fn gateway_starts_without_the_server_and_recovers() {
     let [pod] = pods();
     api.set(slice("shop-a", "shop", &[pod.address]));
     api.fail(ApiFault::Status(503, ""));
-    let gateway = gateway(&api, "");
+    let gateway = starting_gateway(&api, "");
     let response = gateway.get("/", &[]);
     assert_eq!((response.status, response.field("proxy-status")), (503, Some("tidegate; error=dns_error")));
-    assert_eq!(gateway.admin("/ready").status, 200);
+    let statuses = || [gateway.admin("/live").status, gateway.admin("/ready").status];
+    assert_eq!(statuses(), [200, 503]);
     api.fail(ApiFault::None);
     wait_for(|| recoveries(&gateway) == 1, RECOVERY_TIMEOUT);
+    assert_eq!(statuses(), [200, 200]);
     assert_eq!(responders(&gateway), "1");
 }
 
@@ -383,7 +396,7 @@ fn one_watch_serves_all_upstreams_and_ends_with_the_last() {
         let second = if timeout.is_empty() { "" } else { second };
         format!("{section}{}{second}", upstream(first, timeout))
     };
-    let gateway = Gateway::start_in(dir, &config(&url, "timeout = \"5s\""));
+    let gateway = ready(Gateway::start_in(dir, &config(&url, "timeout = \"5s\"")));
     assert_eq!((gateway.get("/", &[]).status, gateway.get("/second", &[]).status), (200, 200));
     wait_for(|| api.open_watches() == 1, STEP_TIMEOUT);
     assert_eq!(gateway.metric("tidegate_kubernetes_services"), 1.0);
@@ -477,6 +490,7 @@ fn pods_find_the_server_by_their_environment_and_kubeconfigs_name_it() {
         command.env("KUBERNETES_SERVICE_HOST", api.address.ip().to_string());
         command.env("KUBERNETES_SERVICE_PORT", api.address.port().to_string());
     });
+    let in_pod = ready(in_pod);
     assert_eq!(in_pod.get("/", &[]).status, 200);
     let dir = TempDir::new();
     dir.write("cluster-ca.crt", &api.pem());
@@ -491,6 +505,6 @@ fn pods_find_the_server_by_their_environment_and_kubeconfigs_name_it() {
         ),
     );
     let file = "[kubernetes]\nkubeconfig = \"kubeconfig\"\n";
-    let outside = Gateway::start_in(dir, &format!("{file}{}", upstream("kubernetes://shop:http", "")));
+    let outside = ready(Gateway::start_in(dir, &format!("{file}{}", upstream("kubernetes://shop:http", ""))));
     assert_eq!(outside.get("/", &[]).status, 200);
 }

@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -196,6 +197,107 @@ fn successor_killed_with_the_sockets_changes_nothing() {
         }
         upgrade(&mut gateway);
     });
+    assert!(served > 50, "{served}");
+}
+
+/// A successor that `strace` kills by SIGKILL at a system call: before the `number`-th call of
+/// `name` is made. `None` without strace.
+fn start_killed_successor(gateway: &Gateway, (name, number): (&str, usize)) -> Option<Process> {
+    let mut strace = Command::new("strace");
+    let inject = format!("inject={name}:signal=KILL:when={number}");
+    strace.args(["-f", "-qq", "-e", &format!("trace={name}"), "-e", &inject, "-o"]);
+    strace.arg(gateway.dir.path().join("calls")).arg("--").arg(tidegate().get_program());
+    strace.args(["run", "--upgrade", "--config"]).arg(file(gateway));
+    Command::new("strace").arg("-V").output().is_ok().then(|| Process::start(&mut strace))
+}
+
+/// Events `upgrade_failed` of the running process, by whether the successor had asked for sockets.
+const BEFORE: usize = 0;
+const WITH_SOCKETS: usize = 1;
+
+/// SIGKILL at each stage of a start: the running process goes on, says so where it has sent its
+/// sockets, and hands over to the next one.
+#[test]
+fn successor_killed_at_any_stage_of_its_start_changes_nothing() {
+    let stages = [
+        // Its configuration is checked, and the running process does not know of it.
+        ("connect", 1, BEFORE),
+        // It has asked for the sockets, and waits for the first message.
+        ("recvmsg", 1, WITH_SOCKETS),
+        // It has one of two listeners.
+        ("recvmsg", 2, WITH_SOCKETS),
+        // It has all sockets, and has created the file of its own upgrade socket.
+        ("chmod,fchmodat", 1, WITH_SOCKETS),
+        // It starts its threads.
+        ("clone3,clone", 2, WITH_SOCKETS),
+    ];
+    let origin = origin();
+    let with_two =
+        format!("[[listen]]\naddress = \"{}\"\n[[listen]]\naddress = \"{}\"\n", free_address(), free_address());
+    let mut gateway = Gateway::start(&config(&origin, &with_two));
+    let mut failures = 0;
+    let mut kill_at = |gateway: &Gateway, (name, number, failed): (&str, usize, usize)| {
+        let Some(mut successor) = start_killed_successor(gateway, (name, number)) else {
+            println!("SKIPPED: strace is not installed");
+            return;
+        };
+        let status = successor.wait(STEP_TIMEOUT).expect("it is killed");
+        // strace ends as its process does.
+        assert_eq!(status.signal(), Some(9), "{name} {number}: {status} {:?}", successor.stderr.all());
+        assert!(successor.stderr.events("ready").is_empty(), "{name} {number}");
+        failures += failed;
+        let events = || gateway.process.stderr.events("upgrade_failed");
+        wait_for(|| events().len() == failures, STEP_TIMEOUT);
+        if failed > 0 {
+            let event = events().pop().expect("it has failed");
+            assert_eq!(
+                (&event["level"], event["error"].as_str().map(|error| error.contains("the successor ended"))),
+                (&"ERROR".into(), Some(true)),
+                "{event}"
+            );
+        }
+        assert_eq!(gateway.admin("/ready").status, 200);
+    };
+    let served = under_load(gateway.address, "/", || stages.iter().for_each(|stage| kill_at(&gateway, *stage)));
+    assert!(served > 50, "{served}");
+    // It accepts connections, and is about to say so. A connection that it has accepted ends with
+    // it; kept ones of the running process do not.
+    let mut kept = gateway.connect();
+    assert_eq!(kept.get("/", &[]).status, 200);
+    kill_at(&gateway, ("sendmsg", 2, WITH_SOCKETS));
+    assert_eq!(kept.get("/", &[]).status, 200);
+    assert!(gateway.process.stderr.events("handed_over").is_empty());
+    let served = under_load(gateway.address, "/", || upgrade(&mut gateway));
+    assert!(served > 50, "{served}");
+    assert_eq!(upgrade_sockets(&gateway), ["up.sock"], "killed ones leave nothing");
+}
+
+/// Names of the upgrade sockets in the directory of a gateway.
+fn upgrade_sockets(gateway: &Gateway) -> Vec<String> {
+    let entries = std::fs::read_dir(gateway.dir.path()).expect("its directory").map_while(Result::ok);
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with("up.sock")).collect()
+}
+
+/// The running process sees the end of a successor that it has started itself.
+#[test]
+fn successor_of_sigusr2_that_is_killed_changes_nothing() {
+    let origin = origin();
+    let mut gateway = Gateway::start(&config(&origin, ""));
+    // Stopped before it can take over.
+    let pid = || gateway.process.stderr.events("successor_started").last().and_then(|event| event["pid"].as_u64());
+    gateway.process.signal("USR2");
+    wait_for(|| pid().is_some(), STEP_TIMEOUT);
+    let kill = Command::new("kill").args(["-KILL", &pid().expect("its id").to_string()]).status();
+    assert!(kill.is_ok_and(|status| status.success()));
+    wait_for(|| !gateway.process.stderr.events("upgrade_failed").is_empty(), STEP_TIMEOUT);
+    let failed = gateway.process.stderr.events("upgrade_failed");
+    assert!(
+        failed.iter().any(|event| event["error"].as_str().is_some_and(|error| error.contains("signal: 9"))),
+        "{failed:?}"
+    );
+    assert_eq!(gateway.get("/", &[]).status, 200);
+    let served = under_load(gateway.address, "/", || upgrade(&mut gateway));
     assert!(served > 50, "{served}");
 }
 

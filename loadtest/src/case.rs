@@ -4,5 +4,6 @@
 pub(crate) mod report;
 pub(crate) mod client;
 pub(crate) mod gateway;
+pub(crate) mod journal;
 pub(crate) mod load;
 pub(crate) mod fake_clock;

@@ -9,5 +9,6 @@ pub(crate) mod knee;
 pub(crate) mod faults;
 pub(crate) mod field_cases;
 pub(crate) mod fleet;
+pub(crate) mod restarts;
 pub(crate) mod scenario;
 pub(crate) mod bench;

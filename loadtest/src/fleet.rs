@@ -1,7 +1,9 @@
 //! A fleet on one machine: gateways, one Redis server per region, an origin with versions, and a
-//! fault proxy between each gateway and each Redis server. `watch` observes them while actions run.
+//! fault proxy between each gateway and each Redis server. `watch` observes them while actions run;
+//! `restarts` has two gateways without Redis.
 
 pub(crate) mod watch;
+pub(crate) mod restarts;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -55,6 +55,8 @@ enum Command {
     /// A fleet with a Redis server per region under load: rolling restart, region loss, partition,
     /// clock jump
     Fleet(commands::fleet::FleetArguments),
+    /// Two gateways restarted by SIGTERM in turn, under clients that never retry: lost requests
+    Restarts(commands::restarts::RestartsArguments),
     /// A field case or a measurement of the remote cache layer, with real servers; prints Markdown,
     /// shows progress on stderr
     Scenario(commands::scenario::ScenarioArguments),
@@ -73,6 +75,9 @@ fn main() -> ExitCode {
             default_tidegate().and_then(|default| commands::field_cases::run(arguments, default))
         }
         Command::Fleet(arguments) => default_tidegate().and_then(|default| commands::fleet::run(arguments, default)),
+        Command::Restarts(arguments) => {
+            default_tidegate().and_then(|default| commands::restarts::run(arguments, default))
+        }
         Command::Scenario(arguments) => commands::scenario::run(arguments),
         Command::Bench(arguments) => commands::bench::run(arguments),
     };

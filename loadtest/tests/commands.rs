@@ -170,24 +170,45 @@ fn faults_change_over_the_control_address_and_by_lines() {
     assert!(running.0.wait().expect("an end").success());
 }
 
-/// Plays two cheap field cases with the gateway that `cargo build --package gateway` has built.
-#[test]
-fn field_cases_are_played_from_the_real_binary() {
+/// The gateway that `cargo build --package gateway` has built.
+fn tidegate() -> Option<PathBuf> {
     let tidegate = PathBuf::from(LOADTEST).with_file_name("tidegate");
     if !tidegate.is_file() {
         eprintln!("SKIPPED: {} is missing: cargo build --package gateway", tidegate.display());
-        return;
+        return None;
     }
+    Some(tidegate)
+}
+
+#[test]
+fn restarts_lose_no_request() {
+    let Some(tidegate) = tidegate() else { return };
+    let tidegate = tidegate.display().to_string();
+    let arguments = ["restarts", "--requests", "3000", "--drain-idle", "1s", "--clients", "8", "--json"];
+    let output = loadtest(&[&arguments[..], &["--tidegate", &tidegate]].concat());
+    let figures: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
+    assert!(output.status.success() && figures["lost"] == 0 && figures["unclean_ends"] == 0, "{figures}");
+    let at_least = |name: &str, least: u64| figures[name].as_u64().is_some_and(|count| count >= least);
+    assert!(at_least("requests", 3_000) && at_least("restarts", 1) && at_least("new_connections", 100), "{figures}");
+    assert!(at_least("kept_connections", 1_000), "{figures}");
+    let output = loadtest(&["restarts", "--drain-idle", "10ms"]);
+    assert!(output.status.code() == Some(2) && text(&output.stderr).contains("--drain-idle"), "{output:?}");
+}
+
+/// Plays cheap field cases.
+#[test]
+fn field_cases_are_played_from_the_real_binary() {
+    let Some(tidegate) = tidegate() else { return };
     let directory = std::env::temp_dir().join(format!("loadtest-field-cases-{}", std::process::id()));
     let (write, tidegate) = (directory.display().to_string(), tidegate.display().to_string());
     let arguments =
-        ["field-cases", "--only", "leaks,error-pipeline", "--short", "--write", &write, "--tidegate", &tidegate];
+        ["field-cases", "--only", "leaks,error-pipeline,cancel", "--short", "--write", &write, "--tidegate", &tidegate];
     let output = loadtest(&arguments);
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{stdout}{stderr}");
     let page = std::fs::read_to_string(directory.join("field-cases.md")).expect("the page");
     std::fs::remove_dir_all(&directory).expect("the directory exists");
-    for case in ["leaks", "error-pipeline"] {
+    for case in ["leaks", "error-pipeline", "cancel"] {
         assert!(page.contains(&format!("| [`{case}`](#{case}) | pass |")), "{page}");
     }
 }

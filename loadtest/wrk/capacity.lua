@@ -28,6 +28,8 @@ function init(args)
       os.exit(2)
     end
   end
+  -- A global: the main thread, which reads it, has an environment of its own.
+  method = wrk.method
   formatted = wrk.format()
 end
 
@@ -70,7 +72,7 @@ function done(summary, latency)
     '{"url":%s,"method":%s,"seconds":%.3f,"requests":%d,"responses":%d,"good":%d,"requests_per_second":%.1f,' ..
     '"bytes":%d,"bytes_per_second":%.0f,"latency_ms":{%s,"mean":%.3f,"max":%.3f},"statuses":{%s},' ..
     '"errors":{"connect":%d,"read":%d,"write":%d,"timeout":%d}}',
-    json_string(url), json_string(wrk.method), seconds, summary.requests, total, good, summary.requests / seconds,
+    json_string(url), json_string(threads[1]:get("method")), seconds, summary.requests, total, good, summary.requests / seconds,
     summary.bytes, summary.bytes / seconds, table.concat(percentiles, ","), latency.mean / 1000, latency.max / 1000,
     table.concat(statuses, ","), errors.connect, errors.read, errors.write, errors.timeout))
   io.stdout:flush()

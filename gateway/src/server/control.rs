@@ -22,6 +22,7 @@ use super::components::{degraded_components, hot_keys};
 use super::config_watcher::ConfigWatcher;
 use super::dashboard::Dashboard;
 use super::drain::{ShutdownSignals, drain};
+use super::first_lookups::FirstLookups;
 use super::followed_upstreams::FollowedUpstreams;
 use super::key_set_refresher::KeySetRefresher;
 use super::override_publisher::OverridePublisher;
@@ -30,6 +31,7 @@ use super::reload_status::ReloadStatus;
 use super::service_manager::{NotifiedState, ServiceManager};
 use super::start_error::StartError;
 use super::state::{ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, LifecycleStage, SharedAdminConfig, SharedState, check_node};
+use super::upgrade::IsSuccessor;
 use super::{assemble, bounded_lists, breakers, last_reload};
 use crate::admin::{self, AdminViews, LiveSources, ReadinessReport};
 use crate::cache::stored::CacheMeta;
@@ -84,7 +86,9 @@ impl ControlThread {
         let reload_status = Rc::new(ReloadStatus::default());
         let dashboard = Dashboard::new(&shared, &is_draining, &reload_status);
         let sampling = dashboard.follow();
-        let views = Rc::new(admin_views(&shared, &is_draining, &overrides, &dashboard));
+        let is_successor = if roles.take_over.is_some() { IsSuccessor::Yes } else { IsSuccessor::No };
+        let first_lookups = FirstLookups::new(is_successor);
+        let views = Rc::new(admin_views(&shared, (&is_draining, first_lookups), &overrides, &dashboard));
         let served_config = Arc::clone(&admin_config);
         let admin = tasks::supervise(TaskKind::Admin, async move || {
             tasks::set_waiting_for(TaskWait::NewConnection);
@@ -465,7 +469,7 @@ fn report_local_fallback(shared: &SharedState, local_fallback: &mut HashSet<Arc<
 
 fn admin_views(
     shared: &Arc<SharedState>,
-    is_draining: &Rc<Cell<bool>>,
+    (is_draining, first_lookups): (&Rc<Cell<bool>>, FirstLookups),
     overrides: &Rc<OverridePublisher>,
     dashboard: &Rc<Dashboard>,
 ) -> AdminViews {
@@ -477,12 +481,15 @@ fn admin_views(
     AdminViews {
         ready: Box::new(move || {
             let draining = ready_draining.get();
+            let awaited = first_lookups.awaited(&ready_shared);
+            let is_known = awaited.is_empty();
             let mut degraded = degraded_components(&ready_shared);
+            degraded.splice(0..0, awaited);
             // The dashboard shows the faults in place of this line.
             if last_reload::has_failed() {
                 degraded.insert(0, "configuration: the last reload was refused".to_owned());
             }
-            ReadinessReport { ready: !draining, draining, degraded }
+            ReadinessReport { ready: !draining && is_known, draining, degraded }
         }),
         live: Rc::new(LiveSources {
             state: Box::new(move || state_dashboard.state()),

@@ -23,10 +23,10 @@ pub(crate) struct AttemptError {
 }
 
 impl AttemptError {
-    /// There is no endpoint: the source has said so, and nothing was called. A breaker that counted
-    /// this would reject calls after the first endpoint has come.
-    pub(super) fn no_endpoints() -> Self {
-        AttemptError { is_outlier: true, ..AttemptError::unsent(None, UpstreamConnectionError::NoEndpoints) }
+    /// There is no endpoint: the source has said so, or it has never answered, and nothing was
+    /// called. A breaker that counted this would reject calls after the first endpoint has come.
+    pub(super) fn no_endpoint(error: UpstreamConnectionError) -> Self {
+        AttemptError { is_outlier: true, ..AttemptError::unsent(None, error) }
     }
 
     /// A failure before any byte of the request was sent.

@@ -44,6 +44,7 @@ use crate::endpoint::{
     BalanceConfig, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet, EndpointTarget, Locality,
     OutReason,
 };
+use crate::http::attempt::UpstreamConnectionError;
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::upstream_connection::{http2_connections, reserved_upstream_bytes};
 
@@ -258,6 +259,14 @@ impl Upstream {
         names.map(|(_, origin)| origin.to_string()).collect()
     }
 
+    /// The items of `endpoints` that have never been looked up with success.
+    pub(crate) fn unknown_names(&self) -> Vec<String> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_unknown =
+            |index: usize| known.get(index).is_some_and(|named| !matches!(named.targets, KnownTargets::Some(_)));
+        self.names().filter(|(index, _)| is_unknown(*index)).map(|(_, origin)| origin.to_string()).collect()
+    }
+
     /// Whether the source of each item has answered, and none has an endpoint.
     fn has_no_endpoints(&self) -> bool {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -325,8 +334,11 @@ impl Upstream {
             self.first_endpoint(plan.total_at.map_or(due, |total| total.min(due))).await;
         }
         let set = self.judge.set.load_full();
-        if set.list().is_empty() && self.has_no_endpoints() {
-            return Err(AttemptError::no_endpoints());
+        if set.list().is_empty() {
+            return Err(AttemptError::no_endpoint(match self.has_no_endpoints() {
+                true => UpstreamConnectionError::NoEndpoints,
+                false => UpstreamConnectionError::NoAddress,
+            }));
         }
         open::open(&set, plan, failed).await
     }

@@ -20,6 +20,11 @@ impl CaseClient {
         CaseClient { address, stream: None }
     }
 
+    /// Whether the next request uses the connection of the last one.
+    pub(crate) fn is_open(&self) -> bool {
+        self.stream.is_some()
+    }
+
     /// A GET with further lines of fields, each with its end.
     pub(crate) fn get(&mut self, target: &str, fields: &str) -> io::Result<ResponseReader> {
         let request = format!("GET {target} HTTP/1.1\r\nHost: {}\r\n{fields}\r\n", self.address);

@@ -46,15 +46,27 @@ impl CaseReport {
         self.checks.push(CaseCheck { criterion: criterion.into(), figure: reason.into(), outcome });
     }
 
+    /// The outcome in words. Criteria that could not be judged are named, and are no failure.
+    pub(crate) fn verdict(&self) -> String {
+        match self.checks.iter().filter(|check| check.outcome == CheckOutcome::Unavailable).count() {
+            0 => self.outcome().text().to_owned(),
+            1 => format!("{}, 1 criterion not available yet", self.outcome().text()),
+            several => format!("{}, {several} criteria not available yet", self.outcome().text()),
+        }
+    }
+
+    /// Whether all criteria that can be judged are met.
     pub(crate) fn outcome(&self) -> CheckOutcome {
         let has = |outcome| self.checks.iter().any(|check| check.outcome == outcome);
         // A case without a criterion shows nothing.
-        if self.checks.is_empty() || has(CheckOutcome::Fail) {
+        if has(CheckOutcome::Fail) {
             CheckOutcome::Fail
+        } else if has(CheckOutcome::Pass) {
+            CheckOutcome::Pass
         } else if has(CheckOutcome::Unavailable) {
             CheckOutcome::Unavailable
         } else {
-            CheckOutcome::Pass
+            CheckOutcome::Fail
         }
     }
 }
@@ -64,7 +76,7 @@ impl CheckOutcome {
         match self {
             CheckOutcome::Pass => "pass",
             CheckOutcome::Fail => "FAIL",
-            CheckOutcome::Unavailable => "incomplete",
+            CheckOutcome::Unavailable => "not available yet",
         }
     }
 }
@@ -77,11 +89,13 @@ mod tests {
     fn one_failed_criterion_fails_the_case_and_none_too() {
         let mut report = CaseReport::new("nothing");
         assert_eq!(report.outcome(), CheckOutcome::Fail);
-        report.check("a", ("1", true));
-        assert_eq!(report.outcome(), CheckOutcome::Pass);
-        report.unavailable("b", "not available yet");
+        report.unavailable("a", "no such feature");
         assert_eq!(report.outcome(), CheckOutcome::Unavailable);
+        report.check("b", ("1", true));
+        assert_eq!(report.outcome(), CheckOutcome::Pass);
+        assert_eq!(report.verdict(), "pass, 1 criterion not available yet");
         report.check("c", ("0", false));
         assert_eq!(report.outcome(), CheckOutcome::Fail);
+        assert_eq!(report.verdict(), "FAIL, 1 criterion not available yet");
     }
 }

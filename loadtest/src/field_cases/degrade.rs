@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::journal::journal_criterion;
 use crate::case::load::CaseLoad;
 use crate::case::report::CaseReport;
 use crate::error::{LoadtestError, Result};
@@ -74,16 +75,7 @@ pub(crate) fn run(context: &CaseContext<'_>) -> Result<CaseReport> {
     let page = page(&gateway, &fails)?;
     report.check("a browser gets a page, another client a problem document, both with Retry-After", (page.0, page.1));
     report.charts.push(chart(&phases.rows));
-    let journal = "[journal]\nstore = \"journal\"\n[upstreams.o]\nendpoints = [\"http://127.0.0.1:1\"]\n[[routes]]\nname = \"w\"\nmatch = { path = \"/*\" }\n\
-                   upstream = \"o\"\njournal = { when = [\"breaker-open\"], key = \"header:x-order-id\" }\n";
-    match context.check_config("degrade-journal", journal)? {
-        Ok(()) => report.unavailable(
-            "deferred writes are compensated",
-            "the gateway accepts `journal`; the case does not play it yet",
-        ),
-        Err(_) => report
-            .unavailable("deferred writes are compensated", "`tidegate check` refuses `journal`: not available yet"),
-    }
+    journal_criterion(context, &mut report, ("deferred writes are compensated", "breaker-open"))?;
     Ok(report)
 }
 

@@ -60,17 +60,20 @@ impl FieldCasesPage {
         let mut out = String::from(
             "# Field cases\n\nProduction incidents and systems with published figures, each played with real gateways, Redis servers and \
              origins on one machine: `make field-cases`, or `loadtest field-cases --only ID`. This page is written by that command. \
-             [load-testing.md](load-testing.md#field-cases) describes it.\n\nA case passes if all its criteria are met. `incomplete`: \
-             a criterion needs a feature that the gateway refuses as not available yet. Criteria are counts and ratios within one run, \
+             [load-testing.md](load-testing.md#field-cases) describes it.\n\nA case passes if all its criteria are met. A criterion \
+             that needs a feature which the gateway does not have is `not available yet`: it is not judged, and is no failure. Criteria are counts and ratios within one run, \
              because absolute figures depend on the machine; each section names machine, build and form.\n\n\
              | case | verdict | criteria met |\n|---|---|---|\n",
         );
         for (case, section) in &self.sections {
             let rows: Vec<&str> =
                 section.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| criterion")).collect();
-            let passed = rows.iter().filter(|row| row.ends_with("| pass |")).count();
+            let ends = |outcome: CheckOutcome| {
+                rows.iter().filter(|row| row.ends_with(&format!("| {} |", outcome.text()))).count()
+            };
+            let (passed, judged) = (ends(CheckOutcome::Pass), rows.len() - ends(CheckOutcome::Unavailable));
             let verdict = section.lines().find_map(|line| line.strip_prefix("**Verdict:** ")).unwrap_or("unknown");
-            line(&mut out, format_args!("| [`{0}`](#{0}) | {verdict} | {passed} of {1} |", case.id(), rows.len()));
+            line(&mut out, format_args!("| [`{0}`](#{0}) | {verdict} | {passed} of {1} |", case.id(), judged));
         }
         for section in self.sections.values() {
             line(&mut out, format_args!("\n{section}"));
@@ -91,7 +94,7 @@ fn section(played: &PlayedCase<'_>, picture: Option<&String>) -> String {
         case.id(),
         case.elsewhere(),
         report.done,
-        report.outcome().text()
+        report.verdict()
     );
     for check in &report.checks {
         line(
@@ -113,7 +116,7 @@ fn cell(text: &str) -> String {
 /// The report of one case for a terminal.
 pub(crate) fn terminal_text(played: &PlayedCase<'_>) -> String {
     let PlayedCase { case, report, seconds, .. } = played;
-    let mut out = format!("{}: {} ({seconds:.0} s)\n", case.id(), report.outcome().text());
+    let mut out = format!("{}: {} ({seconds:.0} s)\n", case.id(), report.verdict());
     for check in &report.checks {
         let mark = match check.outcome {
             CheckOutcome::Pass => "ok  ",
@@ -147,6 +150,7 @@ mod tests {
         let put = |case: FieldCase, figure: &str, is_met: bool| {
             let mut report = CaseReport::new("Something.");
             report.check("a | b", (figure, is_met));
+            report.unavailable("c", "no such feature");
             report.charts.push(LineChart::default());
             let mut page = FieldCasesPage::open(directory.clone(), &cases).expect("a page");
             page.put(&PlayedCase { case, report: &report, seconds: 2.0, setting: "2 cores" }).expect("room");
@@ -156,8 +160,8 @@ mod tests {
         put(FieldCase::Degrade, "second", true);
         let page = put(FieldCase::Knee, "third", false);
         assert!(!page.contains("first") && page.contains("second") && page.contains("third"), "{page}");
-        assert!(page.contains("| [`knee`](#knee) | FAIL | 0 of 1 |"), "{page}");
-        assert!(page.contains("| [`degrade`](#degrade) | pass | 1 of 1 |"), "{page}");
+        assert!(page.contains("| [`knee`](#knee) | FAIL, 1 criterion not available yet | 0 of 1 |"), "{page}");
+        assert!(page.contains("| [`degrade`](#degrade) | pass, 1 criterion not available yet | 1 of 1 |"), "{page}");
         assert!(page.contains("a \\| b"), "{page}");
         assert!(directory.join("pictures/field-case-knee.svg").is_file());
     }

@@ -3,7 +3,10 @@
 //!
 //! Refuses to run without the program `redis-server`.
 //! Invariant: no server outlives its test.
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, reason = "benches use a part of it")]
+
+pub(crate) mod hostile;
+pub(crate) mod proxy;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

@@ -1,11 +1,12 @@
 //! The file of the upgrade socket: created with mode 0600, replaced at once, removed at the end.
 //!
 //! Invariant: a process removes only the file that it has created, and none that a successor may be
-//! replacing. The successor replaces it by renaming, so that there is one at any time.
+//! replacing. The successor replaces it by renaming, so that there is one at any time. A file of a
+//! successor that was killed before it had taken over is removed by the next one that has.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -53,7 +54,24 @@ impl SocketFile {
     pub(super) fn publish(&mut self) -> io::Result<()> {
         fs::rename(&self.current, &self.path)?;
         self.current.clone_from(&self.path);
+        // The running process serves one successor at a time, so that no other one is starting.
+        self.abandoned().iter().for_each(|path| drop(fs::remove_file(path)));
         Ok(())
+    }
+
+    /// Files with names of `create` that no process answers.
+    fn abandoned(&self) -> Vec<PathBuf> {
+        let Some((directory, name)) = self.path.parent().zip(self.path.file_name()) else { return Vec::new() };
+        let prefix = [name.as_encoded_bytes(), b"."].concat();
+        let is_of_create = |entry: &fs::DirEntry| {
+            let name = entry.file_name();
+            let id = name.as_encoded_bytes().strip_prefix(&prefix[..]);
+            let is_named = id.is_some_and(|id| !id.is_empty() && id.iter().all(u8::is_ascii_digit));
+            is_named && entry.file_type().is_ok_and(|kind| kind.is_socket())
+        };
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+        let entries = fs::read_dir(directory).into_iter().flatten().map_while(Result::ok);
+        entries.filter(is_of_create).map(|entry| entry.path()).filter(|path| !is_answered(path)).collect()
     }
 
     /// Leaves the file to a successor, which replaces it if it is configured to.
@@ -92,8 +110,21 @@ mod tests {
         assert!(is_answered(&path));
         let mode = fs::metadata(&path).expect("it exists").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+        // One of a killed successor, one of a process that goes on, and files of others.
+        let sibling = |suffix: &str| directory.join(format!("up.sock{suffix}"));
+        drop(UnixListener::bind(sibling(".1")).expect("writable"));
+        let answered = UnixListener::bind(sibling(".2")).expect("writable");
+        for other in [".3", ".old"] {
+            fs::write(sibling(other), "").expect("writable");
+        }
         let (mut new, new_listener) = SocketFile::create(&path).expect("writable");
+        assert!(sibling(".1").exists(), "not before it has taken over");
         new.publish().expect("renamed");
+        assert!(!sibling(".1").exists());
+        for kept in [".2", ".3", ".old"] {
+            fs::remove_file(sibling(kept)).expect("kept");
+        }
+        drop(answered);
         drop((old, old_listener));
         assert!(is_answered(&path), "the file of the successor stays");
         new.leave();

@@ -1,8 +1,6 @@
 //! A server that violates the protocol in many ways: a lookup returns the right value or none.
 
-mod server;
-
-use server::{DEADLINE, Page, remote_config};
+use crate::server::{DEADLINE, Page, remote_config};
 use shard::{Entry, InsertTarget, KeyBuilder, LocalConfig, Region, RemoteConfig, RemoteLookup, Store, StoreView};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,9 +1,7 @@
 //! Servers whose address changes (a Redis Cluster of three masters and three replicas, a master
 //! watched by Sentinels) and restricted access (TLS, and users with minimal permissions).
 
-mod server;
-
-use server::{Page, Server, free_port, page, region, remote_config};
+use crate::server::{Page, Server, free_port, page, region, remote_config};
 use shard::{
     Bus, InsertTarget, KeyBuilder, LocalConfig, OverrideRequest, Purge, PurgeScope, RedisTlsConfig, Region,
     RegionConfig, RemoteConfig, RemoteLookup, ShardFault, Store, StoreView,
@@ -381,7 +379,7 @@ async fn mutual_tls_is_verified_by_both_sides() {
 
 #[tokio::test]
 async fn documented_acl_suffices_and_missing_permissions_are_reported() {
-    let documented = include_str!("../../docs/purging.md");
+    let documented = include_str!("../../../docs/purging.md");
     let rules = documented
         .lines()
         .find_map(|line| line.trim().strip_prefix("ACL SETUSER tidegate "))

@@ -1,9 +1,7 @@
 //! Hot entries: pinned if memory permits, else spread over servers, and never older than the
 //! entry's own slot.
 
-mod server;
-
-use server::{Page, Server, reads_by_server, remote_config};
+use crate::server::{Page, Server, reads_by_server, remote_config};
 use shard::{Bus, CacheHit, Entry, InsertTarget, KeyBuilder, LocalConfig, Region, RemoteLookup, Store, StoreView};
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -1,12 +1,7 @@
 //! The fleet bus over real Redis servers: purges, invalidations and overrides, also across outages.
 
-mod server;
-
-#[path = "server/proxy.rs"]
-mod proxy;
-
-use proxy::Proxy;
-use server::{Page, Server, free_port, remote_config};
+use crate::server::proxy::Proxy;
+use crate::server::{Page, Server, free_port, remote_config};
 use shard::{
     Bus, DeliveryReport, Entry, FleetNodes, InsertTarget, KeyBuilder, LocalConfig, OverrideRequest, Purge, PurgeScope,
     Region, RemoteLookup, StaleReason, Store, StoreView, Tag,

@@ -1,12 +1,7 @@
 //! Large bodies beside small ones: read whole over a connection of their own, and failing alone
 //! when the network is too slow for them.
 
-mod server;
-
-#[path = "server/proxy.rs"]
-mod proxy;
-
-use server::{LONG_DEADLINE, Page, Server, remote_config};
+use crate::server::{LONG_DEADLINE, Page, Server, remote_config};
 use shard::{
     Entry, InsertTarget, KeyBuilder, LocalConfig, Region, RemoteLookup, ShardBreakerState, ShardFault, Store, StoreView,
 };
@@ -131,7 +126,7 @@ async fn network_too_slow_for_large_bodies_still_serves_small_ones() {
     let direct = store(server.url(), LONG_DEADLINE).view();
     put(&direct, "/small", 1_000).await;
     put(&direct, "/large", LARGE_BYTES).await;
-    let slow = proxy::Proxy::to(server.port()).await;
+    let slow = crate::server::proxy::Proxy::to(server.port()).await;
     slow.limit_bandwidth(10 << 20);
     let store = store(slow.url(), Duration::from_millis(300));
     let view = store.view();

@@ -1,9 +1,7 @@
 //! Entries, deletes and invalid values that nodes see of each other through Redis.
 
-mod server;
-
+use crate::server::{Page, Server, page, region, remote_config, store, store_on};
 use redis::Commands;
-use server::{Page, Server, page, region, remote_config, store, store_on};
 use shard::{CacheLayer, InsertTarget, KeyBuilder, Region, RemoteConfig, RemoteLookup, ShardFault, StoreView};
 use std::time::{Duration, Instant};
 

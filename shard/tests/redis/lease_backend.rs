@@ -1,12 +1,10 @@
 //! The lease backend on a real Redis server: it grants tokens, agrees with the limiter's model, and
 //! every request ends within its deadline.
 
-mod server;
-
+use crate::server::{SLACK, Server, remote_config, store, store_on};
 use limiter::lease::{LEASE_SCRIPT, LeaseBackend, LeaseBackendError, LeaseGrant, LeaseRequest, LeaseServerModel};
 use limiter::{Quota, Rate};
 use proptest::prelude::*;
-use server::{SLACK, Server, remote_config, store, store_on};
 use shard::RedisLeaseBackend;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -81,7 +79,7 @@ async fn requests_to_a_hung_or_stopped_server_fail_within_the_deadline() {
 
 #[tokio::test]
 async fn documented_acl_permits_the_script() {
-    let documented = include_str!("../../docs/purging.md");
+    let documented = include_str!("../../../docs/purging.md");
     let rules = documented
         .lines()
         .find_map(|line| line.trim().strip_prefix("ACL SETUSER tidegate "))

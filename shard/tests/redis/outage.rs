@@ -1,9 +1,7 @@
 //! Lookups while Redis is down, hangs, rejects commands or recovers: never an error, never a wait
 //! beyond the deadline.
 
-mod server;
-
-use server::{DEADLINE, Page, SLACK, Server, free_port, page, region, remote_config, store, store_on};
+use crate::server::{DEADLINE, Page, SLACK, Server, free_port, page, region, remote_config, store, store_on};
 use shard::{
     InsertTarget, KeyBuilder, Region, RemoteConfig, RemoteLookup, ShardBreakerState, ShardFault, Store, StoreView,
 };

@@ -1,15 +1,10 @@
 //! A hostile server sends replies without an end, on each kind of connection: memory stays bounded,
 //! the connection is dropped at once, and the fault is counted.
 
-mod server;
-
-#[path = "server/hostile.rs"]
-mod hostile;
-
-use hostile::{Flood, HostileServer};
+use crate::server::hostile::{Flood, HostileServer};
+use crate::server::{Page, page, remote_config, store};
 use limiter::lease::{LeaseBackend, LeaseRequest};
 use limiter::{Quota, Rate};
-use server::{Page, page, remote_config, store};
 use shard::{
     Bus, InsertTarget, KeyBuilder, RedisLeaseBackend, Region, RegionConfig, RemoteConfig, ShardFault, ShardFaultCounts,
     Store,

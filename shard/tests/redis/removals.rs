@@ -1,14 +1,9 @@
 //! Removals by one node while another one fetches the same key, over a real Redis server: the old
 //! response is served by no node afterwards.
 
-mod server;
-
-#[path = "server/proxy.rs"]
-mod proxy;
-
-use proxy::Proxy;
+use crate::server::proxy::Proxy;
+use crate::server::{Page, Server, region, remote_config};
 use redis::Commands;
-use server::{Page, Server, region, remote_config};
 use shard::{
     Bus, BusLoop, Entry, EpochSnapshot, InsertTarget, KeyBuilder, LocalConfig, Region, RemoteConfig, RemoteLookup,
     StaleReason, Store, StoreView,
@@ -125,14 +120,14 @@ async fn a_fill_that_began_before_the_removal_of_an_absent_key_is_stored_nowhere
 #[tokio::test]
 async fn the_server_refuses_an_outdated_store_of_a_node_without_reports() {
     let server = Server::start();
-    let store = server::store_on(&server);
+    let store = crate::server::store_on(&server);
     let (a, b) = (store.view(), Node::on("b", server.url()).await);
     for (dropped, name, body) in [(1, "small", 10), (2, "large", 200_000)] {
         let mut key = KeyBuilder::new();
         let key = key.part(name.as_bytes()).key();
         let since = a.epoch_snapshot();
         b.remove(name).await;
-        let entry = server::page("old", vec![0; body]).with_fill_epoch(since);
+        let entry = crate::server::page("old", vec![0; body]).with_fill_epoch(since);
         a.insert(&REGION, &key, entry, InsertTarget::LocalAndRemote);
         assert!(a.lookup_local(&key).is_some(), "nothing was reported");
         assert!(a.flush(5 * SECOND).await);
@@ -273,7 +268,7 @@ async fn an_entry_from_before_the_first_subscription_must_be_validated() {
     let server = Server::start();
     let (b, proxy) = (Node::on("b", server.url()).await, Proxy::to(server.port()).await);
     proxy.disconnect();
-    let store = server::store(remote_config(&[("default", &[proxy.url()])]));
+    let store = crate::server::store(remote_config(&[("default", &[proxy.url()])]));
     let bus = Bus::new(&store, "a");
     let a = Node { _tasks: bus.run(), view: store.view(), bus };
     a.store("x", "old", a.view.epoch_snapshot());
