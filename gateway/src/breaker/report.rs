@@ -64,7 +64,9 @@ impl Breaker {
                     return;
                 }
                 self.set_manual(state, duration, now);
-                Event::BreakerOverridden { route, upstream, state: state.as_str(), seconds: duration.as_secs() }.emit();
+                // Some of it has passed since the order.
+                let seconds = duration.as_secs_f64().round() as u64;
+                Event::BreakerOverridden { route, upstream, state: state.as_str(), seconds }.emit();
             }
             BreakerStateChange::Judge => {
                 if let Some(state) = self.end_manual(now) {

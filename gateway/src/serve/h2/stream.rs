@@ -557,3 +557,20 @@ fn send_interim(interim: &InterimResponses, handle: &Handle) {
         handle.send_interim(&response);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F: Future>(_: fn(StreamStart) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn stream_is_small() {
+        // A connection may have a hundred, and each keeps its whole size until its response has
+        // ended. Without optimisation it is larger.
+        let bytes = size_of_future(serve);
+        assert!(bytes <= 4_096, "{bytes}");
+    }
+}
