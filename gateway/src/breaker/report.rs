@@ -51,8 +51,8 @@ impl Breaker {
         }
     }
 
-    /// Changes the state as an operator wants. A state that it has already, with the same end, is no
-    /// change: a reload keeps it.
+    /// Changes the state as an operator wants. A state that it has already, with the same end, is
+    /// no change: a reload keeps it.
     pub(crate) fn change_state(&self, change: BreakerStateChange, now: Instant) {
         let (route, upstream) = (self.name().route(), &*self.name().upstream);
         match change {

@@ -9,7 +9,7 @@ const JUDGE_TEXT: &str = "judge";
 /// The longest time of a state. The end of a state is known to the fleet for as long.
 const DURATION_MAX: Duration = Duration::from_secs(8 * 86_400);
 
-/// What an operator wants of a breaker.
+/// A change, which applies to the breakers of a route or of an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BreakerStateChange {
     /// A state for a time.

@@ -49,8 +49,8 @@ impl OverridePublisher {
         self.breakers.query(query).await
     }
 
-    /// Applies the overrides of the bus, also those of breakers. One for a rule that is not configured here waits for a
-    /// reload that adds the rule.
+    /// Applies the overrides of the bus, also those of breakers. One for a rule that is not
+    /// configured here waits for a reload that adds the rule.
     pub(super) fn apply_overrides(&self) {
         self.breakers.apply();
         let (snapshot, config) = (self.shared.snapshot.load(), self.shared.config.load());

@@ -75,8 +75,8 @@ impl<B: BodySource> Http2Connection<B> {
         unread.into_iter().rev().max_by_key(|stream| upload_of(stream).held_bytes())
     }
 
-    /// Its upstream is to blame. What it holds of a call of gRPC is dropped at once, and its task
-    /// ends it with a status.
+    /// Its upstream is to blame. The bytes that a call of gRPC holds are dropped at once, and its
+    /// task ends it with a status.
     fn end_upload(&self, stream: &Rc<Http2Stream<B>>) {
         stream.is_stalled.set(true);
         if stream.is_call.get() {

@@ -148,8 +148,8 @@ impl ConnectionShared {
     }
 
     /// Whether the client has a large window that an upload has left: those that run have not
-    /// grown. New streams together could send it at once. `was_left`: it had one when this was asked
-    /// last, which lasts until the client has used it.
+    /// grown. New streams together could send it at once. `was_left`: it had one at the last
+    /// change, which lasts until the client has used it.
     pub(super) fn is_window_left(&self, was_left: bool) -> bool {
         let left = self.window.get().saturating_sub(WINDOW_BASE);
         if was_left { left > 0 } else { left > WINDOW_LEFT_MAX && self.uploads.get().grown == 0 }

@@ -4,7 +4,7 @@
 //! A verification takes 50 ms and more of a processor, on purpose. Bounds: few at a time in the
 //! whole process, so that requests keep their processors, and one at a time of an address, so that
 //! others do not wait for all of its passwords; few that wait; few wrong passwords per address. The
-//! names of one address take turns: behind a NAT, nobody waits for all guesses of somebody else.
+//! names of one address take turns: behind a NAT, a user does not wait for all guesses of another.
 //! Verified credentials are cached (`credentials_cache`).
 
 use std::collections::HashMap;
@@ -115,7 +115,7 @@ impl Credentials {
 #[derive(Default)]
 struct AddressQueue {
     requests: usize,
-    turn: Turn,
+    turn: OnePermit,
     /// By the hash of the name.
     names: HashMap<u64, NameQueue>,
 }
@@ -124,15 +124,15 @@ struct AddressQueue {
 #[derive(Default)]
 struct NameQueue {
     requests: usize,
-    turn: Turn,
+    turn: OnePermit,
 }
 
 /// One at a time, in the order in which they come.
-struct Turn(Arc<Semaphore>);
+struct OnePermit(Arc<Semaphore>);
 
-impl Default for Turn {
+impl Default for OnePermit {
     fn default() -> Self {
-        Turn(Arc::new(Semaphore::new(1)))
+        OnePermit(Arc::new(Semaphore::new(1)))
     }
 }
 
@@ -167,8 +167,8 @@ impl QueuedRequest {
         Some(QueuedRequest { address, name, name_turn, address_turn })
     }
 
-    /// Waits for the turn of the name, of the address, and of the process, in this order: what a
-    /// request holds keeps nobody waiting who is before it in another one.
+    /// Waits for the turn of the name, of the address, and of the process, in this order: a
+    /// request that holds one of them waits for later ones only.
     async fn permits(&self) -> Result<[OwnedSemaphorePermit; 3], AcquireError> {
         let of_name = Arc::clone(&self.name_turn).acquire_owned().await?;
         let of_address = Arc::clone(&self.address_turn).acquire_owned().await?;
@@ -281,8 +281,8 @@ mod tests {
         assert!(!queues.contains_key(&guessing) && !queues.contains_key(&other));
     }
 
-    /// As many guesses as may wait, each of which takes long: a login from another address waits for
-    /// one of them at most, and so does one of another name from the same address.
+    /// As many guesses as may wait, each of which takes long: a login from another address waits
+    /// for one of them at most, and so does one of another name from the same address.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_login_does_not_wait_for_the_guesses_of_another_address_or_name() {
         let [first, second, third] = [1, 2, 4].map(|number| KeyHash(number << 100));
