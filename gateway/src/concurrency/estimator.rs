@@ -226,7 +226,8 @@ impl LimitEstimator {
 
     /// Sets the limit after a window that it held back. Returns whether it would be much lower:
     /// with fewer calls per second either the upstream does less at a time, or each call takes
-    /// longer in it, and then a lower limit would lower the throughput further. A drain tells which.
+    /// longer in it, and then a lower limit would lower the throughput further. A drain tells
+    /// which.
     fn adjust(&mut self, window: EndedWindow) -> bool {
         let Some(formula) = self.formula() else { return false };
         let is_unloaded = self.latency.is_some_and(|latency| window.latency <= UNLOADED * latency);
