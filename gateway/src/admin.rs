@@ -60,14 +60,14 @@ pub(crate) struct AdminViews {
     pub(crate) hot: Box<dyn Fn() -> serde_json::Value>,
     /// Runs a query about limits. An override completes within seconds.
     pub(crate) limits: Box<dyn Fn(AdminQuery) -> LocalFuture<Result<AdminReply, AdminQueryError>>>,
-    /// Runs a query about breakers.
-    pub(crate) breakers: Box<dyn Fn(&BreakerQuery) -> BreakerReply>,
+    /// Runs a query about breakers. A change completes within seconds.
+    pub(crate) breakers: Box<dyn Fn(BreakerQuery) -> LocalFuture<BreakerReply>>,
     /// Executes a purge order; completes within seconds.
     pub(crate) purge: Box<dyn Fn(PurgeOrder) -> LocalFuture<Result<PurgeOutcome, PurgeOrderError>>>,
 }
 
 /// The answer to a query about breakers.
-pub(crate) type BreakerReply = Result<serde_json::Value, BreakerQueryError>;
+pub(crate) type BreakerReply = Result<AdminReply, BreakerQueryError>;
 
 /// A future that runs on the thread that created it.
 pub(crate) type LocalFuture<T> = Pin<Box<dyn Future<Output = T>>>;
@@ -154,7 +154,7 @@ async fn respond(state: &AdminState, request: &Request, peer: IpAddr) -> SimpleR
         return limits(views, &request.method, rest, request.query().unwrap_or_default()).await;
     }
     if let Some(rest) = path.strip_prefix("/api/v1/breakers") {
-        return breakers(views, &request.method, rest, request.query().unwrap_or_default());
+        return breakers(views, &request.method, rest, request.query().unwrap_or_default()).await;
     }
     if let Some(file) = assets::file(path) {
         return if is_read { file } else { read_only() };
@@ -227,11 +227,7 @@ async fn limits(views: &AdminViews, method: &Method, rest: &str, query: &str) ->
         Err(error) => Err(error),
     };
     match reply {
-        Ok(AdminReply { value, is_complete }) => {
-            // As with a purge, an incomplete override is completed in the background.
-            let status = if is_complete { StatusCode::OK } else { StatusCode::ACCEPTED };
-            SimpleResponse::new(status, JSON, value.to_string())
-        }
+        Ok(reply) => overridden(&reply),
         Err(error @ AdminQueryError::RegistryFull(_)) => {
             SimpleResponse::text(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
         }
@@ -240,9 +236,15 @@ async fn limits(views: &AdminViews, method: &Method, rest: &str, query: &str) ->
     }
 }
 
+/// As with a purge, an incomplete override is completed in the background.
+fn overridden(reply: &AdminReply) -> SimpleResponse {
+    let status = if reply.is_complete { StatusCode::OK } else { StatusCode::ACCEPTED };
+    SimpleResponse::new(status, JSON, reply.value.to_string())
+}
+
 /// `GET /api/v1/breakers?from=N`; `POST` and `DELETE /api/v1/breakers/route/NAME` and
 /// `/api/v1/breakers/upstream/NAME` for states that an operator sets.
-fn breakers(views: &AdminViews, method: &Method, rest: &str, query: &str) -> SimpleResponse {
+async fn breakers(views: &AdminViews, method: &Method, rest: &str, query: &str) -> SimpleResponse {
     let not_allowed =
         |hint, allow| SimpleResponse::text(StatusCode::METHOD_NOT_ALLOWED, hint).with(KnownField::Allow, allow);
     let query = match (rest.strip_prefix('/'), method) {
@@ -253,8 +255,15 @@ fn breakers(views: &AdminViews, method: &Method, rest: &str, query: &str) -> Sim
         (Some(path), &Method::DELETE) => BreakerQuery::clear(path, query),
         (Some(_), _) => return not_allowed("send POST to set a state, or DELETE to end it", "POST, DELETE"),
     };
-    match query.and_then(|query| (views.breakers)(&query)) {
-        Ok(value) => SimpleResponse::new(StatusCode::OK, JSON, value.to_string()),
+    let reply = match query {
+        Ok(query) => (views.breakers)(query).await,
+        Err(error) => Err(error),
+    };
+    match reply {
+        Ok(reply) => overridden(&reply),
+        Err(error @ BreakerQueryError::RegistryFull(_)) => {
+            SimpleResponse::text(StatusCode::SERVICE_UNAVAILABLE, &error.to_string())
+        }
         Err(
             error @ (BreakerQueryError::UnknownRoute(_)
             | BreakerQueryError::UnknownUpstream(_)
@@ -328,11 +337,21 @@ mod tests {
                 };
                 Box::pin(async { reply })
             }),
-            breakers: Box::new(|query| match query {
-                BreakerQuery::Set { target: BreakerTarget::Route(name), .. } if name != "orders" => {
-                    Err(BreakerQueryError::UnknownRoute(name.clone()))
-                }
-                query => Ok(serde_json::json!({ "query": format!("{query:?}") })),
+            breakers: Box::new(|query| {
+                let reply = match query {
+                    BreakerQuery::Set { target: BreakerTarget::Route(name), .. } if name != "orders" => {
+                        Err(BreakerQueryError::UnknownRoute(name))
+                    }
+                    BreakerQuery::Set { node, .. } => {
+                        let value = serde_json::json!({ "node": node });
+                        Ok(AdminReply { value, is_complete: node.as_deref() != Some("n2") })
+                    }
+                    query => {
+                        let value = serde_json::json!({ "query": format!("{query:?}") });
+                        Ok(AdminReply { value, is_complete: true })
+                    }
+                };
+                Box::pin(async { reply })
             }),
             purge: Box::new(|order| {
                 let unacknowledged_nodes = if order.is_soft { vec!["n2".to_owned()] } else { Vec::new() };

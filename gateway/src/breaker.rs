@@ -22,6 +22,7 @@ mod ramp;
 mod open_time;
 mod core;
 mod gate;
+mod state_change;
 mod report;
 mod admin_query;
 #[cfg(test)]
@@ -32,3 +33,4 @@ pub(crate) use config::{BreakerConfig, BreakerMode, BreakerScope};
 pub(crate) use gate::{Breaker, RecordedCall};
 pub(crate) use name::BreakerName;
 pub(crate) use state::{BreakerState, CallStart};
+pub(crate) use state_change::BreakerStateChange;

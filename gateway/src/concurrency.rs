@@ -17,6 +17,8 @@ mod gate;
 #[cfg(test)]
 mod class_simulation;
 #[cfg(test)]
+mod simulated_upstream;
+#[cfg(test)]
 mod simulation;
 
 pub(crate) use config::ConcurrencyConfig;

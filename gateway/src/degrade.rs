@@ -160,6 +160,14 @@ fn write_grpc(error: &Error, response: &mut Response) -> Bytes {
     Bytes::new()
 }
 
+/// Writes the response to a call of gRPC that is ended because of its upstream.
+pub(crate) fn write_unavailable_call(reason: &str, response: &mut Response) {
+    response.status = StatusCode::SERVICE_UNAVAILABLE;
+    response.fields.clear();
+    add_date(&mut response.fields);
+    make_grpc(reason, response);
+}
+
 /// Turns the head of a response to a failure into that of gRPC: the status in a field, in a head
 /// without a body (`Trailers-Only`). `reason` is a word without reserved characters.
 pub(crate) fn make_grpc(reason: &str, response: &mut Response) {

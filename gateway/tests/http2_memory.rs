@@ -14,9 +14,8 @@ use support::frames::{
 use support::uploads::Uploader;
 use support::{Gate, Origin, STEP_TIMEOUT, Script, wait_for};
 
-/// Bytes that one connection may hold: 2 MiB. Without optimisation, the state of a request is
-/// larger: 2,141 KiB were seen where the optimised gateway takes 1,819.
-const CONNECTION_MAX: usize = if cfg!(debug_assertions) { 2_304 << 10 } else { 2 << 20 };
+/// Bytes that one connection may hold: 2 MiB.
+const CONNECTION_MAX: usize = 2 << 20;
 const CONNECTIONS: usize = 4;
 /// Requests of one connection; the streams above the limit are refused.
 const REQUESTS: u32 = 250;

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -53,10 +53,14 @@ fn accepting(bytes: usize, then: impl Fn(TcpStream) + Send + Sync + Copy + 'stat
 
 /// A gateway whose path `/stall` leads to an origin that accepts `bytes` bytes only.
 fn server_with_stall(bytes: usize) -> Server {
+    server_before_stall(stalling(bytes))
+}
+
+fn server_before_stall(address: SocketAddr) -> Server {
     let rest = format!(
         "[limits_http]\nbody_bytes = \"64MiB\"\n[upstreams.stalled]\nendpoints = [\"http://{}\"]\nretries = 0\n\
          [[routes]]\nname = \"stall\"\nmatch = {{ path = \"/stall\" }}\nupstream = \"stalled\"\n",
-        stalling(bytes)
+        address
     );
     Server::start(counting(), "", &rest)
 }
@@ -112,10 +116,54 @@ fn hundred_uploads_and_requests_are_accepted_after_a_large_upload() {
     }
 }
 
+/// None of the later uploads ends, so that none could wait for the memory of another one. The
+/// length of the first one is announced, or not.
+#[test]
+fn hundred_long_uploads_run_after_a_large_one() {
+    for is_announced in [true, false] {
+        let server = server_with_stall(1);
+        let mut uploader = Uploader::new(server.connect());
+        if is_announced {
+            uploader.begin(streams(0..1), "/up", 16 << 20);
+        } else {
+            uploader.begin_calls(streams(0..1), "/up", 16 << 20);
+        }
+        assert!(uploader.run_in_round_trips(200, |uploader| uploader.are_complete(streams(0..1))));
+        uploader.begin(streams(1..101), "/stall", 15 << 20);
+        let in_flight = || server.gateway.metric("tidegate_requests_in_flight");
+        // More than the sockets hold, and less time than a stream may wait.
+        assert!(uploader.run_in_round_trips(100, |_| in_flight() >= 95.0), "{}", in_flight());
+        assert_eq!(server.gateway.metric("tidegate_http2_streams_refused_total{memory=\"connection\"}"), 0.0);
+    }
+}
+
+/// Small bodies use up the window that an upload has left; then streams have a first window again
+/// as before.
+#[test]
+fn first_window_is_small_only_while_a_large_window_is_left() {
+    let server = Server::start(counting(), "", "[limits_http]\nbody_bytes = \"64MiB\"\n");
+    let mut uploader = Uploader::new(server.connect());
+    assert_eq!(uploader.first_window, 16 << 10);
+    uploader.begin_calls(streams(0..1), "/up", 16 << 20);
+    let is_small = |uploader: &Uploader| uploader.first_window == 1 << 10;
+    assert!(uploader.run_in_round_trips(200, |uploader| uploader.are_complete(streams(0..1)) && is_small(uploader)));
+    uploader.begin(streams(1..41), "/up", 30_000);
+    assert!(uploader.run_until(|uploader| uploader.are_complete(streams(1..41))));
+    assert!(uploader.run_until(|uploader| !is_small(uploader)), "{}", uploader.state());
+    assert_eq!(uploader.first_window, 16 << 10);
+    uploader.begin(streams(41..141), "/up", 60_000);
+    assert!(uploader.run_until(|uploader| uploader.are_complete(streams(41..141))));
+    assert_eq!(uploader.failures(streams(1..141)), []);
+}
+
 /// An upload that has sent what it may, as its origin reads nothing more.
 fn stalled_upload(server: &Server) -> Uploader {
     let mut uploader = Uploader::new(server.connect());
     uploader.begin(streams(0..1), "/stall", 64 << 20);
+    send_until_stalled(uploader)
+}
+
+fn send_until_stalled(mut uploader: Uploader) -> Uploader {
     let is_stalled = |uploader: &mut Uploader| {
         uploader.send();
         !uploader.receive(Duration::from_millis(500))
@@ -158,6 +206,39 @@ fn upload_that_stalls_is_ended_once_all_memory_of_its_connection_is_held() {
     wait_for(|| server.gateway.metric("tidegate_requests_in_flight") >= 95.0, STEP_TIMEOUT);
     uploader.run_in_round_trips(3, |_| false);
     assert_eq!(uploader.failures(streams(1..100)).iter().filter(|(_, _, reset)| reset.is_some()).count(), 0);
+}
+
+/// Before the head of its response, and after it.
+#[test]
+fn call_of_grpc_that_is_ended_has_a_status() {
+    let silent = stalling(20 << 20);
+    let begun = accepting(20 << 20, |mut stream| {
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\nTransfer-Encoding: chunked\r\n\r\n";
+        stream.write_all(head.as_bytes()).ok();
+        std::thread::sleep(6 * STEP_TIMEOUT);
+    });
+    for address in [silent, begun] {
+        let server = server_before_stall(address);
+        let mut uploader = Uploader::new(server.connect());
+        uploader.begin_calls(streams(0..1), "/stall", 64 << 20);
+        if address == begun {
+            assert!(uploader.run_until(|uploader| uploader.uploads[&1].status == 200));
+        }
+        let mut uploader = send_until_stalled(uploader);
+        assert_eq!(uploader.uploads[&1].status, if address == begun { 200 } else { 0 });
+        uploader.begin(streams(1..100), "/stall", 60_000);
+        assert!(uploader.run_until(|uploader| uploader.uploads[&1].has_ended), "{}", uploader.state());
+        let call = &uploader.uploads[&1];
+        let has = |text: &[u8]| call.section.windows(text.len()).any(|part| part == text);
+        assert_eq!((call.status, call.reset), (200, None));
+        assert!(has(b"grpc-status\x0214") && has(b"upload_stalled"), "{:?}", String::from_utf8_lossy(&call.section));
+        let aborted = || server.gateway.metric("tidegate_responses_aborted_total{reason=\"upload_stalled\"}");
+        wait_for(|| aborted() == 1.0, STEP_TIMEOUT);
+        // Its client has not ended the request.
+        uploader.uploads.get_mut(&1).expect("the call").has_ended = false;
+        assert!(uploader.run_until(|uploader| uploader.uploads[&1].reset == Some(0)), "{}", uploader.state());
+        wait_for(|| server.gateway.metric("tidegate_requests_in_flight") >= 95.0, STEP_TIMEOUT);
+    }
 }
 
 /// An address whose connections accept `bytes` bytes, and then a few every 300 ms.

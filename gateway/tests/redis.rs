@@ -158,6 +158,51 @@ fn override_applies_to_the_fleet_or_to_one_node() {
     assert_eq!((passed(&one), passed(&other)), (6, 0));
 }
 
+/// A state of a breaker that is set on one gateway applies on all, and on one that starts later.
+#[test]
+fn state_of_a_breaker_applies_to_the_fleet_or_to_one_node() {
+    let (redis, origin) = (Redis::start(), origin("no-store", Duration::ZERO));
+    let node = |name: &str| {
+        let rest = format!("[server]\nnode = \"{name}\"\n{}", rest(LONG_DEADLINE, &[("default", &redis.url())]));
+        Gateway::start(&one_route(origin.address, "cache = { mode = \"off\" }", &rest))
+    };
+    let send = |gateway: &Gateway, method: &str, rest: &str| -> (u16, serde_json::Value) {
+        let target = format!("/api/v1/breakers/{rest}");
+        let response = Client::connect(gateway.admin).request(method, &target, &[("host", "localhost")], b"");
+        (response.status, serde_json::from_slice(&response.body).unwrap_or_default())
+    };
+    let count = |reply: &serde_json::Value, key: &str| reply[key].as_array().map_or(0, Vec::len);
+    let status = |gateway: &Gateway| gateway.get("/", &[]).status;
+    let (one, other) = (node("one"), node("other"));
+    let opened = || {
+        let (status, reply) = send(&one, "POST", "route/all?state=open&for=1h");
+        (status, count(&reply, "acknowledged_nodes"), count(&reply, "unacknowledged_nodes"))
+    };
+    // Both nodes must have subscribed to the bus.
+    wait_for(|| opened() == (200, 2, 0), 10 * SECOND);
+    wait_for(|| (status(&one), status(&other)) == (503, 503), 5 * SECOND);
+    let late = node("late");
+    wait_for(|| status(&late) == 503, 10 * SECOND);
+    // The later one of a route and of its upstream applies.
+    let (code, reply) = send(&other, "POST", "upstream/origin?state=closed&for=1h&node=one");
+    assert_eq!((code, &reply["acknowledged_nodes"]), (200, &serde_json::json!(["one"])), "{reply}");
+    wait_for(|| status(&one) == 200, 5 * SECOND);
+    assert_eq!((status(&other), status(&late)), (503, 503));
+    let (code, reply) = send(&other, "DELETE", "route/all");
+    assert_eq!((code, count(&reply, "acknowledged_nodes")), (200, 3), "{reply}");
+    wait_for(|| [&one, &other, &late].map(status) == [200; 3], 5 * SECOND);
+    assert_eq!(other.process.stderr.events("breaker_override_ended").len(), 1);
+    assert_eq!(send(&one, "POST", "route/all?state=open&for=1h&node=nobody").0, 400);
+    // Without Redis, a state is that of this node.
+    drop(redis);
+    let (code, reply) = send(&one, "POST", "route/all?state=open&for=1s");
+    let missing = count(&reply, "unreachable_servers");
+    assert_eq!((code, &reply["acknowledged_nodes"], missing), (202, &serde_json::json!(["one"]), 1), "{reply}");
+    assert_eq!((status(&one), status(&other)), (503, 200));
+    let ended = || one.process.stderr.events("breaker_override_ended");
+    wait_for(|| ended().iter().any(|event| event["reason"] == "expired"), 5 * SECOND);
+}
+
 #[test]
 fn fallback_regions_are_read_in_order() {
     let (eu, us, origin) = (Redis::start(), Redis::start(), origin("max-age=60", Duration::ZERO));

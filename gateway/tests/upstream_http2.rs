@@ -331,13 +331,15 @@ fn client_that_reads_nothing_holds_up_nobody_else() {
     assert_eq!(origin.connections(), 1);
 }
 
-/// Responses reserve the windows of their streams; without room, streams have narrow windows.
-#[test]
-fn responses_that_nobody_takes_hold_bounded_memory() {
-    const RESERVED: &str = "tidegate_upstream_http2_reserved_bytes";
+const RESERVED: &str = "tidegate_upstream_http2_reserved_bytes";
+/// Half of it is that of the responses: one has room, beside the head of another one.
+const SMALL_MEMORY: &str = "[limits_http]\nhttp2_memory = \"1MiB\"\n";
+
+/// An origin whose responses do not end, and the windows of their streams at first.
+fn endless_origin(options: H2OriginOptions) -> (H2Origin, Arc<Mutex<Vec<usize>>>) {
     let windows = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&windows);
-    let origin = H2Origin::start(H2OriginOptions::default(), move |mut stream| {
+    let origin = H2Origin::start(options, move |mut stream| {
         let seen = Arc::clone(&seen);
         async move {
             let mut body = stream.respond.send_response(Response::new(()), false).expect("an open stream");
@@ -351,10 +353,14 @@ fn responses_that_nobody_takes_hold_bounded_memory() {
             }
         }
     });
-    // Half of it is that of the responses: one has room, beside the head of another one.
-    let limits = "[limits_http]\nhttp2_memory = \"1MiB\"\n";
-    let gateway =
-        Gateway::start(&config(&h2c(origin.address), "", "").replace("[[routes]]", &format!("{limits}[[routes]]")));
+    (origin, windows)
+}
+
+/// Responses reserve the windows of their streams; without room, streams have narrow windows.
+#[test]
+fn responses_that_nobody_takes_hold_bounded_memory() {
+    let (origin, windows) = endless_origin(H2OriginOptions::default());
+    let gateway = Gateway::start(&(config(&h2c(origin.address), "", "") + SMALL_MEMORY));
     let mut clients: Vec<_> = (0..20).map(|_| gateway.connect()).collect();
     for client in &mut clients {
         client.send_get("/", &[]);
@@ -375,6 +381,37 @@ fn responses_that_nobody_takes_hold_bounded_memory() {
     assert_eq!((gateway.metric(RESERVED), origin.connections()), (f64::from(256 << 10), 2));
 }
 
+/// First requests to a server of which it is not known yet whether its connections can be shared
+/// open one each. Only as many get wide windows as have room.
+#[test]
+fn connections_that_are_opened_at_the_same_time_reserve_bounded_memory() {
+    const CLIENTS: usize = 40;
+    let authority = Authority::new("ours");
+    let options = H2OriginOptions {
+        tls: Some(tls_config(&authority, &["h2", "http/1.1"])),
+        before_settings: Some(Arc::new(tokio::sync::Barrier::new(CLIENTS))),
+        ..H2OriginOptions::default()
+    };
+    let (origin, windows) = endless_origin(options);
+    let dir = TempDir::new();
+    authority.write(&dir);
+    let keys = "tls = { ca = \"ca.pem\", server_name = \"shop.test\" }";
+    let gateway =
+        Gateway::start_in(dir, &(config(&format!("\"https://{}\"", origin.address), keys, "") + SMALL_MEMORY));
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| gateway.connect()).collect();
+    clients.iter_mut().for_each(|client| client.send_get("/", &[]));
+    for client in &mut clients {
+        assert_eq!(client.read_head().status, 200);
+    }
+    assert_eq!(origin.connections(), CLIENTS);
+    let reserved = gateway.metric(RESERVED);
+    assert!((1.0..=f64::from(512 << 10)).contains(&reserved), "{reserved}");
+    let windows = windows.lock().expect("no panic").clone();
+    assert_eq!(windows.iter().filter(|window| **window > 16 << 10).count(), 1, "{windows:?}");
+    drop(clients);
+    wait_for(|| gateway.metric(RESERVED) == 0.0, STEP_TIMEOUT);
+}
+
 #[test]
 fn head_and_known_length_reserve_what_they_need() {
     let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
@@ -387,7 +424,7 @@ fn head_and_known_length_reserve_what_they_need() {
     let mut client = gateway.connect();
     client.send_get("/", &[]);
     assert_eq!(client.read_head().status, 200);
-    assert_eq!(gateway.metric("tidegate_upstream_http2_reserved_bytes"), 1_000.0);
+    assert_eq!(gateway.metric(RESERVED), 1_000.0);
 }
 
 /// Trailers follow an upload with and without a length.

@@ -3,9 +3,11 @@
 //! Rejects states without an end: a breaker that someone has opened and forgotten would be an
 //! outage.
 
-use std::time::Duration;
+use std::fmt;
 
+use super::name::BreakerName;
 use super::state::ManualState;
+use super::state_change::BreakerStateChange;
 use crate::limit::parse_duration;
 
 /// A query about breakers.
@@ -13,8 +15,10 @@ use crate::limit::parse_duration;
 pub(crate) enum BreakerQuery {
     /// A page, from the breaker of this number on.
     List { from: usize },
-    /// Sets a state for a time, or lets the breaker judge again (`None`).
-    Set { target: BreakerTarget, state: Option<(ManualState, Duration)> },
+    /// The breakers of a target.
+    Target(BreakerTarget),
+    /// Changes states on all nodes, or on one.
+    Set { target: BreakerTarget, change: BreakerStateChange, node: Option<String> },
 }
 
 /// The breakers that a query is about.
@@ -29,7 +33,7 @@ pub(crate) enum BreakerTarget {
 /// Why an admin query about breakers is rejected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BreakerQueryError {
-    #[error("unknown parameter `{0}`; known parameters: state and for; for the list: from")]
+    #[error("unknown parameter `{0}`; known parameters: state, for and node; for the list: from")]
     UnknownParameter(String),
     #[error("`{0}` is not the number of a breaker")]
     InvalidNumber(String),
@@ -47,6 +51,12 @@ pub(crate) enum BreakerQueryError {
     SharedBreaker { route: String, upstream: String },
     #[error("no route uses an upstream `{0}`")]
     UnknownUpstream(String),
+    #[error("`{0}` is not the name of a node; omit `node` for all nodes")]
+    InvalidNode(String),
+    #[error("the fleet has no node `{node}`; its nodes: {nodes}")]
+    UnknownNode { node: String, nodes: String },
+    #[error(transparent)]
+    RegistryFull(#[from] shard::OverrideRegistryFull),
 }
 
 impl BreakerQuery {
@@ -62,40 +72,69 @@ impl BreakerQuery {
         Ok(BreakerQuery::List { from })
     }
 
-    /// Parses a query that sets a state: `state=open&for=15m`.
+    /// Parses a query that sets a state: `state=open&for=15m`; `node=NAME` for one node.
     pub(crate) fn set(path: &str, query: &str) -> Result<Self, BreakerQueryError> {
-        let (mut state, mut duration) = (None, None);
+        let (mut state, mut duration, mut node) = (None, None, None);
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             match &*name {
                 "state" => {
-                    state = Some(match &*value {
-                        "open" => ManualState::Open,
-                        "closed" => ManualState::Closed,
-                        _ => return Err(BreakerQueryError::InvalidState(value.into_owned())),
-                    });
+                    let parsed = ManualState::parse(&value);
+                    state = Some(parsed.ok_or_else(|| BreakerQueryError::InvalidState(value.into_owned()))?);
                 }
                 "for" => {
                     let parsed = parse_duration(&value);
                     duration = Some(parsed.ok_or_else(|| BreakerQueryError::InvalidDuration(value.into_owned()))?);
                 }
+                "node" => node = Some(node_name(&value)?),
                 _ => return Err(BreakerQueryError::UnknownParameter(name.into_owned())),
             }
         }
-        let state = state.zip(duration).ok_or(BreakerQueryError::MissingState)?;
-        Ok(BreakerQuery::Set { target: BreakerTarget::parse(path)?, state: Some(state) })
+        let (state, duration) = state.zip(duration).ok_or(BreakerQueryError::MissingState)?;
+        let change = BreakerStateChange::Set(state, duration);
+        Ok(BreakerQuery::Set { target: BreakerTarget::parse(path)?, change, node })
     }
 
     /// Parses a query that ends such a state.
     pub(crate) fn clear(path: &str, query: &str) -> Result<Self, BreakerQueryError> {
-        if !query.is_empty() {
-            return Err(BreakerQueryError::UnknownParameter(query.to_owned()));
+        let mut node = None;
+        for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            match &*name {
+                "node" => node = Some(node_name(&value)?),
+                _ => return Err(BreakerQueryError::UnknownParameter(name.into_owned())),
+            }
         }
-        Ok(BreakerQuery::Set { target: BreakerTarget::parse(path)?, state: None })
+        Ok(BreakerQuery::Set { target: BreakerTarget::parse(path)?, change: BreakerStateChange::Judge, node })
+    }
+}
+
+fn node_name(text: &str) -> Result<String, BreakerQueryError> {
+    if text.is_empty() || text == "*" {
+        Err(BreakerQueryError::InvalidNode(text.to_owned()))
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// As it is in paths.
+impl fmt::Display for BreakerTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BreakerTarget::Route(name) => write!(f, "route/{name}"),
+            BreakerTarget::Upstream(name) => write!(f, "upstream/{name}"),
+        }
     }
 }
 
 impl BreakerTarget {
-    fn parse(path: &str) -> Result<Self, BreakerQueryError> {
+    /// Whether the breaker of this name is one of them.
+    pub(crate) fn includes(&self, name: &BreakerName) -> bool {
+        match self {
+            BreakerTarget::Route(route) => name.route.as_deref() == Some(route),
+            BreakerTarget::Upstream(upstream) => *name.upstream == **upstream,
+        }
+    }
+
+    pub(crate) fn parse(path: &str) -> Result<Self, BreakerQueryError> {
         match path.split_once('/') {
             Some(("route", name)) if !name.is_empty() => Ok(BreakerTarget::Route(name.to_owned())),
             Some(("upstream", name)) if !name.is_empty() => Ok(BreakerTarget::Upstream(name.to_owned())),
@@ -106,6 +145,8 @@ impl BreakerTarget {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -121,8 +162,13 @@ mod tests {
         }
         assert_eq!(parse("state=open&for=5m&x=1"), Err(BreakerQueryError::UnknownParameter("x".to_owned())));
         let target = BreakerTarget::Route("orders".to_owned());
-        let state = Some((ManualState::Open, Duration::from_secs(300)));
-        assert_eq!(parse("state=open&for=5m"), Ok(BreakerQuery::Set { target, state }));
+        let change = BreakerStateChange::Set(ManualState::Open, Duration::from_secs(300));
+        let set = |node: Option<&str>| {
+            Ok(BreakerQuery::Set { target: target.clone(), change, node: node.map(str::to_owned) })
+        };
+        assert_eq!(parse("state=open&for=5m"), set(None));
+        assert_eq!(parse("node=b&state=open&for=5m"), set(Some("b")));
+        assert_eq!(parse("state=open&for=5m&node=*"), Err(BreakerQueryError::InvalidNode("*".to_owned())));
     }
 
     #[test]
@@ -140,7 +186,13 @@ mod tests {
             assert_eq!(BreakerQuery::clear(path, ""), Err(BreakerQueryError::InvalidPath), "{path}");
         }
         let target = BreakerTarget::Upstream("shop".to_owned());
-        assert_eq!(BreakerQuery::clear("upstream/shop", ""), Ok(BreakerQuery::Set { target, state: None }));
+        assert_eq!(target.to_string(), "upstream/shop");
+        let cleared = |node: Option<&str>| {
+            let change = BreakerStateChange::Judge;
+            Ok(BreakerQuery::Set { target: target.clone(), change, node: node.map(str::to_owned) })
+        };
+        assert_eq!(BreakerQuery::clear("upstream/shop", ""), cleared(None));
+        assert_eq!(BreakerQuery::clear("upstream/shop", "node=b"), cleared(Some("b")));
         assert!(BreakerQuery::clear("upstream/shop", "for=1m").is_err());
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use super::gate::Breaker;
 use super::probes::PROBES;
 use super::state::{BreakerChange, BreakerTransition, ManualState, OpenCause};
+use super::state_change::BreakerStateChange;
 use crate::event::Event;
 use crate::metrics::Label as _;
 
@@ -50,15 +51,24 @@ impl Breaker {
         }
     }
 
-    /// Sets a state for a limited time, or lets the breaker judge again (`None`).
-    pub(crate) fn override_state(&self, state: Option<(ManualState, Duration)>, now: Instant) {
+    /// Changes the state as an operator wants. A state that it has already, with the same end, is
+    /// no change: a reload keeps it.
+    pub(crate) fn change_state(&self, change: BreakerStateChange, now: Instant) {
         let (route, upstream) = (self.name().route(), &*self.name().upstream);
-        match state {
-            Some((state, duration)) => {
+        match change {
+            BreakerStateChange::Set(state, duration) => {
+                let is_same = |(known, left): (ManualState, Duration)| {
+                    known == state && left.abs_diff(duration) < Duration::from_millis(500)
+                };
+                if self.report(now).manual.is_some_and(is_same) {
+                    return;
+                }
                 self.set_manual(state, duration, now);
-                Event::BreakerOverridden { route, upstream, state: state.as_str(), seconds: duration.as_secs() }.emit();
+                // Some of it has passed since the order.
+                let seconds = duration.as_secs_f64().round() as u64;
+                Event::BreakerOverridden { route, upstream, state: state.as_str(), seconds }.emit();
             }
-            None => {
+            BreakerStateChange::Judge => {
                 if let Some(state) = self.end_manual(now) {
                     let reason = "cleared";
                     Event::BreakerOverrideEnded { route, upstream, state: state.as_str(), reason }.emit();

@@ -51,6 +51,11 @@ impl ManualState {
             ManualState::Closed => "closed",
         }
     }
+
+    /// Reads what `as_str` returns.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        [ManualState::Open, ManualState::Closed].into_iter().find(|state| state.as_str() == text)
+    }
 }
 
 /// A change of state, for the caller to report.

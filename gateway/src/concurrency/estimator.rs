@@ -10,8 +10,11 @@
 //!   estimate from them would grow without bound. So from time to time the limit is lowered until
 //!   nothing waits there (a drain), and the latency of the following calls is measured. Between two
 //!   drains it may only fall, to the 25th percentile of the windows.
-//! - A latency that stays above the estimate causes an early drain. If that confirms it, the
-//!   upstream has changed, and earlier throughputs are forgotten.
+//! - A latency that stays above the estimate causes an early drain, and so does a limit that would
+//!   be much lower: calls that take longer for another reason than waiting have a lower throughput
+//!   with the same limit, and a lower limit would lower it further. If the drain confirms the
+//!   latency, the upstream has changed, and earlier throughputs are forgotten, except for the last
+//!   one before the drain.
 //!
 //! The mean latency of a window is used, not that of its fastest calls: with fast and slow kinds of
 //! calls, the number in progress follows from the mean.
@@ -47,6 +50,8 @@ const EARLY_DRAIN_PART: f64 = 0.7;
 /// A higher latency than the estimate by this factor, in so many windows in a row, causes a drain.
 const HIGHER: f64 = 2.5;
 const HIGHER_WINDOWS: u32 = 4;
+/// A lower limit by this factor is not set without a drain.
+const MUCH_LOWER: f64 = 0.8;
 /// A drain that measures a higher latency than before by this factor confirms it.
 const CONFIRMED: f64 = 1.3;
 /// After a drain that measures a lower latency than before by this factor, the next one follows
@@ -209,8 +214,8 @@ impl LimitEstimator {
         }
         if window.is_limited {
             self.windows += 1;
-            self.adjust(window);
-            self.drain_if_due(now);
+            let is_doubtful = self.adjust(window);
+            self.drain_if_due(is_doubtful, now);
         } else if (window.in_flight_max as f64) < LOW_USE * self.limit
             && let Some(formula) = self.formula()
         {
@@ -219,19 +224,26 @@ impl LimitEstimator {
         }
     }
 
-    fn adjust(&mut self, window: EndedWindow) {
-        let Some(formula) = self.formula() else { return };
+    /// Sets the limit after a window that it held back. Returns whether it would be much lower:
+    /// with fewer calls per second either the upstream does less at a time, or each call takes
+    /// longer in it, and then a lower limit would lower the throughput further. A drain tells
+    /// which.
+    fn adjust(&mut self, window: EndedWindow) -> bool {
+        let Some(formula) = self.formula() else { return false };
         let is_unloaded = self.latency.is_some_and(|latency| window.latency <= UNLOADED * latency);
-        self.limit = if window.wait_max > LONG_WAIT && is_unloaded {
-            formula.max((self.limit * GROWTH).min(self.config.max as f64))
+        if window.wait_max > LONG_WAIT && is_unloaded {
+            self.limit = formula.max((self.limit * GROWTH).min(self.config.max as f64));
+        } else if formula < MUCH_LOWER * self.limit {
+            return true;
         } else {
-            formula
-        };
+            self.limit = formula;
+        }
+        false
     }
 
-    fn drain_if_due(&mut self, now: Duration) {
+    fn drain_if_due(&mut self, is_doubtful: bool, now: Duration) {
         let since_drain = now.saturating_sub(self.drained_at);
-        let part = if self.higher >= HIGHER_WINDOWS {
+        let part = if is_doubtful || self.higher >= HIGHER_WINDOWS {
             EARLY_DRAIN_PART
         } else if self.windows >= self.interval.0 && since_drain >= self.interval.1 {
             DRAIN_PART
@@ -247,8 +259,11 @@ impl LimitEstimator {
         let noise = NOISE * window.error;
         let is_changed = self.latency.is_none_or(|known| window.latency > CONFIRMED.max(1.0 + noise) * known);
         if is_changed && window.is_limited {
+            // If each call takes longer, fewer in progress have a lower throughput; if less is done
+            // at a time, it is that of the drain too.
+            let before = self.rates.back().copied().unwrap_or(0.0);
             self.rates.clear();
-            self.rates.push_back(window.rate);
+            self.rates.push_back(window.rate.max(before));
         }
         // Fewer calls in progress were faster: still fewer may be.
         let is_improved = self.latency.is_some_and(|known| window.latency < IMPROVED.min(1.0 - noise) * known);
@@ -257,6 +272,9 @@ impl LimitEstimator {
         // A measurement that differs little differs by chance.
         self.latency = Some(match self.latency {
             Some(known) if !is_changed && !is_improved => known + (window.latency - known) * BLEND,
+            // Too low a latency would keep the limit low until the next drain, and one that is too
+            // high falls with the next windows.
+            Some(_) if is_changed => window.latency * (1.0 + noise.min(BLEND)),
             _ => window.latency,
         });
         self.latencies.clear();

@@ -1,192 +1,11 @@
-//! The limit simulated with a virtual clock: an upstream with workers and a queue, clients that
-//! give up, and the queue in front of the limit. Every run has a seed.
+//! The limit in runs with an upstream that is simulated, and their bounds.
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use super::config::ConcurrencyConfig;
 use super::estimator::LimitEstimator;
-use super::queue::WaitQueue;
+use super::simulated_upstream::{Conditions, Limiting, Second, run};
 use crate::picture::{self, Panel};
-
-/// How the upstream and its clients behave at a time.
-#[derive(Clone, Copy)]
-struct Conditions {
-    /// Calls per second.
-    rate: f64,
-    /// Calls that the upstream serves at a time.
-    workers: usize,
-    /// Mean service time of a call, exponentially distributed around nine tenths of it.
-    service: Duration,
-    /// A second kind of calls: its part of all, and its service time.
-    slow: Option<(f64, Duration)>,
-    /// The time that each call spends on the way, without a worker.
-    network: Duration,
-}
-
-impl Conditions {
-    /// Calls per second that the upstream can serve.
-    fn capacity(&self) -> f64 {
-        let mean = match self.slow {
-            Some((part, slow)) => self.service.as_secs_f64() * (1.0 - part) + slow.as_secs_f64() * part,
-            None => self.service.as_secs_f64(),
-        };
-        self.workers as f64 / mean
-    }
-}
-
-/// Whether the calls are limited.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Limiting {
-    Adaptive,
-    Off,
-}
-
-/// One second of a run.
-#[derive(Clone, Copy, Default)]
-struct Second {
-    offered: usize,
-    /// Calls that ended before their clients gave up.
-    good: usize,
-    rejected: usize,
-    limit: usize,
-    in_flight: usize,
-}
-
-const PATIENCE: Duration = Duration::from_secs(1);
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Happening {
-    Arrival,
-    /// A call arrives at the upstream: when its client sent it, and when it was admitted.
-    Received(Duration, Duration),
-    Served(Duration, Duration),
-    Answered(Duration, Duration),
-}
-
-struct Random(u64);
-
-impl Random {
-    /// Uniform in (0, 1].
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let number = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let number = (number ^ (number >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (((number ^ (number >> 31)) >> 11) + 1) as f64 / (1_u64 << 53) as f64
-    }
-
-    fn exponential(&mut self) -> f64 {
-        -self.uniform().ln()
-    }
-}
-
-struct Simulation {
-    random: Random,
-    events: BinaryHeap<Reverse<(Duration, usize, Happening)>>,
-    count: usize,
-    estimator: LimitEstimator,
-    limiting: Limiting,
-    waiting: WaitQueue<Duration>,
-    wait: Duration,
-    in_flight: usize,
-    /// Calls that wait in the upstream.
-    backlog: VecDeque<(Duration, Duration)>,
-    busy: usize,
-}
-
-impl Simulation {
-    fn push(&mut self, at: Duration, happening: Happening) {
-        self.count += 1;
-        self.events.push(Reverse((at, self.count, happening)));
-    }
-
-    fn admit(&mut self, arrived: Duration, (now, conditions): (Duration, &Conditions)) {
-        self.in_flight += 1;
-        self.estimator.note_start(self.in_flight, now - arrived);
-        self.push(now + conditions.network, Happening::Received(arrived, now));
-    }
-
-    fn serve(&mut self, call: (Duration, Duration), (now, conditions): (Duration, &Conditions)) {
-        self.busy += 1;
-        let mean = match conditions.slow {
-            Some((part, slow)) if self.random.uniform() <= part => slow,
-            _ => conditions.service,
-        };
-        let time = mean.mul_f64(0.1 + 0.9 * self.random.exponential());
-        self.push(now + time, Happening::Served(call.0, call.1));
-    }
-}
-
-/// Runs `seconds` seconds; `conditions` by second.
-fn run(limiting: Limiting, (seconds, seed): (usize, u64), conditions: fn(usize) -> Conditions) -> Vec<Second> {
-    let config = ConcurrencyConfig::default();
-    let mut sim = Simulation {
-        random: Random(seed),
-        events: BinaryHeap::new(),
-        count: 0,
-        estimator: LimitEstimator::new(config, Duration::ZERO),
-        limiting,
-        waiting: WaitQueue::new(),
-        wait: config.wait,
-        in_flight: 0,
-        backlog: VecDeque::new(),
-        busy: 0,
-    };
-    let mut result = vec![Second::default(); seconds];
-    sim.push(Duration::ZERO, Happening::Arrival);
-    while let Some(Reverse((now, _, happening))) = sim.events.pop() {
-        let second = now.as_secs() as usize;
-        if second >= seconds {
-            break;
-        }
-        let at = (now, &conditions(second));
-        match happening {
-            Happening::Arrival => {
-                let interval = sim.random.exponential() / at.1.rate;
-                sim.push(now + Duration::from_secs_f64(interval), Happening::Arrival);
-                result[second].offered += 1;
-                if sim.limiting == Limiting::Off || (sim.waiting.len() == 0 && sim.in_flight < sim.estimator.limit()) {
-                    sim.admit(now, at);
-                } else {
-                    if sim.waiting.push(1_000, now, now).is_some() {
-                        sim.estimator.note_rejection();
-                        result[second].rejected += 1;
-                    }
-                }
-            }
-            Happening::Received(arrived, admitted) if sim.busy < at.1.workers => sim.serve((arrived, admitted), at),
-            Happening::Received(arrived, admitted) => sim.backlog.push_back((arrived, admitted)),
-            Happening::Served(arrived, admitted) => {
-                sim.busy -= 1;
-                sim.push(now, Happening::Answered(arrived, admitted));
-                if sim.busy < at.1.workers
-                    && let Some(call) = sim.backlog.pop_front()
-                {
-                    sim.serve(call, at);
-                }
-            }
-            Happening::Answered(arrived, admitted) => {
-                sim.in_flight -= 1;
-                sim.estimator.record(admitted, sim.in_flight, now);
-                result[second].good += usize::from(now - arrived <= PATIENCE);
-                while sim.in_flight < sim.estimator.limit()
-                    && let Some((_, arrived)) = sim.waiting.pop(now, |_| true)
-                {
-                    if now - arrived > sim.wait {
-                        sim.estimator.note_rejection();
-                        result[second].rejected += 1;
-                    } else {
-                        sim.admit(arrived, at);
-                    }
-                }
-            }
-        }
-        result[second].limit = sim.estimator.limit();
-        result[second].in_flight = sim.in_flight;
-    }
-    result
-}
 
 const MS: Duration = Duration::from_millis(1);
 /// 20 workers of 25 ms: 800 calls per second, of which 24 are in progress.
@@ -208,7 +27,7 @@ struct Scenario {
     may_reject: bool,
 }
 
-const SCENARIOS: [Scenario; 8] = [
+const SCENARIOS: [Scenario; 11] = [
     Scenario { name: "light load", seconds: 120, conditions: |_| BASE, goodput: 0.98, may_reject: false },
     Scenario {
         name: "step to twice the capacity",
@@ -256,6 +75,41 @@ const SCENARIOS: [Scenario; 8] = [
         },
         // It takes seconds to tell a longer way from a queue, and the limit to grow fourfold.
         goodput: 0.95,
+        may_reject: true,
+    },
+    Scenario {
+        name: "every call takes 100 ms in place of 5 for a minute, without overload",
+        seconds: 180,
+        conditions: |at| Conditions {
+            workers: 1_000,
+            service: if (60..120).contains(&at) { 100 * MS } else { 5 * MS },
+            network: Duration::ZERO,
+            ..BASE
+        },
+        goodput: 0.98,
+        may_reject: true,
+    },
+    Scenario {
+        name: "every call takes 60 ms in place of 20 for a minute, without overload",
+        seconds: 180,
+        conditions: |at| Conditions {
+            workers: 1_000,
+            service: if (60..120).contains(&at) { 60 * MS } else { 20 * MS },
+            network: Duration::ZERO,
+            ..BASE
+        },
+        goodput: 0.98,
+        may_reject: true,
+    },
+    Scenario {
+        name: "the way to the upstream is 30 ms longer for a minute, without overload",
+        seconds: 180,
+        conditions: |at| Conditions {
+            rate: 700.0,
+            network: if (60..120).contains(&at) { 35 * MS } else { 5 * MS },
+            ..BASE
+        },
+        goodput: 0.98,
         may_reject: true,
     },
     Scenario {
@@ -373,6 +227,34 @@ fn guarantees_do_not_depend_on_the_seed() {
             assert!(goodput >= scenario.goodput - 0.01, "{} with seed {seed}: {goodput}", scenario.name);
             let rejected: usize = seconds.iter().map(|second| second.rejected).sum();
             assert!(scenario.may_reject || rejected == 0, "{} with seed {seed}: {rejected} rejected", scenario.name);
+        }
+    }
+}
+
+/// Calls that take longer, without a queue in the upstream, are told from overload within seconds.
+#[test]
+fn limit_admits_the_offered_load_soon_after_each_call_takes_longer() {
+    for (rate, before, after) in [
+        (250.0, 5, 100),
+        (400.0, 5, 100),
+        (2_000.0, 5, 100),
+        (2_000.0, 5, 50),
+        (4_000.0, 5, 100),
+        (400.0, 20, 60),
+        (400.0, 30, 75),
+    ] {
+        for seed in [1, 2, 7] {
+            let seconds = run(Limiting::Adaptive, (90, seed), |at| Conditions {
+                rate,
+                workers: 10_000,
+                service: MS * if at < 30 { before } else { after },
+                slow: None,
+                network: Duration::ZERO,
+            });
+            for (at, second) in seconds.iter().enumerate().skip(36) {
+                let goodput = second.good as f64 / second.offered as f64;
+                assert!(goodput > 0.8, "{rate} calls of {before}, then {after} ms, seed {seed}: {goodput} at {at} s");
+            }
         }
     }
 }

@@ -5,10 +5,10 @@
 //! `request_head` reads a request or refuses it. `connection` keeps the state of a connection:
 //! `receive` and `receive_request` change it by the frames of the client, `write` sends, and a
 //! `stream_handle` is the side of the task that answers. `sender` decides which stream sends next,
-//! and `request_body` holds what a client sends. `tunnel` relays a stream that has switched
-//! protocols, `abuse` counts frames that cost work. `account` and `memory_budget` bound the memory
-//! of a connection and of all, `deferred` holds streams that wait for it, and `relief` ends uploads
-//! that keep others from it.
+//! and `request_body` holds what a client sends. `first_window` is what a new stream may send,
+//! `tunnel` relays a stream that has switched protocols, `abuse` counts frames that cost work.
+//! `account` and `memory_budget` bound the memory of a connection and of all, `deferred` holds
+//! streams that wait for it, and `relief` ends uploads that keep others from it.
 
 mod client_clock;
 mod abuse;
@@ -24,6 +24,7 @@ mod memory_budget;
 mod account;
 mod shared;
 mod request_body;
+mod first_window;
 mod tunnel;
 mod stream;
 mod deferred;

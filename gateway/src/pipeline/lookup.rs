@@ -151,7 +151,8 @@ impl RequestContext<'_> {
         });
         if policy::wants_range(self.request) && self.stale.is_none() {
             // The range is forwarded as requested: waiting for the whole object could take long.
-            return self.fetch_part(fetch, piece).await;
+            // Boxed: it would nearly double the future of every request.
+            return Box::pin(self.fetch_part(fetch, piece)).await;
         }
         self.lead_fetch(fetch, (lead, piece)).await
     }
@@ -247,7 +248,8 @@ impl RequestContext<'_> {
             break;
         }
         for region in self.worker.view.store().fallback_regions(region) {
-            let found = self.look_up_fallback(region, directives).await;
+            // Boxed: few regions have another one to fall back to.
+            let found = Box::pin(self.look_up_fallback(region, directives)).await;
             self.update_now();
             if let Some(hit) = found {
                 lead.end(FetchEnd::LookUpAgain);

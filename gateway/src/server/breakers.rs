@@ -35,23 +35,19 @@ pub(super) fn advance(snapshot: &Snapshot) {
     }
 }
 
-/// Answers a query: with a page of the list, or with the breakers that were set.
+/// Answers a query with a page of the list, or with the breakers of a target.
 ///
 /// # Errors
 /// There is no such breaker.
 pub(super) fn query(snapshot: &Snapshot, query: &BreakerQuery) -> Result<Value, BreakerQueryError> {
     let (breakers, from) = match query {
         BreakerQuery::List { from } => (list(snapshot), *from),
-        BreakerQuery::Set { target, state } => {
-            let breakers = find(snapshot, target)?;
-            breakers.iter().for_each(|breaker| breaker.override_state(*state, Instant::now()));
-            (breakers, 0)
-        }
+        BreakerQuery::Target(target) | BreakerQuery::Set { target, .. } => (find(snapshot, target)?, 0),
     };
     let now = Instant::now();
     let page = breakers.iter().skip(from).take(BREAKERS_MAX);
     let page: Vec<Value> = page.map(|breaker| breaker.to_json(now)).collect();
-    // A list is continued; the reply to a change has those of its target, as far as they fit.
+    // A list is continued; those of a target are listed as far as they fit.
     let is_list = matches!(query, BreakerQuery::List { .. });
     let next = Some(from.saturating_add(page.len())).filter(|next| is_list && *next < breakers.len());
     Ok(json!({ "breakers": page, "total": breakers.len(), "next": next }))

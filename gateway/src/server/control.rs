@@ -475,8 +475,8 @@ fn admin_views(
 ) -> AdminViews {
     let (ready_shared, ready_draining) = (Arc::clone(shared), Rc::clone(is_draining));
     let (status_shared, status_draining) = (Arc::clone(shared), Rc::clone(is_draining));
-    let breaker_shared = Arc::clone(shared);
-    let (purge_shared, hot_shared, overrides) = (Arc::clone(shared), Arc::clone(shared), Rc::clone(overrides));
+    let (purge_shared, hot_shared) = (Arc::clone(shared), Arc::clone(shared));
+    let (overrides, of_breakers) = (Rc::clone(overrides), Rc::clone(overrides));
     let (state_dashboard, history_dashboard) = (Rc::clone(dashboard), Rc::clone(dashboard));
     AdminViews {
         ready: Box::new(move || {
@@ -498,7 +498,7 @@ fn admin_views(
         status: Box::new(move || status(&status_shared, status_draining.get())),
         hot: Box::new(move || hot_keys(&hot_shared)),
         limits: Box::new(move |query| Box::pin(Rc::clone(&overrides).query(query))),
-        breakers: Box::new(move |query| breakers::query(&breaker_shared.snapshot.load(), query)),
+        breakers: Box::new(move |query| Box::pin(Rc::clone(&of_breakers).breaker_query(query))),
         purge: Box::new(move |order| Box::pin(purge(Arc::clone(&purge_shared), order))),
     }
 }

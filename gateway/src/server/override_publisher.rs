@@ -1,4 +1,5 @@
-//! Limit overrides of this node and its fleet: one named override on the bus for each rule.
+//! Limit overrides of this node and its fleet: one named override on the bus for each rule. Waits
+//! for changes of the states of breakers too, which are on the same bus.
 //!
 //! Refuses to change a rule in another way. Every node therefore applies the latest override,
 //! whichever node published it, across reloads and restarts.
@@ -12,7 +13,10 @@ use std::time::Instant;
 use shard::OverrideRequest;
 use tokio::time::sleep_until;
 
+use super::breaker_publisher::BreakerPublisher;
 use super::state::{ACKNOWLEDGEMENT_TIMEOUT, SharedState, check_node};
+use crate::admin::BreakerReply;
+use crate::breaker::BreakerQuery;
 use crate::event::Event;
 use crate::limit::{AdminQuery, AdminQueryError, AdminReply, OverrideCommand};
 
@@ -22,6 +26,7 @@ const NAME_PREFIX: &str = "limit:";
 /// Publishes and applies limit overrides on the control thread, and holds the overrides in effect.
 pub(super) struct OverridePublisher {
     shared: Arc<SharedState>,
+    breakers: BreakerPublisher,
     /// The overrides that took effect, by name: begin and end of each are logged once.
     applied: RefCell<HashMap<String, AppliedOverride>>,
 }
@@ -35,12 +40,19 @@ struct AppliedOverride {
 
 impl OverridePublisher {
     pub(super) fn new(shared: &Arc<SharedState>) -> Self {
-        OverridePublisher { shared: Arc::clone(shared), applied: RefCell::default() }
+        let breakers = BreakerPublisher::new(shared);
+        OverridePublisher { shared: Arc::clone(shared), breakers, applied: RefCell::default() }
     }
 
-    /// Applies the overrides of the bus. One for a rule that is not configured here waits for a
-    /// reload that adds the rule.
+    /// Replies to a query about breakers.
+    pub(super) async fn breaker_query(self: Rc<Self>, query: BreakerQuery) -> BreakerReply {
+        self.breakers.query(query).await
+    }
+
+    /// Applies the overrides of the bus, also those of breakers. One for a rule that is not
+    /// configured here waits for a reload that adds the rule.
     pub(super) fn apply_overrides(&self) {
+        self.breakers.apply();
         let (snapshot, config) = (self.shared.snapshot.load(), self.shared.config.load());
         let (overrides, mut applied) = (self.shared.bus.overrides(), self.applied.borrow_mut());
         applied.retain(|name, ended| {

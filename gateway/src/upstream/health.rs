@@ -93,7 +93,8 @@ async fn is_healthy(endpoint: &Endpoint, config: &HealthConfig) -> bool {
     let opened = match endpoint.connector.connect().await {
         Ok(NewUpstreamConnection::Http1(connection)) => Some(UpstreamConnection::Http1(connection)),
         Ok(NewUpstreamConnection::Http2(connection)) => {
-            Http2UpstreamStream::begin_first(&connection).map(|stream| UpstreamConnection::Http2(Box::new(stream)))
+            let stream = Http2UpstreamStream::begin(&connection, &mut connection.take_reservation());
+            stream.map(|stream| UpstreamConnection::Http2(Box::new(stream)))
         }
         Err(_) => None,
     };

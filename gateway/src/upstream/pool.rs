@@ -57,8 +57,12 @@ impl PeerPool {
         if self.shared.is_empty() {
             return None;
         }
-        let mut reservation = WindowReservation::new();
-        let stream = self.shared.iter().find_map(|connection| Http2UpstreamStream::begin(connection, &mut reservation));
+        self.begin_with(&mut WindowReservation::new())
+    }
+
+    /// The same with a reservation of the caller, who keeps it if there is no place.
+    fn begin_with(&mut self, reservation: &mut Option<WindowReservation>) -> Option<UpstreamConnection> {
+        let stream = self.shared.iter().find_map(|connection| Http2UpstreamStream::begin(connection, reservation));
         stream.map(|stream| UpstreamConnection::Http2(Box::new(stream)))
     }
 }
@@ -194,9 +198,10 @@ fn begin_on(key: &ConnectionKey, connection: NewUpstreamConnection) -> Option<Up
     with_pool(key, |pool| {
         pool.is_http2 = true;
         // Requests that each opened one before it was known that they can share it: one is enough.
-        let stream = pool.begin_stream();
-        stream.or_else(|| {
-            let stream = Http2UpstreamStream::begin_first(&connection);
+        pool.shared.retain(|connection| !connection.is_closed());
+        let mut reservation = connection.take_reservation();
+        pool.begin_with(&mut reservation).or_else(|| {
+            let stream = Http2UpstreamStream::begin(&connection, &mut reservation);
             pool.shared.push(connection);
             stream.map(|stream| UpstreamConnection::Http2(Box::new(stream)))
         })

@@ -12,7 +12,7 @@ use h2::server::{self, Connection, SendResponse};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Barrier, Notify};
 use tokio_rustls::TlsAcceptor;
 
 use super::lock;
@@ -84,6 +84,8 @@ pub struct H2OriginOptions {
     pub connect_protocol: bool,
     /// Bytes of one request body that are accepted before the origin reads them.
     pub window: Option<u32>,
+    /// Connections wait for each other here before the origin sends its settings.
+    pub before_settings: Option<Arc<Barrier>>,
 }
 
 impl H2Origin {
@@ -188,6 +190,9 @@ where
     F: Fn(H2Stream) -> R + Send + Sync + 'static,
     R: Future<Output = ()> + Send + 'static,
 {
+    if let Some(barrier) = &options.before_settings {
+        barrier.wait().await;
+    }
     let mut builder = server::Builder::new();
     if let Some(max) = options.max_streams {
         builder.max_concurrent_streams(max);

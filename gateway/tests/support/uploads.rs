@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::STEP_TIMEOUT;
-use super::frames::{DATA, END_STREAM, Frame, FrameClient, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE, request_with};
+use super::frames::{
+    ACK, DATA, END_STREAM, Frame, FrameClient, HEADERS, RST_STREAM, SETTINGS, WINDOW_UPDATE, request_with,
+};
 
 /// Bytes of one frame.
 const FRAME_MAX: usize = 16_000;
@@ -17,16 +19,25 @@ pub struct Upload {
     /// Bytes that are still to be sent.
     left: usize,
     pub status: u16,
+    /// The last field section, of the head or of trailers.
+    pub section: Vec<u8>,
     /// The code of RST_STREAM.
     pub reset: Option<u32>,
     pub has_ended: bool,
+}
+
+fn first_window(settings: &Frame) -> Option<i64> {
+    settings.payload.as_chunks::<6>().0.iter().find_map(|[a, b, value @ ..]| {
+        let is_window = u16::from_be_bytes([*a, *b]) == SETTING_INITIAL_WINDOW;
+        is_window.then(|| u32::from_be_bytes(*value).into())
+    })
 }
 
 /// The uploads of one connection.
 pub struct Uploader {
     pub client: FrameClient,
     pub uploads: BTreeMap<u32, Upload>,
-    first_window: i64,
+    pub first_window: i64,
     window: i64,
 }
 
@@ -34,11 +45,7 @@ impl Uploader {
     /// `client` has sent its settings. Waits for those of the gateway.
     pub fn new(mut client: FrameClient) -> Self {
         let settings = client.expect(SETTINGS);
-        let first_window = settings.payload.as_chunks::<6>().0.iter().find_map(|[a, b, value @ ..]| {
-            let is_window = u16::from_be_bytes([*a, *b]) == SETTING_INITIAL_WINDOW;
-            is_window.then(|| u32::from_be_bytes(*value))
-        });
-        let first_window = i64::from(first_window.expect("a first window"));
+        let first_window = first_window(&settings).expect("a first window");
         Uploader { client, uploads: BTreeMap::new(), first_window, window: 65_535 }
     }
 
@@ -47,6 +54,17 @@ impl Uploader {
         let mut heads = Vec::new();
         for stream in streams {
             heads.extend(request_with(stream, ("PUT", path), &[("content-length", &length.to_string())]).bytes());
+            self.uploads.insert(stream, Upload { window: self.first_window, left: length, ..Upload::default() });
+        }
+        self.client.send_bytes(&heads);
+    }
+
+    /// Begins calls of gRPC that send `length` bytes, which they do not announce.
+    pub fn begin_calls(&mut self, streams: impl Iterator<Item = u32>, path: &str, length: usize) {
+        let fields = [("content-type", "application/grpc"), ("te", "trailers")];
+        let mut heads = Vec::new();
+        for stream in streams {
+            heads.extend(request_with(stream, ("POST", path), &fields).bytes());
             self.uploads.insert(stream, Upload { window: self.first_window, left: length, ..Upload::default() });
         }
         self.client.send_bytes(&heads);
@@ -86,6 +104,7 @@ impl Uploader {
         let Some(frame) = self.client.next_within(deadline) else { return false };
         let upload = self.uploads.get_mut(&frame.stream);
         match (frame.kind, upload) {
+            (SETTINGS, None) if frame.flags & ACK == 0 => self.change_first_window(&frame),
             (WINDOW_UPDATE, None) if frame.stream == 0 => self.window += i64::from(frame.code()),
             (WINDOW_UPDATE, Some(upload)) => upload.window += i64::from(frame.code()),
             (RST_STREAM, Some(upload)) => {
@@ -93,13 +112,25 @@ impl Uploader {
                 upload.has_ended = true;
             }
             (HEADERS, Some(upload)) => {
-                upload.status = frame.status();
+                if upload.status == 0 {
+                    upload.status = frame.status();
+                }
+                upload.section.clone_from(&frame.payload);
                 upload.has_ended |= frame.ends_stream();
             }
             (DATA, Some(upload)) => upload.has_ended |= frame.ends_stream(),
             _ => {}
         }
         true
+    }
+
+    /// A setting changes the windows of all streams (RFC 9113 section 6.9.2).
+    fn change_first_window(&mut self, settings: &Frame) {
+        if let Some(first_window) = first_window(settings) {
+            let change = first_window - std::mem::replace(&mut self.first_window, first_window);
+            self.uploads.values_mut().for_each(|upload| upload.window += change);
+        }
+        self.client.send(&Frame::new(SETTINGS, ACK, 0));
     }
 
     /// Sends and receives until `is_done`. Returns whether that was in time.

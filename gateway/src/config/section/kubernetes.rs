@@ -147,7 +147,7 @@ fn parse_url(text: &str) -> Result<String, ConfigProblem> {
 }
 
 /// Adds the namespace to the services of `upstreams` that have none, and checks that this binary
-/// can discover them.
+/// can discover them, and that none is named twice, with its namespace and without.
 pub(super) fn complete(
     section: &KubernetesSection,
     upstreams: &mut [(UpstreamConfig, DocumentLocation)],
@@ -155,6 +155,7 @@ pub(super) fn complete(
 ) {
     let mut has_services = false;
     for (upstream, at) in upstreams {
+        let written = upstream.endpoints.clone();
         for endpoint in upstream.endpoints.iter_mut().filter(|endpoint| endpoint.scheme.is_kubernetes()) {
             let at = DocumentLocation { path: format!("{}.endpoints", at.path), span: at.span.clone() };
             if !kubernetes::IS_AVAILABLE {
@@ -177,6 +178,15 @@ pub(super) fn complete(
                         problem.hint("write \"kubernetes://SERVICE.NAMESPACE:PORT\", or set `kubernetes.namespace`"),
                     );
                 }
+            }
+        }
+        for (index, endpoint) in upstream.endpoints.iter().enumerate() {
+            let is_same = |earlier: &usize| upstream.endpoints[*earlier] == *endpoint;
+            // Equal ones are reported where they are read.
+            if let Some(earlier) = (0..index).find(is_same).filter(|earlier| written[*earlier] != written[index]) {
+                let at = DocumentLocation { path: format!("{}.endpoints", at.path), span: at.span.clone() };
+                let message = format!("duplicate endpoint: {} is {}", written[index], written[earlier]);
+                root.context.error(&at, ConfigProblem::new(FaultCode::Duplicate, message));
             }
         }
     }

@@ -93,6 +93,22 @@ fn namespace_and_server_are_to_be_known() {
     starts(&faults("kubernetes://shop:http", &format!("{URL}namespace = \"default\"\n"), nowhere()), &[]);
 }
 
+#[cfg(feature = "kubernetes")]
+#[test]
+fn service_with_and_without_its_namespace_is_a_duplicate() {
+    let of =
+        |endpoints: &str, namespace: &str| faults(endpoints, &format!("{URL}namespace = \"{namespace}\"\n"), nowhere());
+    for both in
+        ["kubernetes://shop:http\", \"kubernetes://shop.a:http", "kubernetes://shop.a:http\", \"kubernetes://shop:http"]
+    {
+        let found = of(both, "a");
+        assert!(found.len() == 1 && found[0].contains("shop.endpoints: duplicate endpoint: "), "{found:#?}");
+        assert_eq!(of(both, "b"), [""; 0]);
+    }
+    let found = of("kubernetes://shop:http\", \"kubernetes://shop:http", "a");
+    assert!(found.len() == 1 && found[0].ends_with("duplicate endpoint"), "once: {found:#?}");
+}
+
 #[test]
 fn access_is_checked_with_its_files() {
     let dir = std::env::temp_dir().join(format!("tidegate-kubernetes-{}", std::process::id()));

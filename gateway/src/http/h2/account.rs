@@ -118,12 +118,14 @@ impl ConnectionAccount {
         self.release(cost);
     }
 
-    /// Accounts for a stream that waits until it may begin.
-    pub(super) fn account_deferred(&self, cost: usize) -> Result<(), StreamRefusal> {
-        let beside = self.beside_streams().max(BODIES_MIN);
+    /// Accounts for a stream that waits until it may begin. `has_exposed`: its window, which is
+    /// accounted for, lets the client send more than before.
+    pub(super) fn account_deferred(&self, cost: usize, has_exposed: bool) -> Result<(), StreamRefusal> {
+        let deferrable = self.streams_to_come().saturating_sub(1) * DEFERRED_COST;
+        let beside = (self.beside_streams() + deferrable).max(BODIES_MIN);
         let is_within = self.streams_cost.get() + cost + beside + WINDOW_BASE as usize <= CONNECTION_MAX;
         // So much was left for each.
-        if cost > DEFERRED_COST && !is_within {
+        if (cost > DEFERRED_COST || has_exposed) && !is_within {
             return Err(StreamRefusal::Connection);
         }
         self.reserve(cost, BudgetShare::All)?;
@@ -306,6 +308,21 @@ mod tests {
     }
 
     #[test]
+    fn large_heads_that_wait_leave_room_for_others_that_come() {
+        let account = account();
+        account.hold(800 << 10);
+        while account.has_room_for_stream(STREAM_COST, 0) {
+            assert_eq!(account.account_stream(STREAM_COST), Ok(()));
+        }
+        while account.account_deferred(4 << 10, false).is_ok() {}
+        while account.streams_to_come() > 0 {
+            assert_eq!(account.account_deferred(DEFERRED_COST, false), Ok(()), "none is refused");
+        }
+        let all = account.accounted() + WINDOW_BASE as usize;
+        assert!(all <= CONNECTION_MAX, "{all} of {CONNECTION_MAX}");
+    }
+
+    #[test]
     fn body_that_is_held_makes_streams_wait_and_none_is_refused() {
         let account = account();
         assert_eq!(account.account_stream(STREAM_COST), Ok(()));
@@ -318,7 +335,7 @@ mod tests {
                 assert_eq!(account.account_stream(STREAM_COST + 600), Ok(()));
                 running += 1;
             } else {
-                assert_eq!(account.account_deferred(DEFERRED_COST), Ok(()));
+                assert_eq!(account.account_deferred(DEFERRED_COST, false), Ok(()));
                 waiting += 1;
             }
         }

@@ -16,10 +16,11 @@ use tokio::time::Instant;
 use super::abuse::FrameCounts;
 use super::account::{STREAMS_MAX, WINDOW_BASE};
 use super::deferred::DeferredStreams;
+use super::first_window::FirstWindow;
 use super::frame::{self, Http2ErrorCode, WINDOW_DEFAULT_BYTES};
 use super::memory_budget::{MemoryBudget, MemoryLimits, StreamRefusal};
 use super::receiver::{ReceiveState, Receiver};
-use super::request_body::{UploadFault, WINDOW_FIRST};
+use super::request_body::{UploadFault, UploadStream, WINDOW_FIRST};
 use super::request_head::HeadReader;
 use super::sender::{OUT_MAX, Sender};
 use super::shared::ConnectionShared;
@@ -66,8 +67,7 @@ pub(crate) struct Http2Connection<B> {
     /// Streams above it are ignored: the client was told.
     pub(super) accepted_max: Cell<u32>,
     pub(super) drain_acknowledged: Cell<bool>,
-    /// Whether the client knows the first window of its streams.
-    pub(super) knows_settings: Cell<bool>,
+    pub(super) first_window: RefCell<FirstWindow>,
     /// Nothing is received until the client has accepted bytes.
     pub(super) is_receiving_paused: Cell<bool>,
     pub(super) is_shut: Cell<bool>,
@@ -102,7 +102,7 @@ impl<B: BodySource> Http2Connection<B> {
             last_stream: Cell::new(0),
             accepted_max: Cell::new(u32::MAX),
             drain_acknowledged: Cell::new(false),
-            knows_settings: Cell::new(false),
+            first_window: RefCell::new(FirstWindow::new()),
             is_receiving_paused: Cell::new(false),
             is_shut: Cell::new(false),
             limits,
@@ -197,6 +197,10 @@ impl<B: BodySource> Http2Connection<B> {
 
     pub(super) fn is_unused(&self, id: u32) -> bool {
         id > self.last_stream.get()
+    }
+
+    pub(super) fn uploads_of_streams(&self, act: impl FnMut(&UploadStream)) {
+        self.streams.borrow().iter().filter_map(|stream| stream.upload.as_deref()).for_each(act);
     }
 
     /// Resets a stream because of what the client sent.

@@ -43,6 +43,11 @@ impl KeptFields {
         true
     }
 
+    /// All fields are pushed.
+    pub(super) fn shrink(&mut self) {
+        self.bytes.shrink_to_fit();
+    }
+
     pub(super) fn read(&self, mut receive: impl FnMut(HpackField<'_>)) {
         let mut rest = &self.bytes[..];
         while let Some(field) = take_field(&mut rest) {

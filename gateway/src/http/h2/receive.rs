@@ -6,13 +6,11 @@ use std::task::{Context, Poll, ready};
 use tokio::time::Instant;
 
 use super::connection::{ClosedStream, DRAIN_PING, Http2Connection, OUT_READ_MAX};
-use super::frame::{
-    self, FrameHead, HEAD_LEN, Http2ErrorCode, PAYLOAD_MAX, PREFACE, WINDOW_DEFAULT_BYTES, WINDOW_MAX, number, unpadded,
-};
+use super::frame::{self, FrameHead, HEAD_LEN, Http2ErrorCode, PAYLOAD_MAX, PREFACE, WINDOW_MAX, number, unpadded};
 use super::priority::Priority;
 use super::receive_request::{FrameOutcome, IncomingRequest, ReceiveEnd};
 use super::receiver::{ReceiveState, Receiver};
-use super::request_body::{UploadFault, WINDOW_FIRST};
+use super::request_body::UploadFault;
 use crate::http::body::BodySource;
 use crate::http::message::Request;
 use crate::http::refusal::RequestRefusal;
@@ -187,10 +185,9 @@ impl<B: BodySource> Http2Connection<B> {
             if !payload.is_empty() {
                 return Err(Http2ErrorCode::FrameSize);
             }
-            if !self.knows_settings.replace(true) {
-                let streams = self.streams.borrow();
-                let uploads = streams.iter().filter_map(|stream| stream.upload.as_ref());
-                uploads.for_each(|upload| upload.shrink_window(WINDOW_DEFAULT_BYTES - WINDOW_FIRST));
+            let shrinkage = self.first_window.borrow_mut().acknowledge();
+            if shrinkage > 0 {
+                self.uploads_of_streams(|upload| upload.shrink_window(shrinkage));
             }
             return Ok(());
         }

@@ -9,16 +9,17 @@ use super::abuse::FrameAbuse;
 use super::account::{STREAM_COST, STREAMS_MAX};
 use super::connection::Http2Connection;
 use super::deferred::{DeferredStream, KeptFields};
-use super::frame::{self, FrameHead, Http2ErrorCode, WINDOW_DEFAULT_BYTES, number, unpadded};
+use super::frame::{self, FrameHead, Http2ErrorCode, number, unpadded};
 use super::memory_budget::StreamRefusal;
 use super::receiver::{PartialSection, ReceiveState};
-use super::request_body::{UploadStream, WINDOW_FIRST};
+use super::request_body::UploadStream;
 use super::request_head::{HeadDetails, HeadRefusal, is_name, is_value};
 use super::stream::Http2Stream;
 use super::stream_handle::StreamHandle;
 use crate::http::body::BodySource;
 use crate::http::buffer::{self, ReadSize};
 use crate::http::fields::Fields;
+use crate::http::grpc;
 use crate::http::message::{BodyLength, Request};
 use crate::http::refusal::RequestRefusal;
 
@@ -235,9 +236,10 @@ impl<B: BodySource> Http2Connection<B> {
             if must_wait { Err(StreamRefusal::Connection) } else { self.shared.account.account_stream(cost) };
         // A request explains the frames of its flow control.
         self.counts.borrow_mut().explain_control(2);
+        let exposed_before = self.shared.account.exposed();
         let mut upload = None;
         if !section.ends_stream {
-            let window = if self.knows_settings.get() { WINDOW_FIRST } else { WINDOW_DEFAULT_BYTES };
+            let window = self.first_window.borrow().bytes();
             let upload = upload.insert(UploadStream::new(id, window, &self.shared));
             if let BodyLength::Known(length) = request.length {
                 upload.set_announced(length);
@@ -248,10 +250,15 @@ impl<B: BodySource> Http2Connection<B> {
             priority = early_priorities.remove(index).map_or(priority, |(_, early)| early);
         }
         let window = self.sender.borrow().stream_window;
+        let is_call = upload.is_some() && head.is_ok() && grpc::is_call(request);
         let stream = Http2Stream::new(id, upload, window, priority, cost);
+        stream.is_call.set(is_call);
         match is_accounted {
             Ok(()) => {}
-            Err(StreamRefusal::Connection) => return Ok(self.defer_or_refuse(stream, kept, section.ends_stream)),
+            Err(StreamRefusal::Connection) => {
+                let has_exposed = self.shared.account.exposed() > exposed_before;
+                return Ok(self.defer_or_refuse(stream, kept, (section.ends_stream, has_exposed)));
+            }
             Err(refusal) => {
                 self.refuse_stream(id, refusal);
                 return Ok(FrameOutcome::Continue);
@@ -274,16 +281,18 @@ impl<B: BodySource> Http2Connection<B> {
         request.read_size = if is_granted { ReadSize::Short } else { ReadSize::Least };
     }
 
-    /// Keeps a request until the connection has memory for its stream.
+    /// Keeps a request until the connection has memory for its stream. `has_exposed`: its window
+    /// lets the client send more than before.
     fn defer_or_refuse(
         &self,
         stream: Rc<Http2Stream<B>>,
         kept: Option<KeptFields>,
-        has_ended: bool,
+        (has_ended, has_exposed): (bool, bool),
     ) -> FrameOutcome<B> {
-        let accounted = kept.ok_or(StreamRefusal::Connection).and_then(|fields| {
+        let accounted = kept.ok_or(StreamRefusal::Connection).and_then(|mut fields| {
+            fields.shrink();
             let deferred = DeferredStream { stream: Rc::clone(&stream), fields, has_ended, at: self.read_at.get() };
-            self.shared.account.account_deferred(deferred.cost()).map(|()| deferred)
+            self.shared.account.account_deferred(deferred.cost(), has_exposed).map(|()| deferred)
         });
         match accounted {
             Ok(deferred) => {

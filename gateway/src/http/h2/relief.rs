@@ -75,10 +75,16 @@ impl<B: BodySource> Http2Connection<B> {
         unread.into_iter().rev().max_by_key(|stream| upload_of(stream).held_bytes())
     }
 
-    /// Its upstream is to blame.
+    /// Its upstream is to blame. The bytes that a call of gRPC holds are dropped at once, and its
+    /// task ends it with a status.
     fn end_upload(&self, stream: &Rc<Http2Stream<B>>) {
         stream.is_stalled.set(true);
-        self.reset(stream, Http2ErrorCode::Internal);
+        if stream.is_call.get() {
+            upload_of(stream).discard();
+            stream.wake();
+        } else {
+            self.reset(stream, Http2ErrorCode::Internal);
+        }
     }
 
     /// Refuses requests that wait for memory and hold bytes, the youngest first, until the window

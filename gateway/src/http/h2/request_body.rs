@@ -23,6 +23,9 @@ use crate::http::refusal::RequestRefusal;
 
 /// Bytes of a body that a client may send before the gateway reads it.
 pub(super) const WINDOW_FIRST: u32 = 16 << 10;
+/// The same while the client has a large window of the connection that an upload has left: those of
+/// all streams that may come fit into the base window.
+pub(super) const WINDOW_FIRST_SMALL: u32 = 1 << 10;
 /// A window is opened when so many of its bytes were read, or half of it.
 const OPEN_BYTES: u32 = 128 << 10;
 /// Received bytes are kept in pieces of this size: one space for all would be copied as it grows.
@@ -48,6 +51,8 @@ struct UploadState {
     granted: u32,
     /// The first window, below which `granted` does not shrink.
     granted_min: u32,
+    /// Bytes that the client may have sent before it knew of a smaller first window.
+    early: u32,
     /// The windows as the connection counts them.
     counted: UploadWindows,
     /// Bytes that were read since the window was last opened.
@@ -112,6 +117,7 @@ impl UploadStream {
             window: window.into(),
             granted: window,
             granted_min: window,
+            early: 0,
             counted: UploadWindows::default(),
             read: 0,
             arrived: 0,
@@ -134,7 +140,9 @@ impl UploadStream {
 
     /// The length that the head has announced.
     pub(super) fn set_announced(&self, length: u64) {
-        self.state.borrow_mut().announced = Some(length);
+        let state = &mut *self.state.borrow_mut();
+        state.announced = Some(length);
+        state.recount(&self.shared);
     }
 
     /// Bytes of the body that have arrived.
@@ -193,7 +201,7 @@ impl UploadStream {
         let counted = length.saturating_add(padding);
         state.window -= i64::from(counted);
         // A frame without bytes needs no window (RFC 9113 section 6.9.1).
-        if state.window < 0 && counted > 0 {
+        if state.window < -i64::from(state.early) && counted > 0 {
             return Err(UploadFault::Window);
         }
         if let Some(announced) = &mut state.announced {
@@ -217,15 +225,25 @@ impl UploadStream {
     }
 
     /// The client knows the setting of the first window, which is smaller by `bytes` than the one
-    /// that the stream began with (RFC 9113 section 6.9.2). Its window is not reduced: some clients
-    /// acknowledge the settings before they send a frame for which they have used the first
-    /// window.
+    /// that the stream began with (RFC 9113 section 6.9.2). Some clients acknowledge the settings
+    /// before they send a frame for which they have used the larger window: it is accepted.
     pub(super) fn shrink_window(&self, bytes: u32) {
         let state = &mut *self.state.borrow_mut();
+        state.window -= i64::from(bytes);
+        state.early = state.early.max(bytes);
         state.granted -= bytes;
         state.granted_min -= bytes;
         // The bytes that were read may be enough to open the smaller window.
         state.open(0, self);
+    }
+
+    /// The client gets a setting of the first window that is larger by `bytes`.
+    pub(super) fn enlarge_window(&self, bytes: u32) {
+        let state = &mut *self.state.borrow_mut();
+        state.window += i64::from(bytes);
+        state.granted += bytes;
+        state.granted_min += bytes;
+        state.recount(&self.shared);
     }
 
     /// Wakes the reader.
@@ -353,14 +371,20 @@ impl UploadState {
         (self.arrived + self.taken as u64) - (self.held + self.taken_unread) as u64
     }
 
-    /// Tells the connection of changed windows. A stream that has ended has none.
+    /// Bytes that are to come; as many as there can be if no length was announced.
+    fn to_come(&self) -> usize {
+        self.announced.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX))
+    }
+
+    /// Tells the connection of changed windows. A stream that has ended has none, and one whose
+    /// last bytes come needs no more than them.
     fn recount(&mut self, shared: &ConnectionShared) {
         let windows = match self.end {
             Some(_) => UploadWindows::default(),
             None => UploadWindows {
                 streams: 1,
-                open: usize::try_from(self.window).unwrap_or(0),
-                grown: (self.granted - self.granted_min) as usize,
+                open: usize::try_from(self.window).unwrap_or(0).min(self.to_come()),
+                grown: ((self.granted - self.granted_min) as usize).min(self.to_come()),
             },
         };
         shared.change_windows(std::mem::replace(&mut self.counted, windows), windows);
@@ -414,6 +438,13 @@ impl UploadState {
             increment -= shrinkage;
             self.granted -= shrinkage;
         }
+        // Bytes of a window that no byte can use would be left to the client. They are opened if
+        // padding takes their place.
+        let left = self.announced.map_or(i64::MAX, |left| i64::try_from(left).unwrap_or(i64::MAX));
+        let wanted = u32::try_from(left.saturating_sub(self.window).max(0)).unwrap_or(u32::MAX);
+        let excess = increment.saturating_sub(wanted);
+        increment -= excess;
+        self.read = excess;
         self.window += i64::from(increment);
         self.recount(&upload.shared);
         if increment > 0 {

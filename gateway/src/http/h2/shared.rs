@@ -16,6 +16,10 @@ use super::memory_budget::MemoryBudget;
 /// time. All of it may be held when the upload stalls: as much as leaves memory for others.
 pub(super) const STREAM_WINDOW_MAX: u32 = 896 << 10;
 
+/// Bytes of the window that an upload may leave to the client, above the base window, without an
+/// effect on new streams.
+const WINDOW_LEFT_MAX: u32 = 64 << 10;
+
 /// The shared part of one connection.
 pub(super) struct ConnectionShared {
     pub(super) account: ConnectionAccount,
@@ -141,6 +145,14 @@ impl ConnectionShared {
         self.window.set(window + increment);
         self.update_exposed();
         Some(increment)
+    }
+
+    /// Whether the client has a large window that an upload has left: those that run have not
+    /// grown. New streams together could send it at once. `was_left`: it had one at the last
+    /// change, which lasts until the client has used it.
+    pub(super) fn is_window_left(&self, was_left: bool) -> bool {
+        let left = self.window.get().saturating_sub(WINDOW_BASE);
+        if was_left { left > 0 } else { left > WINDOW_LEFT_MAX && self.uploads.get().grown == 0 }
     }
 
     /// The size that the window may have now. First windows have the base window together: streams

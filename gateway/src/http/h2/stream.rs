@@ -16,8 +16,10 @@ pub(super) struct Http2Stream<B> {
     pub(super) upload: Option<Rc<UploadStream>>,
     /// The stream was reset, by either side.
     pub(super) reset: Cell<Option<Http2ErrorCode>>,
-    /// It was reset because its upstream did not read what it held.
+    /// It is ended because its upstream did not read what it held.
     pub(super) is_stalled: Cell<bool>,
+    /// The request is a call of gRPC, whose client is told by a status why it is ended.
+    pub(super) is_call: Cell<bool>,
     /// The last frame of the response was handed over.
     pub(super) has_sent_end: Cell<bool>,
     pub(super) window: Cell<i64>,
@@ -59,6 +61,7 @@ impl<B> Http2Stream<B> {
             upload,
             reset: Cell::new(None),
             is_stalled: Cell::new(false),
+            is_call: Cell::new(false),
             has_sent_end: Cell::new(false),
             window: Cell::new(window),
             priority: Cell::new(priority),

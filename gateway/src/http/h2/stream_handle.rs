@@ -57,7 +57,8 @@ impl<B: BodySource> StreamHandle<B> {
         self.stream.has_received_end()
     }
 
-    /// Whether the stream was ended because its upstream did not read what it held.
+    /// Whether the stream is ended because its upstream did not read what it held. It is reset, or
+    /// its task is to end it.
     pub(crate) fn is_stalled(&self) -> bool {
         self.stream.is_stalled.get()
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::connection::{Http2Connection, OUT_READ_MAX};
 use super::frame;
+use super::request_body::UploadStream;
 use crate::http::body::BodySource;
 
 impl<B: BodySource> Http2Connection<B> {
@@ -87,14 +88,11 @@ impl<B: BodySource> Http2Connection<B> {
         if let Some(increment) = credit {
             if was_withheld {
                 // Their clocks run again.
-                self.streams
-                    .borrow()
-                    .iter()
-                    .filter_map(|stream| stream.upload.as_ref())
-                    .for_each(|upload| upload.wake());
+                self.uploads_of_streams(UploadStream::wake);
             }
             self.sender.borrow_mut().write_frame(frame::WINDOW_UPDATE, 0, 0, &increment.to_be_bytes());
         }
+        self.write_first_window();
         let credits = &mut *self.shared.credits.borrow_mut();
         if credits.is_empty() {
             return;
@@ -106,6 +104,22 @@ impl<B: BodySource> Http2Connection<B> {
                 sender.write_frame(frame::WINDOW_UPDATE, 0, id, &increment.to_be_bytes());
             }
         }
+    }
+
+    /// Changes the first window of streams if that is due.
+    fn write_first_window(&self) {
+        let first_window = &mut *self.first_window.borrow_mut();
+        let is_left = self.shared.is_window_left(first_window.is_small());
+        let Some(bytes) = first_window.change(is_left) else { return };
+        let growth = first_window.growth();
+        if growth > 0 {
+            self.uploads_of_streams(|upload| upload.enlarge_window(growth));
+        }
+        // That is acknowledged.
+        self.counts.borrow_mut().explain_control(1);
+        let setting = frame::SETTING_INITIAL_WINDOW.to_be_bytes();
+        let payload = [&setting[..], &bytes.to_be_bytes()].concat();
+        self.sender.borrow_mut().write_frame(frame::SETTINGS, 0, 0, &payload);
     }
 
     /// Sends what is left and discards what the client still sends, for a bounded time, so that a

@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::head::PeerName;
 use super::io::{IoState, SharedIo};
-use super::memory::{HEAD_MAX, StreamWindow};
+use super::memory::{HEAD_MAX, StreamWindow, WindowReservation};
 use crate::http::attempt::UpstreamConnectionError;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::message::Scheme;
@@ -76,6 +76,8 @@ pub(crate) struct Http2UpstreamConnection {
     pub(super) peer: PeerName,
     /// Bytes of a response that the server may send before its client takes them.
     pub(super) window: StreamWindow,
+    /// That of the first exchange, until it begins.
+    first: Cell<Option<WindowReservation>>,
     active: Cell<usize>,
     /// Whether an exchange has begun before.
     is_used: Cell<bool>,
@@ -99,7 +101,8 @@ impl Http2UpstreamConnection {
         authority: String,
     ) -> Result<Rc<Self>, UpstreamConnectionError> {
         let io = Rc::new(IoState::new(stream));
-        let window = StreamWindow::select();
+        let first = WindowReservation::new();
+        let window = if first.is_some() { StreamWindow::Wide } else { StreamWindow::Narrow };
         let mut builder = Builder::new();
         builder
             .enable_push(false)
@@ -115,6 +118,7 @@ impl Http2UpstreamConnection {
             io: Rc::clone(&io),
             peer: PeerName { scheme, authority },
             window,
+            first: Cell::new(first),
             active: Cell::new(0),
             is_used: Cell::new(false),
             idle_since: Cell::new(Instant::now()),
@@ -142,6 +146,11 @@ impl Http2UpstreamConnection {
     /// The number of streams that the server allows; `None`: the connection is closed.
     fn allowed(&self) -> Option<usize> {
         Some(self.sender.borrow().as_ref()?.current_max_send_streams())
+    }
+
+    /// Takes the reservation for the first exchange; `None`: the windows are narrow.
+    pub(crate) fn take_reservation(&self) -> Option<WindowReservation> {
+        self.first.take()
     }
 
     /// Whether no exchange may begin any more.

@@ -4,7 +4,8 @@
 //! Each exchange with a wide window therefore reserves that window and the bytes of a head; it
 //! keeps what the rest of its response can need. Without room in the account, an exchange gets a
 //! connection with narrow windows, which hold no more than the read buffer of a connection of
-//! HTTP/1.1 and are not accounted for. No exchange is refused.
+//! HTTP/1.1 and are not accounted for. No exchange is refused. A connection that is being opened
+//! holds the reservation of its first exchange: its windows are announced before any other step.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -42,11 +43,6 @@ pub(super) enum StreamWindow {
 }
 
 impl StreamWindow {
-    /// The window for a new connection.
-    pub(super) fn select() -> Self {
-        if ACCOUNT.reserve(0, EXCHANGE_MAX) { StreamWindow::Wide } else { StreamWindow::Narrow }
-    }
-
     pub(super) fn bytes(self) -> u32 {
         match self {
             StreamWindow::Wide => WIDE,
@@ -71,14 +67,7 @@ impl WindowReservation {
     }
 
     fn of(account: &'static WindowAccount) -> Option<Self> {
-        account.reserve(EXCHANGE_MAX, EXCHANGE_MAX).then(|| WindowReservation { account, bytes: EXCHANGE_MAX })
-    }
-
-    /// Reserves the bytes of an exchange on a connection that was opened for it when there was
-    /// room, even if others have taken it meanwhile.
-    pub(super) fn of_opened() -> Self {
-        ACCOUNT.reserved.fetch_add(EXCHANGE_MAX, Relaxed);
-        WindowReservation { account: &ACCOUNT, bytes: EXCHANGE_MAX }
+        account.reserve(EXCHANGE_MAX).then(|| WindowReservation { account, bytes: EXCHANGE_MAX })
     }
 
     /// The head has arrived, and the body has at most `length` bytes.

@@ -18,10 +18,10 @@ fn threads_together_reserve_no_more_than_the_maximum() {
         let account = Arc::new(WindowAccount { max: AtomicUsize::new(5), reserved: AtomicUsize::new(0) });
         let reserve = |bytes| {
             let account = Arc::clone(&account);
-            loom::thread::spawn(move || account.reserve(bytes, bytes).then_some(bytes))
+            loom::thread::spawn(move || account.reserve(bytes).then_some(bytes))
         };
         let others = [reserve(3), reserve(4)];
-        let own = account.reserve(5, 5).then_some(5);
+        let own = account.reserve(5).then_some(5);
         let granted: usize = others.into_iter().filter_map(|other| other.join().expect("no panic")).chain(own).sum();
         assert!((1..=5).contains(&granted), "the first one has room: {granted}");
         assert_eq!(account.reserved.load(Relaxed), granted);
@@ -34,9 +34,9 @@ fn released_bytes_can_be_reserved_again() {
         let account = Arc::new(WindowAccount { max: AtomicUsize::new(5), reserved: AtomicUsize::new(5) });
         let other = Arc::clone(&account);
         let releasing = loom::thread::spawn(move || other.release(5));
-        let early = account.reserve(5, 5);
+        let early = account.reserve(5);
         releasing.join().expect("no panic");
-        assert!(early || account.reserve(5, 5));
+        assert!(early || account.reserve(5));
         assert_eq!(account.reserved.load(Relaxed), 5);
     });
 }

@@ -86,12 +86,6 @@ impl Http2UpstreamStream {
         Some(Self::new(Rc::clone(connection), is_reused, reservation.take()))
     }
 
-    /// Takes the first place on a connection that was opened for it.
-    pub(crate) fn begin_first(connection: &Rc<Http2UpstreamConnection>) -> Option<Self> {
-        let is_wide = connection.window == StreamWindow::Wide;
-        Self::begin(connection, &mut is_wide.then(WindowReservation::of_opened))
-    }
-
     fn new(connection: Rc<Http2UpstreamConnection>, is_reused: bool, reservation: Option<WindowReservation>) -> Self {
         let written = connection.io.written.get();
         Http2UpstreamStream {

@@ -13,10 +13,10 @@ pub(super) struct WindowAccount {
 }
 
 impl WindowAccount {
-    /// Reserves `bytes` if there is room for `needed`.
-    pub(super) fn reserve(&self, bytes: usize, needed: usize) -> bool {
+    /// Reserves `bytes` if there is room for them.
+    pub(super) fn reserve(&self, bytes: usize) -> bool {
         let max = self.max.load(Relaxed);
-        let has_room = self.reserved.fetch_add(bytes, Relaxed).saturating_add(needed) <= max;
+        let has_room = self.reserved.fetch_add(bytes, Relaxed).saturating_add(bytes) <= max;
         if !has_room {
             self.release(bytes);
         }

@@ -3,10 +3,12 @@
 //!
 //! A verification takes 50 ms and more of a processor, on purpose. Bounds: few at a time in the
 //! whole process, so that requests keep their processors, and one at a time of an address, so that
-//! others do not wait for all of its passwords; few that wait; few wrong passwords per address.
+//! others do not wait for all of its passwords; few that wait; few wrong passwords per address. The
+//! names of one address take turns: behind a NAT, a user does not wait for all guesses of another.
 //! Verified credentials are cached (`credentials_cache`).
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -17,7 +19,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use limiter::bucket::{Gcra, GcraTable};
 use limiter::{Cost, KeyHash, MonotonicClock, Quota, Rate};
-use tokio::sync::{AcquireError, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::credentials_cache::CredentialsCache;
@@ -31,6 +33,8 @@ const CREDENTIALS_BYTES_MAX: usize = 1_024;
 const QUEUED_MAX: usize = 64;
 /// Of one address: a client that guesses passwords leaves room for others.
 const ADDRESS_QUEUED_MAX: usize = 16;
+/// Of one name of an address: the others of the address have room.
+const NAME_QUEUED_MAX: usize = 12;
 /// How long one waits: a browser's user tries again after that.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// Wrong passwords of one address (IPv6: one /64): seconds for each, and number at once.
@@ -52,6 +56,8 @@ static VERIFICATIONS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
 });
 /// By the hash of the address; at most `QUEUED_MAX` requests in all.
 static QUEUES: LazyLock<Mutex<HashMap<KeyHash, AddressQueue>>> = LazyLock::new(Mutex::default);
+/// Hashes names. Two names with one hash share their turn.
+static NAME_HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 /// One table for all routes and configurations: a reload gives no new tries.
 static WRONG_PASSWORDS: LazyLock<GcraTable> = LazyLock::new(|| GcraTable::new(TRACKED_ADDRESSES));
 static WRONG_QUOTA: LazyLock<Gcra> = LazyLock::new(|| {
@@ -109,30 +115,64 @@ impl Credentials {
 #[derive(Default)]
 struct AddressQueue {
     requests: usize,
-    /// One verification at a time: passwords of other addresses wait for one of this address at
-    /// most, however many it has sent.
-    turn: Option<Arc<Semaphore>>,
+    turn: OnePermit,
+    /// By the hash of the name.
+    names: HashMap<u64, NameQueue>,
+}
+
+/// The requests of one name of an address.
+#[derive(Default)]
+struct NameQueue {
+    requests: usize,
+    turn: OnePermit,
+}
+
+/// One at a time, in the order in which they come.
+struct OnePermit(Arc<Semaphore>);
+
+impl Default for OnePermit {
+    fn default() -> Self {
+        OnePermit(Arc::new(Semaphore::new(1)))
+    }
 }
 
 /// A request whose password waits or is verified, until it is dropped.
 struct QueuedRequest {
     address: KeyHash,
-    turn: Arc<Semaphore>,
+    name: u64,
+    /// One verification of a name at a time: other names of the address wait for one of it at most.
+    name_turn: Arc<Semaphore>,
+    /// One verification of an address at a time: passwords of other addresses wait for one of this
+    /// address at most, however many it has sent.
+    address_turn: Arc<Semaphore>,
 }
 
 impl QueuedRequest {
-    /// `None` if there are too many, in all or of this address.
-    fn new(address: KeyHash) -> Option<Self> {
+    /// `None` if there are too many, in all, of this address, or of this name there.
+    fn new(address: KeyHash, name: &[u8]) -> Option<Self> {
+        let name = NAME_HASHER.hash_one(name);
         let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
         let total: usize = queues.values().map(|queue| queue.requests).sum();
-        let own = queues.get(&address).map_or(0, |queue| queue.requests);
-        if total >= QUEUED_MAX || own >= ADDRESS_QUEUED_MAX {
+        let own = queues.get(&address);
+        let of_name = own.and_then(|queue| queue.names.get(&name)).map_or(0, |queue| queue.requests);
+        let of_address = own.map_or(0, |queue| queue.requests);
+        if total >= QUEUED_MAX || of_address >= ADDRESS_QUEUED_MAX || of_name >= NAME_QUEUED_MAX {
             return None;
         }
         let queue = queues.entry(address).or_default();
+        let names = queue.names.entry(name).or_default();
         queue.requests += 1;
-        let turn = Arc::clone(queue.turn.get_or_insert_with(|| Arc::new(Semaphore::new(1))));
-        Some(QueuedRequest { address, turn })
+        names.requests += 1;
+        let [name_turn, address_turn] = [&names.turn, &queue.turn].map(|turn| Arc::clone(&turn.0));
+        Some(QueuedRequest { address, name, name_turn, address_turn })
+    }
+
+    /// Waits for the turn of the name, of the address, and of the process, in this order: a
+    /// request that holds one of them waits for later ones only.
+    async fn permits(&self) -> Result<[OwnedSemaphorePermit; 3], AcquireError> {
+        let of_name = Arc::clone(&self.name_turn).acquire_owned().await?;
+        let of_address = Arc::clone(&self.address_turn).acquire_owned().await?;
+        Ok([of_name, of_address, Arc::clone(&VERIFICATIONS).acquire_owned().await?])
     }
 }
 
@@ -141,6 +181,12 @@ impl Drop for QueuedRequest {
         let mut queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(own) = queues.get_mut(&self.address) {
             own.requests -= 1;
+            if let Some(names) = own.names.get_mut(&self.name) {
+                names.requests -= 1;
+                if names.requests == 0 {
+                    own.names.remove(&self.name);
+                }
+            }
             if own.requests == 0 {
                 queues.remove(&self.address);
             }
@@ -174,12 +220,10 @@ impl PasswordVerifier {
     /// verification, so that concurrent ones count, and refunded for a right password.
     pub(super) async fn verify(&self, fields: &Fields, address: KeyHash) -> Result<PrincipalIndex, AuthResult> {
         let credentials = Credentials::read(fields)?;
-        let queued = QueuedRequest::new(address).ok_or(AuthResult::VerificationThrottled)?;
-        let permits = timeout(WAIT_MAX, async {
-            let turn = Arc::clone(&queued.turn).acquire_owned().await?;
-            Ok::<_, AcquireError>((turn, Arc::clone(&VERIFICATIONS).acquire_owned().await?))
-        });
-        let Ok(Ok(permits)) = permits.await else { return Err(AuthResult::VerificationThrottled) };
+        let queued = QueuedRequest::new(address, credentials.name()).ok_or(AuthResult::VerificationThrottled)?;
+        let Ok(Ok(permits)) = timeout(WAIT_MAX, queued.permits()).await else {
+            return Err(AuthResult::VerificationThrottled);
+        };
         // A request with the same credentials may have been verified while this one waited.
         if let Some(known) = self.known(&credentials) {
             return known;
@@ -223,31 +267,43 @@ mod tests {
     #[test]
     fn guesses_of_one_address_leave_room_for_others() {
         let (guessing, other) = (KeyHash(u128::MAX), KeyHash(u128::MAX - 1));
-        let queued: Vec<QueuedRequest> = (0..40).filter_map(|_| QueuedRequest::new(guessing)).collect();
-        assert_eq!(queued.len(), ADDRESS_QUEUED_MAX);
-        assert!(queued.iter().all(|request| Arc::ptr_eq(&request.turn, &queued[0].turn)), "one turn");
-        let of_other = QueuedRequest::new(other).expect("room");
-        assert!(!Arc::ptr_eq(&of_other.turn, &queued[0].turn));
+        let of_name = |name: &str| (0..40).filter_map(|_| QueuedRequest::new(guessing, name.as_bytes())).collect();
+        let [mut queued, of_bob]: [Vec<QueuedRequest>; 2] = ["ann", "bob"].map(of_name);
+        assert_eq!((queued.len(), queued.len() + of_bob.len()), (NAME_QUEUED_MAX, ADDRESS_QUEUED_MAX));
+        assert!(!Arc::ptr_eq(&of_bob[0].name_turn, &queued[0].name_turn));
+        queued.extend(of_bob);
+        assert!(queued.iter().all(|request| Arc::ptr_eq(&request.address_turn, &queued[0].address_turn)), "one turn");
+        let of_other = QueuedRequest::new(other, b"ann").expect("room");
+        assert!(!Arc::ptr_eq(&of_other.address_turn, &queued[0].address_turn));
         drop((queued, of_other));
-        assert!(QueuedRequest::new(guessing).is_some());
+        assert!(QueuedRequest::new(guessing, b"ann").is_some());
         let queues = QUEUES.lock().unwrap_or_else(PoisonError::into_inner);
         assert!(!queues.contains_key(&guessing) && !queues.contains_key(&other));
     }
 
-    /// As many guesses as an address may have waiting, each of which takes long: a login from
-    /// another address waits for one of them at most.
+    /// As many guesses as may wait, each of which takes long: a login from another address waits
+    /// for one of them at most, and so does one of another name from the same address.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_login_does_not_wait_for_the_guesses_of_another_address() {
+    async fn a_login_does_not_wait_for_the_guesses_of_another_address_or_name() {
+        let [first, second, third] = [1, 2, 4].map(|number| KeyHash(number << 100));
+        login_beside_guesses((ADDRESS_QUEUED_MAX, first), (second, "ann")).await;
+        login_beside_guesses((NAME_QUEUED_MAX, third), (third, "bob")).await;
+    }
+
+    /// Guesses are those of the name `ann`; those above `NAME_QUEUED_MAX` of another one.
+    async fn login_beside_guesses((guess_count, guessing): (usize, KeyHash), (address, name): (KeyHash, &str)) {
         let hash = bcrypt::hash("right", 9).expect("a hash");
-        let users = PasswordFile::parse(&format!("ann:{hash}\n")).expect("a usable file");
+        let users = PasswordFile::parse(&format!("ann:{hash}\nbob:{hash}\n")).expect("a usable file");
         let verifier = Arc::new(PasswordVerifier::new(users, None));
         let of = |text: String| fields(&[("Authorization", &format!("Basic {}", BASE64.encode(text)))]);
         let done = Arc::new(std::sync::atomic::AtomicUsize::new(0));
         let mut guesses = tokio::task::JoinSet::new();
-        for number in 0..ADDRESS_QUEUED_MAX {
-            let (verifier, done, fields) = (Arc::clone(&verifier), Arc::clone(&done), of(format!("ann:wrong{number}")));
+        for number in 0..guess_count {
+            let guessed = if number < NAME_QUEUED_MAX { "ann" } else { "eve" };
+            let fields = of(format!("{guessed}:wrong{number} for {name}"));
+            let (verifier, done) = (Arc::clone(&verifier), Arc::clone(&done));
             guesses.spawn(async move {
-                let result = verifier.verify(&fields, KeyHash(1 << 100)).await;
+                let result = verifier.verify(&fields, guessing).await;
                 done.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
                 result
             });
@@ -256,9 +312,9 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let before = done.load(std::sync::atomic::Ordering::SeqCst);
-        assert!(verifier.verify(&of("ann:right".to_owned()), KeyHash(2 << 100)).await.is_ok());
+        assert!(verifier.verify(&of(format!("{name}:right")), address).await.is_ok());
         let meanwhile = done.load(std::sync::atomic::Ordering::SeqCst) - before;
-        assert!(meanwhile <= 3, "{meanwhile} of {ADDRESS_QUEUED_MAX} guesses came first");
+        assert!(meanwhile <= 3, "{meanwhile} of {guess_count} guesses came first for {name}");
         while guesses.join_next().await.is_some() {}
     }
 

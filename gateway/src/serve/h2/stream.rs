@@ -14,7 +14,7 @@ use crate::http::body::{BodyError, BodySource as _};
 use crate::http::deadline::ResettableDeadline;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::fields::Fields;
-use crate::http::grpc;
+use crate::http::grpc::{self, GrpcStatus};
 use crate::http::h2::{self as http2, ClientClock, Http2ErrorCode, Http2RequestBody, IncomingRequest, ResponseEnd};
 use crate::http::message::{BodyLength, HttpVersion, InterimResponses, is_bodiless};
 use crate::http::refusal::RequestRefusal;
@@ -56,7 +56,16 @@ pub(super) async fn serve(start: StreamStart) {
     if let Some(buffers) = &mut buffers {
         buffers.request.scheme = shared.scheme;
     }
-    let mut exchange = StreamExchange { shared, snapshot, arrival, buffers, in_flight, is_reported: false, handle };
+    let mut exchange = StreamExchange {
+        shared,
+        snapshot,
+        arrival,
+        buffers,
+        in_flight,
+        tells_stall: false,
+        is_reported: false,
+        handle,
+    };
     if exchange.handle.is_reset() {
         // Nothing is begun for a stream that its client has reset in the same flight.
         return;
@@ -108,6 +117,8 @@ struct StreamExchange {
     buffers: Option<Box<ExchangeBuffers>>,
     /// Taken when the response ends; `None` for a refused head.
     in_flight: Option<InFlightRequest>,
+    /// The response tells that the upload was ended.
+    tells_stall: bool,
     is_reported: bool,
     handle: Handle,
 }
@@ -118,6 +129,8 @@ enum ResponseAbort {
     ClientTimeout,
     /// The connection has no memory for the head.
     Memory,
+    /// The upstream did not read the request.
+    Stalled,
     Source(BodyError),
 }
 
@@ -163,11 +176,15 @@ impl StreamExchange {
                 send_interim(&interim, handle);
                 match polled {
                     Poll::Ready(handled) => Poll::Ready(Some(handled)),
+                    Poll::Pending if handle.is_stalled() => Poll::Ready(None),
                     Poll::Pending => handle.poll_reset(cx).map(|()| None),
                 }
             })
             .await
         };
+        if handled.is_none() && handle.is_stalled() && !handle.is_reset() {
+            return Some(self.tell_stall());
+        }
         let handled = handled.filter(|_| buffers.record.failure != Some(ErrorKind::ClientGone));
         let mut body = handled?.unwrap_or_else(|_panic| {
             count_abort(AbortReason::Panic);
@@ -210,11 +227,21 @@ impl StreamExchange {
         ResponseBody::Bytes(page)
     }
 
+    /// Answers a call of gRPC whose upload was ended.
+    fn tell_stall(&mut self) -> ResponseBody<'static> {
+        self.tells_stall = true;
+        let ExchangeBuffers { response, record, .. } = self.buffers();
+        *record = pipeline::client_closed(record);
+        degrade::write_unavailable_call(AbortReason::UploadStalled.as_str(), response);
+        ResponseBody::EMPTY
+    }
+
     /// Sends head and body, and reports the exchange. Returns whether the response is complete, or
     /// ends with the status of its failure.
     async fn send(&mut self, body: ResponseBody<'static>) -> bool {
         let snapshot = Arc::clone(&self.snapshot);
-        let StreamExchange { handle, buffers, .. } = self;
+        let StreamExchange { handle, buffers, tells_stall, .. } = self;
+        let is_stalled = |handle: &Handle| handle.is_stalled() && !*tells_stall;
         let ExchangeBuffers { request, response, .. } = &mut **buffers.as_mut().expect("taken by drop only");
         let remaining = match response.length {
             _ if is_bodiless(&request.method, response.status) => Some(0),
@@ -233,12 +260,17 @@ impl StreamExchange {
         let mut watch = ReadWatch::new(&snapshot.http, handle);
         let room = poll_fn(|cx| match handle.poll_room(cx) {
             Poll::Ready(()) => Poll::Ready(Ok(())),
+            Poll::Pending if is_stalled(handle) => Poll::Ready(Err(ResponseAbort::Stalled)),
             // The client does not read the bytes of other streams either.
             Poll::Pending => watch.poll_connection(cx, handle).map(|()| Err(ResponseAbort::ClientTimeout)),
         });
         if let Err(late) = room.await {
-            pipeline::count_timeout(ExchangeTimeout::ClientRead);
-            handle.reset(Http2ErrorCode::Cancel);
+            if let ResponseAbort::Stalled = late {
+                handle.reset(Http2ErrorCode::Internal);
+            } else {
+                pipeline::count_timeout(ExchangeTimeout::ClientRead);
+                handle.reset(Http2ErrorCode::Cancel);
+            }
             drop(body);
             self.report(Err(late));
             return false;
@@ -254,9 +286,11 @@ impl StreamExchange {
                 ResponseEnd::ClientClosed => ResponseAbort::ClientClosed,
                 ResponseEnd::Source(error) => ResponseAbort::Source(error),
             })),
+            Poll::Pending if is_stalled(handle) => Poll::Ready(Err(ResponseAbort::Stalled)),
             Poll::Pending => watch.poll(cx, handle).map(|()| Err(ResponseAbort::ClientTimeout)),
         })
         .await;
+        let ended = ended.and(if *tells_stall { Err(ResponseAbort::Stalled) } else { Ok(()) });
         let mut has_status = false;
         match &ended {
             Ok(()) => {}
@@ -265,8 +299,17 @@ impl StreamExchange {
                 handle.reset(Http2ErrorCode::Cancel);
             }
             Err(ResponseAbort::ClientClosed | ResponseAbort::Memory) => {}
+            Err(ResponseAbort::Stalled) if *tells_stall => has_status = true,
+            Err(ResponseAbort::Stalled) => {
+                let reason = AbortReason::UploadStalled.as_str();
+                has_status = is_grpc && end_with_status(handle, GrpcStatus::Unavailable, reason);
+                if !has_status {
+                    handle.reset(Http2ErrorCode::Internal);
+                }
+            }
             Err(ResponseAbort::Source(error)) => {
-                has_status = is_grpc && end_with_status(handle, error);
+                let reason = Error::from(error).reason();
+                has_status = is_grpc && end_with_status(handle, error.grpc_status(), reason);
                 if !has_status {
                     handle.reset(Http2ErrorCode::Internal);
                 }
@@ -373,11 +416,11 @@ impl Drop for StreamExchange {
     }
 }
 
-/// Ends the response to a call of gRPC whose body has failed with a status in trailers. False if
-/// the response cannot have trailers.
-fn end_with_status(handle: &Handle, error: &BodyError) -> bool {
+/// Ends the response to a call of gRPC that has failed with a status in trailers. False if the
+/// response cannot have trailers.
+fn end_with_status(handle: &Handle, status: GrpcStatus, reason: &str) -> bool {
     let mut trailers = Fields::default();
-    error.grpc_status().write(Error::from(error).reason(), &mut trailers);
+    status.write(reason, &mut trailers);
     handle.end_with_trailers(&trailers)
 }
 
@@ -387,6 +430,7 @@ impl ResponseAbort {
             ResponseAbort::ClientClosed => AbortReason::ClientClosed,
             ResponseAbort::ClientTimeout => AbortReason::ClientTimeout,
             ResponseAbort::Memory => AbortReason::Memory,
+            ResponseAbort::Stalled => AbortReason::UploadStalled,
             ResponseAbort::Source(error) => AbortReason::of(error),
         }
     }
@@ -394,6 +438,7 @@ impl ResponseAbort {
     fn blame(&self) -> Blame {
         match self {
             ResponseAbort::ClientClosed | ResponseAbort::ClientTimeout | ResponseAbort::Memory => Blame::Client,
+            ResponseAbort::Stalled => AbortReason::UploadStalled.blame(),
             ResponseAbort::Source(error) => error.blame(),
         }
     }
@@ -513,5 +558,22 @@ fn send_interim(interim: &InterimResponses, handle: &Handle) {
     while let Some(mut response) = interim.take() {
         hop::strip(&mut response.fields);
         handle.send_interim(&response);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size_of_future<F: Future>(_: fn(StreamStart) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn stream_is_small() {
+        // A connection may have a hundred, and each keeps its whole size until its response has
+        // ended. Without optimisation it is larger.
+        let bytes = size_of_future(serve);
+        assert!(bytes <= 4_096, "{bytes}");
     }
 }

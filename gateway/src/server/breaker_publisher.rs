@@ -1,0 +1,119 @@
+//! States of breakers that an operator has set, of this node and its fleet: one named override on
+//! the bus for each route or upstream.
+//!
+//! Every node applies the latest one of those for a breaker, whichever node published it, across
+//! reloads and restarts. Of an override for a route and one for its upstream, the later one
+//! applies.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use serde_json::Value;
+use shard::{NamedOverride, OverrideRequest};
+
+use super::breakers;
+use super::state::{ACKNOWLEDGEMENT_TIMEOUT, SharedState, check_node};
+use crate::breaker::{Breaker, BreakerQuery, BreakerQueryError, BreakerStateChange, BreakerTarget};
+use crate::limit::AdminReply;
+
+/// Prefix of the names of overrides on the bus; the path of the breaker follows.
+const NAME_PREFIX: &str = "breaker:";
+
+/// Publishes and applies states of breakers on the control thread.
+pub(super) struct BreakerPublisher {
+    shared: Arc<SharedState>,
+    /// The version of the override that each breaker has, by its address. The breaker is kept
+    /// allocated, so that no other one gets this address.
+    applied: RefCell<HashMap<*const Breaker, (Weak<Breaker>, u64)>>,
+}
+
+/// An override of the bus for breakers.
+struct ActiveState {
+    target: BreakerTarget,
+    change: BreakerStateChange,
+    version: u64,
+}
+
+impl ActiveState {
+    /// `None`: it is of something else, or cannot be parsed.
+    fn of(active: &NamedOverride, now: Instant) -> Option<Self> {
+        let target = BreakerTarget::parse(active.name.strip_prefix(NAME_PREFIX)?).ok()?;
+        let change = BreakerStateChange::from_text(&active.text, active.until.saturating_duration_since(now));
+        if change.is_none() {
+            tracing::debug!(name = active.name, text = active.text, "an override cannot be parsed");
+        }
+        Some(ActiveState { target, change: change?, version: active.version })
+    }
+}
+
+impl BreakerPublisher {
+    pub(super) fn new(shared: &Arc<SharedState>) -> Self {
+        BreakerPublisher { shared: Arc::clone(shared), applied: RefCell::default() }
+    }
+
+    /// Applies the overrides of the bus. One for a breaker that is not configured here waits for a
+    /// reload that adds it.
+    pub(super) fn apply(&self) {
+        let now = Instant::now();
+        let mut active: Vec<ActiveState> =
+            self.shared.bus.overrides().iter().filter_map(|active| ActiveState::of(active, now)).collect();
+        active.sort_unstable_by_key(|active| std::cmp::Reverse(active.version));
+        let applied = &mut *self.applied.borrow_mut();
+        applied.retain(|_, (breaker, _)| breaker.strong_count() > 0);
+        if active.is_empty() && applied.is_empty() {
+            return;
+        }
+        for breaker in breakers::list(&self.shared.snapshot.load()) {
+            let latest = active.iter().find(|active| active.target.includes(breaker.name()));
+            let before = applied.get(&Arc::as_ptr(breaker)).map(|(_, version)| *version);
+            match latest {
+                Some(latest) if before != Some(latest.version) => {
+                    // A later one may have expired.
+                    breaker.announce(breaker.advance(now));
+                    breaker.change_state(latest.change, now);
+                    applied.insert(Arc::as_ptr(breaker), (Arc::downgrade(breaker), latest.version));
+                }
+                None if before.is_some() => {
+                    applied.remove(&Arc::as_ptr(breaker));
+                    // It has expired, or its replacement had expired before it arrived here.
+                    breaker.announce(breaker.advance(now));
+                    breaker.change_state(BreakerStateChange::Judge, now);
+                }
+                Some(_) | None => {}
+            }
+        }
+    }
+
+    /// Replies to a query. A state is published to the nodes it is for; the reply lists the nodes
+    /// that have not acknowledged it in time.
+    ///
+    /// # Errors
+    /// There is no such breaker on this node, or no such node.
+    pub(super) async fn query(&self, query: BreakerQuery) -> Result<AdminReply, BreakerQueryError> {
+        let BreakerQuery::Set { target, change, node } = query else {
+            let value = breakers::query(&self.shared.snapshot.load(), &query)?;
+            return Ok(AdminReply { value, is_complete: true });
+        };
+        let of_target = || -> Result<Value, BreakerQueryError> {
+            breakers::query(&self.shared.snapshot.load(), &BreakerQuery::Target(target.clone()))
+        };
+        of_target()?;
+        if let Some(node) = &node
+            && let Err(nodes) = check_node(&self.shared, node).await
+        {
+            return Err(BreakerQueryError::UnknownNode { node: node.clone(), nodes });
+        }
+        let (name, duration) = (format!("{NAME_PREFIX}{target}"), change.duration());
+        let request = OverrideRequest { name: &name, text: change.to_text(), duration, node: node.as_deref() };
+        let published = self.shared.bus.publish_override(request, ACKNOWLEDGEMENT_TIMEOUT).await?;
+        self.apply();
+        let mut value = of_target()?;
+        value["acknowledged_nodes"] = published.acknowledged_nodes.iter().cloned().collect();
+        value["unacknowledged_nodes"] = published.unacknowledged_nodes.iter().cloned().collect();
+        value["unreachable_servers"] = published.unreachable_servers.iter().cloned().collect();
+        let is_complete = published.unacknowledged_nodes.is_empty() && published.unreachable_servers.is_empty();
+        Ok(AdminReply { value, is_complete })
+    }
+}
